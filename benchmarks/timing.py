@@ -1,0 +1,71 @@
+"""Time a function in blocks, and notice when other programs used the cores meanwhile."""
+
+import os
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+# Another program that takes more than this many cores during a block spoils it: the threads of a
+# matrix product wait for each other, so that a neighbour costs far more than its share.
+QUIET_CORES = 0.1
+
+
+class Block(NamedTuple):
+    """Some calls timed together."""
+
+    ms: float  # milliseconds per call
+    others: float  # cores that other programs kept busy meanwhile; 0 where unknown
+
+
+def busy_seconds() -> float:
+    """CPU seconds spent by other programs since start-up (Linux; 0 where that is not known)."""
+    stat = Path("/proc/stat")
+    if not stat.exists():
+        return 0.0
+    user, nice, system, _, _, irq, softirq, steal = map(int, stat.read_text().split()[1:9])
+    ticks = user + nice + system + irq + softirq + steal
+    own = os.times()
+    return ticks / os.sysconf("SC_CLK_TCK") - own.user - own.system
+
+
+def time_blocks(
+    call: Callable[[int], object], *, seconds: float, blocks: int = 5, warm_up: int = 10
+) -> list[Block]:
+    """Time `call(n)`, which does the work n times and waits for it, for `seconds` in all.
+
+    The first call, with all compilation, is not counted.
+    """
+    call(warm_up)
+    start = time.perf_counter()
+    call(warm_up)
+    each = (time.perf_counter() - start) / warm_up
+    n = max(1, round(seconds / blocks / each))
+    return [_time_block(call, n) for _ in range(blocks)]
+
+
+def _time_block(call: Callable[[int], object], n: int) -> Block:
+    others, start = busy_seconds(), time.perf_counter()
+    call(n)
+    elapsed = time.perf_counter() - start
+    return Block(elapsed / n * 1e3, max(0.0, busy_seconds() - others) / elapsed)
+
+
+class Timing(NamedTuple):
+    """Blocks of one thing in one table row, milliseconds per call."""
+
+    median: float
+    low: float
+    high: float
+    quiet: int  # blocks on which the numbers stand: those without a neighbour, all if there is none
+    others: float  # cores that other programs kept busy in those
+
+
+def summary(blocks: list[Block]) -> Timing:
+    """Median, least and greatest of the undisturbed blocks, or of all if all were disturbed."""
+    quiet = [block for block in blocks if block.others <= QUIET_CORES]
+    used = quiet or blocks
+    times = [block.ms for block in used]
+    others = statistics.fmean(block.others for block in used)
+    return Timing(statistics.median(times), min(times), max(times), len(quiet), others)

@@ -1,0 +1,124 @@
+"""The step of an IWAE in plain PyTorch: what the trainer is timed against.
+
+One stochastic layer as published (Burda et al. 2016): encoder 784-200-200-(mean, log sd) 50,
+decoder 50-200-200-784 logits, tanh, batches of 20 binarised afresh at every step, Adam with
+eps 1e-4. It is written as a careful user of PyTorch would write it: densities by hand rather than
+through `torch.distributions` (which is slower), the encoder once per example and not once per
+sample, the fused Adam, no gradient fetched or printed in the loop.
+
+    python benchmarks/torch_step.py --k 5 --variant compiled        # prints one JSON object
+    python benchmarks/torch_step.py --evaluate
+"""
+
+import argparse
+import json
+import math
+import os
+import statistics
+import time
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+PIXELS, HIDDEN, LATENT = 784, 200, 50
+BATCH, IMAGES = 20, 60_000
+VARIANTS = ("eager", "compiled", "max-autotune")
+
+
+class IWAE(nn.Module):
+    """The one-layer model; `log_weights` are its importance weights in nats."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = nn.Sequential(
+            nn.Linear(PIXELS, HIDDEN), nn.Tanh(), nn.Linear(HIDDEN, HIDDEN), nn.Tanh()
+        )
+        self.mean = nn.Linear(HIDDEN, LATENT)
+        self.log_sd = nn.Linear(HIDDEN, LATENT)
+        self.decoder = nn.Sequential(
+            nn.Linear(LATENT, HIDDEN),
+            nn.Tanh(),
+            nn.Linear(HIDDEN, HIDDEN),
+            nn.Tanh(),
+            nn.Linear(HIDDEN, PIXELS),
+        )
+        for layer in self.modules():
+            if isinstance(layer, nn.Linear):
+                nn.init.xavier_uniform_(layer.weight)
+                nn.init.zeros_(layer.bias)
+
+    def log_weights(self, x: Tensor, k: int) -> Tensor:
+        """Log weights [k, batch] in nats of k samples of q(z|x) for every row of x [batch, 784]."""
+        hidden = self.encoder(x)
+        mean, log_sd = self.mean(hidden), self.log_sd(hidden)
+        noise = torch.randn(k, *mean.shape)
+        z = mean + log_sd.exp() * noise
+        # log p(z) - log q(z|x): the constants of the two Gaussians cancel.
+        log_ratio = (0.5 * (noise.square() - z.square()) + log_sd).sum(-1)
+        logits = self.decoder(z)
+        losses = F.binary_cross_entropy_with_logits(logits, x.expand_as(logits), reduction="none")
+        return log_ratio - losses.sum(-1)
+
+
+def loss_of(model: IWAE, images: Tensor, k: int) -> Tensor:
+    """Minus the mean of L_k (nats) over a batch of grey images [batch, 784], binarised here."""
+    grey = images.float() / 255
+    x = (torch.rand_like(grey) < grey).float()
+    bound = torch.logsumexp(model.log_weights(x, k), 0) - math.log(k)
+    return -bound.mean()
+
+
+def random_images(n: int = IMAGES) -> Tensor:
+    """Random grey images [n, 784], uint8, resident in memory like the training set."""
+    return torch.randint(0, 256, (n, PIXELS), dtype=torch.uint8)
+
+
+def make_step(k: int, variant: str, data: Tensor) -> Callable[[], Tensor]:
+    """A function that takes one training step on the next batch of `data` and returns the loss."""
+    model = IWAE()
+    optimiser = torch.optim.Adam(model.parameters(), lr=1e-3, eps=1e-4, fused=True)
+    batches = shuffled_batches(data)
+    loss_function = loss_of
+    if variant == "compiled":
+        loss_function = torch.compile(loss_of)
+    elif variant == "max-autotune":
+        loss_function = torch.compile(loss_of, mode="max-autotune-no-cudagraphs")
+
+    def step() -> Tensor:
+        optimiser.zero_grad()
+        loss = loss_function(model, next(batches), k)
+        loss.backward()
+        optimiser.step()
+        return loss
+
+    return step
+
+
+def shuffled_batches(data: Tensor) -> Iterator[Tensor]:
+    """Batches of `data` [BATCH, 784] without end, in a new order every epoch."""
+    while True:
+        yield from map(data.__getitem__, torch.randperm(len(data)).split(BATCH))
+
+
+def time_steps(k: int, variant: str, seconds: float = 3.0, blocks: int = 7) -> list[float]:
+    """Milliseconds per training step in each of several blocks that last `seconds` together."""
+    torch.manual_seed(0)
+    step = make_step(k, variant, random_images())
+    for _ in range(10):
+        step()
+    start = time.perf_counter()
+    for _ in range(10):
+        step()
+    each = (time.perf_counter() - start) / 10
+    steps = max(5, round(seconds / blocks / each))
+    times = []
+    for _ in range(blocks):
+        start = time.perf_counter()
+        for _ in range(steps):
+            loss = step()
+        times.append((time.perf_counter() - start) / steps * 1e3)
+    if not torch.isfinite(loss):
+        raise FloatingPointError(f"the loss of the {variant} step is {loss.item()}")
+    return times

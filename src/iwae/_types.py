@@ -1,0 +1,61 @@
+"""The vocabulary of shapes, the error a user's mistake raises, and atomic files."""
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+
+class UserError(ValueError):
+    """A user's mistake: one line that says what is wrong and what to do about it.
+
+    The command line prints the message and exits with status 2.
+    """
+
+
+@contextmanager
+def atomic_write(path: Path) -> Iterator[Path]:
+    """A temporary path beside `path` that takes its place when the block succeeds.
+
+    A reader sees the old file or the new one, never a part of either.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # The suffix is kept because matplotlib and NumPy choose the format by it.
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        umask = os.umask(0)
+        os.umask(umask)
+        temporary.chmod(0o666 & ~umask)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+if TYPE_CHECKING:
+    Scalar: TypeAlias = Any
+    PRNGKey: TypeAlias = Any
+    LogWeights: TypeAlias = Any
+    Example: TypeAlias = Any
+    Latents: TypeAlias = Any
+
+
+def __getattr__(name: str) -> Any:
+    """Build the array types on first use: they import JAX, which takes most of a second."""
+    if name not in {"Scalar", "PRNGKey", "LogWeights", "Example", "Latents"}:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from jax import Array
+    from jaxtyping import Float, Key, PyTree, Shaped
+
+    return {
+        "Scalar": Float[Array, ""],
+        "PRNGKey": Key[Array, ""],
+        "LogWeights": Float[Array, " k"],
+        "Example": PyTree[Shaped[Array, "..."]],
+        "Latents": PyTree[Float[Array, "..."]],
+    }[name]

@@ -1,0 +1,163 @@
+"""What is trained: a frozen, typed, validated configuration, which is also the experiment file.
+
+Every field is an option of `iwae train` and a line of RUN/config.toml. Where a run is written and
+where data are looked for are not part of it: they do not change the result.
+"""
+
+import difflib
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import tomli_w
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from iwae._types import UserError, atomic_write
+
+
+class TrainConfig(BaseModel):
+    """One training run; `iwae presets` lists the published ones."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    dataset: str = "mnist"
+    """A name from `iwae data list`, or the path of a .npy, .npz or .csv file of your own."""
+    binarization: Literal["dynamic", "static", "threshold", "none"] | None = None
+    """How grey values become the model's input; the data set's own way if not given."""
+    observation: Literal["bernoulli", "gaussian"] | None = None
+    """The decoder's distribution over the data; the data set's own if not given."""
+    validation: Annotated[int, Field(ge=0)] | Literal["authors"] | None = None
+    """Training examples held out for validation; `authors` for the published code's choice."""
+    data_seed: int = 0
+    """Seed of the held-out part and of static binarisation (never of the test set's)."""
+
+    layers: Annotated[int, Field(ge=1)] | None = None
+    """Stochastic layers, of the published sizes; give sizes instead for any others."""
+    latent_sizes: tuple[Annotated[int, Field(ge=1)], ...] | None = None
+    """Units of each stochastic layer, nearest the data first: 100 50."""
+    hidden_sizes: tuple[tuple[Annotated[int, Field(ge=1)], ...], ...] | None = None
+    """Deterministic layers before each stochastic one: 200,200 100,100."""
+    activation: Literal["tanh", "relu", "leaky_relu", "elu", "gelu", "silu", "softplus"] = "tanh"
+    """Nonlinearity of the deterministic layers."""
+    output_bias: bool = True
+    """Start the decoder's output at the training data's mean (worth about a nat)."""
+
+    objective: str = "iwae"
+    """The bound to climb: elbo (or vae), elbo-analytic, iwae."""
+    k: Annotated[int, Field(ge=1)] = 1
+    """Samples per example."""
+
+    optimizer: Literal["paper", "authors"] = "paper"
+    """Adam as the paper states it, or as in the authors' published code."""
+    schedule: Literal["paper", "authors", "constant"] = "paper"
+    """Eight stages of 3^i epochs with the paper's rates, the authors' rounded ones, or one rate."""
+    epochs: Annotated[int, Field(ge=1)] = 3280
+    """Passes over the training data; the eight stages are stretched or squeezed to it."""
+    learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1e-3
+    """Learning rate of the first stage."""
+    batch_size: Annotated[int, Field(ge=1)] = 20
+    """Examples per step."""
+    shuffle: bool = True
+    """A new order of the examples every epoch."""
+
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    """Seed of the first replicate; the others count up from it."""
+    replicates: Annotated[int, Field(ge=1)] = 1
+    """Independently seeded models trained at once."""
+
+    validate_every: Annotated[int, Field(ge=1)] = 1
+    """Epochs between validations, where there is a held-out part."""
+    patience: Annotated[int, Field(ge=1)] | None = None
+    """Stop after this many validations without improvement."""
+    threshold: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    """Nats by which the validation bound must improve to count."""
+
+    init_from: Path | None = None
+    """A finished run to start from: its weights, and its optimiser too with --keep-optimizer."""
+    keep_optimizer: bool = False
+    """With --init-from: go on with that run's optimiser state."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.latent_sizes is not None:
+            if self.layers not in (None, len(self.latent_sizes)):
+                raise ValueError(
+                    f"layers is {self.layers} but latent_sizes names {len(self.latent_sizes)} "
+                    "layers; give one of the two"
+                )
+            if self.hidden_sizes is None or len(self.hidden_sizes) != len(self.latent_sizes):
+                raise ValueError(
+                    "hidden_sizes must name the deterministic layers of each stochastic layer: "
+                    f"{len(self.latent_sizes)} lists"
+                )
+        elif self.hidden_sizes is not None:
+            raise ValueError("hidden_sizes needs latent_sizes")
+        if self.patience is not None and self.validation == 0:
+            raise ValueError("patience needs held-out examples: set validation")
+        if self.keep_optimizer and self.init_from is None:
+            raise ValueError("keep_optimizer needs init_from")
+        if self.objective == "elbo-analytic" and len(self.sizes()[0]) > 1:
+            raise ValueError("elbo-analytic has a closed form for one stochastic layer only")
+        return self
+
+    def sizes(self) -> tuple[tuple[int, ...], tuple[tuple[int, ...], ...]]:
+        """Latent and hidden sizes: those given, or the paper's for this many layers."""
+        if self.latent_sizes is not None:
+            assert self.hidden_sizes is not None  # noqa: S101 - by the validator
+            return self.latent_sizes, self.hidden_sizes
+        layers = self.layers or 1
+        return (100,) * (layers - 1) + (50,), ((200, 200),) + ((100, 100),) * (layers - 1)
+
+
+def make_config(values: dict[str, Any], source: str) -> TrainConfig:
+    """A configuration from plain values.
+
+    Args:
+        source: what a message calls the place they come from.
+
+    Raises:
+        UserError: names the first wrong key or value, and the nearest right key.
+    """
+    for key in values:
+        if key not in TrainConfig.model_fields:
+            near = difflib.get_close_matches(key, TrainConfig.model_fields, 1)
+            hint = f"did you mean {near[0]!r}?" if near else f"known: {_known()}"
+            raise UserError(f"{source}: unknown key {key!r}; {hint}")
+    try:
+        return TrainConfig(**values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"][:1])
+        reason = first["msg"].removeprefix("Value error, ")
+        given = "" if not where else f" (given: {first['input']!r})"
+        raise UserError(f"{source}: {where + ': ' if where else ''}{reason}{given}") from error
+
+
+def _known() -> str:
+    return ", ".join(TrainConfig.model_fields)
+
+
+def read_config(path: Path) -> TrainConfig:
+    """Read an experiment file (TOML).
+
+    Raises:
+        UserError: if it cannot be read or is no valid configuration.
+    """
+    try:
+        values = tomllib.loads(path.read_text())
+    except FileNotFoundError as error:
+        raise UserError(f"no experiment file {path}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
+        raise UserError(f"experiment file {path} cannot be read: {error}") from error
+    return make_config(values, str(path))
+
+
+def config_values(config: TrainConfig) -> dict[str, Any]:
+    """The configuration as TOML holds it: what is None is left out."""
+    return config.model_dump(mode="json", exclude_none=True)
+
+
+def write_config(config: TrainConfig, path: Path) -> None:
+    """Write an experiment file that trains the same model again."""
+    with atomic_write(path) as temporary:
+        temporary.write_text(tomli_w.dumps(config_values(config)))

@@ -1,0 +1,41 @@
+"""Named data sets and users' own files -> splits, binarised, identified and checked.
+
+The order of the files is the path of the data: `readers` (published formats), `synthetic` (known
+densities), `splits` (held out, binarised, identified), `catalogue` (the table of named sets),
+`store` (folder, cache, download), `own` (.npy, .npz, .csv), `load` (all of it), `device` (`draw`).
+Only `draw` needs JAX, which is imported when it is first asked for.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+from .catalogue import DATASETS
+from .load import load_dataset
+from .splits import BINARIZATIONS, OBSERVATIONS, Dataset, choose, test_sha256
+from .store import Listing, cache_dir, fetch, list_datasets, verify
+
+if TYPE_CHECKING:
+    from .device import draw
+
+__all__ = [
+    "BINARIZATIONS",
+    "DATASETS",
+    "OBSERVATIONS",
+    "Dataset",
+    "Listing",
+    "cache_dir",
+    "choose",
+    "draw",
+    "fetch",
+    "list_datasets",
+    "load_dataset",
+    "test_sha256",
+    "verify",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "draw":
+        from .device import draw
+
+        return draw
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

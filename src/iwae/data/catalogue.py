@@ -1,0 +1,329 @@
+"""The named data sets: a table. Nothing in it is read or imported before it is asked for.
+
+Sums are of the unpacked content, so that a copy packed anew is accepted. The SHA-256 of MNIST and
+of the fixed MNIST are those of files whose MD5 is the published one.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from . import readers, synthetic
+from .splits import TEST_ROWS, HeldOut, choose
+
+Reader = Callable[[bytes, readers.Shapes], readers.Splits]
+
+
+@dataclass(frozen=True)
+class DataFile:
+    """One published file: its usual names (without .gz), what it holds, its sums and addresses."""
+
+    name: str
+    read: Reader
+    shapes: Mapping[str, tuple[int, ...]]  # [n, h, w] of each split in it
+    mirrors: tuple[str, ...] = ()
+    sha256: str | None = None  # of the unpacked content
+    values_sha256: str | None = None  # `test_sha256` of the array, for text laid out otherwise
+    md5: str | None = None  # of the unpacked content, where no SHA-256 is known
+    archive_md5: str | None = None  # of the published .gz, where no sum of the content is known
+    other_names: tuple[str, ...] = ()
+    note: str = ""  # what a reader of the numbers must know about this file
+
+
+@dataclass(frozen=True)
+class Source:
+    """A named data set: read from one of several sets of files, or built in (`generate`).
+
+    The first of `variants` is preferred, and the one that is downloaded.
+    """
+
+    name: str
+    description: str
+    shape: tuple[int, ...]
+    sizes: tuple[int, int, int]  # train, validation (of its own; else 0), test
+    values: str  # "binary", "grey" or "real": see splits.resolve
+    split_rule: str
+    folders: tuple[str, ...] = ()
+    variants: tuple[tuple[DataFile, ...], ...] = ()
+    generate: Callable[[], readers.Splits] | None = None
+    generated_sha256: str | None = None  # `test_sha256` of the raw test array of `generate`
+    origin: str = ""  # of a built-in set
+    authors: Callable[[int], HeldOut] | None = None
+    log_density: synthetic.LogDensity | None = None
+
+    @property
+    def binarization(self) -> str:
+        """The default."""
+        return "dynamic" if self.values == "grey" else "none"
+
+    @property
+    def observation(self) -> str:
+        """The default."""
+        return "gaussian" if self.values == "real" else "bernoulli"
+
+    @property
+    def validation(self) -> int:
+        """The default number of validation examples."""
+        return self.sizes[1]
+
+
+def own_split(n: int) -> tuple[np.ndarray, np.ndarray, str]:
+    """Training and test rows of data that come as one array, and the rule in words.
+
+    The rule has no seed to choose, so that all runs are measured on the same test examples.
+    """
+    count = -(-n // 5)
+    test = choose(n, count, seed=0, stream=TEST_ROWS)
+    rule = f"test: {count} of {n} rows (a fifth) chosen by numpy PCG64([0, {TEST_ROWS}])"
+    return np.delete(np.arange(n), test), test, rule
+
+
+def digits() -> readers.Splits:
+    """Scikit-learn's bundled 8 x 8 digits: whole numbers 0..16, mapped to bytes by v 255 / 16."""
+    from sklearn.datasets import load_digits
+
+    levels = load_digits().data
+    if levels.shape != (1797, 64) or levels.min() < 0 or levels.max() > 16:
+        raise readers.DamagedError("scikit-learn's digits are not 1797 x 64 values 0..16")
+    grey = np.rint(levels * 255 / 16).astype(np.uint8)
+    train, test, _ = own_split(len(grey))
+    return {"train": grey[train], "test": grey[test]}
+
+
+def last_400(n: int) -> HeldOut:
+    """The held-out MNIST images of the authors' code."""
+    rows = np.arange(n)
+    return HeldOut(rows[:-400], rows[-400:], "authors: the last 400 training images")
+
+
+def shuffled_1345(n: int) -> HeldOut:
+    """The shuffled and held-out OMNIGLOT images of the authors' code, in the authors' order.
+
+    Their legacy generator is frozen by NumPy for ever, so that the permutation is theirs.
+    """
+    rows = np.random.RandomState(123).permutation(n)
+    rule = "authors: shuffled by numpy RandomState(123), the last 1345 held out"
+    return HeldOut(rows[:-1345], rows[-1345:], rule)
+
+
+def _images(mirrors: tuple[str, ...], sums: Mapping[str, Mapping[str, str]]) -> tuple:
+    """The two files of images of an MNIST-like set; a density needs no labels."""
+    return tuple(
+        DataFile(
+            name=f"{stem}-images-idx3-ubyte",
+            other_names=(f"{stem}-images.idx3-ubyte",),
+            read=readers.idx_images,
+            shapes={split: (count, 28, 28)},
+            mirrors=tuple(f"{mirror}/{stem}-images-idx3-ubyte.gz" for mirror in mirrors),
+            **sums[split],
+        )
+        for split, stem, count in (("train", "train", 60_000), ("test", "t10k", 10_000))
+    )
+
+
+def _amats(sums: Mapping[str, tuple[int, str, str]]) -> tuple:
+    mirrors = (
+        "http://www.cs.toronto.edu/~larocheh/public/datasets/binarized_mnist",
+        "https://github.com/riannevdberg/sylvester-flows/raw/master/data/MNIST_static",
+    )
+    return tuple(
+        DataFile(
+            name=f"binarized_mnist_{stem}.amat",
+            read=readers.amat,
+            shapes={"validation" if stem == "valid" else stem: (count, 28, 28)},
+            mirrors=tuple(f"{mirror}/binarized_mnist_{stem}.amat" for mirror in mirrors),
+            sha256=sha256,
+            values_sha256=values_sha256,
+        )
+        for stem, (count, sha256, values_sha256) in sums.items()
+    )
+
+
+_OMNIGLOT_SHAPES = {"train": (24_345, 28, 28), "test": (8_070, 28, 28)}
+_CHARDATA = "yburda/iwae/{}master/datasets/OMNIGLOT/chardata.mat"
+
+_FILES = (
+    Source(
+        name="mnist",
+        description="handwritten digits, grey (LeCun et al. 1998)",
+        shape=(28, 28),
+        sizes=(60_000, 0, 10_000),
+        values="grey",
+        split_rule="as published",
+        folders=("mnist", "MNIST/raw", "MNIST"),
+        authors=last_400,
+        variants=(
+            _images(
+                (
+                    "https://ossci-datasets.s3.amazonaws.com/mnist",
+                    "https://storage.googleapis.com/cvdf-datasets/mnist",
+                ),
+                {
+                    "train": {
+                        "sha256": "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db"
+                    },
+                    "test": {
+                        "sha256": "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7"
+                    },
+                },
+            ),
+        ),
+    ),
+    Source(
+        name="mnist-static",
+        description="handwritten digits, binarised once (Larochelle & Murray 2011)",
+        shape=(28, 28),
+        sizes=(50_000, 10_000, 10_000),
+        values="binary",
+        split_rule="as published",
+        folders=("binarized_mnist", "mnist-static", "MNIST_static", "BinaryMNIST"),
+        variants=(
+            _amats(
+                {
+                    "train": (
+                        50_000,
+                        "ad693b29f94c14277b095f5238ddefbbdaaae0939789dd2f4f0205278cee3e4d",
+                        "e93c37812c84f500afe331e63615115736a16ab61dbd00577542faed0c83dced",
+                    ),
+                    "valid": (
+                        10_000,
+                        "1de3d397c40fe8eeb33dafd4099a1f665ec01e96d9be234aaeeac8a34930e2e2",
+                        "a2c529ee2c547817a651c0202c0ccb5856748510efbd7c74f0e25bcb219a9feb",
+                    ),
+                    "test": (
+                        10_000,
+                        "e6687bfea3f820c174f33b7865140b2a2dd2930ef786f35d45795fc193b5ab2c",
+                        "8b00d0ad400da3fa9298df984f5eb3a012041de9ea9e89efa7979d4628f3a235",
+                    ),
+                }
+            ),
+        ),
+    ),
+    Source(
+        name="omniglot",
+        description="characters of 50 alphabets, grey (Lake et al. 2015)",
+        shape=(28, 28),
+        sizes=(24_345, 0, 8_070),
+        values="grey",
+        split_rule="as published",
+        folders=("omniglot", "OMNIGLOT"),
+        authors=shuffled_1345,
+        variants=(
+            (
+                DataFile(
+                    name="chardata.mat",
+                    read=readers.omniglot_mat,
+                    shapes=_OMNIGLOT_SHAPES,
+                    mirrors=(
+                        "https://github.com/" + _CHARDATA.format("raw/"),
+                        "https://raw.githubusercontent.com/" + _CHARDATA.format(""),
+                        "https://web.archive.org/web/2id_/https://github.com/"
+                        + _CHARDATA.format("raw/"),
+                    ),
+                    md5="21ecaf34373511aa7691cf2e0802aa3d",
+                ),
+            ),
+            (
+                DataFile(
+                    name="omniglot28.mat",
+                    read=readers.omniglot_mat,
+                    shapes=_OMNIGLOT_SHAPES,
+                    sha256="bce95c6aec41a533e1b2ff8eae849b5e6f05b238cb4e205e9e045fe39911c50f",
+                    note="a reconstruction of chardata.mat, not the file of Burda et al.",
+                ),
+            ),
+        ),
+    ),
+    Source(
+        name="fashion-mnist",
+        description="articles of clothing, grey (Xiao et al. 2017)",
+        shape=(28, 28),
+        sizes=(60_000, 0, 10_000),
+        values="grey",
+        split_rule="as published",
+        folders=("fashion-mnist", "FashionMNIST/raw", "FashionMNIST", "fashion_mnist", "fashion"),
+        variants=(
+            _images(
+                (
+                    "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com",
+                    "https://github.com/zalandoresearch/fashion-mnist/raw/master/data/fashion",
+                ),
+                {
+                    "train": {"archive_md5": "8d4fb7e6c68d591d4c3dfef9ec88bf0d"},
+                    "test": {"archive_md5": "bef4ecab320f06d8554ea6380940ec79"},
+                },
+            ),
+        ),
+    ),
+)
+
+_DIGITS = Source(
+    name="digits",
+    description="handwritten digits, 8 x 8, grey (bundled with scikit-learn)",
+    shape=(8, 8),
+    sizes=(1_437, 0, 360),
+    values="grey",
+    split_rule=own_split(1_797)[2],
+    generate=digits,
+    generated_sha256="652364273b72fb15ce9bb11efcf54931edcc79693a86ad0e0c8f53c1f32a3986",
+    origin="bundled with scikit-learn",
+)
+
+
+def _synthetic(
+    name: str, description: str, distribution: synthetic.Synthetic, d: int, sha256: str
+) -> Source:
+    return Source(
+        name=name,
+        description=description,
+        shape=(d,),
+        sizes=(synthetic.SIZES["train"], 0, synthetic.SIZES["test"]),
+        values="real",
+        split_rule=f"drawn by numpy PCG64([{synthetic.SEED}, 0]) and PCG64([{synthetic.SEED}, 1])",
+        generate=lambda: synthetic.splits(distribution),
+        generated_sha256=sha256,
+        origin="generated from a fixed seed",
+        log_density=distribution.log_density,
+    )
+
+
+_SYNTHETIC = (
+    _synthetic(
+        "camel",
+        "two humps in 1-D: N(-1, 0.5^2) and N(1, 0.5^2)",
+        synthetic.CAMEL,
+        1,
+        "cea7707b7db1da9ee3d16b1b7ad08de4af44978241b07c9b6f0096897a6d8e66",
+    ),
+    _synthetic(
+        "two-clusters",
+        "two Gaussian clusters of different size and weight in 2-D",
+        synthetic.TWO_CLUSTERS,
+        2,
+        "83b265690f165c12447a9043454d639761277a8231bf0594e13cc6f427d2f511",
+    ),
+    _synthetic(
+        "linear-2d",
+        "a noisy line in 2-D (linear-Gaussian)",
+        synthetic.LINEAR_2D,
+        2,
+        "24d94bc25bee0461f2507aac18cdcd7c575b4dad927a7da4a26d2e7bac91b807",
+    ),
+    _synthetic(
+        "four-gaussians",
+        "four equal Gaussian clusters in 2-D",
+        synthetic.FOUR_GAUSSIANS,
+        2,
+        "1a50f62a8187f1ff7989899836d94ee477368d1bfe75f3b578c090104f239851",
+    ),
+    _synthetic(
+        "circle",
+        "a noisy circle in 2-D",
+        synthetic.CIRCLE,
+        2,
+        "6f103e7d2cb5fc2aad661aaad3058e35a635854cd17a54cd4400b7215505522d",
+    ),
+)
+
+DATASETS: dict[str, Source] = {source.name: source for source in (*_FILES, _DIGITS, *_SYNTHETIC)}

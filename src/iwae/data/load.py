@@ -1,0 +1,82 @@
+"""One function from a name or a path to a data set."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from .._types import UserError
+from .own import SUFFIXES, read_own
+from .readers import DamagedError
+from .splits import Choices, Dataset, Raw, assemble
+from .store import Checked, named, obtain
+
+
+def load_dataset(
+    name_or_path: str | os.PathLike[str],
+    *,
+    binarization: str | None = None,
+    validation: int | str | None = None,
+    seed: int = 0,
+    binarization_seed: int = 0,
+    data_dir: str | os.PathLike[str] | None = None,
+    shape: Sequence[int] | None = None,
+    observation: str | None = None,
+    download: bool = True,
+    progress: bool = True,
+) -> Dataset:
+    """A named data set, or a user's own .npy, .npz or .csv file, split and ready to train on.
+
+    `binarization` and `observation` are by default what the values call for (`splits.resolve`).
+    `validation` examples are held out of the training data, chosen by `seed`; "authors" holds out
+    what the code of Burda et al. does. `binarization_seed` fixes the draws of the validation and
+    test examples (and of all under `static`), independently of `seed`, so that runs with different
+    seeds are measured on the same tensor. `shape` is that of one example, if it is to be another.
+    Files are looked for in `data_dir` (else the environment's IWAE_DATA), then in the user's cache,
+    then downloaded into the cache if `download`.
+
+    Raises `UserError` for unknown names, contradictory choices, and files that are missing,
+    truncated, corrupt, wrongly shaped or out of range.
+    """
+    path = Path(name_or_path).expanduser()
+    if path.suffix.lower() in SUFFIXES:
+        raw = read_own(path)
+    else:
+        raw = _read_named(os.fspath(name_or_path), data_dir, download, progress)
+    choices = Choices(observation, binarization, validation, seed, binarization_seed, shape)
+    return assemble(raw, choices)
+
+
+def _read_named(
+    name: str, data_dir: str | os.PathLike[str] | None, download: bool, progress: bool
+) -> Raw:
+    source = named(name)
+    files: list[dict[str, str]] = []
+    if source.generate:
+        try:
+            splits = source.generate()
+        except DamagedError as damage:
+            raise UserError(f"data set {name!r} cannot be made: {damage}") from None
+    else:
+        checked = obtain(source, data_dir, download=download, progress=progress)
+        splits = {split: rows for file in checked for split, rows in file.splits.items()}
+        files = [_file_identity(each) for each in checked]
+    return Raw(
+        name=name,
+        splits=splits,
+        shape=source.shape,
+        values=source.values,
+        files=files,
+        split_rule=source.split_rule,
+        authors=source.authors,
+        log_density=source.log_density,
+    )
+
+
+def _file_identity(checked: Checked) -> dict[str, str]:
+    """What a record says of a file: no path, so that it is the same on every machine."""
+    identity = {
+        "name": checked.file.name,
+        "sha256": checked.sha256,
+        "verified": checked.verified,
+    }
+    return identity | ({"note": checked.file.note} if checked.file.note else {})

@@ -1,0 +1,190 @@
+"""A user's own file: .npy, .npz or .csv -> splits, and what its numbers mean.
+
+The rules, applied to all the arrays of a file together, are few and stated in the identity:
+only 0 and 1 is binary; uint8 is grey 0..255; numbers within [0, 1] are grey; all else is real.
+`splits.resolve` says what may be asked of each.
+"""
+
+import csv
+import io
+import zipfile
+import zlib
+from pathlib import Path
+
+import numpy as np
+
+from .._types import UserError
+from .catalogue import own_split
+from .readers import sha256, to_bytes
+from .splits import Raw
+
+SUFFIXES = (".npy", ".npz", ".csv")
+
+
+def read_own(path: Path) -> Raw:
+    """The splits of a user's file; raises `UserError` naming the file, the place and the remedy."""
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from None
+    if not content:
+        raise UserError(f"{path} is empty")
+    is_csv = path.suffix.lower() == ".csv"
+    arrays = {"data": _csv(path, content)} if is_csv else _numpy(path, content)
+    for key, array in arrays.items():
+        _check_array(path, key, array, first_row=1 if is_csv else 0)
+    splits, rule = _splits(path, arrays)
+    shape = _common_shape(path, splits)
+    values, values_rule = _values(path, splits)
+    return Raw(
+        name=path.name,
+        splits={split: _flat(array, values) for split, array in splits.items()},
+        shape=shape,
+        values=values,
+        files=[{"name": path.name, "sha256": sha256(content), "verified": "a user's file"}],
+        split_rule=rule,
+        values_rule=values_rule,
+    )
+
+
+def _numpy(path: Path, content: bytes) -> dict[str, np.ndarray]:
+    """The arrays of an .npy or .npz file, never unpickled."""
+    try:
+        loaded = np.load(io.BytesIO(content), allow_pickle=False)
+        if isinstance(loaded, np.ndarray):
+            return {"data": loaded}
+        with loaded:
+            return {key: loaded[key] for key in loaded.files}
+    except (ValueError, OSError, EOFError, KeyError, zlib.error, zipfile.BadZipFile) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(
+            f"{path} is truncated, corrupt, or holds other things than arrays of numbers: {reason}"
+        ) from None
+
+
+def _csv(path: Path, content: bytes) -> np.ndarray:
+    """Numbers separated by commas, one example a line, perhaps under a line of names."""
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not text in UTF-8 (byte {error.start})") from None
+    header = _has_header(text)
+    body = text.strip()
+    if not body or (header and "\n" not in body):
+        raise UserError(f"{path} holds no lines of numbers")
+    try:
+        return np.loadtxt(
+            io.StringIO(text, newline=None),
+            delimiter=",",
+            skiprows=header,
+            ndmin=2,
+            comments=None,
+            quotechar='"',
+        )
+    except ValueError as error:
+        raise UserError(f"{path}: {_csv_fault(text, header) or error}") from None
+
+
+def _has_header(text: str) -> int:
+    """1 if no cell of the first line is a number (an empty cell is none), else 0."""
+    first = next(csv.reader(io.StringIO(text)), [])
+    return int(bool(first) and not any(_is_number(cell) for cell in first))
+
+
+def _csv_fault(text: str, header: int) -> str | None:
+    """The first line that does not fit, in words; slow, so only for a file that has one."""
+    lines = csv.reader(io.StringIO(text))
+    width = None
+    for row in lines:
+        if not row or (header and lines.line_num == 1):
+            continue
+        for column, cell in enumerate(row, start=1):
+            if not _is_number(cell):
+                return f"line {lines.line_num}, column {column}: {cell[:40]!r} is not a number"
+        width = width or len(row)
+        if len(row) != width:
+            return f"line {lines.line_num} has {len(row)} columns, the lines above {width}"
+    return None
+
+
+def _is_number(cell: str) -> bool:
+    try:
+        float(cell)
+    except ValueError:
+        return False
+    return True
+
+
+def _check_array(path: Path, key: str, array: np.ndarray, *, first_row: int) -> None:
+    """Refuse what is not a table of finite numbers."""
+    where = f"{path}: array {key!r}"
+    if array.dtype.kind not in "biuf":
+        raise UserError(f"{where} has dtype {array.dtype}; examples are numbers")
+    if array.ndim < 2:
+        raise UserError(
+            f"{where} has shape {array.shape}; examples are the rows of [n, d] or [n, h, w] "
+            "(for n single numbers, reshape to [n, 1])"
+        )
+    if 0 in array.shape:
+        raise UserError(f"{where} has shape {array.shape}: it holds no numbers")
+    with np.errstate(over="ignore"):
+        single = array if array.dtype.kind in "bu" else array.astype(np.float32)
+    if not np.isfinite(single).all():
+        index = tuple(int(i) for i in np.argwhere(~np.isfinite(single))[0])
+        value = array[index]
+        reason = "too large for float32" if np.isfinite(value) else "not finite"
+        place = f"[{', '.join(map(str, index))}]"
+        if first_row:
+            place += f" (row {index[0] + 1} of numbers, column {index[1] + 1})"
+        raise UserError(f"{where} is {value} at {place}: {reason}")
+
+
+def _splits(path: Path, arrays: dict[str, np.ndarray]) -> tuple[dict[str, np.ndarray], str]:
+    """Train, test and perhaps validation: by their names, or one array split here."""
+    if {"train", "test"} <= arrays.keys() <= {"train", "test", "validation"}:
+        return arrays, "as given in the file"
+    if len(arrays) != 1:
+        raise UserError(
+            f"{path} holds the arrays {', '.join(sorted(arrays)) or '(none)'}: name them train and "
+            "test (and validation, if you like), or keep a single one"
+        )
+    (array,) = arrays.values()
+    if len(array) < 2:
+        raise UserError(f"{path} has one example; at least two are needed, to train and to test")
+    train, test, rule = own_split(len(array))
+    return {"train": array[train], "test": array[test]}, rule
+
+
+def _common_shape(path: Path, splits: dict[str, np.ndarray]) -> tuple[int, ...]:
+    shapes = {split: array.shape[1:] for split, array in splits.items()}
+    if len(set(shapes.values())) > 1:
+        words = ", ".join(f"{split} {list(shape)}" for split, shape in shapes.items())
+        raise UserError(f"{path}: the splits have examples of different shapes: {words}")
+    return shapes["train"]
+
+
+def _values(path: Path, splits: dict[str, np.ndarray]) -> tuple[str, str]:
+    """What the numbers are, and the rule that says so, decided on all splits together."""
+    arrays = splits.values()
+    if all(((array == 0) | (array == 1)).all() for array in arrays):
+        return "binary", "only 0 and 1: binary"
+    are_bytes = {array.dtype == np.uint8 for array in arrays}
+    if are_bytes == {True}:
+        return "grey", "uint8: grey levels 0..255"
+    if True in are_bytes:
+        kinds = ", ".join(f"{split} {array.dtype}" for split, array in splits.items())
+        raise UserError(f"{path} mixes bytes with other numbers ({kinds}): use one dtype")
+    if all(array.min() >= 0 and array.max() <= 1 for array in arrays):
+        return "grey", "all within [0, 1]: grey levels, taken as probabilities of ink"
+    return "real", "neither bytes nor within [0, 1]: real values"
+
+
+def _flat(array: np.ndarray, values: str) -> np.ndarray:
+    """Rows `[n, d]` in the dtype that `splits.Raw` asks for."""
+    rows = array.reshape(len(array), -1)
+    if values == "binary":
+        return rows.astype(np.uint8)
+    if rows.dtype == np.uint8:
+        return rows
+    rows = rows.astype(np.float32)
+    return to_bytes(rows) if values == "grey" else rows

@@ -1,0 +1,170 @@
+"""Published file formats -> arrays: gzip, idx (MNIST), amat (fixed MNIST), mat (OMNIGLOT).
+
+A reader takes the unpacked bytes of one file and the shapes that its splits must have, and returns
+one array `[n, d]` per split: uint8 0..255 (grey), uint8 0/1 (binary), or float32 in [0, 1] (grey
+that is not on the grid of bytes). It raises `DamagedError`, with the reason, for anything else.
+"""
+
+import gzip
+import hashlib
+import io
+import math
+import struct
+import zlib
+from collections.abc import Mapping
+
+import numpy as np
+
+Shapes = Mapping[str, tuple[int, ...]]
+Splits = dict[str, np.ndarray]
+
+
+class DamagedError(Exception):
+    """A file does not hold what it should; the message is the reason, without the file's name."""
+
+
+def unpack(packed: bytes) -> bytes:
+    """The content of a file that may be gzip: decided by its first bytes, never by its name."""
+    if not packed:
+        raise DamagedError("the file is empty")
+    if not packed.startswith(b"\x1f\x8b"):
+        return packed
+    try:
+        return gzip.decompress(packed)
+    except EOFError:
+        raise DamagedError("truncated: the gzip stream ends too early") from None
+    except (OSError, zlib.error, struct.error) as error:
+        raise DamagedError(f"corrupt gzip: {error}") from None
+
+
+def sha256(content: bytes | memoryview) -> str:
+    """The SHA-256 of some bytes, in hexadecimal."""
+    return hashlib.sha256(content).hexdigest()
+
+
+def only(shapes: Shapes) -> tuple[str, tuple[int, ...]]:
+    """The one split of a file that holds a single split, and its shape."""
+    ((split, shape),) = shapes.items()
+    return split, shape
+
+
+def idx_images(content: bytes, shapes: Shapes) -> Splits:
+    """Grey images `[n, h * w]`, uint8, of an idx3-ubyte file (big-endian header of 16 bytes).
+
+    Source: http://yann.lecun.com/exdb/mnist/, "File formats".
+    """
+    split, shape = only(shapes)
+    if content[:4] == b"\x00\x00\x08\x01":
+        raise DamagedError("an idx file of labels, not of images")
+    if content[:4] != b"\x00\x00\x08\x03":
+        raise DamagedError(
+            f"not an idx file of images: starts with 0x{content[:4].hex()}, not 0x00000803"
+        )
+    if len(content) < 16:
+        raise DamagedError(f"truncated: {len(content)} bytes, less than the header of 16")
+    found = struct.unpack(">iii", content[4:16])
+    if found != shape:
+        raise DamagedError(f"holds images of shape {_times(found)}, not {_times(shape)}")
+    size, expected = len(content) - 16, math.prod(shape)
+    if size != expected:
+        what = "truncated" if size < expected else "too long"
+        raise DamagedError(f"{what}: {size:,} bytes of pixels, not {expected:,}")
+    pixels = np.frombuffer(content, np.uint8, offset=16)
+    return {split: pixels.reshape(shape[0], -1)}
+
+
+def amat(content: bytes, shapes: Shapes) -> Splits:
+    """Binary images `[n, d]`, uint8, of text with one image a line and 0 or 1 for each pixel.
+
+    Text laid out as published (one digit, one separator) is read in one pass over 16-bit words;
+    other white space (tabs, CRLF, blanks at line ends) takes a slower way to the same array.
+    """
+    split, (count, *dims) = only(shapes)
+    width = math.prod(dims)
+    data = _amat_words(content, width)
+    if data is None:
+        data = _amat_lines(content, width)
+    if len(data) != count:
+        what = "truncated" if len(data) < count else "too long"
+        raise DamagedError(f"{what}: {len(data):,} rows, not {count:,}")
+    return {split: data}
+
+
+def _amat_words(content: bytes, width: int) -> np.ndarray | None:
+    """The published layout: digits, one blank between them, no other; None for another layout."""
+    if len(content) % (2 * width):
+        return None
+    words = np.frombuffer(content, "<u2").reshape(-1, width)
+    # A word is digit + 256 * separator. Subtracting "0" and its separator leaves 0 or 1; a smaller
+    # byte wraps round to a large number, so that one comparison sees every departure.
+    zero = np.full(width, ord("0") + 256 * ord(" "), np.uint16)
+    zero[-1] = ord("0") + 256 * ord("\n")
+    data = np.empty(words.shape, np.uint8)
+    for start in range(0, len(words), 4096):
+        digits = words[start : start + 4096] - zero
+        if digits.max() > 1:
+            return None
+        data[start : start + 4096] = digits
+    return data
+
+
+def _amat_lines(content: bytes, width: int) -> np.ndarray:
+    """Any white space between digits; names the line that is wrong."""
+    rows = []
+    for number, line in enumerate(content.splitlines(), start=1):
+        cells = line.split()
+        if not cells:
+            continue
+        if len(cells) != width:
+            raise DamagedError(f"line {number} has {len(cells)} values, not {width}")
+        digits = b"".join(cells)
+        row = np.frombuffer(digits, np.uint8) - ord("0")
+        if len(digits) != width or row.max() > 1:
+            column, cell = next((i, c) for i, c in enumerate(cells, 1) if c not in (b"0", b"1"))
+            text = cell[:20].decode("latin-1")
+            raise DamagedError(f"line {number}, value {column} is {text!r}, not 0 or 1")
+        rows.append(row)
+    return np.array(rows, np.uint8).reshape(-1, width)
+
+
+def omniglot_mat(content: bytes, shapes: Shapes) -> Splits:
+    """Upright OMNIGLOT images, row-major `[n, 784]`, of `chardata.mat` or `omniglot28.mat`.
+
+    The file has one image a column, and a column's pixels run down the image (MATLAB's order).
+    """
+    import scipy.io
+
+    keys = {"train": "data", "test": "testdata"}
+    try:
+        matrices = scipy.io.loadmat(io.BytesIO(content), variable_names=list(keys.values()))
+    except Exception as error:  # scipy raises a dozen kinds for a bad file
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise DamagedError(f"truncated, corrupt, or not a MATLAB 5 file ({reason})") from None
+    return {split: _columns(matrices, keys[split], shape) for split, shape in shapes.items()}
+
+
+def _columns(matrices: Mapping[str, object], key: str, shape: tuple[int, ...]) -> np.ndarray:
+    count, height, width = shape
+    matrix = matrices.get(key)
+    if matrix is None:
+        raise DamagedError(f"has no variable {key!r}")
+    if not isinstance(matrix, np.ndarray) or matrix.dtype.kind not in "fiub":
+        raise DamagedError(f"{key!r} is not an array of numbers")
+    if matrix.shape != (height * width, count):
+        raise DamagedError(f"{key!r} is {_times(matrix.shape)}, not {height * width} x {count}")
+    # `not (...)` rather than `<` and `>`, so that NaN is refused too.
+    if not (matrix.min() >= 0 and matrix.max() <= 1):
+        raise DamagedError(f"{key!r} has values outside [0, 1]")
+    rows = to_bytes(np.ascontiguousarray(matrix.T, np.float32))
+    return rows.reshape(count, width, height).transpose(0, 2, 1).reshape(count, -1)
+
+
+def to_bytes(grey: np.ndarray) -> np.ndarray:
+    """Grey float32 in [0, 1] as uint8 0..255 where that loses nothing, else as it is."""
+    levels = np.rint(grey * np.float32(255))
+    exact = np.array_equal(levels / np.float32(255), grey)
+    return levels.astype(np.uint8) if exact else grey
+
+
+def _times(shape: tuple[int, ...]) -> str:
+    return " x ".join(map(str, shape))

@@ -1,0 +1,340 @@
+"""From arrays to a data set: what is held out, how it is binarised, and what identifies it.
+
+Every random choice is addressed: it depends on a seed, on what it is for (the streams below) and on
+the row it is about, never on what was drawn before it. Only `Generator.random` on PCG64 is used,
+whose bits NumPy guarantees, so that a split and a test set are the same on every machine.
+"""
+
+import hashlib
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from .._types import UserError
+
+BINARIZATIONS = ("dynamic", "static", "threshold", "none")
+OBSERVATIONS = ("bernoulli", "gaussian")
+
+# What a stream of random numbers is for: the second word of its seed.
+TRAIN_DRAW, VALIDATION_DRAW, TEST_DRAW, HOLD_OUT, TEST_ROWS = range(5)
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """A data set, split, with the pixels of its validation and test examples drawn once.
+
+    `train` is uint8 `[n, d]`: grey 0..255 where it is binarised afresh at every access (`dynamic`),
+    else 0/1; or float32: real values, or probabilities of ink that no byte can hold. `validation`
+    and `test` are 0/1 (uint8) for Bernoulli observations, float32 for Gaussian ones. `draw` turns a
+    row of any of them into what a model sees. The arrays are read-only.
+    """
+
+    name: str
+    train: np.ndarray
+    validation: np.ndarray
+    test: np.ndarray
+    shape: tuple[int, ...]  # of one example; d is its product
+    observation: str
+    binarization: str
+    identity: dict[str, Any]  # JSON-able: all that the numbers depend on
+    train_mean: (
+        np.ndarray
+    )  # float64 [d], in a model's units ([0, 1] for pixels), training rows only
+    log_density: Callable[[np.ndarray], np.ndarray] | None = field(default=None, repr=False)
+
+
+class Raw(NamedTuple):
+    """What a source holds before anything is chosen.
+
+    `splits` has `train`, `test` and perhaps `validation`, each `[n, d]`. `values` says what the
+    numbers are: `binary` (0/1 uint8), `grey` (uint8 0..255, or float32 in [0, 1]) or `real`
+    (float32); `values_rule` says how that is known.
+    """
+
+    name: str
+    splits: Mapping[str, np.ndarray]
+    shape: tuple[int, ...]
+    values: str
+    files: Sequence[Mapping[str, str]]  # name, sha256 of the content, how it was verified
+    split_rule: str
+    values_rule: str = "as published"
+    authors: Callable[[int], "HeldOut"] | None = None
+    log_density: Callable[[np.ndarray], np.ndarray] | None = None
+
+
+class HeldOut(NamedTuple):
+    """Rows of the training array: those to train on, in this order, and those held out."""
+
+    train: np.ndarray
+    validation: np.ndarray
+    rule: str
+    seed: int | None = None
+
+
+class Choices(NamedTuple):
+    """What a user may choose; None is the default of the data."""
+
+    observation: str | None
+    binarization: str | None
+    validation: int | str | None
+    seed: int
+    binarization_seed: int
+    shape: Sequence[int] | None
+
+
+def test_sha256(array: np.ndarray) -> str:
+    """SHA-256 of an array's dtype, shape and values: equal exactly when the tensors are."""
+    little = np.ascontiguousarray(array, array.dtype.newbyteorder("<"))
+    digest = hashlib.sha256(f"{little.dtype.str}{array.shape}".encode())
+    digest.update(little.data)
+    return digest.hexdigest()
+
+
+test_sha256.__test__ = False  # type: ignore[attr-defined]  # the name is no test for pytest
+
+
+def choose(n: int, count: int, *, seed: int = 0, stream: int = HOLD_OUT) -> np.ndarray:
+    """`count` of the rows 0..n-1 without replacement, in ascending order: never just a prefix.
+
+    Files are often sorted (the fixed MNIST test set by digit, OMNIGLOT by alphabet), so that their
+    first rows are not a sample of them.
+    """
+    order = np.argsort(_generator(seed, stream).random(n), kind="stable")
+    return np.sort(order[:count])
+
+
+def bernoulli(
+    grey: np.ndarray, *, seed: int, stream: int, rows: np.ndarray | None = None
+) -> np.ndarray:
+    """0/1 uint8 draws with probabilities `grey` (uint8 / 255, or float in [0, 1]), `[n, d]`.
+
+    Pixel (row, column) has its own uniform number, whichever `rows` (default all) are asked for.
+    """
+    rows = np.arange(len(grey)) if rows is None else rows
+    width = grey.shape[1]
+    uniform = _generator(seed, stream)
+    start = uniform.bit_generator.state
+    drawn = np.empty((len(rows), width), np.uint8)
+    for block in _runs(rows):
+        uniform.bit_generator.state = start
+        uniform.bit_generator.advance(int(rows[block.start]) * width)  # type: ignore[attr-defined]
+        block_rows = rows[block]
+        drawn[block] = uniform.random((len(block_rows), width)) < _unit(grey[block_rows])
+    return drawn
+
+
+def assemble(raw: Raw, choices: Choices) -> Dataset:
+    """Apply a user's choices to raw splits.
+
+    Raises `UserError` for choices that contradict the data or each other.
+    """
+    observation, binarization = resolve(raw.values, choices.observation, choices.binarization)
+    for name in ("seed", "binarization_seed"):
+        if getattr(choices, name) < 0:
+            raise UserError(f"{name} must not be negative, not {getattr(choices, name)}")
+    shape = _shape(raw, choices.shape)
+    held_out = _held_out(raw, choices)
+    kind = (observation, binarization, choices.binarization_seed)
+    train_rows = None if held_out is None else held_out.train
+    train = _train(raw.splits["train"], raw.values, kind, train_rows)
+    if "validation" in raw.splits:
+        validation = _drawn(raw.splits["validation"], raw.values, kind, VALIDATION_DRAW)
+    else:
+        rows = np.arange(0) if held_out is None else held_out.validation
+        validation = _drawn(raw.splits["train"], raw.values, kind, TRAIN_DRAW, rows)
+    test = _drawn(raw.splits["test"], raw.values, kind, TEST_DRAW)
+    for array in (train, validation, test):
+        array.setflags(write=False)
+    return Dataset(
+        name=raw.name,
+        train=train,
+        validation=validation,
+        test=test,
+        shape=shape,
+        observation=observation,
+        binarization=binarization,
+        identity={
+            "name": raw.name,
+            "files": [dict(file) for file in raw.files],
+            "values": raw.values,
+            "values_rule": raw.values_rule,
+            "split": raw.split_rule,
+            "validation": _validation_identity(raw, held_out),
+            "sizes": {"train": len(train), "validation": len(validation), "test": len(test)},
+            "shape": list(shape),
+            "observation": observation,
+            "binarization": binarization,
+            "binarization_seed": choices.binarization_seed if _draws(raw, binarization) else None,
+            "validation_sha256": test_sha256(validation) if len(validation) else None,
+            "test_sha256": test_sha256(test),
+        },
+        train_mean=_mean(train, scale=255 if _is_bytes(train, binarization) else 1),
+        log_density=raw.log_density,
+    )
+
+
+def resolve(values: str, observation: str | None, binarization: str | None) -> tuple[str, str]:
+    """The observation and the binarisation for a kind of values; refuses what makes no sense.
+
+    ========  =============  =================================================
+    values    observation    binarisation
+    ========  =============  =================================================
+    binary    bernoulli      none (static and threshold change nothing: none)
+    binary    gaussian       none
+    grey      bernoulli      dynamic (or static, threshold)
+    grey      gaussian       none
+    real      gaussian       none
+    ========  =============  =================================================
+    """
+    for name, value, known in (
+        ("observation", observation, OBSERVATIONS),
+        ("binarization", binarization, BINARIZATIONS),
+    ):
+        if value is not None and value not in known:
+            raise UserError(f"unknown {name} {value!r}: it is one of {', '.join(known)}")
+    if values == "real" and observation == "bernoulli":
+        raise UserError(
+            "these data are not bernoulli: they are real values, not 0/1, bytes (uint8) or within "
+            "[0, 1]; use observation 'gaussian', or rescale them (grey levels: divide by 255)"
+        )
+    observation = observation or ("gaussian" if values == "real" else "bernoulli")
+    if observation == "gaussian":
+        if binarization not in (None, "none"):
+            raise UserError(
+                f"binarization {binarization!r} contradicts observation 'gaussian': use 'none'"
+                + ("" if values == "real" else ", or observation 'bernoulli'")
+            )
+        return observation, "none"
+    if values == "binary":
+        if binarization == "dynamic":
+            raise UserError("these data are already binary: use binarization 'none', not 'dynamic'")
+        return observation, "none"
+    if binarization == "none":
+        raise UserError(
+            "a Bernoulli likelihood of grey values is not a density: binarise them ('dynamic', "
+            "'static' or 'threshold'), or use binarization 'none' with observation 'gaussian'"
+        )
+    return observation, binarization or "dynamic"
+
+
+def _train(
+    array: np.ndarray, values: str, kind: tuple[str, str, int], rows: np.ndarray | None
+) -> np.ndarray:
+    """The training rows: grey stays grey under `dynamic`, all else is as in `_drawn`."""
+    if kind[1] == "dynamic":
+        return array if rows is None else array[rows]
+    return _drawn(array, values, kind, TRAIN_DRAW, rows)
+
+
+def _drawn(
+    array: np.ndarray,
+    values: str,
+    kind: tuple[str, str, int],
+    stream: int,
+    rows: np.ndarray | None = None,
+) -> np.ndarray:
+    """Rows as they are measured: 0/1 uint8 for Bernoulli, float32 for Gaussian observations."""
+    observation, binarization, seed = kind
+    if binarization in ("dynamic", "static"):
+        return bernoulli(array, seed=seed, stream=stream, rows=rows)
+    array = array if rows is None else array[rows]
+    if binarization == "threshold":
+        # A byte is above a half from 128 on: 127 / 255 < 0.5 < 128 / 255.
+        return (array > (127 if array.dtype == np.uint8 else 0.5)).astype(np.uint8)
+    if observation == "gaussian":
+        return _unit(array, np.float32) if values == "grey" else array.astype(np.float32)
+    return array
+
+
+def _held_out(raw: Raw, choices: Choices) -> HeldOut | None:
+    """The rows of the training array to hold out; None to train on all of them as they are."""
+    wanted, n = choices.validation, len(raw.splits["train"])
+    if "validation" in raw.splits:
+        own = len(raw.splits["validation"])
+        if wanted not in (None, "authors", own):
+            raise UserError(
+                f"{raw.name} has a validation set of its own ({own:,} examples): "
+                f"leave `validation` unset instead of {wanted!r}"
+            )
+        return None
+    if isinstance(wanted, str):
+        if wanted != "authors" or raw.authors is None:
+            authors = ", or 'authors'" if raw.authors else ""
+            raise UserError(
+                f"validation of {raw.name} is a number of examples{authors}, not {wanted!r}"
+            )
+        held_out = raw.authors(n)
+    elif not wanted:
+        return None
+    else:
+        rows = choose(n, max(wanted, 0), seed=choices.seed)
+        held_out = HeldOut(
+            np.delete(np.arange(n), rows),
+            rows,
+            f"{wanted} training rows chosen by numpy PCG64([seed, {HOLD_OUT}])",
+            choices.seed,
+        )
+    if not (0 < len(held_out.validation) < n):
+        raise UserError(
+            f"validation must hold out between 0 and {n - 1:,} of the {n:,} training examples "
+            f"of {raw.name}, not {wanted!r}"
+        )
+    return held_out
+
+
+def _validation_identity(raw: Raw, held_out: HeldOut | None) -> dict[str, Any]:
+    if "validation" in raw.splits:
+        return {"rule": "a set of its own", "count": len(raw.splits["validation"]), "seed": None}
+    if held_out is None:
+        return {"rule": "none held out", "count": 0, "seed": None}
+    return {
+        "rule": held_out.rule,
+        "count": len(held_out.validation),
+        "seed": held_out.seed,
+    }
+
+
+def _shape(raw: Raw, wanted: Sequence[int] | None) -> tuple[int, ...]:
+    shape = raw.shape if wanted is None else tuple(wanted)
+    width = raw.splits["train"].shape[1]
+    if math.prod(shape) != width or min(shape, default=0) < 1:
+        raise UserError(
+            f"shape {list(shape)} does not fit {raw.name}: an example has {width} values"
+        )
+    return shape
+
+
+def _draws(raw: Raw, binarization: str) -> bool:
+    return raw.values == "grey" and binarization in ("dynamic", "static")
+
+
+def _is_bytes(train: np.ndarray, binarization: str) -> bool:
+    return train.dtype == np.uint8 and binarization == "dynamic"
+
+
+def _mean(train: np.ndarray, *, scale: int) -> np.ndarray:
+    """Mean of each column, float64, summed exactly for bytes."""
+    dtype = np.int64 if train.dtype == np.uint8 else np.float64
+    return train.sum(axis=0, dtype=dtype) / (len(train) * scale)
+
+
+def _unit(grey: np.ndarray, dtype: type[np.floating] = np.float64) -> np.ndarray:
+    """Probabilities of ink: bytes / 255; floats are probabilities already."""
+    if grey.dtype == np.uint8:
+        return np.divide(grey, 255, dtype=dtype)
+    return grey.astype(dtype)
+
+
+def _generator(seed: int, stream: int) -> np.random.Generator:
+    return np.random.Generator(np.random.PCG64([seed, stream]))
+
+
+def _runs(rows: np.ndarray, longest: int = 1024) -> Iterator[slice]:
+    """Slices of `rows` whose entries are consecutive, of limited length: one jump serves each."""
+    breaks = np.flatnonzero(np.diff(rows) != 1) + 1
+    for start, stop in zip([0, *breaks.tolist()], [*breaks.tolist(), len(rows)], strict=True):
+        for first in range(start, stop, longest):
+            yield slice(first, min(first + longest, stop))

@@ -1,0 +1,349 @@
+"""Where the files of a named data set are: a folder of the user's, the cache, or a mirror.
+
+A file counts only after its content was read and checked; nothing is unpickled or executed.
+"""
+
+import hashlib
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from .._types import UserError, atomic_write
+from .catalogue import DATASETS, DataFile, Source
+from .readers import DamagedError, sha256, unpack
+from .splits import test_sha256
+
+ENVIRONMENT = "IWAE_DATA"
+TIMEOUT = 30  # seconds without an answer before the next address is tried
+
+
+class Checked(NamedTuple):
+    """A file that was read and holds what it should."""
+
+    file: DataFile
+    path: Path
+    splits: dict[str, np.ndarray]
+    sha256: str  # of the unpacked content
+    verified: str  # by "sha256", "values", "md5", or "structure" alone
+
+
+class Place(NamedTuple):
+    """A folder to look in, and those of its sub-folders that may hold a data set."""
+
+    root: Path
+    folders: tuple[str, ...]
+
+
+def cache_dir() -> Path:
+    """The folder for downloads, in the user's cache folder."""
+    from platformdirs import user_cache_dir
+
+    return Path(user_cache_dir("iwae", appauthor=False)) / "data"
+
+
+def locate(source: Source, data_dir: str | os.PathLike[str] | None) -> dict[str, Path | None]:
+    """The path of each file of the set: all in one place if possible, None for a missing one."""
+    places = _places(source, data_dir)
+    for place in places:
+        for variant in source.variants:
+            found = {file.name: _find(file, [place]) for file in variant}
+            if all(found.values()):
+                return found
+    return {file.name: _find(file, places) for file in source.variants[0]}
+
+
+def obtain(
+    source: Source,
+    data_dir: str | os.PathLike[str] | None = None,
+    *,
+    download: bool = True,
+    progress: bool = True,
+) -> list[Checked]:
+    """Every file of a set, checked: those at hand, the others downloaded into the cache.
+
+    Raises `UserError` for a file that is damaged, and one message for all that are missing.
+    """
+    paths = locate(source, data_dir)
+    files = {file.name: file for variant in source.variants for file in variant}
+    found: dict[str, Checked] = {}
+    failures: dict[str, list[str]] = {}
+    for name, path in paths.items():
+        checked = None if path is None else _open(files[name], path, download)
+        # Once every address of one file has failed, asking for the next is a waste of time.
+        if checked is None and download and not any(failures.values()):
+            checked, failures[name] = _download(files[name], cache_dir() / source.name, progress)
+        if checked is not None:
+            found[name] = checked
+    missing = [files[name] for name in paths if name not in found]
+    if missing:
+        raise UserError(_missing(source, missing, failures, data_dir))
+    return [found[name] for name in paths]
+
+
+def fetch(
+    name: str, data_dir: str | os.PathLike[str] | None = None, progress: bool = True
+) -> list[Path]:
+    """Have the files of a named set at hand, and return where they are ([] for built-in sets)."""
+    source = named(name)
+    if source.generate:
+        return []
+    return [checked.path for checked in obtain(source, data_dir, progress=progress)]
+
+
+def verify(
+    name: str, data_dir: str | os.PathLike[str] | None = None
+) -> list[tuple[str, bool, str]]:
+    """Check every file of a named set without downloading: (file, is it right, in words)."""
+    source = named(name)
+    if source.generate:
+        return [_verify_generated(source)]
+    files = {file.name: file for variant in source.variants for file in variant}
+    rows = []
+    for file_name, path in locate(source, data_dir).items():
+        if path is None:
+            message = f"not found; `iwae data fetch {name}` downloads it"
+            rows.append((file_name, False, message))
+            continue
+        try:
+            checked = _check(files[file_name], path)
+            words = "; ".join(filter(None, (_WORDS[checked.verified], checked.file.note)))
+            rows.append((str(path), True, f"{words}; sha256 {checked.sha256}"))
+        except DamagedError as damage:
+            rows.append((str(path), False, str(damage)))
+    return rows
+
+
+class Listing(NamedTuple):
+    """A line of `iwae data list`."""
+
+    name: str
+    description: str
+    sizes: tuple[int, int, int]  # train, validation, test
+    shape: tuple[int, ...]
+    observation: str
+    binarization: str
+    present: bool
+    where: str
+
+
+def list_datasets(data_dir: str | os.PathLike[str] | None = None) -> list[Listing]:
+    """Every named data set, and whether it is at hand (not verified here: see `verify`)."""
+    return [
+        Listing(
+            source.name,
+            source.description,
+            source.sizes,
+            source.shape,
+            source.observation,
+            source.binarization,
+            *_whereabouts(source, data_dir),
+        )
+        for source in DATASETS.values()
+    ]
+
+
+def named(name: str) -> Source:
+    """The named data set; an unknown name is an error that says the nearest and all known ones."""
+    if name in DATASETS:
+        return DATASETS[name]
+    import difflib
+
+    near = difflib.get_close_matches(name.lower(), DATASETS, n=1)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    raise UserError(
+        f"unknown data set {name!r}: {hint}Known are {', '.join(DATASETS)}, "
+        "or the path of a file of your own ending in .npy, .npz or .csv"
+    )
+
+
+_WORDS = {
+    "sha256": "the known content",
+    "values": "the known values, in another layout of the text",
+    "md5": "the published file",
+    "structure": "the right structure, but no checksum of this file is known",
+}
+
+
+def _places(source: Source, data_dir: str | os.PathLike[str] | None) -> list[Place]:
+    """The user's folder, if there is one, then the cache."""
+    given = data_dir if data_dir is not None else os.environ.get(ENVIRONMENT) or None
+    places = [Place(cache_dir(), (source.name,))]
+    if given is not None:
+        root = Path(given).expanduser()
+        if not root.is_dir():
+            origin = "data_dir" if data_dir is not None else f"the environment's {ENVIRONMENT}"
+            raise UserError(f"{origin} is {str(root)!r}, which is not a folder")
+        places.insert(0, Place(root, (*source.folders, ".")))
+    return places
+
+
+def _find(file: DataFile, places: Sequence[Place]) -> Path | None:
+    return next((path for path in _candidates(file, places) if path.is_file()), None)
+
+
+def _candidates(file: DataFile, places: Sequence[Place]) -> Iterator[Path]:
+    for place in places:
+        for folder in place.folders:
+            for name in (file.name, *file.other_names):
+                yield place.root / folder / name
+                yield place.root / folder / f"{name}.gz"
+
+
+def _whereabouts(source: Source, data_dir: str | os.PathLike[str] | None) -> tuple[bool, str]:
+    if source.generate:
+        return True, source.origin
+    paths = list(locate(source, data_dir).values())
+    folders = sorted({str(path.parent) for path in paths if path is not None})
+    if None in paths:
+        return False, f"in part: {', '.join(folders)}" if folders else ""
+    return True, ", ".join(folders)
+
+
+def _check(file: DataFile, path: Path) -> Checked:
+    try:
+        packed = path.read_bytes()
+    except OSError as error:
+        raise DamagedError(f"it cannot be read ({error.strerror})") from None
+    content = unpack(packed)
+    splits = file.read(content, file.shapes)
+    digest = sha256(content)
+    verified = _verified(file, packed, content, digest, splits)
+    return Checked(file, path, splits, digest, verified)
+
+
+def _verified(
+    file: DataFile, packed: bytes, content: bytes, digest: str, splits: dict[str, np.ndarray]
+) -> str:
+    """How the content of a well-formed file is recognised; `DamagedError` if it is another."""
+    if file.sha256 == digest:
+        return "sha256"
+    if file.values_sha256 and file.values_sha256 == test_sha256(*splits.values()):
+        return "values"
+    if file.sha256:
+        raise DamagedError(
+            f"its content is not the published one (sha256 {digest}, not {file.sha256})"
+        )
+    if (owner := _owner(digest)) is not None:
+        raise DamagedError(f"it is a file of the data set {owner!r}")
+    if file.md5 == _md5(content) or file.archive_md5 == _md5(packed):
+        return "md5"
+    return "structure"
+
+
+def _owner(digest: str) -> str | None:
+    """The data set that the known content belongs to: MNIST's and others' file names are alike."""
+    for source in DATASETS.values():
+        for variant in source.variants:
+            if any(file.sha256 == digest for file in variant):
+                return source.name
+    return None
+
+
+def _md5(content: bytes) -> str:
+    return hashlib.md5(content, usedforsecurity=False).hexdigest()
+
+
+def _open(file: DataFile, path: Path, download: bool) -> Checked | None:
+    """Read and check a file at hand; None for a damaged one in the cache, to be downloaded again.
+
+    Raises `UserError` naming the path and the reason.
+    """
+    try:
+        return _check(file, path)
+    except DamagedError as damage:
+        if download and file.mirrors and path.is_relative_to(cache_dir()):
+            return None
+        raise UserError(
+            f"{path} cannot be used: {damage}. Replace it, or move it away to have it downloaded"
+        ) from None
+
+
+def _download(file: DataFile, folder: Path, progress: bool) -> tuple[Checked | None, list[str]]:
+    """The file from the first mirror that has it, or what went wrong at each of them."""
+    failures = []
+    for address in file.mirrors:
+        try:
+            return _download_from(address, file, folder, progress), []
+        except (OSError, DamagedError, ValueError) as error:  # requests' exceptions are OSErrors
+            failures.append(f"{address} ({_reason(error)})")
+    return None, failures
+
+
+def _download_from(address: str, file: DataFile, folder: Path, progress: bool) -> Checked:
+    """Download, check, and only then put in place."""
+    import pooch
+
+    target = folder / address.rsplit("/", 1)[1]
+    visible = progress and sys.stderr.isatty()
+    with atomic_write(target) as temporary, _bar(file.name, visible) as bar:
+        get = pooch.HTTPDownloader(progressbar=bar, chunk_size=1 << 16, timeout=TIMEOUT)
+        get(address, str(temporary), None)
+        checked = _check(file, temporary)
+        if checked.verified == "structure":
+            raise DamagedError(f"its content is not the published one (sha256 {checked.sha256})")
+    return checked._replace(path=target)
+
+
+def _bar(name: str, visible: bool) -> AbstractContextManager[Any]:
+    """A progress bar for pooch, which fills in the total; False is pooch's word for none."""
+    if not visible:
+        return nullcontext(False)
+    from tqdm import tqdm
+
+    # A bar with a total of nothing counts as false, and pooch would not use it.
+    return tqdm(desc=name, total=1, unit="B", unit_scale=True, leave=False, file=sys.stderr)
+
+
+def _reason(error: Exception) -> str:
+    """A few words for a person: the texts of connection errors are long and internal."""
+    import requests
+
+    if isinstance(error, requests.HTTPError) and error.response is not None:
+        return f"HTTP {error.response.status_code}"
+    if isinstance(error, requests.Timeout):
+        return "no answer in time"
+    if isinstance(error, requests.ConnectionError):
+        return "no connection"
+    return str(error)
+
+
+def _missing(
+    source: Source,
+    missing: Sequence[DataFile],
+    failures: dict[str, list[str]],
+    data_dir: str | os.PathLike[str] | None,
+) -> str:
+    """One message: which files, from where, why not, and where to put them by hand."""
+    tried = any(failures.values())
+    lines = [
+        f"data set {source.name!r} is not on this machine"
+        + (" and could not be downloaded. Missing:" if tried else ". Missing:")
+    ]
+    for file in missing:
+        lines.append(f"  {file.name} (plain or .gz)")
+        lines += [f"    {address}" for address in failures.get(file.name) or file.mirrors]
+    for variant in source.variants[1:]:
+        lines.append(f"  (or instead: {', '.join(file.name for file in variant)})")
+    root = data_dir or os.environ.get(ENVIRONMENT) or "DIR"
+    lines.append(
+        f"Put them into {root}/{source.folders[0]} and give that folder as --data-dir {root} or "
+        f"{ENVIRONMENT}={root}, or put them into {cache_dir() / source.name}"
+    )
+    return "\n".join(lines)
+
+
+def _verify_generated(source: Source) -> tuple[str, bool, str]:
+    assert source.generate is not None  # noqa: S101 - for the type checker
+    digest = test_sha256(source.generate()["test"])
+    if digest == source.generated_sha256:
+        return source.name, True, f"{source.origin}; sha256 of the test examples {digest}"
+    message = (
+        f"{source.origin}, but its test examples are not those of other machines "
+        f"(sha256 {digest}, not {source.generated_sha256})"
+    )
+    return source.name, False, message

@@ -1,0 +1,39 @@
+"""Every picture: functions of NumPy arrays that return a matplotlib figure, and two that save.
+
+Figures are made with matplotlib's object interface and explicit styles: `pyplot` is never imported
+and drawing changes no global setting, so figures can be made in threads and without a display. Bad
+input (NaN, a wrong rank, nothing to draw) raises `UserError`.
+"""
+
+from iwae.figures.charts import (
+    bound_against_k,
+    density_1d,
+    log_variance_histogram,
+    scatter_2d,
+    training_curves,
+)
+from iwae.figures.images import (
+    filters,
+    image_grid,
+    reconstructions,
+    samples,
+    training_frames,
+    training_strip,
+)
+from iwae.figures.saving import save_animation, save_figure
+
+__all__ = [
+    "bound_against_k",
+    "density_1d",
+    "filters",
+    "image_grid",
+    "log_variance_histogram",
+    "reconstructions",
+    "samples",
+    "save_animation",
+    "save_figure",
+    "scatter_2d",
+    "training_curves",
+    "training_frames",
+    "training_strip",
+]

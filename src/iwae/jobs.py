@@ -1,0 +1,181 @@
+"""From a configuration to everything that it names: data, models, objective, schedule."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from iwae._types import UserError
+from iwae.checkpoint import list_checkpoints, load_checkpoint, load_model
+from iwae.config import TrainConfig
+from iwae.data import Dataset, load_dataset
+from iwae.model import VAE
+from iwae.objectives import objective
+from iwae.observations import observation
+from iwae.train import (
+    AUTHORS_RATES,
+    PAPER_RATES,
+    Best,
+    Plan,
+    Settings,
+    StagedSchedule,
+    TrainState,
+    adam,
+    authors_adam,
+    init_best,
+    init_state,
+    stage_epochs,
+    staged,
+)
+
+_INIT, _TRAIN = 0, 1  # what a replicate's seed key is folded with
+
+
+@dataclass(frozen=True)
+class Job:
+    """A configuration with everything that it names, ready to train."""
+
+    config: TrainConfig
+    dataset: Dataset
+    models: list[VAE]
+    settings: Settings
+    schedule: StagedSchedule
+    stage_ends: tuple[int, ...]  # epochs
+    plan: Plan
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Batches in an epoch."""
+        return len(self.dataset.train) // self.config.batch_size
+
+
+def load_config_dataset(config: TrainConfig, data_dir: Path | None = None) -> Dataset:
+    """The data set that a configuration names."""
+    return load_dataset(
+        config.dataset,
+        binarization=config.binarization,
+        validation=config.validation,
+        seed=config.data_seed,
+        observation=config.observation,
+        data_dir=data_dir,
+    )
+
+
+def resolve(config: TrainConfig, dataset: Dataset) -> TrainConfig:
+    """Fill in what the configuration leaves to the data set and to the defaults."""
+    latent_sizes, hidden_sizes = config.sizes()
+    return config.model_copy(
+        update={
+            "binarization": dataset.binarization,
+            "observation": dataset.observation,
+            "validation": config.validation or 0,
+            "layers": len(latent_sizes),
+            "latent_sizes": latent_sizes,
+            "hidden_sizes": hidden_sizes,
+        }
+    )
+
+
+def replicate_key(config: TrainConfig, replicate: int, purpose: int) -> jax.Array:
+    """The key of one replicate, the same as that of a run with its seed alone."""
+    return jax.random.fold_in(jax.random.key(config.seed + replicate), purpose)
+
+
+def make_models(config: TrainConfig, dataset: Dataset) -> list[VAE]:
+    """The models before training, one for each replicate."""
+    if config.init_from is not None:
+        return [load_model(model_folder(config.init_from, "final", r)) for r in _replicates(config)]
+    latent_sizes, hidden_sizes = config.sizes()
+    bias = None
+    if config.output_bias:
+        scale = np.asarray(dataset.train).std(axis=0, dtype=np.float64)
+        bias = observation(dataset.observation).initial_output(dataset.train_mean, scale)
+    return [
+        VAE(
+            dataset.train.shape[1],
+            latent_sizes,
+            hidden_sizes,
+            observation=dataset.observation,
+            activation=config.activation,
+            output_bias=bias,
+            key=replicate_key(config, replicate, _INIT),
+        )
+        for replicate in _replicates(config)
+    ]
+
+
+def _replicates(config: TrainConfig) -> range:
+    return range(config.replicates)
+
+
+def make_schedule(
+    config: TrainConfig, steps_per_epoch: int
+) -> tuple[StagedSchedule, tuple[int, ...]]:
+    """The learning rates, and the epochs at which their stages end."""
+    if config.schedule == "constant":
+        rates, lengths = (1.0,), (config.epochs,)
+    else:
+        table = PAPER_RATES if config.schedule == "paper" else AUTHORS_RATES
+        rates = tuple(rate / table[0] for rate in table)
+        lengths = stage_epochs(config.epochs)
+    rates = tuple(config.learning_rate * rate for rate in rates)
+    return staged(rates, lengths, steps_per_epoch), tuple(np.cumsum(lengths).tolist())
+
+
+def make_job(config: TrainConfig, data_dir: Path | None = None) -> Job:
+    """Load and build everything that `config` names.
+
+    Raises:
+        UserError: for data that cannot be had or do not fit.
+    """
+    dataset = load_config_dataset(config, data_dir)
+    config = resolve(config, dataset)
+    if config.patience is not None and len(dataset.validation) == 0:
+        raise UserError("patience needs held-out examples: set validation, e.g. 1000")
+    if config.batch_size > len(dataset.train):
+        raise UserError(
+            f"batch_size is {config.batch_size}, but there are {len(dataset.train)} training "
+            "examples: choose a smaller batch"
+        )
+    optimizers = {"paper": adam, "authors": lambda: authors_adam(config.batch_size)}
+    schedule, stage_ends = make_schedule(config, len(dataset.train) // config.batch_size)
+    return Job(
+        config,
+        dataset,
+        make_models(config, dataset),
+        Settings(
+            objective(config.objective, config.k),
+            optimizers[config.optimizer](),
+            config.batch_size,
+            dataset.binarization,
+            config.shuffle,
+        ),
+        schedule,
+        stage_ends,
+        Plan(config.epochs, config.validate_every, config.patience, config.threshold),
+    )
+
+
+def initial_state(job: Job) -> tuple[TrainState, Best]:
+    """The state of a job before its first step."""
+    keys = jnp.stack([replicate_key(job.config, r, _TRAIN) for r in _replicates(job.config)])
+    state = init_state(job.models, keys, job.settings)
+    if job.config.keep_optimizer:
+        state = state._replace(opt_state=_optimizer_of(job.config.init_from, state))
+    return state, init_best(state)
+
+
+def _optimizer_of(run: Path, state: TrainState) -> Any:
+    """The optimiser's state in the newest checkpoint of another run."""
+    paths = list_checkpoints(run / "checkpoints")
+    if not paths:
+        raise UserError(f"{run} has no checkpoint to take the optimiser's state from")
+    return load_checkpoint(paths[-1], (state, init_best(state))).state.opt_state
+
+
+def model_folder(run: Path, weights: str, replicate: int) -> Path:
+    """Where the model of one replicate lies in a run; `weights` is "final" or "best"."""
+    return Path(run) / "models" / f"{weights}-{replicate}"

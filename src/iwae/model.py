@@ -1,0 +1,283 @@
+"""What a latent variable model is, and the autoencoder with L stochastic layers of the papers."""
+
+import abc
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol, runtime_checkable
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions as dist
+from jaxtyping import Array, Float
+
+from iwae import observations
+from iwae._types import Example, Latents, PRNGKey, Scalar, UserError
+
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+    "tanh": jnp.tanh,
+    "relu": jax.nn.relu,
+    "leaky_relu": jax.nn.leaky_relu,
+    "elu": jax.nn.elu,
+    "gelu": jax.nn.gelu,
+    "silu": jax.nn.silu,
+    "softplus": jax.nn.softplus,
+}
+
+
+@runtime_checkable
+class Posterior(Protocol):
+    """q(z|x) of one example: a pytree, so that `stop_gradient` reaches all of its parameters."""
+
+    def sample(self, key: PRNGKey) -> Latents:
+        """A reparameterised draw z ~ q(z|x)."""
+
+    def log_prob(self, z: Latents) -> Scalar:
+        """log q(z|x), nats."""
+
+
+class AbstractLatentModel(eqx.Module):
+    """p(x, z) and q(z|x), of one example at a time; batch with `jax.vmap`."""
+
+    @abc.abstractmethod
+    def posterior(self, x: Example) -> Posterior:
+        """q(z|x), made once per example and shared by all of its particles."""
+
+    @abc.abstractmethod
+    def log_joint(self, x: Example, z: Latents) -> Scalar:
+        """log p(x, z), nats."""
+
+    @abc.abstractmethod
+    def sample(self, key: PRNGKey) -> tuple[Latents, Example]:
+        """An ancestral draw (z, x) ~ p."""
+
+
+class Dense(eqx.Module):
+    """y = x W + b, with Glorot uniform W of gain 1 and b = 0 at the start."""
+
+    weight: Float[Array, "fan_in fan_out"]
+    bias: Float[Array, " fan_out"]
+
+    def __init__(self, fan_in: int, fan_out: int, *, key: PRNGKey):
+        self.weight = jax.nn.initializers.glorot_uniform()(key, (fan_in, fan_out), jnp.float32)
+        self.bias = jnp.zeros(fan_out)
+
+    def __call__(self, x: Float[Array, " fan_in"]) -> Float[Array, " fan_out"]:
+        """The linear map of x."""
+        return x @ self.weight + self.bias
+
+
+class Hidden(eqx.Module):
+    """The deterministic layers between two stochastic ones."""
+
+    layers: tuple[Dense, ...]
+    activation: str = eqx.field(static=True)
+
+    def __init__(self, sizes: Sequence[int], activation: str, *, key: PRNGKey):
+        keys = jax.random.split(key, len(sizes))
+        self.layers = tuple(
+            Dense(fan_in, fan_out, key=k)
+            for fan_in, fan_out, k in zip(sizes[:-1], sizes[1:], keys[1:], strict=True)
+        )
+        self.activation = activation
+
+    def __call__(self, x: Float[Array, " n"]) -> Float[Array, " m"]:
+        """What the last layer puts out; x itself if there are none."""
+        for layer in self.layers:
+            x = ACTIVATIONS[self.activation](layer(x))
+        return x
+
+
+class GaussianNet(eqx.Module):
+    """A diagonal Gaussian whose mean and log standard deviation are functions of the input."""
+
+    hidden: Hidden
+    loc: Dense
+    log_scale: Dense
+
+    def __init__(self, sizes: Sequence[int], n_latent: int, activation: str, *, key: PRNGKey):
+        hidden_key, loc_key, scale_key = jax.random.split(key, 3)
+        self.hidden = Hidden(sizes, activation, key=hidden_key)
+        self.loc = Dense(sizes[-1], n_latent, key=loc_key)
+        self.log_scale = Dense(sizes[-1], n_latent, key=scale_key)
+
+    def __call__(self, x: Float[Array, " n"]) -> dist.Distribution:
+        """N(loc(h), exp(log_scale(h))^2), where h is what the hidden layers make of x."""
+        h = self.hidden(x)
+        return dist.Normal(self.loc(h), jnp.exp(self.log_scale(h))).to_event(1)
+
+
+class LayeredPosterior(eqx.Module):
+    """q(h_1|x) q(h_2|h_1) ... q(h_L|h_{L-1}); z is the tuple (h_1, ..., h_L)."""
+
+    first: dist.Distribution
+    above: tuple[GaussianNet, ...]
+
+    def sample(self, key: PRNGKey) -> Latents:
+        """A reparameterised draw, from the bottom up."""
+        first_key, *keys = jax.random.split(key, 1 + len(self.above))
+        z: tuple[Any, ...] = (self.first.sample(first_key),)
+        for net, k in zip(self.above, keys, strict=True):
+            z = (*z, net(z[-1]).sample(k))
+        return z
+
+    def layer_log_probs(self, z: Latents) -> tuple[Scalar, ...]:
+        """log q(h_l|h_{l-1}) for l = 1 ... L, nats, with h_0 = x."""
+        above = tuple(
+            net(below).log_prob(h) for net, below, h in zip(self.above, z, z[1:], strict=False)
+        )
+        return (self.first.log_prob(z[0]), *above)
+
+    def log_prob(self, z: Latents) -> Scalar:
+        """log q(z|x), nats."""
+        return sum(self.layer_log_probs(z))
+
+    def layer_means(self, z: Latents) -> tuple[Float[Array, " _"], ...]:
+        """E[h_l|h_{l-1}] for l = 1 ... L, with h_0 = x: only the first depends on x alone."""
+        above = tuple(net(below).mean for net, below in zip(self.above, z, strict=False))
+        return (self.first.mean, *above)
+
+
+class VAE(AbstractLatentModel):
+    """The autoencoder of Burda et al. (2016) with L stochastic layers of any sizes.
+
+    q(z|x) = q(h_1|x) q(h_2|h_1) ...; p(x, z) = p(x|h_1) p(h_1|h_2) ... p(h_L), p(h_L) = N(0, I).
+    All latents are diagonal Gaussians. `z` is the tuple (h_1, ..., h_L): h_1 is nearest the data.
+
+    Args:
+        n_data: dimensions of one example (flat).
+        latent_sizes: sizes of h_1, ..., h_L.
+        hidden_sizes: for each stochastic layer l, the deterministic layers between h_{l-1} and
+            h_l, in the encoder's order; the decoder has the same in reverse.
+        observation: a name in `iwae.observations.OBSERVATIONS`.
+        activation: a name in `iwae.model.ACTIVATIONS`.
+        output_bias: `[n_outputs * n_data]`, the initial bias of the decoder's last layer, from
+            `Observation.initial_output` (zeros if None).
+        key: initialisation; every layer gets a key of its own.
+
+    Raises:
+        UserError: for unknown names, empty or unequal lists of sizes, a bias of the wrong shape.
+    """
+
+    encoder: tuple[GaussianNet, ...]
+    prior_nets: tuple[GaussianNet, ...]
+    decoder_hidden: Hidden
+    output: Dense
+    observation: str = eqx.field(static=True)
+
+    def __init__(
+        self,
+        n_data: int,
+        latent_sizes: Sequence[int] = (50,),
+        hidden_sizes: Sequence[Sequence[int]] = ((200, 200),),
+        *,
+        observation: str = "bernoulli",
+        activation: str = "tanh",
+        output_bias: np.ndarray | None = None,
+        key: PRNGKey,
+    ):
+        _check_sizes(n_data, latent_sizes, hidden_sizes, activation)
+        encoder_key, prior_key, hidden_key, output_key = jax.random.split(key, 4)
+        n_layers = len(latent_sizes)
+        inputs = (n_data, *latent_sizes[:-1])
+        self.encoder = tuple(
+            GaussianNet((inputs[l], *hidden_sizes[l]), latent_sizes[l], activation, key=k)
+            for l, k in enumerate(jax.random.split(encoder_key, n_layers))
+        )
+        prior_keys = jax.random.split(prior_key, n_layers)[1:]
+        self.prior_nets = tuple(
+            GaussianNet(
+                (latent_sizes[l], *reversed(hidden_sizes[l])),
+                latent_sizes[l - 1],
+                activation,
+                key=k,
+            )
+            for l, k in enumerate(prior_keys, start=1)
+        )
+        sizes = (latent_sizes[0], *reversed(hidden_sizes[0]))
+        self.decoder_hidden = Hidden(sizes, activation, key=hidden_key)
+        n_outputs = observations.observation(observation).n_outputs * n_data
+        self.output = _with_bias(Dense(sizes[-1], n_outputs, key=output_key), output_bias)
+        self.observation = observation
+
+    @property
+    def latent_sizes(self) -> tuple[int, ...]:
+        """Sizes of h_1, ..., h_L."""
+        return tuple(net.loc.bias.shape[-1] for net in self.encoder)
+
+    @property
+    def hidden_sizes(self) -> tuple[tuple[int, ...], ...]:
+        """For each stochastic layer, the deterministic ones below it, in the encoder's order."""
+        return tuple(
+            tuple(layer.bias.shape[-1] for layer in net.hidden.layers) for net in self.encoder
+        )
+
+    @property
+    def activation(self) -> str:
+        """A name in `ACTIVATIONS`."""
+        return self.decoder_hidden.activation
+
+    def architecture(self) -> dict[str, Any]:
+        """The arguments, but for the key, that make a model of this shape."""
+        hidden = [net.hidden for net in self.encoder]
+        return {
+            "n_data": self.encoder[0].hidden.layers[0].weight.shape[0],
+            "latent_sizes": self.latent_sizes,
+            "hidden_sizes": [[layer.bias.shape[0] for layer in h.layers] for h in hidden],
+            "observation": self.observation,
+            "activation": self.decoder_hidden.activation,
+        }
+
+    def posterior(self, x: Float[Array, " n_data"]) -> LayeredPosterior:
+        """q(z|x)."""
+        return LayeredPosterior(self.encoder[0](x), self.encoder[1:])
+
+    def prior(self) -> dist.Distribution:
+        """p(h_L) = N(0, I)."""
+        return dist.Normal(jnp.zeros(self.latent_sizes[-1]), 1.0).to_event(1)
+
+    def decode(self, z: Latents) -> dist.Distribution:
+        """p(x|h_1)."""
+        outputs = self.output(self.decoder_hidden(z[0]))
+        return observations.observation(self.observation).distribution(outputs)
+
+    def layer_log_priors(self, z: Latents) -> tuple[Scalar, ...]:
+        """log p(h_l|h_{l+1}) for l = 1 ... L, nats; the last is log p(h_L)."""
+        between = tuple(
+            net(above).log_prob(h) for net, h, above in zip(self.prior_nets, z, z[1:], strict=False)
+        )
+        return (*between, self.prior().log_prob(z[-1]))
+
+    def log_joint(self, x: Float[Array, " n_data"], z: Latents) -> Scalar:
+        """log p(x|h_1) + sum_l log p(h_l|h_{l+1}), nats."""
+        return self.decode(z).log_prob(x) + sum(self.layer_log_priors(z))
+
+    def sample(self, key: PRNGKey) -> tuple[Latents, Float[Array, " n_data"]]:
+        """An ancestral draw, from the top down."""
+        prior_key, x_key, *keys = jax.random.split(key, 2 + len(self.prior_nets))
+        z: tuple[Any, ...] = (self.prior().sample(prior_key),)
+        for net, k in zip(reversed(self.prior_nets), keys, strict=True):
+            z = (net(z[0]).sample(k), *z)
+        return z, self.decode(z).sample(x_key).astype(jnp.float32)
+
+
+def _check_sizes(
+    n_data: int, latent_sizes: Sequence[int], hidden_sizes: Sequence[Sequence[int]], activation: str
+) -> None:
+    if not latent_sizes or len(latent_sizes) != len(hidden_sizes):
+        raise UserError(
+            f"{len(latent_sizes)} latent sizes but {len(hidden_sizes)} lists of hidden sizes: "
+            "give one of each for every stochastic layer"
+        )
+    if min(n_data, *latent_sizes, *(size for sizes in hidden_sizes for size in sizes)) < 1:
+        raise UserError("every layer needs at least one unit")
+    if activation not in ACTIVATIONS:
+        raise UserError(f"no activation {activation!r}; known: {', '.join(ACTIVATIONS)}")
+
+
+def _with_bias(layer: Dense, bias: np.ndarray | None) -> Dense:
+    if bias is None:
+        return layer
+    if bias.shape != layer.bias.shape:
+        raise UserError(f"output_bias has shape {bias.shape}; this model needs {layer.bias.shape}")
+    return eqx.tree_at(lambda dense: dense.bias, layer, jnp.asarray(bias, jnp.float32))

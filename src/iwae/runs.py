@@ -1,0 +1,360 @@
+"""A run folder: trained models, stopped and resumed at will.
+
+RUN/config.toml       the resolved configuration; trains the same models again
+RUN/metrics.jsonl     one line per logged epoch
+RUN/tensorboard/      the same as TensorBoard scalars
+RUN/checkpoints/      what the run needs to go on (Orbax)
+RUN/models/           `final-R` and `best-R` for each replicate R (safetensors)
+RUN/frames/           pictures' arrays through the course of training
+RUN/figures/          pictures, written by `iwae figures`
+RUN/evaluations/      records and per-example values, written by `iwae evaluate`
+"""
+
+import fcntl
+import json
+import logging
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import numpy as np
+from jaxtyping import Array
+
+from iwae._types import UserError, atomic_write
+from iwae.checkpoint import (
+    Checkpoint,
+    DamagedCheckpointError,
+    list_checkpoints,
+    load_checkpoint,
+    prune_checkpoints,
+    save_checkpoint,
+    save_model,
+)
+from iwae.config import TrainConfig, config_values, read_config, write_config
+from iwae.data import draw
+from iwae.evaluate import active_units, gather, layer_terms, map_examples
+from iwae.jobs import Job, initial_state, make_job, model_folder
+from iwae.model import VAE
+from iwae.train import Best, NonFiniteError, Report, TrainState, replicate_model, training
+
+log = logging.getLogger("iwae")
+
+CHECKPOINT_SECONDS = 180.0
+"""The most that a kill can cost."""
+
+FRAMES = 16
+"""Pictures of the model taken in the course of training, at epochs evenly spread in their log."""
+
+MONITORED = 1000
+"""Examples on which reconstruction, KL and active units are logged."""
+
+
+@contextmanager
+def _locked(run: Path) -> Iterator[None]:
+    """Hold the folder, so that no second process trains in it."""
+    run.mkdir(parents=True, exist_ok=True)
+    with (run / ".lock").open("w") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UserError(f"{run} is in use by another process that trains there") from error
+        yield
+
+
+@contextmanager
+def _stop_signals() -> Iterator[list[int]]:
+    """Collect Ctrl-C and SIGTERM instead of dying of them; a second one dies."""
+    received: list[int] = []
+
+    def note(number: int, _frame: Any) -> None:
+        if received:
+            raise KeyboardInterrupt
+        received.append(number)
+
+    names = (signal.SIGINT, signal.SIGTERM)
+    if threading.current_thread() is not threading.main_thread():
+        yield received
+        return
+    before = [signal.signal(name, note) for name in names]
+    try:
+        yield received
+    finally:
+        for name, handler in zip(names, before, strict=True):
+            signal.signal(name, handler)
+
+
+class Stopped(Exception):  # noqa: N818 - nothing went wrong
+    """Training was asked to stop, and has saved what it had."""
+
+    def __init__(self, signal_number: int):
+        super().__init__(f"stopped by {signal.Signals(signal_number).name}")
+        self.signal_number = signal_number
+
+
+def start_run(config: TrainConfig, run: Path, data_dir: Path | None = None) -> Iterator[Report]:
+    """Train from the beginning in a new folder; yields after every dispatch.
+
+    Raises:
+        UserError: if the folder holds something already, or for data that do not fit.
+        Stopped: after Ctrl-C or SIGTERM, once a checkpoint is written.
+        NonFiniteError: names the step and the term; the last good state is in a checkpoint.
+    """
+    if (run / "config.toml").exists():
+        raise UserError(f"{run} holds a run already; go on with --resume {run}, or choose another")
+    if run.exists() and any(path.name != ".lock" for path in run.iterdir()):
+        raise UserError(f"{run} is not empty; choose another folder for the run")
+    job = make_job(config, data_dir)
+    with _locked(run):
+        write_config(job.config, run / "config.toml")
+        state, best = initial_state(job)
+        yield from _train(job, run, state, best)
+
+
+def resume_run(
+    run: Path, data_dir: Path | None = None, stage: int | None = None
+) -> Iterator[Report]:
+    """Go on exactly where a run was stopped, or from the end of a stage of its schedule.
+
+    Raises:
+        UserError: if there is nothing to resume, or the data are not those of the run.
+    """
+    if not (run / "config.toml").is_file():
+        raise UserError(f"{run} holds no run: config.toml is missing")
+    job = make_job(read_config(run / "config.toml"), data_dir)
+    with _locked(run):
+        start = initial_state(job)
+        checkpoint = _checkpoint_to_resume(job, run, start, stage)
+        state, best = (checkpoint.state, checkpoint.best) if checkpoint else start
+        _forget_after(run, int(state.step.max()))
+        yield from _train(job, run, state, best)
+
+
+def _checkpoint_to_resume(
+    job: Job, run: Path, like: tuple[TrainState, Best], stage: int | None
+) -> Checkpoint | None:
+    """The newest checkpoint that is whole, or that of a stage; None to start afresh."""
+    paths = list_checkpoints(run / "checkpoints")
+    if stage is not None:
+        if not 0 <= stage < len(job.stage_ends):
+            raise UserError(f"no stage {stage}; this schedule has 0 to {len(job.stage_ends) - 1}")
+        step = job.stage_ends[stage] * job.steps_per_epoch
+        paths = [path for path in paths if int(path.name) == step]
+        if not paths:
+            raise UserError(f"{run} has no checkpoint of the end of stage {stage}")
+    for path in reversed(paths):
+        try:
+            checkpoint = load_checkpoint(path, like)
+        except DamagedCheckpointError as error:
+            log.warning("%s; trying the one before", error)
+            continue
+        if checkpoint.notes["dataset"] != _jsonable(job.dataset.identity):
+            raise UserError(f"the data found now are not those that {run} was trained on")
+        return checkpoint
+    if stage is not None:
+        raise UserError(f"the checkpoint of stage {stage} is damaged")
+    log.warning("%s has no checkpoint that can be read: starting from the beginning", run)
+    return None
+
+
+def _forget_after(run: Path, step: int) -> None:
+    """Remove what was written after `step`, which will be written again."""
+    for path in list_checkpoints(run / "checkpoints"):
+        if int(path.name) > step:
+            path.rename(path.with_name(f"abandoned-{path.name}"))
+    rows = [row for row in read_metrics(run) if row["step"] <= step]
+    with atomic_write(run / "metrics.jsonl") as path:
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def read_metrics(run: Path) -> list[dict[str, Any]]:
+    """The logged epochs of a run, oldest first; a line cut off by a kill is left out."""
+    path = run / "metrics.jsonl"
+    if not path.exists():
+        return []
+    lines = path.read_text().splitlines(keepends=True)
+    return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
+class _Run(NamedTuple):
+    """What stays the same while a run is being trained."""
+
+    job: Job
+    folder: Path
+    keep_steps: set[int]
+    frame_epochs: set[int]
+    monitored: np.ndarray
+
+
+def _train(job: Job, folder: Path, start: TrainState, best_so_far: Best) -> Iterator[Report]:
+    """Train and keep the folder up to date."""
+    keep = {end * job.steps_per_epoch for end in job.stage_ends}
+    run = _Run(job, folder, keep, _frame_epochs(job.config.epochs), _monitored_examples(job))
+    validation = job.dataset.validation if len(job.dataset.validation) else None
+    state, best, saved = start, best_so_far, time.monotonic()
+    if not start.step.any():
+        save_frame(run, start, 0)
+    steps = training(
+        start,
+        best_so_far,
+        job.dataset.train,
+        job.schedule,
+        job.models[0],
+        job.settings,
+        job.plan,
+        validation,
+    )
+    with _stop_signals() as signals, _tensorboard(folder, int(start.step.max())) as board:
+        try:
+            for state, best, report in steps:
+                if report.epoch_done:
+                    _log_epoch(run, state, report, board)
+                stage_end = report.epoch_done and report.step in run.keep_steps
+                if stage_end or signals or time.monotonic() - saved > CHECKPOINT_SECONDS:
+                    _save(run, state, best)
+                    saved = time.monotonic()
+                yield report
+                if signals:
+                    raise Stopped(signals[0])
+        except NonFiniteError as error:
+            _save(run, error.state, error.best)
+            raise
+    _save(run, state, best)
+
+
+def _save(run: _Run, state: TrainState, best: Best) -> None:
+    """A checkpoint, and the models as they are now."""
+    job = run.job
+    notes = {
+        "dataset": _jsonable(job.dataset.identity),
+        "config": config_values(job.config),
+        "version": version("iwae"),
+    }
+    folder = run.folder / "checkpoints"
+    save_checkpoint(folder, Checkpoint(state, best, notes))
+    prune_checkpoints(folder, run.keep_steps)
+    for replicate in range(job.config.replicates):
+        about = {"config": notes["config"], "replicate": replicate, "version": notes["version"]}
+        model = replicate_model(job.models[0], state.params, replicate)
+        epoch = int(state.step[replicate]) // job.steps_per_epoch
+        save_model(model, model_folder(run.folder, "final", replicate), epoch=epoch, **about)
+        if len(job.dataset.validation) and best.epoch[replicate] > 0:
+            model = replicate_model(job.models[0], best.params, replicate)
+            about |= {
+                "epoch": int(best.epoch[replicate]),
+                "validation": float(best.value[replicate]),
+            }
+            save_model(model, model_folder(run.folder, "best", replicate), **about)
+
+
+def _jsonable(value: Any) -> Any:
+    return json.loads(json.dumps(value))
+
+
+# --- what is logged -------------------------------------------------------------------------
+
+
+def _monitored_examples(job: Job) -> np.ndarray:
+    """Held-out examples if there are any, else some training examples, binarised once."""
+    dataset = job.dataset
+    if len(dataset.validation):
+        return dataset.validation[:MONITORED]
+    chosen = np.random.default_rng(0).permutation(len(dataset.train))[:MONITORED]
+    raw, keys = dataset.train[np.sort(chosen)], jax.random.split(jax.random.key(0), len(chosen))
+    pixels = jax.vmap(lambda row, key: draw(row, key, binarization=dataset.binarization))
+    return np.asarray(pixels(raw, keys))
+
+
+def monitor(model: VAE, examples: np.ndarray, key: Array) -> dict[str, Any]:
+    """Reconstruction (nats), KL per layer (nats) and active units per layer, one replicate."""
+    slabs = map_examples(layer_terms(1), model, examples, key, batch_size=100, slab_size=MONITORED)
+    terms = gather(slabs)
+    units = active_units(model, examples, key)
+    return {
+        "reconstruction": float(terms["reconstruction"].mean()),
+        "kl": terms["kl"].mean(axis=0).tolist(),
+        "active_units": list(units.counts),
+    }
+
+
+def _log_epoch(run: _Run, state: TrainState, report: Report, board: Any) -> None:
+    """A line of metrics and TensorBoard scalars, and now and then a frame."""
+    job = run.job
+    row: dict[str, Any] = {
+        "epoch": report.epoch,
+        "step": report.step,
+        "learning_rate": float(job.schedule(jax.numpy.int32(report.step - 1))),
+        "train_bound": [_number(value) for value in report.bound],
+    }
+    if report.validation is not None:
+        row["validation_bound"] = [float(value) for value in report.validation]
+    if report.epoch % job.config.validate_every == 0:
+        key = jax.random.key(0)
+        models = [
+            replicate_model(job.models[0], state.params, r) for r in range(job.config.replicates)
+        ]
+        monitored = [monitor(model, run.monitored, key) for model in models]
+        row |= {name: [values[name] for values in monitored] for name in monitored[0]}
+    with (run.folder / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps(row) + "\n")
+    for tag, value in _scalars(row):
+        board.add_scalar(tag, value, report.step)
+    if report.epoch in run.frame_epochs:
+        save_frame(run, state, report.epoch)
+
+
+def _number(value: float) -> float | None:
+    """JSON has no nan; a replicate that has stopped has no training bound."""
+    return None if np.isnan(value) else float(value)
+
+
+def _scalars(row: dict[str, Any]) -> Iterator[tuple[str, float]]:
+    """A line of metrics as TensorBoard tags: name, replicate, layer."""
+    yield "learning_rate", row["learning_rate"]
+    for name in ("train_bound", "validation_bound", "reconstruction", "kl", "active_units"):
+        for replicate, value in enumerate(row.get(name, [])):
+            layers = value if isinstance(value, list) else [value]
+            for layer, number in enumerate(layers, start=1):
+                suffix = f"/layer_{layer}" if isinstance(value, list) else ""
+                if number is not None:
+                    yield f"{name}/replicate_{replicate}{suffix}", number
+
+
+@contextmanager
+def _tensorboard(folder: Path, step: int) -> Iterator[Any]:
+    from tensorboardX import SummaryWriter
+
+    with SummaryWriter(str(folder / "tensorboard"), purge_step=step or None) as writer:
+        yield writer
+
+
+def _frame_epochs(epochs: int) -> set[int]:
+    return {int(epoch) for epoch in np.unique(np.round(np.geomspace(1, epochs, FRAMES)))}
+
+
+def save_frame(run: _Run, state: TrainState, epoch: int) -> None:
+    """What the first replicate makes of fixed prior draws and test examples."""
+    model = replicate_model(run.job.models[0], state.params, 0)
+    examples = run.job.dataset.test[:: max(1, len(run.job.dataset.test) // 16)][:16]
+    means, reconstructions = _frame(model, jax.numpy.asarray(examples, jax.numpy.float32))
+    with atomic_write(run.folder / "frames" / f"{epoch:06d}.npz") as path:
+        np.savez(path, samples=means, reconstructions=reconstructions, examples=examples)
+
+
+@eqx.filter_jit
+def _frame(model: VAE, examples: Array) -> tuple[Array, Array]:
+    """Means of p(x|z) for 16 fixed prior draws, and of the reconstructions of `examples`."""
+    draws, encodings = jax.random.split(jax.random.key(0))
+
+    def reconstruct(x: Array, key: Array) -> Array:
+        return model.decode(model.posterior(x).sample(key)).mean
+
+    samples = jax.vmap(lambda key: model.decode(model.sample(key)[0]).mean)
+    keys = jax.random.split(encodings, len(examples))
+    return samples(jax.random.split(draws, 16)), jax.vmap(reconstruct)(examples, keys)

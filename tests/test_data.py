@@ -1,0 +1,1497 @@
+"""Data: formats, splits, binarisation, identities, downloads, and what is refused."""
+
+import gzip
+import http.server
+import io
+import json
+import math
+import os
+import re
+import struct
+import subprocess
+import sys
+import threading
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+from itertools import product
+from pathlib import Path
+from types import SimpleNamespace
+
+import hypothesis.extra.numpy as hnp
+import hypothesis.strategies as st
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.io
+from hypothesis import given, settings
+
+from iwae._types import UserError
+from iwae.data import (
+    BINARIZATIONS,
+    DATASETS,
+    choose,
+    draw,
+    fetch,
+    list_datasets,
+    load_dataset,
+    readers,
+    splits,
+    store,
+    test_sha256,
+    verify,
+)
+from iwae.data.readers import DamagedError
+from iwae.data.splits import TEST_DRAW, TRAIN_DRAW, bernoulli, resolve
+
+REAL_DATA = os.environ.get("IWAE_DATA")
+SYNTHETIC = ("camel", "two-clusters", "linear-2d", "four-gaussians", "circle")
+SIZES = {"train": 60, "validation": 20, "test": 30}
+
+
+@pytest.fixture(autouse=True)
+def isolated(monkeypatch, tmp_path):
+    """No test sees this machine's data, cache or proxy."""
+    monkeypatch.delenv("IWAE_DATA", raising=False)
+    monkeypatch.setenv("NO_PROXY", "*")
+    monkeypatch.setattr(store, "cache_dir", lambda: tmp_path / "cache")
+
+
+# ------------------------------------------------------------------ tiny files of every format
+
+
+def grey(n, seed=0):
+    """Random bytes with a blank row and a full row of pixels in every image."""
+    images = np.random.default_rng(seed).integers(0, 256, (n, 28, 28), dtype=np.uint8)
+    images[:, 0], images[:, 1] = 0, 255
+    return images
+
+
+def binary(n, seed=0):
+    return (grey(n, seed) > 127).astype(np.uint8)
+
+
+def idx(images, magic=b"\x00\x00\x08\x03"):
+    return magic + struct.pack(">iii", *images.shape) + images.tobytes()
+
+
+def amat(images, cell=" ", line="\n"):
+    rows = images.reshape(len(images), -1).tolist()
+    return "".join(cell.join(map(str, row)) + line for row in rows).encode()
+
+
+def columns(images):
+    """MATLAB's layout: an image a column, whose pixels run down the image."""
+    return images.transpose(0, 2, 1).reshape(len(images), -1).T
+
+
+def mat(**matrices):
+    stream = io.BytesIO()
+    scipy.io.savemat(stream, matrices, do_compression=True)
+    return stream.getvalue()
+
+
+CHARDATA = mat(data=columns(grey(60, 3)) / 255, testdata=columns(grey(30, 4)) / 255)
+CONTENTS = {
+    "mnist": {
+        "train-images-idx3-ubyte": idx(grey(60, 1)),
+        "t10k-images-idx3-ubyte": idx(grey(30, 2)),
+    },
+    "fashion-mnist": {
+        "train-images-idx3-ubyte": idx(grey(60, 5)),
+        "t10k-images-idx3-ubyte": idx(grey(30, 6)),
+    },
+    "mnist-static": {
+        "binarized_mnist_train.amat": amat(binary(60, 7)),
+        "binarized_mnist_valid.amat": amat(binary(20, 8)),
+        "binarized_mnist_test.amat": amat(binary(30, 9)),
+    },
+    "omniglot": {"chardata.mat": CHARDATA},
+}
+
+
+def shrink(monkeypatch, name, mirrors=(), **sums):
+    """Cut a named set down to the tiny files above; `sums` replace the true sums of its files."""
+
+    def tiny(file):
+        shapes = {split: (SIZES[split], *shape[1:]) for split, shape in file.shapes.items()}
+        small = replace(
+            file,
+            shapes=shapes,
+            mirrors=tuple(f"{mirror}/{file.name}.gz" for mirror in mirrors),
+            md5=None,
+            archive_md5=None,
+        )
+        if (content := CONTENTS[name].get(file.name)) is None:
+            return small
+        arrays = file.read(content, shapes).values()
+        values = test_sha256(*arrays) if file.values_sha256 else None
+        known = {"sha256": readers.sha256(content), "values_sha256": values}
+        return replace(small, **(known | sums))
+
+    variants = tuple(tuple(map(tiny, variant)) for variant in DATASETS[name].variants)
+    monkeypatch.setitem(DATASETS, name, replace(DATASETS[name], variants=variants))
+
+
+def write(folder, name, *, packed=True):
+    """The tiny files of a set in a folder, packed or not."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for file, content in CONTENTS[name].items():
+        path = folder / (f"{file}.gz" if packed else file)
+        path.write_bytes(gzip.compress(content) if packed else content)
+    return folder
+
+
+@pytest.fixture
+def mnist(monkeypatch, tmp_path):
+    """A folder with a tiny MNIST, and the function that loads it."""
+    shrink(monkeypatch, "mnist")
+    write(tmp_path / "data" / "mnist", "mnist")
+    return partial(load_dataset, "mnist", data_dir=tmp_path / "data", download=False)
+
+
+@pytest.fixture
+def static(monkeypatch, tmp_path):
+    shrink(monkeypatch, "mnist-static")
+    write(tmp_path / "data" / "binarized_mnist", "mnist-static")
+    return partial(load_dataset, "mnist-static", data_dir=tmp_path / "data", download=False)
+
+
+# ----------------------------------------------------------------------------- starting up
+
+
+def test_import_is_light():
+    heavy = "jax", "scipy", "sklearn", "pooch", "requests", "tqdm", "matplotlib", "platformdirs"
+    code = (
+        "import sys, iwae.data as data; assert data.DATASETS and data.load_dataset; "
+        f"print([name for name in {heavy} if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_listing_needs_no_jax():
+    code = "import sys, iwae.data as data; data.list_datasets(); print('jax' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
+
+
+def test_unknown_attribute():
+    import iwae.data
+
+    with pytest.raises(AttributeError, match="no_such_thing"):
+        iwae.data.no_such_thing  # noqa: B018
+
+
+# ------------------------------------------------------------------------------ draw (device)
+
+
+def test_draw_blank_and_full_pixels_are_certain():
+    raw = jnp.array([0, 255], jnp.uint8)
+    keys = jax.random.split(jax.random.key(0), 100_000)
+    drawn = jax.jit(jax.vmap(lambda key: draw(raw, key, binarization="dynamic")))(keys)
+    assert drawn.dtype == jnp.float32
+    assert float(drawn[:, 0].max()) == 0
+    assert float(drawn[:, 1].min()) == 1
+
+
+def test_draw_at_the_ends_of_the_uniform_numbers(monkeypatch):
+    """A uniform number of exactly 0 comes once in 8 million: a blank pixel must stay blank."""
+    raw = jnp.array([0, 1, 255], jnp.uint8)
+    for uniform, expected in ((0.0, [0, 1, 1]), (1 - 2**-24, [0, 0, 1])):
+        monkeypatch.setattr(
+            jax.random, "uniform", lambda _, shape, dtype, u=uniform: jnp.full(shape, u, dtype)
+        )
+        drawn = draw(raw, jax.random.key(0), binarization="dynamic")
+        np.testing.assert_array_equal(drawn, expected)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32])
+def test_draw_has_the_mean_of_the_grey_levels(dtype):
+    n, levels = 40_000, np.array([1, 20, 127, 128, 230, 254], np.uint8)
+    probability = levels / 255
+    raw = levels if dtype == np.uint8 else probability.astype(np.float32)
+    keys = jax.random.split(jax.random.key(1), n)
+    drawn = jax.vmap(lambda key: draw(jnp.asarray(raw), key, binarization="dynamic"))(keys)
+    mean = np.asarray(drawn, np.float64).mean(0)
+    error = np.sqrt(probability * (1 - probability) / n)
+    assert np.all(np.abs(mean - probability) < 5 * error)
+    # Strong enough: the difference between v / 255 and v / 250 would be seen.
+    assert np.max(np.abs(levels / 250 - probability) / error) > 5
+    assert set(np.unique(drawn)) == {0.0, 1.0}
+
+
+def test_draw_pixels_and_keys_are_independent():
+    raw = jnp.full(4096, 128, jnp.uint8)
+    one, two = (
+        draw(raw, key, binarization="dynamic") for key in jax.random.split(jax.random.key(2))
+    )
+    agreement = float((one == two).mean())
+    assert abs(agreement - 0.5) < 5 * 0.5 / 64
+    assert abs(float((one[:-1] == one[1:]).mean()) - 0.5) < 5 * 0.5 / 64
+
+
+@pytest.mark.parametrize("binarization", ["static", "threshold", "none"])
+def test_draw_casts_what_is_drawn_already(binarization):
+    bits, real = np.array([0, 1, 1], np.uint8), np.array([-1.5, 0.25], np.float32)
+    key = jax.random.key(0)
+    np.testing.assert_array_equal(draw(bits, key, binarization=binarization), [0.0, 1.0, 1.0])
+    np.testing.assert_array_equal(draw(real, key, binarization=binarization), real)
+
+
+def test_draw_refuses_an_unknown_binarization():
+    with pytest.raises(UserError, match="dynamic, static, threshold, none"):
+        draw(np.zeros(3, np.uint8), jax.random.key(0), binarization="sometimes")
+
+
+# ---------------------------------------------------------------- hashes, choices, host draws
+
+
+def test_sha256_knows_dtype_shape_and_values_but_not_memory_layout():
+    array = np.arange(6, dtype=np.float32).reshape(2, 3)
+    same = [np.asfortranarray(array), array.astype(">f4"), np.stack([array, array], -1)[..., 0]]
+    assert {test_sha256(other) for other in same} == {test_sha256(array)}
+    others = [array.reshape(3, 2), array.astype(np.float64), array.view(np.int32), array + 1]
+    assert len({test_sha256(other) for other in [array, *others]}) == 5
+
+
+def test_sha256_is_the_same_for_ever():
+    expected = "ff15ed127ed365d29634c702dfdfeda0e3d82909141599fcf4fd516820d69db6"
+    assert test_sha256(np.array([[0, 1], [255, 7]], np.uint8)) == expected
+
+
+@given(st.integers(1, 300), st.data(), st.integers(0, 9))
+def test_choose_draws_distinct_rows(n, data, seed):
+    count = data.draw(st.integers(0, n))
+    rows = choose(n, count, seed=seed)
+    assert len(rows) == count == len(set(rows.tolist()))
+    assert np.all(np.diff(rows) > 0)
+    assert count == 0 or (rows[0] >= 0 and rows[-1] < n)
+    np.testing.assert_array_equal(rows, choose(n, count, seed=seed))
+
+
+def test_choose_is_never_a_prefix_and_depends_on_the_seed():
+    one, two = choose(1000, 100, seed=0), choose(1000, 100, seed=1)
+    assert not np.array_equal(one, two)
+    # Mean row of a uniform sample: 499.5 with a standard error of about 27; a prefix has 49.5.
+    assert abs(one.mean() - 499.5) < 5 * 27
+
+
+@settings(max_examples=50)
+@given(
+    hnp.arrays(np.uint8, st.tuples(st.integers(1, 12), st.integers(1, 5))),
+    st.data(),
+    st.integers(0, 3),
+)
+def test_host_draws_belong_to_their_row(pixels, data, seed):
+    rows = np.array(data.draw(st.lists(st.integers(0, len(pixels) - 1))), int)
+    everything = bernoulli(pixels, seed=seed, stream=TRAIN_DRAW)
+    np.testing.assert_array_equal(
+        bernoulli(pixels, seed=seed, stream=TRAIN_DRAW, rows=rows), everything[rows]
+    )
+    assert np.all(everything[pixels == 0] == 0)
+    assert np.all(everything[pixels == 255] == 1)
+
+
+def test_host_draws_at_the_ends_of_the_uniform_numbers(monkeypatch):
+    pixels = np.array([[0, 1, 255]], np.uint8)
+    for uniform, expected in ((0.0, [[0, 1, 1]]), (1 - 2**-53, [[0, 0, 1]])):
+        generator = SimpleNamespace(
+            bit_generator=SimpleNamespace(state=0, advance=lambda _: None),
+            random=lambda shape, u=uniform: np.full(shape, u),
+        )
+        monkeypatch.setattr(splits, "_generator", lambda *_, generator=generator: generator)
+        np.testing.assert_array_equal(bernoulli(pixels, seed=0, stream=TEST_DRAW), expected)
+
+
+def test_host_draws_cross_blocks_of_rows():
+    """More rows than are drawn at a time: the stream must go on where the last block ended."""
+    pixels = np.full((2500, 3), 128, np.uint8)
+    drawn = bernoulli(pixels, seed=0, stream=TEST_DRAW)
+    uniform = np.random.Generator(np.random.PCG64([0, TEST_DRAW])).random((2500, 3))
+    np.testing.assert_array_equal(drawn, uniform < 128 / 255)
+
+
+def test_host_draws_have_the_right_mean_and_separate_streams():
+    pixels = np.full((20_000, 2), [10, 200], np.uint8)
+    one = bernoulli(pixels, seed=0, stream=TRAIN_DRAW)
+    error = np.sqrt(10 / 255 * (1 - 10 / 255) / 20_000)
+    assert np.all(np.abs(one.mean(0) - [10 / 255, 200 / 255]) < 5 * [error, 2.1 * error][1])
+    for other in ({"seed": 1, "stream": TRAIN_DRAW}, {"seed": 0, "stream": TEST_DRAW}):
+        assert not np.array_equal(bernoulli(pixels, **other), one)
+
+
+# --------------------------------------------------- what may be asked of which kind of values
+
+ALLOWED = {
+    ("binary", "bernoulli"): {None: "none", "none": "none", "static": "none", "threshold": "none"},
+    ("binary", "gaussian"): {None: "none", "none": "none"},
+    ("grey", "bernoulli"): {
+        None: "dynamic",
+        "dynamic": "dynamic",
+        "static": "static",
+        "threshold": "threshold",
+    },
+    ("grey", "gaussian"): {None: "none", "none": "none"},
+    ("real", "bernoulli"): {},
+    ("real", "gaussian"): {None: "none", "none": "none"},
+}
+DEFAULT = {"binary": "bernoulli", "grey": "bernoulli", "real": "gaussian"}
+
+
+@pytest.mark.parametrize(
+    ("values", "observation", "binarization"),
+    list(product(DEFAULT, (None, "bernoulli", "gaussian"), (None, *BINARIZATIONS))),
+)
+def test_observation_and_binarization_are_resolved_or_refused(values, observation, binarization):
+    kind = observation or DEFAULT[values]
+    if binarization in ALLOWED[values, kind]:
+        expected = (kind, ALLOWED[values, kind][binarization])
+        assert resolve(values, observation, binarization) == expected
+    else:
+        with pytest.raises(UserError, match=r"use|binarise"):
+            resolve(values, observation, binarization)
+
+
+def test_unknown_words_are_refused(mnist):
+    with pytest.raises(UserError, match="unknown binarization 'dynamics': it is one of dynamic, "):
+        mnist(binarization="dynamics")
+    with pytest.raises(UserError, match="unknown observation 'poisson'"):
+        mnist(observation="poisson")
+
+
+# ---------------------------------------------------------------------------- file formats
+
+IDX_SHAPES = {"train": (4, 28, 28)}
+
+
+def test_idx():
+    images = grey(4)
+    read = readers.idx_images(idx(images), IDX_SHAPES)
+    assert list(read) == ["train"]
+    np.testing.assert_array_equal(read["train"], images.reshape(4, 784))
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (idx(grey(4))[:-1], "truncated: 3,135 bytes of pixels, not 3,136"),
+        (idx(grey(4)) + b"\0", "too long: 3,137 bytes"),
+        (idx(grey(4))[:10], "truncated: 10 bytes, less than the header of 16"),
+        (idx(grey(5)), "holds images of shape 5 x 28 x 28, not 4 x 28 x 28"),
+        (idx(grey(4)[:, :27]), "4 x 27 x 28"),
+        (idx(grey(4), b"\x00\x00\x08\x01"), "labels, not of images"),
+        (idx(grey(4), b"\x00\x00\x0d\x03"), "not an idx file of images: starts with 0x00000d03"),
+        (b"<html>404</html>", "not an idx file"),
+    ],
+)
+def test_bad_idx(content, reason):
+    with pytest.raises(DamagedError, match=re.escape(reason)):
+        readers.idx_images(content, IDX_SHAPES)
+
+
+def test_unpack_goes_by_content():
+    assert readers.unpack(gzip.compress(b"hello")) == b"hello"
+    assert readers.unpack(b"hello") == b"hello"
+
+
+@pytest.mark.parametrize("cut", [3, 9, 15, 200, -9, -4, -1])
+def test_truncated_gzip(cut):
+    with pytest.raises(DamagedError, match="truncated"):
+        readers.unpack(gzip.compress(idx(grey(1)))[:cut])
+
+
+def test_corrupt_gzip():
+    packed = bytearray(gzip.compress(idx(grey(1))))
+    for position in (2, 300, len(packed) - 6):
+        damaged = packed.copy()
+        damaged[position] ^= 0xFF
+        with pytest.raises(DamagedError, match=r"corrupt gzip|truncated"):
+            readers.unpack(bytes(damaged))
+    with pytest.raises(DamagedError, match="corrupt gzip"):
+        readers.unpack(bytes(packed) + b"garbage")
+    with pytest.raises(DamagedError, match="empty"):
+        readers.unpack(b"")
+
+
+@settings(max_examples=50)
+@given(
+    hnp.arrays(
+        np.uint8, st.tuples(st.integers(1, 6), st.integers(1, 9)), elements=st.integers(0, 1)
+    ),
+    st.sampled_from([" ", "\t", "  "]),
+    st.sampled_from(["\n", "\r\n", " \n", "\n\n"]),
+    st.booleans(),
+)
+def test_amat_in_any_layout(rows, cell, line, ends):
+    content = amat(rows, cell, line)
+    content = content if ends else content.rstrip()
+    read = readers.amat(content, {"test": (len(rows), rows.shape[1], 1)})["test"]
+    np.testing.assert_array_equal(read, rows)
+    assert read.dtype == np.uint8
+
+
+def test_published_layout_of_amat_takes_the_fast_way(monkeypatch):
+    monkeypatch.setattr(readers, "_amat_lines", None)
+    rows = binary(5000)[:, 0]
+    read = readers.amat(amat(rows), {"test": (5000, 28, 1)})["test"]
+    np.testing.assert_array_equal(read, rows)
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"0 1 0\n1 1\n", "line 2 has 2 values, not 3"),
+        (b"0 1 0\n1 1 1 1\n", "line 2 has 4 values, not 3"),
+        (b"0 1 0\n1 2 1\n", "line 2, value 2 is '2', not 0 or 1"),
+        (b"0 1 0\n1 -1 1\n", "line 2, value 2 is '-1'"),
+        (b"0 1 0\n1 0.5 1\n", "line 2, value 2 is '0.5'"),
+        (b"0 1 0\n1 x 1\n", "line 2, value 2 is 'x'"),
+        (b"0 1 0\n1 / 1\n", "line 2, value 2 is '/'"),
+        (b"0 1 0\n1 1 \n11", "line 2 has 2 values"),
+        (b"0 1 0\n", "truncated: 1 rows, not 2"),
+        (b"\n", "truncated: 0 rows, not 2"),
+        (b"0 1 0\n" * 3, "too long: 3 rows, not 2"),
+        (b"<!DOCTYPE html>", "line 1 has 2 values"),
+    ],
+)
+def test_bad_amat(content, reason):
+    with pytest.raises(DamagedError, match=re.escape(reason)):
+        readers.amat(content, {"test": (2, 3, 1)})
+
+
+MAT_SHAPES = {"train": (60, 28, 28), "test": (30, 28, 28)}
+
+
+def test_mat_images_are_upright_and_row_major():
+    read = readers.omniglot_mat(CHARDATA, MAT_SHAPES)
+    assert read["train"].dtype == read["test"].dtype == np.uint8
+    np.testing.assert_array_equal(read["train"].reshape(60, 28, 28), grey(60, 3))
+    np.testing.assert_array_equal(read["test"].reshape(30, 28, 28), grey(30, 4))
+
+
+def test_mat_off_the_grid_of_bytes_stays_floating_point():
+    images = np.random.default_rng(0).random((60, 28, 28))
+    content = mat(data=columns(images), testdata=columns(grey(30)) / 255)
+    read = readers.omniglot_mat(content, MAT_SHAPES)
+    assert read["train"].dtype == np.float32
+    np.testing.assert_array_equal(read["train"].reshape(images.shape), images.astype(np.float32))
+    assert read["test"].dtype == np.uint8
+
+
+TEST_COLUMNS = columns(grey(30)) / 255
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (mat(testdata=TEST_COLUMNS), "has no variable 'data'"),
+        (mat(data=columns(grey(60)) / 255), "has no variable 'testdata'"),
+        (
+            mat(data=columns(grey(59)) / 255, testdata=TEST_COLUMNS),
+            "'data' is 784 x 59, not 784 x 60",
+        ),
+        (mat(data=columns(grey(60)).T / 255, testdata=TEST_COLUMNS), "'data' is 60 x 784"),
+        (mat(data=columns(grey(60)), testdata=TEST_COLUMNS), "'data' has values outside [0, 1]"),
+        (
+            mat(data=columns(grey(60)) / 255 - 0.01, testdata=TEST_COLUMNS),
+            "'data' has values outside",
+        ),
+        (
+            mat(data=np.full((784, 60), np.nan), testdata=TEST_COLUMNS),
+            "'data' has values outside",
+        ),
+        (mat(data="text", testdata=TEST_COLUMNS), "'data' is not an array of numbers"),
+        (CHARDATA[:-100], "truncated, corrupt, or not a MATLAB 5 file"),
+        (CHARDATA[:60], "truncated, corrupt, or not a MATLAB 5 file"),
+        (b"not a matrix " * 100, "truncated, corrupt, or not a MATLAB 5 file"),
+    ],
+)
+def test_bad_mat(content, reason):
+    with pytest.raises(DamagedError, match=re.escape(reason)):
+        readers.omniglot_mat(content, MAT_SHAPES)
+
+
+@given(hnp.arrays(np.uint8, (3, 4)))
+def test_bytes_survive_floating_point(levels):
+    for floats in (levels / np.float32(255), (levels / 255).astype(np.float32)):
+        np.testing.assert_array_equal(readers.to_bytes(floats), levels)
+
+
+# ---------------------------------------------------- named sets: splits, binarisation, identity
+
+
+def test_dynamic_keeps_the_grey_and_draws_the_test_set_once(mnist):
+    data = mnist()
+    assert (data.name, data.observation, data.binarization) == ("mnist", "bernoulli", "dynamic")
+    np.testing.assert_array_equal(data.train, grey(60, 1).reshape(60, 784))
+    assert data.validation.shape == (0, 784)
+    assert data.test.dtype == np.uint8
+    levels = grey(30, 2).reshape(30, 784)
+    assert set(np.unique(data.test)) == {0, 1}
+    assert data.test[levels == 0].max() == 0
+    assert data.test[levels == 255].min() == 1
+    assert abs(np.corrcoef(data.test.ravel(), levels.ravel())[0, 1]) > 0.4
+    assert data.train_mean.dtype == np.float64
+    np.testing.assert_allclose(data.train_mean, grey(60, 1).reshape(60, 784).mean(0) / 255)
+    assert data.shape == (28, 28)
+    assert data.log_density is None
+
+
+def test_static_draws_everything_once(mnist):
+    data = mnist(binarization="static", validation=10)
+    levels = grey(60, 1).reshape(60, 784)
+    everything = mnist(binarization="static")
+    assert everything.train.dtype == np.uint8
+    assert set(np.unique(everything.train)) == {0, 1}
+    assert everything.train[levels == 255].min() == 1
+    assert not np.array_equal(everything.train, levels > 127)
+    np.testing.assert_allclose(everything.train_mean, everything.train.mean(0))
+    # An image is drawn alike whether it is held out or not.
+    rows = choose(60, 10, seed=0)
+    np.testing.assert_array_equal(data.validation, everything.train[rows])
+    np.testing.assert_array_equal(data.train, np.delete(everything.train, rows, axis=0))
+
+
+def test_threshold_is_above_a_half(mnist):
+    data = mnist(binarization="threshold", validation=5)
+    levels = grey(60, 1).reshape(60, 784)
+    rows = choose(60, 5, seed=0)
+    np.testing.assert_array_equal(data.train, np.delete(levels, rows, axis=0) / 255 > 0.5)
+    np.testing.assert_array_equal(data.validation, levels[rows] / 255 > 0.5)
+    np.testing.assert_array_equal(data.test, grey(30, 2).reshape(30, 784) / 255 > 0.5)
+
+
+def test_grey_under_a_gaussian_is_in_the_unit_interval(mnist):
+    data = mnist(observation="gaussian", validation=5)
+    assert data.binarization == "none"
+    for split in (data.train, data.validation, data.test):
+        assert split.dtype == np.float32
+        assert (split.min(), split.max()) == (0, 1)
+    np.testing.assert_allclose(data.test, grey(30, 2).reshape(30, 784) / 255, rtol=1e-6)
+    np.testing.assert_allclose(data.train_mean, data.train.mean(0, dtype=np.float64))
+    assert mnist(binarization="none", observation="gaussian").binarization == "none"
+
+
+def test_grey_under_bernoulli_without_binarization_is_refused(mnist):
+    with pytest.raises(UserError, match="not a density"):
+        mnist(binarization="none")
+    with pytest.raises(UserError, match="contradicts"):
+        mnist(binarization="dynamic", observation="gaussian")
+
+
+def test_validation_is_a_seeded_draw_of_training_rows(mnist):
+    data = mnist(validation=12, seed=3)
+    rows = choose(60, 12, seed=3)
+    levels = grey(60, 1).reshape(60, 784)
+    np.testing.assert_array_equal(data.train, np.delete(levels, rows, axis=0))
+    assert data.validation.shape == (12, 784)
+    assert set(np.unique(data.validation)) == {0, 1}
+    assert data.validation[levels[rows] == 255].min() == 1
+    np.testing.assert_allclose(data.train_mean, data.train.mean(0) / 255)
+    assert data.identity["validation"] == {
+        "rule": "12 training rows chosen by numpy PCG64([seed, 3])",
+        "count": 12,
+        "seed": 3,
+    }
+    assert not np.array_equal(mnist(validation=12, seed=4).train, data.train)
+
+
+@pytest.mark.parametrize("validation", [-1, 60, 61, "half"])
+def test_bad_validation(mnist, validation):
+    with pytest.raises(UserError, match="validation"):
+        mnist(validation=validation)
+
+
+@pytest.mark.parametrize("name", ["seed", "binarization_seed"])
+def test_bad_seeds(mnist, name):
+    with pytest.raises(UserError, match=f"{name} must not be negative"):
+        mnist(**{name: -1})
+
+
+def test_the_test_tensor_depends_on_the_binarization_seed_alone(mnist):
+    one = mnist()
+    other = mnist(seed=5, validation=7)
+    assert other.identity["test_sha256"] == one.identity["test_sha256"] == test_sha256(one.test)
+    assert mnist(binarization="static").identity["test_sha256"] == test_sha256(one.test)
+    assert mnist(binarization_seed=1).identity["test_sha256"] != test_sha256(one.test)
+    assert mnist().identity == one.identity
+
+
+def test_authors_hold_out(mnist, monkeypatch):
+    from iwae.data.catalogue import HeldOut
+
+    last = lambda n: HeldOut(np.arange(n)[:-4], np.arange(n)[-4:], "the last 4")  # noqa: E731
+    monkeypatch.setitem(DATASETS, "mnist", replace(DATASETS["mnist"], authors=last))
+    data = mnist(validation="authors", binarization="threshold")
+    levels = grey(60, 1).reshape(60, 784)
+    np.testing.assert_array_equal(data.train, levels[:-4] > 127)
+    np.testing.assert_array_equal(data.validation, levels[-4:] > 127)
+    assert data.identity["validation"] == {"rule": "the last 4", "count": 4, "seed": None}
+    with pytest.raises(UserError, match="validation of digits is a number of examples, not"):
+        load_dataset("digits", validation="authors")
+
+
+def test_authors_rules():
+    mnist = DATASETS["mnist"].authors(60_000)
+    np.testing.assert_array_equal(mnist.validation, np.arange(59_600, 60_000))
+    np.testing.assert_array_equal(mnist.train, np.arange(59_600))
+    omniglot = DATASETS["omniglot"].authors(24_345)
+    order = np.random.RandomState(seed=123).permutation(24_345)
+    np.testing.assert_array_equal(omniglot.train, order[:-1345])
+    np.testing.assert_array_equal(omniglot.validation, order[-1345:])
+
+
+def test_identity_is_json_and_names_no_place(mnist, tmp_path):
+    identity = mnist(validation=3).identity
+    assert json.loads(json.dumps(identity)) == identity
+    assert str(tmp_path) not in json.dumps(identity)
+    assert identity["sizes"] == {"train": 57, "validation": 3, "test": 30}
+    assert identity["binarization_seed"] == 0
+    names = CONTENTS["mnist"]
+    assert identity["files"] == [
+        {"name": name, "sha256": readers.sha256(names[name]), "verified": "sha256"}
+        for name in names
+    ]
+
+
+def test_identity_does_not_depend_on_packing(mnist, tmp_path):
+    packed = mnist().identity
+    for path in (tmp_path / "data" / "mnist").iterdir():
+        path.unlink()
+    write(tmp_path / "data" / "mnist", "mnist", packed=False)
+    assert mnist().identity == packed
+
+
+def test_arrays_are_read_only(mnist):
+    data = mnist(validation=4)
+    for split in (data.train, data.validation, data.test):
+        with pytest.raises(ValueError, match="read-only"):
+            split[0, 0] = 1
+
+
+def test_shape_can_be_another_of_the_same_size(mnist):
+    assert mnist(shape=[14, 56]).shape == (14, 56)
+    assert mnist(shape=(14, 56)).identity["shape"] == [14, 56]
+    for shape in ([28, 27], [], [-28, -28]):
+        with pytest.raises(UserError, match="an example has 784 values"):
+            mnist(shape=shape)
+
+
+def test_fixed_mnist_comes_with_its_validation_set(static):
+    data = static()
+    np.testing.assert_array_equal(data.train, binary(60, 7).reshape(60, 784))
+    np.testing.assert_array_equal(data.validation, binary(20, 8).reshape(20, 784))
+    np.testing.assert_array_equal(data.test, binary(30, 9).reshape(30, 784))
+    assert (data.binarization, data.observation) == ("none", "bernoulli")
+    assert data.identity["binarization_seed"] is None
+    np.testing.assert_allclose(data.train_mean, data.train.mean(0))
+    for choice in ({"validation": 20}, {"validation": "authors"}, {"binarization": "static"}):
+        assert static(**choice).identity == data.identity
+    for validation in (0, 10):
+        with pytest.raises(UserError, match="validation set of its own"):
+            static(validation=validation)
+    with pytest.raises(UserError, match="already binary"):
+        static(binarization="dynamic")
+
+
+def test_omniglot_takes_either_file(monkeypatch, tmp_path):
+    shrink(monkeypatch, "omniglot")
+    folder = tmp_path / "omniglot"
+    folder.mkdir()
+    load = partial(load_dataset, "omniglot", data_dir=tmp_path, download=False)
+    other = mat(data=columns(grey(60, 11)) / 255, testdata=columns(grey(30, 12)) / 255)
+    (folder / "omniglot28.mat").write_bytes(other)
+    with pytest.raises(UserError, match=r"omniglot28\.mat cannot be used: .* not the published"):
+        load()
+    files = DATASETS["omniglot"].variants
+    trusted = (files[0], (replace(files[1][0], sha256=readers.sha256(other)),))
+    monkeypatch.setitem(DATASETS, "omniglot", replace(DATASETS["omniglot"], variants=trusted))
+    data = load()
+    np.testing.assert_array_equal(data.train.reshape(60, 28, 28), grey(60, 11))
+    assert data.identity["files"][0]["name"] == "omniglot28.mat"
+    assert "reconstruction" in data.identity["files"][0]["note"]
+    (folder / "chardata.mat").write_bytes(CHARDATA)
+    data = load()
+    np.testing.assert_array_equal(data.train.reshape(60, 28, 28), grey(60, 3))
+    assert [file["name"] for file in data.identity["files"]] == ["chardata.mat"]
+
+
+def test_omniglot_of_unknown_sum_is_taken_by_its_structure(monkeypatch, tmp_path):
+    shrink(monkeypatch, "omniglot", sha256=None)
+    write(tmp_path / "omniglot", "omniglot")
+    (file,) = load_dataset("omniglot", data_dir=tmp_path).identity["files"]
+    assert file == {
+        "name": "chardata.mat",
+        "sha256": readers.sha256(CHARDATA),
+        "verified": "structure",
+    }
+
+
+def test_dynamic_float_grey_is_drawn_in_proportion(monkeypatch, tmp_path):
+    content = mat(data=columns(grey(60)) / 256, testdata=np.full((784, 30), 0.3))
+    shrink(monkeypatch, "omniglot", sha256=None)
+    (tmp_path / "chardata.mat").write_bytes(content)
+    data = load_dataset("omniglot", data_dir=tmp_path)
+    assert data.train.dtype == np.float32
+    np.testing.assert_allclose(data.train_mean, grey(60).reshape(60, 784).mean(0) / 256, rtol=1e-6)
+    assert abs(data.test.mean() - 0.3) < 5 * math.sqrt(0.21 / data.test.size)
+
+
+# -------------------------------------------------------------------------- finding the files
+
+PLACES = {
+    "mnist": ("mnist", ".", "MNIST/raw"),
+    "mnist-static": ("binarized_mnist", "."),
+    "omniglot": ("omniglot", "."),
+    "fashion-mnist": ("fashion-mnist", "FashionMNIST/raw", "."),
+}
+
+
+@pytest.mark.parametrize("packed", [True, False])
+@pytest.mark.parametrize(
+    ("name", "place"), [(name, place) for name, places in PLACES.items() for place in places]
+)
+def test_files_are_found_under_their_usual_names(monkeypatch, tmp_path, name, place, packed):
+    shrink(monkeypatch, name)
+    write(tmp_path / place, name, packed=packed)
+    data = load_dataset(name, data_dir=tmp_path, download=False)
+    assert len(data.train) == 60
+    assert all(file["verified"] == "sha256" for file in data.identity["files"])
+    paths = fetch(name, data_dir=tmp_path)
+    assert [path.parent.resolve() for path in paths] == [(tmp_path / place).resolve()] * len(paths)
+    rows = verify(name, tmp_path)
+    assert all(ok for _, ok, _ in rows)
+    assert len(rows) == len(CONTENTS[name])
+
+
+def test_dotted_names_are_found(monkeypatch, tmp_path):
+    shrink(monkeypatch, "mnist")
+    for name, content in CONTENTS["mnist"].items():
+        (tmp_path / name.replace("-idx3", ".idx3")).write_bytes(content)
+    assert len(load_dataset("mnist", data_dir=tmp_path, download=False).train) == 60
+
+
+def test_folder_of_the_environment(monkeypatch, tmp_path):
+    shrink(monkeypatch, "mnist")
+    write(tmp_path / "one" / "mnist", "mnist")
+    monkeypatch.setenv("IWAE_DATA", str(tmp_path / "one"))
+    assert len(load_dataset("mnist", download=False).train) == 60
+    (tmp_path / "two").mkdir()
+    with pytest.raises(UserError, match="not on this machine"):
+        load_dataset("mnist", data_dir=tmp_path / "two", download=False)
+    monkeypatch.setenv("IWAE_DATA", str(tmp_path / "three"))
+    with pytest.raises(UserError, match=r"IWAE_DATA is .* not a folder"):
+        load_dataset("mnist", download=False)
+
+
+def test_cache_comes_second_and_may_complete_a_folder(monkeypatch, tmp_path):
+    shrink(monkeypatch, "mnist")
+    write(store.cache_dir() / "mnist", "mnist")
+    assert len(load_dataset("mnist", download=False).train) == 60
+    folder = write(tmp_path / "data", "mnist")
+    train, test = fetch("mnist", data_dir=folder)
+    assert train.parent == test.parent == folder
+    test.unlink()
+    train, test = fetch("mnist", data_dir=folder)
+    assert (train.parent, test.parent) == (store.cache_dir() / "mnist",) * 2
+    (store.cache_dir() / "mnist" / train.name).unlink()
+    train, test = fetch("mnist", data_dir=folder)
+    assert (train.parent, test.parent) == (folder, store.cache_dir() / "mnist")
+
+
+def test_a_data_dir_that_is_no_folder(mnist, tmp_path):
+    with pytest.raises(UserError, match=r"data_dir is .*nowhere.*not a folder"):
+        mnist(data_dir=tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (lambda packed: packed[:-20], "truncated"),
+        (lambda packed: packed[:500], "truncated"),
+        (lambda packed: b"", "empty"),  # noqa: ARG005
+        (lambda packed: gzip.compress(readers.unpack(packed)[:-1]), "truncated: 47,039 bytes"),
+        (lambda packed: gzip.compress(idx(grey(60, 99))), "not the published one"),  # noqa: ARG005
+        (lambda packed: gzip.compress(idx(grey(61))), "61 x 28 x 28, not 60 x 28 x 28"),  # noqa: ARG005
+    ],
+)
+def test_damaged_files_are_refused_by_name_and_reason(mnist, tmp_path, damage, reason):
+    path = tmp_path / "data" / "mnist" / "train-images-idx3-ubyte.gz"
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(UserError, match=reason) as caught:
+        mnist()
+    assert str(path) in str(caught.value)
+    (_, ok, message), (_, other_ok, _) = verify("mnist", tmp_path / "data")
+    assert (ok, other_ok) == (False, True)
+    assert re.search(reason, message)
+
+
+def test_a_copy_packed_anew_is_accepted(mnist, tmp_path):
+    path = tmp_path / "data" / "mnist" / "train-images-idx3-ubyte.gz"
+    packed = gzip.compress(readers.unpack(path.read_bytes()), compresslevel=1, mtime=1)
+    assert packed != path.read_bytes()
+    path.write_bytes(packed)
+    assert mnist().identity["files"][0]["verified"] == "sha256"
+
+
+def test_text_laid_out_otherwise_is_known_by_its_values(static, tmp_path):
+    path = tmp_path / "data" / "binarized_mnist" / "binarized_mnist_test.amat.gz"
+    path.write_bytes(amat(binary(30, 9), line="\r\n"))
+    data = static()
+    assert [file["verified"] for file in data.identity["files"]] == ["sha256", "sha256", "values"]
+    np.testing.assert_array_equal(data.test, binary(30, 9).reshape(30, 784))
+    path.write_bytes(amat(binary(30, 10), line="\r\n"))
+    with pytest.raises(UserError, match="not the published one"):
+        static()
+
+
+def test_mnist_in_the_place_of_fashion_is_noticed(monkeypatch, tmp_path):
+    """Both sets use the same file names, and the content of Fashion-MNIST has no known sum."""
+    shrink(monkeypatch, "mnist")
+    shrink(monkeypatch, "fashion-mnist", sha256=None)
+    write(tmp_path, "mnist")
+    with pytest.raises(UserError, match="file of the data set 'mnist'"):
+        load_dataset("fashion-mnist", data_dir=tmp_path, download=False)
+
+
+def test_the_published_archive_is_known_by_its_md5(monkeypatch, tmp_path):
+    import hashlib
+
+    shrink(monkeypatch, "fashion-mnist", sha256=None)
+    write(tmp_path, "fashion-mnist")
+    source = DATASETS["fashion-mnist"]
+    sums = {
+        file.name: hashlib.md5((tmp_path / f"{file.name}.gz").read_bytes()).hexdigest()  # noqa: S324
+        for file in source.variants[0]
+    }
+    files = tuple(replace(file, archive_md5=sums[file.name]) for file in source.variants[0])
+    monkeypatch.setitem(DATASETS, "fashion-mnist", replace(source, variants=(files,)))
+    load = partial(load_dataset, "fashion-mnist", data_dir=tmp_path, download=False)
+    assert [file["verified"] for file in load().identity["files"]] == ["md5", "md5"]
+    for file in files:
+        (tmp_path / f"{file.name}.gz").write_bytes(CONTENTS["fashion-mnist"][file.name])
+    assert [file["verified"] for file in load().identity["files"]] == ["structure", "structure"]
+
+
+# ---------------------------------------------------------------------------------- download
+
+
+class Handler(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *args):  # noqa: ARG002
+        self.server.requests.append(self.path)
+
+
+@contextmanager
+def serving(folder):
+    """A web server of a folder; yields its address and the list of requests."""
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=folder))
+    server.requests = []
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_address[1]}", server.requests
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+@pytest.fixture
+def mirror(tmp_path):
+    folder = write(tmp_path / "mirror", "mnist")
+    with serving(folder) as (address, requests):
+        yield address, requests, folder
+
+
+NOWHERE = "http://127.0.0.1:9"  # the discard port: nothing listens
+
+
+def cached():
+    folder = store.cache_dir() / "mnist"
+    return sorted(path.name for path in folder.iterdir()) if folder.exists() else []
+
+
+def test_download_into_the_cache_once(monkeypatch, mirror, capsys):
+    address, requests, _ = mirror
+    shrink(monkeypatch, "mnist", [address])
+    data = load_dataset("mnist")
+    np.testing.assert_array_equal(data.train, grey(60, 1).reshape(60, 784))
+    assert cached() == ["t10k-images-idx3-ubyte.gz", "train-images-idx3-ubyte.gz"]
+    first = len(requests)
+    assert load_dataset("mnist").identity == data.identity
+    assert fetch("mnist") == [store.cache_dir() / "mnist" / f"{n}.gz" for n in CONTENTS["mnist"]]
+    assert len(requests) == first
+    assert capsys.readouterr() == ("", "")
+
+
+def test_the_next_mirror_takes_over(monkeypatch, mirror, tmp_path):
+    good, _, _ = mirror
+    bad = write(tmp_path / "bad", "mnist")
+    for path in bad.iterdir():
+        path.write_bytes(path.read_bytes()[:-50])
+    with serving(bad) as (truncated, requests):
+        shrink(monkeypatch, "mnist", [NOWHERE, f"{good}/missing", truncated, good])
+        assert len(fetch("mnist")) == 2
+        assert any("train-images" in request for request in requests)
+    assert all(ok for _, ok, _ in verify("mnist"))
+
+
+def test_wrong_content_from_a_mirror_is_refused(monkeypatch, mirror):
+    address, _, folder = mirror
+    (folder / "train-images-idx3-ubyte.gz").write_bytes(gzip.compress(idx(grey(60, 99))))
+    shrink(monkeypatch, "mnist", [address])
+    with pytest.raises(UserError, match="its content is not the published one"):
+        fetch("mnist")
+    assert cached() == []
+
+
+def test_download_of_unknown_content_is_refused(monkeypatch, mirror):
+    """A local file may be taken by its structure, but not what a stranger's server sends."""
+    address, _, _ = mirror
+    shrink(monkeypatch, "mnist", [address], sha256=None)
+    with pytest.raises(UserError, match="its content is not the published one"):
+        fetch("mnist")
+    assert cached() == []
+
+
+def test_without_network_one_message_says_it_all(monkeypatch, mirror, tmp_path):
+    address, requests, _ = mirror
+    shrink(monkeypatch, "mnist", [NOWHERE, f"{address}/missing"])
+    (tmp_path / "mine").mkdir()
+    with pytest.raises(UserError) as caught:
+        load_dataset("mnist", data_dir=tmp_path / "mine")
+    message = str(caught.value)
+    for name in CONTENTS["mnist"]:
+        assert f"{name} (plain or .gz)" in message
+        assert f"{NOWHERE}/{name}.gz" in message
+        assert f"{address}/missing/{name}.gz" in message
+    assert "(no connection)" in message
+    assert "(HTTP 404)" in message
+    assert str(tmp_path / "mine" / "mnist") in message
+    assert str(store.cache_dir() / "mnist") in message
+    assert "IWAE_DATA" in message
+    # The second file is not asked for when every address of the first has failed.
+    assert len(requests) == 1 or all("train-images" in request for request in requests)
+    assert cached() == []
+
+
+def test_no_download_unless_allowed(monkeypatch, mirror):
+    address, requests, _ = mirror
+    shrink(monkeypatch, "mnist", [address])
+    with pytest.raises(UserError, match=r"not on this machine\. Missing") as caught:
+        load_dataset("mnist", download=False)
+    assert address in str(caught.value)
+    assert not requests
+
+
+def test_a_damaged_file_in_the_cache_is_downloaded_again(monkeypatch, mirror):
+    address, _, _ = mirror
+    shrink(monkeypatch, "mnist", [address])
+    train, _ = fetch("mnist")
+    train.write_bytes(train.read_bytes()[:100])
+    with pytest.raises(UserError, match=re.escape(f"{train} cannot be used: truncated")):
+        load_dataset("mnist", download=False)
+    load_dataset("mnist")
+    assert all(ok for _, ok, _ in verify("mnist"))
+
+
+def test_a_damaged_file_of_the_user_is_never_replaced(monkeypatch, mirror, tmp_path):
+    address, requests, _ = mirror
+    shrink(monkeypatch, "mnist", [address])
+    folder = write(tmp_path / "mine", "mnist")
+    (folder / "train-images-idx3-ubyte.gz").write_bytes(b"mine")
+    with pytest.raises(UserError, match="not an idx file"):
+        load_dataset("mnist", data_dir=folder)
+    assert (folder / "train-images-idx3-ubyte.gz").read_bytes() == b"mine"
+    assert not requests
+
+
+@pytest.mark.parametrize(("terminal", "progress"), list(product([True, False], repeat=2)))
+def test_bar_only_on_a_terminal_and_if_wanted(monkeypatch, mirror, terminal, progress):
+    class Stream(io.StringIO):
+        def isatty(self):
+            return terminal
+
+    stream = Stream()
+    monkeypatch.setattr(sys, "stderr", stream)
+    shrink(monkeypatch, "mnist", [mirror[0]])
+    fetch("mnist", progress=progress)
+    assert ("train-images-idx3-ubyte" in stream.getvalue()) == (terminal and progress)
+
+
+def test_verify_says_what_is_missing(monkeypatch):
+    shrink(monkeypatch, "mnist")
+    for name, ok, message in verify("mnist"):
+        assert name in CONTENTS["mnist"]
+        assert not ok
+        assert "iwae data fetch mnist" in message
+
+
+# ------------------------------------------------------------------------------ the table
+
+
+def test_table():
+    assert {"mnist", "mnist-static", "omniglot", "fashion-mnist", "digits", *SYNTHETIC} == set(
+        DATASETS
+    )
+    for name, source in DATASETS.items():
+        assert source.name == name
+        assert source.binarization == resolve(source.values, None, None)[1]
+        assert source.observation == resolve(source.values, None, None)[0]
+        assert source.description
+        if source.generate:
+            continue
+        downloadable = source.variants[0]
+        assert all(len(set(file.mirrors)) >= 2 for file in downloadable)
+        assert all(file.sha256 or file.md5 or file.archive_md5 for file in downloadable)
+        for variant in source.variants:
+            shapes = {split: shape for file in variant for split, shape in file.shapes.items()}
+            counts = [shapes.get(split, (0,))[0] for split in ("train", "validation", "test")]
+            assert tuple(counts) == source.sizes
+            assert {shape[1:] for shape in shapes.values()} == {source.shape}
+
+
+def test_list(monkeypatch, tmp_path):
+    shrink(monkeypatch, "mnist")
+    write(tmp_path / "mnist", "mnist")
+    write(tmp_path / "fashion-mnist", "fashion-mnist")
+    (tmp_path / "fashion-mnist" / "train-images-idx3-ubyte.gz").unlink()
+    rows = {row.name: row for row in list_datasets(tmp_path)}
+    assert list(rows) == list(DATASETS)
+    assert (rows["mnist"].present, rows["mnist"].where) == (True, str(tmp_path / "mnist"))
+    assert rows["mnist"].sizes == (60_000, 0, 10_000)
+    assert rows["mnist"].binarization == "dynamic"
+    assert not rows["omniglot"].present
+    assert not rows["fashion-mnist"].present
+    assert "in part" in rows["fashion-mnist"].where
+    assert rows["digits"].present
+    assert rows["camel"].observation == "gaussian"
+
+
+@pytest.mark.parametrize(
+    ("name", "near"), [("mnsit", "mnist"), ("MNIST", "mnist"), ("omni-glot", "omniglot")]
+)
+def test_unknown_names_are_answered_with_the_nearest(name, near):
+    for function in (load_dataset, fetch, verify):
+        with pytest.raises(UserError, match=f"did you mean '{near}'.*four-gaussians.*npy"):
+            function(name)
+
+
+def test_built_in_sets_need_no_fetching():
+    assert fetch("camel") == []
+    for name in (*SYNTHETIC, "digits"):
+        ((label, ok, message),) = verify(name)
+        assert (label, ok) == (name, True), message
+
+
+def test_a_built_in_set_that_came_out_otherwise_is_reported(monkeypatch):
+    monkeypatch.setitem(DATASETS, "camel", replace(DATASETS["camel"], generated_sha256="0" * 64))
+    ((_, ok, message),) = verify("camel")
+    assert not ok
+    assert "not those of other machines" in message
+
+
+def test_digits():
+    data = load_dataset("digits", download=False)
+    assert data.shape == (8, 8)
+    assert data.train.shape == (1437, 64)
+    assert data.test.shape == (360, 64)
+    assert data.train.dtype == np.uint8
+    assert set(np.unique(data.train)) == set(np.rint(np.arange(17) * 255 / 16).astype(int))
+    from sklearn.datasets import load_digits
+
+    rows = choose(1797, 360, seed=0, stream=4)
+    levels, labels = load_digits(return_X_y=True)
+    expected = np.delete(np.rint(levels * 255 / 16), rows, axis=0)
+    np.testing.assert_array_equal(data.train, expected)
+    # Not a prefix or otherwise lopsided: every digit has its share of about 36.
+    assert np.bincount(labels[rows]).min() >= 20
+    assert "PCG64" in data.identity["split"]
+    again = load_dataset("digits", seed=9, validation=100)
+    assert again.identity["test_sha256"] == data.identity["test_sha256"]
+    assert len(again.train) == 1337
+
+
+# ------------------------------------------------------------------------- synthetic sets
+
+
+def grid(name, points=1201):
+    """Points, and the volume of a cell, of a grid that covers a synthetic distribution."""
+    d = DATASETS[name].shape[0]
+    axis = np.linspace(-8, 8, points if d > 1 else 200_001)
+    mesh = np.stack(np.meshgrid(*[axis] * d, indexing="ij"), axis=-1).reshape(-1, d)
+    return mesh, (axis[1] - axis[0]) ** d
+
+
+@pytest.mark.parametrize("name", SYNTHETIC)
+def test_synthetic_density_is_that_of_the_examples(name):
+    data = load_dataset(name)
+    assert data.train.shape == (10_000, *data.shape)
+    assert data.test.shape == (2_000, *data.shape)
+    assert data.train.dtype == np.float32
+    assert (data.observation, data.binarization) == ("gaussian", "none")
+    points, cell = grid(name)
+    log_p = data.log_density(points)
+    p = np.exp(log_p)
+    assert abs(p.sum() * cell - 1) < 1e-6
+    # The examples have the density's entropy, mean and second moments.
+    expected = (p * log_p).sum() * cell
+    examples = np.concatenate([data.train, data.test]).astype(np.float64)
+    values = data.log_density(examples)
+    assert abs(values.mean() - expected) < 5 * values.std() / math.sqrt(len(values))
+    for moment in (lambda x: x, lambda x: x**2, lambda x: x[:, :1] * x[:, -1:]):
+        sample = moment(examples)
+        error = sample.std(0) / math.sqrt(len(sample))
+        assert np.all(np.abs(sample.mean(0) - p @ moment(points) * cell) < 5 * error)
+
+
+@pytest.mark.parametrize("name", SYNTHETIC)
+def test_synthetic_density_is_finite_far_away(name):
+    log_density = load_dataset(name).log_density
+    far = np.full((1, DATASETS[name].shape[0]), 1e4)
+    assert np.isfinite(log_density(far)).all()
+    assert (log_density(far) < -1e6).all()
+    assert np.isfinite(log_density(np.zeros((1, len(far[0]))))).all()
+
+
+def test_camel_is_the_published_one():
+    data = load_dataset("camel")
+    points, cell = grid("camel")
+    log_p = data.log_density(points)
+    assert abs((np.exp(log_p) * log_p).sum() * cell - -1.3585) < 5e-5
+    hump = lambda centre: np.exp(-0.5 * ((points[:, 0] - centre) / 0.5) ** 2)  # noqa: E731
+    exact = 0.5 * (hump(-1) + hump(1)) / (0.5 * math.sqrt(2 * math.pi))
+    np.testing.assert_allclose(np.exp(log_p), exact, atol=1e-12)
+
+
+def test_synthetic_sets_do_not_depend_on_the_seed():
+    one, two = load_dataset("circle"), load_dataset("circle", seed=1)
+    assert one.identity == two.identity
+    assert not np.array_equal(one.train[:2000], one.test)
+    held = load_dataset("circle", seed=1, validation=500)
+    assert (len(held.train), held.validation.dtype) == (9500, np.float32)
+
+
+def test_synthetic_sets_are_not_binarised():
+    with pytest.raises(UserError, match="contradicts"):
+        load_dataset("circle", binarization="threshold")
+    with pytest.raises(UserError, match="not bernoulli"):
+        load_dataset("circle", observation="bernoulli")
+
+
+# ------------------------------------------------------------------------ a user's own file
+
+RNG = np.random.default_rng(0)
+REAL = RNG.normal(size=(50, 6))
+UNIT = RNG.random((50, 6))
+BYTES = RNG.integers(0, 256, (50, 6), dtype=np.uint8)
+BITS = RNG.integers(0, 2, (50, 6))
+
+
+@pytest.fixture
+def save(tmp_path):
+    """Write arrays to an .npy (one, positional) or .npz (by name) file."""
+
+    def save(array=None, **arrays):
+        path = tmp_path / ("mine.npy" if array is not None else "mine.npz")
+        if array is not None:
+            np.save(path, array)
+        else:
+            np.savez_compressed(path, **arrays)
+        return path
+
+    return save
+
+
+@pytest.mark.parametrize(
+    ("array", "values", "observation", "binarization", "dtype"),
+    [
+        (BITS, "binary", "bernoulli", "none", np.uint8),
+        (BITS.astype(bool), "binary", "bernoulli", "none", np.uint8),
+        (BITS.astype(np.uint8), "binary", "bernoulli", "none", np.uint8),
+        (BITS.astype(np.float64), "binary", "bernoulli", "none", np.uint8),
+        (BYTES, "grey", "bernoulli", "dynamic", np.uint8),
+        (UNIT, "grey", "bernoulli", "dynamic", np.float32),
+        (BYTES / 255, "grey", "bernoulli", "dynamic", np.uint8),
+        (REAL, "real", "gaussian", "none", np.float32),
+        (BYTES.astype(np.int64), "real", "gaussian", "none", np.float32),
+        (UNIT + 0.5, "real", "gaussian", "none", np.float32),
+        (UNIT - 0.5, "real", "gaussian", "none", np.float32),
+    ],
+)
+def test_the_rules_of_values(save, array, values, observation, binarization, dtype):
+    data = load_dataset(save(array))
+    assert data.identity["values"] == values
+    assert values.split()[0] in data.identity["values_rule"]
+    assert (data.observation, data.binarization) == (observation, binarization)
+    assert data.train.dtype == dtype
+    assert (len(data.train), len(data.test)) == (40, 10)
+    if values == "grey":
+        assert set(np.unique(data.test)) == {0, 1}
+
+
+def test_one_array_is_split_by_a_fixed_shuffle(save):
+    path = save(np.arange(100.0).reshape(50, 2) - 50)
+    data = load_dataset(path)
+    rows = choose(50, 10, seed=0, stream=4)
+    np.testing.assert_array_equal(data.test[:, 0], 2 * rows - 50)
+    assert sorted([*data.train[:, 0], *data.test[:, 0]]) == list(np.arange(-50, 50, 2))
+    assert "10 of 50 rows" in data.identity["split"]
+    assert load_dataset(path, seed=1).identity == data.identity
+    assert data.name == "mine.npy"
+    assert data.identity["files"][0]["sha256"] == readers.sha256(path.read_bytes())
+
+
+def test_values_override(save):
+    data = load_dataset(save(UNIT), observation="gaussian")
+    assert (data.binarization, data.train.dtype) == ("none", np.float32)
+    rows = choose(50, 10, seed=0, stream=4)
+    np.testing.assert_array_equal(data.test, UNIT[rows].astype(np.float32))
+    data = load_dataset(save(UNIT), binarization="threshold")
+    np.testing.assert_array_equal(data.test, UNIT[rows] > 0.5)
+    data = load_dataset(save(BITS), observation="gaussian")
+    assert data.train.dtype == np.float32
+    for array, choice, reason in (
+        (REAL, {"observation": "bernoulli"}, "not bernoulli"),
+        (BYTES.astype(int), {"observation": "bernoulli"}, "divide by 255"),
+        (REAL, {"binarization": "dynamic"}, "contradicts"),
+        (UNIT, {"binarization": "none"}, "not a density"),
+        (BITS, {"binarization": "dynamic"}, "already binary"),
+    ):
+        with pytest.raises(UserError, match=reason):
+            load_dataset(save(array), **choice)
+
+
+def test_images_keep_their_shape(save):
+    data = load_dataset(save(BYTES.reshape(50, 2, 3)))
+    assert data.shape == (2, 3)
+    assert data.train.shape == (40, 6)
+    assert load_dataset(save(BYTES), shape=(3, 2)).shape == (3, 2)
+
+
+def test_npz_with_its_own_splits(save):
+    data = load_dataset(save(train=REAL, test=REAL[:5], validation=REAL[:3]))
+    np.testing.assert_array_equal(data.train, REAL.astype(np.float32))
+    np.testing.assert_array_equal(data.test, REAL[:5].astype(np.float32))
+    np.testing.assert_array_equal(data.validation, REAL[:3].astype(np.float32))
+    assert data.identity["split"] == "as given in the file"
+    with pytest.raises(UserError, match="validation set of its own"):
+        load_dataset(save(train=REAL, test=REAL, validation=REAL), validation=5)
+    data = load_dataset(save(train=REAL, test=REAL[:5]), validation=7)
+    assert [len(split) for split in (data.train, data.validation, data.test)] == [43, 7, 5]
+    assert len(load_dataset(save(pixels=REAL)).train) == 40
+
+
+def test_the_kind_of_values_is_that_of_all_splits(save):
+    """A training set of 0 and 1 beside a grey test set is grey."""
+    data = load_dataset(save(train=BITS.astype(np.uint8) * 255, test=BYTES))
+    assert data.identity["values"] == "grey"
+    data = load_dataset(save(train=BITS.astype(np.float64), test=UNIT))
+    assert data.identity["values"] == "grey"
+    data = load_dataset(save(train=UNIT, test=UNIT + 1))
+    assert data.identity["values"] == "real"
+    with pytest.raises(UserError, match="mixes bytes with other numbers"):
+        load_dataset(save(train=BYTES, test=UNIT))
+
+
+@pytest.mark.parametrize(
+    ("arrays", "reason"),
+    [
+        ({"train": REAL}, None),
+        ({"x": REAL, "y": REAL}, "holds the arrays x, y: name them train and test"),
+        ({"train": REAL, "validation": REAL}, "holds the arrays train, validation"),
+        ({"train": REAL, "test": REAL, "labels": REAL}, "labels"),
+        ({"train": REAL, "test": REAL[:, :5]}, "different shapes: train [6], test [5]"),
+        ({"train": REAL, "test": REAL[:0]}, "'test' has shape (0, 6): it holds no numbers"),
+    ],
+)
+def test_names_in_npz(save, arrays, reason):
+    if reason is None:
+        assert len(load_dataset(save(**arrays)).train) == 40
+        return
+    with pytest.raises(UserError, match=re.escape(reason)):
+        load_dataset(save(**arrays))
+
+
+def spoiled(value, dtype=np.float64):
+    array = REAL.astype(dtype)
+    array[12, 5] = value
+    return array
+
+
+@pytest.mark.parametrize(
+    ("array", "reason"),
+    [
+        (REAL[:1], "has one example; at least two"),
+        (REAL[:0], "holds no numbers"),
+        (REAL[:, :0], "holds no numbers"),
+        (REAL[:, 0], "reshape to [n, 1]"),
+        (np.float64(3.0), "has shape ()"),
+        (np.array([["a", "b"]] * 3), "has dtype <U1; examples are numbers"),
+        (REAL + 0j, "has dtype complex128"),
+        (np.zeros(3, [("a", "f4")]), "has dtype"),
+        (REAL.astype("M8[s]"), "has dtype"),
+        (spoiled(np.nan), "is nan at [12, 5]: not finite"),
+        (spoiled(-np.inf), "is -inf at [12, 5]: not finite"),
+        (spoiled(np.nan, np.float16), "is nan at [12, 5]"),
+        (spoiled(1e300), "is 1e+300 at [12, 5]: too large for float32"),
+    ],
+)
+def test_arrays_that_are_no_examples(save, array, reason):
+    path = save(array)
+    with pytest.raises(UserError, match=re.escape(reason)) as caught:
+        load_dataset(path)
+    assert str(path) in str(caught.value)
+
+
+def test_pickles_are_never_opened(tmp_path):
+    class Bomb:
+        def __reduce__(self):
+            return (Path.touch, (tmp_path / "boom",))
+
+    path = tmp_path / "mine.npy"
+    np.save(path, np.array([Bomb(), Bomb()], dtype=object), allow_pickle=True)
+    with pytest.raises(UserError, match="other things than arrays of numbers"):
+        load_dataset(path)
+    np.savez(tmp_path / "mine.npz", np.array([Bomb(), Bomb()], dtype=object))
+    with pytest.raises(UserError, match="other things than arrays of numbers"):
+        load_dataset(tmp_path / "mine.npz")
+    assert not (tmp_path / "boom").exists()
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".npz"])
+def test_garbage_and_truncated_numpy_files(tmp_path, suffix):
+    path = tmp_path / f"mine{suffix}"
+    (np.save if suffix == ".npy" else np.savez_compressed)(path, REAL)
+    content = path.read_bytes()
+    flipped = bytearray(content)
+    flipped[len(content) // 2] ^= 0xFF
+    damaged = [content[:-9], content[: len(content) // 2], content[:4], b"garbage" * 50]
+    if suffix == ".npz":
+        damaged.append(bytes(flipped))
+    for bad in damaged:
+        path.write_bytes(bad)
+        with pytest.raises(UserError, match=re.escape(str(path))):
+            load_dataset(path)
+    path.write_bytes(b"")
+    with pytest.raises(UserError, match="is empty"):
+        load_dataset(path)
+
+
+def test_a_file_that_is_not_there(tmp_path):
+    with pytest.raises(UserError, match=r"nothing\.npy cannot be read: No such file"):
+        load_dataset(tmp_path / "nothing.npy")
+
+
+@pytest.mark.parametrize("header", ["", "a,b,c,d,e,f\n", '"a, b",b,c,d,e,f\n'])
+@pytest.mark.parametrize("newline", ["\n", "\r\n"])
+@pytest.mark.parametrize("bom", ["", "\ufeff"])
+def test_csv(tmp_path, header, newline, bom):
+    path = tmp_path / "mine.csv"
+    lines = "".join(",".join(map(repr, row)) + "\n" for row in REAL.tolist())
+    path.write_bytes((bom + header + lines).replace("\n", newline).encode())
+    data = load_dataset(path)
+    assert (data.observation, data.shape) == ("gaussian", (6,))
+    rows = choose(50, 10, seed=0, stream=4)
+    np.testing.assert_array_equal(data.test, REAL[rows].astype(np.float32))
+    np.testing.assert_array_equal(data.train, np.delete(REAL, rows, 0).astype(np.float32))
+
+
+def test_csv_of_one_column_and_of_bits(tmp_path):
+    path = tmp_path / "mine.csv"
+    path.write_text("x\n1.5\n2.5\n-3.5\n\n")
+    assert load_dataset(path).shape == (1,)
+    path.write_text('0,1,1\n1,"0",1\n0,0,1\n')
+    data = load_dataset(path)
+    assert (data.binarization, data.train.dtype) == ("none", np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("1,2\n3,x\n5,6\n", "line 2, column 2: 'x' is not a number"),
+        ("a,b\n1,2\n3,\n", "line 3, column 2: '' is not a number"),
+        ("a,2\n1,2\n", "line 1, column 1: 'a' is not a number"),
+        ("1,2\n\n3,4,5\n", "line 3 has 3 columns, the lines above 2"),
+        ("1,2\n3\n", "line 2 has 1 columns"),
+        ("1;2\n3;4\n", "holds no lines|is not a number"),
+        ("1,2\n# 3,4\n5,6\n", "line 2, column 1: '# 3' is not a number"),
+        ("a,b\n", "holds no lines of numbers"),
+        ("\n\n", "holds no lines of numbers"),
+        ("1,2\n3,nan\n5,6\n", r"is nan at \[1, 1\] \(row 2 of numbers, column 2\)"),
+        ("1,2\n3,inf\n5,6\n", r"is inf at \[1, 1\]"),
+        ("1,2\n", "has one example"),
+    ],
+)
+def test_bad_csv(tmp_path, text, reason):
+    path = tmp_path / "mine.csv"
+    path.write_text(text)
+    with pytest.raises(UserError, match=reason) as caught:
+        load_dataset(path)
+    assert str(path) in str(caught.value)
+
+
+def test_csv_in_another_encoding(tmp_path):
+    path = tmp_path / "mine.csv"
+    path.write_bytes("1,2\n3,4\n".encode("utf-16"))
+    with pytest.raises(UserError, match="not text in UTF-8"):
+        load_dataset(path)
+
+
+# --------------------------------------------------- the real files, where IWAE_DATA has them
+
+
+@pytest.fixture(scope="module")
+def real():
+    def load(name, **choices):
+        try:
+            return load_dataset(name, data_dir=REAL_DATA, download=False, **choices)
+        except UserError as error:
+            if "not on this machine" in str(error):
+                pytest.skip(f"{name} is not in IWAE_DATA")
+            raise
+
+    if not REAL_DATA:
+        pytest.skip("IWAE_DATA is not set")
+    return load
+
+
+def test_real_mnist(real):
+    data = real("mnist", validation="authors")
+    assert data.train.shape == (59_600, 784)
+    assert data.validation.shape == (400, 784)
+    assert data.test.shape == (10_000, 784)
+    assert abs(real("mnist").train_mean.mean() - 0.1306604762738429) < 1e-12
+    assert all(file["verified"] == "sha256" for file in data.identity["files"])
+    expected = "dfa00ac99a7204daa27d36f705f30851d503ecf37b85dfe0da12e1c467ddda76"
+    assert data.identity["test_sha256"] == expected
+
+
+def test_real_fixed_mnist_is_mnist_sorted_by_class(real):
+    data = real("mnist-static")
+    assert [len(s) for s in (data.train, data.validation, data.test)] == [50_000, 10_000, 10_000]
+    levels = real("mnist", observation="gaussian").test
+    folder = Path(REAL_DATA) / "mnist" / "t10k-labels-idx1-ubyte.gz"
+    if not folder.exists():
+        pytest.skip("no labels")
+    labels = np.frombuffer(readers.unpack(folder.read_bytes()), np.uint8, offset=8)
+    ordered = levels[np.argsort(labels, kind="stable")]
+    # Never ink where the grey image is blank, always where it is full.
+    assert data.test[ordered == 0].max() == 0
+    assert data.test[ordered == 1].min() == 1
+
+
+def test_real_omniglot_is_upright(real):
+    """Characters are strokes: upright images of one are alike, transposed ones are not."""
+    data = real("omniglot", binarization="threshold")
+    assert data.train.shape == (24_345, 784)
+    assert data.test.shape == (8_070, 784)
+    authors = real("omniglot", validation="authors")
+    assert (len(authors.train), len(authors.validation)) == (23_000, 1_345)
+    assert data.identity["files"][0]["name"] in {"chardata.mat", "omniglot28.mat"}
+    folder = Path(REAL_DATA) / "omniglot" / data.identity["files"][0]["name"]
+    column = scipy.io.loadmat(folder, variable_names=["data"])["data"][:, 1000]
+    upright = column.reshape(28, 28, order="F")
+    np.testing.assert_array_equal(data.train[1000].reshape(28, 28), upright > 0.5)

@@ -1,0 +1,554 @@
+"""Figures show what they are given, refuse what they cannot show, and are saved reproducibly."""
+
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import matplotlib as mpl
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+from PIL import Image
+
+from iwae import figures
+from iwae._types import UserError
+from iwae.figures.images import FRAME, GUTTER, MARGIN
+
+RNG = np.random.default_rng(0)
+IMAGES = RNG.random((7, 5, 4))
+ROWS = [
+    {
+        "epoch": epoch,
+        "train_bound": -100.0 - 100 / epoch,
+        "validation_bound": -102.0 - 100 / epoch if epoch % 5 == 0 else None,
+        "reconstruction": -80.0 - 100 / epoch,
+        "kl": [15.0 + epoch / 10, 5.0],
+        "active_units": [10 + epoch // 5, 3],
+        "learning_rate": 1e-3 if epoch <= 10 else 1e-4,
+    }
+    for epoch in range(1, 31)
+]
+GRID = np.linspace(-3, 3, 61)
+DENSITY = np.exp(-(GRID**2) / 2) / np.sqrt(2 * np.pi)
+POINTS = RNG.normal(size=(50, 2))
+
+EVERY = {
+    "image_grid": lambda: figures.image_grid(IMAGES, title="images"),
+    "samples": lambda: figures.samples(IMAGES, np.rint(IMAGES)),
+    "reconstructions": lambda: figures.reconstructions(IMAGES, IMAGES),
+    "training_strip": lambda: figures.training_strip(IMAGES[None] ** [[[[1]]], [[[2]]]], [1, 3]),
+    "filters": lambda: figures.filters(IMAGES - 0.5),
+    "training_curves": lambda: figures.training_curves(ROWS, title="training"),
+    "log_variance_histogram": lambda: figures.log_variance_histogram([np.array([0, 1e-3, 1.0])]),
+    "density_1d": lambda: figures.density_1d(GRID, {"true": DENSITY}, data=POINTS[:, 0]),
+    "scatter_2d": lambda: figures.scatter_2d(POINTS, POINTS + 0.1),
+    "bound_against_k": lambda: figures.bound_against_k([1, 5, 50], [-90.0, -88, -87], [0.3] * 3),
+}
+
+
+def page(figure: Figure, folder: Path) -> np.ndarray:
+    """The saved figure, uint8 [height, width, 3]."""
+    figures.save_figure(figure, folder / "page.png")
+    with Image.open(folder / "page.png") as image:
+        return np.asarray(image.convert("RGB"))
+
+
+def texts(figure: Figure) -> str:
+    """Everything that is written in a figure."""
+    found = figure.findobj(mpl.text.Text)
+    return "\n".join(text.get_text() for text in found)
+
+
+def line(figure: Figure, label: str) -> np.ndarray:
+    """The points [n, 2] of the line with a label that starts so."""
+    for axes in figure.axes:
+        for candidate in axes.get_lines():
+            if str(candidate.get_label()).startswith(label):
+                return candidate.get_xydata()
+    raise AssertionError(f"no line {label!r}")
+
+
+def noise(*shape: int) -> np.ndarray:
+    """Random images in [0, 1] without the grey between tiles, so that `tiles` can find them."""
+    levels = RNG.integers(0, 255, shape)
+    return (levels + (levels >= FRAME[0])) / 255
+
+
+def tiles(picture: np.ndarray, height: int) -> list[tuple[int, int, np.ndarray]]:
+    """The top, left and pixels in [0, 1] of each image of so many rows, in reading order.
+
+    Fails unless each of its pixels is a square of one colour.
+    """
+    page = picture[..., 0].astype(int)
+    framed = page == FRAME[0]
+    corner = ~framed[1:, 1:] & framed[:-1, 1:] & framed[1:, :-1] & framed[:-1, :-1]
+    found = []
+    for top, left in np.argwhere(corner) + 1:
+        block = page[top:, left:][: np.argmax(framed[top:, left]), : np.argmax(framed[top, left:])]
+        if not block.size or len(block) % height:
+            continue  # white outside the frame
+        scale = len(block) // height
+        image = block[::scale, ::scale]
+        assert np.array_equal(block, image.repeat(scale, 0).repeat(scale, 1))
+        found.append((int(top), int(left), image / 255))
+    return found
+
+
+# Saving
+
+
+@pytest.mark.parametrize("name", EVERY)
+@pytest.mark.parametrize("suffix", [".png", ".pdf", ".svg"])
+def test_a_figure_made_or_saved_again_has_the_same_bytes(name, suffix, tmp_path):
+    path = tmp_path / f"x{suffix}"
+    saved = []
+    for figure in (EVERY[name](), EVERY[name]()):
+        for _ in range(2):
+            figures.save_figure(figure, path)
+            saved.append(path.read_bytes())
+    first = saved[0]
+    assert saved == [first] * 4
+    start = {".png": b"\x89PNG", ".pdf": b"%PDF", ".svg": b"<?xml"}[suffix]
+    assert first.startswith(start)
+    assert not any(word in first for word in (b"CreationDate", b"<dc:date>", b"Software"))
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_every_figure_has_ink_and_a_margin(name, tmp_path):
+    picture = page(EVERY[name](), tmp_path)
+    assert picture.shape[0] > 100
+    assert picture.shape[1] > 100
+    border = [picture[0], picture[-1], picture[:, 0], picture[:, -1]]
+    assert all((edge == 255).all() for edge in border)
+    assert (picture != 255).any(axis=-1).mean() > 0.005
+
+
+def test_saving_draws_at_the_figures_own_size_whatever_the_settings(tmp_path):
+    figure = figures.scatter_2d(POINTS, POINTS)
+    expected = page(figure, tmp_path)
+    assert np.allclose(expected.shape[1::-1], figure.get_size_inches() * 150, atol=1)
+    with mpl.rc_context({"savefig.bbox": "tight", "savefig.pad_inches": 1, "savefig.dpi": 50}):
+        assert np.array_equal(page(figure, tmp_path), expected)
+
+
+def test_a_failed_save_leaves_the_old_file_alone(tmp_path, monkeypatch):
+    path = tmp_path / "x.png"
+    path.write_bytes(b"old")
+
+    def fail(_self, name, **_options):
+        Path(name).write_bytes(b"half")
+        raise OSError("disk full")
+
+    monkeypatch.setattr(Figure, "savefig", fail)
+    with pytest.raises(OSError, match="disk full"):
+        figures.save_figure(figures.image_grid(IMAGES), path)
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_failed_animation_leaves_the_old_file_alone(tmp_path, monkeypatch):
+    path = tmp_path / "x.gif"
+    path.write_bytes(b"old")
+
+    def fail(_self, name, **_options):
+        Path(name).write_bytes(b"half")
+        raise OSError("disk full")
+
+    monkeypatch.setattr(Image.Image, "save", fail)
+    with pytest.raises(OSError, match="disk full"):
+        figures.save_animation([np.zeros((4, 4, 3), np.uint8)], path)
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_unknown_suffixes_are_refused(tmp_path):
+    with pytest.raises(UserError, match=r"'x.jpg'.*\.png, \.pdf or \.svg"):
+        figures.save_figure(figures.image_grid(IMAGES), tmp_path / "x.jpg")
+    with pytest.raises(UserError, match=r"'x.png'.*\.gif"):
+        figures.save_animation([np.zeros((4, 4, 3), np.uint8)], tmp_path / "x.png")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_animation_has_every_frame_exactly_and_its_times(tmp_path):
+    course = RNG.random((5, 4, 8, 8))
+    frames = figures.training_frames(course, [0, 1, 4, 13, 3280])
+    assert {frame.shape for frame in frames} == {frames[0].shape}
+    assert all(frame.dtype == np.uint8 and frame.shape[2] == 3 for frame in frames)
+    figures.save_animation(frames, tmp_path / "x.gif", seconds=0.25, last_seconds=1.5)
+    with Image.open(tmp_path / "x.gif") as film:
+        assert film.n_frames == 5
+        assert film.info["loop"] == 0
+        for number, frame in enumerate(frames):
+            film.seek(number)
+            assert np.array_equal(np.asarray(film.convert("RGB")), frame)
+            assert film.info["duration"] == (1500 if number == 4 else 250)
+    saved = (tmp_path / "x.gif").read_bytes()
+    figures.save_animation(frames, tmp_path / "x.gif", seconds=0.25, last_seconds=1.5)
+    assert (tmp_path / "x.gif").read_bytes() == saved
+
+
+def test_frames_of_one_tiny_image_have_one_size():
+    """The longest title is wider than the image."""
+    frames = figures.training_frames(RNG.random((2, 1, 2, 2)), [1, 123456789])
+    assert frames[0].shape == frames[1].shape
+    assert not np.array_equal(frames[0][:30], frames[1][:30])  # the epochs are written
+
+
+@pytest.mark.parametrize(
+    ("frames", "message"),
+    [
+        ([], "at least one frame"),
+        ([np.zeros((4, 4, 3))], "frame 0 must be uint8"),
+        ([np.zeros((4, 4), np.uint8)], "frame 0 must be uint8"),
+        ([np.zeros((4, 4, 3), np.uint8), np.zeros((4, 5, 3), np.uint8)], "frame 1 has the shape"),
+    ],
+)
+def test_bad_frames_are_refused(frames, message, tmp_path):
+    with pytest.raises(UserError, match=message):
+        figures.save_animation(frames, tmp_path / "x.gif")
+
+
+def test_no_pyplot_no_jax_and_no_global_setting_is_touched():
+    program = (
+        "import sys, matplotlib as mpl, numpy as np; before = mpl.rcParams.copy()\n"
+        "from iwae import figures\n"
+        "f = figures.training_curves([{'epoch': i, 'train_bound': -i} for i in (1, 2)])\n"
+        "import tempfile, pathlib\n"
+        "with tempfile.TemporaryDirectory() as folder:\n"
+        "    for suffix in ('png', 'svg', 'pdf'):\n"
+        "        figures.save_figure(f, pathlib.Path(folder) / ('x.' + suffix))\n"
+        "    figures.save_figure(figures.filters(np.ones((3, 2, 2))), folder + '/y.png')\n"
+        "assert 'matplotlib.pyplot' not in sys.modules, 'pyplot'\n"
+        "assert 'jax' not in sys.modules, 'jax'\n"
+        "keys = [key for key in before if key != 'backend']  # reading it imports pyplot\n"
+        "changed = [key for key in keys if before[key] != mpl.rcParams[key]]\n"
+        "assert not changed, changed\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_figures_can_be_made_and_saved_in_threads(tmp_path):
+    def make(name):
+        figures.save_figure(EVERY[name](), tmp_path / f"{name}.svg")
+        return (tmp_path / f"{name}.svg").read_bytes()
+
+    alone = [make(name) for name in EVERY]
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(make, EVERY)) == alone
+
+
+# Images
+
+
+@pytest.mark.parametrize("shape", [(1, 8, 8), (7, 5, 4), (3, 28, 28), (200, 8, 8), (9, 1, 30)])
+def test_every_pixel_of_a_grid_is_exact_and_in_order(shape, tmp_path):
+    """No image is blurred, resampled, moved by a fraction of a pixel, out of place or left out."""
+    images = noise(*shape)
+    found = tiles(page(figures.image_grid(images, title="a title"), tmp_path), shape[1])
+    assert np.array_equal([image for *_, image in found], images)
+
+
+def test_levels_of_grey_are_rounded_to_the_nearest(tmp_path):
+    ((*_, image),) = tiles(page(figures.image_grid(np.full((1, 2, 2), 0.999)), tmp_path), 2)
+    assert (image == 1).all()
+
+
+def test_columns_are_as_asked(tmp_path):
+    found = tiles(page(figures.image_grid(noise(7, 4, 4), columns=3), tmp_path), 4)
+    tops, lefts = np.array([place[:2] for place in found]).T
+    assert [len(np.unique(tops)), len(np.unique(lefts))] == [3, 3]
+    found = tiles(page(figures.image_grid(noise(2, 4, 4), columns=9), tmp_path), 4)
+    assert found[0][0] == found[1][0] == MARGIN + GUTTER
+
+
+@pytest.mark.parametrize(
+    ("shape", "columns"), [((100, 8, 8), 10), ((200, 8, 8), 20), ((20, 2, 40), 1), ((5, 9, 3), 5)]
+)
+def test_grids_are_squarish_without_holes_where_possible(shape, columns, tmp_path):
+    found = tiles(page(figures.image_grid(noise(*shape)), tmp_path), shape[1])
+    assert len({left for _, left, _ in found}) == columns
+
+
+def test_samples_show_means_left_and_draws_right(tmp_path):
+    means, draws = noise(2, 6, 4, 4)
+    picture = page(figures.samples(means, draws), tmp_path)
+    found = tiles(picture, 4)
+    half = picture.shape[1] // 2
+    assert np.array_equal([image for _, left, image in found if left < half], means)
+    assert np.array_equal([image for _, left, image in found if left > half], draws)
+    narrow = page(figures.samples(means[:2], draws[:2], columns=2), tmp_path)
+    assert np.array_equal(
+        page(figures.samples(means[:2], draws[:2], columns=9), tmp_path), narrow
+    )  # no empty columns
+
+
+def test_reconstructions_are_below_their_originals(tmp_path):
+    first, second = noise(2, 4, 4, 4)
+    figure = figures.reconstructions(first, second, columns=2)
+    found = tiles(page(figure, tmp_path), 4)
+    expected = [*first[:2], *second[:2], *first[2:], *second[2:]]
+    assert np.array_equal([image for *_, image in found], expected)
+    tops = sorted({top for top, *_ in found})
+    near, far, again = np.diff(tops)
+    assert near == again < far
+    assert [word for word in texts(figure).split() if word.isalpha()] == ["data", "model"] * 2
+
+
+def test_a_strip_has_a_labelled_row_an_epoch(tmp_path):
+    course = noise(3, 4, 6, 6)
+    figure = figures.training_strip(course, np.array([0, 40, 3280]), title="the title")
+    found = tiles(page(figure, tmp_path), 6)
+    assert np.array_equal([image for *_, image in found], course.reshape(12, 6, 6))
+    assert len({top for top, *_ in found}) == 3
+    labels = [text for text in figure.axes[0].texts if text.get_text() in ("0", "40", "3280")]
+    assert [text.get_text() for text in labels] == ["0", "40", "3280"]
+    assert np.all(np.diff([text.get_position()[1] for text in labels]) > 0)  # downwards
+    assert "epoch" in texts(figure)
+    assert "the title" in texts(figure)
+
+
+def test_filters_are_blue_below_and_red_above_zero_and_white_at_zero(tmp_path):
+    weights = np.stack([np.full((4, 4), v) for v in (-2.0, 0.0, 1.0)])
+
+    def centres(**options):
+        picture = page(figures.filters(weights, columns=3, **options), tmp_path).astype(int)
+        places = tiles(picture, 4)
+        return [picture[top + 9, left + 9] for top, left, _ in places]
+
+    blue, white, red = centres()
+    assert blue[2] > blue[0] + 50
+    assert red[0] > red[2] + 50
+    assert white.min() > 240
+    *_, pale = centres(shared_scale=True)
+    assert pale.sum() > red.sum() + 100  # half of the shared scale only
+
+
+def test_filters_say_their_scale():
+    weights = RNG.normal(size=(4, 3, 3))
+    assert "largest of its filter" in texts(figures.filters(weights))
+    shared = texts(figures.filters(weights, shared_scale=True))
+    assert "one scale" in shared
+    assert f"{np.abs(weights).max():.2g}" in shared
+
+
+def test_a_long_title_fits(tmp_path):
+    picture = page(figures.image_grid(IMAGES[:1], title="a title that is long " * 5), tmp_path)
+    assert (picture[:, :10] == 255).all()
+    assert (picture[:, -10:] == 255).all()
+    assert picture.shape[1] > 800
+
+
+NAN = np.where(np.arange(IMAGES.size).reshape(IMAGES.shape) == 3, np.nan, IMAGES)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: figures.image_grid(NAN), "images has 1 of 140 values that are NaN"),
+        (lambda: figures.image_grid(IMAGES[0]), r"images must have the axes \[n, h, w\]"),
+        (lambda: figures.image_grid(IMAGES[:0]), "images is empty"),
+        (lambda: figures.image_grid(2 * IMAGES), r"images must be in \[0, 1\]"),
+        (lambda: figures.image_grid(IMAGES - 0.5), r"images must be in \[0, 1\]"),
+        (lambda: figures.image_grid(IMAGES + 0j), "images must be an array of numbers"),
+        (lambda: figures.image_grid(IMAGES, columns=0), "columns must be at least 1"),
+        (lambda: figures.image_grid(np.zeros((900, 28, 28)), columns=1), "draw fewer"),
+        (lambda: figures.samples(IMAGES, IMAGES[:3]), "means and draws must have the same shape"),
+        (lambda: figures.reconstructions(IMAGES, IMAGES[:3]), "must have the same shape"),
+        (lambda: figures.reconstructions(IMAGES, IMAGES, columns=0), "columns must be at least 1"),
+        (lambda: figures.training_strip(IMAGES, [1]), r"frames must have the axes \[t, n, h, w\]"),
+        (lambda: figures.training_strip(IMAGES[None], [1, 2]), "1 frames, but 2 epochs"),
+        (lambda: figures.training_frames(IMAGES[None], [np.nan]), "epochs has 1 of 1"),
+        (lambda: figures.filters(NAN), "weights has 1 of 140"),
+    ],
+)
+def test_bad_images_are_refused(call, message):
+    with pytest.raises(UserError, match=message) as raised:
+        call()
+    assert "\n" not in str(raised.value)
+
+
+# Charts
+
+
+def test_training_curves_show_the_rows():
+    figure = figures.training_curves(ROWS)
+    epochs = np.array([row["epoch"] for row in ROWS])
+    assert np.array_equal(line(figure, "training"), np.stack([epochs, -100 - 100 / epochs], 1))
+    assert np.array_equal(line(figure, "validation")[:, 0], epochs[4::5])
+    assert np.array_equal(line(figure, "log p(x | z)")[:, 1], -80 - 100 / epochs)
+    assert np.array_equal(line(figure, "layer 1")[:, 1], 15 + epochs / 10)
+    labels = [axes.get_ylabel() for axes in figure.axes]
+    assert labels == ["bound (nats)", "reconstruction (nats)", "KL (nats)", "active units"]
+    assert "training (last −103.33)" in texts(figure)
+
+
+def test_a_step_of_the_learning_rate_is_marked_in_every_panel():
+    figure = figures.training_curves(ROWS)
+    for axes in figure.axes:
+        dotted = [x.get_xdata()[0] for x in axes.get_lines() if x.get_linestyle() == ":"]
+        assert dotted == [10]  # the last epoch at the old rate
+    (legend,) = figure.legends
+    assert legend.get_texts()[0].get_text() == "learning rate changes to 0.0001"
+
+
+def test_a_rate_that_changes_every_epoch_has_its_own_panel():
+    rows = [row | {"learning_rate": 1e-3 * 0.9 ** row["epoch"]} for row in ROWS]
+    figure = figures.training_curves(rows)
+    assert figure.axes[-1].get_ylabel() == "learning rate"
+    assert not [x for x in figure.axes[0].get_lines() if x.get_linestyle() == ":"]
+
+
+def test_replicates_are_thin_lines_around_their_mean():
+    rows = [
+        {
+            "epoch": epoch,
+            "train_bound": [-90.0 - epoch, -92.0 - epoch, -97.0 - epoch],
+            "kl": [[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]],
+        }
+        for epoch in (1, 2, 3)
+    ]
+    figure = figures.training_curves(rows)
+    assert np.allclose(line(figure, "training")[:, 1], [-94, -95, -96])
+    assert np.allclose(line(figure, "layer 2")[:, 1], 4)
+    assert len(figure.axes[0].get_lines()) == 1 + 3
+    assert len(figure.axes[1].get_lines()) == 2 * (1 + 3)
+    assert "one of 3 replicates" in texts(figure)
+
+
+def test_only_what_is_in_the_rows_is_drawn():
+    figure = figures.training_curves([{"validation_bound": -3.0}, {"validation_bound": -2.0}])
+    (axes,) = figure.axes
+    assert axes.get_xlabel() == "record"
+    assert np.array_equal(line(figure, "validation"), [[1, -3], [2, -2]])
+
+
+def test_later_rows_replace_earlier_ones_of_the_same_epoch():
+    values = ((1, -9.0), (3, -5.0), (2, -8.0), (2, -7.0), (3, -6.0))
+    rows = [{"epoch": epoch, "train_bound": bound} for epoch, bound in values]
+    figure = figures.training_curves(rows)
+    assert np.array_equal(line(figure, "training"), [[1, -9], [2, -7], [3, -6]])
+
+
+def test_a_long_course_has_a_logarithmic_axis_and_room_for_its_end():
+    rows = [{"epoch": e, "train_bound": -90 - 900 / e**2} for e in range(1, 1001)]
+    (axes,) = figures.training_curves(rows).axes
+    assert axes.get_xscale() == "log"
+    assert -300 < axes.get_ylim()[0] < -90
+    assert axes.get_ylim()[1] > -90
+    (axes,) = figures.training_curves(rows[:50]).axes
+    assert axes.get_xscale() == "linear"
+    (axes,) = figures.training_curves(rows[:20]).axes
+    assert axes.get_ylim()[0] < -990  # a short course is shown whole
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([], "no training curve"),
+        ([{"epoch": 1, "seconds": 3}], "no training curve"),
+        ([{"epoch": 1, "train_bound": float("nan")}], "row 1: 'train_bound' is NaN"),
+        ([{"epoch": 1, "train_bound": "low"}], "row 1: 'train_bound' is not a number"),
+        ([{"epoch": 1, "train_bound": [[-1.0]]}], "row 1: 'train_bound' has the shape"),
+        ([{"epoch": 1, "kl": []}], "row 1: 'kl' has the shape"),
+        ([{"epoch": float("nan"), "kl": [1.0]}], "the epoch in row 1 has 1 of 1"),
+        ([{"epoch": 1, "kl": [1.0]}, {"epoch": 2, "kl": [1.0, 2.0]}], "'kl' changes"),
+    ],
+)
+def test_bad_rows_are_refused(rows, message):
+    with pytest.raises(UserError, match=message):
+        figures.training_curves(rows)
+
+
+def heights(figure: Figure, panel: int = 0) -> list[tuple[float, float]]:
+    """The left edge and height of each bar that is not empty."""
+    bars = figure.axes[panel].patches
+    return [(bar.get_x(), bar.get_height()) for bar in bars if bar.get_height() > 0]
+
+
+def test_log_variances_are_counted_on_their_side_of_the_threshold():
+    layer = np.array([0, 1e-30, 1e-4, 0.01, 0.0100001, 1.0, 2.0])
+    figure = figures.log_variance_histogram([layer, np.ones(3)])
+    bars = heights(figure)
+    assert sum(height for left, height in bars if left < -2 - 1e-9) == 4
+    assert sum(height for left, height in bars if left >= -2 - 1e-9) == 3
+    assert bars[0] == (pytest.approx(-10), 2)  # at the floor, which is said
+    written = texts(figure)
+    assert "4 inactive" in written
+    assert "3 active" in written
+    assert "2 below 1e-10" in written
+    assert "units of layer 2" in written
+    assert "log10" in written
+    (threshold,) = figure.axes[0].get_lines()
+    assert np.allclose(threshold.get_xdata(), -2)
+
+
+def test_other_thresholds_are_edges_of_bins_too():
+    figure = figures.log_variance_histogram([np.array([0.02, 0.04])], threshold=0.03)
+    assert [h for _, h in heights(figure)] == [1, 1]
+    edge = np.log10(0.03)
+    assert all(left + 0.25 <= edge + 1e-9 or left >= edge - 1e-9 for left, _ in heights(figure))
+
+
+def test_the_histogram_of_data_has_the_scale_of_a_density():
+    data = np.concatenate([np.linspace(-1, 1, 300), np.full(100, 50.0)])
+    figure = figures.density_1d(GRID, {"true": DENSITY, "model": 2 * DENSITY}, data=data)
+    bars = figure.axes[0].patches
+    area = sum(bar.get_width() * bar.get_height() for bar in bars)
+    assert area == pytest.approx(0.75)  # a quarter of the data are beyond the grid
+    assert np.array_equal(line(figure, "model"), np.stack([GRID, 2 * DENSITY], 1))
+
+
+def test_both_sides_of_a_scatter_have_one_scale():
+    figure = figures.scatter_2d(POINTS, 3 * POINTS[:10])
+    left, right = figure.axes
+    assert left.get_xlim() == right.get_xlim()
+    assert left.get_ylim() == right.get_ylim()
+    assert np.allclose(left.collections[0].get_offsets(), POINTS)
+    assert np.allclose(right.collections[-1].get_offsets(), 3 * POINTS[:10])
+    assert left.get_xlim()[0] < 3 * POINTS[:10, 0].min()
+
+
+@pytest.mark.parametrize("points", [np.zeros((1, 2)), np.stack([np.arange(9.0), np.zeros(9)], 1)])
+def test_points_on_a_line_can_be_drawn(points, tmp_path):
+    assert page(figures.scatter_2d(points, points), tmp_path).size
+
+
+def test_bounds_are_drawn_in_the_order_of_k_with_their_errors():
+    figure = figures.bound_against_k([50, 1, 5000], [-87.0, -90, -86], [0.2, 0.3, 0.1])
+    (axes,) = figure.axes
+    assert axes.get_xscale() == "log"
+    assert np.array_equal(axes.get_lines()[0].get_xydata(), [[1, -90], [50, -87], [5000, -86]])
+    (container,) = axes.containers
+    segments = container[2][0].get_segments()
+    assert np.allclose([np.ptp(s[:, 1]) / 2 for s in segments], [0.3, 0.2, 0.1])
+    assert [text.get_text() for text in axes.get_xticklabels()] == ["1", "50", "5000"]
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: figures.log_variance_histogram([]), "no variances"),
+        (lambda: figures.log_variance_histogram([np.array([-1.0])]), "not be negative"),
+        (lambda: figures.log_variance_histogram([np.array([np.nan])]), r"variances\[0\] has 1"),
+        (lambda: figures.log_variance_histogram([np.ones(2)], 0.0), "0 < floor < threshold"),
+        (lambda: figures.density_1d(GRID[::-1], {"a": DENSITY}), "grid must rise"),
+        (lambda: figures.density_1d(GRID, {}), "no densities"),
+        (lambda: figures.density_1d(GRID, {"a": DENSITY[:3]}), "grid and density 'a' must have"),
+        (lambda: figures.density_1d(GRID, {"a": -DENSITY}), "not their logs"),
+        (lambda: figures.density_1d(GRID, {"a": DENSITY}, data=POINTS), r"data must have the axes"),
+        (lambda: figures.scatter_2d(POINTS[:, :1], POINTS), r"data must have the shape \(n, 2\)"),
+        (lambda: figures.scatter_2d(POINTS, POINTS[:0]), "samples is empty"),
+        (lambda: figures.bound_against_k([1], [1.0, 2], [1.0]), "k and bounds must have"),
+        (lambda: figures.bound_against_k([1], [1.0], [1.0, 2]), "k and stderr must have"),
+        (lambda: figures.bound_against_k([0], [1.0], [1.0]), "k must be at least 1"),
+        (lambda: figures.bound_against_k([1], [1.0], [-1.0]), "not be negative"),
+    ],
+)
+def test_bad_values_are_refused(call, message):
+    with pytest.raises(UserError, match=message) as raised:
+        call()
+    assert "\n" not in str(raised.value)
