@@ -7,24 +7,29 @@ through `torch.distributions` (which is slower), the encoder once per example an
 sample, the fused Adam, no gradient fetched or printed in the loop.
 
     python benchmarks/torch_step.py --k 5 --variant compiled        # prints one JSON object
-    python benchmarks/torch_step.py --evaluate
+    python benchmarks/torch_step.py --k 5000 --evaluate
 """
 
 import argparse
 import json
 import math
 import os
-import statistics
-import time
 from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+from torch.nn import functional
+
+from timing import Block, time_blocks
 
 PIXELS, HIDDEN, LATENT = 784, 200, 50
 BATCH, IMAGES = 20, 60_000
-VARIANTS = ("eager", "compiled", "max-autotune")
+# Name of a variant -> arguments of torch.compile for the loss; None runs it eagerly.
+VARIANTS: dict[str, dict[str, str] | None] = {
+    "eager": None,
+    "compiled": {"mode": "default"},
+    "max-autotune": {"mode": "max-autotune-no-cudagraphs"},
+}
 
 
 class IWAE(nn.Module):
@@ -58,7 +63,9 @@ class IWAE(nn.Module):
         # log p(z) - log q(z|x): the constants of the two Gaussians cancel.
         log_ratio = (0.5 * (noise.square() - z.square()) + log_sd).sum(-1)
         logits = self.decoder(z)
-        losses = F.binary_cross_entropy_with_logits(logits, x.expand_as(logits), reduction="none")
+        losses = functional.binary_cross_entropy_with_logits(
+            logits, x.expand_as(logits), reduction="none"
+        )
         return log_ratio - losses.sum(-1)
 
 
@@ -80,11 +87,8 @@ def make_step(k: int, variant: str, data: Tensor) -> Callable[[], Tensor]:
     model = IWAE()
     optimiser = torch.optim.Adam(model.parameters(), lr=1e-3, eps=1e-4, fused=True)
     batches = shuffled_batches(data)
-    loss_function = loss_of
-    if variant == "compiled":
-        loss_function = torch.compile(loss_of)
-    elif variant == "max-autotune":
-        loss_function = torch.compile(loss_of, mode="max-autotune-no-cudagraphs")
+    options = VARIANTS[variant]
+    loss_function = loss_of if options is None else torch.compile(loss_of, **options)
 
     def step() -> Tensor:
         optimiser.zero_grad()
@@ -102,23 +106,59 @@ def shuffled_batches(data: Tensor) -> Iterator[Tensor]:
         yield from map(data.__getitem__, torch.randperm(len(data)).split(BATCH))
 
 
-def time_steps(k: int, variant: str, seconds: float = 3.0, blocks: int = 7) -> list[float]:
-    """Milliseconds per training step in each of several blocks that last `seconds` together."""
+def time_steps(k: int, variant: str, seconds: float = 3.0) -> list[Block]:
+    """Milliseconds per training step, in several blocks that last `seconds` together."""
     torch.manual_seed(0)
     step = make_step(k, variant, random_images())
-    for _ in range(10):
-        step()
-    start = time.perf_counter()
-    for _ in range(10):
-        step()
-    each = (time.perf_counter() - start) / 10
-    steps = max(5, round(seconds / blocks / each))
-    times = []
-    for _ in range(blocks):
-        start = time.perf_counter()
-        for _ in range(steps):
+
+    def steps(n: int) -> None:
+        for _ in range(n):
             loss = step()
-        times.append((time.perf_counter() - start) / steps * 1e3)
-    if not torch.isfinite(loss):
-        raise FloatingPointError(f"the loss of the {variant} step is {loss.item()}")
-    return times
+        if not loss.isfinite():
+            raise FloatingPointError(f"the loss of the {variant} step is {loss.item()}")
+
+    return time_blocks(steps, seconds=seconds)
+
+
+@torch.no_grad()
+def log_likelihoods(model: IWAE, x: Tensor, k: int, chunk: int = 250) -> Tensor:
+    """L_k in nats of every row of x [batch, 784], `chunk` samples at a time."""
+    total = torch.full((len(x),), -math.inf)
+    for start in range(0, k, chunk):
+        log_w = model.log_weights(x, min(chunk, k - start))
+        total = torch.logaddexp(total, torch.logsumexp(log_w, 0))
+    return total - math.log(k)
+
+
+def time_evaluation(k: int, seconds: float = 3.0) -> list[Block]:
+    """Milliseconds per example of L_k, eager, in batches of four examples."""
+    torch.manual_seed(0)
+    model, examples = IWAE(), 4
+    x = (random_images(examples) > 127).float()
+
+    def evaluate(n: int) -> None:
+        for _ in range(n):
+            log_likelihoods(model, x, k)
+
+    blocks = time_blocks(evaluate, seconds=seconds, warm_up=2)
+    return [Block(block.ms / examples, block.others) for block in blocks]
+
+
+def main() -> None:
+    """Measure one thing in this process and print it as JSON."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--k", type=int, default=5, help="samples per example")
+    parser.add_argument("--variant", choices=VARIANTS, default="eager")
+    parser.add_argument("--evaluate", action="store_true", help="time L_k instead of the step")
+    parser.add_argument("--seconds", type=float, default=3.0)
+    args = parser.parse_args()
+    torch.set_num_threads(os.cpu_count() or 1)
+    if args.evaluate:
+        blocks = time_evaluation(args.k, args.seconds)
+    else:
+        blocks = time_steps(args.k, args.variant, args.seconds)
+    print(json.dumps({"blocks": blocks, "version": f"torch {torch.__version__}"}))
+
+
+if __name__ == "__main__":
+    main()

@@ -419,6 +419,17 @@ def test_replicates_are_thin_lines_around_their_mean():
     assert "one of 3 replicates" in texts(figure)
 
 
+def test_a_replicate_that_has_stopped_has_no_value():
+    bounds = [[-9.0, -5.0], [-8.0, None], [None, None], [-6.0, None]]
+    rows = [{"epoch": epoch, "train_bound": bound} for epoch, bound in enumerate(bounds, 1)]
+    figure = figures.training_curves(rows)
+    assert np.array_equal(line(figure, "training"), [[1, -7], [2, -8], [4, -6]])
+    thin = [one.get_ydata() for one in figure.axes[0].get_lines()[1:]]
+    assert np.array_equal(thin, [[-9, -8, -6], [-5, np.nan, np.nan]], equal_nan=True)
+    with pytest.raises(UserError, match="row 1: 'train_bound' is NaN"):
+        figures.training_curves([{"epoch": 1, "train_bound": [None, float("nan")]}])
+
+
 def test_only_what_is_in_the_rows_is_drawn():
     figure = figures.training_curves([{"validation_bound": -3.0}, {"validation_bound": -2.0}])
     (axes,) = figure.axes

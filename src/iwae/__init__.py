@@ -1,1 +1,44 @@
 """Train importance weighted autoencoders, and measure how likely they make held-out data."""
+
+import importlib
+from typing import Any
+
+_PUBLIC = {
+    "UserError": "_types",
+    "Dataset": "data",
+    "load_dataset": "data",
+    "AbstractLatentModel": "model",
+    "VAE": "model",
+    "Particles": "particles",
+    "effective_sample_size": "particles",
+    "importance_particles": "particles",
+    "log_mean_exp": "particles",
+    "log_weights": "particles",
+    "bound": "objectives",
+    "elbo": "objectives",
+    "iwae": "objectives",
+    "objective": "objectives",
+    "active_units": "evaluate",
+    "log_likelihoods": "evaluate",
+    "prune": "evaluate",
+    "train": "training",
+    "load_model": "checkpoint",
+    "save_model": "checkpoint",
+    "TrainConfig": "config",
+    "resume_run": "runs",
+    "start_run": "runs",
+    "evaluate_run": "measure",
+}
+
+__all__ = list(_PUBLIC)
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name's module when it is first used: JAX takes most of a second."""
+    if name not in _PUBLIC:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"iwae.{_PUBLIC[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_PUBLIC])

@@ -22,7 +22,7 @@ from safetensors.numpy import load_file, save_file
 
 from iwae._types import UserError, atomic_write
 from iwae.model import VAE
-from iwae.train import Best, TrainState
+from iwae.training import Best, TrainState
 
 
 class Checkpoint(NamedTuple):
@@ -188,3 +188,8 @@ def load_model(folder: str | Path) -> VAE:
     shapes, static = eqx.partition(skeleton, lambda leaf: isinstance(leaf, jax.ShapeDtypeStruct))
     named = {f".{name}": value for name, value in arrays.items()}
     return eqx.combine(_from_arrays(named, shapes, folder / WEIGHTS), static)
+
+
+def read_about(folder: str | Path) -> dict[str, Any]:
+    """What `save_model` was told about the model in a folder."""
+    return json.loads((Path(folder) / DESCRIPTION).read_text())["about"]

@@ -10,9 +10,29 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import tomli_w
+import tyro
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from iwae._types import UserError, atomic_write
+
+Size = Annotated[int, Field(ge=1)]
+
+
+def _widths(arguments: list[str]) -> tuple[int, ...]:
+    return tuple(int(part) for part in arguments[0].split(","))
+
+
+Widths = Annotated[
+    tuple[Size, ...],
+    tyro.constructors.PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="N,N",
+        instance_from_str=_widths,
+        is_instance=lambda value: isinstance(value, tuple),
+        str_from_instance=lambda widths: [",".join(map(str, widths))],
+    ),
+]
+"""Sizes of the deterministic layers between two stochastic ones: 200,200 on the command line."""
 
 
 class TrainConfig(BaseModel):
@@ -33,9 +53,9 @@ class TrainConfig(BaseModel):
 
     layers: Annotated[int, Field(ge=1)] | None = None
     """Stochastic layers, of the published sizes; give sizes instead for any others."""
-    latent_sizes: tuple[Annotated[int, Field(ge=1)], ...] | None = None
+    latent_sizes: tuple[Size, ...] | None = None
     """Units of each stochastic layer, nearest the data first: 100 50."""
-    hidden_sizes: tuple[tuple[Annotated[int, Field(ge=1)], ...], ...] | None = None
+    hidden_sizes: tuple[Widths, ...] | None = None
     """Deterministic layers before each stochastic one: 200,200 100,100."""
     activation: Literal["tanh", "relu", "leaky_relu", "elu", "gelu", "silu", "softplus"] = "tanh"
     """Nonlinearity of the deterministic layers."""
@@ -126,11 +146,16 @@ def make_config(values: dict[str, Any], source: str) -> TrainConfig:
     try:
         return TrainConfig(**values)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"][:1])
-        reason = first["msg"].removeprefix("Value error, ")
-        given = "" if not where else f" (given: {first['input']!r})"
-        raise UserError(f"{source}: {where + ': ' if where else ''}{reason}{given}") from error
+        raise UserError(f"{source}: {explain(error)}") from error
+
+
+def explain(error: ValidationError) -> str:
+    """The first of pydantic's complaints in one line."""
+    first = error.errors()[0]
+    reason = first["msg"].removeprefix("Value error, ")
+    if not first["loc"]:
+        return reason
+    return f"{first['loc'][0]}: {reason} (given: {first['input']!r})"
 
 
 def _known() -> str:

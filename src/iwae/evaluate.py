@@ -63,7 +63,9 @@ def map_examples(
     _check_positive("batch_size", batch_size)
     mesh = Mesh(np.asarray(jax.devices()), ("example",))
     # A model fresh from training lies on some of the devices only.
-    model, key = eqx.filter_shard((model, key), NamedSharding(mesh, PartitionSpec()))
+    arrays, static = eqx.partition((model, key), eqx.is_array)
+    arrays = jax.device_put(arrays, NamedSharding(mesh, PartitionSpec()))
+    model, key = eqx.combine(arrays, static)
     batch = mesh.size * batch_size
     slab = batch * -(-min(slab_size, len(examples)) // batch)
     for start in range(0, len(examples), slab):

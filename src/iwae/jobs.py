@@ -1,6 +1,7 @@
 """From a configuration to everything that it names: data, models, objective, schedule."""
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,11 @@ import numpy as np
 from iwae._types import UserError
 from iwae.checkpoint import list_checkpoints, load_checkpoint, load_model
 from iwae.config import TrainConfig
-from iwae.data import Dataset, load_dataset
+from iwae.data import Dataset, choose, draw, load_dataset
 from iwae.model import VAE
 from iwae.objectives import objective
 from iwae.observations import observation
-from iwae.train import (
+from iwae.training import (
     AUTHORS_RATES,
     PAPER_RATES,
     Best,
@@ -87,7 +88,7 @@ def replicate_key(config: TrainConfig, replicate: int, purpose: int) -> jax.Arra
 def make_models(config: TrainConfig, dataset: Dataset) -> list[VAE]:
     """The models before training, one for each replicate."""
     if config.init_from is not None:
-        return [load_model(model_folder(config.init_from, "final", r)) for r in _replicates(config)]
+        return [_load_start(config, config.init_from, r) for r in _replicates(config)]
     latent_sizes, hidden_sizes = config.sizes()
     bias = None
     if config.output_bias:
@@ -107,6 +108,19 @@ def make_models(config: TrainConfig, dataset: Dataset) -> list[VAE]:
     ]
 
 
+def _load_start(config: TrainConfig, run: Path, replicate: int) -> VAE:
+    """A trained model to start from, which must be of the sizes that the configuration names."""
+    model = load_model(model_folder(run, "final", replicate))
+    built = model.architecture()
+    found = (tuple(built["latent_sizes"]), tuple(tuple(sizes) for sizes in built["hidden_sizes"]))
+    if found != config.sizes():
+        raise UserError(
+            f"init_from: the model in {run} has latent and hidden sizes {found}, this "
+            f"configuration {config.sizes()}"
+        )
+    return model
+
+
 def _replicates(config: TrainConfig) -> range:
     return range(config.replicates)
 
@@ -115,13 +129,9 @@ def make_schedule(
     config: TrainConfig, steps_per_epoch: int
 ) -> tuple[StagedSchedule, tuple[int, ...]]:
     """The learning rates, and the epochs at which their stages end."""
-    if config.schedule == "constant":
-        rates, lengths = (1.0,), (config.epochs,)
-    else:
-        table = PAPER_RATES if config.schedule == "paper" else AUTHORS_RATES
-        rates = tuple(rate / table[0] for rate in table)
-        lengths = stage_epochs(config.epochs)
-    rates = tuple(config.learning_rate * rate for rate in rates)
+    table = {"constant": (1.0,), "paper": PAPER_RATES, "authors": AUTHORS_RATES}[config.schedule]
+    lengths = (config.epochs,) if len(table) == 1 else stage_epochs(config.epochs)
+    rates = [config.learning_rate * rate / table[0] for rate in table]
     return staged(rates, lengths, steps_per_epoch), tuple(np.cumsum(lengths).tolist())
 
 
@@ -163,7 +173,7 @@ def initial_state(job: Job) -> tuple[TrainState, Best]:
     """The state of a job before its first step."""
     keys = jnp.stack([replicate_key(job.config, r, _TRAIN) for r in _replicates(job.config)])
     state = init_state(job.models, keys, job.settings)
-    if job.config.keep_optimizer:
+    if job.config.keep_optimizer and job.config.init_from is not None:
         state = state._replace(opt_state=_optimizer_of(job.config.init_from, state))
     return state, init_best(state)
 
@@ -179,3 +189,24 @@ def _optimizer_of(run: Path, state: TrainState) -> Any:
 def model_folder(run: Path, weights: str, replicate: int) -> Path:
     """Where the model of one replicate lies in a run; `weights` is "final" or "best"."""
     return Path(run) / "models" / f"{weights}-{replicate}"
+
+
+def split_examples(dataset: Dataset, split: str, count: int | None = None) -> np.ndarray:
+    """Examples of a split in the model's units; training pixels are drawn once, by a fixed key.
+
+    Args:
+        count: a fixed random subset of so many (or of all, where there are fewer).
+    """
+    raw = getattr(dataset, split)
+    if count is not None and count < len(raw):
+        raw = raw[np.sort(choose(len(raw), count))]
+    if split != "train" or dataset.binarization != "dynamic":
+        return raw
+    keys = jax.random.split(jax.random.key(0), len(raw))
+    return np.asarray(_draw_all(raw, keys, dataset.binarization))
+
+
+@partial(jax.jit, static_argnums=2)
+def _draw_all(raw: jax.Array, keys: jax.Array, binarization: str) -> jax.Array:
+    pixels = jax.vmap(lambda row, key: draw(row, key, binarization=binarization))(raw, keys)
+    return pixels.astype(jnp.uint8)

@@ -8,12 +8,13 @@ describes the training data best: the initial bias of that layer.
 from collections.abc import Callable
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
 from jaxtyping import Array, Float
 
-from iwae._types import UserError
+from iwae._types import PRNGKey, UserError
 
 MEAN_CLIP = 0.001
 """Pixel means are clipped to [0.001, 0.999] before the logit, as in the authors' code."""
@@ -38,10 +39,16 @@ class Observation(NamedTuple):
 
 
 class BernoulliFromLogits(dist.BernoulliLogits):
-    """NumPyro's distribution with a log density for finite logits only, which is a third faster.
+    """NumPyro's distribution in float32, with a log density for finite logits only.
 
+    Without NumPyro's care for infinite ones, a training step with k = 50 is a quarter faster.
     Values between 0 and 1 (grey pixels) are scored by the same formula, the cross-entropy.
     """
+
+    def sample(self, key: PRNGKey, sample_shape: tuple[int, ...] = ()) -> Float[Array, "*d"]:
+        """Zeros and ones, in the type of the logits."""
+        shape = sample_shape + self.batch_shape
+        return jax.random.bernoulli(key, self.probs, shape).astype(self.logits.dtype)
 
     def log_prob(self, value: Float[Array, "*d"]) -> Float[Array, "*d"]:
         """value * logits - log(1 + exp(logits)), without overflow."""

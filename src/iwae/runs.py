@@ -38,11 +38,10 @@ from iwae.checkpoint import (
     save_model,
 )
 from iwae.config import TrainConfig, config_values, read_config, write_config
-from iwae.data import draw
 from iwae.evaluate import active_units, gather, layer_terms, map_examples
-from iwae.jobs import Job, initial_state, make_job, model_folder
+from iwae.jobs import Job, initial_state, make_job, model_folder, split_examples
 from iwae.model import VAE
-from iwae.train import Best, NonFiniteError, Report, TrainState, replicate_model, training
+from iwae.training import Best, NonFiniteError, Report, TrainState, replicate_model, training
 
 log = logging.getLogger("iwae")
 
@@ -262,13 +261,8 @@ def _jsonable(value: Any) -> Any:
 
 def _monitored_examples(job: Job) -> np.ndarray:
     """Held-out examples if there are any, else some training examples, binarised once."""
-    dataset = job.dataset
-    if len(dataset.validation):
-        return dataset.validation[:MONITORED]
-    chosen = np.random.default_rng(0).permutation(len(dataset.train))[:MONITORED]
-    raw, keys = dataset.train[np.sort(chosen)], jax.random.split(jax.random.key(0), len(chosen))
-    pixels = jax.vmap(lambda row, key: draw(row, key, binarization=dataset.binarization))
-    return np.asarray(pixels(raw, keys))
+    split = "validation" if len(job.dataset.validation) else "train"
+    return split_examples(job.dataset, split, MONITORED)
 
 
 def monitor(model: VAE, examples: np.ndarray, key: Array) -> dict[str, Any]:

@@ -39,7 +39,7 @@ def load_dataset(
     """
     path = Path(name_or_path).expanduser()
     if path.suffix.lower() in SUFFIXES:
-        raw = read_own(path)
+        raw = read_own(path, observation)
     else:
         raw = _read_named(os.fspath(name_or_path), data_dir, download, progress)
     choices = Choices(observation, binarization, validation, seed, binarization_seed, shape)

@@ -1,7 +1,8 @@
 """A user's own file: .npy, .npz or .csv -> splits, and what its numbers mean.
 
 The rules, applied to all the arrays of a file together, are few and stated in the identity:
-only 0 and 1 is binary; uint8 is grey 0..255; numbers within [0, 1] are grey; all else is real.
+only 0 and 1 is binary; uint8 is grey 0..255; numbers within [0, 1] are grey; all else is real,
+except that whole numbers 0..255 of another type could be either, and the user must say.
 `splits.resolve` says what may be asked of each.
 """
 
@@ -21,8 +22,11 @@ from .splits import Raw
 SUFFIXES = (".npy", ".npz", ".csv")
 
 
-def read_own(path: Path) -> Raw:
-    """The splits of a user's file; raises `UserError` naming the file, the place and the remedy."""
+def read_own(path: Path, observation: str | None = None) -> Raw:
+    """The splits of a user's file; raises `UserError` naming the file, the place and the remedy.
+
+    `observation` is what the user says of it, which only settles what the rules leave open.
+    """
     try:
         content = path.read_bytes()
     except OSError as error:
@@ -35,7 +39,7 @@ def read_own(path: Path) -> Raw:
         _check_array(path, key, array, first_row=1 if is_csv else 0)
     splits, rule = _splits(path, arrays)
     shape = _common_shape(path, splits)
-    values, values_rule = _values(path, splits)
+    values, values_rule = _values(path, splits, observation)
     return Raw(
         name=path.name,
         splits={split: _flat(array, values) for split, array in splits.items()},
@@ -163,7 +167,7 @@ def _common_shape(path: Path, splits: dict[str, np.ndarray]) -> tuple[int, ...]:
     return shapes["train"]
 
 
-def _values(path: Path, splits: dict[str, np.ndarray]) -> tuple[str, str]:
+def _values(path: Path, splits: dict[str, np.ndarray], observation: str | None) -> tuple[str, str]:
     """What the numbers are, and the rule that says so, decided on all splits together."""
     arrays = splits.values()
     if all(((array == 0) | (array == 1)).all() for array in arrays):
@@ -176,7 +180,17 @@ def _values(path: Path, splits: dict[str, np.ndarray]) -> tuple[str, str]:
         raise UserError(f"{path} mixes bytes with other numbers ({kinds}): use one dtype")
     if all(array.min() >= 0 and array.max() <= 1 for array in arrays):
         return "grey", "all within [0, 1]: grey levels, taken as probabilities of ink"
+    if observation is None and all(map(_could_be_bytes, arrays)):
+        raise UserError(
+            f"{path} holds whole numbers within 0..255, but not as bytes: if they are grey levels, "
+            "store them as uint8 or divide by 255; if not, say observation 'gaussian'"
+        )
     return "real", "neither bytes nor within [0, 1]: real values"
+
+
+def _could_be_bytes(array: np.ndarray) -> bool:
+    inside = array.min() >= 0 and array.max() <= 255
+    return bool(inside and (array == np.rint(array)).all())
 
 
 def _flat(array: np.ndarray, values: str) -> np.ndarray:

@@ -154,9 +154,9 @@ def named(name: str) -> Source:
     import difflib
 
     near = difflib.get_close_matches(name.lower(), DATASETS, n=1)
-    hint = f"did you mean {near[0]!r}? " if near else ""
+    hint = f" (did you mean {near[0]!r}?)" if near else ""
     raise UserError(
-        f"unknown data set {name!r}: {hint}Known are {', '.join(DATASETS)}, "
+        f"unknown data set {name!r}{hint}: known are {', '.join(DATASETS)}, "
         "or the path of a file of your own ending in .npy, .npz or .csv"
     )
 

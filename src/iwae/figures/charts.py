@@ -36,11 +36,13 @@ def training_curves(rows: Sequence[Mapping[str, Any]], *, title: str | None = No
 
     Read from a row, where present: `epoch`; `train_bound`, `validation_bound` and `reconstruction`
     (nats) and `learning_rate`, each a number or a list of one per replicate; `kl` (nats) and
-    `active_units`, each a list of one number per layer, or one such list per replicate. Replicates
-    are thin lines and their mean a thick one; the legend gives the last mean. Dotted lines mark
-    where the learning rate changes; a rate that changes often has a panel of its own. A long course
-    has a logarithmic axis of epochs, and where the first seventh of the axis would squash the rest
-    of a curve, low values there are left out. Of two values for an epoch the later row's counts.
+    `active_units`, each a list of one number per layer, or one such list per replicate. None is no
+    value, as of a replicate that has stopped. Of two values for an epoch the later row's counts.
+
+    Replicates are thin lines, and the mean of those that have a value is a thick one; the legend
+    gives the last mean. Dotted lines mark where the learning rate changes; a rate that changes
+    often has a panel of its own. A long course has a logarithmic axis of epochs, and where the
+    first seventh of the axis would squash the rest of a curve, low values there are left out.
     """
     panels = {
         "bound (nats)": _curves(rows, "train_bound", "training")
@@ -189,7 +191,11 @@ def bound_against_k(k: Numbers, bounds: Numbers, stderr: Numbers) -> Figure:
 
 class _Curve(NamedTuple):
     epochs: Float[np.ndarray, " t"]
-    values: Float[np.ndarray, "t r"]  # a column per replicate
+    values: Float[np.ndarray, "t r"]  # a column per replicate; NaN where it has none
+
+    def mean(self) -> Float[np.ndarray, " t"]:
+        """The mean over the replicates that have a value."""
+        return np.nanmean(self.values, axis=1)
 
 
 def _curves(rows: Sequence[Mapping[str, Any]], key: str, name: str | None) -> dict[str, _Curve]:
@@ -197,8 +203,11 @@ def _curves(rows: Sequence[Mapping[str, Any]], key: str, name: str | None) -> di
     found: dict[float, np.ndarray] = {}
     for number, row in enumerate(rows, 1):
         value = row.get(key)
-        if value is not None:
-            found[_epoch(row, number)] = _replicates(value, key, number, layers=name is None)
+        if value is None:
+            continue
+        values = _replicates(value, key, number, layers=name is None)
+        if not np.isnan(values).all(axis=0).any():
+            found[_epoch(row, number)] = values
     if not found:
         return {}
     if len({values.shape for values in found.values()}) > 1:
@@ -214,14 +223,16 @@ def _epoch(row: Mapping[str, Any], number: int) -> float:
 
 
 def _replicates(value: Any, key: str, number: int, *, layers: bool) -> Float[np.ndarray, "r l"]:
-    """A value of a row with an axis for replicates and one for layers."""
+    """A value of a row with an axis for replicates and one for layers; NaN where it has None."""
     try:
         array = np.array(value, dtype=np.float64)
     except (TypeError, ValueError):
         raise UserError(f"row {number}: '{key}' is not a number or a table of them") from None
     if not array.size or array.ndim > 1 + layers:
         raise UserError(f"row {number}: '{key}' has the shape {array.shape}")
-    if not np.isfinite(array).all():
+    # In float64 None is NaN too, but only None is a way to say that there is no value.
+    missing = np.array(value, dtype=object) == np.array(None)
+    if not np.all(np.isfinite(array) | missing):
         raise UserError(f"row {number}: '{key}' is NaN or infinite")
     return np.atleast_2d(array) if layers else array.reshape(-1, 1)
 
@@ -231,7 +242,7 @@ def _rate_steps(rates: Mapping[str, _Curve]) -> dict[float, float]:
     if not rates:
         return {}
     (curve,) = rates.values()
-    rate = curve.values.mean(axis=1)
+    rate = curve.mean()
     changed = 1 + np.flatnonzero(~np.isclose(rate[1:], rate[:-1], rtol=1e-6, atol=0))
     return {float(curve.epochs[i - 1]): float(rate[i]) for i in changed}
 
@@ -258,7 +269,7 @@ def _note_lines(figure: Figure, steps: Mapping[float, float], replicates: int) -
 
 def _draw_curve(axes: Axes, curve: _Curve, name: str, colour: str) -> None:
     """The mean over replicates, and each one as a thin line."""
-    mean = curve.values.mean(axis=1)
+    mean = curve.mean()
     marker = "o" if len(mean) <= 25 else None
     axes.plot(
         curve.epochs,
@@ -309,7 +320,9 @@ def _choose_heights(axes: Axes, curves: Sequence[_Curve]) -> None:
         else first + (last - first) / 7
     )
     everything = np.concatenate([curve.values.ravel() for curve in curves])
+    everything = everything[~np.isnan(everything)]
     rest = np.concatenate([curve.values[curve.epochs >= cut].ravel() for curve in curves])
+    rest = rest[~np.isnan(rest)]
     if _is_whole(everything):
         axes.yaxis.set_major_locator(MaxNLocator(**WHOLE))
     high, low = everything.max(), rest.min(initial=everything.max())

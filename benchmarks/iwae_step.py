@@ -1,0 +1,86 @@
+"""The step of the trainer, through the same functions that `iwae train` and `iwae evaluate` call.
+
+python benchmarks/iwae_step.py --k 5 --replicates 8             # prints one JSON object
+python benchmarks/iwae_step.py --k 5000 --evaluate
+"""
+
+import argparse
+import json
+import os
+from importlib.metadata import version
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from iwae.evaluate import log_likelihoods
+from iwae.model import VAE
+from iwae.objectives import objective
+from iwae.train import Settings, adam, init_state, run_steps, staged
+from timing import Block, time_blocks
+
+PIXELS, BATCH, IMAGES = 784, 20, 60_000
+STEPS_PER_EPOCH = IMAGES // BATCH
+
+
+def random_images() -> np.ndarray:
+    """Random grey images [IMAGES, PIXELS], uint8, like the training set."""
+    return np.random.default_rng(0).integers(0, 256, (IMAGES, PIXELS), np.uint8)
+
+
+def time_steps(k: int, replicates: int, seconds: float) -> list[Block]:
+    """Milliseconds per step and replicate, in several blocks that last `seconds` together."""
+    data = jnp.asarray(random_images())
+    keys = jax.random.split(jax.random.key(0), replicates)
+    models = [VAE(PIXELS, key=key) for key in keys]
+    settings = Settings(objective("iwae", k), adam(), BATCH, "dynamic")
+    schedule = staged([1e-3], [1], STEPS_PER_EPOCH)
+    state = init_state(models, keys, settings)
+
+    def steps(n: int) -> None:
+        nonlocal state
+        first = int(state.step[0])
+        ends = range((first // STEPS_PER_EPOCH + 1) * STEPS_PER_EPOCH, first + n, STEPS_PER_EPOCH)
+        for stop in (*ends, first + n):  # a dispatch stays within an epoch
+            stops = jnp.full(replicates, stop, jnp.int32)
+            state = run_steps(state, stops, data, schedule, models[0], settings)
+        if not np.isfinite(state.bound).all():  # waits for the device
+            raise FloatingPointError(f"the training bound is {state.bound}")
+
+    blocks = time_blocks(steps, seconds=seconds)
+    return [Block(block.ms / replicates, block.others) for block in blocks]
+
+
+def time_evaluation(k: int, seconds: float) -> list[Block]:
+    """Milliseconds per example of L_k, `[n]` examples at once as `iwae evaluate` has them."""
+    model, examples = VAE(PIXELS, key=jax.random.key(0)), 80
+    x = (random_images()[:examples] > 127).astype(np.uint8)
+
+    def evaluate(n: int) -> None:
+        for _ in range(n):
+            log_likelihoods(model, x, jax.random.key(1), k=k)
+
+    blocks = time_blocks(evaluate, seconds=seconds, warm_up=1)
+    return [Block(block.ms / examples, block.others) for block in blocks]
+
+
+def main() -> None:
+    """Measure one thing in this process and print it as JSON."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--k", type=int, default=5, help="samples per example")
+    parser.add_argument("--replicates", type=int, default=1, help="models trained at once")
+    parser.add_argument("--evaluate", action="store_true", help="time L_k instead of the step")
+    parser.add_argument("--seconds", type=float, default=3.0)
+    args = parser.parse_args()
+    jax.config.update("jax_num_cpu_devices", os.cpu_count())
+    if args.evaluate:
+        blocks = time_evaluation(args.k, args.seconds)
+    else:
+        blocks = time_steps(args.k, args.replicates, args.seconds)
+    print(
+        json.dumps({"blocks": blocks, "version": f"iwae {version('iwae')}, jax {jax.__version__}"})
+    )
+
+
+if __name__ == "__main__":
+    main()

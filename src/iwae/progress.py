@@ -1,0 +1,103 @@
+"""Progress on standard error: bars on a terminal, plain lines elsewhere."""
+
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from iwae.config import read_config
+from iwae.training import Report
+
+LINE_SECONDS = 10.0
+"""Time between plain lines where there is no terminal."""
+
+
+def _bar() -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.percentage:3.0f}%"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[words]}"),
+        console=Console(stderr=True),
+        transient=True,
+    )
+
+
+def show_training(
+    reports: Iterable[Report], run: Path, *, quiet: bool = False, verbose: bool = False
+) -> None:
+    """Exhaust `reports`: epoch, steps per second, time left and the training bound."""
+    if quiet:
+        for _ in reports:
+            pass
+    elif sys.stderr.isatty() and not verbose:
+        _training_bar(reports, run)
+    else:
+        _training_lines(reports, run, every=0.0 if verbose else LINE_SECONDS)
+
+
+def _training_bar(reports: Iterable[Report], run: Path) -> None:
+    with _bar() as bar:
+        task = None
+        for report in reports:
+            if task is None:
+                task = bar.add_task("training", total=_total(report, run), words="")
+            bar.update(task, completed=report.step, words=_words(report))
+
+
+def _training_lines(reports: Iterable[Report], run: Path, every: float) -> None:
+    last = time.monotonic()
+    first: tuple[float, int] | None = None
+    report = None
+    for report in reports:
+        now = time.monotonic()
+        first = first or (now, report.step)
+        if report.epoch_done and now - last >= every:
+            left = _left(report, run, first, now)
+            print(f"{_words(report)}{left}", file=sys.stderr, flush=True)
+            last = now
+    if report is not None:
+        print(_words(report), file=sys.stderr, flush=True)
+
+
+def _total(report: Report, run: Path) -> int:
+    """Steps of the whole run."""
+    return read_config(run / "config.toml").epochs * report.steps_per_epoch
+
+
+def _left(report: Report, run: Path, first: tuple[float, int], now: float) -> str:
+    done = report.step - first[1]
+    if done == 0:
+        return ""
+    seconds = (now - first[0]) / done * (_total(report, run) - report.step)
+    return f", {seconds / 60:.0f} min left"
+
+
+def _words(report: Report) -> str:
+    bound = " ".join(f"{value:.2f}" for value in np.atleast_1d(report.bound))
+    words = f"epoch {report.epoch}, {report.steps / report.seconds:.0f} steps/s, bound {bound}"
+    if report.validation is not None:
+        words += ", validation " + " ".join(f"{value:.2f}" for value in report.validation)
+    return words
+
+
+def tracker(*, quiet: bool) -> Any:
+    """A function (slabs, total examples, label) -> slabs that shows progress."""
+
+    def track(slabs: Iterable[dict[str, np.ndarray]], total: int, label: str) -> Iterator:
+        if quiet or not sys.stderr.isatty():
+            yield from slabs
+            return
+        with _bar() as bar:
+            task = bar.add_task(label, total=total, words="")
+            for slab in slabs:
+                bar.advance(task, len(next(iter(slab.values()))))
+                yield slab
+
+    return track

@@ -1,0 +1,274 @@
+"""From the first dispatch to the last: validation, early stopping, and what to report."""
+
+import time
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Bool, Float, Int, PyTree
+
+from iwae._types import PRNGKey, UserError
+from iwae.evaluate import gather, map_examples
+from iwae.model import AbstractLatentModel
+from iwae.objectives import Objective
+from iwae.training.diagnosis import diagnose
+from iwae.training.schedules import Schedule, adam
+from iwae.training.steps import Settings, TrainState, init_state, replicate_model, run_steps
+
+DISPATCH_SECONDS = 2.0
+"""How long one dispatch should last: long enough to cost nothing, short enough to stop politely."""
+
+
+class Best(NamedTuple):
+    """The best weights so far of each replicate, by the validation bound.
+
+    Attributes:
+        params: as in `TrainState`.
+        value: the best validation bound, nats; `-inf` before the first.
+        epoch: when that was.
+        waited: validations since then without an improvement by more than the threshold.
+    """
+
+    params: PyTree
+    value: Float[Array, " R"]
+    epoch: Int[Array, " R"]
+    waited: Int[Array, " R"]
+
+
+def init_best(state: TrainState) -> Best:
+    """Nothing validated yet."""
+    shape = state.step.shape
+    zeros = jnp.zeros(shape, jnp.int32)
+    return Best(state.params, jnp.full(shape, -jnp.inf, jnp.float32), zeros, zeros)
+
+
+def update_best(
+    best: Best,
+    params: PyTree,
+    value: Float[np.ndarray, " R"],
+    active: Bool[np.ndarray, " R"],
+    epoch: int,
+    threshold: float = 0.0,
+) -> Best:
+    """Keep what improves: strictly, by more than `threshold` nats, whatever the sign of either.
+
+    Replicates that are not `active` keep what they have.
+    """
+    values = jnp.asarray(value, jnp.float32)
+    better = jnp.asarray(active) & (values > best.value + threshold)
+
+    def choose(new: Array, old: Array) -> Array:
+        return jnp.where(better.reshape(-1, *[1] * (new.ndim - 1)), new, old)
+
+    return Best(
+        jax.tree.map(choose, params, best.params),
+        choose(values, best.value),
+        choose(jnp.full_like(best.epoch, epoch), best.epoch),
+        choose(jnp.zeros_like(best.waited), best.waited + jnp.asarray(active, jnp.int32)),
+    )
+
+
+class Plan(NamedTuple):
+    """How long to train, and what to look at on the way.
+
+    Attributes:
+        epochs: passes over the training data; what does not fill a batch is left out of an
+            epoch, other examples each time.
+        validate_every: epochs between validations.
+        patience: validations without improvement after which a replicate stops; None: never.
+        threshold: nats by which a validation bound must exceed the best one to count.
+    """
+
+    epochs: int
+    validate_every: int = 1
+    patience: int | None = None
+    threshold: float = 0.0
+
+
+class Report(NamedTuple):
+    """What happened in one dispatch.
+
+    Attributes:
+        step: of the replicates that are still training.
+        epoch: epochs completed.
+        epoch_done: this dispatch ended an epoch.
+        steps_per_epoch: batches in an epoch.
+        bound: `[R]` mean training bound of the epoch so far, nats; nan for what has stopped.
+        validation: `[R]` validation bound, nats, where this dispatch ended in a validation.
+        active: `[R]` which replicates were training.
+        steps: steps per replicate in this dispatch.
+        seconds: how long they took.
+    """
+
+    step: int
+    epoch: int
+    epoch_done: bool
+    steps_per_epoch: int
+    bound: np.ndarray
+    validation: np.ndarray | None
+    active: np.ndarray
+    steps: int
+    seconds: float
+
+
+class NonFiniteError(FloatingPointError):
+    """Training met a number that is not finite.
+
+    Attributes:
+        state: the last good state, before the step that broke.
+        best: the best weights so far.
+    """
+
+    def __init__(self, message: str, state: TrainState, best: Best):
+        super().__init__(message)
+        self.state = state
+        self.best = best
+
+
+def training(
+    state: TrainState,
+    best: Best,
+    data: np.ndarray,
+    schedule: Schedule,
+    template: AbstractLatentModel,
+    settings: Settings,
+    plan: Plan,
+    validation: np.ndarray | None = None,
+) -> Iterator[tuple[TrainState, Best, Report]]:
+    """Train from `state` to the end of the plan; yield after every dispatch.
+
+    The caller may stop between any two dispatches and go on later from what was yielded: the
+    result is the same, bit for bit.
+
+    Args:
+        data: `[n, ...]` raw training examples.
+        validation: `[m, ...]` examples in the model's units, for `plan.validate_every`.
+
+    Raises:
+        UserError: if there are fewer examples than a batch holds.
+        NonFiniteError: names the step and the first term that is not finite.
+    """
+    steps_per_epoch = len(data) // settings.batch_size
+    if steps_per_epoch == 0:
+        raise UserError(
+            f"{len(data)} training examples do not fill one batch of {settings.batch_size}; "
+            "choose a smaller batch size"
+        )
+    raw, last, size = jnp.asarray(data), plan.epochs * steps_per_epoch, 20
+    while (step := int(state.step.max())) < last and (active := _active(best, plan)).any():
+        end_of_epoch = (step // steps_per_epoch + 1) * steps_per_epoch
+        stop, start = min(step + size, end_of_epoch), time.perf_counter()
+        stops = jnp.where(active, stop, state.step)
+        new = run_steps(state, stops, raw, schedule, template, settings)
+        bounds = np.asarray(new.bound, np.float64)  # waits for the device
+        seconds = time.perf_counter() - start
+        if not np.isfinite(bounds).all():
+            good, message = diagnose(state, stops, raw, schedule, template, settings)
+            raise NonFiniteError(message, good, best)
+        state, epoch, values = new, stop // steps_per_epoch, None
+        bound = np.where(active, bounds, np.nan)
+        done = stop == end_of_epoch
+        if done and validation is not None and epoch % plan.validate_every == 0:
+            values = validation_bounds(state, template, settings, validation)
+            best = update_best(best, state.params, values, active, epoch, plan.threshold)
+        yield (
+            state,
+            best,
+            Report(stop, epoch, done, steps_per_epoch, bound, values, active, stop - step, seconds),
+        )
+        size = max(1, round((stop - step) * min(DISPATCH_SECONDS / seconds, 10)))
+
+
+def _active(best: Best, plan: Plan) -> np.ndarray:
+    """Which replicates have not run out of patience."""
+    return np.asarray(best.waited) < (np.inf if plan.patience is None else plan.patience)
+
+
+def validation_bounds(
+    state: TrainState, template: AbstractLatentModel, settings: Settings, validation: np.ndarray
+) -> Float[np.ndarray, " R"]:
+    """The mean training objective of each replicate on other data, by the same keys each time."""
+    means = []
+    for replicate in range(len(state.step)):
+        model = replicate_model(template, state.params, replicate)
+        slabs = map_examples(
+            settings.objective,
+            model,
+            validation,
+            jax.random.key(_VALIDATION_SEED),
+            batch_size=settings.batch_size,
+            slab_size=len(validation),
+        )
+        means.append(gather(slabs).mean())
+    return np.asarray(means)
+
+
+_VALIDATION_SEED = 0
+
+
+# --- without a folder -----------------------------------------------------------------------
+
+
+class Trained(NamedTuple):
+    """What `train` returns.
+
+    Attributes:
+        model: with the last weights.
+        best: with the weights of the best validation bound; `model` where nothing was held out.
+        history: the report of every epoch.
+    """
+
+    model: AbstractLatentModel
+    best: AbstractLatentModel
+    history: list[Report]
+
+
+def train(
+    model: AbstractLatentModel,
+    examples: np.ndarray,
+    objective: Objective,
+    *,
+    key: PRNGKey,
+    epochs: int,
+    batch_size: int = 20,
+    optimizer: optax.GradientTransformation | None = None,
+    learning_rate: float | Schedule = 1e-3,
+    binarization: str = "none",
+    shuffle: bool = True,
+    validation: np.ndarray | None = None,
+    validate_every: int = 1,
+    patience: int | None = None,
+    threshold: float = 0.0,
+) -> Trained:
+    """Train a model in memory; `iwae.start_run` does it in a folder, with checkpoints.
+
+    Args:
+        model: any model that passes `iwae.testing.check_latent_model`.
+        examples: `[n, ...]`; bytes are binarised afresh at every access if `binarization` is
+            "dynamic".
+        objective: maximised, e.g. `bound(iwae, k=50)`.
+        optimizer: an Optax transformation without its learning rate; the paper's Adam if None.
+        learning_rate: a number, or a function of the step such as any Optax schedule.
+        validation: `[m, ...]` held-out examples in the model's units.
+        validate_every, patience, threshold: see `Plan`.
+
+    Raises:
+        UserError: if there are fewer examples than a batch holds.
+        NonFiniteError: names the step and the first term that is not finite.
+    """
+    settings = Settings(objective, optimizer or adam(), batch_size, binarization, shuffle)
+    schedule = learning_rate if callable(learning_rate) else optax.constant_schedule(learning_rate)
+    plan = Plan(epochs, validate_every, patience, threshold)
+    start, history = init_state([model], key[None], settings), []
+    state, best = start, init_best(start)
+    for state, best, report in training(
+        start, init_best(start), examples, schedule, model, settings, plan, validation
+    ):
+        if report.epoch_done:
+            history.append(report)
+    last = replicate_model(model, state.params, 0)
+    found = bool(best.epoch[0] > 0)
+    return Trained(last, replicate_model(model, best.params, 0) if found else last, history)

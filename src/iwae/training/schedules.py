@@ -1,0 +1,100 @@
+"""Optimisers and learning rates: those of the paper's text, and those of its published code."""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Float, Int, PyTree
+
+from iwae._types import Scalar
+
+Schedule = Callable[[Array], Array]
+
+
+def adam() -> optax.GradientTransformation:
+    """Adam as the paper states it: beta1 = 0.9, beta2 = 0.999, epsilon = 1e-4."""
+    return optax.scale_by_adam(b1=0.9, b2=0.999, eps=1e-4)
+
+
+class AuthorsAdamState(NamedTuple):
+    """Moments of the steps before."""
+
+    steps: Int[Array, ""]
+    mu: PyTree
+    nu: PyTree
+
+
+def authors_adam(batch_size: int) -> optax.GradientTransformation:
+    """The optimiser of the paper's published code, which differs from the paper's text.
+
+    beta1 is 0.99; the second moments start at one while the bias correction is the usual one;
+    a step uses the moments of the step before, so the first changes nothing; the gradient is
+    the sum over the batch, which makes epsilon = 1e-4 a smaller one on the mean.
+    """
+    b1, b2, eps = 0.99, 0.999, 1e-4
+
+    def init(params: PyTree) -> AuthorsAdamState:
+        return AuthorsAdamState(
+            jnp.zeros((), jnp.int32),
+            jax.tree.map(jnp.zeros_like, params),
+            jax.tree.map(jnp.ones_like, params),
+        )
+
+    def update(
+        grads: PyTree,
+        state: AuthorsAdamState,
+        params: PyTree = None,  # noqa: ARG001
+    ) -> tuple[PyTree, AuthorsAdamState]:
+        steps = state.steps + 1
+        t = steps.astype(jnp.float32)
+        correction = jnp.sqrt(1 - b2**t) / (1 - b1**t)
+        updates = jax.tree.map(
+            lambda m, v: correction * m / (jnp.sqrt(v) + eps), state.mu, state.nu
+        )
+        mu = jax.tree.map(lambda m, g: b1 * m + (1 - b1) * batch_size * g, state.mu, grads)
+        nu = jax.tree.map(lambda v, g: b2 * v + (1 - b2) * (batch_size * g) ** 2, state.nu, grads)
+        return updates, AuthorsAdamState(steps, mu, nu)
+
+    return optax.GradientTransformation(init, update)
+
+
+class StagedSchedule(eqx.Module):
+    """A learning rate that is constant within stages; its numbers are not compiled in.
+
+    Attributes:
+        ends: the step at which each stage ends.
+        rates: the learning rate of each stage; the last one holds after the last end.
+    """
+
+    ends: Int[Array, " stages"]
+    rates: Float[Array, " stages"]
+
+    def __call__(self, step: Int[Array, ""]) -> Scalar:
+        """The learning rate of the step after `step` steps."""
+        stage = jnp.searchsorted(self.ends, step, side="right")
+        return self.rates[jnp.minimum(stage, self.rates.size - 1)]
+
+
+def staged(rates: Sequence[float], epochs: Sequence[int], steps_per_epoch: int) -> StagedSchedule:
+    """The schedule that holds `rates[i]` for `epochs[i]` epochs, stage after stage."""
+    ends = np.cumsum(np.asarray(epochs, np.int64)) * steps_per_epoch
+    return StagedSchedule(jnp.asarray(ends, jnp.int32), jnp.asarray(rates, jnp.float32))
+
+
+PAPER_EPOCHS = tuple(3**i for i in range(8))
+PAPER_RATES = tuple(1e-3 * 10 ** (-i / 7) for i in range(8))
+AUTHORS_RATES = tuple(1e-3 * r for r in (1.0, 0.72, 0.52, 0.37, 0.27, 0.19, 0.14, 0.1))
+
+
+def stage_epochs(total: int) -> tuple[int, ...]:
+    """The paper's eight stages, 3^i epochs each, stretched or squeezed to `total` epochs.
+
+    Stage ends are rounded, so that short runs skip the short early stages; 3,280 epochs are the
+    paper's own.
+    """
+    ends = np.round(np.cumsum(PAPER_EPOCHS) * total / sum(PAPER_EPOCHS)).astype(int)
+    return tuple(int(n) for n in np.diff(ends, prepend=0))

@@ -1,0 +1,257 @@
+"""The compiled program: many steps of many replicates in one dispatch.
+
+A replicate's `TrainState` says everything that the next step needs; all states carry a leading
+axis over replicates. Every random number of step s is addressed by (replicate's key, s, position
+in the batch), so a run that is stopped, resumed or cut into other dispatches stays the same run.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple, TypeVar
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, Bool, Float, Int, Key, PyTree, Shaped
+
+from iwae._types import Example, PRNGKey, Scalar
+from iwae.data import draw
+from iwae.model import AbstractLatentModel
+from iwae.objectives import Objective
+from iwae.training.schedules import Schedule
+
+Model = TypeVar("Model", bound=AbstractLatentModel)
+
+
+class TrainState(NamedTuple):
+    """What the next step needs; every leaf has a leading axis over replicates.
+
+    Attributes:
+        params: the model's floating-point arrays.
+        opt_state: the optimiser's state.
+        key: the replicate's key; never consumed, only folded.
+        step: steps taken.
+        bound: mean of the batches' bounds in the epoch of the last step, nats.
+    """
+
+    params: PyTree
+    opt_state: PyTree
+    key: Key[Array, " R"]
+    step: Int[Array, " R"]
+    bound: Float[Array, " R"]
+
+
+class Settings(NamedTuple):
+    """What is fixed while a program runs; hashable, so that it can be a static argument.
+
+    Attributes:
+        objective: maximised, one example at a time.
+        optimizer: turns gradients of the mean loss into a direction of descent; the learning
+            rate is not part of it.
+        batch_size: examples a step.
+        binarization: how raw examples become the model's input, see `iwae.data.draw`.
+        shuffle: a new order every epoch; otherwise the order of the first epoch for ever.
+    """
+
+    objective: Objective
+    optimizer: optax.GradientTransformation
+    batch_size: int = 20
+    binarization: str = "none"
+    shuffle: bool = True
+
+
+def init_state(
+    models: Sequence[AbstractLatentModel], keys: Key[Array, " R"], settings: Settings
+) -> TrainState:
+    """The state before the first step of one replicate for each of `models`."""
+    params = [eqx.filter(model, eqx.is_inexact_array) for model in models]
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *params)
+    opt_states = [settings.optimizer.init(p) for p in params]
+    opt_state = jax.tree.map(lambda *leaves: jnp.stack(leaves), *opt_states)
+    steps = jnp.zeros(len(models), jnp.int32)
+    return TrainState(stacked, opt_state, keys, steps, jnp.zeros(len(models), jnp.float32))
+
+
+def replicate_model(template: Model, params: PyTree, replicate: int) -> Model:
+    """The model of one replicate; `template` says what is not trained."""
+    static = eqx.filter(template, eqx.is_inexact_array, inverse=True)
+    return eqx.combine(jax.tree.map(lambda leaf: leaf[replicate], params), static)
+
+
+_ORDER, _STEPS = 0, 1  # what a replicate's key is folded with, for data order and for steps
+
+
+def step_key(state: TrainState) -> PRNGKey:
+    """The key of one replicate's next step."""
+    return jax.random.fold_in(jax.random.fold_in(state.key, _STEPS), state.step)
+
+
+def epoch_order(state: TrainState, n: int, settings: Settings) -> Int[Array, " n"]:
+    """The order in which the epoch of one replicate's next step visits the examples."""
+    epoch = state.step // (n // settings.batch_size) if settings.shuffle else 0
+    key = jax.random.fold_in(jax.random.fold_in(state.key, _ORDER), epoch)
+    return jax.random.permutation(key, n)
+
+
+def batch(
+    state: TrainState, order: Int[Array, " n"], data: Shaped[Array, "n ..."], settings: Settings
+) -> Shaped[Array, "batch ..."]:
+    """The raw examples of one replicate's next step."""
+    first = state.step % (len(data) // settings.batch_size) * settings.batch_size
+    return data[jax.lax.dynamic_slice_in_dim(order, first, settings.batch_size)]
+
+
+def mean_loss(
+    model: AbstractLatentModel,
+    raw: Shaped[Array, "batch ..."],
+    key: PRNGKey,
+    settings: Settings,
+) -> Scalar:
+    """Minus the mean objective of a batch: the one place that negates and averages."""
+
+    def one(raw: Shaped[Array, "..."], position: Array) -> Scalar:
+        x, latent_key = example(raw, position, key, settings)
+        return settings.objective(model, x, latent_key)
+
+    return -jnp.mean(jax.vmap(one)(raw, jnp.arange(settings.batch_size)))
+
+
+def example(
+    raw: Shaped[Array, "..."], position: Int[Array, ""], step_key: PRNGKey, settings: Settings
+) -> tuple[Example, PRNGKey]:
+    """The model's input at one place of a batch, and the key of its latents."""
+    data_key, latent_key = jax.random.split(jax.random.fold_in(step_key, position))
+    return draw(raw, data_key, binarization=settings.binarization), latent_key
+
+
+def _one_step(
+    state: TrainState,
+    raw: Shaped[Array, "batch ..."],
+    schedule: Schedule,
+    static: PyTree,
+    settings: Settings,
+    steps_per_epoch: int,
+) -> tuple[TrainState, PyTree]:
+    """One step of one replicate: the next state, and the gradient that led there."""
+    key = step_key(state)
+
+    def loss(params: PyTree) -> Scalar:
+        return mean_loss(eqx.combine(params, static), raw, key, settings)
+
+    value, grads = jax.value_and_grad(loss)(state.params)
+    direction, opt_state = settings.optimizer.update(grads, state.opt_state, state.params)
+    rate = schedule(state.step)
+    params = jax.tree.map(lambda p, d: p - rate * d, state.params, direction)
+    # A running mean, because a running sum in float32 would lose digits over a long epoch.
+    seen = state.step % steps_per_epoch
+    mean = jnp.where(seen == 0, 0.0, state.bound)
+    bound = mean + (-value - mean) / (seen + 1).astype(jnp.float32)
+    return TrainState(params, opt_state, state.key, state.step + 1, bound), grads
+
+
+def _run_replicate(
+    state: TrainState,
+    stop: Int[Array, ""],
+    data: Shaped[Array, "n ..."],
+    schedule: Schedule,
+    static: PyTree,
+    settings: Settings,
+    checked: bool,
+) -> TrainState:
+    """Steps up to `stop`, all within one epoch; ends early when a bound is not finite.
+
+    `checked` also looks at every gradient, and returns the state before the step that broke.
+    """
+    steps_per_epoch = len(data) // settings.batch_size
+    order = epoch_order(state, len(data), settings)
+
+    def going_on(carry: tuple[TrainState, Bool[Array, ""]]) -> Bool[Array, ""]:
+        state, good = carry
+        return good & (state.step < stop)
+
+    def step(carry: tuple[TrainState, Bool[Array, ""]]) -> tuple[TrainState, Bool[Array, ""]]:
+        state, _ = carry
+        raw = batch(state, order, data, settings)
+        new, grads = _one_step(state, raw, schedule, static, settings, steps_per_epoch)
+        good = jnp.isfinite(new.bound)
+        if checked:
+            good &= jnp.isfinite(optax.tree.sum(jax.tree.map(jnp.abs, grads)))
+            new = jax.tree.map(lambda a, b: jnp.where(good, a, b), new, state)
+        return new, good
+
+    return jax.lax.while_loop(going_on, step, (state, jnp.bool(True)))[0]
+
+
+def run_steps(
+    state: TrainState,
+    stop: Int[Array, " R"],
+    data: Shaped[Array, "n ..."],
+    schedule: Schedule,
+    template: AbstractLatentModel,
+    settings: Settings,
+    *,
+    checked: bool = False,
+) -> TrainState:
+    """Take every replicate to its step `stop`, in one program on all devices.
+
+    Replicates are sharded over the devices. Within one they go one after another on a CPU, whose
+    cores are busy with one, and under one `vmap` on a GPU, which is not.
+
+    Args:
+        state: R replicates.
+        stop: the step to stop at, in the epoch that the replicate is in; a replicate already
+            there costs nothing and stays as it is.
+        data: the raw training examples.
+        template: a model of the replicates' kind; its floating-point arrays are not used.
+        checked: also look at every gradient; slower, to find the step that broke a run.
+
+    Returns:
+        The new states. A replicate whose bound is not finite has stopped where it broke.
+    """
+    replicates = len(state.step)
+    devices = jax.devices()[:replicates]
+    mesh = Mesh(np.asarray(devices), ("replicate",))
+    padding = -replicates % len(devices)  # copies that have nothing to do
+    if padding:
+        state = jax.tree.map(lambda leaf: jnp.concatenate([leaf, leaf[:padding]]), state)
+        stop = jnp.concatenate([stop, state.step[:padding]])
+    state, stop = jax.device_put((state, stop), NamedSharding(mesh, PartitionSpec("replicate")))
+    data = jax.device_put(data, NamedSharding(mesh, PartitionSpec()))
+    static = eqx.filter(template, eqx.is_inexact_array, inverse=True)
+    out = _run_replicates(state, stop, data, schedule, static, settings, checked, mesh)
+    return jax.tree.map(lambda leaf: leaf[:replicates], out) if padding else out
+
+
+@eqx.filter_jit
+def _run_replicates(
+    state: TrainState,
+    stop: Int[Array, " R"],
+    data: Shaped[Array, "n ..."],
+    schedule: Schedule,
+    static: PyTree,
+    settings: Settings,
+    checked: bool,
+    mesh: Mesh,
+) -> TrainState:
+    arrays, fixed = eqx.partition((schedule, static), eqx.is_array)
+
+    def on_device(states: TrainState, stops: Array, data: Array, arrays: PyTree) -> TrainState:
+        schedule, static = eqx.combine(arrays, fixed)
+
+        def one(state: TrainState, stop: Array) -> TrainState:
+            return _run_replicate(state, stop, data, schedule, static, settings, checked)
+
+        if mesh.devices.flat[0].platform == "cpu":
+            return jax.lax.map(lambda args: one(*args), (states, stops))
+        return jax.vmap(one)(states, stops)
+
+    split, whole = PartitionSpec("replicate"), PartitionSpec()
+    return jax.shard_map(
+        on_device,
+        mesh=mesh,
+        in_specs=(split, split, whole, whole),
+        out_specs=split,
+        check_vma=False,  # the loops start from constants, which are the same on every device
+    )(state, stop, data, arrays)
