@@ -6,7 +6,6 @@ python benchmarks/iwae_step.py --k 5000 --evaluate
 
 import argparse
 import json
-import os
 from importlib.metadata import version
 
 import jax
@@ -16,8 +15,8 @@ import numpy as np
 from iwae.evaluate import log_likelihoods
 from iwae.model import VAE
 from iwae.objectives import objective
-from iwae.train import Settings, adam, init_state, run_steps, staged
-from timing import Block, time_blocks
+from iwae.training import Settings, adam, init_state, run_steps, staged
+from timing import Block, cores, time_blocks
 
 PIXELS, BATCH, IMAGES = 784, 20, 60_000
 STEPS_PER_EPOCH = IMAGES // BATCH
@@ -72,7 +71,7 @@ def main() -> None:
     parser.add_argument("--evaluate", action="store_true", help="time L_k instead of the step")
     parser.add_argument("--seconds", type=float, default=3.0)
     args = parser.parse_args()
-    jax.config.update("jax_num_cpu_devices", os.cpu_count())
+    jax.config.update("jax_num_cpu_devices", cores())
     if args.evaluate:
         blocks = time_evaluation(args.k, args.seconds)
     else:

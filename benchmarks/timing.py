@@ -19,13 +19,29 @@ class Block(NamedTuple):
     others: float  # cores that other programs kept busy meanwhile; 0 where unknown
 
 
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(_own_cores())
+
+
+def _own_cores() -> set[int]:
+    if hasattr(os, "sched_getaffinity"):
+        return os.sched_getaffinity(0)
+    return set(range(os.cpu_count() or 1))
+
+
 def busy_seconds() -> float:
-    """CPU seconds spent by other programs since start-up (Linux; 0 where that is not known)."""
+    """CPU seconds that other programs have had of this one's cores (Linux; elsewhere 0).
+
+    Counted since the machine started, so that differences mean something.
+    """
     stat = Path("/proc/stat")
     if not stat.exists():
         return 0.0
-    user, nice, system, _, _, irq, softirq, steal = map(int, stat.read_text().split()[1:9])
-    ticks = user + nice + system + irq + softirq + steal
+    names = {f"cpu{core}" for core in _own_cores()}
+    lines = [line.split() for line in stat.read_text().splitlines()]
+    # user, nice, system, (idle, waiting for disks,) interrupts twice, stolen by other machines
+    ticks = sum(sum(map(int, (*f[1:4], *f[6:9]))) for f in lines if f[0] in names)
     own = os.times()
     return ticks / os.sysconf("SC_CLK_TCK") - own.user - own.system
 

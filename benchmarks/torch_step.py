@@ -13,14 +13,13 @@ sample, the fused Adam, no gradient fetched or printed in the loop.
 import argparse
 import json
 import math
-import os
 from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from timing import Block, time_blocks
+from timing import Block, cores, time_blocks
 
 PIXELS, HIDDEN, LATENT = 784, 200, 50
 BATCH, IMAGES = 20, 60_000
@@ -150,9 +149,10 @@ def main() -> None:
     parser.add_argument("--k", type=int, default=5, help="samples per example")
     parser.add_argument("--variant", choices=VARIANTS, default="eager")
     parser.add_argument("--evaluate", action="store_true", help="time L_k instead of the step")
+    parser.add_argument("--threads", type=int, default=cores())
     parser.add_argument("--seconds", type=float, default=3.0)
     args = parser.parse_args()
-    torch.set_num_threads(os.cpu_count() or 1)
+    torch.set_num_threads(args.threads)
     if args.evaluate:
         blocks = time_evaluation(args.k, args.seconds)
     else:

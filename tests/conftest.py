@@ -1,7 +1,13 @@
-"""Every test runs under the strictest settings that JAX offers."""
+"""Every test runs under the strictest settings that JAX offers, on two CPU devices."""
 
 import jax
+from hypothesis import settings
 
+jax.config.update("jax_num_cpu_devices", 2)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_debug_key_reuse", True)
+
+# The first example pays for the compilation, and a test that fails once should fail again.
+settings.register_profile("iwae", deadline=None, derandomize=True)
+settings.load_profile("iwae")

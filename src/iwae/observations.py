@@ -52,9 +52,19 @@ class BernoulliFromLogits(dist.BernoulliLogits):
 
     def log_prob(self, value: Float[Array, "*d"]) -> Float[Array, "*d"]:
         """value * logits - log(1 + exp(logits)), without overflow."""
-        logits = self.logits
-        softplus = jnp.maximum(logits, 0) + jnp.log1p(jnp.exp(-jnp.abs(logits)))
-        return value * logits - softplus
+        return value * self.logits - _softplus(self.logits)
+
+
+@jax.custom_jvp
+def _softplus(a: Float[Array, "*d"]) -> Float[Array, "*d"]:
+    """log(1 + exp(a)); the derivative is given because that of |a| is wrong at 0."""
+    return jnp.maximum(a, 0) + jnp.log1p(jnp.exp(-jnp.abs(a)))
+
+
+@_softplus.defjvp
+def _softplus_jvp(primals: tuple, tangents: tuple) -> tuple:
+    (a,), (da,) = primals, tangents
+    return _softplus(a), jax.nn.sigmoid(a) * da
 
 
 def _bernoulli(outputs: Float[Array, " d"]) -> dist.Distribution:

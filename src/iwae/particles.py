@@ -64,5 +64,6 @@ def log_mean_exp(log_w: LogWeights) -> Scalar:
 
 
 def effective_sample_size(log_w: LogWeights) -> Float[Array, ""]:
-    """(sum w)^2 / sum w^2, between 1 and k."""
-    return jnp.exp(2 * jax.nn.logsumexp(log_w) - jax.nn.logsumexp(2 * log_w))
+    """(sum w)^2 / sum w^2, between 1 and k; 0 if every weight is zero."""
+    w = jnp.exp(log_w - jnp.maximum(jnp.max(log_w), jnp.finfo(log_w.dtype).min))
+    return jnp.sum(w) ** 2 / jnp.maximum(jnp.sum(w**2), jnp.finfo(log_w.dtype).tiny)

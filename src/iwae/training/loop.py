@@ -262,11 +262,10 @@ def train(
     settings = Settings(objective, optimizer or adam(), batch_size, binarization, shuffle)
     schedule = learning_rate if callable(learning_rate) else optax.constant_schedule(learning_rate)
     plan = Plan(epochs, validate_every, patience, threshold)
-    start, history = init_state([model], key[None], settings), []
-    state, best = start, init_best(start)
-    for state, best, report in training(
-        start, init_best(start), examples, schedule, model, settings, plan, validation
-    ):
+    state, history = init_state([model], key[None], settings), []
+    best = init_best(state)
+    for step in training(state, best, examples, schedule, model, settings, plan, validation):
+        state, best, report = step
         if report.epoch_done:
             history.append(report)
     last = replicate_model(model, state.params, 0)

@@ -142,7 +142,10 @@ def _one_step(
 
     value, grads = jax.value_and_grad(loss)(state.params)
     direction, opt_state = settings.optimizer.update(grads, state.opt_state, state.params)
-    rate = schedule(state.step)
+    # Every update waits for the whole backward pass. Otherwise the compiler, which may run a
+    # layer's update before the backward pass has read its old weights, copies them every step.
+    done = sum(jnp.sum(leaf) for leaf in jax.tree.leaves(grads) if leaf.ndim < 2)
+    rate = jnp.where(jnp.isfinite(done), schedule(state.step), jnp.nan)
     params = jax.tree.map(lambda p, d: p - rate * d, state.params, direction)
     # A running mean, because a running sum in float32 would lose digits over a long epoch.
     seen = state.step % steps_per_epoch

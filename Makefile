@@ -1,0 +1,42 @@
+# `make demo` and `make test` set up everything they need: Python 3.11 or newer and make are enough.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+DEMO := runs/demo
+
+.PHONY: demo test check lint types setup requirements clean
+
+demo: setup  ## train an IWAE on the bundled digits, measure it, draw it
+	rm -rf $(DEMO)
+	$(BIN)/iwae train --preset digits/iwae-k50 --out $(DEMO)
+	$(BIN)/iwae evaluate $(DEMO) --weights best --k 1 50 5000
+	$(BIN)/iwae figures $(DEMO) --weights best
+
+test: setup  ## all tests
+	$(BIN)/python -m pytest -q
+
+check: setup lint types test  ## what CI runs
+
+lint: setup
+	$(BIN)/ruff check src tests benchmarks
+	$(BIN)/ruff format --check src tests benchmarks
+
+types: setup
+	$(BIN)/mypy
+
+setup: $(VENV)/installed
+
+$(VENV)/installed: requirements.txt pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "iwae needs Python 3.11 or newer; name one: make PYTHON=python3.12")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	touch $@
+
+requirements:  ## pin the dependencies anew (needs uv)
+	uv pip compile --universal --fork-strategy fewest --generate-hashes --no-emit-index-url \
+	  --no-header --no-annotate --python-version 3.11 --extra dev --upgrade pyproject.toml -o requirements.txt
+
+clean:
+	rm -rf $(VENV) build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

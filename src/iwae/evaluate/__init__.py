@@ -1,0 +1,24 @@
+"""How likely a model makes each held-out example, and which of its latent units it uses.
+
+Everything measured on a split goes through `map_examples`, one number an example, in memory that
+does not grow with the split.
+"""
+
+from iwae.evaluate.examples import ExampleFn, gather, map_examples
+from iwae.evaluate.likelihood import log_likelihood_slabs, log_likelihoods, streamed_bound
+from iwae.evaluate.pruning import prune
+from iwae.evaluate.units import ActiveUnits, active_units, authors_active_units, layer_terms
+
+__all__ = [
+    "ActiveUnits",
+    "ExampleFn",
+    "active_units",
+    "authors_active_units",
+    "gather",
+    "layer_terms",
+    "log_likelihood_slabs",
+    "log_likelihoods",
+    "map_examples",
+    "prune",
+    "streamed_bound",
+]

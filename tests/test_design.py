@@ -1,0 +1,37 @@
+"""The order of the modules."""
+
+import ast
+from importlib.util import resolve_name
+from pathlib import Path
+
+import iwae
+
+ORDER = """
+    _types data observations model particles annealing objectives gradients evaluate training
+    checkpoint posterior figures report config presets progress jobs runs measure gallery cli
+    testing
+""".split()  # noqa: SIM905
+
+
+def imported(path, root):
+    """The modules of this package that a file imports, at its top or inside functions."""
+    package = ".".join((root.name, *path.parent.relative_to(root).parts))
+    for node in ast.walk(ast.parse(path.read_text())):
+        names = [alias.name for alias in getattr(node, "names", ())]
+        if isinstance(node, ast.ImportFrom):
+            base = resolve_name("." * node.level + (node.module or ""), package)
+            names = [f"{base}.{name}" for name in names]
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            yield from (name.split(".")[1] for name in names if name.startswith("iwae."))
+
+
+def test_a_module_imports_only_those_above_it():
+    root = Path(iwae.__file__).parent
+    wrong = []
+    for path in sorted(root.rglob("*.py")):
+        module = path.relative_to(root).parts[0].removesuffix(".py")
+        if module not in {"__init__", "__main__"}:
+            above = ORDER[: ORDER.index(module) + 1]
+            names = [name for name in imported(path, root) if name not in above]
+            wrong += [f"{path.relative_to(root)} imports {name}" for name in names]
+    assert not wrong

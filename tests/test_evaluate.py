@@ -1,0 +1,327 @@
+"""Numbers of a split: exact where they can be, the same however they are computed."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy.special import logsumexp
+
+import reference
+from iwae._types import UserError
+from iwae.evaluate import (
+    active_units,
+    authors_active_units,
+    layer_terms,
+    likelihood,
+    log_likelihood_slabs,
+    log_likelihoods,
+    prune,
+    streamed_bound,
+    units,
+)
+from iwae.model import VAE
+from iwae.objectives import bound, elbo
+from iwae.particles import Particles, importance_particles
+from iwae.testing import LinearGaussian
+from reference import STANDARD_ERRORS, assert_mean
+
+KEY = 7
+EXAMPLES = np.float32(np.random.default_rng(0).normal(1, 1.5, (11, 3)))
+
+
+def measured(examples=EXAMPLES, model=None, *, k=7, seed=KEY, **options):
+    model = LinearGaussian.random(q_shift=0.5) if model is None else model
+    return log_likelihoods(model, examples, jax.random.key(seed), k=k, **options)
+
+
+def given_weights(log_w):
+    """A sampler whose weights are these."""
+
+    def sampler(model, x, key, k, *, first=0):  # noqa: ARG001
+        padded = jnp.concatenate([jnp.float32(log_w), jnp.full(k, jnp.nan)])
+        return Particles(jnp.zeros(k), jax.lax.dynamic_slice_in_dim(padded, first, k)), {}
+
+    return sampler
+
+
+# Log-likelihoods
+
+
+def test_with_the_exact_posterior_the_log_likelihood_is_the_evidence():
+    model = LinearGaussian.random()
+    expected = jax.jit(jax.vmap(model.log_evidence))(jnp.asarray(EXAMPLES))
+    values = measured(model=model)
+    assert values.dtype == np.float64
+    assert values == pytest.approx(np.float64(expected), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    "options", [{"batch_size": 2}, {"batch_size": 50}, {"chunk_size": 3}, {"chunk_size": 7}]
+)
+def test_batches_and_chunks_do_not_matter(options):
+    assert measured(**options) == pytest.approx(measured(), rel=1e-6)
+
+
+def test_a_number_depends_on_its_example_and_index_only(monkeypatch):
+    expected = measured()
+    assert measured(EXAMPLES[:4]) == pytest.approx(expected[:4], rel=1e-6)
+    others = np.where(np.arange(11)[:, None] == 5, EXAMPLES, 0)
+    assert measured(others)[5] == pytest.approx(expected[5], rel=1e-6)
+    assert len(np.unique(measured(np.zeros_like(EXAMPLES)))) == 11  # equal examples, own keys
+    assert not np.isclose(measured(seed=KEY + 1), expected, rtol=1e-4).any()
+    monkeypatch.setattr(likelihood, "SLAB_ROWS", 14)  # slabs of two examples per device
+    assert measured(batch_size=1) == pytest.approx(expected, rel=1e-6)
+    slabs = log_likelihood_slabs(
+        LinearGaussian.random(q_shift=0.5), EXAMPLES, jax.random.key(KEY), k=7, batch_size=1
+    )
+    assert [len(slab["ess"]) for slab in slabs] == [4, 4, 3]
+
+
+def test_the_number_of_devices_does_not_matter(monkeypatch):
+    expected = measured()
+    assert jax.device_count() == 2
+    one = jax.devices()[:1]
+    monkeypatch.setattr(jax, "devices", lambda: one)
+    assert measured() == pytest.approx(expected, rel=1e-6)
+
+
+def test_bytes_are_the_numbers_that_they_stand_for():
+    examples = np.uint8([[0, 1, 1], [1, 0, 1]])
+    assert measured(examples).tolist() == measured(np.float32(examples)).tolist()
+
+
+def test_a_shape_is_compiled_once():
+    traces = []
+
+    def sampler(*args, **options):
+        traces.append(args)
+        return importance_particles(*args, **options)
+
+    for model_seed in (0, 1):
+        for seed in (2, 3):
+            measured(model=LinearGaussian.random(seed=model_seed), seed=seed, sampler=sampler)
+    assert len(traces) == 1
+    measured(k=8, sampler=sampler)
+    assert len(traces) == 2
+
+
+@pytest.mark.parametrize("chunk", [1, 250, 3000, 10_000])
+def test_the_streamed_bound_is_the_log_mean_exp_of_all_weights(chunk):
+    log_w = np.float32(np.random.default_rng(1).normal(-1e4, 3.0, 10_000))
+    log_w[::10] = -np.inf
+    fn = eqx.filter_jit(streamed_bound(10_000, chunk, given_weights(log_w)))
+    out = fn(LinearGaussian.random(), jnp.zeros(1), jax.random.key(0))
+    w = np.exp(np.float64(log_w) - log_w.max())
+    expected = logsumexp(np.float64(log_w)) - np.log(10_000)
+    assert out["log_likelihood"] == pytest.approx(expected, abs=1e-3)  # float32 at 10^4
+    assert out["ess"] == pytest.approx(w.sum() ** 2 / (w**2).sum(), rel=1e-4)
+
+
+def test_an_example_without_weight_has_minus_infinity_and_no_effective_sample():
+    fn = streamed_bound(6, 3, given_weights(np.full(6, -np.inf)))
+    out = eqx.filter_jit(fn)(LinearGaussian.random(), jnp.zeros(1), jax.random.key(0))
+    assert (out["log_likelihood"], out["ess"]) == (-jnp.inf, 0.0)
+
+
+def test_memory_does_not_grow_with_k():
+    model = VAE(20, (5,), ((30,),), key=jax.random.key(0))
+
+    def temporary_bytes(k):
+        fn = jax.jit(lambda x, key: streamed_bound(k, 50)(model, x, key))
+        compiled = fn.lower(jnp.zeros(20), jax.random.key(0)).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    assert temporary_bytes(100_000) < 1.1 * temporary_bytes(500)
+
+
+def test_a_small_vae_has_the_evidence_found_by_quadrature():
+    model = VAE(4, (1,), ((3,),), key=jax.random.key(2))
+    model = eqx.tree_at(
+        lambda m: m.decoder_hidden.layers[0].weight, model, replace_fn=lambda w: 4 * w
+    )
+    x = np.float32([1, 0, 1, 1])
+    values = measured(np.tile(x, (40, 1)), model, k=2000)
+    expected = reference.log_evidence(model, x)
+    # The bound is below by var(w) / (2 k p^2) < 10^-4.
+    assert_mean(values, expected, error_at_most=0.004)
+
+
+def test_mistakes_are_user_errors():
+    for examples, options, message in [
+        (EXAMPLES[:0], {}, "no examples"),
+        (EXAMPLES, {"k": 0}, "k is 0"),
+        (EXAMPLES, {"batch_size": 0}, "batch_size is 0"),
+        (EXAMPLES, {"chunk_size": -1}, "chunk_size is -1"),
+    ]:
+        with pytest.raises(UserError, match=message):
+            measured(examples, **options)
+
+
+def test_a_number_that_is_none_is_an_error_that_names_the_example():
+    examples = EXAMPLES.copy()
+    examples[9, 1] = np.nan
+    with pytest.raises(FloatingPointError, match="example 9 is not a number"):
+        measured(examples)
+
+
+# Layers and units
+
+
+def make(latent=(3, 2), hidden=((4,), (3,)), *, n_data=5, seed=0, **options):
+    """A VAE with noise on every parameter."""
+    model = VAE(n_data, latent, hidden, key=jax.random.key(seed), **options)
+    params, static = eqx.partition(model, eqx.is_inexact_array)
+    rng = np.random.default_rng(seed)
+    noisy = jax.tree.map(lambda p: p + jnp.float32(rng.normal(0, 0.4, p.shape)), params)
+    return eqx.combine(noisy, static)
+
+
+def binary(n, d=5, seed=3):
+    return np.random.default_rng(seed).integers(0, 2, (n, d)).astype(np.uint8)
+
+
+def test_layer_terms_are_the_parts_of_the_elbo():
+    model, x, key = make(), np.float32(binary(1)[0]), jax.random.key(0)
+    terms = eqx.filter_jit(layer_terms(6))(model, x, key)
+    z = eqx.filter_jit(importance_particles)(model, x, jax.random.clone(key), 6)[0].z
+    log_q, log_p = np.array(reference.layer_log_q(model, x, z)), reference.layer_log_p(model, z)
+    reconstruction = reference.log_likelihood(model, x, z[0]).mean()
+    assert terms["kl"] == pytest.approx((log_q - log_p).mean(1), rel=1e-4)
+    assert terms["reconstruction"] == pytest.approx(reconstruction, rel=1e-5)
+    value = eqx.filter_jit(bound(elbo, k=6))(model, x, jax.random.clone(key))
+    assert value == pytest.approx(float(terms["reconstruction"] - terms["kl"].sum()), rel=1e-5)
+
+
+def linear_two_layer():
+    """h_1 ~ N(A x + a, 0.5^2), h_2 ~ N(B h_1, 1): what E_q[h_2|x] = B (A x + a) is, is known."""
+    model = make((3, 2), ((), ()))
+    return eqx.tree_at(
+        lambda m: (m.encoder[0].log_scale.weight, m.encoder[0].log_scale.bias),
+        model,
+        (jnp.zeros((5, 3)), jnp.full(3, jnp.log(0.5))),
+    )
+
+
+def test_variances_of_posterior_means_without_the_noise_of_their_estimate():
+    model, x = linear_two_layer(), binary(3000)
+    first = reference.gaussian(model.encoder[0], x)[0]
+    above = reference.gaussian(model.encoder[1], first)[0]
+    noise = 0.25 * (np.float64(model.encoder[1].loc.weight) ** 2).sum(0)  # of one draw
+    result = active_units(model, x, jax.random.key(0), samples=4)
+    assert (result.n, result.samples, result.threshold) == (3000, 4, 0.01)
+    assert result.variances[0] == pytest.approx(first.var(0), rel=1e-5)
+    # The error of a variance of n values, of which a part is noise of variance noise / 4.
+    error = 2 * np.sqrt((above.var(0) + noise / 4) ** 2 / 3000)
+    assert (abs(result.variances[1] - above.var(0)) < STANDARD_ERRORS * error).all()
+    assert (noise / 4 > STANDARD_ERRORS * error).any()  # leaving the noise in would be seen
+    authors = authors_active_units(model, x, jax.random.key(1))
+    assert (authors.n, authors.samples) == (500, 1)
+    assert authors.variances[0] == pytest.approx(first[:500].var(0), rel=1e-5)
+    assert authors.variances[1] == pytest.approx(above[:500].var(0) + noise, rel=0.4)
+    assert (authors.variances[1] > above.var(0) + noise / 2).all()
+
+
+def test_units_that_do_not_depend_on_the_data_are_not_active(monkeypatch):
+    model = linear_two_layer()
+    weight = model.encoder[0].loc.weight.at[:, 1].set(0)
+    model = eqx.tree_at(lambda m: m.encoder[0].loc.weight, model, weight)
+    result = active_units(model, binary(50), jax.random.key(0))
+    assert result.counts == (2, 2)
+    assert result.variances[0][1] == 0
+    assert [mask.tolist() for mask in result.masks] == [[True, False, True], [True, True]]
+    monkeypatch.setattr(units, "SLAB_ROWS", 16)  # many slabs: the sums are merged
+    again = active_units(model, binary(50), jax.random.key(0), threshold=1e9)
+    assert again.counts == (0, 0)
+    for one, many in zip(result.variances, again.variances, strict=True):
+        assert many == pytest.approx(one, rel=1e-4, abs=1e-9)
+
+
+def test_units_of_other_models_are_a_user_error():
+    for use in (
+        lambda model: active_units(model, EXAMPLES, jax.random.key(0)),
+        lambda model: prune(model, [np.ones(2, bool)]),
+        lambda model: layer_terms(1)(model, EXAMPLES[0], jax.random.key(0)),
+    ):
+        with pytest.raises(UserError, match=r"LinearGaussian has no layers.*iwae\.VAE"):
+            use(LinearGaussian.random())
+
+
+# Pruning
+
+PRUNED = {
+    "one layer": ((4,), ((3,),), ["1010"]),
+    "one layer, no hidden": ((4,), ((),), ["0110"]),
+    "two layers": ((4, 3), ((3,), (5,)), ["1011", "010"]),
+    "three layers": ((3, 4, 2), ((3,), (), (2,)), ["101", "0110", "01"]),
+    "nothing at the top": ((4, 3), ((3,), (5,)), ["1011", "000"]),
+    "nothing in the middle": ((3, 4, 2), ((3,), (), (2,)), ["110", "0000", "11"]),
+    "nothing above, no hidden": ((3, 2), ((), ()), ["011", "00"]),
+}
+
+
+def log_weight_with_units_at_zero(model, keep, x, z):
+    """log p(x, z) - log q(z|x) where units not kept are 0 and their factors are dropped."""
+    z = [np.where(mask, h, 0.0) for mask, h in zip(keep, z, strict=True)]
+    log_p = reference.log_likelihood(model, x, z[0])
+    for l, (mask, net) in enumerate(zip(keep, model.encoder, strict=True)):
+        q = reference.gaussian(net, x if l == 0 else z[l - 1])
+        above = model.prior_nets[l : l + 1]
+        p = (
+            reference.gaussian(above[0], z[l + 1])
+            if above
+            else (np.zeros(len(mask)), np.ones(len(mask)))
+        )
+        log_p += reference.log_normal(z[l][mask], (p[0][mask], p[1][mask]))
+        log_p -= reference.log_normal(z[l][mask], (q[0][mask], q[1][mask]))
+    return log_p
+
+
+@pytest.mark.parametrize("case", PRUNED)
+def test_a_pruned_model_is_the_model_with_units_fixed_at_zero(case):
+    latent, hidden, masks = PRUNED[case]
+    model, x = make(latent, hidden), binary(1)[0]
+    before = jax.tree.map(lambda leaf: leaf + 0, model)
+    keep = [np.array([c == "1" for c in mask]) for mask in masks]
+    small = prune(model, keep)
+    kept = [m for l, m in enumerate(keep) if all(other.any() for other in keep[: l + 1])]
+    assert small.latent_sizes == tuple(m.sum() for m in kept)
+    assert small.hidden_sizes == hidden[: len(kept)]
+    assert eqx.tree_equal(model, before)
+
+    @eqx.filter_jit
+    def draw(small, x):
+        q = small.posterior(x)
+        z = q.sample(jax.random.key(5))
+        return z, small.log_joint(x, z) - q.log_prob(z)
+
+    z, log_w = draw(small, jnp.float32(x))
+    full = [np.zeros(d) for d in latent]
+    for h, mask, part in zip(full, kept, z, strict=False):
+        h[mask] = part
+    if len(kept) < len(keep):  # the new top layer is standardised by its prior given zeros
+        top = len(kept) - 1
+        mean, sd = reference.gaussian(model.prior_nets[top], np.zeros(latent[top + 1]))
+        full[top] = mean + sd * full[top]
+        # A layer all of whose units are gone has no factors, nor have those above it.
+        keep = [*kept, *(np.zeros(d, bool) for d in latent[len(kept) :])]
+    expected = log_weight_with_units_at_zero(model, keep, x, full)
+    assert log_w == pytest.approx(expected, rel=1e-4)
+
+
+def test_pruning_nothing_changes_nothing():
+    model = make()
+    assert eqx.tree_equal(prune(model, [np.ones(3, bool), np.ones(2, bool)]), model)
+
+
+@pytest.mark.parametrize(
+    ("masks", "message"),
+    [
+        (["111"], r"sizes \(3,\) do not fit latent sizes \(3, 2\)"),
+        (["11", "11"], r"sizes \(2, 2\) do not fit"),
+        (["000", "11"], "no unit of the first layer"),
+    ],
+)
+def test_masks_that_cannot_be_used_are_user_errors(masks, message):
+    with pytest.raises(UserError, match=message):
+        prune(make(), [np.array([c == "1" for c in mask]) for mask in masks])

@@ -1,0 +1,171 @@
+"""The autoencoder's densities against a second implementation, its initialisation, its errors."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy.special import expit
+
+import reference
+from iwae._types import UserError
+from iwae.model import VAE, Dense
+from iwae.observations import observation
+from reference import assert_mean
+
+SIZES = {
+    "one layer": ((3,), ((5, 4),)),
+    "two layers": ((3, 2), ((5, 4), (6,))),
+    "three layers": ((3, 1, 2), ((5,), (), (4, 6))),
+    "no hidden layers": ((2,), ((),)),
+}
+
+
+def make(latent=(3, 2), hidden=((5, 4), (6,)), seed=0, **options):
+    return VAE(6, latent, hidden, key=jax.random.key(seed), **options)
+
+
+def perturbed(model, seed=1, size=0.3):
+    """The model with noise on every parameter, biases too, so that none can be forgotten."""
+    params, static = eqx.partition(model, eqx.is_inexact_array)
+    rng = np.random.default_rng(seed)
+    noisy = jax.tree.map(lambda p: p + jnp.float32(rng.normal(0, size, p.shape)), params)
+    return eqx.combine(noisy, static)
+
+
+def dense_layers(model):
+    leaves = jax.tree.leaves(model, is_leaf=lambda node: isinstance(node, Dense))
+    return [leaf for leaf in leaves if isinstance(leaf, Dense)]
+
+
+# Densities
+
+
+@pytest.mark.parametrize(
+    ("sizes", "kind", "activation"),
+    [
+        ("one layer", "bernoulli", "tanh"),
+        ("two layers", "gaussian", "softplus"),
+        ("three layers", "bernoulli", "relu"),
+        ("no hidden layers", "gaussian", "tanh"),
+    ],
+)
+def test_densities_are_those_of_the_second_implementation(sizes, kind, activation):
+    model = perturbed(make(*SIZES[sizes], observation=kind, activation=activation))
+    rng = np.random.default_rng(2)
+    x = rng.integers(0, 2, 6) if kind == "bernoulli" else rng.normal(size=6)
+    z = tuple(rng.normal(size=d) for d in model.latent_sizes)
+
+    @eqx.filter_jit
+    def densities(model, x, z):
+        q = model.posterior(x)
+        terms = q.layer_log_probs(z), model.layer_log_priors(z)
+        return terms, q.log_prob(z), model.log_joint(x, z)
+
+    terms, log_q, log_joint = densities(model, jnp.float32(x), tuple(map(jnp.float32, z)))
+    layers = reference.layer_log_q(model, x, z), reference.layer_log_p(model, z)
+    assert terms == tuple(pytest.approx(layer, rel=1e-5) for layer in layers)
+    assert log_q == pytest.approx(sum(layers[0]), rel=1e-5)
+    assert log_joint == pytest.approx(reference.log_joint(model, x, z), rel=1e-5)
+
+
+def test_draws_of_q_have_the_means_that_the_layers_say():
+    model, x = perturbed(make()), jnp.ones(6)
+    q = model.posterior(x)
+    draws = jax.jit(jax.vmap(q.sample))(jax.random.split(jax.random.key(0), 4000))
+    means = jax.jit(jax.vmap(q.layer_means))(draws)
+    for h, mean in zip(draws, means, strict=True):
+        for j in range(h.shape[1]):
+            assert_mean(np.asarray(h - mean)[:, j], 0.0, error_at_most=0.05)
+
+
+def test_an_ancestral_draw_has_every_layer_and_a_binary_example():
+    model = make(*SIZES["three layers"])
+    z, x = model.sample(jax.random.key(0))
+    assert [h.shape for h in z] == [(3,), (1,), (2,)]
+    assert x.dtype == jnp.float32
+    assert set(np.unique(x)) <= {0.0, 1.0}
+
+
+def test_sizes_can_be_read_off_the_model():
+    model = make(*SIZES["three layers"], activation="elu")
+    assert (model.latent_sizes, model.hidden_sizes) == SIZES["three layers"]
+    assert model.activation == "elu"
+
+
+@pytest.mark.parametrize("size", [1e2, 1e4])
+def test_log_weights_and_gradients_are_finite_at_extreme_logits(size):
+    logits = size * np.array([1.0, -1, 1, -1, 1, -1])
+    model = make(output_bias=logits)
+    x = jnp.float32([0, 0, 1, 1, 0, 1])
+
+    def log_w(model):
+        q = model.posterior(x)
+        z = q.sample(jax.random.key(0))
+        return model.log_joint(x, z) - q.log_prob(z)
+
+    value, gradient = eqx.filter_jit(eqx.filter_value_and_grad(log_w))(model)
+    assert value == pytest.approx(-4 * size, abs=50)
+    assert all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
+
+
+# Initialisation
+
+
+def test_weights_are_glorot_uniform_and_biases_zero():
+    model = VAE(50, (20,), ((40,),), key=jax.random.key(3))
+    for layer in dense_layers(model):
+        limit = np.sqrt(6 / sum(layer.weight.shape))
+        weights = np.asarray(layer.weight).ravel() / limit
+        assert np.abs(weights).max() < 1
+        assert np.abs(weights).max() > 1 - 10 / weights.size  # 10: one in 22,000
+        assert_mean(weights, 0.0, error_at_most=0.05)
+        assert_mean(weights**2, 1 / 3, error_at_most=0.03)
+        assert not layer.bias.any()
+
+
+def test_every_layer_has_weights_of_its_own():
+    model = VAE(40, (40, 40, 40), ((40, 40), (40,), (40,)), key=jax.random.key(3))
+    weights = np.stack([np.asarray(layer.weight).ravel() for layer in dense_layers(model)])
+    correlations = np.corrcoef(weights) - np.eye(len(weights))
+    assert len(weights) == 19
+    assert np.abs(correlations).max() < 6 / np.sqrt(weights.shape[1])
+
+
+def test_the_seed_decides_the_weights():
+    assert eqx.tree_equal(make(seed=0), make(seed=0))
+    assert not eqx.tree_equal(make(seed=0), make(seed=1))
+
+
+def test_the_output_bias_makes_the_first_reconstruction_the_mean_of_the_data():
+    mean = np.array([0.0, 0.02, 0.1, 0.5, 0.9, 1.0])
+    bias = observation("bernoulli").initial_output(mean, np.ones(6))
+    plain, biased = make(), make(output_bias=bias)
+    assert biased.output.bias == pytest.approx(bias)
+    h = jnp.zeros(3)  # the hidden layers start without biases, so that they map 0 to 0
+    assert plain.decode((h,)).mean == pytest.approx(np.full(6, 0.5))
+    assert biased.decode((h,)).mean == pytest.approx(np.clip(mean, 0.001, 0.999), rel=1e-5)
+    z, _ = plain.sample(jax.random.key(1))
+    shift = np.asarray(biased.decode(z).base_dist.logits - plain.decode(z).base_dist.logits)
+    assert expit(shift) == pytest.approx(expit(bias), abs=1e-6)
+
+
+# Errors
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"latent": (3,)}, "1 latent sizes but 2 lists of hidden sizes"),
+        ({"latent": (), "hidden": ()}, "0 latent sizes"),
+        ({"latent": (3, 0)}, "at least one unit"),
+        ({"hidden": ((5, 0), (6,))}, "at least one unit"),
+        ({"activation": "tan"}, "no activation 'tan'; known: tanh, relu"),
+        ({"observation": "poisson"}, "no observation 'poisson'"),
+        ({"output_bias": np.zeros(5)}, r"has shape \(5,\); this model needs \(6,\)"),
+        ({"observation": "gaussian", "output_bias": np.zeros(6)}, r"needs \(12,\)"),
+    ],
+)
+def test_mistakes_are_user_errors(options, message):
+    with pytest.raises(UserError, match=message):
+        make(**options)
