@@ -9,7 +9,7 @@ DEMO := runs/demo
 
 demo: setup  ## train an IWAE on the bundled digits, measure it, draw it
 	rm -rf $(DEMO)
-	$(BIN)/iwae train --preset digits/iwae-k50 --out $(DEMO)
+	$(BIN)/iwae train --preset digits/iwae-k20 --out $(DEMO)
 	$(BIN)/iwae evaluate $(DEMO) --weights best --k 1 50 5000
 	$(BIN)/iwae figures $(DEMO) --weights best
 

@@ -9,17 +9,25 @@ import json
 from importlib.metadata import version
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from iwae.evaluate import log_likelihoods
 from iwae.model import VAE
 from iwae.objectives import objective
-from iwae.training import Settings, adam, init_state, run_steps, staged
-from timing import Block, cores, time_blocks
+from iwae.training import (
+    Plan,
+    Settings,
+    adam,
+    init_best,
+    init_state,
+    staged,
+    training,
+)
+from timing import Block, Stopwatch, cores, time_blocks
 
 PIXELS, BATCH, IMAGES = 784, 20, 60_000
-STEPS_PER_EPOCH = IMAGES // BATCH
+EPOCHS = 1000  # more than will be run
+WARM_UP = 100  # blocks count after the first dispatch of so many steps
 
 
 def random_images() -> np.ndarray:
@@ -28,26 +36,25 @@ def random_images() -> np.ndarray:
 
 
 def time_steps(k: int, replicates: int, seconds: float) -> list[Block]:
-    """Milliseconds per step and replicate, in several blocks that last `seconds` together."""
-    data = jnp.asarray(random_images())
-    keys = jax.random.split(jax.random.key(0), replicates)
-    models = [VAE(PIXELS, key=key) for key in keys]
+    """Milliseconds per step and replicate, one block for each dispatch of the training loop.
+
+    The loop chooses how long a dispatch is; the short ones with which it begins are left out.
+    """
+    models = [VAE(PIXELS, key=jax.random.key(seed)) for seed in range(replicates)]
     settings = Settings(objective("iwae", k), adam(), BATCH, "dynamic")
-    schedule = staged([1e-3], [1], STEPS_PER_EPOCH)
-    state = init_state(models, keys, settings)
-
-    def steps(n: int) -> None:
-        nonlocal state
-        first = int(state.step[0])
-        ends = range((first // STEPS_PER_EPOCH + 1) * STEPS_PER_EPOCH, first + n, STEPS_PER_EPOCH)
-        for stop in (*ends, first + n):  # a dispatch stays within an epoch
-            stops = jnp.full(replicates, stop, jnp.int32)
-            state = run_steps(state, stops, data, schedule, models[0], settings)
-        if not np.isfinite(state.bound).all():  # waits for the device
-            raise FloatingPointError(f"the training bound is {state.bound}")
-
-    blocks = time_blocks(steps, seconds=seconds)
-    return [Block(block.ms / replicates, block.others) for block in blocks]
+    state = init_state(models, jax.random.split(jax.random.key(replicates), replicates), settings)
+    schedule, plan = staged([1e-3], [EPOCHS], IMAGES // BATCH), Plan(EPOCHS)
+    run = training(state, init_best(state), random_images(), schedule, models[0], settings, plan)
+    blocks, watch, lasted, warm = [], Stopwatch(), 0.0, False
+    for _, _, report in run:
+        block = watch.lap(report.steps)
+        if warm:
+            blocks.append(Block(block.ms / replicates, block.others))
+            lasted += report.seconds
+        warm = warm or report.steps >= WARM_UP
+        if lasted > seconds:
+            break
+    return blocks
 
 
 def time_evaluation(k: int, seconds: float) -> list[Block]:

@@ -46,6 +46,20 @@ def busy_seconds() -> float:
     return ticks / os.sysconf("SC_CLK_TCK") - own.user - own.system
 
 
+class Stopwatch:
+    """Times laps, of some calls each, and what other programs did meanwhile."""
+
+    def __init__(self) -> None:
+        self.others, self.start = busy_seconds(), time.perf_counter()
+
+    def lap(self, calls: int) -> Block:
+        """What the `calls` calls since the last lap, or since the beginning, took."""
+        others, start = self.others, self.start
+        self.others, self.start = busy_seconds(), time.perf_counter()
+        elapsed = self.start - start
+        return Block(elapsed / calls * 1e3, max(0.0, self.others - others) / elapsed)
+
+
 def time_blocks(
     call: Callable[[int], object], *, seconds: float, blocks: int = 5, warm_up: int = 10
 ) -> list[Block]:
@@ -54,18 +68,14 @@ def time_blocks(
     The first call, with all compilation, is not counted.
     """
     call(warm_up)
-    start = time.perf_counter()
+    watch = Stopwatch()
     call(warm_up)
-    each = (time.perf_counter() - start) / warm_up
-    n = max(1, round(seconds / blocks / each))
-    return [_time_block(call, n) for _ in range(blocks)]
-
-
-def _time_block(call: Callable[[int], object], n: int) -> Block:
-    others, start = busy_seconds(), time.perf_counter()
-    call(n)
-    elapsed = time.perf_counter() - start
-    return Block(elapsed / n * 1e3, max(0.0, busy_seconds() - others) / elapsed)
+    n = max(1, round(seconds * 1e3 / blocks / watch.lap(warm_up).ms))
+    times = []
+    for _ in range(blocks):
+        call(n)
+        times.append(watch.lap(n))
+    return times
 
 
 class Timing(NamedTuple):

@@ -1,6 +1,7 @@
 """Every test runs under the strictest settings that JAX offers, on two CPU devices."""
 
 import jax
+import pytest
 from hypothesis import settings
 
 jax.config.update("jax_num_cpu_devices", 2)
@@ -11,3 +12,11 @@ jax.config.update("jax_debug_key_reuse", True)
 # The first example pays for the compilation, and a test that fails once should fail again.
 settings.register_profile("iwae", deadline=None, derandomize=True)
 settings.load_profile("iwae")
+
+
+@pytest.fixture(scope="module")
+def quick_compilation():
+    """For programs that are run only once: less time to compile them, slower code."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)

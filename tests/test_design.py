@@ -7,9 +7,9 @@ from pathlib import Path
 import iwae
 
 ORDER = """
-    _types data observations model particles annealing objectives gradients evaluate training
-    checkpoint posterior figures report config presets progress jobs runs measure gallery cli
-    testing
+    _types data observations model particles annealing objectives gradients evaluate diagnostics
+    training checkpoint posterior figures config presets report progress jobs runs measure gallery
+    cli testing
 """.split()  # noqa: SIM905
 
 

@@ -21,7 +21,6 @@ from iwae.evaluate import (
     units,
 )
 from iwae.model import VAE
-from iwae.objectives import bound, elbo
 from iwae.particles import Particles, importance_particles
 from iwae.testing import LinearGaussian
 from reference import STANDARD_ERRORS, assert_mean
@@ -56,9 +55,7 @@ def test_with_the_exact_posterior_the_log_likelihood_is_the_evidence():
     assert values == pytest.approx(np.float64(expected), rel=1e-5)
 
 
-@pytest.mark.parametrize(
-    "options", [{"batch_size": 2}, {"batch_size": 50}, {"chunk_size": 3}, {"chunk_size": 7}]
-)
+@pytest.mark.parametrize("options", [{"batch_size": 2, "chunk_size": 3}, {"batch_size": 50}])
 def test_batches_and_chunks_do_not_matter(options):
     assert measured(**options) == pytest.approx(measured(), rel=1e-6)
 
@@ -79,11 +76,11 @@ def test_a_number_depends_on_its_example_and_index_only(monkeypatch):
 
 
 def test_the_number_of_devices_does_not_matter(monkeypatch):
-    expected = measured()
+    expected = measured(batch_size=2)  # so that each device has something to do
     assert jax.device_count() == 2
     one = jax.devices()[:1]
     monkeypatch.setattr(jax, "devices", lambda: one)
-    assert measured() == pytest.approx(expected, rel=1e-6)
+    assert measured(batch_size=2) == pytest.approx(expected, rel=1e-6)
 
 
 def test_bytes_are_the_numbers_that_they_stand_for():
@@ -125,14 +122,17 @@ def test_an_example_without_weight_has_minus_infinity_and_no_effective_sample():
 
 
 def test_memory_does_not_grow_with_k():
-    model = VAE(20, (5,), ((30,),), key=jax.random.key(0))
+    model = LinearGaussian.random()
+
+    def sampler(model, x, key, k, *, first):  # noqa: ARG001
+        return Particles(None, jax.random.normal(jax.random.fold_in(key, first), k)), {}
 
     def temporary_bytes(k):
-        fn = jax.jit(lambda x, key: streamed_bound(k, 50)(model, x, key))
-        compiled = fn.lower(jnp.zeros(20), jax.random.key(0)).compile()
+        fn = jax.jit(lambda key: streamed_bound(k, 50, sampler)(model, jnp.zeros(3), key))
+        compiled = fn.lower(jax.random.key(0)).compile()
         return compiled.memory_analysis().temp_size_in_bytes
 
-    assert temporary_bytes(100_000) < 1.1 * temporary_bytes(500)
+    assert temporary_bytes(100_000) == temporary_bytes(500)
 
 
 def test_a_small_vae_has_the_evidence_found_by_quadrature():
@@ -158,11 +158,12 @@ def test_mistakes_are_user_errors():
             measured(examples, **options)
 
 
-def test_a_number_that_is_none_is_an_error_that_names_the_example():
+def test_a_number_that_is_none_is_an_error_that_names_the_example(monkeypatch):
+    monkeypatch.setattr(likelihood, "SLAB_ROWS", 14)  # slabs of two examples per device
     examples = EXAMPLES.copy()
     examples[9, 1] = np.nan
     with pytest.raises(FloatingPointError, match="example 9 is not a number"):
-        measured(examples)
+        measured(examples, batch_size=1)
 
 
 # Layers and units
@@ -184,22 +185,22 @@ def binary(n, d=5, seed=3):
 def test_layer_terms_are_the_parts_of_the_elbo():
     model, x, key = make(), np.float32(binary(1)[0]), jax.random.key(0)
     terms = eqx.filter_jit(layer_terms(6))(model, x, key)
-    z = eqx.filter_jit(importance_particles)(model, x, jax.random.clone(key), 6)[0].z
+    z, log_w = eqx.filter_jit(importance_particles)(model, x, jax.random.clone(key), 6)[0]
     log_q, log_p = np.array(reference.layer_log_q(model, x, z)), reference.layer_log_p(model, z)
     reconstruction = reference.log_likelihood(model, x, z[0]).mean()
     assert terms["kl"] == pytest.approx((log_q - log_p).mean(1), rel=1e-4)
     assert terms["reconstruction"] == pytest.approx(reconstruction, rel=1e-5)
-    value = eqx.filter_jit(bound(elbo, k=6))(model, x, jax.random.clone(key))
-    assert value == pytest.approx(float(terms["reconstruction"] - terms["kl"].sum()), rel=1e-5)
+    parts = float(terms["reconstruction"] - terms["kl"].sum())
+    assert log_w.mean() == pytest.approx(parts, rel=1e-5)
 
 
 def linear_two_layer():
-    """h_1 ~ N(A x + a, 0.5^2), h_2 ~ N(B h_1, 1): what E_q[h_2|x] = B (A x + a) is, is known."""
+    """h_1 ~ N(A x + a, 1.5^2) and E[h_2|h_1] = B h_1 + b, so that E_q[h_2|x] is known."""
     model = make((3, 2), ((), ()))
     return eqx.tree_at(
         lambda m: (m.encoder[0].log_scale.weight, m.encoder[0].log_scale.bias),
         model,
-        (jnp.zeros((5, 3)), jnp.full(3, jnp.log(0.5))),
+        (jnp.zeros((5, 3)), jnp.full(3, jnp.log(1.5))),
     )
 
 
@@ -207,7 +208,7 @@ def test_variances_of_posterior_means_without_the_noise_of_their_estimate():
     model, x = linear_two_layer(), binary(3000)
     first = reference.gaussian(model.encoder[0], x)[0]
     above = reference.gaussian(model.encoder[1], first)[0]
-    noise = 0.25 * (np.float64(model.encoder[1].loc.weight) ** 2).sum(0)  # of one draw
+    noise = 1.5**2 * (np.float64(model.encoder[1].loc.weight) ** 2).sum(0)  # of one draw
     result = active_units(model, x, jax.random.key(0), samples=4)
     assert (result.n, result.samples, result.threshold) == (3000, 4, 0.01)
     assert result.variances[0] == pytest.approx(first.var(0), rel=1e-5)
@@ -241,7 +242,7 @@ def test_units_of_other_models_are_a_user_error():
     for use in (
         lambda model: active_units(model, EXAMPLES, jax.random.key(0)),
         lambda model: prune(model, [np.ones(2, bool)]),
-        lambda model: layer_terms(1)(model, EXAMPLES[0], jax.random.key(0)),
+        lambda model: layer_terms(1)(model, jnp.asarray(EXAMPLES[0]), jax.random.key(0)),
     ):
         with pytest.raises(UserError, match=r"LinearGaussian has no layers.*iwae\.VAE"):
             use(LinearGaussian.random())
@@ -280,7 +281,7 @@ def log_weight_with_units_at_zero(model, keep, x, z):
 @pytest.mark.parametrize("case", PRUNED)
 def test_a_pruned_model_is_the_model_with_units_fixed_at_zero(case):
     latent, hidden, masks = PRUNED[case]
-    model, x = make(latent, hidden), binary(1)[0]
+    model, x = make(latent, hidden, seed=1), binary(1)[0]
     before = jax.tree.map(lambda leaf: leaf + 0, model)
     keep = [np.array([c == "1" for c in mask]) for mask in masks]
     small = prune(model, keep)

@@ -1,8 +1,8 @@
 """Files that hold a run in the making, and files that hold a finished model.
 
 A checkpoint (Orbax) is a folder `NNNNNNNNNN` named by its step, written whole or not at all, with
-a checksum of its contents. A model (safetensors and JSON) is a folder that others can load. No
-file is ever executed: reading them cannot run code.
+checksums of its files. A model (safetensors and JSON) is a folder that others can load. No file is
+ever executed: reading them cannot run code.
 """
 
 import hashlib
@@ -17,8 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from jaxtyping import PyTree
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
 
 from iwae._types import UserError, atomic_write
 from iwae.model import VAE
@@ -75,22 +75,56 @@ def _digest(named: dict[str, np.ndarray], notes: str) -> str:
     return total.hexdigest()
 
 
+SUMS = "SHA256SUMS"
+
+
 def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
-    """Write a checkpoint under its step's name; an interrupted write leaves nothing behind."""
+    """Write a checkpoint under its step's name; one that is interrupted never gets the name."""
     path = folder / f"{int(checkpoint.state.step.max()):010d}"
     if path.exists():
         return path  # the same step of the same run: the same contents
+    for left_over in folder.glob(f"{_UNFINISHED}*"):
+        shutil.rmtree(left_over)
+    unfinished = folder / f"{_UNFINISHED}{path.name}"
     named = _to_arrays((checkpoint.state, checkpoint.best))
     notes = json.dumps(checkpoint.notes, sort_keys=True)
     with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
         checkpointer.save(
-            path.absolute(),
+            unfinished.absolute(),
             args=ocp.args.Composite(
                 arrays=ocp.args.StandardSave(named),
                 notes=ocp.args.JsonSave({"notes": notes, "sha256": _digest(named, notes)}),
             ),
         )
-    return path
+    (unfinished / SUMS).write_text(_file_sums(unfinished))
+    return unfinished.rename(path)
+
+
+_UNFINISHED = ".unfinished-"
+
+
+def _file_sums(folder: Path) -> str:
+    """What `sha256sum` prints of every file in a folder, but for these sums themselves."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != SUMS)
+    return "".join(
+        f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.relative_to(folder).as_posix()}\n"
+        for path in files
+    )
+
+
+def _check_files(path: Path) -> None:
+    """Raise DamagedCheckpointError if a file is not what was written."""
+    try:
+        wrong = set((path / SUMS).read_text().splitlines()) ^ set(_file_sums(path).splitlines())
+    except FileNotFoundError:
+        return  # the checksum of the contents has the last word
+    except (OSError, UnicodeDecodeError) as error:
+        raise DamagedCheckpointError(f"checkpoint {path} cannot be read: {error}") from error
+    if wrong:
+        name = min(line.partition("  ")[2] for line in wrong)
+        raise DamagedCheckpointError(
+            f"checkpoint {path} is damaged: {name} is not what was written"
+        )
 
 
 def load_checkpoint(path: Path, like: tuple[TrainState, Best]) -> Checkpoint:
@@ -99,6 +133,7 @@ def load_checkpoint(path: Path, like: tuple[TrainState, Best]) -> Checkpoint:
     Raises:
         UserError: if it is damaged (a file missing, unreadable or changed) or of another model.
     """
+    _check_files(path)
     try:
         with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
             item = checkpointer.restore(
@@ -151,7 +186,7 @@ def save_model(model: VAE, folder: str | Path, **about: Any) -> None:
         for name, value in _to_arrays(eqx.filter(model, eqx.is_array)).items()
     }
     with atomic_write(folder / WEIGHTS) as path:
-        save_file(arrays, path)
+        save_file(arrays, path, metadata={"sha256": _digest(arrays, "")})
     description = {"format": 1, "architecture": model.architecture(), "about": about}
     with atomic_write(folder / DESCRIPTION) as path:
         path.write_text(json.dumps(description, indent=1) + "\n")
@@ -161,7 +196,7 @@ def load_model(folder: str | Path) -> VAE:
     """Read what `save_model` wrote. Never runs code from the files.
 
     Raises:
-        UserError: if a file is missing, unreadable or does not fit the other.
+        UserError: if a file is missing, unreadable, damaged or does not fit the other.
     """
     folder = Path(folder)
     for name in (WEIGHTS, DESCRIPTION):
@@ -170,26 +205,36 @@ def load_model(folder: str | Path) -> VAE:
     try:
         description = json.loads((folder / DESCRIPTION).read_text())
         architecture = description["architecture"]
-        arrays = load_file(folder / WEIGHTS)
-    except (
-        SafetensorError,
-        json.JSONDecodeError,
-        UnicodeDecodeError,
-        KeyError,
-        TypeError,
-    ) as error:
+        arrays, expected = _read_weights(folder / WEIGHTS)
+    except _UNREADABLE as error:
         raise UserError(f"the model in {folder} cannot be read: {error}") from error
+    if expected not in (None, _digest(arrays, "")):
+        raise UserError(f"{folder / WEIGHTS} is damaged: its checksum does not match")
     if description.get("format") != 1:
         raise UserError(f"the model in {folder} has format {description.get('format')!r}, not 1")
     try:
         skeleton = eqx.filter_eval_shape(VAE, **architecture, key=jax.random.key(0))
-    except TypeError as error:
+    except _UNREADABLE as error:
         raise UserError(f"{folder / DESCRIPTION} describes no model: {error}") from error
     shapes, static = eqx.partition(skeleton, lambda leaf: isinstance(leaf, jax.ShapeDtypeStruct))
     named = {f".{name}": value for name, value in arrays.items()}
     return eqx.combine(_from_arrays(named, shapes, folder / WEIGHTS), static)
 
 
+_UNREADABLE = (
+    *(OSError, SafetensorError, ValueError, TypeError, KeyError),
+    *(AttributeError, OverflowError, RecursionError),
+)
+"""What files that were not written here can raise."""
+
+
+def _read_weights(path: Path) -> tuple[dict[str, np.ndarray], str | None]:
+    """The arrays of a safetensors file, and the checksum that it says they have."""
+    with safe_open(path, framework="numpy") as file:
+        arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no dict
+        return arrays, (file.metadata() or {}).get("sha256")
+
+
 def read_about(folder: str | Path) -> dict[str, Any]:
     """What `save_model` was told about the model in a folder."""
-    return json.loads((Path(folder) / DESCRIPTION).read_text())["about"]
+    return json.loads((Path(folder) / DESCRIPTION).read_text()).get("about", {})

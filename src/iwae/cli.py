@@ -31,10 +31,10 @@ USAGE_ERROR, FAILURE = 2, 1
 class Train:
     """Train a model, or go on with a run.
 
-    iwae train --dataset mnist --objective iwae --k 50 --layers 2 --out RUN
-    iwae train FILE.toml --k 5 --out RUN
-    iwae train --preset table1/mnist/1l/iwae-k5 --out RUN
-    iwae train --resume RUN
+    - iwae train --dataset mnist --objective iwae --k 50 --layers 2 --out RUN
+    - iwae train FILE.toml --k 5 --out RUN
+    - iwae train --preset table1/mnist/1l/iwae-k5 --out RUN
+    - iwae train --resume RUN
     """
 
     config: Annotated[TrainConfig, tyro.conf.arg(name="")]
@@ -63,13 +63,16 @@ def train(arguments: Sequence[str]) -> int:
     from iwae.training import NonFiniteError
 
     if options.resume is not None:
-        if options.out is not None or options.config != base:
+        if options.out is not None or options.config != TrainConfig():
             raise UserError("--resume takes its configuration from the run: give no other options")
         run, reports = options.resume, resume_run(options.resume, options.data_dir, options.stage)
     elif options.stage is not None:
         raise UserError("--stage goes with --resume RUN")
     elif options.out is None:
         raise UserError("name a folder for the run: --out RUN")
+    elif options.preset and preset(options.preset).needs and options.config.init_from is None:
+        needs = preset(options.preset).needs
+        raise UserError(f"{options.preset} starts from a finished run of {needs}: --init-from RUN")
     else:
         run, reports = options.out, start_run(options.config, options.out, options.data_dir)
     from iwae.progress import show_training
@@ -254,6 +257,8 @@ def data(arguments: Sequence[str]) -> int:
 
     options = _parse(Data, "data", arguments)
     if options.action == "list":
+        if options.name is not None:
+            raise UserError("iwae data list takes no name")
         for row in list_datasets(options.data_dir):
             sizes = "/".join(f"{size:,}" for size in row.sizes)
             print(f"{row.name:15} {sizes:>22}  {row.binarization:8} {row.description}")
@@ -302,6 +307,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if words[0] == "--version":
         print(f"iwae {version('iwae')}")
         return 0
+    return _run(words)
+
+
+def _run(words: Sequence[str]) -> int:
+    """The exit status of a command; what goes wrong in it becomes one line."""
     try:
         return _command(words[0])(words[1:])
     except UserError as error:
@@ -310,6 +320,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our output has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + 13
+    except (FloatingPointError, OSError) as error:  # a result that is nan, a full disk, ...
+        print(f"iwae: {error}", file=sys.stderr)
+        return FAILURE
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
@@ -342,11 +355,18 @@ def _set_up_jax() -> None:
     import platformdirs
 
     if "JAX_NUM_CPU_DEVICES" not in os.environ:
-        jax.config.update("jax_num_cpu_devices", len(os.sched_getaffinity(0)))
+        jax.config.update("jax_num_cpu_devices", _cores())
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         cache = Path(platformdirs.user_cache_dir("iwae")) / "compiled"
         jax.config.update("jax_compilation_cache_dir", str(cache))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+
+
+def _cores() -> int:
+    """CPU cores that this process may use, where the system says."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 if __name__ == "__main__":

@@ -18,21 +18,23 @@ from iwae._types import UserError, atomic_write
 Size = Annotated[int, Field(ge=1)]
 
 
-def _widths(arguments: list[str]) -> tuple[int, ...]:
-    return tuple(int(part) for part in arguments[0].split(","))
+def _lists(arguments: list[str]) -> tuple[tuple[int, ...], ...]:
+    """200,200 100,100 -> ((200, 200), (100, 100))."""
+    try:
+        return tuple(tuple(int(size) for size in one.split(",")) for one in arguments)
+    except ValueError:
+        words = " ".join(arguments)
+        raise ValueError(f"{words!r} is not lists of whole numbers like 200,200 100,100") from None
 
 
-Widths = Annotated[
-    tuple[Size, ...],
-    tyro.constructors.PrimitiveConstructorSpec(
-        nargs=1,
-        metavar="N,N",
-        instance_from_str=_widths,
-        is_instance=lambda value: isinstance(value, tuple),
-        str_from_instance=lambda widths: [",".join(map(str, widths))],
-    ),
-]
-"""Sizes of the deterministic layers between two stochastic ones: 200,200 on the command line."""
+Lists = tyro.constructors.PrimitiveConstructorSpec(
+    nargs="*",
+    metavar="N,N ...",
+    instance_from_str=_lists,
+    is_instance=lambda value: value is None or isinstance(value, tuple),
+    str_from_instance=lambda lists: [",".join(map(str, sizes)) for sizes in lists or ()],
+)
+"""How the command line reads lists of sizes."""
 
 
 class TrainConfig(BaseModel):
@@ -55,7 +57,7 @@ class TrainConfig(BaseModel):
     """Stochastic layers, of the published sizes; give sizes instead for any others."""
     latent_sizes: tuple[Size, ...] | None = None
     """Units of each stochastic layer, nearest the data first: 100 50."""
-    hidden_sizes: tuple[Widths, ...] | None = None
+    hidden_sizes: Annotated[tuple[tuple[Size, ...], ...] | None, Lists] = None
     """Deterministic layers before each stochastic one: 200,200 100,100."""
     activation: Literal["tanh", "relu", "leaky_relu", "elu", "gelu", "silu", "softplus"] = "tanh"
     """Nonlinearity of the deterministic layers."""
@@ -85,6 +87,8 @@ class TrainConfig(BaseModel):
     replicates: Annotated[int, Field(ge=1)] = 1
     """Independently seeded models trained at once."""
 
+    log_every: Annotated[int, Field(ge=1)] | None = None
+    """Epochs between looks at KL, reconstruction and active units; about 200 in all by default."""
     validate_every: Annotated[int, Field(ge=1)] = 1
     """Epochs between validations, where there is a held-out part."""
     patience: Annotated[int, Field(ge=1)] | None = None
@@ -107,8 +111,8 @@ class TrainConfig(BaseModel):
                 )
             if self.hidden_sizes is None or len(self.hidden_sizes) != len(self.latent_sizes):
                 raise ValueError(
-                    "hidden_sizes must name the deterministic layers of each stochastic layer: "
-                    f"{len(self.latent_sizes)} lists"
+                    f"latent_sizes names {len(self.latent_sizes)} layers, so hidden_sizes must "
+                    "have as many lists, such as 200,200"
                 )
         elif self.hidden_sizes is not None:
             raise ValueError("hidden_sizes needs latent_sizes")

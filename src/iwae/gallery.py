@@ -10,11 +10,10 @@ from matplotlib.figure import Figure
 
 from iwae import figures
 from iwae._types import UserError
-from iwae.checkpoint import load_model
 from iwae.config import read_config
 from iwae.data import Dataset
 from iwae.evaluate import active_units
-from iwae.jobs import load_config_dataset, model_folder, split_examples
+from iwae.jobs import load_config_dataset, run_model, split_examples
 from iwae.model import VAE
 from iwae.posterior import model_density
 from iwae.runs import read_metrics
@@ -38,8 +37,8 @@ def draw_run(run: Path, *, weights: str = "final", data_dir: Path | None = None)
     run = Path(run)
     if not (run / "config.toml").is_file():
         raise UserError(f"{run} holds no run: config.toml is missing")
-    model = load_model(model_folder(run, weights, 0))
     dataset = load_config_dataset(read_config(run / "config.toml"), data_dir)
+    model = run_model(run, weights, 0, dataset)
     written = []
     for name, figure in _figures(run, model, dataset):
         path = run / "figures" / f"{name}.png"
@@ -74,7 +73,8 @@ def _image_figures(
             _images(chosen, dataset), _images(_reconstructions(model, chosen), dataset)
         ),
     )
-    encoder = np.asarray(model.encoder[0].hidden.layers[0].weight).T
+    first = (*model.encoder[0].hidden.layers, model.encoder[0].loc)[0]
+    encoder = np.asarray(first.weight).T
     decoder = np.asarray(model.output.weight)[:, : dataset.train.shape[1]]
     for name, weights in (("first_layer", encoder), ("last_layer", decoder)):
         shaped = weights[:SHOWN].reshape(-1, *dataset.shape)

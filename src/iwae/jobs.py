@@ -1,5 +1,6 @@
 """From a configuration to everything that it names: data, models, objective, schedule."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from iwae._types import UserError
 from iwae.checkpoint import list_checkpoints, load_checkpoint, load_model
@@ -31,6 +33,9 @@ from iwae.training import (
     stage_epochs,
     staged,
 )
+
+LOGGED = 200
+"""Looks at KL, reconstruction and active units in a run, unless the configuration says."""
 
 _INIT, _TRAIN = 0, 1  # what a replicate's seed key is folded with
 
@@ -66,16 +71,21 @@ def load_config_dataset(config: TrainConfig, data_dir: Path | None = None) -> Da
 
 
 def resolve(config: TrainConfig, dataset: Dataset) -> TrainConfig:
-    """Fill in what the configuration leaves to the data set and to the defaults."""
+    """Fill in what the configuration leaves to the data set, the defaults and the folder."""
     latent_sizes, hidden_sizes = config.sizes()
+    own = Path(config.dataset).expanduser()
+    validation = len(dataset.validation) if config.validation is None else config.validation
     return config.model_copy(
         update={
             "binarization": dataset.binarization,
             "observation": dataset.observation,
-            "validation": config.validation or 0,
+            "dataset": str(own.resolve()) if own.suffix and own.is_file() else config.dataset,
+            "validation": validation,
+            "log_every": config.log_every or -(-config.epochs // LOGGED),
             "layers": len(latent_sizes),
             "latent_sizes": latent_sizes,
             "hidden_sizes": hidden_sizes,
+            "init_from": config.init_from and config.init_from.resolve(),
         }
     )
 
@@ -88,7 +98,7 @@ def replicate_key(config: TrainConfig, replicate: int, purpose: int) -> jax.Arra
 def make_models(config: TrainConfig, dataset: Dataset) -> list[VAE]:
     """The models before training, one for each replicate."""
     if config.init_from is not None:
-        return [_load_start(config, config.init_from, r) for r in _replicates(config)]
+        return [_load_start(config, dataset, config.init_from, r) for r in _replicates(config)]
     latent_sizes, hidden_sizes = config.sizes()
     bias = None
     if config.output_bias:
@@ -108,16 +118,19 @@ def make_models(config: TrainConfig, dataset: Dataset) -> list[VAE]:
     ]
 
 
-def _load_start(config: TrainConfig, run: Path, replicate: int) -> VAE:
-    """A trained model to start from, which must be of the sizes that the configuration names."""
+def _load_start(config: TrainConfig, dataset: Dataset, run: Path, replicate: int) -> VAE:
+    """A trained model to start from, which must be what the configuration and the data ask for."""
     model = load_model(model_folder(run, "final", replicate))
-    built = model.architecture()
-    found = (tuple(built["latent_sizes"]), tuple(tuple(sizes) for sizes in built["hidden_sizes"]))
-    if found != config.sizes():
-        raise UserError(
-            f"init_from: the model in {run} has latent and hidden sizes {found}, this "
-            f"configuration {config.sizes()}"
-        )
+    latent_sizes, hidden_sizes = config.sizes()
+    for name, found, wanted in (
+        ("the size of an example", model.architecture()["n_data"], dataset.train.shape[1]),
+        ("observation", model.observation, dataset.observation),
+        ("latent_sizes", model.latent_sizes, latent_sizes),
+        ("hidden_sizes", model.hidden_sizes, hidden_sizes),
+        ("activation", model.activation, config.activation),
+    ):
+        if found != wanted:
+            raise UserError(f"init_from: {name} of the model in {run} is {found}, here {wanted}")
     return model
 
 
@@ -150,7 +163,10 @@ def make_job(config: TrainConfig, data_dir: Path | None = None) -> Job:
             f"batch_size is {config.batch_size}, but there are {len(dataset.train)} training "
             "examples: choose a smaller batch"
         )
-    optimizers = {"paper": adam, "authors": lambda: authors_adam(config.batch_size)}
+    optimizers: dict[str, Callable[[], optax.GradientTransformation]] = {
+        "paper": adam,
+        "authors": lambda: authors_adam(config.batch_size),
+    }
     schedule, stage_ends = make_schedule(config, len(dataset.train) // config.batch_size)
     return Job(
         config,
@@ -189,6 +205,28 @@ def _optimizer_of(run: Path, state: TrainState) -> Any:
 def model_folder(run: Path, weights: str, replicate: int) -> Path:
     """Where the model of one replicate lies in a run; `weights` is "final" or "best"."""
     return Path(run) / "models" / f"{weights}-{replicate}"
+
+
+def run_model(run: Path, weights: str, replicate: int, dataset: Dataset) -> VAE:
+    """A trained model of a run, to be used on `dataset`.
+
+    Raises:
+        UserError: if the run has no such weights, or they are for other data.
+    """
+    folder = model_folder(run, weights, replicate)
+    if weights == "best" and not folder.exists():
+        raise UserError(
+            f"{run} has no best weights: nothing was held out for validation, or no validation "
+            "has been reached yet; use the final weights"
+        )
+    model = load_model(folder)
+    found, wanted = dataset.train.shape[1], model.architecture()["n_data"]
+    if found != wanted:
+        raise UserError(
+            f"the examples of {dataset.name} have {found} values, those that {run} was trained "
+            f"on {wanted}"
+        )
+    return model
 
 
 def split_examples(dataset: Dataset, split: str, count: int | None = None) -> np.ndarray:

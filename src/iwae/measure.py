@@ -8,6 +8,7 @@ import json
 import time
 from collections.abc import Callable, Iterable, Sequence
 from importlib.metadata import version
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,7 +16,7 @@ import jax
 import numpy as np
 
 from iwae._types import UserError, atomic_write
-from iwae.checkpoint import load_model, read_about
+from iwae.checkpoint import read_about
 from iwae.config import TrainConfig, config_values, read_config
 from iwae.data import Dataset, choose, test_sha256
 from iwae.evaluate import (
@@ -26,7 +27,7 @@ from iwae.evaluate import (
     log_likelihood_slabs,
     prune,
 )
-from iwae.jobs import load_config_dataset, model_folder, split_examples
+from iwae.jobs import load_config_dataset, model_folder, run_model, split_examples
 from iwae.model import VAE
 
 Track = Callable[[Iterable, int, str], Iterable]
@@ -75,8 +76,10 @@ def evaluate_run(
 ) -> dict[str, Any]:
     """Importance sampled log-likelihoods and active units of every replicate of a run.
 
-    Writes `RUN/evaluations/NAME.json` (the record, which is also returned) and `NAME.npz` (its
-    per-example values).
+    Writes `RUN/evaluations/NAME.json` (the record, which is also returned) and `NAME.npz` (the
+    values behind it): for R replicates, m numbers of samples and n examples `k [m]`, `index [n]` in
+    the split, `log_likelihood` and `ess` `[R, m, n]`, and `variances_R_L` of the units of each
+    replicate R (from 0) and layer L (from 1). A number that is not finite is null in the record.
 
     Args:
         ks: numbers of importance samples; the record leads with the largest.
@@ -88,6 +91,10 @@ def evaluate_run(
     Raises:
         UserError: if the run, its weights, its data or the split are not there.
     """
+    if not ks:
+        raise UserError("name at least one k")
+    if not 0 <= seed < 2**31:
+        raise UserError(f"seed is {seed}; it must be between 0 and {2**31 - 1}")
     config = _run_config(run)
     dataset = load_config_dataset(config, data_dir)
     data, index = _examples(dataset, split, examples, seed)
@@ -113,6 +120,7 @@ def evaluate_run(
         "device": jax.devices()[0].device_kind,
         "devices": jax.device_count(),
         "versions": {"iwae": version("iwae"), "jax": jax.__version__},
+        "true_log_likelihood": _truth(dataset, data),
         "data": dataset.identity,
         "config": config_values(config),
     }
@@ -146,6 +154,13 @@ def _examples(
     return split_examples(dataset, split)[index], index
 
 
+def _truth(dataset: Dataset, data: np.ndarray) -> float | None:
+    """The mean log density of the examples under the distribution that they come from, nats."""
+    if dataset.log_density is None:
+        return None
+    return float(dataset.log_density(np.asarray(data, np.float64)).mean())
+
+
 def _measure(
     run: Path,
     weights: str,
@@ -159,8 +174,7 @@ def _measure(
     track: Track,
 ) -> Measurement:
     """One replicate."""
-    folder = model_folder(run, weights, replicate)
-    model, key = load_model(folder), jax.random.key(seed)
+    model, key = run_model(run, weights, replicate, dataset), jax.random.key(seed)
     if pruned:
         model = prune(model, active_units(model, split_examples(dataset, "train"), key).masks)
     start = time.perf_counter()
@@ -174,7 +188,7 @@ def _measure(
         np.stack([result["ess"] for result in results]),
         active_units(model, data, key),
         authors_active_units(model, split_examples(dataset, "train", 500), key),
-        read_about(folder),
+        read_about(model_folder(run, weights, replicate)),
         seconds,
     )
 
@@ -195,10 +209,12 @@ def _likelihoods(
 # --- records --------------------------------------------------------------------------------
 
 
-def summary(values: np.ndarray) -> dict[str, float]:
+def summary(values: np.ndarray) -> dict[str, float | None]:
     """Mean over examples and its standard error from the sample of examples, nats."""
+    if not np.isfinite(values).all():
+        return {"log_likelihood": None, "stderr": None}
     n = len(values)
-    error = float(values.std(ddof=1) / np.sqrt(n)) if n > 1 else float("inf")
+    error = float(values.std(ddof=1) / np.sqrt(n)) if n > 1 else None
     return {"log_likelihood": float(values.mean()), "stderr": error}
 
 
@@ -209,19 +225,24 @@ def _record(
     each = [_one_record(one, ks) for one in measured]
     if len(measured) == 1:
         return {**each[0], **shared}
-    mean = np.mean([one.log_likelihood for one in measured], axis=0)
-    spread = [one["log_likelihood"] for one in each]
+    total = summary(np.mean([one.log_likelihood[-1] for one in measured], axis=0))
+    finite = total["log_likelihood"] is not None
+    spread = np.std([one["log_likelihood"] for one in each], ddof=1) if finite else None
+    what = {name: shared[name] for name in ("dataset", "split", "n", "test_sha256")}
     return {
-        **summary(mean[-1]),
+        **total,
         "k": ks[-1],
-        "between_replicates_sd": float(np.std(spread, ddof=1)),
-        **{
-            name: np.mean([one[name] for one in each], axis=0).tolist()
-            for name in ("active_units", "active_units_authors")
-        },
+        "between_replicates_sd": None if spread is None else float(spread),
+        **{name: _mean_counts(each, name) for name in ("active_units", "active_units_authors")},
         **shared,
-        "replicates": each,
+        "replicates": [{**one, **what} for one in each],
     }
+
+
+def _mean_counts(each: Sequence[dict[str, Any]], name: str) -> list[float]:
+    """Units per layer, averaged over replicates; a layer pruned away has none."""
+    layers = zip_longest(*(one[name] for one in each), fillvalue=0)
+    return [float(np.mean(counts)) for counts in layers]
 
 
 def _one_record(one: Measurement, ks: Sequence[int]) -> dict[str, Any]:
@@ -255,10 +276,9 @@ def _write(
         "log_likelihood": np.stack([one.log_likelihood for one in measured]),
         "ess": np.stack([one.ess for one in measured]),
     }
-    for layer in range(len(measured[0].units.variances)):
-        arrays[f"variances_{layer + 1}"] = np.stack(
-            [one.units.variances[layer] for one in measured]
-        )
+    for replicate, one in enumerate(measured):
+        for layer, variances in enumerate(one.units.variances, start=1):
+            arrays[f"variances_{replicate}_{layer}"] = variances
     with atomic_write(stem.with_name(stem.name + ".npz")) as path:
         np.savez_compressed(path, allow_pickle=False, **arrays)
     with atomic_write(stem.with_name(stem.name + ".json")) as path:

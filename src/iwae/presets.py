@@ -137,8 +137,16 @@ _EXPERIMENTS = {
     "linear-2d/iwae-k20": _synthetic("linear-2d", 1, 20, "iwae", 20),
     "four-gaussians/iwae-k20": _synthetic("four-gaussians", 2, 20, "iwae", 20),
     "circle/iwae-k20": _synthetic("circle", 2, 20, "iwae", 20),
-    "digits/iwae-k50": Preset(
-        {"dataset": "digits", "k": 50, "epochs": 60, "validation": 200},
+    "digits/iwae-k20": Preset(
+        {
+            "dataset": "digits",
+            "validation": 200,
+            "latent_sizes": (20,),
+            "hidden_sizes": ((100, 100),),
+            "k": 20,
+            "epochs": 200,
+            "learning_rate": 5e-3,
+        },
         None,
         (),
         "scikit-learn's bundled digits: the demonstration",

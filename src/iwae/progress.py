@@ -54,15 +54,15 @@ def _training_bar(reports: Iterable[Report], run: Path) -> None:
 def _training_lines(reports: Iterable[Report], run: Path, every: float) -> None:
     last = time.monotonic()
     first: tuple[float, int] | None = None
-    report = None
+    report = shown = None
     for report in reports:
         now = time.monotonic()
         first = first or (now, report.step)
         if report.epoch_done and now - last >= every:
             left = _left(report, run, first, now)
             print(f"{_words(report)}{left}", file=sys.stderr, flush=True)
-            last = now
-    if report is not None:
+            last, shown = now, report
+    if report is not None and report is not shown:
         print(_words(report), file=sys.stderr, flush=True)
 
 

@@ -13,6 +13,7 @@ RUN/evaluations/      records and per-example values, written by `iwae evaluate`
 import fcntl
 import json
 import logging
+import shutil
 import signal
 import threading
 import time
@@ -105,15 +106,23 @@ def start_run(config: TrainConfig, run: Path, data_dir: Path | None = None) -> I
         Stopped: after Ctrl-C or SIGTERM, once a checkpoint is written.
         NonFiniteError: names the step and the term; the last good state is in a checkpoint.
     """
+    _refuse_used(run)
+    job = make_job(config, data_dir)
+    with _locked(run):
+        _refuse_used(run)  # another process may have been faster
+        write_config(job.config, run / "config.toml")
+        state, best = initial_state(job)
+        yield from _train(job, run, state, best)
+
+
+def _refuse_used(run: Path) -> None:
+    """Raise UserError if a new run cannot be written to this folder."""
+    if run.exists() and not run.is_dir():
+        raise UserError(f"{run} is a file; name a folder for the run")
     if (run / "config.toml").exists():
         raise UserError(f"{run} holds a run already; go on with --resume {run}, or choose another")
     if run.exists() and any(path.name != ".lock" for path in run.iterdir()):
         raise UserError(f"{run} is not empty; choose another folder for the run")
-    job = make_job(config, data_dir)
-    with _locked(run):
-        write_config(job.config, run / "config.toml")
-        state, best = initial_state(job)
-        yield from _train(job, run, state, best)
 
 
 def resume_run(
@@ -143,6 +152,8 @@ def _checkpoint_to_resume(
     if stage is not None:
         if not 0 <= stage < len(job.stage_ends):
             raise UserError(f"no stage {stage}; this schedule has 0 to {len(job.stage_ends) - 1}")
+        if job.stage_ends[stage] == 0:
+            raise UserError(f"stage {stage} has no epochs in a run of {job.config.epochs}")
         step = job.stage_ends[stage] * job.steps_per_epoch
         paths = [path for path in paths if int(path.name) == step]
         if not paths:
@@ -166,7 +177,9 @@ def _forget_after(run: Path, step: int) -> None:
     """Remove what was written after `step`, which will be written again."""
     for path in list_checkpoints(run / "checkpoints"):
         if int(path.name) > step:
-            path.rename(path.with_name(f"abandoned-{path.name}"))
+            abandoned = path.with_name(f"abandoned-{path.name}")
+            shutil.rmtree(abandoned, ignore_errors=True)
+            path.rename(abandoned)
     rows = [row for row in read_metrics(run) if row["step"] <= step]
     with atomic_write(run / "metrics.jsonl") as path:
         path.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -215,12 +228,13 @@ def _train(job: Job, folder: Path, start: TrainState, best_so_far: Best) -> Iter
                 if report.epoch_done:
                     _log_epoch(run, state, report, board)
                 stage_end = report.epoch_done and report.step in run.keep_steps
-                if stage_end or signals or time.monotonic() - saved > CHECKPOINT_SECONDS:
+                stop = signals[:1]  # a signal that comes after this waits for the next dispatch
+                if stage_end or stop or time.monotonic() - saved > CHECKPOINT_SECONDS:
                     _save(run, state, best)
                     saved = time.monotonic()
                 yield report
-                if signals:
-                    raise Stopped(signals[0])
+                if stop:
+                    raise Stopped(stop[0])
         except NonFiniteError as error:
             _save(run, error.state, error.best)
             raise
@@ -288,7 +302,7 @@ def _log_epoch(run: _Run, state: TrainState, report: Report, board: Any) -> None
     }
     if report.validation is not None:
         row["validation_bound"] = [float(value) for value in report.validation]
-    if report.epoch % job.config.validate_every == 0:
+    if report.epoch % (job.config.log_every or 1) == 0 or report.epoch == job.config.epochs:
         key = jax.random.key(0)
         models = [
             replicate_model(job.models[0], state.params, r) for r in range(job.config.replicates)
@@ -324,7 +338,8 @@ def _scalars(row: dict[str, Any]) -> Iterator[tuple[str, float]]:
 def _tensorboard(folder: Path, step: int) -> Iterator[Any]:
     from tensorboardX import SummaryWriter
 
-    with SummaryWriter(str(folder / "tensorboard"), purge_step=step or None) as writer:
+    # Viewers hide what an earlier process wrote from this step on.
+    with SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1) as writer:
         yield writer
 
 

@@ -33,13 +33,13 @@ def streamed_bound(k: int, chunk: int, sampler: Callable = importance_particles)
     """
 
     def fn(model: AbstractLatentModel, x: Example, key: PRNGKey) -> dict[str, Scalar]:
-        def add(carry: tuple, first: Array) -> tuple[tuple, None]:
-            log_w = sampler(model, x, key, chunk, first=first)[0].log_w
-            kept = jnp.where(first + jnp.arange(chunk) < k, log_w, -jnp.inf)
-            return _add_weights(carry, kept), None
+        def add(i: Array, sums: tuple[Scalar, Scalar, Scalar]) -> tuple[Scalar, Scalar, Scalar]:
+            log_w = sampler(model, x, key, chunk, first=i * chunk)[0].log_w
+            kept = jnp.where(i * chunk + jnp.arange(chunk) < k, log_w, -jnp.inf)
+            return _add_weights(sums, kept)
 
         start = (jnp.float32(-jnp.inf), jnp.float32(0), jnp.float32(0))
-        (top, total, squares), _ = jax.lax.scan(add, start, jnp.arange(0, k, chunk))
+        top, total, squares = jax.lax.fori_loop(0, -(-k // chunk), add, start)
         return {
             "log_likelihood": top + jnp.log(total) - jnp.log(jnp.float32(k)),
             "ess": jnp.where(squares > 0, total**2 / squares, 0.0),
@@ -49,10 +49,10 @@ def streamed_bound(k: int, chunk: int, sampler: Callable = importance_particles)
 
 
 def _add_weights(
-    carry: tuple[Scalar, Scalar, Scalar], log_w: LogWeights
+    sums: tuple[Scalar, Scalar, Scalar], log_w: LogWeights
 ) -> tuple[Scalar, Scalar, Scalar]:
     """Fold weights into (max log w, sum w / max, sum (w / max)^2)."""
-    top, total, squares = carry
+    top, total, squares = sums
     new_top = jnp.maximum(top, jnp.max(log_w))
     shift = jnp.where(jnp.isneginf(new_top), 0.0, new_top)  # all weights zero so far
     scale, w = jnp.exp(top - shift), jnp.exp(log_w - shift)

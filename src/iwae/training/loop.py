@@ -57,17 +57,21 @@ def update_best(
 
     Replicates that are not `active` keep what they have.
     """
-    values = jnp.asarray(value, jnp.float32)
-    better = jnp.asarray(active) & (values > best.value + threshold)
-
-    def choose(new: Array, old: Array) -> Array:
-        return jnp.where(better.reshape(-1, *[1] * (new.ndim - 1)), new, old)
-
+    values, old = np.float32(value), np.asarray(best.value)
+    better = active & (values > old + np.float32(threshold))
     return Best(
-        jax.tree.map(choose, params, best.params),
-        choose(values, best.value),
-        choose(jnp.full_like(best.epoch, epoch), best.epoch),
-        choose(jnp.zeros_like(best.waited), best.waited + jnp.asarray(active, jnp.int32)),
+        _choose(better, params, best.params),
+        jnp.asarray(np.where(better, values, old)),
+        jnp.where(better, jnp.int32(epoch), best.epoch),
+        jnp.where(better, jnp.int32(0), best.waited + jnp.asarray(active, jnp.int32)),
+    )
+
+
+@jax.jit
+def _choose(better: Bool[Array, " R"], new: PyTree, old: PyTree) -> PyTree:
+    """Each replicate's leaves from one of two trees."""
+    return jax.tree.map(
+        lambda a, b: jnp.where(better.reshape(-1, *[1] * (a.ndim - 1)), a, b), new, old
     )
 
 
@@ -165,7 +169,7 @@ def training(
         new = run_steps(state, stops, raw, schedule, template, settings)
         bounds = np.asarray(new.bound, np.float64)  # waits for the device
         seconds = time.perf_counter() - start
-        if not np.isfinite(bounds).all():
+        if not (np.isfinite(bounds).all() and _all_finite(new.params)):
             good, message = diagnose(state, stops, raw, schedule, template, settings)
             raise NonFiniteError(message, good, best)
         state, epoch, values = new, stop // steps_per_epoch, None
@@ -180,6 +184,11 @@ def training(
             Report(stop, epoch, done, steps_per_epoch, bound, values, active, stop - step, seconds),
         )
         size = max(1, round((stop - step) * min(DISPATCH_SECONDS / seconds, 10)))
+
+
+@jax.jit
+def _all_finite(tree: PyTree) -> Bool[Array, ""]:
+    return jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]).all()
 
 
 def _active(best: Best, plan: Plan) -> np.ndarray:

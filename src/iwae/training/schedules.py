@@ -1,6 +1,11 @@
-"""Optimisers and learning rates: those of the paper's text, and those of its published code."""
+"""Optimisers and learning rates: those of the paper's text, and those of its published code.
+
+An optimiser is the same object each time it is asked for: it is part of what programs are compiled
+for.
+"""
 
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import NamedTuple
 
 import equinox as eqx
@@ -15,9 +20,16 @@ from iwae._types import Scalar
 Schedule = Callable[[Array], Array]
 
 
+@cache
 def adam() -> optax.GradientTransformation:
     """Adam as the paper states it: beta1 = 0.9, beta2 = 0.999, epsilon = 1e-4."""
-    return optax.scale_by_adam(b1=0.9, b2=0.999, eps=1e-4)
+    published = optax.scale_by_adam(b1=0.9, b2=0.999, eps=1e-4)
+
+    def update(grads: PyTree, state: PyTree, params: PyTree = None) -> tuple[PyTree, PyTree]:
+        with jax.numpy_dtype_promotion("standard"):  # Optax raises floats to an integer power
+            return published.update(grads, state, params)
+
+    return optax.GradientTransformation(published.init, update)
 
 
 class AuthorsAdamState(NamedTuple):
@@ -28,6 +40,7 @@ class AuthorsAdamState(NamedTuple):
     nu: PyTree
 
 
+@cache
 def authors_adam(batch_size: int) -> optax.GradientTransformation:
     """The optimiser of the paper's published code, which differs from the paper's text.
 

@@ -1,0 +1,119 @@
+"""Everything that this project takes from BlackJAX, whose interfaces move: HMC, and PSIS.
+
+A chain lives on flat vectors. Where it is, it knows the log densities of both ends of its path
+and their gradients, so that its target at the next temperature is known without evaluating
+the model again: BlackJAX carries the `Point` where it would carry a gradient.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+from blackjax.diagnostics import psis_weights
+from blackjax.mcmc import hmc, integrators
+from jaxtyping import Array, Float
+
+from iwae._types import LogWeights, PRNGKey, Scalar
+
+Flat = Float[Array, " d"]
+
+
+class Point(NamedTuple):
+    """Both ends of the path at one latent: the log densities, nats, and their gradients.
+
+    Attributes:
+        log_start: log of the density that the chains start from.
+        log_joint: log p(x, z).
+        grad_start, grad_joint: their gradients in z, `[d]`.
+    """
+
+    log_start: Scalar
+    log_joint: Scalar
+    grad_start: Flat
+    grad_joint: Flat
+
+    def log_ratio(self) -> Scalar:
+        """log p(x, z) - log start(z): what a temperature multiplies."""
+        return self.log_joint - self.log_start
+
+    def log_f(self, beta: Scalar) -> Scalar:
+        """log f_beta(z) = (1 - beta) log start(z) + beta log p(x, z)."""
+        return _mix(self.log_start, self.log_joint, beta)
+
+    def grad_f(self, beta: Scalar) -> Flat:
+        """The gradient of log f_beta."""
+        return _mix(self.grad_start, self.grad_joint, beta)
+
+
+def _mix(start: Array, joint: Array, beta: Scalar) -> Array:
+    """(1 - beta) start + beta joint, where an infinite end with no weight does not count."""
+    first = jnp.where(beta == 1, 0.0, (1 - beta) * start)
+    return first + jnp.where(beta == 0, 0.0, beta * joint)
+
+
+Evaluate = Callable[[Flat], Point]
+Step = Callable[[integrators.IntegratorState, Scalar], integrators.IntegratorState]
+
+
+def leapfrog(beta: Scalar) -> Callable[[Evaluate, Callable], Step]:
+    """BlackJAX's velocity Verlet integrator of f_beta, with a `Point` for a gradient."""
+
+    def integrator(evaluate: Evaluate, kinetic_energy: Callable) -> Step:
+        kick = integrators.euclidean_momentum_update_fn(kinetic_energy)
+
+        def update_momentum(v: Flat, point: Point, *args: Any, is_last_call: bool = False) -> tuple:
+            return kick(v, point.grad_f(beta), *args, is_last_call=is_last_call)
+
+        def update_position(z: Flat, velocity: Flat, eps: Scalar, coef: float, _: None) -> tuple:
+            z = z + eps * coef * velocity
+            point = evaluate(z)
+            return z, point.log_f(beta), point, None
+
+        return integrators.generalized_two_stage_integrator(
+            update_momentum,
+            update_position,
+            integrators.velocity_verlet_coefficients,
+            format_output_fn=integrators.format_euclidean_state_output,
+        )
+
+    return integrator
+
+
+def move(
+    key: PRNGKey,
+    z: Flat,
+    point: Point,
+    evaluate: Evaluate,
+    *,
+    beta: Scalar,
+    step_size: Scalar,
+    n_leapfrog: int,
+) -> tuple[Flat, Point, Scalar]:
+    """One HMC move that leaves f_beta invariant: unit mass, fresh momentum, accept or reject.
+
+    Costs `n_leapfrog` evaluations of the model: that of the start is given, and that of the
+    end, whatever the beta of the next move, is returned.
+
+    Args:
+        point: `evaluate(z)`.
+
+    Returns:
+        The new latent, its point, and the probability with which the proposal was accepted.
+    """
+    kernel = hmc.build_kernel(integrator=leapfrog(beta))
+    state = hmc.HMCState(z, point.log_f(beta), point)
+    mass = jnp.ones_like(z)
+    state, info = kernel(key, state, evaluate, step_size, mass, n_leapfrog)
+    return state.position, state.logdensity_grad, info.acceptance_rate
+
+
+def pareto_k(log_w: LogWeights) -> Scalar:
+    """The shape of the tail of the weights, by Pareto smoothed importance sampling.
+
+    Vehtari, Simpson, Gelman, Yao & Gabry (2024). `inf` where the tail spans more than float32
+    holds, and `nan` for fewer than 25 weights, whose tail is too short to say.
+    """
+    if log_w.size < 25:
+        return jnp.float32(jnp.nan)
+    k = psis_weights(log_w)[1]
+    return jnp.where(jnp.isnan(k), jnp.inf, k)

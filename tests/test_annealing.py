@@ -1,0 +1,633 @@
+"""Annealed importance sampling against closed forms, and each likely mistake seen by a test."""
+
+from functools import partial
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy.special import expit, logsumexp
+from scipy.stats import norm
+
+from iwae._types import UserError
+from iwae.annealing import (
+    annealed_particles,
+    bidirectional_bounds,
+    chains,
+    kernels,
+    linear_schedule,
+    reverse_log_weights,
+    sigmoid_schedule,
+    tune_step_size,
+)
+from iwae.diagnostics import monte_carlo_error
+from iwae.evaluate import gather, log_likelihoods, map_examples
+from iwae.model import VAE
+from iwae.particles import effective_sample_size, importance_particles, log_mean_exp
+from iwae.posterior import posterior_grid
+from iwae.testing import LinearGaussian
+from reference import STANDARD_ERRORS, assert_mean, distance
+
+# False alarms: a mean is wrong by chance once in 1.7 million (5 standard errors, normal), and
+# this file looks at about 150 of them, so that a new key fails once in 10,000 runs of the file.
+
+STRONG = 2 * STANDARD_ERRORS
+"""A planted bug must be at least this far out, so that another key would see it too."""
+
+X = jnp.float32([2.0, -0.5, 0.3])
+COARSE = {"betas": linear_schedule(4), "step_size": 0.9, "n_leapfrog": 3}
+"""Few temperatures and large steps: a tenth to a fifth of the moves are rejected."""
+
+
+class WithPrior(LinearGaussian):
+    """The same model, saying what its prior is."""
+
+    def log_prior(self, z):
+        return self.prior().log_prob(z)
+
+
+def wrong_q(kind=LinearGaussian, **options):
+    return kind.random(2, 3, **({"q_shift": np.array([0.5, -0.4]), "q_scale": 1.3} | options))
+
+
+def moments(model, x=X):
+    """The mean and covariance of p(z|x), and log p(x)."""
+    exact = model.exact_posterior(x)
+    return np.float64(exact.mean), np.float64(exact.covariance_matrix), model.log_evidence(x)
+
+
+def residuals(model, particles):
+    """Numbers of expectation zero if the particles are properly weighted for p(z|x)."""
+    mean, covariance, log_p = moments(model)
+    w = np.exp(np.float64(particles.log_w) - float(log_p))
+    z = np.float64(particles.z) - mean
+    first = [w * z[:, i] for i in range(2)]
+    second = [w * (z[:, i] * z[:, j] - covariance[i, j]) for i, j in ((0, 0), (0, 1), (1, 1))]
+    return [w - 1, *first, *second]
+
+
+def run_coarse(model, key, k=20_000):
+    # A function of its own each time, so that it is compiled with whatever bug is planted.
+    return jax.jit(lambda key: annealed_particles(model, X, key, k, **COARSE)[0])(key)
+
+
+# Particles
+
+
+@pytest.mark.parametrize("start", ["posterior", "prior"])
+def test_annealed_particles_are_properly_weighted(start):
+    model = wrong_q(WithPrior)
+    options = {**COARSE, "start": start}
+    particles, info = eqx.filter_jit(annealed_particles)(
+        model, X, jax.random.key(0), 20_000, **options
+    )
+    for values in residuals(model, particles):
+        assert_mean(values, 0.0, error_at_most=0.02)
+    assert info["acceptance"].shape == (3,)
+    assert (info["acceptance"] < 0.97).all()  # something is rejected, so that a test of it exists
+
+
+def test_two_temperatures_are_importance_weighting_and_one_move():
+    model, key = wrong_q(), jax.random.key(1)
+    options = {**COARSE, "betas": linear_schedule(2)}
+    particles, _ = annealed_particles(model, X, key, 5, **options)
+    draws = jax.vmap(model.posterior(X).sample)(chains.split_keys(key, jnp.arange(5))[0])
+    log_w = jax.vmap(lambda z: model.log_joint(X, z) - model.posterior(X).log_prob(z))(draws)
+    assert particles.log_w == pytest.approx(np.asarray(log_w), rel=1e-5)
+    assert not np.allclose(particles.z, draws, atol=1e-2)
+
+
+def test_with_the_exact_posterior_every_weight_is_the_evidence_both_ways():
+    model = wrong_q(q_shift=0.0, q_scale=1.0)
+
+    @jax.jit
+    def both(key):
+        forward, backward = jax.random.split(key)
+        z = jnp.float32([3.0, -3.0])
+        particles, _ = annealed_particles(model, X, forward, 50, **COARSE)
+        return particles.log_w, reverse_log_weights(model, X, z, backward, 50, **COARSE)[0]
+
+    forward, backward = both(jax.random.key(2))
+    assert forward == pytest.approx(np.full(50, moments(model)[2]), rel=1e-5)
+    assert backward == pytest.approx(np.full(50, -moments(model)[2]), rel=1e-5)
+
+
+def test_a_chain_is_the_same_in_whatever_chunk_it_is_run():
+    model, key = wrong_q(), jax.random.key(3)
+    run = eqx.filter_jit(annealed_particles)
+    whole, _ = run(model, X, key, 7, **COARSE)
+    part, _ = run(model, X, key, 3, **COARSE, first=jnp.asarray(2))
+    assert part.z == pytest.approx(np.asarray(whole.z[2:5]), rel=1e-4)
+    assert part.log_w == pytest.approx(np.asarray(whole.log_w[2:5]), rel=1e-5)
+    assert len(np.unique(whole.log_w)) == 7
+
+
+def test_no_gradient_flows_through_the_chains():
+    def bound(model):
+        return log_mean_exp(annealed_particles(model, X, jax.random.key(4), 3, **COARSE)[0].log_w)
+
+    gradient = eqx.filter_jit(eqx.filter_grad(bound))(wrong_q())
+    assert not any(leaf.any() for leaf in jax.tree.leaves(gradient))
+
+
+def test_where_the_joint_is_zero_weights_are_zero_and_stay():
+    class Truncated(LinearGaussian):
+        def log_joint(self, x, z):
+            return jnp.where(z[0] > -1, super().log_joint(x, z), -jnp.inf)
+
+    model = wrong_q(Truncated)
+    log_w = run_coarse(model, jax.random.key(5)).log_w
+    mean, covariance, log_p = moments(model)
+    inside = norm.sf(-1, mean[0], np.sqrt(covariance[0, 0]))
+    assert 0.05 < inside < 0.95
+    assert 0.05 < np.isneginf(log_w).mean() < 0.95
+    assert_mean(np.exp(np.float64(log_w) - float(log_p)), inside, error_at_most=0.01)
+
+
+# Mistakes that must not pass: each is planted, and seen by a test of the weights
+
+
+def weigh_after_the_move(patch):
+    move, add = chains.move_chains, chains.add_weights
+
+    def move_then_weigh(path, states, keys, step, n_leapfrog):
+        states, acceptance = move(path, states, keys, step, n_leapfrog)
+        return add(states, step.delta), acceptance
+
+    patch(chains, "add_weights", lambda states, delta: states)  # noqa: ARG005
+    patch(chains, "move_chains", move_then_weigh)
+
+
+def move_at_the_old_temperature(patch):
+    move = chains.move_chains
+
+    def move_late(path, states, keys, step, n_leapfrog):
+        old = step._replace(beta=step.beta - step.delta)
+        return move(path, states, keys, old, n_leapfrog)
+
+    patch(chains, "move_chains", move_late)
+
+
+def accept_everything(patch):
+    def always(key, delta_energy, old, new):  # noqa: ARG001
+        return new, (True, jnp.float32(1), None)
+
+    proposal = partial(kernels.hmc.hmc_proposal, sample_proposal=always)
+    build = partial(kernels.hmc.build_kernel, build_proposal=proposal)
+    patch(kernels.hmc, "build_kernel", build)
+
+
+def kinetic_sign(patch):
+    metric = kernels.hmc.metrics.default_metric
+
+    def negative(mass):
+        right = metric(mass)
+        return right._replace(kinetic_energy=lambda v, position=None: -right.kinetic_energy(v))  # noqa: ARG005
+
+    patch(kernels.hmc.metrics, "default_metric", negative)
+
+
+def missing_half_step(patch):
+    patch(kernels.integrators, "velocity_verlet_coefficients", [0.5, 1.0, 0.0])
+
+
+def missing_log_q(patch):
+    start_of = chains.start_of
+
+    class Flat:
+        def __init__(self, q):
+            self.sample, self.log_prob = q.sample, lambda z: 0 * q.log_prob(z)
+
+    patch(chains, "start_of", lambda *args: Flat(start_of(*args)))
+
+
+@pytest.mark.parametrize(
+    "bug",
+    [
+        weigh_after_the_move,
+        move_at_the_old_temperature,
+        accept_everything,
+        kinetic_sign,
+        missing_half_step,
+        missing_log_q,
+    ],
+)
+def test_a_planted_bug_is_seen(bug, monkeypatch):
+    bug(monkeypatch.setattr)
+    model = wrong_q()
+    particles = run_coarse(model, jax.random.key(0))
+    found = [abs(distance(values, 0.0)) for values in residuals(model, particles)]
+    assert max(found) > STRONG
+
+
+def test_a_step_size_adapted_while_measuring_is_seen(monkeypatch):
+    move = chains.move_chains
+
+    def adapt(path, states, keys, step, n_leapfrog):
+        _, acceptance = move(path, states, keys, step, n_leapfrog)
+        better = step.step_size * jnp.exp(jnp.mean(acceptance) - 0.65)
+        return move(path, states, keys, step._replace(step_size=better), n_leapfrog)
+
+    monkeypatch.setattr(chains, "move_chains", adapt)
+    with pytest.raises(AssertionError):
+        test_a_chain_is_the_same_in_whatever_chunk_it_is_run()
+
+
+def test_minimum_for_maximum_in_the_sum_of_exponentials_is_seen(monkeypatch):
+    model = wrong_q(q_shift=30.0)
+
+    def bounds():
+        return jax.jit(lambda key: bidirectional_bounds(model, key, 8, **COARSE))(jax.random.key(6))
+
+    assert all(np.isfinite(value) for value in bounds().values())
+
+    def with_minimum(log_w):
+        low = jnp.min(log_w)
+        return low + jnp.log(jnp.mean(jnp.exp(log_w - low)))
+
+    monkeypatch.setattr(chains, "log_mean_exp", with_minimum)
+    assert not all(np.isfinite(value) for value in bounds().values())
+
+
+# Both ways, in several dimensions
+
+
+SIMULATED, CHAINS = 200, 16
+
+
+def high_dimensional(n_latent, shift, scale):
+    """Random W, b and s; q is off by `shift` posterior standard deviations, and by `scale`."""
+    rng = np.random.default_rng(n_latent)
+    n_data = n_latent * 3 // 2
+    weight, bias = rng.normal(size=(n_data, n_latent)) / np.sqrt(n_latent), rng.normal(size=n_data)
+    s = rng.uniform(0.5, 1.0)
+    direction = rng.normal(size=n_latent)
+    covariance = np.linalg.inv(np.eye(n_latent) + weight.T @ weight / s**2)
+    whitened = shift * direction / np.linalg.norm(direction)
+    q_shift = np.linalg.cholesky(covariance) @ whitened
+    return LinearGaussian(weight, bias, s, q_shift=q_shift, q_scale=scale)
+
+
+def errors_of_log_weights(model, _, key, *, betas, step_size, n_leapfrog):
+    """Log weights of chains both ways and of importance samples, less what they should be."""
+    keys = jax.random.split(key, 4)
+    z, x = model.sample(keys[0])
+    options = {"betas": betas, "step_size": step_size, "n_leapfrog": n_leapfrog}
+    forward, _ = annealed_particles(model, x, keys[1], CHAINS, **options)
+    backward, _ = reverse_log_weights(model, x, z, keys[2], CHAINS, **options)
+    importance, _ = importance_particles(model, x, keys[3], 500)
+    log_p = model.log_evidence(x)
+    return forward.log_w - log_p, backward + log_p, importance.log_w - log_p
+
+
+def simulate(model, key, n=SIMULATED, **options):
+    fn = eqx.Partial(errors_of_log_weights, **options)
+    nothing = np.zeros((n, 1), np.uint8)
+    return gather(map_examples(fn, model, nothing, key, batch_size=n // 2))
+
+
+@pytest.mark.parametrize(("n_latent", "step_size"), [(2, 0.8), (10, 0.45), (50, 0.35)])
+def test_both_bounds_agree_with_the_closed_form(n_latent, step_size):
+    off = 1 / np.sqrt(n_latent)
+    options = {
+        "betas": jnp.asarray(sigmoid_schedule(17)),
+        "step_size": jnp.float32(step_size),
+        "n_leapfrog": 4,
+    }
+    for shift, scale in ((1.0, 1.0), (0.0, 1 + 0.6 * off), (0.0, 1 - 0.35 * off)):
+        model = high_dimensional(n_latent, shift, scale)
+        forward, backward, importance = simulate(model, jax.random.key(7), **options)
+        for log_w in (forward, backward, importance):  # one weight of each example is independent
+            assert_mean(np.exp(log_w).mean(axis=1), 1.0, error_at_most=0.06)
+        lower, upper, bound = (
+            sign * (logsumexp(log_w, axis=1) - np.log(log_w.shape[1]))
+            for sign, log_w in ((1, forward), (-1, backward), (1, importance))
+        )
+        assert distance(lower, 0.0) < STANDARD_ERRORS
+        assert distance(upper, 0.0) > -STANDARD_ERRORS
+        assert distance(upper - lower, 0.0) > -STANDARD_ERRORS
+        for values, log_w in ((lower, forward), (bound, importance)):
+            ess = np.asarray(jax.vmap(effective_sample_size)(jnp.float32(log_w)))
+            error = monte_carlo_error(ess, log_w.shape[1])
+            assert error < 0.05
+            assert abs(values.mean()) < STANDARD_ERRORS * error
+
+
+def gap(log_w):
+    """E[-log w] of weights with E[w] = 1, which is used to take out most of the noise."""
+    return (np.expm1(log_w) - log_w).mean()
+
+
+def rate_of(direction, temperatures):
+    """The slope of log gap against log T of single chains."""
+    options = {"step_size": jnp.float32(0.5), "n_leapfrog": 3}
+    gaps = [
+        gap(
+            simulate(wrong_q(), jax.random.key(8), 300, betas=linear_schedule(t + 1), **options)[
+                direction
+            ]
+        )
+        for t in temperatures
+    ]
+    return np.polyfit(np.log(temperatures), np.log(gaps), 1)[0]
+
+
+def test_both_gaps_fall_like_one_over_the_number_of_temperatures(monkeypatch):
+    temperatures = (4, 16, 64)
+    assert rate_of(0, temperatures) == pytest.approx(-1, abs=0.1)
+    assert rate_of(1, temperatures) == pytest.approx(-1, abs=0.1)
+
+    def stay(path, states, keys, step, n_leapfrog):  # noqa: ARG001
+        return states, jnp.ones(CHAINS)
+
+    monkeypatch.setattr(chains, "move_chains", stay)
+    assert rate_of(0, temperatures) == pytest.approx(0, abs=0.1)  # strong enough: bugs show
+
+
+# HMC itself
+
+
+def small_path():
+    model = VAE(4, (3,), ((5,),), key=jax.random.key(0))
+    model = eqx.tree_at(lambda m: m.output.weight, model, replace_fn=lambda w: 5 * w)
+    return chains.make_path(model, jnp.float32([1, 0, 1, 1]), "posterior")
+
+
+def flow(path, beta=0.6, step_size=0.4, n_leapfrog=3):
+    """(z, v) `[6]` -> where the leapfrog integrator takes them."""
+
+    def kinetic(v):
+        return 0.5 * jnp.sum(v**2)
+
+    step = kernels.leapfrog(jnp.float32(beta))(path.evaluate, kinetic)
+
+    def run(phase):
+        z, v = jnp.split(phase, 2)
+        point = path.evaluate(z)
+        state = kernels.integrators.IntegratorState(z, v, point.log_f(beta), point)
+        for _ in range(n_leapfrog):
+            state = step(state, jnp.float32(step_size))
+        return jnp.concatenate([state.position, state.momentum])
+
+    return jax.jit(run)
+
+
+PHASE = jnp.float32([0.3, -1.0, 0.5, 1.2, -0.7, 0.4])
+FLIP = jnp.float32([1, 1, 1, -1, -1, -1])
+
+
+def test_leapfrog_is_reversed_by_flipping_the_momentum_and_preserves_volume():
+    run = flow(small_path())
+    there = run(PHASE)
+    assert np.abs(there - PHASE).max() > 0.5
+    assert run(there * FLIP) * FLIP == pytest.approx(np.asarray(PHASE), abs=1e-5)
+    assert np.linalg.det(jax.jit(jax.jacfwd(run))(PHASE)) == pytest.approx(1, abs=1e-4)
+
+
+def test_leapfrog_without_a_half_step_is_not_reversed(monkeypatch):
+    missing_half_step(monkeypatch.setattr)
+    run = flow(small_path())
+    back = run(run(PHASE) * FLIP) * FLIP
+    assert np.abs(back - PHASE).max() > 0.1
+
+
+def moves_from_the_posterior():
+    """Exact posterior draws and where one HMC move at beta = 1 takes them, standardised."""
+    model, n = wrong_q(), 20_000
+    path = chains.make_path(model, X, "posterior")
+    z_keys, keys = chains.split_keys(jax.random.key(9), jnp.arange(n))
+
+    @jax.jit
+    def run(z, keys):
+        options = {"beta": jnp.float32(1), "step_size": jnp.float32(0.9), "n_leapfrog": 3}
+        return jax.vmap(
+            lambda z, key: kernels.move(key, z, path.evaluate(z), path.evaluate, **options)[::2]
+        )(z, keys)
+
+    before = jax.vmap(model.exact_posterior(X).sample)(z_keys)
+    after, acceptance = run(before, keys)
+    mean, covariance, _ = moments(model)
+    scale = np.sqrt(np.diag(covariance))
+    return (np.float64(before) - mean) / scale, (np.float64(after) - mean) / scale, acceptance
+
+
+def test_hmc_leaves_the_exact_posterior_invariant_and_is_reversible():
+    before, after, acceptance = moves_from_the_posterior()
+    assert 0.5 < acceptance.mean() < 0.95
+    for f in (lambda z: z[:, 0], lambda z: z[:, 1] ** 2, lambda z: z[:, 0] * z[:, 1]):
+        assert_mean(f(after) - f(before), 0.0, error_at_most=0.03)
+        # Reversible: pairs are as likely in the one order as in the other.
+        forwards, backwards = f(before) * after[:, 0] ** 3, f(after) * before[:, 0] ** 3
+        assert_mean(forwards - backwards, 0.0, error_at_most=0.1)
+    assert np.corrcoef(before[:, 0], after[:, 0])[0, 1] < 0.7  # and it does move
+
+
+def test_a_move_that_accepts_everything_does_not_leave_it_invariant(monkeypatch):
+    accept_everything(monkeypatch.setattr)
+    before, after, _ = moves_from_the_posterior()
+    shifts = after[:, 0] ** 2 - before[:, 0] ** 2, after[:, 1] ** 2 - before[:, 1] ** 2
+    assert max(abs(distance(shift, 0.0)) for shift in shifts) > STRONG
+
+
+# Evaluations, digits, memory
+
+
+def count_calls(jaxpr, name):
+    """How often a primitive runs, with the lengths of the loops around it."""
+    total = 0
+    for equation in jaxpr.eqns:
+        total += equation.primitive.name == name
+        times = equation.params.get("length", 1) if equation.primitive.name == "scan" else 1
+        for inner in jax.core.jaxprs_in_params(equation.params):
+            total += times * count_calls(inner, name)
+    return total
+
+
+def test_the_encoder_runs_once_and_the_decoder_once_a_leapfrog_step():
+    class Marked(LinearGaussian):
+        def posterior(self, x):
+            return super().posterior(jnp.sinh(x))
+
+        def log_joint(self, x, z):
+            return super().log_joint(x, jnp.tan(z))
+
+    model, options = wrong_q(Marked), {**COARSE, "betas": linear_schedule(6), "n_leapfrog": 4}
+    jaxpr = jax.make_jaxpr(lambda key: annealed_particles(model, X, key, 2, **options)[0])(
+        jax.random.key(0)
+    )
+    assert count_calls(jaxpr.jaxpr, "sinh") == 1
+    assert count_calls(jaxpr.jaxpr, "tan") == 1 + 5 * 4
+
+
+def increments(n):
+    """As many weights as a chain of n temperatures adds, summing to about -90 nats."""
+    rng = np.random.default_rng(0)
+    return np.float32((-90 + 20 * rng.normal(size=(n, 3)).cumsum(axis=0) / np.sqrt(n)) / n)
+
+
+def add_up(terms):
+    zero = jnp.zeros(terms.shape[1])
+
+    def add(total, term):
+        return total.add(term), None
+
+    return jax.jit(lambda t: jax.lax.scan(add, chains.Total(zero, zero), t)[0].value)(terms)
+
+
+def test_ten_thousand_increments_lose_no_digit_in_float32(monkeypatch):
+    terms = increments(10_000)
+    exact = np.float64(terms).sum(axis=0)
+    assert np.abs(np.float64(add_up(terms)) - exact).max() <= 0.5001 * np.spacing(np.float32(90))
+
+    def plain(total, term):
+        return chains.Total(total.value + term, total.excess)
+
+    monkeypatch.setattr(chains.Total, "add", plain)
+    assert np.abs(np.float64(add_up(terms)) - exact).max() > 5e-4  # a printed digit is lost
+
+
+def test_a_chain_of_ten_thousand_temperatures_agrees_with_float64():
+    model, x = wrong_q(), 8 * X  # log p(x) is about -100 nats
+    betas = sigmoid_schedule(10_000)
+    steps = chains.temperatures(betas, 0.5, 1)
+
+    @jax.jit
+    def run(key):
+        path = chains.make_path(model, x, "posterior")
+        start_keys, keys = chains.split_keys(key, jnp.arange(2))
+        begun = chains.start_chains(path, start_keys)
+
+        def ratio(states, step):  # noqa: ARG001
+            return {"ratio": jax.vmap(kernels.Point.log_ratio)(states.point)}
+
+        end, info = chains.anneal(path, begun, keys, steps, 1, ratio)
+        return end.log_w.value, ratio(begun, None)["ratio"], info["ratio"]
+
+    log_w, first, others = (np.float64(value) for value in run(jax.random.key(10)))
+    ratios = np.concatenate([first[None], others[:-1]])
+    exact = (np.diff(np.float64(betas))[:, None] * ratios).sum(axis=0)
+    assert (exact < -60).all()
+    assert log_w == pytest.approx(exact, abs=1e-4)
+
+
+def test_memory_does_not_grow_with_the_temperatures():
+    model = wrong_q()
+
+    def temporary_bytes(temperatures):
+        options = {**COARSE, "betas": linear_schedule(temperatures)}
+        run = jax.jit(lambda key: annealed_particles(model, X, key, 100, **options)[0])
+        return run.lower(jax.random.key(0)).compile().memory_analysis().temp_size_in_bytes
+
+    few, many = temporary_bytes(10), temporary_bytes(1000)
+    assert many - few < 1000 * 4 * 8  # what each temperature is, but not what any chain did there
+
+
+# Other models, and the whole of evaluation
+
+
+def test_a_model_of_binary_data_with_two_layers_sums_to_one_over_all_data():
+    model = VAE(3, (1, 1), ((3,), (2,)), key=jax.random.key(1))
+    model = eqx.tree_at(lambda m: m.output.weight, model, replace_fn=lambda w: 6 * w)
+    xs = np.array([[i & 1, i >> 1 & 1, i >> 2] for i in range(8)], np.float32)
+    options = {"betas": linear_schedule(6), "step_size": 0.7, "n_leapfrog": 3, "start": "prior"}
+    sampler = partial(annealed_particles, **options)
+
+    def weights(model, x, key):
+        return sampler(model, x, key, 2000)[0].log_w
+
+    log_w = gather(map_examples(weights, model, xs, jax.random.key(11), batch_size=4))
+    assert_mean(np.exp(log_w).sum(axis=0), 1.0, error_at_most=0.01)
+    for x, values in zip(xs, log_w, strict=True):
+        limits = ((-7.0, 7.0), (-7.0, 7.0))
+        grid = posterior_grid(model, jnp.asarray(x), jax.random.key(0), limits=limits)
+        assert_mean(np.exp(values - grid.log_evidence), 1.0, error_at_most=0.02)
+
+
+def test_log_likelihoods_take_annealed_particles():
+    model = wrong_q()
+    xs = np.stack([X, -X, 0 * X])
+    sampler = partial(annealed_particles, **{**COARSE, "betas": linear_schedule(9)})
+    values = log_likelihoods(model, xs, jax.random.key(12), k=600, chunk_size=200, sampler=sampler)
+    exact = [float(model.log_evidence(x)) for x in xs]
+    assert values == pytest.approx(exact, abs=0.15)
+
+
+# Step sizes
+
+
+def test_tuned_step_sizes_reach_the_target_on_other_examples():
+    model = high_dimensional(10, 1.0, 1.2)
+    betas, target = sigmoid_schedule(30), 0.7
+    draw = jax.jit(jax.vmap(lambda key: model.sample(key)[1]))
+    pilot, others = np.split(np.asarray(draw(jax.random.split(jax.random.key(13), 40))), 2)
+    options = {"betas": betas, "n_leapfrog": 4}
+    sizes = tune_step_size(
+        model, pilot, jax.random.key(14), target=target, initial=5.0, chains=8, **options
+    )
+    assert sizes.shape == (29,)
+
+    def acceptance(model, x, key):
+        return annealed_particles(model, x, key, 20, step_size=sizes, **options)[1]["acceptance"]
+
+    reached = gather(map_examples(acceptance, model, others, jax.random.key(15), batch_size=10))
+    assert reached.mean(axis=0) == pytest.approx(np.full(29, target), abs=0.1)
+    assert reached.mean() == pytest.approx(target, abs=0.03)
+
+
+# Schedules and mistakes of users
+
+
+def test_schedules():
+    assert linear_schedule(5) == pytest.approx([0, 0.25, 0.5, 0.75, 1])
+    t = np.arange(11)
+    raw = expit(4 * (2 * t / 10 - 1))
+    expected = (raw - raw[0]) / (raw[-1] - raw[0])
+    assert sigmoid_schedule(11) == pytest.approx(expected, abs=1e-6)
+    assert sigmoid_schedule(11, delta=1e-3) == pytest.approx(linear_schedule(11), abs=1e-6)
+    many = sigmoid_schedule(10_000)
+    assert (many[0], many[-1]) == (0, 1)
+    assert (np.diff(many) > 0).all()
+
+
+def unwell(**options):
+    return lambda: annealed_particles(wrong_q(), X, jax.random.key(0), 2, **{**COARSE, **options})
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (unwell(betas=[0.0]), "at least two temperatures"),
+        (unwell(betas=[0.1, 1.0]), "go from 0.1 to 1; they must go from 0 to 1"),
+        (unwell(betas=[0.0, 0.5]), "go from 0 to 0.5"),
+        (unwell(betas=[0.0, 0.5, 0.5, 1.0]), "temperature 2 is 0.5 after 0.5"),
+        (
+            unwell(step_size=[0.1, 0.1]),
+            "for each temperature after the first, of which there are 3",
+        ),
+        (unwell(step_size=0.0), "positive"),
+        (unwell(step_size=np.nan), "positive"),
+        (unwell(n_leapfrog=0), "n_leapfrog is 0"),
+        (unwell(start="middle"), "no start 'middle'; known: posterior, prior"),
+        (unwell(start="prior"), r"a method log_prior\(z\)"),
+        (lambda: linear_schedule(1), "1 temperatures; a schedule has at least two"),
+        (lambda: sigmoid_schedule(5, delta=0.0), "delta is 0"),
+    ],
+)
+def test_mistakes_are_user_errors(call, message):
+    with pytest.raises(UserError, match=message):
+        call()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"examples": np.zeros((0, 3))}, "needs examples"),
+        ({"target": 1.0}, "target is 1.0"),
+        ({"initial": -1.0}, "positive"),
+    ],
+)
+def test_a_pilot_refuses_what_makes_no_sense(options, message):
+    usual = {"examples": np.asarray(X)[None], "betas": linear_schedule(3), "n_leapfrog": 2}
+    with pytest.raises(UserError, match=message):
+        tune_step_size(wrong_q(), key=jax.random.key(0), **(usual | options))

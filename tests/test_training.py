@@ -1,0 +1,498 @@
+"""The trainer: optimisers, schedules, best weights, and one result however it is computed."""
+
+import hashlib
+import math
+import os
+import subprocess
+import sys
+from collections import Counter
+from itertools import pairwise
+from pathlib import Path
+
+import hypothesis.strategies as st
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from hypothesis import given
+
+from iwae._types import UserError
+from iwae.model import VAE
+from iwae.objectives import bound, iwae, objective
+from iwae.testing import LinearGaussian
+from iwae.training import (
+    AUTHORS_RATES,
+    PAPER_RATES,
+    NonFiniteError,
+    Plan,
+    Settings,
+    adam,
+    authors_adam,
+    init_best,
+    init_state,
+    loop,
+    stage_epochs,
+    staged,
+    train,
+    training,
+    update_best,
+)
+
+GREY = np.random.default_rng(0).integers(0, 256, (205, 12), dtype=np.uint8)
+HELD_OUT = (np.random.default_rng(1).integers(0, 256, (30, 12)) > 127).astype(np.uint8)
+STEPS_PER_EPOCH = 20  # five examples, others each epoch, do not fill a batch
+SETTINGS = Settings(objective("iwae", 2), adam(), 10, "dynamic")
+FOUR_EPOCHS = Plan(4)
+
+
+@pytest.fixture(scope="session")
+def compilations():
+    """How often each function has been compiled so far."""
+    counts = Counter()
+
+    def note(event, _seconds, **about):
+        if event.endswith("backend_compile_duration"):
+            counts[about.get("fun_name", "").removeprefix("jit(").removesuffix(")")] += 1
+
+    jax.monitoring.register_event_duration_secs_listener(note)
+    yield counts
+    jax.monitoring.unregister_event_duration_listener(note)
+
+
+def start(seeds=(0,), settings=SETTINGS):
+    models = [VAE(12, (2,), ((5,),), key=jax.random.key(seed)) for seed in seeds]
+    keys = jnp.stack([jax.random.key(100 + seed) for seed in seeds])
+    return models[0], init_state(models, keys, settings)
+
+
+def steps(template, state, plan=FOUR_EPOCHS, *, rate=0.01, best=None, data=GREY):
+    best = init_best(state) if best is None else best
+    schedule = staged([rate, rate / 2], [1, 99], STEPS_PER_EPOCH)
+    return training(state, best, data, schedule, template, SETTINGS, plan, HELD_OUT)
+
+
+def run(seeds=(0,), plan=FOUR_EPOCHS, *, rate=0.01, state=None, best=None):
+    """Train to the end of the plan: the last state, the best weights and all reports."""
+    template, first = start(seeds)
+    every = list(steps(template, first if state is None else state, plan, rate=rate, best=best))
+    return every[-1][0], every[-1][1], [report for *_, report in every]
+
+
+def leaves(tree):
+    """All numbers of a tree, random keys too."""
+    for leaf in jax.tree.leaves(tree):
+        is_key = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+        yield np.asarray(jax.random.key_data(leaf) if is_key else leaf)
+
+
+def digest(tree):
+    return hashlib.sha256(b"".join(leaf.tobytes() for leaf in leaves(tree))).hexdigest()
+
+
+def assert_same_bits(tree, other):
+    for a, b in zip(leaves(tree), leaves(other), strict=True):
+        np.testing.assert_array_equal(a, b, strict=True)
+
+
+def of_replicate(tree, replicate):
+    return jax.tree.map(lambda leaf: leaf[replicate : replicate + 1], tree)
+
+
+@pytest.fixture(scope="module")
+def whole(compilations):
+    """Four epochs of one replicate without interruption, and what they compiled."""
+    before = compilations.copy()
+    return *run(), compilations - before
+
+
+# Optimisers
+
+
+def gradients(n=7, shape=(3, 2)):
+    scales = 10.0 ** np.random.default_rng(2).uniform(-4, 2, (n, 1, 1))
+    return scales * np.random.default_rng(3).normal(size=(n, *shape))
+
+
+def directions(optimizer, grads):
+    """What the optimiser subtracts, per unit of learning rate, at each step."""
+    params = {"w": jnp.zeros(grads.shape[1:])}
+    state = optimizer.init(params)
+    for grad in grads:
+        direction, state = optimizer.update({"w": jnp.float32(grad)}, state, params)
+        yield np.asarray(direction["w"])
+
+
+def test_adam_is_that_of_the_papers_text():
+    m = v = np.zeros((3, 2))
+    grads = gradients()
+    for t, (g, direction) in enumerate(zip(grads, directions(adam(), grads), strict=True), 1):
+        m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g**2
+        expected = m / (1 - 0.9**t) / (np.sqrt(v / (1 - 0.999**t)) + 1e-4)
+        assert direction == pytest.approx(expected, rel=1e-4)
+
+
+def test_the_authors_adam_is_that_of_their_code():
+    """One weight at a time, on the gradient of the sum over the batch."""
+    batch_size, grads = 20, gradients()
+    found = np.stack(list(directions(authors_adam(batch_size), grads)))
+    for index in np.ndindex(grads.shape[1:]):
+        moment1, moment2 = 0.0, 1.0
+        for n, gradient_of_mean in enumerate(grads[(slice(None), *index)]):
+            alpha = math.sqrt(1 - 0.999 ** (n + 1)) / (1 - 0.99 ** (n + 1))
+            expected = alpha * moment1 / (math.sqrt(moment2) + 1e-4)
+            assert found[(n, *index)] == pytest.approx(expected, rel=1e-4)
+            gradient = batch_size * gradient_of_mean
+            moment1 += (1 - 0.99) * (gradient - moment1)
+            moment2 += (1 - 0.999) * (gradient**2 - moment2)
+    assert not found[0].any()  # the first step changes nothing
+    assert found[1].all()
+
+
+# Steps, on an objective whose gradient for the one parameter b that it has is x - b
+
+
+def pull(model, x, key):  # noqa: ARG001
+    return x @ model.bias - 0.5 * model.bias @ model.bias
+
+
+def pulled(data, batch_size, optimizer, rates, epochs, *, shuffle=True):
+    """b at the start and after each dispatch, and the reports."""
+    model = LinearGaussian.random(n_latent=1, n_data=data.shape[1])
+    settings = Settings(pull, optimizer, batch_size, "none", shuffle)
+    state = init_state([model], jax.random.key(0)[None], settings)
+    schedule = staged(rates, [2] * len(rates), len(data) // batch_size)
+    yield np.asarray(state.params.bias[0]), None
+    for after, _, report in training(
+        state, init_best(state), data, schedule, model, settings, Plan(epochs)
+    ):
+        yield np.asarray(after.params.bias[0]), report
+
+
+def test_a_step_follows_the_mean_gradient_at_the_rate_of_its_epoch():
+    data = np.float32(np.random.default_rng(4).normal(size=(6, 3)))
+    (b, _), *after = pulled(data, 6, adam(), [0.5, 0.125], 5)
+    m = v = np.zeros(3)
+    for t, (found, report) in enumerate(after, 1):
+        climbed = (data @ b - 0.5 * b @ b).mean()
+        g = b - data.mean(axis=0)
+        m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g**2
+        rate = 0.5 if t <= 2 else 0.125
+        b = b - rate * m / (1 - 0.9**t) / (np.sqrt(v / (1 - 0.999**t)) + 1e-4)
+        assert found == pytest.approx(b, abs=1e-5)
+        assert report.bound[0] == pytest.approx(climbed, rel=1e-4)
+        assert (report.epoch, report.epoch_done, report.steps) == (t, True, 1)
+    assert len(after) == 5
+
+
+def visits(monkeypatch, *, shuffle):
+    """The examples of each step of epochs 2 to 5, `[epoch, step, example]`."""
+    monkeypatch.setattr(loop, "DISPATCH_SECONDS", 0.0)  # after the first epoch, step by step
+    rate, data = 0.5, np.eye(7, dtype=np.float32)
+    path = [b for b, _ in pulled(data, 2, optax.identity(), [rate], 5, shuffle=shuffle)][1:]
+    means = [(b - a) / rate + a for a, b in pairwise(path)]
+    return np.round(2 * np.stack(means), 3).reshape(4, 3, 7)
+
+
+def test_an_epoch_visits_examples_once_in_an_order_of_its_own(monkeypatch):
+    seen = visits(monkeypatch, shuffle=True)
+    assert set(np.unique(seen)) == {0, 1}
+    assert (seen.sum(axis=2) == 2).all()
+    assert (seen.sum(axis=1) <= 1).all()
+    assert len({epoch.tobytes() for epoch in seen}) == 4
+    assert len({epoch.sum(axis=0).tobytes() for epoch in seen}) > 1  # others are left out
+
+
+def test_without_shuffling_all_epochs_are_alike(monkeypatch):
+    seen = visits(monkeypatch, shuffle=False)
+    assert (seen == seen[0]).all()
+    assert (seen[0].sum(axis=0) <= 1).all()
+
+
+# Schedules
+
+
+def test_the_papers_schedule_is_3_to_the_i_epochs_at_rates_from_1e_3_to_1e_4():
+    lengths = stage_epochs(3280)
+    assert lengths == (1, 3, 9, 27, 81, 243, 729, 2187)
+    schedule, done = staged(PAPER_RATES, lengths, 7), 0
+    for i, epochs in enumerate(lengths):
+        rate = 0.001 * 10 ** (-i / 7)
+        assert float(schedule(jnp.int32(7 * done))) == pytest.approx(rate)
+        done += epochs
+        assert float(schedule(jnp.int32(7 * done - 1))) == pytest.approx(rate)
+    assert float(schedule(jnp.int32(7 * done))) == pytest.approx(1e-4)  # after the last end
+
+
+def test_the_authors_rates_are_rounded():
+    rounded = ["1", "0.72", "0.52", "0.37", "0.27", "0.19", "0.14", "0.1"]
+    assert [f"{1000 * rate:.3g}" for rate in AUTHORS_RATES] == rounded
+    assert pytest.approx(PAPER_RATES, rel=0.03) == AUTHORS_RATES
+
+
+@given(st.integers(1, 20_000))
+def test_other_lengths_stretch_the_eight_stages(total):
+    lengths = stage_epochs(total)
+    assert sum(lengths) == total
+    assert min(lengths) >= 0
+    ends = np.cumsum([3**i for i in range(8)]) * total / 3280
+    assert np.abs(np.cumsum(lengths) - ends).max() <= 0.5
+
+
+# The best weights
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "threshold", "better"),
+    [
+        (-90.0, -89.5, 0.0, True),
+        (-90.0, -90.0, 0.0, False),  # strictly
+        (-90.0, -90.5, 0.0, False),
+        (-90.0, -89.5, 0.4, True),
+        (-90.0, -89.5, 0.5, False),
+        (-90.0, -89.5, 0.6, False),
+        (1.5, 2.0, 0.4, True),
+        (1.5, 2.0, 0.6, False),
+        (1.5, 1.0, 0.0, False),
+        (-0.25, 0.25, 0.4, True),
+        (-0.25, 0.25, 0.6, False),
+        (-math.inf, -1e9, 5.0, True),  # the first validation always counts
+        (-90.0, math.nan, 0.0, False),
+    ],
+)
+def test_best_weights_change_on_a_strict_improvement_by_more_than_the_threshold(
+    old, new, threshold, better
+):
+    before = loop.Best(
+        {"w": jnp.float32([[1, 1], [2, 2]])},
+        jnp.float32([old, old]),
+        jnp.int32([3, 3]),
+        jnp.int32([1, 1]),
+    )
+    params, values, active = {"w": jnp.float32([[7, 7], [8, 8]])}, [new, new], [True, False]
+    best = update_best(before, params, np.float64(values), np.array(active), 9, threshold)
+    assert best.value.tolist() == [new if better else old, old]
+    assert best.epoch.tolist() == [9 if better else 3, 3]
+    assert best.waited.tolist() == [0 if better else 2, 1]
+    assert best.params["w"].tolist() == [[7, 7] if better else [1, 1], [2, 2]]
+
+
+def test_the_best_weights_are_those_of_the_best_validation(whole):
+    state, best, reports, _ = whole
+    values = [report.validation[0] for report in reports if report.epoch_done]
+    assert int(best.epoch[0]) == 1 + int(np.argmax(values))
+    assert float(best.value[0]) == np.float32(max(values))
+    if best.epoch[0] == 4:
+        assert_same_bits(best.params, state.params)
+
+
+def test_validation_is_at_chosen_epochs_and_uses_the_same_draws_each_time():
+    """With a learning rate of next to nothing the validation bound stands still."""
+    *_, reports = run(plan=Plan(5, validate_every=2), rate=1e-30)
+    seen = [report for report in reports if report.validation is not None]
+    assert [report.epoch for report in seen] == [2, 4]
+    assert seen[0].validation == seen[1].validation
+    assert len({float(report.bound[0]) for report in reports if report.epoch_done}) == 5
+
+
+# One result, however it is computed
+
+
+@pytest.mark.parametrize("seconds", [0.0, 1e-3, 1e9])
+def test_the_size_of_dispatches_does_not_matter(whole, monkeypatch, seconds):
+    state, best, reports, _ = whole
+    monkeypatch.setattr(loop, "DISPATCH_SECONDS", seconds)
+    other, other_best, other_reports = run()
+    assert_same_bits((other, other_best), (state, best))
+    assert {0.0: 61, 1e9: 4}.get(seconds, len(other_reports)) == len(other_reports)
+    for mine, its in zip(
+        *([report for report in each if report.epoch_done] for each in (reports, other_reports)),
+        strict=True,
+    ):
+        assert mine.bound == its.bound
+        assert mine.validation == its.validation
+
+
+def test_going_on_from_the_middle_of_an_epoch_gives_the_same_bits(whole, monkeypatch):
+    with monkeypatch.context() as patched:
+        patched.setattr(loop, "DISPATCH_SECONDS", 0.0)
+        half, best, report = [step for step, _ in zip(steps(*start()), range(24), strict=False)][-1]
+    assert report.step == 43
+    assert_same_bits(run(state=half, best=best)[:2], whole[:2])
+
+
+def test_one_program_is_compiled_for_a_shape(whole, compilations):
+    assert whole[3]["_run_replicates"] == 1
+    assert whole[3]["_map_slab"] == 1  # for the validation
+    before = compilations.copy()
+    run((5,), Plan(3, patience=2, threshold=0.1), rate=0.02)
+    assert not {"_run_replicates", "_map_slab"} & (compilations - before).keys()
+
+
+PATIENT = Plan(9, patience=1, threshold=0.05)
+
+
+@pytest.fixture(scope="module")
+def alone():
+    """Three seeds, each trained alone, with early stopping."""
+    return [run((seed,), PATIENT, rate=0.05) for seed in (0, 1, 2)]
+
+
+@pytest.mark.parametrize("replicates", [2, 3])
+def test_each_replicate_is_the_same_seed_trained_alone(alone, replicates):
+    state, best, reports = run(range(replicates), PATIENT, rate=0.05)
+    for replicate, (state_alone, best_alone, reports_alone) in enumerate(alone[:replicates]):
+        assert_same_bits(of_replicate((state, best), replicate), (state_alone, best_alone))
+        last = int(state.step[replicate])
+        assert [report.active[replicate] for report in reports] == [
+            report.step <= last for report in reports
+        ]
+        bounds = {report.step: report.bound[0] for report in reports_alone if report.epoch_done}
+        assert bounds == {
+            report.step: report.bound[replicate]
+            for report in reports
+            if report.epoch_done and not np.isnan(report.bound[replicate])
+        }
+
+
+@pytest.mark.usefixtures("alone")
+def test_nothing_is_compiled_after_the_second_epoch(monkeypatch, compilations):
+    """A first dispatch of another sharding than the later ones would do that."""
+    monkeypatch.setattr(loop, "DISPATCH_SECONDS", 0.0)
+    counts = [compilations.copy() for *_, report in steps(*start((7, 8, 9))) if report.epoch_done]
+    assert counts[1] == counts[3]
+    assert not (counts[3] - counts[0])["_run_replicates"]
+
+
+def test_replicates_stop_when_their_own_patience_is_spent(alone):
+    stops = [int(state.step[0]) // STEPS_PER_EPOCH for state, *_ in alone]
+    assert len(set(stops)) == 3, "this test and the one above need other settings"
+    for (state, best, reports), stop in zip(alone, stops, strict=True):
+        values = [report.validation[0] for report in reports if report.epoch_done]
+        gains = np.diff(np.maximum.accumulate(values)) > PATIENT.threshold
+        assert gains[:-1].all()
+        assert not gains[-1]
+        assert int(best.epoch[0]) == stop - 1
+        assert len(values) == stop == int(state.step[0]) // STEPS_PER_EPOCH
+
+
+EIGHT_DEVICES = """
+import jax
+jax.config.update("jax_num_cpu_devices", 8)
+import test_training as t
+assert jax.device_count() == 8
+state, best, _ = t.run(range(9), t.Plan(2))
+for seed in (0, 7, 8):
+    t.assert_same_bits(t.of_replicate((state, best), seed), t.run((seed,), t.Plan(2))[:2])
+print(t.digest(t.of_replicate((state, best), 0)))
+"""
+
+
+PATHS = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
+
+
+def test_the_number_of_devices_does_not_matter():
+    done = subprocess.run(
+        [sys.executable, "-c", EIGHT_DEVICES],
+        env={**os.environ, "PYTHONPATH": PATHS},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == digest(run((0,), Plan(2))[:2])
+
+
+# What is not finite
+
+
+GAUSSIAN = Settings(bound(iwae, k=2), adam(), 10)
+REAL = np.float32(np.random.default_rng(5).normal(size=(60, 3)))
+
+
+def not_finite(data, settings=GAUSSIAN, *, rate=0.01, epochs=3):
+    """The error, and b at the start, of a linear-Gaussian model trained on `data`."""
+    model = LinearGaussian.random(q_shift=0.5)
+    state = init_state([model], jax.random.key(1)[None], settings)
+    schedule = staged([rate], [epochs], len(data) // settings.batch_size)
+    with pytest.raises(NonFiniteError) as caught:
+        list(training(state, init_best(state), data, schedule, model, settings, Plan(epochs)))
+    return caught.value, state
+
+
+def test_a_nan_in_the_data_is_found_in_its_step_and_the_state_before_it_is_kept():
+    data = REAL.copy()
+    data[17, 1] = np.nan
+    error, start_state = not_finite(data)
+    step = int(error.state.step[0])
+    assert 0 < step < 6
+    assert f"stopped at step {step + 1} (epoch 1, replicate 0): the input x is not" in str(error)
+    assert all(np.isfinite(leaf).all() for leaf in leaves(error.state.params))
+    settings, model = GAUSSIAN, LinearGaussian.random(q_shift=0.5)
+    clean = np.where(np.isnan(data), 1e4, data)  # would change the weights if it had been seen
+    schedule = staged([0.01], [3], 6)
+    state = loop.run_steps(
+        start_state, error.state.step, jnp.asarray(clean), schedule, model, settings
+    )
+    assert_same_bits(error.state, state)
+
+
+@pytest.mark.parametrize(("rate", "term"), [(1e30, "log q(z|x)"), (1e38, "a parameter of")])
+def test_steps_that_are_too_large_stop_the_run(rate, term):
+    error, _ = not_finite(REAL, rate=rate)
+    assert int(error.state.step[0]) == 1
+    assert "stopped at step 2" in str(error)
+    assert term in str(error)
+    assert all(np.isfinite(leaf).all() for leaf in leaves(error.state.params))
+
+
+def infinite_slope(model, x, key):  # noqa: ARG001
+    """A finite value whose gradient is 0 times infinity."""
+    return x @ model.bias + jnp.sqrt(0 * model.log_scale)
+
+
+def test_a_gradient_that_is_not_finite_stops_the_run_before_the_update():
+    """Also where the dispatch, and with it the look at the bound, ends with this step."""
+    settings = GAUSSIAN._replace(objective=infinite_slope, batch_size=60)
+    error, start_state = not_finite(REAL, settings)
+    assert "step 1 (epoch 1, replicate 0): the gradient of log_scale is not" in str(error)
+    assert_same_bits(error.state, start_state)
+
+
+# Without a folder
+
+
+def trained(key=0, **options):
+    model = LinearGaussian.random(q_shift=0.5, q_scale=1.5)
+    options = {"epochs": 2, "batch_size": 10, "learning_rate": 0.01, **options}
+    return model, train(model, REAL, GAUSSIAN.objective, key=jax.random.key(key), **options)
+
+
+def test_any_model_can_be_trained_and_the_key_decides_the_result():
+    before, after = trained(epochs=8)
+    assert [report.epoch for report in after.history] == list(range(1, 9))
+    assert after.history[-1].bound[0] > after.history[0].bound[0] + 1
+    assert digest(after.best) == digest(after.model) != digest(before)
+    assert digest(trained(epochs=8)[1].model) == digest(after.model)
+    assert digest(trained(1, epochs=8)[1].model) != digest(after.model)
+
+
+def test_any_optax_schedule_and_optimiser_will_do():
+    before, after = trained(
+        learning_rate=lambda step: jnp.where(step < 11, 0.0, 0.5), optimizer=optax.identity()
+    )
+    assert digest(before) != digest(after.model)
+    *_, report = after.history
+
+
+def test_held_out_examples_choose_the_best_weights():
+    _, result = trained(epochs=6, learning_rate=0.3, validation=REAL[:20])
+    values = [report.validation[0] for report in result.history]
+    best = 1 + int(np.argmax(values))
+    assert best < 6, "choose a rate at which the last weights are not the best"
+    assert digest(result.best) == digest(trained(epochs=best, learning_rate=0.3)[1].model)
+
+
+def test_a_batch_larger_than_the_data_is_refused():
+    with pytest.raises(UserError, match="60 training examples do not fill one batch of 61"):
+        trained(batch_size=61)
