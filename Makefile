@@ -14,7 +14,7 @@ demo: setup  ## train an IWAE on the bundled digits, measure it, draw it
 	$(BIN)/iwae figures $(DEMO) --weights best
 
 test: setup  ## all tests
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n auto --dist loadfile
 
 check: setup lint types test  ## what CI runs
 

@@ -28,7 +28,7 @@ MISSING_TORCH = """\
 PyTorch is not installed for {python}: only the trainer is measured.
     pip install "iwae[bench]"       installs it next to the trainer, or
     --torch-python PYTHON           names another interpreter that has it
-(the build for CPUs is small: pip install torch --index-url https://download.pytorch.org/whl/cpu)
+(PyTorch's build for CPUs is the small one)
 """
 
 
@@ -176,6 +176,7 @@ def main() -> None:
     print("\n".join(table(results, args.k, peak)))
     if args.json:
         record = {"peak_gflops": peak, "load": load, "cores": args.cores, "results": results}
+        record["flops_per_step"] = {str(k): step_flops(k) for k in args.k}
         args.json.write_text(json.dumps(record, indent=1) + "\n")
 
 

@@ -1,5 +1,6 @@
 """The documentation is run: its Python, its command lines, its links and its lists of names."""
 
+import dataclasses
 import importlib
 import re
 import shlex
@@ -7,12 +8,13 @@ from pathlib import Path
 
 import jax
 import pytest
-from test_design import ORDER
 
 import iwae
 from iwae import cli
+from iwae.config import TrainConfig
 from iwae.data import list_datasets
 from iwae.presets import PRESETS
+from test_design import ORDER
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
@@ -59,7 +61,7 @@ def reader(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("page", with_python(), ids=relative)
-@pytest.mark.usefixtures("reader")
+@pytest.mark.usefixtures("reader", "quick_compilation")
 def test_python_runs(page):
     code = list(blocks(page, {"python"}))
     here = {row.name for row in list_datasets() if row.present}
@@ -76,7 +78,10 @@ def test_python_runs(page):
 
 
 def command_lines(page):
-    """Every `iwae` or `python -m iwae` line of a page's shell blocks and inline code, as words."""
+    """Every `iwae` or `python -m iwae` line of a page's shell blocks and inline code, as words.
+
+    The mere name of a command in the prose, such as `iwae evaluate`, is no command line.
+    """
     shell = [
         line.removeprefix("$ ")
         for _, text in blocks(page, SHELLS)
@@ -84,8 +89,9 @@ def command_lines(page):
         if line.startswith("$ ") or "$ " not in text
     ]
     inline = re.findall(r"`((?:iwae|python -m iwae) [^`]+)`", prose(page))
+    inline = [line for line in inline if line.removeprefix("iwae ") not in cli.COMMANDS]
     for line in [*shell, *inline]:
-        words = shlex.split(line, comments=True)
+        words = shlex.split(line.partition(" > ")[0], comments=True)
         while words and re.fullmatch(r"[A-Z_]+=\S*", words[0]):
             words.pop(0)
         if words[:3] == ["python", "-m", "iwae"]:
@@ -140,6 +146,20 @@ def test_command_lines_parse(page, monkeypatch, capsys):
 def test_wrong_command_lines_do_not_parse(monkeypatch):
     for line in ("trian", "train --datset digits", "evaluate RUN --k many", "train --preset no"):
         assert parse(line.split(), monkeypatch) == cli.USAGE_ERROR
+
+
+def known_options():
+    """Every option of every command, as it is typed."""
+    kinds = (cli.Train, cli.Evaluate, cli.Figures, cli.Presets, cli.Data)
+    names = {field.name for kind in kinds for field in dataclasses.fields(kind)}
+    names = {name.replace("_", "-") for name in names | set(TrainConfig.model_fields)}
+    return names | {f"no-{name}" for name in names} | {"help", "version"}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=relative)
+def test_options_named_in_the_prose_exist(page):
+    named = set(re.findall(r"`--([a-z-]+)[^`]*`", prose(page)))
+    assert named <= known_options()
 
 
 def test_the_readme_shows_every_command():

@@ -131,6 +131,33 @@ class WrongNoise(Good):
         return z, self.a * z + jnp.exp(1.4 * self.log_noise) * noise
 
 
+class WideLatents(Good):
+    def sample(self, key):
+        z, noise = jax.random.normal(key, 2)
+        return 1.3 * z, self.a * 1.3 * z + jnp.exp(self.log_noise) * noise
+
+
+class NoPrior(Good):
+    def log_joint(self, x, z):
+        return super().log_joint(x, z) + z**2 / 2
+
+
+class Positive(Good):
+    """A model whose latent is positive, q log-normal and p exponential: fine, if unusual."""
+
+    def posterior(self, x):
+        return dist.LogNormal(self.b * x, jnp.exp(self.log_scale))
+
+    def log_joint(self, x, z):
+        log_p = dist.Normal(self.a * z, jnp.exp(self.log_noise)).log_prob(x)
+        return log_p + dist.Exponential(1.0).log_prob(z)
+
+    def sample(self, key):
+        z_key, x_key = jax.random.split(key)
+        z = jax.random.exponential(z_key)
+        return z, self.a * z + jnp.exp(self.log_noise) * jax.random.normal(x_key)
+
+
 class Branching(Good):
     def log_joint(self, x, z):
         return super().log_joint(x, z) if x > 0 else super().log_joint(-x, -z)
@@ -165,6 +192,7 @@ def check(model, example=0.7, draws=10_000, seed=0):
 def test_a_good_model_of_a_user_passes():
     check(Good())
     check(with_posterior(Posterior))
+    check(Positive())
 
 
 def test_the_models_of_this_package_pass():
@@ -187,6 +215,8 @@ BROKEN = {
     "too wide": (TooWide, r"E_q\[grad log q.*does not draw from posterior"),
     "too large": (WithoutConstant, "it is too large"),
     "too small": (WithoutDivision, "it is too small"),
+    "wide latents": (WideLatents, r"E_p\[z d/dz log p.*along z is .*sample does not draw"),
+    "no prior": (NoPrior, r"E_p\[z d/dz log p.*along z is .*sample does not draw"),
     "wrong noise": (WrongNoise, r"E_p\[grad log p.*along the model's log_noise"),
 }
 

@@ -329,18 +329,18 @@ def test_one_program_is_compiled_for_a_shape(whole, compilations):
     assert not {"_run_replicates", "_map_slab"} & (compilations - before).keys()
 
 
-PATIENT = Plan(9, patience=1, threshold=0.05)
+PATIENT = {"plan": Plan(9, patience=1, threshold=0.02), "rate": 0.02}
 
 
 @pytest.fixture(scope="module")
 def alone():
     """Three seeds, each trained alone, with early stopping."""
-    return [run((seed,), PATIENT, rate=0.05) for seed in (0, 1, 2)]
+    return [run((seed,), **PATIENT) for seed in (0, 1, 2)]
 
 
 @pytest.mark.parametrize("replicates", [2, 3])
 def test_each_replicate_is_the_same_seed_trained_alone(alone, replicates):
-    state, best, reports = run(range(replicates), PATIENT, rate=0.05)
+    state, best, reports = run(range(replicates), **PATIENT)
     for replicate, (state_alone, best_alone, reports_alone) in enumerate(alone[:replicates]):
         assert_same_bits(of_replicate((state, best), replicate), (state_alone, best_alone))
         last = int(state.step[replicate])
@@ -369,7 +369,7 @@ def test_replicates_stop_when_their_own_patience_is_spent(alone):
     assert len(set(stops)) == 3, "this test and the one above need other settings"
     for (state, best, reports), stop in zip(alone, stops, strict=True):
         values = [report.validation[0] for report in reports if report.epoch_done]
-        gains = np.diff(np.maximum.accumulate(values)) > PATIENT.threshold
+        gains = np.diff(np.maximum.accumulate(values)) > 0.02
         assert gains[:-1].all()
         assert not gains[-1]
         assert int(best.epoch[0]) == stop - 1
@@ -437,12 +437,13 @@ def test_a_nan_in_the_data_is_found_in_its_step_and_the_state_before_it_is_kept(
     assert_same_bits(error.state, state)
 
 
-@pytest.mark.parametrize(("rate", "term"), [(1e30, "log q(z|x)"), (1e38, "a parameter of")])
-def test_steps_that_are_too_large_stop_the_run(rate, term):
+@pytest.mark.parametrize(
+    ("rate", "good", "term"), [(1e30, 1, "log p(x, z)"), (math.inf, 0, "the optimiser's update")]
+)
+def test_steps_that_are_too_large_stop_the_run(rate, good, term):
     error, _ = not_finite(REAL, rate=rate)
-    assert int(error.state.step[0]) == 1
-    assert "stopped at step 2" in str(error)
-    assert term in str(error)
+    assert int(error.state.step[0]) == good
+    assert f"stopped at step {good + 1} (epoch 1, replicate 0): {term} is not" in str(error)
     assert all(np.isfinite(leaf).all() for leaf in leaves(error.state.params))
 
 
@@ -477,20 +478,21 @@ def test_any_model_can_be_trained_and_the_key_decides_the_result():
     assert digest(trained(1, epochs=8)[1].model) != digest(after.model)
 
 
-def test_any_optax_schedule_and_optimiser_will_do():
+def test_any_schedule_and_optimiser_will_do():
     before, after = trained(
-        learning_rate=lambda step: jnp.where(step < 11, 0.0, 0.5), optimizer=optax.identity()
+        learning_rate=lambda step: jnp.where(step == 3, 0.5, 0.0), optimizer=optax.sign_sgd(1.0)
     )
-    assert digest(before) != digest(after.model)
-    *_, report = after.history
+    for old, new in zip(leaves(before), leaves(after.model), strict=True):
+        assert np.abs(new - old) == pytest.approx(0.5)
 
 
 def test_held_out_examples_choose_the_best_weights():
-    _, result = trained(epochs=6, learning_rate=0.3, validation=REAL[:20])
+    """Those of another distribution, from which training leads away after a while."""
+    _, result = trained(epochs=6, learning_rate=0.01, validation=REAL[:20] + 2)
     values = [report.validation[0] for report in result.history]
     best = 1 + int(np.argmax(values))
-    assert best < 6, "choose a rate at which the last weights are not the best"
-    assert digest(result.best) == digest(trained(epochs=best, learning_rate=0.3)[1].model)
+    assert 1 < best < 6, "choose other settings: the best weights should be on the way"
+    assert digest(result.best) == digest(trained(epochs=best, learning_rate=0.01)[1].model)
 
 
 def test_a_batch_larger_than_the_data_is_refused():

@@ -119,7 +119,9 @@ def _check_files(path: Path) -> None:
     except FileNotFoundError:
         return  # the checksum of the contents has the last word
     except (OSError, UnicodeDecodeError) as error:
-        raise DamagedCheckpointError(f"checkpoint {path} cannot be read: {error}") from error
+        raise DamagedCheckpointError(
+            f"checkpoint {path} cannot be read: {_reason(error)}"
+        ) from error
     if wrong:
         name = min(line.partition("  ")[2] for line in wrong)
         raise DamagedCheckpointError(
@@ -145,12 +147,18 @@ def load_checkpoint(path: Path, like: tuple[TrainState, Best]) -> Checkpoint:
         named = {name: np.asarray(value) for name, value in item["arrays"].items()}
         notes, expected = item["notes"]["notes"], item["notes"]["sha256"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise DamagedCheckpointError(f"checkpoint {path} cannot be read: {reason[:200]}") from error
+        raise DamagedCheckpointError(
+            f"checkpoint {path} cannot be read: {_reason(error)}"
+        ) from error
     if _digest(named, notes) != expected:
         raise DamagedCheckpointError(f"checkpoint {path} is damaged: its checksum does not match")
     state, best = _from_arrays(named, like, path)
     return Checkpoint(state, best, json.loads(notes))
+
+
+def _reason(error: Exception) -> str:
+    """What a library says, in one line."""
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]
 
 
 class DamagedCheckpointError(UserError):
@@ -207,7 +215,7 @@ def load_model(folder: str | Path) -> VAE:
         architecture = description["architecture"]
         arrays, expected = _read_weights(folder / WEIGHTS)
     except _UNREADABLE as error:
-        raise UserError(f"the model in {folder} cannot be read: {error}") from error
+        raise UserError(f"the model in {folder} cannot be read: {_reason(error)}") from error
     if expected not in (None, _digest(arrays, "")):
         raise UserError(f"{folder / WEIGHTS} is damaged: its checksum does not match")
     if description.get("format") != 1:
@@ -215,7 +223,7 @@ def load_model(folder: str | Path) -> VAE:
     try:
         skeleton = eqx.filter_eval_shape(VAE, **architecture, key=jax.random.key(0))
     except _UNREADABLE as error:
-        raise UserError(f"{folder / DESCRIPTION} describes no model: {error}") from error
+        raise UserError(f"{folder / DESCRIPTION} describes no model: {_reason(error)}") from error
     shapes, static = eqx.partition(skeleton, lambda leaf: isinstance(leaf, jax.ShapeDtypeStruct))
     named = {f".{name}": value for name, value in arrays.items()}
     return eqx.combine(_from_arrays(named, shapes, folder / WEIGHTS), static)

@@ -7,7 +7,7 @@ where data are looked for are not part of it: they do not change the result.
 import difflib
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal
 
 import tomli_w
 import tyro
@@ -55,7 +55,7 @@ class TrainConfig(BaseModel):
 
     layers: Annotated[int, Field(ge=1)] | None = None
     """Stochastic layers, of the published sizes; give sizes instead for any others."""
-    latent_sizes: tuple[Size, ...] | None = None
+    latent_sizes: Annotated[tuple[Size, ...], Field(min_length=1)] | None = None
     """Units of each stochastic layer, nearest the data first: 100 50."""
     hidden_sizes: Annotated[tuple[tuple[Size, ...], ...] | None, Lists] = None
     """Deterministic layers before each stochastic one: 200,200 100,100."""
@@ -102,7 +102,7 @@ class TrainConfig(BaseModel):
     """With --init-from: go on with that run's optimiser state."""
 
     @model_validator(mode="after")
-    def _consistent(self) -> Self:
+    def _consistent(self) -> "TrainConfig":
         if self.latent_sizes is not None:
             if self.layers not in (None, len(self.latent_sizes)):
                 raise ValueError(
@@ -144,7 +144,7 @@ def make_config(values: dict[str, Any], source: str) -> TrainConfig:
     """
     for key in values:
         if key not in TrainConfig.model_fields:
-            near = difflib.get_close_matches(key, TrainConfig.model_fields, 1)
+            near = difflib.get_close_matches(key.lower(), TrainConfig.model_fields, 1)
             hint = f"did you mean {near[0]!r}?" if near else f"known: {_known()}"
             raise UserError(f"{source}: unknown key {key!r}; {hint}")
     try:

@@ -91,7 +91,30 @@ def markdown(rows: Iterable[Row]) -> str:
     return "\n".join("| " + " | ".join(cells) + " |" for cells in lines) + "\n"
 
 
-BLOCKS: dict[str, Callable[[Path], str]] = {"likelihoods": likelihood_table}
+def speed_table(results: Path) -> str:
+    """Markdown: milliseconds per training step in the committed run of `benchmarks/train_step.py`.
+
+    Medians over the blocks of that run; the ratio is to the fastest variant of PyTorch.
+    """
+    path = Path(results) / "benchmarks" / "train_step.json"
+    if not path.is_file():
+        raise UserError(f"no record {path}: run benchmarks/train_step.py --json {path}")
+    record = json.loads(path.read_text())
+    medians = {name: timing[0] for name, (timing, _) in record["results"].items()}
+    rows = []
+    for k, flops in record["flops_per_step"].items():
+        ours = medians[f"iwae k={k}"]
+        rivals = [ms for name, ms in medians.items() if re.fullmatch(rf"torch .* k={k}", name)]
+        row = {"k": k, "ours, ms/step": f"{ours:.2f}"}
+        if rivals:
+            row["fastest PyTorch, ms/step"] = f"{min(rivals):.2f}"
+            row["ratio"] = f"{min(rivals) / ours:.1f}"
+        row["of the matrix-product peak"] = f"{flops / ours / 1e6 / record['peak_gflops']:.0%}"
+        rows.append(row)
+    return markdown(rows)
+
+
+BLOCKS: dict[str, Callable[[Path], str]] = {"likelihoods": likelihood_table, "speed": speed_table}
 """What a marked block is filled with."""
 
 

@@ -68,28 +68,40 @@ def first_non_finite(
     return "the optimiser's update"
 
 
+TERMS = (
+    *("the input x", "a parameter of q(z|x)", "a draw of q(z|x)"),
+    *("log q(z|x)", "log p(x, z)"),
+)
+
+
 def _quantities(
     model: AbstractLatentModel, raw: Shaped[Array, "batch ..."], key: PRNGKey, settings: Settings
 ) -> Iterator[tuple[str, PyTree]]:
     yield "a parameter of the model", model
-
-    def terms(raw: Shaped[Array, "..."], position: Array) -> dict[str, PyTree]:
-        x, latent_key = example(raw, position, key, settings)
-        posterior = model.posterior(x)
-        z = jax.vmap(posterior.sample)(particle_keys(latent_key, jnp.arange(DIAGNOSED)))
-        return {
-            "the input x": x,
-            "a parameter of q(z|x)": posterior,
-            "a draw of q(z|x)": z,
-            "log q(z|x)": jax.vmap(posterior.log_prob)(z),
-            "log p(x, z)": jax.vmap(lambda z: model.log_joint(x, z))(z),
-        }
-
-    yield from jax.vmap(terms)(raw, jnp.arange(len(raw))).items()
-    params, static = eqx.partition(model, eqx.is_inexact_array)
-    loss, grads = jax.value_and_grad(
-        lambda params: mean_loss(eqx.combine(params, static), raw, key, settings)
-    )(params)
+    yield from zip(TERMS, _terms(model, raw, key, settings), strict=True)
+    loss, grads = _loss_and_gradient(model, raw, key, settings)
     yield "the bound", loss
     for path, leaf in jax.tree_util.tree_leaves_with_path(grads):
         yield f"the gradient of {jax.tree_util.keystr(path).lstrip('.')}", leaf
+
+
+@eqx.filter_jit  # outside of a program NumPyro refuses to build what is not finite
+def _terms(
+    model: AbstractLatentModel, raw: Shaped[Array, "batch ..."], key: PRNGKey, settings: Settings
+) -> tuple[PyTree, ...]:
+    """What `TERMS` names, of each example of a batch."""
+
+    def one(raw: Shaped[Array, "..."], position: Array) -> tuple[PyTree, ...]:
+        x, latent_key = example(raw, position, key, settings)
+        q = model.posterior(x)
+        z = jax.vmap(q.sample)(particle_keys(latent_key, jnp.arange(DIAGNOSED)))
+        return x, q, z, jax.vmap(q.log_prob)(z), jax.vmap(lambda z: model.log_joint(x, z))(z)
+
+    return jax.vmap(one)(raw, jnp.arange(len(raw)))
+
+
+@eqx.filter_jit
+def _loss_and_gradient(
+    model: AbstractLatentModel, raw: Shaped[Array, "batch ..."], key: PRNGKey, settings: Settings
+) -> tuple[Array, PyTree]:
+    return eqx.filter_value_and_grad(mean_loss)(model, raw, key, settings)

@@ -15,7 +15,7 @@ from iwae.evaluate import gather, map_examples
 from iwae.model import AbstractLatentModel
 from iwae.objectives import Objective
 from iwae.training.diagnosis import diagnose
-from iwae.training.schedules import Schedule, adam
+from iwae.training.schedules import Schedule, adam, staged
 from iwae.training.steps import Settings, TrainState, init_state, replicate_model, run_steps
 
 DISPATCH_SECONDS = 2.0
@@ -269,7 +269,7 @@ def train(
         NonFiniteError: names the step and the first term that is not finite.
     """
     settings = Settings(objective, optimizer or adam(), batch_size, binarization, shuffle)
-    schedule = learning_rate if callable(learning_rate) else optax.constant_schedule(learning_rate)
+    schedule = learning_rate if callable(learning_rate) else staged([learning_rate], [1], 1)
     plan = Plan(epochs, validate_every, patience, threshold)
     state, history = init_state([model], key[None], settings), []
     best = init_best(state)

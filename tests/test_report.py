@@ -1,0 +1,94 @@
+"""Tables are functions of records."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from iwae._types import UserError
+from iwae.presets import preset
+from iwae.report import fill_blocks, likelihood_table, markdown, published_nll, read_records
+
+ROOT = Path(__file__).parents[1]
+
+
+def record(k=5000, **changes):
+    return {
+        "log_likelihood": -86.5,
+        "stderr": 0.25,
+        "k": k,
+        "n": 10000,
+        "split": "test",
+        "dataset": "mnist",
+        "pruned": False,
+        "subset": None,
+        "active_units": [19],
+        "epoch": 3280,
+        "replicate": 0,
+        "config": {"dataset": "mnist", "layers": 1, "objective": "iwae", "k": 1},
+        **changes,
+    }
+
+
+def write(folder, name, content):
+    path = folder / "run" / "evaluations" / f"{name}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content))
+
+
+def test_the_table_shows_the_record_of_the_largest_k_on_the_whole_test_set(tmp_path):
+    write(tmp_path, "a", record(k=50, log_likelihood=-1.0))
+    write(tmp_path, "b", record())
+    write(tmp_path, "c", record(k=9999, subset={"examples": 3, "seed": 0}))
+    write(tmp_path, "d", record(k=9999, split="train"))
+    write(tmp_path, "e", record(k=9999, pruned=True))
+    assert read_records(tmp_path)["run"]["k"] == 5000
+    line = likelihood_table(tmp_path).splitlines()[2]
+    assert "| 86.50 ± 0.25 |" in line
+    assert "| 86.76 (19 active) |" in line
+    assert "| 3280 |" in line
+
+
+def test_replicates_show_their_spread(tmp_path):
+    each = [record(epoch=3), record(epoch=3)]
+    write(tmp_path, "a", record(replicates=each, between_replicates_sd=0.125))
+    assert "(sd of 2 seeds 0.12)" in likelihood_table(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["table1/mnist/1l/vae-k1", "table3/mnist-static/2l/iwae-k50"])
+def test_the_published_number_is_that_of_the_preset(name):
+    entry = preset(name)
+    assert published_nll(entry.values).startswith(f"{entry.nll:.2f}")
+
+
+def test_with_one_sample_the_vae_and_the_iwae_are_one_cell():
+    values = preset("table1/mnist/1l/vae-k1").values
+    assert published_nll({**values, "objective": "iwae"}).startswith("86.76")
+    assert published_nll({**values, "objective": "iwae", "k": 7}) == "-"
+
+
+def test_only_marked_blocks_change(tmp_path):
+    write(tmp_path, "a", record())
+    text = "before\n<!-- results:likelihoods -->\nold\n<!-- /results:likelihoods -->\nafter\n"
+    filled = fill_blocks(text, tmp_path)
+    assert filled.startswith("before\n")
+    assert filled.endswith("-->\nafter\n")
+    assert "old" not in filled
+    assert fill_blocks(filled, tmp_path) == filled
+    with pytest.raises(UserError, match="likelihoods"):
+        fill_blocks(text.replace("results:likelihoods", "results:other"), tmp_path)
+
+
+def test_no_record_is_an_error(tmp_path):
+    with pytest.raises(UserError, match="no record"):
+        likelihood_table(tmp_path)
+
+
+def test_a_table_has_every_column_in_every_row():
+    lines = markdown([{"a": "1"}, {"b": "2"}]).splitlines()
+    assert lines == ["| a | b |", "| --- | --- |", "| 1 |  |", "|  | 2 |"]
+
+
+def test_the_readme_shows_what_the_records_say():
+    readme = (ROOT / "README.md").read_text()
+    assert fill_blocks(readme, ROOT / "results") == readme
