@@ -13,6 +13,8 @@ from iwae.model import VAE, Dense
 from iwae.observations import observation
 from reference import assert_mean
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 SIZES = {
     "one layer": ((3,), ((5, 4),)),
     "two layers": ((3, 2), ((5, 4), (6,))),

@@ -262,7 +262,7 @@ def data(arguments: Sequence[str]) -> int:
         for row in list_datasets(options.data_dir):
             sizes = "/".join(f"{size:,}" for size in row.sizes)
             print(f"{row.name:15} {sizes:>22}  {row.binarization:8} {row.description}")
-            print(f"{'':15} {row.where}")
+            print(f"{'':15} {row.where or f'not here: iwae data fetch {row.name}'}")
         return 0
     if options.name is None:
         raise UserError(f"name the data set: iwae data {options.action} NAME")

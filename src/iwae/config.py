@@ -48,6 +48,8 @@ class TrainConfig(BaseModel):
     """How grey values become the model's input; the data set's own way if not given."""
     observation: Literal["bernoulli", "gaussian"] | None = None
     """The decoder's distribution over the data; the data set's own if not given."""
+    shape: tuple[Size, ...] | None = None
+    """Shape of one example in a file of your own that has flat rows: 28 28."""
     validation: Annotated[int, Field(ge=0)] | Literal["authors"] | None = None
     """Training examples held out for validation; `authors` for the published code's choice."""
     data_seed: int = 0
@@ -76,7 +78,7 @@ class TrainConfig(BaseModel):
     epochs: Annotated[int, Field(ge=1)] = 3280
     """Passes over the training data; the eight stages are stretched or squeezed to it."""
     learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1e-3
-    """Learning rate of the first stage."""
+    """Learning rate that the schedule starts from; short runs skip its short early stages."""
     batch_size: Annotated[int, Field(ge=1)] = 20
     """Examples per step."""
     shuffle: bool = True

@@ -88,8 +88,8 @@ class Difference(NamedTuple):
         return abs(self.mean) > STANDARD_ERRORS * self.stderr
 
 
-def paired_difference(a: Float[np.ndarray, " n"], b: Float[np.ndarray, " n"]) -> Difference:
-    """The mean of a - b and its standard error, or UserError if they are not of the same n."""
+def paired_difference(a: Float[np.ndarray, " n"], b: Float[np.ndarray, " m"]) -> Difference:
+    """The mean of a - b and its standard error, or UserError unless n = m."""
     if a.shape != b.shape:
         raise UserError(f"{len(a)} and {len(b)} examples: a paired comparison needs the same ones")
     d = np.asarray(a, np.float64) - np.asarray(b, np.float64)

@@ -66,6 +66,7 @@ def load_config_dataset(config: TrainConfig, data_dir: Path | None = None) -> Da
         validation=config.validation,
         seed=config.data_seed,
         observation=config.observation,
+        shape=config.shape,
         data_dir=data_dir,
     )
 

@@ -127,6 +127,7 @@ def evaluate_run(
     record = _record(measured, ks, shared)
     name = f"{split}-{weights}{'-pruned' if pruned else ''}-k{ks[-1]}"
     name += "" if examples is None else f"-n{len(data)}"
+    name += "" if seed == 0 else f"-seed{seed}"
     _write(run / "evaluations" / name, record, measured, ks, index)
     return record
 

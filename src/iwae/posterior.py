@@ -47,7 +47,8 @@ def sir(particles: Particles, key: PRNGKey, draws: int) -> Latents:
 
     Particles are drawn by their weights, with replacement; with few of them draws repeat.
     """
-    index = jax.random.categorical(key, particles.log_w, shape=(draws,))
+    k = particles.log_w.size
+    index = jax.random.choice(key, k, (draws,), p=jax.nn.softmax(particles.log_w))
     return jax.tree.map(lambda leaf: leaf[index], particles.z)
 
 

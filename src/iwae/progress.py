@@ -73,7 +73,7 @@ def _total(report: Report, run: Path) -> int:
 
 def _left(report: Report, run: Path, first: tuple[float, int], now: float) -> str:
     done = report.step - first[1]
-    if done == 0:
+    if done == 0 or now - first[0] < 5:
         return ""
     seconds = (now - first[0]) / done * (_total(report, run) - report.step)
     return f", {seconds / 60:.0f} min left"

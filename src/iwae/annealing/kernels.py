@@ -8,6 +8,7 @@ the model again: BlackJAX carries the `Point` where it would carry a gradient.
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 from blackjax.diagnostics import psis_weights
 from blackjax.mcmc import hmc, integrators
@@ -115,5 +116,6 @@ def pareto_k(log_w: LogWeights) -> Scalar:
     """
     if log_w.size < 25:
         return jnp.float32(jnp.nan)
-    k = psis_weights(log_w)[1]
+    with jax.numpy_dtype_promotion("standard"):  # it mixes integers and floats
+        k = psis_weights(log_w)[1]
     return jnp.where(jnp.isnan(k), jnp.inf, k)

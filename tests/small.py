@@ -1,0 +1,102 @@
+"""Small data and runs of one shape, so that what the tests share is compiled and trained once."""
+
+import tempfile
+from functools import cache
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from iwae import config as config_module
+from iwae.checkpoint import list_checkpoints, load_checkpoint
+from iwae.config import make_config, read_config
+from iwae.jobs import initial_state, make_job
+from iwae.runs import start_run
+
+_folder = tempfile.TemporaryDirectory(prefix="iwae-tests-")
+FOLDER = Path(_folder.name)
+
+STEPS_PER_EPOCH = 30
+OPTIONS = {
+    "latent_sizes": (2,),
+    "hidden_sizes": ((5,),),
+    "k": 2,
+    "batch_size": 10,
+    "epochs": 4,
+    "learning_rate": 0.01,
+    "validation": 50,
+}
+
+
+def grey(seed=0):
+    """400 pictures of 4 x 4 pixels: one of two shades of grey on either half, and noise."""
+    rng = np.random.default_rng(seed)
+    halves = np.repeat(rng.choice([40, 200], (400, 1, 2)), [2, 2], axis=2)
+    return np.uint8(np.clip(halves + rng.normal(0, 40, (400, 4, 4)), 0, 255))
+
+
+@cache
+def pictures():
+    """A file of 350 training examples, 50 of which a run holds out, and 50 test examples."""
+    images = grey()
+    np.savez(FOLDER / "pictures.npz", train=images[:350], test=images[350:])
+    return FOLDER / "pictures.npz"
+
+
+def config(**changes):
+    return make_config({"dataset": str(pictures()), **OPTIONS, **changes}, "test")
+
+
+def train_in(run, **changes):
+    """Train to the end."""
+    return list(start_run(config(**changes), run))
+
+
+@cache
+def finished(**changes):
+    """A finished run; tests share it, so they must not change it."""
+    run = Path(tempfile.mkdtemp(dir=FOLDER)) / "run"
+    train_in(run, **changes)
+    return run
+
+
+def bits(tree):
+    """All numbers of a tree, random keys too."""
+    leaves = []
+    for leaf in jax.tree.leaves(tree):
+        is_key = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+        raw = np.asarray(jax.random.key_data(leaf) if is_key else leaf)
+        leaves.append((str(leaf.dtype), raw.shape, raw.tobytes()))
+    return leaves
+
+
+@cache
+def _like(config_toml):
+    path = Path(tempfile.mkdtemp(dir=FOLDER)) / "config.toml"
+    path.write_text(config_toml)
+    return initial_state(make_job(read_config(path)))
+
+
+def newest(run):
+    """The newest checkpoint of a run."""
+    path = list_checkpoints(run / "checkpoints")[-1]
+    return load_checkpoint(path, _like((run / "config.toml").read_text()))
+
+
+def outcome(run):
+    """All that a run has come to: state, best weights, models and metrics, bit for bit."""
+    models = {
+        str(path.relative_to(run)): path.read_bytes() for path in (run / "models").rglob("*.*")
+    }
+    checkpoint = newest(run)
+    return (
+        bits((checkpoint.state, checkpoint.best)),
+        models,
+        (run / "metrics.jsonl").read_text(),
+    )
+
+
+def write_config(path):
+    """The configuration of `finished()` as an experiment file."""
+    config_module.write_config(config(), path)

@@ -1,0 +1,201 @@
+"""What is said about a likelihood's error: against other programs, closed forms and by hand."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from iwae._types import UserError
+from iwae.annealing import linear_schedule
+from iwae.diagnostics import (
+    bdmc,
+    bdmc_importance,
+    monte_carlo_error,
+    ordering_violations,
+    paired_difference,
+    pareto_threshold,
+    share_unreliable,
+    test_sample_error,
+    verdict,
+    weight_diagnostics,
+)
+from iwae.testing import LinearGaussian
+from reference import STANDARD_ERRORS, distance
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+# Weights
+
+
+def pareto_weights(shape, n):
+    """Log of the quantiles of a Pareto distribution, out of order, at -300 nats."""
+    log_w = -shape * np.log((np.arange(n) + 0.5) / n) - 300
+    return jnp.float32(np.random.default_rng(0).permutation(log_w))
+
+
+def khat(log_w):
+    return float(jax.jit(weight_diagnostics)(log_w)["pareto_k"])
+
+
+ARVIZ = {(0.2, 1000): 0.2368, (0.7, 1000): 0.6699, (1.5, 1000): 1.3631, (0.7, 100): 0.6063}
+"""k-hat of `pareto_weights` by ArviZ: `arviz_stats.base.array_stats.psislw`, version 0.8.0."""
+
+
+@pytest.mark.parametrize("case", ARVIZ)
+def test_khat_is_that_of_arviz(case):
+    assert khat(pareto_weights(*case)) == pytest.approx(ARVIZ[case], abs=2e-3)
+
+
+def test_khat_says_when_it_cannot_say():
+    assert np.isnan(khat(jnp.zeros(16)))  # too few for a tail
+    assert khat(jnp.zeros(100)) == 0  # all equal: no tail
+    assert khat(-200 * jnp.arange(100.0)) == np.inf  # more than float32 holds
+    assert khat(jnp.full(100, -jnp.inf)) == np.inf
+
+
+def test_the_threshold_of_khat_falls_for_few_weights():
+    assert pareto_threshold(5000) == 0.7
+    assert pareto_threshold(100) == pytest.approx(0.5)
+    k = np.array([0.1, 0.45, 0.55, np.nan, np.inf])
+    assert share_unreliable(k, 100) == 0.5
+    assert np.isnan(share_unreliable(np.array([np.nan]), 16))
+
+
+def test_the_effective_sample_size_is_known_by_hand():
+    ess = jax.jit(weight_diagnostics)(jnp.log(jnp.float32([1, 1, 2])))["ess"]
+    assert ess == pytest.approx(16 / 6)
+
+
+def test_the_monte_carlo_error_is_the_deviation_between_repeats():
+    rng = np.random.default_rng(0)
+    repeats, n, k = 2000, 20, 50
+    w = np.exp(rng.normal(size=(repeats, n, k)) * np.linspace(0.1, 1, n)[:, None])
+    means = np.log(w.mean(axis=2)).mean(axis=1)
+    ess = w.sum(axis=2) ** 2 / (w**2).sum(axis=2)
+    told = np.mean([monte_carlo_error(each, k) for each in ess])
+    assert told == pytest.approx(means.std(), rel=0.08)
+    assert np.isnan(monte_carlo_error(np.ones(3), 1))
+
+
+def test_the_test_sample_error_is_that_of_a_mean():
+    assert test_sample_error(np.array([1.0, 2.0, 3.0])) == pytest.approx(1 / np.sqrt(3))
+    assert np.isnan(test_sample_error(np.array([1.0])))
+
+
+# Agreement
+
+
+def values(mean, noise, seed=0, n=400):
+    return -90 + mean + noise * np.random.default_rng(seed).normal(size=n)
+
+
+def test_what_two_share_cancels_in_their_difference():
+    shared = values(0, 20)
+    difference = paired_difference(shared + values(0.5, 0.1, 1), shared + values(0, 0.1, 2))
+    assert difference.mean == pytest.approx(0.5, abs=0.03)
+    assert difference.stderr == pytest.approx(0.1 * np.sqrt(2 / 400), rel=0.1)
+    assert difference.significant
+    with pytest.raises(UserError, match="400 and 399 examples"):
+        paired_difference(shared, shared[1:])
+
+
+def test_only_an_ordering_broken_beyond_chance_is_reported():
+    shared = values(0, 20)
+    bounds = {
+        "L_1": shared - 3,
+        "L_50": shared + values(0, 0.1, 1) + 90,
+        "L_5000": shared + values(0, 0.1, 2) + 90,
+        "AIS": shared + 1,
+    }
+    assert ordering_violations(bounds) == []
+    broken = ordering_violations(bounds | {"AIS": shared - 1})
+    assert len(broken) == 2
+    assert broken[0].startswith("AIS is 0.9")
+    assert "below L_50" in broken[0]
+
+
+@pytest.mark.parametrize(
+    ("longer", "gap", "tolerance", "word"),
+    [
+        (values(0.0, 0.1, 1), values(90.02, 0.1), 0.1, "converged"),
+        (values(0.0, 0.1, 1), None, 0.1, "converged"),
+        (values(0.1, 0.1, 1), values(90.02, 0.1), 0.1, "not converged"),
+        (values(-0.1, 0.1, 1), None, 0.1, "not converged"),
+        (values(0.0, 0.1, 1), values(90.2, 0.1), 0.1, "not converged"),
+        (values(0.0, 0.1, 1), values(90.05, 1.0), 0.1, "not converged"),
+        (values(0.0, 5.0, 1), values(90.02, 0.1), 0.1, "undecided"),
+    ],
+)
+def test_the_verdict(longer, gap, tolerance, word):
+    given = verdict(longer, values(0.0, 0.1, 2), gap, tolerance)
+    assert given.word == word
+    assert given.converged == (word == "converged")
+    assert given.reason
+
+
+# Both sides
+
+MODEL = LinearGaussian.random(2, 3, q_shift=np.array([0.5, -0.4]), q_scale=1.3)
+
+
+def test_bidirectional_bounds_hold_the_truth_between_them():
+    options = {"n_examples": 150, "chains": 2, "step_size": 0.4, "n_leapfrog": 4}
+    short = bdmc(MODEL, jax.random.key(0), betas=linear_schedule(3), **options)
+    long = bdmc(MODEL, jax.random.key(0), betas=linear_schedule(30), **options)
+    assert short.lower.shape == short.upper.shape == short.acceptance.shape == (150,)
+    assert distance(short.gap, 0.0) > STANDARD_ERRORS
+    for both in (short, long):
+        assert distance(both.gap, 0.0) > 0
+        assert ((both.acceptance > 0.8) & (both.acceptance <= 1)).all()
+    assert long.gap.mean() < 0.3 * short.gap.mean()
+    # The examples are the same, so both bounds must have moved towards the same truth.
+    assert distance(long.lower - short.lower, 0.0) > 0
+    assert distance(short.upper - long.upper, 0.0) > 0
+    middle, error = (long.lower + long.upper) / 2, np.std(long.gap) / np.sqrt(150)
+    exact = [exact_of_example(jax.random.key(0), i) for i in range(150)]
+    assert abs(np.mean(middle - exact)) < STANDARD_ERRORS * error + long.gap.mean() / 2
+
+
+def exact_of_example(key, i):
+    model_key = jax.random.split(jax.random.fold_in(key, i), 3)[0]
+    return float(log_evidence(model_key))
+
+
+@jax.jit
+def log_evidence(key):
+    return MODEL.log_evidence(MODEL.sample(key)[1])
+
+
+def test_results_do_not_depend_on_the_batch():
+    options = {"n_examples": 5, "chains": 3, "step_size": 0.4, "n_leapfrog": 2}
+    options["betas"] = linear_schedule(3)
+    one = bdmc(MODEL, jax.random.key(1), batch_size=1, **options)
+    all_at_once = bdmc(MODEL, jax.random.key(1), **options)
+    assert one.lower == pytest.approx(all_at_once.lower, rel=1e-5)
+    assert one.upper == pytest.approx(all_at_once.upper, rel=1e-5)
+
+
+def test_importance_sampling_with_the_truth_among_the_particles_is_an_upper_bound():
+    gaps = {
+        k: bdmc_importance(MODEL, jax.random.key(2), n_examples=400, k=k).gap for k in (2, 20, 200)
+    }
+    assert all(distance(gap, 0.0) > STANDARD_ERRORS for gap in gaps.values())
+    assert gaps[2].mean() > 2 * gaps[20].mean() > 8 * gaps[200].mean()
+    both = bdmc_importance(MODEL, jax.random.key(2), n_examples=400, k=2)
+    keys = jax.vmap(lambda i: jax.random.split(jax.random.fold_in(jax.random.key(2), i))[0])
+    exact = np.float64(jax.vmap(log_evidence)(keys(jnp.arange(400))))
+    assert distance(both.lower - exact, 0.0) < -STANDARD_ERRORS
+    assert distance(both.upper - exact, 0.0) > STANDARD_ERRORS
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda key, o: bdmc(MODEL, key, n_examples=0, **o), "n_examples is 0"),
+        (lambda key, o: bdmc(MODEL, key, n_examples=1, chains=0, **o), "chains is 0"),
+        (lambda key, o: bdmc_importance(MODEL, key, n_examples=1, k=1), "k is 1"),  # noqa: ARG005
+    ],
+)
+def test_mistakes_are_user_errors(call, message):
+    with pytest.raises(UserError, match=message):
+        call(jax.random.key(0), {"betas": [0.0, 1.0], "step_size": 0.1, "n_leapfrog": 1})

@@ -1,0 +1,557 @@
+"""Run folders: the same result however often a run is stopped, killed, damaged or taken back."""
+
+import json
+import logging
+import math
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+
+import jax
+import numpy as np
+import pytest
+
+import small
+from iwae import runs
+from iwae._types import UserError
+from iwae.checkpoint import list_checkpoints, load_model
+from iwae.config import read_config
+from iwae.jobs import initial_state, make_job
+from iwae.runs import Stopped, read_metrics, resume_run, start_run
+from iwae.training import NonFiniteError, loop
+from small import STEPS_PER_EPOCH, bits, finished, newest, outcome, train_in
+
+
+def signalled(reports, number, at_step):
+    """The reports, with a signal to this process once the run has reached a step."""
+    sent = False
+    for report in reports:
+        yield report
+        if report.step >= at_step and not sent:
+            os.kill(os.getpid(), number)
+            sent = True
+
+
+def stop(reports, number, at_step):
+    with pytest.raises(Stopped, match=signal.Signals(number).name) as caught:
+        exhaust(signalled(reports, number, at_step))
+    assert caught.value.signal_number == number
+
+
+def kill(reports, at_step):
+    """Leave everything as it is once a run has reached a step."""
+    for report in reports:
+        if report.step >= at_step:
+            return reports.close()
+    raise AssertionError("the run was over too soon")
+
+
+def exhaust(reports):
+    for _ in reports:
+        pass
+
+
+@pytest.fixture
+def step_by_step(monkeypatch):
+    """Dispatches of one step, after a first one of twenty."""
+    monkeypatch.setattr(loop, "DISPATCH_SECONDS", 0.0)
+
+
+@pytest.fixture
+def always_saved(monkeypatch):
+    """A checkpoint after every dispatch."""
+    monkeypatch.setattr(runs, "CHECKPOINT_SECONDS", -1.0)
+
+
+def copy_of(run, tmp_path):
+    return shutil.copytree(run, tmp_path / "copy")
+
+
+def steps_of(run):
+    return [int(path.name) for path in list_checkpoints(run / "checkpoints")]
+
+
+# What is in the folder
+
+
+def test_a_run_leaves_all_that_its_description_names():
+    run = finished()
+    assert {path.name for path in run.iterdir()} == {
+        *("config.toml", "metrics.jsonl", "tensorboard", "checkpoints", "models", "frames"),
+        ".lock",
+    }
+    assert {path.name for path in (run / "models").iterdir()} == {"final-0", "best-0"}
+    assert steps_of(run) == [STEPS_PER_EPOCH, 4 * STEPS_PER_EPOCH]  # the ends of two stages
+
+
+def test_metrics_have_a_line_of_plain_json_for_every_epoch():
+    run = finished()
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    rows = [json.loads(line, parse_constant=pytest.fail) for line in lines]
+    assert [row["epoch"] for row in rows] == [1, 2, 3, 4]
+    assert [row["step"] for row in rows] == [30, 60, 90, 120]
+    assert [row["learning_rate"] for row in rows] == pytest.approx(
+        [0.01 * 10 ** (-6 / 7), *[0.001] * 3]
+    )
+    for row in rows:
+        assert len(row["train_bound"]) == len(row["validation_bound"]) == 1
+        assert np.shape(row["kl"]) == np.shape(row["active_units"]) == (1, 1)
+        elbo = row["reconstruction"][0] - row["kl"][0][0]
+        assert elbo == pytest.approx(row["validation_bound"][0], abs=1.0)
+    assert rows[-1]["train_bound"] > rows[0]["train_bound"]
+
+
+def test_tensorboard_has_the_same_numbers():
+    from tensorboardX.proto.event_pb2 import Event
+
+    found = {}
+    for path in (finished() / "tensorboard").iterdir():
+        content = path.read_bytes()
+        while content:  # length, its checksum, the event, its checksum
+            size = int.from_bytes(content[:8], "little")
+            event = Event.FromString(content[12 : 12 + size])
+            content = content[16 + size :]
+            for value in event.summary.value:
+                found[event.step, value.tag] = value.simple_value
+    for row in read_metrics(finished()):
+        for name in ("train_bound", "validation_bound", "reconstruction"):
+            assert found[row["step"], f"{name}/replicate_0"] == pytest.approx(row[name][0])
+        assert found[row["step"], "kl/replicate_0/layer_1"] == pytest.approx(row["kl"][0][0])
+        assert found[row["step"], "learning_rate"] == pytest.approx(row["learning_rate"])
+
+
+def test_the_resolved_configuration_trains_the_same_model_again(tmp_path):
+    config = read_config(finished() / "config.toml")
+    assert (config.binarization, config.observation, config.layers) == ("dynamic", "bernoulli", 1)
+    exhaust(start_run(config, tmp_path / "again"))
+    assert outcome(tmp_path / "again") == outcome(finished())
+
+
+def test_a_path_from_another_folder_still_leads_to_the_data(tmp_path, monkeypatch):
+    monkeypatch.chdir(small.pictures().parent)
+    train_in(tmp_path / "run", dataset="pictures.npz", epochs=1)
+    monkeypatch.chdir(tmp_path)
+    exhaust(resume_run(tmp_path / "run"))
+
+
+def test_the_best_model_is_that_of_the_best_validation(tmp_path):
+    rows = read_metrics(finished())
+    values = [row["validation_bound"][0] for row in rows]
+    description = json.loads((finished() / "models" / "best-0" / "model.json").read_text())
+    assert description["about"]["validation"] == pytest.approx(max(values))
+    assert description["about"]["epoch"] == 1 + int(np.argmax(values))
+    train_in(tmp_path / "run", validation=0, epochs=1)
+    assert not (tmp_path / "run" / "models" / "best-0").exists()
+
+
+def test_the_seed_the_start_and_the_output_bias_matter(tmp_path):
+    def first_picture(**changes):
+        return make_job(small.config(**changes)).models[0].output.bias
+
+    train_in(tmp_path / "other", seed=1, epochs=1)
+    train_in(tmp_path / "same", epochs=1)
+    frames = [
+        np.load(run / "frames" / "000000.npz")["samples"]
+        for run in (tmp_path / "other", tmp_path / "same", finished())
+    ]
+    assert not np.allclose(frames[0], frames[1])
+    np.testing.assert_array_equal(frames[1], frames[2])
+    assert not first_picture(output_bias=False).any()
+    assert np.asarray(jax.nn.sigmoid(first_picture())) == pytest.approx(
+        make_job(small.config()).dataset.train_mean, rel=1e-4
+    )
+
+
+# Stopped and resumed
+
+
+@pytest.mark.parametrize("at_step", [20, 43, 59])
+@pytest.mark.usefixtures("step_by_step")
+def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(tmp_path, at_step, monkeypatch):
+    run = tmp_path / "run"
+    stop(start_run(small.config(), run), signal.SIGTERM, at_step)
+    assert steps_of(run)[-1] == at_step + 1  # one dispatch later
+    monkeypatch.undo()
+    exhaust(resume_run(run))
+    assert outcome(run) == outcome(finished())
+
+
+@pytest.mark.usefixtures("step_by_step", "always_saved")
+def test_a_run_that_was_killed_goes_on_from_its_last_checkpoint(tmp_path, monkeypatch):
+    run = tmp_path / "run"
+    kill(start_run(small.config(), run), at_step=33)
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write('{"epoch": 2, "ste')  # cut off by the kill
+    monkeypatch.undo()
+    kill(resume_run(run), at_step=60)  # nothing is saved there, but metrics are
+    assert steps_of(run)[-1] == 33
+    assert len(read_metrics(run)) == 2
+    exhaust(resume_run(run))
+    assert outcome(run) == outcome(finished())
+
+
+def test_a_run_killed_before_its_first_checkpoint_starts_again(tmp_path, caplog):
+    run = tmp_path / "run"
+    kill(start_run(small.config(), run), at_step=1)
+    exhaust(resume_run(run))
+    assert "no checkpoint that can be read: starting from the beginning" in caplog.text
+    assert outcome(run) == outcome(finished())
+
+
+def test_resuming_a_finished_run_changes_nothing(tmp_path):
+    run = copy_of(finished(), tmp_path)
+    assert list(resume_run(run)) == []
+    assert outcome(run) == outcome(finished())
+
+
+def test_a_second_signal_stops_at_once(tmp_path):
+    reports = start_run(small.config(), tmp_path / "run")
+    next(reports)
+    os.kill(os.getpid(), signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        os.kill(os.getpid(), signal.SIGINT)
+    reports.close()
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_signal_is_kept_until_a_checkpoint_is_written(tmp_path, monkeypatch):
+    """Also one that comes while a checkpoint is being written."""
+    save, run = runs._save, tmp_path / "run"
+
+    def save_and_signal(*arguments):
+        save(*arguments)
+        if len(steps_of(run)) == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(runs, "_save", save_and_signal)
+    with pytest.raises(Stopped):
+        train_in(run)
+    assert len(steps_of(run)) == 2
+
+
+def test_training_works_outside_the_main_thread(tmp_path):
+    thread = threading.Thread(target=train_in, args=(tmp_path / "run",))
+    thread.start()
+    thread.join()
+    assert outcome(tmp_path / "run") == outcome(finished())
+
+
+SLOWLY = """
+import sys, time
+from iwae import runs
+from iwae.cli import main
+
+training = runs.training
+
+def slowly(*arguments):
+    for step in training(*arguments):
+        yield step
+        print(step[2].step, flush=True)
+        time.sleep(0.2)
+
+runs.training = slowly
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+class Process:
+    """`iwae train` in a process of its own, with a rest after every dispatch."""
+
+    def __init__(self, *words):
+        environment = {
+            **os.environ,
+            "JAX_NUM_CPU_DEVICES": "2",
+            "JAX_COMPILATION_CACHE_DIR": str(small.FOLDER / "compiled"),
+        }
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", SLOWLY, "train", *words],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def signal_after(self, dispatches, number):
+        """The exit status and the standard error of a process that is sent a signal."""
+        for _ in range(dispatches):
+            assert self.process.stdout.readline().strip().isdigit(), self.process.stderr.read()
+        self.process.send_signal(number)
+        _, error = self.process.communicate()
+        return self.process.returncode, error
+
+
+def test_processes_are_stopped_by_signals_and_go_on(tmp_path):
+    run = tmp_path / "run"
+    small.write_config(run.with_suffix(".toml"))
+    first = Process(str(run.with_suffix(".toml")), "--out", str(run))
+    code, error = first.signal_after(2, signal.SIGTERM)
+    assert (code, error.splitlines()[-1]) == (
+        143,
+        f"stopped by SIGTERM; go on with: iwae train --resume {run}",
+    )
+    second = Process("--resume", str(run))
+    second.process.stdout.readline()
+    with pytest.raises(UserError, match="in use by another process"):
+        next(resume_run(run))
+    code, error = second.signal_after(1, signal.SIGINT)
+    assert (code, error.splitlines()[-1]) == (
+        130,
+        f"stopped by SIGINT; go on with: iwae train --resume {run}",
+    )
+    code, error = Process("--resume", str(run)).signal_after(1, signal.SIGKILL)
+    assert code == -9
+    assert "Traceback" not in error
+    before = steps_of(run)[-1]
+    reports = list(resume_run(run))
+    assert 0 < before < reports[0].step <= reports[-1].step == 120
+    assert outcome(run) == outcome(finished())
+
+
+# Taken back to a stage
+
+
+def test_a_run_can_go_back_to_the_end_of_a_stage_more_than_once(tmp_path):
+    run = copy_of(finished(), tmp_path)
+    for _ in range(2):
+        reports = resume_run(run, stage=6)
+        assert next(reports).step > STEPS_PER_EPOCH
+        assert steps_of(run) == [STEPS_PER_EPOCH]
+        assert len(read_metrics(run)) == 1
+        exhaust(reports)
+        assert outcome(run) == outcome(finished())
+
+
+@pytest.mark.parametrize(
+    ("stage", "message"),
+    [
+        (8, "no stage 8; this schedule has 0 to 7"),
+        (-1, "no stage -1"),
+        (0, "stage 0 has no epochs in a run of 4"),
+    ],
+)
+def test_a_stage_that_is_none_is_refused(stage, message):
+    with pytest.raises(UserError, match=message):
+        next(resume_run(finished(), stage=stage))
+
+
+def test_a_stage_not_reached_yet_is_refused(tmp_path):
+    run = copy_of(finished(), tmp_path)
+    shutil.rmtree(run / "checkpoints" / "0000000120")
+    with pytest.raises(UserError, match="no checkpoint of the end of stage 7"):
+        next(resume_run(run, stage=7))
+
+
+def test_old_checkpoints_are_removed_but_those_of_stages_are_not(tmp_path, monkeypatch):
+    monkeypatch.setattr(runs, "CHECKPOINT_SECONDS", -1.0)
+    train_in(tmp_path / "run")
+    kept = steps_of(tmp_path / "run")
+    assert len(kept) == 3
+    assert {STEPS_PER_EPOCH, 4 * STEPS_PER_EPOCH} < set(kept)
+
+
+# Damage
+
+
+def damage(path):
+    """Change one byte of the largest file."""
+    file = max(path.rglob("*"), key=lambda file: file.stat().st_size)
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 0x10
+    file.write_bytes(content)
+
+
+def test_a_damaged_checkpoint_is_reported_and_the_one_before_it_used(tmp_path, caplog):
+    run = copy_of(finished(), tmp_path)
+    damage(run / "checkpoints" / "0000000120")
+    reports = list(resume_run(run))
+    assert reports[0].step > STEPS_PER_EPOCH
+    (message,) = caplog.messages
+    assert "0000000120 is damaged" in message
+    assert message.endswith("trying the one before")
+    assert outcome(run) == outcome(finished())
+
+
+def test_where_every_checkpoint_is_damaged_the_run_starts_again(tmp_path, caplog):
+    run = copy_of(finished(), tmp_path)
+    for path in list_checkpoints(run / "checkpoints"):
+        damage(path)
+    exhaust(resume_run(run))
+    assert [record.levelno for record in caplog.records] == [logging.WARNING] * 3
+    assert outcome(run) == outcome(finished())
+
+
+def test_a_damaged_checkpoint_of_a_stage_is_an_error(tmp_path):
+    run = copy_of(finished(), tmp_path)
+    damage(run / "checkpoints" / "0000000030")
+    with pytest.raises(UserError, match="checkpoint of stage 6 is damaged"):
+        next(resume_run(run, stage=6))
+    assert steps_of(run) == [30, 120]
+
+
+def test_other_data_under_the_same_name_are_refused(tmp_path):
+    images = small.grey(3)
+    np.save(tmp_path / "own.npy", images)
+    train_in(tmp_path / "run", dataset=str(tmp_path / "own.npy"), epochs=1, validation=20)
+    images[17, 2, 2] ^= 1
+    np.save(tmp_path / "own.npy", images)
+    with pytest.raises(UserError, match="the data found now are not those"):
+        next(resume_run(tmp_path / "run"))
+
+
+def test_data_with_a_validation_set_of_their_own_can_be_resumed(tmp_path):
+    images = small.grey()
+    path = tmp_path / "own.npz"
+    np.savez(path, train=images[:300], validation=images[300:350], test=images[350:])
+    run = tmp_path / "run"
+    train_in(run, dataset=str(path), validation=None)
+    assert (run / "models" / "best-0").exists()
+    before = outcome(run)
+    shutil.rmtree(run / "checkpoints" / "0000000120")
+    exhaust(resume_run(run))
+    assert outcome(run) == before
+
+
+# Folders
+
+
+def test_a_folder_that_holds_something_is_refused(tmp_path):
+    with pytest.raises(UserError, match="holds a run already; go on with --resume"):
+        next(start_run(small.config(), finished()))
+    (tmp_path / "notes.txt").touch()
+    with pytest.raises(UserError, match="is not empty"):
+        next(start_run(small.config(), tmp_path))
+    with pytest.raises(UserError, match="is a file"):
+        next(start_run(small.config(), tmp_path / "notes.txt"))
+    with pytest.raises(UserError, match="holds no run: config"):
+        next(resume_run(tmp_path))
+
+
+def test_two_that_start_in_one_folder_do_not_mix(tmp_path, monkeypatch):
+    """The second finds the folder empty, and only later the first one in it."""
+    run, second = tmp_path / "run", start_run(small.config(epochs=1), tmp_path / "run")
+    job = make_job
+
+    def slow_job(*arguments):
+        monkeypatch.undo()
+        train_in(run, epochs=1, seed=3)
+        return job(*arguments)
+
+    monkeypatch.setattr(runs, "make_job", slow_job)
+    with pytest.raises(UserError, match="holds a run already"):
+        next(second)
+    assert read_config(run / "config.toml").seed == 3
+
+
+def test_one_process_at_a_time(tmp_path):
+    first = start_run(small.config(), tmp_path / "run")
+    next(first)
+    with pytest.raises(UserError, match="in use by another process"):
+        next(resume_run(tmp_path / "run"))
+    first.close()
+    next(resume_run(tmp_path / "run"))
+
+
+# Replicates and early stopping
+
+PATIENT = {"patience": 1, "threshold": 0.05, "epochs": 8, "schedule": "constant"}
+
+
+@pytest.fixture(scope="module")
+def pair():
+    return finished(replicates=2, **PATIENT)
+
+
+def test_each_replicate_of_a_run_is_the_run_of_its_seed_alone(pair):
+    leaves = jax.tree.leaves(tuple(newest(pair))[:2])
+    for replicate in (0, 1):
+        alone = newest(finished(seed=replicate, **PATIENT))
+        assert bits([leaf[replicate : replicate + 1] for leaf in leaves]) == bits(
+            (alone.state, alone.best)
+        )
+        for weights in ("final", "best"):
+            mine = load_model(pair / "models" / f"{weights}-{replicate}")
+            other = finished(seed=replicate, **PATIENT) / "models" / f"{weights}-0"
+            assert bits(mine) == bits(load_model(other))
+
+
+def test_metrics_of_a_replicate_that_has_stopped_are_null(pair):
+    stops = (newest(pair).state.step // STEPS_PER_EPOCH).tolist()
+    assert stops[0] != stops[1], "choose other settings: replicates should stop apart"
+    assert max(stops) < 8
+    rows = read_metrics(pair)
+    assert len(rows) == max(stops)
+    for row in rows:
+        assert [bound is not None for bound in row["train_bound"]] == [
+            row["epoch"] <= stop for stop in stops
+        ]
+
+
+@pytest.mark.usefixtures("step_by_step")
+def test_patience_is_remembered_by_a_run_that_was_stopped(pair, tmp_path, monkeypatch):
+    first = int(newest(pair).state.step.min())
+    run = tmp_path / "run"
+    stop(start_run(small.config(replicates=2, **PATIENT), run), signal.SIGINT, first + 7)
+    monkeypatch.undo()
+    exhaust(resume_run(run))
+    assert outcome(run) == outcome(pair)
+
+
+# From a trained model
+
+
+def test_a_warm_start_has_the_weights_and_if_asked_the_optimiser(tmp_path):
+    start = finished()
+    for keep in (False, True):
+        job = make_job(small.config(init_from=start, keep_optimizer=keep, k=1, epochs=1))
+        state, best = initial_state(job)
+        assert bits(state.params) == bits(newest(start).state.params)
+        assert (bits(state.opt_state) == bits(newest(start).state.opt_state)) == keep
+        assert state.step.tolist() == best.waited.tolist() == [0]
+        assert best.value.tolist() == [-math.inf]
+        train_in(tmp_path / f"{keep}", init_from=start, keep_optimizer=keep, epochs=1)
+    assert outcome(tmp_path / "True")[1] != outcome(tmp_path / "False")[1]
+    config = read_config(tmp_path / "True" / "config.toml")
+    assert (config.init_from, config.keep_optimizer) == (start, True)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"latent_sizes": (3,)}, r"latent_sizes of the model in .* is \(2,\), here \(3,\)"),
+        ({"hidden_sizes": ((5, 5),)}, "hidden_sizes of the model in"),
+        ({"activation": "relu"}, "activation of the model in .* is tanh, here relu"),
+        ({"dataset": "digits"}, "size of an example of the model in .* is 16, here 64"),
+        ({"dataset": "circle", "validation": 0}, "size of an example"),
+        ({"replicates": 2}, "no model in .*final-1"),
+    ],
+)
+def test_a_warm_start_from_another_kind_of_model_is_refused(tmp_path, changes, message):
+    config = small.config(init_from=finished(), **changes)
+    with pytest.raises(UserError, match=message):
+        next(start_run(config, tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_optimiser_of_another_kind_is_refused(tmp_path):
+    config = small.config(init_from=finished(), keep_optimizer=True, optimizer="authors")
+    with pytest.raises(UserError, match="does not fit this configuration"):
+        next(start_run(config, tmp_path / "run"))
+
+
+# What is not finite
+
+
+def test_a_run_that_breaks_keeps_its_last_good_state(tmp_path):
+    run = tmp_path / "run"
+    with pytest.raises(NonFiniteError, match=r"stopped at step 2 \(epoch 1, replicate 0\): "):
+        train_in(run, learning_rate=1e30, schedule="constant")
+    assert steps_of(run) == [1]
+    assert int(newest(run).state.step[0]) == 1
+    for model in (newest(run).state.params, load_model(run / "models" / "final-0")):
+        assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(model))
+    with pytest.raises(NonFiniteError, match="stopped at step 2"):
+        exhaust(resume_run(run))
+    assert steps_of(run) == [1]
