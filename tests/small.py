@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from iwae import config as config_module
-from iwae.checkpoint import list_checkpoints, load_checkpoint
+from iwae.checkpoint import list_checkpoints, load_checkpoint, save_model
 from iwae.config import make_config, read_config
-from iwae.jobs import initial_state, make_job
+from iwae.jobs import initial_state, make_job, model_folder
 from iwae.runs import start_run
 
 _folder = tempfile.TemporaryDirectory(prefix="iwae-tests-")
@@ -24,8 +24,17 @@ OPTIONS = {
     "k": 2,
     "batch_size": 10,
     "epochs": 4,
-    "learning_rate": 0.01,
+    "learning_rate": 0.1,
     "validation": 50,
+}
+
+# The two replicates of this run stop at different epochs, and both before its end.
+PATIENT = {
+    "patience": 1,
+    "threshold": 0.05,
+    "epochs": 7,
+    "schedule": "constant",
+    "learning_rate": 0.02,
 }
 
 
@@ -44,6 +53,13 @@ def pictures():
     return FOLDER / "pictures.npz"
 
 
+def own_data(path, seed=0, **more):
+    """The options for a file of arrays by name, of the sizes that `pictures` leaves."""
+    images = grey(seed)
+    np.savez(path, train=images[:300], test=images[350:], **more)
+    return {"dataset": str(path), "validation": None, "epochs": 1}
+
+
 def config(**changes):
     return make_config({"dataset": str(pictures()), **OPTIONS, **changes}, "test")
 
@@ -58,6 +74,21 @@ def finished(**changes):
     """A finished run; tests share it, so they must not change it."""
     run = Path(tempfile.mkdtemp(dir=FOLDER)) / "run"
     train_in(run, **changes)
+    return run
+
+
+@cache
+def unvalidated():
+    """A finished run without held-out examples."""
+    return finished(**own_data(FOLDER / "unvalidated.npz"))
+
+
+def by_hand(run, models, **changes):
+    """A run whose models, one for each replicate, were not trained but made."""
+    resolved = make_job(config(replicates=len(models), **changes)).config
+    config_module.write_config(resolved, run / "config.toml")
+    for replicate, model in enumerate(models):
+        save_model(model, model_folder(run, "final", replicate), replicate=replicate, epoch=0)
     return run
 
 

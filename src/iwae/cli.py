@@ -173,19 +173,27 @@ def _describe(record: dict[str, Any]) -> str:
     for one in each:
         name = f"replicate {one['replicate']} " if len(each) > 1 else ""
         lines += [
-            f"  {name}L_{row['k']} = {row['log_likelihood']:.3f} +- {row['stderr']:.3f}"
+            f"  {name}L_{row['k']} = {_with_error(row)}"
             f"  (effective sample size {row['ess_mean']:.1f})"
             for row in one["by_k"]
         ]
         units = "+".join(map(str, one["active_units"]))
         authors = "+".join(map(str, one["active_units_authors"]))
         lines.append(f"  {name}active units {units} (authors' definition: {authors})")
-    if len(each) > 1:
+    if record.get("between_replicates_sd") is not None:
         lines.append(
             f"  mean L_{record['k']} = {record['log_likelihood']:.3f}, standard deviation between "
             f"replicates {record['between_replicates_sd']:.3f}"
         )
     return "\n".join(lines)
+
+
+def _with_error(row: dict[str, Any]) -> str:
+    """A mean and its standard error, as far as they exist."""
+    value, error = row["log_likelihood"], row["stderr"]
+    if value is None:
+        return "not finite"
+    return f"{value:.3f}" if error is None else f"{value:.3f} +- {error:.3f}"
 
 
 # --- the rest -------------------------------------------------------------------------------

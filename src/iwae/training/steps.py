@@ -180,8 +180,9 @@ def _run_replicate(
         new, grads = _one_step(state, raw, schedule, static, settings, steps_per_epoch)
         good = jnp.isfinite(new.bound)
         if checked:
-            good &= jnp.isfinite(optax.tree.sum(jax.tree.map(jnp.abs, grads)))
-            new = jax.tree.map(lambda a, b: jnp.where(good, a, b), new, state)
+            good &= jnp.isfinite(optax.tree.sum(jax.tree.map(jnp.abs, (grads, new.params))))
+            old = state._replace(key=new.key)  # the same, and not to be selected from
+            new = jax.tree.map(lambda a, b: a if a is b else jnp.where(good, a, b), new, old)
         return new, good
 
     return jax.lax.while_loop(going_on, step, (state, jnp.bool(True)))[0]
@@ -213,18 +214,28 @@ def run_steps(
     Returns:
         The new states. A replicate whose bound is not finite has stopped where it broke.
     """
+    # The keys are folded, never consumed, so a dispatch may be run again from the same state.
     replicates = len(state.step)
+    state = _take(state, list(range(replicates)))
     devices = jax.devices()[:replicates]
     mesh = Mesh(np.asarray(devices), ("replicate",))
     padding = -replicates % len(devices)  # copies that have nothing to do
     if padding:
-        state = jax.tree.map(lambda leaf: jnp.concatenate([leaf, leaf[:padding]]), state)
+        state = _take(state, [*range(replicates), *range(padding)])
         stop = jnp.concatenate([stop, state.step[:padding]])
     state, stop = jax.device_put((state, stop), NamedSharding(mesh, PartitionSpec("replicate")))
     data = jax.device_put(data, NamedSharding(mesh, PartitionSpec()))
     static = eqx.filter(template, eqx.is_inexact_array, inverse=True)
     out = _run_replicates(state, stop, data, schedule, static, settings, checked, mesh)
-    return jax.tree.map(lambda leaf: leaf[:replicates], out) if padding else out
+    return _take(out, list(range(replicates))) if padding else out
+
+
+def _take(state: TrainState, replicates: list[int]) -> TrainState:
+    """The states of some replicates; a key may be taken twice, for a copy that does nothing."""
+    index = np.asarray(replicates)
+    data, impl = jax.random.key_data(state.key), jax.random.key_impl(state.key)
+    taken = jax.tree.map(lambda leaf: leaf[index], state._replace(key=data))
+    return taken._replace(key=jax.random.wrap_key_data(taken.key, impl=impl))
 
 
 @eqx.filter_jit

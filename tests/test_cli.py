@@ -1,0 +1,462 @@
+"""The command line: what it takes, what it prints where, and how it says what is wrong."""
+
+import io
+import json
+import re
+import subprocess
+import sys
+
+import equinox as eqx
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import small
+from iwae import runs
+from iwae.checkpoint import load_model
+from iwae.cli import COMMANDS, main
+from iwae.config import TrainConfig
+from iwae.presets import PRESETS
+from iwae.progress import show_training, tracker
+from iwae.training import NonFiniteError
+from small import PATIENT, finished
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+
+@pytest.fixture(autouse=True)
+def isolated(monkeypatch, tmp_path):
+    """No test sees this machine's data, or changes the set-up of JAX."""
+    monkeypatch.delenv("IWAE_DATA", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("JAX_NUM_CPU_DEVICES", "2")
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "compiled"))
+    monkeypatch.setenv("COLUMNS", "200")
+
+
+@pytest.fixture
+def iwae(capfd):
+    """Run a command: its exit status, standard output and standard error."""
+
+    def call(*words):
+        try:
+            status = main([str(word) for word in words])
+        except SystemExit as leaving:
+            status = leaving.code
+        return status, *capfd.readouterr()
+
+    return call
+
+
+def chosen(monkeypatch):
+    """What `iwae train` would do, instead of doing it."""
+    calls = []
+
+    def note(name):
+        def instead(*arguments):
+            calls.append((name, *arguments))
+            return iter(())
+
+        return instead
+
+    monkeypatch.setattr(runs, "start_run", note("start"))
+    monkeypatch.setattr(runs, "resume_run", note("resume"))
+    return calls
+
+
+# Help and lists
+
+LIGHT = """
+import sys
+from iwae.cli import COMMANDS, main
+
+lists = [["--version"], ["data", "list"], ["presets"], ["data", "verify"]]
+helps = [["--help"], ["help"], [], *([name, "--help"] for name in COMMANDS)]
+for words in [*helps, *lists, ["nonsense"]]:
+    try:
+        main(words)
+    except SystemExit as leaving:
+        assert leaving.code == 0, words
+    heavy = {"jax", "scipy", "sklearn", "matplotlib", "numpyro", "equinox"} & sys.modules.keys()
+    assert not heavy, (words, heavy)
+"""
+
+
+def test_help_and_lists_answer_without_importing_jax():
+    done = subprocess.run(
+        [sys.executable, "-c", LIGHT], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("usage: iwae COMMAND") == 3
+
+
+def test_help_names_every_command_and_every_option(iwae):
+    status, out, _ = iwae("--help")
+    assert status == 0
+    for name in COMMANDS:
+        assert re.search(rf"^  {name} +\w", out, re.MULTILINE)
+        status, out_command, _ = iwae(name, "--help")
+        assert status == 0
+        assert out_command.startswith(f"usage: iwae {name}")
+    _, out, _ = iwae("train", "--help")
+    for field in TrainConfig.model_fields:
+        assert f"--{field.replace('_', '-')}" in out
+
+
+def test_both_ways_to_start_it():
+    for command in (
+        ["-m", "iwae"],
+        ["-c", "import sys; from iwae.cli import main; sys.exit(main())"],
+    ):
+        done = subprocess.run(
+            [sys.executable, *command, "--version"], capture_output=True, text=True, check=True
+        )
+        assert re.fullmatch(r"iwae \d+\.\d+\.\d+\n", done.stdout)
+
+
+def test_presets_show_published_numbers_and_what_they_need(iwae):
+    _, out, _ = iwae("presets")
+    assert len(out.splitlines()) == len(PRESETS)
+    _, out, _ = iwae("presets", "table[12]/*50")
+    assert re.search(r"table1/mnist/1l/iwae-k50 +NLL +84\.78 +active +25 ", out)
+    _, out, _ = iwae("presets", "table2/*")
+    assert "--init-from a run of table1/mnist/1l/vae-k1" in out
+
+
+def test_a_reader_that_has_seen_enough_is_no_error():
+    script = "import sys; from iwae.cli import main; sys.exit(main(['presets']))"
+    with subprocess.Popen(
+        [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 141
+
+
+# From words to a configuration
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (
+            "--dataset mnist --objective iwae --k 50 --layers 2 --epochs 10 --replicates 3",
+            {"k": 50, "layers": 2, "epochs": 10, "replicates": 3},
+        ),
+        (
+            "--latent-sizes 100 50 --hidden-sizes 200,200 100,100",
+            {"latent_sizes": (100, 50), "hidden_sizes": ((200, 200), (100, 100))},
+        ),
+        ("--no-shuffle --no-output-bias", {"shuffle": False, "output_bias": False}),
+        ("--validation authors", {"validation": "authors"}),
+        ("--validation 100 --patience 3", {"validation": 100, "patience": 3}),
+        ("--preset digits/iwae-k20 --k 5", {"dataset": "digits", "k": 5, "validation": 200}),
+        ("--preset=table1/omniglot/2l/vae-k5", {"dataset": "omniglot", "objective": "vae", "k": 5}),
+        (
+            "--learning-rate 1e-4 --optimizer authors",
+            {"learning_rate": 1e-4, "optimizer": "authors"},
+        ),
+    ],
+)
+def test_options_become_a_configuration(iwae, monkeypatch, tmp_path, words, expected):
+    calls = chosen(monkeypatch)
+    assert iwae("train", *words.split(), "--out", tmp_path / "run")[0] == 0
+    ((name, config, run, data_dir),) = calls
+    assert (name, run, data_dir) == ("start", tmp_path / "run", None)
+    assert {field: getattr(config, field) for field in expected} == expected
+
+
+def test_options_change_what_an_experiment_file_says(iwae, monkeypatch, tmp_path):
+    calls = chosen(monkeypatch)
+    small.write_config(tmp_path / "experiment.toml")
+    words = ("train", tmp_path / "experiment.toml", "--out", tmp_path / "run", "--data-dir", "d")
+    assert iwae(*words)[0] == iwae(*words, "--k", "5")[0] == 0
+    assert calls[0][1] == small.config()
+    assert calls[1][1] == small.config(k=5)
+    assert str(calls[0][3]) == "d"
+
+
+def test_resume_goes_to_the_run(iwae, monkeypatch):
+    calls = chosen(monkeypatch)
+    assert iwae("train", "--resume", "run")[0] == 0
+    assert iwae("train", "--resume", "run", "--stage", "3", "--data-dir", "d")[0] == 0
+    assert [(name, str(run), stage) for name, run, _, stage in calls] == [
+        ("resume", "run", None),
+        ("resume", "run", 3),
+    ]
+
+
+# What is wrong
+
+WRONG = [
+    ("nonsense", "no command 'nonsense'; known: train, evaluate"),
+    ("trian", "no command 'trian'; did you mean 'train'?"),
+    ("train", "name a folder for the run: --out RUN"),
+    ("train --out {new} --stage 1", "--stage goes with --resume"),
+    ("train nowhere.toml --out {new}", "no experiment file nowhere.toml"),
+    ("train {folder} --out {new}", "cannot be read"),
+    ("train {binary} --out {new}", "cannot be read"),
+    (
+        "train {run}/config.toml --preset digits/iwae-k20",
+        "an experiment file or --preset, not both",
+    ),
+    ("train --preset digit/iwae --out {new}", "no preset 'digit/iwae'; near it: digits/iwae-k20"),
+    ("train --preset", "Missing value for argument '--preset'"),
+    ("train --preset table2/vae-to-iwae --out {new}", "--init-from RUN"),
+    ("train --kk 5 --out {new}", "--k INT"),
+    ("train --k five --out {new}", "Error parsing --k"),
+    ("train --k 0 --out {new}", "k: Input should be greater than or equal to 1 (given: 0)"),
+    ("train --k -1 --out {new}", "k: Input should be greater than or equal to 1 (given: -1)"),
+    ("train --epochs 1.5 --out {new}", "Error parsing --epochs"),
+    ("train --learning-rate nan --out {new}", "learning_rate: Input should be a finite number"),
+    ("train --seed -1 --out {new}", "seed: "),
+    ("train --latent-sizes 2 --out {new}", "so hidden_sizes must have as many lists"),
+    (
+        "train --latent-sizes 2 --hidden-sizes 8,x --out {new}",
+        "'8,x' is not lists of whole numbers",
+    ),
+    ("train --layers 2 --latent-sizes 2 --hidden-sizes 5 --out {new}", "layers is 2 but"),
+    ("train --optimizer sgd --out {new}", "'paper', 'authors'"),
+    ("train --dataset nonsense --out {new}", "unknown data set 'nonsense'"),
+    ("train --dataset mnits --out {new}", "did you mean 'mnist'"),
+    ("train --dataset nowhere.npy --out {new}", "nowhere.npy cannot be read"),
+    ("train --dataset {binary}.npy --out {new}", "truncated, corrupt"),
+    ("train --dataset digits --objective iwea --out {new}", "did you mean iwae?"),
+    ("train --dataset digits --objective elbo-analytic --layers 2 --out {new}", "one stochastic"),
+    ("train --dataset digits --batch-size 2000 --out {new}", "choose a smaller batch"),
+    ("train --dataset digits --validation 2000 --out {new}", "validation must hold out"),
+    ("train --dataset digits --validation authors --out {new}", "not 'authors'"),
+    ("train --dataset digits --patience 3 --out {new}", "patience needs held-out examples"),
+    ("train --dataset digits --binarization none --out {new}", "binarise them"),
+    ("train --dataset camel --binarization dynamic --out {new}", "contradicts"),
+    ("train --dataset digits --keep-optimizer --out {new}", "keep_optimizer needs init_from"),
+    ("train --dataset digits --init-from {folder} --out {new}", "no model in"),
+    ("train --dataset digits --init-from {run} --out {new}", "init_from: the size of an example"),
+    ("train {run}/config.toml --out {run}", "holds a run already; go on with --resume"),
+    ("train {run}/config.toml --out {folder}", "is not empty"),
+    ("train {run}/config.toml --out {binary}", "is a file"),
+    ("train --resume {folder}", "holds no run: config.toml is missing"),
+    ("train --resume {binary}", "holds no run"),
+    ("train --resume nowhere", "holds no run"),
+    ("train --resume {run} --k 5", "give no other options"),
+    ("train --resume {run} --out {new}", "give no other options"),
+    ("train --resume {run} --preset digits/iwae-k20", "give no other options"),
+    ("train {run}/config.toml --resume {run}", "give no other options"),
+    ("train --resume {run} --stage 8", "no stage 8"),
+    ("train --resume {run} --stage x", "Error parsing --stage"),
+    ("train one.toml two.toml", "no experiment file one.toml"),
+    ("evaluate", "required"),
+    ("evaluate nowhere", "nowhere holds no run"),
+    ("evaluate {folder}", "holds no run"),
+    ("evaluate {binary}", "holds no run"),
+    ("evaluate {run} --k", "name at least one k"),
+    ("evaluate {run} --k 0", "k is 0"),
+    ("evaluate {run} --k -5", "k is -5"),
+    ("evaluate {run} --k x", "--k"),
+    ("evaluate {run} --split tests", "'train', 'validation', 'test'"),
+    ("evaluate {run} --weights last", "'final', 'best'"),
+    ("evaluate {run} --seed -1", "seed is -1"),
+    ("evaluate {run} --examples 0", "examples is 0; the test split has 50"),
+    ("evaluate {run} --batch-size 0", "batch_size is 0"),
+    ("evaluate {unvalidated} --weights best", "has no best weights"),
+    ("evaluate {unvalidated} --split validation", "is empty"),
+    ("figures", "required"),
+    ("figures {folder}", "holds no run"),
+    ("figures {unvalidated} --weights best", "has no best weights"),
+    ("presets zzz*", "no preset matches 'zzz*'"),
+    ("data", "required"),
+    ("data remove mnist", "'list', 'fetch', 'verify'"),
+    ("data list mnist", "takes no name"),
+    ("data fetch", "name the data set: iwae data fetch NAME"),
+    ("data fetch nonsense", "unknown data set 'nonsense'"),
+    ("data verify", "name the data set"),
+]
+
+
+@pytest.mark.parametrize(("words", "message"), WRONG, ids=[words for words, _ in WRONG])
+def test_mistakes_are_named_without_a_traceback(iwae, tmp_path, words, message):
+    binary = tmp_path / "folder" / "binary"
+    binary.parent.mkdir()
+    binary.write_bytes(b"\x89PNG\r\n\x1a\n\x00")
+    binary.with_suffix(".npy").write_bytes(b"\x93NUMPY\x01\x00\xff")
+    places = {
+        "new": tmp_path / "new",
+        "folder": binary.parent,
+        "binary": binary,
+        "run": finished(),
+        "unvalidated": small.unvalidated(),
+    }
+    status, out, err = iwae(*words.format(**places).split())
+    assert status == 2
+    assert message in " ".join(re.sub("[│─╭╮╰╯]", " ", err).split())
+    assert "Traceback" not in err
+    assert out == ""
+    if err.startswith("iwae: "):
+        assert err.count("\n") == 1
+    assert not (tmp_path / "new").exists()
+
+
+def test_what_the_system_refuses_is_one_line(iwae, tmp_path):
+    (tmp_path / "file").touch()
+    config = tmp_path / "experiment.toml"
+    small.write_config(config)
+    status, out, err = iwae("train", config, "--out", tmp_path / "file" / "run")
+    assert (status, out) == (1, "")
+    assert re.fullmatch(r"iwae: .*Not a directory.*\n", err)
+
+
+def test_a_run_that_breaks_has_status_one_and_says_where(iwae, tmp_path, monkeypatch):
+    state, best = small.newest(finished())[:2]
+    error = NonFiniteError("training stopped at step 7: the bound is not finite", state, best)
+
+    def broken(*_):
+        yield from ()
+        raise error
+
+    monkeypatch.setattr(runs, "start_run", broken)
+    status, out, err = iwae("train", "--out", tmp_path / "run")
+    assert (status, out) == (1, "")
+    assert err == (
+        "iwae: training stopped at step 7: the bound is not finite; the last good state is in "
+        f"{tmp_path}/run/checkpoints\n"
+    )
+
+
+def test_a_result_that_is_not_a_number_has_status_one(iwae, tmp_path):
+    model = load_model(finished() / "models" / "final-0")
+    broken = eqx.tree_at(lambda m: m.output.bias, model, jnp.full(16, jnp.nan))
+    status, out, err = iwae("evaluate", small.by_hand(tmp_path / "run", [broken]), "--k", 5)
+    assert (status, out) == (1, "")
+    assert re.fullmatch(r"iwae: the log-likelihood of example 0 is not a number.*\n", err)
+
+
+# Train, evaluate, figures
+
+ASKED = {
+    *("log_likelihood", "stderr", "n", "k", "split", "dataset", "test_sha256"),
+    "active_units",
+}
+
+
+@pytest.fixture
+def experiment(tmp_path):
+    small.write_config(tmp_path / "experiment.toml")
+    return tmp_path / "experiment.toml"
+
+
+def test_training_says_how_it_goes_and_where_the_models_are(iwae, experiment, tmp_path):
+    status, out, err = iwae("train", experiment, "--out", tmp_path / "run", "--verbose")
+    run = tmp_path / "run"
+    assert status == 0
+    assert out == f"trained models are in {run}/models; measure them with: iwae evaluate {run}\n"
+    lines = err.splitlines()
+    assert len(lines) == 4
+    for number, line in enumerate(lines, 1):
+        pattern = rf"epoch {number}, \d+ steps/s, bound -\d+\.\d\d, validation -\d+\.\d\d(, .*)?"
+        assert re.fullmatch(pattern, line)
+    status, out, err = iwae("train", "--resume", run, "--quiet")
+    assert (status, out, err) == (0, "", "")
+
+
+def test_quiet_is_quiet_and_lines_are_few_by_default(iwae, experiment, tmp_path):
+    assert iwae("train", experiment, "--out", tmp_path / "quiet", "--quiet") == (0, "", "")
+    _, _, err = iwae("train", experiment, "--out", tmp_path / "plain", "--epochs", 2)
+    assert re.fullmatch(r"epoch 2, \d+ steps/s, bound -\S+, validation -\S+\n", err)
+
+
+def test_json_is_exactly_one_object(iwae):
+    status, out, _ = iwae("evaluate", finished(), "--k", 5, 1, "--json")
+    assert status == 0
+    record = json.loads(out, parse_constant=pytest.fail)
+    assert out.count("\n") == 1
+    assert record.keys() >= ASKED
+    assert (record["n"], record["k"], record["split"]) == (50, 5, "test")
+    assert record["active_units"] == [2]
+    assert record == json.loads((finished() / "evaluations" / "test-final-k5.json").read_text())
+
+
+def test_json_of_replicates_lists_what_is_asked_of_each(iwae):
+    run = finished(replicates=2, **PATIENT)
+    status, out, _ = iwae("evaluate", run, "--k", 5, "--json", "--weights", "best")
+    record = json.loads(out, parse_constant=pytest.fail)
+    assert status == 0
+    assert record.keys() >= ASKED | {"between_replicates_sd"}
+    assert len(record["replicates"]) == 2
+    for one in record["replicates"]:
+        assert one.keys() >= ASKED
+    status, out, _ = iwae("evaluate", run, "--k", 5, "--weights", "best")
+    first, *_, last = out.splitlines()
+    assert first == "pictures.npz test, 50 examples, best weights; nats per example"
+    mean, spread = record["log_likelihood"], record["between_replicates_sd"]
+    assert last == (f"  mean L_5 = {mean:.3f}, standard deviation between replicates {spread:.3f}")
+
+
+def test_the_result_in_words_has_the_standard_error(iwae):
+    status, out, err = iwae("evaluate", finished(), "--k", 5, 1)
+    assert (status, err) == (0, "")
+    number = r"-\d+\.\d{3} \+- \d+\.\d{3}  \(effective sample size \d+\.\d\)"
+    assert re.fullmatch(
+        rf"pictures\.npz test, 50 examples, final weights; nats per example\n"
+        rf"  L_1 = {number}\n  L_5 = {number}\n"
+        rf"  active units 2 \(authors' definition: \d\)\n",
+        out,
+    )
+
+
+def test_one_example_has_no_standard_error(iwae):
+    status, out, _ = iwae("evaluate", finished(), "--k", 5, "--examples", 1)
+    assert status == 0
+    assert "nan" not in out
+    assert "None" not in out
+    status, out, _ = iwae("evaluate", finished(), "--k", 5, "--examples", 1, "--json")
+    assert json.loads(out, parse_constant=pytest.fail)["stderr"] is None
+
+
+def test_figures_prints_the_files_that_it_drew(iwae):
+    status, out, _ = iwae("figures", finished())
+    assert status == 0
+    assert len(out.splitlines()) == 10
+    assert set(out.splitlines()) == {str(path) for path in (finished() / "figures").iterdir()}
+
+
+def test_data_that_are_bundled_are_verified(iwae):
+    status, out, _ = iwae("data", "verify", "digits")
+    assert status == 0
+    assert out.startswith("ok  digits: ")
+
+
+def test_data_that_are_damaged_are_said_to_be(iwae, tmp_path):
+    (tmp_path / "train-images-idx3-ubyte").write_bytes(b"\x00\x00\x08\x03")
+    status, out, err = iwae("data", "verify", "mnist", "--data-dir", tmp_path)
+    assert status in (1, 2)
+    assert "train-images-idx3-ubyte" in out + err
+    assert "Traceback" not in err
+
+
+# On a terminal
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def test_a_terminal_shows_a_bar(monkeypatch):
+    reports = [
+        runs.Report(
+            30 * e, e, True, 30, np.array([-9.5]), np.array([-9.0]), np.array([True]), 30, 0.1
+        )
+        for e in (1, 2)
+    ]
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    show_training(iter(reports), finished())
+    assert "epoch 2, 300 steps/s, bound -9.50, validation -9.00" in sys.stderr.getvalue()
+    assert "50%" in sys.stderr.getvalue()
+    slabs = [{"ess": np.zeros(20)}, {"ess": np.zeros(30)}]
+    assert list(tracker(quiet=False)(iter(slabs), 50, "replicate 0, k=5")) == slabs
+    assert "replicate 0, k=5" in sys.stderr.getvalue()
+
+
+def test_without_a_terminal_there_are_no_control_characters(iwae, experiment, tmp_path):
+    _, out, err = iwae("train", experiment, "--out", tmp_path / "run", "--epochs", 1)
+    assert (out + err).replace("\n", "").isprintable()

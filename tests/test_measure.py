@@ -1,0 +1,290 @@
+"""Records: every number against the values behind it, and these against the library."""
+
+import json
+import shutil
+from itertools import pairwise
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import small
+from iwae import evaluate_run
+from iwae._types import UserError
+from iwae.checkpoint import load_model
+from iwae.data import load_dataset, test_sha256
+from iwae.evaluate import active_units, authors_active_units, log_likelihoods
+from iwae.jobs import split_examples
+from iwae.measure import summary
+from iwae.model import VAE
+from small import PATIENT, finished
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+
+def dataset():
+    return load_dataset(small.pictures(), validation=50)
+
+
+def values_of(run, name):
+    with np.load(run / "evaluations" / f"{name}.npz", allow_pickle=False) as file:
+        return dict(file)
+
+
+@pytest.fixture(scope="module")
+def record():
+    return evaluate_run(finished(), ks=[5, 1, 5])
+
+
+# Numbers
+
+
+def test_a_record_has_the_mean_and_standard_error_of_the_values_beside_it(record):
+    model = load_model(finished() / "models" / "final-0")
+    values = values_of(finished(), "test-final-k5")
+    assert values["k"].tolist() == [1, 5]
+    assert values["index"].tolist() == list(range(50))
+    assert values["log_likelihood"].shape == values["ess"].shape == (1, 2, 50)
+    assert values["log_likelihood"].dtype == values["ess"].dtype == np.float64
+    for i, k in enumerate((1, 5)):
+        expected = log_likelihoods(model, dataset().test, jax.random.key(0), k=k)
+        np.testing.assert_array_equal(values["log_likelihood"][0, i], expected)
+        row = record["by_k"][i]
+        assert row["k"] == k
+        assert row["log_likelihood"] == pytest.approx(expected.mean(), rel=1e-12)
+        assert row["stderr"] == pytest.approx(expected.std(ddof=1) / np.sqrt(50), rel=1e-12)
+        assert row["ess_mean"] == pytest.approx(values["ess"][0, i].mean())
+    assert record["by_k"][0]["ess_mean"] == 1.0
+    assert 1 < record["by_k"][1]["ess_mean"] < 5
+    for name in ("k", "log_likelihood", "stderr"):
+        assert record[name] == record["by_k"][-1][name]
+
+
+def test_a_record_says_all_that_its_numbers_depend_on(record):
+    data = dataset()
+    assert record["dataset"] == "pictures.npz"
+    assert (record["split"], record["n"], record["subset"]) == ("test", 50, None)
+    assert record["test_sha256"] == test_sha256(data.test) == record["examples_sha256"]
+    assert record["data"] == data.identity
+    assert record["config"]["latent_sizes"] == [2]
+    assert (record["config"]["k"], record["config"]["seed"]) == (2, 0)
+    assert record["method"] == "importance sampling"
+    assert (record["unit"], record["dtype"], record["seed"]) == ("nats", "float32", 0)
+    assert (record["device"], record["devices"]) == ("cpu", 2)
+    assert record["versions"] == {"iwae": "0.1.0", "jax": jax.__version__}
+    assert (record["weights"], record["pruned"], record["epoch"]) == ("final", False, 4)
+
+
+def test_the_record_is_kept_as_plain_json(record):
+    text = (finished() / "evaluations" / "test-final-k5.json").read_text()
+    assert json.loads(text, parse_constant=pytest.fail) == json.loads(json.dumps(record))
+
+
+def test_active_units_are_counted_by_both_definitions(record):
+    model, data = load_model(finished() / "models" / "final-0"), dataset()
+    units = active_units(model, data.test, jax.random.key(0))
+    assert record["active_units"] == list(units.counts) == [2]
+    np.testing.assert_array_equal(
+        values_of(finished(), "test-final-k5")["variances_0_1"], units.variances[0]
+    )
+    train = split_examples(data, "train", 500)
+    authors = authors_active_units(model, train, jax.random.key(0))
+    assert record["active_units_authors"] == list(authors.counts)
+    assert record["threshold"] == 0.01
+
+
+def test_each_replicate_has_a_record_of_its_own():
+    run = finished(replicates=2, **PATIENT)
+    record = evaluate_run(run, ks=[5], weights="best")
+    values = values_of(run, "test-best-k5")["log_likelihood"]
+    means = values[:, 0].mean(axis=1)
+    assert means[0] != means[1]
+    assert record["log_likelihood"] == pytest.approx(means.mean())
+    assert record["between_replicates_sd"] == pytest.approx(means.std(ddof=1))
+    assert record["stderr"] == pytest.approx(values[:, 0].mean(axis=0).std(ddof=1) / np.sqrt(50))
+    for replicate, one in enumerate(record["replicates"]):
+        assert one["log_likelihood"] == pytest.approx(means[replicate])
+        assert one["replicate"] == replicate
+        expected = {name: record[name] for name in ("k", "n", "split", "dataset", "test_sha256")}
+        assert {name: one[name] for name in expected} == expected
+        assert one["stderr"] > 0
+        assert np.shape(one["active_units"]) == (1,)
+        alone = evaluate_run(finished(seed=replicate, **PATIENT), ks=[5], weights="best")
+        assert one["log_likelihood"] == alone["log_likelihood"]
+        assert one["epoch"] == alone["epoch"]
+
+
+def test_final_and_best_weights_are_told_apart():
+    run = finished(replicates=2, **PATIENT)
+    final, best = (evaluate_run(run, ks=[5], weights=weights) for weights in ("final", "best"))
+    assert final["log_likelihood"] != best["log_likelihood"]
+    assert [one["epoch"] for one in final["replicates"]] != [
+        one["epoch"] for one in best["replicates"]
+    ]
+    assert values_of(run, "test-final-k5")["log_likelihood"].shape == (2, 1, 50)
+
+
+def test_the_seed_decides_the_draws_and_the_batch_does_not():
+    plain, other, batched = (
+        evaluate_run(finished(), ks=[5], **options)
+        for options in ({}, {"seed": 1}, {"batch_size": 7})
+    )
+    assert plain["log_likelihood"] != other["log_likelihood"]
+    assert batched["log_likelihood"] == pytest.approx(plain["log_likelihood"], rel=1e-6)
+
+
+# Splits
+
+
+def test_training_pixels_are_drawn_once():
+    grey = dataset().train
+    drawn, again = (split_examples(dataset(), "train") for _ in range(2))
+    np.testing.assert_array_equal(drawn, again)
+    assert drawn.dtype == np.uint8
+    assert set(np.unique(drawn)) == {0, 1}
+    errors = (drawn - grey / 255).mean(axis=0) / np.sqrt(0.25 / len(grey))
+    assert np.abs(errors).max() < 5
+    assert (drawn[grey == 0] == 0).all()
+    assert (drawn[grey == 255] == 1).all()
+    assert (drawn != grey // 128).any()  # draws, not a threshold
+
+
+def test_each_split_is_measured_on_its_own_examples():
+    records = {
+        split: evaluate_run(finished(), ks=[5], split=split)
+        for split in ("train", "validation", "test")
+    }
+    assert [record["n"] for record in records.values()] == [300, 50, 50]
+    assert len({record["log_likelihood"] for record in records.values()}) == 3
+    assert len({record["examples_sha256"] for record in records.values()}) == 3
+    assert len({record["test_sha256"] for record in records.values()}) == 1
+    assert records["train"]["examples_sha256"] == test_sha256(split_examples(dataset(), "train"))
+
+
+def test_a_subset_is_chosen_by_the_seed_from_all_over_the_split():
+    index = {}
+    for seed in (0, 0, 1):
+        record = evaluate_run(finished(), ks=[5], examples=20, seed=seed)
+        name = "test-final-k5-n20" + ("" if seed == 0 else "-seed1")
+        found = values_of(finished(), name)["index"]
+        assert index.setdefault(seed, found).tolist() == found.tolist()
+        assert record["subset"] == {"examples": 20, "seed": seed}
+        assert record["n"] == len(found) == len(set(found.tolist())) == 20
+        assert all(a < b for a, b in pairwise(found))
+        assert found.max() > 30
+        assert record["examples_sha256"] == test_sha256(dataset().test[found])
+    assert index[0].tolist() != index[1].tolist()
+
+
+def test_a_number_that_does_not_exist_is_null():
+    record = evaluate_run(finished(), ks=[5], examples=1)
+    assert record["stderr"] is None
+    json.dumps(record, allow_nan=False)
+    assert summary(np.array([-np.inf, 1.0])) == {"log_likelihood": None, "stderr": None}
+    assert summary(np.array([1.0, 3.0])) == {"log_likelihood": 2.0, "stderr": 1.0}
+
+
+# Pruning
+
+
+def with_idle_unit(model):
+    """The model with its second unit cut off: q(z_2|x) = p(z_2), and the decoder does not look."""
+    places = lambda m: (  # noqa: E731
+        m.encoder[0].loc.weight,
+        m.encoder[0].log_scale.weight,
+        m.decoder_hidden.layers[0].weight,
+    )
+    loc, scale, decoder = places(model)
+    cut = loc.at[:, 1].set(0), scale.at[:, 1].set(0), decoder.at[1].set(0)
+    return eqx.tree_at(places, model, cut)
+
+
+def test_the_model_without_its_inactive_units_is_measured(tmp_path):
+    """One replicate loses a unit that did nothing, the other keeps both."""
+    whole = load_model(finished() / "models" / "final-0")
+    run = small.by_hand(tmp_path / "run", [with_idle_unit(whole), whole])
+    before, after = (evaluate_run(run, ks=[500], pruned=pruned) for pruned in (False, True))
+    assert (before["pruned"], after["pruned"]) == (False, True)
+    assert [one["active_units"] for one in before["replicates"]] == [[1], [2]]
+    assert before["active_units"] == after["active_units"] == [1.5]
+    values = values_of(run, "test-final-pruned-k500")
+    assert [values[f"variances_{replicate}_1"].size for replicate in (0, 1)] == [1, 2]
+    unpruned = values_of(run, "test-final-k500")
+    assert [unpruned[f"variances_{replicate}_1"].size for replicate in (0, 1)] == [2, 2]
+    gaps = values["log_likelihood"][:, 0] - unpruned["log_likelihood"][:, 0]
+    assert not gaps[1].any()
+    noise = np.sqrt(1 / values["ess"][0, 0] + 1 / unpruned["ess"][0, 0])  # of log mean w
+    assert np.abs(gaps[0] / noise).max() < 5
+    assert noise.max() < 0.2
+    assert load_model(run / "models" / "final-0").latent_sizes == (2,)  # nothing is changed there
+
+
+def test_replicates_may_lose_whole_layers(tmp_path):
+    """The second layer of a model whose h_2 is never looked at."""
+    sizes = {"latent_sizes": (2, 2), "hidden_sizes": ((5,), (3,))}
+    model = VAE(16, **sizes, key=jax.random.key(0))
+    deaf = eqx.tree_at(
+        lambda m: (m.encoder[1].loc.weight, m.encoder[1].loc.bias),
+        model,
+        (jnp.zeros((3, 2)), jnp.zeros(2)),
+    )
+    run = small.by_hand(tmp_path / "run", [deaf, model], **sizes)
+    record = evaluate_run(run, ks=[5], pruned=True)
+    assert [len(one["active_units"]) for one in record["replicates"]] == [1, 2]
+    top = record["replicates"][1]["active_units"][1]
+    assert record["active_units"][1] == top / 2 > 0
+
+
+# What is refused
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"ks": []}, "name at least one k"),
+        ({"ks": [0]}, "k is 0; it must be at least 1"),
+        ({"ks": [5, -3]}, "k is -3"),
+        ({"seed": -1}, "seed is -1; it must be between 0 and"),
+        ({"seed": 2**31}, "seed is 2147483648"),
+        ({"examples": 0}, "examples is 0; the test split has 50"),
+        ({"examples": 51}, "examples is 51"),
+        ({"batch_size": 0}, "batch_size is 0"),
+        ({"split": "tests"}, "no split 'tests'; known: train, validation, test"),
+    ],
+)
+def test_impossible_wishes_are_refused(options, message):
+    with pytest.raises(UserError, match=message):
+        evaluate_run(finished(), **{"ks": [5], **options})
+
+
+def test_what_a_run_does_not_have_is_refused(tmp_path):
+    with pytest.raises(UserError, match="holds no run"):
+        evaluate_run(tmp_path)
+    with pytest.raises(UserError, match="has no best weights: nothing was held out"):
+        evaluate_run(small.unvalidated(), weights="best")
+    with pytest.raises(UserError, match=r"the validation split of unvalidated\.npz is empty"):
+        evaluate_run(small.unvalidated(), split="validation")
+    run = small.by_hand(tmp_path / "run", [load_model(finished() / "models" / "final-0")])
+    shutil.rmtree(run / "models")
+    with pytest.raises(UserError, match="no model in"):
+        evaluate_run(run)
+
+
+def test_data_of_another_width_are_refused(tmp_path):
+    options = small.own_data(tmp_path / "own.npz")
+    run = small.by_hand(
+        tmp_path / "run", [VAE(16, (2,), ((5,),), key=jax.random.key(0))], **options
+    )
+    nine = small.grey().reshape(400, 16)[:, :9]
+    np.savez(tmp_path / "own.npz", train=nine, test=nine)
+    with pytest.raises(UserError, match=r"examples of own\.npz have 9 values, .* trained on 16"):
+        evaluate_run(run)
+
+
+def test_a_model_that_is_not_finite_is_an_error(tmp_path):
+    model = load_model(finished() / "models" / "final-0")
+    broken = eqx.tree_at(lambda m: m.output.bias, model, model.output.bias.at[3].set(jnp.nan))
+    with pytest.raises(FloatingPointError, match="example 0 is not a number"):
+        evaluate_run(small.by_hand(tmp_path / "run", [broken]), ks=[5])
