@@ -347,7 +347,7 @@ def alone():
 @pytest.mark.parametrize("replicates", [2, 3])
 def test_each_replicate_is_the_same_seed_trained_alone(alone, replicates):
     state, best, reports = run(range(replicates), **PATIENT)
-    for replicate, (state_alone, best_alone, reports_alone) in enumerate(alone[:replicates]):
+    for replicate, (state_alone, best_alone, _reports_alone) in enumerate(alone[:replicates]):
         assert_same_numbers(of_replicate((state, best), replicate), (state_alone, best_alone))
         last = int(state.step[replicate])
         assert [report.active[replicate] for report in reports] == [
