@@ -27,7 +27,7 @@ from timing import Block, Stopwatch, cores, time_blocks
 
 PIXELS, BATCH, IMAGES = 784, 20, 60_000
 EPOCHS = 1000  # more than will be run
-WARM_UP = 100  # blocks count after the first dispatch of so many steps
+WARM_UP = 0.5  # seconds; blocks count after the first dispatch that lasts so long
 
 
 def random_images() -> np.ndarray:
@@ -51,7 +51,7 @@ def time_steps(k: int, replicates: int, seconds: float) -> list[Block]:
         if warm:
             blocks.append(Block(block.ms / replicates, block.others))
             lasted += report.seconds
-        warm = warm or report.steps >= WARM_UP
+        warm = warm or report.seconds >= WARM_UP
         if lasted > seconds:
             break
     return blocks

@@ -394,15 +394,14 @@ def flow(path, beta=0.6, step_size=0.4, n_leapfrog=3):
     def kinetic(v):
         return 0.5 * jnp.sum(v**2)
 
-    step = kernels.leapfrog(jnp.float32(beta))(path.evaluate, kinetic)
+    step = kernels.leapfrog(jnp.float32(beta), n_leapfrog)(path.evaluate, kinetic)
 
     def run(phase):
         z, v = jnp.split(phase, 2)
         point = path.evaluate(z)
         log_f = point.log_f(jnp.float32(beta))
         state = kernels.integrators.IntegratorState(z, v, log_f, point)
-        for _ in range(n_leapfrog):
-            state = step(state, jnp.float32(step_size))
+        state = step(state, jnp.float32(step_size))
         return jnp.concatenate([state.position, state.momentum])
 
     return jax.jit(run)

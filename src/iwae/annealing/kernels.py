@@ -56,28 +56,44 @@ Evaluate = Callable[[Flat], Point]
 Step = Callable[[integrators.IntegratorState, Scalar], integrators.IntegratorState]
 
 
-def leapfrog(beta: Scalar) -> Callable[[Evaluate, Callable], Step]:
-    """BlackJAX's velocity Verlet integrator of f_beta, with a `Point` for a gradient."""
+def leapfrog(beta: Scalar, steps: int) -> Callable[[Evaluate, Callable], Step]:
+    """An integrator of f_beta that takes `steps` leapfrog steps at a time."""
 
     def integrator(evaluate: Evaluate, kinetic_energy: Callable) -> Step:
-        kick = integrators.euclidean_momentum_update_fn(kinetic_energy)
+        def gradients(z: Flat) -> Point:
+            # Nobody asks for the densities on the way, and the compiler leaves out what they cost.
+            return evaluate(z)._replace(log_start=jnp.float32(0), log_joint=jnp.float32(0))
 
-        def update_momentum(v: Flat, point: Point, *args: Any, is_last_call: bool = False) -> tuple:
-            return kick(v, point.grad_f(beta), *args, is_last_call=is_last_call)
+        on_the_way = _verlet(beta, gradients, kinetic_energy)
+        last = _verlet(beta, evaluate, kinetic_energy)
 
-        def update_position(z: Flat, velocity: Flat, eps: Scalar, coef: float, _: None) -> tuple:
-            z = z + eps * coef * velocity
-            point = evaluate(z)
-            return z, point.log_f(beta), point, None
+        def step(state: integrators.IntegratorState, eps: Scalar) -> integrators.IntegratorState:
+            state = jax.lax.fori_loop(0, steps - 1, lambda _, s: on_the_way(s, eps), state)
+            return last(state, eps)
 
-        return integrators.generalized_two_stage_integrator(
-            update_momentum,
-            update_position,
-            integrators.velocity_verlet_coefficients,
-            format_output_fn=integrators.format_euclidean_state_output,
-        )
+        return step
 
     return integrator
+
+
+def _verlet(beta: Scalar, evaluate: Evaluate, kinetic_energy: Callable) -> Step:
+    """BlackJAX's velocity Verlet step, with a `Point` for a gradient."""
+    kick = integrators.euclidean_momentum_update_fn(kinetic_energy)
+
+    def update_momentum(v: Flat, point: Point, *args: Any, is_last_call: bool = False) -> tuple:
+        return kick(v, point.grad_f(beta), *args, is_last_call=is_last_call)
+
+    def update_position(z: Flat, velocity: Flat, eps: Scalar, coef: float, _: None) -> tuple:
+        z = z + eps * coef * velocity
+        point = evaluate(z)
+        return z, point.log_f(beta), point, None
+
+    return integrators.generalized_two_stage_integrator(
+        update_momentum,
+        update_position,
+        integrators.velocity_verlet_coefficients,
+        format_output_fn=integrators.format_euclidean_state_output,
+    )
 
 
 def move(
@@ -101,10 +117,10 @@ def move(
     Returns:
         The new latent, its point, and the probability with which the proposal was accepted.
     """
-    kernel = hmc.build_kernel(integrator=leapfrog(beta))
+    kernel = hmc.build_kernel(integrator=leapfrog(beta, n_leapfrog))
     state = hmc.HMCState(z, point.log_f(beta), point)
     mass = jnp.ones_like(z)
-    state, info = kernel(key, state, evaluate, step_size, mass, n_leapfrog)
+    state, info = kernel(key, state, evaluate, step_size, mass, 1)
     return state.position, state.logdensity_grad, info.acceptance_rate
 
 

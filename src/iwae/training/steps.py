@@ -6,6 +6,7 @@ in the batch), so a run that is stopped, resumed or cut into other dispatches st
 """
 
 from collections.abc import Sequence
+from functools import partial
 from typing import NamedTuple, TypeVar
 
 import equinox as eqx
@@ -214,27 +215,24 @@ def run_steps(
     Returns:
         The new states. A replicate whose bound is not finite has stopped where it broke.
     """
-    # The keys are folded, never consumed, so a dispatch may be run again from the same state.
-    replicates = len(state.step)
-    state = _take(state, list(range(replicates)))
-    devices = jax.devices()[:replicates]
-    mesh = Mesh(np.asarray(devices), ("replicate",))
-    padding = -replicates % len(devices)  # copies that have nothing to do
-    if padding:
-        state = _take(state, [*range(replicates), *range(padding)])
-        stop = jnp.concatenate([stop, state.step[:padding]])
+    # All devices take part whatever R is, so that it is always the same program that runs. The
+    # keys are folded, never consumed, so that a dispatch may be run again from the same state.
+    replicates, mesh = len(state.step), Mesh(np.asarray(jax.devices()), ("replicate",))
+    idle = -replicates % mesh.size  # copies that have nothing to do
+    state = _take(state, (*range(replicates), *(i % replicates for i in range(idle))))
+    stop = jnp.concatenate([stop, state.step[replicates:]])
     state, stop = jax.device_put((state, stop), NamedSharding(mesh, PartitionSpec("replicate")))
     data = jax.device_put(data, NamedSharding(mesh, PartitionSpec()))
     static = eqx.filter(template, eqx.is_inexact_array, inverse=True)
     out = _run_replicates(state, stop, data, schedule, static, settings, checked, mesh)
-    return _take(out, list(range(replicates))) if padding else out
+    return _take(out, tuple(range(replicates))) if idle else out
 
 
-def _take(state: TrainState, replicates: list[int]) -> TrainState:
+@partial(jax.jit, static_argnames="index")
+def _take(state: TrainState, index: tuple[int, ...]) -> TrainState:
     """The states of some replicates; a key may be taken twice, for a copy that does nothing."""
-    index = np.asarray(replicates)
     data, impl = jax.random.key_data(state.key), jax.random.key_impl(state.key)
-    taken = jax.tree.map(lambda leaf: leaf[index], state._replace(key=data))
+    taken = jax.tree.map(lambda leaf: leaf[np.asarray(index)], state._replace(key=data))
     return taken._replace(key=jax.random.wrap_key_data(taken.key, impl=impl))
 
 
@@ -254,12 +252,21 @@ def _run_replicates(
     def on_device(states: TrainState, stops: Array, data: Array, arrays: PyTree) -> TrainState:
         schedule, static = eqx.combine(arrays, fixed)
 
-        def one(state: TrainState, stop: Array) -> TrainState:
+        def run(state: TrainState, stop: Array) -> TrainState:
             return _run_replicate(state, stop, data, schedule, static, settings, checked)
 
-        if mesh.devices.flat[0].platform == "cpu":
-            return jax.lax.map(lambda args: one(*args), (states, stops))
-        return jax.vmap(one)(states, stops)
+        def run_unless_done(args: tuple[TrainState, Array]) -> TrainState:
+            state, stop = args
+            return jax.lax.cond(state.step < stop, run, lambda state, _: state, state, stop)
+
+        if mesh.devices.flat[0].platform != "cpu":
+            return jax.vmap(run)(states, stops)
+        if len(stops) > 1:
+            return jax.lax.map(run_unless_done, (states, stops))
+        # A loop over one would be compiled without its loop into another program, with other
+        # roundings; with an idle copy, a replicate is the same bit for bit whatever is beside it.
+        twice, stops = _take(states, (0, 0)), jnp.concatenate([stops, states.step])
+        return _take(jax.lax.map(run_unless_done, (twice, stops)), (0,))
 
     split, whole = PartitionSpec("replicate"), PartitionSpec()
     return jax.shard_map(
