@@ -17,8 +17,8 @@ from iwae.diagnostics import (
     share_unreliable,
     test_sample_error,
     verdict,
-    weight_diagnostics,
 )
+from iwae.evaluate.likelihood import weight_diagnostics
 from iwae.testing import LinearGaussian
 from reference import STANDARD_ERRORS, distance
 

@@ -3,13 +3,15 @@
 JAX is imported by the commands that compute, so that help and lists answer at once.
 """
 
+import contextlib
 import dataclasses
 import difflib
 import json
 import logging
 import os
+import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -19,6 +21,7 @@ from pydantic import ValidationError
 
 from iwae._types import UserError
 from iwae.config import TrainConfig, explain, read_config
+from iwae.describe import describe, describe_comparison
 from iwae.presets import PRESETS, preset
 
 USAGE_ERROR, FAILURE = 2, 1
@@ -109,28 +112,62 @@ def _base_config(arguments: Sequence[str]) -> tuple[TrainConfig, list[str]]:
 
 # --- evaluate -------------------------------------------------------------------------------
 
+Method = Literal["is", "ais", "bdmc", "rate-distortion"]
+
+_SUBSET, _CHAINS = ("split", "examples"), ("temperatures", "chains", "leapfrog")
+_PATH = (*_CHAINS, "schedule", "start")
+
+METHODS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "is": ("evaluate_run", (*_SUBSET, "k")),
+    "ais": ("anneal_run", (*_SUBSET, *_PATH, "tolerance")),
+    "bdmc": ("bdmc_run", ("examples", "k", *_PATH)),
+    "rate-distortion": ("rate_distortion_run", (*_SUBSET, *_CHAINS)),
+}
+"""A function of `iwae.measure` for each method, and the options that only some methods take."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Evaluate:
-    """Measure the models of a run: log-likelihoods by importance sampling, active units.
+    """Measure the models of a run. Writes a record and the per-example values to RUN/evaluations.
 
-    Writes a record and the per-example values to RUN/evaluations.
+    What each method measures:
+
+    - is: log-likelihoods by importance sampling, and active units
+    - ais: log-likelihoods by annealed importance sampling at two lengths, with a verdict
+    - bdmc: bounds from both sides, on examples that the model makes itself
+    - rate-distortion: the curve from the prior to the posterior and beyond
+
+    An evaluation that was stopped goes on where it was if it is given again.
     """
 
     run: tyro.conf.Positional[Path]
     """The run's folder."""
-    split: Literal["train", "validation", "test"] = "test"
-    """What to measure on."""
+    method: Method = "is"
+    """How to measure."""
+    split: Literal["train", "validation", "test"] | None = None
+    """What to measure on (default: test)."""
     weights: Literal["final", "best"] = "final"
     """The last weights, or those of the best validation bound."""
-    k: tuple[int, ...] = (5000,)
-    """Importance samples per example; several may be given."""
+    k: tuple[int, ...] | None = None
+    """is, bdmc: importance samples per example, for `is` perhaps several (default: 5000)."""
+    temperatures: int | None = None
+    """ais, bdmc, rate-distortion: the cost is proportional to them (default: 500)."""
+    chains: int | None = None
+    """ais, bdmc, rate-distortion: chains of each example (default: 16)."""
+    leapfrog: int | None = None
+    """ais, bdmc, rate-distortion: leapfrog steps of a move (default: 10)."""
+    schedule: str | None = None
+    """ais, bdmc: sigmoid, linear, or a text file of temperatures from 0 to 1 (default: sigmoid)."""
+    start: Literal["posterior", "prior"] | None = None
+    """ais, bdmc: chains start from q(z|x) or from the prior (default: posterior)."""
+    tolerance: float | None = None
+    """ais: the largest error, in nats, that `converged` allows for (default: 0.5)."""
     examples: int | None = None
-    """A seeded random subset of so many examples instead of all."""
+    """A seeded random subset of so many instead of all; bdmc: how many to draw (default: 100)."""
     pruned: bool = False
     """Measure the models with their inactive units removed."""
     seed: int = 0
-    """Seed of the importance samples and of the subset."""
+    """Seed of all random numbers: samples, chains and the subset."""
     batch_size: int | None = None
     """Examples at a time; changes the speed, not the numbers."""
     data_dir: Path | None = None
@@ -138,65 +175,132 @@ class Evaluate:
     json: bool = False
     """Print exactly one JSON object on standard output."""
     quiet: bool = False
-    """No progress bar."""
+    """No progress."""
 
 
 def evaluate(arguments: Sequence[str]) -> int:
     """`iwae evaluate`."""
     options = _parse(Evaluate, "evaluate", arguments)
+    function, chosen = _method_options(options)
     _set_up_jax()
-    from iwae.measure import evaluate_run
+    if options.method in ("ais", "bdmc"):
+        path = {name: chosen.pop(name) for name in _PATH if name in chosen}
+        chosen["annealing"] = _annealing(path)
+    from iwae import measure
     from iwae.progress import tracker
 
-    record = evaluate_run(
-        options.run,
-        split=options.split,
-        weights=options.weights,
-        ks=options.k,
-        examples=options.examples,
-        pruned=options.pruned,
-        seed=options.seed,
-        batch_size=options.batch_size,
-        data_dir=options.data_dir,
-        track=tracker(quiet=options.quiet),
-    )
-    print(json.dumps(record) if options.json else _describe(record))
+    with _stopped_politely():
+        record = getattr(measure, function)(
+            options.run,
+            weights=options.weights,
+            pruned=options.pruned,
+            seed=options.seed,
+            batch_size=options.batch_size,
+            data_dir=options.data_dir,
+            track=tracker(quiet=options.quiet),
+            **chosen,
+        )
+    print(json.dumps(record) if options.json else describe(record))
     return 0
 
 
-def _describe(record: dict[str, Any]) -> str:
-    """A record in words."""
-    each = record.get("replicates", [record])
-    what = f"{record['dataset']} {record['split']}, {record['n']} examples"
-    pruned = ", pruned" if record["pruned"] else ""
-    lines = [f"{what}, {record['weights']} weights{pruned}; nats per example"]
-    for one in each:
-        name = f"replicate {one['replicate']} " if len(each) > 1 else ""
-        lines += [
-            f"  {name}L_{row['k']} = {_with_error(row)}"
-            f"  (effective sample size {row['ess_mean']:.1f})"
-            for row in one["by_k"]
-        ]
-        units = "+".join(map(str, one["active_units"]))
-        authors = "+".join(map(str, one["active_units_authors"]))
-        lines.append(f"  {name}active units {units} (authors' definition: {authors})")
-    if record.get("between_replicates_sd") is not None:
-        lines.append(
-            f"  mean L_{record['k']} = {record['log_likelihood']:.3f}, standard deviation between "
-            f"replicates {record['between_replicates_sd']:.3f}"
+def _method_options(options: Evaluate) -> tuple[str, dict[str, Any]]:
+    """The function of a method, and the options that were given for it."""
+    function, allowed = METHODS[options.method]
+    some = {name for _, names in METHODS.values() for name in names}
+    given = {name: value for name in some if (value := getattr(options, name)) is not None}
+    for name in given:
+        if name not in allowed:
+            takers = [method for method, (_, names) in METHODS.items() if name in names]
+            raise UserError(
+                f"--{name} does not go with --method {options.method}; it goes with "
+                f"{', '.join(takers)}"
+            )
+    if options.method == "is" and "k" in given:
+        given["ks"] = given.pop("k")
+    elif "k" in given:
+        if len(given["k"]) != 1:
+            raise UserError(f"--method {options.method} takes one --k")
+        (given["k"],) = given["k"]
+    return function, given
+
+
+def _annealing(given: dict[str, Any]) -> Any:
+    """How to anneal; a schedule that is no name is a file."""
+    from iwae.measure import SCHEDULES, Annealing
+
+    if given.get("schedule", "sigmoid") not in SCHEDULES:
+        given["schedule"] = betas = _temperatures(given["schedule"], SCHEDULES)
+        given.setdefault("temperatures", len(betas))
+    return Annealing(**given)
+
+
+def _temperatures(name: str, known: Iterable[str]) -> tuple[float, ...]:
+    """The numbers in a text file."""
+    path = Path(name)
+    if not path.is_file():
+        raise UserError(
+            f"no schedule {name!r}: it is {', '.join(known)}, or a file of temperatures"
         )
-    return "\n".join(lines)
+    try:
+        return tuple(float(word) for word in path.read_text().replace(",", " ").split())
+    except (ValueError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is no list of numbers: {error}") from error
 
 
-def _with_error(row: dict[str, Any]) -> str:
-    """A mean and its standard error, as far as they exist."""
-    value, error = row["log_likelihood"], row["stderr"]
-    if value is None:
-        return "not finite"
-    return f"{value:.3f}" if error is None else f"{value:.3f} +- {error:.3f}"
+@contextlib.contextmanager
+def _stopped_politely() -> Iterator[None]:
+    """SIGTERM ends an evaluation as Ctrl-C does: what is done is kept."""
+
+    def stop(*_: Any) -> None:
+        raise Terminated
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, as an exception."""
 
 
 # --- the rest -------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Compare:
+    """The difference of runs to the first one, example by example, from their records."""
+
+    runs: tyro.conf.Positional[tuple[Path, ...]]
+    """Folders of two or more runs that `iwae evaluate` has measured."""
+    split: Literal["train", "validation", "test"] = "test"
+    """Which examples."""
+    weights: Literal["final", "best"] = "final"
+    """The last weights, or those of the best validation bound."""
+    pruned: bool = False
+    """The models without their inactive units."""
+    estimator: str | None = None
+    """Such as L_5000 or AIS_500 (default: the tightest that all runs have)."""
+    json: bool = False
+    """Print exactly one JSON object on standard output."""
+
+
+def compare(arguments: Sequence[str]) -> int:
+    """`iwae compare`."""
+    options = _parse(Compare, "compare", arguments)
+    from iwae import measure
+
+    record = measure.compare(
+        options.runs,
+        split=options.split,
+        weights=options.weights,
+        pruned=options.pruned,
+        estimator=options.estimator,
+    )
+    print(json.dumps(record) if options.json else describe_comparison(record))
+    return 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -286,7 +390,8 @@ def data(arguments: Sequence[str]) -> int:
 
 COMMANDS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
     "train": (train, "train a model, or go on with a run"),
-    "evaluate": (evaluate, "log-likelihoods and active units of a trained run"),
+    "evaluate": (evaluate, "log-likelihoods, bounds from both sides, active units of a run"),
+    "compare": (compare, "runs against each other, example by example"),
     "figures": (draw_figures, "samples, reconstructions, curves and filters of a run"),
     "presets": (presets, "the published experiments"),
     "data": (data, "list, fetch or verify data sets"),
@@ -331,6 +436,9 @@ def _run(words: Sequence[str]) -> int:
     except (FloatingPointError, OSError) as error:  # a result that is nan, a full disk, ...
         print(f"iwae: {error}", file=sys.stderr)
         return FAILURE
+    except Terminated:
+        print("stopped by SIGTERM; the same command goes on from there", file=sys.stderr)
+        return 128 + signal.SIGTERM
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130

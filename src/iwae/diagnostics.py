@@ -16,13 +16,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from iwae._types import Example, LogWeights, PRNGKey, Scalar, UserError
-from iwae.annealing import bidirectional_bounds, pareto_k
+from iwae._types import Example, PRNGKey, Scalar, UserError
+from iwae.annealing import bidirectional_bounds
 from iwae.annealing.schedules import Betas, StepSize, as_betas, as_step_sizes
 from iwae.evaluate import ExampleFn, gather, map_examples, streamed_bound
-from iwae.evaluate.examples import ROWS, check_positive
+from iwae.evaluate.examples import ROWS, chain_batch, check_positive
 from iwae.model import AbstractLatentModel
-from iwae.particles import effective_sample_size
 
 STANDARD_ERRORS = 3.0
 """Two numbers agree if they are no further apart than this many standard errors."""
@@ -33,14 +32,6 @@ STANDARD_ERRORS = 3.0
 def pareto_threshold(k: int) -> float:
     """k-hat above which k weights are unreliable: min(1 - 1/log10 k, 0.7) (Vehtari et al. 2024)."""
     return min(1 - 1 / float(np.log10(k)), 0.7) if k > 1 else float("nan")
-
-
-def weight_diagnostics(log_w: LogWeights) -> dict[str, Scalar]:
-    """Of one example's weights: `ess`, the effective sample size, and `pareto_k`, k-hat.
-
-    k-hat is nan for fewer than 25 weights: 16 chains have no tail to speak of.
-    """
-    return {"ess": effective_sample_size(log_w), "pareto_k": pareto_k(log_w)}
 
 
 def share_unreliable(khat: Float[np.ndarray, " n"], k: int) -> float:
@@ -250,8 +241,9 @@ def bdmc_slabs(
     n_leapfrog: int,
     start: str = "posterior",
     batch_size: int | None = None,
+    first: int = 0,
 ) -> Iterator[dict[str, np.ndarray]]:
-    """`bdmc` slab by slab, for progress and to keep what is done."""
+    """`bdmc` from example `first` on, slab by slab, for progress and to keep what is done."""
     check_positive("chains", chains)
     b = as_betas(betas)
     sizes = as_step_sizes(step_size, len(b) - 1)
@@ -259,7 +251,7 @@ def bdmc_slabs(
     fn = eqx.Partial(
         _annealed_bounds, k=chains, betas=b, step_size=sizes, n_leapfrog=n_leapfrog, start=start
     )
-    return _simulated(fn, model, key, n_examples, batch_size or max(1, ROWS // chains))
+    return _simulated(fn, model, key, n_examples, batch_size or chain_batch(chains), first)
 
 
 def bdmc_importance(
@@ -291,13 +283,18 @@ def join_bounds(slabs: Iterator[dict[str, np.ndarray]]) -> Bidirectional:
 
 
 def _simulated(
-    fn: ExampleFn, model: AbstractLatentModel, key: PRNGKey, n: int, batch_size: int
+    fn: ExampleFn,
+    model: AbstractLatentModel,
+    key: PRNGKey,
+    n: int,
+    batch_size: int,
+    first: int = 0,
 ) -> Iterator[dict[str, np.ndarray]]:
     """`fn` of n examples that it draws itself, with keys of their own."""
     check_positive("n_examples", n)
     nothing = np.zeros((n, 1), np.uint8)
     batch = min(batch_size, -(-n // jax.device_count()))  # do not compute copies
-    return map_examples(fn, model, nothing, key, batch_size=batch)
+    return map_examples(fn, model, nothing, key, batch_size=batch, first=first)
 
 
 def _annealed_bounds(

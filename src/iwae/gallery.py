@@ -1,7 +1,11 @@
 """The pictures of a run, drawn from its models, metrics and frames."""
 
-from collections.abc import Iterator
+import json
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import groupby
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +19,7 @@ from iwae.data import Dataset
 from iwae.evaluate import active_units
 from iwae.jobs import load_config_dataset, run_model, split_examples
 from iwae.model import VAE
-from iwae.posterior import model_density
+from iwae.posterior import model_density, posterior_grid
 from iwae.runs import read_metrics
 
 SHOWN = 64
@@ -23,6 +27,9 @@ SHOWN = 64
 
 EXAMPLES = 20
 """Test examples whose reconstructions are shown."""
+
+POSTERIORS = 4
+"""Test examples whose posteriors are shown, if they have one or two latents."""
 
 
 def draw_run(run: Path, *, weights: str = "final", data_dir: Path | None = None) -> list[Path]:
@@ -40,14 +47,14 @@ def draw_run(run: Path, *, weights: str = "final", data_dir: Path | None = None)
     dataset = load_config_dataset(read_config(run / "config.toml"), data_dir)
     model = run_model(run, weights, 0, dataset)
     written = []
-    for name, figure in _figures(run, model, dataset):
+    for name, figure in _figures(run, model, dataset, weights):
         path = run / "figures" / f"{name}.png"
         figures.save_figure(figure, path)
         written.append(path)
     return written + _animations(run, dataset)
 
 
-def _figures(run: Path, model: VAE, dataset: Dataset) -> Iterator[tuple[str, Figure]]:
+def _figures(run: Path, model: VAE, dataset: Dataset, weights: str) -> Iterator[tuple[str, Figure]]:
     if rows := read_metrics(run):
         yield "training_curves", figures.training_curves(rows)
     test = split_examples(dataset, "test")
@@ -59,6 +66,12 @@ def _figures(run: Path, model: VAE, dataset: Dataset) -> Iterator[tuple[str, Fig
         yield "density", _density(model, dataset)
     elif dataset.shape == (2,):
         yield "scatter", figures.scatter_2d(test, _prior_samples(model, len(test))[1])
+    if sum(model.latent_sizes) <= 2:
+        yield "posterior", _posteriors(model, test)
+    if figure := bounds_figure(run, weights):
+        yield "bounds", figure
+    if curves := sorted((run / "evaluations").glob("*rate-distortion.npz")):
+        yield "rate_distortion", _rate_distortion(curves[-1])
 
 
 def _image_figures(
@@ -66,7 +79,7 @@ def _image_figures(
 ) -> Iterator[tuple[str, Figure]]:
     means, draws = _prior_samples(model, SHOWN)
     yield "samples", figures.samples(_images(means, dataset), _images(draws, dataset))
-    chosen = _spread(test)
+    chosen = test[_spread(len(test), EXAMPLES)]
     yield (
         "reconstructions",
         figures.reconstructions(
@@ -112,9 +125,9 @@ def _images(flat: np.ndarray, dataset: Dataset) -> np.ndarray:
     return np.clip(np.asarray(flat, np.float32), 0, 1).reshape(-1, *dataset.shape)
 
 
-def _spread(test: np.ndarray) -> np.ndarray:
-    """Examples from all over the split: files are often sorted by class."""
-    return test[:: max(1, len(test) // EXAMPLES)][:EXAMPLES]
+def _spread(n: int, count: int) -> np.ndarray:
+    """Indices of examples from all over the split: files are often sorted by class."""
+    return np.arange(0, n, max(1, n // count))[:count]
 
 
 def _prior_samples(model: VAE, count: int) -> tuple[np.ndarray, np.ndarray]:
@@ -148,3 +161,155 @@ def _density(model: VAE, dataset: Dataset) -> Figure:
         curves["truth"] = np.exp(dataset.log_density(grid[:, None]))
     curves["model"] = np.exp(model_density(model, grid[:, None]))
     return figures.density_1d(grid, curves, data=test)
+
+
+def _posteriors(model: VAE, test: np.ndarray) -> Figure:
+    """p(z|x) beside q(z|x) of a few test examples with one or two latents."""
+    chosen, key = _spread(len(test), POSTERIORS), jax.random.key(0)
+    grids = [
+        posterior_grid(model, jnp.asarray(test[i], jnp.float32), jax.random.fold_in(key, int(i)))
+        for i in chosen
+    ]
+    titles = [
+        f"test example {i}: log p(x) = {grid.log_evidence:.2f}".replace("-", "\N{MINUS SIGN}")
+        for i, grid in zip(chosen, grids, strict=True)
+    ]
+    return figures.posterior_panels(grids, titles=titles)
+
+
+def _rate_distortion(path: Path) -> Figure:
+    """The curve of the first replicate, from the values behind a record."""
+    with np.load(path, allow_pickle=False) as file:
+        return figures.rate_distortion_curve(file["betas"], file["rate"][0], file["distortion"][0])
+
+
+# --- bounds from records --------------------------------------------------------------------
+
+# Method -> its name in the picture, the rows of its records, and what they count.
+_METHODS = {
+    "importance sampling": ("importance sampling", "by_k", "k"),
+    "annealed importance sampling": ("annealing", "by_temperatures", "temperatures"),
+}
+# What makes two records of annealing different curves, in words.
+_SETTINGS = {
+    "start": "from the {}",
+    "schedule": "{} schedule",
+    "chains": "{} chains",
+    "leapfrog": "{} leapfrog steps",
+}
+
+
+class _Points(NamedTuple):
+    """What one record adds to a curve."""
+
+    method: str
+    examples: tuple[int, Any, str]  # how many, the seed of the subset if it is one, checksum
+    settings: tuple[str, ...]
+    points: list[tuple[float, float, float]]  # budget, mean, standard error
+
+
+def bounds_figure(run: Path, weights: str = "final") -> Figure | None:
+    """The mean bounds on log p(x) of test examples that the records of a run hold, by budget.
+
+    Each method has a curve: importance samples k, or temperatures T of annealing. Records of
+    other examples, or of annealing with other settings, are other curves, and the legend says in
+    what they differ. Of several replicates the first is drawn; pruned models are not.
+
+    Args:
+        run: its folder; the records are `RUN/evaluations/*.json`.
+        weights: which models, "final" or "best".
+
+    Returns:
+        The figure, or None if the records hold fewer than two points.
+
+    Raises:
+        UserError: if a record cannot be read.
+    """
+    found = [
+        points
+        for path in sorted((Path(run) / "evaluations").glob("*.json"))
+        if (points := _read_points(path, weights)) is not None
+    ]
+    found.sort(key=lambda one: (list(_METHODS).index(one.method), repr(one[1:3])))
+    groups = [(what, list(ones)) for what, ones in groupby(found, key=lambda one: one[:3])]
+    names = _names([ones[0] for _, ones in groups])
+    curves = {name: _curve(ones) for name, (_, ones) in zip(names, groups, strict=True)}
+    if sum(len(budget) for budget, *_ in curves.values()) < 2:
+        return None
+    return figures.bounds_against_budget(curves)
+
+
+def _read_points(path: Path, weights: str) -> _Points | None:
+    """The bounds in a record; None if it is about something else."""
+    try:
+        record = json.loads(path.read_text())
+    except ValueError:
+        raise UserError(f"{path} is not a record: it is not JSON; move it away") from None
+    if not isinstance(record, dict) or record.get("method") not in _METHODS:
+        return None
+    if record.get("split") != "test" or record.get("pruned") or record.get("weights") != weights:
+        return None
+    _, rows, budget = _METHODS[record["method"]]
+    first = record["replicates"][0] if record.get("replicates") else record
+    points = [
+        (row[budget], row["log_likelihood"], row["stderr"])
+        for row in first.get(rows, ())
+        if row["log_likelihood"] is not None and row["stderr"] is not None
+    ]
+    subset = record.get("subset")
+    seed = None if subset is None else subset.get("seed")
+    examples = record["n"], seed, str(record.get("examples_sha256"))
+    settings = _settings(record.get("annealing", {}))
+    return _Points(record["method"], examples, settings, points) if points else None
+
+
+def _settings(annealing: Mapping[str, Any]) -> tuple[str, ...]:
+    """How a record annealed, in words: always as many, empty if it does not say."""
+    values = {name: annealing.get(name, "") for name in _SETTINGS}
+    if isinstance(values["schedule"], list):
+        values["schedule"] = f"given ({zlib.crc32(repr(values['schedule']).encode()):08x})"
+    return tuple(
+        words.format(values[name]) if values[name] != "" else ""
+        for name, words in _SETTINGS.items()
+    )
+
+
+def _curve(ones: Sequence[_Points]) -> tuple[list[float], list[float], list[float]]:
+    """The points of records of the same thing; of two at one budget, the first counts."""
+    points: dict[float, tuple[float, float, float]] = {}
+    for point in (point for one in ones for point in one.points):
+        points.setdefault(point[0], point)
+    budget, mean, stderr = zip(*points.values(), strict=True)
+    return [*budget], [*mean], [*stderr]
+
+
+def _names(curves: Sequence[_Points]) -> list[str]:
+    """The method of each curve, and as much more as tells it from the others.
+
+    Other examples are always named: bounds on different examples must not be compared unawares.
+    """
+    examples = _example_names({one.examples for one in curves})
+    names = [", ".join((_METHODS[one.method][0], *examples[one.examples])) for one in curves]
+    full = []
+    for name, one in zip(names, curves, strict=True):
+        alike = [other.settings for other, n in zip(curves, names, strict=True) if n == name]
+        differ = [len(set(values)) > 1 for values in zip(*alike, strict=True)]
+        words = (word for word, told in zip(one.settings, differ, strict=True) if told and word)
+        full.append(", ".join((name, *words)))
+    return full
+
+
+def _example_names(sets: set[tuple[int, Any, str]]) -> Mapping[tuple, tuple[str, ...]]:
+    """In what sets of examples differ: nothing if there is one; how many, from what seed, data."""
+    if len(sets) < 2:
+        return dict.fromkeys(sets, ())
+    several_seeds = len({one[:2] for one in sets}) > len({one[0] for one in sets})
+    several_data = len(sets) > len({one[:2] for one in sets})
+    return {
+        (n, seed, data): (
+            f"{n:,} examples",
+            *([f"chosen by seed {seed}" if seed is not None else "all"] if several_seeds else []),
+            *([f"data {data[:8]}"] if several_data else []),
+        )
+        for n, seed, data in sets
+    }

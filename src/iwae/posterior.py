@@ -1,6 +1,6 @@
 """What a model says beyond its bounds: densities, posterior means and draws, rate-distortion."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import equinox as eqx
@@ -14,7 +14,7 @@ from iwae._types import Example, Latents, PRNGKey, Scalar, UserError
 from iwae.annealing import rate_distortion_bounds
 from iwae.annealing.schedules import Betas, StepSize, as_betas, as_step_sizes
 from iwae.evaluate import gather, log_likelihoods, map_examples
-from iwae.evaluate.examples import ROWS, check_positive
+from iwae.evaluate.examples import ROWS, chain_batch, check_positive
 from iwae.model import AbstractLatentModel
 from iwae.particles import Particles, importance_particles
 
@@ -187,6 +187,34 @@ def rate_distortion(
         UserError: if there are no examples, the temperatures do not increase from 0, or the
             model does not say what its prior is.
     """
+    slabs = rate_distortion_slabs(
+        model,
+        examples,
+        key,
+        betas=betas,
+        step_size=step_size,
+        n_leapfrog=n_leapfrog,
+        chains=chains,
+        batch_size=batch_size,
+    )
+    out = gather(slabs)
+    curves = out["rate"], out["distortion"], out["acceptance"]
+    return RateDistortion(np.asarray(as_betas(betas, end=None), np.float64), *curves)
+
+
+def rate_distortion_slabs(
+    model: AbstractLatentModel,
+    examples: np.ndarray,
+    key: PRNGKey,
+    *,
+    betas: Betas,
+    step_size: StepSize,
+    n_leapfrog: int,
+    chains: int = 16,
+    batch_size: int | None = None,
+    first: int = 0,
+) -> Iterator[dict[str, np.ndarray]]:
+    """`rate_distortion` from example `first` on, slab by slab: `rate`, `distortion` `[m, T]`."""
     check_positive("chains", chains)
     b = as_betas(betas, end=None)
     sizes = as_step_sizes(step_size, len(b) - 1)
@@ -194,7 +222,6 @@ def rate_distortion(
     fn = eqx.Partial(
         rate_distortion_bounds, k=chains, betas=b, step_size=sizes, n_leapfrog=n_leapfrog
     )
-    batch = max(1, ROWS // chains) if batch_size is None else batch_size
-    out = gather(map_examples(fn, model, examples, key, batch_size=batch))
-    curves = out["rate"], out["distortion"], out["acceptance"]
-    return RateDistortion(np.asarray(b, np.float64), *curves)
+    batch = chain_batch(chains) if batch_size is None else batch_size
+    batch = min(batch, -(-len(examples) // jax.device_count()))  # do not compute copies
+    return map_examples(fn, model, examples, key, batch_size=batch, first=first)

@@ -90,14 +90,41 @@ def _words(report: Report) -> str:
 def tracker(*, quiet: bool) -> Any:
     """A function (slabs, total examples, label) -> slabs that shows progress."""
 
-    def track(slabs: Iterable[dict[str, np.ndarray]], total: int, label: str) -> Iterator:
-        if quiet or not sys.stderr.isatty():
-            yield from slabs
-            return
-        with _bar() as bar:
-            task = bar.add_task(label, total=total, words="")
-            for slab in slabs:
-                bar.advance(task, len(next(iter(slab.values()))))
-                yield slab
+    def track(slabs: Iterable[dict[str, np.ndarray]], total: int, label: str) -> Iterable:
+        if quiet:
+            return slabs
+        return (
+            _slab_bar(slabs, total, label)
+            if sys.stderr.isatty()
+            else _slab_lines(slabs, total, label)
+        )
 
     return track
+
+
+def _slab_bar(slabs: Iterable[dict[str, np.ndarray]], total: int, label: str) -> Iterator:
+    with _bar() as bar:
+        task = bar.add_task(label, total=total, words="")
+        for slab in slabs:
+            bar.advance(task, len(next(iter(slab.values()))))
+            yield slab
+
+
+def _slab_lines(slabs: Iterable[dict[str, np.ndarray]], total: int, label: str) -> Iterator:
+    """A line now and then; the time left is that of the examples measured since the first slab."""
+    done = first_done = 0
+    first = last = time.monotonic()
+    for slab in slabs:
+        done += len(next(iter(slab.values())))
+        now = time.monotonic()
+        if first_done == 0:  # compilation, or what was done before, says nothing of the speed
+            first, first_done = now, done
+        elif now - last >= LINE_SECONDS and done < total:
+            left = (now - first) / (done - first_done) * (total - done)
+            print(
+                f"{label}: {done} of {total} examples, {left / 60:.1f} min left",
+                file=sys.stderr,
+                flush=True,
+            )
+            last = now
+        yield slab

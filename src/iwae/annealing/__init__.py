@@ -5,12 +5,13 @@ it over a split. BlackJAX is touched in `kernels` only.
 """
 
 from iwae.annealing.chains import annealed_particles, bidirectional_bounds, reverse_log_weights
-from iwae.annealing.kernels import pareto_k
+from iwae.annealing.kernels import KHAT_LEAST, pareto_k
 from iwae.annealing.pilot import tune_step_size
 from iwae.annealing.rate import rate_distortion_bounds
 from iwae.annealing.schedules import linear_schedule, sigmoid_schedule
 
 __all__ = [
+    "KHAT_LEAST",
     "annealed_particles",
     "bidirectional_bounds",
     "linear_schedule",

@@ -124,13 +124,17 @@ def move(
     return state.position, state.logdensity_grad, info.acceptance_rate
 
 
+KHAT_LEAST = 25
+"""Weights below which a tail is too short to have a shape."""
+
+
 def pareto_k(log_w: LogWeights) -> Scalar:
     """The shape of the tail of the weights, by Pareto smoothed importance sampling.
 
     Vehtari, Simpson, Gelman, Yao & Gabry (2024). `inf` where the tail spans more than float32
-    holds, and `nan` for fewer than 25 weights, whose tail is too short to say.
+    holds, and `nan` for fewer than `KHAT_LEAST` weights.
     """
-    if log_w.size < 25:
+    if log_w.size < KHAT_LEAST:
         return jnp.float32(jnp.nan)
     with jax.numpy_dtype_promotion("standard"):  # it mixes integers and floats
         k = psis_weights(log_w)[1]

@@ -43,6 +43,7 @@ def tune_step_size(
     chains: int = 16,
     start: str = "posterior",
     initial: float = 0.1,
+    end: float | None = 1.0,
 ) -> Float[np.ndarray, " moves"]:
     """The step size at each temperature whose mean acceptance is the target.
 
@@ -55,6 +56,7 @@ def tune_step_size(
         key: one that is used for nothing else.
         target: mean probability of acceptance, over examples and chains.
         initial: the first guess.
+        end: the last temperature; None for any.
 
     Returns:
         `[T-1]`, for each temperature after the first: what `annealed_particles` takes.
@@ -65,7 +67,7 @@ def tune_step_size(
         raise UserError(f"target is {target}; a mean acceptance lies between 0 and 1")
     check_step_sizes(initial)
     check_leapfrog(n_leapfrog)
-    b = as_betas(betas)
+    b = as_betas(betas, end=end)
     repeats = -(-MOVES // (len(b) - 1))
     schedule = jnp.concatenate([jnp.repeat(b[1:2], WARM_UP), jnp.repeat(b[1:], repeats)])
     log_sizes = _pilot(

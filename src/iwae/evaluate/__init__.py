@@ -5,16 +5,28 @@ does not grow with the split.
 """
 
 from iwae.evaluate.examples import ExampleFn, gather, map_examples
+from iwae.evaluate.information import (
+    Estimate,
+    GapSplit,
+    Information,
+    gap_split,
+    information,
+)
 from iwae.evaluate.likelihood import log_likelihood_slabs, log_likelihoods, streamed_bound
 from iwae.evaluate.pruning import prune
 from iwae.evaluate.units import ActiveUnits, active_units, authors_active_units, layer_terms
 
 __all__ = [
     "ActiveUnits",
+    "Estimate",
     "ExampleFn",
+    "GapSplit",
+    "Information",
     "active_units",
     "authors_active_units",
+    "gap_split",
     "gather",
+    "information",
     "layer_terms",
     "log_likelihood_slabs",
     "log_likelihoods",

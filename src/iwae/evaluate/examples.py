@@ -22,6 +22,9 @@ ROWS = 1000
 SLAB_ROWS = 200_000
 """Decoder evaluations per dispatch and device: about a second of work on a CPU."""
 
+CHAIN_ROWS = 250
+"""Chains in flight per device: nearly as fast as `ROWS`, and four times as often done."""
+
 ExampleFn = Callable[[AbstractLatentModel, Example, PRNGKey], PyTree]
 
 
@@ -33,6 +36,7 @@ def map_examples(
     *,
     batch_size: int,
     slab_size: int = 1,
+    first: int = 0,
 ) -> Iterator[PyTree]:
     """Apply `fn(model, x, fold_in(key, i))` to every example; yield NumPy results slab by slab.
 
@@ -41,6 +45,7 @@ def map_examples(
         examples: `[n, ...]`; bytes become float32 on the device.
         batch_size: examples under one `vmap`, on each device.
         slab_size: examples per dispatch over all devices, rounded up to whole batches.
+        first: the example to begin with, to go on with what was stopped there.
 
     Yields:
         For each slab in order, the pytree of `fn` with a leading axis over the slab's examples.
@@ -58,7 +63,7 @@ def map_examples(
     model, key = eqx.combine(arrays, static)
     batch = mesh.size * batch_size
     slab = batch * -(-min(slab_size, len(examples)) // batch)
-    for start in range(0, len(examples), slab):
+    for start in range(first, len(examples), slab):
         # The last slab is filled up with the last example, so that only one shape is compiled.
         index = np.minimum(np.arange(start, start + slab), len(examples) - 1)
         xs = jnp.asarray(examples[index])
@@ -112,3 +117,8 @@ def check_positive(name: str, value: int) -> None:
     """Raise UserError if a size or count is less than 1."""
     if value < 1:
         raise UserError(f"{name} is {value}; it must be at least 1")
+
+
+def chain_batch(chains: int) -> int:
+    """Examples at a time where each has so many chains."""
+    return max(1, CHAIN_ROWS // chains)

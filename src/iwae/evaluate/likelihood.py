@@ -1,56 +1,74 @@
-"""Log-likelihoods: importance weighted bounds at any k, in constant memory."""
+"""Log-likelihoods from importance samples or annealed chains, in constant memory."""
 
 from collections.abc import Callable, Iterator
 from functools import lru_cache
+from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
 from iwae._types import Example, LogWeights, PRNGKey, Scalar
+from iwae.annealing import annealed_particles, pareto_k
+from iwae.annealing.schedules import Betas, StepSize, as_betas, as_step_sizes
 from iwae.evaluate.examples import (
     ROWS,
     SLAB_ROWS,
     ExampleFn,
+    chain_batch,
     check_positive,
     gather,
     map_examples,
 )
 from iwae.model import AbstractLatentModel
-from iwae.particles import importance_particles
+from iwae.particles import effective_sample_size, importance_particles, log_mean_exp
+
+KHAT_WEIGHTS = 5000
+"""Weights whose tail is looked at: the first so many of an example, whatever k is."""
 
 
 @lru_cache
 def streamed_bound(k: int, chunk: int, sampler: Callable = importance_particles) -> ExampleFn:
-    """L_k of one example and the effective sample size, from chunks of particles.
+    """L_k of one example and what its weights say about it, from chunks of particles.
 
-    The running maximum, sum and sum of squares of the weights are all that is kept, so memory
-    does not grow with k. Particle i has the same key whatever the chunk.
+    The running maximum, sum and sum of squares of the weights, and the first `KHAT_WEIGHTS` of
+    them, are all that is kept, so memory does not grow with k. Particle i has the same key
+    whatever the chunk.
 
     Returns:
-        A function of (model, x, key) whose result has `log_likelihood` (nats) and `ess`.
+        A function of (model, x, key) whose result has `log_likelihood` (nats), `ess`, the
+        effective sample size, and `pareto_k`, k-hat (nan for fewer than 25 weights).
     """
+    looked_at = min(k, KHAT_WEIGHTS)
+    slots = -(-looked_at // chunk)  # chunks that are kept; one slot more takes all others
 
     def fn(model: AbstractLatentModel, x: Example, key: PRNGKey) -> dict[str, Scalar]:
-        def add(i: Array, sums: tuple[Scalar, Scalar, Scalar]) -> tuple[Scalar, Scalar, Scalar]:
+        def add(i: Array, carry: tuple[Sums, LogWeights]) -> tuple[Sums, LogWeights]:
+            sums, kept = carry
             log_w = sampler(model, x, key, chunk, first=i * chunk)[0].log_w
-            kept = jnp.where(i * chunk + jnp.arange(chunk) < k, log_w, -jnp.inf)
-            return _add_weights(sums, kept)
+            log_w = jnp.where(i * chunk + jnp.arange(chunk) < k, log_w, -jnp.inf)
+            place = jnp.minimum(i, slots) * chunk
+            return _add_weights(sums, log_w), jax.lax.dynamic_update_slice(kept, log_w, (place,))
 
         start = (jnp.float32(-jnp.inf), jnp.float32(0), jnp.float32(0))
-        top, total, squares = jax.lax.fori_loop(0, -(-k // chunk), add, start)
+        kept = jnp.zeros((slots + 1) * chunk, jnp.float32)
+        sums, kept = jax.lax.fori_loop(0, -(-k // chunk), add, (start, kept))
+        top, total, squares = sums
         return {
             "log_likelihood": top + jnp.log(total) - jnp.log(jnp.float32(k)),
             "ess": jnp.where(squares > 0, total**2 / squares, 0.0),
+            "pareto_k": pareto_k(kept[:looked_at]),
         }
 
     return fn
 
 
-def _add_weights(
-    sums: tuple[Scalar, Scalar, Scalar], log_w: LogWeights
-) -> tuple[Scalar, Scalar, Scalar]:
+Sums = tuple[Scalar, Scalar, Scalar]
+
+
+def _add_weights(sums: Sums, log_w: LogWeights) -> Sums:
     """Fold weights into (max log w, sum w / max, sum (w / max)^2)."""
     top, total, squares = sums
     new_top = jnp.maximum(top, jnp.max(log_w))
@@ -68,8 +86,9 @@ def log_likelihood_slabs(
     batch_size: int | None = None,
     chunk_size: int | None = None,
     sampler: Callable = importance_particles,
+    first: int = 0,
 ) -> Iterator[dict[str, np.ndarray]]:
-    """`log_likelihoods` slab by slab, with the effective sample sizes, for progress bars."""
+    """`log_likelihoods` from example `first` on, slab by slab, with what the weights say."""
     longest = ROWS // 4 if chunk_size is None else chunk_size
     check_positive("k", k)
     check_positive("chunk_size", longest)
@@ -77,12 +96,13 @@ def log_likelihood_slabs(
     batch = max(1, ROWS // chunk) if batch_size is None else batch_size
     slab = max(1, SLAB_ROWS // k) * jax.device_count()
     fn = streamed_bound(k, chunk, sampler)
-    slabs = map_examples(fn, model, examples, key, batch_size=batch, slab_size=slab)
-    return _refuse_nan(slabs)
+    slabs = map_examples(fn, model, examples, key, batch_size=batch, slab_size=slab, first=first)
+    return _refuse_nan(slabs, first)
 
 
-def _refuse_nan(slabs: Iterator[dict[str, np.ndarray]]) -> Iterator[dict[str, np.ndarray]]:
-    done = 0
+def _refuse_nan(
+    slabs: Iterator[dict[str, np.ndarray]], done: int
+) -> Iterator[dict[str, np.ndarray]]:
     for slab in slabs:
         bad = np.flatnonzero(np.isnan(slab["log_likelihood"]))
         if bad.size:
@@ -132,3 +152,58 @@ def log_likelihoods(
         sampler=sampler,
     )
     return gather(slabs)["log_likelihood"]
+
+
+def annealed_slabs(
+    model: AbstractLatentModel,
+    examples: np.ndarray,
+    key: PRNGKey,
+    *,
+    chains: int,
+    betas: Betas,
+    step_size: StepSize,
+    n_leapfrog: int,
+    start: str = "posterior",
+    batch_size: int | None = None,
+    first: int = 0,
+) -> Iterator[dict[str, np.ndarray]]:
+    """Log-likelihoods by annealed importance sampling from example `first` on, slab by slab.
+
+    Args:
+        chains: of each example.
+        betas, step_size, n_leapfrog, start: as for `iwae.annealing.annealed_particles`.
+        batch_size: examples at a time on each device; changes the speed, not the numbers.
+
+    Yields:
+        As `log_likelihood_slabs` does, and the mean `acceptance` of each example.
+    """
+    check_positive("chains", chains)
+    b = as_betas(betas)
+    sizes = as_step_sizes(step_size, len(b) - 1)
+    # A pytree, so that other temperatures and step sizes need no new compilation.
+    fn = eqx.Partial(
+        _annealed, k=chains, betas=b, step_size=sizes, n_leapfrog=n_leapfrog, start=start
+    )
+    batch = chain_batch(chains) if batch_size is None else batch_size
+    batch = min(batch, -(-len(examples) // jax.device_count()))  # do not compute copies
+    slabs = map_examples(fn, model, examples, key, batch_size=batch, first=first)
+    return _refuse_nan(slabs, first)
+
+
+def _annealed(
+    model: AbstractLatentModel, x: Example, key: PRNGKey, *, k: int, **options: Any
+) -> dict[str, Scalar]:
+    particles, info = annealed_particles(model, x, key, k, **options)
+    return {
+        "log_likelihood": log_mean_exp(particles.log_w),
+        **weight_diagnostics(particles.log_w),
+        "acceptance": jnp.mean(info["acceptance"]),
+    }
+
+
+def weight_diagnostics(log_w: LogWeights) -> dict[str, Scalar]:
+    """Of one example's weights: `ess`, the effective sample size, and `pareto_k`, k-hat.
+
+    k-hat is nan for fewer than 25 weights: 16 chains have no tail to speak of.
+    """
+    return {"ess": effective_sample_size(log_w), "pareto_k": pareto_k(log_w)}

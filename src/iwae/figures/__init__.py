@@ -6,7 +6,6 @@ input (NaN, a wrong rank, nothing to draw) raises `UserError`.
 """
 
 from iwae.figures.charts import (
-    bound_against_k,
     density_1d,
     log_variance_histogram,
     scatter_2d,
@@ -20,14 +19,18 @@ from iwae.figures.images import (
     training_frames,
     training_strip,
 )
+from iwae.figures.likelihoods import bounds_against_budget, rate_distortion_curve
+from iwae.figures.posteriors import posterior_panels
 from iwae.figures.saving import save_animation, save_figure
 
 __all__ = [
-    "bound_against_k",
+    "bounds_against_budget",
     "density_1d",
     "filters",
     "image_grid",
     "log_variance_histogram",
+    "posterior_panels",
+    "rate_distortion_curve",
     "reconstructions",
     "samples",
     "save_animation",

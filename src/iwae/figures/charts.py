@@ -1,4 +1,4 @@
-"""Curves, histograms and points: training, units, densities, two-dimensional sets, bounds in k."""
+"""Curves, histograms and points: training, units, densities, two-dimensional sets."""
 
 from collections.abc import Mapping, Sequence
 from itertools import cycle
@@ -9,20 +9,22 @@ from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import MaxNLocator, NullFormatter
+from matplotlib.ticker import MaxNLocator
 
 from iwae._types import UserError
 from iwae.figures.style import (
-    DPI,
     FAINT,
     GREY,
     INK,
     NORMAL,
-    PALE,
     PALETTE,
     SMALL,
-    Numbers,
+    chart_figure,
     checked,
+    draw_histogram,
+    finish,
+    laid_out,
+    plain_numbers,
     same_shape,
 )
 
@@ -61,20 +63,20 @@ def training_curves(rows: Sequence[Mapping[str, Any]], *, title: str | None = No
     steps = _rate_steps(rates)
     if len(steps) > 12:
         panels["learning rate"], steps = rates, {}
-    figure, charts = _charts(len(panels), title)
+    figure, charts = chart_figure(len(panels), title)
     x_label = "epoch" if any("epoch" in row for row in rows) else "record"
     for axes, (label, curves) in zip(charts, panels.items(), strict=True):
         for (name, curve), colour in zip(curves.items(), cycle(PALETTE), strict=False):
             _draw_curve(axes, curve, name, colour)
         for epoch in steps:
             axes.axvline(epoch, zorder=1, **DOTTED)
-        _finish(axes, x_label, label)
+        finish(axes, x_label, label)
     drawn = [curve for curves in panels.values() for curve in curves.values()]
     _share_epochs(charts, drawn)
     for axes, curves in zip(charts, panels.values(), strict=True):
         _choose_heights(axes, list(curves.values()))
     _note_lines(figure, steps, max(curve.values.shape[1] for curve in drawn))
-    return _laid_out(figure)
+    return laid_out(figure)
 
 
 def log_variance_histogram(
@@ -94,14 +96,14 @@ def log_variance_histogram(
     if not 0 < floor < threshold < np.inf:
         raise UserError(f"needed is 0 < floor < threshold, not {floor:g} and {threshold:g}")
     bins = _log_bins(np.concatenate(layers), threshold, floor)
-    figure, charts = _charts(len(layers))
+    figure, charts = chart_figure(len(layers))
     for number, (axes, layer) in enumerate(zip(charts, layers, strict=True), 1):
         _draw_variances(axes, layer, threshold, floor, bins)
         at_floor = np.count_nonzero(layer < floor)
         note = f"\n({at_floor} below {floor:g} are drawn at it)" if at_floor else ""
         units = f"units of layer {number}" if len(layers) > 1 else "units"
-        _finish(axes, f"log10 of the variance of the posterior mean{note}", units)
-    return _laid_out(figure)
+        finish(axes, f"log10 of the variance of the posterior mean{note}", units)
+    return laid_out(figure)
 
 
 def density_1d(
@@ -116,7 +118,7 @@ def density_1d(
         raise UserError("grid must rise, and have two points or more")
     if not curves:
         raise UserError("there are no densities to draw")
-    figure, (axes,) = _charts(1)
+    figure, (axes,) = chart_figure(1)
     for (name, values), colour in zip(curves.items(), cycle((INK, *PALETTE)), strict=False):
         density = checked(values, f"density '{name}'", "g")
         same_shape(grid, density, f"grid and density '{name}'")
@@ -124,11 +126,11 @@ def density_1d(
             raise UserError(f"density '{name}' has negative values: give densities, not their logs")
         axes.plot(grid, density, color=colour, linewidth=1.6, label=name)
     if data is not None:
-        _draw_histogram(axes, checked(data, "data", "n"), float(grid[0]), float(grid[-1]))
+        draw_histogram(axes, checked(data, "data", "n"), float(grid[0]), float(grid[-1]), "data")
     axes.set_xlim(grid[0], grid[-1])
     axes.set_ylim(bottom=0)
-    _finish(axes, "x", "density")
-    return _laid_out(figure)
+    finish(axes, "x", "density")
+    return laid_out(figure)
 
 
 def scatter_2d(data: np.ndarray, samples: np.ndarray) -> Figure:
@@ -145,7 +147,7 @@ def scatter_2d(data: np.ndarray, samples: np.ndarray) -> Figure:
     pad = 0.05 * (high - low).max() or 1.0
     low, high = low - pad, high + pad
     shape = (high - low)[1] / (high - low)[0]
-    figure, charts = _charts(2, height=float(np.clip(3.2 * shape + 0.9, 1.6, 6)))
+    figure, charts = chart_figure(2, height=float(np.clip(3.2 * shape + 0.9, 1.6, 6)))
     titles = ["data ({})", "samples of the model ({}; grey: data)"]
     for axes, points, colour, title in zip(charts, pairs.values(), PALETTE, titles, strict=False):
         if axes is charts[1]:
@@ -154,39 +156,8 @@ def scatter_2d(data: np.ndarray, samples: np.ndarray) -> Figure:
         axes.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]), aspect="equal")
         axes.set_title(title.format(len(points)), fontsize=NORMAL, color=INK)
         axes.yaxis.set_major_locator(MaxNLocator(int(np.clip(8 * shape, 2, 8))))
-        _finish(axes, "x[0]", "x[1]")
-    return _laid_out(figure)
-
-
-def bound_against_k(k: Numbers, bounds: Numbers, stderr: Numbers) -> Figure:
-    """The bound L_k (nats) [m] with its standard error [m] against the number of samples k [m]."""
-    k, bounds = checked(k, "k", "m"), checked(bounds, "bounds", "m")
-    stderr = checked(stderr, "stderr", "m")
-    same_shape(k, bounds, "k and bounds")
-    same_shape(k, stderr, "k and stderr")
-    if k.min() < 1 or stderr.min() < 0:
-        raise UserError("k must be at least 1, and standard errors must not be negative")
-    order = np.argsort(k)
-    figure, (axes,) = _charts(1)
-    axes.errorbar(
-        k[order],
-        bounds[order],
-        stderr[order],
-        color=PALETTE[0],
-        marker="o",
-        markersize=4,
-        linewidth=1.6,
-        elinewidth=1.2,
-        capsize=3,
-        label="mean and standard error",
-    )
-    axes.set_xscale("log")
-    _finish(axes, "number of importance samples k", "bound L_k (nats)")
-    places = np.log10(np.unique(k))
-    if np.all(np.diff(places) > 0.08 * np.ptp(places)):
-        axes.set_xticks(np.unique(k))
-    _plain_numbers(axes)
-    return _laid_out(figure)
+        finish(axes, "x[0]", "x[1]")
+    return laid_out(figure)
 
 
 class _Curve(NamedTuple):
@@ -301,7 +272,7 @@ def _share_epochs(charts: Sequence[Axes], curves: Sequence[_Curve]) -> None:
         if first > 0 and last >= 100 * first:
             axes.set_xscale("log")
             axes.set_xlim(first / 1.1, last * 1.1)
-            _plain_numbers(axes)
+            plain_numbers(axes)
         else:
             pad = 0.03 * (last - first) or 1.0
             axes.set_xlim(first - pad, last + pad)
@@ -356,73 +327,7 @@ def _draw_variances(
     axes.yaxis.set_major_locator(MaxNLocator(**WHOLE))
 
 
-def _draw_histogram(axes: Axes, data: Float[np.ndarray, " n"], low: float, high: float) -> None:
-    """The density of the data from low to high; data beyond make it smaller, as they should."""
-    bins = min(80, max(10, round(len(data) ** 0.5)))
-    weights = np.full(len(data), bins / (high - low) / len(data))
-    span = (low, high)
-    axes.hist(data, bins=bins, range=span, weights=weights, color=PALE, zorder=1, label="data")
-
-
 def _draw_points(axes: Axes, points: Float[np.ndarray, "n 2"], colour: str) -> None:
     size = float(np.clip(4000 / len(points), 1, 12))
     # Thousands of points as vectors make a file that viewers choke on.
     axes.scatter(points[:, 0], points[:, 1], size, color=colour, linewidths=0, rasterized=True)
-
-
-def _charts(
-    count: int, title: str | None = None, *, height: float = 2.9
-) -> tuple[Figure, list[Axes]]:
-    """A figure of so many panels, each so high (inches)."""
-    columns = {1: 1, 2: 2, 4: 2}.get(count, 3)
-    rows = -(-count // columns)
-    size = (6.0, 3.6) if count == 1 else (3.6 * columns + 0.4, height * rows)
-    figure = Figure(figsize=size, dpi=DPI, facecolor="white", layout="constrained")
-    charts = [figure.add_subplot(rows, columns, i + 1) for i in range(count)]
-    if title:
-        figure.suptitle(title, fontsize=NORMAL + 1, color=INK)
-    return figure, charts
-
-
-def _laid_out(figure: Figure) -> Figure:
-    """The figure with its panels placed for good.
-
-    The layout starts from the one before: made at each save, it would give other pixels each time.
-    """
-    figure.draw_without_rendering()
-    figure.set_layout_engine("none")
-    return figure
-
-
-def _finish(axes: Axes, x_label: str, y_label: str) -> None:
-    """The common look: labels, a faint grid, no box, and the legend above the data."""
-    axes.set_xlabel(x_label, fontsize=NORMAL, color=INK)
-    axes.set_ylabel(y_label, fontsize=NORMAL, color=INK)
-    axes.tick_params(which="both", labelsize=SMALL, labelcolor=INK, color=FAINT, length=3)
-    axes.tick_params(which="minor", length=0)
-    axes.grid(visible=True, color=PALE, linewidth=0.6)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color(FAINT)
-    handles, labels = axes.get_legend_handles_labels()
-    if not handles:
-        return
-    axes.legend(
-        handles,
-        labels,
-        loc="lower right",
-        bbox_to_anchor=(1, 1),
-        borderaxespad=0.2,
-        ncols=4 if len(handles) == 4 else 3,
-        fontsize=SMALL,
-        labelcolor=INK,
-        frameon=False,
-        handlelength=1.4,
-        columnspacing=1.2,
-    )
-
-
-def _plain_numbers(axes: Axes) -> None:
-    """Ticks of a logarithmic axis as 1, 10, 100."""
-    axes.xaxis.set_major_formatter("{x:g}")
-    axes.xaxis.set_minor_formatter(NullFormatter())

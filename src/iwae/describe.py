@@ -1,0 +1,121 @@
+"""Records in words, for a terminal."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+Record = dict[str, Any]
+
+
+def describe(record: Record) -> str:
+    """A record in a few lines."""
+    each = record.get("replicates", [record])
+    lines = [_head(record)]
+    for number, one in enumerate(each):
+        name = f"replicate {number}: " if len(each) > 1 else ""
+        lines += [f"  {name}{line}" for line in LINES[record["method"]](one)]
+    if record.get("between_replicates_sd") is not None:
+        lines.append(
+            f"  mean {record['log_likelihood']:.3f}, standard deviation between replicates "
+            f"{record['between_replicates_sd']:.3f}"
+        )
+    violations = record.get("ordering", {}).get("violations", [])
+    return "\n".join([*lines, *(f"  NOT IN ORDER: {words}" for words in violations)])
+
+
+def _head(record: Record) -> str:
+    """What was measured."""
+    if record["split"] == "simulated":
+        what = f"{record['n']} examples {record['dataset']}"
+    else:
+        subset = " (a random subset)" if record["subset"] else ""
+        what = f"{record['dataset']} {record['split']}, {record['n']} examples{subset}"
+    pruned = ", pruned" if record["pruned"] else ""
+    return f"{what}, {record['weights']} weights{pruned}; nats per example"
+
+
+def _importance(one: Record) -> Iterator[str]:
+    for row in one["by_k"]:
+        yield f"L_{row['k']} = {with_error(row)}  ({_weights(row)})"
+    yield _units(one)
+
+
+def _annealed(one: Record) -> Iterator[str]:
+    for row in one["by_temperatures"]:
+        yield (
+            f"AIS, T = {row['temperatures']}: {with_error(row)}  ({_weights(row)}; acceptance "
+            f"{row['acceptance_mean']:.2f})"
+        )
+    found = one["verdict"]
+    yield f"{found['word']} (tolerance {found['tolerance']:g}): {found['reason']}"
+    if found["bdmc_gap"] is None:
+        yield "no bounds from both sides with these settings yet: iwae evaluate --method bdmc"
+    yield _units(one)
+
+
+def _bidirectional(one: Record) -> Iterator[str]:
+    importance = one["importance"]
+    for name, row in (("annealing", one), (f"{importance['k']} importance samples", importance)):
+        yield (
+            f"{name}: between {with_error(row, 'lower')} and {with_error(row, 'upper')}, gap "
+            f"{with_error(row, 'gap')}"
+        )
+    yield f"acceptance {one['acceptance_mean']:.2f}"
+
+
+def _curve(one: Record) -> Iterator[str]:
+    yield f"-(rate + distortion) at beta = 1: {with_error(one)}"
+    yield f"acceptance {one['acceptance_mean']:.2f}; `iwae figures` draws the curve"
+
+
+LINES: dict[str, Callable[[Record], Iterator[str]]] = {
+    "importance sampling": _importance,
+    "annealed importance sampling": _annealed,
+    "bidirectional Monte Carlo": _bidirectional,
+    "rate-distortion": _curve,
+}
+"""What a method's record says of one replicate."""
+
+
+def _weights(row: Record) -> str:
+    """What the weights say about the number they made."""
+    words = f"effective sample size {row['ess_mean']:.1f}"
+    if row["pareto_k_unreliable"] is not None:
+        words += (
+            f"; k-hat above {row['pareto_k_threshold']:.2f} for {row['pareto_k_unreliable']:.0%}"
+        )
+    if row["monte_carlo_error"] is not None:
+        words += f"; Monte Carlo error {row['monte_carlo_error']:.3f}"
+    return words
+
+
+def _units(one: Record) -> str:
+    units = "+".join(map(str, one["active_units"]))
+    authors = "+".join(map(str, one["active_units_authors"]))
+    return f"active units {units} (authors' definition: {authors})"
+
+
+def with_error(row: Record, name: str = "log_likelihood") -> str:
+    """A mean and its standard error, as far as they exist."""
+    value = row[name]
+    error = row["stderr" if name == "log_likelihood" else f"{name}_stderr"]
+    if value is None:
+        return "not finite"
+    return f"{value:.3f}" if error is None else f"{value:.3f} +- {error:.3f}"
+
+
+def describe_comparison(record: Record) -> str:
+    """A comparison as a table."""
+    what = f"{record['estimator']}, {record['split']}, {record['n']} examples in common"
+    lines = [f"{what}, {record['weights']} weights; nats per example"]
+    width = max(len(one["run"]) for one in record["runs"])
+    for one in record["runs"]:
+        line = f"  {one['run']:{width}}  {with_error(one)}"
+        if one["between_replicates_sd"] is not None:
+            line += f"  (sd of replicates {one['between_replicates_sd']:.3f})"
+        if one["difference"] is not None:
+            sign = "" if one["significant"] else ", which may be chance"
+            line += (
+                f"  {one['difference']:+.3f} +- {one['difference_stderr']:.3f} to the first{sign}"
+            )
+        lines.append(line)
+    return "\n".join(lines)

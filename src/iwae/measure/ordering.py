@@ -1,0 +1,107 @@
+"""The bounds known of a run's models, example by example, and whether they are in order."""
+
+import json
+import logging
+from collections.abc import Iterator, Mapping
+from itertools import combinations
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from iwae.diagnostics import ordering_violations
+
+log = logging.getLogger(__name__)
+
+
+class Known(NamedTuple):
+    """One lower bound on the log-likelihoods of the models of a run.
+
+    Attributes:
+        estimator: its name, such as "L_5000" or "AIS_1000".
+        rank: where it belongs: a bound of higher rank is the tighter one.
+        places: `[n]` of the examples in the split.
+        values: `[R, n]` float64, nats.
+        record: the record it is from.
+    """
+
+    estimator: str
+    rank: tuple[int, int]
+    places: Int[np.ndarray, " n"]
+    values: Float[np.ndarray, "R n"]
+    record: Mapping[str, Any]
+
+
+def known_bounds(run: Path, *, split: str, weights: str, pruned: bool) -> list[Known]:
+    """All bounds in the records of a run for one split and kind of weights, loosest first."""
+    found: list[Known] = []
+    for path in sorted((Path(run) / "evaluations").glob("*.json")):
+        record = json.loads(path.read_text())
+        same = (record.get("split"), record["weights"], record["pruned"])
+        if same == (split, weights, pruned):
+            with np.load(path.with_suffix(".npz"), allow_pickle=False) as file:
+                found += _bounds(record, dict(file))
+    return sorted(found, key=lambda one: one.rank)
+
+
+def _bounds(record: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> Iterator[Known]:
+    """The bounds of one record."""
+    for column, prefix, rank in (("k", "L", 0), ("temperatures", "AIS", 1)):
+        for i, number in enumerate(arrays.get(column, ())):
+            yield Known(
+                f"{prefix}_{number}",
+                (rank, int(number)),
+                arrays["index"],
+                arrays["log_likelihood"][:, i],
+                record,
+            )
+
+
+def models_of(record: Mapping[str, Any]) -> list[str | None]:
+    """Digests of the models that a record is about, one for each replicate."""
+    return [one.get("model_sha256") for one in record.get("replicates", [record])]
+
+
+def check_ordering(
+    run: Path, record: Mapping[str, Any], arrays: Mapping[str, np.ndarray]
+) -> dict[str, list[str]]:
+    """Whether L_1 <= L_50 <= L_5000 <= AIS, for this new record and the run's older ones.
+
+    Only bounds on examples that two of them share are compared, and only of the same models.
+    The shorter of two annealing runs is no part of the order: it may be looser than 5,000 samples.
+
+    Returns:
+        `checked`, the names of the bounds compared, and `violations` in words, which are also
+        logged as warnings.
+    """
+    older = known_bounds(
+        run, split=record["split"], weights=record["weights"], pruned=record["pruned"]
+    )
+    models = models_of(record)
+    known = {one.estimator: one for one in older if models_of(one.record) == models}
+    known |= {one.estimator: one for one in _bounds(record, arrays)}
+    ordered = _in_order(known)
+    checked, violations = set(), []
+    for low, high in combinations(ordered, 2):
+        _, mine, theirs = np.intersect1d(low.places, high.places, return_indices=True)
+        if len(mine) < 2:
+            continue
+        checked |= {low.estimator, high.estimator}
+        for replicate, (a, b) in enumerate(zip(low.values, high.values, strict=True)):
+            found = ordering_violations({low.estimator: a[mine], high.estimator: b[theirs]})
+            name = f"replicate {replicate}: " if len(low.values) > 1 else ""
+            violations += [name + words for words in found]
+    for words in violations:
+        log.warning("THE BOUNDS ARE NOT IN ORDER: %s", words)
+    return {
+        "checked": [one.estimator for one in ordered if one.estimator in checked],
+        "violations": violations,
+    }
+
+
+def _in_order(known: Mapping[str, Known]) -> list[Known]:
+    """Loosest first, with only the longest of the annealing runs."""
+    ordered = sorted(known.values(), key=lambda one: one.rank)
+    samples = [one for one in ordered if one.rank[0] == 0]
+    return samples + [one for one in ordered if one.rank[0] == 1][-1:]
