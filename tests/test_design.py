@@ -8,8 +8,8 @@ import iwae
 
 ORDER = """
     _types data observations model particles annealing objectives gradients evaluate diagnostics
-    training checkpoint posterior figures config presets report describe progress jobs runs measure gallery
-    cli testing
+    training checkpoint posterior figures config presets report describe progress jobs runs measure
+    gallery cli testing
 """.split()  # noqa: SIM905
 
 

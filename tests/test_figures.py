@@ -4,6 +4,7 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import matplotlib as mpl
 import numpy as np
@@ -32,6 +33,39 @@ ROWS = [
 GRID = np.linspace(-3, 3, 61)
 DENSITY = np.exp(-(GRID**2) / 2) / np.sqrt(2 * np.pi)
 POINTS = RNG.normal(size=(50, 2))
+BOUNDS = {
+    "samples": ([50, 1, 5000], [-87.0, -90, -86], [0.2, 0.3, 0.1]),
+    "annealing": ([10, 100], [-86.0, -85.5], [0.1, 0.1]),
+}
+BETAS = np.linspace(0, 2, 9)
+
+
+def gaussian_curves(n: int) -> tuple[np.ndarray, np.ndarray]:
+    """Rate and distortion [n, T] of z ~ N(0, 1), x ~ N(z, 1) at each of BETAS."""
+    x, variance = np.linspace(-2, 2, n)[:, None], 1 / (1 + BETAS)
+    mean = BETAS * variance * x
+    rate = 0.5 * (variance + mean**2 - 1 - np.log(variance))
+    return rate, 0.5 * (np.log(2 * np.pi) + (x - mean) ** 2 + variance)
+
+
+CURVES = gaussian_curves(4)
+
+
+def on_grid(mean: list[float], spread: list[float], q_mean: list[float]) -> SimpleNamespace:
+    """A Gaussian posterior, a wider q, and draws, on a grid of one or two latents."""
+    axes = tuple(np.linspace(-6, 6, 121 + 10 * i) for i in range(len(mean)))
+    z = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1)
+
+    def log_density(loc: list[float], scale: np.ndarray) -> np.ndarray:
+        each = -0.5 * ((z - loc) / scale) ** 2 - np.log(scale) - 0.5 * np.log(2 * np.pi)
+        return each.sum(axis=-1)
+
+    p, q = log_density(mean, np.array(spread)), log_density(q_mean, 1.5 * np.array(spread))
+    draws = np.random.default_rng(0).normal(mean, spread, (200, len(mean)))
+    return SimpleNamespace(axes=axes, log_posterior=p, log_q=q, draws=draws)
+
+
+ON_LINE, ON_PLANE = on_grid([1.0], [0.5], [0.5]), on_grid([1.0, -2.0], [0.5, 0.25], [0.5, -1.8])
 
 EVERY = {
     "image_grid": lambda: figures.image_grid(IMAGES, title="images"),
@@ -43,7 +77,9 @@ EVERY = {
     "log_variance_histogram": lambda: figures.log_variance_histogram([np.array([0, 1e-3, 1.0])]),
     "density_1d": lambda: figures.density_1d(GRID, {"true": DENSITY}, data=POINTS[:, 0]),
     "scatter_2d": lambda: figures.scatter_2d(POINTS, POINTS + 0.1),
-    "bound_against_k": lambda: figures.bound_against_k([1, 5, 50], [-90.0, -88, -87], [0.3] * 3),
+    "bounds_against_budget": lambda: figures.bounds_against_budget(BOUNDS, upper={"b": (-80, 1)}),
+    "rate_distortion_curve": lambda: figures.rate_distortion_curve(BETAS, *CURVES),
+    "posterior_panels": lambda: figures.posterior_panels([ON_PLANE, ON_LINE], titles=["a", "b"]),
 }
 
 
@@ -528,15 +564,130 @@ def test_points_on_a_line_can_be_drawn(points, tmp_path):
     assert page(figures.scatter_2d(points, points), tmp_path).size
 
 
-def test_bounds_are_drawn_in_the_order_of_k_with_their_errors():
-    figure = figures.bound_against_k([50, 1, 5000], [-87.0, -90, -86], [0.2, 0.3, 0.1])
+def legend_of(axes: mpl.axes.Axes) -> list[str]:
+    return [text.get_text() for text in axes.get_legend().get_texts()]
+
+
+def test_bounds_are_drawn_in_the_order_of_their_budgets_with_their_errors():
+    figure = figures.bounds_against_budget(BOUNDS)
     (axes,) = figure.axes
     assert axes.get_xscale() == "log"
-    assert np.array_equal(axes.get_lines()[0].get_xydata(), [[1, -90], [50, -87], [5000, -86]])
-    (container,) = axes.containers
-    segments = container[2][0].get_segments()
-    assert np.allclose([np.ptp(s[:, 1]) / 2 for s in segments], [0.3, 0.2, 0.1])
+    assert np.array_equal(line(figure, "samples"), [[1, -90], [50, -87], [5000, -86]])
+    assert np.array_equal(line(figure, "annealing"), [[10, -86], [100, -85.5]])
+    for container, errors in zip(axes.containers, [[0.3, 0.2, 0.1], [0.1, 0.1]], strict=True):
+        segments = container[2][0].get_segments()
+        assert np.allclose([np.ptp(s[:, 1]) / 2 for s in segments], errors)
+    assert legend_of(axes) == ["samples", "annealing"]
+    (axes,) = figures.bounds_against_budget({"a": BOUNDS["samples"]}).axes
     assert [text.get_text() for text in axes.get_xticklabels()] == ["1", "50", "5000"]
+
+
+def test_an_upper_bound_is_a_line_in_a_band_from_side_to_side():
+    figure = figures.bounds_against_budget(BOUNDS, upper={"at most": (-84.0, 0.25)})
+    (axes,) = figure.axes
+    assert np.array_equal(line(figure, "at most"), [[0, -84], [1, -84]])  # in parts of the axis
+    (band,) = axes.patches
+    assert (band.get_y(), band.get_height()) == (-84.25, 0.5)
+    assert legend_of(axes) == ["samples", "annealing", "at most"]
+    assert axes.get_ylim()[1] > -84
+
+
+def test_long_names_of_bounds_stay_on_the_page(tmp_path):
+    names = [f"annealing, 1,000 examples, from the {what}, 16 chains" for what in ("q", "prior")]
+    picture = page(
+        figures.bounds_against_budget(dict(zip(names, BOUNDS.values(), strict=True))), tmp_path
+    )
+    assert (picture[:, :5] == 255).all()
+    assert (picture[..., 0] < 100).any(axis=0)[-100:].any()  # letters at the right
+
+
+def test_the_rate_distortion_curve_is_of_means_and_touches_its_line_at_beta_1():
+    figure = figures.rate_distortion_curve(BETAS, *CURVES)
+    (axes,) = figure.axes
+    rate, distortion = CURVES
+    curve = line(figure, "mean of 4 examples")
+    assert np.allclose(curve, np.stack([rate.mean(axis=0), distortion.mean(axis=0)], axis=1))
+    (band,) = axes.collections[:1]
+    heights = {round(float(x), 6): [] for x in curve[:, 0]}
+    for x, y in band.get_paths()[0].vertices:
+        heights[round(float(x), 6)].append(y)
+    errors = distortion.std(axis=0, ddof=1) / 2
+    got = [np.ptp(ys) / 2 for ys in heights.values()]
+    assert np.allclose(got, errors)
+    # At beta = 1 (the fifth of nine), with the errors of both; the sum is log N(x; 0, 2).
+    cross = axes.containers[0]
+    assert np.allclose(cross.lines[0].get_xydata(), [curve[4]])
+    widths = [np.ptp(bar.get_segments()[0], axis=0).max() / 2 for bar in cross.lines[2]]
+    assert np.allclose(widths, [rate[:, 4].std(ddof=1) / 2, errors[4]])
+    surprise = 0.5 * (np.log(4 * np.pi) + np.linspace(-2, 2, 4) ** 2 / 2)
+    total, error = surprise.mean(), surprise.std(ddof=1) / 2
+    assert f"rate + distortion = {total:.2f} ± {error:.2f} nats" in texts(figure)
+    (dotted,) = [one for one in axes.get_lines() if one.get_linestyle() == ":"]
+    assert dotted.get_slope() == -1
+    assert np.allclose(dotted.get_xy1(), curve[4])
+    assert (curve.sum(axis=1) > total - 1e-9).all()  # so the line touches, and does not cross
+    assert "β = 1" in texts(figure)
+
+
+def test_a_curve_without_beta_1_or_of_one_example_is_drawn_without_what_is_not_known():
+    rate, distortion = CURVES
+    figure = figures.rate_distortion_curve(BETAS[:4], rate[:, :4], distortion[:, :4])
+    assert "β" not in texts(figure)
+    assert "rate + distortion" not in texts(figure)
+    figure = figures.rate_distortion_curve(BETAS, rate[:1], distortion[:1])
+    assert "±" not in texts(figure)
+    assert "error" not in texts(figure)
+    assert not figure.axes[0].collections
+
+
+def test_a_posterior_of_one_latent_is_two_curves_over_its_draws():
+    (axes,) = figures.posterior_panels([ON_LINE]).axes
+    p, q = (one.get_xydata() for one in axes.get_lines())
+    assert np.allclose(p, np.stack([*ON_LINE.axes, np.exp(ON_LINE.log_posterior)], axis=1))
+    assert np.allclose(q, np.stack([*ON_LINE.axes, np.exp(ON_LINE.log_q)], axis=1))
+    area = sum(bar.get_width() * bar.get_height() for bar in axes.patches)
+    assert area == pytest.approx(1)
+    low, high = axes.get_xlim()
+    # Of q = N(0.5, 0.75^2), 99.9% lie within 3.3 standard deviations.
+    assert low == pytest.approx(0.5 - 3.29 * 0.75, abs=0.4)
+    assert high == pytest.approx(0.5 + 3.29 * 0.75, abs=0.4)
+
+
+def test_a_posterior_of_two_latents_has_contours_that_hold_half_and_95_per_cent():
+    figure = figures.posterior_panels([ON_PLANE], titles=["test example 7"])
+    (axes,) = figure.axes
+    heat, dots, p, q = axes.collections
+    assert np.allclose(np.asarray(heat.get_array()).T, np.exp(ON_PLANE.log_posterior))
+    assert np.allclose(dots.get_offsets(), ON_PLANE.draws)  # first latent across
+    for contours, mean, spread in (
+        (p, [1.0, -2.0], [0.5, 0.25]),
+        (q, [0.5, -1.8], [0.75, 0.375]),
+    ):
+        outer, inner = (path.vertices for path in contours.get_paths())
+        for vertices, mass in ((outer, 0.95), (inner, 0.5)):
+            squares = (((vertices - mean) / spread) ** 2).sum(axis=1)
+            # Of a Gaussian on a plane, 1 - exp(-r^2 / 2) lies within r standard deviations.
+            assert np.allclose(1 - np.exp(-squares / 2), mass, atol=0.03)
+    assert "test example 7" in texts(figure)
+    assert axes.get_xlim()[0] > -3  # a part of the grid
+    assert axes.get_xlim()[0] < ON_PLANE.draws[:, 0].min()
+    assert axes.get_ylabel() == "second latent"
+
+
+@pytest.mark.parametrize("grid", [ON_LINE, ON_PLANE])
+def test_a_posterior_in_one_cell_or_ruled_out_in_places_can_be_drawn(grid, tmp_path):
+    spike = np.full(grid.log_posterior.shape, -np.inf)
+    spike.flat[spike.size // 2] = 3.0
+    changed = SimpleNamespace(**{**vars(grid), "log_posterior": spike, "log_q": 0 * spike.clip(0)})
+    assert page(figures.posterior_panels([changed]), tmp_path).size
+
+
+def changed_grid(**changes: object) -> SimpleNamespace:
+    return SimpleNamespace(**{**vars(ON_PLANE), **changes})
+
+
+def bounds(budget: list, mean: list, stderr: list, **upper: tuple[float, float]) -> Figure:
+    return figures.bounds_against_budget({"a": (budget, mean, stderr)}, upper=upper)
 
 
 @pytest.mark.parametrize(
@@ -553,10 +704,53 @@ def test_bounds_are_drawn_in_the_order_of_k_with_their_errors():
         (lambda: figures.density_1d(GRID, {"a": DENSITY}, data=POINTS), r"data must have the axes"),
         (lambda: figures.scatter_2d(POINTS[:, :1], POINTS), r"data must have the shape \(n, 2\)"),
         (lambda: figures.scatter_2d(POINTS, POINTS[:0]), "samples is empty"),
-        (lambda: figures.bound_against_k([1], [1.0, 2], [1.0]), "k and bounds must have"),
-        (lambda: figures.bound_against_k([1], [1.0], [1.0, 2]), "k and stderr must have"),
-        (lambda: figures.bound_against_k([0], [1.0], [1.0]), "k must be at least 1"),
-        (lambda: figures.bound_against_k([1], [1.0], [-1.0]), "not be negative"),
+        (lambda: bounds([1], [1.0, 2], [1.0]), "budget and mean of 'a' must have"),
+        (lambda: bounds([1], [1.0], [1.0, 2]), "budget and standard error of 'a' must have"),
+        (lambda: bounds([0], [1.0], [1.0]), "'a' needs budgets of at least 1"),
+        (lambda: bounds([1], [1.0], [-1.0]), "not negative"),
+        (lambda: bounds([1], [np.nan], [1.0]), "the mean of 'a' has 1 of 1"),
+        (lambda: bounds([], [], []), "the budget of 'a' is empty"),
+        (lambda: figures.bounds_against_budget({}), "no bounds"),
+        (lambda: bounds([1], [1.0], [1.0], b=(np.inf, 1.0)), "the upper bound 'b' has 1 of 2"),
+        (lambda: bounds([1], [1.0], [1.0], b=(1.0, -1.0)), "error of 'b' must not be negative"),
+        (lambda: figures.rate_distortion_curve(BETAS, *np.ones((2, 9))), r"axes \[n, t\]"),
+        (lambda: figures.rate_distortion_curve(BETAS[:3], *CURVES), "3 betas, but rates at 9"),
+        (lambda: figures.rate_distortion_curve(BETAS[::-1], *CURVES), "betas must rise"),
+        (lambda: figures.rate_distortion_curve(BETAS[:1], *np.ones((2, 4, 1))), "two or more"),
+        (
+            lambda: figures.rate_distortion_curve(BETAS, CURVES[0], CURVES[1][:2]),
+            "rate and distortion must have the same shape",
+        ),
+        (lambda: figures.posterior_panels([]), "no posteriors"),
+        (lambda: figures.posterior_panels([ON_LINE], titles=[]), "1 posteriors, but 0 titles"),
+        (
+            lambda: figures.posterior_panels([changed_grid(axes=3 * (GRID,))]),
+            "posterior 0 has 3 latents",
+        ),
+        (
+            lambda: figures.posterior_panels([ON_LINE, changed_grid(axes=2 * (GRID[::-1],))]),
+            "the grid of posterior 1 must rise",
+        ),
+        (
+            lambda: figures.posterior_panels([changed_grid(log_q=ON_PLANE.log_q.T)]),
+            "log_posterior and log_q of posterior 0 must have",
+        ),
+        (
+            lambda: figures.posterior_panels([changed_grid(axes=2 * (GRID,))]),
+            "the grid and log_posterior of posterior 0 must have",
+        ),
+        (
+            lambda: figures.posterior_panels([changed_grid(log_q=ON_PLANE.log_q * np.nan)]),
+            "log_q of posterior 0 has .* NaN",
+        ),
+        (
+            lambda: figures.posterior_panels([changed_grid(log_q=ON_PLANE.log_q + 1e6)]),
+            "log_q of posterior 0 has .* infinite",
+        ),
+        (
+            lambda: figures.posterior_panels([changed_grid(draws=ON_LINE.draws)]),
+            "draws of posterior 0 have 1 latents; its grid has 2",
+        ),
     ],
 )
 def test_bad_values_are_refused(call, message):

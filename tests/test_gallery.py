@@ -1,5 +1,7 @@
 """The pictures of a run: which there are for which data, and that they show what they say."""
 
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,17 +9,20 @@ import pytest
 from PIL import Image
 
 import small
+from iwae import gallery
 from iwae._types import UserError
 from iwae.checkpoint import load_model
 from iwae.data import load_dataset
+from iwae.evaluate import log_likelihoods
 from iwae.gallery import _density as density  # the figure behind density.png
-from iwae.gallery import draw_run
+from iwae.gallery import bounds_figure, draw_run
+from iwae.jobs import split_examples
 from iwae.model import VAE
 from small import finished
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
-ALWAYS = {"training_curves.png", "log_variances.png"}
+ALWAYS = {"training_curves.png", "log_variances.png", "posterior.png"}  # of two latents
 
 
 def names(paths):
@@ -74,14 +79,17 @@ def test_the_same_weights_give_the_same_pictures_and_others_do_not(drawn):
 
 def made(run, dataset, dimensions, **options):
     """A run of a Gaussian model, not trained."""
-    sizes = {"latent_sizes": (1,), "hidden_sizes": ((5,),)}
+    options = {"latent_sizes": (1,), "hidden_sizes": ((5,),), "validation": None, **options}
+    sizes = {name: options[name] for name in ("latent_sizes", "hidden_sizes")}
     model = VAE(dimensions, **sizes, observation="gaussian", key=jax.random.key(0))
-    return small.by_hand(run, [model], dataset=dataset, validation=None, **sizes, **options)
+    options["layers"] = len(sizes["latent_sizes"])
+    return small.by_hand(run, [model], dataset=dataset, **options)
 
 
 def test_the_density_of_one_dimension_is_drawn_beside_the_truth(tmp_path):
     run = made(tmp_path / "run", "camel", 1)
-    assert names(draw_run(run)) == {"log_variances.png", "density.png"}  # no metrics, no frames
+    expected = {"log_variances.png", "density.png", "posterior.png"}  # no metrics, no frames
+    assert names(draw_run(run)) == expected
     dataset = load_dataset("camel")
     (axes,) = density(load_model(run / "models" / "final-0"), dataset).axes
     lines = {line.get_label(): line.get_data() for line in axes.get_lines()}
@@ -95,13 +103,14 @@ def test_the_density_of_one_dimension_is_drawn_beside_the_truth(tmp_path):
 
 def test_points_in_the_plane_are_drawn_beside_samples(tmp_path):
     assert names(draw_run(made(tmp_path / "run", "circle", 2))) == {
-        *("log_variances.png", "scatter.png")
+        *("log_variances.png", "scatter.png", "posterior.png")
     }
 
 
 def test_other_data_have_the_pictures_that_make_sense(tmp_path):
     np.save(tmp_path / "own.npy", np.random.default_rng(0).normal(size=(50, 3)) * 3)
-    run = made(tmp_path / "run", str(tmp_path / "own.npy"), 3)
+    sizes = {"latent_sizes": (2, 1), "hidden_sizes": ((5,), (4,))}  # three latents are too many
+    run = made(tmp_path / "run", str(tmp_path / "own.npy"), 3, **sizes)
     assert names(draw_run(run)) == {"log_variances.png"}
 
 
@@ -118,3 +127,192 @@ def test_what_a_run_does_not_have_is_refused(tmp_path):
         draw_run(tmp_path)
     with pytest.raises(UserError, match="has no best weights"):
         draw_run(small.unvalidated(), weights="best")
+
+
+# Posteriors
+
+
+def test_posteriors_are_of_four_examples_from_all_over_the_split(monkeypatch):
+    shown = []
+    original = gallery.figures.posterior_panels
+
+    def panels(grids, *, titles):
+        shown.append((grids, titles))
+        return original(grids, titles=titles)
+
+    monkeypatch.setattr(gallery.figures, "posterior_panels", panels)
+    draw_run(finished())
+    ((grids, titles),) = shown
+    assert [title.split(":")[0] for title in titles] == [
+        f"test example {i}" for i in (0, 12, 24, 36)
+    ]
+    dataset = load_dataset(small.pictures(), validation=50)
+    model = load_model(finished() / "models" / "final-0")
+    for i, grid, title in zip((0, 12, 24, 36), grids, titles, strict=True):
+        x = jnp.asarray(split_examples(dataset, "test")[i], jnp.float32)
+        bound = log_likelihoods(model, np.asarray(x)[None], jax.random.key(1), k=5000)[0]
+        assert grid.log_evidence == pytest.approx(bound, abs=0.1)
+        assert title.endswith(f"log p(x) = {grid.log_evidence:.2f}".replace("-", "\N{MINUS SIGN}"))
+
+
+# Bounds and curves from records
+
+
+def write_record(run, name, budgets, **changes):
+    """A record with a row for each budget; the bound is -100 + the budget's logarithm."""
+    annealed = changes.get("method", "").startswith("annealed")
+    rows, budget = ("by_temperatures", "temperatures") if annealed else ("by_k", "k")
+    record = {
+        "method": "importance sampling",
+        "split": "test",
+        "weights": "final",
+        "pruned": False,
+        "n": 10_000,
+        "subset": None,
+        "examples_sha256": "0123456789abcdef",
+        rows: [
+            {budget: b, "log_likelihood": -100 + float(np.log(b)), "stderr": 0.5} for b in budgets
+        ],
+        **changes,
+    }
+    folder = run / "evaluations"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{name}.json").write_text(json.dumps(record))
+
+
+SUBSET = {
+    "n": 1000,
+    "subset": {"examples": 1000, "seed": 0},
+    "examples_sha256": "fedcba9876543210",
+}
+ANNEALED = {
+    "method": "annealed importance sampling",
+    "annealing": {"temperatures": 1000, "chains": 16, "leapfrog": 10, "schedule": "sigmoid"},
+}
+
+
+def drawn_bounds(run, **options):
+    """Name -> budgets of each curve; {} without a figure."""
+    figure = bounds_figure(run, **options)
+    if figure is None:
+        return {}
+    (axes,) = figure.axes
+    names = [text.get_text() for text in axes.get_legend().get_texts()]
+    lines = {one.get_label(): one.get_xydata() for one in axes.get_lines()}
+    assert all(np.allclose(lines[name][:, 1], -100 + np.log(lines[name][:, 0])) for name in names)
+    return {name: lines[name][:, 0].tolist() for name in names}
+
+
+def test_bounds_of_the_same_examples_are_curves_by_method(tmp_path):
+    write_record(tmp_path, "a", [1, 50])
+    write_record(tmp_path, "b", [50, 5000])
+    write_record(tmp_path, "c", [100, 1000], **ANNEALED)
+    assert drawn_bounds(tmp_path) == {
+        "importance sampling": [1, 50, 5000],
+        "annealing": [100, 1000],
+    }
+
+
+def test_bounds_of_other_examples_are_told_apart(tmp_path):
+    write_record(tmp_path, "a", [1, 50])
+    write_record(tmp_path, "b", [100, 1000], **ANNEALED, **SUBSET)
+    expected = {
+        "importance sampling, 10,000 examples": [1, 50],
+        "annealing, 1,000 examples": [100, 1000],
+    }
+    assert drawn_bounds(tmp_path) == expected
+    write_record(tmp_path, "c", [7], **SUBSET)
+    expected["importance sampling, 1,000 examples"] = [7]
+    assert drawn_bounds(tmp_path) == expected
+    other = {"subset": {"examples": 1000, "seed": 3}, "examples_sha256": "aa"}
+    write_record(tmp_path, "d", [8], **{**SUBSET, **other})
+    assert drawn_bounds(tmp_path)["importance sampling, 1,000 examples, chosen by seed 3"] == [8]
+    assert drawn_bounds(tmp_path)["importance sampling, 10,000 examples, all"] == [1, 50]
+
+
+def test_one_method_on_one_subset_and_another_on_one_of_the_same_size_are_told_apart(tmp_path):
+    write_record(tmp_path, "a", [1], **SUBSET)
+    write_record(tmp_path, "b", [10], **ANNEALED, **{**SUBSET, "examples_sha256": "77778888xx"})
+    assert drawn_bounds(tmp_path) == {
+        "importance sampling, 1,000 examples, data fedcba98": [1],
+        "annealing, 1,000 examples, data 77778888": [10],
+    }
+
+
+def test_annealing_in_other_ways_is_told_apart_by_what_differs(tmp_path):
+    write_record(tmp_path, "a", [100, 1000], **ANNEALED)
+    for name, changes in {"b": {"chains": 4}, "c": {"schedule": [0.0, 0.3, 1.0]}}.items():
+        annealing = {**ANNEALED["annealing"], **changes}
+        write_record(tmp_path, name, [10], **{**ANNEALED, "annealing": annealing})
+    curves = drawn_bounds(tmp_path)
+    assert curves["annealing, sigmoid schedule, 16 chains"] == [100, 1000]
+    assert curves["annealing, sigmoid schedule, 4 chains"] == [10]
+    (given,) = set(curves) - {f"annealing, sigmoid schedule, {n} chains" for n in (4, 16)}
+    assert given.startswith("annealing, given (")
+
+
+def test_only_what_belongs_together_is_drawn(tmp_path):
+    write_record(tmp_path, "a", [50])
+    for name, changes in {
+        "validation": {"split": "validation"},
+        "pruned": {"pruned": True},
+        "best": {"weights": "best"},
+        "both": {"method": "bidirectional Monte Carlo"},
+    }.items():
+        write_record(tmp_path, name, [1, 2, 3], **changes)
+    broken = {"k": 5, "log_likelihood": None, "stderr": None}
+    write_record(tmp_path, "infinite", [], by_k=[broken])
+    (tmp_path / "evaluations" / "list.json").write_text("[1]")
+    assert bounds_figure(tmp_path) is None  # one point makes no curve
+    assert drawn_bounds(tmp_path, weights="best") == {"importance sampling": [1, 2, 3]}
+    write_record(tmp_path, "more", [5])
+    assert drawn_bounds(tmp_path) == {"importance sampling": [5, 50]}
+    assert bounds_figure(tmp_path / "nothing") is None
+
+
+def test_of_several_replicates_the_first_is_drawn(tmp_path):
+    def rows(bound):
+        return [{"k": k, "log_likelihood": bound, "stderr": 0.1} for k in (1, 2)]
+
+    each = [{"by_k": rows(-5.0)}, {"by_k": rows(-7.0)}]
+    write_record(tmp_path, "a", [], replicates=each)
+    (axes,) = bounds_figure(tmp_path).axes
+    assert axes.get_lines()[0].get_ydata().tolist() == [-5, -5]
+
+
+def test_a_record_that_cannot_be_read_is_named(tmp_path):
+    (tmp_path / "evaluations").mkdir()
+    (tmp_path / "evaluations" / "x.json").write_text("{")
+    with pytest.raises(UserError, match=r"x\.json is not a record"):
+        bounds_figure(tmp_path)
+
+
+def test_curves_and_bounds_of_a_run_are_among_its_pictures(tmp_path, monkeypatch):
+    run = made(tmp_path / "run", "circle", 2)
+    write_record(run, "test-final-k50", [1, 50])
+    shown = []
+    original = gallery.figures.rate_distortion_curve
+
+    def curve(*arrays):
+        shown.append(arrays)
+        return original(*arrays)
+
+    monkeypatch.setattr(gallery.figures, "rate_distortion_curve", curve)
+    betas = np.linspace(0, 1, 5)
+    values = np.random.default_rng(0).random((3, 2, 6, 5))  # of three files and two replicates
+    for name, rate in zip(("T1", "T2", "T3"), values, strict=True):
+        np.savez(
+            run / "evaluations" / f"{name}-rate-distortion.npz",
+            betas=betas,
+            rate=rate,
+            distortion=2 * rate,
+        )
+    write_record(run, "T3-rate-distortion", [], method="rate-distortion", weights="best")
+    assert names(draw_run(run)) == {
+        *("log_variances.png", "scatter.png", "posterior.png", "bounds.png"),
+        "rate_distortion.png",
+    }
+    ((got_betas, rate, distortion),) = shown
+    assert np.array_equal(got_betas, betas)
+    assert np.array_equal(rate, values[1, 0])  # the newest by name, of these weights
+    assert np.array_equal(distortion, 2 * values[1, 0])

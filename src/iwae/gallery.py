@@ -70,7 +70,7 @@ def _figures(run: Path, model: VAE, dataset: Dataset, weights: str) -> Iterator[
         yield "posterior", _posteriors(model, test)
     if figure := bounds_figure(run, weights):
         yield "bounds", figure
-    if curves := sorted((run / "evaluations").glob("*rate-distortion.npz")):
+    if curves := _rate_distortion_files(run, weights):
         yield "rate_distortion", _rate_distortion(curves[-1])
 
 
@@ -177,6 +177,16 @@ def _posteriors(model: VAE, test: np.ndarray) -> Figure:
     return figures.posterior_panels(grids, titles=titles)
 
 
+def _rate_distortion_files(run: Path, weights: str) -> list[Path]:
+    """Curves of test examples, by name; without a record beside it, a curve is what it says."""
+    found = []
+    for path in sorted((run / "evaluations").glob("*rate-distortion.npz")):
+        record = path.with_suffix(".json")
+        if not record.is_file() or _is_of(_read_record(record), weights):
+            found.append(path)
+    return found
+
+
 def _rate_distortion(path: Path) -> Figure:
     """The curve of the first replicate, from the values behind a record."""
     with np.load(path, allow_pickle=False) as file:
@@ -239,20 +249,30 @@ def bounds_figure(run: Path, weights: str = "final") -> Figure | None:
     return figures.bounds_against_budget(curves)
 
 
-def _read_points(path: Path, weights: str) -> _Points | None:
-    """The bounds in a record; None if it is about something else."""
+def _read_record(path: Path) -> dict[str, Any]:
+    """A record; empty if the file holds something else, UserError if it is not JSON."""
     try:
         record = json.loads(path.read_text())
     except ValueError:
         raise UserError(f"{path} is not a record: it is not JSON; move it away") from None
-    if not isinstance(record, dict) or record.get("method") not in _METHODS:
-        return None
-    if record.get("split") != "test" or record.get("pruned") or record.get("weights") != weights:
+    return record if isinstance(record, dict) else {}
+
+
+def _is_of(record: Mapping[str, Any], weights: str) -> bool:
+    """Whether a record is about test examples and the models drawn, with all their units."""
+    mine = record.get("split") == "test" and record.get("weights") == weights
+    return mine and not record.get("pruned")
+
+
+def _read_points(path: Path, weights: str) -> _Points | None:
+    """The bounds in a record; None if it is about something else."""
+    record = _read_record(path)
+    if record.get("method") not in _METHODS or not _is_of(record, weights):
         return None
     _, rows, budget = _METHODS[record["method"]]
     first = record["replicates"][0] if record.get("replicates") else record
     points = [
-        (row[budget], row["log_likelihood"], row["stderr"])
+        (float(row[budget]), float(row["log_likelihood"]), float(row["stderr"]))
         for row in first.get(rows, ())
         if row["log_likelihood"] is not None and row["stderr"] is not None
     ]

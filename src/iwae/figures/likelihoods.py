@@ -30,7 +30,7 @@ LONG = 30  # letters of a name that needs a line of the legend for itself
 def bounds_against_budget(
     curves: Mapping[str, tuple[Numbers, Numbers, Numbers]],
     *,
-    upper: Mapping[str, tuple[float, float]] | None = None,
+    upper: Mapping[str, tuple[float | int, float | int]] | None = None,
 ) -> Figure:
     """Lower bounds on log p(x) against what was spent on them (Wu et al. 2017, sec. 4).
 

@@ -89,8 +89,8 @@ def _write(path: Path, parts: list[Slab]) -> None:
 
 def _read(path: Path) -> Slab | None:
     try:
-        with np.load(path, allow_pickle=False) as file:
-            return dict(file)
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+            return dict(arrays)
     except FileNotFoundError:
         return None
     except (BadZipFile, ValueError, OSError, KeyError) as error:
