@@ -2,7 +2,10 @@
 
 import io
 import json
+import os
 import re
+import shutil
+import signal
 import subprocess
 import sys
 
@@ -388,7 +391,11 @@ def test_json_of_replicates_lists_what_is_asked_of_each(iwae):
     first, *_, last = out.splitlines()
     assert first == "pictures.npz test, 50 examples, best weights; nats per example"
     mean, spread = record["log_likelihood"], record["between_replicates_sd"]
-    assert last == f"  mean {mean:.3f}, standard deviation between replicates {spread:.3f}"
+    stderr = record["stderr"]
+    assert last == (
+        f"  mean L_5 = {mean:.3f} +- {stderr:.3f}, standard deviation between replicates "
+        f"{spread:.3f}"
+    )
 
 
 def test_the_result_in_words_has_the_standard_error(iwae):
@@ -460,3 +467,89 @@ def test_a_terminal_shows_a_bar(monkeypatch):
 def test_without_a_terminal_there_are_no_control_characters(iwae, experiment, tmp_path):
     _, out, err = iwae("train", experiment, "--out", tmp_path / "run", "--epochs", 1)
     assert (out + err).replace("\n", "").isprintable()
+
+
+# Other methods
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            "--temperatures 50",
+            "--temperatures does not go with --method is; it goes with ais, bdmc",
+        ),
+        ("--method ais --k 5", "--k does not go with --method ais; it goes with is, bdmc"),
+        ("--method bdmc --split train", "--split does not go with --method bdmc"),
+        ("--method bdmc --k 5 6", "--method bdmc takes one --k"),
+        ("--method rate-distortion --start prior", "--start does not go with"),
+        ("--method ais --schedule cubic", "no schedule 'cubic': it is sigmoid, linear, or a file"),
+        ("--method ais --schedule WORDS", "is no list of numbers"),
+        ("--method ais --schedule NUMBERS", "temperatures is 3; a tenth of them"),
+    ],
+)
+def test_options_that_do_not_go_with_a_method_are_refused(iwae, tmp_path, words, message):
+    (tmp_path / "WORDS").write_text("0 half 1")
+    (tmp_path / "NUMBERS").write_text("0, 0.5\n1")
+    words = [tmp_path / word if word.isupper() else word for word in words.split()]
+    status, out, err = iwae("evaluate", finished(), *words)
+    assert (status, out) == (2, "")
+    assert err.count("\n") == 1
+    assert message in err
+
+
+@pytest.fixture(scope="module")
+def annealed(tmp_path_factory):
+    """A run of this module's own, for records that others need not see."""
+    return shutil.copytree(finished(), tmp_path_factory.mktemp("annealed") / "run")
+
+
+def test_annealing_says_how_sure_it_is(iwae, annealed):
+    path = "--temperatures", 20, "--chains", 4, "--leapfrog", 2
+    status, out, err = iwae("evaluate", annealed, "--method", "bdmc", "--examples", 10, *path)
+    assert (status, err) == (0, "")
+    gap = r"between -\S+ \+- \S+ and -\S+ \+- \S+, gap -?\S+ \+- \S+"
+    assert re.search(rf"annealing: {gap}\n  5000 importance samples: {gap}\n", out)
+    words = "evaluate", annealed, "--method", "ais", "--examples", 20, *path
+    status, out, err = iwae(*words, "--json")
+    record = json.loads(out, parse_constant=pytest.fail)
+    assert (status, err) == (0, "")
+    assert record.keys() >= ASKED
+    assert (record["n"], record["verdict"]["bdmc_gap"]) == (20, pytest.approx(0, abs=1))
+    status, out, _ = iwae(*words)
+    assert out.startswith("pictures.npz test, 20 examples (a random subset), final weights")
+    assert f"AIS_20 = {record['log_likelihood']:.3f} +- {record['stderr']:.3f}" in out
+    assert f"{record['verdict']['word']} (tolerance 0.5): {record['verdict']['reason']}" in out
+
+
+def test_a_curve_is_announced(iwae, annealed):
+    words = "--temperatures", 8, "--chains", 2, "--leapfrog", 2, "--examples", 4
+    status, out, _ = iwae("evaluate", annealed, "--method", "rate-distortion", *words)
+    assert status == 0
+    assert "at beta = 1: -" in out
+
+
+def test_runs_are_compared_in_a_table(iwae, annealed):
+    iwae("evaluate", annealed, "--k", 5)
+    status, out, _ = iwae("compare", annealed, annealed, "--estimator", "L_5")
+    assert status == 0
+    assert re.fullmatch(
+        r"L_5, test, 50 examples in common, final weights; nats per example\n"
+        r"  \S+  -\S+ \+- \S+\n"
+        r"  \S+  -\S+ \+- \S+  \+0\.000 \+- 0\.000 to the first, which may be chance\n",
+        out,
+    )
+    status, out, _ = iwae("compare", annealed, annealed, "--json")
+    assert json.loads(out)["n"] == 20  # the tightest estimator: annealing, on a subset
+    assert iwae("compare", annealed)[0] == 2
+
+
+def test_an_evaluation_that_is_stopped_says_that_it_goes_on(iwae, annealed, monkeypatch):
+    def stopped(*_, **__):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr("iwae.measure.evaluate_run", stopped)
+    status, out, err = iwae("evaluate", annealed)
+    assert (status, out) == (143, "")
+    assert err == "stopped by SIGTERM; the same command goes on from there\n"
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL

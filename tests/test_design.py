@@ -8,7 +8,7 @@ import iwae
 
 ORDER = """
     _types data observations model particles annealing objectives gradients evaluate diagnostics
-    training checkpoint posterior figures config presets report describe progress jobs runs measure
+    training checkpoint posterior figures config presets describe progress jobs runs measure report
     gallery cli testing
 """.split()  # noqa: SIM905
 

@@ -13,13 +13,25 @@ def describe(record: Record) -> str:
     for number, one in enumerate(each):
         name = f"replicate {number}: " if len(each) > 1 else ""
         lines += [f"  {name}{line}" for line in LINES[record["method"]](one)]
-    if record.get("between_replicates_sd") is not None:
-        lines.append(
-            f"  mean {record['log_likelihood']:.3f}, standard deviation between replicates "
-            f"{record['between_replicates_sd']:.3f}"
-        )
+    if "replicates" in record:
+        rows = [*record.get("by_k", ()), *record.get("by_temperatures", ())]
+        lines += [f"  mean {_name(row)} = {_spread(row)}" for row in rows]
     violations = record.get("ordering", {}).get("violations", [])
     return "\n".join([*lines, *(f"  NOT IN ORDER: {words}" for words in violations)])
+
+
+def _name(row: Record) -> str:
+    """What a row is an estimate by."""
+    return f"L_{row['k']}" if "k" in row else f"AIS_{row['temperatures']}"
+
+
+def _spread(row: Record) -> str:
+    """A mean over replicates."""
+    spread = row["between_replicates_sd"]
+    words = with_error(row)
+    return (
+        words if spread is None else f"{words}, standard deviation between replicates {spread:.3f}"
+    )
 
 
 def _head(record: Record) -> str:
@@ -35,14 +47,14 @@ def _head(record: Record) -> str:
 
 def _importance(one: Record) -> Iterator[str]:
     for row in one["by_k"]:
-        yield f"L_{row['k']} = {with_error(row)}  ({_weights(row)})"
+        yield f"{_name(row)} = {with_error(row)}  ({_weights(row)})"
     yield _units(one)
 
 
 def _annealed(one: Record) -> Iterator[str]:
     for row in one["by_temperatures"]:
         yield (
-            f"AIS, T = {row['temperatures']}: {with_error(row)}  ({_weights(row)}; acceptance "
+            f"{_name(row)} = {with_error(row)}  ({_weights(row)}; acceptance "
             f"{row['acceptance_mean']:.2f})"
         )
     found = one["verdict"]

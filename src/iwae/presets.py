@@ -96,6 +96,24 @@ def _cells(table: dict, number: int) -> dict[str, Preset]:
     }
 
 
+_AUTHORS: dict[str, Any] = {
+    "optimizer": "authors",
+    "schedule": "authors",
+    "shuffle": False,
+    "validation": "authors",
+}
+"""What the paper's published code does otherwise than the paper says."""
+
+
+def _as_published_code(cells: dict[str, Preset]) -> dict[str, Preset]:
+    return {
+        name.replace("table1", "authors", 1): entry._replace(
+            values={**entry.values, **_AUTHORS}, source=f"{entry.source}, as its code trains"
+        )
+        for name, entry in cells.items()
+    }
+
+
 _WARM_START = {"dataset": "mnist", "schedule": "constant", "learning_rate": 1e-4, "epochs": 3**7}
 
 _TABLE_2 = {
@@ -155,6 +173,7 @@ _EXPERIMENTS = {
 
 PRESETS: dict[str, Preset] = {
     **_cells(_TABLE_1, 1),
+    **_as_published_code(_cells(_TABLE_1, 1)),
     **_TABLE_2,
     **_cells(_TABLE_3, 3),
     **_EXPERIMENTS,

@@ -7,11 +7,16 @@ file has blocks `<!-- results:NAME -->` ... `<!-- /results:NAME -->` that this m
 import json
 import re
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from iwae._types import UserError, atomic_write
+from iwae.config import TrainConfig
+from iwae.measure.importance import IMPORTANCE
+from iwae.measure.ordering import Known, known_bounds
 
 Row = dict[str, str]
 
@@ -21,9 +26,13 @@ def read_records(results: Path) -> dict[str, dict[str, Any]]:
     records: dict[str, dict[str, Any]] = {}
     for path in sorted(Path(results).rglob("evaluations/*.json")):
         record = json.loads(path.read_text())
+        if record["method"] != IMPORTANCE:
+            continue
         name = str(path.parent.parent.relative_to(results))
         whole = record["split"] == "test" and not record["pruned"] and record["subset"] is None
         if whole and record["k"] >= records.get(name, {"k": 0})["k"]:
+            if record["log_likelihood"] is None:
+                raise UserError(f"{path}: the mean log-likelihood is not finite; it fits no table")
             records[name] = record
     return records
 
@@ -33,15 +42,18 @@ def likelihood_row(name: str, record: dict[str, Any], published: str) -> Row:
     config = record["config"]
     each = record.get("replicates", [record])
     spread = record.get("between_replicates_sd")
-    epochs = {one["epoch"] for one in each}
+    epochs, truth = {one["epoch"] for one in each}, record.get("true_log_likelihood")
+    digits = 2 if truth is None else 4  # where the truth is known, more of them mean something
     return {
         "run": name,
         "data": record["dataset"],
         "layers": str(config["layers"]),
         "objective": f"{config['objective']}, k = {config['k']}",
         "epochs": "/".join(str(epoch) for epoch in sorted(epochs)),
-        f"NLL (L_{record['k']})": f"{-record['log_likelihood']:.2f} ± {record['stderr']:.2f}"
-        + ("" if spread is None else f" (sd of {len(each)} seeds {spread:.2f})"),
+        f"NLL (L_{record['k']})": f"{-record['log_likelihood']:.{digits}f} ± "
+        + ("-" if record["stderr"] is None else f"{record['stderr']:.{digits}f}")
+        + ("" if spread is None else f" (sd of {len(each)} seeds {spread:.{digits}f})"),
+        "NLL of the truth": "-" if truth is None else f"{-truth:.{digits}f}",
         "active units": "+".join(f"{count:g}" for count in record["active_units"]),
         "test images": f"{record['n']:,}",
         "published NLL": published,
@@ -49,18 +61,35 @@ def likelihood_row(name: str, record: dict[str, Any], published: str) -> Row:
 
 
 def published_nll(config: dict[str, Any]) -> str:
-    """What the paper reports for this data, depth, objective and k, at 3,280 epochs."""
+    """What the paper reports for this experiment, at 3,280 epochs; "-" if it is none of its own."""
     from iwae.presets import PRESETS
 
     for entry in PRESETS.values():
-        values = entry.values
-        same = all(
-            config.get(key) == value for key, value in values.items() if key != "objective"
-        ) and _family(values["objective"], values["k"]) == _family(config["objective"], config["k"])
-        if same and entry.nll is not None and entry.needs is None:
+        if entry.nll is not None and entry.needs is None and _same(entry.config(), config):
             active = "+".join(map(str, entry.active))
             return f"{entry.nll:.2f} ({active} active)"
     return "-"
+
+
+_DEFINING = """
+    dataset binarization observation activation output_bias optimizer schedule learning_rate
+    batch_size shuffle
+""".split()  # noqa: SIM905
+"""What makes an experiment the published one, besides its sizes and objective."""
+
+
+def _same(published: TrainConfig, config: dict[str, Any]) -> bool:
+    """Whether a run's configuration is that of a published experiment, but for its length."""
+    wanted = {name: getattr(published, name) for name in _DEFINING}
+    sizes = json.loads(json.dumps(published.sizes()))  # tuples as lists, as records have them
+    return (
+        all(value is None or config[name] == value for name, value in wanted.items())
+        and config["binarization"] in ("dynamic", "none")
+        and [config["latent_sizes"], config["hidden_sizes"]] == sizes
+        and config.get("init_from") is None
+        and _family(published.objective, published.k) == _family(config["objective"], config["k"])
+        and (published.k == config["k"])
+    )
 
 
 def _family(objective: str, k: int) -> str:
@@ -77,6 +106,69 @@ def likelihood_table(results: Path) -> str:
     if not rows:
         raise UserError(f"{results} holds no record of a whole test set")
     return markdown(rows)
+
+
+def estimates_table(results: Path) -> str:
+    """Markdown: every bound known of each run that was annealed, on the same examples.
+
+    The examples are those of the longest annealing run; the bounds by importance sampling are
+    averaged over them alone, so that all numbers of a row can be compared.
+    """
+    rows = [
+        row
+        for run in sorted(path.parent for path in Path(results).rglob("config.toml"))
+        if (row := estimates_row(run, str(run.relative_to(results)))) is not None
+    ]
+    if not rows:
+        raise UserError(f"{results} holds no record of annealing: iwae evaluate --method ais")
+    return markdown(rows)
+
+
+def estimates_row(run: Path, name: str) -> Row | None:
+    """One line of the table of estimates; None for a run that was not annealed."""
+    bounds = known_bounds(run, split="test", weights="final", pruned=False)
+    if not bounds or bounds[-1].rank[0] == 0:
+        return None
+    samples = [one for one in bounds if one.rank[0] == 0]
+    *_, shorter, longest = bounds
+    record = longest.record
+    row = {"run": name, "examples": f"{record['n']:,}"}
+    for one in samples:
+        row[one.estimator] = _mean_on(one, longest)
+    for one, words in ((shorter, "AIS, short"), (longest, "AIS, long")):
+        row[words] = f"{_mean_on(one, longest)} (T = {one.rank[1]})"
+    row["verdict"] = " / ".join(
+        one["verdict"]["word"] for one in record.get("replicates", [record])
+    )
+    if (both := _bidirectional(run, record)) is not None:
+        row["gap of AIS"] = _plus_minus(both, "gap")
+        row[f"gap of {both['importance']['k']:,} samples"] = _plus_minus(both["importance"], "gap")
+    if samples:
+        last = samples[-1].record.get("replicates", [samples[-1].record])[0]["by_k"][-1]
+        row[f"ESS of {samples[-1].estimator}"] = f"{last['ess_mean']:.0f}"
+        row["k-hat too large"] = f"{last['pareto_k_unreliable']:.0%}"
+    return row
+
+
+def _mean_on(one: Known, other: Known) -> str:
+    """A bound's mean and standard error over the examples of another one."""
+    values = one.values.mean(axis=0)[np.isin(one.places, other.places)]
+    if len(values) < len(other.places):
+        return "-"
+    return f"{values.mean():.2f} ± {values.std(ddof=1) / np.sqrt(len(values)):.2f}"
+
+
+def _bidirectional(run: Path, record: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The first replicate's bounds from both sides by the same annealing."""
+    for path in sorted((run / "evaluations").glob("*bdmc*.json")):
+        both = json.loads(path.read_text())
+        if both["annealing"] == record["annealing"] and not both["pruned"]:
+            return both.get("replicates", [both])[0]
+    return None
+
+
+def _plus_minus(record: dict[str, Any], name: str) -> str:
+    return f"{record[name]:.2f} ± {record[f'{name}_stderr']:.2f}"
 
 
 def markdown(rows: Iterable[Row]) -> str:
@@ -114,7 +206,11 @@ def speed_table(results: Path) -> str:
     return markdown(rows)
 
 
-BLOCKS: dict[str, Callable[[Path], str]] = {"likelihoods": likelihood_table, "speed": speed_table}
+BLOCKS: dict[str, Callable[[Path], str]] = {
+    "likelihoods": likelihood_table,
+    "estimates": estimates_table,
+    "speed": speed_table,
+}
 """What a marked block is filled with."""
 
 
@@ -134,9 +230,14 @@ def main(results: str = "results", *files: str) -> None:
     """Rewrite the blocks of Markdown files: `python -m iwae.report results README.md`."""
     for file in files or ("README.md",):
         path = Path(file)
+        if not path.is_file():
+            raise UserError(f"no file {path} whose blocks could be filled")
         with atomic_write(path) as temporary:
             temporary.write_text(fill_blocks(path.read_text(), Path(results)))
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    try:
+        main(*sys.argv[1:])
+    except UserError as error:
+        sys.exit(f"iwae.report: {error}")

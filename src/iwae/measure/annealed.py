@@ -204,8 +204,9 @@ def anneal_run(
         "annealing": annealing.values(),
         "pilot": {"split": pilot_split(subject), "examples": PILOT_EXAMPLES},
     }
-    leading = [both[-1].values["log_likelihood"] for both in measured]
-    record = joined(each, shared, leading, ["k", "temperatures"])
+    likelihoods = [[one.values["log_likelihood"] for one in both] for both in measured]
+    record = joined(each, shared, likelihoods, "by_temperatures", ["temperatures"])
+    record["k"] = annealing.chains
     arrays = {"temperatures": np.asarray(lengths), "index": subject.places}
     for name in ("log_likelihood", "ess", "acceptance"):
         arrays[name] = np.stack([np.stack([one.values[name] for one in both]) for both in measured])

@@ -96,8 +96,8 @@ def evaluate_run(
     ]
     shared = {**shared_record(subject, IMPORTANCE), "proposal": "posterior"}
     each = [one.record for one in measured]
-    leading = [one.values[-1]["log_likelihood"] for one in measured]
-    record = joined(each, shared, leading, ["k"])
+    likelihoods = [[values["log_likelihood"] for values in one.values] for one in measured]
+    record = joined(each, shared, likelihoods, "by_k", ["k"])
     arrays = {"k": np.asarray(ks), "index": subject.places}
     for name in ("log_likelihood", "ess", "pareto_k"):
         arrays[name] = np.stack(

@@ -2,7 +2,9 @@
 
 import hashlib
 import json
+import subprocess
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import cache
 from importlib.metadata import version
 from itertools import zip_longest
 from pathlib import Path
@@ -31,6 +33,9 @@ Track = Callable[[Iterable, int, str], Iterable]
 Record = dict[str, Any]
 
 SPLITS = ("train", "validation", "test")
+
+AUTHORS_EXAMPLES = 500
+"""The paper's published code counts active units on its first training examples."""
 
 
 def untracked(items: Iterable, total: int, label: str) -> Iterable:  # noqa: ARG001
@@ -176,8 +181,30 @@ def how(subject: Subject, method: str) -> Record:
         "dtype": "float32",
         "device": jax.devices()[0].device_kind,
         "devices": jax.device_count(),
-        "versions": {"iwae": version("iwae"), "jax": jax.__version__},
+        "versions": {"iwae": version("iwae"), "jax": jax.__version__, **_commit()},
     }
+
+
+@cache
+def _commit() -> dict[str, Any]:
+    """The commit of the code and whether it was changed since, where it runs from a checkout."""
+    root = Path(__file__).parents[3]
+    if not (root / ".git").exists():
+        return {}
+
+    def git(*words: str) -> str:
+        done = subprocess.run(  # noqa: S603 - the words are ours
+            ["git", "-C", str(root), *words],  # noqa: S607 - git is found as the shell finds it
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        return done.stdout.strip()
+
+    try:
+        return {"commit": git("rev-parse", "HEAD"), "changed": bool(git("status", "--porcelain"))}
+    except (OSError, subprocess.CalledProcessError):  # no git here, or not our checkout
+        return {}
 
 
 def _truth(dataset: Dataset, data: np.ndarray) -> float | None:
@@ -227,7 +254,8 @@ def unit_counts(subject: Subject, model: VAE) -> tuple[Record, tuple[np.ndarray,
     """Active units by both definitions, for a record, and the variances behind them."""
     key = jax.random.key(subject.seed)
     units = active_units(model, subject.data, key)
-    authors = authors_active_units(model, split_examples(subject.dataset, "train", 500), key)
+    first = split_examples(subject.dataset, "train")[:AUTHORS_EXAMPLES]
+    authors = authors_active_units(model, first, key)
     counts = {
         "active_units": list(units.counts),
         "active_units_authors": list(authors.counts),
@@ -247,28 +275,41 @@ def origin(subject: Subject, replicate: int) -> Record:
 
 
 def joined(
-    each: Sequence[Record], shared: Record, values: Sequence[np.ndarray], copied: Sequence[str]
+    each: Sequence[Record],
+    shared: Record,
+    values: Sequence[Sequence[np.ndarray]],
+    rows_of: str,
+    copied: Sequence[str],
 ) -> Record:
     """One record for all replicates; `replicates` has each one's own.
 
     Args:
-        values: per-example log-likelihoods of each replicate, that the record leads with.
-        copied: what the replicates' records have in common and the joint one leads with too.
+        values: of each replicate, per-example log-likelihoods for each row; the last one leads.
+        rows_of: where a replicate's record has its rows, such as `by_k`.
+        copied: what the rows of all replicates have in common.
     """
     if len(each) == 1:
         return {**each[0], **shared}
-    total = summary(np.mean(values, axis=0))
-    finite = total["log_likelihood"] is not None
-    spread = np.std([one["log_likelihood"] for one in each], ddof=1) if finite else None
     what = {name: shared[name] for name in ("dataset", "split", "n", "test_sha256")}
+    rows = [
+        {**{name: each[0][rows_of][i][name] for name in copied}, **_over_replicates(column)}
+        for i, column in enumerate(zip(*values, strict=True))
+    ]
     return {
-        **total,
-        **{name: each[0][name] for name in copied},
-        "between_replicates_sd": None if spread is None else float(spread),
+        **rows[-1],
+        rows_of: rows,
         **{name: _mean_counts(each, name) for name in ("active_units", "active_units_authors")},
         **shared,
         "replicates": [{**one, **what} for one in each],
     }
+
+
+def _over_replicates(values: Sequence[np.ndarray]) -> Record:
+    """Mean over replicates and examples, and the deviation between replicates, nats."""
+    total = summary(np.mean(values, axis=0))
+    finite = total["log_likelihood"] is not None
+    spread = np.std([one.mean() for one in values], ddof=1) if finite else np.nan
+    return {**total, "between_replicates_sd": number(spread)}
 
 
 def _mean_counts(each: Sequence[Record], name: str) -> list[float]:
