@@ -615,10 +615,11 @@ def test_the_rate_distortion_curve_is_of_means_and_touches_its_line_at_beta_1():
     got = [np.ptp(ys) / 2 for ys in heights.values()]
     assert np.allclose(got, errors)
     # At beta = 1 (the fifth of nine), with the errors of both; the sum is log N(x; 0, 2).
-    cross = axes.containers[0]
-    assert np.allclose(cross.lines[0].get_xydata(), [curve[4]])
-    widths = [np.ptp(bar.get_segments()[0], axis=0).max() / 2 for bar in cross.lines[2]]
-    assert np.allclose(widths, [rate[:, 4].std(ddof=1) / 2, errors[4]])
+    (wide,) = figures.rate_distortion_curve(BETAS, 3 * rate, distortion).axes  # to tell them apart
+    cross = wide.containers[0]
+    assert np.allclose(cross.lines[0].get_xydata(), [curve[4] * [3, 1]])
+    sizes = sum(np.ptp(bar.get_segments()[0], axis=0) / 2 for bar in cross.lines[2])
+    assert np.allclose(sizes, [3 * rate[:, 4].std(ddof=1) / 2, errors[4]])
     surprise = 0.5 * (np.log(4 * np.pi) + np.linspace(-2, 2, 4) ** 2 / 2)
     total, error = surprise.mean(), surprise.std(ddof=1) / 2
     assert f"rate + distortion = {total:.2f} ± {error:.2f} nats" in texts(figure)

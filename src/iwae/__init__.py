@@ -23,6 +23,7 @@ _PUBLIC = {
     "iwae": "objectives",
     "objective": "objectives",
     "active_units": "evaluate",
+    "information": "evaluate",
     "log_likelihoods": "evaluate",
     "prune": "evaluate",
     "bdmc": "diagnostics",
@@ -40,6 +41,7 @@ _PUBLIC = {
     "bdmc_run": "measure",
     "compare": "measure",
     "evaluate_run": "measure",
+    "information_run": "measure",
     "rate_distortion_run": "measure",
 }
 

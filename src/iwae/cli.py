@@ -112,7 +112,7 @@ def _base_config(arguments: Sequence[str]) -> tuple[TrainConfig, list[str]]:
 
 # --- evaluate -------------------------------------------------------------------------------
 
-Method = Literal["is", "ais", "bdmc", "rate-distortion"]
+Method = Literal["is", "ais", "bdmc", "rate-distortion", "information"]
 
 _SUBSET, _CHAINS = ("split", "examples"), ("temperatures", "chains", "leapfrog")
 _PATH = (*_CHAINS, "schedule", "start")
@@ -122,6 +122,7 @@ METHODS: dict[str, tuple[str, tuple[str, ...]]] = {
     "ais": ("anneal_run", (*_SUBSET, *_PATH, "tolerance")),
     "bdmc": ("bdmc_run", ("examples", "k", *_PATH)),
     "rate-distortion": ("rate_distortion_run", (*_SUBSET, *_CHAINS)),
+    "information": ("information_run", (*_SUBSET, "k")),
 }
 """A function of `iwae.measure` for each method, and the options that only some methods take."""
 
@@ -136,6 +137,7 @@ class Evaluate:
     - ais: log-likelihoods by annealed importance sampling at two lengths, with a verdict
     - bdmc: bounds from both sides, on examples that the model makes itself
     - rate-distortion: the curve from the prior to the posterior and beyond
+    - information: KL, bounds on the mutual information, and where the gap of the ELBO goes
 
     An evaluation that was stopped goes on where it was if it is given again.
     """
@@ -149,7 +151,7 @@ class Evaluate:
     weights: Literal["final", "best"] = "final"
     """The last weights, or those of the best validation bound."""
     k: tuple[int, ...] | None = None
-    """is, bdmc: importance samples per example, for `is` perhaps several (default: 5000)."""
+    """is, bdmc, information: samples per example; is takes several (default: 5000, 5000, 16)."""
     temperatures: int | None = None
     """ais, bdmc, rate-distortion: the cost is proportional to them (default: 500)."""
     chains: int | None = None

@@ -79,11 +79,34 @@ def _curve(one: Record) -> Iterator[str]:
     yield f"acceptance {one['acceptance_mean']:.2f}; `iwae figures` draws the curve"
 
 
+def _information(one: Record) -> Iterator[str]:
+    yield (
+        f"ELBO {with_error(one)}: rate {with_error(one, 'rate')} and distortion "
+        f"{with_error(one, 'distortion')}"
+    )
+    lower, upper = (with_error(one, f"mutual_information_{side}") for side in ("lower", "upper"))
+    yield (
+        f"mutual information between {lower} (at most {one['mutual_information_limit']:.3f} from "
+        f"so many examples) and {upper}"
+    )
+    yield f"KL of the average posterior to the prior {with_error(one, 'marginal_kl')}"
+    gap = one["gap"]
+    if gap is None:
+        yield "the gap of the ELBO is split where there are records of is and ais"
+    else:
+        yield (
+            f"{gap['log_p']} - ELBO = {with_error(gap, 'total')} ({gap['n']} examples): "
+            f"{gap['bound']} recovers {with_error(gap, 'recovered')}, and leaves "
+            f"{with_error(gap, 'remaining')}"
+        )
+
+
 LINES: dict[str, Callable[[Record], Iterator[str]]] = {
     "importance sampling": _importance,
     "annealed importance sampling": _annealed,
     "bidirectional Monte Carlo": _bidirectional,
     "rate-distortion": _curve,
+    "information": _information,
 }
 """What a method's record says of one replicate."""
 

@@ -51,8 +51,8 @@ def bounds_against_budget(
         for (name, curve), (colour, marker) in zip(curves.items(), looks, strict=False)
     ]
     colours = cycle((INK, *reversed(PALETTE[:-1])))
-    for (name, (value, error)), colour in zip((upper or {}).items(), colours, strict=False):
-        _draw_level(axes, name, value, error, colour)
+    for (name, bound), colour in zip((upper or {}).items(), colours, strict=False):
+        _draw_level(axes, name, bound, colour)
     axes.set_xscale("log")
     names = [*curves, *(upper or {})]
     _finish(axes, "importance samples k, or temperatures T", "bound ± standard error (nats)", names)
@@ -134,9 +134,9 @@ def _draw_bound(
     return budget
 
 
-def _draw_level(axes: Axes, name: str, value: float, error: float, colour: str) -> None:
+def _draw_level(axes: Axes, name: str, bound: Numbers, colour: str) -> None:
     """A dashed line from side to side in a band of one standard error."""
-    level, half = checked([value, error], f"the upper bound '{name}'", "m")
+    level, half = checked(bound, f"the upper bound '{name}'", "m")
     if half < 0:
         raise UserError(f"the standard error of '{name}' must not be negative")
     axes.axhspan(level - half, level + half, color=colour, alpha=0.12, linewidth=0)

@@ -8,6 +8,7 @@ from iwae.measure.annealed import SCHEDULES, Annealing, anneal_run
 from iwae.measure.compare import compare
 from iwae.measure.curves import rate_distortion_run
 from iwae.measure.importance import evaluate_run
+from iwae.measure.information import information_run
 from iwae.measure.records import summary
 from iwae.measure.simulated import bdmc_run
 
@@ -18,6 +19,7 @@ __all__ = [
     "bdmc_run",
     "compare",
     "evaluate_run",
+    "information_run",
     "rate_distortion_run",
     "summary",
 ]
