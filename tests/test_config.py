@@ -33,6 +33,7 @@ def configs(draw):
         "learning_rate": draw(rates),
         "seed": draw(st.integers(0, 2**31 - 1)),
         "data_seed": draw(st.integers(0, 2**31 - 1)),
+        "binarization_seed": draw(st.integers(0, 2**31 - 1)),
         "shuffle": draw(st.booleans()),
         "threshold": draw(st.floats(0, 10)),
         "patience": draw(st.one_of(st.none(), sizes)),

@@ -285,6 +285,15 @@ def test_data_of_another_width_are_refused(tmp_path):
         evaluate_run(run)
 
 
+def test_other_data_of_the_same_width_are_refused(tmp_path):
+    options = small.own_data(tmp_path / "own.npz")
+    small.train_in(tmp_path / "run", **options)
+    evaluate_run(tmp_path / "run", ks=[1])
+    small.own_data(tmp_path / "own.npz", seed=1)
+    with pytest.raises(UserError, match=r"not those that .* was trained with"):
+        evaluate_run(tmp_path / "run", ks=[1])
+
+
 def test_a_model_that_is_not_finite_is_an_error(tmp_path):
     model = load_model(finished() / "models" / "final-0")
     broken = eqx.tree_at(lambda m: m.output.bias, model, model.output.bias.at[3].set(jnp.nan))

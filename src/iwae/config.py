@@ -53,7 +53,9 @@ class TrainConfig(BaseModel):
     validation: Annotated[int, Field(ge=0)] | Literal["authors"] | None = None
     """Training examples held out for validation; `authors` for the published code's choice."""
     data_seed: int = 0
-    """Seed of the held-out part and of static binarisation (never of the test set's)."""
+    """Seed of the choice of the held-out part."""
+    binarization_seed: Annotated[int, Field(ge=0)] = 0
+    """Seed of draws made once: another one is another data set, with another test set."""
 
     layers: Annotated[int, Field(ge=1)] | None = None
     """Stochastic layers, of the published sizes; give sizes instead for any others."""

@@ -293,8 +293,7 @@ def _simulated(
     """`fn` of n examples that it draws itself, with keys of their own."""
     check_positive("n_examples", n)
     nothing = np.zeros((n, 1), np.uint8)
-    batch = min(batch_size, -(-n // jax.device_count()))  # do not compute copies
-    return map_examples(fn, model, nothing, key, batch_size=batch, first=first)
+    return map_examples(fn, model, nothing, key, batch_size=batch_size, first=first)
 
 
 def _annealed_bounds(

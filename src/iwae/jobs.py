@@ -1,5 +1,6 @@
 """From a configuration to everything that it names: data, models, objective, schedule."""
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -12,7 +13,7 @@ import numpy as np
 import optax
 
 from iwae._types import UserError
-from iwae.checkpoint import list_checkpoints, load_checkpoint, load_model
+from iwae.checkpoint import list_checkpoints, load_checkpoint, load_model, read_about
 from iwae.config import TrainConfig
 from iwae.data import Dataset, choose, draw, load_dataset
 from iwae.model import VAE
@@ -28,11 +29,14 @@ from iwae.training import (
     TrainState,
     adam,
     authors_adam,
+    check_steps,
     init_best,
     init_state,
     stage_epochs,
     staged,
 )
+
+log = logging.getLogger("iwae")
 
 LOGGED = 200
 """Looks at KL, reconstruction and active units in a run, unless the configuration says."""
@@ -65,6 +69,7 @@ def load_config_dataset(config: TrainConfig, data_dir: Path | None = None) -> Da
         binarization=config.binarization,
         validation=config.validation,
         seed=config.data_seed,
+        binarization_seed=config.binarization_seed,
         observation=config.observation,
         shape=config.shape,
         data_dir=data_dir,
@@ -121,7 +126,8 @@ def make_models(config: TrainConfig, dataset: Dataset) -> list[VAE]:
 
 def _load_start(config: TrainConfig, dataset: Dataset, run: Path, replicate: int) -> VAE:
     """A trained model to start from, which must be what the configuration and the data ask for."""
-    model = load_model(model_folder(run, "final", replicate))
+    folder = model_folder(run, "final", replicate)
+    model, about = load_model(folder), read_about(folder)
     latent_sizes, hidden_sizes = config.sizes()
     for name, found, wanted in (
         ("the size of an example", model.architecture()["n_data"], dataset.train.shape[1]),
@@ -132,6 +138,9 @@ def _load_start(config: TrainConfig, dataset: Dataset, run: Path, replicate: int
     ):
         if found != wanted:
             raise UserError(f"init_from: {name} of the model in {run} is {found}, here {wanted}")
+    epoch, its = about.get("epoch"), about.get("config") or {}
+    if "patience" not in its and epoch is not None and epoch < its.get("epochs", 0):
+        log.warning("init_from: %s is not finished: epoch %d of %d", run, epoch, its["epochs"])
     return model
 
 
@@ -143,22 +152,26 @@ def make_schedule(
     config: TrainConfig, steps_per_epoch: int
 ) -> tuple[StagedSchedule, tuple[int, ...]]:
     """The learning rates, and the epochs at which their stages end."""
+    check_steps(config.epochs, steps_per_epoch)
     table = {"constant": (1.0,), "paper": PAPER_RATES, "authors": AUTHORS_RATES}[config.schedule]
     lengths = (config.epochs,) if len(table) == 1 else stage_epochs(config.epochs)
     rates = [config.learning_rate * rate / table[0] for rate in table]
     return staged(rates, lengths, steps_per_epoch), tuple(np.cumsum(lengths).tolist())
 
 
-def make_job(config: TrainConfig, data_dir: Path | None = None) -> Job:
+def make_job(config: TrainConfig, data_dir: Path | None = None, *, resumed: bool = False) -> Job:
     """Load and build everything that `config` names.
+
+    Args:
+        resumed: the weights will come from a checkpoint: do not look for `init_from`, which may
+            be gone by now.
 
     Raises:
         UserError: for data that cannot be had or do not fit.
     """
     dataset = load_config_dataset(config, data_dir)
     config = resolve(config, dataset)
-    if config.patience is not None and len(dataset.validation) == 0:
-        raise UserError("patience needs held-out examples: set validation, e.g. 1000")
+    _check_validation(config, dataset)
     if config.batch_size > len(dataset.train):
         raise UserError(
             f"batch_size is {config.batch_size}, but there are {len(dataset.train)} training "
@@ -169,10 +182,11 @@ def make_job(config: TrainConfig, data_dir: Path | None = None) -> Job:
         "authors": lambda: authors_adam(config.batch_size),
     }
     schedule, stage_ends = make_schedule(config, len(dataset.train) // config.batch_size)
+    start = config.model_copy(update={"init_from": None}) if resumed else config
     return Job(
         config,
         dataset,
-        make_models(config, dataset),
+        make_models(start, dataset),
         Settings(
             objective(config.objective, config.k),
             optimizers[config.optimizer](),
@@ -186,13 +200,32 @@ def make_job(config: TrainConfig, data_dir: Path | None = None) -> Job:
     )
 
 
-def initial_state(job: Job) -> tuple[TrainState, Best]:
-    """The state of a job before its first step."""
+def _check_validation(config: TrainConfig, dataset: Dataset) -> None:
+    """Refuse settings of a validation that there is none of."""
+    for name in ("patience", "threshold", "validate_every"):
+        default = TrainConfig.model_fields[name].default
+        if getattr(config, name) != default and len(dataset.validation) == 0:
+            raise UserError(f"{name} needs held-out examples: set validation, e.g. 1000")
+    if config.validate_every > config.epochs:
+        raise UserError(
+            f"validate_every is {config.validate_every}, but the run ends after {config.epochs} "
+            "epochs: choose a smaller one"
+        )
+
+
+def blank_state(job: Job) -> tuple[TrainState, Best]:
+    """The state of a job's models with an optimiser that has seen nothing."""
     keys = jnp.stack([replicate_key(job.config, r, _TRAIN) for r in _replicates(job.config)])
     state = init_state(job.models, keys, job.settings)
+    return state, init_best(state)
+
+
+def initial_state(job: Job) -> tuple[TrainState, Best]:
+    """The state of a job before its first step."""
+    state, best = blank_state(job)
     if job.config.keep_optimizer and job.config.init_from is not None:
         state = state._replace(opt_state=_optimizer_of(job.config.init_from, state))
-    return state, init_best(state)
+    return state, best
 
 
 def _optimizer_of(run: Path, state: TrainState) -> Any:

@@ -219,9 +219,10 @@ class VAE(AbstractLatentModel):
 
     def architecture(self) -> dict[str, Any]:
         """The arguments, but for the key, that make a model of this shape."""
+        first = self.encoder[0]
         hidden = [net.hidden for net in self.encoder]
         return {
-            "n_data": self.encoder[0].hidden.layers[0].weight.shape[0],
+            "n_data": (*first.hidden.layers, first.loc)[0].weight.shape[0],
             "latent_sizes": self.latent_sizes,
             "hidden_sizes": [[layer.bias.shape[0] for layer in h.layers] for h in hidden],
             "observation": self.observation,

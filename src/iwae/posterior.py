@@ -223,5 +223,4 @@ def rate_distortion_slabs(
         rate_distortion_bounds, k=chains, betas=b, step_size=sizes, n_leapfrog=n_leapfrog
     )
     batch = chain_batch(chains) if batch_size is None else batch_size
-    batch = min(batch, -(-len(examples) // jax.device_count()))  # do not compute copies
     return map_examples(fn, model, examples, key, batch_size=batch, first=first)

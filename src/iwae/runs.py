@@ -253,7 +253,7 @@ def _save(run: _Run, state: TrainState, best: Best) -> None:
     save_checkpoint(folder, Checkpoint(state, best, notes))
     prune_checkpoints(folder, run.keep_steps)
     for replicate in range(job.config.replicates):
-        about = {"config": notes["config"], "replicate": replicate, "version": notes["version"]}
+        about = {**notes, "replicate": replicate}
         model = replicate_model(job.models[0], state.params, replicate)
         epoch = int(state.step[replicate]) // job.steps_per_epoch
         save_model(model, model_folder(run.folder, "final", replicate), epoch=epoch, **about)

@@ -43,7 +43,7 @@ def map_examples(
     Args:
         fn: a function of one example; its result is a pytree of arrays.
         examples: `[n, ...]`; bytes become float32 on the device.
-        batch_size: examples under one `vmap`, on each device.
+        batch_size: examples under one `vmap`, on each device; no more than there are for it.
         slab_size: examples per dispatch over all devices, rounded up to whole batches.
         first: the example to begin with, to go on with what was stopped there.
 
@@ -61,6 +61,7 @@ def map_examples(
     arrays, static = eqx.partition((model, key), eqx.is_array)
     arrays = jax.device_put(arrays, NamedSharding(mesh, PartitionSpec()))
     model, key = eqx.combine(arrays, static)
+    batch_size = min(batch_size, -(-len(examples) // mesh.size))  # do not compute copies
     batch = mesh.size * batch_size
     slab = batch * -(-min(slab_size, len(examples)) // batch)
     for start in range(first, len(examples), slab):

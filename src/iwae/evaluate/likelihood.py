@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from iwae._types import Example, LogWeights, PRNGKey, Scalar
+from iwae._types import Example, LogWeights, PRNGKey, Scalar, UserError
 from iwae.annealing import annealed_particles, pareto_k
 from iwae.annealing.schedules import Betas, StepSize, as_betas, as_step_sizes
 from iwae.evaluate.examples import (
@@ -93,6 +93,8 @@ def log_likelihood_slabs(
     check_positive("k", k)
     check_positive("chunk_size", longest)
     chunk = -(-k // -(-k // longest))  # chunks of equal length waste the fewest particles
+    if k + chunk > 2**31:
+        raise UserError(f"k is {k}; particles are counted in 32 bits: at most {2**31 - chunk}")
     batch = max(1, ROWS // chunk) if batch_size is None else batch_size
     slab = max(1, SLAB_ROWS // k) * jax.device_count()
     fn = streamed_bound(k, chunk, sampler)
@@ -139,7 +141,7 @@ def log_likelihoods(
         `[n]` float64, nats.
 
     Raises:
-        UserError: if there are no examples, or k or a size is not positive.
+        UserError: if there are no examples, k or a size is not positive, or k is beyond 32 bits.
         FloatingPointError: if a number is nan; `-inf` is an example that the model rules out.
     """
     slabs = log_likelihood_slabs(
@@ -185,7 +187,6 @@ def annealed_slabs(
         _annealed, k=chains, betas=b, step_size=sizes, n_leapfrog=n_leapfrog, start=start
     )
     batch = chain_batch(chains) if batch_size is None else batch_size
-    batch = min(batch, -(-len(examples) // jax.device_count()))  # do not compute copies
     slabs = map_examples(fn, model, examples, key, batch_size=batch, first=first)
     return _refuse_nan(slabs, first)
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import subprocess
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cache
@@ -109,6 +110,7 @@ def make_subject(
         raise UserError(f"seed is {seed}; it must be between 0 and {2**31 - 1}")
     config = run_config(run)
     dataset = load_config_dataset(config, data_dir)
+    _check_data(run, config, weights, dataset)
     data, index = _examples(dataset, split, examples, seed)
     subset = examples is not None
     return Subject(run, config, dataset, weights, pruned, split, data, index, subset, seed)
@@ -119,6 +121,22 @@ def run_config(run: Path) -> TrainConfig:
     if not (run / "config.toml").is_file():
         raise UserError(f"{run} holds no run: config.toml is missing")
     return read_config(run / "config.toml")
+
+
+def _check_data(run: Path, config: TrainConfig, weights: str, dataset: Dataset) -> None:
+    """Raise UserError if the data are not those of the models, or records cannot be written."""
+    folder = run / "evaluations"
+    folder.mkdir(exist_ok=True)
+    if not os.access(folder, os.W_OK):
+        raise UserError(f"{folder} cannot be written to, and the record would go there")
+    identity = json.loads(json.dumps(dataset.identity))
+    for replicate in range(config.replicates):
+        model = model_folder(run, weights, replicate)
+        if model.is_dir() and read_about(model).get("dataset", identity) != identity:
+            raise UserError(
+                f"the data found now as {dataset.name} are not those that {run} was trained with: "
+                "their files or their splits differ"
+            )
 
 
 def _examples(

@@ -22,6 +22,7 @@ from iwae.training.schedules import (
     StagedSchedule,
     adam,
     authors_adam,
+    check_steps,
     stage_epochs,
     staged,
 )
@@ -41,6 +42,7 @@ __all__ = [
     "Trained",
     "adam",
     "authors_adam",
+    "check_steps",
     "init_best",
     "init_state",
     "replicate_model",

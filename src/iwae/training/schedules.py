@@ -15,7 +15,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int, PyTree
 
-from iwae._types import Scalar
+from iwae._types import Scalar, UserError
 
 Schedule = Callable[[Array], Array]
 
@@ -96,6 +96,15 @@ def staged(rates: Sequence[float], epochs: Sequence[int], steps_per_epoch: int) 
     """The schedule that holds `rates[i]` for `epochs[i]` epochs, stage after stage."""
     ends = np.cumsum(np.asarray(epochs, np.int64)) * steps_per_epoch
     return StagedSchedule(jnp.asarray(ends, jnp.int32), jnp.asarray(rates, jnp.float32))
+
+
+def check_steps(epochs: int, steps_per_epoch: int) -> None:
+    """Raise UserError for more steps than their 32-bit counter holds."""
+    if epochs * steps_per_epoch >= 2**31:
+        raise UserError(
+            f"epochs is {epochs}, but steps are counted in 32 bits: with {steps_per_epoch} steps "
+            f"an epoch at most {(2**31 - 1) // steps_per_epoch}"
+        )
 
 
 PAPER_EPOCHS = tuple(3**i for i in range(8))
