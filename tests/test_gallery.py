@@ -167,138 +167,78 @@ def test_posteriors_are_of_four_examples_from_all_over_the_split(monkeypatch):
 # Bounds and curves from records
 
 
-def write_record(run, name, budgets, **changes):
-    """A record with a row for each budget; the bound is -100 + the budget's logarithm."""
-    annealed = changes.get("method", "").startswith("annealed")
-    rows, budget = ("by_temperatures", "temperatures") if annealed else ("by_k", "k")
+def write_bounds(run, name, bounds, places, temperatures=False, model="a", **changes):
+    """A record of bounds by budget: number -> mean; each example is off by its place."""
+    column = "temperatures" if temperatures else "k"
     record = {
-        "method": "importance sampling",
+        "method": "annealed importance sampling" if temperatures else "importance sampling",
         "split": "test",
         "weights": "final",
         "pruned": False,
-        "n": 10_000,
-        "subset": None,
-        "examples_sha256": "0123456789abcdef",
-        rows: [
-            {budget: b, "log_likelihood": -100 + float(np.log(b)), "stderr": 0.5} for b in budgets
-        ],
+        "model_sha256": model,
+        **({"annealing": ANNEALING} if temperatures else {}),
         **changes,
     }
     folder = run / "evaluations"
     folder.mkdir(parents=True, exist_ok=True)
     (folder / f"{name}.json").write_text(json.dumps(record))
+    places = np.asarray(places)
+    values = np.asarray([[mean + places for mean in bounds.values()]], np.float64)
+    arrays = {column: np.asarray(list(bounds)), "index": places, "log_likelihood": values}
+    np.savez(folder / f"{name}.npz", **arrays)
 
 
-SUBSET = {
-    "n": 1000,
-    "subset": {"examples": 1000, "seed": 0},
-    "examples_sha256": "fedcba9876543210",
-}
-ANNEALED = {
-    "method": "annealed importance sampling",
-    "annealing": {"temperatures": 1000, "chains": 16, "leapfrog": 10, "schedule": "sigmoid"},
-}
+ANNEALING = {"chains": 16, "leapfrog": 10, "schedule": "sigmoid", "start": "posterior"}
 
 
 def drawn_bounds(run, **options):
-    """Name -> budgets of each curve; {} without a figure."""
+    """Name -> budgets and means of each curve; {} without a figure."""
     figure = bounds_figure(run, **options)
     if figure is None:
         return {}
     (axes,) = figure.axes
-    names = [text.get_text() for text in axes.get_legend().get_texts()]
-    lines = {one.get_label(): one.get_xydata() for one in axes.get_lines()}
-    assert all(np.allclose(lines[name][:, 1], -100 + np.log(lines[name][:, 0])) for name in names)
-    return {name: lines[name][:, 0].tolist() for name in names}
+    lines = [container.lines[0] for container in axes.containers]
+    return {line.get_label(): line.get_xydata().tolist() for line in lines}
 
 
-def test_bounds_of_the_same_examples_are_curves_by_method(tmp_path):
-    write_record(tmp_path, "a", [1, 50])
-    write_record(tmp_path, "b", [50, 5000])
-    write_record(tmp_path, "c", [100, 1000], **ANNEALED)
-    assert drawn_bounds(tmp_path) == {
-        "importance sampling": [1, 50, 5000],
-        "annealing": [100, 1000],
-    }
-
-
-def test_bounds_of_other_examples_are_told_apart(tmp_path):
-    write_record(tmp_path, "a", [1, 50])
-    write_record(tmp_path, "b", [100, 1000], **ANNEALED, **SUBSET)
-    expected = {
-        "importance sampling, 10,000 examples": [1, 50],
-        "annealing, 1,000 examples": [100, 1000],
-    }
-    assert drawn_bounds(tmp_path) == expected
-    write_record(tmp_path, "c", [7], **SUBSET)
-    expected["importance sampling, 1,000 examples"] = [7]
-    assert drawn_bounds(tmp_path) == expected
-    other = {"subset": {"examples": 1000, "seed": 3}, "examples_sha256": "aa"}
-    write_record(tmp_path, "d", [8], **{**SUBSET, **other})
-    assert drawn_bounds(tmp_path)["importance sampling, 1,000 examples, chosen by seed 3"] == [8]
-    assert drawn_bounds(tmp_path)["importance sampling, 10,000 examples, all"] == [1, 50]
-
-
-def test_one_method_on_one_subset_and_another_on_one_of_the_same_size_are_told_apart(tmp_path):
-    write_record(tmp_path, "a", [1], **SUBSET)
-    write_record(tmp_path, "b", [10], **ANNEALED, **{**SUBSET, "examples_sha256": "77778888xx"})
-    assert drawn_bounds(tmp_path) == {
-        "importance sampling, 1,000 examples, data fedcba98": [1],
-        "annealing, 1,000 examples, data 77778888": [10],
-    }
-
-
-def test_annealing_in_other_ways_is_told_apart_by_what_differs(tmp_path):
-    write_record(tmp_path, "a", [100, 1000], **ANNEALED)
-    for name, changes in {"b": {"chains": 4}, "c": {"schedule": [0.0, 0.3, 1.0]}}.items():
-        annealing = {**ANNEALED["annealing"], **changes}
-        write_record(tmp_path, name, [10], **{**ANNEALED, "annealing": annealing})
+def test_bounds_are_drawn_on_the_examples_that_all_records_share(tmp_path):
+    write_bounds(tmp_path, "a", {1: -9.0, 50: -7.0}, range(10))
+    write_bounds(tmp_path, "b", {5: -6.0, 50: -5.0}, [2, 4, 12], temperatures=True)
     curves = drawn_bounds(tmp_path)
-    assert curves["annealing, sigmoid schedule, 16 chains"] == [100, 1000]
-    assert curves["annealing, sigmoid schedule, 4 chains"] == [10]
-    (given,) = set(curves) - {f"annealing, sigmoid schedule, {n} chains" for n in (4, 16)}
-    assert given.startswith("annealing, given (")
+    assert curves.pop("importance sampling, 2 examples") == [[1, -6], [50, -4]]
+    ((name, annealing),) = curves.items()
+    assert annealing == [[5, -3], [50, -2]]
+    assert name.startswith("annealing from the posterior, 16 chains, 10 leapfrog steps, sigmoid")
 
 
-def test_only_what_belongs_together_is_drawn(tmp_path):
-    write_record(tmp_path, "a", [50])
+def test_annealing_in_another_way_is_another_curve(tmp_path):
+    write_bounds(tmp_path, "a", {5: -6.0, 50: -5.0}, range(4), temperatures=True)
+    given = {**ANNEALING, "chains": 4, "schedule": [0.0, 1.0]}
+    write_bounds(tmp_path, "b", {7: -8.0}, range(4), temperatures=True, annealing=given)
+    curves = drawn_bounds(tmp_path)
+    assert sorted(len(points) for points in curves.values()) == [1, 2]
+    assert any("4 chains" in name and "given schedule" in name for name in curves)
+
+
+def test_only_bounds_that_belong_together_are_drawn(tmp_path):
+    write_bounds(tmp_path, "a", {50: -7.0}, range(4))
     for name, changes in {
         "validation": {"split": "validation"},
         "pruned": {"pruned": True},
         "best": {"weights": "best"},
-        "both": {"method": "bidirectional Monte Carlo"},
     }.items():
-        write_record(tmp_path, name, [1, 2, 3], **changes)
-    broken = {"k": 5, "log_likelihood": None, "stderr": None}
-    write_record(tmp_path, "infinite", [], by_k=[broken])
-    (tmp_path / "evaluations" / "list.json").write_text("[1]")
+        write_bounds(tmp_path, name, {1: -9.0, 2: -8.0}, range(4), **changes)
+    write_bounds(tmp_path, "other", {1: -9.0}, range(4), model="b")
     assert bounds_figure(tmp_path) is None  # one point makes no curve
-    assert drawn_bounds(tmp_path, weights="best") == {"importance sampling": [1, 2, 3]}
-    write_record(tmp_path, "more", [5])
-    assert drawn_bounds(tmp_path) == {"importance sampling": [5, 50]}
+    assert len(drawn_bounds(tmp_path, weights="best")) == 1
+    write_bounds(tmp_path, "elsewhere", {5: -9.0}, [7, 8, 9])
+    assert bounds_figure(tmp_path) is None  # no examples in common
     assert bounds_figure(tmp_path / "nothing") is None
-
-
-def test_of_several_replicates_the_first_is_drawn(tmp_path):
-    def rows(bound):
-        return [{"k": k, "log_likelihood": bound, "stderr": 0.1} for k in (1, 2)]
-
-    each = [{"by_k": rows(-5.0)}, {"by_k": rows(-7.0)}]
-    write_record(tmp_path, "a", [], replicates=each)
-    (axes,) = bounds_figure(tmp_path).axes
-    assert axes.get_lines()[0].get_ydata().tolist() == [-5, -5]
-
-
-def test_a_record_that_cannot_be_read_is_named(tmp_path):
-    (tmp_path / "evaluations").mkdir()
-    (tmp_path / "evaluations" / "x.json").write_text("{")
-    with pytest.raises(UserError, match=r"x\.json is not a record"):
-        bounds_figure(tmp_path)
 
 
 def test_curves_and_bounds_of_a_run_are_among_its_pictures(tmp_path, monkeypatch):
     run = made(tmp_path / "run", "circle", 2)
-    write_record(run, "test-final-k50", [1, 50])
+    write_bounds(run, "test-final-k50", {1: -9.0, 50: -7.0}, range(6))
     shown = []
     original = gallery.figures.rate_distortion_curve
 
@@ -316,7 +256,9 @@ def test_curves_and_bounds_of_a_run_are_among_its_pictures(tmp_path, monkeypatch
             rate=rate,
             distortion=2 * rate,
         )
-    write_record(run, "T3-rate-distortion", [], method="rate-distortion", weights="best")
+        weights = "best" if name == "T3" else "final"
+        record = {"split": "test", "weights": weights, "pruned": False}
+        (run / "evaluations" / f"{name}-rate-distortion.json").write_text(json.dumps(record))
     assert names(draw_run(run)) == {
         *("log_variances.png", "scatter.png", "posterior.png", "bounds.png"),
         "rate_distortion.png",

@@ -1,11 +1,8 @@
 """The pictures of a run, drawn from its models, metrics and frames."""
 
 import json
-import zlib
-from collections.abc import Iterator, Mapping, Sequence
-from itertools import groupby
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,8 +13,10 @@ from iwae import figures
 from iwae._types import UserError
 from iwae.config import read_config
 from iwae.data import Dataset
+from iwae.diagnostics import test_sample_error
 from iwae.evaluate import active_units
 from iwae.jobs import load_config_dataset, run_model, split_examples
+from iwae.measure.ordering import Known, known_bounds, models_of
 from iwae.model import VAE
 from iwae.posterior import model_density, posterior_grid
 from iwae.runs import read_metrics
@@ -178,11 +177,11 @@ def _posteriors(model: VAE, test: np.ndarray) -> Figure:
 
 
 def _rate_distortion_files(run: Path, weights: str) -> list[Path]:
-    """Curves of test examples, by name; without a record beside it, a curve is what it says."""
+    """Curves of test examples, by name."""
     found = []
     for path in sorted((run / "evaluations").glob("*rate-distortion.npz")):
-        record = path.with_suffix(".json")
-        if not record.is_file() or _is_of(_read_record(record), weights):
+        record = json.loads(path.with_suffix(".json").read_text())
+        if (record["split"], record["weights"], record["pruned"]) == ("test", weights, False):
             found.append(path)
     return found
 
@@ -195,141 +194,51 @@ def _rate_distortion(path: Path) -> Figure:
 
 # --- bounds from records --------------------------------------------------------------------
 
-# Method -> its name in the picture, the rows of its records, and what they count.
-_METHODS = {
-    "importance sampling": ("importance sampling", "by_k", "k"),
-    "annealed importance sampling": ("annealing", "by_temperatures", "temperatures"),
-}
-# What makes two records of annealing different curves, in words.
-_SETTINGS = {
-    "start": "from the {}",
-    "schedule": "{} schedule",
-    "chains": "{} chains",
-    "leapfrog": "{} leapfrog steps",
-}
-
-
-class _Points(NamedTuple):
-    """What one record adds to a curve."""
-
-    method: str
-    examples: tuple[int, Any, str]  # how many, the seed of the subset if it is one, checksum
-    settings: tuple[str, ...]
-    points: list[tuple[float, float, float]]  # budget, mean, standard error
-
 
 def bounds_figure(run: Path, weights: str = "final") -> Figure | None:
-    """The mean bounds on log p(x) of test examples that the records of a run hold, by budget.
+    """The mean bounds on log p(x) that the records of a run hold, against their budgets.
 
-    Each method has a curve: importance samples k, or temperatures T of annealing. Records of
-    other examples, or of annealing with other settings, are other curves, and the legend says in
-    what they differ. Of several replicates the first is drawn; pruned models are not.
+    All are of the same models and the same test examples, those that all records share: bounds of
+    different examples must not be compared. Replicates are averaged.
 
     Args:
-        run: its folder; the records are `RUN/evaluations/*.json`.
+        run: its folder.
         weights: which models, "final" or "best".
 
     Returns:
-        The figure, or None if the records hold fewer than two points.
-
-    Raises:
-        UserError: if a record cannot be read.
+        The figure, or None if the records hold fewer than two bounds on common examples.
     """
-    found = [
-        points
-        for path in sorted((Path(run) / "evaluations").glob("*.json"))
-        if (points := _read_points(path, weights)) is not None
-    ]
-    found.sort(key=lambda one: (list(_METHODS).index(one.method), repr(one[1:3])))
-    groups = [(what, list(ones)) for what, ones in groupby(found, key=lambda one: one[:3])]
-    names = _names([ones[0] for _, ones in groups])
-    curves = {name: _curve(ones) for name, (_, ones) in zip(names, groups, strict=True)}
-    if sum(len(budget) for budget, *_ in curves.values()) < 2:
+    known = known_bounds(run, split="test", weights=weights, pruned=False)
+    known = [one for one in known if models_of(one.record) == models_of(known[-1].record)]
+    if len(known) < 2:
         return None
+    places = known[0].places
+    for one in known[1:]:
+        places = np.intersect1d(places, one.places)
+    if len(places) < 2:
+        return None
+    points: dict[str, dict[int, np.ndarray]] = {}
+    for one in known:
+        values = one.values[:, np.isin(one.places, places)].mean(axis=0)
+        points.setdefault(_curve_name(one, len(places)), {})[one.rank[1]] = values
+    curves = {
+        name: (
+            list(curve),
+            [float(values.mean()) for values in curve.values()],
+            [test_sample_error(values) for values in curve.values()],
+        )
+        for name, curve in points.items()
+    }
     return figures.bounds_against_budget(curves)
 
 
-def _read_record(path: Path) -> dict[str, Any]:
-    """A record; empty if the file holds something else, UserError if it is not JSON."""
-    try:
-        record = json.loads(path.read_text())
-    except ValueError:
-        raise UserError(f"{path} is not a record: it is not JSON; move it away") from None
-    return record if isinstance(record, dict) else {}
-
-
-def _is_of(record: Mapping[str, Any], weights: str) -> bool:
-    """Whether a record is about test examples and the models drawn, with all their units."""
-    mine = record.get("split") == "test" and record.get("weights") == weights
-    return mine and not record.get("pruned")
-
-
-def _read_points(path: Path, weights: str) -> _Points | None:
-    """The bounds in a record; None if it is about something else."""
-    record = _read_record(path)
-    if record.get("method") not in _METHODS or not _is_of(record, weights):
-        return None
-    _, rows, budget = _METHODS[record["method"]]
-    first = record["replicates"][0] if record.get("replicates") else record
-    points = [
-        (float(row[budget]), float(row["log_likelihood"]), float(row["stderr"]))
-        for row in first.get(rows, ())
-        if row["log_likelihood"] is not None and row["stderr"] is not None
-    ]
-    subset = record.get("subset")
-    seed = None if subset is None else subset.get("seed")
-    examples = record["n"], seed, str(record.get("examples_sha256"))
-    settings = _settings(record.get("annealing", {}))
-    return _Points(record["method"], examples, settings, points) if points else None
-
-
-def _settings(annealing: Mapping[str, Any]) -> tuple[str, ...]:
-    """How a record annealed, in words: always as many, empty if it does not say."""
-    values = {name: annealing.get(name, "") for name in _SETTINGS}
-    if isinstance(values["schedule"], list):
-        values["schedule"] = f"given ({zlib.crc32(repr(values['schedule']).encode()):08x})"
-    return tuple(
-        words.format(values[name]) if values[name] != "" else ""
-        for name, words in _SETTINGS.items()
+def _curve_name(known: Known, n: int) -> str:
+    """What a bound is a point of."""
+    if known.rank[0] == 0:
+        return f"importance sampling, {n:,} examples"
+    how = known.record["annealing"]
+    schedule = how["schedule"] if isinstance(how["schedule"], str) else "given"
+    return (
+        f"annealing from the {how['start']}, {how['chains']} chains, {how['leapfrog']} leapfrog "
+        f"steps, {schedule} schedule, the same examples"
     )
-
-
-def _curve(ones: Sequence[_Points]) -> tuple[list[float], list[float], list[float]]:
-    """The points of records of the same thing; of two at one budget, the first counts."""
-    points: dict[float, tuple[float, float, float]] = {}
-    for point in (point for one in ones for point in one.points):
-        points.setdefault(point[0], point)
-    budget, mean, stderr = zip(*points.values(), strict=True)
-    return [*budget], [*mean], [*stderr]
-
-
-def _names(curves: Sequence[_Points]) -> list[str]:
-    """The method of each curve, and as much more as tells it from the others.
-
-    Other examples are always named: bounds on different examples must not be compared unawares.
-    """
-    examples = _example_names({one.examples for one in curves})
-    names = [", ".join((_METHODS[one.method][0], *examples[one.examples])) for one in curves]
-    full = []
-    for name, one in zip(names, curves, strict=True):
-        alike = [other.settings for other, n in zip(curves, names, strict=True) if n == name]
-        differ = [len(set(values)) > 1 for values in zip(*alike, strict=True)]
-        words = (word for word, told in zip(one.settings, differ, strict=True) if told and word)
-        full.append(", ".join((name, *words)))
-    return full
-
-
-def _example_names(sets: set[tuple[int, Any, str]]) -> Mapping[tuple, tuple[str, ...]]:
-    """In what sets of examples differ: nothing if there is one; how many, from what seed, data."""
-    if len(sets) < 2:
-        return dict.fromkeys(sets, ())
-    several_seeds = len({one[:2] for one in sets}) > len({one[0] for one in sets})
-    several_data = len(sets) > len({one[:2] for one in sets})
-    return {
-        (n, seed, data): (
-            f"{n:,} examples",
-            *([f"chosen by seed {seed}" if seed is not None else "all"] if several_seeds else []),
-            *([f"data {data[:8]}"] if several_data else []),
-        )
-        for n, seed, data in sets
-    }
