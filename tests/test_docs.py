@@ -150,7 +150,7 @@ def test_wrong_command_lines_do_not_parse(monkeypatch):
 
 def known_options():
     """Every option of every command, as it is typed."""
-    kinds = (cli.Train, cli.Evaluate, cli.Figures, cli.Presets, cli.Data)
+    kinds = (cli.Train, cli.Evaluate, cli.Compare, cli.Figures, cli.Presets, cli.Data)
     names = {field.name for kind in kinds for field in dataclasses.fields(kind)}
     names = {name.replace("_", "-") for name in names | set(TrainConfig.model_fields)}
     return names | {f"no-{name}" for name in names} | {"help", "version"}

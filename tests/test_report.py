@@ -3,12 +3,20 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from iwae._types import UserError
 from iwae.config import config_values
 from iwae.presets import preset
-from iwae.report import fill_blocks, likelihood_table, markdown, published_nll, read_records
+from iwae.report import (
+    estimates_table,
+    fill_blocks,
+    likelihood_table,
+    markdown,
+    published_nll,
+    read_records,
+)
 
 ROOT = Path(__file__).parents[1]
 
@@ -102,6 +110,42 @@ def test_only_marked_blocks_change(tmp_path):
     assert fill_blocks(filled, tmp_path) == filled
     with pytest.raises(UserError, match="likelihoods"):
         fill_blocks(text.replace("results:likelihoods", "results:other"), tmp_path)
+
+
+def test_estimates_are_of_the_examples_of_the_longest_annealing_run(tmp_path):
+    run = tmp_path / "run"
+    evaluations = run / "evaluations"
+    evaluations.mkdir(parents=True)
+    (run / "config.toml").touch()
+
+    def bounds(name, column, values, places, **changes):
+        content = {**record(), "weights": "final", "model_sha256": "a", **changes}
+        (evaluations / f"{name}.json").write_text(json.dumps(content))
+        places = np.asarray(places)
+        table = np.asarray([[value + places for value in values.values()]], np.float64)
+        arrays = {column: np.asarray(list(values)), "index": places, "log_likelihood": table}
+        np.savez(evaluations / f"{name}.npz", **arrays)
+
+    rows = [{"k": k, "ess_mean": 2.5 * k, "pareto_k_unreliable": 0.5} for k in (1, 50)]
+    bounds("is", "k", {1: -9.0, 50: -7.0}, range(10), by_k=rows)
+    annealed = {"method": "annealed importance sampling", "verdict": {"word": "converged"}}
+    for name, chains, lengths in (("short", 8, (5, 50)), ("long", 16, (50, 500))):
+        more = {"annealing": {"chains": chains}, "n": 2, **annealed}
+        bounds(name, "temperatures", dict(zip(lengths, (-6.0, -5.0), strict=True)), [2, 4], **more)
+    gaps = {"gap": 0.25, "gap_stderr": 0.125, "importance": {"k": 50, "gap": 4, "gap_stderr": 1}}
+    both = {"annealing": {"chains": 16}, "split": "simulated", "weights": "final", **gaps}
+    (evaluations / "x-bdmc.json").write_text(json.dumps({"pruned": False, **both}))
+    heads, _, cells = (line.split(" | ") for line in estimates_table(tmp_path).splitlines())
+    row = dict(zip([head.strip("| ") for head in heads], cells, strict=True))
+    assert row["L_1"] == "-6.00 ± 1.00"
+    assert row["L_50"] == "-4.00 ± 1.00"
+    assert row["AIS, short"] == "-3.00 ± 1.00 (T = 50)"
+    assert row["AIS, long"] == "-2.00 ± 1.00 (T = 500)"
+    assert row["verdict"] == "converged"
+    assert row["gap of AIS"] == "0.25 ± 0.12"
+    assert row["gap of 50 samples"] == "4.00 ± 1.00"
+    assert row["ESS of L_50"] == "125"
+    assert row["k-hat too large"].startswith("50%")
 
 
 def test_no_record_is_an_error(tmp_path):

@@ -129,23 +129,23 @@ def estimates_row(run: Path, name: str) -> Row | None:
     bounds = known_bounds(run, split="test", weights="final", pruned=False)
     if not bounds or bounds[-1].rank[0] == 0:
         return None
-    samples = [one for one in bounds if one.rank[0] == 0]
-    *_, shorter, longest = bounds
-    record = longest.record
+    samples = {one.estimator: one for one in bounds if one.rank[0] == 0}
+    record = bounds[-1].record
+    shorter, longest = (one for one in bounds if one.record is record)
     row = {"run": name, "examples": f"{record['n']:,}"}
-    for one in samples:
-        row[one.estimator] = _mean_on(one, longest)
+    for estimator, one in samples.items():
+        row[estimator] = _mean_on(one, longest)
     for one, words in ((shorter, "AIS, short"), (longest, "AIS, long")):
         row[words] = f"{_mean_on(one, longest)} (T = {one.rank[1]})"
-    row["verdict"] = " / ".join(
-        one["verdict"]["word"] for one in record.get("replicates", [record])
-    )
+    words = [one["verdict"]["word"] for one in record.get("replicates", [record])]
+    row["verdict"] = " / ".join(dict.fromkeys(words))
     if (both := _bidirectional(run, record)) is not None:
         row["gap of AIS"] = _plus_minus(both, "gap")
         row[f"gap of {both['importance']['k']:,} samples"] = _plus_minus(both["importance"], "gap")
     if samples:
-        last = samples[-1].record.get("replicates", [samples[-1].record])[0]["by_k"][-1]
-        row[f"ESS of {samples[-1].estimator}"] = f"{last['ess_mean']:.0f}"
+        most = list(samples.values())[-1]
+        last = most.record.get("replicates", [most.record])[0]["by_k"][-1]
+        row[f"ESS of {most.estimator}"] = f"{last['ess_mean']:.0f}"
         row["k-hat too large"] = f"{last['pareto_k_unreliable']:.0%}"
     return row
 
