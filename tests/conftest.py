@@ -14,8 +14,22 @@ settings.register_profile("iwae", deadline=None, derandomize=True)
 settings.load_profile("iwae")
 
 
+compiled = {"quickly": False}
+"""How the programs in JAX's caches were compiled."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def own_programs(request):
+    """No module runs programs that another one compiled otherwise: they round otherwise."""
+    marks = request.node.iter_markers("usefixtures")
+    quickly = any("quick_compilation" in mark.args for mark in marks)
+    if quickly != compiled["quickly"]:
+        jax.clear_caches()
+        compiled["quickly"] = quickly
+
+
 @pytest.fixture(scope="module")
-def quick_compilation():
+def quick_compilation(own_programs):  # noqa: ARG001 - must come first
     """For programs that are run only once: less time to compile them, slower code."""
     jax.config.update("jax_disable_most_optimizations", True)
     yield

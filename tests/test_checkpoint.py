@@ -132,6 +132,12 @@ def test_damage_to_any_file_is_noticed(copy, saved, damage, capfd):
     assert not capfd.readouterr().err
 
 
+def test_sums_that_are_none_are_named(copy):
+    (copy / SUMS).write_text("{}")
+    with pytest.raises(DamagedCheckpointError, match="damaged: SHA256SUMS is not what was"):
+        load_checkpoint(copy, state_of())
+
+
 @pytest.mark.parametrize("damage", DAMAGE[:2], ids=["truncate", "flip"])
 def test_damage_to_the_contents_is_noticed_without_the_sums_of_files(copy, damage):
     (copy / SUMS).unlink()
@@ -198,6 +204,7 @@ def folder(tmp_path):
         {"observation": "gaussian", "activation": "elu"},
         {"latent_sizes": (2,), "hidden_sizes": ((5,),)},
         {"latent_sizes": (3, 2, 1), "hidden_sizes": ((5, 4), (4,), ())},
+        {"latent_sizes": (3,), "hidden_sizes": ((),)},
     ],
 )
 def test_a_model_comes_back_bit_for_bit(tmp_path, options):
@@ -211,6 +218,13 @@ def test_a_model_comes_back_bit_for_bit(tmp_path, options):
 
 def test_facts_are_kept_beside_the_model(folder):
     assert read_about(folder) == {"epoch": 3}
+
+
+@pytest.mark.parametrize("about", [[], "text", 3, None])
+def test_facts_that_are_none_are_refused_with_the_model(folder, about):
+    description = json.loads((folder / "model.json").read_text())
+    (folder / "model.json").write_text(json.dumps({**description, "about": about}))
+    refused(folder, "'about' in model.json is no table of facts")
 
 
 def test_a_saved_model_is_two_plain_files(folder):

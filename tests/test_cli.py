@@ -10,12 +10,13 @@ import subprocess
 import sys
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import small
-from iwae import runs
+from iwae import cli, runs
 from iwae.checkpoint import load_model
 from iwae.cli import COMMANDS, main
 from iwae.config import TrainConfig
@@ -115,6 +116,48 @@ def test_both_ways_to_start_it():
             [sys.executable, *command, "--version"], capture_output=True, text=True, check=True
         )
         assert re.fullmatch(r"iwae \d+\.\d+\.\d+\n", done.stdout)
+
+
+INTERRUPTED = """
+import sys
+
+class Interrupt:
+    def find_spec(self, name, *_):
+        if name == "tyro":
+            raise KeyboardInterrupt
+
+sys.meta_path.insert(0, Interrupt())
+from iwae.__main__ import main
+
+sys.exit(main())
+"""
+
+
+def test_ctrl_c_is_no_traceback_while_modules_are_imported():
+    done = subprocess.run(
+        [sys.executable, "-c", INTERRUPTED], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "interrupted\n")
+
+
+def jax_options(monkeypatch):
+    """What a command sets up in JAX, instead of setting it up."""
+    options = {}
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
+    monkeypatch.setattr(jax.config, "update", options.__setitem__)
+    cli._set_up_jax()
+    return options
+
+
+def test_every_compiled_program_is_kept(monkeypatch, tmp_path):
+    options = jax_options(monkeypatch)
+    assert options["jax_compilation_cache_dir"] == str(tmp_path / "cache" / "iwae" / "compiled")
+    assert options["jax_persistent_cache_min_compile_time_secs"] == 0
+
+
+def test_where_compiled_programs_cannot_be_kept_they_are_not(monkeypatch, tmp_path):
+    (tmp_path / "cache").touch()
+    assert "jax_compilation_cache_dir" not in jax_options(monkeypatch)
 
 
 def test_presets_show_published_numbers_and_what_they_need(iwae):
@@ -230,6 +273,13 @@ WRONG = [
     ("train --dataset digits --validation 2000 --out {new}", "validation must hold out"),
     ("train --dataset digits --validation authors --out {new}", "not 'authors'"),
     ("train --dataset digits --patience 3 --out {new}", "patience needs held-out examples"),
+    ("train --dataset digits --threshold 0.1 --out {new}", "threshold needs held-out examples"),
+    ("train --dataset digits --validate-every 2 --out {new}", "validate_every needs held-out"),
+    (
+        "train --dataset digits --validation 100 --epochs 3 --validate-every 4 --out {new}",
+        "validate_every is 4, but the run ends after 3 epochs",
+    ),
+    ("train --dataset digits --epochs 10000000000000000000 --out {new}", "at most 30246248"),
     ("train --dataset digits --binarization none --out {new}", "binarise them"),
     ("train --dataset camel --binarization dynamic --out {new}", "contradicts"),
     ("train --dataset digits --keep-optimizer --out {new}", "keep_optimizer needs init_from"),
@@ -245,6 +295,10 @@ WRONG = [
     ("train --resume {run} --out {new}", "give no other options"),
     ("train --resume {run} --preset digits/iwae-k20", "give no other options"),
     ("train {run}/config.toml --resume {run}", "give no other options"),
+    ("train --resume {run} --k 1", "give no other options, not --k"),
+    ("train --dataset=mnist --resume {run}", "give no other options, not --dataset=mnist"),
+    ("train --resume {run} --no-keep-optimizer", "give no other options"),
+    ("train --resume {run} --quiet --verbose", "--quiet and --verbose contradict each other"),
     ("train --resume {run} --stage 8", "no stage 8"),
     ("train --resume {run} --stage x", "Error parsing --stage"),
     ("train one.toml two.toml", "no experiment file one.toml"),
@@ -256,7 +310,8 @@ WRONG = [
     ("evaluate {run} --k 0", "k is 0"),
     ("evaluate {run} --k -5", "k is -5"),
     ("evaluate {run} --k x", "--k"),
-    ("evaluate {run} --split tests", "'train', 'validation', 'test'"),
+    ("evaluate {run} --k 3000000000", "k is 3000000000; particles are counted in 32 bits"),
+    ("evaluate {run} --split tests", "invalid choice 'tests' for argument '--split'"),
     ("evaluate {run} --weights last", "'final', 'best'"),
     ("evaluate {run} --seed -1", "seed is -1"),
     ("evaluate {run} --examples 0", "examples is 0; the test split has 50"),
@@ -308,15 +363,34 @@ def test_what_the_system_refuses_is_one_line(iwae, tmp_path):
     assert re.fullmatch(r"iwae: .*Not a directory.*\n", err)
 
 
+@pytest.mark.parametrize(
+    "error",
+    [MemoryError(), jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory\nallocating")],
+)
+def test_too_little_memory_is_one_line(iwae, tmp_path, monkeypatch, error):
+    monkeypatch.setattr(runs, "start_run", lambda *_: raised(error))
+    status, out, err = iwae("train", "--out", tmp_path / "run")
+    assert (status, out) == (1, "")
+    assert err == "iwae: out of memory: choose a smaller k, batch size or model\n"
+
+
+def test_faults_of_the_program_are_not_hidden(iwae, tmp_path, monkeypatch):
+    for error in (jax.errors.JaxRuntimeError("INTERNAL: something"), RuntimeError("something")):
+        monkeypatch.setattr(runs, "start_run", lambda *_, error=error: raised(error))
+        with pytest.raises(RuntimeError, match="something"):
+            iwae("train", "--out", tmp_path / "run")
+
+
+def raised(error):
+    yield from ()
+    raise error
+
+
 def test_a_run_that_breaks_has_status_one_and_says_where(iwae, tmp_path, monkeypatch):
     state, best = small.newest(finished())[:2]
     error = NonFiniteError("training stopped at step 7: the bound is not finite", state, best)
 
-    def broken(*_):
-        yield from ()
-        raise error
-
-    monkeypatch.setattr(runs, "start_run", broken)
+    monkeypatch.setattr(runs, "start_run", lambda *_: raised(error))
     status, out, err = iwae("train", "--out", tmp_path / "run")
     assert (status, out) == (1, "")
     assert err == (
@@ -432,12 +506,16 @@ def test_data_that_are_bundled_are_verified(iwae):
     assert out.startswith("ok  digits: ")
 
 
+def test_data_that_are_bundled_need_not_be_fetched(iwae):
+    words = "digits comes with iwae: there is nothing to fetch\n"
+    assert iwae("data", "fetch", "digits") == (0, words, "")
+
+
 def test_data_that_are_damaged_are_said_to_be(iwae, tmp_path):
     (tmp_path / "train-images-idx3-ubyte").write_bytes(b"\x00\x00\x08\x03")
     status, out, err = iwae("data", "verify", "mnist", "--data-dir", tmp_path)
-    assert status in (1, 2)
-    assert "train-images-idx3-ubyte" in out + err
-    assert "Traceback" not in err
+    assert (status, err) == (1, "")
+    assert re.search(rf"BAD {tmp_path}/train-images-idx3-ubyte: truncated", out)
 
 
 # On a terminal
@@ -561,12 +639,15 @@ def test_runs_are_compared_in_a_table(iwae, annealed):
     assert iwae("compare", annealed)[0] == 2
 
 
-def test_an_evaluation_that_is_stopped_says_that_it_goes_on(iwae, annealed, monkeypatch):
+@pytest.mark.parametrize(("number", "expected"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_an_evaluation_that_is_stopped_says_that_it_goes_on(
+    iwae, annealed, monkeypatch, number, expected
+):
     def stopped(*_, **__):
-        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), number)
 
     monkeypatch.setattr("iwae.measure.evaluate_run", stopped)
     status, out, err = iwae("evaluate", annealed)
-    assert (status, out) == (143, "")
-    assert err == "stopped by SIGTERM; the same command goes on from there\n"
+    assert (status, out) == (expected, "")
+    assert err == f"stopped by {number.name}; the same command goes on from there\n"
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL

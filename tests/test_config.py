@@ -3,6 +3,7 @@
 import tomllib
 
 import hypothesis.strategies as st
+import numpy as np
 import pytest
 from hypothesis import given
 from pydantic import ValidationError
@@ -66,6 +67,10 @@ def test_defaults_are_those_of_the_paper():
     assert TrainConfig(layers=2).sizes() == ((100, 50), ((200, 200), (100, 100)))
 
 
+def test_whole_numbers_are_numbers():
+    assert make_config({"learning_rate": 1, "threshold": 0}, "here").learning_rate == 1.0
+
+
 def test_a_configuration_cannot_be_changed():
     with pytest.raises(ValidationError, match="frozen"):
         TrainConfig().k = 5  # type: ignore[misc]
@@ -87,6 +92,21 @@ def test_a_configuration_cannot_be_changed():
         ({"batch_size": 0}, "batch_size: "),
         ({"replicates": 0}, "replicates: "),
         ({"seed": -1}, "seed: "),
+        ({"data_seed": -1}, "data_seed: .*greater than or equal to 0"),
+        ({"data_seed": 2**31}, "data_seed: .*less than"),
+        ({"k": 2**31}, "k: .*less than"),
+        ({"seed": True}, "seed: .*integer .given: True"),
+        ({"k": "5"}, "k: .*integer .given: '5'"),
+        ({"k": 5.0}, "k: .*integer"),
+        ({"output_bias": "no"}, "output_bias: .*boolean .given: 'no'"),
+        ({"shuffle": 1}, "shuffle: .*boolean"),
+        ({"learning_rate": "0.1"}, "learning_rate: .*number"),
+        ({"learning_rate": True}, "learning_rate: .*number"),
+        ({"validation": True}, "validation: "),
+        ({"latent_sizes": ["2"], "hidden_sizes": [[5]]}, "latent_sizes: .*integer"),
+        ({"latent_sizes": [2], "hidden_sizes": [[True]]}, "hidden_sizes: .*integer"),
+        ({"shape": "44"}, "shape: "),
+        ({"dataset": 3}, "dataset: .*string"),
         ({"seed": 2**31}, "seed: .*less than"),
         ({"learning_rate": 0}, "learning_rate: .*greater than 0"),
         ({"learning_rate": float("nan")}, "learning_rate: .*finite"),
@@ -105,6 +125,7 @@ def test_a_configuration_cannot_be_changed():
         ({"hidden_sizes": [[5]]}, "hidden_sizes needs latent_sizes"),
         ({"layers": 2, "latent_sizes": [2], "hidden_sizes": [[5]]}, "layers is 2 but"),
         ({"patience": 3, "validation": 0}, "patience needs held-out examples"),
+        ({"threshold": 0.1, "validation": 0}, "threshold needs held-out examples"),
         ({"keep_optimizer": True}, "keep_optimizer needs init_from"),
         ({"objective": "elbo-analytic", "layers": 2}, ".* one stochastic layer only"),
     ],
@@ -209,3 +230,16 @@ def test_schedules_are_scaled_and_stretched(options, rates, ends, scale):
     assert found == ends
     assert schedule.rates == pytest.approx([scale * rate for rate in rates])
     assert schedule.ends.tolist() == [50 * end for end in ends]
+
+
+@pytest.mark.parametrize(
+    ("options", "most"),
+    [({"schedule": "constant"}, 715827882), ({}, 715827882)],
+)
+def test_more_steps_than_their_counter_holds_are_refused(options, most):
+    for epochs in (most + 1, 10**19):
+        with pytest.raises(UserError, match=f"epochs is {epochs}, .* at most {most}"):
+            make_schedule(TrainConfig(epochs=epochs, **options), 3)
+    schedule, _ = make_schedule(TrainConfig(epochs=most, **options), 3)
+    assert (np.diff(schedule.ends) > 0).all()
+    assert schedule.ends[-1] == 3 * most

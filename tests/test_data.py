@@ -11,6 +11,7 @@ import struct
 import subprocess
 import sys
 import threading
+import zipfile
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -599,7 +600,7 @@ def test_validation_is_a_seeded_draw_of_training_rows(mnist):
     assert not np.array_equal(mnist(validation=12, seed=4).train, data.train)
 
 
-@pytest.mark.parametrize("validation", [-1, 60, 61, "half"])
+@pytest.mark.parametrize("validation", [-1, 60, 61, "half", True, False])
 def test_bad_validation(mnist, validation):
     with pytest.raises(UserError, match="validation"):
         mnist(validation=validation)
@@ -1375,6 +1376,23 @@ def test_pickles_are_never_opened(tmp_path):
     with pytest.raises(UserError, match="other things than arrays of numbers"):
         load_dataset(tmp_path / "mine.npz")
     assert not (tmp_path / "boom").exists()
+
+
+def test_members_that_are_no_arrays(save):
+    path = save(train=REAL, test=REAL)
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("notes.txt", "where these are from")
+    with pytest.raises(UserError, match=r"mine\.npz holds 'notes\.txt', which is no array"):
+        load_dataset(path)
+
+
+def test_a_header_that_claims_more_than_there_is_memory_for(save):
+    path = save(REAL)
+    header = {"descr": "<f8", "fortran_order": False, "shape": (10**6, 5 * 10**6)}
+    with path.open("wb") as file:
+        np.lib.format.write_array_header_1_0(file, header)
+    with pytest.raises(UserError, match=r"mine\.npy is truncated, corrupt.*Unable to allocate"):
+        load_dataset(path)
 
 
 @pytest.mark.parametrize("suffix", [".npy", ".npz"])

@@ -58,7 +58,7 @@ def test_with_the_exact_posterior_the_log_likelihood_is_the_evidence():
     assert values == pytest.approx(np.float64(expected), rel=1e-5)
 
 
-@pytest.mark.parametrize("options", [{"batch_size": 2, "chunk_size": 3}, {"batch_size": 50}])
+@pytest.mark.parametrize("options", [{"batch_size": 2, "chunk_size": 3}, {"batch_size": 10**9}])
 def test_batches_and_chunks_do_not_matter(options):
     assert measured(**options) == pytest.approx(measured(), rel=1e-6)
 
@@ -118,6 +118,18 @@ def test_the_streamed_bound_is_the_log_mean_exp_of_all_weights(chunk):
     assert out["ess"] == pytest.approx(w.sum() ** 2 / (w**2).sum(), rel=1e-4)
 
 
+def test_a_sum_that_does_not_follow_its_maximum_would_be_seen(monkeypatch):
+    def faulty(sums, log_w):
+        top, total, squares = sums
+        new_top = jnp.maximum(top, jnp.max(log_w))
+        w = jnp.exp(log_w - new_top)
+        return new_top, total + jnp.sum(w), squares + jnp.sum(w**2)
+
+    monkeypatch.setattr(likelihood, "_add_weights", faulty)
+    with pytest.raises(AssertionError):
+        test_the_streamed_bound_is_the_log_mean_exp_of_all_weights(250)
+
+
 def test_an_example_without_weight_has_minus_infinity_and_no_effective_sample():
     fn = streamed_bound(6, 3, given_weights(np.full(6, -np.inf)))
     out = eqx.filter_jit(fn)(LinearGaussian.random(), jnp.zeros(1), jax.random.key(0))
@@ -154,6 +166,7 @@ def test_mistakes_are_user_errors():
     for examples, options, message in [
         (EXAMPLES[:0], {}, "no examples"),
         (EXAMPLES, {"k": 0}, "k is 0"),
+        (EXAMPLES, {"k": 3 * 10**9}, "k is 3000000000; .*at most 2147483398"),
         (EXAMPLES, {"batch_size": 0}, "batch_size is 0"),
         (EXAMPLES, {"chunk_size": -1}, "chunk_size is -1"),
     ]:
@@ -224,6 +237,39 @@ def test_variances_of_posterior_means_without_the_noise_of_their_estimate():
     assert authors.variances[0] == pytest.approx(first[:500].var(0), rel=1e-5)
     assert authors.variances[1] == pytest.approx(above[:500].var(0) + noise, rel=0.4)
     assert (authors.variances[1] > above.var(0) + noise / 2).all()
+
+
+def noise_left_in(slab):
+    first, square, noise = moment_sums(slab)
+    return first, square, [0 * n for n in noise]
+
+
+def second_moments(slab):
+    first, square, noise = moment_sums(slab)
+    return [0 * f for f in first], square, noise
+
+
+def draws_for_means(samples):  # noqa: ARG001
+    def fn(model, x, key):
+        z = model.posterior(x).sample(key)
+        return list(z), [jnp.zeros_like(h) for h in z]
+
+    return fn
+
+
+moment_sums = units._moment_sums
+FAULTS = {
+    "noise left in": ("_moment_sums", noise_left_in),
+    "second moments for variances": ("_moment_sums", second_moments),
+    "draws for posterior means": ("_posterior_means", draws_for_means),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_variance_of_another_thing_would_be_seen(monkeypatch, fault):
+    monkeypatch.setattr(units, *FAULTS[fault])
+    with pytest.raises(AssertionError):
+        test_variances_of_posterior_means_without_the_noise_of_their_estimate()
 
 
 def test_units_that_do_not_depend_on_the_data_are_not_active(monkeypatch):

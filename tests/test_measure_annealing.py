@@ -233,7 +233,7 @@ def test_bounds_from_both_sides_are_summed_up_and_used_by_the_verdict(run):
     assert np.corrcoef(values["lower"][0], values["importance_lower"][0])[0, 1] > 0.9
     found = anneal_run(run, annealing=SHORT, examples=20)["verdict"]
     assert found["bdmc_gap"] == pytest.approx(gap.mean())
-    other = Annealing(temperatures=20, chains=4, leapfrog=3)
+    other = Annealing(temperatures=20, chains=4, leapfrog=2, schedule="linear")
     assert anneal_run(run, annealing=other, examples=20)["verdict"]["bdmc_gap"] is None
 
 

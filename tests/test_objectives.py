@@ -1,5 +1,6 @@
 """Bounds on log p(x): identities, known values, and how they grow with k."""
 
+from functools import partial
 from itertools import pairwise
 
 import equinox as eqx
@@ -11,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import reference
+from iwae import objectives
 from iwae._types import UserError
 from iwae.model import VAE
 from iwae.objectives import OBJECTIVES, analytic_elbo, bound, elbo, iwae, objective
@@ -111,6 +113,52 @@ def test_the_bound_rises_with_k_towards_the_evidence():
     assert bounds[-1].mean() == pytest.approx(log_p, abs=0.05)
 
 
+def without_log_q(model, x, key, k):
+    particles, info = importance_particles(model, x, key, k)
+    log_q = jax.vmap(model.posterior(x).log_prob)(particles.z)
+    return particles._replace(log_w=particles.log_w + log_q), info
+
+
+FAULTS = {
+    "the mean for the log-mean-exp": (
+        *(vars(objectives), "log_mean_exp", jnp.mean),
+        test_the_bound_rises_with_k_towards_the_evidence,
+    ),
+    "the maximum for the log-mean-exp": (
+        *(vars(objectives), "log_mean_exp", jnp.max),
+        test_the_bound_rises_with_k_towards_the_evidence,
+    ),
+    "no 1/k in the log-mean-exp": (
+        *(vars(objectives), "log_mean_exp", jax.nn.logsumexp),
+        test_with_the_exact_posterior_every_bound_is_the_evidence,
+    ),
+    "no 1/k in the elbo": (
+        *(globals(), "elbo", jnp.sum),
+        test_the_elbo_is_the_evidence_less_the_divergence_from_the_posterior,
+    ),
+    "another bound for the elbo": (
+        *(globals(), "elbo", iwae),
+        test_the_elbo_is_the_evidence_less_the_divergence_from_the_posterior,
+    ),
+    "no log q in the elbo": (
+        *(globals(), "bound", partial(bound, sampler=without_log_q)),
+        test_the_elbo_is_the_evidence_less_the_divergence_from_the_posterior,
+    ),
+    "no log q in the log-mean-exp": (
+        *(globals(), "bound", partial(bound, sampler=without_log_q)),
+        test_the_bound_rises_with_k_towards_the_evidence,
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_faults_would_be_seen(monkeypatch, fault):
+    *place, oracle = FAULTS[fault]
+    monkeypatch.setitem(*place)
+    with pytest.raises(AssertionError):
+        oracle()
+
+
 def test_gradients_are_finite_where_weights_are_far_below_zero():
     model = LinearGaussian.random(q_shift=30.0)
     for name in ("elbo", "iwae"):
@@ -142,6 +190,9 @@ def test_an_unknown_name_is_a_user_error_with_the_nearest_known_one(name, hint):
 def test_no_particles_are_a_user_error():
     with pytest.raises(UserError, match="k is 0"):
         objective("iwae", 0)
+    for make in (lambda k: bound(iwae, k=k), lambda k: analytic_elbo(k=k)):
+        with pytest.raises(UserError, match="k is -1"):
+            make(-1)
 
 
 @pytest.mark.parametrize("layers", [0, 2])

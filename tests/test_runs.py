@@ -6,6 +6,7 @@ import math
 import os
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 import threading
@@ -16,9 +17,9 @@ import pytest
 
 import small
 from iwae import runs
-from iwae._types import UserError
+from iwae._types import UserError, atomic_write
 from iwae.checkpoint import list_checkpoints, load_model
-from iwae.config import read_config
+from iwae.config import read_config, write_config
 from iwae.jobs import initial_state, make_job
 from iwae.runs import Stopped, read_metrics, resume_run, start_run
 from iwae.training import NonFiniteError, loop
@@ -78,8 +79,8 @@ def steps_of(run):
 
 
 def test_a_run_leaves_all_that_its_description_names():
-    run = finished()
-    assert {path.name for path in run.iterdir()} == {
+    run, later = finished(), {"evaluations", "figures"}  # which other tests may have written
+    assert {path.name for path in run.iterdir()} - later == {
         *("config.toml", "metrics.jsonl", "tensorboard", "checkpoints", "models", "frames"),
         ".lock",
     }
@@ -128,6 +129,17 @@ def test_the_resolved_configuration_trains_the_same_model_again(tmp_path):
     assert (config.binarization, config.observation, config.layers) == ("dynamic", "bernoulli", 1)
     exhaust(start_run(config, tmp_path / "again"))
     assert outcome(tmp_path / "again") == outcome(finished())
+
+
+def test_files_are_on_the_disk_before_they_have_their_names(tmp_path, monkeypatch):
+    """So that a power cut leaves the old one or the new one."""
+    path, seen = tmp_path / "file", []
+    monkeypatch.setattr(
+        os, "fsync", lambda file: seen.append((stat.S_ISDIR(os.fstat(file).st_mode), path.exists()))
+    )
+    with atomic_write(path) as temporary:
+        temporary.write_text("new")
+    assert seen == [(False, False), (True, True)]  # the file, then its name in the folder
 
 
 def test_a_path_from_another_folder_still_leads_to_the_data(tmp_path, monkeypatch):
@@ -196,7 +208,7 @@ def test_a_run_killed_before_its_first_checkpoint_starts_again(tmp_path, caplog)
     run = tmp_path / "run"
     kill(start_run(small.config(), run), at_step=1)
     exhaust(resume_run(run))
-    assert "no checkpoint that can be read: starting from the beginning" in caplog.text
+    assert "stopped before its first checkpoint: starting from the beginning" in caplog.text
     assert outcome(run) == outcome(finished())
 
 
@@ -382,13 +394,53 @@ def test_a_damaged_checkpoint_is_reported_and_the_one_before_it_used(tmp_path, c
     assert outcome(run) == outcome(finished())
 
 
-def test_where_every_checkpoint_is_damaged_the_run_starts_again(tmp_path, caplog):
+@pytest.mark.parametrize("what", [damage, shutil.rmtree])
+def test_where_no_checkpoint_is_left_the_run_is_not_trained_again_unasked(tmp_path, what, caplog):
     run = copy_of(finished(), tmp_path)
     for path in list_checkpoints(run / "checkpoints"):
-        damage(path)
-    exhaust(resume_run(run))
-    assert [record.levelno for record in caplog.records] == [logging.WARNING] * 3
-    assert outcome(run) == outcome(finished())
+        what(path)
+    with pytest.raises(UserError, match=rf"no checkpoint left .*: iwae train {run}/config.toml"):
+        next(resume_run(run))
+    assert {record.levelno for record in caplog.records} <= {logging.WARNING}
+    assert (run / "metrics.jsonl").read_text() == (finished() / "metrics.jsonl").read_text()
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["", "{", "[]", "3", "{}", '{"epoch": 1, "step": null}', '{"epoch": 2, "step": 60}', "\xff"],
+)
+def test_a_damaged_line_of_metrics_is_left_out_and_blocks_nothing(tmp_path, caplog, line):
+    run = copy_of(finished(), tmp_path)
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    lines[1] = line
+    (run / "metrics.jsonl").write_text("\n".join([*lines, ""]), encoding="latin1")
+    assert [row["epoch"] for row in read_metrics(run)] == [1, 3, 4]
+    assert list(resume_run(run)) == []
+    assert f"{run}/metrics.jsonl: line 2 is damaged and left out" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"learning_rate": 0.2}, "learning_rate was 0.1, now 0.2; put it back"),
+        ({"objective": "elbo"}, "objective was iwae, now elbo"),
+        ({"epochs": 8, "k": 3}, "epochs was 4, now 8; k was 2, now 3"),
+    ],
+)
+def test_a_run_whose_configuration_was_edited_does_not_go_on(tmp_path, changes, message):
+    run = copy_of(finished(), tmp_path)
+    edited = read_config(run / "config.toml").model_copy(update=changes)
+    write_config(edited, run / "config.toml")
+    with pytest.raises(UserError, match=f"not what the run was trained with: .*{message}"):
+        next(resume_run(run))
+
+
+def test_a_run_goes_on_wherever_its_data_lie_now_and_however_often_it_is_looked_at(tmp_path):
+    run = copy_of(finished(), tmp_path)
+    shutil.copy(small.pictures(), tmp_path / "pictures.npz")
+    moved = {"dataset": str(tmp_path / "pictures.npz"), "log_every": 3}
+    write_config(read_config(run / "config.toml").model_copy(update=moved), run / "config.toml")
+    assert list(resume_run(run)) == []
 
 
 def test_a_damaged_checkpoint_of_a_stage_is_an_error(tmp_path):
@@ -517,6 +569,44 @@ def test_a_warm_start_has_the_weights_and_if_asked_the_optimiser(tmp_path):
     assert (config.init_from, config.keep_optimizer) == (start, True)
 
 
+@pytest.mark.usefixtures("step_by_step")
+def test_a_warm_start_that_was_stopped_goes_on_without_the_run_that_it_came_from(tmp_path):
+    start, run = copy_of(finished(), tmp_path), tmp_path / "run"
+    config = small.config(init_from=start, keep_optimizer=True, epochs=1)
+    stop(start_run(config, run), signal.SIGTERM, 20)
+    shutil.rmtree(start)
+    exhaust(resume_run(run))
+    whole = finished(init_from=finished(), keep_optimizer=True, epochs=1)
+    assert bits(newest(run).state) == bits(newest(whole).state)
+
+
+def test_a_warm_start_that_was_killed_at_once_starts_again_from_the_same_weights(tmp_path):
+    config = small.config(init_from=finished(), keep_optimizer=True, epochs=1)
+    kill(start_run(config, tmp_path / "run"), at_step=1)
+    exhaust(resume_run(tmp_path / "run"))
+    whole = finished(init_from=finished(), keep_optimizer=True, epochs=1)
+    assert outcome(tmp_path / "run") == outcome(whole)
+
+
+def test_a_warm_start_from_an_unfinished_run_says_so(tmp_path, caplog):
+    make_job(small.config(init_from=finished()))
+    assert not caplog.messages
+    description = copy_of(finished(), tmp_path) / "models" / "final-0" / "model.json"
+    description.write_text(description.read_text().replace('"epoch": 4', '"epoch": 3'))
+    make_job(small.config(init_from=tmp_path / "copy"))
+    assert caplog.messages == [f"init_from: {tmp_path}/copy is not finished: epoch 3 of 4"]
+
+
+def test_a_start_that_fails_leaves_nothing_in_the_way_of_the_next(tmp_path):
+    source = copy_of(finished(), tmp_path)
+    shutil.rmtree(source / "checkpoints")
+    config = small.config(init_from=source, keep_optimizer=True, epochs=1)
+    for _ in range(2):
+        with pytest.raises(UserError, match="no checkpoint to take the optimiser's state from"):
+            next(start_run(config, tmp_path / "run"))
+        assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -555,3 +645,26 @@ def test_a_run_that_breaks_keeps_its_last_good_state(tmp_path):
     with pytest.raises(NonFiniteError, match="stopped at step 2"):
         exhaust(resume_run(run))
     assert steps_of(run) == [1]
+
+
+def test_a_validation_bound_that_is_not_finite_stops_the_run(tmp_path):
+    images = small.grey()
+    validation = images[300:350].reshape(50, 16) / np.float32(100) - 1
+    validation[7, 3] = 1e30  # a square beyond float32
+    arrays = {"train": images[:300] / np.float32(100) - 1, "test": images[350:] / np.float32(100)}
+    np.savez(tmp_path / "own.npz", validation=validation.reshape(50, 4, 4), **arrays)
+    run, changes = tmp_path / "run", {"dataset": str(tmp_path / "own.npz"), "validation": None}
+    for _ in range(2):
+        with pytest.raises(NonFiniteError, match=r"validation of epoch 1 \(replicate 0\): .* -inf"):
+            train_in(run, **changes) if not run.exists() else exhaust(resume_run(run))
+        assert max(steps_of(run)) < STEPS_PER_EPOCH
+        assert read_metrics(run) == []  # in which -inf would be no JSON
+
+
+def test_what_is_not_finite_is_null_in_the_metrics(tmp_path, monkeypatch):
+    look = {"reconstruction": math.nan, "kl": [-math.inf, 2.0], "active_units": [1, 0]}
+    monkeypatch.setattr(runs, "monitor", lambda *_: look)
+    train_in(tmp_path / "run", epochs=1)
+    (line,) = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    row = json.loads(line, parse_constant=pytest.fail)
+    assert (row["reconstruction"], row["kl"]) == ([None], [[None, 2.0]])

@@ -498,3 +498,23 @@ def test_held_out_examples_choose_the_best_weights():
 def test_a_batch_larger_than_the_data_is_refused():
     with pytest.raises(UserError, match="60 training examples do not fill one batch of 61"):
         trained(batch_size=61)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"batch_size": 0}, "batch_size is 0; it must be at least 1"),
+        ({"validate_every": 0}, "validate_every is 0"),
+        ({"epochs": 2**31}, "epochs is 2147483648, but steps are counted in 32 bits"),
+    ],
+)
+def test_sizes_that_are_none_are_refused(options, message):
+    with pytest.raises(UserError, match=message):
+        trained(**options)
+
+
+def test_a_validation_bound_that_is_not_finite_stops_the_run():
+    held_out = REAL[:20].copy()
+    held_out[3, 1] = 1e30  # a square beyond float32
+    with pytest.raises(NonFiniteError, match=r"validation of epoch 2 .replicate 0.: .* is -inf"):
+        trained(validation=held_out, validate_every=2)

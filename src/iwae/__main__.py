@@ -1,7 +1,18 @@
-"""`python -m iwae` is `iwae`."""
+"""`python -m iwae` and `iwae`: the command line, with Ctrl-C caught from its first import on."""
 
 import sys
 
-from iwae.cli import main
 
-sys.exit(main())
+def main() -> int:
+    """Run the command line; returns the exit status."""
+    try:
+        from iwae.cli import main as run
+
+        return run()
+    except KeyboardInterrupt:  # while modules are imported; later `run` catches it
+        print("interrupted", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -123,7 +123,7 @@ def _check_files(path: Path) -> None:
             f"checkpoint {path} cannot be read: {_reason(error)}"
         ) from error
     if wrong:
-        name = min(line.partition("  ")[2] for line in wrong)
+        name = min(line.partition("  ")[2] or SUMS for line in wrong)
         raise DamagedCheckpointError(
             f"checkpoint {path} is damaged: {name} is not what was written"
         )
@@ -213,6 +213,8 @@ def load_model(folder: str | Path) -> VAE:
     try:
         description = json.loads((folder / DESCRIPTION).read_text())
         architecture = description["architecture"]
+        if not isinstance(description.get("about", {}), dict):
+            raise TypeError(f"'about' in {DESCRIPTION} is no table of facts")
         arrays, expected = _read_weights(folder / WEIGHTS)
     except _UNREADABLE as error:
         raise UserError(f"the model in {folder} cannot be read: {_reason(error)}") from error

@@ -61,13 +61,15 @@ def train(arguments: Sequence[str]) -> int:
     """`iwae train`."""
     base, rest = _base_config(arguments)
     options = _parse(Train, "train", rest, default=Train(base))
+    if options.quiet and options.verbose:
+        raise UserError("--quiet and --verbose contradict each other: give one")
+    if options.resume is not None:
+        _refuse_all_but(("resume", "stage", "data-dir", "quiet", "verbose"), arguments)
     _set_up_jax()
     from iwae.runs import Stopped, resume_run, start_run
     from iwae.training import NonFiniteError
 
     if options.resume is not None:
-        if options.out is not None or options.config != TrainConfig():
-            raise UserError("--resume takes its configuration from the run: give no other options")
         run, reports = options.resume, resume_run(options.resume, options.data_dir, options.stage)
     elif options.stage is not None:
         raise UserError("--stage goes with --resume RUN")
@@ -91,6 +93,17 @@ def train(arguments: Sequence[str]) -> int:
     if not options.quiet:
         print(f"trained models are in {run}/models; measure them with: iwae evaluate {run}")
     return 0
+
+
+def _refuse_all_but(names: Sequence[str], arguments: Sequence[str]) -> None:
+    """Raise UserError if a run that goes on is also told what it is, be it what it is anyway."""
+    given = [word for word in arguments if word.startswith("--")]
+    for word in given if arguments[0].startswith("-") else arguments[:1]:
+        name = word.partition("=")[0].lstrip("-").replace("_", "-").removeprefix("no-")
+        if not word.startswith("--") or name not in names:
+            raise UserError(
+                f"--resume takes its configuration from the run: give no other options, not {word}"
+            )
 
 
 def _base_config(arguments: Sequence[str]) -> tuple[TrainConfig, list[str]]:
@@ -191,17 +204,22 @@ def evaluate(arguments: Sequence[str]) -> int:
     from iwae import measure
     from iwae.progress import tracker
 
-    with _stopped_politely():
-        record = getattr(measure, function)(
-            options.run,
-            weights=options.weights,
-            pruned=options.pruned,
-            seed=options.seed,
-            batch_size=options.batch_size,
-            data_dir=options.data_dir,
-            track=tracker(quiet=options.quiet),
-            **chosen,
-        )
+    try:
+        with _sigterm_as_ctrl_c():
+            record = getattr(measure, function)(
+                options.run,
+                weights=options.weights,
+                pruned=options.pruned,
+                seed=options.seed,
+                batch_size=options.batch_size,
+                data_dir=options.data_dir,
+                track=tracker(quiet=options.quiet),
+                **chosen,
+            )
+    except KeyboardInterrupt as stopped:
+        number = signal.SIGTERM if isinstance(stopped, Terminated) else signal.SIGINT
+        print(f"stopped by {number.name}; the same command goes on from there", file=sys.stderr)
+        return 128 + number
     print(json.dumps(record) if options.json else describe(record))
     return 0
 
@@ -251,7 +269,7 @@ def _temperatures(name: str, known: Iterable[str]) -> tuple[float, ...]:
 
 
 @contextlib.contextmanager
-def _stopped_politely() -> Iterator[None]:
+def _sigterm_as_ctrl_c() -> Iterator[None]:
     """SIGTERM ends an evaluation as Ctrl-C does: what is done is kept."""
 
     def stop(*_: Any) -> None:
@@ -381,8 +399,11 @@ def data(arguments: Sequence[str]) -> int:
     if options.name is None:
         raise UserError(f"name the data set: iwae data {options.action} NAME")
     if options.action == "fetch":
-        for path in fetch(options.name, options.data_dir):
+        paths = fetch(options.name, options.data_dir)
+        for path in paths:
             print(path)
+        if not paths:
+            print(f"{options.name} comes with iwae: there is nothing to fetch")
         return 0
     rows = verify(options.name, options.data_dir)
     for name, right, words in rows:
@@ -435,15 +456,23 @@ def _run(words: Sequence[str]) -> int:
     except BrokenPipeError:  # the reader of our output has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + 13
-    except (FloatingPointError, OSError) as error:  # a result that is nan, a full disk, ...
-        print(f"iwae: {error}", file=sys.stderr)
+    except (FloatingPointError, OSError, RuntimeError, MemoryError) as error:
+        print(f"iwae: {_failure(error)}", file=sys.stderr)
         return FAILURE
-    except Terminated:
-        print("stopped by SIGTERM; the same command goes on from there", file=sys.stderr)
-        return 128 + signal.SIGTERM
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
+
+
+def _failure(error: Exception) -> str:
+    """A result that is nan, a full disk or memory in words; what is no such thing is raised."""
+    if isinstance(error, FloatingPointError | OSError):
+        return str(error)
+    # JAX's error is known by its name: JAX may not have been imported.
+    of_jax = type(error).__name__ == "JaxRuntimeError" and "RESOURCE_EXHAUSTED" in str(error)
+    if of_jax or isinstance(error, MemoryError):
+        return "out of memory: choose a smaller k, batch size or model"
+    raise error
 
 
 def _command(name: str) -> Callable[[Sequence[str]], int]:
@@ -474,10 +503,19 @@ def _set_up_jax() -> None:
 
     if "JAX_NUM_CPU_DEVICES" not in os.environ:
         jax.config.update("jax_num_cpu_devices", _cores())
-    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        cache = Path(platformdirs.user_cache_dir("iwae")) / "compiled"
+    cache = Path(platformdirs.user_cache_dir("iwae")) / "compiled"
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ and _is_writable(cache):
         jax.config.update("jax_compilation_cache_dir", str(cache))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+
+
+def _is_writable(folder: Path) -> bool:
+    """Whether files can be put into a folder, which is made if need be."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return False
+    return os.access(folder, os.W_OK | os.X_OK)
 
 
 def _cores() -> int:

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from iwae._types import UserError, atomic_write
 
 Size = Annotated[int, Field(ge=1)]
+Sizes = Annotated[tuple[Size, ...], Field(strict=False)]  # a TOML file has lists
 
 
 def _lists(arguments: list[str]) -> tuple[tuple[int, ...], ...]:
@@ -40,7 +41,7 @@ Lists = tyro.constructors.PrimitiveConstructorSpec(
 class TrainConfig(BaseModel):
     """One training run; `iwae presets` lists the published ones."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     dataset: str = "mnist"
     """A name from `iwae data list`, or the path of a .npy, .npz or .csv file of your own."""
@@ -48,20 +49,20 @@ class TrainConfig(BaseModel):
     """How grey values become the model's input; the data set's own way if not given."""
     observation: Literal["bernoulli", "gaussian"] | None = None
     """The decoder's distribution over the data; the data set's own if not given."""
-    shape: tuple[Size, ...] | None = None
+    shape: Sizes | None = None
     """Shape of one example in a file of your own that has flat rows: 28 28."""
     validation: Annotated[int, Field(ge=0)] | Literal["authors"] | None = None
     """Training examples held out for validation; `authors` for the published code's choice."""
-    data_seed: int = 0
+    data_seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     """Seed of the choice of the held-out part."""
     binarization_seed: Annotated[int, Field(ge=0)] = 0
     """Seed of draws made once: another one is another data set, with another test set."""
 
     layers: Annotated[int, Field(ge=1)] | None = None
     """Stochastic layers, of the published sizes; give sizes instead for any others."""
-    latent_sizes: Annotated[tuple[Size, ...], Field(min_length=1)] | None = None
+    latent_sizes: Annotated[Sizes, Field(min_length=1)] | None = None
     """Units of each stochastic layer, nearest the data first: 100 50."""
-    hidden_sizes: Annotated[tuple[tuple[Size, ...], ...] | None, Lists] = None
+    hidden_sizes: Annotated[tuple[Sizes, ...] | None, Lists, Field(strict=False)] = None
     """Deterministic layers before each stochastic one: 200,200 100,100."""
     activation: Literal["tanh", "relu", "leaky_relu", "elu", "gelu", "silu", "softplus"] = "tanh"
     """Nonlinearity of the deterministic layers."""
@@ -70,7 +71,7 @@ class TrainConfig(BaseModel):
 
     objective: str = "iwae"
     """The bound to climb: elbo (or vae), elbo-analytic, iwae."""
-    k: Annotated[int, Field(ge=1)] = 1
+    k: Annotated[int, Field(ge=1, lt=2**31)] = 1
     """Samples per example."""
 
     optimizer: Literal["paper", "authors"] = "paper"
@@ -100,7 +101,7 @@ class TrainConfig(BaseModel):
     threshold: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
     """Nats by which the validation bound must improve to count."""
 
-    init_from: Path | None = None
+    init_from: Annotated[Path, Field(strict=False)] | None = None
     """A finished run to start from: its weights, and its optimiser too with --keep-optimizer."""
     keep_optimizer: bool = False
     """With --init-from: go on with that run's optimiser state."""
@@ -122,6 +123,8 @@ class TrainConfig(BaseModel):
             raise ValueError("hidden_sizes needs latent_sizes")
         if self.patience is not None and self.validation == 0:
             raise ValueError("patience needs held-out examples: set validation")
+        if self.threshold > 0 and self.validation == 0:
+            raise ValueError("threshold needs held-out examples: set validation")
         if self.keep_optimizer and self.init_from is None:
             raise ValueError("keep_optimizer needs init_from")
         if self.objective == "elbo-analytic" and len(self.sizes()[0]) > 1:

@@ -27,7 +27,12 @@ def iwae(log_w: LogWeights) -> Scalar:
 
 
 def bound(reduction: Reduction, *, k: int, sampler: Callable = importance_particles) -> Objective:
-    """The objective `reduction(log w)` of k particles of `sampler`."""
+    """The objective `reduction(log w)` of k particles of `sampler`.
+
+    Raises:
+        UserError: if k is not positive.
+    """
+    _check_particles(k)
 
     def objective(model: AbstractLatentModel, x: Example, key: PRNGKey) -> Scalar:
         particles, _ = sampler(model, x, key, k)
@@ -41,9 +46,11 @@ def analytic_elbo(*, k: int) -> Objective:
 
     The evidence lower bound of a VAE with one stochastic layer (Kingma & Welling 2014, eq. 10).
 
-    Raises (when the objective is first evaluated):
-        UserError: for any other model, whose divergence has no closed form.
+    Raises:
+        UserError: if k is not positive; when the objective is first evaluated, for any other
+            model, whose divergence has no closed form.
     """
+    _check_particles(k)
 
     def objective(model: AbstractLatentModel, x: Example, key: PRNGKey) -> Scalar:
         if not isinstance(model, VAE) or len(model.latent_sizes) > 1:
@@ -60,6 +67,11 @@ def analytic_elbo(*, k: int) -> Objective:
         return reconstruction - kl_divergence(posterior.first, model.prior())
 
     return objective
+
+
+def _check_particles(k: int) -> None:
+    if k < 1:
+        raise UserError(f"k is {k}; an objective needs at least 1 particle")
 
 
 def _bound(reduction: Reduction) -> Callable[[int], Objective]:
@@ -86,6 +98,4 @@ def objective(name: str, k: int) -> Objective:
         near = get_close_matches(name.lower(), OBJECTIVES, n=1)
         hint = f"did you mean {near[0]}? " if near else ""
         raise UserError(f"no objective {name!r}; {hint}known: {', '.join(OBJECTIVES)}")
-    if k < 1:
-        raise UserError(f"k is {k}; an objective needs at least 1 particle")
     return OBJECTIVES[name](k)

@@ -137,8 +137,8 @@ def estimates_row(run: Path, name: str) -> Row | None:
         row[estimator] = _mean_on(one, longest)
     for one, words in ((shorter, "AIS, short"), (longest, "AIS, long")):
         row[words] = f"{_mean_on(one, longest)} (T = {one.rank[1]})"
-    words = [one["verdict"]["word"] for one in record.get("replicates", [record])]
-    row["verdict"] = " / ".join(dict.fromkeys(words))
+    verdicts = [one["verdict"]["word"] for one in record.get("replicates", [record])]
+    row["verdict"] = " / ".join(dict.fromkeys(verdicts))
     if (both := _bidirectional(run, record)) is not None:
         row["gap of AIS"] = _plus_minus(both, "gap")
         row[f"gap of {both['importance']['k']:,} samples"] = _plus_minus(both["importance"], "gap")

@@ -38,9 +38,16 @@ from iwae.checkpoint import (
     save_checkpoint,
     save_model,
 )
-from iwae.config import TrainConfig, config_values, read_config, write_config
+from iwae.config import TrainConfig, config_values, make_config, read_config, write_config
 from iwae.evaluate import active_units, gather, layer_terms, map_examples
-from iwae.jobs import Job, initial_state, make_job, model_folder, split_examples
+from iwae.jobs import (
+    Job,
+    blank_state,
+    initial_state,
+    make_job,
+    model_folder,
+    split_examples,
+)
 from iwae.model import VAE
 from iwae.training import Best, NonFiniteError, Report, TrainState, replicate_model, training
 
@@ -108,10 +115,10 @@ def start_run(config: TrainConfig, run: Path, data_dir: Path | None = None) -> I
     """
     _refuse_used(run)
     job = make_job(config, data_dir)
+    state, best = initial_state(job)
     with _locked(run):
         _refuse_used(run)  # another process may have been faster
         write_config(job.config, run / "config.toml")
-        state, best = initial_state(job)
         yield from _train(job, run, state, best)
 
 
@@ -131,15 +138,20 @@ def resume_run(
     """Go on exactly where a run was stopped, or from the end of a stage of its schedule.
 
     Raises:
-        UserError: if there is nothing to resume, or the data are not those of the run.
+        UserError: if there is nothing to resume, or the data or the configuration are not those
+            of the run.
     """
     if not (run / "config.toml").is_file():
         raise UserError(f"{run} holds no run: config.toml is missing")
-    job = make_job(read_config(run / "config.toml"), data_dir)
+    config = read_config(run / "config.toml")
+    job = make_job(config, data_dir, resumed=True)
     with _locked(run):
-        start = initial_state(job)
-        checkpoint = _checkpoint_to_resume(job, run, start, stage)
-        state, best = (checkpoint.state, checkpoint.best) if checkpoint else start
+        checkpoint = _checkpoint_to_resume(job, run, blank_state(job), stage)
+        if checkpoint is not None:
+            state, best = checkpoint.state, checkpoint.best
+        else:
+            job = make_job(config, data_dir)
+            state, best = initial_state(job)
         _forget_after(run, int(state.step.max()))
         yield from _train(job, run, state, best)
 
@@ -147,7 +159,7 @@ def resume_run(
 def _checkpoint_to_resume(
     job: Job, run: Path, like: tuple[TrainState, Best], stage: int | None
 ) -> Checkpoint | None:
-    """The newest checkpoint that is whole, or that of a stage; None to start afresh."""
+    """The newest checkpoint that is whole, or that of a stage; None if there never was one."""
     paths = list_checkpoints(run / "checkpoints")
     if stage is not None:
         if not 0 <= stage < len(job.stage_ends):
@@ -166,11 +178,36 @@ def _checkpoint_to_resume(
             continue
         if checkpoint.notes["dataset"] != _jsonable(job.dataset.identity):
             raise UserError(f"the data found now are not those that {run} was trained on")
+        _refuse_other_config(job, run, checkpoint.notes["config"])
         return checkpoint
     if stage is not None:
         raise UserError(f"the checkpoint of stage {stage} is damaged")
-    log.warning("%s has no checkpoint that can be read: starting from the beginning", run)
+    if paths or (run / "models").exists():  # models are written after a checkpoint
+        raise UserError(
+            f"{run} has no checkpoint left that can be read; to train it again from the "
+            f"beginning: iwae train {run}/config.toml --out NEW"
+        )
+    log.warning("%s was stopped before its first checkpoint: starting from the beginning", run)
     return None
+
+
+def _refuse_other_config(job: Job, run: Path, noted: dict[str, Any]) -> None:
+    """Raise UserError if config.toml is not what the run was trained with.
+
+    Where the data and the first weights lay then does not matter: `identity` tells whether the
+    data are the same, and the weights are in the checkpoint. Nor does how often one looks.
+    """
+    now, before = job.config, make_config(noted, f"the checkpoint of {run}")
+    changed = [
+        f"{name} was {getattr(before, name)}, now {getattr(now, name)}"
+        for name in sorted(TrainConfig.model_fields.keys() - {"dataset", "init_from", "log_every"})
+        if getattr(before, name) != getattr(now, name)
+    ]
+    if changed:
+        raise UserError(
+            f"{run}/config.toml is not what the run was trained with: {'; '.join(changed)}; put "
+            "it back to go on, or start a run of its own with --out"
+        )
 
 
 def _forget_after(run: Path, step: int) -> None:
@@ -186,12 +223,25 @@ def _forget_after(run: Path, step: int) -> None:
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:
-    """The logged epochs of a run, oldest first; a line cut off by a kill is left out."""
+    """The logged epochs of a run, oldest first, without lines that are cut off or damaged."""
     path = run / "metrics.jsonl"
     if not path.exists():
         return []
-    lines = path.read_text().splitlines(keepends=True)
-    return [json.loads(line) for line in lines if line.endswith("\n")]
+    lines = path.read_bytes().split(b"\n")[:-1]  # a kill may cut the last one off
+    rows = [_metrics_row(line) for line in lines]
+    if None in rows:
+        log.warning("%s: line %d is damaged and left out", path, rows.index(None) + 1)
+    return [row for row in rows if row is not None]
+
+
+def _metrics_row(line: bytes) -> dict[str, Any] | None:
+    """A line of metrics.jsonl, or None if it is damaged."""
+    try:
+        row = json.loads(line)
+        whole = int(row["epoch"]) >= 0 and int(row["step"]) >= 0
+        return row if whole and {"learning_rate", "train_bound"} <= row.keys() else None
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        return None
 
 
 class _Run(NamedTuple):
@@ -298,10 +348,10 @@ def _log_epoch(run: _Run, state: TrainState, report: Report, board: Any) -> None
         "epoch": report.epoch,
         "step": report.step,
         "learning_rate": float(job.schedule(jax.numpy.int32(report.step - 1))),
-        "train_bound": [_number(value) for value in report.bound],
+        "train_bound": report.bound.tolist(),
     }
     if report.validation is not None:
-        row["validation_bound"] = [float(value) for value in report.validation]
+        row["validation_bound"] = report.validation.tolist()
     if report.epoch % (job.config.log_every or 1) == 0 or report.epoch == job.config.epochs:
         key = jax.random.key(0)
         models = [
@@ -309,17 +359,22 @@ def _log_epoch(run: _Run, state: TrainState, report: Report, board: Any) -> None
         ]
         monitored = [monitor(model, run.monitored, key) for model in models]
         row |= {name: [values[name] for values in monitored] for name in monitored[0]}
+    row = _finite(row)
     with (run.folder / "metrics.jsonl").open("a") as file:
-        file.write(json.dumps(row) + "\n")
+        file.write(json.dumps(row, allow_nan=False) + "\n")
     for tag, value in _scalars(row):
         board.add_scalar(tag, value, report.step)
     if report.epoch in run.frame_epochs:
         save_frame(run, state, report.epoch)
 
 
-def _number(value: float) -> float | None:
-    """JSON has no nan; a replicate that has stopped has no training bound."""
-    return None if np.isnan(value) else float(value)
+def _finite(row: Any) -> Any:
+    """JSON has no nan and no infinity; a replicate that has stopped has no training bound."""
+    if isinstance(row, dict):
+        return {name: _finite(value) for name, value in row.items()}
+    if isinstance(row, list):
+        return [_finite(value) for value in row]
+    return row if np.isfinite(row) else None
 
 
 def _scalars(row: dict[str, Any]) -> Iterator[tuple[str, float]]:

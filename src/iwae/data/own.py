@@ -58,12 +58,23 @@ def _numpy(path: Path, content: bytes) -> dict[str, np.ndarray]:
         if isinstance(loaded, np.ndarray):
             return {"data": loaded}
         with loaded:
-            return {key: loaded[key] for key in loaded.files}
-    except (ValueError, OSError, EOFError, KeyError, zlib.error, zipfile.BadZipFile) as error:
+            arrays = {key: loaded[key] for key in loaded.files}
+    except _UNREADABLE as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(
             f"{path} is truncated, corrupt, or holds other things than arrays of numbers: {reason}"
         ) from None
+    for key, array in arrays.items():
+        if not isinstance(array, np.ndarray):
+            raise UserError(f"{path} holds {key!r}, which is no array: keep only arrays of numbers")
+    return arrays
+
+
+_UNREADABLE = (
+    *(ValueError, OSError, EOFError, KeyError, MemoryError),
+    *(zlib.error, zipfile.BadZipFile),
+)
+"""What NumPy raises for a damaged file; one byte of its header can claim terabytes."""
 
 
 def _csv(path: Path, content: bytes) -> np.ndarray:

@@ -252,6 +252,8 @@ def _drawn(
 def _held_out(raw: Raw, choices: Choices) -> HeldOut | None:
     """The rows of the training array to hold out; None to train on all of them as they are."""
     wanted, n = choices.validation, len(raw.splits["train"])
+    if isinstance(wanted, bool) or not isinstance(wanted, int | np.integer | str | None):
+        raise UserError(f"validation is a whole number of examples, not {wanted!r}")
     if "validation" in raw.splits:
         own = len(raw.splits["validation"])
         if wanted not in (None, "authors", own):

@@ -12,10 +12,11 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from iwae._types import PRNGKey, UserError
 from iwae.evaluate import gather, map_examples
+from iwae.evaluate.examples import check_positive
 from iwae.model import AbstractLatentModel
 from iwae.objectives import Objective
 from iwae.training.diagnosis import diagnose
-from iwae.training.schedules import Schedule, adam, staged
+from iwae.training.schedules import Schedule, adam, check_steps, staged
 from iwae.training.steps import Settings, TrainState, init_state, replicate_model, run_steps
 
 DISPATCH_SECONDS = 2.0
@@ -152,15 +153,18 @@ def training(
         validation: `[m, ...]` examples in the model's units, for `plan.validate_every`.
 
     Raises:
-        UserError: if there are fewer examples than a batch holds.
+        UserError: if there are fewer examples than a batch holds, or a size is not positive.
         NonFiniteError: names the step and the first term that is not finite.
     """
+    check_positive("batch_size", settings.batch_size)
+    check_positive("validate_every", plan.validate_every)
     steps_per_epoch = len(data) // settings.batch_size
     if steps_per_epoch == 0:
         raise UserError(
             f"{len(data)} training examples do not fill one batch of {settings.batch_size}; "
             "choose a smaller batch size"
         )
+    check_steps(plan.epochs, steps_per_epoch)
     raw, last, size = jnp.asarray(data), plan.epochs * steps_per_epoch, 20
     while (step := int(state.step.max())) < last and (active := _active(best, plan)).any():
         end_of_epoch = (step // steps_per_epoch + 1) * steps_per_epoch
@@ -172,18 +176,33 @@ def training(
         if not (np.isfinite(bounds).all() and _all_finite(new.params)):
             good, message = diagnose(state, stops, raw, schedule, template, settings)
             raise NonFiniteError(message, good, best)
-        state, epoch, values = new, stop // steps_per_epoch, None
+        epoch, values = stop // steps_per_epoch, None
         bound = np.where(active, bounds, np.nan)
         done = stop == end_of_epoch
         if done and validation is not None and epoch % plan.validate_every == 0:
-            values = validation_bounds(state, template, settings, validation)
-            best = update_best(best, state.params, values, active, epoch, plan.threshold)
+            values = validation_bounds(new, template, settings, validation)
+            _refuse_non_finite(values, epoch, state, best)
+            best = update_best(best, new.params, values, active, epoch, plan.threshold)
+        state = new
         yield (
             state,
             best,
             Report(stop, epoch, done, steps_per_epoch, bound, values, active, stop - step, seconds),
         )
         size = max(1, round((stop - step) * min(DISPATCH_SECONDS / seconds, 10)))
+
+
+def _refuse_non_finite(values: np.ndarray, epoch: int, good: TrainState, best: Best) -> None:
+    """Raise NonFiniteError for a validation bound that cannot be compared with any other."""
+    if not np.isfinite(values).all():
+        broken = int(np.argmin(np.isfinite(values)))
+        raise NonFiniteError(
+            f"training stopped at the validation of epoch {epoch} (replicate {broken}): the bound "
+            f"of the held-out examples is {values[broken]}; look for one that the model rules "
+            "out, or use a smaller learning rate or smaller inputs",
+            good,
+            best,
+        )
 
 
 @jax.jit
