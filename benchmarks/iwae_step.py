@@ -2,6 +2,8 @@
 
 python benchmarks/iwae_step.py --k 5 --replicates 8             # prints one JSON object
 python benchmarks/iwae_step.py --k 5000 --evaluate
+
+JAX_NUM_CPU_DEVICES should be the number of cores, as `iwae` on the command line sets it.
 """
 
 import argparse
@@ -23,7 +25,7 @@ from iwae.training import (
     staged,
     training,
 )
-from timing import Block, Stopwatch, cores, time_blocks
+from timing import Block, Stopwatch, time_blocks
 
 PIXELS, BATCH, IMAGES = 784, 20, 60_000
 EPOCHS = 1000  # more than will be run
@@ -77,7 +79,6 @@ def main() -> None:
     parser.add_argument("--evaluate", action="store_true", help="time L_k instead of the step")
     parser.add_argument("--seconds", type=float, default=3.0)
     args = parser.parse_args()
-    jax.config.update("jax_num_cpu_devices", cores())
     if args.evaluate:
         blocks = time_evaluation(args.k, args.seconds)
     else:

@@ -84,7 +84,8 @@ def measure(contestant: Contestant, seconds: float) -> Measured | None:
     """Run one contestant once; None, with a message, if it fails."""
     command = [contestant.python, HERE / contestant.script, *contestant.arguments]
     command += ["--seconds", str(seconds)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    environment = {**os.environ, "JAX_NUM_CPU_DEVICES": str(cores())}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
         reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
         print(f"{contestant.name} failed: {reason}", file=sys.stderr)

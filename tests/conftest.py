@@ -1,5 +1,7 @@
 """Every test runs under the strictest settings that JAX offers, on two CPU devices."""
 
+import signal
+
 import jax
 import pytest
 from hypothesis import settings
@@ -34,3 +36,11 @@ def quick_compilation(own_programs):  # noqa: ARG001 - must come first
     jax.config.update("jax_disable_most_optimizations", True)
     yield
     jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.fixture
+def ctrl_c():
+    """Python's handler of Ctrl-C, also where the tests run in the background, which ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield signal.default_int_handler
+    signal.signal(signal.SIGINT, before)

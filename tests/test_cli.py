@@ -641,7 +641,7 @@ def test_runs_are_compared_in_a_table(iwae, annealed):
 
 @pytest.mark.parametrize(("number", "expected"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_an_evaluation_that_is_stopped_says_that_it_goes_on(
-    iwae, annealed, monkeypatch, number, expected
+    iwae, annealed, monkeypatch, ctrl_c, number, expected
 ):
     def stopped(*_, **__):
         os.kill(os.getpid(), number)
@@ -651,3 +651,4 @@ def test_an_evaluation_that_is_stopped_says_that_it_goes_on(
     assert (status, out) == (expected, "")
     assert err == f"stopped by {number.name}; the same command goes on from there\n"
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    assert signal.getsignal(signal.SIGINT) is ctrl_c

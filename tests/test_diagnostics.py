@@ -99,6 +99,14 @@ def test_what_two_share_cancels_in_their_difference():
         paired_difference(shared, shared[1:])
 
 
+def test_rounding_is_no_difference():
+    exact = np.full(50, -700.0)
+    rounded = exact - np.float64(np.spacing(np.float32(700)))
+    assert not paired_difference(rounded, exact).significant
+    assert paired_difference(rounded - 0.01, exact).significant
+    assert ordering_violations({"L_1": exact, "L_50": rounded}) == []
+
+
 def test_only_an_ordering_broken_beyond_chance_is_reported():
     shared = values(0, 20)
     bounds = {

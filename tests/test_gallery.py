@@ -257,7 +257,8 @@ def test_curves_and_bounds_of_a_run_are_among_its_pictures(tmp_path, monkeypatch
             distortion=2 * rate,
         )
         weights = "best" if name == "T3" else "final"
-        record = {"split": "test", "weights": weights, "pruned": False}
+        method = "rate-distortion"
+        record = {"method": method, "split": "test", "weights": weights, "pruned": False}
         (run / "evaluations" / f"{name}-rate-distortion.json").write_text(json.dumps(record))
     assert names(draw_run(run)) == {
         *("log_variances.png", "scatter.png", "posterior.png", "bounds.png"),

@@ -329,6 +329,36 @@ def test_what_cannot_be_compared_is_refused(measured, tmp_path):
         compare([a, tmp_path])
 
 
+def test_splits_and_annealing_must_be_the_same_too(measured, tmp_path):
+    a, b, _ = measured
+    runs = [copy_of(one, tmp_path / name) for one, name in ((a, "a"), (b, "b"))]
+    for run, annealing in zip(runs, (SHORT, Annealing(20, 4, 3)), strict=True):
+        anneal_run(run, annealing=annealing, examples=6)
+    assert compare(runs)["estimator"] == "L_20"  # six examples are too few to be preferred
+    with pytest.raises(UserError, match="were not annealed alike"):
+        compare(runs, estimator="AIS_20")
+    for run in runs:
+        evaluate_run(run, ks=[1], split="validation")
+    record = json.loads((runs[1] / "evaluations" / "validation-final-k1.json").read_text())
+    assert compare(runs, split="validation")["n"] == 50
+    record["data"] = {**record["data"], "validation": 49}
+    (runs[1] / "evaluations" / "validation-final-k1.json").write_text(json.dumps(record))
+    with pytest.raises(UserError, match="different validation sets"):
+        compare(runs, split="validation")
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"method": 3}', "null"])
+def test_what_is_no_record_is_left_out_and_said_so(measured, tmp_path, caplog, content):
+    run = copy_of(measured[0], tmp_path)
+    (run / "evaluations" / "notes.json").write_text(content)
+    assert compare([run, measured[1]])["n"] == 50
+    assert ("notes.json is no record" in caplog.text) == (content != '{"method": 3}')
+    (run / "evaluations" / "test-final-k20.npz").write_bytes(b"PK")
+    with pytest.raises(UserError, match="has not been measured"):
+        compare([run, measured[1]])
+    assert "cannot be read" in caplog.text
+
+
 # Curves
 
 

@@ -134,6 +134,7 @@ def test_estimates_are_of_the_examples_of_the_longest_annealing_run(tmp_path):
         bounds(name, "temperatures", dict(zip(lengths, (-6.0, -5.0), strict=True)), [2, 4], **more)
     gaps = {"gap": 0.25, "gap_stderr": 0.125, "importance": {"k": 50, "gap": 4, "gap_stderr": 1}}
     both = {"annealing": {"chains": 16}, "split": "simulated", "weights": "final", **gaps}
+    both |= {"method": "bidirectional Monte Carlo", "model_sha256": "a", "n": 7}
     (evaluations / "x-bdmc.json").write_text(json.dumps({"pruned": False, **both}))
     heads, _, cells = (line.split(" | ") for line in estimates_table(tmp_path).splitlines())
     row = dict(zip([head.strip("| ") for head in heads], cells, strict=True))

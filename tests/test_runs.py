@@ -218,14 +218,14 @@ def test_resuming_a_finished_run_changes_nothing(tmp_path):
     assert outcome(run) == outcome(finished())
 
 
-def test_a_second_signal_stops_at_once(tmp_path):
+def test_a_second_signal_stops_at_once(tmp_path, ctrl_c):
     reports = start_run(small.config(), tmp_path / "run")
     next(reports)
     os.kill(os.getpid(), signal.SIGINT)
     with pytest.raises(KeyboardInterrupt):
         os.kill(os.getpid(), signal.SIGINT)
     reports.close()
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) is ctrl_c
 
 
 def test_a_signal_is_kept_until_a_checkpoint_is_written(tmp_path, monkeypatch):

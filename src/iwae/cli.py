@@ -220,7 +220,7 @@ def evaluate(arguments: Sequence[str]) -> int:
         number = signal.SIGTERM if isinstance(stopped, Terminated) else signal.SIGINT
         print(f"stopped by {number.name}; the same command goes on from there", file=sys.stderr)
         return 128 + number
-    print(json.dumps(record) if options.json else describe(record))
+    print(json.dumps(record, allow_nan=False) if options.json else describe(record))
     return 0
 
 
@@ -319,7 +319,7 @@ def compare(arguments: Sequence[str]) -> int:
         pruned=options.pruned,
         estimator=options.estimator,
     )
-    print(json.dumps(record) if options.json else describe_comparison(record))
+    print(json.dumps(record, allow_nan=False) if options.json else describe_comparison(record))
     return 0
 
 

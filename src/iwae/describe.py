@@ -89,7 +89,7 @@ def _information(one: Record) -> Iterator[str]:
         f"mutual information between {lower} (at most {one['mutual_information_limit']:.3f} from "
         f"so many examples) and {upper}"
     )
-    yield f"KL of the average posterior to the prior {with_error(one, 'marginal_kl')}"
+    yield f"KL of the average posterior to the prior: at most {with_error(one, 'marginal_kl')}"
     gap = one["gap"]
     if gap is None:
         yield "the gap of the ELBO is split where there are records of is and ais"

@@ -26,6 +26,9 @@ from iwae.model import AbstractLatentModel
 STANDARD_ERRORS = 3.0
 """Two numbers agree if they are no further apart than this many standard errors."""
 
+ROUNDING = 1e-6
+"""What float32 does to a log-likelihood, relative to its size, over thousands of terms."""
+
 # --- weights --------------------------------------------------------------------------------
 
 
@@ -68,15 +71,17 @@ class Difference(NamedTuple):
     """Mean of a - b over the same examples, and its standard error, nats.
 
     The error of a difference example by example: what the examples have in common cancels.
+    `rounding` is what float32 may add to it.
     """
 
     mean: float
     stderr: float
+    rounding: float = 0.0
 
     @property
     def significant(self) -> bool:
-        """Whether it is further from zero than chance explains."""
-        return abs(self.mean) > STANDARD_ERRORS * self.stderr
+        """Whether it is further from zero than chance and rounding explain."""
+        return abs(self.mean) > STANDARD_ERRORS * self.stderr + self.rounding
 
 
 def paired_difference(a: Float[np.ndarray, " n"], b: Float[np.ndarray, " m"]) -> Difference:
@@ -84,7 +89,8 @@ def paired_difference(a: Float[np.ndarray, " n"], b: Float[np.ndarray, " m"]) ->
     if a.shape != b.shape:
         raise UserError(f"{len(a)} and {len(b)} examples: a paired comparison needs the same ones")
     d = np.asarray(a, np.float64) - np.asarray(b, np.float64)
-    return Difference(float(d.mean()), test_sample_error(d))
+    rounding = ROUNDING * float(np.abs(a).mean()) if np.isfinite(a).all() else 0.0
+    return Difference(float(d.mean()), test_sample_error(d), rounding)
 
 
 def ordering_violations(bounds: Mapping[str, Float[np.ndarray, " n"]]) -> list[str]:

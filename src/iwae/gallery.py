@@ -1,6 +1,5 @@
 """The pictures of a run, drawn from its models, metrics and frames."""
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from iwae.data import Dataset
 from iwae.diagnostics import test_sample_error
 from iwae.evaluate import active_units
 from iwae.jobs import load_config_dataset, run_model, split_examples
-from iwae.measure.ordering import Known, known_bounds, models_of
+from iwae.measure.ordering import Known, known_bounds, models_of, read_records
 from iwae.model import VAE
 from iwae.posterior import model_density, posterior_grid
 from iwae.runs import read_metrics
@@ -178,12 +177,11 @@ def _posteriors(model: VAE, test: np.ndarray) -> Figure:
 
 def _rate_distortion_files(run: Path, weights: str) -> list[Path]:
     """Curves of test examples, by name."""
-    found = []
-    for path in sorted((run / "evaluations").glob("*rate-distortion.npz")):
-        record = json.loads(path.with_suffix(".json").read_text())
-        if (record["split"], record["weights"], record["pruned"]) == ("test", weights, False):
-            found.append(path)
-    return found
+    return [
+        path.with_suffix(".npz")
+        for path, record in read_records(run, ("rate-distortion",))
+        if (record["split"], record["weights"], record["pruned"]) == ("test", weights, False)
+    ]
 
 
 def _rate_distortion(path: Path) -> Figure:

@@ -16,7 +16,8 @@ import numpy as np
 from iwae._types import UserError, atomic_write
 from iwae.config import TrainConfig
 from iwae.measure.importance import IMPORTANCE
-from iwae.measure.ordering import Known, known_bounds
+from iwae.measure.ordering import Known, known_bounds, models_of
+from iwae.measure.ordering import read_records as bounds_records
 
 Row = dict[str, str]
 
@@ -146,7 +147,8 @@ def estimates_row(run: Path, name: str) -> Row | None:
         most = list(samples.values())[-1]
         last = most.record.get("replicates", [most.record])[0]["by_k"][-1]
         row[f"ESS of {most.estimator}"] = f"{last['ess_mean']:.0f}"
-        row["k-hat too large"] = f"{last['pareto_k_unreliable']:.0%}"
+        unreliable = last["pareto_k_unreliable"]
+        row["k-hat too large"] = "-" if unreliable is None else f"{unreliable:.0%}"
     return row
 
 
@@ -159,12 +161,17 @@ def _mean_on(one: Known, other: Known) -> str:
 
 
 def _bidirectional(run: Path, record: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The first replicate's bounds from both sides by the same annealing."""
-    for path in sorted((run / "evaluations").glob("*bdmc*.json")):
-        both = json.loads(path.read_text())
-        if both["annealing"] == record["annealing"] and not both["pruned"]:
-            return both.get("replicates", [both])[0]
-    return None
+    """The first replicate's bounds from both sides by the same annealing of the same model."""
+    wanted = record["annealing"], record["weights"], record["pruned"], models_of(record)
+    found = [
+        both
+        for _, both in bounds_records(run, ("bidirectional Monte Carlo",))
+        if (both["annealing"], both["weights"], both["pruned"], models_of(both)) == wanted
+    ]
+    if not found:
+        return None
+    most = max(found, key=lambda both: both["n"])
+    return most.get("replicates", [most])[0]
 
 
 def _plus_minus(record: dict[str, Any], name: str) -> str:

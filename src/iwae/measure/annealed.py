@@ -1,11 +1,10 @@
 """Log-likelihoods by annealed importance sampling, for a record: at two lengths, with a verdict."""
 
-import json
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -20,7 +19,7 @@ from iwae.evaluate import gather
 from iwae.evaluate.examples import check_positive
 from iwae.evaluate.likelihood import annealed_slabs
 from iwae.jobs import split_examples
-from iwae.measure.ordering import check_ordering, models_of
+from iwae.measure.ordering import check_ordering, models_of, read_records, read_values
 from iwae.measure.records import (
     Record,
     Subject,
@@ -166,7 +165,7 @@ def anneal_run(
     """
     annealing, run = annealing or Annealing(), Path(run)
     annealing.check()
-    if not tolerance > 0:
+    if not 0 < tolerance < float("inf"):
         raise UserError(f"tolerance is {tolerance}; it must be a positive number of nats")
     subject = make_subject(
         run,
@@ -328,14 +327,16 @@ def verdict_record(found: Verdict) -> Record:
 
 
 def simulated_gap(subject: Subject, replicate: int, annealing: Annealing) -> np.ndarray | None:
-    """The gaps of bidirectional Monte Carlo by the same annealing of the same model, if known."""
-    settings: dict[str, Any] = annealing.values()
-    for path in sorted((subject.run / "evaluations").glob("*bdmc*.json")):
-        record = json.loads(path.read_text())
-        same = record["weights"], record["pruned"], record["annealing"]
-        if same == (subject.weights, subject.pruned, settings):
-            mine = origin(subject, replicate)["model_sha256"]
-            if models_of(record)[replicate] == mine:
-                with np.load(path.with_suffix(".npz"), allow_pickle=False) as file:
-                    return file["upper"][replicate] - file["lower"][replicate]
-    return None
+    """The gaps of bidirectional Monte Carlo by the same annealing of the same model, if known.
+
+    Of several records the one with the most examples counts.
+    """
+    wanted = subject.weights, subject.pruned, annealing.values()
+    mine, gaps = origin(subject, replicate)["model_sha256"], []
+    for path, record in read_records(subject.run, ("bidirectional Monte Carlo",)):
+        same = (record["weights"], record["pruned"], record["annealing"]) == wanted
+        if same and models_of(record)[replicate] == mine:
+            values = read_values(path)
+            if values is not None:
+                gaps.append(values["upper"][replicate] - values["lower"][replicate])
+    return max(gaps, key=len, default=None)

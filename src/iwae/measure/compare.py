@@ -1,6 +1,7 @@
 """Runs against each other, example by example."""
 
 from collections.abc import Sequence
+from functools import reduce
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,9 @@ from iwae._types import UserError
 from iwae.diagnostics import paired_difference
 from iwae.measure.ordering import Known, known_bounds
 from iwae.measure.records import Record, number, run_config, summary
+
+ENOUGH = 100
+"""Examples that an estimator needs before it is preferred to a looser one of more examples."""
 
 
 def compare(
@@ -26,7 +30,8 @@ def compare(
 
     Args:
         runs: folders of two or more runs that have been measured.
-        estimator: such as "L_5000" or "AIS_500"; by default the tightest that all runs have.
+        estimator: such as "L_5000" or "AIS_500"; by default the tightest that all runs have on
+            enough examples: 100, or as many as any.
 
     Returns:
         A record: `estimator`, `n`, `test_sha256` and, for each of `runs`, its `log_likelihood` and
@@ -45,16 +50,9 @@ def compare(
         known.append({one.estimator: one for one in bounds})
     name = _common(runs, known, estimator)
     chosen = [bounds[name] for bounds in known]
-    sha256 = chosen[0].record["test_sha256"]
     for run, one in zip(runs, chosen, strict=True):
-        if one.record["test_sha256"] != sha256:
-            raise UserError(
-                f"{runs[0]} and {run} were measured on different test sets (their test_sha256 "
-                "differ): likelihoods of different data cannot be compared"
-            )
-    index = chosen[0].places
-    for one in chosen[1:]:
-        index = np.intersect1d(index, one.places)
+        _refuse_other(chosen[0], one, runs[0], run, split)
+    index = _shared(chosen)
     if len(index) < 2:
         raise UserError(f"the runs share {len(index)} examples with {name}; a difference needs 2")
     values = [one.values[:, np.isin(one.places, index)] for one in chosen]
@@ -73,7 +71,7 @@ def compare(
         "weights": weights,
         "pruned": pruned,
         "n": len(index),
-        "test_sha256": sha256,
+        "test_sha256": chosen[0].record["test_sha256"],
         "unit": "nats",
         "runs": [rows[0] | {"difference": None, "difference_stderr": None}, *rows[1:]],
     }
@@ -88,11 +86,36 @@ def _common(runs: Sequence[Path], known: Sequence[dict[str, Known]], estimator: 
             raise UserError(f"{run} has no {estimator}; it has {', '.join(bounds)}")
     if estimator is not None:
         return estimator
-    common = [name for name in known[0] if all(name in bounds for bounds in known)]
+    common = {
+        name: len(_shared([bounds[name] for bounds in known]))
+        for name, one in known[0].items()
+        if all(name in bounds for bounds in known) and not one.short
+    }
     if not common:
         has = "; ".join(f"{run}: {', '.join(b)}" for run, b in zip(runs, known, strict=True))
         raise UserError(f"the runs were not measured by the same estimator ({has})")
-    return common[-1]
+    enough = min(ENOUGH, max(common.values()))
+    return [name for name, n in common.items() if n >= enough][-1]
+
+
+def _shared(known: Sequence[Known]) -> np.ndarray:
+    """The examples that all have."""
+    return reduce(np.intersect1d, [one.places for one in known])
+
+
+def _refuse_other(first: Known, one: Known, first_run: Path, run: Path, split: str) -> None:
+    """Raise UserError unless two bounds are of the same examples by the same method."""
+    what = "test_sha256" if split == "test" else "data"  # another split is part of the identity
+    if first.record[what] != one.record[what]:
+        raise UserError(
+            f"{first_run} and {run} were measured on different {split} sets (their {what} differ): "
+            "likelihoods of different data cannot be compared"
+        )
+    if first.record.get("annealing") != one.record.get("annealing"):
+        raise UserError(
+            f"{first_run} and {run} were not annealed alike ({first.record['annealing']} and "
+            f"{one.record['annealing']}): measure one of them again, or give another --estimator"
+        )
 
 
 def _spread(values: np.ndarray) -> float | None:

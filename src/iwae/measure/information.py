@@ -125,11 +125,11 @@ def _gap(subject: Subject, replicate: int, found: Information) -> Record | None:
     places = np.intersect1d(np.intersect1d(subject.places, best.places), exact.places)
     if len(places) < 2:
         return None
-    split = gap_split(
-        found.elbo[np.isin(subject.places, places)],
-        _on(best, replicate, places),
-        _on(exact, replicate, places),
-    )
+    elbo = found.elbo[np.isin(subject.places, places)]
+    bounds = _on(best, replicate, places), _on(exact, replicate, places)
+    if not np.isfinite([elbo, *bounds]).all():
+        return None
+    split = gap_split(elbo, *bounds)
     return {
         "log_p": exact.estimator,
         "bound": best.estimator,

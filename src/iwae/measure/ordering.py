@@ -2,10 +2,11 @@
 
 import json
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
 from typing import Any, NamedTuple
+from zipfile import BadZipFile
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -21,6 +22,7 @@ class Known(NamedTuple):
     Attributes:
         estimator: its name, such as "L_5000" or "AIS_1000".
         rank: where it belongs: a bound of higher rank is the tighter one.
+        short: whether it is the tenth of an annealing run that the verdict needs.
         places: `[n]` of the examples in the split.
         values: `[R, n]` float64, nats.
         record: the record it is from.
@@ -28,6 +30,7 @@ class Known(NamedTuple):
 
     estimator: str
     rank: tuple[int, int]
+    short: bool
     places: Int[np.ndarray, " n"]
     values: Float[np.ndarray, "R n"]
     record: Mapping[str, Any]
@@ -36,13 +39,39 @@ class Known(NamedTuple):
 def known_bounds(run: Path, *, split: str, weights: str, pruned: bool) -> list[Known]:
     """All bounds in the records of a run for one split and kind of weights, loosest first."""
     found: list[Known] = []
-    for path in sorted((Path(run) / "evaluations").glob("*.json")):
-        record = json.loads(path.read_text())
-        same = (record.get("split"), record["weights"], record["pruned"])
-        if same == (split, weights, pruned):
-            with np.load(path.with_suffix(".npz"), allow_pickle=False) as file:
-                found += _bounds(record, dict(file))
+    for path, record in read_records(run, _BOUNDING):
+        if (record["split"], record["weights"], record["pruned"]) == (split, weights, pruned):
+            arrays = read_values(path)
+            if arrays is not None:
+                found += _bounds(record, arrays)
     return sorted(found, key=lambda one: one.rank)
+
+
+_BOUNDING = ("importance sampling", "annealed importance sampling")
+"""The methods whose records hold bounds on log-likelihoods of examples."""
+
+
+def read_records(run: Path, methods: Sequence[str]) -> Iterator[tuple[Path, Mapping[str, Any]]]:
+    """The records of a run by some methods, by name; what is no record is left out, and said so."""
+    for path in sorted((Path(run) / "evaluations").glob("*.json")):
+        try:
+            record = json.loads(path.read_text())
+            if record["method"] in methods:
+                record["split"], record["weights"], record["pruned"]
+                yield path, record
+        except (ValueError, TypeError, KeyError) as error:
+            log.warning("%s is no record (%r) and is left out", path, error)
+
+
+def read_values(path: Path) -> dict[str, np.ndarray] | None:
+    """The values beside a record; None, with a warning, if they are not there or damaged."""
+    values = path.with_suffix(".npz")
+    try:
+        with values.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+            return dict(arrays)
+    except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
+        log.warning("%s cannot be read (%s): its record is left out", values, error)
+        return None
 
 
 def _bounds(record: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> Iterator[Known]:
@@ -52,6 +81,7 @@ def _bounds(record: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> Iter
             yield Known(
                 f"{prefix}_{number}",
                 (rank, int(number)),
+                rank == 1 and i == 0,
                 arrays["index"],
                 arrays["log_likelihood"][:, i],
                 record,

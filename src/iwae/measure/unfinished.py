@@ -57,7 +57,8 @@ class Unfinished:
     def array(self, settings: dict[str, Any], make: Callable[[], np.ndarray]) -> np.ndarray:
         """`make()`, or what it was before the interruption."""
         path = self._path(settings)
-        if (done := _read(path)) is not None:
+        done = _read(path)
+        if done is not None and "array" in done:
             return done["array"]
         array = make()
         _write(path, [{"array": array}])
@@ -90,9 +91,12 @@ def _write(path: Path, parts: list[Slab]) -> None:
 def _read(path: Path) -> Slab | None:
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-            return dict(arrays)
+            slab = dict(arrays)
+            if len({len(values) for values in slab.values()}) != 1:
+                raise ValueError("its arrays are not of the same examples")
+            return slab
     except FileNotFoundError:
         return None
-    except (BadZipFile, ValueError, OSError, KeyError) as error:
+    except (BadZipFile, ValueError, TypeError, OSError, KeyError, EOFError) as error:
         log.warning("%s is damaged (%s): its examples are measured again", path, error)
         return None
