@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from iwae._types import UserError
-from iwae.annealing import linear_schedule
+from iwae.annealing import kernels, linear_schedule
 from iwae.diagnostics import (
     bdmc,
     bdmc_importance,
@@ -51,6 +51,15 @@ def test_khat_says_when_it_cannot_say():
     assert khat(jnp.zeros(100)) == 0  # all equal: no tail
     assert khat(-200 * jnp.arange(100.0)) == np.inf  # more than float32 holds
     assert khat(jnp.full(100, -jnp.inf)) == np.inf
+
+
+def test_weights_that_differ_by_rounding_have_no_tail(monkeypatch):
+    tails = np.random.default_rng(0).standard_t(1, 500)
+    log_w = jnp.float32(-700 + 5e-3 * tails / np.ptp(tails))
+    assert khat(log_w) == 0.0
+    monkeypatch.setattr(kernels, "ROUNDING", 0.0)
+    jax.clear_caches()
+    assert khat(log_w) > 0.5
 
 
 def test_the_threshold_of_khat_falls_for_few_weights():

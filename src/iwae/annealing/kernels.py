@@ -124,6 +124,9 @@ def move(
     return state.position, state.logdensity_grad, info.acceptance_rate
 
 
+ROUNDING = 1e-5
+"""Weights that differ by less, relative to the size of their logarithms, are equal in float32."""
+
 KHAT_LEAST = 25
 """Weights below which a tail is too short to have a shape."""
 
@@ -132,10 +135,11 @@ def pareto_k(log_w: LogWeights) -> Scalar:
     """The shape of the tail of the weights, by Pareto smoothed importance sampling.
 
     Vehtari, Simpson, Gelman, Yao & Gabry (2024). `inf` where the tail spans more than float32
-    holds, and `nan` for fewer than `KHAT_LEAST` weights.
+    holds, 0 where all weights are equal but for rounding, and `nan` for fewer than `KHAT_LEAST`.
     """
     if log_w.size < KHAT_LEAST:
         return jnp.float32(jnp.nan)
     with jax.numpy_dtype_promotion("standard"):  # it mixes integers and floats
         k = psis_weights(log_w)[1]
-    return jnp.where(jnp.isnan(k), jnp.inf, k)
+    equal = jnp.max(log_w) - jnp.min(log_w) <= ROUNDING * jnp.max(jnp.abs(log_w))
+    return jnp.where(equal, 0.0, jnp.where(jnp.isnan(k), jnp.inf, k))
