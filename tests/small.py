@@ -1,5 +1,6 @@
 """Small data and runs of one shape, so that what the tests share is compiled and trained once."""
 
+import shutil
 import tempfile
 from functools import cache
 from pathlib import Path
@@ -79,6 +80,11 @@ def _finished(quickly_compiled, **changes):  # noqa: ARG001 - such programs roun
     run = Path(tempfile.mkdtemp(dir=FOLDER)) / "run"
     train_in(run, **changes)
     return run
+
+
+def unmeasured(run, folder):
+    """A copy of a run without what other tests may have measured and drawn in it."""
+    return shutil.copytree(run, folder, ignore=shutil.ignore_patterns("evaluations", "figures"))
 
 
 @cache

@@ -1,7 +1,6 @@
 """The pictures of a run: which there are for which data, and that they show what they say."""
 
 import json
-import shutil
 
 import jax
 import jax.numpy as jnp
@@ -30,15 +29,9 @@ def names(paths):
     return {path.name for path in paths}
 
 
-def unmeasured(folder, **changes):
-    """A finished run without the records that other tests may have left in it."""
-    ignored = shutil.ignore_patterns("evaluations", "figures")
-    return shutil.copytree(finished(**changes), folder / "run", ignore=ignored)
-
-
 @pytest.fixture(scope="module")
 def drawn(tmp_path_factory):
-    return draw_run(unmeasured(tmp_path_factory.mktemp("drawn")))
+    return draw_run(small.unmeasured(finished(), tmp_path_factory.mktemp("drawn") / "run"))
 
 
 def test_images_have_all_the_pictures(drawn):
@@ -77,7 +70,7 @@ def test_frames_are_of_the_same_draws_and_test_examples():
 def test_the_same_weights_give_the_same_pictures_and_others_do_not(drawn, tmp_path):
     before = {path.name: path.read_bytes() for path in drawn}
     assert {path.name: path.read_bytes() for path in draw_run(drawn[0].parents[1])} == before
-    run = unmeasured(tmp_path, **small.PATIENT)
+    run = small.unmeasured(finished(**small.PATIENT), tmp_path / "run")
     final, best = (
         {path.name: path.read_bytes() for path in draw_run(run, weights=weights)}
         for weights in ("final", "best")

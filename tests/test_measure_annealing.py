@@ -38,7 +38,7 @@ def copy_of(run, folder):
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """A run of this module's own: what is in its folder changes what is said of it."""
-    return copy_of(finished(), tmp_path_factory.mktemp("annealing"))
+    return small.unmeasured(finished(), tmp_path_factory.mktemp("annealing") / "run")
 
 
 @pytest.fixture(scope="module")
@@ -111,7 +111,7 @@ def test_to_measure_the_training_split_the_pilot_needs_others(run, tmp_path):
     assert anneal_run(run, annealing=SHORT, split="train", examples=4)["pilot"]["split"] == (
         "validation"
     )
-    alone = copy_of(small.unvalidated(), tmp_path)
+    alone = small.unmeasured(small.unvalidated(), tmp_path / "run")
     with pytest.raises(UserError, match="hold out a validation split"):
         anneal_run(alone, annealing=SHORT, split="train", examples=4)
 
@@ -156,7 +156,7 @@ def interrupt_after(slabs):
 
 
 def test_a_stopped_evaluation_goes_on_where_it_was(record, tmp_path, monkeypatch):
-    run, begun = copy_of(finished(), tmp_path), []
+    run, begun = small.unmeasured(finished(), tmp_path / "run"), []
     options = {"annealing": SHORT, "examples": 20, "batch_size": 2}
     with pytest.raises(KeyboardInterrupt):
         anneal_run(run, **options, track=interrupt_after(2))
@@ -178,7 +178,7 @@ def test_a_stopped_evaluation_goes_on_where_it_was(record, tmp_path, monkeypatch
 
 def test_the_numbers_of_a_stopped_evaluation_are_those_of_one_that_was_not(tmp_path):
     options = {"annealing": SHORT, "examples": 20, "batch_size": 2}
-    first, second = (copy_of(finished(), tmp_path / name) for name in ("a", "b"))
+    first, second = (small.unmeasured(finished(), tmp_path / name / "run") for name in ("a", "b"))
     anneal_run(first, **options)
     with pytest.raises(KeyboardInterrupt):
         anneal_run(second, **options, track=interrupt_after(1))
@@ -241,7 +241,7 @@ def test_bounds_from_both_sides_are_summed_up_and_used_by_the_verdict(run):
 
 
 def test_bounds_that_are_out_of_order_are_reported_loudly(tmp_path, caplog):
-    run = copy_of(finished(), tmp_path)
+    run = small.unmeasured(finished(), tmp_path / "run")
     assert evaluate_run(run, ks=[1, 50])["ordering"] == {
         "checked": ["L_1", "L_50"],
         "violations": [],
@@ -259,7 +259,7 @@ def test_bounds_that_are_out_of_order_are_reported_loudly(tmp_path, caplog):
 
 
 def test_bounds_of_another_model_are_not_compared(tmp_path):
-    run = copy_of(finished(), tmp_path)
+    run = small.unmeasured(finished(), tmp_path / "run")
     evaluate_run(run, ks=[1, 50])
     shutil.rmtree(run / "models")
     shutil.copytree(finished(seed=1, **PATIENT) / "models", run / "models")
@@ -274,9 +274,9 @@ def measured(tmp_path_factory):
     """Two runs of the same data and one of others."""
     folder = tmp_path_factory.mktemp("compared")
     runs = [
-        shutil.copytree(finished(), folder / "a"),
-        shutil.copytree(finished(replicates=2, **PATIENT), folder / "b"),
-        shutil.copytree(finished(**small.own_data(folder / "others.npz", seed=1)), folder / "c"),
+        small.unmeasured(finished(), folder / "a"),
+        small.unmeasured(finished(replicates=2, **PATIENT), folder / "b"),
+        small.unmeasured(finished(**small.own_data(folder / "others.npz", seed=1)), folder / "c"),
     ]
     for run in runs:
         evaluate_run(run, ks=[1, 20])
