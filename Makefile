@@ -19,8 +19,8 @@ test: setup  ## all tests
 check: setup lint types test  ## what CI runs
 
 lint: setup
-	$(BIN)/ruff check src tests benchmarks
-	$(BIN)/ruff format --check src tests benchmarks
+	$(BIN)/ruff check src tests benchmarks experiments
+	$(BIN)/ruff format --check src tests benchmarks experiments
 
 types: setup
 	$(BIN)/mypy

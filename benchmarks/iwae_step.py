@@ -14,8 +14,8 @@ import jax
 import numpy as np
 
 from iwae.evaluate import log_likelihoods
+from iwae.methods import objective
 from iwae.model import VAE
-from iwae.objectives import objective
 from iwae.training import (
     Plan,
     Settings,

@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+import tomllib
 
 import equinox as eqx
 import jax
@@ -19,6 +20,7 @@ from iwae import cli, runs
 from iwae.checkpoint import load_model
 from iwae.cli import COMMANDS, main
 from iwae.config import TrainConfig
+from iwae.declaration import GRADIENTS, OBJECTIVES
 from iwae.presets import PRESETS
 from iwae.progress import show_training, tracker
 from iwae.training import NonFiniteError
@@ -651,3 +653,77 @@ def test_an_evaluation_that_is_stopped_says_that_it_goes_on(
     assert err == f"stopped by {number.name}; the same command goes on from there\n"
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
     assert signal.getsignal(signal.SIGINT) is ctrl_c
+
+
+# Objectives and gradients
+
+
+def test_objectives_are_listed_with_what_goes_with_them(iwae):
+    status, out, err = iwae("objectives")
+    assert (status, err) == (0, "")
+    for name, entry in {**OBJECTIVES, **GRADIENTS}.items():
+        assert f"\n{name:15} {entry[0]}" in f"\n{out}"
+    status, out, _ = iwae("objectives", "ciwae")
+    assert status == 0
+    assert "gradients reparam, stl, dreg, gdreg; options --k --beta\n" in out
+    assert "\nmiwae" not in out
+    status, _, err = iwae("objectives", "zzz")
+    assert (status, err) == (2, "iwae: no objective matches 'zzz'; all: `iwae objectives`\n")
+
+
+def test_what_does_not_go_together_is_refused_before_anything_is_written(iwae, tmp_path):
+    words = "--dataset", small.pictures(), "--out", tmp_path / "run"
+    for options, reason in {
+        ("--objective", "rws", "--gradient", "dreg"): "it goes with iwae, miwae",
+        ("--objective", "miwae"): "miwae needs m: give it, e.g. m = 8",
+        ("--objective", "iwae", "--beta", "0.5"): "beta does not go with iwae",
+        ("--objective", "ciwae", "--beta", "much"): "beta",
+        ("--objective", "aiwae", "--encoder-objective", "elbo-analytic", "--layers", 2): "closed",
+        ("--kl-warmup", 9, "--epochs", 3): "kl_warmup is 9, but the run ends after 3 epochs",
+    }.items():
+        status, out, err = iwae("train", *words, *options)
+        assert (status, out) == (2, "")
+        assert reason in err
+        assert not (tmp_path / "run").exists()
+
+
+def test_an_objective_is_declared_in_words(iwae, tmp_path):
+    run = tmp_path / "run"
+    words = "--objective", "ciwae", "--k", 3, "--beta", "learned", "--gradient", "dreg"
+    sizes = "--latent-sizes", 2, "--hidden-sizes", 5, "--epochs", 2, "--batch-size", 10
+    quiet = "--quiet", "--out", run
+    status, out, err = iwae("train", "--dataset", small.pictures(), *words, *sizes, *quiet)
+    assert (status, out, err) == (0, "", "")
+    config = tomllib.loads((run / "config.toml").read_text())
+    assert (config["beta"], config["gradient"]) == ("learned", "dreg")
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert rows[-1]["train_iwae"] > rows[-1]["train_bound"]
+
+
+def test_gradients_are_measured(iwae, tmp_path):
+    run = small.unmeasured(finished(), tmp_path / "run")
+    words = "gradients", run, "--k", 4, 1, "--gradients", "reparam", "stl", "dreg"
+    status, out, _ = iwae(*words, "--draws", 100, "--examples", 5, "--json", "--quiet")
+    record = json.loads(out, parse_constant=pytest.fail)
+    assert status == 0
+    (stem,) = {path.stem for path in (run / "evaluations").iterdir()}
+    assert {path.suffix for path in (run / "evaluations").iterdir()} == {".json", ".npz", ".png"}
+    assert json.loads((run / "evaluations" / f"{stem}.json").read_text()) == record
+    rows = record["rows"]
+    assert [(row["k"], row["gradient"]) for row in rows] == [
+        (k, name) for k in (1, 4) for name in ("reparam", "stl", "dreg")
+    ]
+    assert all(row["seconds_per_draw"] > 0 for row in rows)
+    first, other = rows[0]["groups"], rows[-1]["groups"]
+    assert first.keys() == {"encoder 1", "decoder"}
+    assert first["decoder"]["bias"] is None
+    assert abs(other["decoder"]["bias"]["z"]) < record["biased_above"]
+    assert other["decoder"]["snr"] == pytest.approx(rows[3]["groups"]["decoder"]["snr"], rel=1e-3)
+    assert {(one["group"], one["gradient"]) for one in record["slopes"]} >= {("decoder", "dreg")}
+    status, out, _ = iwae(*words, "--draws", 100, "--examples", 5, "--objective", "elbo", "--quiet")
+    assert (status, out) == (2, "")  # the elbo has no dreg
+    status, out, _ = iwae(*words[:5], "--draws", 20, "--examples", 5, "--quiet")
+    assert re.search(r"  k = 1, reparam: [\d.]+ ms, [\d.]+ MiB\n    encoder 1  signal/noise ", out)
+    assert iwae(*words, "--draws", 15)[2] == (
+        "iwae: draws is 15; give a multiple of 10, at least 20\n"
+    )

@@ -11,8 +11,8 @@ from pydantic import ValidationError
 from iwae._types import UserError
 from iwae.config import TrainConfig, config_values, make_config, read_config, write_config
 from iwae.data import DATASETS
+from iwae.declaration import OBJECTIVES
 from iwae.jobs import make_schedule
-from iwae.objectives import OBJECTIVES
 from iwae.presets import PRESETS, preset
 from iwae.training import AUTHORS_RATES, PAPER_RATES
 
@@ -22,7 +22,7 @@ rates = st.floats(0, 10, exclude_min=True)
 
 @st.composite
 def configs(draw):
-    """Any valid configuration."""
+    """The values of any valid configuration."""
     values = {
         "dataset": draw(st.text(max_size=12)),  # of any characters
         "observation": draw(st.sampled_from(["bernoulli", "gaussian", None])),
@@ -48,11 +48,16 @@ def configs(draw):
         values["latent_sizes"] = draw(st.lists(sizes, min_size=1, max_size=3))
         n = len(values["latent_sizes"])
         values["hidden_sizes"] = draw(st.lists(st.lists(sizes, max_size=3), min_size=n, max_size=n))
-    return make_config(values, "here")
+    objective = values["objective"]
+    values["gradient"] = draw(st.sampled_from([None, *OBJECTIVES[objective].gradients[:2]]))
+    values["chunk"] = draw(st.one_of(st.none(), sizes))
+    values["free_bits"] = draw(st.floats(0, 10))
+    return values
 
 
 @given(configs())
-def test_a_configuration_comes_back_from_its_file(tmp_path_factory, config):
+def test_a_configuration_comes_back_from_its_file(tmp_path_factory, values):
+    config = make_config(values, "here")
     path = tmp_path_factory.mktemp("config") / "config.toml"
     write_config(config, path)
     assert read_config(path) == config

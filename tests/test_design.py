@@ -7,9 +7,9 @@ from pathlib import Path
 import iwae
 
 ORDER = """
-    _types data observations model particles annealing objectives gradients evaluate diagnostics
-    training checkpoint posterior figures config presets describe progress jobs runs measure report
-    gallery cli testing
+    _types declaration data observations model particles annealing objectives gradients methods
+    evaluate diagnostics training checkpoint posterior figures config presets describe progress jobs
+    runs measure report gallery cli testing
 """.split()  # noqa: SIM905
 
 

@@ -37,6 +37,10 @@ BOUNDS = {
     "samples": ([50, 1, 5000], [-87.0, -90, -86], [0.2, 0.3, 0.1]),
     "annealing": ([10, 100], [-86.0, -85.5], [0.1, 0.1]),
 }
+SIGNALS = {
+    "encoder": {"dreg": ([1, 4, 16], [0.1, 0.2, 0.4], [0.01] * 3), "stl": ([1], [0.0], [0.1])},
+    "decoder": {"dreg": ([4, 1], [0.3, 0.2], [0.05, 0.4])},
+}
 BETAS = np.linspace(0, 2, 9)
 
 
@@ -79,6 +83,7 @@ EVERY = {
     "scatter_2d": lambda: figures.scatter_2d(POINTS, POINTS + 0.1),
     "bounds_against_budget": lambda: figures.bounds_against_budget(BOUNDS, upper={"b": (-80, 1)}),
     "rate_distortion_curve": lambda: figures.rate_distortion_curve(BETAS, *CURVES),
+    "signal_to_noise": lambda: figures.signal_to_noise(SIGNALS),
     "posterior_panels": lambda: figures.posterior_panels([ON_PLANE, ON_LINE], titles=["a", "b"]),
 }
 
@@ -758,3 +763,34 @@ def test_bad_values_are_refused(call, message):
     with pytest.raises(UserError, match=message) as raised:
         call()
     assert "\n" not in str(raised.value)
+
+
+# Signal and noise of gradients
+
+
+def test_signal_and_noise_are_drawn_against_k_with_the_slopes_of_theory():
+    encoder, decoder = figures.signal_to_noise(SIGNALS).axes
+    assert (encoder.get_xscale(), encoder.get_yscale()) == ("log", "log")
+    assert "encoder" in encoder.get_ylabel()
+    (curve, _) = encoder.containers
+    assert curve.lines[0].get_xydata().tolist() == [[1, 0.1], [4, 0.2], [16, 0.4]]
+    assert decoder.containers[0].lines[0].get_xdata().tolist() == [1, 4]
+    dotted = [line.get_xydata() for line in encoder.lines if line.get_linestyle() == ":"]
+    slopes = [np.diff(np.log(line[:, 1]))[0] / np.diff(np.log(line[:, 0]))[0] for line in dotted]
+    assert sorted(slopes) == pytest.approx([-0.5, 0.5])
+
+
+@pytest.mark.parametrize(
+    ("curve", "reason"),
+    [
+        (([1], [np.nan], [0.1]), "NaN or infinite"),
+        (([1, 2], [0.1], [0.1]), "k and ratio of 'dreg'"),
+        (([0], [0.1], [0.1]), "k of at least 1"),
+        (([1], [0.1], [-0.1]), "nothing negative"),
+    ],
+)
+def test_signals_that_are_none_are_refused(curve, reason):
+    with pytest.raises(UserError, match=reason):
+        figures.signal_to_noise({"encoder": {"dreg": curve}})
+    with pytest.raises(UserError, match="no gradients"):
+        figures.signal_to_noise({})

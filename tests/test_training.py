@@ -18,8 +18,9 @@ import pytest
 from hypothesis import given
 
 from iwae._types import UserError
+from iwae.methods import objective
 from iwae.model import VAE
-from iwae.objectives import bound, iwae, objective
+from iwae.objectives import as_objective, bound, iwae
 from iwae.testing import LinearGaussian
 from iwae.training import (
     AUTHORS_RATES,
@@ -159,7 +160,7 @@ def pull(model, x, key):  # noqa: ARG001
 def pulled(data, batch_size, optimizer, rates, epochs, *, shuffle=True):
     """b at the start and after each dispatch, and the reports."""
     model = LinearGaussian.random(n_latent=1, n_data=data.shape[1])
-    settings = Settings(pull, optimizer, batch_size, "none", shuffle)
+    settings = Settings(as_objective(pull), optimizer, batch_size, "none", shuffle)
     state = init_state([model], jax.random.key(0)[None], settings)
     schedule = staged(rates, [2] * len(rates), len(data) // batch_size)
     yield np.asarray(state.params.bias[0]), None
@@ -454,7 +455,7 @@ def infinite_slope(model, x, key):  # noqa: ARG001
 
 def test_a_gradient_that_is_not_finite_stops_the_run_before_the_update():
     """Also where the dispatch, and with it the look at the bound, ends with this step."""
-    settings = GAUSSIAN._replace(objective=infinite_slope, batch_size=60)
+    settings = GAUSSIAN._replace(objective=as_objective(infinite_slope), batch_size=60)
     error, start_state = not_finite(REAL, settings)
     assert "step 1 (epoch 1, replicate 0): the gradient of log_scale is not" in str(error)
     assert_same_bits(error.state, start_state)

@@ -21,7 +21,7 @@ _PUBLIC = {
     "bound": "objectives",
     "elbo": "objectives",
     "iwae": "objectives",
-    "objective": "objectives",
+    "objective": "methods",
     "active_units": "evaluate",
     "information": "evaluate",
     "log_likelihoods": "evaluate",
@@ -41,6 +41,7 @@ _PUBLIC = {
     "bdmc_run": "measure",
     "compare": "measure",
     "evaluate_run": "measure",
+    "gradients_run": "measure",
     "information_run": "measure",
     "rate_distortion_run": "measure",
 }

@@ -21,7 +21,8 @@ from pydantic import ValidationError
 
 from iwae._types import UserError
 from iwae.config import TrainConfig, explain, read_config
-from iwae.describe import describe, describe_comparison
+from iwae.declaration import GRADIENTS, OBJECTIVES
+from iwae.describe import describe, describe_comparison, describe_gradients
 from iwae.presets import PRESETS, preset
 
 USAGE_ERROR, FAILURE = 2, 1
@@ -324,6 +325,85 @@ def compare(arguments: Sequence[str]) -> int:
 
 
 @dataclasses.dataclass(frozen=True)
+class Gradients:
+    """Signal, noise and bias of gradient estimators at the models of a run.
+
+    For each k and estimator, and each group of parameters: mean, variance, signal-to-noise ratio,
+    bias against a reference by a paired test, and time and memory of one gradient. Writes a record
+    and a figure to RUN/evaluations.
+    """
+
+    run: tyro.conf.Positional[Path]
+    """The run's folder."""
+    k: tuple[int, ...] = (1, 10, 100)
+    """Particles, one or several."""
+    gradients: tuple[str, ...] = ("reparam", "dreg")
+    """Estimators; `iwae objectives` lists those that go with an objective."""
+    objective: str | None = None
+    """The bound whose gradient it is (default: the run's)."""
+    reference: str | None = None
+    """What biases are measured against (default: the objective's plain gradient)."""
+    examples: int = 20
+    """Examples of the batch, a seeded random subset."""
+    draws: int = 200
+    """Draws of each gradient."""
+    split: Literal["train", "validation", "test"] = "train"
+    """Where the batch is from."""
+    weights: Literal["final", "best"] = "final"
+    """The last weights, or those of the best validation bound."""
+    seed: int = 0
+    """Seed of all random numbers."""
+    data_dir: Path | None = None
+    """Where the data files are looked for first; also IWAE_DATA."""
+    json: bool = False
+    """Print exactly one JSON object on standard output."""
+    quiet: bool = False
+    """No progress."""
+
+
+def gradients(arguments: Sequence[str]) -> int:
+    """`iwae gradients`."""
+    options = _parse(Gradients, "gradients", arguments)
+    _set_up_jax()
+    from iwae.measure import gradients_run
+    from iwae.progress import tracker
+
+    chosen = {field.name: getattr(options, field.name) for field in dataclasses.fields(options)}
+    run, as_json, quiet = (chosen.pop(name) for name in ("run", "json", "quiet"))
+    record = gradients_run(run, ks=chosen.pop("k"), track=tracker(quiet=quiet), **chosen)
+    print(json.dumps(record, allow_nan=False) if as_json else describe_gradients(record))
+    return 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Objectives:
+    """List what can be climbed, and how."""
+
+    pattern: tyro.conf.Positional[str] = "*"
+    """Only those whose names match, e.g. '*iwae'."""
+
+
+def objectives(arguments: Sequence[str]) -> int:
+    """`iwae objectives`."""
+    from fnmatch import fnmatch
+
+    options = _parse(Objectives, "objectives", arguments)
+    names = [name for name in OBJECTIVES if fnmatch(name, options.pattern)]
+    if not names:
+        raise UserError(f"no objective matches {options.pattern!r}; all: `iwae objectives`")
+    for name in names:
+        entry = OBJECTIVES[name]
+        print(f"{name:15} {entry.formula}")
+        print(f"{'':15} bounds {entry.bounds}; {entry.source}")
+        needed = [f"--{o.replace('_', '-')}" for o in ("k", *entry.options)]
+        print(f"{'':15} gradients {', '.join(entry.gradients)}; options {' '.join(needed)}")
+    print("\ngradients (a_i, h_i: first and second derivatives of the bound in log w_i)")
+    for name, (words, unbiased, source) in GRADIENTS.items():
+        print(f"{name:15} {words}; unbiased for {unbiased}; {source}")
+    return 0
+
+
+@dataclasses.dataclass(frozen=True)
 class Figures:
     """Draw the pictures of a run into RUN/figures."""
 
@@ -414,8 +494,10 @@ def data(arguments: Sequence[str]) -> int:
 COMMANDS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
     "train": (train, "train a model, or go on with a run"),
     "evaluate": (evaluate, "log-likelihoods, bounds from both sides, active units of a run"),
+    "gradients": (gradients, "signal, noise and bias of gradient estimators at a run's models"),
     "compare": (compare, "runs against each other, example by example"),
     "figures": (draw_figures, "samples, reconstructions, curves and filters of a run"),
+    "objectives": (objectives, "what can be climbed, and by which gradients"),
     "presets": (presets, "the published experiments"),
     "data": (data, "list, fetch or verify data sets"),
 }

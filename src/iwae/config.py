@@ -14,6 +14,7 @@ import tyro
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from iwae._types import UserError, atomic_write
+from iwae.declaration import BetaSchedule, Declaration, EncoderObjective, Phase, check
 
 Size = Annotated[int, Field(ge=1)]
 Sizes = Annotated[tuple[Size, ...], Field(strict=False)]  # a TOML file has lists
@@ -70,9 +71,33 @@ class TrainConfig(BaseModel):
     """Start the decoder's output at the training data's mean (worth about a nat)."""
 
     objective: str = "iwae"
-    """The bound to climb: elbo (or vae), elbo-analytic, iwae."""
+    """The bound to climb; `iwae objectives` lists them."""
     k: Annotated[int, Field(ge=1, lt=2**31)] = 1
-    """Samples per example."""
+    """Samples per example, or per group where there are groups."""
+    gradient: str | None = None
+    """How to climb it: reparam, stl, dreg, ...; the objective's own if not given."""
+    m: Annotated[int, Field(ge=1, lt=2**31)] | None = None
+    """miwae, piwae: groups of k samples."""
+    alpha: float | None = None
+    """vr-iwae: 0 is iwae, 1 is elbo. The gradient dreg-alpha: 0 is dreg, 1 is wake-phi."""
+    beta: float | Literal["learned"] | None = None
+    """ciwae: the share of the elbo, or `learned`."""
+    temperatures: Annotated[int, Field(ge=1)] | None = None
+    """tvo, dais, aiwae: temperatures from 0 to 1."""
+    leapfrog: Annotated[int, Field(ge=1)] | None = None
+    """dais, aiwae: leapfrog steps at each temperature."""
+    beta_schedule: BetaSchedule | None = None
+    """tvo: where the temperatures are."""
+    phase: Phase | None = None
+    """rws: whether the encoder learns awake, from the data, asleep, from the model, or both."""
+    encoder_objective: EncoderObjective | None = None
+    """aiwae: the encoder's bound; elbo-analytic where the divergence has a closed form."""
+    kl_warmup: Annotated[int, Field(ge=0)] = 0
+    """Epochs over which the weight of the divergence from the prior rises from 0 to 1."""
+    free_bits: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    """Nats of divergence that each latent unit has for nothing."""
+    chunk: Annotated[int, Field(ge=1)] | None = None
+    """Particles at a time: less memory, the same result; whole up to 500, then 100 at a time."""
 
     optimizer: Literal["paper", "authors"] = "paper"
     """Adam as the paper states it, or as in the authors' published code."""
@@ -127,9 +152,17 @@ class TrainConfig(BaseModel):
             raise ValueError("threshold needs held-out examples: set validation")
         if self.keep_optimizer and self.init_from is None:
             raise ValueError("keep_optimizer needs init_from")
-        if self.objective == "elbo-analytic" and len(self.sizes()[0]) > 1:
-            raise ValueError("elbo-analytic has a closed form for one stochastic layer only")
+        if self.kl_warmup > self.epochs:
+            raise ValueError(
+                f"kl_warmup is {self.kl_warmup}, but the run ends after {self.epochs} epochs"
+            )
+        check(self.declaration(), len(self.sizes()[0]))
         return self
+
+    def declaration(self, steps_per_epoch: int = 1) -> Declaration:
+        """What is climbed and how, for epochs of so many steps."""
+        same = {name: getattr(self, name) for name in Declaration._fields if hasattr(self, name)}
+        return Declaration(**same, kl_warmup_steps=self.kl_warmup * steps_per_epoch)
 
     def sizes(self) -> tuple[tuple[int, ...], tuple[tuple[int, ...], ...]]:
         """Latent and hidden sizes: those given, or the paper's for this many layers."""

@@ -154,3 +154,37 @@ def describe_comparison(record: Record) -> str:
             )
         lines.append(line)
     return "\n".join(lines)
+
+
+def describe_gradients(record: Record) -> str:
+    """Signal, noise and bias of gradients, a line for each k, estimator and group."""
+    batch = f"{record['n']} {record['split']} examples of {record['dataset']}"
+    lines = [
+        f"{record['objective']}, {record['draws']} draws of a batch of {batch}; bias against "
+        + record["reference"]
+    ]
+    for row in record["rows"]:
+        memory = "" if row["memory_bytes"] is None else f", {row['memory_bytes'] / 2**20:.1f} MiB"
+        lines.append(
+            f"  k = {row['k']}, {row['gradient']}: {1e3 * row['seconds_per_draw']:.1f} ms{memory}"
+        )
+        for name, cell in row["groups"].items():
+            bias = cell["bias"]
+            words = "the reference" if bias is None else _bias(bias, record["biased_above"])
+            lines.append(
+                f"    {name:10} signal/noise {cell['snr']:.4g} +- {cell['snr_stderr']:.2g}, "
+                f"mean {cell['mean_norm']:.4g}, variance {cell['variance']:.4g}; {words}"
+            )
+    lines += [
+        f"  signal/noise of {one['group']} by {one['gradient']} grows like "
+        f"k^({one['slope']:+.2f} +- {one['stderr']:.2f})"
+        for one in record["slopes"]
+    ]
+    return "\n".join(lines)
+
+
+def _bias(bias: Record, limit: float) -> str:
+    """What the paired test found."""
+    found = "BIASED" if abs(bias["z"]) > limit else "no bias seen"
+    size = f"{100 * bias['relative']:+.2f} % of the mean, {abs(bias['z']):.1f} standard errors"
+    return f"{found}: {size}"

@@ -16,8 +16,8 @@ from iwae._types import UserError
 from iwae.checkpoint import list_checkpoints, load_checkpoint, load_model, read_about
 from iwae.config import TrainConfig
 from iwae.data import Dataset, choose, draw, load_dataset
+from iwae.methods import compose
 from iwae.model import VAE
-from iwae.objectives import objective
 from iwae.observations import observation
 from iwae.training import (
     AUTHORS_RATES,
@@ -183,16 +183,19 @@ def make_job(config: TrainConfig, data_dir: Path | None = None, *, resumed: bool
     }
     schedule, stage_ends = make_schedule(config, len(dataset.train) // config.batch_size)
     start = config.model_copy(update={"init_from": None}) if resumed else config
+    declaration = config.declaration(len(dataset.train) // config.batch_size)
+    layers = len(config.sizes()[0])
     return Job(
         config,
         dataset,
         make_models(start, dataset),
         Settings(
-            objective(config.objective, config.k),
+            compose(declaration, layers),
             optimizers[config.optimizer](),
             config.batch_size,
             dataset.binarization,
             config.shuffle,
+            compose(declaration._replace(kl_warmup_steps=0, free_bits=0.0), layers),
         ),
         schedule,
         stage_ends,

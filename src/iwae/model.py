@@ -132,6 +132,11 @@ class LayeredPosterior(eqx.Module):
         """log q(z|x), nats."""
         return sum(self.layer_log_probs(z))
 
+    def unit_log_probs(self, z: Latents) -> tuple[Float[Array, " _"], ...]:
+        """log q of every unit of h_l given h_{l-1}, for l = 1 ... L, nats, with h_0 = x."""
+        above = (net(below) for net, below in zip(self.above, z, strict=False))
+        return tuple(q.base_dist.log_prob(h) for q, h in zip((self.first, *above), z, strict=True))
+
     def layer_means(self, z: Latents) -> tuple[Float[Array, " _"], ...]:
         """E[h_l|h_{l-1}] for l = 1 ... L, with h_0 = x: only the first depends on x alone."""
         above = tuple(net(below).mean for net, below in zip(self.above, z, strict=False))
@@ -248,6 +253,27 @@ class VAE(AbstractLatentModel):
             net(above).log_prob(h) for net, h, above in zip(self.prior_nets, z, z[1:], strict=False)
         )
         return (*between, self.prior().log_prob(z[-1]))
+
+    def unit_log_priors(self, z: Latents) -> tuple[Float[Array, " _"], ...]:
+        """log p of every unit of h_l given h_{l+1}, for l = 1 ... L, nats."""
+        between = (net(above) for net, above in zip(self.prior_nets, z[1:], strict=True))
+        return tuple(
+            p.base_dist.log_prob(h) for p, h in zip((*between, self.prior()), z, strict=True)
+        )
+
+    def redraw(self, z: Latents) -> Latents:
+        """z as a function of the prior's parameters: the draw of p(z) by the noise that gives z.
+
+        Its value is z. Gradients reach the networks p(h_l|h_{l+1}), with the noise held fixed.
+        """
+        z = jax.lax.stop_gradient(z)
+        drawn: tuple[Any, ...] = (z[-1],)
+        for net, h, above in reversed(list(zip(self.prior_nets, z, z[1:], strict=False))):
+            there = net(above).base_dist
+            noise = jax.lax.stop_gradient((h - there.loc) / there.scale)
+            p = net(drawn[0]).base_dist
+            drawn = (p.loc + p.scale * noise, *drawn)
+        return drawn
 
     def log_joint(self, x: Float[Array, " n_data"], z: Latents) -> Scalar:
         """log p(x|h_1) + sum_l log p(h_l|h_{l+1}), nats."""

@@ -349,6 +349,7 @@ def _log_epoch(run: _Run, state: TrainState, report: Report, board: Any) -> None
         "step": report.step,
         "learning_rate": float(job.schedule(jax.numpy.int32(report.step - 1))),
         "train_bound": report.bound.tolist(),
+        **{f"train_{name}": values.tolist() for name, values in report.shown.items()},
     }
     if report.validation is not None:
         row["validation_bound"] = report.validation.tolist()

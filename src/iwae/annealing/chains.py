@@ -179,6 +179,7 @@ def annealed_particles(
     n_leapfrog: int,
     start: str = "posterior",
     first: int | Int[Array, ""] = 0,
+    last_move: bool = True,
 ) -> tuple[Particles, Info]:
     """k chains of annealed importance sampling with HMC (Neal 2001; Wu et al. 2017).
 
@@ -194,9 +195,12 @@ def annealed_particles(
         start: "posterior" for q(z|x), or "prior" for p(z).
         first: the index of the first chain; chains `first ... first + k - 1` of this `key` are
             the same whatever chunk they are made in.
+        last_move: move at beta = 1 once the weights are fixed, as they are before.
 
     Returns:
-        Particles, and an info with the mean `acceptance` at each temperature, `[T-1]`.
+        Particles, and an info with the mean `acceptance` of each move, `[T-1]` (or one fewer
+        without the last), and the weights before the first, `start_log_w`, `[k]`: those of
+        importance sampling where chains start at q(z|x).
 
     Raises:
         UserError: if the temperatures or step sizes are no schedule, `start` is unknown, or
@@ -205,8 +209,14 @@ def annealed_particles(
     steps = temperatures(betas, step_size, n_leapfrog)
     path = make_path(model, x, start)
     start_keys, move_keys = split_keys(key, first + jnp.arange(k))
-    chains, info = anneal(path, start_chains(path, start_keys), move_keys, steps, n_leapfrog)
-    return Particles(jax.vmap(path.unravel)(chains.z), chains.log_w.value), info
+    chains = start_chains(path, start_keys)
+    start_log_w = jax.vmap(Point.log_ratio)(chains.point)
+    moves = steps if last_move else jax.tree.map(lambda leaf: leaf[:-1], steps)
+    chains, info = anneal(path, chains, move_keys, moves, n_leapfrog)
+    if not last_move:
+        chains = add_weights(chains, steps.delta[-1])
+    particles = Particles(jax.vmap(path.unravel)(chains.z), chains.log_w.value)
+    return particles, {**info, "start_log_w": start_log_w}
 
 
 def reverse_log_weights(

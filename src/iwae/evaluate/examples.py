@@ -5,6 +5,7 @@ are yielded as they are done, so that a caller can show progress or stop.
 """
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -14,7 +15,6 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Int, PyTree, Shaped
 
 from iwae._types import Example, PRNGKey, UserError
-from iwae.model import AbstractLatentModel
 
 ROWS = 1000
 """Decoder evaluations in flight per device: enough to feed a core, few enough for its cache."""
@@ -25,12 +25,12 @@ SLAB_ROWS = 200_000
 CHAIN_ROWS = 250
 """Chains in flight per device: nearly as fast as `ROWS`, and four times as often done."""
 
-ExampleFn = Callable[[AbstractLatentModel, Example, PRNGKey], PyTree]
+ExampleFn = Callable[[Any, Example, PRNGKey], PyTree]
 
 
 def map_examples(
     fn: ExampleFn,
-    model: AbstractLatentModel,
+    model: PyTree,
     examples: np.ndarray,
     key: PRNGKey,
     *,
@@ -42,6 +42,7 @@ def map_examples(
 
     Args:
         fn: a function of one example; its result is a pytree of arrays.
+        model: a model, or whatever else the function takes first.
         examples: `[n, ...]`; bytes become float32 on the device.
         batch_size: examples under one `vmap`, on each device; no more than there are for it.
         slab_size: examples per dispatch over all devices, rounded up to whole batches.
@@ -76,7 +77,7 @@ def map_examples(
 @eqx.filter_jit
 def _map_slab(
     fn: ExampleFn,
-    model: AbstractLatentModel,
+    model: PyTree,
     xs: Shaped[Array, "n ..."],
     index: Int[Array, " n"],
     key: PRNGKey,

@@ -22,6 +22,7 @@ from iwae.figures.images import (
 from iwae.figures.likelihoods import bounds_against_budget, rate_distortion_curve
 from iwae.figures.posteriors import posterior_panels
 from iwae.figures.saving import save_animation, save_figure
+from iwae.figures.signals import signal_to_noise
 
 __all__ = [
     "bounds_against_budget",
@@ -36,6 +37,7 @@ __all__ = [
     "save_animation",
     "save_figure",
     "scatter_2d",
+    "signal_to_noise",
     "training_curves",
     "training_frames",
     "training_strip",

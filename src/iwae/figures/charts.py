@@ -36,10 +36,11 @@ WHOLE: dict[str, Any] = {"nbins": 6, "integer": True, "steps": [1, 2, 5, 10]}  #
 def training_curves(rows: Sequence[Mapping[str, Any]], *, title: str | None = None) -> Figure:
     """The course of training from records (the lines of metrics.jsonl): one panel a quantity.
 
-    Read from a row, where present: `epoch`; `train_bound`, `validation_bound` and `reconstruction`
-    (nats) and `learning_rate`, each a number or a list of one per replicate; `kl` (nats) and
-    `active_units`, each a list of one number per layer, or one such list per replicate. None is no
-    value, as of a replicate that has stopped. Of two values for an epoch the later row's counts.
+    Read from a row, where present: `epoch`; `train_bound`, `train_iwae` (drawn where it is another
+    bound), `validation_bound` and `reconstruction` (nats) and `learning_rate`, each a number or a
+    list of one per replicate; `kl` (nats) and `active_units`, each a list of one number per layer,
+    or one such list per replicate. None is no value, as of a replicate that has stopped. Of two
+    values for an epoch the later row's counts.
 
     Replicates are thin lines, and the mean of those that have a value is a thick one; the legend
     gives the last mean. Dotted lines mark where the learning rate changes; a rate that changes
@@ -48,6 +49,7 @@ def training_curves(rows: Sequence[Mapping[str, Any]], *, title: str | None = No
     """
     panels = {
         "bound (nats)": _curves(rows, "train_bound", "training")
+        | _beside_the_bound(rows)
         | _curves(rows, "validation_bound", "validation"),
         "reconstruction (nats)": _curves(rows, "reconstruction", "log p(x | z)"),
         "KL (nats)": _curves(rows, "kl", None),
@@ -167,6 +169,12 @@ class _Curve(NamedTuple):
     def mean(self) -> Float[np.ndarray, " t"]:
         """The mean over the replicates that have a value."""
         return np.nanmean(self.values, axis=1)
+
+
+def _beside_the_bound(rows: Sequence[Mapping[str, Any]]) -> dict:
+    """IWAE of the same samples, unless it is what is climbed."""
+    other = any(row.get("train_iwae") != row.get("train_bound") for row in rows)
+    return _curves(rows, "train_iwae", "training, IWAE-k") if other else {}
 
 
 def _curves(rows: Sequence[Mapping[str, Any]], key: str, name: str | None) -> dict[str, _Curve]:

@@ -10,6 +10,7 @@ from iwae.measure.curves import rate_distortion_run
 from iwae.measure.importance import evaluate_run
 from iwae.measure.information import information_run
 from iwae.measure.records import summary
+from iwae.measure.signal import gradients_run
 from iwae.measure.simulated import bdmc_run
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "bdmc_run",
     "compare",
     "evaluate_run",
+    "gradients_run",
     "information_run",
     "rate_distortion_run",
     "summary",

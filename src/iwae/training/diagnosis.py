@@ -10,7 +10,8 @@ from jaxtyping import Array, Int, PyTree, Shaped
 
 from iwae._types import PRNGKey
 from iwae.model import AbstractLatentModel
-from iwae.particles import particle_keys
+from iwae.objectives import Extra
+from iwae.particles import Info, particle_keys
 from iwae.training.schedules import Schedule
 from iwae.training.steps import (
     Settings,
@@ -46,7 +47,7 @@ def diagnose(
     one = jax.tree.map(lambda leaf: leaf[broken], good)
     raw = batch(one, epoch_order(one, len(data), settings), data, settings)
     model = replicate_model(template, good.params, broken)
-    term = first_non_finite(model, raw, step_key(one), settings)
+    term = first_non_finite(model, raw, step_key(one), one.extra, settings)
     step, steps_per_epoch = int(one.step), len(data) // settings.batch_size
     return good, (
         f"training stopped at step {step + 1} (epoch {step // steps_per_epoch + 1}, replicate "
@@ -58,10 +59,11 @@ def first_non_finite(
     model: AbstractLatentModel,
     raw: Shaped[Array, "batch ..."],
     key: PRNGKey,
+    extra: Extra,
     settings: Settings,
 ) -> str:
     """The first of a step's quantities, in the order of their computation, that broke."""
-    for name, tree in _quantities(model, raw, key, settings):
+    for name, tree in _quantities(model, raw, key, extra, settings):
         leaves = jax.tree.leaves(eqx.filter(tree, eqx.is_inexact_array))
         if not all(bool(jnp.isfinite(leaf).all()) for leaf in leaves):
             return name
@@ -75,14 +77,21 @@ TERMS = (
 
 
 def _quantities(
-    model: AbstractLatentModel, raw: Shaped[Array, "batch ..."], key: PRNGKey, settings: Settings
+    model: AbstractLatentModel,
+    raw: Shaped[Array, "batch ..."],
+    key: PRNGKey,
+    extra: Extra,
+    settings: Settings,
 ) -> Iterator[tuple[str, PyTree]]:
     yield "a parameter of the model", model
     yield from zip(TERMS, _terms(model, raw, key, settings), strict=True)
-    loss, grads = _loss_and_gradient(model, raw, key, settings)
+    (loss, _), grads = _loss_and_gradient((model, extra.learned), raw, key, extra, settings)
     yield "the bound", loss
-    for path, leaf in jax.tree_util.tree_leaves_with_path(grads):
-        yield f"the gradient of {jax.tree_util.keystr(path).lstrip('.')}", leaf
+    yield "what the objective has learned or tuned", extra
+    for tree in grads:
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+            name = jax.tree_util.keystr(path).lstrip(".")
+            yield f"the gradient of {name or 'what the objective learns'}", leaf
 
 
 @eqx.filter_jit  # outside of a program NumPyro refuses to build what is not finite
@@ -102,6 +111,14 @@ def _terms(
 
 @eqx.filter_jit
 def _loss_and_gradient(
-    model: AbstractLatentModel, raw: Shaped[Array, "batch ..."], key: PRNGKey, settings: Settings
-) -> tuple[Array, PyTree]:
-    return eqx.filter_value_and_grad(mean_loss)(model, raw, key, settings)
+    trained: tuple[AbstractLatentModel, PyTree],
+    raw: Shaped[Array, "batch ..."],
+    key: PRNGKey,
+    extra: Extra,
+    settings: Settings,
+) -> tuple[tuple[Array, Info], PyTree]:
+    def loss(trained: tuple[AbstractLatentModel, PyTree]) -> tuple[Array, Info]:
+        model, learned = trained
+        return mean_loss(model, raw, key, extra._replace(learned=learned), settings)
+
+    return eqx.filter_value_and_grad(loss, has_aux=True)(trained)

@@ -1,7 +1,8 @@
 """From the first dispatch to the last: validation, early stopping, and what to report."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import cache
 from typing import NamedTuple
 
 import jax
@@ -10,11 +11,11 @@ import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from iwae._types import PRNGKey, UserError
+from iwae._types import Example, PRNGKey, Scalar, UserError
 from iwae.evaluate import gather, map_examples
 from iwae.evaluate.examples import check_positive
 from iwae.model import AbstractLatentModel
-from iwae.objectives import Objective
+from iwae.objectives import Extra, Objective, as_objective
 from iwae.training.diagnosis import diagnose
 from iwae.training.schedules import Schedule, adam, check_steps, staged
 from iwae.training.steps import Settings, TrainState, init_state, replicate_model, run_steps
@@ -102,6 +103,7 @@ class Report(NamedTuple):
         epoch_done: this dispatch ended an epoch.
         steps_per_epoch: batches in an epoch.
         bound: `[R]` mean training bound of the epoch so far, nats; nan for what has stopped.
+        shown: name -> `[R]`, means of what the objective shows beside its bound, such as `iwae`.
         validation: `[R]` validation bound, nats, where this dispatch ended in a validation.
         active: `[R]` which replicates were training.
         steps: steps per replicate in this dispatch.
@@ -113,6 +115,7 @@ class Report(NamedTuple):
     epoch_done: bool
     steps_per_epoch: int
     bound: np.ndarray
+    shown: dict[str, np.ndarray]
     validation: np.ndarray | None
     active: np.ndarray
     steps: int
@@ -183,13 +186,29 @@ def training(
             values = validation_bounds(new, template, settings, validation)
             _refuse_non_finite(values, epoch, state, best)
             best = update_best(best, new.params, values, active, epoch, plan.threshold)
+        shown = {
+            name: np.where(active, np.asarray(mean, np.float64), np.nan)
+            for name, mean in new.shown.items()
+        }
         state = new
+        steps = stop - step
         yield (
             state,
             best,
-            Report(stop, epoch, done, steps_per_epoch, bound, values, active, stop - step, seconds),
+            Report(
+                step=stop,
+                epoch=epoch,
+                epoch_done=done,
+                steps_per_epoch=steps_per_epoch,
+                bound=bound,
+                shown=shown,
+                validation=values,
+                active=active,
+                steps=steps,
+                seconds=seconds,
+            ),
         )
-        size = max(1, round((stop - step) * min(DISPATCH_SECONDS / seconds, 10)))
+        size = max(1, round(steps * min(DISPATCH_SECONDS / seconds, 10)))
 
 
 def _refuse_non_finite(values: np.ndarray, epoch: int, good: TrainState, best: Best) -> None:
@@ -222,9 +241,10 @@ def validation_bounds(
     means = []
     for replicate in range(len(state.step)):
         model = replicate_model(template, state.params, replicate)
+        extra = jax.tree.map(lambda leaf, r=replicate: leaf[r], state.extra)
         slabs = map_examples(
-            settings.objective,
-            model,
+            _value_of(settings.validated or settings.objective),
+            (model, extra),
             validation,
             jax.random.key(_VALIDATION_SEED),
             batch_size=settings.batch_size,
@@ -232,6 +252,17 @@ def validation_bounds(
         )
         means.append(gather(slabs).mean())
     return np.asarray(means)
+
+
+@cache
+def _value_of(objective: Objective) -> Callable[..., Scalar]:
+    """The value alone, as a function of (model, extra); one function, to be compiled once."""
+
+    def value(trained: tuple[AbstractLatentModel, Extra], x: Example, key: PRNGKey) -> Scalar:
+        model, extra = trained
+        return objective.terms(model, x, key, extra)[0]
+
+    return value
 
 
 _VALIDATION_SEED = 0
@@ -257,7 +288,7 @@ class Trained(NamedTuple):
 def train(
     model: AbstractLatentModel,
     examples: np.ndarray,
-    objective: Objective,
+    objective: Objective | Callable[[AbstractLatentModel, Example, PRNGKey], Scalar],
     *,
     key: PRNGKey,
     epochs: int,
@@ -277,7 +308,7 @@ def train(
         model: any model that passes `iwae.testing.check_latent_model`.
         examples: `[n, ...]`; bytes are binarised afresh at every access if `binarization` is
             "dynamic".
-        objective: maximised, e.g. `bound(iwae, k=50)`.
+        objective: maximised, e.g. `bound(iwae, k=50)`, or any function (model, x, key) -> nats.
         optimizer: an Optax transformation without its learning rate; the paper's Adam if None.
         learning_rate: a number, or a function of the step such as any Optax schedule.
         validation: `[m, ...]` held-out examples in the model's units.
@@ -287,7 +318,9 @@ def train(
         UserError: if there are fewer examples than a batch holds.
         NonFiniteError: names the step and the first term that is not finite.
     """
-    settings = Settings(objective, optimizer or adam(), batch_size, binarization, shuffle)
+    settings = Settings(
+        as_objective(objective), optimizer or adam(), batch_size, binarization, shuffle
+    )
     schedule = learning_rate if callable(learning_rate) else staged([learning_rate], [1], 1)
     plan = Plan(epochs, validate_every, patience, threshold)
     state, history = init_state([model], key[None], settings), []

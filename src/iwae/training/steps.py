@@ -20,7 +20,8 @@ from jaxtyping import Array, Bool, Float, Int, Key, PyTree, Shaped
 from iwae._types import Example, PRNGKey, Scalar
 from iwae.data import draw
 from iwae.model import AbstractLatentModel
-from iwae.objectives import Objective
+from iwae.objectives import Extra, Objective
+from iwae.particles import Info
 from iwae.training.schedules import Schedule
 
 Model = TypeVar("Model", bound=AbstractLatentModel)
@@ -35,6 +36,8 @@ class TrainState(NamedTuple):
         key: the replicate's key; never consumed, only folded.
         step: steps taken.
         bound: mean of the batches' bounds in the epoch of the last step, nats.
+        extra: what the objective learns and tunes beside the model.
+        shown: means, over the same steps, of what the objective shows beside its bound.
     """
 
     params: PyTree
@@ -42,6 +45,8 @@ class TrainState(NamedTuple):
     key: Key[Array, " R"]
     step: Int[Array, " R"]
     bound: Float[Array, " R"]
+    extra: Extra
+    shown: dict[str, Float[Array, " R"]]
 
 
 class Settings(NamedTuple):
@@ -54,6 +59,7 @@ class Settings(NamedTuple):
         batch_size: examples a step.
         binarization: how raw examples become the model's input, see `iwae.data.draw`.
         shuffle: a new order every epoch; otherwise the order of the first epoch for ever.
+        validated: what is measured on held-out examples, if not the objective.
     """
 
     objective: Objective
@@ -61,18 +67,24 @@ class Settings(NamedTuple):
     batch_size: int = 20
     binarization: str = "none"
     shuffle: bool = True
+    validated: Objective | None = None
 
 
 def init_state(
     models: Sequence[AbstractLatentModel], keys: Key[Array, " R"], settings: Settings
 ) -> TrainState:
     """The state before the first step of one replicate for each of `models`."""
+    extra, zeros = settings.objective.init(), jnp.zeros(len(models), jnp.float32)
     params = [eqx.filter(model, eqx.is_inexact_array) for model in models]
-    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *params)
-    opt_states = [settings.optimizer.init(p) for p in params]
-    opt_state = jax.tree.map(lambda *leaves: jnp.stack(leaves), *opt_states)
+    opt_states = [settings.optimizer.init((p, extra.learned)) for p in params]
     steps = jnp.zeros(len(models), jnp.int32)
-    return TrainState(stacked, opt_state, keys, steps, jnp.zeros(len(models), jnp.float32))
+    shown = dict.fromkeys(settings.objective.shown, zeros)
+    extras = _stack([extra] * len(models))
+    return TrainState(_stack(params), _stack(opt_states), keys, steps, zeros, extras, shown)
+
+
+def _stack(trees: Sequence[PyTree]) -> PyTree:
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
 
 
 def replicate_model(template: Model, params: PyTree, replicate: int) -> Model:
@@ -108,15 +120,18 @@ def mean_loss(
     model: AbstractLatentModel,
     raw: Shaped[Array, "batch ..."],
     key: PRNGKey,
+    extra: Extra,
     settings: Settings,
-) -> Scalar:
+) -> tuple[Scalar, Info]:
     """Minus the mean objective of a batch: the one place that negates and averages."""
 
-    def one(raw: Shaped[Array, "..."], position: Array) -> Scalar:
+    def one(raw: Shaped[Array, "..."], position: Array) -> tuple[Scalar, Info]:
         x, latent_key = example(raw, position, key, settings)
-        return settings.objective(model, x, latent_key)
+        return settings.objective.terms(model, x, latent_key, extra)
 
-    return -jnp.mean(jax.vmap(one)(raw, jnp.arange(settings.batch_size)))
+    values, info = jax.vmap(one)(raw, jnp.arange(settings.batch_size))
+    info = jax.tree.map(lambda leaf: jnp.mean(leaf, axis=0), jax.lax.stop_gradient(info))
+    return -jnp.mean(values), info
 
 
 def example(
@@ -138,21 +153,31 @@ def _one_step(
     """One step of one replicate: the next state, and the gradient that led there."""
     key = step_key(state)
 
-    def loss(params: PyTree) -> Scalar:
-        return mean_loss(eqx.combine(params, static), raw, key, settings)
+    def loss(trained: PyTree) -> tuple[Scalar, Info]:
+        params, learned = trained
+        extra = state.extra._replace(learned=learned)
+        return mean_loss(eqx.combine(params, static), raw, key, extra, settings)
 
-    value, grads = jax.value_and_grad(loss)(state.params)
-    direction, opt_state = settings.optimizer.update(grads, state.opt_state, state.params)
+    trained = state.params, state.extra.learned
+    (value, info), grads = jax.value_and_grad(loss, has_aux=True)(trained)
+    direction, opt_state = settings.optimizer.update(grads, state.opt_state, trained)
     # Every update waits for the whole backward pass. Otherwise the compiler, which may run a
     # layer's update before the backward pass has read its old weights, copies them every step.
     done = sum(jnp.sum(leaf) for leaf in jax.tree.leaves(grads) if leaf.ndim < 2)
     rate = jnp.where(jnp.isfinite(done), schedule(state.step), jnp.nan)
-    params = jax.tree.map(lambda p, d: p - rate * d, state.params, direction)
+    params, learned = jax.tree.map(lambda p, d: p - rate * d, trained, direction)
+    extra = Extra(learned, settings.objective.tune(state.extra.tuned, info))
     # A running mean, because a running sum in float32 would lose digits over a long epoch.
     seen = state.step % steps_per_epoch
-    mean = jnp.where(seen == 0, 0.0, state.bound)
-    bound = mean + (-value - mean) / (seen + 1).astype(jnp.float32)
-    return TrainState(params, opt_state, state.key, state.step + 1, bound), grads
+
+    def running(mean: Scalar, value: Scalar) -> Scalar:
+        mean = jnp.where(seen == 0, 0.0, mean)
+        return mean + (value - mean) / (seen + 1).astype(jnp.float32)
+
+    bound = running(state.bound, -value)
+    shown = {name: running(mean, info[name]) for name, mean in state.shown.items()}
+    new = TrainState(params, opt_state, state.key, state.step + 1, bound, extra, shown)
+    return new, grads
 
 
 def _run_replicate(

@@ -1,0 +1,111 @@
+"""Objectives and gradients on the same data under the same budget, with seeds and error bars.
+
+    python experiments/objectives.py digits            # minutes; ten seeds of each
+    python experiments/objectives.py mnist             # hours; needs IWAE_DATA or a network
+
+Every line of a table is a run in `runs/objectives/TABLE/NAME`, whose records are kept in
+`results/objectives`: what is there already is not done again, and what was stopped goes on. Then
+`python -m iwae.report results docs/objectives.md` makes the tables from the records.
+"""
+
+import os
+import shutil
+import sys
+from pathlib import Path
+
+os.environ.setdefault("JAX_NUM_CPU_DEVICES", str(len(os.sched_getaffinity(0))))
+
+from iwae import anneal_run, evaluate_run, resume_run, start_run
+from iwae.config import make_config
+from iwae.measure import Annealing
+from iwae.progress import show_training, tracker
+from iwae.runs import read_metrics
+
+ROOT = Path(__file__).resolve().parents[1]
+RUNS, RESULTS = ROOT / "runs" / "objectives", ROOT / "results" / "objectives"
+
+SIXTEEN = {
+    "elbo": {"objective": "elbo", "k": 16},
+    "elbo-stl": {"objective": "elbo", "k": 16, "gradient": "stl"},
+    "elbo-analytic": {"objective": "elbo-analytic", "k": 16},
+    "elbo-warm-up": {"objective": "elbo", "k": 16, "kl_warmup": 20},
+    "elbo-free-bits": {"objective": "elbo", "k": 16, "free_bits": 0.1},
+    "iwae": {"objective": "iwae", "k": 16},
+    "iwae-stl": {"objective": "iwae", "k": 16, "gradient": "stl"},
+    "iwae-dreg": {"objective": "iwae", "k": 16, "gradient": "dreg"},
+    "iwae-dreg-alpha": {"objective": "iwae", "k": 16, "gradient": "dreg-alpha", "alpha": 0.5},
+    "miwae": {"objective": "miwae", "m": 4, "k": 4},
+    "miwae-dreg": {"objective": "miwae", "m": 4, "k": 4, "gradient": "dreg"},
+    "piwae": {"objective": "piwae", "m": 4, "k": 4},
+    "ciwae": {"objective": "ciwae", "k": 16, "beta": 0.5},
+    "ciwae-learned": {"objective": "ciwae", "k": 16, "beta": "learned"},
+    "vr-iwae": {"objective": "vr-iwae", "k": 16, "alpha": 0.5},
+    "vr-max": {"objective": "vr-max", "k": 16},
+    "tvo": {"objective": "tvo", "k": 16},
+    "tvo-score": {"objective": "tvo", "k": 16, "gradient": "score"},
+    "rws": {"objective": "rws", "k": 16},
+    "rws-dreg": {"objective": "rws", "k": 16, "gradient": "rws-dreg"},
+    "rws-both": {"objective": "rws", "k": 16, "phase": "both"},
+}
+"""Sixteen particles of each example and step."""
+
+FIVE = {
+    "iwae-k5": {"objective": "iwae", "k": 5},
+    "iwae-k5-dreg": {"objective": "iwae", "k": 5, "gradient": "dreg"},
+    "aiwae-s5-t5": {"objective": "aiwae", "k": 5, "temperatures": 5, "leapfrog": 5},
+    "dais-k5-t5": {"objective": "dais", "k": 5, "temperatures": 5},
+}
+"""Five particles or chains: AIWAE against IWAE at equal S."""
+
+DIGITS = {
+    "dataset": "digits",
+    "latent_sizes": (20,),
+    "hidden_sizes": ((100, 100),),
+    "epochs": 100,
+    "learning_rate": 5e-3,
+    "replicates": 10,
+}
+
+MNIST = {
+    "dataset": "mnist",
+    "schedule": "constant",
+    "batch_size": 128,
+    "epochs": 10,
+}
+
+TABLES = {
+    "digits": (DIGITS, {**SIXTEEN, **FIVE}, None, Annealing(100, 8, 5)),
+    "mnist": (MNIST, {"elbo-k5": {"objective": "elbo", "k": 5}, **FIVE}, 1000, Annealing(200, 8)),
+}
+"""Table -> what all lines share, the lines, test examples to measure, and how to anneal."""
+
+
+def main(table: str, *names: str) -> None:
+    """Train and measure the lines of a table, or those named."""
+    shared, lines, examples, annealing = TABLES[table]
+    for name in names or lines:
+        if (RESULTS / table / name).exists():
+            continue
+        run = RUNS / table / name
+        if not (run / "evaluations").exists() or read_metrics(run)[-1]["epoch"] < shared["epochs"]:
+            go_on = (run / "config.toml").exists()
+            config = make_config({**shared, **lines[name]}, name)
+            show_training(resume_run(run) if go_on else start_run(config, run), run)
+        about = {"examples": examples, "track": tracker(quiet=False)}
+        evaluate_run(run, ks=[1, 5000], **about)
+        anneal_run(run, annealing=annealing, **about)
+        keep(run, RESULTS / table / name)
+
+
+def keep(run: Path, folder: Path) -> None:
+    """The configuration, the course of training and the records of a run, but not its models."""
+    unfinished = folder.with_name(f".{folder.name}")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    shutil.copytree(run / "evaluations", unfinished / "evaluations")
+    for file in ("config.toml", "metrics.jsonl"):
+        shutil.copy(run / file, unfinished / file)
+    unfinished.rename(folder)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,307 @@
+"""The names of objectives and gradients, what each is, and which go together.
+
+No JAX here: the command line lists and checks names before anything is computed. Names become
+functions in `iwae.methods`.
+"""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+from typing import Any, Literal, NamedTuple
+
+from iwae._types import UserError
+
+
+class Described(NamedTuple):
+    """An objective, in words.
+
+    Attributes:
+        formula: what is climbed, of one example; w_i = p(x, z_i) / q(z_i|x).
+        bounds: what it is a bound of.
+        source: the paper.
+        gradients: the estimators that fit, the default first.
+        options: what it has beside k; those without a default in `DEFAULTS` must be given.
+    """
+
+    formula: str
+    bounds: str
+    source: str
+    gradients: tuple[str, ...]
+    options: tuple[str, ...] = ()
+
+
+_LOWER, _ALL = "log p(x), from below", ("reparam", "stl", "dreg", "gdreg")
+
+OBJECTIVES: dict[str, Described] = {
+    "elbo": Described("mean_i log w_i", _LOWER, "Kingma & Welling 2014", ("reparam", "stl")),
+    "vae": Described(
+        "mean_i log w_i (another name of elbo)", _LOWER, "Kingma & Welling 2014", ("reparam", "stl")
+    ),
+    "elbo-analytic": Described(
+        "mean_i log p(x|z_i) - KL(q(z|x) || p(z)), one stochastic layer",
+        _LOWER,
+        "Kingma & Welling 2014",
+        ("reparam",),
+    ),
+    "iwae": Described(
+        "log mean_i w_i",
+        _LOWER,
+        "Burda et al. 2016",
+        ("reparam", "stl", "dreg", "dreg-alpha", "gdreg"),
+    ),
+    "miwae": Described(
+        "mean_m log mean_k w_mk (m groups of k)", _LOWER, "Rainforth et al. 2018", _ALL, ("m",)
+    ),
+    "piwae": Described(
+        "decoder: log mean of all m k weights; encoder: miwae",
+        _LOWER,
+        "Rainforth et al. 2018",
+        ("reparam", "stl", "dreg"),
+        ("m",),
+    ),
+    "ciwae": Described(
+        "beta mean_i log w_i + (1 - beta) log mean_i w_i",
+        _LOWER,
+        "Rainforth et al. 2018",
+        _ALL,
+        ("beta",),
+    ),
+    "vr-iwae": Described(
+        "log(mean_i w_i^(1 - alpha)) / (1 - alpha)",
+        "log p(x), from below for 0 <= alpha <= 1",
+        "Li & Turner 2016; Daudel et al. 2023",
+        _ALL,
+        ("alpha",),
+    ),
+    "vr-max": Described(
+        "max_i log w_i", "nothing: it may exceed log p(x)", "Li & Turner 2016", ("reparam", "stl")
+    ),
+    "tvo": Described(
+        "sum_t (beta_{t+1} - beta_t) E_{beta_t}[log w]",
+        "log p(x), from below as k grows",
+        "Masrani et al. 2019; Brekelmans et al. 2020",
+        ("reparam", "score", "dreg"),
+        ("temperatures", "beta_schedule"),
+    ),
+    "dais": Described(
+        "log mean_i of p(x, z_T) / q(z_0|x) times momentum densities, leapfrog without rejection",
+        _LOWER,
+        "Zhang et al. 2021; Geffner & Domke 2021 (UHA)",
+        ("reparam",),
+        ("temperatures", "leapfrog"),
+    ),
+    "rws": Described(
+        "decoder: sum_i w~_i grad log p(x, z_i); encoder: sum_i w~_i grad log q(z_i|x), or asleep",
+        "log p(x), from below (the value shown is log mean_i w_i)",
+        "Bornschein & Bengio 2015; Le et al. 2019",
+        ("score", "rws-dreg"),
+        ("phase",),
+    ),
+    "aiwae": Described(
+        "decoder: sum_i w~_i grad log p(x, z_i) on annealed z_i; encoder: elbo",
+        "log p(x), from below (the value shown is log mean of the annealed weights)",
+        "Ding & Freedman 2019",
+        ("reparam",),
+        ("temperatures", "leapfrog", "encoder_objective"),
+    ),
+}
+"""Every objective that has a name."""
+
+GRADIENTS: dict[str, tuple[str, str, str]] = {
+    "reparam": ("the bound's own, score kept", "the bound", "Kingma & Welling 2014"),
+    "stl": ("path a_i, no score", "elbo; biased for others with k > 1", "Roeder et al. 2017"),
+    "dreg": ("path a_i - h_i, no score; of iwae: w~_i^2", "the bound", "Tucker et al. 2019"),
+    "dreg-alpha": (
+        "path alpha w~_i + (1 - 2 alpha) w~_i^2, no score",
+        "(1 - alpha) iwae + alpha wake-phi",
+        "Tucker et al. 2019",
+    ),
+    "rws-dreg": ("path w~_i - w~_i^2, no score", "wake-phi", "Tucker et al. 2019"),
+    "gdreg": (
+        "dreg, and the same for the prior's networks between layers",
+        "the bound",
+        "Bauer & Mnih 2021",
+    ),
+    "score": (
+        "log q at draws held fixed; of tvo by covariances",
+        "wake-phi; tvo as k grows",
+        "Bornschein & Bengio 2015; Masrani et al. 2019",
+    ),
+}
+"""Gradient -> (encoder's coefficients, what it is unbiased for, source).
+
+a_i and h_i are the first and second derivatives of the bound in log w_i; w~ is w normalised.
+"""
+
+_UNFIT: dict[str, str] = {
+    "reparam": "its draws of q are held fixed, so that no gradient flows through them",
+    "stl": "it has no score to leave out, or learns from nothing else",
+    "dreg": "it needs a smooth bound of reparameterised draws of q that is not linear in log w",
+    "dreg-alpha": "it mixes iwae with wake-phi and no other bound",
+    "rws-dreg": "it is the gradient of wake-phi, which only wake-sleep climbs",
+    "gdreg": "it needs one bound for decoder and encoder, not linear in log w",
+    "score": "its bound is climbed through reparameterised draws of q",
+}
+"""Why a gradient may not fit."""
+
+DEFAULTS: dict[str, dict[str, Any]] = {
+    "tvo": {"temperatures": 6, "beta_schedule": "log"},
+    "dais": {"temperatures": 5, "leapfrog": 1},
+    "rws": {"phase": "wake"},
+    "aiwae": {"temperatures": 5, "leapfrog": 5, "encoder_objective": None},
+}
+"""What is not given, where it need not be."""
+
+OPTIONS = (
+    "m",
+    "alpha",
+    "beta",
+    "temperatures",
+    "leapfrog",
+    "beta_schedule",
+    "phase",
+    "encoder_objective",
+)
+
+Phase = Literal["wake", "sleep", "both"]
+BetaSchedule = Literal["linear", "log", "moments"]
+EncoderObjective = Literal["elbo", "elbo-analytic"]
+
+
+class Declaration(NamedTuple):
+    """What is climbed and how; hashable. `iwae.methods.compose` makes it an objective."""
+
+    objective: str
+    k: int = 1
+    gradient: str | None = None
+    m: int | None = None
+    alpha: float | None = None
+    beta: float | Literal["learned"] | None = None
+    temperatures: int | None = None
+    leapfrog: int | None = None
+    beta_schedule: str | None = None
+    phase: str | None = None
+    encoder_objective: str | None = None
+    kl_warmup_steps: int = 0
+    free_bits: float = 0.0
+    chunk: int | None = None
+
+
+def described(name: str) -> Described:
+    """The objective called `name`, or UserError with the nearest name there is."""
+    return OBJECTIVES[_known(name, OBJECTIVES, "objective")]
+
+
+def _known(name: str, table: Iterable[str], kind: str) -> str:
+    if name not in table:
+        near = get_close_matches(name.lower(), table, n=1)
+        hint = f"did you mean {near[0]}? " if near else ""
+        raise UserError(f"no {kind} {name!r}; {hint}known: {', '.join(table)}")
+    return name
+
+
+def check(declaration: Declaration, layers: int | None = None) -> Declaration:
+    """The declaration with its defaults filled in.
+
+    Args:
+        layers: stochastic layers of the model, where they are known.
+
+    Raises:
+        UserError: names what does not go together, and why.
+    """
+    name, entry = declaration.objective, described(declaration.objective)
+    needed = entry.options + (("alpha",) if declaration.gradient == "dreg-alpha" else ())
+    for option in OPTIONS:
+        if getattr(declaration, option) is not None and option not in needed:
+            raise UserError(f"{option} does not go with {name}; it goes with {_takers(option)}")
+    filled = {
+        option: value
+        for option, value in DEFAULTS.get(name, {}).items()
+        if getattr(declaration, option) is None
+    }
+    gradient = _known(declaration.gradient or entry.gradients[0], GRADIENTS, "gradient")
+    declaration = declaration._replace(**filled, gradient=gradient)
+    for option in needed:
+        if getattr(declaration, option) is None and option != "encoder_objective":
+            raise UserError(f"{name} needs {option}: give it, e.g. {_EXAMPLES[option]}")
+    if gradient not in entry.gradients:
+        takers = [other for other, its in OBJECTIVES.items() if gradient in its.gradients]
+        raise UserError(
+            f"the gradient {gradient} does not go with {name}: {_UNFIT[gradient]}; it goes with "
+            f"{', '.join(takers)}, and {name} with {', '.join(entry.gradients)}"
+        )
+    _check_values(declaration)
+    _check_together(declaration, layers)
+    return declaration
+
+
+_EXAMPLES = {
+    "m": "m = 8",
+    "alpha": "alpha = 0.5",
+    "beta": 'beta = 0.5, or beta = "learned"',
+    "temperatures": "temperatures = 5",
+    "leapfrog": "leapfrog = 5",
+    "beta_schedule": 'beta_schedule = "log"',
+    "phase": 'phase = "wake"',
+}
+
+
+def _takers(option: str) -> str:
+    names = [name for name, entry in OBJECTIVES.items() if option in entry.options]
+    return ", ".join(names + (["the gradient dreg-alpha"] if option == "alpha" else []))
+
+
+def _check_values(d: Declaration) -> None:
+    """Raise UserError for a number that is out of range."""
+    least = 1 if d.objective == "dais" else 2
+    wrong = {
+        f"k is {d.k}; an objective needs at least 1 particle": d.k < 1,
+        f"m is {d.m}; there is at least 1 group": d.m is not None and d.m < 1,
+        f"beta is {d.beta}; it lies between 0 and 1": isinstance(d.beta, float | int)
+        and not 0 <= d.beta <= 1,
+        f"alpha is {d.alpha}; it lies between 0 and 1": d.alpha is not None
+        and not 0 <= d.alpha <= 1,
+        f"temperatures is {d.temperatures}; {d.objective} has at least {least}": (
+            d.temperatures is not None and d.temperatures < least
+        ),
+        f"leapfrog is {d.leapfrog}; a move has at least 1 step": (
+            d.leapfrog is not None and d.leapfrog < 1
+        ),
+        f"chunk is {d.chunk}; it is at least 1 particle at a time": (
+            d.chunk is not None and d.chunk < 1
+        ),
+        f"free_bits is {d.free_bits}; it is a number of nats, 0 for none": not 0
+        <= d.free_bits
+        < 1e30,
+        f"kl_warmup is {d.kl_warmup_steps}; it is not negative": d.kl_warmup_steps < 0,
+    }
+    for words, is_wrong in wrong.items():
+        if is_wrong:
+            raise UserError(words)
+
+
+def _check_together(d: Declaration, layers: int | None) -> None:
+    """Raise UserError for what is sound alone but not together."""
+    several = layers is not None and layers > 1
+    closed_form = "has a closed form for one stochastic layer only"
+    penalised = d.kl_warmup_steps > 0 or d.free_bits > 0
+    wrong = {
+        f"elbo-analytic {closed_form}: use elbo": d.objective == "elbo-analytic" and several,
+        f"encoder_objective elbo-analytic {closed_form}: use elbo": (
+            d.encoder_objective == "elbo-analytic" and several
+        ),
+        "kl_warmup and free_bits do not go with dais: its weights are of whole chains, of which "
+        "no part is a divergence of q from the prior": penalised and d.objective == "dais",
+        "kl_warmup and free_bits do not go with the gradient gdreg, which holds for weights p/q "
+        "only: use dreg": penalised and d.gradient == "gdreg",
+        "chunk does not go with aiwae, whose chains keep nothing for the backward pass": (
+            d.chunk is not None and d.objective == "aiwae"
+        ),
+    }
+    for words, is_wrong in wrong.items():
+        if is_wrong:
+            raise UserError(words)
+
+
+def particles(declaration: Declaration) -> int:
+    """Particles of an example in one step."""
+    return declaration.k * (declaration.m or 1)

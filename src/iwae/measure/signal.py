@@ -1,0 +1,227 @@
+"""Signal, noise and bias of the gradients of a trained model, for a record and a figure."""
+
+import time
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from iwae.config import TrainConfig
+from iwae.declaration import Declaration, check
+from iwae.figures import save_figure, signal_to_noise
+from iwae.gradients.signal import (
+    BIASED,
+    Draw,
+    biases,
+    check_draws,
+    gradient_of,
+    moments,
+    signals,
+    slope_of,
+)
+from iwae.measure.records import (
+    Record,
+    Track,
+    make_subject,
+    number,
+    origin,
+    record_name,
+    shared_record,
+    untracked,
+    write_record,
+)
+from iwae.methods import compose
+from iwae.model import VAE
+
+GRADIENTS = "gradients"
+
+TIMED = 5
+"""Draws that are timed, one by one; the median counts."""
+
+
+def gradients_run(
+    run: Path,
+    *,
+    ks: Sequence[int] = (1, 10, 100),
+    gradients: Sequence[str] = ("reparam", "dreg"),
+    objective: str | None = None,
+    reference: str | None = None,
+    examples: int = 20,
+    draws: int = 200,
+    split: str = "train",
+    weights: str = "final",
+    seed: int = 0,
+    data_dir: Path | None = None,
+    track: Track = untracked,
+) -> Record:
+    """Mean, variance, signal-to-noise ratio and bias of gradients, for each k and estimator.
+
+    Of the first replicate. One draw is the gradient of the mean objective over the same batch of
+    examples. Writes `RUN/evaluations/NAME.json` (the record, which is also returned), `NAME.npz`
+    with the ratios `[gradients, groups, ks]`, and `NAME.png`, all of them against k.
+
+    Args:
+        ks: particles (of each group, where the objective has groups).
+        gradients: names of estimators that go with the objective.
+        objective: the run's own if None; its options are the run's.
+        reference: the estimator that biases are measured against; the objective's plain one
+            if None.
+        examples: of the batch, a seeded random subset of the split.
+        draws: of each estimator for its signal, and as many again for its bias.
+
+    Raises:
+        UserError: for an estimator that does not fit, too few draws, or as `evaluate_run`.
+    """
+    check_draws(draws)
+    gradients = list(dict.fromkeys(gradients))
+    subject = make_subject(
+        Path(run), split=split, weights=weights, examples=examples, seed=seed, data_dir=data_dir
+    )
+    name = objective or subject.config.objective
+    chosen = _declarations(subject.config, name, ks, gradients)
+    base = _declarations(subject.config, name, ks, [reference] if reference else [None])
+    replicate, model = next(subject.models())
+    xs = jnp.asarray(subject.data, jnp.float32)
+
+    def rows() -> Iterator[Record]:
+        for k in sorted(set(ks)):
+            against = _draw(base[k][0])
+            for declaration in chosen[k]:
+                yield _row(declaration, against, model, xs, seed, draws)
+
+    total = len(set(ks)) * len(gradients)
+    found = [row["row"][0] for row in track(({"row": [r]} for r in rows()), total, "gradients")]
+    record = {
+        **shared_record(subject, GRADIENTS),
+        **origin(subject, replicate),
+        "objective": name,
+        "reference": base[min(ks)][0].gradient,
+        "draws": draws,
+        "biased_above": BIASED,
+        "rows": found,
+        "slopes": _slopes(found),
+    }
+    words = [GRADIENTS, *([objective] if objective else []), f"k{max(ks)}"]
+    file = record_name(subject, *words)
+    arrays = {"k": np.array(sorted(set(ks))), "index": subject.places, **_ratios(found)}
+    write_record(subject.run, file, record, arrays)
+    figure = signal_to_noise(_curves(found))
+    save_figure(figure, subject.run / "evaluations" / f"{file}.png")
+    return record
+
+
+def _declarations(
+    config: TrainConfig, objective: str, ks: Sequence[int], gradients: Sequence[str | None]
+) -> dict[int, list[Declaration]]:
+    """For each k, the declarations of the estimators: the run's, with another k and gradient."""
+    own = config.declaration()._replace(kl_warmup_steps=0, free_bits=0.0, gradient=None)
+    if objective != own.objective:
+        own = Declaration(objective, alpha=own.alpha, m=own.m, beta=own.beta)
+    layers = len(config.sizes()[0])
+    return {
+        k: [check(own._replace(k=k, gradient=name, chunk=None), layers) for name in gradients]
+        for k in ks
+    }
+
+
+@lru_cache
+def _draw(declaration: Declaration) -> Draw:
+    return gradient_of(compose(declaration))
+
+
+def _row(
+    declaration: Declaration, against: Draw, model: VAE, xs: Array, seed: int, draws: int
+) -> Record:
+    """What is known of one estimator at one k."""
+    draw = _draw(declaration)
+    first_key, second_key = jax.random.split(jax.random.key(seed))
+    found = signals(model, moments(draw, model, xs, first_key, draws), draws)
+    bias = None if draw is against else biases(draw, against, model, xs, second_key, draws)
+    return {
+        "k": declaration.k,
+        "gradient": declaration.gradient,
+        **cost_of(draw, model, xs),
+        "groups": {
+            name: {
+                **{field: number(float(value)) for field, value in signal._asdict().items()},
+                "parameters": signal.parameters,
+                "bias": None
+                if bias is None
+                else {field: number(value) for field, value in bias[name]._asdict().items()},
+            }
+            for name, signal in found.items()
+        },
+    }
+
+
+def cost_of(draw: Draw, model: VAE, xs: Array) -> Record:
+    """Seconds of one draw, and the memory that its program needs beside its arguments."""
+    arrays, static = eqx.partition(model, eqx.is_array)
+
+    def step(arrays: Any, xs: Array, key: Array) -> Any:
+        return eqx.filter(draw(eqx.combine(arrays, static), xs, key), eqx.is_array)
+
+    compiled = jax.jit(step).lower(arrays, xs, jax.random.key(0)).compile()
+    jax.block_until_ready(compiled(arrays, xs, jax.random.key(0)))
+    times = []
+    for i in range(TIMED):
+        begin = time.perf_counter()
+        jax.block_until_ready(compiled(arrays, xs, jax.random.key(i)))
+        times.append(time.perf_counter() - begin)
+    memory = compiled.memory_analysis()
+    return {
+        "seconds_per_draw": float(np.median(times)),
+        "memory_bytes": int(memory.temp_size_in_bytes) if memory is not None else None,
+    }
+
+
+def _by_gradient(rows: Sequence[Record]) -> dict[str, list[Record]]:
+    found: dict[str, list[Record]] = {}
+    for row in rows:
+        found.setdefault(row["gradient"], []).append(row)
+    return found
+
+
+Curve = tuple[list[int], list[float], list[float]]
+
+
+def _curves(rows: Sequence[Record]) -> dict[str, dict[str, Curve]]:
+    """group -> gradient -> (k, ratio, its standard error)."""
+    curves: dict[str, dict[str, Curve]] = {}
+    for gradient, its in _by_gradient(rows).items():
+        for group in its[0]["groups"]:
+            ks = [row["k"] for row in its]
+            cells = [row["groups"][group] for row in its]
+            ratio, stderr = (
+                [float(cell[name] or 0) for cell in cells] for name in ("snr", "snr_stderr")
+            )
+            curves.setdefault(group, {})[gradient] = (ks, ratio, stderr)
+    return curves
+
+
+def _slopes(rows: Sequence[Record]) -> list[Record]:
+    """The powers of k with which the ratios grow."""
+    slopes = []
+    for group, of_group in _curves(rows).items():
+        for gradient, curve in of_group.items():
+            fitted = slope_of(*curve)
+            if fitted is not None:
+                slope, stderr = fitted
+                slopes.append(
+                    {"group": group, "gradient": gradient, "slope": slope, "stderr": stderr}
+                )
+    return slopes
+
+
+def _ratios(rows: Sequence[Record]) -> dict[str, np.ndarray]:
+    return {
+        f"{gradient}, {group}": np.asarray(ratio)
+        for group, of_group in _curves(rows).items()
+        for gradient, (_, ratio, _) in of_group.items()
+    }

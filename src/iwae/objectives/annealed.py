@@ -1,0 +1,76 @@
+"""AIWAE: the decoder learns from annealed particles, whose chains carry no gradient."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from iwae._types import Example, PRNGKey, Scalar
+from iwae.annealing import annealed_particles, linear_schedule
+from iwae.model import AbstractLatentModel
+from iwae.objectives.bounds import Extra, Objective, bound, frozen, split
+from iwae.objectives.reductions import elbo
+from iwae.objectives.sleeping import climb_joint
+from iwae.particles import Info, Particles, log_mean_exp
+
+FIRST_STEP, LEAST_STEP, LARGEST_STEP = 0.1, 1e-3, 0.3
+WANTED_ACCEPTANCE, LARGER, SMALLER = 0.6, 1.002, 0.998
+
+
+def adapt(step_size: Float[Array, " T"], acceptance: Float[Array, " T"]) -> Float[Array, " T"]:
+    """Longer steps where proposals are accepted often enough, shorter ones where not.
+
+    One number for each temperature after the first (Ding & Freedman 2019, sec. 4).
+    """
+    factor = jnp.where(acceptance >= WANTED_ACCEPTANCE, LARGER, SMALLER)
+    return jnp.clip(step_size * factor, LEAST_STEP, LARGEST_STEP)
+
+
+def aiwae(
+    *,
+    k: int,
+    temperatures: int = 5,
+    n_leapfrog: int = 5,
+    encoder: Objective | None = None,
+    last_move: bool = True,
+) -> Objective:
+    """Annealed importance weighted autoencoder (Ding & Freedman 2019, algorithm 1).
+
+    The decoder climbs sum_s w_s grad log p(x, z_s) on k annealed particles, the encoder the ELBO
+    of one sample. Step sizes are tuned as training goes on. No gradient flows through the
+    chains, so that memory does not grow with the temperatures. The value is log mean w, a lower
+    bound on log p(x) in expectation.
+
+    Args:
+        k: chains of each example, which start at q(z|x).
+        temperatures: T, equally spaced from 0 to 1.
+        n_leapfrog: leapfrog steps of a move.
+        encoder: what the encoder climbs, if not the ELBO of one sample.
+        last_move: move once more at beta = 1 after the weights are fixed.
+    """
+    betas = linear_schedule(temperatures)
+
+    def terms(
+        model: AbstractLatentModel, x: Example, key: PRNGKey, extra: Extra
+    ) -> tuple[Scalar, Info]:
+        particles, info = annealed_particles(
+            frozen(model),
+            x,
+            key,
+            k,
+            betas=betas,
+            step_size=extra.tuned,
+            n_leapfrog=n_leapfrog,
+            last_move=last_move,
+        )
+        z, log_w = jax.lax.stop_gradient(particles)
+        return climb_joint(model, x, Particles(z, log_w)), {
+            "iwae": log_mean_exp(info["start_log_w"]),
+            "acceptance": info["acceptance"],
+        }
+
+    decoder = Objective(
+        terms,
+        lambda: Extra(tuned=jnp.full(temperatures - 1, FIRST_STEP, jnp.float32)),
+        lambda step_size, info: adapt(step_size, info["acceptance"]),
+    )
+    return split(decoder=decoder, encoder=encoder or bound(elbo, k=1))

@@ -1,0 +1,153 @@
+"""DAIS: annealing without rejection, which is differentiable, and is climbed through."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpyro.distributions as dist
+from jax.flatten_util import ravel_pytree
+from jaxtyping import Array, Float
+
+from iwae._types import Example, PRNGKey, Scalar, UserError
+from iwae.annealing.schedules import check_leapfrog
+from iwae.model import AbstractLatentModel
+from iwae.objectives.bounds import Extra, Objective, over_particles
+from iwae.objectives.reductions import Reduction, iwae
+from iwae.particles import Info, particle_keys
+
+Flat = Float[Array, " d"]
+
+FIRST_STEP, FIRST_KEPT = 0.1, 0.9
+"""Step size, and the share of the momentum that is kept between temperatures, at the start."""
+
+
+class Moves(NamedTuple):
+    """How the chains move: arrays that climb the objective with the model's.
+
+    Attributes:
+        log_step_size: one for each temperature after the first.
+        kept_logit: of the share of the momentum that a refreshment keeps.
+    """
+
+    log_step_size: Float[Array, " moves"]
+    kept_logit: Scalar
+
+
+def dais(
+    *,
+    k: int,
+    temperatures: int = 5,
+    n_leapfrog: int = 1,
+    reduction: Reduction = iwae,
+    chunk: int | None = None,
+) -> Objective:
+    """Differentiable annealed importance sampling: chains without rejection, climbed through.
+
+    log p(x, z_T) - log q(z_0|x) + sum_t (log N(v_t'; 0, I) - log N(v_t; 0, I)), with leapfrog
+    steps along q^(1 - beta) p^beta that take v_t to v_t', and momenta that are refreshed in part
+    (Zhang et al. 2021, algorithm 1; Geffner & Domke 2021, who call it UHA). The exponential of
+    each chain's number has the expectation p(x), whatever the step sizes, so it is a weight.
+
+    Args:
+        k: chains of each example.
+        temperatures: T, equally spaced from 0 to 1; with T = 1 nothing moves, and the weights are
+            those of importance sampling.
+        n_leapfrog: leapfrog steps at each temperature.
+        reduction: the chains' log weights -> nats.
+        chunk: chains at a time; bounds memory, changes nothing else.
+
+    Raises:
+        UserError: if an argument is not positive.
+    """
+    check_leapfrog(n_leapfrog)
+    if min(k, temperatures) < 1:
+        raise UserError("dais needs at least 1 particle, and 1 temperature, with which none moves")
+    betas = jnp.linspace(0.0, 1.0, temperatures)[1:]
+
+    def terms(
+        model: AbstractLatentModel, x: Example, key: PRNGKey, extra: Extra
+    ) -> tuple[Scalar, Info]:
+        q = model.posterior(x)
+        unravel = ravel_pytree(q.sample(jax.random.key(0)))[1]  # only the shapes matter
+
+        def log_q(z: Flat) -> Scalar:
+            return q.log_prob(unravel(z))
+
+        def log_joint(z: Flat) -> Scalar:
+            return model.log_joint(x, unravel(z))
+
+        def chain(keys: tuple[PRNGKey, PRNGKey]) -> tuple[Scalar, Scalar]:
+            start_key, momenta_key = keys
+            z = ravel_pytree(q.sample(start_key))[0]
+            before = log_joint(z) - log_q(z)
+            if temperatures == 1:
+                return before, before
+            end, ratio = leapfrog_chain(
+                log_q, log_joint, z, momenta_key, betas, extra.learned, n_leapfrog
+            )
+            return log_joint(end) - log_q(z) + ratio, before
+
+        momenta = jax.random.fold_in(key, _MOMENTA)
+        keys = tuple(particle_keys(root, jnp.arange(k)) for root in (key, momenta))
+        log_w, before = over_particles(chain, keys, chunk)
+        return reduction(log_w), {"iwae": iwae(jax.lax.stop_gradient(before))}
+
+    def init() -> Extra:
+        if temperatures == 1:
+            return Extra()
+        step = jnp.full(temperatures - 1, jnp.log(FIRST_STEP), jnp.float32)
+        return Extra(Moves(step, jax.scipy.special.logit(jnp.float32(FIRST_KEPT))))
+
+    return Objective(terms, init)
+
+
+def leapfrog_chain(
+    log_q: Callable[[Flat], Scalar],
+    log_joint: Callable[[Flat], Scalar],
+    z: Flat,
+    key: PRNGKey,
+    betas: Float[Array, " moves"],
+    moves: Moves,
+    n_leapfrog: int,
+) -> tuple[Flat, Scalar]:
+    """Where a chain that starts at z ends, and the log ratio of its momenta's densities.
+
+    The backward pass computes the moves of a temperature again: memory holds one of them.
+    """
+    kept = jax.nn.sigmoid(moves.kept_logit)
+    noise = jax.random.normal(key, (betas.size + 1, z.size))
+
+    def at_temperature(carry: tuple, step: tuple) -> tuple[tuple, None]:
+        z, v, ratio = carry
+        beta, log_step_size, fresh = step
+
+        def force(z: Flat) -> Flat:
+            return jax.grad(lambda z: (1 - beta) * log_q(z) + beta * log_joint(z))(z)
+
+        z, pushed = leapfrog(force, z, v, jnp.exp(log_step_size), n_leapfrog)
+        ratio += _log_momentum(pushed) - _log_momentum(v)
+        return (z, kept * pushed + jnp.sqrt(1 - kept**2) * fresh, ratio), None
+
+    start = (z, noise[0], jnp.float32(0))
+    steps = (betas, moves.log_step_size, noise[1:])
+    (z, _, ratio), _ = jax.lax.scan(jax.checkpoint(at_temperature), start, steps)
+    return z, ratio
+
+
+_MOMENTA = 2**32 - 1  # what the key of all momenta is folded with: no particle has this index
+
+
+def leapfrog(
+    force: Callable[[Flat], Flat], z: Flat, v: Flat, step_size: Scalar, steps: int
+) -> tuple[Flat, Flat]:
+    """Leapfrog steps, which keep volumes and can be taken backwards."""
+    v = v + step_size / 2 * force(z)
+    for i in range(steps):
+        z = z + step_size * v
+        v = v + (step_size if i < steps - 1 else step_size / 2) * force(z)
+    return z, v
+
+
+def _log_momentum(v: Flat) -> Scalar:
+    return dist.Normal().log_prob(v).sum()

@@ -1,0 +1,98 @@
+"""Changes of the weights that keep latents in use early in training: KL warm-up, free bits.
+
+With log w = log p(x|z) + sum_j (log p(z_j) - log q(z_j)) over latent units j, the weights that are
+climbed are
+
+    log p(x|z) - weight sum_j max(log q(z_j) - log p(z_j), free bits)
+
+where `max` is taken on the mean over the example's particles, and the weight rises from 0 to 1.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PyTree
+
+from iwae._types import Example, Latents, LogWeights, Scalar, UserError
+from iwae.model import VAE, AbstractLatentModel, LayeredPosterior, Posterior
+from iwae.particles import Info
+
+Terms = Any
+"""(log p(x, z), log q(z|x)) of particles, each whole or in parts."""
+
+
+def plain_terms(
+    model: AbstractLatentModel, q: Posterior, x: Example, to_joint: Latents, to_q: Latents
+) -> tuple[Scalar, Scalar]:
+    """log p(x, z) and log q(z|x); z is given twice, because gradients may differ."""
+    return model.log_joint(x, to_joint), q.log_prob(to_q)
+
+
+@dataclass(frozen=True)
+class Penalty:
+    """How much the divergence of q from the prior costs.
+
+    Attributes:
+        warmup_steps: steps over which its weight rises linearly from 0 to 1 (Sonderby et al.
+            2016); 0: it is 1 from the start.
+        free_bits: nats of each latent unit that cost no more than this, nor less (Kingma et al.
+            2016, appendix C.8).
+    """
+
+    warmup_steps: int = 0
+    free_bits: float = 0.0
+
+    def init(self) -> PyTree:
+        """Steps taken."""
+        return {"kl_steps": jnp.int32(0)}
+
+    def tune(self, tuned: PyTree, info: Info) -> PyTree:  # noqa: ARG002
+        """One step more."""
+        return {"kl_steps": tuned["kl_steps"] + 1}
+
+    def weight(self, tuned: PyTree) -> Scalar:
+        """Of the divergence, in the step to come."""
+        if self.warmup_steps == 0:
+            return jnp.float32(1)
+        return jnp.minimum(1.0, tuned["kl_steps"].astype(jnp.float32) / self.warmup_steps)
+
+    def terms(
+        self,
+        model: AbstractLatentModel,
+        q: Posterior,
+        x: Example,
+        to_joint: Latents,
+        to_q: Latents,
+    ) -> Terms:
+        """(log p(x|z), log p of every unit), log q of every unit; of one particle."""
+        if not isinstance(model, VAE) or not isinstance(q, LayeredPosterior):
+            raise UserError("KL warm-up and free bits need a VAE: other models have no layers")
+        log_likelihood = model.decode(to_joint).log_prob(x)
+        return (log_likelihood, model.unit_log_priors(to_joint)), q.unit_log_probs(to_q)
+
+    def combine(self, parts: Terms, tuned: PyTree) -> tuple[LogWeights, LogWeights]:
+        """log p and log q of the particles, changed; their difference is what is climbed."""
+        (log_likelihood, log_priors), log_qs = parts
+        weight, log_p, log_q = self.weight(tuned), log_likelihood, jnp.zeros_like(log_likelihood)
+        for prior, q in zip(log_priors, log_qs, strict=True):
+            ratio = jax.lax.stop_gradient(jnp.mean(q - prior, axis=0))
+            costs = (ratio > self.free_bits) if self.free_bits > 0 else jnp.ones_like(ratio, bool)
+            free = self.free_bits * jnp.sum(~costs).astype(jnp.float32)
+            log_p = log_p + weight * (jnp.sum(jnp.where(costs[None], prior, 0.0), axis=1) - free)
+            log_q = log_q + weight * jnp.sum(jnp.where(costs[None], q, 0.0), axis=1)
+        return log_p, log_q
+
+    def plain(self, parts: Terms) -> tuple[LogWeights, LogWeights]:
+        """log p(x, z) and log q(z|x) of the particles."""
+        (log_likelihood, log_priors), log_qs = parts
+        return log_likelihood + _total(log_priors), _total(log_qs)
+
+    def of_divergence(self, units: Float[Array, " d"], tuned: PyTree) -> Scalar:
+        """What a divergence that is known for each unit costs, nats."""
+        return self.weight(tuned) * jnp.sum(jnp.maximum(units, self.free_bits))
+
+
+def _total(layers: tuple[Float[Array, "k _"], ...]) -> LogWeights:
+    return sum(jnp.sum(layer, axis=1) for layer in layers)

@@ -1,0 +1,115 @@
+"""Reweighted wake-sleep: decoder and encoder learn from log densities at particles held fixed."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+
+from iwae._types import Example, LogWeights, PRNGKey, Scalar
+from iwae.model import AbstractLatentModel
+from iwae.objectives.bounds import Coefficients, Estimator, Extra, Objective, bound, frozen
+from iwae.objectives.penalties import Penalty
+from iwae.objectives.reductions import Reduction, iwae
+from iwae.particles import Info, Particles, log_mean_exp
+
+Phase = Literal["wake", "sleep", "both"]
+
+
+def _wake_theta(_: Reduction, log_w: LogWeights) -> Coefficients:
+    weights, zeros = jax.nn.softmax(log_w), jnp.zeros_like(log_w)
+    return Coefficients(weights, zeros, zeros)
+
+
+def _wake_theta_phi(_: Reduction, log_w: LogWeights) -> Coefficients:
+    weights = jax.nn.softmax(log_w)
+    return Coefficients(weights, jnp.zeros_like(log_w), -weights)
+
+
+WAKE = Estimator(_wake_theta_phi, path=False)
+"""sum_i w_i grad log p(x, z_i) and sum_i w_i grad log q(z_i|x), w normalised, z held fixed.
+
+Wake-theta and wake-phi of reweighted wake-sleep (Bornschein & Bengio 2015, eqs. 4 and 8).
+"""
+
+WAKE_DECODER = Estimator(_wake_theta, path=False, score=False)
+"""Wake-theta alone."""
+
+
+def wake(sampler: Callable, *, k: int) -> Objective:
+    """sum_i w_i grad log p(x, z_i) on k particles of any sampler; the encoder learns nothing.
+
+    The gradient of log p(x) in the decoder's parameters, estimated by self-normalised weights
+    (Ding & Freedman 2019, eq. 7). No gradient flows through the particles or their weights. The
+    value is log mean w, a bound.
+    """
+
+    def terms(
+        model: AbstractLatentModel, x: Example, key: PRNGKey, _: Extra
+    ) -> tuple[Scalar, Info]:
+        (z, log_w), info = jax.lax.stop_gradient(sampler(frozen(model), x, key, k))
+        return climb_joint(model, x, Particles(z, log_w)), {"iwae": log_mean_exp(log_w), **info}
+
+    return Objective(terms)
+
+
+def climb_joint(model: AbstractLatentModel, x: Example, particles: Particles) -> Scalar:
+    """log mean w, with the gradient sum_i w_i grad log p(x, z_i) in the decoder's parameters."""
+    log_p = jax.vmap(partial(model.log_joint, x))(particles.z)
+    climbed = jnp.sum(jax.nn.softmax(particles.log_w) * log_p)
+    return log_mean_exp(particles.log_w) + climbed - jax.lax.stop_gradient(climbed)
+
+
+def rws(
+    *,
+    k: int,
+    estimator: Estimator = WAKE,
+    phase: Phase = "wake",
+    penalty: Penalty | None = None,
+    chunk: int | None = None,
+) -> Objective:
+    """Reweighted wake-sleep (Bornschein & Bengio 2015; Le et al. 2019). The value is IWAE-k.
+
+    Args:
+        k: particles of the wake phase.
+        estimator: of wake-theta and wake-phi.
+        phase: what q learns from: "wake" for the particles of the data, "sleep" for a draw of
+            the model itself, "both" for the mean of the two.
+        penalty, chunk: as in `bound`.
+    """
+    awake = bound(iwae, k=k, estimator=_of_phase(estimator, phase), penalty=penalty, chunk=chunk)
+    if phase == "wake":
+        return awake
+    share = 1.0 if phase == "sleep" else 0.5
+
+    def terms(
+        model: AbstractLatentModel, x: Example, key: PRNGKey, extra: Extra
+    ) -> tuple[Scalar, Info]:
+        wake_key, sleep_key = jax.random.split(key)
+        value, info = awake.terms(model, x, wake_key, extra)
+        log_q = asleep(model, sleep_key)
+        return value + share * (log_q - jax.lax.stop_gradient(log_q)), info
+
+    return Objective(terms, awake.init, awake.tune)
+
+
+def _of_phase(estimator: Estimator, phase: Phase) -> Estimator:
+    """The estimator with q's share of what it learns awake."""
+    if phase == "wake":
+        return estimator
+    if phase == "sleep":
+        return WAKE_DECODER
+
+    def halved(reduction: Reduction, log_w: LogWeights) -> Coefficients:
+        assert estimator.coefficients is not None  # noqa: S101 - wake-sleep has a table
+        decoder, path, score = estimator.coefficients(reduction, log_w)
+        return Coefficients(decoder, path / 2, score / 2)
+
+    return estimator._replace(coefficients=halved)
+
+
+def asleep(model: AbstractLatentModel, key: PRNGKey) -> Scalar:
+    """log q(z|x) of a draw (z, x) ~ p, nats; its gradient in q's parameters is sleep-phi."""
+    z, x = jax.lax.stop_gradient(frozen(model).sample(key))
+    return model.posterior(x).log_prob(z)

@@ -1,0 +1,443 @@
+"""Methods by name: which are the same, what each adds, and what does not go together."""
+
+import re
+from functools import partial
+from itertools import pairwise
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy.special import logsumexp
+
+import small
+from iwae import runs
+from iwae._types import UserError
+from iwae.declaration import DEFAULTS, GRADIENTS, OBJECTIVES, Declaration, check
+from iwae.jobs import make_job
+from iwae.methods import compose, objective
+from iwae.model import VAE
+from iwae.objectives import (
+    Extra,
+    Penalty,
+    bound,
+    ciwae,
+    differentiable,
+    elbo,
+    iwae,
+    miwae,
+    renyi,
+    tvo,
+    tvo_schedule,
+    vr_max,
+)
+from iwae.objectives.annealed import LARGEST_STEP, LEAST_STEP, adapt
+from iwae.objectives.reductions import expected_log_w, moment_betas
+from iwae.particles import importance_particles
+from iwae.runs import resume_run, start_run
+from iwae.testing import LinearGaussian
+from iwae.training import adam, loop
+from reference import assert_mean
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+SIZES = range(1, 7)
+X = jnp.float32([2.0, -0.5, 0.3])
+
+
+def weights(m, k=1, seed=0):
+    return jnp.float32(np.random.default_rng(seed).normal(size=m * k) * 4)
+
+
+def same(one, other, log_w):
+    """The same value and the same gradient in every weight."""
+    a, b = (jax.value_and_grad(f)(log_w) for f in (one, other))
+    assert float(a[0]) == pytest.approx(float(b[0]), rel=1e-5, abs=1e-5)
+    assert np.asarray(a[1]) == pytest.approx(np.asarray(b[1]), abs=1e-5)
+
+
+# Identities of bounds
+
+
+@pytest.mark.parametrize("k", SIZES)
+def test_bounds_that_are_special_cases_of_others(k):
+    log_w = weights(k)
+    same(partial(miwae, m=1), iwae, log_w)
+    same(partial(miwae, m=k), elbo, log_w)
+    same(partial(ciwae, beta=1.0), elbo, log_w)
+    same(partial(ciwae, beta=0.0), iwae, log_w)
+    same(partial(renyi, alpha=0.0), iwae, log_w)
+    same(partial(renyi, alpha=1.0), elbo, log_w)
+    same(partial(tvo, betas=(0.0, 1.0)), elbo, log_w)
+    for schedule in ("linear", "log", "moments"):
+        same(partial(tvo, betas=tvo_schedule(schedule, 2)), elbo, log_w)
+    near_one = partial(renyi, alpha=1 - 1e-3)
+    assert near_one(log_w) == pytest.approx(float(elbo(log_w)), abs=0.05)
+    assert renyi(log_w, alpha=-1e3) == pytest.approx(float(vr_max(log_w)), abs=0.05)
+
+
+@pytest.mark.parametrize("m", SIZES)
+@pytest.mark.parametrize("k", SIZES)
+def test_miwae_is_the_mean_of_m_bounds_of_k(m, k):
+    log_w = weights(m, k)
+    groups = np.float64(log_w).reshape(m, k)
+    expected = np.mean(logsumexp(groups, axis=1) - np.log(k))
+    assert miwae(log_w, m=m) == pytest.approx(expected, rel=1e-5)
+
+
+def test_with_one_particle_all_sampled_bounds_are_the_log_weight():
+    log_w = weights(1)
+    bounds = (
+        *(elbo, iwae, vr_max, partial(miwae, m=1), partial(ciwae, beta=0.3)),
+        *(partial(renyi, alpha=0.3), partial(tvo, betas=(0.0, 0.2, 1.0))),
+    )
+    for one in bounds:
+        same(one, lambda w: w[0], log_w)
+
+
+def test_bounds_are_ordered():
+    log_w = weights(6)
+    middle = [renyi(log_w, alpha=a) for a in (0.9, 0.5, 0.1)]
+    chain = [elbo(log_w), *middle, iwae(log_w), vr_max(log_w)]
+    assert all(a < b for a, b in pairwise(chain))
+    left, right = (tvo(log_w, betas=tvo_schedule("linear", 9), upper=u) for u in (False, True))
+    assert elbo(log_w) < left < iwae(log_w) < right
+
+
+def test_the_sums_of_the_tvo_close_in_on_the_bound_that_they_integrate_to():
+    log_w = weights(6)
+    gaps = []
+    for temperatures in (5, 50, 500):
+        betas = tvo_schedule("linear", temperatures)
+        left, right = (float(tvo(log_w, betas=betas, upper=u)) for u in (False, True))
+        assert left < iwae(log_w) < right
+        gaps.append(right - left)
+    assert gaps[1] == pytest.approx(gaps[0] / 12, rel=0.1)  # widths are in the ratio 49 : 4
+    assert gaps[2] < 0.05
+
+
+def test_moments_are_equally_spaced():
+    log_w = weights(6)
+    betas = moment_betas(log_w, 5)
+    moments = np.float64(expected_log_w(log_w, betas))
+    assert np.diff(moments) == pytest.approx(np.full(4, (moments[-1] - moments[0]) / 4), rel=1e-3)
+    assert (betas[0], betas[-1]) == (0, 1)
+
+
+def test_a_weight_of_zero_is_harmless_where_it_may_be():
+    log_w = jnp.float32([0.0, -jnp.inf, 1.0])
+    for one in (iwae, vr_max, partial(renyi, alpha=0.4)):
+        value, slope = jax.value_and_grad(one)(log_w)
+        assert np.isfinite(value)
+        assert np.isfinite(slope).all()
+    assert tvo(log_w, betas=(0.0, 0.5, 1.0)) == -jnp.inf  # the ELBO is a part of it
+
+
+# Identities of whole methods
+
+
+def deep():
+    return VAE(4, (3, 2), ((5,), (4,)), key=jax.random.key(1))
+
+
+BITS = jnp.float32([1, 0, 1, 1])
+
+
+def climbed(made, model=None, seed=3):
+    """The value, and the gradient."""
+    key = jax.random.key(seed)
+    return eqx.filter_jit(eqx.filter_value_and_grad(made))(model or deep(), BITS, key)
+
+
+def assert_same(one, other):
+    a, b = climbed(one), climbed(other)
+    assert float(a[0]) == pytest.approx(float(b[0]), rel=1e-5)
+    for x, y in zip(jax.tree.leaves(a[1]), jax.tree.leaves(b[1]), strict=True):
+        assert np.asarray(x) == pytest.approx(np.asarray(y), abs=2e-4, rel=1e-4)
+
+
+SAME = {
+    "miwae of one group": (("miwae", 3, {"m": 1}), ("iwae", 3, {})),
+    "miwae of groups of one": (("miwae", 1, {"m": 4}), ("elbo", 4, {})),
+    "piwae of one group": (("piwae", 3, {"m": 1}), ("iwae", 3, {})),
+    "ciwae of the elbo": (("ciwae", 3, {"beta": 1.0}), ("elbo", 3, {})),
+    "ciwae of the iwae": (("ciwae", 3, {"beta": 0.0}), ("iwae", 3, {})),
+    "vr-iwae of alpha 0": (("vr-iwae", 3, {"alpha": 0.0}), ("iwae", 3, {})),
+    "vr-iwae of alpha 1": (("vr-iwae", 3, {"alpha": 1.0}), ("elbo", 3, {})),
+    "tvo of one term": (("tvo", 3, {"temperatures": 2}), ("elbo", 3, {})),
+    "dais without a move": (("dais", 3, {"temperatures": 1}), ("iwae", 3, {})),
+    "dais of one chain without a move": (("dais", 1, {"temperatures": 1}), ("elbo", 1, {})),
+    "dreg and stl of one particle": (
+        ("iwae", 1, {"gradient": "dreg"}),
+        ("iwae", 1, {"gradient": "stl"}),
+    ),
+    "dreg-alpha of nothing": (
+        ("iwae", 3, {"gradient": "dreg-alpha", "alpha": 0.0}),
+        ("iwae", 3, {"gradient": "dreg"}),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SAME)
+def test_methods_that_are_the_same(name):
+    one, other = (objective(n, k, **options) for n, k, options in SAME[name])
+    assert_same(one, other)
+
+
+def test_no_free_bits_and_no_warm_up_is_no_penalty():
+    assert_same(bound(iwae, k=3, penalty=Penalty()), bound(iwae, k=3))
+
+
+def test_elbo_analytic_of_aiwae_is_for_one_layer():
+    one_layer = compose(Declaration("aiwae", 2), layers=1)
+    model = VAE(4, (2,), ((3,),), key=jax.random.key(0))
+    analytic, sampled = (
+        climbed(made, model)[1].encoder
+        for made in (one_layer, objective("aiwae", 2, encoder_objective="elbo"))
+    )
+    explicit = climbed(objective("aiwae", 2, encoder_objective="elbo-analytic"), model)[1].encoder
+    assert eqx.tree_equal(analytic, explicit)
+    assert not eqx.tree_equal(analytic, sampled)
+
+
+# IWAE-k beside the bound
+
+
+@pytest.mark.parametrize(
+    "name", ["elbo", "vr-iwae", "tvo", "rws", "aiwae", "dais", "elbo-analytic"]
+)
+def test_iwae_of_the_same_particles_is_shown_beside_the_bound(name):
+    options = {"alpha": 0.5} if name == "vr-iwae" else {}
+    made, model = objective(name, 400, **options), VAE(4, (2,), ((3,),), key=jax.random.key(0))
+    key = jax.random.key(0)
+    _, info = eqx.filter_jit(made.terms)(model, BITS, key, made.init())
+    expected = climbed(objective("iwae", 400), model)[0]
+    assert info["iwae"] == pytest.approx(float(expected), abs=0.2)  # draws may be others
+    assert "iwae" in made.shown
+
+
+# Annealing
+
+
+def test_the_weights_of_dais_have_the_evidence_for_their_mean():
+    model = LinearGaussian.random(q_shift=0.5, q_scale=1.3)
+    made = differentiable.dais(k=1, temperatures=4, n_leapfrog=2)
+    moved = made.init()._replace(
+        learned=made.init().learned._replace(log_step_size=jnp.log(jnp.float32([0.2, 0.1, 0.3])))
+    )
+    keys = jax.random.split(jax.random.key(0), 40_000)
+    log_w = jax.jit(jax.vmap(lambda key: made.terms(model, X, key, moved)[0]))(keys)
+    ratios = np.exp(np.float64(log_w) - float(model.log_evidence(X)))
+    assert_mean(ratios, 1.0, error_at_most=0.02)
+    without = jax.jit(jax.vmap(lambda key: objective("elbo", 1)(model, X, key)))(
+        jax.random.clone(keys)
+    )
+    gain = np.float64(log_w) - np.float64(without)
+    assert gain.mean() > 0  # moving helps
+
+
+def test_dais_learns_its_step_sizes_and_its_momentum():
+    model, made = LinearGaussian.random(q_shift=0.5), objective("dais", 2, temperatures=4)
+
+    def value(learned, key):
+        return made.terms(model, X, key, Extra(learned))[0]
+
+    slope = jax.jit(jax.grad(value))(made.init().learned, jax.random.key(0))
+    assert (np.abs(slope.log_step_size) > 1e-6).all()
+    assert abs(slope.kept_logit) > 1e-6
+
+
+def test_steps_grow_where_they_are_accepted_and_stay_within_bounds():
+    sizes = adapt(jnp.float32([0.1, 0.1, LARGEST_STEP, LEAST_STEP]), jnp.float32([0.6, 0.5, 1, 0]))
+    assert np.asarray(sizes) == pytest.approx([0.1002, 0.0998, LARGEST_STEP, LEAST_STEP])
+
+
+def test_memory_does_not_grow_with_the_temperatures_of_aiwae():
+    model = VAE(16, (4,), ((20,),), key=jax.random.key(0))
+    arrays, static = eqx.partition(model, eqx.is_array)
+
+    def memory(temperatures):
+        made = objective("aiwae", 4, temperatures=temperatures)
+
+        def loss(arrays, x, key):
+            return made(eqx.combine(arrays, static), x, key)
+
+        lowered = jax.jit(jax.grad(loss)).lower(arrays, jnp.ones(16), jax.random.key(0))
+        return lowered.compile().memory_analysis().temp_size_in_bytes
+
+    assert memory(100) < 1.1 * memory(5) + 95 * 4 * 20  # a few numbers for each temperature
+
+
+# Penalties
+
+
+def test_a_warm_up_takes_the_divergence_in_by_and_by():
+    model, key = VAE(4, (2,), ((3,),), key=jax.random.key(0)), jax.random.key(0)
+    made = objective("elbo", 5, kl_warmup_steps=10)
+    (z,), _ = eqx.filter_jit(importance_particles)(model, BITS, key, 5)[0]
+    reconstruction = np.mean([float(model.decode((h,)).log_prob(BITS)) for h in z])
+    plain, extra, values = (
+        float(objective("elbo", 5)(model, BITS, jax.random.clone(key))),
+        made.init(),
+        [],
+    )
+    for _ in range(12):
+        value, info = eqx.filter_jit(made.terms)(model, BITS, jax.random.clone(key), extra)
+        values.append(float(value))
+        extra = extra._replace(tuned=made.tune(extra.tuned, info))
+    weight = np.minimum(np.arange(12) / 10, 1)
+    assert values == pytest.approx(reconstruction + weight * (plain - reconstruction), rel=1e-4)
+    assert info["iwae"] == pytest.approx(
+        float(objective("iwae", 5)(model, BITS, jax.random.clone(key))), rel=1e-5
+    )
+
+
+@pytest.mark.parametrize("name", ["elbo-analytic", "elbo"])
+def test_free_bits_cost_as_much_as_they_say_and_teach_nothing(name):
+    model, bits = VAE(4, (3,), ((3,),), key=jax.random.key(0)), 0.2
+    model = eqx.tree_at(lambda m: m.encoder[0].loc.bias, model, jnp.float32([0.0, 2.0, -1.5]))
+    model = jax.tree.map(lambda leaf: 0.3 * leaf if leaf.ndim == 2 else leaf, model)
+    k = 1 if name == "elbo-analytic" else 4000
+    q = model.posterior(BITS).first.base_dist
+    mean, sd = np.float64(q.loc), np.float64(q.scale)
+    units = (mean**2 + sd**2 - 1) / 2 - np.log(sd)
+    assert (units < bits).any()
+    assert (units > 2 * bits).any()
+    free, plain = (objective(name, k, free_bits=b, chunk=k) for b in (bits, 0.0))
+    (a, slope), (b, _) = climbed(free, model), climbed(plain, model)
+    assert float(b - a) == pytest.approx((bits - units[units < bits]).sum(), abs=0.02)
+    below = np.flatnonzero(units < bits)
+    decoder_only = climbed(objective(name, k, free_bits=1e6, chunk=k), model)[
+        1
+    ]  # no divergence is left
+    ours = np.asarray(slope.encoder[0].loc.bias)[below]
+    assert ours == pytest.approx(np.asarray(decoder_only.encoder[0].loc.bias)[below], abs=1e-4)
+
+
+def test_penalties_need_to_know_the_layers():
+    for options in ({"free_bits": 0.1}, {"kl_warmup_steps": 3}):
+        with pytest.raises(UserError, match="need a VAE"):
+            objective("iwae", 2, **options)(LinearGaussian.random(), X, jax.random.key(0))
+
+
+# What does not go together
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"objective": "iwea"}, "did you mean iwae"),
+        ({"objective": "iwae", "gradient": "drag"}, "no gradient 'drag'; did you mean dreg"),
+        ({"objective": "rws", "gradient": "dreg"}, "does not go with rws: it needs a smooth bound"),
+        ({"objective": "elbo", "gradient": "dreg"}, "elbo with reparam, stl"),
+        ({"objective": "iwae", "gradient": "rws-dreg"}, "only wake-sleep climbs"),
+        ({"objective": "iwae", "m": 3}, "m does not go with iwae; it goes with miwae, piwae"),
+        ({"objective": "miwae"}, "miwae needs m: give it, e.g. m = 8"),
+        ({"objective": "ciwae"}, "ciwae needs beta"),
+        ({"objective": "vr-iwae"}, "vr-iwae needs alpha"),
+        ({"objective": "iwae", "gradient": "dreg-alpha"}, "needs alpha"),
+        ({"objective": "iwae", "alpha": 0.1}, "vr-iwae, the gradient dreg-alpha"),
+        ({"objective": "vr-iwae", "alpha": 1.5}, "alpha is 1.5; it lies between 0 and 1"),
+        ({"objective": "ciwae", "beta": -0.1}, "beta is -0.1; it lies between 0 and 1"),
+        ({"objective": "aiwae", "temperatures": 1}, "aiwae has at least 2"),
+        ({"objective": "aiwae", "chunk": 5}, "chunk does not go with aiwae"),
+        ({"objective": "dais", "free_bits": 0.1}, "do not go with dais"),
+        ({"objective": "iwae", "gradient": "gdreg", "free_bits": 0.1}, "use dreg"),
+        ({"objective": "iwae", "free_bits": float("nan")}, "free_bits is nan"),
+        ({"objective": "iwae", "k": 0}, "k is 0"),
+    ],
+)
+def test_what_does_not_go_together_is_refused_with_the_reason(fields, words):
+    with pytest.raises(UserError, match=re.escape(words)):
+        check(Declaration(**fields))
+
+
+def test_closed_forms_are_for_one_layer():
+    for declaration in (
+        Declaration("elbo-analytic"),
+        Declaration("aiwae", encoder_objective="elbo-analytic"),
+    ):
+        check(declaration, layers=1)
+        with pytest.raises(UserError, match="closed form for one stochastic layer only"):
+            check(declaration, layers=2)
+
+
+def test_every_gradient_is_described_and_has_an_objective():
+    used = {gradient for entry in OBJECTIVES.values() for gradient in entry.gradients}
+    assert used == GRADIENTS.keys()
+    assert DEFAULTS.keys() <= OBJECTIVES.keys()
+
+
+# Planted faults
+
+
+@pytest.mark.parametrize("m", [2, 3])
+def test_swapped_axes_of_groups_would_be_seen(monkeypatch, m):
+    monkeypatch.setitem(globals(), "miwae", lambda log_w, *, m: miwae_of(log_w, m=log_w.size // m))
+    with pytest.raises(AssertionError):
+        test_miwae_is_the_mean_of_m_bounds_of_k(5 - m, m)
+
+
+miwae_of = miwae
+
+
+def test_dais_without_the_densities_of_its_momenta_would_be_seen(monkeypatch):
+    monkeypatch.setattr(differentiable, "_log_momentum", lambda v: 0.0 * v.sum())
+    with pytest.raises(AssertionError):
+        test_the_weights_of_dais_have_the_evidence_for_their_mean()
+
+
+# Trained
+
+
+TRAINED = {
+    "aiwae": {"objective": "aiwae", "k": 2, "temperatures": 3, "leapfrog": 2},
+    "ciwae": {"objective": "ciwae", "k": 3, "beta": "learned", "gradient": "dreg"},
+    "dais": {"objective": "dais", "k": 2, "temperatures": 3},
+    "warm-up": {"objective": "miwae", "k": 2, "m": 3, "kl_warmup": 2, "free_bits": 0.1},
+}
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_what_is_learned_and_tuned_is_part_of_the_run(name, tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "DISPATCH_SECONDS", 0.05)
+    options = {**TRAINED[name], "epochs": 2, "replicates": 2, "schedule": "constant"}
+    options["learning_rate"] = 0.02
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    small.train_in(whole, **options)
+    reports = start_run(small.config(**options), cut)
+    monkeypatch.setattr(runs, "CHECKPOINT_SECONDS", -1.0)
+    while next(reports).step < 40:
+        pass
+    reports.close()
+    list(resume_run(cut))
+    a, b = small.newest(whole)[:2], small.newest(cut)[:2]
+    a, b = ((state._replace(key=jax.random.key_data(state.key)), best) for state, best in (a, b))
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        np.testing.assert_array_equal(x, y)
+    extra, start = a[0].extra, make_job(small.config(**options)).settings.objective.init()
+    pairs = list(zip(jax.tree.leaves(extra), jax.tree.leaves(start), strict=True))
+    assert pairs
+    assert not any(np.array_equal(after[0], before) for after, before in pairs)
+    rows = runs.read_metrics(whole)
+    assert all(row["train_iwae"] != row["train_bound"] for row in rows)
+    assert rows[-1]["train_iwae"][0] > rows[0]["train_iwae"][0]
+    if name == "ciwae":
+        assert all(0 < beta < 0.5 for beta in rows[-1]["train_beta"])  # towards IWAE
+    if name == "aiwae":
+        sizes = np.asarray(jax.tree.leaves(extra)[0])
+        assert sizes.shape == (2, 2)
+        assert ((sizes > LEAST_STEP) & (sizes < LARGEST_STEP)).all()
+
+
+def test_one_adam_of_both_halves_is_one_for_each():
+    rng = np.random.default_rng(0)
+    params = {"decoder": jnp.zeros(3), "encoder": jnp.zeros(2)}
+    both, apart = adam().init(params), {name: adam().init(p) for name, p in params.items()}
+    for _ in range(3):
+        grads = {name: jnp.float32(rng.normal(size=p.shape)) for name, p in params.items()}
+        ours, both = adam().update(grads, both)
+        for name, grad in grads.items():
+            its, apart[name] = adam().update(grad, apart[name])
+            assert np.asarray(ours[name]) == pytest.approx(np.asarray(its), rel=1e-6)
