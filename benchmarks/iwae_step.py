@@ -1,6 +1,7 @@
 """The step of the trainer, through the same functions that `iwae train` and `iwae evaluate` call.
 
 python benchmarks/iwae_step.py --k 5 --replicates 8             # prints one JSON object
+python benchmarks/iwae_step.py --declare '{"objective": "miwae", "m": 2, "k": 5}'
 python benchmarks/iwae_step.py --k 5000 --evaluate
 
 JAX_NUM_CPU_DEVICES should be the number of cores, as `iwae` on the command line sets it.
@@ -8,13 +9,15 @@ JAX_NUM_CPU_DEVICES should be the number of cores, as `iwae` on the command line
 
 import argparse
 import json
+import resource
 from importlib.metadata import version
 
 import jax
 import numpy as np
 
+from iwae.declaration import Declaration
 from iwae.evaluate import log_likelihoods
-from iwae.methods import objective
+from iwae.methods import compose
 from iwae.model import VAE
 from iwae.training import (
     Plan,
@@ -37,15 +40,15 @@ def random_images() -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (IMAGES, PIXELS), np.uint8)
 
 
-def time_steps(k: int, replicates: int, seconds: float) -> list[Block]:
+def time_steps(declared: dict, replicates: int, seconds: float, batch: int) -> list[Block]:
     """Milliseconds per step and replicate, one block for each dispatch of the training loop.
 
     The loop chooses how long a dispatch is; the short ones with which it begins are left out.
     """
     models = [VAE(PIXELS, key=jax.random.key(seed)) for seed in range(replicates)]
-    settings = Settings(objective("iwae", k), adam(), BATCH, "dynamic")
+    settings = Settings(compose(Declaration(**declared), 1), adam(), batch, "dynamic")
     state = init_state(models, jax.random.split(jax.random.key(replicates), replicates), settings)
-    schedule, plan = staged([1e-3], [EPOCHS], IMAGES // BATCH), Plan(EPOCHS)
+    schedule, plan = staged([1e-3], [EPOCHS], IMAGES // batch), Plan(EPOCHS)
     run = training(state, init_best(state), random_images(), schedule, models[0], settings, plan)
     blocks, watch, lasted = [], Stopwatch(), 0.0
     for number, (_, _, report) in enumerate(run):
@@ -75,6 +78,8 @@ def main() -> None:
     """Measure one thing in this process and print it as JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--k", type=int, default=5, help="samples per example")
+    parser.add_argument("--declare", type=json.loads, default={}, help="JSON of a declaration")
+    parser.add_argument("--batch", type=int, default=BATCH, help="examples a step")
     parser.add_argument("--replicates", type=int, default=1, help="models trained at once")
     parser.add_argument("--evaluate", action="store_true", help="time L_k instead of the step")
     parser.add_argument("--seconds", type=float, default=3.0)
@@ -82,10 +87,13 @@ def main() -> None:
     if args.evaluate:
         blocks = time_evaluation(args.k, args.seconds)
     else:
-        blocks = time_steps(args.k, args.replicates, args.seconds)
-    print(
-        json.dumps({"blocks": blocks, "version": f"iwae {version('iwae')}, jax {jax.__version__}"})
-    )
+        declared = {"objective": "iwae", "k": args.k, **args.declare}
+        blocks = time_steps(declared, args.replicates, args.seconds, args.batch)
+    about = {
+        "version": f"iwae {version('iwae')}, jax {jax.__version__}",
+        "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+    }
+    print(json.dumps({"blocks": blocks, **about}))
 
 
 if __name__ == "__main__":

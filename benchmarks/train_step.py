@@ -46,6 +46,7 @@ class Measured(NamedTuple):
 
     blocks: list[Block]
     version: str
+    peak_mib: float | None = None
 
 
 def step_flops(k: int, batch: int = 20) -> int:
@@ -91,7 +92,8 @@ def measure(contestant: Contestant, seconds: float) -> Measured | None:
         print(f"{contestant.name} failed: {reason}", file=sys.stderr)
         return None
     answer = json.loads(done.stdout.splitlines()[-1])
-    return Measured([Block(*block) for block in answer["blocks"]], answer["version"])
+    blocks = [Block(*block) for block in answer["blocks"]]
+    return Measured(blocks, answer["version"], answer.get("peak_mib"))
 
 
 def use_cores(n: int) -> None:
@@ -114,8 +116,8 @@ def run_rounds(
             if measured is None:
                 running.remove(contestant)
                 continue
-            before = gathered.get(contestant.name, Measured([], measured.version))
-            gathered[contestant.name] = Measured(before.blocks + measured.blocks, measured.version)
+            before = gathered.get(contestant.name, measured._replace(blocks=[]))
+            gathered[contestant.name] = measured._replace(blocks=before.blocks + measured.blocks)
     return {name: (summary(measured.blocks), measured) for name, measured in gathered.items()}
 
 

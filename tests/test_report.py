@@ -149,6 +149,46 @@ def test_estimates_are_of_the_examples_of_the_longest_annealing_run(tmp_path):
     assert row["k-hat too large"].startswith("50%")
 
 
+def test_objectives_are_compared_best_first(tmp_path):
+    """Means over seeds and examples, of the most samples and of annealing."""
+    for name, level in {"iwae": -2.0, "ciwae": -1.0}.items():
+        run = tmp_path / "objectives" / "digits" / name
+        config = {"objective": name, "k": 5, "epochs": 3, "replicates": 2, "free_bits": 0.1}
+        config |= {"beta": 0.5} if name == "ciwae" else {"gradient": "dreg"}
+        values = level + np.arange(4.0).reshape(1, 2, 1, 2) / 10
+        content = {
+            "method": "importance sampling",
+            "split": "test",
+            "weights": "final",
+            "pruned": False,
+            "n": 2,
+            "model_sha256": "a",
+            "config": config,
+            "k": 7,
+            "by_k": [{"k": 1}, {"k": 7}],
+            "active_units": [3.5],
+            "examples_sha256": "b",
+        }
+        run.joinpath("evaluations").mkdir(parents=True)
+        (run / "config.toml").touch()
+        (run / "evaluations" / "a.json").write_text(json.dumps(content))
+        both = np.broadcast_to(values[0, :, :, :], (2, 1, 2))
+        both = np.concatenate([both - 1, both], axis=1)
+        np.savez(run / "evaluations" / "a.npz", k=[1, 7], index=[0, 1], log_likelihood=both)
+    first, second = fill_blocks(
+        "<!-- results:objectives-digits -->\n<!-- /results:objectives-digits -->", tmp_path
+    ).splitlines()[3:5]
+    assert first.startswith("| ciwae | reparam | k 5, beta 0.5, free bits 0.1 | 3 | 2 | -0.85 ± ")
+    assert second.startswith(
+        "| iwae | dreg | k 5, free bits 0.1 | 3 | 2 | -1.85 ± 0.05 (sd 0.14) |"
+    )
+    assert second.endswith("| 3.5 |")
+    with pytest.raises(UserError, match=r"python experiments/objectives.py mnist"):
+        fill_blocks(
+            "<!-- results:objectives-mnist -->\n<!-- /results:objectives-mnist -->", tmp_path
+        )
+
+
 def test_no_record_is_an_error(tmp_path):
     with pytest.raises(UserError, match="no record"):
         likelihood_table(tmp_path)

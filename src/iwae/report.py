@@ -8,6 +8,7 @@ import json
 import re
 import sys
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import numpy as np
 
 from iwae._types import UserError, atomic_write
 from iwae.config import TrainConfig
+from iwae.declaration import OBJECTIVES
 from iwae.measure.importance import IMPORTANCE
 from iwae.measure.ordering import Known, known_bounds, models_of
 from iwae.measure.ordering import read_records as bounds_records
@@ -25,11 +27,11 @@ Row = dict[str, str]
 def read_records(results: Path) -> dict[str, dict[str, Any]]:
     """The likelihood record of the largest k of every run, by the run's folder."""
     records: dict[str, dict[str, Any]] = {}
-    for path in sorted(Path(results).rglob("evaluations/*.json")):
+    for path in sorted(Path(results).glob("*/evaluations/*.json")):
         record = json.loads(path.read_text())
         if record["method"] != IMPORTANCE:
             continue
-        name = str(path.parent.parent.relative_to(results))
+        name = path.parent.parent.name
         whole = record["split"] == "test" and not record["pruned"] and record["subset"] is None
         if whole and record["k"] >= records.get(name, {"k": 0})["k"]:
             if record["log_likelihood"] is None:
@@ -117,8 +119,8 @@ def estimates_table(results: Path) -> str:
     """
     rows = [
         row
-        for run in sorted(path.parent for path in Path(results).rglob("config.toml"))
-        if (row := estimates_row(run, str(run.relative_to(results)))) is not None
+        for run in sorted(path.parent for path in Path(results).glob("*/config.toml"))
+        if (row := estimates_row(run, run.name)) is not None
     ]
     if not rows:
         raise UserError(f"{results} holds no record of annealing: iwae evaluate --method ais")
@@ -190,6 +192,56 @@ def markdown(rows: Iterable[Row]) -> str:
     return "\n".join("| " + " | ".join(cells) + " |" for cells in lines) + "\n"
 
 
+def objectives_table(results: Path, table: str) -> str:
+    """Markdown: the lines of one table of `experiments/objectives.py`, the best first."""
+    folder = Path(results) / "objectives" / table
+    rows = [
+        row
+        for run in sorted(path.parent for path in folder.glob("*/config.toml"))
+        if (row := objective_row(run)) is not None
+    ]
+    if not rows:
+        raise UserError(f"{folder} holds no records: python experiments/objectives.py {table}")
+    return markdown(row for _, row in sorted(rows, key=lambda pair: -pair[0]))
+
+
+def objective_row(run: Path) -> tuple[float, Row] | None:
+    """The best bound known of a run, and its line; None if it was not measured."""
+    known = known_bounds(run, split="test", weights="final", pruned=False)
+    if not known:
+        return None
+    config = known[0].record["config"]
+    options = [
+        f"{name} {config[name]}"
+        for name in ("m", "k", "alpha", "beta", "temperatures", "leapfrog", "phase", "kl_warmup")
+        if config.get(name) not in (None, 0)
+    ]
+    if config.get("free_bits"):
+        options.append(f"free bits {config['free_bits']}")
+    row = {
+        "objective": config["objective"],
+        "gradient": config.get("gradient") or OBJECTIVES[config["objective"]].gradients[0],
+        "options": ", ".join(options),
+        "epochs": str(config["epochs"]),
+        "seeds": str(config["replicates"]),
+    }
+    for one in known:
+        if one.rank[0] > 0 or one is [b for b in known if b.rank[0] == 0][-1]:
+            row[f"{one.estimator}, nats"] = _mean_and_spread(one)
+    each = known[0].record
+    row["active units"] = "+".join(f"{count:.1f}" for count in each["active_units"])
+    return float(known[-1].values.mean()), row
+
+
+def _mean_and_spread(one: Known) -> str:
+    """Mean over examples and seeds, its standard error, and the deviation between seeds."""
+    over = one.values.mean(axis=0)
+    words = f"{over.mean():.2f} ± {over.std(ddof=1) / np.sqrt(over.size):.2f}"
+    if len(one.values) > 1:
+        words += f" (sd {one.values.mean(axis=1).std(ddof=1):.2f})"
+    return words
+
+
 def speed_table(results: Path) -> str:
     """Markdown: milliseconds per training step in the committed run of `benchmarks/train_step.py`.
 
@@ -216,6 +268,8 @@ def speed_table(results: Path) -> str:
 BLOCKS: dict[str, Callable[[Path], str]] = {
     "likelihoods": likelihood_table,
     "estimates": estimates_table,
+    "objectives-digits": partial(objectives_table, table="digits"),
+    "objectives-mnist": partial(objectives_table, table="mnist"),
     "speed": speed_table,
 }
 """What a marked block is filled with."""
