@@ -94,6 +94,8 @@ def test_with_one_sample_the_vae_and_the_iwae_are_one_cell():
         {"optimizer": "authors"},
         {"learning_rate": 1e-2},
         {"init_from": "other"},
+        {"gradient": "stl"},
+        {"kl_warmup": 10},
     ],
 )
 def test_another_experiment_has_no_published_number(change):

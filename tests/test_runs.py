@@ -118,7 +118,7 @@ def test_tensorboard_has_the_same_numbers():
             for value in event.summary.value:
                 found[event.step, value.tag] = value.simple_value
     for row in read_metrics(finished()):
-        for name in ("train_bound", "validation_bound", "reconstruction"):
+        for name in ("train_bound", "train_iwae", "validation_bound", "reconstruction"):
             assert found[row["step"], f"{name}/replicate_0"] == pytest.approx(row[name][0])
         assert found[row["step"], "kl/replicate_0/layer_1"] == pytest.approx(row["kl"][0][0])
         assert found[row["step"], "learning_rate"] == pytest.approx(row["learning_rate"])

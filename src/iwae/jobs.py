@@ -16,6 +16,7 @@ from iwae._types import UserError
 from iwae.checkpoint import list_checkpoints, load_checkpoint, load_model, read_about
 from iwae.config import TrainConfig
 from iwae.data import Dataset, choose, draw, load_dataset
+from iwae.declaration import check
 from iwae.methods import compose
 from iwae.model import VAE
 from iwae.observations import observation
@@ -92,8 +93,15 @@ def resolve(config: TrainConfig, dataset: Dataset) -> TrainConfig:
             "latent_sizes": latent_sizes,
             "hidden_sizes": hidden_sizes,
             "init_from": config.init_from and config.init_from.resolve(),
+            **_declared(config, len(latent_sizes)),
         }
     )
+
+
+def _declared(config: TrainConfig, layers: int) -> dict[str, Any]:
+    """What the objective leaves to its defaults."""
+    found = check(config.declaration(), layers)
+    return {name: value for name, value in found._asdict().items() if hasattr(config, name)}
 
 
 def replicate_key(config: TrainConfig, replicate: int, purpose: int) -> jax.Array:

@@ -90,6 +90,8 @@ def _same(published: TrainConfig, config: dict[str, Any]) -> bool:
         and config["binarization"] in ("dynamic", "none")
         and [config["latent_sizes"], config["hidden_sizes"]] == sizes
         and config.get("init_from") is None
+        and config.get("gradient") in (None, "reparam")
+        and not (config.get("kl_warmup") or config.get("free_bits"))
         and _family(published.objective, published.k) == _family(config["objective"], config["k"])
         and (published.k == config["k"])
     )

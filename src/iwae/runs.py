@@ -381,8 +381,8 @@ def _finite(row: Any) -> Any:
 def _scalars(row: dict[str, Any]) -> Iterator[tuple[str, float]]:
     """A line of metrics as TensorBoard tags: name, replicate, layer."""
     yield "learning_rate", row["learning_rate"]
-    for name in ("train_bound", "validation_bound", "reconstruction", "kl", "active_units"):
-        for replicate, value in enumerate(row.get(name, [])):
+    for name in (name for name in row if name not in ("epoch", "step", "learning_rate")):
+        for replicate, value in enumerate(row[name]):
             layers = value if isinstance(value, list) else [value]
             for layer, number in enumerate(layers, start=1):
                 suffix = f"/layer_{layer}" if isinstance(value, list) else ""

@@ -176,7 +176,7 @@ def training(
         new = run_steps(state, stops, raw, schedule, template, settings)
         bounds = np.asarray(new.bound, np.float64)  # waits for the device
         seconds = time.perf_counter() - start
-        if not (np.isfinite(bounds).all() and _all_finite(new.params)):
+        if not (np.isfinite(bounds).all() and _all_finite((new.params, new.extra))):
             good, message = diagnose(state, stops, raw, schedule, template, settings)
             raise NonFiniteError(message, good, best)
         epoch, values = stop // steps_per_epoch, None

@@ -206,7 +206,9 @@ def _run_replicate(
         new, grads = _one_step(state, raw, schedule, static, settings, steps_per_epoch)
         good = jnp.isfinite(new.bound)
         if checked:
-            good &= jnp.isfinite(optax.tree.sum(jax.tree.map(jnp.abs, (grads, new.params))))
+            good &= jnp.isfinite(
+                optax.tree.sum(jax.tree.map(jnp.abs, (grads, new.params, new.extra.learned)))
+            )
             old = state._replace(key=new.key)  # the same, and not to be selected from
             new = jax.tree.map(lambda a, b: a if a is b else jnp.where(good, a, b), new, old)
         return new, good
