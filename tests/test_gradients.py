@@ -7,10 +7,11 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpyro.distributions as dist
 import pytest
 from jax.flatten_util import ravel_pytree
 
-from iwae import gradients
+from iwae import annealed_particles, gradients
 from iwae._types import UserError
 from iwae.gradients import signal
 from iwae.gradients.estimators import curvature
@@ -18,7 +19,8 @@ from iwae.methods import objective
 from iwae.model import VAE
 from iwae.objectives import (
     WAKE,
-    aiwae,
+    Coefficients,
+    Estimator,
     bound,
     ciwae,
     elbo,
@@ -31,6 +33,9 @@ from iwae.objectives import (
     tvo_schedule,
     wake,
 )
+from iwae.objectives.bounds import slope
+from iwae.objectives.sleeping import WAKE_DECODER
+from iwae.objectives.sleeping import asleep as log_q_asleep
 from iwae.particles import importance_particles, log_weights
 from iwae.testing import LinearGaussian
 from reference import STANDARD_ERRORS
@@ -321,8 +326,15 @@ def test_the_half_that_must_not_learn_gets_exactly_nothing():
     decoder_only = gradient(wake(importance_particles, k=3), model, BITS)
     assert size(decoder_only.encoder) == 0
     assert size(decoder_only.output) > 0
-    asleep = gradient(objective("rws", 3, phase="sleep"), model, BITS)
-    assert_same(asleep.output, gradient(objective("rws", 3), model, BITS, seed=0).output, 10)
+    asleep = bound(iwae, k=3, estimator=WAKE_DECODER)
+    assert size(gradient(asleep, model, BITS).encoder) == 0
+    for name, options in {"aiwae": {}, "piwae": {"m": 2}, "rws": {"phase": "sleep"}}.items():
+        whole = gradient(objective(name, 3, **options), model, BITS)
+        assert size(whole.encoder) > 0
+        assert size(whole.output) > 0
+    sleep_only = gradient(lambda model, x, key: log_q_asleep(model, key), model, BITS)  # noqa: ARG005
+    assert size(sleep_only.encoder) > 0
+    assert size((sleep_only.output, sleep_only.prior_nets, sleep_only.decoder_hidden)) == 0
     for part in ("decoder", "encoder"):
         other = bound(lambda log_w: 0.0 * jnp.sum(log_w), k=1)
         halves = {"decoder": other, "encoder": other, part: bound(iwae, k=3)}
@@ -354,27 +366,25 @@ def test_piwae_is_the_split_of_its_two_bounds():
     assert_same(gradient(objective("piwae", 2, m=3), far, BITS), gradient(apart, far, BITS), 1e-3)
 
 
-def test_aiwae_without_its_last_move_and_a_single_temperature_step_is_iwae_for_the_decoder():
-    model = deep()
-    ours = gradient(aiwae(k=4, temperatures=2, n_leapfrog=2, last_move=False), model, BITS)
+def test_aiwae_of_two_temperatures_without_the_last_move_is_iwae_for_the_decoder():
+    model, key = deep(), jax.random.key(0)
+    options = {"betas": [0.0, 1.0], "step_size": 0.1, "n_leapfrog": 1, "last_move": False}
+    chains = partial(annealed_particles, **options)
+    aiwae = split(decoder=wake(chains, k=4), encoder=bound(elbo, k=1))
+    ours = gradient(aiwae, model, BITS)
+    (z, log_w), _ = chains(model, BITS, key, 4)
+    log_q = jax.vmap(model.posterior(BITS).log_prob)(z)
 
-    def same_particles(model, x, key, k):  # AIWAE's chains have keys of their own
-        from iwae.annealing import annealed_particles
+    def iwae_there(model):  # IWAE at the same draws of q
+        return iwae(jax.vmap(lambda z: model.log_joint(BITS, z))(z) - log_q)
 
-        particles, info = annealed_particles(
-            model, x, key, k, betas=[0.0, 1.0], step_size=0.1, n_leapfrog=1, last_move=False
-        )
-        log_q = jax.vmap(model.posterior(x).log_prob)(particles.z)
-        log_w = jax.vmap(lambda z: model.log_joint(x, z))(particles.z) - log_q
-        return particles._replace(log_w=log_w), info
-
-    its = gradient(bound(iwae, k=4, sampler=same_particles), model, BITS)
+    its = eqx.filter_grad(iwae_there)(model)
     for part in ("prior_nets", "decoder_hidden", "output"):
         assert_same(getattr(ours, part), getattr(its, part))
-    encoder = gradient(
-        split(decoder=wake(importance_particles, k=1), encoder=bound(elbo, k=1)), model, BITS
+    assert np.asarray(log_w) == pytest.approx(
+        np.asarray(jax.vmap(lambda z: model.log_joint(BITS, z))(z) - log_q), rel=1e-5
     )
-    assert_same(ours.encoder, encoder.encoder)
+    assert_same(ours.encoder, gradient(bound(elbo, k=1), model, BITS).encoder)
 
 
 # Chunks of particles
@@ -464,6 +474,12 @@ def test_signal_noise_and_bias_are_those_of_known_gradients():
     same = signal.biases(draw, draw, model, xs, jax.random.key(1), 400)
     assert all(bias.z == 0 for bias in same.values())
 
+    def beside(model, xs, key):  # always by as much: no error at all, and a bias
+        return jax.tree.map(lambda leaf: 0.5 + leaf, draw(model, xs, key))
+
+    constant = signal.biases(beside, draw, model, xs, jax.random.key(1), 400)
+    assert all(bias.z > signal.BIASED for bias in constant.values())
+
 
 def test_the_paired_test_finds_the_bias_of_stl_and_none_of_dreg():
     model = shallow()
@@ -501,14 +517,61 @@ def test_a_wrong_coefficient_would_be_seen():
         table = right.coefficients(reduction, log_w)
         return table._replace(path=table.path * jax.nn.softmax(log_w))
 
+    def with_score(reduction, log_w):
+        table = right.coefficients(reduction, log_w)
+        return table._replace(score=table.decoder)
+
     faults = [
         right._replace(coefficients=cubed),
-        right._replace(score=True),
+        right._replace(coefficients=with_score, score=True),
         WAKE,
     ]
     for fault in faults:
         draws = draws_of(bound(iwae, k=2, estimator=fault), model, x, N)
         assert z_scores(draws, exact).max() > STANDARD_ERRORS
+
+
+def test_all_three_columns_of_a_table_count():
+    model = deep()
+
+    def as_table(reduction, log_w):
+        a = jax.grad(reduction)(log_w)
+        return Coefficients(a, a, 0.3 * a)
+
+    plain, stl = (
+        gradient(objective("elbo", 3, gradient=g), model, BITS) for g in ("reparam", "stl")
+    )
+    found = gradient(bound(elbo, k=3, estimator=Estimator(as_table)), model, BITS)
+    mixed = jax.tree.map(lambda a, b: 0.3 * a + 0.7 * b, plain, stl)
+    assert_same(found, mixed, 1e-4)
+
+
+def test_a_particle_of_no_weight_teaches_nothing_and_breaks_nothing():
+    """Where its log density is -inf too."""
+    log_p, log_w = jnp.float32([1.0, -jnp.inf]), jnp.float32([0.0, -jnp.inf])
+
+    def value(log_p):
+        return slope(jax.nn.softmax(log_w), log_p)
+
+    assert np.asarray(jax.grad(value)(log_p)).tolist() == [1.0, 0.0]
+    assert value(log_p) == 0
+
+
+class Coin(LinearGaussian):
+    """A model whose q has no reparameterised draws."""
+
+    def posterior(self, x):  # noqa: ARG002
+        return dist.Poisson(jnp.exp(self.q_bias)).to_event(1)
+
+
+def test_draws_that_are_not_reparameterised_are_refused_where_gradients_go_through_them():
+    model = LinearGaussian.random(1, 3)
+    coin = Coin.__new__(Coin)
+    for name, value in vars(model).items():
+        object.__setattr__(coin, name, value)
+    for made in (objective("iwae", 2), objective("iwae", 2, gradient="dreg")):
+        with pytest.raises(UserError, match=r"not reparameterised.*use wake-sleep"):
+            made(coin, LINEAR[1], jax.random.key(0))
 
 
 def test_log_weights_do_not_depend_on_the_estimator():

@@ -72,8 +72,11 @@ def test_bounds_that_are_special_cases_of_others(k):
     same(partial(tvo, betas=(0.0, 1.0)), elbo, log_w)
     for schedule in ("linear", "log", "moments"):
         same(partial(tvo, betas=tvo_schedule(schedule, 2)), elbo, log_w)
-    near_one = partial(renyi, alpha=1 - 1e-3)
-    assert near_one(log_w) == pytest.approx(float(elbo(log_w)), abs=0.05)
+    for near in (1e-2, 1e-4, 1e-6, 1e-8):  # to first order the variance of the log weights
+        expected = float(elbo(log_w)) + near * float(jnp.var(log_w)) / 2
+        value, slope = jax.value_and_grad(partial(renyi, alpha=1 - near))(log_w)
+        assert value == pytest.approx(expected, abs=30 * near**1.5 + 1e-5)
+        assert np.asarray(slope) == pytest.approx(1 / k, abs=20 * near + 1e-5)
     assert renyi(log_w, alpha=-1e3) == pytest.approx(float(vr_max(log_w)), abs=0.05)
 
 
@@ -343,7 +346,15 @@ def test_penalties_need_to_know_the_layers():
         ({"objective": "aiwae", "temperatures": 1}, "aiwae has at least 2"),
         ({"objective": "aiwae", "chunk": 5}, "chunk does not go with aiwae"),
         ({"objective": "dais", "free_bits": 0.1}, "do not go with dais"),
-        ({"objective": "iwae", "gradient": "gdreg", "free_bits": 0.1}, "use dreg"),
+        ({"objective": "iwae", "gradient": "gdreg", "free_bits": 0.1}, "use reparam or stl"),
+        ({"objective": "rws", "k": 3, "kl_warmup_steps": 1}, "the gradient score, which holds"),
+        ({"objective": "rws"}, "rws with the gradient score needs k of at least 2"),
+        ({"objective": "tvo", "gradient": "score"}, "needs k of at least 2"),
+        ({"objective": "rws", "phase": "sleep", "gradient": "rws-dreg"}, "is of the wake phase"),
+        ({"objective": "tvo", "gradient": "dreg", "beta_schedule": "moments"}, "linear or log"),
+        ({"objective": "tvo", "beta_schedule": "cubic"}, "it is one of linear, log, moments"),
+        ({"objective": "rws", "k": 2, "phase": "wakeful"}, "it is one of wake, sleep, both"),
+        ({"objective": "ciwae", "beta": "leared"}, 'it is a number, or "learned"'),
         ({"objective": "iwae", "free_bits": float("nan")}, "free_bits is nan"),
         ({"objective": "iwae", "k": 0}, "k is 0"),
     ],

@@ -337,10 +337,16 @@ class Gradients:
     """The run's folder."""
     k: tuple[int, ...] = (1, 10, 100)
     """Particles, one or several."""
-    gradients: tuple[str, ...] = ("reparam", "dreg")
-    """Estimators; `iwae objectives` lists those that go with an objective."""
+    gradients: tuple[str, ...] | None = None
+    """Estimators (default: all that go with the objective; `iwae objectives` lists them)."""
     objective: str | None = None
     """The bound whose gradient it is (default: the run's)."""
+    m: int | None = None
+    """miwae, piwae: groups of k samples (default: the run's)."""
+    alpha: float | None = None
+    """vr-iwae, and the gradient dreg-alpha (default: the run's)."""
+    beta: float | None = None
+    """ciwae: the share of the elbo (default: the run's)."""
     reference: str | None = None
     """What biases are measured against (default: the objective's plain gradient)."""
     examples: int = 20

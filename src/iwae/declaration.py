@@ -6,7 +6,7 @@ functions in `iwae.methods`.
 
 from collections.abc import Iterable
 from difflib import get_close_matches
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 from iwae._types import UserError
 
@@ -79,7 +79,7 @@ OBJECTIVES: dict[str, Described] = {
         "sum_t (beta_{t+1} - beta_t) E_{beta_t}[log w]",
         "log p(x), from below as k grows",
         "Masrani et al. 2019; Brekelmans et al. 2020",
-        ("reparam", "score", "dreg"),
+        ("reparam", "score", "dreg", "gdreg"),
         ("temperatures", "beta_schedule"),
     ),
     "dais": Described(
@@ -139,7 +139,7 @@ _UNFIT: dict[str, str] = {
     "dreg-alpha": "it mixes iwae with wake-phi and no other bound",
     "rws-dreg": "it is the gradient of wake-phi, which only wake-sleep climbs",
     "gdreg": "it needs one bound for decoder and encoder, not linear in log w",
-    "score": "its bound is climbed through reparameterised draws of q",
+    "score": "its encoder learns through reparameterised draws of q",
 }
 """Why a gradient may not fit."""
 
@@ -277,6 +277,19 @@ def _check_values(d: Declaration) -> None:
     for words, is_wrong in wrong.items():
         if is_wrong:
             raise UserError(words)
+    for name, allowed in _CHOICES.items():
+        value = getattr(d, name)
+        if value is not None and value not in allowed:
+            raise UserError(f"{name} is {value!r}; it is one of {', '.join(allowed)}")
+    if isinstance(d.beta, str) and d.beta != "learned":
+        raise UserError(f'beta is {d.beta!r}; it is a number, or "learned"')
+
+
+_CHOICES = {
+    "beta_schedule": get_args(BetaSchedule),
+    "phase": get_args(Phase),
+    "encoder_objective": get_args(EncoderObjective),
+}
 
 
 def _check_together(d: Declaration, layers: int | None) -> None:
@@ -291,8 +304,18 @@ def _check_together(d: Declaration, layers: int | None) -> None:
         ),
         "kl_warmup and free_bits do not go with dais: its weights are of whole chains, of which "
         "no part is a divergence of q from the prior": penalised and d.objective == "dais",
-        "kl_warmup and free_bits do not go with the gradient gdreg, which holds for weights p/q "
-        "only: use dreg": penalised and d.gradient == "gdreg",
+        f"kl_warmup and free_bits do not go with the gradient {d.gradient}, which holds for "
+        "weights p/q only: use reparam or stl": penalised and d.gradient not in ("reparam", "stl"),
+        f"{d.objective} with the gradient {d.gradient} needs k of at least 2: one normalised "
+        "weight is always 1, and says nothing": d.k == 1
+        and (d.gradient in ("score", "rws-dreg") and d.phase != "sleep"),
+        "the gradient rws-dreg is of the wake phase: it does not go with phase sleep": (
+            d.gradient == "rws-dreg" and d.phase == "sleep"
+        ),
+        "the gradient dreg does not go with beta_schedule moments, where the temperatures depend "
+        "on the weights: use linear or log": (
+            d.gradient in ("dreg", "gdreg") and d.beta_schedule == "moments"
+        ),
         "chunk does not go with aiwae, whose chains keep nothing for the backward pass": (
             d.chunk is not None and d.objective == "aiwae"
         ),

@@ -136,7 +136,7 @@ def _piwae(d: Declaration, _: int | None) -> Objective:
 
 def _rws(d: Declaration, _: int | None) -> Objective:
     phase = cast(Phase, _given(d.phase))
-    return rws(k=d.k, estimator=estimator_of(d), phase=phase, **_options(d))
+    return rws(k=d.k, estimator=estimator_of(d), phase=phase, chunk=chunk_of(d))
 
 
 def _annealing(d: Declaration) -> dict[str, Any]:

@@ -132,10 +132,10 @@ class LayeredPosterior(eqx.Module):
         """log q(z|x), nats."""
         return sum(self.layer_log_probs(z))
 
-    def unit_log_probs(self, z: Latents) -> tuple[Float[Array, " _"], ...]:
-        """log q of every unit of h_l given h_{l-1}, for l = 1 ... L, nats, with h_0 = x."""
+    def units(self, z: Latents) -> tuple[dist.Distribution, ...]:
+        """q of every unit of h_l given h_{l-1}, for l = 1 ... L, with h_0 = x."""
         above = (net(below) for net, below in zip(self.above, z, strict=False))
-        return tuple(q.base_dist.log_prob(h) for q, h in zip((self.first, *above), z, strict=True))
+        return tuple(q.base_dist for q in (self.first, *above))
 
     def layer_means(self, z: Latents) -> tuple[Float[Array, " _"], ...]:
         """E[h_l|h_{l-1}] for l = 1 ... L, with h_0 = x: only the first depends on x alone."""
@@ -254,12 +254,10 @@ class VAE(AbstractLatentModel):
         )
         return (*between, self.prior().log_prob(z[-1]))
 
-    def unit_log_priors(self, z: Latents) -> tuple[Float[Array, " _"], ...]:
-        """log p of every unit of h_l given h_{l+1}, for l = 1 ... L, nats."""
+    def prior_units(self, z: Latents) -> tuple[dist.Distribution, ...]:
+        """p of every unit of h_l given h_{l+1}, for l = 1 ... L."""
         between = (net(above) for net, above in zip(self.prior_nets, z[1:], strict=True))
-        return tuple(
-            p.base_dist.log_prob(h) for p, h in zip((*between, self.prior()), z, strict=True)
-        )
+        return tuple(p.base_dist for p in (*between, self.prior()))
 
     def redraw(self, z: Latents) -> Latents:
         """z as a function of the prior's parameters: the draw of p(z) by the noise that gives z.

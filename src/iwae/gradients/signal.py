@@ -187,12 +187,12 @@ def biases(
 def _bias(along: Any, size: float) -> Bias:
     mean, stderr = along.mean(), along.std(ddof=1) / np.sqrt(len(along))
     # Estimators that agree draw by draw differ by rounding only, and rounding is no bias.
-    z = float(mean / stderr) if stderr > ROUNDING * size else 0.0
+    z = float(mean / max(stderr, ROUNDING * size)) if size > 0 else 0.0
     return Bias(float(mean), float(stderr), float(mean / size) if size > 0 else 0.0, z)
 
 
 ROUNDING = 1e-7
-"""Standard errors below this share of the gradient are those of rounding."""
+"""A standard error is at least this share of the gradient: that of rounding."""
 
 
 @eqx.filter_jit

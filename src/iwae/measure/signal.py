@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from iwae.config import TrainConfig
-from iwae.declaration import Declaration, check
+from iwae._types import UserError
+from iwae.declaration import OPTIONS, Declaration, check, described
 from iwae.figures import save_figure, signal_to_noise
 from iwae.gradients.signal import (
     BIASED,
@@ -49,9 +49,12 @@ def gradients_run(
     run: Path,
     *,
     ks: Sequence[int] = (1, 10, 100),
-    gradients: Sequence[str] = ("reparam", "dreg"),
+    gradients: Sequence[str] | None = None,
     objective: str | None = None,
     reference: str | None = None,
+    m: int | None = None,
+    alpha: float | None = None,
+    beta: float | None = None,
     examples: int = 20,
     draws: int = 200,
     split: str = "train",
@@ -63,15 +66,18 @@ def gradients_run(
     """Mean, variance, signal-to-noise ratio and bias of gradients, for each k and estimator.
 
     Of the first replicate. One draw is the gradient of the mean objective over the same batch of
-    examples. Writes `RUN/evaluations/NAME.json` (the record, which is also returned), `NAME.npz`
-    with the ratios `[gradients, groups, ks]`, and `NAME.png`, all of them against k.
+    examples; what an objective learns or tunes beside the model is as at the start of training, and
+    KL warm-up and free bits are left out. Writes `RUN/evaluations/NAME.json` (the record, which is
+    also returned), `NAME.npz` with the ratios `[k]` by estimator and group, and `NAME.png`, all of
+    them against k.
 
     Args:
         ks: particles (of each group, where the objective has groups).
-        gradients: names of estimators that go with the objective.
-        objective: the run's own if None; its options are the run's.
+        gradients: names of estimators; if None, all that go with the objective as it is declared.
+        objective: the run's own if None.
         reference: the estimator that biases are measured against; the objective's plain one
             if None.
+        m, alpha, beta: of the objective or estimator; the run's own if None.
         examples: of the batch, a seeded random subset of the split.
         draws: of each estimator for its signal, and as many again for its bias.
 
@@ -79,21 +85,27 @@ def gradients_run(
         UserError: for an estimator that does not fit, too few draws, or as `evaluate_run`.
     """
     check_draws(draws)
-    gradients = list(dict.fromkeys(gradients))
+    if not ks:
+        raise UserError("name at least one k")
     subject = make_subject(
         Path(run), split=split, weights=weights, examples=examples, seed=seed, data_dir=data_dir
     )
     name = objective or subject.config.objective
-    chosen = _declarations(subject.config, name, ks, gradients)
-    base = _declarations(subject.config, name, ks, [reference] if reference else [None])
+    own = {option: getattr(subject.config, option) for option in OPTIONS}
+    own |= {o: v for o, v in {"m": m, "alpha": alpha, "beta": beta}.items() if v is not None}
+    layers = len(subject.config.sizes()[0])
+    gradients = list(dict.fromkeys(gradients or fitting(name, own["alpha"])))
+    reference = reference or described(name).gradients[0]
+    chosen = {k: [_declared(name, g, k, own, layers) for g in gradients] for k in ks}
+    base = {k: _declared(name, reference, k, own, layers) for k in ks}
     replicate, model = next(subject.models())
     xs = jnp.asarray(subject.data, jnp.float32)
 
     def rows() -> Iterator[Record]:
         for k in sorted(set(ks)):
-            against = _draw(base[k][0])
+            against = _draw(base[k], layers)
             for declaration in chosen[k]:
-                yield _row(declaration, against, model, xs, seed, draws)
+                yield _row(declaration, layers, against, model, xs, seed, draws)
 
     total = len(set(ks)) * len(gradients)
     found = [row["row"][0] for row in track(({"row": [r]} for r in rows()), total, "gradients")]
@@ -101,7 +113,7 @@ def gradients_run(
         **shared_record(subject, GRADIENTS),
         **origin(subject, replicate),
         "objective": name,
-        "reference": base[min(ks)][0].gradient,
+        "reference": reference,
         "draws": draws,
         "biased_above": BIASED,
         "rows": found,
@@ -116,30 +128,38 @@ def gradients_run(
     return record
 
 
-def _declarations(
-    config: TrainConfig, objective: str, ks: Sequence[int], gradients: Sequence[str | None]
-) -> dict[int, list[Declaration]]:
-    """For each k, the declarations of the estimators: the run's, with another k and gradient."""
-    own = config.declaration()._replace(kl_warmup_steps=0, free_bits=0.0, gradient=None)
-    if objective != own.objective:
-        own = Declaration(objective, alpha=own.alpha, m=own.m, beta=own.beta)
-    layers = len(config.sizes()[0])
-    return {
-        k: [check(own._replace(k=k, gradient=name, chunk=None), layers) for name in gradients]
-        for k in ks
-    }
+def _declared(
+    objective: str, gradient: str, k: int, own: dict[str, Any], layers: int
+) -> Declaration:
+    """An objective with an estimator; of the run's options, those that the two have."""
+    entry = described(objective)
+    has = {*entry.options, *(("alpha",) if gradient == "dreg-alpha" else ())}
+    options = {option: value for option, value in own.items() if option in has}
+    return check(Declaration(objective, k, gradient, **options), layers)
+
+
+def fitting(objective: str, alpha: float | None = None) -> tuple[str, ...]:
+    """The estimators that go with an objective without being told more."""
+    names = described(objective).gradients
+    return tuple(name for name in names if name != "dreg-alpha" or alpha is not None)
 
 
 @lru_cache
-def _draw(declaration: Declaration) -> Draw:
-    return gradient_of(compose(declaration))
+def _draw(declaration: Declaration, layers: int) -> Draw:
+    return gradient_of(compose(declaration, layers))
 
 
 def _row(
-    declaration: Declaration, against: Draw, model: VAE, xs: Array, seed: int, draws: int
+    declaration: Declaration,
+    layers: int,
+    against: Draw,
+    model: VAE,
+    xs: Array,
+    seed: int,
+    draws: int,
 ) -> Record:
     """What is known of one estimator at one k."""
-    draw = _draw(declaration)
+    draw = _draw(declaration, layers)
     first_key, second_key = jax.random.split(jax.random.key(seed))
     found = signals(model, moments(draw, model, xs, first_key, draws), draws)
     bias = None if draw is against else biases(draw, against, model, xs, second_key, draws)

@@ -31,7 +31,6 @@ def aiwae(
     temperatures: int = 5,
     n_leapfrog: int = 5,
     encoder: Objective | None = None,
-    last_move: bool = True,
 ) -> Objective:
     """Annealed importance weighted autoencoder (Ding & Freedman 2019, algorithm 1).
 
@@ -45,7 +44,6 @@ def aiwae(
         temperatures: T, equally spaced from 0 to 1.
         n_leapfrog: leapfrog steps of a move.
         encoder: what the encoder climbs, if not the ELBO of one sample.
-        last_move: move once more at beta = 1 after the weights are fixed.
     """
     betas = linear_schedule(temperatures)
 
@@ -60,17 +58,18 @@ def aiwae(
             betas=betas,
             step_size=extra.tuned,
             n_leapfrog=n_leapfrog,
-            last_move=last_move,
         )
         z, log_w = jax.lax.stop_gradient(particles)
         return climb_joint(model, x, Particles(z, log_w)), {
             "iwae": log_mean_exp(info["start_log_w"]),
-            "acceptance": info["acceptance"],
+            "accepted": info["acceptance"],
+            "acceptance": jnp.mean(info["acceptance"]),
         }
 
     decoder = Objective(
         terms,
         lambda: Extra(tuned=jnp.full(temperatures - 1, FIRST_STEP, jnp.float32)),
-        lambda step_size, info: adapt(step_size, info["acceptance"]),
+        lambda step_size, info: adapt(step_size, info["accepted"]),
+        ("iwae", "acceptance"),
     )
     return split(decoder=decoder, encoder=encoder or bound(elbo, k=1))

@@ -18,7 +18,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key, PyTree
-from numpyro.distributions import kl_divergence
+from numpyro.distributions import Distribution, kl_divergence
 
 from iwae._types import Example, Latents, LogWeights, PRNGKey, Scalar, UserError
 from iwae.model import VAE, AbstractLatentModel, LayeredPosterior, Posterior
@@ -92,8 +92,8 @@ class Estimator(NamedTuple):
     Attributes:
         coefficients: (bound, log weights) -> the table; None for the bound's own gradient, of
             which `path` and `score` say what is left out.
-        path: gradients flow through the draws of q.
-        score: gradients flow through log q(z|x) at fixed z.
+        path: gradients flow through the draws of q; otherwise that column does not count.
+        score: gradients flow through log q(z|x) at fixed z; otherwise that column does not count.
     """
 
     coefficients: Callable[[Reduction, LogWeights], Coefficients] | None = None
@@ -166,12 +166,15 @@ def slope(coefficients: LogWeights, log_density: LogWeights) -> Scalar:
     return jnp.sum(jax.lax.stop_gradient(coefficients) * zero)
 
 
+class Tags(NamedTuple):
+    """Of the z in log p(x, z), and of the z in log q(z|x)."""
+
+    joint: Float[Array, "*k"]
+    q: Float[Array, "*k"]
+
+
 def climb(
-    reduction: Reduction,
-    estimator: Estimator,
-    log_p: LogWeights,
-    log_q: LogWeights,
-    tags: Float[Array, " k"],
+    reduction: Reduction, estimator: Estimator, log_p: LogWeights, log_q: LogWeights, tags: Tags
 ) -> Scalar:
     """The bound, with the estimator for its gradient."""
     if estimator.coefficients is None:
@@ -181,9 +184,13 @@ def climb(
     decoder = floored(c.decoder)
     value = reduction(log_w) + slope(decoder, log_p)
     if estimator.path:
-        value += deliver(jax.lax.stop_gradient(c.path / decoder), tags)
-    # log q is differentiated in phi, or in z, or in both with the same coefficient.
-    return value - slope(c.score if estimator.score else c.path, log_q)
+        value += deliver(jax.lax.stop_gradient(c.path / decoder), tags.joint)
+    if not estimator.score:
+        return value - slope(c.path, log_q)
+    score = floored(c.score)
+    if estimator.path:
+        value += deliver(jax.lax.stop_gradient(c.path / score), tags.q)
+    return value - slope(score, log_q)
 
 
 # --- bounds of importance samples -----------------------------------------------------------
@@ -217,7 +224,8 @@ def bound(
         reduction: log weights -> nats.
         k: particles.
         sampler: makes the particles; importance sampling from q(z|x) if None. Any other is
-            climbed by the gradient of its own weights.
+            climbed by the gradient of its own weights, which annealed ones do not have: `wake`
+            teaches the decoder from those.
         estimator: how to climb the bound; see `iwae.gradients`.
         penalty: a change of the weights, such as a warm-up of the KL divergence.
         chunk: particles at a time; bounds memory, changes nothing else.
@@ -235,6 +243,7 @@ def bound(
         model: AbstractLatentModel, x: Example, key: PRNGKey, extra: Extra
     ) -> tuple[Scalar, Info]:
         q = model.posterior(x)
+        _check_draws(q, estimator)
         of_particle = penalty.terms if penalty else plain_terms
         particle = partial(weigh, model, q, x, estimator=estimator, terms=of_particle)
         parts, tags = over_particles(particle, particle_keys(key, jnp.arange(k)), chunk)
@@ -255,16 +264,26 @@ def weigh(
     *,
     estimator: Estimator,
     terms: Callable[..., Terms],
-) -> tuple[Terms, Scalar]:
+) -> tuple[Terms, Tags]:
     """The densities of one particle, with the paths that the estimator differentiates along."""
     z = q.sample(key)
     if not estimator.path:
         z = jax.lax.stop_gradient(z)
     scored = q if estimator.score else frozen(q)
     if estimator.coefficients is None or not estimator.path:
-        return terms(model, scored, x, z, z), jnp.float32(0)
-    to_joint, tag = tagged(z)
-    return terms(model, scored, x, to_joint, z), tag
+        none = jnp.float32(0)
+        return terms(model, scored, x, z, z), Tags(none, none)
+    (to_joint, joint), (to_q, of_q) = tagged(z), tagged(z)
+    return terms(model, scored, x, to_joint, to_q if estimator.score else z), Tags(joint, of_q)
+
+
+def _check_draws(q: Posterior, estimator: Estimator) -> None:
+    """Raise UserError if gradients are to flow through draws through which none do."""
+    if estimator.path and isinstance(q, Distribution) and not q.has_rsample:
+        raise UserError(
+            f"the draws of q(z|x), a {type(q).__name__}, are not reparameterised, and the gradient "
+            "goes through them: use wake-sleep (rws), which holds them fixed"
+        )
 
 
 def _iwae_of(parts: Terms) -> Scalar:
@@ -277,10 +296,9 @@ def _bound_of(sampler: Callable, reduction: Reduction, k: int) -> Objective:
     def terms(
         model: AbstractLatentModel, x: Example, key: PRNGKey, _: Extra
     ) -> tuple[Scalar, Info]:
-        log_w = sampler(model, x, key, k)[0].log_w
-        return reduction(log_w), {"iwae": iwae(jax.lax.stop_gradient(log_w))}
+        return reduction(sampler(model, x, key, k)[0].log_w), {}
 
-    return Objective(terms)
+    return Objective(terms, shown=())
 
 
 def grouped(

@@ -5,7 +5,9 @@ climbed are
 
     log p(x|z) - weight sum_j max(log q(z_j) - log p(z_j), free bits)
 
-where `max` is taken on the mean over the example's particles, and the weight rises from 0 to 1.
+where the weight rises from 0 to 1, and a unit whose divergence KL(q || p), in closed form given its
+neighbours, is below the free bits counts as so many nats, whatever its draws. These weights are no
+longer p/q, so that estimators which rely on that do not go with them.
 """
 
 from dataclasses import dataclass
@@ -14,6 +16,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
+from numpyro.distributions import kl_divergence
 
 from iwae._types import Example, Latents, LogWeights, Scalar, UserError
 from iwae.model import VAE, AbstractLatentModel, LayeredPosterior, Posterior
@@ -66,19 +69,24 @@ class Penalty:
         to_joint: Latents,
         to_q: Latents,
     ) -> Terms:
-        """(log p(x|z), log p of every unit), log q of every unit; of one particle."""
+        """log p(x|z); and of every unit log p, log q and the divergence; of one particle."""
         if not isinstance(model, VAE) or not isinstance(q, LayeredPosterior):
             raise UserError("KL warm-up and free bits need a VAE: other models have no layers")
-        log_likelihood = model.decode(to_joint).log_prob(x)
-        return (log_likelihood, model.unit_log_priors(to_joint)), q.unit_log_probs(to_q)
+        priors, posteriors = model.prior_units(to_joint), q.units(to_q)
+        return (
+            model.decode(to_joint).log_prob(x),
+            tuple(p.log_prob(h) for p, h in zip(priors, to_joint, strict=True)),
+            tuple(p.log_prob(h) for p, h in zip(posteriors, to_q, strict=True)),
+            tuple(kl_divergence(*pair) for pair in zip(posteriors, priors, strict=True)),
+        )
 
     def combine(self, parts: Terms, tuned: PyTree) -> tuple[LogWeights, LogWeights]:
         """log p and log q of the particles, changed; their difference is what is climbed."""
-        (log_likelihood, log_priors), log_qs = parts
-        weight, log_p, log_q = self.weight(tuned), log_likelihood, jnp.zeros_like(log_likelihood)
-        for prior, q in zip(log_priors, log_qs, strict=True):
-            ratio = jax.lax.stop_gradient(jnp.mean(q - prior, axis=0))
-            costs = (ratio > self.free_bits) if self.free_bits > 0 else jnp.ones_like(ratio, bool)
+        log_p, *layers = parts
+        weight, log_q = self.weight(tuned), jnp.zeros_like(log_p)
+        for prior, q, divergence in zip(*layers, strict=True):
+            known = jax.lax.stop_gradient(jnp.mean(divergence, axis=0))
+            costs = (known > self.free_bits) | (self.free_bits == 0)
             free = self.free_bits * jnp.sum(~costs).astype(jnp.float32)
             log_p = log_p + weight * (jnp.sum(jnp.where(costs[None], prior, 0.0), axis=1) - free)
             log_q = log_q + weight * jnp.sum(jnp.where(costs[None], q, 0.0), axis=1)
@@ -86,7 +94,7 @@ class Penalty:
 
     def plain(self, parts: Terms) -> tuple[LogWeights, LogWeights]:
         """log p(x, z) and log q(z|x) of the particles."""
-        (log_likelihood, log_priors), log_qs = parts
+        log_likelihood, log_priors, log_qs, _ = parts
         return log_likelihood + _total(log_priors), _total(log_qs)
 
     def of_divergence(self, units: Float[Array, " d"], tuned: PyTree) -> Scalar:

@@ -46,7 +46,12 @@ def renyi(log_w: LogWeights, *, alpha: float) -> Scalar:
     """
     if alpha == 1:
         return elbo(log_w)
-    return log_mean_exp((1 - alpha) * log_w) / (1 - alpha)
+    power, mean = 1 - alpha, jnp.mean(log_w)
+    # Near its limit the logarithm is of a number near 1, of which float32 would keep no digit.
+    moved = power * (log_w - mean)
+    near = jnp.max(jnp.abs(moved)) < 1
+    excess = jnp.log1p(jnp.mean(jnp.expm1(jnp.where(near, moved, 0.0))))
+    return jnp.where(near, mean + excess / power, log_mean_exp(power * log_w) / power)
 
 
 def vr_max(log_w: LogWeights) -> Scalar:

@@ -9,8 +9,15 @@ import jax.numpy as jnp
 
 from iwae._types import Example, LogWeights, PRNGKey, Scalar
 from iwae.model import AbstractLatentModel
-from iwae.objectives.bounds import Coefficients, Estimator, Extra, Objective, bound, frozen
-from iwae.objectives.penalties import Penalty
+from iwae.objectives.bounds import (
+    Coefficients,
+    Estimator,
+    Extra,
+    Objective,
+    bound,
+    frozen,
+    slope,
+)
 from iwae.objectives.reductions import Reduction, iwae
 from iwae.particles import Info, Particles, log_mean_exp
 
@@ -49,16 +56,15 @@ def wake(sampler: Callable, *, k: int) -> Objective:
         model: AbstractLatentModel, x: Example, key: PRNGKey, _: Extra
     ) -> tuple[Scalar, Info]:
         (z, log_w), info = jax.lax.stop_gradient(sampler(frozen(model), x, key, k))
-        return climb_joint(model, x, Particles(z, log_w)), {"iwae": log_mean_exp(log_w), **info}
+        return climb_joint(model, x, Particles(z, log_w)), info
 
-    return Objective(terms)
+    return Objective(terms, shown=())
 
 
 def climb_joint(model: AbstractLatentModel, x: Example, particles: Particles) -> Scalar:
     """log mean w, with the gradient sum_i w_i grad log p(x, z_i) in the decoder's parameters."""
     log_p = jax.vmap(partial(model.log_joint, x))(particles.z)
-    climbed = jnp.sum(jax.nn.softmax(particles.log_w) * log_p)
-    return log_mean_exp(particles.log_w) + climbed - jax.lax.stop_gradient(climbed)
+    return log_mean_exp(particles.log_w) + slope(jax.nn.softmax(particles.log_w), log_p)
 
 
 def rws(
@@ -66,7 +72,6 @@ def rws(
     k: int,
     estimator: Estimator = WAKE,
     phase: Phase = "wake",
-    penalty: Penalty | None = None,
     chunk: int | None = None,
 ) -> Objective:
     """Reweighted wake-sleep (Bornschein & Bengio 2015; Le et al. 2019). The value is IWAE-k.
@@ -76,9 +81,9 @@ def rws(
         estimator: of wake-theta and wake-phi.
         phase: what q learns from: "wake" for the particles of the data, "sleep" for a draw of
             the model itself, "both" for the mean of the two.
-        penalty, chunk: as in `bound`.
+        chunk: as in `bound`.
     """
-    awake = bound(iwae, k=k, estimator=_of_phase(estimator, phase), penalty=penalty, chunk=chunk)
+    awake = bound(iwae, k=k, estimator=_of_phase(estimator, phase), chunk=chunk)
     if phase == "wake":
         return awake
     share = 1.0 if phase == "sleep" else 0.5
