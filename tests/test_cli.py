@@ -727,3 +727,22 @@ def test_gradients_are_measured(iwae, tmp_path):
     assert iwae(*words, "--draws", 15)[2] == (
         "iwae: draws is 15; give a multiple of 10, at least 20\n"
     )
+
+
+def test_gradients_of_another_objective_take_its_options(iwae, tmp_path):
+    run = small.unmeasured(finished(), tmp_path / "run")
+    words = "gradients", run, "--k", 2, "--draws", 20, "--examples", 3, "--quiet"
+    status, out, _ = iwae(*words, "--objective", "miwae", "--m", 2, "--json")
+    assert status == 0
+    names = [row["gradient"] for row in json.loads(out)["rows"]]
+    assert names == ["reparam", "stl", "dreg", "gdreg"]  # all that go with it
+    for options, reason in {
+        ("--objective", "miwae"): "miwae needs m: give it",
+        ("--gradients", "dreg-alpha"): "iwae needs alpha: give it",
+        ("--objective", "elbo", "--gradients", "dreg"): "it goes with iwae, miwae",
+        ("--objective", "rws", "--gradients", "score", "--k", 1): "needs k of at least 2",
+        ("--k",): "name at least one k",
+    }.items():
+        status, out, err = iwae(*words, *options)
+        assert (status, out) == (2, "")
+        assert reason in err
