@@ -1,6 +1,7 @@
 """Every test runs under the strictest settings that JAX offers, on two CPU devices."""
 
 import signal
+from pathlib import Path
 
 import jax
 import pytest
@@ -28,6 +29,19 @@ def own_programs(request):
     if quickly != compiled["quickly"]:
         jax.clear_caches()
         compiled["quickly"] = quickly
+
+
+MAPS = 25_000
+"""Pieces of memory that a worker may map, of 65,530 that Linux allows; each program has several."""
+
+
+@pytest.fixture(autouse=True)
+def few_programs():
+    """Compiled programs are let go before there are so many that the next one would crash."""
+    yield
+    maps = Path("/proc/self/maps")
+    if maps.exists() and maps.read_bytes().count(b"\n") > MAPS:
+        jax.clear_caches()
 
 
 @pytest.fixture(scope="module")
