@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from fnmatch import fnmatch
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -381,6 +382,14 @@ def gradients(arguments: Sequence[str]) -> int:
     return 0
 
 
+def _matching(table: Iterable[str], pattern: str, kind: str) -> list[str]:
+    """The names that match a pattern, or UserError if none does."""
+    names = [name for name in table if fnmatch(name, pattern)]
+    if not names:
+        raise UserError(f"no {kind} matches {pattern!r}; all: `iwae {kind}s`")
+    return names
+
+
 @dataclasses.dataclass(frozen=True)
 class Objectives:
     """List what can be climbed, and how."""
@@ -391,13 +400,8 @@ class Objectives:
 
 def objectives(arguments: Sequence[str]) -> int:
     """`iwae objectives`."""
-    from fnmatch import fnmatch
-
     options = _parse(Objectives, "objectives", arguments)
-    names = [name for name in OBJECTIVES if fnmatch(name, options.pattern)]
-    if not names:
-        raise UserError(f"no objective matches {options.pattern!r}; all: `iwae objectives`")
-    for name in names:
+    for name in _matching(OBJECTIVES, options.pattern, "objective"):
         entry = OBJECTIVES[name]
         print(f"{name:15} {entry.formula}")
         print(f"{'':15} bounds {entry.bounds}; {entry.source}")
@@ -442,13 +446,8 @@ class Presets:
 
 def presets(arguments: Sequence[str]) -> int:
     """`iwae presets`."""
-    from fnmatch import fnmatch
-
     options = _parse(Presets, "presets", arguments)
-    names = [name for name in PRESETS if fnmatch(name, options.pattern)]
-    if not names:
-        raise UserError(f"no preset matches {options.pattern!r}; all: `iwae presets`")
-    for name in names:
+    for name in _matching(PRESETS, options.pattern, "preset"):
         entry = PRESETS[name]
         published = "-" if entry.nll is None else f"{entry.nll:.2f}"
         active = "+".join(map(str, entry.active)) or "-"

@@ -149,7 +149,7 @@ def _deliver_back(factors: Array, _: Scalar) -> tuple[Array, Array]:
 deliver.defvjp(lambda factors, tags: (deliver(factors, tags), factors), _deliver_back)
 
 FLOOR = 1e-20
-"""Coefficients of the decoder below this count as this: far below rounding, and divisible."""
+"""Coefficients that others are divided by are at least this, which is far below rounding."""
 
 
 def floored(coefficients: LogWeights) -> LogWeights:
