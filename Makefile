@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO := runs/demo
 
-.PHONY: demo test check lint types setup requirements clean
+.PHONY: demo test slow check lint types setup requirements clean
 
 demo: setup  ## train an IWAE on the bundled digits, measure it, draw it
 	rm -rf $(DEMO)
@@ -13,8 +13,11 @@ demo: setup  ## train an IWAE on the bundled digits, measure it, draw it
 	$(BIN)/iwae evaluate $(DEMO) --weights best --k 1 50 5000
 	$(BIN)/iwae figures $(DEMO) --weights best
 
-test: setup  ## all tests
-	$(BIN)/python -m pytest -q -n auto --dist loadfile
+test: setup  ## the tests, but for the long ones
+	$(BIN)/python -m pytest -q -n auto --dist loadfile -m "not slow"
+
+slow: setup  ## the long ones
+	$(BIN)/python -m pytest -q -n auto --dist loadfile -m slow
 
 check: setup lint types test  ## what CI runs
 

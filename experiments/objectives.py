@@ -15,11 +15,9 @@ from pathlib import Path
 
 os.environ.setdefault("JAX_NUM_CPU_DEVICES", str(len(os.sched_getaffinity(0))))
 
-from iwae import anneal_run, evaluate_run, resume_run, start_run
 from iwae.config import make_config
-from iwae.measure import Annealing
 from iwae.progress import show_training, tracker
-from iwae.runs import read_metrics
+from iwae.queue import Measure, Task, work
 
 ROOT = Path(__file__).resolve().parents[1]
 RUNS, RESULTS = ROOT / "runs" / "objectives", ROOT / "results" / "objectives"
@@ -74,27 +72,35 @@ MNIST = {
 }
 
 TABLES = {
-    "digits": (DIGITS, {**SIXTEEN, **FIVE}, None, Annealing(100, 8, 5)),
-    "mnist": (MNIST, {"elbo-k5": {"objective": "elbo", "k": 5}, **FIVE}, 1000, Annealing(200, 8)),
+    "digits": (
+        DIGITS,
+        {**SIXTEEN, **FIVE},
+        (Measure((1, 5000)), Measure(temperatures=100, chains=8, leapfrog=5)),
+    ),
+    "mnist": (
+        MNIST,
+        {"elbo-k5": {"objective": "elbo", "k": 5}, **FIVE},
+        (Measure((1, 5000), examples=1000), Measure(temperatures=200, chains=8, examples=1000)),
+    ),
 }
-"""Table -> what all lines share, the lines, test examples to measure, and how to anneal."""
+"""Table -> what all lines share, the lines, and what their models are measured by."""
 
 
 def main(table: str, *names: str) -> None:
-    """Train and measure the lines of a table, or those named."""
-    shared, lines, examples, annealing = TABLES[table]
-    for name in names or lines:
-        if (RESULTS / table / name).exists():
-            continue
-        run = RUNS / table / name
-        if not (run / "evaluations").exists() or read_metrics(run)[-1]["epoch"] < shared["epochs"]:
-            go_on = (run / "config.toml").exists()
-            config = make_config({**shared, **lines[name]}, name)
-            show_training(resume_run(run) if go_on else start_run(config, run), run)
-        about = {"examples": examples, "track": tracker(quiet=False)}
-        evaluate_run(run, ks=[1, 5000], **about)
-        anneal_run(run, annealing=annealing, **about)
-        keep(run, RESULTS / table / name)
+    """Train and measure the lines of a table, or those named; exit status 1 if one fails."""
+    shared, lines, measures = TABLES[table]
+    tasks = [
+        Task(name, make_config({**shared, **lines[name]}, name), measures)
+        for name in names or lines
+        if not (RESULTS / table / name).exists()
+    ]
+    words = []
+    for outcome in work(RUNS / table, tasks, show=show_training, track=tracker(quiet=False)):
+        words.append(outcome.word)
+        print(f"{outcome.task.name}: {outcome.word} {outcome.reason}", flush=True)
+        if outcome.word == "done":
+            keep(RUNS / table / outcome.task.name, RESULTS / table / outcome.task.name)
+    sys.exit("failed" in words)
 
 
 def keep(run: Path, folder: Path) -> None:

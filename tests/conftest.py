@@ -1,11 +1,23 @@
 """Every test runs under the strictest settings that JAX offers, on two CPU devices."""
 
+import os
+import shutil
 import signal
+import tempfile
 from pathlib import Path
 
 import jax
 import pytest
 from hypothesis import settings
+
+# The processes of a test run, and those that its tests start, compile each program once among them.
+FIRST_PROCESS = "IWAE_TESTS_PROGRAMS" not in os.environ
+if FIRST_PROCESS:
+    os.environ["IWAE_TESTS_PROGRAMS"] = tempfile.mkdtemp(prefix="iwae-programs-")
+os.environ["JAX_COMPILATION_CACHE_DIR"] = os.environ["IWAE_TESTS_PROGRAMS"]
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+jax.config.update("jax_compilation_cache_dir", os.environ["IWAE_TESTS_PROGRAMS"])
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 jax.config.update("jax_num_cpu_devices", 2)
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -15,6 +27,12 @@ jax.config.update("jax_debug_key_reuse", True)
 # The first example pays for the compilation, and a test that fails once should fail again.
 settings.register_profile("iwae", deadline=None, derandomize=True)
 settings.load_profile("iwae")
+
+
+def pytest_unconfigure():
+    """The programs are of no use to another test run, of other code."""
+    if FIRST_PROCESS:
+        shutil.rmtree(os.environ["IWAE_TESTS_PROGRAMS"], ignore_errors=True)
 
 
 compiled = {"quickly": False}

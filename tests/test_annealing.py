@@ -369,6 +369,7 @@ def rates():
     return (many - few) / np.log(temperatures[1] / temperatures[0])
 
 
+@pytest.mark.slow
 def test_both_gaps_fall_like_one_over_the_number_of_temperatures(monkeypatch):
     assert rates() == pytest.approx([-1, -1], abs=0.1)
 
@@ -572,6 +573,7 @@ def test_memory_does_not_grow_with_the_temperatures():
 # Other models, and the whole of evaluation
 
 
+@pytest.mark.slow
 def test_a_model_of_binary_data_with_two_layers_sums_to_one_over_all_data():
     model = VAE(3, (1, 1), ((3,), (2,)), key=jax.random.key(1))
     model = eqx.tree_at(lambda m: m.output.weight, model, replace_fn=lambda w: 6 * w)

@@ -16,9 +16,9 @@ import numpy as np
 import pytest
 
 import small
-from iwae import cli, runs
+from iwae import runs
 from iwae.checkpoint import load_model
-from iwae.cli import COMMANDS, main
+from iwae.cli import COMMANDS, main, parsing, queue
 from iwae.config import TrainConfig
 from iwae.declaration import GRADIENTS, OBJECTIVES
 from iwae.presets import PRESETS
@@ -146,7 +146,7 @@ def jax_options(monkeypatch):
     options = {}
     monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
     monkeypatch.setattr(jax.config, "update", options.__setitem__)
-    cli._set_up_jax()
+    parsing.set_up_jax()
     return options
 
 
@@ -322,7 +322,7 @@ WRONG = [
     ("figures", "required"),
     ("figures {folder}", "holds no run"),
     ("figures {unvalidated} --weights best", "has no best weights"),
-    ("presets zzz*", "no preset matches 'zzz*'"),
+    ("presets zzz*", "no preset 'zzz*'"),
     ("data", "required"),
     ("data remove mnist", "'list', 'fetch', 'verify'"),
     ("data list mnist", "takes no name"),
@@ -730,6 +730,7 @@ def test_gradients_are_measured(iwae, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_gradients_of_another_objective_take_its_options(iwae, tmp_path):
     run = small.unmeasured(finished(), tmp_path / "run")
     words = "gradients", run, "--k", 2, "--draws", 20, "--examples", 3, "--quiet"
@@ -747,3 +748,99 @@ def test_gradients_of_another_objective_take_its_options(iwae, tmp_path):
         status, out, err = iwae(*words, *options)
         assert (status, out) == (2, "")
         assert reason in err
+
+
+# Many runs
+
+
+def test_a_cell_is_reproduced_on_a_shortened_schedule(iwae, tmp_path):
+    out = ("--epochs-scale", "0.005", "--out", str(tmp_path / "out"))
+    status, told, _ = iwae("reproduce", "run", "camel/vae-k1", *out, "--dry-run")
+    assert (status, (tmp_path / "out").exists()) == (0, False)
+    assert re.search(r"shortened-0.005/camel/vae-k1/seed-0 +waiting", told)
+    status, told, errors = iwae("reproduce", "run", "camel/vae-k1", *out)
+    assert (status, told) == (0, "shortened-0.005/camel/vae-k1/seed-0: done\n")
+    assert "(1 of 1)" in errors
+    status, told, errors = iwae("reproduce", "run", "camel/vae-k1", *out, "--quiet")
+    assert (status, told, errors) == (0, "shortened-0.005/camel/vae-k1/seed-0: done\n", "")
+    _, told, _ = iwae("reproduce", "status", *out)
+    assert re.fullmatch(r"shortened-0.005/camel/vae-k1/seed-0 +done +epoch 1 of 1\n", told)
+    _, told, _ = iwae("reproduce", "table", "camel", *out)
+    assert "no reproduction" in told
+    assert re.search(r"camel/vae-k1 +\| \d\.\d\d ± 0\.\d\d +\|", told)
+    _, told, _ = iwae("reproduce", "list", "camel/vae-k1", *out)
+    assert re.search(r"camel/vae-k1 +published +- +ours +\d\.\d\d ", told)
+
+
+def test_a_sweep_trains_all_combinations(iwae, tmp_path):
+    (tmp_path / "s.toml").write_text(
+        f'dataset = "{small.pictures()}"\nlatent_sizes = [2]\nhidden_sizes = [[5]]\n'
+        "batch_size = 10\nepochs = 1\nvalidation = 50\nk = [1, 2]\nseed = [0, 1]\n"
+    )
+    words = ("sweep", str(tmp_path / "s.toml"), "--out", str(tmp_path / "out"), "--k", "3", "2")
+    status, told, _ = iwae(*words, "--budget", "0s")
+    assert (status, told) == (
+        0,
+        "k=1,seed=0-1: stopped: the time is up\nk=2,seed=0-1: stopped: the time is up\n",
+    )
+    status, told, _ = iwae(*words)
+    assert (status, told) == (0, "k=1,seed=0-1: done\nk=2,seed=0-1: done\n")
+    status, told, _ = iwae("compare", *(str(tmp_path / "out" / f"k={k},seed=0-1") for k in (1, 2)))
+    assert status == 0
+    assert "L_3" in told
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(len(parsing.cores()) < 2, reason="two workers need two cores")
+def test_workers_share_a_sweep_out(iwae, tmp_path):
+    (tmp_path / "s.toml").write_text(
+        f'dataset = "{small.pictures()}"\nlatent_sizes = [2]\nhidden_sizes = [[5]]\n'
+        "batch_size = 10\nepochs = 1\nvalidation = 50\nk = [1, 2, 3]\n"
+    )
+    words = ("sweep", str(tmp_path / "s.toml"), "--k", "3", "--out")
+    status, told, _ = iwae(*words, str(tmp_path / "out"), "--workers", "2")
+    assert (status, told) == (0, "k=1: done\nk=2: done\nk=3: done\n")
+    devices = [
+        json.loads(path.read_text())["devices"]
+        for path in sorted((tmp_path / "out").glob("*/evaluations/*.json"))
+    ]
+    assert devices == [len(parsing.cores()) // 2] * 3  # none was left for this process
+
+
+def test_a_task_that_fails_is_told_and_makes_the_status_1(iwae, tmp_path):
+    (tmp_path / "s.toml").write_text('dataset = ["digits", "nowhere.npy"]\nepochs = 1\nk = 2\n')
+    words = ("sweep", str(tmp_path / "s.toml"), "--out", str(tmp_path / "out"), "--k", "2")
+    status, told, _ = iwae(*words, "--examples", "20")
+    assert status == 1
+    assert "dataset=digits: done\n" in told
+    assert re.search(r"dataset=nowhere: failed: .*nowhere\.npy", told)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["reproduce", "run"], "name the cells"),
+        (["reproduce", "run", "tabel1"], "near it"),
+        (["reproduce", "run", "camel", "--seeds", "0"], "at least 1"),
+        (["reproduce", "run", "camel", "--epochs-scale", "2"], r"\(0, 1\]"),
+        (["reproduce", "run", "camel", "--budget", "soon"], "no time 'soon'"),
+        (["reproduce", "run", "camel", "--address", "auto"], "--engine ray"),
+        (["reproduce", "run", "camel", "--workers", "0"], "choose 1 to"),
+        (["reproduce", "run", "camel", "--workers", "2", "--engine", "ray"], "--engine here"),
+        (["sweep", "none.toml", "--out", "x"], "no experiment file"),
+    ],
+)
+def test_wrong_words_to_the_queue(iwae, tmp_path, monkeypatch, words, message):
+    monkeypatch.chdir(tmp_path)
+    status, told, errors = iwae(*words)
+    assert (status, told) == (2, "")
+    assert re.search(message, errors)
+    assert "Traceback" not in errors
+
+
+@pytest.mark.parametrize(
+    ("words", "seconds"),
+    [("2h", 7200), ("90m", 5400), ("1h30m", 5400), ("1.5h", 5400), ("45s", 45)],
+)
+def test_budgets(words, seconds):
+    assert queue.seconds(words) == seconds

@@ -9,7 +9,7 @@ import iwae
 ORDER = """
     _types declaration data observations model particles annealing objectives gradients methods
     evaluate diagnostics training checkpoint posterior figures config presets describe progress jobs
-    runs measure report gallery cli testing
+    runs measure queue sweep reproduce report gallery page cli testing
 """.split()  # noqa: SIM905
 
 

@@ -155,6 +155,7 @@ def test_the_verdict(longer, gap, tolerance, word):
 MODEL = LinearGaussian.random(2, 3, q_shift=np.array([0.5, -0.4]), q_scale=1.3)
 
 
+@pytest.mark.slow
 def test_bidirectional_bounds_hold_the_truth_between_them():
     options = {"n_examples": 400, "chains": 2, "step_size": 0.4, "n_leapfrog": 4}
     short = bdmc(MODEL, jax.random.key(0), betas=linear_schedule(3), **options)
@@ -187,6 +188,7 @@ def exact_of_examples(key, n, split=3):
     return np.float64(one(jnp.arange(n)))
 
 
+@pytest.mark.slow
 def test_results_do_not_depend_on_the_batch():
     options = {"n_examples": 5, "chains": 3, "step_size": 0.4, "n_leapfrog": 2}
     options["betas"] = linear_schedule(3)

@@ -11,6 +11,7 @@ import pytest
 
 import iwae
 from iwae import cli
+from iwae.cli import parsing
 from iwae.config import TrainConfig
 from iwae.data import list_datasets
 from iwae.presets import PRESETS
@@ -116,7 +117,7 @@ class Parsed(Exception):  # noqa: N818 - nothing went wrong
 
 def parse(words, monkeypatch):
     """Parse a command line as `iwae` does, and stop there."""
-    real = cli._parse
+    real = parsing.parse
 
     def stop(*arguments, **options):
         real(*arguments, **options)
@@ -126,7 +127,7 @@ def parse(words, monkeypatch):
         Path(file).parent.mkdir(parents=True, exist_ok=True)
         Path(file).write_text(EXPERIMENT)
     with monkeypatch.context() as patch:
-        patch.setattr(cli, "_parse", stop)
+        patch.setattr(parsing, "parse", stop)
         try:
             status = cli.main(words)
         except (Parsed, SystemExit) as stopped:
@@ -150,7 +151,7 @@ def test_wrong_command_lines_do_not_parse(monkeypatch):
 
 def known_options():
     """Every option of every command, as it is typed."""
-    kinds = (cli.Train, cli.Evaluate, cli.Compare, cli.Figures, cli.Presets, cli.Data)
+    kinds = [command.options for command in cli.COMMANDS.values()]
     names = {field.name for kind in kinds for field in dataclasses.fields(kind)}
     names = {name.replace("_", "-") for name in names | set(TrainConfig.model_fields)}
     return names | {f"no-{name}" for name in names} | {"help", "version"}

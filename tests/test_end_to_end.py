@@ -95,6 +95,7 @@ def test_the_record_is_one_json_object_with_a_value_for_every_example(run, train
     np.testing.assert_allclose(record["replicates"][0]["stderr"], errors, rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_every_picture_is_drawn(run, trained):
     paths = run("figures", trained).stdout.split()
     names = {path.rpartition("/")[2] for path in paths}

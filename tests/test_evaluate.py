@@ -80,9 +80,9 @@ def test_a_number_depends_on_its_example_and_index_only(monkeypatch):
 
 def test_the_number_of_devices_does_not_matter(monkeypatch):
     expected = measured(batch_size=2)  # so that each device has something to do
-    assert jax.device_count() == 2
-    one = jax.devices()[:1]
-    monkeypatch.setattr(jax, "devices", lambda: one)
+    assert jax.local_device_count() == 2
+    one = jax.local_devices()[:1]
+    monkeypatch.setattr(jax, "local_devices", lambda: one)
     assert measured(batch_size=2) == pytest.approx(expected, rel=1e-6)
 
 

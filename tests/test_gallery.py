@@ -67,6 +67,7 @@ def test_frames_are_of_the_same_draws_and_test_examples():
     assert errors[-1] < errors[0] - 0.03  # they get better in the course of training
 
 
+@pytest.mark.slow
 def test_the_same_weights_give_the_same_pictures_and_others_do_not(drawn, tmp_path):
     before = {path.name: path.read_bytes() for path in drawn}
     assert {path.name: path.read_bytes() for path in draw_run(drawn[0].parents[1])} == before
@@ -88,6 +89,7 @@ def made(run, dataset, dimensions, **options):
     return small.by_hand(run, [model], dataset=dataset, **options)
 
 
+@pytest.mark.slow
 def test_the_density_of_one_dimension_is_drawn_beside_the_truth(tmp_path):
     run = made(tmp_path / "run", "camel", 1)
     expected = {"log_variances.png", "density.png", "posterior.png"}  # no metrics, no frames

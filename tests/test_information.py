@@ -137,6 +137,7 @@ def test_the_layers_of_an_autoencoder_add_up():
 # Mutual information
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("n", "draws"), [(1, 1), (7, 3), (OTHERS, 1), (2 * OTHERS + 13, 2)])
 def test_draws_are_scored_under_all_posteriors(n, draws):
     model = linear()
@@ -171,6 +172,7 @@ def test_the_bounds_enclose_the_information_of_gaussians():
     assert true > 2 * STANDARD_ERRORS * below.stderr
 
 
+@pytest.mark.slow
 def test_with_few_examples_the_information_is_about_which_of_them_by_quadrature():
     """I(i; z) of the mixture of these n posteriors, not that of the distribution of x."""
     model, n = linear(1, q_scale=0.8), 5
@@ -222,6 +224,7 @@ def test_an_example_far_from_all_others_is_told_from_them():
 # Invariance
 
 
+@pytest.mark.slow
 def test_batches_change_nothing():
     model = linear()
     xs = drawn(model, 41)

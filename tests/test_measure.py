@@ -95,6 +95,7 @@ def test_active_units_are_counted_by_both_definitions(record):
     assert record["threshold"] == 0.01
 
 
+@pytest.mark.slow
 def test_each_replicate_has_a_record_of_its_own():
     run = finished(replicates=2, **PATIENT)
     record = evaluate_run(run, ks=[5], weights="best")
@@ -223,6 +224,7 @@ def test_the_model_without_its_inactive_units_is_measured(tmp_path):
     assert load_model(run / "models" / "final-0").latent_sizes == (2,)  # nothing is changed there
 
 
+@pytest.mark.slow
 def test_replicates_may_lose_whole_layers(tmp_path):
     """The second layer of a model whose h_2 is never looked at."""
     sizes = {"latent_sizes": (2, 2), "hidden_sizes": ((5,), (3,))}

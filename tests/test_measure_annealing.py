@@ -116,6 +116,7 @@ def test_to_measure_the_training_split_the_pilot_needs_others(run, tmp_path):
         anneal_run(alone, annealing=SHORT, split="train", examples=4)
 
 
+@pytest.mark.slow
 def test_annealing_agrees_with_importance_sampling(run):
     longer = Annealing(temperatures=100, chains=8, leapfrog=4)
     record = anneal_run(run, annealing=longer)
@@ -258,6 +259,7 @@ def test_bounds_that_are_out_of_order_are_reported_loudly(tmp_path, caplog):
     assert caplog.text.count("NOT IN ORDER") == 2
 
 
+@pytest.mark.slow
 def test_bounds_of_another_model_are_not_compared(tmp_path):
     run = small.unmeasured(finished(), tmp_path / "run")
     evaluate_run(run, ks=[1, 50])
@@ -329,6 +331,7 @@ def test_what_cannot_be_compared_is_refused(measured, tmp_path):
         compare([a, tmp_path])
 
 
+@pytest.mark.slow
 def test_splits_and_annealing_must_be_the_same_too(measured, tmp_path):
     a, b, _ = measured
     runs = [copy_of(one, tmp_path / name) for one, name in ((a, "a"), (b, "b"))]
@@ -362,6 +365,7 @@ def test_what_is_no_record_is_left_out_and_said_so(measured, tmp_path, caplog, c
 # Curves
 
 
+@pytest.mark.slow
 def test_a_curve_is_that_of_the_library_and_ends_at_the_likelihood(run):
     record = rate_distortion_run(run, temperatures=60, chains=8, leapfrog=3, examples=20)
     values = values_of(run, "test-final-T60-c8-l3-n20-rate-distortion")

@@ -300,6 +300,7 @@ class Process:
         return self.process.returncode, error
 
 
+@pytest.mark.slow
 def test_processes_are_stopped_by_signals_and_go_on(tmp_path):
     run = tmp_path / "run"
     small.write_config(run.with_suffix(".toml"))
@@ -569,6 +570,18 @@ def test_a_warm_start_has_the_weights_and_if_asked_the_optimiser(tmp_path):
     assert (config.init_from, config.keep_optimizer) == (start, True)
 
 
+def test_an_optimiser_is_kept_between_objectives_that_learn_the_same():
+    start, aiwae = finished(), {"objective": "aiwae", "temperatures": 2, "leapfrog": 1}
+    state, _ = initial_state(
+        make_job(small.config(init_from=start, keep_optimizer=True, epochs=1, **aiwae))
+    )
+    assert bits(state.opt_state) == bits(newest(start).state.opt_state)
+    learned = {"objective": "ciwae", "beta": "learned"}
+    job = make_job(small.config(init_from=start, keep_optimizer=True, epochs=1, **learned))
+    with pytest.raises(UserError, match="trained by iwae, and ciwae learns other arrays"):
+        initial_state(job)
+
+
 @pytest.mark.usefixtures("step_by_step")
 def test_a_warm_start_that_was_stopped_goes_on_without_the_run_that_it_came_from(tmp_path):
     start, run = copy_of(finished(), tmp_path), tmp_path / "run"
@@ -592,7 +605,8 @@ def test_a_warm_start_from_an_unfinished_run_says_so(tmp_path, caplog):
     make_job(small.config(init_from=finished()))
     assert not caplog.messages
     description = copy_of(finished(), tmp_path) / "models" / "final-0" / "model.json"
-    description.write_text(description.read_text().replace('"epoch": 4', '"epoch": 3'))
+    words = description.read_text().replace('"epoch": 4', '"epoch": 3')
+    description.write_text(words.replace('"finished": true', '"finished": false'))
     make_job(small.config(init_from=tmp_path / "copy"))
     assert caplog.messages == [f"init_from: {tmp_path}/copy is not finished: epoch 3 of 4"]
 

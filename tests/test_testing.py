@@ -189,12 +189,14 @@ def check(model, example=0.7, draws=10_000, seed=0):
     check_latent_model(model, jnp.float32(example), jax.random.key(seed), draws=draws)
 
 
+@pytest.mark.slow
 def test_a_good_model_of_a_user_passes():
     check(Good())
     check(with_posterior(Posterior))
     check(Positive())
 
 
+@pytest.mark.slow
 def test_the_models_of_this_package_pass():
     check(LinearGaussian.random(q_shift=0.5, q_scale=1.5), np.ones(3))
     check(VAE(6, (3, 2), ((5,), (4,)), key=jax.random.key(0)), np.ones(6))

@@ -392,6 +392,7 @@ print(t.digest(t.of_replicate((state, best), 0)))
 PATHS = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
 
 
+@pytest.mark.slow
 def test_the_number_of_devices_does_not_matter():
     done = subprocess.run(
         [sys.executable, "-c", EIGHT_DEVICES],
@@ -479,6 +480,7 @@ def test_any_model_can_be_trained_and_the_key_decides_the_result():
     assert digest(trained(1, epochs=8)[1].model) != digest(after.model)
 
 
+@pytest.mark.slow
 def test_any_schedule_and_optimiser_will_do():
     before, after = trained(
         learning_rate=lambda step: jnp.where(step == 3, 0.5, 0.0), optimizer=optax.sign_sgd(1.0)

@@ -40,16 +40,33 @@ def draw_run(run: Path, *, weights: str = "final", data_dir: Path | None = None)
         UserError: if there is no trained model, or the data cannot be had.
     """
     run = Path(run)
-    if not (run / "config.toml").is_file():
-        raise UserError(f"{run} holds no run: config.toml is missing")
-    dataset = load_config_dataset(read_config(run / "config.toml"), data_dir)
-    model = run_model(run, weights, 0, dataset)
+    model, dataset = _subject(run, weights, data_dir)
     written = []
     for name, figure in _figures(run, model, dataset, weights):
         path = run / "figures" / f"{name}.png"
         figures.save_figure(figure, path)
         written.append(path)
     return written + _animations(run, dataset)
+
+
+def run_figures(
+    run: Path, *, weights: str = "final", data_dir: Path | None = None
+) -> Iterator[tuple[str, Figure]]:
+    """The pictures that `draw_run` writes, with their names; nothing is written.
+
+    Raises:
+        UserError: if there is no trained model, or the data cannot be had.
+    """
+    model, dataset = _subject(Path(run), weights, data_dir)
+    yield from _figures(Path(run), model, dataset, weights)
+
+
+def _subject(run: Path, weights: str, data_dir: Path | None) -> tuple[VAE, Dataset]:
+    """The first replicate of a run, and its data."""
+    if not (run / "config.toml").is_file():
+        raise UserError(f"{run} holds no run: config.toml is missing")
+    dataset = load_config_dataset(read_config(run / "config.toml"), data_dir)
+    return run_model(run, weights, 0, dataset), dataset
 
 
 def _figures(run: Path, model: VAE, dataset: Dataset, weights: str) -> Iterator[tuple[str, Figure]]:

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ import optax
 
 from iwae._types import UserError
 from iwae.checkpoint import list_checkpoints, load_checkpoint, load_model, read_about
-from iwae.config import TrainConfig
+from iwae.config import TrainConfig, read_config
 from iwae.data import Dataset, choose, draw, load_dataset
 from iwae.declaration import check
 from iwae.methods import compose
@@ -146,9 +146,9 @@ def _load_start(config: TrainConfig, dataset: Dataset, run: Path, replicate: int
     ):
         if found != wanted:
             raise UserError(f"init_from: {name} of the model in {run} is {found}, here {wanted}")
-    epoch, its = about.get("epoch"), about.get("config") or {}
-    if "patience" not in its and epoch is not None and epoch < its.get("epochs", 0):
-        log.warning("init_from: %s is not finished: epoch %d of %d", run, epoch, its["epochs"])
+    epoch, epochs = about.get("epoch"), (about.get("config") or {}).get("epochs", 0)
+    if epoch is not None and not _is_final(about, epochs):
+        log.warning("init_from: %s is not finished: epoch %d of %d", run, epoch, epochs)
     return model
 
 
@@ -235,21 +235,45 @@ def initial_state(job: Job) -> tuple[TrainState, Best]:
     """The state of a job before its first step."""
     state, best = blank_state(job)
     if job.config.keep_optimizer and job.config.init_from is not None:
-        state = state._replace(opt_state=_optimizer_of(job.config.init_from, state))
+        leaves = jax.tree.leaves(_optimizer_of(job.config.init_from, job))
+        old = jax.tree.unflatten(jax.tree.structure(state.opt_state), leaves)
+        state = state._replace(opt_state=old)
     return state, best
 
 
-def _optimizer_of(run: Path, state: TrainState) -> Any:
-    """The optimiser's state in the newest checkpoint of another run."""
+def _optimizer_of(run: Path, job: Job) -> Any:
+    """The optimiser's state in the newest checkpoint of another run, maybe of another objective."""
     paths = list_checkpoints(run / "checkpoints")
     if not paths:
         raise UserError(f"{run} has no checkpoint to take the optimiser's state from")
-    return load_checkpoint(paths[-1], (state, init_best(state))).state.opt_state
+    its = read_config(run / "config.toml")
+    theirs = compose(its.declaration(), len(its.sizes()[0]))
+    one, other = (jax.tree.leaves(o.init().learned) for o in (theirs, job.settings.objective))
+    if [leaf.shape for leaf in one] != [leaf.shape for leaf in other]:
+        raise UserError(
+            f"keep_optimizer: {run} was trained by {its.objective}, and {job.config.objective} "
+            "learns other arrays beside the model; leave keep_optimizer out"
+        )
+    like = replace(job, settings=job.settings._replace(objective=theirs))
+    return load_checkpoint(paths[-1], blank_state(like)).state.opt_state
 
 
 def model_folder(run: Path, weights: str, replicate: int) -> Path:
     """Where the model of one replicate lies in a run; `weights` is "final" or "best"."""
     return Path(run) / "models" / f"{weights}-{replicate}"
+
+
+def is_finished(run: Path, config: TrainConfig) -> bool:
+    """Whether the final models of a run are there, trained to its end."""
+    folders = [model_folder(run, "final", replicate) for replicate in _replicates(config)]
+    return all(
+        folder.is_dir() and _is_final(read_about(folder), config.epochs) for folder in folders
+    )
+
+
+def _is_final(about: dict[str, Any], epochs: int) -> bool:
+    """Whether a model is one that its training ended with, for want of patience or epochs."""
+    return about.get("finished", False) or about.get("epoch", 0) >= epochs
 
 
 def run_model(run: Path, weights: str, replicate: int, dataset: Dataset) -> VAE:

@@ -4,12 +4,17 @@ Published negative log-likelihoods are in nats, on the test set, by 5,000 import
 """
 
 import difflib
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Mapping
+from fnmatch import fnmatch
+from typing import Any, NamedTuple, NoReturn
 
 from iwae._types import UserError
 from iwae.config import TrainConfig, make_config
 
 BURDA = "Burda, Grosse & Salakhutdinov 2016 (arXiv 1509.00519v3)"
+RAINFORTH = "Rainforth et al. 2018 (arXiv 1802.04537)"
+DING = "Ding & Freedman 2019 (arXiv 1906.04904)"
+TUCKER = "Tucker et al. 2019 (arXiv 1810.04152)"
 
 
 class Preset(NamedTuple):
@@ -21,6 +26,7 @@ class Preset(NamedTuple):
         active: the published active units per layer.
         source: paper and table.
         needs: the preset whose finished run `init_from` has to name, for warm starts.
+        nll_64: the published negative L_64, where the paper gives that too.
     """
 
     values: dict[str, Any]
@@ -28,6 +34,7 @@ class Preset(NamedTuple):
     active: tuple[int, ...]
     source: str
     needs: str | None = None
+    nll_64: float | None = None
 
     def config(self, **changes: Any) -> TrainConfig:
         """The configuration, with changes."""
@@ -148,6 +155,48 @@ def _synthetic(dataset: str, latent: int, hidden: int, objective: str, k: int) -
     return Preset(values, None, (), "synthetic data with a known density")
 
 
+_RAINFORTH: dict[str, tuple[dict[str, Any], float | None, float | None]] = {
+    "iwae-k64": ({"objective": "iwae", "k": 64}, 84.52, 86.11),
+    "m4-k16": ({"objective": "miwae", "m": 4, "k": 16}, 84.56, 85.60),
+    "m8-k8": ({"objective": "miwae", "m": 8, "k": 8}, 84.97, 85.69),
+    "m16-k4": ({"objective": "miwae", "m": 16, "k": 4}, None, None),
+    "piwae-m8-k8": ({"objective": "piwae", "m": 8, "k": 8}, 84.46, 85.74),
+    "ciwae-beta0.05": ({"objective": "ciwae", "k": 64, "beta": 0.05}, 84.57, None),
+    "ciwae-beta0.5": ({"objective": "ciwae", "k": 64, "beta": 0.5}, 85.24, 86.08),
+    "vae-k64": ({"objective": "vae", "k": 64}, 86.21, 86.69),
+}
+"""M K = 64: what a row sets, its NLL, and its negative L_64."""
+
+_MIWAE = {
+    f"miwae/{name}": Preset({"dataset": "mnist", **values}, nll, (), RAINFORTH, None, nll_64)
+    for name, (values, nll, nll_64) in _RAINFORTH.items()
+}
+
+_S5: dict[str, Any] = {"layers": 1, "k": 5, "batch_size": 128}
+"""Five chains or samples; the IWAE in the same batches is what AIWAE is compared with."""
+
+_DING: dict[str, dict[str, Any]] = {
+    "iwae-s5": {"objective": "iwae"},
+    "s5-t5": {"objective": "aiwae", "temperatures": 5, "leapfrog": 5},
+    "s5-t10": {"objective": "aiwae", "temperatures": 10, "leapfrog": 5},
+}
+
+_AIWAE = {
+    f"aiwae/{dataset}/{name}": Preset({"dataset": dataset, **_S5, **values}, None, (), DING)
+    for dataset in ("mnist", "omniglot")
+    for name, values in _DING.items()
+}
+
+_DREG = {
+    f"dreg/mnist/1l/k{k}": Preset(
+        {"dataset": "mnist", "layers": 1, "objective": "iwae", "k": k, "gradient": "dreg"},
+        None,
+        (),
+        TUCKER,
+    )
+    for k in (1, 5, 50)
+}
+
 _EXPERIMENTS = {
     "camel/vae-k1": _synthetic("camel", 1, 5, "vae", 1),
     "camel/iwae-k20": _synthetic("camel", 1, 5, "iwae", 20),
@@ -176,6 +225,9 @@ PRESETS: dict[str, Preset] = {
     **_as_published_code(_cells(_TABLE_1, 1)),
     **_TABLE_2,
     **_cells(_TABLE_3, 3),
+    **_MIWAE,
+    **_AIWAE,
+    **_DREG,
     **_EXPERIMENTS,
 }
 
@@ -186,9 +238,58 @@ def preset(name: str) -> Preset:
     Raises:
         UserError: names the nearest one.
     """
-    if name not in PRESETS:
-        near = difflib.get_close_matches(name, PRESETS, 3, cutoff=0.3)
-        raise UserError(
-            f"no preset {name!r}; near it: {', '.join(near) or 'none'}; all: `iwae presets`"
-        )
-    return PRESETS[name]
+    return PRESETS[name] if name in PRESETS else _unknown(name)
+
+
+def matching(patterns: Iterable[str]) -> list[str]:
+    """The experiments called so, below such a name, or that match such a pattern, in order.
+
+    Raises:
+        UserError: if there is none for one of the patterns.
+    """
+    found: set[str] = set()
+    for pattern in patterns:
+        named = {n for n in PRESETS if fnmatch(n, pattern) or n.startswith(f"{pattern}/")}
+        found |= named or {_unknown(pattern)}
+    return [name for name in PRESETS if name in found]
+
+
+def _unknown(name: str) -> NoReturn:
+    near = difflib.get_close_matches(name, PRESETS, 3, cutoff=0.3)
+    raise UserError(
+        f"no preset {name!r}; near it: {', '.join(near) or 'none'}; all: `iwae presets`"
+    )
+
+
+_DEFINING = """
+    dataset binarization observation activation output_bias optimizer schedule learning_rate
+    batch_size shuffle m alpha beta temperatures leapfrog
+""".split()  # noqa: SIM905
+"""What makes an experiment the published one, besides its sizes, objective and gradient."""
+
+
+def same_experiment(entry: Preset, config: Mapping[str, Any]) -> bool:
+    """Whether a run's resolved configuration is that of a preset, but for seeds and length."""
+    published = entry.config()
+    wanted = {name: getattr(published, name) for name in _DEFINING}
+    sizes = [[list(one) for one in published.sizes()[1]], list(published.sizes()[0])]
+    return (
+        all(value is None or config.get(name) == value for name, value in wanted.items())
+        and config["binarization"] in ("dynamic", "none")
+        and [
+            [list(one) for one in config["hidden_sizes"]],
+            list(config["latent_sizes"]),
+        ]
+        == sizes
+        and (config.get("init_from") is None) == (entry.needs is None)
+        and (config.get("gradient") or "reparam") == (published.gradient or "reparam")
+        and not (config.get("kl_warmup") or config.get("free_bits"))
+        and _family(published.objective, published.k, published.m)
+        == _family(config["objective"], config["k"], config.get("m"))
+        and published.k == config["k"]
+    )
+
+
+def _family(objective: str, k: int, m: int | None) -> str:
+    """With one sample all bounds are the same one."""
+    return "elbo" if k * (m or 1) == 1 or objective in ("vae", "elbo") else objective

@@ -7,37 +7,49 @@ file has blocks `<!-- results:NAME -->` ... `<!-- /results:NAME -->` that this m
 import json
 import re
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tabulate import tabulate
 
 from iwae._types import UserError, atomic_write
-from iwae.config import TrainConfig
 from iwae.declaration import OBJECTIVES
 from iwae.measure.importance import IMPORTANCE
 from iwae.measure.ordering import Known, known_bounds, models_of
 from iwae.measure.ordering import read_records as bounds_records
+from iwae.presets import PRESETS, matching, same_experiment
+from iwae.reproduce import Wanted, table
 
 Row = dict[str, str]
+
+OBJECTIVES_FOLDER = "objectives"
+"""Where `experiments/objectives.py` keeps its records."""
 
 
 def read_records(results: Path) -> dict[str, dict[str, Any]]:
     """The likelihood record of the largest k of every run, by the run's folder."""
     records: dict[str, dict[str, Any]] = {}
-    for path in sorted(Path(results).glob("*/evaluations/*.json")):
+    paths = [path for run in runs_in(results) for path in sorted(run.glob("evaluations/*.json"))]
+    for path in paths:
         record = json.loads(path.read_text())
         if record["method"] != IMPORTANCE:
             continue
-        name = path.parent.parent.name
+        name = str(path.parent.parent.relative_to(results))
         whole = record["split"] == "test" and not record["pruned"] and record["subset"] is None
         if whole and record["k"] >= records.get(name, {"k": 0})["k"]:
             if record["log_likelihood"] is None:
                 raise UserError(f"{path}: the mean log-likelihood is not finite; it fits no table")
             records[name] = record
     return records
+
+
+def runs_in(results: Path) -> list[Path]:
+    """The folders of all runs, but for those that were made to compare objectives."""
+    found = sorted(path.parent for path in Path(results).rglob("config.toml"))
+    return [run for run in found if run.relative_to(results).parts[0] != OBJECTIVES_FOLDER]
 
 
 def likelihood_row(name: str, record: dict[str, Any], published: str) -> Row:
@@ -65,41 +77,11 @@ def likelihood_row(name: str, record: dict[str, Any], published: str) -> Row:
 
 def published_nll(config: dict[str, Any]) -> str:
     """What the paper reports for this experiment, at 3,280 epochs; "-" if it is none of its own."""
-    from iwae.presets import PRESETS
-
     for entry in PRESETS.values():
-        if entry.nll is not None and entry.needs is None and _same(entry.config(), config):
+        if entry.nll is not None and same_experiment(entry, config):
             active = "+".join(map(str, entry.active))
             return f"{entry.nll:.2f} ({active} active)"
     return "-"
-
-
-_DEFINING = """
-    dataset binarization observation activation output_bias optimizer schedule learning_rate
-    batch_size shuffle
-""".split()  # noqa: SIM905
-"""What makes an experiment the published one, besides its sizes and objective."""
-
-
-def _same(published: TrainConfig, config: dict[str, Any]) -> bool:
-    """Whether a run's configuration is that of a published experiment, but for its length."""
-    wanted = {name: getattr(published, name) for name in _DEFINING}
-    sizes = json.loads(json.dumps(published.sizes()))  # tuples as lists, as records have them
-    return (
-        all(value is None or config[name] == value for name, value in wanted.items())
-        and config["binarization"] in ("dynamic", "none")
-        and [config["latent_sizes"], config["hidden_sizes"]] == sizes
-        and config.get("init_from") is None
-        and config.get("gradient") in (None, "reparam")
-        and not (config.get("kl_warmup") or config.get("free_bits"))
-        and _family(published.objective, published.k) == _family(config["objective"], config["k"])
-        and (published.k == config["k"])
-    )
-
-
-def _family(objective: str, k: int) -> str:
-    """With one sample all bounds are the same one."""
-    return "elbo" if k == 1 or objective in ("vae", "elbo") else objective
 
 
 def likelihood_table(results: Path) -> str:
@@ -121,8 +103,8 @@ def estimates_table(results: Path) -> str:
     """
     rows = [
         row
-        for run in sorted(path.parent for path in Path(results).glob("*/config.toml"))
-        if (row := estimates_row(run, run.name)) is not None
+        for run in runs_in(results)
+        if (row := estimates_row(run, str(run.relative_to(results)))) is not None
     ]
     if not rows:
         raise UserError(f"{results} holds no record of annealing: iwae evaluate --method ais")
@@ -145,14 +127,16 @@ def estimates_row(run: Path, name: str) -> Row | None:
     verdicts = [one["verdict"]["word"] for one in record.get("replicates", [record])]
     row["verdict"] = " / ".join(dict.fromkeys(verdicts))
     if (both := _bidirectional(run, record)) is not None:
-        row["gap of AIS"] = _plus_minus(both, "gap")
-        row[f"gap of {both['importance']['k']:,} samples"] = _plus_minus(both["importance"], "gap")
+        each = both.get("replicates", [both])
+        sampled = [one["importance"] for one in each]
+        row["gap of AIS"] = _plus_minus(each, "gap")
+        row[f"gap of {sampled[0]['k']:,} samples"] = _plus_minus(sampled, "gap")
     if samples:
         most = list(samples.values())[-1]
-        last = most.record.get("replicates", [most.record])[0]["by_k"][-1]
-        row[f"ESS of {most.estimator}"] = f"{last['ess_mean']:.0f}"
-        unreliable = last["pareto_k_unreliable"]
-        row["k-hat too large"] = "-" if unreliable is None else f"{unreliable:.0%}"
+        last = [one["by_k"][-1] for one in most.record.get("replicates", [most.record])]
+        row[f"ESS of {most.estimator}"] = f"{np.mean([one['ess_mean'] for one in last]):.0f}"
+        unreliable = [one["pareto_k_unreliable"] for one in last]
+        row["k-hat too large"] = "-" if None in unreliable else f"{np.mean(unreliable):.0%}"
     return row
 
 
@@ -164,8 +148,8 @@ def _mean_on(one: Known, other: Known) -> str:
     return f"{values.mean():.2f} ± {values.std(ddof=1) / np.sqrt(len(values)):.2f}"
 
 
-def _bidirectional(run: Path, record: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The first replicate's bounds from both sides by the same annealing of the same model."""
+def _bidirectional(run: Path, record: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """The bounds from both sides by the same annealing of the same models, on most examples."""
     wanted = record["annealing"], record["weights"], record["pruned"], models_of(record)
     found = [
         both
@@ -174,36 +158,31 @@ def _bidirectional(run: Path, record: Mapping[str, Any]) -> dict[str, Any] | Non
     ]
     if not found:
         return None
-    most = max(found, key=lambda both: both["n"])
-    return most.get("replicates", [most])[0]
+    return max(found, key=lambda both: both["n"])
 
 
-def _plus_minus(record: dict[str, Any], name: str) -> str:
-    return f"{record[name]:.2f} ± {record[f'{name}_stderr']:.2f}"
+def _plus_minus(each: Sequence[dict[str, Any]], name: str) -> str:
+    """The mean over replicates, whose examples differ, and its standard error."""
+    mean = round(np.mean([one[name] for one in each]), 2) + 0.0  # no minus before a zero
+    error = np.sqrt(np.mean([one[f"{name}_stderr"] ** 2 for one in each]) / len(each))
+    return f"{mean:.2f} ± {error:.2f}"
 
 
 def markdown(rows: Iterable[Row]) -> str:
     """Rows as a Markdown table; columns in the order of their first appearance."""
-    rows = list(rows)
-    columns = list(dict.fromkeys(key for row in rows for key in row))
-    lines = [
-        columns,
-        ["---"] * len(columns),
-        *([row.get(key, "") for key in columns] for row in rows),
-    ]
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines) + "\n"
+    return tabulate(list(rows), "keys", "github", disable_numparse=True, missingval="") + "\n"
 
 
-def objectives_table(results: Path, table: str) -> str:
-    """Markdown: the lines of one table of `experiments/objectives.py`, the best first."""
-    folder = Path(results) / "objectives" / table
+def objectives_table(results: Path, name: str) -> str:
+    """Markdown: the lines of a table of `experiments/objectives.py`, the best first."""
+    folder = Path(results) / OBJECTIVES_FOLDER / name
     rows = [
         row
         for run in sorted(path.parent for path in folder.glob("*/config.toml"))
         if (row := objective_row(run)) is not None
     ]
     if not rows:
-        raise UserError(f"{folder} holds no records: python experiments/objectives.py {table}")
+        raise UserError(f"{folder} holds no records: python experiments/objectives.py {name}")
     return markdown(row for _, row in sorted(rows, key=lambda pair: -pair[0]))
 
 
@@ -267,14 +246,42 @@ def speed_table(results: Path) -> str:
     return markdown(rows)
 
 
+def costs_table(results: Path) -> str:
+    """Markdown: a training step of every objective in the run of `benchmarks/objective_step.py`.
+
+    Medians over the blocks of that run; in brackets the ratio to the IWAE of as many particles, and
+    the peak memory of the process.
+    """
+    path = Path(results) / "benchmarks" / "objective_step.json"
+    if not path.is_file():
+        raise UserError(f"no record {path}: run benchmarks/objective_step.py --json {path}")
+    timed = {}
+    for words, (timing, mebibytes) in json.loads(path.read_text())["results"].items():
+        name, _, setting = words.rpartition(" k=")
+        timed[name or words, setting] = timing[0], mebibytes
+    rows: dict[str, Row] = {}
+    for (name, k), (ms, mebibytes) in timed.items():
+        if ("iwae", k) in timed:
+            ratio = ms / timed["iwae", k][0]
+            cell = f"{ms:.2f} ms ({ratio:.2f}), {mebibytes / 1024:.1f} GiB"
+            rows.setdefault(name, {"objective, gradient": name})[f"k = {k}"] = cell
+    return markdown(rows.values())
+
+
+def cells_table(results: Path, cells: str) -> str:
+    """Markdown: cells of published tables, ours beside theirs."""
+    return table(results, matching([cells]), Wanted())
+
+
 BLOCKS: dict[str, Callable[[Path], str]] = {
     "likelihoods": likelihood_table,
     "estimates": estimates_table,
-    "objectives-digits": partial(objectives_table, table="digits"),
-    "objectives-mnist": partial(objectives_table, table="mnist"),
+    "objectives-digits": partial(objectives_table, name="digits"),
+    "objectives-mnist": partial(objectives_table, name="mnist"),
+    "costs": costs_table,
     "speed": speed_table,
 }
-"""What a marked block is filled with."""
+"""What a marked block is filled with; `cells:NAME` is a table of these cells."""
 
 
 def fill_blocks(text: str, results: Path) -> str:
@@ -282,9 +289,14 @@ def fill_blocks(text: str, results: Path) -> str:
 
     def fill(match: re.Match[str]) -> str:
         name = match[1]
-        if name not in BLOCKS:
-            raise UserError(f"no block {name!r}; known: {', '.join(BLOCKS)}")
-        return f"<!-- results:{name} -->\n{BLOCKS[name](results)}<!-- /results:{name} -->"
+        kind, _, cells = name.partition(":")
+        if kind == "cells" and cells:
+            made = cells_table(results, cells)
+        elif name in BLOCKS:
+            made = BLOCKS[name](results)
+        else:
+            raise UserError(f"no block {name!r}; known: {', '.join(BLOCKS)}, cells:NAME")
+        return f"<!-- results:{name} -->\n{made}<!-- /results:{name} -->"
 
     return re.sub(r"<!-- results:(\S+) -->\n.*?<!-- /results:\1 -->", fill, text, flags=re.DOTALL)
 

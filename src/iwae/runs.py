@@ -13,6 +13,7 @@ RUN/evaluations/      records and per-example values, written by `iwae evaluate`
 import fcntl
 import json
 import logging
+import math
 import shutil
 import signal
 import threading
@@ -98,19 +99,30 @@ def _stop_signals() -> Iterator[list[int]]:
 
 
 class Stopped(Exception):  # noqa: N818 - nothing went wrong
-    """Training was asked to stop, and has saved what it had."""
+    """Training was asked to stop, or its time is up, and it has saved what it had."""
 
-    def __init__(self, signal_number: int):
-        super().__init__(f"stopped by {signal.Signals(signal_number).name}")
+    def __init__(self, signal_number: int | None):
+        named = signal_number is not None and f"by {signal.Signals(signal_number).name}"
+        super().__init__(f"stopped {named or 'because its time is up'}")
         self.signal_number = signal_number
 
+    @property
+    def status(self) -> int:
+        """The exit status of a program that stops for this reason."""
+        return 0 if self.signal_number is None else 128 + self.signal_number
 
-def start_run(config: TrainConfig, run: Path, data_dir: Path | None = None) -> Iterator[Report]:
+
+def start_run(
+    config: TrainConfig, run: Path, data_dir: Path | None = None, *, deadline: float = math.inf
+) -> Iterator[Report]:
     """Train from the beginning in a new folder; yields after every dispatch.
+
+    Args:
+        deadline: when to stop, on the clock of `time.monotonic`.
 
     Raises:
         UserError: if the folder holds something already, or for data that do not fit.
-        Stopped: after Ctrl-C or SIGTERM, once a checkpoint is written.
+        Stopped: after Ctrl-C, SIGTERM or the deadline, once a checkpoint is written.
         NonFiniteError: names the step and the term; the last good state is in a checkpoint.
     """
     _refuse_used(run)
@@ -119,7 +131,7 @@ def start_run(config: TrainConfig, run: Path, data_dir: Path | None = None) -> I
     with _locked(run):
         _refuse_used(run)  # another process may have been faster
         write_config(job.config, run / "config.toml")
-        yield from _train(job, run, state, best)
+        yield from _train(job, run, state, best, deadline)
 
 
 def _refuse_used(run: Path) -> None:
@@ -133,9 +145,16 @@ def _refuse_used(run: Path) -> None:
 
 
 def resume_run(
-    run: Path, data_dir: Path | None = None, stage: int | None = None
+    run: Path,
+    data_dir: Path | None = None,
+    stage: int | None = None,
+    *,
+    deadline: float = math.inf,
 ) -> Iterator[Report]:
     """Go on exactly where a run was stopped, or from the end of a stage of its schedule.
+
+    Args:
+        deadline: when to stop, on the clock of `time.monotonic`.
 
     Raises:
         UserError: if there is nothing to resume, or the data or the configuration are not those
@@ -153,7 +172,7 @@ def resume_run(
             job = make_job(config, data_dir)
             state, best = initial_state(job)
         _forget_after(run, int(state.step.max()))
-        yield from _train(job, run, state, best)
+        yield from _train(job, run, state, best, deadline)
 
 
 def _checkpoint_to_resume(
@@ -254,7 +273,9 @@ class _Run(NamedTuple):
     monitored: np.ndarray
 
 
-def _train(job: Job, folder: Path, start: TrainState, best_so_far: Best) -> Iterator[Report]:
+def _train(
+    job: Job, folder: Path, start: TrainState, best_so_far: Best, deadline: float
+) -> Iterator[Report]:
     """Train and keep the folder up to date."""
     keep = {end * job.steps_per_epoch for end in job.stage_ends}
     run = _Run(job, folder, keep, _frame_epochs(job.config.epochs), _monitored_examples(job))
@@ -278,7 +299,9 @@ def _train(job: Job, folder: Path, start: TrainState, best_so_far: Best) -> Iter
                 if report.epoch_done:
                     _log_epoch(run, state, report, board)
                 stage_end = report.epoch_done and report.step in run.keep_steps
-                stop = signals[:1]  # a signal that comes after this waits for the next dispatch
+                # A signal that comes after this waits for the next dispatch.
+                late = [None] if time.monotonic() > deadline else []
+                stop = signals[:1] or late
                 if stage_end or stop or time.monotonic() - saved > CHECKPOINT_SECONDS:
                     _save(run, state, best)
                     saved = time.monotonic()
@@ -288,10 +311,10 @@ def _train(job: Job, folder: Path, start: TrainState, best_so_far: Best) -> Iter
         except NonFiniteError as error:
             _save(run, error.state, error.best)
             raise
-    _save(run, state, best)
+    _save(run, state, best, finished=True)
 
 
-def _save(run: _Run, state: TrainState, best: Best) -> None:
+def _save(run: _Run, state: TrainState, best: Best, *, finished: bool = False) -> None:
     """A checkpoint, and the models as they are now."""
     job = run.job
     notes = {
@@ -305,8 +328,8 @@ def _save(run: _Run, state: TrainState, best: Best) -> None:
     for replicate in range(job.config.replicates):
         about = {**notes, "replicate": replicate}
         model = replicate_model(job.models[0], state.params, replicate)
-        epoch = int(state.step[replicate]) // job.steps_per_epoch
-        save_model(model, model_folder(run.folder, "final", replicate), epoch=epoch, **about)
+        done = {"epoch": int(state.step[replicate]) // job.steps_per_epoch, "finished": finished}
+        save_model(model, model_folder(run.folder, "final", replicate), **done, **about)
         if len(job.dataset.validation) and best.epoch[replicate] > 0:
             model = replicate_model(job.models[0], best.params, replicate)
             about |= {

@@ -57,7 +57,7 @@ def map_examples(
     if len(examples) == 0:
         raise UserError("there are no examples to evaluate: this split is empty")
     check_positive("batch_size", batch_size)
-    mesh = Mesh(np.asarray(jax.devices()), ("example",))
+    mesh = Mesh(np.asarray(jax.local_devices()), ("example",))
     # A model fresh from training lies on some of the devices only.
     arrays, static = eqx.partition((model, key), eqx.is_array)
     arrays = jax.device_put(arrays, NamedSharding(mesh, PartitionSpec()))

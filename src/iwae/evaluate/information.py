@@ -123,7 +123,7 @@ def information(
         examples,
         key,
         batch_size=_batch(n, k) if batch_size is None else batch_size,
-        slab_size=max(1, SLAB_ROWS // k) * jax.device_count(),
+        slab_size=max(1, SLAB_ROWS // k) * jax.local_device_count(),
     )
     rate, distortion = _without_nan(terms)
     ratios = map_examples(
@@ -230,7 +230,7 @@ def _chunks(examples: np.ndarray) -> Shaped[Array, "chunks chunk ..."]:
 
 def _batch(n: int, draws: int) -> int:
     """Examples at a time on each device: enough rows, and no copies to fill up a batch."""
-    return max(1, min(ROWS // draws, -(-n // jax.device_count())))
+    return max(1, min(ROWS // draws, -(-n // jax.local_device_count())))
 
 
 def _without_nan(slabs: Iterator[tuple[np.ndarray, ...]]) -> tuple[Float[np.ndarray, " n"], ...]:

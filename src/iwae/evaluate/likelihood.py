@@ -96,7 +96,7 @@ def log_likelihood_slabs(
     if k + chunk > 2**31:
         raise UserError(f"k is {k}; particles are counted in 32 bits: at most {2**31 - chunk}")
     batch = max(1, ROWS // chunk) if batch_size is None else batch_size
-    slab = max(1, SLAB_ROWS // k) * jax.device_count()
+    slab = max(1, SLAB_ROWS // k) * jax.local_device_count()
     fn = streamed_bound(k, chunk, sampler)
     slabs = map_examples(fn, model, examples, key, batch_size=batch, slab_size=slab, first=first)
     return _refuse_nan(slabs, first)

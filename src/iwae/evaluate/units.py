@@ -116,7 +116,7 @@ def active_units(
         examples,
         key,
         batch_size=max(1, ROWS // samples),
-        slab_size=max(1, SLAB_ROWS // samples) * jax.device_count(),
+        slab_size=max(1, SLAB_ROWS // samples) * jax.local_device_count(),
     )
     sums = reduce(partial(jax.tree.map, np.add), map(_moment_sums, slabs))
     n = len(examples)

@@ -197,8 +197,8 @@ def how(subject: Subject, method: str) -> Record:
         "pruned": subject.pruned,
         "seed": subject.seed,
         "dtype": "float32",
-        "device": jax.devices()[0].device_kind,
-        "devices": jax.device_count(),
+        "device": jax.local_devices()[0].device_kind,
+        "devices": jax.local_device_count(),
         "versions": {"iwae": version("iwae"), "jax": jax.__version__, **_commit()},
     }
 

@@ -1,27 +1,16 @@
 """Objectives: what is climbed. Reductions of log weights, and combinators that make methods.
 
-`reductions` has the bounds as functions of log weights, `bounds` the objectives of importance
-samples and the combinators, `penalties` KL warm-up and free bits, and the other files one method
-each. Names become objectives in `iwae.methods`.
+`reductions` has the bounds as functions of log weights, `climbing` the gradient estimators,
+`bounds` the objectives of importance samples, `halves` two of them in one, `penalties` KL warm-up
+and free bits, and the other files one method each. Names become objectives in `iwae.methods`.
 """
 
 from iwae.objectives.annealed import aiwae
-from iwae.objectives.bounds import (
-    REPARAM,
-    Coefficients,
-    Estimator,
-    Extra,
-    Objective,
-    analytic_elbo,
-    as_objective,
-    bound,
-    frozen,
-    grouped,
-    halves,
-    learned_ciwae,
-    split,
-)
+from iwae.objectives.bounds import analytic_elbo, bound, grouped, learned_ciwae
+from iwae.objectives.climbing import REPARAM, Coefficients, Estimator
 from iwae.objectives.differentiable import dais
+from iwae.objectives.halves import halves, split
+from iwae.objectives.objective import Extra, Objective, as_objective, frozen
 from iwae.objectives.penalties import Penalty
 from iwae.objectives.reductions import (
     Reduction,

@@ -7,7 +7,9 @@ from jaxtyping import Array, Float
 from iwae._types import Example, PRNGKey, Scalar
 from iwae.annealing import annealed_particles, linear_schedule
 from iwae.model import AbstractLatentModel
-from iwae.objectives.bounds import Extra, Objective, bound, frozen, split
+from iwae.objectives.bounds import bound
+from iwae.objectives.halves import split
+from iwae.objectives.objective import Extra, Objective, frozen
 from iwae.objectives.reductions import elbo
 from iwae.objectives.sleeping import climb_joint
 from iwae.particles import Info, Particles, log_mean_exp

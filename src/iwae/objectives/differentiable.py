@@ -12,7 +12,8 @@ from jaxtyping import Array, Float
 from iwae._types import Example, PRNGKey, Scalar, UserError
 from iwae.annealing.schedules import check_leapfrog
 from iwae.model import AbstractLatentModel
-from iwae.objectives.bounds import Extra, Objective, over_particles
+from iwae.objectives.bounds import over_particles
+from iwae.objectives.objective import Extra, Objective
 from iwae.objectives.reductions import Reduction, iwae
 from iwae.particles import Info, particle_keys
 

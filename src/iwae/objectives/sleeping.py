@@ -9,15 +9,9 @@ import jax.numpy as jnp
 
 from iwae._types import Example, LogWeights, PRNGKey, Scalar
 from iwae.model import AbstractLatentModel
-from iwae.objectives.bounds import (
-    Coefficients,
-    Estimator,
-    Extra,
-    Objective,
-    bound,
-    frozen,
-    slope,
-)
+from iwae.objectives.bounds import bound
+from iwae.objectives.climbing import Coefficients, Estimator, slope
+from iwae.objectives.objective import Extra, Objective, frozen
 from iwae.objectives.reductions import Reduction, iwae
 from iwae.particles import Info, Particles, log_mean_exp
 

@@ -244,7 +244,7 @@ def run_steps(
     """
     # All devices take part whatever R is, so that it is always the same program that runs. The
     # keys are folded, never consumed, so that a dispatch may be run again from the same state.
-    replicates, mesh = len(state.step), Mesh(np.asarray(jax.devices()), ("replicate",))
+    replicates, mesh = len(state.step), Mesh(np.asarray(jax.local_devices()), ("replicate",))
     idle = -replicates % mesh.size  # copies that have nothing to do
     state = _take(state, (*range(replicates), *(i % replicates for i in range(idle))))
     stop = jnp.concatenate([stop, state.step[replicates:]])

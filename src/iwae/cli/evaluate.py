@@ -1,0 +1,176 @@
+"""`iwae evaluate`."""
+
+import contextlib
+import dataclasses
+import json
+import signal
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import tyro
+
+from iwae._types import UserError
+from iwae.cli import parsing
+from iwae.describe import describe
+
+Method = Literal["is", "ais", "bdmc", "rate-distortion", "information"]
+
+_SUBSET, _CHAINS = ("split", "examples"), ("temperatures", "chains", "leapfrog")
+_PATH = (*_CHAINS, "schedule", "start")
+
+METHODS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "is": ("evaluate_run", (*_SUBSET, "k")),
+    "ais": ("anneal_run", (*_SUBSET, *_PATH, "tolerance")),
+    "bdmc": ("bdmc_run", ("examples", "k", *_PATH)),
+    "rate-distortion": ("rate_distortion_run", (*_SUBSET, *_CHAINS)),
+    "information": ("information_run", (*_SUBSET, "k")),
+}
+"""A function of `iwae.measure` for each method, and the options that only some methods take."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluate:
+    """Measure the models of a run. Writes a record and the per-example values to RUN/evaluations.
+
+    What each method measures:
+
+    - is: log-likelihoods by importance sampling, and active units
+    - ais: log-likelihoods by annealed importance sampling at two lengths, with a verdict
+    - bdmc: bounds from both sides, on examples that the model makes itself
+    - rate-distortion: the curve from the prior to the posterior and beyond
+    - information: KL, bounds on the mutual information, and where the gap of the ELBO goes
+
+    An evaluation that was stopped goes on where it was if it is given again.
+    """
+
+    run: tyro.conf.Positional[Path]
+    """The run's folder."""
+    method: Method = "is"
+    """How to measure."""
+    split: Literal["train", "validation", "test"] | None = None
+    """What to measure on (default: test)."""
+    weights: Literal["final", "best"] = "final"
+    """The last weights, or those of the best validation bound."""
+    k: tuple[int, ...] | None = None
+    """is, bdmc, information: samples per example; is takes several (default: 5000, 5000, 16)."""
+    temperatures: int | None = None
+    """ais, bdmc, rate-distortion: the cost is proportional to them (default: 500)."""
+    chains: int | None = None
+    """ais, bdmc, rate-distortion: chains of each example (default: 16)."""
+    leapfrog: int | None = None
+    """ais, bdmc, rate-distortion: leapfrog steps of a move (default: 10)."""
+    schedule: str | None = None
+    """ais, bdmc: sigmoid, linear, or a text file of temperatures from 0 to 1 (default: sigmoid)."""
+    start: Literal["posterior", "prior"] | None = None
+    """ais, bdmc: chains start from q(z|x) or from the prior (default: posterior)."""
+    tolerance: float | None = None
+    """ais: the largest error, in nats, that `converged` allows for (default: 0.5)."""
+    examples: int | None = None
+    """A seeded random subset of so many instead of all; bdmc: how many to draw (default: 100)."""
+    pruned: bool = False
+    """Measure the models with their inactive units removed."""
+    seed: int = 0
+    """Seed of all random numbers: samples, chains and the subset."""
+    batch_size: int | None = None
+    """Examples at a time; changes the speed, not the numbers."""
+    data_dir: Path | None = None
+    """Where the data files are looked for first; also IWAE_DATA."""
+    json: bool = False
+    """Print exactly one JSON object on standard output."""
+    quiet: bool = False
+    """No progress."""
+
+
+def evaluate(arguments: Sequence[str]) -> int:
+    """`iwae evaluate`."""
+    options = parsing.parse(Evaluate, "evaluate", arguments)
+    function, chosen = _method_options(options)
+    parsing.set_up_jax()
+    if options.method in ("ais", "bdmc"):
+        path = {name: chosen.pop(name) for name in _PATH if name in chosen}
+        chosen["annealing"] = _annealing(path)
+    from iwae import measure
+    from iwae.progress import tracker
+
+    try:
+        with sigterm_as_ctrl_c():
+            record = getattr(measure, function)(
+                options.run,
+                weights=options.weights,
+                pruned=options.pruned,
+                seed=options.seed,
+                batch_size=options.batch_size,
+                data_dir=options.data_dir,
+                track=tracker(quiet=options.quiet),
+                **chosen,
+            )
+    except KeyboardInterrupt as stopped:
+        number = signal.SIGTERM if isinstance(stopped, Terminated) else signal.SIGINT
+        print(f"stopped by {number.name}; the same command goes on from there", file=sys.stderr)
+        return 128 + number
+    print(json.dumps(record, allow_nan=False) if options.json else describe(record))
+    return 0
+
+
+def _method_options(options: Evaluate) -> tuple[str, dict[str, Any]]:
+    """The function of a method, and the options that were given for it."""
+    function, allowed = METHODS[options.method]
+    some = {name for _, names in METHODS.values() for name in names}
+    given = {name: value for name in some if (value := getattr(options, name)) is not None}
+    for name in given:
+        if name not in allowed:
+            takers = [method for method, (_, names) in METHODS.items() if name in names]
+            raise UserError(
+                f"--{name} does not go with --method {options.method}; it goes with "
+                f"{', '.join(takers)}"
+            )
+    if options.method == "is" and "k" in given:
+        given["ks"] = given.pop("k")
+    elif "k" in given:
+        if len(given["k"]) != 1:
+            raise UserError(f"--method {options.method} takes one --k")
+        (given["k"],) = given["k"]
+    return function, given
+
+
+def _annealing(given: dict[str, Any]) -> Any:
+    """How to anneal; a schedule that is no name is a file."""
+    from iwae.measure import SCHEDULES, Annealing
+
+    if given.get("schedule", "sigmoid") not in SCHEDULES:
+        given["schedule"] = betas = _temperatures(given["schedule"], SCHEDULES)
+        given.setdefault("temperatures", len(betas))
+    return Annealing(**given)
+
+
+def _temperatures(name: str, known: Iterable[str]) -> tuple[float, ...]:
+    """The numbers in a text file."""
+    path = Path(name)
+    if not path.is_file():
+        raise UserError(
+            f"no schedule {name!r}: it is {', '.join(known)}, or a file of temperatures"
+        )
+    try:
+        return tuple(float(word) for word in path.read_text().replace(",", " ").split())
+    except (ValueError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is no list of numbers: {error}") from error
+
+
+@contextlib.contextmanager
+def sigterm_as_ctrl_c() -> Iterator[None]:
+    """SIGTERM ends an evaluation as Ctrl-C does: what is done is kept."""
+
+    def stop(*_: Any) -> None:
+        raise Terminated
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, as an exception."""

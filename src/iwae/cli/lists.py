@@ -1,0 +1,96 @@
+"""`iwae objectives`, `presets` and `data`: what there is."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import tyro
+
+from iwae._types import UserError
+from iwae.cli import parsing
+from iwae.declaration import GRADIENTS, OBJECTIVES
+from iwae.presets import PRESETS, matching
+
+
+@dataclasses.dataclass(frozen=True)
+class Objectives:
+    """List what can be climbed, and how."""
+
+    pattern: tyro.conf.Positional[str] = "*"
+    """Only those whose names match, e.g. '*iwae'."""
+
+
+def objectives(arguments: Sequence[str]) -> int:
+    """`iwae objectives`."""
+    options = parsing.parse(Objectives, "objectives", arguments)
+    for name in parsing.matching(OBJECTIVES, options.pattern, "objective"):
+        entry = OBJECTIVES[name]
+        print(f"{name:15} {entry.formula}")
+        print(f"{'':15} bounds {entry.bounds}; {entry.source}")
+        needed = [f"--{o.replace('_', '-')}" for o in ("k", *entry.options)]
+        print(f"{'':15} gradients {', '.join(entry.gradients)}; options {' '.join(needed)}")
+    print("\ngradients (a_i, h_i: first and second derivatives of the bound in log w_i)")
+    for name, (words, unbiased, source) in GRADIENTS.items():
+        print(f"{name:15} {words}; unbiased for {unbiased}; {source}")
+    return 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Presets:
+    """List the published experiments that `iwae train --preset NAME` runs."""
+
+    pattern: tyro.conf.Positional[str] = "*"
+    """Only those whose names match, e.g. 'table1/mnist/*'."""
+
+
+def presets(arguments: Sequence[str]) -> int:
+    """`iwae presets`."""
+    options = parsing.parse(Presets, "presets", arguments)
+    for name in matching([options.pattern]):
+        entry = PRESETS[name]
+        published = "-" if entry.nll is None else f"{entry.nll:.2f}"
+        active = "+".join(map(str, entry.active)) or "-"
+        needs = f"; --init-from a run of {entry.needs}" if entry.needs else ""
+        print(f"{name:36} NLL {published:>7}  active {active:>5}  {entry.source}{needs}")
+    return 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """List, fetch or verify data sets."""
+
+    action: tyro.conf.Positional[Literal["list", "fetch", "verify"]]
+    """What to do."""
+    name: tyro.conf.Positional[str | None] = None
+    """The data set to fetch or verify."""
+    data_dir: Path | None = None
+    """Where the data files are looked for first; also IWAE_DATA."""
+
+
+def data(arguments: Sequence[str]) -> int:
+    """`iwae data`."""
+    from iwae.data import fetch, list_datasets, verify
+
+    options = parsing.parse(Data, "data", arguments)
+    if options.action == "list":
+        if options.name is not None:
+            raise UserError("iwae data list takes no name")
+        for row in list_datasets(options.data_dir):
+            sizes = "/".join(f"{size:,}" for size in row.sizes)
+            print(f"{row.name:15} {sizes:>22}  {row.binarization:8} {row.description}")
+            print(f"{'':15} {row.where or f'not here: iwae data fetch {row.name}'}")
+        return 0
+    if options.name is None:
+        raise UserError(f"name the data set: iwae data {options.action} NAME")
+    if options.action == "fetch":
+        paths = fetch(options.name, options.data_dir)
+        for path in paths:
+            print(path)
+        if not paths:
+            print(f"{options.name} comes with iwae: there is nothing to fetch")
+        return 0
+    rows = verify(options.name, options.data_dir)
+    for name, right, words in rows:
+        print(f"{'ok ' if right else 'BAD'} {name}: {words}")
+    return 0 if all(right for _, right, _ in rows) else parsing.FAILURE

@@ -1,0 +1,65 @@
+"""What the commands have in common: parsing, exit statuses, and JAX as they want it."""
+
+import os
+from collections.abc import Iterable, Sequence
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+import tyro
+from pydantic import ValidationError
+
+from iwae._types import UserError
+from iwae.config import explain
+
+USAGE_ERROR, FAILURE = 2, 1
+
+
+def parse(kind: type, name: str, arguments: Sequence[str], **options: Any) -> Any:
+    """Options as `kind` declares them; exits with status 2 for what it does not declare."""
+    try:
+        return tyro.cli(
+            kind,
+            prog=f"iwae {name}",
+            args=list(arguments),
+            **options,
+        )
+    except ValidationError as error:
+        raise UserError(explain(error)) from error
+
+
+def matching(table: Iterable[str], pattern: str, kind: str) -> list[str]:
+    """The names that match a pattern, or UserError if none does."""
+    names = [name for name in table if fnmatch(name, pattern)]
+    if not names:
+        raise UserError(f"no {kind} matches {pattern!r}; all: `iwae {kind}s`")
+    return names
+
+
+def set_up_jax() -> None:
+    """One JAX device per core on a CPU, and compiled programs kept for the next time."""
+    import jax
+    import platformdirs
+
+    if "JAX_NUM_CPU_DEVICES" not in os.environ:
+        jax.config.update("jax_num_cpu_devices", len(cores()))
+    cache = Path(platformdirs.user_cache_dir("iwae")) / "compiled"
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ and _is_writable(cache):
+        jax.config.update("jax_compilation_cache_dir", str(cache))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+
+
+def _is_writable(folder: Path) -> bool:
+    """Whether files can be put into a folder, which is made if need be."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return False
+    return os.access(folder, os.W_OK | os.X_OK)
+
+
+def cores() -> list[int]:
+    """CPU cores that this process may use, where the system says."""
+    if hasattr(os, "sched_getaffinity"):
+        return sorted(os.sched_getaffinity(0))
+    return list(range(os.cpu_count() or 1))

@@ -1,0 +1,324 @@
+"""`iwae reproduce` and `iwae sweep`: many runs, one after another or on many machines."""
+
+import dataclasses
+import math
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import tyro
+
+from iwae._types import UserError
+from iwae.cli import parsing
+from iwae.cli.evaluate import Terminated, sigterm_as_ctrl_c
+from iwae.presets import matching
+
+if TYPE_CHECKING:
+    from iwae.queue import Outcome, Task
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Working:
+    """What all queues can be told."""
+
+    out: Path
+    """Folder of all runs. What is there already is not done again."""
+    budget: str | None = None
+    """Stop in good order after so long: 2h, 90m, 1h30m. The same command goes on from there."""
+    dry_run: bool = False
+    """Print what would be done, and how long it takes."""
+    workers: int = 1
+    """here: processes that share the runs out, each with its share of the cores."""
+    engine: Literal["here", "ray"] = "here"
+    """Work here, or on a Ray cluster."""
+    address: str | None = None
+    """ray: the cluster, e.g. auto; without it one is started on this machine."""
+    scratch: Path | None = None
+    """ray: where machines work that do not share --out; results come through Ray."""
+    cpus: int = 1
+    """ray: cores for each run."""
+    gpus: float = 0.0
+    """ray: GPUs for each run."""
+    data_dir: Path | None = None
+    """Where the data files are looked for first; also IWAE_DATA."""
+    quiet: bool = False
+    """No progress."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Reproduce(Working):
+    """Published tables, cell by cell: train, measure, and set ours beside theirs.
+
+    What to do:
+
+    - list: the cells, with the published number, ours if there is one, and the hours it takes
+    - run: train and measure cells, e.g. `run table1/mnist/1l/vae-k1 --seeds 5 --budget 2h`
+    - status: how far they are
+    - table: ours against published, from the records
+    """
+
+    action: tyro.conf.Positional[Literal["list", "run", "status", "table"]]
+    """What to do."""
+    cells: tyro.conf.Positional[tuple[str, ...]] = ()
+    """Names, beginnings of names or patterns: table1/mnist, 'table1/*/k50' (default: all)."""
+    out: Path = Path("results")
+    """Folder of all runs. What is there already is not done again."""
+    seeds: int = 1
+    """Seeds of each cell, from 0."""
+    epochs_scale: float = 1.0
+    """Shorten all schedules, to try the whole way out. The numbers are no reproduction."""
+    ais: int | None = None
+    """Measure by annealed importance sampling too, with so many temperatures, e.g. 500."""
+    examples: int = 1000
+    """Test examples to anneal, a seeded random subset."""
+    format: Literal["markdown", "latex", "html"] = "markdown"
+    """How to write the table."""
+
+
+def reproduce(arguments: Sequence[str]) -> int:
+    """`iwae reproduce`."""
+    options = parsing.parse(Reproduce, "reproduce", arguments)
+    cells = matching(options.cells or ("*",))
+    if options.action == "run" and not options.cells:
+        raise UserError("name the cells to run; all: `iwae reproduce list`")
+    parsing.set_up_jax()
+    from iwae import reproduce as reproducing
+
+    annealed = {"temperatures": options.ais, "examples": options.examples}
+    wanted = reproducing.Wanted(options.seeds, options.epochs_scale, **annealed)
+    wanted.check()
+    if options.action == "table":
+        print(reproducing.table(options.out, cells, wanted, options.format), end="")
+        return 0
+    if options.action == "list":
+        for name in cells:
+            print(_listed(reproducing.read_cell(options.out, name, wanted), wanted))
+        return 0
+    if options.action == "status":
+        return _status(options, reproducing.plan(options.out, cells, wanted))
+    return _work(options, reproducing.plan(options.out, cells, wanted), ["reproduce", *arguments])
+
+
+def _listed(cell: Any, wanted: Any) -> str:
+    """A line about a cell."""
+    from iwae.reproduce import hours
+
+    published = "-" if cell.entry.nll is None else f"{cell.entry.nll:.2f}"
+    ours = "-" if cell.nll is None else f"{cell.nll:.2f}"
+    config = cell.entry.config(epochs=wanted.epochs(cell.entry), replicates=wanted.seeds)
+    return (
+        f"{cell.name:36} published {published:>7}  ours {ours:>7}  {_time(hours(config)):>9}  "
+        f"{cell.entry.source}"
+    )
+
+
+def _time(hours: float | None) -> str:
+    from iwae.reproduce import duration
+
+    return "-" if hours is None else duration(hours)
+
+
+def _status(options: Any, tasks: Sequence["Task"]) -> int:
+    """How far tasks are; those that have not begun only if they are named."""
+    from iwae.queue import state_of
+
+    named = bool(getattr(options, "cells", True))
+    for task in tasks:
+        state = state_of(options.out, task)
+        if named or state.word != "waiting":
+            words = f"epoch {state.epoch:,} of {task.config.epochs:,}"
+            reason = f"  {state.reason.splitlines()[-1]}" if state.reason else ""
+            print(f"{task.name:44} {state.word:8} {words}{reason}")
+    return 0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Sweep(Working):
+    """Train and measure all combinations of the lists in an experiment file.
+
+    A file with `k = [1, 5, 50]` and `seed = [0, 1, 2]` is three runs of three seeds each.
+    """
+
+    file: tyro.conf.Positional[Path]
+    """The experiment file (TOML)."""
+    out: Path
+    """Folder of all runs. What is there already is not done again."""
+    k: tuple[int, ...] = (5000,)
+    """Importance samples to measure the test likelihood with, one number or several."""
+    examples: int | None = None
+    """Measure a seeded random subset of so many test examples instead of all."""
+    ais: int | None = None
+    """Measure by annealed importance sampling too, with so many temperatures, e.g. 500."""
+
+
+def sweep(arguments: Sequence[str]) -> int:
+    """`iwae sweep`."""
+    options = parsing.parse(Sweep, "sweep", arguments)
+    parsing.set_up_jax()
+    from iwae.queue import Measure
+    from iwae.sweep import read_sweep
+
+    measures = [Measure(options.k, examples=options.examples)]
+    if options.ais is not None:
+        measures.append(Measure(temperatures=options.ais, examples=options.examples))
+    return _work(options, read_sweep(options.file, tuple(measures)), ["sweep", *arguments])
+
+
+# --- working --------------------------------------------------------------------------------
+
+
+def _work(options: Any, tasks: Sequence["Task"], words: Sequence[str]) -> int:
+    """Do the tasks, or say what would be done; the exit status."""
+    if options.dry_run:
+        return _plan(options, tasks)
+    _check(options)
+    from iwae.runs import Stopped
+
+    deadline = math.inf if options.budget is None else time.monotonic() + seconds(options.budget)
+    failed = 0
+    try:
+        with sigterm_as_ctrl_c():
+            if options.workers > 1:
+                _share_out(options, tasks, words)
+            for outcome in _outcomes(options, tasks, deadline):
+                reason = f": {outcome.reason}" if outcome.reason else ""
+                print(f"{outcome.task.name}: {outcome.word}{reason}", flush=True)
+                failed += outcome.word == "failed"
+    except (Stopped, KeyboardInterrupt) as stopped:
+        status = getattr(stopped, "status", 143 if isinstance(stopped, Terminated) else 130)
+        print("stopped; the same command goes on from there", file=sys.stderr)
+        return status
+    return parsing.FAILURE if failed else 0
+
+
+def _check(options: Any) -> None:
+    """Raise UserError for options that contradict each other."""
+    for name in ("address", "scratch"):
+        if options.engine != "ray" and getattr(options, name) is not None:
+            raise UserError(f"--{name} goes with --engine ray")
+    if options.engine == "ray" and options.workers != 1:
+        raise UserError("--workers goes with --engine here; a Ray cluster has its own")
+    cores = len(parsing.cores())
+    if not 1 <= options.workers <= cores:
+        raise UserError(f"--workers is {options.workers}; choose 1 to {cores}, the cores here")
+
+
+def _share_out(options: Any, tasks: Sequence["Task"], words: Sequence[str]) -> None:
+    """Have several processes do the tasks, and wait for them.
+
+    Each takes what no other is at work on. What they leave, because it starts from what another one
+    was at work on, is for the caller.
+    """
+    cores = parsing.cores()
+    shares = [cores[i :: options.workers] for i in range(options.workers)]
+    command = [sys.executable, "-m", "iwae", *_without(words, "workers"), "--quiet"]
+    processes = [
+        subprocess.Popen(  # noqa: S603 - ourselves
+            command,
+            env={**os.environ, "JAX_NUM_CPU_DEVICES": str(len(share))},
+            stdout=subprocess.DEVNULL,
+        )
+        for share in shares
+    ]
+    last = time.monotonic()
+    try:
+        for process, share in zip(processes, shares, strict=True):
+            if hasattr(os, "sched_setaffinity"):
+                os.sched_setaffinity(process.pid, share)
+        while any(process.poll() is None for process in processes):
+            time.sleep(0.2)
+            if not options.quiet and time.monotonic() - last > TELL_SECONDS:
+                last = time.monotonic()
+                _tell(options, tasks)
+    finally:
+        for process in processes:
+            process.terminate()
+        for process in processes:
+            process.wait()
+
+
+TELL_SECONDS = 30.0
+"""Time between lines about what processes are at work on."""
+
+
+def _tell(options: Any, tasks: Sequence["Task"]) -> None:
+    """What the processes are at work on."""
+    from iwae.queue import state_of
+
+    for task in tasks:
+        if (state := state_of(options.out, task)).word == "in use":
+            words = f"epoch {state.epoch:,} of {task.config.epochs:,}"
+            print(f"{task.name}: {words}", file=sys.stderr, flush=True)
+
+
+def _without(words: Sequence[str], name: str) -> list[str]:
+    """A command line without an option."""
+    words = [word for word in words if not word.startswith(f"--{name}=")]
+    if f"--{name}" in words:
+        place = words.index(f"--{name}")
+        del words[place : place + 2]
+    return words
+
+
+def _outcomes(options: Any, tasks: Sequence["Task"], deadline: float) -> Iterator["Outcome"]:
+    """What becomes of the tasks, as it does."""
+    from iwae.progress import show_training, tracker
+    from iwae.queue import work, work_on_ray
+
+    about = {"data_dir": options.data_dir, "deadline": deadline}
+    if options.engine == "ray":
+        return work_on_ray(
+            options.out,
+            tasks,
+            address=options.address,
+            scratch=options.scratch,
+            cpus=options.cpus,
+            gpus=options.gpus,
+            **about,
+        )
+
+    def show(reports: Any, run: Path) -> None:
+        show_training(reports, run, quiet=options.quiet)
+
+    def begin(task: "Task") -> None:
+        if not options.quiet:
+            print(f"{task.name} ({tasks.index(task) + 1} of {len(tasks)})", file=sys.stderr)
+
+    track = tracker(quiet=options.quiet)
+    return work(options.out, tasks, show=show, track=track, begin=begin, **about)
+
+
+def _plan(options: Any, tasks: Sequence["Task"]) -> int:
+    """What would be done."""
+    from iwae.queue import state_of
+    from iwae.reproduce import hours
+
+    total = 0.0
+    for task in tasks:
+        state, cost = state_of(options.out, task), hours(task.config)
+        if cost is not None:
+            trained = state.word in ("trained", "done")
+            cost *= 0.0 if trained else 1 - state.epoch / task.config.epochs
+            total += cost
+        seeds = f"{task.config.replicates} seed{'s' * (task.config.replicates > 1)}"
+        print(f"{task.name:44} {state.word:8} {seeds:8} {_time(cost):>9} of training left")
+    print(f"{len(tasks)} runs, {_time(total)} of training where the costs were measured")
+    return 0
+
+
+def seconds(words: str) -> float:
+    """2h, 90m, 1h30m or 45s in seconds.
+
+    Raises:
+        UserError: for anything else.
+    """
+    found = re.fullmatch(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+)m)?(?:(\d+)s)?", words)
+    if found is None or not words:
+        raise UserError(f"no time {words!r}: give one such as 2h, 90m or 1h30m")
+    hours, minutes, rest = (float(number or 0) for number in found.groups())
+    return 3600 * hours + 60 * minutes + rest

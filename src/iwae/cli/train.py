@@ -1,0 +1,107 @@
+"""`iwae train`."""
+
+import dataclasses
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from iwae._types import UserError
+from iwae.cli import parsing
+from iwae.config import TrainConfig, read_config
+from iwae.presets import preset
+
+
+@dataclasses.dataclass(frozen=True)
+class Train:
+    """Train a model, or go on with a run.
+
+    - iwae train --dataset mnist --objective iwae --k 50 --layers 2 --out RUN
+    - iwae train FILE.toml --k 5 --out RUN
+    - iwae train --preset table1/mnist/1l/iwae-k5 --out RUN
+    - iwae train --resume RUN
+    """
+
+    config: Annotated[TrainConfig, tyro.conf.arg(name="")]
+    out: Path | None = None
+    """Folder of the run, which must be new or empty."""
+    resume: Path | None = None
+    """Go on with the run in this folder, exactly where it stopped."""
+    stage: int | None = None
+    """With --resume: go back to the end of this stage of the schedule (0 is the first)."""
+    preset: str | None = None
+    """Start from a published experiment; see `iwae presets`."""
+    data_dir: Path | None = None
+    """Where the data files are looked for first; also IWAE_DATA."""
+    quiet: bool = False
+    """Print nothing but warnings and errors."""
+    verbose: bool = False
+    """Print a line per epoch also on a terminal."""
+
+
+def train(arguments: Sequence[str]) -> int:
+    """`iwae train`."""
+    base, rest = _base_config(arguments)
+    options = parsing.parse(Train, "train", rest, default=Train(base))
+    if options.quiet and options.verbose:
+        raise UserError("--quiet and --verbose contradict each other: give one")
+    if options.resume is not None:
+        _refuse_all_but(("resume", "stage", "data-dir", "quiet", "verbose"), arguments)
+    parsing.set_up_jax()
+    from iwae.runs import Stopped, resume_run, start_run
+    from iwae.training import NonFiniteError
+
+    if options.resume is not None:
+        run, reports = options.resume, resume_run(options.resume, options.data_dir, options.stage)
+    elif options.stage is not None:
+        raise UserError("--stage goes with --resume RUN")
+    elif options.out is None:
+        raise UserError("name a folder for the run: --out RUN")
+    elif options.preset and preset(options.preset).needs and options.config.init_from is None:
+        needs = preset(options.preset).needs
+        raise UserError(f"{options.preset} starts from a finished run of {needs}: --init-from RUN")
+    else:
+        run, reports = options.out, start_run(options.config, options.out, options.data_dir)
+    from iwae.progress import show_training
+
+    try:
+        show_training(reports, run, quiet=options.quiet, verbose=options.verbose)
+    except Stopped as stopped:
+        print(f"{stopped}; go on with: iwae train --resume {run}", file=sys.stderr)
+        return stopped.status
+    except NonFiniteError as error:
+        print(f"iwae: {error}; the last good state is in {run}/checkpoints", file=sys.stderr)
+        return parsing.FAILURE
+    if not options.quiet:
+        print(f"trained models are in {run}/models; measure them with: iwae evaluate {run}")
+    return 0
+
+
+def _refuse_all_but(names: Sequence[str], arguments: Sequence[str]) -> None:
+    """Raise UserError if a run that goes on is also told what it is, be it what it is anyway."""
+    given = [word for word in arguments if word.startswith("--")]
+    for word in given if arguments[0].startswith("-") else arguments[:1]:
+        name = word.partition("=")[0].lstrip("-").replace("_", "-").removeprefix("no-")
+        if not word.startswith("--") or name not in names:
+            raise UserError(
+                f"--resume takes its configuration from the run: give no other options, not {word}"
+            )
+
+
+def _base_config(arguments: Sequence[str]) -> tuple[TrainConfig, list[str]]:
+    """The configuration that options are changes of: a file's, a preset's or the defaults."""
+    rest = list(arguments)
+    file = rest.pop(0) if rest and not rest[0].startswith("-") else None
+    name = None
+    for i, argument in enumerate(rest):
+        if argument == "--preset" and i + 1 < len(rest):
+            name = rest[i + 1]
+        elif argument.startswith("--preset="):
+            name = argument.partition("=")[2]
+    if file is not None and name is not None:
+        raise UserError("give an experiment file or --preset, not both")
+    if file is not None:
+        return read_config(Path(file)), rest
+    return (preset(name).config() if name is not None else TrainConfig()), rest

@@ -1,0 +1,65 @@
+"""One objective for the decoder and another for the encoder."""
+
+import equinox as eqx
+import jax
+from jaxtyping import PyTree
+
+from iwae._types import Example, Latents, PRNGKey, Scalar
+from iwae.model import VAE, AbstractLatentModel, Posterior
+from iwae.objectives.objective import Extra, Objective, frozen
+from iwae.particles import Info
+
+
+class Halves(AbstractLatentModel):
+    """p(x, z) of one model and q(z|x) of another."""
+
+    generative: AbstractLatentModel
+    recognition: AbstractLatentModel
+
+    def posterior(self, x: Example) -> Posterior:
+        """q(z|x)."""
+        return self.recognition.posterior(x)
+
+    def log_joint(self, x: Example, z: Latents) -> Scalar:
+        """log p(x, z), nats."""
+        return self.generative.log_joint(x, z)
+
+    def sample(self, key: PRNGKey) -> tuple[Latents, Example]:
+        """(z, x) ~ p."""
+        return self.generative.sample(key)
+
+
+def halves(
+    generative: AbstractLatentModel, recognition: AbstractLatentModel
+) -> AbstractLatentModel:
+    """The decoder of one model with the encoder of another; a VAE if both are."""
+    if isinstance(generative, VAE) and isinstance(recognition, VAE):
+        return eqx.tree_at(lambda model: model.encoder, generative, recognition.encoder)
+    return Halves(generative, recognition)
+
+
+def split(*, decoder: Objective, encoder: Objective) -> Objective:
+    """One objective for p(x, z) and another for q(z|x), each with the other half held fixed.
+
+    Both get the same key, and so the same importance samples. The value is the decoder's.
+    """
+
+    def terms(
+        model: AbstractLatentModel, x: Example, key: PRNGKey, extra: Extra
+    ) -> tuple[Scalar, Info]:
+        still, (learned, tuned) = frozen(model), extra
+        of_p, of_q = (Extra(*pair) for pair in zip(learned, tuned, strict=True))
+        key, same = jax.random.clone(key), jax.random.clone(key)
+        value, info = decoder.terms(halves(model, still), x, key, of_p)
+        climbed, about = encoder.terms(halves(still, model), x, same, of_q)
+        value += climbed - jax.lax.stop_gradient(climbed)
+        return value, {**info, "encoder": about}
+
+    def init() -> Extra:
+        pairs = decoder.init(), encoder.init()
+        return Extra(tuple(e.learned for e in pairs), tuple(e.tuned for e in pairs))
+
+    def tune(tuned: PyTree, info: Info) -> PyTree:
+        return decoder.tune(tuned[0], info), encoder.tune(tuned[1], info["encoder"])
+
+    return Objective(terms, init, tune, decoder.shown)

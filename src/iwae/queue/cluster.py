@@ -1,0 +1,215 @@
+"""Doing what is to be done on many machines, with Ray (`pip install 'iwae[ray]'`)."""
+
+import io
+import math
+import shutil
+import tarfile
+import tempfile
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from iwae._types import UserError
+from iwae.checkpoint import list_checkpoints
+from iwae.queue.here import Outcome, attempt, do_task
+from iwae.queue.tasks import Task
+from iwae.training import Report
+
+LOST = 10
+"""Workers that may die under one task before it counts as failed."""
+
+
+class Place(NamedTuple):
+    """Where and with what a worker does a task.
+
+    Attributes:
+        out: the folder of all runs, as the worker sees it.
+        data_dir: where data files are looked for first, on the worker's machine.
+        end: when to stop, in seconds since 1970; machines share no other clock.
+        home: brings runs home where `out` is not shared; an actor, or None.
+        every: seconds between looks for a new checkpoint to bring home.
+    """
+
+    out: Path
+    data_dir: Path | None
+    end: float
+    home: Any
+    every: float
+
+
+def work_on_ray(
+    out: Path,
+    tasks: Sequence[Task],
+    *,
+    address: str | None = None,
+    scratch: Path | None = None,
+    cpus: int = 1,
+    gpus: float = 0.0,
+    every: float = 60.0,
+    data_dir: Path | None = None,
+    deadline: float = math.inf,
+) -> Iterator[Outcome]:
+    """Do the tasks on a Ray cluster, as many at once as it has room for.
+
+    A task whose worker dies is done again elsewhere, from its last checkpoint.
+
+    Args:
+        out: the folder of all runs. All machines see it, unless there is a `scratch`.
+        tasks: what another one needs before it.
+        address: of a cluster, such as "auto"; a cluster on this machine if None.
+        scratch: a folder of each machine's own to work in; checkpoints and results come to `out`
+            through Ray.
+        cpus: for each task, which are also its JAX devices.
+        gpus: for each task.
+        every: with a scratch, seconds between looks for a new checkpoint to bring home.
+        data_dir: where data files are looked for first, on every machine.
+        deadline: when to stop, on the clock of `time.monotonic`.
+
+    Raises:
+        UserError: if Ray is not installed, or the cluster has no room for one task.
+    """
+    ray = _connect(address, cpus, gpus)
+    out = Path(out).resolve()
+    home = None if scratch is None else _home(ray, out)
+    place = Place(scratch or out, data_dir, time.time() + deadline - time.monotonic(), home, every)
+    env = {"JAX_NUM_CPU_DEVICES": str(cpus)}
+    remote = ray.remote(
+        max_retries=LOST, num_cpus=cpus, num_gpus=gpus, runtime_env={"env_vars": env}
+    )(_on_worker)
+    waiting = list(tasks)
+    running: dict[Any, Task] = {}
+    missing = {task.name for task in tasks}
+    while waiting or running:
+        for task in [task for task in waiting if task.needs not in missing]:
+            waiting.remove(task)
+            running[remote.remote(place, task)] = task
+        if not running:  # what these need has failed
+            yield from (Outcome(one, "waiting", f"it starts from {one.needs}") for one in waiting)
+            return
+        (ready,), _ = ray.wait(list(running))
+        outcome = _result(ray, ready, running.pop(ready))
+        if outcome.word == "done":
+            missing.remove(outcome.task.name)
+        yield outcome
+
+
+def _connect(address: str | None, cpus: int, gpus: float) -> Any:
+    """Ray, connected to a cluster that has room for a task."""
+    try:
+        import ray
+    except ImportError as error:
+        raise UserError("Ray is not installed: pip install 'iwae[ray]'") from error
+    if not ray.is_initialized():
+        try:
+            ray.init(address=address, include_dashboard=False, log_to_driver=False)
+        except ConnectionError as error:
+            raise UserError(f"no Ray cluster at {address}: {error}") from error
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    if not any(node.get("CPU", 0) >= cpus and node.get("GPU", 0) >= gpus for node in nodes):
+        raise UserError(f"no machine of the cluster has {cpus} CPUs and {gpus:g} GPUs for a task")
+    return ray
+
+
+def _result(ray: Any, reference: Any, task: Task) -> Outcome:
+    """What became of a task, or that too many workers have died of it."""
+    try:
+        return Outcome(task, *ray.get(reference))
+    except ray.exceptions.RayError as error:
+        return Outcome(task, "failed", f"its workers died: {error}")
+
+
+def _on_worker(place: Place, task: Task) -> tuple[str, str]:
+    """Do a task on the machine where this runs."""
+    if place.home is not None:
+        task = _unpack(place, task)
+    deadline = time.monotonic() + place.end - time.time()
+    show = partial(_bringing_home, place, task)
+    do = partial(do_task, data_dir=place.data_dir, deadline=deadline, show=show)
+    outcome = attempt(place.out, task, do)
+    _bring_home(place, task)
+    return outcome.word, outcome.reason
+
+
+# --- where there is no shared folder ----------------------------------------------------------
+
+
+def _home(ray: Any, out: Path) -> Any:
+    """An actor beside the driver that puts runs into `out` and reads them from there."""
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    return ray.remote(num_cpus=0, scheduling_strategy=here)(Home).remote(out)
+
+
+class Home:
+    """The folder of all runs, for workers on other machines."""
+
+    def __init__(self, out: Path):
+        self.out = out
+
+    def read(self, name: str) -> bytes | None:
+        """A run as it is now; None if there is none."""
+        return pack(self.out / name) if (self.out / name).is_dir() else None
+
+    def write(self, name: str, packed: bytes) -> None:
+        """A run in place of what was there of it."""
+        unpack(packed, self.out / name)
+
+
+def pack(folder: Path) -> bytes:
+    """The files of a folder as a tar archive."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w:gz", compresslevel=1) as archive:
+        archive.add(folder, arcname=".")
+    return buffer.getvalue()
+
+
+def unpack(packed: bytes, folder: Path) -> None:
+    """The folder that was packed, in place of what is there."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    fresh = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
+    try:
+        with tarfile.open(fileobj=io.BytesIO(packed)) as archive:
+            archive.extractall(fresh, filter="data")  # nothing outside of the folder
+        old = fresh.with_name(f"{fresh.name}-old")
+        if folder.exists():
+            folder.rename(old)
+        fresh.rename(folder)
+        shutil.rmtree(old, ignore_errors=True)
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+
+
+def _unpack(place: Place, task: Task) -> Task:
+    """The task with the runs that it goes on from on this machine."""
+    import ray
+
+    for name in filter(None, (task.name, task.needs)):
+        packed = ray.get(place.home.read.remote(name))
+        if packed is not None:
+            unpack(packed, place.out / name)
+    if task.needs is None:
+        return task
+    return task._replace(
+        config=task.config.model_copy(update={"init_from": place.out / task.needs})
+    )
+
+
+def _bring_home(place: Place, task: Task) -> None:
+    if place.home is not None and (place.out / task.name).is_dir():
+        import ray
+
+        ray.get(place.home.write.remote(task.name, pack(place.out / task.name)))
+
+
+def _bringing_home(place: Place, task: Task, reports: Iterable[Report], run: Path) -> None:
+    """Train, and bring every checkpoint home."""
+    last, looked = list_checkpoints(run / "checkpoints")[-1:], time.monotonic()
+    for _ in reports:
+        if place.home is not None and time.monotonic() - looked > place.every:
+            looked, now = time.monotonic(), list_checkpoints(run / "checkpoints")[-1:]
+            if now != last:
+                _bring_home(place, task)
+                last = now

@@ -1,0 +1,195 @@
+"""Doing what is to be done, here."""
+
+import math
+import time
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+
+from iwae._types import UserError
+from iwae.config import config_values, read_config
+from iwae.measure import Annealing, anneal_run, evaluate_run
+from iwae.measure.records import Track, untracked
+from iwae.queue.tasks import (
+    InUseError,
+    Measure,
+    Task,
+    forget_failure,
+    held,
+    is_measured,
+    is_trained,
+    write_failure,
+)
+from iwae.runs import Stopped, resume_run, start_run
+from iwae.training import Report
+
+KEPT = 20
+"""Tasks whose compiled programs are kept: a process may not map those of hundreds."""
+
+Show = Callable[[Iterable[Report], Path], None]
+
+
+def exhaust(reports: Iterable[Report], run: Path) -> None:  # noqa: ARG001
+    """Train without showing anything."""
+    for _ in reports:
+        pass
+
+
+class Outcome(NamedTuple):
+    """What became of a task.
+
+    Attributes:
+        task: the task.
+        word: "done", "failed", "stopped" (the time is up), "in use" by another process, or
+            "waiting" for the task it needs.
+        reason: in words.
+    """
+
+    task: Task
+    word: str
+    reason: str = ""
+
+
+def work(
+    out: Path,
+    tasks: Sequence[Task],
+    *,
+    data_dir: Path | None = None,
+    deadline: float = math.inf,
+    show: Show = exhaust,
+    track: Track = untracked,
+    begin: Callable[[Task], None] = lambda _: None,
+) -> Iterator[Outcome]:
+    """Do the tasks one after another; each goes on where it was stopped.
+
+    A task that fails is reported with its reason, and the others go on. What is finished is not
+    done again. Several processes may work on the same folder: each takes what no other has.
+
+    Args:
+        out: the folder of all runs.
+        tasks: in this order, what another one needs before it.
+        data_dir: where data files are looked for first.
+        deadline: when to stop, on the clock of `time.monotonic`.
+        show: exhausts the reports of a run that is being trained.
+        track: shows the progress of measurements.
+        begin: is told each task before anything is done.
+
+    Raises:
+        Stopped: after Ctrl-C or SIGTERM in training, once a checkpoint is written.
+        KeyboardInterrupt: after Ctrl-C in a measurement, of which what was done is kept.
+    """
+    missing: set[str] = set()  # what others may need, and there is not
+    begun = 0
+    for task in tasks:
+        outcome = Outcome(task, "stopped", "the time is up")
+        if task.needs in missing:
+            outcome = Outcome(task, "waiting", f"it starts from {task.needs}")
+        elif time.monotonic() < deadline:
+            begin(task)
+            outcome = attempt(
+                out,
+                task,
+                partial(do_task, data_dir=data_dir, deadline=deadline, show=show, track=track),
+            )
+            begun += 1
+            if begun % KEPT == 0:
+                jax.clear_caches()
+        if outcome.word != "done":
+            missing.add(task.name)
+        yield outcome
+
+
+def attempt(out: Path, task: Task, do: Callable[[Path, Task], None]) -> Outcome:
+    """Do a task; whatever goes wrong with it is its outcome, and is kept."""
+    try:
+        do(out, task)
+    except InUseError as error:
+        return Outcome(task, "in use", str(error))
+    except Stopped as stopped:
+        if stopped.signal_number is not None:
+            raise
+        return Outcome(task, "stopped", str(stopped))
+    except Exception as error:  # it is told and kept, and the other tasks go on
+        known = isinstance(error, UserError | FloatingPointError | OSError)
+        words = str(error) if known else "".join(traceback.format_exception(error)).strip()
+        write_failure(out, task, words)
+        return Outcome(task, "failed", words)
+    return Outcome(task, "done")
+
+
+def do_task(
+    out: Path,
+    task: Task,
+    *,
+    data_dir: Path | None = None,
+    deadline: float = math.inf,
+    show: Show = exhaust,
+    track: Track = untracked,
+) -> None:
+    """Train what is not trained, and measure what is not measured.
+
+    Raises:
+        UserError: for data that cannot be had, or a run in the folder that is another one.
+        InUseError: if another process is at work on the task.
+        Stopped: at the deadline, or after a signal.
+    """
+    run = Path(out) / task.name
+    with held(out, task):
+        forget_failure(out, task)
+        if not is_trained(run):
+            show(_training(task, run, data_dir, deadline), run)
+        for measure in task.measures:
+            if not is_measured(run, measure):
+                _measure(run, measure, data_dir, _until(deadline, track))
+
+
+def _training(task: Task, run: Path, data_dir: Path | None, deadline: float) -> Iterator[Report]:
+    """The run from its beginning, or from where it was stopped."""
+    if not (run / "config.toml").is_file():
+        return start_run(task.config, run, data_dir, deadline=deadline)
+    _refuse_other(task, run)
+    return resume_run(run, data_dir, deadline=deadline)
+
+
+_PLACES = {"dataset", "init_from"}
+"""Settings that a run keeps as absolute paths."""
+
+
+def _refuse_other(task: Task, run: Path) -> None:
+    """Raise UserError if the run in the task's folder is not the task's."""
+    there = config_values(read_config(run / "config.toml"))
+    for name, value in config_values(task.config).items():
+        if name not in _PLACES and there.get(name) != value:
+            raise UserError(
+                f"{run} holds another run: its {name} is {there.get(name)}, not {value}; remove "
+                "it, or choose another folder"
+            )
+
+
+def _measure(run: Path, measure: Measure, data_dir: Path | None, track: Track) -> None:
+    about: dict[str, Any] = {
+        "examples": measure.examples,
+        "data_dir": data_dir,
+        "track": track,
+    }
+    if measure.temperatures is None:
+        evaluate_run(run, ks=measure.ks, **about)
+    else:
+        annealing = Annealing(measure.temperatures, measure.chains, measure.leapfrog)
+        anneal_run(run, annealing=annealing, **about)
+
+
+def _until(deadline: float, track: Track) -> Track:
+    """A tracker that ends the measurement when its time is up; what is done is kept."""
+
+    def tracked(slabs: Iterable, total: int, label: str) -> Iterator:
+        for slab in track(slabs, total, label):
+            yield slab
+            if time.monotonic() > deadline:
+                raise Stopped(None)
+
+    return tracked

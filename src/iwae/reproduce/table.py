@@ -1,0 +1,207 @@
+"""What came of the cells: our numbers, made from records, beside the published ones."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from tabulate import tabulate
+
+from iwae._types import UserError
+from iwae.config import config_values, read_config
+from iwae.measure.ordering import Known, known_bounds
+from iwae.presets import PRESETS, Preset, same_experiment
+from iwae.reproduce.costs import hours
+from iwae.reproduce.plan import Wanted, cell_folder, cell_runs
+
+FORMATS = {"markdown": "github", "latex": "latex_booktabs", "html": "html"}
+"""How a table is written, and what `tabulate` calls it."""
+
+TOLERANCE = 0.3
+"""Nats by which honest implementations of one cell differ."""
+
+
+class Cell(NamedTuple):
+    """What is known of a cell.
+
+    Attributes:
+        name: of the cell.
+        entry: its preset.
+        nll: mean over seeds of minus the mean L_5000 on the whole test set, nats; None if unknown.
+        nll_64: the same by 64 samples.
+        stderr: its standard error from the test examples.
+        spread: standard deviation between seeds; None for one seed.
+        active: mean active units of each layer.
+        annealed: AIS minus L_5000 on the same examples, with its standard error; None if unknown.
+        seeds: how many.
+        epochs: how many were trained.
+    """
+
+    name: str
+    entry: Preset
+    nll: float | None = None
+    nll_64: float | None = None
+    stderr: float | None = None
+    spread: float | None = None
+    active: tuple[float, ...] = ()
+    annealed: tuple[str, float, float] | None = None
+    seeds: int = 0
+    epochs: int = 0
+
+    @property
+    def difference(self) -> float | None:
+        """Ours minus the published one, nats; negative where ours is better."""
+        if self.nll is None or self.entry.nll is None:
+            return None
+        return self.nll - self.entry.nll
+
+    @property
+    def error(self) -> float:
+        """Of the difference: of the test examples and of the seeds together."""
+        seeds = (self.spread or 0.0) / np.sqrt(max(self.seeds, 1))
+        return float(np.hypot(self.stderr or 0.0, seeds))
+
+    @property
+    def verdict(self) -> str:
+        """Whether ours is the published number."""
+        if self.nll is not None and self.epochs < self.entry.config().epochs:
+            return "shortened: no reproduction"
+        if self.difference is None:
+            return ""
+        near, usual = abs(self.difference) <= TOLERANCE, abs(self.difference) <= 2 * self.error
+        words = {
+            (True, True): "reproduced",
+            (True, False): f"within {TOLERANCE} nats",
+            (False, True): "within two standard errors",
+        }
+        return words.get((near, usual), "better" if self.difference < 0 else "worse")
+
+
+def read_cell(out: Path, name: str, wanted: Wanted) -> Cell:
+    """What the records of all seeds of a cell say."""
+    entry = PRESETS[name]
+    found: list[_Finished] = []
+    for run in cell_runs(out, cell_folder(name, wanted)):
+        config = read_config(run / "config.toml")
+        if not same_experiment(entry, config_values(config)):
+            raise UserError(
+                f"{run} is not the experiment {name}: remove it, or choose another --out"
+            )
+        found += _finished(run, config.epochs)
+    if not found:
+        return Cell(name, entry)
+    values = np.concatenate([one.best.values for one in found])
+    looser = [-one.looser.values.mean(axis=1) for one in found if one.looser is not None]
+    replicates = [each for one in found for each in one.replicates()]
+    each = values.mean(axis=1)
+    return Cell(
+        name,
+        entry,
+        nll=-float(each.mean()),
+        stderr=float(values.mean(axis=0).std(ddof=1) / np.sqrt(values.shape[1])),
+        spread=float(each.std(ddof=1)) if len(each) > 1 else None,
+        active=tuple(np.mean([one["active_units"] for one in replicates], axis=0).tolist()),
+        annealed=next((one.above for one in found if one.above is not None), None),
+        nll_64=float(np.concatenate(looser).mean()) if looser else None,
+        seeds=len(each),
+        epochs=min(one["epoch"] for one in replicates),
+    )
+
+
+class _Finished(NamedTuple):
+    """The bounds known of a finished run: L_5000 and L_64 on all of the test set, and AIS."""
+
+    best: Known
+    looser: Known | None
+    above: tuple[str, float, float] | None
+
+    def replicates(self) -> list[dict[str, Any]]:
+        """What the record says of each seed."""
+        return self.best.record.get("replicates", [self.best.record])
+
+
+def _finished(run: Path, epochs: int) -> list[_Finished]:
+    """The run, if it was trained for so many epochs and measured."""
+    known = known_bounds(run, split="test", weights="final", pruned=False)
+    whole = {one.estimator: one for one in known if one.record["subset"] is None}
+    longest = [one for one in known if one.rank[0] == 1 and not one.short]
+    if "L_5000" not in whole:
+        return []
+    best = whole["L_5000"]
+    above = _above(longest[-1], best) if longest else None
+    found = _Finished(best, whole.get("L_64"), above)
+    return [found] if min(one["epoch"] for one in found.replicates()) >= epochs else []
+
+
+def _above(annealed: Known, sampled: Known) -> tuple[str, float, float]:
+    """How far one bound is above the other on the same examples, with its standard error."""
+    same = np.isin(sampled.places, annealed.places)
+    gap = (annealed.values - sampled.values[:, same]).mean(axis=0)
+    return annealed.estimator, float(gap.mean()), float(gap.std(ddof=1) / np.sqrt(gap.size))
+
+
+def table(out: Path, cells: Iterable[str], wanted: Wanted, style: str = "markdown") -> str:
+    """The cells as a table; what was not run has its hours instead of a number.
+
+    Args:
+        out: the folder of all runs.
+        cells: names of cells.
+        wanted: how they were run.
+        style: a name of `FORMATS`.
+
+    Raises:
+        UserError: for another style, or a run that is not the experiment its folder is named after.
+    """
+    if style not in FORMATS:
+        raise UserError(f"no format {style!r}; known: {', '.join(FORMATS)}")
+    rows = [_row(read_cell(out, name, wanted), wanted) for name in cells]
+    columns = [name for name in rows[0] if any(row[name] for row in rows)]
+    body = [[row[name] for name in columns] for row in rows]
+    text = tabulate(body, columns, FORMATS[style], disable_numparse=True, stralign="left")
+    if wanted.epochs_scale < 1:
+        note = f"Shortened to {wanted.epochs_scale:g} of the published epochs: no reproduction."
+        return f"{_noted(note, style)}\n{text}\n"
+    return f"{text}\n"
+
+
+def _noted(note: str, style: str) -> str:
+    return {"markdown": f"{note}\n", "latex": f"% {note}", "html": f"<p>{note}</p>"}[style]
+
+
+def _row(cell: Cell, wanted: Wanted) -> dict[str, str]:
+    """One line of the table."""
+    published = cell.entry.nll
+    row = {
+        "cell": cell.name,
+        "NLL": "",
+        "published": "" if published is None else f"{published:.2f}",
+    }
+    row |= dict.fromkeys(("difference", "verdict", "-L_64", "published -L_64"), "")
+    row |= dict.fromkeys(("active units", "published active"), "")
+    row |= dict.fromkeys(("AIS beside L_5000", "seeds", "epochs"), "")
+    row["published active"] = "+".join(map(str, cell.entry.active))
+    if cell.entry.nll_64 is not None:
+        row["published -L_64"] = f"{cell.entry.nll_64:.2f}"
+    if cell.nll is None:
+        cost = hours(cell.entry.config(epochs=wanted.epochs(cell.entry), replicates=wanted.seeds))
+        row["NLL"] = "not run" if cost is None else f"not run: {duration(cost)}"
+        return row
+    row["NLL"] = f"{cell.nll:.2f} ± {cell.stderr:.2f}"
+    if cell.spread is not None:
+        row["NLL"] += f" (sd of seeds {cell.spread:.2f})"
+    if cell.difference is not None:
+        row["difference"] = f"{cell.difference:+.2f}"
+    row["verdict"] = cell.verdict
+    if cell.nll_64 is not None:
+        row["-L_64"] = f"{cell.nll_64:.2f}"
+    row["active units"] = "+".join(f"{count:.3g}" for count in cell.active)
+    if cell.annealed is not None:
+        name, gap, error = cell.annealed
+        row["AIS beside L_5000"] = f"{name} {-gap:+.2f} ± {error:.2f}"
+    row["seeds"], row["epochs"] = str(cell.seeds), f"{cell.epochs:,}"
+    return row
+
+
+def duration(hours: float) -> str:
+    """Hours in words."""
+    return f"{60 * hours:.0f} min" if hours < 2 else f"{hours:.0f} h"

@@ -1,0 +1,672 @@
+"""The report page: what is on it, and that a browser shows it."""
+
+import json
+import logging
+import re
+import shutil
+from collections import Counter
+from html.parser import HTMLParser
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import small
+from iwae._types import UserError
+from iwae.gallery import run_figures
+from iwae.measure import evaluate_run
+from iwae.measure.records import model_sha256
+from iwae.page import write, write_page
+from iwae.page.facts import name_runs
+from small import finished
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+ROOT = Path(__file__).parents[1]
+CHROMIUM = Path("/usr/bin/chromium")
+ANNEALING = {"chains": 16, "leapfrog": 10, "schedule": "sigmoid", "start": "posterior"}
+
+
+def copy(folder):
+    """A small trained run that was not measured."""
+    return small.unmeasured(finished(), folder)
+
+
+def write_record(run, bounds, *, places=range(50), annealed=False, examples="all", **changes):
+    """A record of mean bounds by k or by temperatures; example i is off by i / 10."""
+    number = "temperatures" if annealed else "k"
+    places, rows = np.asarray(places), []
+    values = np.asarray([[mean + places / 10 for mean in bounds.values()]])
+    for i, budget in enumerate(bounds):
+        each = values[:, i].mean(axis=0)
+        error = float(each.std(ddof=1) / np.sqrt(len(each)))
+        row = {number: budget, "log_likelihood": float(each.mean()), "stderr": error}
+        rows.append({**row, "ess_mean": 1.5, "pareto_k_unreliable": None})
+    record = {
+        "method": "annealed importance sampling" if annealed else "importance sampling",
+        "split": "test",
+        "weights": "final",
+        "pruned": False,
+        "subset": None if len(places) == 50 else {"examples": len(places), "seed": 0},
+        "n": len(places),
+        "test_sha256": "a" * 64,
+        "examples_sha256": examples,
+        "model_sha256": model_sha256(run, "final", 0),
+        "epoch": 4,
+        "active_units": [2],
+        "dataset": "pictures",
+        "by_temperatures" if annealed else "by_k": rows,
+        **({"annealing": ANNEALING, "verdict": CONVERGED} if annealed else {}),
+        **changes,
+    }
+    name = f"test-final-{number}{max(bounds)}-n{len(places)}"
+    (run / "evaluations").mkdir(exist_ok=True)
+    (run / "evaluations" / f"{name}.json").write_text(json.dumps(record))
+    arrays = {number: np.asarray(list(bounds)), "index": places, "log_likelihood": values}
+    np.savez(run / "evaluations" / f"{name}.npz", **arrays)
+    return record
+
+
+CONVERGED = {"word": "converged", "reason": "T and T/10 agree"}
+
+
+@pytest.fixture
+def plain(monkeypatch):
+    """Pages without the pictures of each run, which take their time."""
+    monkeypatch.setattr(write, "run_figures", lambda *_, **__: iter(()))
+
+
+class Reader(HTMLParser):
+    """The words of a page, the rows of its tables, and all attributes."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.words, self.tables, self.attributes, self.tags = [], [], [], Counter()
+        self.open = []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags[tag] += 1
+        self.attributes += [(tag, *pair) for pair in attrs]
+        self.open.append(tag)
+        if tag == "table":
+            self.tables.append([])
+        if tag == "tr":
+            self.tables[-1].append([])
+        if tag in {"td", "th"}:
+            self.tables[-1][-1].append("")
+
+    def handle_endtag(self, tag):
+        while self.open and self.open.pop() != tag:
+            pass
+
+    def handle_data(self, data):
+        if not {"script", "style"} & set(self.open):
+            self.words.append(data)
+            if {"td", "th"} & set(self.open):
+                self.tables[-1][-1][-1] += data
+
+    def text(self):
+        return " ".join(" ".join(self.words).split())
+
+    def comparison(self):
+        """Header -> cell, for each run by its name."""
+        head, *rows = [[" ".join(cell.split()) for cell in row] for row in self.tables[0]]
+        return {
+            row[0].removesuffix(" not measured"): dict(zip(head, row, strict=True)) for row in rows
+        }
+
+
+def read(path):
+    return Reader(path.read_text(encoding="utf-8"))
+
+
+def made(tmp_path, *runs, **options):
+    return read(write_page(runs, tmp_path / "out" / "report.html", **options))
+
+
+# --- what is on the page ----------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("plain")
+def test_every_bound_of_the_records_is_in_the_table(tmp_path):
+    runs = [copy(tmp_path / name) for name in ("one", "two")]
+    first = write_record(runs[0], {1: -19.0, 50: -17.0})
+    second = write_record(runs[0], {5: -16.0, 50: -15.5}, annealed=True, places=range(0, 50, 5))
+    third = write_record(runs[1], {1: -29.0}, between_replicates_sd=None)
+    table = made(tmp_path, *runs).comparison()
+    assert list(table) == ["one", "two"]
+    for name, record, prefix in (("one", first, "L"), ("one", second, "AIS"), ("two", third, "L")):
+        for row in record.get("by_k", record.get("by_temperatures")):
+            number = row.get("k", row.get("temperatures"))
+            cell = table[name][f"{prefix}{number}"]
+            expected = f"{row['log_likelihood']:.2f} ± {row['stderr']:.2f} n = {record['n']}"
+            assert cell.startswith(expected.replace("-", "\N{MINUS SIGN}"))
+            assert ("a subset" in cell) == (record["n"] < 50)
+    assert table["two"]["AIS50"] == table["two"]["L50"] == "–"
+    assert table["one"]["objective"] == "iwae, k = 2"
+    assert table["one"]["layers"] == "1 of 2"
+    assert table["one"]["epochs"] == "4"
+    assert table["one"]["annealing"] == "converged"
+    assert table["one"]["data"] == "pictures.npz"
+
+
+@pytest.mark.usefixtures("plain")
+def test_the_committed_results_are_shown_as_they_are(tmp_path):
+    folders = {path.parents[1] for path in ROOT.glob("results/**/evaluations/test-final-k*.json")}
+    runs = sorted(folders)[-6:]
+    page = made(tmp_path, *runs)
+    found = 0
+    for run in runs:
+        for file in (run / "evaluations").glob("test-final-[ak]*.json"):
+            record = json.loads(file.read_text())
+            digits = 2 if record["true_log_likelihood"] is None else 4
+            for row in [*record.get("by_k", ()), *record.get("by_temperatures", ())]:
+                words = f"{row['log_likelihood']:.{digits}f} ± {row['stderr']:.{digits}f}"
+                found += words.replace("-", "\N{MINUS SIGN}") in page.text()
+                assert record["subset"] or words.replace("-", "\N{MINUS SIGN}") in page.text()
+    assert found >= 3
+    published = [row["published NLL"] for row in page.comparison().values()]
+    expected = re.compile(r"\d+\.\d\d \d+(\+\d+)* active, 3,280 epochs")
+    assert any(expected.fullmatch(words) for words in published)
+
+
+@pytest.mark.usefixtures("plain")
+def test_what_was_really_measured_is_shown(tmp_path):
+    """The records written by hand here have the shape of those that are measured."""
+    run = copy(tmp_path / "run")
+    record = evaluate_run(run, ks=(1, 8))
+    row = made(tmp_path, run).comparison()["run"]
+    for entry in record["by_k"]:
+        words = f"{entry['log_likelihood']:.2f} ± {entry['stderr']:.2f} n = 50"
+        assert row[f"L{entry['k']}"] == words.replace("-", "\N{MINUS SIGN}")
+    assert row["active units"] == "+".join(map(str, record["active_units"]))
+
+
+@pytest.mark.usefixtures("plain")
+def test_a_run_that_was_not_measured_is_there_with_the_remedy(tmp_path):
+    runs = [copy(tmp_path / name) for name in ("measured", "bare run")]
+    write_record(runs[0], {1: -19.0})
+    page = made(tmp_path, *runs)
+    assert page.comparison()["bare run"]["L1"] == "–"
+    assert "bare run: iwae evaluate 'bare run'" in page.text()
+    assert "iwae evaluate measured" not in page.text()
+
+
+def test_a_run_without_models_has_no_pictures_but_its_records(tmp_path, caplog):
+    run = copy(tmp_path / "run")
+    write_record(run, {1: -19.0})
+    shutil.rmtree(run / "models")
+    with caplog.at_level(logging.WARNING):
+        page = made(tmp_path, run)
+    assert "Pictures are missing" in page.text()
+    assert "iwae figures run" in page.text()
+    assert "no model in" in caplog.text
+    assert page.comparison()["run"]["L1"].startswith("\N{MINUS SIGN}16.55 ± 0.21")
+
+
+def test_pictures_that_cannot_be_drawn_are_said_to_be_missing(tmp_path, monkeypatch):
+    def some(*arguments, **options):
+        yield from islice(run_figures(*arguments, **options), 2)
+        raise UserError(f"no data in {tmp_path}")
+
+    monkeypatch.setattr(write, "run_figures", some)
+    page = made(tmp_path, copy(tmp_path / "run"))
+    assert "Pictures are missing" in page.text()
+    assert str(tmp_path) not in page.text()
+    assert "Course of training" in page.text()
+
+
+@pytest.mark.usefixtures("plain")
+def test_what_is_missing_twice_is_no_column(tmp_path):
+    (row,) = made(tmp_path, copy(tmp_path / "run")).comparison().values()
+    assert list(row) == ["run", "data", "objective", "layers", "epochs", "seeds"]
+
+
+@pytest.mark.usefixtures("plain")
+def test_records_of_other_models_are_left_out(tmp_path):
+    run = copy(tmp_path / "run")
+    write_record(run, {1: -19.0})
+    write_record(run, {50: -18.0}, model_sha256="other")
+    page = made(tmp_path, run)
+    assert "L50" not in page.comparison()["run"]
+    assert "Records of other models are left out" in page.text()
+    assert "Records of other models" not in made(tmp_path, copy(tmp_path / "other")).text()
+
+
+@pytest.mark.usefixtures("plain")
+def test_of_two_records_that_of_more_examples_counts(tmp_path):
+    run = copy(tmp_path / "run")
+    write_record(run, {1: -19.0})
+    write_record(run, {1: -10.0}, places=range(9), examples="few")
+    cell = made(tmp_path, run).comparison()["run"]["L1"]
+    assert cell.startswith("\N{MINUS SIGN}16.55")
+
+
+@pytest.mark.usefixtures("plain")
+def test_warnings_are_said(tmp_path):
+    run = copy(tmp_path / "run")
+    unreliable = {"k": 1, "log_likelihood": -19.0, "stderr": 0.1, "ess_mean": 1.0}
+    unreliable |= {"pareto_k_unreliable": 0.42}
+    ordering = {"violations": ["L_50 is below L_1 by 1.0 +- 0.1"]}
+    write_record(run, {1: -19.0}, by_k=[unreliable], ordering=ordering)
+    verdict = {"word": "not converged", "reason": "T and T/10 differ by 9 +- 1 nats"}
+    write_record(run, {5: -18.0, 50: -9.0}, annealed=True, verdict=verdict)
+    page = made(tmp_path, run).text()
+    assert "not in order: something is broken run: L_50 is below L_1 by 1.0 ± 0.1" in page
+    assert "run: not converged. T and T/10 differ by 9 ± 1 nats" in page
+    assert "run: 42% of the examples; L_1 may be too low" in page
+    other = copy(tmp_path / "other")
+    write_record(other, {1: -19.0}, by_k=[unreliable | {"pareto_k_unreliable": 0.01}])
+    assert "unreliable (" not in made(tmp_path, other).text()
+
+
+@pytest.mark.usefixtures("plain")
+def test_a_bound_that_is_not_finite_is_no_number(tmp_path):
+    run = copy(tmp_path / "run")
+    row = {"k": 1, "log_likelihood": None, "stderr": None, "pareto_k_unreliable": None}
+    write_record(run, {1: -19.0}, by_k=[row])
+    assert made(tmp_path, run).comparison()["run"]["L1"].startswith("not finite")
+
+
+# --- only the same examples are compared --------------------------------------------------------
+
+
+@pytest.mark.usefixtures("plain")
+def test_different_test_sets_are_pointed_out_and_never_subtracted(tmp_path):
+    runs = [copy(tmp_path / name) for name in ("one", "two")]
+    write_record(runs[0], {1: -19.0})
+    write_record(runs[1], {1: -18.0}, test_sha256="b" * 64)
+    page = made(tmp_path, *runs).text()
+    assert "The runs were measured on different test sets" in page
+    assert "aaaaaaaaaaaa…" in page
+    assert "bbbbbbbbbbbb…" in page
+    assert "Paired differences" not in page
+
+
+@pytest.mark.usefixtures("plain")
+def test_differences_are_paired_and_of_shared_examples(tmp_path):
+    runs = [copy(tmp_path / name) for name in ("one", "two")]
+    write_record(runs[0], {1: -19.0, 50: -17.0})
+    write_record(runs[1], {1: -18.5, 9: -18.0}, places=range(10), examples="ten")
+    noise = np.random.default_rng(0).normal(size=(1, 2, 10))
+    file = runs[1] / "evaluations" / "test-final-k9-n10.npz"
+    with np.load(file) as arrays:
+        changed = dict(arrays)
+    changed["log_likelihood"] = changed["log_likelihood"] + noise
+    np.savez(file, **changed)
+    page = made(tmp_path, *runs)
+    words = page.text()
+    assert "different test sets" not in words
+    assert "L_1: of 10 and 50 examples" in words
+    difference = 0.5 + noise[0, 0]
+    error = difference.std(ddof=1) / np.sqrt(10)
+    assert "Difference to one" in words
+    expected = f"{difference.mean():+.3f} ± {error:.3f}".replace("-", "\N{MINUS SIGN}")
+    head, (name, cell) = page.tables[1]
+    assert [*head, name] == ["run", "L1 n = 10", "two"]
+    assert cell.startswith(expected)
+    assert ("may be chance" in cell) == (abs(difference.mean()) < 3 * error)
+
+
+@pytest.mark.usefixtures("plain")
+def test_the_same_examples_need_no_caution(tmp_path):
+    runs = [copy(tmp_path / name) for name in ("one", "two")]
+    for run in runs:
+        write_record(run, {1: -19.0})
+    text = made(tmp_path, *runs).text()
+    for words in ("different test sets", "different examples", "different ways", "same examples"):
+        assert words not in text
+    assert "Paired differences" in text
+
+
+@pytest.mark.usefixtures("plain")
+def test_bounds_of_a_subset_and_other_ways_to_anneal_are_pointed_out(tmp_path):
+    runs = [copy(tmp_path / name) for name in ("one", "two")]
+    for run, chains in zip(runs, (16, 8), strict=True):
+        write_record(run, {1: -19.0})
+        how = ANNEALING | {"chains": chains}
+        write_record(
+            run, {5: -18.0, 50: -17.0}, annealed=True, places=range(9), examples="b", annealing=how
+        )
+    page = made(tmp_path, *runs).text()
+    assert "Not all bounds are of the same examples" in page
+    assert "AIS_50: 16 chains from the posterior" in page
+    assert "Every bound on the same examples" in page
+    # L_1 over the nine examples that were annealed.
+    assert "\N{MINUS SIGN}18.60 ± 0.09" in page
+
+
+# --- names, and what must not leave the machine -------------------------------------------------
+
+
+@pytest.mark.usefixtures("plain")
+def test_names_are_escaped(tmp_path):
+    name = '<b>&"x'
+    run = copy(tmp_path / name)
+    write_record(run, {1: -19.0})
+    page = made(tmp_path, run, copy(tmp_path / "<script>alert(1)<"))
+    assert name in page.comparison()
+    assert page.tags["b"] == 0
+    assert page.tags["script"] == 1
+    assert ("th", "data-value", name) in page.attributes
+
+
+def test_names_tell_the_runs_apart(tmp_path):
+    names = ["a/run", "b/run", "c", "x/seed-0", "y/seed-0"]
+    assert name_runs([tmp_path / name for name in names]) == names
+    assert name_runs([tmp_path / "run" / ".." / "run"]) == ["run"]
+
+
+def test_nothing_is_loaded_and_no_folder_is_told(page_of_two):
+    text = page_of_two.read_text(encoding="utf-8")
+    page = Reader(text)
+    assert "http:" not in text
+    assert "https:" not in text
+    assert "url(" not in re.sub(r"url\(#[\w-]+\)", "", text)
+    for tag, name, value in page.attributes:
+        if name in {"src", "href", "xlink:href", "srcset", "data", "action"}:
+            assert value.startswith(("data:", "#")), (tag, name, value[:60])
+    assert str(small.FOLDER) not in text
+    assert str(page_of_two.parent) not in text
+    assert "default-src 'none'" in text
+
+
+# --- figures ------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def page_of_two(tmp_path_factory):
+    """A page of two small runs with all that there may be on one."""
+    folder = tmp_path_factory.mktemp("page")
+    runs = [copy(folder / name) for name in ('one <b>&"x', "two", "three")]
+    for run, level in zip(runs[:2], (-20.0, -10.0), strict=True):
+        write_record(run, {1: level - 2, 50: level})
+        write_record(
+            run, {5: level, 50: level + 1}, annealed=True, places=range(0, 50, 5), examples="few"
+        )
+    shutil.rmtree(runs[2] / "models")
+    return write_page(runs, folder / "report.html")
+
+
+def test_every_figure_has_a_caption_and_words_for_those_who_do_not_see_it(page_of_two):
+    page = read(page_of_two)
+    headings = {
+        *("Samples", "Reconstructions", "Posteriors", "Course of training"),
+        *("Filters of the decoder", "Samples through training"),
+    }
+    assert all(heading in page.text() for heading in headings)
+    assert page.tags["figure"] == page.tags["figcaption"] >= 2 * len(headings)
+    described = [
+        value
+        for tag, name, value in page.attributes
+        if (tag, name) in {("img", "alt"), ("svg", "aria-label")}
+    ]
+    assert len(described) == page.tags["figure"]
+    assert len(set(described)) == len(described)  # each names its runs
+    assert min(map(len, described)) > 30
+
+
+def test_identifiers_are_unique(page_of_two):
+    """Charts that were drawn apart share a document here."""
+    attributes = read(page_of_two).attributes
+    names = Counter(value for _, name, value in attributes if name == "id")
+    assert names
+    assert max(names.values()) == 1
+    text = page_of_two.read_text(encoding="utf-8")
+    assert set(re.findall(r'(?:url\(|href=")#([\w-]+)', text)) <= set(names)
+
+
+def test_ink_follows_the_colours_of_the_page(page_of_two):
+    charts = re.findall(r"<svg role.*?</svg>", page_of_two.read_text("utf-8"), re.DOTALL)
+    assert len(charts) >= 3
+    for chart in charts:
+        assert not {"#222222", "#ffffff", "#000000"} & set(re.findall("#[0-9a-f]{6}", chart))
+        assert "currentColor" in chart
+
+
+# --- mistakes -----------------------------------------------------------------------------------
+
+
+def test_mistakes_are_refused_in_one_line_with_the_remedy(tmp_path):
+    run, out = copy(tmp_path / "run"), tmp_path / "report.html"
+    for runs, path, words in (
+        ([], out, "name the folder of at least one"),
+        ([tmp_path], out, "holds no run: config.toml is missing"),
+        ([tmp_path / "nowhere"], out, "holds no run"),
+        ([run, tmp_path / "run" / "models" / ".."], out, "named twice"),
+        ([run], tmp_path, "is a folder; name a file"),
+    ):
+        with pytest.raises(UserError, match=words) as caught:
+            write_page(runs, path)
+        assert "\n" not in str(caught.value)
+    with pytest.raises(UserError, match="final or best, not 'first'"):
+        write_page([run], out, weights="first")
+    assert not out.exists()
+
+
+@pytest.mark.usefixtures("plain")
+def test_a_page_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
+    run, out = copy(tmp_path / "run"), tmp_path / "out" / "report.html"
+    out.parent.mkdir()
+    out.write_text("before")
+
+    def fail(*_, **__):
+        raise OSError("disk full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_text", fail)
+        with pytest.raises(OSError, match="disk full"):
+            write_page([run], out)
+    assert [path.name for path in out.parent.iterdir()] == ["report.html"]
+    assert out.read_text() == "before"
+    write_page([run], out)
+    assert "before" not in out.read_text()[:20]
+
+
+def test_a_page_of_one_run_leaves_it_as_it_is(tmp_path):
+    run = copy(tmp_path / "run")
+    before = sorted(run.rglob("*"))
+    page = made(tmp_path, run)
+    assert sorted(run.rglob("*")) == before
+    assert "Samples. Means of p(x|z)" in page.text()
+    assert page.tags["figure"] >= 8
+    assert "compared" not in page.text()
+
+
+@pytest.mark.usefixtures("plain")
+def test_the_best_weights_have_records_of_their_own(tmp_path):
+    run = copy(tmp_path / "run")
+    write_record(run, {1: -19.0})
+    digest = model_sha256(run, "best", 0)
+    write_record(run, {50: -9.0}, weights="best", model_sha256=digest)
+    assert "L50" not in made(tmp_path, run).comparison()["run"]
+    page = made(tmp_path, run, weights="best")
+    assert list(page.comparison()["run"])[6:] == ["L50", "active units"]
+    assert "of the best weights" in page.text()
+    assert "iwae report run --weights best --out report.html" in page.text()
+    bare = made(tmp_path, copy(tmp_path / "bare"), weights="best")
+    assert "iwae evaluate bare --weights best" in bare.text()
+
+
+# --- in a browser -------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def browser():
+    sync_api = pytest.importorskip("playwright.sync_api", reason="needs the package playwright")
+    if not CHROMIUM.exists():
+        pytest.skip(f"needs Chromium as {CHROMIUM}")
+    options = """
+        --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking
+        --disable-component-update --disable-sync
+    """.split()  # noqa: SIM905
+    with sync_api.sync_playwright() as playwright:
+        launched = playwright.chromium.launch(executable_path=CHROMIUM, args=options)
+        yield launched
+        launched.close()
+
+
+@pytest.fixture
+def opened(browser, page_of_two):
+    """Opens the page from its file; at the end nothing may have gone wrong."""
+    contexts, wrong = [], []
+
+    def open_page(**options):
+        context = browser.new_context(**{"viewport": {"width": 1280, "height": 900}, **options})
+        contexts.append(context)
+        tab = context.new_page()
+        tab.set_default_timeout(10_000)
+        tab.on("console", lambda message: wrong.append(message.text))
+        tab.on("pageerror", lambda error: wrong.append(str(error)))
+        tab.on("requestfailed", lambda request: wrong.append(request.url[:100]))
+        tab.on("request", lambda request: requests.append(request.url[:100]))
+        tab.goto(page_of_two.as_uri(), wait_until="load")
+        return tab
+
+    requests = []
+    yield open_page
+    for context in contexts:
+        context.close()
+    assert not wrong
+    assert not [url for url in requests if not url.startswith(("file:", "data:"))]
+
+
+CORNERS = """
+    [...document.images].map(image => {
+        const canvas = document.createElement("canvas");
+        [canvas.width, canvas.height] = [image.naturalWidth, image.naturalHeight];
+        const context = canvas.getContext("2d");
+        context.drawImage(image, 0, 0);
+        return [...context.getImageData(canvas.width - 1, canvas.height - 1, 1, 1).data];
+    })
+"""
+
+
+def test_it_opens_from_the_file_system_and_all_images_are_decoded(opened):
+    tab = opened()
+    widths = tab.evaluate("[...document.images].map(image => image.naturalWidth)")
+    assert len(widths) >= 8
+    assert min(widths) > 0
+    tab.evaluate("Promise.all([...document.images].map(image => image.decode()))")
+    corners = tab.evaluate(CORNERS)
+    assert corners == [[255, 255, 255, 255]] * len(widths)  # of margins, at the very end of a file
+    assert tab.locator("figure svg[role=img]").count() >= 3
+
+
+def column(tab, title):
+    """The texts of the run names, and of the cells below a header, from top to bottom."""
+    return tab.evaluate(
+        """title => {
+            const table = document.querySelector("#comparison");
+            const heads = [...table.tHead.rows[0].cells];
+            const place = heads.findIndex(head => head.textContent.trim() === title);
+            return [...table.tBodies[0].rows].map(
+                row => [row.cells[0].dataset.value, row.cells[place].dataset.value ?? null,
+                        heads[place].getAttribute("aria-sort")]);
+        }""",
+        title,
+    )
+
+
+def test_clicking_a_header_sorts_both_ways_and_what_is_missing_stays_last(opened):
+    tab = opened()
+    assert [name for name, _, _ in column(tab, "L50")] == ['one <b>&"x', "two", "three"]
+    button = tab.locator("#comparison thead button", has_text=re.compile(r"^L50$"))
+    button.click()
+    rows = column(tab, "L50")
+    assert [name for name, _, _ in rows] == ["two", 'one <b>&"x', "three"]
+    assert rows[0][2] == "descending"
+    assert float(rows[0][1]) > float(rows[1][1])
+    assert rows[2][1] is None
+    button.press("Enter")  # by keyboard
+    rows = column(tab, "L50")
+    assert [name for name, _, _ in rows] == ['one <b>&"x', "two", "three"]
+    assert rows[0][2] == "ascending"
+    tab.locator("#comparison thead button", has_text="run").click()
+    assert [name for name, _, _ in column(tab, "run")] == ['one <b>&"x', "three", "two"]
+    assert column(tab, "L50")[0][2] is None
+
+
+def test_numbers_sort_as_numbers(opened):
+    tab = opened()
+    tab.evaluate(
+        """() => {
+            const table = document.querySelector("#comparison");
+            const heads = [...table.tHead.rows[0].cells];
+            const place = heads.findIndex(head => head.textContent.trim() === "L50");
+            [...table.tBodies[0].rows].forEach((row, i) => {
+                row.cells[place].dataset.value = ["-9.5", "1e2", "-20"][i];
+            });
+        }"""
+    )
+    tab.locator("#comparison thead button", has_text=re.compile(r"^L50$")).click()
+    assert [name for name, _, _ in column(tab, "L50")] == ["two", 'one <b>&"x', "three"]
+
+
+def test_a_telephone_scrolls_tables_and_not_the_page(opened):
+    tab = opened(viewport={"width": 375, "height": 800})
+    assert tab.evaluate("document.documentElement.scrollWidth") <= 375
+    wide = "[...document.querySelectorAll('.scroll')].some(one => one.scrollWidth > 375)"
+    assert tab.evaluate(wide)
+    boxes = tab.evaluate(
+        "[...document.querySelectorAll('.grid > figure')].map(one => one.getBoundingClientRect().x)"
+    )
+    assert len(set(boxes)) == 1  # stacked
+
+
+LUMINANCE = """
+    colour => {
+        const [r, g, b] = colour.match(/[\\d.]+/g).slice(0, 3).map(Number).map(c => {
+            c /= 255;
+            return c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4;
+        });
+        return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+    }
+"""
+
+
+def luminances(tab, selector):
+    """Of the text and of what is behind it (WCAG)."""
+    return tab.evaluate(
+        f"""selector => {{
+            const luminance = {LUMINANCE};
+            const one = document.querySelector(selector);
+            let behind = one;
+            while (getComputedStyle(behind).backgroundColor === "rgba(0, 0, 0, 0)") {{
+                behind = behind.parentElement;
+            }}
+            return [getComputedStyle(one).color, getComputedStyle(behind).backgroundColor]
+                .map(luminance);
+        }}""",
+        selector,
+    )
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_text_stands_out_by_day_and_by_night(opened, scheme):
+    tab = opened(color_scheme=scheme)
+    back = luminances(tab, "body")[1]
+    assert back < 0.05 if scheme == "dark" else back > 0.9
+    selectors = """
+        body h1 .made figcaption small .legend .notice .caution>strong td .enlarge thead>tr>th
+    """
+    for selector in selectors.split():
+        ink, paper = sorted(luminances(tab, selector))
+        assert (paper + 0.05) / (ink + 0.05) >= 4.5, selector
+    ink = tab.evaluate(
+        f"({LUMINANCE})(getComputedStyle(document.querySelector('figure svg text')).fill)"
+    )
+    assert (ink > 0.5) == (scheme == "dark")
+
+
+def test_a_click_enlarges_a_picture(opened):
+    tab = opened()
+    picture = tab.locator("button.enlarge img").first
+    small_width = picture.bounding_box()["width"]
+    picture.click()
+    large = tab.locator("dialog[open] img")
+    assert large.bounding_box()["width"] > 1.5 * small_width
+    tab.keyboard.press("Escape")
+    assert tab.locator("dialog[open]").count() == 0

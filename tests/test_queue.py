@@ -1,0 +1,300 @@
+"""Many runs: each done once, however often the queue is stopped, killed or fails."""
+
+import itertools
+import json
+import math
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+import small
+from iwae import runs
+from iwae.queue import Measure, Task, here, state_of, tasks, work
+from iwae.runs import Stopped
+from iwae.sweep import read_sweep
+from iwae.training import loop
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+QUICK = Measure((1, 3))
+
+
+def task(name="a", measures=(QUICK,), needs=None, **changes):
+    return Task(name, small.config(**changes), measures, needs)
+
+
+def words(outcomes):
+    return [(one.task.name, one.word) for one in outcomes]
+
+
+def numbers(out, name):
+    """What a finished task leaves: models bit for bit, and the values of its records."""
+    run = Path(out) / name
+    values = {}
+    for path in sorted((run / "evaluations").glob("*.npz")):
+        with np.load(path, allow_pickle=False) as arrays:
+            values[path.name] = {key: arrays[key].tobytes() for key in arrays}
+    return small.outcome(run), values
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory, quick_compilation):  # noqa: ARG001
+    """A finished task; tests share it, so they must not change it."""
+    out = tmp_path_factory.mktemp("undisturbed")
+    assert words(work(out, [task()])) == [("a", "done")]
+    return out
+
+
+@pytest.fixture
+def step_by_step(monkeypatch):
+    """Dispatches of one step, after a first one of twenty, and a checkpoint after each."""
+    monkeypatch.setattr(loop, "DISPATCH_SECONDS", 0.0)
+    monkeypatch.setattr(runs, "CHECKPOINT_SECONDS", -1.0)
+
+
+def test_a_task_is_trained_and_measured_like_a_run_by_hand(undisturbed):
+    assert small.outcome(undisturbed / "a") == small.outcome(small.finished())
+    (record,) = (undisturbed / "a" / "evaluations").glob("*.json")
+    record = json.loads(record.read_text())
+    assert [row["k"] for row in record["by_k"]] == [1, 3]
+    assert record["n"] == 50
+    assert state_of(undisturbed, task()) == ("done", 4, "")
+
+
+def test_what_is_finished_is_not_done_again(undisturbed, monkeypatch):
+    def never(*_, **__):
+        raise AssertionError("it was done already")
+
+    for name in ("start_run", "resume_run", "evaluate_run"):
+        monkeypatch.setattr(here, name, never)
+    assert words(work(undisturbed, [task()])) == [("a", "done")]
+
+
+def test_only_the_measure_that_is_missing_is_made(undisturbed, tmp_path, monkeypatch):
+    shutil.copytree(undisturbed, tmp_path, dirs_exist_ok=True)
+    more = task(measures=(QUICK, Measure((2,), examples=20)))
+    assert state_of(tmp_path, more).word == "trained"
+    asked = []
+    real = here.evaluate_run
+    monkeypatch.setattr(
+        here, "evaluate_run", lambda *a, **b: asked.append(b["ks"]) or real(*a, **b)
+    )
+    assert words(work(tmp_path, [more])) == [("a", "done")]
+    assert asked == [(2,)]
+    assert state_of(tmp_path, more).word == "done"
+
+
+def test_a_measurement_of_other_models_does_not_count(undisturbed, tmp_path):
+    shutil.copytree(undisturbed, tmp_path, dirs_exist_ok=True)
+    other = small.finished(seed=1) / "models" / "final-0"
+    shutil.copytree(other, tmp_path / "a" / "models" / "final-0", dirs_exist_ok=True)
+    assert state_of(tmp_path, task()).word == "trained"
+
+
+def stopping_at(step, how):
+    """Exhausts the reports of a run, and does something once it has reached a step."""
+
+    def show(reports, _run):
+        done = False
+        for report in reports:
+            if report.step >= step and not done:
+                done = True
+                how()
+
+    return show
+
+
+@pytest.mark.usefixtures("step_by_step")
+def test_a_deadline_stops_in_good_order_and_the_same_call_goes_on(
+    undisturbed, tmp_path, monkeypatch
+):
+    late = []
+    clock = time.monotonic
+    monkeypatch.setattr(time, "monotonic", lambda: math.inf if late else clock())
+    show = stopping_at(43, lambda: late.append(True))
+    first = list(work(tmp_path, [task(), task("b")], show=show, deadline=clock() + 1e6))
+    assert words(first) == [("a", "stopped"), ("b", "stopped")]
+    late.clear()
+    assert state_of(tmp_path, task()) == ("stopped", 1, "")
+    assert state_of(tmp_path, task("b")).word == "waiting"
+    assert words(work(tmp_path, [task()])) == [("a", "done")]
+    assert numbers(tmp_path, "a") == numbers(undisturbed, "a")
+
+
+def test_a_deadline_in_a_measurement_keeps_what_was_measured(undisturbed, tmp_path, monkeypatch):
+    shutil.copytree(undisturbed, tmp_path, dirs_exist_ok=True)
+    shutil.rmtree(tmp_path / "a" / "evaluations")
+    late, clock = [], time.monotonic
+    monkeypatch.setattr(time, "monotonic", lambda: math.inf if late else clock())
+
+    def track(slabs, _total, _label):
+        for slab in slabs:
+            late.append(True)
+            yield slab
+
+    stopped = work(tmp_path, [task()], track=track, deadline=clock() + 1e6)
+    assert words(stopped) == [("a", "stopped")]
+    assert any((tmp_path / "a" / "evaluations" / "unfinished").iterdir())
+    late.clear()
+    assert words(work(tmp_path, [task()])) == [("a", "done")]
+    assert numbers(tmp_path, "a") == numbers(undisturbed, "a")
+
+
+@pytest.mark.usefixtures("step_by_step")
+def test_a_signal_ends_the_whole_queue(tmp_path):
+    show = stopping_at(43, lambda: signal.raise_signal(signal.SIGTERM))
+    with pytest.raises(Stopped):
+        list(work(tmp_path, [task(), task("b")], show=show))
+    assert state_of(tmp_path, task()).word == "stopped"
+    assert not (tmp_path / "b").exists()
+
+
+KILLED = """
+import os, signal, sys
+import jax
+jax.config.update("jax_num_cpu_devices", 2)
+jax.config.update("jax_disable_most_optimizations", True)
+sys.path.insert(0, {tests!r})
+import test_queue as tests
+from iwae import runs
+from iwae.config import make_config
+from iwae.queue import Task, work
+from iwae.training import loop
+
+loop.DISPATCH_SECONDS, runs.CHECKPOINT_SECONDS = 0.0, -1.0
+task = Task("a", make_config({values!r}, "test"), (tests.QUICK,))
+show = tests.stopping_at(71, lambda: os.kill(os.getpid(), signal.SIGKILL))
+list(work({out!r}, [task], show=show))
+"""
+
+
+@pytest.mark.slow
+def test_a_queue_that_was_killed_ends_with_the_same_numbers(undisturbed, tmp_path):
+    values = small.config().model_dump(mode="json", exclude_none=True)
+    program = KILLED.format(tests=str(Path(__file__).parent), values=values, out=str(tmp_path))
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=False)
+    assert done.returncode == -signal.SIGKILL, done.stderr.decode()
+    state = state_of(tmp_path, task())
+    assert (state.word, state.epoch) == ("stopped", 2)
+    assert words(work(tmp_path, [task()])) == [("a", "done")]
+    assert numbers(tmp_path, "a") == numbers(undisturbed, "a")
+
+
+def test_what_fails_is_told_and_kept_and_the_rest_goes_on(tmp_path):
+    bad = task("bad", dataset=str(tmp_path / "none.npy"))
+    waits = task("waits", needs="bad", init_from=tmp_path / "bad")
+    outcomes = list(work(tmp_path, [bad, waits, task()]))
+    assert words(outcomes) == [("bad", "failed"), ("waits", "waiting"), ("a", "done")]
+    assert "none.npy" in outcomes[0].reason
+    assert "\n" not in outcomes[0].reason  # a user's mistake is no traceback
+    assert state_of(tmp_path, bad) == ("failed", 0, outcomes[0].reason)
+
+
+def test_a_failure_of_our_own_keeps_its_traceback_and_is_tried_again(tmp_path, monkeypatch):
+    def broken(*_, **__):
+        raise ZeroDivisionError("a bug")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(here, "evaluate_run", broken)
+        ((_, word, reason),) = work(tmp_path, [task(epochs=1)])
+    assert word == "failed"
+    assert "Traceback" in reason
+    assert "a bug" in reason
+    assert words(work(tmp_path, [task(epochs=1)])) == [("a", "done")]
+    assert state_of(tmp_path, task(epochs=1)).word == "done"
+
+
+def test_another_process_at_work_is_left_alone(tmp_path):
+    with tasks.held(tmp_path, task()):
+        assert state_of(tmp_path, task()).word == "in use"
+        assert words(work(tmp_path, [task()])) == [("a", "in use")]
+    assert not (tmp_path / "a").exists()
+
+
+def test_a_folder_with_another_run_is_refused(undisturbed, tmp_path):
+    shutil.copytree(undisturbed, tmp_path, dirs_exist_ok=True)
+    shutil.rmtree(tmp_path / "a" / "models")  # so that it is not finished
+    ((_, word, reason),) = work(tmp_path, [task(k=7)])
+    assert word == "failed"
+    assert "its k is 2, not 7" in reason
+
+
+def test_a_warm_start_waits_for_what_it_needs(tmp_path):
+    warm = task("warm", needs="a", init_from=tmp_path / "a", epochs=1)
+    assert words(work(tmp_path, [task(epochs=1), warm])) == [("a", "done"), ("warm", "done")]
+    first, second = (small.newest(tmp_path / name) for name in ("a", "warm"))
+    assert not np.array_equal(
+        jax.tree.leaves(first.state.params)[0], jax.tree.leaves(second.state.params)[0]
+    )
+
+
+@pytest.mark.slow
+def test_annealing_is_a_measure_too(tmp_path):
+    annealed = task(measures=(Measure(temperatures=20, examples=10),), epochs=1)
+    assert words(work(tmp_path, [annealed])) == [("a", "done")]
+    assert state_of(tmp_path, annealed).word == "done"
+    assert state_of(tmp_path, task(measures=(Measure(temperatures=40, examples=10),), epochs=1))[
+        0
+    ] == ("trained")
+
+
+# Sweeps
+
+
+def sweep(tmp_path, text):
+    (tmp_path / "file.toml").write_text(text)
+    return read_sweep(tmp_path / "file.toml", (QUICK,))
+
+
+def test_a_sweep_is_all_combinations(tmp_path):
+    found = sweep(
+        tmp_path,
+        'dataset = "digits"\nk = [1, 5]\nobjective = ["iwae", "elbo"]\nseed = [0, 1, 4]\n'
+        "latent_sizes = [[20], [10]]\nhidden_sizes = [[100]]\nepochs = 3\n",
+    )
+    assert len(found) == len({one.name for one in found}) == 2 * 2 * 2 * 2
+    assert found[0].name == "k=1,objective=iwae,seed=0-1,latent_sizes=20"
+    settings = {
+        (
+            one.config.k,
+            one.config.objective,
+            one.config.seed,
+            one.config.replicates,
+            one.config.latent_sizes,
+        )
+        for one in found
+    }
+    seeds = [(0, 2), (4, 1)]
+    expected = itertools.product([1, 5], ["iwae", "elbo"], seeds, [(20,), (10,)])
+    assert settings == {(k, o, *s, sizes) for k, o, s, sizes in expected}
+    assert {one.config.epochs for one in found} == {3}
+
+
+def test_a_file_without_lists_is_a_sweep_of_one(tmp_path):
+    (one,) = sweep(tmp_path, 'dataset = "digits"\nlatent_sizes = [3]\nhidden_sizes = [[4, 5]]\n')
+    assert (one.name, one.config.latent_sizes) == ("file", (3,))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("k = []", "k is an empty list"),
+        ("kk = [1, 2]", "unknown key 'kk'; did you mean 'k'"),
+        ('objective = ["iwae", "iwea"]', "iwea"),
+        ("seed = [0, 1]\nreplicates = 2", "leave replicates out"),
+        ('seed = ["a"]', "not whole numbers"),
+        ("k = [1, 1]", "stands twice"),
+        ("seed = [1, 1]", "stands twice"),
+        ("k = [1", "cannot be read"),
+    ],
+)
+def test_a_wrong_sweep_is_refused(tmp_path, text, message):
+    with pytest.raises(ValueError, match=message):
+        sweep(tmp_path, text)

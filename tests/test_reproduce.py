@@ -1,0 +1,283 @@
+"""Published tables: what is planned for a cell, and what its records are said to show."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from iwae import evaluate_run, reproduce
+from iwae.config import config_values, read_config, write_config
+from iwae.presets import PRESETS, matching, preset, same_experiment
+from iwae.queue import Measure
+from iwae.reproduce import Cell, Wanted, hours, plan, read_cell, table
+from iwae.reproduce.costs import measured_costs, shape_of
+
+RESULTS = Path(__file__).parents[1] / "results"
+VAE = "table1/mnist/1l/vae-k1"
+
+
+def wanted_runs(out, *cells, **wanted):
+    return [
+        (task.name, task.config.seed, task.config.replicates)
+        for task in plan(out, cells, Wanted(**wanted))
+    ]
+
+
+def begun(out, name, config):
+    (out / name).mkdir(parents=True)
+    write_config(config, out / name / "config.toml")
+
+
+# What to do
+
+
+def test_seeds_of_a_cell_are_trained_together(tmp_path):
+    assert wanted_runs(tmp_path, VAE) == [(f"{VAE}/seed-0", 0, 1)]
+    assert wanted_runs(tmp_path, VAE, seeds=3) == [(f"{VAE}/seeds-0-2", 0, 3)]
+
+
+def test_seeds_that_have_a_run_keep_it(tmp_path):
+    entry = preset(VAE)
+    begun(tmp_path, f"{VAE}/seed-1", entry.config(seed=1))
+    assert wanted_runs(tmp_path, VAE, seeds=4) == [
+        (f"{VAE}/seed-0", 0, 1),
+        (f"{VAE}/seed-1", 1, 1),
+        (f"{VAE}/seeds-2-3", 2, 2),
+    ]
+    assert wanted_runs(tmp_path, VAE, seeds=1) == [(f"{VAE}/seed-0", 0, 1)]
+
+
+def test_a_warm_start_follows_the_runs_that_it_starts_from(tmp_path):
+    begun(tmp_path, f"{VAE}/seed-0", preset(VAE).config())
+    tasks = plan(tmp_path, ["table2/vae-to-iwae"], Wanted(seeds=3))
+    assert [(task.name, task.needs) for task in tasks] == [
+        (f"{VAE}/seed-0", None),
+        (f"{VAE}/seeds-1-2", None),
+        ("table2/vae-to-iwae/seed-0", f"{VAE}/seed-0"),
+        ("table2/vae-to-iwae/seeds-1-2", f"{VAE}/seeds-1-2"),
+    ]
+    assert [task.config.init_from for task in tasks] == [
+        None,
+        None,
+        tmp_path / VAE / "seed-0",
+        tmp_path / VAE / "seeds-1-2",
+    ]
+    assert (tasks[3].config.seed, tasks[3].config.replicates) == (1, 2)
+
+
+def test_a_cell_and_one_that_starts_from_it_are_planned_once(tmp_path):
+    names = [name for name, *_ in wanted_runs(tmp_path, "table2/vae-to-iwae", VAE)]
+    assert names == [f"{VAE}/seed-0", "table2/vae-to-iwae/seed-0"]
+
+
+def test_a_shortened_schedule_has_a_folder_of_its_own(tmp_path):
+    (task,) = plan(tmp_path, [VAE], Wanted(epochs_scale=0.01))
+    assert task.name == f"shortened-0.01/{VAE}/seed-0"
+    assert task.config.epochs == 33
+
+
+def test_what_is_measured(tmp_path):
+    (task,) = plan(tmp_path, ["miwae/m4-k16"], Wanted(temperatures=500))
+    sampled, annealed = task.measures
+    assert sampled == Measure((1, 16, 64, 5000))
+    assert annealed == Measure(temperatures=500, examples=1000)
+
+
+@pytest.mark.parametrize("wrong", [{"seeds": 0}, {"epochs_scale": 0.0}, {"epochs_scale": 1.5}])
+def test_what_cannot_be_wanted_is_refused(tmp_path, wrong):
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        plan(tmp_path, [VAE], Wanted(**wrong))
+
+
+# Names
+
+
+def test_cells_are_named_by_patterns_and_beginnings():
+    assert matching(["table1/mnist/1l"]) == matching(["table1/mnist/1l/*"])
+    assert len(matching(["table1/mnist/1l"])) == 5
+    assert matching(["table2/*", VAE])[0] == VAE  # in the order of the tables
+    assert matching(["*"]) == list(PRESETS)
+    with pytest.raises(ValueError, match=f"near it: .*{VAE}"):
+        matching([VAE, "tabel1/mnist/1l/vae-k1"])
+
+
+def test_every_published_cell_is_there():
+    names = """
+        table1/mnist/1l/vae-k1 table1/omniglot/2l/iwae-k50 table2/vae-to-iwae table2/iwae-to-vae
+        table3/mnist-static/1l/iwae-k5 table3/mnist-static/2l/vae-k50 miwae/m4-k16 miwae/m16-k4
+        miwae/piwae-m8-k8 miwae/ciwae-beta0.05 aiwae/mnist/s5-t5 aiwae/omniglot/s5-t10
+        dreg/mnist/1l/k50 camel/iwae-k20
+    """.split()  # noqa: SIM905
+    assert set(names) <= set(PRESETS)
+
+
+def test_each_cell_is_the_experiment_of_no_other():
+    for name, entry in PRESETS.items():
+        change = {"init_from": Path("x")} if entry.needs else {}
+        values = config_values(entry.config(binarization="dynamic", **change))
+        values |= dict(zip(("latent_sizes", "hidden_sizes"), entry.config().sizes(), strict=True))
+        same = [other for other in PRESETS if same_experiment(PRESETS[other], values)]
+        assert same == [name]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"k": 2},
+        {"learning_rate": 2e-3},
+        {"free_bits": 0.1},
+        {"gradient": "stl"},
+        {"output_bias": False},
+        {"activation": "relu"},
+        {"latent_sizes": (40,), "hidden_sizes": ((200, 200),)},
+        {"binarization": "threshold"},
+    ],
+)
+def test_a_changed_experiment_is_not_the_published_one(change):
+    config = preset(VAE).config(**{"binarization": "dynamic", **change})
+    values = config_values(config)
+    values |= dict(zip(("latent_sizes", "hidden_sizes"), config.sizes(), strict=True))
+    assert not same_experiment(preset(VAE), values)
+
+
+# Costs
+
+
+def test_every_cell_was_timed():
+    timed = measured_costs()["ms_per_step"]
+    assert {shape_of(entry.config()) for entry in PRESETS.values()} == set(timed)
+
+
+def test_hours_are_steps_times_milliseconds():
+    record, config = measured_costs(), preset(VAE).config()
+    found = record["ms_per_step"][shape_of(config)]
+    assert hours(config) == pytest.approx(3280 * 3000 * found["alone"] / 3.6e6)
+    five = config.model_copy(update={"replicates": 5})
+    rounds = -(-5 // record["cores"])
+    assert hours(five) == pytest.approx(3280 * 3000 * rounds * found["together"] / 3.6e6)
+    assert hours(config.model_copy(update={"k": 3})) is None
+
+
+# What came of it
+
+
+@pytest.fixture
+def copied(tmp_path):
+    """The full run of the first cell, without what the tests do not need."""
+    run = tmp_path / VAE / "seed-0"
+    shutil.copytree(RESULTS / VAE / "seed-0", run, ignore=shutil.ignore_patterns("models", "*.png"))
+    return run
+
+
+def a_second_seed(run, shift):
+    """Another seed, whose bounds are the first one's and so much more."""
+    other = shutil.copytree(run, run.with_name("seed-1"))
+    config = read_config(run / "config.toml").model_copy(update={"seed": 1})
+    write_config(config, other / "config.toml")
+    path = other / "evaluations" / "test-final-k5000.npz"
+    with np.load(path, allow_pickle=False) as arrays:
+        changed = dict(arrays)
+    changed["log_likelihood"] = changed["log_likelihood"] + shift
+    np.savez(path, **changed)
+
+
+def test_a_cell_is_read_from_its_records(copied):
+    cell = read_cell(copied.parents[4], VAE, Wanted())
+    record = json.loads((copied / "evaluations" / "test-final-k5000.json").read_text())
+    assert cell.nll == pytest.approx(-record["log_likelihood"], abs=1e-9)
+    assert cell.stderr == pytest.approx(record["stderr"], rel=1e-6)
+    assert cell.difference == pytest.approx(cell.nll - 86.76)
+    assert cell.active == tuple(record["active_units"])
+    assert (cell.seeds, cell.epochs, cell.spread) == (1, 3280, None)
+    name, gap, error = cell.annealed
+    both = [
+        json.loads((copied / "evaluations" / file).read_text())
+        for file in ("test-final-ais-T500-c16-l10-sigmoid-posterior-n1000.json",)
+    ]
+    assert name == f"AIS_{both[0]['annealing']['temperatures']}"
+    assert 0 < gap < 2
+    assert 0 < error < gap
+
+
+def test_seeds_are_averaged_and_their_deviation_is_shown(copied):
+    alone = read_cell(copied.parents[4], VAE, Wanted())
+    a_second_seed(copied, 0.2)
+    cell = read_cell(copied.parents[4], VAE, Wanted())
+    assert cell.nll == pytest.approx(alone.nll - 0.1)
+    assert cell.spread == pytest.approx(np.std([0, 0.2], ddof=1))
+    assert cell.seeds == 2
+    assert cell.stderr == pytest.approx(alone.stderr)  # the same examples tell it no better
+    assert cell.error == pytest.approx(np.hypot(cell.stderr, cell.spread / np.sqrt(2)))
+    assert "(sd of seeds 0.14)" in table(copied.parents[4], [VAE], Wanted())
+
+
+def test_a_run_that_is_not_finished_or_not_measured_is_no_result(copied):
+    config = read_config(copied / "config.toml")
+    write_config(config.model_copy(update={"epochs": 5000}), copied / "config.toml")
+    assert read_cell(copied.parents[4], VAE, Wanted()).nll is None
+    shutil.rmtree(copied / "evaluations")
+    write_config(config, copied / "config.toml")
+    assert read_cell(copied.parents[4], VAE, Wanted()).nll is None
+
+
+def test_another_experiment_in_the_folder_of_a_cell_is_refused(copied):
+    config = read_config(copied / "config.toml")
+    write_config(config.model_copy(update={"learning_rate": 0.1}), copied / "config.toml")
+    with pytest.raises(ValueError, match="is not the experiment"):
+        read_cell(copied.parents[4], VAE, Wanted())
+
+
+@pytest.mark.parametrize(
+    ("nll", "stderr", "verdict"),
+    [
+        (86.7, 0.2, "reproduced"),
+        (87.0, 0.01, "within 0.3 nats"),
+        (87.3, 0.4, "within two standard errors"),
+        (87.3, 0.2, "worse"),
+        (86.2, 0.2, "better"),
+    ],
+)
+def test_verdicts(nll, stderr, verdict):
+    cell = Cell(VAE, preset(VAE), nll=nll, stderr=stderr, seeds=1, epochs=3280)
+    assert cell.verdict == verdict
+    assert cell._replace(epochs=33).verdict == "shortened: no reproduction"
+
+
+def test_a_shortened_table_says_so_in_every_format(copied):
+    out = copied.parents[4]
+    shutil.copytree(out / "table1", out / "shortened-0.5" / "table1")
+    for style in reproduce.FORMATS:
+        text = table(out, [VAE], Wanted(epochs_scale=0.5), style)
+        assert "no reproduction" in text
+        assert "no reproduction" not in table(out, [VAE], Wanted(), style)
+    with pytest.raises(ValueError, match="known: markdown, latex, html"):
+        table(out, [VAE], Wanted(), "pdf")
+
+
+def test_a_table_in_every_format(copied):
+    cells = [VAE, "table1/mnist/1l/iwae-k5"]
+    text = table(copied.parents[4], cells, Wanted())
+    record = json.loads((copied / "evaluations" / "test-final-k5000.json").read_text())
+    nll = -record["log_likelihood"]
+    (row,) = (line for line in text.splitlines() if VAE in line)
+    shown = [cell.strip() for cell in row.split("|")][2:5]
+    assert shown == [f"{nll:.2f} ± {record['stderr']:.2f}", "86.76", f"{nll - 86.76:+.2f}"]
+    assert re.search(r"iwae-k5 +\| not run: \d+ (h|min) +\| 85\.54", text)
+    latex = table(copied.parents[4], cells, Wanted(), "latex")
+    assert r"\toprule" in latex
+    assert r"L\_5000" in latex
+    page = table(copied.parents[4], cells, Wanted(), "html")
+    assert page.count("<tr>") == 3
+
+
+def test_the_stored_models_give_the_recorded_numbers(tmp_path):
+    stored = RESULTS / "camel" / "iwae-k20" / "seeds-0-3"
+    shutil.copytree(stored, tmp_path / "run", ignore=shutil.ignore_patterns("evaluations"))
+    measured = evaluate_run(tmp_path / "run", ks=[5000])
+    recorded = json.loads((stored / "evaluations" / "test-final-k5000.json").read_text())
+    assert measured["test_sha256"] == recorded["test_sha256"]
+    for now, then in zip(measured["replicates"], recorded["replicates"], strict=True):
+        assert now["log_likelihood"] == pytest.approx(then["log_likelihood"], abs=1e-4)
