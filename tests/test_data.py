@@ -359,8 +359,8 @@ def test_observation_and_binarization_are_resolved_or_refused(values, observatio
 def test_unknown_words_are_refused(mnist):
     with pytest.raises(UserError, match="unknown binarization 'dynamics': it is one of dynamic, "):
         mnist(binarization="dynamics")
-    with pytest.raises(UserError, match="unknown observation 'poisson'"):
-        mnist(observation="poisson")
+    with pytest.raises(UserError, match="unknown observation 'weibull'"):
+        mnist(observation="weibull")
 
 
 # ---------------------------------------------------------------------------- file formats

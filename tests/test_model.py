@@ -141,7 +141,7 @@ def test_the_seed_decides_the_weights():
 
 def test_the_output_bias_makes_the_first_reconstruction_the_mean_of_the_data():
     mean = np.array([0.0, 0.02, 0.1, 0.5, 0.9, 1.0])
-    bias = observation("bernoulli").initial_output(mean, np.ones(6))
+    bias = observation("bernoulli", 6).initial_output(mean[None])
     plain, biased = make(), make(output_bias=bias)
     assert biased.output.bias == pytest.approx(bias)
     h = jnp.zeros(3)  # the hidden layers start without biases, so that they map 0 to 0
@@ -163,7 +163,7 @@ def test_the_output_bias_makes_the_first_reconstruction_the_mean_of_the_data():
         ({"latent": (3, 0)}, "at least one unit"),
         ({"hidden": ((5, 0), (6,))}, "at least one unit"),
         ({"activation": "tan"}, "no activation 'tan'; known: tanh, relu"),
-        ({"observation": "poisson"}, "no observation 'poisson'"),
+        ({"observation": "weibull"}, "no observation 'weibull'"),
         ({"output_bias": np.zeros(5)}, r"has shape \(5,\); this model needs \(6,\)"),
         ({"observation": "gaussian", "output_bias": np.zeros(6)}, r"needs \(12,\)"),
     ],

@@ -14,6 +14,7 @@ import tyro
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from iwae._types import UserError, atomic_write
+from iwae.data import Kind, make_kind
 from iwae.declaration import BetaSchedule, Declaration, EncoderObjective, Phase, check
 
 Size = Annotated[int, Field(ge=1)]
@@ -28,6 +29,19 @@ def _lists(arguments: list[str]) -> tuple[tuple[int, ...], ...]:
         words = " ".join(arguments)
         raise ValueError(f"{words!r} is not lists of whole numbers like 200,200 100,100") from None
 
+
+ObservationName = Literal[
+    "bernoulli",
+    "gaussian",
+    "gaussian-shared",
+    "gaussian-fixed",
+    "logistic-mixture",
+    "discretised-gaussian",
+    "categorical",
+    "poisson",
+    "negative-binomial",
+    "table",
+]
 
 Lists = tyro.constructors.PrimitiveConstructorSpec(
     nargs="*",
@@ -48,8 +62,16 @@ class TrainConfig(BaseModel):
     """A name from `iwae data list`, or the path of a .npy, .npz or .csv file of your own."""
     binarization: Literal["dynamic", "static", "threshold", "none"] | None = None
     """How grey values become the model's input; the data set's own way if not given."""
-    observation: Literal["bernoulli", "gaussian"] | None = None
+    observation: ObservationName | None = None
     """The decoder's distribution over the data; the data set's own if not given."""
+    mixtures: Annotated[int, Field(ge=1)] | None = None
+    """logistic-mixture: logistics for each value; 5 if not given."""
+    categories: Annotated[int, Field(ge=2)] | None = None
+    """categorical: how many; the data are 0, 1, ... up to one less."""
+    scale: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    """gaussian-fixed: the standard deviation."""
+    columns: Annotated[tuple[str, ...], Field(strict=False)] | None = None
+    """table: the kind of each column: gaussian poisson categorical:3."""
     shape: Sizes | None = None
     """Shape of one example in a file of your own that has flat rows: 28 28."""
     validation: Annotated[int, Field(ge=0)] | Literal["authors"] | None = None
@@ -156,8 +178,20 @@ class TrainConfig(BaseModel):
             raise ValueError(
                 f"kl_warmup is {self.kl_warmup}, but the run ends after {self.epochs} epochs"
             )
+        self.kind()
         check(self.declaration(), len(self.sizes()[0]))
         return self
+
+    def kind(self) -> Kind | None:
+        """The kind of data with its parameters, if it is given."""
+        given = {
+            name: value for name in Kind._fields[1:] if (value := getattr(self, name)) is not None
+        }
+        if self.observation is not None:
+            return make_kind(self.observation, **given)
+        if given:
+            raise ValueError(f"{next(iter(given))} needs observation")
+        return None
 
     def declaration(self, steps_per_epoch: int = 1) -> Declaration:
         """What is climbed and how, for epochs of so many steps."""

@@ -71,7 +71,7 @@ def load_config_dataset(config: TrainConfig, data_dir: Path | None = None) -> Da
         validation=config.validation,
         seed=config.data_seed,
         binarization_seed=config.binarization_seed,
-        observation=config.observation,
+        observation=config.kind(),
         shape=config.shape,
         data_dir=data_dir,
     )
@@ -86,6 +86,7 @@ def resolve(config: TrainConfig, dataset: Dataset) -> TrainConfig:
         update={
             "binarization": dataset.binarization,
             "observation": dataset.observation,
+            **dataset.kind.parameters(),
             "dataset": str(own.resolve()) if own.suffix and own.is_file() else config.dataset,
             "validation": validation,
             "log_every": config.log_every or -(-config.epochs // LOGGED),
@@ -114,22 +115,29 @@ def make_models(config: TrainConfig, dataset: Dataset) -> list[VAE]:
     if config.init_from is not None:
         return [_load_start(config, dataset, config.init_from, r) for r in _replicates(config)]
     latent_sizes, hidden_sizes = config.sizes()
-    bias = None
-    if config.output_bias:
-        scale = np.asarray(dataset.train).std(axis=0, dtype=np.float64)
-        bias = observation(dataset.observation).initial_output(dataset.train_mean, scale)
+    what, rows = observation(dataset.kind, dataset.train.shape[1]), _known_rows(dataset)
+    bias = what.initial_output(rows) if config.output_bias else None
+    statistics = what.encoding.statistics(rows) if what.encoding else None
     return [
         VAE(
             dataset.train.shape[1],
             latent_sizes,
             hidden_sizes,
-            observation=dataset.observation,
+            observation=dataset.kind,
             activation=config.activation,
             output_bias=bias,
+            statistics=statistics,
             key=replicate_key(config, replicate, _INIT),
         )
         for replicate in _replicates(config)
     ]
+
+
+def _known_rows(dataset: Dataset) -> np.ndarray:
+    """The training data in the model's units; for pixels that are drawn each time, their means."""
+    if dataset.binarization == "dynamic":
+        return dataset.train_mean[None]
+    return dataset.train
 
 
 def _load_start(config: TrainConfig, dataset: Dataset, run: Path, replicate: int) -> VAE:
@@ -139,7 +147,7 @@ def _load_start(config: TrainConfig, dataset: Dataset, run: Path, replicate: int
     latent_sizes, hidden_sizes = config.sizes()
     for name, found, wanted in (
         ("the size of an example", model.architecture()["n_data"], dataset.train.shape[1]),
-        ("observation", model.observation, dataset.observation),
+        ("observation", model.kind, dataset.kind),
         ("latent_sizes", model.latent_sizes, latent_sizes),
         ("hidden_sizes", model.hidden_sizes, hidden_sizes),
         ("activation", model.activation, config.activation),

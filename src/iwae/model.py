@@ -1,7 +1,7 @@
 """What a latent variable model is, and the autoencoder with L stochastic layers of the papers."""
 
 import abc
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import equinox as eqx
@@ -13,6 +13,8 @@ from jaxtyping import Array, Float
 
 from iwae import observations
 from iwae._types import Example, Latents, PRNGKey, Scalar, UserError
+from iwae.data import Kind, as_json, as_kind
+from iwae.observations import Observation
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "tanh": jnp.tanh,
@@ -154,10 +156,13 @@ class VAE(AbstractLatentModel):
         latent_sizes: sizes of h_1, ..., h_L.
         hidden_sizes: for each stochastic layer l, the deterministic layers between h_{l-1} and
             h_l, in the encoder's order; the decoder has the same in reverse.
-        observation: a name in `iwae.observations.OBSERVATIONS`.
+        observation: a name in `iwae.observations.OBSERVATIONS`, or a `Kind` with its parameters
+            (or these as a mapping, as `architecture` gives them).
         activation: a name in `iwae.model.ACTIVATIONS`.
-        output_bias: `[n_outputs * n_data]`, the initial bias of the decoder's last layer, from
-            `Observation.initial_output` (zeros if None).
+        output_bias: the initial bias of the decoder's last layer, and then the free parameters of
+            the observation, from `Observation.initial_output` (zeros if None).
+        statistics: of the training data, from `Observation.encoding`: what the encoder needs to
+            know of them (zeros if None).
         key: initialisation; every layer gets a key of its own.
 
     Raises:
@@ -168,7 +173,10 @@ class VAE(AbstractLatentModel):
     prior_nets: tuple[GaussianNet, ...]
     decoder_hidden: Hidden
     output: Dense
-    observation: str = eqx.field(static=True)
+    free: Float[Array, " n_free"] | None  # outputs that are the same whatever z is
+    statistics: Float[Array, " n_statistics"] | None  # no gradient reaches them
+    kind: Kind = eqx.field(static=True)
+    n_data: int = eqx.field(static=True)
 
     def __init__(
         self,
@@ -176,15 +184,17 @@ class VAE(AbstractLatentModel):
         latent_sizes: Sequence[int] = (50,),
         hidden_sizes: Sequence[Sequence[int]] = ((200, 200),),
         *,
-        observation: str = "bernoulli",
+        observation: Kind | Mapping[str, Any] | str = "bernoulli",
         activation: str = "tanh",
         output_bias: np.ndarray | None = None,
+        statistics: np.ndarray | None = None,
         key: PRNGKey,
     ):
         _check_sizes(n_data, latent_sizes, hidden_sizes, activation)
         encoder_key, prior_key, hidden_key, output_key = jax.random.split(key, 4)
-        n_layers = len(latent_sizes)
-        inputs = (n_data, *latent_sizes[:-1])
+        self.kind, self.n_data = as_kind(observation), n_data
+        data, n_layers = observations.observation(self.kind, n_data), len(latent_sizes)
+        inputs = (data.encoding.n_inputs if data.encoding else n_data, *latent_sizes[:-1])
         self.encoder = tuple(
             GaussianNet((inputs[l], *hidden_sizes[l]), latent_sizes[l], activation, key=k)
             for l, k in enumerate(jax.random.split(encoder_key, n_layers))
@@ -201,9 +211,14 @@ class VAE(AbstractLatentModel):
         )
         sizes = (latent_sizes[0], *reversed(hidden_sizes[0]))
         self.decoder_hidden = Hidden(sizes, activation, key=hidden_key)
-        n_outputs = observations.observation(observation).n_outputs * n_data
-        self.output = _with_bias(Dense(sizes[-1], n_outputs, key=output_key), output_bias)
-        self.observation = observation
+        output = Dense(sizes[-1], data.n_outputs, key=output_key)
+        self.output, self.free = _with_bias(output, data.n_free, output_bias)
+        self.statistics = _statistics(data, statistics)
+
+    @property
+    def observation(self) -> str:
+        """A name in `iwae.observations.OBSERVATIONS`."""
+        return self.kind.name
 
     @property
     def latent_sizes(self) -> tuple[int, ...]:
@@ -224,19 +239,26 @@ class VAE(AbstractLatentModel):
 
     def architecture(self) -> dict[str, Any]:
         """The arguments, but for the key, that make a model of this shape."""
-        first = self.encoder[0]
         hidden = [net.hidden for net in self.encoder]
         return {
-            "n_data": (*first.hidden.layers, first.loc)[0].weight.shape[0],
+            "n_data": self.n_data,
             "latent_sizes": self.latent_sizes,
             "hidden_sizes": [[layer.bias.shape[0] for layer in h.layers] for h in hidden],
-            "observation": self.observation,
+            "observation": as_json(self.kind),
             "activation": self.decoder_hidden.activation,
         }
 
     def posterior(self, x: Float[Array, " n_data"]) -> LayeredPosterior:
         """q(z|x)."""
+        encoding = self._data().encoding
+        if encoding is not None:
+            known = jnp.zeros(0) if self.statistics is None else self.statistics
+            x = encoding.transform(x, jax.lax.stop_gradient(known))
         return LayeredPosterior(self.encoder[0](x), self.encoder[1:])
+
+    def _data(self) -> Observation:
+        """What the kind of data is to this model."""
+        return observations.observation(self.kind, self.n_data)
 
     def prior(self) -> dist.Distribution:
         """p(h_L) = N(0, I)."""
@@ -245,7 +267,9 @@ class VAE(AbstractLatentModel):
     def decode(self, z: Latents) -> dist.Distribution:
         """p(x|h_1)."""
         outputs = self.output(self.decoder_hidden(z[0]))
-        return observations.observation(self.observation).distribution(outputs)
+        if self.free is not None:
+            outputs = jnp.concatenate([outputs, self.free])
+        return self._data().distribution(outputs)
 
     def layer_log_priors(self, z: Latents) -> tuple[Scalar, ...]:
         """log p(h_l|h_{l+1}) for l = 1 ... L, nats; the last is log p(h_L)."""
@@ -300,9 +324,29 @@ def _check_sizes(
         raise UserError(f"no activation {activation!r}; known: {', '.join(ACTIVATIONS)}")
 
 
-def _with_bias(layer: Dense, bias: np.ndarray | None) -> Dense:
+def _with_bias(
+    layer: Dense, n_free: int, bias: np.ndarray | None
+) -> tuple[Dense, Float[Array, " n_free"] | None]:
+    """The layer with its share of the initial outputs, and the free parameters with theirs."""
+    n_outputs = layer.bias.shape[0]
     if bias is None:
-        return layer
-    if bias.shape != layer.bias.shape:
-        raise UserError(f"output_bias has shape {bias.shape}; this model needs {layer.bias.shape}")
-    return eqx.tree_at(lambda dense: dense.bias, layer, jnp.asarray(bias, jnp.float32))
+        return layer, jnp.zeros(n_free) if n_free else None
+    if bias.shape != (n_outputs + n_free,):
+        raise UserError(
+            f"output_bias has shape {bias.shape}; this model needs {(n_outputs + n_free,)}"
+        )
+    outputs, free = np.split(bias, [n_outputs])
+    layer = eqx.tree_at(lambda dense: dense.bias, layer, jnp.asarray(outputs, jnp.float32))
+    return layer, jnp.asarray(free, jnp.float32) if n_free else None
+
+
+def _statistics(
+    data: Observation, given: np.ndarray | None
+) -> Float[Array, " n_statistics"] | None:
+    """What the encoder knows of the training data, if it needs to know anything."""
+    n = data.encoding.n_statistics if data.encoding else 0
+    if given is not None and given.shape != (n,):
+        raise UserError(f"statistics has shape {given.shape}; this model needs {(n,)}")
+    if n == 0:
+        return None
+    return jnp.zeros(n) if given is None else jnp.asarray(given, jnp.float32)

@@ -1,14 +1,16 @@
 """Named data sets and users' own files -> splits, binarised, identified and checked.
 
 The order of the files is the path of the data: `readers` (published formats), `synthetic` (known
-densities), `splits` (held out, binarised, identified), `catalogue` (the table of named sets),
-`store` (folder, cache, download), `own` (.npy, .npz, .csv), `load` (all of it), `device` (`draw`).
+densities), `kinds` (what values there can be), `splits` (held out, binarised, identified),
+`catalogue` (the table of named sets), `store` (folder, cache, download), `own` (.npy, .npz, .csv),
+`load` (all of it), `device` (`draw`).
 Only `draw` needs JAX, which is imported when it is first asked for.
 """
 
 from typing import TYPE_CHECKING, Any
 
 from .catalogue import DATASETS
+from .kinds import KINDS, Kind, as_json, as_kind, make_kind
 from .load import load_dataset
 from .splits import BINARIZATIONS, OBSERVATIONS, Dataset, choose, test_sha256
 from .store import Listing, cache_dir, fetch, list_datasets, verify
@@ -19,15 +21,20 @@ if TYPE_CHECKING:
 __all__ = [
     "BINARIZATIONS",
     "DATASETS",
+    "KINDS",
     "OBSERVATIONS",
     "Dataset",
+    "Kind",
     "Listing",
+    "as_json",
+    "as_kind",
     "cache_dir",
     "choose",
     "draw",
     "fetch",
     "list_datasets",
     "load_dataset",
+    "make_kind",
     "test_sha256",
     "verify",
 ]

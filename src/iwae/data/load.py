@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from .._types import UserError
+from .kinds import KINDS, Kind, as_kind, check_values, make_kind
 from .own import SUFFIXES, read_own
 from .readers import DamagedError
 from .splits import Choices, Dataset, Raw, assemble
@@ -20,13 +21,14 @@ def load_dataset(
     binarization_seed: int = 0,
     data_dir: str | os.PathLike[str] | None = None,
     shape: Sequence[int] | None = None,
-    observation: str | None = None,
+    observation: Kind | str | None = None,
     download: bool = True,
     progress: bool = True,
 ) -> Dataset:
     """A named data set, or a user's own .npy, .npz or .csv file, split and ready to train on.
 
-    `binarization` and `observation` are by default what the values call for (`splits.resolve`).
+    `binarization` and `observation` are by default what the values call for (`splits.resolve`); an
+    observation is a name in `kinds.KINDS`, or a `Kind` where it needs a parameter.
     `validation` examples are held out of the training data, chosen by `seed`; "authors" holds out
     what the code of Burda et al. does. `binarization_seed` fixes the draws of the validation and
     test examples (and of all under `static`), independently of `seed`, so that runs with different
@@ -37,13 +39,22 @@ def load_dataset(
     Raises `UserError` for unknown names, contradictory choices, and files that are missing,
     truncated, corrupt, wrongly shaped or out of range.
     """
+    kind = None if observation is None else _known(as_kind(observation))
     path = Path(name_or_path).expanduser()
     if path.suffix.lower() in SUFFIXES:
-        raw = read_own(path, observation)
+        raw = read_own(path, kind)
     else:
         raw = _read_named(os.fspath(name_or_path), data_dir, download, progress)
-    choices = Choices(observation, binarization, validation, seed, binarization_seed, shape)
+        if kind is not None and KINDS[kind.name].as_stored:
+            for split, rows in raw.splits.items():
+                check_values(rows, kind, f"{raw.name}: {split}")
+    choices = Choices(kind, binarization, validation, seed, binarization_seed, shape)
     return assemble(raw, choices)
+
+
+def _known(kind: Kind) -> Kind:
+    """A kind with what it needs."""
+    return make_kind(**kind._asdict())
 
 
 def _read_named(

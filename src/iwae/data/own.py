@@ -2,7 +2,8 @@
 
 The rules, applied to all the arrays of a file together, are few and stated in the identity:
 only 0 and 1 is binary; uint8 is grey 0..255; numbers within [0, 1] are grey; all else is real,
-except that whole numbers 0..255 of another type could be either, and the user must say.
+except that whole numbers 0..255 of another type could be either, and the user must say. Where the
+user says that they are levels, counts, categories or a table, no rule applies: they are that.
 `splits.resolve` says what may be asked of each.
 """
 
@@ -16,16 +17,17 @@ import numpy as np
 
 from .._types import UserError
 from .catalogue import own_split
+from .kinds import KINDS, Kind, check_values
 from .readers import sha256, to_bytes
 from .splits import Raw
 
 SUFFIXES = (".npy", ".npz", ".csv")
 
 
-def read_own(path: Path, observation: str | None = None) -> Raw:
+def read_own(path: Path, kind: Kind | None = None) -> Raw:
     """The splits of a user's file; raises `UserError` naming the file, the place and the remedy.
 
-    `observation` is what the user says of it, which only settles what the rules leave open.
+    `kind` is what the user says of it.
     """
     try:
         content = path.read_bytes()
@@ -37,9 +39,11 @@ def read_own(path: Path, observation: str | None = None) -> Raw:
     arrays = {"data": _csv(path, content)} if is_csv else _numpy(path, content)
     for key, array in arrays.items():
         _check_array(path, key, array, first_row=1 if is_csv else 0)
+        if kind is not None and KINDS[kind.name].as_stored:
+            check_values(array, kind, f"{path}: array {key!r}")
     splits, rule = _splits(path, arrays)
     shape = _common_shape(path, splits)
-    values, values_rule = _values(path, splits, observation)
+    values, values_rule = _values(path, splits, kind)
     return Raw(
         name=path.name,
         splits={split: _flat(array, values) for split, array in splits.items()},
@@ -178,8 +182,10 @@ def _common_shape(path: Path, splits: dict[str, np.ndarray]) -> tuple[int, ...]:
     return shapes["train"]
 
 
-def _values(path: Path, splits: dict[str, np.ndarray], observation: str | None) -> tuple[str, str]:
+def _values(path: Path, splits: dict[str, np.ndarray], kind: Kind | None) -> tuple[str, str]:
     """What the numbers are, and the rule that says so, decided on all splits together."""
+    if kind is not None and KINDS[kind.name].as_stored:
+        return "stored", f"as stored, by the user's word: {kind}"
     arrays = splits.values()
     if all(((array == 0) | (array == 1)).all() for array in arrays):
         return "binary", "only 0 and 1: binary"
@@ -191,10 +197,11 @@ def _values(path: Path, splits: dict[str, np.ndarray], observation: str | None) 
         raise UserError(f"{path} mixes bytes with other numbers ({kinds}): use one dtype")
     if all(array.min() >= 0 and array.max() <= 1 for array in arrays):
         return "grey", "all within [0, 1]: grey levels, taken as probabilities of ink"
-    if observation is None and all(map(_could_be_bytes, arrays)):
+    if kind is None and all(map(_could_be_bytes, arrays)):
         raise UserError(
             f"{path} holds whole numbers within 0..255, but not as bytes: if they are grey levels, "
-            "store them as uint8 or divide by 255; if not, say observation 'gaussian'"
+            "store them as uint8 or divide by 255; if not, say what they are, such as observation "
+            "'gaussian' or 'poisson'"
         )
     return "real", "neither bytes nor within [0, 1]: real values"
 
@@ -207,7 +214,7 @@ def _could_be_bytes(array: np.ndarray) -> bool:
 def _flat(array: np.ndarray, values: str) -> np.ndarray:
     """Rows `[n, d]` in the dtype that `splits.Raw` asks for."""
     rows = array.reshape(len(array), -1)
-    if values == "binary":
+    if values == "binary" or rows.dtype == bool:
         return rows.astype(np.uint8)
     if rows.dtype == np.uint8:
         return rows

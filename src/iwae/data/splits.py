@@ -14,9 +14,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .._types import UserError
+from .kinds import BERNOULLI, KINDS, Kind, as_json, make_kind
 
 BINARIZATIONS = ("dynamic", "static", "threshold", "none")
-OBSERVATIONS = ("bernoulli", "gaussian")
+OBSERVATIONS = tuple(KINDS)
 
 # What a stream of random numbers is for: the second word of its seed.
 TRAIN_DRAW, VALIDATION_DRAW, TEST_DRAW, HOLD_OUT, TEST_ROWS = range(5)
@@ -28,8 +29,9 @@ class Dataset:
 
     `train` is uint8 `[n, d]`: grey 0..255 where it is binarised afresh at every access (`dynamic`),
     else 0/1; or float32: real values, or probabilities of ink that no byte can hold. `validation`
-    and `test` are 0/1 (uint8) for Bernoulli observations, float32 for Gaussian ones. `draw` turns a
-    row of any of them into what a model sees. The arrays are read-only.
+    and `test` are 0/1 (uint8) for Bernoulli observations, float32 for Gaussian ones. Levels,
+    counts, categories and tables are in all three as they were stored, uint8 or float32. `draw`
+    turns a row of any of them into what a model sees. The arrays are read-only.
     """
 
     name: str
@@ -37,21 +39,23 @@ class Dataset:
     validation: np.ndarray
     test: np.ndarray
     shape: tuple[int, ...]  # of one example; d is its product
-    observation: str
+    observation: str  # the name of `kind`
     binarization: str
     identity: dict[str, Any]  # JSON-able: all that the numbers depend on
     train_mean: (
         np.ndarray
     )  # float64 [d], in a model's units ([0, 1] for pixels), training rows only
     log_density: Callable[[np.ndarray], np.ndarray] | None = field(default=None, repr=False)
+    kind: Kind = BERNOULLI
 
 
 class Raw(NamedTuple):
     """What a source holds before anything is chosen.
 
     `splits` has `train`, `test` and perhaps `validation`, each `[n, d]`. `values` says what the
-    numbers are: `binary` (0/1 uint8), `grey` (uint8 0..255, or float32 in [0, 1]) or `real`
-    (float32); `values_rule` says how that is known.
+    numbers are: `binary` (0/1 uint8), `grey` (uint8 0..255, or float32 in [0, 1]), `real` (float32)
+    or `stored` (uint8 or float32, meaning what the kind of data says they mean); `values_rule` says
+    how that is known.
     """
 
     name: str
@@ -77,7 +81,7 @@ class HeldOut(NamedTuple):
 class Choices(NamedTuple):
     """What a user may choose; None is the default of the data."""
 
-    observation: str | None
+    observation: Kind | None
     binarization: str | None
     validation: int | str | None
     seed: int
@@ -131,7 +135,9 @@ def assemble(raw: Raw, choices: Choices) -> Dataset:
 
     Raises `UserError` for choices that contradict the data or each other.
     """
-    observation, binarization = resolve(raw.values, choices.observation, choices.binarization)
+    wanted = choices.observation and choices.observation.name
+    observation, binarization = resolve(raw.values, wanted, choices.binarization)
+    what = choices.observation or make_kind(observation)
     for name in ("seed", "binarization_seed"):
         if getattr(choices, name) < 0:
             raise UserError(f"{name} must not be negative, not {getattr(choices, name)}")
@@ -165,7 +171,7 @@ def assemble(raw: Raw, choices: Choices) -> Dataset:
             "validation": _validation_identity(raw, held_out),
             "sizes": {"train": len(train), "validation": len(validation), "test": len(test)},
             "shape": list(shape),
-            "observation": observation,
+            "observation": as_json(what),
             "binarization": binarization,
             "binarization_seed": choices.binarization_seed if _draws(raw, binarization) else None,
             "validation_sha256": test_sha256(validation) if len(validation) else None,
@@ -173,6 +179,7 @@ def assemble(raw: Raw, choices: Choices) -> Dataset:
         },
         train_mean=_mean(train, scale=255 if _is_bytes(train, binarization) else 1),
         log_density=raw.log_density,
+        kind=what,
     )
 
 
@@ -183,10 +190,9 @@ def resolve(values: str, observation: str | None, binarization: str | None) -> t
     values    observation    binarisation
     ========  =============  =================================================
     binary    bernoulli      none (static and threshold change nothing: none)
-    binary    gaussian       none
     grey      bernoulli      dynamic (or static, threshold)
-    grey      gaussian       none
     real      gaussian       none
+    any       any other      none
     ========  =============  =================================================
     """
     for name, value, known in (
@@ -201,10 +207,10 @@ def resolve(values: str, observation: str | None, binarization: str | None) -> t
             "[0, 1]; use observation 'gaussian', or rescale them (grey levels: divide by 255)"
         )
     observation = observation or ("gaussian" if values == "real" else "bernoulli")
-    if observation == "gaussian":
+    if observation != "bernoulli":
         if binarization not in (None, "none"):
             raise UserError(
-                f"binarization {binarization!r} contradicts observation 'gaussian': use 'none'"
+                f"binarization {binarization!r} contradicts observation {observation!r}: use 'none'"
                 + ("" if values == "real" else ", or observation 'bernoulli'")
             )
         return observation, "none"
@@ -236,7 +242,7 @@ def _drawn(
     stream: int,
     rows: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Rows as they are measured: 0/1 uint8 for Bernoulli, float32 for Gaussian observations."""
+    """Rows as they are measured: 0/1 uint8, float32 for Gaussian kinds, or as they are stored."""
     observation, binarization, seed = kind
     if binarization in ("dynamic", "static"):
         return bernoulli(array, seed=seed, stream=stream, rows=rows)
@@ -244,9 +250,9 @@ def _drawn(
     if binarization == "threshold":
         # A byte is above a half from 128 on: 127 / 255 < 0.5 < 128 / 255.
         return (array > (127 if array.dtype == np.uint8 else 0.5)).astype(np.uint8)
-    if observation == "gaussian":
-        return _unit(array, np.float32) if values == "grey" else array.astype(np.float32)
-    return array
+    if observation == "bernoulli" or KINDS[observation].as_stored:
+        return array
+    return _unit(array, np.float32) if values == "grey" else array.astype(np.float32)
 
 
 def _held_out(raw: Raw, choices: Choices) -> HeldOut | None:

@@ -1,0 +1,251 @@
+"""Kinds of data: their names, their parameters and the values that they take. No JAX needed.
+
+What a kind's distribution is, `iwae.observations` says under the same name.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from .._types import UserError
+
+LEVELS = 256
+"""Levels of a quantised value: 8 bits."""
+
+LARGEST_COUNT = 2**24
+"""Whole numbers above it are not all float32."""
+
+
+class Kind(NamedTuple):
+    """A kind of data with its parameters; those that it does not have are None.
+
+    Attributes:
+        name: a name in `KINDS`.
+        mixtures: logistics for each value, of `logistic-mixture`.
+        categories: of `categorical`.
+        scale: standard deviation, of `gaussian-fixed`.
+        columns: of `table`, the kind of each column, as `column` reads it.
+    """
+
+    name: str
+    mixtures: int | None = None
+    categories: int | None = None
+    scale: float | None = None
+    columns: tuple[str, ...] | None = None
+
+    def parameters(self) -> dict[str, Any]:
+        """Those that it has, by name."""
+        given = {name: value for name, value in self._asdict().items() if value is not None}
+        del given["name"]
+        return given
+
+    def __str__(self) -> str:
+        words = ", ".join(f"{name} {value}" for name, value in self.parameters().items())
+        return f"{self.name} ({words})" if words else self.name
+
+
+BERNOULLI = Kind("bernoulli")
+
+Legal = Callable[[np.ndarray, Kind], np.ndarray]
+
+
+class About(NamedTuple):
+    """What is known of a kind without its distribution.
+
+    Attributes:
+        values: the legal ones, in words.
+        remedy: what to do about others.
+        legal: numbers `[n, d]` -> which of them are legal, `[n, d]`.
+        parameter: the one parameter of `Kind` that it has.
+        default: of that parameter; None if it has to be given.
+        as_stored: the numbers are used as they are stored; otherwise `splits.resolve` decides.
+        discrete: the likelihood is a probability, not a density.
+        quantised: levels of 8 bits, whose likelihood is also given in bits per dimension.
+        white: the value that is white in a picture; None if the values are no picture.
+    """
+
+    values: str
+    remedy: str
+    legal: Legal
+    parameter: str | None = None
+    default: int | None = None
+    as_stored: bool = False
+    discrete: bool = False
+    quantised: bool = False
+    white: float | None = None
+
+
+def _is_bit(values: np.ndarray, kind: Kind) -> np.ndarray:  # noqa: ARG001
+    return (values == 0) | (values == 1)
+
+
+def _is_real(values: np.ndarray, kind: Kind) -> np.ndarray:  # noqa: ARG001
+    return np.isfinite(values)
+
+
+def _is_level(values: np.ndarray, kind: Kind) -> np.ndarray:  # noqa: ARG001
+    return _is_whole(values, LEVELS - 1)
+
+
+def _is_category(values: np.ndarray, kind: Kind) -> np.ndarray:
+    assert kind.categories is not None  # noqa: S101 - by `make_kind`
+    return _is_whole(values, kind.categories - 1)
+
+
+def _is_count(values: np.ndarray, kind: Kind) -> np.ndarray:  # noqa: ARG001
+    return _is_whole(values, LARGEST_COUNT)
+
+
+def _is_whole(values: np.ndarray, largest: int) -> np.ndarray:
+    return (values >= 0) & (values <= largest) & (values == np.rint(values))
+
+
+def _fits_columns(values: np.ndarray, kind: Kind) -> np.ndarray:
+    each = [KINDS[one.name].legal(values[:, j], one) for j, one in enumerate(column_kinds(kind))]
+    return np.stack(each, axis=1)
+
+
+_BIT = ("0 or 1", "write two values as 0 and 1", _is_bit)
+_REAL = ("finite numbers", "leave out rows with gaps", _is_real)
+_LEVEL = (
+    "whole numbers from 0 to 255",
+    "multiply grey levels within [0, 1] by 255 and store them as uint8",
+    _is_level,
+)
+_CATEGORY = (
+    "whole numbers from 0 to `categories` - 1",
+    "number the categories from 0, or raise `categories`",
+    _is_category,
+)
+_COUNT = (
+    f"whole numbers from 0 to {LARGEST_COUNT:,}",
+    "round counts and leave out rows with gaps; other numbers are 'gaussian'",
+    _is_count,
+)
+_TABLE = ("what their columns say", "", _fits_columns)
+
+KINDS: dict[str, About] = {
+    "bernoulli": About(*_BIT, discrete=True, white=1.0),
+    "gaussian": About(*_REAL, white=1.0),
+    "gaussian-shared": About(*_REAL, white=1.0),
+    "gaussian-fixed": About(*_REAL, "scale", white=1.0),
+    "logistic-mixture": About(
+        *_LEVEL, "mixtures", 5, as_stored=True, discrete=True, quantised=True, white=255.0
+    ),
+    "discretised-gaussian": About(
+        *_LEVEL, as_stored=True, discrete=True, quantised=True, white=255.0
+    ),
+    "categorical": About(*_CATEGORY, "categories", as_stored=True, discrete=True),
+    "poisson": About(*_COUNT, as_stored=True, discrete=True),
+    "negative-binomial": About(*_COUNT, as_stored=True, discrete=True),
+    "table": About(*_TABLE, "columns", as_stored=True, discrete=True),
+}
+"""What there is for `--observation`."""
+
+_EXAMPLES = {"scale": "0.1", "categories": "10", "columns": "gaussian poisson categorical:3"}
+
+
+def make_kind(name: str, **parameters: Any) -> Kind:
+    """A kind by its name, with the default of a parameter that is None or left out.
+
+    Raises:
+        UserError: for an unknown name, and a parameter that is wrong, missing or another kind's.
+    """
+    if name not in KINDS:
+        raise UserError(f"unknown observation {name!r}: it is one of {', '.join(KINDS)}")
+    given = {key: value for key, value in parameters.items() if value is not None}
+    own, default = KINDS[name].parameter, KINDS[name].default
+    for key in given:
+        if key != own:
+            whose = [other for other, about in KINDS.items() if about.parameter == key]
+            raise UserError(
+                f"{key} goes with observation {', '.join(map(repr, whose)) or '(none)'}, "
+                f"not {name!r}: leave it out"
+            )
+    if own is None:
+        return Kind(name)
+    value = given.get(own, default)
+    if value is None:
+        raise UserError(f"observation {name!r} needs {own}, such as {_EXAMPLES[own]}")
+    parameter: dict[str, Any] = {own: tuple(value) if own == "columns" else value}
+    kind = Kind(name, **parameter)
+    _check_parameters(kind)
+    return kind
+
+
+def _check_parameters(kind: Kind) -> None:
+    for name, least in (("mixtures", 1), ("categories", 2)):
+        value = getattr(kind, name)
+        if value is not None and (not isinstance(value, int) or value < least):
+            raise UserError(f"{name} is a whole number from {least} on, not {value!r}")
+    if kind.scale is not None and not (0 < kind.scale < math.inf):
+        raise UserError(f"scale is a positive number, not {kind.scale!r}")
+    if kind.columns is not None:
+        if not kind.columns:
+            raise UserError("columns names the kind of each column: give at least one")
+        column_kinds(kind)
+
+
+def as_kind(kind: "Kind | Mapping[str, Any] | str") -> Kind:
+    """A kind from what JSON has of it: a name alone, or a name with parameters.
+
+    A name that is not in `KINDS` is left to whoever looks for its distribution.
+    """
+    if isinstance(kind, Kind):
+        return kind
+    if isinstance(kind, str):
+        return make_kind(kind) if kind in KINDS else Kind(kind)
+    return make_kind(**kind)
+
+
+def as_json(kind: Kind) -> str | dict[str, Any]:
+    """The inverse of `as_kind`: the name alone where there are no parameters."""
+    return {"name": kind.name, **kind.parameters()} if kind.parameters() else kind.name
+
+
+def column_kinds(kind: Kind) -> tuple[Kind, ...]:
+    """The kind of each column of a table."""
+    return tuple(map(_column, kind.columns or ()))
+
+
+def _column(words: str) -> Kind:
+    """`poisson`, or with its parameter `categorical:3`."""
+    name, colon, value = words.partition(":")
+    known = [name for name, about in KINDS.items() if about.parameter != "columns"]
+    if name not in known:
+        raise UserError(f"columns: no kind {name!r}; known: {', '.join(known)}")
+    parameter = KINDS[name].parameter
+    if not colon:
+        return make_kind(name)
+    if parameter is None:
+        raise UserError(f"columns: {name!r} takes no parameter, but {words!r} gives one")
+    try:
+        number = float(value) if parameter == "scale" else int(value)
+    except ValueError:
+        raise UserError(f"columns: {value!r} in {words!r} is no {parameter}") from None
+    return make_kind(name, **{parameter: number})
+
+
+def check_values(rows: np.ndarray, kind: Kind, where: str) -> None:
+    """Refuse values `[n, ...]` that the kind does not take; `where` names the array in a message.
+
+    Raises:
+        UserError: names the first wrong value, its row and column (counted from 1), the remedy.
+    """
+    flat = rows.reshape(len(rows), -1)
+    if kind.columns is not None and len(kind.columns) != flat.shape[1]:
+        raise UserError(
+            f"{where} has {flat.shape[1]} columns, but columns names {len(kind.columns)} kinds"
+        )
+    legal = KINDS[kind.name].legal(flat, kind)
+    if legal.all():
+        return
+    row, column = (int(i) for i in np.argwhere(~legal)[0])
+    one = kind if kind.columns is None else column_kinds(kind)[column]
+    about = KINDS[one.name]
+    raise UserError(
+        f"{where} is {flat[row, column]:g} in row {row + 1}, column {column + 1}: observation "
+        f"{str(one)!r} takes {about.values}; {about.remedy}"
+    )
