@@ -28,10 +28,17 @@ def _name(row: Record) -> str:
 def _spread(row: Record) -> str:
     """A mean over replicates."""
     spread = row["between_replicates_sd"]
-    words = with_error(row)
+    words = with_error(row) + _bits(row)
     return (
         words if spread is None else f"{words}, standard deviation between replicates {spread:.3f}"
     )
+
+
+def _bits(row: Record) -> str:
+    """The same per dimension, where the data are levels."""
+    if row.get("bits_per_dimension") is None:
+        return ""
+    return f" = {with_error(row, 'bits_per_dimension')} bits per dimension"
 
 
 def _head(record: Record) -> str:
@@ -47,14 +54,14 @@ def _head(record: Record) -> str:
 
 def _importance(one: Record) -> Iterator[str]:
     for row in one["by_k"]:
-        yield f"{_name(row)} = {with_error(row)}  ({_weights(row)})"
+        yield f"{_name(row)} = {with_error(row)}{_bits(row)}  ({_weights(row)})"
     yield _units(one)
 
 
 def _annealed(one: Record) -> Iterator[str]:
     for row in one["by_temperatures"]:
         yield (
-            f"{_name(row)} = {with_error(row)}  ({_weights(row)}; acceptance "
+            f"{_name(row)} = {with_error(row)}{_bits(row)}  ({_weights(row)}; acceptance "
             f"{row['acceptance_mean']:.2f})"
         )
     found = one["verdict"]

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import os
 import subprocess
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -18,7 +19,7 @@ from iwae._types import UserError, atomic_write
 from iwae.annealing import KHAT_LEAST
 from iwae.checkpoint import read_about
 from iwae.config import TrainConfig, config_values, read_config
-from iwae.data import Dataset, choose, test_sha256
+from iwae.data import KINDS, Dataset, as_kind, choose, test_sha256
 from iwae.diagnostics import (
     monte_carlo_error,
     pareto_threshold,
@@ -253,6 +254,26 @@ def mean_and_error(values: np.ndarray) -> tuple[float | None, float | None]:
     return float(values.mean()), number(test_sample_error(values))
 
 
+def with_bits(record: Record, identity: Record) -> Record:
+    """A record, and its rows, with bits per dimension beside the nats where data are quantised.
+
+    Args:
+        identity: of the data.
+    """
+    if not KINDS[as_kind(identity["observation"]).name].quantised:
+        return record
+    bits = -1 / (math.prod(identity["shape"]) * math.log(2))
+    more: Record = {}
+    for name, value in record.items():
+        if isinstance(value, list) and value and isinstance(value[0], dict):
+            more[name] = [with_bits(row, identity) for row in value]
+    if "log_likelihood" in record:
+        mean, error = record["log_likelihood"], record["stderr"]
+        more["bits_per_dimension"] = None if mean is None else bits * mean
+        more["bits_per_dimension_stderr"] = None if error is None else -bits * error
+    return {**record, **more}
+
+
 def weight_summary(values: Mapping[str, np.ndarray], k: int) -> Record:
     """A likelihood, its errors apart, and what k weights of each example say of it."""
     khat = values["pareto_k"]
@@ -306,6 +327,7 @@ def joined(
         rows_of: where a replicate's record has its rows, such as `by_k`.
         copied: what the rows of all replicates have in common.
     """
+    each = [with_bits(one, shared["data"]) for one in each]
     if len(each) == 1:
         return {**each[0], **shared}
     what = {name: shared[name] for name in ("dataset", "split", "n", "test_sha256")}
@@ -313,6 +335,7 @@ def joined(
         {**{name: each[0][rows_of][i][name] for name in copied}, **_over_replicates(column)}
         for i, column in enumerate(zip(*values, strict=True))
     ]
+    rows = [with_bits(row, shared["data"]) for row in rows]
     return {
         **rows[-1],
         rows_of: rows,
