@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from iwae import figures
 from iwae._types import UserError
 from iwae.config import read_config
-from iwae.data import Dataset
+from iwae.data import KINDS, Dataset
 from iwae.diagnostics import test_sample_error
 from iwae.evaluate import active_units
 from iwae.jobs import load_config_dataset, run_model, split_examples
@@ -75,11 +75,12 @@ def _figures(run: Path, model: VAE, dataset: Dataset, weights: str) -> Iterator[
     test = split_examples(dataset, "test")
     units = active_units(model, test, jax.random.key(0))
     yield "log_variances", figures.log_variance_histogram(list(units.variances), units.threshold)
-    if len(dataset.shape) == 2:
+    has_density = not KINDS[dataset.kind.name].discrete
+    if _are_pictures(dataset):
         yield from _image_figures(run, model, dataset, test)
-    elif dataset.shape == (1,):
+    elif dataset.shape == (1,) and has_density:
         yield "density", _density(model, dataset)
-    elif dataset.shape == (2,):
+    elif dataset.shape == (2,) and has_density:
         yield "scatter", figures.scatter_2d(test, _prior_samples(model, len(test))[1])
     if sum(model.latent_sizes) <= 2:
         yield "posterior", _posteriors(model, test)
@@ -87,6 +88,13 @@ def _figures(run: Path, model: VAE, dataset: Dataset, weights: str) -> Iterator[
         yield "bounds", figure
     if curves := _rate_distortion_files(run, weights):
         yield "rate_distortion", _rate_distortion(curves[-1])
+
+
+def _are_pictures(dataset: Dataset) -> bool:
+    """Whether examples are grey images, or colour images `[h, w, 3]`."""
+    shape = dataset.shape
+    flat = len(shape) == 2 or (len(shape) == 3 and shape[-1] == 3)
+    return flat and KINDS[dataset.kind.name].white is not None
 
 
 def _image_figures(
@@ -105,15 +113,16 @@ def _image_figures(
     encoder = np.asarray(first.weight).T
     decoder = np.asarray(model.output.weight)[:, : dataset.train.shape[1]]
     for name, weights in (("first_layer", encoder), ("last_layer", decoder)):
-        shaped = weights[:SHOWN].reshape(-1, *dataset.shape)
-        yield f"filters_{name}", figures.filters(shaped, title=name.replace("_", " "))
+        if len(dataset.shape) == 2:  # a filter has a sign, which leaves no room for colours
+            shaped = weights[:SHOWN].reshape(-1, *dataset.shape)
+            yield f"filters_{name}", figures.filters(shaped, title=name.replace("_", " "))
     for name, (frames, epochs) in _frames(run, dataset).items():
         few = np.unique(np.linspace(0, len(epochs) - 1, 8).astype(int))
         yield f"training_{name}", figures.training_strip(frames[few][:, :12], epochs[few])
 
 
 def _animations(run: Path, dataset: Dataset) -> list[Path]:
-    if len(dataset.shape) != 2:
+    if not _are_pictures(dataset):
         return []
     written = []
     for name, (frames, epochs) in _frames(run, dataset).items():
@@ -137,7 +146,11 @@ def _frames(run: Path, dataset: Dataset) -> dict[str, tuple[np.ndarray, np.ndarr
 
 
 def _images(flat: np.ndarray, dataset: Dataset) -> np.ndarray:
-    return np.clip(np.asarray(flat, np.float32), 0, 1).reshape(-1, *dataset.shape)
+    """Values as brightness from 0 to 1."""
+    white = KINDS[dataset.kind.name].white
+    return np.clip(np.asarray(flat, np.float32) / np.float32(white), 0, 1).reshape(
+        -1, *dataset.shape
+    )
 
 
 def _spread(n: int, count: int) -> np.ndarray:

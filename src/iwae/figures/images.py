@@ -1,6 +1,7 @@
 """Pictures of images and filters: sheets of tiles, crisp at any size.
 
-Each pixel of an image becomes a square of whole pixels, so that nothing is blurred or uneven.
+Images are grey, [n, h, w], or in colour, [n, h, w, 3]. Each pixel of an image becomes a square of
+whole pixels, so that nothing is blurred or uneven.
 """
 
 import math
@@ -31,12 +32,12 @@ def image_grid(
     images: np.ndarray, *, columns: int | None = None, title: str | None = None
 ) -> Figure:
     """Grey images [n, h, w] in [0, 1] in a grid, row by row; by default about as wide as tall."""
-    return _grid(_grey(images, "images"), columns, title or "").figure
+    return _grid(_tiles(images, "images"), columns, title or "").figure
 
 
 def samples(means: np.ndarray, draws: np.ndarray, *, columns: int | None = None) -> Figure:
     """Prior samples [n, h, w] in [0, 1]: the decoder's means, and beside them a draw from each."""
-    left, right = _grey(means, "means"), _grey(draws, "draws")
+    left, right = _tiles(means, "means"), _tiles(draws, "draws")
     same_shape(left, right, "means and draws")
     columns = _columns(left, columns, side_by_side=2)
     row, column = np.divmod(np.arange(len(left)), columns)
@@ -57,7 +58,7 @@ def reconstructions(
     originals: np.ndarray, reconstructions: np.ndarray, *, columns: int | None = None
 ) -> Figure:
     """Images [n, h, w] in [0, 1] in pairs of rows: the data above, the reconstructions below."""
-    upper, lower = _grey(originals, "originals"), _grey(reconstructions, "reconstructions")
+    upper, lower = _tiles(originals, "originals"), _tiles(reconstructions, "reconstructions")
     same_shape(upper, lower, "originals and reconstructions")
     columns = _columns(upper, 10 if columns is None else columns)
     row, column = np.divmod(np.arange(len(upper)), columns)
@@ -255,28 +256,35 @@ def _columns(
     return min(range(least, min(n, 2 * least - 1) + 1), key=lambda count: (-n % count, count))
 
 
-def _grey(images: np.ndarray, name: str) -> UInt8[np.ndarray, "n h w 3"]:
-    """Images [n, h, w] in [0, 1] as grey tiles."""
-    return _grey_levels(checked(images, name, "n h w"), name)
+def _tiles(images: np.ndarray, name: str) -> UInt8[np.ndarray, "n h w 3"]:
+    """Images [n, h, w] or [n, h, w, 3] in [0, 1] as tiles."""
+    return _levels(_checked(images, name, "n h w"), name, 3)
 
 
 def _course(
     frames: np.ndarray, epochs: Numbers
 ) -> tuple[UInt8[np.ndarray, "t n h w 3"], list[str]]:
-    """Grey tiles and the epochs' labels."""
-    tiles = _grey_levels(checked(frames, "frames", "t n h w"), "frames")
+    """Tiles and the epochs' labels."""
+    tiles = _levels(_checked(frames, "frames", "t n h w"), "frames", 4)
     labels = [f"{epoch:.10g}" for epoch in checked(epochs, "epochs", "t")]
     if len(labels) != len(tiles):
         raise UserError(f"there are {len(tiles)} frames, but {len(labels)} epochs")
     return tiles, labels
 
 
-def _grey_levels(values: np.ndarray, name: str) -> UInt8[np.ndarray, "... 3"]:
+def _checked(images: np.ndarray, name: str, axes: str) -> np.ndarray:
+    """Grey or colour images."""
+    colour = np.ndim(images) == len(axes.split()) + 1 and np.shape(images)[-1] == 3
+    return checked(images, name, axes + " 3" * colour)
+
+
+def _levels(values: np.ndarray, name: str, grey: int) -> UInt8[np.ndarray, "... 3"]:
+    """Bytes; an array of so many axes is grey."""
     low, high = values.min(), values.max()
     if low < -1e-6 or high > 1 + 1e-6:
         raise UserError(f"{name} must be in [0, 1], but go from {low:g} to {high:g}: rescale them")
     levels = np.rint(255 * values.clip(0, 1)).astype(np.uint8)
-    return np.repeat(levels[..., None], 3, axis=-1)
+    return levels if levels.ndim > grey else np.repeat(levels[..., None], 3, axis=-1)
 
 
 def _above(sheet: _Sheet, text: str, left: int | None = None) -> None:

@@ -207,10 +207,10 @@ def _chart(
 
 def _same_data(runs: Sequence[Run]) -> list[list[int]]:
     """The places of runs that were trained on the same data: only their bounds share an axis."""
-    groups: dict[tuple[str | None, ...], list[int]] = {}
+    groups: dict[tuple[object, ...], list[int]] = {}
     for place, run in enumerate(runs):
         config = run.config
-        key = (config.dataset, config.binarization, config.observation)
+        key = (config.dataset, config.binarization, config.kind())
         groups.setdefault(key, []).append(place)
     return list(groups.values())
 
