@@ -206,9 +206,15 @@ def objective_row(run: Path) -> tuple[float, Row] | None:
         "epochs": str(config["epochs"]),
         "seeds": str(config["replicates"]),
     }
+    sampled = [one for one in known if one.rank[0] == 0]
     for one in known:
-        if one.rank[0] > 0 or one is [b for b in known if b.rank[0] == 0][-1]:
+        most = bool(sampled) and one is sampled[-1]
+        if most or (one.rank[0] > 0 and not one.short):
             row[f"{one.estimator}, nats"] = _mean_and_spread(one)
+    if len(sampled) > 1:
+        low, high = sampled[0], sampled[-1]
+        gap = high.values.mean() - low.values.mean()
+        row[f"{high.estimator} - {low.estimator}"] = f"{gap:.2f}"
     each = known[0].record
     row["active units"] = "+".join(f"{count:.1f}" for count in each["active_units"])
     return float(known[-1].values.mean()), row
