@@ -16,7 +16,7 @@ from iwae.queue import Home, pack, unpack, work_on_ray
 
 ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'iwae[ray]'")
 
-LONG = {"epochs": 6000, "log_every": 3000, "validation": 0}
+LONG = {"epochs": 2500, "log_every": 3000, "validation": 0}
 """Some seconds of training; the stages of the schedule end with checkpoints on the way."""
 
 TASKS = """
@@ -129,16 +129,18 @@ def test_two_processes_of_one_program_share_the_work(undisturbed, tmp_path):
     assert numbers(tmp_path) == undisturbed
 
 
-def test_a_folder_comes_home_whole_and_in_place_of_the_old_one(tmp_path):
+def test_a_folder_comes_home_without_old_checkpoints_and_other_files_stay(tmp_path):
     there, home = tmp_path / "there" / "a" / "b", Home(tmp_path / "home")
     (there / "deep").mkdir(parents=True)
     (there / "deep" / "file").write_text("new")
     assert home.read("a/b") is None
-    (tmp_path / "home" / "a" / "b").mkdir(parents=True)
-    (tmp_path / "home" / "a" / "b" / "stale").touch()
+    (there / "checkpoints" / "0000000002").mkdir(parents=True)
+    (there / "checkpoints" / "0000000002" / "new").touch()
+    (tmp_path / "home" / "a" / "b" / "checkpoints" / "0000000001").mkdir(parents=True)
+    (tmp_path / "home" / "a" / "b" / "other").touch()
     home.write("a/b", pack(there))
-    assert {path.name for path in (tmp_path / "home" / "a" / "b").rglob("*")} == {"deep", "file"}
-    assert {path.name for path in (tmp_path / "home" / "a").iterdir()} == {"b"}
+    found = {path.name for path in (tmp_path / "home" / "a" / "b").rglob("*")}
+    assert found == {"deep", "file", "other", "checkpoints", "0000000002", "new"}
     unpack(home.read("a/b"), tmp_path / "elsewhere")
     assert (tmp_path / "elsewhere" / "deep" / "file").read_text() == "new"
 
@@ -150,7 +152,8 @@ def test_an_archive_writes_nothing_outside_of_its_folder(tmp_path):
     with pytest.raises(tarfile.OutsideDestinationError):
         unpack(archive.read_bytes(), tmp_path / "in" / "folder")
     assert not (tmp_path / "in" / "outside").exists()
-    assert not (tmp_path / "in" / "folder").exists()
+    assert not (tmp_path / "in" / "folder" / "outside").exists()
+    assert not any((tmp_path / "in" / "folder").iterdir())
 
 
 def test_without_ray_it_says_how_to_get_it(tmp_path, monkeypatch):

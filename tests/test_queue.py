@@ -220,10 +220,44 @@ def test_another_process_at_work_is_left_alone(tmp_path):
 
 def test_a_folder_with_another_run_is_refused(undisturbed, tmp_path):
     shutil.copytree(undisturbed, tmp_path, dirs_exist_ok=True)
-    shutil.rmtree(tmp_path / "a" / "models")  # so that it is not finished
-    ((_, word, reason),) = work(tmp_path, [task(k=7)])
-    assert word == "failed"
-    assert "its k is 2, not 7" in reason
+    for other, words_of in (
+        ({"k": 7}, "its k is 2, not 7"),
+        ({"epochs": 3}, "its epochs is 4, not 3"),
+        ({"gradient": "stl"}, "its gradient is reparam, not stl"),
+    ):
+        ((_, word, reason),) = work(tmp_path, [task(**other)])
+        assert word == "failed"
+        assert words_of in reason
+        assert state_of(tmp_path, task(**other)).word == "failed"
+    assert state_of(tmp_path, task()).word == "done"
+
+
+@pytest.mark.parametrize("missing", ["model.json", "model.safetensors"])
+def test_a_kill_while_models_are_written_is_made_good(undisturbed, tmp_path, missing):
+    shutil.copytree(undisturbed, tmp_path, dirs_exist_ok=True)
+    model = tmp_path / "a" / "models" / "final-0"
+    (model / missing).rename(model / f".half-{missing}")
+    assert state_of(tmp_path, task()).word == "stopped"
+    assert words(work(tmp_path, [task()])) == [("a", "done")]
+    (model / f".half-{missing}").unlink()
+    assert numbers(tmp_path, "a") == numbers(undisturbed, "a")
+
+
+def test_files_that_a_kill_left_half_written_are_no_obstacle(undisturbed, tmp_path):
+    shutil.copytree(undisturbed, tmp_path, dirs_exist_ok=True)
+    for name in ("models/final-0/.model-x.safetensors", "evaluations/.test-x.json"):
+        (tmp_path / "a" / name).touch()
+    assert state_of(tmp_path, task()).word == "done"
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / ".config-x.toml").touch()
+    assert words(work(tmp_path, [task("b")])) == [("b", "done")]
+
+
+def test_what_is_done_is_done_also_when_the_time_is_up(undisturbed):
+    assert words(work(undisturbed, [task(), task("b")], deadline=-math.inf)) == [
+        ("a", "done"),
+        ("b", "stopped"),
+    ]
 
 
 def test_a_warm_start_waits_for_what_it_needs(tmp_path):
@@ -277,6 +311,27 @@ def test_a_sweep_is_all_combinations(tmp_path):
     assert {one.config.epochs for one in found} == {3}
 
 
+def test_files_of_one_name_in_two_folders_are_two_runs(tmp_path):
+    found = sweep(tmp_path, 'dataset = ["a/x.npy", "b/x.npy"]\n')
+    assert [one.name for one in found] == ["dataset=a-x", "dataset=b-x"]
+
+
+def test_a_name_too_long_for_a_folder_is_cut_and_stays_its_own(tmp_path):
+    lists = "".join(f"{name} = [false, true]\n" for name in ("shuffle", "output_bias"))
+    lists += f'dataset = ["{"a" * 90}.npy", "{"a" * 90}.csv"]\n'
+    found = sweep(tmp_path, lists.replace(".csv", "b.npy"))
+    assert len({one.name for one in found}) == 8
+    assert max(len(one.name) for one in found) <= 120
+
+
+@pytest.mark.parametrize(
+    "wrong", [Measure((0,)), Measure(examples=0), Measure(temperatures=1), Measure((1, -5))]
+)
+def test_a_measure_that_cannot_be_is_refused(wrong):
+    with pytest.raises(ValueError, match="is"):
+        wrong.check()
+
+
 def test_a_file_without_lists_is_a_sweep_of_one(tmp_path):
     (one,) = sweep(tmp_path, 'dataset = "digits"\nlatent_sizes = [3]\nhidden_sizes = [[4, 5]]\n')
     assert (one.name, one.config.latent_sizes) == ("file", (3,))
@@ -290,8 +345,8 @@ def test_a_file_without_lists_is_a_sweep_of_one(tmp_path):
         ('objective = ["iwae", "iwea"]', "iwea"),
         ("seed = [0, 1]\nreplicates = 2", "leave replicates out"),
         ('seed = ["a"]', "not whole numbers"),
-        ("k = [1, 1]", "stands twice"),
-        ("seed = [1, 1]", "stands twice"),
+        ("k = [1, 1]", "are the same"),
+        ("seed = [1, 1]", "are the same"),
         ("k = [1", "cannot be read"),
     ],
 )

@@ -45,7 +45,8 @@ def resolved(name):
     """A preset's configuration as a record has it."""
     config = preset(name).config()
     sizes = dict(zip(("latent_sizes", "hidden_sizes"), config.sizes(), strict=True))
-    values = {**config_values(config), "binarization": "dynamic", "init_from": None, **sizes}
+    binarization = "none" if config.dataset == "mnist-static" else "dynamic"
+    values = {**config_values(config), "binarization": binarization, "init_from": None, **sizes}
     return json.loads(json.dumps(values, default=str))
 
 

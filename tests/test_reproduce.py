@@ -117,7 +117,7 @@ def test_every_published_cell_is_there():
 def test_each_cell_is_the_experiment_of_no_other():
     for name, entry in PRESETS.items():
         change = {"init_from": Path("x")} if entry.needs else {}
-        values = config_values(entry.config(binarization="dynamic", **change))
+        values = config_values(entry.config(**change))
         values |= dict(zip(("latent_sizes", "hidden_sizes"), entry.config().sizes(), strict=True))
         same = [other for other in PRESETS if same_experiment(PRESETS[other], values)]
         assert same == [name]
@@ -134,6 +134,10 @@ def test_each_cell_is_the_experiment_of_no_other():
         {"activation": "relu"},
         {"latent_sizes": (40,), "hidden_sizes": ((200, 200),)},
         {"binarization": "threshold"},
+        {"binarization_seed": 5},
+        {"validation": 10_000},
+        {"patience": 3},
+        {"kl_warmup": 2},
     ],
 )
 def test_a_changed_experiment_is_not_the_published_one(change):
@@ -168,7 +172,7 @@ def test_hours_are_steps_times_milliseconds():
 def copied(tmp_path):
     """The full run of the first cell, without what the tests do not need."""
     run = tmp_path / VAE / "seed-0"
-    shutil.copytree(RESULTS / VAE / "seed-0", run, ignore=shutil.ignore_patterns("models", "*.png"))
+    shutil.copytree(RESULTS / VAE / "seed-0", run, ignore=shutil.ignore_patterns("*.png"))
     return run
 
 
@@ -221,6 +225,30 @@ def test_a_run_that_is_not_finished_or_not_measured_is_no_result(copied):
     shutil.rmtree(copied / "evaluations")
     write_config(config, copied / "config.toml")
     assert read_cell(copied.parents[4], VAE, Wanted()).nll is None
+
+
+def test_records_of_other_models_are_no_result(copied):
+    path = copied / "models" / "final-0" / "model.safetensors"
+    path.write_bytes(path.read_bytes() + b" ")
+    assert read_cell(copied.parents[4], VAE, Wanted()).nll is None
+
+
+def test_the_same_seeds_twice_are_refused(copied):
+    shutil.copytree(copied, copied.with_name("seeds-0-1"))
+    with pytest.raises(ValueError, match="holds seeds 0 to 0: name it after them"):
+        read_cell(copied.parents[4], VAE, Wanted())
+    config = read_config(copied / "config.toml").model_copy(update={"replicates": 2})
+    write_config(config, copied.with_name("seeds-0-1") / "config.toml")
+    with pytest.raises(ValueError, match="hold the same seeds"):
+        read_cell(copied.parents[4], VAE, Wanted())
+
+
+def test_seeds_that_were_measured_on_other_test_sets_are_not_averaged(copied):
+    a_second_seed(copied, 0.2)
+    path = copied.with_name("seed-1") / "evaluations" / "test-final-k5000.json"
+    path.write_text(path.read_text().replace('"test_sha256": "', '"test_sha256": "0'))
+    with pytest.raises(ValueError, match="different test sets"):
+        read_cell(copied.parents[4], VAE, Wanted())
 
 
 def test_another_experiment_in_the_folder_of_a_cell_is_refused(copied):

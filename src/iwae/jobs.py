@@ -13,7 +13,14 @@ import numpy as np
 import optax
 
 from iwae._types import UserError
-from iwae.checkpoint import list_checkpoints, load_checkpoint, load_model, read_about
+from iwae.checkpoint import (
+    DESCRIPTION,
+    WEIGHTS,
+    list_checkpoints,
+    load_checkpoint,
+    load_model,
+    read_about,
+)
 from iwae.config import TrainConfig, read_config
 from iwae.data import Dataset, choose, draw, load_dataset
 from iwae.declaration import check
@@ -275,7 +282,10 @@ def is_finished(run: Path, config: TrainConfig) -> bool:
     """Whether the final models of a run are there, trained to its end."""
     folders = [model_folder(run, "final", replicate) for replicate in _replicates(config)]
     return all(
-        folder.is_dir() and _is_final(read_about(folder), config.epochs) for folder in folders
+        (folder / WEIGHTS).is_file()
+        and (folder / DESCRIPTION).is_file()
+        and _is_final(read_about(folder), config.epochs)
+        for folder in folders
     )
 
 

@@ -32,8 +32,8 @@ OBJECTIVES_FOLDER = "objectives"
 def read_records(results: Path) -> dict[str, dict[str, Any]]:
     """The likelihood record of the largest k of every run, by the run's folder."""
     records: dict[str, dict[str, Any]] = {}
-    paths = [path for run in runs_in(results) for path in sorted(run.glob("evaluations/*.json"))]
-    for path in paths:
+    folders = [run / "evaluations" for run in runs_in(results)]
+    for path in (path for folder in folders for path in sorted(folder.glob("[!.]*.json"))):
         record = json.loads(path.read_text())
         if record["method"] != IMPORTANCE:
             continue
@@ -49,7 +49,13 @@ def read_records(results: Path) -> dict[str, dict[str, Any]]:
 def runs_in(results: Path) -> list[Path]:
     """The folders of all runs, but for those that were made to compare objectives."""
     found = sorted(path.parent for path in Path(results).rglob("config.toml"))
-    return [run for run in found if run.relative_to(results).parts[0] != OBJECTIVES_FOLDER]
+    parts = [(run, run.relative_to(results).parts) for run in found]
+    return [run for run, names in parts if not _is_hidden(names) and names[0] != OBJECTIVES_FOLDER]
+
+
+def _is_hidden(names: Sequence[str]) -> bool:
+    """Whether a folder is one that a kill left half made."""
+    return any(name.startswith(".") for name in names)
 
 
 def likelihood_row(name: str, record: dict[str, Any], published: str) -> Row:

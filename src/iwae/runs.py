@@ -106,6 +106,10 @@ class Stopped(Exception):  # noqa: N818 - nothing went wrong
         super().__init__(f"stopped {named or 'because its time is up'}")
         self.signal_number = signal_number
 
+    def __reduce__(self) -> tuple[type, tuple[int | None]]:
+        """For other processes."""
+        return type(self), (self.signal_number,)
+
     @property
     def status(self) -> int:
         """The exit status of a program that stops for this reason."""
@@ -140,7 +144,7 @@ def _refuse_used(run: Path) -> None:
         raise UserError(f"{run} is a file; name a folder for the run")
     if (run / "config.toml").exists():
         raise UserError(f"{run} holds a run already; go on with --resume {run}, or choose another")
-    if run.exists() and any(path.name != ".lock" for path in run.iterdir()):
+    if run.exists() and any(not path.name.startswith(".") for path in run.iterdir()):
         raise UserError(f"{run} is not empty; choose another folder for the run")
 
 

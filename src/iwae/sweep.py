@@ -1,5 +1,6 @@
 """An experiment file with lists is a sweep: one run for each combination of their values."""
 
+import hashlib
 import itertools
 import re
 import tomllib
@@ -35,10 +36,10 @@ def read_sweep(path: Path, measures: tuple[Measure, ...] = (Measure(),)) -> list
     tasks = []
     for chosen in itertools.product(*options):
         settings = dict(itertools.chain(values.items(), *(one.items() for _, one in chosen)))
-        name = ",".join(word for word, _ in chosen) or Path(path).stem
+        name = _short(",".join(word for word, _ in chosen) or Path(path).stem)
         tasks.append(Task(name, make_config(settings, f"{path}, {name}"), measures))
     if len({task.name for task in tasks}) < len(tasks):
-        raise UserError(f"{path}: a value stands twice in a list")
+        raise UserError(f"{path}: two values of a list are the same, or too like to name a folder")
     return tasks
 
 
@@ -84,7 +85,17 @@ def _word(value: Any) -> str:
     """A value as a part of a folder's name."""
     if isinstance(value, list):
         return "x".join(map(_word, value))
-    return re.sub(r"[^\w.+-]+", "-", str(Path(value).stem if _is_path(value) else value))
+    return re.sub(r"[^\w.+-]+", "-", str(Path(value).with_suffix("") if _is_path(value) else value))
+
+
+LONGEST = 120
+"""Characters of a folder's name; what is longer ends in a digest of itself."""
+
+
+def _short(name: str) -> str:
+    if len(name) <= LONGEST:
+        return name
+    return f"{name[: LONGEST - 9]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
 
 def _is_path(value: Any) -> bool:

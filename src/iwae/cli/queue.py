@@ -92,6 +92,7 @@ def reproduce(arguments: Sequence[str]) -> int:
     annealed = {"temperatures": options.ais, "examples": options.examples}
     wanted = reproducing.Wanted(options.seeds, options.epochs_scale, **annealed)
     wanted.check()
+    _check_out(options)
     if options.action == "table":
         print(reproducing.table(options.out, cells, wanted, options.format), end="")
         return 0
@@ -111,6 +112,8 @@ def _listed(cell: Any, wanted: Any) -> str:
     published = "-" if cell.entry.nll is None else f"{cell.entry.nll:.2f}"
     ours = "-" if cell.nll is None else f"{cell.nll:.2f}"
     config = cell.entry.config(epochs=wanted.epochs(cell.entry), replicates=wanted.seeds)
+    if wanted.epochs_scale < 1:
+        ours += " (shortened: no reproduction)"
     return (
         f"{cell.name:36} published {published:>7}  ours {ours:>7}  {_time(hours(config)):>9}  "
         f"{cell.entry.source}"
@@ -166,6 +169,8 @@ def sweep(arguments: Sequence[str]) -> int:
     measures = [Measure(options.k, examples=options.examples)]
     if options.ais is not None:
         measures.append(Measure(temperatures=options.ais, examples=options.examples))
+    for measure in measures:
+        measure.check()
     return _work(options, read_sweep(options.file, tuple(measures)), ["sweep", *arguments])
 
 
@@ -174,9 +179,9 @@ def sweep(arguments: Sequence[str]) -> int:
 
 def _work(options: Any, tasks: Sequence["Task"], words: Sequence[str]) -> int:
     """Do the tasks, or say what would be done; the exit status."""
+    _check(options)
     if options.dry_run:
         return _plan(options, tasks)
-    _check(options)
     from iwae.runs import Stopped
 
     deadline = math.inf if options.budget is None else time.monotonic() + seconds(options.budget)
@@ -197,15 +202,30 @@ def _work(options: Any, tasks: Sequence["Task"], words: Sequence[str]) -> int:
 
 
 def _check(options: Any) -> None:
-    """Raise UserError for options that contradict each other."""
-    for name in ("address", "scratch"):
-        if options.engine != "ray" and getattr(options, name) is not None:
-            raise UserError(f"--{name} goes with --engine ray")
+    """Raise UserError for options that contradict each other or cannot be."""
+    _check_out(options)
+    if options.budget is not None:
+        seconds(options.budget)
+    for field in dataclasses.fields(Working):
+        ignored = field.name in _RAY and options.engine != "ray"
+        if ignored and getattr(options, field.name) != field.default:
+            raise UserError(f"--{field.name} goes with --engine ray")
+    if options.cpus < 1 or options.gpus < 0:
+        raise UserError("a run takes at least 1 of --cpus, and --gpus is not negative")
     if options.engine == "ray" and options.workers != 1:
         raise UserError("--workers goes with --engine here; a Ray cluster has its own")
     cores = len(parsing.cores())
     if not 1 <= options.workers <= cores:
         raise UserError(f"--workers is {options.workers}; choose 1 to {cores}, the cores here")
+
+
+_RAY = ("address", "scratch", "cpus", "gpus")
+
+
+def _check_out(options: Any) -> None:
+    """Raise UserError if the folder of all runs is none."""
+    if options.out.exists() and not options.out.is_dir():
+        raise UserError(f"{options.out} is a file; name a folder for the runs")
 
 
 def _share_out(options: Any, tasks: Sequence["Task"], words: Sequence[str]) -> None:
@@ -222,6 +242,7 @@ def _share_out(options: Any, tasks: Sequence["Task"], words: Sequence[str]) -> N
             command,
             env={**os.environ, "JAX_NUM_CPU_DEVICES": str(len(share))},
             stdout=subprocess.DEVNULL,
+            start_new_session=True,  # Ctrl-C is for this process, which then ends them
         )
         for share in shares
     ]

@@ -53,7 +53,7 @@ _BOUNDING = ("importance sampling", "annealed importance sampling")
 
 def read_records(run: Path, methods: Sequence[str]) -> Iterator[tuple[Path, Mapping[str, Any]]]:
     """The records of a run by some methods, by name; what is no record is left out, and said so."""
-    for path in sorted((Path(run) / "evaluations").glob("*.json")):
+    for path in sorted((Path(run) / "evaluations").glob("[!.]*.json")):
         try:
             record = json.loads(path.read_text())
             if record["method"] in methods:

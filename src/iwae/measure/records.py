@@ -17,7 +17,7 @@ import numpy as np
 
 from iwae._types import UserError, atomic_write
 from iwae.annealing import KHAT_LEAST
-from iwae.checkpoint import read_about
+from iwae.checkpoint import WEIGHTS, read_about
 from iwae.config import TrainConfig, config_values, read_config
 from iwae.data import KINDS, Dataset, as_kind, choose, test_sha256
 from iwae.diagnostics import (
@@ -168,7 +168,7 @@ def subject_model(subject: Subject, replicate: int) -> VAE:
 
 def model_sha256(run: Path, weights: str, replicate: int) -> str:
     """Of the file with a model's numbers."""
-    (path,) = model_folder(run, weights, replicate).glob("*.safetensors")
+    path = model_folder(run, weights, replicate) / WEIGHTS
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from iwae._types import UserError
+from iwae.checkpoint import WEIGHTS
 from iwae.config import TrainConfig
 from iwae.jobs import model_folder
 from iwae.measure.ordering import Known, known_bounds, models_of, read_records
@@ -135,7 +136,7 @@ def _bounds(record: Mapping[str, Any]) -> Iterator[Bound]:
 def _digests(path: Path, weights: str, replicates: int) -> list[str] | None:
     """Of the models that are there now; None unless all are."""
     folders = [model_folder(path, weights, replicate) for replicate in range(replicates)]
-    if not all(any(folder.glob("*.safetensors")) for folder in folders):
+    if not all((folder / WEIGHTS).is_file() for folder in folders):
         return None
     return [model_sha256(path, weights, replicate) for replicate in range(replicates)]
 
@@ -158,6 +159,10 @@ def name_runs(paths: Sequence[Path]) -> list[str]:
         "/".join(path.parts[-2:]) if re.fullmatch(r"seeds?-[\d-]+", path.name) else path.name
         for path in resolved
     ]
+    for number, path in enumerate(resolved):
+        marks = [i for i, part in enumerate(path.parts) if part.startswith("shortened-")]
+        if marks:  # so that nobody takes it for a reproduction
+            names[number] = "/".join(path.parts[marks[0] :])
     length = 1
     while len(set(names)) < len(names):
         length += 1

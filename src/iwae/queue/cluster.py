@@ -2,6 +2,7 @@
 
 import io
 import math
+import os
 import shutil
 import tarfile
 import tempfile
@@ -14,11 +15,19 @@ from typing import Any, NamedTuple
 from iwae._types import UserError
 from iwae.checkpoint import list_checkpoints
 from iwae.queue.here import Outcome, attempt, do_task
-from iwae.queue.tasks import Task
+from iwae.queue.tasks import Task, forget_failure, write_failure
+from iwae.runs import Stopped
 from iwae.training import Report
 
 LOST = 10
 """Workers that may die under one task before it counts as failed."""
+
+
+PATIENCE = 24
+"""How often a task that another worker seems to be at work on is tried, every five seconds."""
+
+FATAL = 75
+"""Exit status of a worker whose machine is taken away; Ray does its task again elsewhere."""
 
 
 class Place(NamedTuple):
@@ -73,7 +82,9 @@ def work_on_ray(
     ray = _connect(address, cpus, gpus)
     out = Path(out).resolve()
     home = None if scratch is None else _home(ray, out)
-    place = Place(scratch or out, data_dir, time.time() + deadline - time.monotonic(), home, every)
+    work_in = out if scratch is None else Path(scratch).resolve()
+    end = time.time() + deadline - time.monotonic()
+    place = Place(work_in, data_dir, end, home, every)
     env = {"JAX_NUM_CPU_DEVICES": str(cpus)}
     remote = ray.remote(
         max_retries=LOST, num_cpus=cpus, num_gpus=gpus, runtime_env={"env_vars": env}
@@ -90,6 +101,9 @@ def work_on_ray(
             return
         (ready,), _ = ray.wait(list(running))
         outcome = _result(ray, ready, running.pop(ready))
+        forget_failure(out, outcome.task)
+        if outcome.word == "failed":  # a worker may have kept it where nobody looks
+            write_failure(out, outcome.task, outcome.reason)
         if outcome.word == "done":
             missing.remove(outcome.task.name)
         yield outcome
@@ -125,10 +139,22 @@ def _on_worker(place: Place, task: Task) -> tuple[str, str]:
     if place.home is not None:
         task = _unpack(place, task)
     deadline = time.monotonic() + place.end - time.time()
-    show = partial(_bringing_home, place, task)
-    do = partial(do_task, data_dir=place.data_dir, deadline=deadline, show=show)
-    outcome = attempt(place.out, task, do)
-    _bring_home(place, task)
+    home = _Bringing(place, task)
+    do = partial(
+        do_task, data_dir=place.data_dir, deadline=deadline, show=home.show, track=home.track
+    )
+    for patience in range(PATIENCE, -1, -1):
+        if time.time() > place.end:
+            return "stopped", "the time is up"
+        try:
+            outcome = attempt(place.out, task, do)
+        except Stopped:  # by a signal, as a machine that is taken away gives: elsewhere, then
+            home.bring()
+            os._exit(FATAL)
+        if outcome.word != "in use" or patience == 0:
+            break
+        time.sleep(5)  # the worker that died may not have let go of it yet
+    home.bring()
     return outcome.word, outcome.reason
 
 
@@ -154,7 +180,7 @@ class Home:
         return pack(self.out / name) if (self.out / name).is_dir() else None
 
     def write(self, name: str, packed: bytes) -> None:
-        """A run in place of what was there of it."""
+        """A run into its folder."""
         unpack(packed, self.out / name)
 
 
@@ -167,19 +193,24 @@ def pack(folder: Path) -> bytes:
 
 
 def unpack(packed: bytes, folder: Path) -> None:
-    """The folder that was packed, in place of what is there."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    fresh = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
-    try:
+    """Put the files that were packed into a folder, each of them whole or not at all.
+
+    Checkpoints that the packed folder had no longer are removed; other files stay. Whoever goes on
+    from a folder of which a part came finds the newest checkpoint that is whole.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".coming-") as name:
+        fresh = Path(name)
         with tarfile.open(fileobj=io.BytesIO(packed)) as archive:
             archive.extractall(fresh, filter="data")  # nothing outside of the folder
-        old = fresh.with_name(f"{fresh.name}-old")
-        if folder.exists():
-            folder.rename(old)
-        fresh.rename(folder)
-        shutil.rmtree(old, ignore_errors=True)
-    finally:
-        shutil.rmtree(fresh, ignore_errors=True)
+        for path in sorted(path for path in fresh.rglob("*") if path.is_file()):
+            there = folder / path.relative_to(fresh)
+            there.parent.mkdir(parents=True, exist_ok=True)
+            path.replace(there)
+        kept = {path.name for path in list_checkpoints(fresh / "checkpoints")}
+    for path in list_checkpoints(folder / "checkpoints"):
+        if path.name not in kept:
+            shutil.rmtree(path)
 
 
 def _unpack(place: Place, task: Task) -> Task:
@@ -188,6 +219,7 @@ def _unpack(place: Place, task: Task) -> Task:
 
     for name in filter(None, (task.name, task.needs)):
         packed = ray.get(place.home.read.remote(name))
+        shutil.rmtree(place.out / name, ignore_errors=True)  # left by another queue, maybe
         if packed is not None:
             unpack(packed, place.out / name)
     if task.needs is None:
@@ -197,19 +229,40 @@ def _unpack(place: Place, task: Task) -> Task:
     )
 
 
-def _bring_home(place: Place, task: Task) -> None:
-    if place.home is not None and (place.out / task.name).is_dir():
-        import ray
+class _Bringing:
+    """Brings a run home now and then, where there is no shared folder."""
 
-        ray.get(place.home.write.remote(task.name, pack(place.out / task.name)))
+    def __init__(self, place: Place, task: Task):
+        self.place, self.task = place, task
+        self.last, self.checkpoint = time.monotonic(), self._newest()
 
+    def _newest(self) -> list[Path]:
+        return list_checkpoints(self.place.out / self.task.name / "checkpoints")[-1:]
 
-def _bringing_home(place: Place, task: Task, reports: Iterable[Report], run: Path) -> None:
-    """Train, and bring every checkpoint home."""
-    last, looked = list_checkpoints(run / "checkpoints")[-1:], time.monotonic()
-    for _ in reports:
-        if place.home is not None and time.monotonic() - looked > place.every:
-            looked, now = time.monotonic(), list_checkpoints(run / "checkpoints")[-1:]
-            if now != last:
-                _bring_home(place, task)
-                last = now
+    def bring(self) -> None:
+        """Bring it home as it is."""
+        run = self.place.out / self.task.name
+        if self.place.home is not None and run.is_dir():
+            import ray
+
+            ray.get(self.place.home.write.remote(self.task.name, pack(run)))
+        self.last, self.checkpoint = time.monotonic(), self._newest()
+
+    def _is_time(self) -> bool:
+        return self.place.home is not None and time.monotonic() - self.last > self.place.every
+
+    def show(self, reports: Iterable[Report], run: Path) -> None:  # noqa: ARG002
+        """Train, and bring new checkpoints home, and what it ends with."""
+        for _ in reports:
+            if self._is_time():
+                self.last = time.monotonic()
+                if self._newest() != self.checkpoint:
+                    self.bring()
+        self.bring()
+
+    def track(self, slabs: Iterable, total: int, label: str) -> Iterator:  # noqa: ARG002
+        """Bring home what has been measured."""
+        for slab in slabs:
+            yield slab
+            if self._is_time():
+                self.bring()

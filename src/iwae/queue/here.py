@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 import jax
 
 from iwae._types import UserError
-from iwae.config import config_values, read_config
 from iwae.measure import Annealing, anneal_run, evaluate_run
 from iwae.measure.records import Track, untracked
 from iwae.queue.tasks import (
@@ -20,8 +19,10 @@ from iwae.queue.tasks import (
     Task,
     forget_failure,
     held,
-    is_measured,
     is_trained,
+    other_run,
+    state_of,
+    unmeasured,
     write_failure,
 )
 from iwae.runs import Stopped, resume_run, start_run
@@ -88,6 +89,8 @@ def work(
         outcome = Outcome(task, "stopped", "the time is up")
         if task.needs in missing:
             outcome = Outcome(task, "waiting", f"it starts from {task.needs}")
+        elif state_of(out, task).word == "done":
+            outcome = Outcome(task, "done")
         elif time.monotonic() < deadline:
             begin(task)
             outcome = attempt(
@@ -140,44 +143,33 @@ def do_task(
     run = Path(out) / task.name
     with held(out, task):
         forget_failure(out, task)
+        if reason := other_run(task, run):
+            raise UserError(reason)
         if not is_trained(run):
             show(_training(task, run, data_dir, deadline), run)
         for measure in task.measures:
-            if not is_measured(run, measure):
-                _measure(run, measure, data_dir, _until(deadline, track))
+            if missing := unmeasured(run, measure):
+                _measure(run, measure, missing, data_dir, _until(deadline, track))
 
 
 def _training(task: Task, run: Path, data_dir: Path | None, deadline: float) -> Iterator[Report]:
     """The run from its beginning, or from where it was stopped."""
     if not (run / "config.toml").is_file():
         return start_run(task.config, run, data_dir, deadline=deadline)
-    _refuse_other(task, run)
     return resume_run(run, data_dir, deadline=deadline)
 
 
-_PLACES = {"dataset", "init_from"}
-"""Settings that a run keeps as absolute paths."""
-
-
-def _refuse_other(task: Task, run: Path) -> None:
-    """Raise UserError if the run in the task's folder is not the task's."""
-    there = config_values(read_config(run / "config.toml"))
-    for name, value in config_values(task.config).items():
-        if name not in _PLACES and there.get(name) != value:
-            raise UserError(
-                f"{run} holds another run: its {name} is {there.get(name)}, not {value}; remove "
-                "it, or choose another folder"
-            )
-
-
-def _measure(run: Path, measure: Measure, data_dir: Path | None, track: Track) -> None:
+def _measure(
+    run: Path, measure: Measure, missing: set[str], data_dir: Path | None, track: Track
+) -> None:
+    """What the records do not have yet; what they have is not written over."""
     about: dict[str, Any] = {
         "examples": measure.examples,
         "data_dir": data_dir,
         "track": track,
     }
     if measure.temperatures is None:
-        evaluate_run(run, ks=measure.ks, **about)
+        evaluate_run(run, ks=[k for k in measure.ks if f"L_{k}" in missing], **about)
     else:
         annealing = Annealing(measure.temperatures, measure.chains, measure.leapfrog)
         anneal_run(run, annealing=annealing, **about)

@@ -2,6 +2,7 @@
 
 import fcntl
 import json
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,8 +11,10 @@ from typing import Any, NamedTuple
 from iwae._types import UserError, atomic_write
 from iwae.config import TrainConfig, read_config
 from iwae.jobs import is_finished
-from iwae.measure.ordering import known_bounds, models_of
+from iwae.measure import Annealing
+from iwae.measure.ordering import Known, known_bounds, models_of
 from iwae.measure.records import model_sha256
+from iwae.presets import differing
 
 
 class Measure(NamedTuple):
@@ -30,6 +33,14 @@ class Measure(NamedTuple):
     chains: int = 16
     leapfrog: int = 10
     examples: int | None = None
+
+    def check(self) -> None:
+        """Raise UserError unless this can be measured."""
+        for name, value in (("k", min(self.ks)), ("examples", self.examples)):
+            if value is not None and value < 1:
+                raise UserError(f"{name} is {value}; it must be at least 1")
+        if self.temperatures is not None:
+            Annealing(self.temperatures, self.chains, self.leapfrog).check()
 
     def estimators(self) -> set[str]:
         """What the bounds are called in the records."""
@@ -74,12 +85,25 @@ def state_of(out: Path, task: Task) -> State:
     epoch = trained_epochs(run)
     if _in_use(out, task):
         return State("in use", epoch)
-    if reason := read_failure(out, task):
+    if reason := other_run(task, run) or read_failure(out, task):
         return State("failed", epoch, reason)
     if not is_trained(run):
         return State("stopped" if (run / "config.toml").exists() else "waiting", epoch)
-    measured = all(is_measured(run, measure) for measure in task.measures)
-    return State("done" if measured else "trained", epoch)
+    missing = any(unmeasured(run, measure) for measure in task.measures)
+    return State("trained" if missing else "done", epoch)
+
+
+def other_run(task: Task, run: Path) -> str:
+    """Why the run in a task's folder is not the task's; empty if it is, or if there is none."""
+    if not (run / "config.toml").is_file():
+        return ""
+    there = read_config(run / "config.toml")
+    for name in differing(task.config, there):
+        return (
+            f"{run} holds another run: its {name} is {getattr(there, name)}, not "
+            f"{getattr(task.config, name)}; remove it, or choose another folder"
+        )
+    return ""
 
 
 def is_trained(run: Path) -> bool:
@@ -98,22 +122,36 @@ def _whole_rows(lines: list[str]) -> Iterator[dict[str, Any]]:
     """The last lines that were written to their ends."""
     for line in lines[-2:]:
         try:
-            yield json.loads(line)
+            row = json.loads(line)
         except ValueError:  # a kill cut it off
             continue
+        if isinstance(row, dict) and "epoch" in row:
+            yield row
 
 
-def is_measured(run: Path, measure: Measure) -> bool:
-    """Whether the records of a run hold a measurement of the models as they are now."""
-    config = read_config(run / "config.toml")
-    digests = [model_sha256(run, "final", r) for r in range(config.replicates)]
+def unmeasured(run: Path, measure: Measure) -> set[str]:
+    """The estimators of a measure that the records do not have of the models as they are now."""
+    digests = final_models(run)
     found = {
         one.estimator
         for one in known_bounds(run, split="test", weights="final", pruned=False)
         if models_of(one.record) == digests
         and (one.record["subset"] or {}).get("examples") == measure.examples
+        and (measure.temperatures is None or _annealed_so(one, measure))
     }
-    return measure.estimators() <= found
+    return measure.estimators() - found
+
+
+def final_models(run: Path) -> list[str]:
+    """Digests of the final models of a run."""
+    config = read_config(run / "config.toml")
+    return [model_sha256(run, "final", r) for r in range(config.replicates)]
+
+
+def _annealed_so(known: Known, measure: Measure) -> bool:
+    """Whether a bound is by the same annealing, and not the tenth of a longer one."""
+    wanted = Annealing(measure.temperatures or 0, measure.chains, measure.leapfrog).values()
+    return not known.short and known.record.get("annealing") == wanted
 
 
 # --- who is at work, and what went wrong ------------------------------------------------------
@@ -133,10 +171,14 @@ def held(out: Path, task: Task) -> Iterator[None]:
     path = _note(out, task, "lock")
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w") as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise InUseError(f"{task.name} is in use by another process") from error
+        for patience in (1, 1, 1, 0):  # one who only looks holds it for an instant
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError as error:
+                if not patience:
+                    raise InUseError(f"{task.name} is in use by another process") from error
+                time.sleep(0.1)
         yield
 
 
@@ -144,11 +186,12 @@ def _in_use(out: Path, task: Task) -> bool:
     """Whether another process is at work on the task; leaves no trace."""
     if not _note(out, task, "lock").exists():
         return False
-    try:
-        with held(out, task):
-            return False
-    except InUseError:
-        return True
+    with _note(out, task, "lock").open() as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
 
 
 def write_failure(out: Path, task: Task, reason: str) -> None:

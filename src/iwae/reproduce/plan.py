@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from iwae._types import UserError
-from iwae.config import TrainConfig
+from iwae.config import TrainConfig, read_config
+from iwae.data import list_datasets
 from iwae.presets import Preset, preset
 from iwae.queue import Measure, Task
 from iwae.sweep import contiguous
@@ -36,6 +37,8 @@ class Wanted(NamedTuple):
             raise UserError(f"seeds is {self.seeds}; give at least 1")
         if not 0 < self.epochs_scale <= 1:
             raise UserError(f"epochs_scale is {self.epochs_scale:g}; it must be in (0, 1]")
+        if self.temperatures is not None:
+            Measure(temperatures=self.temperatures, examples=self.examples).check()
 
     def measures(self, entry: Preset) -> tuple[Measure, ...]:
         """What the models of a cell are measured by."""
@@ -44,7 +47,9 @@ class Wanted(NamedTuple):
         sampled = Measure(tuple(sorted(ks)))
         if self.temperatures is None:
             return (sampled,)
-        return sampled, Measure(temperatures=self.temperatures, examples=self.examples)
+        (data,) = (row for row in list_datasets() if row.name == entry.config().dataset)
+        examples = None if self.examples is None else min(self.examples, data.sizes[2])
+        return sampled, Measure(temperatures=self.temperatures, examples=examples)
 
     def epochs(self, entry: Preset) -> int:
         """Epochs of a cell."""
@@ -59,11 +64,22 @@ def cell_folder(name: str, wanted: Wanted) -> Path:
 
 
 def cell_runs(out: Path, folder: Path) -> dict[Path, range]:
-    """The runs that there are of a cell, and the seeds of each."""
-    found = {}
+    """The runs that there are of a cell, and the seeds of each.
+
+    Raises:
+        UserError: if a folder is not named after its seeds, or two of them share some.
+    """
+    found: dict[Path, range] = {}
     for path in sorted((Path(out) / folder).glob("seed*")):
-        if (match := SEEDS.fullmatch(path.name)) and (path / "config.toml").is_file():
-            found[path] = range(int(match[1]), int(match[2] or match[1]) + 1)
+        if not SEEDS.fullmatch(path.name) or not (path / "config.toml").is_file():
+            continue
+        seeds = _range(read_config(path / "config.toml"))
+        if path.name != _seeds_name(seeds):
+            raise UserError(f"{path} holds seeds {seeds[0]} to {seeds[-1]}: name it after them")
+        for other, its in found.items():
+            if set(its) & set(seeds):
+                raise UserError(f"{other} and {path} hold the same seeds: remove one of them")
+        found[path] = seeds
     return found
 
 
@@ -112,7 +128,7 @@ def _warm_start(out: Path, name: str, needed: Task, wanted: Wanted) -> Task:
     config = _config(entry, _range(needed.config), wanted)
     return Task(
         str(cell_folder(name, wanted) / seeds),
-        config.model_copy(update={"init_from": Path(out) / needed.name}),
+        config.model_copy(update={"init_from": Path(out).resolve() / needed.name}),
         wanted.measures(entry),
         needed.name,
     )

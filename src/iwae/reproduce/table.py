@@ -1,6 +1,6 @@
 """What came of the cells: our numbers, made from records, beside the published ones."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -9,8 +9,9 @@ from tabulate import tabulate
 
 from iwae._types import UserError
 from iwae.config import config_values, read_config
-from iwae.measure.ordering import Known, known_bounds
+from iwae.measure.ordering import Known, known_bounds, models_of
 from iwae.presets import PRESETS, Preset, same_experiment
+from iwae.queue import final_models
 from iwae.reproduce.costs import hours
 from iwae.reproduce.plan import Wanted, cell_folder, cell_runs
 
@@ -90,6 +91,7 @@ def read_cell(out: Path, name: str, wanted: Wanted) -> Cell:
         found += _finished(run, config.epochs)
     if not found:
         return Cell(name, entry)
+    _refuse_mixed(name, found)
     values = np.concatenate([one.best.values for one in found])
     looser = [-one.looser.values.mean(axis=1) for one in found if one.looser is not None]
     replicates = [each for one in found for each in one.replicates()]
@@ -108,6 +110,17 @@ def read_cell(out: Path, name: str, wanted: Wanted) -> Cell:
     )
 
 
+def _refuse_mixed(name: str, found: Sequence["_Finished"]) -> None:
+    """Raise UserError unless the runs of a cell can be averaged."""
+    first = found[0]
+    for one in found[1:]:
+        same = one.best.record["test_sha256"] == first.best.record["test_sha256"]
+        if not same or not np.array_equal(one.best.places, first.best.places):
+            raise UserError(f"the runs of {name} were measured on different test sets")
+        if one.epochs != first.epochs:
+            raise UserError(f"the runs of {name} were trained for different numbers of epochs")
+
+
 class _Finished(NamedTuple):
     """The bounds known of a finished run: L_5000 and L_64 on all of the test set, and AIS."""
 
@@ -119,10 +132,20 @@ class _Finished(NamedTuple):
         """What the record says of each seed."""
         return self.best.record.get("replicates", [self.best.record])
 
+    @property
+    def epochs(self) -> int:
+        """The epochs of its last seed."""
+        return min(one["epoch"] for one in self.replicates())
+
 
 def _finished(run: Path, epochs: int) -> list[_Finished]:
     """The run, if it was trained for so many epochs and measured."""
-    known = known_bounds(run, split="test", weights="final", pruned=False)
+    digests = final_models(run)
+    known = [
+        one
+        for one in known_bounds(run, split="test", weights="final", pruned=False)
+        if models_of(one.record) == digests  # others are of models that were trained on since
+    ]
     whole = {one.estimator: one for one in known if one.record["subset"] is None}
     longest = [one for one in known if one.rank[0] == 1 and not one.short]
     if "L_5000" not in whole:
@@ -130,7 +153,7 @@ def _finished(run: Path, epochs: int) -> list[_Finished]:
     best = whole["L_5000"]
     above = _above(longest[-1], best) if longest else None
     found = _Finished(best, whole.get("L_64"), above)
-    return [found] if min(one["epoch"] for one in found.replicates()) >= epochs else []
+    return [found] if found.epochs >= epochs else []
 
 
 def _above(annealed: Known, sampled: Known) -> tuple[str, float, float]:
@@ -165,7 +188,7 @@ def table(out: Path, cells: Iterable[str], wanted: Wanted, style: str = "markdow
 
 
 def _noted(note: str, style: str) -> str:
-    return {"markdown": f"{note}\n", "latex": f"% {note}", "html": f"<p>{note}</p>"}[style]
+    return {"markdown": f"{note}\n", "latex": f"{note}\n", "html": f"<p>{note}</p>"}[style]
 
 
 def _row(cell: Cell, wanted: Wanted) -> dict[str, str]:
