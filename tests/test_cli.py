@@ -701,6 +701,7 @@ def test_an_objective_is_declared_in_words(iwae, tmp_path):
     assert rows[-1]["train_iwae"] > rows[-1]["train_bound"]
 
 
+@pytest.mark.slow
 def test_gradients_are_measured(iwae, tmp_path):
     run = small.unmeasured(finished(), tmp_path / "run")
     words = "gradients", run, "--k", 4, 1, "--gradients", "reparam", "dreg"

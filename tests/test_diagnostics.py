@@ -198,6 +198,7 @@ def test_results_do_not_depend_on_the_batch():
     assert one.upper == pytest.approx(all_at_once.upper, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_importance_sampling_with_the_truth_among_the_particles_is_an_upper_bound():
     gaps = {
         k: bdmc_importance(MODEL, jax.random.key(2), n_examples=400, k=k).gap for k in (2, 20, 200)

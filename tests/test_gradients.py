@@ -211,6 +211,7 @@ PAIRS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PAIRS)
 def test_estimators_of_one_thing_have_one_mean(name):
     one, other = (
@@ -376,6 +377,7 @@ def test_piwae_is_the_split_of_its_two_bounds():
     assert_same(gradient(objective("piwae", 2, m=3), far, BITS), gradient(apart, far, BITS), 1e-3)
 
 
+@pytest.mark.slow
 def test_aiwae_of_two_temperatures_without_the_last_move_is_iwae_for_the_decoder():
     model, key = deep(), jax.random.key(0)
     options = {"betas": [0.0, 1.0], "step_size": 0.1, "n_leapfrog": 1, "last_move": False}
@@ -411,6 +413,7 @@ CHUNKED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CHUNKED)
 def test_chunks_of_particles_change_nothing(name):
     model = shallow() if name == "elbo-analytic" else deep()

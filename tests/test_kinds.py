@@ -65,6 +65,7 @@ def test_every_kind_is_there():
     assert set(CASES) == set(KINDS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_a_kind_is_trained_saved_measured_and_drawn(name, tmp_path):
     make, parameters = CASES[name]
@@ -101,6 +102,7 @@ def check_bits(record, d, *, quantised):
         assert row["bits_per_dimension_stderr"] > 0
 
 
+@pytest.mark.slow
 def test_replicates_have_bits_too(tmp_path):
     np.save(tmp_path / "mine.npy", levels(4, 4))
     kind = {"observation": "discretised-gaussian", "replicates": 2}

@@ -204,6 +204,7 @@ def with_idle_unit(model):
     return eqx.tree_at(places, model, cut)
 
 
+@pytest.mark.slow
 def test_the_model_without_its_inactive_units_is_measured(tmp_path):
     """One replicate loses a unit that did nothing, the other keeps both."""
     whole = load_model(finished() / "models" / "final-0")

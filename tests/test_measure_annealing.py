@@ -107,6 +107,7 @@ def test_step_sizes_are_tuned_on_training_examples_by_another_key(run, record, m
     assert record["pilot"]["split"] == "train"
 
 
+@pytest.mark.slow
 def test_to_measure_the_training_split_the_pilot_needs_others(run, tmp_path):
     assert anneal_run(run, annealing=SHORT, split="train", examples=4)["pilot"]["split"] == (
         "validation"
@@ -220,6 +221,7 @@ def test_a_damaged_file_of_what_was_done_is_reported(tmp_path, caplog):
 # From both sides
 
 
+@pytest.mark.slow
 def test_bounds_from_both_sides_are_summed_up_and_used_by_the_verdict(run):
     both = bdmc_run(run, annealing=SHORT, examples=30, k=200)
     values = values_of(run, "simulated-final-bdmc-T20-c4-l2-sigmoid-posterior-n30")

@@ -410,6 +410,7 @@ TRAINED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TRAINED)
 def test_what_is_learned_and_tuned_is_part_of_the_run(name, tmp_path, monkeypatch):
     monkeypatch.setattr(loop, "DISPATCH_SECONDS", 0.05)

@@ -87,7 +87,7 @@ def test_only_the_measure_that_is_missing_is_made(undisturbed, tmp_path, monkeyp
         here, "evaluate_run", lambda *a, **b: asked.append(b["ks"]) or real(*a, **b)
     )
     assert words(work(tmp_path, [more])) == [("a", "done")]
-    assert asked == [(2,)]
+    assert asked == [[2]]
     assert state_of(tmp_path, more).word == "done"
 
 
@@ -128,6 +128,7 @@ def test_a_deadline_stops_in_good_order_and_the_same_call_goes_on(
     assert numbers(tmp_path, "a") == numbers(undisturbed, "a")
 
 
+@pytest.mark.slow
 def test_a_deadline_in_a_measurement_keeps_what_was_measured(undisturbed, tmp_path, monkeypatch):
     shutil.copytree(undisturbed, tmp_path, dirs_exist_ok=True)
     shutil.rmtree(tmp_path / "a" / "evaluations")

@@ -422,6 +422,7 @@ def not_finite(data, settings=GAUSSIAN, *, rate=0.01, epochs=3):
     return caught.value, state
 
 
+@pytest.mark.slow
 def test_a_nan_in_the_data_is_found_in_its_step_and_the_state_before_it_is_kept():
     data = REAL.copy()
     data[17, 1] = np.nan
@@ -454,6 +455,7 @@ def infinite_slope(model, x, key):  # noqa: ARG001
     return x @ model.bias + jnp.sqrt(0 * model.log_scale)
 
 
+@pytest.mark.slow
 def test_a_gradient_that_is_not_finite_stops_the_run_before_the_update():
     """Also where the dispatch, and with it the look at the bound, ends with this step."""
     settings = GAUSSIAN._replace(objective=as_objective(infinite_slope), batch_size=60)

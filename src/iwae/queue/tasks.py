@@ -85,12 +85,15 @@ def state_of(out: Path, task: Task) -> State:
     epoch = trained_epochs(run)
     if _in_use(out, task):
         return State("in use", epoch)
-    if reason := other_run(task, run) or read_failure(out, task):
+    if reason := other_run(task, run):
         return State("failed", epoch, reason)
-    if not is_trained(run):
-        return State("stopped" if (run / "config.toml").exists() else "waiting", epoch)
-    missing = any(unmeasured(run, measure) for measure in task.measures)
-    return State("trained" if missing else "done", epoch)
+    trained = is_trained(run)
+    if trained and not any(unmeasured(run, measure) for measure in task.measures):
+        return State("done", epoch)
+    if reason := read_failure(out, task):
+        return State("failed", epoch, reason)
+    begun = "stopped" if (run / "config.toml").exists() else "waiting"
+    return State("trained" if trained else begun, epoch)
 
 
 def other_run(task: Task, run: Path) -> str:
