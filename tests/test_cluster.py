@@ -109,6 +109,7 @@ def undisturbed(tmp_path_factory):
 def test_a_worker_that_dies_changes_no_number(undisturbed, tmp_path, shared):
     scratch = "" if shared else str(tmp_path / "scratch")
     lines = told(started(KILLED, tmp_path / "out", scratch))
+    lines = [line for line in lines if line.startswith(("killed", "seed-"))]  # Ray tells of it too
     assert sorted(lines) == ["killed", "seed-0 done ", "seed-1 done "]
     assert lines[0] == "killed"  # in mid-training
     assert numbers(tmp_path / "out") == undisturbed
