@@ -3,6 +3,7 @@
 import json
 import math
 import tomllib
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ import pytest
 import small
 from iwae._types import UserError
 from iwae.checkpoint import load_model
-from iwae.config import make_config
+from iwae.config import ObservationName, make_config
 from iwae.data import KINDS, load_dataset, make_kind
 from iwae.describe import describe
 from iwae.gallery import draw_run
@@ -62,7 +63,7 @@ ALWAYS = {"bounds", "training_curves", "log_variances", "posterior"}
 
 
 def test_every_kind_is_there():
-    assert set(CASES) == set(KINDS)
+    assert set(CASES) == set(KINDS) == set(get_args(ObservationName))
 
 
 @pytest.mark.slow

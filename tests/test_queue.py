@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import get_args, get_origin
 
 import jax
 import numpy as np
@@ -16,9 +17,11 @@ import pytest
 
 import small
 from iwae import runs
+from iwae._types import UserError
+from iwae.config import TrainConfig
 from iwae.queue import Measure, Task, here, state_of, tasks, work
 from iwae.runs import Stopped
-from iwae.sweep import read_sweep
+from iwae.sweep import DEPTHS, read_sweep
 from iwae.training import loop
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -165,6 +168,8 @@ jax.config.update("jax_disable_most_optimizations", True)
 sys.path.insert(0, {tests!r})
 import test_queue as tests
 from iwae import runs
+from iwae._types import UserError
+from iwae.config import TrainConfig
 from iwae.config import make_config
 from iwae.queue import Task, work
 from iwae.training import loop
@@ -196,6 +201,16 @@ def test_what_fails_is_told_and_kept_and_the_rest_goes_on(tmp_path):
     assert "none.npy" in outcomes[0].reason
     assert "\n" not in outcomes[0].reason  # a user's mistake is no traceback
     assert state_of(tmp_path, bad) == ("failed", 0, outcomes[0].reason)
+
+
+def test_a_damaged_folder_fails_alone(undisturbed, tmp_path):
+    shutil.copytree(undisturbed, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "bad" / "config.toml").write_text("k = [1")
+    for deadline in (math.inf, -math.inf):
+        outcomes = list(work(tmp_path, [task("bad"), task()], deadline=deadline))
+        assert words(outcomes) == [("bad", "failed"), ("a", "done")]
+        assert "cannot be read" in outcomes[0].reason
 
 
 def test_a_failure_of_our_own_keeps_its_traceback_and_is_tried_again(tmp_path, monkeypatch):
@@ -326,11 +341,30 @@ def test_a_name_too_long_for_a_folder_is_cut_and_stays_its_own(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "wrong", [Measure((0,)), Measure(examples=0), Measure(temperatures=1), Measure((1, -5))]
+    "wrong",
+    [Measure((0,)), Measure(()), Measure(examples=0), Measure(temperatures=1), Measure((1, -5))],
 )
 def test_a_measure_that_cannot_be_is_refused(wrong):
-    with pytest.raises(ValueError, match="is"):
+    with pytest.raises(UserError):
         wrong.check()
+
+
+def test_settings_that_are_lists_themselves_are_no_sweep(tmp_path):
+    lists = {
+        name
+        for name, field in TrainConfig.model_fields.items()
+        if any(get_origin(kind) is tuple for kind in kinds_of(field.annotation))
+    }
+    assert lists == set(DEPTHS)
+    (one,) = sweep(tmp_path, 'observation = "table"\ncolumns = ["gaussian", "poisson"]\n')
+    assert one.config.columns == ("gaussian", "poisson")
+
+
+def kinds_of(annotation):
+    """All types that a type is made of."""
+    yield annotation
+    for inner in get_args(annotation):
+        yield from kinds_of(inner)
 
 
 def test_a_file_without_lists_is_a_sweep_of_one(tmp_path):

@@ -163,6 +163,7 @@ def test_hours_are_steps_times_milliseconds():
     rounds = -(-5 // record["cores"])
     assert hours(five) == pytest.approx(3280 * 3000 * rounds * found["together"] / 3.6e6)
     assert hours(config.model_copy(update={"k": 3})) is None
+    assert hours(config.model_copy(update={"dataset": "mine.npy"})) is None
 
 
 # What came of it
@@ -249,6 +250,11 @@ def test_seeds_that_were_measured_on_other_test_sets_are_not_averaged(copied):
     path.write_text(path.read_text().replace('"test_sha256": "', '"test_sha256": "0'))
     with pytest.raises(ValueError, match="different test sets"):
         read_cell(copied.parents[4], VAE, Wanted())
+
+
+def test_a_run_without_models_yet_is_no_result(copied):
+    shutil.rmtree(copied / "models")
+    assert read_cell(copied.parents[4], VAE, Wanted()).nll is None
 
 
 def test_another_experiment_in_the_folder_of_a_cell_is_refused(copied):

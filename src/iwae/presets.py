@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, NoReturn
 
 from iwae._types import UserError
 from iwae.config import TrainConfig, make_config
-from iwae.data import list_datasets
+from iwae.data import DATASETS
 from iwae.declaration import check
 
 BURDA = "Burda, Grosse & Salakhutdinov 2016 (arXiv 1509.00519v3)"
@@ -300,7 +300,7 @@ def same_experiment(entry: Preset, config: Mapping[str, Any]) -> bool:
     """Whether a run's resolved configuration is that of a preset, but for seeds and length."""
     published = entry.config()
     found = make_config(dict(config), "the configuration of a run")
-    (data,) = (row for row in list_datasets() if row.name == published.dataset)
+    data = DATASETS[published.dataset]
     defaults = {
         "binarization": data.binarization,
         "observation": data.observation,

@@ -6,7 +6,7 @@ OUT/.queue/         who is at work on which task, and why one failed
 
 from iwae.queue.cluster import Home, pack, unpack, work_on_ray
 from iwae.queue.here import Outcome, do_task, work
-from iwae.queue.tasks import Measure, State, Task, final_models, state_of
+from iwae.queue.tasks import Measure, State, Task, final_models, is_trained, state_of
 
 __all__ = [
     "Home",
@@ -16,6 +16,7 @@ __all__ = [
     "Task",
     "do_task",
     "final_models",
+    "is_trained",
     "pack",
     "state_of",
     "unpack",

@@ -4,7 +4,6 @@ import math
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -85,22 +84,24 @@ def work(
     """
     missing: set[str] = set()  # what others may need, and there is not
     begun = 0
+
+    def do(out: Path, task: Task) -> None:
+        nonlocal begun
+        if state_of(out, task).word == "done":
+            return
+        if time.monotonic() >= deadline:
+            raise Stopped(None)
+        begin(task)
+        begun += 1
+        if begun % KEPT == 0:
+            jax.clear_caches()
+        do_task(out, task, data_dir=data_dir, deadline=deadline, show=show, track=track)
+
     for task in tasks:
-        outcome = Outcome(task, "stopped", "the time is up")
         if task.needs in missing:
             outcome = Outcome(task, "waiting", f"it starts from {task.needs}")
-        elif state_of(out, task).word == "done":
-            outcome = Outcome(task, "done")
-        elif time.monotonic() < deadline:
-            begin(task)
-            outcome = attempt(
-                out,
-                task,
-                partial(do_task, data_dir=data_dir, deadline=deadline, show=show, track=track),
-            )
-            begun += 1
-            if begun % KEPT == 0:
-                jax.clear_caches()
+        else:
+            outcome = attempt(out, task, do)
         if outcome.word != "done":
             missing.add(task.name)
         yield outcome
@@ -115,7 +116,7 @@ def attempt(out: Path, task: Task, do: Callable[[Path, Task], None]) -> Outcome:
     except Stopped as stopped:
         if stopped.signal_number is not None:
             raise
-        return Outcome(task, "stopped", str(stopped))
+        return Outcome(task, "stopped", "the time is up")
     except Exception as error:  # it is told and kept, and the other tasks go on
         known = isinstance(error, UserError | FloatingPointError | OSError)
         words = str(error) if known else "".join(traceback.format_exception(error)).strip()

@@ -36,6 +36,8 @@ class Measure(NamedTuple):
 
     def check(self) -> None:
         """Raise UserError unless this can be measured."""
+        if not self.ks:
+            raise UserError("no number of importance samples; name at least one k")
         for name, value in (("k", min(self.ks)), ("examples", self.examples)):
             if value is not None and value < 1:
                 raise UserError(f"{name} is {value}; it must be at least 1")

@@ -6,14 +6,14 @@ from importlib.resources import files
 from typing import Any
 
 from iwae.config import TrainConfig
-from iwae.data import list_datasets
+from iwae.data import DATASETS
 
 
 def shape_of(config: TrainConfig) -> str:
     """What the time of a step depends on, in words."""
     found = config.declaration()
     shape = [
-        "x".join(map(str, _example_shape(config.dataset))),
+        "x".join(map(str, DATASETS[config.dataset].shape)),
         f"{len(config.sizes()[0])}l",
         "+".join(map(str, config.sizes()[0])),
         found.objective,
@@ -29,15 +29,6 @@ def shape_of(config: TrainConfig) -> str:
 
 
 @cache
-def _listed() -> dict[str, Any]:
-    return {row.name: row for row in list_datasets()}
-
-
-def _example_shape(dataset: str) -> tuple[int, ...]:
-    return _listed()[dataset].shape
-
-
-@cache
 def measured_costs() -> dict[str, Any]:
     """The record of `benchmarks/cells.py`."""
     return json.loads(files("iwae.reproduce").joinpath("costs.json").read_text())
@@ -48,11 +39,13 @@ def hours(config: TrainConfig) -> float | None:
 
     Its replicates are trained at once, several to each of the machine's devices.
     """
+    if config.dataset not in DATASETS:  # a file of the user's own
+        return None
     record = measured_costs()
     found = record["ms_per_step"].get(shape_of(config))
-    if found is None or config.dataset not in _listed():
+    if found is None:
         return None
-    steps = config.epochs * (_listed()[config.dataset].sizes[0] // config.batch_size)
+    steps = config.epochs * (DATASETS[config.dataset].sizes[0] // config.batch_size)
     rounds = -(-config.replicates // record["cores"])
     ms = found["alone"] if config.replicates == 1 else rounds * found["together"]
     return steps * ms / 3.6e6

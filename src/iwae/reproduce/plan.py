@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from iwae._types import UserError
 from iwae.config import TrainConfig, read_config
-from iwae.data import list_datasets
+from iwae.data import DATASETS
 from iwae.presets import Preset, preset
 from iwae.queue import Measure, Task
 from iwae.sweep import contiguous
@@ -47,7 +47,7 @@ class Wanted(NamedTuple):
         sampled = Measure(tuple(sorted(ks)))
         if self.temperatures is None:
             return (sampled,)
-        (data,) = (row for row in list_datasets() if row.name == entry.config().dataset)
+        data = DATASETS[entry.config().dataset]
         examples = None if self.examples is None else min(self.examples, data.sizes[2])
         return sampled, Measure(temperatures=self.temperatures, examples=examples)
 

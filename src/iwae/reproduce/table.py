@@ -11,7 +11,7 @@ from iwae._types import UserError
 from iwae.config import config_values, read_config
 from iwae.measure.ordering import Known, known_bounds, models_of
 from iwae.presets import PRESETS, Preset, same_experiment
-from iwae.queue import final_models
+from iwae.queue import final_models, is_trained
 from iwae.reproduce.costs import hours
 from iwae.reproduce.plan import Wanted, cell_folder, cell_runs
 
@@ -140,6 +140,8 @@ class _Finished(NamedTuple):
 
 def _finished(run: Path, epochs: int) -> list[_Finished]:
     """The run, if it was trained for so many epochs and measured."""
+    if not is_trained(run):
+        return []
     digests = final_models(run)
     known = [
         one
