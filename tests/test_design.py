@@ -8,8 +8,8 @@ import iwae
 
 ORDER = """
     _types declaration data observations model particles annealing objectives gradients methods
-    evaluate diagnostics training checkpoint posterior figures config presets describe progress jobs
-    runs measure queue sweep reproduce report gallery page cli testing
+    evaluate diagnostics training checkpoint posterior figures config presets describe progress
+    estimator jobs runs measure queue sweep reproduce report gallery page cli testing
 """.split()  # noqa: SIM905
 
 
@@ -17,12 +17,13 @@ def imported(path, root):
     """The modules of this package that a file imports, at its top or inside functions."""
     package = ".".join((root.name, *path.parent.relative_to(root).parts))
     for node in ast.walk(ast.parse(path.read_text())):
-        names = [alias.name for alias in getattr(node, "names", ())]
+        if not isinstance(node, ast.Import | ast.ImportFrom):
+            continue
+        names = [alias.name for alias in node.names]
         if isinstance(node, ast.ImportFrom):
             base = resolve_name("." * node.level + (node.module or ""), package)
             names = [f"{base}.{name}" for name in names]
-        if isinstance(node, ast.Import | ast.ImportFrom):
-            yield from (name.split(".")[1] for name in names if name.startswith("iwae."))
+        yield from (name.split(".")[1] for name in names if name.startswith("iwae."))
 
 
 def test_a_module_imports_only_those_above_it():

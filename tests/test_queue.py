@@ -168,8 +168,6 @@ jax.config.update("jax_disable_most_optimizations", True)
 sys.path.insert(0, {tests!r})
 import test_queue as tests
 from iwae import runs
-from iwae._types import UserError
-from iwae.config import TrainConfig
 from iwae.config import make_config
 from iwae.queue import Task, work
 from iwae.training import loop

@@ -35,6 +35,7 @@ _PUBLIC = {
     "sir": "posterior",
     "snis_mean": "posterior",
     "TrainConfig": "config",
+    "ImportanceWeightedAutoencoder": "estimator",
     "resume_run": "runs",
     "start_run": "runs",
     "anneal_run": "measure",

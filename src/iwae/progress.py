@@ -2,7 +2,8 @@
 
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -32,26 +33,44 @@ def _bar() -> Progress:
 def show_training(
     reports: Iterable[Report], run: Path, *, quiet: bool = False, verbose: bool = False
 ) -> None:
-    """Exhaust `reports`: epoch, steps per second, time left and the training bound."""
+    """Exhaust the reports of a run; see `show_reports`."""
+    # The configuration is there once the first report is.
+    epochs = cache(lambda: read_config(run / "config.toml").epochs)
+    show_reports(reports, epochs, quiet=quiet, verbose=verbose)
+
+
+Epochs = Callable[[], int]
+
+
+def show_reports(
+    reports: Iterable[Report], epochs: Epochs, *, quiet: bool = False, verbose: bool = False
+) -> None:
+    """Exhaust `reports`: epoch, steps per second, time left and the training bound.
+
+    Args:
+        epochs: how many there will be; asked for after the first report.
+        quiet: show nothing.
+        verbose: a line for every epoch.
+    """
     if quiet:
         for _ in reports:
             pass
     elif sys.stderr.isatty() and not verbose:
-        _training_bar(reports, run)
+        _training_bar(reports, epochs)
     else:
-        _training_lines(reports, run, every=0.0 if verbose else LINE_SECONDS)
+        _training_lines(reports, epochs, every=0.0 if verbose else LINE_SECONDS)
 
 
-def _training_bar(reports: Iterable[Report], run: Path) -> None:
+def _training_bar(reports: Iterable[Report], epochs: Epochs) -> None:
     with _bar() as bar:
         task = None
         for report in reports:
             if task is None:
-                task = bar.add_task("training", total=_total(report, run), words="")
+                task = bar.add_task("training", total=epochs() * report.steps_per_epoch, words="")
             bar.update(task, completed=report.step, words=_words(report))
 
 
-def _training_lines(reports: Iterable[Report], run: Path, every: float) -> None:
+def _training_lines(reports: Iterable[Report], epochs: Epochs, every: float) -> None:
     last = time.monotonic()
     first: tuple[float, int] | None = None
     report = shown = None
@@ -59,23 +78,18 @@ def _training_lines(reports: Iterable[Report], run: Path, every: float) -> None:
         now = time.monotonic()
         first = first or (now, report.step)
         if report.epoch_done and now - last >= every:
-            left = _left(report, run, first, now)
+            left = _left(report, epochs, first, now)
             print(f"{_words(report)}{left}", file=sys.stderr, flush=True)
             last, shown = now, report
     if report is not None and report is not shown:
         print(_words(report), file=sys.stderr, flush=True)
 
 
-def _total(report: Report, run: Path) -> int:
-    """Steps of the whole run."""
-    return read_config(run / "config.toml").epochs * report.steps_per_epoch
-
-
-def _left(report: Report, run: Path, first: tuple[float, int], now: float) -> str:
+def _left(report: Report, epochs: Epochs, first: tuple[float, int], now: float) -> str:
     done = report.step - first[1]
     if done == 0 or now - first[0] < 5:
         return ""
-    seconds = (now - first[0]) / done * (_total(report, run) - report.step)
+    seconds = (now - first[0]) / done * (epochs() * report.steps_per_epoch - report.step)
     return f", {seconds / 60:.0f} min left"
 
 

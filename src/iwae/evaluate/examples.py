@@ -1,7 +1,7 @@
 """A function of one example, mapped over a split: batched, padded, sharded, slab by slab.
 
-Example i always gets the key `fold_in(key, i)`; its result does not depend on the rest. Slabs
-are yielded as they are done, so that a caller can show progress or stop.
+Example i gets the key `fold_in(key, i)`, or that of the address it is given; its result does not
+depend on the rest. Slabs are yielded as they are done, so that a caller can show progress or stop.
 """
 
 from collections.abc import Callable, Iterator
@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array, Int, PyTree, Shaped
+from jaxtyping import Array, Int, PyTree, Shaped, UInt
 
 from iwae._types import Example, PRNGKey, UserError
 
@@ -37,6 +37,7 @@ def map_examples(
     batch_size: int,
     slab_size: int = 1,
     first: int = 0,
+    addresses: Shaped[np.ndarray, " n"] | None = None,
 ) -> Iterator[PyTree]:
     """Apply `fn(model, x, fold_in(key, i))` to every example; yield NumPy results slab by slab.
 
@@ -47,6 +48,7 @@ def map_examples(
         batch_size: examples under one `vmap`, on each device; no more than there are for it.
         slab_size: examples per dispatch over all devices, rounded up to whole batches.
         first: the example to begin with, to go on with what was stopped there.
+        addresses: 32-bit numbers to fold into the key instead of the examples' places.
 
     Yields:
         For each slab in order, the pytree of `fn` with a leading axis over the slab's examples.
@@ -69,7 +71,8 @@ def map_examples(
         # The last slab is filled up with the last example, so that only one shape is compiled.
         index = np.minimum(np.arange(start, start + slab), len(examples) - 1)
         xs = jnp.asarray(examples[index])
-        out = _map_slab(fn, model, xs, jnp.asarray(index), key, batch_size, mesh)
+        address = jnp.asarray(index if addresses is None else addresses[index])
+        out = _map_slab(fn, model, xs, address, key, batch_size, mesh)
         count = min(slab, len(examples) - start)
         yield jax.tree.map(lambda leaf, count=count: np.asarray(leaf)[:count], out)
 
@@ -79,21 +82,21 @@ def _map_slab(
     fn: ExampleFn,
     model: PyTree,
     xs: Shaped[Array, "n ..."],
-    index: Int[Array, " n"],
+    address: Int[Array, " n"] | UInt[Array, " n"],
     key: PRNGKey,
     batch_size: int,
     mesh: Mesh,
 ) -> PyTree:
     params, static = eqx.partition(model, eqx.is_array)
 
-    def one_device(params: PyTree, xs: Array, index: Array, key: PRNGKey) -> PyTree:
+    def one_device(params: PyTree, xs: Array, address: Array, key: PRNGKey) -> PyTree:
         model = eqx.combine(params, static)
 
         def one_example(args: tuple[Array, Array]) -> PyTree:
             x, i = args
             return fn(model, x.astype(jnp.float32), jax.random.fold_in(key, i))
 
-        return jax.lax.map(one_example, (xs, index), batch_size=batch_size)
+        return jax.lax.map(one_example, (xs, address), batch_size=batch_size)
 
     split, whole = PartitionSpec("example"), PartitionSpec()
     return jax.shard_map(
@@ -102,7 +105,7 @@ def _map_slab(
         in_specs=(whole, split, split, whole),
         out_specs=split,
         check_vma=False,  # the loops start from constants, which are the same on every device
-    )(params, xs, index, key)
+    )(params, xs, address, key)
 
 
 def gather(slabs: Iterator[PyTree]) -> PyTree:

@@ -65,6 +65,21 @@ def streamed_bound(k: int, chunk: int, sampler: Callable = importance_particles)
     return fn
 
 
+def chunk_length(k: int, longest: int | None = None) -> int:
+    """Particles at a time, of k; chunks of equal length waste the fewest.
+
+    Raises:
+        UserError: if k or a length is not positive, or k is beyond 32 bits.
+    """
+    longest = ROWS // 4 if longest is None else longest
+    check_positive("k", k)
+    check_positive("chunk_size", longest)
+    chunk = -(-k // -(-k // longest))
+    if k + chunk > 2**31:
+        raise UserError(f"k is {k}; particles are counted in 32 bits: at most {2**31 - chunk}")
+    return chunk
+
+
 Sums = tuple[Scalar, Scalar, Scalar]
 
 
@@ -89,12 +104,7 @@ def log_likelihood_slabs(
     first: int = 0,
 ) -> Iterator[dict[str, np.ndarray]]:
     """`log_likelihoods` from example `first` on, slab by slab, with what the weights say."""
-    longest = ROWS // 4 if chunk_size is None else chunk_size
-    check_positive("k", k)
-    check_positive("chunk_size", longest)
-    chunk = -(-k // -(-k // longest))  # chunks of equal length waste the fewest particles
-    if k + chunk > 2**31:
-        raise UserError(f"k is {k}; particles are counted in 32 bits: at most {2**31 - chunk}")
+    chunk = chunk_length(k, chunk_size)
     batch = max(1, ROWS // chunk) if batch_size is None else batch_size
     slab = max(1, SLAB_ROWS // k) * jax.local_device_count()
     fn = streamed_bound(k, chunk, sampler)
@@ -179,16 +189,25 @@ def annealed_slabs(
     Yields:
         As `log_likelihood_slabs` does, and the mean `acceptance` of each example.
     """
-    check_positive("chains", chains)
-    b = as_betas(betas)
-    sizes = as_step_sizes(step_size, len(b) - 1)
-    # A pytree, so that other temperatures and step sizes need no new compilation.
-    fn = eqx.Partial(
-        _annealed, k=chains, betas=b, step_size=sizes, n_leapfrog=n_leapfrog, start=start
+    fn = annealed_bound(
+        chains=chains, betas=betas, step_size=step_size, n_leapfrog=n_leapfrog, start=start
     )
     batch = chain_batch(chains) if batch_size is None else batch_size
     slabs = map_examples(fn, model, examples, key, batch_size=batch, first=first)
     return _refuse_nan(slabs, first)
+
+
+def annealed_bound(
+    *, chains: int, betas: Betas, step_size: StepSize, n_leapfrog: int, start: str = "posterior"
+) -> ExampleFn:
+    """Log-likelihood of one example by annealed importance sampling, as `annealed_slabs` has it."""
+    check_positive("chains", chains)
+    b = as_betas(betas)
+    sizes = as_step_sizes(step_size, len(b) - 1)
+    # A pytree, so that other temperatures and step sizes need no new compilation.
+    return eqx.Partial(
+        _annealed, k=chains, betas=b, step_size=sizes, n_leapfrog=n_leapfrog, start=start
+    )
 
 
 def _annealed(

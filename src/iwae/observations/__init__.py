@@ -17,6 +17,7 @@ from iwae.observations.gaussian import LEAST_SCALE, gaussian, gaussian_fixed, ga
 from iwae.observations.levels import discretised_gaussian, logistic_mixture
 from iwae.observations.observation import Encoding, Observation
 from iwae.observations.table import table
+from iwae.observations.typical import typical
 
 __all__ = [
     "LEAST_SCALE",
@@ -26,6 +27,7 @@ __all__ = [
     "Encoding",
     "Observation",
     "observation",
+    "typical",
 ]
 
 

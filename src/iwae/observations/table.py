@@ -41,7 +41,7 @@ class Columns(dist.Distribution):
         """A row."""
         keys = jax.random.split(key, len(self.each))
         drawn = [one.sample(k, sample_shape) for one, k in zip(self.each, keys, strict=True)]
-        return self._in_place(drawn)
+        return self.in_place(drawn)
 
     def log_prob(self, value: Float[Array, " d"]) -> Float[Array, ""]:
         """The sum over columns."""
@@ -51,9 +51,10 @@ class Columns(dist.Distribution):
     @property
     def mean(self) -> Float[Array, " d"]:
         """Of each column; not a number for categories."""
-        return self._in_place([one.mean for one in self.each])
+        return self.in_place([one.mean for one in self.each])
 
-    def _in_place(self, parts: list[Float[Array, "..."]]) -> Float[Array, "*d"]:
+    def in_place(self, parts: list[Float[Array, "..."]]) -> Float[Array, "*d"]:
+        """A row, from what each distribution has of it."""
         order = np.argsort(np.concatenate(self.places))
         return jnp.concatenate(parts, axis=-1)[..., order]
 

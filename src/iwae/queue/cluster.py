@@ -22,7 +22,6 @@ from iwae.training import Report
 LOST = 10
 """Workers that may die under one task before it counts as failed."""
 
-
 PATIENCE = 24
 """How often a task that another worker seems to be at work on is tried, every five seconds."""
 

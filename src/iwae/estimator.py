@@ -1,0 +1,609 @@
+"""The scikit-learn way in: an estimator over the functions of the modules above.
+
+It keeps scikit-learn's conventions: the constructor stores and never computes, what is learnt ends
+in an underscore, rows are examples, and bad input is a ValueError in scikit-learn's words.
+"""
+
+import math
+import warnings
+import zlib
+from collections.abc import Iterator, Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, UInt
+from sklearn.base import (
+    BaseEstimator,
+    ClassNamePrefixFeaturesOutMixin,
+    DensityMixin,
+    TransformerMixin,
+)
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.utils import Tags, check_array, check_random_state
+from sklearn.utils.validation import check_is_fitted, validate_data
+
+from iwae._types import Example, PRNGKey, UserError
+from iwae.annealing import sigmoid_schedule, tune_step_size
+from iwae.checkpoint import load_model, read_about, save_model
+from iwae.data import Kind, as_json, as_kind
+from iwae.data.kinds import check_values, column_kinds, make_kind
+from iwae.declaration import Declaration
+from iwae.evaluate import gather, map_examples
+from iwae.evaluate.examples import CHAIN_ROWS, ROWS, ExampleFn
+from iwae.evaluate.likelihood import annealed_bound, chunk_length, streamed_bound
+from iwae.methods import compose
+from iwae.model import VAE
+from iwae.observations import observation, typical
+from iwae.particles import importance_particles
+from iwae.posterior import snis_mean
+from iwae.progress import show_reports
+from iwae.training import (
+    Plan,
+    Report,
+    Settings,
+    StagedSchedule,
+    adam,
+    init_best,
+    init_state,
+    replicate_model,
+    staged,
+    training,
+)
+
+AT_A_TIME = 32
+"""Rows of one dispatch, filled up with copies: the number of a row is the same, bit for bit,
+whatever the other rows are."""
+
+SCALED = {"gaussian", "gaussian-shared"}
+"""Kinds of columns that are standardised."""
+
+LATENTS = ("mean", "snis")
+
+ANNEALING_CHAINS, LEAPFROG, PILOT_ROWS, PILOT_CHAINS = 16, 10, 32, 4
+"""How `method="ais"` anneals; step sizes come from rows that are drawn from the model."""
+
+
+class ImportanceWeightedAutoencoder(
+    ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMixin, BaseEstimator
+):
+    """Importance weighted autoencoder, as a transformer and a density estimator.
+
+    An encoder and a decoder are trained together by a bound on the log-likelihood (Burda et al.
+    2016, arXiv 1509.00519). A row becomes the posterior mean of a few latent variables, and has a
+    log-likelihood.
+
+    Parameters:
+        n_components: latent variables.
+        hidden_layer_sizes: units of the layers between data and latents.
+        observation: the kind of data: "gaussian", "gaussian-shared", "bernoulli", "poisson",
+            "negative-binomial", "logistic-mixture", "discretised-gaussian"; with its parameter,
+            `{"name": "categorical", "categories": 4}`; or a list with the kind of each column,
+            `["gaussian", "poisson", "categorical:4"]`.
+        objective: the bound to climb; `iwae objectives` lists them.
+        k: samples of each row and step, for training.
+        gradient: how to climb it; the objective's own if None.
+        activation: of the hidden layers.
+        standardize: train on Gaussian columns of mean 0 and standard deviation 1. Likelihoods,
+            samples and reconstructions are of the data as they were given.
+        learning_rate_init: of Adam; it falls to 0.3 and 0.1 of it after a half and three quarters
+            of `max_iter`.
+        batch_size: rows a step; "auto" is a fiftieth of them, between 16 and 100.
+        max_iter: passes over the training rows.
+        early_stopping: hold some rows out, and stop when their bound no longer rises. The weights
+            are then those of the best validation bound. Without, all rows train.
+        validation_fraction: the share of the rows that is held out.
+        n_iter_no_change: passes without improvement before it stops.
+        tol: nats by which the validation bound must rise to count.
+        score_k: importance samples of each row in `score_samples`, `score` and
+            `transform(latent="snis")`.
+        random_state: an int or a RandomState, to make fits and numbers repeatable.
+        verbose: show a progress bar while fitting.
+
+    Attributes:
+        model_: the trained `iwae.VAE`, of standardised columns.
+        shift_, scale_: `[d]`, what standardised columns are.
+        n_iter_: passes over the training rows.
+        loss_curve_: minus the mean training bound of each pass, nats per row, in the units of the
+            data as they were given.
+        validation_scores_: the mean validation bound of each pass, in the same units; None without
+            early stopping.
+        best_validation_score_: the best of them.
+        n_features_in_, feature_names_in_: as everywhere in scikit-learn.
+
+    Examples:
+        >>> from sklearn.datasets import load_wine
+        >>> from iwae import ImportanceWeightedAutoencoder
+        >>> X = load_wine().data
+        >>> density = ImportanceWeightedAutoencoder(3, max_iter=20, random_state=0).fit(X)
+        >>> density.transform(X).shape, density.score_samples(X).shape
+        ((178, 3), (178,))
+    """
+
+    def __init__(
+        self,
+        n_components: Any = 10,
+        *,
+        hidden_layer_sizes: Any = (100, 100),
+        observation: Any = "gaussian",
+        objective: Any = "iwae",
+        k: Any = 5,
+        gradient: Any = None,
+        activation: Any = "tanh",
+        standardize: Any = True,
+        learning_rate_init: Any = 1e-3,
+        batch_size: Any = "auto",
+        max_iter: Any = 200,
+        early_stopping: Any = True,
+        validation_fraction: Any = 0.1,
+        n_iter_no_change: Any = 20,
+        tol: Any = 0.0,
+        score_k: Any = 1000,
+        random_state: Any = None,
+        verbose: Any = False,
+    ):
+        self.n_components = n_components
+        self.hidden_layer_sizes = hidden_layer_sizes
+        self.observation = observation
+        self.objective = objective
+        self.k = k
+        self.gradient = gradient
+        self.activation = activation
+        self.standardize = standardize
+        self.learning_rate_init = learning_rate_init
+        self.batch_size = batch_size
+        self.max_iter = max_iter
+        self.early_stopping = early_stopping
+        self.validation_fraction = validation_fraction
+        self.n_iter_no_change = n_iter_no_change
+        self.tol = tol
+        self.score_k = score_k
+        self.random_state = random_state
+        self.verbose = verbose
+
+    # --- fitting ----------------------------------------------------------------------------
+
+    def fit(self, X: Any, y: Any = None) -> "ImportanceWeightedAutoencoder":  # noqa: ARG002 - scikit-learn's signature
+        """Train on the rows of X `[n, d]`; y is ignored.
+
+        A second fit of data of the same shape, with the same parameters, compiles nothing.
+
+        Raises:
+            ValueError: for data or parameters that do not fit.
+            FloatingPointError: if training meets a number that is not finite.
+        """
+        self._check_parameters()
+        kind = self._kind()
+        rows = self._rows(X, kind, reset=True)
+        random = check_random_state(self.random_state)
+        self._key_ = int(random.randint(2**31 - 1))
+        self.shift_, self.scale_ = self._standards(rows, kind)
+        train, validation = self._held_out(self._inwards(rows), random)
+        self._fit(kind, train, validation)
+        return self
+
+    def _fit(self, kind: Kind, train: np.ndarray, validation: np.ndarray | None) -> None:
+        """Make a model and train it."""
+        init_key, train_key = jax.random.split(jax.random.key(self._key_))
+        blank, batch_size = self._blank(kind, train, init_key), self._batch(len(train))
+        settings = _settings(self._declaration(), batch_size)
+        plan = Plan(
+            self.max_iter,
+            patience=self.n_iter_no_change if self.early_stopping else None,
+            threshold=self.tol,
+        )
+        schedule = self._schedule(len(train) // batch_size)
+        first, reports = init_state([blank], train_key[None], settings), []
+        state, best = first, init_best(first)
+
+        def run() -> Iterator[Report]:
+            nonlocal state, best
+            start = first, best, train, schedule, blank, settings, plan, validation
+            for step in training(*start):
+                state, best, report = step
+                if report.epoch_done:
+                    reports.append(report)
+                yield report
+
+        show_reports(run(), lambda: self.max_iter, quiet=not self.verbose)
+        weights = best.params if self.early_stopping else state.params
+        self.model_ = replicate_model(blank, weights, 0)
+        self._n_features_out = self.n_components
+        self.n_iter_ = len(reports)
+        outwards = self._log_scale()
+        self.loss_curve_ = [float(-report.bound[0]) + outwards for report in reports]
+        self.validation_scores_ = self.best_validation_score_ = None
+        if self.early_stopping:
+            values = [report.validation for report in reports if report.validation is not None]
+            self.validation_scores_ = [float(value[0]) - outwards for value in values]
+            self.best_validation_score_ = float(best.value[0]) - outwards
+            self._warn_unless_converged(int(best.waited[0]))
+
+    def _warn_unless_converged(self, waited: int) -> None:
+        if waited < self.n_iter_no_change:
+            warnings.warn(
+                f"the validation bound was still rising after max_iter={self.max_iter} passes; "
+                "raise max_iter, or n_iter_no_change and tol",
+                ConvergenceWarning,
+                stacklevel=4,
+            )
+
+    def _kind(self) -> Kind:
+        """The kind of data that `observation` names."""
+        given = self.observation
+        if isinstance(given, str):
+            return make_kind(given)
+        if isinstance(given, Mapping | Kind):
+            return as_kind(given)
+        return make_kind("table", columns=tuple(given))
+
+    def _declaration(self) -> Declaration:
+        return Declaration(self.objective, int(self.k), gradient=self.gradient)
+
+    def _check_parameters(self) -> None:
+        """Raise ValueError for a parameter that can't be."""
+        hidden = [("hidden_layer_sizes", size) for size in self.hidden_layer_sizes]
+        counts = ("n_components", "k", "max_iter", "n_iter_no_change", "score_k")
+        for name, value in [*((name, getattr(self, name)) for name in counts), *hidden]:
+            _check_count(name, value)
+        if self.batch_size != "auto":
+            _check_count("batch_size", self.batch_size)
+        for name, low, high in (
+            ("learning_rate_init", 0.0, math.inf),
+            ("validation_fraction", 0.0, 1.0),
+            ("tol", -math.ulp(0.0), math.inf),
+        ):
+            if not low < getattr(self, name) < high:
+                raise ValueError(f"{name} == {getattr(self, name)!r}, must be in ({low:g}, {high})")
+
+    def _standards(self, rows: np.ndarray, kind: Kind) -> tuple[np.ndarray, np.ndarray]:
+        """Mean and standard deviation of each column that is standardised; 0 and 1 of others."""
+        kinds = column_kinds(kind) or (kind,) * rows.shape[1]
+        real = np.array([one.name in SCALED for one in kinds])
+        scale = rows.std(axis=0)
+        constant = real & (scale <= 10 * np.finfo(rows.dtype).eps * np.abs(rows.mean(axis=0)))
+        if constant.any():
+            warnings.warn(
+                f"Features {np.flatnonzero(constant)} are constant: their density is as high as "
+                "the least scale of a Gaussian allows; leave them out",
+                UserWarning,
+                stacklevel=3,
+            )
+        chosen = real & self.standardize
+        shift = np.where(chosen, rows.mean(axis=0), 0.0)
+        return shift, np.where(chosen & ~constant, scale, 1.0)
+
+    def _held_out(
+        self, rows: np.ndarray, random: np.random.RandomState
+    ) -> tuple[np.ndarray, np.ndarray | None]:
+        """Training rows, and validation rows if there are to be any."""
+        if not self.early_stopping:
+            return rows, None
+        count = max(1, round(self.validation_fraction * len(rows)))
+        if count >= len(rows):
+            raise ValueError(
+                f"validation_fraction={self.validation_fraction} of n_samples={len(rows)} leaves "
+                "no rows to train on; give more rows, or early_stopping=False"
+            )
+        order = random.permutation(len(rows))
+        return rows[order[count:]], rows[order[:count]]
+
+    def _batch(self, n: int) -> int:
+        if isinstance(self.batch_size, str):
+            return min(n, max(16, min(100, n // 50)))
+        if self.batch_size > n:
+            warnings.warn(
+                f"Got `batch_size` larger than the {n} training rows. It is going to be clipped.",
+                UserWarning,
+                stacklevel=4,
+            )
+        return min(n, int(self.batch_size))
+
+    def _schedule(self, steps_per_epoch: int) -> StagedSchedule:
+        """The learning rate, and 0.3 and 0.1 of it after a half and three quarters."""
+        ends = np.ceil(np.array([0.5, 0.75, 1.0]) * self.max_iter).astype(int)
+        rates = [self.learning_rate_init * share for share in (1.0, 0.3, 0.1)]
+        return staged(rates, np.diff(ends, prepend=0).tolist(), steps_per_epoch)
+
+    def _blank(self, kind: Kind, train: np.ndarray, key: PRNGKey) -> VAE:
+        """A model before training."""
+        what = observation(kind, train.shape[1])
+        return VAE(
+            train.shape[1],
+            (self.n_components,),
+            (tuple(self.hidden_layer_sizes),),
+            observation=kind,
+            activation=self.activation,
+            output_bias=what.initial_output(train),
+            statistics=what.encoding.statistics(train) if what.encoding else None,
+            key=key,
+        )
+
+    # --- rows in and out --------------------------------------------------------------------
+
+    def _rows(self, X: Any, kind: Kind, *, reset: bool = False) -> np.ndarray:
+        """X as an array `[n, d]` of values that the kind of data takes.
+
+        Raises:
+            ValueError: for anything else.
+        """
+        rows = validate_data(
+            self,
+            X,
+            reset=reset,
+            accept_sparse=("csr", "csc", "coo"),
+            dtype=(np.float64, np.float32),
+            ensure_min_samples=2 if reset else 1,
+        )
+        rows = rows.toarray() if hasattr(rows, "toarray") else rows
+        check_values(rows, kind, "X")
+        return rows
+
+    def _known_rows(self, X: Any) -> np.ndarray:
+        """Rows for a fitted model, as they were given."""
+        check_is_fitted(self)
+        return self._rows(X, self.model_.kind)
+
+    def _inwards(self, rows: np.ndarray) -> np.ndarray:
+        """What the model sees of rows."""
+        return ((rows - self.shift_) / self.scale_).astype(np.float32)
+
+    def _outwards(self, rows: np.ndarray) -> np.ndarray:
+        """Rows in the units of the data, from those of the model."""
+        return rows * self.scale_ + self.shift_
+
+    def _log_scale(self) -> float:
+        """log |d data / d model|, nats: what densities of the data are lower by."""
+        return float(np.log(self.scale_).sum())
+
+    def _map(self, fn: ExampleFn, rows: np.ndarray, batch_size: int, purpose: int) -> Any:
+        """A function of one row, of each of them; its key is that of the row's values."""
+        n, whole = len(rows), AT_A_TIME * jax.local_device_count()
+        filled = np.concatenate([rows, np.repeat(rows[-1:], -n % whole, axis=0)])
+        key = jax.random.fold_in(jax.random.key(self._key_), purpose)
+        slabs = map_examples(
+            fn,
+            self.model_,
+            filled,
+            key,
+            batch_size=min(batch_size, AT_A_TIME),
+            slab_size=whole,
+            addresses=_addresses(filled),
+        )
+        return jax.tree.map(lambda leaf: leaf[:n], gather(slabs))
+
+    # --- using it ---------------------------------------------------------------------------
+
+    def transform(self, X: Any, *, latent: Any = "mean") -> np.ndarray:
+        """Posterior means of the latents, `[n, n_components]`.
+
+        Args:
+            X: `[n, d]`.
+            latent: "mean" for the mean of q(z|x), "snis" for that of p(z|x) by `score_k`
+                self-normalised importance samples.
+
+        Raises:
+            ValueError: for another `latent`, or rows unlike those of `fit`.
+        """
+        rows = self._known_rows(X)
+        if latent not in LATENTS:
+            raise ValueError(f"latent == {latent!r}, must be one of {', '.join(LATENTS)}")
+        inner = self._inwards(rows)
+        if latent == "mean":
+            found = self._map(_q_mean, inner, AT_A_TIME, _LATENT)
+        else:
+            batch = max(1, ROWS // self.score_k)
+            found = self._map(_weighted_mean(self.score_k), inner, batch, _LATENT)
+        return found.astype(rows.dtype)
+
+    def inverse_transform(self, X: Any) -> np.ndarray:
+        """What the decoder makes of latents `[n, n_components]`: means, `[n, d]`.
+
+        Of categories it gives the most likely one.
+        """
+        check_is_fitted(self)
+        z = check_array(X, dtype=(np.float64, np.float32))
+        if z.shape[1] != self.n_components:
+            raise ValueError(
+                f"X has {z.shape[1]} features, but the latent space has {self.n_components}"
+            )
+        out = self._map(_decoded, z.astype(np.float32), AT_A_TIME, _LATENT)
+        return self._outwards(out).astype(z.dtype)
+
+    def sample(self, n_samples: Any = 1, random_state: Any = None) -> np.ndarray:
+        """Rows drawn from the model, `[n_samples, d]`.
+
+        Args:
+            n_samples: how many.
+            random_state: an int or a RandomState for the same rows again.
+        """
+        check_is_fitted(self)
+        _check_count("n_samples", n_samples)
+        seed = int(check_random_state(random_state).randint(2**31 - 1))
+        slabs = map_examples(
+            _drawn,
+            self.model_,
+            np.zeros((n_samples, 1), np.float32),
+            jax.random.key(seed),
+            batch_size=AT_A_TIME,
+            slab_size=n_samples,
+        )
+        return self._outwards(gather(slabs))
+
+    def score_samples(
+        self, X: Any, *, method: Any = "is", k: Any = None, temperatures: Any = 200
+    ) -> np.ndarray:
+        """The log-likelihood of each row, nats: a lower bound, in expectation.
+
+        A row always gets the same number from a fitted model, whatever other rows there are.
+
+        Args:
+            X: `[n, d]`.
+            method: "is" for importance sampling (L_k, Burda et al. 2016); "ais" for annealed
+                importance sampling with HMC (Neal 2001; Wu et al. 2017), slower and tighter.
+            k: importance samples, `score_k` if None; or chains, 16 if None.
+            temperatures: of "ais".
+
+        Returns:
+            `[n]`. Densities are of the data as they were given; of counts, categories and levels
+            they are probabilities.
+
+        Raises:
+            ValueError: for another method, or rows unlike those of `fit`.
+            FloatingPointError: if a number is nan.
+        """
+        rows = self._known_rows(X)
+        if method == "is":
+            count = self.score_k if k is None else _check_count("k", k)
+            chunk = chunk_length(count)
+            fn, batch = streamed_bound(count, chunk), max(1, ROWS // chunk)
+        elif method == "ais":
+            chains = ANNEALING_CHAINS if k is None else _check_count("k", k)
+            fn, batch = self._annealed(chains, temperatures), max(1, CHAIN_ROWS // chains)
+        else:
+            raise ValueError(f"method == {method!r}, must be 'is' or 'ais'")
+        values = self._map(fn, self._inwards(rows), batch, _SCORE)["log_likelihood"]
+        if np.isnan(values).any():
+            row = np.isnan(values).argmax()
+            raise FloatingPointError(f"the log-likelihood of row {row} is nan")
+        return values - self._log_scale()
+
+    def score(self, X: Any, y: Any = None) -> float:  # noqa: ARG002 - scikit-learn's signature
+        """The mean log-likelihood of the rows by `score_k` importance samples, nats."""
+        return float(self.score_samples(X).mean())
+
+    def _annealed(self, chains: int, temperatures: int) -> ExampleFn:
+        """A row's annealed log-likelihood, with step sizes that other rows have given."""
+        key = jax.random.fold_in(jax.random.key(self._key_), _PILOT)
+        draw_key, tune_key = jax.random.split(key)
+        drawn = jax.vmap(lambda k: self.model_.sample(k)[1])(jax.random.split(draw_key, PILOT_ROWS))
+        betas = sigmoid_schedule(temperatures)
+        sizes = tune_step_size(
+            self.model_,
+            np.asarray(drawn),
+            tune_key,
+            betas=betas,
+            n_leapfrog=LEAPFROG,
+            chains=PILOT_CHAINS,
+        )
+        return annealed_bound(chains=chains, betas=betas, step_size=sizes, n_leapfrog=LEAPFROG)
+
+    # --- files ------------------------------------------------------------------------------
+
+    def save(self, folder: str | Path) -> None:
+        """Write the fitted estimator into a folder: safetensors and JSON, nothing that is run.
+
+        Raises:
+            ValueError: if it is not fitted, or `random_state` is not an int or None.
+        """
+        check_is_fitted(self)
+        if not isinstance(self.random_state, int | np.integer | None):
+            raise ValueError("random_state is a generator, which no file holds: set it to an int")
+        parameters = {**self.get_params(deep=False), "observation": as_json(self._kind())}
+        learnt = {name: getattr(self, name) for name in (*_LEARNT, *_NAMED) if hasattr(self, name)}
+        facts = _plain({"parameters": parameters, "learnt": learnt})
+        save_model(self.model_, folder, estimator=facts)
+
+    @classmethod
+    def load(cls, folder: str | Path) -> "ImportanceWeightedAutoencoder":
+        """Read what `save` wrote; runs no code from the files.
+
+        Raises:
+            UserError: if it can't be read, is damaged, or is no estimator.
+        """
+        model, facts = load_model(folder), read_about(folder).get("estimator", {})
+        try:
+            parameters, learnt = dict(facts["parameters"]), dict(facts["learnt"])
+            found = cls(**parameters)
+            for name in _LEARNT:
+                setattr(found, name, learnt[name])
+            found.shift_, found.scale_ = (_column(learnt[name], model.n_data) for name in _ARRAYS)
+        except (TypeError, KeyError, ValueError, AttributeError) as error:
+            raise UserError(f"there is no estimator in {folder}: {error}") from error
+        if "feature_names_in_" in learnt:
+            found.feature_names_in_ = np.asarray(learnt["feature_names_in_"], object)
+        found.model_, found.n_features_in_ = model, model.n_data
+        found._n_features_out = model.latent_sizes[0]
+        return found
+
+    def __sklearn_tags__(self) -> Tags:
+        """What scikit-learn may expect."""
+        tags = super().__sklearn_tags__()
+        tags.input_tags.sparse = True
+        tags.transformer_tags.preserves_dtype = ["float64", "float32"]
+        return tags
+
+
+_SCORE, _LATENT, _PILOT = 1, 2, 3  # what the estimator's key is folded with
+
+_ARRAYS = ("shift_", "scale_")
+_LEARNT = (
+    *_ARRAYS,
+    *("_key_", "n_iter_", "loss_curve_", "validation_scores_", "best_validation_score_"),
+)
+_NAMED = ("feature_names_in_",)
+
+
+def _column(values: Any, d: int) -> np.ndarray:
+    """What is said of each column."""
+    array = np.asarray(values, np.float64)
+    if array.shape != (d,) or not np.isfinite(array).all():
+        raise ValueError(f"there should be {d} finite numbers")
+    return array
+
+
+def _plain(value: Any) -> Any:
+    """As JSON holds it."""
+    if isinstance(value, Mapping):
+        return {name: _plain(one) for name, one in value.items()}
+    if isinstance(value, np.ndarray | list | tuple):
+        return [_plain(one) for one in np.asarray(value, object).tolist()]
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def _check_count(name: str, value: Any) -> int:
+    if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < 1:
+        raise ValueError(f"{name} == {value!r}, must be a whole number from 1 on")
+    return int(value)
+
+
+def _addresses(rows: np.ndarray) -> UInt[np.ndarray, " n"]:
+    """A number for each row that depends on its values alone."""
+    return np.array([zlib.crc32(row.tobytes()) for row in np.ascontiguousarray(rows)], np.uint32)
+
+
+@lru_cache
+def _settings(declaration: Declaration, batch_size: int) -> Settings:
+    """The same object for the same training: what programs are compiled for."""
+    return Settings(compose(declaration, 1), adam(), batch_size)
+
+
+# --- functions of one row -------------------------------------------------------------------
+
+
+def _q_mean(model: VAE, x: Example, key: PRNGKey) -> Float[Array, " m"]:  # noqa: ARG001
+    """E_q[z|x]."""
+    return model.posterior(x).first.mean
+
+
+@lru_cache
+def _weighted_mean(k: int) -> ExampleFn:
+    """E[z|x] by k self-normalised importance samples."""
+
+    def fn(model: VAE, x: Example, key: PRNGKey) -> Float[Array, " m"]:
+        return snis_mean(importance_particles(model, x, key, k)[0])[0]
+
+    return fn
+
+
+def _decoded(model: VAE, z: Example, key: PRNGKey) -> Float[Array, " d"]:  # noqa: ARG001
+    """The most telling x of p(x|z)."""
+    return typical(model.decode((z,)))
+
+
+def _drawn(model: VAE, place: Example, key: PRNGKey) -> Float[Array, " d"]:  # noqa: ARG001
+    """A draw from the model."""
+    return jnp.asarray(model.sample(key)[1])

@@ -1,0 +1,430 @@
+"""The scikit-learn estimator: its contract, its densities, and what it does with wrong input."""
+
+import math
+import warnings
+from functools import cache
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import sparse
+from sklearn.base import clone
+from sklearn.exceptions import ConvergenceWarning, NotFittedError
+from sklearn.model_selection import GridSearchCV, cross_val_score
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from sklearn.utils.estimator_checks import check_estimator
+
+from iwae import ImportanceWeightedAutoencoder, UserError, load_model, posterior_grid, save_model
+
+pytestmark = [
+    pytest.mark.usefixtures("quick_compilation"),
+    pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning"),
+]
+
+SMALL = {
+    "hidden_layer_sizes": (6,),
+    "max_iter": 3,
+    "score_k": 20,
+    "batch_size": 16,
+    "random_state": 0,
+}
+
+
+def small(n_components=2, **parameters):
+    return ImportanceWeightedAutoencoder(n_components, **{**SMALL, **parameters})
+
+
+@cache
+def rows(n=64, d=3):
+    rng = np.random.default_rng(5)
+    z = rng.normal(size=(n, 1))
+    noise = rng.normal(size=(n, d))
+    return z * np.arange(1, d + 1) + 0.3 * noise + 10
+
+
+@cache
+def fitted():
+    return small().fit(rows())
+
+
+@pytest.mark.slow
+def test_it_keeps_the_contract_of_scikit_learn():
+    with jax.numpy_rank_promotion("allow"):
+        results = check_estimator(small(hidden_layer_sizes=(4,), batch_size="auto"), on_skip=None)
+    passed = [result["check_name"] for result in results if result["status"] == "passed"]
+    left = {r["check_name"] for r in results} - set(passed)
+    assert left <= {"check_array_api_input"}  # asked for by an environment variable only
+    assert len(passed) > 40
+
+
+# --- densities -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("standardize", [True, False])
+def test_the_density_of_a_column_integrates_to_one(standardize):
+    data = 3000 + 200 * np.random.default_rng(0).gamma(2.0, size=(400, 1))
+    if not standardize:
+        data = (data - 3000) / 200
+    model = small(1, max_iter=20, standardize=standardize, score_k=400).fit(data)
+    low, high = data.min(), data.max()
+    grid = np.linspace(2 * low - high, 2 * high - low, 640)[:, None]
+    total = np.trapezoid(np.exp(model.score_samples(grid)), grid[:, 0])
+    assert total == pytest.approx(1, abs=0.02)
+
+
+def test_other_units_are_the_same_model_with_the_density_of_these_units():
+    units = np.array([2.0, 1024.0, 0.125])  # powers of two, that nothing is rounded
+    ours, theirs = fitted(), small().fit(rows() * units)
+    difference = ours.score_samples(rows()) - theirs.score_samples(rows() * units)
+    np.testing.assert_allclose(difference, np.log(units).sum(), rtol=1e-5)
+    np.testing.assert_allclose(ours.loss_curve_[-1], theirs.loss_curve_[-1] - np.log(units).sum())
+    assert ours.best_validation_score_ == pytest.approx(
+        theirs.best_validation_score_ + np.log(units).sum()
+    )
+    np.testing.assert_array_equal(ours.transform(rows()), theirs.transform(rows() * units))
+
+
+def test_validation_scores_are_what_score_samples_gives_for_these_rows():
+    # Without noise in the numbers: the same bound, of other particles.
+    model = small(k=200, max_iter=4, validation_fraction=0.5).fit(rows(128))
+    order = _order_of(model, 128)
+    held_out = rows(128)[order[:64]]
+    ours = model.score_samples(held_out, k=200)
+    error = np.hypot(ours.std() / 8, 0.02)
+    assert abs(model.best_validation_score_ - ours.mean()) < error
+    others = model.score_samples(rows(128)[order[64:]], k=200)
+    assert ours.mean() != pytest.approx(others.mean(), abs=1e-3)
+
+
+def _order_of(model, n):
+    """In which order the rows were dealt out."""
+    random = np.random.RandomState(model.random_state)
+    random.randint(2**31 - 1)
+    return random.permutation(n)
+
+
+def test_the_number_of_a_row_is_its_own_bit_for_bit():
+    model, data = fitted(), rows()
+    for numbers in (model.score_samples, model.transform, snis := _snis(model)):
+        whole = numbers(data)
+        np.testing.assert_array_equal(numbers(data[::-1])[::-1], whole)
+        np.testing.assert_array_equal(numbers(data[7:8]), whole[7:8])
+        np.testing.assert_array_equal(numbers(np.repeat(data[:3], 30, axis=0))[::30], whole[:3])
+    assert not np.array_equal(snis(data), model.transform(data))
+
+
+def _snis(model):
+    return lambda X: model.transform(X, latent="snis")
+
+
+@pytest.mark.slow
+def test_the_bound_rises_with_k_and_annealing_is_above_it():
+    model, data = fitted(), rows()
+    one, many = (model.score_samples(data, k=k) for k in (1, 2000))
+    annealed = model.score_samples(data, method="ais", temperatures=50)
+    assert (many - one).mean() > 3 * (many - one).std() / math.sqrt(len(data)) > 0
+    error = (annealed - many).std() / math.sqrt(len(data))
+    assert abs((annealed - many).mean()) < max(4 * error, 0.02)
+
+
+def test_weighted_latents_are_means_of_the_true_posterior():
+    model = small(1, score_k=4000).fit(rows())
+    found = model.transform(rows()[:4], latent="snis")
+    for x, mean in zip(rows()[:4], found, strict=True):
+        inner = jnp.float32((x - model.shift_) / model.scale_)
+        grid = posterior_grid(model.model_, inner, jax.random.key(0))
+        weights = np.exp(grid.log_posterior)
+        exact = (weights * grid.axes[0]).sum() / weights.sum()
+        assert mean[0] == pytest.approx(exact, abs=0.06)
+
+
+# --- fitting ---------------------------------------------------------------------------------
+
+
+def test_it_learns():
+    data = rows(200)
+    model = small(max_iter=60, learning_rate_init=5e-3).fit(data)
+    gaussian = small(max_iter=1, learning_rate_init=1e-9).fit(data)  # where it starts
+    gain = model.score_samples(data) - gaussian.score_samples(data)
+    assert gain.mean() > 1 + 5 * gain.std() / math.sqrt(len(data))
+    z = model.transform(data)
+    assert max(abs(np.corrcoef(z[:, j], data[:, 2])[0, 1]) for j in (0, 1)) > 0.9
+    error = model.inverse_transform(z) - data
+    assert (error.std(axis=0) < 0.5 * data.std(axis=0))[1:].all()
+    drawn = model.sample(2000, random_state=0)
+    np.testing.assert_allclose(drawn.mean(axis=0), data.mean(axis=0), atol=0.4)
+    assert np.corrcoef(drawn.T)[1, 2] > 0.7
+
+
+def test_seeds():
+    one, again, other = small().fit(rows()), small().fit(rows()), small(random_state=1).fit(rows())
+    np.testing.assert_array_equal(one.score_samples(rows()), again.score_samples(rows()))
+    assert one.score(rows()) != other.score(rows())
+    drawn = [one.sample(4, random_state=seed) for seed in (0, 0, 1)]
+    np.testing.assert_array_equal(drawn[0], drawn[1])
+    assert not np.array_equal(drawn[0], drawn[2])
+    assert small(random_state=np.random.RandomState(0)).fit(rows()).score(rows()) == one.score(
+        rows()
+    )
+
+
+def test_a_second_fit_of_the_same_shape_compiles_nothing():
+    compiled = []
+
+    def listen(event, *_, **__):
+        if event.endswith("backend_compile_duration"):
+            compiled.append(event)
+
+    small(3).fit(rows()).score(rows())
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        small(3, random_state=7, learning_rate_init=2e-3).fit(rows() + 1).score(rows())
+        assert not compiled
+        small(4).fit(rows())
+        assert compiled
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
+
+
+def test_early_stopping_gives_the_best_weights_and_says_when_it_was_too_early():
+    # Twelve rows are learnt by heart, which the others do not like.
+    data = np.random.default_rng(0).normal(size=(24, 4))
+    model = small(max_iter=400, n_iter_no_change=5, validation_fraction=0.5, tol=0.01)
+    model.set_params(learning_rate_init=0.02, batch_size=6)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", ConvergenceWarning)
+        model.fit(data)
+    assert model.n_iter_ < 400
+    assert len(model.loss_curve_) == len(model.validation_scores_) == model.n_iter_
+    best = max(model.validation_scores_[: model.n_iter_ - 5])
+    assert model.best_validation_score_ == pytest.approx(best, rel=1e-6)
+    with pytest.warns(ConvergenceWarning, match="still rising after max_iter=2"):
+        small(max_iter=2).fit(rows())
+
+
+def test_without_early_stopping_all_rows_train_and_none_is_looked_at():
+    model = small(early_stopping=False).fit(rows())
+    assert model.n_iter_ == 3
+    assert model.validation_scores_ is None
+    assert model.best_validation_score_ is None
+    data = rows().copy()
+    data[-1] += 1  # any row counts
+    assert small(early_stopping=False).fit(data).score(rows()) != model.score(rows())
+
+
+def test_progress_is_shown_when_asked_for(capsys):
+    small(verbose=True).fit(rows())
+    assert "epoch 3" in capsys.readouterr().err
+    small().fit(rows())
+    assert capsys.readouterr() == ("", "")
+
+
+# --- kinds of data ---------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("kind", "draw", "wrong"),
+    [
+        ("bernoulli", lambda g: g.integers(0, 2, (40, 3)), 2),
+        ("poisson", lambda g: g.poisson(4, (40, 3)), -1),
+        ("negative-binomial", lambda g: g.negative_binomial(2, 0.3, (40, 3)), 0.5),
+        ({"name": "categorical", "categories": 3}, lambda g: g.integers(0, 3, (40, 3)), 3),
+        ("discretised-gaussian", lambda g: g.integers(0, 256, (40, 3)), 256),
+        (["gaussian", "poisson", "categorical:3"], None, -1),
+    ],
+)
+def test_kinds_of_data(kind, draw, wrong):
+    random = np.random.default_rng(0)
+    columns = [random.normal(50, 9, 40), random.poisson(4, 40), random.integers(0, 3, 40)]
+    data = (draw(random) if draw else np.stack(columns, axis=1)).astype(np.float64)
+    model = small(observation=kind).fit(data)
+    assert np.isfinite(model.score_samples(data)).all()
+    assert model.transform(data).shape == (40, 2)
+    drawn = model.sample(20, random_state=0)
+    model.score_samples(drawn)  # draws are legal values
+    back = model.inverse_transform(model.transform(data))
+    assert back.shape == data.shape
+    if isinstance(kind, list):
+        assert model.shift_.tolist() == [data[:, 0].mean(), 0, 0]
+        assert set(back[:, 2]) <= {0, 1, 2}
+        assert abs(back[:, 0].mean() - 50) < 5
+    data[3, 1] = wrong
+    for act in (model.score_samples, small(observation=kind).fit):
+        with pytest.raises(ValueError, match="in row 4, column 2"):
+            act(data)
+
+
+def test_the_likeliest_category_is_given_back():
+    data = np.tile([[0.0, 2.0]], (40, 1))
+    data[:8, 0] = 1
+    model = small(observation={"name": "categorical", "categories": 3}).fit(data)
+    assert model.inverse_transform(model.transform(data[:2])).tolist() == [[0, 2], [0, 2]]
+
+
+# --- what comes in ---------------------------------------------------------------------------
+
+
+def test_sparse_and_named_columns():
+    pd = pytest.importorskip("pandas")
+    data = rows()
+    for make in (sparse.csr_matrix, sparse.coo_array):
+        assert small().fit(make(data)).score(make(data)) == fitted().score(data)
+    frame = pd.DataFrame(data, columns=["a", "b", "c"])
+    model = small().fit(frame)
+    assert model.feature_names_in_.tolist() == ["a", "b", "c"]
+    assert model.score(frame) == fitted().score(data)
+    table = model.set_output(transform="pandas").transform(frame)
+    assert list(table.columns) == [
+        "importanceweightedautoencoder0",
+        "importanceweightedautoencoder1",
+    ]
+    assert table.index.equals(frame.index)
+    with pytest.raises(ValueError, match="feature names"):
+        model.transform(frame[["b", "a", "c"]])
+
+
+def test_float32_stays_float32():
+    data = rows().astype(np.float32)
+    model = small().fit(data)
+    z = model.transform(data)
+    assert z.dtype == np.float32
+    assert model.inverse_transform(z).dtype == np.float32
+    assert model.score_samples(data).dtype == np.float64
+
+
+def test_among_scikit_learn_s_tools():
+    data = rows()
+    assert len(cross_val_score(small(), data, cv=2)) == 2
+    search = GridSearchCV(small(), {"n_components": [1, 2]}, cv=2).fit(data)
+    assert search.best_params_["n_components"] in (1, 2)
+    pipeline = make_pipeline(StandardScaler(), small()).fit(data)
+    assert pipeline.transform(data).shape == (64, 2)
+    assert pipeline.score(data) == pytest.approx(np.mean(pipeline.score_samples(data)))
+    copy = clone(fitted())
+    assert copy.get_params() == fitted().get_params()
+    with pytest.raises(NotFittedError):
+        copy.score(data)
+
+
+BAD = {
+    "strings": lambda x: np.full(x.shape, "a"),
+    "infinite": lambda x: _with(x, np.inf),
+    "missing": lambda x: _with(x, np.nan),
+    "flat": lambda x: x[:, 0],
+    "no rows": lambda x: x[:0],
+    "no columns": lambda x: x[:, :0],
+    "complex": lambda x: x * 1j,
+    "cube": lambda x: x[None],
+}
+
+
+def _with(x, value):
+    x = x.copy()
+    x[1, 1] = value
+    return x
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_rows_are_refused_in_customary_words(name):
+    bad = BAD[name](rows())
+    for act in (small().fit, fitted().transform, fitted().score_samples):
+        with pytest.raises((ValueError, TypeError)) as caught:
+            act(bad)
+        assert not isinstance(caught.value, FloatingPointError)
+        assert len(str(caught.value)) > 20
+
+
+@given(width=st.integers(1, 6).filter(lambda d: d != 3))
+def test_rows_of_another_width_are_refused(width):
+    for act in (fitted().transform, fitted().score_samples, fitted().score):
+        with pytest.raises(ValueError, match=f"X has {width} features, but .* 3 features"):
+            act(np.ones((4, width)))
+    if width != 2:
+        with pytest.raises(ValueError, match="latent space has 2"):
+            fitted().inverse_transform(np.ones((4, width)))
+
+
+@given(
+    count=st.one_of(st.integers(-5, 0), st.floats(), st.text(max_size=3), st.booleans(), st.none()),
+    name=st.sampled_from(["n_components", "k", "max_iter", "n_iter_no_change", "score_k"]),
+)
+def test_counts_that_are_none_are_refused(count, name):
+    with pytest.raises(ValueError, match=f"{name} == .*, must be a whole number from 1 on"):
+        small(**{name: count}).fit(rows()) if name != "n_components" else small(count).fit(rows())
+
+
+@pytest.mark.parametrize(
+    ("parameters", "words"),
+    [
+        ({"learning_rate_init": 0.0}, "learning_rate_init == 0.0"),
+        ({"validation_fraction": 1.0}, "validation_fraction"),
+        ({"tol": -1.0}, "tol == -1.0"),
+        ({"hidden_layer_sizes": (6, 0)}, "hidden_layer_sizes == 0"),
+        ({"objective": "elbow"}, "elbo"),
+        ({"gradient": "dregg"}, "dreg"),
+        ({"activation": "tan"}, "tanh"),
+        ({"observation": "gauss"}, "gaussian"),
+        ({"observation": ["gaussian"]}, "columns"),
+        ({"observation": {"name": "categorical"}}, "categories"),
+        ({"batch_size": "all"}, "batch_size"),
+    ],
+)
+def test_parameters_that_cannot_be_are_refused(parameters, words):
+    with pytest.raises(ValueError, match=words):
+        small(**parameters).fit(rows())
+
+
+def test_one_row_constant_columns_and_great_batches():
+    with pytest.raises(ValueError, match="minimum of 2 is required"):
+        small().fit(rows()[:1])
+    with pytest.raises(ValueError, match="no rows to train on"):
+        small(validation_fraction=0.9).fit(rows()[:2])
+    data = rows().copy()
+    data[:, 1] = 7
+    with pytest.warns(UserWarning, match=r"Features \[1\] are constant"):
+        model = small().fit(data)
+    assert np.isfinite(model.score_samples(data)).all()
+    with pytest.warns(UserWarning, match="batch_size"):
+        small(batch_size=1000).fit(rows())
+    with pytest.raises(ValueError, match="method == 'exact'"):
+        fitted().score_samples(rows(), method="exact")
+    with pytest.raises(ValueError, match="latent == 'mode'"):
+        fitted().transform(rows(), latent="mode")
+
+
+# --- files -----------------------------------------------------------------------------------
+
+
+def test_saved_and_loaded_it_is_the_same(tmp_path):
+    kind = ["gaussian", "poisson", "categorical:3"]
+    data = np.abs(np.rint(rows())) % 3
+    for model, X in ((fitted(), rows()), (small(observation=kind).fit(data), data)):
+        model.save(tmp_path / "model")
+        again = ImportanceWeightedAutoencoder.load(tmp_path / "model")
+        np.testing.assert_array_equal(again.score_samples(X), model.score_samples(X))
+        np.testing.assert_array_equal(again.transform(X), model.transform(X))
+        assert again.loss_curve_ == model.loss_curve_
+        assert clone(again).fit(X).score(X) == model.score(X)
+    assert load_model(tmp_path / "model").n_data == 3
+
+
+def test_files_that_hold_no_estimator(tmp_path):
+    save_model(fitted().model_, tmp_path)
+    with pytest.raises(UserError, match="no estimator in"):
+        ImportanceWeightedAutoencoder.load(tmp_path)
+    fitted().save(tmp_path)
+    text = (tmp_path / "model.json").read_text()
+    for old, new in (('"shift_": [', '"shift_": [1, '), ('"n_components"', '"n_component"')):
+        assert old in text
+        (tmp_path / "model.json").write_text(text.replace(old, new))
+        with pytest.raises(UserError, match="no estimator in"):
+            ImportanceWeightedAutoencoder.load(tmp_path)
+    with pytest.raises(ValueError, match="random_state is a generator"):
+        small(random_state=np.random.RandomState(0)).fit(rows()).save(tmp_path)
+    with pytest.raises(NotFittedError):
+        small().save(tmp_path)
