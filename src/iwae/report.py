@@ -28,6 +28,9 @@ Row = dict[str, str]
 OBJECTIVES_FOLDER = "objectives"
 """Where `experiments/objectives.py` keeps its records."""
 
+DENSITIES_FOLDER = "densities"
+"""Where `experiments/densities.py` keeps its records."""
+
 
 def read_records(results: Path) -> dict[str, dict[str, Any]]:
     """The likelihood record of the largest k of every run, by the run's folder."""
@@ -280,6 +283,37 @@ def costs_table(results: Path) -> str:
     return markdown(rows.values())
 
 
+def densities_table(results: Path) -> str:
+    """Markdown: the estimator beside Gaussian mixtures, from `experiments/densities.py`.
+
+    Means over splits, with the standard error of their mean.
+    """
+    folder, rows = Path(results) / DENSITIES_FOLDER, []
+    for name in sorted(path.name for path in folder.glob("*/")):
+        records = [json.loads(path.read_text()) for path in sorted(folder.glob(f"{name}/*.json"))]
+        first = records[0]
+        row = {
+            "data": name,
+            "rows": f"{first['train_rows'] + first['test_rows']:,}",
+            "columns": str(first["columns"]),
+        }
+        for key, words in (
+            ("ours", "ours, nats"),
+            ("mixture", "mixture, nats"),
+            ("difference", "difference"),
+        ):
+            means = np.array([record[key]["mean"] for record in records])
+            error = means.std(ddof=1) / np.sqrt(len(means))
+            row[words] = f"{means.mean():.2f} ± {error:.2f}"
+        row["splits"] = str(len(records))
+        chosen = {(r["mixture"]["components"], r["mixture"]["covariance"]) for r in records}
+        row["mixtures chosen"] = ", ".join(f"{n} {form}" for n, form in sorted(chosen))
+        rows.append(row)
+    if not rows:
+        raise UserError(f"{folder} holds no records: python experiments/densities.py")
+    return markdown(rows)
+
+
 def cells_table(results: Path, cells: str) -> str:
     """Markdown: cells of published tables, ours beside theirs."""
     return table(results, matching([cells]), Wanted())
@@ -291,6 +325,7 @@ BLOCKS: dict[str, Callable[[Path], str]] = {
     "objectives-digits": partial(objectives_table, name="digits"),
     "objectives-mnist": partial(objectives_table, name="mnist"),
     "costs": costs_table,
+    "densities": densities_table,
     "speed": speed_table,
 }
 """What a marked block is filled with; `cells:NAME` is a table of these cells."""
