@@ -63,6 +63,7 @@ def reader(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("page", with_python(), ids=relative)
 @pytest.mark.usefixtures("reader", "quick_compilation")
+@pytest.mark.filterwarnings("ignore:the validation bound was still rising")  # examples are short
 def test_python_runs(page):
     code = list(blocks(page, {"python"}))
     here = {row.name for row in list_datasets() if row.present}
