@@ -216,6 +216,8 @@ def test_seeds_are_averaged_and_their_deviation_is_shown(copied):
     assert cell.seeds == 2
     assert cell.stderr == pytest.approx(alone.stderr)  # the same examples tell it no better
     assert cell.error == pytest.approx(np.hypot(cell.stderr, cell.spread / np.sqrt(2)))
+    # Annealing is above the second seed's bound by so much less.
+    assert cell.annealed[1] == pytest.approx(alone.annealed[1] - 0.1, abs=1e-6)
     assert "(sd of seeds 0.14)" in table(copied.parents[4], [VAE], Wanted())
 
 

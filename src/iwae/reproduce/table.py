@@ -103,7 +103,7 @@ def read_cell(out: Path, name: str, wanted: Wanted) -> Cell:
         stderr=float(values.mean(axis=0).std(ddof=1) / np.sqrt(values.shape[1])),
         spread=float(each.std(ddof=1)) if len(each) > 1 else None,
         active=tuple(np.mean([one["active_units"] for one in replicates], axis=0).tolist()),
-        annealed=next((one.above for one in found if one.above is not None), None),
+        annealed=_annealed([one.above for one in found if one.above is not None]),
         nll_64=float(np.concatenate(looser).mean()) if looser else None,
         seeds=len(each),
         epochs=min(one["epoch"] for one in replicates),
@@ -121,12 +121,26 @@ def _refuse_mixed(name: str, found: Sequence["_Finished"]) -> None:
             raise UserError(f"the runs of {name} were trained for different numbers of epochs")
 
 
+class _Above(NamedTuple):
+    """How far the longest annealing of a run is above L_5000.
+
+    Attributes:
+        estimator: its name.
+        places: of the examples in the test set, `[n]`.
+        gaps: `[R, n]`, nats.
+    """
+
+    estimator: str
+    places: np.ndarray
+    gaps: np.ndarray
+
+
 class _Finished(NamedTuple):
     """The bounds known of a finished run: L_5000 and L_64 on all of the test set, and AIS."""
 
     best: Known
     looser: Known | None
-    above: tuple[str, float, float] | None
+    above: "_Above | None"
 
     def replicates(self) -> list[dict[str, Any]]:
         """What the record says of each seed."""
@@ -158,11 +172,23 @@ def _finished(run: Path, epochs: int) -> list[_Finished]:
     return [found] if found.epochs >= epochs else []
 
 
-def _above(annealed: Known, sampled: Known) -> tuple[str, float, float]:
-    """How far one bound is above the other on the same examples, with its standard error."""
+def _above(annealed: Known, sampled: Known) -> _Above:
+    """How far one bound is above the other on the same examples."""
     same = np.isin(sampled.places, annealed.places)
-    gap = (annealed.values - sampled.values[:, same]).mean(axis=0)
-    return annealed.estimator, float(gap.mean()), float(gap.std(ddof=1) / np.sqrt(gap.size))
+    return _Above(annealed.estimator, annealed.places, annealed.values - sampled.values[:, same])
+
+
+def _annealed(found: Sequence[_Above]) -> tuple[str, float, float] | None:
+    """The mean gap over the seeds of all runs annealed alike, with its standard error."""
+    alike = [
+        one
+        for one in found
+        if one.estimator == found[0].estimator and np.array_equal(one.places, found[0].places)
+    ]
+    if not alike:
+        return None
+    gap = np.concatenate([one.gaps for one in alike]).mean(axis=0)
+    return alike[0].estimator, float(gap.mean()), float(gap.std(ddof=1) / np.sqrt(gap.size))
 
 
 def table(out: Path, cells: Iterable[str], wanted: Wanted, style: str = "markdown") -> str:
