@@ -3,13 +3,22 @@
 import json
 import logging
 import shutil
+import sys
+from functools import partial
 
 import jax
 import numpy as np
 import pytest
 
 import small
-from iwae import anneal_run, bdmc_run, compare, evaluate_run, rate_distortion_run
+from iwae import (
+    anneal_run,
+    bdmc_run,
+    compare,
+    evaluate_run,
+    information_run,
+    rate_distortion_run,
+)
 from iwae._types import UserError
 from iwae.annealing import linear_schedule, sigmoid_schedule
 from iwae.checkpoint import load_model
@@ -188,6 +197,47 @@ def test_the_numbers_of_a_stopped_evaluation_are_those_of_one_that_was_not(tmp_p
     expected, found = values_of(first, NAME), values_of(second, NAME)
     for name in expected:
         np.testing.assert_array_equal(found[name], expected[name])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("measure", "label"),
+    [
+        (partial(bdmc_run, annealing=SHORT, k=20), "20 samples"),
+        (partial(information_run, k=4), "mutual information"),
+    ],
+)
+def test_the_second_half_of_a_measurement_goes_on_too(measure, label, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys.modules["iwae.evaluate.information"], "SLAB_ROWS", 40)
+    measure = partial(measure, examples=20, batch_size=2)
+    one, other = (small.unmeasured(finished(), tmp_path / name / "run") for name in ("a", "b"))
+    measure(one)
+
+    def interrupted(slabs, total, words):  # noqa: ARG001
+        for i, slab in enumerate(slabs):
+            if label in words and i == 2:
+                raise KeyboardInterrupt
+            yield slab
+
+    seen = []
+
+    def counted(slabs, total, words):
+        slabs = list(slabs)
+        seen.append((label in words, total, [len(next(iter(slab.values()))) for slab in slabs]))
+        return slabs
+
+    with pytest.raises(KeyboardInterrupt):
+        measure(other, track=interrupted)
+    measure(other, track=counted)
+    assert seen[0] == (False, 20, [20])  # kept whole
+    assert seen[1][:2] == (True, 20)
+    assert seen[1][2][0] == 3 * 2 * jax.device_count()
+    assert sum(seen[1][2]) == 20
+    (name,) = (path.stem for path in (one / "evaluations").glob("*.json"))
+    expected, found = values_of(one, name), values_of(other, name)
+    for key in expected:
+        np.testing.assert_array_equal(found[key], expected[key])
+    assert not (other / "evaluations" / "unfinished").exists()
 
 
 def test_another_seed_or_model_does_not_go_on_from_it(tmp_path):

@@ -276,11 +276,25 @@ def bdmc_importance(
     Args:
         k: particles, two at least; memory does not depend on it.
     """
+    return join_bounds(
+        bdmc_importance_slabs(model, key, n_examples=n_examples, k=k, batch_size=batch_size)
+    )
+
+
+def bdmc_importance_slabs(
+    model: AbstractLatentModel,
+    key: PRNGKey,
+    *,
+    n_examples: int,
+    k: int,
+    batch_size: int | None = None,
+    first: int = 0,
+) -> Iterator[dict[str, np.ndarray]]:
+    """`bdmc_importance` from example `first` on, slab by slab."""
     if k < 2:
         raise UserError(f"k is {k}; the true latent and at least one proposal make 2")
-    chunk = min(k - 1, ROWS // 4)
-    slabs = _simulated(_importance_bounds(k, chunk), model, key, n_examples, batch_size or 4)
-    return join_bounds(slabs)
+    fn = _importance_bounds(k, min(k - 1, ROWS // 4))
+    return _simulated(fn, model, key, n_examples, batch_size or 4, first)
 
 
 def join_bounds(slabs: Iterator[dict[str, np.ndarray]]) -> Bidirectional:

@@ -15,6 +15,8 @@ from iwae.evaluate.examples import ROWS, SLAB_ROWS, check_positive, gather, map_
 from iwae.model import AbstractLatentModel
 from iwae.particles import particle_keys
 
+Slab = dict[str, np.ndarray]
+
 OTHERS = 128
 """Posteriors under which a draw is scored at a time."""
 
@@ -116,25 +118,61 @@ def information(
     check_positive("k", k)
     if not 1 <= draws <= k:
         raise UserError(f"draws is {draws}; it must be between 1 and k, which is {k}")
-    n = len(examples)
-    terms = map_examples(
+    both = (
+        rate_slabs(model, examples, key, k=k, batch_size=batch_size),
+        ratio_slabs(model, examples, key, draws=draws, batch_size=batch_size),
+    )
+    return join_information(*both)
+
+
+def join_information(rates: Iterator[Slab], ratios: Iterator[Slab]) -> Information:
+    """All slabs of `rate_slabs` and of `ratio_slabs` as one."""
+    return Information(**gather(rates), **gather(ratios))
+
+
+def rate_slabs(
+    model: AbstractLatentModel,
+    examples: np.ndarray,
+    key: PRNGKey,
+    *,
+    k: int,
+    batch_size: int | None = None,
+    first: int = 0,
+) -> Iterator[Slab]:
+    """`rate` and `distortion` of `information`, from example `first` on, slab by slab."""
+    slabs = map_examples(
         eqx.Partial(_rate_and_distortion, k=k),
         model,
         examples,
         key,
-        batch_size=_batch(n, k) if batch_size is None else batch_size,
+        batch_size=_batch(len(examples), k) if batch_size is None else batch_size,
         slab_size=max(1, SLAB_ROWS // k) * jax.local_device_count(),
+        first=first,
     )
-    rate, distortion = _without_nan(terms)
-    ratios = map_examples(
+    return _refuse_nan(slabs, first)
+
+
+def ratio_slabs(
+    model: AbstractLatentModel,
+    examples: np.ndarray,
+    key: PRNGKey,
+    *,
+    draws: int = 1,
+    batch_size: int | None = None,
+    first: int = 0,
+) -> Iterator[Slab]:
+    """`log_ratio` of `information`, from example `first` on, slab by slab."""
+    n = len(examples)
+    slabs = map_examples(
         eqx.Partial(_log_ratio, others=_chunks(examples), n=n, draws=draws),
         model,
         examples,
         key,
         batch_size=_batch(n, draws) if batch_size is None else batch_size,
+        slab_size=max(1, SLAB_ROWS // (n * draws)) * jax.local_device_count(),
+        first=first,
     )
-    (log_ratio,) = _without_nan(ratios)
-    return Information(rate, distortion, log_ratio)
+    return _refuse_nan(slabs, first)
 
 
 def gap_split(
@@ -179,7 +217,7 @@ def estimate(values: Float[np.ndarray, " n"]) -> Estimate:
 
 def _rate_and_distortion(
     model: AbstractLatentModel, x: Example, key: PRNGKey, *, k: int
-) -> tuple[Scalar, Scalar]:
+) -> dict[str, Scalar]:
     """Means over k draws of log q(z|x) - log p(z) and of -log p(x|z), nats."""
     posterior, prior = model.posterior(x), start_of("prior", model, x)
 
@@ -189,7 +227,7 @@ def _rate_and_distortion(
         return posterior.log_prob(z) - log_prior, log_prior - model.log_joint(x, z)
 
     rate, distortion = jax.lax.map(draw, jnp.arange(k), batch_size=min(k, ROWS))
-    return jnp.mean(rate), jnp.mean(distortion)
+    return {"rate": jnp.mean(rate), "distortion": jnp.mean(distortion)}
 
 
 def _log_ratio(
@@ -200,7 +238,7 @@ def _log_ratio(
     others: Shaped[Array, "chunks chunk ..."],
     n: int,
     draws: int,
-) -> tuple[Scalar]:
+) -> dict[str, Scalar]:
     """Mean over the first draws of log q(z|x) - log (1/n) sum_j q(z|x_j), nats."""
     posterior = model.posterior(x)
     z = jax.vmap(posterior.sample)(particle_keys(key, jnp.arange(draws)))
@@ -217,7 +255,7 @@ def _log_ratio(
     firsts = jnp.arange(others.shape[0]) * others.shape[1]
     total, _ = jax.lax.scan(add, jnp.full(draws, -jnp.inf), (others, firsts))
     log_marginal = total - jnp.log(jnp.float32(n))
-    return (jnp.mean(jax.vmap(posterior.log_prob)(z) - log_marginal),)
+    return {"log_ratio": jnp.mean(jax.vmap(posterior.log_prob)(z) - log_marginal)}
 
 
 def _chunks(examples: np.ndarray) -> Shaped[Array, "chunks chunk ..."]:
@@ -233,14 +271,15 @@ def _batch(n: int, draws: int) -> int:
     return max(1, min(ROWS // draws, -(-n // jax.local_device_count())))
 
 
-def _without_nan(slabs: Iterator[tuple[np.ndarray, ...]]) -> tuple[Float[np.ndarray, " n"], ...]:
-    """All slabs, or FloatingPointError if any number is nan."""
-    values = gather(slabs)
-    for one in values:
-        if np.isnan(one).any():
-            raise FloatingPointError(
-                f"the information of example {np.flatnonzero(np.isnan(one))[0]} is not a number "
-                "(nan): look for a parameter of the model or a value of this example that is not "
-                "finite"
-            )
-    return values
+def _refuse_nan(slabs: Iterator[Slab], done: int) -> Iterator[Slab]:
+    """The slabs, or FloatingPointError if any number is nan."""
+    for slab in slabs:
+        for values in slab.values():
+            if np.isnan(values).any():
+                raise FloatingPointError(
+                    f"the information of example {done + np.flatnonzero(np.isnan(values))[0]} is "
+                    "not a number (nan): look for a parameter of the model or a value of this "
+                    "example that is not finite"
+                )
+        done += len(next(iter(slab.values())))
+        yield slab

@@ -1,13 +1,24 @@
 """What a model's posteriors say about its examples, for a record."""
 
 import time
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
-from iwae.evaluate.information import Estimate, Information, estimate, gap_split, information
+from iwae.evaluate.examples import check_positive
+from iwae.evaluate.information import (
+    Estimate,
+    Information,
+    estimate,
+    gap_split,
+    join_information,
+    rate_slabs,
+    ratio_slabs,
+)
 from iwae.measure.ordering import Known, known_bounds, models_of
 from iwae.measure.records import (
     Record,
@@ -21,6 +32,8 @@ from iwae.measure.records import (
     untracked,
     write_record,
 )
+from iwae.measure.unfinished import Slab, Unfinished
+from iwae.model import VAE
 
 INFORMATION = "information"
 
@@ -36,22 +49,24 @@ def information_run(
     seed: int = 0,
     batch_size: int | None = None,
     data_dir: Path | None = None,
-    track: Track = untracked,  # noqa: ARG001 - as all methods have it; this one is quick
+    track: Track = untracked,
 ) -> Record:
     """Rate, distortion and mutual information of every replicate, and where the ELBO's gap goes.
 
     The gap is split where the run has records of importance sampling and of annealing on these
     examples: log p(x) by the longest annealing run, L_k by the most samples. Writes
     `RUN/evaluations/NAME.json` (the record, which is also returned) and `NAME.npz`: `rate`,
-    `distortion` and `log_ratio` `[R, n]`, nats, and `index [n]` in the split.
+    `distortion` and `log_ratio` `[R, n]`, nats, and `index [n]` in the split. What a stopped call
+    had done is kept, and the same call goes on from there.
 
     Args:
         k: samples of each example.
-        split, weights, examples, pruned, seed, batch_size: as for `evaluate_run`.
+        split, weights, examples, pruned, seed, batch_size, track: as for `evaluate_run`.
 
     Raises:
         UserError: if the run, its weights, its data or the split are not there.
     """
+    check_positive("k", k)
     subject = make_subject(
         Path(run),
         split=split,
@@ -61,10 +76,11 @@ def information_run(
         seed=seed,
         data_dir=data_dir,
     )
+    unfinished = Unfinished(subject.run)
     each, found = [], []
     for replicate, model in subject.models():
         begin = time.perf_counter()
-        one = information(model, subject.data, jax.random.key(seed), k=k, batch_size=batch_size)
+        one = _measure(subject, replicate, model, k, batch_size, unfinished, track)
         each.append(
             {
                 **_summary(one),
@@ -84,7 +100,32 @@ def information_run(
     }
     arrays["index"] = subject.places
     write_record(subject.run, record_name(subject, INFORMATION), record, arrays)
+    unfinished.forget()
     return record
+
+
+def _measure(
+    subject: Subject,
+    replicate: int,
+    model: VAE,
+    k: int,
+    batch_size: int | None,
+    unfinished: Unfinished,
+    track: Track,
+) -> Information:
+    """One replicate: first what each example costs, then how well a draw tells it from others."""
+    key, n = jax.random.key(subject.seed), len(subject.data)
+    rates = partial(rate_slabs, model, subject.data, key, k=k, batch_size=batch_size)
+    ratios = partial(ratio_slabs, model, subject.data, key, batch_size=batch_size)
+
+    def kept(name: str, make: Callable[[int], Iterator[Slab]], **options: Any) -> Iterator[Slab]:
+        settings = subject.settings(replicate, method=f"{INFORMATION}, {name}", **options)
+        return iter(track(unfinished.slabs(settings, make), n, f"replicate {replicate}, {name}"))
+
+    return join_information(
+        kept("rate", lambda first: rates(first=first), k=k),
+        kept("mutual information", lambda first: ratios(first=first)),
+    )
 
 
 def _summary(found: Information) -> Record:

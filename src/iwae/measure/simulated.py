@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from iwae._types import UserError
-from iwae.diagnostics import Bidirectional, bdmc_importance, bdmc_slabs, join_bounds
+from iwae.diagnostics import Bidirectional, bdmc_importance_slabs, bdmc_slabs, join_bounds
 from iwae.evaluate.examples import check_positive
 from iwae.measure.annealed import PILOT_EXAMPLES, Annealing, annealing_keys, tune
 from iwae.measure.records import (
@@ -73,12 +73,8 @@ def bdmc_run(
         annealed, sizes = _anneal(
             subject, replicate, model, annealing, examples, batch_size, unfinished, track
         )
-        importance = bdmc_importance(
-            model,
-            annealing_keys(seed, annealing.temperatures)[1],  # the same examples
-            n_examples=examples,
-            k=k,
-            batch_size=batch_size,
+        importance = _sample(
+            subject, replicate, model, annealing, examples, k, batch_size, unfinished, track
         )
         arrays[f"step_sizes_{replicate}"] = sizes
         each.append(
@@ -153,6 +149,35 @@ def _anneal(
     kept = unfinished.slabs({**settings, "method": BIDIRECTIONAL}, slabs)
     label = f"replicate {replicate}, both ways"
     return join_bounds(iter(track(kept, examples, label))), sizes
+
+
+def _sample(
+    subject: Subject,
+    replicate: int,
+    model: VAE,
+    annealing: Annealing,
+    examples: int,
+    k: int,
+    batch_size: int | None,
+    unfinished: Unfinished,
+    track: Track,
+) -> Bidirectional:
+    """The same examples of one replicate by importance sampling."""
+    length = annealing.temperatures  # the examples are a function of the key of this length
+
+    def slabs(first: int) -> Iterator[Slab]:
+        return bdmc_importance_slabs(
+            model,
+            annealing_keys(subject.seed, length)[1],
+            n_examples=examples,
+            k=k,
+            batch_size=batch_size,
+            first=first,
+        )
+
+    settings = subject.settings(replicate, simulated=examples, k=k, temperatures=length)
+    kept = unfinished.slabs({**settings, "method": f"{BIDIRECTIONAL}, samples"}, slabs)
+    return join_bounds(iter(track(kept, examples, f"replicate {replicate}, {k} samples")))
 
 
 def _simulate(model: VAE, seed: int) -> np.ndarray:
