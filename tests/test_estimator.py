@@ -4,6 +4,7 @@ import math
 import warnings
 from functools import cache
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -364,6 +365,8 @@ def test_counts_that_are_none_are_refused(count, name):
         ({"learning_rate_init": 0.0}, "learning_rate_init == 0.0"),
         ({"validation_fraction": 1.0}, "validation_fraction"),
         ({"tol": -1.0}, "tol == -1.0"),
+        ({"tol": "0"}, "tol == '0'"),
+        ({"hidden_layer_sizes": "6"}, "hidden_layer_sizes == '6'"),
         ({"hidden_layer_sizes": (6, 0)}, "hidden_layer_sizes == 0"),
         ({"objective": "elbow"}, "elbo"),
         ({"gradient": "dregg"}, "dreg"),
@@ -395,6 +398,29 @@ def test_one_row_constant_columns_and_great_batches():
         fitted().score_samples(rows(), method="exact")
     with pytest.raises(ValueError, match="latent == 'mode'"):
         fitted().transform(rows(), latent="mode")
+
+
+def test_values_that_float32_does_not_hold_are_refused():
+    data = rows().copy()
+    data[5, 2] = 1e200
+    for act in (fitted().transform, fitted().score_samples):
+        with pytest.raises(ValueError, match="in row 6, column 3: too far from the rows of fit"):
+            act(data)
+    data[5, 2] = 1e30  # far, and still a number
+    assert fitted().score_samples(data)[5] < -1e30
+
+
+def test_a_model_that_makes_nan_says_so():
+    model = small().fit(rows())
+    broken = eqx.tree_at(lambda m: m.encoder[0].loc.bias, model.model_, jnp.full(2, jnp.nan))
+    model.model_ = broken
+    for act in (model.transform, model.score_samples):
+        with pytest.raises(FloatingPointError, match="row 1 is nan"):
+            act(rows())
+
+
+def test_one_hidden_layer_may_be_a_number():
+    assert small(hidden_layer_sizes=6).fit(rows()).score(rows()) == fitted().score(rows())
 
 
 # --- files -----------------------------------------------------------------------------------

@@ -7,11 +7,12 @@ in an underscore, rows are examples, and bad input is a ValueError in scikit-lea
 import math
 import warnings
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -26,7 +27,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils import Tags, check_array, check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from iwae._types import Example, PRNGKey, UserError
+from iwae._types import Example, PRNGKey, Scalar, UserError
 from iwae.annealing import sigmoid_schedule, tune_step_size
 from iwae.checkpoint import load_model, read_about, save_model
 from iwae.data import Kind, as_json, as_kind
@@ -240,12 +241,17 @@ class ImportanceWeightedAutoencoder(
             return as_kind(given)
         return make_kind("table", columns=tuple(given))
 
+    def _hidden(self) -> tuple[Any, ...]:
+        """Units of the hidden layers; one number is one layer, as elsewhere in scikit-learn."""
+        sizes = self.hidden_layer_sizes
+        return tuple(sizes) if isinstance(sizes, Iterable) else (sizes,)
+
     def _declaration(self) -> Declaration:
         return Declaration(self.objective, int(self.k), gradient=self.gradient)
 
     def _check_parameters(self) -> None:
         """Raise ValueError for a parameter that can't be."""
-        hidden = [("hidden_layer_sizes", size) for size in self.hidden_layer_sizes]
+        hidden = [("hidden_layer_sizes", size) for size in self._hidden()]
         counts = ("n_components", "k", "max_iter", "n_iter_no_change", "score_k")
         for name, value in [*((name, getattr(self, name)) for name in counts), *hidden]:
             _check_count(name, value)
@@ -256,8 +262,9 @@ class ImportanceWeightedAutoencoder(
             ("validation_fraction", 0.0, 1.0),
             ("tol", -math.ulp(0.0), math.inf),
         ):
-            if not low < getattr(self, name) < high:
-                raise ValueError(f"{name} == {getattr(self, name)!r}, must be in ({low:g}, {high})")
+            value = getattr(self, name)
+            if not isinstance(value, int | float | np.number) or not low < value < high:
+                raise ValueError(f"{name} == {value!r}, must be a number in ({low:g}, {high})")
 
     def _standards(self, rows: np.ndarray, kind: Kind) -> tuple[np.ndarray, np.ndarray]:
         """Mean and standard deviation of each column that is standardised; 0 and 1 of others."""
@@ -314,7 +321,7 @@ class ImportanceWeightedAutoencoder(
         return VAE(
             train.shape[1],
             (self.n_components,),
-            (tuple(self.hidden_layer_sizes),),
+            (self._hidden(),),
             observation=kind,
             activation=self.activation,
             output_bias=what.initial_output(train),
@@ -348,8 +355,20 @@ class ImportanceWeightedAutoencoder(
         return self._rows(X, self.model_.kind)
 
     def _inwards(self, rows: np.ndarray) -> np.ndarray:
-        """What the model sees of rows."""
-        return ((rows - self.shift_) / self.scale_).astype(np.float32)
+        """What the model sees of rows.
+
+        Raises:
+            ValueError: for a value so large that float32 does not hold it.
+        """
+        with np.errstate(over="ignore"):
+            inner = ((rows - self.shift_) / self.scale_).astype(np.float32)
+        if not np.isfinite(inner).all():
+            row, column = np.argwhere(~np.isfinite(inner))[0]
+            raise ValueError(
+                f"X is {rows[row, column]:g} in row {row + 1}, column {column + 1}: too far from "
+                "the rows of fit for float32"
+            )
+        return inner
 
     def _outwards(self, rows: np.ndarray) -> np.ndarray:
         """Rows in the units of the data, from those of the model."""
@@ -360,7 +379,11 @@ class ImportanceWeightedAutoencoder(
         return float(np.log(self.scale_).sum())
 
     def _map(self, fn: ExampleFn, rows: np.ndarray, batch_size: int, purpose: int) -> Any:
-        """A function of one row, of each of them; its key is that of the row's values."""
+        """A function of one row, of each of them; its key is that of the row's values.
+
+        Raises:
+            FloatingPointError: if a number is nan.
+        """
         n, whole = len(rows), AT_A_TIME * jax.local_device_count()
         filled = np.concatenate([rows, np.repeat(rows[-1:], -n % whole, axis=0)])
         key = jax.random.fold_in(jax.random.key(self._key_), purpose)
@@ -373,7 +396,11 @@ class ImportanceWeightedAutoencoder(
             slab_size=whole,
             addresses=_addresses(filled),
         )
-        return jax.tree.map(lambda leaf: leaf[:n], gather(slabs))
+        found = gather(slabs)[:n]
+        bad = np.isnan(found).reshape(n, -1).any(axis=1)
+        if bad.any():
+            raise FloatingPointError(f"what the model makes of row {bad.argmax() + 1} is nan")
+        return found
 
     # --- using it ---------------------------------------------------------------------------
 
@@ -465,11 +492,7 @@ class ImportanceWeightedAutoencoder(
             fn, batch = self._annealed(chains, temperatures), max(1, CHAIN_ROWS // chains)
         else:
             raise ValueError(f"method == {method!r}, must be 'is' or 'ais'")
-        values = self._map(fn, self._inwards(rows), batch, _SCORE)["log_likelihood"]
-        if np.isnan(values).any():
-            row = np.isnan(values).argmax()
-            raise FloatingPointError(f"the log-likelihood of row {row} is nan")
-        return values - self._log_scale()
+        return self._map(_Likelihood(fn), self._inwards(rows), batch, _SCORE) - self._log_scale()
 
     def score(self, X: Any, y: Any = None) -> float:  # noqa: ARG002 - scikit-learn's signature
         """The mean log-likelihood of the rows by `score_k` importance samples, nats."""
@@ -582,6 +605,15 @@ def _settings(declaration: Declaration, batch_size: int) -> Settings:
 
 
 # --- functions of one row -------------------------------------------------------------------
+
+
+class _Likelihood(eqx.Module):
+    """The log-likelihood alone, of all that a bound says of a row."""
+
+    bound: Callable
+
+    def __call__(self, model: VAE, x: Example, key: PRNGKey) -> Scalar:
+        return self.bound(model, x, key)["log_likelihood"]
 
 
 def _q_mean(model: VAE, x: Example, key: PRNGKey) -> Float[Array, " m"]:  # noqa: ARG001

@@ -169,7 +169,7 @@ def ratio_slabs(
         examples,
         key,
         batch_size=_batch(n, draws) if batch_size is None else batch_size,
-        slab_size=max(1, SLAB_ROWS // (n * draws)) * jax.local_device_count(),
+        slab_size=max(1, SLAB_ROWS // max(1, n * draws)) * jax.local_device_count(),
         first=first,
     )
     return _refuse_nan(slabs, first)
