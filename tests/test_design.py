@@ -8,8 +8,9 @@ import iwae
 
 ORDER = """
     _types declaration data observations model particles annealing objectives gradients methods
-    evaluate diagnostics training checkpoint posterior figures config presets describe progress
-    estimator jobs runs measure queue sweep reproduce report gallery page cli testing
+    evaluate diagnostics training checkpoint posterior missing figures config presets describe
+    progress estimator jobs runs completion measure queue sweep reproduce report gallery page cli
+    testing
 """.split()  # noqa: SIM905
 
 

@@ -34,6 +34,8 @@ _PUBLIC = {
     "rate_distortion": "posterior",
     "sir": "posterior",
     "snis_mean": "posterior",
+    "impute": "missing",
+    "multiple_imputations": "missing",
     "TrainConfig": "config",
     "ImportanceWeightedAutoencoder": "estimator",
     "resume_run": "runs",

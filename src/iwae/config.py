@@ -43,6 +43,9 @@ ObservationName = Literal[
     "table",
 ]
 
+Missing = Literal["at-random", "not-at-random", "not-at-random-high", "not-at-random-low"]
+"""Those of `iwae.observations.MISSING`."""
+
 Lists = tyro.constructors.PrimitiveConstructorSpec(
     nargs="*",
     metavar="N,N ...",
@@ -72,6 +75,8 @@ class TrainConfig(BaseModel):
     """gaussian-fixed: the standard deviation."""
     columns: Annotated[tuple[str, ...], Field(strict=False)] | None = None
     """table: the kind of each column: gaussian poisson categorical:3."""
+    missing: Missing | None = None
+    """Values may be missing: at-random given the others, or not, because of what they are."""
     shape: Sizes | None = None
     """Shape of one example in a file of your own that has flat rows: 28 28."""
     validation: Annotated[int, Field(ge=0)] | Literal["authors"] | None = None

@@ -80,6 +80,7 @@ def load_config_dataset(config: TrainConfig, data_dir: Path | None = None) -> Da
         binarization_seed=config.binarization_seed,
         observation=config.kind(),
         shape=config.shape,
+        missing=config.missing is not None,
         data_dir=data_dir,
     )
 
@@ -122,7 +123,8 @@ def make_models(config: TrainConfig, dataset: Dataset) -> list[VAE]:
     if config.init_from is not None:
         return [_load_start(config, dataset, config.init_from, r) for r in _replicates(config)]
     latent_sizes, hidden_sizes = config.sizes()
-    what, rows = observation(dataset.kind, dataset.train.shape[1]), _known_rows(dataset)
+    what = observation(dataset.kind, dataset.train.shape[1], config.missing)
+    rows = _known_rows(dataset)
     bias = what.initial_output(rows) if config.output_bias else None
     statistics = what.encoding.statistics(rows) if what.encoding else None
     return [
@@ -134,6 +136,7 @@ def make_models(config: TrainConfig, dataset: Dataset) -> list[VAE]:
             activation=config.activation,
             output_bias=bias,
             statistics=statistics,
+            missing=config.missing,
             key=replicate_key(config, replicate, _INIT),
         )
         for replicate in _replicates(config)
@@ -155,6 +158,7 @@ def _load_start(config: TrainConfig, dataset: Dataset, run: Path, replicate: int
     for name, found, wanted in (
         ("the size of an example", model.architecture()["n_data"], dataset.train.shape[1]),
         ("observation", model.kind, dataset.kind),
+        ("missing", model.missing, config.missing),
         ("latent_sizes", model.latent_sizes, latent_sizes),
         ("hidden_sizes", model.hidden_sizes, hidden_sizes),
         ("activation", model.activation, config.activation),
@@ -300,13 +304,7 @@ def run_model(run: Path, weights: str, replicate: int, dataset: Dataset) -> VAE:
     Raises:
         UserError: if the run has no such weights, or they are for other data.
     """
-    folder = model_folder(run, weights, replicate)
-    if weights == "best" and not folder.exists():
-        raise UserError(
-            f"{run} has no best weights: nothing was held out for validation, or no validation "
-            "has been reached yet; use the final weights"
-        )
-    model = load_model(folder)
+    model = trained_model(run, weights, replicate)
     found, wanted = dataset.train.shape[1], model.architecture()["n_data"]
     if found != wanted:
         raise UserError(
@@ -314,6 +312,17 @@ def run_model(run: Path, weights: str, replicate: int, dataset: Dataset) -> VAE:
             f"on {wanted}"
         )
     return model
+
+
+def trained_model(run: Path, weights: str, replicate: int) -> VAE:
+    """A trained model of a run, or UserError if it has no such weights."""
+    folder = model_folder(run, weights, replicate)
+    if weights == "best" and not folder.exists():
+        raise UserError(
+            f"{run} has no best weights: nothing was held out for validation, or no validation "
+            "has been reached yet; use the final weights"
+        )
+    return load_model(folder)
 
 
 def split_examples(dataset: Dataset, split: str, count: int | None = None) -> np.ndarray:

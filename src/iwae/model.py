@@ -163,6 +163,8 @@ class VAE(AbstractLatentModel):
             the observation, from `Observation.initial_output` (zeros if None).
         statistics: of the training data, from `Observation.encoding`: what the encoder needs to
             know of them (zeros if None).
+        missing: a name in `iwae.observations.MISSING`, if values may be missing: NaN in an example.
+            The densities are those of what is observed.
         key: initialisation; every layer gets a key of its own.
 
     Raises:
@@ -177,6 +179,7 @@ class VAE(AbstractLatentModel):
     statistics: Float[Array, " n_statistics"] | None  # no gradient reaches them
     kind: Kind = eqx.field(static=True)
     n_data: int = eqx.field(static=True)
+    missing: str | None = eqx.field(static=True)
 
     def __init__(
         self,
@@ -188,12 +191,13 @@ class VAE(AbstractLatentModel):
         activation: str = "tanh",
         output_bias: np.ndarray | None = None,
         statistics: np.ndarray | None = None,
+        missing: str | None = None,
         key: PRNGKey,
     ):
         _check_sizes(n_data, latent_sizes, hidden_sizes, activation)
         encoder_key, prior_key, hidden_key, output_key = jax.random.split(key, 4)
-        self.kind, self.n_data = as_kind(observation), n_data
-        data, n_layers = observations.observation(self.kind, n_data), len(latent_sizes)
+        self.kind, self.n_data, self.missing = as_kind(observation), n_data, missing
+        data, n_layers = self._data(), len(latent_sizes)
         inputs = (data.encoding.n_inputs if data.encoding else n_data, *latent_sizes[:-1])
         self.encoder = tuple(
             GaussianNet((inputs[l], *hidden_sizes[l]), latent_sizes[l], activation, key=k)
@@ -246,6 +250,7 @@ class VAE(AbstractLatentModel):
             "hidden_sizes": [[layer.bias.shape[0] for layer in h.layers] for h in hidden],
             "observation": as_json(self.kind),
             "activation": self.decoder_hidden.activation,
+            **({} if self.missing is None else {"missing": self.missing}),
         }
 
     def posterior(self, x: Float[Array, " n_data"]) -> LayeredPosterior:
@@ -258,7 +263,7 @@ class VAE(AbstractLatentModel):
 
     def _data(self) -> Observation:
         """What the kind of data is to this model."""
-        return observations.observation(self.kind, self.n_data)
+        return observations.observation(self.kind, self.n_data, self.missing)
 
     def prior(self) -> dist.Distribution:
         """p(h_L) = N(0, I)."""

@@ -12,7 +12,7 @@ from importlib.metadata import version
 from typing import NamedTuple
 
 from iwae._types import UserError
-from iwae.cli import evaluate, lists, queue, records, train
+from iwae.cli import evaluate, impute, lists, queue, records, train
 from iwae.cli.parsing import FAILURE, USAGE_ERROR
 
 
@@ -42,6 +42,7 @@ COMMANDS = {
         records.gradients,
         "signal, noise and bias of gradient estimators at a run's models",
     ),
+    "impute": Command(impute.Impute, impute.impute, "fill the gaps of a table"),
     "compare": Command(
         records.Compare, records.compare, "runs against each other, example by example"
     ),

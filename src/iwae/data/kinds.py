@@ -228,8 +228,11 @@ def _column(words: str) -> Kind:
     return make_kind(name, **{parameter: number})
 
 
-def check_values(rows: np.ndarray, kind: Kind, where: str) -> None:
+def check_values(rows: np.ndarray, kind: Kind, where: str, *, missing: bool = False) -> None:
     """Refuse values `[n, ...]` that the kind does not take; `where` names the array in a message.
+
+    Args:
+        missing: whether values may be missing (NaN).
 
     Raises:
         UserError: names the first wrong value, its row and column (counted from 1), the remedy.
@@ -239,7 +242,7 @@ def check_values(rows: np.ndarray, kind: Kind, where: str) -> None:
         raise UserError(
             f"{where} has {flat.shape[1]} columns, but columns names {len(kind.columns)} kinds"
         )
-    legal = KINDS[kind.name].legal(flat, kind)
+    legal = KINDS[kind.name].legal(flat, kind) | (np.isnan(flat) & missing)
     if legal.all():
         return
     row, column = (int(i) for i in np.argwhere(~legal)[0])

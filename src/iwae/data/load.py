@@ -22,6 +22,7 @@ def load_dataset(
     data_dir: str | os.PathLike[str] | None = None,
     shape: Sequence[int] | None = None,
     observation: Kind | str | None = None,
+    missing: bool = False,
     download: bool = True,
     progress: bool = True,
 ) -> Dataset:
@@ -33,6 +34,7 @@ def load_dataset(
     what the code of Burda et al. does. `binarization_seed` fixes the draws of the validation and
     test examples (and of all under `static`), independently of `seed`, so that runs with different
     seeds are measured on the same tensor. `shape` is that of one example, if it is to be another.
+    With `missing`, values of your own file may be missing: NaN, or empty cells of a .csv file.
     Files are looked for in `data_dir` (else the environment's IWAE_DATA), then in the user's cache,
     then downloaded into the cache if `download`.
 
@@ -42,13 +44,13 @@ def load_dataset(
     kind = None if observation is None else _known(as_kind(observation))
     path = Path(name_or_path).expanduser()
     if path.suffix.lower() in SUFFIXES:
-        raw = read_own(path, kind)
+        raw = read_own(path, kind, missing=missing)
     else:
         raw = _read_named(os.fspath(name_or_path), data_dir, download, progress)
         if kind is not None and KINDS[kind.name].as_stored:
             for split, rows in raw.splits.items():
                 check_values(rows, kind, f"{raw.name}: {split}")
-    choices = Choices(kind, binarization, validation, seed, binarization_seed, shape)
+    choices = Choices(kind, binarization, validation, seed, binarization_seed, shape, missing)
     return assemble(raw, choices)
 
 

@@ -4,7 +4,8 @@ The rules, applied to all the arrays of a file together, are few and stated in t
 only 0 and 1 is binary; uint8 is grey 0..255; numbers within [0, 1] are grey; all else is real,
 except that whole numbers 0..255 of another type could be either, and the user must say. Where the
 user says that they are levels, counts, categories or a table, no rule applies: they are that.
-`splits.resolve` says what may be asked of each.
+`splits.resolve` says what may be asked of each. Missing values (NaN) are refused unless the user
+says that there may be some; no rule looks at them.
 """
 
 import csv
@@ -12,6 +13,7 @@ import io
 import zipfile
 import zlib
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -24,23 +26,26 @@ from .splits import Raw
 SUFFIXES = (".npy", ".npz", ".csv")
 
 
-def read_own(path: Path, kind: Kind | None = None) -> Raw:
+MISSING_WORDS = ("", "na", "n/a", "nan", "null", "none", "?")
+"""Cells of a .csv file that hold no value, in any case."""
+
+
+def read_own(path: Path, kind: Kind | None = None, *, missing: bool = False) -> Raw:
     """The splits of a user's file; raises `UserError` naming the file, the place and the remedy.
 
-    `kind` is what the user says of it.
+    `kind` is what the user says of it; with `missing`, values may be missing.
     """
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from None
-    if not content:
-        raise UserError(f"{path} is empty")
+    content = read_bytes(path)
     is_csv = path.suffix.lower() == ".csv"
-    arrays = {"data": _csv(path, content)} if is_csv else _numpy(path, content)
+    cells = csv_cells(path, content) if is_csv and missing else None
+    if cells is not None:
+        arrays = {"data": cells.values}
+    else:
+        arrays = {"data": _csv(path, content)} if is_csv else read_arrays(path, content)
     for key, array in arrays.items():
-        _check_array(path, key, array, first_row=1 if is_csv else 0)
+        check_array(path, key, array, first_row=1 if is_csv else 0, missing=missing)
         if kind is not None and KINDS[kind.name].as_stored:
-            check_values(array, kind, f"{path}: array {key!r}")
+            check_values(array, kind, f"{path}: array {key!r}", missing=missing)
     splits, rule = _splits(path, arrays)
     shape = _common_shape(path, splits)
     values, values_rule = _values(path, splits, kind)
@@ -52,10 +57,22 @@ def read_own(path: Path, kind: Kind | None = None) -> Raw:
         files=[{"name": path.name, "sha256": sha256(content), "verified": "a user's file"}],
         split_rule=rule,
         values_rule=values_rule,
+        columns=cells.names if cells is not None else (),
     )
 
 
-def _numpy(path: Path, content: bytes) -> dict[str, np.ndarray]:
+def read_bytes(path: Path) -> bytes:
+    """What a file holds, or UserError."""
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from None
+    if not content:
+        raise UserError(f"{path} is empty")
+    return content
+
+
+def read_arrays(path: Path, content: bytes) -> dict[str, np.ndarray]:
     """The arrays of an .npy or .npz file, never unpickled."""
     try:
         loaded = np.load(io.BytesIO(content), allow_pickle=False)
@@ -83,14 +100,7 @@ _UNREADABLE = (
 
 def _csv(path: Path, content: bytes) -> np.ndarray:
     """Numbers separated by commas, one example a line, perhaps under a line of names."""
-    try:
-        text = content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not text in UTF-8 (byte {error.start})") from None
-    header = _has_header(text)
-    body = text.strip()
-    if not body or (header and "\n" not in body):
-        raise UserError(f"{path} holds no lines of numbers")
+    text, header = _text(path, content)
     try:
         return np.loadtxt(
             io.StringIO(text, newline=None),
@@ -104,13 +114,58 @@ def _csv(path: Path, content: bytes) -> np.ndarray:
         raise UserError(f"{path}: {_csv_fault(text, header) or error}") from None
 
 
+class Cells(NamedTuple):
+    """A .csv file of which cells may be empty.
+
+    Attributes:
+        names: of the columns; empty if the file does not say.
+        cells: what is written, line by line.
+        values: the same as numbers `[n, d]`, float64; NaN where there is none.
+    """
+
+    names: tuple[str, ...]
+    cells: list[list[str]]
+    values: np.ndarray
+
+
+def csv_cells(path: Path, content: bytes) -> Cells:
+    """Numbers separated by commas, with cells that hold no value (`MISSING_WORDS`)."""
+    text, header = _text(path, content)
+    fault = _csv_fault(text, header, missing=True)
+    if fault is not None:
+        raise UserError(f"{path}: {fault}")
+    lines = [line for line in csv.reader(io.StringIO(text)) if line]
+    names, rows = (tuple(lines[0]), lines[1:]) if header else ((), lines)
+    if not rows:
+        raise UserError(f"{path} holds no lines of numbers")
+    numbers = [[np.nan if _is_missing(cell) else float(cell) for cell in row] for row in rows]
+    return Cells(names, rows, np.array(numbers))
+
+
+def _text(path: Path, content: bytes) -> tuple[str, int]:
+    """What a .csv file says, and whether its first line is one of names: 1 or 0."""
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not text in UTF-8 (byte {error.start})") from None
+    header = _has_header(text)
+    body = text.strip()
+    if not body or (header and "\n" not in body):
+        raise UserError(f"{path} holds no lines of numbers")
+    return text, header
+
+
+def _is_missing(cell: str) -> bool:
+    return cell.strip().lower() in MISSING_WORDS
+
+
 def _has_header(text: str) -> int:
     """1 if no cell of the first line is a number (an empty cell is none), else 0."""
     first = next(csv.reader(io.StringIO(text)), [])
     return int(bool(first) and not any(_is_number(cell) for cell in first))
 
 
-def _csv_fault(text: str, header: int) -> str | None:
+def _csv_fault(text: str, header: int, *, missing: bool = False) -> str | None:
     """The first line that does not fit, in words; slow, so only for a file that has one."""
     lines = csv.reader(io.StringIO(text))
     width = None
@@ -118,7 +173,11 @@ def _csv_fault(text: str, header: int) -> str | None:
         if not row or (header and lines.line_num == 1):
             continue
         for column, cell in enumerate(row, start=1):
-            if not _is_number(cell):
+            if _is_missing(cell):
+                if not missing:
+                    place = f"line {lines.line_num}, column {column}"
+                    return f"{place}: {cell[:40]!r} is not a number; {MISSING_REMEDY}"
+            elif not _is_number(cell):
                 return f"line {lines.line_num}, column {column}: {cell[:40]!r} is not a number"
         width = width or len(row)
         if len(row) != width:
@@ -134,8 +193,13 @@ def _is_number(cell: str) -> bool:
     return True
 
 
-def _check_array(path: Path, key: str, array: np.ndarray, *, first_row: int) -> None:
-    """Refuse what is not a table of finite numbers."""
+MISSING_REMEDY = "if it is missing, say so: missing 'at-random' (--missing at-random)"
+
+
+def check_array(
+    path: Path, key: str, array: np.ndarray, *, first_row: int, missing: bool = False
+) -> None:
+    """Refuse what is not a table of numbers, finite or missing where that may be."""
     where = f"{path}: array {key!r}"
     if array.dtype.kind not in "biuf":
         raise UserError(f"{where} has dtype {array.dtype}; examples are numbers")
@@ -148,10 +212,12 @@ def _check_array(path: Path, key: str, array: np.ndarray, *, first_row: int) -> 
         raise UserError(f"{where} has shape {array.shape}: it holds no numbers")
     with np.errstate(over="ignore"):
         single = array if array.dtype.kind in "bu" else array.astype(np.float32)
-    if not np.isfinite(single).all():
-        index = tuple(int(i) for i in np.argwhere(~np.isfinite(single))[0])
+    legal = np.isfinite(single) | (np.isnan(single) & missing)
+    if not legal.all():
+        index = tuple(int(i) for i in np.argwhere(~legal)[0])
         value = array[index]
         reason = "too large for float32" if np.isfinite(value) else "not finite"
+        reason += f"; {MISSING_REMEDY}" if np.isnan(value) else ""
         place = f"[{', '.join(map(str, index))}]"
         if first_row:
             place += f" (row {index[0] + 1} of numbers, column {index[1] + 1})"
@@ -186,7 +252,9 @@ def _values(path: Path, splits: dict[str, np.ndarray], kind: Kind | None) -> tup
     """What the numbers are, and the rule that says so, decided on all splits together."""
     if kind is not None and KINDS[kind.name].as_stored:
         return "stored", f"as stored, by the user's word: {kind}"
-    arrays = splits.values()
+    arrays = [array[~np.isnan(array)] for array in splits.values()]
+    if not all(array.size for array in arrays):
+        raise UserError(f"{path}: a split has no values, all of them are missing")
     if all(((array == 0) | (array == 1)).all() for array in arrays):
         return "binary", "only 0 and 1: binary"
     are_bytes = {array.dtype == np.uint8 for array in arrays}
@@ -214,6 +282,8 @@ def _could_be_bytes(array: np.ndarray) -> bool:
 def _flat(array: np.ndarray, values: str) -> np.ndarray:
     """Rows `[n, d]` in the dtype that `splits.Raw` asks for."""
     rows = array.reshape(len(array), -1)
+    if np.isnan(rows).any():
+        return np.where(np.isnan(rows), np.nan, rows).astype(np.float32)  # one NaN of the many
     if values == "binary" or rows.dtype == bool:
         return rows.astype(np.uint8)
     if rows.dtype == np.uint8:

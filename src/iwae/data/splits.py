@@ -30,8 +30,9 @@ class Dataset:
     `train` is uint8 `[n, d]`: grey 0..255 where it is binarised afresh at every access (`dynamic`),
     else 0/1; or float32: real values, or probabilities of ink that no byte can hold. `validation`
     and `test` are 0/1 (uint8) for Bernoulli observations, float32 for Gaussian ones. Levels,
-    counts, categories and tables are in all three as they were stored, uint8 or float32. `draw`
-    turns a row of any of them into what a model sees. The arrays are read-only.
+    counts, categories and tables are in all three as they were stored, uint8 or float32. Arrays in
+    which values are missing (NaN) are float32. `draw` turns a row of any of them into what a model
+    sees. The arrays are read-only.
     """
 
     name: str
@@ -67,6 +68,7 @@ class Raw(NamedTuple):
     values_rule: str = "as published"
     authors: Callable[[int], "HeldOut"] | None = None
     log_density: Callable[[np.ndarray], np.ndarray] | None = None
+    columns: Sequence[str] = ()  # their names, where the source has any
 
 
 class HeldOut(NamedTuple):
@@ -87,6 +89,7 @@ class Choices(NamedTuple):
     seed: int
     binarization_seed: int
     shape: Sequence[int] | None
+    missing: bool = False
 
 
 def test_sha256(array: np.ndarray) -> str:
@@ -154,6 +157,8 @@ def assemble(raw: Raw, choices: Choices) -> Dataset:
     test = _drawn(raw.splits["test"], raw.values, kind, TEST_DRAW)
     for array in (train, validation, test):
         array.setflags(write=False)
+    splits = {"train": train, "validation": validation, "test": test}
+    gaps = {"missing": _missing(raw, splits, binarization)} if choices.missing else {}
     return Dataset(
         name=raw.name,
         train=train,
@@ -176,6 +181,7 @@ def assemble(raw: Raw, choices: Choices) -> Dataset:
             "binarization_seed": choices.binarization_seed if _draws(raw, binarization) else None,
             "validation_sha256": test_sha256(validation) if len(validation) else None,
             "test_sha256": test_sha256(test),
+            **gaps,
         },
         train_mean=_mean(train, scale=255 if _is_bytes(train, binarization) else 1),
         log_density=raw.log_density,
@@ -315,6 +321,33 @@ def _shape(raw: Raw, wanted: Sequence[int] | None) -> tuple[int, ...]:
     return shape
 
 
+def _missing(
+    raw: Raw, splits: Mapping[str, np.ndarray], binarization: str
+) -> dict[str, float | None]:
+    """The share of values that are missing in each split; refuses what says nothing at all."""
+    gaps = {split: np.isnan(rows) for split, rows in splits.items()}
+    if binarization != "none" and any(gap.any() for gap in gaps.values()):
+        raise UserError(
+            f"{raw.name} holds grey values of which some are missing, and those cannot be "
+            "binarised: use observation 'gaussian', or binarise them and leave the gaps"
+        )
+    for split, gap in gaps.items():
+        if gap.all(axis=1).any():
+            row = int(np.flatnonzero(gap.all(axis=1))[0])
+            raise UserError(
+                f"{raw.name}: row {row + 1} of the {split} split has no value at all, and says "
+                "nothing: leave it out"
+            )
+    if gaps["train"].all(axis=0).any():
+        column = int(np.flatnonzero(gaps["train"].all(axis=0))[0])
+        named = f" ({raw.columns[column]!r})" if raw.columns else ""
+        raise UserError(
+            f"{raw.name}: column {column + 1}{named} has no value in any training row, so that "
+            "nothing can be learned of it: leave it out"
+        )
+    return {split: float(gap.mean()) if gap.size else None for split, gap in gaps.items()}
+
+
 def _draws(raw: Raw, binarization: str) -> bool:
     return raw.values == "grey" and binarization in ("dynamic", "static")
 
@@ -325,6 +358,8 @@ def _is_bytes(train: np.ndarray, binarization: str) -> bool:
 
 def _mean(train: np.ndarray, *, scale: int) -> np.ndarray:
     """Mean of each column, float64, summed exactly for bytes."""
+    if np.isnan(train).any():
+        return np.asarray(np.nanmean(train, axis=0, dtype=np.float64))
     dtype = np.int64 if train.dtype == np.uint8 else np.float64
     return train.sum(axis=0, dtype=dtype) / (len(train) * scale)
 

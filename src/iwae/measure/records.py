@@ -257,10 +257,12 @@ def mean_and_error(values: np.ndarray) -> tuple[float | None, float | None]:
 def with_bits(record: Record, identity: Record) -> Record:
     """A record, and its rows, with bits per dimension beside the nats where data are quantised.
 
+    Where values may be missing, examples have no number of dimensions in common.
+
     Args:
         identity: of the data.
     """
-    if not KINDS[as_kind(identity["observation"]).name].quantised:
+    if "missing" in identity or not KINDS[as_kind(identity["observation"]).name].quantised:
         return record
     bits = -1 / (math.prod(identity["shape"]) * math.log(2))
     more: Record = {}

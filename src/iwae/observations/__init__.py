@@ -7,41 +7,81 @@ parameters, are in `iwae.data.kinds`.
 """
 
 from collections.abc import Callable
+from functools import partial
 
 from iwae._types import UserError
 from iwae.data import Kind, as_kind
+from iwae.data.kinds import column_kinds
 from iwae.observations.bernoulli import MEAN_CLIP, BernoulliFromLogits, bernoulli
 from iwae.observations.categories import categorical
 from iwae.observations.counts import negative_binomial, poisson
 from iwae.observations.gaussian import LEAST_SCALE, gaussian, gaussian_fixed, gaussian_shared
 from iwae.observations.levels import discretised_gaussian, logistic_mixture
+from iwae.observations.masking import SIGNS, self_masked
+from iwae.observations.missing import Imputing, Incomplete, incomplete
 from iwae.observations.observation import Encoding, Observation
 from iwae.observations.table import table
 from iwae.observations.typical import typical
 
 __all__ = [
+    "GAUSSIANS",
     "LEAST_SCALE",
     "MEAN_CLIP",
+    "MISSING",
     "OBSERVATIONS",
     "BernoulliFromLogits",
     "Encoding",
+    "Imputing",
+    "Incomplete",
     "Observation",
     "observation",
     "typical",
 ]
 
 
-def observation(kind: Kind | str, d: int) -> Observation:
+def observation(kind: Kind | str, d: int, missing: str | None = None) -> Observation:
     """The kind of data, for examples of d dimensions.
 
+    Args:
+        missing: a name in `MISSING`, if values may be missing (NaN).
+
     Raises:
-        UserError: if there is none of that name; the message lists those there are.
+        UserError: if there is none of that name; the message lists those there are. If values are
+            not missing at random and none of them is a Gaussian.
     """
     kind = as_kind(kind)
     if kind.name not in OBSERVATIONS:
         raise UserError(f"no observation {kind.name!r}; known: {', '.join(OBSERVATIONS)}")
-    return OBSERVATIONS[kind.name](kind, d)
+    if missing is None:
+        return OBSERVATIONS[kind.name](kind, d)
+    if missing not in MISSING:
+        raise UserError(f"no way of missing values {missing!r}; known: {', '.join(MISSING)}")
+    if missing in SIGNS and not _has_gaussian(kind):
+        raise UserError(
+            f"values that are missing {missing} have to be gaussian, not {kind}: the integral over "
+            "what they may have been is known for nothing else; use at-random"
+        )
+    if kind.columns is not None:
+        return table(kind, d, partial(_part, missing=missing))
+    data = OBSERVATIONS[kind.name](kind, d)
+    return self_masked(data, d, missing) if missing in SIGNS else incomplete(data, d)
 
+
+def _part(kind: Kind, d: int, missing: str) -> Observation:
+    """Columns of a table; those that are no Gaussians are taken to be missing at random."""
+    return observation(kind, d, missing if _has_gaussian(kind) else "at-random")
+
+
+def _has_gaussian(kind: Kind) -> bool:
+    names = [kind.name, *(one.name for one in column_kinds(kind))]
+    return any(name in GAUSSIANS for name in names)
+
+
+GAUSSIANS = ("gaussian", "gaussian-shared", "gaussian-fixed")
+"""Kinds that can be missing not at random."""
+
+MISSING = ("at-random", *SIGNS)
+"""What makes values go missing: nothing that is not observed, or they themselves."""
 
 OBSERVATIONS: dict[str, Callable[[Kind, int], Observation]] = {
     "bernoulli": bernoulli,

@@ -54,5 +54,5 @@ def _distribution(outputs: Float[Array, " d"]) -> dist.Distribution:
 
 def _start(rows: Rows) -> np.ndarray:
     """Logits of the clipped means."""
-    mean = np.clip(rows.mean(axis=0, dtype=np.float64), MEAN_CLIP, 1 - MEAN_CLIP)
+    mean = np.clip(np.nanmean(rows, axis=0, dtype=np.float64), MEAN_CLIP, 1 - MEAN_CLIP)
     return np.log(mean) - np.log1p(-mean)

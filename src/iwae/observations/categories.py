@@ -34,7 +34,7 @@ def categorical(kind: Kind, d: int) -> Observation:
     def start(rows: Rows) -> np.ndarray:
         """Logs of how often each is seen, a category never seen as if once in all the rows."""
         counts = np.stack([(rows == category).sum(axis=0) for category in range(k)])
-        return np.log(np.maximum(counts, 1 / k) / len(rows)).ravel()
+        return np.log(np.maximum(counts, 1 / k) / np.sum(~np.isnan(rows), axis=0)).ravel()
 
     def transform(x: Float[Array, " d"], _: Float[Array, " 0"]) -> Float[Array, " i"]:
         return jax.nn.one_hot(x.astype(jnp.int32), k, axis=0, dtype=jnp.float32).ravel()

@@ -18,7 +18,7 @@ from scipy.special import digamma
 from iwae._types import PRNGKey
 from iwae.data import Kind
 from iwae.observations.gaussian import at_least
-from iwae.observations.observation import Encoding, Observation, Rows
+from iwae.observations.observation import Encoding, Observation, Rows, mean_and_log_scale
 
 MOST_LOG_MEAN = 60.0
 """A mean is between exp(-60) and exp(60), so that neither it nor its products overflow."""
@@ -140,13 +140,13 @@ def negative_binomial(kind: Kind, d: int) -> Observation:  # noqa: ARG001
 
 def _log_mean(rows: Rows) -> np.ndarray:
     """log of the means; that of a column of zeros is of less than one count in all the rows."""
-    mean = rows.mean(axis=0, dtype=np.float64)
-    return np.log(np.maximum(mean, 1 / (len(rows) + 1)))
+    mean = np.nanmean(rows, axis=0, dtype=np.float64)
+    return np.log(np.maximum(mean, 1 / (np.sum(~np.isnan(rows), axis=0) + 1)))
 
 
 def _log_size(column: np.ndarray, mean: float) -> float:
     """The most likely log size, where the slope of the likelihood is zero, or the nearest to it."""
-    x, counts = np.unique(np.asarray(column, np.float64), return_counts=True)
+    x, counts = np.unique(np.asarray(column[~np.isnan(column)], np.float64), return_counts=True)
 
     def slope(log_size: float) -> float:
         r = math.exp(log_size)
@@ -166,8 +166,6 @@ def _seen(d: int) -> Encoding:
         return (jnp.log1p(x) - mean) * jnp.exp(-log_scale)
 
     def statistics(rows: Rows) -> np.ndarray:
-        seen = np.log1p(np.asarray(rows, np.float64))
-        scale = seen.std(axis=0)
-        return np.concatenate([seen.mean(axis=0), np.log(np.where(scale > 0, scale, 1))])
+        return mean_and_log_scale(np.log1p(np.asarray(rows, np.float64)))
 
     return Encoding(d, transform, 2 * d, statistics)

@@ -56,9 +56,9 @@ def _distribution(outputs: Float[Array, " o"]) -> dist.Distribution:
 
 def _start(rows: Rows) -> np.ndarray:
     """Means and log standard deviations."""
-    scale = np.asarray(rows).std(axis=0, dtype=np.float64)
+    scale = np.nanstd(np.asarray(rows, np.float64), axis=0)
     return np.concatenate([_mean(rows), np.log(np.maximum(scale, LEAST_INITIAL_SCALE))])
 
 
 def _mean(rows: Rows) -> np.ndarray:
-    return rows.mean(axis=0, dtype=np.float64)
+    return np.asarray(np.nanmean(rows, axis=0, dtype=np.float64))

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
-from jax.scipy.special import erf, erfc, ndtr
+from jax.scipy.special import erf, ndtr
 from jaxtyping import Array, Float
 
 from iwae._types import PRNGKey
@@ -19,6 +19,7 @@ from iwae.data import Kind
 from iwae.data.kinds import LEVELS
 from iwae.observations.fitting import most_likely
 from iwae.observations.gaussian import at_least
+from iwae.observations.normal import LOG_ROOT_2PI, log_phi, mills
 from iwae.observations.observation import Encoding, Observation, Rows
 
 HALF = (LEVELS - 1) / 2
@@ -169,35 +170,8 @@ class DiscretisedGaussian(Levels):
         lower, upper = ((unit(value + half) - self.loc) * sharpness for half in (-0.5, 0.5))
         middle = (unit(value) - self.loc) * sharpness
         inside = _log_phi_between(middle, sharpness / HALF)
-        tail = jnp.where(value < 1, _log_phi(upper), _log_phi(-lower))
+        tail = jnp.where(value < 1, log_phi(upper), log_phi(-lower))
         return jnp.where((value < 1) | (value > LEVELS - 2), tail, inside)
-
-
-LOG_ROOT_2PI = 0.5 * math.log(2 * math.pi)
-
-MILLS_FROM, MILLS_TERMS = 3.0, 16
-"""Where the continued fraction takes over, and its length: exact to float32 from there on."""
-
-
-def _mills(a: Float[Array, "..."]) -> Float[Array, "..."]:
-    """(1 - Phi(a)) / phi(a) for a >= 0, by Laplace's continued fraction where a is large."""
-    far = a >= MILLS_FROM
-    near_a, far_a = jnp.where(far, 0.0, a), jnp.where(far, a, MILLS_FROM)
-    fraction = far_a
-    for term in range(MILLS_TERMS, 0, -1):
-        fraction = far_a + term / fraction
-    near = math.sqrt(math.pi / 2) * jnp.exp(near_a**2 / 2) * erfc(near_a / math.sqrt(2))
-    return jnp.where(far, 1 / fraction, near)
-
-
-def _log_phi(b: Float[Array, "..."]) -> Float[Array, "..."]:
-    """log Phi(b), with a gradient that is exact also far below 0."""
-    below, above = jnp.where(b < 0, -b, 0.0), jnp.where(b < 0, 0.0, b)
-    return jnp.where(
-        b < 0,
-        -(below**2) / 2 - LOG_ROOT_2PI + jnp.log(_mills(below)),
-        jnp.log1p(-erfc(above / math.sqrt(2)) / 2),
-    )
 
 
 def _log_phi_between(
@@ -220,8 +194,8 @@ def _log_phi_between(
 
     m1, w1 = jnp.where(beside, m, 2.0), jnp.where(beside, width, 1.0)
     a = m1 - w1 / 2
-    mills = _mills(a) - jnp.exp(-m1 * w1) * _mills(a + w1)
-    of_beside = -(a**2) / 2 - LOG_ROOT_2PI + jnp.log(mills)
+    ratio = mills(a) - jnp.exp(-m1 * w1) * mills(a + w1)
+    of_beside = -(a**2) / 2 - LOG_ROOT_2PI + jnp.log(ratio)
 
     m2, w2 = jnp.where(across, m, 0.0), jnp.where(across, width, 1.0)
     upper, lower = ((m2 + sign * w2 / 2) / math.sqrt(2) for sign in (1, -1))
@@ -258,9 +232,9 @@ def _seen(d: int) -> Encoding:
 
 def _shares(rows: Rows) -> Float[np.ndarray, "d 256"]:
     """How often each level is seen, and a trace of every level, for those that no row has."""
-    columns = np.ascontiguousarray(rows.T).astype(np.intp)
-    counts = np.stack([np.bincount(column, minlength=LEVELS) for column in columns])
-    return (counts + TRACE / LEVELS) / (len(rows) + TRACE)
+    columns = [column[~np.isnan(column)] for column in np.ascontiguousarray(rows.T)]
+    counts = np.stack([np.bincount(c.astype(np.intp), minlength=LEVELS) for c in columns])
+    return (counts + TRACE / LEVELS) / (counts.sum(axis=1, keepdims=True) + TRACE)
 
 
 def _deviation(shares: Float[np.ndarray, "d 256"]) -> Float[np.ndarray, " d"]:

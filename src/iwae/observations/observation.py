@@ -8,14 +8,15 @@ import numpyro.distributions as dist
 from jaxtyping import Array, Float, Shaped
 
 Rows = Shaped[np.ndarray, "n d"]
-"""Training examples, in the model's units."""
+"""Training examples, in the model's units; NaN is a missing value."""
 
 
 class Encoding(NamedTuple):
     """What the encoder sees of an example.
 
     Attributes:
-        n_inputs: how many numbers.
+        n_inputs: how many numbers. Where values may be missing it is a multiple of d, and input i
+            is of dimension i modulo d.
         transform: an example `[d]` and statistics `[n_statistics]` -> `[n_inputs]`.
         n_statistics: how many statistics of the training data it needs. All of them zero is to mean
             that nothing is known.
@@ -38,6 +39,7 @@ class Observation(NamedTuple):
             decoder, that of the highest likelihood.
         n_free: outputs that are the same whatever z is: free parameters, which come last.
         encoding: what the encoder sees; None if that is the example itself.
+        legal: a value that the kind takes.
     """
 
     n_outputs: int
@@ -45,3 +47,11 @@ class Observation(NamedTuple):
     initial_output: Callable[[Rows], np.ndarray]
     n_free: int = 0
     encoding: Encoding | None = None
+    legal: float = 0.0
+
+
+def mean_and_log_scale(values: Shaped[np.ndarray, "n d"]) -> np.ndarray:
+    """Means and log standard deviations of what is observed, `[2 d]`; of constants 0."""
+    values = np.asarray(values, np.float64)
+    scale = np.nanstd(values, axis=0)
+    return np.concatenate([np.nanmean(values, axis=0), np.log(np.where(scale > 0, scale, 1))])

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PyTree
 
 from iwae._types import PRNGKey, UserError
 from iwae.data import Kind
@@ -52,6 +52,21 @@ class Columns(dist.Distribution):
     def mean(self) -> Float[Array, " d"]:
         """Of each column; not a number for categories."""
         return self.in_place([one.mean for one in self.each])
+
+    def averages(self) -> PyTree:
+        """Those of each distribution; all of them know what missing values are."""
+        return tuple(one.averages() for one in self.each)
+
+    def guess(self, averages: PyTree) -> Float[Array, " d"]:
+        """One value for each column."""
+        pairs = zip(self.each, averages, strict=True)
+        return self.in_place([one.guess(average) for one, average in pairs])
+
+    def fill(self, x: Float[Array, " d"], key: PRNGKey) -> Float[Array, " d"]:
+        """A row whose missing values are drawn."""
+        keys = jax.random.split(key, len(self.each))
+        each = zip(self.each, self.places, keys, strict=True)
+        return self.in_place([one.fill(x[np.asarray(p)], k) for one, p, k in each])
 
     def in_place(self, parts: list[Float[Array, "..."]]) -> Float[Array, "*d"]:
         """A row, from what each distribution has of it."""

@@ -1,0 +1,109 @@
+"""A user's table with missing values, completed by the model of a run: from file to file."""
+
+import csv
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from iwae._types import UserError, atomic_write
+from iwae.data.kinds import check_values
+from iwae.data.own import Cells, check_array, csv_cells, read_arrays, read_bytes
+from iwae.jobs import trained_model
+from iwae.missing import impute, multiple_imputations
+from iwae.model import VAE
+
+SUFFIXES = (".csv", ".npy")
+
+
+def impute_file(
+    run: Path,
+    file: Path,
+    out: Path,
+    *,
+    draws: int | None = None,
+    k: int = 1000,
+    weights: str = "final",
+    seed: int = 0,
+    batch_size: int | None = None,
+) -> list[Path]:
+    """Write a copy of a table in which the first model of a run has put numbers for missing values.
+
+    Args:
+        file: .csv or .npy, with the columns that the model was trained on. All that is observed,
+            and a line of names, stays as it is written.
+        out: of the same suffix. With `draws`, there are so many, numbered from 1: `out-1.csv` ...
+        draws: so many multiple imputations; the expectations if None.
+        k, batch_size: as for `iwae.impute`.
+        weights: "final" or "best".
+        seed: of all random numbers.
+
+    Returns:
+        The files written.
+
+    Raises:
+        UserError: if the run's model was not made for missing values, or the table does not fit it.
+    """
+    if file.suffix.lower() not in SUFFIXES or out.suffix.lower() != file.suffix.lower():
+        raise UserError(
+            f"{file} becomes {out}: both are {' or '.join(SUFFIXES)} files, and of the same kind"
+        )
+    model, table = trained_model(run, weights, 0), _read(file)
+    rows = _checked(model, run, file, table)
+    key = jax.random.key(seed)
+    if draws is None:
+        filled, paths = impute(model, rows, key, k=k, batch_size=batch_size)[None], [out]
+    else:
+        filled = multiple_imputations(model, rows, key, draws=draws, k=k, batch_size=batch_size)
+        paths = [out.with_stem(f"{out.stem}-{i}") for i in range(1, draws + 1)]
+    for path, one in zip(paths, filled, strict=True):
+        _write(path, table, one.reshape(_values(table).shape))
+    return paths
+
+
+Table = Cells | np.ndarray
+
+
+def _read(file: Path) -> Table:
+    content = read_bytes(file)
+    if file.suffix.lower() == ".csv":
+        return csv_cells(file, content)
+    return read_arrays(file, content)["data"]
+
+
+def _values(table: Table) -> np.ndarray:
+    return table.values if isinstance(table, Cells) else table
+
+
+def _checked(model: VAE, run: Path, file: Path, table: Table) -> np.ndarray:
+    """The rows `[n, d]` of a table that fits the model."""
+    values, is_csv = _values(table), isinstance(table, Cells)
+    check_array(file, "data", values, first_row=int(is_csv), missing=True)
+    rows = values.reshape(len(values), -1)
+    if rows.shape[1] != model.n_data:
+        raise UserError(
+            f"{file} has {rows.shape[1]} columns, the data that {run} was trained on {model.n_data}"
+        )
+    if rows.dtype.kind != "f":
+        rows = rows.astype(np.float32)
+    check_values(rows, model.kind, f"{file}: array 'data'", missing=True)
+    return rows
+
+
+def _write(path: Path, table: Table, filled: np.ndarray) -> None:
+    """The table with numbers where there were none."""
+    with atomic_write(path) as temporary:
+        if isinstance(table, Cells):
+            with temporary.open("w", newline="") as file:
+                lines = csv.writer(file, lineterminator="\n")
+                lines.writerows([table.names] if table.names else [])
+                lines.writerows(map(_line, table.cells, table.values, filled))
+        else:
+            np.save(temporary, filled, allow_pickle=False)
+
+
+def _line(cells: list[str], values: np.ndarray, filled: np.ndarray) -> list[str]:
+    """The cells of a line, with the shortest digits of float32 for what was missing."""
+    digits = [np.format_float_positional(one, trim="-") for one in filled.astype(np.float32)]
+    every = zip(cells, values, digits, strict=True)
+    return [new if np.isnan(value) else cell for cell, value, new in every]

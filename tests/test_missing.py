@@ -1,0 +1,469 @@
+"""Missing values: densities of what is observed, imputations, and what makes values go missing."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions as dist
+import pytest
+from scipy.special import log_ndtr, logsumexp, ndtr
+from scipy.stats import kstest, norm
+
+from iwae import (
+    VAE,
+    bound,
+    impute,
+    iwae,
+    log_likelihoods,
+    log_weights,
+    multiple_imputations,
+    snis_mean,
+)
+from iwae._types import UserError
+from iwae.data import KINDS, make_kind
+from iwae.model import AbstractLatentModel
+from iwae.observations import MISSING, Incomplete, observation
+from iwae.observations.masking import SelfMasked
+from iwae.particles import importance_particles
+from iwae.testing import LinearGaussian, check_latent_model
+from reference import assert_mean
+from test_model import perturbed
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+
+class WithHoles(AbstractLatentModel):
+    """A linear-Gaussian model of which any values may be missing; q is wider than the posterior."""
+
+    complete: LinearGaussian
+    q_scale: float = eqx.field(static=True, default=1.3)
+
+    def posterior(self, x):
+        observed = ~jnp.isnan(x)
+        weight = jnp.where(observed[:, None], self.complete.weight, 0.0)
+        variance = jnp.exp(2 * self.complete.log_scale)
+        precision = jnp.eye(weight.shape[1]) + weight.T @ weight / variance
+        residual = jnp.where(observed, x - self.complete.bias, 0.0)
+        mean = jnp.linalg.solve(precision, weight.T @ residual / variance)
+        return dist.MultivariateNormal(mean, precision_matrix=precision / self.q_scale**2)
+
+    def decode(self, z):
+        return Incomplete(self.complete.decode(z))
+
+    def log_joint(self, x, z):
+        return self.decode(z).log_prob(x) + self.complete.prior().log_prob(z)
+
+    def sample(self, key):
+        return self.complete.sample(key)
+
+
+def moments(model):
+    """Mean and covariance of x, float64."""
+    w, b = np.float64(model.complete.weight), np.float64(model.complete.bias)
+    return b, w @ w.T + np.exp(2 * np.float64(model.complete.log_scale)) * np.eye(len(b))
+
+
+def log_normal(x, mean, covariance):
+    residual = x - mean
+    _, log_det = np.linalg.slogdet(2 * np.pi * covariance)
+    return -0.5 * (residual @ np.linalg.solve(covariance, residual) + log_det)
+
+
+def conditional(x, mean, covariance):
+    """Mean and covariance of the missing values given the observed ones."""
+    m = np.isnan(x)
+    gain = covariance[np.ix_(m, ~m)] @ np.linalg.inv(covariance[np.ix_(~m, ~m)])
+    left = covariance[np.ix_(m, m)] - gain @ covariance[np.ix_(~m, m)]
+    return mean[m] + gain @ (x[~m] - mean[~m]), left
+
+
+def holes(n=12, d=5, share=0.4, seed=3):
+    """Rows of a linear-Gaussian model; any value may be missing, and in one row all are."""
+    model = WithHoles(LinearGaussian.random(2, d, seed=1))
+    keys = jax.random.split(jax.random.key(seed), n)
+    x = np.array(jax.vmap(lambda key: model.sample(key)[1])(keys))
+    x[np.random.default_rng(seed).random((n, d)) < share] = np.nan
+    x[0] = np.nan
+    return model, x
+
+
+@eqx.filter_jit
+def log_weights_of(model, x, key):
+    return log_weights(model, x, key, 5)
+
+
+# --- exactly ----------------------------------------------------------------------------------
+
+
+def test_with_the_exact_posterior_every_weight_is_the_density_of_what_is_observed():
+    model, rows = holes()
+    exact, (mean, covariance) = WithHoles(model.complete, 1.0), moments(model)
+    for i, x in enumerate(rows):
+        o = ~np.isnan(x)
+        expected = log_normal(x[o], mean[o], covariance[np.ix_(o, o)]) if o.any() else 0.0
+        log_w = log_weights_of(exact, jnp.asarray(x), jax.random.key(i))
+        assert log_w == pytest.approx(np.full(5, expected), abs=1e-4)
+
+
+def test_likelihoods_are_of_the_observed_part():
+    model, rows = holes()
+    mean, covariance = moments(model)
+    found = log_likelihoods(model, rows, jax.random.key(0), k=4000)
+    for x, value in zip(rows, found, strict=True):
+        o = ~np.isnan(x)
+        expected = log_normal(x[o], mean[o], covariance[np.ix_(o, o)]) if o.any() else 0.0
+        assert value == pytest.approx(expected, abs=0.05)
+
+
+def test_the_expectation_of_what_is_missing_is_the_conditional_mean():
+    model, rows = holes()
+    copies = np.repeat(rows, 60, axis=0)
+    found = impute(model, copies, jax.random.key(1), k=400).reshape(len(rows), 60, -1)
+    for x, each in zip(rows, found, strict=True):
+        expected, _ = conditional(x, *moments(model))
+        for column, value in zip(np.flatnonzero(np.isnan(x)), expected, strict=True):
+            assert_mean(each[:, column], value, error_at_most=0.02)
+
+
+def test_multiple_imputations_have_the_conditional_moments():
+    model, rows = holes()
+    rows = rows[[0, *np.argsort(np.isnan(rows[1:]).sum(axis=1))[-2:] + 1]]
+    n = 2500
+    copies = np.repeat(rows, n, axis=0)
+    found = multiple_imputations(model, copies, jax.random.key(2), draws=2, k=100)
+    for i, x in enumerate(rows):
+        mean, covariance = conditional(x, *moments(model))
+        for data in found:
+            off = data[i * n : (i + 1) * n, np.isnan(x)] - mean
+            for a in range(len(mean)):
+                assert_mean(off[:, a], 0.0, error_at_most=0.05)
+                for b in range(a + 1):
+                    spread = np.sqrt(covariance[a, a] * covariance[b, b])
+                    assert_mean(
+                        off[:, a] * off[:, b] / spread,
+                        covariance[a, b] / spread,
+                        error_at_most=0.05,
+                    )
+
+
+def test_what_is_observed_stays_as_it_is():
+    model, rows = holes()
+    rows = rows.astype(np.float64) + 1e-12
+    one = impute(model, rows, jax.random.key(0), k=3)
+    several = multiple_imputations(model, rows, jax.random.key(0), draws=4, k=3)
+    observed = ~np.isnan(rows)
+    assert (one.dtype, one.shape, several.shape) == (np.float64, rows.shape, (4, *rows.shape))
+    assert not np.isnan(several).any()
+    assert (one[observed] == rows[observed]).all()
+    assert (several[:, observed] == rows[observed]).all()
+    assert len(np.unique(several[:, ~observed])) == several[:, ~observed].size
+
+
+def test_imputations_do_not_depend_on_the_batch():
+    model, rows = holes()
+    one, other = (
+        multiple_imputations(model, rows, jax.random.key(0), draws=2, k=20, batch_size=size)
+        for size in (1, 5)
+    )
+    assert one == pytest.approx(other, abs=1e-4)
+
+
+# --- every kind of data -----------------------------------------------------------------------
+
+PARAMETERS = {
+    "gaussian-fixed": {"scale": 0.7},
+    "logistic-mixture": {"mixtures": 2},
+    "categorical": {"categories": 3},
+    "table": {"columns": ("poisson", "gaussian-shared", "categorical:3", "gaussian", "bernoulli")},
+}
+EXAMPLES = {
+    "gaussian": [0.3, -2.0, 5.0, 0.0, 1.5],
+    "bernoulli": [0, 1, 1, 0, 1],
+    "levels": [0, 255, 17, 128, 254],
+    "categorical": [0, 2, 1, 1, 2],
+    "counts": [0, 3, 1, 12, 7],
+    "table": [4, -0.7, 2, 1.3, 1],
+}
+LIKE = {
+    "gaussian-shared": "gaussian",
+    "gaussian-fixed": "gaussian",
+    "logistic-mixture": "levels",
+    "discretised-gaussian": "levels",
+    "poisson": "counts",
+    "negative-binomial": "counts",
+}
+HOLES = [np.nan, 1, np.nan, 1, 1]
+
+
+def example(name):
+    return jnp.float32(EXAMPLES[LIKE.get(name, name)])
+
+
+def kind_of(name):
+    return make_kind(name, **PARAMETERS.get(name, {}))
+
+
+def vae(name, missing="at-random", **options):
+    sizes = {"latent_sizes": (2,), "hidden_sizes": ((4,),)}
+    options = {**sizes, "observation": kind_of(name), "key": jax.random.key(0), **options}
+    return perturbed(VAE(5, missing=missing, **options))
+
+
+@eqx.filter_jit
+def log_joint(model, x):
+    return model.log_joint(x, (jnp.float32([0.5, -1.2]),))
+
+
+@eqx.filter_jit
+@eqx.filter_value_and_grad
+def climbed(model, x):
+    return bound(iwae, k=3)(model, x, jax.random.key(0))
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_the_density_is_the_product_over_observed_values(name):
+    plain, model = (
+        VAE(5, (2,), ((4,),), observation=kind_of(name), missing=missing, key=jax.random.key(0))
+        for missing in (None, "at-random")
+    )
+    x = example(name)
+    some = jnp.isnan(jnp.float32(HOLES))
+    nothing = log_joint(model, jnp.full(5, jnp.nan))
+    assert nothing == pytest.approx(norm.logpdf([0.5, -1.2]).sum())
+    whole = log_joint(model, x)
+    assert whole == pytest.approx(float(log_joint(plain, x)), rel=1e-6)
+    parts = [log_joint(model, jnp.where(hidden, jnp.nan, x)) for hidden in (some, ~some)]
+    assert all(abs(part - nothing) > 0.1 for part in parts)
+    assert sum(parts) == pytest.approx(float(whole + nothing), rel=1e-5)
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_no_gradient_is_nan(name):
+    for hidden in (HOLES, [np.nan] * 5):
+        value, gradient = climbed(vae(name), example(name) * jnp.float32(hidden))
+        assert jnp.isfinite(value)
+        assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_the_first_output_is_of_the_observed_values(name):
+    rng, kind = np.random.default_rng(0), kind_of(name)
+    rows = rng.integers(0, 2, (40, 5)) * np.asarray(example(name))[None]
+    rows[rng.random(rows.shape) < 0.3] = np.nan
+    each = [*map(column_of, kind.columns)] if kind.columns else [kind] * 5
+    whole = observation(kind, 5, "at-random")
+    p = whole.distribution(jnp.float32(whole.initial_output(rows)))
+    for j, one in enumerate(each):
+        column = rows[~np.isnan(rows[:, j]), j : j + 1]
+        alone = observation(one, 1)
+        expected = alone.distribution(jnp.float32(alone.initial_output(column)))
+        x = jnp.full(5, jnp.nan).at[j].set(column[0, 0])
+        found = float(jax.jit(p.log_prob)(x))
+        value = jax.jit(lambda x, expected=expected: expected.log_prob(x))(jnp.float32(column[0]))
+        assert found == pytest.approx(float(value), rel=1e-4)
+
+
+def column_of(words):
+    name, _, categories = words.partition(":")
+    return make_kind(name, **({"categories": int(categories)} if categories else {}))
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_each_kind_is_imputed_by_legal_draws(name):
+    model, hidden = vae(name), np.float32(example(name)) * np.float32(HOLES)
+    rows = np.stack([hidden, np.full(5, np.nan, np.float32)])
+    several = multiple_imputations(model, rows, jax.random.key(0), draws=6, k=20)
+    assert KINDS[name].legal(several.reshape(12, 5), kind_of(name)).all()
+
+
+@pytest.mark.parametrize("name", ["categorical", "table"])
+def test_a_category_is_imputed_by_the_likeliest_given_what_is_observed(name):
+    model, x, key = vae(name), example(name).at[2].set(jnp.nan), jax.random.key(0)
+
+    @jax.jit
+    def probabilities(x, key):
+        particles, _ = importance_particles(model, x, key, 50)
+        return snis_mean(particles, lambda z: probabilities_of_third(model.decode(z)))
+
+    def probabilities_of_third(p):
+        return p.each[2].complete.base_dist.probs[0] if name == "table" else p.averages()[2]
+
+    p = probabilities(x, jax.random.fold_in(key, 0))
+    found = impute(model, np.asarray(x)[None], jax.random.clone(key), k=50)
+    assert p.shape == (3,)
+    assert found[0, 2] == int(np.argmax(p))
+    assert found[0, [0, 1, 3, 4]] == pytest.approx(np.asarray(x)[[0, 1, 3, 4]])
+
+
+# --- the encoder ------------------------------------------------------------------------------
+
+
+def test_the_encoder_sees_zeros_and_the_mask():
+    rows = np.array([[1.0, 10.0], [3.0, np.nan], [np.nan, 30.0]])
+    encoding = observation("gaussian", 2, "at-random").encoding
+    statistics = jnp.float32(encoding.statistics(rows))
+    assert statistics == pytest.approx([2, 20, 0, np.log(10)])
+    assert encoding.transform(jnp.float32([3, np.nan]), statistics) == pytest.approx([1, 0, 1, 0])
+    assert encoding.n_inputs == 4
+
+
+def test_the_encoder_sees_no_category_where_none_is_observed():
+    kind = make_kind("categorical", categories=3)
+    encoding = observation(kind, 2, "at-random").encoding
+    seen = encoding.transform(jnp.float32([np.nan, 2]), jnp.zeros(0))
+    assert seen.tolist() == [0, 0, 0, 0, 0, 1, 0, 1]
+    table = make_kind("table", columns=("categorical:3", "bernoulli", "categorical:3"))
+    encoding = observation(table, 3, "at-random").encoding
+    seen = encoding.transform(jnp.float32([np.nan, 1, 2]), jnp.zeros(2))
+    assert seen.tolist() == [0, 0, 0, 0, 0, 1, 0, 1, 1, 1]
+
+
+# --- not at random ----------------------------------------------------------------------------
+
+LOC, SCALE = np.array([0.4, -1.0, 2.0]), np.array([1.3, 0.5, 0.9])
+INTERCEPT, SLOPE = np.array([-0.3, 0.8, -2.0]), np.array([1.7, -0.6, 0.0])
+
+
+def masked(intercept=INTERCEPT, slope=SLOPE):
+    values = dist.Normal(jnp.float32(LOC), jnp.float32(SCALE)).to_event(1)
+    return SelfMasked(Incomplete(values), jnp.float32(intercept), jnp.float32(slope))
+
+
+def grid(j, intercept=INTERCEPT, slope=SLOPE):
+    """Values of dimension j, and the density of each of them and its being missing."""
+    x = np.linspace(LOC[j] - 12 * SCALE[j], LOC[j] + 12 * SCALE[j], 20001)
+    return x, norm.pdf(x, LOC[j], SCALE[j]) * ndtr(intercept[j] + slope[j] * x)
+
+
+def test_missing_values_are_integrated_out():
+    x = np.array([0.2, np.nan, np.nan])
+    expected = norm.logpdf(0.2, LOC[0], SCALE[0]) + log_ndtr(-INTERCEPT[0] - SLOPE[0] * 0.2)
+    expected += sum(np.log(np.trapezoid(grid(j)[1], grid(j)[0])) for j in (1, 2))
+    assert masked().log_prob(jnp.float32(x)) == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_expectation_of_a_value_that_is_missing():
+    for j, found in enumerate(masked().averages()):
+        x, density = grid(j)
+        expected = np.trapezoid(x * density, x) / np.trapezoid(density, x)
+        assert found == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("intercept", [0.0, -25.0, 40.0])
+def test_missing_values_are_drawn_given_that_they_are_missing(intercept):
+    p = masked(INTERCEPT + intercept)
+    fill = jax.jit(jax.vmap(lambda key: p.fill(jnp.full(3, jnp.nan), key)))
+    draws = np.asarray(fill(jax.random.split(jax.random.key(3), 4000)))
+    for j in range(3):
+        x, _ = grid(j)
+        log_density = norm.logpdf(x, LOC[j], SCALE[j])
+        log_density += log_ndtr(INTERCEPT[j] + intercept + SLOPE[j] * x)
+        cdf = np.cumsum(np.exp(log_density - log_density.max()))
+        test = kstest(draws[:, j], lambda value, x=x, cdf=cdf: np.interp(value, x, cdf / cdf[-1]))
+        assert test.pvalue > 1e-4
+    assert np.isfinite(p.averages()).all()
+
+
+def test_draws_of_an_example_go_missing_as_often_as_they_should():
+    draws = np.asarray(jax.vmap(masked().sample)(jax.random.split(jax.random.key(4), 4000)))
+    for j in range(3):
+        x, density = grid(j)
+        assert_mean(np.isnan(draws[:, j]), np.trapezoid(density, x), error_at_most=0.01)
+
+
+@pytest.mark.parametrize("intercept", [-1e4, -300.0, 300.0, 1e4])
+def test_density_and_gradient_are_finite_far_from_the_data(intercept):
+    def log_prob(parameters):
+        return masked(*parameters).log_prob(jnp.float32([0.2, np.nan, 1.0]))
+
+    parameters = jnp.full(3, intercept, jnp.float32), jnp.float32(SLOPE)
+    value, gradient = jax.value_and_grad(log_prob)(parameters)
+    assert jnp.isfinite(value)
+    assert all(jnp.isfinite(leaf).all() for leaf in gradient)
+
+
+def test_the_density_of_values_and_mask_is_that_of_quadrature():
+    options = {"observation": "gaussian", "missing": "not-at-random", "key": jax.random.key(5)}
+    model = perturbed(VAE(3, (1,), ((4,),), **options), size=0.6)
+    x, z = np.array([0.7, np.nan, -0.4]), np.linspace(-9, 9, 1501)
+    p = jax.jit(jax.vmap(lambda z: model.decode((z[None],))))(jnp.float32(z))
+    loc, scale = (np.float64(getattr(p.values.complete.base_dist, n)) for n in ("loc", "scale"))
+    b, a = np.float64(p.intercept[0]), np.float64(p.slope[0])
+    assert np.abs(a).min() > 0.1  # or nothing would depend on the mask
+    log_p = norm.logpdf(z)
+    for j in (0, 2):
+        log_p += norm.logpdf(x[j], loc[:, j], scale[:, j]) + log_ndtr(-b[j] - a[j] * x[j])
+    values = np.linspace(-15, 15, 2001)
+    inside = norm.pdf(values, loc[:, 1:2], scale[:, 1:2]) * ndtr(b[1] + a[1] * values)
+    log_p += np.log(np.trapezoid(inside, values, axis=1))
+    found = jax.jit(jax.vmap(lambda z: model.log_joint(jnp.float32(x), (z[None],))))(jnp.float32(z))
+    assert found == pytest.approx(log_p, rel=1e-4, abs=1e-3)
+    assert logsumexp(found) == pytest.approx(logsumexp(log_p), abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("missing", "sign"), [("not-at-random-high", 1), ("not-at-random-low", -1)]
+)
+def test_the_sign_may_be_known(missing, sign):
+    data = observation("gaussian-shared", 2, missing)
+    rows = np.array([[1.0, 10.0], [3.0, np.nan], [np.nan, 30.0], [2.0, 3.0]])
+    start = data.initial_output(rows)
+    assert start.size == data.n_outputs + data.n_free == 2 + 2 + 4
+    p = data.distribution(jnp.float32(start))
+    assert (np.sign(p.slope) == sign).all()
+    assert ndtr(np.float64(p.intercept)) == pytest.approx([1.5 / 5, 1.5 / 5])
+
+
+def test_in_a_table_only_real_values_are_missing_not_at_random():
+    kind = make_kind("table", columns=("gaussian", "poisson"))
+    data = observation(kind, 2, "not-at-random")
+    each = data.distribution(jnp.zeros(data.n_outputs + data.n_free)).each
+    assert [type(one) for one in each] == [SelfMasked, Incomplete]
+
+
+# --- the contract, and mistakes ---------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("missing", MISSING)
+def test_the_contract_is_kept(missing):
+    model = vae("gaussian", missing)
+    check_latent_model(model, example("gaussian") * jnp.float32(HOLES), jax.random.key(0))
+
+
+@pytest.mark.slow
+def test_the_test_model_keeps_the_contract():
+    model, rows = holes()
+    check_latent_model(model, jnp.asarray(rows[1]), jax.random.key(0), draws=2000)
+
+
+@pytest.mark.parametrize(
+    ("kind", "missing", "words"),
+    [
+        ("gaussian", "often", "no way of missing values 'often'; known: at-random, not-at-random"),
+        ("bernoulli", "not-at-random", "not-at-random have to be gaussian, not bernoulli"),
+        (make_kind("table", columns=("poisson",) * 5), "not-at-random", "have to be gaussian"),
+    ],
+)
+def test_mistakes_are_user_errors(kind, missing, words):
+    with pytest.raises(UserError, match=words):
+        VAE(5, (2,), ((4,),), observation=kind, missing=missing, key=jax.random.key(0))
+
+
+def test_values_have_to_be_independent_given_z():
+    with pytest.raises(UserError, match=r"a MultivariateNormal does not say: end it with"):
+        Incomplete(dist.MultivariateNormal(jnp.zeros(2), jnp.eye(2)))
+
+
+def test_a_model_that_was_not_made_for_missing_values_cannot_impute():
+    with pytest.raises(UserError, match="this VAE was not made for missing values: train one with"):
+        impute(vae("gaussian", None), np.zeros((1, 5)), jax.random.key(0))
+    with pytest.raises(UserError, match="draws is 0"):
+        multiple_imputations(vae("gaussian"), np.zeros((1, 5)), jax.random.key(0), draws=0)
+
+
+def test_a_nan_is_never_handed_on():
+    model = eqx.tree_at(lambda m: m.output.bias, vae("gaussian"), replace_fn=lambda b: b * jnp.nan)
+    rows = np.array([[0.0] * 5, [np.nan, 0, 0, 0, 0]])
+    with pytest.raises(FloatingPointError, match="row 2, column 1 cannot be imputed"):
+        impute(model, rows, jax.random.key(0), k=2)

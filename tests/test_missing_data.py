@@ -1,0 +1,267 @@
+"""Missing values from a file to a model, to records, and back to a file."""
+
+import csv
+import itertools
+import json
+
+import jax
+import numpy as np
+import pytest
+
+import small
+from iwae import impute, load_dataset, load_model, save_model
+from iwae._types import UserError
+from iwae.cli import main
+from iwae.completion import impute_file
+from iwae.config import Missing, make_config
+from iwae.data import make_kind
+from iwae.data.own import MISSING_WORDS
+from iwae.jobs import make_job
+from iwae.measure.records import with_bits
+from iwae.model import VAE
+from iwae.observations import MISSING
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+WORDS = ("", "NA", "nan", " n/a", "NULL", "?")
+
+
+def values(n=60, share=0.3, seed=0):
+    """Rows of three columns, of which two depend on each other; each row has a value at least."""
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(n, 3)).round(3)
+    x[:, 1] = (2 * x[:, 0] + 0.3 * x[:, 1] + 5).round(3)
+    gaps = rng.random(x.shape) < share
+    gaps[np.arange(n), rng.integers(0, 3, n)] = False
+    return np.where(gaps, np.nan, x)
+
+
+def write_csv(path, rows, words=WORDS, names=("a", "b b", "c")):
+    """The rows, with every way to say that there is nothing."""
+    count = 0
+    with path.open("w", newline="") as file:
+        lines = csv.writer(file)
+        lines.writerow(names)
+        for row in rows:
+            cells = []
+            for value in row:
+                cells.append(words[count % len(words)] if np.isnan(value) else f"{value}")
+                count += np.isnan(value)
+            lines.writerow(cells)
+    return path
+
+
+def vae(n_data=3, **options):
+    options = {"observation": "gaussian", "missing": "at-random", **options}
+    return VAE(n_data, (2,), ((4,),), key=jax.random.key(0), **options)
+
+
+def run_of(model, folder):
+    """A run that holds this model, as far as imputing looks."""
+    save_model(model, folder / "run/models/final-0")
+    return folder / "run"
+
+
+# --- reading ----------------------------------------------------------------------------------
+
+
+def test_a_csv_file_may_have_gaps(tmp_path):
+    rows = values()
+    data = load_dataset(write_csv(tmp_path / "a.csv", rows), missing=True, validation=10)
+    assert (data.train.dtype, data.observation, data.shape) == (np.float32, "gaussian", (3,))
+    found = np.concatenate([data.train, data.validation, data.test])
+    assert sorted(map(str, np.float32(rows).tolist())) == sorted(map(str, found.tolist()))
+    assert data.train_mean == pytest.approx(np.nanmean(data.train, axis=0))
+    shares = data.identity["missing"]
+    assert shares["train"] == pytest.approx(np.isnan(data.train).mean())
+    assert set(shares) == {"train", "validation", "test"}
+    json.dumps(data.identity, allow_nan=False)
+
+
+def test_arrays_may_have_gaps(tmp_path):
+    rows = values()
+    np.savez(tmp_path / "a.npz", train=rows[:40], test=rows[40:])
+    data = load_dataset(tmp_path / "a.npz", missing=True)
+    assert np.array_equal(data.test, np.float32(rows[40:]), equal_nan=True)
+
+
+def test_binary_values_with_gaps_are_binary(tmp_path):
+    np.save(tmp_path / "a.npy", np.where(np.isnan(values()), np.nan, values() > 0))
+    data = load_dataset(tmp_path / "a.npy", missing=True)
+    assert (data.observation, data.binarization) == ("bernoulli", "none")
+    assert data.train.dtype == np.float32
+
+
+def test_nothing_changes_where_nothing_is_missing(tmp_path):
+    write_csv(tmp_path / "a.csv", values(share=0))
+    plain, other = (load_dataset(tmp_path / "a.csv", missing=missing) for missing in (False, True))
+    for split in ("train", "validation", "test"):
+        assert np.array_equal(getattr(plain, split), getattr(other, split))
+    assert other.identity.pop("missing") == {"train": 0, "validation": None, "test": 0}
+    assert plain.identity == other.identity
+
+
+@pytest.mark.parametrize("word", ["", "NA", "nan", "?"])
+def test_gaps_that_are_not_announced_are_refused(tmp_path, word):
+    write_csv(tmp_path / "a.csv", values(), words=(word,))
+    with pytest.raises(UserError, match=r"if it is missing, say so: .*\(--missing at-random\)"):
+        load_dataset(tmp_path / "a.csv")
+    np.save(tmp_path / "a.npy", values())
+    with pytest.raises(UserError, match=r"is nan at \[.*say so: missing 'at-random'"):
+        load_dataset(tmp_path / "a.npy")
+
+
+def with_(place, value):
+    rows = values()
+    rows[place] = value
+    return rows
+
+
+@pytest.mark.parametrize(
+    ("rows", "options", "words"),
+    [
+        (with_((slice(None), 1), np.nan)[:, 1:], {}, r"row \d+ of the \w+ split has no value"),
+        (with_((slice(None), 1), np.nan)[:6], {}, r"column 2 \('b b'\) has no value in any train"),
+        (with_((7, 1), np.inf), {}, "is inf at .*not finite$"),
+        (np.full((9, 3), np.nan), {}, "a split has no values"),
+        (np.abs(values()) / 99, {}, "cannot be binarised: use observation 'gaussian'"),
+        (np.abs(values()), {"observation": "poisson"}, "'poisson' takes whole numbers"),
+    ],
+    ids=["row", "column", "infinite", "all", "grey", "kind"],
+)
+def test_what_cannot_be_used_is_refused(tmp_path, rows, options, words):
+    write_csv(tmp_path / "a.csv", rows)
+    with pytest.raises(UserError, match=words):
+        load_dataset(tmp_path / "a.csv", missing=True, **options)
+
+
+def test_words_that_are_no_numbers_are_still_refused(tmp_path):
+    (tmp_path / "a.csv").write_text("a,b\n1,\n2,many\n")
+    with pytest.raises(UserError, match=r"line 3, column 2: 'many' is not a number$"):
+        load_dataset(tmp_path / "a.csv", missing=True)
+    (tmp_path / "a.csv").write_text("a,b\n1,\n2\n")
+    with pytest.raises(UserError, match="line 3 has 1 columns, the lines above 2"):
+        load_dataset(tmp_path / "a.csv", missing=True)
+
+
+# --- models -----------------------------------------------------------------------------------
+
+
+def test_the_configuration_knows_the_ways_that_there_are():
+    assert Missing.__args__ == MISSING
+    with pytest.raises(UserError, match="missing"):
+        make_config({"missing": "often"}, "here")
+
+
+def test_statistics_are_of_the_observed_values(tmp_path):
+    write_csv(tmp_path / "a.csv", values())
+    options = {"dataset": str(tmp_path / "a.csv"), "validation": 10}
+    job = make_job(small.config(missing="at-random", **options))
+    model, train = job.models[0], np.float64(job.dataset.train)
+    expected = np.concatenate([np.nanmean(train, axis=0), np.log(np.nanstd(train, axis=0))])
+    assert np.asarray(model.statistics) == pytest.approx(expected, rel=1e-5)
+    assert np.asarray(model.output.bias) == pytest.approx(expected, rel=1e-5)
+    with pytest.raises(UserError, match="say so: missing 'at-random'"):
+        make_job(small.config(**options))
+
+
+@pytest.mark.parametrize("missing", MISSING)
+def test_a_saved_model_knows_that_values_may_be_missing(tmp_path, missing):
+    model = vae(missing=missing)
+    save_model(model, tmp_path)
+    assert load_model(tmp_path).missing == missing
+    assert jax.tree.structure(load_model(tmp_path)) == jax.tree.structure(model)
+    assert "missing" not in vae(missing=None).architecture()
+
+
+def test_a_start_from_another_way_of_missing_is_refused(tmp_path):
+    write_csv(tmp_path / "a.csv", values())
+    run = run_of(VAE(3, (2,), ((5,),), observation="gaussian", key=jax.random.key(0)), tmp_path)
+    options = {"dataset": str(tmp_path / "a.csv"), "validation": 10, "init_from": str(run)}
+    with pytest.raises(UserError, match=r"missing of the model in .* is None, here at-random"):
+        make_job(small.config(missing="at-random", **options))
+
+
+def test_levels_with_gaps_have_no_bits_per_dimension():
+    record = {"log_likelihood": -3.0, "stderr": 0.1}
+    identity = {"observation": "discretised-gaussian", "shape": [3]}
+    assert "bits_per_dimension" in with_bits(record, identity)
+    assert with_bits(record, {**identity, "missing": {"test": 0.1}}) == record
+
+
+# --- the whole way ----------------------------------------------------------------------------
+
+
+def lines(path):
+    return list(csv.reader(path.read_text().splitlines()))
+
+
+@pytest.mark.parametrize("missing", ["at-random", "not-at-random"])
+def test_from_a_file_with_gaps_to_one_without(tmp_path, missing, capsys):
+    write_csv(tmp_path / "a.csv", values())
+    run, out = tmp_path / "run", tmp_path / "filled.csv"
+    words = "--latent-sizes 2 --hidden-sizes 5 --k 2 --epochs 2 --batch-size 10 --validation 10"
+    dataset = ["--dataset", str(tmp_path / "a.csv"), "--missing", missing]
+    assert main(["train", *dataset, *words.split(), "--out", str(run), "--quiet"]) == 0
+    assert main(["evaluate", str(run), "--k", "20", "--json", "--quiet"]) == 0
+    record = json.loads(capsys.readouterr().out)
+    assert np.isfinite(record["log_likelihood"])
+    assert record["data"]["missing"]["test"] > 0
+    assert main(["impute", str(run), str(tmp_path / "a.csv"), "--out", str(out), "--k", "20"]) == 0
+    before, after = lines(tmp_path / "a.csv"), lines(out)
+    assert after[0] == ["a", "b b", "c"]
+    assert len(after) == 61
+    for old, new in zip(itertools.chain(*before), itertools.chain(*after), strict=True):
+        assert old == new or (old.strip().lower() in MISSING_WORDS and np.isfinite(float(new)))
+    found = np.float32([[float(cell) for cell in line] for line in after[1:]])
+    model = load_model(run / "models/final-0")
+    assert found == pytest.approx(impute(model, values(), jax.random.key(0), k=20), abs=1e-5)
+
+
+def test_multiple_imputations_are_numbered_files(tmp_path):
+    rows = np.float32(values(9, seed=4))
+    np.save(tmp_path / "b.npy", rows)
+    run = run_of(vae(), tmp_path)
+    paths = impute_file(run, tmp_path / "b.npy", tmp_path / "c.npy", draws=2, k=5)
+    assert [path.name for path in paths] == ["c-1.npy", "c-2.npy"]
+    one, other = map(np.load, paths)
+    gaps = np.isnan(rows)
+    assert (one.dtype, one.shape) == (np.float32, (9, 3))
+    assert (one[~gaps] == rows[~gaps]).all()
+    assert (other[~gaps] == rows[~gaps]).all()
+    assert (one[gaps] != other[gaps]).all()
+
+
+def test_counts_and_categories_are_written_as_whole_numbers(tmp_path):
+    kind = make_kind("table", columns=("poisson", "categorical:3"))
+    run = run_of(vae(2, observation=kind), tmp_path)
+    (tmp_path / "b.csv").write_text("1,\n,2\n")
+    (path,) = impute_file(run, tmp_path / "b.csv", tmp_path / "c.csv", draws=1, k=3)
+    (first, category), (count, last) = lines(path)
+    assert (first, last) == ("1", "2")
+    assert category in "012"
+    assert count == str(int(count))
+
+
+@pytest.mark.parametrize(
+    ("name", "rows", "words"),
+    [
+        ("b.npy", np.zeros((2, 4)), "has 4 columns, the data that .* was trained on 3"),
+        ("b.npy", np.full((2, 3), np.inf), "not finite"),
+        ("b.npz", np.zeros((2, 3)), r"both are \.csv or \.npy files, and of the same kind"),
+        ("c.npy", None, "cannot be read"),
+    ],
+)
+def test_a_table_that_does_not_fit_is_refused(tmp_path, name, rows, words):
+    run = run_of(vae(), tmp_path)
+    if rows is not None:
+        (np.save if name.endswith("y") else np.savez)(tmp_path / name, rows)
+    with pytest.raises(UserError, match=words):
+        impute_file(run, tmp_path / name, tmp_path / "out.npy")
+
+
+def test_a_run_that_knows_no_gaps_fills_none(tmp_path):
+    run = run_of(vae(missing=None), tmp_path)
+    write_csv(tmp_path / "b.csv", values(4))
+    with pytest.raises(UserError, match="this VAE was not made for missing values: train one with"):
+        impute_file(run, tmp_path / "b.csv", tmp_path / "out.csv")
