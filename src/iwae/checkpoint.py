@@ -8,6 +8,7 @@ ever executed: reading them cannot run code.
 import hashlib
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -37,9 +38,7 @@ def _to_arrays(tree: PyTree) -> dict[str, np.ndarray]:
     """Every leaf under its path, random keys as their data."""
     named = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        is_key = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-        raw = jax.random.key_data(leaf) if is_key else leaf
-        named[jax.tree_util.keystr(path)] = np.asarray(raw)
+        named[jax.tree_util.keystr(path)] = np.asarray(_raw(leaf))
     return named
 
 
@@ -47,24 +46,41 @@ def _from_arrays(named: dict[str, np.ndarray], like: PyTree, source: Path) -> Py
     """The inverse of `_to_arrays`, for a tree of the structure and shapes of `like`."""
     leaves, treedef = jax.tree_util.tree_flatten_with_path(like)
     expected = {jax.tree_util.keystr(path): leaf for path, leaf in leaves}
-    if named.keys() != expected.keys():
-        odd = sorted(named.keys() ^ expected.keys())[0]
-        raise UserError(f"{source} does not fit this configuration: {odd} is in only one of them")
+    raw = {name: _raw(leaf) for name, leaf in expected.items()}
+    _check_fit(_signatures(named), _signatures(raw), source)
     return jax.tree_util.tree_unflatten(
-        treedef, [_restore_leaf(named[name], leaf, name, source) for name, leaf in expected.items()]
+        treedef, [_restore_leaf(named[name], leaf) for name, leaf in expected.items()]
     )
 
 
-def _restore_leaf(value: np.ndarray, like: Any, name: str, source: Path) -> jax.Array:
+def _raw(leaf: Any) -> Any:
+    """The data of a random key; any other leaf itself."""
+    is_key = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+    return jax.random.key_data(leaf) if is_key else leaf
+
+
+def _restore_leaf(value: np.ndarray, like: Any) -> jax.Array:
     is_key = jnp.issubdtype(like.dtype, jax.dtypes.prng_key)
-    raw = jax.random.key_data(like) if is_key else like
-    if value.shape != raw.shape or value.dtype != raw.dtype:
-        raise UserError(
-            f"{source} does not fit this configuration: {name} is {value.dtype}{value.shape} "
-            f"there, {raw.dtype}{raw.shape} expected"
-        )
     array = jnp.asarray(value)
     return jax.random.wrap_key_data(array, impl=jax.random.key_impl(like)) if is_key else array
+
+
+def _signatures(named: Mapping[str, Any]) -> dict[str, str]:
+    """Dtype and shape of each array, such as `float32(6, 4)`."""
+    return {name: f"{leaf.dtype}{tuple(leaf.shape)}" for name, leaf in named.items()}
+
+
+def _check_fit(found: Mapping[str, str], expected: Mapping[str, str], source: Path) -> None:
+    """Raise UserError unless both have the same arrays, of the same signatures."""
+    if found.keys() != expected.keys():
+        odd = sorted(found.keys() ^ expected.keys())[0][:200]
+        raise UserError(f"{source} does not fit this configuration: {odd} is in only one of them")
+    for name, signature in expected.items():
+        if found[name] != signature:
+            raise UserError(
+                f"{source} does not fit this configuration: {name} is {found[name][:200]} there, "
+                f"{signature} expected"
+            )
 
 
 def _digest(named: dict[str, np.ndarray], notes: str) -> str:
@@ -181,6 +197,12 @@ def prune_checkpoints(folder: Path, keep_steps: set[int], keep_last: int = 2) ->
 
 WEIGHTS, DESCRIPTION = "model.safetensors", "model.json"
 
+LARGEST_WEIGHTS, LARGEST_TEXT = 2**32, 2**24
+"""Bytes of a file of weights, and of a description or a header of weights: more are not read."""
+
+MOST_SIZES = 1000
+"""Numbers in the description of an architecture."""
+
 
 def save_model(model: VAE, folder: str | Path, **about: Any) -> None:
     """Write a model as `model.safetensors` and `model.json` into a folder.
@@ -195,40 +217,46 @@ def save_model(model: VAE, folder: str | Path, **about: Any) -> None:
     }
     with atomic_write(folder / WEIGHTS) as path:
         save_file(arrays, path, metadata={"sha256": _digest(arrays, "")})
-    description = {"format": 1, "architecture": model.architecture(), "about": about}
+    _write_description(folder, model.architecture(), about)
+
+
+def _write_description(folder: Path, architecture: Any, about: Mapping[str, Any]) -> None:
+    description = {"format": 1, "architecture": architecture, "about": about}
     with atomic_write(folder / DESCRIPTION) as path:
         path.write_text(json.dumps(description, indent=1) + "\n")
 
 
+def copy_model(source: Path, folder: Path, **about: Any) -> None:
+    """Put a model into another folder, with other facts beside it and the same bytes of weights."""
+    architecture = _read_description(source / DESCRIPTION)["architecture"]
+    with atomic_write(folder / WEIGHTS) as path:
+        shutil.copyfile(source / WEIGHTS, path)
+    _write_description(folder, architecture, about)
+
+
 def load_model(folder: str | Path) -> VAE:
-    """Read what `save_model` wrote. Never runs code from the files.
+    """Read what `save_model` or `export_run` wrote. Never runs code from the files.
+
+    What is too large, or of other shapes than the description says, is refused before it is read.
 
     Raises:
-        UserError: if a file is missing, unreadable, damaged or does not fit the other.
+        UserError: if a file is missing, a link, too large, unreadable, damaged, does not fit the
+            other, or holds numbers that are not finite.
     """
     folder = Path(folder)
     for name in (WEIGHTS, DESCRIPTION):
         if not (folder / name).is_file():
             raise UserError(f"no model in {folder}: {name} is missing")
-    try:
-        description = json.loads((folder / DESCRIPTION).read_text())
-        architecture = description["architecture"]
-        if not isinstance(description.get("about", {}), dict):
-            raise TypeError(f"'about' in {DESCRIPTION} is no table of facts")
-        arrays, expected = _read_weights(folder / WEIGHTS)
-    except _UNREADABLE as error:
-        raise UserError(f"the model in {folder} cannot be read: {_reason(error)}") from error
-    if expected not in (None, _digest(arrays, "")):
-        raise UserError(f"{folder / WEIGHTS} is damaged: its checksum does not match")
-    if description.get("format") != 1:
-        raise UserError(f"the model in {folder} has format {description.get('format')!r}, not 1")
-    try:
-        skeleton = eqx.filter_eval_shape(VAE, **architecture, key=jax.random.key(0))
-    except _UNREADABLE as error:
-        raise UserError(f"{folder / DESCRIPTION} describes no model: {_reason(error)}") from error
+        if (folder / name).is_symlink():
+            raise UserError(f"{folder / name} is a link: put the file itself in its place")
+    return read_model(folder / WEIGHTS, folder / DESCRIPTION)
+
+
+def read_model(weights: Path, description: Path) -> VAE:
+    """`load_model`, of two files that may lie anywhere."""
+    skeleton = _skeleton(_read_description(description)["architecture"], description)
     shapes, static = eqx.partition(skeleton, lambda leaf: isinstance(leaf, jax.ShapeDtypeStruct))
-    named = {f".{name}": value for name, value in arrays.items()}
-    return eqx.combine(_from_arrays(named, shapes, folder / WEIGHTS), static)
+    return eqx.combine(_from_arrays(_read_weights(weights, shapes), shapes, weights), static)
 
 
 _UNREADABLE = (
@@ -238,11 +266,97 @@ _UNREADABLE = (
 """What files that were not written here can raise."""
 
 
-def _read_weights(path: Path) -> tuple[dict[str, np.ndarray], str | None]:
-    """The arrays of a safetensors file, and the checksum that it says they have."""
-    with safe_open(path, framework="numpy") as file:
-        arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no dict
-        return arrays, (file.metadata() or {}).get("sha256")
+def _refuse_larger(path: Path, limit: int) -> None:
+    size = path.stat().st_size
+    if size > limit:
+        raise UserError(f"{path} has {size:,} bytes; a model has at most {limit:,}: it is not read")
+
+
+def _read_description(path: Path) -> dict[str, Any]:
+    """What `model.json` says, which is all that it may say."""
+    _refuse_larger(path, LARGEST_TEXT)
+    try:
+        description = json.loads(path.read_text())
+        description["architecture"]
+        if not isinstance(description.get("about", {}), dict):
+            raise TypeError(f"'about' in {DESCRIPTION} is no table of facts")
+    except _UNREADABLE as error:
+        raise UserError(f"the model in {path.parent} cannot be read: {_reason(error)}") from error
+    if description.get("format") != 1:
+        found = repr(description.get("format"))[:50]
+        raise UserError(f"the model in {path.parent} has format {found}, not 1")
+    odd = sorted(description.keys() - {"format", "architecture", "about"})
+    if odd:
+        raise UserError(f"{path} has the unknown key {odd[0][:50]!r}: it was not written by iwae")
+    return description
+
+
+def _skeleton(architecture: Any, path: Path) -> VAE:
+    """The model without its numbers: nothing of its size is made."""
+    try:
+        if _count_numbers(architecture) > MOST_SIZES:
+            raise ValueError(f"more than {MOST_SIZES:,} sizes")
+        return eqx.filter_eval_shape(VAE, **architecture, key=jax.random.key(0))
+    except _UNREADABLE as error:
+        raise UserError(f"{path} describes no model: {_reason(error)}") from error
+
+
+def _count_numbers(value: Any) -> int:
+    """Numbers in what JSON can hold."""
+    if isinstance(value, dict):
+        return sum(map(_count_numbers, value.values()))
+    if isinstance(value, list):
+        return sum(map(_count_numbers, value))
+    return isinstance(value, int | float)
+
+
+def _read_weights(path: Path, like: PyTree) -> dict[str, np.ndarray]:
+    """The arrays of a file, once its header has those of `like`; all finite."""
+    _refuse_larger(path, LARGEST_WEIGHTS)
+    leaves = jax.tree_util.tree_leaves_with_path(like)
+    expected = _signatures({jax.tree_util.keystr(at): leaf for at, leaf in leaves})
+    try:
+        _check_header(path)
+        with safe_open(path, framework="numpy") as file:
+            names = list(file.keys())
+            found = {f".{name}": _declared(file.get_slice(name)) for name in names}
+            _check_fit(found, expected, path)
+            arrays = {name: file.get_tensor(name) for name in names}
+            digest = (file.metadata() or {}).get("sha256")
+    except UserError:
+        raise
+    except _UNREADABLE as error:
+        raise UserError(f"{path} cannot be read: {_reason(error)}") from error
+    if digest not in (None, _digest(arrays, "")):
+        raise UserError(f"{path} is damaged: its checksum does not match")
+    for name, value in arrays.items():
+        if not np.isfinite(value).all():
+            raise UserError(f"{path} is no trained model: {name} has numbers that are not finite")
+    return {f".{name}": value for name, value in arrays.items()}
+
+
+def _check_header(path: Path) -> None:
+    """Raise UserError if the header claims to be larger than any model's."""
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+    if length > LARGEST_TEXT:
+        raise UserError(f"{path} cannot be read: its header claims to have {length:,} bytes")
+
+
+_DTYPES = {
+    "BF16": "bfloat16",
+    "BOOL": "bool",
+    **{f"F{bits}": f"float{bits}" for bits in (16, 32, 64)},
+    **{f"I{bits}": f"int{bits}" for bits in (8, 16, 32, 64)},
+    **{f"U{bits}": f"uint{bits}" for bits in (8, 16, 32, 64)},
+}
+"""What safetensors calls the types of numbers."""
+
+
+def _declared(tensor: Any) -> str:
+    """The signature of a tensor that has not been read."""
+    dtype = tensor.get_dtype()
+    return f"{_DTYPES.get(dtype, dtype)}{tuple(tensor.get_shape())}"
 
 
 def read_about(folder: str | Path) -> dict[str, Any]:
