@@ -9,8 +9,8 @@ import iwae
 ORDER = """
     _types declaration data observations model particles annealing objectives gradients methods
     evaluate diagnostics training checkpoint posterior missing figures config presets describe
-    progress estimator jobs runs completion measure queue sweep reproduce report gallery page cli
-    testing
+    progress estimator jobs trackers runs completion measure queue sweep reproduce report gallery
+    page cli testing
 """.split()  # noqa: SIM905
 
 

@@ -265,6 +265,17 @@ def config_values(config: TrainConfig) -> dict[str, Any]:
     return config.model_dump(mode="json", exclude_none=True)
 
 
+def without_folders(config: TrainConfig) -> TrainConfig:
+    """The configuration for others: of files and runs the name, not the folders they lie in."""
+    own = Path(config.dataset)
+    return config.model_copy(
+        update={
+            "dataset": own.name if own.is_absolute() else config.dataset,
+            "init_from": config.init_from and Path(config.init_from.name),
+        }
+    )
+
+
 def write_config(config: TrainConfig, path: Path) -> None:
     """Write an experiment file that trains the same model again."""
     with atomic_write(path) as temporary:

@@ -8,6 +8,7 @@ RUN/models/           `final-R` and `best-R` for each replicate R (safetensors)
 RUN/frames/           pictures' arrays through the course of training
 RUN/figures/          pictures, written by `iwae figures`
 RUN/evaluations/      records and per-example values, written by `iwae evaluate`
+RUN/trackers/         what experiment trackers were sent
 """
 
 import fcntl
@@ -18,7 +19,7 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -50,6 +51,7 @@ from iwae.jobs import (
     split_examples,
 )
 from iwae.model import VAE
+from iwae.trackers import FOLDER, Scalars, Tracker, tracking
 from iwae.training import Best, NonFiniteError, Report, TrainState, replicate_model, training
 
 log = logging.getLogger("iwae")
@@ -116,16 +118,26 @@ class Stopped(Exception):  # noqa: N818 - nothing went wrong
         return 0 if self.signal_number is None else 128 + self.signal_number
 
 
+NO_TRACKERS: Mapping[str, Tracker] = {}
+
+
 def start_run(
-    config: TrainConfig, run: Path, data_dir: Path | None = None, *, deadline: float = math.inf
+    config: TrainConfig,
+    run: Path,
+    data_dir: Path | None = None,
+    *,
+    deadline: float = math.inf,
+    track: Mapping[str, Tracker] = NO_TRACKERS,
 ) -> Iterator[Report]:
     """Train from the beginning in a new folder; yields after every dispatch.
 
     Args:
         deadline: when to stop, on the clock of `time.monotonic`.
+        track: experiment trackers by name, such as those of `iwae.trackers.TRACKERS`.
 
     Raises:
-        UserError: if the folder holds something already, or for data that do not fit.
+        UserError: if the folder holds something already, for data that do not fit, or for a
+            tracker that cannot be used.
         Stopped: after Ctrl-C, SIGTERM or the deadline, once a checkpoint is written.
         NonFiniteError: names the step and the term; the last good state is in a checkpoint.
     """
@@ -134,8 +146,10 @@ def start_run(
     state, best = initial_state(job)
     with _locked(run):
         _refuse_used(run)  # another process may have been faster
-        write_config(job.config, run / "config.toml")
-        yield from _train(job, run, state, best, deadline)
+        shutil.rmtree(run / FOLDER, ignore_errors=True)  # of a start that failed
+        with tracking(track, run, job.config) as tell:
+            write_config(job.config, run / "config.toml")
+            yield from _train(job, run, state, best, deadline, tell)
 
 
 def _refuse_used(run: Path) -> None:
@@ -144,7 +158,8 @@ def _refuse_used(run: Path) -> None:
         raise UserError(f"{run} is a file; name a folder for the run")
     if (run / "config.toml").exists():
         raise UserError(f"{run} holds a run already; go on with --resume {run}, or choose another")
-    if run.exists() and any(not path.name.startswith(".") for path in run.iterdir()):
+    others = [path for path in run.glob("[!.]*") if path.name != FOLDER]
+    if others:
         raise UserError(f"{run} is not empty; choose another folder for the run")
 
 
@@ -154,11 +169,13 @@ def resume_run(
     stage: int | None = None,
     *,
     deadline: float = math.inf,
+    track: Mapping[str, Tracker] = NO_TRACKERS,
 ) -> Iterator[Report]:
     """Go on exactly where a run was stopped, or from the end of a stage of its schedule.
 
     Args:
         deadline: when to stop, on the clock of `time.monotonic`.
+        track: as for `start_run`; a tracker is also sent what it missed.
 
     Raises:
         UserError: if there is nothing to resume, or the data or the configuration are not those
@@ -175,8 +192,11 @@ def resume_run(
         else:
             job = make_job(config, data_dir)
             state, best = initial_state(job)
-        _forget_after(run, int(state.step.max()))
-        yield from _train(job, run, state, best, deadline)
+        with tracking(track, run, job.config) as tell:
+            _forget_after(run, int(state.step.max()))
+            for row in read_metrics(run):
+                tell(row["step"], dict(_scalars(row)))
+            yield from _train(job, run, state, best, deadline, tell)
 
 
 def _checkpoint_to_resume(
@@ -278,9 +298,14 @@ class _Run(NamedTuple):
 
 
 def _train(
-    job: Job, folder: Path, start: TrainState, best_so_far: Best, deadline: float
+    job: Job,
+    folder: Path,
+    start: TrainState,
+    best_so_far: Best,
+    deadline: float,
+    tell: Callable[[int, Scalars], None],
 ) -> Iterator[Report]:
-    """Train and keep the folder up to date."""
+    """Train, keep the folder up to date, and tell the trackers."""
     keep = {end * job.steps_per_epoch for end in job.stage_ends}
     run = _Run(job, folder, keep, _frame_epochs(job.config.epochs), _monitored_examples(job))
     validation = job.dataset.validation if len(job.dataset.validation) else None
@@ -301,7 +326,10 @@ def _train(
         try:
             for state, best, report in steps:
                 if report.epoch_done:
-                    _log_epoch(run, state, report, board)
+                    scalars = _log_epoch(run, state, report)
+                    for tag, value in scalars.items():
+                        board.add_scalar(tag, value, report.step)
+                    tell(report.step, scalars)
                 stage_end = report.epoch_done and report.step in run.keep_steps
                 # A signal that comes after this waits for the next dispatch.
                 late = [None] if time.monotonic() > deadline else []
@@ -368,8 +396,8 @@ def monitor(model: VAE, examples: np.ndarray, key: Array) -> dict[str, Any]:
     }
 
 
-def _log_epoch(run: _Run, state: TrainState, report: Report, board: Any) -> None:
-    """A line of metrics and TensorBoard scalars, and now and then a frame."""
+def _log_epoch(run: _Run, state: TrainState, report: Report) -> dict[str, float]:
+    """A line of metrics, and now and then a frame; returns the line as scalars by name."""
     job = run.job
     row: dict[str, Any] = {
         "epoch": report.epoch,
@@ -390,10 +418,9 @@ def _log_epoch(run: _Run, state: TrainState, report: Report, board: Any) -> None
     row = _finite(row)
     with (run.folder / "metrics.jsonl").open("a") as file:
         file.write(json.dumps(row, allow_nan=False) + "\n")
-    for tag, value in _scalars(row):
-        board.add_scalar(tag, value, report.step)
     if report.epoch in run.frame_epochs:
         save_frame(run, state, report.epoch)
+    return dict(_scalars(row))
 
 
 def _finite(row: Any) -> Any:
@@ -406,7 +433,7 @@ def _finite(row: Any) -> Any:
 
 
 def _scalars(row: dict[str, Any]) -> Iterator[tuple[str, float]]:
-    """A line of metrics as TensorBoard tags: name, replicate, layer."""
+    """A line of metrics as trackers have it: name, replicate, layer."""
     yield "learning_rate", row["learning_rate"]
     for name in (name for name in row if name not in ("epoch", "step", "learning_rate")):
         for replicate, value in enumerate(row[name]):
@@ -414,7 +441,7 @@ def _scalars(row: dict[str, Any]) -> Iterator[tuple[str, float]]:
             for layer, number in enumerate(layers, start=1):
                 suffix = f"/layer_{layer}" if isinstance(value, list) else ""
                 if number is not None:
-                    yield f"{name}/replicate_{replicate}{suffix}", number
+                    yield f"{name}/replicate_{replicate}{suffix}", float(number)
 
 
 @contextmanager

@@ -4,7 +4,7 @@ import dataclasses
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
@@ -35,6 +35,8 @@ class Train:
     """Start from a published experiment; see `iwae presets`."""
     data_dir: Path | None = None
     """Where the data files are looked for first; also IWAE_DATA."""
+    track: tuple[Literal["wandb", "mlflow"], ...] = ()
+    """Send the scalars of every epoch to these trackers too; with --resume also those they miss."""
     quiet: bool = False
     """Print nothing but warnings and errors."""
     verbose: bool = False
@@ -48,13 +50,16 @@ def train(arguments: Sequence[str]) -> int:
     if options.quiet and options.verbose:
         raise UserError("--quiet and --verbose contradict each other: give one")
     if options.resume is not None:
-        _refuse_all_but(("resume", "stage", "data-dir", "quiet", "verbose"), arguments)
+        _refuse_all_but(("resume", "stage", "data-dir", "track", "quiet", "verbose"), arguments)
     parsing.set_up_jax()
     from iwae.runs import Stopped, resume_run, start_run
+    from iwae.trackers import TRACKERS
     from iwae.training import NonFiniteError
 
+    track = {name: TRACKERS[name] for name in options.track}
     if options.resume is not None:
-        run, reports = options.resume, resume_run(options.resume, options.data_dir, options.stage)
+        run = options.resume
+        reports = resume_run(run, options.data_dir, options.stage, track=track)
     elif options.stage is not None:
         raise UserError("--stage goes with --resume RUN")
     elif options.out is None:
@@ -63,7 +68,8 @@ def train(arguments: Sequence[str]) -> int:
         needs = preset(options.preset).needs
         raise UserError(f"{options.preset} starts from a finished run of {needs}: --init-from RUN")
     else:
-        run, reports = options.out, start_run(options.config, options.out, options.data_dir)
+        run = options.out
+        reports = start_run(options.config, run, options.data_dir, track=track)
     from iwae.progress import show_training
 
     try:

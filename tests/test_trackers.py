@@ -1,0 +1,302 @@
+"""Trackers: the numbers of metrics.jsonl, once each, whatever happens on the way."""
+
+import json
+import logging
+import sys
+from types import SimpleNamespace
+
+import pytest
+
+import small
+from iwae import runs, trackers
+from iwae._types import UserError
+from iwae.cli import main
+from iwae.runs import Stopped, read_metrics, resume_run, start_run
+from iwae.trackers import TRACKERS, Tracked, tracking
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+
+class Board:
+    """A tracker that keeps what it is sent, under the ids that it gives."""
+
+    def __init__(self):
+        self.sent, self.opened, self.closed, self.fails_from = {}, [], [], None
+
+    def __call__(self, _run, _config, known):
+        self.opened.append(known)
+        there = known or f"id-{len(self.opened)}"
+        rows = self.sent.setdefault(there, [])
+
+        def write(step, scalars):
+            if self.fails_from is not None and step >= self.fails_from:
+                raise ConnectionError("no route\nto host")
+            rows.append((step, dict(scalars)))
+
+        return Tracked(there, write, self.closed.append)
+
+
+@pytest.fixture
+def board():
+    return Board()
+
+
+def expected(run):
+    return [(row["step"], dict(runs._scalars(row))) for row in read_metrics(run)]
+
+
+def test_a_tracker_gets_every_epoch_as_it_is_logged(board, tmp_path):
+    list(start_run(small.config(replicates=2), tmp_path / "run", track={"board": board}))
+    assert board.sent == {"id-1": expected(tmp_path / "run")}
+    names = board.sent["id-1"][0][1].keys()
+    assert {"learning_rate", "train_bound/replicate_1", "kl/replicate_0/layer_1"} <= names
+    assert (board.opened, board.closed) == ([None], [True])
+
+
+def test_tracking_changes_nothing_in_the_run(board, tmp_path):
+    list(start_run(small.config(), tmp_path / "run", track={"board": board}))
+    assert small.outcome(tmp_path / "run") == small.outcome(small.finished())
+
+
+def stop_after(reports, epochs):
+    for report in reports:
+        if report.epoch_done and report.epoch == epochs:
+            runs.signal.raise_signal(runs.signal.SIGTERM)
+
+
+def test_a_run_that_goes_on_is_the_same_there_and_nothing_comes_twice(board, tmp_path):
+    run, track = tmp_path / "run", {"board": board}
+    with pytest.raises(Stopped):
+        stop_after(start_run(small.config(), run, track=track), 2)
+    assert board.closed == [False]
+    # The last checkpoint is lost, so that an epoch is trained and logged again.
+    newest = sorted((run / "checkpoints").iterdir())[-1]
+    if len(list((run / "checkpoints").iterdir())) > 1:
+        runs.shutil.rmtree(newest)
+    list(resume_run(run, track=track))
+    assert board.opened == [None, "id-1"]
+    assert board.closed == [False, True]
+    assert board.sent == {"id-1": expected(run)}
+    list(resume_run(run, track=track))  # nothing is left to do
+    assert board.sent == {"id-1": expected(run)}
+
+
+def test_steps_that_are_trained_again_are_not_sent_again(board, tmp_path):
+    with tracking({"board": board}, tmp_path, small.config()) as tell:
+        for step in (1, 2, 3, 2, 3, 4):
+            tell(step, {"a": 1.0})
+    with tracking({"board": board}, tmp_path, small.config()) as tell:
+        for step in (3, 4, 5):
+            tell(step, {"a": 1.0})
+    assert [step for step, _ in board.sent["id-1"]] == [1, 2, 3, 4, 5]
+
+
+def test_a_later_tracker_gets_what_it_missed(board, tmp_path):
+    run = small.unmeasured(small.finished(), tmp_path / "run")
+    list(resume_run(run, track={"board": board}))
+    assert board.sent == {"id-1": expected(run)}
+
+
+def test_a_tracker_that_fails_is_told_of_once_and_costs_nothing(board, tmp_path, caplog):
+    board.fails_from = 40
+    run, other = tmp_path / "run", Board()
+    list(start_run(small.config(), run, track={"board": board, "other": other}))
+    (warning,) = [one for one in caplog.records if one.levelno >= logging.WARNING]
+    assert warning.getMessage() == (
+        f"board failed and gets no more of this run: no route; training goes on, and "
+        f"`iwae train --resume {run} --track board` sends the rest"
+    )
+    assert small.outcome(run) == small.outcome(small.finished())
+    assert other.sent == {"id-1": expected(run)}
+    assert board.sent["id-1"] == expected(run)[:1]
+    board.fails_from = None
+    list(resume_run(run, track={"board": board}))
+    assert board.sent["id-1"] == expected(run)
+
+
+def test_a_tracker_that_fails_at_the_end_is_told_of(board, tmp_path, caplog):
+    def tracker(*arguments):
+        return board(*arguments)._replace(close=lambda _: 1 / 0)
+
+    with tracking({"board": tracker}, tmp_path, small.config()) as tell:
+        tell(1, {"a": 1.0})
+    assert "board failed and gets no more of this run: division by zero" in caplog.text
+
+
+def test_a_tracker_that_cannot_be_opened_stops_before_anything_is_trained(board, tmp_path):
+    def tracker(*_):
+        raise ConnectionError("no such server")
+
+    run = tmp_path / "run"
+    message = "^broken cannot be used: no such server; leave --track broken out to train without it"
+    with pytest.raises(UserError, match=message):
+        list(start_run(small.config(), run, track={"board": board, "broken": tracker}))
+    assert board.closed == [False]
+    assert not (run / "config.toml").exists()
+    list(start_run(small.config(), run, track={"board": board}))  # the folder is not used up
+    assert board.opened == [None, None]
+    assert board.sent["id-2"] == expected(run)
+
+
+def test_a_note_that_is_cut_off_loses_one_line(board, tmp_path):
+    with tracking({"board": board}, tmp_path, small.config()) as tell:
+        tell(1, {"a": 1.0})
+        tell(2, {"a": 2.0})
+    notes = tmp_path / "trackers" / "board.jsonl"
+    notes.write_text(notes.read_text()[:-4])
+    for _ in range(2):
+        with tracking({"board": board}, tmp_path, small.config()) as tell:
+            for step in (1, 2, 3):
+                tell(step, {"a": 1.0})
+    assert board.opened == [None, "id-1", "id-1"]
+    assert [step for step, _ in board.sent["id-1"]] == [1, 2, 2, 3]
+
+
+# The trackers that have a name
+
+
+@pytest.mark.parametrize("name", TRACKERS)
+def test_a_missing_extra_is_named(name, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, name, None)
+    small.write_config(tmp_path / "experiment.toml")
+    words = ["train", tmp_path / "experiment.toml", "--track", name, "--out", tmp_path / "run"]
+    assert main([str(word) for word in words]) == 2
+    assert capsys.readouterr().err == (
+        f"iwae: --track {name} needs {name}: pip install 'iwae[{name}]'\n"
+    )
+    assert not (tmp_path / "run" / "config.toml").exists()
+
+
+def test_an_unknown_tracker_is_no_option(tmp_path, capsys):
+    with pytest.raises(SystemExit) as leaving:
+        main(["train", "--dataset", "digits", "--track", "neptune", "--out", str(tmp_path)])
+    assert leaving.value.code == 2
+    assert "mlflow" in capsys.readouterr().err
+
+
+class FakeWandb:
+    """The part of Weights & Biases that is used."""
+
+    def __init__(self):
+        self.started, self.logged, self.finished = [], [], []
+        self.Settings = lambda **given: given
+
+    def init(self, **given):
+        self.started.append(given)
+        return SimpleNamespace(
+            id=given["id"] or "abc",
+            log=lambda data, step: self.logged.append((step, data)),
+            finish=self._finish,
+        )
+
+    def _finish(self, exit_code):
+        self.finished.append(exit_code)
+
+
+def test_weights_and_biases_gets_the_configuration_and_the_scalars(tmp_path, monkeypatch):
+    fake = FakeWandb()
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    monkeypatch.setenv("WANDB_PROJECT", "mine")
+    run = small.unmeasured(small.finished(), tmp_path / "name")
+    for _ in range(2):
+        list(resume_run(run, track={"wandb": trackers.wandb}))
+    first, second = fake.started
+    assert (first["project"], first["name"], first["id"]) == ("mine", "name", None)
+    assert first["config"]["k"] == 2
+    assert first["config"]["dataset"] == "pictures.npz"  # not where it lies
+    assert (second["id"], second["resume"]) == ("abc", "allow")
+    assert fake.logged == expected(run)
+    assert fake.finished == [0, 0]
+
+
+class FakeMlflow:
+    """The part of MLflow that is used."""
+
+    def __init__(self):
+        self.names, self.calls, self.metrics, self.params, self.sizes = {}, [], [], {}, []
+        self.MlflowClient = lambda: self
+        self.entities = SimpleNamespace(
+            Metric=lambda *given: given, Param=lambda key, value: (key, value)
+        )
+
+    def get_experiment_by_name(self, name):
+        return SimpleNamespace(experiment_id=self.names[name]) if name in self.names else None
+
+    def create_experiment(self, name):
+        return self.names.setdefault(name, "7")
+
+    def create_run(self, experiment, run_name):
+        self.calls.append(("create", experiment, run_name))
+        return SimpleNamespace(info=SimpleNamespace(run_id="xyz"))
+
+    def update_run(self, there, status):
+        self.calls.append(("update", there, status))
+
+    def set_terminated(self, there, status):
+        self.calls.append(("end", there, status))
+
+    def log_batch(self, there, metrics=(), params=()):
+        assert there == "xyz"
+        self.metrics += metrics
+        self.sizes.append(len(metrics))
+        self.params |= dict(params)
+
+
+@pytest.fixture
+def mlflow(monkeypatch):
+    fake = FakeMlflow()
+    monkeypatch.setitem(sys.modules, "mlflow", fake)
+    monkeypatch.setitem(sys.modules, "mlflow.entities", fake.entities)
+    return fake
+
+
+def test_mlflow_gets_the_configuration_and_the_scalars(mlflow, tmp_path):
+    run = small.unmeasured(small.finished(), tmp_path / "name")
+    for _ in range(2):
+        list(resume_run(run, track={"mlflow": trackers.mlflow}))
+    assert mlflow.names == {"iwae": "7"}
+    assert mlflow.calls == [
+        *(("create", "7", "name"), ("end", "xyz", "FINISHED")),
+        *(("update", "xyz", "RUNNING"), ("end", "xyz", "FINISHED")),
+    ]
+    assert (mlflow.params["k"], mlflow.params["dataset"]) == ("2", "pictures.npz")
+    got = [(step, name, value) for name, value, _, step in mlflow.metrics]
+    assert got == [(step, *item) for step, row in expected(run) for item in row.items()]
+
+
+def test_mlflow_gets_no_more_at_once_than_it_takes(mlflow, tmp_path):
+    there = trackers.mlflow(tmp_path, small.config(), "xyz")
+    there.write(3, {f"kl/{i}": 1.0 for i in range(2500)})
+    assert mlflow.sizes == [1000, 1000, 500]
+
+
+def test_weights_and_biases_itself_offline(tmp_path, monkeypatch):
+    pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    run = small.unmeasured(small.finished(), tmp_path / "run")
+    for _ in range(2):
+        list(resume_run(run, track={"wandb": trackers.wandb}))
+    lines = (run / "trackers" / "wandb.jsonl").read_text().splitlines()
+    (name,) = [json.loads(line)["id"] for line in lines if "id" in line]
+    files = list((run / "trackers" / "wandb").glob(f"offline-run-*/run-{name}.wandb"))
+    assert files
+    assert b"train_bound/replicate_0" in b"".join(file.read_bytes() for file in files)
+
+
+def test_mlflow_itself_in_a_folder(tmp_path, monkeypatch):
+    module = pytest.importorskip("mlflow")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", (tmp_path / "store").as_uri())
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    run = small.unmeasured(small.finished(), tmp_path / "run")
+    for _ in range(2):
+        list(resume_run(run, track={"mlflow": trackers.mlflow}))
+    client = module.MlflowClient()
+    experiment = client.get_experiment_by_name("iwae").experiment_id
+    (there,) = client.search_runs([experiment])
+    assert there.info.status == "FINISHED"
+    assert there.data.params["k"] == "2"
+    for name, value in expected(run)[-1][1].items():
+        assert there.data.metrics[name] == pytest.approx(value)
+    history = client.get_metric_history(there.info.run_id, "train_bound/replicate_0")
+    assert [one.step for one in history] == [step for step, _ in expected(run)]
