@@ -10,7 +10,7 @@ ORDER = """
     _types declaration data observations model particles annealing objectives gradients methods
     evaluate diagnostics training checkpoint posterior missing figures config presets describe
     progress estimator jobs trackers runs completion measure queue sweep reproduce report gallery
-    page cli testing
+    page sharing cli testing
 """.split()  # noqa: SIM905
 
 

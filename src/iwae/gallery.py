@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,7 @@ from matplotlib.figure import Figure
 from iwae import figures
 from iwae._types import UserError
 from iwae.config import read_config
-from iwae.data import KINDS, Dataset
+from iwae.data import KINDS, Dataset, Kind
 from iwae.diagnostics import test_sample_error
 from iwae.evaluate import active_units
 from iwae.jobs import load_config_dataset, run_model, split_examples
@@ -22,6 +23,9 @@ from iwae.runs import read_metrics
 
 SHOWN = 64
 """Prior samples in a picture."""
+
+DRAWN = 2000
+"""Prior samples in a histogram."""
 
 EXAMPLES = 20
 """Test examples whose reconstructions are shown."""
@@ -76,7 +80,7 @@ def _figures(run: Path, model: VAE, dataset: Dataset, weights: str) -> Iterator[
     units = active_units(model, test, jax.random.key(0))
     yield "log_variances", figures.log_variance_histogram(list(units.variances), units.threshold)
     has_density = not KINDS[dataset.kind.name].discrete
-    if _are_pictures(dataset):
+    if are_pictures(dataset):
         yield from _image_figures(run, model, dataset, test)
     elif dataset.shape == (1,) and has_density:
         yield "density", _density(model, dataset)
@@ -90,11 +94,27 @@ def _figures(run: Path, model: VAE, dataset: Dataset, weights: str) -> Iterator[
         yield "rate_distortion", _rate_distortion(curves[-1])
 
 
-def _are_pictures(dataset: Dataset) -> bool:
+class Layout(NamedTuple):
+    """What a picture needs to know of data: the shape of an example, and the kind."""
+
+    shape: tuple[int, ...]
+    kind: Kind
+
+
+def are_pictures(dataset: Dataset | Layout) -> bool:
     """Whether examples are grey images, or colour images `[h, w, 3]`."""
     shape = dataset.shape
     flat = len(shape) == 2 or (len(shape) == 3 and shape[-1] == 3)
     return flat and KINDS[dataset.kind.name].white is not None
+
+
+def samples_figure(model: VAE, layout: Layout) -> Figure:
+    """What a model makes by itself, without its data: pictures, or else histograms of columns."""
+    if are_pictures(layout):
+        means, draws = _prior_samples(model, SHOWN)
+        return figures.samples(_images(means, layout), _images(draws, layout))
+    keys = jax.random.split(jax.random.key(0), DRAWN)
+    return figures.marginals(np.asarray(jax.vmap(lambda key: model.sample(key)[1])(keys)))
 
 
 def _image_figures(
@@ -122,7 +142,7 @@ def _image_figures(
 
 
 def _animations(run: Path, dataset: Dataset) -> list[Path]:
-    if not _are_pictures(dataset):
+    if not are_pictures(dataset):
         return []
     written = []
     for name, (frames, epochs) in _frames(run, dataset).items():
@@ -145,7 +165,7 @@ def _frames(run: Path, dataset: Dataset) -> dict[str, tuple[np.ndarray, np.ndarr
     }
 
 
-def _images(flat: np.ndarray, dataset: Dataset) -> np.ndarray:
+def _images(flat: np.ndarray, dataset: Dataset | Layout) -> np.ndarray:
     """Values as brightness from 0 to 1."""
     white = KINDS[dataset.kind.name].white
     return np.clip(np.asarray(flat, np.float32) / np.float32(white), 0, 1).reshape(

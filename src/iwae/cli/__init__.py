@@ -12,7 +12,7 @@ from importlib.metadata import version
 from typing import NamedTuple
 
 from iwae._types import UserError
-from iwae.cli import evaluate, impute, lists, queue, records, train
+from iwae.cli import evaluate, impute, lists, queue, records, sharing, train
 from iwae.cli.parsing import FAILURE, USAGE_ERROR
 
 
@@ -52,6 +52,10 @@ COMMANDS = {
         "samples, reconstructions, curves and filters of a run",
     ),
     "report": Command(records.ReportPage, records.report, "runs side by side on one page"),
+    "export": Command(
+        sharing.Export, sharing.export, "a model in a folder for others, with a card and a picture"
+    ),
+    "push": Command(sharing.Push, sharing.push, "an exported model onto the Hugging Face hub"),
     "reproduce": Command(
         queue.Reproduce, queue.reproduce, "published tables: ours against theirs, cell by cell"
     ),

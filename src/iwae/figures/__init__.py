@@ -20,6 +20,7 @@ from iwae.figures.images import (
     training_strip,
 )
 from iwae.figures.likelihoods import bounds_against_budget, rate_distortion_curve
+from iwae.figures.marginals import marginals
 from iwae.figures.posteriors import posterior_panels
 from iwae.figures.saving import save_animation, save_figure
 from iwae.figures.signals import signal_to_noise
@@ -30,6 +31,7 @@ __all__ = [
     "filters",
     "image_grid",
     "log_variance_histogram",
+    "marginals",
     "posterior_panels",
     "rate_distortion_curve",
     "reconstructions",

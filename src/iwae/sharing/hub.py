@@ -1,0 +1,134 @@
+"""Models on the Hugging Face hub: only the files of a model go there, and only they are fetched."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from iwae._types import UserError
+from iwae.checkpoint import DESCRIPTION, WEIGHTS, load_model, read_model
+from iwae.model import VAE
+from iwae.sharing.export import CARD, FILES
+
+
+def push_to_hub(
+    folder: str | Path,
+    repo_id: str,
+    *,
+    private: bool = False,
+    revision: str | None = None,
+    message: str = "Model exported by iwae",
+    token: str | None = None,
+) -> str:
+    """Put an exported model on the Hugging Face hub, as one commit.
+
+    Args:
+        folder: what `export_run` wrote.
+        repo_id: OWNER/NAME; made if it is not there.
+        private: whether a repository that is made is for its owner alone.
+        revision: a branch; made if it is not there (by default the main one).
+        message: of the commit.
+        token: of the hub; by default that of `hf auth login` or of HF_TOKEN.
+
+    Returns:
+        The address of the commit.
+
+    Raises:
+        UserError: if the folder holds no export, or the hub cannot be used or refuses.
+    """
+    folder = Path(folder)
+    load_model(folder)
+    if not (folder / CARD).is_file():
+        raise UserError(f"{folder} has no {CARD}: make it by `iwae export RUN {folder}`")
+    hub = _hub()
+    with _hub_errors(hub, repo_id, revision):
+        api = hub.HfApi(token=token)
+        api.create_repo(repo_id, private=private, exist_ok=True)
+        if revision is not None:
+            api.create_branch(repo_id, branch=revision, exist_ok=True)
+        commit = api.upload_folder(
+            repo_id=repo_id,
+            folder_path=folder,
+            allow_patterns=list(FILES),
+            revision=revision,
+            commit_message=message,
+        )
+    return str(commit.commit_url)
+
+
+def from_pretrained(
+    repo_id: str,
+    *,
+    revision: str | None = None,
+    token: str | None = None,
+    cache_dir: str | Path | None = None,
+) -> VAE:
+    """A model from the Hugging Face hub, or from the cache of it. Runs no code from there.
+
+    Args:
+        repo_id: OWNER/NAME.
+        revision: a branch, a tag or a commit; name a commit to get the same model always.
+        token: of the hub, for a private model.
+        cache_dir: where the files are kept; by default where the hub's other models are.
+
+    Raises:
+        UserError: if it cannot be had, or is no model (see `load_model`).
+    """
+    hub = _hub()
+    with _hub_errors(hub, repo_id, revision):
+        folder = hub.snapshot_download(
+            repo_id,
+            revision=revision,
+            token=token,
+            cache_dir=cache_dir,
+            allow_patterns=[WEIGHTS, DESCRIPTION],
+        )
+    paths = [Path(folder) / name for name in (WEIGHTS, DESCRIPTION)]
+    for path in paths:
+        if not path.is_file():
+            raise UserError(f"{repo_id} is no model of iwae: it has no {path.name}")
+    return read_model(*(path.resolve() for path in paths))  # the hub's cache is made of links
+
+
+def _hub() -> Any:
+    """The library, or UserError with the command that installs it."""
+    try:
+        import huggingface_hub
+    except ImportError as error:
+        raise UserError("sharing needs huggingface_hub: pip install 'iwae[hub]'") from error
+    return huggingface_hub
+
+
+@contextmanager
+def _hub_errors(hub: Any, repo_id: str, revision: str | None) -> Iterator[None]:
+    """What the hub has to say against it, as a line with the remedy."""
+    errors = hub.errors
+    login = "log in by `hf auth login`, or set HF_TOKEN"
+    try:
+        yield
+    except errors.HFValidationError as error:
+        raise UserError(f"{repo_id!r} is no name on the hub: give OWNER/NAME") from error
+    except errors.RevisionNotFoundError as error:
+        raise UserError(f"{repo_id} has no revision {revision!r} on the hub") from error
+    except errors.RepositoryNotFoundError as error:
+        raise UserError(
+            f"{repo_id} is not on the hub, or not for you: check the name, and {login}"
+        ) from error
+    except errors.LocalTokenNotFoundError as error:
+        raise UserError(f"the hub wants to know who you are: {login}") from error
+    except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled) as error:
+        raise UserError(
+            f"the hub cannot be reached, and {repo_id} is not in the cache: {_reason(error)}"
+        ) from error
+    except errors.HfHubHTTPError as error:
+        denied = getattr(error.response, "status_code", None) in (401, 403)
+        remedy = f"; {login}" if denied else ""
+        raise UserError(f"the hub refuses {repo_id}: {_reason(error)}{remedy}") from error
+    except Exception as error:  # of the network: which ones is the library's affair
+        raise UserError(f"the hub cannot be used: {_reason(error)}") from error
+
+
+def _reason(error: Exception) -> str:
+    """What the library says, in one line."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines or [type(error).__name__])[0][:200]

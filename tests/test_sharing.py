@@ -1,0 +1,585 @@
+"""Models for others: a folder that is whole, a card whose numbers are those of records, the hub."""
+
+import json
+import re
+import shutil
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import equinox as eqx
+import hypothesis.strategies as st
+import numpy as np
+import pytest
+import yaml
+from hypothesis import given, settings
+from PIL import Image
+from safetensors.numpy import load_file, save_file
+
+import small
+from iwae import figures, from_pretrained, load_model, push_to_hub
+from iwae._types import UserError, atomic_folder
+from iwae.checkpoint import read_about, save_model
+from iwae.cli import main
+from iwae.config import read_config
+from iwae.jobs import model_folder
+from iwae.measure import Annealing, anneal_run, bdmc_run, evaluate_run
+from iwae.sharing import export, export_run
+from iwae.sharing.export import FILES
+from small import finished
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory):
+    """Two replicates, with best weights, and records of the last ones by three methods."""
+    run = small.unmeasured(finished(replicates=2), tmp_path_factory.mktemp("sharing") / "run")
+    short = Annealing(temperatures=20, chains=2, leapfrog=1)
+    evaluate_run(run, ks=(1, 20))
+    evaluate_run(run, ks=(20,), examples=10)
+    anneal_run(run, annealing=short, examples=20)
+    bdmc_run(run, annealing=short, examples=4, k=10)
+    return run
+
+
+def record(run, name):
+    return json.loads((run / "evaluations" / f"{name}.json").read_text())
+
+
+def front(card):
+    """The front matter and the rest of a card."""
+    _, matter, body = card.split("---\n", 2)
+    return yaml.safe_load(matter), body
+
+
+def card_of(folder):
+    return (folder / "README.md").read_text()
+
+
+# What is in the folder
+
+
+def test_an_export_is_the_model_that_was_measured(measured, tmp_path):
+    folder = export_run(measured, tmp_path / "shared", replicate=1)
+    assert {path.name for path in folder.iterdir()} == set(FILES)
+    source = model_folder(measured, "final", 1)
+    weights = (path / "model.safetensors" for path in (folder, source))
+    assert next(weights).read_bytes() == next(weights).read_bytes()
+    assert small.bits(load_model(folder)) == small.bits(load_model(source))
+    about = read_about(folder)
+    assert (about["replicate"], about["weights"], about["epoch"]) == (1, "final", 4)
+    with Image.open(folder / "samples.png") as picture:
+        assert min(picture.size) > 100
+
+
+def test_nothing_tells_where_it_was_made(measured, tmp_path):
+    folder = export_run(measured, tmp_path / "shared")
+    assert read_config(folder / "config.toml").dataset == "pictures.npz"
+    for path in folder.iterdir():
+        for place in (small.FOLDER, measured.parent, tmp_path):
+            assert str(place).encode() not in path.read_bytes(), path.name
+
+
+def test_the_configuration_trains_the_same_model_again(measured, tmp_path):
+    folder = export_run(measured, tmp_path / "shared")
+    ours, theirs = (read_config(path / "config.toml") for path in (folder, measured))
+    assert ours.model_copy(update={"dataset": theirs.dataset}) == theirs
+
+
+def test_the_same_export_has_the_same_bytes(measured, tmp_path):
+    one, other = (export_run(measured, tmp_path / name) for name in ("one", "other"))
+    assert all((one / name).read_bytes() == (other / name).read_bytes() for name in FILES)
+
+
+# The card
+
+
+def test_every_number_of_the_card_is_of_a_record(measured, tmp_path):
+    matter, body = front(card_of(export_run(measured, tmp_path / "shared", replicate=1)))
+    body = body.replace("\N{MINUS SIGN}", "-")
+    sampled = record(measured, "test-final-k20")["replicates"][1]
+    annealed = record(measured, next(_names(measured, "ais")))["replicates"][1]
+    found = {one["name"].split(",")[0]: one["value"] for one in _metrics(matter)}
+    assert found == {
+        "L_1": sampled["by_k"][0]["log_likelihood"],
+        "L_20": sampled["log_likelihood"],  # of all 50, not of the subset
+        "AIS_20": annealed["by_temperatures"][-1]["log_likelihood"],
+    }
+    mean, error = sampled["log_likelihood"], sampled["stderr"]
+    words = f"| L_20 | {mean:.3f} ± {error:.3f} | 50 | lower bound by 20 importance samples |"
+    assert words in body
+    assert f"20 temperatures and 2 chains; {annealed['verdict']['word']} |" in body
+    gap = record(measured, next(_names(measured, "bdmc")))["replicates"][1]
+    assert f"{gap['gap']:.3f} ± {gap['gap_stderr']:.3f} nats apart" in body
+    assert f"Active units: {sampled['active_units'][0]} of 2 " in body
+    assert sampled["model_sha256"] in body
+    assert record(measured, "test-final-k20")["test_sha256"] in body
+    assert "Not measured" not in body
+
+
+def _metrics(matter):
+    return matter["model-index"][0]["results"][0]["metrics"]
+
+
+def _names(run, word):
+    return (path.stem for path in (run / "evaluations").glob(f"*{word}*.json"))
+
+
+def test_the_front_matter_is_what_the_hub_reads(measured, tmp_path):
+    hub = pytest.importorskip("huggingface_hub")
+    card = hub.ModelCard.load(
+        export_run(measured, tmp_path / "shared", license="mit") / "README.md"
+    )
+    assert (card.data.license, card.data.library_name) == ("mit", "iwae")
+    assert card.data.model_name.endswith("iwae, k = 2")
+    assert {one.metric_type for one in card.data.eval_results} == {"log_likelihood"}
+    assert {one.dataset_split for one in card.data.eval_results} == {"test"}
+
+
+def test_what_was_not_measured_is_said_with_the_command(measured, tmp_path):
+    folder = export_run(measured, tmp_path / "shared", weights="best")
+    matter, body = front(card_of(folder))
+    assert "model-index" not in matter
+    assert "metrics" not in matter
+    assert "license" not in matter
+    assert body.count("`iwae evaluate RUN --weights best`") == 2
+    for words in ("Not measured.", "Nobody has measured", "No licence was stated"):
+        assert words in body
+
+
+def test_records_of_other_weights_are_left_out(measured, tmp_path, caplog):
+    run = shutil.copytree(measured, tmp_path / "run")
+    folder = model_folder(run, "final", 0)
+    model, about = load_model(folder), read_about(folder)
+    changed = eqx.tree_at(lambda m: m.output.bias, model, model.output.bias + 1.0)
+    save_model(changed, folder, **about)
+    assert "Not measured" in card_of(export_run(run, tmp_path / "one"))
+    assert "is of other weights than these and is left out" in caplog.text
+    assert "Not measured" not in card_of(export_run(run, tmp_path / "two", replicate=1))
+
+
+def test_a_stopped_run_says_so(measured, tmp_path):
+    run = shutil.copytree(measured, tmp_path / "run")
+    path = model_folder(run, "final", 0) / "model.json"
+    description = json.loads(path.read_text())
+    description["about"] |= {"finished": False, "epoch": 3}
+    path.write_text(json.dumps(description))
+    body = card_of(export_run(run, tmp_path / "shared"))
+    assert "| epochs | 3 of 4 (not finished); the last weights |" in body
+    assert "Training was stopped before its end." in body
+
+
+def test_a_name_from_outside_cannot_leave_its_place(measured, tmp_path):
+    run = shutil.copytree(measured, tmp_path / "run")
+    path = model_folder(run, "final", 0) / "model.json"
+    name = 'x`|"\n---\n# <script>: {{ 7 * 7 }}'
+    description = json.loads(path.read_text())
+    description["about"]["dataset"]["name"] = name
+    path.write_text(json.dumps(description))
+    matter, body = front(card_of(export_run(run, tmp_path / "shared")))
+    assert matter["model-index"][0]["results"][0]["dataset"]["name"] == name
+    assert "| data | `x'/\" --- # <script>: {{ 7 * 7 }}` |" in body
+
+
+def test_the_code_on_the_card_runs(measured, tmp_path):
+    folder = export_run(measured, tmp_path / "shared")
+    (code,) = re.findall(r"```python\n(.*?)```", card_of(folder), re.DOTALL)
+    assert len(code.splitlines()) == 3
+    namespace = {}
+    exec(code.replace("PATH", str(folder)), namespace)  # noqa: S102
+    assert namespace["x"].shape == (16,)
+
+
+@pytest.mark.parametrize("kind", ["poisson", "logistic-mixture", "gaussian"])
+def test_other_kinds_of_data_have_a_card_and_a_picture(kind, tmp_path):
+    rng = np.random.default_rng(0)
+    flat = rng.poisson(3, (40, 5)).astype(np.float32)
+    shaped = rng.integers(0, 256, (40, 2, 2)).astype(np.uint8)
+    rows = shaped if kind == "logistic-mixture" else flat if kind == "poisson" else flat + 0.5
+    np.savez(tmp_path / "rows.npz", train=rows[:30], test=rows[30:])
+    run = tmp_path / "run"
+    options = {"dataset": str(tmp_path / "rows.npz"), "validation": None, "epochs": 1}
+    small.train_in(run, observation=kind, **options)
+    evaluate_run(run, ks=(5,))
+    matter, body = front(card_of(export_run(run, tmp_path / "shared")))
+    types = [one["type"] for one in _metrics(matter)]
+    levels = kind == "logistic-mixture"
+    assert types == ["log_likelihood", *["bits_per_dimension"] * levels]
+    assert ("pipeline_tag" in matter) == levels
+    assert ("bits per dimension |" in body) == levels
+    assert ("densities" if kind == "gaussian" else "probabilities") in body
+
+
+def test_columns_of_samples_are_drawn_as_what_they_are():
+    rng = np.random.default_rng(0)
+    columns = [rng.normal(size=500), rng.poisson(4, 500), np.ones(500), 1e6 * rng.random(500)]
+    figure = figures.marginals(np.stack(columns, axis=1))
+    bars = [len(axes.patches) for axes in figure.axes]
+    assert bars == [40, np.ptp(columns[1]) + 1, 1, 40]
+    heights = [sum(bar.get_height() for bar in axes.patches) for axes in figure.axes]
+    assert heights == [500] * 4
+    assert len(figures.marginals(rng.normal(size=(9, 30))).axes) == 12
+    with pytest.raises(UserError, match="NaN or infinite"):
+        figures.marginals(np.full((3, 2), np.nan))
+
+
+# Whole or not at all
+
+
+def test_a_failure_on_the_way_leaves_nothing_behind(measured, tmp_path, monkeypatch):
+    export_run(measured, tmp_path / "old")
+    before = {path.name: path.read_bytes() for path in (tmp_path / "old").iterdir()}
+
+    def fail(*_, **__):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(export, "model_card", fail)
+    for name in ("new", "old"):
+        with pytest.raises(OSError, match="No space"):
+            export_run(measured, tmp_path / name, overwrite=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["old"]
+    assert {path.name: path.read_bytes() for path in (tmp_path / "old").iterdir()} == before
+
+
+def test_a_folder_takes_the_place_of_another(tmp_path):
+    for text in ("one", "two"):
+        with atomic_folder(tmp_path / "a" / "b") as folder:
+            (folder / text).write_text(text)
+    assert [path.name for path in (tmp_path / "a").rglob("*")] == ["b", "two"]
+    with pytest.raises(OSError, match="not empty"), atomic_folder(tmp_path / "a" / "b") as folder:
+        (tmp_path / "a" / "b").rmdir()
+    assert [path.name for path in (tmp_path / "a").rglob("*")] == ["b", "two"]
+
+
+def test_used_folders_are_refused(measured, tmp_path):
+    (tmp_path / "empty").mkdir()
+    folder = export_run(measured, tmp_path / "empty")
+    with pytest.raises(UserError, match="holds a model already; --overwrite replaces it"):
+        export_run(measured, folder)
+    export_run(measured, folder, replicate=1, overwrite=True)
+    assert read_about(folder)["replicate"] == 1
+    (folder / "thesis.tex").touch()
+    with pytest.raises(UserError, match=r"holds thesis.tex, which is no part of a model"):
+        export_run(measured, folder, overwrite=True)
+    with pytest.raises(UserError, match="is a file; name a folder"):
+        export_run(measured, folder / "thesis.tex")
+
+
+def test_what_is_not_there_is_refused(measured, tmp_path):
+    with pytest.raises(UserError, match=r"no replicate 2: .* has 0 to 1"):
+        export_run(measured, tmp_path / "new", replicate=2)
+    with pytest.raises(UserError, match="holds no run"):
+        export_run(tmp_path, tmp_path / "new")
+    with pytest.raises(UserError, match="no best weights of replicate 0"):
+        export_run(small.unvalidated(), tmp_path / "new", weights="best")
+    assert not (tmp_path / "new").exists()
+
+
+def test_the_command_line_exports(measured, tmp_path, capsys):
+    folder = tmp_path / "shared"
+    words = ["export", str(measured), str(folder), "--replicate", "1", "--license", "mit"]
+    assert main(words) == 0
+    assert capsys.readouterr().out == f"{folder}\n"
+    assert main(words) == 2
+    assert "--overwrite replaces it" in capsys.readouterr().err
+    assert main([*words, "--overwrite"]) == 0
+
+
+# Files from others
+
+
+@pytest.fixture(scope="module")
+def whole(measured, tmp_path_factory):
+    return export_run(measured, tmp_path_factory.mktemp("whole") / "shared")
+
+
+@pytest.fixture
+def folder(whole, tmp_path):
+    return shutil.copytree(whole, tmp_path / "copy")
+
+
+def refused(folder, match):
+    with pytest.raises(UserError, match=match) as caught:
+        load_model(folder)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "model.json"])
+def test_links_are_refused(folder, name, tmp_path):
+    (folder / name).rename(tmp_path / name)
+    (folder / name).symlink_to(tmp_path / name)
+    refused(folder, f"{name} is a link: put the file itself in its place")
+
+
+def test_files_that_are_too_large_are_not_read(folder):
+    with (folder / "model.safetensors").open("r+b") as file:
+        file.truncate(2**32 + 1)  # a file with a hole, which has no length on the disk
+    refused(folder, r"has 4,294,967,297 bytes; a model has at most .*: it is not read")
+    with (folder / "model.json").open("r+b") as file:
+        file.truncate(2**24 + 1)
+    refused(folder, r"model.json has 16,777,217 bytes")
+
+
+def test_a_header_that_is_too_large_is_not_read(folder):
+    path = folder / "model.safetensors"
+    path.write_bytes((2**24 + 1).to_bytes(8, "little") + path.read_bytes()[8:])
+    refused(folder, "its header claims to have 16,777,217 bytes")
+
+
+def test_a_model_larger_than_its_file_is_refused_before_anything_is_made(folder):
+    path = folder / "model.json"
+    text = path.read_text().replace('"n_data": 16', '"n_data": 100000000000')
+    path.write_text(text)
+    refused(folder, r"does not fit .* expected")
+
+
+def test_more_layers_than_any_model_has_are_refused(folder):
+    path = folder / "model.json"
+    description = json.loads(path.read_text())
+    description["architecture"]["hidden_sizes"] = [[1] * 100_000]
+    path.write_text(json.dumps(description))
+    refused(folder, "describes no model: more than 1,000 sizes")
+
+
+def test_foreign_keys_are_refused(folder):
+    path = folder / "model.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "code": "import os"}))
+    refused(folder, "has the unknown key 'code'")
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_numbers_that_are_none_are_refused(folder, value):
+    arrays = load_file(folder / "model.safetensors")
+    arrays["output.bias"][3] = value
+    save_file(arrays, folder / "model.safetensors")
+    refused(folder, r"no trained model: output.bias has numbers that are not finite")
+
+
+def test_other_types_of_numbers_are_refused_without_reading_them(folder):
+    path = folder / "model.safetensors"
+    content = path.read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + length])
+    header.pop("__metadata__")
+    half = {  # the same bytes as twice as many numbers of half the length
+        name: {**one, "dtype": "BF16", "shape": [2, *one["shape"]]} for name, one in header.items()
+    }
+    text = json.dumps(half).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + content[8 + length :])
+    refused(folder, r"is bfloat16\(2, .* there, float32.* expected")
+
+
+@settings(max_examples=40)
+@given(st.data())
+def test_whatever_happens_to_the_files_only_a_user_error_comes_out(whole, tmp_path_factory, data):
+    folder = shutil.copytree(whole, tmp_path_factory.mktemp("fuzz") / "copy")
+    path = folder / data.draw(st.sampled_from(["model.safetensors", "model.json"]))
+    content = bytearray(path.read_bytes())
+    beginning = st.integers(0, min(2000, len(content) - 1))  # where headers and sizes are
+    for _ in range(data.draw(st.integers(1, 4))):
+        at = min(data.draw(beginning | st.integers(0, len(content))), len(content) - 1)
+        match data.draw(st.sampled_from(["flip", "cut", "digits", "length"])):
+            case "flip":
+                content[at] ^= data.draw(st.integers(1, 255))
+            case "cut":
+                del content[max(at, 1) :]
+            case "digits":
+                content[at:at] = b"9" * data.draw(st.integers(1, 40))
+            case "length":
+                content[:8] = data.draw(st.integers(0, 2**64 - 1)).to_bytes(8, "little")
+    path.write_bytes(content)
+    try:
+        found = load_model(folder)
+    except UserError as error:
+        assert "\n" not in str(error)  # noqa: PT017
+    else:  # a change of a fact, or of nothing
+        assert small.bits(found) == small.bits(load_model(whole))
+
+
+@settings(max_examples=40)
+@given(
+    st.sampled_from(["n_data", "latent_sizes", "hidden_sizes", "observation", "activation"]),
+    st.recursive(
+        st.none()
+        | st.booleans()
+        | st.integers(-(2**70), 2**70)
+        | st.floats()
+        | st.sampled_from(["table", "categorical", "poisson", "tanh", "__import__", ""]),
+        lambda inner: (
+            st.lists(inner, max_size=3)
+            | st.dictionaries(st.sampled_from(["name", "categories", "columns", "a"]), inner)
+        ),
+        max_leaves=6,
+    ),
+)
+def test_whatever_the_description_says_only_a_user_error_comes_out(
+    whole, tmp_path_factory, field, value
+):
+    folder = shutil.copytree(whole, tmp_path_factory.mktemp("fuzz") / "copy")
+    path = folder / "model.json"
+    description = json.loads(path.read_text())
+    description["architecture"][field] = value
+    path.write_text(json.dumps(description))
+    try:
+        found = load_model(folder)
+    except UserError as error:
+        assert "\n" not in str(error)  # noqa: PT017
+    else:
+        assert small.bits(found) == small.bits(load_model(whole))
+
+
+# The hub
+
+
+class FakeHub:
+    """What of the hub's library is used, with a hub that is a folder."""
+
+    def __init__(self, place):
+        self.place, self.calls, self.error = place, [], None
+        names = "HFValidationError RepositoryNotFoundError RevisionNotFoundError HfHubHTTPError"
+        names += " LocalTokenNotFoundError LocalEntryNotFoundError OfflineModeIsEnabled"
+        self.errors = SimpleNamespace(**{n: type(n, (Exception,), {}) for n in names.split()})
+        self.HfApi = self._api
+
+    def _api(self, token=None):
+        self.calls.append(("api", token))
+        return self
+
+    def create_repo(self, repo_id, *, private, exist_ok):
+        if self.error:
+            raise self.error
+        self.calls.append(("repo", repo_id, private, exist_ok))
+
+    def create_branch(self, repo_id, *, branch, exist_ok):
+        self.calls.append(("branch", repo_id, branch, exist_ok))
+
+    def upload_folder(self, *, repo_id, folder_path, allow_patterns, revision, commit_message):
+        self.calls.append(("upload", revision, commit_message))
+        for name in allow_patterns:
+            (self.place / repo_id).mkdir(parents=True, exist_ok=True)
+            shutil.copy(folder_path / name, self.place / repo_id)
+        return SimpleNamespace(commit_url=f"https://hub/{repo_id}/commit/1")
+
+    def snapshot_download(self, repo_id, *, revision, token, cache_dir, allow_patterns):
+        """As the real one does: links to files elsewhere."""
+        if self.error:
+            raise self.error
+        self.calls.append(("download", revision, token, cache_dir, tuple(allow_patterns)))
+        snapshot = self.place / "snapshot"
+        snapshot.mkdir()
+        for name in allow_patterns:
+            if (self.place / repo_id / name).exists():
+                (snapshot / name).symlink_to(self.place / repo_id / name)
+        return str(snapshot)
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    fake = FakeHub(tmp_path / "hub")
+    monkeypatch.setitem(sys.modules, "huggingface_hub", fake)
+    return fake
+
+
+def test_a_model_goes_to_the_hub_and_comes_back(hub, folder):
+    (folder / "private.csv").write_text("1,2\n")
+    url = push_to_hub(folder, "me/vae", private=True, revision="v1", token="t")  # noqa: S106
+    assert url == "https://hub/me/vae/commit/1"
+    assert hub.calls == [
+        *(("api", "t"), ("repo", "me/vae", True, True), ("branch", "me/vae", "v1", True)),
+        ("upload", "v1", "Model exported by iwae"),
+    ]
+    assert {path.name for path in (hub.place / "me/vae").iterdir()} == set(FILES)
+    found = from_pretrained("me/vae", revision="v1")
+    known = ("model.safetensors", "model.json")
+    assert hub.calls[-1] == ("download", "v1", None, None, known)
+    assert small.bits(found) == small.bits(load_model(folder))
+
+
+def test_what_comes_from_the_hub_is_checked_as_any_model(hub, folder):
+    push_to_hub(folder, "me/vae")
+    file = hub.place / "me/vae/model.safetensors"
+    file.write_bytes(file.read_bytes()[:-4])
+    with pytest.raises(UserError, match="cannot be read"):
+        from_pretrained("me/vae")
+
+
+def test_a_repository_of_something_else_is_no_model(hub):
+    (hub.place / "me/bert").mkdir(parents=True)
+    with pytest.raises(
+        UserError, match=r"me/bert is no model of iwae: it has no model.safetensors"
+    ):
+        from_pretrained("me/bert")
+
+
+def test_only_an_export_is_pushed(hub, measured, folder):
+    with pytest.raises(UserError, match=r"has no README.md: make it by `iwae export RUN"):
+        push_to_hub(model_folder(measured, "final", 0), "me/vae")
+    (folder / "model.safetensors").write_bytes(b"")
+    with pytest.raises(UserError, match="cannot be read"):
+        push_to_hub(folder, "me/vae")
+    assert not hub.calls
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("HFValidationError", "'me/vae' is no name on the hub: give OWNER/NAME"),
+        ("RepositoryNotFoundError", "me/vae is not on the hub, or not for you: .*hf auth login"),
+        ("RevisionNotFoundError", "me/vae has no revision"),
+        ("LocalTokenNotFoundError", "the hub wants to know who you are: log in by `hf auth login`"),
+        ("LocalEntryNotFoundError", "the hub cannot be reached, and me/vae is not in the cache: a"),
+        ("OfflineModeIsEnabled", "the hub cannot be reached"),
+        ("HfHubHTTPError", "the hub refuses me/vae: a; log in"),
+        (None, "the hub cannot be used: a$"),
+    ],
+)
+def test_what_the_hub_refuses_is_one_line(hub, folder, name, message):
+    hub.error = (OSError if name is None else getattr(hub.errors, name))("a\n\nb")
+    hub.error.response = SimpleNamespace(status_code=401)
+    for call in (lambda: push_to_hub(folder, "me/vae"), lambda: from_pretrained("me/vae")):
+        with pytest.raises(UserError, match=f"^{message}") as caught:
+            call()
+        assert "\n" not in str(caught.value)
+
+
+def test_the_missing_extra_is_named(folder, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    assert main(["push", str(folder), "me/vae"]) == 2
+    assert capsys.readouterr().err == (
+        "iwae: sharing needs huggingface_hub: pip install 'iwae[hub]'\n"
+    )
+    with pytest.raises(UserError, match="needs huggingface_hub"):
+        from_pretrained("me/vae")
+
+
+def test_the_command_line_pushes(hub, folder, capsys):
+    assert main(["push", str(folder), "me/vae", "--private"]) == 0
+    assert capsys.readouterr().out == "https://hub/me/vae/commit/1\n"
+    assert ("repo", "me/vae", True, True) in hub.calls
+
+
+def test_the_real_library_refuses_without_network(tmp_path, folder, monkeypatch):
+    hub = pytest.importorskip("huggingface_hub")
+    monkeypatch.setattr(hub.constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(UserError, match=r"^'a b/c d' is no name on the hub"):
+        from_pretrained("a b/c d", cache_dir=tmp_path / "cache")
+    with pytest.raises(UserError, match=r"^the hub cannot be reached, and me/vae is not in the"):
+        from_pretrained("me/vae", cache_dir=tmp_path / "cache")
+    with pytest.raises(UserError, match=r"^the hub cannot be reached"):
+        push_to_hub(folder, "me/vae")
+
+
+def test_the_real_library_finds_a_model_in_its_cache(tmp_path, folder, monkeypatch):
+    hub = pytest.importorskip("huggingface_hub")
+    monkeypatch.setattr(hub.constants, "HF_HUB_OFFLINE", True)
+    repository, commit = tmp_path / "cache" / "models--me--vae", "0" * 40
+    snapshot = repository / "snapshots" / commit
+    for place in (snapshot, repository / "refs", repository / "blobs"):
+        place.mkdir(parents=True)
+    (repository / "refs" / "main").write_text(commit)
+    for name in ("model.json", "model.safetensors"):
+        shutil.copy(folder / name, repository / "blobs" / name)
+        (snapshot / name).symlink_to(Path("../../blobs") / name)
+    found = from_pretrained("me/vae", cache_dir=tmp_path / "cache")
+    assert small.bits(found) == small.bits(load_model(folder))
