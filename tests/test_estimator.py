@@ -53,9 +53,10 @@ def fitted():
 
 
 @pytest.mark.slow
-def test_it_keeps_the_contract_of_scikit_learn():
-    with jax.numpy_rank_promotion("allow"):
-        results = check_estimator(small(hidden_layer_sizes=(4,), batch_size="auto"), on_skip=None)
+@pytest.mark.parametrize("missing", [None, "at-random"])
+def test_it_keeps_the_contract_of_scikit_learn(missing):
+    model = small(hidden_layer_sizes=(4,), batch_size="auto", missing=missing)
+    results = check_estimator(model, on_skip=None)
     passed = [result["check_name"] for result in results if result["status"] == "passed"]
     left = {r["check_name"] for r in results} - set(passed)
     assert left <= {"check_array_api_input"}  # asked for by an environment variable only
@@ -265,6 +266,95 @@ def test_the_likeliest_category_is_given_back():
     data[:8, 0] = 1
     model = small(observation={"name": "categorical", "categories": 3}).fit(data)
     assert model.inverse_transform(model.transform(data[:2])).tolist() == [[0, 2], [0, 2]]
+
+
+# --- missing values --------------------------------------------------------------------------
+
+
+@cache
+def gaps():
+    data = rows().copy()
+    data[np.random.default_rng(1).uniform(size=data.shape) < 0.2] = np.nan
+    return data[~np.isnan(data).all(axis=1)]
+
+
+@cache
+def fitted_with_gaps():
+    return small(missing="at-random", max_iter=80, learning_rate_init=5e-3).fit(gaps())
+
+
+def test_missing_values_are_imputed_and_the_rest_is_left():
+    model, data = fitted_with_gaps(), gaps()
+    filled, missing = model.impute(data), np.isnan(data)
+    np.testing.assert_array_equal(filled[~missing], data[~missing])
+    truth = rows()[: len(filled)]
+    assert (truth[~missing] == data[~missing]).all()
+    columns = np.broadcast_to(np.nanmean(data, axis=0), data.shape)
+    ours, means = (np.sqrt(((one - truth)[missing] ** 2).mean()) for one in (filled, columns))
+    assert ours < 0.6 * means
+    np.testing.assert_array_equal(model.impute(data[5:6]), filled[5:6])
+    draws = model.impute(data, draws=200, random_state=0)
+    assert draws.shape == (200, *data.shape)
+    np.testing.assert_array_equal(draws, model.impute(data, draws=200, random_state=0))
+    assert (draws[:, ~missing] == data[~missing]).all()
+    spread = draws.std(axis=0)[missing]
+    assert (spread > 0.05).all()
+    error = spread / math.sqrt(20)  # of the 20 particles that the expectation is made of
+    assert (np.abs(draws.mean(axis=0) - filled)[missing] < 6 * error).all()
+
+
+def test_densities_of_what_is_observed_are_in_its_units():
+    units = np.array([2.0, 1024.0, 0.125])
+    ours = small(missing="at-random").fit(gaps())
+    theirs = small(missing="at-random").fit(gaps() * units)
+    difference = ours.score_samples(gaps()) - theirs.score_samples(gaps() * units)
+    np.testing.assert_allclose(difference, ~np.isnan(gaps()) @ np.log(units), atol=1e-5)
+    held_out = small(missing="at-random", k=200, validation_fraction=0.5).fit(gaps())
+    rest = gaps()[_order_of(held_out, len(gaps()))[: round(len(gaps()) / 2)]]
+    values = held_out.score_samples(rest, k=200)
+    assert held_out.best_validation_score_ == pytest.approx(values.mean(), abs=0.1)
+
+
+def test_a_row_that_is_partly_observed_is_as_likely_as_its_part():
+    # Of a density that integrates to one over any part of a row.
+    model, grid = fitted_with_gaps(), np.linspace(-10, 40, 1200)
+    part = np.stack([np.full(1200, np.nan), grid, np.full(1200, np.nan)], axis=1)
+    assert np.trapezoid(np.exp(model.score_samples(part, k=200)), grid) == pytest.approx(
+        1, abs=0.03
+    )
+
+
+def test_what_says_nothing_is_refused():
+    for row, column, words in ((3, slice(None), "row 4 of X"), (slice(None), 1, "column 2 of X")):
+        data = rows().copy()
+        data[row, column] = np.nan
+        with pytest.raises(ValueError, match=f"{words} has no value"):
+            small(missing="at-random").fit(data)
+    with pytest.raises(ValueError, match="row 1 of X has no value"):
+        fitted_with_gaps().score_samples(np.full((1, 3), np.nan))
+    with pytest.raises(ValueError, match="fit with missing='at-random'"):
+        fitted().impute(rows())
+    with pytest.raises(ValueError, match="at-random"):
+        small(missing="somehow").fit(gaps())
+
+
+@pytest.mark.slow
+def test_values_missing_for_what_they_are_and_categories(tmp_path):
+    data = rows().copy()
+    data[:, 2] = np.random.default_rng(0).integers(0, 3, len(data))
+    data[data[:, 1] > 12, 1] = np.nan
+    data[::9, 2] = np.nan
+    kinds = ["gaussian", "gaussian", "categorical:3"]
+    model = small(missing="not-at-random-high", observation=kinds).fit(data)
+    assert np.isfinite(model.sample(50, random_state=0)).all()
+    filled = model.impute(data)
+    assert set(filled[:, 2]) <= {0, 1, 2}
+    ignored = small(missing="at-random", observation=kinds).fit(data).impute(data)
+    high = np.isnan(data[:, 1])
+    assert filled[high, 1].mean() > ignored[high, 1].mean()
+    model.save(tmp_path)
+    again = ImportanceWeightedAutoencoder.load(tmp_path)
+    np.testing.assert_array_equal(again.impute(data), filled)
 
 
 # --- what comes in ---------------------------------------------------------------------------

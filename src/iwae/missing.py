@@ -53,7 +53,7 @@ def impute(
         FloatingPointError: if what a value is imputed by is nan.
     """
     check_positive("k", k)
-    filled = _over(_expected(k, sampler), model, examples, key, k, batch_size)
+    filled = _over(expected_values(k, sampler), model, examples, key, k, batch_size)
     return _completed(examples, filled)
 
 
@@ -83,12 +83,12 @@ def multiple_imputations(
     """
     check_positive("draws", draws)
     check_positive("k", k)
-    filled = _over(_drawn(k, draws, sampler), model, examples, key, max(k, draws), batch_size)
+    filled = _over(drawn_values(k, draws, sampler), model, examples, key, max(k, draws), batch_size)
     return np.stack([_completed(examples, filled[:, i]) for i in range(draws)])
 
 
 @lru_cache
-def _expected(k: int, sampler: Callable) -> ExampleFn:
+def expected_values(k: int, sampler: Callable = importance_particles) -> ExampleFn:
     """An example with the expectations of its missing values."""
 
     def fn(model: AbstractLatentModel, x: Example, key: PRNGKey) -> Float[Array, " d"]:
@@ -101,7 +101,7 @@ def _expected(k: int, sampler: Callable) -> ExampleFn:
 
 
 @lru_cache
-def _drawn(k: int, draws: int, sampler: Callable) -> ExampleFn:
+def drawn_values(k: int, draws: int, sampler: Callable = importance_particles) -> ExampleFn:
     """An example with draws of its missing values, `[draws, d]`."""
 
     def fn(model: AbstractLatentModel, x: Example, key: PRNGKey) -> Float[Array, "draws d"]:

@@ -21,7 +21,7 @@ from iwae.observations.masking import SIGNS, self_masked
 from iwae.observations.missing import Imputing, Incomplete, incomplete
 from iwae.observations.observation import Encoding, Observation
 from iwae.observations.table import table
-from iwae.observations.typical import typical
+from iwae.observations.typical import complete, typical
 
 __all__ = [
     "GAUSSIANS",
@@ -34,6 +34,7 @@ __all__ = [
     "Imputing",
     "Incomplete",
     "Observation",
+    "complete",
     "observation",
     "typical",
 ]

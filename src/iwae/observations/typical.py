@@ -5,6 +5,8 @@ import numpyro.distributions as dist
 from jaxtyping import Array, Float
 
 from iwae.observations.categories import Categorical
+from iwae.observations.masking import SelfMasked
+from iwae.observations.missing import Incomplete
 from iwae.observations.table import Columns
 
 
@@ -12,6 +14,15 @@ def typical(p: dist.Distribution) -> Float[Array, " d"]:
     """The mean of each dimension; of categories the most likely one."""
     if isinstance(p, Columns):
         return p.in_place([typical(one) for one in p.each])
+    p = complete(p)
     if isinstance(p, dist.Independent) and isinstance(p.base_dist, Categorical):
         return jnp.argmax(p.base_dist.logits, axis=-1).astype(jnp.float32)
     return p.mean
+
+
+def complete(p: dist.Distribution) -> dist.Distribution:
+    """The distribution of a whole example, whatever goes missing of it."""
+    if isinstance(p, Columns):
+        return Columns(tuple(map(complete, p.each)), p.places)
+    p = p.values if isinstance(p, SelfMasked) else p
+    return p.complete if isinstance(p, Incomplete) else p
