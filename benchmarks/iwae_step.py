@@ -2,6 +2,7 @@
 
 python benchmarks/iwae_step.py --k 5 --replicates 8             # prints one JSON object
 python benchmarks/iwae_step.py --declare '{"objective": "miwae", "m": 2, "k": 5}'
+python benchmarks/iwae_step.py --k 5 --network conv
 python benchmarks/iwae_step.py --k 5000 --evaluate
 
 JAX_NUM_CPU_DEVICES should be the number of cores, as `iwae` on the command line sets it.
@@ -19,6 +20,7 @@ from iwae.declaration import Declaration
 from iwae.evaluate import log_likelihoods
 from iwae.methods import compose
 from iwae.model import VAE
+from iwae.networks import NETWORKS, make_network
 from iwae.training import (
     Plan,
     Settings,
@@ -40,12 +42,15 @@ def random_images() -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (IMAGES, PIXELS), np.uint8)
 
 
-def time_steps(declared: dict, replicates: int, seconds: float, batch: int) -> list[Block]:
+def time_steps(
+    declared: dict, replicates: int, seconds: float, batch: int, network: str, blocks: int
+) -> list[Block]:
     """Milliseconds per step and replicate, one block for each dispatch of the training loop.
 
     The loop chooses how long a dispatch is; the short ones with which it begins are left out.
     """
-    models = [VAE(PIXELS, key=jax.random.key(seed)) for seed in range(replicates)]
+    shaped = make_network(network, blocks=blocks, shape=(28, 28))
+    models = [VAE(PIXELS, network=shaped, key=jax.random.key(s)) for s in range(replicates)]
     settings = Settings(compose(Declaration(**declared), 1), adam(), batch, "dynamic")
     state = init_state(models, jax.random.split(jax.random.key(replicates), replicates), settings)
     schedule, plan = staged([1e-3], [EPOCHS], IMAGES // batch), Plan(EPOCHS)
@@ -81,6 +86,8 @@ def main() -> None:
     parser.add_argument("--declare", type=json.loads, default={}, help="JSON of a declaration")
     parser.add_argument("--batch", type=int, default=BATCH, help="examples a step")
     parser.add_argument("--replicates", type=int, default=1, help="models trained at once")
+    parser.add_argument("--network", choices=NETWORKS, default="mlp")
+    parser.add_argument("--blocks", type=int, default=0, help="residual blocks after each layer")
     parser.add_argument("--evaluate", action="store_true", help="time L_k instead of the step")
     parser.add_argument("--seconds", type=float, default=3.0)
     args = parser.parse_args()
@@ -88,7 +95,8 @@ def main() -> None:
         blocks = time_evaluation(args.k, args.seconds)
     else:
         declared = {"objective": "iwae", "k": args.k, **args.declare}
-        blocks = time_steps(declared, args.replicates, args.seconds, args.batch)
+        how = args.replicates, args.seconds, args.batch
+        blocks = time_steps(declared, *how, args.network, args.blocks)
     about = {
         "version": f"iwae {version('iwae')}, jax {jax.__version__}",
         "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,

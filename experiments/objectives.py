@@ -1,6 +1,7 @@
 """Objectives and gradients on the same data under the same budget, with seeds and error bars.
 
     python experiments/objectives.py digits            # minutes; ten seeds of each
+    python experiments/objectives.py networks          # the same objective, other networks
     python experiments/objectives.py mnist             # hours; needs IWAE_DATA or a network
 
 Every line of a table is a run in `runs/objectives/TABLE/NAME`, whose records are kept in
@@ -71,7 +72,20 @@ MNIST = {
     "epochs": 10,
 }
 
+NETWORKS = {
+    "mlp": {},
+    "mlp-residual": {"blocks": 1},
+    "conv": {"network": "conv", "hidden_sizes": ((100,),)},
+    "conv-residual": {"network": "conv", "hidden_sizes": ((100,),), "blocks": 1},
+}
+"""Networks under the same objective."""
+
 TABLES = {
+    "networks": (
+        {**DIGITS, "k": 5, "replicates": 4},
+        NETWORKS,
+        (Measure((1, 5000)),),
+    ),
     "digits": (
         DIGITS,
         {**SIXTEEN, **FIVE},

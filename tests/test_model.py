@@ -9,7 +9,8 @@ from scipy.special import expit
 
 import reference
 from iwae._types import UserError
-from iwae.model import VAE, Dense
+from iwae.model import VAE
+from iwae.networks import Dense
 from iwae.observations import observation
 from reference import assert_mean
 

@@ -234,14 +234,18 @@ def copy_model(source: Path, folder: Path, **about: Any) -> None:
     _write_description(folder, architecture, about)
 
 
-def load_model(folder: str | Path) -> VAE:
+def load_model(folder: str | Path, like: VAE | None = None) -> VAE:
     """Read what `save_model` or `export_run` wrote. Never runs code from the files.
 
     What is too large, or of other shapes than the description says, is refused before it is read.
 
+    Args:
+        like: a model of the same architecture. It is needed where `VAE` was given modules of your
+            own, which are code, and which no file holds; its arrays are not used.
+
     Raises:
         UserError: if a file is missing, a link, too large, unreadable, damaged, does not fit the
-            other, or holds numbers that are not finite.
+            other or `like`, or holds numbers that are not finite.
     """
     folder = Path(folder)
     for name in (WEIGHTS, DESCRIPTION):
@@ -249,12 +253,12 @@ def load_model(folder: str | Path) -> VAE:
             raise UserError(f"no model in {folder}: {name} is missing")
         if (folder / name).is_symlink():
             raise UserError(f"{folder / name} is a link: put the file itself in its place")
-    return read_model(folder / WEIGHTS, folder / DESCRIPTION)
+    return read_model(folder / WEIGHTS, folder / DESCRIPTION, like=like)
 
 
-def read_model(weights: Path, description: Path) -> VAE:
+def read_model(weights: Path, description: Path, *, like: VAE | None = None) -> VAE:
     """`load_model`, of two files that may lie anywhere."""
-    skeleton = _skeleton(_read_description(description)["architecture"], description)
+    skeleton = _skeleton(_read_description(description)["architecture"], description, like)
     shapes, static = eqx.partition(skeleton, lambda leaf: isinstance(leaf, jax.ShapeDtypeStruct))
     return eqx.combine(_from_arrays(_read_weights(weights, shapes), shapes, weights), static)
 
@@ -291,8 +295,18 @@ def _read_description(path: Path) -> dict[str, Any]:
     return description
 
 
-def _skeleton(architecture: Any, path: Path) -> VAE:
+def _skeleton(architecture: Any, path: Path, like: VAE | None) -> VAE:
     """The model without its numbers: nothing of its size is made."""
+    if like is not None:
+        asked = json.loads(json.dumps(like.architecture()))
+        if asked != architecture:
+            raise UserError(f"{path} describes another model than {asked}: make the same one")
+        return eqx.filter_eval_shape(lambda: like)
+    if isinstance(architecture, dict) and "own" in architecture:
+        raise UserError(
+            f"{path} describes a model with modules of its author's own, which are code and in no "
+            "file: make the same model and give it, load_model(folder, like=model)"
+        )
     try:
         if _count_numbers(architecture) > MOST_SIZES:
             raise ValueError(f"more than {MOST_SIZES:,} sizes")

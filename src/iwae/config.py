@@ -46,6 +46,20 @@ ObservationName = Literal[
 Missing = Literal["at-random", "not-at-random", "not-at-random-high", "not-at-random-low"]
 """Those of `iwae.observations.MISSING`."""
 
+ActivationName = Literal[
+    "tanh",
+    "relu",
+    "leaky_relu",
+    "elu",
+    "celu",
+    "selu",
+    "gelu",
+    "silu",
+    "mish",
+    "sigmoid",
+    "softplus",
+]
+
 Lists = tyro.constructors.PrimitiveConstructorSpec(
     nargs="*",
     metavar="N,N ...",
@@ -92,8 +106,14 @@ class TrainConfig(BaseModel):
     """Units of each stochastic layer, nearest the data first: 100 50."""
     hidden_sizes: Annotated[tuple[Sizes, ...] | None, Lists, Field(strict=False)] = None
     """Deterministic layers before each stochastic one: 200,200 100,100."""
-    activation: Literal["tanh", "relu", "leaky_relu", "elu", "gelu", "silu", "softplus"] = "tanh"
+    activation: ActivationName = "tanh"
     """Nonlinearity of the deterministic layers."""
+    network: Literal["mlp", "conv"] = "mlp"
+    """Between the data and the first stochastic layer: dense layers, or convolutions too."""
+    channels: Annotated[Sizes, Field(min_length=1)] | None = None
+    """conv: channels of each convolution, from the image on; 32 64 if not given."""
+    blocks: Annotated[int, Field(ge=0, le=100)] = 0
+    """Residual blocks after each convolution (conv) or first dense layer (mlp)."""
     output_bias: bool = True
     """Start the decoder's output at the training data's mean (worth about a nat)."""
 
@@ -173,6 +193,8 @@ class TrainConfig(BaseModel):
                 )
         elif self.hidden_sizes is not None:
             raise ValueError("hidden_sizes needs latent_sizes")
+        if self.channels is not None and self.network != "conv":
+            raise ValueError("channels needs network 'conv'")
         if self.patience is not None and self.validation == 0:
             raise ValueError("patience needs held-out examples: set validation")
         if self.threshold > 0 and self.validation == 0:

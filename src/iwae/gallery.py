@@ -18,6 +18,7 @@ from iwae.evaluate import active_units
 from iwae.jobs import load_config_dataset, run_model, split_examples
 from iwae.measure.ordering import Known, known_bounds, models_of, read_records
 from iwae.model import VAE
+from iwae.networks import Dense
 from iwae.posterior import model_density, posterior_grid
 from iwae.runs import read_metrics
 
@@ -129,16 +130,23 @@ def _image_figures(
             _images(chosen, dataset), _images(_reconstructions(model, chosen), dataset)
         ),
     )
-    first = (*model.encoder[0].hidden.layers, model.encoder[0].loc)[0]
-    encoder = np.asarray(first.weight).T
-    decoder = np.asarray(model.output.weight)[:, : dataset.train.shape[1]]
-    for name, weights in (("first_layer", encoder), ("last_layer", decoder)):
-        if len(dataset.shape) == 2:  # a filter has a sign, which leaves no room for colours
-            shaped = weights[:SHOWN].reshape(-1, *dataset.shape)
-            yield f"filters_{name}", figures.filters(shaped, title=name.replace("_", " "))
+    for name, weights in _filters(model, dataset):
+        shaped = weights[:SHOWN].reshape(-1, *dataset.shape)
+        yield f"filters_{name}", figures.filters(shaped, title=name.replace("_", " "))
     for name, (frames, epochs) in _frames(run, dataset).items():
         few = np.unique(np.linspace(0, len(epochs) - 1, 8).astype(int))
         yield f"training_{name}", figures.training_strip(frames[few][:, :12], epochs[few])
+
+
+def _filters(model: VAE, dataset: Dataset) -> Iterator[tuple[str, np.ndarray]]:
+    """Weights of units that see or make a whole image, `[n, d]`; a convolution's see a corner."""
+    if len(dataset.shape) != 2:  # a filter has a sign, which leaves no room for colours
+        return
+    if model.encoder[0].features is None:
+        first = (*model.encoder[0].hidden.layers, model.encoder[0].loc)[0]
+        yield "first_layer", np.asarray(first.weight).T
+    if isinstance(model.output, Dense):
+        yield "last_layer", np.asarray(model.output.weight)[:, : dataset.train.shape[1]]
 
 
 def _animations(run: Path, dataset: Dataset) -> list[Path]:

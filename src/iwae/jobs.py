@@ -26,6 +26,7 @@ from iwae.data import Dataset, choose, draw, load_dataset
 from iwae.declaration import check
 from iwae.methods import compose
 from iwae.model import VAE
+from iwae.networks import Network, make_network
 from iwae.observations import observation
 from iwae.training import (
     AUTHORS_RATES,
@@ -101,6 +102,7 @@ def resolve(config: TrainConfig, dataset: Dataset) -> TrainConfig:
             "layers": len(latent_sizes),
             "latent_sizes": latent_sizes,
             "hidden_sizes": hidden_sizes,
+            "channels": config_network(config, dataset).channels or None,
             "init_from": config.init_from and config.init_from.resolve(),
             **_declared(config, len(latent_sizes)),
         }
@@ -134,6 +136,7 @@ def make_models(config: TrainConfig, dataset: Dataset) -> list[VAE]:
             hidden_sizes,
             observation=dataset.kind,
             activation=config.activation,
+            network=config_network(config, dataset),
             output_bias=bias,
             statistics=statistics,
             missing=config.missing,
@@ -141,6 +144,17 @@ def make_models(config: TrainConfig, dataset: Dataset) -> list[VAE]:
         )
         for replicate in _replicates(config)
     ]
+
+
+def config_network(config: TrainConfig, dataset: Dataset) -> Network:
+    """The network that a configuration names, for the examples of a data set.
+
+    Raises:
+        UserError: if these are no images, and it is one for images.
+    """
+    return make_network(
+        config.network, channels=config.channels, blocks=config.blocks, shape=dataset.shape
+    )
 
 
 def _known_rows(dataset: Dataset) -> np.ndarray:
@@ -162,6 +176,7 @@ def _load_start(config: TrainConfig, dataset: Dataset, run: Path, replicate: int
         ("latent_sizes", model.latent_sizes, latent_sizes),
         ("hidden_sizes", model.hidden_sizes, hidden_sizes),
         ("activation", model.activation, config.activation),
+        ("network", model.network, config_network(config, dataset)),
     ):
         if found != wanted:
             raise UserError(f"init_from: {name} of the model in {run} is {found}, here {wanted}")

@@ -1,7 +1,8 @@
 """What a latent variable model is, and the autoencoder with L stochastic layers of the papers."""
 
 import abc
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import equinox as eqx
@@ -14,17 +15,20 @@ from jaxtyping import Array, Float
 from iwae import observations
 from iwae._types import Example, Latents, PRNGKey, Scalar, UserError
 from iwae.data import Kind, as_json, as_kind
+from iwae.networks import (
+    ACTIVATIONS,
+    ConvEncoder,
+    Dense,
+    Features,
+    Hidden,
+    Network,
+    Output,
+    OwnDecoder,
+    as_network,
+    make_features,
+    make_output,
+)
 from iwae.observations import Observation
-
-ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
-    "tanh": jnp.tanh,
-    "relu": jax.nn.relu,
-    "leaky_relu": jax.nn.leaky_relu,
-    "elu": jax.nn.elu,
-    "gelu": jax.nn.gelu,
-    "silu": jax.nn.silu,
-    "softplus": jax.nn.softplus,
-}
 
 
 @runtime_checkable
@@ -54,58 +58,33 @@ class AbstractLatentModel(eqx.Module):
         """An ancestral draw (z, x) ~ p."""
 
 
-class Dense(eqx.Module):
-    """y = x W + b, with Glorot uniform W of gain 1 and b = 0 at the start."""
-
-    weight: Float[Array, "fan_in fan_out"]
-    bias: Float[Array, " fan_out"]
-
-    def __init__(self, fan_in: int, fan_out: int, *, key: PRNGKey):
-        self.weight = jax.nn.initializers.glorot_uniform()(key, (fan_in, fan_out), jnp.float32)
-        self.bias = jnp.zeros(fan_out)
-
-    def __call__(self, x: Float[Array, " fan_in"]) -> Float[Array, " fan_out"]:
-        """The linear map of x."""
-        return x @ self.weight + self.bias
-
-
-class Hidden(eqx.Module):
-    """The deterministic layers between two stochastic ones."""
-
-    layers: tuple[Dense, ...]
-    activation: str = eqx.field(static=True)
-
-    def __init__(self, sizes: Sequence[int], activation: str, *, key: PRNGKey):
-        keys = jax.random.split(key, len(sizes))
-        self.layers = tuple(
-            Dense(fan_in, fan_out, key=k)
-            for fan_in, fan_out, k in zip(sizes[:-1], sizes[1:], keys[1:], strict=True)
-        )
-        self.activation = activation
-
-    def __call__(self, x: Float[Array, " n"]) -> Float[Array, " m"]:
-        """What the last layer puts out; x itself if there are none."""
-        for layer in self.layers:
-            x = ACTIVATIONS[self.activation](layer(x))
-        return x
-
-
 class GaussianNet(eqx.Module):
     """A diagonal Gaussian whose mean and log standard deviation are functions of the input."""
 
+    features: Features | None  # what the hidden layers see of the input; None: the input itself
     hidden: Hidden
     loc: Dense
     log_scale: Dense
 
-    def __init__(self, sizes: Sequence[int], n_latent: int, activation: str, *, key: PRNGKey):
+    def __init__(
+        self,
+        sizes: Sequence[int],
+        n_latent: int,
+        activation: str,
+        *,
+        features: Features | None = None,
+        blocks: int = 0,
+        key: PRNGKey,
+    ):
         hidden_key, loc_key, scale_key = jax.random.split(key, 3)
-        self.hidden = Hidden(sizes, activation, key=hidden_key)
+        self.features = features
+        self.hidden = Hidden(sizes, activation, blocks=blocks, key=hidden_key)
         self.loc = Dense(sizes[-1], n_latent, key=loc_key)
         self.log_scale = Dense(sizes[-1], n_latent, key=scale_key)
 
     def __call__(self, x: Float[Array, " n"]) -> dist.Distribution:
         """N(loc(h), exp(log_scale(h))^2), where h is what the hidden layers make of x."""
-        h = self.hidden(x)
+        h = self.hidden(x if self.features is None else self.features(x))
         return dist.Normal(self.loc(h), jnp.exp(self.log_scale(h))).to_event(1)
 
 
@@ -158,28 +137,37 @@ class VAE(AbstractLatentModel):
             h_l, in the encoder's order; the decoder has the same in reverse.
         observation: a name in `iwae.observations.OBSERVATIONS`, or a `Kind` with its parameters
             (or these as a mapping, as `architecture` gives them).
-        activation: a name in `iwae.model.ACTIVATIONS`.
+        activation: a name in `iwae.networks.ACTIVATIONS`.
         output_bias: the initial bias of the decoder's last layer, and then the free parameters of
             the observation, from `Observation.initial_output` (zeros if None).
         statistics: of the training data, from `Observation.encoding`: what the encoder needs to
             know of them (zeros if None).
         missing: a name in `iwae.observations.MISSING`, if values may be missing: NaN in an example.
             The densities are those of what is observed.
+        network: what else is between the data and h_1: a name in `iwae.networks.NETWORKS`, or a
+            `Network` (or its fields as a mapping, as `architecture` gives them).
+        encoder: a module of your own in place of the network's part of the encoder, a function from
+            what the encoder sees, `[n_inputs]` (the example, unless the observation has an
+            `Encoding`), to a vector of any size, which `hidden_sizes[0]` are the layers after.
+        decoder: one in place of the network's part of the decoder, from the last of its dense
+            layers (or h_1, if there are none) to `[n_outputs]` of the observation.
         key: initialisation; every layer gets a key of its own.
 
     Raises:
-        UserError: for unknown names, empty or unequal lists of sizes, a bias of the wrong shape.
+        UserError: for unknown names, empty or unequal lists of sizes, a bias of the wrong shape, a
+            network that the data do not fit, a module that gives no vector of the right size.
     """
 
     encoder: tuple[GaussianNet, ...]
     prior_nets: tuple[GaussianNet, ...]
     decoder_hidden: Hidden
-    output: Dense
+    output: Output
     free: Float[Array, " n_free"] | None  # outputs that are the same whatever z is
     statistics: Float[Array, " n_statistics"] | None  # no gradient reaches them
     kind: Kind = eqx.field(static=True)
     n_data: int = eqx.field(static=True)
     missing: str | None = eqx.field(static=True)
+    network: Network = eqx.field(static=True)
 
     def __init__(
         self,
@@ -192,15 +180,39 @@ class VAE(AbstractLatentModel):
         output_bias: np.ndarray | None = None,
         statistics: np.ndarray | None = None,
         missing: str | None = None,
+        network: Network | Mapping[str, Any] | str = "mlp",
+        encoder: Features | None = None,
+        decoder: Features | None = None,
         key: PRNGKey,
     ):
         _check_sizes(n_data, latent_sizes, hidden_sizes, activation)
+        features_key = jax.random.fold_in(key, _FEATURES)
         encoder_key, prior_key, hidden_key, output_key = jax.random.split(key, 4)
         self.kind, self.n_data, self.missing = as_kind(observation), n_data, missing
+        self.network = as_network(network)
         data, n_layers = self._data(), len(latent_sizes)
-        inputs = (data.encoding.n_inputs if data.encoding else n_data, *latent_sizes[:-1])
+        _check_network(self.network, self.kind, data, n_data)
+        if encoder is not None and decoder is not None and self.network.name == "conv":
+            raise UserError("encoder and decoder leave no place for network 'conv': leave it out")
+        features, n_features = make_features(
+            self.network,
+            encoder,
+            data.encoding.n_inputs if data.encoding else n_data,
+            activation,
+            key=features_key,
+        )
+        # Blocks of an image stand beside its convolutions, those of a vector beside its layers.
+        blocks = self.network.blocks if self.network.name == "mlp" else 0
+        inputs = (n_features, *latent_sizes[:-1])
         self.encoder = tuple(
-            GaussianNet((inputs[l], *hidden_sizes[l]), latent_sizes[l], activation, key=k)
+            GaussianNet(
+                (inputs[l], *hidden_sizes[l]),
+                latent_sizes[l],
+                activation,
+                features=features if l == 0 else None,
+                blocks=blocks if l == 0 else 0,
+                key=k,
+            )
             for l, k in enumerate(jax.random.split(encoder_key, n_layers))
         )
         prior_keys = jax.random.split(prior_key, n_layers)[1:]
@@ -214,8 +226,10 @@ class VAE(AbstractLatentModel):
             for l, k in enumerate(prior_keys, start=1)
         )
         sizes = (latent_sizes[0], *reversed(hidden_sizes[0]))
-        self.decoder_hidden = Hidden(sizes, activation, key=hidden_key)
-        output = Dense(sizes[-1], data.n_outputs, key=output_key)
+        self.decoder_hidden = Hidden(sizes, activation, blocks=blocks, key=hidden_key)
+        output = make_output(
+            self.network, decoder, sizes[-1], data.n_outputs, activation, key=output_key
+        )
         self.output, self.free = _with_bias(output, data.n_free, output_bias)
         self.statistics = _statistics(data, statistics)
 
@@ -242,8 +256,13 @@ class VAE(AbstractLatentModel):
         return self.decoder_hidden.activation
 
     def architecture(self) -> dict[str, Any]:
-        """The arguments, but for the key, that make a model of this shape."""
+        """The arguments, but for the key, that make a model of this shape.
+
+        Modules of a user's own cannot be among them; `own` says where there are any.
+        """
         hidden = [net.hidden for net in self.encoder]
+        own = {"own": list(self.own)} if self.own else {}
+        network = {} if self.network == Network() else {"network": self.network._asdict()}
         return {
             "n_data": self.n_data,
             "latent_sizes": self.latent_sizes,
@@ -251,7 +270,16 @@ class VAE(AbstractLatentModel):
             "observation": as_json(self.kind),
             "activation": self.decoder_hidden.activation,
             **({} if self.missing is None else {"missing": self.missing}),
+            **network,
+            **own,
         }
+
+    @property
+    def own(self) -> tuple[str, ...]:
+        """Which of `encoder` and `decoder` are modules of a user's own."""
+        features = self.encoder[0].features
+        is_own = features is not None and not isinstance(features, ConvEncoder)
+        return ("encoder",) * is_own + ("decoder",) * isinstance(self.output, OwnDecoder)
 
     def posterior(self, x: Float[Array, " n_data"]) -> LayeredPosterior:
         """q(z|x)."""
@@ -329,9 +357,27 @@ def _check_sizes(
         raise UserError(f"no activation {activation!r}; known: {', '.join(ACTIVATIONS)}")
 
 
+_FEATURES = 4  # what the key is folded with; it is also split into 0 to 3
+
+
+def _check_network(network: Network, kind: Kind, data: Observation, n_data: int) -> None:
+    """Raise UserError if the data are not the images that the network is for."""
+    if network.name != "conv":
+        return
+    shape, n = list(network.shape), math.prod(network.shape)
+    if n != n_data:
+        raise UserError(f"images of shape {shape} have {n} values, but an example has {n_data}")
+    n_inputs = data.encoding.n_inputs if data.encoding else n_data
+    if n_inputs % n or data.n_outputs % n or kind.columns is not None:
+        raise UserError(
+            f"network 'conv' needs as many outputs for each value, which {kind.name!r} has not: "
+            "take network 'mlp'"
+        )
+
+
 def _with_bias(
-    layer: Dense, n_free: int, bias: np.ndarray | None
-) -> tuple[Dense, Float[Array, " n_free"] | None]:
+    layer: Output, n_free: int, bias: np.ndarray | None
+) -> tuple[Output, Float[Array, " n_free"] | None]:
     """The layer with its share of the initial outputs, and the free parameters with theirs."""
     n_outputs = layer.bias.shape[0]
     if bias is None:
@@ -341,7 +387,7 @@ def _with_bias(
             f"output_bias has shape {bias.shape}; this model needs {(n_outputs + n_free,)}"
         )
     outputs, free = np.split(bias, [n_outputs])
-    layer = eqx.tree_at(lambda dense: dense.bias, layer, jnp.asarray(outputs, jnp.float32))
+    layer = eqx.tree_at(lambda output: output.bias, layer, jnp.asarray(outputs, jnp.float32))
     return layer, jnp.asarray(free, jnp.float32) if n_free else None
 
 

@@ -206,6 +206,9 @@ def objective_row(run: Path) -> tuple[float, Row] | None:
         for name in ("m", "k", "alpha", "beta", "temperatures", "leapfrog", "phase", "kl_warmup")
         if config.get(name) not in (None, 0)
     ]
+    if config.get("network", "mlp") != "mlp" or config.get("blocks"):
+        words = " ".join(map(str, (config["network"], *(config.get("channels") or ()))))
+        options.append(f"{words}, blocks {config['blocks']}")
     if config.get("free_bits"):
         options.append(f"free bits {config['free_bits']}")
     row = {
@@ -324,6 +327,7 @@ BLOCKS: dict[str, Callable[[Path], str]] = {
     "estimates": estimates_table,
     "objectives-digits": partial(objectives_table, name="digits"),
     "objectives-mnist": partial(objectives_table, name="mnist"),
+    "networks-digits": partial(objectives_table, name="networks"),
     "costs": costs_table,
     "densities": densities_table,
     "speed": speed_table,

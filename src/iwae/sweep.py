@@ -12,7 +12,7 @@ from iwae._types import UserError
 from iwae.config import make_config
 from iwae.queue import Measure, Task
 
-DEPTHS = {"latent_sizes": 1, "hidden_sizes": 2, "shape": 1, "columns": 1}
+DEPTHS = {"latent_sizes": 1, "hidden_sizes": 2, "shape": 1, "columns": 1, "channels": 1}
 """Settings that are lists themselves, and how deep: a sweep over one is a list of these."""
 
 

@@ -11,7 +11,8 @@ from jaxtyping import Array, Bool, Float
 
 from iwae._types import UserError
 from iwae.evaluate.units import as_vae
-from iwae.model import VAE, AbstractLatentModel, Dense, GaussianNet
+from iwae.model import VAE, AbstractLatentModel, GaussianNet
+from iwae.networks import ConvDecoder, Dense, OwnDecoder
 
 
 def prune(model: AbstractLatentModel, keep: Sequence[Bool[np.ndarray, " _"]]) -> VAE:
@@ -27,8 +28,9 @@ def prune(model: AbstractLatentModel, keep: Sequence[Bool[np.ndarray, " _"]]) ->
         keep: for each layer a mask, `[d_l]`, such as `active_units(...).masks`.
 
     Raises:
-        UserError: if the model is not a VAE, the masks do not fit it, or nothing is kept of the
-            first layer (no VAE is left: the data do not depend on the latents at all).
+        UserError: if the model is not a VAE, the masks do not fit it, nothing is kept of the first
+            layer (no VAE is left: the data do not depend on the latents at all), or what reads that
+            layer is a decoder of a user's own.
     """
     vae = as_vae(model)
     if tuple(mask.size for mask in keep) != vae.latent_sizes:
@@ -58,8 +60,19 @@ def _readers(model: VAE, l: int) -> list[Dense]:
 
     above = [dense for net in model.encoder[l + 1 : l + 2] for dense in first(net)]
     if l == 0:
-        return [*above, *(*model.decoder_hidden.layers, model.output)[:1]]
+        return [*above, *_first_of_decoder(model)]
     return [*above, *first(model.prior_nets[l - 1])]
+
+
+def _first_of_decoder(model: VAE) -> tuple[Dense, ...]:
+    if model.decoder_hidden.layers:
+        return model.decoder_hidden.layers[:1]
+    if isinstance(model.output, OwnDecoder):
+        raise UserError(
+            "a decoder of your own that takes h_1 itself cannot be told to leave units out: give "
+            "the model a dense layer between them (hidden_sizes[0]), or do not prune it"
+        )
+    return (model.output.start if isinstance(model.output, ConvDecoder) else model.output,)
 
 
 def _change(model: VAE, maps: Sequence[Dense], change: Callable[[Dense], Dense]) -> VAE:

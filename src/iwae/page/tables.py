@@ -107,7 +107,15 @@ def short_path(value: object) -> str:
 
 def _layers(run: Run) -> Cell:
     sizes = run.config.sizes()[0]
-    return Cell(str(len(sizes)), len(sizes), "of " + " + ".join(map(str, sizes)))
+    note = "of " + " + ".join(map(str, sizes))
+    if run.config.network != "mlp" or run.config.blocks:
+        note += f"\n{_network(run.config)}"
+    return Cell(str(len(sizes)), len(sizes), note)
+
+
+def _network(config: TrainConfig) -> str:
+    words = " ".join([config.network, *map(str, config.channels or ())])
+    return f"{words}, {config.blocks} residual blocks" if config.blocks else words
 
 
 _OPTIONS = """
