@@ -220,8 +220,23 @@ def test_columns_of_samples_are_drawn_as_what_they_are():
     heights = [sum(bar.get_height() for bar in axes.patches) for axes in figure.axes]
     assert heights == [500] * 4
     assert len(figures.marginals(rng.normal(size=(9, 30))).axes) == 12
+    holes = np.where(np.arange(9)[:, None] < [3, 9], np.nan, 1.0)
+    drawn = figures.marginals(holes, gaps=True)
+    assert [sum(bar.get_height() for bar in axes.patches) for axes in drawn.axes] == [6, 0]
     with pytest.raises(UserError, match="NaN or infinite"):
-        figures.marginals(np.full((3, 2), np.nan))
+        figures.marginals(holes)
+
+
+@pytest.mark.parametrize("missing", ["at-random", "not-at-random"])
+def test_a_model_of_missing_values_says_what_its_likelihoods_are(missing, tmp_path):
+    rng = np.random.default_rng(0)
+    rows = np.where(rng.random((40, 3)) < 0.2, np.nan, rng.normal(size=(40, 3)))
+    np.savez(tmp_path / "rows.npz", train=rows[:30], test=rows[30:])
+    options = {"dataset": str(tmp_path / "rows.npz"), "validation": None, "epochs": 1}
+    small.train_in(tmp_path / "run", observation="gaussian", missing=missing, **options)
+    folder = export_run(tmp_path / "run", tmp_path / "shared")
+    assert f"| missing values | {missing}: NaN in an example; each likelihood" in card_of(folder)
+    assert load_model(folder).missing == missing
 
 
 # Whole or not at all

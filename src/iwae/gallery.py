@@ -111,11 +111,14 @@ def are_pictures(dataset: Dataset | Layout) -> bool:
 
 def samples_figure(model: VAE, layout: Layout) -> Figure:
     """What a model makes by itself, without its data: pictures, or else histograms of columns."""
-    if are_pictures(layout):
+    gaps = model.missing == "not-at-random"  # its samples have missing values too
+    if are_pictures(layout) and not gaps:
         means, draws = _prior_samples(model, SHOWN)
         return figures.samples(_images(means, layout), _images(draws, layout))
     keys = jax.random.split(jax.random.key(0), DRAWN)
-    return figures.marginals(np.asarray(jax.vmap(lambda key: model.sample(key)[1])(keys)))
+    return figures.marginals(
+        np.asarray(jax.vmap(lambda key: model.sample(key)[1])(keys)), gaps=gaps
+    )
 
 
 def _image_figures(
