@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO := runs/demo
 
-.PHONY: demo test slow check lint types setup requirements clean
+.PHONY: demo test slow check lint types docs notebooks setup requirements clean
 
 demo: setup  ## train an IWAE on the bundled digits, measure it, draw it
 	rm -rf $(DEMO)
@@ -19,14 +19,20 @@ test: setup  ## the tests, but for the long ones
 slow: setup  ## the long ones
 	$(BIN)/python -m pytest -q -n auto --dist loadfile -m slow
 
-check: setup lint types test  ## what CI runs
+check: setup lint types docs test  ## what CI runs
 
 lint: setup
-	$(BIN)/ruff check src tests benchmarks experiments
-	$(BIN)/ruff format --check src tests benchmarks experiments
+	$(BIN)/ruff check src tests benchmarks experiments docs
+	$(BIN)/ruff format --check src tests benchmarks experiments docs
 
 types: setup
 	$(BIN)/mypy
+
+docs: setup  ## the documentation site, into site/
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+notebooks: setup  ## run the notebooks of the documentation, and store what they show
+	$(BIN)/python docs/tools/notebooks.py docs/notebooks/*.ipynb
 
 setup: $(VENV)/installed
 
@@ -42,4 +48,4 @@ requirements:  ## pin the dependencies anew (needs uv)
 	  --no-header --no-annotate --python-version 3.11 --extra dev --upgrade pyproject.toml -o requirements.txt
 
 clean:
-	rm -rf $(VENV) build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist site src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -4,25 +4,38 @@ import dataclasses
 import importlib
 import re
 import shlex
+import shutil
 from pathlib import Path
 
 import jax
+import numpy as np
 import pytest
 
 import iwae
+import small
 from iwae import cli
 from iwae.cli import parsing
 from iwae.config import TrainConfig
-from iwae.data import list_datasets
 from iwae.presets import PRESETS
 from test_design import ORDER
 
 ROOT = Path(__file__).parent.parent
-PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 SHELLS = {"console", "bash", "sh", "shell"}
 
-EXPERIMENT = 'dataset = "digits"\nepochs = 1\n'
+NOT_RUN = re.compile(r"# Not run by the tests: (?P<reason>\w.{5,}\.)\n")
+"""The first line of a block that cannot be run here. A reader sees it too."""
+
+SHOWN = {"text", "math"}
+"""Blocks that are no code: what a program prints, and formulas."""
+
+EXPERIMENT = """
+dataset = "digits"
+latent_sizes = [2]
+hidden_sizes = [[5]]
+epochs = 1
+"""
 """Stands in for every experiment file that a command line names."""
 
 PLACEHOLDERS = {"I": "0", "N": "1", "...": None}
@@ -46,8 +59,40 @@ def prose(page):
     return FENCE.sub("", page.read_text())
 
 
-def with_python():
-    return [page for page in PAGES if any(blocks(page, {"python"}))]
+def runs(text):
+    """Whether a block is one that the tests run."""
+    return not NOT_RUN.match(text)
+
+
+def with_blocks(*languages):
+    """The pages that have blocks to run in these languages, as parameters of a test."""
+    return [
+        pytest.param(page, id=relative(page), marks=[pytest.mark.slow] * (relative(page) in LONG))
+        for page in PAGES
+        if any(runs(text) for _, text in blocks(page, languages))
+    ]
+
+
+LONG = {"README.md", "docs/reproduce.md", "docs/measuring.md", "docs/data.md"}
+"""Pages that take long to run."""
+
+
+@pytest.mark.parametrize("page", PAGES, ids=relative)
+def test_every_block_is_run_or_says_why_not(page):
+    """Python and command lines are run below; what is no code is known as such."""
+    for found in FENCE.finditer(page.read_text()):
+        language, text = found[1], found[2]
+        assert language in {"python", "console", "toml", *SHOWN}, found[0]
+        assert "not run" not in text.lower() or not runs(text), found[0]
+        if language == "console" and runs(text):
+            unknown = [line for line in shell_lines(text) if iwae_words(line) is None]
+            assert not unknown, f"no test runs these lines: {unknown}"
+
+
+def test_a_block_says_why_it_is_not_run():
+    assert not runs("# Not run by the tests: needs a cluster.\n$ iwae train\n")
+    for text in ("# Not run by the tests.\n", "# Not run by the tests: .\n", "$ iwae train\n"):
+        assert runs(text)
 
 
 # --- Python -----------------------------------------------------------------------------------
@@ -61,22 +106,36 @@ def reader(tmp_path, monkeypatch):
         yield
 
 
-@pytest.mark.parametrize("page", with_python(), ids=relative)
+@pytest.mark.parametrize("page", with_blocks("python"))
 @pytest.mark.usefixtures("reader", "quick_compilation")
 @pytest.mark.filterwarnings("ignore:the validation bound was still rising")  # examples are short
 def test_python_runs(page):
-    code = list(blocks(page, {"python"}))
-    here = {row.name for row in list_datasets() if row.present}
-    for name in re.findall(r'load_dataset\("([\w-]+)"', "".join(text for _, text in code)):
-        if name not in here:
-            pytest.skip(f"needs the files of {name}")
+    """With no data but those that need no download: another block has to say that it is not run."""
     namespace = {"__name__": "documentation"}
-    for line, text in code:
+    for line, text in blocks(page, {"python"}):
         # Blank lines in front make a traceback point at the line of the page.
-        exec(compile("\n" * (line - 1) + text, page, "exec"), namespace)  # noqa: S102
+        compiled = compile("\n" * (line - 1) + text, page, "exec")
+        if runs(text):
+            exec(compiled, namespace)  # noqa: S102
 
 
 # --- command lines ----------------------------------------------------------------------------
+
+
+def shell_lines(text):
+    """The commands of a shell block; what a command continues on is one line with it."""
+    lines = text.replace("\\\n", " ").splitlines()
+    return [line.removeprefix("$ ") for line in lines if line.startswith("$ ")]
+
+
+def iwae_words(line):
+    """The words after `iwae` or `python -m iwae`; None for any other command."""
+    words = shlex.split(line.partition(" > ")[0], comments=True)
+    while words and re.fullmatch(r"[A-Z_]+=\S*", words[0]):
+        words.pop(0)
+    if words[:3] == ["python", "-m", "iwae"]:
+        return words[3:]
+    return words[1:] if words[:1] == ["iwae"] else None
 
 
 def command_lines(page):
@@ -84,22 +143,11 @@ def command_lines(page):
 
     The mere name of a command in the prose, such as `iwae evaluate`, is no command line.
     """
-    shell = [
-        line.removeprefix("$ ")
-        for _, text in blocks(page, SHELLS)
-        for line in text.replace("\\\n", " ").splitlines()
-        if line.startswith("$ ") or "$ " not in text
-    ]
+    shell = [line for _, text in blocks(page, SHELLS) for line in shell_lines(text)]
     inline = re.findall(r"`((?:iwae|python -m iwae) [^`]+)`", prose(page))
     inline = [line for line in inline if line.removeprefix("iwae ") not in cli.COMMANDS]
-    for line in [*shell, *inline]:
-        words = shlex.split(line.partition(" > ")[0], comments=True)
-        while words and re.fullmatch(r"[A-Z_]+=\S*", words[0]):
-            words.pop(0)
-        if words[:3] == ["python", "-m", "iwae"]:
-            yield words[3:]
-        elif words[:1] == ["iwae"]:
-            yield words[1:]
+    found = [iwae_words(line) for line in [*shell, *inline]]
+    return [words for words in found if words is not None]
 
 
 def filled_in(words):
@@ -148,6 +196,117 @@ def test_command_lines_parse(page, monkeypatch, capsys):
 def test_wrong_command_lines_do_not_parse(monkeypatch):
     for line in ("trian", "train --datset digits", "evaluate RUN --k many", "train --preset no"):
         assert parse(line.split(), monkeypatch) == cli.USAGE_ERROR
+
+
+# --- command lines, cut to size ---------------------------------------------------------------
+
+TINY = {"--epochs": "8", "--hidden-sizes": "5", "--latent-sizes": "2", "--k": "2"}
+"""A training that takes seconds: eight epochs, since the schedule has eight stages."""
+
+FEW = {"--temperatures": "20", "--chains": "2", "--leapfrog": "2", "--examples": "10"}
+"""An annealing that takes seconds."""
+
+
+def replaced(words, options, *, added=True):
+    """The words with other values for these options, which are added where they are not given."""
+    words = list(words)
+    for name, value in options.items():
+        if name in words:
+            start = end = words.index(name) + 1
+            while end < len(words) and not words[end].startswith("--"):
+                end += 1
+            words[start:end] = [value]
+        elif added:
+            words += [name, value]
+    return words
+
+
+def cut(words):
+    """The same command on less: small models, few examples, and data that need no download."""
+    words = ["digits" if word in {"mnist", "omniglot"} else word for word in filled_in(words)]
+    command = words[0]
+    if command == "train" and "--resume" not in words and "--help" not in words:
+        if "--out" not in words:
+            words += ["--out", "unnamed"]
+        if "--preset" in words:
+            words = replaced(words, {"--preset": "digits/iwae-k20"})
+        words = replaced(words, {"--validation": "100"}, added=False)
+        given = {name: TINY[name] for name in TINY if name != "--k" or name in words}
+        if "--layers" in words:
+            given |= {"--latent-sizes": "2 2", "--hidden-sizes": "5 5"}
+            del words[words.index("--layers") : words.index("--layers") + 2]
+        words = [part for word in replaced(words, given) for part in word.split()]
+    elif command == "evaluate":
+        annealed = {"ais", "bdmc", "rate-distortion"} & set(words)
+        few = FEW if annealed else {"--examples": "50"}
+        words = replaced(words, few, added=bool(annealed))
+        words = ["100" if word == "5000" else word for word in words]
+        if "--k" not in words and not annealed:
+            words += ["--k", "100"]
+    elif command == "reproduce" and "run" in words and "camel" not in words:
+        words.append("--dry-run")
+    elif command == "sweep":
+        words = replaced(words, {"--k": "50"})
+    return words
+
+
+def stage(words, made):
+    """Lay out what a command line takes for granted, and away what it wants to make anew."""
+    if words[0] == "train" and "--out" in words:
+        shutil.rmtree(words[words.index("--out") + 1], ignore_errors=True)
+    for name in set(words) & {"RUN", "OTHER", "A", "B"} - made:
+        if not Path(name).exists() and "--out" not in words[: words.index(name)][-1:]:
+            small.unmeasured(small.finished(), Path(name))
+            made.add(name)
+    rng = np.random.default_rng(0)
+    files = {
+        "my.npz": lambda path: np.savez(path, small.grey().reshape(-1, 16)),
+        "words.npy": lambda path: np.save(path, rng.poisson(3, (100, 4))),
+        "colour.npy": lambda path: np.save(path, rng.integers(0, 256, (100, 4, 4, 3), np.uint8)),
+        "survey.csv": lambda path: path.write_text(
+            "\n".join(f"{x:.2f},{n},{n % 3},{n % 2}" for n, x in enumerate(rng.normal(size=100)))
+        ),
+    }
+    for name in set(words) & set(files):
+        files[name](Path(name))
+    for name in (word for word in words if word.endswith(".toml")):
+        if not Path(name).exists():
+            Path(name).parent.mkdir(parents=True, exist_ok=True)
+            Path(name).write_text(EXPERIMENT)
+
+
+def written(text):
+    """An experiment file that a page shows, cut to size; its first line is its name."""
+    name, _, rest = text.partition("\n")
+    tables = re.sub(
+        r"^(epochs|latent_sizes|hidden_sizes|dataset|validation) = .*\n", "", rest, flags=re.M
+    )
+    Path(name.removeprefix("# ")).write_text(tables + EXPERIMENT)
+
+
+@pytest.mark.parametrize("page", with_blocks("console"))
+@pytest.mark.usefixtures("reader", "quick_compilation")
+def test_commands_run(page, monkeypatch, capsys):
+    """In the order of the page, in one folder."""
+    monkeypatch.setenv("JAX_NUM_CPU_DEVICES", "2")
+    monkeypatch.setenv("XDG_CACHE_HOME", "cache")
+    made = set()
+    for found in FENCE.finditer(page.read_text()):
+        language, text = found[1], found[2]
+        if language == "toml":
+            written(text)
+        for line in shell_lines(text) if language == "console" and runs(text) else ():
+            words = cut(iwae_words(line))
+            stage(words, made)
+            try:
+                status = cli.main(words)
+            except SystemExit as leaving:
+                status = leaving.code
+            said = capsys.readouterr()
+            assert status == 0, f"{line}\niwae {shlex.join(words)}\n{said.err}"
+
+
+# --- names of the command line ----------------------------------------------------------------
 
 
 def known_options():

@@ -17,6 +17,7 @@ from tabulate import tabulate
 
 from iwae._types import UserError, atomic_write
 from iwae.declaration import OBJECTIVES
+from iwae.diagnostics import paired_difference, test_sample_error
 from iwae.measure.importance import IMPORTANCE
 from iwae.measure.ordering import Known, known_bounds, models_of
 from iwae.measure.ordering import read_records as bounds_records
@@ -241,6 +242,81 @@ def _mean_and_spread(one: Known) -> str:
     return words
 
 
+def differences_table(results: Path) -> str:
+    """Markdown: how much the choice of estimator, examples, seed and objective moves a number."""
+    rows = []
+    for run in runs_in(results):
+        known = known_bounds(run, split="test", weights="final", pruned=False)
+        if known and known[0].record["config"]["replicates"] == 1:
+            rows += _rows_of_estimators(known, str(run.relative_to(results)))
+    rows += _rows_of_training(Path(results) / OBJECTIVES_FOLDER / "digits")
+    if not rows:
+        raise UserError(f"{results} holds no records from which differences could be taken")
+    return markdown(sorted(rows, key=lambda row: REASONS.index(row["reason"])))
+
+
+REASONS = (
+    "k in measuring",
+    "annealing instead of samples",
+    "which test examples",
+    "objective and gradient",
+    "k in training",
+    "seed",
+)
+"""Why numbers differ, in the order of the table."""
+
+
+def _rows_of_estimators(known: Sequence[Known], name: str) -> list[Row]:
+    """Paired differences of the bounds of one run, and the error from the choice of examples."""
+    samples, rows = [one for one in known if one.rank[0] == 0], []
+    most, longest = samples[-1], known[-1]
+    pairs = [("k in measuring", low, most) for low in samples[:-1]]
+    if longest.rank[0] > 0:
+        pairs.append(("annealing instead of samples", most, longest))
+    for reason, low, high in pairs:
+        _, mine, theirs = np.intersect1d(low.places, high.places, return_indices=True)
+        found = paired_difference(high.values[0][theirs], low.values[0][mine])
+        what = f"{high.estimator} - {low.estimator}, {len(mine):,} examples"
+        rows.append(_difference(reason, what, f"{found.mean:+.2f} ± {found.stderr:.2f}", name))
+    for one in {len(one.places): one for one in (most, longest)}.values():
+        error, n = test_sample_error(one.values[0]), f"{len(one.places):,} test examples"
+        rows.append(_difference("which test examples", n, f"± {error:.2f}", name))
+    return rows
+
+
+def _rows_of_training(folder: Path) -> list[Row]:
+    """What the objective, k and the seed are worth, between lines of the table of objectives."""
+    known = {
+        run.parent.name: known_bounds(run.parent, split="test", weights="final", pruned=False)[-1]
+        for run in sorted(folder.glob("*/config.toml"))
+    }
+    means = {name: one.values.mean() for name, one in known.items()}
+    spreads = [one.values.mean(axis=1).std(ddof=1) for one in known.values()]
+    order, where = sorted(means, key=means.__getitem__), f"{OBJECTIVES_FOLDER}/digits"
+    pairs = [("objective and gradient", order[-1], order[0])] if order else []
+    pairs += [("k in training", "iwae", "iwae-k5")] if {"iwae", "iwae-k5"} <= set(known) else []
+    rows = [
+        _difference(reason, f"{high} - {low}", _between_seeds(known[high], known[low]), where)
+        for reason, high, low in pairs
+    ]
+    if spreads:
+        low, high = min(spreads), max(spreads)
+        seeds = f"deviation between {len(known[order[0]].values)} seeds"
+        rows.append(_difference("seed", seeds, f"{low:.2f} to {high:.2f}", where))
+    return rows
+
+
+def _between_seeds(one: Known, other: Known) -> str:
+    """The difference of two means over seeds on the same examples, and its error from the seeds."""
+    a, b = one.values.mean(axis=1), other.values.mean(axis=1)
+    error = np.sqrt(a.var(ddof=1) / len(a) + b.var(ddof=1) / len(b))
+    return f"{a.mean() - b.mean():+.2f} ± {error:.2f}"
+
+
+def _difference(reason: str, what: str, nats: str, where: str) -> Row:
+    return {"reason": reason, "what": what, "nats": nats, "records": where}
+
+
 def speed_table(results: Path) -> str:
     """Markdown: milliseconds per training step in the committed run of `benchmarks/train_step.py`.
 
@@ -328,6 +404,7 @@ BLOCKS: dict[str, Callable[[Path], str]] = {
     "objectives-digits": partial(objectives_table, name="digits"),
     "objectives-mnist": partial(objectives_table, name="mnist"),
     "networks-digits": partial(objectives_table, name="networks"),
+    "differences": differences_table,
     "costs": costs_table,
     "densities": densities_table,
     "speed": speed_table,

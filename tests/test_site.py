@@ -1,0 +1,197 @@
+"""The documentation site: built without a warning, complete, and shown by a browser."""
+
+import functools
+import http.server
+import importlib
+import os
+import re
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+import iwae
+
+ROOT = Path(__file__).parents[1]
+CHROMIUM = Path("/usr/bin/chromium")
+WIDE, NARROW = 1400, 380
+
+pytest.importorskip("mkdocs", reason="needs the packages of iwae[docs]")
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    """The folder of the built site."""
+    folder = tmp_path_factory.mktemp("site")
+    words = ["build", "--strict", "--quiet", "--site-dir", folder]
+    environment = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}
+    built = subprocess.run(
+        [sys.executable, "-m", "mkdocs", *words],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert built.returncode == 0, built.stderr
+    assert not built.stderr
+    return folder
+
+
+def pages(site):
+    return sorted(
+        path.relative_to(site) for path in site.rglob("*.html") if path.name != "404.html"
+    )
+
+
+def test_every_chapter_and_notebook_is_a_page(site):
+    docs = ROOT / "docs"
+    sources = [*docs.rglob("*.md"), *docs.rglob("*.ipynb")]
+    assert set(pages(site)) == {path.relative_to(docs).with_suffix(".html") for path in sources}
+    assert not (site / "tools").exists()
+
+
+def test_nothing_is_loaded_from_elsewhere(site):
+    for path in pages(site):
+        text = (site / path).read_text()
+        for tag in re.findall(r"<(?:script|link|img|iframe|source)\b[^>]*>", text):
+            assert not re.search(r'(?:src|href)="(?:https?:)?//', tag), (path, tag)
+
+
+def test_formulas_need_no_javascript(site):
+    text = (site / "methods.html").read_text()
+    assert text.count("<math ") >= 4
+    assert "```math" not in text
+    assert "&amp;#x" not in text
+
+
+def test_notebooks_show_their_figures(site):
+    for path in (ROOT / "docs" / "notebooks").glob("*.ipynb"):
+        page = (site / "notebooks" / f"{path.stem}.html").read_text()
+        figures = path.read_text().count('"image/png"')
+        assert figures >= 1
+        assert len(re.findall(rf'<img alt="[^"]+" src="{path.stem}-\d+\.png"', page)) == figures
+
+
+# --- the reference ----------------------------------------------------------------------------
+
+
+def documented():
+    """Each identifier of the reference, in the order of its pages."""
+    for path in sorted((ROOT / "docs" / "api").glob("*.md")):
+        for name in re.findall(r"^::: (\S+)$", path.read_text(), re.MULTILINE):
+            yield path, name
+
+
+def test_every_public_name_is_in_the_reference_once():
+    found = [name.rpartition(".")[2] for _, name in documented()]
+    assert sorted(found) == sorted(iwae.__all__)
+
+
+def test_the_reference_is_of_the_public_objects(site):
+    for path, identifier in documented():
+        module, _, name = identifier.rpartition(".")
+        assert getattr(importlib.import_module(module), name) is getattr(iwae, name)
+        text = (site / "api" / f"{path.stem}.html").read_text()
+        assert f'id="{identifier}"' in text, identifier
+
+
+def test_the_overview_has_every_public_name():
+    overview = (ROOT / "docs" / "api" / "index.md").read_text()
+    assert set(iwae.__all__) <= set(re.findall(r"`(\w+)`", overview))
+
+
+# --- in a browser -----------------------------------------------------------------------------
+
+
+class Quiet(http.server.SimpleHTTPRequestHandler):
+    """Serves files, and does not talk about it."""
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture(scope="module")
+def address(site):
+    handler = functools.partial(Quiet, directory=str(site))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}/"
+        server.shutdown()
+        thread.join()
+
+
+@pytest.fixture(scope="module")
+def browser():
+    sync_api = pytest.importorskip("playwright.sync_api", reason="needs the package playwright")
+    if not CHROMIUM.exists():
+        pytest.skip(f"needs Chromium as {CHROMIUM}")
+    options = """
+        --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking
+        --disable-component-update --disable-sync
+    """.split()  # noqa: SIM905
+    with sync_api.sync_playwright() as playwright:
+        launched = playwright.chromium.launch(executable_path=CHROMIUM, args=options)
+        yield launched
+        launched.close()
+
+
+BROKEN = "[...document.images].filter(image => !image.naturalWidth).map(image => image.src)"
+OVERFLOW = "document.documentElement.scrollWidth - window.innerWidth"
+
+
+def faults(tab, address, path):
+    """What is wrong with a page: errors, requests elsewhere, missing images, too wide."""
+    wrong = []
+    tab.on("console", lambda message: wrong.append(message.text))
+    tab.on("pageerror", lambda error: wrong.append(str(error)))
+    tab.on("requestfailed", lambda request: wrong.append(request.url[:100]))
+    tab.on("request", lambda request: seen.append(request.url[:100]))
+    seen = []
+    tab.goto(f"{address}{path}", wait_until="load")
+    wrong += [url for url in seen if not url.startswith((address, "data:"))]
+    wrong += [f"missing: {source}" for source in tab.evaluate(BROKEN)]
+    if (over := tab.evaluate(OVERFLOW)) > 0:
+        wrong.append(f"{over} pixels too wide")
+    return wrong
+
+
+@pytest.mark.parametrize(("width", "colours"), [(WIDE, "light"), (NARROW, "dark")])
+def test_every_page_is_shown_without_fault(browser, site, address, width, colours):
+    context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=colours)
+    found = {}
+    for path in pages(site):
+        tab = context.new_page()
+        tab.set_default_timeout(20_000)
+        if wrong := faults(tab, address, path):
+            found[str(path)] = wrong
+        tab.close()
+    context.close()
+    assert not found
+
+
+def test_faults_of_a_page_are_seen(browser, site, address):
+    """A picture that is missing, one from elsewhere, and a word that is too wide."""
+    page = site / "broken.html"
+    page.write_text('<img src="no.png"><img src="http://x.invalid/a.png">' + "w" * 400)
+    context = browser.new_context(viewport={"width": NARROW, "height": 900})
+    wrong = " ".join(faults(context.new_page(), address, page.name))
+    context.close()
+    page.unlink()
+    for words in ("no.png", "x.invalid", "too wide"):
+        assert words in wrong
+
+
+def test_search_finds_a_page(browser, address):
+    context = browser.new_context(viewport={"width": WIDE, "height": 900})
+    tab = context.new_page()
+    tab.set_default_timeout(20_000)
+    tab.goto(f"{address}index.html")
+    tab.locator(".md-search__input").first.click()
+    tab.locator(".md-search__input").first.press_sequentially("annealed importance")
+    tab.locator(".md-search-result__link").first.wait_for(timeout=60_000)
+    assert "html" in tab.locator(".md-search-result__link").first.get_attribute("href")
+    context.close()
