@@ -16,7 +16,10 @@ from iwae.completion import impute_file
 from iwae.config import Missing, make_config
 from iwae.data import make_kind
 from iwae.data.own import MISSING_WORDS
+from iwae.describe import describe
+from iwae.gallery import draw_run
 from iwae.jobs import make_job
+from iwae.measure import evaluate_run
 from iwae.measure.records import with_bits
 from iwae.model import VAE
 from iwae.observations import MISSING
@@ -265,3 +268,21 @@ def test_a_run_that_knows_no_gaps_fills_none(tmp_path):
     write_csv(tmp_path / "b.csv", values(4))
     with pytest.raises(UserError, match="this VAE was not made for missing values: train one with"):
         impute_file(run, tmp_path / "b.csv", tmp_path / "out.csv")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("shape", "missing", "drawn"),
+    [((4, 4), "at-random", "reconstructions"), ((2,), "not-at-random", "scatter")],
+)
+def test_gaps_are_drawn(tmp_path, shape, missing, drawn):
+    rng = np.random.default_rng(0)
+    rows = rng.normal(size=(60, *shape)) > 0 if len(shape) > 1 else rng.normal(size=(60, *shape))
+    gaps = rng.random(rows.shape) < 0.2
+    gaps.reshape(60, -1)[:, 0] = False
+    np.save(tmp_path / "a.npy", np.where(gaps, np.nan, rows))
+    options = {"dataset": str(tmp_path / "a.npy"), "missing": missing, "epochs": 1}
+    small.train_in(tmp_path / "run", validation=10, **options)
+    assert drawn in {path.stem for path in draw_run(tmp_path / "run")}
+    record = evaluate_run(tmp_path / "run", ks=(3,))
+    assert "nats per example, of the observed values" in describe(record)

@@ -13,6 +13,7 @@ from iwae.presets import preset
 from iwae.report import (
     estimates_table,
     fill_blocks,
+    imputation_table,
     likelihood_table,
     markdown,
     published_nll,
@@ -218,3 +219,23 @@ def test_a_table_has_every_column_in_every_row():
 def test_a_page_shows_what_the_records_say(page):
     text = (ROOT / page).read_text()
     assert fill_blocks(text, ROOT / "results") == text
+
+
+def test_errors_of_imputed_values_are_means_over_seeds(tmp_path):
+    with pytest.raises(UserError, match="no records: python experiments/imputation"):
+        imputation_table(tmp_path)
+    folder = tmp_path / "imputation"
+    folder.mkdir()
+    for seed, errors in enumerate([(1.0, 0.5), (1.2, 0.9)]):
+        content = {
+            "table": "wine",
+            "mechanism": "at random",
+            "share": 0.3,
+            "sizes": {"train": 80, "test": 20},
+            "rmse": dict(zip(("mean", "ours"), errors, strict=True)),
+        }
+        (folder / f"wine-{seed}.json").write_text(json.dumps(content))
+    lines = narrow(imputation_table(tmp_path))
+    assert lines[0] == "| table | rows | hidden | seeds | mean | ours |"
+    expected = "| wine | 100 | 30% at random | 2 | 1.100 ± 0.100 | **0.700 ± 0.200** |"
+    assert lines[2] == expected

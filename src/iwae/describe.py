@@ -49,7 +49,16 @@ def _head(record: Record) -> str:
         subset = " (a random subset)" if record["subset"] else ""
         what = f"{record['dataset']} {record['split']}, {record['n']} examples{subset}"
     pruned = ", pruned" if record["pruned"] else ""
-    return f"{what}, {record['weights']} weights{pruned}; nats per example"
+    return f"{what}, {record['weights']} weights{pruned}; nats per example{_of(record)}"
+
+
+def _of(record: Record) -> str:
+    """What the densities are of, where values are missing."""
+    missing = record.get("config", {}).get("missing")
+    if missing is None:
+        return ""
+    gaps = "" if missing == "at-random" else " and of which they are"
+    return f", of the observed values{gaps}"
 
 
 def _importance(one: Record) -> Iterator[str]:

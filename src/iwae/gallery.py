@@ -86,7 +86,8 @@ def _figures(run: Path, model: VAE, dataset: Dataset, weights: str) -> Iterator[
     elif dataset.shape == (1,) and has_density:
         yield "density", _density(model, dataset)
     elif dataset.shape == (2,) and has_density:
-        yield "scatter", figures.scatter_2d(test, _prior_samples(model, len(test))[1])
+        samples = _prior_samples(model, len(test))[1]
+        yield "scatter", figures.scatter_2d(_whole(test), _whole(samples))
     if sum(model.latent_sizes) <= 2:
         yield "posterior", _posteriors(model, test)
     if figure := bounds_figure(run, weights):
@@ -100,6 +101,11 @@ class Layout(NamedTuple):
 
     shape: tuple[int, ...]
     kind: Kind
+
+
+def _whole(rows: np.ndarray) -> np.ndarray:
+    """The rows of which nothing is missing."""
+    return rows[~np.isnan(rows).any(axis=1)]
 
 
 def are_pictures(dataset: Dataset | Layout) -> bool:
@@ -177,11 +183,10 @@ def _frames(run: Path, dataset: Dataset) -> dict[str, tuple[np.ndarray, np.ndarr
 
 
 def _images(flat: np.ndarray, dataset: Dataset | Layout) -> np.ndarray:
-    """Values as brightness from 0 to 1."""
-    white = KINDS[dataset.kind.name].white
-    return np.clip(np.asarray(flat, np.float32) / np.float32(white), 0, 1).reshape(
-        -1, *dataset.shape
-    )
+    """Values as brightness from 0 to 1; what is missing is grey."""
+    brightness = np.asarray(flat, np.float32) / np.float32(KINDS[dataset.kind.name].white)
+    brightness = np.where(np.isnan(brightness), np.float32(0.5), np.clip(brightness, 0, 1))
+    return brightness.reshape(-1, *dataset.shape)
 
 
 def _spread(n: int, count: int) -> np.ndarray:

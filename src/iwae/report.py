@@ -26,6 +26,9 @@ from iwae.reproduce import Wanted, table
 
 Row = dict[str, str]
 
+IMPUTATION_FOLDER = "imputation"
+"""Where `experiments/imputation.py` keeps its records."""
+
 OBJECTIVES_FOLDER = "objectives"
 """Where `experiments/objectives.py` keeps its records."""
 
@@ -393,6 +396,41 @@ def densities_table(results: Path) -> str:
     return markdown(rows)
 
 
+def imputation_table(results: Path) -> str:
+    """Markdown: errors of imputed values by each method, the least of a line in bold."""
+    folder = Path(results) / IMPUTATION_FOLDER
+    cases: dict[tuple[str, str, float], list[dict[str, Any]]] = {}
+    for path in sorted(folder.glob("[!.]*.json")):
+        record = json.loads(path.read_text())
+        case = record["table"], record["mechanism"], record["share"]
+        cases.setdefault(case, []).append(record)
+    if not cases:
+        raise UserError(f"{folder} holds no records: python experiments/imputation.py")
+    return markdown(imputation_row(case, records) for case, records in sorted(cases.items()))
+
+
+def imputation_row(case: tuple[str, str, float], records: Sequence[dict[str, Any]]) -> Row:
+    """One line: the root mean squared error of each method, mean ± standard error over seeds."""
+    name, mechanism, share = case
+    sizes = records[0]["sizes"]
+    row = {
+        "table": name,
+        "rows": f"{sizes['train'] + sizes['test']}",
+        "hidden": f"{share:.0%} {mechanism}",
+        "seeds": str(len(records)),
+    }
+    errors = {
+        method: np.array([record["rmse"][method] for record in records])
+        for method in records[0]["rmse"]
+    }
+    least = min(errors, key=lambda method: errors[method].mean())
+    for method, each in errors.items():
+        spread = f" ± {each.std(ddof=1) / np.sqrt(len(each)):.3f}" if len(each) > 1 else ""
+        words = f"{each.mean():.3f}{spread}"
+        row[method] = f"**{words}**" if method == least else words
+    return row
+
+
 def cells_table(results: Path, cells: str) -> str:
     """Markdown: cells of published tables, ours beside theirs."""
     return table(results, matching([cells]), Wanted())
@@ -408,6 +446,7 @@ BLOCKS: dict[str, Callable[[Path], str]] = {
     "costs": costs_table,
     "densities": densities_table,
     "speed": speed_table,
+    "imputation": imputation_table,
 }
 """What a marked block is filled with; `cells:NAME` is a table of these cells."""
 
