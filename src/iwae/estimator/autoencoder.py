@@ -6,17 +6,14 @@ in an underscore, rows are examples, and bad input is a ValueError in scikit-lea
 
 import math
 import warnings
-import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, UInt
 from sklearn.base import (
     BaseEstimator,
     ClassNamePrefixFeaturesOutMixin,
@@ -27,21 +24,29 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils import Tags, check_array, check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from iwae._types import Example, PRNGKey, Scalar, UserError
+from iwae._types import PRNGKey, UserError
 from iwae.annealing import sigmoid_schedule, tune_step_size
 from iwae.checkpoint import load_model, read_about, save_model
 from iwae.data import Kind, as_json, as_kind
-from iwae.data.kinds import check_values, column_kinds, make_kind
+from iwae.data.kinds import check_values, make_kind
 from iwae.declaration import Declaration
+from iwae.estimator.functions import Likelihood, decoded, drawn, q_mean, weighted_mean
+from iwae.estimator.rows import (
+    addresses,
+    check_count,
+    check_gaps,
+    check_size,
+    one_each,
+    plain,
+    standards,
+)
 from iwae.evaluate import gather, map_examples
 from iwae.evaluate.examples import CHAIN_ROWS, ROWS, ExampleFn
 from iwae.evaluate.likelihood import annealed_bound, chunk_length, streamed_bound
 from iwae.methods import compose
 from iwae.missing import expected_values, multiple_imputations
 from iwae.model import VAE
-from iwae.observations import complete, observation, typical
-from iwae.particles import importance_particles
-from iwae.posterior import snis_mean
+from iwae.observations import observation
 from iwae.progress import show_reports
 from iwae.training import (
     Plan,
@@ -59,9 +64,6 @@ from iwae.training import (
 AT_A_TIME = 32
 """Rows of one dispatch, filled up with copies: the number of a row is the same, bit for bit,
 whatever the other rows are."""
-
-SCALED = {"gaussian", "gaussian-shared"}
-"""Kinds of columns that are standardised."""
 
 LATENTS = ("mean", "snis")
 
@@ -188,8 +190,9 @@ class ImportanceWeightedAutoencoder(
         rows = self._rows(X, kind, reset=True)
         random = check_random_state(self.random_state)
         self._key_ = int(random.randint(2**31 - 1))
-        self.shift_, self.scale_ = self._standards(rows, kind)
+        self.shift_, self.scale_ = standards(rows, kind, standardize=self.standardize)
         train, validation = self._held_out(self._inwards(rows), random)
+        check_gaps(train, columns=True)
         self._fit(kind, train, validation)
         return self
 
@@ -262,9 +265,9 @@ class ImportanceWeightedAutoencoder(
         hidden = [("hidden_layer_sizes", size) for size in self._hidden()]
         counts = ("n_components", "k", "max_iter", "n_iter_no_change", "score_k")
         for name, value in [*((name, getattr(self, name)) for name in counts), *hidden]:
-            _check_count(name, value)
+            check_count(name, value)
         if self.batch_size != "auto":
-            _check_count("batch_size", self.batch_size)
+            check_count("batch_size", self.batch_size)
         for name, low, high in (
             ("learning_rate_init", 0.0, math.inf),
             ("validation_fraction", 0.0, 1.0),
@@ -273,22 +276,6 @@ class ImportanceWeightedAutoencoder(
             value = getattr(self, name)
             if not isinstance(value, int | float | np.number) or not low < value < high:
                 raise ValueError(f"{name} == {value!r}, must be a number in ({low:g}, {high})")
-
-    def _standards(self, rows: np.ndarray, kind: Kind) -> tuple[np.ndarray, np.ndarray]:
-        """Mean and standard deviation of each column that is standardised; 0 and 1 of others."""
-        kinds = column_kinds(kind) or (kind,) * rows.shape[1]
-        real = np.array([one.name in SCALED for one in kinds])
-        shift, scale = np.nanmean(rows, axis=0), np.nanstd(rows, axis=0)
-        constant = real & (scale <= 10 * np.finfo(rows.dtype).eps * np.abs(shift))
-        if constant.any():
-            warnings.warn(
-                f"Features {np.flatnonzero(constant)} are constant: their density is as high as "
-                "the least scale of a Gaussian allows; leave them out",
-                UserWarning,
-                stacklevel=3,
-            )
-        chosen = real & self.standardize
-        return np.where(chosen, shift, 0.0), np.where(chosen & ~constant, scale, 1.0)
 
     def _held_out(
         self, rows: np.ndarray, random: np.random.RandomState
@@ -356,16 +343,7 @@ class ImportanceWeightedAutoencoder(
         )
         rows = rows.toarray() if hasattr(rows, "toarray") else rows
         check_values(rows, kind, "X", missing=self.missing is not None)
-        gaps = np.isnan(rows)
-        if gaps.all(axis=1).any():
-            row = gaps.all(axis=1).argmax() + 1
-            raise ValueError(f"row {row} of X has no value at all, and says nothing: leave it out")
-        if reset and gaps.all(axis=0).any():
-            column = gaps.all(axis=0).argmax() + 1
-            raise ValueError(
-                f"column {column} of X has no value in any row, so that nothing can be learned of "
-                "it: leave it out"
-            )
+        check_gaps(rows, columns=reset)
         return rows
 
     def _known_rows(self, X: Any) -> np.ndarray:
@@ -381,12 +359,7 @@ class ImportanceWeightedAutoencoder(
         """
         with np.errstate(over="ignore"):
             inner = ((rows - self.shift_) / self.scale_).astype(np.float32)
-        if np.isinf(inner).any():
-            row, column = np.argwhere(np.isinf(inner))[0]
-            raise ValueError(
-                f"X is {rows[row, column]:g} in row {row + 1}, column {column + 1}: too far from "
-                "the rows of fit for float32"
-            )
+        check_size(inner, rows)
         return inner
 
     def _outwards(self, rows: np.ndarray) -> np.ndarray:
@@ -413,7 +386,7 @@ class ImportanceWeightedAutoencoder(
             key,
             batch_size=min(batch_size, AT_A_TIME),
             slab_size=whole,
-            addresses=_addresses(filled),
+            addresses=addresses(filled),
         )
         found = gather(slabs)[:n]
         bad = np.isnan(found).reshape(n, -1).any(axis=1)
@@ -439,10 +412,10 @@ class ImportanceWeightedAutoencoder(
             raise ValueError(f"latent == {latent!r}, must be one of {', '.join(LATENTS)}")
         inner = self._inwards(rows)
         if latent == "mean":
-            found = self._map(_q_mean, inner, AT_A_TIME, _LATENT)
+            found = self._map(q_mean, inner, AT_A_TIME, _LATENT)
         else:
             batch = max(1, ROWS // self.score_k)
-            found = self._map(_weighted_mean(self.score_k), inner, batch, _LATENT)
+            found = self._map(weighted_mean(self.score_k), inner, batch, _LATENT)
         return found.astype(rows.dtype)
 
     def inverse_transform(self, X: Any) -> np.ndarray:
@@ -456,7 +429,7 @@ class ImportanceWeightedAutoencoder(
             raise ValueError(
                 f"X has {z.shape[1]} features, but the latent space has {self.n_components}"
             )
-        out = self._map(_decoded, z.astype(np.float32), AT_A_TIME, _LATENT)
+        out = self._map(decoded, z.astype(np.float32), AT_A_TIME, _LATENT)
         return self._outwards(out).astype(z.dtype)
 
     def sample(self, n_samples: Any = 1, random_state: Any = None) -> np.ndarray:
@@ -467,10 +440,10 @@ class ImportanceWeightedAutoencoder(
             random_state: an int or a RandomState for the same rows again.
         """
         check_is_fitted(self)
-        _check_count("n_samples", n_samples)
+        check_count("n_samples", n_samples)
         seed = int(check_random_state(random_state).randint(2**31 - 1))
         slabs = map_examples(
-            _drawn,
+            drawn,
             self.model_,
             np.zeros((n_samples, 1), np.float32),
             jax.random.key(seed),
@@ -503,16 +476,16 @@ class ImportanceWeightedAutoencoder(
         """
         rows = self._known_rows(X)
         if method == "is":
-            count = self.score_k if k is None else _check_count("k", k)
+            count = self.score_k if k is None else check_count("k", k)
             chunk = chunk_length(count)
             fn, batch = streamed_bound(count, chunk), max(1, ROWS // chunk)
         elif method == "ais":
-            chains = ANNEALING_CHAINS if k is None else _check_count("k", k)
+            chains = ANNEALING_CHAINS if k is None else check_count("k", k)
             fn, batch = self._annealed(chains, temperatures), max(1, CHAIN_ROWS // chains)
         else:
             raise ValueError(f"method == {method!r}, must be 'is' or 'ais'")
         inner = self._inwards(rows)
-        return self._map(_Likelihood(fn), inner, batch, _SCORE) - self._log_scale(rows)
+        return self._map(Likelihood(fn), inner, batch, _SCORE) - self._log_scale(rows)
 
     def score(self, X: Any, y: Any = None) -> float:  # noqa: ARG002 - scikit-learn's signature
         """The mean log-likelihood of the rows by `score_k` importance samples, nats."""
@@ -523,13 +496,12 @@ class ImportanceWeightedAutoencoder(
         key = jax.random.fold_in(jax.random.key(self._key_), _PILOT)
         draw_key, tune_key = jax.random.split(key)
         nothing = jnp.zeros((PILOT_ROWS, 1), jnp.float32)
-        drawn = jax.vmap(partial(_drawn, self.model_))(
-            nothing, jax.random.split(draw_key, PILOT_ROWS)
-        )
+        keys = jax.random.split(draw_key, PILOT_ROWS)
+        pilot = jax.vmap(partial(drawn, self.model_))(nothing, keys)
         betas = sigmoid_schedule(temperatures)
         sizes = tune_step_size(
             self.model_,
-            np.asarray(drawn),
+            np.asarray(pilot),
             tune_key,
             betas=betas,
             n_leapfrog=LEAPFROG,
@@ -565,12 +537,12 @@ class ImportanceWeightedAutoencoder(
             raise ValueError(
                 "impute needs a model for missing values: fit with missing='at-random'"
             )
-        count = self.score_k if k is None else _check_count("k", k)
+        count = self.score_k if k is None else check_count("k", k)
         inner = self._inwards(rows)
         if draws is None:
             filled = self._map(expected_values(count), inner, max(1, ROWS // count), _IMPUTE)
         else:
-            _check_count("draws", draws)
+            check_count("draws", draws)
             seed = int(check_random_state(random_state).randint(2**31 - 1))
             key = jax.random.key(seed)
             filled = multiple_imputations(self.model_, inner, key, draws=draws, k=count)
@@ -589,7 +561,7 @@ class ImportanceWeightedAutoencoder(
             raise ValueError("random_state is a generator, which no file holds: set it to an int")
         parameters = {**self.get_params(deep=False), "observation": as_json(self._kind())}
         learnt = {name: getattr(self, name) for name in (*_LEARNT, *_NAMED) if hasattr(self, name)}
-        facts = _plain({"parameters": parameters, "learnt": learnt})
+        facts = plain({"parameters": parameters, "learnt": learnt})
         save_model(self.model_, folder, estimator=facts)
 
     @classmethod
@@ -605,7 +577,7 @@ class ImportanceWeightedAutoencoder(
             found = cls(**parameters)
             for name in _LEARNT:
                 setattr(found, name, learnt[name])
-            found.shift_, found.scale_ = (_column(learnt[name], model.n_data) for name in _ARRAYS)
+            found.shift_, found.scale_ = (one_each(learnt[name], model.n_data) for name in _ARRAYS)
         except (TypeError, KeyError, ValueError, AttributeError) as error:
             raise UserError(f"there is no estimator in {folder}: {error}") from error
         if "feature_names_in_" in learnt:
@@ -633,75 +605,7 @@ _LEARNT = (
 _NAMED = ("feature_names_in_",)
 
 
-def _column(values: Any, d: int) -> np.ndarray:
-    """What is said of each column."""
-    array = np.asarray(values, np.float64)
-    if array.shape != (d,) or not np.isfinite(array).all():
-        raise ValueError(f"there should be {d} finite numbers")
-    return array
-
-
-def _plain(value: Any) -> Any:
-    """As JSON holds it."""
-    if isinstance(value, Mapping):
-        return {name: _plain(one) for name, one in value.items()}
-    if isinstance(value, np.ndarray | list | tuple):
-        return [_plain(one) for one in np.asarray(value, object).tolist()]
-    return value.item() if isinstance(value, np.generic) else value
-
-
-def _check_count(name: str, value: Any) -> int:
-    if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < 1:
-        raise ValueError(f"{name} == {value!r}, must be a whole number from 1 on")
-    return int(value)
-
-
-def _addresses(rows: np.ndarray) -> UInt[np.ndarray, " n"]:
-    """A number for each row that depends on its values alone; one nan is as another."""
-    rows = np.where(np.isnan(rows), np.float32(np.nan), rows)
-    return np.array([zlib.crc32(row.tobytes()) for row in np.ascontiguousarray(rows)], np.uint32)
-
-
 @lru_cache
 def _settings(declaration: Declaration, batch_size: int) -> Settings:
     """The same object for the same training: what programs are compiled for."""
     return Settings(compose(declaration, 1), adam(), batch_size)
-
-
-# --- functions of one row -------------------------------------------------------------------
-
-
-class _Likelihood(eqx.Module):
-    """The log-likelihood alone, of all that a bound says of a row."""
-
-    bound: Callable
-
-    def __call__(self, model: VAE, x: Example, key: PRNGKey) -> Scalar:
-        return self.bound(model, x, key)["log_likelihood"]
-
-
-def _q_mean(model: VAE, x: Example, key: PRNGKey) -> Float[Array, " m"]:  # noqa: ARG001
-    """E_q[z|x]."""
-    return model.posterior(x).first.mean
-
-
-@lru_cache
-def _weighted_mean(k: int) -> ExampleFn:
-    """E[z|x] by k self-normalised importance samples."""
-
-    def fn(model: VAE, x: Example, key: PRNGKey) -> Float[Array, " m"]:
-        return snis_mean(importance_particles(model, x, key, k)[0])[0]
-
-    return fn
-
-
-def _decoded(model: VAE, z: Example, key: PRNGKey) -> Float[Array, " d"]:  # noqa: ARG001
-    """The most telling x of p(x|z)."""
-    return typical(model.decode((z,)))
-
-
-def _drawn(model: VAE, place: Example, key: PRNGKey) -> Float[Array, " d"]:  # noqa: ARG001
-    """A draw from the model, with nothing missing."""
-    z_key, x_key = jax.random.split(key)
-    z, _ = model.sample(z_key)
-    return jnp.asarray(complete(model.decode(z)).sample(x_key), jnp.float32)

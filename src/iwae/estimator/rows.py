@@ -1,0 +1,87 @@
+"""Rows as scikit-learn has them: checks, standards, and a number for each row."""
+
+import warnings
+import zlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, UInt
+
+from iwae.data import Kind
+from iwae.data.kinds import column_kinds
+
+SCALED = {"gaussian", "gaussian-shared"}
+"""Kinds of columns that are standardised."""
+
+
+def check_count(name: str, value: Any) -> int:
+    """The value, or ValueError if it is no whole number from 1 on."""
+    if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < 1:
+        raise ValueError(f"{name} == {value!r}, must be a whole number from 1 on")
+    return int(value)
+
+
+def check_gaps(rows: Float[np.ndarray, "n d"], *, columns: bool) -> None:
+    """Raise ValueError for a row, and with `columns` for a column, that has no value at all."""
+    missing = np.isnan(rows)
+    if missing.all(axis=1).any():
+        row = missing.all(axis=1).argmax() + 1
+        raise ValueError(f"row {row} of X has no value at all, and says nothing: leave it out")
+    if columns and missing.all(axis=0).any():
+        column = missing.all(axis=0).argmax() + 1
+        raise ValueError(
+            f"column {column} of X has no value in any row to learn from: leave it out"
+        )
+
+
+def check_size(inner: Float[np.ndarray, "n d"], rows: Float[np.ndarray, "n d"]) -> None:
+    """Raise ValueError for a value that float32 does not hold; `rows` are as they were given."""
+    if np.isinf(inner).any():
+        row, column = np.argwhere(np.isinf(inner))[0]
+        raise ValueError(
+            f"X is {rows[row, column]:g} in row {row + 1}, column {column + 1}: too far from the "
+            "rows of fit for float32"
+        )
+
+
+def standards(
+    rows: Float[np.ndarray, "n d"], kind: Kind, *, standardize: bool
+) -> tuple[Float[np.ndarray, " d"], Float[np.ndarray, " d"]]:
+    """Mean and standard deviation of each column that is standardised; 0 and 1 of others."""
+    kinds = column_kinds(kind) or (kind,) * rows.shape[1]
+    real = np.array([one.name in SCALED for one in kinds])
+    shift, scale = np.nanmean(rows, axis=0), np.nanstd(rows, axis=0)
+    constant = real & (scale <= 10 * np.finfo(rows.dtype).eps * np.abs(shift))
+    if constant.any():
+        warnings.warn(
+            f"Features {np.flatnonzero(constant)} are constant: their density is as high as "
+            "the least scale of a Gaussian allows; leave them out",
+            UserWarning,
+            stacklevel=4,
+        )
+    chosen = real & standardize
+    return np.where(chosen, shift, 0.0), np.where(chosen & ~constant, scale, 1.0)
+
+
+def addresses(rows: np.ndarray) -> UInt[np.ndarray, " n"]:
+    """A number for each row that depends on its values alone; one nan is as another."""
+    rows = np.where(np.isnan(rows), np.float32(np.nan), rows)
+    return np.array([zlib.crc32(row.tobytes()) for row in np.ascontiguousarray(rows)], np.uint32)
+
+
+def one_each(values: Any, d: int) -> np.ndarray:
+    """What is said of each column."""
+    array = np.asarray(values, np.float64)
+    if array.shape != (d,) or not np.isfinite(array).all():
+        raise ValueError(f"there should be {d} finite numbers")
+    return array
+
+
+def plain(value: Any) -> Any:
+    """As JSON holds it."""
+    if isinstance(value, Mapping):
+        return {name: plain(one) for name, one in value.items()}
+    if isinstance(value, np.ndarray | list | tuple):
+        return [plain(one) for one in np.asarray(value, object).tolist()]
+    return value.item() if isinstance(value, np.generic) else value
