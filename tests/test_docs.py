@@ -73,7 +73,7 @@ def with_blocks(*languages):
     ]
 
 
-LONG = {"README.md", "docs/reproduce.md", "docs/measuring.md", "docs/data.md"}
+LONG = {"README.md", "docs/reproduce.md", "docs/data.md", "docs/likelihoods.md"}
 """Pages that take long to run."""
 
 
@@ -230,6 +230,8 @@ def cut(words):
             words += ["--out", "unnamed"]
         if "--preset" in words:
             words = replaced(words, {"--preset": "digits/iwae-k20"})
+        elif "--dataset" not in words and words[1].startswith("-"):
+            words += ["--dataset", "digits"]
         words = replaced(words, {"--validation": "100"}, added=False)
         given = {name: TINY[name] for name in TINY if name != "--k" or name in words}
         if "--layers" in words:
@@ -284,6 +286,7 @@ def written(text):
     Path(name.removeprefix("# ")).write_text(tables + EXPERIMENT)
 
 
+@pytest.mark.timeout(1500)
 @pytest.mark.parametrize("page", with_blocks("console"))
 @pytest.mark.usefixtures("reader", "quick_compilation")
 def test_commands_run(page, monkeypatch, capsys):
