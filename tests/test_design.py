@@ -7,10 +7,10 @@ from pathlib import Path
 import iwae
 
 ORDER = """
-    _types declaration data observations networks model particles annealing objectives gradients
-    methods evaluate diagnostics training checkpoint posterior missing figures config presets
-    describe progress estimator jobs trackers runs completion measure queue sweep reproduce report
-    gallery page sharing cli testing
+    _types declaration data observations networks model conditional particles annealing objectives
+    gradients methods evaluate diagnostics training checkpoint posterior missing figures config
+    presets describe progress estimator jobs trackers runs completion measure queue sweep reproduce
+    report gallery page sharing cli testing
 """.split()  # noqa: SIM905
 
 

@@ -22,6 +22,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from iwae._types import UserError, atomic_write
+from iwae.conditional import ConditionalVAE, Model
 from iwae.model import VAE
 from iwae.training import Best, TrainState
 
@@ -204,7 +205,7 @@ MOST_SIZES = 1000
 """Numbers in the description of an architecture."""
 
 
-def save_model(model: VAE, folder: str | Path, **about: Any) -> None:
+def save_model(model: Model, folder: str | Path, **about: Any) -> None:
     """Write a model as `model.safetensors` and `model.json` into a folder.
 
     Args:
@@ -234,7 +235,7 @@ def copy_model(source: Path, folder: Path, **about: Any) -> None:
     _write_description(folder, architecture, about)
 
 
-def load_model(folder: str | Path, like: VAE | None = None) -> VAE:
+def load_model(folder: str | Path, like: Model | None = None) -> Any:
     """Read what `save_model` or `export_run` wrote. Never runs code from the files.
 
     What is too large, or of other shapes than the description says, is refused before it is read.
@@ -256,7 +257,7 @@ def load_model(folder: str | Path, like: VAE | None = None) -> VAE:
     return read_model(folder / WEIGHTS, folder / DESCRIPTION, like=like)
 
 
-def read_model(weights: Path, description: Path, *, like: VAE | None = None) -> VAE:
+def read_model(weights: Path, description: Path, *, like: Model | None = None) -> Any:
     """`load_model`, of two files that may lie anywhere."""
     skeleton = _skeleton(_read_description(description)["architecture"], description, like)
     shapes, static = eqx.partition(skeleton, lambda leaf: isinstance(leaf, jax.ShapeDtypeStruct))
@@ -295,7 +296,7 @@ def _read_description(path: Path) -> dict[str, Any]:
     return description
 
 
-def _skeleton(architecture: Any, path: Path, like: VAE | None) -> VAE:
+def _skeleton(architecture: Any, path: Path, like: Model | None) -> Model:
     """The model without its numbers: nothing of its size is made."""
     if like is not None:
         asked = json.loads(json.dumps(like.architecture()))
@@ -310,9 +311,15 @@ def _skeleton(architecture: Any, path: Path, like: VAE | None) -> VAE:
     try:
         if _count_numbers(architecture) > MOST_SIZES:
             raise ValueError(f"more than {MOST_SIZES:,} sizes")
-        return eqx.filter_eval_shape(VAE, **architecture, key=jax.random.key(0))
+        return eqx.filter_eval_shape(_made, **architecture)
     except _UNREADABLE as error:
         raise UserError(f"{path} describes no model: {_reason(error)}") from error
+
+
+def _made(*, labels: Any = None, **architecture: Any) -> Model:
+    """A model of an architecture."""
+    vae = VAE(**architecture, key=jax.random.key(0))
+    return vae if labels is None else ConditionalVAE(vae, **labels)
 
 
 def _count_numbers(value: Any) -> int:

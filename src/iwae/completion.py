@@ -7,6 +7,7 @@ import jax
 import numpy as np
 
 from iwae._types import UserError, atomic_write
+from iwae.conditional import ConditionalVAE
 from iwae.data.kinds import check_values
 from iwae.data.own import Cells, check_array, csv_cells, read_arrays, read_bytes
 from iwae.jobs import trained_model
@@ -49,6 +50,8 @@ def impute_file(
             f"{file} becomes {out}: both are {' or '.join(SUFFIXES)} files, and of the same kind"
         )
     model, table = trained_model(run, weights, 0), _read(file)
+    if isinstance(model, ConditionalVAE):
+        raise UserError(f"{run} is conditional, and a table has no labels: impute by another run")
     rows = _checked(model, run, file, table)
     key = jax.random.key(seed)
     if draws is None:

@@ -112,6 +112,10 @@ class TrainConfig(BaseModel):
     """Between the data and the first stochastic layer: dense layers, or convolutions too."""
     channels: Annotated[Sizes, Field(min_length=1)] | None = None
     """conv: channels of each convolution, from the image on; 32 64 if not given."""
+    conditional: bool = False
+    """Model p(x|y) of examples x with labels y."""
+    label_prior: bool = False
+    """With --conditional: a Gaussian p(z|y) for each label, learned, instead of one p(z)."""
     blocks: Annotated[int, Field(ge=0, le=100)] = 0
     """Residual blocks after each convolution (conv) or first dense layer (mlp)."""
     output_bias: bool = True
@@ -193,6 +197,8 @@ class TrainConfig(BaseModel):
                 )
         elif self.hidden_sizes is not None:
             raise ValueError("hidden_sizes needs latent_sizes")
+        if self.label_prior and not self.conditional:
+            raise ValueError("label_prior needs conditional")
         if self.channels is not None and self.network != "conv":
             raise ValueError("channels needs network 'conv'")
         if self.patience is not None and self.validation == 0:

@@ -11,13 +11,13 @@ from matplotlib.figure import Figure
 
 from iwae import figures
 from iwae._types import UserError
+from iwae.conditional import ConditionalVAE, Model
 from iwae.config import read_config
 from iwae.data import KINDS, Dataset, Kind
 from iwae.diagnostics import test_sample_error
 from iwae.evaluate import active_units
 from iwae.jobs import load_config_dataset, run_model, split_examples
 from iwae.measure.ordering import Known, known_bounds, models_of, read_records
-from iwae.model import VAE
 from iwae.networks import Dense
 from iwae.posterior import model_density, posterior_grid
 from iwae.runs import read_metrics
@@ -27,6 +27,9 @@ SHOWN = 64
 
 DRAWN = 2000
 """Prior samples in a histogram."""
+
+OF_CLASS = 12
+"""Prior samples of each label."""
 
 EXAMPLES = 20
 """Test examples whose reconstructions are shown."""
@@ -66,7 +69,7 @@ def run_figures(
     yield from _figures(Path(run), model, dataset, weights)
 
 
-def _subject(run: Path, weights: str, data_dir: Path | None) -> tuple[VAE, Dataset]:
+def _subject(run: Path, weights: str, data_dir: Path | None) -> tuple[Model, Dataset]:
     """The first replicate of a run, and its data."""
     if not (run / "config.toml").is_file():
         raise UserError(f"{run} holds no run: config.toml is missing")
@@ -74,7 +77,9 @@ def _subject(run: Path, weights: str, data_dir: Path | None) -> tuple[VAE, Datas
     return run_model(run, weights, 0, dataset), dataset
 
 
-def _figures(run: Path, model: VAE, dataset: Dataset, weights: str) -> Iterator[tuple[str, Figure]]:
+def _figures(
+    run: Path, model: Model, dataset: Dataset, weights: str
+) -> Iterator[tuple[str, Figure]]:
     if rows := read_metrics(run):
         yield "training_curves", figures.training_curves(rows)
     test = split_examples(dataset, "test")
@@ -115,7 +120,7 @@ def are_pictures(dataset: Dataset | Layout) -> bool:
     return flat and KINDS[dataset.kind.name].white is not None
 
 
-def samples_figure(model: VAE, layout: Layout) -> Figure:
+def samples_figure(model: Model, layout: Layout) -> Figure:
     """What a model makes by itself, without its data: pictures, or else histograms of columns."""
     gaps = model.missing == "not-at-random"  # its samples have missing values too
     if are_pictures(layout) and not gaps:
@@ -128,15 +133,19 @@ def samples_figure(model: VAE, layout: Layout) -> Figure:
 
 
 def _image_figures(
-    run: Path, model: VAE, dataset: Dataset, test: np.ndarray
+    run: Path, model: Model, dataset: Dataset, test: np.ndarray
 ) -> Iterator[tuple[str, Figure]]:
     means, draws = _prior_samples(model, SHOWN)
     yield "samples", figures.samples(_images(means, dataset), _images(draws, dataset))
+    if isinstance(model, ConditionalVAE):
+        rows = [_images(means, dataset) for means in _class_samples(model)]
+        yield "samples_of_classes", figures.labelled_rows(np.stack(rows), dataset.classes)
     chosen = test[_spread(len(test), EXAMPLES)]
     yield (
         "reconstructions",
         figures.reconstructions(
-            _images(chosen, dataset), _images(_reconstructions(model, chosen), dataset)
+            _images(chosen[:, : dataset.n_values], dataset),
+            _images(_reconstructions(model, chosen), dataset),
         ),
     )
     for name, weights in _filters(model, dataset):
@@ -147,15 +156,16 @@ def _image_figures(
         yield f"training_{name}", figures.training_strip(frames[few][:, :12], epochs[few])
 
 
-def _filters(model: VAE, dataset: Dataset) -> Iterator[tuple[str, np.ndarray]]:
+def _filters(model: Model, dataset: Dataset) -> Iterator[tuple[str, np.ndarray]]:
     """Weights of units that see or make a whole image, `[n, d]`; a convolution's see a corner."""
     if len(dataset.shape) != 2:  # a filter has a sign, which leaves no room for colours
         return
-    if model.encoder[0].features is None:
-        first = (*model.encoder[0].hidden.layers, model.encoder[0].loc)[0]
+    vae = model.vae if isinstance(model, ConditionalVAE) else model
+    if vae.encoder[0].features is None:
+        first = (*vae.encoder[0].hidden.layers, vae.encoder[0].loc)[0]
         yield "first_layer", np.asarray(first.weight).T
-    if isinstance(model.output, Dense):
-        yield "last_layer", np.asarray(model.output.weight)[:, : dataset.train.shape[1]]
+    if isinstance(vae.output, Dense):
+        yield "last_layer", np.asarray(vae.output.weight)[:, : dataset.n_values]
 
 
 def _animations(run: Path, dataset: Dataset) -> list[Path]:
@@ -194,28 +204,42 @@ def _spread(n: int, count: int) -> np.ndarray:
     return np.arange(0, n, max(1, n // count))[:count]
 
 
-def _prior_samples(model: VAE, count: int) -> tuple[np.ndarray, np.ndarray]:
+def _prior_samples(model: Model, count: int) -> tuple[np.ndarray, np.ndarray]:
     """Means of p(x|z) for draws z ~ p(z), and a draw x from each, `[count, d]`."""
 
     def one(key: jax.Array) -> tuple[jax.Array, jax.Array]:
         z, x = model.sample(key)
-        return model.decode(z).mean, x
+        given, x = model.condition(x)
+        return given.decode(z).mean, x
 
     means, draws = jax.vmap(one)(jax.random.split(jax.random.key(0), count))
     return np.asarray(means), np.asarray(draws)
 
 
-def _reconstructions(model: VAE, examples: np.ndarray) -> np.ndarray:
+def _class_samples(model: ConditionalVAE) -> np.ndarray:
+    """Means of p(x|z, y) for draws z ~ p(z|y), each row of another label by the same noise."""
+
+    def one(y: jax.Array, key: jax.Array) -> jax.Array:
+        given = model.given(y)
+        return given.decode(given.sample(key)[0]).mean
+
+    keys = jax.random.split(jax.random.key(0), OF_CLASS)
+    rows = jax.vmap(lambda y: jax.vmap(lambda key: one(y, key))(jax.random.clone(keys)))
+    return np.asarray(rows(jnp.eye(model.n_classes)))
+
+
+def _reconstructions(model: Model, examples: np.ndarray) -> np.ndarray:
     """Means of p(x|z) for one draw z ~ q(z|x) of each example, `[n, d]`."""
 
     def one(x: jax.Array, key: jax.Array) -> jax.Array:
-        return model.decode(model.posterior(x).sample(key)).mean
+        given, x = model.condition(x)
+        return given.decode(given.posterior(x).sample(key)).mean
 
     keys = jax.random.split(jax.random.key(0), len(examples))
     return np.asarray(jax.vmap(one)(jnp.asarray(examples, jnp.float32), keys))
 
 
-def _density(model: VAE, dataset: Dataset) -> Figure:
+def _density(model: Model, dataset: Dataset) -> Figure:
     """True against model density on a line."""
     test = np.asarray(dataset.test, np.float64)[:, 0]
     margin = 0.25 * np.ptp(test)
@@ -227,7 +251,7 @@ def _density(model: VAE, dataset: Dataset) -> Figure:
     return figures.density_1d(grid, curves, data=test)
 
 
-def _posteriors(model: VAE, test: np.ndarray) -> Figure:
+def _posteriors(model: Model, test: np.ndarray) -> Figure:
     """p(z|x) beside q(z|x) of a few test examples with one or two latents."""
     chosen, key = _spread(len(test), POSTERIORS), jax.random.key(0)
     grids = [

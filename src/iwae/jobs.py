@@ -21,6 +21,7 @@ from iwae.checkpoint import (
     load_model,
     read_about,
 )
+from iwae.conditional import ConditionalVAE, Model
 from iwae.config import TrainConfig, read_config
 from iwae.data import Dataset, choose, draw, load_dataset
 from iwae.declaration import check
@@ -59,7 +60,7 @@ class Job:
 
     config: TrainConfig
     dataset: Dataset
-    models: list[VAE]
+    models: list[Model]
     settings: Settings
     schedule: StagedSchedule
     stage_ends: tuple[int, ...]  # epochs
@@ -82,6 +83,7 @@ def load_config_dataset(config: TrainConfig, data_dir: Path | None = None) -> Da
         observation=config.kind(),
         shape=config.shape,
         missing=config.missing is not None,
+        labels=config.conditional,
         data_dir=data_dir,
     )
 
@@ -120,18 +122,18 @@ def replicate_key(config: TrainConfig, replicate: int, purpose: int) -> jax.Arra
     return jax.random.fold_in(jax.random.key(config.seed + replicate), purpose)
 
 
-def make_models(config: TrainConfig, dataset: Dataset) -> list[VAE]:
+def make_models(config: TrainConfig, dataset: Dataset) -> list[Model]:
     """The models before training, one for each replicate."""
     if config.init_from is not None:
         return [_load_start(config, dataset, config.init_from, r) for r in _replicates(config)]
     latent_sizes, hidden_sizes = config.sizes()
-    what = observation(dataset.kind, dataset.train.shape[1], config.missing)
+    what = observation(dataset.kind, dataset.n_values, config.missing)
     rows = _known_rows(dataset)
     bias = what.initial_output(rows) if config.output_bias else None
     statistics = what.encoding.statistics(rows) if what.encoding else None
-    return [
+    models = [
         VAE(
-            dataset.train.shape[1],
+            dataset.n_values,
             latent_sizes,
             hidden_sizes,
             observation=dataset.kind,
@@ -144,6 +146,20 @@ def make_models(config: TrainConfig, dataset: Dataset) -> list[VAE]:
         )
         for replicate in _replicates(config)
     ]
+    return [_with_labels(model, config, dataset) for model in models]
+
+
+def _with_labels(model: VAE, config: TrainConfig, dataset: Dataset) -> Model:
+    """The model given labels, if there are any."""
+    if not config.conditional:
+        return model
+    counts = np.bincount(dataset.labels("train"), minlength=len(dataset.classes))
+    return ConditionalVAE(
+        model,
+        len(dataset.classes),
+        learned_prior=config.label_prior,
+        frequencies=counts / counts.sum(),
+    )
 
 
 def config_network(config: TrainConfig, dataset: Dataset) -> Network:
@@ -161,16 +177,21 @@ def _known_rows(dataset: Dataset) -> np.ndarray:
     """The training data in the model's units; for pixels that are drawn each time, their means."""
     if dataset.binarization == "dynamic":
         return dataset.train_mean[None]
-    return dataset.train
+    return dataset.train[:, : dataset.n_values]
 
 
-def _load_start(config: TrainConfig, dataset: Dataset, run: Path, replicate: int) -> VAE:
+def _load_start(config: TrainConfig, dataset: Dataset, run: Path, replicate: int) -> Model:
     """A trained model to start from, which must be what the configuration and the data ask for."""
     folder = model_folder(run, "final", replicate)
-    model, about = load_model(folder), read_about(folder)
+    whole, about = load_model(folder), read_about(folder)
+    labels = (len(dataset.classes), config.label_prior) if config.conditional else None
+    model, its_labels = whole, None
+    if isinstance(whole, ConditionalVAE):
+        model, its_labels = whole.vae, (whole.n_classes, whole.tops is not None)
     latent_sizes, hidden_sizes = config.sizes()
     for name, found, wanted in (
-        ("the size of an example", model.architecture()["n_data"], dataset.train.shape[1]),
+        ("the number of labels and their prior", its_labels, labels),
+        ("the size of an example", model.n_data, dataset.n_values),
         ("observation", model.kind, dataset.kind),
         ("missing", model.missing, config.missing),
         ("latent_sizes", model.latent_sizes, latent_sizes),
@@ -183,7 +204,7 @@ def _load_start(config: TrainConfig, dataset: Dataset, run: Path, replicate: int
     epoch, epochs = about.get("epoch"), (about.get("config") or {}).get("epochs", 0)
     if epoch is not None and not _is_final(about, epochs):
         log.warning("init_from: %s is not finished: epoch %d of %d", run, epoch, epochs)
-    return model
+    return whole
 
 
 def _replicates(config: TrainConfig) -> range:
@@ -313,14 +334,14 @@ def _is_final(about: dict[str, Any], epochs: int) -> bool:
     return about.get("finished", False) or about.get("epoch", 0) >= epochs
 
 
-def run_model(run: Path, weights: str, replicate: int, dataset: Dataset) -> VAE:
+def run_model(run: Path, weights: str, replicate: int, dataset: Dataset) -> Model:
     """A trained model of a run, to be used on `dataset`.
 
     Raises:
         UserError: if the run has no such weights, or they are for other data.
     """
     model = trained_model(run, weights, replicate)
-    found, wanted = dataset.train.shape[1], model.architecture()["n_data"]
+    found, wanted = dataset.train.shape[1], model.example_size
     if found != wanted:
         raise UserError(
             f"the examples of {dataset.name} have {found} values, those that {run} was trained "
@@ -329,7 +350,7 @@ def run_model(run: Path, weights: str, replicate: int, dataset: Dataset) -> VAE:
     return model
 
 
-def trained_model(run: Path, weights: str, replicate: int) -> VAE:
+def trained_model(run: Path, weights: str, replicate: int) -> Model:
     """A trained model of a run, or UserError if it has no such weights."""
     folder = model_folder(run, weights, replicate)
     if weights == "best" and not folder.exists():

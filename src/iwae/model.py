@@ -57,6 +57,13 @@ class AbstractLatentModel(eqx.Module):
     def sample(self, key: PRNGKey) -> tuple[Latents, Example]:
         """An ancestral draw (z, x) ~ p."""
 
+    def condition(self, x: Example) -> tuple[Any, Example]:
+        """The model of what is random in x given the rest of it, such as a label, and that part.
+
+        All of x is random unless a model says otherwise.
+        """
+        return self, x
+
 
 class GaussianNet(eqx.Module):
     """A diagonal Gaussian whose mean and log standard deviation are functions of the input."""
@@ -164,6 +171,7 @@ class VAE(AbstractLatentModel):
     output: Output
     free: Float[Array, " n_free"] | None  # outputs that are the same whatever z is
     statistics: Float[Array, " n_statistics"] | None  # no gradient reaches them
+    top: Float[Array, "2 d_L"] | None  # p(h_L): means, log standard deviations; None: N(0, I)
     kind: Kind = eqx.field(static=True)
     n_data: int = eqx.field(static=True)
     missing: str | None = eqx.field(static=True)
@@ -231,12 +239,17 @@ class VAE(AbstractLatentModel):
             self.network, decoder, sizes[-1], data.n_outputs, activation, key=output_key
         )
         self.output, self.free = _with_bias(output, data.n_free, output_bias)
-        self.statistics = _statistics(data, statistics)
+        self.statistics, self.top = _statistics(data, statistics), None
 
     @property
     def observation(self) -> str:
         """A name in `iwae.observations.OBSERVATIONS`."""
         return self.kind.name
+
+    @property
+    def example_size(self) -> int:
+        """Numbers in an example."""
+        return self.n_data
 
     @property
     def latent_sizes(self) -> tuple[int, ...]:
@@ -294,7 +307,9 @@ class VAE(AbstractLatentModel):
         return observations.observation(self.kind, self.n_data, self.missing)
 
     def prior(self) -> dist.Distribution:
-        """p(h_L) = N(0, I)."""
+        """p(h_L): N(0, I), unless it depends on a label."""
+        if self.top is not None:
+            return dist.Normal(self.top[0], jnp.exp(self.top[1])).to_event(1)
         return dist.Normal(jnp.zeros(self.latent_sizes[-1]), 1.0).to_event(1)
 
     def decode(self, z: Latents) -> dist.Distribution:
@@ -322,12 +337,10 @@ class VAE(AbstractLatentModel):
         Its value is z. Gradients reach the networks p(h_l|h_{l+1}), with the noise held fixed.
         """
         z = jax.lax.stop_gradient(z)
-        drawn: tuple[Any, ...] = (z[-1],)
+        top = self.prior()
+        drawn: tuple[Any, ...] = (z[-1] if self.top is None else _by_noise(top, top, z[-1]),)
         for net, h, above in reversed(list(zip(self.prior_nets, z, z[1:], strict=False))):
-            there = net(above).base_dist
-            noise = jax.lax.stop_gradient((h - there.loc) / there.scale)
-            p = net(drawn[0]).base_dist
-            drawn = (p.loc + p.scale * noise, *drawn)
+            drawn = (_by_noise(net(drawn[0]), net(above), h), *drawn)
         return drawn
 
     def log_joint(self, x: Float[Array, " n_data"], z: Latents) -> Scalar:
@@ -355,6 +368,12 @@ def _check_sizes(
         raise UserError("every layer needs at least one unit")
     if activation not in ACTIVATIONS:
         raise UserError(f"no activation {activation!r}; known: {', '.join(ACTIVATIONS)}")
+
+
+def _by_noise(p: dist.Distribution, there: dist.Distribution, h: Array) -> Array:
+    """The draw of one Gaussian by the noise, held fixed, that gives h under another."""
+    one, other = p.base_dist, there.base_dist
+    return one.loc + one.scale * jax.lax.stop_gradient((h - other.loc) / other.scale)
 
 
 _FEATURES = 4  # what the key is folded with; it is also split into 0 to 3

@@ -29,8 +29,8 @@ Row = dict[str, str]
 IMPUTATION_FOLDER = "imputation"
 """Where `experiments/imputation.py` keeps its records."""
 
-OBJECTIVES_FOLDER = "objectives"
-"""Where `experiments/objectives.py` keeps its records."""
+OBJECTIVES_FOLDER, LABELS_FOLDER = "objectives", "labels"
+"""Where `experiments/objectives.py` and `experiments/labels.py` keep their records."""
 
 DENSITIES_FOLDER = "densities"
 """Where `experiments/densities.py` keeps its records."""
@@ -54,10 +54,13 @@ def read_records(results: Path) -> dict[str, dict[str, Any]]:
 
 
 def runs_in(results: Path) -> list[Path]:
-    """The folders of all runs, but for those that were made to compare objectives."""
+    """The folders of all runs, but for those that were made to compare objectives or labels."""
     found = sorted(path.parent for path in Path(results).rglob("config.toml"))
     parts = [(run, run.relative_to(results).parts) for run in found]
-    return [run for run, names in parts if not _is_hidden(names) and names[0] != OBJECTIVES_FOLDER]
+    return [run for run, names in parts if not _is_hidden(names) and names[0] not in _APART]
+
+
+_APART = {OBJECTIVES_FOLDER, LABELS_FOLDER}
 
 
 def _is_hidden(names: Sequence[str]) -> bool:
@@ -320,6 +323,35 @@ def _difference(reason: str, what: str, nats: str, where: str) -> Row:
     return {"reason": reason, "what": what, "nats": nats, "records": where}
 
 
+def labels_table(results: Path) -> str:
+    """Markdown: conditional models, as `experiments/labels.py` judged them."""
+    folder = Path(results) / LABELS_FOLDER
+    rows = [_labels_row(path) for path in sorted(folder.glob("*/*/evaluations/labels.json"))]
+    if not rows:
+        raise UserError(f"{folder} holds no records: python experiments/labels.py digits")
+    return markdown(rows)
+
+
+def _labels_row(path: Path) -> Row:
+    """One line: means over seeds, with the error from the examples and the deviation of seeds."""
+    record = json.loads(path.read_text())
+    known = known_bounds(path.parents[1], split="test", weights="final", pruned=False)
+    row = {
+        "data": record["dataset"],
+        "p(z)": "of each label" if record["config"].get("label_prior") else "N(0, I)",
+        "seeds": str(len(record["replicates"])),
+        "examples": f"{record['n']:,}",
+        **{f"{one.estimator} of p(x given y), nats": _mean_and_spread(one) for one in known},
+    }
+    for name, title in (("accuracy", "accuracy"), ("auroc", f"AUROC against {record['others']}")):
+        each = [one[name] for one in record["replicates"] if name in one]
+        if each:
+            error = np.mean([one[f"{name}_stderr"] for one in record["replicates"]])
+            spread = f" (sd {np.std(each, ddof=1):.3f})" if len(each) > 1 else ""
+            row[title] = f"{np.mean(each):.3f} ± {error:.3f}{spread}"
+    return row
+
+
 def speed_table(results: Path) -> str:
     """Markdown: milliseconds per training step in the committed run of `benchmarks/train_step.py`.
 
@@ -441,6 +473,7 @@ BLOCKS: dict[str, Callable[[Path], str]] = {
     "estimates": estimates_table,
     "objectives-digits": partial(objectives_table, name="digits"),
     "objectives-mnist": partial(objectives_table, name="mnist"),
+    "labels": labels_table,
     "networks-digits": partial(objectives_table, name="networks"),
     "differences": differences_table,
     "costs": costs_table,

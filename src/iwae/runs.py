@@ -40,6 +40,7 @@ from iwae.checkpoint import (
     save_checkpoint,
     save_model,
 )
+from iwae.conditional import Model
 from iwae.config import TrainConfig, config_values, make_config, read_config, write_config
 from iwae.evaluate import active_units, gather, layer_terms, map_examples
 from iwae.jobs import (
@@ -50,7 +51,6 @@ from iwae.jobs import (
     model_folder,
     split_examples,
 )
-from iwae.model import VAE
 from iwae.trackers import FOLDER, Scalars, Tracker, tracking
 from iwae.training import Best, NonFiniteError, Report, TrainState, replicate_model, training
 
@@ -384,7 +384,7 @@ def _monitored_examples(job: Job) -> np.ndarray:
     return split_examples(job.dataset, split, MONITORED)
 
 
-def monitor(model: VAE, examples: np.ndarray, key: Array) -> dict[str, Any]:
+def monitor(model: Model, examples: np.ndarray, key: Array) -> dict[str, Any]:
     """Reconstruction (nats), KL per layer (nats) and active units per layer, one replicate."""
     slabs = map_examples(layer_terms(1), model, examples, key, batch_size=100, slab_size=MONITORED)
     terms = gather(slabs)
@@ -467,13 +467,18 @@ def save_frame(run: _Run, state: TrainState, epoch: int) -> None:
 
 
 @eqx.filter_jit
-def _frame(model: VAE, examples: Array) -> tuple[Array, Array]:
+def _frame(model: Model, examples: Array) -> tuple[Array, Array]:
     """Means of p(x|z) for 16 fixed prior draws, and of the reconstructions of `examples`."""
     draws, encodings = jax.random.split(jax.random.key(0))
 
     def reconstruct(x: Array, key: Array) -> Array:
-        return model.decode(model.posterior(x).sample(key)).mean
+        given, x = model.condition(x)
+        return given.decode(given.posterior(x).sample(key)).mean
 
-    samples = jax.vmap(lambda key: model.decode(model.sample(key)[0]).mean)
+    def make(key: Array) -> Array:
+        z, x = model.sample(key)
+        return model.condition(x)[0].decode(z).mean
+
+    samples = jax.vmap(make)
     keys = jax.random.split(encodings, len(examples))
     return samples(jax.random.split(draws, 16)), jax.vmap(reconstruct)(examples, keys)

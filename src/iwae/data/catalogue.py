@@ -51,6 +51,9 @@ class Source:
     origin: str = ""  # of a built-in set
     authors: Callable[[int], HeldOut] | None = None
     log_density: synthetic.LogDensity | None = None
+    label_files: tuple[DataFile, ...] = ()
+    generate_labels: Callable[[], readers.Splits] | None = None
+    classes: tuple[str, ...] = ()
 
     @property
     def binarization(self) -> str:
@@ -91,6 +94,20 @@ def digits() -> readers.Splits:
     return {"train": grey[train], "test": grey[test]}
 
 
+def digit_labels() -> readers.Splits:
+    """The digits that `digits` shows, split as they are."""
+    from sklearn.datasets import load_digits
+
+    labels = load_digits().target
+    if labels.shape != (1797,) or set(labels) != set(range(10)):
+        raise readers.DamagedError("scikit-learn's labels of digits are not 1797 of 0..9")
+    train, test, _ = own_split(len(labels))
+    return {"train": labels[train], "test": labels[test]}
+
+
+DIGITS = tuple("0123456789")
+
+
 def last_400(n: int) -> HeldOut:
     """The held-out MNIST images of the authors' code."""
     rows = np.arange(n)
@@ -120,6 +137,31 @@ def _images(mirrors: tuple[str, ...], sums: Mapping[str, Mapping[str, str]]) -> 
         )
         for split, stem, count in (("train", "train", 60_000), ("test", "t10k", 10_000))
     )
+
+
+def _labels(mirrors: tuple[str, ...], sums: Mapping[str, Mapping[str, str]]) -> tuple:
+    """The two files of labels of an MNIST-like set, which only conditional models need."""
+    return tuple(
+        DataFile(
+            name=f"{stem}-labels-idx1-ubyte",
+            other_names=(f"{stem}-labels.idx1-ubyte",),
+            read=readers.idx_labels,
+            shapes={split: (count,)},
+            mirrors=tuple(f"{mirror}/{stem}-labels-idx1-ubyte.gz" for mirror in mirrors),
+            **sums[split],
+        )
+        for split, stem, count in (("train", "train", 60_000), ("test", "t10k", 10_000))
+    )
+
+
+_MNIST_MIRRORS = (
+    "https://ossci-datasets.s3.amazonaws.com/mnist",
+    "https://storage.googleapis.com/cvdf-datasets/mnist",
+)
+_FASHION_MIRRORS = (
+    "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com",
+    "https://github.com/zalandoresearch/fashion-mnist/raw/master/data/fashion",
+)
 
 
 def _amats(sums: Mapping[str, tuple[int, str, str]]) -> tuple:
@@ -155,10 +197,7 @@ _FILES = (
         authors=last_400,
         variants=(
             _images(
-                (
-                    "https://ossci-datasets.s3.amazonaws.com/mnist",
-                    "https://storage.googleapis.com/cvdf-datasets/mnist",
-                ),
+                _MNIST_MIRRORS,
                 {
                     "train": {
                         "sha256": "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db"
@@ -169,6 +208,18 @@ _FILES = (
                 },
             ),
         ),
+        label_files=_labels(
+            _MNIST_MIRRORS,
+            {
+                "train": {
+                    "sha256": "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5"
+                },
+                "test": {
+                    "sha256": "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2"
+                },
+            },
+        ),
+        classes=DIGITS,
     ),
     Source(
         name="mnist-static",
@@ -245,15 +296,23 @@ _FILES = (
         folders=("fashion-mnist", "FashionMNIST/raw", "FashionMNIST", "fashion_mnist", "fashion"),
         variants=(
             _images(
-                (
-                    "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com",
-                    "https://github.com/zalandoresearch/fashion-mnist/raw/master/data/fashion",
-                ),
+                _FASHION_MIRRORS,
                 {
                     "train": {"archive_md5": "8d4fb7e6c68d591d4c3dfef9ec88bf0d"},
                     "test": {"archive_md5": "bef4ecab320f06d8554ea6380940ec79"},
                 },
             ),
+        ),
+        label_files=_labels(
+            _FASHION_MIRRORS,
+            {
+                "train": {"archive_md5": "25c81989df183df01b3e8a0aad5dffbe"},
+                "test": {"archive_md5": "bb300cfdad3c16e7a12a480ee83cd310"},
+            },
+        ),
+        classes=(
+            *("T-shirt", "trouser", "pullover", "dress", "coat"),
+            *("sandal", "shirt", "sneaker", "bag", "ankle boot"),
         ),
     ),
 )
@@ -266,6 +325,8 @@ _DIGITS = Source(
     values="grey",
     split_rule=own_split(1_797)[2],
     generate=digits,
+    generate_labels=digit_labels,
+    classes=DIGITS,
     generated_sha256="652364273b72fb15ce9bb11efcf54931edcc79693a86ad0e0c8f53c1f32a3986",
     origin="bundled with scikit-learn",
 )

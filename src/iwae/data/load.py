@@ -2,9 +2,11 @@
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from .._types import UserError
+from .catalogue import DATASETS
 from .kinds import KINDS, Kind, as_kind, check_values, make_kind
 from .own import SUFFIXES, read_own
 from .readers import DamagedError
@@ -23,6 +25,7 @@ def load_dataset(
     shape: Sequence[int] | None = None,
     observation: Kind | str | None = None,
     missing: bool = False,
+    labels: bool = False,
     download: bool = True,
     progress: bool = True,
 ) -> Dataset:
@@ -35,6 +38,7 @@ def load_dataset(
     test examples (and of all under `static`), independently of `seed`, so that runs with different
     seeds are measured on the same tensor. `shape` is that of one example, if it is to be another.
     With `missing`, values of your own file may be missing: NaN, or empty cells of a .csv file.
+    With `labels`, each example has its label after it (see `Dataset`).
     Files are looked for in `data_dir` (else the environment's IWAE_DATA), then in the user's cache,
     then downloaded into the cache if `download`.
 
@@ -44,9 +48,11 @@ def load_dataset(
     kind = None if observation is None else _known(as_kind(observation))
     path = Path(name_or_path).expanduser()
     if path.suffix.lower() in SUFFIXES:
-        raw = read_own(path, kind, missing=missing)
+        raw = read_own(path, kind, missing=missing, labels=labels)
     else:
         raw = _read_named(os.fspath(name_or_path), data_dir, download, progress)
+        if labels:
+            raw = _with_labels(raw, data_dir, download, progress)
         if kind is not None and KINDS[kind.name].as_stored:
             for split, rows in raw.splits.items():
                 check_values(rows, kind, f"{raw.name}: {split}")
@@ -82,6 +88,25 @@ def _read_named(
         split_rule=source.split_rule,
         authors=source.authors,
         log_density=source.log_density,
+    )
+
+
+def _with_labels(
+    raw: Raw, data_dir: str | os.PathLike[str] | None, download: bool, progress: bool
+) -> Raw:
+    """A named set with its labels."""
+    source = named(raw.name)
+    if source.generate_labels is not None:
+        return raw._replace(labels=source.generate_labels(), classes=source.classes)
+    if not source.label_files:
+        have = ", ".join(one.name for one in DATASETS.values() if one.classes)
+        raise UserError(f"{raw.name} has no labels; these have: {have}, or a file of your own")
+    labels_of = replace(source, variants=(source.label_files,))
+    checked = obtain(labels_of, data_dir, download=download, progress=progress)
+    return raw._replace(
+        labels={split: rows for file in checked for split, rows in file.splits.items()},
+        classes=source.classes,
+        files=[*raw.files, *map(_file_identity, checked)],
     )
 
 

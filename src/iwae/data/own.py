@@ -30,10 +30,13 @@ MISSING_WORDS = ("", "na", "n/a", "nan", "null", "none", "?")
 """Cells of a .csv file that hold no value, in any case."""
 
 
-def read_own(path: Path, kind: Kind | None = None, *, missing: bool = False) -> Raw:
+def read_own(
+    path: Path, kind: Kind | None = None, *, missing: bool = False, labels: bool = False
+) -> Raw:
     """The splits of a user's file; raises `UserError` naming the file, the place and the remedy.
 
-    `kind` is what the user says of it; with `missing`, values may be missing.
+    `kind` is what the user says of it; with `missing`, values may be missing; with
+    `labels`, an .npz file also holds an array of them for each array of examples.
     """
     content = read_bytes(path)
     is_csv = path.suffix.lower() == ".csv"
@@ -42,11 +45,13 @@ def read_own(path: Path, kind: Kind | None = None, *, missing: bool = False) -> 
         arrays = {"data": cells.values}
     else:
         arrays = {"data": _csv(path, content)} if is_csv else read_arrays(path, content)
+    marks = _take_labels(path, arrays) if labels else {}
     for key, array in arrays.items():
         check_array(path, key, array, first_row=1 if is_csv else 0, missing=missing)
         if kind is not None and KINDS[kind.name].as_stored:
             check_values(array, kind, f"{path}: array {key!r}", missing=missing)
     splits, rule = _splits(path, arrays)
+    named, classes = _classes(path, marks) if labels else (None, ())
     shape = _common_shape(path, splits)
     values, values_rule = _values(path, splits, kind)
     return Raw(
@@ -58,7 +63,44 @@ def read_own(path: Path, kind: Kind | None = None, *, missing: bool = False) -> 
         split_rule=rule,
         values_rule=values_rule,
         columns=cells.names if cells is not None else (),
+        labels=None if named is None else _splits(path, named)[0],
+        classes=classes,
     )
+
+
+def _take_labels(path: Path, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Take the labels out of a file's arrays: `train_labels` beside `train`, or `labels` alone."""
+    found = {}
+    for key in [key for key in arrays if not key.endswith("labels")]:
+        name = f"{key}_labels" if f"{key}_labels" in arrays else "labels"
+        if name not in arrays:
+            raise UserError(
+                f"{path} holds no labels of the array {key!r}: an .npz file has them in an array "
+                f"{key}_labels, whole numbers or words"
+            )
+        found[key] = arrays.pop(name)
+        if found[key].shape != arrays[key].shape[:1] or found[key].dtype.kind not in "biuU":
+            raise UserError(
+                f"{path}: array {name!r} has to hold a whole number or a word for each of the "
+                f"{len(arrays[key])} examples"
+            )
+    return found
+
+
+def _classes(
+    path: Path, marks: dict[str, np.ndarray]
+) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
+    """Labels as places in the sorted list of those of the training data, and that list."""
+    known = marks.get("train", next(iter(marks.values())))
+    values = np.unique(known)
+    for key, array in marks.items():
+        if (array.dtype.kind == "U") != (values.dtype.kind == "U"):
+            raise UserError(f"{path}: some labels are words and others are numbers: use one kind")
+        unseen = np.setdiff1d(array, values)
+        if unseen.size:
+            raise UserError(f"{path}: the label {unseen[0]} of {key} has no training example")
+    places = {key: np.searchsorted(values, array) for key, array in marks.items()}
+    return places, tuple(map(str, values))
 
 
 def read_bytes(path: Path) -> bytes:

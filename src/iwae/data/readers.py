@@ -73,6 +73,21 @@ def idx_images(content: bytes, shapes: Shapes) -> Splits:
     return {split: pixels.reshape(shape[0], -1)}
 
 
+def idx_labels(content: bytes, shapes: Shapes) -> Splits:
+    """Labels `[n]`, uint8, of an idx1-ubyte file (big-endian header of 8 bytes)."""
+    split, (count,) = only(shapes)
+    if content[:4] != b"\x00\x00\x08\x01":
+        raise DamagedError(
+            f"not an idx file of labels: starts with 0x{content[:4].hex()}, not 0x00000801"
+        )
+    if len(content) != 8 + count or struct.unpack(">i", content[4:8]) != (count,):
+        raise DamagedError(f"holds {len(content) - 8:,} labels, not {count:,}")
+    labels = np.frombuffer(content, np.uint8, offset=8)
+    if labels.max() > 9:
+        raise DamagedError(f"holds the label {labels.max()}, not 0 to 9")
+    return {split: labels}
+
+
 def amat(content: bytes, shapes: Shapes) -> Splits:
     """Binary images `[n, d]`, uint8, of text with one image a line and 0 or 1 for each pixel.
 

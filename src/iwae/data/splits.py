@@ -33,6 +33,9 @@ class Dataset:
     counts, categories and tables are in all three as they were stored, uint8 or float32. Arrays in
     which values are missing (NaN) are float32. `draw` turns a row of any of them into what a model
     sees. The arrays are read-only.
+
+    Where labels were asked for, each row has its label after it, as one column for each of
+    `classes`: zeros and a one (255 where the row holds bytes to be binarised).
     """
 
     name: str
@@ -48,6 +51,20 @@ class Dataset:
     )  # float64 [d], in a model's units ([0, 1] for pixels), training rows only
     log_density: Callable[[np.ndarray], np.ndarray] | None = field(default=None, repr=False)
     kind: Kind = BERNOULLI
+    classes: tuple[str, ...] = ()  # names of the labels 0, 1, ...; empty if there are none
+
+    @property
+    def n_values(self) -> int:
+        """Values of an example, d: its label, if it has one, is not among them."""
+        return math.prod(self.shape)
+
+    def labels(self, split: str) -> np.ndarray:
+        """The label of each example of a split, `[n]`: a place in `classes`."""
+        if not self.classes:
+            raise UserError(
+                f"{self.name} was loaded without labels: load_dataset(..., labels=True)"
+            )
+        return getattr(self, split)[:, self.n_values :].argmax(axis=1)
 
 
 class Raw(NamedTuple):
@@ -69,6 +86,8 @@ class Raw(NamedTuple):
     authors: Callable[[int], "HeldOut"] | None = None
     log_density: Callable[[np.ndarray], np.ndarray] | None = None
     columns: Sequence[str] = ()  # their names, where the source has any
+    labels: Mapping[str, np.ndarray] | None = None  # of each split, places in `classes`
+    classes: tuple[str, ...] = ()
 
 
 class HeldOut(NamedTuple):
@@ -155,15 +174,14 @@ def assemble(raw: Raw, choices: Choices) -> Dataset:
         rows = np.arange(0) if held_out is None else held_out.validation
         validation = _drawn(raw.splits["train"], raw.values, kind, TRAIN_DRAW, rows)
     test = _drawn(raw.splits["test"], raw.values, kind, TEST_DRAW)
-    for array in (train, validation, test):
-        array.setflags(write=False)
     splits = {"train": train, "validation": validation, "test": test}
+    labelled = _labelled(raw, splits, held_out, binarization)
+    for array in labelled.values():
+        array.setflags(write=False)
     gaps = {"missing": _missing(raw, splits, binarization)} if choices.missing else {}
     return Dataset(
         name=raw.name,
-        train=train,
-        validation=validation,
-        test=test,
+        **labelled,
         shape=shape,
         observation=observation,
         binarization=binarization,
@@ -182,11 +200,38 @@ def assemble(raw: Raw, choices: Choices) -> Dataset:
             "validation_sha256": test_sha256(validation) if len(validation) else None,
             "test_sha256": test_sha256(test),
             **gaps,
+            **({"classes": list(raw.classes)} if raw.labels else {}),
         },
         train_mean=_mean(train, scale=255 if _is_bytes(train, binarization) else 1),
         log_density=raw.log_density,
         kind=what,
+        classes=raw.classes,
     )
+
+
+def _labelled(
+    raw: Raw, splits: Mapping[str, np.ndarray], held_out: HeldOut | None, binarization: str
+) -> dict[str, np.ndarray]:
+    """Splits with labels after their rows, if there are labels."""
+    if raw.labels is None:
+        return dict(splits)
+    labels = dict(raw.labels)
+    if held_out is not None:
+        labels["train"], labels["validation"] = (
+            raw.labels["train"][rows] for rows in (held_out.train, held_out.validation)
+        )
+    labels.setdefault("validation", np.zeros(0, int))
+    drawn = _is_bytes(splits["train"], binarization)
+    return {
+        split: _with_labels(rows, labels[split], raw, 255 if drawn and split == "train" else 1)
+        for split, rows in splits.items()
+    }
+
+
+def _with_labels(rows: np.ndarray, labels: np.ndarray, raw: Raw, one: int) -> np.ndarray:
+    if len(rows) != len(labels):
+        raise UserError(f"{raw.name} has {len(rows)} examples in a split, but {len(labels)} labels")
+    return np.concatenate([rows, one * np.eye(len(raw.classes), dtype=rows.dtype)[labels]], axis=1)
 
 
 def resolve(values: str, observation: str | None, binarization: str | None) -> tuple[str, str]:

@@ -4,6 +4,11 @@ Everything measured on a split goes through `map_examples`, one number an exampl
 does not grow with the split.
 """
 
+from iwae.evaluate.classes import (
+    class_log_likelihoods,
+    label_log_probabilities,
+    marginal_log_likelihoods,
+)
 from iwae.evaluate.examples import ExampleFn, gather, map_examples
 from iwae.evaluate.information import (
     Estimate,
@@ -24,13 +29,16 @@ __all__ = [
     "Information",
     "active_units",
     "authors_active_units",
+    "class_log_likelihoods",
     "gap_split",
     "gather",
     "information",
+    "label_log_probabilities",
     "layer_terms",
     "log_likelihood_slabs",
     "log_likelihoods",
     "map_examples",
+    "marginal_log_likelihoods",
     "prune",
     "streamed_bound",
 ]

@@ -45,6 +45,8 @@ def streamed_bound(k: int, chunk: int, sampler: Callable = importance_particles)
     slots = -(-looked_at // chunk)  # chunks that are kept; one slot more takes all others
 
     def fn(model: AbstractLatentModel, x: Example, key: PRNGKey) -> dict[str, Scalar]:
+        model, x = model.condition(x)
+
         def add(i: Array, carry: tuple[Sums, LogWeights]) -> tuple[Sums, LogWeights]:
             sums, kept = carry
             log_w = sampler(model, x, key, chunk, first=i * chunk)[0].log_w
@@ -213,6 +215,7 @@ def annealed_bound(
 def _annealed(
     model: AbstractLatentModel, x: Example, key: PRNGKey, *, k: int, **options: Any
 ) -> dict[str, Scalar]:
+    model, x = model.condition(x)
     particles, info = annealed_particles(model, x, key, k, **options)
     return {
         "log_likelihood": log_mean_exp(particles.log_w),

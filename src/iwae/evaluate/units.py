@@ -34,6 +34,7 @@ def layer_terms(k: int) -> ExampleFn:
     """
 
     def fn(model: AbstractLatentModel, x: Example, key: PRNGKey) -> dict[str, Array]:
+        model, x = model.condition(x)
         vae = as_vae(model)
         posterior = vae.posterior(x)
 
@@ -108,7 +109,6 @@ def active_units(
     Raises:
         UserError: if the model is not a VAE, there are no examples, or `samples` is not positive.
     """
-    as_vae(model)
     check_positive("samples", samples)
     slabs = map_examples(
         _posterior_means(samples),
@@ -144,6 +144,7 @@ def _posterior_means(samples: int) -> ExampleFn:
     """For each layer, the estimate of E_q[h_l|x] and the variance of its noise, `[d_l]` each."""
 
     def fn(model: AbstractLatentModel, x: Example, key: PRNGKey) -> tuple[list, list]:
+        model, x = model.condition(x)
         posterior = as_vae(model).posterior(x)
         keys = particle_keys(key, jnp.arange(samples))
         draws = jax.vmap(lambda key: posterior.layer_means(posterior.sample(key)))(keys)

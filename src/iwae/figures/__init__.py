@@ -14,6 +14,7 @@ from iwae.figures.charts import (
 from iwae.figures.images import (
     filters,
     image_grid,
+    labelled_rows,
     reconstructions,
     samples,
     training_frames,
@@ -30,6 +31,7 @@ __all__ = [
     "density_1d",
     "filters",
     "image_grid",
+    "labelled_rows",
     "log_variance_histogram",
     "marginals",
     "posterior_panels",

@@ -5,6 +5,7 @@ whole pixels, so that nothing is blurred or uneven.
 """
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -90,6 +91,17 @@ def training_strip(frames: np.ndarray, epochs: Numbers, *, title: str | None = N
     _beside(sheet, labels)
     sheet.axes.text(-8, -8, "epoch", fontsize=NORMAL, color=INK, ha="right", va="bottom")
     _above(sheet, title or "")
+    return sheet.figure
+
+
+def labelled_rows(images: np.ndarray, labels: Sequence[str]) -> Figure:
+    """Images [t, n, h, w] in [0, 1]: a row for each of t labels."""
+    t, n, *shape = np.shape(images)
+    row, column = np.divmod(np.arange(t * n), n)
+    sheet = _sheet(
+        _tiles(np.reshape(images, (t * n, *shape)), "images"), row, column, left=_room(list(labels))
+    )
+    _beside(sheet, list(labels))
     return sheet.figure
 
 

@@ -13,6 +13,7 @@ from iwae._types import PRNGKey, UserError
 from iwae.annealing import linear_schedule, sigmoid_schedule, tune_step_size
 from iwae.annealing.schedules import as_betas, check_leapfrog
 from iwae.annealing.starts import STARTS
+from iwae.conditional import Model
 from iwae.data import choose
 from iwae.diagnostics import Verdict, verdict
 from iwae.evaluate import gather
@@ -36,7 +37,6 @@ from iwae.measure.records import (
     write_record,
 )
 from iwae.measure.unfinished import Slab, Unfinished
-from iwae.model import VAE
 
 ANNEALED = "annealed importance sampling"
 
@@ -174,6 +174,7 @@ def anneal_run(
         examples=examples,
         pruned=pruned,
         seed=seed,
+        labels=True,
         data_dir=data_dir,
     )
     unfinished, lengths = Unfinished(run), (annealing.temperatures // 10, annealing.temperatures)
@@ -221,7 +222,7 @@ def anneal_run(
 def _anneal(
     subject: Subject,
     replicate: int,
-    model: VAE,
+    model: Model,
     annealing: Annealing,
     length: int,
     batch_size: int | None,
@@ -262,7 +263,7 @@ def annealing_keys(seed: int, length: int) -> tuple[PRNGKey, PRNGKey]:
 
 
 def tune(
-    model: VAE, examples: np.ndarray, key: PRNGKey, annealing: Annealing, length: int
+    model: Model, examples: np.ndarray, key: PRNGKey, annealing: Annealing, length: int
 ) -> np.ndarray:
     """Step sizes for a schedule of `length` temperatures, `[length - 1]`."""
     return tune_step_size(

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from iwae._types import UserError
+from iwae.conditional import Model
 from iwae.evaluate import gather, log_likelihood_slabs
 from iwae.measure.ordering import check_ordering
 from iwae.measure.records import (
@@ -26,7 +27,6 @@ from iwae.measure.records import (
     write_record,
 )
 from iwae.measure.unfinished import Slab, Unfinished
-from iwae.model import VAE
 
 IMPORTANCE = "importance sampling"
 
@@ -87,6 +87,7 @@ def evaluate_run(
         examples=examples,
         pruned=pruned,
         seed=seed,
+        labels=True,
         data_dir=data_dir,
     )
     unfinished = Unfinished(run)
@@ -116,7 +117,7 @@ def evaluate_run(
 def _measure(
     subject: Subject,
     replicate: int,
-    model: VAE,
+    model: Model,
     ks: Sequence[int],
     batch_size: int | None,
     unfinished: Unfinished,

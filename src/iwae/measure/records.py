@@ -18,6 +18,7 @@ import numpy as np
 from iwae._types import UserError, atomic_write
 from iwae.annealing import KHAT_LEAST
 from iwae.checkpoint import WEIGHTS, read_about
+from iwae.conditional import Model
 from iwae.config import TrainConfig, config_values, read_config
 from iwae.data import KINDS, Dataset, as_kind, choose, test_sha256
 from iwae.diagnostics import (
@@ -29,7 +30,6 @@ from iwae.diagnostics import (
 from iwae.evaluate import active_units, authors_active_units, prune
 from iwae.evaluate.likelihood import KHAT_WEIGHTS
 from iwae.jobs import load_config_dataset, model_folder, run_model, split_examples
-from iwae.model import VAE
 
 Track = Callable[[Iterable, int, str], Iterable]
 Record = dict[str, Any]
@@ -72,7 +72,7 @@ class Subject(NamedTuple):
     subset: bool
     seed: int
 
-    def models(self) -> Iterator[tuple[int, VAE]]:
+    def models(self) -> Iterator[tuple[int, Any]]:
         """Each replicate's number and model."""
         for replicate in range(self.config.replicates):
             yield replicate, subject_model(self, replicate)
@@ -97,19 +97,25 @@ def make_subject(
     examples: int | None = None,
     pruned: bool = False,
     seed: int = 0,
+    labels: bool = False,
     data_dir: Path | None = None,
 ) -> Subject:
     """What `iwae evaluate` is asked to measure.
 
     Args:
         examples: a seeded random subset of the split instead of all of it.
+        labels: whether the method is one for conditional models too.
 
     Raises:
-        UserError: if the run, its data or the split are not there, or are not that large.
+        UserError: if the run, its data or the split are not there, or are not that large; if it is
+            conditional, and the method or pruning is not for such models.
     """
     if not 0 <= seed < 2**31:
         raise UserError(f"seed is {seed}; it must be between 0 and {2**31 - 1}")
     config = run_config(run)
+    if config.conditional and (pruned or not labels):
+        what = "pruned" if pruned else "measured in this way"
+        raise UserError(f"{run} is conditional, and such models cannot be {what}: use is or ais")
     dataset = load_config_dataset(config, data_dir)
     _check_data(run, config, weights, dataset)
     data, index = _examples(dataset, split, examples, seed)
@@ -157,7 +163,7 @@ def _examples(
     return split_examples(dataset, split)[index], index
 
 
-def subject_model(subject: Subject, replicate: int) -> VAE:
+def subject_model(subject: Subject, replicate: int) -> Any:
     """The model of one replicate, pruned if that is asked for."""
     model = run_model(subject.run, subject.weights, replicate, subject.dataset)
     if not subject.pruned:
@@ -291,7 +297,7 @@ def weight_summary(values: Mapping[str, np.ndarray], k: int) -> Record:
     }
 
 
-def unit_counts(subject: Subject, model: VAE) -> tuple[Record, tuple[np.ndarray, ...]]:
+def unit_counts(subject: Subject, model: Model) -> tuple[Record, tuple[np.ndarray, ...]]:
     """Active units by both definitions, for a record, and the variances behind them."""
     key = jax.random.key(subject.seed)
     units = active_units(model, subject.data, key)

@@ -5,6 +5,7 @@ from pathlib import Path
 from iwae import figures
 from iwae._types import UserError, atomic_folder
 from iwae.checkpoint import DESCRIPTION, WEIGHTS, copy_model, load_model, read_about
+from iwae.conditional import ConditionalVAE
 from iwae.config import config_values, make_config, without_folders, write_config
 from iwae.gallery import Layout, samples_figure
 from iwae.jobs import model_folder
@@ -55,6 +56,8 @@ def export_run(
         raise UserError(f"{run} has no {weights} weights of replicate {replicate}")
     _refuse_used(folder, overwrite=overwrite)
     model, about = load_model(source), read_about(source)
+    if isinstance(model, ConditionalVAE):
+        raise UserError(f"{run} is conditional, and such models have no card yet: share {source}")
     trained = about.get("config", config_values(config))  # that of the folder may be edited since
     shared = without_folders(make_config(trained, str(source)))
     about = {**about, "config": config_values(shared), "weights": weights}

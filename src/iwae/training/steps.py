@@ -127,7 +127,7 @@ def mean_loss(
 
     def one(raw: Shaped[Array, "..."], position: Array) -> tuple[Scalar, Info]:
         x, latent_key = example(raw, position, key, settings)
-        return settings.objective.terms(model, x, latent_key, extra)
+        return settings.objective.terms(*model.condition(x), latent_key, extra)
 
     values, info = jax.vmap(one)(raw, jnp.arange(settings.batch_size))
     info = jax.tree.map(lambda leaf: jnp.mean(leaf, axis=0), jax.lax.stop_gradient(info))

@@ -1,0 +1,370 @@
+"""Models of x given a label: exact against plain models, the whole way, and as a classifier."""
+
+import json
+import math
+import os
+import struct
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy.special import logsumexp
+
+import small
+from iwae._types import UserError
+from iwae.checkpoint import load_model, save_model
+from iwae.conditional import ConditionalVAE, with_labels
+from iwae.config import make_config
+from iwae.data import load_dataset
+from iwae.data.readers import DamagedError, idx_labels
+from iwae.evaluate import (
+    active_units,
+    class_log_likelihoods,
+    label_log_probabilities,
+    log_likelihoods,
+    marginal_log_likelihoods,
+    prune,
+)
+from iwae.gallery import draw_run
+from iwae.measure import bdmc_run, evaluate_run
+from iwae.model import VAE
+from iwae.networks import Network
+from iwae.objectives import bound, iwae
+from iwae.runs import read_metrics
+from iwae.testing import check_latent_model
+from test_model import perturbed
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+D, C = 4, 3
+KINDS = {
+    "one layer": {},
+    "two layers": {"latent_sizes": (3, 2), "hidden_sizes": ((5,), (4,))},
+    "no hidden layers": {"latent_sizes": (3, 2), "hidden_sizes": ((), ())},
+    "conv": {"network": Network("conv", (3,), 1, (2, 2)), "hidden_sizes": ((),)},
+}
+
+
+def vae(seed=0, **options):
+    shape = {"latent_sizes": (2,), "hidden_sizes": ((5,),), **options}
+    return VAE(D, **shape, key=jax.random.key(seed))
+
+
+def make(learned_prior=True, **options):
+    return ConditionalVAE(vae(**options), C, learned_prior=learned_prior)
+
+
+def label(y):
+    return jnp.eye(C)[y]
+
+
+def example(y, seed=0):
+    x = np.random.default_rng(seed).integers(0, 2, D)
+    return jnp.concatenate([jnp.float32(x), label(y)])
+
+
+# --- the model --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_a_label_is_one_more_input_of_the_first_layer_of_every_network(name):
+    """The same weights as a matrix of d + C rows give the same numbers."""
+    model = perturbed(make(**KINDS[name]))
+    given = model.given(label(1))
+    before, after = (
+        dict(jax.tree_util.tree_leaves_with_path(eqx.filter(m, eqx.is_array)))
+        for m in (eqx.tree_at(lambda m: m.top, model.vae, jnp.zeros(1), is_leaf=is_none), given)
+    )
+    changed = {
+        jax.tree_util.keystr(at) for at in after if not np.array_equal(before[at], after[at])
+    }
+    expected = set()
+    for net in [f".encoder[{l}]" for l in range(len(given.encoder))] + [
+        f".prior_nets[{l}]" for l in range(len(given.prior_nets))
+    ]:
+        has_hidden = len(KINDS[name].get("hidden_sizes", ((5,),))[0]) > 0
+        firsts = [".hidden.layers[0]"] if has_hidden else [".loc", ".log_scale"]
+        expected |= {f"{net}{first}.bias" for first in firsts}
+    hidden = KINDS[name].get("hidden_sizes", ((5,),))[0]
+    last = ".output.start" if name == "conv" else ".output"
+    expected |= {(".decoder_hidden.layers[0]" if hidden else last) + ".bias", ".top"}
+    assert changed == expected
+
+
+def is_none(node):
+    return node is None
+
+
+def test_the_label_chooses_the_bias_and_the_prior():
+    model = perturbed(make())
+    for y in range(C):
+        given = model.given(label(y))
+        first = given.encoder[0].hidden.layers[0]
+        expected = model.vae.encoder[0].hidden.layers[0].bias + model.shifts[0][y]
+        np.testing.assert_allclose(first.bias, expected, rtol=1e-6)
+        np.testing.assert_allclose(given.prior().mean, model.tops[y, 0], rtol=1e-6)
+        np.testing.assert_allclose(given.prior().variance, np.exp(2 * model.tops[y, 1]), rtol=1e-5)
+
+
+def test_it_starts_as_the_model_without_labels():
+    model, plain = make(), vae()
+    for y in range(C):
+        x, z = example(y)[:D], (jnp.float32([0.3, -1.2]),)
+        log_joint = float(plain.log_joint(x, z))
+        assert model.log_joint(example(y), z) == pytest.approx(log_joint, rel=1e-6)
+        q, p = model.posterior(example(y)), plain.posterior(x)
+        assert q.log_prob(z) == pytest.approx(float(p.log_prob(z)), rel=1e-6)
+
+
+@pytest.mark.parametrize("name", ["two layers", "conv"])
+def test_it_keeps_the_contract(name):
+    model = perturbed(make(**KINDS[name]), size=0.3)
+    check_latent_model(model, example(2), jax.random.key(1), draws=2000)
+
+
+@pytest.mark.parametrize("learned_prior", [False, True])
+def test_a_gradient_reaches_every_parameter_but_the_frequencies(learned_prior):
+    model = perturbed(make(learned_prior, **KINDS["two layers"]))
+    objective = bound(iwae, k=2)
+
+    def loss(model):
+        keys = jax.random.split(jax.random.key(0), C)
+        return sum(
+            objective(*model.condition(example(y)), keys[y])  # each label has weights of its own
+            for y in range(C)
+        )
+
+    gradient = eqx.filter_jit(eqx.filter_grad(loss))(model)
+    still = [
+        jax.tree_util.keystr(at)
+        for at, leaf in jax.tree_util.tree_leaves_with_path(gradient)
+        if not leaf.any()
+    ]
+    assert still == [".frequencies"]
+
+
+def test_labels_are_drawn_as_often_as_they_are():
+    model = ConditionalVAE(vae(), C, frequencies=np.array([0.5, 0.0, 0.5]))
+    draws = jax.jit(jax.vmap(model.sample))(jax.random.split(jax.random.key(0), 2000))[1]
+    shares = np.asarray(draws[:, D:]).mean(axis=0)
+    assert shares[1] == 0
+    assert abs(shares[0] - 0.5) < 5 * 0.5 / math.sqrt(2000)
+
+
+@pytest.mark.parametrize("learned_prior", [False, True])
+def test_a_conditional_model_comes_back_bit_for_bit(learned_prior, tmp_path):
+    model = perturbed(make(learned_prior, **KINDS["conv"]))
+    save_model(model, tmp_path)
+    found = load_model(tmp_path)
+    assert jax.tree.structure(found) == jax.tree.structure(model)
+    assert small.bits(found) == small.bits(model)
+
+
+@pytest.mark.parametrize("labels", [{"n_classes": 1}, {"n_classes": 10**12}, {"a": 1}, 3, []])
+def test_a_description_of_labels_that_are_none_is_refused(labels, tmp_path):
+    save_model(make(), tmp_path)
+    description = json.loads((tmp_path / "model.json").read_text())
+    description["architecture"]["labels"] = labels
+    (tmp_path / "model.json").write_text(json.dumps(description))
+    with pytest.raises(UserError):
+        load_model(tmp_path)
+
+
+# --- measuring --------------------------------------------------------------------------------
+
+
+def test_likelihoods_are_those_of_the_models_given_the_labels():
+    model = perturbed(make(), size=0.5)
+    x = np.random.default_rng(0).integers(0, 2, (5, D)).astype(np.float32)
+    scores = class_log_likelihoods(model, x, jax.random.key(3), k=7)
+    assert scores.shape == (5, C)
+    for y in range(C):
+        alone = log_likelihoods(model.given(label(y)), x, jax.random.key(3), k=7)
+        np.testing.assert_allclose(scores[:, y], alone, rtol=1e-5)
+    assert np.ptp(scores, axis=1).min() > 1e-3
+
+
+def test_labels_have_the_probabilities_of_bayes_rule():
+    scores = np.array([[-3.0, -2.0, -9.0], [-1000.0, -1000.0, -900.0]])
+    frequencies = np.array([0.5, 0.25, 0.25])
+    joint = scores + np.log(frequencies)
+    expected = joint - logsumexp(joint, axis=1, keepdims=True)
+    np.testing.assert_allclose(label_log_probabilities(scores, frequencies), expected)
+    np.testing.assert_allclose(
+        marginal_log_likelihoods(scores, frequencies), logsumexp(joint, axis=1)
+    )
+    never = label_log_probabilities(scores, np.array([0.5, 0.5, 0.0]))
+    assert (never[:, 2] == -np.inf).all()
+    np.testing.assert_allclose(np.exp(never).sum(axis=1), 1)
+
+
+def test_active_units_are_counted_given_the_labels():
+    model = perturbed(make(), size=0.5)
+    rows = np.random.default_rng(0).integers(0, 2, (30, D)).astype(np.float32)
+    both = with_labels(rows, np.arange(30) % 2, C)
+    found = active_units(model, both, jax.random.key(0)).variances[0]
+    means = [model.posterior(jnp.asarray(row)).first.mean for row in both]
+    np.testing.assert_allclose(found, np.var(means, axis=0), rtol=1e-3)
+    with pytest.raises(UserError, match="has no layers to look into"):
+        prune(model, [np.array([True, False])])
+
+
+def test_mistakes_are_user_errors():
+    with pytest.raises(UserError, match="at least two classes, not 1"):
+        ConditionalVAE(vae(), 1)
+    with pytest.raises(UserError, match=r"frequencies has shape \(2,\), not \(3,\)"):
+        ConditionalVAE(vae(), 3, frequencies=np.ones(2))
+    own = VAE(
+        *(D, (2,), ((),)),
+        decoder=eqx.nn.Linear(2, D, key=jax.random.key(0)),
+        key=jax.random.key(1),
+    )
+    with pytest.raises(UserError, match="has no place for a label"):
+        ConditionalVAE(own, 2)
+    with pytest.raises(UserError, match="there are 2 examples, but 3 labels"):
+        with_labels(np.zeros((2, D)), np.zeros(3, int), C)
+    with pytest.raises(UserError, match="labels are whole numbers from 0 to 2"):
+        with_labels(np.zeros((1, D)), np.array([3]), C)
+    rows = np.zeros((2, D), np.float32)
+    with pytest.raises(UserError, match="a VAE knows no labels"):
+        class_log_likelihoods(vae(), rows, jax.random.key(0), k=2)
+    with pytest.raises(UserError, match=r"give \[n, 4\] without labels"):
+        class_log_likelihoods(make(), np.zeros((2, D + C)), jax.random.key(0), k=2)
+
+
+# --- data -------------------------------------------------------------------------------------
+
+
+def test_digits_have_their_labels():
+    from sklearn.datasets import load_digits
+
+    plain = load_dataset("digits", validation=100)
+    data = load_dataset("digits", validation=100, labels=True)
+    assert data.classes == tuple("0123456789")
+    truth = {row.tobytes(): y for row, y in zip(*load_digits(return_X_y=True), strict=True)}
+    for split in ("train", "validation", "test"):
+        rows, without = getattr(data, split), getattr(plain, split)
+        np.testing.assert_array_equal(rows[:, :64], without)
+        assert rows.dtype == without.dtype
+        assert set(np.unique(rows[:, 64:])) == {0, 255 if split == "train" else 1}
+    levels = np.rint(data.train[:, :64] / 255 * 16).astype(float)
+    expected = [truth[row.tobytes()] for row in levels]
+    np.testing.assert_array_equal(data.labels("train"), expected)
+    assert data.identity["test_sha256"] == plain.identity["test_sha256"]
+    assert data.identity != plain.identity
+    np.testing.assert_array_equal(data.train_mean, plain.train_mean)
+    with pytest.raises(UserError, match="loaded without labels"):
+        plain.labels("test")
+
+
+def test_labels_of_a_users_file(tmp_path):
+    rows = np.random.default_rng(0).normal(size=(20, 3))
+    words = np.array(["cat", "dog"])[np.arange(20) % 2]
+    np.savez(tmp_path / "one.npz", data=rows, labels=words)
+    data = load_dataset(tmp_path / "one.npz", labels=True, validation=4)
+    assert data.classes == ("cat", "dog")
+    for split in ("train", "validation", "test"):
+        for row, y in zip(getattr(data, split), data.labels(split), strict=True):
+            (place,) = np.flatnonzero((np.float32(rows) == row[:3]).all(axis=1))
+            assert words[place] == data.classes[y]
+    np.savez(
+        tmp_path / "two.npz", train=rows, test=rows, train_labels=np.arange(20), test_labels=words
+    )
+    with pytest.raises(UserError, match="some labels are words and others are numbers"):
+        load_dataset(tmp_path / "two.npz", labels=True)
+    some = {"train_labels": words == "cat", "test_labels": np.arange(20)}
+    np.savez(tmp_path / "two.npz", train=rows, test=rows, **some)
+    with pytest.raises(UserError, match="the label 2 of test has no training example"):
+        load_dataset(tmp_path / "two.npz", labels=True)
+    np.savez(tmp_path / "three.npz", data=rows, labels=words[:5])
+    with pytest.raises(UserError, match="a whole number or a word for each of the 20 examples"):
+        load_dataset(tmp_path / "three.npz", labels=True)
+    np.savetxt(tmp_path / "four.csv", rows, delimiter=",")
+    with pytest.raises(UserError, match="holds no labels"):
+        load_dataset(tmp_path / "four.csv", labels=True)
+    with pytest.raises(UserError, match="circle has no labels; these have: "):
+        load_dataset("circle", labels=True)
+
+
+# --- the whole way ----------------------------------------------------------------------------
+
+
+def two_halves(path):
+    """Pictures with the bright half on the left (label a) or on the right (label b)."""
+    rng = np.random.default_rng(0)
+    y = rng.integers(0, 2, 300)
+    images = rng.normal(60, 20, (300, 4, 4))
+    images[y == 0, :, :2] += 120
+    images[y == 1, :, 2:] += 120
+    labels = np.array(["a", "b"])[y]
+    pixels = np.uint8(images.clip(0, 255))
+    examples = {"train": pixels[:250], "test": pixels[250:]}
+    np.savez(path, **examples, train_labels=labels[:250], test_labels=labels[250:])
+    return {"dataset": str(path), "conditional": True, "epochs": 6}
+
+
+def test_a_conditional_run_is_trained_measured_drawn_and_classifies(tmp_path):
+    run = tmp_path / "run"
+    options = two_halves(tmp_path / "halves.npz")
+    small.train_in(run, **options, label_prior=True)
+    rows = read_metrics(run)
+    assert rows[-1]["validation_bound"][0] > rows[0]["validation_bound"][0]
+    model = load_model(run / "models" / "final-0")
+    assert isinstance(model, ConditionalVAE)
+    assert (model.n_classes, model.tops is not None) == (2, True)
+    data = load_dataset(options["dataset"], labels=True)
+    record = evaluate_run(run, ks=(50,))
+    key = jax.random.key(0)
+    expected = log_likelihoods(model, data.test, key, k=50).mean()
+    assert record["log_likelihood"] == pytest.approx(expected)
+    assert record["data"]["classes"] == ["a", "b"]
+    drawn = {path.stem for path in draw_run(run)}
+    assert {"samples", "samples_of_classes", "reconstructions", "filters_last_layer"} <= drawn
+    scores = class_log_likelihoods(model, data.test[:, :16], jax.random.key(1), k=20)
+    found = label_log_probabilities(scores, np.asarray(model.frequencies)).argmax(axis=1)
+    assert (found == data.labels("test")).mean() > 0.9
+    for measure in (lambda: bdmc_run(run), lambda: evaluate_run(run, ks=(3,), pruned=True)):
+        with pytest.raises(UserError, match="is conditional, and such models cannot be"):
+            measure()
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"label_prior": True}, "label_prior needs conditional"),
+    ],
+)
+def test_options_that_make_no_sense_are_refused(values, words):
+    with pytest.raises(UserError, match=words):
+        make_config(values, "here")
+
+
+def idx(labels, magic=b"\x00\x00\x08\x01"):
+    return magic + struct.pack(">i", len(labels)) + bytes(labels)
+
+
+def test_files_of_labels_are_checked():
+    shapes = {"train": (5,)}
+    labels = [3, 0, 9, 9, 1]
+    np.testing.assert_array_equal(idx_labels(idx(labels), shapes)["train"], labels)
+    for content, words in (
+        (idx(labels, b"\x00\x00\x08\x03"), "not an idx file of labels: starts with 0x00000803"),
+        (idx(labels)[:-1], "holds 4 labels, not 5"),
+        (idx([*labels, 1]), "holds 6 labels, not 5"),
+        (idx([1, 2, 3, 4, 10]), "holds the label 10, not 0 to 9"),
+        (b"", "not an idx file of labels"),
+    ):
+        with pytest.raises(DamagedError, match=words):
+            idx_labels(content, shapes)
+
+
+@pytest.mark.skipif("IWAE_DATA" not in os.environ, reason="needs the files of MNIST")
+def test_mnist_has_its_labels():
+    data = load_dataset("mnist", labels=True, validation=1000, download=False)
+    assert data.train.shape == (59_000, 794)
+    counts = [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949]  # LeCun et al. 1998
+    both = np.bincount(data.labels("train")) + np.bincount(data.labels("validation"))
+    np.testing.assert_array_equal(both, counts)
+    assert data.labels("test")[:5].tolist() == [7, 2, 1, 0, 4]
