@@ -18,7 +18,9 @@ from iwae.diagnostics import test_sample_error
 from iwae.evaluate import active_units
 from iwae.jobs import load_config_dataset, run_model, split_examples
 from iwae.measure.ordering import Known, known_bounds, models_of, read_records
+from iwae.model import VAE
 from iwae.networks import Dense
+from iwae.observations import SIGNS
 from iwae.posterior import model_density, posterior_grid
 from iwae.runs import read_metrics
 
@@ -122,7 +124,8 @@ def are_pictures(dataset: Dataset | Layout) -> bool:
 
 def samples_figure(model: Model, layout: Layout) -> Figure:
     """What a model makes by itself, without its data: pictures, or else histograms of columns."""
-    gaps = model.missing == "not-at-random"  # its samples have missing values too
+    # Where values go missing for what they are, samples have missing values too.
+    gaps = isinstance(model, VAE) and model.missing in SIGNS
     if are_pictures(layout) and not gaps:
         means, draws = _prior_samples(model, SHOWN)
         return figures.samples(_images(means, layout), _images(draws, layout))

@@ -29,6 +29,7 @@ __all__ = [
     "MEAN_CLIP",
     "MISSING",
     "OBSERVATIONS",
+    "SIGNS",
     "BernoulliFromLogits",
     "Encoding",
     "Imputing",

@@ -1,0 +1,113 @@
+"""Records of the scripts in `experiments/` that make no runs, or more than runs."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from iwae._types import UserError
+from iwae.measure.ordering import known_bounds
+from iwae.report.tables import LABELS_FOLDER, Row, markdown, mean_and_spread
+
+IMPUTATION_FOLDER = "imputation"
+"""Where `experiments/imputation.py` keeps its records."""
+
+DENSITIES_FOLDER = "densities"
+"""Where `experiments/densities.py` keeps its records."""
+
+
+def labels_table(results: Path) -> str:
+    """Markdown: conditional models, as `experiments/labels.py` judged them."""
+    folder = Path(results) / LABELS_FOLDER
+    rows = [_labels_row(path) for path in sorted(folder.glob("*/*/evaluations/labels.json"))]
+    if not rows:
+        raise UserError(f"{folder} holds no records: python experiments/labels.py digits")
+    return markdown(rows)
+
+
+def _labels_row(path: Path) -> Row:
+    """One line: means over seeds, with the error from the examples and the deviation of seeds."""
+    record = json.loads(path.read_text())
+    known = known_bounds(path.parents[1], split="test", weights="final", pruned=False)
+    row = {
+        "data": record["dataset"],
+        "p(z)": "of each label" if record["config"].get("label_prior") else "N(0, I)",
+        "seeds": str(len(record["replicates"])),
+        "examples": f"{record['n']:,}",
+        **{f"{one.estimator} of p(x given y), nats": mean_and_spread(one) for one in known},
+    }
+    for name, title in (("accuracy", "accuracy"), ("auroc", f"AUROC against {record['others']}")):
+        each = [one[name] for one in record["replicates"] if name in one]
+        if each:
+            error = np.mean([one[f"{name}_stderr"] for one in record["replicates"]])
+            spread = f" (sd {np.std(each, ddof=1):.3f})" if len(each) > 1 else ""
+            row[title] = f"{np.mean(each):.3f} ± {error:.3f}{spread}"
+    return row
+
+
+def densities_table(results: Path) -> str:
+    """Markdown: the estimator beside Gaussian mixtures, from `experiments/densities.py`.
+
+    Means over splits, with the standard error of their mean.
+    """
+    folder, rows = Path(results) / DENSITIES_FOLDER, []
+    for name in sorted(path.name for path in folder.glob("*/")):
+        records = [json.loads(path.read_text()) for path in sorted(folder.glob(f"{name}/*.json"))]
+        first = records[0]
+        row = {
+            "data": name,
+            "rows": f"{first['train_rows'] + first['test_rows']:,}",
+            "columns": str(first["columns"]),
+        }
+        for key, words in (
+            ("ours", "ours, nats"),
+            ("mixture", "mixture, nats"),
+            ("difference", "difference"),
+        ):
+            means = np.array([record[key]["mean"] for record in records])
+            error = means.std(ddof=1) / np.sqrt(len(means))
+            row[words] = f"{means.mean():.2f} ± {error:.2f}"
+        row["splits"] = str(len(records))
+        chosen = {(r["mixture"]["components"], r["mixture"]["covariance"]) for r in records}
+        row["mixtures chosen"] = ", ".join(f"{n} {form}" for n, form in sorted(chosen))
+        rows.append(row)
+    if not rows:
+        raise UserError(f"{folder} holds no records: python experiments/densities.py")
+    return markdown(rows)
+
+
+def imputation_table(results: Path) -> str:
+    """Markdown: errors of imputed values by each method, the least of a line in bold."""
+    folder = Path(results) / IMPUTATION_FOLDER
+    cases: dict[tuple[str, str, float], list[dict[str, Any]]] = {}
+    for path in sorted(folder.glob("[!.]*.json")):
+        record = json.loads(path.read_text())
+        case = record["table"], record["mechanism"], record["share"]
+        cases.setdefault(case, []).append(record)
+    if not cases:
+        raise UserError(f"{folder} holds no records: python experiments/imputation.py")
+    return markdown(imputation_row(case, records) for case, records in sorted(cases.items()))
+
+
+def imputation_row(case: tuple[str, str, float], records: Sequence[dict[str, Any]]) -> Row:
+    """One line: the root mean squared error of each method, mean ± standard error over seeds."""
+    name, mechanism, share = case
+    sizes = records[0]["sizes"]
+    row = {
+        "table": name,
+        "rows": f"{sizes['train'] + sizes['test']}",
+        "hidden": f"{share:.0%} {mechanism}",
+        "seeds": str(len(records)),
+    }
+    errors = {
+        method: np.array([record["rmse"][method] for record in records])
+        for method in records[0]["rmse"]
+    }
+    least = min(errors, key=lambda method: errors[method].mean())
+    for method, each in errors.items():
+        spread = f" ± {each.std(ddof=1) / np.sqrt(len(each)):.3f}" if len(each) > 1 else ""
+        words = f"{each.mean():.3f}{spread}"
+        row[method] = f"**{words}**" if method == least else words
+    return row

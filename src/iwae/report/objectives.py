@@ -1,0 +1,137 @@
+"""Runs that compare objectives and networks, and why numbers differ."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from iwae._types import UserError
+from iwae.declaration import OBJECTIVES
+from iwae.diagnostics import paired_difference, test_sample_error
+from iwae.measure.ordering import Known, known_bounds
+from iwae.report.tables import OBJECTIVES_FOLDER, Row, markdown, mean_and_spread, runs_in
+
+
+def objectives_table(results: Path, name: str) -> str:
+    """Markdown: the lines of a table of `experiments/objectives.py`, the best first."""
+    folder = Path(results) / OBJECTIVES_FOLDER / name
+    rows = [
+        row
+        for run in sorted(path.parent for path in folder.glob("*/config.toml"))
+        if (row := objective_row(run)) is not None
+    ]
+    if not rows:
+        raise UserError(f"{folder} holds no records: python experiments/objectives.py {name}")
+    return markdown(row for _, row in sorted(rows, key=lambda pair: -pair[0]))
+
+
+def objective_row(run: Path) -> tuple[float, Row] | None:
+    """The best bound known of a run, and its line; None if it was not measured."""
+    known = known_bounds(run, split="test", weights="final", pruned=False)
+    if not known:
+        return None
+    config = known[0].record["config"]
+    options = [
+        f"{name} {config[name]}"
+        for name in ("m", "k", "alpha", "beta", "temperatures", "leapfrog", "phase", "kl_warmup")
+        if config.get(name) not in (None, 0)
+    ]
+    if config.get("network", "mlp") != "mlp" or config.get("blocks"):
+        words = " ".join(map(str, (config["network"], *(config.get("channels") or ()))))
+        options.append(f"{words}, blocks {config['blocks']}")
+    if config.get("free_bits"):
+        options.append(f"free bits {config['free_bits']}")
+    row = {
+        "objective": config["objective"],
+        "gradient": config.get("gradient") or OBJECTIVES[config["objective"]].gradients[0],
+        "options": ", ".join(options),
+        "epochs": str(config["epochs"]),
+        "seeds": str(config["replicates"]),
+    }
+    sampled = [one for one in known if one.rank[0] == 0]
+    for one in known:
+        most = bool(sampled) and one is sampled[-1]
+        if most or (one.rank[0] > 0 and not one.short):
+            row[f"{one.estimator}, nats"] = mean_and_spread(one)
+    if len(sampled) > 1:
+        low, high = sampled[0], sampled[-1]
+        gap = high.values.mean() - low.values.mean()
+        row[f"{high.estimator} - {low.estimator}"] = f"{gap:.2f}"
+    each = known[0].record
+    row["active units"] = "+".join(f"{count:.1f}" for count in each["active_units"])
+    return float(known[-1].values.mean()), row
+
+
+def differences_table(results: Path) -> str:
+    """Markdown: how much the choice of estimator, examples, seed and objective moves a number."""
+    rows = []
+    for run in runs_in(results):
+        known = known_bounds(run, split="test", weights="final", pruned=False)
+        if known and known[0].record["config"]["replicates"] == 1:
+            rows += _rows_of_estimators(known, str(run.relative_to(results)))
+    rows += _rows_of_training(Path(results) / OBJECTIVES_FOLDER / "digits")
+    if not rows:
+        raise UserError(f"{results} holds no records from which differences could be taken")
+    return markdown(sorted(rows, key=lambda row: REASONS.index(row["reason"])))
+
+
+REASONS = (
+    "k in measuring",
+    "annealing instead of samples",
+    "which test examples",
+    "objective and gradient",
+    "k in training",
+    "seed",
+)
+"""Why numbers differ, in the order of the table."""
+
+
+def _rows_of_estimators(known: Sequence[Known], name: str) -> list[Row]:
+    """Paired differences of the bounds of one run, and the error from the choice of examples."""
+    samples, rows = [one for one in known if one.rank[0] == 0], []
+    most, longest = samples[-1], known[-1]
+    pairs = [("k in measuring", low, most) for low in samples[:-1]]
+    if longest.rank[0] > 0:
+        pairs.append(("annealing instead of samples", most, longest))
+    for reason, low, high in pairs:
+        _, mine, theirs = np.intersect1d(low.places, high.places, return_indices=True)
+        found = paired_difference(high.values[0][theirs], low.values[0][mine])
+        what = f"{high.estimator} - {low.estimator}, {len(mine):,} examples"
+        rows.append(_difference(reason, what, f"{found.mean:+.2f} ± {found.stderr:.2f}", name))
+    for one in {len(one.places): one for one in (most, longest)}.values():
+        error, n = test_sample_error(one.values[0]), f"{len(one.places):,} test examples"
+        rows.append(_difference("which test examples", n, f"± {error:.2f}", name))
+    return rows
+
+
+def _rows_of_training(folder: Path) -> list[Row]:
+    """What the objective, k and the seed are worth, between lines of the table of objectives."""
+    known = {
+        run.parent.name: known_bounds(run.parent, split="test", weights="final", pruned=False)[-1]
+        for run in sorted(folder.glob("*/config.toml"))
+    }
+    means = {name: one.values.mean() for name, one in known.items()}
+    spreads = [one.values.mean(axis=1).std(ddof=1) for one in known.values()]
+    order, where = sorted(means, key=means.__getitem__), f"{OBJECTIVES_FOLDER}/digits"
+    pairs = [("objective and gradient", order[-1], order[0])] if order else []
+    pairs += [("k in training", "iwae", "iwae-k5")] if {"iwae", "iwae-k5"} <= set(known) else []
+    rows = [
+        _difference(reason, f"{high} - {low}", _between_seeds(known[high], known[low]), where)
+        for reason, high, low in pairs
+    ]
+    if spreads:
+        low, high = min(spreads), max(spreads)
+        seeds = f"deviation between {len(known[order[0]].values)} seeds"
+        rows.append(_difference("seed", seeds, f"{low:.2f} to {high:.2f}", where))
+    return rows
+
+
+def _between_seeds(one: Known, other: Known) -> str:
+    """The difference of two means over seeds on the same examples, and its error from the seeds."""
+    a, b = one.values.mean(axis=1), other.values.mean(axis=1)
+    error = np.sqrt(a.var(ddof=1) / len(a) + b.var(ddof=1) / len(b))
+    return f"{a.mean() - b.mean():+.2f} ± {error:.2f}"
+
+
+def _difference(reason: str, what: str, nats: str, where: str) -> Row:
+    return {"reason": reason, "what": what, "nats": nats, "records": where}

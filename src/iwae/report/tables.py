@@ -1,0 +1,42 @@
+"""What all tables share."""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+from tabulate import tabulate
+
+from iwae.measure.ordering import Known
+
+Row = dict[str, str]
+
+OBJECTIVES_FOLDER, LABELS_FOLDER = "objectives", "labels"
+"""Where `experiments/objectives.py` and `experiments/labels.py` keep their records."""
+
+_APART = {OBJECTIVES_FOLDER, LABELS_FOLDER}
+
+
+def runs_in(results: Path) -> list[Path]:
+    """The folders of all runs, but for those that were made to compare objectives or labels."""
+    found = sorted(path.parent for path in Path(results).rglob("config.toml"))
+    parts = [(run, run.relative_to(results).parts) for run in found]
+    return [run for run, names in parts if not _is_hidden(names) and names[0] not in _APART]
+
+
+def _is_hidden(names: Sequence[str]) -> bool:
+    """Whether a folder is one that a kill left half made."""
+    return any(name.startswith(".") for name in names)
+
+
+def markdown(rows: Iterable[Row]) -> str:
+    """Rows as a Markdown table; columns in the order of their first appearance."""
+    return tabulate(list(rows), "keys", "github", disable_numparse=True, missingval="") + "\n"
+
+
+def mean_and_spread(one: Known) -> str:
+    """Mean over examples and seeds, its standard error, and the deviation between seeds."""
+    over = one.values.mean(axis=0)
+    words = f"{over.mean():.2f} ± {over.std(ddof=1) / np.sqrt(over.size):.2f}"
+    if len(one.values) > 1:
+        words += f" (sd {one.values.mean(axis=1).std(ddof=1):.2f})"
+    return words
