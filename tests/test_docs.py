@@ -247,6 +247,8 @@ def cut(words):
             words += ["--k", "100"]
     elif command == "reproduce" and "run" in words and "camel" not in words:
         words.append("--dry-run")
+    elif command == "export":
+        words = replaced(words, {"--replicate": "0"}, added=False)
     elif command == "sweep":
         words = replaced(words, {"--k": "50"})
     return words
