@@ -234,6 +234,8 @@ def cut(words):
             words += ["--dataset", "digits"]
         words = replaced(words, {"--validation": "100"}, added=False)
         given = {name: TINY[name] for name in TINY if name != "--k" or name in words}
+        if "conv" in words:
+            given["--channels"] = "2 3"
         if "--layers" in words:
             given |= {"--latent-sizes": "2 2", "--hidden-sizes": "5 5"}
             del words[words.index("--layers") : words.index("--layers") + 2]
