@@ -1,6 +1,7 @@
 """The scikit-learn estimator: its contract, its densities, and what it does with wrong input."""
 
 import math
+import re
 import warnings
 from functools import cache
 
@@ -456,6 +457,14 @@ def test_counts_that_are_none_are_refused(count, name):
         ({"validation_fraction": 1.0}, "validation_fraction"),
         ({"tol": -1.0}, "tol == -1.0"),
         ({"tol": "0"}, "tol == '0'"),
+        ({"observation": 5}, "observation == 5"),
+        ({"observation": [1, 2, 3]}, "observation == "),
+        ({"observation": {"nme": "x"}}, "observation == "),
+        ({"objective": 3}, "objective == 3"),
+        ({"gradient": 1}, "gradient == 1"),
+        ({"activation": ["tanh"]}, "activation == "),
+        ({"standardize": "yes"}, "standardize == 'yes'"),
+        ({"early_stopping": "no"}, "early_stopping == 'no'"),
         ({"hidden_layer_sizes": "6"}, "hidden_layer_sizes == '6'"),
         ({"hidden_layer_sizes": (6, 0)}, "hidden_layer_sizes == 0"),
         ({"objective": "elbow"}, "elbo"),
@@ -486,6 +495,8 @@ def test_one_row_constant_columns_and_great_batches():
         small(batch_size=1000).fit(rows())
     with pytest.raises(ValueError, match="method == 'exact'"):
         fitted().score_samples(rows(), method="exact")
+    with pytest.raises(ValueError, match=r"temperatures == 2\.5"):
+        fitted().score_samples(rows(), method="ais", temperatures=2.5)
     with pytest.raises(ValueError, match="latent == 'mode'"):
         fitted().transform(rows(), latent="mode")
 
@@ -513,6 +524,36 @@ def test_one_hidden_layer_may_be_a_number():
     assert small(hidden_layer_sizes=6).fit(rows()).score(rows()) == fitted().score(rows())
 
 
+def test_a_fit_that_fails_leaves_no_half_of_a_model():
+    model = small().fit(rows())
+    with pytest.raises(ValueError, match="tanh"):
+        model.set_params(activation="nope").fit(1000 * rows())
+    for act in (model.transform, model.score_samples, model.inverse_transform):
+        with pytest.raises(NotFittedError):
+            act(rows())
+
+
+def test_what_is_set_after_fit_waits_for_the_next_one():
+    model = small().fit(rows())
+    before = model.transform(rows())
+    model.set_params(n_components=3, missing="at-random")
+    np.testing.assert_array_equal(model.transform(rows()), before)
+    assert model.inverse_transform(before).shape == rows().shape
+    with pytest.raises(ValueError, match="NaN"):
+        model.transform(_with(rows(), np.nan))
+    with pytest.raises(ValueError, match="score_k == 0"):
+        model.set_params(score_k=0).transform(rows(), latent="snis")
+
+
+def test_objectives_take_what_they_need():
+    miwae = small(objective="miwae", objective_params={"m": 2}).fit(rows())
+    assert miwae.score(rows()) != fitted().score(rows())
+    with pytest.raises(ValueError, match="m"):
+        small(objective="miwae").fit(rows())
+    with pytest.raises(ValueError, match="objective_params has 'n', must be among"):
+        small(objective="miwae", objective_params={"n": 2}).fit(rows())
+
+
 # --- files -----------------------------------------------------------------------------------
 
 
@@ -535,9 +576,18 @@ def test_files_that_hold_no_estimator(tmp_path):
         ImportanceWeightedAutoencoder.load(tmp_path)
     fitted().save(tmp_path)
     text = (tmp_path / "model.json").read_text()
-    for old, new in (('"shift_": [', '"shift_": [1, '), ('"n_components"', '"n_component"')):
-        assert old in text
-        (tmp_path / "model.json").write_text(text.replace(old, new))
+    for old, new in (
+        (r'"shift_": \[', '"shift_": [1, '),
+        ('"n_components"', '"n_component"'),
+        ('"n_components": 2', '"n_components": 3'),
+        (r'("scale_": \[\s+)', r"\1-"),
+        ('"_key_": ', '"_key_": -'),
+        ('"score_k": 20', '"score_k": "abc"'),
+        ('"missing": null', '"missing": "at-random"'),
+    ):
+        changed, count = re.subn(old, new, text)
+        assert count == 1
+        (tmp_path / "model.json").write_text(changed)
         with pytest.raises(UserError, match="no estimator in"):
             ImportanceWeightedAutoencoder.load(tmp_path)
     with pytest.raises(ValueError, match="random_state is a generator"):

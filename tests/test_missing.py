@@ -467,3 +467,15 @@ def test_a_nan_is_never_handed_on():
     rows = np.array([[0.0] * 5, [np.nan, 0, 0, 0, 0]])
     with pytest.raises(FloatingPointError, match="row 2, column 1 cannot be imputed"):
         impute(model, rows, jax.random.key(0), k=2)
+
+
+@pytest.mark.parametrize("missing", ["not-at-random", "not-at-random-high", "not-at-random-low"])
+def test_the_start_gives_each_column_its_share_of_gaps(missing):
+    # Far from zero, and in small and large units.
+    rng = np.random.default_rng(0)
+    rows = np.float32(rng.normal([1000.0, -3.0, 0.0], [1.0, 0.01, 50.0], (4000, 3)))
+    rows[rng.uniform(size=rows.shape) < [0.1, 0.5, 0.3]] = np.nan
+    what = observation("gaussian", 3, missing)
+    p = what.distribution(jnp.float32(what.initial_output(rows)))
+    drawn = jax.vmap(p.sample)(jax.random.split(jax.random.key(0), 4000))
+    np.testing.assert_allclose(np.isnan(drawn).mean(axis=0), np.isnan(rows).mean(axis=0), atol=0.04)

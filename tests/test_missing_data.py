@@ -216,6 +216,17 @@ def test_from_a_file_with_gaps_to_one_without(tmp_path, missing, capsys):
     assert len(after) == 61
     for old, new in zip(itertools.chain(*before), itertools.chain(*after), strict=True):
         assert old == new or (old.strip().lower() in MISSING_WORDS and np.isfinite(float(new)))
+    again = ["impute", str(run), str(tmp_path / "a.csv"), "--k", "20", "--out"]
+    assert main([*again, str(out)]) == 2
+    assert "is there already" in capsys.readouterr().err
+    assert main([*again, str(out), "--overwrite"]) == 0
+    assert main([*again, str(tmp_path / "a.csv"), "--overwrite"]) == 2
+    assert "is the table with the gaps" in capsys.readouterr().err
+    swapped = [[line[1], line[0], line[2]] for line in before]
+    (tmp_path / "swapped.csv").write_text("".join(f"{','.join(line)}\n" for line in swapped))
+    assert main(["impute", str(run), str(tmp_path / "swapped.csv"), "--out", "x.csv"]) == 2
+    assert "column 1 of" in (words := capsys.readouterr().err)
+    assert "is 'b b'" in words
     found = np.float32([[float(cell) for cell in line] for line in after[1:]])
     model = load_model(run / "models/final-0")
     assert found == pytest.approx(impute(model, values(), jax.random.key(0), k=20), abs=1e-5)
@@ -261,6 +272,12 @@ def test_a_table_that_does_not_fit_is_refused(tmp_path, name, rows, words):
         (np.save if name.endswith("y") else np.savez)(tmp_path / name, rows)
     with pytest.raises(UserError, match=words):
         impute_file(run, tmp_path / name, tmp_path / "out.npy")
+
+
+def test_a_table_of_a_run_that_knows_no_gaps_is_refused_too():
+    kind = make_kind("table", columns=("gaussian", "poisson", "gaussian"))
+    with pytest.raises(UserError, match="was not made for missing values"):
+        impute(vae(observation=kind, missing=None), values(4), jax.random.key(0))
 
 
 def test_a_run_that_knows_no_gaps_fills_none(tmp_path):

@@ -1,16 +1,19 @@
 """A user's table with missing values, completed by the model of a run: from file to file."""
 
 import csv
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 
 from iwae._types import UserError, atomic_write
+from iwae.checkpoint import read_about
 from iwae.conditional import ConditionalVAE
 from iwae.data.kinds import check_values
 from iwae.data.own import Cells, check_array, csv_cells, read_arrays, read_bytes
-from iwae.jobs import trained_model
+from iwae.jobs import model_folder, trained_model
 from iwae.missing import impute, multiple_imputations
 from iwae.model import VAE
 
@@ -27,6 +30,7 @@ def impute_file(
     weights: str = "final",
     seed: int = 0,
     batch_size: int | None = None,
+    overwrite: bool = False,
 ) -> list[Path]:
     """Write a copy of a table in which the first model of a run has put numbers for missing values.
 
@@ -38,6 +42,7 @@ def impute_file(
         k, batch_size: as for `iwae.impute`.
         weights: "final" or "best".
         seed: of all random numbers.
+        overwrite: replace files that are there already, but never the table itself.
 
     Returns:
         The files written.
@@ -49,19 +54,31 @@ def impute_file(
         raise UserError(
             f"{file} becomes {out}: both are {' or '.join(SUFFIXES)} files, and of the same kind"
         )
+    paths = [out] if draws is None else [numbered(out, i) for i in range(1, draws + 1)]
+    for path in paths:
+        if path.exists() and not overwrite:
+            raise UserError(f"{path} is there already: choose another, or --overwrite")
+        if path.resolve() == file.resolve():
+            raise UserError(f"{path} is the table with the gaps: choose another name")
     model, table = trained_model(run, weights, 0), _read(file)
     if isinstance(model, ConditionalVAE):
         raise UserError(f"{run} is conditional, and a table has no labels: impute by another run")
     rows = _checked(model, run, file, table)
+    if isinstance(table, Cells):
+        _check_names(table.names, read_about(model_folder(run, weights, 0)), file, run)
     key = jax.random.key(seed)
     if draws is None:
-        filled, paths = impute(model, rows, key, k=k, batch_size=batch_size)[None], [out]
+        filled = impute(model, rows, key, k=k, batch_size=batch_size)[None]
     else:
         filled = multiple_imputations(model, rows, key, draws=draws, k=k, batch_size=batch_size)
-        paths = [out.with_stem(f"{out.stem}-{i}") for i in range(1, draws + 1)]
     for path, one in zip(paths, filled, strict=True):
         _write(path, table, one.reshape(_values(table).shape))
     return paths
+
+
+def numbered(out: Path, i: int) -> Path:
+    """Where the i-th of several tables goes."""
+    return out.with_stem(f"{out.stem}-{i}")
 
 
 Table = Cells | np.ndarray
@@ -91,6 +108,17 @@ def _checked(model: VAE, run: Path, file: Path, table: Table) -> np.ndarray:
         rows = rows.astype(np.float32)
     check_values(rows, model.kind, f"{file}: array 'data'", missing=True)
     return rows
+
+
+def _check_names(names: Sequence[str], about: Mapping[str, Any], file: Path, run: Path) -> None:
+    """Refuse columns in another order, where both tables name them."""
+    known = (about.get("dataset") or {}).get("columns", ())
+    for place, (found, wanted) in enumerate(zip(names, known, strict=False), start=1):
+        if found != wanted:
+            raise UserError(
+                f"column {place} of {file} is {found!r}, that of the data that {run} was trained "
+                f"on {wanted!r}: put the columns in that order, under these names"
+            )
 
 
 def _write(path: Path, table: Table, filled: np.ndarray) -> None:

@@ -14,6 +14,7 @@ from iwae._types import UserError
 from iwae.conditional import ConditionalVAE, Model
 from iwae.config import read_config
 from iwae.data import KINDS, Dataset, Kind
+from iwae.data.kinds import is_discrete
 from iwae.diagnostics import test_sample_error
 from iwae.evaluate import active_units
 from iwae.jobs import load_config_dataset, run_model, split_examples
@@ -87,7 +88,7 @@ def _figures(
     test = split_examples(dataset, "test")
     units = active_units(model, test, jax.random.key(0))
     yield "log_variances", figures.log_variance_histogram(list(units.variances), units.threshold)
-    has_density = not KINDS[dataset.kind.name].discrete
+    has_density = not is_discrete(dataset.kind)
     if are_pictures(dataset):
         yield from _image_figures(run, model, dataset, test)
     elif dataset.shape == (1,) and has_density:

@@ -16,7 +16,7 @@ from iwae._types import Example, Latents, PRNGKey, UserError
 from iwae.evaluate import gather, map_examples
 from iwae.evaluate.examples import ROWS, SLAB_ROWS, ExampleFn, check_positive
 from iwae.model import AbstractLatentModel
-from iwae.observations import Imputing
+from iwae.observations import Columns, Imputing
 from iwae.particles import importance_particles
 from iwae.posterior import sir, snis_mean
 
@@ -121,7 +121,8 @@ def decoder(model: AbstractLatentModel, z: Latents) -> Imputing:
         UserError: if it says nothing.
     """
     p = model.decode(z) if hasattr(model, "decode") else None
-    if not isinstance(p, Imputing):
+    parts = p.each if isinstance(p, Columns) else (p,)
+    if p is None or not all(isinstance(part, Imputing) for part in parts):
         raise UserError(
             f"this {type(model).__name__} was not made for missing values: train one with missing "
             "'at-random', or 'not-at-random' if values are missing for what they are"

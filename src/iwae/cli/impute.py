@@ -34,6 +34,8 @@ class Impute:
     """Seed of all random numbers."""
     batch_size: int | None = None
     """Rows at a time; changes the speed, not the numbers."""
+    overwrite: bool = False
+    """Replace completed tables that are there already."""
 
 
 def impute(arguments: Sequence[str]) -> int:

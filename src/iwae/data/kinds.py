@@ -205,6 +205,11 @@ def as_json(kind: Kind) -> str | dict[str, Any]:
     return {"name": kind.name, **kind.parameters()} if kind.parameters() else kind.name
 
 
+def is_discrete(kind: Kind) -> bool:
+    """Whether likelihoods are probabilities, not densities: of a table, if all its columns' are."""
+    return all(KINDS[one.name].discrete for one in column_kinds(kind) or (kind,))
+
+
 def column_kinds(kind: Kind) -> tuple[Kind, ...]:
     """The kind of each column of a table."""
     return tuple(map(_column, kind.columns or ()))

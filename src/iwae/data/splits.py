@@ -178,7 +178,10 @@ def assemble(raw: Raw, choices: Choices) -> Dataset:
     labelled = _labelled(raw, splits, held_out, binarization)
     for array in labelled.values():
         array.setflags(write=False)
-    gaps = {"missing": _missing(raw, splits, binarization)} if choices.missing else {}
+    gaps: dict[str, Any] = {}
+    if choices.missing:
+        gaps = {"missing": _missing(raw, splits, binarization)}
+        gaps |= {"columns": list(raw.columns)} if raw.columns else {}
     return Dataset(
         name=raw.name,
         **labelled,

@@ -6,7 +6,7 @@ in an underscore, rows are examples, and bad input is a ValueError in scikit-lea
 
 import math
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -90,8 +90,10 @@ class ImportanceWeightedAutoencoder(
         missing: "at-random" if values may be missing (NaN), in `fit` and afterwards: the bounds are
             then of what is observed (Mattei & Frellsen 2019). "not-at-random" if Gaussian values
             may be missing for what they are (Ipsen et al. 2021), "not-at-random-high" and "-low" if
-            it is known which.
+            it is known which; the bounds are then of what is observed and of which that is.
         objective: the bound to climb; `iwae objectives` lists them.
+        objective_params: what else the objective needs, such as `{"m": 4}` for "miwae" or
+            `{"beta": 0.5}` for "ciwae".
         k: samples of each row and step, for training.
         gradient: how to climb it; the objective's own if None.
         activation: of the hidden layers.
@@ -139,6 +141,7 @@ class ImportanceWeightedAutoencoder(
         observation: Any = "gaussian",
         missing: Any = None,
         objective: Any = "iwae",
+        objective_params: Any = None,
         k: Any = 5,
         gradient: Any = None,
         activation: Any = "tanh",
@@ -159,6 +162,7 @@ class ImportanceWeightedAutoencoder(
         self.observation = observation
         self.missing = missing
         self.objective = objective
+        self.objective_params = objective_params
         self.k = k
         self.gradient = gradient
         self.activation = activation
@@ -187,13 +191,17 @@ class ImportanceWeightedAutoencoder(
         """
         self._check_parameters()
         kind = self._kind()
+        self.__dict__.pop("model_", None)  # a fit that fails leaves no half of another one
         rows = self._rows(X, kind, reset=True)
         random = check_random_state(self.random_state)
         self._key_ = int(random.randint(2**31 - 1))
-        self.shift_, self.scale_ = standards(rows, kind, standardize=self.standardize)
-        train, validation = self._held_out(self._inwards(rows), random)
-        check_gaps(train, columns=True)
-        self._fit(kind, train, validation)
+        train, validation = self._held_out(rows, random)
+        self.shift_, self.scale_ = standards(train, kind, standardize=self.standardize)
+        self._fit(
+            kind,
+            self._inwards(train),
+            None if validation is None else self._inwards(validation),
+        )
         return self
 
     def _fit(self, kind: Kind, train: np.ndarray, validation: np.ndarray | None) -> None:
@@ -248,9 +256,13 @@ class ImportanceWeightedAutoencoder(
         given = self.observation
         if isinstance(given, str):
             return make_kind(given)
-        if isinstance(given, Mapping | Kind):
+        if isinstance(given, Kind) or (isinstance(given, Mapping) and "name" in given):
             return as_kind(given)
-        return make_kind("table", columns=tuple(given))
+        if isinstance(given, Sequence) and all(isinstance(one, str) for one in given):
+            return make_kind("table", columns=tuple(given))
+        raise ValueError(
+            f"observation == {given!r}, must be a name, a mapping with a name, or a list of names"
+        )
 
     def _hidden(self) -> tuple[Any, ...]:
         """Units of the hidden layers; one number is one layer, as elsewhere in scikit-learn."""
@@ -258,7 +270,11 @@ class ImportanceWeightedAutoencoder(
         return tuple(sizes) if isinstance(sizes, Iterable) else (sizes,)
 
     def _declaration(self) -> Declaration:
-        return Declaration(self.objective, int(self.k), gradient=self.gradient)
+        given = dict(self.objective_params or {})
+        known = sorted(set(Declaration._fields) - {"objective", "k", "gradient"})
+        if odd := sorted(set(map(str, given)) - set(known)):
+            raise ValueError(f"objective_params has {odd[0]!r}, must be among {', '.join(known)}")
+        return Declaration(self.objective, int(self.k), gradient=self.gradient, **given)
 
     def _check_parameters(self) -> None:
         """Raise ValueError for a parameter that can't be."""
@@ -268,14 +284,23 @@ class ImportanceWeightedAutoencoder(
             check_count(name, value)
         if self.batch_size != "auto":
             check_count("batch_size", self.batch_size)
-        for name, low, high in (
-            ("learning_rate_init", 0.0, math.inf),
-            ("validation_fraction", 0.0, 1.0),
-            ("tol", -math.ulp(0.0), math.inf),
+        for name, legal, words in (
+            ("learning_rate_init", lambda value: 0 < value < math.inf, "above 0"),
+            ("validation_fraction", lambda value: 0 < value < 1, "between 0 and 1"),
+            ("tol", lambda value: 0 <= value < math.inf, "from 0 on"),
         ):
             value = getattr(self, name)
-            if not isinstance(value, int | float | np.number) or not low < value < high:
-                raise ValueError(f"{name} == {value!r}, must be a number in ({low:g}, {high})")
+            if not isinstance(value, int | float | np.number) or not legal(value):
+                raise ValueError(f"{name} == {value!r}, must be a number {words}")
+        for name in ("standardize", "early_stopping"):
+            if not isinstance(getattr(self, name), bool | np.bool_):
+                raise ValueError(f"{name} == {getattr(self, name)!r}, must be True or False")
+        for name, optional in (("objective", False), ("gradient", True), ("activation", False)):
+            value = getattr(self, name)
+            if not isinstance(value, str) and not (optional and value is None):
+                raise ValueError(f"{name} == {value!r}, must be a name")
+        if not isinstance(self.objective_params, Mapping | None):
+            raise ValueError(f"objective_params == {self.objective_params!r}, must be a mapping")
 
     def _held_out(
         self, rows: np.ndarray, random: np.random.RandomState
@@ -290,7 +315,13 @@ class ImportanceWeightedAutoencoder(
                 "no rows to train on; give more rows, or early_stopping=False"
             )
         order = random.permutation(len(rows))
-        return rows[order[count:]], rows[order[:count]]
+        train = rows[order[count:]]
+        if (empty := np.isnan(train).all(axis=0)).any():
+            raise ValueError(
+                f"all values of column {empty.argmax() + 1} of X are in rows that were held out; "
+                "take early_stopping=False, or leave the column out"
+            )
+        return train, rows[order[:count]]
 
     def _batch(self, n: int) -> int:
         if isinstance(self.batch_size, str):
@@ -332,23 +363,24 @@ class ImportanceWeightedAutoencoder(
         Raises:
             ValueError: for anything else.
         """
+        missing = self.missing if reset else self.model_.missing
         rows = validate_data(
             self,
             X,
             reset=reset,
             accept_sparse=("csr", "csc", "coo"),
             dtype=(np.float64, np.float32),
-            ensure_all_finite="allow-nan" if self.missing else True,
+            ensure_all_finite="allow-nan" if missing else True,
             ensure_min_samples=2 if reset else 1,
         )
         rows = rows.toarray() if hasattr(rows, "toarray") else rows
-        check_values(rows, kind, "X", missing=self.missing is not None)
+        check_values(rows, kind, "X", missing=missing is not None)
         check_gaps(rows, columns=reset)
         return rows
 
     def _known_rows(self, X: Any) -> np.ndarray:
         """Rows for a fitted model, as they were given."""
-        check_is_fitted(self)
+        check_is_fitted(self, "model_")
         return self._rows(X, self.model_.kind)
 
     def _inwards(self, rows: np.ndarray) -> np.ndarray:
@@ -414,8 +446,8 @@ class ImportanceWeightedAutoencoder(
         if latent == "mean":
             found = self._map(q_mean, inner, AT_A_TIME, _LATENT)
         else:
-            batch = max(1, ROWS // self.score_k)
-            found = self._map(weighted_mean(self.score_k), inner, batch, _LATENT)
+            k = check_count("score_k", self.score_k)
+            found = self._map(weighted_mean(k), inner, max(1, ROWS // k), _LATENT)
         return found.astype(rows.dtype)
 
     def inverse_transform(self, X: Any) -> np.ndarray:
@@ -423,12 +455,10 @@ class ImportanceWeightedAutoencoder(
 
         Of categories it gives the most likely one.
         """
-        check_is_fitted(self)
-        z = check_array(X, dtype=(np.float64, np.float32))
-        if z.shape[1] != self.n_components:
-            raise ValueError(
-                f"X has {z.shape[1]} features, but the latent space has {self.n_components}"
-            )
+        check_is_fitted(self, "model_")
+        z, m = check_array(X, dtype=(np.float64, np.float32)), self.model_.latent_sizes[0]
+        if z.shape[1] != m:
+            raise ValueError(f"X has {z.shape[1]} features, but the latent space has {m}")
         out = self._map(decoded, z.astype(np.float32), AT_A_TIME, _LATENT)
         return self._outwards(out).astype(z.dtype)
 
@@ -439,7 +469,7 @@ class ImportanceWeightedAutoencoder(
             n_samples: how many.
             random_state: an int or a RandomState for the same rows again.
         """
-        check_is_fitted(self)
+        check_is_fitted(self, "model_")
         check_count("n_samples", n_samples)
         seed = int(check_random_state(random_state).randint(2**31 - 1))
         slabs = map_examples(
@@ -467,8 +497,9 @@ class ImportanceWeightedAutoencoder(
             temperatures: of "ais".
 
         Returns:
-            `[n]`. Densities are of the data as they were given, and of observed values alone; of
-            counts, categories and levels they are probabilities.
+            `[n]`. Densities are of the data as they were given; of counts, categories and levels
+            they are probabilities. Where values are missing, they are of the observed ones (and,
+            not at random, of which these are).
 
         Raises:
             ValueError: for another method, or rows unlike those of `fit`.
@@ -476,11 +507,12 @@ class ImportanceWeightedAutoencoder(
         """
         rows = self._known_rows(X)
         if method == "is":
-            count = self.score_k if k is None else check_count("k", k)
+            count = check_count("k", self.score_k if k is None else k)
             chunk = chunk_length(count)
             fn, batch = streamed_bound(count, chunk), max(1, ROWS // chunk)
         elif method == "ais":
             chains = ANNEALING_CHAINS if k is None else check_count("k", k)
+            check_count("temperatures", temperatures)
             fn, batch = self._annealed(chains, temperatures), max(1, CHAIN_ROWS // chains)
         else:
             raise ValueError(f"method == {method!r}, must be 'is' or 'ais'")
@@ -537,7 +569,7 @@ class ImportanceWeightedAutoencoder(
             raise ValueError(
                 "impute needs a model for missing values: fit with missing='at-random'"
             )
-        count = self.score_k if k is None else check_count("k", k)
+        count = check_count("k", self.score_k if k is None else k)
         inner = self._inwards(rows)
         if draws is None:
             filled = self._map(expected_values(count), inner, max(1, ROWS // count), _IMPUTE)
@@ -556,7 +588,7 @@ class ImportanceWeightedAutoencoder(
         Raises:
             ValueError: if it is not fitted, or `random_state` is not an int or None.
         """
-        check_is_fitted(self)
+        check_is_fitted(self, "model_")
         if not isinstance(self.random_state, int | np.integer | None):
             raise ValueError("random_state is a generator, which no file holds: set it to an int")
         parameters = {**self.get_params(deep=False), "observation": as_json(self._kind())}
@@ -578,6 +610,8 @@ class ImportanceWeightedAutoencoder(
             for name in _LEARNT:
                 setattr(found, name, learnt[name])
             found.shift_, found.scale_ = (one_each(learnt[name], model.n_data) for name in _ARRAYS)
+            found._check_parameters()
+            found._check_loaded(model)
         except (TypeError, KeyError, ValueError, AttributeError) as error:
             raise UserError(f"there is no estimator in {folder}: {error}") from error
         if "feature_names_in_" in learnt:
@@ -585,6 +619,17 @@ class ImportanceWeightedAutoencoder(
         found.model_, found.n_features_in_ = model, model.n_data
         found._n_features_out = model.latent_sizes[0]
         return found
+
+    def _check_loaded(self, model: VAE) -> None:
+        """Raise ValueError unless what was learnt fits the model and the parameters."""
+        mine = (self.n_components,), self._hidden(), self._kind(), self.missing
+        its = model.latent_sizes, model.hidden_sizes[0], model.kind, model.missing
+        if mine != its:
+            raise ValueError("its parameters are not those of its model")
+        if not isinstance(self._key_, int) or not 0 <= self._key_ < 2**31:
+            raise ValueError(f"its key is {self._key_!r}")
+        if not (self.scale_ > 0).all():
+            raise ValueError("a scale is not positive")
 
     def __sklearn_tags__(self) -> Tags:
         """What scikit-learn may expect."""

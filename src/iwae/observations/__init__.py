@@ -20,7 +20,7 @@ from iwae.observations.levels import discretised_gaussian, logistic_mixture
 from iwae.observations.masking import SIGNS, self_masked
 from iwae.observations.missing import Imputing, Incomplete, incomplete
 from iwae.observations.observation import Encoding, Observation
-from iwae.observations.table import table
+from iwae.observations.table import Columns, table
 from iwae.observations.typical import complete, typical
 
 __all__ = [
@@ -31,6 +31,7 @@ __all__ = [
     "OBSERVATIONS",
     "SIGNS",
     "BernoulliFromLogits",
+    "Columns",
     "Encoding",
     "Imputing",
     "Incomplete",

@@ -25,10 +25,10 @@ from scipy.special import ndtri as quantile
 from iwae._types import PRNGKey
 from iwae.observations.missing import Incomplete, incomplete
 from iwae.observations.normal import LOG_ROOT_2PI, log_phi, mills
-from iwae.observations.observation import Observation, Rows
+from iwae.observations.observation import Observation, Rows, mean_and_log_scale
 
 FIRST_LOG_SLOPE = -2.0
-"""Of a slope whose sign is known, at the start."""
+"""Of a slope whose sign is known, at the start, per standard deviation of its column."""
 
 SIGNS: dict[str, Callable[[Float[Array, " d"]], Float[Array, " d"]]] = {
     "not-at-random": lambda a: a,
@@ -137,8 +137,9 @@ def _below(eta: Float[Array, " d"], u: Float[Array, " d"]) -> Float[Array, " d"]
 def self_masked(data: Observation, d: int, missing: str) -> Observation:
     """The same kind of data, a Gaussian, of which values go missing for what they are.
 
-    The intercepts and slopes are free parameters, after the kind's own; they start at the share of
-    missing values in each column, and at a slope of zero, or near it where its sign is known.
+    The intercepts and slopes are free parameters, after the kind's own; they start where each
+    column's share of missing values is right, at a slope of zero, or near it where its sign is
+    known.
 
     Args:
         missing: a name in `SIGNS`.
@@ -154,8 +155,11 @@ def self_masked(data: Observation, d: int, missing: str) -> Observation:
     def start(rows: Rows) -> np.ndarray:
         count = np.isnan(rows).sum(axis=0)
         share = (count + 0.5) / (len(rows) + 1)  # of a column without gaps too
-        raw = np.full(d, 0.0 if missing == "not-at-random" else FIRST_LOG_SLOPE)
-        return np.concatenate([ignorable.initial_output(rows), quantile(share), raw])
+        mean, log_scale = np.split(mean_and_log_scale(rows), 2)
+        raw = np.zeros(d) if missing == "not-at-random" else FIRST_LOG_SLOPE - log_scale
+        a = np.asarray(slope(jnp.asarray(raw, jnp.float32)), np.float64)
+        intercept = quantile(share) * np.hypot(1, a * np.exp(log_scale)) - a * mean
+        return np.concatenate([ignorable.initial_output(rows), intercept, raw])
 
     n_free = data.n_free + 2 * d
     return ignorable._replace(distribution=distribution, initial_output=start, n_free=n_free)

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from jinja2 import Environment, FunctionLoader, StrictUndefined
 
 from iwae.config import TrainConfig, make_config
-from iwae.data import KINDS
+from iwae.data.kinds import is_discrete
 from iwae.declaration import OBJECTIVES
 from iwae.gallery import Layout, are_pictures
 from iwae.measure.ordering import read_records
@@ -89,7 +89,7 @@ def model_card(
         model=model,
         objective=OBJECTIVES[config.objective],
         gradient=_gradient(config),
-        discrete=KINDS[model.kind.name].discrete,
+        discrete=is_discrete(model.kind),
         estimates=_estimates(found),
         gaps=[_gap(one, record) for record, one in found if record["method"] == BIDIRECTIONAL],
         truth=_first(found, "true_log_likelihood"),
