@@ -604,6 +604,7 @@ def test_log_likelihoods_take_annealed_particles():
 # Step sizes
 
 
+@pytest.mark.slow
 def test_tuned_step_sizes_reach_the_target_on_other_examples():
     model = high_dimensional(10, 1.0, 1.2)
     options, target = {"betas": sigmoid_schedule(12), "n_leapfrog": 4}, 0.7

@@ -262,6 +262,7 @@ def test_no_folder_and_a_file_for_a_folder_are_refused(folder):
     refused(folder / "model.json", "is missing")
 
 
+@pytest.mark.slow
 @given(st.data())
 def test_a_damaged_file_of_weights_is_refused_or_harmless(tmp_path_factory, data):
     """Whatever happens to it: refused in one line, or the same weights."""

@@ -370,7 +370,7 @@ def test_what_the_system_refuses_is_one_line(iwae, tmp_path):
     [MemoryError(), jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory\nallocating")],
 )
 def test_too_little_memory_is_one_line(iwae, tmp_path, monkeypatch, error):
-    monkeypatch.setattr(runs, "start_run", lambda *_: raised(error))
+    monkeypatch.setattr(runs, "start_run", lambda *_, **__: raised(error))
     status, out, err = iwae("train", "--out", tmp_path / "run")
     assert (status, out) == (1, "")
     assert err == "iwae: out of memory: choose a smaller k, batch size or model\n"
@@ -378,7 +378,7 @@ def test_too_little_memory_is_one_line(iwae, tmp_path, monkeypatch, error):
 
 def test_faults_of_the_program_are_not_hidden(iwae, tmp_path, monkeypatch):
     for error in (jax.errors.JaxRuntimeError("INTERNAL: something"), RuntimeError("something")):
-        monkeypatch.setattr(runs, "start_run", lambda *_, error=error: raised(error))
+        monkeypatch.setattr(runs, "start_run", lambda *_, error=error, **__: raised(error))
         with pytest.raises(RuntimeError, match="something"):
             iwae("train", "--out", tmp_path / "run")
 
@@ -392,7 +392,7 @@ def test_a_run_that_breaks_has_status_one_and_says_where(iwae, tmp_path, monkeyp
     state, best = small.newest(finished())[:2]
     error = NonFiniteError("training stopped at step 7: the bound is not finite", state, best)
 
-    monkeypatch.setattr(runs, "start_run", lambda *_: raised(error))
+    monkeypatch.setattr(runs, "start_run", lambda *_, **__: raised(error))
     status, out, err = iwae("train", "--out", tmp_path / "run")
     assert (status, out) == (1, "")
     assert err == (
@@ -454,6 +454,7 @@ def test_json_is_exactly_one_object(iwae):
     assert record == json.loads((finished() / "evaluations" / "test-final-k5.json").read_text())
 
 
+@pytest.mark.slow
 def test_json_of_replicates_lists_what_is_asked_of_each(iwae):
     run = finished(replicates=2, **PATIENT)
     status, out, _ = iwae("evaluate", run, "--k", 5, "--json", "--weights", "best")
@@ -495,6 +496,7 @@ def test_one_example_has_no_standard_error(iwae):
     assert json.loads(out, parse_constant=pytest.fail)["stderr"] is None
 
 
+@pytest.mark.slow
 def test_figures_prints_the_files_that_it_drew(iwae):
     status, out, _ = iwae("figures", finished())
     assert status == 0
@@ -585,6 +587,7 @@ def annealed(tmp_path_factory):
     return small.unmeasured(finished(), tmp_path_factory.mktemp("annealed") / "run")
 
 
+@pytest.mark.slow
 def test_annealing_says_how_sure_it_is(iwae, annealed):
     path = "--temperatures", 20, "--chains", 4, "--leapfrog", 2
     status, out, err = iwae("evaluate", annealed, "--method", "bdmc", "--examples", 10, *path)
@@ -603,6 +606,7 @@ def test_annealing_says_how_sure_it_is(iwae, annealed):
     assert f"{record['verdict']['word']} (tolerance 0.5): {record['verdict']['reason']}" in out
 
 
+@pytest.mark.slow
 def test_a_curve_is_announced(iwae, annealed):
     words = "--temperatures", 8, "--chains", 2, "--leapfrog", 2, "--examples", 4
     status, out, _ = iwae("evaluate", annealed, "--method", "rate-distortion", *words)
@@ -689,6 +693,7 @@ def test_what_does_not_go_together_is_refused_before_anything_is_written(iwae, t
         assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_an_objective_is_declared_in_words(iwae, tmp_path):
     run = tmp_path / "run"
     words = "--objective", "ciwae", "--k", 3, "--beta", "learned", "--gradient", "dreg"
@@ -755,6 +760,7 @@ def test_gradients_of_another_objective_take_its_options(iwae, tmp_path):
 # Many runs
 
 
+@pytest.mark.slow
 def test_a_cell_is_reproduced_on_a_shortened_schedule(iwae, tmp_path):
     out = ("--epochs-scale", "0.005", "--out", str(tmp_path / "out"))
     status, told, _ = iwae("reproduce", "run", "camel/vae-k1", *out, "--dry-run")
@@ -809,6 +815,7 @@ def test_workers_share_a_sweep_out(iwae, tmp_path):
     assert devices == [len(parsing.cores()) // 2] * 3  # none was left for this process
 
 
+@pytest.mark.slow
 def test_a_task_that_fails_is_told_and_makes_the_status_1(iwae, tmp_path):
     (tmp_path / "s.toml").write_text('dataset = ["digits", "nowhere.npy"]\nepochs = 1\nk = 2\n')
     words = ("sweep", str(tmp_path / "s.toml"), "--out", str(tmp_path / "out"), "--k", "2")

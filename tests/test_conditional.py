@@ -118,6 +118,7 @@ def test_it_starts_as_the_model_without_labels():
         assert q.log_prob(z) == pytest.approx(float(p.log_prob(z)), rel=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["two layers", "conv"])
 def test_it_keeps_the_contract(name):
     model = perturbed(make(**KINDS[name]), size=0.3)
@@ -305,6 +306,7 @@ def two_halves(path):
     return {"dataset": str(path), "conditional": True, "epochs": 6}
 
 
+@pytest.mark.slow
 def test_a_conditional_run_is_trained_measured_drawn_and_classifies(tmp_path):
     run = tmp_path / "run"
     options = two_halves(tmp_path / "halves.npz")

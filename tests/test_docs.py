@@ -67,14 +67,16 @@ def runs(text):
 def with_blocks(*languages):
     """The pages that have blocks to run in these languages, as parameters of a test."""
     return [
-        pytest.param(page, id=relative(page), marks=[pytest.mark.slow] * (relative(page) in LONG))
+        pytest.param(
+            page, id=relative(page), marks=[pytest.mark.slow] * (relative(page) not in QUICK)
+        )
         for page in PAGES
         if any(runs(text) for _, text in blocks(page, languages))
     ]
 
 
-LONG = {"README.md", "docs/reproduce.md", "docs/data.md", "docs/likelihoods.md"}
-"""Pages that take long to run."""
+QUICK = {"docs/index.md", "docs/missing.md", "docs/sharing.md", "docs/methods.md"}
+"""Pages whose code does not take long to run; that of the others is among the long tests."""
 
 
 @pytest.mark.parametrize("page", PAGES, ids=relative)
@@ -269,6 +271,12 @@ def stage(words, made):
         "my.npz": lambda path: np.savez(path, small.grey().reshape(-1, 16)),
         "words.npy": lambda path: np.save(path, rng.poisson(3, (100, 4))),
         "colour.npy": lambda path: np.save(path, rng.integers(0, 256, (100, 4, 4, 3), np.uint8)),
+        "table.csv": lambda path: path.write_text(
+            "\n".join(
+                f"{x:.2f},{'' if n % 5 else n},{x**2:.2f}"
+                for n, x in enumerate(rng.normal(size=300))
+            )
+        ),
         "survey.csv": lambda path: path.write_text(
             "\n".join(f"{x:.2f},{n},{n % 3},{n % 2}" for n, x in enumerate(rng.normal(size=100)))
         ),

@@ -134,6 +134,7 @@ def test_the_bound_rises_with_k_and_annealing_is_above_it():
     assert abs((annealed - many).mean()) < max(4 * error, 0.02)
 
 
+@pytest.mark.slow
 def test_weighted_latents_are_means_of_the_true_posterior():
     model = small(1, score_k=4000).fit(rows())
     found = model.transform(rows()[:4], latent="snis")
@@ -193,6 +194,7 @@ def test_a_second_fit_of_the_same_shape_compiles_nothing():
         jax.monitoring.unregister_event_duration_listener(listen)
 
 
+@pytest.mark.slow
 def test_early_stopping_gives_the_best_weights_and_says_when_it_was_too_early():
     # Twelve rows are learnt by heart, which the others do not like.
     data = np.random.default_rng(0).normal(size=(24, 4))
@@ -389,6 +391,7 @@ def test_float32_stays_float32():
     assert model.score_samples(data).dtype == np.float64
 
 
+@pytest.mark.slow
 def test_among_scikit_learn_s_tools():
     data = rows()
     assert len(cross_val_score(small(), data, cv=2)) == 2

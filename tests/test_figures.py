@@ -272,6 +272,7 @@ def test_no_pyplot_no_jax_and_no_global_setting_is_touched():
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 def test_figures_can_be_made_and_saved_in_threads(tmp_path):
     def make(name):
         figures.save_figure(EVERY[name](), tmp_path / f"{name}.svg")

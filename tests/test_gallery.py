@@ -105,6 +105,7 @@ def test_the_density_of_one_dimension_is_drawn_beside_the_truth(tmp_path):
     assert np.abs(modelled - truth).max() > 0.1
 
 
+@pytest.mark.slow
 def test_points_in_the_plane_are_drawn_beside_samples(tmp_path):
     assert names(draw_run(made(tmp_path / "run", "circle", 2))) == {
         *("log_variances.png", "scatter.png", "posterior.png")
@@ -136,6 +137,7 @@ def test_what_a_run_does_not_have_is_refused(tmp_path):
 # Posteriors
 
 
+@pytest.mark.slow
 def test_posteriors_are_of_four_examples_from_all_over_the_split(monkeypatch):
     shown = []
     original = gallery.figures.posterior_panels

@@ -223,6 +223,7 @@ def test_estimators_of_one_thing_have_one_mean(name):
     assert z_scores((1.2 * one - other)[:, learns], 0.0).max() > STANDARD_ERRORS
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layers", [2, 3])
 def test_gdreg_agrees_with_the_plain_gradient(layers):
     plain, ours = (objective("iwae", 8, gradient=g) for g in ("reparam", "gdreg"))
@@ -300,6 +301,7 @@ def test_the_score_gradient_of_the_tvo_tends_to_that_of_its_integral():
 # Tables
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("m", "k"), [(1, 3), (3, 2)])
 def test_second_derivatives_in_closed_form_are_those_of_autodiff(m, k):
     log_w = jnp.float32(np.random.default_rng(0).normal(size=m * k) * 3)
@@ -332,6 +334,7 @@ def test_the_coefficients_of_dreg_are_those_of_the_papers():
 # Routing
 
 
+@pytest.mark.slow
 def test_the_half_that_must_not_learn_gets_exactly_nothing():
     model = deep()
     decoder_only = gradient(wake(importance_particles, k=3), model, BITS)

@@ -235,6 +235,7 @@ def test_batches_change_nothing():
             assert b == pytest.approx(a, abs=1e-5)
 
 
+@pytest.mark.slow
 def test_rate_and_distortion_of_an_example_do_not_depend_on_the_others():
     model = linear()
     xs = drawn(model, 20)

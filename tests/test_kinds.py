@@ -125,6 +125,7 @@ def test_colour_images_are_a_users_bytes(tmp_path):
     assert {row.tobytes() for row in data.test} <= {row.tobytes() for row in array}
 
 
+@pytest.mark.slow
 def test_a_start_from_another_kind_is_refused(tmp_path):
     np.save(tmp_path / "mine.npy", counts())
     options = {"dataset": str(tmp_path / "mine.npy"), **RUN}

@@ -256,6 +256,7 @@ def test_steps_grow_where_they_are_accepted_and_stay_within_bounds():
     assert np.asarray(sizes) == pytest.approx([0.1002, 0.0998, LARGEST_STEP, LEAST_STEP])
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_temperatures_of_aiwae():
     model = VAE(16, (4,), ((20,),), key=jax.random.key(0))
     arrays, static = eqx.partition(model, eqx.is_array)

@@ -245,6 +245,7 @@ def test_no_gradient_is_nan(name):
         assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", KINDS)
 def test_the_first_output_is_of_the_observed_values(name):
     rng, kind = np.random.default_rng(0), kind_of(name)

@@ -199,6 +199,7 @@ def lines(path):
     return list(csv.reader(path.read_text().splitlines()))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("missing", ["at-random", "not-at-random"])
 def test_from_a_file_with_gaps_to_one_without(tmp_path, missing, capsys):
     write_csv(tmp_path / "a.csv", values())

@@ -143,6 +143,7 @@ def test_every_activation_is_an_option():
     assert set(get_args(ActivationName)) == set(ACTIVATIONS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ACTIVATIONS)
 def test_an_activation_is_trained_through(name):
     model = make(conv(), activation=name)
@@ -256,6 +257,7 @@ CASES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_a_model_keeps_the_contract(case):
     network, kind = CASES[case]
@@ -343,6 +345,7 @@ def own(seed=0, **changes):
     return VAE(*(6, (3,), ((),)), observation="gaussian", **modules, key=jax.random.key(seed))
 
 
+@pytest.mark.slow
 def test_own_modules_are_a_model():
     model = perturbed(own(), size=0.2)
     x = jnp.float32(np.random.default_rng(0).normal(size=6))
@@ -447,6 +450,7 @@ def test_data_without_a_shape_are_refused():
 CONV = {"network": "conv", "channels": (2, 3), "blocks": 1}
 
 
+@pytest.mark.slow
 def test_a_run_with_convolutions_is_trained_measured_and_drawn(tmp_path):
     run = tmp_path / "run"
     small.train_in(run, **CONV)

@@ -372,6 +372,7 @@ def constant_score(name, rows):
     return np.float64(score(jnp.asarray(rows))).mean()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SCIPY)
 def test_without_weights_the_model_is_the_best_constant(name):
     rows = rows_of(name)

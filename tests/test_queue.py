@@ -114,6 +114,7 @@ def stopping_at(step, how):
     return show
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("step_by_step")
 def test_a_deadline_stops_in_good_order_and_the_same_call_goes_on(
     undisturbed, tmp_path, monkeypatch

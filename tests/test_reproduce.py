@@ -309,6 +309,7 @@ def test_a_table_in_every_format(copied):
     assert page.count("<tr>") == 3
 
 
+@pytest.mark.slow
 def test_the_stored_models_give_the_recorded_numbers(tmp_path):
     stored = RESULTS / "camel" / "iwae-k20" / "seeds-0-3"
     shutil.copytree(stored, tmp_path / "run", ignore=shutil.ignore_patterns("evaluations"))

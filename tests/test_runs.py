@@ -78,6 +78,7 @@ def steps_of(run):
 # What is in the folder
 
 
+@pytest.mark.slow
 def test_a_run_leaves_all_that_its_description_names():
     run, later = finished(), {"evaluations", "figures"}  # which other tests may have written
     assert {path.name for path in run.iterdir()} - later == {
@@ -648,6 +649,7 @@ def test_an_optimiser_of_another_kind_is_refused(tmp_path):
 # What is not finite
 
 
+@pytest.mark.slow
 def test_a_run_that_breaks_keeps_its_last_good_state(tmp_path):
     run = tmp_path / "run"
     with pytest.raises(NonFiniteError, match=r"stopped at step 2 \(epoch 1, replicate 0\): "):
@@ -661,6 +663,7 @@ def test_a_run_that_breaks_keeps_its_last_good_state(tmp_path):
     assert steps_of(run) == [1]
 
 
+@pytest.mark.slow
 def test_a_validation_bound_that_is_not_finite_stops_the_run(tmp_path):
     images = small.grey()
     validation = images[300:350].reshape(50, 16) / np.float32(100) - 1

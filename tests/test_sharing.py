@@ -191,6 +191,7 @@ def test_the_code_on_the_card_runs(measured, tmp_path):
     assert namespace["x"].shape == (16,)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["poisson", "logistic-mixture", "gaussian"])
 def test_other_kinds_of_data_have_a_card_and_a_picture(kind, tmp_path):
     rng = np.random.default_rng(0)
@@ -227,6 +228,7 @@ def test_columns_of_samples_are_drawn_as_what_they_are():
         figures.marginals(holes)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("missing", ["at-random", "not-at-random"])
 def test_a_model_of_missing_values_says_what_its_likelihoods_are(missing, tmp_path):
     rng = np.random.default_rng(0)

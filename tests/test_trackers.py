@@ -45,6 +45,7 @@ def expected(run):
     return [(row["step"], dict(runs._scalars(row))) for row in read_metrics(run)]
 
 
+@pytest.mark.slow
 def test_a_tracker_gets_every_epoch_as_it_is_logged(board, tmp_path):
     list(start_run(small.config(replicates=2), tmp_path / "run", track={"board": board}))
     assert board.sent == {"id-1": expected(tmp_path / "run")}
