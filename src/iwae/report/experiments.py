@@ -67,8 +67,9 @@ def densities_table(results: Path) -> str:
             ("difference", "difference"),
         ):
             means = np.array([record[key]["mean"] for record in records])
-            error = means.std(ddof=1) / np.sqrt(len(means))
-            row[words] = f"{means.mean():.2f} ± {error:.2f}"
+            row[words] = f"{means.mean():.2f}"
+            if len(means) > 1:
+                row[words] += f" ± {means.std(ddof=1) / np.sqrt(len(means)):.2f}"
         row["splits"] = str(len(records))
         chosen = {(r["mixture"]["components"], r["mixture"]["covariance"]) for r in records}
         row["mixtures chosen"] = ", ".join(f"{n} {form}" for n, form in sorted(chosen))
