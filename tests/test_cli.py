@@ -614,6 +614,7 @@ def test_a_curve_is_announced(iwae, annealed):
     assert "at beta = 1: -" in out
 
 
+@pytest.mark.slow
 def test_information_splits_the_gap_where_it_can(iwae, annealed):
     words = "evaluate", annealed, "--method", "information"
     iwae("evaluate", annealed, "--k", 5)
@@ -780,6 +781,7 @@ def test_a_cell_is_reproduced_on_a_shortened_schedule(iwae, tmp_path):
     assert re.search(r"camel/vae-k1 +published +- +ours +\d\.\d\d ", told)
 
 
+@pytest.mark.slow
 def test_a_sweep_trains_all_combinations(iwae, tmp_path):
     (tmp_path / "s.toml").write_text(
         f'dataset = "{small.pictures()}"\nlatent_sizes = [2]\nhidden_sizes = [[5]]\n'

@@ -75,7 +75,7 @@ def with_blocks(*languages):
     ]
 
 
-QUICK = {"docs/index.md", "docs/missing.md", "docs/sharing.md", "docs/methods.md"}
+QUICK = {"docs/methods.md"}
 """Pages whose code does not take long to run; that of the others is among the long tests."""
 
 

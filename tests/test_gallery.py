@@ -233,6 +233,7 @@ def test_only_bounds_that_belong_together_are_drawn(tmp_path):
     assert bounds_figure(tmp_path / "nothing") is None
 
 
+@pytest.mark.slow
 def test_curves_and_bounds_of_a_run_are_among_its_pictures(tmp_path, monkeypatch):
     run = made(tmp_path / "run", "circle", 2)
     write_bounds(run, "test-final-k50", {1: -9.0, 50: -7.0}, range(6))

@@ -119,6 +119,7 @@ def test_each_replicate_has_a_record_of_its_own():
         assert one["epoch"] == alone["epoch"]
 
 
+@pytest.mark.slow
 def test_final_and_best_weights_are_told_apart():
     run = finished(replicates=2, **PATIENT)
     final, best = (evaluate_run(run, ks=[5], weights=weights) for weights in ("final", "best"))

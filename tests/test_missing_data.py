@@ -101,6 +101,7 @@ def test_nothing_changes_where_nothing_is_missing(tmp_path):
     for split in ("train", "validation", "test"):
         assert np.array_equal(getattr(plain, split), getattr(other, split))
     assert other.identity.pop("missing") == {"train": 0, "validation": None, "test": 0}
+    assert other.identity.pop("columns") == ["a", "b b", "c"]
     assert plain.identity == other.identity
 
 

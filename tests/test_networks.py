@@ -266,6 +266,7 @@ def test_a_model_keeps_the_contract(case):
     check_latent_model(model, x, jax.random.key(4), draws=2000)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_a_gradient_reaches_every_parameter(case):
     network, kind = CASES[case]
@@ -470,6 +471,7 @@ def test_a_run_with_convolutions_is_trained_measured_and_drawn(tmp_path):
         make_job(small.config(init_from=str(run)))
 
 
+@pytest.mark.slow
 def test_replicates_are_the_runs_of_their_seeds(tmp_path):
     small.train_in(tmp_path / "both", **CONV, replicates=2, epochs=1)
     small.train_in(tmp_path / "second", **CONV, seed=1, epochs=1)

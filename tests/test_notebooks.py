@@ -10,7 +10,6 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "docs" / "notebooks").glob("*.ipynb"))
-LONG = {"measure-a-likelihood"}
 sys.path.insert(0, str(ROOT / "docs" / "tools"))
 import notebooks  # noqa: E402
 
@@ -24,13 +23,8 @@ def kinds(cell):
             yield kind, words
 
 
-@pytest.mark.parametrize(
-    "path",
-    [
-        pytest.param(path, marks=[pytest.mark.slow] * (path.stem in LONG), id=path.stem)
-        for path in NOTEBOOKS
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_a_notebook_runs_and_shows_what_is_stored(path, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     stored = notebooks.read(path)

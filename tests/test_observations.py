@@ -413,6 +413,7 @@ def test_a_table_draws_each_column_by_its_kind():
     assert means[numbers] == pytest.approx(rows.mean(axis=0)[numbers], rel=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", KINDS)
 def test_columns_that_are_constant_start_somewhere(name):
     columns = {"columns": ("gaussian", "poisson")} if name == "table" else PARAMETERS.get(name, {})

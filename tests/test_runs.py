@@ -89,6 +89,7 @@ def test_a_run_leaves_all_that_its_description_names():
     assert steps_of(run) == [STEPS_PER_EPOCH, 4 * STEPS_PER_EPOCH]  # the ends of two stages
 
 
+@pytest.mark.slow
 def test_metrics_have_a_line_of_plain_json_for_every_epoch():
     run = finished()
     lines = (run / "metrics.jsonl").read_text().splitlines()

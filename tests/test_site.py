@@ -159,9 +159,8 @@ def faults(tab, address, path):
     return wrong
 
 
-@pytest.mark.parametrize(
-    ("width", "colours"), [pytest.param(WIDE, "light", marks=pytest.mark.slow), (NARROW, "dark")]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("width", "colours"), [(WIDE, "light"), (NARROW, "dark")])
 def test_every_page_is_shown_without_fault(browser, site, address, width, colours):
     context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=colours)
     found = {}

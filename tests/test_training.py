@@ -440,6 +440,7 @@ def test_a_nan_in_the_data_is_found_in_its_step_and_the_state_before_it_is_kept(
     assert_same_bits(error.state, state)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("rate", "good", "term"), [(1e30, 1, "log p(x, z)"), (math.inf, 0, "the optimiser's update")]
 )
