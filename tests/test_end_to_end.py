@@ -78,6 +78,7 @@ def test_a_folder_that_holds_a_run_is_left_alone(run, trained):
     assert weights(trained) == before
 
 
+@pytest.mark.slow
 def test_the_record_is_one_json_object_with_a_value_for_every_example(run, trained):
     record = json.loads(run("evaluate", trained, "--k", "1", "20", "--json").stdout)
     assert {"log_likelihood", "stderr", "n", "k", "split", "dataset", "test_sha256"} <= set(record)

@@ -149,6 +149,7 @@ def test_weighted_latents_are_means_of_the_true_posterior():
 # --- fitting ---------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_it_learns():
     data = rows(200)
     model = small(max_iter=60, learning_rate_init=5e-3).fit(data)
@@ -264,6 +265,7 @@ def test_kinds_of_data(kind, draw, wrong):
             act(data)
 
 
+@pytest.mark.slow
 def test_the_likeliest_category_is_given_back():
     data = np.tile([[0.0, 2.0]], (40, 1))
     data[:8, 0] = 1
@@ -286,6 +288,7 @@ def fitted_with_gaps():
     return small(missing="at-random", max_iter=80, learning_rate_init=5e-3).fit(gaps())
 
 
+@pytest.mark.slow
 def test_missing_values_are_imputed_and_the_rest_is_left():
     model, data = fitted_with_gaps(), gaps()
     filled, missing = model.impute(data), np.isnan(data)
@@ -306,6 +309,7 @@ def test_missing_values_are_imputed_and_the_rest_is_left():
     assert (np.abs(draws.mean(axis=0) - filled)[missing] < 6 * error).all()
 
 
+@pytest.mark.slow
 def test_densities_of_what_is_observed_are_in_its_units():
     units = np.array([2.0, 1024.0, 0.125])
     ours = small(missing="at-random").fit(gaps())
@@ -548,6 +552,7 @@ def test_what_is_set_after_fit_waits_for_the_next_one():
         model.set_params(score_k=0).transform(rows(), latent="snis")
 
 
+@pytest.mark.slow
 def test_objectives_take_what_they_need():
     miwae = small(objective="miwae", objective_params={"m": 2}).fit(rows())
     assert miwae.score(rows()) != fitted().score(rows())

@@ -428,6 +428,7 @@ def test_chunks_of_particles_change_nothing(name):
     assert_same(a[1], b[1])
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_particles_of_a_chunked_objective():
     model = VAE(64, (5,), ((50,),), key=jax.random.key(0))
 
@@ -499,6 +500,7 @@ def test_signal_noise_and_bias_are_those_of_known_gradients():
     assert all(bias.z > signal.BIASED for bias in constant.values())
 
 
+@pytest.mark.slow
 def test_the_paired_test_finds_the_bias_of_stl_and_none_of_dreg():
     model = shallow()
     plain, stl, dreg = (

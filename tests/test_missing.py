@@ -269,6 +269,7 @@ def column_of(words):
     return make_kind(name, **({"categories": int(categories)} if categories else {}))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", KINDS)
 def test_each_kind_is_imputed_by_legal_draws(name):
     model, hidden = vae(name), np.float32(example(name)) * np.float32(HOLES)
@@ -277,6 +278,7 @@ def test_each_kind_is_imputed_by_legal_draws(name):
     assert KINDS[name].legal(several.reshape(12, 5), kind_of(name)).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["categorical", "table"])
 def test_a_category_is_imputed_by_the_likeliest_given_what_is_observed(name):
     model, x, key = vae(name), example(name).at[2].set(jnp.nan), jax.random.key(0)

@@ -195,6 +195,7 @@ KINDS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", KINDS)
 def test_the_output_bias_is_one_for_each_value(name):
     rng = np.random.default_rng(0)

@@ -254,6 +254,7 @@ def drawn(p):
     return np.asarray(jax.vmap(p.sample)(jax.random.split(jax.random.key(1), N)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", DRAWN)
 def test_draws_follow_the_probabilities(name):
     """Chi-square; a false alarm once in a million, and an output off by 0.3 is seen."""

@@ -60,6 +60,7 @@ def card_of(folder):
 # What is in the folder
 
 
+@pytest.mark.slow
 def test_an_export_is_the_model_that_was_measured(measured, tmp_path):
     folder = export_run(measured, tmp_path / "shared", replicate=1)
     assert {path.name for path in folder.iterdir()} == set(FILES)
@@ -73,6 +74,7 @@ def test_an_export_is_the_model_that_was_measured(measured, tmp_path):
         assert min(picture.size) > 100
 
 
+@pytest.mark.slow
 def test_nothing_tells_where_it_was_made(measured, tmp_path):
     folder = export_run(measured, tmp_path / "shared")
     assert read_config(folder / "config.toml").dataset == "pictures.npz"
@@ -81,12 +83,14 @@ def test_nothing_tells_where_it_was_made(measured, tmp_path):
             assert str(place).encode() not in path.read_bytes(), path.name
 
 
+@pytest.mark.slow
 def test_the_configuration_trains_the_same_model_again(measured, tmp_path):
     folder = export_run(measured, tmp_path / "shared")
     ours, theirs = (read_config(path / "config.toml") for path in (folder, measured))
     assert ours.model_copy(update={"dataset": theirs.dataset}) == theirs
 
 
+@pytest.mark.slow
 def test_the_same_export_has_the_same_bytes(measured, tmp_path):
     one, other = (export_run(measured, tmp_path / name) for name in ("one", "other"))
     assert all((one / name).read_bytes() == (other / name).read_bytes() for name in FILES)
@@ -95,6 +99,7 @@ def test_the_same_export_has_the_same_bytes(measured, tmp_path):
 # The card
 
 
+@pytest.mark.slow
 def test_every_number_of_the_card_is_of_a_record(measured, tmp_path):
     matter, body = front(card_of(export_run(measured, tmp_path / "shared", replicate=1)))
     body = body.replace("\N{MINUS SIGN}", "-")
@@ -126,6 +131,7 @@ def _names(run, word):
     return (path.stem for path in (run / "evaluations").glob(f"*{word}*.json"))
 
 
+@pytest.mark.slow
 def test_the_front_matter_is_what_the_hub_reads(measured, tmp_path):
     hub = pytest.importorskip("huggingface_hub")
     card = hub.ModelCard.load(
@@ -137,6 +143,7 @@ def test_the_front_matter_is_what_the_hub_reads(measured, tmp_path):
     assert {one.dataset_split for one in card.data.eval_results} == {"test"}
 
 
+@pytest.mark.slow
 def test_what_was_not_measured_is_said_with_the_command(measured, tmp_path):
     folder = export_run(measured, tmp_path / "shared", weights="best")
     matter, body = front(card_of(folder))
@@ -148,6 +155,7 @@ def test_what_was_not_measured_is_said_with_the_command(measured, tmp_path):
         assert words in body
 
 
+@pytest.mark.slow
 def test_records_of_other_weights_are_left_out(measured, tmp_path, caplog):
     run = shutil.copytree(measured, tmp_path / "run")
     folder = model_folder(run, "final", 0)
@@ -159,6 +167,7 @@ def test_records_of_other_weights_are_left_out(measured, tmp_path, caplog):
     assert "Not measured" not in card_of(export_run(run, tmp_path / "two", replicate=1))
 
 
+@pytest.mark.slow
 def test_a_stopped_run_says_so(measured, tmp_path):
     run = shutil.copytree(measured, tmp_path / "run")
     path = model_folder(run, "final", 0) / "model.json"
@@ -170,6 +179,7 @@ def test_a_stopped_run_says_so(measured, tmp_path):
     assert "Training was stopped before its end." in body
 
 
+@pytest.mark.slow
 def test_a_name_from_outside_cannot_leave_its_place(measured, tmp_path):
     run = shutil.copytree(measured, tmp_path / "run")
     path = model_folder(run, "final", 0) / "model.json"
@@ -182,6 +192,7 @@ def test_a_name_from_outside_cannot_leave_its_place(measured, tmp_path):
     assert "| data | `x'/\" --- # <script>: {{ 7 * 7 }}` |" in body
 
 
+@pytest.mark.slow
 def test_the_code_on_the_card_runs(measured, tmp_path):
     folder = export_run(measured, tmp_path / "shared")
     (code,) = re.findall(r"```python\n(.*?)```", card_of(folder), re.DOTALL)
@@ -244,6 +255,7 @@ def test_a_model_of_missing_values_says_what_its_likelihoods_are(missing, tmp_pa
 # Whole or not at all
 
 
+@pytest.mark.slow
 def test_a_failure_on_the_way_leaves_nothing_behind(measured, tmp_path, monkeypatch):
     export_run(measured, tmp_path / "old")
     before = {path.name: path.read_bytes() for path in (tmp_path / "old").iterdir()}
@@ -269,6 +281,7 @@ def test_a_folder_takes_the_place_of_another(tmp_path):
     assert [path.name for path in (tmp_path / "a").rglob("*")] == ["b", "two"]
 
 
+@pytest.mark.slow
 def test_used_folders_are_refused(measured, tmp_path):
     (tmp_path / "empty").mkdir()
     folder = export_run(measured, tmp_path / "empty")
@@ -283,6 +296,7 @@ def test_used_folders_are_refused(measured, tmp_path):
         export_run(measured, folder / "thesis.tex")
 
 
+@pytest.mark.slow
 def test_what_is_not_there_is_refused(measured, tmp_path):
     with pytest.raises(UserError, match=r"no replicate 2: .* has 0 to 1"):
         export_run(measured, tmp_path / "new", replicate=2)
@@ -293,6 +307,7 @@ def test_what_is_not_there_is_refused(measured, tmp_path):
     assert not (tmp_path / "new").exists()
 
 
+@pytest.mark.slow
 def test_the_command_line_exports(measured, tmp_path, capsys):
     folder = tmp_path / "shared"
     words = ["export", str(measured), str(folder), "--replicate", "1", "--license", "mit"]
@@ -529,6 +544,7 @@ def test_a_repository_of_something_else_is_no_model(hub):
         from_pretrained("me/bert")
 
 
+@pytest.mark.slow
 def test_only_an_export_is_pushed(hub, measured, folder):
     with pytest.raises(UserError, match=r"has no README.md: make it by `iwae export RUN"):
         push_to_hub(model_folder(measured, "final", 0), "me/vae")

@@ -223,6 +223,7 @@ BROKEN = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", BROKEN)
 def test_a_broken_promise_is_named(fault):
     kind, message = BROKEN[fault]

@@ -54,6 +54,7 @@ def test_a_tracker_gets_every_epoch_as_it_is_logged(board, tmp_path):
     assert (board.opened, board.closed) == ([None], [True])
 
 
+@pytest.mark.slow
 def test_tracking_changes_nothing_in_the_run(board, tmp_path):
     list(start_run(small.config(), tmp_path / "run", track={"board": board}))
     assert small.outcome(tmp_path / "run") == small.outcome(small.finished())

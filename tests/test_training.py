@@ -339,6 +339,7 @@ def alone():
     return [run((seed,), **PATIENT) for seed in (0, 1, 2)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("replicates", [2, 3])
 def test_each_replicate_is_the_same_seed_trained_alone(alone, replicates):
     state, best, reports = run(range(replicates), **PATIENT)
