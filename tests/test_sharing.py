@@ -510,6 +510,7 @@ class FakeHub:
 def hub(tmp_path, monkeypatch):
     fake = FakeHub(tmp_path / "hub")
     monkeypatch.setitem(sys.modules, "huggingface_hub", fake)
+    monkeypatch.setitem(sys.modules, "huggingface_hub.errors", fake.errors)
     return fake
 
 
@@ -593,8 +594,8 @@ def test_the_command_line_pushes(hub, folder, capsys):
 
 
 def test_the_real_library_refuses_without_network(tmp_path, folder, monkeypatch):
-    hub = pytest.importorskip("huggingface_hub")
-    monkeypatch.setattr(hub.constants, "HF_HUB_OFFLINE", True)
+    constants = pytest.importorskip("huggingface_hub.constants")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(UserError, match=r"^'a b/c d' is no name on the hub"):
         from_pretrained("a b/c d", cache_dir=tmp_path / "cache")
     with pytest.raises(UserError, match=r"^the hub cannot be reached, and me/vae is not in the"):
@@ -604,8 +605,8 @@ def test_the_real_library_refuses_without_network(tmp_path, folder, monkeypatch)
 
 
 def test_the_real_library_finds_a_model_in_its_cache(tmp_path, folder, monkeypatch):
-    hub = pytest.importorskip("huggingface_hub")
-    monkeypatch.setattr(hub.constants, "HF_HUB_OFFLINE", True)
+    constants = pytest.importorskip("huggingface_hub.constants")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     repository, commit = tmp_path / "cache" / "models--me--vae", "0" * 40
     snapshot = repository / "snapshots" / commit
     for place in (snapshot, repository / "refs", repository / "blobs"):

@@ -94,6 +94,7 @@ def _hub() -> Any:
     """The library, or UserError with the command that installs it."""
     try:
         import huggingface_hub
+        import huggingface_hub.errors  # which it does not load by itself
     except ImportError as error:
         raise UserError("sharing needs huggingface_hub: pip install 'iwae[hub]'") from error
     return huggingface_hub
