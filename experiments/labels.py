@@ -29,7 +29,7 @@ from iwae.jobs import load_config_dataset
 from iwae.measure.records import make_subject, shared_record, write_record
 from iwae.progress import show_training, tracker
 from iwae.queue import Measure, Task, work
-from objectives import keep
+from objectives import DIGITS, MNIST, keep
 
 ROOT = Path(__file__).resolve().parents[1]
 RUNS, RESULTS = ROOT / "runs" / "labels", ROOT / "results" / "labels"
@@ -38,24 +38,8 @@ SHARED = {"conditional": True, "objective": "iwae", "k": 5}
 
 LINES = {"labels": {}, "labels-prior": {"label_prior": True}}
 
-DIGITS = {
-    "dataset": "digits",
-    "latent_sizes": (20,),
-    "hidden_sizes": ((100, 100),),
-    "epochs": 100,
-    "learning_rate": 5e-3,
-    "replicates": 4,
-}
-
-MNIST = {
-    "dataset": "mnist",
-    "schedule": "constant",
-    "batch_size": 128,
-    "epochs": 10,
-}
-
 TABLES = {
-    "digits": (DIGITS, Measure((5000,)), None),
+    "digits": ({**DIGITS, "replicates": 4}, Measure((5000,)), None),
     "mnist": (MNIST, Measure((5000,), examples=1000), "omniglot"),
 }
 """Table -> what its runs share and are measured by, and the data that are none of theirs."""

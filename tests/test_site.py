@@ -15,7 +15,6 @@ import pytest
 import iwae
 
 ROOT = Path(__file__).parents[1]
-CHROMIUM = Path("/usr/bin/chromium")
 WIDE, NARROW = 1400, 380
 
 pytest.importorskip("mkdocs", reason="needs the packages of iwae[docs]")
@@ -122,21 +121,6 @@ def address(site):
         yield f"http://127.0.0.1:{server.server_port}/"
         server.shutdown()
         thread.join()
-
-
-@pytest.fixture(scope="module")
-def browser():
-    sync_api = pytest.importorskip("playwright.sync_api", reason="needs the package playwright")
-    if not CHROMIUM.exists():
-        pytest.skip(f"needs Chromium as {CHROMIUM}")
-    options = """
-        --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking
-        --disable-component-update --disable-sync
-    """.split()  # noqa: SIM905
-    with sync_api.sync_playwright() as playwright:
-        launched = playwright.chromium.launch(executable_path=CHROMIUM, args=options)
-        yield launched
-        launched.close()
 
 
 BROKEN = "[...document.images].filter(image => !image.naturalWidth).map(image => image.src)"
