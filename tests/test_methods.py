@@ -319,6 +319,43 @@ def test_free_bits_cost_as_much_as_they_say_and_teach_nothing(name):
     assert ours == pytest.approx(np.asarray(decoder_only.encoder[0].loc.bias)[below], abs=1e-4)
 
 
+DAIS_PENALTIES = {
+    "free bits": {"free_bits": 0.3},
+    "warm-up": {"kl_warmup_steps": 10},
+    "both": {"free_bits": 0.3, "kl_warmup_steps": 10},
+}
+
+
+def after(steps, made):
+    """The objective as it is after so many steps of its warm-up."""
+    extra = made.init()._replace(tuned={"kl_steps": jnp.int32(steps)})
+    return lambda model, x, key: made.terms(model, x, key, extra)[0]
+
+
+@pytest.mark.parametrize("name", DAIS_PENALTIES)
+def test_penalties_of_chains_that_do_not_move_are_those_of_iwae(name):
+    options = DAIS_PENALTIES[name]
+    still, plain = objective("dais", 3, temperatures=1, **options), objective("iwae", 3, **options)
+    assert_same(after(4, still), after(4, plain))
+
+
+@pytest.mark.slow
+def test_a_warm_up_of_chains_weights_all_but_the_reconstruction():
+    def value(made):
+        return float(eqx.filter_jit(made)(deep(), BITS, jax.random.key(3)))
+
+    def penalised(steps, **options):
+        return value(after(steps, objective("dais", 1, temperatures=2, **options)))
+
+    plain = value(objective("dais", 1, temperatures=2))
+    none, some, whole = (penalised(steps, kl_warmup_steps=10) for steps in (0, 4, 10))
+    assert whole == pytest.approx(plain, rel=1e-5)
+    assert some == pytest.approx(none + 0.4 * (plain - none), rel=1e-5)
+    assert abs(plain - none) > 0.1
+    free = penalised(0, free_bits=10.0)  # more than any divergence: nothing of it counts
+    assert free == pytest.approx(none - 10.0 * sum(deep().latent_sizes), rel=1e-5)
+
+
 def test_penalties_need_to_know_the_layers():
     for options in ({"free_bits": 0.1}, {"kl_warmup_steps": 3}):
         with pytest.raises(UserError, match="need a VAE"):
@@ -346,7 +383,7 @@ def test_penalties_need_to_know_the_layers():
         ({"objective": "ciwae", "beta": -0.1}, "beta is -0.1; it lies between 0 and 1"),
         ({"objective": "aiwae", "temperatures": 1}, "aiwae has at least 2"),
         ({"objective": "aiwae", "chunk": 5}, "chunk does not go with aiwae"),
-        ({"objective": "dais", "free_bits": 0.1}, "do not go with dais"),
+        ({"objective": "iwae", "gradient": "dreg", "free_bits": 0.1}, "one weight of all units"),
         ({"objective": "iwae", "gradient": "gdreg", "free_bits": 0.1}, "use reparam or stl"),
         ({"objective": "rws", "k": 3, "kl_warmup_steps": 1}, "the gradient score, which holds"),
         ({"objective": "rws"}, "rws with the gradient score needs k of at least 2"),
@@ -395,7 +432,13 @@ miwae_of = miwae
 
 
 def test_dais_without_the_densities_of_its_momenta_would_be_seen(monkeypatch):
-    monkeypatch.setattr(differentiable, "_log_momentum", lambda v: 0.0 * v.sum())
+    chain = differentiable.leapfrog_chain
+
+    def without(*args):
+        end, ratios = chain(*args)
+        return end, 0.0 * ratios
+
+    monkeypatch.setattr(differentiable, "leapfrog_chain", without)
     with pytest.raises(AssertionError):
         test_the_weights_of_dais_have_the_evidence_for_their_mean()
 

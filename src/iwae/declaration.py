@@ -302,10 +302,11 @@ def _check_together(d: Declaration, layers: int | None) -> None:
         f"encoder_objective elbo-analytic {closed_form}: use elbo": (
             d.encoder_objective == "elbo-analytic" and several
         ),
-        "kl_warmup and free_bits do not go with dais: its weights are of whole chains, of which "
-        "no part is a divergence of q from the prior": penalised and d.objective == "dais",
         f"kl_warmup and free_bits do not go with the gradient {d.gradient}, which holds for "
-        "weights p/q only: use reparam or stl": penalised and d.gradient not in ("reparam", "stl"),
+        "weights p/q only: use reparam or stl, or dreg with kl_warmup": penalised
+        and d.gradient not in ("reparam", "stl", "dreg"),
+        "free_bits does not go with the gradient dreg, which needs one weight of all units' "
+        "divergences: use reparam or stl, or kl_warmup": d.free_bits > 0 and d.gradient == "dreg",
         f"{d.objective} with the gradient {d.gradient} needs k of at least 2: one normalised "
         "weight is always 1, and says nothing": d.k == 1
         and (d.gradient in ("score", "rws-dreg") and d.phase != "sleep"),

@@ -144,7 +144,7 @@ def _annealing(d: Declaration) -> dict[str, Any]:
 
 
 def _dais(d: Declaration, _: int | None) -> Objective:
-    return dais(k=d.k, chunk=chunk_of(d), **_annealing(d))
+    return dais(k=d.k, **_options(d), **_annealing(d))
 
 
 def _aiwae(d: Declaration, layers: int | None) -> Objective:

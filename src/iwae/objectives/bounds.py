@@ -79,8 +79,8 @@ def bound(
         particle = partial(weigh, model, q, x, estimator=estimator, terms=of_particle)
         parts, tags = over_particles(particle, particle_keys(key, jnp.arange(k)), chunk)
         log_p, log_q = penalty.combine(parts, extra.tuned) if penalty else parts
-        value = climb(reduction, estimator, log_p, log_q, tags)
-        return value, {"iwae": _iwae_of(penalty.plain(parts) if penalty else parts)}
+        how = penalty.climbing(estimator, extra.tuned) if penalty else estimator
+        return climb(reduction, how, log_p, log_q, tags), {"iwae": iwae_of(parts, penalty)}
 
     if penalty is None:
         return Objective(terms)
@@ -117,9 +117,9 @@ def _check_draws(q: Posterior, estimator: Estimator) -> None:
         )
 
 
-def _iwae_of(parts: Terms) -> Scalar:
+def iwae_of(parts: Terms, penalty: Penalty | None) -> Scalar:
     """IWAE-k of the particles, for the eye only."""
-    log_p, log_q = jax.lax.stop_gradient(parts)
+    log_p, log_q = jax.lax.stop_gradient(penalty.plain(parts) if penalty else parts)
     return iwae(log_p - log_q)
 
 

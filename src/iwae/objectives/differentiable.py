@@ -12,8 +12,9 @@ from jaxtyping import Array, Float
 from iwae._types import Example, PRNGKey, Scalar, UserError
 from iwae.annealing.schedules import check_leapfrog
 from iwae.model import AbstractLatentModel
-from iwae.objectives.bounds import over_particles
+from iwae.objectives.bounds import iwae_of, over_particles
 from iwae.objectives.objective import Extra, Objective
+from iwae.objectives.penalties import Penalty, Terms, plain_terms
 from iwae.objectives.reductions import Reduction, iwae
 from iwae.particles import Info, particle_keys
 
@@ -41,6 +42,7 @@ def dais(
     temperatures: int = 5,
     n_leapfrog: int = 1,
     reduction: Reduction = iwae,
+    penalty: Penalty | None = None,
     chunk: int | None = None,
 ) -> Objective:
     """Differentiable annealed importance sampling: chains without rejection, climbed through.
@@ -56,6 +58,8 @@ def dais(
             those of importance sampling.
         n_leapfrog: leapfrog steps at each temperature.
         reduction: the chains' log weights -> nats.
+        penalty: a change of the weights. The momenta of a unit count as part of its divergence;
+            the chains move as they do without it.
         chunk: chains at a time; bounds memory, changes nothing else.
 
     Raises:
@@ -65,6 +69,7 @@ def dais(
     if min(k, temperatures) < 1:
         raise UserError("dais needs at least 1 particle, and 1 temperature, with which none moves")
     betas = jnp.linspace(0.0, 1.0, temperatures)[1:]
+    of_particle = penalty.terms if penalty else plain_terms
 
     def terms(
         model: AbstractLatentModel, x: Example, key: PRNGKey, extra: Extra
@@ -78,29 +83,40 @@ def dais(
         def log_joint(z: Flat) -> Scalar:
             return model.log_joint(x, unravel(z))
 
-        def chain(keys: tuple[PRNGKey, PRNGKey]) -> tuple[Scalar, Scalar]:
+        def chain(keys: tuple[PRNGKey, PRNGKey]) -> tuple[Terms, Terms]:
             start_key, momenta_key = keys
-            z = ravel_pytree(q.sample(start_key))[0]
-            before = log_joint(z) - log_q(z)
+            start = q.sample(start_key)
+            before = of_particle(model, q, x, start, start)
             if temperatures == 1:
                 return before, before
-            end, ratio = leapfrog_chain(
-                log_q, log_joint, z, momenta_key, betas, extra.learned, n_leapfrog
+            end, ratios = leapfrog_chain(
+                log_q,
+                log_joint,
+                ravel_pytree(start)[0],
+                momenta_key,
+                betas,
+                extra.learned,
+                n_leapfrog,
             )
-            return log_joint(end) - log_q(z) + ratio, before
+            after = of_particle(model, q, x, unravel(end), start)
+            if penalty:
+                return penalty.moved(after, before, unravel(ratios)), before
+            return (after[0] + jnp.sum(ratios), after[1]), before
 
         momenta = jax.random.fold_in(key, _MOMENTA)
         keys = tuple(particle_keys(root, jnp.arange(k)) for root in (key, momenta))
-        log_w, before = over_particles(chain, keys, chunk)
-        return reduction(log_w), {"iwae": iwae(jax.lax.stop_gradient(before))}
+        after, before = over_particles(chain, keys, chunk)
+        log_p, log_q_start = penalty.combine(after, extra.tuned) if penalty else after
+        return reduction(log_p - log_q_start), {"iwae": iwae_of(before, penalty)}
 
     def init() -> Extra:
+        tuned = penalty.init() if penalty else ()
         if temperatures == 1:
-            return Extra()
+            return Extra((), tuned)
         step = jnp.full(temperatures - 1, jnp.log(FIRST_STEP), jnp.float32)
-        return Extra(Moves(step, jax.scipy.special.logit(jnp.float32(FIRST_KEPT))))
+        return Extra(Moves(step, jax.scipy.special.logit(jnp.float32(FIRST_KEPT))), tuned)
 
-    return Objective(terms, init)
+    return Objective(terms, init, penalty.tune) if penalty else Objective(terms, init)
 
 
 def leapfrog_chain(
@@ -111,8 +127,8 @@ def leapfrog_chain(
     betas: Float[Array, " moves"],
     moves: Moves,
     n_leapfrog: int,
-) -> tuple[Flat, Scalar]:
-    """Where a chain that starts at z ends, and the log ratio of its momenta's densities.
+) -> tuple[Flat, Flat]:
+    """Where a chain that starts at z ends, and the log ratios of its momenta's densities.
 
     The backward pass computes the moves of a temperature again: memory holds one of them.
     """
@@ -120,20 +136,20 @@ def leapfrog_chain(
     noise = jax.random.normal(key, (betas.size + 1, z.size))
 
     def at_temperature(carry: tuple, step: tuple) -> tuple[tuple, None]:
-        z, v, ratio = carry
+        z, v, ratios = carry
         beta, log_step_size, fresh = step
 
         def force(z: Flat) -> Flat:
             return jax.grad(lambda z: (1 - beta) * log_q(z) + beta * log_joint(z))(z)
 
         z, pushed = leapfrog(force, z, v, jnp.exp(log_step_size), n_leapfrog)
-        ratio += _log_momentum(pushed) - _log_momentum(v)
-        return (z, kept * pushed + jnp.sqrt(1 - kept**2) * fresh, ratio), None
+        ratios += dist.Normal().log_prob(pushed) - dist.Normal().log_prob(v)
+        return (z, kept * pushed + jnp.sqrt(1 - kept**2) * fresh, ratios), None
 
-    start = (z, noise[0], jnp.float32(0))
+    start = (z, noise[0], jnp.zeros_like(z))
     steps = (betas, moves.log_step_size, noise[1:])
-    (z, _, ratio), _ = jax.lax.scan(jax.checkpoint(at_temperature), start, steps)
-    return z, ratio
+    (z, _, ratios), _ = jax.lax.scan(jax.checkpoint(at_temperature), start, steps)
+    return z, ratios
 
 
 _MOMENTA = 2**32 - 1  # what the key of all momenta is folded with: no particle has this index
@@ -148,7 +164,3 @@ def leapfrog(
         z = z + step_size * v
         v = v + (step_size if i < steps - 1 else step_size / 2) * force(z)
     return z, v
-
-
-def _log_momentum(v: Flat) -> Scalar:
-    return dist.Normal().log_prob(v).sum()

@@ -7,7 +7,7 @@ climbed are
 
 where the weight rises from 0 to 1, and a unit whose divergence KL(q || p), in closed form given its
 neighbours, is below the free bits counts as so many nats, whatever its draws. These weights are no
-longer p/q, so that estimators which rely on that do not go with them.
+longer p/q, so that an estimator which relies on that does not go with them, or has to be told.
 """
 
 from dataclasses import dataclass
@@ -20,6 +20,8 @@ from numpyro.distributions import kl_divergence
 
 from iwae._types import Example, Latents, LogWeights, Scalar, UserError
 from iwae.model import VAE, AbstractLatentModel, LayeredPosterior, Posterior
+from iwae.objectives.climbing import Coefficients, Estimator
+from iwae.objectives.reductions import Reduction
 from iwae.particles import Info
 
 Terms = Any
@@ -96,6 +98,28 @@ class Penalty:
         """log p(x, z) and log q(z|x) of the particles."""
         log_likelihood, log_priors, log_qs, _ = parts
         return log_likelihood + _total(log_priors), _total(log_qs)
+
+    def moved(self, after: Terms, before: Terms, ratios: Latents) -> Terms:
+        """The parts of a chain: of its end, with its momenta's ratios; divergences of its start."""
+        log_likelihood, log_priors, log_qs, _ = after
+        log_priors = tuple(p + r for p, r in zip(log_priors, ratios, strict=True))
+        return log_likelihood, log_priors, log_qs, before[-1]
+
+    def climbing(self, estimator: Estimator, tuned: PyTree) -> Estimator:
+        """An estimator for weights in which log q has the weight of the divergence.
+
+        What its path has beside the bound's own a_i stands for the score (DReG), and is as much
+        smaller as log q is.
+        """
+        of_ratio = estimator.coefficients
+        if of_ratio is None:
+            return estimator
+
+        def coefficients(reduction: Reduction, log_w: LogWeights) -> Coefficients:
+            table, a = of_ratio(reduction, log_w), jax.grad(reduction)(log_w)
+            return table._replace(path=a + self.weight(tuned) * (table.path - a))
+
+        return estimator._replace(coefficients=coefficients)
 
     def of_divergence(self, units: Float[Array, " d"], tuned: PyTree) -> Scalar:
         """What a divergence that is known for each unit costs, nats."""
