@@ -2,6 +2,7 @@
 
     python experiments/objectives.py digits            # minutes; ten seeds of each
     python experiments/objectives.py networks          # the same objective, other networks
+    python experiments/objectives.py kinds             # the same objective, other kinds of data
     python experiments/objectives.py mnist             # hours; needs IWAE_DATA or a network
 
 Every line of a table is a run in `runs/objectives/TABLE/NAME`, whose records are kept in
@@ -16,7 +17,11 @@ from pathlib import Path
 
 os.environ.setdefault("JAX_NUM_CPU_DEVICES", str(len(os.sched_getaffinity(0))))
 
-from iwae.config import make_config
+import numpy as np
+from sklearn.datasets import load_digits
+
+from iwae._types import atomic_write
+from iwae.config import make_config, read_config, without_folders, write_config
 from iwae.progress import show_training, tracker
 from iwae.queue import Measure, Task, work
 
@@ -80,7 +85,24 @@ NETWORKS = {
 }
 """Networks under the same objective."""
 
+KINDS = {
+    "categorical": {"observation": "categorical", "categories": 17},
+    "poisson": {"observation": "poisson"},
+    "negative-binomial": {"observation": "negative-binomial"},
+    "logistic-mixture": {"observation": "logistic-mixture"},
+    "discretised-gaussian": {"observation": "discretised-gaussian"},
+}
+"""Distributions of whole numbers, of the same whole numbers."""
+
+LEVELS = RUNS / "kinds" / "digit-levels.npy"
+"""The digits as they are stored: whole numbers from 0 to 16."""
+
 TABLES = {
+    "kinds": (
+        {**DIGITS, "dataset": str(LEVELS), "learning_rate": 1e-3, "k": 5, "replicates": 4},
+        KINDS,
+        (Measure((1, 5000)),),
+    ),
     "networks": (
         {**DIGITS, "k": 5, "replicates": 4},
         NETWORKS,
@@ -103,6 +125,9 @@ TABLES = {
 def main(table: str, *names: str) -> None:
     """Train and measure the lines of a table, or those named; exit status 1 if one fails."""
     shared, lines, measures = TABLES[table]
+    if table == "kinds":
+        with atomic_write(LEVELS) as temporary:
+            np.save(temporary, load_digits().data.astype(np.uint8))
     tasks = [
         Task(name, make_config({**shared, **lines[name]}, name), measures)
         for name in names or lines
@@ -122,8 +147,8 @@ def keep(run: Path, folder: Path) -> None:
     unfinished = folder.with_name(f".{folder.name}")
     shutil.rmtree(unfinished, ignore_errors=True)
     shutil.copytree(run / "evaluations", unfinished / "evaluations")
-    for file in ("config.toml", "metrics.jsonl"):
-        shutil.copy(run / file, unfinished / file)
+    shutil.copy(run / "metrics.jsonl", unfinished / "metrics.jsonl")
+    write_config(without_folders(read_config(run / "config.toml")), unfinished / "config.toml")
     unfinished.rename(folder)
 
 

@@ -26,6 +26,7 @@ BLOCKS: dict[str, Callable[[Path], str]] = {
     "objectives-mnist": partial(objectives_table, name="mnist"),
     "labels": labels_table,
     "networks-digits": partial(objectives_table, name="networks"),
+    "kinds-digits": partial(objectives_table, name="kinds"),
     "differences": differences_table,
     "costs": costs_table,
     "densities": densities_table,

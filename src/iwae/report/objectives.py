@@ -39,6 +39,8 @@ def objective_row(run: Path) -> tuple[float, Row] | None:
     if config.get("network", "mlp") != "mlp" or config.get("blocks"):
         words = " ".join(map(str, (config["network"], *(config.get("channels") or ()))))
         options.append(f"{words}, blocks {config['blocks']}")
+    if config["observation"] != "bernoulli":
+        options.append(config["observation"])
     if config.get("free_bits"):
         options.append(f"free bits {config['free_bits']}")
     row = {
