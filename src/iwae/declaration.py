@@ -132,6 +132,20 @@ GRADIENTS: dict[str, tuple[str, str, str]] = {
 a_i and h_i are the first and second derivatives of the bound in log w_i; w~ is w normalised.
 """
 
+MODIFIERS: dict[str, tuple[str, tuple[str, ...], str]] = {
+    "kl_warmup": (
+        "log p(z) - log q(z|x) has a weight that rises from 0 to 1 in so many epochs",
+        ("reparam", "stl", "dreg"),
+        "Sonderby et al. 2016",
+    ),
+    "free_bits": (
+        "the divergence of a latent unit counts as at least so many nats",
+        ("reparam", "stl"),
+        "Kingma et al. 2016",
+    ),
+}
+"""Changes of the weights of any objective, in training -> (what, gradients that fit, source)."""
+
 _UNFIT: dict[str, str] = {
     "reparam": "its draws of q are held fixed, so that no gradient flows through them",
     "stl": "it has no score to leave out, or learns from nothing else",
@@ -296,17 +310,19 @@ def _check_together(d: Declaration, layers: int | None) -> None:
     """Raise UserError for what is sound alone but not together."""
     several = layers is not None and layers > 1
     closed_form = "has a closed form for one stochastic layer only"
-    penalised = d.kl_warmup_steps > 0 or d.free_bits > 0
     wrong = {
         f"elbo-analytic {closed_form}: use elbo": d.objective == "elbo-analytic" and several,
         f"encoder_objective elbo-analytic {closed_form}: use elbo": (
             d.encoder_objective == "elbo-analytic" and several
         ),
-        f"kl_warmup and free_bits do not go with the gradient {d.gradient}, which holds for "
-        "weights p/q only: use reparam or stl, or dreg with kl_warmup": penalised
-        and d.gradient not in ("reparam", "stl", "dreg"),
-        "free_bits does not go with the gradient dreg, which needs one weight of all units' "
-        "divergences: use reparam or stl, or kl_warmup": d.free_bits > 0 and d.gradient == "dreg",
+        **{
+            f"{option} does not go with {d.objective} and the gradient {d.gradient}, which relies "
+            f"on weights p/q; it goes with the gradients {', '.join(fits)}": is_given
+            and d.gradient not in fits
+            for (option, (_, fits, _)), is_given in zip(
+                MODIFIERS.items(), (d.kl_warmup_steps > 0, d.free_bits > 0), strict=True
+            )
+        },
         f"{d.objective} with the gradient {d.gradient} needs k of at least 2: one normalised "
         "weight is always 1, and says nothing": d.k == 1
         and (d.gradient in ("score", "rws-dreg") and d.phase != "sleep"),

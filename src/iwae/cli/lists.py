@@ -9,7 +9,7 @@ import tyro
 
 from iwae._types import UserError
 from iwae.cli import parsing
-from iwae.declaration import GRADIENTS, OBJECTIVES
+from iwae.declaration import GRADIENTS, MODIFIERS, OBJECTIVES
 from iwae.presets import PRESETS, matching
 
 
@@ -33,6 +33,10 @@ def objectives(arguments: Sequence[str]) -> int:
     print("\ngradients (a_i, h_i: first and second derivatives of the bound in log w_i)")
     for name, (words, unbiased, source) in GRADIENTS.items():
         print(f"{name:15} {words}; unbiased for {unbiased}; {source}")
+    print("\nchanges of the weights in training, with any objective")
+    for name, (words, fits, source) in MODIFIERS.items():
+        option = f"--{name.replace('_', '-')}"
+        print(f"{option:15} {words}; with the gradients {', '.join(fits)}; {source}")
     return 0
 
 
