@@ -96,8 +96,9 @@ def paired_difference(a: Float[np.ndarray, " n"], b: Float[np.ndarray, " m"]) ->
 def ordering_violations(bounds: Mapping[str, Float[np.ndarray, " n"]]) -> list[str]:
     """What is wrong with L_1 <= L_50 <= L_5000 <= AIS, in words; empty if nothing is.
 
-    Each is a lower bound that the next improves upon, so one that lies below an earlier one by
+    More samples cannot loosen the bound, so that an L_k which lies below one of fewer samples by
     more than three standard errors of their paired difference says that something is broken.
+    Annealing that lies below L_k can also be too short.
 
     Args:
         bounds: name -> per-example values, loosest first; all of the same examples.
@@ -106,9 +107,14 @@ def ordering_violations(bounds: Mapping[str, Float[np.ndarray, " n"]]) -> list[s
     for (low, a), (high, b) in combinations(bounds.items(), 2):
         difference = paired_difference(b, a)
         if difference.mean < 0 and difference.significant:
+            reason = (
+                "the annealing is too short (give more temperatures), or something is broken"
+                if high.startswith("AIS")
+                else "something is broken"
+            )
             violations.append(
                 f"{high} is {-difference.mean:.3f} +- {difference.stderr:.3f} nats below {low}, "
-                "and should be above it: do not trust either until it is explained"
+                f"and should be above it: {reason}; do not trust either until it is explained"
             )
     return violations
 

@@ -254,7 +254,7 @@ def warnings(runs: Sequence[Run]) -> list[Notice]:
         f"{run.name}: measure it again: {command('evaluate', run)}" for run in runs if run.stale
     ]
     return _some(
-        ("The bounds are not in order: something is broken", violations),
+        ("The bounds are not in order", violations),
         ("Records of other models are left out: the run was trained on since", stale),
         ("Annealing has not converged", verdicts),
         ("The weights are unreliable (k̂ is too large)", shares),
