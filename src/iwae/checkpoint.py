@@ -22,7 +22,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from iwae._types import UserError, atomic_write
-from iwae.conditional import ConditionalVAE, Model
+from iwae.conditional import ConditionalVAE, Model, check_frequencies
 from iwae.model import VAE
 from iwae.training import Best, TrainState
 
@@ -259,9 +259,33 @@ def load_model(folder: str | Path, like: Model | None = None) -> Any:
 
 def read_model(weights: Path, description: Path, *, like: Model | None = None) -> Any:
     """`load_model`, of two files that may lie anywhere."""
-    skeleton = _skeleton(_read_description(description)["architecture"], description, like)
+    said = _read_description(description)
+    skeleton = _skeleton(said["architecture"], description, like)
     shapes, static = eqx.partition(skeleton, lambda leaf: isinstance(leaf, jax.ShapeDtypeStruct))
-    return eqx.combine(_from_arrays(_read_weights(weights, shapes), shapes, weights), static)
+    model = eqx.combine(_from_arrays(_read_weights(weights, shapes), shapes, weights), static)
+    if isinstance(model, ConditionalVAE):
+        _check_labels(model, said.get("about", {}), weights, description)
+    return model
+
+
+def _check_labels(
+    model: ConditionalVAE, about: Mapping[str, Any], weights: Path, description: Path
+) -> None:
+    """Raise UserError if labels have no shares, or other names than the model has labels."""
+    try:
+        check_frequencies(np.asarray(model.frequencies), model.n_classes)
+    except UserError as error:
+        raise UserError(f"{weights} is no trained model: {error}") from error
+    data = about.get("dataset")
+    names = data.get("classes") if isinstance(data, dict) else None
+    if names is not None and not _are_names(names, model.n_classes):
+        raise UserError(f"{description} has other names than those of {model.n_classes} labels")
+
+
+def _are_names(names: Any, count: int) -> bool:
+    """Whether these are so many words, all different."""
+    is_list = isinstance(names, list) and all(isinstance(name, str) for name in names)
+    return is_list and len(names) == len(set(names)) == count
 
 
 _UNREADABLE = (

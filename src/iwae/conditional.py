@@ -28,8 +28,8 @@ class ConditionalVAE(AbstractLatentModel):
         frequencies: of the labels in the training data, `[C]`; all the same if None.
 
     Raises:
-        UserError: for fewer than two classes, frequencies of another number, or if the first thing
-            that reads a latent is a module of a user's own.
+        UserError: for fewer than two classes, frequencies that are not C shares of one whole, or if
+            the first thing that reads a latent is a module of a user's own.
     """
 
     vae: VAE
@@ -47,8 +47,8 @@ class ConditionalVAE(AbstractLatentModel):
     ):
         if n_classes < 2:
             raise UserError(f"labels need at least two classes, not {n_classes}")
-        if frequencies is not None and frequencies.shape != (n_classes,):
-            raise UserError(f"frequencies has shape {frequencies.shape}, not {(n_classes,)}")
+        if frequencies is not None:
+            check_frequencies(frequencies, n_classes)
         self.vae = vae
         self.shifts = tuple(jnp.zeros((n_classes, r.bias.shape[0])) for r in _readers(vae))
         self.tops = jnp.zeros((n_classes, 2, vae.latent_sizes[-1])) if learned_prior else None
@@ -117,6 +117,27 @@ class ConditionalVAE(AbstractLatentModel):
 
 Model = VAE | ConditionalVAE
 """What a run trains."""
+
+
+def without_labels(model: Model) -> VAE:
+    """The model of x before it knows of labels, which has its sizes, its kind and its networks."""
+    return model.vae if isinstance(model, ConditionalVAE) else model
+
+
+def check_frequencies(frequencies: np.ndarray, n_classes: int) -> None:
+    """Raise UserError unless these are the shares of so many labels."""
+    if frequencies.shape != (n_classes,):
+        raise UserError(f"frequencies has shape {frequencies.shape}, not {(n_classes,)}")
+    total = float(frequencies.sum(dtype=np.float64))
+    if not (frequencies.min() >= 0 and abs(total - 1) < _SHARES_ERROR):
+        raise UserError(
+            f"frequencies of labels are shares that add up to 1; these begin at "
+            f"{frequencies.min():g} and add up to {total:g}"
+        )
+
+
+_SHARES_ERROR = 1e-3
+"""More than float32 does to a sum of shares."""
 
 
 def _readers(vae: VAE) -> list[Dense]:

@@ -1,8 +1,8 @@
 """The pictures of a run, drawn from its models, metrics and frames."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from iwae import figures
 from iwae._types import UserError
-from iwae.conditional import ConditionalVAE, Model
+from iwae.conditional import ConditionalVAE, Model, without_labels
 from iwae.config import read_config
 from iwae.data import KINDS, Dataset, Kind
 from iwae.data.kinds import is_discrete
@@ -19,7 +19,6 @@ from iwae.diagnostics import test_sample_error
 from iwae.evaluate import active_units
 from iwae.jobs import load_config_dataset, run_model, split_examples
 from iwae.measure.ordering import Known, known_bounds, models_of, read_records
-from iwae.model import VAE
 from iwae.networks import Dense
 from iwae.observations import SIGNS
 from iwae.posterior import model_density, posterior_grid
@@ -33,6 +32,9 @@ DRAWN = 2000
 
 OF_CLASS = 12
 """Prior samples of each label."""
+
+MOST_CLASSES = 64
+"""Labels in a picture."""
 
 EXAMPLES = 20
 """Test examples whose reconstructions are shown."""
@@ -95,7 +97,7 @@ def _figures(
         yield "density", _density(model, dataset)
     elif dataset.shape == (2,) and has_density:
         samples = _prior_samples(model, len(test))[1]
-        yield "scatter", figures.scatter_2d(_whole(test), _whole(samples))
+        yield "scatter", figures.scatter_2d(_whole(test[:, :2]), _whole(samples))
     if sum(model.latent_sizes) <= 2:
         yield "posterior", _posteriors(model, test)
     if figure := bounds_figure(run, weights):
@@ -105,10 +107,20 @@ def _figures(
 
 
 class Layout(NamedTuple):
-    """What a picture needs to know of data: the shape of an example, and the kind."""
+    """What a picture needs to know of data: the shape of an example, the kind, names of labels."""
 
     shape: tuple[int, ...]
     kind: Kind
+    classes: tuple[str, ...] = ()
+
+
+def layout_of(model: Model, about: Mapping[str, Any]) -> Layout:
+    """What is known of the data of a model by itself; examples are flat if nothing says more."""
+    data, vae = about.get("dataset", {}), without_labels(model)
+    classes = data.get("classes", [])
+    if isinstance(model, ConditionalVAE) and not classes:
+        classes = [f"label {y}" for y in range(model.n_classes)]
+    return Layout(tuple(data.get("shape", [vae.n_data])), vae.kind, tuple(classes))
 
 
 def _whole(rows: np.ndarray) -> np.ndarray:
@@ -124,16 +136,26 @@ def are_pictures(dataset: Dataset | Layout) -> bool:
 
 
 def samples_figure(model: Model, layout: Layout) -> Figure:
-    """What a model makes by itself, without its data: pictures, or else histograms of columns."""
+    """What a model makes by itself, without its data: pictures, or else histograms of columns.
+
+    Pictures of a conditional model are means, a row for each label.
+    """
     # Where values go missing for what they are, samples have missing values too.
-    gaps = isinstance(model, VAE) and model.missing in SIGNS
+    gaps = without_labels(model).missing in SIGNS
     if are_pictures(layout) and not gaps:
+        if isinstance(model, ConditionalVAE):
+            return _classes_figure(model, layout)
         means, draws = _prior_samples(model, SHOWN)
         return figures.samples(_images(means, layout), _images(draws, layout))
     keys = jax.random.split(jax.random.key(0), DRAWN)
-    return figures.marginals(
-        np.asarray(jax.vmap(lambda key: model.sample(key)[1])(keys)), gaps=gaps
-    )
+    draws = np.asarray(jax.vmap(lambda key: model.condition(model.sample(key)[1])[1])(keys))
+    return figures.marginals(draws, gaps=gaps)
+
+
+def _classes_figure(model: ConditionalVAE, layout: Layout | Dataset) -> Figure:
+    """Samples of the first labels, a row for each."""
+    rows = [_images(means, layout) for means in _class_samples(model)]
+    return figures.labelled_rows(np.stack(rows), layout.classes[:MOST_CLASSES])
 
 
 def _image_figures(
@@ -142,8 +164,7 @@ def _image_figures(
     means, draws = _prior_samples(model, SHOWN)
     yield "samples", figures.samples(_images(means, dataset), _images(draws, dataset))
     if isinstance(model, ConditionalVAE):
-        rows = [_images(means, dataset) for means in _class_samples(model)]
-        yield "samples_of_classes", figures.labelled_rows(np.stack(rows), dataset.classes)
+        yield "samples_of_classes", _classes_figure(model, dataset)
     chosen = test[_spread(len(test), EXAMPLES)]
     yield (
         "reconstructions",
@@ -164,7 +185,7 @@ def _filters(model: Model, dataset: Dataset) -> Iterator[tuple[str, np.ndarray]]
     """Weights of units that see or make a whole image, `[n, d]`; a convolution's see a corner."""
     if len(dataset.shape) != 2:  # a filter has a sign, which leaves no room for colours
         return
-    vae = model.vae if isinstance(model, ConditionalVAE) else model
+    vae = without_labels(model)
     if vae.encoder[0].features is None:
         first = (*vae.encoder[0].hidden.layers, vae.encoder[0].loc)[0]
         yield "first_layer", np.asarray(first.weight).T
@@ -229,7 +250,7 @@ def _class_samples(model: ConditionalVAE) -> np.ndarray:
 
     keys = jax.random.split(jax.random.key(0), OF_CLASS)
     rows = jax.vmap(lambda y: jax.vmap(lambda key: one(y, key))(jax.random.clone(keys)))
-    return np.asarray(rows(jnp.eye(model.n_classes)))
+    return np.asarray(rows(jnp.eye(model.n_classes)[:MOST_CLASSES]))
 
 
 def _reconstructions(model: Model, examples: np.ndarray) -> np.ndarray:
@@ -262,8 +283,9 @@ def _posteriors(model: Model, test: np.ndarray) -> Figure:
         posterior_grid(model, jnp.asarray(test[i], jnp.float32), jax.random.fold_in(key, int(i)))
         for i in chosen
     ]
+    what = "p(x|y)" if isinstance(model, ConditionalVAE) else "p(x)"
     titles = [
-        f"test example {i}: log p(x) = {grid.log_evidence:.2f}".replace("-", "\N{MINUS SIGN}")
+        f"test example {i}: log {what} = {grid.log_evidence:.2f}".replace("-", "\N{MINUS SIGN}")
         for i, grid in zip(chosen, grids, strict=True)
     ]
     return figures.posterior_panels(grids, titles=titles)

@@ -21,7 +21,7 @@ from iwae.checkpoint import (
     load_model,
     read_about,
 )
-from iwae.conditional import ConditionalVAE, Model
+from iwae.conditional import ConditionalVAE, Model, without_labels
 from iwae.config import TrainConfig, read_config
 from iwae.data import Dataset, choose, draw, load_dataset
 from iwae.declaration import check
@@ -185,9 +185,9 @@ def _load_start(config: TrainConfig, dataset: Dataset, run: Path, replicate: int
     folder = model_folder(run, "final", replicate)
     whole, about = load_model(folder), read_about(folder)
     labels = (len(dataset.classes), config.label_prior) if config.conditional else None
-    model, its_labels = whole, None
+    model, its_labels = without_labels(whole), None
     if isinstance(whole, ConditionalVAE):
-        model, its_labels = whole.vae, (whole.n_classes, whole.tops is not None)
+        its_labels = whole.n_classes, whole.tops is not None
     latent_sizes, hidden_sizes = config.sizes()
     for name, found, wanted in (
         ("the number of labels and their prior", its_labels, labels),

@@ -13,7 +13,14 @@ from jaxtyping import Array, Float, PyTree
 from iwae._types import Example, Latents, PRNGKey, Scalar, UserError
 from iwae.annealing import rate_distortion_bounds
 from iwae.annealing.schedules import Betas, StepSize, as_betas, as_step_sizes
-from iwae.evaluate import gather, log_likelihoods, map_examples
+from iwae.conditional import ConditionalVAE
+from iwae.evaluate import (
+    class_log_likelihoods,
+    gather,
+    log_likelihoods,
+    map_examples,
+    marginal_log_likelihoods,
+)
 from iwae.evaluate.examples import ROWS, chain_batch, check_positive
 from iwae.model import AbstractLatentModel
 from iwae.particles import Particles, importance_particles
@@ -22,8 +29,15 @@ from iwae.particles import Particles, importance_particles
 def model_density(
     model: AbstractLatentModel, points: np.ndarray, k: int = 5000, seed: int = 0
 ) -> Float[np.ndarray, " n"]:
-    """log p(x) at each of `points` `[n, d]`, nats, by k importance samples."""
-    return log_likelihoods(model, np.asarray(points, np.float32), jax.random.key(seed), k=k)
+    """log p(x) at each of `points` `[n, d]`, nats, by k importance samples.
+
+    Of a conditional model that is log sum_y p(y) p(x|y).
+    """
+    points, key = np.asarray(points, np.float32), jax.random.key(seed)
+    if isinstance(model, ConditionalVAE):
+        given = class_log_likelihoods(model, points, key, k=k)
+        return marginal_log_likelihoods(given, np.asarray(model.frequencies))
+    return log_likelihoods(model, points, key, k=k)
 
 
 # --- from particles -------------------------------------------------------------------------

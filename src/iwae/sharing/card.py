@@ -3,7 +3,7 @@
 import json
 import logging
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
@@ -11,13 +11,13 @@ from typing import Any, NamedTuple
 
 from jinja2 import Environment, FunctionLoader, StrictUndefined
 
+from iwae.conditional import ConditionalVAE, Model, without_labels
 from iwae.config import TrainConfig, make_config
 from iwae.data.kinds import is_discrete
 from iwae.declaration import OBJECTIVES
-from iwae.gallery import Layout, are_pictures
+from iwae.gallery import are_pictures, layout_of
 from iwae.measure.ordering import read_records
 from iwae.measure.records import model_sha256
-from iwae.model import VAE
 
 log = logging.getLogger(__name__)
 
@@ -58,7 +58,7 @@ class Estimate(NamedTuple):
 
 def model_card(
     run: Path,
-    model: VAE,
+    model: Model,
     about: Mapping[str, Any],
     weights: str,
     replicate: int,
@@ -75,7 +75,7 @@ def model_card(
     """
     data = about.get("dataset", {})
     config = make_config(about["config"], "the model")
-    layout = Layout(tuple(data.get("shape", [model.n_data])), model.kind)
+    layout, vae = layout_of(model, about), without_labels(model)
     found = list(_measured(run, weights, replicate))
     options = ["--weights", weights] if weights != "final" else []
     return _template().render(
@@ -86,10 +86,11 @@ def model_card(
         pictures=are_pictures(layout),
         about=about,
         config=config,
-        model=model,
+        model=vae,
+        labels=_labels(model, layout.classes) if isinstance(model, ConditionalVAE) else None,
         objective=OBJECTIVES[config.objective],
         gradient=_gradient(config),
-        discrete=is_discrete(model.kind),
+        discrete=is_discrete(vae.kind),
         estimates=_estimates(found),
         gaps=[_gap(one, record) for record, one in found if record["method"] == BIDIRECTIONAL],
         truth=_first(found, "true_log_likelihood"),
@@ -100,6 +101,32 @@ def model_card(
         sha256=model_sha256(run, weights, replicate),
         version=version("iwae"),
     )
+
+
+class Labels(NamedTuple):
+    """What a card says of labels.
+
+    Attributes:
+        named: the first ones, `NAMED` at most, with their shares of the training data in words.
+        total: how many there are.
+        prior: what p(z) is, given a label.
+    """
+
+    named: Sequence[tuple[str, str]]
+    total: int
+    prior: str
+
+
+NAMED = 50
+"""Labels that a card names."""
+
+
+def _labels(model: ConditionalVAE, names: Sequence[str]) -> Labels:
+    shares = [f"{share:.1%}" for share in model.frequencies.tolist()]
+    named = list(zip(names, shares, strict=True))[:NAMED]
+    learned = model.tops is not None
+    prior = "a Gaussian for each label, learned" if learned else "N(0, I) for all labels"
+    return Labels(named, model.n_classes, prior)
 
 
 _NEEDED = {

@@ -5,12 +5,10 @@ from pathlib import Path
 from iwae import figures
 from iwae._types import UserError, atomic_folder
 from iwae.checkpoint import DESCRIPTION, WEIGHTS, copy_model, load_model, read_about
-from iwae.conditional import ConditionalVAE
 from iwae.config import config_values, make_config, without_folders, write_config
-from iwae.gallery import Layout, samples_figure
+from iwae.gallery import layout_of, samples_figure
 from iwae.jobs import model_folder
 from iwae.measure.records import run_config
-from iwae.model import VAE
 from iwae.sharing.card import model_card
 
 CONFIG, CARD, PICTURE = "config.toml", "README.md", "samples.png"
@@ -56,15 +54,13 @@ def export_run(
         raise UserError(f"{run} has no {weights} weights of replicate {replicate}")
     _refuse_used(folder, overwrite=overwrite)
     model, about = load_model(source), read_about(source)
-    if isinstance(model, ConditionalVAE):
-        raise UserError(f"{run} is conditional, and such models have no card yet: share {source}")
     trained = about.get("config", config_values(config))  # that of the folder may be edited since
     shared = without_folders(make_config(trained, str(source)))
     about = {**about, "config": config_values(shared), "weights": weights}
     with atomic_folder(folder) as unfinished:
         copy_model(source, unfinished, **about)
         write_config(shared, unfinished / CONFIG)
-        figures.save_figure(samples_figure(model, _layout(model, about)), unfinished / PICTURE)
+        figures.save_figure(samples_figure(model, layout_of(model, about)), unfinished / PICTURE)
         card = model_card(run, model, about, weights, replicate, license)
         (unfinished / CARD).write_text(card, encoding="utf-8")
     return folder
@@ -80,9 +76,3 @@ def _refuse_used(folder: Path, *, overwrite: bool) -> None:
         raise UserError(f"{folder} holds {others[0]}, which is no part of a model: choose another")
     if found and not overwrite:
         raise UserError(f"{folder} holds a model already; --overwrite replaces it")
-
-
-def _layout(model: VAE, about: dict) -> Layout:
-    """The shape of the examples; flat if the model does not say."""
-    shape = about.get("dataset", {}).get("shape", [model.n_data])
-    return Layout(tuple(shape), model.kind)

@@ -7,7 +7,7 @@ from typing import Any
 
 from iwae._types import UserError
 from iwae.checkpoint import DESCRIPTION, WEIGHTS, load_model, read_model
-from iwae.model import VAE
+from iwae.conditional import Model
 from iwae.sharing.export import CARD, FILES
 
 
@@ -62,7 +62,7 @@ def from_pretrained(
     revision: str | None = None,
     token: str | None = None,
     cache_dir: str | Path | None = None,
-) -> VAE:
+) -> Model:
     """A model from the Hugging Face hub, or from the cache of it. Runs no code from there.
 
     Args:
