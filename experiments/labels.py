@@ -14,19 +14,9 @@ from pathlib import Path
 
 os.environ.setdefault("JAX_NUM_CPU_DEVICES", str(len(os.sched_getaffinity(0))))
 
-import jax
-import numpy as np
-
 from iwae.config import make_config, read_config
-from iwae.data import choose, load_dataset
-from iwae.diagnostics import test_sample_error
-from iwae.evaluate import (
-    class_log_likelihoods,
-    label_log_probabilities,
-    marginal_log_likelihoods,
-)
 from iwae.jobs import load_config_dataset
-from iwae.measure.records import make_subject, shared_record, write_record
+from iwae.measure import classify_run
 from iwae.progress import show_training, tracker
 from iwae.queue import Measure, Task, work
 from objectives import DIGITS, MNIST, keep
@@ -44,12 +34,12 @@ TABLES = {
 }
 """Table -> what its runs share and are measured by, and the data that are none of theirs."""
 
-EXAMPLES, SAMPLES = 1000, 100
-"""Test examples at most (a random subset), and importance samples for each of them and label."""
+EXAMPLES = 1000
+"""Test examples that are classified at most, a random subset."""
 
 
 def main(table: str) -> None:
-    """Train, measure and judge the runs of a table; exit status 1 if one fails."""
+    """Train, measure and classify by the runs of a table; exit status 1 if one fails."""
     shared, measure, others = TABLES[table]
     tasks = [
         Task(name, make_config({**SHARED, **shared, **line}, name), (measure,))
@@ -62,58 +52,20 @@ def main(table: str) -> None:
         print(f"{outcome.task.name}: {outcome.word} {outcome.reason}", flush=True)
         if outcome.word == "done":
             run = RUNS / table / outcome.task.name
-            judge(run, others)
+            classify(run, others)
             keep(run, RESULTS / table / outcome.task.name)
     sys.exit("failed" in words)
 
 
-def judge(run: Path, others: str | None) -> None:
-    """Write `RUN/evaluations/labels.json`, and the scores behind it.
+def classify(run: Path, others: str | None) -> None:
+    """`iwae classify`, of all test examples or a random subset of them.
 
     Args:
         others: the name of data that are none of the run's.
     """
     total = len(load_config_dataset(read_config(run / "config.toml")).test)
-    subject = make_subject(run, examples=EXAMPLES if total > EXAMPLES else None, labels=True)
-    rows = subject.data[:, : subject.dataset.n_values]
-    labels = subject.dataset.labels("test")[subject.places]
-    foreign = None if others is None else load_dataset(others).test
-    if foreign is not None:
-        foreign = foreign[choose(len(foreign), EXAMPLES)]
-    scores: dict[str, np.ndarray] = {"index": subject.places, "label": labels}
-    each = []
-    for replicate, model in subject.models():
-        shares = np.asarray(model.frequencies)
-        own = class_log_likelihoods(model, rows, jax.random.key(0), k=SAMPLES)
-        right = label_log_probabilities(own, shares).argmax(axis=1) == labels
-        one = {"accuracy": right.mean(), "accuracy_stderr": test_sample_error(right)}
-        scores[f"log_likelihood_{replicate}"] = own.astype(np.float32)
-        if foreign is not None:
-            strange = class_log_likelihoods(model, foreign, jax.random.key(1), k=SAMPLES)
-            scores[f"others_{replicate}"] = strange.astype(np.float32)
-            both = (marginal_log_likelihoods(values, shares) for values in (own, strange))
-            one |= dict(zip(("auroc", "auroc_stderr"), auroc(*both), strict=True))
-        each.append({name: float(value) for name, value in one.items()})
-    about = {"others": others, "k": SAMPLES, "replicates": each}
-    write_record(run, "labels", {**shared_record(subject, "labels"), **about}, scores)
-
-
-def auroc(own: np.ndarray, others: np.ndarray) -> tuple[float, float]:
-    """How often an example scores above one of other data, and its standard error.
-
-    Source: DeLong et al. (1988), "Comparing the areas under two or more correlated receiver
-    operating characteristic curves".
-    """
-
-    def below(values: np.ndarray, of: np.ndarray) -> np.ndarray:
-        """The share of `of` below each value; ties are a half."""
-        of = np.sort(of)
-        left, right = (np.searchsorted(of, values, side) for side in ("left", "right"))
-        return (left + right) / 2 / len(of)
-
-    wins, losses = below(own, others), below(others, own)
-    variance = wins.var(ddof=1) / len(wins) + losses.var(ddof=1) / len(losses)
-    return float(wins.mean()), float(np.sqrt(variance))
+    count = EXAMPLES if total > EXAMPLES else None
+    classify_run(run, against=others, examples=count, track=tracker(quiet=False))
 
 
 if __name__ == "__main__":

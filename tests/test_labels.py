@@ -10,19 +10,27 @@ import numpy as np
 import pytest
 from PIL import Image
 from safetensors.numpy import load_file, save_file
+from scipy.special import logsumexp
+from scipy.stats import norm
 
 import small
 from iwae import figures, from_pretrained, load_model, push_to_hub
 from iwae._types import UserError
 from iwae.checkpoint import read_about, save_model
+from iwae.cli import main
 from iwae.conditional import ConditionalVAE
-from iwae.config import config_values, write_config
+from iwae.config import config_values, read_config, write_config
+from iwae.data import load_dataset
+from iwae.evaluate import auroc, label_log_probabilities
 from iwae.gallery import draw_run, layout_of, samples_figure
 from iwae.jobs import make_job, model_folder
 from iwae.measure import (
+    classify_run,
     evaluate_run,
 )
 from iwae.model import VAE
+from iwae.particles import particle_keys
+from iwae.report.experiments import labels_table
 from iwae.sharing import export_run
 from test_conditional import noisy, two_halves
 from test_sharing import FakeHub, card_of, front, refused
@@ -183,3 +191,200 @@ def test_tables_with_labels_have_pictures(width, tmp_path):
     assert "N(0, I) for all labels" in body
     draws = samples_figure(model, layout_of(model, read_about(tmp_path / "shared")))
     assert len(draws.axes) == width
+
+
+# --- as a classifier --------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def classified(measured, tmp_path_factory):
+    """A record of both models with other pictures beside the run's, and the values behind it."""
+    run = shutil.copytree(measured, tmp_path_factory.mktemp("classified") / "run")
+    np.save(run.parent / "others.npy", small.grey(3)[:100])
+    others = str(run.parent / "others.npy")
+    record = classify_run(run, k=20, against=others, examples=40)
+    name = "test-final-classify-k20-against-others.npy-n40"
+    with np.load(run / "evaluations" / f"{name}.npz") as values:
+        return run, record, dict(values)
+
+
+def given_by_hand(model, x, key, k):
+    """log p(x|y) of each label from k weights one by one, `[n, C]`; example i has its own key."""
+    rows = []
+    for i, row in enumerate(jax.numpy.float32(x)):
+        keys = particle_keys(jax.random.fold_in(key, i), jax.numpy.arange(k))
+        each = []
+        for y in range(model.n_classes):
+            vae = model.given(jax.numpy.eye(model.n_classes)[y])
+            q = vae.posterior(row)
+
+            def weight(key, vae=vae, q=q, row=row):
+                z = q.sample(key)
+                return vae.log_joint(row, z) - q.log_prob(z)
+
+            log_w = np.float64([weight(jax.random.clone(key)) for key in keys])
+            each.append(logsumexp(log_w) - np.log(k))
+        rows.append(each)
+    return np.array(rows)
+
+
+def test_a_record_of_a_classifier_is_what_its_values_say(classified):
+    run, record, values = classified
+    data = load_dataset(_data(run), labels=True)
+    assert record["data"]["classes"] == ["a", "b"]
+    labels = data.labels("test")[values["index"]]
+    np.testing.assert_array_equal(values["label"], labels)
+    for replicate, one in enumerate(record["replicates"]):
+        scores = values["log_likelihood"][replicate]
+        joint = scores + np.log(np.float64(SHARES))
+        found = joint.argmax(axis=1)
+        assert one["accuracy"] == np.mean(found == labels)
+        expected = [[np.sum((labels == i) & (found == j)) for j in (0, 1)] for i in (0, 1)]
+        assert one["confusion"] == expected
+        log_p = joint - logsumexp(joint, axis=1, keepdims=True)
+        own = np.arange(40), labels
+        assert one["label_log_probability"] == pytest.approx(log_p[own].mean())
+        assert one["log_likelihood"] == pytest.approx(scores[own].mean())
+        assert one["stderr"] == pytest.approx(scores[own].std(ddof=1) / np.sqrt(40))
+        np.testing.assert_allclose(values["marginal"][replicate], logsumexp(joint, axis=1))
+        others = values["others_marginal"][replicate]
+        assert others.shape == (20,)  # a fifth of a file of a hundred
+        wins = np.mean(values["marginal"][replicate][:, None] > others[None])
+        assert one["auroc"] == pytest.approx(wins)
+    assert record["others"] == "others.npy"
+    assert "Nalisnick et al. 2019" in record["caution"]
+    assert record["subset"] == {"examples": 40, "seed": 0}
+
+
+def _data(run):
+    return read_config(run / "config.toml").dataset
+
+
+def test_scores_are_those_of_weights_one_by_one(classified):
+    run, _, values = classified
+    model = load_model(model_folder(run, "final", 1))
+    rows = load_dataset(_data(run), labels=True).test[values["index"][:3], :16]
+    key = jax.random.fold_in(jax.random.key(0), 0)
+    expected = given_by_hand(model, rows, key, 20)
+    np.testing.assert_allclose(values["log_likelihood"][1, :3], expected, rtol=1e-5)
+    assert np.ptp(expected, axis=1).min() > 0.01
+
+
+def test_batches_and_an_interruption_change_nothing(classified, tmp_path, monkeypatch):
+    run, _, values = classified
+    run = shutil.copytree(run, tmp_path / "run")
+    others = str(classified[0].parent / "others.npy")
+
+    def interrupted(slabs, total, label):  # noqa: ARG001
+        for i, slab in enumerate(slabs):
+            if (i, label) == (1, "replicate 1, 2 labels, k=20"):
+                raise KeyboardInterrupt
+            yield slab
+
+    options = {"k": 20, "against": others, "examples": 40, "batch_size": 3}
+    monkeypatch.setattr("iwae.evaluate.classes.SLAB_ROWS", 400)
+    with pytest.raises(KeyboardInterrupt):
+        classify_run(run, track=interrupted, **options)
+    assert any((run / "evaluations" / "unfinished").iterdir())
+    classify_run(run, **options)
+    name = "test-final-classify-k20-against-others.npy-n40"
+    with np.load(run / "evaluations" / f"{name}.npz") as again:
+        assert again.keys() == values.keys()
+        for key in values:
+            np.testing.assert_allclose(again[key], values[key], rtol=1e-5, err_msg=key)
+    assert not (run / "evaluations" / "unfinished").exists()
+
+
+def test_the_card_says_how_often_it_is_right(classified, tmp_path):
+    run, record, _ = classified
+    body = card_of(export_run(run, tmp_path / "shared"))
+    one = record["replicates"][0]
+    words = f"label of {one['accuracy']:.3f} ± {one['accuracy_stderr']:.3f} of 40 test\nexamples"
+    assert words in body
+    assert "with 20 importance samples for each label" in body
+
+
+def test_the_card_says_that_nobody_has_looked(shared):
+    assert "Not measured. `iwae classify RUN` says how often it names the label" in card_of(shared)
+
+
+def test_the_command_line_classifies(measured, tmp_path, capsys):
+    run = shutil.copytree(measured, tmp_path / "run")
+    words = ["classify", str(run), "--k", "5", "--examples", "10", "--quiet"]
+    assert main([*words, "--json"]) == 0
+    record = json.loads(capsys.readouterr().out)
+    path = run / "evaluations" / "test-final-classify-k5-n10.json"
+    assert record == json.loads(path.read_text())
+    assert record["others"] is None
+    assert main([*words, "--against", str(_others(tmp_path))]) == 0
+    printed = capsys.readouterr().out
+    one = record["replicates"][1]
+    assert f"  replicate 1: accuracy {one['accuracy']:.3f} +- " in printed
+    assert "L_5 of p(x|y), own label = " in printed
+    assert "a weak test" in printed
+    assert "taken for" in printed
+
+
+def _others(folder, shape=(4, 4)):
+    path = folder / "others.npy"
+    np.save(path, np.random.default_rng(0).integers(0, 256, (30, *shape)).astype(np.uint8))
+    return path
+
+
+def test_what_cannot_be_classified_is_refused(measured, tmp_path, capsys):
+    run = shutil.copytree(measured, tmp_path / "run")
+    write_config(small.config(), tmp_path / "other" / "config.toml")
+    assert main(["classify", str(tmp_path / "other")]) == 2
+    assert "knows no labels: train with --conditional to classify" in capsys.readouterr().err
+    with pytest.raises(UserError, match=r"have the shape \[5, 5\], those of halves.npz \[4, 4\]"):
+        classify_run(run, against=str(_others(tmp_path, (5, 5))))
+    with np.load(_data(run)) as file:
+        np.savez(tmp_path / "same.npz", train=file["train"], test=file["test"])
+    with pytest.raises(UserError, match="these are the run's own data; name others"):
+        classify_run(run, against=str(tmp_path / "same.npz"))
+    with pytest.raises(UserError, match="k is 0"):
+        classify_run(run, k=0)
+    with pytest.raises(UserError, match="examples is 51; the test split has 50"):
+        classify_run(run, examples=51)
+
+
+def test_an_example_that_no_label_makes_possible_is_an_error():
+    with pytest.raises(FloatingPointError, match="example 1 is impossible under every label"):
+        label_log_probabilities(np.array([[0.0, -1.0], [-np.inf, -np.inf]]), SHARES)
+
+
+@pytest.mark.parametrize("distance", [0.0, 1.0])
+def test_the_area_and_its_error_are_those_of_gaussian_scores(distance):
+    """Of N(d, 1) against N(0, 1) the area is Phi(d / sqrt 2); the error is its deviation."""
+    rng, areas, errors = np.random.default_rng(0), [], []
+    for _ in range(300):
+        area, error = auroc(rng.normal(distance, 1, 40), rng.normal(0, 1, 60))
+        areas.append(area)
+        errors.append(error)
+    truth = norm.cdf(distance / np.sqrt(2))
+    assert abs(np.mean(areas) - truth) < 4 * np.std(areas) / np.sqrt(300)
+    assert np.mean(errors) == pytest.approx(np.std(areas), rel=0.15)  # 4 % is one deviation
+
+
+def test_ties_are_a_half():
+    assert auroc(np.zeros(3), np.zeros(4)) == (0.5, 0.0)
+    assert auroc(np.array([1.0, 2.0]), np.array([0.0, 1.0]))[0] == (0.5 + 1 + 1 + 1) / 4
+    area, error = auroc(np.array([1.0]), np.array([0.0, 2.0]))
+    assert area == 0.5
+    assert np.isnan(error)
+
+
+def test_first_and_later_records_of_classifiers_make_the_table(classified, tmp_path):
+    run, record, _ = classified
+    keep = tmp_path / "labels" / "pictures" / "now"
+    shutil.copytree(run, keep, ignore=shutil.ignore_patterns("models"))
+    older = tmp_path / "labels" / "pictures" / "older"
+    (older / "evaluations").mkdir(parents=True)
+    first = {**record, "method": "labels"}
+    (older / "evaluations" / "labels.json").write_text(json.dumps(first))
+    lines = labels_table(tmp_path).splitlines()
+    assert len(lines) == 4
+    mean = np.mean([one["accuracy"] for one in record["replicates"]])
+    assert all(f"{mean:.3f} ±" in line for line in lines[2:])
+    assert "AUROC against others.npy" in lines[0]
+    assert "L_20 of p(x given y), nats" in lines[0]

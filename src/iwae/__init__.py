@@ -47,6 +47,7 @@ _PUBLIC = {
     "start_run": "runs",
     "anneal_run": "measure",
     "bdmc_run": "measure",
+    "classify_run": "measure",
     "compare": "measure",
     "evaluate_run": "measure",
     "gradients_run": "measure",

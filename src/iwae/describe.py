@@ -16,6 +16,8 @@ def describe(record: Record) -> str:
     if "replicates" in record:
         rows = [*record.get("by_k", ()), *record.get("by_temperatures", ())]
         lines += [f"  mean {_name(row)} = {_spread(row)}" for row in rows]
+    if record["method"] == "classification":
+        lines += [f"  {words}" for words in _about_labels(record)]
     violations = record.get("ordering", {}).get("violations", [])
     return "\n".join([*lines, *(f"  NOT IN ORDER: {words}" for words in violations)])
 
@@ -117,12 +119,44 @@ def _information(one: Record) -> Iterator[str]:
         )
 
 
+def _classification(one: Record) -> Iterator[str]:
+    yield f"accuracy {with_error(one, 'accuracy')}"
+    yield (
+        f"L_{one['k']} of p(x|y), own label = {with_error(one)}; log p(y|x) = "
+        f"{with_error(one, 'label_log_probability')}; log p(x) = "
+        f"{with_error(one, 'marginal_log_likelihood')}"
+    )
+    if "auroc" in one:
+        yield (
+            f"AUROC {with_error(one, 'auroc')}: how often log p(x) is above that of other data, "
+            f"{with_error(one, 'others_marginal_log_likelihood')}"
+        )
+
+
+def _about_labels(record: Record) -> Iterator[str]:
+    """Which labels were taken for which most often, over all replicates, and a caution."""
+    names, each = record["data"]["classes"], record.get("replicates", [record])
+    pairs = [
+        (sum(one["confusion"][i][j] for one in each), i, j)
+        for i in range(len(names))
+        for j in range(len(names))
+        if i != j
+    ]
+    worst = [pair for pair in sorted(pairs, reverse=True)[:5] if pair[0]]
+    of = [sum(sum(one["confusion"][i]) for one in each) for i in range(len(names))]
+    yield from (f"{names[i]} taken for {names[j]}: {n} of {of[i]}" for n, i, j in worst)
+    if record["others"] is not None:
+        others = f"{record['others']}, {record['others_n']} test examples"
+        yield f"the other data are {others}; {record['caution']}"
+
+
 LINES: dict[str, Callable[[Record], Iterator[str]]] = {
     "importance sampling": _importance,
     "annealed importance sampling": _annealed,
     "bidirectional Monte Carlo": _bidirectional,
     "rate-distortion": _curve,
     "information": _information,
+    "classification": _classification,
 }
 """What a method's record says of one replicate."""
 

@@ -12,7 +12,7 @@ from importlib.metadata import version
 from typing import NamedTuple
 
 from iwae._types import UserError
-from iwae.cli import evaluate, impute, lists, queue, records, sharing, train
+from iwae.cli import classify, evaluate, impute, lists, queue, records, sharing, train
 from iwae.cli.parsing import FAILURE, USAGE_ERROR
 
 
@@ -36,6 +36,9 @@ COMMANDS = {
         evaluate.Evaluate,
         evaluate.evaluate,
         "log-likelihoods, bounds from both sides, active units of a run",
+    ),
+    "classify": Command(
+        classify.Classify, classify.classify, "labels of examples, by a conditional run"
     ),
     "gradients": Command(
         records.Gradients,

@@ -5,7 +5,8 @@ import dataclasses
 import json
 import signal
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -94,23 +95,30 @@ def evaluate(arguments: Sequence[str]) -> int:
     from iwae import measure
     from iwae.progress import tracker
 
+    measured = partial(
+        getattr(measure, function),
+        options.run,
+        weights=options.weights,
+        pruned=options.pruned,
+        seed=options.seed,
+        batch_size=options.batch_size,
+        data_dir=options.data_dir,
+        track=tracker(quiet=options.quiet),
+        **chosen,
+    )
+    return print_measured(measured, as_json=options.json)
+
+
+def print_measured(measure: Callable[[], dict[str, Any]], *, as_json: bool) -> int:
+    """Print the record of a measurement; the exit status. One that is stopped keeps what it did."""
     try:
         with sigterm_as_ctrl_c():
-            record = getattr(measure, function)(
-                options.run,
-                weights=options.weights,
-                pruned=options.pruned,
-                seed=options.seed,
-                batch_size=options.batch_size,
-                data_dir=options.data_dir,
-                track=tracker(quiet=options.quiet),
-                **chosen,
-            )
+            record = measure()
     except KeyboardInterrupt as stopped:
         number = signal.SIGTERM if isinstance(stopped, Terminated) else signal.SIGINT
         print(f"stopped by {number.name}; the same command goes on from there", file=sys.stderr)
         return 128 + number
-    print(json.dumps(record, allow_nan=False) if options.json else describe(record))
+    print(json.dumps(record, allow_nan=False) if as_json else describe(record))
     return 0
 
 

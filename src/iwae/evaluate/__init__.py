@@ -5,7 +5,10 @@ does not grow with the split.
 """
 
 from iwae.evaluate.classes import (
+    auroc,
+    class_log_likelihood_slabs,
     class_log_likelihoods,
+    confusion_matrix,
     label_log_probabilities,
     marginal_log_likelihoods,
 )
@@ -28,8 +31,11 @@ __all__ = [
     "GapSplit",
     "Information",
     "active_units",
+    "auroc",
     "authors_active_units",
+    "class_log_likelihood_slabs",
     "class_log_likelihoods",
+    "confusion_matrix",
     "gap_split",
     "gather",
     "information",

@@ -111,14 +111,16 @@ def log_likelihood_slabs(
     slab = max(1, SLAB_ROWS // k) * jax.local_device_count()
     fn = streamed_bound(k, chunk, sampler)
     slabs = map_examples(fn, model, examples, key, batch_size=batch, slab_size=slab, first=first)
-    return _refuse_nan(slabs, first)
+    return refuse_nan(slabs, first)
 
 
-def _refuse_nan(
+def refuse_nan(
     slabs: Iterator[dict[str, np.ndarray]], done: int
 ) -> Iterator[dict[str, np.ndarray]]:
+    """The slabs, or FloatingPointError if a log-likelihood `[n, ...]` is nan."""
     for slab in slabs:
-        bad = np.flatnonzero(np.isnan(slab["log_likelihood"]))
+        wrong = np.isnan(slab["log_likelihood"])
+        bad = np.flatnonzero(wrong.reshape(len(wrong), -1).any(axis=1))
         if bad.size:
             raise FloatingPointError(
                 f"the log-likelihood of example {done + bad[0]} is not a number (nan): look for "
@@ -196,7 +198,7 @@ def annealed_slabs(
     )
     batch = chain_batch(chains) if batch_size is None else batch_size
     slabs = map_examples(fn, model, examples, key, batch_size=batch, first=first)
-    return _refuse_nan(slabs, first)
+    return refuse_nan(slabs, first)
 
 
 def annealed_bound(

@@ -5,6 +5,7 @@ is; tables are made from records alone.
 """
 
 from iwae.measure.annealed import SCHEDULES, Annealing, anneal_run
+from iwae.measure.classes import classify_run
 from iwae.measure.compare import compare
 from iwae.measure.curves import rate_distortion_run
 from iwae.measure.importance import evaluate_run
@@ -18,6 +19,7 @@ __all__ = [
     "Annealing",
     "anneal_run",
     "bdmc_run",
+    "classify_run",
     "compare",
     "evaluate_run",
     "gradients_run",

@@ -36,6 +36,9 @@ Record = dict[str, Any]
 
 SPLITS = ("train", "validation", "test")
 
+REMEDY = "use evaluate --method is or ais, or classify"
+"""What a conditional model can be measured by."""
+
 AUTHORS_EXAMPLES = 500
 """The paper's published code counts active units on its first training examples."""
 
@@ -115,10 +118,10 @@ def make_subject(
     config = run_config(run)
     if config.conditional and (pruned or not labels):
         what = "pruned" if pruned else "measured in this way"
-        raise UserError(f"{run} is conditional, and such models cannot be {what}: use is or ais")
+        raise UserError(f"{run} is conditional, and such models cannot be {what}: {REMEDY}")
     dataset = load_config_dataset(config, data_dir)
     _check_data(run, config, weights, dataset)
-    data, index = _examples(dataset, split, examples, seed)
+    data, index = chosen_examples(dataset, split, examples, seed)
     subset = examples is not None
     return Subject(run, config, dataset, weights, pruned, split, data, index, subset, seed)
 
@@ -146,10 +149,10 @@ def _check_data(run: Path, config: TrainConfig, weights: str, dataset: Dataset) 
             )
 
 
-def _examples(
+def chosen_examples(
     dataset: Dataset, split: str, count: int | None, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The examples of a split in the model's units, and their indices in it."""
+    """The examples of a split, all or a seeded subset, in the model's units, and their places."""
     if split not in SPLITS:
         raise UserError(f"no split {split!r}; known: {', '.join(SPLITS)}")
     total = len(getattr(dataset, split))

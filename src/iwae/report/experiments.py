@@ -1,14 +1,14 @@
 """Records of the scripts in `experiments/` that make no runs, or more than runs."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from iwae._types import UserError
-from iwae.measure.ordering import known_bounds
+from iwae.measure.ordering import known_bounds, read_records
 from iwae.report.tables import LABELS_FOLDER, Row, markdown, mean_and_spread
 
 IMPUTATION_FOLDER = "imputation"
@@ -19,29 +19,37 @@ DENSITIES_FOLDER = "densities"
 
 
 def labels_table(results: Path) -> str:
-    """Markdown: conditional models, as `experiments/labels.py` judged them."""
+    """Markdown: the conditional models of `experiments/labels.py` as classifiers."""
     folder = Path(results) / LABELS_FOLDER
-    rows = [_labels_row(path) for path in sorted(folder.glob("*/*/evaluations/labels.json"))]
+    rows = [
+        _labels_row(run, record)
+        for run in sorted(folder.glob("*/*/"))
+        for _, record in read_records(run, _CLASSIFYING)
+    ]
     if not rows:
         raise UserError(f"{folder} holds no records: python experiments/labels.py digits")
     return markdown(rows)
 
 
-def _labels_row(path: Path) -> Row:
+_CLASSIFYING = ("classification", "labels")
+"""Methods: that of `iwae classify`, and the name that its first records have it under."""
+
+
+def _labels_row(run: Path, record: Mapping[str, Any]) -> Row:
     """One line: means over seeds, with the error from the examples and the deviation of seeds."""
-    record = json.loads(path.read_text())
-    known = known_bounds(path.parents[1], split="test", weights="final", pruned=False)
+    known = known_bounds(run, split="test", weights="final", pruned=False)
+    seeds = record.get("replicates", [record])
     row = {
         "data": record["dataset"],
         "p(z)": "of each label" if record["config"].get("label_prior") else "N(0, I)",
-        "seeds": str(len(record["replicates"])),
+        "seeds": str(len(seeds)),
         "examples": f"{record['n']:,}",
         **{f"{one.estimator} of p(x given y), nats": mean_and_spread(one) for one in known},
     }
     for name, title in (("accuracy", "accuracy"), ("auroc", f"AUROC against {record['others']}")):
-        each = [one[name] for one in record["replicates"] if name in one]
+        each = [one[name] for one in seeds if name in one]
         if each:
-            error = np.mean([one[f"{name}_stderr"] for one in record["replicates"]])
+            error = np.mean([one[f"{name}_stderr"] for one in seeds])
             spread = f" (sd {np.std(each, ddof=1):.3f})" if len(each) > 1 else ""
             row[title] = f"{np.mean(each):.3f} ± {error:.3f}{spread}"
     return row

@@ -22,7 +22,7 @@ from iwae.measure.records import model_sha256
 log = logging.getLogger(__name__)
 
 SAMPLED, ANNEALED = "importance sampling", "annealed importance sampling"
-BIDIRECTIONAL = "bidirectional Monte Carlo"
+BIDIRECTIONAL, CLASSIFICATION = "bidirectional Monte Carlo", "classification"
 
 HUB_DATASETS = {"mnist": "ylecun/mnist", "fashion": "zalando-datasets/fashion_mnist"}
 """Where the hub has the data that some names stand for."""
@@ -93,11 +93,13 @@ def model_card(
         discrete=is_discrete(vae.kind),
         estimates=_estimates(found),
         gaps=[_gap(one, record) for record, one in found if record["method"] == BIDIRECTIONAL],
+        classified=_classified(found),
         truth=_first(found, "true_log_likelihood"),
         active=_active_units(found),
         licence=licence,
         weights={"final": "last", "best": "best"}[weights],
         measure=shlex.join(["iwae", "evaluate", "RUN", *options]),
+        classify=shlex.join(["iwae", "classify", "RUN", *options]),
         sha256=model_sha256(run, weights, replicate),
         version=version("iwae"),
     )
@@ -133,6 +135,7 @@ _NEEDED = {
     SAMPLED: {"n", "subset", "by_k"},
     ANNEALED: {"n", "subset", "by_temperatures", "annealing", "verdict"},
     BIDIRECTIONAL: {"n", "gap", "gap_stderr"},
+    CLASSIFICATION: {"n", "k", "accuracy", "accuracy_stderr"},
 }
 """What a record of each method has to have."""
 
@@ -207,6 +210,16 @@ def _estimate(
 def _gap(one: Mapping[str, Any], record: Mapping[str, Any]) -> dict[str, Any]:
     """How far annealing can be off on examples that the model made."""
     return {"n": record["n"], "gap": one["gap"], "gap_stderr": one["gap_stderr"]}
+
+
+def _classified(found: list[Found]) -> dict[str, Any] | None:
+    """How often the model names the label, on the most examples and with the most samples."""
+    each = [
+        {**{name: one[name] for name in ("accuracy", "accuracy_stderr", "k")}, "n": record["n"]}
+        for record, one in found
+        if record["method"] == CLASSIFICATION
+    ]
+    return max(each, key=lambda one: (one["n"], one["k"]), default=None)
 
 
 def _first(found: list[Found], name: str) -> Any:
