@@ -2,8 +2,6 @@
 
 import json
 import math
-import os
-import struct
 
 import equinox as eqx
 import jax
@@ -18,7 +16,6 @@ from iwae.checkpoint import load_model, save_model
 from iwae.conditional import ConditionalVAE, with_labels
 from iwae.config import make_config
 from iwae.data import load_dataset
-from iwae.data.readers import DamagedError, idx_labels
 from iwae.evaluate import (
     active_units,
     class_log_likelihoods,
@@ -28,7 +25,7 @@ from iwae.evaluate import (
     prune,
 )
 from iwae.gallery import draw_run
-from iwae.measure import bdmc_run, evaluate_run
+from iwae.measure import evaluate_run
 from iwae.model import VAE
 from iwae.networks import Network
 from iwae.objectives import bound, iwae
@@ -240,60 +237,6 @@ def test_mistakes_are_user_errors():
         class_log_likelihoods(make(), np.zeros((2, D + C)), jax.random.key(0), k=2)
 
 
-# --- data -------------------------------------------------------------------------------------
-
-
-def test_digits_have_their_labels():
-    from sklearn.datasets import load_digits
-
-    plain = load_dataset("digits", validation=100)
-    data = load_dataset("digits", validation=100, labels=True)
-    assert data.classes == tuple("0123456789")
-    truth = {row.tobytes(): y for row, y in zip(*load_digits(return_X_y=True), strict=True)}
-    for split in ("train", "validation", "test"):
-        rows, without = getattr(data, split), getattr(plain, split)
-        np.testing.assert_array_equal(rows[:, :64], without)
-        assert rows.dtype == without.dtype
-        assert set(np.unique(rows[:, 64:])) == {0, 255 if split == "train" else 1}
-    levels = np.rint(data.train[:, :64] / 255 * 16).astype(float)
-    expected = [truth[row.tobytes()] for row in levels]
-    np.testing.assert_array_equal(data.labels("train"), expected)
-    assert data.identity["test_sha256"] == plain.identity["test_sha256"]
-    assert data.identity != plain.identity
-    np.testing.assert_array_equal(data.train_mean, plain.train_mean)
-    with pytest.raises(UserError, match="loaded without labels"):
-        plain.labels("test")
-
-
-def test_labels_of_a_users_file(tmp_path):
-    rows = np.random.default_rng(0).normal(size=(20, 3))
-    words = np.array(["cat", "dog"])[np.arange(20) % 2]
-    np.savez(tmp_path / "one.npz", data=rows, labels=words)
-    data = load_dataset(tmp_path / "one.npz", labels=True, validation=4)
-    assert data.classes == ("cat", "dog")
-    for split in ("train", "validation", "test"):
-        for row, y in zip(getattr(data, split), data.labels(split), strict=True):
-            (place,) = np.flatnonzero((np.float32(rows) == row[:3]).all(axis=1))
-            assert words[place] == data.classes[y]
-    np.savez(
-        tmp_path / "two.npz", train=rows, test=rows, train_labels=np.arange(20), test_labels=words
-    )
-    with pytest.raises(UserError, match="some labels are words and others are numbers"):
-        load_dataset(tmp_path / "two.npz", labels=True)
-    some = {"train_labels": words == "cat", "test_labels": np.arange(20)}
-    np.savez(tmp_path / "two.npz", train=rows, test=rows, **some)
-    with pytest.raises(UserError, match="the label 2 of test has no training example"):
-        load_dataset(tmp_path / "two.npz", labels=True)
-    np.savez(tmp_path / "three.npz", data=rows, labels=words[:5])
-    with pytest.raises(UserError, match="a whole number or a word for each of the 20 examples"):
-        load_dataset(tmp_path / "three.npz", labels=True)
-    np.savetxt(tmp_path / "four.csv", rows, delimiter=",")
-    with pytest.raises(UserError, match="holds no labels"):
-        load_dataset(tmp_path / "four.csv", labels=True)
-    with pytest.raises(UserError, match="circle has no labels; these have: "):
-        load_dataset("circle", labels=True)
-
-
 # --- the whole way ----------------------------------------------------------------------------
 
 
@@ -332,9 +275,8 @@ def test_a_conditional_run_is_trained_measured_drawn_and_classifies(tmp_path):
     scores = class_log_likelihoods(model, data.test[:, :16], jax.random.key(1), k=20)
     found = label_log_probabilities(scores, np.asarray(model.frequencies)).argmax(axis=1)
     assert (found == data.labels("test")).mean() > 0.9
-    for measure in (lambda: bdmc_run(run), lambda: evaluate_run(run, ks=(3,), pruned=True)):
-        with pytest.raises(UserError, match="is conditional, and such models cannot be"):
-            measure()
+    with pytest.raises(UserError, match="is conditional, and such models cannot be pruned"):
+        evaluate_run(run, ks=(3,), pruned=True)
 
 
 @pytest.mark.parametrize(
@@ -346,32 +288,3 @@ def test_a_conditional_run_is_trained_measured_drawn_and_classifies(tmp_path):
 def test_options_that_make_no_sense_are_refused(values, words):
     with pytest.raises(UserError, match=words):
         make_config(values, "here")
-
-
-def idx(labels, magic=b"\x00\x00\x08\x01"):
-    return magic + struct.pack(">i", len(labels)) + bytes(labels)
-
-
-def test_files_of_labels_are_checked():
-    shapes = {"train": (5,)}
-    labels = [3, 0, 9, 9, 1]
-    np.testing.assert_array_equal(idx_labels(idx(labels), shapes)["train"], labels)
-    for content, words in (
-        (idx(labels, b"\x00\x00\x08\x03"), "not an idx file of labels: starts with 0x00000803"),
-        (idx(labels)[:-1], "holds 4 labels, not 5"),
-        (idx([*labels, 1]), "holds 6 labels, not 5"),
-        (idx([1, 2, 3, 4, 10]), "holds the label 10, not 0 to 9"),
-        (b"", "not an idx file of labels"),
-    ):
-        with pytest.raises(DamagedError, match=words):
-            idx_labels(content, shapes)
-
-
-@pytest.mark.skipif("IWAE_DATA" not in os.environ, reason="needs the files of MNIST")
-def test_mnist_has_its_labels():
-    data = load_dataset("mnist", labels=True, validation=1000, download=False)
-    assert data.train.shape == (59_000, 794)
-    counts = [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949]  # LeCun et al. 1998
-    both = np.bincount(data.labels("train")) + np.bincount(data.labels("validation"))
-    np.testing.assert_array_equal(both, counts)
-    assert data.labels("test")[:5].tolist() == [7, 2, 1, 0, 4]

@@ -15,7 +15,7 @@ from iwae.cli import main
 from iwae.completion import impute_file
 from iwae.config import Missing, make_config
 from iwae.data import make_kind
-from iwae.data.own import MISSING_WORDS
+from iwae.data.tables import MISSING_WORDS
 from iwae.describe import describe
 from iwae.gallery import draw_run
 from iwae.jobs import make_job

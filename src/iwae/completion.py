@@ -12,7 +12,8 @@ from iwae._types import UserError, atomic_write
 from iwae.checkpoint import read_about
 from iwae.conditional import ConditionalVAE
 from iwae.data.kinds import check_values
-from iwae.data.own import Cells, check_array, csv_cells, read_arrays, read_bytes
+from iwae.data.own import check_array, read_arrays, read_bytes
+from iwae.data.tables import Cells, csv_cells
 from iwae.jobs import model_folder, trained_model
 from iwae.missing import impute, multiple_imputations
 from iwae.model import VAE
@@ -62,7 +63,9 @@ def impute_file(
             raise UserError(f"{path} is the table with the gaps: choose another name")
     model, table = trained_model(run, weights, 0), _read(file)
     if isinstance(model, ConditionalVAE):
-        raise UserError(f"{run} is conditional, and a table has no labels: impute by another run")
+        raise UserError(
+            f"{run} is conditional, and such models cannot impute: train without labels"
+        )
     rows = _checked(model, run, file, table)
     if isinstance(table, Cells):
         _check_names(table.names, read_about(model_folder(run, weights, 0)), file, run)

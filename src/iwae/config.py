@@ -116,6 +116,8 @@ class TrainConfig(BaseModel):
     """Model p(x|y) of examples x with labels y."""
     label_prior: bool = False
     """With --conditional: a Gaussian p(z|y) for each label, learned, instead of one p(z)."""
+    label: Annotated[str, Field(min_length=1)] | None = None
+    """With --conditional: the column of a .csv file that is the label: its name, or its number."""
     blocks: Annotated[int, Field(ge=0, le=100)] = 0
     """Residual blocks after each convolution (conv) or first dense layer (mlp)."""
     output_bias: bool = True
@@ -199,6 +201,8 @@ class TrainConfig(BaseModel):
             raise ValueError("hidden_sizes needs latent_sizes")
         if self.label_prior and not self.conditional:
             raise ValueError("label_prior needs conditional")
+        if self.label is not None and not self.conditional:
+            raise ValueError("label needs conditional")
         if self.channels is not None and self.network != "conv":
             raise ValueError("channels needs network 'conv'")
         if self.patience is not None and self.validation == 0:

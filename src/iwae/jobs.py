@@ -83,7 +83,7 @@ def load_config_dataset(config: TrainConfig, data_dir: Path | None = None) -> Da
         observation=config.kind(),
         shape=config.shape,
         missing=config.missing is not None,
-        labels=config.conditional,
+        labels=config.label or config.conditional,
         data_dir=data_dir,
     )
 

@@ -2,8 +2,8 @@
 
 The order of the files is the path of the data: `readers` (published formats), `synthetic` (known
 densities), `kinds` (what values there can be), `splits` (held out, binarised, identified),
-`catalogue` (the table of named sets), `store` (folder, cache, download), `own` (.npy, .npz, .csv),
-`load` (all of it), `device` (`draw`).
+`catalogue` (the table of named sets), `store` (folder, cache, download), `tables` (.csv), `own`
+(.npy, .npz, .csv), `load` (all of it), `device` (`draw`).
 Only `draw` needs JAX, which is imported when it is first asked for.
 """
 

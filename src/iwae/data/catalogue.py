@@ -5,11 +5,13 @@ of the fixed MNIST are those of files whose MD5 is the published one.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
 from . import readers, synthetic
+from .alphabets import ALPHABETS
 from .splits import TEST_ROWS, HeldOut, choose
 
 Reader = Callable[[bytes, readers.Shapes], readers.Splits]
@@ -28,6 +30,7 @@ class DataFile:
     md5: str | None = None  # of the unpacked content, where no SHA-256 is known
     archive_md5: str | None = None  # of the published .gz, where no sum of the content is known
     other_names: tuple[str, ...] = ()
+    classes: tuple[str, ...] = ()  # names of its labels, where they are not those of the source
     note: str = ""  # what a reader of the numbers must know about this file
 
 
@@ -51,7 +54,7 @@ class Source:
     origin: str = ""  # of a built-in set
     authors: Callable[[int], HeldOut] | None = None
     log_density: synthetic.LogDensity | None = None
-    label_files: tuple[DataFile, ...] = ()
+    label_variants: tuple[tuple[DataFile, ...], ...] = ()  # of each of `variants`
     generate_labels: Callable[[], readers.Splits] | None = None
     classes: tuple[str, ...] = ()
 
@@ -124,7 +127,7 @@ def shuffled_1345(n: int) -> HeldOut:
     return HeldOut(rows[:-1345], rows[-1345:], rule)
 
 
-def _images(mirrors: tuple[str, ...], sums: Mapping[str, Mapping[str, str]]) -> tuple:
+def _images(mirrors: tuple[str, ...], sums: Mapping[str, Mapping[str, Any]]) -> tuple:
     """The two files of images of an MNIST-like set; a density needs no labels."""
     return tuple(
         DataFile(
@@ -139,7 +142,7 @@ def _images(mirrors: tuple[str, ...], sums: Mapping[str, Mapping[str, str]]) -> 
     )
 
 
-def _labels(mirrors: tuple[str, ...], sums: Mapping[str, Mapping[str, str]]) -> tuple:
+def _labels(mirrors: tuple[str, ...], sums: Mapping[str, Mapping[str, Any]]) -> tuple:
     """The two files of labels of an MNIST-like set, which only conditional models need."""
     return tuple(
         DataFile(
@@ -185,6 +188,30 @@ def _amats(sums: Mapping[str, tuple[int, str, str]]) -> tuple:
 _OMNIGLOT_SHAPES = {"train": (24_345, 28, 28), "test": (8_070, 28, 28)}
 _CHARDATA = "yburda/iwae/{}master/datasets/OMNIGLOT/chardata.mat"
 
+_OMNIGLOT = {
+    file.name: (file,)
+    for file in (
+        DataFile(
+            name="chardata.mat",
+            read=readers.omniglot_mat,
+            shapes=_OMNIGLOT_SHAPES,
+            mirrors=(
+                "https://github.com/" + _CHARDATA.format("raw/"),
+                "https://raw.githubusercontent.com/" + _CHARDATA.format(""),
+                "https://web.archive.org/web/2id_/https://github.com/" + _CHARDATA.format("raw/"),
+            ),
+            md5="21ecaf34373511aa7691cf2e0802aa3d",
+        ),
+        DataFile(
+            name="omniglot28.mat",
+            read=readers.omniglot_mat,
+            shapes=_OMNIGLOT_SHAPES,
+            sha256="bce95c6aec41a533e1b2ff8eae849b5e6f05b238cb4e205e9e045fe39911c50f",
+            note="a reconstruction of chardata.mat, not the file of Burda et al.",
+        ),
+    )
+}
+
 _FILES = (
     Source(
         name="mnist",
@@ -208,16 +235,18 @@ _FILES = (
                 },
             ),
         ),
-        label_files=_labels(
-            _MNIST_MIRRORS,
-            {
-                "train": {
-                    "sha256": "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5"
+        label_variants=(
+            _labels(
+                _MNIST_MIRRORS,
+                {
+                    "train": {
+                        "sha256": "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5"
+                    },
+                    "test": {
+                        "sha256": "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2"
+                    },
                 },
-                "test": {
-                    "sha256": "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2"
-                },
-            },
+            ),
         ),
         classes=DIGITS,
     ),
@@ -260,31 +289,19 @@ _FILES = (
         split_rule="as published",
         folders=("omniglot", "OMNIGLOT"),
         authors=shuffled_1345,
-        variants=(
+        variants=tuple(_OMNIGLOT.values()),
+        label_variants=tuple(
             (
-                DataFile(
-                    name="chardata.mat",
-                    read=readers.omniglot_mat,
-                    shapes=_OMNIGLOT_SHAPES,
-                    mirrors=(
-                        "https://github.com/" + _CHARDATA.format("raw/"),
-                        "https://raw.githubusercontent.com/" + _CHARDATA.format(""),
-                        "https://web.archive.org/web/2id_/https://github.com/"
-                        + _CHARDATA.format("raw/"),
-                    ),
-                    md5="21ecaf34373511aa7691cf2e0802aa3d",
+                replace(
+                    file,
+                    read=readers.omniglot_labels,
+                    shapes={split: (n,) for split, (n, _, _) in _OMNIGLOT_SHAPES.items()},
+                    classes=ALPHABETS if name == "omniglot28.mat" else (),
                 ),
-            ),
-            (
-                DataFile(
-                    name="omniglot28.mat",
-                    read=readers.omniglot_mat,
-                    shapes=_OMNIGLOT_SHAPES,
-                    sha256="bce95c6aec41a533e1b2ff8eae849b5e6f05b238cb4e205e9e045fe39911c50f",
-                    note="a reconstruction of chardata.mat, not the file of Burda et al.",
-                ),
-            ),
+            )
+            for name, (file,) in _OMNIGLOT.items()
         ),
+        classes=tuple(f"alphabet {i}" for i in range(1, readers.ALPHABETS + 1)),
     ),
     Source(
         name="fashion-mnist",
@@ -303,12 +320,14 @@ _FILES = (
                 },
             ),
         ),
-        label_files=_labels(
-            _FASHION_MIRRORS,
-            {
-                "train": {"archive_md5": "25c81989df183df01b3e8a0aad5dffbe"},
-                "test": {"archive_md5": "bb300cfdad3c16e7a12a480ee83cd310"},
-            },
+        label_variants=(
+            _labels(
+                _FASHION_MIRRORS,
+                {
+                    "train": {"archive_md5": "25c81989df183df01b3e8a0aad5dffbe"},
+                    "test": {"archive_md5": "bb300cfdad3c16e7a12a480ee83cd310"},
+                },
+            ),
         ),
         classes=(
             *("T-shirt", "trouser", "pullover", "dress", "coat"),

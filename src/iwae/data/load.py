@@ -25,7 +25,7 @@ def load_dataset(
     shape: Sequence[int] | None = None,
     observation: Kind | str | None = None,
     missing: bool = False,
-    labels: bool = False,
+    labels: bool | str = False,
     download: bool = True,
     progress: bool = True,
 ) -> Dataset:
@@ -38,7 +38,8 @@ def load_dataset(
     test examples (and of all under `static`), independently of `seed`, so that runs with different
     seeds are measured on the same tensor. `shape` is that of one example, if it is to be another.
     With `missing`, values of your own file may be missing: NaN, or empty cells of a .csv file.
-    With `labels`, each example has its label after it (see `Dataset`).
+    With `labels`, each example has its label after it (see `Dataset`); of a .csv file, `labels` is
+    the column that holds them, by its name, or its number from 1 where there are no names.
     Files are looked for in `data_dir` (else the environment's IWAE_DATA), then in the user's cache,
     then downloaded into the cache if `download`.
 
@@ -51,6 +52,11 @@ def load_dataset(
         raw = read_own(path, kind, missing=missing, labels=labels)
     else:
         raw = _read_named(os.fspath(name_or_path), data_dir, download, progress)
+        if isinstance(labels, str):
+            raise UserError(
+                f"label {labels!r} is a column of a .csv file of your own, and {raw.name} is none: "
+                "where it has labels, conditional is enough"
+            )
         if labels:
             raw = _with_labels(raw, data_dir, download, progress)
         if kind is not None and KINDS[kind.name].as_stored:
@@ -98,15 +104,16 @@ def _with_labels(
     source = named(raw.name)
     if source.generate_labels is not None:
         return raw._replace(labels=source.generate_labels(), classes=source.classes)
-    if not source.label_files:
+    if not source.label_variants:
         have = ", ".join(one.name for one in DATASETS.values() if one.classes)
         raise UserError(f"{raw.name} has no labels; these have: {have}, or a file of your own")
-    labels_of = replace(source, variants=(source.label_files,))
+    labels_of = replace(source, variants=source.label_variants)
     checked = obtain(labels_of, data_dir, download=download, progress=progress)
+    files = map(_file_identity, checked)
     return raw._replace(
         labels={split: rows for file in checked for split, rows in file.splits.items()},
-        classes=source.classes,
-        files=[*raw.files, *map(_file_identity, checked)],
+        classes=checked[0].file.classes or source.classes,
+        files=[*raw.files, *(one for one in files if one not in raw.files)],
     )
 
 

@@ -8,12 +8,10 @@ user says that they are levels, counts, categories or a table, no rule applies: 
 says that there may be some; no rule looks at them.
 """
 
-import csv
 import io
 import zipfile
 import zlib
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
@@ -22,34 +20,30 @@ from .catalogue import own_split
 from .kinds import KINDS, Kind, check_values
 from .readers import sha256, to_bytes
 from .splits import Raw
+from .tables import MISSING_REMEDY, csv_cells, csv_numbers, take_labels
 
 SUFFIXES = (".npy", ".npz", ".csv")
 
 
-MISSING_WORDS = ("", "na", "n/a", "nan", "null", "none", "?")
-"""Cells of a .csv file that hold no value, in any case."""
-
-
 def read_own(
-    path: Path, kind: Kind | None = None, *, missing: bool = False, labels: bool = False
+    path: Path, kind: Kind | None = None, *, missing: bool = False, labels: bool | str = False
 ) -> Raw:
     """The splits of a user's file; raises `UserError` naming the file, the place and the remedy.
 
-    `kind` is what the user says of it; with `missing`, values may be missing; with
-    `labels`, an .npz file also holds an array of them for each array of examples.
+    `kind` is what the user says of it; with `missing`, values may be missing. With `labels`, an
+    .npz file also holds an array of them for each array of examples; of a .csv file they are the
+    column of that name.
     """
     content = read_bytes(path)
-    is_csv = path.suffix.lower() == ".csv"
-    cells = csv_cells(path, content) if is_csv and missing else None
-    if cells is not None:
-        arrays = {"data": cells.values}
+    if path.suffix.lower() == ".csv":
+        found = _read_csv(path, content, missing=missing, labels=labels)
     else:
-        arrays = {"data": _csv(path, content)} if is_csv else read_arrays(path, content)
-    marks = _take_labels(path, arrays) if labels else {}
+        found = _read_arrays(path, content, missing=missing, labels=labels)
+    arrays, marks, columns = found
     for key, array in arrays.items():
-        check_array(path, key, array, first_row=1 if is_csv else 0, missing=missing)
         if kind is not None and KINDS[kind.name].as_stored:
-            check_values(array, kind, f"{path}: array {key!r}", missing=missing)
+            rest = " without its labels" if isinstance(labels, str) else ""
+            check_values(array, kind, f"{path}{rest}: array {key!r}", missing=missing)
     splits, rule = _splits(path, arrays)
     named, classes = _classes(path, marks) if labels else (None, ())
     shape = _common_shape(path, splits)
@@ -62,10 +56,48 @@ def read_own(
         files=[{"name": path.name, "sha256": sha256(content), "verified": "a user's file"}],
         split_rule=rule,
         values_rule=values_rule,
-        columns=cells.names if cells is not None else (),
+        columns=columns,
         labels=None if named is None else _splits(path, named)[0],
         classes=classes,
+        label=labels if isinstance(labels, str) else None,
     )
+
+
+Found = tuple[dict[str, np.ndarray], dict[str, np.ndarray], tuple[str, ...]]
+"""Arrays of a file and their labels, by name, and the names of columns that may have gaps."""
+
+
+def _read_csv(path: Path, content: bytes, *, missing: bool, labels: bool | str) -> Found:
+    """The numbers of a table, and the labels of its lines."""
+    if labels is True:
+        raise UserError(f"{path} holds no labels unless one of its columns does: --label COLUMN")
+    known = content
+    if labels:
+        known, column = take_labels(path, content, labels)
+    cells = csv_cells(path, known) if missing else None
+    rows = csv_numbers(path, known) if cells is None else cells.values
+    names = () if cells is None else cells.names
+    check_array(path, "data", rows, first_row=1, missing=missing)
+    if not labels:
+        return {"data": rows}, {}, names
+    if rows.shape[1] == 1:
+        raise UserError(f"{path} has no column but that of its labels")
+    names = tuple(name for place, name in enumerate(names) if place != column.place)
+    return {"data": np.delete(rows, column.place, 1)}, {"data": column.labels}, names
+
+
+def _read_arrays(path: Path, content: bytes, *, missing: bool, labels: bool | str) -> Found:
+    """The arrays of a file, and their labels."""
+    if isinstance(labels, str):
+        raise UserError(
+            f"label {labels!r} is a column of a .csv file, and {path} is none: an .npz file has "
+            "labels in arrays of their own, and conditional is enough"
+        )
+    arrays = read_arrays(path, content)
+    marks = _take_labels(path, arrays) if labels else {}
+    for key, array in arrays.items():
+        check_array(path, key, array, first_row=0, missing=missing)
+    return arrays, marks, ()
 
 
 def _take_labels(path: Path, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -138,104 +170,6 @@ _UNREADABLE = (
     *(zlib.error, zipfile.BadZipFile),
 )
 """What NumPy raises for a damaged file; one byte of its header can claim terabytes."""
-
-
-def _csv(path: Path, content: bytes) -> np.ndarray:
-    """Numbers separated by commas, one example a line, perhaps under a line of names."""
-    text, header = _text(path, content)
-    try:
-        return np.loadtxt(
-            io.StringIO(text, newline=None),
-            delimiter=",",
-            skiprows=header,
-            ndmin=2,
-            comments=None,
-            quotechar='"',
-        )
-    except ValueError as error:
-        raise UserError(f"{path}: {_csv_fault(text, header) or error}") from None
-
-
-class Cells(NamedTuple):
-    """A .csv file of which cells may be empty.
-
-    Attributes:
-        names: of the columns; empty if the file does not say.
-        cells: what is written, line by line.
-        values: the same as numbers `[n, d]`, float64; NaN where there is none.
-    """
-
-    names: tuple[str, ...]
-    cells: list[list[str]]
-    values: np.ndarray
-
-
-def csv_cells(path: Path, content: bytes) -> Cells:
-    """Numbers separated by commas, with cells that hold no value (`MISSING_WORDS`)."""
-    text, header = _text(path, content)
-    fault = _csv_fault(text, header, missing=True)
-    if fault is not None:
-        raise UserError(f"{path}: {fault}")
-    lines = [line for line in csv.reader(io.StringIO(text)) if line]
-    names, rows = (tuple(lines[0]), lines[1:]) if header else ((), lines)
-    if not rows:
-        raise UserError(f"{path} holds no lines of numbers")
-    numbers = [[np.nan if _is_missing(cell) else float(cell) for cell in row] for row in rows]
-    return Cells(names, rows, np.array(numbers))
-
-
-def _text(path: Path, content: bytes) -> tuple[str, int]:
-    """What a .csv file says, and whether its first line is one of names: 1 or 0."""
-    try:
-        text = content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not text in UTF-8 (byte {error.start})") from None
-    header = _has_header(text)
-    body = text.strip()
-    if not body or (header and "\n" not in body):
-        raise UserError(f"{path} holds no lines of numbers")
-    return text, header
-
-
-def _is_missing(cell: str) -> bool:
-    return cell.strip().lower() in MISSING_WORDS
-
-
-def _has_header(text: str) -> int:
-    """1 if no cell of the first line is a number (an empty cell is none), else 0."""
-    first = next(csv.reader(io.StringIO(text)), [])
-    return int(bool(first) and not any(_is_number(cell) for cell in first))
-
-
-def _csv_fault(text: str, header: int, *, missing: bool = False) -> str | None:
-    """The first line that does not fit, in words; slow, so only for a file that has one."""
-    lines = csv.reader(io.StringIO(text))
-    width = None
-    for row in lines:
-        if not row or (header and lines.line_num == 1):
-            continue
-        for column, cell in enumerate(row, start=1):
-            if _is_missing(cell):
-                if not missing:
-                    place = f"line {lines.line_num}, column {column}"
-                    return f"{place}: {cell[:40]!r} is not a number; {MISSING_REMEDY}"
-            elif not _is_number(cell):
-                return f"line {lines.line_num}, column {column}: {cell[:40]!r} is not a number"
-        width = width or len(row)
-        if len(row) != width:
-            return f"line {lines.line_num} has {len(row)} columns, the lines above {width}"
-    return None
-
-
-def _is_number(cell: str) -> bool:
-    try:
-        float(cell)
-    except ValueError:
-        return False
-    return True
-
-
-MISSING_REMEDY = "if it is missing, say so: missing 'at-random' (--missing at-random)"
 
 
 def check_array(

@@ -11,7 +11,7 @@ import io
 import math
 import struct
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 
@@ -147,15 +147,42 @@ def omniglot_mat(content: bytes, shapes: Shapes) -> Splits:
 
     The file has one image a column, and a column's pixels run down the image (MATLAB's order).
     """
+    keys = {"train": "data", "test": "testdata"}
+    matrices = _matlab(content, keys.values())
+    return {split: _columns(matrices, keys[split], shape) for split, shape in shapes.items()}
+
+
+def omniglot_labels(content: bytes, shapes: Shapes) -> Splits:
+    """The alphabet of each image, `[n]` from 0, of the same files: `target` has a one for it."""
+    keys = {"train": "target", "test": "testtarget"}
+    matrices = _matlab(content, keys.values())
+    return {split: _ones(matrices, keys[split], count) for split, (count,) in shapes.items()}
+
+
+def _matlab(content: bytes, keys: Iterable[str]) -> Mapping[str, object]:
+    """Some variables of a MATLAB 5 file."""
     import scipy.io
 
-    keys = {"train": "data", "test": "testdata"}
     try:
-        matrices = scipy.io.loadmat(io.BytesIO(content), variable_names=list(keys.values()))
+        return scipy.io.loadmat(io.BytesIO(content), variable_names=list(keys))
     except Exception as error:  # scipy raises a dozen kinds for a bad file
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         raise DamagedError(f"truncated, corrupt, or not a MATLAB 5 file ({reason})") from None
-    return {split: _columns(matrices, keys[split], shape) for split, shape in shapes.items()}
+
+
+ALPHABETS = 50
+"""Rows of OMNIGLOT's `target`."""
+
+
+def _ones(matrices: Mapping[str, object], key: str, count: int) -> np.ndarray:
+    """The row of the one in each of so many columns of zeros."""
+    matrix = matrices.get(key)
+    if not isinstance(matrix, np.ndarray) or matrix.shape != (ALPHABETS, count):
+        found = _times(matrix.shape) if isinstance(matrix, np.ndarray) else "missing"
+        raise DamagedError(f"{key!r} is {found}, not {ALPHABETS} x {count}")
+    if not (((matrix == 0) | (matrix == 1)).all() and (matrix.sum(axis=0) == 1).all()):
+        raise DamagedError(f"{key!r} has not a single one for each image")
+    return matrix.argmax(axis=0)
 
 
 def _columns(matrices: Mapping[str, object], key: str, shape: tuple[int, ...]) -> np.ndarray:

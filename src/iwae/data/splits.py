@@ -88,6 +88,7 @@ class Raw(NamedTuple):
     columns: Sequence[str] = ()  # their names, where the source has any
     labels: Mapping[str, np.ndarray] | None = None  # of each split, places in `classes`
     classes: tuple[str, ...] = ()
+    label: str | None = None  # the column that they are from, where a user said so
 
 
 class HeldOut(NamedTuple):
@@ -204,6 +205,7 @@ def assemble(raw: Raw, choices: Choices) -> Dataset:
             "test_sha256": test_sha256(test),
             **gaps,
             **({"classes": list(raw.classes)} if raw.labels else {}),
+            **({"label": raw.label} if raw.label is not None else {}),
         },
         train_mean=_mean(train, scale=255 if _is_bytes(train, binarization) else 1),
         log_density=raw.log_density,
@@ -224,6 +226,12 @@ def _labelled(
             raw.labels["train"][rows] for rows in (held_out.train, held_out.validation)
         )
     labels.setdefault("validation", np.zeros(0, int))
+    unseen = np.setdiff1d(np.arange(len(raw.classes)), labels["train"])
+    if unseen.size:
+        raise UserError(
+            f"{raw.name}: the label {raw.classes[unseen[0]]!r} has no training example, once test "
+            "and validation examples are held out: leave out its rows, or add to them"
+        )
     drawn = _is_bytes(splits["train"], binarization)
     return {
         split: _with_labels(rows, labels[split], raw, 255 if drawn and split == "train" else 1)

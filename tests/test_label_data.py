@@ -1,0 +1,345 @@
+"""Labels of data: of named sets, of a user's arrays, and as a column of a table."""
+
+import csv
+import io
+import os
+import struct
+from pathlib import Path
+
+import hypothesis.strategies as st
+import numpy as np
+import pytest
+import scipy.io
+from hypothesis import given, settings
+
+import small
+from iwae._types import UserError
+from iwae.config import make_config, read_config
+from iwae.data import load_dataset, make_kind
+from iwae.data.catalogue import own_split
+from iwae.data.readers import DamagedError, idx_labels, omniglot_labels
+from iwae.data.tables import csv_numbers, take_labels
+from iwae.jobs import make_job
+from iwae.measure import classify_run
+from test_labels import as_run, conditional
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+# --- named sets ------------------------------------------------------------------------------
+
+
+def test_digits_have_their_labels():
+    from sklearn.datasets import load_digits
+
+    plain = load_dataset("digits", validation=100)
+    data = load_dataset("digits", validation=100, labels=True)
+    assert data.classes == tuple("0123456789")
+    truth = {row.tobytes(): y for row, y in zip(*load_digits(return_X_y=True), strict=True)}
+    for split in ("train", "validation", "test"):
+        rows, without = getattr(data, split), getattr(plain, split)
+        np.testing.assert_array_equal(rows[:, :64], without)
+        assert rows.dtype == without.dtype
+        assert set(np.unique(rows[:, 64:])) == {0, 255 if split == "train" else 1}
+    levels = np.rint(data.train[:, :64] / 255 * 16).astype(float)
+    expected = [truth[row.tobytes()] for row in levels]
+    np.testing.assert_array_equal(data.labels("train"), expected)
+    assert data.identity["test_sha256"] == plain.identity["test_sha256"]
+    assert data.identity != plain.identity
+    np.testing.assert_array_equal(data.train_mean, plain.train_mean)
+    with pytest.raises(UserError, match="loaded without labels"):
+        plain.labels("test")
+
+
+def test_labels_of_a_users_file(tmp_path):
+    rows = np.random.default_rng(0).normal(size=(20, 3))
+    words = np.array(["cat", "dog"])[np.arange(20) % 2]
+    np.savez(tmp_path / "one.npz", data=rows, labels=words)
+    data = load_dataset(tmp_path / "one.npz", labels=True, validation=4)
+    assert data.classes == ("cat", "dog")
+    for split in ("train", "validation", "test"):
+        for row, y in zip(getattr(data, split), data.labels(split), strict=True):
+            (place,) = np.flatnonzero((np.float32(rows) == row[:3]).all(axis=1))
+            assert words[place] == data.classes[y]
+    np.savez(
+        tmp_path / "two.npz", train=rows, test=rows, train_labels=np.arange(20), test_labels=words
+    )
+    with pytest.raises(UserError, match="some labels are words and others are numbers"):
+        load_dataset(tmp_path / "two.npz", labels=True)
+    some = {"train_labels": words == "cat", "test_labels": np.arange(20)}
+    np.savez(tmp_path / "two.npz", train=rows, test=rows, **some)
+    with pytest.raises(UserError, match="the label 2 of test has no training example"):
+        load_dataset(tmp_path / "two.npz", labels=True)
+    np.savez(tmp_path / "three.npz", data=rows, labels=words[:5])
+    with pytest.raises(UserError, match="a whole number or a word for each of the 20 examples"):
+        load_dataset(tmp_path / "three.npz", labels=True)
+    np.savetxt(tmp_path / "four.csv", rows, delimiter=",")
+    with pytest.raises(UserError, match="holds no labels"):
+        load_dataset(tmp_path / "four.csv", labels=True)
+    with pytest.raises(UserError, match="circle has no labels; these have: "):
+        load_dataset("circle", labels=True)
+
+
+def idx(labels, magic=b"\x00\x00\x08\x01"):
+    return magic + struct.pack(">i", len(labels)) + bytes(labels)
+
+
+def test_files_of_labels_are_checked():
+    shapes = {"train": (5,)}
+    labels = [3, 0, 9, 9, 1]
+    np.testing.assert_array_equal(idx_labels(idx(labels), shapes)["train"], labels)
+    for content, words in (
+        (idx(labels, b"\x00\x00\x08\x03"), "not an idx file of labels: starts with 0x00000803"),
+        (idx(labels)[:-1], "holds 4 labels, not 5"),
+        (idx([*labels, 1]), "holds 6 labels, not 5"),
+        (idx([1, 2, 3, 4, 10]), "holds the label 10, not 0 to 9"),
+        (b"", "not an idx file of labels"),
+    ):
+        with pytest.raises(DamagedError, match=words):
+            idx_labels(content, shapes)
+
+
+def mat(**matrices):
+    """A MATLAB 5 file."""
+    content = io.BytesIO()
+    scipy.io.savemat(content, matrices)
+    return content.getvalue()
+
+
+def test_alphabets_are_read_and_checked():
+    places = {"train": np.array([3, 0, 49, 3]), "test": np.array([1, 7])}
+    ones = {split: np.eye(50, dtype=np.uint8)[:, each] for split, each in places.items()}
+    shapes = {"train": (4,), "test": (2,)}
+    found = omniglot_labels(mat(target=ones["train"], testtarget=ones["test"]), shapes)
+    for split, expected in places.items():
+        np.testing.assert_array_equal(found[split], expected)
+    two = ones["train"].copy()
+    two[5, 1] = 1
+    for content, words in (
+        (mat(target=two, testtarget=ones["test"]), "'target' has not a single one for each"),
+        (mat(target=0 * two, testtarget=ones["test"]), "'target' has not a single one for each"),
+        (mat(target=ones["train"][:, :3], testtarget=ones["test"]), "'target' is 50 x 3, not 50 x"),
+        (mat(target=ones["train"]), "'testtarget' is missing, not 50 x 2"),
+        (b"none", "not a MATLAB 5 file"),
+    ):
+        with pytest.raises(DamagedError, match=words):
+            omniglot_labels(content, shapes)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif("IWAE_DATA" not in os.environ, reason="needs the file of OMNIGLOT")
+def test_omniglot_has_its_alphabets():
+    """The file is in the order of its alphabets, whose names it holds too."""
+    data = load_dataset("omniglot", labels=True, download=False)
+    plain = load_dataset("omniglot", download=False)
+    np.testing.assert_array_equal(data.test[:, :784], plain.test)
+    assert len(data.classes) == 50
+    assert data.identity["files"] == plain.identity["files"]
+    both = np.bincount(data.labels("train")) + np.bincount(data.labels("test"))
+    if "omniglot28.mat" not in (file["name"] for file in data.identity["files"]):
+        return
+    (path,) = Path(os.environ["IWAE_DATA"]).rglob("omniglot28.mat")
+    names = scipy.io.loadmat(path, variable_names=["alphabets"])["alphabets"]
+    assert data.classes == tuple(str(one[0][0]) for one in names)
+    for split in ("train", "test"):
+        assert (np.diff(data.labels(split)) >= 0).all()
+    assert both[data.classes.index("Greek")] == 24 * 20
+    assert both[data.classes.index("Latin")] == 26 * 20
+    assert both[data.classes.index("Glagolitic")] == 45 * 19  # without its drawer 12
+
+
+@pytest.mark.skipif("IWAE_DATA" not in os.environ, reason="needs the files of MNIST")
+def test_mnist_has_its_labels():
+    data = load_dataset("mnist", labels=True, validation=1000, download=False)
+    assert data.train.shape == (59_000, 794)
+    counts = [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949]  # LeCun et al. 1998
+    both = np.bincount(data.labels("train")) + np.bincount(data.labels("validation"))
+    np.testing.assert_array_equal(both, counts)
+    assert data.labels("test")[:5].tolist() == [7, 2, 1, 0, 4]
+
+
+# --- a column of a table ---------------------------------------------------------------------
+
+N = 30
+
+
+def write(path, labels, *, header="height,kind,count", gaps=False):
+    """Heights, labels and counts of 30 lines; the label in the middle."""
+    rng = np.random.default_rng(0)
+    heights, counts = rng.normal(size=N), rng.poisson(4, N)
+    lines = [header] if header else []
+    for i in range(N):
+        height = "" if gaps and i % 7 == 1 else repr(float(heights[i]))
+        lines.append(f"{height},{labels[i]},{counts[i]}")
+    path.write_text("\n".join(lines) + "\n")
+    return np.float32(np.stack([heights, counts], axis=1))
+
+
+def alternating(*names):
+    return [names[i % len(names)] for i in range(N)]
+
+
+@pytest.mark.parametrize(
+    ("labels", "classes"),
+    [
+        (alternating("cat", "dog", " bird "), ("bird", "cat", "dog")),
+        (alternating("10", "9", "-1"), ("-1", "9", "10")),
+        (alternating("2.0", "2", "3"), ("2", "3")),
+        (alternating("3a", "3"), ("3", "3a")),
+        (alternating("12345678901234567890", "12345678901234567891"), None),
+        (alternating('"a, b"', "c"), ("a, b", "c")),
+    ],
+)
+@pytest.mark.parametrize("column", ["kind", "2"])
+def test_a_column_is_the_label_and_no_part_of_the_example(labels, classes, column, tmp_path):
+    header = "" if column == "2" else "height,kind,count"
+    rows = write(tmp_path / "table.csv", labels, header=header)
+    data = load_dataset(tmp_path / "table.csv", labels=column)
+    if classes is None:
+        classes = ("12345678901234567890", "12345678901234567891")
+    assert (data.shape, data.classes, data.n_values) == ((2,), classes, 2)
+    train, test, _ = own_split(N)
+    for split, places in (("train", train), ("test", test)):
+        np.testing.assert_array_equal(getattr(data, split)[:, :2], rows[places])
+        found = [data.classes[y] for y in data.labels(split)]
+        written = [labels[i].strip().strip('"') for i in places]
+        assert found == [word if word in classes else str(int(float(word))) for word in written]
+    assert data.identity["label"] == column
+    assert data.identity["classes"] == list(classes)
+
+
+def test_kinds_of_columns_and_gaps_are_those_of_the_rest_of_the_table(tmp_path):
+    rows = write(tmp_path / "table.csv", alternating("a", "b"), gaps=True)
+    kind = make_kind("table", columns=("gaussian", "poisson"))
+    data = load_dataset(tmp_path / "table.csv", labels="kind", missing=True, observation=kind)
+    gaps = np.isnan(data.train[:, 0])
+    assert 0 < gaps.sum() < len(gaps)
+    train, _, _ = own_split(N)
+    np.testing.assert_array_equal(gaps, train % 7 == 1)
+    np.testing.assert_array_equal(data.train[:, 1], rows[train][:, 1])
+    assert data.identity["columns"] == ["height", "count"]
+    np.testing.assert_array_equal(data.train[:, 2:].sum(axis=1), 1)
+
+
+def test_a_table_with_labels_is_trained_and_classified(tmp_path):
+    write(tmp_path / "table.csv", alternating("a", "b"), gaps=True)
+    values = {
+        "dataset": str(tmp_path / "table.csv"),
+        "validation": None,
+        "conditional": True,
+        "label": "kind",
+        "observation": "table",
+        "columns": ("gaussian", "poisson"),
+        "missing": "at-random",
+    }
+    job = make_job(small.config(**values))
+    (model,) = job.models
+    assert (model.n_classes, model.vae.n_data) == (2, 2)
+    counts = np.bincount(job.dataset.labels("train"))
+    np.testing.assert_allclose(model.frequencies, counts / counts.sum(), rtol=1e-6)
+    known = conditional(2, observation=model.vae.kind, missing="at-random")
+    run = as_run(tmp_path / "run", [known], **values)
+    assert read_config(run / "config.toml").label == "kind"
+    record = classify_run(run, k=5)
+    assert record["data"]["label"] == "kind"
+    assert 0 <= record["accuracy"] <= 1
+
+
+@pytest.mark.parametrize(
+    ("labels", "column", "header", "words"),
+    [
+        (alternating("a", "b"), "sort", True, "no column 'sort'; it has 'height', 'kind', 'count'"),
+        (alternating("a", "b"), "2", True, "no column '2'; it has 'height'"),
+        (alternating("a", "b"), "kind", False, "the number of its column, from 1 to 3, not 'kind'"),
+        (alternating("a", "b"), "4", False, "from 1 to 3, not '4'"),
+        (alternating("a", "b"), "0", False, "from 1 to 3, not '0'"),
+        (["a"] * 4 + [" "] + ["b"] * 25, "kind", True, r"line 6 has no label \(column 'kind'\)"),
+        (["a"] * 4 + ["NaN"] + ["b"] * 25, "2", False, "line 5 has no label"),
+        ([f"id{i}" for i in range(N)], "kind", True, "a different value in every line"),
+        (list(map(str, range(N))), "kind", True, "a different value in every line"),
+        (alternating("1", "0.5"), "kind", True, "holds 0.5, and labels are words or whole numbers"),
+        (alternating("a", "b"), "height", True, "labels are words or whole numbers"),
+    ],
+)
+def test_columns_that_are_no_labels_are_refused(labels, column, header, words, tmp_path):
+    write(tmp_path / "table.csv", labels, header="height,kind,count" if header else "")
+    with pytest.raises(UserError, match=words) as caught:
+        load_dataset(tmp_path / "table.csv", labels=column)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_label_without_a_training_example_is_refused(tmp_path):
+    train, test, _ = own_split(N)
+    labels = ["a" if i in train else "b" for i in range(N)]
+    write(tmp_path / "table.csv", labels)
+    with pytest.raises(UserError, match="the label 'b' has no training example, once test and"):
+        load_dataset(tmp_path / "table.csv", labels="kind")
+    labels = alternating("a", "b")
+    labels[train[0]] = "c"
+    write(tmp_path / "table.csv", labels)
+    assert load_dataset(tmp_path / "table.csv", labels="kind").classes == ("a", "b", "c")
+    found = 0
+    for seed in range(12):  # the one row may be held out, and then nothing is learned of it
+        try:
+            load_dataset(tmp_path / "table.csv", labels="kind", validation=8, seed=seed)
+        except UserError as error:
+            assert "the label 'c' has no training example" in str(error)  # noqa: PT017
+            found += 1
+    assert 0 < found < 12
+    assert len(test) == 6
+
+
+def test_names_of_columns_may_not_repeat_and_faults_keep_their_place(tmp_path):
+    path = tmp_path / "table.csv"
+    write(path, alternating("a", "b"), header="kind,kind,count")
+    with pytest.raises(UserError, match="several columns called 'kind'"):
+        load_dataset(path, labels="kind")
+    write(path, alternating("a", "b"))
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join([*lines[:4], "1.0,a,many", *lines[5:]]))
+    with pytest.raises(UserError, match="line 5, column 3: 'many' is not a number"):
+        load_dataset(path, labels="kind")
+    path.write_text("\n".join([*lines[:4], "1.0", *lines[5:]]))
+    with pytest.raises(UserError, match="line 5 has 1 columns, the lines above 3"):
+        load_dataset(path, labels="kind")
+    path.write_text("kind\na\nb\na\nb\n")
+    with pytest.raises(UserError, match="has no column but that of its labels"):
+        load_dataset(path, labels="kind")
+
+
+def test_a_column_is_for_tables_alone(tmp_path):
+    np.savez(tmp_path / "rows.npz", data=np.ones((4, 2)), labels=np.arange(4) % 2)
+    for name in (tmp_path / "rows.npz", "digits"):
+        with pytest.raises(UserError, match=r"label 'kind' is a column of a \.csv file"):
+            load_dataset(name, labels="kind")
+    with pytest.raises(UserError, match="label needs conditional"):
+        make_config({"label": "kind"}, "here")
+
+
+LETTERS = st.characters(exclude_categories=["Cs"], exclude_characters="\0\ufeff")
+
+
+@settings(max_examples=60)
+@given(
+    st.lists(st.text(LETTERS, max_size=4), min_size=2, max_size=6),
+    st.lists(st.integers(0, 5), min_size=2, max_size=8),
+    st.integers(0, 2),
+)
+def test_whatever_the_labels_are_numbers_stay_where_they_are(tmp_path_factory, words, order, place):
+    """Each line keeps its numbers and its label, or there is one line that says why not."""
+    labels = [words[i % len(words)] for i in order]
+    written = io.StringIO()
+    for i, one in enumerate(labels):
+        line = [str(2.0 * i), str(2.0 * i + 1)]
+        csv.writer(written, lineterminator="\n").writerow([*line[:place], one, *line[place:]])
+    path = tmp_path_factory.mktemp("table") / "table.csv"
+    try:
+        content, column = take_labels(path, written.getvalue().encode(), str(place + 1))
+    except (UserError, UnicodeEncodeError) as error:
+        assert "\n" not in str(error)  # noqa: PT017
+        return
+    numbers = np.delete(csv_numbers(path, content), place, 1)
+    np.testing.assert_array_equal(numbers, np.arange(2.0 * len(labels)).reshape(-1, 2))
+    if column.labels.dtype.kind == "U":
+        assert column.labels.tolist() == [one.strip() for one in labels]
+    else:
+        assert column.labels.tolist() == [float(one) for one in labels]
