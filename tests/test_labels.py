@@ -5,6 +5,7 @@ import re
 import shutil
 import sys
 
+import equinox as eqx
 import jax
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from scipy.special import logsumexp
 from scipy.stats import norm
 
 import small
-from iwae import figures, from_pretrained, load_model, push_to_hub
+from iwae import bdmc, figures, from_pretrained, load_model, push_to_hub
 from iwae._types import UserError
 from iwae.checkpoint import read_about, save_model
 from iwae.cli import main
@@ -25,8 +26,13 @@ from iwae.evaluate import auroc, label_log_probabilities
 from iwae.gallery import draw_run, layout_of, samples_figure
 from iwae.jobs import make_job, model_folder
 from iwae.measure import (
+    Annealing,
+    anneal_run,
+    bdmc_run,
     classify_run,
     evaluate_run,
+    information_run,
+    rate_distortion_run,
 )
 from iwae.model import VAE
 from iwae.particles import particle_keys
@@ -388,3 +394,69 @@ def test_first_and_later_records_of_classifiers_make_the_table(classified, tmp_p
     assert all(f"{mean:.3f} ±" in line for line in lines[2:])
     assert "AUROC against others.npy" in lines[0]
     assert "L_20 of p(x given y), nats" in lines[0]
+
+
+# --- bounds from both sides -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("start", ["posterior", "prior"])
+def test_bounds_from_both_sides_enclose_the_likelihood_given_the_label(start):
+    """With one latent the truth is a sum; bounds under another label would miss it."""
+    model = far_apart(conditional(6, 3, size=0.3, latent=1))
+    key, n = jax.random.key(2), 60
+    found = bdmc(
+        model,
+        key,
+        n_examples=n,
+        chains=4,
+        betas=np.linspace(0, 1, 60),
+        step_size=0.3,
+        n_leapfrog=3,
+        start=start,
+    )
+    keys = jax.vmap(lambda i: jax.random.split(jax.random.fold_in(key, i), 3)[0])
+    drawn = np.asarray(jax.vmap(lambda key: model.sample(key)[1])(keys(jax.numpy.arange(n))))
+    truth = on_a_grid(model, drawn)
+    tolerance = 4 * np.std(found.gap) / np.sqrt(n) + 1e-4
+    assert np.mean(found.lower - truth) < tolerance
+    assert np.mean(found.upper - truth) > -tolerance
+    assert tolerance < 0.3
+    others = np.concatenate([drawn[:, :6], np.roll(drawn[:, 6:], 1, axis=1)], axis=1)
+    assert abs(np.mean(on_a_grid(model, others) - truth)) > 5 * tolerance
+
+
+def far_apart(model):
+    """The model with labels that say much of an example, and a wide q(z|x, y) of every example."""
+    tops = model.tops * np.float32([5, 1])[None, :, None]
+    shifts = jax.tree.map(lambda leaf: 5 * leaf, model.shifts)
+    model = eqx.tree_at(lambda m: (m.shifts, m.tops), model, (shifts, tops))
+    net = model.vae.encoder[0]
+    changed = jax.tree.map(jax.numpy.zeros_like, (net.loc, net.log_scale))
+    model = eqx.tree_at(
+        lambda m: (m.vae.encoder[0].loc, m.vae.encoder[0].log_scale), model, changed
+    )
+    wide = jax.numpy.full(1, 0.7)  # of the logarithm of its standard deviation
+    return eqx.tree_at(lambda m: m.vae.encoder[0].log_scale.bias, model, wide)
+
+
+def on_a_grid(model, drawn):
+    """log p(x|y) of examples with their labels, by a sum over the one latent, `[n]`."""
+    z = np.linspace(-12, 12, 4001, dtype=np.float32)
+    joint = jax.jit(
+        jax.vmap(lambda x: jax.vmap(lambda z: model.log_joint(x, (z[None],)))(jax.numpy.asarray(z)))
+    )
+    return logsumexp(np.float64(joint(drawn)), axis=1) + np.log(z[1] - z[0])
+
+
+def test_bounds_from_both_sides_of_a_conditional_run(measured, tmp_path):
+    run = shutil.copytree(measured, tmp_path / "run")
+    short = Annealing(temperatures=20, chains=2, leapfrog=1, start="prior")
+    record = bdmc_run(run, annealing=short, examples=4, k=10)
+    one = record["replicates"][1]
+    assert one["gap"] == pytest.approx(one["upper"] - one["lower"])
+    assert record["dataset"] == "drawn from the model of halves.npz"
+    annealed = anneal_run(run, annealing=short, examples=4)
+    assert annealed["replicates"][1]["verdict"]["bdmc_gap"] == one["gap"]
+    for refused_run in (information_run, rate_distortion_run):
+        with pytest.raises(UserError, match="cannot be measured in this way: use evaluate --meth"):
+            refused_run(run)

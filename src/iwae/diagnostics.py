@@ -338,6 +338,7 @@ def _importance_bounds(k: int, chunk: int) -> ExampleFn:
     def fn(model: AbstractLatentModel, nothing: Example, key: PRNGKey) -> dict[str, Scalar]:  # noqa: ARG001
         model_key, q_key = jax.random.split(key)
         z, x = model.sample(model_key)
+        model, x = model.condition(x)
         lower = proposals(model, x, q_key)["log_likelihood"]
         log_w = model.log_joint(x, z) - model.posterior(x).log_prob(z)
         total = jnp.logaddexp(lower + jnp.log(jnp.float32(k - 1)), log_w)

@@ -74,6 +74,7 @@ def make_path(model: AbstractLatentModel, x: Example, start: str) -> Path:
     """
     arrays, static = eqx.partition((model, x), eqx.is_array)
     model, x = eqx.combine(jax.lax.stop_gradient(arrays), static)
+    model, x = model.condition(x)
     first = start_of(start, model, x)
     unravel = ravel_pytree(first.sample(jax.random.key(0)))[1]  # only the shapes matter
 
@@ -262,6 +263,8 @@ def bidirectional_bounds(
     model: AbstractLatentModel, key: PRNGKey, k: int, **options: Any
 ) -> dict[str, Array]:
     """Both bounds on log p(x), nats, for one (z, x) drawn from the model.
+
+    Of a conditional model they are on log p(x|y), and the label is drawn with x.
 
     Args:
         k: chains in either direction.

@@ -36,7 +36,7 @@ Record = dict[str, Any]
 
 SPLITS = ("train", "validation", "test")
 
-REMEDY = "use evaluate --method is or ais, or classify"
+REMEDY = "use evaluate --method is, ais or bdmc, or classify"
 """What a conditional model can be measured by."""
 
 AUTHORS_EXAMPLES = 500

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from iwae._types import UserError
+from iwae.conditional import Model
 from iwae.diagnostics import Bidirectional, bdmc_importance_slabs, bdmc_slabs, join_bounds
 from iwae.evaluate.examples import check_positive
 from iwae.measure.annealed import PILOT_EXAMPLES, Annealing, annealing_keys, tune
@@ -24,7 +25,6 @@ from iwae.measure.records import (
     write_record,
 )
 from iwae.measure.unfinished import Slab, Unfinished
-from iwae.model import VAE
 
 BIDIRECTIONAL = "bidirectional Monte Carlo"
 
@@ -43,6 +43,8 @@ def bdmc_run(
     track: Track = untracked,
 ) -> Record:
     """Lower and upper bounds on log p(x) of examples drawn from every replicate's model.
+
+    Of a conditional model they are on log p(x|y) of pairs (x, y) that it makes.
 
     Forward chains bound from below, reverse chains that leave the true latent from above (Grosse,
     Ghahramani & Adams 2015); the same is done with k importance samples, the true latent among
@@ -65,7 +67,9 @@ def bdmc_run(
     check_positive("examples", examples)
     if k < 2:
         raise UserError(f"k is {k}; the true latent and at least one proposal make 2")
-    subject = make_subject(run, weights=weights, pruned=pruned, seed=seed, data_dir=data_dir)
+    subject = make_subject(
+        run, weights=weights, pruned=pruned, seed=seed, labels=True, data_dir=data_dir
+    )
     unfinished = Unfinished(run)
     each, arrays = [], {}
     for replicate, model in subject.models():
@@ -116,7 +120,7 @@ _PILOT_STREAM = 1  # folded into the seed's key; annealing folds in T >= 20
 def _anneal(
     subject: Subject,
     replicate: int,
-    model: VAE,
+    model: Model,
     annealing: Annealing,
     examples: int,
     batch_size: int | None,
@@ -154,7 +158,7 @@ def _anneal(
 def _sample(
     subject: Subject,
     replicate: int,
-    model: VAE,
+    model: Model,
     annealing: Annealing,
     examples: int,
     k: int,
@@ -180,7 +184,7 @@ def _sample(
     return join_bounds(iter(track(kept, examples, f"replicate {replicate}, {k} samples")))
 
 
-def _simulate(model: VAE, seed: int) -> np.ndarray:
+def _simulate(model: Model, seed: int) -> np.ndarray:
     """Examples of the model to tune step sizes on."""
     key = jax.random.fold_in(jax.random.key(seed), _PILOT_STREAM)
     draws = jax.vmap(lambda key: model.sample(key)[1])(jax.random.split(key, PILOT_EXAMPLES))
