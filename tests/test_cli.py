@@ -781,6 +781,19 @@ def test_a_cell_is_reproduced_on_a_shortened_schedule(iwae, tmp_path):
     assert re.search(r"camel/vae-k1 +published +- +ours +\d\.\d\d ", told)
 
 
+@pytest.mark.parametrize("action", ["list", "table"])
+def test_a_cell_that_cannot_be_read_is_told_after_the_others(iwae, tmp_path, action):
+    run = tmp_path / "camel" / "vae-k1" / "seed-0"
+    run.mkdir(parents=True)
+    (run / "config.toml").write_text("k = [1")
+    status, told, errors = iwae("reproduce", action, "camel", "--out", str(tmp_path))
+    assert status == 1
+    assert re.search(r"camel/vae-k1 .*cannot be read", told)
+    assert re.search(r"camel/iwae-k20 ", told)
+    assert errors.startswith(f"iwae: camel/vae-k1: experiment file {run}/config.toml cannot be")
+    assert errors.count("\n") == 1
+
+
 @pytest.mark.slow
 def test_a_sweep_trains_all_combinations(iwae, tmp_path):
     (tmp_path / "s.toml").write_text(
@@ -839,10 +852,13 @@ def test_a_task_that_fails_is_told_and_makes_the_status_1(iwae, tmp_path):
         (["reproduce", "run", "camel", "--workers", "0"], "choose 1 to"),
         (["reproduce", "run", "camel", "--workers", "2", "--engine", "ray"], "--engine here"),
         (["sweep", "none.toml", "--out", "x"], "no experiment file"),
+        (["reproduce", "run", "camel", "--out", "file"], "file is a file"),
+        (["reproduce", "run", "camel", "--out", "file/x"], "cannot be made.*another --out"),
     ],
 )
 def test_wrong_words_to_the_queue(iwae, tmp_path, monkeypatch, words, message):
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").touch()
     status, told, errors = iwae(*words)
     assert (status, told) == (2, "")
     assert re.search(message, errors)

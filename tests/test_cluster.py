@@ -1,20 +1,32 @@
 """The queue on a real Ray cluster of two workers, one of which is killed in mid-training."""
 
 import json
+import math
 import os
 import socket
 import subprocess
 import sys
 import tarfile
+import tempfile
+from importlib.util import find_spec
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 import small
 from iwae._types import UserError
-from iwae.queue import Home, pack, unpack, work_on_ray
+from iwae.queue import Home, Measure, Task, cluster, pack, state_of, unpack, work_on_ray
+from iwae.queue.cluster import Place, _on_worker
+from iwae.queue.tasks import held
 
-ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'iwae[ray]'")
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+NEEDS_RAY = pytest.mark.skipif(
+    find_spec("ray") is None, reason="Ray is not installed: pip install 'iwae[ray]'"
+)
+
+LONG_ON_A_BUSY_MACHINE = pytest.mark.timeout(1800)
 
 LONG = {"epochs": 2500, "log_every": 3000, "validation": 0}
 """Some seconds of training; the stages of the schedule end with checkpoints on the way."""
@@ -69,15 +81,31 @@ for outcome in outcomes:
 """
 
 
-def started(program, out, scratch="", **environment):
+@pytest.fixture(scope="module")
+def started():
+    """Starts programs in processes of their own, none of which outlives the tests.
+
+    What Ray starts ends with the program that asked for it.
+    """
     values = small.config(**LONG).model_dump(mode="json", exclude_none=True)
-    return subprocess.Popen(
-        [sys.executable, "-c", TASKS + program + TELL, out, scratch, json.dumps(values)],
-        env={**os.environ, "JAX_NUM_CPU_DEVICES": "1", **environment},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    programs = []
+
+    def start(program, out, scratch="", **environment):
+        words = [sys.executable, "-c", TASKS + program + TELL, out, scratch, json.dumps(values)]
+        env = {**os.environ, "JAX_NUM_CPU_DEVICES": "1", "RAY_TMPDIR": folder, **environment}
+        programs.append(
+            subprocess.Popen(
+                words, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            )
+        )
+        return programs[-1]
+
+    # Ray's sockets are in there, and the paths of sockets must be short.
+    with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder:
+        yield start
+        for program in programs:
+            program.kill()
+            program.communicate()
 
 
 def told(process):
@@ -98,15 +126,17 @@ def numbers(out):
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory):
+def undisturbed(tmp_path_factory, started):
     out = tmp_path_factory.mktemp("undisturbed")
     assert told(started(ALONE, out)) == ["seed-0 done ", "seed-1 done "]
     return numbers(out)
 
 
+@NEEDS_RAY
 @pytest.mark.slow
+@LONG_ON_A_BUSY_MACHINE
 @pytest.mark.parametrize("shared", [True, False], ids=["shared folder", "through Ray"])
-def test_a_worker_that_dies_changes_no_number(undisturbed, tmp_path, shared):
+def test_a_worker_that_dies_changes_no_number(started, undisturbed, tmp_path, shared):
     scratch = "" if shared else str(tmp_path / "scratch")
     lines = told(started(KILLED, tmp_path / "out", scratch))
     lines = [line for line in lines if line.startswith(("killed", "seed-"))]  # Ray tells of it too
@@ -117,7 +147,8 @@ def test_a_worker_that_dies_changes_no_number(undisturbed, tmp_path, shared):
 
 
 @pytest.mark.slow
-def test_two_processes_of_one_program_share_the_work(undisturbed, tmp_path):
+@LONG_ON_A_BUSY_MACHINE
+def test_two_processes_of_one_program_share_the_work(started, undisturbed, tmp_path):
     with socket.socket() as free:
         free.bind(("localhost", 0))
         coordinator = f"localhost:{free.getsockname()[1]}"
@@ -139,11 +170,84 @@ def test_a_folder_comes_home_without_old_checkpoints_and_other_files_stay(tmp_pa
     (there / "checkpoints" / "0000000002" / "new").touch()
     (tmp_path / "home" / "a" / "b" / "checkpoints" / "0000000001").mkdir(parents=True)
     (tmp_path / "home" / "a" / "b" / "other").touch()
-    home.write("a/b", pack(there))
+    assert home.write("a/b", home.begin("a/b"), pack(there))
     found = {path.name for path in (tmp_path / "home" / "a" / "b").rglob("*")}
     assert found == {"deep", "file", "other", "checkpoints", "0000000002", "new"}
     unpack(home.read("a/b"), tmp_path / "elsewhere")
     assert (tmp_path / "elsewhere" / "deep" / "file").read_text() == "new"
+
+
+class Actor:
+    """What a worker sees of an actor, without Ray: a call is done when it is asked for."""
+
+    def __init__(self, thing):
+        self.thing = thing
+
+    def __getattr__(self, name):
+        return SimpleNamespace(remote=getattr(self.thing, name))
+
+
+@pytest.fixture
+def a_place(tmp_path, monkeypatch):
+    """Makes places of workers that share nothing but a home."""
+    monkeypatch.setattr(cluster, "_asked", lambda answer: answer)
+    return lambda home, name: Place(tmp_path / name, None, math.inf, Actor(home), 0.0)
+
+
+def test_a_worker_that_was_given_up_and_comes_back_brings_nothing(tmp_path, a_place):
+    task = Task("a", small.config(), (Measure((1,)),))
+    left = {}
+
+    class GivenUp(Home):
+        def write(self, name, attempt, packed):
+            if self.attempts == {"a": 1}:
+                left["outcome"] = _on_worker(a_place(self, "second"), task)
+                left["numbers"] = numbers(tmp_path / "home")
+            return super().write(name, attempt, packed)
+
+    first = _on_worker(a_place(GivenUp(tmp_path / "home"), "first"), task)
+    assert first == ("taken over", "another worker went on with a")
+    assert left["outcome"] == ("done", "")
+    assert len(left["numbers"]) > 2
+    assert numbers(tmp_path / "home") == left["numbers"]
+    assert state_of(tmp_path / "home", task).word == "done"
+
+
+class Immediate:
+    """A cluster that does a task when it is given it."""
+
+    exceptions = SimpleNamespace(RayError=ArithmeticError)
+
+    def remote(self, **_):
+        return lambda function: SimpleNamespace(remote=function)
+
+    def wait(self, waiting):
+        return waiting[:1], waiting[1:]
+
+    def get(self, answer):
+        return answer
+
+
+def test_what_another_queue_is_at_work_on_is_left_to_it(tmp_path, monkeypatch):
+    """Where workers have no common folder, the queue that sends them out holds the tasks."""
+    monkeypatch.setattr(cluster, "_connect", lambda *_: Immediate())
+    monkeypatch.setattr(cluster, "_home", lambda *_: "home")
+    monkeypatch.setattr(
+        cluster, "_on_worker", lambda _, task: (state_of(tmp_path, task).word, task.name)
+    )
+    tasks = [Task(name, small.config()) for name in ("a", "b")]
+    tasks.append(Task("c", small.config(init_from=tmp_path / "a"), needs="a"))
+    with held(tmp_path, tasks[0]):
+        found = list(work_on_ray(tmp_path, tasks, scratch=tmp_path / "scratch"))
+    assert [(one.task.name, one.word) for one in found] == [
+        ("a", "in use"),
+        ("b", "in use"),
+        ("c", "waiting"),
+    ]
+    assert (found[0].reason, found[1].reason) == ("a is in use by another process", "b")
+    assert state_of(tmp_path, tasks[1]).word == "waiting"  # it has let go of it
+    with pytest.raises(UserError, match="leave scratch out"):
+        next(work_on_ray(tmp_path, tasks, scratch=tmp_path))
 
 
 def test_an_archive_writes_nothing_outside_of_its_folder(tmp_path):

@@ -1,8 +1,11 @@
 """Many runs: each done once, however often the queue is stopped, killed or fails."""
 
+import errno
+import fcntl
 import itertools
 import json
 import math
+import re
 import shutil
 import signal
 import subprocess
@@ -18,7 +21,7 @@ import pytest
 import small
 from iwae import runs
 from iwae._types import UserError
-from iwae.config import TrainConfig
+from iwae.config import TrainConfig, write_config
 from iwae.queue import Measure, Task, here, state_of, tasks, work
 from iwae.runs import Stopped
 from iwae.sweep import DEPTHS, read_sweep
@@ -233,6 +236,58 @@ def test_another_process_at_work_is_left_alone(tmp_path):
     assert not (tmp_path / "a").exists()
 
 
+def every_file(run):
+    """When each file was written that tells what came of a run."""
+    files = (path for path in run.rglob("*") if path.is_file())
+    return {
+        path: (path.stat().st_ino, path.stat().st_mtime_ns)
+        for path in files
+        if not {"tensorboard", "unfinished"} & set(path.parts)
+    }
+
+
+def test_who_comes_back_after_another_took_over_writes_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(fcntl, "flock", lambda *_: None)  # the lock was lost
+    left = {}
+
+    def take_over():
+        assert words(work(tmp_path, [task()])) == [("a", "done")]
+        left.update(every_file(tmp_path / "a"))
+
+    (outcome,) = work(tmp_path, [task()], show=stopping_at(1, take_over))
+    assert (outcome.word, outcome.reason) == ("taken over", "another process went on with a")
+    assert every_file(tmp_path / "a") == left
+    assert state_of(tmp_path, task()).word == "done"
+    assert not any((tmp_path / ".queue").glob("*.failure"))
+
+
+def test_who_comes_back_in_a_measurement_writes_no_record(undisturbed, tmp_path, monkeypatch):
+    shutil.copytree(undisturbed, tmp_path, dirs_exist_ok=True)
+    shutil.rmtree(tmp_path / "a" / "evaluations")
+    monkeypatch.setattr(fcntl, "flock", lambda *_: None)
+    left = {}
+
+    def track(slabs, _total, _label):
+        for slab in slabs:
+            if not left:
+                assert words(work(tmp_path, [task()])) == [("a", "done")]
+                left.update(every_file(tmp_path / "a"))
+            yield slab
+
+    assert words(work(tmp_path, [task()], track=track)) == [("a", "taken over")]
+    assert every_file(tmp_path / "a") == left
+
+
+def test_a_file_system_without_locks_is_named(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    (outcome,) = work(tmp_path, [task()])
+    assert outcome.word == "failed"
+    assert re.search(r"a\.lock cannot be locked \(No locks available\).*choose", outcome.reason)
+
+
 def test_a_folder_with_another_run_is_refused(undisturbed, tmp_path):
     shutil.copytree(undisturbed, tmp_path, dirs_exist_ok=True)
     for other, words_of in (
@@ -299,7 +354,122 @@ def test_annealing_is_a_measure_too(tmp_path):
 
 def sweep(tmp_path, text):
     (tmp_path / "file.toml").write_text(text)
-    return read_sweep(tmp_path / "file.toml", (QUICK,))
+    return read_sweep(tmp_path / "file.toml", tmp_path / "out", (QUICK,))
+
+
+def begun(tmp_path, text, **changes):
+    """What a sweep has to do, whose runs are there afterwards, as training leaves them."""
+    found = sweep(tmp_path, text)
+    for one in found:
+        if not (tmp_path / "out" / one.name).exists():
+            config = one.config.model_copy(update=changes)
+            write_config(config, tmp_path / "out" / one.name / "config.toml")
+    return named(found)
+
+
+def named(found):
+    return {one.name: (one.config.k, one.config.seeds()) for one in found}
+
+
+def test_a_longer_list_of_values_keeps_the_runs_there_are(tmp_path):
+    file = 'dataset = "digits"\nepochs = 3\nk = {}\n'
+    left_to_data = {"binarization": "dynamic", "observation": "bernoulli", "validation": 0}
+    first = begun(tmp_path, file.format(5), **left_to_data)
+    assert first == {"file": (5, range(1))}
+    grown = begun(tmp_path, file.format([5]), **left_to_data)
+    assert grown == first
+    grown = begun(tmp_path, file.format([50, 5]), **left_to_data)
+    assert grown == {"k=50": (50, range(1)), **first}
+    (tmp_path / "file.toml").rename(tmp_path / "other.toml")
+    (one,) = read_sweep(tmp_path / "other.toml", tmp_path / "out")[:1]
+    assert one.name == "k=50"
+    again = named(sweep(tmp_path, 'k = [50, 5]\nobjective = ["iwae"]\n' + file[:-7]))
+    assert again == grown
+    with_seeds = named(sweep(tmp_path, file.format([5, 50]) + "seed = [0, 1]\n"))
+    assert with_seeds == {
+        **grown,
+        "k=5,seed=1": (5, range(1, 2)),
+        "k=50,seed=1": (50, range(1, 2)),
+    }
+
+
+@pytest.mark.parametrize(
+    ("change", "names"),
+    [
+        ("validation = 100\n", {"file"}),  # refused in its turn: the folder holds another run
+        ("k = [5, 6]\nvalidation = 100\n", {"k=5", "k=6"}),
+        ('k = [5, 6]\ndataset = "mnist"\n', {"k=5", "k=6"}),
+        ("k = [5, 6]\nepochs = 4\n", {"k=5", "k=6"}),
+        ('k = [5, 6]\ngradient = "dreg"\n', {"k=5", "k=6"}),
+        ("k = [5, 6]\n", {"file", "k=6"}),
+    ],
+)
+def test_a_run_of_another_experiment_is_not_kept(tmp_path, change, names):
+    settings = {"dataset": '"digits"', "epochs": "3", "k": "5"}
+    lines = "".join(f"{name} = {value}\n" for name, value in settings.items())
+    begun(tmp_path, lines, binarization="dynamic", observation="bernoulli", validation=0)
+    kept = (f"{n} = {v}\n" for n, v in settings.items() if f"{n} = " not in change)
+    assert set(named(sweep(tmp_path, change + "".join(kept)))) == names
+
+
+@pytest.mark.parametrize(
+    ("first", "then", "names"),
+    [
+        ("seed = [0, 1, 2]", "seed = [0, 1, 2, 3]", ["seed=0-2", "seed=3"]),
+        ("seed = [1, 2]", "seed = [0, 1, 2, 3, 4]", ["seed=0", "seed=1-2", "seed=3-4"]),
+        ("seed = [0, 1, 2]", "seed = [0]", ["seed=0-2"]),
+        ("seed = 3", "seed = [3, 4]", ["file", "seed=4"]),
+        ("seed = [0]", "seed = 0", ["seed=0"]),
+        ("seed = [0, 1]", "replicates = 3", ["seed=0-1", "file,seed=2"]),
+        ("replicates = 2", "replicates = 4", ["file", "file,seed=2-3"]),
+        ("", "seed = [0, 1]", ["file", "seed=1"]),
+        ("seed = [5]", "seed = [0]", ["seed=0"]),
+    ],
+)
+def test_seeds_that_have_a_run_keep_it(tmp_path, first, then, names):
+    about = 'dataset = "digits"\nepochs = 3\n'
+    before = begun(tmp_path, about + first)
+    found = sweep(tmp_path, about + then)
+    assert [one.name for one in found] == names
+    assert all(named(found)[name] == before[name] for name in set(names) & set(before))
+    seeds = [seed for one in found for seed in one.config.seeds()]
+    assert len(set(seeds)) == len(seeds)
+
+
+def test_two_runs_of_the_same_seeds_are_refused(tmp_path):
+    file = 'dataset = "digits"\nseed = [0, 1]\n'
+    begun(tmp_path, file)
+    shutil.copytree(tmp_path / "out" / "seed=0-1", tmp_path / "out" / "copy")
+    with pytest.raises(UserError, match="hold the same seeds: remove one"):
+        sweep(tmp_path, file)
+
+
+def test_a_folder_that_cannot_be_read_keeps_no_other_from_its_run(tmp_path, caplog):
+    begun(tmp_path, "k = [1, 2]\n")
+    (tmp_path / "out" / "k=1" / "config.toml").write_text("k = [1")
+    found = sweep(tmp_path, "k = [1, 2]\n")
+    assert set(named(found)) == {"k=1", "k=2"}
+    assert "its run is left as it is" in caplog.text
+    assert state_of(tmp_path / "out", found[0]).word == "failed"
+
+
+def test_a_sweep_that_grows_trains_only_what_is_new(tmp_path):
+    options = {**small.OPTIONS, "dataset": str(small.pictures()), "epochs": 1}
+    about = "".join(f"{name} = {json.dumps(value)}\n" for name, value in options.items())
+    first = sweep(tmp_path, f"{about}seed = [0, 1]")
+    assert words(work(tmp_path / "out", first)) == [("seed=0-1", "done")]
+    before = every_file(tmp_path / "out" / "seed=0-1")
+    grown = sweep(tmp_path, f"{about}seed = [0, 1, 2]")
+    assert words(work(tmp_path / "out", grown)) == [("seed=0-1", "done"), ("seed=2", "done")]
+    assert every_file(tmp_path / "out" / "seed=0-1") == before
+
+
+def test_the_data_are_part_of_the_experiment(undisturbed, tmp_path):
+    shutil.copytree(undisturbed, tmp_path, dirs_exist_ok=True)
+    other = small.own_data(tmp_path / "other.npz")["dataset"]
+    ((_, word, reason),) = work(tmp_path, [task(dataset=other)])
+    assert word == "failed"
+    assert "its dataset is" in reason
 
 
 def test_a_sweep_is_all_combinations(tmp_path):
@@ -378,6 +548,7 @@ def test_a_file_without_lists_is_a_sweep_of_one(tmp_path):
         ("kk = [1, 2]", "unknown key 'kk'; did you mean 'k'"),
         ('objective = ["iwae", "iwea"]', "iwea"),
         ("seed = [0, 1]\nreplicates = 2", "leave replicates out"),
+        ("replicates = [1, 2]", "leave replicates out"),
         ('seed = ["a"]', "not whole numbers"),
         ("k = [1, 1]", "are the same"),
         ("seed = [1, 1]", "are the same"),

@@ -11,8 +11,8 @@ import pytest
 from iwae import evaluate_run, reproduce
 from iwae.config import config_values, read_config, write_config
 from iwae.presets import PRESETS, matching, preset, same_experiment
-from iwae.queue import Measure
-from iwae.reproduce import Cell, Wanted, hours, plan, read_cell, table
+from iwae.queue import Measure, state_of
+from iwae.reproduce import Cell, Wanted, hours, plan, read_cell, read_cells
 from iwae.reproduce.costs import measured_costs, shape_of
 
 RESULTS = Path(__file__).parents[1] / "results"
@@ -24,6 +24,10 @@ def wanted_runs(out, *cells, **wanted):
         (task.name, task.config.seed, task.config.replicates)
         for task in plan(out, cells, Wanted(**wanted))
     ]
+
+
+def table(out, names, wanted, *style):
+    return reproduce.table(read_cells(out, names, wanted), wanted, *style)
 
 
 def begun(out, name, config):
@@ -238,12 +242,78 @@ def test_records_of_other_models_are_no_result(copied):
 
 def test_the_same_seeds_twice_are_refused(copied):
     shutil.copytree(copied, copied.with_name("seeds-0-1"))
-    with pytest.raises(ValueError, match="holds seeds 0 to 0: name it after them"):
-        read_cell(copied.parents[4], VAE, Wanted())
-    config = read_config(copied / "config.toml").model_copy(update={"replicates": 2})
-    write_config(config, copied.with_name("seeds-0-1") / "config.toml")
     with pytest.raises(ValueError, match="hold the same seeds"):
         read_cell(copied.parents[4], VAE, Wanted())
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("seed-1", "holds seeds 0 to 0: name it after them"),
+        ("seeds-0", "is not named after its seeds"),
+        ("seeds-2-1", "is not named after its seeds"),
+    ],
+)
+def test_a_run_is_named_after_its_seeds(copied, name, message):
+    copied.rename(copied.with_name(name))
+    with pytest.raises(ValueError, match=message):
+        read_cell(copied.parents[4], VAE, Wanted())
+
+
+RECORD = "evaluations/test-final-k5000"
+
+
+def cut_short(path):
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def without(key):
+    """Takes a key out of a record."""
+
+    def change(path):
+        record = json.loads(path.read_text())
+        del record[key]
+        path.write_text(json.dumps(record))
+
+    return change
+
+
+def fewer_values(path):
+    with np.load(path, allow_pickle=False) as arrays:
+        changed = {name: arrays[name] for name in arrays if name != "index"}
+    np.savez(path, index=np.arange(3), **changed)
+
+
+DAMAGES = [
+    ("config.toml", lambda path: path.write_text("k = [1")),
+    ("config.toml", lambda path: path.write_bytes(b"\xff\x00")),
+    ("models/final-0/model.json", cut_short),
+    (f"{RECORD}.json", cut_short),
+    (f"{RECORD}.json", without("test_sha256")),
+    (f"{RECORD}.npz", cut_short),
+    (f"{RECORD}.npz", Path.unlink),
+    (f"{RECORD}.npz", fewer_values),
+]
+
+
+@pytest.mark.parametrize(("file", "damage"), DAMAGES)
+def test_a_damaged_folder_is_named_and_is_no_result_and_the_rest_goes_on(copied, file, damage):
+    out, other = copied.parents[4], "table1/mnist/1l/iwae-k5"
+    damage(copied / file)
+    broken, whole = read_cells(out, [VAE, other], Wanted())
+    assert broken.nll is None
+    assert broken.trouble.startswith(f"{VAE}: ")
+    named = (copied / file).parent if "models" in file else (copied / file).with_suffix("")
+    assert str(named) in broken.trouble
+    assert "\n" not in broken.trouble
+    assert whole == read_cell(out, other, Wanted())
+    rows = table(out, [VAE, other], Wanted()).splitlines()
+    assert "cannot be read" in rows[2]
+    assert "not run" in rows[3]
+    (task,) = plan(out, [VAE], Wanted())  # and what is to be done can still be said
+    assert task.name == f"{VAE}/seed-0"
+    word = state_of(out, task).word
+    assert word == ("trained" if file.startswith(RECORD) else "failed")
 
 
 def test_seeds_that_were_measured_on_other_test_sets_are_not_averaged(copied):

@@ -405,5 +405,9 @@ def _declared(tensor: Any) -> str:
 
 
 def read_about(folder: str | Path) -> dict[str, Any]:
-    """What `save_model` was told about the model in a folder."""
-    return json.loads((Path(folder) / DESCRIPTION).read_text()).get("about", {})
+    """What `save_model` was told about the model in a folder.
+
+    Raises:
+        UserError: if its description cannot be read.
+    """
+    return _read_description(Path(folder) / DESCRIPTION).get("about", {})

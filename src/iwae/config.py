@@ -235,6 +235,10 @@ class TrainConfig(BaseModel):
         same = {name: getattr(self, name) for name in Declaration._fields if hasattr(self, name)}
         return Declaration(**same, kl_warmup_steps=self.kl_warmup * steps_per_epoch)
 
+    def seeds(self) -> range:
+        """The seed of each replicate."""
+        return range(self.seed, self.seed + self.replicates)
+
     def sizes(self) -> tuple[tuple[int, ...], tuple[tuple[int, ...], ...]]:
         """Latent and hidden sizes: those given, or the paper's for this many layers."""
         if self.latent_sizes is not None:

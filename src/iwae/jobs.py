@@ -88,17 +88,22 @@ def load_config_dataset(config: TrainConfig, data_dir: Path | None = None) -> Da
     )
 
 
+def data_place(dataset: str) -> str:
+    """The name of a data set, or the whole path of a file that is there."""
+    own = Path(dataset).expanduser()
+    return str(own.resolve()) if own.suffix and own.is_file() else dataset
+
+
 def resolve(config: TrainConfig, dataset: Dataset) -> TrainConfig:
     """Fill in what the configuration leaves to the data set, the defaults and the folder."""
     latent_sizes, hidden_sizes = config.sizes()
-    own = Path(config.dataset).expanduser()
     validation = len(dataset.validation) if config.validation is None else config.validation
     return config.model_copy(
         update={
             "binarization": dataset.binarization,
             "observation": dataset.observation,
             **dataset.kind.parameters(),
-            "dataset": str(own.resolve()) if own.suffix and own.is_file() else config.dataset,
+            "dataset": data_place(config.dataset),
             "validation": validation,
             "log_every": config.log_every or -(-config.epochs // LOGGED),
             "layers": len(latent_sizes),

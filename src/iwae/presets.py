@@ -4,7 +4,7 @@ Published negative log-likelihoods are in nats, on the test set, by 5,000 import
 """
 
 import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from fnmatch import fnmatch
 from typing import Any, NamedTuple, NoReturn
 
@@ -280,9 +280,24 @@ _LENGTH = {"epochs", "seed", "replicates", "validate_every", "data_seed"}
 
 
 def differing(wanted: TrainConfig, found: TrainConfig) -> list[str]:
-    """The settings of a run that are not the ones wanted; what is left to the data may be any."""
+    """The settings of a run that are not the ones wanted.
+
+    What is left to the data is what a known data set has, and may be any for a file.
+    """
     one, other = _filled(wanted), _filled(found)
+    one |= {name: value for name, value in _left_to_data(wanted) if other[name] is not None}
     return [name for name in one if one[name] is not None and other[name] != one[name]]
+
+
+def _left_to_data(config: TrainConfig) -> Iterator[tuple[str, Any]]:
+    """What a known data set makes of settings that were not given."""
+    data = DATASETS.get(config.dataset)
+    if data is None:
+        return
+    if config.validation is None:
+        yield "validation", data.validation
+    if config.binarization is None and config.observation is None:  # one follows from the other
+        yield from (("binarization", data.binarization), ("observation", data.observation))
 
 
 def _filled(config: TrainConfig) -> dict[str, Any]:
@@ -300,20 +315,9 @@ def same_experiment(entry: Preset, config: Mapping[str, Any]) -> bool:
     """Whether a run's resolved configuration is that of a preset, but for seeds and length."""
     published = entry.config()
     found = make_config(dict(config), "the configuration of a run")
-    data = DATASETS[published.dataset]
-    defaults = {
-        "binarization": data.binarization,
-        "observation": data.observation,
-        "validation": data.sizes[1],
-    }
-    left = {
-        name: value
-        for name, value in defaults.items()
-        if getattr(published, name) is None and getattr(found, name) is not None
-    }
     return (
         found.dataset == published.dataset
         and (found.init_from is None) == (entry.needs is None)
         and found.patience is None
-        and not set(differing(published.model_copy(update=left), found)) - _LENGTH
+        and not set(differing(published, found)) - _LENGTH
     )

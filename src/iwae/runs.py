@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -71,11 +71,35 @@ def _locked(run: Path) -> Iterator[None]:
     """Hold the folder, so that no second process trains in it."""
     run.mkdir(parents=True, exist_ok=True)
     with (run / ".lock").open("w") as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise UserError(f"{run} is in use by another process that trains there") from error
+        if not take_lock(handle):
+            raise UserError(f"{run} is in use by another process that trains there")
         yield
+
+
+def take_lock(handle: IO, kind: int = fcntl.LOCK_EX) -> bool:
+    """Whether a lock on an open file could be had, which lasts until the file is closed.
+
+    Raises:
+        UserError: if the file system has no locks.
+    """
+    try:
+        fcntl.flock(handle, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        raise UserError(
+            f"{handle.name} cannot be locked ({error.strerror}), and locks keep processes from "
+            "each other's runs: choose a folder on a file system that has them"
+        ) from error
+    return True
+
+
+Claim = Callable[[], None]
+"""Raises if the folder has become another process's, which then goes on from what is there."""
+
+
+def claimed() -> None:
+    """The claim of a process that nobody disputes."""
 
 
 @contextmanager
@@ -128,12 +152,14 @@ def start_run(
     *,
     deadline: float = math.inf,
     track: Mapping[str, Tracker] = NO_TRACKERS,
+    claim: Claim = claimed,
 ) -> Iterator[Report]:
     """Train from the beginning in a new folder; yields after every dispatch.
 
     Args:
         deadline: when to stop, on the clock of `time.monotonic`.
         track: experiment trackers by name, such as those of `iwae.trackers.TRACKERS`.
+        claim: raises if the folder has become another process's; asked before anything is written.
 
     Raises:
         UserError: if the folder holds something already, for data that do not fit, or for a
@@ -149,7 +175,7 @@ def start_run(
         shutil.rmtree(run / FOLDER, ignore_errors=True)  # of a start that failed
         with tracking(track, run, job.config) as tell:
             write_config(job.config, run / "config.toml")
-            yield from _train(job, run, state, best, deadline, tell)
+            yield from _train(job, run, state, best, deadline, tell, claim)
 
 
 def _refuse_used(run: Path) -> None:
@@ -170,12 +196,14 @@ def resume_run(
     *,
     deadline: float = math.inf,
     track: Mapping[str, Tracker] = NO_TRACKERS,
+    claim: Claim = claimed,
 ) -> Iterator[Report]:
     """Go on exactly where a run was stopped, or from the end of a stage of its schedule.
 
     Args:
         deadline: when to stop, on the clock of `time.monotonic`.
         track: as for `start_run`; a tracker is also sent what it missed.
+        claim: as for `start_run`.
 
     Raises:
         UserError: if there is nothing to resume, or the data or the configuration are not those
@@ -196,7 +224,7 @@ def resume_run(
             _forget_after(run, int(state.step.max()))
             for row in read_metrics(run):
                 tell(row["step"], dict(_scalars(row)))
-            yield from _train(job, run, state, best, deadline, tell)
+            yield from _train(job, run, state, best, deadline, tell, claim)
 
 
 def _checkpoint_to_resume(
@@ -295,6 +323,7 @@ class _Run(NamedTuple):
     keep_steps: set[int]
     frame_epochs: set[int]
     monitored: np.ndarray
+    claim: Claim
 
 
 def _train(
@@ -304,10 +333,12 @@ def _train(
     best_so_far: Best,
     deadline: float,
     tell: Callable[[int, Scalars], None],
+    claim: Claim,
 ) -> Iterator[Report]:
     """Train, keep the folder up to date, and tell the trackers."""
     keep = {end * job.steps_per_epoch for end in job.stage_ends}
-    run = _Run(job, folder, keep, _frame_epochs(job.config.epochs), _monitored_examples(job))
+    frames = _frame_epochs(job.config.epochs)
+    run = _Run(job, folder, keep, frames, _monitored_examples(job), claim)
     validation = job.dataset.validation if len(job.dataset.validation) else None
     state, best, saved = start, best_so_far, time.monotonic()
     if not start.step.any():
@@ -325,6 +356,7 @@ def _train(
     with _stop_signals() as signals, _tensorboard(folder, int(start.step.max())) as board:
         try:
             for state, best, report in steps:
+                claim()
                 if report.epoch_done:
                     scalars = _log_epoch(run, state, report)
                     for tag, value in scalars.items():
@@ -348,6 +380,7 @@ def _train(
 
 def _save(run: _Run, state: TrainState, best: Best, *, finished: bool = False) -> None:
     """A checkpoint, and the models as they are now."""
+    run.claim()
     job = run.job
     notes = {
         "dataset": _jsonable(job.dataset.identity),

@@ -2,45 +2,105 @@
 
 import hashlib
 import itertools
+import logging
 import re
 import tomllib
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from iwae._types import UserError
-from iwae.config import make_config
+from iwae.config import TrainConfig, make_config, read_config
+from iwae.jobs import data_place
+from iwae.presets import differing
 from iwae.queue import Measure, Task
+
+log = logging.getLogger(__name__)
 
 DEPTHS = {"latent_sizes": 1, "hidden_sizes": 2, "shape": 1, "columns": 1, "channels": 1}
 """Settings that are lists themselves, and how deep: a sweep over one is a list of these."""
 
 
-def read_sweep(path: Path, measures: tuple[Measure, ...] = (Measure(),)) -> list[Task]:
+def read_sweep(path: Path, out: Path, measures: tuple[Measure, ...] = (Measure(),)) -> list[Task]:
     """The runs of an experiment file (TOML), in the order of its lists.
 
-    A run is named after what it does not share with the others, `k=5,objective=iwae`. Seeds that
-    follow on one another are replicates of one run.
+    Seeds that follow on one another are replicates of one run. Lists may grow, or become lists: a
+    run of the same experiment that is in `out` is kept under its name, with the seeds that it has.
+    A new one is named after what it does not share with the others, `k=5,objective=iwae`.
+
+    Args:
+        out: the folder of all runs.
 
     Raises:
-        UserError: if the file cannot be read, or one of its combinations is not valid.
+        UserError: if the file cannot be read, one of its combinations is not valid, or two runs in
+            `out` are of the same experiment and share seeds.
     """
     values = _read(path)
     swept = {name: value for name, value in values.items() if _depth(value) > DEPTHS.get(name, 0)}
     for name, value in swept.items():
         if not value:
             raise UserError(f"{path}: {name} is an empty list; give it values")
-    if "seed" in swept and "replicates" in values:
+    if "replicates" in swept or ("seed" in swept and "replicates" in values):
         raise UserError(f"{path}: a list of seeds is trained as replicates; leave replicates out")
-    options = [list(_options(name, value)) for name, value in swept.items()]
-    tasks = []
-    for chosen in itertools.product(*options):
-        settings = dict(itertools.chain(values.items(), *(one.items() for _, one in chosen)))
-        name = _short(",".join(word for word, _ in chosen) or Path(path).stem)
-        tasks.append(Task(name, make_config(settings, f"{path}, {name}"), measures))
+    seeds = _whole_numbers(swept["seed"]) if "seed" in swept else None
+    there, tasks = _runs_in(out), []
+    choices = swept | {"seed": seeds[:1]} if seeds else swept
+    for chosen in itertools.product(*choices.values()):
+        settings = dict(zip(choices, chosen, strict=True))
+        words = {name: f"{name}={_word(value)}" for name, value in settings.items()}
+        config = make_config(values | settings, f"{path}, {','.join(words.values()) or 'alone'}")
+        words = words or {"": Path(path).stem}
+        its = _runs(config, seeds or list(config.seeds()), words, there)
+        tasks += [Task(name, one, measures) for name, one in its]
     if len({task.name for task in tasks}) < len(tasks):
         raise UserError(f"{path}: two values of a list are the same, or too like to name a folder")
     return tasks
+
+
+def _runs(
+    config: TrainConfig,
+    seeds: Sequence[int],
+    words: Mapping[str, str],
+    there: Mapping[Path, TrainConfig],
+) -> list[tuple[str, TrainConfig]]:
+    """Names and configurations of the runs of one experiment: those there are, and new ones."""
+    kept: dict[Path, range] = {}
+    for path, run in there.items():
+        its = run.seeds()
+        if not _same_experiment(config, run) or not set(its) & set(seeds):
+            continue
+        for other, others in kept.items():
+            if set(others) & set(its):
+                raise UserError(f"{other} and {path} hold the same seeds: remove one of them")
+        kept[path] = its
+    found = [(its, path.name) for path, its in kept.items()]
+    for first, count in contiguous(sorted(set(seeds).difference(*kept.values()))):
+        its = range(first, first + count)
+        named = {**words, "seed": _seeds_word(its)} if kept or "seed" in words else words
+        found.append((its, _short(",".join(filter(None, named.values())))))
+    return [
+        (name, config.model_copy(update={"seed": its[0], "replicates": len(its)}))
+        for its, name in sorted(found, key=lambda one: one[0].start)
+    ]
+
+
+def _runs_in(out: Path) -> dict[Path, TrainConfig]:
+    """The runs in a folder; one that cannot be read is none of ours, and is said so."""
+    found = {}
+    for path in sorted(Path(out).glob("*/config.toml")):
+        try:
+            found[path.parent] = read_config(path)
+        except UserError as error:
+            log.warning("%s; its run is left as it is", error)
+    return found
+
+
+def _same_experiment(wanted: TrainConfig, found: TrainConfig) -> bool:
+    """Whether a run is of the experiment wanted, but for its seeds."""
+    same_data = data_place(wanted.dataset) == data_place(found.dataset)
+    starts = [one.init_from and one.init_from.resolve() for one in (wanted, found)]
+    others = set(differing(wanted, found)) - {"seed", "replicates"}
+    return same_data and starts[0] == starts[1] and not others
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -57,17 +117,17 @@ def _depth(value: Any) -> int:
     return 1 + max(map(_depth, value), default=0) if isinstance(value, list) else 0
 
 
-def _options(name: str, values: Sequence[Any]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """What a run is called for each value of a setting, and what it sets."""
-    if name != "seed":
-        for value in values:
-            yield f"{name}={_word(value)}", {name: value}
-    elif any(not isinstance(value, int) or isinstance(value, bool) for value in values):
-        raise UserError(f"seed: {values} are not whole numbers")
-    else:
-        for first, count in contiguous(sorted(values)):
-            word = f"seed={first}" if count == 1 else f"seed={first}-{first + count - 1}"
-            yield word, {"seed": first, "replicates": count}
+def _whole_numbers(seeds: Sequence[Any]) -> list[int]:
+    """Seeds in their order, or UserError for what are none, or the same twice."""
+    if any(not isinstance(seed, int) or isinstance(seed, bool) for seed in seeds):
+        raise UserError(f"seed: {seeds} are not whole numbers")
+    if len(set(seeds)) < len(seeds):
+        raise UserError(f"seed: two of {seeds} are the same")
+    return sorted(seeds)
+
+
+def _seeds_word(seeds: range) -> str:
+    return f"seed={seeds[0]}" if len(seeds) == 1 else f"seed={seeds[0]}-{seeds[-1]}"
 
 
 def contiguous(numbers: Sequence[int]) -> list[tuple[int, int]]:

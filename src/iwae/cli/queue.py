@@ -20,6 +20,7 @@ from iwae.presets import matching
 
 if TYPE_CHECKING:
     from iwae.queue import Outcome, Task
+    from iwae.reproduce import Cell, Wanted
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -93,26 +94,37 @@ def reproduce(arguments: Sequence[str]) -> int:
     wanted = reproducing.Wanted(options.seeds, options.epochs_scale, **annealed)
     wanted.check()
     _check_out(options)
-    if options.action == "table":
-        print(reproducing.table(options.out, cells, wanted, options.format), end="")
-        return 0
-    if options.action == "list":
-        for name in cells:
-            print(_listed(reproducing.read_cell(options.out, name, wanted), wanted))
-        return 0
+    if options.action in ("list", "table"):
+        return _results(options, reproducing.read_cells(options.out, cells, wanted), wanted)
     if options.action == "status":
         return _status(options, reproducing.plan(options.out, cells, wanted))
     return _work(options, reproducing.plan(options.out, cells, wanted), ["reproduce", *arguments])
 
 
-def _listed(cell: Any, wanted: Any) -> str:
+def _results(options: Any, cells: Sequence["Cell"], wanted: "Wanted") -> int:
+    """What came of cells; those that cannot be read are named at the end."""
+    from iwae.reproduce import table
+
+    if options.action == "table":
+        print(table(cells, wanted, options.format), end="", flush=True)
+    else:
+        print("\n".join(_listed(cell, wanted) for cell in cells), flush=True)
+    troubles = [cell.trouble for cell in cells if cell.trouble]
+    for trouble in troubles:
+        print(f"iwae: {trouble}", file=sys.stderr)
+    return parsing.FAILURE if troubles else 0
+
+
+def _listed(cell: "Cell", wanted: "Wanted") -> str:
     """A line about a cell."""
     from iwae.reproduce import hours
 
     published = "-" if cell.entry.nll is None else f"{cell.entry.nll:.2f}"
     ours = "-" if cell.nll is None else f"{cell.nll:.2f}"
     config = cell.entry.config(epochs=wanted.epochs(cell.entry), replicates=wanted.seeds)
-    if wanted.epochs_scale < 1:
+    if cell.trouble:
+        ours = "cannot be read"
+    elif wanted.epochs_scale < 1:
         ours += " (shortened: no reproduction)"
     return (
         f"{cell.name:36} published {published:>7}  ours {ours:>7}  {_time(hours(config)):>9}  "
@@ -130,13 +142,14 @@ def _status(options: Any, tasks: Sequence["Task"]) -> int:
     """How far tasks are; those that have not begun only if they are named."""
     from iwae.queue import state_of
 
-    named = bool(getattr(options, "cells", True))
-    for task in tasks:
-        state = state_of(options.out, task)
-        if named or state.word != "waiting":
-            words = f"epoch {state.epoch:,} of {task.config.epochs:,}"
-            reason = f"  {state.reason.splitlines()[-1]}" if state.reason else ""
-            print(f"{task.name:44} {state.word:8} {words}{reason}")
+    states = [(task, state_of(options.out, task)) for task in tasks]
+    shown = [one for one in states if options.cells or one[1].word != "waiting"]
+    for task, state in shown:
+        words = f"epoch {state.epoch:,} of {task.config.epochs:,}"
+        reason = f"  {state.reason.splitlines()[-1]}" if state.reason else ""
+        print(f"{task.name:44} {state.word:8} {words}{reason}")
+    if not shown:
+        print(f"nothing has begun in {options.out}")
     return 0
 
 
@@ -171,7 +184,9 @@ def sweep(arguments: Sequence[str]) -> int:
         measures.append(Measure(temperatures=options.ais, examples=options.examples))
     for measure in measures:
         measure.check()
-    return _work(options, read_sweep(options.file, tuple(measures)), ["sweep", *arguments])
+    _check_out(options)
+    tasks = read_sweep(options.file, options.out, tuple(measures))
+    return _work(options, tasks, ["sweep", *arguments])
 
 
 # --- working --------------------------------------------------------------------------------
@@ -182,6 +197,7 @@ def _work(options: Any, tasks: Sequence["Task"], words: Sequence[str]) -> int:
     _check(options)
     if options.dry_run:
         return _plan(options, tasks)
+    _check_writable(options.out)
     from iwae.runs import Stopped
 
     deadline = math.inf if options.budget is None else time.monotonic() + seconds(options.budget)
@@ -226,6 +242,16 @@ def _check_out(options: Any) -> None:
     """Raise UserError if the folder of all runs is none."""
     if options.out.exists() and not options.out.is_dir():
         raise UserError(f"{options.out} is a file; name a folder for the runs")
+
+
+def _check_writable(out: Path) -> None:
+    """Raise UserError unless runs can be put into a folder, which is made if need be."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{out} cannot be made ({error.strerror}); name another --out") from error
+    if not os.access(out, os.W_OK | os.X_OK):
+        raise UserError(f"{out} cannot be written to; name another --out")
 
 
 def _share_out(options: Any, tasks: Sequence["Task"], words: Sequence[str]) -> None:

@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -36,14 +36,27 @@ class Known(NamedTuple):
     record: Mapping[str, Any]
 
 
-def known_bounds(run: Path, *, split: str, weights: str, pruned: bool) -> list[Known]:
+Damaged = Callable[[str], None]
+"""Is told, in words, of what is no record or has no values; it may raise."""
+
+
+def left_out(words: str) -> None:
+    """What is damaged is left out, and said so."""
+    log.warning("%s: it is left out", words)
+
+
+def known_bounds(
+    run: Path, *, split: str, weights: str, pruned: bool, damaged: Damaged = left_out
+) -> list[Known]:
     """All bounds in the records of a run for one split and kind of weights, loosest first."""
     found: list[Known] = []
-    for path, record in read_records(run, _BOUNDING):
+    for path, record in read_records(run, _BOUNDING, damaged):
         if (record["split"], record["weights"], record["pruned"]) == (split, weights, pruned):
-            arrays = read_values(path)
-            if arrays is not None:
-                found += _bounds(record, arrays)
+            arrays = read_values(path, damaged)
+            try:
+                found += [] if arrays is None else _bounds(record, arrays)
+            except (LookupError, ValueError) as error:
+                damaged(f"{path} is no record of its values ({error})")
     return sorted(found, key=lambda one: one.rank)
 
 
@@ -51,39 +64,50 @@ _BOUNDING = ("importance sampling", "annealed importance sampling")
 """The methods whose records hold bounds on log-likelihoods of examples."""
 
 
-def read_records(run: Path, methods: Sequence[str]) -> Iterator[tuple[Path, Mapping[str, Any]]]:
-    """The records of a run by some methods, by name; what is no record is left out, and said so."""
+def read_records(
+    run: Path, methods: Sequence[str], damaged: Damaged = left_out
+) -> Iterator[tuple[Path, Mapping[str, Any]]]:
+    """The records of a run by some methods, by name."""
     for path in sorted((Path(run) / "evaluations").glob("[!.]*.json")):
         try:
             record = json.loads(path.read_text())
             if record["method"] in methods:
                 record["split"], record["weights"], record["pruned"]
                 yield path, record
-        except (ValueError, TypeError, KeyError) as error:
-            log.warning("%s is no record (%r) and is left out", path, error)
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            damaged(f"{path} is no record ({error!r})")
 
 
-def read_values(path: Path) -> dict[str, np.ndarray] | None:
-    """The values beside a record; None, with a warning, if they are not there or damaged."""
+def read_values(path: Path, damaged: Damaged = left_out) -> dict[str, np.ndarray] | None:
+    """The values beside a record; None if they are not there or damaged."""
     values = path.with_suffix(".npz")
     try:
         with values.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             return dict(arrays)
     except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
-        log.warning("%s cannot be read (%s): its record is left out", values, error)
+        damaged(f"{values} cannot be read ({error})")
         return None
 
 
 def _bounds(record: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> Iterator[Known]:
-    """The bounds of one record."""
+    """The bounds of one record.
+
+    Raises:
+        LookupError: if the record or its values lack what all have.
+        ValueError: if the values are not of so many examples.
+    """
+    index, values = arrays["index"], arrays["log_likelihood"]
+    record["subset"], record["test_sha256"]
+    if values.ndim != 3 or values.shape[::2] != (len(models_of(record)), len(index)):
+        raise ValueError(f"values {values.shape} of {len(index)} examples")
     for column, prefix, rank in (("k", "L", 0), ("temperatures", "AIS", 1)):
         for i, number in enumerate(arrays.get(column, ())):
             yield Known(
                 f"{prefix}_{number}",
                 (rank, int(number)),
                 rank == 1 and i == 0,
-                arrays["index"],
-                arrays["log_likelihood"][:, i],
+                index,
+                values[:, i],
                 record,
             )
 

@@ -8,6 +8,7 @@ import tarfile
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,7 +16,14 @@ from typing import Any, NamedTuple
 from iwae._types import UserError
 from iwae.checkpoint import list_checkpoints
 from iwae.queue.here import Outcome, attempt, do_task
-from iwae.queue.tasks import Task, forget_failure, write_failure
+from iwae.queue.tasks import (
+    InUseError,
+    TakenOverError,
+    Task,
+    forget_failure,
+    held,
+    write_failure,
+)
 from iwae.runs import Stopped
 from iwae.training import Report
 
@@ -76,12 +84,15 @@ def work_on_ray(
         deadline: when to stop, on the clock of `time.monotonic`.
 
     Raises:
-        UserError: if Ray is not installed, or the cluster has no room for one task.
+        UserError: if Ray is not installed, the cluster has no room for one task, or the scratch is
+            `out` itself.
     """
-    ray = _connect(address, cpus, gpus)
     out = Path(out).resolve()
-    home = None if scratch is None else _home(ray, out)
     work_in = out if scratch is None else Path(scratch).resolve()
+    if scratch is not None and work_in == out:
+        raise UserError(f"the scratch is {out} itself: if all machines see it, leave scratch out")
+    ray = _connect(address, cpus, gpus)
+    home = None if scratch is None else _home(ray, out)
     end = time.time() + deadline - time.monotonic()
     place = Place(work_in, data_dir, end, home, every)
     env = {"JAX_NUM_CPU_DEVICES": str(cpus)}
@@ -89,23 +100,38 @@ def work_on_ray(
         max_retries=LOST, num_cpus=cpus, num_gpus=gpus, runtime_env={"env_vars": env}
     )(_on_worker)
     waiting = list(tasks)
-    running: dict[Any, Task] = {}
+    running: dict[Any, _Running] = {}
     missing = {task.name for task in tasks}
     while waiting or running:
         for task in [task for task in waiting if task.needs not in missing]:
             waiting.remove(task)
-            running[remote.remote(place, task)] = task
+            lock = ExitStack()
+            try:
+                if home is not None:  # whoever works in `out` holds the task
+                    lock.enter_context(held(out, task))
+                running[remote.remote(place, task)] = _Running(task, lock)
+            except InUseError as error:
+                yield Outcome(task, "in use", str(error))
         if not running:  # what these need has failed
             yield from (Outcome(one, "waiting", f"it starts from {one.needs}") for one in waiting)
             return
         (ready,), _ = ray.wait(list(running))
-        outcome = _result(ray, ready, running.pop(ready))
+        task, lock = running.pop(ready)
+        with lock:
+            outcome = _result(ray, ready, task)
         forget_failure(out, outcome.task)
         if outcome.word == "failed":  # a worker may have kept it where nobody looks
             write_failure(out, outcome.task, outcome.reason)
         if outcome.word == "done":
             missing.remove(outcome.task.name)
         yield outcome
+
+
+class _Running(NamedTuple):
+    """A task that a worker has, and what keeps other queues from it."""
+
+    task: Task
+    lock: ExitStack
 
 
 def _connect(address: str | None, cpus: int, gpus: float) -> Any:
@@ -135,12 +161,15 @@ def _result(ray: Any, reference: Any, task: Task) -> Outcome:
 
 def _on_worker(place: Place, task: Task) -> tuple[str, str]:
     """Do a task on the machine where this runs."""
-    if place.home is not None:
-        task = _unpack(place, task)
     deadline = time.monotonic() + place.end - time.time()
     home = _Bringing(place, task)
     do = partial(
-        do_task, data_dir=place.data_dir, deadline=deadline, show=home.show, track=home.track
+        do_task,
+        data_dir=place.data_dir,
+        deadline=deadline,
+        show=home.show,
+        track=home.track,
+        prepare=home.fetch,
     )
     for patience in range(PATIENCE, -1, -1):
         if time.time() > place.end:
@@ -153,7 +182,10 @@ def _on_worker(place: Place, task: Task) -> tuple[str, str]:
         if outcome.word != "in use" or patience == 0:
             break
         time.sleep(5)  # the worker that died may not have let go of it yet
-    home.bring()
+    try:
+        home.bring()
+    except TakenOverError as error:
+        return "taken over", str(error)
     return outcome.word, outcome.reason
 
 
@@ -169,18 +201,31 @@ def _home(ray: Any, out: Path) -> Any:
 
 
 class Home:
-    """The folder of all runs, for workers on other machines."""
+    """The folder of all runs, for workers on other machines.
+
+    A worker that was given up and comes back brings nothing: each attempt at a run has a number,
+    and only the last one may write.
+    """
 
     def __init__(self, out: Path):
         self.out = out
+        self.attempts: dict[str, int] = {}
+
+    def begin(self, name: str) -> int:
+        """The number of a new attempt at a run, which ends those before it."""
+        self.attempts[name] = self.attempts.get(name, 0) + 1
+        return self.attempts[name]
 
     def read(self, name: str) -> bytes | None:
         """A run as it is now; None if there is none."""
         return pack(self.out / name) if (self.out / name).is_dir() else None
 
-    def write(self, name: str, packed: bytes) -> None:
-        """A run into its folder."""
+    def write(self, name: str, attempt: int, packed: bytes) -> bool:
+        """A run into its folder; whether it was, for it is not if the attempt is not the last."""
+        if attempt != self.attempts[name]:
+            return False
         unpack(packed, self.out / name)
+        return True
 
 
 def pack(folder: Path) -> bytes:
@@ -212,43 +257,48 @@ def unpack(packed: bytes, folder: Path) -> None:
             shutil.rmtree(path)
 
 
-def _unpack(place: Place, task: Task) -> Task:
-    """The task with the runs that it goes on from on this machine."""
-    import ray
-
-    for name in filter(None, (task.name, task.needs)):
-        packed = ray.get(place.home.read.remote(name))
-        shutil.rmtree(place.out / name, ignore_errors=True)  # left by another queue, maybe
-        if packed is not None:
-            unpack(packed, place.out / name)
-    if task.needs is None:
-        return task
-    return task._replace(
-        config=task.config.model_copy(update={"init_from": place.out / task.needs})
-    )
-
-
 class _Bringing:
-    """Brings a run home now and then, where there is no shared folder."""
+    """Fetches a run, and brings it home now and then, where there is no shared folder."""
 
     def __init__(self, place: Place, task: Task):
         self.place, self.task = place, task
+        self.attempt: int | None = None
         self.last, self.checkpoint = time.monotonic(), self._newest()
+
+    def fetch(self, task: Task) -> Task:
+        """The task with the runs that it goes on from on this machine."""
+        if self.place.home is None:
+            return task
+        self.attempt = _asked(self.place.home.begin.remote(task.name))
+        for name in filter(None, (task.name, task.needs)):
+            packed = _asked(self.place.home.read.remote(name))
+            shutil.rmtree(self.place.out / name, ignore_errors=True)  # left by another queue, maybe
+            if packed is not None:
+                unpack(packed, self.place.out / name)
+        self.checkpoint = self._newest()
+        if task.needs is None:
+            return task
+        start = {"init_from": self.place.out / task.needs}
+        return task._replace(config=task.config.model_copy(update=start))
 
     def _newest(self) -> list[Path]:
         return list_checkpoints(self.place.out / self.task.name / "checkpoints")[-1:]
 
     def bring(self) -> None:
-        """Bring it home as it is."""
-        run = self.place.out / self.task.name
-        if self.place.home is not None and run.is_dir():
-            import ray
+        """Bring it home as it is.
 
-            ray.get(self.place.home.write.remote(self.task.name, pack(run)))
+        Raises:
+            TakenOverError: if another worker was given the task since.
+        """
+        run = self.place.out / self.task.name
+        if self.attempt is not None and run.is_dir():
+            home = self.place.home
+            if not _asked(home.write.remote(self.task.name, self.attempt, pack(run))):
+                raise TakenOverError(f"another worker went on with {self.task.name}")
         self.last, self.checkpoint = time.monotonic(), self._newest()
 
     def _is_time(self) -> bool:
-        return self.place.home is not None and time.monotonic() - self.last > self.place.every
+        return self.attempt is not None and time.monotonic() - self.last > self.place.every
 
     def show(self, reports: Iterable[Report], run: Path) -> None:  # noqa: ARG002
         """Train, and bring new checkpoints home, and what it ends with."""
@@ -265,3 +315,10 @@ class _Bringing:
             yield slab
             if self._is_time():
                 self.bring()
+
+
+def _asked(reference: Any) -> Any:
+    """What an actor answers."""
+    import ray
+
+    return ray.get(reference)

@@ -15,16 +15,17 @@ from iwae.measure.records import Track, untracked
 from iwae.queue.tasks import (
     InUseError,
     Measure,
+    TakenOverError,
     Task,
     forget_failure,
     held,
+    is_done,
     is_trained,
-    other_run,
-    state_of,
+    refuse_other_run,
     unmeasured,
     write_failure,
 )
-from iwae.runs import Stopped, resume_run, start_run
+from iwae.runs import Claim, Stopped, resume_run, start_run
 from iwae.training import Report
 
 KEPT = 20
@@ -44,8 +45,8 @@ class Outcome(NamedTuple):
 
     Attributes:
         task: the task.
-        word: "done", "failed", "stopped" (the time is up), "in use" by another process, or
-            "waiting" for the task it needs.
+        word: "done", "failed", "stopped" (the time is up), "in use" by another process, "taken
+            over" by another one in the middle of it, or "waiting" for the task it needs.
         reason: in words.
     """
 
@@ -87,7 +88,7 @@ def work(
 
     def do(out: Path, task: Task) -> None:
         nonlocal begun
-        if state_of(out, task).word == "done":
+        if is_done(out, task):
             return
         if time.monotonic() >= deadline:
             raise Stopped(None)
@@ -113,6 +114,8 @@ def attempt(out: Path, task: Task, do: Callable[[Path, Task], None]) -> Outcome:
         do(out, task)
     except InUseError as error:
         return Outcome(task, "in use", str(error))
+    except TakenOverError as error:
+        return Outcome(task, "taken over", str(error))
     except Stopped as stopped:
         if stopped.signal_number is not None:
             raise
@@ -120,7 +123,10 @@ def attempt(out: Path, task: Task, do: Callable[[Path, Task], None]) -> Outcome:
     except Exception as error:  # it is told and kept, and the other tasks go on
         known = isinstance(error, UserError | FloatingPointError | OSError)
         words = str(error) if known else "".join(traceback.format_exception(error)).strip()
-        write_failure(out, task, words)
+        try:
+            write_failure(out, task, words)
+        except OSError as unkept:
+            words += f" (which could not be kept: {unkept})"
         return Outcome(task, "failed", words)
     return Outcome(task, "done")
 
@@ -133,31 +139,38 @@ def do_task(
     deadline: float = math.inf,
     show: Show = exhaust,
     track: Track = untracked,
+    prepare: Callable[[Task], Task] = lambda task: task,
 ) -> None:
     """Train what is not trained, and measure what is not measured.
+
+    Args:
+        prepare: puts what there is of the task in its place, once no other process can.
 
     Raises:
         UserError: for data that cannot be had, or a run in the folder that is another one.
         InUseError: if another process is at work on the task.
+        TakenOverError: if another process has gone on with it.
         Stopped: at the deadline, or after a signal.
     """
     run = Path(out) / task.name
-    with held(out, task):
+    with held(out, task) as claim:
+        task = prepare(task)
         forget_failure(out, task)
-        if reason := other_run(task, run):
-            raise UserError(reason)
+        refuse_other_run(task, run)
         if not is_trained(run):
-            show(_training(task, run, data_dir, deadline), run)
+            show(_training(task, run, data_dir, deadline, claim), run)
         for measure in task.measures:
             if missing := unmeasured(run, measure):
-                _measure(run, measure, missing, data_dir, _until(deadline, track))
+                _measure(run, measure, missing, data_dir, _until(deadline, claim, track))
 
 
-def _training(task: Task, run: Path, data_dir: Path | None, deadline: float) -> Iterator[Report]:
+def _training(
+    task: Task, run: Path, data_dir: Path | None, deadline: float, claim: Claim
+) -> Iterator[Report]:
     """The run from its beginning, or from where it was stopped."""
     if not (run / "config.toml").is_file():
-        return start_run(task.config, run, data_dir, deadline=deadline)
-    return resume_run(run, data_dir, deadline=deadline)
+        return start_run(task.config, run, data_dir, deadline=deadline, claim=claim)
+    return resume_run(run, data_dir, deadline=deadline, claim=claim)
 
 
 def _measure(
@@ -176,13 +189,18 @@ def _measure(
         anneal_run(run, annealing=annealing, **about)
 
 
-def _until(deadline: float, track: Track) -> Track:
-    """A tracker that ends the measurement when its time is up; what is done is kept."""
+def _until(deadline: float, claim: Claim, track: Track) -> Track:
+    """A tracker that ends the measurement when its time is up, or when another process does it.
+
+    What is done is kept.
+    """
 
     def tracked(slabs: Iterable, total: int, label: str) -> Iterator:
         for slab in track(slabs, total, label):
+            claim()
             yield slab
             if time.monotonic() > deadline:
                 raise Stopped(None)
+        claim()  # a record comes next
 
     return tracked

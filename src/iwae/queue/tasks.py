@@ -2,11 +2,14 @@
 
 import fcntl
 import json
+import os
+import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
+from uuid import uuid4
 
 from iwae._types import UserError, atomic_write
 from iwae.config import TrainConfig, read_config
@@ -15,6 +18,7 @@ from iwae.measure import Annealing
 from iwae.measure.ordering import Known, known_bounds, models_of
 from iwae.measure.records import model_sha256
 from iwae.presets import differing
+from iwae.runs import Claim, take_lock
 
 
 class Measure(NamedTuple):
@@ -87,28 +91,40 @@ def state_of(out: Path, task: Task) -> State:
     epoch = trained_epochs(run)
     if _in_use(out, task):
         return State("in use", epoch)
-    if reason := other_run(task, run):
-        return State("failed", epoch, reason)
-    trained = is_trained(run)
-    if trained and not any(unmeasured(run, measure) for measure in task.measures):
-        return State("done", epoch)
+    try:
+        if is_done(out, task):
+            return State("done", epoch)
+        trained = is_trained(run)
+    except UserError as error:
+        return State("failed", epoch, str(error))
     if reason := read_failure(out, task):
         return State("failed", epoch, reason)
     begun = "stopped" if (run / "config.toml").exists() else "waiting"
     return State("trained" if trained else begun, epoch)
 
 
-def other_run(task: Task, run: Path) -> str:
-    """Why the run in a task's folder is not the task's; empty if it is, or if there is none."""
+def is_done(out: Path, task: Task) -> bool:
+    """Whether a task is trained and measured.
+
+    Raises:
+        UserError: if its folder holds another run, or one that cannot be read.
+    """
+    run = Path(out) / task.name
+    refuse_other_run(task, run)
+    return is_trained(run) and not any(unmeasured(run, measure) for measure in task.measures)
+
+
+def refuse_other_run(task: Task, run: Path) -> None:
+    """Raise UserError if the run in a task's folder is not the task's."""
     if not (run / "config.toml").is_file():
-        return ""
+        return
     there = read_config(run / "config.toml")
-    for name in differing(task.config, there):
-        return (
+    same_data = Path(task.config.dataset).name == Path(there.dataset).name  # files may move
+    for name in ["dataset"] * (not same_data) + differing(task.config, there):
+        raise UserError(
             f"{run} holds another run: its {name} is {getattr(there, name)}, not "
             f"{getattr(task.config, name)}; remove it, or choose another folder"
         )
-    return ""
 
 
 def is_trained(run: Path) -> bool:
@@ -119,11 +135,11 @@ def is_trained(run: Path) -> bool:
 def trained_epochs(run: Path) -> int:
     """The last epoch in the metrics of a run; 0 before the first."""
     path = run / "metrics.jsonl"
-    lines = path.read_text().splitlines() if path.is_file() else []
+    lines = path.read_bytes().splitlines() if path.is_file() else []
     return max((row["epoch"] for row in _whole_rows(lines)), default=0)
 
 
-def _whole_rows(lines: list[str]) -> Iterator[dict[str, Any]]:
+def _whole_rows(lines: list[bytes]) -> Iterator[dict[str, Any]]:
     """The last lines that were written to their ends."""
     for line in lines[-2:]:
         try:
@@ -166,25 +182,42 @@ class InUseError(UserError):
     """Another process is at work on the task."""
 
 
+class TakenOverError(UserError):
+    """Another process has gone on with the task, which was this one's."""
+
+
 @contextmanager
-def held(out: Path, task: Task) -> Iterator[None]:
+def held(out: Path, task: Task) -> Iterator[Claim]:
     """Keep other processes from the task.
 
+    The lock is the file system's. It may be lost by a machine that was asleep or cut off, and some
+    network file systems only pretend to have locks; so the file also says whose it is.
+
+    Yields:
+        The claim: raises TakenOverError once another process has gone on with the task.
+
     Raises:
-        InUseError: if one of them is at work on it.
+        InUseError: if another process is at work on it.
+        UserError: if the file system has no locks.
     """
-    path = _note(out, task, "lock")
+    path, owner = _note(out, task, "lock"), f"{socket.gethostname()} {os.getpid()} {uuid4()}"
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as handle:
+    with path.open("a") as handle:
         for patience in (1, 1, 1, 0):  # one who only looks holds it for an instant
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if take_lock(handle):
                 break
-            except BlockingIOError as error:
-                if not patience:
-                    raise InUseError(f"{task.name} is in use by another process") from error
-                time.sleep(0.1)
-        yield
+            if not patience:
+                raise InUseError(f"{task.name} is in use by another process")
+            time.sleep(0.1)
+        handle.truncate(0)
+        handle.write(owner)
+        handle.flush()
+
+        def claim() -> None:
+            if not path.is_file() or path.read_text() != owner:
+                raise TakenOverError(f"another process went on with {task.name}")
+
+        yield claim
 
 
 def _in_use(out: Path, task: Task) -> bool:
@@ -192,11 +225,7 @@ def _in_use(out: Path, task: Task) -> bool:
     if not _note(out, task, "lock").exists():
         return False
     with _note(out, task, "lock").open() as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-    return False
+        return not take_lock(handle, fcntl.LOCK_SH)
 
 
 def write_failure(out: Path, task: Task, reason: str) -> None:

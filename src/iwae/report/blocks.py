@@ -11,12 +11,13 @@ from iwae.report.experiments import densities_table, imputation_table, labels_ta
 from iwae.report.likelihoods import estimates_table, likelihood_table
 from iwae.report.objectives import differences_table, objectives_table
 from iwae.report.speed import costs_table, speed_table
-from iwae.reproduce import Wanted, table
+from iwae.reproduce import Wanted, read_cell, table
 
 
 def cells_table(results: Path, cells: str) -> str:
     """Markdown: cells of published tables, ours beside theirs."""
-    return table(results, matching([cells]), Wanted())
+    wanted = Wanted()
+    return table([read_cell(results, name, wanted) for name in matching([cells])], wanted)
 
 
 BLOCKS: dict[str, Callable[[Path], str]] = {

@@ -2,7 +2,7 @@
 
 from iwae.reproduce.costs import hours
 from iwae.reproduce.plan import Wanted, cell_folder, cell_runs, plan
-from iwae.reproduce.table import FORMATS, Cell, duration, read_cell, table
+from iwae.reproduce.table import FORMATS, Cell, duration, read_cell, read_cells, table
 
 __all__ = [
     "FORMATS",
@@ -14,5 +14,6 @@ __all__ = [
     "hours",
     "plan",
     "read_cell",
+    "read_cells",
     "table",
 ]

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from iwae._types import UserError
-from iwae.config import TrainConfig, read_config
+from iwae.config import TrainConfig
 from iwae.data import DATASETS
 from iwae.presets import Preset, preset
 from iwae.queue import Measure, Task
@@ -66,16 +66,19 @@ def cell_folder(name: str, wanted: Wanted) -> Path:
 def cell_runs(out: Path, folder: Path) -> dict[Path, range]:
     """The runs that there are of a cell, and the seeds of each.
 
+    Folders are taken for what they are called; whoever reads a run sees whether it is that.
+
     Raises:
-        UserError: if a folder is not named after its seeds, or two of them share some.
+        UserError: if a folder's name is not of that kind, or two of them share seeds.
     """
     found: dict[Path, range] = {}
     for path in sorted((Path(out) / folder).glob("seed*")):
-        if not SEEDS.fullmatch(path.name) or not (path / "config.toml").is_file():
+        name = SEEDS.fullmatch(path.name)
+        if name is None or not (path / "config.toml").is_file():
             continue
-        seeds = _range(read_config(path / "config.toml"))
-        if path.name != _seeds_name(seeds):
-            raise UserError(f"{path} holds seeds {seeds[0]} to {seeds[-1]}: name it after them")
+        seeds = range(int(name[1]), int(name[2] or name[1]) + 1)
+        if not seeds or path.name != _seeds_name(seeds):
+            raise UserError(f"{path} is not named after its seeds, such as seed-0 or seeds-1-4")
         for other, its in found.items():
             if set(its) & set(seeds):
                 raise UserError(f"{other} and {path} hold the same seeds: remove one of them")
@@ -125,17 +128,13 @@ def _tasks(out: Path, name: str, wanted: Wanted) -> list[Task]:
 def _warm_start(out: Path, name: str, needed: Task, wanted: Wanted) -> Task:
     """A run that goes on from another one's models."""
     entry, seeds = preset(name), Path(needed.name).name
-    config = _config(entry, _range(needed.config), wanted)
+    config = _config(entry, needed.config.seeds(), wanted)
     return Task(
         str(cell_folder(name, wanted) / seeds),
         config.model_copy(update={"init_from": Path(out).resolve() / needed.name}),
         wanted.measures(entry),
         needed.name,
     )
-
-
-def _range(config: TrainConfig) -> range:
-    return range(config.seed, config.seed + config.replicates)
 
 
 def _config(entry: Preset, seeds: range, wanted: Wanted) -> TrainConfig:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 from tabulate import tabulate
@@ -36,6 +36,7 @@ class Cell(NamedTuple):
         annealed: AIS minus L_5000 on the same examples, with its standard error; None if unknown.
         seeds: how many.
         epochs: how many were trained.
+        trouble: why its runs could not be read; such a cell has no number.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Cell(NamedTuple):
     annealed: tuple[str, float, float] | None = None
     seeds: int = 0
     epochs: int = 0
+    trouble: str = ""
 
     @property
     def difference(self) -> float | None:
@@ -65,6 +67,8 @@ class Cell(NamedTuple):
     @property
     def verdict(self) -> str:
         """Whether ours is the published number."""
+        if self.nll is not None and not np.isfinite(self.nll):
+            return "not finite"
         if self.nll is not None and self.epochs < self.entry.config().epochs:
             return "shortened: no reproduction"
         if self.difference is None:
@@ -78,12 +82,31 @@ class Cell(NamedTuple):
         return words.get((near, usual), "better" if self.difference < 0 else "worse")
 
 
+def read_cells(out: Path, names: Iterable[str], wanted: Wanted) -> list[Cell]:
+    """What the records of some cells say; one that cannot be read says why, and the rest go on."""
+    cells = []
+    for name in names:
+        try:
+            cells.append(read_cell(out, name, wanted))
+        except UserError as error:
+            cells.append(Cell(name, PRESETS[name], trouble=f"{name}: {error}"))
+    return cells
+
+
 def read_cell(out: Path, name: str, wanted: Wanted) -> Cell:
-    """What the records of all seeds of a cell say."""
+    """What the records of all seeds of a cell say.
+
+    Raises:
+        UserError: if a run or a record cannot be read, a run is not the experiment or not the seeds
+            that its folder is named after, or runs cannot be averaged.
+    """
     entry = PRESETS[name]
     found: list[_Finished] = []
-    for run in cell_runs(out, cell_folder(name, wanted)):
+    for run, seeds in cell_runs(out, cell_folder(name, wanted)).items():
         config = read_config(run / "config.toml")
+        its = config.seeds()
+        if its != seeds:
+            raise UserError(f"{run} holds seeds {its[0]} to {its[-1]}: name it after them")
         if not same_experiment(entry, config_values(config)):
             raise UserError(
                 f"{run} is not the experiment {name}: remove it, or choose another --out"
@@ -159,7 +182,9 @@ def _finished(run: Path, epochs: int) -> list[_Finished]:
     digests = final_models(run)
     known = [
         one
-        for one in known_bounds(run, split="test", weights="final", pruned=False)
+        for one in known_bounds(
+            run, split="test", weights="final", pruned=False, damaged=_unreadable
+        )
         if models_of(one.record) == digests  # others are of models that were trained on since
     ]
     whole = {one.estimator: one for one in known if one.record["subset"] is None}
@@ -170,6 +195,10 @@ def _finished(run: Path, epochs: int) -> list[_Finished]:
     above = _above(longest[-1], best) if longest else None
     found = _Finished(best, whole.get("L_64"), above)
     return [found] if found.epochs >= epochs else []
+
+
+def _unreadable(words: str) -> NoReturn:
+    raise UserError(f"{words}: put it back, or remove it and its values, and measure again")
 
 
 def _above(annealed: Known, sampled: Known) -> _Above:
@@ -191,21 +220,20 @@ def _annealed(found: Sequence[_Above]) -> tuple[str, float, float] | None:
     return alike[0].estimator, float(gap.mean()), float(gap.std(ddof=1) / np.sqrt(gap.size))
 
 
-def table(out: Path, cells: Iterable[str], wanted: Wanted, style: str = "markdown") -> str:
+def table(cells: Iterable[Cell], wanted: Wanted, style: str = "markdown") -> str:
     """The cells as a table; what was not run has its hours instead of a number.
 
     Args:
-        out: the folder of all runs.
-        cells: names of cells.
+        cells: what their records say.
         wanted: how they were run.
         style: a name of `FORMATS`.
 
     Raises:
-        UserError: for another style, or a run that is not the experiment its folder is named after.
+        UserError: for another style.
     """
     if style not in FORMATS:
         raise UserError(f"no format {style!r}; known: {', '.join(FORMATS)}")
-    rows = [_row(read_cell(out, name, wanted), wanted) for name in cells]
+    rows = [_row(cell, wanted) for cell in cells]
     columns = [name for name in rows[0] if any(row[name] for row in rows)]
     body = [[row[name] for name in columns] for row in rows]
     text = tabulate(body, columns, FORMATS[style], disable_numparse=True, stralign="left")
@@ -233,6 +261,9 @@ def _row(cell: Cell, wanted: Wanted) -> dict[str, str]:
     row["published active"] = "+".join(map(str, cell.entry.active))
     if cell.entry.nll_64 is not None:
         row["published -L_64"] = f"{cell.entry.nll_64:.2f}"
+    if cell.trouble:
+        row["NLL"] = "cannot be read"
+        return row
     if cell.nll is None:
         cost = hours(cell.entry.config(epochs=wanted.epochs(cell.entry), replicates=wanted.seeds))
         row["NLL"] = "not run" if cost is None else f"not run: {duration(cost)}"
@@ -255,4 +286,6 @@ def _row(cell: Cell, wanted: Wanted) -> dict[str, str]:
 
 def duration(hours: float) -> str:
     """Hours in words."""
+    if 0 < hours < 1 / 60:
+        return "< 1 min"
     return f"{60 * hours:.0f} min" if hours < 2 else f"{hours:.0f} h"
