@@ -23,7 +23,7 @@ from iwae.config import TrainConfig
 from iwae.declaration import GRADIENTS, OBJECTIVES
 from iwae.presets import PRESETS
 from iwae.progress import show_training, tracker
-from iwae.training import NonFiniteError
+from iwae.training import NonFiniteError, Report
 from small import PATIENT, finished
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -532,7 +532,7 @@ class Terminal(io.StringIO):
 
 def test_a_terminal_shows_a_bar(monkeypatch):
     reports = [
-        runs.Report(
+        Report(
             *(30 * e, e, True, 30, np.array([-9.5]), {}, np.array([-9.0])),
             *(np.array([True]), 30, 0.1),
         )
@@ -779,6 +779,11 @@ def test_a_cell_is_reproduced_on_a_shortened_schedule(iwae, tmp_path):
     assert re.search(r"camel/vae-k1 +\| \d\.\d\d ± 0\.\d\d +\|", told)
     _, told, _ = iwae("reproduce", "list", "camel/vae-k1", *out)
     assert re.search(r"camel/vae-k1 +published +- +ours +\d\.\d\d ", told)
+
+
+def test_a_folder_without_runs_says_so(iwae, tmp_path):
+    status, told, _ = iwae("reproduce", "status", "--out", str(tmp_path))
+    assert (status, told) == (0, f"nothing has begun in {tmp_path}\n")
 
 
 @pytest.mark.parametrize("action", ["list", "table"])

@@ -3,11 +3,13 @@
 import json
 import math
 import os
+import signal
 import socket
 import subprocess
 import sys
 import tarfile
 import tempfile
+from contextlib import suppress
 from importlib.util import find_spec
 from types import SimpleNamespace
 
@@ -83,10 +85,7 @@ for outcome in outcomes:
 
 @pytest.fixture(scope="module")
 def started():
-    """Starts programs in processes of their own, none of which outlives the tests.
-
-    What Ray starts ends with the program that asked for it.
-    """
+    """Starts programs in sessions of their own; none of their processes outlives the tests."""
     values = small.config(**LONG).model_dump(mode="json", exclude_none=True)
     programs = []
 
@@ -95,7 +94,12 @@ def started():
         env = {**os.environ, "JAX_NUM_CPU_DEVICES": "1", "RAY_TMPDIR": folder, **environment}
         programs.append(
             subprocess.Popen(
-                words, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+                words,
+                env=env,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+                start_new_session=True,
             )
         )
         return programs[-1]
@@ -104,7 +108,8 @@ def started():
     with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder:
         yield start
         for program in programs:
-            program.kill()
+            with suppress(ProcessLookupError):  # Ray's agents outlive a program that was killed
+                os.killpg(program.pid, signal.SIGKILL)
             program.communicate()
 
 

@@ -12,7 +12,6 @@ import pytest
 from scipy.special import logsumexp
 
 import small
-from iwae import runs
 from iwae._types import UserError
 from iwae.declaration import DEFAULTS, GRADIENTS, OBJECTIVES, Declaration, check
 from iwae.jobs import make_job
@@ -35,7 +34,7 @@ from iwae.objectives import (
 from iwae.objectives.annealed import LARGEST_STEP, LEAST_STEP, adapt
 from iwae.objectives.reductions import expected_log_w, moment_betas
 from iwae.particles import importance_particles
-from iwae.runs import resume_run, start_run
+from iwae.runs import course, read_metrics, resume_run, start_run
 from iwae.testing import LinearGaussian
 from iwae.training import adam, loop
 from reference import assert_mean
@@ -466,7 +465,7 @@ def test_what_is_learned_and_tuned_is_part_of_the_run(name, tmp_path, monkeypatc
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     small.train_in(whole, **options)
     reports = start_run(small.config(**options), cut)
-    monkeypatch.setattr(runs, "CHECKPOINT_SECONDS", -1.0)
+    monkeypatch.setattr(course, "CHECKPOINT_SECONDS", -1.0)
     while next(reports).step < 40:
         pass
     reports.close()
@@ -479,7 +478,7 @@ def test_what_is_learned_and_tuned_is_part_of_the_run(name, tmp_path, monkeypatc
     pairs = list(zip(jax.tree.leaves(extra), jax.tree.leaves(start), strict=True))
     assert pairs
     assert not any(np.array_equal(after[0], before) for after, before in pairs)
-    rows = runs.read_metrics(whole)
+    rows = read_metrics(whole)
     assert all(row["train_iwae"] != row["train_bound"] for row in rows)
     assert rows[-1]["train_iwae"][0] > rows[0]["train_iwae"][0]
     if name == "ciwae":

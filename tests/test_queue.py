@@ -19,11 +19,10 @@ import numpy as np
 import pytest
 
 import small
-from iwae import runs
 from iwae._types import UserError
 from iwae.config import TrainConfig, write_config
 from iwae.queue import Measure, Task, here, state_of, tasks, work
-from iwae.runs import Stopped
+from iwae.runs import Stopped, course
 from iwae.sweep import DEPTHS, read_sweep
 from iwae.training import loop
 
@@ -62,7 +61,7 @@ def undisturbed(tmp_path_factory, quick_compilation):  # noqa: ARG001
 def step_by_step(monkeypatch):
     """Dispatches of one step, after a first one of twenty, and a checkpoint after each."""
     monkeypatch.setattr(loop, "DISPATCH_SECONDS", 0.0)
-    monkeypatch.setattr(runs, "CHECKPOINT_SECONDS", -1.0)
+    monkeypatch.setattr(course, "CHECKPOINT_SECONDS", -1.0)
 
 
 def test_a_task_is_trained_and_measured_like_a_run_by_hand(undisturbed):
@@ -171,12 +170,12 @@ jax.config.update("jax_num_cpu_devices", 2)
 jax.config.update("jax_disable_most_optimizations", True)
 sys.path.insert(0, {tests!r})
 import test_queue as tests
-from iwae import runs
 from iwae.config import make_config
 from iwae.queue import Task, work
+from iwae.runs import course
 from iwae.training import loop
 
-loop.DISPATCH_SECONDS, runs.CHECKPOINT_SECONDS = 0.0, -1.0
+loop.DISPATCH_SECONDS, course.CHECKPOINT_SECONDS = 0.0, -1.0
 task = Task("a", make_config({values!r}, "test"), (tests.QUICK,))
 show = tests.stopping_at(71, lambda: os.kill(os.getpid(), signal.SIGKILL))
 list(work({out!r}, [task], show=show))

@@ -16,12 +16,11 @@ import numpy as np
 import pytest
 
 import small
-from iwae import runs
 from iwae._types import UserError, atomic_write
 from iwae.checkpoint import list_checkpoints, load_model
 from iwae.config import read_config, write_config
 from iwae.jobs import initial_state, make_job
-from iwae.runs import Stopped, read_metrics, resume_run, start_run
+from iwae.runs import Stopped, course, metrics, read_metrics, resume_run, start_run
 from iwae.training import NonFiniteError, loop
 from small import PATIENT, STEPS_PER_EPOCH, bits, finished, newest, outcome, train_in
 
@@ -64,7 +63,7 @@ def step_by_step(monkeypatch):
 @pytest.fixture
 def always_saved(monkeypatch):
     """A checkpoint after every dispatch."""
-    monkeypatch.setattr(runs, "CHECKPOINT_SECONDS", -1.0)
+    monkeypatch.setattr(course, "CHECKPOINT_SECONDS", -1.0)
 
 
 def copy_of(run, tmp_path):
@@ -232,14 +231,14 @@ def test_a_second_signal_stops_at_once(tmp_path, ctrl_c):
 
 def test_a_signal_is_kept_until_a_checkpoint_is_written(tmp_path, monkeypatch):
     """Also one that comes while a checkpoint is being written."""
-    save, run = runs._save, tmp_path / "run"
+    save, run = course._save, tmp_path / "run"
 
     def save_and_signal(*arguments):
         save(*arguments)
         if len(steps_of(run)) == 1:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    monkeypatch.setattr(runs, "_save", save_and_signal)
+    monkeypatch.setattr(course, "_save", save_and_signal)
     with pytest.raises(Stopped):
         train_in(run)
     assert len(steps_of(run)) == 2
@@ -254,10 +253,10 @@ def test_training_works_outside_the_main_thread(tmp_path):
 
 WAITING = """
 import sys
-from iwae import runs
 from iwae.cli import main
+from iwae.runs import course
 
-training = runs.training
+training = course.training
 
 def waiting(*arguments):
     for step in training(*arguments):
@@ -265,7 +264,7 @@ def waiting(*arguments):
         print(step[2].step, flush=True)
         sys.stdin.readline()
 
-runs.training = waiting
+course.training = waiting
 sys.exit(main(sys.argv[1:]))
 """
 
@@ -368,7 +367,7 @@ def test_a_stage_not_reached_yet_is_refused(tmp_path):
 
 
 def test_old_checkpoints_are_removed_but_those_of_stages_are_not(tmp_path, monkeypatch):
-    monkeypatch.setattr(runs, "CHECKPOINT_SECONDS", -1.0)
+    monkeypatch.setattr(course, "CHECKPOINT_SECONDS", -1.0)
     train_in(tmp_path / "run")
     kept = steps_of(tmp_path / "run")
     assert len(kept) == 3
@@ -496,7 +495,7 @@ def test_two_that_start_in_one_folder_do_not_mix(tmp_path, monkeypatch):
         train_in(run, epochs=1, seed=3)
         return job(*arguments)
 
-    monkeypatch.setattr(runs, "make_job", slow_job)
+    monkeypatch.setattr(course, "make_job", slow_job)
     with pytest.raises(UserError, match="holds a run already"):
         next(second)
     assert read_config(run / "config.toml").seed == 3
@@ -681,7 +680,7 @@ def test_a_validation_bound_that_is_not_finite_stops_the_run(tmp_path):
 
 def test_what_is_not_finite_is_null_in_the_metrics(tmp_path, monkeypatch):
     look = {"reconstruction": math.nan, "kl": [-math.inf, 2.0], "active_units": [1, 0]}
-    monkeypatch.setattr(runs, "monitor", lambda *_: look)
+    monkeypatch.setattr(metrics, "monitor", lambda *_: look)
     train_in(tmp_path / "run", epochs=1)
     (line,) = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
     row = json.loads(line, parse_constant=pytest.fail)

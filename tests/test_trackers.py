@@ -2,16 +2,19 @@
 
 import json
 import logging
+import shutil
+import signal
 import sys
 from types import SimpleNamespace
 
 import pytest
 
 import small
-from iwae import runs, trackers
+from iwae import trackers
 from iwae._types import UserError
 from iwae.cli import main
 from iwae.runs import Stopped, read_metrics, resume_run, start_run
+from iwae.runs.metrics import scalars
 from iwae.trackers import TRACKERS, Tracked, tracking
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -42,7 +45,7 @@ def board():
 
 
 def expected(run):
-    return [(row["step"], dict(runs._scalars(row))) for row in read_metrics(run)]
+    return [(row["step"], dict(scalars(row))) for row in read_metrics(run)]
 
 
 @pytest.mark.slow
@@ -63,7 +66,7 @@ def test_tracking_changes_nothing_in_the_run(board, tmp_path):
 def stop_after(reports, epochs):
     for report in reports:
         if report.epoch_done and report.epoch == epochs:
-            runs.signal.raise_signal(runs.signal.SIGTERM)
+            signal.raise_signal(signal.SIGTERM)
 
 
 def test_a_run_that_goes_on_is_the_same_there_and_nothing_comes_twice(board, tmp_path):
@@ -74,7 +77,7 @@ def test_a_run_that_goes_on_is_the_same_there_and_nothing_comes_twice(board, tmp
     # The last checkpoint is lost, so that an epoch is trained and logged again.
     newest = sorted((run / "checkpoints").iterdir())[-1]
     if len(list((run / "checkpoints").iterdir())) > 1:
-        runs.shutil.rmtree(newest)
+        shutil.rmtree(newest)
     list(resume_run(run, track=track))
     assert board.opened == [None, "id-1"]
     assert board.closed == [False, True]

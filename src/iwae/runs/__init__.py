@@ -1,0 +1,18 @@
+"""A run folder: trained models, stopped and resumed at will.
+
+RUN/config.toml       the resolved configuration; trains the same models again
+RUN/metrics.jsonl     one line per logged epoch
+RUN/tensorboard/      the same as TensorBoard scalars
+RUN/checkpoints/      what the run needs to go on (Orbax)
+RUN/models/           `final-R` and `best-R` for each replicate R (safetensors)
+RUN/frames/           pictures' arrays through the course of training
+RUN/figures/          pictures, written by `iwae figures`
+RUN/evaluations/      records and per-example values, written by `iwae evaluate`
+RUN/trackers/         what experiment trackers were sent
+"""
+
+from iwae.runs.course import resume_run, start_run
+from iwae.runs.folder import Claim, Stopped, take_lock
+from iwae.runs.metrics import read_metrics
+
+__all__ = ["Claim", "Stopped", "read_metrics", "resume_run", "start_run", "take_lock"]

@@ -1,0 +1,262 @@
+"""The course of a run: it is started, keeps what it needs to go on, and goes on."""
+
+import json
+import logging
+import math
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from iwae._types import UserError, atomic_write
+from iwae.checkpoint import (
+    Checkpoint,
+    DamagedCheckpointError,
+    list_checkpoints,
+    load_checkpoint,
+    prune_checkpoints,
+    save_checkpoint,
+    save_model,
+)
+from iwae.config import TrainConfig, config_values, make_config, read_config, write_config
+from iwae.jobs import Job, blank_state, initial_state, make_job, model_folder
+from iwae.runs.folder import Claim, Stopped, claimed, locked, refuse_used, stop_signals
+from iwae.runs.metrics import log_epoch, open_book, read_metrics, save_frame, scalars, tensorboard
+from iwae.trackers import FOLDER, Scalars, Tracker, tracking
+from iwae.training import Best, NonFiniteError, Report, TrainState, replicate_model, training
+
+log = logging.getLogger("iwae")
+
+CHECKPOINT_SECONDS = 180.0
+"""The most that a kill can cost."""
+
+NO_TRACKERS: Mapping[str, Tracker] = {}
+
+
+def start_run(
+    config: TrainConfig,
+    run: Path,
+    data_dir: Path | None = None,
+    *,
+    deadline: float = math.inf,
+    track: Mapping[str, Tracker] = NO_TRACKERS,
+    claim: Claim = claimed,
+) -> Iterator[Report]:
+    """Train from the beginning in a new folder; yields after every dispatch.
+
+    Args:
+        deadline: when to stop, on the clock of `time.monotonic`.
+        track: experiment trackers by name, such as those of `iwae.trackers.TRACKERS`.
+        claim: raises if the folder has become another process's; asked before anything is written.
+
+    Raises:
+        UserError: if the folder holds something already, for data that do not fit, or for a
+            tracker that cannot be used.
+        Stopped: after Ctrl-C, SIGTERM or the deadline, once a checkpoint is written.
+        NonFiniteError: names the step and the term; the last good state is in a checkpoint.
+    """
+    refuse_used(run)
+    job = make_job(config, data_dir)
+    state, best = initial_state(job)
+    with locked(run):
+        refuse_used(run)  # another process may have been faster
+        shutil.rmtree(run / FOLDER, ignore_errors=True)  # of a start that failed
+        with tracking(track, run, job.config) as tell:
+            write_config(job.config, run / "config.toml")
+            yield from _train(job, run, state, best, deadline, tell, claim)
+
+
+def resume_run(
+    run: Path,
+    data_dir: Path | None = None,
+    stage: int | None = None,
+    *,
+    deadline: float = math.inf,
+    track: Mapping[str, Tracker] = NO_TRACKERS,
+    claim: Claim = claimed,
+) -> Iterator[Report]:
+    """Go on exactly where a run was stopped, or from the end of a stage of its schedule.
+
+    Args:
+        deadline: when to stop, on the clock of `time.monotonic`.
+        track: as for `start_run`; a tracker is also sent what it missed.
+        claim: as for `start_run`.
+
+    Raises:
+        UserError: if there is nothing to resume, or the data or the configuration are not those
+            of the run.
+    """
+    if not (run / "config.toml").is_file():
+        raise UserError(f"{run} holds no run: config.toml is missing")
+    config = read_config(run / "config.toml")
+    job = make_job(config, data_dir, resumed=True)
+    with locked(run):
+        checkpoint = _checkpoint_to_resume(job, run, blank_state(job), stage)
+        if checkpoint is not None:
+            state, best = checkpoint.state, checkpoint.best
+        else:
+            job = make_job(config, data_dir)
+            state, best = initial_state(job)
+        with tracking(track, run, job.config) as tell:
+            _forget_after(run, int(state.step.max()))
+            for row in read_metrics(run):
+                tell(row["step"], dict(scalars(row)))
+            yield from _train(job, run, state, best, deadline, tell, claim)
+
+
+def _checkpoint_to_resume(
+    job: Job, run: Path, like: tuple[TrainState, Best], stage: int | None
+) -> Checkpoint | None:
+    """The newest checkpoint that is whole, or that of a stage; None if there never was one."""
+    paths = list_checkpoints(run / "checkpoints")
+    if stage is not None:
+        if not 0 <= stage < len(job.stage_ends):
+            raise UserError(f"no stage {stage}; this schedule has 0 to {len(job.stage_ends) - 1}")
+        if job.stage_ends[stage] == 0:
+            raise UserError(f"stage {stage} has no epochs in a run of {job.config.epochs}")
+        step = job.stage_ends[stage] * job.steps_per_epoch
+        paths = [path for path in paths if int(path.name) == step]
+        if not paths:
+            raise UserError(f"{run} has no checkpoint of the end of stage {stage}")
+    for path in reversed(paths):
+        try:
+            checkpoint = load_checkpoint(path, like)
+        except DamagedCheckpointError as error:
+            log.warning("%s; trying the one before", error)
+            continue
+        if checkpoint.notes["dataset"] != _jsonable(job.dataset.identity):
+            raise UserError(f"the data found now are not those that {run} was trained on")
+        _refuse_other_config(job, run, checkpoint.notes["config"])
+        return checkpoint
+    if stage is not None:
+        raise UserError(f"the checkpoint of stage {stage} is damaged")
+    if paths or (run / "models").exists():  # models are written after a checkpoint
+        raise UserError(
+            f"{run} has no checkpoint left that can be read; to train it again from the "
+            f"beginning: iwae train {run}/config.toml --out NEW"
+        )
+    log.warning("%s was stopped before its first checkpoint: starting from the beginning", run)
+    return None
+
+
+def _refuse_other_config(job: Job, run: Path, noted: dict[str, Any]) -> None:
+    """Raise UserError if config.toml is not what the run was trained with.
+
+    Where the data and the first weights lay then does not matter: `identity` tells whether the
+    data are the same, and the weights are in the checkpoint. Nor does how often one looks.
+    """
+    now, before = job.config, make_config(noted, f"the checkpoint of {run}")
+    changed = [
+        f"{name} was {getattr(before, name)}, now {getattr(now, name)}"
+        for name in sorted(TrainConfig.model_fields.keys() - {"dataset", "init_from", "log_every"})
+        if getattr(before, name) != getattr(now, name)
+    ]
+    if changed:
+        raise UserError(
+            f"{run}/config.toml is not what the run was trained with: {'; '.join(changed)}; put "
+            "it back to go on, or start a run of its own with --out"
+        )
+
+
+def _forget_after(run: Path, step: int) -> None:
+    """Remove what was written after `step`, which will be written again."""
+    for path in list_checkpoints(run / "checkpoints"):
+        if int(path.name) > step:
+            abandoned = path.with_name(f"abandoned-{path.name}")
+            shutil.rmtree(abandoned, ignore_errors=True)
+            path.rename(abandoned)
+    rows = [row for row in read_metrics(run) if row["step"] <= step]
+    with atomic_write(run / "metrics.jsonl") as path:
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+class _Run(NamedTuple):
+    """What stays the same while a run is being trained."""
+
+    job: Job
+    folder: Path
+    keep_steps: set[int]
+    claim: Claim
+
+
+def _train(
+    job: Job,
+    folder: Path,
+    start: TrainState,
+    best_so_far: Best,
+    deadline: float,
+    tell: Callable[[int, Scalars], None],
+    claim: Claim,
+) -> Iterator[Report]:
+    """Train, keep the folder up to date, and tell the trackers."""
+    keep = {end * job.steps_per_epoch for end in job.stage_ends}
+    run, book = _Run(job, folder, keep, claim), open_book(job, folder)
+    validation = job.dataset.validation if len(job.dataset.validation) else None
+    state, best, saved = start, best_so_far, time.monotonic()
+    if not start.step.any():
+        save_frame(book, start, 0)
+    steps = training(
+        start,
+        best_so_far,
+        job.dataset.train,
+        job.schedule,
+        job.models[0],
+        job.settings,
+        job.plan,
+        validation,
+    )
+    with stop_signals() as signals, tensorboard(folder, int(start.step.max())) as board:
+        try:
+            for state, best, report in steps:
+                claim()
+                if report.epoch_done:
+                    logged = log_epoch(book, state, report)
+                    for tag, value in logged.items():
+                        board.add_scalar(tag, value, report.step)
+                    tell(report.step, logged)
+                stage_end = report.epoch_done and report.step in run.keep_steps
+                # A signal that comes after this waits for the next dispatch.
+                late = [None] if time.monotonic() > deadline else []
+                stop = signals[:1] or late
+                if stage_end or stop or time.monotonic() - saved > CHECKPOINT_SECONDS:
+                    _save(run, state, best)
+                    saved = time.monotonic()
+                yield report
+                if stop:
+                    raise Stopped(stop[0])
+        except NonFiniteError as error:
+            _save(run, error.state, error.best)
+            raise
+    _save(run, state, best, finished=True)
+
+
+def _save(run: _Run, state: TrainState, best: Best, *, finished: bool = False) -> None:
+    """A checkpoint, and the models as they are now."""
+    run.claim()
+    job = run.job
+    notes = {
+        "dataset": _jsonable(job.dataset.identity),
+        "config": config_values(job.config),
+        "version": version("iwae"),
+    }
+    folder = run.folder / "checkpoints"
+    save_checkpoint(folder, Checkpoint(state, best, notes))
+    prune_checkpoints(folder, run.keep_steps)
+    for replicate in range(job.config.replicates):
+        about = {**notes, "replicate": replicate}
+        model = replicate_model(job.models[0], state.params, replicate)
+        done = {"epoch": int(state.step[replicate]) // job.steps_per_epoch, "finished": finished}
+        save_model(model, model_folder(run.folder, "final", replicate), **done, **about)
+        if len(job.dataset.validation) and best.epoch[replicate] > 0:
+            model = replicate_model(job.models[0], best.params, replicate)
+            about |= {
+                "epoch": int(best.epoch[replicate]),
+                "validation": float(best.value[replicate]),
+            }
+            save_model(model, model_folder(run.folder, "best", replicate), **about)
+
+
+def _jsonable(value: Any) -> Any:
+    return json.loads(json.dumps(value))

@@ -1,0 +1,99 @@
+"""Who may work in the folder of a run, and what asks it to stop."""
+
+import fcntl
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+from iwae._types import UserError
+from iwae.trackers import FOLDER
+
+
+@contextmanager
+def locked(run: Path) -> Iterator[None]:
+    """Hold the folder, so that no second process trains in it."""
+    run.mkdir(parents=True, exist_ok=True)
+    with (run / ".lock").open("w") as handle:
+        if not take_lock(handle):
+            raise UserError(f"{run} is in use by another process that trains there")
+        yield
+
+
+def take_lock(handle: IO, kind: int = fcntl.LOCK_EX) -> bool:
+    """Whether a lock on an open file could be had, which lasts until the file is closed.
+
+    Raises:
+        UserError: if the file system has no locks.
+    """
+    try:
+        fcntl.flock(handle, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        raise UserError(
+            f"{handle.name} cannot be locked ({error.strerror}), and locks keep processes from "
+            "each other's runs: choose a folder on a file system that has them"
+        ) from error
+    return True
+
+
+Claim = Callable[[], None]
+"""Raises if the folder has become another process's, which then goes on from what is there."""
+
+
+def claimed() -> None:
+    """The claim of a process that nobody disputes."""
+
+
+@contextmanager
+def stop_signals() -> Iterator[list[int]]:
+    """Collect Ctrl-C and SIGTERM instead of dying of them; a second one dies."""
+    received: list[int] = []
+
+    def note(number: int, _frame: Any) -> None:
+        if received:
+            raise KeyboardInterrupt
+        received.append(number)
+
+    names = (signal.SIGINT, signal.SIGTERM)
+    if threading.current_thread() is not threading.main_thread():
+        yield received
+        return
+    before = [signal.signal(name, note) for name in names]
+    try:
+        yield received
+    finally:
+        for name, handler in zip(names, before, strict=True):
+            signal.signal(name, handler)
+
+
+class Stopped(Exception):  # noqa: N818 - nothing went wrong
+    """Training was asked to stop, or its time is up, and it has saved what it had."""
+
+    def __init__(self, signal_number: int | None):
+        named = signal_number is not None and f"by {signal.Signals(signal_number).name}"
+        super().__init__(f"stopped {named or 'because its time is up'}")
+        self.signal_number = signal_number
+
+    def __reduce__(self) -> tuple[type, tuple[int | None]]:
+        """For other processes."""
+        return type(self), (self.signal_number,)
+
+    @property
+    def status(self) -> int:
+        """The exit status of a program that stops for this reason."""
+        return 0 if self.signal_number is None else 128 + self.signal_number
+
+
+def refuse_used(run: Path) -> None:
+    """Raise UserError if a new run cannot be written to this folder."""
+    if run.exists() and not run.is_dir():
+        raise UserError(f"{run} is a file; name a folder for the run")
+    if (run / "config.toml").exists():
+        raise UserError(f"{run} holds a run already; go on with --resume {run}, or choose another")
+    others = [path for path in run.glob("[!.]*") if path.name != FOLDER]
+    if others:
+        raise UserError(f"{run} is not empty; choose another folder for the run")

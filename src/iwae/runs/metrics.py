@@ -1,0 +1,170 @@
+"""What is logged of a run while it is trained: metrics by epoch, and pictures now and then."""
+
+import json
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import numpy as np
+from jaxtyping import Array
+
+from iwae._types import atomic_write
+from iwae.conditional import Model
+from iwae.evaluate import active_units, gather, layer_terms, map_examples
+from iwae.jobs import Job, split_examples
+from iwae.training import Report, TrainState, replicate_model
+
+log = logging.getLogger("iwae")
+
+FRAMES = 16
+"""Pictures of the model taken in the course of training, at epochs evenly spread in their log."""
+
+MONITORED = 1000
+"""Examples on which reconstruction, KL and active units are logged."""
+
+
+def read_metrics(run: Path) -> list[dict[str, Any]]:
+    """The logged epochs of a run, oldest first, without lines that are cut off or damaged."""
+    path = run / "metrics.jsonl"
+    if not path.exists():
+        return []
+    lines = path.read_bytes().split(b"\n")[:-1]  # a kill may cut the last one off
+    rows = [_metrics_row(line) for line in lines]
+    if None in rows:
+        log.warning("%s: line %d is damaged and left out", path, rows.index(None) + 1)
+    return [row for row in rows if row is not None]
+
+
+def _metrics_row(line: bytes) -> dict[str, Any] | None:
+    """A line of metrics.jsonl, or None if it is damaged."""
+    try:
+        row = json.loads(line)
+        whole = int(row["epoch"]) >= 0 and int(row["step"]) >= 0
+        return row if whole and {"learning_rate", "train_bound"} <= row.keys() else None
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        return None
+
+
+class Book(NamedTuple):
+    """What epochs are logged by.
+
+    Attributes:
+        job: what is trained.
+        folder: of the run.
+        frame_epochs: after which pictures are taken.
+        monitored: examples on which the model is looked at, in its units.
+    """
+
+    job: Job
+    folder: Path
+    frame_epochs: set[int]
+    monitored: np.ndarray
+
+
+def open_book(job: Job, folder: Path) -> Book:
+    """For a run: held-out examples if there are any, else training examples, binarised once."""
+    split = "validation" if len(job.dataset.validation) else "train"
+    epochs = np.unique(np.round(np.geomspace(1, job.config.epochs, FRAMES)))
+    monitored = split_examples(job.dataset, split, MONITORED)
+    return Book(job, folder, set(map(int, epochs)), monitored)
+
+
+def monitor(model: Model, examples: np.ndarray, key: Array) -> dict[str, Any]:
+    """Reconstruction (nats), KL per layer (nats) and active units per layer, one replicate."""
+    slabs = map_examples(layer_terms(1), model, examples, key, batch_size=100, slab_size=MONITORED)
+    terms = gather(slabs)
+    units = active_units(model, examples, key)
+    return {
+        "reconstruction": float(terms["reconstruction"].mean()),
+        "kl": terms["kl"].mean(axis=0).tolist(),
+        "active_units": list(units.counts),
+    }
+
+
+def log_epoch(book: Book, state: TrainState, report: Report) -> dict[str, float]:
+    """A line of metrics, and now and then a frame; returns the line as scalars by name."""
+    job = book.job
+    row: dict[str, Any] = {
+        "epoch": report.epoch,
+        "step": report.step,
+        "learning_rate": float(job.schedule(jax.numpy.int32(report.step - 1))),
+        "train_bound": report.bound.tolist(),
+        **{f"train_{name}": values.tolist() for name, values in report.shown.items()},
+    }
+    if report.validation is not None:
+        row["validation_bound"] = report.validation.tolist()
+    if report.epoch % (job.config.log_every or 1) == 0 or report.epoch == job.config.epochs:
+        key = jax.random.key(0)
+        models = [
+            replicate_model(job.models[0], state.params, r) for r in range(job.config.replicates)
+        ]
+        monitored = [monitor(model, book.monitored, key) for model in models]
+        row |= {name: [values[name] for values in monitored] for name in monitored[0]}
+    row = _finite(row)
+    with (book.folder / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps(row, allow_nan=False) + "\n")
+    if report.epoch in book.frame_epochs:
+        save_frame(book, state, report.epoch)
+    return dict(scalars(row))
+
+
+def _finite(row: Any) -> Any:
+    """JSON has no nan and no infinity; a replicate that has stopped has no training bound."""
+    if isinstance(row, dict):
+        return {name: _finite(value) for name, value in row.items()}
+    if isinstance(row, list):
+        return [_finite(value) for value in row]
+    return row if np.isfinite(row) else None
+
+
+def scalars(row: dict[str, Any]) -> Iterator[tuple[str, float]]:
+    """A line of metrics as trackers have it: name, replicate, layer."""
+    yield "learning_rate", row["learning_rate"]
+    for name in (name for name in row if name not in ("epoch", "step", "learning_rate")):
+        for replicate, value in enumerate(row[name]):
+            layers = value if isinstance(value, list) else [value]
+            for layer, number in enumerate(layers, start=1):
+                suffix = f"/layer_{layer}" if isinstance(value, list) else ""
+                if number is not None:
+                    yield f"{name}/replicate_{replicate}{suffix}", float(number)
+
+
+@contextmanager
+def tensorboard(folder: Path, step: int) -> Iterator[Any]:
+    """A writer for TensorBoard, from a step on."""
+    from tensorboardX import SummaryWriter
+
+    # Viewers hide what an earlier process wrote from this step on.
+    with SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1) as writer:
+        yield writer
+
+
+def save_frame(book: Book, state: TrainState, epoch: int) -> None:
+    """What the first replicate makes of fixed prior draws and test examples."""
+    model = replicate_model(book.job.models[0], state.params, 0)
+    examples = book.job.dataset.test[:: max(1, len(book.job.dataset.test) // 16)][:16]
+    means, reconstructions = _frame(model, jax.numpy.asarray(examples, jax.numpy.float32))
+    with atomic_write(book.folder / "frames" / f"{epoch:06d}.npz") as path:
+        np.savez(path, samples=means, reconstructions=reconstructions, examples=examples)
+
+
+@eqx.filter_jit
+def _frame(model: Model, examples: Array) -> tuple[Array, Array]:
+    """Means of p(x|z) for 16 fixed prior draws, and of the reconstructions of `examples`."""
+    draws, encodings = jax.random.split(jax.random.key(0))
+
+    def reconstruct(x: Array, key: Array) -> Array:
+        given, x = model.condition(x)
+        return given.decode(given.posterior(x).sample(key)).mean
+
+    def make(key: Array) -> Array:
+        z, x = model.sample(key)
+        return model.condition(x)[0].decode(z).mean
+
+    samples = jax.vmap(make)
+    keys = jax.random.split(encodings, len(examples))
+    return samples(jax.random.split(draws, 16)), jax.vmap(reconstruct)(examples, keys)
