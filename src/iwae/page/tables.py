@@ -1,7 +1,6 @@
-"""Facts into tables and warnings. Every number is one of a record."""
+"""Facts into tables. Every number is one of a record."""
 
-import shlex
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -9,7 +8,7 @@ from iwae._types import UserError
 from iwae.config import TrainConfig
 from iwae.declaration import OBJECTIVES
 from iwae.measure.compare import compare
-from iwae.page.facts import ANNEALED, SAMPLED, Bound, Run
+from iwae.page.facts import SAMPLED, Bound, Run
 from iwae.report import Row, estimates_row, published_nll
 
 UNRELIABLE = 0.1
@@ -182,23 +181,25 @@ def _published(run: Run) -> Cell:
     return Cell(number, float(number), active.strip("()") + ", 3,280 epochs")
 
 
-def _annealing(run: Run) -> Bound | None:
+def longest_annealing(run: Run) -> Bound | None:
+    """The best bound of a run, if it is by annealing."""
     best = run.best
     return best if best is not None and best.prefix == "AIS" else None
 
 
-def _verdicts(bound: Bound) -> list[Mapping[str, Any]]:
+def verdicts(bound: Bound) -> list[Mapping[str, Any]]:
+    """Of an annealing run, one for each seed."""
     return [one["verdict"] for one in _replicates(bound.record) if "verdict" in one]
 
 
 def _verdict(run: Run) -> Cell:
-    bound = _annealing(run)
-    found = _verdicts(bound) if bound else []
+    bound = longest_annealing(run)
+    found = verdicts(bound) if bound else []
     words = " / ".join(dict.fromkeys(one["word"] for one in found))
     return Cell(words, words or None, alarm=any(one["word"] != "converged" for one in found))
 
 
-def _khat_share(run: Run) -> tuple[Bound, float] | None:
+def khat_share(run: Run) -> tuple[Bound, float] | None:
     """The bound by the most samples, and the share of examples whose k-hat is too large."""
     sampled = [one for one in run.bounds.values() if one.record["method"] == SAMPLED]
     if not sampled:
@@ -213,143 +214,20 @@ def _khat_share(run: Run) -> tuple[Bound, float] | None:
 
 
 def _khat(run: Run) -> Cell:
-    found = _khat_share(run)
+    found = khat_share(run)
     if found is None:
         return Cell()
     bound, share = found
     return Cell(f"{share:.0%}", share, f"of {bound.name}", alarm=share >= UNRELIABLE)
 
 
-# --- what must not be overlooked ------------------------------------------------------------
-
-
-class Notice(NamedTuple):
-    """Something to know before the table is read."""
-
-    title: str
-    items: list[str]
-
-
-def warnings(runs: Sequence[Run]) -> list[Notice]:
-    """What is wrong, or may be."""
-    violations = [
-        f"{run.name}: {minus_pairs(words)}"
-        for run in runs
-        for record in run.records
-        for words in record.get("ordering", {}).get("violations", ())
-    ]
-    verdicts = [
-        f"{run.name}: {found['word']}. {minus_pairs(found['reason'])}"
-        for run in runs
-        if (bound := _annealing(run)) is not None
-        for found in _verdicts(bound)
-        if found["word"] != "converged"
-    ]
-    shares = [
-        f"{run.name}: {found[1]:.0%} of the examples; {found[0].name} may be too low"
-        for run in runs
-        if (found := _khat_share(run)) is not None and found[1] >= UNRELIABLE
-    ]
-    stale = [
-        f"{run.name}: measure it again: {command('evaluate', run)}" for run in runs if run.stale
-    ]
-    return _some(
-        ("The bounds are not in order", violations),
-        ("Records of other models are left out: the run was trained on since", stale),
-        ("Annealing has not converged", verdicts),
-        ("The weights are unreliable (k̂ is too large)", shares),
-    )
-
-
-def _some(*notices: tuple[str, Iterable[str]]) -> list[Notice]:
-    """Those that have items, each once."""
-    found = [Notice(title, list(dict.fromkeys(items))) for title, items in notices]
-    return [notice for notice in found if notice.items]
-
-
-def minus_pairs(words: str) -> str:
-    """Plus and minus as one sign."""
-    return words.replace("+-", "±")
-
-
-def command(name: str, run: Run) -> str:
-    """A command line for a run."""
-    more = "" if run.weights == "final" else f" --weights {run.weights}"
-    return f"iwae {name} {shlex.quote(run.name)}{more}"
-
-
-def cautions(runs: Sequence[Run]) -> list[Notice]:
-    """Which numbers must not be compared, though they stand in one table."""
-    subsets = {one.name for run in runs for one in run.bounds.values() if one.record["subset"]}
-    whole = {one.name for run in runs for one in run.bounds.values() if not one.record["subset"]}
-    mixed = (
-        "Bounds marked “a subset” are means over a random part of the test set, those beside them "
-        "over all of it. The tables below compare the same examples only."
-    )
-    unmeasured = [f"{run.name}: {command('evaluate', run)}" for run in runs if not run.bounds]
-    return _some(
-        ("The runs were measured on different test sets: do not compare them", _test_sets(runs)),
-        ("A column holds bounds of different examples", _examples(runs)),
-        ("Runs were annealed in different ways", _settings(runs)),
-        ("Not all bounds are of the same examples", [mixed] if subsets and whole else []),
-        ("Not measured yet", unmeasured),
-    )
-
-
-def _test_sets(runs: Sequence[Run]) -> list[str]:
-    groups = by_test_set(runs)
-    if len(groups) < 2:
-        return []
-    return [
-        f"{', '.join(run.name for run in group)}: {_data(group[0]).text} (SHA-256 {digest[:12]}…)"
-        for digest, group in groups.items()
-    ]
+# --- the same examples ----------------------------------------------------------------------
 
 
 def by_test_set(runs: Sequence[Run]) -> dict[str, list[Run]]:
     """The runs that were measured, by the digest of the test set; a run may be in two."""
     digests = dict.fromkeys(digest for run in runs for digest in sorted(run.test_sets))
     return {digest: [run for run in runs if digest in run.test_sets] for digest in digests}
-
-
-def _examples(runs: Sequence[Run]) -> list[str]:
-    """Columns whose cells are of different examples of one test set."""
-    found = []
-    for name in dict.fromkeys(name for run in runs for name in run.bounds):
-        records = [run.bounds[name].record for run in runs if name in run.bounds]
-        for test in dict.fromkeys(record["test_sha256"] for record in records):
-            same = [record for record in records if record["test_sha256"] == test]
-            if len({record["examples_sha256"] for record in same}) > 1:
-                sizes = " and ".join(f"{n:,}" for n in sorted({record["n"] for record in same}))
-                found.append(f"{name}: of {sizes} examples, which are not the same ones")
-    return found
-
-
-def _settings(runs: Sequence[Run]) -> list[str]:
-    """Columns of annealing whose cells were not annealed alike."""
-    found = []
-    for name in dict.fromkeys(name for run in runs for name in run.bounds):
-        ways = [
-            _way(run.bounds[name].record)
-            for run in runs
-            if name in run.bounds and run.bounds[name].record["method"] == ANNEALED
-        ]
-        if len(set(ways)) > 1:
-            found.append(f"{name}: " + " or ".join(dict.fromkeys(ways)))
-    return found
-
-
-def _way(record: Mapping[str, Any]) -> str:
-    """How a run was annealed, but for the number of temperatures."""
-    how = record["annealing"]
-    schedule = how["schedule"] if isinstance(how["schedule"], str) else "given"
-    return (
-        f"{how['chains']} chains from the {how['start']}, {how['leapfrog']} leapfrog steps, "
-        f"{schedule} schedule"
-    )
-
-
-# --- the same examples ----------------------------------------------------------------------
 
 
 class Table(NamedTuple):

@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from iwae._types import UserError, atomic_write
 from iwae.figures.style import PALETTE
 from iwae.gallery import run_figures
-from iwae.page import pictures, tables
+from iwae.page import notices, pictures, tables
 from iwae.page.facts import Run, name_runs, read_run
 from iwae.page.pictures import Picture, png, svg
 
@@ -139,13 +139,13 @@ def _render(runs: Sequence[Run], weights: str, data_dir: Path | None, file: str)
         script=Markup(script),  # noqa: S704 - our own file
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         columns=tables.comparison(runs),
-        warnings=tables.warnings(runs),
-        cautions=tables.cautions(runs),
+        warnings=notices.warnings(runs),
+        cautions=notices.cautions(runs),
         differences=tables.differences(runs),
         estimates=tables.estimates(runs),
         charts=list(_charts(runs)),
         shelves=shelves,
-        undrawn=[tables.command("figures", run) for run in undrawn],
+        undrawn=[notices.command("figures", run) for run in undrawn],
         configurations=tables.configurations(runs),
     )
 
