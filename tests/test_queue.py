@@ -435,6 +435,16 @@ def test_seeds_that_have_a_run_keep_it(tmp_path, first, then, names):
     assert len(set(seeds)) == len(seeds)
 
 
+def test_values_that_mean_the_same_are_runs_of_their_own(tmp_path):
+    file = 'dataset = "digits"\nobjective = ["iwae", "elbo"]\nk = [1, 5]\nlog_every = [1, 2]\n'
+    first = begun(tmp_path, file + "seed = [0, 1]\n")
+    assert len(first) == 8
+    assert named(sweep(tmp_path, file + "seed = [0, 1]\n")) == first
+    grown = named(sweep(tmp_path, file + "seed = [0, 1, 2]\n"))
+    assert len(grown) == 16
+    assert first.items() <= grown.items()
+
+
 def test_two_runs_of_the_same_seeds_are_refused(tmp_path):
     file = 'dataset = "digits"\nseed = [0, 1]\n'
     begun(tmp_path, file)

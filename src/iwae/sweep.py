@@ -5,7 +5,7 @@ import itertools
 import logging
 import re
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +50,9 @@ def read_sweep(path: Path, out: Path, measures: tuple[Measure, ...] = (Measure()
         words = {name: f"{name}={_word(value)}" for name, value in settings.items()}
         config = make_config(values | settings, f"{path}, {','.join(words.values()) or 'alone'}")
         words = words or {"": Path(path).stem}
-        its = _runs(config, seeds or list(config.seeds()), words, there)
+        # What is swept over is compared as it is written: at k = 1 two objectives are the same.
+        alike = {p: one for p, one in there.items() if _agree(config, one, swept.keys() - {"seed"})}
+        its = _runs(config, seeds or list(config.seeds()), words, alike)
         tasks += [Task(name, one, measures) for name, one in its]
     if len({task.name for task in tasks}) < len(tasks):
         raise UserError(f"{path}: two values of a list are the same, or too like to name a folder")
@@ -93,6 +95,16 @@ def _runs_in(out: Path) -> dict[Path, TrainConfig]:
         except UserError as error:
             log.warning("%s; its run is left as it is", error)
     return found
+
+
+def _agree(wanted: TrainConfig, found: TrainConfig, names: Collection[str]) -> bool:
+    """Whether settings have the same values; files and runs are looked at elsewhere."""
+    return all(
+        getattr(wanted, name) == getattr(found, name) for name in names if name not in _PLACES
+    )
+
+
+_PLACES = {"dataset", "init_from"}
 
 
 def _same_experiment(wanted: TrainConfig, found: TrainConfig) -> bool:

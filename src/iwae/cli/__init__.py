@@ -87,6 +87,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status (2 for a user's mistake)."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     logging.basicConfig(format="iwae: %(message)s", level=logging.WARNING)
+    logging.getLogger("absl").setLevel(logging.CRITICAL)  # the errors it logs are raised as well
     if not words or words[0] in ("-h", "--help", "help"):
         print(usage())
         return 0 if words else USAGE_ERROR

@@ -93,12 +93,11 @@ def _bounds(record: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> Iter
     """The bounds of one record.
 
     Raises:
-        LookupError: if the record or its values lack what all have.
+        LookupError: if the values lack what all have.
         ValueError: if the values are not of so many examples.
     """
     index, values = arrays["index"], arrays["log_likelihood"]
-    record["subset"], record["test_sha256"]
-    if values.ndim != 3 or values.shape[::2] != (len(models_of(record)), len(index)):
+    if values.ndim != 3 or values.shape[2] != len(index):
         raise ValueError(f"values {values.shape} of {len(index)} examples")
     for column, prefix, rank in (("k", "L", 0), ("temperatures", "AIS", 1)):
         for i, number in enumerate(arrays.get(column, ())):

@@ -157,10 +157,16 @@ def unmeasured(run: Path, measure: Measure) -> set[str]:
         one.estimator
         for one in known_bounds(run, split="test", weights="final", pruned=False)
         if models_of(one.record) == digests
-        and (one.record["subset"] or {}).get("examples") == measure.examples
+        and _examples(one) == measure.examples
         and (measure.temperatures is None or _annealed_so(one, measure))
     }
     return measure.estimators() - found
+
+
+def _examples(known: Known) -> int | None:
+    """How many of the test examples a bound is of; None for all, and 0 if the record is silent."""
+    subset = known.record.get("subset", {"examples": 0})
+    return None if subset is None else subset["examples"]
 
 
 def final_models(run: Path) -> list[str]:

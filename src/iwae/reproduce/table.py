@@ -187,6 +187,8 @@ def _finished(run: Path, epochs: int) -> list[_Finished]:
         )
         if models_of(one.record) == digests  # others are of models that were trained on since
     ]
+    for one in known:
+        _check(one, run)
     whole = {one.estimator: one for one in known if one.record["subset"] is None}
     longest = [one for one in known if one.rank[0] == 1 and not one.short]
     if "L_5000" not in whole:
@@ -195,6 +197,17 @@ def _finished(run: Path, epochs: int) -> list[_Finished]:
     above = _above(longest[-1], best) if longest else None
     found = _Finished(best, whole.get("L_64"), above)
     return [found] if found.epochs >= epochs else []
+
+
+def _check(known: Known, run: Path) -> None:
+    """Raise UserError unless a record says all that a cell needs to know."""
+    each = known.record.get("replicates", [known.record])
+    missing = {"subset", "test_sha256"} - known.record.keys()
+    missing |= {name for one in each for name in {"epoch", "active_units"} - one.keys()}
+    if missing:
+        _unreadable(f"the record of {known.estimator} in {run} has no {min(missing)}")
+    if len(known.values) != len(each):
+        _unreadable(f"the values of {known.estimator} in {run} are not of {len(each)} replicates")
 
 
 def _unreadable(words: str) -> NoReturn:
