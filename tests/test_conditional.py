@@ -29,6 +29,7 @@ from iwae.measure import evaluate_run
 from iwae.model import VAE
 from iwae.networks import Network
 from iwae.objectives import bound, iwae
+from iwae.posterior import model_density
 from iwae.runs import read_metrics
 from iwae.testing import check_latent_model
 from test_model import perturbed
@@ -175,6 +176,18 @@ def test_a_description_of_labels_that_are_none_is_refused(labels, tmp_path):
         load_model(tmp_path)
 
 
+def test_an_example_has_its_label_after_it_and_is_taken_apart_again():
+    rows = np.arange(3 * D, dtype=np.float32).reshape(3, D)
+    examples = with_labels(rows, np.array([2, 0, 1]), C)
+    np.testing.assert_array_equal(examples[:, :D], rows)
+    np.testing.assert_array_equal(examples[:, D:], [[0, 0, 1], [1, 0, 0], [0, 1, 0]])
+    model = noisy(make())
+    for row, y in zip(examples, (2, 0, 1), strict=True):
+        given, x = model.condition(jnp.asarray(row))
+        np.testing.assert_array_equal(x, row[:D])
+        assert small.bits(given) == small.bits(model.given(label(y)))
+
+
 # --- measuring --------------------------------------------------------------------------------
 
 
@@ -187,6 +200,19 @@ def test_likelihoods_are_those_of_the_models_given_the_labels():
         alone = log_likelihoods(model.given(label(y)), x, jax.random.key(3), k=7)
         np.testing.assert_allclose(scores[:, y], alone, rtol=1e-5)
     assert np.ptp(scores, axis=1).min() > 1e-3
+
+
+def test_a_density_is_that_under_any_label():
+    shares = np.array([0.6, 0.3, 0.1])
+    plain = VAE(1, (2,), ((5,),), observation="gaussian", key=jax.random.key(0))
+    model = noisy(ConditionalVAE(plain, C, frequencies=shares), size=0.5)
+    points = np.linspace(-2, 2, 5)[:, None]
+    given = [
+        log_likelihoods(model.given(label(y)), np.float32(points), jax.random.key(0), k=20)
+        for y in range(C)
+    ]
+    expected = logsumexp(np.stack(given, axis=1) + np.log(shares), axis=1)
+    np.testing.assert_allclose(model_density(model, points, k=20), expected, rtol=1e-5)
 
 
 def test_labels_have_the_probabilities_of_bayes_rule():

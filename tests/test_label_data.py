@@ -220,8 +220,9 @@ def test_kinds_of_columns_and_gaps_are_those_of_the_rest_of_the_table(tmp_path):
     np.testing.assert_array_equal(data.train[:, 2:].sum(axis=1), 1)
 
 
+@pytest.mark.slow
 def test_a_table_with_labels_is_trained_and_classified(tmp_path):
-    write(tmp_path / "table.csv", alternating("a", "b"), gaps=True)
+    write(tmp_path / "table.csv", alternating("a", "b", "b"), gaps=True)
     values = {
         "dataset": str(tmp_path / "table.csv"),
         "validation": None,
@@ -236,6 +237,7 @@ def test_a_table_with_labels_is_trained_and_classified(tmp_path):
     assert (model.n_classes, model.vae.n_data) == (2, 2)
     counts = np.bincount(job.dataset.labels("train"))
     np.testing.assert_allclose(model.frequencies, counts / counts.sum(), rtol=1e-6)
+    assert counts[1] > 1.5 * counts[0]
     known = conditional(2, observation=model.vae.kind, missing="at-random")
     run = as_run(tmp_path / "run", [known], **values)
     assert read_config(run / "config.toml").label == "kind"

@@ -399,6 +399,7 @@ def test_first_and_later_records_of_classifiers_make_the_table(classified, tmp_p
 # --- bounds from both sides -------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("start", ["posterior", "prior"])
 def test_bounds_from_both_sides_enclose_the_likelihood_given_the_label(start):
     """With one latent the truth is a sum; bounds under another label would miss it."""
@@ -448,6 +449,7 @@ def on_a_grid(model, drawn):
     return logsumexp(np.float64(joint(drawn)), axis=1) + np.log(z[1] - z[0])
 
 
+@pytest.mark.slow
 def test_bounds_from_both_sides_of_a_conditional_run(measured, tmp_path):
     run = shutil.copytree(measured, tmp_path / "run")
     short = Annealing(temperatures=20, chains=2, leapfrog=1, start="prior")
