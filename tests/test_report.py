@@ -165,6 +165,7 @@ def test_objectives_are_compared_best_first(tmp_path):
     for name, level in {"iwae": -2.0, "ciwae": -1.0}.items():
         run = tmp_path / "objectives" / "digits" / name
         config = {"objective": name, "k": 5, "epochs": 3, "replicates": 2, "free_bits": 0.1}
+        config |= {"observation": "bernoulli"}
         config |= {"beta": 0.5} if name == "ciwae" else {"gradient": "dreg"}
         values = level + np.arange(4.0).reshape(1, 2, 1, 2) / 10
         content = {
