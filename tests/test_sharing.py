@@ -468,10 +468,12 @@ class FakeHub:
     """What of the hub's library is used, with a hub that is a folder."""
 
     def __init__(self, place):
-        self.place, self.calls, self.error = place, [], None
-        names = "HFValidationError RepositoryNotFoundError RevisionNotFoundError HfHubHTTPError"
-        names += " LocalTokenNotFoundError LocalEntryNotFoundError OfflineModeIsEnabled"
+        self.place, self.calls, self.error, self.sizes = place, [], None, {}
+        names = "HFValidationError RevisionNotFoundError LocalTokenNotFoundError"
+        names += " LocalEntryNotFoundError OfflineModeIsEnabled HTTPError"
         self.errors = SimpleNamespace(**{n: type(n, (Exception,), {}) for n in names.split()})
+        refusal = self.errors.HfHubHTTPError = type("HfHubHTTPError", (Exception,), {})
+        self.errors.RepositoryNotFoundError = type("RepositoryNotFoundError", (refusal,), {})
         self.HfApi = self._api
 
     def _api(self, token=None):
@@ -493,17 +495,33 @@ class FakeHub:
             shutil.copy(folder_path / name, self.place / repo_id)
         return SimpleNamespace(commit_url=f"https://hub/{repo_id}/commit/1")
 
-    def snapshot_download(self, repo_id, *, revision, token, cache_dir, allow_patterns):
-        """As the real one does: links to files elsewhere."""
+    def model_info(self, repo_id, *, revision, files_metadata):
         if self.error:
             raise self.error
-        self.calls.append(("download", revision, token, cache_dir, tuple(allow_patterns)))
+        self.calls.append(("info", revision, files_metadata))
+        files = sorted((self.place / repo_id).iterdir())
+        sizes = {path.name: path.stat().st_size for path in files} | self.sizes
+        siblings = [SimpleNamespace(rfilename=name, size=size) for name, size in sizes.items()]
+        return SimpleNamespace(siblings=siblings or None)
+
+    def snapshot_download(
+        self, repo_id, *, revision, token, cache_dir, allow_patterns, local_files_only=False
+    ):
+        """As the real one does: links to files elsewhere."""
         snapshot = self.place / "snapshot"
+        if local_files_only:
+            if not snapshot.exists():
+                raise self.errors.LocalEntryNotFoundError("no snapshot")
+            return str(snapshot)
+        self.calls.append(("download", revision, token, cache_dir, tuple(allow_patterns)))
         snapshot.mkdir()
         for name in allow_patterns:
             if (self.place / repo_id / name).exists():
                 (snapshot / name).symlink_to(self.place / repo_id / name)
         return str(snapshot)
+
+    def fetched(self):
+        return [call for call in self.calls if call[0] == "download"]
 
 
 @pytest.fixture
@@ -543,6 +561,47 @@ def test_a_repository_of_something_else_is_no_model(hub):
         UserError, match=r"me/bert is no model of iwae: it has no model.safetensors"
     ):
         from_pretrained("me/bert")
+    assert not hub.fetched()
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "message"),
+    [
+        ("model.safetensors", 2**32 + 1, "^model.safetensors of me/vae has 4,294,967,297 bytes; "),
+        ("model.json", 2**24 + 1, r"^model.json of me/vae has 16,777,217 bytes; .* not read$"),
+        ("model.json", None, r"^the hub does not say how large model.json of me/vae is"),
+    ],
+)
+def test_files_that_are_too_large_are_not_fetched(hub, folder, name, size, message):
+    push_to_hub(folder, "me/vae")
+    hub.sizes = {name: size, "pytorch_model.bin": 2**40}
+    with pytest.raises(UserError, match=message):
+        from_pretrained("me/vae")
+    assert not hub.fetched()
+    hub.sizes = {"model.safetensors": 2**32, "model.json": 2**24, "pytorch_model.bin": 2**40}
+    from_pretrained("me/vae")
+    assert len(hub.fetched()) == 1
+
+
+def test_the_cache_serves_where_the_hub_cannot_be_asked(hub, folder):
+    push_to_hub(folder, "me/vae")
+    from_pretrained("me/vae")
+    for error in (ConnectionError, hub.errors.OfflineModeIsEnabled, hub.errors.HfHubHTTPError):
+        hub.error = error("away")
+        found = from_pretrained("me/vae")
+        assert small.bits(found) == small.bits(load_model(folder))
+    hub.error = hub.errors.RevisionNotFoundError("gone")  # what it says of a model that it has
+    with pytest.raises(UserError, match="has no revision 'v7'"):
+        from_pretrained("me/vae", revision="v7")
+    assert len(hub.fetched()) == 1
+
+
+@pytest.mark.parametrize("fault", [TypeError, AttributeError, KeyError, AssertionError])
+def test_a_fault_of_the_program_is_not_blamed_on_the_hub(hub, folder, fault):
+    hub.error = fault("no such argument")
+    for call in (lambda: push_to_hub(folder, "me/vae"), lambda: from_pretrained("me/vae")):
+        with pytest.raises(fault, match="no such argument"):
+            call()
 
 
 @pytest.mark.slow
@@ -562,14 +621,16 @@ def test_only_an_export_is_pushed(hub, measured, folder):
         ("RepositoryNotFoundError", "me/vae is not on the hub, or not for you: .*hf auth login"),
         ("RevisionNotFoundError", "me/vae has no revision"),
         ("LocalTokenNotFoundError", "the hub wants to know who you are: log in by `hf auth login`"),
-        ("LocalEntryNotFoundError", "the hub cannot be reached, and me/vae is not in the cache: a"),
-        ("OfflineModeIsEnabled", "the hub cannot be reached"),
+        ("OfflineModeIsEnabled", "the hub cannot be (used|reached, and me/vae is not .*): a$"),
+        ("HTTPError", "the hub cannot be (used|reached, and me/vae is not in the cache): a$"),
         ("HfHubHTTPError", "the hub refuses me/vae: a; log in"),
-        (None, "the hub cannot be used: a$"),
+        (OSError, "the hub cannot be (used|reached, and me/vae is not in the cache): a$"),
+        (ValueError, "the hub cannot be (used|reached, and me/vae is not in the cache): a$"),
+        (RuntimeError, "the hub cannot be (used|reached, and me/vae is not in the cache): a$"),
     ],
 )
 def test_what_the_hub_refuses_is_one_line(hub, folder, name, message):
-    hub.error = (OSError if name is None else getattr(hub.errors, name))("a\n\nb")
+    hub.error = (getattr(hub.errors, name) if isinstance(name, str) else name)("a\n\nb")
     hub.error.response = SimpleNamespace(status_code=401)
     for call in (lambda: push_to_hub(folder, "me/vae"), lambda: from_pretrained("me/vae")):
         with pytest.raises(UserError, match=f"^{message}") as caught:

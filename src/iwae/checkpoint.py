@@ -201,6 +201,9 @@ WEIGHTS, DESCRIPTION = "model.safetensors", "model.json"
 LARGEST_WEIGHTS, LARGEST_TEXT = 2**32, 2**24
 """Bytes of a file of weights, and of a description or a header of weights: more are not read."""
 
+LIMITS = {WEIGHTS: LARGEST_WEIGHTS, DESCRIPTION: LARGEST_TEXT}
+"""The files of a model, and the most bytes of each."""
+
 MOST_SIZES = 1000
 """Numbers in the description of an architecture."""
 
@@ -295,15 +298,15 @@ _UNREADABLE = (
 """What files that were not written here can raise."""
 
 
-def _refuse_larger(path: Path, limit: int) -> None:
-    size = path.stat().st_size
+def refuse_larger(what: Path | str, size: int, limit: int) -> None:
+    """Raise UserError for a file, named in words or by its path, with more bytes than it may."""
     if size > limit:
-        raise UserError(f"{path} has {size:,} bytes; a model has at most {limit:,}: it is not read")
+        raise UserError(f"{what} has {size:,} bytes; a model has at most {limit:,}: it is not read")
 
 
 def _read_description(path: Path) -> dict[str, Any]:
     """What `model.json` says, which is all that it may say."""
-    _refuse_larger(path, LARGEST_TEXT)
+    refuse_larger(path, path.stat().st_size, LARGEST_TEXT)
     try:
         description = json.loads(path.read_text())
         description["architecture"]
@@ -357,7 +360,7 @@ def _count_numbers(value: Any) -> int:
 
 def _read_weights(path: Path, like: PyTree) -> dict[str, np.ndarray]:
     """The arrays of a file, once its header has those of `like`; all finite."""
-    _refuse_larger(path, LARGEST_WEIGHTS)
+    refuse_larger(path, path.stat().st_size, LARGEST_WEIGHTS)
     leaves = jax.tree_util.tree_leaves_with_path(like)
     expected = _signatures({jax.tree_util.keystr(at): leaf for at, leaf in leaves})
     try:

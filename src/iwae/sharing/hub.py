@@ -1,12 +1,13 @@
 """Models on the Hugging Face hub: only the files of a model go there, and only they are fetched."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from iwae._types import UserError
-from iwae.checkpoint import DESCRIPTION, WEIGHTS, load_model, read_model
+from iwae.checkpoint import LIMITS, load_model, read_model, refuse_larger
 from iwae.conditional import Model
 from iwae.sharing.export import CARD, FILES
 
@@ -65,6 +66,9 @@ def from_pretrained(
 ) -> Model:
     """A model from the Hugging Face hub, or from the cache of it. Runs no code from there.
 
+    Its two files are fetched if the hub says that they are no larger than `load_model` takes. The
+    cache serves where the hub cannot be asked.
+
     Args:
         repo_id: OWNER/NAME.
         revision: a branch, a tag or a commit; name a commit to get the same model always.
@@ -75,19 +79,58 @@ def from_pretrained(
         UserError: if it cannot be had, or is no model (see `load_model`).
     """
     hub = _hub()
+    fetch = partial(
+        hub.snapshot_download,
+        repo_id,
+        revision=revision,
+        token=token,
+        cache_dir=cache_dir,
+        allow_patterns=list(LIMITS),
+    )
     with _hub_errors(hub, repo_id, revision):
-        folder = hub.snapshot_download(
-            repo_id,
-            revision=revision,
-            token=token,
-            cache_dir=cache_dir,
-            allow_patterns=[WEIGHTS, DESCRIPTION],
-        )
-    paths = [Path(folder) / name for name in (WEIGHTS, DESCRIPTION)]
+        try:
+            sizes = _sizes(hub.HfApi(token=token), repo_id, revision)
+        except (hub.errors.HFValidationError, hub.errors.RevisionNotFoundError):
+            raise
+        except _failures(hub) as error:
+            folder = _cached(hub, repo_id, fetch, error)
+        else:
+            _check_sizes(repo_id, sizes)
+            folder = fetch()
+    paths = [Path(folder) / name for name in LIMITS]
     for path in paths:
         if not path.is_file():
             raise UserError(f"{repo_id} is no model of iwae: it has no {path.name}")
     return read_model(*(path.resolve() for path in paths))  # the hub's cache is made of links
+
+
+def _sizes(api: Any, repo_id: str, revision: str | None) -> dict[str, int | None]:
+    """What the hub says of a repository's files: how many bytes each has."""
+    info = api.model_info(repo_id, revision=revision, files_metadata=True)
+    return {file.rfilename: file.size for file in info.siblings or ()}
+
+
+def _check_sizes(repo_id: str, sizes: Mapping[str, int | None]) -> None:
+    """Raise UserError if a file of a model is not there, or too large to be fetched."""
+    for name, limit in LIMITS.items():
+        if name not in sizes:
+            raise UserError(f"{repo_id} is no model of iwae: it has no {name}")
+        size = sizes[name]
+        if size is None:
+            raise UserError(f"the hub does not say how large {name} of {repo_id} is: not fetched")
+        refuse_larger(f"{name} of {repo_id}", size, limit)
+
+
+def _cached(hub: Any, repo_id: str, fetch: Callable[..., str], unreachable: Exception) -> str:
+    """The folder of a model that was fetched before; if there is none, why the hub has none."""
+    try:
+        return fetch(local_files_only=True)
+    except hub.errors.LocalEntryNotFoundError as error:
+        if isinstance(unreachable, hub.errors.HfHubHTTPError | hub.errors.LocalTokenNotFoundError):
+            raise unreachable from None
+        raise UserError(
+            f"the hub cannot be reached, and {repo_id} is not in the cache: {_reason(unreachable)}"
+        ) from error
 
 
 def _hub() -> Any:
@@ -110,14 +153,14 @@ def _hub_errors(hub: Any, repo_id: str, revision: str | None) -> Iterator[None]:
     except errors.HFValidationError as error:
         raise UserError(f"{repo_id!r} is no name on the hub: give OWNER/NAME") from error
     except errors.RevisionNotFoundError as error:
-        raise UserError(f"{repo_id} has no revision {revision!r} on the hub") from error
+        raise UserError(f"{repo_id} has no revision {(revision or 'main')!r} on the hub") from error
     except errors.RepositoryNotFoundError as error:
         raise UserError(
             f"{repo_id} is not on the hub, or not for you: check the name, and {login}"
         ) from error
     except errors.LocalTokenNotFoundError as error:
         raise UserError(f"the hub wants to know who you are: {login}") from error
-    except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled) as error:
+    except errors.LocalEntryNotFoundError as error:
         raise UserError(
             f"the hub cannot be reached, and {repo_id} is not in the cache: {_reason(error)}"
         ) from error
@@ -125,8 +168,22 @@ def _hub_errors(hub: Any, repo_id: str, revision: str | None) -> Iterator[None]:
         denied = getattr(error.response, "status_code", None) in (401, 403)
         remedy = f"; {login}" if denied else ""
         raise UserError(f"the hub refuses {repo_id}: {_reason(error)}{remedy}") from error
-    except Exception as error:  # of the network: which ones is the library's affair
+    except UserError:
+        raise
+    except _failures(hub) as error:
         raise UserError(f"the hub cannot be used: {_reason(error)}") from error
+
+
+def _failures(hub: Any) -> tuple[type[Exception], ...]:
+    """What the library raises if the hub cannot be used: nothing that a fault of ours would raise.
+
+    These are the errors that it names, among them its HTTP client's, which is another one in each
+    major version; `ValueError` for an answer that it does not understand; and `RuntimeError` for an
+    upload that fails.
+    """
+    named = [value for value in vars(hub.errors).values() if isinstance(value, type)]
+    errors = [value for value in named if issubclass(value, Exception)]
+    return (*errors, OSError, ValueError, RuntimeError)
 
 
 def _reason(error: Exception) -> str:
