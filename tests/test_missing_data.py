@@ -4,6 +4,7 @@ import csv
 import itertools
 import json
 
+import equinox as eqx
 import jax
 import numpy as np
 import pytest
@@ -248,6 +249,36 @@ def test_multiple_imputations_are_numbered_files(tmp_path):
     assert (one[gaps] != other[gaps]).all()
 
 
+@pytest.mark.parametrize("dtype", [">f8", "g", "f2", ">f4"])
+def test_tables_of_any_floating_point_are_completed_in_it(tmp_path, dtype):
+    rows = np.float16(values(9, seed=4))  # which any of them holds
+    run = run_of(vae(), tmp_path)
+    np.save(tmp_path / "a.npy", rows.astype(np.float32))
+    np.save(tmp_path / "b.npy", np.asfortranarray(rows.astype(dtype)))
+    expected, found = (
+        np.load(impute_file(run, tmp_path / name, tmp_path / f"out-{name}", k=5)[0])
+        for name in ("a.npy", "b.npy")
+    )
+    assert found.dtype == np.dtype(dtype)
+    np.testing.assert_array_equal(found, expected.astype(dtype))
+    if dtype == "f2":
+        model = vae()
+        bias = model.output.bias.at[:3].set(1e6)
+        run = run_of(eqx.tree_at(lambda m: m.output.bias, model, bias), tmp_path / "far")
+        with pytest.raises(UserError, match="is of float16, too small for what is imputed"):
+            impute_file(run, tmp_path / "b.npy", tmp_path / "far.npy", draws=2, k=5)
+        assert not list(tmp_path.glob("far*.npy"))
+
+
+def test_every_line_of_a_single_column_is_completed(tmp_path):
+    run = run_of(vae(1), tmp_path)
+    (tmp_path / "b.csv").write_bytes("Größe\n1.5\n\nNA\n2.50\n".encode())
+    (path,) = impute_file(run, tmp_path / "b.csv", tmp_path / "c.csv", k=3)
+    name, *cells = path.read_text(encoding="utf-8").splitlines()
+    assert (name, cells[0], cells[3], len(cells)) == ("Größe", "1.5", "2.50", 4)
+    assert np.isfinite(np.float64(cells)).all()
+
+
 def test_counts_and_categories_are_written_as_whole_numbers(tmp_path):
     kind = make_kind("table", columns=("poisson", "categorical:3"))
     run = run_of(vae(2, observation=kind), tmp_path)
@@ -265,6 +296,8 @@ def test_counts_and_categories_are_written_as_whole_numbers(tmp_path):
         ("b.npy", np.zeros((2, 4)), "has 4 columns, the data that .* was trained on 3"),
         ("b.npy", np.full((2, 3), np.inf), "not finite"),
         ("b.npz", np.zeros((2, 3)), r"both are \.csv or \.npy files, and of the same kind"),
+        ("b.npy", np.zeros((2, 3), complex), "has dtype complex128; examples are numbers"),
+        ("b.npy", np.zeros((0, 3)), "it holds no numbers"),
         ("c.npy", None, "cannot be read"),
     ],
 )
@@ -274,6 +307,14 @@ def test_a_table_that_does_not_fit_is_refused(tmp_path, name, rows, words):
         (np.save if name.endswith("y") else np.savez)(tmp_path / name, rows)
     with pytest.raises(UserError, match=words):
         impute_file(run, tmp_path / name, tmp_path / "out.npy")
+
+
+def test_an_archive_under_the_name_of_an_array_is_refused(tmp_path):
+    run = run_of(vae(), tmp_path)
+    np.savez(tmp_path / "b.npz", train=np.zeros((2, 3)), test=np.zeros((2, 3)))
+    (tmp_path / "b.npz").rename(tmp_path / "b.npy")
+    with pytest.raises(UserError, match=r"b\.npy is an \.npz file by its content: save the table"):
+        impute_file(run, tmp_path / "b.npy", tmp_path / "out.npy")
 
 
 def test_a_table_of_a_run_that_knows_no_gaps_is_refused_too():

@@ -74,8 +74,9 @@ def impute_file(
         filled = impute(model, rows, key, k=k, batch_size=batch_size)[None]
     else:
         filled = multiple_imputations(model, rows, key, draws=draws, k=k, batch_size=batch_size)
-    for path, one in zip(paths, filled, strict=True):
-        _write(path, table, one.reshape(_values(table).shape))
+    whole = [_completed(file, _values(table), one) for one in filled]
+    for path, one in zip(paths, whole, strict=True):
+        _write(path, table, one)
     return paths
 
 
@@ -91,7 +92,10 @@ def _read(file: Path) -> Table:
     content = read_bytes(file)
     if file.suffix.lower() == ".csv":
         return csv_cells(file, content)
-    return read_arrays(file, content)["data"]
+    arrays = read_arrays(file, content)
+    if list(arrays) != ["data"]:
+        raise UserError(f"{file} is an .npz file by its content: save the table by np.save")
+    return arrays["data"]
 
 
 def _values(table: Table) -> np.ndarray:
@@ -107,10 +111,20 @@ def _checked(model: VAE, run: Path, file: Path, table: Table) -> np.ndarray:
         raise UserError(
             f"{file} has {rows.shape[1]} columns, the data that {run} was trained on {model.n_data}"
         )
-    if rows.dtype.kind != "f":
-        rows = rows.astype(np.float32)
     check_values(rows, model.kind, f"{file}: array 'data'", missing=True)
-    return rows
+    return rows.astype(np.float32)
+
+
+def _completed(file: Path, values: np.ndarray, filled: np.ndarray) -> np.ndarray:
+    """The table in its own type and shape, with numbers `[n, d]` where there were none."""
+    if values.dtype.kind != "f":
+        return values  # which has no NaN
+    with np.errstate(over="ignore"):
+        whole = np.where(np.isnan(values), filled.reshape(values.shape), values)
+        whole = whole.astype(values.dtype)
+    if np.isinf(whole).any():
+        raise UserError(f"{file} is of {values.dtype}, too small for what is imputed: use float32")
+    return whole
 
 
 def _check_names(names: Sequence[str], about: Mapping[str, Any], file: Path, run: Path) -> None:
@@ -128,7 +142,7 @@ def _write(path: Path, table: Table, filled: np.ndarray) -> None:
     """The table with numbers where there were none."""
     with atomic_write(path) as temporary:
         if isinstance(table, Cells):
-            with temporary.open("w", newline="") as file:
+            with temporary.open("w", encoding="utf-8", newline="") as file:
                 lines = csv.writer(file, lineterminator="\n")
                 lines.writerows([table.names] if table.names else [])
                 lines.writerows(map(_line, table.cells, table.values, filled))

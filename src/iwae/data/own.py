@@ -9,6 +9,8 @@ says that there may be some; no rule looks at them.
 """
 
 import io
+import lzma
+import tokenize
 import zipfile
 import zlib
 from pathlib import Path
@@ -23,6 +25,10 @@ from .splits import Raw
 from .tables import MISSING_REMEDY, csv_cells, csv_numbers, take_labels
 
 SUFFIXES = (".npy", ".npz", ".csv")
+
+
+MOST_UNPACKED = 2**34
+"""Bytes that the arrays of a smaller file may have: more are not read."""
 
 
 def read_own(
@@ -153,7 +159,10 @@ def read_arrays(path: Path, content: bytes) -> dict[str, np.ndarray]:
         if isinstance(loaded, np.ndarray):
             return {"data": loaded}
         with loaded:
+            _refuse_bomb(path, sum(one.file_size for one in loaded.zip.infolist()), len(content))
             arrays = {key: loaded[key] for key in loaded.files}
+    except UserError:
+        raise
     except _UNREADABLE as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(
@@ -165,9 +174,18 @@ def read_arrays(path: Path, content: bytes) -> dict[str, np.ndarray]:
     return arrays
 
 
+def _refuse_bomb(path: Path, unpacked: int, packed: int) -> None:
+    if unpacked > max(MOST_UNPACKED, 2 * packed):
+        raise UserError(
+            f"{path} has {packed:,} bytes and unpacks to {unpacked:,}: it is not read; if it is "
+            "what it should be, save it by np.savez"
+        )
+
+
 _UNREADABLE = (
-    *(ValueError, OSError, EOFError, KeyError, MemoryError),
-    *(zlib.error, zipfile.BadZipFile),
+    *(ValueError, OSError, EOFError, KeyError, MemoryError, TypeError, IndexError),
+    *(OverflowError, RuntimeError, SyntaxError, tokenize.TokenError),
+    *(zlib.error, lzma.LZMAError, zipfile.BadZipFile),
 )
 """What NumPy raises for a damaged file; one byte of its header can claim terabytes."""
 

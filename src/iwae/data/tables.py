@@ -1,7 +1,14 @@
-"""A .csv file: numbers separated by commas, perhaps names, cells that are empty, and labels."""
+"""A user's .csv file: numbers separated by commas, perhaps names, empty cells, and labels.
+
+Numbers are in decimal notation, and only in that: what could mean another number than it seems to
+(1_000, 1,000, 0x10, 5%) is refused, also in the first line, which would otherwise pass for one of
+names.
+"""
 
 import csv
 import io
+import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,21 +21,11 @@ MISSING_WORDS = ("", "na", "n/a", "nan", "null", "none", "?")
 
 MISSING_REMEDY = "if it is missing, say so: missing 'at-random' (--missing at-random)"
 
+_NUMBER = re.compile(r"[+-]?(?:(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?|inf|infinity)", re.A | re.I)
+"""A number; an infinite one is refused later, by its place."""
 
-def csv_numbers(path: Path, content: bytes) -> np.ndarray:
-    """Numbers separated by commas, one example a line, perhaps under a line of names."""
-    text, header = _text(path, content)
-    try:
-        return np.loadtxt(
-            io.StringIO(text, newline=None),
-            delimiter=",",
-            skiprows=header,
-            ndmin=2,
-            comments=None,
-            quotechar='"',
-        )
-    except ValueError as error:
-        raise UserError(f"{path}: {_csv_fault(text, header) or error}") from None
+_ALMOST = re.compile(r"[-+−$€£¥]?(?:0x[\da-f]+|[.,]?\d[\d\s.,_'’]*(?:[ed][+-]?\d+)?\s*%?)", re.I)
+"""What has to be a number in other notation: no name of a column."""
 
 
 class Cells(NamedTuple):
@@ -45,72 +42,125 @@ class Cells(NamedTuple):
     values: np.ndarray
 
 
+def csv_numbers(path: Path, content: bytes) -> np.ndarray:
+    """Numbers `[n, d]` separated by commas, one example a line, perhaps under a line of names.
+
+    Raises:
+        UserError: names the first line that does not fit.
+    """
+    text, first, _ = _read(path, content)
+    lines = io.StringIO(text)
+    for _ in range(first):
+        lines.readline()
+    try:
+        numbers = np.loadtxt(lines, delimiter=",", ndmin=2, comments=None, quotechar='"')
+    except ValueError as error:
+        _refuse_odd_line(path, text, first, missing=False)
+        raise UserError(f"{path}: {error}") from None
+    if numbers.shape[1] == 1:  # where an empty line is an empty cell, which NumPy leaves out
+        _refuse_odd_line(path, text, first, missing=False)
+    return numbers
+
+
 def csv_cells(path: Path, content: bytes) -> Cells:
-    """Numbers separated by commas, with cells that hold no value (`MISSING_WORDS`)."""
-    text, header = _text(path, content)
-    fault = _csv_fault(text, header, missing=True)
-    if fault is not None:
-        raise UserError(f"{path}: {fault}")
-    lines = [line for line in csv.reader(io.StringIO(text)) if line]
-    names, rows = (tuple(lines[0]), lines[1:]) if header else ((), lines)
-    if not rows:
-        raise UserError(f"{path} holds no lines of numbers")
+    """Numbers separated by commas, with cells that hold no value (`MISSING_WORDS`).
+
+    Raises:
+        UserError: names the first line that does not fit.
+    """
+    text, first, names = _read(path, content)
+    _refuse_odd_line(path, text, first, missing=True)
+    rows = [row for _, row in _rows(path, text, first)]
     numbers = [[np.nan if _is_missing(cell) else float(cell) for cell in row] for row in rows]
     return Cells(names, rows, np.array(numbers))
 
 
-def _text(path: Path, content: bytes) -> tuple[str, int]:
-    """What a .csv file says, and whether its first line is one of names: 1 or 0."""
+def _read(path: Path, content: bytes) -> tuple[str, int, tuple[str, ...]]:
+    """What a .csv file says, how many lines come before the numbers, and the names in them."""
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not text in UTF-8 (byte {error.start})") from None
-    try:
-        header = _has_header(text)
-    except csv.Error as error:
-        raise UserError(f"{path} is no table: {error}") from None
-    body = text.strip()
-    if not body or (header and "\n" not in body):
+        raise UserError(
+            f"{path} is not text in UTF-8 (byte {error.start}): save it as UTF-8"
+        ) from None
+    if "\0" in text:
+        raise UserError(f"{path} is not text in UTF-8 (it holds zero bytes): save it as UTF-8")
+    text = text.replace("\r\n", "\n").replace("\r", "\n").rstrip()
+    end, row = next(((end, row) for end, row in _records(path, text) if row), (0, []))
+    first, names = (end, tuple(row)) if _are_names(row) else (0, ())
+    if not row or (names and text.count("\n") < end):
         raise UserError(f"{path} holds no lines of numbers")
-    return text, header
+    if _count_up(row):
+        raise UserError(
+            f"{path}: line {end} counts from 0 on: if it numbers the columns, leave it out or give "
+            "them names; if it is an example, write 0.0 for 0"
+        )
+    return text, first, names
+
+
+def _records(path: Path, text: str) -> Iterator[tuple[int, list[str]]]:
+    """The number of its last line, from 1, and the cells of each record; none of an empty line."""
+    reader = csv.reader(io.StringIO(text))
+    try:
+        for row in reader:
+            yield reader.line_num, row
+    except csv.Error as error:
+        raise UserError(
+            f"{path}: line {reader.line_num}: {error}; is a quotation mark not closed?"
+        ) from None
+
+
+def _rows(path: Path, text: str, first: int) -> Iterator[tuple[int, list[str]]]:
+    """The records of examples. Empty lines are none, but in a single column: an empty cell."""
+    records = [record for record in _records(path, text) if record[0] > first]
+    single = all(len(row) <= 1 for _, row in records)
+    return ((line, row or [""]) for line, row in records if row or single)
+
+
+def _are_names(row: list[str]) -> bool:
+    """Whether no cell is a number, in whatever notation, and not all say that one is missing."""
+    return not any(map(_is_almost, row)) and not all(map(_is_missing, row))
+
+
+def _count_up(row: list[str]) -> bool:
+    """Whether cells are 0, 1, 2 ..., perhaps after one without a name: pandas' columns."""
+    cells = row[1:] if row and not row[0] else row
+    return len(cells) > 2 and cells == [str(i) for i in range(len(cells))]
 
 
 def _is_missing(cell: str) -> bool:
     return cell.strip().lower() in MISSING_WORDS
 
 
-def _has_header(text: str) -> int:
-    """1 if no cell of the first line is a number (an empty cell is none), else 0."""
-    first = next(csv.reader(io.StringIO(text)), [])
-    return int(bool(first) and not any(_is_number(cell) for cell in first))
+def _is_number(cell: str) -> bool:
+    return _NUMBER.fullmatch(cell.strip()) is not None
 
 
-def _csv_fault(text: str, header: int, *, missing: bool = False) -> str | None:
-    """The first line that does not fit, in words; slow, so only for a file that has one."""
-    lines = csv.reader(io.StringIO(text))
+def _is_almost(cell: str) -> bool:
+    return _is_number(cell) or _ALMOST.fullmatch(cell.strip()) is not None
+
+
+def _refuse_odd_line(path: Path, text: str, first: int, *, missing: bool) -> None:
+    """Raise UserError for the first line that does not fit."""
     width = None
-    for row in lines:
-        if not row or (header and lines.line_num == 1):
-            continue
+    for line, row in _rows(path, text, first):
         for column, cell in enumerate(row, start=1):
-            if _is_missing(cell):
-                if not missing:
-                    place = f"line {lines.line_num}, column {column}"
-                    return f"{place}: {cell[:40]!r} is not a number; {MISSING_REMEDY}"
-            elif not _is_number(cell):
-                return f"line {lines.line_num}, column {column}: {cell[:40]!r} is not a number"
+            if (missing and _is_missing(cell)) or _is_number(cell):
+                continue
+            place = f"{path}: line {line}, column {column}"
+            raise UserError(f"{place}: {cell[:40]!r} is not a number{_remedy(cell)}")
         width = width or len(row)
         if len(row) != width:
-            return f"line {lines.line_num} has {len(row)} columns, the lines above {width}"
-    return None
+            raise UserError(f"{path}: line {line} has {len(row)} columns, the lines above {width}")
 
 
-def _is_number(cell: str) -> bool:
-    try:
-        float(cell)
-    except ValueError:
-        return False
-    return True
+def _remedy(cell: str) -> str:
+    """What to do about a cell that is no number, where that can be guessed."""
+    if _is_missing(cell):
+        return f"; {MISSING_REMEDY}"
+    if ";" in cell or "\t" in cell:
+        return "; separate cells by commas, and write decimals with a point"
+    return "; write numbers like 1234.5 or 1.2345e3" if _is_almost(cell) else ""
 
 
 # --- labels ---------------------------------------------------------------------------------
@@ -137,22 +187,18 @@ def take_labels(path: Path, content: bytes, column: str) -> tuple[bytes, LabelCo
     Raises:
         UserError: if there is no such column, a label is missing, or no two lines have the same.
     """
-    text, header = _text(path, content)
-    try:
-        lines = list(csv.reader(io.StringIO(text)))
-    except csv.Error as error:
-        raise UserError(f"{path} is no table: {error}") from None
-    names = [name.strip() for name in lines[0]] if header else []
-    place = _place(path, names, max(map(len, lines)), column)
-    cells = []
-    for number, line in enumerate(lines, start=1):
-        if number > header and len(line) > place:
-            if _is_missing(line[place]):
+    text, first, names = _read(path, content)
+    records = list(_records(path, text))
+    width = max(len(row) for _, row in records)
+    place, cells = _place(path, [name.strip() for name in names], width, column), []
+    for line, row in records:
+        if line > first and len(row) > place:
+            if _is_missing(row[place]):
                 raise UserError(
-                    f"{path}: line {number} has no label (column {column!r}): leave such lines out"
+                    f"{path}: line {line} has no label (column {column!r}): leave such lines out"
                 )
-            cells.append(line[place].strip())
-            line[place] = "0"
+            cells.append(row[place].strip())
+            row[place] = "0.0"
     labels = _as_labels(path, column, cells)
     if len(labels) > 1 and len(np.unique(labels)) == len(labels):
         raise UserError(
@@ -160,7 +206,7 @@ def take_labels(path: Path, content: bytes, column: str) -> tuple[bytes, LabelCo
             "label: name one that lines have in common"
         )
     written = io.StringIO()
-    csv.writer(written, lineterminator="\n").writerows(lines)
+    csv.writer(written, lineterminator="\n").writerows(row for _, row in records)
     return written.getvalue().encode(), LabelColumn(place, labels)
 
 

@@ -1,0 +1,438 @@
+"""A user's own file: what its numbers mean, and what is refused."""
+
+import io
+import re
+import struct
+import zipfile
+from pathlib import Path
+
+import hypothesis.extra.numpy as hnp
+import hypothesis.strategies as st
+import numpy as np
+import pytest
+from hypothesis import given
+
+from iwae._types import UserError
+from iwae.data import choose, load_dataset, own, readers, tables
+
+RNG = np.random.default_rng(0)
+REAL = RNG.normal(size=(50, 6))
+UNIT = RNG.random((50, 6))
+BYTES = RNG.integers(0, 256, (50, 6), dtype=np.uint8)
+BITS = RNG.integers(0, 2, (50, 6))
+
+
+@pytest.fixture
+def save(tmp_path):
+    """Write arrays to an .npy (one, positional) or .npz (by name) file."""
+
+    def save(array=None, **arrays):
+        path = tmp_path / ("mine.npy" if array is not None else "mine.npz")
+        if array is not None:
+            np.save(path, array)
+        else:
+            np.savez_compressed(path, **arrays)
+        return path
+
+    return save
+
+
+@pytest.mark.parametrize(
+    ("array", "values", "observation", "binarization", "dtype"),
+    [
+        (BITS, "binary", "bernoulli", "none", np.uint8),
+        (BITS.astype(bool), "binary", "bernoulli", "none", np.uint8),
+        (BITS.astype(np.uint8), "binary", "bernoulli", "none", np.uint8),
+        (BITS.astype(np.float64), "binary", "bernoulli", "none", np.uint8),
+        (BYTES, "grey", "bernoulli", "dynamic", np.uint8),
+        (BITS.astype(np.uint8) * 255, "grey", "bernoulli", "dynamic", np.uint8),
+        (UNIT, "grey", "bernoulli", "dynamic", np.float32),
+        (BYTES / 255, "grey", "bernoulli", "dynamic", np.uint8),
+        (REAL, "real", "gaussian", "none", np.float32),
+        (-BYTES.astype(np.int64), "real", "gaussian", "none", np.float32),
+        (BYTES * 2.0, "real", "gaussian", "none", np.float32),
+        (BYTES / 2, "real", "gaussian", "none", np.float32),
+        (UNIT + 0.5, "real", "gaussian", "none", np.float32),
+        (UNIT - 0.5, "real", "gaussian", "none", np.float32),
+    ],
+)
+def test_the_rules_of_values(save, array, values, observation, binarization, dtype):
+    data = load_dataset(save(array))
+    assert data.identity["values"] == values
+    assert values.split()[0] in data.identity["values_rule"]
+    assert (data.observation, data.binarization) == (observation, binarization)
+    assert data.train.dtype == dtype
+    assert (len(data.train), len(data.test)) == (40, 10)
+    if values == "grey":
+        assert set(np.unique(data.test)) == {0, 1}
+
+
+@pytest.mark.parametrize("dtype", [np.int64, np.float64, np.uint16])
+def test_whole_numbers_that_could_be_bytes_are_never_guessed(save, dtype):
+    path = save(BYTES.astype(dtype))
+    with pytest.raises(UserError, match=r"mine\.npy holds whole numbers within 0\.\.255, but not"):
+        load_dataset(path)
+    data = load_dataset(path, observation="gaussian")
+    assert (data.identity["values"], data.train.max()) == ("real", BYTES.max())
+    with pytest.raises(UserError, match="divide by 255"):
+        load_dataset(path, observation="bernoulli")
+
+
+def test_one_array_is_split_by_a_fixed_shuffle(save):
+    path = save(np.arange(100.0).reshape(50, 2) - 50)
+    data = load_dataset(path)
+    rows = choose(50, 10, seed=0, stream=4)
+    np.testing.assert_array_equal(data.test[:, 0], 2 * rows - 50)
+    assert sorted([*data.train[:, 0], *data.test[:, 0]]) == list(np.arange(-50, 50, 2))
+    assert "10 of 50 rows" in data.identity["split"]
+    assert load_dataset(path, seed=1).identity == data.identity
+    assert data.name == "mine.npy"
+    assert data.identity["files"][0]["sha256"] == readers.sha256(path.read_bytes())
+
+
+def test_values_override(save):
+    data = load_dataset(save(UNIT), observation="gaussian")
+    assert (data.binarization, data.train.dtype) == ("none", np.float32)
+    rows = choose(50, 10, seed=0, stream=4)
+    np.testing.assert_array_equal(data.test, UNIT[rows].astype(np.float32))
+    data = load_dataset(save(UNIT), binarization="threshold")
+    np.testing.assert_array_equal(data.test, UNIT[rows] > 0.5)
+    data = load_dataset(save(BITS), observation="gaussian")
+    assert data.train.dtype == np.float32
+    for array, choice, reason in (
+        (REAL, {"observation": "bernoulli"}, "not bernoulli"),
+        (BYTES.astype(int), {"observation": "bernoulli"}, "divide by 255"),
+        (REAL, {"binarization": "dynamic"}, "contradicts"),
+        (UNIT, {"binarization": "none"}, "not a density"),
+        (BITS, {"binarization": "dynamic"}, "already binary"),
+    ):
+        with pytest.raises(UserError, match=reason):
+            load_dataset(save(array), **choice)
+
+
+def test_images_keep_their_shape(save):
+    data = load_dataset(save(BYTES.reshape(50, 2, 3)))
+    assert data.shape == (2, 3)
+    assert data.train.shape == (40, 6)
+    assert load_dataset(save(BYTES), shape=(3, 2)).shape == (3, 2)
+
+
+def test_npz_with_its_own_splits(save):
+    data = load_dataset(save(train=REAL, test=REAL[:5], validation=REAL[:3]))
+    np.testing.assert_array_equal(data.train, REAL.astype(np.float32))
+    np.testing.assert_array_equal(data.test, REAL[:5].astype(np.float32))
+    np.testing.assert_array_equal(data.validation, REAL[:3].astype(np.float32))
+    assert data.identity["split"] == "as given in the file"
+    with pytest.raises(UserError, match="validation set of its own"):
+        load_dataset(save(train=REAL, test=REAL, validation=REAL), validation=5)
+    data = load_dataset(save(train=REAL, test=REAL[:5]), validation=7)
+    assert [len(split) for split in (data.train, data.validation, data.test)] == [43, 7, 5]
+    assert len(load_dataset(save(pixels=REAL)).train) == 40
+
+
+def test_the_kind_of_values_is_that_of_all_splits(save):
+    """A training set of 0 and 1 beside a grey test set is grey."""
+    data = load_dataset(save(train=BITS.astype(np.uint8) * 255, test=BYTES))
+    assert data.identity["values"] == "grey"
+    data = load_dataset(save(train=BITS.astype(np.float64), test=UNIT))
+    assert data.identity["values"] == "grey"
+    data = load_dataset(save(train=UNIT, test=UNIT + 1))
+    assert data.identity["values"] == "real"
+    with pytest.raises(UserError, match="mixes bytes with other numbers"):
+        load_dataset(save(train=BYTES, test=UNIT))
+
+
+@pytest.mark.parametrize(
+    ("arrays", "reason"),
+    [
+        ({"train": REAL}, None),
+        ({"x": REAL, "y": REAL}, "holds the arrays x, y: name them train and test"),
+        ({"train": REAL, "validation": REAL}, "holds the arrays train, validation"),
+        ({"train": REAL, "test": REAL, "labels": REAL}, "labels"),
+        ({"train": REAL, "test": REAL[:, :5]}, "different shapes: train [6], test [5]"),
+        ({"train": REAL, "test": REAL[:0]}, "'test' has shape (0, 6): it holds no numbers"),
+    ],
+)
+def test_names_in_npz(save, arrays, reason):
+    if reason is None:
+        assert len(load_dataset(save(**arrays)).train) == 40
+        return
+    with pytest.raises(UserError, match=re.escape(reason)):
+        load_dataset(save(**arrays))
+
+
+def spoiled(value, dtype=np.float64):
+    array = REAL.astype(dtype)
+    array[12, 5] = value
+    return array
+
+
+@pytest.mark.parametrize(
+    ("array", "reason"),
+    [
+        (REAL[:1], "has one example; at least two"),
+        (REAL[:0], "holds no numbers"),
+        (REAL[:, :0], "holds no numbers"),
+        (REAL[:, 0], "reshape to [n, 1]"),
+        (np.float64(3.0), "has shape ()"),
+        (np.array([["a", "b"]] * 3), "has dtype <U1; examples are numbers"),
+        (REAL + 0j, "has dtype complex128"),
+        (np.zeros(3, [("a", "f4")]), "has dtype"),
+        (REAL.astype("M8[s]"), "has dtype"),
+        (spoiled(np.nan), "is nan at [12, 5]: not finite"),
+        (spoiled(-np.inf), "is -inf at [12, 5]: not finite"),
+        (spoiled(np.nan, np.float16), "is nan at [12, 5]"),
+        (spoiled(1e300), "is 1e+300 at [12, 5]: too large for float32"),
+    ],
+)
+def test_arrays_that_are_no_examples(save, array, reason):
+    path = save(array)
+    with pytest.raises(UserError, match=re.escape(reason)) as caught:
+        load_dataset(path)
+    assert str(path) in str(caught.value)
+
+
+def test_pickles_are_never_opened(tmp_path):
+    class Bomb:
+        def __reduce__(self):
+            return (Path.touch, (tmp_path / "boom",))
+
+    path = tmp_path / "mine.npy"
+    np.save(path, np.array([Bomb(), Bomb()], dtype=object), allow_pickle=True)
+    with pytest.raises(UserError, match="other things than arrays of numbers"):
+        load_dataset(path)
+    np.savez(tmp_path / "mine.npz", np.array([Bomb(), Bomb()], dtype=object))
+    with pytest.raises(UserError, match="other things than arrays of numbers"):
+        load_dataset(tmp_path / "mine.npz")
+    assert not (tmp_path / "boom").exists()
+
+
+def test_members_that_are_no_arrays(save):
+    path = save(train=REAL, test=REAL)
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("notes.txt", "where these are from")
+    with pytest.raises(UserError, match=r"mine\.npz holds 'notes\.txt', which is no array"):
+        load_dataset(path)
+
+
+def test_a_header_that_claims_more_than_there_is_memory_for(save):
+    path = save(REAL)
+    header = {"descr": "<f8", "fortran_order": False, "shape": (10**6, 5 * 10**6)}
+    with path.open("wb") as file:
+        np.lib.format.write_array_header_1_0(file, header)
+    with pytest.raises(UserError, match=r"mine\.npy is truncated, corrupt.*Unable to allocate"):
+        load_dataset(path)
+
+
+def test_an_archive_that_unpacks_to_more_than_it_may(save, monkeypatch):
+    path = save(train=np.zeros((100, 1000)), test=np.ones((2, 1000)))
+    assert load_dataset(path).shape == (1000,)
+    monkeypatch.setattr(own, "MOST_UNPACKED", 800_000)
+    with pytest.raises(UserError, match=r"has [\d,]+ bytes and unpacks to 816,\d+: it is not read"):
+        load_dataset(path)
+    np.savez(path, train=np.zeros((100, 1000)), test=np.ones((2, 1000)))  # nothing to unpack
+    assert load_dataset(path).shape == (1000,)
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        "{'descr': '<f8', 'fortran_order': False, 'shape': (1" + 30 * "0" + ", 2)}",
+        "{'descr': (), 'fortran_order': False, 'shape': (6, 2)}",
+        "{'descr': '<f8', 'fortran_order': False, 'shape': (True, 2)}",
+        '{1: """',
+        "{1: 2, 'a': 3}",
+        3000 * "(",
+        "  x\n y\n\tz",
+    ],
+)
+def test_headers_that_make_no_sense(tmp_path, header):
+    path, text = tmp_path / "mine.npy", header.encode() + b"\n"
+    path.write_bytes(b"\x93NUMPY\x01\x00" + struct.pack("<H", len(text)) + text + bytes(96))
+    with pytest.raises(UserError, match=r"mine\.npy is truncated, corrupt"):
+        load_dataset(path)
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_archives_that_are_damaged_or_packed_otherwise(tmp_path, method):
+    path, packed = tmp_path / "mine.npz", io.BytesIO()
+    np.save(packed, REAL)
+    with zipfile.ZipFile(path, "w", method) as archive:
+        archive.writestr("data.npy", packed.getvalue())
+    assert len(load_dataset(path).train) == 40
+    content = path.read_bytes()
+    central = content.index(b"PK\1\2")
+    for place, other, value in ((60, 60, 0xFF), (6, central + 8, 1), (8, central + 10, 99)):
+        damaged = bytearray(content)  # a bit of the data; encrypted; packed by who knows what
+        damaged[place] ^= value
+        if other != place:
+            damaged[other] ^= value
+        path.write_bytes(damaged)
+        with pytest.raises(UserError, match=r"mine\.npz is truncated, corrupt"):
+            load_dataset(path)
+
+
+@pytest.mark.parametrize("dtype", [">f8", ">f4", "f2", "g", ">i4", "i8"])
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_whatever_the_bytes_the_numbers_are_the_same(save, dtype, order):
+    whole = np.rint(REAL * 3) - 1  # which any type holds
+    rows = load_dataset(save(whole.astype(dtype, order=order))).train
+    expected = load_dataset(save(whole)).train
+    np.testing.assert_array_equal(rows, expected)
+    assert rows.dtype == np.float32
+
+
+@pytest.mark.parametrize("make", [Path.mkdir, lambda path: path.symlink_to(path)])
+def test_what_is_no_file(tmp_path, make):
+    make(tmp_path / "mine.csv")
+    with pytest.raises(UserError, match=r"mine\.csv cannot be read: [A-Z]"):
+        load_dataset(tmp_path / "mine.csv")
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".npz"])
+def test_garbage_and_truncated_numpy_files(tmp_path, suffix):
+    path = tmp_path / f"mine{suffix}"
+    (np.save if suffix == ".npy" else np.savez_compressed)(path, REAL)
+    content = path.read_bytes()
+    flipped = bytearray(content)
+    flipped[len(content) // 2] ^= 0xFF
+    damaged = [content[:-9], content[: len(content) // 2], content[:4], b"garbage" * 50]
+    if suffix == ".npz":
+        damaged.append(bytes(flipped))
+    for bad in damaged:
+        path.write_bytes(bad)
+        with pytest.raises(UserError, match=re.escape(str(path))):
+            load_dataset(path)
+    path.write_bytes(b"")
+    with pytest.raises(UserError, match="is empty"):
+        load_dataset(path)
+
+
+def test_a_file_that_is_not_there(tmp_path):
+    with pytest.raises(UserError, match=r"nothing\.npy cannot be read: No such file"):
+        load_dataset(tmp_path / "nothing.npy")
+
+
+@pytest.mark.parametrize("header", ["", "a,b,c,d,e,f\n", '"a, b",b,c,d,e,f\n'])
+@pytest.mark.parametrize("newline", ["\n", "\r\n"])
+@pytest.mark.parametrize("bom", ["", "\ufeff"])
+def test_csv(tmp_path, header, newline, bom):
+    path = tmp_path / "mine.csv"
+    lines = "".join(",".join(map(repr, row)) + "\n" for row in REAL.tolist())
+    path.write_bytes((bom + header + lines).replace("\n", newline).encode())
+    data = load_dataset(path)
+    assert (data.observation, data.shape) == ("gaussian", (6,))
+    rows = choose(50, 10, seed=0, stream=4)
+    np.testing.assert_array_equal(data.test, REAL[rows].astype(np.float32))
+    np.testing.assert_array_equal(data.train, np.delete(REAL, rows, 0).astype(np.float32))
+
+
+def test_csv_of_one_column_and_of_bits(tmp_path):
+    path = tmp_path / "mine.csv"
+    path.write_text("x\n1.5\n2.5\n-3.5\n\n")
+    assert load_dataset(path).shape == (1,)
+    path.write_text('0,1,1\n1,"0",1\n0,0,1\n')
+    data = load_dataset(path)
+    assert (data.binarization, data.train.dtype) == ("none", np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("1,2\n3,x\n5,6\n", "line 2, column 2: 'x' is not a number"),
+        ("a,b\n1,2\n3,\n", "line 3, column 2: '' is not a number"),
+        ("a,2\n1,2\n", "line 1, column 1: 'a' is not a number"),
+        ("1,2\n\n3,4,5\n", "line 3 has 3 columns, the lines above 2"),
+        ("1,2\n3\n", "line 2 has 1 columns"),
+        ("1;2\n3;4\n", "holds no lines|is not a number"),
+        ("1,2\n# 3,4\n5,6\n", "line 2, column 1: '# 3' is not a number"),
+        ("a,b\n", "holds no lines of numbers"),
+        ("\n\n", "holds no lines of numbers"),
+        ("1,2\n3,nan\n5,6\n", r"is nan at \[1, 1\] \(row 2 of numbers, column 2\)"),
+        ("1,2\n3,inf\n5,6\n", r"is inf at \[1, 1\]"),
+        ("1,2\n", "has one example"),
+        ("1\n\n3\n4\n", "line 2, column 1: '' is not a number; if it is missing, say so"),
+        ("x\n\n3\n4\n", "line 2, column 1: '' is not a number"),
+        ("1_000\n900\n800\n", "line 1, column 1: '1_000' is not a number; write numbers like"),
+        ("900\n1_000\n800\n", "line 2, column 1: '1_000' is not a number; write numbers like"),
+        ('"1,000"\n900\n800\n', "line 1, column 1: '1,000' is not a number; write numbers like"),
+        ("0x10\n900\n800\n", "line 1, column 1: '0x10' is not a number"),
+        ("5%\n6\n7\n", "line 1, column 1: '5%' is not a number"),
+        ("$5\n6\n7\n", "line 1, column 1: '.5' is not a number"),
+        ("1 000\n6\n7\n", "line 1, column 1: '1 000' is not a number"),
+        ("1d5\n6\n7\n", "line 1, column 1: '1d5' is not a number"),
+        ("3,4\n\u0661,\u0662\n5,6\n", "line 2, column 1: '\u0661' is not a number"),
+        ("\u0661,\u0662\n3,4\n5,6\n", "line 1, column 1: '\u0661' is not a number"),
+        ("1,5;2,5\n3,5;4,5\n", "column 2: '5;2' is not a number; separate cells by commas"),
+        ("1;2\n3;4\n", "'3;4' is not a number; separate cells by commas"),
+        ("1\t2\n3\t4\n", r"'1\\t2' is not a number; separate cells by commas"),
+        ("NA,NA\n1,2\n3,4\n", "line 1, column 1: 'NA' is not a number; if it is missing"),
+        ("0,1,2\n5,6,7\n8,9,9\n", "line 1 counts from 0 on: if it numbers the columns"),
+        (",0,1,2\n0,5,6,7\n1,8,9,9\n", "line 1 counts from 0 on"),
+        ("1,2\n3,\x004\n", "not text in UTF-8 .it holds zero bytes.: save it as UTF-8"),
+        ('a,b\n"1,2\n' + "3,4\n" * 40_000, "line .*; is a quotation mark not closed"),
+    ],
+)
+@pytest.mark.parametrize("missing", [False, True])
+def test_bad_csv(tmp_path, text, reason, missing):
+    if missing and ("missing" in reason or "''" in reason or "nan" in reason):
+        return
+    path = tmp_path / "mine.csv"
+    path.write_text(text)
+    with pytest.raises(UserError, match=reason) as caught:
+        load_dataset(path, missing=missing)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [
+        ("1,2\r3,4\r", ()),
+        ("\n\na,b\n1,2\n\n3,4\n\n\n", ("a", "b")),
+        ('"a\nb",c\r\n 1 , +2.\r\n"3",.4e1\r\n', ("a\nb", "c")),
+        ("2020-01,12:30\n1,2\n3,4\n", ("2020-01", "12:30")),
+        (",?\n1,2\n3,4\n", None),
+        (",b\n1,2\n3,4\n", ("", "b")),
+        ("a,a\n1,2\n3,4", ("a", "a")),
+        ("1st,3d\n1E0,2\n3,4\u2028\n", ("1st", "3d")),
+    ],
+)
+def test_layouts_of_csv(tmp_path, text, names):
+    path = tmp_path / "mine.csv"
+    path.write_bytes(text.encode())
+    rows = [[1.0, 2.0], [3.0, 4.0]]
+    if names is None:  # a line that says nothing is an example, and no line of names
+        assert np.isnan(tables.csv_cells(path, path.read_bytes()).values[0]).all()
+        return
+    np.testing.assert_array_equal(tables.csv_numbers(path, path.read_bytes()), rows)
+    cells = tables.csv_cells(path, path.read_bytes())
+    assert cells.names == names
+    np.testing.assert_array_equal(cells.values, rows)
+
+
+@given(
+    rows=hnp.arrays(
+        np.float64,
+        st.tuples(st.integers(2, 5), st.integers(1, 3)),
+        elements=st.floats(-1e30, 1e30) | st.just(np.nan),
+    ),
+    word=st.sampled_from(tables.MISSING_WORDS),
+    header=st.booleans(),
+    ends=st.sampled_from(["\n", "\r\n", "\r"]),
+)
+def test_no_row_of_a_csv_file_is_lost(rows, word, header, ends):
+    rows[-1, -1] = 5.0  # an empty line at the end is no row
+    names = tuple("abc"[: rows.shape[1]]) if header else ()
+    lines = [[word if np.isnan(one) else repr(float(one)) for one in row] for row in rows]
+    text = "".join(",".join(line) + ends for line in [names, *lines][not header :])
+    cells = tables.csv_cells(Path("a.csv"), text.encode())
+    assert cells.names == names
+    np.testing.assert_array_equal(cells.values, rows)
+
+
+def test_csv_in_another_encoding(tmp_path):
+    path = tmp_path / "mine.csv"
+    path.write_bytes("1,2\n3,4\n".encode("utf-16"))
+    with pytest.raises(UserError, match="not text in UTF-8"):
+        load_dataset(path)
