@@ -1,5 +1,6 @@
 """The scikit-learn estimator: its contract, its densities, and what it does with wrong input."""
 
+import copy
 import math
 import re
 import warnings
@@ -21,6 +22,8 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import check_estimator
 
 from iwae import ImportanceWeightedAutoencoder, UserError, load_model, posterior_grid, save_model
+from iwae.data import Kind
+from iwae.estimator.rows import addresses, standards
 
 pytestmark = [
     pytest.mark.usefixtures("quick_compilation"),
@@ -101,6 +104,60 @@ def test_validation_scores_are_what_score_samples_gives_for_these_rows():
     assert abs(model.best_validation_score_ - ours.mean()) < error
     others = model.score_samples(rows(128)[order[64:]], k=200)
     assert ours.mean() != pytest.approx(others.mean(), abs=1e-3)
+
+
+def test_what_is_learnt_of_columns_is_of_the_training_rows_alone():
+    data = rows().copy()
+    held_out = _order_of(small(), len(data))[: round(0.1 * len(data))]
+    model = small(max_iter=1).fit(data)
+    train = np.delete(data, held_out, axis=0)
+    np.testing.assert_allclose(model.shift_, train.mean(axis=0), rtol=1e-12)
+    np.testing.assert_allclose(model.scale_, train.std(axis=0), rtol=1e-12)
+    data[held_out] += 5.0  # which would show
+    again = small(max_iter=1).fit(data)
+    np.testing.assert_array_equal(again.transform(data[:1]), model.transform(data[:1]))
+
+
+@pytest.mark.parametrize("missing", [None, "at-random"])
+def test_the_loss_of_a_pass_is_that_of_its_training_rows_in_their_units(missing):
+    # At rest, so that every pass is of the model that score_samples knows, and of all its rows.
+    data = (rows() if missing is None else gaps())[:60] * np.array([1.0, 1e9, 1.0])
+    model = small(k=50, missing=missing, learning_rate_init=1e-12, validation_fraction=0.3)
+    model.set_params(batch_size=14).fit(data)
+    order = _order_of(model, 60)
+    train, held_out = (model.score_samples(data[part], k=50) for part in (order[18:], order[:18]))
+    assert model.loss_curve_ == pytest.approx([-train.mean()] * 3, abs=0.5)
+    assert model.validation_scores_ == pytest.approx([held_out.mean()] * 3, abs=0.5)
+
+
+def test_the_loss_of_each_pass_has_its_place():
+    one, more = (small(max_iter=n, n_iter_no_change=n).fit(rows()) for n in (2, 6))
+    assert (one.n_iter_, more.n_iter_) == (2, 6)
+    assert one.loss_curve_[0] == more.loss_curve_[0]  # of the same rate
+    assert len(more.loss_curve_) == len(more.validation_scores_) == 6
+    assert len(set(more.loss_curve_)) == 6
+
+
+def test_rows_have_random_numbers_of_their_own():
+    # All but the same row: with the same numbers, one sample would give them the same density.
+    data = rows()[:1] + 1e-5 * np.arange(16)[:, None]
+    one = fitted().score_samples(data, k=1)
+    assert one.std() > 0.05
+    assert len(np.unique(one)) == 16
+    many = fitted().transform(data, latent="snis")
+    assert (many.std(axis=0) > 100 * fitted().transform(data).std(axis=0)).all()
+
+
+def test_weighted_latents_do_not_depend_on_the_encoder():
+    # With q moved by one of its standard deviations, the weights have to bring the means back.
+    model = small(1, score_k=4000, max_iter=1, validation_fraction=0.3).fit(rows())
+    layer = lambda m: m.encoder[0].loc.bias  # noqa: E731
+    before = model.transform(rows()[:16], latent="snis")
+    moved = copy.copy(model)
+    moved.model_ = eqx.tree_at(layer, model.model_, layer(model.model_) + 0.7)
+    shift = moved.transform(rows()[:16]) - model.transform(rows()[:16])
+    assert (np.abs(shift) > 0.5).all()
+    np.testing.assert_allclose(moved.transform(rows()[:16], latent="snis"), before, atol=0.1)
 
 
 def _order_of(model, n):
@@ -208,6 +265,9 @@ def test_early_stopping_gives_the_best_weights_and_says_when_it_was_too_early():
     assert len(model.loss_curve_) == len(model.validation_scores_) == model.n_iter_
     best = max(model.validation_scores_[: model.n_iter_ - 5])
     assert model.best_validation_score_ == pytest.approx(best, rel=1e-6)
+    values = model.score_samples(data[_order_of(model, 24)[:12]], k=200)
+    assert values.mean() == pytest.approx(best, abs=0.05)
+    assert model.validation_scores_[-1] < best - 0.2  # the last weights would show
     with pytest.warns(ConvergenceWarning, match="still rising after max_iter=2"):
         small(max_iter=2).fit(rows())
 
@@ -256,7 +316,8 @@ def test_kinds_of_data(kind, draw, wrong):
     back = model.inverse_transform(model.transform(data))
     assert back.shape == data.shape
     if isinstance(kind, list):
-        assert model.shift_.tolist() == [data[:, 0].mean(), 0, 0]
+        train = data[_order_of(model, 40)[4:], 0]
+        assert model.shift_ == pytest.approx([train.mean(), 0, 0], rel=1e-9)
         assert set(back[:, 2]) <= {0, 1, 2}
         assert abs(back[:, 0].mean() - 50) < 5
     data[3, 1] = wrong
@@ -386,6 +447,49 @@ def test_sparse_and_named_columns():
         model.transform(frame[["b", "a", "c"]])
 
 
+def test_columns_without_names_keep_their_order():
+    pd = pytest.importorskip("pandas")
+    frame = pd.DataFrame(rows())
+    model = small(max_iter=1).fit(frame)
+    with pytest.raises(ValueError, match=r"another order: give them as \[0, 1, 2\]"):
+        model.transform(frame[[1, 0, 2]])
+    other = frame.rename(columns={0: 7})  # where nothing says which is which
+    for X in (frame, other, frame.to_numpy()):
+        np.testing.assert_array_equal(model.transform(X), model.transform(rows()))
+    model.fit(rows())
+    model.transform(frame[[1, 0, 2]])  # an array has no order to keep
+
+
+def test_what_would_silently_become_other_numbers_is_refused():
+    pd = pytest.importorskip("pandas")
+    days = pd.DataFrame({name: pd.date_range("2020-01-01", periods=64) for name in "abc"})
+    masked = np.ma.masked_array(rows(), rows() > 12)
+    for bad, words in (
+        (days, "X holds dates or times, which are no numbers"),
+        (days.assign(a=1.0), "X holds dates or times"),
+        (days.to_numpy(), "X holds dates or times"),
+        (days - days.iloc[0], "X holds dates or times"),
+        (masked, r"X is a masked array, .*: give X.filled\(np.nan\)"),
+    ):
+        for act in (small().fit, fitted().transform, fitted().score_samples):
+            with pytest.raises(ValueError, match=words):
+                act(bad)
+    unmasked = np.ma.masked_array(rows(), False)
+    np.testing.assert_array_equal(fitted().transform(unmasked), fitted().transform(rows()))
+
+
+def test_columns_of_numbers_of_any_type():
+    pd = pytest.importorskip("pandas")
+    data = pd.DataFrame(np.rint(rows()), columns=["a", "b", "c"])
+    model = small(max_iter=1, missing="at-random").fit(data)
+    expected = model.score_samples(data)
+    for dtype in ("Int64", "Float64", "int16", "category", "object"):
+        np.testing.assert_array_equal(model.score_samples(data.astype(dtype)), expected)
+    gapped, plain = data.astype("Int64"), data.copy()
+    gapped.loc[::5, "b"], plain.loc[::5, "b"] = pd.NA, np.nan
+    np.testing.assert_array_equal(model.impute(gapped), model.impute(plain))
+
+
 def test_float32_stays_float32():
     data = rows().astype(np.float32)
     model = small().fit(data)
@@ -474,6 +578,8 @@ def test_counts_that_are_none_are_refused(count, name):
         ({"early_stopping": "no"}, "early_stopping == 'no'"),
         ({"hidden_layer_sizes": "6"}, "hidden_layer_sizes == '6'"),
         ({"hidden_layer_sizes": (6, 0)}, "hidden_layer_sizes == 0"),
+        ({"hidden_layer_sizes": iter((6,))}, "hidden_layer_sizes == <tuple_iterator"),
+        ({"hidden_layer_sizes": {6, 4}}, r"hidden_layer_sizes == \{"),
         ({"objective": "elbow"}, "elbo"),
         ({"gradient": "dregg"}, "dreg"),
         ({"activation": "tan"}, "tanh"),
@@ -504,8 +610,29 @@ def test_one_row_constant_columns_and_great_batches():
         fitted().score_samples(rows(), method="exact")
     with pytest.raises(ValueError, match=r"temperatures == 2\.5"):
         fitted().score_samples(rows(), method="ais", temperatures=2.5)
+    for latent in (["mean"], np.array(["mean", "snis"])):
+        with pytest.raises(ValueError, match="latent == "):
+            fitted().transform(rows(), latent=latent)
     with pytest.raises(ValueError, match="latent == 'mode'"):
         fitted().transform(rows(), latent="mode")
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_columns_of_any_size_are_standardised(dtype):
+    data = rows() * np.array([1e-30, 1.0, 1e30])
+    shift, scale = standards(data.astype(dtype), Kind("gaussian"), standardize=True)
+    np.testing.assert_allclose(shift, data.mean(axis=0), rtol=1e-6)
+    np.testing.assert_allclose(scale, data.std(axis=0), rtol=1e-5)
+    with pytest.raises(ValueError, match="column 2 of X is too large to be standardised"):
+        standards(rows() * np.array([1.0, 1e200, 1.0]), Kind("gaussian"), standardize=True)
+
+
+def test_equal_rows_have_equal_keys():
+    one = np.float32([[0.0, np.nan], [1.0, 2.0]])
+    other = np.float32([[-0.0, -np.nan], [1.0, 3.0]])
+    same, different = addresses(one) == addresses(other)
+    assert same
+    assert not different
 
 
 def test_values_that_float32_does_not_hold_are_refused():
@@ -514,6 +641,8 @@ def test_values_that_float32_does_not_hold_are_refused():
     for act in (fitted().transform, fitted().score_samples):
         with pytest.raises(ValueError, match="in row 6, column 3: too far from the rows of fit"):
             act(data)
+    with pytest.raises(ValueError, match="X holds values beyond float32"):
+        fitted().inverse_transform([[1e200, 0.0]])
     data[5, 2] = 1e30  # far, and still a number
     assert fitted().score_samples(data)[5] < -1e30
 
@@ -554,12 +683,15 @@ def test_what_is_set_after_fit_waits_for_the_next_one():
 
 @pytest.mark.slow
 def test_objectives_take_what_they_need():
-    miwae = small(objective="miwae", objective_params={"m": 2}).fit(rows())
+    miwae = small(objective="miwae", objective_params={"m": np.int64(2)}).fit(rows())
     assert miwae.score(rows()) != fitted().score(rows())
     with pytest.raises(ValueError, match="m"):
         small(objective="miwae").fit(rows())
     with pytest.raises(ValueError, match="objective_params has 'n', must be among"):
         small(objective="miwae", objective_params={"n": 2}).fit(rows())
+    for value in ("2", 2.5, [2], True, np.array([2])):
+        with pytest.raises(ValueError, match=r"objective_params has m == .*, must be int"):
+            small(objective="miwae", objective_params={"m": value}).fit(rows())
 
 
 # --- files -----------------------------------------------------------------------------------
@@ -578,6 +710,15 @@ def test_saved_and_loaded_it_is_the_same(tmp_path):
     assert load_model(tmp_path / "model").n_data == 3
 
 
+def test_a_save_that_was_cut_off_is_not_taken_for_whole(tmp_path):
+    fitted().save(tmp_path)
+    weights = (tmp_path / "model.safetensors").read_bytes()
+    small(random_state=1).fit(100 * rows()).save(tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(weights)
+    with pytest.raises(UserError, match=r"no estimator in .*: its weights are of another fit"):
+        ImportanceWeightedAutoencoder.load(tmp_path)
+
+
 def test_files_that_hold_no_estimator(tmp_path):
     save_model(fitted().model_, tmp_path)
     with pytest.raises(UserError, match="no estimator in"):
@@ -592,12 +733,18 @@ def test_files_that_hold_no_estimator(tmp_path):
         ('"_key_": ', '"_key_": -'),
         ('"score_k": 20', '"score_k": "abc"'),
         ('"missing": null', '"missing": "at-random"'),
+        (r'"activation": "tanh"(,\s+"batch_size")', r'"activation": "relu"\1'),
+        ('"_key_"', '"feature_names_in_": ["a", "b"], "_key_"'),
+        ('"_key_"', '"feature_names_in_": "abc", "_key_"'),
     ):
         changed, count = re.subn(old, new, text)
         assert count == 1
         (tmp_path / "model.json").write_text(changed)
         with pytest.raises(UserError, match="no estimator in"):
             ImportanceWeightedAutoencoder.load(tmp_path)
+    changed = copy.copy(fitted()).set_params(n_components=3)
+    with pytest.raises(ValueError, match="were changed after fit: fit it again"):
+        changed.save(tmp_path)
     with pytest.raises(ValueError, match="random_state is a generator"):
         small(random_state=np.random.RandomState(0)).fit(rows()).save(tmp_path)
     with pytest.raises(NotFittedError):

@@ -214,14 +214,21 @@ def save_model(model: Model, folder: str | Path, **about: Any) -> None:
     Args:
         about: JSON-able facts to keep beside the architecture (where the model comes from).
     """
-    folder = Path(folder)
-    arrays = {
-        name.lstrip("."): value
-        for name, value in _to_arrays(eqx.filter(model, eqx.is_array)).items()
-    }
+    folder, arrays = Path(folder), _named(model)
     with atomic_write(folder / WEIGHTS) as path:
         save_file(arrays, path, metadata={"sha256": _digest(arrays, "")})
     _write_description(folder, model.architecture(), about)
+
+
+def _named(model: Model) -> dict[str, np.ndarray]:
+    """The arrays of a model by the names that they have in a file."""
+    arrays = _to_arrays(eqx.filter(model, eqx.is_array))
+    return {name.lstrip("."): value for name, value in arrays.items()}
+
+
+def weights_sha256(model: Model) -> str:
+    """The SHA-256 of a model's arrays: their names, types, shapes and numbers."""
+    return _digest(_named(model), "")
 
 
 def _write_description(folder: Path, architecture: Any, about: Mapping[str, Any]) -> None:

@@ -6,10 +6,10 @@ in an underscore, rows are examples, and bad input is a ValueError in scikit-lea
 
 import math
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +26,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from iwae._types import PRNGKey, UserError
 from iwae.annealing import sigmoid_schedule, tune_step_size
-from iwae.checkpoint import load_model, read_about, save_model
+from iwae.checkpoint import load_model, read_about, save_model, weights_sha256
 from iwae.data import Kind, as_json, as_kind
 from iwae.data.kinds import check_values, make_kind
 from iwae.declaration import Declaration
@@ -35,7 +35,12 @@ from iwae.estimator.rows import (
     addresses,
     check_count,
     check_gaps,
+    check_option,
+    check_order,
     check_size,
+    check_source,
+    column_labels,
+    names_of_each,
     one_each,
     plain,
     standards,
@@ -266,14 +271,17 @@ class ImportanceWeightedAutoencoder(
 
     def _hidden(self) -> tuple[Any, ...]:
         """Units of the hidden layers; one number is one layer, as elsewhere in scikit-learn."""
-        sizes = self.hidden_layer_sizes
-        return tuple(sizes) if isinstance(sizes, Iterable) else (sizes,)
+        sizes = self.hidden_layer_sizes  # of a generator, a second look would find nothing
+        return tuple(sizes) if isinstance(sizes, Sequence | np.ndarray) else (sizes,)
 
     def _declaration(self) -> Declaration:
         given = dict(self.objective_params or {})
         known = sorted(set(Declaration._fields) - {"objective", "k", "gradient"})
         if odd := sorted(set(map(str, given)) - set(known)):
             raise ValueError(f"objective_params has {odd[0]!r}, must be among {', '.join(known)}")
+        hints = get_type_hints(Declaration)
+        for name, value in (given := plain(given)).items():
+            check_option(name, value, hints[name])
         return Declaration(self.objective, int(self.k), gradient=self.gradient, **given)
 
     def _check_parameters(self) -> None:
@@ -364,6 +372,7 @@ class ImportanceWeightedAutoencoder(
             ValueError: for anything else.
         """
         missing = self.missing if reset else self.model_.missing
+        check_source(X)
         rows = validate_data(
             self,
             X,
@@ -373,6 +382,11 @@ class ImportanceWeightedAutoencoder(
             ensure_all_finite="allow-nan" if missing else True,
             ensure_min_samples=2 if reset else 1,
         )
+        # scikit-learn knows the order of columns by names alone; numbers may be in another one too.
+        if reset:
+            self._labels_ = column_labels(X)
+        else:
+            check_order(column_labels(X), getattr(self, "_labels_", None))
         rows = rows.toarray() if hasattr(rows, "toarray") else rows
         check_values(rows, kind, "X", missing=missing is not None)
         check_gaps(rows, columns=reset)
@@ -440,7 +454,7 @@ class ImportanceWeightedAutoencoder(
             ValueError: for another `latent`, or rows unlike those of `fit`.
         """
         rows = self._known_rows(X)
-        if latent not in LATENTS:
+        if not isinstance(latent, str) or latent not in LATENTS:
             raise ValueError(f"latent == {latent!r}, must be one of {', '.join(LATENTS)}")
         inner = self._inwards(rows)
         if latent == "mean":
@@ -459,6 +473,8 @@ class ImportanceWeightedAutoencoder(
         z, m = check_array(X, dtype=(np.float64, np.float32)), self.model_.latent_sizes[0]
         if z.shape[1] != m:
             raise ValueError(f"X has {z.shape[1]} features, but the latent space has {m}")
+        if (np.abs(z) > np.finfo(np.float32).max).any():
+            raise ValueError("X holds values beyond float32, which no latents are")
         out = self._map(decoded, z.astype(np.float32), AT_A_TIME, _LATENT)
         return self._outwards(out).astype(z.dtype)
 
@@ -586,14 +602,18 @@ class ImportanceWeightedAutoencoder(
         """Write the fitted estimator into a folder: safetensors and JSON, nothing that is run.
 
         Raises:
-            ValueError: if it is not fitted, or `random_state` is not an int or None.
+            ValueError: if it is not fitted, if what makes the model was set to something else
+                since, or if `random_state` is not an int or None.
         """
         check_is_fitted(self, "model_")
+        if not self._describes(self.model_):
+            raise ValueError("parameters of the model were changed after fit: fit it again")
         if not isinstance(self.random_state, int | np.integer | None):
             raise ValueError("random_state is a generator, which no file holds: set it to an int")
         parameters = {**self.get_params(deep=False), "observation": as_json(self._kind())}
         learnt = {name: getattr(self, name) for name in (*_LEARNT, *_NAMED) if hasattr(self, name)}
-        facts = plain({"parameters": parameters, "learnt": learnt})
+        weights = weights_sha256(self.model_)  # what was learnt is of no use to others
+        facts = plain({"parameters": parameters, "learnt": learnt, "weights": weights})
         save_model(self.model_, folder, estimator=facts)
 
     @classmethod
@@ -612,19 +632,25 @@ class ImportanceWeightedAutoencoder(
             found.shift_, found.scale_ = (one_each(learnt[name], model.n_data) for name in _ARRAYS)
             found._check_parameters()
             found._check_loaded(model)
+            if facts["weights"] != weights_sha256(model):
+                raise ValueError("its weights are of another fit; save it again")
+            if "feature_names_in_" in learnt:
+                found.feature_names_in_ = names_of_each(learnt["feature_names_in_"], model.n_data)
         except (TypeError, KeyError, ValueError, AttributeError) as error:
             raise UserError(f"there is no estimator in {folder}: {error}") from error
-        if "feature_names_in_" in learnt:
-            found.feature_names_in_ = np.asarray(learnt["feature_names_in_"], object)
         found.model_, found.n_features_in_ = model, model.n_data
         found._n_features_out = model.latent_sizes[0]
         return found
 
+    def _describes(self, model: VAE) -> bool:
+        """Whether the parameters are those of the model, as far as it shows."""
+        mine = (self.n_components,), self._hidden(), self._kind(), self.missing, self.activation
+        its = model.latent_sizes, model.hidden_sizes[0], model.kind, model.missing
+        return mine == (*its, model.activation)
+
     def _check_loaded(self, model: VAE) -> None:
         """Raise ValueError unless what was learnt fits the model and the parameters."""
-        mine = (self.n_components,), self._hidden(), self._kind(), self.missing
-        its = model.latent_sizes, model.hidden_sizes[0], model.kind, model.missing
-        if mine != its:
+        if not self._describes(model):
             raise ValueError("its parameters are not those of its model")
         if not isinstance(self._key_, int) or not 0 <= self._key_ < 2**31:
             raise ValueError(f"its key is {self._key_!r}")

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float, UInt
+from pydantic import TypeAdapter, ValidationError
 
 from iwae.data import Kind
 from iwae.data.kinds import column_kinds
@@ -20,6 +21,38 @@ def check_count(name: str, value: Any) -> int:
     if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < 1:
         raise ValueError(f"{name} == {value!r}, must be a whole number from 1 on")
     return int(value)
+
+
+def check_option(name: str, value: Any, hint: Any) -> None:
+    """Raise ValueError for an option of an objective that is not of its type."""
+    try:
+        TypeAdapter(hint).validate_python(value, strict=True)
+    except ValidationError:
+        words = getattr(hint, "__name__", None) or str(hint)
+        raise ValueError(f"objective_params has {name} == {value!r}, must be {words}") from None
+
+
+def check_source(X: Any) -> None:
+    """Raise ValueError for what scikit-learn would turn into numbers that it does not mean."""
+    if isinstance(X, np.ma.MaskedArray) and np.ma.is_masked(X):
+        raise ValueError(
+            "X is a masked array, whose mask would be forgotten: give X.filled(np.nan), with "
+            "missing='at-random'"
+        )
+    dtypes = X.dtypes if hasattr(X, "columns") else [getattr(X, "dtype", None)]
+    if any(getattr(dtype, "kind", None) in ("m", "M") for dtype in dtypes):
+        raise ValueError("X holds dates or times, which are no numbers: give days, say")
+
+
+def column_labels(X: Any) -> list[Any] | None:
+    """What the columns of a frame are called, of whatever type; None if X is no frame."""
+    return list(X.columns) if hasattr(X, "columns") else None
+
+
+def check_order(labels: list[Any] | None, known: list[Any] | None) -> None:
+    """Raise ValueError for the columns of fit in another order."""
+    if labels and known and labels != known and set(labels) == set(known):
+        raise ValueError(f"X has the columns of fit in another order: give them as {known}")
 
 
 def check_gaps(rows: Float[np.ndarray, "n d"], *, columns: bool) -> None:
@@ -48,10 +81,19 @@ def check_size(inner: Float[np.ndarray, "n d"], rows: Float[np.ndarray, "n d"]) 
 def standards(
     rows: Float[np.ndarray, "n d"], kind: Kind, *, standardize: bool
 ) -> tuple[Float[np.ndarray, " d"], Float[np.ndarray, " d"]]:
-    """Mean and standard deviation of each column that is standardised; 0 and 1 of others."""
+    """Mean and standard deviation of each column that is standardised; 0 and 1 of others.
+
+    Raises:
+        ValueError: for a column whose standard deviation float64 does not hold.
+    """
     kinds = column_kinds(kind) or (kind,) * rows.shape[1]
     real = np.array([one.name in SCALED for one in kinds])
-    shift, scale = np.nanmean(rows, axis=0), np.nanstd(rows, axis=0)
+    wide = rows.astype(np.float64)  # squares of float32 may be more than it holds
+    with np.errstate(over="ignore", invalid="ignore"):
+        shift, scale = np.nanmean(wide, axis=0), np.nanstd(wide, axis=0)
+    if not np.isfinite(scale).all():
+        column = int((~np.isfinite(scale)).argmax()) + 1
+        raise ValueError(f"column {column} of X is too large to be standardised: change its unit")
     constant = real & (scale <= 10 * np.finfo(rows.dtype).eps * np.abs(shift))
     if constant.any():
         warnings.warn(
@@ -65,8 +107,8 @@ def standards(
 
 
 def addresses(rows: np.ndarray) -> UInt[np.ndarray, " n"]:
-    """A number for each row that depends on its values alone; one nan is as another."""
-    rows = np.where(np.isnan(rows), np.float32(np.nan), rows)
+    """A number for each row that depends on its values alone; one nan, or zero, is as another."""
+    rows = np.where(np.isnan(rows), np.float32(np.nan), rows) + np.float32(0)
     return np.array([zlib.crc32(row.tobytes()) for row in np.ascontiguousarray(rows)], np.uint32)
 
 
@@ -76,6 +118,14 @@ def one_each(values: Any, d: int) -> np.ndarray:
     if array.shape != (d,) or not np.isfinite(array).all():
         raise ValueError(f"there should be {d} finite numbers")
     return array
+
+
+def names_of_each(values: Any, d: int) -> np.ndarray:
+    """The names of the columns."""
+    named = isinstance(values, list) and all(isinstance(name, str) for name in values)
+    if not named or len(values) != d:
+        raise ValueError(f"there should be {d} names of columns")
+    return np.asarray(values, object)
 
 
 def plain(value: Any) -> Any:
