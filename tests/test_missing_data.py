@@ -270,6 +270,34 @@ def test_tables_of_any_floating_point_are_completed_in_it(tmp_path, dtype):
         assert not list(tmp_path.glob("far*.npy"))
 
 
+@pytest.mark.parametrize("name", ["b.NPY", "b.CSV"])
+def test_names_in_capitals(tmp_path, name):
+    rows = values(5)
+    if name == "b.CSV":
+        write_csv(tmp_path / name, rows)
+    else:
+        with (tmp_path / name).open("wb") as file:
+            np.save(file, rows)
+    run = run_of(vae(), tmp_path)
+    impute_file(run, tmp_path / name, tmp_path / f"out-{name}", k=5)
+    if name == "b.NPY":
+        assert np.isfinite(np.load(tmp_path / f"out-{name}")).all()
+    else:
+        assert len(lines(tmp_path / f"out-{name}")) == 6
+    assert {path.name for path in tmp_path.iterdir()} == {"run", name, f"out-{name}"}
+
+
+@pytest.mark.parametrize("seed", [-1, 2**31, 10**30])
+@pytest.mark.parametrize(
+    "command", [("impute", "RUN", "a.csv", "--out", "b.csv"), ("evaluate", "RUN")]
+)
+def test_seeds_that_are_none_are_refused(command, seed, capsys):
+    assert main([*command, f"--seed={seed}"]) == 2
+    assert capsys.readouterr().err == (
+        f"iwae: seed is {seed}; it must be at least 0 and below 2147483648\n"
+    )
+
+
 def test_every_line_of_a_single_column_is_completed(tmp_path):
     run = run_of(vae(1), tmp_path)
     (tmp_path / "b.csv").write_bytes("Größe\n1.5\n\nNA\n2.50\n".encode())

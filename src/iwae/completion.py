@@ -142,12 +142,13 @@ def _write(path: Path, table: Table, filled: np.ndarray) -> None:
     """The table with numbers where there were none."""
     with atomic_write(path) as temporary:
         if isinstance(table, Cells):
-            with temporary.open("w", encoding="utf-8", newline="") as file:
-                lines = csv.writer(file, lineterminator="\n")
+            with temporary.open("w", encoding="utf-8", newline="") as text:
+                lines = csv.writer(text, lineterminator="\n")
                 lines.writerows([table.names] if table.names else [])
                 lines.writerows(map(_line, table.cells, table.values, filled))
         else:
-            np.save(temporary, filled, allow_pickle=False)
+            with temporary.open("wb") as file:  # to a name in capitals NumPy would add another one
+                np.save(file, filled, allow_pickle=False)
 
 
 def _line(cells: list[str], values: np.ndarray, filled: np.ndarray) -> list[str]:

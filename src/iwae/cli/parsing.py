@@ -14,11 +14,13 @@ from iwae.config import explain
 
 USAGE_ERROR, FAILURE = 2, 1
 
+SEED_LIMIT = 2**31
+
 
 def parse(kind: type, name: str, arguments: Sequence[str], **options: Any) -> Any:
     """Options as `kind` declares them; exits with status 2 for what it does not declare."""
     try:
-        return tyro.cli(
+        found = tyro.cli(
             kind,
             prog=f"iwae {name}",
             args=list(arguments),
@@ -26,6 +28,10 @@ def parse(kind: type, name: str, arguments: Sequence[str], **options: Any) -> An
         )
     except ValidationError as error:
         raise UserError(explain(error)) from error
+    seed = getattr(found, "seed", None)
+    if seed is not None and not 0 <= seed < SEED_LIMIT:
+        raise UserError(f"seed is {seed}; it must be at least 0 and below {SEED_LIMIT}")
+    return found
 
 
 def matching(table: Iterable[str], pattern: str, kind: str) -> list[str]:
