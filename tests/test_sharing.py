@@ -119,6 +119,9 @@ def test_every_number_of_the_card_is_of_a_record(measured, tmp_path):
     assert f"{gap['gap']:.3f} ± {gap['gap_stderr']:.3f} nats apart" in body
     assert f"Active units: {sampled['active_units'][0]} of 2 " in body
     assert sampled["model_sha256"] in body
+    assert "| examples | 300 to train, 50 to validate, 50 to test |" in body
+    assert "| epochs | 4 of 4; the last weights |" in body
+    assert "| seed | 1 |" in body
     assert record(measured, "test-final-k20")["test_sha256"] in body
     assert "Not measured" not in body
 
@@ -165,6 +168,17 @@ def test_records_of_other_weights_are_left_out(measured, tmp_path, caplog):
     assert "Not measured" in card_of(export_run(run, tmp_path / "one"))
     assert "is of other weights than these and is left out" in caplog.text
     assert "Not measured" not in card_of(export_run(run, tmp_path / "two", replicate=1))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "value"), [("split", "validation"), ("weights", "best"), ("pruned", True)]
+)
+def test_records_of_other_examples_or_models_are_left_out(measured, tmp_path, name, value):
+    run = shutil.copytree(measured, tmp_path / "run")
+    for path in (run / "evaluations").glob("test-*.json"):
+        path.write_text(json.dumps(json.loads(path.read_text()) | {name: value}))
+    assert "Not measured" in card_of(export_run(run, tmp_path / "shared"))
 
 
 @pytest.mark.slow
@@ -287,8 +301,10 @@ def test_used_folders_are_refused(measured, tmp_path):
     folder = export_run(measured, tmp_path / "empty")
     with pytest.raises(UserError, match="holds a model already; --overwrite replaces it"):
         export_run(measured, folder)
+    picture = (folder / "samples.png").read_bytes()
     export_run(measured, folder, replicate=1, overwrite=True)
     assert read_about(folder)["replicate"] == 1
+    assert (folder / "samples.png").read_bytes() != picture  # of what this model makes
     (folder / "thesis.tex").touch()
     with pytest.raises(UserError, match=r"holds thesis.tex, which is no part of a model"):
         export_run(measured, folder, overwrite=True)
@@ -400,6 +416,14 @@ def test_other_types_of_numbers_are_refused_without_reading_them(folder):
     text = json.dumps(half).encode()
     path.write_bytes(len(text).to_bytes(8, "little") + text + content[8 + length :])
     refused(folder, r"is bfloat16\(2, .* there, float32.* expected")
+
+
+@pytest.mark.parametrize("dtype", ["int32", "float64", "float16"])
+def test_other_types_of_the_same_shape_are_refused(folder, dtype):
+    path = folder / "model.safetensors"
+    arrays = {name: array.astype(dtype) for name, array in load_file(path).items()}
+    save_file(arrays, path)
+    refused(folder, rf"is {dtype}\(.* there, float32\(.* expected")
 
 
 @settings(max_examples=40)

@@ -57,6 +57,26 @@ def test_a_tracker_gets_every_epoch_as_it_is_logged(board, tmp_path):
     assert (board.opened, board.closed) == ([None], [True])
 
 
+def test_every_number_of_a_line_has_its_name():
+    row = {
+        "epoch": 2,
+        "step": 60,
+        "learning_rate": 0.1,
+        "train_bound": [-1.0, -2.0],
+        "validation": [None, -3.0],
+        "kl": [[1.0, 2.0], [3.0, None]],
+    }
+    assert dict(runs._scalars(row)) == {
+        "learning_rate": 0.1,
+        "train_bound/replicate_0": -1.0,
+        "train_bound/replicate_1": -2.0,
+        "validation/replicate_1": -3.0,
+        "kl/replicate_0/layer_1": 1.0,
+        "kl/replicate_0/layer_2": 2.0,
+        "kl/replicate_1/layer_1": 3.0,
+    }
+
+
 @pytest.mark.slow
 def test_tracking_changes_nothing_in_the_run(board, tmp_path):
     list(start_run(small.config(), tmp_path / "run", track={"board": board}))
@@ -206,6 +226,9 @@ def test_weights_and_biases_gets_the_configuration_and_the_scalars(tmp_path, mon
     for _ in range(2):
         list(resume_run(run, track={"wandb": trackers.wandb}))
     first, second = fake.started
+    given = {"project", "name", "id", "resume", "dir", "config", "settings"}
+    assert set(first) == given  # the mode is left to WANDB_MODE
+    assert first["settings"] == {"console": "off"}
     assert (first["project"], first["name"], first["id"]) == ("mine", "name", None)
     assert first["config"]["k"] == 2
     assert first["config"]["dataset"] == "pictures.npz"  # not where it lies
