@@ -181,6 +181,28 @@ SAME = {
 }
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("k", range(1, 7))
+def test_methods_that_are_the_same_with_any_number_of_particles(k):
+    plain = climbed(objective("iwae", k))
+    means = climbed(objective("elbo", k))
+    for name, options, (value, slope) in (
+        ("miwae", {"m": 1}, plain),
+        ("piwae", {"m": 1}, plain),
+        ("ciwae", {"beta": 0.0}, plain),
+        ("vr-iwae", {"alpha": 0.0}, plain),
+        ("dais", {"temperatures": 1}, plain),
+        ("ciwae", {"beta": 1.0}, means),
+        ("vr-iwae", {"alpha": 1.0}, means),
+        ("tvo", {"temperatures": 2}, means),
+    ):
+        found = climbed(objective(name, k, **options))
+        assert float(found[0]) == pytest.approx(float(value), rel=1e-5), name
+        for x, y in zip(jax.tree.leaves(found[1]), jax.tree.leaves(slope), strict=True):
+            assert np.asarray(x) == pytest.approx(np.asarray(y), abs=2e-4, rel=1e-4), name
+    assert_same(objective("miwae", 1, m=k), objective("elbo", k))
+
+
 @pytest.mark.parametrize("name", SAME)
 def test_methods_that_are_the_same(name):
     one, other = (objective(n, k, **options) for n, k, options in SAME[name])
@@ -355,6 +377,94 @@ def test_a_warm_up_of_chains_weights_all_but_the_reconstruction():
     assert free == pytest.approx(none - 10.0 * sum(deep().latent_sizes), rel=1e-5)
 
 
+def densities(units, h):
+    """log N(h; mean, scale) of every unit, float64."""
+    scale = np.float64(units.scale)
+    z = (np.float64(h) - np.float64(units.loc)) / scale
+    return -(z**2) / 2 - np.log(scale) - np.log(2 * np.pi) / 2
+
+
+def divergences(q, p):
+    """KL(q || p) of every unit, float64."""
+    s, t = np.float64(q.scale), np.float64(p.scale)
+    return np.log(t / s) + (s**2 + (np.float64(q.loc) - np.float64(p.loc)) ** 2) / (2 * t**2) - 0.5
+
+
+def by_hand(model, starts, ends, ratios):
+    """Of each particle: log p(x|z); of each unit, what it costs, and KL at start and end."""
+    q, rows = model.posterior(BITS), []
+    for start, end in zip(starts, ends, strict=True):
+        qs, ps = q.units(start), model.prior_units(end)
+        cost = [densities(a, h) for a, h in zip(qs, start, strict=True)]
+        cost = np.concatenate(cost) - ratios
+        cost -= np.concatenate([densities(p, h) for p, h in zip(ps, end, strict=True)])
+        known, mixed = (
+            np.concatenate([divergences(a, p) for a, p in zip(qs, priors, strict=True)])
+            for priors in (model.prior_units(start), ps)
+        )
+        rows.append((float(model.decode(end).log_prob(BITS)), cost, known, mixed))
+    return [np.array(column) for column in zip(*rows, strict=True)]
+
+
+def between_units(known):
+    """Free bits above the divergences of three units, and below those of two."""
+    return float(np.sort(known.mean(axis=0))[2:4].mean())
+
+
+def draws_of(model, key, k):
+    """The particles that an objective draws with a key, one by one."""
+    particles, _ = eqx.filter_jit(importance_particles)(model, BITS, key, k)
+    return [tuple(h[i] for h in particles.z) for i in range(k)]
+
+
+@pytest.mark.parametrize(("name", "reduction"), [("elbo", np.mean), ("iwae", logsumexp)])
+def test_free_bits_in_a_warm_up_are_what_the_formula_says(name, reduction):
+    model, key, k, weight = deep(), jax.random.key(3), 4, 0.4
+    z = draws_of(model, jax.random.clone(key), k)
+    log_p, cost, known, _ = by_hand(model, z, z, 0.0)
+    free = between_units(known)
+    costs = known.mean(axis=0) > free
+    assert 0 < costs.sum() < len(costs)
+    log_w = log_p - weight * (cost[:, costs].sum(axis=1) + free * (~costs).sum())
+    expected = reduction(log_w) - (np.log(k) if name == "iwae" else 0)
+    made = after(4, objective(name, k, free_bits=free, kl_warmup_steps=10))
+    assert eqx.filter_jit(made)(model, BITS, key) == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("gain", [10.0, -10.0], ids=["start", "chain"])
+def test_a_unit_of_a_chain_is_free_if_neither_its_start_nor_its_moves_cost_more(monkeypatch, gain):
+    """Chains that all move by as much, and whose momenta pay, or gain, as much for every unit."""
+    ratios = gain + 0.1 * np.arange(5)
+    monkeypatch.setattr(
+        differentiable, "leapfrog_chain", lambda _, __, z, *___: (z + 0.7, jnp.float32(ratios))
+    )
+    model, key, k, weight = deep(), jax.random.key(3), 4, 0.4
+    starts = draws_of(model, jax.random.clone(key), k)
+    ends = [tuple(h + 0.7 for h in z) for z in starts]
+    log_p, cost, known, mixed = by_hand(model, starts, ends, ratios)
+    free = between_units(known)
+    costs = np.maximum(known.mean(axis=0), cost.mean(axis=0)) > free
+    if gain > 0:  # it is the start that decides, and not where the chain ended
+        assert 0 < costs.sum() < len(costs)
+        assert ((mixed.mean(axis=0) > free) != costs).any()
+    else:
+        assert costs.all()
+    log_w = log_p - weight * (cost[:, costs].sum(axis=1) + free * (~costs).sum())
+    made = after(4, objective("dais", k, temperatures=3, free_bits=free, kl_warmup_steps=10))
+    expected = logsumexp(log_w) - np.log(k)
+    assert eqx.filter_jit(made)(model, BITS, key) == pytest.approx(expected, rel=1e-5)
+
+
+def test_free_bits_of_aiwae_are_those_of_its_encoder():
+    model = VAE(4, (2,), ((3,),), key=jax.random.key(0))
+    plain, free = (
+        climbed(objective("aiwae", 2, encoder_objective="elbo", free_bits=b), model)[1]
+        for b in (0.0, 1e3)
+    )
+    assert eqx.tree_equal(plain.output, free.output)
+    assert not eqx.tree_equal(plain.encoder, free.encoder)
+
+
 def test_penalties_need_to_know_the_layers():
     for options in ({"free_bits": 0.1}, {"kl_warmup_steps": 3}):
         with pytest.raises(UserError, match="need a VAE"):
@@ -387,7 +497,7 @@ def test_penalties_need_to_know_the_layers():
             "free_bits does not go with iwae",
         ),
         ({"objective": "iwae", "gradient": "gdreg", "free_bits": 0.1}, "gradients reparam, stl"),
-        ({"objective": "rws", "k": 3, "kl_warmup_steps": 1}, "does not go with rws"),
+        ({"objective": "rws", "k": 3, "kl_warmup_steps": 1}, "and rws climbs none"),
         ({"objective": "rws"}, "rws with the gradient score needs k of at least 2"),
         ({"objective": "tvo", "gradient": "score"}, "needs k of at least 2"),
         ({"objective": "rws", "phase": "sleep", "gradient": "rws-dreg"}, "is of the wake phase"),

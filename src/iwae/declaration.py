@@ -148,7 +148,7 @@ MODIFIERS: dict[str, tuple[str, tuple[str, ...], str]] = {
 
 _UNFIT: dict[str, str] = {
     "reparam": "its draws of q are held fixed, so that no gradient flows through them",
-    "stl": "it has no score to leave out, or learns from nothing else",
+    "stl": "it leaves out a score that this objective needs, or does not have",
     "dreg": "it needs a smooth bound of reparameterised draws of q that is not linear in log w",
     "dreg-alpha": "it mixes iwae with wake-phi and no other bound",
     "rws-dreg": "it is the gradient of wake-phi, which only wake-sleep climbs",
@@ -315,10 +315,13 @@ def _check_together(d: Declaration, layers: int | None) -> None:
         f"encoder_objective elbo-analytic {closed_form}: use elbo": (
             d.encoder_objective == "elbo-analytic" and several
         ),
+        "kl_warmup and free_bits change a bound, and rws climbs none": d.objective == "rws"
+        and (d.kl_warmup_steps > 0 or d.free_bits > 0),
         **{
             f"{option} does not go with {d.objective} and the gradient {d.gradient}, which relies "
             f"on weights p/q; it goes with the gradients {', '.join(fits)}": is_given
             and d.gradient not in fits
+            and d.objective != "rws"
             for (option, (_, fits, _)), is_given in zip(
                 MODIFIERS.items(), (d.kl_warmup_steps > 0, d.free_bits > 0), strict=True
             )

@@ -33,7 +33,7 @@ def objectives(arguments: Sequence[str]) -> int:
     print("\ngradients (a_i, h_i: first and second derivatives of the bound in log w_i)")
     for name, (words, unbiased, source) in GRADIENTS.items():
         print(f"{name:15} {words}; unbiased for {unbiased}; {source}")
-    print("\nchanges of the weights in training, with any objective")
+    print("\nchanges of the weights in training, with any objective but rws")
     for name, (words, fits, source) in MODIFIERS.items():
         option = f"--{name.replace('_', '-')}"
         print(f"{option:15} {words}; with the gradients {', '.join(fits)}; {source}")

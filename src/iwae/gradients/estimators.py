@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Int
 
 from iwae._types import LogWeights, Scalar
-from iwae.objectives import Coefficients, Estimator, Reduction, ciwae, elbo, iwae, miwae, renyi
+from iwae.objectives import Coefficients, Estimator, Reduction, ciwae, elbo, iwae, miwae, renyi, tvo
 from iwae.objectives.reductions import Betas, expected_log_w, tempered_weights, tvo_betas
 
 
@@ -29,6 +29,9 @@ def stl() -> Estimator:
 
 def dreg() -> Estimator:
     """Doubly reparameterised gradient (Tucker et al. 2019, eq. 6), of any smooth bound.
+
+    Smooth: the first derivatives in log w are continuous. Where they jump, as those of a sorted or
+    a largest weight do, it is biased.
 
     For IWAE the path coefficients are w_i^2, for VR-IWAE alpha v_i + (1 - alpha) v_i^2 (Daudel et
     al. 2023, theorem 2), for MIWAE w^2 within each group over m, for CIWAE beta/k +
@@ -141,10 +144,23 @@ def _of_renyi(log_w: LogWeights, *, alpha: float) -> LogWeights:
     return (1 - alpha) * _spread((1 - alpha) * log_w)
 
 
+def _of_tvo(log_w: LogWeights, *, betas: Betas, upper: bool = False) -> LogWeights:
+    b = tvo_betas(log_w, betas)
+    finite = jnp.where(jnp.isfinite(log_w), log_w, 0.0)
+
+    def term(beta: Scalar, width: Scalar) -> LogWeights:
+        w = tempered_weights(log_w, beta)
+        share = 1 + beta * (finite - expected_log_w(log_w, beta[None])[0])
+        return width * beta * w * ((1 - 2 * w) * share + 1)
+
+    return jnp.sum(jax.vmap(term)(b[1:] if upper else b[:-1], jnp.diff(b)), axis=0)
+
+
 _CURVATURE: dict[Callable, Callable[..., LogWeights]] = {
     elbo: jnp.zeros_like,
     iwae: _spread,
     miwae: _of_miwae,
     ciwae: lambda log_w, *, beta: (1 - beta) * _spread(log_w),
     renyi: _of_renyi,
+    tvo: _of_tvo,
 }

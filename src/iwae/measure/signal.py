@@ -1,8 +1,10 @@
 """Signal, noise and bias of the gradients of a trained model, for a record and a figure."""
 
+import logging
 import time
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +41,8 @@ from iwae.measure.records import (
 from iwae.methods import compose
 from iwae.model import VAE
 
+log = logging.getLogger(__name__)
+
 GRADIENTS = "gradients"
 
 TIMED = 5
@@ -68,12 +72,13 @@ def gradients_run(
     Of the first replicate. One draw is the gradient of the mean objective over the same batch of
     examples; what an objective learns or tunes beside the model is as at the start of training, and
     KL warm-up and free bits are left out. Writes `RUN/evaluations/NAME.json` (the record, which is
-    also returned), `NAME.npz` with the ratios `[k]` by estimator and group, and `NAME.png`, all of
-    them against k.
+    also returned), `NAME.npz` with the ratios `[k]` by estimator and group (NaN where it does not
+    go with that k), and `NAME.png`, all of them against k.
 
     Args:
         ks: particles (of each group, where the objective has groups).
-        gradients: names of estimators; if None, all that go with the objective as it is declared.
+        gradients: names of estimators; if None, all that go with the objective as it is declared
+            and so many particles.
         objective: the run's own if None.
         reference: the estimator that biases are measured against; the objective's plain one
             if None.
@@ -94,20 +99,19 @@ def gradients_run(
     own = {option: getattr(subject.config, option) for option in OPTIONS}
     own |= {o: v for o, v in {"m": m, "alpha": alpha, "beta": beta}.items() if v is not None}
     layers = len(subject.config.sizes()[0])
-    gradients = list(dict.fromkeys(gradients or fitting(name, own["alpha"])))
     reference = reference or described(name).gradients[0]
-    chosen = {k: [_declared(name, g, k, own, layers) for g in gradients] for k in ks}
-    base = {k: _declared(name, reference, k, own, layers) for k in ks}
+    chosen = _chosen(name, sorted(set(ks)), gradients, own, layers)
+    base = {k: _declared(name, reference, k, own, layers) for k in chosen}
     replicate, model = next(subject.models())
     xs = jnp.asarray(subject.data, jnp.float32)
 
     def rows() -> Iterator[Record]:
-        for k in sorted(set(ks)):
+        for k, declarations in chosen.items():
             against = _draw(base[k], layers)
-            for declaration in chosen[k]:
+            for declaration in declarations:
                 yield _row(declaration, layers, against, model, xs, seed, draws)
 
-    total = len(set(ks)) * len(gradients)
+    total = sum(map(len, chosen.values()))
     found = [row["row"][0] for row in track(({"row": [r]} for r in rows()), total, "gradients")]
     record = {
         **shared_record(subject, GRADIENTS),
@@ -121,7 +125,7 @@ def gradients_run(
     }
     words = [GRADIENTS, *([objective] if objective else []), f"k{max(ks)}"]
     file = record_name(subject, *words)
-    arrays = {"k": np.array(sorted(set(ks))), "index": subject.places, **_ratios(found)}
+    arrays = {"k": np.array(list(chosen)), "index": subject.places, **_ratios(found)}
     write_record(subject.run, file, record, arrays)
     figure = signal_to_noise(_curves(found))
     save_figure(figure, subject.run / "evaluations" / f"{file}.png")
@@ -136,6 +140,28 @@ def _declared(
     has = {*entry.options, *(("alpha",) if gradient == "dreg-alpha" else ())}
     options = {option: value for option, value in own.items() if option in has}
     return check(Declaration(objective, k, gradient, **options), layers)
+
+
+def _chosen(
+    name: str,
+    ks: Sequence[int],
+    gradients: Sequence[str] | None,
+    own: dict[str, Any],
+    layers: int,
+) -> dict[int, list[Declaration]]:
+    """The estimators of each k: those named, or all there are that go with so many particles."""
+    if gradients:
+        names = tuple(dict.fromkeys(gradients))
+        return {k: [_declared(name, g, k, own, layers) for g in names] for k in ks}
+    chosen: dict[int, list[Declaration]] = {}
+    for k, gradient in product(ks, fitting(name, own["alpha"])):
+        try:
+            chosen.setdefault(k, []).append(_declared(name, gradient, k, own, layers))
+        except UserError as reason:
+            log.info("left out: %s with k = %d: %s", gradient, k, reason)
+    if not any(chosen.values()):
+        raise UserError(f"no gradient of {name} goes with k = {', '.join(map(str, ks))}")
+    return {k: found for k, found in chosen.items() if found}
 
 
 def fitting(objective: str, alpha: float | None = None) -> tuple[str, ...]:
@@ -240,8 +266,10 @@ def _slopes(rows: Sequence[Record]) -> list[Record]:
 
 
 def _ratios(rows: Sequence[Record]) -> dict[str, np.ndarray]:
-    return {
-        f"{gradient}, {group}": np.asarray(ratio)
-        for group, of_group in _curves(rows).items()
-        for gradient, (_, ratio, _) in of_group.items()
-    }
+    all_ks = sorted({row["k"] for row in rows})
+    ratios = {}
+    for group, of_group in _curves(rows).items():
+        for gradient, (ks, ratio, _) in of_group.items():
+            known = dict(zip(ks, ratio, strict=True))
+            ratios[f"{gradient}, {group}"] = np.array([known.get(k, np.nan) for k in all_ks])
+    return ratios

@@ -1,13 +1,15 @@
 """Changes of the weights that keep latents in use early in training: KL warm-up, free bits.
 
-With log w = log p(x|z) + sum_j (log p(z_j) - log q(z_j)) over latent units j, the weights that are
+With log w = log p(x|z) - sum_j (log q(z_j) - log p(z_j)) over latent units j, the weights that are
 climbed are
 
-    log p(x|z) - weight sum_j max(log q(z_j) - log p(z_j), free bits)
+    log p(x|z) - weight sum_j cost_j,    cost_j = log q(z_j) - log p(z_j)  if KL_j > free bits,
+                                                  free bits                otherwise
 
-where the weight rises from 0 to 1, and a unit whose divergence KL(q || p), in closed form given its
-neighbours, is below the free bits counts as so many nats, whatever its draws. These weights are no
-longer p/q, so that an estimator which relies on that does not go with them, or has to be told.
+where the weight rises from 0 to 1. KL_j is the divergence KL(q || p) of the unit, in closed form
+given its neighbours and averaged over the particles of the example; no gradient flows through it.
+These weights are no longer p/q, so that an estimator which relies on that does not go with them,
+or has to be told.
 """
 
 from dataclasses import dataclass
@@ -71,7 +73,7 @@ class Penalty:
         to_joint: Latents,
         to_q: Latents,
     ) -> Terms:
-        """log p(x|z); and of every unit log p, log q and the divergence; of one particle."""
+        """log p(x|z); and of every unit log p, log q and measures of its divergence `[1 d]`."""
         if not isinstance(model, VAE) or not isinstance(q, LayeredPosterior):
             raise UserError("KL warm-up and free bits need a VAE: other models have no layers")
         priors, posteriors = model.prior_units(to_joint), q.units(to_q)
@@ -79,7 +81,7 @@ class Penalty:
             model.decode(to_joint).log_prob(x),
             tuple(p.log_prob(h) for p, h in zip(priors, to_joint, strict=True)),
             tuple(p.log_prob(h) for p, h in zip(posteriors, to_q, strict=True)),
-            tuple(kl_divergence(*pair) for pair in zip(posteriors, priors, strict=True)),
+            tuple(kl_divergence(*pair)[None] for pair in zip(posteriors, priors, strict=True)),
         )
 
     def combine(self, parts: Terms, tuned: PyTree) -> tuple[LogWeights, LogWeights]:
@@ -87,7 +89,7 @@ class Penalty:
         log_p, *layers = parts
         weight, log_q = self.weight(tuned), jnp.zeros_like(log_p)
         for prior, q, divergence in zip(*layers, strict=True):
-            known = jax.lax.stop_gradient(jnp.mean(divergence, axis=0))
+            known = jax.lax.stop_gradient(jnp.max(jnp.mean(divergence, axis=0), axis=0))
             costs = (known > self.free_bits) | (self.free_bits == 0)
             free = self.free_bits * jnp.sum(~costs).astype(jnp.float32)
             log_p = log_p + weight * (jnp.sum(jnp.where(costs[None], prior, 0.0), axis=1) - free)
@@ -100,10 +102,19 @@ class Penalty:
         return log_likelihood + _total(log_priors), _total(log_qs)
 
     def moved(self, after: Terms, before: Terms, ratios: Latents) -> Terms:
-        """The parts of a chain: of its end, with its momenta's ratios; divergences of its start."""
+        """The parts of a chain, of where it ended, with the ratios of its momenta's densities.
+
+        A unit is free only if neither the divergence at the chain's start nor what the chain itself
+        pays for it is above the free bits: else moving would cost nothing.
+        """
         log_likelihood, log_priors, log_qs, _ = after
         log_priors = tuple(p + r for p, r in zip(log_priors, ratios, strict=True))
-        return log_likelihood, log_priors, log_qs, before[-1]
+        paid = (q - p for p, q in zip(log_priors, log_qs, strict=True))
+        known = tuple(
+            jnp.concatenate([start, cost[None]])
+            for start, cost in zip(before[-1], paid, strict=True)
+        )
+        return log_likelihood, log_priors, log_qs, known
 
     def climbing(self, estimator: Estimator, tuned: PyTree) -> Estimator:
         """An estimator for weights in which log q has the weight of the divergence.
