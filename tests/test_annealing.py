@@ -315,7 +315,14 @@ def simulate(model, key, n=SIMULATED, **options):
     return [np.float64(result) for result in results]
 
 
-@pytest.mark.parametrize(("n_latent", "step_size"), [(2, 0.4), (10, 0.45), (50, 0.35)])
+@pytest.mark.parametrize(
+    ("n_latent", "step_size"),
+    [
+        (2, 0.4),
+        pytest.param(10, 0.45, marks=pytest.mark.slow),
+        pytest.param(50, 0.35, marks=pytest.mark.slow),
+    ],
+)
 def test_both_bounds_agree_with_the_closed_form(n_latent, step_size):
     off = 1 / np.sqrt(n_latent)
     options = {

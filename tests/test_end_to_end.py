@@ -50,6 +50,7 @@ def weights(folder):
     }
 
 
+@pytest.mark.slow
 def test_a_run_that_is_terminated_and_resumed_ends_with_the_same_bits(run, trained, tmp_path):
     folder = tmp_path / "stopped"
     environment = {**os.environ, "JAX_COMPILATION_CACHE_DIR": str(run.cache)}

@@ -70,6 +70,7 @@ def test_it_keeps_the_contract_of_scikit_learn(missing):
 # --- densities -------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("standardize", [True, False])
 def test_the_density_of_a_column_integrates_to_one(standardize):
     data = 3000 + 200 * np.random.default_rng(0).gamma(2.0, size=(400, 1))
@@ -82,6 +83,7 @@ def test_the_density_of_a_column_integrates_to_one(standardize):
     assert total == pytest.approx(1, abs=0.02)
 
 
+@pytest.mark.slow
 def test_other_units_are_the_same_model_with_the_density_of_these_units():
     units = np.array([2.0, 1024.0, 0.125])  # powers of two, that nothing is rounded
     ours, theirs = fitted(), small().fit(rows() * units)
@@ -148,6 +150,7 @@ def test_rows_have_random_numbers_of_their_own():
     assert (many.std(axis=0) > 100 * fitted().transform(data).std(axis=0)).all()
 
 
+@pytest.mark.slow
 def test_weighted_latents_do_not_depend_on_the_encoder():
     # With q moved by one of its standard deviations, the weights have to bring the means back.
     model = small(1, score_k=4000, max_iter=1, validation_fraction=0.3).fit(rows())
@@ -234,6 +237,7 @@ def test_seeds():
     )
 
 
+@pytest.mark.slow
 def test_a_second_fit_of_the_same_shape_compiles_nothing():
     compiled = []
 

@@ -109,6 +109,7 @@ def test_rate_and_distortion_are_those_of_the_closed_form():
     assert abs(distance(got.distortion - at_mean, 0.0)) > 2 * STANDARD_ERRORS
 
 
+@pytest.mark.slow
 def test_rate_and_distortion_make_the_bound_of_the_same_draws():
     model = linear()
     xs = drawn(model, 30)

@@ -106,6 +106,7 @@ def test_metrics_have_a_line_of_plain_json_for_every_epoch():
     assert rows[-1]["train_bound"] > rows[0]["train_bound"]
 
 
+@pytest.mark.slow
 def test_tensorboard_has_the_same_numbers():
     from tensorboardX.proto.event_pb2 import Event
 

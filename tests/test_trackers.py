@@ -66,7 +66,7 @@ def test_every_number_of_a_line_has_its_name():
         "validation": [None, -3.0],
         "kl": [[1.0, 2.0], [3.0, None]],
     }
-    assert dict(runs._scalars(row)) == {
+    assert dict(scalars(row)) == {
         "learning_rate": 0.1,
         "train_bound/replicate_0": -1.0,
         "train_bound/replicate_1": -2.0,
@@ -89,6 +89,7 @@ def stop_after(reports, epochs):
             signal.raise_signal(signal.SIGTERM)
 
 
+@pytest.mark.slow
 def test_a_run_that_goes_on_is_the_same_there_and_nothing_comes_twice(board, tmp_path):
     run, track = tmp_path / "run", {"board": board}
     with pytest.raises(Stopped):

@@ -357,6 +357,7 @@ def test_each_replicate_is_the_same_seed_trained_alone(alone, replicates):
         }
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("alone")
 def test_nothing_is_compiled_after_the_second_epoch(monkeypatch, compilations):
     """A first dispatch of another sharding than the later ones would do that."""

@@ -164,6 +164,8 @@ def _hub_errors(hub: Any, repo_id: str, revision: str | None) -> Iterator[None]:
         raise UserError(
             f"the hub cannot be reached, and {repo_id} is not in the cache: {_reason(error)}"
         ) from error
+    except errors.OfflineModeIsEnabled as error:
+        raise UserError(f"the hub cannot be reached: {_reason(error)}") from error
     except errors.HfHubHTTPError as error:
         denied = getattr(error.response, "status_code", None) in (401, 403)
         remedy = f"; {login}" if denied else ""
