@@ -390,6 +390,18 @@ def test_the_half_that_must_not_learn_gets_exactly_nothing():
         assert (size(its.output) > 0) == (size(its.prior_nets) > 0) == (part == "decoder")
 
 
+@pytest.mark.slow
+def test_the_halves_of_aiwae_climb_the_elbo_and_the_annealed_particles():
+    model = deep()
+    ours = gradient(objective("aiwae", 3, encoder_objective="elbo"), model, BITS)
+    assert_same(ours.encoder, gradient(bound(elbo, k=1), model, BITS).encoder)
+    options = {"betas": np.linspace(0, 1, 5).tolist(), "step_size": 0.1, "n_leapfrog": 5}
+    decoder = gradient(wake(partial(annealed_particles, **options), k=3), model, BITS)
+    assert size(decoder.encoder) == 0
+    for part in ("prior_nets", "decoder_hidden", "output"):
+        assert_same(getattr(ours, part), getattr(decoder, part))
+
+
 def test_sleep_teaches_q_what_the_model_draws():
     model = LinearGaussian.random(q_shift=0.0)  # q is the exact posterior of every x
     draws = draws_of(objective("rws", 2, phase="sleep"), model, jnp.float32([2.0, -0.5, 0.3]), 4000)
