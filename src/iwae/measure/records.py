@@ -19,7 +19,7 @@ from iwae._types import UserError, atomic_write
 from iwae.annealing import KHAT_LEAST
 from iwae.checkpoint import WEIGHTS, read_about
 from iwae.conditional import Model
-from iwae.config import TrainConfig, config_values, read_config
+from iwae.config import TrainConfig, config_values, read_config, without_folders
 from iwae.data import KINDS, Dataset, as_kind, choose, test_sha256
 from iwae.diagnostics import (
     monte_carlo_error,
@@ -194,7 +194,7 @@ def shared_record(subject: Subject, method: str) -> Record:
         **how(subject, method),
         "true_log_likelihood": _truth(dataset, data),
         "data": dataset.identity,
-        "config": config_values(subject.config),
+        "config": config_values(without_folders(subject.config)),
     }
 
 
@@ -215,7 +215,7 @@ def how(subject: Subject, method: str) -> Record:
 
 @cache
 def _commit() -> dict[str, Any]:
-    """The commit of the code and whether it was changed since, where it runs from a checkout."""
+    """The commit of a checkout, and whether code or dependencies were changed since."""
     root = Path(__file__).parents[3]
     if not (root / ".git").exists():
         return {}
@@ -230,7 +230,8 @@ def _commit() -> dict[str, Any]:
         return done.stdout.strip()
 
     try:
-        return {"commit": git("rev-parse", "HEAD"), "changed": bool(git("status", "--porcelain"))}
+        changed = git("status", "--porcelain", "--", "src", "pyproject.toml", "requirements.txt")
+        return {"commit": git("rev-parse", "HEAD"), "changed": bool(changed)}
     except (OSError, subprocess.CalledProcessError):  # no git here, or not our checkout
         return {}
 
