@@ -510,7 +510,7 @@ def test_signal_to_noise_grows_with_k_as_theory_says(name, expected):
         errors = [signals[group].snr_stderr for signals in found]
         slope, error = signal.slope_of(ks, ratios, errors)
         assert abs(slope - power) < 3 * error + 0.05, group  # theory is of k without end
-        assert error < 0.15, group
+        assert 3 * error + 0.05 < 0.45, group  # a slope of zero would be seen
 
 
 @pytest.mark.slow
