@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from iwae._types import UserError
+from iwae.measure.classes import CLASSIFICATION
 from iwae.measure.ordering import known_bounds, read_records
 from iwae.report.tables import LABELS_FOLDER, Row, markdown, mean_and_spread
 
@@ -24,15 +25,11 @@ def labels_table(results: Path) -> str:
     rows = [
         _labels_row(run, record)
         for run in sorted(folder.glob("*/*/"))
-        for _, record in read_records(run, _CLASSIFYING)
+        for _, record in read_records(run, (CLASSIFICATION,))
     ]
     if not rows:
         raise UserError(f"{folder} holds no records: python experiments/labels.py digits")
     return markdown(rows)
-
-
-_CLASSIFYING = ("classification", "labels")
-"""Methods: that of `iwae classify`, and the name that its first records have it under."""
 
 
 def _labels_row(run: Path, record: Mapping[str, Any]) -> Row:
