@@ -199,6 +199,7 @@ def a_place(tmp_path, monkeypatch):
     return lambda home, name: Place(tmp_path / name, None, math.inf, Actor(home), 0.0)
 
 
+@pytest.mark.slow
 def test_a_worker_that_was_given_up_and_comes_back_brings_nothing(tmp_path, a_place):
     task = Task("a", small.config(), (Measure((1,)),))
     left = {}

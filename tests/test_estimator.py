@@ -96,6 +96,7 @@ def test_other_units_are_the_same_model_with_the_density_of_these_units():
     np.testing.assert_array_equal(ours.transform(rows()), theirs.transform(rows() * units))
 
 
+@pytest.mark.slow
 def test_validation_scores_are_what_score_samples_gives_for_these_rows():
     # Without noise in the numbers: the same bound, of other particles.
     model = small(k=200, max_iter=4, validation_fraction=0.5).fit(rows(128))
@@ -120,6 +121,7 @@ def test_what_is_learnt_of_columns_is_of_the_training_rows_alone():
     np.testing.assert_array_equal(again.transform(data[:1]), model.transform(data[:1]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("missing", [None, "at-random"])
 def test_the_loss_of_a_pass_is_that_of_its_training_rows_in_their_units(missing):
     # At rest, so that every pass is of the model that score_samples knows, and of all its rows.
@@ -384,6 +386,7 @@ def test_densities_of_what_is_observed_are_in_its_units():
     assert held_out.best_validation_score_ == pytest.approx(values.mean(), abs=0.1)
 
 
+@pytest.mark.slow
 def test_a_row_that_is_partly_observed_is_as_likely_as_its_part():
     # Of a density that integrates to one over any part of a row.
     model, grid = fitted_with_gaps(), np.linspace(-10, 40, 1200)

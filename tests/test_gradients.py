@@ -287,6 +287,7 @@ def test_dreg_without_the_priors_part_leaves_its_noise():
     assert size(jax.tree.map(lambda x, y: x - y, a.prior_nets, b.prior_nets)) > 0.1
 
 
+@pytest.mark.slow
 def test_decoder_gradients_do_not_depend_on_the_encoders_estimator():
     model = deep()
     plain = gradient(objective("iwae", 5), model, BITS)

@@ -213,6 +213,7 @@ def test_no_free_bits_and_no_warm_up_is_no_penalty():
     assert_same(bound(iwae, k=3, penalty=Penalty()), bound(iwae, k=3))
 
 
+@pytest.mark.slow
 def test_elbo_analytic_of_aiwae_is_for_one_layer():
     one_layer = compose(Declaration("aiwae", 2), layers=1)
     model = VAE(4, (2,), ((3,),), key=jax.random.key(0))

@@ -126,6 +126,7 @@ def test_tensorboard_has_the_same_numbers():
         assert found[row["step"], "learning_rate"] == pytest.approx(row["learning_rate"])
 
 
+@pytest.mark.slow
 def test_the_resolved_configuration_trains_the_same_model_again(tmp_path):
     config = read_config(finished() / "config.toml")
     assert (config.binarization, config.observation, config.layers) == ("dynamic", "bernoulli", 1)
