@@ -188,7 +188,7 @@ def _snis(model):
 
 @pytest.mark.slow
 def test_the_bound_rises_with_k_and_annealing_is_above_it():
-    model, data = fitted(), rows()
+    model, data = fitted(), rows(400)
     one, many = (model.score_samples(data, k=k) for k in (1, 2000))
     annealed = model.score_samples(data, method="ais", temperatures=50)
     assert (many - one).mean() > 3 * (many - one).std() / math.sqrt(len(data)) > 0

@@ -154,13 +154,15 @@ def _chosen(
         names = tuple(dict.fromkeys(gradients))
         return {k: [_declared(name, g, k, own, layers) for g in names] for k in ks}
     chosen: dict[int, list[Declaration]] = {}
+    reasons: list[UserError] = []
     for k, gradient in product(ks, fitting(name, own["alpha"])):
         try:
             chosen.setdefault(k, []).append(_declared(name, gradient, k, own, layers))
         except UserError as reason:
             log.info("left out: %s with k = %d: %s", gradient, k, reason)
+            reasons.append(reason)
     if not any(chosen.values()):
-        raise UserError(f"no gradient of {name} goes with k = {', '.join(map(str, ks))}")
+        raise reasons[0]
     return {k: found for k, found in chosen.items() if found}
 
 
