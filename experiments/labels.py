@@ -10,6 +10,7 @@ table from the records.
 
 import os
 import sys
+from functools import partial
 from pathlib import Path
 
 os.environ.setdefault("JAX_NUM_CPU_DEVICES", str(len(os.sched_getaffinity(0))))
@@ -17,9 +18,9 @@ os.environ.setdefault("JAX_NUM_CPU_DEVICES", str(len(os.sched_getaffinity(0))))
 from iwae.config import make_config, read_config
 from iwae.jobs import load_config_dataset
 from iwae.measure import classify_run
-from iwae.progress import show_training, tracker
-from iwae.queue import Measure, Task, work
-from objectives import DIGITS, MNIST, keep
+from iwae.progress import tracker
+from iwae.queue import Measure, Task
+from objectives import DIGITS, MNIST, train_and_keep
 
 ROOT = Path(__file__).resolve().parents[1]
 RUNS, RESULTS = ROOT / "runs" / "labels", ROOT / "results" / "labels"
@@ -46,15 +47,8 @@ def main(table: str) -> None:
         for name, line in LINES.items()
         if not (RESULTS / table / name).exists()
     ]
-    words = []
-    for outcome in work(RUNS / table, tasks, show=show_training, track=tracker(quiet=False)):
-        words.append(outcome.word)
-        print(f"{outcome.task.name}: {outcome.word} {outcome.reason}", flush=True)
-        if outcome.word == "done":
-            run = RUNS / table / outcome.task.name
-            classify(run, others)
-            keep(run, RESULTS / table / outcome.task.name)
-    sys.exit("failed" in words)
+    judge = partial(classify, others=others)
+    sys.exit(train_and_keep(tasks, RUNS / table, RESULTS / table, judge))
 
 
 def classify(run: Path, others: str | None) -> None:

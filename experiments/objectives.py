@@ -13,6 +13,7 @@ Every line of a table is a run in `runs/objectives/TABLE/NAME`, whose records ar
 import os
 import shutil
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 os.environ.setdefault("JAX_NUM_CPU_DEVICES", str(len(os.sched_getaffinity(0))))
@@ -24,6 +25,7 @@ from iwae._types import atomic_write
 from iwae.config import make_config, read_config, without_folders, write_config
 from iwae.progress import show_training, tracker
 from iwae.queue import Measure, Task, work
+from iwae.runs import Stopped
 
 ROOT = Path(__file__).resolve().parents[1]
 RUNS, RESULTS = ROOT / "runs" / "objectives", ROOT / "results" / "objectives"
@@ -133,13 +135,30 @@ def main(table: str, *names: str) -> None:
         for name in names or lines
         if not (RESULTS / table / name).exists()
     ]
+    sys.exit(train_and_keep(tasks, RUNS / table, RESULTS / table))
+
+
+def train_and_keep(
+    tasks: Sequence[Task], runs: Path, results: Path, judge: Callable[[Path], object] | None = None
+) -> int:
+    """Train and measure runs, and keep what came of those that are done; the exit status.
+
+    Args:
+        judge: what else is to be measured of a run before its records are kept.
+    """
     words = []
-    for outcome in work(RUNS / table, tasks, show=show_training, track=tracker(quiet=False)):
-        words.append(outcome.word)
-        print(f"{outcome.task.name}: {outcome.word} {outcome.reason}", flush=True)
-        if outcome.word == "done":
-            keep(RUNS / table / outcome.task.name, RESULTS / table / outcome.task.name)
-    sys.exit("failed" in words)
+    try:
+        for outcome in work(runs, tasks, show=show_training, track=tracker(quiet=False)):
+            words.append(outcome.word)
+            print(f"{outcome.task.name}: {outcome.word} {outcome.reason}", flush=True)
+            if outcome.word == "done":
+                if judge is not None:
+                    judge(runs / outcome.task.name)
+                keep(runs / outcome.task.name, results / outcome.task.name)
+    except Stopped as stopped:
+        print(f"{stopped}; the same command goes on from there", file=sys.stderr)
+        return stopped.status
+    return int("failed" in words)
 
 
 def keep(run: Path, folder: Path) -> None:

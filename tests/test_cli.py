@@ -758,6 +758,24 @@ def test_gradients_of_another_objective_take_its_options(iwae, tmp_path):
         assert reason in err
 
 
+@pytest.mark.slow
+def test_gradients_that_do_not_go_with_a_k_are_left_out(iwae, tmp_path):
+    run = small.unmeasured(finished(), tmp_path / "run")
+    words = "gradients", run, "--k", 1, 2, "--draws", 20, "--examples", 3, "--quiet", "--json"
+    status, out, _ = iwae(*words, "--objective", "rws")
+    assert status == 0
+    assert [row["k"] for row in json.loads(out)["rows"]] == [2, 2]  # one weight teaches nothing
+    status, out, _ = iwae(*words, "--objective", "tvo")
+    pairs = {(row["k"], row["gradient"]) for row in json.loads(out)["rows"]}
+    assert (status, (1, "score") in pairs, (2, "score") in pairs) == (0, False, True)
+    (path,) = (run / "evaluations").glob("*tvo*.npz")
+    with np.load(path) as arrays:
+        assert arrays["k"].tolist() == [1, 2]
+        known = np.isfinite(arrays["score, decoder"])
+        assert known.tolist() == [False, True]
+        assert np.isfinite(arrays["reparam, decoder"]).all()
+
+
 # Many runs
 
 

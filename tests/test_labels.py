@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 import sys
+from pathlib import Path
 
 import equinox as eqx
 import jax
@@ -236,6 +237,8 @@ def given_by_hand(model, x, key, k):
 
 def test_a_record_of_a_classifier_is_what_its_values_say(classified):
     run, record, values = classified
+    assert Path(read_config(run / "config.toml").dataset).is_absolute()
+    assert record["config"]["dataset"] == Path(record["config"]["dataset"]).name
     data = load_dataset(_data(run), labels=True)
     assert record["data"]["classes"] == ["a", "b"]
     labels = data.labels("test")[values["index"]]

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import subprocess
 from itertools import pairwise
 
 import equinox as eqx
@@ -17,7 +18,7 @@ from iwae.checkpoint import load_model
 from iwae.data import load_dataset, test_sha256
 from iwae.evaluate import active_units, authors_active_units, log_likelihoods
 from iwae.jobs import split_examples
-from iwae.measure import summary
+from iwae.measure import records, summary
 from iwae.model import VAE
 from small import PATIENT, finished
 
@@ -303,3 +304,24 @@ def test_a_model_that_is_not_finite_is_an_error(tmp_path):
     broken = eqx.tree_at(lambda m: m.encoder[0].log_scale.bias, model, jnp.full(2, 1e3))
     with pytest.raises(FloatingPointError, match="example 0 is not a number"):
         evaluate_run(small.by_hand(tmp_path / "run", [broken]), ks=[5])
+
+
+@pytest.mark.skipif(shutil.which("git") is None, reason="needs git")
+def test_a_record_says_whether_code_was_changed_and_not_whether_results_were(tmp_path, monkeypatch):
+    def git(*words):
+        done = subprocess.run(["git", "-C", tmp_path, *words], check=True, capture_output=True)
+        return done.stdout.decode().strip()
+
+    module = tmp_path / "src" / "iwae" / "measure" / "records.py"
+    module.parent.mkdir(parents=True)
+    module.write_text("a = 1")
+    git("init", "-q")
+    git("add", "-A")
+    git("-c", "user.name=a", "-c", "user.email=a@b", "commit", "-qm", "a")
+    monkeypatch.setattr(records, "__file__", str(module))
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / "table.md").write_text("new")
+    asked = records._commit.__wrapped__  # which is otherwise asked once
+    assert asked() == {"commit": git("rev-parse", "HEAD"), "changed": False}
+    module.write_text("a = 2")
+    assert asked()["changed"]
