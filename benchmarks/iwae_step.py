@@ -10,8 +10,9 @@ JAX_NUM_CPU_DEVICES should be the number of cores, as `iwae` on the command line
 
 import argparse
 import json
-import resource
+import re
 from importlib.metadata import version
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -35,6 +36,7 @@ from timing import Block, Stopwatch, time_blocks
 PIXELS, BATCH, IMAGES = 784, 20, 60_000
 EPOCHS = 1000  # more than will be run
 WARM_UP = 3  # dispatches: the first compiles, and the next ones are shorter than the loop wants
+PROCESS = Path("/proc/self")
 
 
 def random_images() -> np.ndarray:
@@ -42,12 +44,27 @@ def random_images() -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (IMAGES, PIXELS), np.uint8)
 
 
+def resident(field: str) -> float | None:
+    """MiB of this process now (VmRSS) or at most (VmHWM); None where Linux does not say."""
+    if not (PROCESS / "status").is_file():
+        return None
+    return int(re.search(rf"{field}:\s+(\d+) kB", (PROCESS / "status").read_text())[1]) / 1024
+
+
+def forget_peak() -> float | None:
+    """Count the peak from now on; the MiB that the process has now."""
+    if (PROCESS / "clear_refs").exists():
+        (PROCESS / "clear_refs").write_text("5")
+    return resident("VmRSS")
+
+
 def time_steps(
     declared: dict, replicates: int, seconds: float, batch: int, network: str, blocks: int
-) -> list[Block]:
+) -> tuple[list[Block], float | None]:
     """Milliseconds per step and replicate, one block for each dispatch of the training loop.
 
-    The loop chooses how long a dispatch is; the short ones with which it begins are left out.
+    The loop chooses how long a dispatch is; the short ones with which it begins are left out. Then
+    the MiB that the steps need at their peak, beside what stays: data, states, programs.
     """
     shaped = make_network(network, blocks=blocks, shape=(28, 28))
     models = [VAE(PIXELS, network=shaped, key=jax.random.key(s)) for s in range(replicates)]
@@ -55,15 +72,18 @@ def time_steps(
     state = init_state(models, jax.random.split(jax.random.key(replicates), replicates), settings)
     schedule, plan = staged([1e-3], [EPOCHS], IMAGES // batch), Plan(EPOCHS)
     run = training(state, init_best(state), random_images(), schedule, models[0], settings, plan)
-    blocks, watch, lasted = [], Stopwatch(), 0.0
+    blocks, watch, lasted, idle = [], Stopwatch(), 0.0, None
     for number, (_, _, report) in enumerate(run):
         block = watch.lap(report.steps)
+        if number == WARM_UP - 1:
+            idle = forget_peak()
         if number >= WARM_UP:
             blocks.append(Block(block.ms / replicates, block.others))
             lasted += report.seconds
         if lasted > seconds:
             break
-    return blocks
+    peak = resident("VmHWM")
+    return blocks, None if peak is None or idle is None else peak - idle
 
 
 def time_evaluation(k: int, seconds: float) -> list[Block]:
@@ -92,14 +112,14 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=3.0)
     args = parser.parse_args()
     if args.evaluate:
-        blocks = time_evaluation(args.k, args.seconds)
+        blocks, working = time_evaluation(args.k, args.seconds), None
     else:
         declared = {"objective": "iwae", "k": args.k, **args.declare}
         how = args.replicates, args.seconds, args.batch
-        blocks = time_steps(declared, *how, args.network, args.blocks)
+        blocks, working = time_steps(declared, *how, args.network, args.blocks)
     about = {
         "version": f"iwae {version('iwae')}, jax {jax.__version__}",
-        "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        "working_mib": working,
     }
     print(json.dumps({"blocks": blocks, **about}))
 

@@ -4,10 +4,11 @@
 
 All in batches of 20 of the published one-layer model (784-200-200-50), with as many particles of
 each example; MIWAE and PIWAE have them in groups. The ratio is to the IWAE of as many particles,
-timed in the same run. The last lines are AIWAE's own setting (S = T = L = 5, batch 128) here and in
-plain PyTorch (`torch_aiwae.py`). Every measurement runs in a process of its own, whose peak memory
-it is, in turn, round after round; blocks during which other programs used the cores are left out.
-A record that is there already gets further rounds on the same machine, of which the quieter count.
+timed in the same run; the memory is what the steps need at their peak beside what stays (data,
+states, programs). The last lines are AIWAE's own setting (S = T = L = 5, batch 128) here and in
+plain PyTorch (`torch_aiwae.py`). Every measurement runs in a process of its own, in turn, round
+after round; blocks during which other programs used the cores are left out. A record that is there
+already gets further rounds on the same machine, of which the quieter count.
 """
 
 import argparse
@@ -30,10 +31,12 @@ VARIANTS = {
     "miwae": {"objective": "miwae", "m": 5},
     "miwae dreg": {"objective": "miwae", "m": 5, "gradient": "dreg"},
     "piwae": {"objective": "piwae", "m": 5},
+    "ciwae": {"objective": "ciwae", "beta": "learned"},
     "ciwae dreg": {"objective": "ciwae", "beta": 0.5, "gradient": "dreg"},
     "vr-iwae dreg": {"objective": "vr-iwae", "alpha": 0.5, "gradient": "dreg"},
     "vr-max": {"objective": "vr-max"},
     "tvo": {"objective": "tvo"},
+    "tvo dreg": {"objective": "tvo", "gradient": "dreg"},
     "tvo score": {"objective": "tvo", "gradient": "score"},
     "rws": {"objective": "rws"},
     "rws rws-dreg": {"objective": "rws", "gradient": "rws-dreg"},
@@ -60,7 +63,7 @@ def contestants(ks: list[int], torch_python: str | None) -> list[Contestant]:
     """All that take turns in one round."""
     listed = []
     for k in ks:
-        for name, variant in {**VARIANTS, **(LONGER if k <= 50 else {})}.items():
+        for name, variant in {**VARIANTS, **LONGER}.items():
             words = ("--declare", json.dumps(declared(variant, k)))
             listed.append(Contestant(f"{name} k={k}", sys.executable, "iwae_step.py", words))
     words = ("--declare", json.dumps(OWN_SETTING), "--batch", "128")
@@ -86,11 +89,11 @@ def main() -> None:
     for name, (timing, measured) in found.items():
         base = found.get(f"iwae k={name.rpartition('k=')[2]}")
         ratio = "" if base is None else f"{timing.median / base[0].median:6.2f} x iwae"
-        memory = f"{measured.peak_mib:7.0f} MiB" if measured.peak_mib else ""
+        memory = f"{measured.working_mib:7.0f} MiB" if measured.working_mib else ""
         print(f"{name:32} {timing.median:9.2f} ms {memory} {ratio}")
     if args.json:
         before = json.loads(args.json.read_text())["results"] if args.json.exists() else {}
-        now = {name: (timing, measured.peak_mib) for name, (timing, measured) in found.items()}
+        now = {name: (timing, measured.working_mib) for name, (timing, measured) in found.items()}
         for name in before.keys() & now.keys():  # further rounds: the quieter one counts
             now[name] = min(before[name], now[name], key=lambda one: one[0][0])
         record = {

@@ -46,7 +46,7 @@ class Measured(NamedTuple):
 
     blocks: list[Block]
     version: str
-    peak_mib: float | None = None
+    working_mib: float | None = None
 
 
 def step_flops(k: int, batch: int = 20) -> int:
@@ -93,7 +93,7 @@ def measure(contestant: Contestant, seconds: float) -> Measured | None:
         return None
     answer = json.loads(done.stdout.splitlines()[-1])
     blocks = [Block(*block) for block in answer["blocks"]]
-    return Measured(blocks, answer["version"], answer.get("peak_mib"))
+    return Measured(blocks, answer["version"], answer.get("working_mib"))
 
 
 def use_cores(n: int) -> None:

@@ -63,6 +63,20 @@ FIVE = {
 }
 """Five particles or chains: AIWAE against IWAE at equal S."""
 
+ALL_FIVE = {
+    "elbo-k5": {"objective": "elbo", "k": 5},
+    "elbo-analytic-k5": {"objective": "elbo-analytic", "k": 5},
+    "iwae-k5-stl": {"objective": "iwae", "k": 5, "gradient": "stl"},
+    "piwae-m5-k1": {"objective": "piwae", "m": 5, "k": 1},
+    "ciwae-k5": {"objective": "ciwae", "k": 5, "beta": 0.5},
+    "vr-iwae-k5": {"objective": "vr-iwae", "k": 5, "alpha": 0.5},
+    "vr-max-k5": {"objective": "vr-max", "k": 5},
+    "tvo-k5": {"objective": "tvo", "k": 5},
+    "rws-k5": {"objective": "rws", "k": 5},
+    **FIVE,
+}
+"""Five particles of each example and step; MIWAE(5, 1) is the ELBO."""
+
 DIGITS = {
     "dataset": "digits",
     "latent_sizes": (20,),
@@ -117,7 +131,7 @@ TABLES = {
     ),
     "mnist": (
         MNIST,
-        {"elbo-k5": {"objective": "elbo", "k": 5}, **FIVE},
+        ALL_FIVE,
         (Measure((1, 5000), examples=1000), Measure(temperatures=200, chains=8, examples=1000)),
     ),
 }

@@ -275,6 +275,18 @@ def test_early_stopping_gives_the_best_weights_and_says_when_it_was_too_early():
         small(max_iter=2).fit(rows())
 
 
+@pytest.mark.slow
+def test_the_best_weights_are_kept_not_the_last():
+    # The same twelve rows, learnt for so long that the last weights are of no use to others.
+    data = np.random.default_rng(0).normal(size=(24, 4))
+    model = small(max_iter=400, n_iter_no_change=150, validation_fraction=0.5)
+    model.set_params(learning_rate_init=0.02, batch_size=6).fit(data)
+    held_out = model.score_samples(data[_order_of(model, 24)[:12]], k=5).mean()
+    best, last = model.best_validation_score_, np.mean(model.validation_scores_[-20:])
+    assert best - last > 1
+    assert abs(held_out - best) < (best - last) / 2
+
+
 def test_without_early_stopping_all_rows_train_and_none_is_looked_at():
     model = small(early_stopping=False).fit(rows())
     assert model.n_iter_ == 3
@@ -509,6 +521,9 @@ def test_among_scikit_learn_s_tools():
     assert len(cross_val_score(small(), data, cv=2)) == 2
     search = GridSearchCV(small(), {"n_components": [1, 2]}, cv=2).fit(data)
     assert search.best_params_["n_components"] in (1, 2)
+    apart = GridSearchCV(small(), {"n_components": [1, 2]}, cv=2, n_jobs=2).fit(data)
+    scores = "mean_test_score"
+    np.testing.assert_allclose(apart.cv_results_[scores], search.cv_results_[scores], rtol=1e-6)
     pipeline = make_pipeline(StandardScaler(), small()).fit(data)
     assert pipeline.transform(data).shape == (64, 2)
     assert pipeline.score(data) == pytest.approx(np.mean(pipeline.score_samples(data)))

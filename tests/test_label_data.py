@@ -60,6 +60,9 @@ def test_labels_of_a_users_file(tmp_path):
         for row, y in zip(getattr(data, split), data.labels(split), strict=True):
             (place,) = np.flatnonzero((np.float32(rows) == row[:3]).all(axis=1))
             assert words[place] == data.classes[y]
+    plain = load_dataset(tmp_path / "one.npz", validation=4)  # labels that nobody asked for
+    np.testing.assert_array_equal(plain.test, data.test[:, : plain.n_values])
+    assert not plain.classes
     np.savez(
         tmp_path / "two.npz", train=rows, test=rows, train_labels=np.arange(20), test_labels=words
     )

@@ -37,8 +37,8 @@ def read_own(
     """The splits of a user's file; raises `UserError` naming the file, the place and the remedy.
 
     `kind` is what the user says of it; with `missing`, values may be missing. With `labels`, an
-    .npz file also holds an array of them for each array of examples; of a .csv file they are the
-    column of that name.
+    .npz file also holds an array of them for each array of examples, which is left out without; of
+    a .csv file they are the column of that name.
     """
     content = read_bytes(path)
     if path.suffix.lower() == ".csv":
@@ -100,7 +100,7 @@ def _read_arrays(path: Path, content: bytes, *, missing: bool, labels: bool | st
             "labels in arrays of their own, and conditional is enough"
         )
     arrays = read_arrays(path, content)
-    marks = _take_labels(path, arrays) if labels else {}
+    marks = _take_labels(path, arrays) if labels else _drop_labels(arrays)
     for key, array in arrays.items():
         check_array(path, key, array, first_row=0, missing=missing)
     return arrays, marks, ()
@@ -123,6 +123,14 @@ def _take_labels(path: Path, arrays: dict[str, np.ndarray]) -> dict[str, np.ndar
                 f"{len(arrays[key])} examples"
             )
     return found
+
+
+def _drop_labels(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Take out labels that nobody asked for, as those of a named data set; no labels."""
+    for name in {"labels", *(f"{key}_labels" for key in arrays)} & arrays.keys():
+        if arrays[name].ndim == 1:
+            del arrays[name]
+    return {}
 
 
 def _classes(

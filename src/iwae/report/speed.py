@@ -35,7 +35,7 @@ def costs_table(results: Path) -> str:
     """Markdown: a training step of every objective in the run of `benchmarks/objective_step.py`.
 
     Medians over the blocks of that run; in brackets the ratio to the IWAE of as many particles, and
-    the peak memory of the process.
+    what the steps need at their peak beside data, states and programs.
     """
     path = Path(results) / "benchmarks" / "objective_step.json"
     if not path.is_file():
@@ -48,6 +48,7 @@ def costs_table(results: Path) -> str:
     for (name, k), (ms, mebibytes) in timed.items():
         if ("iwae", k) in timed:
             ratio = ms / timed["iwae", k][0]
-            cell = f"{ms:.2f} ms ({ratio:.2f}), {mebibytes / 1024:.1f} GiB"
+            memory = "" if mebibytes is None else f", {mebibytes:.0f} MiB"
+            cell = f"{ms:.2f} ms ({ratio:.2f}){memory}"
             rows.setdefault(name, {"objective, gradient": name})[f"k = {k}"] = cell
     return markdown(rows.values())
