@@ -7,8 +7,8 @@ each example; MIWAE and PIWAE have them in groups. The ratio is to the IWAE of a
 timed in the same run; the memory is what the steps need at their peak beside what stays (data,
 states, programs). The last lines are AIWAE's own setting (S = T = L = 5, batch 128) here and in
 plain PyTorch (`torch_aiwae.py`). Every measurement runs in a process of its own, in turn, round
-after round; blocks during which other programs used the cores are left out. A record that is there
-already gets further rounds on the same machine, of which the quieter count.
+after round; blocks during which other programs used the cores are left out. In a record that is
+there already, the settings measured now take the place of the same ones, and the others stay.
 """
 
 import argparse
@@ -66,9 +66,9 @@ def contestants(ks: list[int], torch_python: str | None) -> list[Contestant]:
         for name, variant in {**VARIANTS, **LONGER}.items():
             words = ("--declare", json.dumps(declared(variant, k)))
             listed.append(Contestant(f"{name} k={k}", sys.executable, "iwae_step.py", words))
-    words = ("--declare", json.dumps(OWN_SETTING), "--batch", "128")
-    listed.append(Contestant("aiwae S=5 batch=128", sys.executable, "iwae_step.py", words))
     if torch_python:
+        words = ("--declare", json.dumps(OWN_SETTING), "--batch", "128")
+        listed.append(Contestant("aiwae S=5 batch=128", sys.executable, "iwae_step.py", words))
         listed.append(Contestant("torch aiwae S=5 batch=128", torch_python, "torch_aiwae.py", ()))
     return listed
 
@@ -94,8 +94,6 @@ def main() -> None:
     if args.json:
         before = json.loads(args.json.read_text())["results"] if args.json.exists() else {}
         now = {name: (timing, measured.working_mib) for name, (timing, measured) in found.items()}
-        for name in before.keys() & now.keys():  # further rounds: the quieter one counts
-            now[name] = min(before[name], now[name], key=lambda one: one[0][0])
         record = {
             "machine": platform.processor() or platform.machine(),
             "cores": cores(),

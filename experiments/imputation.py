@@ -6,8 +6,9 @@
 Of each table, values are hidden at several rates: completely at random, or the larger ones more
 often (a logistic function of the value decides). A fifth of the rows, other ones for each seed, is
 held out: every method learns from the gapped training rows and fills the gapped held-out rows, and
-nothing is chosen by what it makes of them. Each seed is a record in `results/imputation`; what is
-there is not done again. Then `python -m iwae.report results docs/missing.md` makes the table.
+nothing is chosen by what it makes of them. Each seed is a record in `results/imputation`, with the
+errors of single values beside it; what is there is not done again. Then
+`python -m iwae.report results docs/missing.md` makes the table.
 """
 
 import json
@@ -15,7 +16,6 @@ import os
 import sys
 import warnings
 from collections.abc import Iterator
-from importlib.metadata import version
 from itertools import product
 from pathlib import Path
 
@@ -31,6 +31,8 @@ from sklearn.impute import IterativeImputer, KNNImputer, SimpleImputer
 
 from iwae import VAE, bound, impute, iwae, train
 from iwae._types import atomic_write
+from iwae.data.splits import test_sha256
+from iwae.measure.records import provenance
 from iwae.observations import observation
 
 RESULTS = Path(__file__).resolve().parents[1] / "results" / "imputation"
@@ -70,6 +72,7 @@ MODEL = {
     "hidden_sizes": ((64, 64),),
     "observation": "gaussian-shared",
 }
+IMPUTE_K = 1000
 STEPS, VALIDATIONS, PATIENCE, BATCH, RATE, K = 2500, 60, 10, 32, 2e-3, 20
 """Of each training. All of it is the same for all tables, and was chosen before any was imputed."""
 
@@ -81,14 +84,18 @@ def main(*names: str) -> None:
     for seed, name, (mechanism, share) in product(range(SEEDS), names or TABLES, CASES):
         path = RESULTS / f"{name}-{mechanism}-{share:g}-{seed}.json".replace(" ", "-")
         if not path.exists():
-            record = compared(name, mechanism, share, seed)
+            record, errors = compared(name, mechanism, share, seed)
+            with atomic_write(path.with_suffix(".npz")) as temporary:
+                np.savez_compressed(temporary, **errors)
             with atomic_write(path) as temporary:
                 temporary.write_text(json.dumps(record, indent=1) + "\n")
             print(path.stem, {k: round(v, 3) for k, v in record["rmse"].items()}, flush=True)
 
 
-def compared(name: str, mechanism: str, share: float, seed: int) -> dict:
-    """The record of one seed: the error of every method on the hidden values of held-out rows."""
+def compared(
+    name: str, mechanism: str, share: float, seed: int
+) -> tuple[dict, dict[str, np.ndarray]]:
+    """The record of one seed, and the errors of each method on the hidden values `[n]`."""
     rng = np.random.default_rng(seed)
     rows = TABLES[name]().data
     rows = rows[rng.permutation(len(rows))]
@@ -98,24 +105,26 @@ def compared(name: str, mechanism: str, share: float, seed: int) -> dict:
     mean, scale = (f(gapped[n_test:], axis=0) for f in (np.nanmean, np.nanstd))
     rows, gapped = (rows - mean) / scale, np.float32((gapped - mean) / scale)
     test, truth = gapped[:n_test], rows[:n_test][hidden[:n_test]]
-    filled = imputed(gapped[n_test:], test, mechanism, seed)
-    errors = {
-        method: np.sqrt(np.mean((values[hidden[:n_test]] - truth) ** 2))
-        for method, values in filled
-    }
-    return {
+    unfinished: list[str] = []
+    filled = imputed(gapped[n_test:], test, mechanism, seed, unfinished)
+    errors = {method: values[hidden[:n_test]] - truth for method, values in filled}
+    record = {
         "table": name,
         "mechanism": mechanism,
         "share": share,
         "seed": seed,
-        "rmse": {method: float(error) for method, error in errors.items()},
+        "rmse": {method: float(np.sqrt(np.mean(each**2))) for method, each in errors.items()},
+        "not_converged": unfinished,
         "unit": "standard deviations of the observed training values",
         "hidden_share": float(hidden.mean()),
         "sizes": {"train": len(rows) - n_test, "test": n_test, "hidden": len(truth)},
         "model": MODEL,
         "training": {"steps": STEPS, "batch_size": BATCH, "learning_rate": RATE, "k": K},
-        "versions": {each: version(each) for each in ("iwae", "jax", "scikit-learn")},
+        "imputation": {"k": IMPUTE_K},
+        "test_sha256": test_sha256(np.ascontiguousarray(test)),
+        **provenance("scikit-learn"),
     }
+    return record, errors
 
 
 def hide(rows: np.ndarray, mechanism: str, share: float, rng: np.random.Generator) -> np.ndarray:
@@ -140,13 +149,16 @@ def offset(standard: np.ndarray, share: float) -> float:
 
 
 def imputed(
-    rows: np.ndarray, test: np.ndarray, mechanism: str, seed: int
+    rows: np.ndarray, test: np.ndarray, mechanism: str, seed: int, unfinished: list[str]
 ) -> Iterator[tuple[str, np.ndarray]]:
-    """Each method, and the test rows as it fills them."""
+    """Each method, and the test rows as it fills them; those that did not converge are noted."""
     for method, make in THEIRS.items():
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ConvergenceWarning)
-            yield method, make(keep_empty_features=True).fit(rows).transform(test)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always", ConvergenceWarning)
+            filled = make(keep_empty_features=True).fit(rows).transform(test)
+        if any(issubclass(one.category, ConvergenceWarning) for one in caught):
+            unfinished.append(method)
+        yield method, filled
     for method, missing in OURS.items():
         if mechanism == LARGER or missing == "at-random":
             yield method, ours(rows, test, missing, seed)
@@ -178,7 +190,7 @@ def ours(rows: np.ndarray, test: np.ndarray, missing: str, seed: int) -> np.ndar
         validate_every=-(-epochs // VALIDATIONS),
         patience=PATIENCE,
     )
-    return impute(trained.best, test, test_key, k=1000)
+    return impute(trained.best, test, test_key, k=IMPUTE_K)
 
 
 if __name__ == "__main__":

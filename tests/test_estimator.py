@@ -227,6 +227,17 @@ def test_it_learns():
     assert np.corrcoef(drawn.T)[1, 2] > 0.7
 
 
+@pytest.mark.slow
+def test_a_warm_up_does_not_decide_which_weights_are_best():
+    # At rest, so that only what is validated can tell the passes apart.
+    warm = {"objective": "elbo", "k": 200, "objective_params": {"kl_warmup_steps": 1000}}
+    model = small(learning_rate_init=1e-12, validation_fraction=0.3, **warm).fit(rows())
+    plain = small(learning_rate_init=1e-12, validation_fraction=0.3, objective="elbo", k=200)
+    expected = plain.fit(rows()).validation_scores_
+    assert model.validation_scores_ == pytest.approx(expected, rel=1e-5)
+    assert model.loss_curve_[0] < plain.loss_curve_[0] - 0.1  # while what is climbed has no KL yet
+
+
 def test_seeds():
     one, again, other = small().fit(rows()), small().fit(rows()), small(random_state=1).fit(rows())
     np.testing.assert_array_equal(one.score_samples(rows()), again.score_samples(rows()))
@@ -463,12 +474,15 @@ def test_sparse_and_named_columns():
         model.transform(frame[["b", "a", "c"]])
 
 
-def test_columns_without_names_keep_their_order():
+def test_columns_without_names_keep_their_order(tmp_path):
     pd = pytest.importorskip("pandas")
     frame = pd.DataFrame(rows())
     model = small(max_iter=1).fit(frame)
     with pytest.raises(ValueError, match=r"another order: give them as \[0, 1, 2\]"):
         model.transform(frame[[1, 0, 2]])
+    model.save(tmp_path)
+    with pytest.raises(ValueError, match=r"another order: give them as \[0, 1, 2\]"):
+        ImportanceWeightedAutoencoder.load(tmp_path).transform(frame[[1, 0, 2]])
     other = frame.rename(columns={0: 7})  # where nothing says which is which
     for X in (frame, other, frame.to_numpy()):
         np.testing.assert_array_equal(model.transform(X), model.transform(rows()))
@@ -755,6 +769,7 @@ def test_files_that_hold_no_estimator(tmp_path):
         (r'"activation": "tanh"(,\s+"batch_size")', r'"activation": "relu"\1'),
         ('"_key_"', '"feature_names_in_": ["a", "b"], "_key_"'),
         ('"_key_"', '"feature_names_in_": "abc", "_key_"'),
+        ('"_labels_": null', '"_labels_": ["a"]'),
     ):
         changed, count = re.subn(old, new, text)
         assert count == 1

@@ -19,6 +19,7 @@ from iwae.report import (
     published_nll,
     read_records,
 )
+from iwae.report.objectives import objective_row
 
 ROOT = Path(__file__).parents[1]
 
@@ -202,6 +203,23 @@ def test_objectives_are_compared_best_first(tmp_path):
         )
 
 
+def test_annealing_that_has_not_converged_is_said():
+    run = ROOT / "results" / "objectives" / "digits" / "iwae"
+    (path,) = run.glob("evaluations/*-ais-*.json")
+    words = [one["verdict"]["word"] for one in json.loads(path.read_text())["replicates"]]
+    assert len(set(words)) > 1, "choose another run: one of each word is needed"
+    _, row = objective_row(run)
+    assert row["converged"] == f"{words.count('converged')} of {len(words)}"
+
+
+def test_levels_are_also_in_bits_per_dimension():
+    _, row = objective_row(ROOT / "results" / "objectives" / "kinds" / "logistic-mixture")
+    nats = float(row["L_5000, nats"].split()[0])
+    assert float(row["bits per dimension"]) == pytest.approx(-nats / 64 / np.log(2), abs=2e-3)
+    _, row = objective_row(ROOT / "results" / "objectives" / "kinds" / "poisson")
+    assert "bits per dimension" not in row
+
+
 def test_no_record_is_an_error(tmp_path):
     with pytest.raises(UserError, match="no record"):
         likelihood_table(tmp_path)
@@ -216,7 +234,13 @@ def test_a_table_has_every_column_in_every_row():
     ]
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/objectives.md", "results/README.md"])
+PAGES = [ROOT / "README.md", ROOT / "results" / "README.md", *sorted(ROOT.glob("docs/*.md"))]
+
+
+@pytest.mark.parametrize(
+    "page",
+    [str(page.relative_to(ROOT)) for page in PAGES if "<!-- results:" in page.read_text()],
+)
 def test_a_page_shows_what_the_records_say(page):
     text = (ROOT / page).read_text()
     assert fill_blocks(text, ROOT / "results") == text
@@ -234,9 +258,10 @@ def test_errors_of_imputed_values_are_means_over_seeds(tmp_path):
             "share": 0.3,
             "sizes": {"train": 80, "test": 20},
             "rmse": dict(zip(("mean", "ours"), errors, strict=True)),
+            "not_converged": ["mean"] * seed,
         }
         (folder / f"wine-{seed}.json").write_text(json.dumps(content))
     lines = narrow(imputation_table(tmp_path))
     assert lines[0] == "| table | rows | hidden | seeds | mean | ours |"
-    expected = "| wine | 100 | 30% at random | 2 | 1.100 ± 0.100 | **0.700 ± 0.200** |"
+    expected = "| wine | 100 | 30% at random | 2 | 1.100 ± 0.100 † | **0.700 ± 0.200** |"
     assert lines[2] == expected

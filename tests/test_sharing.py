@@ -388,6 +388,11 @@ def test_more_layers_than_any_model_has_are_refused(folder):
     description["architecture"]["hidden_sizes"] = [[1] * 100_000]
     path.write_text(json.dumps(description))
     refused(folder, "describes no model: more than 1,000 sizes")
+    kinds = [f"categorical:{n}" for n in range(2, 1100)]
+    description["architecture"]["observation"] = {"name": "table", "columns": kinds}
+    description["architecture"] |= {"hidden_sizes": [[1]], "n_data": len(kinds)}
+    path.write_text(json.dumps(description))
+    refused(folder, "describes no model: more than 1,000 sizes or different words")
 
 
 def test_foreign_keys_are_refused(folder):
@@ -612,11 +617,22 @@ def test_the_cache_serves_where_the_hub_cannot_be_asked(hub, folder):
     from_pretrained("me/vae")
     for error in (ConnectionError, hub.errors.OfflineModeIsEnabled, hub.errors.HfHubHTTPError):
         hub.error = error("away")
-        found = from_pretrained("me/vae")
+        with pytest.warns(
+            UserWarning, match=r"\(away\): this is the copy of me/vae that .*snapshot"
+        ):
+            found = from_pretrained("me/vae")
         assert small.bits(found) == small.bits(load_model(folder))
     hub.error = hub.errors.RevisionNotFoundError("gone")  # what it says of a model that it has
     with pytest.raises(UserError, match="has no revision 'v7'"):
         from_pretrained("me/vae", revision="v7")
+    for status, name in ((404, "RepositoryNotFoundError"), (403, "HfHubHTTPError")):
+        hub.error = getattr(hub.errors, name)("no longer")
+        hub.error.response = SimpleNamespace(status_code=status)
+        with pytest.raises(UserError, match=r"not for you|the hub refuses me/vae: no longer"):
+            from_pretrained("me/vae")
+    hub.error.response.status_code = 503
+    with pytest.warns(UserWarning, match="the copy of me/vae"):
+        from_pretrained("me/vae")
     assert len(hub.fetched()) == 1
 
 
@@ -700,5 +716,6 @@ def test_the_real_library_finds_a_model_in_its_cache(tmp_path, folder, monkeypat
     for name in ("model.json", "model.safetensors"):
         shutil.copy(folder / name, repository / "blobs" / name)
         (snapshot / name).symlink_to(Path("../../blobs") / name)
-    found = from_pretrained("me/vae", cache_dir=tmp_path / "cache")
+    with pytest.warns(UserWarning, match=f"copy of me/vae that was fetched before, {commit}"):
+        found = from_pretrained("me/vae", cache_dir=tmp_path / "cache")
     assert small.bits(found) == small.bits(load_model(folder))

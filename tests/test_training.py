@@ -18,6 +18,7 @@ import pytest
 from hypothesis import given
 
 from iwae._types import UserError
+from iwae.evaluate import log_likelihoods
 from iwae.methods import objective
 from iwae.model import VAE
 from iwae.objectives import as_objective, bound, iwae
@@ -519,6 +520,20 @@ def test_a_batch_larger_than_the_data_is_refused():
 def test_sizes_that_are_none_are_refused(options, message):
     with pytest.raises(UserError, match=message):
         trained(**options)
+
+
+@pytest.mark.parametrize("value", [0.5, 200])
+def test_grey_levels_have_no_likelihood_under_bernoulli(value):
+    model, key = VAE(4, (2,), ((3,),), key=jax.random.key(0)), jax.random.key(1)
+    binary, grey = np.zeros((30, 4), np.uint8), np.full((30, 4), value)
+    options = {"key": key, "epochs": 1, "batch_size": 10}
+    for call in (
+        lambda: train(model, grey, bound(iwae, k=2), **options),
+        lambda: train(model, binary, bound(iwae, k=2), validation=grey, **options),
+        lambda: log_likelihoods(model, grey, key, k=2),
+    ):
+        with pytest.raises(UserError, match=rf"examples is {value} in row 1, .* takes 0 or 1; "):
+            call()
 
 
 def test_a_validation_bound_that_is_not_finite_stops_the_run():

@@ -8,7 +8,7 @@ ever executed: reading them cannot run code.
 import hashlib
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -343,8 +343,11 @@ def _skeleton(architecture: Any, path: Path, like: Model | None) -> Model:
             "file: make the same model and give it, load_model(folder, like=model)"
         )
     try:
-        if _count_numbers(architecture) > MOST_SIZES:
-            raise ValueError(f"more than {MOST_SIZES:,} sizes")
+        leaves = list(_leaves(architecture))
+        numbers = sum(isinstance(one, int | float) for one in leaves)
+        words = len({one for one in leaves if isinstance(one, str)})
+        if max(numbers, words) > MOST_SIZES:
+            raise ValueError(f"more than {MOST_SIZES:,} sizes or different words")
         return eqx.filter_eval_shape(_made, **architecture)
     except _UNREADABLE as error:
         raise UserError(f"{path} describes no model: {_reason(error)}") from error
@@ -356,13 +359,13 @@ def _made(*, labels: Any = None, **architecture: Any) -> Model:
     return vae if labels is None else ConditionalVAE(vae, **labels)
 
 
-def _count_numbers(value: Any) -> int:
-    """Numbers in what JSON can hold."""
-    if isinstance(value, dict):
-        return sum(map(_count_numbers, value.values()))
-    if isinstance(value, list):
-        return sum(map(_count_numbers, value))
-    return isinstance(value, int | float)
+def _leaves(value: Any) -> Iterator[Any]:
+    """Numbers and words in what JSON can hold."""
+    if isinstance(value, dict | list):
+        for one in value.values() if isinstance(value, dict) else value:
+            yield from _leaves(one)
+    else:
+        yield value
 
 
 def _read_weights(path: Path, like: PyTree) -> dict[str, np.ndarray]:

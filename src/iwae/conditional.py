@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from iwae._types import Latents, PRNGKey, Scalar, UserError
+from iwae.data.kinds import check_values
 from iwae.model import VAE, AbstractLatentModel, GaussianNet, Posterior
 from iwae.networks import ConvDecoder, Dense, OwnDecoder
 
@@ -122,6 +123,20 @@ Model = VAE | ConditionalVAE
 def without_labels(model: Model) -> VAE:
     """The model of x before it knows of labels, which has its sizes, its kind and its networks."""
     return model.vae if isinstance(model, ConditionalVAE) else model
+
+
+def check_examples(model: AbstractLatentModel, examples: np.ndarray) -> None:
+    """Refuse examples `[n, ...]` whose likelihood would be none, such as grey under Bernoulli.
+
+    Of a model of a user's own class nothing is known, and everything is taken.
+
+    Raises:
+        UserError: for values that the model's kind of data does not have.
+    """
+    if isinstance(model, Model):
+        vae, rows = without_labels(model), np.asarray(examples)
+        values = rows.reshape(len(rows), -1)[:, : vae.n_data]  # without labels
+        check_values(values, vae.kind, "a value of examples", missing=vae.missing is not None)
 
 
 def check_frequencies(frequencies: np.ndarray, n_classes: int) -> None:

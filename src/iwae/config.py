@@ -121,7 +121,7 @@ class TrainConfig(BaseModel):
     blocks: Annotated[int, Field(ge=0, le=100)] = 0
     """Residual blocks after each convolution (conv) or first dense layer (mlp)."""
     output_bias: bool = True
-    """Start the decoder's output at the training data's mean (worth about a nat)."""
+    """Start the decoder's output at the training data's mean."""
 
     objective: str = "iwae"
     """The bound to climb; `iwae objectives` lists them."""

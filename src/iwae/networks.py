@@ -194,8 +194,8 @@ class Doubling(eqx.Module):
 def _windows(x: Float[Array, "h w c"], size: int, stride: int = 1) -> Float[Array, "h2 w2 n"]:
     """All windows of size x size pixels, each as a row (row, column, channel) of numbers.
 
-    A matrix product with them is a convolution. On a CPU its gradients take about half the time of
-    those of XLA's convolution, and under `vmap` over weights it stays one batched product.
+    A matrix product with them is a convolution, which stays one batched product under `vmap` over
+    weights.
     """
     last = [n - size + 1 for n in x.shape[:2]]
     shifted = [

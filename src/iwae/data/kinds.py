@@ -107,7 +107,11 @@ def _fits_columns(values: np.ndarray, kind: Kind) -> np.ndarray:
     return np.stack(each, axis=1)
 
 
-_BIT = ("0 or 1", "write two values as 0 and 1", _is_bit)
+_BIT = (
+    "0 or 1",
+    "write two values as 0 and 1; grey levels are binarised, or of another kind",
+    _is_bit,
+)
 _REAL = ("finite numbers", "leave out rows with gaps", _is_real)
 _LEVEL = (
     "whole numbers from 0 to 255",

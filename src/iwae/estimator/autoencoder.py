@@ -35,6 +35,7 @@ from iwae.estimator.rows import (
     addresses,
     check_count,
     check_gaps,
+    check_labels,
     check_option,
     check_order,
     check_size,
@@ -43,6 +44,7 @@ from iwae.estimator.rows import (
     names_of_each,
     one_each,
     plain,
+    saved_labels,
     standards,
 )
 from iwae.evaluate import gather, map_examples
@@ -386,7 +388,7 @@ class ImportanceWeightedAutoencoder(
         if reset:
             self._labels_ = column_labels(X)
         else:
-            check_order(column_labels(X), getattr(self, "_labels_", None))
+            check_order(column_labels(X), self._labels_)
         rows = rows.toarray() if hasattr(rows, "toarray") else rows
         check_values(rows, kind, "X", missing=missing is not None)
         check_gaps(rows, columns=reset)
@@ -612,6 +614,7 @@ class ImportanceWeightedAutoencoder(
             raise ValueError("random_state is a generator, which no file holds: set it to an int")
         parameters = {**self.get_params(deep=False), "observation": as_json(self._kind())}
         learnt = {name: getattr(self, name) for name in (*_LEARNT, *_NAMED) if hasattr(self, name)}
+        learnt["_labels_"] = saved_labels(self._labels_)
         weights = weights_sha256(self.model_)  # what was learnt is of no use to others
         facts = plain({"parameters": parameters, "learnt": learnt, "weights": weights})
         save_model(self.model_, folder, estimator=facts)
@@ -634,6 +637,7 @@ class ImportanceWeightedAutoencoder(
             found._check_loaded(model)
             if facts["weights"] != weights_sha256(model):
                 raise ValueError("its weights are of another fit; save it again")
+            found._labels_ = check_labels(learnt["_labels_"], model.n_data)
             if "feature_names_in_" in learnt:
                 found.feature_names_in_ = names_of_each(learnt["feature_names_in_"], model.n_data)
         except (TypeError, KeyError, ValueError, AttributeError) as error:
@@ -679,4 +683,5 @@ _NAMED = ("feature_names_in_",)
 @lru_cache
 def _settings(declaration: Declaration, batch_size: int) -> Settings:
     """The same object for the same training: what programs are compiled for."""
-    return Settings(compose(declaration, 1), adam(), batch_size)
+    plain_bound = compose(declaration._replace(kl_warmup_steps=0, free_bits=0.0), 1)
+    return Settings(compose(declaration, 1), adam(), batch_size, validated=plain_bound)

@@ -55,6 +55,19 @@ def check_order(labels: list[Any] | None, known: list[Any] | None) -> None:
         raise ValueError(f"X has the columns of fit in another order: give them as {known}")
 
 
+def saved_labels(labels: list[Any] | None) -> list[Any] | None:
+    """Column labels as JSON keeps them; None if it would give others back."""
+    kept = plain(labels)
+    return kept if all(isinstance(one, str | int) for one in kept or ()) else None
+
+
+def check_labels(labels: Any, d: int) -> list[Any] | None:
+    """Column labels from a file, or ValueError if they are none of d columns."""
+    if labels is not None and (not isinstance(labels, list) or len(labels) != d):
+        raise ValueError(f"_labels_ are not those of {d} columns")
+    return labels
+
+
 def check_gaps(rows: Float[np.ndarray, "n d"], *, columns: bool) -> None:
     """Raise ValueError for a row, and with `columns` for a column, that has no value at all."""
     missing = np.isnan(rows)

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Int
 from scipy.special import log_softmax, logsumexp
 
 from iwae._types import Example, PRNGKey, Scalar, UserError
-from iwae.conditional import ConditionalVAE
+from iwae.conditional import ConditionalVAE, check_examples
 from iwae.evaluate.examples import ROWS, SLAB_ROWS, ExampleFn, gather, map_examples
 from iwae.evaluate.likelihood import chunk_length, refuse_nan, streamed_bound
 from iwae.model import AbstractLatentModel
@@ -59,6 +59,7 @@ def class_log_likelihood_slabs(
             f"examples have shape {list(examples.shape)}; these are scored under every label, so "
             f"give [n, {model.vae.n_data}] without labels"
         )
+    check_examples(model, examples)
     slabs = map_examples(
         _under_every_label(k, chunk),
         model,

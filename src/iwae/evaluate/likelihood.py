@@ -13,6 +13,7 @@ from jaxtyping import Array, Float
 from iwae._types import Example, LogWeights, PRNGKey, Scalar, UserError
 from iwae.annealing import annealed_particles, pareto_k
 from iwae.annealing.schedules import Betas, StepSize, as_betas, as_step_sizes
+from iwae.conditional import check_examples
 from iwae.evaluate.examples import (
     ROWS,
     SLAB_ROWS,
@@ -106,6 +107,7 @@ def log_likelihood_slabs(
     first: int = 0,
 ) -> Iterator[dict[str, np.ndarray]]:
     """`log_likelihoods` from example `first` on, slab by slab, with what the weights say."""
+    check_examples(model, examples)
     chunk = chunk_length(k, chunk_size)
     batch = max(1, ROWS // chunk) if batch_size is None else batch_size
     slab = max(1, SLAB_ROWS // k) * jax.local_device_count()
@@ -155,7 +157,8 @@ def log_likelihoods(
         `[n]` float64, nats.
 
     Raises:
-        UserError: if there are no examples, k or a size is not positive, or k is beyond 32 bits.
+        UserError: if there are no examples, k or a size is not positive, k is beyond 32 bits, or
+            the model's kind of data has no such values.
         FloatingPointError: if a number is nan; `-inf` is an example that the model rules out.
     """
     slabs = log_likelihood_slabs(
@@ -193,6 +196,7 @@ def annealed_slabs(
     Yields:
         As `log_likelihood_slabs` does, and the mean `acceptance` of each example.
     """
+    check_examples(model, examples)
     fn = annealed_bound(
         chains=chains, betas=betas, step_size=step_size, n_leapfrog=n_leapfrog, start=start
     )

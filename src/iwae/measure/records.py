@@ -206,10 +206,20 @@ def how(subject: Subject, method: str) -> Record:
         "weights": subject.weights,
         "pruned": subject.pruned,
         "seed": subject.seed,
+        **provenance(),
+    }
+
+
+def provenance(*packages: str) -> Record:
+    """What a record says of the machine and the code, and of further packages that had a part."""
+    return {
         "dtype": "float32",
         "device": jax.local_devices()[0].device_kind,
         "devices": jax.local_device_count(),
-        "versions": {"iwae": version("iwae"), "jax": jax.__version__, **_commit()},
+        "versions": {
+            **{name: version(name) for name in ("iwae", "jax", *packages)},
+            **_commit(),
+        },
     }
 
 

@@ -86,11 +86,10 @@ def table(kind: Kind, d: int, make: Callable[[Kind, int], Observation]) -> Obser
     kinds = column_kinds(kind)
     if len(kinds) != d:
         raise UserError(f"columns names {len(kinds)} kinds, but an example has {d} values")
-    groups = {
-        one: tuple(j for j, other in enumerate(kinds) if other == one)
-        for one in dict.fromkeys(kinds)
-    }
-    parts = [Part(places, make(one, len(places))) for one, places in groups.items()]
+    groups: dict[Kind, list[int]] = {}
+    for place, one in enumerate(kinds):
+        groups.setdefault(one, []).append(place)
+    parts = [Part(tuple(places), make(one, len(places))) for one, places in groups.items()]
     outputs = [part.observation.n_outputs for part in parts]
     free = [part.observation.n_free for part in parts]
     cuts = np.cumsum([*outputs, *free])[:-1]

@@ -10,7 +10,7 @@ from iwae.presets import matching
 from iwae.report.experiments import densities_table, imputation_table, labels_table
 from iwae.report.likelihoods import estimates_table, likelihood_table
 from iwae.report.objectives import differences_table, objectives_table
-from iwae.report.speed import costs_table, speed_table
+from iwae.report.speed import aiwae_table, costs_table, speed_table
 from iwae.reproduce import Wanted, read_cell, table
 
 
@@ -30,6 +30,7 @@ BLOCKS: dict[str, Callable[[Path], str]] = {
     "kinds-digits": partial(objectives_table, name="kinds"),
     "differences": differences_table,
     "costs": costs_table,
+    "aiwae-step": aiwae_table,
     "densities": densities_table,
     "speed": speed_table,
     "imputation": imputation_table,

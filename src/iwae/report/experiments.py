@@ -85,7 +85,10 @@ def densities_table(results: Path) -> str:
 
 
 def imputation_table(results: Path) -> str:
-    """Markdown: errors of imputed values by each method, the least of a line in bold."""
+    """Markdown: errors of imputed values by each method, the least of a line in bold.
+
+    A dagger says that a method had not converged at one of the seeds.
+    """
     folder = Path(results) / IMPUTATION_FOLDER
     cases: dict[tuple[str, str, float], list[dict[str, Any]]] = {}
     for path in sorted(folder.glob("[!.]*.json")):
@@ -112,8 +115,9 @@ def imputation_row(case: tuple[str, str, float], records: Sequence[dict[str, Any
         for method in records[0]["rmse"]
     }
     least = min(errors, key=lambda method: errors[method].mean())
+    unfinished = {method for record in records for method in record["not_converged"]}
     for method, each in errors.items():
         spread = f" ± {each.std(ddof=1) / np.sqrt(len(each)):.3f}" if len(each) > 1 else ""
-        words = f"{each.mean():.3f}{spread}"
+        words = f"{each.mean():.3f}{spread}{' †' * (method in unfinished)}"
         row[method] = f"**{words}**" if method == least else words
     return row

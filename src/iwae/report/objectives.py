@@ -55,12 +55,18 @@ def objective_row(run: Path) -> tuple[float, Row] | None:
         most = bool(sampled) and one is sampled[-1]
         if most or (one.rank[0] > 0 and not one.short):
             row[f"{one.estimator}, nats"] = mean_and_spread(one)
+    if "bits_per_dimension" in known[-1].record:
+        row["bits per dimension"] = f"{known[-1].record['bits_per_dimension']:.3f}"
+    if known[-1].rank[0] > 0:
+        each = known[-1].record.get("replicates", [known[-1].record])
+        sure = sum(one["verdict"]["word"] == "converged" for one in each)
+        row["converged"] = f"{sure} of {len(each)}"
     if len(sampled) > 1:
         low, high = sampled[0], sampled[-1]
         gap = high.values.mean() - low.values.mean()
         row[f"{high.estimator} - {low.estimator}"] = f"{gap:.2f}"
-    each = known[0].record
-    row["active units"] = "+".join(f"{count:.1f}" for count in each["active_units"])
+    counts = known[0].record["active_units"]
+    row["active units"] = "+".join(f"{count:.1f}" for count in counts)
     return float(known[-1].values.mean()), row
 
 

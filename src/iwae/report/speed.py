@@ -3,6 +3,7 @@
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 from iwae._types import UserError
 from iwae.report.tables import Row, markdown
@@ -34,21 +35,54 @@ def speed_table(results: Path) -> str:
 def costs_table(results: Path) -> str:
     """Markdown: a training step of every objective in the run of `benchmarks/objective_step.py`.
 
-    Medians over the blocks of that run; in brackets the ratio to the IWAE of as many particles, and
-    what the steps need at their peak beside data, states and programs.
+    Medians over the undisturbed blocks of that run; in brackets the ratio to the IWAE of as many
+    particles, and what the steps need at their peak beside data, states and programs. "busy" marks
+    what was never undisturbed.
     """
+    timed = {}
+    for words, (timing, mebibytes) in _objective_steps(results).items():
+        name, _, k = words.rpartition(" k=")
+        timed[name, k] = timing, mebibytes
+    rows: dict[str, Row] = {}
+    for (name, k), ((ms, _, _, quiet, _), mebibytes) in timed.items():
+        if name:
+            words = f"{ms / timed['iwae', k][0][0]:.2f}" if quiet else "busy"
+            memory = "" if mebibytes is None else f", {mebibytes:.0f} MiB"
+            cell = f"{ms:.2f} ms ({words}){memory}"
+            rows.setdefault(name, {"objective, gradient": name})[f"k = {k}"] = cell
+    return markdown(rows.values())
+
+
+def aiwae_table(results: Path) -> str:
+    """Markdown: AIWAE's step here and in plain PyTorch, timed in turn, and what bounds it.
+
+    The bound is the time of the chains' multiplications alone at the fastest matrix product of
+    `benchmarks/annealing.py`: S chains of each of 128 examples make T - 1 moves of L leapfrogs.
+    """
+    steps = _objective_steps(results)
+    path = Path(results) / "benchmarks" / "annealing.json"
+    if not path.is_file():
+        raise UserError(f"no record {path}: run benchmarks/annealing.py --json {path}")
+    peak = json.loads(path.read_text())
+    ours, theirs = (steps[name][0][0] for name in (AIWAE_STEP, f"torch {AIWAE_STEP}"))
+    bound = LEAPFROGS * peak["flops"] / peak["peak_gflops"] / 1e6
+    return markdown(
+        {"a step of AIWAE, S = T = L = 5, batch 128": what, "ms": f"{ms:.0f}", "ratio": ratio}
+        for what, ms, ratio in (
+            ("plain PyTorch", theirs, ""),
+            ("here", ours, f"{theirs / ours:.1f}"),
+            ("the leapfrogs' multiplications at the cores' peak", bound, f"{theirs / bound:.1f}"),
+        )
+    )
+
+
+AIWAE_STEP = "aiwae S=5 batch=128"
+LEAPFROGS = 5 * 128 * (5 - 1) * 5
+
+
+def _objective_steps(results: Path) -> dict[str, Any]:
+    """Name -> timing (median, low, high, undisturbed blocks, others) and MiB."""
     path = Path(results) / "benchmarks" / "objective_step.json"
     if not path.is_file():
         raise UserError(f"no record {path}: run benchmarks/objective_step.py --json {path}")
-    timed = {}
-    for words, (timing, mebibytes) in json.loads(path.read_text())["results"].items():
-        name, _, setting = words.rpartition(" k=")
-        timed[name or words, setting] = timing[0], mebibytes
-    rows: dict[str, Row] = {}
-    for (name, k), (ms, mebibytes) in timed.items():
-        if ("iwae", k) in timed:
-            ratio = ms / timed["iwae", k][0]
-            memory = "" if mebibytes is None else f", {mebibytes:.0f} MiB"
-            cell = f"{ms:.2f} ms ({ratio:.2f}){memory}"
-            rows.setdefault(name, {"objective, gradient": name})[f"k = {k}"] = cell
-    return markdown(rows.values())
+    return json.loads(path.read_text())["results"]

@@ -1,5 +1,6 @@
 """Models on the Hugging Face hub: only the files of a model go there, and only they are fetched."""
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -10,6 +11,9 @@ from iwae._types import UserError
 from iwae.checkpoint import LIMITS, load_model, read_model, refuse_larger
 from iwae.conditional import Model
 from iwae.sharing.export import CARD, FILES
+
+SERVER_FAULT = 500
+"""From this status on, an answer is about the hub itself and not about what it was asked for."""
 
 
 def push_to_hub(
@@ -67,7 +71,7 @@ def from_pretrained(
     """A model from the Hugging Face hub, or from the cache of it. Runs no code from there.
 
     Its two files are fetched if the hub says that they are no larger than `load_model` takes. The
-    cache serves where the hub cannot be asked.
+    cache serves, with a warning, where the hub cannot be asked.
 
     Args:
         repo_id: OWNER/NAME.
@@ -122,9 +126,21 @@ def _check_sizes(repo_id: str, sizes: Mapping[str, int | None]) -> None:
 
 
 def _cached(hub: Any, repo_id: str, fetch: Callable[..., str], unreachable: Exception) -> str:
-    """The folder of a model that was fetched before; if there is none, why the hub has none."""
+    """The folder of a model that was fetched before; if there is none, why the hub has none.
+
+    A hub that answers is believed: what it refuses or no longer has is not taken from the cache.
+    """
+    status = getattr(getattr(unreachable, "response", None), "status_code", None)
+    if status is not None and status < SERVER_FAULT:
+        raise unreachable
     try:
-        return fetch(local_files_only=True)
+        folder = fetch(local_files_only=True)
+        warnings.warn(
+            f"the hub cannot be asked ({_reason(unreachable)}): this is the copy of {repo_id} that "
+            f"was fetched before, {Path(folder).name}",
+            stacklevel=4,
+        )
+        return folder
     except hub.errors.LocalEntryNotFoundError as error:
         if isinstance(unreachable, hub.errors.HfHubHTTPError | hub.errors.LocalTokenNotFoundError):
             raise unreachable from None

@@ -12,6 +12,7 @@ import optax
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from iwae._types import Example, PRNGKey, Scalar, UserError
+from iwae.conditional import check_examples
 from iwae.evaluate import gather, map_examples
 from iwae.evaluate.examples import check_positive
 from iwae.model import AbstractLatentModel
@@ -315,12 +316,16 @@ def train(
         validate_every, patience, threshold: see `Plan`.
 
     Raises:
-        UserError: if there are fewer examples than a batch holds.
+        UserError: if there are fewer examples than a batch holds, or the model's kind of data has
+            no such values.
         NonFiniteError: names the step and the first term that is not finite.
     """
     settings = Settings(
         as_objective(objective), optimizer or adam(), batch_size, binarization, shuffle
     )
+    for rows in (examples if binarization == "none" else None, validation):
+        if rows is not None:
+            check_examples(model, rows)
     schedule = learning_rate if callable(learning_rate) else staged([learning_rate], [1], 1)
     plan = Plan(epochs, validate_every, patience, threshold)
     state, history = init_state([model], key[None], settings), []
