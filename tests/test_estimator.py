@@ -585,6 +585,45 @@ def test_rows_of_another_width_are_refused(width):
             fitted().inverse_transform(np.ones((4, width)))
 
 
+NOT_FINITE = st.sampled_from([np.nan, np.inf, -np.inf])
+NOT_WHOLE = st.floats(0, 1e6).filter(lambda value: value % 1)
+WRONG = {
+    "gaussian": NOT_FINITE | st.floats(1e40, 1e300),
+    "bernoulli": NOT_FINITE | NOT_WHOLE | st.integers(2) | st.integers(max_value=-1),
+    "poisson": NOT_FINITE | NOT_WHOLE | st.integers(max_value=-1),
+    "negative-binomial": NOT_FINITE | NOT_WHOLE | st.integers(max_value=-1),
+    "categorical:4": NOT_FINITE | NOT_WHOLE | st.integers(4) | st.integers(max_value=-1),
+    "logistic-mixture": NOT_FINITE | NOT_WHOLE | st.integers(256) | st.integers(max_value=-1),
+}
+
+
+@given(
+    kind=st.sampled_from(sorted(WRONG)),
+    row=st.integers(0, 7),
+    place=st.integers(0, 2),
+    data=st.data(),
+)
+def test_one_wrong_value_anywhere_is_refused_and_fits_nothing(kind, row, place, data):
+    bad = np.random.default_rng(0).integers(0, 2, (8, 3)).astype(float)
+    bad[row, place] = float(data.draw(WRONG[kind]))
+    model = small(observation=[kind] * 3)
+    with pytest.raises(ValueError, match="X"):
+        model.fit(bad)
+    assert not hasattr(model, "model_")
+
+
+@given(
+    missing=st.sampled_from(["at-random", "not-at-random"]),
+    place=st.integers(0, 2),
+    whole=st.sampled_from(["row", "column"]),
+)
+def test_a_row_or_column_without_a_value_is_refused_wherever_it_is(missing, place, whole):
+    bad = np.random.default_rng(0).normal(size=(8, 3))
+    bad[(place, slice(None)) if whole == "row" else (slice(None), place)] = np.nan
+    with pytest.raises(ValueError, match=rf"{whole} {place + 1} of X has no value"):
+        small(missing=missing).fit(bad)
+
+
 @given(
     count=st.one_of(st.integers(-5, 0), st.floats(), st.text(max_size=3), st.booleans(), st.none()),
     name=st.sampled_from(["n_components", "k", "max_iter", "n_iter_no_change", "score_k"]),
