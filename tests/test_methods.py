@@ -27,13 +27,14 @@ from iwae.objectives import (
     iwae,
     miwae,
     renyi,
+    rws,
     tvo,
     tvo_schedule,
     vr_max,
 )
 from iwae.objectives.annealed import LARGEST_STEP, LEAST_STEP, adapt
 from iwae.objectives.reductions import expected_log_w, moment_betas
-from iwae.particles import importance_particles
+from iwae.particles import importance_particles, particle_keys
 from iwae.runs import course, read_metrics, resume_run, start_run
 from iwae.testing import LinearGaussian
 from iwae.training import adam, loop
@@ -152,11 +153,16 @@ def climbed(made, model=None, seed=3):
     return eqx.filter_jit(eqx.filter_value_and_grad(made))(model or deep(), BITS, key)
 
 
+def assert_equal(found, expected, name=""):
+    """The same value and the same gradient, up to rounding."""
+    (value, slope), (its_value, its_slope) = found, expected
+    assert float(value) == pytest.approx(float(its_value), rel=1e-5), name
+    for x, y in zip(jax.tree.leaves(slope), jax.tree.leaves(its_slope), strict=True):
+        assert np.asarray(x) == pytest.approx(np.asarray(y), abs=2e-4, rel=1e-4), name
+
+
 def assert_same(one, other):
-    a, b = climbed(one), climbed(other)
-    assert float(a[0]) == pytest.approx(float(b[0]), rel=1e-5)
-    for x, y in zip(jax.tree.leaves(a[1]), jax.tree.leaves(b[1]), strict=True):
-        assert np.asarray(x) == pytest.approx(np.asarray(y), abs=2e-4, rel=1e-4)
+    assert_equal(climbed(one), climbed(other))
 
 
 SAME = {
@@ -186,7 +192,7 @@ SAME = {
 def test_methods_that_are_the_same_with_any_number_of_particles(k):
     plain = climbed(objective("iwae", k))
     means = climbed(objective("elbo", k))
-    for name, options, (value, slope) in (
+    for name, options, expected in (
         ("miwae", {"m": 1}, plain),
         ("piwae", {"m": 1}, plain),
         ("ciwae", {"beta": 0.0}, plain),
@@ -196,11 +202,23 @@ def test_methods_that_are_the_same_with_any_number_of_particles(k):
         ("vr-iwae", {"alpha": 1.0}, means),
         ("tvo", {"temperatures": 2}, means),
     ):
-        found = climbed(objective(name, k, **options))
-        assert float(found[0]) == pytest.approx(float(value), rel=1e-5), name
-        for x, y in zip(jax.tree.leaves(found[1]), jax.tree.leaves(slope), strict=True):
-            assert np.asarray(x) == pytest.approx(np.asarray(y), abs=2e-4, rel=1e-4), name
+        assert_equal(climbed(objective(name, k, **options)), expected, name)
     assert_same(objective("miwae", 1, m=k), objective("elbo", k))
+
+
+def test_with_one_particle_all_methods_are_one():
+    value, slope = climbed(objective("elbo", 1))
+    for name, options in {
+        **{name: {} for name in ("iwae", "vr-max", "tvo")},
+        **{name: {"m": 1} for name in ("miwae", "piwae")},
+        "ciwae": {"beta": 0.3},
+        "vr-iwae": {"alpha": 0.3},
+        "dais": {"temperatures": 1},
+    }.items():
+        assert_equal(climbed(objective(name, 1, **options)), (value, slope), name)
+    found, gradient = climbed(rws(k=1))  # its encoder climbs something else
+    without = (eqx.tree_at(lambda m: m.encoder, tree, None) for tree in (gradient, slope))
+    assert_equal((found, next(without)), (value, next(without)))
 
 
 @pytest.mark.parametrize("name", SAME)
@@ -229,17 +247,34 @@ def test_elbo_analytic_of_aiwae_is_for_one_layer():
 # IWAE-k beside the bound
 
 
-@pytest.mark.parametrize(
-    "name", ["elbo", "vr-iwae", "tvo", "rws", "aiwae", "dais", "elbo-analytic"]
-)
-def test_iwae_of_the_same_particles_is_shown_beside_the_bound(name):
-    options = {"alpha": 0.5} if name == "vr-iwae" else {}
-    made, model = objective(name, 400, **options), VAE(4, (2,), ((3,),), key=jax.random.key(0))
-    key = jax.random.key(0)
-    _, info = eqx.filter_jit(made.terms)(model, BITS, key, made.init())
-    expected = climbed(objective("iwae", 400), model)[0]
-    assert info["iwae"] == pytest.approx(float(expected), abs=0.2)  # draws may be others
+BESIDE = {
+    **{name: {} for name in ("elbo", "elbo-analytic", "vr-max", "tvo", "dais", "rws", "aiwae")},
+    **{name: {"m": 3} for name in ("miwae", "piwae")},
+    "ciwae": {"beta": 0.5},
+    "ciwae learned": {"beta": "learned"},
+    "vr-iwae": {"alpha": 0.5},
+    "iwae gdreg": {"gradient": "gdreg"},
+    "iwae penalised": {"free_bits": 0.5, "kl_warmup_steps": 9},
+}
+
+
+@pytest.mark.parametrize("words", BESIDE)
+def test_iwae_of_the_same_particles_is_shown_beside_the_bound(words):
+    options, key = BESIDE[words], jax.random.key(0)
+    made, k = objective(words.partition(" ")[0], 4, **options), 4 * options.get("m", 1)
+    model = VAE(4, (2,), ((3,),), key=jax.random.key(0))
+    model = eqx.tree_at(lambda m: m.encoder[0].loc.bias, model, jnp.float32([1.5, -1.0]))
+    value, info = eqx.filter_jit(made.terms)(model, BITS, key, made.init())
+    q, keys = model.posterior(BITS), particle_keys(jax.random.clone(key), jnp.arange(k))
+    if words == "aiwae":  # whose chains have a key for their start and another for their moves
+        keys = jax.vmap(jax.random.split)(keys)[:, 0]
+    z = jax.vmap(q.sample)(keys)
+    log_w = jax.vmap(lambda z: model.log_joint(BITS, z) - q.log_prob(z))(z)
+    expected = float(iwae(log_w))
+    assert info["iwae"] == pytest.approx(expected, rel=1e-5)
     assert "iwae" in made.shown
+    assert abs(expected - elbo(log_w)) > 0.1  # another bound, or the one climbed, would be seen
+    assert (abs(expected - value) > 0.02) == (words not in ("rws", "iwae gdreg"))
 
 
 # Annealing
@@ -298,13 +333,14 @@ def test_memory_does_not_grow_with_the_temperatures_of_aiwae():
 # Penalties
 
 
-def test_a_warm_up_takes_the_divergence_in_by_and_by():
+@pytest.mark.parametrize("name", ["elbo", "elbo-analytic"])
+def test_a_warm_up_takes_the_divergence_in_by_and_by(name):
     model, key = VAE(4, (2,), ((3,),), key=jax.random.key(0)), jax.random.key(0)
-    made = objective("elbo", 5, kl_warmup_steps=10)
+    made = objective(name, 5, kl_warmup_steps=10)
     (z,), _ = eqx.filter_jit(importance_particles)(model, BITS, key, 5)[0]
     reconstruction = np.mean([float(model.decode((h,)).log_prob(BITS)) for h in z])
     plain, extra, values = (
-        float(objective("elbo", 5)(model, BITS, jax.random.clone(key))),
+        float(objective(name, 5)(model, BITS, jax.random.clone(key))),
         made.init(),
         [],
     )
@@ -481,7 +517,9 @@ def test_penalties_need_to_know_the_layers():
         ({"objective": "iwea"}, "did you mean iwae"),
         ({"objective": "iwae", "gradient": "drag"}, "no gradient 'drag'; did you mean dreg"),
         ({"objective": "rws", "gradient": "dreg"}, "does not go with rws: it needs a smooth bound"),
-        ({"objective": "elbo", "gradient": "dreg"}, "elbo with reparam, stl"),
+        ({"objective": "elbo", "gradient": "dreg"}, "of the elbo it is stl; it goes with iwae"),
+        ({"objective": "elbo", "gradient": "dreg"}, "and elbo with reparam, stl, gdreg"),
+        ({"objective": "vr-max", "gradient": "gdreg"}, "needs one smooth bound"),
         ({"objective": "iwae", "gradient": "rws-dreg"}, "only wake-sleep climbs"),
         ({"objective": "iwae", "m": 3}, "m does not go with iwae; it goes with miwae, piwae"),
         ({"objective": "miwae"}, "miwae needs m: give it, e.g. m = 8"),

@@ -148,7 +148,7 @@ class TrainConfig(BaseModel):
     kl_warmup: Annotated[int, Field(ge=0)] = 0
     """Epochs over which the weight of the divergence from the prior rises from 0 to 1."""
     free_bits: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
-    """Nats of divergence that each latent unit has for nothing."""
+    """A latent unit whose divergence is not above so many nats counts as exactly so many."""
     chunk: Annotated[int, Field(ge=1)] | None = None
     """Particles at a time: less memory, the same result; whole up to 500, then 100 at a time."""
 

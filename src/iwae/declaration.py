@@ -29,12 +29,13 @@ class Described(NamedTuple):
     options: tuple[str, ...] = ()
 
 
-_LOWER, _ALL = "log p(x), from below", ("reparam", "stl", "dreg", "gdreg")
+_LOWER = "log p(x), from below"
+_ALL, _OF_ELBO = ("reparam", "stl", "dreg", "gdreg"), ("reparam", "stl", "gdreg")
 
 OBJECTIVES: dict[str, Described] = {
-    "elbo": Described("mean_i log w_i", _LOWER, "Kingma & Welling 2014", ("reparam", "stl")),
+    "elbo": Described("mean_i log w_i", _LOWER, "Kingma & Welling 2014", _OF_ELBO),
     "vae": Described(
-        "mean_i log w_i (another name of elbo)", _LOWER, "Kingma & Welling 2014", ("reparam", "stl")
+        "mean_i log w_i (another name of elbo)", _LOWER, "Kingma & Welling 2014", _OF_ELBO
     ),
     "elbo-analytic": Described(
         "mean_i log p(x|z_i) - KL(q(z|x) || p(z)), one stochastic layer",
@@ -77,7 +78,7 @@ OBJECTIVES: dict[str, Described] = {
     ),
     "tvo": Described(
         "sum_t (beta_{t+1} - beta_t) E_{beta_t}[log w]",
-        "log p(x), from below as k grows",
+        _LOWER,
         "Masrani et al. 2019; Brekelmans et al. 2020",
         ("reparam", "score", "dreg", "gdreg"),
         ("temperatures", "beta_schedule"),
@@ -139,7 +140,7 @@ MODIFIERS: dict[str, tuple[str, tuple[str, ...], str]] = {
         "Sonderby et al. 2016",
     ),
     "free_bits": (
-        "the divergence of a latent unit counts as at least so many nats",
+        "a latent unit whose divergence is not above so many nats counts as exactly so many",
         ("reparam", "stl"),
         "Kingma et al. 2016",
     ),
@@ -149,10 +150,10 @@ MODIFIERS: dict[str, tuple[str, tuple[str, ...], str]] = {
 _UNFIT: dict[str, str] = {
     "reparam": "its draws of q are held fixed, so that no gradient flows through them",
     "stl": "it leaves out a score that this objective needs, or does not have",
-    "dreg": "it needs a smooth bound of reparameterised draws of q that is not linear in log w",
+    "dreg": "it needs a smooth bound of reparameterised draws of q, and of the elbo it is stl",
     "dreg-alpha": "it mixes iwae with wake-phi and no other bound",
     "rws-dreg": "it is the gradient of wake-phi, which only wake-sleep climbs",
-    "gdreg": "it needs one bound for decoder and encoder, not linear in log w",
+    "gdreg": "it needs one smooth bound of importance samples, for decoder and encoder",
     "score": "its encoder learns through reparameterised draws of q",
 }
 """Why a gradient may not fit."""

@@ -31,8 +31,9 @@ joined.defvjp(lambda of_q, of_p: (joined(of_q, of_p), None), _joined_back)
 def gdreg(reduction: Reduction, *, k: int, chunk: int | None = None) -> Objective:
     """A bound of k importance samples, climbed by GDReG (Bauer & Mnih 2021, sec. 5).
 
-    The encoder's gradient is DReG. The networks of p(h_l|h_{l+1}) learn from scores at draws of
-    q, which is replaced too: with a and c the decoder's and the path's coefficients,
+    The encoder's gradient is DReG (of the ELBO, STL). The networks of p(h_l|h_{l+1}) learn from
+    scores at draws of q, which is replaced too: with a and c the decoder's and the path's
+    coefficients,
 
         sum_i a_i grad_theta log p_theta(z_i)  becomes
         sum_i (a_i d log p(x|z_i)/dz - c_i d log w_i/dz) d z(noise_i; theta)/d theta

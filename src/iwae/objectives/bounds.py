@@ -62,7 +62,8 @@ def bound(
         chunk: particles at a time; bounds memory, changes nothing else.
 
     Raises:
-        UserError: if k or chunk is not positive, or an option does not go with a sampler.
+        UserError: if k or chunk is not positive, or an option does not go with a sampler; when
+            it is first evaluated, for draws of q(z|x) that the estimator cannot climb through.
     """
     _check_particles(k, chunk)
     if sampler is not None:
@@ -74,7 +75,7 @@ def bound(
         model: AbstractLatentModel, x: Example, key: PRNGKey, extra: Extra
     ) -> tuple[Scalar, Info]:
         q = model.posterior(x)
-        _check_draws(q, estimator)
+        check_reparameterised(q, estimator)
         of_particle = penalty.terms if penalty else plain_terms
         particle = partial(weigh, model, q, x, estimator=estimator, terms=of_particle)
         parts, tags = over_particles(particle, particle_keys(key, jnp.arange(k)), chunk)
@@ -108,7 +109,7 @@ def weigh(
     return terms(model, scored, x, to_joint, to_q if estimator.score else z), Tags(joint, of_q)
 
 
-def _check_draws(q: Posterior, estimator: Estimator) -> None:
+def check_reparameterised(q: Posterior, estimator: Estimator) -> None:
     """Raise UserError if gradients are to flow through draws through which none do."""
     if estimator.path and isinstance(q, Distribution) and not q.has_rsample:
         raise UserError(

@@ -12,7 +12,8 @@ from jaxtyping import Array, Float
 from iwae._types import Example, PRNGKey, Scalar, UserError
 from iwae.annealing.schedules import check_leapfrog
 from iwae.model import AbstractLatentModel
-from iwae.objectives.bounds import iwae_of, over_particles
+from iwae.objectives.bounds import check_reparameterised, iwae_of, over_particles
+from iwae.objectives.climbing import REPARAM
 from iwae.objectives.objective import Extra, Objective
 from iwae.objectives.penalties import Penalty, Terms, plain_terms
 from iwae.objectives.reductions import Reduction, iwae
@@ -63,7 +64,8 @@ def dais(
         chunk: chains at a time; bounds memory, changes nothing else.
 
     Raises:
-        UserError: if an argument is not positive.
+        UserError: if an argument is not positive; when it is first evaluated, for a q(z|x) whose
+            draws are not reparameterised.
     """
     check_leapfrog(n_leapfrog)
     if min(k, temperatures) < 1:
@@ -75,6 +77,7 @@ def dais(
         model: AbstractLatentModel, x: Example, key: PRNGKey, extra: Extra
     ) -> tuple[Scalar, Info]:
         q = model.posterior(x)
+        check_reparameterised(q, REPARAM)
         unravel = ravel_pytree(q.sample(jax.random.key(0)))[1]  # only the shapes matter
 
         def log_q(z: Flat) -> Scalar:

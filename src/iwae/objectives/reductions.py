@@ -67,7 +67,8 @@ def tvo(log_w: LogWeights, *, betas: Betas, upper: bool = False) -> Scalar:
 
     sum_t (beta_{t+1} - beta_t) E_{beta_t}[log w], with the expectations under the densities
     proportional to q^(1 - beta) p^beta by self-normalised importance sampling: the left Riemann
-    sum of an increasing integrand whose integral is log p(x).
+    sum of an increasing integrand. Its integral is log p(x), and with k samples IWAE-k: at every k
+    the sum lies between ELBO and IWAE-k.
 
     Args:
         log_w: `[k]`.
