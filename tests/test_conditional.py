@@ -16,6 +16,7 @@ from iwae.checkpoint import load_model, save_model
 from iwae.conditional import ConditionalVAE, with_labels
 from iwae.config import make_config
 from iwae.data import load_dataset
+from iwae.declaration import Declaration
 from iwae.evaluate import (
     active_units,
     class_log_likelihoods,
@@ -25,13 +26,18 @@ from iwae.evaluate import (
     prune,
 )
 from iwae.gallery import draw_run
+from iwae.gradients.signal import gradient_of
 from iwae.measure import evaluate_run
+from iwae.methods import compose
 from iwae.model import VAE
 from iwae.networks import Network
 from iwae.objectives import bound, iwae
 from iwae.posterior import model_density
 from iwae.runs import read_metrics
 from iwae.testing import check_latent_model
+from iwae.training import adam
+from iwae.training.loop import validation_bounds
+from iwae.training.steps import Settings, init_state
 from test_model import perturbed
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -261,6 +267,32 @@ def test_mistakes_are_user_errors():
         class_log_likelihoods(vae(), rows, jax.random.key(0), k=2)
     with pytest.raises(UserError, match=r"give \[n, 4\] without labels"):
         class_log_likelihoods(make(), np.zeros((2, D + C)), jax.random.key(0), k=2)
+
+
+GIVEN = {
+    "elbo-analytic": Declaration("elbo-analytic", 2),
+    "gdreg": Declaration("iwae", 2, "gdreg"),
+    "aiwae": Declaration("aiwae", 2, temperatures=2, leapfrog=1),  # its encoder: elbo-analytic
+    "free bits": Declaration("iwae", 2, free_bits=0.1),
+}
+
+
+@pytest.mark.parametrize("name", GIVEN)
+def test_objectives_of_a_vae_are_validated_and_looked_at_given_the_labels(name):
+    objective = compose(GIVEN[name], layers=1)
+    model, settings = noisy(make()), Settings(objective, adam(), batch_size=3)
+    rows = np.random.default_rng(0).integers(0, 2, (6, D)).astype(np.float32)
+
+    def validated(model, rows):
+        state = init_state([model], jax.random.key(0)[None], settings)
+        return validation_bounds(state, model, settings, rows)[0]
+
+    labelled = with_labels(rows, np.ones(6, int), C)
+    assert validated(model, labelled) == pytest.approx(validated(model.given(label(1)), rows))
+    draw, key = gradient_of(objective), jax.random.key(1)
+    ours = draw(model, jnp.asarray(labelled), key)
+    its = draw(model.given(label(1)), jnp.asarray(rows), jax.random.clone(key))
+    np.testing.assert_allclose(ours.vae.output.weight, its.output.weight, rtol=1e-4, atol=1e-6)
 
 
 # --- the whole way ----------------------------------------------------------------------------

@@ -18,8 +18,8 @@ from iwae._types import UserError
 from iwae.declaration import OPTIONS, Declaration, check, described
 from iwae.figures import save_figure, signal_to_noise
 from iwae.gradients.signal import (
-    BIASED,
     Draw,
+    biased_above,
     biases,
     check_draws,
     gradient_of,
@@ -119,7 +119,7 @@ def gradients_run(
         "objective": name,
         "reference": reference,
         "draws": draws,
-        "biased_above": BIASED,
+        "biased_above": biased_above(draws),
         "rows": found,
         "slopes": _slopes(found),
     }

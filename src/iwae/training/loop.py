@@ -261,7 +261,7 @@ def _value_of(objective: Objective) -> Callable[..., Scalar]:
 
     def value(trained: tuple[AbstractLatentModel, Extra], x: Example, key: PRNGKey) -> Scalar:
         model, extra = trained
-        return objective.terms(model, x, key, extra)[0]
+        return objective.terms(*model.condition(x), key, extra)[0]
 
     return value
 

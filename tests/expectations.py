@@ -1,0 +1,183 @@
+"""Gradients of small models: one draw, many draws, and what their mean must be, by quadrature."""
+
+from functools import partial
+from itertools import product
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.flatten_util import ravel_pytree
+
+from iwae.gradients.signal import groups_of
+from iwae.model import VAE, LayeredPosterior
+from iwae.testing import LinearGaussian
+
+BITS = jnp.float32([1, 0, 1, 1])
+
+
+def shallow(latents=2):
+    """A VAE of four bits and one stochastic layer; nothing in it is symmetric or at its best."""
+    return _moved(VAE(4, (latents,), ((3,),), key=jax.random.key(1)))
+
+
+def deep(*sizes):
+    """The same with several layers."""
+    sizes = sizes or (3, 2)
+    return _moved(VAE(4, sizes, ((3,),) * len(sizes), key=jax.random.key(1)))
+
+
+def _moved(model):
+    """The model with biases that are not zero, and smooth enough for quadrature."""
+    return jax.tree.map(
+        lambda leaf: leaf + jnp.linspace(-0.4, 0.2, leaf.size) if leaf.ndim == 1 else 0.6 * leaf,
+        model,
+    )
+
+
+# Draws
+
+
+def gradient(objective, model, x, key=0):
+    """One draw of the gradient, as a model; the key may be a seed."""
+    key = jax.random.key(key) if isinstance(key, int) else key
+    return eqx.filter_jit(eqx.filter_grad(objective))(model, x, key)
+
+
+def draws_of(objective, model, x, n, seed=0):
+    """n draws of the gradient, flat, float64 `[n, parameters]`."""
+
+    @eqx.filter_jit
+    def all_of(model, keys):
+        one = eqx.filter_grad(objective)
+        return jax.lax.map(lambda key: ravel_pytree(one(model, x, key))[0], keys, batch_size=500)
+
+    return np.float64(all_of(model, jax.random.split(jax.random.key(seed), n)))
+
+
+def z_scores(draws, expected):
+    """Standard errors between the mean of the draws and what is expected; 0 where none varies."""
+    error = draws.std(axis=0, ddof=1) / np.sqrt(len(draws))
+    distance = np.abs(draws.mean(axis=0) - expected)
+    return distance / np.maximum(error, 1e-5 + 1e-4 * np.abs(expected))
+
+
+# Comparisons
+
+
+def size(tree):
+    return float(sum(jnp.abs(leaf).sum() for leaf in jax.tree.leaves(tree)))
+
+
+def assert_same(a, b, tolerance=2e-5):
+    for one, other in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        scale = float(jnp.abs(other).max()) + 1e-3
+        assert np.abs(np.asarray(one - other)).max() < tolerance * scale
+
+
+def places(model):
+    """Where the parameters of each group are in a flat gradient: name -> indices."""
+    flat, back = ravel_pytree(eqx.filter(model, eqx.is_inexact_array))
+    groups = groups_of(back(jnp.arange(flat.size).astype(flat.dtype)), model)
+    return {
+        name: np.concatenate([np.ravel(leaf) for leaf in leaves]).astype(int)
+        for name, leaves in groups.items()
+    }
+
+
+def is_encoder(name):
+    """Whether a group of `places` belongs to q(z|x)."""
+    return name.startswith(("encoder", "q_"))
+
+
+def assert_close(found, exact, model, tolerance):
+    """Every group of parameters has the gradient, up to a share of the group's."""
+    for name, at in places(model).items():
+        distance = np.linalg.norm(found[at] - exact[at])
+        assert distance < tolerance * np.linalg.norm(exact[at]), name
+
+
+# Means, by quadrature over all the noise there is
+
+
+class Case(NamedTuple):
+    """A model, an example, how many normal numbers make a particle, and how many nodes they get."""
+
+    model: Any
+    x: Any
+    noise: int
+    nodes: int
+
+
+LINEAR = Case(
+    LinearGaussian.random(1, 3, q_shift=0.4, q_scale=1.4), jnp.float32([2.0, -0.5, 0.3]), 1, 24
+)
+NARROW = Case(shallow(1), BITS, 1, 12)
+CURVED = Case(shallow(), BITS, 2, 12)
+LAYERED = Case(deep(1, 1), BITS, 2, 12)
+
+
+def nodes(dimensions, count):
+    """Gauss-Hermite nodes for N(0, I) and their weights."""
+    x, w = np.polynomial.hermite_e.hermegauss(count)
+    grid = np.array(list(product(x, repeat=dimensions)), np.float32)
+    weights = np.array(list(product(w / w.sum(), repeat=dimensions))).prod(axis=1)
+    keep = weights > 1e-9
+    return jnp.asarray(grid[keep]), jnp.float32(weights[keep] / weights[keep].sum())
+
+
+def place(q, noise):
+    """What `q.sample` does with standard normal noise."""
+    if not isinstance(q, LayeredPosterior):
+        return q.loc + q.scale_tril @ noise[: q.loc.size]
+    z, units = (), q.first.base_dist
+    for net in (*q.above, None):
+        e, noise = noise[: units.loc.size], noise[units.loc.size :]
+        z = (*z, units.loc + units.scale * e)
+        units = net(z[-1]).base_dist if net else None
+    return z
+
+
+def mean_gradient(value, model, dimensions, count):
+    """The gradient of E[value(model, noise)], flat, float64."""
+    noise, weights = nodes(dimensions, count)
+
+    def mean(model):
+        return jnp.sum(weights * jax.vmap(partial(value, model))(noise))
+
+    return np.float64(ravel_pytree(eqx.filter_jit(eqx.filter_grad(mean))(model))[0])
+
+
+def exact_gradient(of_particles, case, k):
+    """The gradient of E[of_particles(log p(x, z), log q(z|x))], through k draws of q."""
+
+    def value(model, noise):
+        q = model.posterior(case.x)
+        z = jax.vmap(partial(place, q))(noise.reshape(k, case.noise))
+        log_p = jax.vmap(lambda z: model.log_joint(case.x, z))(z)
+        return of_particles(log_p, jax.vmap(q.log_prob)(z))
+
+    return mean_gradient(value, case.model, k * case.noise, case.nodes)
+
+
+def exact_wake_phi(case, k):
+    """E[sum_i w_i grad log q(z_i|x)], w normalised and z held fixed."""
+
+    def value(model, noise):
+        q, still = model.posterior(case.x), jax.lax.stop_gradient(model.posterior(case.x))
+        z = jax.vmap(partial(place, still))(noise.reshape(k, case.noise))
+        log_p = jax.vmap(lambda z: model.log_joint(case.x, z))(z)
+        log_q = jax.vmap(q.log_prob)(z)
+        return jnp.sum(jax.lax.stop_gradient(jax.nn.softmax(log_p - log_q)) * log_q)
+
+    return mean_gradient(value, case.model, k * case.noise, case.nodes)
+
+
+def halves_of(decoder, encoder, model):
+    """One flat gradient for p(x, z), and another for q(z|x)."""
+    found = decoder.copy()
+    for name, at in places(model).items():
+        if is_encoder(name):
+            found[at] = encoder[at]
+    return found
