@@ -166,13 +166,13 @@ def expected_log_q(model, p):
 
 
 def test_sleep_teaches_q_what_the_model_draws():
-    model = LinearGaussian.random(q_shift=0.4, q_scale=1.3)
+    model = LinearGaussian.random(q_shift=0.4, q_scale=0.7)
     exact = ravel_pytree(eqx.filter_grad(expected_log_q)(model, model))[0]
     climbed = objective("rws", 2, phase="sleep")
     one, other = (draws_of(climbed, model, jnp.float32(x), 4000) for x in ([2, 1, 0], [0, 1, 3]))
     for name, at in places(model).items():
         if is_encoder(name):
-            assert np.array_equal(one[:, at], other[:, at])  # whatever the example is
+            np.testing.assert_allclose(one[:, at], other[:, at], rtol=1e-4, atol=1e-4)
             assert z_scores(one[:, at], np.asarray(exact)[at]).max() < STANDARD_ERRORS
             assert z_scores(1.2 * one[:, at], np.asarray(exact)[at]).max() > STANDARD_ERRORS
         else:
