@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from iwae._types import Latents, PRNGKey, Scalar, UserError
-from iwae.data.kinds import check_values
+from iwae.data.kinds import KINDS, check_values
 from iwae.model import VAE, AbstractLatentModel, GaussianNet, Posterior
 from iwae.networks import ConvDecoder, Dense, OwnDecoder
 
@@ -128,12 +128,12 @@ def without_labels(model: Model) -> VAE:
 def check_examples(model: AbstractLatentModel, examples: np.ndarray) -> None:
     """Refuse examples `[n, ...]` whose likelihood would be none, such as grey under Bernoulli.
 
-    Of a model of a user's own class nothing is known, and everything is taken.
+    Of models of a user's own class, and of kinds of a user's own, nothing is known: all is taken.
 
     Raises:
         UserError: for values that the model's kind of data does not have.
     """
-    if isinstance(model, Model):
+    if isinstance(model, Model) and without_labels(model).kind.name in KINDS:
         vae, rows = without_labels(model), np.asarray(examples)
         values = rows.reshape(len(rows), -1)[:, : vae.n_data]  # without labels
         check_values(values, vae.kind, "a value of examples", missing=vae.missing is not None)
