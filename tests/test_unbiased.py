@@ -1,6 +1,7 @@
 """The means of gradient estimators: by quadrature over all their noise, and by many draws."""
 
 from functools import partial
+from itertools import pairwise
 
 import equinox as eqx
 import jax
@@ -314,7 +315,9 @@ def test_the_gradient_of_vr_max_is_that_of_the_larger_of_two_weights():
     exact = np.float64(ravel_pytree(eqx.filter_jit(eqx.filter_grad(mean_of_the_larger))(model))[0])
     draws = draws_of(objective("vr-max", 2), model, x, N)
     assert z_scores(draws, exact).max() < STANDARD_ERRORS
-    assert_strong(draws, exact, model)
+    assert z_scores(1.2 * draws, exact).max() > STANDARD_ERRORS
+    for other in (elbo, iwae):
+        assert z_scores(draws, exact_gradient(ratios(other), LINEAR, 2)).max() > STANDARD_ERRORS
 
 
 @pytest.mark.slow
@@ -346,7 +349,9 @@ def test_the_gradient_of_dais_is_that_of_its_chain():
 
     draws = draws_of(climbed, (model, moves), x, N)
     assert z_scores(draws, exact).max() < STANDARD_ERRORS
-    assert_strong(draws, exact, (model, moves))
+    learned = ravel_pytree(moves)[0].size
+    for part in (slice(-learned), slice(-learned, None)):
+        assert z_scores(1.3 * draws[:, part], exact[part]).max() > STANDARD_ERRORS
 
 
 def test_the_score_gradient_of_the_tvo_tends_to_that_of_its_integral():
