@@ -56,7 +56,10 @@ pytestmark = pytest.mark.usefixtures("quick_compilation")
 # Against each other
 
 
-@pytest.mark.parametrize(("name", "encoders"), [("iwae", "dreg"), ("elbo", "stl")])
+@pytest.mark.parametrize(
+    ("name", "encoders"),
+    [pytest.param("iwae", "dreg", marks=pytest.mark.slow), ("elbo", "stl")],
+)
 def test_gdreg_adds_the_priors_part_to_what_the_encoder_has_without_it(name, encoders):
     model = deep()
     a, b = (gradient(objective(name, 4, gradient=g), model, BITS) for g in (encoders, "gdreg"))
@@ -229,7 +232,9 @@ def test_neither_half_of_piwae_learns_from_the_bound_of_the_other():
     assert size(jax.tree.map(lambda a, b: a - b, other.output, whole.output)) > 1e-2
 
 
-@pytest.mark.parametrize("k", range(1, 7))
+@pytest.mark.parametrize(
+    "k", [4, *(pytest.param(k, marks=pytest.mark.slow) for k in (1, 2, 3, 5, 6))]
+)
 def test_aiwae_of_two_temperatures_without_the_last_move_is_iwae_for_the_decoder(monkeypatch, k):
     still = partial(annealed_particles, last_move=False)
     monkeypatch.setattr(annealed, "annealed_particles", still)

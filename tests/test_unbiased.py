@@ -354,6 +354,7 @@ def test_the_gradient_of_dais_is_that_of_its_chain():
         assert z_scores(1.3 * draws[:, part], exact[part]).max() > STANDARD_ERRORS
 
 
+@pytest.mark.slow
 def test_the_score_gradient_of_the_tvo_tends_to_that_of_its_integral():
     model, x, *_ = LINEAR
     betas = tvo_schedule("log", 4)
