@@ -19,6 +19,7 @@ from iwae.checkpoint import (
     SUMS,
     Checkpoint,
     DamagedCheckpointError,
+    copy_model,
     list_checkpoints,
     load_checkpoint,
     load_model,
@@ -285,6 +286,21 @@ def test_a_damaged_file_of_weights_is_refused_or_harmless(tmp_path_factory, data
         assert "\n" not in str(error)  # noqa: PT017
     else:
         assert list(bits(found)) == list(bits(make()))
+
+
+def test_weights_of_another_model_of_the_same_shapes_are_noticed(folder, tmp_path):
+    before = (folder / "model.safetensors").read_bytes()
+    model = load_model(folder)
+    save_model(jax.tree.map(lambda leaf: leaf + 1, model), folder)
+    copy_model(folder, tmp_path / "copy", epoch=3)
+    for mixed in (folder, tmp_path / "copy"):
+        load_model(mixed)
+        (mixed / "model.safetensors").write_bytes(before)  # a late writer's
+        refused(mixed, "has other weights than model.json beside it describes")
+    description = json.loads((folder / "model.json").read_text())
+    del description["weights"]  # as it was written once
+    (folder / "model.json").write_text(json.dumps(description))
+    load_model(folder)
 
 
 def test_a_changed_weight_is_noticed(folder):

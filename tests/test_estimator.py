@@ -486,8 +486,13 @@ def test_columns_without_names_keep_their_order(tmp_path):
     other = frame.rename(columns={0: 7})  # where nothing says which is which
     for X in (frame, other, frame.to_numpy()):
         np.testing.assert_array_equal(model.transform(X), model.transform(rows()))
+    frame.columns = pd.MultiIndex.from_product([["size"], ["a", "b", "c"]])
+    model.fit(frame).save(tmp_path)
+    for found in (model, ImportanceWeightedAutoencoder.load(tmp_path)):
+        with pytest.raises(ValueError, match=r"another order: give them as .*'size', 'b'"):
+            found.transform(frame[list(frame)[::-1]])
     model.fit(rows())
-    model.transform(frame[[1, 0, 2]])  # an array has no order to keep
+    model.transform(frame[list(frame)[::-1]])  # an array has no order to keep
 
 
 def test_what_would_silently_become_other_numbers_is_refused():
@@ -787,7 +792,7 @@ def test_a_save_that_was_cut_off_is_not_taken_for_whole(tmp_path):
     weights = (tmp_path / "model.safetensors").read_bytes()
     small(random_state=1).fit(100 * rows()).save(tmp_path)
     (tmp_path / "model.safetensors").write_bytes(weights)
-    with pytest.raises(UserError, match=r"no estimator in .*: its weights are of another fit"):
+    with pytest.raises(UserError, match=r"other weights than model\.json beside it describes"):
         ImportanceWeightedAutoencoder.load(tmp_path)
 
 
@@ -809,6 +814,7 @@ def test_files_that_hold_no_estimator(tmp_path):
         ('"_key_"', '"feature_names_in_": ["a", "b"], "_key_"'),
         ('"_key_"', '"feature_names_in_": "abc", "_key_"'),
         ('"_labels_": null', '"_labels_": ["a"]'),
+        ('"_labels_": null', '"_labels_": ["a", 1, "c"]'),
     ):
         changed, count = re.subn(old, new, text)
         assert count == 1

@@ -215,9 +215,10 @@ def save_model(model: Model, folder: str | Path, **about: Any) -> None:
         about: JSON-able facts to keep beside the architecture (where the model comes from).
     """
     folder, arrays = Path(folder), _named(model)
+    digest = _digest(arrays, "")
     with atomic_write(folder / WEIGHTS) as path:
-        save_file(arrays, path, metadata={"sha256": _digest(arrays, "")})
-    _write_description(folder, model.architecture(), about)
+        save_file(arrays, path, metadata={"sha256": digest})
+    _write_description(folder, model.architecture(), digest, about)
 
 
 def _named(model: Model) -> dict[str, np.ndarray]:
@@ -226,23 +227,22 @@ def _named(model: Model) -> dict[str, np.ndarray]:
     return {name.lstrip("."): value for name, value in arrays.items()}
 
 
-def weights_sha256(model: Model) -> str:
-    """The SHA-256 of a model's arrays: their names, types, shapes and numbers."""
-    return _digest(_named(model), "")
-
-
-def _write_description(folder: Path, architecture: Any, about: Mapping[str, Any]) -> None:
-    description = {"format": 1, "architecture": architecture, "about": about}
+def _write_description(
+    folder: Path, architecture: Any, digest: str | None, about: Mapping[str, Any]
+) -> None:
+    """Write `model.json`, with the digest of the arrays that it is beside."""
+    known = {} if digest is None else {"weights": digest}
+    description = {"format": 1, "architecture": architecture, **known, "about": about}
     with atomic_write(folder / DESCRIPTION) as path:
         path.write_text(json.dumps(description, indent=1) + "\n")
 
 
 def copy_model(source: Path, folder: Path, **about: Any) -> None:
     """Put a model into another folder, with other facts beside it and the same bytes of weights."""
-    architecture = _read_description(source / DESCRIPTION)["architecture"]
+    said = _read_description(source / DESCRIPTION)
     with atomic_write(folder / WEIGHTS) as path:
         shutil.copyfile(source / WEIGHTS, path)
-    _write_description(folder, architecture, about)
+    _write_description(folder, said["architecture"], said.get("weights"), about)
 
 
 def load_model(folder: str | Path, like: Model | None = None) -> Any:
@@ -267,14 +267,35 @@ def load_model(folder: str | Path, like: Model | None = None) -> Any:
     return read_model(folder / WEIGHTS, folder / DESCRIPTION, like=like)
 
 
+def is_one_model(folder: Path) -> bool:
+    """Whether weights and description are of one moment, as far as the weights' header tells.
+
+    One that cannot be read tells nothing; `load_model` says what is wrong with it.
+    """
+    described = _read_description(folder / DESCRIPTION).get("weights")
+    try:
+        _check_header(folder / WEIGHTS)
+        with safe_open(folder / WEIGHTS, framework="numpy") as file:
+            stated = (file.metadata() or {}).get("sha256")
+    except (UserError, *_UNREADABLE):
+        return True
+    return None in (stated, described) or stated == described
+
+
 def read_model(weights: Path, description: Path, *, like: Model | None = None) -> Any:
     """`load_model`, of two files that may lie anywhere."""
     said = _read_description(description)
     skeleton = _skeleton(said["architecture"], description, like)
     shapes, static = eqx.partition(skeleton, lambda leaf: isinstance(leaf, jax.ShapeDtypeStruct))
-    model = eqx.combine(_from_arrays(_read_weights(weights, shapes), shapes, weights), static)
+    arrays, digest = _read_weights(weights, shapes)
+    model = eqx.combine(_from_arrays(arrays, shapes, weights), static)
     if isinstance(model, ConditionalVAE):
         _check_labels(model, said.get("about", {}), weights, description)
+    if said.get("weights") not in (None, digest):
+        raise UserError(
+            f"{weights} has other weights than {DESCRIPTION} beside it describes: its writer was "
+            "cut off between the two, or two wrote at once; train --resume writes a model again"
+        )
     return model
 
 
@@ -324,7 +345,7 @@ def _read_description(path: Path) -> dict[str, Any]:
     if description.get("format") != 1:
         found = repr(description.get("format"))[:50]
         raise UserError(f"the model in {path.parent} has format {found}, not 1")
-    odd = sorted(description.keys() - {"format", "architecture", "about"})
+    odd = sorted(description.keys() - {"format", "architecture", "weights", "about"})
     if odd:
         raise UserError(f"{path} has the unknown key {odd[0][:50]!r}: it was not written by iwae")
     return description
@@ -368,8 +389,8 @@ def _leaves(value: Any) -> Iterator[Any]:
         yield value
 
 
-def _read_weights(path: Path, like: PyTree) -> dict[str, np.ndarray]:
-    """The arrays of a file, once its header has those of `like`; all finite."""
+def _read_weights(path: Path, like: PyTree) -> tuple[dict[str, np.ndarray], str]:
+    """The arrays of a file, once its header has those of `like`, all finite; and their digest."""
     refuse_larger(path, path.stat().st_size, LARGEST_WEIGHTS)
     leaves = jax.tree_util.tree_leaves_with_path(like)
     expected = _signatures({jax.tree_util.keystr(at): leaf for at, leaf in leaves})
@@ -380,17 +401,18 @@ def _read_weights(path: Path, like: PyTree) -> dict[str, np.ndarray]:
             found = {f".{name}": _declared(file.get_slice(name)) for name in names}
             _check_fit(found, expected, path)
             arrays = {name: file.get_tensor(name) for name in names}
-            digest = (file.metadata() or {}).get("sha256")
+            stated = (file.metadata() or {}).get("sha256")
     except UserError:
         raise
     except _UNREADABLE as error:
         raise UserError(f"{path} cannot be read: {_reason(error)}") from error
-    if digest not in (None, _digest(arrays, "")):
+    digest = _digest(arrays, "")
+    if stated not in (None, digest):
         raise UserError(f"{path} is damaged: its checksum does not match")
     for name, value in arrays.items():
         if not np.isfinite(value).all():
             raise UserError(f"{path} is no trained model: {name} has numbers that are not finite")
-    return {f".{name}": value for name, value in arrays.items()}
+    return {f".{name}": value for name, value in arrays.items()}, digest
 
 
 def _check_header(path: Path) -> None:

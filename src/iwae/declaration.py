@@ -346,6 +346,11 @@ def _check_together(d: Declaration, layers: int | None) -> None:
             raise UserError(words)
 
 
+def unmodified(declaration: Declaration) -> Declaration:
+    """The same objective without what changes its weights in training: what validation measures."""
+    return declaration._replace(kl_warmup_steps=0, free_bits=0.0)
+
+
 def particles(declaration: Declaration) -> int:
     """Particles of an example in one step."""
     return declaration.k * (declaration.m or 1)

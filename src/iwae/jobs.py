@@ -16,6 +16,7 @@ from iwae._types import UserError
 from iwae.checkpoint import (
     DESCRIPTION,
     WEIGHTS,
+    is_one_model,
     list_checkpoints,
     load_checkpoint,
     load_model,
@@ -24,7 +25,7 @@ from iwae.checkpoint import (
 from iwae.conditional import ConditionalVAE, Model, without_labels
 from iwae.config import TrainConfig, read_config
 from iwae.data import Dataset, choose, draw, load_dataset
-from iwae.declaration import check
+from iwae.declaration import check, unmodified
 from iwae.methods import compose
 from iwae.model import VAE
 from iwae.networks import Network, make_network
@@ -263,7 +264,7 @@ def make_job(config: TrainConfig, data_dir: Path | None = None, *, resumed: bool
             config.batch_size,
             dataset.binarization,
             config.shuffle,
-            compose(declaration._replace(kl_warmup_steps=0, free_bits=0.0), layers),
+            compose(unmodified(declaration), layers),
         ),
         schedule,
         stage_ends,
@@ -330,6 +331,7 @@ def is_finished(run: Path, config: TrainConfig) -> bool:
         (folder / WEIGHTS).is_file()
         and (folder / DESCRIPTION).is_file()
         and _is_final(read_about(folder), config.epochs)
+        and is_one_model(folder)  # else a writer was cut off between the two: train on
         for folder in folders
     )
 

@@ -26,10 +26,10 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from iwae._types import PRNGKey, UserError
 from iwae.annealing import sigmoid_schedule, tune_step_size
-from iwae.checkpoint import load_model, read_about, save_model, weights_sha256
+from iwae.checkpoint import load_model, read_about, save_model
 from iwae.data import Kind, as_json, as_kind
 from iwae.data.kinds import check_values, make_kind
-from iwae.declaration import Declaration
+from iwae.declaration import Declaration, unmodified
 from iwae.estimator.functions import Likelihood, decoded, drawn, q_mean, weighted_mean
 from iwae.estimator.rows import (
     addresses,
@@ -44,7 +44,6 @@ from iwae.estimator.rows import (
     names_of_each,
     one_each,
     plain,
-    saved_labels,
     standards,
 )
 from iwae.evaluate import gather, map_examples
@@ -614,9 +613,8 @@ class ImportanceWeightedAutoencoder(
             raise ValueError("random_state is a generator, which no file holds: set it to an int")
         parameters = {**self.get_params(deep=False), "observation": as_json(self._kind())}
         learnt = {name: getattr(self, name) for name in (*_LEARNT, *_NAMED) if hasattr(self, name)}
-        learnt["_labels_"] = saved_labels(self._labels_)
-        weights = weights_sha256(self.model_)  # what was learnt is of no use to others
-        facts = plain({"parameters": parameters, "learnt": learnt, "weights": weights})
+        learnt["_labels_"] = self._labels_
+        facts = plain({"parameters": parameters, "learnt": learnt})
         save_model(self.model_, folder, estimator=facts)
 
     @classmethod
@@ -635,8 +633,6 @@ class ImportanceWeightedAutoencoder(
             found.shift_, found.scale_ = (one_each(learnt[name], model.n_data) for name in _ARRAYS)
             found._check_parameters()
             found._check_loaded(model)
-            if facts["weights"] != weights_sha256(model):
-                raise ValueError("its weights are of another fit; save it again")
             found._labels_ = check_labels(learnt["_labels_"], model.n_data)
             if "feature_names_in_" in learnt:
                 found.feature_names_in_ = names_of_each(learnt["feature_names_in_"], model.n_data)
@@ -683,5 +679,5 @@ _NAMED = ("feature_names_in_",)
 @lru_cache
 def _settings(declaration: Declaration, batch_size: int) -> Settings:
     """The same object for the same training: what programs are compiled for."""
-    plain_bound = compose(declaration._replace(kl_warmup_steps=0, free_bits=0.0), 1)
+    plain_bound = compose(unmodified(declaration), 1)
     return Settings(compose(declaration, 1), adam(), batch_size, validated=plain_bound)

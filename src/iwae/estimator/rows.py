@@ -44,26 +44,26 @@ def check_source(X: Any) -> None:
         raise ValueError("X holds dates or times, which are no numbers: give days, say")
 
 
-def column_labels(X: Any) -> list[Any] | None:
-    """What the columns of a frame are called, of whatever type; None if X is no frame."""
-    return list(X.columns) if hasattr(X, "columns") else None
+def column_labels(X: Any) -> list[str] | None:
+    """What the columns of a frame are called; None if X is no frame.
+
+    A label may be a number, a date or a tuple; its `repr` is kept, which any file holds.
+    """
+    return [repr(label) for label in X.columns] if hasattr(X, "columns") else None
 
 
-def check_order(labels: list[Any] | None, known: list[Any] | None) -> None:
+def check_order(labels: list[str] | None, known: list[str] | None) -> None:
     """Raise ValueError for the columns of fit in another order."""
     if labels and known and labels != known and set(labels) == set(known):
-        raise ValueError(f"X has the columns of fit in another order: give them as {known}")
+        order = ", ".join(known)
+        raise ValueError(f"X has the columns of fit in another order: give them as [{order}]")
 
 
-def saved_labels(labels: list[Any] | None) -> list[Any] | None:
-    """Column labels as JSON keeps them; None if it would give others back."""
-    kept = plain(labels)
-    return kept if all(isinstance(one, str | int) for one in kept or ()) else None
-
-
-def check_labels(labels: Any, d: int) -> list[Any] | None:
+def check_labels(labels: Any, d: int) -> list[str] | None:
     """Column labels from a file, or ValueError if they are none of d columns."""
-    if labels is not None and (not isinstance(labels, list) or len(labels) != d):
+    if labels is None:
+        return None
+    if not isinstance(labels, list) or [type(one) for one in labels] != [str] * d:
         raise ValueError(f"_labels_ are not those of {d} columns")
     return labels
 
