@@ -322,6 +322,8 @@ def test_mistakes_are_user_errors():
         assert "\n" not in str(raised.value)
     with pytest.raises(UserError, match="does not say what its prior is"):
         information(LinearGaussian.random(), xs, KEY)
+    with pytest.raises(UserError, match=r"0\.5.*grey levels have to be binarised first"):
+        information(VAE(3, (2,), ((4,),), key=KEY), 0.5 * xs, KEY)
 
 
 def test_what_is_not_a_number_is_an_error():

@@ -63,6 +63,9 @@ def test_labels_of_a_users_file(tmp_path):
     plain = load_dataset(tmp_path / "one.npz", validation=4)  # labels that nobody asked for
     np.testing.assert_array_equal(plain.test, data.test[:, : plain.n_values])
     assert not plain.classes
+    np.savez(tmp_path / "alone.npz", labels=words)
+    with pytest.raises(UserError, match="array 'labels'"):
+        load_dataset(tmp_path / "alone.npz")
     np.savez(
         tmp_path / "two.npz", train=rows, test=rows, train_labels=np.arange(20), test_labels=words
     )

@@ -1,14 +1,19 @@
 """Records in words, for a terminal."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-Record = dict[str, Any]
+Record = Mapping[str, Any]
+
+
+def each_model(record: Record) -> Sequence[Record]:
+    """What a record says of each model: the record itself if it is about one."""
+    return record.get("replicates", [record])
 
 
 def describe(record: Record) -> str:
     """A record in a few lines."""
-    each = record.get("replicates", [record])
+    each = each_model(record)
     lines = [_head(record)]
     for number, one in enumerate(each):
         name = f"replicate {number}: " if len(each) > 1 else ""
@@ -135,7 +140,7 @@ def _classification(one: Record) -> Iterator[str]:
 
 def _about_labels(record: Record) -> Iterator[str]:
     """Which labels were taken for which most often, over all replicates, and a caution."""
-    names, each = record["data"]["classes"], record.get("replicates", [record])
+    names, each = record["data"]["classes"], each_model(record)
     pairs = [
         (sum(one["confusion"][i][j] for one in each), i, j)
         for i in range(len(names))

@@ -109,7 +109,7 @@ def _fits_columns(values: np.ndarray, kind: Kind) -> np.ndarray:
 
 _BIT = (
     "0 or 1",
-    "write two values as 0 and 1; grey levels are binarised, or of another kind",
+    "write two values as 0 and 1; grey levels have to be binarised first, or need another kind",
     _is_bit,
 )
 _REAL = ("finite numbers", "leave out rows with gaps", _is_real)

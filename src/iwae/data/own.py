@@ -100,7 +100,11 @@ def _read_arrays(path: Path, content: bytes, *, missing: bool, labels: bool | st
             "labels in arrays of their own, and conditional is enough"
         )
     arrays = read_arrays(path, content)
-    marks = _take_labels(path, arrays) if labels else _drop_labels(arrays)
+    marks = {}
+    if labels:
+        marks = _take_labels(path, arrays)
+    else:
+        _drop_labels(arrays)
     for key, array in arrays.items():
         check_array(path, key, array, first_row=0, missing=missing)
     return arrays, marks, ()
@@ -125,12 +129,11 @@ def _take_labels(path: Path, arrays: dict[str, np.ndarray]) -> dict[str, np.ndar
     return found
 
 
-def _drop_labels(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Take out labels that nobody asked for, as those of a named data set; no labels."""
+def _drop_labels(arrays: dict[str, np.ndarray]) -> None:
+    """Take out labels that nobody asked for, unless they are all there is."""
     for name in {"labels", *(f"{key}_labels" for key in arrays)} & arrays.keys():
-        if arrays[name].ndim == 1:
+        if arrays[name].ndim == 1 and len(arrays) > 1:
             del arrays[name]
-    return {}
 
 
 def _classes(

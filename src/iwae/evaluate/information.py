@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, Int, Shaped
 
 from iwae._types import Example, PRNGKey, Scalar, UserError
 from iwae.annealing.starts import start_of
+from iwae.conditional import check_examples
 from iwae.evaluate.examples import ROWS, SLAB_ROWS, check_positive, gather, map_examples
 from iwae.model import AbstractLatentModel
 from iwae.particles import particle_keys
@@ -111,8 +112,8 @@ def information(
         batch_size: examples at a time on each device; changes the speed, not the numbers.
 
     Raises:
-        UserError: if there are no examples, a size is not positive, `draws` is more than k, or
-            the model does not say what its prior is.
+        UserError: if there are no examples, they are none of the model's kind of data, a size is
+            not positive, `draws` is more than k, or the model does not say what its prior is.
         FloatingPointError: if a number is nan.
     """
     check_positive("k", k)
@@ -140,6 +141,7 @@ def rate_slabs(
     first: int = 0,
 ) -> Iterator[Slab]:
     """`rate` and `distortion` of `information`, from example `first` on, slab by slab."""
+    check_examples(model, examples)
     slabs = map_examples(
         eqx.Partial(_rate_and_distortion, k=k),
         model,
@@ -162,6 +164,7 @@ def ratio_slabs(
     first: int = 0,
 ) -> Iterator[Slab]:
     """`log_ratio` of `information`, from example `first` on, slab by slab."""
+    check_examples(model, examples)
     n = len(examples)
     slabs = map_examples(
         eqx.Partial(_log_ratio, others=_chunks(examples), n=n, draws=draws),

@@ -11,6 +11,7 @@ from zipfile import BadZipFile
 import numpy as np
 from jaxtyping import Float, Int
 
+from iwae.describe import each_model
 from iwae.diagnostics import ordering_violations
 
 log = logging.getLogger(__name__)
@@ -113,7 +114,7 @@ def _bounds(record: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> Iter
 
 def models_of(record: Mapping[str, Any]) -> list[str | None]:
     """Digests of the models that a record is about, one for each replicate."""
-    return [one.get("model_sha256") for one in record.get("replicates", [record])]
+    return [one.get("model_sha256") for one in each_model(record)]
 
 
 def check_ordering(

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 from iwae._types import UserError
 from iwae.config import TrainConfig
 from iwae.declaration import OBJECTIVES
+from iwae.describe import each_model
 from iwae.measure.compare import compare
 from iwae.page.facts import SAMPLED, Bound, Run
 from iwae.report import Row, estimates_row, published_nll
@@ -140,7 +141,7 @@ def _gradient(run: Run) -> Cell:
 
 
 def _epochs(run: Run) -> Cell:
-    trained = {one["epoch"] for record in run.records for one in _replicates(record)}
+    trained = {one["epoch"] for record in run.records for one in each_model(record)}
     trained = trained or {row["epoch"] for row in run.metrics[-1:]}
     if not trained:
         return Cell(note=f"of {run.config.epochs:,}")
@@ -150,10 +151,6 @@ def _epochs(run: Run) -> Cell:
 
 def _seeds(run: Run) -> Cell:
     return Cell(str(run.config.replicates), run.config.replicates)
-
-
-def _replicates(record: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
-    return record.get("replicates", [record])
 
 
 def _widest(run: Run) -> Mapping[str, Any]:
@@ -177,8 +174,8 @@ def _published(run: Run) -> Cell:
     text = published_nll(run.config.model_dump(mode="json") | sizes)
     if text == "-":
         return Cell()
-    number, _, active = text.partition(" ")
-    return Cell(number, float(number), active.strip("()") + ", 3,280 epochs")
+    number, _, about = text.partition(" ")
+    return Cell(number, float(number), about.strip("()"))
 
 
 def longest_annealing(run: Run) -> Bound | None:
@@ -189,7 +186,7 @@ def longest_annealing(run: Run) -> Bound | None:
 
 def verdicts(bound: Bound) -> list[Mapping[str, Any]]:
     """Of an annealing run, one for each seed."""
-    return [one["verdict"] for one in _replicates(bound.record) if "verdict" in one]
+    return [one["verdict"] for one in each_model(bound.record) if "verdict" in one]
 
 
 def _verdict(run: Run) -> Cell:
@@ -206,7 +203,7 @@ def khat_share(run: Run) -> tuple[Bound, float] | None:
         return None
     rows = [
         row["pareto_k_unreliable"]
-        for one in _replicates(sampled[-1].record)
+        for one in each_model(sampled[-1].record)
         for row in one["by_k"]
         if row["k"] == sampled[-1].number and row.get("pareto_k_unreliable") is not None
     ]

@@ -15,6 +15,7 @@ from iwae.conditional import ConditionalVAE, Model, without_labels
 from iwae.config import TrainConfig, make_config
 from iwae.data.kinds import is_discrete
 from iwae.declaration import OBJECTIVES
+from iwae.describe import each_model
 from iwae.gallery import are_pictures, layout_of
 from iwae.measure.ordering import read_records
 from iwae.measure.records import model_sha256
@@ -150,7 +151,7 @@ def _measured(run: Path, weights: str, replicate: int) -> Iterator[Found]:
         wanted = "simulated" if record["method"] == BIDIRECTIONAL else "test"
         if (record["split"], record["weights"], record["pruned"]) != (wanted, weights, False):
             continue
-        each = record.get("replicates", [record])
+        each = each_model(record)
         one = each[replicate] if replicate < len(each) else {}
         if one.get("model_sha256") != digest:
             log.warning("%s is of other weights than these and is left out", path)
