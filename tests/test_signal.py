@@ -20,7 +20,7 @@ pytestmark = pytest.mark.usefixtures("quick_compilation")
 @pytest.mark.parametrize(("name", "expected"), [("reparam", -0.5), ("dreg", 0.5)])
 def test_signal_to_noise_grows_with_k_as_theory_says(name, expected):
     model = LinearGaussian.random(1, 3, q_shift=0.3, q_scale=1.2)
-    xs, ks, n = jnp.float32([[2.0, -0.5, 0.3]]), (4, 8, 16, 32, 64), 40_000
+    xs, ks, n = jnp.float32([[2.0, -0.5, 0.3]]), (4, 8, 16, 32, 64), 64_000
     found = []
     for k in ks:
         draw = signal.gradient_of(objective("iwae", k, gradient=name))
@@ -31,7 +31,7 @@ def test_signal_to_noise_grows_with_k_as_theory_says(name, expected):
         errors = [signals[group].snr_stderr for signals in found]
         slope, error = signal.slope_of(ks, ratios, errors)
         assert abs(slope - power) < 3 * error + 0.05, group  # theory is of k without end
-        assert 3 * error + 0.05 < 0.2, group
+        assert 3 * error + 0.05 < 0.15, group
 
 
 @pytest.mark.slow
