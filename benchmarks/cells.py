@@ -3,7 +3,8 @@
     python benchmarks/cells.py --json src/iwae/reproduce/costs.json [--cells 'table1/*']
 
 Needs the data sets of the cells (IWAE_DATA or a network). `iwae reproduce list` turns the record
-into hours. What was measured before is kept, unless it is measured again.
+into hours. What was measured before is kept, unless it is measured again. Medians are of the blocks
+in which no other program was busy, if there were any: the record says of how many, for each time.
 """
 
 import os
@@ -12,9 +13,11 @@ os.environ.setdefault("JAX_NUM_CPU_DEVICES", str(len(os.sched_getaffinity(0))))
 
 import argparse
 import json
-import statistics
+import platform
 from collections.abc import Iterable
+from datetime import UTC, datetime
 from fnmatch import fnmatch
+from importlib.metadata import version
 from pathlib import Path
 
 import jax
@@ -24,27 +27,28 @@ from iwae.jobs import initial_state, make_job
 from iwae.presets import PRESETS
 from iwae.reproduce.costs import shape_of
 from iwae.training import training
-from timing import cores
+from timing import Stopwatch, Timing, cores, summary
 
 WARM_UP = 3  # dispatches: the first compiles, and the next ones are shorter than the loop wants
 
 
-def ms_per_step(config: TrainConfig, seconds: float) -> float:
-    """Median over the dispatches of the training loop, of all replicates together."""
+def time_steps(config: TrainConfig, seconds: float) -> Timing:
+    """Milliseconds of a step of all replicates together, a block for each dispatch of the loop."""
     job = make_job(config)
     state, best = initial_state(job)
     run = training(
         state, best, job.dataset.train, job.schedule, job.models[0], job.settings, job.plan, None
     )
-    found, lasted = [], 0.0
+    blocks, watch, lasted = [], Stopwatch(), 0.0
     for number, (_, _, report) in enumerate(run):
+        block = watch.lap(report.steps)
         if number >= WARM_UP:
-            found.append(1e3 * report.seconds / report.steps)
+            blocks.append(block)
             lasted += report.seconds
         if lasted > seconds:
             break
     jax.clear_caches()
-    return statistics.median(found)
+    return summary(blocks)
 
 
 def configs(pattern: str) -> Iterable[tuple[str, TrainConfig]]:
@@ -67,12 +71,19 @@ def main() -> None:
     record["cores"] = cores()
     for shape, config in configs(args.cells):
         together = config.model_copy(update={"replicates": cores()})
-        found = {
-            "alone": ms_per_step(config, args.seconds),
-            "together": ms_per_step(together, args.seconds),
+        timed = {
+            "alone": time_steps(config, args.seconds),
+            "together": time_steps(together, args.seconds),
         }
-        record["ms_per_step"][shape] = found
-        print(f"{shape:60} {found['alone']:9.2f} ms {found['together']:9.2f} ms together")
+        record["ms_per_step"][shape] = {
+            **{name: timing.median for name, timing in timed.items()},
+            "quiet_blocks": {name: timing.quiet for name, timing in timed.items()},
+            "machine": platform.machine(),
+            "version": version("iwae"),
+            "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        }
+        words = [f"{one.median:9.2f} ms ({one.quiet} quiet blocks)" for one in timed.values()]
+        print(f"{shape:60} {words[0]} {words[1]} together", flush=True)
         args.json.write_text(json.dumps(record, indent=1) + "\n")
 
 

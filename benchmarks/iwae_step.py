@@ -52,9 +52,10 @@ def resident(field: str) -> float | None:
 
 
 def forget_peak() -> float | None:
-    """Count the peak from now on; the MiB that the process has now."""
-    if (PROCESS / "clear_refs").exists():
-        (PROCESS / "clear_refs").write_text("5")
+    """Count the peak from now on; the MiB that the process has now, None where that can't be."""
+    if not (PROCESS / "clear_refs").exists():
+        return None
+    (PROCESS / "clear_refs").write_text("5")
     return resident("VmRSS")
 
 

@@ -1,20 +1,25 @@
 """What the queue, and Ray, add to training and measuring a run.
 
-    python benchmarks/queue_overhead.py [--epochs 400] [--rounds 3] [--ray]
+    python benchmarks/queue_overhead.py [--epochs 400] [--rounds 3] [--ray] [--json FILE]
 
 One run on the bundled digits is trained and measured by `iwae train` and `iwae evaluate`, by
 `iwae sweep`, and by `iwae sweep --engine ray` with a Ray of its own. Programs are compiled before.
 The differences are seconds per call, whatever the run's length: their share of ten minutes is
-shown.
+shown, with the lowest and the highest of the rounds, each round's differences taken in turn.
 """
 
 import argparse
+import json
+import os
+import platform
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
 
 RUN = """
@@ -25,15 +30,17 @@ k = 5
 epochs = {epochs}
 """
 
+TEN_MINUTES = 600.0
 IWAE = (sys.executable, "-m", "iwae")
 
 
 def main() -> None:
-    """Print the median seconds of each way, and what they are above the first."""
+    """Print the median seconds of each way, and by how much it is longer than the first."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--epochs", type=int, default=400)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--ray", action="store_true", help="with Ray too")
+    parser.add_argument("--json", type=Path, help="write the numbers here too")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         file = Path(name) / "run.toml"
@@ -58,11 +65,25 @@ def main() -> None:
                     subprocess.run([*IWAE, *command, "--quiet"], check=True, capture_output=True)
                 if number:
                     times[way].append(time.perf_counter() - start)
-    medians = {way: statistics.median(each) for way, each in times.items()}
-    first = medians["train and evaluate"]
-    for way, seconds in medians.items():
-        more = seconds - first
-        print(f"{way}: {seconds:.1f} s, {more:+.1f} s, {more / 600:+.2%} of ten minutes")
+    first = times["train and evaluate"]
+    longer = {way: [b - a for a, b in zip(first, each, strict=True)] for way, each in times.items()}
+    for way, each in times.items():
+        more = statistics.median(longer[way])
+        print(
+            f"{way}: {statistics.median(each):.1f} s, {more:+.1f} s "
+            f"({min(longer[way]):+.1f} to {max(longer[way]):+.1f}), "
+            f"{more / TEN_MINUTES:+.2%} of ten minutes"
+        )
+    if options.json:
+        record = {
+            "machine": platform.machine(),
+            "cores": os.cpu_count(),
+            "version": version("iwae"),
+            "date": datetime.now(UTC).isoformat(timespec="seconds"),
+            "epochs": options.epochs,
+            "seconds": times,
+        }
+        options.json.write_text(json.dumps(record, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@
     python experiments/objectives.py networks          # the same objective, other networks
     python experiments/objectives.py kinds             # the same objective, other kinds of data
     python experiments/objectives.py mnist             # hours; needs IWAE_DATA or a network
+    python experiments/objectives.py protocols         # an hour; trained in other ways
 
 Every line of a table is a run in `runs/objectives/TABLE/NAME`, whose records are kept in
 `results/objectives`: what is there already is not done again, and what was stopped goes on. Then
@@ -23,6 +24,7 @@ from sklearn.datasets import load_digits
 
 from iwae._types import atomic_write
 from iwae.config import make_config, read_config, without_folders, write_config
+from iwae.presets import AS_PUBLISHED_CODE, preset
 from iwae.progress import show_training, tracker
 from iwae.queue import Measure, Task, work
 from iwae.runs import Stopped
@@ -113,7 +115,21 @@ KINDS = {
 LEVELS = RUNS / "kinds" / "digit-levels.npy"
 """The digits as they are stored: whole numbers from 0 to 16."""
 
+PROTOCOLS = {
+    "paper": {},
+    "published-code": AS_PUBLISHED_CODE,
+    **{name: {name: value} for name, value in AS_PUBLISHED_CODE.items()},
+    "output-bias": {"output_bias": False},
+    "seed": {"seed": 1},
+}
+"""The paper's schedule, squeezed, and what other code does otherwise: all of it, and each alone."""
+
 TABLES = {
+    "protocols": (
+        {**preset("table1/mnist/1l/vae-k1").values, "epochs": 121},
+        PROTOCOLS,
+        (Measure((1, 5000)),),
+    ),
     "kinds": (
         {**DIGITS, "dataset": str(LEVELS), "learning_rate": 1e-3, "k": 5, "replicates": 4},
         KINDS,

@@ -11,6 +11,7 @@ import tarfile
 import tempfile
 from contextlib import suppress
 from importlib.util import find_spec
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -182,6 +183,19 @@ def test_a_folder_comes_home_without_old_checkpoints_and_other_files_stay(tmp_pa
     assert (tmp_path / "elsewhere" / "deep" / "file").read_text() == "new"
 
 
+def test_what_describes_a_model_comes_home_after_its_weights(tmp_path, monkeypatch):
+    model = tmp_path / "there" / "models" / "final-0"
+    model.mkdir(parents=True)
+    for name in ("model.json", "model.safetensors"):
+        (model / name).touch()
+    placed, replace = [], Path.replace
+    monkeypatch.setattr(
+        Path, "replace", lambda *both: placed.append(both[1].name) or replace(*both)
+    )
+    unpack(pack(tmp_path / "there"), tmp_path / "home")
+    assert placed == ["model.safetensors", "model.json"]
+
+
 class Actor:
     """What a worker sees of an actor, without Ray: a call is done when it is asked for."""
 
@@ -271,3 +285,20 @@ def test_without_ray_it_says_how_to_get_it(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(UserError, match=r"pip install 'iwae\[ray\]'"):
         next(work_on_ray(tmp_path, []))
+
+
+@pytest.mark.parametrize(
+    ("address", "variable", "where"),
+    [(None, None, "local"), (None, "10.0.0.1:6379", "10.0.0.1:6379"), ("auto", None, "auto")],
+)
+def test_without_an_address_a_cluster_is_started_here(address, variable, where, monkeypatch):
+    def init(address, **_):
+        raise ConnectionError(f"asked for {address}")
+
+    fake = SimpleNamespace(is_initialized=lambda: False, init=init)
+    monkeypatch.setitem(sys.modules, "ray", fake)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    if variable is not None:
+        monkeypatch.setenv("RAY_ADDRESS", variable)
+    with pytest.raises(UserError, match=f"no Ray cluster at {where}: asked for {where}"):
+        cluster._connect(address, 1, 0.0)

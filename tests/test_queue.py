@@ -15,13 +15,16 @@ from pathlib import Path
 from typing import get_args, get_origin
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import small
 from iwae._types import UserError
+from iwae.checkpoint import load_model, read_about, save_model
 from iwae.config import TrainConfig, write_config
 from iwae.queue import Measure, Task, here, state_of, tasks, work
+from iwae.queue.tasks import write_failure
 from iwae.runs import Stopped, course
 from iwae.sweep import DEPTHS, read_sweep
 from iwae.training import loop
@@ -309,6 +312,27 @@ def test_a_kill_while_models_are_written_is_made_good(undisturbed, tmp_path, mis
     assert state_of(tmp_path, task()).word == "stopped"
     assert words(work(tmp_path, [task()])) == [("a", "done")]
     (model / f".half-{missing}").unlink()
+    assert numbers(tmp_path, "a") == numbers(undisturbed, "a")
+
+
+def test_what_another_process_of_the_same_command_failed_at_is_not_tried_again(tmp_path):
+    write_failure(tmp_path, task(), "out of paper")
+    tried = []
+    ((_, word, reason),) = work(tmp_path, [task()], since=time.time() - 60, begin=tried.append)
+    assert (word, reason, tried) == ("failed", "out of paper", [])
+    ((_, word, _),) = work(tmp_path, [task()], since=time.time() + 60, begin=tried.append)
+    assert (word, len(tried)) == ("done", 1)
+
+
+def test_weights_of_another_moment_are_made_good(undisturbed, tmp_path):
+    shutil.copytree(undisturbed, tmp_path, dirs_exist_ok=True)
+    folder = tmp_path / "a" / "models" / "final-0"
+    about, model = read_about(folder), load_model(folder)
+    description = (folder / "model.json").read_bytes()
+    save_model(jax.tree.map(jnp.zeros_like, model), folder, **about)
+    (folder / "model.json").write_bytes(description)
+    assert state_of(tmp_path, task()).word == "stopped"
+    assert words(work(tmp_path, [task()])) == [("a", "done")]
     assert numbers(tmp_path, "a") == numbers(undisturbed, "a")
 
 

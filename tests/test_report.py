@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,8 @@ from iwae.report import (
     published_nll,
     read_records,
 )
-from iwae.report.objectives import objective_row
+from iwae.report.objectives import objective_row, protocols_table
+from iwae.report.speed import costs_table, queue_table
 
 ROOT = Path(__file__).parents[1]
 
@@ -74,7 +76,7 @@ def test_the_table_shows_the_record_of_the_largest_k_on_the_whole_test_set(tmp_p
     assert read_records(tmp_path)["run"]["k"] == 5000
     line = narrow(likelihood_table(tmp_path))[2]
     assert "| 86.50 ± 0.25 |" in line
-    assert "| 86.76 (19 active) |" in line
+    assert "| 86.76 (19 active, 3,280 epochs) |" in line
     assert "| 3280 |" in line
 
 
@@ -86,7 +88,8 @@ def test_replicates_show_their_spread(tmp_path):
 
 @pytest.mark.parametrize("name", ["table1/mnist/1l/vae-k1", "table3/mnist-static/2l/iwae-k50"])
 def test_the_published_number_is_that_of_the_preset(name):
-    assert published_nll(resolved(name)).startswith(f"{preset(name).nll:.2f}")
+    assert published_nll(resolved(name)).startswith(f"{preset(name).nll:.2f} (")
+    assert published_nll(resolved("miwae/m4-k16")) == "84.56 (3,280 epochs)"
 
 
 def test_with_one_sample_the_vae_and_the_iwae_are_one_cell():
@@ -122,6 +125,57 @@ def test_only_marked_blocks_change(tmp_path):
     assert fill_blocks(filled, tmp_path) == filled
     with pytest.raises(UserError, match="likelihoods"):
         fill_blocks(text.replace("results:likelihoods", "results:other"), tmp_path)
+
+
+def test_times_are_compared_with_what_was_timed_undisturbed(tmp_path):
+    path = tmp_path / "benchmarks" / "objective_step.json"
+    path.parent.mkdir()
+    results = {
+        "iwae k=5": [[2.0, 1.9, 2.1, 3, 0.0], 10.0],
+        "elbo k=5": [[3.0, 2.9, 3.1, 3, 0.0], None],
+        "tvo k=5": [[4.0, 3.9, 4.1, 0, 0.5], 20.4],
+    }
+    path.write_text(json.dumps({"results": results}))
+    table = costs_table(tmp_path)
+    for cell in ("2.00 ms (1.00), 10 MiB", "3.00 ms (1.50) ", "4.00 ms (busy), 20 MiB"):
+        assert cell in table
+    results["iwae k=5"][0][3] = 0
+    path.write_text(json.dumps({"results": results}))
+    assert "3.00 ms (busy)" in costs_table(tmp_path)
+    path.write_text(json.dumps({"results": {"elbo k=5": results["elbo k=5"]}}))
+    with pytest.raises(UserError, match="has no 'iwae k=5': time it too"):
+        costs_table(tmp_path)
+
+
+def test_what_the_queue_adds_is_compared_round_by_round(tmp_path):
+    path = tmp_path / "benchmarks" / "queue_overhead.json"
+    path.parent.mkdir()
+    seconds = {"train and evaluate": [10, 20, 30], "sweep": [11, 26, 32]}
+    path.write_text(json.dumps({"seconds": seconds}))
+    assert "| sweep        | +2.0 (+1.0 to +6.0) | +0.3%" in queue_table(tmp_path)
+
+
+def test_protocols_are_compared_with_that_of_the_paper(tmp_path):
+    there = ROOT / "results" / "objectives" / "protocols"
+    ours = tmp_path / "objectives" / "protocols"
+    shutil.copytree(there / "optimizer", ours / "optimizer")
+    with pytest.raises(UserError, match="has no paper"):
+        protocols_table(tmp_path)
+    shutil.copytree(there / "paper", ours / "paper")
+    shutil.copytree(there / "paper", ours / "begun")
+    shutil.rmtree(ours / "begun" / "evaluations")  # not measured yet
+    *_, first, second = protocols_table(tmp_path).strip().split("\n")
+    assert first.startswith("| nothing ")
+    assert second.startswith("| optimizer = authors ")
+    means = [-float(line.split("|")[3].split("±")[0]) for line in (first, second)]
+    difference = float(second.split("|")[4].split("±")[0])
+    assert difference == pytest.approx(means[0] - means[1], abs=0.011)
+    path = ours / "optimizer" / "evaluations" / "test-final-k5000.npz"
+    with np.load(path, allow_pickle=False) as arrays:
+        changed = {name: array[..., :-1] for name, array in arrays.items()}
+    np.savez(path, **changed)
+    with pytest.raises(UserError, match="not measured alike"):
+        protocols_table(tmp_path)
 
 
 def test_estimates_are_of_the_examples_of_the_longest_annealing_run(tmp_path):

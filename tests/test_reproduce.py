@@ -9,6 +9,9 @@ import numpy as np
 import pytest
 
 from iwae import evaluate_run, reproduce
+from iwae._types import UserError
+from iwae.cli.queue import _listed
+from iwae.cli.queue import reproduce as reproduce_command
 from iwae.config import config_values, read_config, write_config
 from iwae.presets import PRESETS, matching, preset, same_experiment
 from iwae.queue import Measure, state_of
@@ -219,7 +222,9 @@ def test_seeds_are_averaged_and_their_deviation_is_shown(copied):
     assert cell.spread == pytest.approx(np.std([0, 0.2], ddof=1))
     assert cell.seeds == 2
     assert cell.stderr == pytest.approx(alone.stderr)  # the same examples tell it no better
-    assert cell.error == pytest.approx(np.hypot(cell.stderr, cell.spread / np.sqrt(2)))
+    assert alone.margin is None
+    # t of one degree of freedom, for the mean of two seeds beside one more of the same deviation
+    assert cell.margin == pytest.approx(12.706 * cell.spread * np.sqrt(1.5), rel=1e-4)
     # Annealing is above the second seed's bound by so much less.
     assert cell.annealed[1] == pytest.approx(alone.annealed[1] - 0.1, abs=1e-6)
     assert "(sd of seeds 0.14)" in table(copied.parents[4], [VAE], Wanted())
@@ -337,19 +342,84 @@ def test_another_experiment_in_the_folder_of_a_cell_is_refused(copied):
 
 
 @pytest.mark.parametrize(
-    ("nll", "stderr", "verdict"),
+    ("nll", "seeds", "spread", "verdict"),
     [
-        (86.7, 0.2, "reproduced"),
-        (87.0, 0.01, "within 0.3 nats"),
-        (87.3, 0.4, "within two standard errors"),
-        (87.3, 0.2, "worse"),
-        (86.2, 0.2, "better"),
+        (86.7, 5, 0.1, "reproduced"),
+        (87.0, 5, 0.01, "within 0.3 nats"),
+        (87.0, 1, None, "within 0.3 nats"),  # one seed says nothing of the others
+        (87.3, 5, 0.2, "within what seeds differ by"),
+        (87.3, 5, 0.1, "worse"),
+        (87.3, 1, None, "worse"),
+        (86.2, 5, 0.1, "better"),
     ],
 )
-def test_verdicts(nll, stderr, verdict):
-    cell = Cell(VAE, preset(VAE), nll=nll, stderr=stderr, seeds=1, epochs=3280)
+def test_verdicts(nll, seeds, spread, verdict):
+    cell = Cell(VAE, preset(VAE), nll=nll, stderr=0.3, spread=spread, seeds=seeds, epochs=3280)
     assert cell.verdict == verdict
+    assert not cell.is_shortened
     assert cell._replace(epochs=33).verdict == "shortened: no reproduction"
+
+
+def test_a_known_density_is_beside_ours():
+    (run,) = (RESULTS / "camel" / "iwae-k20").glob("seeds-*")
+    record = json.loads((run / "evaluations" / "test-final-k5000.json").read_text())
+    text = table(RESULTS, ["camel/iwae-k20"], Wanted())
+    assert f"| {-record['log_likelihood']:.3f} ± " in text
+    assert f"| {-record['true_log_likelihood']:.3f} " in text
+    assert "truth" not in table(RESULTS, [VAE], Wanted())
+
+
+def test_a_list_marks_what_was_trained_for_fewer_epochs():
+    cell = Cell(VAE, preset(VAE), nll=86.1, stderr=0.2, seeds=1, epochs=3280)
+    assert "shortened" not in _listed(cell, Wanted())
+    assert "86.10 (shortened: no reproduction)" in _listed(cell._replace(epochs=33), Wanted())
+
+
+def test_a_warm_start_is_of_the_cell_that_it_needs(copied):
+    out, name = copied.parents[4], "table2/vae-to-iwae"
+    *_, task = plan(out, [name], Wanted())
+    run = out / task.name
+    shutil.copytree(copied, run)
+    write_config(task.config, run / "config.toml")
+    assert read_cell(out, name, Wanted()).nll is not None
+
+    def refused(message):
+        with pytest.raises(UserError, match=message):
+            read_cell(out, name, Wanted())
+
+    elsewhere = task.config.model_copy(update={"init_from": out / "short" / "seed-0"})
+    write_config(elsewhere, run / "config.toml")
+    refused("short/seed-0, and not from the same seeds of table1/mnist/1l/vae-k1")
+    write_config(task.config, run / "config.toml")
+    config = read_config(copied / "config.toml")
+    for change in ({"epochs": 33}, {"learning_rate": 0.1}):
+        write_config(config.model_copy(update=change), copied / "config.toml")
+        refused("which is not the experiment table1/mnist/1l/vae-k1")
+    shutil.rmtree(copied)
+    refused("which is missing or not trained to its end")
+
+
+def test_seeds_of_a_warm_start_that_are_now_trained_with_others_are_refused(tmp_path):
+    begun(tmp_path, "table2/vae-to-iwae/seed-0", preset(VAE).config())
+    begun(tmp_path, f"{VAE}/seeds-0-1", preset(VAE).config(replicates=2))
+    with pytest.raises(UserError, match=r"seed-0 is of seeds that .*seeds-0-1 now holds"):
+        plan(tmp_path, ["table2/vae-to-iwae"], Wanted(seeds=2))
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["table", "--budget", "2h"], "--budget goes with these actions: run"),
+        (["list", "--workers", "2"], "--workers goes with these actions: run"),
+        (["status", "--dry-run"], "--dry-run goes with these actions: run"),
+        (["table", "--ais", "500"], "--ais goes with these actions: run, status"),
+        (["run", VAE, "--format", "latex"], "--format goes with these actions: table"),
+        (["run", VAE, "--examples", "100"], "--examples .* goes with --ais"),
+    ],
+)
+def test_an_option_that_would_be_ignored_is_refused(words, message):
+    with pytest.raises(UserError, match=message):
+        reproduce_command(words)
 
 
 def test_a_shortened_table_says_so_in_every_format(copied):

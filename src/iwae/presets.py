@@ -114,7 +114,7 @@ _TABLE_1_CELLS[_OMNIGLOT] = _TABLE_1_CELLS[_OMNIGLOT]._replace(
     source=f"{BURDA}, Table 1 (as IWAE: 107.56, 30+5 active)"
 )
 
-_AUTHORS: dict[str, Any] = {
+AS_PUBLISHED_CODE: dict[str, Any] = {
     "optimizer": "authors",
     "schedule": "authors",
     "shuffle": False,
@@ -126,7 +126,8 @@ _AUTHORS: dict[str, Any] = {
 def _as_published_code(cells: dict[str, Preset]) -> dict[str, Preset]:
     return {
         name.replace("table1", "authors", 1): entry._replace(
-            values={**entry.values, **_AUTHORS}, source=f"{entry.source}, as its code trains"
+            values={**entry.values, **AS_PUBLISHED_CODE},
+            source=f"{entry.source}, as its code trains",
         )
         for name, entry in cells.items()
     }

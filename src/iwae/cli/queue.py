@@ -94,11 +94,24 @@ def reproduce(arguments: Sequence[str]) -> int:
     wanted = reproducing.Wanted(options.seeds, options.epochs_scale, **annealed)
     wanted.check()
     _check_out(options)
+    _check_action(options)
     if options.action in ("list", "table"):
         return _results(options, reproducing.read_cells(options.out, cells, wanted), wanted)
     if options.action == "status":
         return _status(options, reproducing.plan(options.out, cells, wanted))
     return _work(options, reproducing.plan(options.out, cells, wanted), ["reproduce", *arguments])
+
+
+def _check_action(options: Any) -> None:
+    """Raise UserError for an option that the action would ignore."""
+    defaults = {field.name: field.default for field in dataclasses.fields(Reproduce)}
+    actions = {field.name: "run" for field in dataclasses.fields(Working) if field.name != "out"}
+    actions |= {"ais": "run, status", "format": "table"}
+    for name, known in actions.items():
+        if options.action not in known and getattr(options, name) != defaults[name]:
+            raise UserError(f"--{name.replace('_', '-')} goes with these actions: {known}")
+    if options.ais is None and options.examples != defaults["examples"]:
+        raise UserError("--examples says how many are annealed: it goes with --ais")
 
 
 def _results(options: Any, cells: Sequence["Cell"], wanted: "Wanted") -> int:
@@ -124,7 +137,7 @@ def _listed(cell: "Cell", wanted: "Wanted") -> str:
     config = cell.entry.config(epochs=wanted.epochs(cell.entry), replicates=wanted.seeds)
     if cell.trouble:
         ours = "cannot be read"
-    elif wanted.epochs_scale < 1:
+    elif wanted.epochs_scale < 1 or cell.is_shortened:
         ours += " (shortened: no reproduction)"
     return (
         f"{cell.name:36} published {published:>7}  ours {ours:>7}  {_time(hours(config)):>9}  "
@@ -200,13 +213,14 @@ def _work(options: Any, tasks: Sequence["Task"], words: Sequence[str]) -> int:
     _check_writable(options.out)
     from iwae.runs import Stopped
 
+    since = time.time()
     deadline = math.inf if options.budget is None else time.monotonic() + seconds(options.budget)
     failed = 0
     try:
         with sigterm_as_ctrl_c():
             if options.workers > 1:
                 _share_out(options, tasks, words)
-            for outcome in _outcomes(options, tasks, deadline):
+            for outcome in _outcomes(options, tasks, deadline, since):
                 reason = f": {outcome.reason}" if outcome.reason else ""
                 print(f"{outcome.task.name}: {outcome.word}{reason}", flush=True)
                 failed += outcome.word == "failed"
@@ -312,7 +326,9 @@ def _without(words: Sequence[str], name: str) -> list[str]:
     return words
 
 
-def _outcomes(options: Any, tasks: Sequence["Task"], deadline: float) -> Iterator["Outcome"]:
+def _outcomes(
+    options: Any, tasks: Sequence["Task"], deadline: float, since: float
+) -> Iterator["Outcome"]:
     """What becomes of the tasks, as it does."""
     from iwae.progress import show_training, tracker
     from iwae.queue import work, work_on_ray
@@ -337,7 +353,7 @@ def _outcomes(options: Any, tasks: Sequence["Task"], deadline: float) -> Iterato
             print(f"{task.name} ({tasks.index(task) + 1} of {len(tasks)})", file=sys.stderr)
 
     track = tracker(quiet=options.quiet)
-    return work(options.out, tasks, show=show, track=track, begin=begin, **about)
+    return work(options.out, tasks, since=since, show=show, track=track, begin=begin, **about)
 
 
 def _plan(options: Any, tasks: Sequence["Task"]) -> int:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from iwae._types import UserError
-from iwae.checkpoint import list_checkpoints
+from iwae.checkpoint import DESCRIPTION, list_checkpoints
 from iwae.queue.here import Outcome, attempt, do_task
 from iwae.queue.tasks import (
     InUseError,
@@ -142,9 +142,11 @@ def _connect(address: str | None, cpus: int, gpus: float) -> Any:
         raise UserError("Ray is not installed: pip install 'iwae[ray]'") from error
     if not ray.is_initialized():
         try:
-            ray.init(address=address, include_dashboard=False, log_to_driver=False)
+            # None would look for a cluster that was begun here, even one that died long ago.
+            where = address or os.environ.get("RAY_ADDRESS", "local")
+            ray.init(address=where, include_dashboard=False, log_to_driver=False)
         except ConnectionError as error:
-            raise UserError(f"no Ray cluster at {address}: {error}") from error
+            raise UserError(f"no Ray cluster at {where}: {error}") from error
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     if not any(node.get("CPU", 0) >= cpus and node.get("GPU", 0) >= gpus for node in nodes):
         raise UserError(f"no machine of the cluster has {cpus} CPUs and {gpus:g} GPUs for a task")
@@ -155,6 +157,8 @@ def _result(ray: Any, reference: Any, task: Task) -> Outcome:
     """What became of a task, or that too many workers have died of it."""
     try:
         return Outcome(task, *ray.get(reference))
+    except ray.exceptions.RayTaskError as error:
+        return Outcome(task, "failed", f"{type(error.cause).__name__}: {error.cause}")
     except ray.exceptions.RayError as error:
         return Outcome(task, "failed", f"its workers died: {error}")
 
@@ -247,7 +251,9 @@ def unpack(packed: bytes, folder: Path) -> None:
         fresh = Path(name)
         with tarfile.open(fileobj=io.BytesIO(packed)) as archive:
             archive.extractall(fresh, filter="data")  # nothing outside of the folder
-        for path in sorted(path for path in fresh.rglob("*") if path.is_file()):
+        files = [path for path in fresh.rglob("*") if path.is_file()]
+        # What describes a model comes last, so that a part of them is no finished run.
+        for path in sorted(files, key=lambda path: (path.name == DESCRIPTION, path)):
             there = folder / path.relative_to(fresh)
             there.parent.mkdir(parents=True, exist_ok=True)
             path.replace(there)

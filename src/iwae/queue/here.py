@@ -17,10 +17,12 @@ from iwae.queue.tasks import (
     Measure,
     TakenOverError,
     Task,
+    failed_at,
     forget_failure,
     held,
     is_done,
     is_trained,
+    read_failure,
     refuse_other_run,
     unmeasured,
     write_failure,
@@ -61,6 +63,7 @@ def work(
     *,
     data_dir: Path | None = None,
     deadline: float = math.inf,
+    since: float = math.inf,
     show: Show = exhaust,
     track: Track = untracked,
     begin: Callable[[Task], None] = lambda _: None,
@@ -75,6 +78,8 @@ def work(
         tasks: in this order, what another one needs before it.
         data_dir: where data files are looked for first.
         deadline: when to stop, on the clock of `time.monotonic`.
+        since: what failed after this, on the clock of `time.time`, is not tried again: another
+            process of the same command has.
         show: exhausts the reports of a run that is being trained.
         track: shows the progress of measurements.
         begin: is told each task before anything is done.
@@ -90,6 +95,8 @@ def work(
         nonlocal begun
         if is_done(out, task):
             return
+        if failed_at(out, task) > since:
+            raise UserError(read_failure(out, task))
         if time.monotonic() >= deadline:
             raise Stopped(None)
         begin(task)

@@ -2,6 +2,7 @@
 
 import fcntl
 import json
+import math
 import os
 import socket
 import time
@@ -244,6 +245,12 @@ def read_failure(out: Path, task: Task) -> str:
     """Why a task failed; empty if it did not."""
     path = _note(out, task, "failure")
     return path.read_text() if path.is_file() else ""
+
+
+def failed_at(out: Path, task: Task) -> float:
+    """When a task failed last, in seconds of `time.time`; minus infinity if it did not."""
+    path = _note(out, task, "failure")
+    return path.stat().st_mtime if path.is_file() else -math.inf
 
 
 def forget_failure(out: Path, task: Task) -> None:

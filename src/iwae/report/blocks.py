@@ -9,15 +9,15 @@ from iwae._types import UserError, atomic_write
 from iwae.presets import matching
 from iwae.report.experiments import densities_table, imputation_table, labels_table
 from iwae.report.likelihoods import estimates_table, likelihood_table
-from iwae.report.objectives import differences_table, objectives_table
-from iwae.report.speed import aiwae_table, costs_table, speed_table
+from iwae.report.objectives import differences_table, objectives_table, protocols_table
+from iwae.report.speed import aiwae_table, costs_table, queue_table, speed_table
 from iwae.reproduce import Wanted, read_cell, table
 
 
 def cells_table(results: Path, cells: str) -> str:
-    """Markdown: cells of published tables, ours beside theirs."""
-    wanted = Wanted()
-    return table([read_cell(results, name, wanted) for name in matching([cells])], wanted)
+    """Markdown: cells of published tables, named as `iwae reproduce` names them and with commas."""
+    wanted, names = Wanted(), matching(cells.split(","))
+    return table([read_cell(results, name, wanted) for name in names], wanted)
 
 
 BLOCKS: dict[str, Callable[[Path], str]] = {
@@ -29,10 +29,12 @@ BLOCKS: dict[str, Callable[[Path], str]] = {
     "networks-digits": partial(objectives_table, name="networks"),
     "kinds-digits": partial(objectives_table, name="kinds"),
     "differences": differences_table,
+    "protocols": protocols_table,
     "costs": costs_table,
     "aiwae-step": aiwae_table,
     "densities": densities_table,
     "speed": speed_table,
+    "queue": queue_table,
     "imputation": imputation_table,
 }
 """What a marked block is filled with; `cells:NAME` is a table of these cells."""

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from iwae._types import UserError
+from iwae.describe import each_model
 from iwae.measure.classes import CLASSIFICATION
 from iwae.measure.ordering import known_bounds, read_records
 from iwae.report.tables import LABELS_FOLDER, Row, markdown, mean_and_spread
@@ -35,7 +36,7 @@ def labels_table(results: Path) -> str:
 def _labels_row(run: Path, record: Mapping[str, Any]) -> Row:
     """One line: means over seeds, with the error from the examples and the deviation of seeds."""
     known = known_bounds(run, split="test", weights="final", pruned=False)
-    seeds = record.get("replicates", [record])
+    seeds = each_model(record)
     row = {
         "data": record["dataset"],
         "p(z)": "of each label" if record["config"].get("label_prior") else "N(0, I)",

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from iwae._types import UserError
+from iwae.describe import each_model
 from iwae.measure.importance import IMPORTANCE
 from iwae.measure.ordering import Known, known_bounds, models_of
 from iwae.measure.ordering import read_records as bounds_records
@@ -35,7 +36,7 @@ def read_records(results: Path) -> dict[str, dict[str, Any]]:
 def likelihood_row(name: str, record: dict[str, Any], published: str) -> Row:
     """One line of the likelihood table: NLL is minus the mean bound, nats per example."""
     config = record["config"]
-    each = record.get("replicates", [record])
+    each = each_model(record)
     spread = record.get("between_replicates_sd")
     epochs, truth = {one["epoch"] for one in each}, record.get("true_log_likelihood")
     digits = 2 if truth is None else 4  # where the truth is known, more of them mean something
@@ -56,11 +57,12 @@ def likelihood_row(name: str, record: dict[str, Any], published: str) -> Row:
 
 
 def published_nll(config: dict[str, Any]) -> str:
-    """What the paper reports for this experiment, at 3,280 epochs; "-" if it is none of its own."""
+    """What the paper reports for this experiment, at how many epochs; "-" if there is nothing."""
     for entry in PRESETS.values():
         if entry.nll is not None and same_experiment(entry, config):
-            active = "+".join(map(str, entry.active))
-            return f"{entry.nll:.2f} ({active} active)"
+            about = [f"{'+'.join(map(str, entry.active))} active"] if entry.active else []
+            about.append(f"{entry.config().epochs:,} epochs")
+            return f"{entry.nll:.2f} ({', '.join(about)})"
     return "-"
 
 
@@ -104,16 +106,16 @@ def estimates_row(run: Path, name: str) -> Row | None:
         row[estimator] = _mean_on(one, longest)
     for one, words in ((shorter, "AIS, short"), (longest, "AIS, long")):
         row[words] = f"{_mean_on(one, longest)} (T = {one.rank[1]})"
-    verdicts = [one["verdict"]["word"] for one in record.get("replicates", [record])]
+    verdicts = [one["verdict"]["word"] for one in each_model(record)]
     row["verdict"] = " / ".join(dict.fromkeys(verdicts))
     if (both := _bidirectional(run, record)) is not None:
-        each = both.get("replicates", [both])
+        each = each_model(both)
         sampled = [one["importance"] for one in each]
         row["gap of AIS"] = _plus_minus(each, "gap")
         row[f"gap of {sampled[0]['k']:,} samples"] = _plus_minus(sampled, "gap")
     if samples:
         most = list(samples.values())[-1]
-        last = [one["by_k"][-1] for one in most.record.get("replicates", [most.record])]
+        last = [one["by_k"][-1] for one in each_model(most.record)]
         row[f"ESS of {most.estimator}"] = f"{np.mean([one['ess_mean'] for one in last]):.0f}"
         unreliable = [one["pareto_k_unreliable"] for one in last]
         row["k-hat too large"] = "-" if None in unreliable else f"{np.mean(unreliable):.0%}"
@@ -141,7 +143,7 @@ def _bidirectional(run: Path, record: Mapping[str, Any]) -> Mapping[str, Any] | 
     return max(found, key=lambda both: both["n"])
 
 
-def _plus_minus(each: Sequence[dict[str, Any]], name: str) -> str:
+def _plus_minus(each: Sequence[Mapping[str, Any]], name: str) -> str:
     """The mean over replicates, whose examples differ, and its standard error."""
     mean = round(np.mean([one[name] for one in each]), 2) + 0.0  # no minus before a zero
     error = np.sqrt(np.mean([one[f"{name}_stderr"] ** 2 for one in each]) / len(each))

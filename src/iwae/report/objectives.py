@@ -7,6 +7,7 @@ import numpy as np
 
 from iwae._types import UserError
 from iwae.declaration import OBJECTIVES
+from iwae.describe import each_model
 from iwae.diagnostics import paired_difference, test_sample_error
 from iwae.measure.ordering import Known, known_bounds
 from iwae.report.tables import OBJECTIVES_FOLDER, Row, markdown, mean_and_spread, runs_in
@@ -58,7 +59,7 @@ def objective_row(run: Path) -> tuple[float, Row] | None:
     if "bits_per_dimension" in known[-1].record:
         row["bits per dimension"] = f"{known[-1].record['bits_per_dimension']:.3f}"
     if known[-1].rank[0] > 0:
-        each = known[-1].record.get("replicates", [known[-1].record])
+        each = each_model(known[-1].record)
         sure = sum(one["verdict"]["word"] == "converged" for one in each)
         row["converged"] = f"{sure} of {len(each)}"
     if len(sampled) > 1:
@@ -68,6 +69,44 @@ def objective_row(run: Path) -> tuple[float, Row] | None:
     counts = known[0].record["active_units"]
     row["active units"] = "+".join(f"{count:.1f}" for count in counts)
     return float(known[-1].values.mean()), row
+
+
+def protocols_table(results: Path) -> str:
+    """Markdown: the same model and objective, trained in other ways, beside the paper's.
+
+    Differences are paired by test example; their errors say nothing of another seed, which has a
+    line of its own.
+    """
+    folder = Path(results) / OBJECTIVES_FOLDER / "protocols"
+    known = {
+        run.name: bounds[-1]
+        for run in sorted(path.parent for path in folder.glob("*/config.toml"))
+        if (bounds := known_bounds(run, split="test", weights="final", pruned=False))
+    }
+    if BASELINE not in known:
+        raise UserError(f"{folder} has no {BASELINE}: python experiments/objectives.py protocols")
+    base, rows = known.pop(BASELINE), []
+    for one in (base, *known.values()):
+        if (one.estimator, one.places.tolist()) != (base.estimator, base.places.tolist()):
+            raise UserError(f"the runs in {folder} were not measured alike: measure them again")
+        config, its = base.record["config"], one.record["config"]
+        changed = [f"{name} = {value}" for name, value in its.items() if config[name] != value]
+        row = {
+            "otherwise than the paper says": ", ".join(changed) or "nothing",
+            "epochs": str(its["epochs"]),
+            f"{one.estimator}, nats": mean_and_spread(one),
+            "difference": "",
+        }
+        if one is not base:
+            found = paired_difference(one.values[0], base.values[0])
+            row["difference"] = f"{found.mean:+.2f} ± {found.stderr:.2f}"
+        row["active units"] = "+".join(str(count) for count in one.record["active_units"])
+        rows.append(row)
+    return markdown(rows)
+
+
+BASELINE = "paper"
+"""The line of `protocols_table` that the others are compared with."""
 
 
 def differences_table(results: Path) -> str:

@@ -5,8 +5,13 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from iwae._types import UserError
 from iwae.report.tables import Row, markdown
+
+AIWAE_STEP = "aiwae S=5 batch=128"
+LEAPFROGS = 5 * 128 * (5 - 1) * 5
 
 
 def speed_table(results: Path) -> str:
@@ -37,16 +42,15 @@ def costs_table(results: Path) -> str:
 
     Medians over the undisturbed blocks of that run; in brackets the ratio to the IWAE of as many
     particles, and what the steps need at their peak beside data, states and programs. "busy" marks
-    what was never undisturbed.
+    what was never undisturbed, or has nothing undisturbed to be compared with.
     """
-    timed = {}
-    for words, (timing, mebibytes) in _objective_steps(results).items():
-        name, _, k = words.rpartition(" k=")
-        timed[name, k] = timing, mebibytes
+    steps = _objective_steps(results)
     rows: dict[str, Row] = {}
-    for (name, k), ((ms, _, _, quiet, _), mebibytes) in timed.items():
+    for step, ((ms, _, _, quiet, _), mebibytes) in steps.items():
+        name, _, k = step.rpartition(" k=")
         if name:
-            words = f"{ms / timed['iwae', k][0][0]:.2f}" if quiet else "busy"
+            base_ms, _, _, base_quiet, _ = _timing(steps, f"iwae k={k}")
+            words = f"{ms / base_ms:.2f}" if quiet and base_quiet else "busy"
             memory = "" if mebibytes is None else f", {mebibytes:.0f} MiB"
             cell = f"{ms:.2f} ms ({words}){memory}"
             rows.setdefault(name, {"objective, gradient": name})[f"k = {k}"] = cell
@@ -64,7 +68,7 @@ def aiwae_table(results: Path) -> str:
     if not path.is_file():
         raise UserError(f"no record {path}: run benchmarks/annealing.py --json {path}")
     peak = json.loads(path.read_text())
-    ours, theirs = (steps[name][0][0] for name in (AIWAE_STEP, f"torch {AIWAE_STEP}"))
+    ours, theirs = (_timing(steps, name)[0] for name in (AIWAE_STEP, f"torch {AIWAE_STEP}"))
     bound = LEAPFROGS * peak["flops"] / peak["peak_gflops"] / 1e6
     return markdown(
         {"a step of AIWAE, S = T = L = 5, batch 128": what, "ms": f"{ms:.0f}", "ratio": ratio}
@@ -76,8 +80,34 @@ def aiwae_table(results: Path) -> str:
     )
 
 
-AIWAE_STEP = "aiwae S=5 batch=128"
-LEAPFROGS = 5 * 128 * (5 - 1) * 5
+def queue_table(results: Path) -> str:
+    """Markdown: what the queue, and Ray, add to a run, by `benchmarks/queue_overhead.py`.
+
+    Medians over the rounds of that run, with the lowest and the highest.
+    """
+    path = Path(results) / "benchmarks" / "queue_overhead.json"
+    if not path.is_file():
+        raise UserError(f"no record {path}: run benchmarks/queue_overhead.py --json {path}")
+    seconds = json.loads(path.read_text())["seconds"]
+    (_, first), *others = seconds.items()
+    rows = []
+    for way, each in others:
+        longer = np.subtract(each, first)
+        more = np.median(longer)
+        rows.append(
+            {
+                "one run by": way,
+                "longer by, s": f"{more:+.1f} ({longer.min():+.1f} to {longer.max():+.1f})",
+                "of ten minutes": f"{more / 600:+.1%}",
+            }
+        )
+    return markdown(rows)
+
+
+def _timing(steps: dict[str, Any], name: str) -> list[Any]:
+    if name not in steps:
+        raise UserError(f"the record of benchmarks/objective_step.py has no {name!r}: time it too")
+    return steps[name][0]
 
 
 def _objective_steps(results: Path) -> dict[str, Any]:

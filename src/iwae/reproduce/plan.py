@@ -128,6 +128,11 @@ def _tasks(out: Path, name: str, wanted: Wanted) -> list[Task]:
 def _warm_start(out: Path, name: str, needed: Task, wanted: Wanted) -> Task:
     """A run that goes on from another one's models."""
     entry, seeds = preset(name), Path(needed.name).name
+    for path, its in cell_runs(out, cell_folder(name, wanted)).items():
+        if path.name != seeds and set(its) & set(needed.config.seeds()):
+            raise UserError(
+                f"{path} is of seeds that {needed.name} now holds with others: remove one of them"
+            )
     config = _config(entry, needed.config.seeds(), wanted)
     return Task(
         str(cell_folder(name, wanted) / seeds),

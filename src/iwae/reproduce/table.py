@@ -1,14 +1,16 @@
 """What came of the cells: our numbers, made from records, beside the published ones."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
+from scipy.stats import t as student
 from tabulate import tabulate
 
 from iwae._types import UserError
 from iwae.config import config_values, read_config
+from iwae.describe import each_model
 from iwae.measure.ordering import Known, known_bounds, models_of
 from iwae.presets import PRESETS, Preset, same_experiment
 from iwae.queue import final_models, is_trained
@@ -32,6 +34,7 @@ class Cell(NamedTuple):
         nll_64: the same by 64 samples.
         stderr: its standard error from the test examples.
         spread: standard deviation between seeds; None for one seed.
+        truth: minus the mean log density of the same examples, where it is known, nats.
         active: mean active units of each layer.
         annealed: AIS minus L_5000 on the same examples, with its standard error; None if unknown.
         seeds: how many.
@@ -45,6 +48,7 @@ class Cell(NamedTuple):
     nll_64: float | None = None
     stderr: float | None = None
     spread: float | None = None
+    truth: float | None = None
     active: tuple[float, ...] = ()
     annealed: tuple[str, float, float] | None = None
     seeds: int = 0
@@ -59,25 +63,36 @@ class Cell(NamedTuple):
         return self.nll - self.entry.nll
 
     @property
-    def error(self) -> float:
-        """Of the difference: of the test examples and of the seeds together."""
-        seeds = (self.spread or 0.0) / np.sqrt(max(self.seeds, 1))
-        return float(np.hypot(self.stderr or 0.0, seeds))
+    def margin(self) -> float | None:
+        """How far from our mean one more seed falls in 95 of 100 cells, nats; None for one seed.
+
+        By Student's t, for the published number is one run, of another seed. The error of the test
+        examples is left out: both were measured on the same images.
+        """
+        if self.spread is None:
+            return None
+        return float(student.isf(0.025, self.seeds - 1) * self.spread * np.sqrt(1 + 1 / self.seeds))
+
+    @property
+    def is_shortened(self) -> bool:
+        """Whether it was trained for fewer epochs than the published schedule has."""
+        return self.nll is not None and self.epochs < self.entry.config().epochs
 
     @property
     def verdict(self) -> str:
         """Whether ours is the published number."""
         if self.nll is not None and not np.isfinite(self.nll):
             return "not finite"
-        if self.nll is not None and self.epochs < self.entry.config().epochs:
+        if self.is_shortened:
             return "shortened: no reproduction"
         if self.difference is None:
             return ""
-        near, usual = abs(self.difference) <= TOLERANCE, abs(self.difference) <= 2 * self.error
+        near = abs(self.difference) <= TOLERANCE
+        usual = self.margin is not None and abs(self.difference) <= self.margin
         words = {
             (True, True): "reproduced",
             (True, False): f"within {TOLERANCE} nats",
-            (False, True): "within two standard errors",
+            (False, True): "within what seeds differ by",
         }
         return words.get((near, usual), "better" if self.difference < 0 else "worse")
 
@@ -111,11 +126,14 @@ def read_cell(out: Path, name: str, wanted: Wanted) -> Cell:
             raise UserError(
                 f"{run} is not the experiment {name}: remove it, or choose another --out"
             )
+        if entry.needs is not None:
+            _check_start(out, run, entry.needs, wanted)
         found += _finished(run, config.epochs)
     if not found:
         return Cell(name, entry)
     _refuse_mixed(name, found)
     values = np.concatenate([one.best.values for one in found])
+    density = found[0].best.record.get("true_log_likelihood")
     looser = [-one.looser.values.mean(axis=1) for one in found if one.looser is not None]
     replicates = [each for one in found for each in one.replicates()]
     each = values.mean(axis=1)
@@ -125,12 +143,28 @@ def read_cell(out: Path, name: str, wanted: Wanted) -> Cell:
         nll=-float(each.mean()),
         stderr=float(values.mean(axis=0).std(ddof=1) / np.sqrt(values.shape[1])),
         spread=float(each.std(ddof=1)) if len(each) > 1 else None,
+        truth=None if density is None else -density,
         active=tuple(np.mean([one["active_units"] for one in replicates], axis=0).tolist()),
         annealed=_annealed([one.above for one in found if one.above is not None]),
         nll_64=float(np.concatenate(looser).mean()) if looser else None,
         seeds=len(each),
         epochs=min(one["epoch"] for one in replicates),
     )
+
+
+def _check_start(out: Path, run: Path, needs: str, wanted: Wanted) -> None:
+    """Raise UserError unless a run goes on from that of the cell it needs, trained to its end."""
+    start = read_config(run / "config.toml").init_from
+    source = cell_folder(needs, wanted) / run.name
+    if start is None or start.parts[-len(source.parts) :] != source.parts:
+        raise UserError(f"{run} goes on from {start}, and not from the same seeds of {needs}")
+    there = Path(out) / source
+    if not is_trained(there):
+        raise UserError(f"{run} goes on from {there}, which is missing or not trained to its end")
+    found = read_config(there / "config.toml")
+    whole = found.epochs == wanted.epochs(PRESETS[needs])
+    if not whole or not same_experiment(PRESETS[needs], config_values(found)):
+        raise UserError(f"{run} goes on from {there}, which is not the experiment {needs}")
 
 
 def _refuse_mixed(name: str, found: Sequence["_Finished"]) -> None:
@@ -165,9 +199,9 @@ class _Finished(NamedTuple):
     looser: Known | None
     above: "_Above | None"
 
-    def replicates(self) -> list[dict[str, Any]]:
+    def replicates(self) -> Sequence[Mapping[str, Any]]:
         """What the record says of each seed."""
-        return self.best.record.get("replicates", [self.best.record])
+        return each_model(self.best.record)
 
     @property
     def epochs(self) -> int:
@@ -201,7 +235,7 @@ def _finished(run: Path, epochs: int) -> list[_Finished]:
 
 def _check(known: Known, run: Path) -> None:
     """Raise UserError unless a record says all that a cell needs to know."""
-    each = known.record.get("replicates", [known.record])
+    each = each_model(known.record)
     missing = {"subset", "test_sha256"} - known.record.keys()
     missing |= {name for one in each for name in {"epoch", "active_units"} - one.keys()}
     if missing:
@@ -268,7 +302,8 @@ def _row(cell: Cell, wanted: Wanted) -> dict[str, str]:
         "NLL": "",
         "published": "" if published is None else f"{published:.2f}",
     }
-    row |= dict.fromkeys(("difference", "verdict", "-L_64", "published -L_64"), "")
+    row |= dict.fromkeys(("NLL of the truth", "difference", "verdict"), "")
+    row |= dict.fromkeys(("-L_64", "published -L_64"), "")
     row |= dict.fromkeys(("active units", "published active"), "")
     row |= dict.fromkeys(("AIS beside L_5000", "seeds", "epochs"), "")
     row["published active"] = "+".join(map(str, cell.entry.active))
@@ -281,9 +316,12 @@ def _row(cell: Cell, wanted: Wanted) -> dict[str, str]:
         cost = hours(cell.entry.config(epochs=wanted.epochs(cell.entry), replicates=wanted.seeds))
         row["NLL"] = "not run" if cost is None else f"not run: {duration(cost)}"
         return row
-    row["NLL"] = f"{cell.nll:.2f} ± {cell.stderr:.2f}"
+    digits = 2 if cell.truth is None else 3  # where the truth is known, more of them mean something
+    row["NLL"] = f"{cell.nll:.{digits}f} ± {cell.stderr:.{digits}f}"
     if cell.spread is not None:
-        row["NLL"] += f" (sd of seeds {cell.spread:.2f})"
+        row["NLL"] += f" (sd of seeds {cell.spread:.{digits}f})"
+    if cell.truth is not None:
+        row["NLL of the truth"] = f"{cell.truth:.{digits}f}"
     if cell.difference is not None:
         row["difference"] = f"{cell.difference:+.2f}"
     row["verdict"] = cell.verdict
