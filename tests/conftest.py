@@ -10,13 +10,15 @@ import jax
 import pytest
 from hypothesis import settings
 
-# The processes of a test run, and those that its tests start, compile each program once among them.
+# A worker and the processes that its tests start compile each program once among them. Workers share
+# no entries: JAX writes one in place, so that another process could read half of it.
 FIRST_PROCESS = "IWAE_TESTS_PROGRAMS" not in os.environ
 if FIRST_PROCESS:
     os.environ["IWAE_TESTS_PROGRAMS"] = tempfile.mkdtemp(prefix="iwae-programs-")
-os.environ["JAX_COMPILATION_CACHE_DIR"] = os.environ["IWAE_TESTS_PROGRAMS"]
+PROGRAMS = Path(os.environ["IWAE_TESTS_PROGRAMS"]) / os.environ.get("PYTEST_XDIST_WORKER", "main")
+os.environ["JAX_COMPILATION_CACHE_DIR"] = str(PROGRAMS)
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
-jax.config.update("jax_compilation_cache_dir", os.environ["IWAE_TESTS_PROGRAMS"])
+jax.config.update("jax_compilation_cache_dir", str(PROGRAMS))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 jax.config.update("jax_num_cpu_devices", 2)
