@@ -10,8 +10,8 @@ import jax
 import pytest
 from hypothesis import settings
 
-# A worker and the processes that its tests start compile each program once among them. Workers share
-# no entries: JAX writes one in place, so that another process could read half of it.
+# A worker and the processes that its tests start compile each program once among them. Workers
+# share no entries: JAX writes one in place, so that another process could read half of it.
 FIRST_PROCESS = "IWAE_TESTS_PROGRAMS" not in os.environ
 if FIRST_PROCESS:
     os.environ["IWAE_TESTS_PROGRAMS"] = tempfile.mkdtemp(prefix="iwae-programs-")
