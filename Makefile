@@ -14,7 +14,7 @@ demo: setup  ## train an IWAE on the bundled digits, measure it, draw it
 	$(BIN)/iwae figures $(DEMO) --weights best
 
 test: setup  ## the tests, but for the long ones
-	$(BIN)/python -m pytest -q -n auto --dist loadfile -m "not slow"
+	$(BIN)/python -m pytest -q -n auto --dist loadfile --durations 10 -m "not slow"
 
 slow: setup  ## the long ones
 	$(BIN)/python -m pytest -q -n auto --dist loadfile -m slow
