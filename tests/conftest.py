@@ -31,6 +31,13 @@ settings.register_profile("iwae", deadline=None, derandomize=True)
 settings.load_profile("iwae")
 
 
+def pytest_collection_modifyitems(items):
+    """Long tests are given the time that they need on busy cores."""
+    for item in items:
+        if item.get_closest_marker("slow"):
+            item.add_marker(pytest.mark.timeout(1800))
+
+
 def pytest_unconfigure():
     """The programs are of no use to another test run, of other code."""
     if FIRST_PROCESS:

@@ -29,8 +29,6 @@ NEEDS_RAY = pytest.mark.skipif(
     find_spec("ray") is None, reason="Ray is not installed: pip install 'iwae[ray]'"
 )
 
-LONG_ON_A_BUSY_MACHINE = pytest.mark.timeout(1800)
-
 LONG = {"epochs": 2500, "log_every": 3000, "validation": 0}
 """Some seconds of training; the stages of the schedule end with checkpoints on the way."""
 
@@ -140,7 +138,6 @@ def undisturbed(tmp_path_factory, started):
 
 @NEEDS_RAY
 @pytest.mark.slow
-@LONG_ON_A_BUSY_MACHINE
 @pytest.mark.parametrize("shared", [True, False], ids=["shared folder", "through Ray"])
 def test_a_worker_that_dies_changes_no_number(started, undisturbed, tmp_path, shared):
     scratch = "" if shared else str(tmp_path / "scratch")
@@ -153,7 +150,6 @@ def test_a_worker_that_dies_changes_no_number(started, undisturbed, tmp_path, sh
 
 
 @pytest.mark.slow
-@LONG_ON_A_BUSY_MACHINE
 def test_two_processes_of_one_program_share_the_work(started, undisturbed, tmp_path):
     with socket.socket() as free:
         free.bind(("localhost", 0))

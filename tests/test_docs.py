@@ -298,7 +298,6 @@ def written(text):
     Path(name.removeprefix("# ")).write_text(tables + EXPERIMENT)
 
 
-@pytest.mark.timeout(1500)
 @pytest.mark.parametrize("page", with_blocks("console"))
 @pytest.mark.usefixtures("reader", "quick_compilation")
 def test_commands_run(page, monkeypatch, capsys):

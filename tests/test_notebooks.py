@@ -24,7 +24,6 @@ def kinds(cell):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1800)  # minutes on quiet cores
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_a_notebook_runs_and_shows_what_is_stored(path, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
