@@ -158,7 +158,7 @@ def test_what_the_queue_adds_is_compared_round_by_round(tmp_path):
 def test_protocols_are_compared_with_that_of_the_paper(tmp_path):
     there = ROOT / "results" / "objectives" / "protocols"
     ours = tmp_path / "objectives" / "protocols"
-    shutil.copytree(there / "optimizer", ours / "optimizer")
+    shutil.copytree(there / "seed", ours / "seed")
     with pytest.raises(UserError, match="has no paper"):
         protocols_table(tmp_path)
     shutil.copytree(there / "paper", ours / "paper")
@@ -166,11 +166,11 @@ def test_protocols_are_compared_with_that_of_the_paper(tmp_path):
     shutil.rmtree(ours / "begun" / "evaluations")  # not measured yet
     *_, first, second = protocols_table(tmp_path).strip().split("\n")
     assert first.startswith("| nothing ")
-    assert second.startswith("| optimizer = authors ")
+    assert second.startswith("| seed = 1 ")
     means = [-float(line.split("|")[3].split("±")[0]) for line in (first, second)]
     difference = float(second.split("|")[4].split("±")[0])
     assert difference == pytest.approx(means[0] - means[1], abs=0.011)
-    path = ours / "optimizer" / "evaluations" / "test-final-k5000.npz"
+    path = ours / "seed" / "evaluations" / "test-final-k5000.npz"
     with np.load(path, allow_pickle=False) as arrays:
         changed = {name: array[..., :-1] for name, array in arrays.items()}
     np.savez(path, **changed)
