@@ -4,7 +4,8 @@
 
 Needs the data sets of the cells (IWAE_DATA or a network). `iwae reproduce list` turns the record
 into hours. What was measured before is kept, unless it is measured again. Medians are of the blocks
-in which no other program was busy, if there were any: the record says of how many, for each time.
+in which no other program was busy, if there were any: the record says of how many. Shapes without
+that count were timed by an earlier version, which did not look.
 """
 
 import os

@@ -838,7 +838,15 @@ def test_a_sweep_trains_all_combinations(iwae, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.skipif(len(parsing.cores()) < 2, reason="two workers need two cores")
-def test_workers_share_a_sweep_out(iwae, tmp_path):
+def test_workers_share_a_sweep_out(iwae, tmp_path, monkeypatch):
+    commands, popen = set(), subprocess.Popen
+
+    def begin(line, *, env=None, **options):
+        if "sweep" in line:
+            commands.add(env["IWAE_COMMAND"])
+        return popen(line, env=env, **options)
+
+    monkeypatch.setattr(subprocess, "Popen", begin)
     (tmp_path / "s.toml").write_text(
         f'dataset = "{small.pictures()}"\nlatent_sizes = [2]\nhidden_sizes = [[5]]\n'
         "batch_size = 10\nepochs = 1\nvalidation = 50\nk = [1, 2, 3]\n"
@@ -851,16 +859,23 @@ def test_workers_share_a_sweep_out(iwae, tmp_path):
         for path in sorted((tmp_path / "out").glob("*/evaluations/*.json"))
     ]
     assert devices == [len(parsing.cores()) // 2] * 3  # none was left for this process
+    assert len(commands) == 1
 
 
 @pytest.mark.slow
-def test_a_task_that_fails_is_told_and_makes_the_status_1(iwae, tmp_path):
+def test_a_task_that_fails_is_told_and_makes_the_status_1(iwae, tmp_path, monkeypatch):
     (tmp_path / "s.toml").write_text('dataset = ["digits", "nowhere.npy"]\nepochs = 1\nk = 2\n')
     words = ("sweep", str(tmp_path / "s.toml"), "--out", str(tmp_path / "out"), "--k", "2")
     status, told, _ = iwae(*words, "--examples", "20")
     assert status == 1
     assert "dataset=digits: done\n" in told
     assert re.search(r"dataset=nowhere: failed: .*nowhere\.npy", told)
+    (note,) = (tmp_path / "out" / ".queue").glob("*nowhere*failure*")
+    command, _, _ = note.read_text().partition("\n")
+    note.write_text(f"{command}\nout of paper")
+    monkeypatch.setenv("IWAE_COMMAND", command)  # as in another process of the same command
+    status, told, _ = iwae(*words, "--examples", "20")
+    assert "dataset=nowhere: failed: out of paper\n" in told
 
 
 @pytest.mark.parametrize(

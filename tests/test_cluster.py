@@ -285,11 +285,19 @@ def test_without_ray_it_says_how_to_get_it(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
     ("address", "variable", "where"),
-    [(None, None, "local"), (None, "10.0.0.1:6379", "10.0.0.1:6379"), ("auto", None, "auto")],
+    [
+        (None, None, "local"),
+        (None, "", "local"),
+        (None, "10.0.0.1:6379", "10.0.0.1:6379"),
+        ("auto", None, "auto"),
+    ],
 )
-def test_without_an_address_a_cluster_is_started_here(address, variable, where, monkeypatch):
+@pytest.mark.parametrize("trouble", [ConnectionError, ValueError])
+def test_without_an_address_a_cluster_is_started_here(
+    address, variable, where, trouble, monkeypatch
+):
     def init(address, **_):
-        raise ConnectionError(f"asked for {address}")
+        raise trouble(f"asked for {address}")
 
     fake = SimpleNamespace(is_initialized=lambda: False, init=init)
     monkeypatch.setitem(sys.modules, "ray", fake)

@@ -24,7 +24,7 @@ from iwae._types import UserError
 from iwae.checkpoint import load_model, read_about, save_model
 from iwae.config import TrainConfig, write_config
 from iwae.queue import Measure, Task, here, state_of, tasks, work
-from iwae.queue.tasks import write_failure
+from iwae.queue.tasks import Failure, write_failure
 from iwae.runs import Stopped, course
 from iwae.sweep import DEPTHS, read_sweep
 from iwae.training import loop
@@ -316,12 +316,18 @@ def test_a_kill_while_models_are_written_is_made_good(undisturbed, tmp_path, mis
 
 
 def test_what_another_process_of_the_same_command_failed_at_is_not_tried_again(tmp_path):
-    write_failure(tmp_path, task(), "out of paper")
     tried = []
-    ((_, word, reason),) = work(tmp_path, [task()], since=time.time() - 60, begin=tried.append)
-    assert (word, reason, tried) == ("failed", "out of paper", [])
-    ((_, word, _),) = work(tmp_path, [task()], since=time.time() + 60, begin=tried.append)
-    assert (word, len(tried)) == ("done", 1)
+
+    def fate(command):
+        ((_, word, reason),) = work(tmp_path, [task()], command=command, begin=tried.append)
+        return word, reason
+
+    write_failure(tmp_path, task(), Failure("out of paper\nand ink", "ours"))
+    assert fate("ours") == ("failed", "out of paper\nand ink")
+    assert state_of(tmp_path, task()).word == "failed"
+    assert not tried
+    assert fate("another") == ("done", "")
+    assert len(tried) == 1
 
 
 def test_weights_of_another_moment_are_made_good(undisturbed, tmp_path):

@@ -152,7 +152,7 @@ def test_what_the_queue_adds_is_compared_round_by_round(tmp_path):
     path.parent.mkdir()
     seconds = {"train and evaluate": [10, 20, 30], "sweep": [11, 26, 32]}
     path.write_text(json.dumps({"seconds": seconds}))
-    assert "| sweep        | +2.0 (+1.0 to +6.0) | +0.3%" in queue_table(tmp_path)
+    assert "| sweep        | 3        | +2.0 (+1.0 to +6.0) | +0.3%" in queue_table(tmp_path)
 
 
 def test_protocols_are_compared_with_that_of_the_paper(tmp_path):

@@ -294,7 +294,8 @@ def read_model(weights: Path, description: Path, *, like: Model | None = None) -
     if said.get("weights") not in (None, digest):
         raise UserError(
             f"{weights} has other weights than {DESCRIPTION} beside it describes: its writer was "
-            "cut off between the two, or two wrote at once; train --resume writes a model again"
+            "cut off between the two, or two wrote at once; save or export it again, or go on with "
+            "train --resume, which writes it again"
         )
     return model
 

@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import time
+import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -213,14 +214,14 @@ def _work(options: Any, tasks: Sequence["Task"], words: Sequence[str]) -> int:
     _check_writable(options.out)
     from iwae.runs import Stopped
 
-    since = time.time()
+    command = os.environ.get(COMMAND) or uuid.uuid4().hex
     deadline = math.inf if options.budget is None else time.monotonic() + seconds(options.budget)
     failed = 0
     try:
         with sigterm_as_ctrl_c():
             if options.workers > 1:
-                _share_out(options, tasks, words)
-            for outcome in _outcomes(options, tasks, deadline, since):
+                _share_out(options, tasks, words, command)
+            for outcome in _outcomes(options, tasks, deadline, command):
                 reason = f": {outcome.reason}" if outcome.reason else ""
                 print(f"{outcome.task.name}: {outcome.word}{reason}", flush=True)
                 failed += outcome.word == "failed"
@@ -268,7 +269,11 @@ def _check_writable(out: Path) -> None:
         raise UserError(f"{out} cannot be written to; name another --out")
 
 
-def _share_out(options: Any, tasks: Sequence["Task"], words: Sequence[str]) -> None:
+COMMAND = "IWAE_COMMAND"
+"""Environment variable by which the processes of one command know of each other."""
+
+
+def _share_out(options: Any, tasks: Sequence["Task"], words: Sequence[str], command: str) -> None:
     """Have several processes do the tasks, and wait for them.
 
     Each takes what no other is at work on. What they leave, because it starts from what another one
@@ -276,11 +281,11 @@ def _share_out(options: Any, tasks: Sequence["Task"], words: Sequence[str]) -> N
     """
     cores = parsing.cores()
     shares = [cores[i :: options.workers] for i in range(options.workers)]
-    command = [sys.executable, "-m", "iwae", *_without(words, "workers"), "--quiet"]
+    line = [sys.executable, "-m", "iwae", *_without(words, "workers"), "--quiet"]
     processes = [
         subprocess.Popen(  # noqa: S603 - ourselves
-            command,
-            env={**os.environ, "JAX_NUM_CPU_DEVICES": str(len(share))},
+            line,
+            env={**os.environ, COMMAND: command, "JAX_NUM_CPU_DEVICES": str(len(share))},
             stdout=subprocess.DEVNULL,
             start_new_session=True,  # Ctrl-C is for this process, which then ends them
         )
@@ -327,7 +332,7 @@ def _without(words: Sequence[str], name: str) -> list[str]:
 
 
 def _outcomes(
-    options: Any, tasks: Sequence["Task"], deadline: float, since: float
+    options: Any, tasks: Sequence["Task"], deadline: float, command: str
 ) -> Iterator["Outcome"]:
     """What becomes of the tasks, as it does."""
     from iwae.progress import show_training, tracker
@@ -353,7 +358,7 @@ def _outcomes(
             print(f"{task.name} ({tasks.index(task) + 1} of {len(tasks)})", file=sys.stderr)
 
     track = tracker(quiet=options.quiet)
-    return work(options.out, tasks, since=since, show=show, track=track, begin=begin, **about)
+    return work(options.out, tasks, command=command, show=show, track=track, begin=begin, **about)
 
 
 def _plan(options: Any, tasks: Sequence["Task"]) -> int:

@@ -17,6 +17,7 @@ from iwae._types import UserError
 from iwae.checkpoint import DESCRIPTION, list_checkpoints
 from iwae.queue.here import Outcome, attempt, do_task
 from iwae.queue.tasks import (
+    Failure,
     InUseError,
     TakenOverError,
     Task,
@@ -121,7 +122,7 @@ def work_on_ray(
             outcome = _result(ray, ready, task)
         forget_failure(out, outcome.task)
         if outcome.word == "failed":  # a worker may have kept it where nobody looks
-            write_failure(out, outcome.task, outcome.reason)
+            write_failure(out, outcome.task, Failure(outcome.reason))
         if outcome.word == "done":
             missing.remove(outcome.task.name)
         yield outcome
@@ -143,9 +144,9 @@ def _connect(address: str | None, cpus: int, gpus: float) -> Any:
     if not ray.is_initialized():
         try:
             # None would look for a cluster that was begun here, even one that died long ago.
-            where = address or os.environ.get("RAY_ADDRESS", "local")
+            where = address or os.environ.get("RAY_ADDRESS") or "local"
             ray.init(address=where, include_dashboard=False, log_to_driver=False)
-        except ConnectionError as error:
+        except (ConnectionError, ValueError) as error:
             raise UserError(f"no Ray cluster at {where}: {error}") from error
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     if not any(node.get("CPU", 0) >= cpus and node.get("GPU", 0) >= gpus for node in nodes):

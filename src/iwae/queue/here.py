@@ -13,11 +13,11 @@ from iwae._types import UserError
 from iwae.measure import Annealing, anneal_run, evaluate_run
 from iwae.measure.records import Track, untracked
 from iwae.queue.tasks import (
+    Failure,
     InUseError,
     Measure,
     TakenOverError,
     Task,
-    failed_at,
     forget_failure,
     held,
     is_done,
@@ -63,7 +63,7 @@ def work(
     *,
     data_dir: Path | None = None,
     deadline: float = math.inf,
-    since: float = math.inf,
+    command: str = "",
     show: Show = exhaust,
     track: Track = untracked,
     begin: Callable[[Task], None] = lambda _: None,
@@ -78,8 +78,8 @@ def work(
         tasks: in this order, what another one needs before it.
         data_dir: where data files are looked for first.
         deadline: when to stop, on the clock of `time.monotonic`.
-        since: what failed after this, on the clock of `time.time`, is not tried again: another
-            process of the same command has.
+        command: a name that the processes of one command share: what failed in one of them is not
+            tried again by the others.
         show: exhausts the reports of a run that is being trained.
         track: shows the progress of measurements.
         begin: is told each task before anything is done.
@@ -95,8 +95,6 @@ def work(
         nonlocal begun
         if is_done(out, task):
             return
-        if failed_at(out, task) > since:
-            raise UserError(read_failure(out, task))
         if time.monotonic() >= deadline:
             raise Stopped(None)
         begin(task)
@@ -108,14 +106,16 @@ def work(
     for task in tasks:
         if task.needs in missing:
             outcome = Outcome(task, "waiting", f"it starts from {task.needs}")
+        elif command and (failure := read_failure(out, task)).command == command:
+            outcome = Outcome(task, "failed", failure.reason)
         else:
-            outcome = attempt(out, task, do)
+            outcome = attempt(out, task, do, command)
         if outcome.word != "done":
             missing.add(task.name)
         yield outcome
 
 
-def attempt(out: Path, task: Task, do: Callable[[Path, Task], None]) -> Outcome:
+def attempt(out: Path, task: Task, do: Callable[[Path, Task], None], command: str = "") -> Outcome:
     """Do a task; whatever goes wrong with it is its outcome, and is kept."""
     try:
         do(out, task)
@@ -131,7 +131,7 @@ def attempt(out: Path, task: Task, do: Callable[[Path, Task], None]) -> Outcome:
         known = isinstance(error, UserError | FloatingPointError | OSError)
         words = str(error) if known else "".join(traceback.format_exception(error)).strip()
         try:
-            write_failure(out, task, words)
+            write_failure(out, task, Failure(words, command))
         except OSError as unkept:
             words += f" (which could not be kept: {unkept})"
         return Outcome(task, "failed", words)

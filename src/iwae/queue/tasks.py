@@ -2,7 +2,6 @@
 
 import fcntl
 import json
-import math
 import os
 import socket
 import time
@@ -98,7 +97,7 @@ def state_of(out: Path, task: Task) -> State:
         trained = is_trained(run)
     except UserError as error:
         return State("failed", epoch, str(error))
-    if reason := read_failure(out, task):
+    if reason := read_failure(out, task).reason:
         return State("failed", epoch, reason)
     begun = "stopped" if (run / "config.toml").exists() else "waiting"
     return State("trained" if trained else begun, epoch)
@@ -235,22 +234,26 @@ def _in_use(out: Path, task: Task) -> bool:
         return not take_lock(handle, fcntl.LOCK_SH)
 
 
-def write_failure(out: Path, task: Task, reason: str) -> None:
-    """Keep why a task failed, for `state_of`."""
+class Failure(NamedTuple):
+    """Why a task failed, and in which command, if that has a name."""
+
+    reason: str = ""
+    command: str = ""
+
+
+def write_failure(out: Path, task: Task, failure: Failure) -> None:
+    """Keep why a task failed, for `state_of` and for other processes of the command."""
     with atomic_write(_note(out, task, "failure")) as path:
-        path.write_text(reason)
+        path.write_text(f"{failure.command}\n{failure.reason}")
 
 
-def read_failure(out: Path, task: Task) -> str:
-    """Why a task failed; empty if it did not."""
+def read_failure(out: Path, task: Task) -> Failure:
+    """Why a task failed; an empty reason if it did not."""
     path = _note(out, task, "failure")
-    return path.read_text() if path.is_file() else ""
-
-
-def failed_at(out: Path, task: Task) -> float:
-    """When a task failed last, in seconds of `time.time`; minus infinity if it did not."""
-    path = _note(out, task, "failure")
-    return path.stat().st_mtime if path.is_file() else -math.inf
+    if not path.is_file():
+        return Failure()
+    command, _, reason = path.read_text().partition("\n")
+    return Failure(reason, command)
 
 
 def forget_failure(out: Path, task: Task) -> None:

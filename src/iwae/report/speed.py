@@ -97,6 +97,7 @@ def queue_table(results: Path) -> str:
         rows.append(
             {
                 "one run by": way,
+                "rounds": str(len(each)),
                 "longer by, s": f"{more:+.1f} ({longer.min():+.1f} to {longer.max():+.1f})",
                 "of ten minutes": f"{more / 600:+.1%}",
             }

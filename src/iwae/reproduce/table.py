@@ -67,7 +67,7 @@ class Cell(NamedTuple):
         """How far from our mean one more seed falls in 95 of 100 cells, nats; None for one seed.
 
         By Student's t, for the published number is one run, of another seed. The error of the test
-        examples is left out: both were measured on the same images.
+        examples is left out: both were measured on the same images, or nearly (OMNIGLOT).
         """
         if self.spread is None:
             return None
