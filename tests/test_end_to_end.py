@@ -73,6 +73,7 @@ def test_a_run_that_is_terminated_and_resumed_ends_with_the_same_bits(run, train
     assert metrics.read_text() == (trained / "metrics.jsonl").read_text()
 
 
+@pytest.mark.slow
 def test_a_folder_that_holds_a_run_is_left_alone(run, trained):
     before = weights(trained)
     assert "--resume" in run(*TRAIN, "--out", trained, status=2).stderr

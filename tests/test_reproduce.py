@@ -417,7 +417,8 @@ def test_seeds_of_a_warm_start_that_are_now_trained_with_others_are_refused(tmp_
         (["run", VAE, "--examples", "100"], "--examples .* goes with --ais"),
     ],
 )
-def test_an_option_that_would_be_ignored_is_refused(words, message):
+def test_an_option_that_would_be_ignored_is_refused(words, message, monkeypatch):
+    monkeypatch.setenv("JAX_NUM_CPU_DEVICES", "2")  # as in all tests, on any number of cores
     with pytest.raises(UserError, match=message):
         reproduce_command(words)
 
