@@ -6,6 +6,7 @@ where data are looked for are not part of it: they do not change the result.
 
 import difflib
 import tomllib
+from itertools import accumulate
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -15,7 +16,14 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from iwae._types import UserError, atomic_write
 from iwae.data import Kind, make_kind
-from iwae.declaration import BetaSchedule, Declaration, EncoderObjective, Phase, check
+from iwae.declaration import (
+    OPTIONS,
+    BetaSchedule,
+    Declaration,
+    EncoderObjective,
+    Phase,
+    check,
+)
 
 Size = Annotated[int, Field(ge=1)]
 Sizes = Annotated[tuple[Size, ...], Field(strict=False)]  # a TOML file has lists
@@ -59,6 +67,107 @@ ActivationName = Literal[
     "sigmoid",
     "softplus",
 ]
+
+OptimizerName = Literal["adam", "paper", "authors"]
+ScheduleName = Literal["paper", "authors", "constant", "linear", "cosine", "constant-linear"]
+
+
+class StageConfig(BaseModel):
+    """A part of a run. What it leaves out it has from the run.
+
+    If it names another objective than the run, the options of that objective alone (`gradient`,
+    `m`, `alpha`, ...) are its own or the objective's defaults.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    objective: str | None = None
+    k: Annotated[int, Field(ge=1, lt=2**31)] | None = None
+    gradient: str | None = None
+    backward: Annotated[int, Field(ge=1)] | None = None
+    m: Annotated[int, Field(ge=1, lt=2**31)] | None = None
+    alpha: float | None = None
+    beta: float | Literal["learned"] | None = None
+    temperatures: Annotated[int, Field(ge=1)] | None = None
+    leapfrog: Annotated[int, Field(ge=1)] | None = None
+    beta_schedule: BetaSchedule | None = None
+    phase: Phase | None = None
+    encoder_objective: EncoderObjective | None = None
+    kl_warmup: Annotated[int, Field(ge=0)] | None = None
+    free_bits: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
+    chunk: Annotated[int, Field(ge=1)] | None = None
+    batch_size: Annotated[int, Field(ge=1)] | None = None
+    optimizer: OptimizerName | None = None
+    fresh: bool | None = None
+    """Start the optimiser anew; if not given, where its state does not fit this stage."""
+    schedule: ScheduleName | None = None
+    learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    lr_warmup: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
+    epochs: Annotated[int, Field(ge=1)]
+
+    def given(self) -> dict[str, Any]:
+        """What it does not leave out."""
+        return self.model_dump(exclude_none=True)
+
+
+def parse_stages(text: str) -> tuple[StageConfig, ...]:
+    """Stages from a line such as `iwae k=5 epochs=100, iwae k=50 backward=8 epochs=20`.
+
+    Raises:
+        ValueError: names the first word that is no setting of a stage, or has a wrong value.
+    """
+    return tuple(_parse_stage(words.split(), i) for i, words in enumerate(text.split(","), 1))
+
+
+def _parse_stage(words: list[str], number: int) -> StageConfig:
+    values: dict[str, Any] = {}
+    for word in words:
+        name, equals, value = word.partition("=")
+        name = name.replace("-", "_")
+        if not equals and not values:
+            name, value = "objective", word
+        elif not equals:
+            raise ValueError(f"stage {number}: {word!r} is no setting such as epochs=10")
+        if name not in StageConfig.model_fields:
+            raise ValueError(f"stage {number}: {_unknown(name, StageConfig)}")
+        if name in values:
+            raise ValueError(f"stage {number}: {name} is given twice")
+        values[name] = _plain(value)
+    if "epochs" not in values:
+        raise ValueError(f"stage {number} needs epochs, such as epochs=10")
+    try:
+        return StageConfig(**values)
+    except ValidationError as error:
+        raise ValueError(f"stage {number}: {explain(error)}") from error
+
+
+def _plain(word: str) -> Any:
+    """A number, true or false as TOML has them; any other word itself."""
+    try:
+        return tomllib.loads(f"value = {word}")["value"]
+    except tomllib.TOMLDecodeError:
+        return word
+
+
+def _stages_text(stages: tuple[StageConfig, ...]) -> str:
+    """The inverse of `parse_stages`."""
+    return ", ".join(_stage_text(stage) for stage in stages)
+
+
+def _stage_text(stage: StageConfig) -> str:
+    given = {name: str(value) for name, value in stage.given().items()}
+    given |= {name: value.lower() for name, value in given.items() if name == "fresh"}
+    return " ".join(f"{name}={value}" for name, value in given.items())
+
+
+StagesText = tyro.constructors.PrimitiveConstructorSpec(
+    nargs=1,
+    metavar="STAGES",
+    instance_from_str=lambda words: parse_stages(words[0]),
+    is_instance=lambda value: value is None or isinstance(value, tuple),
+    str_from_instance=lambda stages: [_stages_text(stages or ())],
+)
+"""How the command line reads stages."""
 
 Lists = tyro.constructors.PrimitiveConstructorSpec(
     nargs="*",
@@ -151,15 +260,24 @@ class TrainConfig(BaseModel):
     """A latent unit whose divergence is not above so many nats counts as exactly so many."""
     chunk: Annotated[int, Field(ge=1)] | None = None
     """Particles at a time: less memory, the same result; whole up to 500, then 100 at a time."""
+    backward: Annotated[int, Field(ge=1)] | None = None
+    """Particles that the gradient goes through, drawn without bias from all k; all if not given."""
 
-    optimizer: Literal["paper", "authors"] = "paper"
-    """Adam as the paper states it, or as in the authors' published code."""
-    schedule: Literal["paper", "authors", "constant"] = "paper"
-    """Eight stages of 3^i epochs with the paper's rates, the authors' rounded ones, or one rate."""
+    stages: Annotated[tuple[StageConfig, ...] | None, StagesText, Field(strict=False)] = None
+    """Parts of the run, with what differs in each: "iwae k=5 epochs=40, iwae k=50 epochs=10"."""
+    optimizer: OptimizerName = "adam"
+    """Adam as the paper states it (also called paper), or as in the authors' published code."""
+    ema: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Decay of a moving average of the weights, which is then the model: 0.999."""
+    schedule: ScheduleName = "paper"
+    """Learning rate: in eight stages of 3^i epochs with the paper's rates, or the authors' rounded
+    ones; constant; falling to zero as a line, as a cosine, or as a line in the second half."""
     epochs: Annotated[int, Field(ge=1)] = 3280
-    """Passes over the training data; the eight stages are stretched or squeezed to it."""
+    """Passes over the training data; the stages of a run are stretched or squeezed to it."""
     learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1e-3
     """Learning rate that the schedule starts from; short runs skip its short early stages."""
+    lr_warmup: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    """Epochs over which the learning rate rises from 0 at the start: 0.5."""
     batch_size: Annotated[int, Field(ge=1)] = 20
     """Examples per step."""
     shuffle: bool = True
@@ -184,8 +302,46 @@ class TrainConfig(BaseModel):
     keep_optimizer: bool = False
     """With --init-from: go on with that run's optimiser state."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _usual(cls, values: Any) -> Any:
+        """The epochs of the stages, unless told; the name of an optimiser that has two."""
+        if not isinstance(values, dict):
+            return values
+        values = dict(values)
+        if values.get("optimizer") == "paper":
+            values["optimizer"] = "adam"
+        if values.get("stages") and "epochs" not in values:
+            values["epochs"] = sum(_epochs_of(stage) for stage in values["stages"])
+        return values
+
     @model_validator(mode="after")
     def _consistent(self) -> "TrainConfig":
+        self._check_sizes()
+        for name in ("label_prior", "label"):
+            if getattr(self, name) and not self.conditional:
+                raise ValueError(f"{name} needs conditional")
+        if self.channels is not None and self.network != "conv":
+            raise ValueError("channels needs network 'conv'")
+        for name in ("patience", "threshold"):
+            if getattr(self, name) and self.validation == 0:
+                raise ValueError(f"{name} needs held-out examples: set validation")
+        if self.keep_optimizer and self.init_from is None:
+            raise ValueError("keep_optimizer needs init_from")
+        self.kind()
+        if self.stages is not None:
+            self._check_stages()
+            return self
+        for name in ("kl_warmup", "lr_warmup"):
+            if getattr(self, name) > self.epochs:
+                raise ValueError(
+                    f"{name} is {getattr(self, name)}, but the run ends after {self.epochs} epochs"
+                )
+        check(self.declaration(), len(self.sizes()[0]))
+        return self
+
+    def _check_sizes(self) -> None:
+        """Raise ValueError for sizes of layers that contradict each other."""
         if self.latent_sizes is not None:
             if self.layers not in (None, len(self.latent_sizes)):
                 raise ValueError(
@@ -199,25 +355,45 @@ class TrainConfig(BaseModel):
                 )
         elif self.hidden_sizes is not None:
             raise ValueError("hidden_sizes needs latent_sizes")
-        if self.label_prior and not self.conditional:
-            raise ValueError("label_prior needs conditional")
-        if self.label is not None and not self.conditional:
-            raise ValueError("label needs conditional")
-        if self.channels is not None and self.network != "conv":
-            raise ValueError("channels needs network 'conv'")
-        if self.patience is not None and self.validation == 0:
-            raise ValueError("patience needs held-out examples: set validation")
-        if self.threshold > 0 and self.validation == 0:
-            raise ValueError("threshold needs held-out examples: set validation")
-        if self.keep_optimizer and self.init_from is None:
-            raise ValueError("keep_optimizer needs init_from")
-        if self.kl_warmup > self.epochs:
-            raise ValueError(
-                f"kl_warmup is {self.kl_warmup}, but the run ends after {self.epochs} epochs"
-            )
-        self.kind()
-        check(self.declaration(), len(self.sizes()[0]))
-        return self
+
+    def _check_stages(self) -> None:
+        """Raise ValueError for a stage that is not sound, with its number."""
+        if not self.stages:
+            raise ValueError("stages is empty: leave it out, or name at least one")
+        for name in ("kl_warmup", "lr_warmup"):
+            if getattr(self, name):
+                raise ValueError(f"{name} of a run in stages is that of a stage: give it there")
+        for i, epochs in enumerate(self.stage_epochs()):
+            try:
+                self.stage(i, max(epochs, 1))
+            except (UserError, ValidationError) as error:
+                reason = explain(error) if isinstance(error, ValidationError) else error
+                raise ValueError(f"stage {i + 1}: {reason}") from error
+
+    def stage(self, i: int, epochs: int) -> "TrainConfig":
+        """The configuration of a stage, as if it were a run of its own of so many epochs."""
+        if self.stages is None:
+            return self
+        given = self.stages[i].given()
+        values = {name: getattr(self, name) for name in TrainConfig.model_fields}
+        if given.get("objective", self.objective) != self.objective:
+            values |= dict.fromkeys(_OF_OBJECTIVE)
+        given = {name: value for name, value in given.items() if name != "fresh"}
+        return TrainConfig(**{**values, **given, "stages": None, "epochs": epochs})
+
+    def stage_epochs(self) -> tuple[int, ...]:
+        """Epochs of each stage, stretched or squeezed so that they are `epochs` in all."""
+        if self.stages is None:
+            return (self.epochs,)
+        ends = list(accumulate(stage.epochs for stage in self.stages))
+        ends = [round(end * self.epochs / ends[-1]) for end in ends]
+        return tuple(end - start for start, end in zip([0, *ends], ends, strict=False))
+
+    def final(self) -> "TrainConfig":
+        """The configuration of the last stage: what the run is trained for."""
+        if self.stages is None:
+            return self
+        return self.stage(len(self.stages) - 1, max(1, self.stage_epochs()[-1]))
 
     def kind(self) -> Kind | None:
         """The kind of data with its parameters, if it is given."""
@@ -259,9 +435,7 @@ def make_config(values: dict[str, Any], source: str) -> TrainConfig:
     """
     for key in values:
         if key not in TrainConfig.model_fields:
-            near = difflib.get_close_matches(key.lower(), TrainConfig.model_fields, 1)
-            hint = f"did you mean {near[0]!r}?" if near else f"known: {_known()}"
-            raise UserError(f"{source}: unknown key {key!r}; {hint}")
+            raise UserError(f"{source}: {_unknown(key, TrainConfig)}")
     try:
         return TrainConfig(**values)
     except ValidationError as error:
@@ -271,14 +445,32 @@ def make_config(values: dict[str, Any], source: str) -> TrainConfig:
 def explain(error: ValidationError) -> str:
     """The first of pydantic's complaints in one line."""
     first = error.errors()[0]
-    reason = first["msg"].removeprefix("Value error, ")
-    if not first["loc"]:
+    reason, place = first["msg"].removeprefix("Value error, "), first["loc"]
+    if not place:
         return reason
+    if place[0] == "stages" and len(place) > 2:
+        number, name = int(place[1]) + 1, str(place[2])
+        if first["type"] == "extra_forbidden":
+            return f"stage {number}: {_unknown(name, StageConfig)}"
+        return f"stage {number}: {name}: {reason}"
     return f"{first['loc'][0]}: {reason} (given: {first['input']!r})"
 
 
-def _known() -> str:
-    return ", ".join(TrainConfig.model_fields)
+def _unknown(key: str, kind: type[BaseModel]) -> str:
+    """What to say of a key that a table does not have."""
+    near = difflib.get_close_matches(key.lower(), kind.model_fields, 1)
+    hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(kind.model_fields)}"
+    return f"unknown key {key!r}; {hint}"
+
+
+def _epochs_of(stage: Any) -> int:
+    """The epochs of a stage that may not have been checked yet; 0 if there are none."""
+    found = stage.get("epochs") if isinstance(stage, dict) else getattr(stage, "epochs", None)
+    return found if isinstance(found, int) else 0
+
+
+_OF_OBJECTIVE = ("gradient", *OPTIONS)
+"""Options that go with one objective, and not with any other."""
 
 
 def read_config(path: Path) -> TrainConfig:

@@ -199,6 +199,7 @@ class Declaration(NamedTuple):
     kl_warmup_steps: int = 0
     free_bits: float = 0.0
     chunk: int | None = None
+    backward: int | None = None
 
 
 def described(name: str) -> Described:
@@ -284,6 +285,9 @@ def _check_values(d: Declaration) -> None:
         f"chunk is {d.chunk}; it is at least 1 particle at a time": (
             d.chunk is not None and d.chunk < 1
         ),
+        f"backward is {d.backward}; a gradient goes through at least 1 particle": (
+            d.backward is not None and d.backward < 1
+        ),
         f"free_bits is {d.free_bits}; it is a number of nats, 0 for none": not 0
         <= d.free_bits
         < 1e30,
@@ -337,6 +341,11 @@ def _check_together(d: Declaration, layers: int | None) -> None:
         "on the weights: use linear or log": (
             d.gradient in ("dreg", "gdreg") and d.beta_schedule == "moments"
         ),
+        f"backward does not go with {d.objective}{_NO_DRAW.get(d.objective, '')}": (
+            d.backward is not None and d.objective in _NO_DRAW
+        ),
+        "backward does not go with the gradient gdreg, which is no table of coefficients: use "
+        "dreg": d.backward is not None and d.gradient == "gdreg",
         "chunk does not go with aiwae, whose chains keep nothing for the backward pass": (
             d.chunk is not None and d.objective == "aiwae"
         ),
@@ -344,6 +353,15 @@ def _check_together(d: Declaration, layers: int | None) -> None:
     for words, is_wrong in wrong.items():
         if is_wrong:
             raise UserError(words)
+
+
+_NO_DRAW = {
+    "elbo-analytic": ", whose particles all count the same: use a smaller k",
+    "tvo": ": its derivatives in the log weights may be negative, and are no probabilities",
+    "dais": ", whose gradient goes through every chain",
+    "aiwae": ", whose chains carry no gradient as it is",
+}
+"""Objectives of which no few particles can be drawn for the gradient, and why."""
 
 
 def unmodified(declaration: Declaration) -> Declaration:

@@ -25,7 +25,7 @@ from iwae.checkpoint import (
 from iwae.conditional import ConditionalVAE, Model, without_labels
 from iwae.config import TrainConfig, read_config
 from iwae.data import Dataset, choose, draw, load_dataset
-from iwae.declaration import check, unmodified
+from iwae.declaration import check, particles, unmodified
 from iwae.methods import compose
 from iwae.model import VAE
 from iwae.networks import Network, make_network
@@ -34,17 +34,23 @@ from iwae.training import (
     AUTHORS_RATES,
     PAPER_RATES,
     Best,
+    Clock,
     Plan,
+    Schedule,
     Settings,
-    StagedSchedule,
+    Stage,
     TrainState,
     adam,
     authors_adam,
     check_steps,
+    decaying,
     init_best,
     init_state,
+    is_carried,
+    stage_at,
     stage_epochs,
     staged,
+    warming_up,
 )
 
 log = logging.getLogger("iwae")
@@ -62,15 +68,17 @@ class Job:
     config: TrainConfig
     dataset: Dataset
     models: list[Model]
-    settings: Settings
-    schedule: StagedSchedule
-    stage_ends: tuple[int, ...]  # epochs
+    stages: tuple[Stage, ...]
+    stage_ends: tuple[int, ...]  # steps; those of the schedule, where the run has no stages
     plan: Plan
 
-    @property
-    def steps_per_epoch(self) -> int:
-        """Batches in an epoch."""
-        return len(self.dataset.train) // self.config.batch_size
+    def stage_of(self, step: int) -> Stage:
+        """The stage of a state after so many steps."""
+        return self.stages[stage_at(self.stages, step)]
+
+    def learning_rate(self, step: int) -> float:
+        """That of the step which made so many."""
+        return float(self.stage_of(step).schedule(jnp.int32(step - 1)))
 
 
 def load_config_dataset(config: TrainConfig, data_dir: Path | None = None) -> Dataset:
@@ -217,15 +225,105 @@ def _replicates(config: TrainConfig) -> range:
     return range(config.replicates)
 
 
+_TABLES = {"constant": (1.0,), "paper": PAPER_RATES, "authors": AUTHORS_RATES}
+
+_TURNS = {"linear": 0.0, "cosine": 0.0, "constant-linear": 0.5}
+"""The share of a schedule's epochs after which the rate begins to fall."""
+
+
 def make_schedule(
-    config: TrainConfig, steps_per_epoch: int
-) -> tuple[StagedSchedule, tuple[int, ...]]:
-    """The learning rates, and the epochs at which their stages end."""
-    check_steps(config.epochs, steps_per_epoch)
-    table = {"constant": (1.0,), "paper": PAPER_RATES, "authors": AUTHORS_RATES}[config.schedule]
+    config: TrainConfig, steps_per_epoch: int, first: int = 0
+) -> tuple[Schedule, tuple[int, ...]]:
+    """The learning rates from the step `first` on, and the epochs at which their stages end."""
+    check_steps(config.epochs, steps_per_epoch, first)
+    schedule, lengths = _without_warmup(config, steps_per_epoch, first)
+    if config.lr_warmup:
+        steps = max(1, round(config.lr_warmup * steps_per_epoch))
+        schedule = warming_up(schedule, first, steps)
+    return schedule, tuple(np.cumsum(lengths).tolist())
+
+
+def _without_warmup(
+    config: TrainConfig, steps_per_epoch: int, first: int
+) -> tuple[Schedule, tuple[int, ...]]:
+    if config.schedule in _TURNS:
+        steps = config.epochs * steps_per_epoch
+        turn = first + round(_TURNS[config.schedule] * steps)
+        cosine = config.schedule == "cosine"
+        return decaying(config.learning_rate, turn, first + steps, cosine=cosine), (config.epochs,)
+    table = _TABLES[config.schedule]
     lengths = (config.epochs,) if len(table) == 1 else stage_epochs(config.epochs)
     rates = [config.learning_rate * rate / table[0] for rate in table]
-    return staged(rates, lengths, steps_per_epoch), tuple(np.cumsum(lengths).tolist())
+    return staged(rates, lengths, steps_per_epoch, first), lengths
+
+
+def make_stages(config: TrainConfig, dataset: Dataset) -> tuple[tuple[Stage, ...], tuple[int, ...]]:
+    """The stages of a run that have epochs, and the steps at which its stages end.
+
+    Raises:
+        UserError: if a batch is larger than the training data, or an optimiser's state is to be
+            carried to where it does not fit.
+    """
+    layers, step, epoch = len(config.sizes()[0]), 0, 0
+    stages: list[Stage] = []
+    ends: list[int] = []
+    for i, epochs in enumerate(config.stage_epochs()):
+        if epochs:
+            its = config.stage(i, epochs)
+            steps_per_epoch = _steps_per_epoch(its, dataset)
+            schedule, its_ends = make_schedule(its, steps_per_epoch, step)
+            fresh = config.stages[i].fresh if config.stages else None
+            stage = Stage(
+                _settings(its, dataset, layers, steps_per_epoch),
+                schedule,
+                epochs,
+                steps_per_epoch,
+                Clock(step, epoch),
+                fresh,
+                _cost(its),
+            )
+            if stages:
+                is_carried(stages[-1], stage)
+            stages.append(stage)
+            step, epoch = stage.end, epoch + epochs
+        ends += [step] if config.stages else [end * steps_per_epoch for end in its_ends]
+    return tuple(stages), tuple(ends)
+
+
+def _steps_per_epoch(config: TrainConfig, dataset: Dataset) -> int:
+    if config.batch_size > len(dataset.train):
+        raise UserError(
+            f"batch_size is {config.batch_size}, but there are {len(dataset.train)} training "
+            "examples: choose a smaller batch"
+        )
+    return len(dataset.train) // config.batch_size
+
+
+_OPTIMIZERS: dict[str, Callable[[int], optax.GradientTransformation]] = {
+    "adam": lambda _: adam(),
+    "authors": authors_adam,
+}
+"""Name -> the optimiser for batches of so many examples."""
+
+
+def _settings(config: TrainConfig, dataset: Dataset, layers: int, steps_per_epoch: int) -> Settings:
+    declaration = config.declaration(steps_per_epoch)
+    return Settings(
+        compose(declaration, layers),
+        _OPTIMIZERS[config.optimizer](config.batch_size),
+        config.batch_size,
+        dataset.binarization,
+        config.shuffle,
+        compose(unmodified(declaration), layers),
+        config.ema,
+    )
+
+
+def _cost(config: TrainConfig) -> float:
+    """Passes through the decoder of an example, a third for one that nothing goes back through."""
+    forward = particles(config.declaration())
+    back = min(config.backward or forward, forward)
+    return 1 + (back if back == forward else forward / 3 + back)
 
 
 def make_job(config: TrainConfig, data_dir: Path | None = None, *, resumed: bool = False) -> Job:
@@ -241,33 +339,14 @@ def make_job(config: TrainConfig, data_dir: Path | None = None, *, resumed: bool
     dataset = load_config_dataset(config, data_dir)
     config = resolve(config, dataset)
     _check_validation(config, dataset)
-    if config.batch_size > len(dataset.train):
-        raise UserError(
-            f"batch_size is {config.batch_size}, but there are {len(dataset.train)} training "
-            "examples: choose a smaller batch"
-        )
-    optimizers: dict[str, Callable[[], optax.GradientTransformation]] = {
-        "paper": adam,
-        "authors": lambda: authors_adam(config.batch_size),
-    }
-    schedule, stage_ends = make_schedule(config, len(dataset.train) // config.batch_size)
+    stages, ends = make_stages(config, dataset)
     start = config.model_copy(update={"init_from": None}) if resumed else config
-    declaration = config.declaration(len(dataset.train) // config.batch_size)
-    layers = len(config.sizes()[0])
     return Job(
         config,
         dataset,
         make_models(start, dataset),
-        Settings(
-            compose(declaration, layers),
-            optimizers[config.optimizer](),
-            config.batch_size,
-            dataset.binarization,
-            config.shuffle,
-            compose(unmodified(declaration), layers),
-        ),
-        schedule,
-        stage_ends,
+        stages,
+        ends,
         Plan(config.epochs, config.validate_every, config.patience, config.threshold),
     )
 
@@ -285,10 +364,10 @@ def _check_validation(config: TrainConfig, dataset: Dataset) -> None:
         )
 
 
-def blank_state(job: Job) -> tuple[TrainState, Best]:
-    """The state of a job's models with an optimiser that has seen nothing."""
+def blank_state(job: Job, step: int = 0) -> tuple[TrainState, Best]:
+    """The state of a job's models with an optimiser that has seen nothing, as in a step's stage."""
     keys = jnp.stack([replicate_key(job.config, r, _TRAIN) for r in _replicates(job.config)])
-    state = init_state(job.models, keys, job.settings)
+    state = init_state(job.models, keys, job.stage_of(step).settings)
     return state, init_best(state)
 
 
@@ -307,15 +386,17 @@ def _optimizer_of(run: Path, job: Job) -> Any:
     paths = list_checkpoints(run / "checkpoints")
     if not paths:
         raise UserError(f"{run} has no checkpoint to take the optimiser's state from")
-    its = read_config(run / "config.toml")
+    its = read_config(run / "config.toml").final()
     theirs = compose(its.declaration(), len(its.sizes()[0]))
-    one, other = (jax.tree.leaves(o.init().learned) for o in (theirs, job.settings.objective))
+    first = job.stages[0]
+    one, other = (jax.tree.leaves(o.init().learned) for o in (theirs, first.settings.objective))
     if [leaf.shape for leaf in one] != [leaf.shape for leaf in other]:
         raise UserError(
             f"keep_optimizer: {run} was trained by {its.objective}, and {job.config.objective} "
             "learns other arrays beside the model; leave keep_optimizer out"
         )
-    like = replace(job, settings=job.settings._replace(objective=theirs))
+    settings = first.settings._replace(objective=theirs, ema=its.ema)
+    like = replace(job, stages=(first._replace(settings=settings),))
     return load_checkpoint(paths[-1], blank_state(like)).state.opt_state
 
 

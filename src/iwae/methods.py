@@ -86,6 +86,11 @@ def _options(d: Declaration) -> dict[str, Any]:
     return {"penalty": _penalty(d), "chunk": chunk_of(d)}
 
 
+def _sampled(d: Declaration) -> dict[str, Any]:
+    """What bounds of importance samples take, whose gradient may go through a few of them."""
+    return {**_options(d), "estimator": estimator_of(d), "backward": d.backward}
+
+
 def reduction_of(d: Declaration) -> Reduction:
     """The bound of a declaration, as a function of all its log weights."""
     table: dict[str, Callable[[], Reduction]] = {
@@ -123,20 +128,22 @@ def _importance(d: Declaration, _: int | None) -> Objective:
     if d.beta == "learned":
         if d.gradient == "gdreg":
             return learned_ciwae(lambda f: gradients.gdreg(f, k=d.k, chunk=chunk_of(d)))
-        return learned_ciwae(lambda f: bound(f, k=d.k, estimator=estimator_of(d), **_options(d)))
+        return learned_ciwae(lambda f: bound(f, k=d.k, **_sampled(d)))
     if d.gradient == "gdreg":
         return gradients.gdreg(reduction_of(d), k=particles(d), chunk=chunk_of(d))
-    return bound(reduction_of(d), k=particles(d), estimator=estimator_of(d), **_options(d))
+    return bound(reduction_of(d), k=particles(d), **_sampled(d))
 
 
 def _piwae(d: Declaration, _: int | None) -> Objective:
-    estimator = gradients.apart(iwae, estimator_of(d))
-    return bound(reduction_of(d), k=particles(d), estimator=estimator, **_options(d))
+    options = _sampled(d)
+    options["estimator"] = gradients.apart(iwae, options["estimator"])
+    return bound(reduction_of(d), k=particles(d), **options)
 
 
 def _rws(d: Declaration, _: int | None) -> Objective:
     phase = cast(Phase, _given(d.phase))
-    return rws(k=d.k, estimator=estimator_of(d), phase=phase, chunk=chunk_of(d))
+    sampled = {"chunk": chunk_of(d), "backward": d.backward}
+    return rws(k=d.k, estimator=estimator_of(d), phase=phase, **sampled)
 
 
 def _annealing(d: Declaration) -> dict[str, Any]:

@@ -66,8 +66,8 @@ def _training_bar(reports: Iterable[Report], epochs: Epochs) -> None:
         task = None
         for report in reports:
             if task is None:
-                task = bar.add_task("training", total=epochs() * report.steps_per_epoch, words="")
-            bar.update(task, completed=report.step, words=_words(report))
+                task = bar.add_task("training", total=1.0, words="")
+            bar.update(task, completed=report.share, words=_words(report))
 
 
 def _training_lines(reports: Iterable[Report], epochs: Epochs, every: float) -> None:

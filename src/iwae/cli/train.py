@@ -10,7 +10,7 @@ import tyro
 
 from iwae._types import UserError
 from iwae.cli import parsing
-from iwae.config import TrainConfig, read_config
+from iwae.config import StageConfig, TrainConfig, parse_stages, read_config
 from iwae.presets import preset
 
 
@@ -100,14 +100,32 @@ def _base_config(arguments: Sequence[str]) -> tuple[TrainConfig, list[str]]:
     """The configuration that options are changes of: a file's, a preset's or the defaults."""
     rest = list(arguments)
     file = rest.pop(0) if rest and not rest[0].startswith("-") else None
-    name = None
-    for i, argument in enumerate(rest):
-        if argument == "--preset" and i + 1 < len(rest):
-            name = rest[i + 1]
-        elif argument.startswith("--preset="):
-            name = argument.partition("=")[2]
+    name, stages = _value(rest, "--preset"), _value(rest, "--stages")
     if file is not None and name is not None:
         raise UserError("give an experiment file or --preset, not both")
     if file is not None:
-        return read_config(Path(file)), rest
-    return (preset(name).config() if name is not None else TrainConfig()), rest
+        base = read_config(Path(file))
+    else:
+        base = preset(name).config() if name is not None else TrainConfig()
+    if stages is not None and _value(rest, "--epochs") is None:
+        # Not those of the base, to which the stages would be stretched.
+        base = base.model_copy(update={"epochs": sum(s.epochs for s in _stages(stages))})
+    return base, rest
+
+
+def _value(arguments: Sequence[str], option: str) -> str | None:
+    """The word after the last `option`, in either spelling."""
+    found = None
+    for word, after in zip(arguments, [*arguments[1:], None], strict=True):
+        if word == option:
+            found = after
+        elif word.startswith(f"{option}="):
+            found = word.partition("=")[2]
+    return found
+
+
+def _stages(text: str) -> tuple[StageConfig, ...]:
+    try:
+        return parse_stages(text)
+    except ValueError as error:
+        raise UserError(f"--stages: {error}") from error

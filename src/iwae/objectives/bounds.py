@@ -2,27 +2,38 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Key, PyTree
 from numpyro.distributions import Distribution, kl_divergence
 
-from iwae._types import Example, PRNGKey, Scalar, UserError
+from iwae._types import Example, LogWeights, PRNGKey, Scalar, UserError
 from iwae.model import VAE, AbstractLatentModel, LayeredPosterior, Posterior
-from iwae.objectives.climbing import REPARAM, Estimator, Tags, climb, tagged
+from iwae.objectives.climbing import (
+    REPARAM,
+    Estimator,
+    Tags,
+    climb,
+    surrogate,
+    table_of,
+    tagged,
+)
 from iwae.objectives.objective import Extra, Objective, frozen
 from iwae.objectives.penalties import Penalty, Terms, plain_terms
 from iwae.objectives.reductions import Reduction, ciwae, iwae, miwae
+from iwae.objectives.resampling import Draw, few
 from iwae.particles import Info, particle_keys
 
 Tree = TypeVar("Tree")
 
 
-def _check_particles(k: int, chunk: int | None) -> None:
+def _check_particles(k: int, chunk: int | None, backward: int | None = None) -> None:
     if k < 1:
         raise UserError(f"k is {k}; an objective needs at least 1 particle")
+    if backward is not None and backward < 1:
+        raise UserError(f"backward is {backward}; a gradient goes through at least 1 particle")
     if chunk is not None and chunk < 1:
         raise UserError(f"chunk is {chunk}; it is at least 1 particle at a time")
 
@@ -48,6 +59,8 @@ def bound(
     estimator: Estimator = REPARAM,
     penalty: Penalty | None = None,
     chunk: int | None = None,
+    backward: int | None = None,
+    draw: Draw = few,
 ) -> Objective:
     """The objective `reduction(log w)` of k particles.
 
@@ -60,15 +73,23 @@ def bound(
         estimator: how to climb the bound; see `iwae.gradients`.
         penalty: a change of the weights, such as a warm-up of the KL divergence.
         chunk: particles at a time; bounds memory, changes nothing else.
+        backward: the number S of particles that the gradient goes through. All k go forward, and
+            the bound is that of all; S of them are drawn and differentiated, so that the gradient
+            has the same expectation, and memory does not grow with k. The bound must have
+            derivatives df/dlog w_i >= 0, which the TVO does not. None, or k and more: all k.
+        draw: chooses those particles, given what each contributes to the gradient.
 
     Raises:
-        UserError: if k or chunk is not positive, or an option does not go with a sampler; when
-            it is first evaluated, for draws of q(z|x) that the estimator cannot climb through.
+        UserError: if k, chunk or backward is not positive, or an option does not go with a
+            sampler; when it is first evaluated, for draws of q(z|x) that the estimator cannot
+            differentiate through.
     """
-    _check_particles(k, chunk)
+    _check_particles(k, chunk, backward)
     if sampler is not None:
-        if estimator is not REPARAM or penalty is not None or chunk is not None:
-            raise UserError("estimator, penalty and chunk are for importance samples only")
+        if estimator is not REPARAM or any(o is not None for o in (penalty, chunk, backward)):
+            raise UserError(
+                "estimator, penalty, chunk and backward are for importance samples only"
+            )
         return _bound_of(sampler, reduction, k)
 
     def terms(
@@ -76,16 +97,42 @@ def bound(
     ) -> tuple[Scalar, Info]:
         q = model.posterior(x)
         check_reparameterised(q, estimator)
-        of_particle = penalty.terms if penalty else plain_terms
-        particle = partial(weigh, model, q, x, estimator=estimator, terms=of_particle)
-        parts, tags = over_particles(particle, particle_keys(key, jnp.arange(k)), chunk)
-        log_p, log_q = penalty.combine(parts, extra.tuned) if penalty else parts
         how = penalty.climbing(estimator, extra.tuned) if penalty else estimator
-        return climb(reduction, how, log_p, log_q, tags), {"iwae": iwae_of(parts, penalty)}
+        of_particle = penalty.terms if penalty else plain_terms
+        particle = partial(weigh, estimator=estimator, terms=of_particle)
+        keys = particle_keys(key, jnp.arange(k))
+
+        def densities(parts: Terms) -> tuple[LogWeights, LogWeights]:
+            return penalty.combine(parts, extra.tuned) if penalty else parts
+
+        def through_all() -> tuple[Scalar, Terms]:
+            parts, tags = over_particles(partial(particle, model, q, x), keys, chunk)
+            return climb(reduction, how, *densities(parts), tags), parts
+
+        def through_few(count: int) -> tuple[Scalar, Terms]:
+            again = jax.random.clone(keys)
+            parts, _ = over_particles(partial(particle, frozen(model), frozen(q), x), keys, chunk)
+            log_p, log_q = jax.lax.stop_gradient(densities(parts))
+            table = table_of(reduction, how, log_p - log_q)
+            # Decoder and encoder may climb two bounds: a share counts what it is to either.
+            shares = (table.decoder + jax.grad(reduction)(log_p - log_q)) / 2
+            drawn = draw(jax.random.fold_in(key, _DRAWN), shares, count)
+            index, factor = jax.lax.stop_gradient(drawn)
+            some, tags = over_particles(partial(particle, model, q, x), again[index], chunk)
+            some = penalty.among(some, parts) if penalty else some
+            table = jax.tree.map(lambda column: factor * column[index], table)
+            return reduction(log_p - log_q) + surrogate(table, how, *densities(some), tags), parts
+
+        few_only = backward is not None and backward < k
+        value, parts = through_few(cast(int, backward)) if few_only else through_all()
+        return value, {"iwae": iwae_of(parts, penalty)}
 
     if penalty is None:
         return Objective(terms)
     return Objective(terms, lambda: Extra((), penalty.init()), penalty.tune)
+
+
+_DRAWN = 2**32 - 2  # what the key of the draw is folded with: no particle has this index
 
 
 def weigh(

@@ -116,14 +116,35 @@ def climb(
     if estimator.coefficients is None:
         return reduction(log_p - log_q)
     log_w = jax.lax.stop_gradient(log_p - log_q)
-    c = estimator.coefficients(reduction, log_w)
-    decoder = floored(c.decoder)
-    value = reduction(log_w) + slope(decoder, log_p)
+    table = estimator.coefficients(reduction, log_w)
+    return reduction(log_w) + surrogate(table, estimator, log_p, log_q, tags)
+
+
+def surrogate(
+    table: Coefficients,
+    estimator: Estimator,
+    log_p: LogWeights,
+    log_q: LogWeights,
+    tags: Tags,
+) -> Scalar:
+    """Zero, whose gradient is that of the table; see the top of this file."""
+    decoder = floored(table.decoder)
+    if estimator.coefficients is None:  # the three columns are the same
+        return slope(decoder, log_p - log_q)
+    zero = slope(decoder, log_p)
     if estimator.path:
-        value += deliver(jax.lax.stop_gradient(c.path / decoder), tags.joint)
+        zero += deliver(jax.lax.stop_gradient(table.path / decoder), tags.joint)
     if not estimator.score:
-        return value - slope(c.path, log_q)
-    score = floored(c.score)
+        return zero - slope(table.path, log_q)
+    score = floored(table.score)
     if estimator.path:
-        value += deliver(jax.lax.stop_gradient(c.path / score), tags.q)
-    return value - slope(score, log_q)
+        zero += deliver(jax.lax.stop_gradient(table.path / score), tags.q)
+    return zero - slope(score, log_q)
+
+
+def table_of(reduction: Reduction, estimator: Estimator, log_w: LogWeights) -> Coefficients:
+    """The coefficients of an estimator; a bound's own gradient has df/dlog w_i in each column."""
+    if estimator.coefficients is not None:
+        return estimator.coefficients(reduction, log_w)
+    a = jax.grad(reduction)(log_w)
+    return Coefficients(a, a, a)

@@ -101,6 +101,10 @@ class Penalty:
         log_likelihood, log_priors, log_qs, _ = parts
         return log_likelihood + _total(log_priors), _total(log_qs)
 
+    def among(self, some: Terms, every: Terms) -> Terms:
+        """The parts of some particles, with the divergences of all that they were drawn from."""
+        return *some[:-1], every[-1]
+
     def moved(self, after: Terms, before: Terms, ratios: Latents) -> Terms:
         """The parts of a chain, of where it ended, with the ratios of its momenta's densities.
 

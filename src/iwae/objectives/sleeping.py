@@ -67,6 +67,7 @@ def rws(
     estimator: Estimator = WAKE,
     phase: Phase = "wake",
     chunk: int | None = None,
+    backward: int | None = None,
 ) -> Objective:
     """Reweighted wake-sleep (Bornschein & Bengio 2015; Le et al. 2019). The value is IWAE-k.
 
@@ -75,9 +76,10 @@ def rws(
         estimator: of wake-theta and wake-phi.
         phase: what q learns from: "wake" for the particles of the data, "sleep" for a draw of
             the model itself, "both" for the mean of the two.
-        chunk: as in `bound`.
+        chunk, backward: as in `bound`.
     """
-    awake = bound(iwae, k=k, estimator=_of_phase(estimator, phase), chunk=chunk)
+    of_phase = _of_phase(estimator, phase)
+    awake = bound(iwae, k=k, estimator=of_phase, chunk=chunk, backward=backward)
     if phase == "wake":
         return awake
     share = 1.0 if phase == "sleep" else 0.5

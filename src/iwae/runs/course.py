@@ -25,7 +25,15 @@ from iwae.jobs import Job, blank_state, initial_state, make_job, model_folder
 from iwae.runs.folder import Claim, Stopped, claimed, locked, refuse_used, stop_signals
 from iwae.runs.metrics import log_epoch, open_book, read_metrics, save_frame, scalars, tensorboard
 from iwae.trackers import FOLDER, Scalars, Tracker, tracking
-from iwae.training import Best, NonFiniteError, Report, TrainState, replicate_model, training
+from iwae.training import (
+    Best,
+    NonFiniteError,
+    Report,
+    TrainState,
+    replicate_model,
+    train_stages,
+    weights,
+)
 
 log = logging.getLogger("iwae")
 
@@ -93,7 +101,7 @@ def resume_run(
     config = read_config(run / "config.toml")
     job = make_job(config, data_dir, resumed=True)
     with locked(run):
-        checkpoint = _checkpoint_to_resume(job, run, blank_state(job), stage)
+        checkpoint = _checkpoint_to_resume(job, run, stage)
         if checkpoint is not None:
             state, best = checkpoint.state, checkpoint.best
         else:
@@ -106,23 +114,21 @@ def resume_run(
             yield from _train(job, run, state, best, deadline, tell, claim)
 
 
-def _checkpoint_to_resume(
-    job: Job, run: Path, like: tuple[TrainState, Best], stage: int | None
-) -> Checkpoint | None:
+def _checkpoint_to_resume(job: Job, run: Path, stage: int | None) -> Checkpoint | None:
     """The newest checkpoint that is whole, or that of a stage; None if there never was one."""
     paths = list_checkpoints(run / "checkpoints")
     if stage is not None:
         if not 0 <= stage < len(job.stage_ends):
             raise UserError(f"no stage {stage}; this schedule has 0 to {len(job.stage_ends) - 1}")
-        if job.stage_ends[stage] == 0:
+        step = job.stage_ends[stage]
+        if step == 0:
             raise UserError(f"stage {stage} has no epochs in a run of {job.config.epochs}")
-        step = job.stage_ends[stage] * job.steps_per_epoch
         paths = [path for path in paths if int(path.name) == step]
         if not paths:
             raise UserError(f"{run} has no checkpoint of the end of stage {stage}")
     for path in reversed(paths):
         try:
-            checkpoint = load_checkpoint(path, like)
+            checkpoint = load_checkpoint(path, blank_state(job, int(path.name)))
         except DamagedCheckpointError as error:
             log.warning("%s; trying the one before", error)
             continue
@@ -191,19 +197,18 @@ def _train(
     claim: Claim,
 ) -> Iterator[Report]:
     """Train, keep the folder up to date, and tell the trackers."""
-    keep = {end * job.steps_per_epoch for end in job.stage_ends}
+    keep = {*job.stage_ends, *(stage.end for stage in job.stages)}
     run, book = _Run(job, folder, keep, claim), open_book(job, folder)
     validation = job.dataset.validation if len(job.dataset.validation) else None
     state, best, saved = start, best_so_far, time.monotonic()
     if not start.step.any():
         save_frame(book, start, 0)
-    steps = training(
+    steps = train_stages(
         start,
         best_so_far,
         job.dataset.train,
-        job.schedule,
         job.models[0],
-        job.settings,
+        job.stages,
         job.plan,
         validation,
     )
@@ -246,8 +251,9 @@ def _save(run: _Run, state: TrainState, best: Best, *, finished: bool = False) -
     prune_checkpoints(folder, run.keep_steps)
     for replicate in range(job.config.replicates):
         about = {**notes, "replicate": replicate}
-        model = replicate_model(job.models[0], state.params, replicate)
-        done = {"epoch": int(state.step[replicate]) // job.steps_per_epoch, "finished": finished}
+        model = replicate_model(job.models[0], weights(state), replicate)
+        step = int(state.step[replicate])
+        done = {"epoch": job.stage_of(step).epoch_of(step), "finished": finished}
         save_model(model, model_folder(run.folder, "final", replicate), **done, **about)
         if len(job.dataset.validation) and best.epoch[replicate] > 0:
             model = replicate_model(job.models[0], best.params, replicate)

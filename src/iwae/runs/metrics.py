@@ -16,7 +16,7 @@ from iwae._types import atomic_write
 from iwae.conditional import Model
 from iwae.evaluate import active_units, gather, layer_terms, map_examples
 from iwae.jobs import Job, split_examples
-from iwae.training import Report, TrainState, replicate_model
+from iwae.training import Report, TrainState, replicate_model, weights
 
 log = logging.getLogger("iwae")
 
@@ -91,7 +91,8 @@ def log_epoch(book: Book, state: TrainState, report: Report) -> dict[str, float]
     row: dict[str, Any] = {
         "epoch": report.epoch,
         "step": report.step,
-        "learning_rate": float(job.schedule(jax.numpy.int32(report.step - 1))),
+        **({"stage": report.stage} if job.config.stages else {}),
+        "learning_rate": job.learning_rate(report.step),
         "train_bound": report.bound.tolist(),
         **{f"train_{name}": values.tolist() for name, values in report.shown.items()},
     }
@@ -100,7 +101,7 @@ def log_epoch(book: Book, state: TrainState, report: Report) -> dict[str, float]
     if report.epoch % (job.config.log_every or 1) == 0 or report.epoch == job.config.epochs:
         key = jax.random.key(0)
         models = [
-            replicate_model(job.models[0], state.params, r) for r in range(job.config.replicates)
+            replicate_model(job.models[0], weights(state), r) for r in range(job.config.replicates)
         ]
         monitored = [monitor(model, book.monitored, key) for model in models]
         row |= {name: [values[name] for values in monitored] for name in monitored[0]}
@@ -124,7 +125,8 @@ def _finite(row: Any) -> Any:
 def scalars(row: dict[str, Any]) -> Iterator[tuple[str, float]]:
     """A line of metrics as trackers have it: name, replicate, layer."""
     yield "learning_rate", row["learning_rate"]
-    for name in (name for name in row if name not in ("epoch", "step", "learning_rate")):
+    single = ("epoch", "step", "stage", "learning_rate")
+    for name in (name for name in row if name not in single):
         for replicate, value in enumerate(row[name]):
             layers = value if isinstance(value, list) else [value]
             for layer, number in enumerate(layers, start=1):
@@ -145,7 +147,7 @@ def tensorboard(folder: Path, step: int) -> Iterator[Any]:
 
 def save_frame(book: Book, state: TrainState, epoch: int) -> None:
     """What the first replicate makes of fixed prior draws and test examples."""
-    model = replicate_model(book.job.models[0], state.params, 0)
+    model = replicate_model(book.job.models[0], weights(state), 0)
     examples = book.job.dataset.test[:: max(1, len(book.job.dataset.test) // 16)][:16]
     means, reconstructions = _frame(model, jax.numpy.asarray(examples, jax.numpy.float32))
     with atomic_write(book.folder / "frames" / f"{epoch:06d}.npz") as path:

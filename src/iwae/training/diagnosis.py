@@ -14,6 +14,7 @@ from iwae.objectives import Extra
 from iwae.particles import Info, particle_keys
 from iwae.training.schedules import Schedule
 from iwae.training.steps import (
+    Clock,
     Settings,
     TrainState,
     batch,
@@ -36,21 +37,24 @@ def diagnose(
     schedule: Schedule,
     template: AbstractLatentModel,
     settings: Settings,
+    clock: Clock,
 ) -> tuple[TrainState, str]:
     """Run the dispatch that broke again, checking every gradient.
 
     Returns:
         The last good state, and a message that names the step and the first broken term.
     """
-    good = run_steps(state, stop, data, schedule, template, settings, checked=True)
+    good = run_steps(state, stop, data, schedule, template, settings, clock, checked=True)
     broken = int(np.argmax(np.asarray(good.step < stop)))
     one = jax.tree.map(lambda leaf: leaf[broken], good)
-    raw = batch(one, epoch_order(one, len(data), settings), data, settings)
+    order = epoch_order(one, len(data), settings, clock)
+    raw = batch(one, order, data, settings, clock)
     model = replicate_model(template, good.params, broken)
     term = first_non_finite(model, raw, step_key(one), one.extra, settings)
     step, steps_per_epoch = int(one.step), len(data) // settings.batch_size
+    epoch = int(clock.epoch) + (step - int(clock.step)) // steps_per_epoch
     return good, (
-        f"training stopped at step {step + 1} (epoch {step // steps_per_epoch + 1}, replicate "
+        f"training stopped at step {step + 1} (epoch {epoch + 1}, replicate "
         f"{broken}): {term} is not finite; a smaller learning rate or smaller inputs usually help"
     )
 

@@ -19,7 +19,16 @@ from iwae.model import AbstractLatentModel
 from iwae.objectives import Extra, Objective, as_objective
 from iwae.training.diagnosis import diagnose
 from iwae.training.schedules import Schedule, adam, check_steps, staged
-from iwae.training.steps import Settings, TrainState, init_state, replicate_model, run_steps
+from iwae.training.steps import (
+    START,
+    Clock,
+    Settings,
+    TrainState,
+    init_state,
+    replicate_model,
+    run_steps,
+    weights,
+)
 
 DISPATCH_SECONDS = 2.0
 """How long one dispatch should last: long enough to cost nothing, short enough to stop politely."""
@@ -45,7 +54,7 @@ def init_best(state: TrainState) -> Best:
     """Nothing validated yet."""
     shape = state.step.shape
     zeros = jnp.zeros(shape, jnp.int32)
-    return Best(state.params, jnp.full(shape, -jnp.inf, jnp.float32), zeros, zeros)
+    return Best(weights(state), jnp.full(shape, -jnp.inf, jnp.float32), zeros, zeros)
 
 
 def update_best(
@@ -109,6 +118,8 @@ class Report(NamedTuple):
         active: `[R]` which replicates were training.
         steps: steps per replicate in this dispatch.
         seconds: how long they took.
+        stage: of the run, from 0.
+        share: of the run's work that is done, from 0 to 1, as far as it can be told.
     """
 
     step: int
@@ -121,6 +132,8 @@ class Report(NamedTuple):
     active: np.ndarray
     steps: int
     seconds: float
+    stage: int = 0
+    share: float = 0.0
 
 
 class NonFiniteError(FloatingPointError):
@@ -146,6 +159,7 @@ def training(
     settings: Settings,
     plan: Plan,
     validation: np.ndarray | None = None,
+    clock: Clock = START,
 ) -> Iterator[tuple[TrainState, Best, Report]]:
     """Train from `state` to the end of the plan; yield after every dispatch.
 
@@ -155,6 +169,7 @@ def training(
     Args:
         data: `[n, ...]` raw training examples.
         validation: `[m, ...]` examples in the model's units, for `plan.validate_every`.
+        clock: when this stage of the run began; the plan's epochs count from there.
 
     Raises:
         UserError: if there are fewer examples than a batch holds, or a size is not positive.
@@ -168,25 +183,27 @@ def training(
             f"{len(data)} training examples do not fill one batch of {settings.batch_size}; "
             "choose a smaller batch size"
         )
-    check_steps(plan.epochs, steps_per_epoch)
-    raw, last, size = jnp.asarray(data), plan.epochs * steps_per_epoch, 20
+    first = int(clock.step)
+    check_steps(plan.epochs, steps_per_epoch, first)
+    raw, last, size = jnp.asarray(data), first + plan.epochs * steps_per_epoch, 20
     while (step := int(state.step.max())) < last and (active := _active(best, plan)).any():
-        end_of_epoch = (step // steps_per_epoch + 1) * steps_per_epoch
+        done_epochs = (step - first) // steps_per_epoch
+        end_of_epoch = first + (done_epochs + 1) * steps_per_epoch
         stop, start = min(step + size, end_of_epoch), time.perf_counter()
         stops = jnp.where(active, stop, state.step)
-        new = run_steps(state, stops, raw, schedule, template, settings)
+        new = run_steps(state, stops, raw, schedule, template, settings, clock)
         bounds = np.asarray(new.bound, np.float64)  # waits for the device
         seconds = time.perf_counter() - start
         if not (np.isfinite(bounds).all() and _all_finite((new.params, new.extra))):
-            good, message = diagnose(state, stops, raw, schedule, template, settings)
+            good, message = diagnose(state, stops, raw, schedule, template, settings, clock)
             raise NonFiniteError(message, good, best)
-        epoch, values = stop // steps_per_epoch, None
+        epoch, values = int(clock.epoch) + (stop - first) // steps_per_epoch, None
         bound = np.where(active, bounds, np.nan)
         done = stop == end_of_epoch
         if done and validation is not None and epoch % plan.validate_every == 0:
             values = validation_bounds(new, template, settings, validation)
             _refuse_non_finite(values, epoch, state, best)
-            best = update_best(best, new.params, values, active, epoch, plan.threshold)
+            best = update_best(best, weights(new), values, active, epoch, plan.threshold)
         shown = {
             name: np.where(active, np.asarray(mean, np.float64), np.nan)
             for name, mean in new.shown.items()
@@ -207,6 +224,7 @@ def training(
                 active=active,
                 steps=steps,
                 seconds=seconds,
+                share=(stop - first) / (last - first),
             ),
         )
         size = max(1, round(steps * min(DISPATCH_SECONDS / seconds, 10)))
@@ -241,7 +259,7 @@ def validation_bounds(
     """The mean training objective of each replicate on other data, by the same keys each time."""
     means = []
     for replicate in range(len(state.step)):
-        model = replicate_model(template, state.params, replicate)
+        model = replicate_model(template, weights(state), replicate)
         extra = jax.tree.map(lambda leaf, r=replicate: leaf[r], state.extra)
         slabs = map_examples(
             _value_of(settings.validated or settings.objective),
@@ -302,6 +320,7 @@ def train(
     validate_every: int = 1,
     patience: int | None = None,
     threshold: float = 0.0,
+    ema: float | None = None,
 ) -> Trained:
     """Train a model in memory; `iwae.start_run` does it in a folder, with checkpoints.
 
@@ -314,6 +333,8 @@ def train(
         learning_rate: a number, or a function of the step such as any Optax schedule.
         validation: `[m, ...]` held-out examples in the model's units.
         validate_every, patience, threshold: see `Plan`.
+        ema: decay of a moving average of the parameters, which is then what is validated and
+            returned.
 
     Raises:
         UserError: if there are fewer examples than a batch holds, or the model's kind of data has
@@ -321,7 +342,7 @@ def train(
         NonFiniteError: names the step and the first term that is not finite.
     """
     settings = Settings(
-        as_objective(objective), optimizer or adam(), batch_size, binarization, shuffle
+        as_objective(objective), optimizer or adam(), batch_size, binarization, shuffle, ema=ema
     )
     for rows in (examples if binarization == "none" else None, validation):
         if rows is not None:
@@ -334,6 +355,6 @@ def train(
         state, best, report = step
         if report.epoch_done:
             history.append(report)
-    last = replicate_model(model, state.params, 0)
+    last = replicate_model(model, weights(state), 0)
     found = bool(best.epoch[0] > 0)
     return Trained(last, replicate_model(model, best.params, 0) if found else last, history)

@@ -92,18 +92,65 @@ class StagedSchedule(eqx.Module):
         return self.rates[jnp.minimum(stage, self.rates.size - 1)]
 
 
-def staged(rates: Sequence[float], epochs: Sequence[int], steps_per_epoch: int) -> StagedSchedule:
-    """The schedule that holds `rates[i]` for `epochs[i]` epochs, stage after stage."""
-    ends = np.cumsum(np.asarray(epochs, np.int64)) * steps_per_epoch
+def staged(
+    rates: Sequence[float], epochs: Sequence[int], steps_per_epoch: int, first: int = 0
+) -> StagedSchedule:
+    """The schedule that holds `rates[i]` for `epochs[i]` epochs, from the step `first` on."""
+    ends = first + np.cumsum(np.asarray(epochs, np.int64)) * steps_per_epoch
     return StagedSchedule(jnp.asarray(ends, jnp.int32), jnp.asarray(rates, jnp.float32))
 
 
-def check_steps(epochs: int, steps_per_epoch: int) -> None:
+class DecayingSchedule(eqx.Module):
+    """A learning rate that is constant up to a step, and falls to zero from there to another.
+
+    Attributes:
+        rate: at the start.
+        turn: the step from which it falls.
+        end: the step at which it would be zero.
+        cosine: as half a period of a cosine; otherwise as a line.
+    """
+
+    rate: Float[Array, ""]
+    turn: Int[Array, ""]
+    end: Int[Array, ""]
+    cosine: bool = eqx.field(static=True)
+
+    def __call__(self, step: Int[Array, ""]) -> Scalar:
+        """The learning rate of the step after `step` steps."""
+        share = (step - self.turn).astype(jnp.float32) / (self.end - self.turn).astype(jnp.float32)
+        share = jnp.clip(share, 0.0, 1.0)
+        return self.rate * ((1 + jnp.cos(jnp.pi * share)) / 2 if self.cosine else 1 - share)
+
+
+def decaying(rate: float, turn: int, end: int, *, cosine: bool = False) -> DecayingSchedule:
+    """The schedule that holds `rate` to the step `turn`, and falls to zero at the step `end`."""
+    return DecayingSchedule(jnp.float32(rate), jnp.int32(turn), jnp.int32(end), cosine)
+
+
+class WarmUp(eqx.Module):
+    """A schedule whose rate rises linearly from zero over its first steps."""
+
+    schedule: Schedule
+    first: Int[Array, ""]
+    steps: Int[Array, ""]
+
+    def __call__(self, step: Int[Array, ""]) -> Scalar:
+        """The learning rate of the step after `step` steps."""
+        risen = (step + 1 - self.first).astype(jnp.float32) / self.steps.astype(jnp.float32)
+        return jnp.minimum(1.0, risen) * self.schedule(step)
+
+
+def warming_up(schedule: Schedule, first: int, steps: int) -> WarmUp:
+    """A schedule with a linear warm-up of so many steps from the step `first` on."""
+    return WarmUp(schedule, jnp.int32(first), jnp.int32(steps))
+
+
+def check_steps(epochs: int, steps_per_epoch: int, first: int = 0) -> None:
     """Raise UserError for more steps than their 32-bit counter holds."""
-    if epochs * steps_per_epoch >= 2**31:
+    if first + epochs * steps_per_epoch >= 2**31:
         raise UserError(
             f"epochs is {epochs}, but steps are counted in 32 bits: with {steps_per_epoch} steps "
-            f"an epoch at most {(2**31 - 1) // steps_per_epoch}"
+            f"an epoch at most {(2**31 - 1 - first) // steps_per_epoch}"
         )
 
 

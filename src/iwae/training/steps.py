@@ -38,6 +38,7 @@ class TrainState(NamedTuple):
         bound: mean of the batches' bounds in the epoch of the last step, nats.
         extra: what the objective learns and tunes beside the model.
         shown: means, over the same steps, of what the objective shows beside its bound.
+        ema: the exponential moving average of `params`, where `Settings.ema` asks for one.
     """
 
     params: PyTree
@@ -47,6 +48,23 @@ class TrainState(NamedTuple):
     bound: Float[Array, " R"]
     extra: Extra
     shown: dict[str, Float[Array, " R"]]
+    ema: PyTree = ()
+
+
+def weights(state: TrainState) -> PyTree:
+    """The parameters to evaluate and to save: their moving average where there is one."""
+    return state.ema if jax.tree.leaves(state.ema) else state.params
+
+
+class Clock(NamedTuple):
+    """The step and the epoch at which a stage of the run begins."""
+
+    step: Int[Array, ""] | int = 0
+    epoch: Int[Array, ""] | int = 0
+
+
+START = Clock()
+"""The clock of a run without stages."""
 
 
 class Settings(NamedTuple):
@@ -60,6 +78,7 @@ class Settings(NamedTuple):
         binarization: how raw examples become the model's input, see `iwae.data.draw`.
         shuffle: a new order every epoch; otherwise the order of the first epoch for ever.
         validated: what is measured on held-out examples, if not the objective.
+        ema: decay of the moving average of the parameters; None for no average.
     """
 
     objective: Objective
@@ -68,6 +87,7 @@ class Settings(NamedTuple):
     binarization: str = "none"
     shuffle: bool = True
     validated: Objective | None = None
+    ema: float | None = None
 
 
 def init_state(
@@ -79,8 +99,9 @@ def init_state(
     opt_states = [settings.optimizer.init((p, extra.learned)) for p in params]
     steps = jnp.zeros(len(models), jnp.int32)
     shown = dict.fromkeys(settings.objective.shown, zeros)
-    extras = _stack([extra] * len(models))
-    return TrainState(_stack(params), _stack(opt_states), keys, steps, zeros, extras, shown)
+    extras, stacked = _stack([extra] * len(models)), _stack(params)
+    ema = () if settings.ema is None else stacked
+    return TrainState(stacked, _stack(opt_states), keys, steps, zeros, extras, shown, ema)
 
 
 def _stack(trees: Sequence[PyTree]) -> PyTree:
@@ -101,18 +122,24 @@ def step_key(state: TrainState) -> PRNGKey:
     return jax.random.fold_in(jax.random.fold_in(state.key, _STEPS), state.step)
 
 
-def epoch_order(state: TrainState, n: int, settings: Settings) -> Int[Array, " n"]:
+def epoch_order(state: TrainState, n: int, settings: Settings, clock: Clock) -> Int[Array, " n"]:
     """The order in which the epoch of one replicate's next step visits the examples."""
-    epoch = state.step // (n // settings.batch_size) if settings.shuffle else 0
+    done = (state.step - clock.step) // (n // settings.batch_size)
+    epoch = clock.epoch + done if settings.shuffle else 0
     key = jax.random.fold_in(jax.random.fold_in(state.key, _ORDER), epoch)
     return jax.random.permutation(key, n)
 
 
 def batch(
-    state: TrainState, order: Int[Array, " n"], data: Shaped[Array, "n ..."], settings: Settings
+    state: TrainState,
+    order: Int[Array, " n"],
+    data: Shaped[Array, "n ..."],
+    settings: Settings,
+    clock: Clock,
 ) -> Shaped[Array, "batch ..."]:
     """The raw examples of one replicate's next step."""
-    first = state.step % (len(data) // settings.batch_size) * settings.batch_size
+    number = (state.step - clock.step) % (len(data) // settings.batch_size)
+    first = number * settings.batch_size
     return data[jax.lax.dynamic_slice_in_dim(order, first, settings.batch_size)]
 
 
@@ -149,6 +176,7 @@ def _one_step(
     static: PyTree,
     settings: Settings,
     steps_per_epoch: int,
+    clock: Clock,
 ) -> tuple[TrainState, PyTree]:
     """One step of one replicate: the next state, and the gradient that led there."""
     key = step_key(state)
@@ -168,7 +196,7 @@ def _one_step(
     params, learned = jax.tree.map(lambda p, d: p - rate * d, trained, direction)
     extra = Extra(learned, settings.objective.tune(state.extra.tuned, info))
     # A running mean, because a running sum in float32 would lose digits over a long epoch.
-    seen = state.step % steps_per_epoch
+    seen = (state.step - clock.step) % steps_per_epoch
 
     def running(mean: Scalar, value: Scalar) -> Scalar:
         mean = jnp.where(seen == 0, 0.0, mean)
@@ -176,8 +204,16 @@ def _one_step(
 
     bound = running(state.bound, -value)
     shown = {name: running(mean, info[name]) for name, mean in state.shown.items()}
-    new = TrainState(params, opt_state, state.key, state.step + 1, bound, extra, shown)
+    ema = state.ema if settings.ema is None else _averaged(state, params, settings.ema)
+    new = TrainState(params, opt_state, state.key, state.step + 1, bound, extra, shown, ema)
     return new, grads
+
+
+def _averaged(state: TrainState, params: PyTree, decay: float) -> PyTree:
+    """The moving average after a step; over the first ones a mean that forgets the start."""
+    done = state.step.astype(jnp.float32)
+    rate = 1 - jnp.minimum(decay, (1 + done) / (10 + done))
+    return jax.tree.map(lambda mean, p: mean + rate * (p - mean), state.ema, params)
 
 
 def _run_replicate(
@@ -188,13 +224,14 @@ def _run_replicate(
     static: PyTree,
     settings: Settings,
     checked: bool,
+    clock: Clock,
 ) -> TrainState:
     """Steps up to `stop`, all within one epoch; ends early when a bound is not finite.
 
     `checked` also looks at every gradient, and returns the state before the step that broke.
     """
     steps_per_epoch = len(data) // settings.batch_size
-    order = epoch_order(state, len(data), settings)
+    order = epoch_order(state, len(data), settings, clock)
 
     def going_on(carry: tuple[TrainState, Bool[Array, ""]]) -> Bool[Array, ""]:
         state, good = carry
@@ -202,8 +239,8 @@ def _run_replicate(
 
     def step(carry: tuple[TrainState, Bool[Array, ""]]) -> tuple[TrainState, Bool[Array, ""]]:
         state, _ = carry
-        raw = batch(state, order, data, settings)
-        new, grads = _one_step(state, raw, schedule, static, settings, steps_per_epoch)
+        raw = batch(state, order, data, settings, clock)
+        new, grads = _one_step(state, raw, schedule, static, settings, steps_per_epoch, clock)
         good = jnp.isfinite(new.bound)
         if checked:
             good &= jnp.isfinite(
@@ -223,6 +260,7 @@ def run_steps(
     schedule: Schedule,
     template: AbstractLatentModel,
     settings: Settings,
+    clock: Clock = START,
     *,
     checked: bool = False,
 ) -> TrainState:
@@ -237,6 +275,7 @@ def run_steps(
             there costs nothing and stays as it is.
         data: the raw training examples.
         template: a model of the replicates' kind; its floating-point arrays are not used.
+        clock: when the stage that the step is in began.
         checked: also look at every gradient; slower, to find the step that broke a run.
 
     Returns:
@@ -251,7 +290,8 @@ def run_steps(
     state, stop = jax.device_put((state, stop), NamedSharding(mesh, PartitionSpec("replicate")))
     data = jax.device_put(data, NamedSharding(mesh, PartitionSpec()))
     static = eqx.filter(template, eqx.is_inexact_array, inverse=True)
-    out = _run_replicates(state, stop, data, schedule, static, settings, checked, mesh)
+    clock = Clock(*(jnp.asarray(at, jnp.int32) for at in clock))
+    out = _run_replicates(state, stop, data, (schedule, clock), static, settings, checked, mesh)
     return _take(out, tuple(range(replicates))) if idle else out
 
 
@@ -268,19 +308,19 @@ def _run_replicates(
     state: TrainState,
     stop: Int[Array, " R"],
     data: Shaped[Array, "n ..."],
-    schedule: Schedule,
+    timing: tuple[Schedule, Clock],
     static: PyTree,
     settings: Settings,
     checked: bool,
     mesh: Mesh,
 ) -> TrainState:
-    arrays, fixed = eqx.partition((schedule, static), eqx.is_array)
+    arrays, fixed = eqx.partition((timing, static), eqx.is_array)
 
     def on_device(states: TrainState, stops: Array, data: Array, arrays: PyTree) -> TrainState:
-        schedule, static = eqx.combine(arrays, fixed)
+        (schedule, clock), static = eqx.combine(arrays, fixed)
 
         def run(state: TrainState, stop: Array) -> TrainState:
-            return _run_replicate(state, stop, data, schedule, static, settings, checked)
+            return _run_replicate(state, stop, data, schedule, static, settings, checked, clock)
 
         def run_unless_done(args: tuple[TrainState, Array]) -> TrainState:
             state, stop = args

@@ -1,0 +1,132 @@
+"""A run in stages, each with an objective, an optimiser and a schedule of its own."""
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from iwae._types import UserError
+from iwae.model import AbstractLatentModel
+from iwae.training.loop import Best, Plan, Report, init_best, training
+from iwae.training.schedules import Schedule
+from iwae.training.steps import START, Clock, Settings, TrainState, init_state, replicate_model
+
+
+class Stage(NamedTuple):
+    """A part of a run.
+
+    Attributes:
+        settings: what is maximised, and how.
+        schedule: the learning rate of a step, counted from the start of the run.
+        epochs: how many.
+        steps_per_epoch: batches in an epoch.
+        clock: the step and the epoch at which the stage begins.
+        fresh: whether the optimiser starts anew; None: where its state cannot be carried over.
+        cost: of an epoch, in any unit that all stages share.
+    """
+
+    settings: Settings
+    schedule: Schedule
+    epochs: int
+    steps_per_epoch: int
+    clock: Clock = START
+    fresh: bool | None = None
+    cost: float = 1.0
+
+    @property
+    def end(self) -> int:
+        """The step at which it ends."""
+        return int(self.clock.step) + self.epochs * self.steps_per_epoch
+
+    def epoch_of(self, step: int) -> int:
+        """Epochs of the run completed after so many steps, which lie in this stage."""
+        return int(self.clock.epoch) + (step - int(self.clock.step)) // self.steps_per_epoch
+
+
+def stage_at(stages: Sequence[Stage], step: int) -> int:
+    """The stage of a state after so many steps; at the end of a stage still that stage."""
+    return next((i for i, stage in enumerate(stages) if step <= stage.end), len(stages) - 1)
+
+
+def is_carried(before: Stage, stage: Stage) -> bool:
+    """Whether the optimiser's state passes from one stage to the next.
+
+    Raises:
+        UserError: if the stage is declared not to start anew, and the state does not fit it.
+    """
+    same = before.settings.optimizer is stage.settings.optimizer
+    fits = same and _learned_shapes(before) == _learned_shapes(stage)
+    if stage.fresh is False and not fits:
+        raise UserError(
+            "a stage that is not fresh needs the optimizer of the stage before it, and an "
+            "objective that learns the same arrays beside the model: leave fresh out"
+        )
+    return fits and not stage.fresh
+
+
+def _learned_shapes(stage: Stage) -> list[tuple[int, ...]]:
+    """Of what the objective of a stage learns beside the model."""
+    return [leaf.shape for leaf in jax.tree.leaves(stage.settings.objective.init().learned)]
+
+
+def enter(
+    state: TrainState, best: Best, before: Stage, stage: Stage, template: AbstractLatentModel
+) -> tuple[TrainState, Best]:
+    """The state before the first step of a stage, from that after the last of another.
+
+    With the same objective nothing but the optimiser may start anew. With another one, validation
+    bounds cannot be compared: the best weights so far are forgotten, and all replicates go on.
+    """
+    replicates = range(len(state.step))
+    models = [replicate_model(template, state.params, r) for r in replicates]
+    new = init_state(models, state.key, stage.settings)
+    opt_state = state.opt_state if is_carried(before, stage) else new.opt_state
+    if before.settings.objective is stage.settings.objective:
+        return state._replace(opt_state=opt_state), best
+    ema = () if stage.settings.ema is None else state.ema
+    step = jnp.full_like(state.step, stage.clock.step)
+    new = new._replace(opt_state=opt_state, step=step, ema=ema)
+    return new, init_best(new)
+
+
+def train_stages(
+    state: TrainState,
+    best: Best,
+    data: np.ndarray,
+    template: AbstractLatentModel,
+    stages: Sequence[Stage],
+    plan: Plan,
+    validation: np.ndarray | None = None,
+) -> Iterator[tuple[TrainState, Best, Report]]:
+    """`training` through all stages, from the one that the state is in.
+
+    What was yielded says all that is needed to go on, also at the end of a stage.
+
+    Args:
+        plan: of the whole run; epochs are those of the stages. Patience that is out ends a stage.
+
+    Raises:
+        UserError, NonFiniteError: as `training`.
+    """
+    costs = [stage.epochs * stage.cost for stage in stages]
+    first = stage_at(stages, int(state.step.max()))
+    for i, stage in enumerate(stages[first:], start=first):
+        if i > first:
+            state, best = enter(state, best, stages[i - 1], stage, template)
+        its = plan._replace(epochs=stage.epochs)
+        dispatches = training(
+            state,
+            best,
+            data,
+            stage.schedule,
+            template,
+            stage.settings,
+            its,
+            validation,
+            stage.clock,
+        )
+        for state, best, report in dispatches:
+            share = (sum(costs[:i]) + report.share * costs[i]) / sum(costs)
+            yield state, best, report._replace(stage=i, share=share)
