@@ -68,7 +68,7 @@ ActivationName = Literal[
     "softplus",
 ]
 
-OptimizerName = Literal["adam", "paper", "authors"]
+OptimizerName = Literal["adam", "paper", "authors", "soap"]
 ScheduleName = Literal["paper", "authors", "constant", "linear", "cosine", "constant-linear"]
 
 
@@ -266,7 +266,8 @@ class TrainConfig(BaseModel):
     stages: Annotated[tuple[StageConfig, ...] | None, StagesText, Field(strict=False)] = None
     """Parts of the run, with what differs in each: "iwae k=5 epochs=40, iwae k=50 epochs=10"."""
     optimizer: OptimizerName = "adam"
-    """Adam as the paper states it (also called paper), or as in the authors' published code."""
+    """Adam as the paper states it (also called paper), or as in the authors' published code; SOAP,
+    which learns more from a step and takes longer for it."""
     ema: Annotated[float, Field(gt=0, lt=1)] | None = None
     """Decay of a moving average of the weights, which is then the model: 0.999."""
     schedule: ScheduleName = "paper"

@@ -47,6 +47,7 @@ from iwae.training import (
     init_best,
     init_state,
     is_carried,
+    soap,
     stage_at,
     stage_epochs,
     staged,
@@ -302,6 +303,7 @@ def _steps_per_epoch(config: TrainConfig, dataset: Dataset) -> int:
 _OPTIMIZERS: dict[str, Callable[[int], optax.GradientTransformation]] = {
     "adam": lambda _: adam(),
     "authors": authors_adam,
+    "soap": lambda _: soap(),
 }
 """Name -> the optimiser for batches of so many examples."""
 

@@ -29,6 +29,7 @@ from iwae.training.schedules import (
     staged,
     warming_up,
 )
+from iwae.training.soap import soap
 from iwae.training.stages import Stage, is_carried, stage_at, train_stages
 from iwae.training.steps import (
     Clock,
@@ -64,6 +65,7 @@ __all__ = [
     "is_carried",
     "replicate_model",
     "run_steps",
+    "soap",
     "stage_at",
     "stage_epochs",
     "staged",

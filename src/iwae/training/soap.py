@@ -1,0 +1,111 @@
+"""SOAP on one side of each matrix: Adam in the eigenbasis of Shampoo's preconditioner.
+
+Vyas et al. 2025, "SOAP: improving and stabilizing Shampoo using Adam" (arXiv 2409.11321),
+algorithm 3, with one-sided eigenvectors (section 4.2.1). Two things are cheaper here: the first
+moments are kept in the eigenbasis, and the covariance is that of the gradients at refreshes alone.
+"""
+
+from functools import cache
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Int, PyTree
+
+Matrix = Float[Array, "m n"]
+Square = Float[Array, "d d"]
+
+
+class SoapState(NamedTuple):
+    """Moments of the rotated gradients; eigenbasis and covariance of each matrix, by its number."""
+
+    steps: Int[Array, ""]
+    mu: list[Array]
+    nu: list[Array]
+    basis: dict[str, Square]
+    covariance: dict[str, Square]
+
+
+@cache
+def soap(
+    b1: float = 0.95,
+    b2: float = 0.95,
+    eps: float = 1e-8,
+    *,
+    every: int = 10,
+    largest: int = 300,
+    memory: float = 0.9,
+) -> optax.GradientTransformation:
+    """The direction of SOAP, for parameters of which the matrices are rotated on one side.
+
+    Args:
+        b1, b2, eps: as in Adam.
+        every: steps between refreshes of the eigenbases, by one step of orthogonal iteration.
+        largest: the smaller side of a matrix is rotated if it is at most this; vectors, and matrices
+            with larger sides, are left to Adam.
+        memory: share of the covariance that a refresh keeps.
+    """
+
+    def rotated(leaves: list[Array]) -> dict[str, bool]:
+        """Number of each matrix with a side to rotate -> whether that is the first side."""
+        sizes = {str(i): leaf.shape for i, leaf in enumerate(leaves) if leaf.ndim == 2}
+        return {i: m <= n for i, (m, n) in sizes.items() if min(m, n) <= largest}
+
+    def init(params: PyTree) -> SoapState:
+        leaves = jax.tree.leaves(params)
+        sides = {i: min(leaves[int(i)].shape) for i in rotated(leaves)}
+        zeros = [jnp.zeros_like(leaf) for leaf in leaves]
+        covariance = {i: jnp.zeros((d, d)) for i, d in sides.items()}
+        basis = {i: jnp.eye(d) for i, d in sides.items()}
+        return SoapState(jnp.int32(0), zeros, zeros, basis, covariance)
+
+    def update(
+        grads: PyTree,
+        state: SoapState,
+        params: PyTree = None,  # noqa: ARG001
+    ) -> tuple[PyTree, SoapState]:
+        leaves, tree = jax.tree.flatten(grads)
+        first = rotated(leaves)
+
+        def refresh(state: SoapState) -> SoapState:
+            mu, basis, covariance = list(state.mu), {}, {}
+            for i, is_first in first.items():
+                g, old = leaves[int(i)], state.basis[i]
+                new, kept = g @ g.T if is_first else g.T @ g, state.covariance[i]
+                c = jnp.where(state.steps == 0, new, memory * kept + (1 - memory) * new)
+                q = jax.lax.cond(state.steps == 0, _eigenvectors, _iterated, c, old)
+                moved = _back(state.mu[int(i)], old, is_first)
+                mu[int(i)], basis[i], covariance[i] = _into(moved, q, is_first), q, c
+            return state._replace(mu=mu, basis=basis, covariance=covariance)
+
+        state = jax.lax.cond(state.steps % every == 0, refresh, lambda state: state, state)
+        t = (state.steps + 1).astype(jnp.float32)
+        mu, nu, directions = [], [], []
+        for i, (g, m, v) in enumerate(zip(leaves, state.mu, state.nu, strict=True)):
+            q, is_first = state.basis.get(str(i)), first.get(str(i), False)
+            h = g if q is None else _into(g, q, is_first)
+            mu.append(b1 * m + (1 - b1) * h)
+            nu.append(b2 * v + (1 - b2) * h**2)
+            d = mu[-1] / (1 - b1**t) / (jnp.sqrt(nu[-1] / (1 - b2**t)) + eps)
+            directions.append(d if q is None else _back(d, q, is_first))
+        new = state._replace(steps=state.steps + 1, mu=mu, nu=nu)
+        return jax.tree.unflatten(tree, directions), new
+
+    return optax.GradientTransformation(init, update)
+
+
+def _eigenvectors(c: Square, _: Square) -> Square:
+    return jnp.linalg.eigh(c)[1]
+
+
+def _iterated(c: Square, q: Square) -> Square:
+    return jnp.linalg.qr(c @ q)[0]
+
+
+def _into(g: Matrix, q: Square, is_first: bool) -> Matrix:
+    return q.T @ g if is_first else g @ q
+
+
+def _back(g: Matrix, q: Square, is_first: bool) -> Matrix:
+    return q @ g if is_first else g @ q.T
