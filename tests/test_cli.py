@@ -534,12 +534,12 @@ def test_a_terminal_shows_a_bar(monkeypatch):
     reports = [
         Report(
             *(30 * e, e, True, 30, np.array([-9.5]), {}, np.array([-9.0])),
-            *(np.array([True]), 30, 0.1),
+            *(np.array([True]), 30, 0.1, 0, e / 4),
         )
         for e in (1, 2)
     ]
     monkeypatch.setattr(sys, "stderr", Terminal())
-    show_training(iter(reports), finished())
+    show_training(iter(reports))
     assert "epoch 2, 300 steps/s, bound -9.50, validation -9.00" in sys.stderr.getvalue()
     assert "50%" in sys.stderr.getvalue()
     slabs = [{"ess": np.zeros(20)}, {"ess": np.zeros(30)}]

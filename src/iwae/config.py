@@ -306,10 +306,12 @@ class TrainConfig(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _usual(cls, values: Any) -> Any:
-        """The epochs of the stages, unless told; the name of an optimiser that has two."""
+        """Stages from a line of words; their epochs, unless told; the name of an optimiser."""
         if not isinstance(values, dict):
             return values
         values = dict(values)
+        if isinstance(values.get("stages"), str):
+            values["stages"] = parse_stages(values["stages"])
         if values.get("optimizer") == "paper":
             values["optimizer"] = "adam"
         if values.get("stages") and "epochs" not in values:

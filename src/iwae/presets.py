@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from fnmatch import fnmatch
 from typing import Any, NamedTuple, NoReturn
 
+from iwae import recipes
 from iwae._types import UserError
 from iwae.config import TrainConfig, make_config
 from iwae.data import DATASETS
@@ -17,6 +18,10 @@ BURDA = "Burda, Grosse & Salakhutdinov 2016 (arXiv 1509.00519v3)"
 RAINFORTH = "Rainforth et al. 2018 (arXiv 1802.04537)"
 DING = "Ding & Freedman 2019 (arXiv 1906.04904)"
 TUCKER = "Tucker et al. 2019 (arXiv 1810.04152)"
+
+
+FAST = "fast/"
+"""What the names of cells begin with that are trained by a fast recipe."""
 
 
 class Preset(NamedTuple):
@@ -29,6 +34,7 @@ class Preset(NamedTuple):
         source: paper and table.
         needs: the preset whose finished run `init_from` has to name, for warm starts.
         nll_64: the published negative L_64, where the paper gives that too.
+        is_fast: whether it is trained by a fast recipe, and not as published.
     """
 
     values: dict[str, Any]
@@ -37,6 +43,7 @@ class Preset(NamedTuple):
     source: str
     needs: str | None = None
     nll_64: float | None = None
+    is_fast: bool = False
 
     def config(self, **changes: Any) -> TrainConfig:
         """The configuration, with changes."""
@@ -232,15 +239,42 @@ _EXPERIMENTS = {
     ),
 }
 
+_WARM_STAGES = {
+    "table2/vae-to-iwae": ("vae k=1", 1, "iwae k=50", 50),
+    "table2/iwae-to-vae": ("iwae k=50", 50, "vae k=1", 1),
+}
+"""Table 2 in one run: what it starts from, and what it goes on to."""
+
+
+def _fast(name: str, entry: Preset) -> Preset:
+    """A cell by its fast recipe, which starts from no other run."""
+    values, way = entry.values, None
+    if name in _WARM_STAGES:
+        first, few, then, many = _WARM_STAGES[name]
+        values = {key: values[key] for key in ("dataset", "objective", "k")}
+        start = recipes.stages(first.split()[0], few, first)
+        way = f"{start}, {recipes.warm_start(then, many)}"
+    source = f"{entry.source}, by a fast recipe"
+    fast = recipes.fast(values, way)
+    return entry._replace(values=fast, source=source, needs=None, is_fast=True)
+
+
+_TABLE_3_CELLS = _cells(_TABLE_3, 3)
+
+_CELLS = {**_TABLE_1_CELLS, **_TABLE_2, **_TABLE_3_CELLS, **_MIWAE, **_AIWAE, **_DREG}
+
+_FAST = {f"{FAST}{name}": _fast(name, entry) for name, entry in _CELLS.items()}
+
 PRESETS: dict[str, Preset] = {
     **_TABLE_1_CELLS,
     **_as_published_code(_TABLE_1_CELLS),
     **_TABLE_2,
-    **_cells(_TABLE_3, 3),
+    **_TABLE_3_CELLS,
     **_MIWAE,
     **_AIWAE,
     **_DREG,
     **_EXPERIMENTS,
+    **_FAST,
 }
 
 
@@ -251,6 +285,22 @@ def preset(name: str) -> Preset:
         UserError: names the nearest one.
     """
     return PRESETS[name] if name in PRESETS else _unknown(name)
+
+
+def cells(patterns: Iterable[str], recipe: str) -> list[str]:
+    """The cells that match, to be trained as published (`published`) or by their `fast` recipes.
+
+    Raises:
+        UserError: if there is none for one of the patterns.
+    """
+    matched = matching(patterns)
+    names = [name for name in matched if not PRESETS[name].is_fast]
+    if recipe == "published" or not names:
+        return names or matched
+    found = [f"{FAST}{name}" for name in names if f"{FAST}{name}" in PRESETS]
+    if not found:
+        raise UserError(f"{names[0]} has no fast recipe; all that do: `iwae presets '{FAST}*'`")
+    return found
 
 
 def matching(patterns: Iterable[str]) -> list[str]:

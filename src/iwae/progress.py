@@ -2,95 +2,113 @@
 
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
-from functools import cache
-from pathlib import Path
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
 
-from iwae.config import read_config
 from iwae.training import Report
 
 LINE_SECONDS = 10.0
 """Time between plain lines where there is no terminal."""
 
 
-def _bar() -> Progress:
+def _bar(left: ProgressColumn) -> Progress:
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),
         TextColumn("{task.percentage:3.0f}%"),
-        TimeRemainingColumn(),
+        left,
         TextColumn("{task.fields[words]}"),
         console=Console(stderr=True),
         transient=True,
     )
 
 
-def show_training(
-    reports: Iterable[Report], run: Path, *, quiet: bool = False, verbose: bool = False
-) -> None:
-    """Exhaust the reports of a run; see `show_reports`."""
-    # The configuration is there once the first report is.
-    epochs = cache(lambda: read_config(run / "config.toml").epochs)
-    show_reports(reports, epochs, quiet=quiet, verbose=verbose)
-
-
-Epochs = Callable[[], int]
-
-
-def show_reports(
-    reports: Iterable[Report], epochs: Epochs, *, quiet: bool = False, verbose: bool = False
-) -> None:
-    """Exhaust `reports`: epoch, steps per second, time left and the training bound.
+def show_training(reports: Iterable[Report], *, quiet: bool = False, verbose: bool = False) -> None:
+    """Exhaust `reports`: epoch, steps per second, the training bound and the time left.
 
     Args:
-        epochs: how many there will be; asked for after the first report.
-        quiet: show nothing.
-        verbose: a line for every epoch.
+        quiet: print nothing.
+        verbose: print a line for every epoch.
     """
     if quiet:
         for _ in reports:
             pass
     elif sys.stderr.isatty() and not verbose:
-        _training_bar(reports, epochs)
+        _training_bar(reports)
     else:
-        _training_lines(reports, epochs, every=0.0 if verbose else LINE_SECONDS)
+        _training_lines(reports, every=0.0 if verbose else LINE_SECONDS)
 
 
-def _training_bar(reports: Iterable[Report], epochs: Epochs) -> None:
-    with _bar() as bar:
-        task = None
+def _training_bar(reports: Iterable[Report]) -> None:
+    with _bar(_TimeLeft()) as bar:
+        task, speed = bar.add_task("training", total=1.0, words="", left=None), Speed()
         for report in reports:
-            if task is None:
-                task = bar.add_task("training", total=1.0, words="")
-            bar.update(task, completed=report.share, words=_words(report))
+            speed.add(report)
+            bar.update(task, completed=report.share, words=_words(report), left=speed.left(report))
 
 
-def _training_lines(reports: Iterable[Report], epochs: Epochs, every: float) -> None:
-    last = time.monotonic()
-    first: tuple[float, int] | None = None
+def _training_lines(reports: Iterable[Report], every: float) -> None:
+    last, speed = time.monotonic(), Speed()
     report = shown = None
     for report in reports:
+        speed.add(report)
         now = time.monotonic()
-        first = first or (now, report.step)
         if report.epoch_done and now - last >= every:
-            left = _left(report, epochs, first, now)
-            print(f"{_words(report)}{left}", file=sys.stderr, flush=True)
+            left = speed.left(report)
+            words = "" if left is None else f", {_duration(left)} left"
+            print(f"{_words(report)}{words}", file=sys.stderr, flush=True)
             last, shown = now, report
     if report is not None and report is not shown:
         print(_words(report), file=sys.stderr, flush=True)
 
 
-def _left(report: Report, epochs: Epochs, first: tuple[float, int], now: float) -> str:
-    done = report.step - first[1]
-    if done == 0 or now - first[0] < 5:
-        return ""
-    seconds = (now - first[0]) / done * (epochs() * report.steps_per_epoch - report.step)
-    return f", {seconds / 60:.0f} min left"
+class Speed:
+    """How fast a stage goes, without its first dispatch, most of which is compilation."""
+
+    def __init__(self) -> None:
+        self.stage, self.start, self.seconds = -1, 0.0, 0.0
+
+    def add(self, report: Report) -> None:
+        """Count a dispatch."""
+        if report.stage != self.stage:
+            self.stage, self.start, self.seconds = report.stage, report.share, 0.0
+        else:
+            self.seconds += report.seconds
+
+    def left(self, report: Report) -> float | None:
+        """Seconds to the end of the run; None where too little is known."""
+        done = report.share - self.start
+        if self.seconds < 2 or done <= 0:
+            return None
+        return self.seconds / done * (1 - report.share)
+
+
+def _duration(seconds: float) -> str:
+    """In the unit that fits."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+class _TimeLeft(ProgressColumn):
+    """The time left that the task has been told."""
+
+    def render(self, task: Task) -> Text:
+        """In words, or nothing while it is not known."""
+        left = task.fields["left"]
+        return Text("" if left is None else f"{_duration(left)} left")
 
 
 def _words(report: Report) -> str:
@@ -117,7 +135,7 @@ def tracker(*, quiet: bool) -> Any:
 
 
 def _slab_bar(slabs: Iterable[dict[str, np.ndarray]], total: int, label: str) -> Iterator:
-    with _bar() as bar:
+    with _bar(TimeRemainingColumn()) as bar:
         task = bar.add_task(label, total=total, words="")
         for slab in slabs:
             bar.advance(task, len(next(iter(slab.values()))))

@@ -17,7 +17,7 @@ import tyro
 from iwae._types import UserError
 from iwae.cli import parsing
 from iwae.cli.evaluate import Terminated, sigterm_as_ctrl_c
-from iwae.presets import matching
+from iwae.presets import cells as matching_cells
 
 if TYPE_CHECKING:
     from iwae.queue import Outcome, Task
@@ -70,6 +70,8 @@ class Reproduce(Working):
     """Names, beginnings of names or patterns: table1/mnist, 'table1/*/k50' (default: all)."""
     out: Path = Path("results")
     """Folder of all runs. What is there already is not done again."""
+    recipe: Literal["published", "fast"] = "published"
+    """Train as published, or by our fast recipe for the same model and objective."""
     seeds: int = 1
     """Seeds of each cell, from 0."""
     epochs_scale: float = 1.0
@@ -85,7 +87,7 @@ class Reproduce(Working):
 def reproduce(arguments: Sequence[str]) -> int:
     """`iwae reproduce`."""
     options = parsing.parse(Reproduce, "reproduce", arguments)
-    cells = matching(options.cells or ("*",))
+    cells = matching_cells(options.cells or ("*",), options.recipe)
     if options.action == "run" and not options.cells:
         raise UserError("name the cells to run; all: `iwae reproduce list`")
     parsing.set_up_jax()
@@ -117,10 +119,14 @@ def _check_action(options: Any) -> None:
 
 def _results(options: Any, cells: Sequence["Cell"], wanted: "Wanted") -> int:
     """What came of cells; those that cannot be read are named at the end."""
-    from iwae.reproduce import table
+    from iwae.presets import FAST, PRESETS
+    from iwae.reproduce import read_cells, table
 
     if options.action == "table":
-        print(table(cells, wanted, options.format), end="", flush=True)
+        names = [FAST + cell.name for cell in cells if FAST + cell.name in PRESETS]
+        fast = read_cells(options.out, names, wanted)
+        print(table(cells, wanted, options.format, fast), end="", flush=True)
+        cells = [*cells, *fast]
     else:
         print("\n".join(_listed(cell, wanted) for cell in cells), flush=True)
     troubles = [cell.trouble for cell in cells if cell.trouble]
@@ -350,8 +356,8 @@ def _outcomes(
             **about,
         )
 
-    def show(reports: Any, run: Path) -> None:
-        show_training(reports, run, quiet=options.quiet)
+    def show(reports: Any, run: Path) -> None:  # noqa: ARG001
+        show_training(reports, quiet=options.quiet)
 
     def begin(task: "Task") -> None:
         if not options.quiet:

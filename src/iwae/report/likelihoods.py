@@ -61,7 +61,8 @@ def published_nll(config: dict[str, Any]) -> str:
     for entry in PRESETS.values():
         if entry.nll is not None and same_experiment(entry, config):
             about = [f"{'+'.join(map(str, entry.active))} active"] if entry.active else []
-            about.append(f"{entry.config().epochs:,} epochs")
+            epochs = f"{entry.config().epochs:,} epochs"
+            about.append("not as published" if entry.is_fast else epochs)
             return f"{entry.nll:.2f} ({', '.join(about)})"
     return "-"
 

@@ -12,7 +12,7 @@ from iwae._types import UserError
 from iwae.config import config_values, read_config
 from iwae.describe import each_model
 from iwae.measure.ordering import Known, known_bounds, models_of
-from iwae.presets import PRESETS, Preset, same_experiment
+from iwae.presets import FAST, PRESETS, Preset, same_experiment
 from iwae.queue import final_models, is_trained
 from iwae.reproduce.costs import hours
 from iwae.reproduce.plan import Wanted, cell_folder, cell_runs
@@ -85,6 +85,8 @@ class Cell(NamedTuple):
             return "not finite"
         if self.is_shortened:
             return "shortened: no reproduction"
+        if self.entry.is_fast:
+            return "fast recipe: not as published"
         if self.difference is None:
             return ""
         near = abs(self.difference) <= TOLERANCE
@@ -267,20 +269,27 @@ def _annealed(found: Sequence[_Above]) -> tuple[str, float, float] | None:
     return alike[0].estimator, float(gap.mean()), float(gap.std(ddof=1) / np.sqrt(gap.size))
 
 
-def table(cells: Iterable[Cell], wanted: Wanted, style: str = "markdown") -> str:
+def table(
+    cells: Iterable[Cell],
+    wanted: Wanted,
+    style: str = "markdown",
+    fast: Iterable[Cell] = (),
+) -> str:
     """The cells as a table; what was not run has its hours instead of a number.
 
     Args:
         cells: what their records say.
         wanted: how they were run.
         style: a name of `FORMATS`.
+        fast: the same cells by their fast recipes, to stand beside them.
 
     Raises:
         UserError: for another style.
     """
     if style not in FORMATS:
         raise UserError(f"no format {style!r}; known: {', '.join(FORMATS)}")
-    rows = [_row(cell, wanted) for cell in cells]
+    beside = {cell.name.removeprefix(FAST): cell for cell in fast}
+    rows = [_row(cell, wanted) | _fast(beside.get(cell.name), wanted) for cell in cells]
     columns = [name for name in rows[0] if any(row[name] for row in rows)]
     body = [[row[name] for name in columns] for row in rows]
     text = tabulate(body, columns, FORMATS[style], disable_numparse=True, stralign="left")
@@ -305,16 +314,18 @@ def _row(cell: Cell, wanted: Wanted) -> dict[str, str]:
     row |= dict.fromkeys(("NLL of the truth", "difference", "verdict"), "")
     row |= dict.fromkeys(("-L_64", "published -L_64"), "")
     row |= dict.fromkeys(("active units", "published active"), "")
-    row |= dict.fromkeys(("AIS beside L_5000", "seeds", "epochs"), "")
+    row |= dict.fromkeys(("AIS beside L_5000", "seeds", "epochs", "time"), "")
     row["published active"] = "+".join(map(str, cell.entry.active))
     if cell.entry.nll_64 is not None:
         row["published -L_64"] = f"{cell.entry.nll_64:.2f}"
     if cell.trouble:
         row["NLL"] = "cannot be read"
         return row
+    replicates = cell.seeds or wanted.seeds
+    cost = hours(cell.entry.config(epochs=wanted.epochs(cell.entry), replicates=replicates))
+    row["time"] = "" if cost is None else duration(cost)
     if cell.nll is None:
-        cost = hours(cell.entry.config(epochs=wanted.epochs(cell.entry), replicates=wanted.seeds))
-        row["NLL"] = "not run" if cost is None else f"not run: {duration(cost)}"
+        row["NLL"] = "not run"
         return row
     digits = 2 if cell.truth is None else 3  # where the truth is known, more of them mean something
     row["NLL"] = f"{cell.nll:.{digits}f} ± {cell.stderr:.{digits}f}"
@@ -332,6 +343,21 @@ def _row(cell: Cell, wanted: Wanted) -> dict[str, str]:
         name, gap, error = cell.annealed
         row["AIS beside L_5000"] = f"{name} {-gap:+.2f} ± {error:.2f}"
     row["seeds"], row["epochs"] = str(cell.seeds), f"{cell.epochs:,}"
+    return row
+
+
+def _fast(cell: Cell | None, wanted: Wanted) -> dict[str, str]:
+    """What a line says of the same cell by its fast recipe."""
+    row = dict.fromkeys(("fast NLL", "fast active", "fast AIS beside L_5000", "fast time"), "")
+    if cell is None:
+        return row
+    found = _row(cell, wanted)
+    row |= {
+        "fast NLL": found["NLL"],
+        "fast active": found["active units"],
+        "fast AIS beside L_5000": found["AIS beside L_5000"],
+        "fast time": found["time"],
+    }
     return row
 
 
