@@ -149,7 +149,7 @@ def _plain(word: str) -> Any:
         return word
 
 
-def _stages_text(stages: tuple[StageConfig, ...]) -> str:
+def stages_text(stages: tuple[StageConfig, ...]) -> str:
     """The inverse of `parse_stages`."""
     return ", ".join(_stage_text(stage) for stage in stages)
 
@@ -165,7 +165,7 @@ StagesText = tyro.constructors.PrimitiveConstructorSpec(
     metavar="STAGES",
     instance_from_str=lambda words: parse_stages(words[0]),
     is_instance=lambda value: value is None or isinstance(value, tuple),
-    str_from_instance=lambda stages: [_stages_text(stages or ())],
+    str_from_instance=lambda stages: [stages_text(stages or ())],
 )
 """How the command line reads stages."""
 

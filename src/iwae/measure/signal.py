@@ -95,8 +95,9 @@ def gradients_run(
     subject = make_subject(
         Path(run), split=split, weights=weights, examples=examples, seed=seed, data_dir=data_dir
     )
-    name = objective or subject.config.objective
-    own = {option: getattr(subject.config, option) for option in OPTIONS}
+    trained = subject.config.final()
+    name = objective or trained.objective
+    own = {option: getattr(trained, option) for option in OPTIONS}
     own |= {o: v for o, v in {"m": m, "alpha": alpha, "beta": beta}.items() if v is not None}
     layers = len(subject.config.sizes()[0])
     reference = reference or described(name).gradients[0]

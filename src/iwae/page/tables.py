@@ -120,23 +120,27 @@ def _network(config: TrainConfig) -> str:
 
 _OPTIONS = """
     m alpha beta temperatures leapfrog beta_schedule phase encoder_objective kl_warmup free_bits
+    backward
 """.split()  # noqa: SIM905
 
 
 def _objective(run: Run) -> Cell:
-    config = run.config
+    config = run.config.final()
     options = [
         f"{name.replace('_', ' ')} {value}"
         for name in _OPTIONS
         if (value := getattr(config, name)) not in (None, 0)
     ]
     text = f"{config.objective}, k = {config.k}"
+    if run.config.stages:
+        options.append(f"the last of {len(run.config.stages)} stages")
     return Cell(text, text, ", ".join(options))
 
 
 def _gradient(run: Run) -> Cell:
-    own = OBJECTIVES[run.config.objective].gradients[0]
-    name = run.config.gradient or own
+    config = run.config.final()
+    own = OBJECTIVES[config.objective].gradients[0]
+    name = config.gradient or own
     return Cell() if name == own else Cell(name, name)
 
 

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from jinja2 import Environment, FunctionLoader, StrictUndefined
 
 from iwae.conditional import ConditionalVAE, Model, without_labels
-from iwae.config import TrainConfig, make_config
+from iwae.config import TrainConfig, make_config, stages_text
 from iwae.data.kinds import is_discrete
 from iwae.declaration import OBJECTIVES
 from iwae.describe import each_model
@@ -76,21 +76,24 @@ def model_card(
     """
     data = about.get("dataset", {})
     config = make_config(about["config"], "the model")
+    final = config.final()
     layout, vae = layout_of(model, about), without_labels(model)
     found = list(_measured(run, weights, replicate))
     options = ["--weights", weights] if weights != "final" else []
     return _template().render(
-        title=f"{data.get('name', run.name)}: {config.objective}, k = {config.k}",
+        title=f"{data.get('name', run.name)}: {final.objective}, k = {final.k}",
         name=data.get("name", "unknown"),
         data=data,
         hub_dataset=HUB_DATASETS.get(data.get("name", "")),
         pictures=are_pictures(layout),
         about=about,
         config=config,
+        final=final,
+        stages=stages_text(config.stages or ()),
         model=vae,
         labels=_labels(model, layout.classes) if isinstance(model, ConditionalVAE) else None,
-        objective=OBJECTIVES[config.objective],
-        gradient=_gradient(config),
+        objective=OBJECTIVES[final.objective],
+        gradient=_gradient(final),
         discrete=is_discrete(vae.kind),
         estimates=_estimates(found),
         gaps=[_gap(one, record) for record, one in found if record["method"] == BIDIRECTIONAL],

@@ -1,0 +1,132 @@
+"""Trials of optimisers, learning rates, batches and stages, judged on held-out training images.
+
+    python experiments/recipes.py [PATTERN ...]
+
+Each trial is one record in `results/recipes/`, with the bound L_500 of 2,000 images of MNIST held
+out of the training data and the seconds of training, and is not done again. Test data have no part
+in it. The fast recipes in `iwae.recipes` were chosen by these records.
+"""
+
+import json
+import sys
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from iwae import log_likelihoods
+from iwae._types import atomic_write
+from iwae.cli.parsing import cores, set_up_jax
+from iwae.config import config_values, make_config
+from iwae.jobs import Job, initial_state, make_job
+from iwae.measure.records import provenance
+from iwae.training import replicate_model, train_stages, weights
+
+RESULTS = Path(__file__).parents[1] / "results" / "recipes"
+HELD_OUT, K = 2000, 500
+POINTS = (0.25, 0.5, 0.75)
+"""Shares of a trial's epochs after which it is also measured."""
+
+BASE: dict[str, Any] = {
+    "dataset": "mnist",
+    "validation": HELD_OUT,
+    "layers": 1,
+    "objective": "iwae",
+    "batch_size": 100,
+    "learning_rate": 3e-3,
+    "schedule": "linear",
+}
+
+K5 = {"k": 5, "epochs": 20}
+VAE = {"objective": "vae", "k": 1, "epochs": 40}
+SOAP = {"optimizer": "soap"}
+
+TRIALS: dict[str, dict[str, Any]] = {
+    "k5/adam-1e-3-batch20-paper": {
+        **K5,
+        "batch_size": 20,
+        "learning_rate": 1e-3,
+        "schedule": "paper",
+    },
+    "k5/adam-1e-3": {**K5, "learning_rate": 1e-3},
+    "k5/adam-3e-3": K5,
+    "k5/adam-6e-3": {**K5, "learning_rate": 6e-3},
+    "k5/adam-3e-3-cosine": {**K5, "schedule": "cosine"},
+    "k5/adam-3e-3-ema": {**K5, "schedule": "constant", "ema": 0.999},
+    "k5/soap-1e-3": {**K5, **SOAP, "learning_rate": 1e-3},
+    "k5/soap-2e-3": {**K5, **SOAP, "learning_rate": 2e-3},
+    "k5/soap-3e-3": {**K5, **SOAP},
+    "k5/soap-5e-3": {**K5, **SOAP, "learning_rate": 5e-3},
+    "k5/soap-3e-3-10-epochs": {**K5, **SOAP, "epochs": 10},
+    "k1/adam-3e-3": VAE,
+    "k1/soap-3e-3": {**VAE, **SOAP},
+    "k1/soap-5e-3": {**VAE, **SOAP, "learning_rate": 5e-3},
+    "k50/soap-k5-then-50-backward-4": {
+        **SOAP,
+        "k": 50,
+        "stages": "k=5 epochs=12 schedule=constant, epochs=6 backward=4",
+    },
+    "k50/soap-k5-then-50-backward-8": {
+        **SOAP,
+        "k": 50,
+        "stages": "k=5 epochs=12 schedule=constant, epochs=6 backward=8",
+    },
+    "k50/soap-k5-then-50": {
+        **SOAP,
+        "k": 50,
+        "stages": "k=5 epochs=12 schedule=constant, epochs=6",
+    },
+}
+"""Name -> what it changes in `BASE`."""
+
+
+def bound(job: Job, params: Any) -> np.ndarray:
+    """L_500 of each held-out image, nats; the same draws for every trial."""
+    model = replicate_model(job.models[0], params, 0)
+    return np.asarray(log_likelihoods(model, job.dataset.validation, jax.random.key(0), k=K))
+
+
+def trial(name: str) -> dict[str, Any]:
+    """Train one model and measure it on the way."""
+    job = make_job(make_config({**BASE, **TRIALS[name]}, name))
+    epochs, seconds, points = job.config.epochs, 0.0, []
+    looks = {max(1, round(share * epochs)) for share in POINTS}
+    start, data = initial_state(job), job.dataset.train
+    for state, _, report in train_stages(*start, data, job.models[0], job.stages, job.plan):
+        seconds += report.seconds
+        if report.epoch_done and report.epoch in looks:
+            value = float(bound(job, weights(state)).mean())
+            points.append({"epoch": report.epoch, "seconds": seconds, "bound": value})
+    values = bound(job, weights(state)).astype(np.float64)
+    return {
+        "trial": name,
+        "config": config_values(job.config),
+        "k": K,
+        "n": len(values),
+        "bound": values.mean(),
+        "stderr": values.std(ddof=1) / np.sqrt(len(values)),
+        "train_bound": float(report.bound[0]),
+        "seconds": seconds,
+        "cores": len(cores()),
+        "points": points,
+        **provenance(),
+    }
+
+
+def main(*patterns: str) -> None:
+    """Do what has not been done of the trials that match."""
+    set_up_jax()
+    for name in TRIALS:
+        path = RESULTS / f"{name}.json"
+        if path.exists() or not any(fnmatch(name, pattern) for pattern in patterns or ("*",)):
+            continue
+        record = trial(name)
+        with atomic_write(path) as temporary:
+            temporary.write_text(json.dumps(record, indent=1) + "\n")
+        print(f"{name:32} {record['bound']:.3f} in {record['seconds']:.0f} s", flush=True)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
