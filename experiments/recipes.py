@@ -16,13 +16,16 @@ from typing import Any
 import jax
 import numpy as np
 
-from iwae import log_likelihoods
-from iwae._types import atomic_write
 from iwae.cli.parsing import cores, set_up_jax
-from iwae.config import config_values, make_config
-from iwae.jobs import Job, initial_state, make_job
-from iwae.measure.records import provenance
-from iwae.training import replicate_model, train_stages, weights
+
+set_up_jax()  # before anything else makes an array
+
+from iwae import log_likelihoods  # noqa: E402
+from iwae._types import atomic_write  # noqa: E402
+from iwae.config import config_values, make_config  # noqa: E402
+from iwae.jobs import Job, initial_state, make_job  # noqa: E402
+from iwae.measure.records import provenance  # noqa: E402
+from iwae.training import replicate_model, train_stages, weights  # noqa: E402
 
 RESULTS = Path(__file__).parents[1] / "results" / "recipes"
 HELD_OUT, K = 2000, 500
@@ -117,7 +120,6 @@ def trial(name: str) -> dict[str, Any]:
 
 def main(*patterns: str) -> None:
     """Do what has not been done of the trials that match."""
-    set_up_jax()
     for name in TRIALS:
         path = RESULTS / f"{name}.json"
         if path.exists() or not any(fnmatch(name, pattern) for pattern in patterns or ("*",)):
