@@ -9,7 +9,7 @@ import iwae
 ORDER = """
     _types declaration data observations networks model conditional particles annealing objectives
     gradients methods evaluate diagnostics training checkpoint posterior missing figures config
-    presets describe progress estimator jobs trackers runs completion measure queue sweep reproduce
+    recipes presets describe progress estimator jobs trackers runs completion measure queue sweep reproduce
     report gallery page sharing cli testing
 """.split()  # noqa: SIM905
 

@@ -6,18 +6,32 @@ from functools import partial
 from pathlib import Path
 
 from iwae._types import UserError, atomic_write
-from iwae.presets import matching
-from iwae.report.experiments import densities_table, imputation_table, labels_table
+from iwae.presets import FAST, PRESETS, matching
+from iwae.report.experiments import (
+    densities_table,
+    imputation_table,
+    labels_table,
+    recipes_table,
+)
 from iwae.report.likelihoods import estimates_table, likelihood_table
 from iwae.report.objectives import differences_table, objectives_table, protocols_table
 from iwae.report.speed import aiwae_table, costs_table, queue_table, speed_table
 from iwae.reproduce import Wanted, read_cell, table
 
 
-def cells_table(results: Path, cells: str) -> str:
-    """Markdown: cells of published tables, named as `iwae reproduce` names them and with commas."""
+def cells_table(results: Path, cells: str, *, run_only: bool = False) -> str:
+    """Markdown: cells of published tables, named as `iwae reproduce` names them and with commas.
+
+    Args:
+        run_only: leave out what was run neither as published nor by a fast recipe.
+    """
     wanted, names = Wanted(), matching(cells.split(","))
-    return table([read_cell(results, name, wanted) for name in names], wanted)
+    fast = [FAST + name for name in names if FAST + name in PRESETS]
+    ours, theirs = ([read_cell(results, n, wanted) for n in some] for some in (names, fast))
+    if run_only:
+        known = {c.name.removeprefix(FAST) for c in (*ours, *theirs) if c.nll is not None}
+        ours = [cell for cell in ours if cell.name in known]
+    return table(ours, wanted, fast=theirs)
 
 
 BLOCKS: dict[str, Callable[[Path], str]] = {
@@ -34,10 +48,11 @@ BLOCKS: dict[str, Callable[[Path], str]] = {
     "aiwae-step": aiwae_table,
     "densities": densities_table,
     "speed": speed_table,
+    "recipes": recipes_table,
     "queue": queue_table,
     "imputation": imputation_table,
 }
-"""What a marked block is filled with; `cells:NAME` is a table of these cells."""
+"""What a marked block is filled with; `cells:NAME` and `cells-run:NAME` are tables of cells."""
 
 
 def fill_blocks(text: str, results: Path) -> str:
@@ -46,12 +61,14 @@ def fill_blocks(text: str, results: Path) -> str:
     def fill(match: re.Match[str]) -> str:
         name = match[1]
         kind, _, cells = name.partition(":")
-        if kind == "cells" and cells:
-            made = cells_table(results, cells)
+        if kind in ("cells", "cells-run") and cells:
+            made = cells_table(results, cells, run_only=kind == "cells-run")
         elif name in BLOCKS:
             made = BLOCKS[name](results)
         else:
-            raise UserError(f"no block {name!r}; known: {', '.join(BLOCKS)}, cells:NAME")
+            raise UserError(
+                f"no block {name!r}; known: {', '.join(BLOCKS)}, cells:NAME, cells-run:NAME"
+            )
         return f"<!-- results:{name} -->\n{made}<!-- /results:{name} -->"
 
     return re.sub(r"<!-- results:(\S+) -->\n.*?<!-- /results:\1 -->", fill, text, flags=re.DOTALL)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from iwae._types import UserError
+from iwae.config import make_config, stages_text
 from iwae.describe import each_model
 from iwae.measure.classes import CLASSIFICATION
 from iwae.measure.ordering import known_bounds, read_records
@@ -18,6 +19,41 @@ IMPUTATION_FOLDER = "imputation"
 
 DENSITIES_FOLDER = "densities"
 """Where `experiments/densities.py` keeps its records."""
+
+
+RECIPES_FOLDER = "recipes"
+"""Where `experiments/recipes.py` keeps its records."""
+
+
+def recipes_table(results: Path) -> str:
+    """Markdown: the trials of `experiments/recipes.py`, by the bound of held-out images."""
+    folder = Path(results) / RECIPES_FOLDER
+    records = [json.loads(path.read_text()) for path in sorted(folder.glob("*/*.json"))]
+    if not records:
+        raise UserError(f"{folder} holds no records: python experiments/recipes.py")
+    return markdown(
+        {
+            "trial": record["trial"],
+            "stages": _stages_of(record["config"]),
+            "epochs": str(record["config"]["epochs"]),
+            f"L_{record['k']}, {record['n']:,} held-out images": f"{record['bound']:.2f} ± "
+            f"{record['stderr']:.2f}",
+            "seconds": f"{record['seconds']:.0f} on {record['cores']} core"
+            + ("s" if record["cores"] > 1 else ""),
+        }
+        for record in records
+    )
+
+
+def _stages_of(config: Mapping[str, Any]) -> str:
+    """The stages of a trial, as one writes them."""
+    found = make_config(dict(config), "the configuration of a trial")
+    if found.stages:
+        return stages_text(found.stages)
+    return (
+        f"k={found.k} batch_size={found.batch_size} optimizer={found.optimizer} "
+        f"learning_rate={found.learning_rate:g} schedule={found.schedule}"
+    )
 
 
 def labels_table(results: Path) -> str:
