@@ -9,8 +9,8 @@ import iwae
 ORDER = """
     _types declaration data observations networks model conditional particles annealing objectives
     gradients methods evaluate diagnostics training checkpoint posterior missing figures config
-    recipes presets describe progress estimator jobs trackers runs completion measure queue sweep reproduce
-    report gallery page sharing cli testing
+    recipes presets describe progress estimator jobs trackers runs completion measure queue sweep
+    reproduce report gallery page sharing cli testing
 """.split()  # noqa: SIM905
 
 

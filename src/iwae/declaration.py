@@ -341,8 +341,8 @@ def _check_together(d: Declaration, layers: int | None) -> None:
         "on the weights: use linear or log": (
             d.gradient in ("dreg", "gdreg") and d.beta_schedule == "moments"
         ),
-        f"backward does not go with {d.objective}{_NO_DRAW.get(d.objective, '')}": (
-            d.backward is not None and d.objective in _NO_DRAW
+        f"backward does not go with {d.objective}{NOT_THROUGH_FEW.get(d.objective, '')}": (
+            d.backward is not None and d.objective in NOT_THROUGH_FEW
         ),
         "backward does not go with the gradient gdreg, which is no table of coefficients: use "
         "dreg": d.backward is not None and d.gradient == "gdreg",
@@ -355,7 +355,7 @@ def _check_together(d: Declaration, layers: int | None) -> None:
             raise UserError(words)
 
 
-_NO_DRAW = {
+NOT_THROUGH_FEW = {
     "elbo-analytic": ", whose particles all count the same: use a smaller k",
     "tvo": ": its derivatives in the log weights may be negative, and are no probabilities",
     "dais": ", whose gradient goes through every chain",

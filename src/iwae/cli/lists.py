@@ -9,7 +9,7 @@ import tyro
 
 from iwae._types import UserError
 from iwae.cli import parsing
-from iwae.declaration import GRADIENTS, MODIFIERS, OBJECTIVES
+from iwae.declaration import GRADIENTS, MODIFIERS, NOT_THROUGH_FEW, OBJECTIVES
 from iwae.presets import PRESETS, matching
 
 
@@ -37,6 +37,10 @@ def objectives(arguments: Sequence[str]) -> int:
     for name, (words, fits, source) in MODIFIERS.items():
         option = f"--{name.replace('_', '-')}"
         print(f"{option:15} {words}; with the gradients {', '.join(fits)}; {source}")
+    print("\ngradients through few of the particles, with the same expectation")
+    print(
+        f"{'--backward':15} with any objective but {', '.join(NOT_THROUGH_FEW)}, and any gradient but gdreg"
+    )
     return 0
 
 
