@@ -38,9 +38,8 @@ def objectives(arguments: Sequence[str]) -> int:
         option = f"--{name.replace('_', '-')}"
         print(f"{option:15} {words}; with the gradients {', '.join(fits)}; {source}")
     print("\ngradients through few of the particles, with the same expectation")
-    print(
-        f"{'--backward':15} with any objective but {', '.join(NOT_THROUGH_FEW)}, and any gradient but gdreg"
-    )
+    others = ", ".join(NOT_THROUGH_FEW)
+    print(f"{'--backward':15} with any objective but {others}, and any gradient but gdreg")
     return 0
 
 
