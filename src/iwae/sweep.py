@@ -125,8 +125,10 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _depth(value: Any) -> int:
-    """How many lists are around the innermost value."""
-    return 1 + max(map(_depth, value), default=0) if isinstance(value, list) else 0
+    """How many lists are around the innermost value; the stages of one run are one value."""
+    if not isinstance(value, list) or (value and all(isinstance(one, dict) for one in value)):
+        return 0
+    return 1 + max(map(_depth, value), default=0)
 
 
 def _whole_numbers(seeds: Sequence[Any]) -> list[int]:
@@ -157,6 +159,8 @@ def _word(value: Any) -> str:
     """A value as a part of a folder's name."""
     if isinstance(value, list):
         return "x".join(map(_word, value))
+    if isinstance(value, dict):  # a stage
+        return "-".join(f"{name}{_word(one)}" for name, one in value.items())
     return re.sub(r"[^\w.+-]+", "-", str(Path(value).with_suffix("") if _is_path(value) else value))
 
 
