@@ -13,7 +13,7 @@ from iwae._types import UserError
 from iwae.cli.queue import _listed
 from iwae.cli.queue import reproduce as reproduce_command
 from iwae.config import config_values, read_config, write_config
-from iwae.presets import PRESETS, matching, preset, same_experiment
+from iwae.presets import PRESETS, cells, matching, preset, same_experiment
 from iwae.queue import Measure, state_of
 from iwae.reproduce import Cell, Wanted, hours, plan, read_cell, read_cells
 from iwae.reproduce.costs import measured_costs, shape_of
@@ -442,7 +442,7 @@ def test_a_table_in_every_format(copied):
     (row,) = (line for line in text.splitlines() if VAE in line)
     shown = [cell.strip() for cell in row.split("|")][2:5]
     assert shown == [f"{nll:.2f} ± {record['stderr']:.2f}", "86.76", f"{nll - 86.76:+.2f}"]
-    assert re.search(r"iwae-k5 +\| not run: \d+ (h|min) +\| 85\.54", text)
+    assert re.search(r"iwae-k5 +\| not run +\| 85\.54 .* \d+ (h|min) +\|", text)
     latex = table(copied.parents[4], cells, Wanted(), "latex")
     assert r"\toprule" in latex
     assert r"L\_5000" in latex
@@ -459,3 +459,51 @@ def test_the_stored_models_give_the_recorded_numbers(tmp_path):
     assert measured["test_sha256"] == recorded["test_sha256"]
     for now, then in zip(measured["replicates"], recorded["replicates"], strict=True):
         assert now["log_likelihood"] == pytest.approx(then["log_likelihood"], abs=1e-4)
+
+
+# Fast recipes
+
+
+def test_every_cell_of_a_published_table_has_a_fast_recipe_to_the_same_model_and_objective():
+    tables = ("table1/", "table2/", "table3/", "miwae/", "aiwae/", "dreg/")
+    published = [name for name in PRESETS if name.startswith(tables)]
+    assert {f"fast/{name}" for name in published} == {n for n, e in PRESETS.items() if e.is_fast}
+    for name in published:
+        entry, fast = preset(name), preset(f"fast/{name}")
+        assert (entry.nll, entry.active, entry.nll_64) == (fast.nll, fast.active, fast.nll_64)
+        assert fast.needs is None
+        config, end = entry.config(), fast.config().final()
+        same = ("dataset", "layers", "objective", "k", "m", "alpha", "beta", "gradient")
+        assert [getattr(config, field) for field in same] == [getattr(end, field) for field in same]
+        assert end.schedule == "linear"
+
+
+def test_table_2_is_one_run_that_starts_where_its_cells_do():
+    for name, first in (("vae-to-iwae", ("vae", 1)), ("iwae-to-vae", ("iwae", 50))):
+        config = preset(f"fast/table2/{name}").config()
+        before = config.stage(len(config.stages) - 2, 1)
+        assert (before.objective, before.k) == first
+
+
+def test_cells_are_chosen_by_recipe():
+    assert cells(["table2"], "published") == ["table2/vae-to-iwae", "table2/iwae-to-vae"]
+    assert cells(["table2"], "fast") == ["fast/table2/vae-to-iwae", "fast/table2/iwae-to-vae"]
+    assert cells(["fast/table2"], "published") == cells(["table2"], "fast")
+    assert not any(name.startswith("fast/") for name in cells(["*"], "published"))
+    with pytest.raises(UserError, match="camel/vae-k1 has no fast recipe"):
+        cells(["camel"], "fast")
+
+
+def test_a_fast_cell_is_no_reproduction_and_stands_beside_the_published_schedule():
+    entry = preset(f"fast/{VAE}")
+    fast = Cell(f"fast/{VAE}", entry, nll=86.76, stderr=0.2, spread=0.01, seeds=2, epochs=10**6)
+    assert fast.verdict == "fast recipe: not as published"
+    ours = Cell(VAE, preset(VAE), nll=86.76, stderr=0.2, spread=0.01, seeds=2, epochs=3280)
+    assert ours.verdict == "reproduced"
+    fast = fast._replace(nll=85.5, active=(21.0,))
+    header, _, row = reproduce.table([ours], Wanted(), fast=[fast]).strip().splitlines()
+    columns = [word.strip() for word in header.split("|")]
+    found = dict(zip(columns, (word.strip() for word in row.split("|")), strict=True))
+    assert found["NLL"].startswith("86.76")
+    assert found["fast NLL"].startswith("85.50")
+    assert found["fast active"] == "21"
