@@ -781,6 +781,21 @@ def test_signal_and_noise_are_drawn_against_k_with_the_slopes_of_theory():
     assert sorted(slopes) == pytest.approx([-0.5, 0.5])
 
 
+def test_gradients_through_a_few_particles_are_told_apart_and_keep_their_colour():
+    curve = ([4, 16], [0.1, 0.2], [0.01] * 2)
+    names = ("dreg", "dreg, backward 2", "dreg, backward 8", "stl", "stl, backward 2")
+    (axes,) = figures.signal_to_noise({"encoder": dict.fromkeys(names, curve)}).axes
+    lines = {str(one.lines[0].get_label()): one.lines[0] for one in axes.containers}
+    assert tuple(lines) == names
+    colours = {name: one.get_color() for name, one in lines.items()}
+    assert len({colours[name] for name in names[:3]}) == 1
+    assert colours["stl"] == colours["stl, backward 2"] != colours["dreg"]
+    looks = {
+        (one.get_color(), one.get_marker(), one.get_markerfacecolor()) for one in lines.values()
+    }
+    assert len(looks) == len(names)
+
+
 @pytest.mark.parametrize(
     ("curve", "reason"),
     [

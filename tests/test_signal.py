@@ -1,13 +1,19 @@
 """Signal, noise and bias of gradient estimators: known ones, those of theory, and false alarms."""
 
+import json
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy.stats import t as student
 
+import small
 from expectations import BITS, deep, shallow
+from iwae import gradients_run
 from iwae._types import UserError
+from iwae.describe import describe_gradients
 from iwae.gradients import signal
 from iwae.methods import objective
 from iwae.testing import LinearGaussian
@@ -171,3 +177,93 @@ def test_gdreg_is_less_noisy_than_the_plain_gradient():
     assert min(better(group, "gdreg", "reparam") for group in ("encoder 1", "encoder 2")) > 4
     assert better("prior 1", "gdreg", "dreg") > 4
     assert abs(better("decoder", "gdreg", "dreg")) < 4
+
+
+# Through a few particles
+
+
+@pytest.mark.slow
+def test_the_draw_of_a_few_particles_adds_its_own_variance_and_no_bias():
+    model, xs, n = LinearGaussian.random(1, 3, q_shift=0.3, q_scale=1.2), jnp.ones((1, 3)), 8000
+    full, few = (
+        signal.gradient_of(objective("iwae", 16, gradient="dreg", backward=s)) for s in (None, 2)
+    )
+    key = jax.random.key(1)
+
+    def added(key):
+        again = jax.random.clone(key)
+        parts = jax.tree.map(
+            lambda a, b: jnp.sum((a - b) ** 2), full(model, xs, key), few(model, xs, again)
+        )
+        return jnp.stack(jax.tree.leaves(parts)).sum()
+
+    each = np.float64(jax.lax.map(added, jax.random.split(jax.random.key(2), n)))
+    noise = [
+        [one.variance for one in signal.signals(model, moments, n).values()]
+        for draw in (full, few)
+        for moments in [signal.moments(draw, model, xs, jax.random.clone(key), n)]
+    ]
+    more = sum(noise[1]) - sum(noise[0])
+    assert more == pytest.approx(each.mean(), rel=0.15)
+    assert each.mean() > 0.3 * sum(noise[0])  # else the difference would show nothing
+    found = signal.biases(few, full, model, xs, jax.random.key(3), n)
+    assert all(abs(bias.z) < signal.biased_above(n) for bias in found.values())
+
+
+@pytest.mark.slow
+def test_estimators_are_listed_through_a_few_particles_beside_all(tmp_path):
+    run = small.unmeasured(small.finished(), tmp_path / "run")
+    words = {"ks": (1, 4), "gradients": ("reparam", "gdreg"), "draws": 20, "examples": 3}
+    plain = gradients_run(run, **words)
+    record = gradients_run(run, **words, backward=(3, 1))
+    assert [(row["k"], row["gradient"], row["backward"]) for row in record["rows"]] == [
+        (1, "reparam", None),
+        (1, "gdreg", None),
+        (4, "reparam", None),
+        (4, "reparam", 1),
+        (4, "reparam", 3),
+        (4, "gdreg", None),  # which is no table of coefficients
+    ]
+    full = [row for row in record["rows"] if row["backward"] is None]
+    assert [row["groups"] for row in full] == [row["groups"] for row in plain["rows"]]
+    few = record["rows"][3]
+    assert few["seconds_per_draw"] > 0
+    assert few["groups"]["decoder"]["variance"] > record["rows"][2]["groups"]["decoder"]["variance"]
+    assert abs(few["groups"]["decoder"]["bias"]["z"]) < record["biased_above"]
+    assert "\n  k = 4, reparam, backward 1: " in describe_gradients(record)
+    assert all("backward" in one for one in record["slopes"])
+    names = {path.stem for path in (run / "evaluations").iterdir()}
+    assert names == {"train-final-gradients-k4-n3", "train-final-gradients-k4-backward3-n3"}
+    with np.load(run / "evaluations" / "train-final-gradients-k4-backward3-n3.npz") as arrays:
+        assert np.isfinite(arrays["reparam, backward 1, decoder"]).tolist() == [False, True]
+        assert "gdreg, backward 1, decoder" not in arrays
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"backward": (0, 2)}, "backward is 0; a gradient goes through at least 1 particle"),
+        ({"backward": (2, 4)}, "backward is 4, and there are 4 particles: give a smaller"),
+        ({"backward": (2,), "objective": "tvo"}, "backward does not go with tvo: "),
+        ({"backward": (2,), "gradients": ("gdreg",)}, "does not go with the gradient gdreg"),
+    ],
+)
+def test_few_particles_that_go_with_no_estimator_are_refused(options, reason, tmp_path):
+    run = small.unmeasured(small.finished(), tmp_path / "run")
+    with pytest.raises(UserError, match=reason):
+        gradients_run(run, ks=(1, 4), draws=20, examples=3, **options)
+    assert not list((run / "evaluations").iterdir())
+
+
+def test_a_record_from_before_reads_as_one_of_full_gradients():
+    folder = Path(__file__).parents[1] / "results" / "table1" / "mnist" / "1l" / "vae-k1" / "seed-0"
+    old = json.loads((folder / "evaluations" / "train-final-gradients-k256-n20.json").read_text())
+    rows, slopes = old["rows"], old["slopes"]
+    assert not any("backward" in row for row in (*rows, *slopes))
+    words = describe_gradients(old)
+    assert "backward" not in words
+    new = {**old, "rows": [{**row, "backward": None} for row in rows]}
+    new["slopes"] = [{**one, "backward": None} for one in slopes]
+    assert describe_gradients(new) == words
+    new["rows"][0]["backward"] = 8
+    assert f"k = {rows[0]['k']}, {rows[0]['gradient']}, backward 8: " in describe_gradients(new)

@@ -220,9 +220,8 @@ def describe_gradients(record: Record) -> str:
     ]
     for row in record["rows"]:
         memory = "" if row["memory_bytes"] is None else f", {row['memory_bytes'] / 2**20:.1f} MiB"
-        lines.append(
-            f"  k = {row['k']}, {row['gradient']}: {1e3 * row['seconds_per_draw']:.1f} ms{memory}"
-        )
+        cost = f"{1e3 * row['seconds_per_draw']:.1f} ms{memory}"
+        lines.append(f"  k = {row['k']}, {estimator_name(row)}: {cost}")
         for name, cell in row["groups"].items():
             bias = cell["bias"]
             words = "the reference" if bias is None else _bias(bias, record["biased_above"])
@@ -231,11 +230,17 @@ def describe_gradients(record: Record) -> str:
                 f"mean {cell['mean_norm']:.4g}, variance {cell['variance']:.4g}; {words}"
             )
     lines += [
-        f"  signal/noise of {one['group']} by {one['gradient']} grows like "
+        f"  signal/noise of {one['group']} by {estimator_name(one)} grows like "
         f"k^({one['slope']:+.2f} +- {one['stderr']:.2f})"
         for one in record["slopes"]
     ]
     return "\n".join(lines)
+
+
+def estimator_name(row: Record) -> str:
+    """An estimator of a gradient, and the particles that it goes through if they are not all."""
+    few = row.get("backward")  # which older records do not have
+    return row["gradient"] if few is None else f"{row['gradient']}, backward {few}"
 
 
 def _bias(bias: Record, limit: float) -> str:

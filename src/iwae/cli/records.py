@@ -61,6 +61,8 @@ class Gradients:
     """Particles, one or several."""
     gradients: tuple[str, ...] | None = None
     """Estimators (default: all that go with the objective; `iwae objectives` lists them)."""
+    backward: tuple[int, ...] = ()
+    """Beside each estimator the same one through so many particles, where k is larger."""
     objective: str | None = None
     """The bound whose gradient it is (default: the run's)."""
     m: int | None = None

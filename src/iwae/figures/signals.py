@@ -1,7 +1,7 @@
 """Signal-to-noise ratios of gradients against the number of particles."""
 
-from collections.abc import Mapping
-from itertools import cycle
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -23,6 +23,12 @@ from iwae.figures.style import (
 
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 
+DASHES = ((5, 2), (5, 2, 1, 2), (2, 1.5), (8, 2, 2, 2))
+"""Of gradients through a few particles; dots are for the slopes of theory."""
+
+LONG = 12
+"""A legend with a longer name than this has two columns."""
+
 SLOPES = {0.5: "$k^{1/2}$", -0.5: "$k^{-1/2}$"}
 """What theory says of large k (Rainforth et al. 2018; Tucker et al. 2019)."""
 
@@ -35,7 +41,9 @@ def signal_to_noise(
     Dotted lines have the slopes of theory. Ratios of zero, which noise hides, are left out.
 
     Args:
-        groups: by group and gradient, k [m], the ratio there [m] and its standard error [m].
+        groups: by group and gradient, k [m], the ratio there [m] and its standard error [m]. What
+            a name such as "dreg, backward 8" has before its comma gives a line its colour, the rest
+            its dashes and an empty marker.
 
     Raises:
         UserError: if there is no curve, or a number is missing, not finite or negative.
@@ -44,25 +52,43 @@ def signal_to_noise(
         raise UserError("there are no gradients to draw")
     figure, panels = chart_figure(len(groups))
     for axes, (group, curves) in zip(panels, groups.items(), strict=True):
-        looks = zip(cycle(PALETTE), cycle(MARKERS), strict=False)
-        drawn = [
-            _draw(axes, name, curve, colour, marker)
-            for (name, curve), (colour, marker) in zip(curves.items(), looks, strict=False)
-        ]
+        looks = _looks(curves)
+        drawn = [_draw(axes, name, curve, looks[name]) for name, curve in curves.items()]
         axes.set_xscale("log")
         axes.set_yscale("log")
         points = np.concatenate(drawn, axis=1)
         if points.size:
             _draw_slopes(axes, points)
-        finish(axes, "particles k", f"signal / noise: {group}", columns=min(3, len(curves)))
+        columns = 2 if max(map(len, curves)) > LONG else 3
+        finish(axes, "particles k", f"signal / noise: {group}", columns=min(columns, len(curves)))
         plain_numbers(axes)
         axes.yaxis.set_major_formatter("{x:g}")
         axes.yaxis.set_minor_formatter("{x:g}")
     return laid_out(figure)
 
 
+class _Look(NamedTuple):
+    colour: str
+    marker: str
+    dashes: tuple[float, ...] | None
+
+
+def _looks(names: Iterable[str]) -> dict[str, _Look]:
+    """A colour and marker for each gradient; others for what it is like through a few particles."""
+    parts = {name: name.partition(", ")[::2] for name in names}
+    gradients, fews = (list(dict.fromkeys(column)) for column in zip(*parts.values(), strict=True))
+    fews = [few for few in fews if few]
+    looks = {}
+    for name, (gradient, few) in parts.items():
+        place = gradients.index(gradient)
+        colour, shape = PALETTE[place % len(PALETTE)], fews.index(few) if few else place
+        dashes = DASHES[shape % len(DASHES)] if few else None
+        looks[name] = _Look(colour, MARKERS[shape % len(MARKERS)], dashes)
+    return looks
+
+
 def _draw(
-    axes: Axes, name: str, curve: tuple[Numbers, Numbers, Numbers], colour: str, marker: str
+    axes: Axes, name: str, curve: tuple[Numbers, Numbers, Numbers], look: _Look
 ) -> np.ndarray:
     """One curve with its error bars; returns its points, `[2, m]`."""
     k, ratio, stderr = (
@@ -79,8 +105,10 @@ def _draw(
         k,
         ratio,
         np.minimum(stderr, 0.99 * ratio),  # a bar that reaches zero has no end on this axis
-        color=colour,
-        marker=marker,
+        color=look.colour,
+        marker=look.marker,
+        markerfacecolor=look.colour if look.dashes is None else "white",
+        linestyle="-" if look.dashes is None else (0, look.dashes),
         markersize=4,
         linewidth=1.6,
         elinewidth=1.2,

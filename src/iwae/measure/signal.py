@@ -15,7 +15,8 @@ import numpy as np
 from jaxtyping import Array
 
 from iwae._types import UserError
-from iwae.declaration import OPTIONS, Declaration, check, described
+from iwae.declaration import OPTIONS, Declaration, check, described, particles
+from iwae.describe import estimator_name
 from iwae.figures import save_figure, signal_to_noise
 from iwae.gradients.signal import (
     Draw,
@@ -54,6 +55,7 @@ def gradients_run(
     *,
     ks: Sequence[int] = (1, 10, 100),
     gradients: Sequence[str] | None = None,
+    backward: Sequence[int] = (),
     objective: str | None = None,
     reference: str | None = None,
     m: int | None = None,
@@ -79,6 +81,8 @@ def gradients_run(
         ks: particles (of each group, where the objective has groups).
         gradients: names of estimators; if None, all that go with the objective as it is declared
             and so many particles.
+        backward: numbers S of particles: beside each estimator, the same one through S of them, at
+            every k with more particles than that. Estimators that cannot be drawn are left out.
         objective: the run's own if None.
         reference: the estimator that biases are measured against; the objective's plain one
             if None.
@@ -87,7 +91,8 @@ def gradients_run(
         draws: of each estimator for its signal, and as many again for its bias.
 
     Raises:
-        UserError: for an estimator that does not fit, too few draws, or as `evaluate_run`.
+        UserError: for an estimator that does not fit, too few draws, a `backward` that goes with
+            none of the estimators, or as `evaluate_run`.
     """
     check_draws(draws)
     if not ks:
@@ -103,6 +108,7 @@ def gradients_run(
     reference = reference or described(name).gradients[0]
     chosen = _chosen(name, sorted(set(ks)), gradients, own, layers)
     base = {k: _declared(name, reference, k, own, layers) for k in chosen}
+    chosen = _with_few(chosen, sorted(set(backward)), layers)
     replicate, model = next(subject.models())
     xs = jnp.asarray(subject.data, jnp.float32)
 
@@ -125,6 +131,7 @@ def gradients_run(
         "slopes": _slopes(found),
     }
     words = [GRADIENTS, *([objective] if objective else []), f"k{max(ks)}"]
+    words += [f"backward{max(backward)}"] if backward else []
     file = record_name(subject, *words)
     arrays = {"k": np.array(list(chosen)), "index": subject.places, **_ratios(found)}
     write_record(subject.run, file, record, arrays)
@@ -167,6 +174,41 @@ def _chosen(
     return {k: found for k, found in chosen.items() if found}
 
 
+def _with_few(
+    chosen: dict[int, list[Declaration]], counts: Sequence[int], layers: int
+) -> dict[int, list[Declaration]]:
+    """Each estimator, and after it the same one through so many particles where that is possible.
+
+    Raises:
+        UserError: if a count is not positive, or goes with none of the estimators.
+    """
+    found: dict[int, list[Declaration]] = {k: [] for k in chosen}
+    reasons: dict[int, UserError] = {}
+    for k, declarations in chosen.items():
+        for full, count in product(declarations, (None, *counts)):
+            try:
+                found[k].append(_through(full, count, layers))
+            except UserError as reason:
+                log.info("left out: %s with k = %d: %s", full.gradient, k, reason)
+                reasons[count or 0] = reason
+    possible = {declaration.backward for its in found.values() for declaration in its}
+    for count in counts:
+        if count not in possible:
+            raise reasons[count]
+    return found
+
+
+def _through(full: Declaration, count: int | None, layers: int) -> Declaration:
+    """An estimator through so many of its particles, or UserError if it has no such gradient."""
+    few = check(full._replace(backward=count), layers)
+    if count is not None and count >= particles(full):
+        raise UserError(
+            f"backward is {count}, and there are {particles(full)} particles: give a smaller "
+            "backward, or a larger k"
+        )
+    return few
+
+
 def fitting(objective: str, alpha: float | None = None) -> tuple[str, ...]:
     """The estimators that go with an objective without being told more."""
     names = described(objective).gradients
@@ -195,6 +237,7 @@ def _row(
     return {
         "k": declaration.k,
         "gradient": declaration.gradient,
+        "backward": declaration.backward,
         **cost_of(draw, model, xs),
         "groups": {
             name: {
@@ -230,10 +273,10 @@ def cost_of(draw: Draw, model: VAE, xs: Array) -> Record:
     }
 
 
-def _by_gradient(rows: Sequence[Record]) -> dict[str, list[Record]]:
+def _by_estimator(rows: Sequence[Record]) -> dict[str, list[Record]]:
     found: dict[str, list[Record]] = {}
     for row in rows:
-        found.setdefault(row["gradient"], []).append(row)
+        found.setdefault(estimator_name(row), []).append(row)
     return found
 
 
@@ -241,30 +284,29 @@ Curve = tuple[list[int], list[float], list[float]]
 
 
 def _curves(rows: Sequence[Record]) -> dict[str, dict[str, Curve]]:
-    """group -> gradient -> (k, ratio, its standard error)."""
+    """group -> estimator -> (k, ratio, its standard error)."""
     curves: dict[str, dict[str, Curve]] = {}
-    for gradient, its in _by_gradient(rows).items():
+    for name, its in _by_estimator(rows).items():
         for group in its[0]["groups"]:
             ks = [row["k"] for row in its]
             cells = [row["groups"][group] for row in its]
             ratio, stderr = (
-                [float(cell[name] or 0) for cell in cells] for name in ("snr", "snr_stderr")
+                [float(cell[field] or 0) for cell in cells] for field in ("snr", "snr_stderr")
             )
-            curves.setdefault(group, {})[gradient] = (ks, ratio, stderr)
+            curves.setdefault(group, {})[name] = (ks, ratio, stderr)
     return curves
 
 
 def _slopes(rows: Sequence[Record]) -> list[Record]:
     """The powers of k with which the ratios grow."""
+    of = {name: its[0] for name, its in _by_estimator(rows).items()}
     slopes = []
     for group, of_group in _curves(rows).items():
-        for gradient, curve in of_group.items():
+        for name, curve in of_group.items():
             fitted = slope_of(*curve)
             if fitted is not None:
-                slope, stderr = fitted
-                slopes.append(
-                    {"group": group, "gradient": gradient, "slope": slope, "stderr": stderr}
-                )
+                what = {field: of[name][field] for field in ("gradient", "backward")}
+                slopes.append({"group": group, **what, "slope": fitted[0], "stderr": fitted[1]})
     return slopes
 
 
@@ -272,7 +314,7 @@ def _ratios(rows: Sequence[Record]) -> dict[str, np.ndarray]:
     all_ks = sorted({row["k"] for row in rows})
     ratios = {}
     for group, of_group in _curves(rows).items():
-        for gradient, (ks, ratio, _) in of_group.items():
+        for name, (ks, ratio, _) in of_group.items():
             known = dict(zip(ks, ratio, strict=True))
-            ratios[f"{gradient}, {group}"] = np.array([known.get(k, np.nan) for k in all_ks])
+            ratios[f"{name}, {group}"] = np.array([known.get(k, np.nan) for k in all_ks])
     return ratios
