@@ -3,9 +3,10 @@
     python benchmarks/cells.py --json src/iwae/reproduce/costs.json [--cells 'table1/*']
 
 Needs the data sets of the cells (IWAE_DATA or a network). `iwae reproduce list` turns the record
-into hours. What was measured before is kept, unless it is measured again. Medians are of the blocks
-in which no other program was busy, if there were any: the record says of how many. Shapes without
-that count were timed by an earlier version, which did not look.
+into hours; those of a run in stages are the sum over its stages, each of which is timed by itself.
+What was measured before is kept, unless it is measured again. Medians are of the blocks in which no
+other program was busy, if there were any: the record says of how many. Shapes without that count
+were timed by an earlier version, which did not look.
 """
 
 import os
@@ -26,8 +27,8 @@ import jax
 from iwae.config import TrainConfig
 from iwae.jobs import initial_state, make_job
 from iwae.presets import PRESETS
-from iwae.reproduce.costs import shape_of
-from iwae.training import training
+from iwae.reproduce.costs import shape_of, stage_configs
+from iwae.training import train_stages
 from timing import Stopwatch, Timing, cores, summary
 
 WARM_UP = 3  # dispatches: the first compiles, and the next ones are shorter than the loop wants
@@ -37,9 +38,7 @@ def time_steps(config: TrainConfig, seconds: float) -> Timing:
     """Milliseconds of a step of all replicates together, a block for each dispatch of the loop."""
     job = make_job(config)
     state, best = initial_state(job)
-    run = training(
-        state, best, job.dataset.train, job.schedule, job.models[0], job.settings, job.plan, None
-    )
+    run = train_stages(state, best, job.dataset.train, job.models[0], job.stages, job.plan)
     blocks, watch, lasted = [], Stopwatch(), 0.0
     for number, (_, _, report) in enumerate(run):
         block = watch.lap(report.steps)
@@ -53,11 +52,12 @@ def time_steps(config: TrainConfig, seconds: float) -> Timing:
 
 
 def configs(pattern: str) -> Iterable[tuple[str, TrainConfig]]:
-    """One configuration of each shape among the cells that match."""
+    """One configuration, of a run or of a stage, of each shape among the cells that match."""
     shapes = {}
     for name, entry in PRESETS.items():
         if fnmatch(name, pattern):
-            shapes.setdefault(shape_of(entry.config()), entry.config())
+            for stage in stage_configs(entry.config()):
+                shapes.setdefault(shape_of(stage), stage)
     return shapes.items()
 
 

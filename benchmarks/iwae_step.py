@@ -2,6 +2,7 @@
 
 python benchmarks/iwae_step.py --k 5 --replicates 8             # prints one JSON object
 python benchmarks/iwae_step.py --declare '{"objective": "miwae", "m": 2, "k": 5}'
+python benchmarks/iwae_step.py --k 50 --batch 100 --backward 8
 python benchmarks/iwae_step.py --k 5 --network conv
 python benchmarks/iwae_step.py --k 5000 --evaluate
 
@@ -106,6 +107,7 @@ def main() -> None:
     parser.add_argument("--k", type=int, default=5, help="samples per example")
     parser.add_argument("--declare", type=json.loads, default={}, help="JSON of a declaration")
     parser.add_argument("--batch", type=int, default=BATCH, help="examples a step")
+    parser.add_argument("--backward", type=int, help="particles that the gradient goes through")
     parser.add_argument("--replicates", type=int, default=1, help="models trained at once")
     parser.add_argument("--network", choices=NETWORKS, default="mlp")
     parser.add_argument("--blocks", type=int, default=0, help="residual blocks after each layer")
@@ -115,7 +117,8 @@ def main() -> None:
     if args.evaluate:
         blocks, working = time_evaluation(args.k, args.seconds), None
     else:
-        declared = {"objective": "iwae", "k": args.k, **args.declare}
+        few = {"backward": args.backward} if args.backward else {}
+        declared = {"objective": "iwae", "k": args.k, **few, **args.declare}
         how = args.replicates, args.seconds, args.batch
         blocks, working = time_steps(declared, *how, args.network, args.blocks)
     about = {

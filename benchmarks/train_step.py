@@ -1,14 +1,16 @@
 """How fast a training step is: the trainer, plain PyTorch, and what the cores can do at most.
 
-    python benchmarks/train_step.py [--k 1 5 50] [--json FILE] [--torch-python PYTHON]
+    python benchmarks/train_step.py [--k 1 5 50] [--batch 20 100] [--backward 8] [--json FILE]
 
 Every measurement runs in a process of its own, with as many threads as there are cores, or with
 `--cores N` bound to N of them. All take turns, round after round, so that a slow minute of the
 machine meets every one; blocks during which other programs used the same cores are left out.
 
-A step is one IWAE update of a one-layer model (784-200-200-50, batch 20, fresh binarisation,
-Adam); see `torch_step.py` for the other side of the comparison. Its multiplications are counted
-from the shapes and set against the fastest float32 matrix product of the same session.
+A step is one IWAE update of a one-layer model (784-200-200-50, fresh binarisation, Adam); see
+`torch_step.py` for the other side of the comparison. Its multiplications are counted from the
+shapes and set against the fastest float32 matrix product of the same session. With `--backward S`
+the trainer is also timed with a gradient through S of the k particles. Each row is compared with
+the fastest PyTorch step of as many particles and examples, whose gradient goes through all.
 """
 
 import argparse
@@ -23,6 +25,8 @@ from typing import NamedTuple
 from matmul_peak import gigaflops
 from timing import Block, Timing, cores, summary
 
+BATCH = 20  # the published one
+VARIANTS = ("eager", "compiled", "max-autotune")  # of the PyTorch step
 HERE = Path(__file__).resolve().parent
 MISSING_TORCH = """\
 PyTorch is not installed for {python}: only the trainer is measured.
@@ -49,19 +53,33 @@ class Measured(NamedTuple):
     working_mib: float | None = None
 
 
-def step_flops(k: int, batch: int = 20) -> int:
+class Setting(NamedTuple):
+    """What a step is a step of."""
+
+    k: int
+    batch: int
+
+    def __str__(self) -> str:
+        return f"k={self.k}" + (f" batch={self.batch}" if self.batch != BATCH else "")
+
+
+def step_flops(k: int, batch: int = BATCH, backward: int | None = None) -> int:
     """Floating-point operations of the matrix products in one step.
 
     A product costs 2 per multiply-add; the backward pass has two products for each one of the
-    forward pass, except that nobody asks for the gradient of the pixels.
+    forward pass, except that nobody asks for the gradient of the pixels. If the gradient goes
+    through a few particles, those go forward a second time.
     """
     pixels, hidden, latent = 784, 200, 50
     encoder = pixels * hidden + hidden * hidden + hidden * 2 * latent
     decoder = latent * hidden + hidden * hidden + hidden * pixels
-    return 2 * batch * (3 * (encoder + k * decoder) - pixels * hidden)
+    decoders = 3 * k if backward is None else k + 3 * backward
+    return 2 * batch * (3 * encoder + decoders * decoder - pixels * hidden)
 
 
-def contestants(ks: list[int], torch_python: str | None) -> list[Contestant]:
+def contestants(
+    settings: list[Setting], torch_python: str | None, backward: int | None
+) -> list[Contestant]:
     """All that take turns in one round."""
     ours = sys.executable
     peaks = [("numpy", ours), ("jax", ours)] + [("torch", torch_python)] * bool(torch_python)
@@ -69,15 +87,19 @@ def contestants(ks: list[int], torch_python: str | None) -> list[Contestant]:
         Contestant(f"peak {library}", python, "matmul_peak.py", ("--library", library))
         for library, python in peaks
     ]
-    for k in ks:
-        samples = ("--k", str(k))
+    for setting in settings:
+        shape = ("--k", str(setting.k), "--batch", str(setting.batch))
         if torch_python:
             listed += [
-                Contestant(f"torch {variant} k={k}", torch_python, "torch_step.py", arguments)
-                for variant in ("eager", "compiled", "max-autotune")
-                for arguments in [(*samples, "--variant", variant)]
+                Contestant(f"torch {variant} {setting}", torch_python, "torch_step.py", arguments)
+                for variant in VARIANTS
+                for arguments in [(*shape, "--variant", variant)]
             ]
-        listed.append(Contestant(f"iwae k={k}", ours, "iwae_step.py", samples))
+        listed.append(Contestant(f"iwae {setting}", ours, "iwae_step.py", shape))
+        if backward and backward < setting.k:
+            few = (*shape, "--backward", str(backward))
+            name = f"iwae {setting} backward={backward}"
+            listed.append(Contestant(name, ours, "iwae_step.py", few))
     return listed
 
 
@@ -121,25 +143,32 @@ def run_rounds(
     return {name: (summary(measured.blocks), measured) for name, measured in gathered.items()}
 
 
-def table(results: dict[str, tuple[Timing, Measured]], ks: list[int], peak: float) -> list[str]:
+def table(
+    results: dict[str, tuple[Timing, Measured]],
+    settings: list[Setting],
+    backward: int | None,
+    peak: float,
+) -> list[str]:
     """Lines of the report; `peak` is in GFLOP/s.
 
     Nothing is compared with a row that has no undisturbed block (marked busy): threads that wait
     for a neighbour's can be a hundred times slower, and one framework suffers more than another.
     """
-    lines = [f"{'':24}{'ms/step':>9}{'min':>9}{'max':>9}{'vs torch':>10}{'of peak':>9}{'quiet':>8}"]
-    for k in ks:
-        rows = {name: row for name, row in results.items() if name.endswith(f" k={k}")}
+    lines = [f"{'':32}{'ms/step':>9}{'min':>9}{'max':>9}{'vs torch':>10}{'of peak':>9}{'quiet':>8}"]
+    for setting in settings:
+        few = f" {setting} backward={backward}"
+        rows = {n: row for n, row in results.items() if n.endswith((f" {setting}", few))}
         rivals = [timing for name, (timing, _) in rows.items() if name.startswith("torch")]
         fair = bool(rivals) and all(rival.quiet for rival in rivals)
         for name, (timing, measured) in rows.items():
             ratio = share = "busy"
             if timing.quiet:
-                share = f"{step_flops(k) / timing.median / 1e6 / peak:.0%}"
+                flops = step_flops(*setting, backward if name.endswith(few) else None)
+                share = f"{flops / timing.median / 1e6 / peak:.0%}"
                 best = min(rival.median for rival in rivals) if fair else float("nan")
                 ratio = f"{best / timing.median:.2f}x" if fair else "-"
             lines.append(
-                f"{name:24}{timing.median:9.3f}{timing.low:9.3f}{timing.high:9.3f}"
+                f"{name:32}{timing.median:9.3f}{timing.low:9.3f}{timing.high:9.3f}"
                 f"{ratio:>10}{share:>9}{timing.quiet:>5}/{len(measured.blocks)}"
             )
     return lines
@@ -158,6 +187,8 @@ def main() -> None:
     """Measure everything and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--k", type=int, nargs="+", default=[1, 5, 50], help="samples per example")
+    parser.add_argument("--batch", type=int, nargs="+", default=[BATCH], help="examples a step")
+    parser.add_argument("--backward", type=int, help="also a gradient through so many samples")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=2.0, help="of each measurement")
     parser.add_argument("--torch-python", default=sys.executable, help="interpreter with PyTorch")
@@ -168,7 +199,9 @@ def main() -> None:
     torch_python = args.torch_python if has_torch(args.torch_python) else None
     if torch_python is None:
         print(MISSING_TORCH.format(python=args.torch_python), file=sys.stderr)
-    results = run_rounds(contestants(args.k, torch_python), args.rounds, args.seconds)
+    settings = [Setting(k, batch) for batch in args.batch for k in args.k]
+    listed = contestants(settings, torch_python, args.backward)
+    results = run_rounds(listed, args.rounds, args.seconds)
     # The peak is the best that any library managed in any block: nothing about it is typical.
     peaks = {n: m for n, (_, m) in results.items() if n.startswith("peak ")}
     peak = max((gigaflops(b) for m in peaks.values() for b in m.blocks), default=float("nan"))
@@ -176,10 +209,11 @@ def main() -> None:
     print(f"{platform.machine()}, {args.cores} of {os.cpu_count()} cores in use")
     print("; ".join(dict.fromkeys(m.version for _, m in results.values())))
     print(f"matrix-product peak {peak:.0f} GFLOP/s; load average at the end {load:.1f}\n")
-    print("\n".join(table(results, args.k, peak)))
+    print("\n".join(table(results, settings, args.backward, peak)))
     if args.json:
         record = {"peak_gflops": peak, "load": load, "cores": args.cores, "results": results}
-        record["flops_per_step"] = {str(k): step_flops(k) for k in args.k}
+        record["flops_per_step"] = {str(s).removeprefix("k="): step_flops(*s) for s in settings}
+        record["backward"] = args.backward
         args.json.write_text(json.dumps(record, indent=1) + "\n")
 
 

@@ -16,7 +16,7 @@ from iwae.config import config_values, read_config, write_config
 from iwae.presets import PRESETS, cells, matching, preset, same_experiment
 from iwae.queue import Measure, state_of
 from iwae.reproduce import Cell, Wanted, hours, plan, read_cell, read_cells
-from iwae.reproduce.costs import measured_costs, shape_of
+from iwae.reproduce.costs import measured_costs, shape_of, stage_configs
 
 RESULTS = Path(__file__).parents[1] / "results"
 VAE = "table1/mnist/1l/vae-k1"
@@ -159,7 +159,8 @@ def test_a_changed_experiment_is_not_the_published_one(change):
 
 def test_every_cell_was_timed():
     timed = measured_costs()["ms_per_step"]
-    assert {shape_of(entry.config()) for entry in PRESETS.values()} == set(timed)
+    stages = [stage for entry in PRESETS.values() for stage in stage_configs(entry.config())]
+    assert {shape_of(stage) for stage in stages} == set(timed)
 
 
 def test_hours_are_steps_times_milliseconds():
@@ -171,6 +172,19 @@ def test_hours_are_steps_times_milliseconds():
     assert hours(five) == pytest.approx(3280 * 3000 * rounds * found["together"] / 3.6e6)
     assert hours(config.model_copy(update={"k": 3})) is None
     assert hours(config.model_copy(update={"dataset": "mine.npy"})) is None
+
+
+def test_hours_of_a_run_in_stages_are_those_of_its_stages():
+    parts = [{"k": 1, "epochs": 30}, {"k": 5, "epochs": 20}]
+    config = preset("table1/mnist/1l/vae-k5").config(stages=parts)
+    alone = [preset(f"table1/mnist/1l/vae-k{part['k']}").config() for part in parts]
+    each = [hours(c.model_copy(update={"epochs": e})) for c, e in zip(alone, (30, 20), strict=True)]
+    assert hours(config) == pytest.approx(sum(each))
+    for unlike in ({"backward": 2}, {"optimizer": "soap"}):
+        assert (
+            hours(preset("table1/mnist/1l/vae-k5").config(stages=[parts[0], parts[1] | unlike]))
+            is None
+        )
 
 
 # What came of it

@@ -17,21 +17,35 @@ LEAPFROGS = 5 * 128 * (5 - 1) * 5
 def speed_table(results: Path) -> str:
     """Markdown: milliseconds per training step in the committed run of `benchmarks/train_step.py`.
 
-    Medians over the blocks of that run; the ratio is to the fastest variant of PyTorch.
+    Medians over the blocks of that run; a ratio is to the fastest variant of PyTorch in batches of
+    as many examples, whose gradient goes through all k particles.
     """
     path = Path(results) / "benchmarks" / "train_step.json"
     if not path.is_file():
         raise UserError(f"no record {path}: run benchmarks/train_step.py --json {path}")
     record = json.loads(path.read_text())
     medians = {name: timing[0] for name, (timing, _) in record["results"].items()}
+    backward = record.get("backward")
+    batched = any(" batch=" in setting for setting in record["flops_per_step"])
     rows = []
-    for k, flops in record["flops_per_step"].items():
-        ours = medians[f"iwae k={k}"]
-        rivals = [ms for name, ms in medians.items() if re.fullmatch(rf"torch .* k={k}", name)]
-        row = {"k": k, "ours, ms/step": f"{ours:.2f}"}
+    for setting, flops in record["flops_per_step"].items():
+        k, _, batch = setting.partition(" batch=")
+        ours, few = medians[f"iwae k={setting}"], f"iwae k={setting} backward={backward}"
+        rivals = [
+            ms for name, ms in medians.items() if re.fullmatch(rf"torch .* k={setting}", name)
+        ]
+        row = {
+            "k": k,
+            **({"batch": batch or "20"} if batched else {}),
+            "ours, ms/step": f"{ours:.2f}",
+        }
         if rivals:
             row["fastest PyTorch, ms/step"] = f"{min(rivals):.2f}"
             row["ratio"] = f"{min(rivals) / ours:.1f}"
+        if few in medians:
+            row[f"gradient through {backward}, ms/step"] = f"{medians[few]:.2f}"
+            if rivals:
+                row["its ratio"] = f"{min(rivals) / medians[few]:.1f}"
         row["of the matrix-product peak"] = f"{flops / ours / 1e6 / record['peak_gflops']:.0%}"
         rows.append(row)
     return markdown(rows)

@@ -7,11 +7,19 @@ from typing import Any
 
 from iwae.config import TrainConfig
 from iwae.data import DATASETS
+from iwae.declaration import particles
+
+
+def stage_configs(config: TrainConfig) -> list[TrainConfig]:
+    """The configuration of each stage that has epochs; the run's own if it has no stages."""
+    epochs = config.stage_epochs()
+    return [config.stage(i, length) for i, length in enumerate(epochs) if length]
 
 
 def shape_of(config: TrainConfig) -> str:
-    """What the time of a step depends on, in words."""
+    """What the time of a step depends on, in words; of a run in stages, apply it to each stage."""
     found = config.declaration()
+    few = found.backward
     shape = [
         "x".join(map(str, DATASETS[config.dataset].shape)),
         f"{len(config.sizes()[0])}l",
@@ -23,6 +31,10 @@ def shape_of(config: TrainConfig) -> str:
             if (value := getattr(found, name)) is not None
         ),
         *([found.gradient] if found.gradient not in (None, "reparam") else []),
+        *([f"backward{few}"] if few is not None and few < particles(found) else []),
+        # A step of the authors' Adam takes as long as one of the paper's.
+        *([config.optimizer] if config.optimizer not in ("adam", "authors") else []),
+        *(["ema"] if config.ema is not None else []),
         f"batch{config.batch_size}",
     ]
     return " ".join(shape)
@@ -41,11 +53,18 @@ def hours(config: TrainConfig) -> float | None:
     """
     if config.dataset not in DATASETS:  # a file of the user's own
         return None
-    record = measured_costs()
-    found = record["ms_per_step"].get(shape_of(config))
-    if found is None:
-        return None
+    total = 0.0
+    for stage in stage_configs(config):
+        found = measured_costs()["ms_per_step"].get(shape_of(stage))
+        if found is None:
+            return None
+        total += _stage_hours(stage, found)
+    return total
+
+
+def _stage_hours(config: TrainConfig, found: dict[str, Any]) -> float:
+    """Hours of a stage whose steps were measured."""
     steps = config.epochs * (DATASETS[config.dataset].sizes[0] // config.batch_size)
-    rounds = -(-config.replicates // record["cores"])
+    rounds = -(-config.replicates // measured_costs()["cores"])
     ms = found["alone"] if config.replicates == 1 else rounds * found["together"]
     return steps * ms / 3.6e6
