@@ -1,7 +1,7 @@
 """Marked blocks of Markdown files, filled from the records of a results folder."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -16,22 +16,56 @@ from iwae.report.experiments import (
 from iwae.report.likelihoods import estimates_table, likelihood_table
 from iwae.report.objectives import differences_table, objectives_table, protocols_table
 from iwae.report.speed import aiwae_table, costs_table, queue_table, speed_table
-from iwae.reproduce import Wanted, read_cell, table
+from iwae.report.tables import markdown
+from iwae.reproduce import Cell, Wanted, duration, hours, read_cell, table
 
 
-def cells_table(results: Path, cells: str, *, run_only: bool = False) -> str:
-    """Markdown: cells of published tables, named as `iwae reproduce` names them and with commas.
+def cells_table(results: Path, cells: str) -> str:
+    """Markdown: cells of published tables, named as `iwae reproduce` names them and with commas."""
+    ours, fast = _both(results, cells)
+    return table(ours, Wanted(), fast=fast.values())
 
-    Args:
-        run_only: leave out what was run neither as published nor by a fast recipe.
-    """
-    wanted, names = Wanted(), matching(cells.split(","))
-    fast = [FAST + name for name in names if FAST + name in PRESETS]
-    ours, theirs = ([read_cell(results, n, wanted) for n in some] for some in (names, fast))
-    if run_only:
-        known = {c.name.removeprefix(FAST) for c in (*ours, *theirs) if c.nll is not None}
-        ours = [cell for cell in ours if cell.name in known]
-    return table(ours, wanted, fast=theirs)
+
+def run_cells_table(results: Path, cells: str) -> str:
+    """Markdown: what was run of some cells, in a line each: NLL, active units and time."""
+    ours, fast = _both(results, cells)
+    rows = [
+        {
+            "NLL, nats (active units; training time)": cell.name,
+            "published": _in_brief(cell.entry.nll, None, cell.entry.active, None),
+            "ours, published schedule": _of(cell),
+            "ours, fast recipe": _of(fast[cell.name]) if cell.name in fast else "",
+        }
+        for cell in ours
+    ]
+    return markdown(row for row in rows if any(list(row.values())[2:]))
+
+
+def _both(results: Path, cells: str) -> tuple[list[Cell], dict[str, Cell]]:
+    """Cells as published, and by their fast recipes under the same names."""
+    names = matching(cells.split(","))
+    ours = [read_cell(results, name, Wanted()) for name in names]
+    fast = {n: read_cell(results, FAST + n, Wanted()) for n in names if FAST + n in PRESETS}
+    return ours, fast
+
+
+def _of(cell: Cell) -> str:
+    """A cell in brief; nothing if it was not run."""
+    if cell.nll is None:
+        return ""
+    cost = hours(cell.entry.config(epochs=cell.epochs, replicates=cell.seeds))
+    return _in_brief(cell.nll, cell.stderr, cell.active, cost)
+
+
+def _in_brief(
+    nll: float | None, stderr: float | None, active: Sequence[float], cost: float | None
+) -> str:
+    if nll is None:
+        return ""
+    error = "" if stderr is None else f" ± {stderr:.2f}"
+    about = ["+".join(f"{count:.3g}" for count in active)] if active else []
+    about += [] if cost is None else [duration(cost)]
+    return f"{nll:.2f}{error}" + (f" ({'; '.join(about)})" if about else "")
 
 
 BLOCKS: dict[str, Callable[[Path], str]] = {
@@ -52,7 +86,10 @@ BLOCKS: dict[str, Callable[[Path], str]] = {
     "queue": queue_table,
     "imputation": imputation_table,
 }
-"""What a marked block is filled with; `cells:NAME` and `cells-run:NAME` are tables of cells."""
+"""What a marked block is filled with, unless it is one of `_TABLES`."""
+
+_TABLES = {"cells": cells_table, "run-cells": run_cells_table}
+"""What a block `cells:NAME` is filled with: all cells of that name, or those that were run."""
 
 
 def fill_blocks(text: str, results: Path) -> str:
@@ -61,13 +98,13 @@ def fill_blocks(text: str, results: Path) -> str:
     def fill(match: re.Match[str]) -> str:
         name = match[1]
         kind, _, cells = name.partition(":")
-        if kind in ("cells", "cells-run") and cells:
-            made = cells_table(results, cells, run_only=kind == "cells-run")
+        if kind in _TABLES and cells:
+            made = _TABLES[kind](results, cells)
         elif name in BLOCKS:
             made = BLOCKS[name](results)
         else:
             raise UserError(
-                f"no block {name!r}; known: {', '.join(BLOCKS)}, cells:NAME, cells-run:NAME"
+                f"no block {name!r}; known: {', '.join(BLOCKS)}, cells:NAME, run-cells:NAME"
             )
         return f"<!-- results:{name} -->\n{made}<!-- /results:{name} -->"
 
