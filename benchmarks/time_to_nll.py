@@ -280,6 +280,7 @@ def label_gap(axes: Axes, ends: list[float], y: float, words: str) -> None:
         va="top",
         fontsize=SMALL + 1,
         color=INK,
+        bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.8},
     )
 
 
