@@ -149,7 +149,9 @@ def train(contestant: Contestant, seconds: float, folder: Path) -> Run:
 def evaluated(points: list[dict[str, Any]], folder: Path) -> list[dict[str, Any]]:
     """The points with their NLL in the place of their weights."""
     images = load_dataset("mnist", validation=HELD_OUT).validation
-    return [{**p, "nll": nll(folder / p.pop("weights"), images, EVALUATED_K)} for p in points]
+    for point in points:
+        point["nll"] = nll(folder / point.pop("weights"), images, EVALUATED_K)
+    return points
 
 
 def disturbance(points: list[dict[str, Any]]) -> float:
@@ -280,6 +282,7 @@ def label_gap(axes: Axes, ends: list[float], y: float, words: str) -> None:
         va="top",
         fontsize=SMALL + 1,
         color=INK,
+        bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.8},
     )
 
 

@@ -154,7 +154,7 @@ def table(
     Nothing is compared with a row that has no undisturbed block (marked busy): threads that wait
     for a neighbour's can be a hundred times slower, and one framework suffers more than another.
     """
-    lines = [f"{'':32}{'ms/step':>9}{'min':>9}{'max':>9}{'vs torch':>10}{'of peak':>9}{'quiet':>8}"]
+    lines = [f"{'':36}{'ms/step':>9}{'min':>9}{'max':>9}{'vs torch':>10}{'of peak':>9}{'quiet':>8}"]
     for setting in settings:
         few = f" {setting} backward={backward}"
         rows = {n: row for n, row in results.items() if n.endswith((f" {setting}", few))}
@@ -168,7 +168,7 @@ def table(
                 best = min(rival.median for rival in rivals) if fair else float("nan")
                 ratio = f"{best / timing.median:.2f}x" if fair else "-"
             lines.append(
-                f"{name:32}{timing.median:9.3f}{timing.low:9.3f}{timing.high:9.3f}"
+                f"{name:36}{timing.median:9.3f}{timing.low:9.3f}{timing.high:9.3f}"
                 f"{ratio:>10}{share:>9}{timing.quiet:>5}/{len(measured.blocks)}"
             )
     return lines
