@@ -10,6 +10,7 @@ from iwae.presets import matching
 from iwae.report.experiments import densities_table, imputation_table, labels_table
 from iwae.report.likelihoods import estimates_table, likelihood_table
 from iwae.report.objectives import differences_table, objectives_table, protocols_table
+from iwae.report.resampling import resampling_table
 from iwae.report.speed import aiwae_table, costs_table, queue_table, speed_table
 from iwae.reproduce import Wanted, read_cell, table
 
@@ -34,6 +35,7 @@ BLOCKS: dict[str, Callable[[Path], str]] = {
     "aiwae-step": aiwae_table,
     "densities": densities_table,
     "speed": speed_table,
+    "resampling": resampling_table,
     "queue": queue_table,
     "imputation": imputation_table,
 }
