@@ -172,7 +172,7 @@ def test_ways_of_drawing_stand_below_each_other_by_gradient_and_k(tmp_path):
         for _ in ways
     ]
     assert lines[4] == (
-        "| a | reparam | 50 | systematic | 0.40 ± 0.01 (0.50) | 0.10 ± 0.01 (0.50) |"
+        "| a | reparam | 50 | systematic | 0.400 ± 0.010 (0.50) | 0.100 ± 0.010 (0.50) |"
     )
 
 

@@ -28,6 +28,6 @@ def _rows(cell: dict[str, Any]) -> list[Row]:
     for few in cell["few"]:
         what = {"model": cell["run"], "gradient": cell["gradient"], "k": str(cell["k"])}
         row = rows.setdefault(few["draw"], {**what, "draw": few["draw"]})
-        added = f"{few['relative']:.2f} ± {few['relative_stderr']:.2f}"
+        added = f"{few['relative']:.3f} ± {few['relative_stderr']:.3f}"
         row[f"S = {few['backward']}"] = f"{added} ({few['variance_times_seconds']:.2f})"
     return list(rows.values())
