@@ -21,6 +21,7 @@ from iwae.report import (
     read_records,
 )
 from iwae.report.objectives import objective_row, protocols_table
+from iwae.report.resampling import resampling_table
 from iwae.report.speed import costs_table, queue_table
 
 ROOT = Path(__file__).parents[1]
@@ -145,6 +146,34 @@ def test_times_are_compared_with_what_was_timed_undisturbed(tmp_path):
     path.write_text(json.dumps({"results": {"elbo k=5": results["elbo k=5"]}}))
     with pytest.raises(UserError, match="has no 'iwae k=5': time it too"):
         costs_table(tmp_path)
+
+
+def test_ways_of_drawing_stand_below_each_other_by_gradient_and_k(tmp_path):
+    def few(draw, count, relative):
+        numbers = {"relative": relative, "relative_stderr": 0.01}
+        return {"draw": draw, "backward": count, "variance_times_seconds": 0.5, **numbers}
+
+    path = tmp_path / "benchmarks" / "resampling.json"
+    with pytest.raises(UserError, match=r"python experiments/resampling.py"):
+        resampling_table(tmp_path)
+    path.parent.mkdir()
+    ways = [few("systematic", 1, 0.4), few("largest exactly", 1, 0.3)]
+    cells = [
+        {"run": "a", "gradient": "dreg", "k": 5, "few": ways},
+        {"run": "a", "gradient": "reparam", "k": 50, "few": [*ways, few("systematic", 8, 0.1)]},
+        {"run": "a", "gradient": "reparam", "k": 5, "few": ways},
+    ]
+    path.write_text(json.dumps({"cells": cells}))
+    lines = narrow(resampling_table(tmp_path))
+    assert lines[0] == "| model | gradient | k | draw | S = 1 | S = 8 |"
+    assert [line.split(" | ")[1:3] for line in lines[2:]] == [
+        [gradient, k]
+        for gradient, k in (("reparam", "5"), ("reparam", "50"), ("dreg", "5"))
+        for _ in ways
+    ]
+    assert lines[4] == (
+        "| a | reparam | 50 | systematic | 0.400 ± 0.010 (0.50) | 0.100 ± 0.010 (0.50) |"
+    )
 
 
 def test_what_the_queue_adds_is_compared_round_by_round(tmp_path):

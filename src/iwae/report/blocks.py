@@ -15,6 +15,7 @@ from iwae.report.experiments import (
 )
 from iwae.report.likelihoods import estimates_table, likelihood_table
 from iwae.report.objectives import differences_table, objectives_table, protocols_table
+from iwae.report.resampling import resampling_table
 from iwae.report.speed import aiwae_table, costs_table, queue_table, speed_table
 from iwae.report.tables import markdown
 from iwae.reproduce import Cell, Wanted, duration, hours, read_cell, table
@@ -83,6 +84,7 @@ BLOCKS: dict[str, Callable[[Path], str]] = {
     "densities": densities_table,
     "speed": speed_table,
     "recipes": recipes_table,
+    "resampling": resampling_table,
     "queue": queue_table,
     "imputation": imputation_table,
 }

@@ -1,0 +1,215 @@
+"""Ways of drawing the few particles that a gradient goes through, on trained models.
+
+    python experiments/resampling.py
+
+For each number k of particles, S of them and gradient: the variance that the draw adds to the
+gradient, and the seconds of one gradient, by each way of drawing. Every cell (run, gradient, k) of
+`results/benchmarks/resampling.json` that is there already is not done again. Then
+`python -m iwae.report results docs/objectives.md` makes the table.
+
+Given the particles, a gradient through a few of them has the one through all for its mean. So the
+added variance is the mean square of their difference, on the same particles, and the variance of
+the full gradient half that of two of the same batch. Both are summed over all parameters. Seconds
+are those of the processor, which other programs on it change less than those of a clock; the
+gradients to be compared take turns.
+"""
+
+import json
+import os
+import time
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("JAX_NUM_CPU_DEVICES", "1")
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, PyTree
+
+from iwae._types import PRNGKey, Scalar, atomic_write
+from iwae.gradients import dreg
+from iwae.gradients.signal import gradient_of
+from iwae.measure.records import make_subject, origin, provenance
+from iwae.model import VAE
+from iwae.objectives import REPARAM, Estimator, bound, iwae
+from iwae.objectives.resampling import Draw, Drawn, few
+
+RESULTS = Path(__file__).resolve().parents[1] / "results"
+RECORD = RESULTS / "benchmarks" / "resampling.json"
+
+RUNS = ("mnist-1l-iwae-k5-100epochs", "table1/mnist/1l/vae-k1/seed-0")
+GRADIENTS: dict[str, Estimator] = {"reparam": REPARAM, "dreg": dreg()}
+DRAWS = {50: 48, 5: 160, 500: 12}
+"""k -> draws of each gradient, each of another batch; the usual k first."""
+COUNTS = (1, 2, 4, 8, 16)
+BATCH = 20
+SEED = 0
+
+
+def in_proportion(shares: Float[Array, " k"], points: Float[Array, " S"]) -> Drawn:
+    """The particles whose parts of the line hold the points of [0, 1), with duplicates."""
+    chances = shares / jnp.sum(shares)
+    index = jnp.sum(jnp.cumsum(chances)[:, None] <= points[None], axis=0)
+    index = jnp.minimum(index, shares.size - 1)
+    chosen = chances[index]
+    factor = 1 / (points.size * jnp.where(chosen > 0, chosen, 1.0))
+    return index, jnp.where(chosen > 0, factor, 0.0)
+
+
+def systematic_with_duplicates(key: PRNGKey, shares: Float[Array, " k"], count: int) -> Drawn:
+    """Systematic resampling: one uniform number for all points."""
+    points = (jax.random.uniform(key) + jnp.arange(count, dtype=jnp.float32)) / count
+    return in_proportion(shares, points)
+
+
+def stratified_with_duplicates(key: PRNGKey, shares: Float[Array, " k"], count: int) -> Drawn:
+    """Stratified resampling: a uniform number in each of S equal parts."""
+    numbers = jax.random.uniform(key, (count,))
+    return in_proportion(shares, (numbers + jnp.arange(count, dtype=jnp.float32)) / count)
+
+
+WAYS: dict[str, Draw] = {
+    "systematic": systematic_with_duplicates,
+    "stratified": stratified_with_duplicates,
+    "largest exactly": few,
+}
+
+
+@lru_cache
+def program(gradient: str, k: int, count: int | None) -> Any:
+    """(model, examples, key, way) -> a gradient of IWAE, through `count` particles or through all.
+
+    The way is a number, so that all ways share a program: only the drawing differs.
+    """
+
+    @eqx.filter_jit
+    def run(model: VAE, xs: Array, key: PRNGKey, way: Array) -> PyTree:
+        def draw(key: PRNGKey, shares: Array, count: int) -> Drawn:
+            branches = [lambda key, shares, f=f: f(key, shares, count) for f in WAYS.values()]
+            return jax.lax.switch(way, branches, key, shares)
+
+        objective = bound(iwae, k=k, estimator=GRADIENTS[gradient], backward=count, draw=draw)
+        return gradient_of(objective)(model, xs, key)
+
+    return run
+
+
+@eqx.filter_jit
+def squared_distance(a: PyTree, b: PyTree) -> Scalar:
+    """The sum of squared differences over all parameters."""
+    return sum(jax.tree.leaves(jax.tree.map(lambda a, b: jnp.sum((a - b) ** 2), a, b)))
+
+
+def timed(run: Any, *arguments: Any) -> tuple[PyTree, float]:
+    """What a program returns, and the processor's seconds."""
+    begin = time.process_time()
+    result = jax.block_until_ready(run(*arguments))
+    return result, time.process_time() - begin
+
+
+def measured(model: VAE, batches: Array, gradient: str, k: int) -> dict[str, Any]:
+    """The full gradient, and those through a few particles by each way, on the same particles."""
+    cases = [(name, count) for count in COUNTS if count < k for name in WAYS]
+    full_run = program(gradient, k, None)
+    ways = {name: jnp.asarray(i) for i, name in enumerate(WAYS)}
+    key = jax.random.key(SEED)
+    for count in (None, *(count for _, count in cases)):
+        timed(program(gradient, k, count), model, batches[0], key, ways["systematic"])
+    added: dict[tuple[str, int], list[float]] = {case: [] for case in cases}
+    seconds: dict[Any, list[float]] = {case: [] for case in (None, *cases)}
+    own, across, last = [], [], None
+    for i, xs in enumerate(batches):
+        one, other = (jax.random.fold_in(jax.random.fold_in(key, i), half) for half in (0, 1))
+        full, spent = timed(full_run, model, xs, one, ways["systematic"])
+        again, _ = timed(full_run, model, xs, other, ways["systematic"])
+        seconds[None].append(spent)
+        own.append(float(squared_distance(full, again)) / 2)
+        if i % 2:
+            across.append(float(squared_distance(full, last)) / 2)
+        last = full
+        for name, count in cases:
+            found, spent = timed(program(gradient, k, count), model, xs, one, ways[name])
+            added[name, count].append(float(squared_distance(found, full)))
+            seconds[name, count].append(spent)
+    base = float(np.median(seconds[None]))
+    return {
+        "variance": float(np.mean(own)),
+        "variance_stderr": stderr_of_mean(own),
+        "variance_of_batches": float(np.mean(across)),
+        "variance_of_batches_stderr": stderr_of_mean(across),
+        "seconds": base,
+        "few": [
+            few_row(name, count, added[name, count], own, seconds[name, count], base)
+            for name, count in cases
+        ],
+    }
+
+
+def few_row(
+    name: str,
+    count: int,
+    added: Sequence[float],
+    own: Sequence[float],
+    seconds: Sequence[float],
+    base: float,
+) -> dict[str, Any]:
+    """What a way of drawing adds to the full gradient's variance, and what it costs."""
+    relative, error = ratio_of_means(added, own)
+    ratio = float(np.median(seconds)) / base
+    return {
+        "draw": name,
+        "backward": count,
+        "added_variance": float(np.mean(added)),
+        "added_variance_stderr": stderr_of_mean(added),
+        "relative": relative,
+        "relative_stderr": error,
+        "seconds": float(np.median(seconds)),
+        "variance_times_seconds": (1 + relative) * ratio,
+        "variance_times_seconds_stderr": error * ratio,
+    }
+
+
+def stderr_of_mean(values: Sequence[float]) -> float:
+    """The standard error of a mean."""
+    return float(np.std(values, ddof=1) / np.sqrt(len(values)))
+
+
+def ratio_of_means(above: Sequence[float], below: Sequence[float]) -> tuple[float, float]:
+    """A ratio of two means of the same draws, and its standard error by the jackknife."""
+    pairs = np.array([above, below], np.float64)
+    n = pairs.shape[1]
+    without = (pairs.sum(axis=1, keepdims=True) - pairs) / (n - 1)
+    ratios = without[0] / without[1]
+    error = np.sqrt((n - 1) / n * ((ratios - ratios.mean()) ** 2).sum())
+    means = pairs.mean(axis=1)
+    return float(means[0] / means[1]), float(error)
+
+
+def main() -> None:
+    """Measure the cells that the record does not have yet."""
+    cells = json.loads(RECORD.read_text())["cells"] if RECORD.exists() else []
+    done = {(cell["run"], cell["gradient"], cell["k"]) for cell in cells}
+    for k, draws in DRAWS.items():
+        for run in RUNS:
+            subject = make_subject(RESULTS / run, split="train", examples=draws * BATCH, seed=SEED)
+            replicate, model = next(subject.models())
+            shuffled = np.random.default_rng(SEED).permutation(subject.data)
+            batches = jnp.asarray(shuffled, jnp.float32).reshape(draws, BATCH, -1)
+            for gradient in GRADIENTS:
+                if (run, gradient, k) in done:
+                    continue
+                cell = {"run": run, "gradient": gradient, "k": k, "draws": draws}
+                cell |= {"examples": BATCH, "seed": SEED, **origin(subject, replicate)}
+                cell |= {**provenance(), **measured(model, batches, gradient, k)}
+                cells.append(cell)
+                with atomic_write(RECORD) as path:
+                    path.write_text(json.dumps({"cells": cells}, indent=1) + "\n")
+                print(f"{run}, {gradient}, k = {k}: {cell['seconds'] * 1e3:.1f} ms", flush=True)
+
+
+if __name__ == "__main__":
+    main()
