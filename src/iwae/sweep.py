@@ -17,7 +17,14 @@ from iwae.queue import Measure, Task
 
 log = logging.getLogger(__name__)
 
-DEPTHS = {"latent_sizes": 1, "hidden_sizes": 2, "shape": 1, "columns": 1, "channels": 1}
+DEPTHS = {
+    "latent_sizes": 1,
+    "hidden_sizes": 2,
+    "shape": 1,
+    "columns": 1,
+    "channels": 1,
+    "stages": 1,
+}
 """Settings that are lists themselves, and how deep: a sweep over one is a list of these."""
 
 
