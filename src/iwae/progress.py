@@ -2,16 +2,13 @@
 
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
-from functools import cache
-from pathlib import Path
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from iwae.config import read_config
 from iwae.training import Report
 
 LINE_SECONDS = 10.0
@@ -30,25 +27,10 @@ def _bar() -> Progress:
     )
 
 
-def show_training(
-    reports: Iterable[Report], run: Path, *, quiet: bool = False, verbose: bool = False
-) -> None:
-    """Exhaust the reports of a run; see `show_reports`."""
-    # The configuration is there once the first report is.
-    epochs = cache(lambda: read_config(run / "config.toml").epochs)
-    show_reports(reports, epochs, quiet=quiet, verbose=verbose)
-
-
-Epochs = Callable[[], int]
-
-
-def show_reports(
-    reports: Iterable[Report], epochs: Epochs, *, quiet: bool = False, verbose: bool = False
-) -> None:
-    """Exhaust `reports`: epoch, steps per second, time left and the training bound.
+def show_training(reports: Iterable[Report], *, quiet: bool = False, verbose: bool = False) -> None:
+    """Exhaust the reports of a run: epoch, steps per second, time left and the training bound.
 
     Args:
-        epochs: how many there will be; asked for after the first report.
         quiet: show nothing.
         verbose: a line for every epoch.
     """
@@ -56,12 +38,12 @@ def show_reports(
         for _ in reports:
             pass
     elif sys.stderr.isatty() and not verbose:
-        _training_bar(reports, epochs)
+        _training_bar(reports)
     else:
-        _training_lines(reports, epochs, every=0.0 if verbose else LINE_SECONDS)
+        _training_lines(reports, every=0.0 if verbose else LINE_SECONDS)
 
 
-def _training_bar(reports: Iterable[Report], epochs: Epochs) -> None:
+def _training_bar(reports: Iterable[Report]) -> None:
     with _bar() as bar:
         task = None
         for report in reports:
@@ -70,26 +52,26 @@ def _training_bar(reports: Iterable[Report], epochs: Epochs) -> None:
             bar.update(task, completed=report.share, words=_words(report))
 
 
-def _training_lines(reports: Iterable[Report], epochs: Epochs, every: float) -> None:
+def _training_lines(reports: Iterable[Report], every: float) -> None:
     last = time.monotonic()
-    first: tuple[float, int] | None = None
+    first: tuple[float, float] | None = None
     report = shown = None
     for report in reports:
         now = time.monotonic()
-        first = first or (now, report.step)
+        first = first or (now, report.share)
         if report.epoch_done and now - last >= every:
-            left = _left(report, epochs, first, now)
+            left = _left(report, first, now)
             print(f"{_words(report)}{left}", file=sys.stderr, flush=True)
             last, shown = now, report
     if report is not None and report is not shown:
         print(_words(report), file=sys.stderr, flush=True)
 
 
-def _left(report: Report, epochs: Epochs, first: tuple[float, int], now: float) -> str:
-    done = report.step - first[1]
+def _left(report: Report, first: tuple[float, float], now: float) -> str:
+    done = report.share - first[1]
     if done == 0 or now - first[0] < 5:
         return ""
-    seconds = (now - first[0]) / done * (epochs() * report.steps_per_epoch - report.step)
+    seconds = (now - first[0]) / done * (1 - report.share)
     return f", {seconds / 60:.0f} min left"
 
 

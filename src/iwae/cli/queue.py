@@ -350,8 +350,8 @@ def _outcomes(
             **about,
         )
 
-    def show(reports: Any, run: Path) -> None:
-        show_training(reports, run, quiet=options.quiet)
+    def show(reports: Any, _: Path) -> None:
+        show_training(reports, quiet=options.quiet)
 
     def begin(task: "Task") -> None:
         if not options.quiet:

@@ -73,7 +73,7 @@ def train(arguments: Sequence[str]) -> int:
     from iwae.progress import show_training
 
     try:
-        show_training(reports, run, quiet=options.quiet, verbose=options.verbose)
+        show_training(reports, quiet=options.quiet, verbose=options.verbose)
     except Stopped as stopped:
         print(f"{stopped}; go on with: iwae train --resume {run}", file=sys.stderr)
         return stopped.status

@@ -53,7 +53,7 @@ from iwae.methods import compose
 from iwae.missing import expected_values, multiple_imputations
 from iwae.model import VAE
 from iwae.observations import observation
-from iwae.progress import show_reports
+from iwae.progress import show_training
 from iwae.training import (
     Plan,
     Report,
@@ -233,7 +233,7 @@ class ImportanceWeightedAutoencoder(
                     reports.append(report)
                 yield report
 
-        show_reports(run(), lambda: self.max_iter, quiet=not self.verbose)
+        show_training(run(), quiet=not self.verbose)
         weights = best.params if self.early_stopping else state.params
         self.model_ = replicate_model(blank, weights, 0)
         self._n_features_out = self.n_components

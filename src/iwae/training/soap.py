@@ -42,8 +42,8 @@ def soap(
     Args:
         b1, b2, eps: as in Adam.
         every: steps between refreshes of the eigenbases, by one step of orthogonal iteration.
-        largest: the smaller side of a matrix is rotated if it is at most this; vectors, and matrices
-            with larger sides, are left to Adam.
+        largest: the smaller side of a matrix is rotated if it is at most this; vectors, and
+            matrices with larger sides, are left to Adam.
         memory: share of the covariance that a refresh keeps.
     """
 
