@@ -327,7 +327,7 @@ def _cost(config: TrainConfig) -> float:
     """Passes through the decoder of an example, a third for one that nothing goes back through."""
     forward = particles(config.declaration())
     back = min(config.backward or forward, forward)
-    return 1 + (back if back == forward else forward / 3 + back)
+    return 1.0 + (back if back == forward else forward / 3 + back)
 
 
 def make_job(config: TrainConfig, data_dir: Path | None = None, *, resumed: bool = False) -> Job:
