@@ -30,15 +30,15 @@ from iwae.checkpoint import (
 )
 from iwae.methods import objective
 from iwae.model import VAE
-from iwae.training import Settings, adam, authors_adam, init_best, init_state
+from iwae.training import Settings, adam, authors_adam, init_best, init_state, soap
 
 NOTES = {"dataset": {"name": "none", "sizes": [1, 2]}, "version": "0"}
 
 
-def state_of(latent=3, seeds=(0, 1), optimizer=None):
+def state_of(latent=3, seeds=(0, 1), optimizer=None, ema=None):
     """A state and best weights, all of whose leaves differ."""
     models = [VAE(6, (latent,), ((4,),), key=jax.random.key(seed)) for seed in seeds]
-    settings = Settings(objective("iwae", 2), optimizer or adam())
+    settings = Settings(objective("iwae", 2), optimizer or adam(), ema=ema)
     keys = jax.random.split(jax.random.key(7), len(seeds))
     state = init_state(models, keys, settings)
     state = state._replace(step=state.step + jnp.arange(5, 5 + len(seeds)), bound=state.bound - 9.5)
@@ -73,10 +73,13 @@ def test_a_checkpoint_comes_back_bit_for_bit(saved):
     assert found.notes == NOTES
 
 
-def test_the_authors_optimiser_comes_back_too(tmp_path):
-    expected = state_of(optimizer=authors_adam(20))
+@pytest.mark.parametrize(
+    "options", [{"optimizer": authors_adam(20)}, {"optimizer": soap(), "ema": 0.9}]
+)
+def test_other_optimisers_and_an_average_come_back_too(tmp_path, options):
+    expected = state_of(**options)
     path = save_checkpoint(tmp_path, Checkpoint(*expected, NOTES))
-    found = load_checkpoint(path, state_of(seeds=(8, 9), optimizer=authors_adam(20)))
+    found = load_checkpoint(path, state_of(seeds=(8, 9), **options))
     assert list(bits(tuple(found)[:2])) == list(bits(expected))
 
 

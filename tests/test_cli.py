@@ -19,7 +19,7 @@ import small
 from iwae import runs
 from iwae.checkpoint import load_model
 from iwae.cli import COMMANDS, main, parsing, queue
-from iwae.config import TrainConfig
+from iwae.config import TrainConfig, parse_stages, write_config
 from iwae.declaration import GRADIENTS, OBJECTIVES
 from iwae.presets import PRESETS
 from iwae.progress import show_training, tracker
@@ -214,6 +214,38 @@ def test_options_become_a_configuration(iwae, monkeypatch, tmp_path, words, expe
     assert {field: getattr(config, field) for field in expected} == expected
 
 
+STAGES = "iwae k=5 epochs=3, iwae k=50 backward=8 epochs=2"
+
+
+@pytest.mark.parametrize(
+    ("words", "epochs"),
+    [
+        (("--stages", STAGES), 5),
+        ((f"--stages={STAGES}",), 5),
+        (("--preset", "digits/iwae-k20", "--stages", STAGES), 5),
+        (("--epochs", "10", "--stages", STAGES), 10),
+        (("--stages", STAGES, "--epochs=1"), 1),
+    ],
+)
+def test_stages_have_their_own_epochs_unless_told(iwae, monkeypatch, tmp_path, words, epochs):
+    calls = chosen(monkeypatch)
+    assert iwae("train", *words, "--out", tmp_path / "run")[0] == 0
+    ((_, config, *_),) = calls
+    assert config.epochs == epochs
+    assert config.stages == parse_stages(STAGES)
+
+
+def test_epochs_stretch_the_stages_of_a_file(iwae, monkeypatch, tmp_path):
+    calls = chosen(monkeypatch)
+    write_config(TrainConfig(stages=parse_stages(STAGES)), tmp_path / "own.toml")
+    words = ("train", tmp_path / "own.toml", "--out", tmp_path / "run")
+    for more in ((), ("--epochs", "10"), ("--stages", "epochs=4"), ("--backward", "3")):
+        assert iwae(*words, *more)[0] == 0
+    assert [config.epochs for _, config, *_ in calls] == [5, 10, 4, 5]
+    assert [config.backward for _, config, *_ in calls] == [None, None, None, 3]
+    assert calls[1][1].stage_epochs() == (6, 4)
+
+
 def test_options_change_what_an_experiment_file_says(iwae, monkeypatch, tmp_path):
     calls = chosen(monkeypatch)
     small.write_config(tmp_path / "experiment.toml")
@@ -253,6 +285,10 @@ WRONG = [
     ("train --preset table2/vae-to-iwae --out {new}", "--init-from RUN"),
     ("train --kk 5 --out {new}", "--k INT"),
     ("train --k five --out {new}", "Error parsing --k"),
+    ("train --stages k=2 --out {new}", "--stages: stage 1 needs epochs"),
+    ("train --stages kk=2 --epochs 3 --out {new}", "stage 1: unknown key 'kk'"),
+    ("train --backward 0 --out {new}", "backward: Input should be greater than or equal to 1"),
+    ("train --objective tvo --k 4 --backward 2 --out {new}", "backward does not go with tvo"),
     ("train --k 0 --out {new}", "k: Input should be greater than or equal to 1 (given: 0)"),
     ("train --k -1 --out {new}", "k: Input should be greater than or equal to 1 (given: -1)"),
     ("train --epochs 1.5 --out {new}", "Error parsing --epochs"),
@@ -264,7 +300,7 @@ WRONG = [
         "'8,x' is not lists of whole numbers",
     ),
     ("train --layers 2 --latent-sizes 2 --hidden-sizes 5 --out {new}", "layers is 2 but"),
-    ("train --optimizer sgd --out {new}", "'paper', 'authors'"),
+    ("train --optimizer sgd --out {new}", "'authors'"),
     ("train --dataset nonsense --out {new}", "unknown data set 'nonsense'"),
     ("train --dataset mnits --out {new}", "did you mean 'mnist'"),
     ("train --dataset nowhere.npy --out {new}", "nowhere.npy cannot be read"),

@@ -66,7 +66,7 @@ def test_a_configuration_comes_back_from_its_file(tmp_path_factory, values):
 
 def test_defaults_are_those_of_the_paper():
     config = TrainConfig()
-    assert (config.optimizer, config.schedule, config.epochs) == ("paper", "paper", 3280)
+    assert (config.optimizer, config.schedule, config.epochs) == ("adam", "paper", 3280)
     assert (config.learning_rate, config.batch_size) == (1e-3, 20)
     assert config.sizes() == ((50,), ((200, 200),))
     assert TrainConfig(layers=2).sizes() == ((100, 50), ((200, 200), (100, 100)))
@@ -119,7 +119,7 @@ def test_a_configuration_cannot_be_changed():
         ({"threshold": -0.1}, "threshold: "),
         ({"validation": -1}, "validation: "),
         ({"validation": "some"}, "validation: "),
-        ({"optimizer": "sgd"}, "optimizer: .*'paper' or 'authors'"),
+        ({"optimizer": "sgd"}, "optimizer: .*'adam', 'paper', 'authors' or 'soap'"),
         ({"activation": "tan"}, "activation: .*'tanh'"),
         ({"layers": 0}, "layers: "),
         ({"latent_sizes": [], "hidden_sizes": []}, "latent_sizes: .*at least 1"),

@@ -258,7 +258,7 @@ import sys
 from iwae.cli import main
 from iwae.runs import course
 
-training = course.training
+training = course.train_stages
 
 def waiting(*arguments):
     for step in training(*arguments):
@@ -266,7 +266,7 @@ def waiting(*arguments):
         print(step[2].step, flush=True)
         sys.stdin.readline()
 
-course.training = waiting
+course.train_stages = waiting
 sys.exit(main(sys.argv[1:]))
 """
 

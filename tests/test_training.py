@@ -18,7 +18,9 @@ import pytest
 from hypothesis import given
 
 from iwae._types import UserError
+from iwae.config import TrainConfig
 from iwae.evaluate import log_likelihoods
+from iwae.jobs import make_schedule
 from iwae.methods import objective
 from iwae.model import VAE
 from iwae.objectives import as_objective, bound, iwae
@@ -34,6 +36,7 @@ from iwae.training import (
     init_best,
     init_state,
     loop,
+    soap,
     stage_epochs,
     staged,
     train,
@@ -151,6 +154,45 @@ def test_the_authors_adam_is_that_of_their_code():
     assert found[1].all()
 
 
+def rotated(grads, *, every, memory, b=0.95, eps=1e-8):
+    """The directions of SOAP on the first side of a matrix, which is not larger; float64."""
+    m = v = np.zeros(grads.shape[1:])
+    for t, g in enumerate(grads):
+        if t == 0:
+            covariance = g @ g.T
+            q = np.linalg.eigh(covariance)[1]
+        elif t % every == 0:
+            covariance = memory * covariance + (1 - memory) * g @ g.T
+            m = q @ m
+            q = np.linalg.qr(covariance @ q)[0]
+            m = q.T @ m
+        h = q.T @ g
+        m, v = b * m + (1 - b) * h, b * v + (1 - b) * h**2
+        yield q @ (m / (1 - b ** (t + 1)) / (np.sqrt(v / (1 - b ** (t + 1))) + eps))
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_soap_is_adam_in_a_basis_of_eigenvectors(turned):
+    grads = np.random.default_rng(6).normal(size=(7, 3, 5)) * [[[1], [3], [10]]]
+    optimizer = soap(every=2, memory=0.7)
+    found = directions(optimizer, grads.transpose(0, 2, 1) if turned else grads)
+    for direction, expected in zip(found, rotated(grads, every=2, memory=0.7), strict=True):
+        its = direction.T if turned else direction
+        assert its == pytest.approx(expected, rel=2e-3, abs=2e-3)
+
+
+@pytest.mark.parametrize(("shape", "largest"), [((4,), 300), ((3, 5), 2)])
+def test_soap_leaves_vectors_and_large_matrices_to_adam(shape, largest):
+    grads = np.random.default_rng(7).normal(size=(5, *shape))
+    m = v = np.zeros(shape)
+    for t, (g, found) in enumerate(
+        zip(grads, directions(soap(every=2, largest=largest), grads), strict=True), 1
+    ):
+        m, v = 0.95 * m + 0.05 * g, 0.95 * v + 0.05 * g**2
+        expected = m / (1 - 0.95**t) / (np.sqrt(v / (1 - 0.95**t)) + 1e-8)
+        assert found == pytest.approx(expected, rel=1e-4)
+
+
 # Steps, on an objective whose gradient for the one parameter b that it has is x - b
 
 
@@ -239,6 +281,82 @@ def test_other_lengths_stretch_the_eight_stages(total):
     assert min(lengths) >= 0
     ends = np.cumsum([3**i for i in range(8)]) * total / 3280
     assert np.abs(np.cumsum(lengths) - ends).max() <= 0.5
+
+
+def at(schedule, *steps):
+    return [float(schedule(jnp.int32(step))) for step in steps]
+
+
+@pytest.mark.parametrize("first", [0, 70])
+@pytest.mark.parametrize(
+    ("name", "rates"),
+    [
+        ("constant", [0.2, 0.2, 0.2, 0.2, 0.2]),
+        ("linear", [0.2, 0.15, 0.1, 0.05, 0.2 / 40]),
+        (
+            "cosine",
+            [0.1 * (1 + math.cos(math.pi * share)) for share in (0, 0.25, 0.5, 0.75, 39 / 40)],
+        ),
+        ("constant-linear", [0.2, 0.2, 0.2, 0.1, 0.2 / 20]),
+    ],
+)
+def test_a_schedule_falls_from_its_rate_to_zero_at_its_end(name, rates, first):
+    config = TrainConfig(schedule=name, learning_rate=0.2, epochs=4)
+    schedule, ends = make_schedule(config, 10, first)
+    steps = [first + step for step in (0, 10, 20, 30, 39)]
+    assert at(schedule, *steps) == pytest.approx(rates, rel=1e-4)
+    assert ends == (4,)
+    if name != "constant":
+        assert at(schedule, first + 40, first + 99) == pytest.approx([0, 0], abs=1e-8)
+
+
+@pytest.mark.parametrize("first", [0, 70])
+def test_a_warm_up_rises_from_zero_over_its_epochs(first):
+    config = TrainConfig(schedule="linear", learning_rate=0.2, epochs=4, lr_warmup=0.5)
+    schedule, _ = make_schedule(config, 10, first)
+    plain, _ = make_schedule(config.model_copy(update={"lr_warmup": 0.0}), 10, first)
+    steps = [first + step for step in range(8)]
+    shares = [0.2, 0.4, 0.6, 0.8, 1, 1, 1, 1]
+    expected = [share * rate for share, rate in zip(shares, at(plain, *steps), strict=True)]
+    assert at(schedule, *steps) == pytest.approx(expected, rel=1e-5)
+    least, _ = make_schedule(config.model_copy(update={"lr_warmup": 0.001}), 10, first)
+    assert at(least, first) == at(plain, first)
+
+
+# The moving average of the weights
+
+
+def averaged(path, decay):
+    """The average along a path of weights, float64."""
+    mean = np.float64(path[0])
+    for done, b in enumerate(path[1:]):
+        kept = min(decay, (1 + done) / (10 + done))
+        mean = kept * mean + (1 - kept) * b
+    return mean
+
+
+def test_the_average_forgets_at_its_rate_and_is_what_is_validated_and_returned():
+    data = np.float32(np.random.default_rng(4).normal(size=(6, 3)))
+    held_out, start = data[:3] + 1, LinearGaussian.random(n_latent=1, n_data=3)
+    decay, schedule = 0.3, staged([0.2], [1], 1)
+    settings = Settings(as_objective(pull), adam(), 6, ema=decay)
+    first = init_state([start], jax.random.key(0)[None], settings)
+    path = [np.asarray(first.params.bias[0])]
+    for state, best, report in training(
+        first, init_best(first), data, schedule, start, settings, Plan(12), held_out
+    ):
+        path.append(np.asarray(state.params.bias[0]))
+        b = averaged(path, decay)
+        assert np.asarray(state.ema.bias[0]) == pytest.approx(b, rel=1e-4, abs=1e-5)
+        expected = (held_out @ b - 0.5 * b @ b).mean()
+        assert report.validation[0] == pytest.approx(expected, rel=1e-3)
+        if best.epoch[0] == report.epoch:
+            assert_same_bits(best.params, state.ema)
+    assert np.abs(averaged(path, decay) - path[-1]).max() > 1e-3
+    assert np.abs(averaged(path, decay) - averaged(path, 1.0)).max() > 1e-3  # the decay counts
+    options = {"epochs": 12, "batch_size": 6, "learning_rate": schedule, "ema": decay}
+    last = train(start, data, as_objective(pull), key=jax.random.key(0), **options)
+    assert np.asarray(last.model.bias) == pytest.approx(averaged(path, decay), rel=1e-4, abs=1e-5)
 
 
 # The best weights

@@ -314,8 +314,9 @@ class TrainConfig(BaseModel):
             values["stages"] = parse_stages(values["stages"])
         if values.get("optimizer") == "paper":
             values["optimizer"] = "adam"
-        if values.get("stages") and "epochs" not in values:
-            values["epochs"] = sum(_epochs_of(stage) for stage in values["stages"])
+        stages = values.get("stages")
+        if stages and isinstance(stages, list | tuple) and "epochs" not in values:
+            values["epochs"] = sum(_epochs_of(stage) for stage in stages)
         return values
 
     @model_validator(mode="after")
@@ -393,10 +394,10 @@ class TrainConfig(BaseModel):
         return tuple(end - start for start, end in zip([0, *ends], ends, strict=False))
 
     def final(self) -> "TrainConfig":
-        """The configuration of the last stage: what the run is trained for."""
-        if self.stages is None:
-            return self
-        return self.stage(len(self.stages) - 1, max(1, self.stage_epochs()[-1]))
+        """The configuration of the last stage that has epochs: what the run is trained for."""
+        lengths = self.stage_epochs()
+        last = max(i for i, epochs in enumerate(lengths) if epochs)
+        return self.stage(last, lengths[last])
 
     def kind(self) -> Kind | None:
         """The kind of data with its parameters, if it is given."""

@@ -127,7 +127,9 @@ def resolve(config: TrainConfig, dataset: Dataset) -> TrainConfig:
 
 
 def _declared(config: TrainConfig, layers: int) -> dict[str, Any]:
-    """What the objective leaves to its defaults."""
+    """What the objective leaves to its defaults; each stage of a run has those of its own."""
+    if config.stages is not None:
+        return {}
     found = check(config.declaration(), layers)
     return {name: value for name, value in found._asdict().items() if hasattr(config, name)}
 

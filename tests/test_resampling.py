@@ -1,0 +1,347 @@
+"""Gradients through a few of the particles: exact in expectation, and the bound of all of them."""
+
+from functools import partial
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from jax.flatten_util import ravel_pytree
+
+from expectations import assert_close, deep, shallow
+from iwae import methods
+from iwae._types import UserError
+from iwae.conditional import ConditionalVAE
+from iwae.declaration import Declaration, check, particles
+from iwae.methods import compose, objective
+from iwae.model import VAE
+from iwae.objectives import bound, elbo, iwae, sleeping, vr_max
+from iwae.objectives.resampling import few, inclusion, systematic
+from iwae.particles import importance_particles, particle_keys
+from reference import STANDARD_ERRORS
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+BITS = jnp.float32([1, 0, 1, 1])
+KEY = 3
+
+# Which particles
+
+shares_of = st.lists(
+    st.one_of(st.just(0.0), st.floats(2.0**-6, 2.0**6, width=32)), min_size=6, max_size=6
+)
+chances_of = jax.jit(inclusion, static_argnums=1)
+drawn_at = jax.jit(systematic, static_argnums=2)
+
+
+@given(shares_of, st.integers(1, 5))
+def test_chances_sum_to_their_number_and_are_proportional_below_one(shares, count):
+    found = np.float64(chances_of(jnp.float32(shares), count))
+    shares = np.float64(np.float32(shares))
+    positive = shares > 0
+    assert (found <= 1).all()
+    assert not found[~positive].any()
+    assert found.sum() == pytest.approx(min(count, positive.sum()), rel=1e-5)
+    if positive.sum() > count:
+        rest = positive & (found < 1 - 1e-5)
+        slopes = found[rest] / shares[rest]
+        assert slopes == pytest.approx(np.broadcast_to(slopes.mean(), slopes.shape), rel=1e-3)
+        if rest.any():  # whatever is always drawn is at least as large as the threshold
+            assert (shares[positive & ~rest] >= (1 - 1e-3) / slopes.mean()).all()
+
+
+@pytest.mark.parametrize(
+    ("shares", "count", "expected"),
+    [
+        ([0.4, 0.3, 0.2, 0.1], 1, [0.4, 0.3, 0.2, 0.1]),
+        ([4, 3, 2, 1], 2, [0.8, 0.6, 0.4, 0.2]),
+        ([4, 3, 2, 1], 3, [1, 1, 2 / 3, 1 / 3]),
+        ([9, 1, 1, 1], 2, [1, 1 / 3, 1 / 3, 1 / 3]),
+        ([1, 1, 1, 1], 3, [0.75, 0.75, 0.75, 0.75]),
+        ([0, 0, 5, 0], 1, [0, 0, 1, 0]),
+        ([0, 0, 5, 1e-9], 3, [0, 0, 1, 1]),
+        ([1e-30, 3e-30, 0, 0], 1, [0.25, 0.75, 0, 0]),
+    ],
+)
+def test_known_chances(shares, count, expected):
+    assert inclusion(jnp.float32(shares), count) == pytest.approx(expected, rel=1e-5)
+
+
+@given(shares_of, st.integers(1, 5), st.floats(2.0**-10, 1 - 2.0**-10))
+def test_no_particle_is_drawn_twice_and_those_that_are_certain_always_are(shares, count, u):
+    shares = jnp.float32(shares)
+    index, factor = drawn_at(jnp.float32(u), shares, count)
+    chances = np.asarray(chances_of(shares, count))
+    drawn = np.asarray(index)[np.asarray(factor) > 0]
+    assert len(set(drawn.tolist())) == len(drawn)
+    assert np.asarray(factor)[np.asarray(factor) > 0] == pytest.approx(1 / chances[drawn])
+    assert set(np.flatnonzero(chances == 1)) <= set(drawn.tolist())
+
+
+def test_a_key_draws_each_particle_with_its_chance():
+    n, shares = 4000, jnp.float32([5, 0, 2, 1, 0.7, 0.3])
+    index, factor = jax.vmap(partial(few, shares=shares, count=2))(
+        jax.random.split(jax.random.key(0), n)
+    )
+    drawn = np.zeros((n, 6))
+    np.put_along_axis(drawn, np.asarray(index), np.asarray(factor > 0), axis=1)
+    chances = np.float64(inclusion(shares, 2))
+    error = np.sqrt(chances * (1 - chances) / n)
+    assert (np.abs(drawn.mean(axis=0) - chances) <= STANDARD_ERRORS * error).all()
+    assert error.max() < 0.01
+
+
+# The mean over all that may be drawn
+
+
+def every_draw(i):
+    """The i-th of at most k draws that there are, its factors times its chance.
+
+    A draw has a single uniform number, so that all are those of k intervals between 0 and 1.
+    """
+
+    def draw(key, shares, count):  # noqa: ARG001
+        inner = jnp.mod(jnp.cumsum(inclusion(shares, count))[:-1], 1)
+        cuts = jnp.sort(jnp.concatenate([jnp.float32([0, 1]), inner]))
+        low, high = cuts[i], cuts[i + 1]
+        index, factor = systematic((low + high) / 2, shares, count)
+        return index, factor * (high - low)
+
+    return draw
+
+
+def flat(made, model, x, tuned):
+    """The gradient in the model, and in what is learned beside it, both flat."""
+    extra = made.init()
+    extra = extra if tuned is None else extra._replace(tuned=tuned)
+
+    def value(both):
+        given, example = both[0].condition(x)
+        key = jax.random.key(KEY)
+        return made.terms(given, example, key, extra._replace(learned=both[1]))[0]
+
+    grads = eqx.filter_grad(value)((model, extra.learned))
+    # What is learned beside the model has its gradient in every draw.
+    return ravel_pytree(eqx.filter(grads[0], eqx.is_inexact_array))[0], ravel_pytree(grads[1])[0]
+
+
+def mean_and_whole(monkeypatch, declaration, model, x, tuned=None):
+    """The gradients of every draw times its chance `[k, n]`, and that through all particles.
+
+    Not compiled, as each is looked at only once.
+    """
+    now, d = {}, check(declaration)
+
+    def draw(*arguments):
+        return every_draw(now["i"])(*arguments)
+
+    def with_draw(*arguments, **options):
+        return bound(*arguments, **options, draw=draw)
+
+    with monkeypatch.context() as patched:
+        for module in (methods, sleeping):
+            patched.setattr(module, "bound", with_draw)
+        make = methods._MAKERS.get(d.objective, methods._importance)
+        some, every = make(d, None), make(d._replace(backward=None), None)
+
+    def one(i):
+        now["i"] = i
+        return flat(some, model, x, tuned)
+
+    draws, learned = jax.vmap(one)(jnp.arange(particles(d)))
+    whole, its = flat(every, model, x, tuned)
+    assert np.asarray(learned) == pytest.approx(np.broadcast_to(its, learned.shape), rel=1e-5)
+    return np.float64(draws), np.float64(whole)
+
+
+def assert_exact(draws, whole):
+    scale = np.abs(whole).max()
+    assert np.abs(draws.sum(axis=0) - whole).max() < 2e-5 * scale
+    return scale
+
+
+CASES = {
+    "iwae": {"objective": "iwae"},
+    "iwae stl": {"objective": "iwae", "gradient": "stl"},
+    "iwae dreg": {"objective": "iwae", "gradient": "dreg"},
+    "iwae dreg-alpha": {"objective": "iwae", "gradient": "dreg-alpha", "alpha": 0.3},
+    "elbo": {"objective": "elbo"},
+    "elbo stl": {"objective": "elbo", "gradient": "stl"},
+    "miwae dreg": {"objective": "miwae", "k": 2, "m": 2, "gradient": "dreg"},
+    "piwae": {"objective": "piwae", "k": 2, "m": 2},
+    "piwae dreg": {"objective": "piwae", "k": 2, "m": 2, "gradient": "dreg"},
+    "ciwae dreg": {"objective": "ciwae", "beta": 0.3, "gradient": "dreg"},
+    "ciwae learned": {"objective": "ciwae", "beta": "learned"},
+    "vr-iwae dreg": {"objective": "vr-iwae", "alpha": 0.5, "gradient": "dreg"},
+    "rws": {"objective": "rws"},
+    "rws-dreg": {"objective": "rws", "gradient": "rws-dreg"},
+    "rws both": {"objective": "rws", "phase": "both"},
+}
+
+
+def declared(words, backward, **options):
+    return Declaration(**{"k": 4, **CASES[words], "backward": backward, **options})
+
+
+SIZES = [(words, 2) for words in CASES]
+SIZES += [(words, n) for words in ("iwae", "iwae dreg", "piwae dreg") for n in (1, 3)]
+
+
+@pytest.mark.parametrize(("words", "backward"), SIZES)
+def test_the_mean_over_the_draw_is_the_gradient_through_all(monkeypatch, words, backward):
+    draws, whole = mean_and_whole(monkeypatch, declared(words, backward), deep(), BITS)
+    scale = assert_exact(draws, whole)
+    if words != "rws both" and "elbo" not in words:  # one draw alone is another gradient
+        assert np.abs(draws - whole).max() > 1e-3 * scale
+
+
+WARM = {"kl_steps": jnp.int32(4)}
+CHANGED = {
+    "a warm-up": ({"kl_warmup_steps": 10}, "iwae", WARM),
+    "a warm-up of dreg": ({"kl_warmup_steps": 10}, "iwae dreg", WARM),
+    "free bits": ({"free_bits": 0.05}, "iwae", None),
+    "a chunk": ({"chunk": 3}, "iwae dreg", None),
+    "a chunk smaller than the draw": ({"chunk": 1}, "piwae dreg", None),
+}
+
+
+@pytest.mark.parametrize("words", CHANGED)
+def test_the_mean_is_the_same_with(monkeypatch, words):
+    options, of, tuned = CHANGED[words]
+    declaration = declared(of, 2, **options)
+    assert_exact(*mean_and_whole(monkeypatch, declaration, deep(), BITS, tuned))
+
+
+def with_missing_values():
+    model = VAE(4, (3, 2), ((5,), (4,)), missing="at-random", key=jax.random.key(1))
+    return model, jnp.float32([1, jnp.nan, 0, 1])
+
+
+def with_labels():
+    shape = {"latent_sizes": (2,), "hidden_sizes": ((5,),), "key": jax.random.key(1)}
+    model = ConditionalVAE(VAE(4, **shape), 3, learned_prior=True)
+    return model, jnp.float32([1, 0, 0, 1, 2])  # the last is the label
+
+
+MODELS = {"missing values": with_missing_values, "labels": with_labels}
+
+
+@pytest.mark.parametrize("words", MODELS)
+def test_the_mean_is_exact_for_models_of(monkeypatch, words):
+    model, x = MODELS[words]()
+    draws, whole = mean_and_whole(monkeypatch, declared("iwae dreg", 2), model, x)
+    assert np.isfinite(draws).all()
+    assert_exact(draws, whole)
+
+
+# The bound, and what it is drawn by
+
+
+def spied(notes):
+    """A draw that notes what it is given."""
+
+    def draw(key, shares, count):
+        notes.append((jax.random.key_data(key), shares))
+        return few(key, shares, count)
+
+    return draw
+
+
+def test_particles_are_drawn_by_their_part_in_the_gradient_and_a_key_of_their_own():
+    model, notes = deep(), []
+    made = bound(iwae, k=4, backward=2, draw=spied(notes))
+    eqx.filter_grad(made)(model, BITS, jax.random.key(KEY))
+    key = jax.random.key(KEY)
+    log_w = importance_particles(model, BITS, key, 4)[0].log_w
+    (drawn_by, shares), *_ = notes
+    assert np.asarray(shares) == pytest.approx(np.asarray(jax.nn.softmax(log_w)), rel=1e-4)
+    key = jax.random.key(KEY)
+    others = [jax.random.key_data(key), *jax.random.key_data(particle_keys(key, jnp.arange(4)))]
+    assert not any((drawn_by == other).all() for other in others)
+
+
+def test_the_draws_of_two_keys_differ():
+    model, notes = deep(), []
+    made = bound(elbo, k=4, backward=1, draw=lambda *args: notes.append(few(*args)) or notes[-1])
+    for seed in range(8):
+        eqx.filter_grad(made)(model, BITS, jax.random.key(seed))
+    assert len({int(index[0]) for index, _ in notes}) > 1
+
+
+@pytest.mark.parametrize("words", ["iwae", "piwae dreg", "rws", "ciwae learned"])
+def test_the_bound_is_that_of_all_particles(words):
+    def of(backward):
+        made = compose(declared(words, backward))
+        return made.terms(deep(), BITS, jax.random.key(KEY), made.init())
+
+    (value, info), (its, its_info) = of(2), of(None)
+    assert float(value) == pytest.approx(float(its), rel=1e-6)
+    assert float(info["iwae"]) == pytest.approx(float(its_info["iwae"]), rel=1e-6)
+
+
+@pytest.mark.parametrize("backward", [4, 9])
+def test_through_as_many_as_there_are_is_the_plain_gradient_bit_for_bit(backward):
+    def of(backward):
+        made = compose(declared("piwae dreg", backward))
+        return eqx.filter_jit(flat)(made, shallow(), BITS, None)[0]
+
+    np.testing.assert_array_equal(of(backward), of(None))
+
+
+def test_the_gradient_of_the_largest_weight_needs_one_particle():
+    model = deep()
+    some, whole = (
+        eqx.filter_grad(bound(vr_max, k=4, backward=backward))(model, BITS, jax.random.key(KEY))
+        for backward in (1, None)
+    )
+    some, whole = (np.float64(ravel_pytree(each)[0]) for each in (some, whole))
+    assert_close(some, whole, model, 1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "why"),
+    [
+        ("tvo", {}, "its derivatives in the log weights may be negative"),
+        ("elbo-analytic", {}, "whose particles all count the same: use a smaller k"),
+        ("dais", {}, "whose gradient goes through every chain"),
+        ("aiwae", {}, "whose chains carry no gradient as it is"),
+        ("iwae", {"gradient": "gdreg"}, "gdreg, which is no table of coefficients: use dreg"),
+    ],
+)
+def test_what_no_few_particles_can_be_drawn_of_is_refused(name, options, why):
+    with pytest.raises(UserError, match=rf"backward does not go with .*{why}"):
+        objective(name, 4, backward=2, **options)
+    objective(name, 4, **options)
+
+
+def test_a_number_of_particles_that_is_none_is_refused():
+    for make in (partial(objective, "iwae", 4), partial(bound, iwae, k=4)):
+        with pytest.raises(UserError, match=r"backward is 0; a gradient goes through at least 1"):
+            make(backward=0)
+    with pytest.raises(UserError, match="backward are for importance samples only"):
+        bound(iwae, k=4, sampler=importance_particles, backward=2)
+
+
+def temporary_bytes(k, **options):
+    """Memory beside arguments and results of the gradient of ten examples."""
+    made = objective("iwae", k, gradient="dreg", **options)
+    model, xs = shallow(), jnp.zeros((10, 4))
+
+    def loss(model, key):
+        keys = jax.random.split(key, 10)
+        return jnp.mean(jax.vmap(lambda x, key: made(model, x, key))(xs, keys))
+
+    lowered = jax.jit(jax.grad(loss)).lower(model, jax.random.key(0))
+    return lowered.compile().memory_analysis().temp_size_in_bytes
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_with_the_number_of_particles():
+    few_of = [temporary_bytes(k, chunk=50, backward=8) for k in (500, 5000)]
+    every = [temporary_bytes(k, chunk=k) for k in (500, 5000)]
+    assert every[1] > 8 * every[0]
+    assert few_of[1] < 3 * few_of[0]
+    assert few_of[1] < every[1] / 8

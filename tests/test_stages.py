@@ -1,0 +1,452 @@
+"""Runs in stages: the same bits wherever they stop, and what a stage has from the run."""
+
+import json
+import shutil
+import signal
+from itertools import accumulate
+
+import jax
+import numpy as np
+import optax
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import small
+from iwae._types import UserError
+from iwae.checkpoint import load_model
+from iwae.config import (
+    StageConfig,
+    TrainConfig,
+    _stages_text,
+    config_values,
+    make_config,
+    parse_stages,
+    read_config,
+    write_config,
+)
+from iwae.jobs import initial_state, make_job
+from iwae.methods import objective
+from iwae.objectives import as_objective
+from iwae.runs import read_metrics, resume_run, start_run
+from iwae.sweep import read_sweep
+from iwae.testing import LinearGaussian
+from iwae.training import (
+    PAPER_RATES,
+    Clock,
+    Plan,
+    Settings,
+    Stage,
+    adam,
+    authors_adam,
+    init_best,
+    init_state,
+    is_carried,
+    loop,
+    soap,
+    staged,
+    train_stages,
+)
+from iwae.training.stages import enter
+from small import bits, finished, newest, outcome
+from test_runs import exhaust, step_by_step, stop  # noqa: F401 - one is a fixture
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+# In memory, on objectives whose gradients for the one parameter b that they have are simple
+
+
+def pull(model, x, key):  # noqa: ARG001
+    return x @ model.bias - 0.5 * model.bias @ model.bias
+
+
+def push(model, x, key):  # noqa: ARG001
+    return 2 * x @ model.bias - model.bias @ model.bias
+
+
+PULL, PUSH = as_objective(pull), as_objective(push)
+DATA = np.eye(7, dtype=np.float32)
+HELD_OUT = np.float32(np.random.default_rng(1).normal(size=(4, 7)))
+MODEL = LinearGaussian.random(n_latent=1, n_data=7)
+PARTS = ({}, {"batch_size": 3}, {"objective": PUSH, "epochs": 3}, {"optimizer": soap()})
+IDENTITY = optax.identity()
+
+
+def stages_of(*parts, rate=0.1):
+    made, clock = [], Clock(0, 0)
+    for part in parts:
+        options = {"objective": PULL, "optimizer": adam(), "batch_size": 2, "epochs": 2} | part
+        epochs, fresh = options.pop("epochs"), options.pop("fresh", None)
+        per_epoch = len(DATA) // options["batch_size"]
+        schedule = staged([rate], [1], 1)
+        made.append(Stage(Settings(**options), schedule, epochs, per_epoch, clock, fresh))
+        clock = Clock(made[-1].end, clock.epoch + epochs)
+    return made
+
+
+def first_of(stages):
+    state = init_state([MODEL], jax.random.key(0)[None], stages[0].settings)
+    return state, init_best(state)
+
+
+def course(stages, start=None, *, held_out=HELD_OUT, **plan):
+    """All that a run yields, from its start or from what it yielded."""
+    state, best = start or first_of(stages)
+    plan = Plan(sum(stage.epochs for stage in stages), **plan)
+    return list(train_stages(state, best, DATA, MODEL, stages, plan, held_out))
+
+
+@pytest.mark.parametrize("ema", [None, 0.8])
+def test_a_run_goes_on_from_any_dispatch_of_any_stage_bit_for_bit(monkeypatch, ema):
+    monkeypatch.setattr(loop, "DISPATCH_SECONDS", 0.0)
+    parts = [{**part, "ema": ema} for part in PARTS]
+    whole = course(stages_of(*parts))
+    reports = [report for *_, report in whole]
+    assert [sum(r.stage == i for r in reports) for i in range(4)] == [4, 3, 7, 4]
+    assert [r.step for r in reports if r.epoch_done] == [3, 6, 8, 10, 13, 16, 19, 22, 25]
+    assert [r.epoch for r in reports if r.epoch_done] == list(range(1, 10))
+    shares = [r.share for r in reports]
+    assert shares == sorted(shares)
+    assert shares[-1] == 1
+    for i, (state, best, _) in enumerate(whole[:-1]):
+        rest = course(stages_of(*parts), (state, best))
+        assert bits(rest[-1][:2]) == bits(whole[-1][:2]), f"dispatch {i}"
+        assert rest[-1][2].bound == reports[-1].bound
+
+
+def test_each_epoch_of_a_stage_has_the_order_of_its_number_in_the_run(monkeypatch):
+    monkeypatch.setattr(loop, "DISPATCH_SECONDS", 0.0)
+    rate, plain = 0.5, {"optimizer": IDENTITY, "epochs": 3}
+    stages = stages_of(
+        {**plain, "epochs": 1, "batch_size": 7}, {**plain}, {**plain, "batch_size": 3}, rate=rate
+    )
+    start, _ = first_of(stages)
+    b = [np.asarray(start.params.bias[0])]
+    bounds, seen = [], {}
+    for state, _, report in course(stages, held_out=None):
+        if report.steps > 1:  # the first dispatch of a stage is an epoch
+            b = [np.asarray(state.params.bias[0])]
+            continue
+        after, size = np.asarray(state.params.bias[0]), 2 if report.stage == 1 else 3
+        x = size * ((after - b[-1]) / rate + b[-1])
+        if report.stage:
+            epoch = report.epoch - report.epoch_done
+            seen.setdefault(epoch, []).append(np.flatnonzero(np.round(x)).tolist())
+            bounds.append(x @ b[-1] / size - 0.5 * b[-1] @ b[-1])
+        if report.epoch_done:
+            expected = np.mean(bounds) if report.stage else report.bound[0]
+            assert report.bound[0] == pytest.approx(expected, rel=1e-4)
+            bounds = []
+        b.append(after)
+    assert sorted(seen) == [2, 3, 5, 6]
+    for epoch, batches in seen.items():
+        key = jax.random.fold_in(jax.random.fold_in(start.key[0], 0), epoch)
+        order = np.asarray(jax.random.permutation(key, 7))
+        size = len(batches[0])
+        assert batches == [sorted(order[i : i + size]) for i in range(0, 7 - size + 1, size)]
+
+
+def counted(state):
+    """Steps that the optimiser remembers."""
+    (count,) = {int(leaf[0]) for leaf in jax.tree.leaves(state.opt_state) if leaf.dtype == "int32"}
+    return count
+
+
+LEARNING = objective("ciwae", 2, beta="learned")
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "kept"),
+    [
+        ({}, {}, True),
+        ({}, {"batch_size": 3}, True),
+        ({}, {"objective": PUSH}, True),
+        ({}, {"objective": PUSH, "fresh": False}, True),
+        ({}, {"fresh": True}, False),
+        ({}, {"optimizer": soap()}, False),
+        ({"optimizer": soap()}, {"optimizer": soap(), "objective": PUSH}, True),
+        ({"optimizer": authors_adam(2)}, {"optimizer": authors_adam(2)}, True),
+        ({"optimizer": authors_adam(2)}, {"optimizer": authors_adam(3), "batch_size": 3}, False),
+        ({}, {"objective": LEARNING}, False),
+    ],
+)
+def test_the_optimiser_is_carried_where_it_fits_unless_it_starts_anew(before, after, kept):
+    first, second = stages_of(before, after)
+    state, best, _ = course([first])[-1]
+    new, its_best = enter(state, best, first, second, MODEL)
+    assert counted(state) == 6
+    assert counted(new) == (6 if kept else 0)
+    if kept:
+        assert bits(new.opt_state) == bits(state.opt_state)
+    assert bits(new.params) == bits(state.params)
+    assert new.step.tolist() == [6]
+    same = second.settings.objective is PULL
+    assert (float(its_best.value[0]) == float(best.value[0])) == same
+    assert np.isneginf(its_best.value[0]) != same
+
+
+@pytest.mark.parametrize("after", [{"optimizer": soap()}, {"objective": LEARNING}])
+def test_an_optimiser_that_does_not_fit_is_not_carried_if_told_to(after):
+    with pytest.raises(UserError, match="a stage that is not fresh needs the optimizer of the"):
+        is_carried(*stages_of({}, {**after, "fresh": False}))
+
+
+def test_patience_that_is_out_ends_a_stage_and_another_objective_has_its_own():
+    def epochs(*parts):
+        reports = course(stages_of(*parts, rate=0.0), patience=2)
+        return [report.epoch for *_, report in reports if report.epoch_done]
+
+    other = {"objective": PUSH, "epochs": 5}
+    assert epochs({"epochs": 5}, other) == [1, 2, 3, 6, 7, 8]
+    assert epochs({"epochs": 5}, {"epochs": 5}) == [1, 2, 3]  # the bounds are the same
+    assert epochs({"epochs": 2}, {"epochs": 5}) == [1, 2, 3]
+
+
+# Against a run without stages
+
+TINY = {"batch_size": 150, "learning_rate": 1e-3, "epochs": 41}
+
+
+def last_of(config, held_out=None):
+    job = make_job(config)
+    done = train_stages(
+        *initial_state(job), job.dataset.train, job.models[0], job.stages, job.plan, held_out
+    )
+    return list(done)[-1][:2], job
+
+
+def test_the_papers_schedule_written_as_stages_gives_the_same_weights():
+    plain = small.config(**TINY)
+    stages = [
+        {"epochs": 3**i, "schedule": "constant", "learning_rate": PAPER_RATES[i]} for i in range(8)
+    ]
+    (one, its), (other, mine) = (
+        last_of(each) for each in (plain, small.config(**TINY, stages=stages))
+    )
+    assert len(mine.stages) == 6
+    assert its.stage_ends == mine.stage_ends
+    assert bits(one) == bits(other)
+
+
+# In a folder
+
+STAGES = "iwae k=2 epochs=2, elbo k=3 backward=1 epochs=2 optimizer=soap schedule=linear"
+SHORT = {"ema": 0.9, "schedule": "constant", "learning_rate": 0.01}
+
+
+def staged_run():
+    return {**SHORT, "stages": parse_stages(STAGES)}
+
+
+@pytest.mark.parametrize("at_step", [43, 59, 89])
+@pytest.mark.usefixtures("step_by_step")
+def test_a_run_in_stages_that_was_stopped_goes_on_as_if_it_had_not_been(
+    tmp_path, at_step, monkeypatch
+):
+    run = tmp_path / "run"
+    stop(start_run(small.config(**staged_run()), run), signal.SIGTERM, at_step)
+    monkeypatch.undo()
+    exhaust(resume_run(run))
+    assert outcome(run) == outcome(finished(**staged_run()))
+
+
+def test_a_run_can_go_back_to_the_end_of_one_of_its_stages(tmp_path):
+    run = shutil.copytree(finished(**staged_run()), tmp_path / "run")
+    reports = list(resume_run(run, stage=0))
+    assert {report.stage for report in reports} == {1}
+    assert reports[-1].step == 120
+    assert outcome(run) == outcome(finished(**staged_run()))
+    with pytest.raises(UserError, match="no stage 2; this schedule has 0 to 1"):
+        next(resume_run(run, stage=2))
+
+
+def test_what_is_saved_of_a_run_in_stages_and_logged():
+    run = finished(**staged_run())
+    state = newest(run).state
+    final = load_model(run / "models" / "final-0")
+    assert bits(final) == bits(jax.tree.map(lambda leaf: leaf[0], state.ema))
+    assert bits(state.ema) != bits(state.params)
+    about = json.loads((run / "models" / "final-0" / "model.json").read_text())["about"]
+    assert (about["epoch"], about["finished"]) == (4, True)
+    rows = read_metrics(run)
+    assert [row["stage"] for row in rows] == [0, 0, 1, 1]
+    expected = [0.01, 0.01, 0.01 * (1 - 29 / 60), 0.01 * (1 - 59 / 60)]
+    assert [row["learning_rate"] for row in rows] == pytest.approx(expected, rel=1e-4)
+    assert newest(run).best.epoch[0] in (3, 4)  # of the last objective
+
+
+def test_the_file_of_a_run_in_stages_resolves_to_itself():
+    run = finished(**staged_run())
+    config = read_config(run / "config.toml")
+    assert config.stages == parse_stages(STAGES)
+    job = make_job(config)
+    assert job.config == config
+    assert job.stage_ends == (60, 120)
+    assert "[[stages]]" in (run / "config.toml").read_text()
+
+
+# The configuration
+
+positive = st.floats(1e-9, 1e9)
+counts = st.integers(1, 1000)
+a_stage = st.fixed_dictionaries(
+    {"epochs": counts},
+    optional={
+        "objective": st.sampled_from(["iwae", "vr-iwae", "elbo"]),
+        "k": counts,
+        "gradient": st.sampled_from(["stl", "dreg-alpha"]),
+        "backward": counts,
+        "alpha": st.floats(-10, 10),
+        "beta": st.one_of(st.floats(0, 1), st.just("learned")),
+        "kl_warmup": counts,
+        "free_bits": positive,
+        "fresh": st.booleans(),
+        "schedule": st.sampled_from(["constant-linear", "cosine"]),
+        "learning_rate": positive,
+        "lr_warmup": positive,
+    },
+)
+
+
+@given(st.lists(a_stage, min_size=1, max_size=4))
+def test_stages_come_back_from_their_words(values):
+    stages = tuple(StageConfig(**one) for one in values)
+    assert parse_stages(_stages_text(stages)) == stages
+
+
+def test_words_of_stages():
+    first, second = parse_stages("iwae k=5  epochs=100,vae lr-warmup=0.5 fresh=true epochs=20 ")
+    assert first.given() == {"objective": "iwae", "k": 5, "epochs": 100}
+    assert second.given() == {"objective": "vae", "lr_warmup": 0.5, "fresh": True, "epochs": 20}
+    assert parse_stages("epochs=3")[0].given() == {"epochs": 3}
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("", "stage 1 needs epochs, such as epochs=10"),
+        ("iwae k=5", "stage 1 needs epochs"),
+        ("iwae epochs=1,", "stage 2 needs epochs"),
+        ("iwae 5 epochs=1", "stage 1: '5' is no setting such as epochs=10"),
+        ("iwae epochs=1, kk=5 epochs=1", "stage 2: unknown key 'kk'; did you mean 'k'?"),
+        ("epochs=1 epochs=2", "stage 1: epochs is given twice"),
+        ("iwae k=0 epochs=1", "stage 1: k: "),
+        ("iwae epochs=many", "stage 1: epochs: .*integer"),
+        ("iwae optimizer=sgd epochs=1", "stage 1: optimizer: "),
+    ],
+)
+def test_words_that_are_no_stages_are_refused(words, message):
+    with pytest.raises(ValueError, match=f"^{message}"):
+        parse_stages(words)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"stages": []}, "stages is empty: leave it out"),
+        ({"stages": 5}, "stages: .*tuple"),
+        ({"stages": [5]}, "stages: .*StageConfig"),
+        ({"stages": [{"k": 1}]}, "stage 1: epochs: Field required"),
+        ({"stages": [{"epochs": 1, "ks": 1}]}, "stage 1: unknown key 'ks'; did you mean 'k'?"),
+        ({"stages": [{"epochs": 1}, {"epochs": 1, "k": 0}]}, "stage 2: k: .*greater"),
+        ({"stages": [{"epochs": 1, "objective": "iwaee"}]}, "stage 1: no objective 'iwaee'; did"),
+        ({"stages": [{"epochs": 1, "lr_warmup": 2.0}]}, "stage 1: lr_warmup is 2.0, but the run"),
+        ({"stages": [{"epochs": 1, "objective": "tvo", "backward": 2}]}, "stage 1: backward does"),
+        ({"stages": [{"epochs": 3}], "kl_warmup": 1}, "kl_warmup of a run in stages is that of"),
+        ({"stages": [{"epochs": 3}], "lr_warmup": 1.0}, "lr_warmup of a run in stages is that of"),
+    ],
+)
+def test_stages_that_are_not_sound_are_refused(values, message):
+    with pytest.raises(UserError, match=f"^here: {message}"):
+        make_config(values, "here")
+
+
+@pytest.mark.parametrize(
+    ("run", "stage", "expected"),
+    [
+        ({"k": 7, "batch_size": 10}, {}, {"k": 7, "batch_size": 10, "objective": "iwae"}),
+        ({"k": 7, "backward": 3}, {"k": 50}, {"k": 50, "backward": 3}),
+        ({"learning_rate": 0.1}, {"schedule": "cosine"}, {"learning_rate": 0.1}),
+        ({"optimizer": "soap", "ema": 0.9}, {}, {"optimizer": "soap", "ema": 0.9}),
+        ({"optimizer": "soap"}, {"optimizer": "adam"}, {"optimizer": "adam"}),
+        (
+            {"objective": "miwae", "m": 2, "gradient": "dreg"},
+            {"k": 3},
+            {"objective": "miwae", "m": 2, "gradient": "dreg", "k": 3},
+        ),
+        (
+            {"objective": "miwae", "m": 2, "gradient": "dreg"},
+            {"objective": "miwae", "m": 4},
+            {"m": 4, "gradient": "dreg"},
+        ),
+        (
+            {"objective": "miwae", "m": 2, "gradient": "dreg", "k": 3},
+            {"objective": "iwae"},
+            {"m": None, "gradient": None, "k": 3},
+        ),
+        ({"gradient": "dreg"}, {"gradient": "stl"}, {"gradient": "stl"}),
+    ],
+)
+def test_what_a_stage_leaves_out_it_has_from_the_run(run, stage, expected):
+    config = make_config({**run, "stages": [{"epochs": 2, **stage}]}, "here")
+    its = config.stage(0, 2)
+    assert {name: getattr(its, name) for name in expected} == expected
+    assert (its.stages, its.epochs) == (None, 2)
+    assert config.final() == its
+
+
+@given(st.lists(st.integers(1, 500), min_size=1, max_size=6), st.integers(1, 3000))
+def test_epochs_of_stages_are_stretched_and_squeezed_in_proportion(lengths, total):
+    stages = [{"epochs": epochs} for epochs in lengths]
+    config = TrainConfig(stages=stages, epochs=total)
+    found = config.stage_epochs()
+    assert sum(found) == total
+    assert min(found) >= 0
+    ends = np.float64(list(accumulate(lengths))) * total / sum(lengths)
+    assert np.abs(np.cumsum(found) - ends).max() <= 0.5
+    assert TrainConfig(stages=stages).stage_epochs() == tuple(lengths)
+
+
+def test_a_file_with_stages_comes_back_and_has_their_epochs(tmp_path):
+    config = make_config({"stages": [{"epochs": 3, "k": 2}, {"epochs": 4}]}, "here")
+    assert config.epochs == 7
+    write_config(config, tmp_path / "config.toml")
+    assert read_config(tmp_path / "config.toml") == config
+    path = tmp_path / "own.toml"
+    path.write_text("k = 5\n[[stages]]\nepochs = 3\nk = 2\n[[stages]]\nepochs = 4\nk = 9\n")
+    read = read_config(path)
+    assert (read.epochs, [stage.k for stage in read.stages]) == (7, [2, 9])
+    assert config_values(read)["stages"] == [{"k": 2, "epochs": 3}, {"k": 9, "epochs": 4}]
+
+
+def test_an_experiment_in_stages_is_no_sweep_over_them(tmp_path):
+    path = tmp_path / "own.toml"
+    path.write_text(
+        'dataset = "digits"\nk = [2, 5]\n[[stages]]\nepochs = 3\n[[stages]]\nepochs = 4\n'
+    )
+    tasks = read_sweep(path, tmp_path / "out")
+    assert [(task.name, task.config.epochs, len(task.config.stages)) for task in tasks] == [
+        ("k=2", 7, 2),
+        ("k=5", 7, 2),
+    ]
+
+
+def test_the_run_itself_need_not_be_sound_where_its_stages_are():
+    config = small.config(objective="rws", k=1, stages=[{"epochs": 1, "k": 2}])
+    job = make_job(config)
+    assert job.config.stages == config.stages
+    assert make_job(job.config).config == job.config
+
+
+def test_the_last_stage_that_has_epochs_is_what_a_run_is_trained_for():
+    config = TrainConfig(stages=[{"epochs": 1000, "k": 5}, {"epochs": 1, "k": 9}], epochs=10)
+    assert config.stage_epochs() == (10, 0)
+    assert (config.final().k, config.final().epochs) == (5, 10)
+
+
+def test_squeezed_stages_without_an_epoch_are_left_out():
+    config = small.config(stages=[{"epochs": 1, "k": 1}, {"epochs": 9}], epochs=2)
+    job = make_job(config)
+    assert config.stage_epochs() == (0, 2)
+    assert [stage.epochs for stage in job.stages] == [2]
+    assert job.stage_ends == (0, 60)
