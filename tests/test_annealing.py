@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from blackjax.mcmc import hmc, integrators
 from jax.extend.core import jaxprs_in_params
 from scipy.special import expit, logsumexp
 from scipy.stats import norm
@@ -190,23 +191,22 @@ def accept_everything(patch):
     def always(key, delta_energy, old, new):  # noqa: ARG001
         return new, (True, jnp.float32(1), None)
 
-    proposal = partial(kernels.hmc.hmc_proposal, sample_proposal=always)
-    build = partial(kernels.hmc.build_kernel, build_proposal=proposal)
-    patch(kernels.hmc, "build_kernel", build)
+    proposal = partial(hmc.hmc_proposal, sample_proposal=always)
+    patch(hmc, "build_kernel", partial(hmc.build_kernel, build_proposal=proposal))
 
 
 def kinetic_sign(patch):
-    metric = kernels.hmc.metrics.default_metric
+    metric = hmc.metrics.default_metric
 
     def negative(mass):
         right = metric(mass)
         return right._replace(kinetic_energy=lambda v, position=None: -right.kinetic_energy(v))  # noqa: ARG005
 
-    patch(kernels.hmc.metrics, "default_metric", negative)
+    patch(hmc.metrics, "default_metric", negative)
 
 
 def missing_half_step(patch):
-    patch(kernels.integrators, "velocity_verlet_coefficients", [0.5, 1.0, 0.0])
+    patch(integrators, "velocity_verlet_coefficients", [0.5, 1.0, 0.0])
 
 
 def missing_log_q(patch):
@@ -408,7 +408,7 @@ def flow(path, beta=0.6, step_size=0.4, n_leapfrog=3):
         z, v = jnp.split(phase, 2)
         point = path.evaluate(z)
         log_f = point.log_f(jnp.float32(beta))
-        state = kernels.integrators.IntegratorState(z, v, log_f, point)
+        state = integrators.IntegratorState(z, v, log_f, point)
         state = step(state, jnp.float32(step_size))
         return jnp.concatenate([state.position, state.momentum])
 

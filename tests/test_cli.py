@@ -77,7 +77,8 @@ from iwae.cli import COMMANDS, main
 
 lists = [["--version"], ["data", "list"], ["presets"], ["data", "verify"]]
 helps = [["--help"], ["help"], [], *([name, "--help"] for name in COMMANDS)]
-for words in [*helps, *lists, ["nonsense"]]:
+mistyped = ["train", "--preset", "digits/iwae-k20", "--dataset", "digit", "--out", "nowhere"]
+for words in [*helps, *lists, ["nonsense"], mistyped]:
     try:
         main(words)
     except SystemExit as leaving:
@@ -88,7 +89,7 @@ for words in [*helps, *lists, ["nonsense"]]:
 """
 
 
-def test_help_and_lists_answer_without_importing_jax():
+def test_help_lists_and_a_mistyped_data_set_answer_without_importing_jax():
     done = subprocess.run(
         [sys.executable, "-c", LIGHT], capture_output=True, text=True, check=False
     )

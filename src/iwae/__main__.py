@@ -1,5 +1,6 @@
 """`python -m iwae` and `iwae`: the command line, with Ctrl-C caught from its first import on."""
 
+import gc
 import sys
 
 
@@ -12,6 +13,8 @@ def main() -> int:
     except KeyboardInterrupt:  # while modules are imported; later `run` catches it
         print("interrupted", file=sys.stderr)
         return 130
+    finally:
+        gc.freeze()  # all goes with the process: else Python looks for garbage in it first
 
 
 if __name__ == "__main__":

@@ -16,7 +16,6 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-import orbax.checkpoint as ocp
 from jaxtyping import PyTree
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
@@ -62,7 +61,7 @@ def _raw(leaf: Any) -> Any:
 
 def _restore_leaf(value: np.ndarray, like: Any) -> jax.Array:
     is_key = jnp.issubdtype(like.dtype, jax.dtypes.prng_key)
-    array = jnp.asarray(value)
+    array = jax.device_put(value)  # compiles nothing, as `jnp.asarray` does
     return jax.random.wrap_key_data(array, impl=jax.random.key_impl(like)) if is_key else array
 
 
@@ -97,7 +96,9 @@ SUMS = "SHA256SUMS"
 
 def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
     """Write a checkpoint under its step's name; one that is interrupted never gets the name."""
-    path = folder / f"{int(checkpoint.state.step.max()):010d}"
+    import orbax.checkpoint as ocp
+
+    path = folder / f"{int(np.asarray(checkpoint.state.step).max()):010d}"
     if path.exists():
         return path  # the same step of the same run: the same contents
     for left_over in folder.glob(f"{_UNFINISHED}*"):
@@ -152,6 +153,8 @@ def load_checkpoint(path: Path, like: tuple[TrainState, Best]) -> Checkpoint:
     Raises:
         UserError: if it is damaged (a file missing, unreadable or changed) or of another model.
     """
+    import orbax.checkpoint as ocp
+
     _check_files(path)
     try:
         with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:

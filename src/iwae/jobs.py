@@ -7,12 +7,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jaxtyping import Array, Int
 
-from iwae._types import UserError
+from iwae._types import PRNGKey, UserError
 from iwae.checkpoint import (
     DESCRIPTION,
     WEIGHTS,
@@ -79,7 +81,8 @@ class Job:
 
     def learning_rate(self, step: int) -> float:
         """That of the step which made so many."""
-        return float(self.stage_of(step).schedule(jnp.int32(step - 1)))
+        schedule, done = self.stage_of(step).schedule, jax.device_put(np.int32(step - 1))
+        return float(eqx.filter_jit(schedule)(done))
 
 
 def load_config_dataset(config: TrainConfig, data_dir: Path | None = None) -> Dataset:
@@ -134,9 +137,17 @@ def _declared(config: TrainConfig, layers: int) -> dict[str, Any]:
     return {name: value for name, value in found._asdict().items() if hasattr(config, name)}
 
 
-def replicate_key(config: TrainConfig, replicate: int, purpose: int) -> jax.Array:
-    """The key of one replicate, the same as that of a run with its seed alone."""
-    return jax.random.fold_in(jax.random.key(config.seed + replicate), purpose)
+Seed = np.int32 | Int[Array, ""]  # within a program, an array
+
+
+def _seeds(config: TrainConfig) -> list[Seed]:
+    """The seed of each replicate, the same as that of a run with its seed alone."""
+    return list(np.asarray(config.seeds(), np.int64).astype(np.int32))
+
+
+def _replicate_key(seed: Seed, purpose: int) -> PRNGKey:
+    """The key of one replicate."""
+    return jax.random.fold_in(jax.random.key(seed), purpose)
 
 
 def make_models(config: TrainConfig, dataset: Dataset) -> list[Model]:
@@ -148,8 +159,10 @@ def make_models(config: TrainConfig, dataset: Dataset) -> list[Model]:
     rows = _known_rows(dataset)
     bias = what.initial_output(rows) if config.output_bias else None
     statistics = what.encoding.statistics(rows) if what.encoding else None
-    models = [
-        VAE(
+
+    @eqx.filter_jit  # else each of a model's arrays is made by several programs
+    def make(seed: Seed) -> Model:
+        model = VAE(
             dataset.n_values,
             latent_sizes,
             hidden_sizes,
@@ -159,11 +172,11 @@ def make_models(config: TrainConfig, dataset: Dataset) -> list[Model]:
             output_bias=bias,
             statistics=statistics,
             missing=config.missing,
-            key=replicate_key(config, replicate, _INIT),
+            key=_replicate_key(seed, _INIT),
         )
-        for replicate in _replicates(config)
-    ]
-    return [_with_labels(model, config, dataset) for model in models]
+        return _with_labels(model, config, dataset)
+
+    return [make(seed) for seed in _seeds(config)]
 
 
 def _with_labels(model: VAE, config: TrainConfig, dataset: Dataset) -> Model:
@@ -370,8 +383,15 @@ def _check_validation(config: TrainConfig, dataset: Dataset) -> None:
 
 def blank_state(job: Job, step: int = 0) -> tuple[TrainState, Best]:
     """The state of a job's models with an optimiser that has seen nothing, as in a step's stage."""
-    keys = jnp.stack([replicate_key(job.config, r, _TRAIN) for r in _replicates(job.config)])
-    state = init_state(job.models, keys, job.stage_of(step).settings)
+    return _first_state(job.models, _seeds(job.config), job.stage_of(step).settings)
+
+
+@eqx.filter_jit
+def _first_state(
+    models: list[Model], seeds: list[Seed], settings: Settings
+) -> tuple[TrainState, Best]:
+    keys = jnp.stack([_replicate_key(seed, _TRAIN) for seed in seeds])
+    state = init_state(models, keys, settings)
     return state, init_best(state)
 
 
@@ -464,11 +484,11 @@ def split_examples(dataset: Dataset, split: str, count: int | None = None) -> np
         raw = raw[np.sort(choose(len(raw), count))]
     if split != "train" or dataset.binarization != "dynamic":
         return raw
+    return np.asarray(_draw_all(raw, dataset.binarization))
+
+
+@partial(jax.jit, static_argnums=1)
+def _draw_all(raw: jax.Array, binarization: str) -> jax.Array:
     keys = jax.random.split(jax.random.key(0), len(raw))
-    return np.asarray(_draw_all(raw, keys, dataset.binarization))
-
-
-@partial(jax.jit, static_argnums=2)
-def _draw_all(raw: jax.Array, keys: jax.Array, binarization: str) -> jax.Array:
     pixels = jax.vmap(lambda row, key: draw(row, key, binarization=binarization))(raw, keys)
     return pixels.astype(jnp.uint8)

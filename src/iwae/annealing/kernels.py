@@ -10,11 +10,17 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from blackjax.diagnostics import psis_weights
-from blackjax.mcmc import hmc, integrators
 from jaxtyping import Array, Float
 
 from iwae._types import LogWeights, PRNGKey, Scalar
+
+
+def _blackjax() -> Any:
+    """BlackJAX, imported when it is needed: that takes a twentieth of a short run."""
+    with jax.ensure_compile_time_eval():  # it computes as it is imported, be it within a program
+        import blackjax
+    return blackjax
+
 
 Flat = Float[Array, " d"]
 
@@ -53,7 +59,8 @@ def _mix(start: Array, joint: Array, beta: Scalar) -> Array:
 
 
 Evaluate = Callable[[Flat], Point]
-Step = Callable[[integrators.IntegratorState, Scalar], integrators.IntegratorState]
+IntegratorState = Any  # BlackJAX's
+Step = Callable[[IntegratorState, Scalar], IntegratorState]
 
 
 def leapfrog(beta: Scalar, steps: int) -> Callable[[Evaluate, Callable], Step]:
@@ -67,7 +74,7 @@ def leapfrog(beta: Scalar, steps: int) -> Callable[[Evaluate, Callable], Step]:
         on_the_way = _verlet(beta, gradients, kinetic_energy)
         last = _verlet(beta, evaluate, kinetic_energy)
 
-        def step(state: integrators.IntegratorState, eps: Scalar) -> integrators.IntegratorState:
+        def step(state: IntegratorState, eps: Scalar) -> IntegratorState:
             state = jax.lax.fori_loop(0, steps - 1, lambda _, s: on_the_way(s, eps), state)
             return last(state, eps)
 
@@ -78,6 +85,7 @@ def leapfrog(beta: Scalar, steps: int) -> Callable[[Evaluate, Callable], Step]:
 
 def _verlet(beta: Scalar, evaluate: Evaluate, kinetic_energy: Callable) -> Step:
     """BlackJAX's velocity Verlet step, with a `Point` for a gradient."""
+    integrators = _blackjax().mcmc.integrators
     kick = integrators.euclidean_momentum_update_fn(kinetic_energy)
 
     def update_momentum(v: Flat, point: Point, *args: Any, is_last_call: bool = False) -> tuple:
@@ -117,6 +125,7 @@ def move(
     Returns:
         The new latent, its point, and the probability with which the proposal was accepted.
     """
+    hmc = _blackjax().mcmc.hmc
     kernel = hmc.build_kernel(integrator=leapfrog(beta, n_leapfrog))
     state = hmc.HMCState(z, point.log_f(beta), point)
     mass = jnp.ones_like(z)
@@ -140,6 +149,6 @@ def pareto_k(log_w: LogWeights) -> Scalar:
     if log_w.size < KHAT_LEAST:
         return jnp.float32(jnp.nan)
     with jax.numpy_dtype_promotion("standard"):  # it mixes integers and floats
-        k = psis_weights(log_w)[1]
+        k = _blackjax().diagnostics.psis_weights(log_w)[1]
     equal = jnp.max(log_w) - jnp.min(log_w) <= ROUNDING * jnp.max(jnp.abs(log_w))
     return jnp.where(equal, 0.0, jnp.where(jnp.isnan(k), jnp.inf, k))

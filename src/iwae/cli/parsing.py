@@ -1,5 +1,6 @@
 """What the commands have in common: parsing, exit statuses, and JAX as they want it."""
 
+import gc
 import os
 from collections.abc import Iterable, Sequence
 from fnmatch import fnmatch
@@ -44,6 +45,9 @@ def matching(table: Iterable[str], pattern: str, kind: str) -> list[str]:
 
 def set_up_jax() -> None:
     """One JAX device per core on a CPU, and compiled programs kept for the next time."""
+    # What is imported and traced stays. By default, looking for garbage in it again and again is a
+    # tenth of a short run.
+    gc.set_threshold(50_000, 20, 100)
     import jax
     import platformdirs
 

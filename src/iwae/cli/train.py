@@ -11,6 +11,7 @@ import tyro
 from iwae._types import UserError
 from iwae.cli import parsing
 from iwae.config import StageConfig, TrainConfig, parse_stages, read_config
+from iwae.data.load import check_name
 from iwae.presets import preset
 
 
@@ -51,6 +52,8 @@ def train(arguments: Sequence[str]) -> int:
         raise UserError("--quiet and --verbose contradict each other: give one")
     if options.resume is not None:
         _refuse_all_but(("resume", "stage", "data-dir", "track", "quiet", "verbose"), arguments)
+    else:
+        check_name(options.config.dataset)  # before JAX is imported, so that the answer is at once
     parsing.set_up_jax()
     from iwae.runs import Stopped, resume_run, start_run
     from iwae.trackers import TRACKERS

@@ -4,8 +4,11 @@ Sums are of the unpacked content, so that a copy packed anew is accepted. The SH
 of the fixed MNIST are those of files whose MD5 is the published one.
 """
 
+import gzip
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -87,9 +90,7 @@ def own_split(n: int) -> tuple[np.ndarray, np.ndarray, str]:
 
 def digits() -> readers.Splits:
     """Scikit-learn's bundled 8 x 8 digits: whole numbers 0..16, mapped to bytes by v 255 / 16."""
-    from sklearn.datasets import load_digits
-
-    levels = load_digits().data
+    levels = _digits_table()[:, :-1]
     if levels.shape != (1797, 64) or levels.min() < 0 or levels.max() > 16:
         raise readers.DamagedError("scikit-learn's digits are not 1797 x 64 values 0..16")
     grey = np.rint(levels * 255 / 16).astype(np.uint8)
@@ -99,13 +100,24 @@ def digits() -> readers.Splits:
 
 def digit_labels() -> readers.Splits:
     """The digits that `digits` shows, split as they are."""
-    from sklearn.datasets import load_digits
-
-    labels = load_digits().target
+    labels = _digits_table()[:, -1].astype(int)
     if labels.shape != (1797,) or set(labels) != set(range(10)):
         raise readers.DamagedError("scikit-learn's labels of digits are not 1797 of 0..9")
     train, test, _ = own_split(len(labels))
     return {"train": labels[train], "test": labels[test]}
+
+
+def _digits_table() -> np.ndarray:
+    """Scikit-learn's file of digits, `[1797, 65]`: the values of each image, then its label."""
+    found = find_spec("sklearn")  # does not import it, which takes longer than to train on them
+    if found is None or found.origin is None:
+        raise readers.DamagedError("scikit-learn, which they come with, is not installed")
+    path = Path(found.origin).parent / "datasets" / "data" / "digits.csv.gz"
+    try:
+        with gzip.open(path, "rt", encoding="utf-8") as file:
+            return np.loadtxt(file, delimiter=",")
+    except (OSError, EOFError, ValueError) as error:
+        raise readers.DamagedError(f"scikit-learn's {path} cannot be read ({error})") from error
 
 
 DIGITS = tuple("0123456789")

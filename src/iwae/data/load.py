@@ -8,7 +8,7 @@ from pathlib import Path
 from .._types import UserError
 from .catalogue import DATASETS
 from .kinds import KINDS, Kind, as_kind, check_values, make_kind
-from .own import SUFFIXES, read_own
+from .own import SUFFIXES, read_bytes, read_own
 from .readers import DamagedError
 from .splits import Choices, Dataset, Raw, assemble
 from .store import Checked, named, obtain
@@ -64,6 +64,15 @@ def load_dataset(
                 check_values(rows, kind, f"{raw.name}: {split}")
     choices = Choices(kind, binarization, validation, seed, binarization_seed, shape, missing)
     return assemble(raw, choices)
+
+
+def check_name(name_or_path: str | os.PathLike[str]) -> None:
+    """Raise `UserError` for an unknown name or a file that is not there, as `load_dataset` does."""
+    path = Path(name_or_path).expanduser()
+    if path.suffix.lower() not in SUFFIXES:
+        named(os.fspath(name_or_path))
+    elif not path.is_file():
+        read_bytes(path)
 
 
 def _known(kind: Kind) -> Kind:

@@ -60,18 +60,20 @@ def map_examples(
         raise UserError("there are no examples to evaluate: this split is empty")
     check_positive("batch_size", batch_size)
     mesh = Mesh(np.asarray(jax.local_devices()), ("example",))
+    whole, split = (NamedSharding(mesh, PartitionSpec(*axis)) for axis in ((), ("example",)))
     # A model fresh from training lies on some of the devices only.
     arrays, static = eqx.partition((model, key), eqx.is_array)
-    arrays = jax.device_put(arrays, NamedSharding(mesh, PartitionSpec()))
+    arrays = jax.device_put(arrays, whole)
     model, key = eqx.combine(arrays, static)
     batch_size = min(batch_size, -(-len(examples) // mesh.size))  # do not compute copies
     batch = mesh.size * batch_size
-    slab = batch * -(-min(slab_size, len(examples)) // batch)
+    slabs = -(-len(examples) // max(batch, slab_size))  # of equal length: they waste the least
+    slab = batch * -(-len(examples) // (slabs * batch))
     for start in range(first, len(examples), slab):
         # The last slab is filled up with the last example, so that only one shape is compiled.
         index = np.minimum(np.arange(start, start + slab), len(examples) - 1)
-        xs = jnp.asarray(examples[index])
-        address = jnp.asarray(index if addresses is None else addresses[index])
+        address = np.int32(index) if addresses is None else addresses[index]
+        xs, address = jax.device_put((examples[index], address), split)
         out = _map_slab(fn, model, xs, address, key, batch_size, mesh)
         count = min(slab, len(examples) - start)
         yield jax.tree.map(lambda leaf, count=count: np.asarray(leaf)[:count], out)

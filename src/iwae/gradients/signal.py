@@ -12,7 +12,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key, PyTree, Shaped
-from scipy.optimize import least_squares
 from scipy.special import stdtrit
 
 from iwae._types import PRNGKey, Scalar, UserError
@@ -269,6 +268,8 @@ def slope_of(
     clear = (ratio > 2 * error) & (error > 0)
     if clear.sum() < 2:
         return None
+    from scipy.optimize import least_squares
+
     error = np.where(error > 0, error, error.max())
     x = np.log(k) - np.log(k[clear]).mean()
     start = np.polyfit(x[clear], np.log(ratio[clear]), 1)[::-1]

@@ -17,7 +17,6 @@ from jaxtyping import Array
 from iwae._types import UserError
 from iwae.declaration import OPTIONS, Declaration, check, described, particles
 from iwae.describe import estimator_name
-from iwae.figures import save_figure, signal_to_noise
 from iwae.gradients.signal import (
     Draw,
     biased_above,
@@ -135,8 +134,10 @@ def gradients_run(
     file = record_name(subject, *words)
     arrays = {"k": np.array(list(chosen)), "index": subject.places, **_ratios(found)}
     write_record(subject.run, file, record, arrays)
-    figure = signal_to_noise(_curves(found))
-    save_figure(figure, subject.run / "evaluations" / f"{file}.png")
+    from iwae import figures  # Matplotlib, which no other measurement needs
+
+    figure = figures.signal_to_noise(_curves(found))
+    figures.save_figure(figure, subject.run / "evaluations" / f"{file}.png")
     return record
 
 

@@ -12,7 +12,6 @@ import numpy as np
 import numpyro.distributions as dist
 from jax.scipy.special import gammaln
 from jaxtyping import Array, Float
-from scipy.optimize import brentq
 from scipy.special import digamma
 
 from iwae._types import PRNGKey
@@ -146,6 +145,8 @@ def _log_mean(rows: Rows) -> np.ndarray:
 
 def _log_size(column: np.ndarray, mean: float) -> float:
     """The most likely log size, where the slope of the likelihood is zero, or the nearest to it."""
+    from scipy.optimize import brentq
+
     x, counts = np.unique(np.asarray(column[~np.isnan(column)], np.float64), return_counts=True)
 
     def slope(log_size: float) -> float:

@@ -10,6 +10,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
+import numpy as np
+
 from iwae._types import UserError, atomic_write
 from iwae.checkpoint import (
     Checkpoint,
@@ -108,7 +111,7 @@ def resume_run(
             job = make_job(config, data_dir)
             state, best = initial_state(job)
         with tracking(track, run, job.config) as tell:
-            _forget_after(run, int(state.step.max()))
+            _forget_after(run, int(np.asarray(state.step).max()))
             for row in read_metrics(run):
                 tell(row["step"], dict(scalars(row)))
             yield from _train(job, run, state, best, deadline, tell, claim)
@@ -201,7 +204,7 @@ def _train(
     run, book = _Run(job, folder, keep, claim), open_book(job, folder)
     validation = job.dataset.validation if len(job.dataset.validation) else None
     state, best, saved = start, best_so_far, time.monotonic()
-    if not start.step.any():
+    if not np.asarray(start.step).any():
         save_frame(book, start, 0)
     steps = train_stages(
         start,
@@ -212,7 +215,7 @@ def _train(
         job.plan,
         validation,
     )
-    with stop_signals() as signals, tensorboard(folder, int(start.step.max())) as board:
+    with stop_signals() as signals, tensorboard(folder, int(np.asarray(start.step).max())) as board:
         try:
             for state, best, report in steps:
                 claim()
@@ -249,10 +252,10 @@ def _save(run: _Run, state: TrainState, best: Best, *, finished: bool = False) -
     folder = run.folder / "checkpoints"
     save_checkpoint(folder, Checkpoint(state, best, notes))
     prune_checkpoints(folder, run.keep_steps)
+    steps, params, best = jax.device_get((state.step, weights(state), best))
     for replicate in range(job.config.replicates):
         about = {**notes, "replicate": replicate}
-        model = replicate_model(job.models[0], weights(state), replicate)
-        step = int(state.step[replicate])
+        model, step = replicate_model(job.models[0], params, replicate), int(steps[replicate])
         done = {"epoch": job.stage_of(step).epoch_of(step), "finished": finished}
         save_model(model, model_folder(run.folder, "final", replicate), **done, **about)
         if len(job.dataset.validation) and best.epoch[replicate] > 0:

@@ -100,9 +100,8 @@ def log_epoch(book: Book, state: TrainState, report: Report) -> dict[str, float]
         row["validation_bound"] = report.validation.tolist()
     if report.epoch % (job.config.log_every or 1) == 0 or report.epoch == job.config.epochs:
         key = jax.random.key(0)
-        models = [
-            replicate_model(job.models[0], weights(state), r) for r in range(job.config.replicates)
-        ]
+        params = jax.device_get(weights(state))
+        models = [replicate_model(job.models[0], params, r) for r in range(job.config.replicates)]
         monitored = [monitor(model, book.monitored, key) for model in models]
         row |= {name: [values[name] for values in monitored] for name in monitored[0]}
     row = _finite(row)
@@ -147,9 +146,9 @@ def tensorboard(folder: Path, step: int) -> Iterator[Any]:
 
 def save_frame(book: Book, state: TrainState, epoch: int) -> None:
     """What the first replicate makes of fixed prior draws and test examples."""
-    model = replicate_model(book.job.models[0], weights(state), 0)
+    model = replicate_model(book.job.models[0], jax.device_get(weights(state)), 0)
     examples = book.job.dataset.test[:: max(1, len(book.job.dataset.test) // 16)][:16]
-    means, reconstructions = _frame(model, jax.numpy.asarray(examples, jax.numpy.float32))
+    means, reconstructions = _frame(model, jax.device_put(np.float32(examples)))
     with atomic_write(book.folder / "frames" / f"{epoch:06d}.npz") as path:
         np.savez(path, samples=means, reconstructions=reconstructions, examples=examples)
 

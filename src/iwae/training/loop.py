@@ -25,6 +25,7 @@ from iwae.training.steps import (
     Settings,
     TrainState,
     init_state,
+    on_all_devices,
     replicate_model,
     run_steps,
     weights,
@@ -71,12 +72,10 @@ def update_best(
     """
     values, old = np.float32(value), np.asarray(best.value)
     better = active & (values > old + np.float32(threshold))
-    return Best(
-        _choose(better, params, best.params),
-        jnp.asarray(np.where(better, values, old)),
-        jnp.where(better, jnp.int32(epoch), best.epoch),
-        jnp.where(better, jnp.int32(0), best.waited + jnp.asarray(active, jnp.int32)),
-    )
+    # All at once: one program.
+    epochs, none = np.full(better.shape, epoch, np.int32), np.zeros(better.shape, np.int32)
+    kept = (best.params, best.value, best.epoch, np.asarray(best.waited) + np.int32(active))
+    return Best(*_choose(better, (params, values, epochs, none), kept))
 
 
 @jax.jit
@@ -185,12 +184,15 @@ def training(
         )
     first = int(clock.step)
     check_steps(plan.epochs, steps_per_epoch, first)
-    raw, last, size = jnp.asarray(data), first + plan.epochs * steps_per_epoch, 20
-    while (step := int(state.step.max())) < last and (active := _active(best, plan)).any():
+    raw, last, size = on_all_devices(data), first + plan.epochs * steps_per_epoch, 20
+    while (active := _active(best, plan)).any():
+        step = int(np.asarray(state.step).max())
+        if step >= last:
+            break
         done_epochs = (step - first) // steps_per_epoch
         end_of_epoch = first + (done_epochs + 1) * steps_per_epoch
         stop, start = min(step + size, end_of_epoch), time.perf_counter()
-        stops = jnp.where(active, stop, state.step)
+        stops = jax.device_put(np.where(active, np.int32(stop), state.step))
         new = run_steps(state, stops, raw, schedule, template, settings, clock)
         bounds = np.asarray(new.bound, np.float64)  # waits for the device
         seconds = time.perf_counter() - start
@@ -257,10 +259,10 @@ def validation_bounds(
     state: TrainState, template: AbstractLatentModel, settings: Settings, validation: np.ndarray
 ) -> Float[np.ndarray, " R"]:
     """The mean training objective of each replicate on other data, by the same keys each time."""
-    means = []
+    means, (params, extras) = [], jax.device_get((weights(state), state.extra))
     for replicate in range(len(state.step)):
-        model = replicate_model(template, weights(state), replicate)
-        extra = jax.tree.map(lambda leaf, r=replicate: leaf[r], state.extra)
+        model = replicate_model(template, params, replicate)
+        extra = jax.tree.map(lambda leaf, r=replicate: leaf[r], extras)
         slabs = map_examples(
             _value_of(settings.validated or settings.objective),
             (model, extra),

@@ -97,7 +97,7 @@ def staged(
 ) -> StagedSchedule:
     """The schedule that holds `rates[i]` for `epochs[i]` epochs, from the step `first` on."""
     ends = first + np.cumsum(np.asarray(epochs, np.int64)) * steps_per_epoch
-    return StagedSchedule(jnp.asarray(ends, jnp.int32), jnp.asarray(rates, jnp.float32))
+    return StagedSchedule(*jax.device_put((np.int32(ends), np.asarray(rates, np.float32))))
 
 
 class DecayingSchedule(eqx.Module):

@@ -111,7 +111,7 @@ def train_stages(
         UserError, NonFiniteError: as `training`.
     """
     costs = [stage.epochs * stage.cost for stage in stages]
-    first = stage_at(stages, int(state.step.max()))
+    first = stage_at(stages, int(np.asarray(state.step).max()))
     for i, stage in enumerate(stages[first:], start=first):
         if i > first:
             state, best = enter(state, best, stages[i - 1], stage, template)

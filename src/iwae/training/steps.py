@@ -5,7 +5,7 @@ axis over replicates. Every random number of step s is addressed by (replicate's
 in the batch), so a run that is stopped, resumed or cut into other dispatches stays the same run.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple, TypeVar
 
@@ -285,22 +285,49 @@ def run_steps(
     # keys are folded, never consumed, so that a dispatch may be run again from the same state.
     replicates, mesh = len(state.step), Mesh(np.asarray(jax.local_devices()), ("replicate",))
     idle = -replicates % mesh.size  # copies that have nothing to do
-    state = _take(state, (*range(replicates), *(i % replicates for i in range(idle))))
-    stop = jnp.concatenate([stop, state.step[replicates:]])
-    state, stop = jax.device_put((state, stop), NamedSharding(mesh, PartitionSpec("replicate")))
-    data = jax.device_put(data, NamedSharding(mesh, PartitionSpec()))
+    split = NamedSharding(mesh, PartitionSpec("replicate"))
+    state = _with_idle(state, idle, split)
+    stops = np.concatenate([stop, np.asarray(state.step)[replicates:]])
+    stop = jax.device_put(stops, split)
+    data = on_all_devices(data)
     static = eqx.filter(template, eqx.is_inexact_array, inverse=True)
-    clock = Clock(*(jnp.asarray(at, jnp.int32) for at in clock))
+    clock = Clock(*jax.device_put([np.asarray(at, np.int32) for at in clock]))
     out = _run_replicates(state, stop, data, (schedule, clock), static, settings, checked, mesh)
-    return _take(out, tuple(range(replicates))) if idle else out
+    return _first(out, replicates) if idle else out
 
 
-@partial(jax.jit, static_argnames="index")
-def _take(state: TrainState, index: tuple[int, ...]) -> TrainState:
-    """The states of some replicates; a key may be taken twice, for a copy that does nothing."""
+def on_all_devices(data: Shaped[Array, "n ..."] | Shaped[np.ndarray, "n ..."]) -> Array:
+    """A copy of the data on each device; the data themselves if they are that already."""
+    mesh = Mesh(np.asarray(jax.local_devices()), ("replicate",))
+    return jax.device_put(data, NamedSharding(mesh, PartitionSpec()))
+
+
+@partial(jax.jit, static_argnames=("idle", "sharding"))
+def _with_idle(state: TrainState, idle: int, sharding: NamedSharding | None = None) -> TrainState:
+    """The states of all replicates, and copies of some that will do nothing."""
+    replicates = len(state.step)
+
+    # Slices: to trace and lower a gather for each array takes several times as long.
+    def pad(leaf: Shaped[Array, "R ..."]) -> Shaped[Array, "S ..."]:
+        copies = [i % replicates for i in range(idle)]
+        pieces = [leaf, *(jax.lax.slice_in_dim(leaf, i, i + 1) for i in copies)]
+        padded = jax.lax.concatenate(pieces, 0)
+        return padded if sharding is None else jax.lax.with_sharding_constraint(padded, sharding)
+
+    return _each(pad, state)
+
+
+@partial(jax.jit, static_argnames="count")
+def _first(state: TrainState, count: int) -> TrainState:
+    """The states of the first replicates."""
+    return _each(lambda leaf: jax.lax.slice_in_dim(leaf, 0, count), state)
+
+
+def _each(fn: Callable[[Array], Array], state: TrainState) -> TrainState:
+    """A function of every leaf, and of the keys' data: so may a key be copied."""
     data, impl = jax.random.key_data(state.key), jax.random.key_impl(state.key)
-    taken = jax.tree.map(lambda leaf: leaf[np.asarray(index)], state._replace(key=data))
-    return taken._replace(key=jax.random.wrap_key_data(taken.key, impl=impl))
+    made = jax.tree.map(fn, state._replace(key=data))
+    return made._replace(key=jax.random.wrap_key_data(made.key, impl=impl))
 
 
 @eqx.filter_jit
@@ -332,8 +359,8 @@ def _run_replicates(
             return jax.lax.map(run_unless_done, (states, stops))
         # A loop over one would be compiled without its loop into another program, with other
         # roundings; with an idle copy, a replicate is the same bit for bit whatever is beside it.
-        twice, stops = _take(states, (0, 0)), jnp.concatenate([stops, states.step])
-        return _take(jax.lax.map(run_unless_done, (twice, stops)), (0,))
+        twice, stops = _with_idle(states, 1), jnp.concatenate([stops, states.step])
+        return _first(jax.lax.map(run_unless_done, (twice, stops)), 1)
 
     split, whole = PartitionSpec("replicate"), PartitionSpec()
     return jax.shard_map(
