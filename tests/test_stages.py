@@ -18,7 +18,7 @@ from iwae.checkpoint import load_model
 from iwae.config import (
     StageConfig,
     TrainConfig,
-    _stages_text,
+    stages_text,
     config_values,
     make_config,
     parse_stages,
@@ -311,7 +311,7 @@ a_stage = st.fixed_dictionaries(
 @given(st.lists(a_stage, min_size=1, max_size=4))
 def test_stages_come_back_from_their_words(values):
     stages = tuple(StageConfig(**one) for one in values)
-    assert parse_stages(_stages_text(stages)) == stages
+    assert parse_stages(stages_text(stages)) == stages
 
 
 def test_words_of_stages():
