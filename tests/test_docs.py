@@ -217,9 +217,9 @@ def replaced(words, options, *, added=True):
             start = end = words.index(name) + 1
             while end < len(words) and not words[end].startswith("--"):
                 end += 1
-            words[start:end] = [value]
+            words[start:end] = value.split()
         elif added:
-            words += [name, value]
+            words += [name, *value.split()]
     return words
 
 
@@ -241,7 +241,7 @@ def cut(words):
         if "--layers" in words:
             given |= {"--latent-sizes": "2 2", "--hidden-sizes": "5 5"}
             del words[words.index("--layers") : words.index("--layers") + 2]
-        words = [part for word in replaced(words, given) for part in word.split()]
+        words = replaced(words, given)
     elif command == "evaluate":
         annealed = {"ais", "bdmc", "rate-distortion"} & set(words)
         few = FEW if annealed else {"--examples": "50"}

@@ -18,11 +18,11 @@ from iwae.checkpoint import load_model
 from iwae.config import (
     StageConfig,
     TrainConfig,
-    stages_text,
     config_values,
     make_config,
     parse_stages,
     read_config,
+    stages_text,
     write_config,
 )
 from iwae.jobs import initial_state, make_job
