@@ -367,9 +367,11 @@ class TrainConfig(BaseModel):
         for name in ("kl_warmup", "lr_warmup"):
             if getattr(self, name):
                 raise ValueError(f"{name} of a run in stages is that of a stage: give it there")
+        if self.stages[0].fresh is not None:
+            raise ValueError("fresh is for later stages: before the first there is no optimiser")
         for i, epochs in enumerate(self.stage_epochs()):
             try:
-                self.stage(i, max(epochs, 1))
+                self.stage(i, epochs or self.stages[i].epochs)
             except (UserError, ValidationError) as error:
                 reason = explain(error) if isinstance(error, ValidationError) else error
                 raise ValueError(f"stage {i + 1}: {reason}") from error

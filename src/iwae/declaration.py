@@ -365,8 +365,8 @@ NOT_THROUGH_FEW = {
 
 
 def unmodified(declaration: Declaration) -> Declaration:
-    """The same objective without what changes its weights in training: what validation measures."""
-    return declaration._replace(kl_warmup_steps=0, free_bits=0.0)
+    """The same objective without what only training needs: what validation measures."""
+    return declaration._replace(kl_warmup_steps=0, free_bits=0.0, backward=None)
 
 
 def particles(declaration: Declaration) -> int:

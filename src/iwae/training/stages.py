@@ -76,8 +76,8 @@ def enter(
 ) -> tuple[TrainState, Best]:
     """The state before the first step of a stage, from that after the last of another.
 
-    With the same objective nothing but the optimiser may start anew. With another one, validation
-    bounds cannot be compared: the best weights so far are forgotten, and all replicates go on.
+    With the same objective nothing but the optimiser may start anew. With another one all
+    replicates go on, and where validation measures another bound the best weights are forgotten.
     """
     replicates = range(len(state.step))
     models = [replicate_model(template, state.params, r) for r in replicates]
@@ -88,7 +88,15 @@ def enter(
     ema = () if stage.settings.ema is None else state.ema
     step = jnp.full_like(state.step, stage.clock.step)
     new = new._replace(opt_state=opt_state, step=step, ema=ema)
-    return new, init_best(new)
+    if not _validates_alike(before, stage):
+        return new, init_best(new)
+    return new, best._replace(waited=jnp.zeros_like(best.waited))
+
+
+def _validates_alike(before: Stage, stage: Stage) -> bool:
+    """Whether the validation bounds of two stages can be compared."""
+    one, other = (s.settings.validated or s.settings.objective for s in (before, stage))
+    return one is other
 
 
 def train_stages(
