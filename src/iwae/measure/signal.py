@@ -191,7 +191,8 @@ def _with_few(
                 found[k].append(_through(full, count, layers))
             except UserError as reason:
                 log.info("left out: %s with k = %d: %s", full.gradient, k, reason)
-                reasons[count or 0] = reason
+                if full is declarations[0] or count not in reasons:
+                    reasons[count or 0] = reason
     possible = {declaration.backward for its in found.values() for declaration in its}
     for count in counts:
         if count not in possible:
