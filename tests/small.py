@@ -113,16 +113,16 @@ def bits(tree):
 
 
 @cache
-def _like(config_toml):
+def _like(config_toml, step):
     path = Path(tempfile.mkdtemp(dir=FOLDER)) / "config.toml"
     path.write_text(config_toml)
-    return blank_state(make_job(read_config(path), resumed=True))
+    return blank_state(make_job(read_config(path), resumed=True), step)
 
 
 def newest(run):
     """The newest checkpoint of a run."""
     path = list_checkpoints(run / "checkpoints")[-1]
-    return load_checkpoint(path, _like((run / "config.toml").read_text()))
+    return load_checkpoint(path, _like((run / "config.toml").read_text(), int(path.name)))
 
 
 def outcome(run):
