@@ -253,7 +253,9 @@ def _fast(name: str, entry: Preset) -> Preset:
         first, few, then, many = _WARM_STAGES[name]
         values = {key: values[key] for key in ("dataset", "objective", "k")}
         start = recipes.stages(first.split()[0], few, first)
-        way = f"{start}, {recipes.warm_start(then, many)}"
+        way = f"{start}, {recipes.ending(then, many)} fresh=true"
+    elif name in _AIWAE:  # the same ending for both objectives
+        way = recipes.stages("aiwae", 5, times=recipes.LONGER.get(values["dataset"], 1))
     source = f"{entry.source}, by a fast recipe"
     fast = recipes.fast(values, way)
     return entry._replace(values=fast, source=source, needs=None, is_fast=True)

@@ -11,19 +11,18 @@ COMMON: dict[str, Any] = {
     "batch_size": 100,
     "optimizer": "soap",
     "learning_rate": 3e-3,
-    "schedule": "constant",
+    "schedule": "linear",
 }
 """What all stages share, unless the cell or a stage says otherwise."""
 
 FEW = 8
 """Particles that the gradient goes through where an objective has more."""
 
-ENDING = "schedule=linear"
-"""Of the last stage, in which the learning rate falls to zero."""
+ENDING_RATE = 1e-3
+"""The learning rate from which the last of several stages falls to zero."""
 
-
-START, END, TO_GO_ON = 80, 40, 40
-"""Epochs at the full learning rate, while it falls to zero, and of a warm start."""
+ALONE, START, END = 200, 100, 30
+"""Epochs of the only stage of a single particle, of the first of two stages, and of the last."""
 
 LONGER = {"omniglot": 2}
 """Data sets with fewer training examples -> how many times as many epochs."""
@@ -47,17 +46,17 @@ def stages(objective: str, particles: int, named: str = "", times: int = 1) -> s
         named: objective and k of the end, such as `iwae k=50`, where they are not the run's.
         times: as many epochs.
     """
-    first, few = named, ""
-    if objective == "aiwae":
-        first = "iwae"
-    elif particles > FEW:
-        first, few = ("elbo k=1" if objective == "vae" else "iwae k=5"), f"backward={FEW} "
-    start = START * (2 if particles == 1 else 1)  # an epoch of a single particle costs little
-    ending = f"{named} epochs={END * times} {few}{ENDING}"
-    return f"{first} epochs={start * times}, {ending}"
+    if objective != "aiwae" and particles <= FEW:
+        return _words(named, f"epochs={(ALONE if particles == 1 else START + END) * times}")
+    first = "elbo k=1" if objective == "vae" else "iwae k=5"
+    return f"{first} epochs={START * times}, {ending(named, particles, times=times)}"
 
 
-def warm_start(named: str, particles: int) -> str:
-    """A stage that goes on from a finished model, to an objective such as `iwae k=50`."""
-    few = f"backward={FEW} " if particles > FEW else ""
-    return f"{named} epochs={TO_GO_ON} {few}learning_rate=1e-3 {ENDING} fresh=true"
+def ending(named: str, particles: int, *, times: int = 1) -> str:
+    """A stage that goes on from a model to an objective such as `iwae k=50`."""
+    few = f"backward={FEW}" if particles > FEW else ""
+    return _words(named, f"epochs={END * times}", few, f"learning_rate={ENDING_RATE:g}")
+
+
+def _words(*words: str) -> str:
+    return " ".join(word for word in words if word)
