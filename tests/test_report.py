@@ -20,6 +20,8 @@ from iwae.report import (
     published_nll,
     read_records,
 )
+from iwae.report.blocks import run_cells_table
+from iwae.report.experiments import recipes_table
 from iwae.report.objectives import objective_row, protocols_table
 from iwae.report.resampling import resampling_table
 from iwae.report.speed import costs_table, queue_table
@@ -174,6 +176,36 @@ def test_ways_of_drawing_stand_below_each_other_by_gradient_and_k(tmp_path):
     assert lines[4] == (
         "| a | reparam | 50 | systematic | 0.400 ± 0.010 (0.50) | 0.100 ± 0.010 (0.50) |"
     )
+
+
+def test_trials_of_recipes_are_told_by_their_stages(tmp_path):
+    config = preset("fast/table1/mnist/1l/iwae-k50").config()
+    for name, changes in (("one", {"stages": None, "epochs": 20, "k": 5}), ("two", {})):
+        path = tmp_path / "recipes" / "k50" / f"{name}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        values = config_values(config.model_copy(update=changes))
+        record = {"trial": f"k50/{name}", "config": values, "k": 500, "n": 2000, "cores": 2}
+        path.write_text(json.dumps({**record, "bound": -90.125, "stderr": 0.5, "seconds": 61.0}))
+    one, two = recipes_table(tmp_path).strip().splitlines()[2:]
+    assert "k=5 batch_size=100 optimizer=soap learning_rate=0.003 schedule=linear" in one
+    assert "-90.12 ± 0.50" in one
+    assert "61 on 2 cores" in one
+    assert "iwae k=5 epochs=100, backward=8 learning_rate=0.001 epochs=30" in two
+
+
+def test_what_was_run_of_cells_is_in_a_line_each(copied_vae):
+    text = run_cells_table(copied_vae, "table1/mnist/1l,camel")
+    _, _, *rows = text.strip().splitlines()
+    assert [row.split("|")[1].strip() for row in rows] == ["table1/mnist/1l/vae-k1"]
+    assert re.search(r"\| 86\.76 \(19\) +\| 86\.11 ± 0\.23 \(20; \d+ (h|min)\) +\|", rows[0])
+
+
+@pytest.fixture
+def copied_vae(tmp_path):
+    name = Path("table1/mnist/1l/vae-k1/seed-0")
+    skipped = shutil.ignore_patterns("*.png", "metrics.jsonl")
+    shutil.copytree(ROOT / "results" / name, tmp_path / name, ignore=skipped)
+    return tmp_path
 
 
 def test_what_the_queue_adds_is_compared_round_by_round(tmp_path):

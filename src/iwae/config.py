@@ -157,7 +157,8 @@ def stages_text(stages: tuple[StageConfig, ...]) -> str:
 def _stage_text(stage: StageConfig) -> str:
     given = {name: str(value) for name, value in stage.given().items()}
     given |= {name: value.lower() for name, value in given.items() if name == "fresh"}
-    return " ".join(f"{name}={value}" for name, value in given.items())
+    first = [given.pop("objective")] if "objective" in given else []
+    return " ".join([*first, *(f"{name}={value}" for name, value in given.items())])
 
 
 StagesText = tyro.constructors.PrimitiveConstructorSpec(

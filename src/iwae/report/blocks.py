@@ -59,7 +59,10 @@ def _of(cell: Cell) -> str:
 
 
 def _in_brief(
-    nll: float | None, stderr: float | None, active: Sequence[float], cost: float | None
+    nll: float | None,
+    stderr: float | None,
+    active: Sequence[float | int],
+    cost: float | None,
 ) -> str:
     if nll is None:
         return ""
