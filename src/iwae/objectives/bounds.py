@@ -48,7 +48,13 @@ def over_particles(
     """
     if chunk is None or chunk >= len(jax.tree.leaves(keys)[0]):
         return jax.vmap(function)(keys)
-    return jax.lax.map(jax.checkpoint(function), keys, batch_size=chunk)
+
+    def again(keys: PyTree) -> Tree:  # the same keys, and JAX's check of reuse is told so
+        return function(jax.tree.map(jax.random.clone, keys))
+
+    return jax.lax.map(
+        jax.checkpoint(again), jax.tree.map(jax.random.clone, keys), batch_size=chunk
+    )
 
 
 def bound(
