@@ -23,6 +23,7 @@ from iwae.declaration import (
     EncoderObjective,
     Phase,
     check,
+    described,
 )
 
 Size = Annotated[int, Field(ge=1)]
@@ -106,7 +107,7 @@ class StageConfig(BaseModel):
     epochs: Annotated[int, Field(ge=1)]
 
     def given(self) -> dict[str, Any]:
-        """What it does not leave out."""
+        """The settings that it does not leave out."""
         return self.model_dump(exclude_none=True)
 
 
@@ -313,6 +314,8 @@ class TrainConfig(BaseModel):
         values = dict(values)
         if isinstance(values.get("stages"), str):
             values["stages"] = parse_stages(values["stages"])
+        if not isinstance(values.get("stages") or (), list | tuple):
+            raise ValueError('stages is a list of tables, or a line: "k=5 epochs=9, epochs=1"')
         if values.get("optimizer") == "paper":
             values["optimizer"] = "adam"
         stages = values.get("stages")
@@ -340,7 +343,7 @@ class TrainConfig(BaseModel):
         for name in ("kl_warmup", "lr_warmup"):
             if getattr(self, name) > self.epochs:
                 raise ValueError(
-                    f"{name} is {getattr(self, name)}, but the run ends after {self.epochs} epochs"
+                    f"{name} is {getattr(self, name)}, but there are {self.epochs} epochs: give less"
                 )
         check(self.declaration(), len(self.sizes()[0]))
         return self
@@ -370,6 +373,7 @@ class TrainConfig(BaseModel):
                 raise ValueError(f"{name} of a run in stages is that of a stage: give it there")
         if self.stages[0].fresh is not None:
             raise ValueError("fresh is for later stages: before the first there is no optimiser")
+        described(self.objective)
         for i, epochs in enumerate(self.stage_epochs()):
             try:
                 self.stage(i, epochs or self.stages[i].epochs)
@@ -389,18 +393,18 @@ class TrainConfig(BaseModel):
         return TrainConfig(**{**values, **given, "stages": None, "epochs": epochs})
 
     def stage_epochs(self) -> tuple[int, ...]:
-        """Epochs of each stage, stretched or squeezed so that they are `epochs` in all."""
+        """Epochs of each stage, stretched or squeezed to `epochs`; at least one of the last."""
         if self.stages is None:
             return (self.epochs,)
         ends = list(accumulate(stage.epochs for stage in self.stages))
         ends = [round(end * self.epochs / ends[-1]) for end in ends]
+        ends = [*(min(end, self.epochs - 1) for end in ends[:-1]), self.epochs]
         return tuple(end - start for start, end in zip([0, *ends], ends, strict=False))
 
     def final(self) -> "TrainConfig":
-        """The configuration of the last stage that has epochs: what the run is trained for."""
+        """The configuration of the last stage, whose objective the run is trained for."""
         lengths = self.stage_epochs()
-        last = max(i for i, epochs in enumerate(lengths) if epochs)
-        return self.stage(last, lengths[last])
+        return self.stage(len(lengths) - 1, lengths[-1])
 
     def kind(self) -> Kind | None:
         """The kind of data with its parameters, if it is given."""
@@ -464,7 +468,7 @@ def explain(error: ValidationError) -> str:
 
 
 def _unknown(key: str, kind: type[BaseModel]) -> str:
-    """What to say of a key that a table does not have."""
+    """A message about a key that a table does not have."""
     near = difflib.get_close_matches(key.lower(), kind.model_fields, 1)
     hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(kind.model_fields)}"
     return f"unknown key {key!r}; {hint}"

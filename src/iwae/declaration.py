@@ -357,9 +357,10 @@ def _check_together(d: Declaration, layers: int | None) -> None:
 
 NOT_THROUGH_FEW = {
     "elbo-analytic": ", whose particles all count the same: use a smaller k",
-    "tvo": ": its derivatives in the log weights may be negative, and are no probabilities",
-    "dais": ", whose gradient goes through every chain",
-    "aiwae": ", whose chains carry no gradient as it is",
+    "tvo": ", whose derivatives in the log weights may be negative, and so no probabilities: leave "
+    "it out",
+    "dais": ", whose gradient goes through every chain: leave it out",
+    "aiwae": ", whose chains carry no gradient as it is: leave it out",
 }
 """Objectives of which no few particles can be drawn for the gradient, and why."""
 

@@ -280,30 +280,41 @@ def make_stages(config: TrainConfig, dataset: Dataset) -> tuple[tuple[Stage, ...
         UserError: if a batch is larger than the training data, or an optimiser's state is to be
             carried to where it does not fit.
     """
-    layers, step, epoch = len(config.sizes()[0]), 0, 0
+    step = epoch = 0
     stages: list[Stage] = []
     ends: list[int] = []
     for i, epochs in enumerate(config.stage_epochs()):
         if epochs:
-            its = config.stage(i, epochs)
-            steps_per_epoch = _steps_per_epoch(its, dataset)
-            schedule, its_ends = make_schedule(its, steps_per_epoch, step)
-            fresh = config.stages[i].fresh if config.stages else None
-            stage = Stage(
-                _settings(its, dataset, layers, steps_per_epoch),
-                schedule,
-                epochs,
-                steps_per_epoch,
-                Clock(step, epoch),
-                fresh,
-                _cost(its),
-            )
-            if stages:
-                is_carried(stages[-1], stage)
+            try:
+                stage, its_ends = _make_stage(config, i, epochs, dataset, Clock(step, epoch))
+                if stages:
+                    is_carried(stages[-1], stage)
+            except UserError as error:
+                raise UserError(f"stage {i + 1}: {error}" if config.stages else error) from error
             stages.append(stage)
             step, epoch = stage.end, epoch + epochs
-        ends += [step] if config.stages else [end * steps_per_epoch for end in its_ends]
+        ends += [step] if config.stages else its_ends
     return tuple(stages), tuple(ends)
+
+
+def _make_stage(
+    config: TrainConfig, i: int, epochs: int, dataset: Dataset, clock: Clock
+) -> tuple[Stage, list[int]]:
+    """A stage, and the steps at which the stages of its schedule end if it is the only one."""
+    its = config.stage(i, epochs)
+    steps_per_epoch = _steps_per_epoch(its, dataset)
+    schedule, ends = make_schedule(its, steps_per_epoch, int(clock.step))
+    stage = Stage(
+        _settings(its, dataset, len(its.sizes()[0]), steps_per_epoch),
+        schedule,
+        epochs,
+        steps_per_epoch,
+        clock,
+        config.stages[i].fresh if config.stages else None,
+        _cost(its),
+        i,
+    )
+    return stage, [end * steps_per_epoch for end in ends]
 
 
 def _steps_per_epoch(config: TrainConfig, dataset: Dataset) -> int:
@@ -340,7 +351,8 @@ def _cost(config: TrainConfig) -> float:
     """Passes through the decoder of an example, a third for one that nothing goes back through."""
     forward = particles(config.declaration())
     back = min(config.backward or forward, forward)
-    return 1.0 + back + (0 if back == forward else forward / 3)
+    moves = (config.temperatures or 1) * (config.leapfrog or 1)  # those of dais and aiwae
+    return 1.0 + moves * back + (0 if back == forward else forward / 3)
 
 
 def make_job(config: TrainConfig, data_dir: Path | None = None, *, resumed: bool = False) -> Job:
@@ -412,12 +424,17 @@ def _optimizer_of(run: Path, job: Job) -> Any:
         raise UserError(f"{run} has no checkpoint to take the optimiser's state from")
     its = read_config(run / "config.toml").final()
     theirs = compose(its.declaration(), len(its.sizes()[0]))
-    first = job.stages[0]
+    first, now = job.stages[0], job.config.stage(job.stages[0].number, job.stages[0].epochs)
     one, other = (jax.tree.leaves(o.init().learned) for o in (theirs, first.settings.objective))
     if [leaf.shape for leaf in one] != [leaf.shape for leaf in other]:
         raise UserError(
-            f"keep_optimizer: {run} was trained by {its.objective}, and {job.config.objective} "
+            f"keep_optimizer: {run} was trained by {its.objective}, and {now.objective} "
             "learns other arrays beside the model; leave keep_optimizer out"
+        )
+    if its.optimizer != now.optimizer:
+        raise UserError(
+            f"keep_optimizer: {run} was trained by the optimizer {its.optimizer}, here it is "
+            f"{now.optimizer}; leave keep_optimizer out"
         )
     settings = first.settings._replace(objective=theirs, ema=its.ema)
     like = replace(job, stages=(first._replace(settings=settings),))

@@ -35,6 +35,10 @@ LARGE_K, LARGE_CHUNK = 500, 100
 """With more particles than this, so many at a time unless the declaration says."""
 
 
+FORWARD_CHUNK = 50
+"""So many at a time where the gradient goes through few, so that memory does not grow with k."""
+
+
 def objective(name: str, k: int, **options: Any) -> Objective:
     """The objective called `name` with k particles; the same object each time it is asked for.
 
@@ -78,6 +82,8 @@ def _penalty(d: Declaration) -> Penalty | None:
 
 def chunk_of(d: Declaration) -> int | None:
     """Particles at a time."""
+    if d.backward is not None and d.chunk is None:
+        return FORWARD_CHUNK if particles(d) > FORWARD_CHUNK else None
     return d.chunk or (LARGE_CHUNK if particles(d) > LARGE_K else None)
 
 
@@ -87,7 +93,7 @@ def _options(d: Declaration) -> dict[str, Any]:
 
 
 def _sampled(d: Declaration) -> dict[str, Any]:
-    """What bounds of importance samples take, whose gradient may go through a few of them."""
+    """The options of bounds of importance samples, whose gradient may go through a few of them."""
     return {**_options(d), "estimator": estimator_of(d), "backward": d.backward}
 
 

@@ -4,6 +4,7 @@ Published negative log-likelihoods are in nats, on the test set, by 5,000 import
 """
 
 import difflib
+import logging
 from collections.abc import Iterable, Iterator, Mapping
 from fnmatch import fnmatch
 from typing import Any, NamedTuple, NoReturn
@@ -14,6 +15,8 @@ from iwae.config import TrainConfig, make_config
 from iwae.data import DATASETS
 from iwae.declaration import check
 
+log = logging.getLogger("iwae")
+
 BURDA = "Burda, Grosse & Salakhutdinov 2016 (arXiv 1509.00519v3)"
 RAINFORTH = "Rainforth et al. 2018 (arXiv 1802.04537)"
 DING = "Ding & Freedman 2019 (arXiv 1906.04904)"
@@ -21,7 +24,7 @@ TUCKER = "Tucker et al. 2019 (arXiv 1810.04152)"
 
 
 FAST = "fast/"
-"""What the names of cells begin with that are trained by a fast recipe."""
+"""The beginning of the names of cells that are trained by a fast recipe."""
 
 
 class Preset(NamedTuple):
@@ -243,7 +246,7 @@ _WARM_STAGES = {
     "table2/vae-to-iwae": ("vae k=1", 1, "iwae k=50", 50),
     "table2/iwae-to-vae": ("iwae k=50", 50, "vae k=1", 1),
 }
-"""Table 2 in one run: what it starts from, and what it goes on to."""
+"""Table 2 in one run: the objective that it starts from, and the one that it ends with."""
 
 
 def _fast(name: str, entry: Preset) -> Preset:
@@ -300,6 +303,9 @@ def cells(patterns: Iterable[str], recipe: str) -> list[str]:
     if recipe == "published" or not names:
         return names or matched
     found = [f"{FAST}{name}" for name in names if f"{FAST}{name}" in PRESETS]
+    others = [name for name in names if f"{FAST}{name}" not in PRESETS]
+    if found and others and list(patterns) != ["*"]:
+        log.warning("left out, for want of a fast recipe: %s", ", ".join(others))
     if not found:
         raise UserError(f"{names[0]} has no fast recipe; all that do: `iwae presets '{FAST}*'`")
     return found
@@ -357,8 +363,9 @@ def _filled(config: TrainConfig) -> dict[str, Any]:
     """All settings but places, with what the objective leaves to its defaults."""
     latent_sizes, hidden_sizes = config.sizes()
     values = {**config.model_dump(), "latent_sizes": latent_sizes, "hidden_sizes": hidden_sizes}
-    declared = check(config.declaration(), len(latent_sizes))._asdict()
-    values |= {name: value for name, value in declared.items() if name in values}
+    if config.stages is None:  # else those of the run are but what its stages leave out
+        declared = check(config.declaration(), len(latent_sizes))._asdict()
+        values |= {name: value for name, value in declared.items() if name in values}
     if config.k * (config.m or 1) == 1 and config.objective in ("vae", "elbo", "iwae"):
         values["objective"] = "elbo"  # with one sample these bounds are the same
     return {name: value for name, value in values.items() if name not in _PLACES}

@@ -78,14 +78,15 @@ class Speed:
     """How fast a stage goes, without its first dispatch, most of which is compilation."""
 
     def __init__(self) -> None:
-        self.stage, self.start, self.seconds = -1, 0.0, 0.0
+        self.stage, self.start, self.seconds, self.last = -1, 0.0, 0.0, 0.0
 
     def add(self, report: Report) -> None:
-        """Count a dispatch."""
+        """Count a dispatch, with what was validated and logged since the one before."""
+        before, self.last = self.last, time.monotonic()
         if report.stage != self.stage:
             self.stage, self.start, self.seconds = report.stage, report.share, 0.0
         else:
-            self.seconds += report.seconds
+            self.seconds += self.last - before
 
     def left(self, report: Report) -> float | None:
         """Seconds to the end of the run; None where too little is known."""

@@ -53,7 +53,7 @@ def stages(objective: str, particles: int, named: str = "", times: int = 1) -> s
 
 
 def ending(named: str, particles: int, *, times: int = 1) -> str:
-    """A stage that goes on from a model to an objective such as `iwae k=50`."""
+    """A stage that trains a model further, by an objective such as `iwae k=50`."""
     few = f"backward={FEW}" if particles > FEW else ""
     return _words(named, f"epochs={END * times}", few, f"learning_rate={ENDING_RATE:g}")
 

@@ -24,7 +24,7 @@ from iwae.figures.style import (
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 
 DASHES = ((5, 2), (5, 2, 1, 2), (2, 1.5), (8, 2, 2, 2))
-"""Of gradients through a few particles; dots are for the slopes of theory."""
+"""Lines for gradients through a few particles; dots are for the slopes of theory."""
 
 LONG = 12
 """A legend with a longer name than this has two columns."""

@@ -49,12 +49,14 @@ def over_particles(
     if chunk is None or chunk >= len(jax.tree.leaves(keys)[0]):
         return jax.vmap(function)(keys)
 
-    def again(keys: PyTree) -> Tree:  # the same keys, and JAX's check of reuse is told so
-        return function(jax.tree.map(jax.random.clone, keys))
+    # As numbers, because a chunk's keys go twice, and JAX's check of reuse would refuse that.
+    impl = jax.random.key_impl(jax.tree.leaves(keys)[0])
 
-    return jax.lax.map(
-        jax.checkpoint(again), jax.tree.map(jax.random.clone, keys), batch_size=chunk
-    )
+    def of_data(data: PyTree) -> Tree:
+        return function(jax.tree.map(partial(jax.random.wrap_key_data, impl=impl), data))
+
+    data = jax.tree.map(jax.random.key_data, keys)
+    return jax.lax.map(jax.checkpoint(of_data), data, batch_size=chunk)
 
 
 def bound(
@@ -120,7 +122,7 @@ def bound(
             parts, _ = over_particles(partial(particle, frozen(model), frozen(q), x), keys, chunk)
             log_p, log_q = jax.lax.stop_gradient(densities(parts))
             table = table_of(reduction, how, log_p - log_q)
-            # Decoder and encoder may climb two bounds: a share counts what it is to either.
+            # PIWAE has two bounds: a share is the mean of what a particle is to either.
             shares = (table.decoder + jax.grad(reduction)(log_p - log_q)) / 2
             drawn = draw(jax.random.fold_in(key, _DRAWN), shares, count)
             index, factor = jax.lax.stop_gradient(drawn)

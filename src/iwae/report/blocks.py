@@ -28,7 +28,7 @@ def cells_table(results: Path, cells: str) -> str:
 
 
 def run_cells_table(results: Path, cells: str) -> str:
-    """Markdown: what was run of some cells, in a line each: NLL, active units and time."""
+    """Markdown: a line for each of some cells that was run: NLL, active units, estimated time."""
     ours, fast = _both(results, cells)
     rows = [
         {
@@ -91,10 +91,10 @@ BLOCKS: dict[str, Callable[[Path], str]] = {
     "queue": queue_table,
     "imputation": imputation_table,
 }
-"""What a marked block is filled with, unless it is one of `_TABLES`."""
+"""Name of a marked block -> its table, for all but those of `_TABLES`."""
 
 _TABLES = {"cells": cells_table, "run-cells": run_cells_table}
-"""What a block `cells:NAME` is filled with: all cells of that name, or those that were run."""
+"""Blocks such as `cells:NAME`: all cells of that name, or those that were run."""
 
 
 def fill_blocks(text: str, results: Path) -> str:

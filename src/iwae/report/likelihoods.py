@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from iwae._types import UserError
+from iwae.config import make_config
 from iwae.describe import each_model
 from iwae.measure.importance import IMPORTANCE
 from iwae.measure.ordering import Known, known_bounds, models_of
@@ -36,6 +37,7 @@ def read_records(results: Path) -> dict[str, dict[str, Any]]:
 def likelihood_row(name: str, record: dict[str, Any], published: str) -> Row:
     """One line of the likelihood table: NLL is minus the mean bound, nats per example."""
     config = record["config"]
+    final = make_config(dict(config), f"the record of {name}").final()
     each = each_model(record)
     spread = record.get("between_replicates_sd")
     epochs, truth = {one["epoch"] for one in each}, record.get("true_log_likelihood")
@@ -44,7 +46,7 @@ def likelihood_row(name: str, record: dict[str, Any], published: str) -> Row:
         "run": name,
         "data": record["dataset"],
         "layers": str(config["layers"]),
-        "objective": f"{config['objective']}, k = {config['k']}",
+        "objective": f"{final.objective}, k = {final.k}",
         "epochs": "/".join(str(epoch) for epoch in sorted(epochs)),
         f"NLL (L_{record['k']})": f"{-record['log_likelihood']:.{digits}f} ± "
         + ("-" if record["stderr"] is None else f"{record['stderr']:.{digits}f}")

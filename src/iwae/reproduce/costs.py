@@ -17,7 +17,7 @@ def stage_configs(config: TrainConfig) -> list[TrainConfig]:
 
 
 def shape_of(config: TrainConfig) -> str:
-    """What the time of a step depends on, in words; of a run in stages, apply it to each stage."""
+    """The settings that the time of a step depends on, in words; for stages, of each of them."""
     found = config.declaration()
     few = found.backward
     shape = [

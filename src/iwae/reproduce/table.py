@@ -347,7 +347,7 @@ def _row(cell: Cell, wanted: Wanted) -> dict[str, str]:
 
 
 def _fast(cell: Cell | None, wanted: Wanted) -> dict[str, str]:
-    """What a line says of the same cell by its fast recipe."""
+    """The columns of a line for the same cell by its fast recipe."""
     row = dict.fromkeys(("fast NLL", "fast active", "fast AIS beside L_5000", "fast time"), "")
     if cell is None:
         return row

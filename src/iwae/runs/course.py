@@ -265,6 +265,8 @@ def _save(run: _Run, state: TrainState, best: Best, *, finished: bool = False) -
                 "validation": float(best.value[replicate]),
             }
             save_model(model, model_folder(run.folder, "best", replicate), **about)
+        else:  # those of an earlier stage, which another bound chose
+            shutil.rmtree(model_folder(run.folder, "best", replicate), ignore_errors=True)
 
 
 def _jsonable(value: Any) -> Any:

@@ -25,6 +25,7 @@ class Stage(NamedTuple):
         clock: the step and the epoch at which the stage begins.
         fresh: whether the optimiser starts anew; None: where its state cannot be carried over.
         cost: of an epoch, in any unit that all stages share.
+        number: of the stage among those declared, from 0.
     """
 
     settings: Settings
@@ -34,6 +35,7 @@ class Stage(NamedTuple):
     clock: Clock = START
     fresh: bool | None = None
     cost: float = 1.0
+    number: int = 0
 
     @property
     def end(self) -> int:
@@ -67,7 +69,7 @@ def is_carried(before: Stage, stage: Stage) -> bool:
 
 
 def _learned_shapes(stage: Stage) -> list[tuple[int, ...]]:
-    """Of what the objective of a stage learns beside the model."""
+    """The shapes of the arrays that the objective of a stage learns beside the model."""
     return [leaf.shape for leaf in jax.tree.leaves(stage.settings.objective.init().learned)]
 
 
@@ -76,18 +78,21 @@ def enter(
 ) -> tuple[TrainState, Best]:
     """The state before the first step of a stage, from that after the last of another.
 
-    With the same objective nothing but the optimiser may start anew. With another one all
-    replicates go on, and where validation measures another bound the best weights are forgotten.
+    All replicates train on, those too that ran out of patience. With the optimiser's state an
+    objective keeps what it has learned and tuned beside the model, if it has the same arrays. Where
+    validation measures another bound, the best weights so far are forgotten.
     """
-    replicates = range(len(state.step))
-    models = [replicate_model(template, state.params, r) for r in replicates]
+    models = [replicate_model(template, state.params, r) for r in range(len(state.step))]
     new = init_state(models, state.key, stage.settings)
-    opt_state = state.opt_state if is_carried(before, stage) else new.opt_state
+    extra, opt_state = new.extra, new.opt_state
+    if is_carried(before, stage):
+        opt_state = state.opt_state
+        extra = extra._replace(learned=state.extra.learned)
     if before.settings.objective is stage.settings.objective:
-        return state._replace(opt_state=opt_state), best
+        extra = state.extra
     ema = () if stage.settings.ema is None else state.ema
     step = jnp.full_like(state.step, stage.clock.step)
-    new = new._replace(opt_state=opt_state, step=step, ema=ema)
+    new = new._replace(opt_state=opt_state, extra=extra, step=step, ema=ema)
     if not _validates_alike(before, stage):
         return new, init_best(new)
     return new, best._replace(waited=jnp.zeros_like(best.waited))
@@ -110,7 +115,7 @@ def train_stages(
 ) -> Iterator[tuple[TrainState, Best, Report]]:
     """`training` through all stages, from the one that the state is in.
 
-    What was yielded says all that is needed to go on, also at the end of a stage.
+    Training can be resumed from whatever was yielded, also at the end of a stage.
 
     Args:
         plan: of the whole run; epochs are those of the stages. Patience that is out ends a stage.
@@ -137,4 +142,4 @@ def train_stages(
         )
         for state, best, report in dispatches:
             share = (sum(costs[:i]) + report.share * costs[i]) / sum(costs)
-            yield state, best, report._replace(stage=i, share=share)
+            yield state, best, report._replace(stage=stage.number, share=share)
