@@ -723,7 +723,7 @@ def test_what_does_not_go_together_is_refused_before_anything_is_written(iwae, t
         ("--objective", "iwae", "--beta", "0.5"): "beta does not go with iwae",
         ("--objective", "ciwae", "--beta", "much"): "beta",
         ("--objective", "aiwae", "--encoder-objective", "elbo-analytic", "--layers", 2): "closed",
-        ("--kl-warmup", 9, "--epochs", 3): "kl_warmup is 9, but the run ends after 3 epochs",
+        ("--kl-warmup", 9, "--epochs", 3): "kl_warmup is 9, but epochs is 3: give less",
     }.items():
         status, out, err = iwae("train", *words, *options)
         assert (status, out) == (2, "")

@@ -6,6 +6,7 @@ import signal
 from itertools import accumulate
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -198,8 +199,9 @@ def test_patience_that_is_out_ends_a_stage_and_another_objective_has_its_own():
 
     other = {"objective": PUSH, "epochs": 5}
     assert epochs({"epochs": 5}, other) == [1, 2, 3, 6, 7, 8]
-    assert epochs({"epochs": 5}, {"epochs": 5}) == [1, 2, 3]  # the bounds are the same
-    assert epochs({"epochs": 2}, {"epochs": 5}) == [1, 2, 3]
+    # Where the bounds are the same, the best one is still that of the first stage.
+    assert epochs({"epochs": 5}, {"epochs": 5}) == [1, 2, 3, 6, 7]
+    assert epochs({"epochs": 2}, {"epochs": 5}) == [1, 2, 3, 4]
 
 
 # Against a run without stages
@@ -402,7 +404,9 @@ def test_epochs_of_stages_are_stretched_and_squeezed_in_proportion(lengths, tota
     found = config.stage_epochs()
     assert sum(found) == total
     assert min(found) >= 0
+    assert found[-1] >= 1
     ends = np.float64(list(accumulate(lengths))) * total / sum(lengths)
+    ends[:-1] = np.minimum(ends[:-1], total - 1)
     assert np.abs(np.cumsum(found) - ends).max() <= 0.5
     assert TrainConfig(stages=stages).stage_epochs() == tuple(lengths)
 
@@ -438,10 +442,40 @@ def test_the_run_itself_need_not_be_sound_where_its_stages_are():
     assert make_job(job.config).config == job.config
 
 
-def test_the_last_stage_that_has_epochs_is_what_a_run_is_trained_for():
+def test_the_last_stage_which_a_run_is_trained_for_is_never_squeezed_away():
     config = TrainConfig(stages=[{"epochs": 1000, "k": 5}, {"epochs": 1, "k": 9}], epochs=10)
-    assert config.stage_epochs() == (10, 0)
-    assert (config.final().k, config.final().epochs) == (5, 10)
+    assert config.stage_epochs() == (9, 1)
+    assert (config.final().k, config.final().epochs) == (9, 1)
+
+
+def test_the_objective_of_the_run_has_to_exist():
+    with pytest.raises(UserError, match="no objective 'iwea'; did you mean iwae"):
+        make_config({"objective": "iwea", "stages": "iwae k=4 epochs=2"}, "here")
+    for wrong in (3, {"epochs": 2}):
+        with pytest.raises(UserError, match="stages is a list of tables, or a line"):
+            make_config({"stages": wrong}, "here")
+
+
+def test_what_is_learned_beside_the_model_is_carried_with_the_optimisers_state():
+    other = objective("ciwae", 3, beta="learned")
+    first, second = stages_of({"objective": LEARNING}, {"objective": other})
+    state, best = first_of([first])
+    beta = jnp.full_like(state.extra.learned, 0.7)
+    state = state._replace(extra=state.extra._replace(learned=beta))
+    assert bits(enter(state, best, first, second, MODEL)[0].extra.learned) == bits(beta)
+    anew = enter(state, best, first, second._replace(fresh=True), MODEL)[0]
+    assert bits(anew.extra.learned) == bits(jnp.zeros_like(beta))
+
+
+def test_best_weights_of_an_earlier_bound_are_removed(tmp_path):
+    stages = [{"objective": "elbo", "epochs": 2}, {"epochs": 1, "k": 3}]
+    config = small.config(stages=stages, epochs=3, validate_every=2)
+    best = tmp_path / "run" / "models" / "best-0"
+    seen = []
+    for report in start_run(config, tmp_path / "run"):
+        seen += [best.exists()] if report.epoch_done else []
+    assert seen[1]
+    assert not best.exists()
 
 
 def test_squeezed_stages_without_an_epoch_are_left_out():

@@ -343,7 +343,7 @@ class TrainConfig(BaseModel):
         for name in ("kl_warmup", "lr_warmup"):
             if getattr(self, name) > self.epochs:
                 raise ValueError(
-                    f"{name} is {getattr(self, name)}, but there are {self.epochs} epochs: give less"
+                    f"{name} is {getattr(self, name)}, but epochs is {self.epochs}: give less"
                 )
         check(self.declaration(), len(self.sizes()[0]))
         return self
