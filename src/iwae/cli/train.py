@@ -3,6 +3,7 @@
 import dataclasses
 import sys
 from collections.abc import Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -119,7 +120,7 @@ def _base_config(arguments: Sequence[str]) -> tuple[TrainConfig, list[str]]:
 def _value(arguments: Sequence[str], option: str) -> str | None:
     """The word after the last `option`, in either spelling."""
     found = None
-    for word, after in zip(arguments, [*arguments[1:], None], strict=True):
+    for word, after in zip_longest(arguments, arguments[1:]):
         if word == option:
             found = after
         elif word.startswith(f"{option}="):
