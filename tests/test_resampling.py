@@ -299,7 +299,7 @@ def test_the_gradient_of_the_largest_weight_needs_one_particle():
 @pytest.mark.parametrize(
     ("name", "options", "why"),
     [
-        ("tvo", {}, "its derivatives in the log weights may be negative"),
+        ("tvo", {}, "whose derivatives in the log weights may be negative"),
         ("elbo-analytic", {}, "whose particles all count the same: use a smaller k"),
         ("dais", {}, "whose gradient goes through every chain"),
         ("aiwae", {}, "whose chains carry no gradient as it is"),

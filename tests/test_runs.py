@@ -644,7 +644,7 @@ def test_a_warm_start_from_another_kind_of_model_is_refused(tmp_path, changes, m
 
 def test_an_optimiser_of_another_kind_is_refused(tmp_path):
     config = small.config(init_from=finished(), keep_optimizer=True, optimizer="authors")
-    with pytest.raises(UserError, match="does not fit this configuration"):
+    with pytest.raises(UserError, match="was trained by the optimizer adam, here it is authors"):
         next(start_run(config, tmp_path / "run"))
 
 

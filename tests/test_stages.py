@@ -80,7 +80,8 @@ def stages_of(*parts, rate=0.1):
         epochs, fresh = options.pop("epochs"), options.pop("fresh", None)
         per_epoch = len(DATA) // options["batch_size"]
         schedule = staged([rate], [1], 1)
-        made.append(Stage(Settings(**options), schedule, epochs, per_epoch, clock, fresh))
+        settings, number = Settings(**options), len(made)
+        made.append(Stage(settings, schedule, epochs, per_epoch, clock, fresh, number=number))
         clock = Clock(made[-1].end, clock.epoch + epochs)
     return made
 
@@ -346,13 +347,16 @@ def test_words_that_are_no_stages_are_refused(words, message):
     ("values", "message"),
     [
         ({"stages": []}, "stages is empty: leave it out"),
-        ({"stages": 5}, "stages: .*tuple"),
+        ({"stages": 5}, "stages is a list of tables"),
         ({"stages": [5]}, "stages: .*StageConfig"),
         ({"stages": [{"k": 1}]}, "stage 1: epochs: Field required"),
         ({"stages": [{"epochs": 1, "ks": 1}]}, "stage 1: unknown key 'ks'; did you mean 'k'?"),
         ({"stages": [{"epochs": 1}, {"epochs": 1, "k": 0}]}, "stage 2: k: .*greater"),
         ({"stages": [{"epochs": 1, "objective": "iwaee"}]}, "stage 1: no objective 'iwaee'; did"),
-        ({"stages": [{"epochs": 1, "lr_warmup": 2.0}]}, "stage 1: lr_warmup is 2.0, but the run"),
+        (
+            {"stages": [{"epochs": 1, "lr_warmup": 2.0}]},
+            "stage 1: lr_warmup is 2.0, but epochs is 1",
+        ),
         ({"stages": [{"epochs": 1, "objective": "tvo", "backward": 2}]}, "stage 1: backward does"),
         ({"stages": [{"epochs": 3}], "kl_warmup": 1}, "kl_warmup of a run in stages is that of"),
         ({"stages": [{"epochs": 3}], "lr_warmup": 1.0}, "lr_warmup of a run in stages is that of"),

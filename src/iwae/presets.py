@@ -363,9 +363,8 @@ def _filled(config: TrainConfig) -> dict[str, Any]:
     """All settings but places, with what the objective leaves to its defaults."""
     latent_sizes, hidden_sizes = config.sizes()
     values = {**config.model_dump(), "latent_sizes": latent_sizes, "hidden_sizes": hidden_sizes}
-    if config.stages is None:  # else those of the run are but what its stages leave out
-        declared = check(config.declaration(), len(latent_sizes))._asdict()
-        values |= {name: value for name, value in declared.items() if name in values}
+    declared = check(config.final().declaration(), len(latent_sizes))._asdict()
+    values |= {name: value for name, value in declared.items() if name in values}
     if config.k * (config.m or 1) == 1 and config.objective in ("vae", "elbo", "iwae"):
         values["objective"] = "elbo"  # with one sample these bounds are the same
     return {name: value for name, value in values.items() if name not in _PLACES}
