@@ -69,7 +69,7 @@ class Contestant(NamedTuple):
 
 
 def cell(k: int) -> str:
-    """What the last part of a preset's name is."""
+    """The last part of a preset's name."""
     return "vae-k1" if k == 1 else f"iwae-k{k}"
 
 
@@ -105,7 +105,7 @@ def experiment(source: str, k: int, epochs: int | None) -> TrainConfig:
 
 
 def write_data(path: Path) -> None:
-    """What a plain loop needs: grey training images, and the bias that gives their means."""
+    """Grey training images for a plain loop, and the bias that gives their means."""
     data = load_dataset("mnist", validation=HELD_OUT)
     start = observation(data.kind, data.n_values).initial_output(data.train_mean[None])
     np.savez(path, train=data.train, output_bias=np.asarray(start, np.float32))

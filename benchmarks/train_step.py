@@ -54,7 +54,7 @@ class Measured(NamedTuple):
 
 
 class Setting(NamedTuple):
-    """What a step is a step of."""
+    """The settings of a step."""
 
     k: int
     batch: int

@@ -105,7 +105,7 @@ def squared_distance(a: PyTree, b: PyTree) -> Scalar:
 
 
 def timed(run: Any, *arguments: Any) -> tuple[PyTree, float]:
-    """What a program returns, and the processor's seconds."""
+    """The value of a program, and the processor's seconds."""
     begin = time.process_time()
     result = jax.block_until_ready(run(*arguments))
     return result, time.process_time() - begin
@@ -157,7 +157,7 @@ def few_row(
     seconds: Sequence[float],
     base: float,
 ) -> dict[str, Any]:
-    """What a way of drawing adds to the full gradient's variance, and what it costs."""
+    """The variance that a way of drawing adds to the full gradient's, and its cost."""
     relative, error = ratio_of_means(added, own)
     ratio = float(np.median(seconds)) / base
     return {

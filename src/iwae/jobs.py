@@ -80,7 +80,7 @@ class Job:
         return self.stages[stage_at(self.stages, step)]
 
     def learning_rate(self, step: int) -> float:
-        """That of the step which made so many."""
+        """The learning rate of the step that made so many."""
         schedule, done = self.stage_of(step).schedule, jax.device_put(np.int32(step - 1))
         return float(eqx.filter_jit(schedule)(done))
 
@@ -130,7 +130,7 @@ def resolve(config: TrainConfig, dataset: Dataset) -> TrainConfig:
 
 
 def _declared(config: TrainConfig, layers: int) -> dict[str, Any]:
-    """What the objective leaves to its defaults; each stage of a run has those of its own."""
+    """The defaults of the objective; each stage of a run has those of its own."""
     if config.stages is not None:
         return {}
     found = check(config.declaration(), layers)

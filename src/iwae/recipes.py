@@ -13,7 +13,7 @@ COMMON: dict[str, Any] = {
     "learning_rate": 3e-3,
     "schedule": "linear",
 }
-"""What all stages share, unless the cell or a stage says otherwise."""
+"""The settings of all stages, unless the cell or a stage says otherwise."""
 
 FEW = 8
 """Particles that the gradient goes through where an objective has more."""
