@@ -32,7 +32,7 @@ class BernoulliFromLogits(dist.BernoulliLogits):
 
 @jax.custom_jvp
 def _softplus(a: Float[Array, "*d"]) -> Float[Array, "*d"]:
-    """log(1 + exp(a)), within 6e-8 and the rounding of its value; half the time of log1p.
+    """log(1 + exp(a)), within 6e-8 and the rounding of its value; cheaper than log1p.
 
     The derivative is given because that of |a| is wrong at 0.
     """
