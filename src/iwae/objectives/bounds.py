@@ -83,7 +83,7 @@ def bound(
         chunk: particles at a time; bounds memory, changes nothing else.
         backward: the number S of particles that the gradient goes through. All k go forward, and
             the bound is that of all; S of them are drawn and differentiated, so that the gradient
-            has the same expectation, and memory does not grow with k. The bound must have
+            has the same expectation; with `chunk`, memory does not grow with k. The bound must have
             derivatives df/dlog w_i >= 0, which the TVO does not. None, or k and more: all k.
         draw: chooses those particles, given what each contributes to the gradient.
 
