@@ -7,7 +7,7 @@ DEMO := runs/demo
 
 .PHONY: demo test slow check lint types docs notebooks setup requirements clean
 
-demo: setup  ## train an IWAE on the bundled digits, measure it, draw it
+demo: $(VENV)/installed  ## train an IWAE on the bundled digits, measure it, draw it
 	rm -rf $(DEMO)
 	$(BIN)/iwae train --preset digits/iwae-k20 --out $(DEMO)
 	$(BIN)/iwae evaluate $(DEMO) --weights best --k 1 50 5000
@@ -34,8 +34,9 @@ docs: setup  ## the documentation site, into site/
 notebooks: setup  ## run the notebooks of the documentation, and store what they show
 	$(BIN)/python docs/tools/notebooks.py docs/notebooks/*.ipynb
 
-setup: $(VENV)/installed
+setup: $(VENV)/installed-dev
 
+# The demo needs what a user installs; tests, types and docs need more, of the same versions.
 $(VENV)/installed: requirements.txt pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "iwae needs Python 3.11 or newer; name one: make PYTHON=python3.12")'
 	$(PYTHON) -m venv $(VENV)
@@ -43,9 +44,17 @@ $(VENV)/installed: requirements.txt pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	touch $@
 
+$(VENV)/installed-dev: requirements-dev.txt $(VENV)/installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-dev.txt
+	touch $@
+
+PIN := uv pip compile --universal --fork-strategy fewest --generate-hashes --no-emit-index-url \
+  --no-header --no-annotate --python-version 3.11 pyproject.toml
+
 requirements:  ## pin the dependencies anew (needs uv)
-	uv pip compile --universal --fork-strategy fewest --generate-hashes --no-emit-index-url \
-	  --no-header --no-annotate --python-version 3.11 --extra dev --upgrade pyproject.toml -o requirements.txt
+	$(PIN) --extra dev --upgrade -o requirements-dev.txt
+	cp requirements-dev.txt requirements.txt  # so that both hold the same versions
+	echo 'setuptools>=77' | $(PIN) - -o requirements.txt
 
 clean:
 	rm -rf $(VENV) build dist site src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -63,6 +63,8 @@ TRIALS: dict[str, dict[str, Any]] = {
     "k5/soap-3e-3": {**K5, **SOAP},
     "k5/soap-5e-3": {**K5, **SOAP, "learning_rate": 5e-3},
     "k5/soap-3e-3-10-epochs": {**K5, **SOAP, "epochs": 10},
+    "k5/adam-3e-3-75-epochs": {**K5, "epochs": 75},
+    "k5/soap-3e-3-60-epochs": {**K5, **SOAP, "epochs": 60},
     "k1/adam-3e-3": VAE,
     "k1/soap-3e-3": {**VAE, **SOAP},
     "k1/soap-5e-3": {**VAE, **SOAP, "learning_rate": 5e-3},

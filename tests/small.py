@@ -122,7 +122,7 @@ def _like(config_toml, step):
 def newest(run):
     """The newest checkpoint of a run."""
     path = list_checkpoints(run / "checkpoints")[-1]
-    return load_checkpoint(path, _like((run / "config.toml").read_text(), int(path.name)))
+    return load_checkpoint(path, _like((run / "config.toml").read_text(), int(path.stem)))
 
 
 def outcome(run):

@@ -168,13 +168,14 @@ def test_a_folder_comes_home_without_old_checkpoints_and_other_files_stay(tmp_pa
     (there / "deep").mkdir(parents=True)
     (there / "deep" / "file").write_text("new")
     assert home.read("a/b") is None
-    (there / "checkpoints" / "0000000002").mkdir(parents=True)
-    (there / "checkpoints" / "0000000002" / "new").touch()
-    (tmp_path / "home" / "a" / "b" / "checkpoints" / "0000000001").mkdir(parents=True)
+    (there / "checkpoints").mkdir()
+    (there / "checkpoints" / "0000000002.safetensors").touch()
+    (tmp_path / "home" / "a" / "b" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "home" / "a" / "b" / "checkpoints" / "0000000001.safetensors").touch()
     (tmp_path / "home" / "a" / "b" / "other").touch()
     assert home.write("a/b", home.begin("a/b"), pack(there))
     found = {path.name for path in (tmp_path / "home" / "a" / "b").rglob("*")}
-    assert found == {"deep", "file", "other", "checkpoints", "0000000002", "new"}
+    assert found == {"deep", "file", "other", "checkpoints", "0000000002.safetensors"}
     unpack(home.read("a/b"), tmp_path / "elsewhere")
     assert (tmp_path / "elsewhere" / "deep" / "file").read_text() == "new"
 

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 import small
+from pathlib import Path
 from iwae._types import UserError, atomic_write
 from iwae.checkpoint import list_checkpoints, load_model
 from iwae.config import read_config, write_config
@@ -71,7 +72,7 @@ def copy_of(run, tmp_path):
 
 
 def steps_of(run):
-    return [int(path.name) for path in list_checkpoints(run / "checkpoints")]
+    return [int(path.stem) for path in list_checkpoints(run / "checkpoints")]
 
 
 # What is in the folder
@@ -363,7 +364,7 @@ def test_a_stage_that_is_none_is_refused(stage, message):
 
 def test_a_stage_not_reached_yet_is_refused(tmp_path):
     run = copy_of(finished(), tmp_path)
-    shutil.rmtree(run / "checkpoints" / "0000000120")
+    (run / "checkpoints" / "0000000120.safetensors").unlink()
     with pytest.raises(UserError, match="no checkpoint of the end of stage 7"):
         next(resume_run(run, stage=7))
 
@@ -380,25 +381,24 @@ def test_old_checkpoints_are_removed_but_those_of_stages_are_not(tmp_path, monke
 
 
 def damage(path):
-    """Change one byte of the largest file."""
-    file = max(path.rglob("*"), key=lambda file: file.stat().st_size)
-    content = bytearray(file.read_bytes())
+    """Change one byte in the middle of a file."""
+    content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 0x10
-    file.write_bytes(content)
+    path.write_bytes(content)
 
 
 def test_a_damaged_checkpoint_is_reported_and_the_one_before_it_used(tmp_path, caplog):
     run = copy_of(finished(), tmp_path)
-    damage(run / "checkpoints" / "0000000120")
+    damage(run / "checkpoints" / "0000000120.safetensors")
     reports = list(resume_run(run))
     assert reports[0].step > STEPS_PER_EPOCH
     (message,) = caplog.messages
-    assert "0000000120 is damaged" in message
+    assert "0000000120.safetensors is damaged" in message
     assert message.endswith("trying the one before")
     assert outcome(run) == outcome(finished())
 
 
-@pytest.mark.parametrize("what", [damage, shutil.rmtree])
+@pytest.mark.parametrize("what", [damage, Path.unlink])
 def test_where_no_checkpoint_is_left_the_run_is_not_trained_again_unasked(tmp_path, what, caplog):
     run = copy_of(finished(), tmp_path)
     for path in list_checkpoints(run / "checkpoints"):
@@ -449,7 +449,7 @@ def test_a_run_goes_on_wherever_its_data_lie_now_and_however_often_it_is_looked_
 
 def test_a_damaged_checkpoint_of_a_stage_is_an_error(tmp_path):
     run = copy_of(finished(), tmp_path)
-    damage(run / "checkpoints" / "0000000030")
+    damage(run / "checkpoints" / "0000000030.safetensors")
     with pytest.raises(UserError, match="checkpoint of stage 6 is damaged"):
         next(resume_run(run, stage=6))
     assert steps_of(run) == [30, 120]

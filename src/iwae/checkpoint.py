@@ -1,8 +1,7 @@
 """Files that hold a run in the making, and files that hold a finished model.
 
-A checkpoint (Orbax) is a folder `NNNNNNNNNN` named by its step, written whole or not at all, with
-checksums of its files. A model (safetensors and JSON) is a folder that others can load. No file is
-ever executed: reading them cannot run code.
+A checkpoint is a safetensors file named by its step. A model is a folder that others can load: a
+safetensors file of weights and JSON that describes them. Reading either cannot run code.
 """
 
 import hashlib
@@ -91,82 +90,31 @@ def _digest(named: dict[str, np.ndarray], notes: str) -> str:
     return total.hexdigest()
 
 
-SUMS = "SHA256SUMS"
-
-
 def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
-    """Write a checkpoint under its step's name; one that is interrupted never gets the name."""
-    import orbax.checkpoint as ocp
-
-    path = folder / f"{int(np.asarray(checkpoint.state.step).max()):010d}"
+    """Write a checkpoint as a file named by its step; an interrupted write leaves no such file."""
+    path = folder / f"{int(np.asarray(checkpoint.state.step).max()):010d}{CHECKPOINT}"
     if path.exists():
         return path  # the same step of the same run: the same contents
-    for left_over in folder.glob(f"{_UNFINISHED}*"):
-        shutil.rmtree(left_over)
-    unfinished = folder / f"{_UNFINISHED}{path.name}"
+    for left_over in folder.glob(f".*{CHECKPOINT}"):  # of a write that was killed
+        left_over.unlink()
     named = _to_arrays((checkpoint.state, checkpoint.best))
     notes = json.dumps(checkpoint.notes, sort_keys=True)
-    with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
-        checkpointer.save(
-            unfinished.absolute(),
-            args=ocp.args.Composite(
-                arrays=ocp.args.StandardSave(named),
-                notes=ocp.args.JsonSave({"notes": notes, "sha256": _digest(named, notes)}),
-            ),
-        )
-    (unfinished / SUMS).write_text(_file_sums(unfinished))
-    return unfinished.rename(path)
-
-
-_UNFINISHED = ".unfinished-"
-
-
-def _file_sums(folder: Path) -> str:
-    """What `sha256sum` prints of every file in a folder, but for these sums themselves."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != SUMS)
-    return "".join(
-        f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.relative_to(folder).as_posix()}\n"
-        for path in files
-    )
-
-
-def _check_files(path: Path) -> None:
-    """Raise DamagedCheckpointError if a file is not what was written."""
-    try:
-        wrong = set((path / SUMS).read_text().splitlines()) ^ set(_file_sums(path).splitlines())
-    except FileNotFoundError:
-        return  # the checksum of the contents has the last word
-    except (OSError, UnicodeDecodeError) as error:
-        raise DamagedCheckpointError(
-            f"checkpoint {path} cannot be read: {_reason(error)}"
-        ) from error
-    if wrong:
-        name = min(line.partition("  ")[2] or SUMS for line in wrong)
-        raise DamagedCheckpointError(
-            f"checkpoint {path} is damaged: {name} is not what was written"
-        )
+    with atomic_write(path) as temporary:
+        save_file(named, temporary, metadata={"notes": notes, "sha256": _digest(named, notes)})
+    return path
 
 
 def load_checkpoint(path: Path, like: tuple[TrainState, Best]) -> Checkpoint:
     """Read a checkpoint of a run whose state is shaped like `like`.
 
     Raises:
-        UserError: if it is damaged (a file missing, unreadable or changed) or of another model.
+        UserError: if it is damaged (unreadable or changed) or of another model.
     """
-    import orbax.checkpoint as ocp
-
-    _check_files(path)
     try:
-        with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
-            item = checkpointer.restore(
-                path.absolute(),
-                args=ocp.args.Composite(
-                    arrays=ocp.args.StandardRestore(), notes=ocp.args.JsonRestore()
-                ),
-            )
-        named = {name: np.asarray(value) for name, value in item["arrays"].items()}
-        notes, expected = item["notes"]["notes"], item["notes"]["sha256"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        with safe_open(path, framework="numpy") as file:
+            named = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            notes, expected = (file.metadata()[name] for name in ("notes", "sha256"))
+    except _UNREADABLE as error:
         raise DamagedCheckpointError(
             f"checkpoint {path} cannot be read: {_reason(error)}"
         ) from error
@@ -185,16 +133,30 @@ class DamagedCheckpointError(UserError):
     """A checkpoint whose files are not what was written."""
 
 
+CHECKPOINT = ".safetensors"
+
+
 def list_checkpoints(folder: Path) -> list[Path]:
-    """The finished checkpoints of a run, oldest first."""
-    return sorted(path for path in folder.glob("[0-9]*") if path.name.isdigit())
+    """The checkpoints of a run, oldest first.
+
+    Raises:
+        UserError: if the only ones are of version 0.1, which wrote them in another format.
+    """
+    found = [path for path in sorted(folder.glob("[0-9]*")) if path.stem.isdigit()]
+    files = [path for path in found if path.suffix == CHECKPOINT]
+    if found and not files:
+        raise UserError(
+            f"{folder} holds checkpoints of iwae 0.1 (Orbax): resume the run with that version; "
+            "its finished models can be used with this one"
+        )
+    return files
 
 
 def prune_checkpoints(folder: Path, keep_steps: set[int], keep_last: int = 2) -> None:
-    """Remove all but the newest ones and those of the steps named."""
+    """Remove all checkpoints but the newest ones and those of the steps named."""
     for path in list_checkpoints(folder)[:-keep_last]:
-        if int(path.name) not in keep_steps:
-            shutil.rmtree(path)
+        if int(path.stem) not in keep_steps:
+            path.unlink()
 
 
 # --- finished models ------------------------------------------------------------------------

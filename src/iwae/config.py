@@ -72,6 +72,9 @@ ActivationName = Literal[
 OptimizerName = Literal["adam", "paper", "authors", "soap"]
 ScheduleName = Literal["paper", "authors", "constant", "linear", "cosine", "constant-linear"]
 
+DECAYING = {"linear": 0.0, "cosine": 0.0, "constant-linear": 0.5}
+"""Schedules whose rate falls to `lr_end` -> the share of the epochs after which it begins to."""
+
 
 class StageConfig(BaseModel):
     """A part of a run. What it leaves out it has from the run.
@@ -103,6 +106,7 @@ class StageConfig(BaseModel):
     """Start the optimiser anew; if not given, where its state does not fit this stage."""
     schedule: ScheduleName | None = None
     learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    lr_end: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
     lr_warmup: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
     epochs: Annotated[int, Field(ge=1)]
 
@@ -279,6 +283,8 @@ class TrainConfig(BaseModel):
     """Passes over the training data; the stages of a run are stretched or squeezed to it."""
     learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1e-3
     """Learning rate that the schedule starts from; short runs skip its short early stages."""
+    lr_end: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    """Learning rate at the end of a linear, cosine or constant-linear schedule."""
     lr_warmup: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
     """Epochs over which the learning rate rises from 0 at the start: 0.5."""
     batch_size: Annotated[int, Field(ge=1)] = 20
@@ -345,6 +351,8 @@ class TrainConfig(BaseModel):
                 raise ValueError(
                     f"{name} is {getattr(self, name)}, but epochs is {self.epochs}: give less"
                 )
+        if self.lr_end and self.schedule not in DECAYING:
+            raise ValueError(f"lr_end needs schedule {', '.join(DECAYING)}; it is {self.schedule}")
         check(self.declaration(), len(self.sizes()[0]))
         return self
 
@@ -368,7 +376,7 @@ class TrainConfig(BaseModel):
         """Raise ValueError for a stage that is not sound, with its number."""
         if not self.stages:
             raise ValueError("stages is empty: leave it out, or name at least one")
-        for name in ("kl_warmup", "lr_warmup"):
+        for name in ("kl_warmup", "lr_warmup", "lr_end"):
             if getattr(self, name):
                 raise ValueError(f"{name} of a run in stages is that of a stage: give it there")
         if self.stages[0].fresh is not None:

@@ -25,7 +25,7 @@ from iwae.checkpoint import (
     read_about,
 )
 from iwae.conditional import ConditionalVAE, Model, without_labels
-from iwae.config import TrainConfig, read_config
+from iwae.config import DECAYING, TrainConfig, read_config
 from iwae.data import Dataset, choose, draw, load_dataset
 from iwae.declaration import check, particles, unmodified
 from iwae.methods import compose
@@ -243,9 +243,6 @@ def _replicates(config: TrainConfig) -> range:
 
 _TABLES = {"constant": (1.0,), "paper": PAPER_RATES, "authors": AUTHORS_RATES}
 
-_TURNS = {"linear": 0.0, "cosine": 0.0, "constant-linear": 0.5}
-"""The share of a schedule's epochs after which the rate begins to fall."""
-
 
 def make_schedule(
     config: TrainConfig, steps_per_epoch: int, first: int = 0
@@ -262,11 +259,11 @@ def make_schedule(
 def _without_warmup(
     config: TrainConfig, steps_per_epoch: int, first: int
 ) -> tuple[Schedule, tuple[int, ...]]:
-    if config.schedule in _TURNS:
+    if config.schedule in DECAYING:
         steps = config.epochs * steps_per_epoch
-        turn = first + round(_TURNS[config.schedule] * steps)
-        cosine = config.schedule == "cosine"
-        return decaying(config.learning_rate, turn, first + steps, cosine=cosine), (config.epochs,)
+        turn = first + round(DECAYING[config.schedule] * steps)
+        rates, cosine = (config.learning_rate, config.lr_end), config.schedule == "cosine"
+        return decaying(*rates, turn, first + steps, cosine=cosine), (config.epochs,)
     table = _TABLES[config.schedule]
     lengths = (config.epochs,) if len(table) == 1 else stage_epochs(config.epochs)
     rates = [config.learning_rate * rate / table[0] for rate in table]

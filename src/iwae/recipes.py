@@ -18,11 +18,14 @@ COMMON: dict[str, Any] = {
 FEW = 8
 """Particles that the gradient goes through where an objective has more."""
 
-ENDING_RATE = 1e-3
-"""The learning rate from which the last of several stages falls to zero."""
-
-ALONE, START, END = 200, 100, 30
+ALONE, START, END = 200, 300, 60
 """Epochs of the only stage of a single particle, of the first of two stages, and of the last."""
+
+TURNING_RATE = COMMON["learning_rate"] * END / (START + END)
+"""The learning rate between the two stages, so that it falls as one line over both."""
+
+ENDING_RATE = 1e-3
+"""The learning rate from which a stage after a finished model falls to zero."""
 
 LONGER = {"omniglot": 2}
 """Data sets with fewer training examples -> how many times as many epochs."""
@@ -49,13 +52,14 @@ def stages(objective: str, particles: int, named: str = "", times: int = 1) -> s
     if objective != "aiwae" and particles <= FEW:
         return _words(named, f"epochs={(ALONE if particles == 1 else START + END) * times}")
     first = "elbo k=1" if objective == "vae" else "iwae k=5"
-    return f"{first} epochs={START * times}, {ending(named, particles, times=times)}"
+    last = ending(named, particles, times=times, rate=TURNING_RATE)
+    return f"{first} epochs={START * times} lr_end={TURNING_RATE:g}, {last}"
 
 
-def ending(named: str, particles: int, *, times: int = 1) -> str:
+def ending(named: str, particles: int, *, times: int = 1, rate: float = ENDING_RATE) -> str:
     """A stage that trains a model further, by an objective such as `iwae k=50`."""
     few = f"backward={FEW}" if particles > FEW else ""
-    return _words(named, f"epochs={END * times}", few, f"learning_rate={ENDING_RATE:g}")
+    return _words(named, f"epochs={END * times}", few, f"learning_rate={rate:g}")
 
 
 def _words(*words: str) -> str:

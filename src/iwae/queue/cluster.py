@@ -261,7 +261,7 @@ def unpack(packed: bytes, folder: Path) -> None:
         kept = {path.name for path in list_checkpoints(fresh / "checkpoints")}
     for path in list_checkpoints(folder / "checkpoints"):
         if path.name not in kept:
-            shutil.rmtree(path)
+            path.unlink()
 
 
 class _Bringing:

@@ -126,12 +126,12 @@ def _checkpoint_to_resume(job: Job, run: Path, stage: int | None) -> Checkpoint 
         step = job.stage_ends[stage]
         if step == 0:
             raise UserError(f"stage {stage} has no epochs in a run of {job.config.epochs}")
-        paths = [path for path in paths if int(path.name) == step]
+        paths = [path for path in paths if int(path.stem) == step]
         if not paths:
             raise UserError(f"{run} has no checkpoint of the end of stage {stage}")
     for path in reversed(paths):
         try:
-            checkpoint = load_checkpoint(path, blank_state(job, int(path.name)))
+            checkpoint = load_checkpoint(path, blank_state(job, int(path.stem)))
         except DamagedCheckpointError as error:
             log.warning("%s; trying the one before", error)
             continue
@@ -172,10 +172,8 @@ def _refuse_other_config(job: Job, run: Path, noted: dict[str, Any]) -> None:
 def _forget_after(run: Path, step: int) -> None:
     """Remove what was written after `step`, which will be written again."""
     for path in list_checkpoints(run / "checkpoints"):
-        if int(path.name) > step:
-            abandoned = path.with_name(f"abandoned-{path.name}")
-            shutil.rmtree(abandoned, ignore_errors=True)
-            path.rename(abandoned)
+        if int(path.stem) > step:
+            path.replace(path.with_name(f"abandoned-{path.name}"))
     rows = [row for row in read_metrics(run) if row["step"] <= step]
     with atomic_write(run / "metrics.jsonl") as path:
         path.write_text("".join(json.dumps(row) + "\n" for row in rows))

@@ -101,16 +101,18 @@ def staged(
 
 
 class DecayingSchedule(eqx.Module):
-    """A learning rate that is constant up to a step, and falls to zero from there to another.
+    """A learning rate that is constant up to a step, and falls to its last value at another.
 
     Attributes:
         rate: at the start.
+        last: at the end.
         turn: the step from which it falls.
-        end: the step at which it would be zero.
+        end: the step at which it is `last`.
         cosine: as half a period of a cosine; otherwise as a line.
     """
 
     rate: Float[Array, ""]
+    last: Float[Array, ""]
     turn: Int[Array, ""]
     end: Int[Array, ""]
     cosine: bool = eqx.field(static=True)
@@ -119,12 +121,16 @@ class DecayingSchedule(eqx.Module):
         """The learning rate of the step after `step` steps."""
         share = (step - self.turn).astype(jnp.float32) / (self.end - self.turn).astype(jnp.float32)
         share = jnp.clip(share, 0.0, 1.0)
-        return self.rate * ((1 + jnp.cos(jnp.pi * share)) / 2 if self.cosine else 1 - share)
+        left = (1 + jnp.cos(jnp.pi * share)) / 2 if self.cosine else 1 - share
+        return self.rate * left + self.last * (1 - left)
 
 
-def decaying(rate: float, turn: int, end: int, *, cosine: bool = False) -> DecayingSchedule:
-    """The schedule that holds `rate` to the step `turn`, and falls to zero at the step `end`."""
-    return DecayingSchedule(jnp.float32(rate), jnp.int32(turn), jnp.int32(end), cosine)
+def decaying(
+    rate: float, last: float, turn: int, end: int, *, cosine: bool = False
+) -> DecayingSchedule:
+    """The schedule that holds `rate` to the step `turn`, and falls to `last` at the step `end`."""
+    rates = jnp.float32(rate), jnp.float32(last)
+    return DecayingSchedule(*rates, jnp.int32(turn), jnp.int32(end), cosine)
 
 
 class WarmUp(eqx.Module):
