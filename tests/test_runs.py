@@ -10,13 +10,13 @@ import stat
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 
 import small
-from pathlib import Path
 from iwae._types import UserError, atomic_write
 from iwae.checkpoint import list_checkpoints, load_model
 from iwae.config import read_config, write_config

@@ -310,6 +310,23 @@ def test_a_schedule_falls_from_its_rate_to_zero_at_its_end(name, rates, first):
         assert at(schedule, first + 40, first + 99) == pytest.approx([0, 0], abs=1e-8)
 
 
+def test_a_rate_that_ends_above_zero_runs_on_in_the_next_stage():
+    halves = [
+        TrainConfig(schedule="linear", epochs=3, learning_rate=0.2, lr_end=0.05),
+        TrainConfig(schedule="linear", epochs=1, learning_rate=0.05),
+    ]
+    whole, _ = make_schedule(TrainConfig(schedule="linear", epochs=4, learning_rate=0.2), 10)
+    for config, first in zip(halves, (0, 30), strict=True):
+        schedule, _ = make_schedule(config, 10, first)
+        steps = range(first, first + 10 * config.epochs + 1)
+        assert at(schedule, *steps) == pytest.approx(at(whole, *steps), rel=1e-5)
+
+
+def test_only_a_rate_that_falls_has_an_end():
+    with pytest.raises(ValueError, match=r"lr_end needs schedule linear, cosine, .*; it is paper"):
+        TrainConfig(lr_end=1e-4)
+
+
 @pytest.mark.parametrize("first", [0, 70])
 def test_a_warm_up_rises_from_zero_over_its_epochs(first):
     config = TrainConfig(schedule="linear", learning_rate=0.2, epochs=4, lr_warmup=0.5)
