@@ -40,9 +40,10 @@ def time_annealing(devices: int, seconds: float) -> list[Block]:
     import equinox as eqx
     import numpy as np
 
-    from iwae.annealing import annealed_particles, linear_schedule
-    from iwae.evaluate import gather, map_examples
-    from iwae.model import VAE
+    from iwae.evaluation.examples import gather, map_examples
+    from iwae.inference.chains import annealed_particles
+    from iwae.inference.temperatures import linear_schedule
+    from iwae.models.vae import VAE
 
     options = {"betas": linear_schedule(MOVES + 1), "step_size": STEP_SIZE, "n_leapfrog": LEAPFROG}
 

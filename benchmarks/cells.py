@@ -24,11 +24,11 @@ from pathlib import Path
 
 import jax
 
-from iwae.config import TrainConfig
-from iwae.jobs import initial_state, make_job
-from iwae.presets import PRESETS
-from iwae.reproduce.costs import shape_of, stage_configs
-from iwae.training import train_stages
+from iwae.config.experiment import TrainConfig
+from iwae.config.presets import PRESETS
+from iwae.experiments.costs import shape_of, stage_configs
+from iwae.runs.setup import initial_state, make_job
+from iwae.training.stages import train_stages
 from timing import Stopwatch, Timing, cores, summary
 
 WARM_UP = 3  # dispatches: the first compiles, and the next ones are shorter than the loop wants

@@ -18,20 +18,14 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from iwae.declaration import Declaration
-from iwae.evaluate import log_likelihoods
-from iwae.methods import compose
-from iwae.model import VAE
-from iwae.networks import NETWORKS, make_network
-from iwae.training import (
-    Plan,
-    Settings,
-    adam,
-    init_best,
-    init_state,
-    staged,
-    training,
-)
+from iwae.evaluation.likelihood import log_likelihoods
+from iwae.models.networks import NETWORKS, make_network
+from iwae.models.vae import VAE
+from iwae.objectives.catalogue import compose
+from iwae.objectives.declaration import Declaration
+from iwae.training.loop import Plan, init_best, training
+from iwae.training.schedules import adam, staged
+from iwae.training.steps import Settings, init_state
 from timing import Block, Stopwatch, time_blocks
 
 PIXELS, BATCH, IMAGES = 784, 20, 60_000

@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from iwae.evaluate import log_likelihoods
-from iwae.model import VAE
-from iwae.networks import Dense
+from iwae.evaluation.likelihood import log_likelihoods
+from iwae.models.networks import Dense
+from iwae.models.vae import VAE
 
 
 def dense_layers(model: VAE) -> list[Dense]:

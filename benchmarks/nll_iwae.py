@@ -12,9 +12,10 @@ from pathlib import Path
 
 import jax
 
-from iwae.config import read_config
-from iwae.jobs import initial_state, make_job
-from iwae.training import TrainState, replicate_model, train_stages, weights
+from iwae.config.experiment import read_config
+from iwae.runs.setup import initial_state, make_job
+from iwae.training.stages import train_stages
+from iwae.training.steps import TrainState, replicate_model, weights
 from nll_course import Course, options
 from nll_evaluate import dense_layers
 

@@ -41,12 +41,18 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from iwae.config import TrainConfig, config_values, make_config, read_config, write_config
+from iwae.config.experiment import (
+    TrainConfig,
+    config_values,
+    make_config,
+    read_config,
+    write_config,
+)
+from iwae.config.presets import preset
 from iwae.data import load_dataset
-from iwae.figures.saving import save_figure
-from iwae.figures.style import FAINT, INK, PALETTE, SMALL, finish, laid_out, plain_numbers
-from iwae.observations import observation
-from iwae.presets import preset
+from iwae.models.likelihoods import observation
+from iwae.reports.figures.saving import save_figure
+from iwae.reports.figures.style import FAINT, INK, PALETTE, SMALL, finish, laid_out, plain_numbers
 from nll_course import POINTS
 from nll_evaluate import nll
 from timing import QUIET_CORES, cores, summary

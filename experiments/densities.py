@@ -22,9 +22,9 @@ from sklearn.model_selection import train_test_split
 from sklearn.preprocessing import StandardScaler
 
 from iwae import ImportanceWeightedAutoencoder
-from iwae._types import atomic_write
-from iwae.estimator.rows import plain
-from iwae.measure.records import provenance
+from iwae.files import atomic_write
+from iwae.results.records import provenance
+from iwae.sklearn.rows import plain
 
 RESULTS = Path(__file__).parents[1] / "results" / "densities"
 SPLITS = {"digits": 5, "breast-cancer": 20, "curved": 5}

@@ -30,10 +30,10 @@ from sklearn.experimental import enable_iterative_imputer  # noqa: F401 - Iterat
 from sklearn.impute import IterativeImputer, KNNImputer, SimpleImputer
 
 from iwae import VAE, bound, impute, iwae, train
-from iwae._types import atomic_write
 from iwae.data.splits import test_sha256
-from iwae.measure.records import provenance
-from iwae.observations import observation
+from iwae.files import atomic_write
+from iwae.models.likelihoods import observation
+from iwae.results.records import provenance
 
 RESULTS = Path(__file__).resolve().parents[1] / "results" / "imputation"
 

@@ -15,11 +15,11 @@ from pathlib import Path
 
 os.environ.setdefault("JAX_NUM_CPU_DEVICES", str(len(os.sched_getaffinity(0))))
 
-from iwae.config import make_config, read_config
-from iwae.jobs import load_config_dataset
-from iwae.measure import classify_run
-from iwae.progress import tracker
-from iwae.queue import Measure, Task
+from iwae.config.experiment import make_config, read_config
+from iwae.experiments.tasks import Measure, Task
+from iwae.results.classes import classify_run
+from iwae.runs.progress import tracker
+from iwae.runs.setup import load_config_dataset
 from objectives import DIGITS, MNIST, train_and_keep
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -22,12 +22,13 @@ os.environ.setdefault("JAX_NUM_CPU_DEVICES", str(len(os.sched_getaffinity(0))))
 import numpy as np
 from sklearn.datasets import load_digits
 
-from iwae._types import atomic_write
-from iwae.config import make_config, read_config, without_folders, write_config
-from iwae.presets import AS_PUBLISHED_CODE, preset
-from iwae.progress import show_training, tracker
-from iwae.queue import Measure, Task, work
-from iwae.runs import Stopped
+from iwae.config.experiment import make_config, read_config, without_folders, write_config
+from iwae.config.presets import AS_PUBLISHED_CODE, preset
+from iwae.experiments.local import work
+from iwae.experiments.tasks import Measure, Task
+from iwae.files import atomic_write
+from iwae.runs.folder import Stopped
+from iwae.runs.progress import show_training, tracker
 
 ROOT = Path(__file__).resolve().parents[1]
 RUNS, RESULTS = ROOT / "runs" / "objectives", ROOT / "results" / "objectives"

@@ -4,7 +4,7 @@
 
 Each trial is one record in `results/recipes/`, with the bound L_500 of 2,000 images of MNIST held
 out of the training data and the seconds of training, and is not done again. Test data have no part
-in it. The fast recipes in `iwae.recipes` were chosen by these records.
+in it. The fast recipes in `iwae.config.recipes` were chosen by these records.
 """
 
 import json
@@ -21,11 +21,12 @@ from iwae.cli.parsing import cores, set_up_jax
 set_up_jax()  # before anything else makes an array
 
 from iwae import log_likelihoods  # noqa: E402
-from iwae._types import atomic_write  # noqa: E402
-from iwae.config import config_values, make_config  # noqa: E402
-from iwae.jobs import Job, initial_state, make_job  # noqa: E402
-from iwae.measure.records import provenance  # noqa: E402
-from iwae.training import replicate_model, train_stages, weights  # noqa: E402
+from iwae.config.experiment import config_values, make_config  # noqa: E402
+from iwae.files import atomic_write  # noqa: E402
+from iwae.results.records import provenance  # noqa: E402
+from iwae.runs.setup import Job, initial_state, make_job  # noqa: E402
+from iwae.training.stages import train_stages  # noqa: E402
+from iwae.training.steps import replicate_model, weights  # noqa: E402
 
 RESULTS = Path(__file__).parents[1] / "results" / "recipes"
 HELD_OUT, K = 2000, 500

@@ -30,13 +30,16 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
-from iwae._types import PRNGKey, Scalar, atomic_write
-from iwae.gradients import dreg
-from iwae.gradients.signal import gradient_of
-from iwae.measure.records import make_subject, origin, provenance
-from iwae.model import VAE
-from iwae.objectives import REPARAM, Estimator, bound, iwae
-from iwae.objectives.resampling import Draw, Drawn, few
+from iwae.evaluation.signal import gradient_of
+from iwae.files import atomic_write
+from iwae.inference.resampling import Draw, Drawn, few
+from iwae.models.vae import VAE
+from iwae.objectives.bounds import bound
+from iwae.objectives.gradients import dreg
+from iwae.objectives.reductions import iwae
+from iwae.objectives.surrogates import REPARAM, Estimator
+from iwae.results.records import make_subject, origin, provenance
+from iwae.typing import PRNGKey, Scalar
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
 RECORD = RESULTS / "benchmarks" / "resampling.json"

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
 
-from iwae.gradients.signal import groups_of
-from iwae.model import VAE, LayeredPosterior
+from iwae.evaluation.signal import groups_of
+from iwae.models.vae import VAE, LayeredPosterior
 from iwae.testing import LinearGaussian
 
 BITS = jnp.float32([1, 0, 1, 1])

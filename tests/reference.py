@@ -4,7 +4,7 @@ import numpy as np
 from scipy.special import logsumexp
 from scipy.stats import norm
 
-from iwae.model import VAE
+from iwae.models.vae import VAE
 
 STANDARD_ERRORS = 5.0
 """Normal means are this far off once in 1.7 million; keys are fixed, so a pass stays a pass."""

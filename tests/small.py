@@ -9,11 +9,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from iwae import config as config_module
-from iwae.checkpoint import list_checkpoints, load_checkpoint, save_model
-from iwae.config import make_config, read_config
-from iwae.jobs import blank_state, make_job, model_folder
-from iwae.runs import start_run
+from iwae.config import experiment as config_module
+from iwae.config.experiment import make_config, read_config
+from iwae.runs.checkpoints import list_checkpoints, load_checkpoint
+from iwae.runs.course import start_run
+from iwae.runs.models import save_model
+from iwae.runs.setup import blank_state, make_job, model_folder
 
 _folder = tempfile.TemporaryDirectory(prefix="iwae-tests-")
 FOLDER = Path(_folder.name)

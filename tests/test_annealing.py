@@ -12,27 +12,22 @@ from jax.extend.core import jaxprs_in_params
 from scipy.special import expit, logsumexp
 from scipy.stats import norm
 
-from iwae._types import UserError
-from iwae.annealing import (
-    annealed_particles,
-    bidirectional_bounds,
-    chains,
-    kernels,
-    linear_schedule,
-    reverse_log_weights,
-    sigmoid_schedule,
-    tune_step_size,
-)
-from iwae.diagnostics import monte_carlo_error
-from iwae.evaluate import gather, log_likelihoods, map_examples
-from iwae.model import VAE
-from iwae.particles import (
+from iwae.errors import UserError
+from iwae.evaluation.diagnostics import monte_carlo_error
+from iwae.evaluation.examples import gather, map_examples
+from iwae.evaluation.likelihood import log_likelihoods
+from iwae.evaluation.posterior import posterior_grid
+from iwae.inference import chains, kernels
+from iwae.inference.chains import annealed_particles, bidirectional_bounds, reverse_log_weights
+from iwae.inference.particles import (
     Particles,
     effective_sample_size,
     importance_particles,
     log_mean_exp,
 )
-from iwae.posterior import posterior_grid
+from iwae.inference.step_sizes import tune_step_size
+from iwae.inference.temperatures import linear_schedule, sigmoid_schedule
+from iwae.models.vae import VAE
 from iwae.testing import LinearGaussian
 from reference import STANDARD_ERRORS, assert_mean, distance
 

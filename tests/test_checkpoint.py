@@ -14,23 +14,23 @@ import pytest
 from hypothesis import given
 from safetensors.numpy import load_file, save_file
 
-from iwae import checkpoint
-from iwae._types import UserError
-from iwae.checkpoint import (
+from iwae.errors import UserError
+from iwae.models.vae import VAE
+from iwae.objectives.catalogue import objective
+from iwae.runs import checkpoints as checkpoint
+from iwae.runs.checkpoints import (
     Checkpoint,
     DamagedCheckpointError,
-    copy_model,
     list_checkpoints,
     load_checkpoint,
-    load_model,
     prune_checkpoints,
-    read_about,
     save_checkpoint,
-    save_model,
 )
-from iwae.methods import objective
-from iwae.model import VAE
-from iwae.training import Settings, adam, authors_adam, init_best, init_state, soap
+from iwae.runs.models import copy_model, load_model, read_about, save_model
+from iwae.training.loop import init_best
+from iwae.training.schedules import adam, authors_adam
+from iwae.training.soap import soap
+from iwae.training.steps import Settings, init_state
 
 NOTES = {"dataset": {"name": "none", "sizes": [1, 2]}, "version": "0"}
 

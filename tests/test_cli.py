@@ -16,14 +16,14 @@ import numpy as np
 import pytest
 
 import small
-from iwae import runs
-from iwae.checkpoint import load_model
 from iwae.cli import COMMANDS, main, parsing, queue
-from iwae.config import TrainConfig, parse_stages, write_config
-from iwae.declaration import GRADIENTS, OBJECTIVES
-from iwae.presets import PRESETS
-from iwae.progress import show_training, tracker
-from iwae.training import NonFiniteError, Report
+from iwae.config.experiment import TrainConfig, parse_stages, write_config
+from iwae.config.presets import PRESETS
+from iwae.objectives.declaration import GRADIENTS, OBJECTIVES
+from iwae.runs import course
+from iwae.runs.models import load_model
+from iwae.runs.progress import show_training, tracker
+from iwae.training.loop import NonFiniteError, Report
 from small import PATIENT, finished
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -64,8 +64,8 @@ def chosen(monkeypatch):
 
         return instead
 
-    monkeypatch.setattr(runs, "start_run", note("start"))
-    monkeypatch.setattr(runs, "resume_run", note("resume"))
+    monkeypatch.setattr(course, "start_run", note("start"))
+    monkeypatch.setattr(course, "resume_run", note("resume"))
     return calls
 
 
@@ -407,7 +407,7 @@ def test_what_the_system_refuses_is_one_line(iwae, tmp_path):
     [MemoryError(), jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory\nallocating")],
 )
 def test_too_little_memory_is_one_line(iwae, tmp_path, monkeypatch, error):
-    monkeypatch.setattr(runs, "start_run", lambda *_, **__: raised(error))
+    monkeypatch.setattr(course, "start_run", lambda *_, **__: raised(error))
     status, out, err = iwae("train", "--out", tmp_path / "run")
     assert (status, out) == (1, "")
     assert err == "iwae: out of memory: choose a smaller k, batch size or model\n"
@@ -415,7 +415,7 @@ def test_too_little_memory_is_one_line(iwae, tmp_path, monkeypatch, error):
 
 def test_faults_of_the_program_are_not_hidden(iwae, tmp_path, monkeypatch):
     for error in (jax.errors.JaxRuntimeError("INTERNAL: something"), RuntimeError("something")):
-        monkeypatch.setattr(runs, "start_run", lambda *_, error=error, **__: raised(error))
+        monkeypatch.setattr(course, "start_run", lambda *_, error=error, **__: raised(error))
         with pytest.raises(RuntimeError, match="something"):
             iwae("train", "--out", tmp_path / "run")
 
@@ -429,7 +429,7 @@ def test_a_run_that_breaks_has_status_one_and_says_where(iwae, tmp_path, monkeyp
     state, best = small.newest(finished())[:2]
     error = NonFiniteError("training stopped at step 7: the bound is not finite", state, best)
 
-    monkeypatch.setattr(runs, "start_run", lambda *_, **__: raised(error))
+    monkeypatch.setattr(course, "start_run", lambda *_, **__: raised(error))
     status, out, err = iwae("train", "--out", tmp_path / "run")
     assert (status, out) == (1, "")
     assert err == (
@@ -691,7 +691,7 @@ def test_an_evaluation_that_is_stopped_says_that_it_goes_on(
     def stopped(*_, **__):
         os.kill(os.getpid(), number)
 
-    monkeypatch.setattr("iwae.measure.evaluate_run", stopped)
+    monkeypatch.setattr("iwae.results.importance.evaluate_run", stopped)
     status, out, err = iwae("evaluate", annealed)
     assert (status, out) == (expected, "")
     assert err == f"stopped by {number.name}; the same command goes on from there\n"

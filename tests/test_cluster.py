@@ -18,10 +18,10 @@ import numpy as np
 import pytest
 
 import small
-from iwae._types import UserError
-from iwae.queue import Home, Measure, Task, cluster, pack, state_of, unpack, work_on_ray
-from iwae.queue.cluster import Place, _on_worker
-from iwae.queue.tasks import held
+from iwae.errors import UserError
+from iwae.experiments import cluster
+from iwae.experiments.cluster import Home, Place, _on_worker, pack, unpack, work_on_ray
+from iwae.experiments.tasks import Measure, Task, held, state_of
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -37,7 +37,9 @@ import json, sys, threading, time
 from pathlib import Path
 
 from iwae.config import make_config
-from iwae.queue import Measure, Task, work, work_on_ray
+from iwae.experiments.cluster import work_on_ray
+from iwae.experiments.local import work
+from iwae.experiments.tasks import Measure, Task
 
 out, scratch, values = Path(sys.argv[1]), sys.argv[2], json.loads(sys.argv[3])
 tasks = [

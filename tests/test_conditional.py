@@ -11,32 +11,33 @@ import pytest
 from scipy.special import logsumexp
 
 import small
-from iwae._types import UserError
-from iwae.checkpoint import load_model, save_model
-from iwae.conditional import ConditionalVAE, with_labels
-from iwae.config import make_config
+from iwae.config.experiment import make_config
 from iwae.data import load_dataset
-from iwae.declaration import Declaration
-from iwae.evaluate import (
-    active_units,
+from iwae.errors import UserError
+from iwae.evaluation.classes import (
     class_log_likelihoods,
     label_log_probabilities,
-    log_likelihoods,
     marginal_log_likelihoods,
-    prune,
 )
-from iwae.gallery import draw_run
-from iwae.gradients.signal import gradient_of
-from iwae.measure import evaluate_run
-from iwae.methods import compose
-from iwae.model import VAE
-from iwae.networks import Network
-from iwae.objectives import bound, iwae
-from iwae.posterior import model_density
-from iwae.runs import read_metrics
+from iwae.evaluation.likelihood import log_likelihoods
+from iwae.evaluation.posterior import model_density
+from iwae.evaluation.pruning import prune
+from iwae.evaluation.signal import gradient_of
+from iwae.evaluation.units import active_units
+from iwae.models.conditional import ConditionalVAE, with_labels
+from iwae.models.networks import Network
+from iwae.models.vae import VAE
+from iwae.objectives.bounds import bound
+from iwae.objectives.catalogue import compose
+from iwae.objectives.declaration import Declaration
+from iwae.objectives.reductions import iwae
+from iwae.reports.gallery import draw_run
+from iwae.results.importance import evaluate_run
+from iwae.runs.metrics import read_metrics
+from iwae.runs.models import load_model, save_model
 from iwae.testing import check_latent_model
-from iwae.training import adam
 from iwae.training.loop import validation_bounds
+from iwae.training.schedules import adam
 from iwae.training.steps import Settings, init_state
 from test_model import perturbed
 

@@ -8,13 +8,19 @@ import pytest
 from hypothesis import given
 from pydantic import ValidationError
 
-from iwae._types import UserError
-from iwae.config import TrainConfig, config_values, make_config, read_config, write_config
+from iwae.config.experiment import (
+    TrainConfig,
+    config_values,
+    make_config,
+    read_config,
+    write_config,
+)
+from iwae.config.presets import PRESETS, preset
 from iwae.data import DATASETS
-from iwae.declaration import OBJECTIVES
-from iwae.jobs import make_schedule
-from iwae.presets import PRESETS, preset
-from iwae.training import AUTHORS_RATES, PAPER_RATES
+from iwae.errors import UserError
+from iwae.objectives.declaration import OBJECTIVES
+from iwae.runs.setup import make_schedule
+from iwae.training.schedules import AUTHORS_RATES, PAPER_RATES
 
 sizes = st.integers(1, 1000)
 rates = st.floats(0, 10, exclude_min=True)

@@ -27,7 +27,6 @@ import pytest
 import scipy.io
 from hypothesis import given, settings
 
-from iwae._types import UserError
 from iwae.data import (
     BINARIZATIONS,
     DATASETS,
@@ -44,6 +43,7 @@ from iwae.data import (
 )
 from iwae.data.readers import DamagedError
 from iwae.data.splits import TEST_DRAW, TRAIN_DRAW, bernoulli, resolve
+from iwae.errors import UserError
 
 REAL_DATA = os.environ.get("IWAE_DATA")
 SYNTHETIC = ("camel", "two-clusters", "linear-2d", "four-gaussians", "circle")

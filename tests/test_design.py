@@ -1,4 +1,4 @@
-"""The order of the modules."""
+"""The order of the rooms."""
 
 import ast
 from importlib.util import resolve_name
@@ -7,10 +7,8 @@ from pathlib import Path
 import iwae
 
 ORDER = """
-    _types declaration data observations networks model conditional particles annealing objectives
-    gradients methods evaluate diagnostics training checkpoint posterior missing figures config
-    recipes presets describe progress estimator jobs trackers runs completion measure queue sweep
-    reproduce report gallery page sharing cli testing
+    typing errors files data models inference objectives evaluation training config runs results
+    experiments report reports cli sklearn testing
 """.split()  # noqa: SIM905
 
 

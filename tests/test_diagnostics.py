@@ -5,9 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from iwae._types import UserError
-from iwae.annealing import kernels, linear_schedule
-from iwae.diagnostics import (
+from iwae.errors import UserError
+from iwae.evaluation.diagnostics import (
     bdmc,
     bdmc_importance,
     monte_carlo_error,
@@ -18,7 +17,9 @@ from iwae.diagnostics import (
     test_sample_error,
     verdict,
 )
-from iwae.evaluate.likelihood import weight_diagnostics
+from iwae.evaluation.likelihood import weight_diagnostics
+from iwae.inference import kernels
+from iwae.inference.temperatures import linear_schedule
 from iwae.testing import LinearGaussian
 from reference import STANDARD_ERRORS, distance
 

@@ -15,8 +15,8 @@ import iwae
 import small
 from iwae import cli
 from iwae.cli import parsing
-from iwae.config import TrainConfig
-from iwae.presets import PRESETS
+from iwae.config.experiment import TrainConfig
+from iwae.config.presets import PRESETS
 from test_design import ORDER
 
 ROOT = Path(__file__).parent.parent

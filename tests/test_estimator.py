@@ -23,7 +23,7 @@ from sklearn.utils.estimator_checks import check_estimator
 
 from iwae import ImportanceWeightedAutoencoder, UserError, load_model, posterior_grid, save_model
 from iwae.data import Kind
-from iwae.estimator.rows import addresses, standards
+from iwae.sklearn.rows import addresses, standards
 
 pytestmark = [
     pytest.mark.usefixtures("quick_compilation"),

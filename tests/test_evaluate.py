@@ -8,21 +8,18 @@ import pytest
 from scipy.special import logsumexp
 
 import reference
-from iwae._types import UserError
-from iwae.evaluate import (
-    active_units,
-    authors_active_units,
-    layer_terms,
-    likelihood,
+from iwae.errors import UserError
+from iwae.evaluation import likelihood, units
+from iwae.evaluation.likelihood import (
+    KHAT_WEIGHTS,
     log_likelihood_slabs,
     log_likelihoods,
-    prune,
     streamed_bound,
-    units,
 )
-from iwae.evaluate.likelihood import KHAT_WEIGHTS
-from iwae.model import VAE
-from iwae.particles import Particles, importance_particles
+from iwae.evaluation.pruning import prune
+from iwae.evaluation.units import active_units, authors_active_units, layer_terms
+from iwae.inference.particles import Particles, importance_particles
+from iwae.models.vae import VAE
 from iwae.testing import LinearGaussian
 from reference import STANDARD_ERRORS, assert_mean
 

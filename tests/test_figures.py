@@ -12,9 +12,9 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
-from iwae import figures
-from iwae._types import UserError
-from iwae.figures.images import FRAME, GUTTER, MARGIN
+from iwae.errors import UserError
+from iwae.reports import figures
+from iwae.reports.figures.images import FRAME, GUTTER, MARGIN
 
 RNG = np.random.default_rng(0)
 IMAGES = RNG.random((7, 5, 4))

@@ -9,15 +9,15 @@ import pytest
 from PIL import Image
 
 import small
-from iwae import gallery
-from iwae._types import UserError
-from iwae.checkpoint import load_model
 from iwae.data import load_dataset
-from iwae.evaluate import log_likelihoods
-from iwae.gallery import _density as density  # the figure behind density.png
-from iwae.gallery import bounds_figure, draw_run
-from iwae.jobs import split_examples
-from iwae.model import VAE
+from iwae.errors import UserError
+from iwae.evaluation.likelihood import log_likelihoods
+from iwae.models.vae import VAE
+from iwae.reports import gallery
+from iwae.reports.gallery import _density as density  # the figure behind density.png
+from iwae.reports.gallery import bounds_figure, draw_run
+from iwae.runs.models import load_model
+from iwae.runs.setup import split_examples
 from small import finished
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")

@@ -23,31 +23,19 @@ from expectations import (
     size,
     z_scores,
 )
-from iwae import annealed_particles, gradients
-from iwae._types import UserError
-from iwae.gradients.estimators import curvature
-from iwae.methods import objective
-from iwae.model import VAE
-from iwae.objectives import (
-    Coefficients,
-    Estimator,
-    annealed,
-    bound,
-    ciwae,
-    elbo,
-    grouped,
-    iwae,
-    miwae,
-    renyi,
-    split,
-    tvo,
-    tvo_schedule,
-    wake,
-)
-from iwae.objectives.climbing import slope
-from iwae.objectives.sleeping import WAKE_DECODER
+from iwae import annealed_particles
+from iwae.errors import UserError
+from iwae.inference.particles import importance_particles, log_weights
+from iwae.models.vae import VAE
+from iwae.objectives import annealed, gradients
+from iwae.objectives.bounds import bound, grouped
+from iwae.objectives.catalogue import objective
+from iwae.objectives.gradients import curvature
+from iwae.objectives.halves import split
+from iwae.objectives.reductions import ciwae, elbo, iwae, miwae, renyi, tvo, tvo_schedule
+from iwae.objectives.sleeping import WAKE_DECODER, wake
 from iwae.objectives.sleeping import asleep as log_q_asleep
-from iwae.particles import importance_particles, log_weights
+from iwae.objectives.surrogates import Coefficients, Estimator, slope
 from iwae.testing import LinearGaussian
 from reference import STANDARD_ERRORS
 

@@ -10,11 +10,12 @@ import pytest
 from scipy.special import logsumexp
 from scipy.stats import multivariate_normal, norm
 
-from iwae._types import UserError
-from iwae.evaluate import gap_split, gather, information, layer_terms, map_examples
-from iwae.evaluate.information import OTHERS, _chunks, _log_ratio
-from iwae.model import VAE
-from iwae.particles import importance_particles, particle_keys
+from iwae.errors import UserError
+from iwae.evaluation.examples import gather, map_examples
+from iwae.evaluation.information import OTHERS, _chunks, _log_ratio, gap_split, information
+from iwae.evaluation.units import layer_terms
+from iwae.inference.particles import importance_particles, particle_keys
+from iwae.models.vae import VAE
 from iwae.testing import LinearGaussian
 from reference import STANDARD_ERRORS, assert_mean, distance
 

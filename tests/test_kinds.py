@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 
 import small
-from iwae._types import UserError
-from iwae.checkpoint import load_model
-from iwae.config import ObservationName, make_config
+from iwae.config.experiment import ObservationName, make_config
 from iwae.data import KINDS, load_dataset, make_kind
-from iwae.describe import describe
-from iwae.gallery import draw_run
-from iwae.jobs import make_job
-from iwae.measure import evaluate_run
+from iwae.errors import UserError
+from iwae.reports.gallery import draw_run
+from iwae.results.importance import evaluate_run
+from iwae.results.text import describe
+from iwae.runs.models import load_model
+from iwae.runs.setup import make_job
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 

@@ -13,14 +13,14 @@ import scipy.io
 from hypothesis import given, settings
 
 import small
-from iwae._types import UserError
-from iwae.config import make_config, read_config
+from iwae.config.experiment import make_config, read_config
 from iwae.data import load_dataset, make_kind
 from iwae.data.catalogue import own_split
 from iwae.data.readers import DamagedError, idx_labels, omniglot_labels
 from iwae.data.tables import csv_numbers, take_labels
-from iwae.jobs import make_job
-from iwae.measure import classify_run
+from iwae.errors import UserError
+from iwae.results.classes import classify_run
+from iwae.runs.setup import make_job
 from test_labels import as_run, conditional
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")

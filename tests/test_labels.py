@@ -16,29 +16,27 @@ from scipy.special import logsumexp
 from scipy.stats import norm
 
 import small
-from iwae import bdmc, figures, from_pretrained, load_model, push_to_hub
-from iwae._types import UserError
-from iwae.checkpoint import read_about, save_model
+from iwae import bdmc, from_pretrained, load_model, push_to_hub
 from iwae.cli import main
-from iwae.conditional import ConditionalVAE
-from iwae.config import config_values, read_config, write_config
+from iwae.config.experiment import config_values, read_config, write_config
 from iwae.data import load_dataset
-from iwae.evaluate import auroc, label_log_probabilities
-from iwae.gallery import draw_run, layout_of, samples_figure
-from iwae.jobs import make_job, model_folder
-from iwae.measure import (
-    Annealing,
-    anneal_run,
-    bdmc_run,
-    classify_run,
-    evaluate_run,
-    information_run,
-    rate_distortion_run,
-)
-from iwae.model import VAE
-from iwae.particles import particle_keys
+from iwae.errors import UserError
+from iwae.evaluation.classes import auroc, label_log_probabilities
+from iwae.inference.particles import particle_keys
+from iwae.models.conditional import ConditionalVAE
+from iwae.models.vae import VAE
 from iwae.report.experiments import labels_table
-from iwae.sharing import export_run
+from iwae.reports import figures
+from iwae.reports.export import export_run
+from iwae.reports.gallery import draw_run, layout_of, samples_figure
+from iwae.results.annealed import Annealing, anneal_run
+from iwae.results.classes import classify_run
+from iwae.results.curves import rate_distortion_run
+from iwae.results.importance import evaluate_run
+from iwae.results.information import information_run
+from iwae.results.simulated import bdmc_run
+from iwae.runs.models import read_about, save_model
+from iwae.runs.setup import make_job, model_folder
 from test_conditional import noisy, two_halves
 from test_sharing import FakeHub, card_of, front, refused
 
@@ -291,7 +289,7 @@ def test_batches_and_an_interruption_change_nothing(classified, tmp_path, monkey
             yield slab
 
     options = {"k": 20, "against": others, "examples": 40, "batch_size": 3}
-    monkeypatch.setattr("iwae.evaluate.classes.SLAB_ROWS", 400)
+    monkeypatch.setattr("iwae.evaluation.classes.SLAB_ROWS", 400)
     with pytest.raises(KeyboardInterrupt):
         classify_run(run, track=interrupted, **options)
     assert any((run / "evaluations" / "unfinished").iterdir())

@@ -13,13 +13,15 @@ import pytest
 
 import small
 from iwae import evaluate_run
-from iwae._types import UserError
-from iwae.checkpoint import load_model
 from iwae.data import load_dataset, test_sha256
-from iwae.evaluate import active_units, authors_active_units, log_likelihoods
-from iwae.jobs import split_examples
-from iwae.measure import records, summary
-from iwae.model import VAE
+from iwae.errors import UserError
+from iwae.evaluation.likelihood import log_likelihoods
+from iwae.evaluation.units import active_units, authors_active_units
+from iwae.models.vae import VAE
+from iwae.results import records
+from iwae.results.records import summary
+from iwae.runs.models import load_model
+from iwae.runs.setup import split_examples
 from small import PATIENT, finished
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")

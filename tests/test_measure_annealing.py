@@ -11,22 +11,16 @@ import numpy as np
 import pytest
 
 import small
-from iwae import (
-    anneal_run,
-    bdmc_run,
-    compare,
-    evaluate_run,
-    information_run,
-    rate_distortion_run,
-)
-from iwae._types import UserError
-from iwae.annealing import linear_schedule, sigmoid_schedule
-from iwae.checkpoint import load_model
+from iwae import anneal_run, bdmc_run, compare, evaluate_run, information_run, rate_distortion_run
 from iwae.data import load_dataset
-from iwae.evaluate import gather
-from iwae.evaluate.likelihood import annealed_slabs
-from iwae.jobs import split_examples
-from iwae.measure import Annealing, annealed, unfinished
+from iwae.errors import UserError
+from iwae.evaluation.examples import gather
+from iwae.evaluation.likelihood import annealed_slabs
+from iwae.inference.temperatures import linear_schedule, sigmoid_schedule
+from iwae.results import annealed, unfinished
+from iwae.results.annealed import Annealing
+from iwae.runs.models import load_model
+from iwae.runs.setup import split_examples
 from small import PATIENT, finished
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -208,7 +202,7 @@ def test_the_numbers_of_a_stopped_evaluation_are_those_of_one_that_was_not(tmp_p
     ],
 )
 def test_the_second_half_of_a_measurement_goes_on_too(measure, label, tmp_path, monkeypatch):
-    monkeypatch.setattr(sys.modules["iwae.evaluate.information"], "SLAB_ROWS", 40)
+    monkeypatch.setattr(sys.modules["iwae.evaluation.information"], "SLAB_ROWS", 40)
     measure = partial(measure, examples=20, batch_size=2)
     one, other = (small.unmeasured(finished(), tmp_path / name / "run") for name in ("a", "b"))
     measure(one)

@@ -12,32 +12,36 @@ import pytest
 from scipy.special import logsumexp
 
 import small
-from iwae._types import UserError
-from iwae.declaration import DEFAULTS, GRADIENTS, OBJECTIVES, Declaration, check
-from iwae.jobs import make_job
-from iwae.methods import compose, objective
-from iwae.model import VAE
-from iwae.objectives import (
-    Extra,
-    Penalty,
-    bound,
+from iwae.errors import UserError
+from iwae.inference.particles import importance_particles, particle_keys
+from iwae.models.vae import VAE
+from iwae.objectives import differentiable
+from iwae.objectives.annealed import LARGEST_STEP, LEAST_STEP, adapt
+from iwae.objectives.bounds import bound
+from iwae.objectives.catalogue import compose, objective
+from iwae.objectives.declaration import DEFAULTS, GRADIENTS, OBJECTIVES, Declaration, check
+from iwae.objectives.objective import Extra
+from iwae.objectives.penalties import Penalty
+from iwae.objectives.reductions import (
     ciwae,
-    differentiable,
     elbo,
+    expected_log_w,
     iwae,
     miwae,
+    moment_betas,
     renyi,
-    rws,
     tvo,
     tvo_schedule,
     vr_max,
 )
-from iwae.objectives.annealed import LARGEST_STEP, LEAST_STEP, adapt
-from iwae.objectives.reductions import expected_log_w, moment_betas
-from iwae.particles import importance_particles, particle_keys
-from iwae.runs import course, read_metrics, resume_run, start_run
+from iwae.objectives.sleeping import rws
+from iwae.runs import course
+from iwae.runs.course import resume_run, start_run
+from iwae.runs.metrics import read_metrics
+from iwae.runs.setup import make_job
 from iwae.testing import LinearGaussian
-from iwae.training import adam, loop
+from iwae.training import loop
+from iwae.training.schedules import adam
 from reference import assert_mean
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")

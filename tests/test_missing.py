@@ -19,12 +19,12 @@ from iwae import (
     multiple_imputations,
     snis_mean,
 )
-from iwae._types import UserError
 from iwae.data import KINDS, make_kind
-from iwae.model import AbstractLatentModel
-from iwae.observations import MISSING, Incomplete, observation
-from iwae.observations.masking import SelfMasked
-from iwae.particles import importance_particles
+from iwae.errors import UserError
+from iwae.inference.particles import importance_particles
+from iwae.models.likelihoods import MISSING, Incomplete, observation
+from iwae.models.likelihoods.masking import SelfMasked
+from iwae.models.vae import AbstractLatentModel
 from iwae.testing import LinearGaussian, check_latent_model
 from reference import assert_mean
 from test_model import perturbed

@@ -11,19 +11,19 @@ import pytest
 
 import small
 from iwae import impute, load_dataset, load_model, save_model
-from iwae._types import UserError
 from iwae.cli import main
-from iwae.completion import impute_file
-from iwae.config import Missing, make_config
+from iwae.config.experiment import Missing, make_config
 from iwae.data import make_kind
 from iwae.data.tables import MISSING_WORDS
-from iwae.describe import describe
-from iwae.gallery import draw_run
-from iwae.jobs import make_job
-from iwae.measure import evaluate_run
-from iwae.measure.records import with_bits
-from iwae.model import VAE
-from iwae.observations import MISSING
+from iwae.errors import UserError
+from iwae.models.likelihoods import MISSING
+from iwae.models.vae import VAE
+from iwae.reports.gallery import draw_run
+from iwae.results.importance import evaluate_run
+from iwae.results.records import with_bits
+from iwae.results.text import describe
+from iwae.runs.completion import impute_file
+from iwae.runs.setup import make_job
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 

@@ -8,10 +8,10 @@ import pytest
 from scipy.special import expit
 
 import reference
-from iwae._types import UserError
-from iwae.model import VAE
-from iwae.networks import Dense
-from iwae.observations import observation
+from iwae.errors import UserError
+from iwae.models.likelihoods import observation
+from iwae.models.networks import Dense
+from iwae.models.vae import VAE
 from reference import assert_mean
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")

@@ -10,16 +10,13 @@ import pytest
 from scipy.signal import correlate
 
 import small
-from iwae._types import UserError
-from iwae.checkpoint import load_model, save_model
-from iwae.config import ActivationName, make_config
+from iwae.config.experiment import ActivationName, make_config
 from iwae.data import make_kind
-from iwae.evaluate import log_likelihoods, prune
-from iwae.gallery import draw_run
-from iwae.jobs import make_job
-from iwae.measure import evaluate_run
-from iwae.model import VAE
-from iwae.networks import (
+from iwae.errors import UserError
+from iwae.evaluation.likelihood import log_likelihoods
+from iwae.evaluation.pruning import prune
+from iwae.models.likelihoods import observation
+from iwae.models.networks import (
     ACTIVATIONS,
     ConvDecoder,
     ConvEncoder,
@@ -31,8 +28,12 @@ from iwae.networks import (
     Residual,
     make_network,
 )
-from iwae.observations import observation
-from iwae.runs import read_metrics
+from iwae.models.vae import VAE
+from iwae.reports.gallery import draw_run
+from iwae.results.importance import evaluate_run
+from iwae.runs.metrics import read_metrics
+from iwae.runs.models import load_model, save_model
+from iwae.runs.setup import make_job
 from iwae.testing import check_latent_model
 from reference import assert_mean
 from test_model import perturbed

@@ -12,12 +12,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import reference
-from iwae._types import UserError
-from iwae.declaration import OBJECTIVES
-from iwae.methods import objective
-from iwae.model import VAE
-from iwae.objectives import analytic_elbo, bound, elbo, iwae, reductions
-from iwae.particles import importance_particles, log_weights
+from iwae.errors import UserError
+from iwae.inference.particles import importance_particles, log_weights
+from iwae.models.vae import VAE
+from iwae.objectives import reductions
+from iwae.objectives.bounds import analytic_elbo, bound
+from iwae.objectives.catalogue import objective
+from iwae.objectives.declaration import OBJECTIVES
+from iwae.objectives.reductions import elbo, iwae
 from iwae.testing import LinearGaussian
 from reference import STANDARD_ERRORS, assert_mean, distance
 

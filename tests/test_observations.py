@@ -9,12 +9,12 @@ from scipy.optimize import minimize
 from scipy.special import expit, gammaln, log_softmax, logit, logsumexp
 from scipy.stats import bernoulli, chisquare, kstest, logistic, nbinom, norm, poisson
 
-from iwae._types import UserError
 from iwae.data import KINDS, as_json, as_kind, make_kind
-from iwae.model import VAE
-from iwae.observations import LEAST_SCALE, MEAN_CLIP, OBSERVATIONS, observation
-from iwae.observations.counts import LOG_SIZES
-from iwae.observations.levels import LEAST_LOG_SCALE
+from iwae.errors import UserError
+from iwae.models.likelihoods import LEAST_SCALE, MEAN_CLIP, OBSERVATIONS, observation
+from iwae.models.likelihoods.counts import LOG_SIZES
+from iwae.models.likelihoods.levels import LEAST_LOG_SCALE
+from iwae.models.vae import VAE
 from reference import assert_mean
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")

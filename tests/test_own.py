@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from hypothesis import given
 
-from iwae._types import UserError
 from iwae.data import choose, load_dataset, own, readers, tables
+from iwae.errors import UserError
 
 RNG = np.random.default_rng(0)
 REAL = RNG.normal(size=(50, 6))

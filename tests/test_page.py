@@ -13,12 +13,13 @@ import numpy as np
 import pytest
 
 import small
-from iwae._types import UserError
-from iwae.gallery import run_figures
-from iwae.measure import evaluate_run
-from iwae.measure.records import model_sha256
-from iwae.page import write, write_page
-from iwae.page.facts import name_runs
+from iwae.errors import UserError
+from iwae.reports.gallery import run_figures
+from iwae.reports.page import write
+from iwae.reports.page.facts import name_runs
+from iwae.reports.page.write import write_page
+from iwae.results.importance import evaluate_run
+from iwae.results.records import model_sha256
 from small import finished
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")

@@ -11,13 +11,13 @@ from scipy.special import logsumexp
 from scipy.stats import multivariate_normal
 
 import reference
-from iwae.model import VAE
-from iwae.particles import (
+from iwae.inference.particles import (
     effective_sample_size,
     importance_particles,
     log_mean_exp,
     log_weights,
 )
+from iwae.models.vae import VAE
 from iwae.testing import LinearGaussian
 from reference import STANDARD_ERRORS, assert_mean, distance
 

@@ -7,11 +7,11 @@ import pytest
 from scipy.stats import multivariate_normal
 
 import reference
-from iwae._types import UserError
-from iwae.annealing import linear_schedule
-from iwae.model import VAE
-from iwae.particles import Particles, importance_particles
-from iwae.posterior import model_density, posterior_grid, rate_distortion, sir, snis_mean
+from iwae.errors import UserError
+from iwae.evaluation.posterior import model_density, posterior_grid, rate_distortion, sir, snis_mean
+from iwae.inference.particles import Particles, importance_particles
+from iwae.inference.temperatures import linear_schedule
+from iwae.models.vae import VAE
 from iwae.testing import LinearGaussian
 from reference import STANDARD_ERRORS, assert_mean, distance
 

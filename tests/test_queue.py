@@ -20,13 +20,16 @@ import numpy as np
 import pytest
 
 import small
-from iwae._types import UserError
-from iwae.checkpoint import load_model, read_about, save_model
-from iwae.config import TrainConfig, write_config
-from iwae.queue import Measure, Task, here, state_of, tasks, work
-from iwae.queue.tasks import Failure, write_failure
-from iwae.runs import Stopped, course
-from iwae.sweep import DEPTHS, read_sweep
+from iwae.config.experiment import TrainConfig, write_config
+from iwae.errors import UserError
+from iwae.experiments import local as here
+from iwae.experiments import tasks
+from iwae.experiments.local import work
+from iwae.experiments.sweep import DEPTHS, read_sweep
+from iwae.experiments.tasks import Failure, Measure, Task, state_of, write_failure
+from iwae.runs import course
+from iwae.runs.folder import Stopped
+from iwae.runs.models import load_model, read_about, save_model
 from iwae.training import loop
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -174,7 +177,8 @@ jax.config.update("jax_disable_most_optimizations", True)
 sys.path.insert(0, {tests!r})
 import test_queue as tests
 from iwae.config import make_config
-from iwae.queue import Task, work
+from iwae.experiments.local import work
+from iwae.experiments.tasks import Task
 from iwae.runs import course
 from iwae.training import loop
 

@@ -8,23 +8,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from iwae._types import UserError
-from iwae.config import config_values
-from iwae.presets import preset
-from iwae.report import (
-    estimates_table,
-    fill_blocks,
-    imputation_table,
-    likelihood_table,
-    markdown,
-    published_nll,
-    read_records,
-)
-from iwae.report.blocks import run_cells_table
-from iwae.report.experiments import recipes_table
+from iwae.config.experiment import config_values
+from iwae.config.presets import preset
+from iwae.errors import UserError
+from iwae.report.blocks import fill_blocks, run_cells_table
+from iwae.report.experiments import imputation_table, recipes_table
+from iwae.report.likelihoods import estimates_table, likelihood_table, published_nll, read_records
 from iwae.report.objectives import objective_row, protocols_table
 from iwae.report.resampling import resampling_table
 from iwae.report.speed import costs_table, queue_table
+from iwae.report.tables import markdown
 
 ROOT = Path(__file__).parents[1]
 

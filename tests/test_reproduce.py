@@ -8,15 +8,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from iwae import evaluate_run, reproduce
-from iwae._types import UserError
+from iwae import evaluate_run
 from iwae.cli.queue import _listed
 from iwae.cli.queue import reproduce as reproduce_command
-from iwae.config import config_values, read_config, write_config
-from iwae.presets import PRESETS, cells, matching, preset, same_experiment
-from iwae.queue import Measure, state_of
-from iwae.reproduce import Cell, Wanted, hours, plan, read_cell, read_cells
-from iwae.reproduce.costs import measured_costs, shape_of, stage_configs
+from iwae.config.experiment import config_values, read_config, write_config
+from iwae.config.presets import PRESETS, cells, matching, preset, same_experiment
+from iwae.errors import UserError
+from iwae.experiments import table as cells_table
+from iwae.experiments.cells import Wanted, plan
+from iwae.experiments.costs import hours, measured_costs, shape_of, stage_configs
+from iwae.experiments.table import Cell, read_cell, read_cells
+from iwae.experiments.tasks import Measure, state_of
 
 RESULTS = Path(__file__).parents[1] / "results"
 VAE = "table1/mnist/1l/vae-k1"
@@ -30,7 +32,7 @@ def wanted_runs(out, *cells, **wanted):
 
 
 def table(out, names, wanted, *style):
-    return reproduce.table(read_cells(out, names, wanted), wanted, *style)
+    return cells_table.table(read_cells(out, names, wanted), wanted, *style)
 
 
 def begun(out, name, config):
@@ -444,7 +446,7 @@ def test_an_option_that_would_be_ignored_is_refused(words, message, monkeypatch)
 def test_a_shortened_table_says_so_in_every_format(copied):
     out = copied.parents[4]
     shutil.copytree(out / "table1", out / "shortened-0.5" / "table1")
-    for style in reproduce.FORMATS:
+    for style in cells_table.FORMATS:
         text = table(out, [VAE], Wanted(epochs_scale=0.5), style)
         assert "no reproduction" in text
         assert "no reproduction" not in table(out, [VAE], Wanted(), style)
@@ -519,7 +521,7 @@ def test_a_fast_cell_is_no_reproduction_and_stands_beside_the_published_schedule
     ours = Cell(VAE, preset(VAE), nll=86.76, stderr=0.2, spread=0.01, seeds=2, epochs=3280)
     assert ours.verdict == "reproduced"
     fast = fast._replace(nll=85.5, active=(21.0,))
-    header, _, row = reproduce.table([ours], Wanted(), fast=[fast]).strip().splitlines()
+    header, _, row = cells_table.table([ours], Wanted(), fast=[fast]).strip().splitlines()
     columns = [word.strip() for word in header.split("|")]
     found = dict(zip(columns, (word.strip() for word in row.split("|")), strict=True))
     assert found["NLL"].startswith("86.76")

@@ -12,15 +12,17 @@ from hypothesis import strategies as st
 from jax.flatten_util import ravel_pytree
 
 from expectations import assert_close, deep, shallow
-from iwae import methods
-from iwae._types import UserError
-from iwae.conditional import ConditionalVAE
-from iwae.declaration import Declaration, check, particles
-from iwae.methods import compose, objective
-from iwae.model import VAE
-from iwae.objectives import bound, elbo, iwae, sleeping, vr_max
-from iwae.objectives.resampling import few, inclusion, systematic
-from iwae.particles import importance_particles, particle_keys
+from iwae.errors import UserError
+from iwae.inference.particles import importance_particles, particle_keys
+from iwae.inference.resampling import few, inclusion, systematic
+from iwae.models.conditional import ConditionalVAE
+from iwae.models.vae import VAE
+from iwae.objectives import catalogue as methods
+from iwae.objectives import sleeping
+from iwae.objectives.bounds import bound
+from iwae.objectives.catalogue import compose, objective
+from iwae.objectives.declaration import Declaration, check, particles
+from iwae.objectives.reductions import elbo, iwae, vr_max
 from reference import STANDARD_ERRORS
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")

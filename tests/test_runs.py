@@ -17,12 +17,18 @@ import numpy as np
 import pytest
 
 import small
-from iwae._types import UserError, atomic_write
-from iwae.checkpoint import list_checkpoints, load_model
-from iwae.config import read_config, write_config
-from iwae.jobs import initial_state, make_job
-from iwae.runs import Stopped, course, metrics, read_metrics, resume_run, start_run
-from iwae.training import NonFiniteError, loop
+from iwae.config.experiment import read_config, write_config
+from iwae.errors import UserError
+from iwae.files import atomic_write
+from iwae.runs import course, metrics
+from iwae.runs.checkpoints import list_checkpoints
+from iwae.runs.course import resume_run, start_run
+from iwae.runs.folder import Stopped
+from iwae.runs.metrics import read_metrics
+from iwae.runs.models import load_model
+from iwae.runs.setup import initial_state, make_job
+from iwae.training import loop
+from iwae.training.loop import NonFiniteError
 from small import PATIENT, STEPS_PER_EPOCH, bits, finished, newest, outcome, train_in
 
 

@@ -17,15 +17,18 @@ from PIL import Image
 from safetensors.numpy import load_file, save_file
 
 import small
-from iwae import figures, from_pretrained, load_model, push_to_hub
-from iwae._types import UserError, atomic_folder
-from iwae.checkpoint import read_about, save_model
+from iwae import from_pretrained, load_model, push_to_hub
 from iwae.cli import main
-from iwae.config import read_config
-from iwae.jobs import model_folder
-from iwae.measure import Annealing, anneal_run, bdmc_run, evaluate_run
-from iwae.sharing import export, export_run
-from iwae.sharing.export import FILES
+from iwae.config.experiment import read_config
+from iwae.errors import UserError
+from iwae.files import atomic_folder
+from iwae.reports import export, figures
+from iwae.reports.export import FILES, export_run
+from iwae.results.annealed import Annealing, anneal_run
+from iwae.results.importance import evaluate_run
+from iwae.results.simulated import bdmc_run
+from iwae.runs.models import read_about, save_model
+from iwae.runs.setup import model_folder
 from small import finished
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")

@@ -12,10 +12,10 @@ from scipy.stats import t as student
 import small
 from expectations import BITS, deep, shallow
 from iwae import gradients_run
-from iwae._types import UserError
-from iwae.describe import describe_gradients
-from iwae.gradients import signal
-from iwae.methods import objective
+from iwae.errors import UserError
+from iwae.evaluation import signal
+from iwae.objectives.catalogue import objective
+from iwae.results.text import describe_gradients
 from iwae.testing import LinearGaussian
 from reference import STANDARD_ERRORS
 

@@ -14,9 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import small
-from iwae._types import UserError
-from iwae.checkpoint import load_model
-from iwae.config import (
+from iwae.config.experiment import (
     StageConfig,
     TrainConfig,
     config_values,
@@ -26,29 +24,21 @@ from iwae.config import (
     stages_text,
     write_config,
 )
-from iwae.jobs import initial_state, make_job
-from iwae.methods import objective
-from iwae.objectives import as_objective
-from iwae.runs import read_metrics, resume_run, start_run
-from iwae.sweep import read_sweep
+from iwae.errors import UserError
+from iwae.experiments.sweep import read_sweep
+from iwae.objectives.catalogue import objective
+from iwae.objectives.objective import as_objective
+from iwae.runs.course import resume_run, start_run
+from iwae.runs.metrics import read_metrics
+from iwae.runs.models import load_model
+from iwae.runs.setup import initial_state, make_job
 from iwae.testing import LinearGaussian
-from iwae.training import (
-    PAPER_RATES,
-    Clock,
-    Plan,
-    Settings,
-    Stage,
-    adam,
-    authors_adam,
-    init_best,
-    init_state,
-    is_carried,
-    loop,
-    soap,
-    staged,
-    train_stages,
-)
-from iwae.training.stages import enter
+from iwae.training import loop
+from iwae.training.loop import Plan, init_best
+from iwae.training.schedules import PAPER_RATES, adam, authors_adam, staged
+from iwae.training.soap import soap
+from iwae.training.stages import Stage, enter, is_carried, train_stages
+from iwae.training.steps import Clock, Settings, init_state
 from small import bits, finished, newest, outcome
 from test_runs import exhaust, step_by_step, stop  # noqa: F401 - one is a fixture
 

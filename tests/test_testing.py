@@ -8,7 +8,7 @@ import numpyro.distributions as dist
 import pytest
 from scipy.stats import multivariate_normal
 
-from iwae.model import VAE, AbstractLatentModel
+from iwae.models.vae import VAE, AbstractLatentModel
 from iwae.testing import LinearGaussian, check_latent_model
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")

@@ -9,12 +9,13 @@ from types import SimpleNamespace
 import pytest
 
 import small
-from iwae import trackers
-from iwae._types import UserError
 from iwae.cli import main
-from iwae.runs import Stopped, read_metrics, resume_run, start_run
-from iwae.runs.metrics import scalars
-from iwae.trackers import TRACKERS, Tracked, tracking
+from iwae.errors import UserError
+from iwae.runs import trackers
+from iwae.runs.course import resume_run, start_run
+from iwae.runs.folder import Stopped
+from iwae.runs.metrics import read_metrics, scalars
+from iwae.runs.trackers import TRACKERS, Tracked, tracking
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 

@@ -17,32 +17,28 @@ import optax
 import pytest
 from hypothesis import given
 
-from iwae._types import UserError
-from iwae.config import TrainConfig
-from iwae.evaluate import log_likelihoods
-from iwae.jobs import make_schedule
-from iwae.methods import objective
-from iwae.model import VAE
-from iwae.objectives import as_objective, bound, iwae
+from iwae.config.experiment import TrainConfig
+from iwae.errors import UserError
+from iwae.evaluation.likelihood import log_likelihoods
+from iwae.models.vae import VAE
+from iwae.objectives.bounds import bound
+from iwae.objectives.catalogue import objective
+from iwae.objectives.objective import as_objective
+from iwae.objectives.reductions import iwae
+from iwae.runs.setup import make_schedule
 from iwae.testing import LinearGaussian
-from iwae.training import (
+from iwae.training import loop
+from iwae.training.loop import NonFiniteError, Plan, init_best, train, training, update_best
+from iwae.training.schedules import (
     AUTHORS_RATES,
     PAPER_RATES,
-    NonFiniteError,
-    Plan,
-    Settings,
     adam,
     authors_adam,
-    init_best,
-    init_state,
-    loop,
-    soap,
     stage_epochs,
     staged,
-    train,
-    training,
-    update_best,
 )
+from iwae.training.soap import soap
+from iwae.training.steps import Settings, init_state
 
 GREY = np.random.default_rng(0).integers(0, 256, (205, 12), dtype=np.uint8)
 HELD_OUT = (np.random.default_rng(1).integers(0, 256, (30, 12)) > 127).astype(np.uint8)

@@ -29,25 +29,16 @@ from expectations import (
     places,
     z_scores,
 )
-from iwae import gradients
-from iwae.declaration import OBJECTIVES
-from iwae.gradients import layered
-from iwae.methods import objective
-from iwae.model import VAE, LayeredPosterior
-from iwae.objectives import (
-    WAKE,
-    Estimator,
-    Extra,
-    Penalty,
-    bound,
-    bounds,
-    ciwae,
-    elbo,
-    iwae,
-    renyi,
-    tvo,
-    tvo_schedule,
-)
+from iwae.models.vae import VAE, LayeredPosterior
+from iwae.objectives import bounds, gradients, layered
+from iwae.objectives.bounds import bound
+from iwae.objectives.catalogue import objective
+from iwae.objectives.declaration import OBJECTIVES
+from iwae.objectives.objective import Extra
+from iwae.objectives.penalties import Penalty
+from iwae.objectives.reductions import ciwae, elbo, iwae, renyi, tvo, tvo_schedule
+from iwae.objectives.sleeping import WAKE
+from iwae.objectives.surrogates import Estimator
 from reference import STANDARD_ERRORS
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from matplotlib.figure import Figure
 
-from iwae._types import atomic_write
+from iwae.files import atomic_write
 
 DPI = 110
 """Of figures: crisp at the width of a page, and still small files."""

@@ -11,9 +11,9 @@ from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from typing import NamedTuple
 
-from iwae._types import UserError
 from iwae.cli import classify, evaluate, impute, lists, queue, records, sharing, train
 from iwae.cli.parsing import FAILURE, USAGE_ERROR
+from iwae.errors import UserError
 
 
 class Command(NamedTuple):

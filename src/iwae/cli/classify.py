@@ -49,8 +49,8 @@ def classify(arguments: Sequence[str]) -> int:
     """`iwae classify`."""
     options = parsing.parse(Classify, "classify", arguments)
     parsing.set_up_jax()
-    from iwae.measure import classify_run
-    from iwae.progress import tracker
+    from iwae.results.classes import classify_run
+    from iwae.runs.progress import tracker
 
     chosen = {field.name: getattr(options, field.name) for field in dataclasses.fields(options)}
     as_json, track = chosen.pop("json"), tracker(quiet=chosen.pop("quiet"))

@@ -12,9 +12,10 @@ from typing import Any, Literal
 
 import tyro
 
-from iwae._types import UserError
+import iwae
 from iwae.cli import parsing
-from iwae.describe import describe
+from iwae.errors import UserError
+from iwae.results.text import describe
 
 Method = Literal["is", "ais", "bdmc", "rate-distortion", "information"]
 
@@ -28,7 +29,7 @@ METHODS: dict[str, tuple[str, tuple[str, ...]]] = {
     "rate-distortion": ("rate_distortion_run", (*_SUBSET, *_CHAINS)),
     "information": ("information_run", (*_SUBSET, "k")),
 }
-"""A function of `iwae.measure` for each method, and the options that only some methods take."""
+"""The function of `iwae` for each method, and the options that only some methods take."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,11 +93,10 @@ def evaluate(arguments: Sequence[str]) -> int:
     if options.method in ("ais", "bdmc"):
         path = {name: chosen.pop(name) for name in _PATH if name in chosen}
         chosen["annealing"] = _annealing(path)
-    from iwae import measure
-    from iwae.progress import tracker
+    from iwae.runs.progress import tracker
 
     measured = partial(
-        getattr(measure, function),
+        getattr(iwae, function),
         options.run,
         weights=options.weights,
         pruned=options.pruned,
@@ -145,7 +145,7 @@ def _method_options(options: Evaluate) -> tuple[str, dict[str, Any]]:
 
 def _annealing(given: dict[str, Any]) -> Any:
     """How to anneal; a schedule that is no name is a file."""
-    from iwae.measure import SCHEDULES, Annealing
+    from iwae.results.annealed import SCHEDULES, Annealing
 
     if given.get("schedule", "sigmoid") not in SCHEDULES:
         given["schedule"] = betas = _temperatures(given["schedule"], SCHEDULES)

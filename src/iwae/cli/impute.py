@@ -42,7 +42,7 @@ def impute(arguments: Sequence[str]) -> int:
     """`iwae impute`."""
     options = parsing.parse(Impute, "impute", arguments)
     parsing.set_up_jax()
-    from iwae.completion import impute_file
+    from iwae.runs.completion import impute_file
 
     chosen = {field.name: getattr(options, field.name) for field in dataclasses.fields(options)}
     for path in impute_file(chosen.pop("run"), chosen.pop("file"), chosen.pop("out"), **chosen):

@@ -7,10 +7,10 @@ from typing import Literal
 
 import tyro
 
-from iwae._types import UserError
 from iwae.cli import parsing
-from iwae.declaration import GRADIENTS, MODIFIERS, NOT_THROUGH_FEW, OBJECTIVES
-from iwae.presets import PRESETS, matching
+from iwae.config.presets import PRESETS, matching
+from iwae.errors import UserError
+from iwae.objectives.declaration import GRADIENTS, MODIFIERS, NOT_THROUGH_FEW, OBJECTIVES
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,8 +10,8 @@ from typing import Any
 import tyro
 from pydantic import ValidationError
 
-from iwae._types import UserError
-from iwae.config import explain
+from iwae.config.experiment import explain
+from iwae.errors import UserError
 
 USAGE_ERROR, FAILURE = 2, 1
 

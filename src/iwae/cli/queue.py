@@ -14,14 +14,16 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import tyro
 
-from iwae._types import UserError
 from iwae.cli import parsing
 from iwae.cli.evaluate import Terminated, sigterm_as_ctrl_c
-from iwae.presets import cells as matching_cells
+from iwae.config.presets import cells as matching_cells
+from iwae.errors import UserError
 
 if TYPE_CHECKING:
-    from iwae.queue import Outcome, Task
-    from iwae.reproduce import Cell, Wanted
+    from iwae.experiments.cells import Wanted
+    from iwae.experiments.local import Outcome
+    from iwae.experiments.table import Cell
+    from iwae.experiments.tasks import Task
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -91,18 +93,19 @@ def reproduce(arguments: Sequence[str]) -> int:
     if options.action == "run" and not options.cells:
         raise UserError("name the cells to run; all: `iwae reproduce list`")
     parsing.set_up_jax()
-    from iwae import reproduce as reproducing
+    from iwae.experiments.cells import Wanted, plan
+    from iwae.experiments.table import read_cells
 
     annealed = {"temperatures": options.ais, "examples": options.examples}
-    wanted = reproducing.Wanted(options.seeds, options.epochs_scale, **annealed)
+    wanted = Wanted(options.seeds, options.epochs_scale, **annealed)
     wanted.check()
     _check_out(options)
     _check_action(options)
     if options.action in ("list", "table"):
-        return _results(options, reproducing.read_cells(options.out, cells, wanted), wanted)
+        return _results(options, read_cells(options.out, cells, wanted), wanted)
     if options.action == "status":
-        return _status(options, reproducing.plan(options.out, cells, wanted))
-    return _work(options, reproducing.plan(options.out, cells, wanted), ["reproduce", *arguments])
+        return _status(options, plan(options.out, cells, wanted))
+    return _work(options, plan(options.out, cells, wanted), ["reproduce", *arguments])
 
 
 def _check_action(options: Any) -> None:
@@ -119,8 +122,8 @@ def _check_action(options: Any) -> None:
 
 def _results(options: Any, cells: Sequence["Cell"], wanted: "Wanted") -> int:
     """What came of cells; those that cannot be read are named at the end."""
-    from iwae.presets import FAST, PRESETS
-    from iwae.reproduce import read_cells, table
+    from iwae.config.presets import FAST, PRESETS
+    from iwae.experiments.table import read_cells, table
 
     if options.action == "table":
         names = [FAST + cell.name for cell in cells if FAST + cell.name in PRESETS]
@@ -137,7 +140,7 @@ def _results(options: Any, cells: Sequence["Cell"], wanted: "Wanted") -> int:
 
 def _listed(cell: "Cell", wanted: "Wanted") -> str:
     """A line about a cell."""
-    from iwae.reproduce import hours
+    from iwae.experiments.costs import hours
 
     published = "-" if cell.entry.nll is None else f"{cell.entry.nll:.2f}"
     ours = "-" if cell.nll is None else f"{cell.nll:.2f}"
@@ -153,14 +156,14 @@ def _listed(cell: "Cell", wanted: "Wanted") -> str:
 
 
 def _time(hours: float | None) -> str:
-    from iwae.reproduce import duration
+    from iwae.experiments.table import duration
 
     return "-" if hours is None else duration(hours)
 
 
 def _status(options: Any, tasks: Sequence["Task"]) -> int:
     """How far tasks are; those that have not begun only if they are named."""
-    from iwae.queue import state_of
+    from iwae.experiments.tasks import state_of
 
     states = [(task, state_of(options.out, task)) for task in tasks]
     shown = [one for one in states if options.cells or one[1].word != "waiting"]
@@ -196,8 +199,8 @@ def sweep(arguments: Sequence[str]) -> int:
     """`iwae sweep`."""
     options = parsing.parse(Sweep, "sweep", arguments)
     parsing.set_up_jax()
-    from iwae.queue import Measure
-    from iwae.sweep import read_sweep
+    from iwae.experiments.sweep import read_sweep
+    from iwae.experiments.tasks import Measure
 
     measures = [Measure(options.k, examples=options.examples)]
     if options.ais is not None:
@@ -218,7 +221,7 @@ def _work(options: Any, tasks: Sequence["Task"], words: Sequence[str]) -> int:
     if options.dry_run:
         return _plan(options, tasks)
     _check_writable(options.out)
-    from iwae.runs import Stopped
+    from iwae.runs.folder import Stopped
 
     command = os.environ.get(COMMAND) or uuid.uuid4().hex
     deadline = math.inf if options.budget is None else time.monotonic() + seconds(options.budget)
@@ -320,7 +323,7 @@ TELL_SECONDS = 30.0
 
 def _tell(options: Any, tasks: Sequence["Task"]) -> None:
     """What the processes are at work on."""
-    from iwae.queue import state_of
+    from iwae.experiments.tasks import state_of
 
     for task in tasks:
         if (state := state_of(options.out, task)).word == "in use":
@@ -341,8 +344,9 @@ def _outcomes(
     options: Any, tasks: Sequence["Task"], deadline: float, command: str
 ) -> Iterator["Outcome"]:
     """What becomes of the tasks, as it does."""
-    from iwae.progress import show_training, tracker
-    from iwae.queue import work, work_on_ray
+    from iwae.experiments.cluster import work_on_ray
+    from iwae.experiments.local import work
+    from iwae.runs.progress import show_training, tracker
 
     about = {"data_dir": options.data_dir, "deadline": deadline}
     if options.engine == "ray":
@@ -369,8 +373,8 @@ def _outcomes(
 
 def _plan(options: Any, tasks: Sequence["Task"]) -> int:
     """What would be done."""
-    from iwae.queue import state_of
-    from iwae.reproduce import hours
+    from iwae.experiments.costs import hours
+    from iwae.experiments.tasks import state_of
 
     total = 0.0
     for task in tasks:

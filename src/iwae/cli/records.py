@@ -9,7 +9,7 @@ from typing import Literal
 import tyro
 
 from iwae.cli import parsing
-from iwae.describe import describe_comparison, describe_gradients
+from iwae.results.text import describe_comparison, describe_gradients
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,9 +33,9 @@ class Compare:
 def compare(arguments: Sequence[str]) -> int:
     """`iwae compare`."""
     options = parsing.parse(Compare, "compare", arguments)
-    from iwae import measure
+    from iwae.results.compare import compare as compare_runs
 
-    record = measure.compare(
+    record = compare_runs(
         options.runs,
         split=options.split,
         weights=options.weights,
@@ -95,12 +95,14 @@ def gradients(arguments: Sequence[str]) -> int:
     """`iwae gradients`."""
     options = parsing.parse(Gradients, "gradients", arguments)
     parsing.set_up_jax()
-    from iwae.measure import gradients_run
-    from iwae.progress import tracker
+    from iwae.reports.gallery import draw_gradients
+    from iwae.results.signal import gradients_run
+    from iwae.runs.progress import tracker
 
     chosen = {field.name: getattr(options, field.name) for field in dataclasses.fields(options)}
     run, as_json, quiet = (chosen.pop(name) for name in ("run", "json", "quiet"))
     record = gradients_run(run, ks=chosen.pop("k"), track=tracker(quiet=quiet), **chosen)
+    draw_gradients(run)
     print(json.dumps(record, allow_nan=False) if as_json else describe_gradients(record))
     return 0
 
@@ -121,7 +123,7 @@ def draw_figures(arguments: Sequence[str]) -> int:
     """`iwae figures`."""
     options = parsing.parse(Figures, "figures", arguments)
     parsing.set_up_jax()
-    from iwae.gallery import draw_run
+    from iwae.reports.gallery import draw_run
 
     for path in draw_run(options.run, weights=options.weights, data_dir=options.data_dir):
         print(path)
@@ -146,7 +148,7 @@ def report(arguments: Sequence[str]) -> int:
     """`iwae report`."""
     options = parsing.parse(ReportPage, "report", arguments)
     parsing.set_up_jax()
-    from iwae.page import write_page
+    from iwae.reports.page.write import write_page
 
     page = write_page(options.runs, options.out, weights=options.weights, data_dir=options.data_dir)
     print(page)

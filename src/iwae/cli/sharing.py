@@ -35,7 +35,7 @@ def export(arguments: Sequence[str]) -> int:
     """`iwae export`."""
     options = parsing.parse(Export, "export", arguments)
     parsing.set_up_jax()
-    from iwae.sharing import export_run
+    from iwae.reports.export import export_run
 
     chosen = {field.name: getattr(options, field.name) for field in dataclasses.fields(options)}
     print(export_run(**chosen))
@@ -59,7 +59,7 @@ class Push:
 def push(arguments: Sequence[str]) -> int:
     """`iwae push`."""
     options = parsing.parse(Push, "push", arguments)
-    from iwae.sharing import push_to_hub
+    from iwae.reports.hub import push_to_hub
 
     print(
         push_to_hub(

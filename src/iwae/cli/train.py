@@ -9,11 +9,11 @@ from typing import Annotated, Literal
 
 import tyro
 
-from iwae._types import UserError
 from iwae.cli import parsing
-from iwae.config import StageConfig, TrainConfig, parse_stages, read_config
+from iwae.config.experiment import StageConfig, TrainConfig, parse_stages, read_config
+from iwae.config.presets import preset
 from iwae.data.load import check_name
-from iwae.presets import preset
+from iwae.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,9 +56,10 @@ def train(arguments: Sequence[str]) -> int:
     else:
         check_name(options.config.dataset)  # before JAX is imported, so that the answer is at once
     parsing.set_up_jax()
-    from iwae.runs import Stopped, resume_run, start_run
-    from iwae.trackers import TRACKERS
-    from iwae.training import NonFiniteError
+    from iwae.runs.course import resume_run, start_run
+    from iwae.runs.folder import Stopped
+    from iwae.runs.trackers import TRACKERS
+    from iwae.training.loop import NonFiniteError
 
     track = {name: TRACKERS[name] for name in options.track}
     if options.resume is not None:
@@ -74,7 +75,7 @@ def train(arguments: Sequence[str]) -> int:
     else:
         run = options.out
         reports = start_run(options.config, run, options.data_dir, track=track)
-    from iwae.progress import show_training
+    from iwae.runs.progress import show_training
 
     try:
         show_training(reports, quiet=options.quiet, verbose=options.verbose)

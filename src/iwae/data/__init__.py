@@ -9,14 +9,14 @@ Only `draw` needs JAX, which is imported when it is first asked for.
 
 from typing import TYPE_CHECKING, Any
 
-from .catalogue import DATASETS
-from .kinds import KINDS, Kind, as_json, as_kind, make_kind
-from .load import load_dataset
-from .splits import BINARIZATIONS, OBSERVATIONS, Dataset, choose, test_sha256
-from .store import Listing, cache_dir, fetch, list_datasets, verify
+from iwae.data.catalogue import DATASETS
+from iwae.data.kinds import KINDS, Kind, as_json, as_kind, make_kind
+from iwae.data.load import load_dataset
+from iwae.data.splits import BINARIZATIONS, OBSERVATIONS, Dataset, choose, test_sha256
+from iwae.data.store import Listing, cache_dir, fetch, list_datasets, verify
 
 if TYPE_CHECKING:
-    from .device import draw
+    from iwae.data.device import draw
 
 __all__ = [
     "BINARIZATIONS",
@@ -42,7 +42,7 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name == "draw":
-        from .device import draw
+        from iwae.data.device import draw
 
         return draw
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

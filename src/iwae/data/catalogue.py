@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from . import readers, synthetic
-from .alphabets import ALPHABETS
-from .splits import TEST_ROWS, HeldOut, choose
+from iwae.data import readers, synthetic
+from iwae.data.alphabets import ALPHABETS
+from iwae.data.splits import TEST_ROWS, HeldOut, choose
 
 Reader = Callable[[bytes, readers.Shapes], readers.Splits]
 

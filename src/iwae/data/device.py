@@ -6,8 +6,9 @@ import numpy as np
 from jax import Array
 from jaxtyping import Float, Shaped
 
-from .._types import PRNGKey, UserError
-from .splits import BINARIZATIONS
+from iwae.data.splits import BINARIZATIONS
+from iwae.errors import UserError
+from iwae.typing import PRNGKey
 
 
 def draw(

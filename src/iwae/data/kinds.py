@@ -1,6 +1,6 @@
 """Kinds of data: their names, their parameters and the values that they take. No JAX needed.
 
-What a kind's distribution is, `iwae.observations` says under the same name.
+What a kind's distribution is, `iwae.models.likelihoods` says under the same name.
 """
 
 import math
@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .._types import UserError
+from iwae.errors import UserError
 
 LEVELS = 256
 """Levels of a quantised value: 8 bits."""

@@ -5,13 +5,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from .._types import UserError
-from .catalogue import DATASETS
-from .kinds import KINDS, Kind, as_kind, check_values, make_kind
-from .own import SUFFIXES, read_bytes, read_own
-from .readers import DamagedError
-from .splits import Choices, Dataset, Raw, assemble
-from .store import Checked, named, obtain
+from iwae.data.catalogue import DATASETS
+from iwae.data.kinds import KINDS, Kind, as_kind, check_values, make_kind
+from iwae.data.own import SUFFIXES, read_bytes, read_own
+from iwae.data.readers import DamagedError
+from iwae.data.splits import Choices, Dataset, Raw, assemble
+from iwae.data.store import Checked, named, obtain
+from iwae.errors import UserError
 
 
 def load_dataset(

@@ -17,12 +17,12 @@ from pathlib import Path
 
 import numpy as np
 
-from .._types import UserError
-from .catalogue import own_split
-from .kinds import KINDS, Kind, check_values
-from .readers import sha256, to_bytes
-from .splits import Raw
-from .tables import MISSING_REMEDY, csv_cells, csv_numbers, take_labels
+from iwae.data.catalogue import own_split
+from iwae.data.kinds import KINDS, Kind, check_values
+from iwae.data.readers import sha256, to_bytes
+from iwae.data.splits import Raw
+from iwae.data.tables import MISSING_REMEDY, csv_cells, csv_numbers, take_labels
+from iwae.errors import UserError
 
 SUFFIXES = (".npy", ".npz", ".csv")
 

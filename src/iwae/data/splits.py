@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .._types import UserError
-from .kinds import BERNOULLI, KINDS, Kind, as_json, make_kind
+from iwae.data.kinds import BERNOULLI, KINDS, Kind, as_json, make_kind
+from iwae.errors import UserError
 
 BINARIZATIONS = ("dynamic", "static", "threshold", "none")
 OBSERVATIONS = tuple(KINDS)

@@ -13,10 +13,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .._types import UserError, atomic_write
-from .catalogue import DATASETS, DataFile, Source
-from .readers import DamagedError, sha256, unpack
-from .splits import test_sha256
+from iwae.data.catalogue import DATASETS, DataFile, Source
+from iwae.data.readers import DamagedError, sha256, unpack
+from iwae.data.splits import test_sha256
+from iwae.errors import UserError
+from iwae.files import atomic_write
 
 ENVIRONMENT = "IWAE_DATA"
 TIMEOUT = 30  # seconds without an answer before the next address is tried

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .._types import UserError
+from iwae.errors import UserError
 
 MISSING_WORDS = ("", "na", "n/a", "nan", "null", "none", "?")
 """Cells of a .csv file that hold no value, in any case."""

@@ -1,57 +1,8 @@
-"""Objectives: what is climbed. Reductions of log weights, and combinators that make methods.
+"""Objectives: bounds to maximise, and gradient estimators for them.
 
-`reductions` has the bounds as functions of log weights, `climbing` the gradient estimators,
-`bounds` the objectives of importance samples, `halves` two of them in one, `penalties` KL warm-up
-and free bits, and the other files one method each. Names become objectives in `iwae.methods`.
+`reductions` has the bounds as functions of log weights, `surrogates` what is differentiated in
+their place, `gradients` the estimators as tables of coefficients and `layered` the one that is not
+a table, `bounds` the objectives of importance samples, `halves` two of them in one, `penalties` KL
+warm-up and free bits, and the other files one method each. `declaration` lists the names, without
+JAX; `catalogue` makes objectives of them.
 """
-
-from iwae.objectives.annealed import aiwae
-from iwae.objectives.bounds import analytic_elbo, bound, grouped, learned_ciwae
-from iwae.objectives.climbing import REPARAM, Coefficients, Estimator
-from iwae.objectives.differentiable import dais
-from iwae.objectives.halves import halves, split
-from iwae.objectives.objective import Extra, Objective, as_objective, frozen
-from iwae.objectives.penalties import Penalty
-from iwae.objectives.reductions import (
-    Reduction,
-    ciwae,
-    elbo,
-    iwae,
-    miwae,
-    renyi,
-    tvo,
-    tvo_schedule,
-    vr_max,
-)
-from iwae.objectives.sleeping import WAKE, rws, wake
-
-__all__ = [
-    "REPARAM",
-    "WAKE",
-    "Coefficients",
-    "Estimator",
-    "Extra",
-    "Objective",
-    "Penalty",
-    "Reduction",
-    "aiwae",
-    "analytic_elbo",
-    "as_objective",
-    "bound",
-    "ciwae",
-    "dais",
-    "elbo",
-    "frozen",
-    "grouped",
-    "halves",
-    "iwae",
-    "learned_ciwae",
-    "miwae",
-    "renyi",
-    "rws",
-    "split",
-    "tvo",
-    "tvo_schedule",
-    "vr_max",
-    "wake",
-]

@@ -4,15 +4,16 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from iwae._types import Example, PRNGKey, Scalar
-from iwae.annealing import annealed_particles, linear_schedule
-from iwae.model import AbstractLatentModel
+from iwae.inference.chains import annealed_particles
+from iwae.inference.particles import Info, Particles, log_mean_exp
+from iwae.inference.temperatures import linear_schedule
+from iwae.models.vae import AbstractLatentModel
 from iwae.objectives.bounds import bound
 from iwae.objectives.halves import split
 from iwae.objectives.objective import Extra, Objective, frozen
 from iwae.objectives.reductions import elbo
 from iwae.objectives.sleeping import climb_joint
-from iwae.particles import Info, Particles, log_mean_exp
+from iwae.typing import Example, PRNGKey, Scalar
 
 FIRST_STEP, LEAST_STEP, LARGEST_STEP = 0.1, 1e-3, 0.3
 WANTED_ACCEPTANCE, LARGER, SMALLER = 0.6, 1.002, 0.998

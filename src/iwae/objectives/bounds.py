@@ -9,22 +9,15 @@ import jax.numpy as jnp
 from jaxtyping import Array, Key, PyTree
 from numpyro.distributions import Distribution, kl_divergence
 
-from iwae._types import Example, LogWeights, PRNGKey, Scalar, UserError
-from iwae.model import VAE, AbstractLatentModel, LayeredPosterior, Posterior
-from iwae.objectives.climbing import (
-    REPARAM,
-    Estimator,
-    Tags,
-    climb,
-    surrogate,
-    table_of,
-    tagged,
-)
+from iwae.errors import UserError
+from iwae.inference.particles import Info, particle_keys
+from iwae.inference.resampling import Draw, few
+from iwae.models.vae import VAE, AbstractLatentModel, LayeredPosterior, Posterior
 from iwae.objectives.objective import Extra, Objective, frozen
 from iwae.objectives.penalties import Penalty, Terms, plain_terms
 from iwae.objectives.reductions import Reduction, ciwae, iwae, miwae
-from iwae.objectives.resampling import Draw, few
-from iwae.particles import Info, particle_keys
+from iwae.objectives.surrogates import REPARAM, Estimator, Tags, climb, surrogate, table_of, tagged
+from iwae.typing import Example, LogWeights, PRNGKey, Scalar
 
 Tree = TypeVar("Tree")
 
@@ -78,7 +71,7 @@ def bound(
         sampler: makes the particles; importance sampling from q(z|x) if None. Any other is
             climbed by the gradient of its own weights, which annealed ones do not have: `wake`
             teaches the decoder from those.
-        estimator: how to climb the bound; see `iwae.gradients`.
+        estimator: how to climb the bound; see `iwae.objectives`.
         penalty: a change of the weights, such as a warm-up of the KL divergence.
         chunk: particles at a time; bounds memory, changes nothing else.
         backward: the number S of particles that the gradient goes through. All k go forward, and

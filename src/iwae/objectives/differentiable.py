@@ -9,15 +9,16 @@ import numpyro.distributions as dist
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 
-from iwae._types import Example, PRNGKey, Scalar, UserError
-from iwae.annealing.schedules import check_leapfrog
-from iwae.model import AbstractLatentModel
+from iwae.errors import UserError
+from iwae.inference.particles import Info, particle_keys
+from iwae.inference.temperatures import check_leapfrog
+from iwae.models.vae import AbstractLatentModel
 from iwae.objectives.bounds import check_reparameterised, iwae_of, over_particles
-from iwae.objectives.climbing import REPARAM
 from iwae.objectives.objective import Extra, Objective
 from iwae.objectives.penalties import Penalty, Terms, plain_terms
 from iwae.objectives.reductions import Reduction, iwae
-from iwae.particles import Info, particle_keys
+from iwae.objectives.surrogates import REPARAM
+from iwae.typing import Example, PRNGKey, Scalar
 
 Flat = Float[Array, " d"]
 

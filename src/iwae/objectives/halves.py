@@ -4,10 +4,10 @@ import equinox as eqx
 import jax
 from jaxtyping import PyTree
 
-from iwae._types import Example, Latents, PRNGKey, Scalar
-from iwae.model import VAE, AbstractLatentModel, Posterior
+from iwae.inference.particles import Info
+from iwae.models.vae import VAE, AbstractLatentModel, Posterior
 from iwae.objectives.objective import Extra, Objective, frozen
-from iwae.particles import Info
+from iwae.typing import Example, Latents, PRNGKey, Scalar
 
 
 class Halves(AbstractLatentModel):

@@ -8,9 +8,9 @@ import equinox as eqx
 import jax
 from jaxtyping import PyTree
 
-from iwae._types import Example, PRNGKey, Scalar
-from iwae.model import AbstractLatentModel
-from iwae.particles import Info
+from iwae.inference.particles import Info
+from iwae.models.vae import AbstractLatentModel
+from iwae.typing import Example, PRNGKey, Scalar
 
 Tree = TypeVar("Tree")
 

@@ -20,11 +20,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 from numpyro.distributions import kl_divergence
 
-from iwae._types import Example, Latents, LogWeights, Scalar, UserError
-from iwae.model import VAE, AbstractLatentModel, LayeredPosterior, Posterior
-from iwae.objectives.climbing import Coefficients, Estimator
+from iwae.errors import UserError
+from iwae.inference.particles import Info
+from iwae.models.vae import VAE, AbstractLatentModel, LayeredPosterior, Posterior
 from iwae.objectives.reductions import Reduction
-from iwae.particles import Info
+from iwae.objectives.surrogates import Coefficients, Estimator
+from iwae.typing import Example, Latents, LogWeights, Scalar
 
 Terms = Any
 """(log p(x, z), log q(z|x)) of particles, each whole or in parts."""

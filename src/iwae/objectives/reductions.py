@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from iwae._types import LogWeights, Scalar, UserError
-from iwae.particles import log_mean_exp
+from iwae.errors import UserError
+from iwae.inference.particles import log_mean_exp
+from iwae.typing import LogWeights, Scalar
 
 Reduction = Callable[[LogWeights], Scalar]
 

@@ -7,13 +7,13 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
-from iwae._types import Example, LogWeights, PRNGKey, Scalar
-from iwae.model import AbstractLatentModel
+from iwae.inference.particles import Info, Particles, log_mean_exp
+from iwae.models.vae import AbstractLatentModel
 from iwae.objectives.bounds import bound
-from iwae.objectives.climbing import Coefficients, Estimator, slope
 from iwae.objectives.objective import Extra, Objective, frozen
 from iwae.objectives.reductions import Reduction, iwae
-from iwae.particles import Info, Particles, log_mean_exp
+from iwae.objectives.surrogates import Coefficients, Estimator, slope
+from iwae.typing import Example, LogWeights, PRNGKey, Scalar
 
 Phase = Literal["wake", "sleep", "both"]
 

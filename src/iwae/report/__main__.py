@@ -2,7 +2,7 @@
 
 import sys
 
-from iwae._types import UserError
+from iwae.errors import UserError
 from iwae.report.blocks import main
 
 if __name__ == "__main__":

@@ -5,20 +5,18 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
-from iwae._types import UserError, atomic_write
-from iwae.presets import FAST, PRESETS, matching
-from iwae.report.experiments import (
-    densities_table,
-    imputation_table,
-    labels_table,
-    recipes_table,
-)
+from iwae.config.presets import FAST, PRESETS, matching
+from iwae.errors import UserError
+from iwae.experiments.cells import Wanted
+from iwae.experiments.costs import hours
+from iwae.experiments.table import Cell, duration, read_cell, table
+from iwae.files import atomic_write
+from iwae.report.experiments import densities_table, imputation_table, labels_table, recipes_table
 from iwae.report.likelihoods import estimates_table, likelihood_table
 from iwae.report.objectives import differences_table, objectives_table, protocols_table
 from iwae.report.resampling import resampling_table
 from iwae.report.speed import aiwae_table, costs_table, queue_table, speed_table
 from iwae.report.tables import markdown
-from iwae.reproduce import Cell, Wanted, duration, hours, read_cell, table
 
 
 def cells_table(results: Path, cells: str) -> str:

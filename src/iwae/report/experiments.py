@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from iwae._types import UserError
-from iwae.config import make_config, stages_text
-from iwae.describe import each_model
-from iwae.measure.classes import CLASSIFICATION
-from iwae.measure.ordering import known_bounds, read_records
+from iwae.config.experiment import make_config, stages_text
+from iwae.errors import UserError
 from iwae.report.tables import LABELS_FOLDER, Row, markdown, mean_and_spread
+from iwae.results.classes import CLASSIFICATION
+from iwae.results.ordering import known_bounds, read_records
+from iwae.results.text import each_model
 
 IMPUTATION_FOLDER = "imputation"
 """Where `experiments/imputation.py` keeps its records."""

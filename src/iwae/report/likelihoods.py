@@ -7,14 +7,14 @@ from typing import Any
 
 import numpy as np
 
-from iwae._types import UserError
-from iwae.config import make_config
-from iwae.describe import each_model
-from iwae.measure.importance import IMPORTANCE
-from iwae.measure.ordering import Known, known_bounds, models_of
-from iwae.measure.ordering import read_records as bounds_records
-from iwae.presets import PRESETS, same_experiment
+from iwae.config.experiment import make_config
+from iwae.config.presets import PRESETS, same_experiment
+from iwae.errors import UserError
 from iwae.report.tables import Row, markdown, runs_in
+from iwae.results.importance import IMPORTANCE
+from iwae.results.ordering import Known, known_bounds, models_of
+from iwae.results.ordering import read_records as bounds_records
+from iwae.results.text import each_model
 
 
 def read_records(results: Path) -> dict[str, dict[str, Any]]:

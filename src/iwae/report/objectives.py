@@ -5,12 +5,12 @@ from pathlib import Path
 
 import numpy as np
 
-from iwae._types import UserError
-from iwae.declaration import OBJECTIVES
-from iwae.describe import each_model
-from iwae.diagnostics import paired_difference, test_sample_error
-from iwae.measure.ordering import Known, known_bounds
+from iwae.errors import UserError
+from iwae.evaluation.diagnostics import paired_difference, test_sample_error
+from iwae.objectives.declaration import OBJECTIVES
 from iwae.report.tables import OBJECTIVES_FOLDER, Row, markdown, mean_and_spread, runs_in
+from iwae.results.ordering import Known, known_bounds
+from iwae.results.text import each_model
 
 
 def objectives_table(results: Path, name: str) -> str:

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from iwae._types import UserError
+from iwae.errors import UserError
 from iwae.report.tables import Row, markdown
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from iwae._types import UserError
+from iwae.errors import UserError
 from iwae.report.tables import Row, markdown
 
 AIWAE_STEP = "aiwae S=5 batch=128"

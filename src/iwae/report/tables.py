@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from tabulate import tabulate
 
-from iwae.measure.ordering import Known
+from iwae.results.ordering import Known
 
 Row = dict[str, str]
 

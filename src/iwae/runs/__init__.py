@@ -10,9 +10,3 @@ RUN/figures/          pictures, written by `iwae figures`
 RUN/evaluations/      records and per-example values, written by `iwae evaluate`
 RUN/trackers/         what experiment trackers were sent
 """
-
-from iwae.runs.course import resume_run, start_run
-from iwae.runs.folder import Claim, Stopped, take_lock
-from iwae.runs.metrics import read_metrics
-
-__all__ = ["Claim", "Stopped", "read_metrics", "resume_run", "start_run", "take_lock"]

@@ -13,30 +13,31 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from iwae._types import UserError, atomic_write
-from iwae.checkpoint import (
+from iwae.config.experiment import (
+    TrainConfig,
+    config_values,
+    make_config,
+    read_config,
+    write_config,
+)
+from iwae.errors import UserError
+from iwae.files import atomic_write
+from iwae.runs.checkpoints import (
     Checkpoint,
     DamagedCheckpointError,
     list_checkpoints,
     load_checkpoint,
     prune_checkpoints,
     save_checkpoint,
-    save_model,
 )
-from iwae.config import TrainConfig, config_values, make_config, read_config, write_config
-from iwae.jobs import Job, blank_state, initial_state, make_job, model_folder
 from iwae.runs.folder import Claim, Stopped, claimed, locked, refuse_used, stop_signals
 from iwae.runs.metrics import log_epoch, open_book, read_metrics, save_frame, scalars, tensorboard
-from iwae.trackers import FOLDER, Scalars, Tracker, tracking
-from iwae.training import (
-    Best,
-    NonFiniteError,
-    Report,
-    TrainState,
-    replicate_model,
-    train_stages,
-    weights,
-)
+from iwae.runs.models import save_model
+from iwae.runs.setup import Job, blank_state, initial_state, make_job, model_folder
+from iwae.runs.trackers import FOLDER, Scalars, Tracker, tracking
+from iwae.training.loop import Best, NonFiniteError, Report
+from iwae.training.stages import train_stages
+from iwae.training.steps import TrainState, replicate_model, weights
 
 log = logging.getLogger("iwae")
 
@@ -59,7 +60,7 @@ def start_run(
 
     Args:
         deadline: when to stop, on the clock of `time.monotonic`.
-        track: experiment trackers by name, such as those of `iwae.trackers.TRACKERS`.
+        track: experiment trackers by name, such as those of `iwae.runs.trackers.TRACKERS`.
         claim: raises if the folder has become another process's; asked before anything is written.
 
     Raises:

@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from iwae._types import UserError
-from iwae.trackers import FOLDER
+from iwae.errors import UserError
+from iwae.runs.trackers import FOLDER
 
 
 @contextmanager

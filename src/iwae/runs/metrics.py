@@ -12,11 +12,13 @@ import jax
 import numpy as np
 from jaxtyping import Array
 
-from iwae._types import atomic_write
-from iwae.conditional import Model
-from iwae.evaluate import active_units, gather, layer_terms, map_examples
-from iwae.jobs import Job, split_examples
-from iwae.training import Report, TrainState, replicate_model, weights
+from iwae.evaluation.examples import gather, map_examples
+from iwae.evaluation.units import active_units, layer_terms
+from iwae.files import atomic_write
+from iwae.models.conditional import Model
+from iwae.runs.setup import Job, split_examples
+from iwae.training.loop import Report
+from iwae.training.steps import TrainState, replicate_model, weights
 
 log = logging.getLogger("iwae")
 

@@ -8,9 +8,8 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, PyTree
 
-from iwae._types import Example, Latents, PRNGKey, Scalar
-from iwae.model import AbstractLatentModel as Model
-from iwae.particles import Particles, importance_particles, particle_keys
+from iwae.inference.particles import Particles, importance_particles, particle_keys
+from iwae.models.vae import AbstractLatentModel as Model
 from iwae.testing.statistics import (
     PATH_REMEDY,
     bulk_of_q,
@@ -19,6 +18,7 @@ from iwae.testing.statistics import (
     named,
     require,
 )
+from iwae.typing import Example, Latents, PRNGKey, Scalar
 
 
 def check_latent_model(model: Any, example: Example, key: PRNGKey, *, draws: int = 10_000) -> None:

@@ -6,8 +6,8 @@ import numpy as np
 import numpyro.distributions as dist
 from jaxtyping import Array, Float
 
-from iwae._types import PRNGKey, Scalar
-from iwae.model import AbstractLatentModel
+from iwae.models.vae import AbstractLatentModel
+from iwae.typing import PRNGKey, Scalar
 
 
 class LinearGaussian(AbstractLatentModel):

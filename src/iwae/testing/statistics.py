@@ -10,9 +10,9 @@ import numpyro.distributions as dist
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float, PyTree
 
-from iwae._types import Example, Latents, LogWeights, PRNGKey, Scalar
-from iwae.model import AbstractLatentModel as Model
-from iwae.particles import effective_sample_size, log_mean_exp
+from iwae.inference.particles import effective_sample_size, log_mean_exp
+from iwae.models.vae import AbstractLatentModel as Model
+from iwae.typing import Example, Latents, LogWeights, PRNGKey, Scalar
 
 STANDARD_ERRORS = 7.0
 """A mean this far from what it must be is a fault: by chance, once in 10^11 for normal means."""

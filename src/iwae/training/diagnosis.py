@@ -8,10 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int, PyTree, Shaped
 
-from iwae._types import PRNGKey
-from iwae.model import AbstractLatentModel
-from iwae.objectives import Extra
-from iwae.particles import Info, particle_keys
+from iwae.inference.particles import Info, particle_keys
+from iwae.models.vae import AbstractLatentModel
+from iwae.objectives.objective import Extra
 from iwae.training.schedules import Schedule
 from iwae.training.steps import (
     Clock,
@@ -25,6 +24,7 @@ from iwae.training.steps import (
     run_steps,
     step_key,
 )
+from iwae.typing import PRNGKey
 
 DIAGNOSED = 64
 """Particles looked at: the first ones of the step, whatever its k."""

@@ -11,12 +11,11 @@ import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from iwae._types import Example, PRNGKey, Scalar, UserError
-from iwae.conditional import check_examples
-from iwae.evaluate import gather, map_examples
-from iwae.evaluate.examples import check_positive
-from iwae.model import AbstractLatentModel
-from iwae.objectives import Extra, Objective, as_objective
+from iwae.errors import UserError
+from iwae.evaluation.examples import check_positive, gather, map_examples
+from iwae.models.conditional import check_examples
+from iwae.models.vae import AbstractLatentModel
+from iwae.objectives.objective import Extra, Objective, as_objective
 from iwae.training.diagnosis import diagnose
 from iwae.training.schedules import Schedule, adam, check_steps, staged
 from iwae.training.steps import (
@@ -30,6 +29,7 @@ from iwae.training.steps import (
     run_steps,
     weights,
 )
+from iwae.typing import Example, PRNGKey, Scalar
 
 DISPATCH_SECONDS = 2.0
 """How long one dispatch should last: long enough to cost nothing, short enough to stop politely."""

@@ -15,7 +15,8 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int, PyTree
 
-from iwae._types import Scalar, UserError
+from iwae.errors import UserError
+from iwae.typing import Scalar
 
 Schedule = Callable[[Array], Array]
 

@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from iwae._types import UserError
-from iwae.model import AbstractLatentModel
+from iwae.errors import UserError
+from iwae.models.vae import AbstractLatentModel
 from iwae.training.loop import Best, Plan, Report, init_best, training
 from iwae.training.schedules import Schedule
 from iwae.training.steps import START, Clock, Settings, TrainState, init_state, replicate_model

@@ -17,12 +17,12 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree, Shaped
 
-from iwae._types import Example, PRNGKey, Scalar
 from iwae.data import draw
-from iwae.model import AbstractLatentModel
-from iwae.objectives import Extra, Objective
-from iwae.particles import Info
+from iwae.inference.particles import Info
+from iwae.models.vae import AbstractLatentModel
+from iwae.objectives.objective import Extra, Objective
 from iwae.training.schedules import Schedule
+from iwae.typing import Example, PRNGKey, Scalar
 
 Model = TypeVar("Model", bound=AbstractLatentModel)
 

@@ -1,0 +1,1 @@
+"""The typed experiment file (`experiment`), and published experiments as such files (`presets`)."""

@@ -1,0 +1,530 @@
+"""What is trained: a frozen, typed, validated configuration, which is also the experiment file.
+
+Every field is an option of `iwae train` and a line of RUN/config.toml. Where a run is written and
+where data are looked for are not part of it: they do not change the result.
+"""
+
+import difflib
+import tomllib
+from itertools import accumulate
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tomli_w
+import tyro
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from iwae.data import Kind, make_kind
+from iwae.errors import UserError
+from iwae.files import atomic_write
+from iwae.objectives.declaration import (
+    OPTIONS,
+    BetaSchedule,
+    Declaration,
+    EncoderObjective,
+    Phase,
+    check,
+    described,
+)
+
+Size = Annotated[int, Field(ge=1)]
+Sizes = Annotated[tuple[Size, ...], Field(strict=False)]  # a TOML file has lists
+
+
+def _lists(arguments: list[str]) -> tuple[tuple[int, ...], ...]:
+    """200,200 100,100 -> ((200, 200), (100, 100))."""
+    try:
+        return tuple(tuple(int(size) for size in one.split(",")) for one in arguments)
+    except ValueError:
+        words = " ".join(arguments)
+        raise ValueError(f"{words!r} is not lists of whole numbers like 200,200 100,100") from None
+
+
+ObservationName = Literal[
+    "bernoulli",
+    "gaussian",
+    "gaussian-shared",
+    "gaussian-fixed",
+    "logistic-mixture",
+    "discretised-gaussian",
+    "categorical",
+    "poisson",
+    "negative-binomial",
+    "table",
+]
+
+Missing = Literal["at-random", "not-at-random", "not-at-random-high", "not-at-random-low"]
+"""Those of `iwae.models.likelihoods.MISSING`."""
+
+ActivationName = Literal[
+    "tanh",
+    "relu",
+    "leaky_relu",
+    "elu",
+    "celu",
+    "selu",
+    "gelu",
+    "silu",
+    "mish",
+    "sigmoid",
+    "softplus",
+]
+
+OptimizerName = Literal["adam", "paper", "authors", "soap"]
+ScheduleName = Literal["paper", "authors", "constant", "linear", "cosine", "constant-linear"]
+
+DECAYING = {"linear": 0.0, "cosine": 0.0, "constant-linear": 0.5}
+"""Schedules whose rate falls to `lr_end` -> the share of the epochs after which it begins to."""
+
+
+class StageConfig(BaseModel):
+    """A part of a run. What it leaves out it has from the run.
+
+    If it names another objective than the run, the options of that objective alone (`gradient`,
+    `m`, `alpha`, ...) are its own or the objective's defaults.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    objective: str | None = None
+    k: Annotated[int, Field(ge=1, lt=2**31)] | None = None
+    gradient: str | None = None
+    backward: Annotated[int, Field(ge=1)] | None = None
+    m: Annotated[int, Field(ge=1, lt=2**31)] | None = None
+    alpha: float | None = None
+    beta: float | Literal["learned"] | None = None
+    temperatures: Annotated[int, Field(ge=1)] | None = None
+    leapfrog: Annotated[int, Field(ge=1)] | None = None
+    beta_schedule: BetaSchedule | None = None
+    phase: Phase | None = None
+    encoder_objective: EncoderObjective | None = None
+    kl_warmup: Annotated[int, Field(ge=0)] | None = None
+    free_bits: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
+    chunk: Annotated[int, Field(ge=1)] | None = None
+    batch_size: Annotated[int, Field(ge=1)] | None = None
+    optimizer: OptimizerName | None = None
+    fresh: bool | None = None
+    """Start the optimiser anew; if not given, where its state does not fit this stage."""
+    schedule: ScheduleName | None = None
+    learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    lr_end: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
+    lr_warmup: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
+    epochs: Annotated[int, Field(ge=1)]
+
+    def given(self) -> dict[str, Any]:
+        """The settings that it does not leave out."""
+        return self.model_dump(exclude_none=True)
+
+
+def parse_stages(text: str) -> tuple[StageConfig, ...]:
+    """Stages from a line such as `iwae k=5 epochs=100, iwae k=50 backward=8 epochs=20`.
+
+    Raises:
+        ValueError: names the first word that is no setting of a stage, or has a wrong value.
+    """
+    return tuple(_parse_stage(words.split(), i) for i, words in enumerate(text.split(","), 1))
+
+
+def _parse_stage(words: list[str], number: int) -> StageConfig:
+    values: dict[str, Any] = {}
+    for word in words:
+        name, equals, value = word.partition("=")
+        name = name.replace("-", "_")
+        if not equals and not values:
+            name, value = "objective", word
+        elif not equals:
+            raise ValueError(f"stage {number}: {word!r} is no setting such as epochs=10")
+        if name not in StageConfig.model_fields:
+            raise ValueError(f"stage {number}: {_unknown(name, StageConfig)}")
+        if name in values:
+            raise ValueError(f"stage {number}: {name} is given twice")
+        values[name] = _plain(value)
+    if "epochs" not in values:
+        raise ValueError(f"stage {number} needs epochs, such as epochs=10")
+    try:
+        return StageConfig(**values)
+    except ValidationError as error:
+        raise ValueError(f"stage {number}: {explain(error)}") from error
+
+
+def _plain(word: str) -> Any:
+    """A number, true or false as TOML has them; any other word itself."""
+    try:
+        return tomllib.loads(f"value = {word}")["value"]
+    except tomllib.TOMLDecodeError:
+        return word
+
+
+def stages_text(stages: tuple[StageConfig, ...]) -> str:
+    """The inverse of `parse_stages`."""
+    return ", ".join(_stage_text(stage) for stage in stages)
+
+
+def _stage_text(stage: StageConfig) -> str:
+    given = {name: str(value) for name, value in stage.given().items()}
+    given |= {name: value.lower() for name, value in given.items() if name == "fresh"}
+    first = [given.pop("objective")] if "objective" in given else []
+    return " ".join([*first, *(f"{name}={value}" for name, value in given.items())])
+
+
+StagesText = tyro.constructors.PrimitiveConstructorSpec(
+    nargs=1,
+    metavar="STAGES",
+    instance_from_str=lambda words: parse_stages(words[0]),
+    is_instance=lambda value: value is None or isinstance(value, tuple),
+    str_from_instance=lambda stages: [stages_text(stages or ())],
+)
+"""How the command line reads stages."""
+
+Lists = tyro.constructors.PrimitiveConstructorSpec(
+    nargs="*",
+    metavar="N,N ...",
+    instance_from_str=_lists,
+    is_instance=lambda value: value is None or isinstance(value, tuple),
+    str_from_instance=lambda lists: [",".join(map(str, sizes)) for sizes in lists or ()],
+)
+"""How the command line reads lists of sizes."""
+
+
+class TrainConfig(BaseModel):
+    """One training run; `iwae presets` lists the published ones."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    dataset: str = "mnist"
+    """A name from `iwae data list`, or the path of a .npy, .npz or .csv file of your own."""
+    binarization: Literal["dynamic", "static", "threshold", "none"] | None = None
+    """How grey values become the model's input; the data set's own way if not given."""
+    observation: ObservationName | None = None
+    """The decoder's distribution over the data; the data set's own if not given."""
+    mixtures: Annotated[int, Field(ge=1)] | None = None
+    """logistic-mixture: logistics for each value; 5 if not given."""
+    categories: Annotated[int, Field(ge=2)] | None = None
+    """categorical: how many; the data are 0, 1, ... up to one less."""
+    scale: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    """gaussian-fixed: the standard deviation."""
+    columns: Annotated[tuple[str, ...], Field(strict=False)] | None = None
+    """table: the kind of each column: gaussian poisson categorical:3."""
+    missing: Missing | None = None
+    """Values may be missing: at-random given the others, or not, because of what they are."""
+    shape: Sizes | None = None
+    """Shape of one example in a file of your own that has flat rows: 28 28."""
+    validation: Annotated[int, Field(ge=0)] | Literal["authors"] | None = None
+    """Training examples held out for validation; `authors` for the published code's choice."""
+    data_seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    """Seed of the choice of the held-out part."""
+    binarization_seed: Annotated[int, Field(ge=0)] = 0
+    """Seed of draws made once: another one is another data set, with another test set."""
+
+    layers: Annotated[int, Field(ge=1)] | None = None
+    """Stochastic layers, of the published sizes; give sizes instead for any others."""
+    latent_sizes: Annotated[Sizes, Field(min_length=1)] | None = None
+    """Units of each stochastic layer, nearest the data first: 100 50."""
+    hidden_sizes: Annotated[tuple[Sizes, ...] | None, Lists, Field(strict=False)] = None
+    """Deterministic layers before each stochastic one: 200,200 100,100."""
+    activation: ActivationName = "tanh"
+    """Nonlinearity of the deterministic layers."""
+    network: Literal["mlp", "conv"] = "mlp"
+    """Between the data and the first stochastic layer: dense layers, or convolutions too."""
+    channels: Annotated[Sizes, Field(min_length=1)] | None = None
+    """conv: channels of each convolution, from the image on; 32 64 if not given."""
+    conditional: bool = False
+    """Model p(x|y) of examples x with labels y."""
+    label_prior: bool = False
+    """With --conditional: a Gaussian p(z|y) for each label, learned, instead of one p(z)."""
+    label: Annotated[str, Field(min_length=1)] | None = None
+    """With --conditional: the column of a .csv file that is the label: its name, or its number."""
+    blocks: Annotated[int, Field(ge=0, le=100)] = 0
+    """Residual blocks after each convolution (conv) or first dense layer (mlp)."""
+    output_bias: bool = True
+    """Start the decoder's output at the training data's mean."""
+
+    objective: str = "iwae"
+    """The bound to climb; `iwae objectives` lists them."""
+    k: Annotated[int, Field(ge=1, lt=2**31)] = 1
+    """Samples per example, or per group where there are groups."""
+    gradient: str | None = None
+    """How to climb it: reparam, stl, dreg, ...; the objective's own if not given."""
+    m: Annotated[int, Field(ge=1, lt=2**31)] | None = None
+    """miwae, piwae: groups of k samples."""
+    alpha: float | None = None
+    """vr-iwae: 0 is iwae, 1 is elbo. The gradient dreg-alpha: 0 is dreg, 1 is wake-phi."""
+    beta: float | Literal["learned"] | None = None
+    """ciwae: the share of the elbo, or `learned`."""
+    temperatures: Annotated[int, Field(ge=1)] | None = None
+    """tvo, dais, aiwae: temperatures from 0 to 1."""
+    leapfrog: Annotated[int, Field(ge=1)] | None = None
+    """dais, aiwae: leapfrog steps at each temperature."""
+    beta_schedule: BetaSchedule | None = None
+    """tvo: where the temperatures are."""
+    phase: Phase | None = None
+    """rws: whether the encoder learns awake, from the data, asleep, from the model, or both."""
+    encoder_objective: EncoderObjective | None = None
+    """aiwae: the encoder's bound; elbo-analytic where the divergence has a closed form."""
+    kl_warmup: Annotated[int, Field(ge=0)] = 0
+    """Epochs over which the weight of the divergence from the prior rises from 0 to 1."""
+    free_bits: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    """A latent unit whose divergence is not above so many nats counts as exactly so many."""
+    chunk: Annotated[int, Field(ge=1)] | None = None
+    """Particles at a time: less memory, the same result; whole up to 500, then 100 at a time."""
+    backward: Annotated[int, Field(ge=1)] | None = None
+    """Particles that the gradient goes through, drawn without bias from all k; all if not given."""
+
+    stages: Annotated[tuple[StageConfig, ...] | None, StagesText, Field(strict=False)] = None
+    """Parts of the run, with what differs in each: "iwae k=5 epochs=40, iwae k=50 epochs=10"."""
+    optimizer: OptimizerName = "adam"
+    """Adam as the paper states it (also called paper), or as in the authors' published code; SOAP,
+    which learns more from a step and takes longer for it."""
+    ema: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Decay of a moving average of the weights, which is then the model: 0.999."""
+    schedule: ScheduleName = "paper"
+    """Learning rate: in eight stages of 3^i epochs with the paper's rates, or the authors' rounded
+    ones; constant; falling to zero as a line, as a cosine, or as a line in the second half."""
+    epochs: Annotated[int, Field(ge=1)] = 3280
+    """Passes over the training data; the stages of a run are stretched or squeezed to it."""
+    learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1e-3
+    """Learning rate that the schedule starts from; short runs skip its short early stages."""
+    lr_end: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    """Learning rate at the end of a linear, cosine or constant-linear schedule."""
+    lr_warmup: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    """Epochs over which the learning rate rises from 0 at the start: 0.5."""
+    batch_size: Annotated[int, Field(ge=1)] = 20
+    """Examples per step."""
+    shuffle: bool = True
+    """A new order of the examples every epoch."""
+
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    """Seed of the first replicate; the others count up from it."""
+    replicates: Annotated[int, Field(ge=1)] = 1
+    """Independently seeded models trained at once."""
+
+    log_every: Annotated[int, Field(ge=1)] | None = None
+    """Epochs between looks at KL, reconstruction and active units; about 200 in all by default."""
+    validate_every: Annotated[int, Field(ge=1)] = 1
+    """Epochs between validations, where there is a held-out part."""
+    patience: Annotated[int, Field(ge=1)] | None = None
+    """Stop after this many validations without improvement."""
+    threshold: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    """Nats by which the validation bound must improve to count."""
+
+    init_from: Annotated[Path, Field(strict=False)] | None = None
+    """A finished run to start from: its weights, and its optimiser too with --keep-optimizer."""
+    keep_optimizer: bool = False
+    """With --init-from: go on with that run's optimiser state."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _usual(cls, values: Any) -> Any:
+        """Stages from a line of words; their epochs, unless told; the name of an optimiser."""
+        if not isinstance(values, dict):
+            return values
+        values = dict(values)
+        if isinstance(values.get("stages"), str):
+            values["stages"] = parse_stages(values["stages"])
+        if not isinstance(values.get("stages") or (), list | tuple):
+            raise ValueError('stages is a list of tables, or a line: "k=5 epochs=9, epochs=1"')
+        if values.get("optimizer") == "paper":
+            values["optimizer"] = "adam"
+        stages = values.get("stages")
+        if stages and isinstance(stages, list | tuple) and "epochs" not in values:
+            values["epochs"] = sum(_epochs_of(stage) for stage in stages)
+        return values
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "TrainConfig":
+        self._check_sizes()
+        for name in ("label_prior", "label"):
+            if getattr(self, name) and not self.conditional:
+                raise ValueError(f"{name} needs conditional")
+        if self.channels is not None and self.network != "conv":
+            raise ValueError("channels needs network 'conv'")
+        for name in ("patience", "threshold"):
+            if getattr(self, name) and self.validation == 0:
+                raise ValueError(f"{name} needs held-out examples: set validation")
+        if self.keep_optimizer and self.init_from is None:
+            raise ValueError("keep_optimizer needs init_from")
+        self.kind()
+        if self.stages is not None:
+            self._check_stages()
+            return self
+        for name in ("kl_warmup", "lr_warmup"):
+            if getattr(self, name) > self.epochs:
+                raise ValueError(
+                    f"{name} is {getattr(self, name)}, but epochs is {self.epochs}: give less"
+                )
+        if self.lr_end and self.schedule not in DECAYING:
+            raise ValueError(f"lr_end needs schedule {', '.join(DECAYING)}; it is {self.schedule}")
+        check(self.declaration(), len(self.sizes()[0]))
+        return self
+
+    def _check_sizes(self) -> None:
+        """Raise ValueError for sizes of layers that contradict each other."""
+        if self.latent_sizes is not None:
+            if self.layers not in (None, len(self.latent_sizes)):
+                raise ValueError(
+                    f"layers is {self.layers} but latent_sizes names {len(self.latent_sizes)} "
+                    "layers; give one of the two"
+                )
+            if self.hidden_sizes is None or len(self.hidden_sizes) != len(self.latent_sizes):
+                raise ValueError(
+                    f"latent_sizes names {len(self.latent_sizes)} layers, so hidden_sizes must "
+                    "have as many lists, such as 200,200"
+                )
+        elif self.hidden_sizes is not None:
+            raise ValueError("hidden_sizes needs latent_sizes")
+
+    def _check_stages(self) -> None:
+        """Raise ValueError for a stage that is not sound, with its number."""
+        if not self.stages:
+            raise ValueError("stages is empty: leave it out, or name at least one")
+        for name in ("kl_warmup", "lr_warmup", "lr_end"):
+            if getattr(self, name):
+                raise ValueError(f"{name} of a run in stages is that of a stage: give it there")
+        if self.stages[0].fresh is not None:
+            raise ValueError("fresh is for later stages: before the first there is no optimiser")
+        described(self.objective)
+        for i, epochs in enumerate(self.stage_epochs()):
+            try:
+                self.stage(i, epochs or self.stages[i].epochs)
+            except (UserError, ValidationError) as error:
+                reason = explain(error) if isinstance(error, ValidationError) else error
+                raise ValueError(f"stage {i + 1}: {reason}") from error
+
+    def stage(self, i: int, epochs: int) -> "TrainConfig":
+        """The configuration of a stage, as if it were a run of its own of so many epochs."""
+        if self.stages is None:
+            return self
+        given = self.stages[i].given()
+        values = {name: getattr(self, name) for name in TrainConfig.model_fields}
+        if given.get("objective", self.objective) != self.objective:
+            values |= dict.fromkeys(_OF_OBJECTIVE)
+        given = {name: value for name, value in given.items() if name != "fresh"}
+        return TrainConfig(**{**values, **given, "stages": None, "epochs": epochs})
+
+    def stage_epochs(self) -> tuple[int, ...]:
+        """Epochs of each stage, stretched or squeezed to `epochs`; at least one of the last."""
+        if self.stages is None:
+            return (self.epochs,)
+        ends = list(accumulate(stage.epochs for stage in self.stages))
+        ends = [round(end * self.epochs / ends[-1]) for end in ends]
+        ends = [*(min(end, self.epochs - 1) for end in ends[:-1]), self.epochs]
+        return tuple(end - start for start, end in zip([0, *ends], ends, strict=False))
+
+    def final(self) -> "TrainConfig":
+        """The configuration of the last stage, whose objective the run is trained for."""
+        lengths = self.stage_epochs()
+        return self.stage(len(lengths) - 1, lengths[-1])
+
+    def kind(self) -> Kind | None:
+        """The kind of data with its parameters, if it is given."""
+        given = {
+            name: value for name in Kind._fields[1:] if (value := getattr(self, name)) is not None
+        }
+        if self.observation is not None:
+            return make_kind(self.observation, **given)
+        if given:
+            raise ValueError(f"{next(iter(given))} needs observation")
+        return None
+
+    def declaration(self, steps_per_epoch: int = 1) -> Declaration:
+        """What is climbed and how, for epochs of so many steps."""
+        same = {name: getattr(self, name) for name in Declaration._fields if hasattr(self, name)}
+        return Declaration(**same, kl_warmup_steps=self.kl_warmup * steps_per_epoch)
+
+    def seeds(self) -> range:
+        """The seed of each replicate."""
+        return range(self.seed, self.seed + self.replicates)
+
+    def sizes(self) -> tuple[tuple[int, ...], tuple[tuple[int, ...], ...]]:
+        """Latent and hidden sizes: those given, or the paper's for this many layers."""
+        if self.latent_sizes is not None:
+            assert self.hidden_sizes is not None  # noqa: S101 - by the validator
+            return self.latent_sizes, self.hidden_sizes
+        layers = self.layers or 1
+        return (100,) * (layers - 1) + (50,), ((200, 200),) + ((100, 100),) * (layers - 1)
+
+
+def make_config(values: dict[str, Any], source: str) -> TrainConfig:
+    """A configuration from plain values.
+
+    Args:
+        source: what a message calls the place they come from.
+
+    Raises:
+        UserError: names the first wrong key or value, and the nearest right key.
+    """
+    for key in values:
+        if key not in TrainConfig.model_fields:
+            raise UserError(f"{source}: {_unknown(key, TrainConfig)}")
+    try:
+        return TrainConfig(**values)
+    except ValidationError as error:
+        raise UserError(f"{source}: {explain(error)}") from error
+
+
+def explain(error: ValidationError) -> str:
+    """The first of pydantic's complaints in one line."""
+    first = error.errors()[0]
+    reason, place = first["msg"].removeprefix("Value error, "), first["loc"]
+    if not place:
+        return reason
+    if place[0] == "stages" and len(place) > 2:
+        number, name = int(place[1]) + 1, str(place[2])
+        if first["type"] == "extra_forbidden":
+            return f"stage {number}: {_unknown(name, StageConfig)}"
+        return f"stage {number}: {name}: {reason}"
+    return f"{first['loc'][0]}: {reason} (given: {first['input']!r})"
+
+
+def _unknown(key: str, kind: type[BaseModel]) -> str:
+    """A message about a key that a table does not have."""
+    near = difflib.get_close_matches(key.lower(), kind.model_fields, 1)
+    hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(kind.model_fields)}"
+    return f"unknown key {key!r}; {hint}"
+
+
+def _epochs_of(stage: Any) -> int:
+    """The epochs of a stage that may not have been checked yet; 0 if there are none."""
+    found = stage.get("epochs") if isinstance(stage, dict) else getattr(stage, "epochs", None)
+    return found if isinstance(found, int) else 0
+
+
+_OF_OBJECTIVE = ("gradient", *OPTIONS)
+"""Options that go with one objective, and not with any other."""
+
+
+def read_config(path: Path) -> TrainConfig:
+    """Read an experiment file (TOML).
+
+    Raises:
+        UserError: if it cannot be read or is no valid configuration.
+    """
+    try:
+        values = tomllib.loads(path.read_text())
+    except FileNotFoundError as error:
+        raise UserError(f"no experiment file {path}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
+        raise UserError(f"experiment file {path} cannot be read: {error}") from error
+    return make_config(values, str(path))
+
+
+def config_values(config: TrainConfig) -> dict[str, Any]:
+    """The configuration as TOML holds it: what is None is left out."""
+    return config.model_dump(mode="json", exclude_none=True)
+
+
+def without_folders(config: TrainConfig) -> TrainConfig:
+    """The configuration for others: of files and runs the name, not the folders they lie in."""
+    own = Path(config.dataset)
+    return config.model_copy(
+        update={
+            "dataset": own.name if own.is_absolute() else config.dataset,
+            "init_from": config.init_from and Path(config.init_from.name),
+        }
+    )
+
+
+def write_config(config: TrainConfig, path: Path) -> None:
+    """Write an experiment file that trains the same model again."""
+    with atomic_write(path) as temporary:
+        temporary.write_text(tomli_w.dumps(config_values(config)))

@@ -1,0 +1,382 @@
+"""The published experiments as configurations, each with the number it is compared with.
+
+Published negative log-likelihoods are in nats, on the test set, by 5,000 importance samples.
+"""
+
+import difflib
+import logging
+from collections.abc import Iterable, Iterator, Mapping
+from fnmatch import fnmatch
+from typing import Any, NamedTuple, NoReturn
+
+from iwae.config import recipes
+from iwae.config.experiment import TrainConfig, make_config
+from iwae.data import DATASETS
+from iwae.errors import UserError
+from iwae.objectives.declaration import check
+
+log = logging.getLogger("iwae")
+
+BURDA = "Burda, Grosse & Salakhutdinov 2016 (arXiv 1509.00519v3)"
+RAINFORTH = "Rainforth et al. 2018 (arXiv 1802.04537)"
+DING = "Ding & Freedman 2019 (arXiv 1906.04904)"
+TUCKER = "Tucker et al. 2019 (arXiv 1810.04152)"
+
+
+FAST = "fast/"
+"""The beginning of the names of cells that are trained by a fast recipe."""
+
+
+class Preset(NamedTuple):
+    """A published experiment.
+
+    Attributes:
+        values: what it sets in a configuration.
+        nll: the published negative log-likelihood, nats; None where nothing is published.
+        active: the published active units per layer.
+        source: paper and table.
+        needs: the preset whose finished run `init_from` has to name, for warm starts.
+        nll_64: the published negative L_64, where the paper gives that too.
+        is_fast: whether it is trained by a fast recipe, and not as published.
+    """
+
+    values: dict[str, Any]
+    nll: float | None
+    active: tuple[int, ...]
+    source: str
+    needs: str | None = None
+    nll_64: float | None = None
+    is_fast: bool = False
+
+    def config(self, **changes: Any) -> TrainConfig:
+        """The configuration, with changes."""
+        return make_config({**self.values, **changes}, "preset")
+
+
+_TABLE_1 = {  # data set, layers -> rows of (objective, k, NLL, active units)
+    ("mnist", 1): [
+        ("vae", 1, 86.76, (19,)),
+        ("vae", 5, 86.47, (20,)),
+        ("vae", 50, 86.35, (20,)),
+        ("iwae", 5, 85.54, (22,)),
+        ("iwae", 50, 84.78, (25,)),
+    ],
+    ("mnist", 2): [
+        ("vae", 1, 85.33, (16, 5)),
+        ("vae", 5, 85.01, (17, 5)),
+        ("vae", 50, 84.78, (17, 5)),
+        ("iwae", 5, 83.89, (21, 5)),
+        ("iwae", 50, 82.90, (26, 7)),
+    ],
+    ("omniglot", 1): [
+        ("vae", 1, 108.11, (28,)),
+        ("vae", 5, 107.62, (28,)),
+        ("vae", 50, 107.80, (28,)),
+        ("iwae", 5, 106.12, (34,)),
+        ("iwae", 50, 104.67, (41,)),
+    ],
+    ("omniglot", 2): [
+        ("vae", 1, 107.58, (28, 4)),
+        ("vae", 5, 106.31, (30, 5)),
+        ("vae", 50, 106.30, (30, 5)),
+        ("iwae", 5, 104.79, (38, 6)),
+        ("iwae", 50, 103.38, (44, 7)),
+    ],
+}
+
+_TABLE_3 = {
+    ("mnist-static", 1): [
+        ("vae", 1, 88.71, (19,)),
+        ("vae", 5, 88.83, (19,)),
+        ("vae", 50, 89.05, (20,)),
+        ("iwae", 5, 87.63, (22,)),
+        ("iwae", 50, 87.10, (24,)),
+    ],
+    ("mnist-static", 2): [
+        ("vae", 1, 88.08, (16, 5)),
+        ("vae", 5, 87.63, (17, 5)),
+        ("vae", 50, 87.86, (17, 6)),
+        ("iwae", 5, 86.17, (21, 5)),
+        ("iwae", 50, 85.32, (24, 7)),
+    ],
+}
+
+
+def _cells(table: dict, number: int) -> dict[str, Preset]:
+    return {
+        f"table{number}/{dataset}/{layers}l/{name}-k{k}": Preset(
+            {"dataset": dataset, "layers": layers, "objective": name, "k": k},
+            nll,
+            active,
+            f"{BURDA}, Table {number}",
+        )
+        for (dataset, layers), rows in table.items()
+        for name, k, nll, active in rows
+    }
+
+
+_TABLE_1_CELLS = _cells(_TABLE_1, 1)
+
+_OMNIGLOT = "table1/omniglot/2l/vae-k1"
+"""The one cell at k = 1 where the paper has another number for IWAE, which is the same bound."""
+
+_TABLE_1_CELLS[_OMNIGLOT] = _TABLE_1_CELLS[_OMNIGLOT]._replace(
+    source=f"{BURDA}, Table 1 (as IWAE: 107.56, 30+5 active)"
+)
+
+AS_PUBLISHED_CODE: dict[str, Any] = {
+    "optimizer": "authors",
+    "schedule": "authors",
+    "shuffle": False,
+    "validation": "authors",
+}
+"""What the paper's published code does otherwise than the paper says."""
+
+
+def _as_published_code(cells: dict[str, Preset]) -> dict[str, Preset]:
+    return {
+        name.replace("table1", "authors", 1): entry._replace(
+            values={**entry.values, **AS_PUBLISHED_CODE},
+            source=f"{entry.source}, as its code trains",
+        )
+        for name, entry in cells.items()
+    }
+
+
+_WARM_START = {"dataset": "mnist", "schedule": "constant", "learning_rate": 1e-4, "epochs": 3**7}
+
+_TABLE_2 = {
+    "table2/vae-to-iwae": Preset(
+        {**_WARM_START, "objective": "iwae", "k": 50},
+        84.88,
+        (22,),
+        f"{BURDA}, Table 2",
+        "table1/mnist/1l/vae-k1",
+    ),
+    "table2/iwae-to-vae": Preset(
+        {**_WARM_START, "objective": "vae", "k": 1},
+        86.02,
+        (23,),
+        f"{BURDA}, Table 2",
+        "table1/mnist/1l/iwae-k50",
+    ),
+}
+
+_SYNTHETIC: dict[str, Any] = {
+    "batch_size": 100,
+    "schedule": "paper",
+    "epochs": 200,
+    "learning_rate": 5e-3,
+    "k": 20,
+}
+
+
+def _synthetic(dataset: str, latent: int, hidden: int, objective: str, k: int) -> Preset:
+    sizes = {"latent_sizes": (latent,), "hidden_sizes": ((hidden, hidden),)}
+    values = {**_SYNTHETIC, **sizes, "dataset": dataset, "objective": objective, "k": k}
+    return Preset(values, None, (), "synthetic data with a known density")
+
+
+_RAINFORTH: dict[str, tuple[dict[str, Any], float | None, float | None]] = {
+    "iwae-k64": ({"objective": "iwae", "k": 64}, 84.52, 86.11),
+    "m4-k16": ({"objective": "miwae", "m": 4, "k": 16}, 84.56, 85.60),
+    "m8-k8": ({"objective": "miwae", "m": 8, "k": 8}, 84.97, 85.69),
+    "m16-k4": ({"objective": "miwae", "m": 16, "k": 4}, None, None),
+    "piwae-m8-k8": ({"objective": "piwae", "m": 8, "k": 8}, 84.46, 85.74),
+    "ciwae-beta0.05": ({"objective": "ciwae", "k": 64, "beta": 0.05}, 84.57, None),
+    "ciwae-beta0.5": ({"objective": "ciwae", "k": 64, "beta": 0.5}, 85.24, 86.08),
+    "vae-k64": ({"objective": "vae", "k": 64}, 86.21, 86.69),
+}
+"""M K = 64: what a row sets, its NLL, and its negative L_64."""
+
+_MIWAE = {
+    f"miwae/{name}": Preset({"dataset": "mnist", **values}, nll, (), RAINFORTH, None, nll_64)
+    for name, (values, nll, nll_64) in _RAINFORTH.items()
+}
+
+_S5: dict[str, Any] = {"layers": 1, "k": 5, "batch_size": 128}
+"""Five chains or samples; the IWAE in the same batches is what AIWAE is compared with."""
+
+_DING: dict[str, dict[str, Any]] = {
+    "iwae-s5": {"objective": "iwae"},
+    "s5-t5": {"objective": "aiwae", "temperatures": 5, "leapfrog": 5},
+    "s5-t10": {"objective": "aiwae", "temperatures": 10, "leapfrog": 5},
+}
+
+_AIWAE = {
+    f"aiwae/{dataset}/{name}": Preset({"dataset": dataset, **_S5, **values}, None, (), DING)
+    for dataset in ("mnist", "omniglot")
+    for name, values in _DING.items()
+}
+
+_DREG = {
+    f"dreg/mnist/1l/k{k}": Preset(
+        {"dataset": "mnist", "layers": 1, "objective": "iwae", "k": k, "gradient": "dreg"},
+        None,
+        (),
+        TUCKER,
+    )
+    for k in (1, 5, 50)
+}
+
+_EXPERIMENTS = {
+    "camel/vae-k1": _synthetic("camel", 1, 5, "vae", 1),
+    "camel/iwae-k20": _synthetic("camel", 1, 5, "iwae", 20),
+    "two-clusters/iwae-k20": _synthetic("two-clusters", 2, 20, "iwae", 20),
+    "linear-2d/iwae-k20": _synthetic("linear-2d", 1, 20, "iwae", 20),
+    "four-gaussians/iwae-k20": _synthetic("four-gaussians", 2, 20, "iwae", 20),
+    "circle/iwae-k20": _synthetic("circle", 2, 20, "iwae", 20),
+    "digits/iwae-k20": Preset(
+        {
+            "dataset": "digits",
+            "validation": 200,
+            "latent_sizes": (20,),
+            "hidden_sizes": ((100, 100),),
+            "k": 20,
+            "epochs": 200,
+            "learning_rate": 5e-3,
+        },
+        None,
+        (),
+        "scikit-learn's bundled digits: the demonstration",
+    ),
+}
+
+_WARM_STAGES = {
+    "table2/vae-to-iwae": ("vae k=1", 1, "iwae k=50", 50),
+    "table2/iwae-to-vae": ("iwae k=50", 50, "vae k=1", 1),
+}
+"""Table 2 in one run: the objective that it starts from, and the one that it ends with."""
+
+
+def _fast(name: str, entry: Preset) -> Preset:
+    """A cell by its fast recipe, which starts from no other run."""
+    values, way = entry.values, None
+    if name in _WARM_STAGES:
+        first, few, then, many = _WARM_STAGES[name]
+        values = {key: values[key] for key in ("dataset", "objective", "k")}
+        start = recipes.stages(first.split()[0], few, first)
+        way = f"{start}, {recipes.ending(then, many)} fresh=true"
+    elif name in _AIWAE:  # the same ending for both objectives
+        way = recipes.stages("aiwae", 5, times=recipes.LONGER.get(values["dataset"], 1))
+    source = f"{entry.source}, by a fast recipe"
+    fast = recipes.fast(values, way)
+    return entry._replace(values=fast, source=source, needs=None, is_fast=True)
+
+
+_TABLE_3_CELLS = _cells(_TABLE_3, 3)
+
+_CELLS = {**_TABLE_1_CELLS, **_TABLE_2, **_TABLE_3_CELLS, **_MIWAE, **_AIWAE, **_DREG}
+
+_FAST = {f"{FAST}{name}": _fast(name, entry) for name, entry in _CELLS.items()}
+
+PRESETS: dict[str, Preset] = {
+    **_TABLE_1_CELLS,
+    **_as_published_code(_TABLE_1_CELLS),
+    **_TABLE_2,
+    **_TABLE_3_CELLS,
+    **_MIWAE,
+    **_AIWAE,
+    **_DREG,
+    **_EXPERIMENTS,
+    **_FAST,
+}
+
+
+def preset(name: str) -> Preset:
+    """The experiment called `name`.
+
+    Raises:
+        UserError: names the nearest one.
+    """
+    return PRESETS[name] if name in PRESETS else _unknown(name)
+
+
+def cells(patterns: Iterable[str], recipe: str) -> list[str]:
+    """The cells that match, to be trained as published (`published`) or by their `fast` recipes.
+
+    Raises:
+        UserError: if there is none for one of the patterns.
+    """
+    matched = matching(patterns)
+    names = [name for name in matched if not PRESETS[name].is_fast]
+    if recipe == "published" or not names:
+        return names or matched
+    found = [f"{FAST}{name}" for name in names if f"{FAST}{name}" in PRESETS]
+    others = [name for name in names if f"{FAST}{name}" not in PRESETS]
+    if found and others and list(patterns) != ["*"]:
+        log.warning("left out, for want of a fast recipe: %s", ", ".join(others))
+    if not found:
+        raise UserError(f"{names[0]} has no fast recipe; all that do: `iwae presets '{FAST}*'`")
+    return found
+
+
+def matching(patterns: Iterable[str]) -> list[str]:
+    """The experiments called so, below such a name, or that match such a pattern, in order.
+
+    Raises:
+        UserError: if there is none for one of the patterns.
+    """
+    found: set[str] = set()
+    for pattern in patterns:
+        named = {n for n in PRESETS if fnmatch(n, pattern) or n.startswith(f"{pattern}/")}
+        found |= named or {_unknown(pattern)}
+    return [name for name in PRESETS if name in found]
+
+
+def _unknown(name: str) -> NoReturn:
+    near = difflib.get_close_matches(name, PRESETS, 3, cutoff=0.3)
+    raise UserError(
+        f"no preset {name!r}; near it: {', '.join(near) or 'none'}; all: `iwae presets`"
+    )
+
+
+_PLACES = {"dataset", "init_from", "log_every", "layers"}
+"""Settings that say where things are, or how often one looks, or what others say too."""
+
+_LENGTH = {"epochs", "seed", "replicates", "validate_every", "data_seed"}
+"""Settings in which a run may differ from a preset and still be of the same experiment."""
+
+
+def differing(wanted: TrainConfig, found: TrainConfig) -> list[str]:
+    """The settings of a run that are not the ones wanted.
+
+    What is left to the data is what a known data set has, and may be any for a file.
+    """
+    one, other = _filled(wanted), _filled(found)
+    one |= {name: value for name, value in _left_to_data(wanted) if other[name] is not None}
+    return [name for name in one if one[name] is not None and other[name] != one[name]]
+
+
+def _left_to_data(config: TrainConfig) -> Iterator[tuple[str, Any]]:
+    """What a known data set makes of settings that were not given."""
+    data = DATASETS.get(config.dataset)
+    if data is None:
+        return
+    if config.validation is None:
+        yield "validation", data.validation
+    if config.binarization is None and config.observation is None:  # one follows from the other
+        yield from (("binarization", data.binarization), ("observation", data.observation))
+
+
+def _filled(config: TrainConfig) -> dict[str, Any]:
+    """All settings but places, with what the objective leaves to its defaults."""
+    latent_sizes, hidden_sizes = config.sizes()
+    values = {**config.model_dump(), "latent_sizes": latent_sizes, "hidden_sizes": hidden_sizes}
+    declared = check(config.final().declaration(), len(latent_sizes))._asdict()
+    values |= {name: value for name, value in declared.items() if name in values}
+    if config.k * (config.m or 1) == 1 and config.objective in ("vae", "elbo", "iwae"):
+        values["objective"] = "elbo"  # with one sample these bounds are the same
+    return {name: value for name, value in values.items() if name not in _PLACES}
+
+
+def same_experiment(entry: Preset, config: Mapping[str, Any]) -> bool:
+    """Whether a run's resolved configuration is that of a preset, but for seeds and length."""
+    published = entry.config()
+    found = make_config(dict(config), "the configuration of a run")
+    return (
+        found.dataset == published.dataset
+        and (found.init_from is None) == (entry.needs is None)
+        and found.patience is None
+        and not set(differing(published, found)) - _LENGTH
+    )

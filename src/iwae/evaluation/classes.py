@@ -1,0 +1,148 @@
+"""What a conditional model says of labels: a classifier, by the likelihood of each label."""
+
+from collections.abc import Iterator
+from functools import lru_cache
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+from scipy.special import log_softmax, logsumexp
+
+from iwae.errors import UserError
+from iwae.evaluation.examples import ROWS, SLAB_ROWS, ExampleFn, gather, map_examples
+from iwae.evaluation.likelihood import chunk_length, refuse_nan, streamed_bound
+from iwae.models.conditional import ConditionalVAE, check_examples
+from iwae.models.vae import AbstractLatentModel
+from iwae.typing import Example, PRNGKey, Scalar
+
+
+def class_log_likelihoods(
+    model: AbstractLatentModel,
+    examples: np.ndarray,
+    key: PRNGKey,
+    *,
+    k: int,
+    batch_size: int | None = None,
+) -> Float[np.ndarray, "n C"]:
+    """log p(x|y) of every example under every label, in nats, as `log_likelihoods` has it.
+
+    All labels of an example are scored by the same noise.
+
+    Args:
+        examples: `[n, d]` in the model's units, without labels.
+        k: importance samples for each example and label.
+        batch_size: examples at a time on each device; changes the speed, not the numbers.
+
+    Raises:
+        UserError: if the model knows no labels, or examples are of another size.
+        FloatingPointError: if a number is nan.
+    """
+    slabs = class_log_likelihood_slabs(model, examples, key, k=k, batch_size=batch_size)
+    return gather(slabs)["log_likelihood"]
+
+
+def class_log_likelihood_slabs(
+    model: AbstractLatentModel,
+    examples: np.ndarray,
+    key: PRNGKey,
+    *,
+    k: int,
+    batch_size: int | None = None,
+    first: int = 0,
+) -> Iterator[dict[str, np.ndarray]]:
+    """`class_log_likelihoods` from example `first` on, slab by slab: `log_likelihood` `[n, C]`."""
+    if not isinstance(model, ConditionalVAE):
+        raise UserError(f"a {type(model).__name__} knows no labels: this needs a ConditionalVAE")
+    examples, chunk = np.asarray(examples), chunk_length(k)
+    if examples.ndim != 2 or examples.shape[1] != model.vae.n_data:
+        raise UserError(
+            f"examples have shape {list(examples.shape)}; these are scored under every label, so "
+            f"give [n, {model.vae.n_data}] without labels"
+        )
+    check_examples(model, examples)
+    slabs = map_examples(
+        _under_every_label(k, chunk),
+        model,
+        examples,
+        key,
+        batch_size=max(1, ROWS // chunk) if batch_size is None else batch_size,
+        slab_size=max(1, SLAB_ROWS // (k * model.n_classes)) * jax.local_device_count(),
+        first=first,
+    )
+    return refuse_nan(slabs, first)
+
+
+@lru_cache
+def _under_every_label(k: int, chunk: int) -> ExampleFn:
+    """L_k of one example given each label in turn, by the same noise, `[C]` nats."""
+    score = streamed_bound(k, chunk)
+
+    def fn(model: ConditionalVAE, x: Example, key: PRNGKey) -> dict[str, Float[Array, " C"]]:
+        def given(y: Float[Array, " C"]) -> Scalar:
+            return score(model.given(y), x, jax.random.clone(key))["log_likelihood"]
+
+        return {"log_likelihood": jax.lax.map(given, jnp.eye(model.n_classes))}
+
+    return fn
+
+
+def label_log_probabilities(
+    log_likelihoods: Float[np.ndarray, "n C"], frequencies: Float[np.ndarray, " C"]
+) -> Float[np.ndarray, "n C"]:
+    """log p(y|x), nats, by Bayes' rule from log p(x|y) and p(y).
+
+    Raises:
+        FloatingPointError: for an example that no label makes possible: it has no such thing.
+    """
+    joint = log_likelihoods + _log(frequencies)
+    impossible = np.flatnonzero(np.isneginf(joint).all(axis=1))
+    if impossible.size:
+        raise FloatingPointError(
+            f"example {impossible[0]} is impossible under every label, so that p(y|x) is 0 / 0"
+        )
+    return np.asarray(log_softmax(joint, axis=1))
+
+
+def marginal_log_likelihoods(
+    log_likelihoods: Float[np.ndarray, "n C"], frequencies: Float[np.ndarray, " C"]
+) -> Float[np.ndarray, " n"]:
+    """log p(x) = log sum_y p(y) p(x|y), nats: how likely an example is under any label."""
+    return np.asarray(logsumexp(log_likelihoods + _log(frequencies), axis=1))
+
+
+def confusion_matrix(
+    labels: Int[np.ndarray, " n"], found: Int[np.ndarray, " n"], n_classes: int
+) -> Int[np.ndarray, "C C"]:
+    """How many examples of each label (rows) were taken for each label (columns)."""
+    counts = np.zeros((n_classes, n_classes), np.int64)
+    np.add.at(counts, (labels, found), 1)
+    return counts
+
+
+def auroc(own: Float[np.ndarray, " n"], others: Float[np.ndarray, " m"]) -> tuple[float, float]:
+    """How often an example scores above one of other data, ties half, and the standard error.
+
+    This is the area under the receiver operating characteristic curve of the score; 1/2 is chance.
+    The error, which counts the choice of both samples, is nan if either is of one example.
+
+    Source: DeLong, DeLong & Clarke-Pearson (1988), "Comparing the areas under two or more
+    correlated receiver operating characteristic curves", for one curve.
+    """
+
+    def below(values: np.ndarray, of: np.ndarray) -> np.ndarray:
+        """The share of `of` below each value; ties are a half."""
+        of = np.sort(of)
+        left, right = (np.searchsorted(of, values, side) for side in ("left", "right"))
+        return (left + right) / 2 / len(of)
+
+    wins, losses = below(own, others), below(others, own)
+    if min(len(own), len(others)) < 2:
+        return float(wins.mean()), float("nan")
+    variance = wins.var(ddof=1) / len(wins) + losses.var(ddof=1) / len(losses)
+    return float(wins.mean()), float(np.sqrt(variance))
+
+
+def _log(frequencies: Float[np.ndarray, " C"]) -> Float[np.ndarray, "1 C"]:
+    with np.errstate(divide="ignore"):  # a label that no example has is impossible
+        return np.log(np.asarray(frequencies, np.float64))[None]

@@ -1,0 +1,356 @@
+"""How far a likelihood can be off: bounds from both sides, tails of weights, agreement.
+
+The three errors of a mean log-likelihood are kept apart: `monte_carlo_error` (chains and
+particles), `test_sample_error` (which examples happened to be in the test set), and the
+deviation between seeds, which is that of the means themselves.
+"""
+
+from collections.abc import Iterator, Mapping
+from functools import lru_cache
+from itertools import combinations
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from iwae.errors import UserError
+from iwae.evaluation.examples import (
+    ROWS,
+    ExampleFn,
+    chain_batch,
+    check_positive,
+    gather,
+    map_examples,
+)
+from iwae.evaluation.likelihood import streamed_bound
+from iwae.inference.chains import bidirectional_bounds
+from iwae.inference.temperatures import Betas, StepSize, as_betas, as_step_sizes
+from iwae.models.vae import AbstractLatentModel
+from iwae.typing import Example, PRNGKey, Scalar
+
+STANDARD_ERRORS = 3.0
+"""Two numbers agree if they are no further apart than this many standard errors."""
+
+ROUNDING = 1e-6
+"""What float32 does to a log-likelihood, relative to its size, over thousands of terms."""
+
+# --- weights --------------------------------------------------------------------------------
+
+
+def pareto_threshold(k: int) -> float:
+    """k-hat above which k weights are unreliable: min(1 - 1/log10 k, 0.7) (Vehtari et al. 2024)."""
+    return min(1 - 1 / float(np.log10(k)), 0.7) if k > 1 else float("nan")
+
+
+def share_unreliable(khat: Float[np.ndarray, " n"], k: int) -> float:
+    """The share of examples whose k-hat is above the threshold; nan if none is known."""
+    known = khat[~np.isnan(khat)]
+    return float(np.mean(known > pareto_threshold(k))) if known.size else float("nan")
+
+
+def monte_carlo_error(ess: Float[np.ndarray, " n"], k: int) -> float:
+    """Standard error of the mean of n log-likelihoods that is due to the k weights, nats.
+
+    The relative variance of a mean of k weights is (k/ess - 1)/(k - 1), to first order the
+    variance of its log (the delta method). Weights of which a few make the sum understate it.
+    """
+    if k < 2:
+        return float("nan")
+    variance = (k / np.maximum(ess, 1.0) - 1) / (k - 1)
+    return float(np.sqrt(np.maximum(variance, 0.0).sum()) / len(ess))
+
+
+def test_sample_error(values: Float[np.ndarray, " n"]) -> float:
+    """Standard error of the mean that is due to the choice of examples: sd / sqrt(n), nats."""
+    n = len(values)
+    return float(np.std(values, ddof=1) / np.sqrt(n)) if n > 1 else float("nan")
+
+
+test_sample_error.__test__ = False  # type: ignore[attr-defined]  # not for pytest to collect
+
+
+# --- agreement ------------------------------------------------------------------------------
+
+
+class Difference(NamedTuple):
+    """Mean of a - b over the same examples, and its standard error, nats.
+
+    The error of a difference example by example: what the examples have in common cancels.
+    `rounding` is what float32 may add to it.
+    """
+
+    mean: float
+    stderr: float
+    rounding: float = 0.0
+
+    @property
+    def significant(self) -> bool:
+        """Whether it is further from zero than chance and rounding explain."""
+        return abs(self.mean) > STANDARD_ERRORS * self.stderr + self.rounding
+
+
+def paired_difference(a: Float[np.ndarray, " n"], b: Float[np.ndarray, " m"]) -> Difference:
+    """The mean of a - b and its standard error, or UserError unless n = m."""
+    if a.shape != b.shape:
+        raise UserError(f"{len(a)} and {len(b)} examples: a paired comparison needs the same ones")
+    d = np.asarray(a, np.float64) - np.asarray(b, np.float64)
+    rounding = ROUNDING * float(np.abs(a).mean()) if np.isfinite(a).all() else 0.0
+    return Difference(float(d.mean()), test_sample_error(d), rounding)
+
+
+def ordering_violations(bounds: Mapping[str, Float[np.ndarray, " n"]]) -> list[str]:
+    """What is wrong with L_1 <= L_50 <= L_5000 <= AIS, in words; empty if nothing is.
+
+    More samples cannot loosen the bound, so that an L_k which lies below one of fewer samples by
+    more than three standard errors of their paired difference says that something is broken.
+    Annealing that lies below L_k can also be too short.
+
+    Args:
+        bounds: name -> per-example values, loosest first; all of the same examples.
+    """
+    violations = []
+    for (low, a), (high, b) in combinations(bounds.items(), 2):
+        difference = paired_difference(b, a)
+        if difference.mean < 0 and difference.significant:
+            reason = (
+                "the annealing is too short (give more temperatures), or something is broken"
+                if high.startswith("AIS")
+                else "something is broken"
+            )
+            violations.append(
+                f"{high} is {-difference.mean:.3f} +- {difference.stderr:.3f} nats below {low}, "
+                f"and should be above it: {reason}; do not trust either until it is explained"
+            )
+    return violations
+
+
+class Verdict(NamedTuple):
+    """Whether an annealed likelihood can be quoted.
+
+    Attributes:
+        word: "converged", "not converged", or "undecided" if the examples are too few to tell
+            the tolerance from chance.
+        difference: AIS at T less AIS at T/10, on the same examples.
+        gap: mean gap of bidirectional Monte Carlo, nats, if there is one.
+        tolerance: the largest error that is put up with, nats.
+        reason: the same in words.
+    """
+
+    word: str
+    difference: Difference
+    gap: float | None
+    tolerance: float
+    reason: str
+
+    @property
+    def converged(self) -> bool:
+        """Whether the word is "converged"."""
+        return self.word == "converged"
+
+
+def verdict(
+    ais: Float[np.ndarray, " n"],
+    ais_tenth: Float[np.ndarray, " n"],
+    bdmc_gap: Float[np.ndarray, " m"] | None,
+    tolerance: float,
+) -> Verdict:
+    """Converged only if T and T/10 agree and, if there is one, the bidirectional gap is small.
+
+    Args:
+        ais, ais_tenth: log-likelihoods at T and at T/10 temperatures, of the same examples.
+        bdmc_gap: upper less lower bound on examples drawn from the model, if that was run; its
+            mean must be below the tolerance even three standard errors further up.
+        tolerance: nats.
+    """
+    difference = paired_difference(ais, ais_tenth)
+    gap = None if bdmc_gap is None else float(np.mean(bdmc_gap))
+    least = STANDARD_ERRORS * difference.stderr
+    apart = f"T and T/10 differ by {difference.mean:.3f} +- {difference.stderr:.3f} nats"
+    if difference.significant:
+        word, reason = "not converged", f"{apart}: more than chance explains"
+    elif bdmc_gap is not None and not _below(bdmc_gap, tolerance):
+        word = "not converged"
+        reason = f"the bidirectional gap is {gap:.3f} nats, and not surely below {tolerance:g}"
+    elif not least <= tolerance:
+        word = "undecided"
+        reason = f"{apart}, which is too uncertain to tell {tolerance:g} from chance"
+    else:
+        word, reason = "converged", apart
+    return Verdict(word, difference, gap, tolerance, reason)
+
+
+def _below(values: Float[np.ndarray, " m"], tolerance: float) -> bool:
+    upper = np.mean(values) + STANDARD_ERRORS * test_sample_error(values)
+    return bool(upper <= tolerance)
+
+
+# --- both sides -----------------------------------------------------------------------------
+
+
+class Bidirectional(NamedTuple):
+    """Bounds from both sides on log p(x) of examples drawn from the model.
+
+    Each holds in expectation; a single upper bound can lie below its lower bound by chance.
+
+    Attributes:
+        lower, upper: `[n]` float64, nats.
+        acceptance: `[n]` mean probability of acceptance; nan for importance sampling.
+    """
+
+    lower: Float[np.ndarray, " n"]
+    upper: Float[np.ndarray, " n"]
+    acceptance: Float[np.ndarray, " n"]
+
+    @property
+    def gap(self) -> Float[np.ndarray, " n"]:
+        """How far apart they are, nats: neither is off by more, on average."""
+        return self.upper - self.lower
+
+
+def bdmc(
+    model: AbstractLatentModel,
+    key: PRNGKey,
+    *,
+    n_examples: int,
+    chains: int = 16,
+    betas: Betas,
+    step_size: StepSize,
+    n_leapfrog: int,
+    start: str = "posterior",
+    batch_size: int | None = None,
+) -> Bidirectional:
+    """Bidirectional Monte Carlo (Grosse, Ghahramani & Adams 2015), by annealing both ways.
+
+    Example i, its latents and all chains are a function of `fold_in(key, i)`.
+
+    Args:
+        n_examples: pairs (z, x) to draw from the model.
+        chains: forward, and as many in reverse, for each.
+        betas, step_size, n_leapfrog, start: as for `annealed_particles`; step sizes from a
+            pilot with another key.
+        batch_size: examples at a time on each device; changes the speed, not the numbers.
+
+    Raises:
+        UserError: if there is nothing to do, or the temperatures or step sizes are no schedule.
+    """
+    slabs = bdmc_slabs(
+        model,
+        key,
+        n_examples=n_examples,
+        chains=chains,
+        betas=betas,
+        step_size=step_size,
+        n_leapfrog=n_leapfrog,
+        start=start,
+        batch_size=batch_size,
+    )
+    return join_bounds(slabs)
+
+
+def bdmc_slabs(
+    model: AbstractLatentModel,
+    key: PRNGKey,
+    *,
+    n_examples: int,
+    chains: int = 16,
+    betas: Betas,
+    step_size: StepSize,
+    n_leapfrog: int,
+    start: str = "posterior",
+    batch_size: int | None = None,
+    first: int = 0,
+) -> Iterator[dict[str, np.ndarray]]:
+    """`bdmc` from example `first` on, slab by slab, for progress and to keep what is done."""
+    check_positive("chains", chains)
+    b = as_betas(betas)
+    sizes = as_step_sizes(step_size, len(b) - 1)
+    # A pytree, so that other temperatures and step sizes need no new compilation.
+    fn = eqx.Partial(
+        _annealed_bounds, k=chains, betas=b, step_size=sizes, n_leapfrog=n_leapfrog, start=start
+    )
+    return _simulated(fn, model, key, n_examples, batch_size or chain_batch(chains), first)
+
+
+def bdmc_importance(
+    model: AbstractLatentModel,
+    key: PRNGKey,
+    *,
+    n_examples: int,
+    k: int,
+    batch_size: int | None = None,
+) -> Bidirectional:
+    """The same from importance samples: below from k - 1 of them, above with the true z as kth.
+
+    If z ~ p(z|x) is one of the k particles and q draws the others, E log mean w is no longer
+    below log p(x) but above it (Grosse et al. 2015, sec. 4.1, with one temperature).
+
+    Args:
+        k: particles, two at least; memory does not depend on it.
+    """
+    return join_bounds(
+        bdmc_importance_slabs(model, key, n_examples=n_examples, k=k, batch_size=batch_size)
+    )
+
+
+def bdmc_importance_slabs(
+    model: AbstractLatentModel,
+    key: PRNGKey,
+    *,
+    n_examples: int,
+    k: int,
+    batch_size: int | None = None,
+    first: int = 0,
+) -> Iterator[dict[str, np.ndarray]]:
+    """`bdmc_importance` from example `first` on, slab by slab."""
+    if k < 2:
+        raise UserError(f"k is {k}; the true latent and at least one proposal make 2")
+    fn = _importance_bounds(k, min(k - 1, ROWS // 4))
+    return _simulated(fn, model, key, n_examples, batch_size or 4, first)
+
+
+def join_bounds(slabs: Iterator[dict[str, np.ndarray]]) -> Bidirectional:
+    """All slabs as one."""
+    return Bidirectional(**gather(slabs))
+
+
+def _simulated(
+    fn: ExampleFn,
+    model: AbstractLatentModel,
+    key: PRNGKey,
+    n: int,
+    batch_size: int,
+    first: int = 0,
+) -> Iterator[dict[str, np.ndarray]]:
+    """`fn` of n examples that it draws itself, with keys of their own."""
+    check_positive("n_examples", n)
+    nothing = np.zeros((n, 1), np.uint8)
+    return map_examples(fn, model, nothing, key, batch_size=batch_size, first=first)
+
+
+def _annealed_bounds(
+    model: AbstractLatentModel,
+    nothing: Example,  # noqa: ARG001
+    key: PRNGKey,
+    **options: Any,
+) -> dict[str, Array]:
+    return bidirectional_bounds(model, key, **options)
+
+
+@lru_cache
+def _importance_bounds(k: int, chunk: int) -> ExampleFn:
+    proposals = streamed_bound(k - 1, chunk)
+
+    def fn(model: AbstractLatentModel, nothing: Example, key: PRNGKey) -> dict[str, Scalar]:  # noqa: ARG001
+        model_key, q_key = jax.random.split(key)
+        z, x = model.sample(model_key)
+        model, x = model.condition(x)
+        lower = proposals(model, x, q_key)["log_likelihood"]
+        log_w = model.log_joint(x, z) - model.posterior(x).log_prob(z)
+        total = jnp.logaddexp(lower + jnp.log(jnp.float32(k - 1)), log_w)
+        upper = total - jnp.log(jnp.float32(k))
+        return {"lower": lower, "upper": upper, "acceptance": jnp.float32(jnp.nan)}
+
+    return fn

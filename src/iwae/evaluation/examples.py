@@ -1,0 +1,132 @@
+"""A function of one example, mapped over a split: batched, padded, sharded, slab by slab.
+
+Example i gets the key `fold_in(key, i)`, or that of the address it is given; its result does not
+depend on the rest. Slabs are yielded as they are done, so that a caller can show progress or stop.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, Int, PyTree, Shaped, UInt
+
+from iwae.errors import UserError
+from iwae.typing import Example, PRNGKey
+
+ROWS = 1000
+"""Decoder evaluations in flight per device: enough to feed a core, few enough for its cache."""
+
+SLAB_ROWS = 200_000
+"""Decoder evaluations per dispatch and device: about a second of work on a CPU."""
+
+CHAIN_ROWS = 250
+"""Chains in flight per device: nearly as fast as `ROWS`, and four times as often done."""
+
+ExampleFn = Callable[[Any, Example, PRNGKey], PyTree]
+
+
+def map_examples(
+    fn: ExampleFn,
+    model: PyTree,
+    examples: np.ndarray,
+    key: PRNGKey,
+    *,
+    batch_size: int,
+    slab_size: int = 1,
+    first: int = 0,
+    addresses: Shaped[np.ndarray, " n"] | None = None,
+) -> Iterator[PyTree]:
+    """Apply `fn(model, x, fold_in(key, i))` to every example; yield NumPy results slab by slab.
+
+    Args:
+        fn: a function of one example; its result is a pytree of arrays.
+        model: a model, or whatever else the function takes first.
+        examples: `[n, ...]`; bytes become float32 on the device.
+        batch_size: examples under one `vmap`, on each device; no more than there are for it.
+        slab_size: examples per dispatch over all devices, rounded up to whole batches.
+        first: the example to begin with, to go on with what was stopped there.
+        addresses: 32-bit numbers to fold into the key instead of the examples' places.
+
+    Yields:
+        For each slab in order, the pytree of `fn` with a leading axis over the slab's examples.
+
+    Raises:
+        UserError: if there are no examples, or `batch_size` is not positive.
+    """
+    if len(examples) == 0:
+        raise UserError("there are no examples to evaluate: this split is empty")
+    check_positive("batch_size", batch_size)
+    mesh = Mesh(np.asarray(jax.local_devices()), ("example",))
+    whole, split = (NamedSharding(mesh, PartitionSpec(*axis)) for axis in ((), ("example",)))
+    # A model fresh from training lies on some of the devices only.
+    arrays, static = eqx.partition((model, key), eqx.is_array)
+    arrays = jax.device_put(arrays, whole)
+    model, key = eqx.combine(arrays, static)
+    batch_size = min(batch_size, -(-len(examples) // mesh.size))  # do not compute copies
+    batch = mesh.size * batch_size
+    slabs = -(-len(examples) // max(batch, slab_size))  # of equal length: they waste the least
+    slab = batch * -(-len(examples) // (slabs * batch))
+    for start in range(first, len(examples), slab):
+        # The last slab is filled up with the last example, so that only one shape is compiled.
+        index = np.minimum(np.arange(start, start + slab), len(examples) - 1)
+        address = np.int32(index) if addresses is None else addresses[index]
+        xs, address = jax.device_put((examples[index], address), split)
+        out = _map_slab(fn, model, xs, address, key, batch_size, mesh)
+        count = min(slab, len(examples) - start)
+        yield jax.tree.map(lambda leaf, count=count: np.asarray(leaf)[:count], out)
+
+
+@eqx.filter_jit
+def _map_slab(
+    fn: ExampleFn,
+    model: PyTree,
+    xs: Shaped[Array, "n ..."],
+    address: Int[Array, " n"] | UInt[Array, " n"],
+    key: PRNGKey,
+    batch_size: int,
+    mesh: Mesh,
+) -> PyTree:
+    params, static = eqx.partition(model, eqx.is_array)
+
+    def one_device(params: PyTree, xs: Array, address: Array, key: PRNGKey) -> PyTree:
+        model = eqx.combine(params, static)
+
+        def one_example(args: tuple[Array, Array]) -> PyTree:
+            x, i = args
+            return fn(model, x.astype(jnp.float32), jax.random.fold_in(key, i))
+
+        return jax.lax.map(one_example, (xs, address), batch_size=batch_size)
+
+    split, whole = PartitionSpec("example"), PartitionSpec()
+    return jax.shard_map(
+        one_device,
+        mesh=mesh,
+        in_specs=(whole, split, split, whole),
+        out_specs=split,
+        check_vma=False,  # the loops start from constants, which are the same on every device
+    )(params, xs, address, key)
+
+
+def gather(slabs: Iterator[PyTree]) -> PyTree:
+    """All slabs of `map_examples` as one pytree of `[n, ...]` arrays, floats in float64."""
+
+    def join(*leaves: np.ndarray) -> np.ndarray:
+        whole = np.concatenate(leaves)
+        return whole.astype(np.float64) if np.issubdtype(whole.dtype, np.floating) else whole
+
+    return jax.tree.map(join, *slabs)
+
+
+def check_positive(name: str, value: int) -> None:
+    """Raise UserError if a size or count is less than 1."""
+    if value < 1:
+        raise UserError(f"{name} is {value}; it must be at least 1")
+
+
+def chain_batch(chains: int) -> int:
+    """Examples at a time where each has so many chains."""
+    return max(1, CHAIN_ROWS // chains)

@@ -1,0 +1,289 @@
+"""Rate, distortion and mutual information: what the posterior says, and what saying it costs."""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, Shaped
+
+from iwae.errors import UserError
+from iwae.evaluation.examples import ROWS, SLAB_ROWS, check_positive, gather, map_examples
+from iwae.inference.particles import particle_keys
+from iwae.inference.starts import start_of
+from iwae.models.conditional import check_examples
+from iwae.models.vae import AbstractLatentModel
+from iwae.typing import Example, PRNGKey, Scalar
+
+Slab = dict[str, np.ndarray]
+
+OTHERS = 128
+"""Posteriors under which a draw is scored at a time."""
+
+
+class Estimate(NamedTuple):
+    """A mean over examples and its standard error from their number, sd / sqrt(n), nats.
+
+    The error of one example is not known: nan.
+    """
+
+    mean: float
+    stderr: float
+
+
+class Information(NamedTuple):
+    """What q(z|x) says about examples, one number each, and bounds on the whole.
+
+    Attributes:
+        rate: `[n]` float64, E_q[log q(z|x) - log p(z)] = KL(q(z|x) || p(z)), nats.
+        distortion: `[n]` float64, -E_q[log p(x|z)], nats.
+        log_ratio: `[n]` float64, log q(z|x_i) - log (1/n) sum_j q(z|x_j) for draws z ~ q(z|x_i),
+            nats.
+    """
+
+    rate: Float[np.ndarray, " n"]
+    distortion: Float[np.ndarray, " n"]
+    log_ratio: Float[np.ndarray, " n"]
+
+    @property
+    def elbo(self) -> Float[np.ndarray, " n"]:
+        """-(rate + distortion) of each example, nats (Alemi et al. 2018, sec. 2.4)."""
+        return -(self.rate + self.distortion)
+
+    @property
+    def mutual_information(self) -> tuple[Estimate, Estimate]:
+        """Bounds on I_q(x; z), below and above, nats; each holds in expectation.
+
+        Below, the mean of `log_ratio`: how well a draw tells its example from these n. It is
+        the mutual information of z and the index of an example (Hoffman & Johnson 2016), and
+        below that of z and x where the examples are a sample of all possible x (Poole et al.
+        2019, "structured bounds with tractable encoders"). It is at most log n, so if it is near
+        log n, all it says is that n is too small.
+
+        Above, the mean rate, which is the information and KL(q(z) || p(z)) together (Hoffman &
+        Johnson 2016; Alemi et al. 2018, sec. 2).
+
+        The error of the lower bound treats examples as independent, though all of them meet in
+        the average over j.
+        """
+        return estimate(self.log_ratio), estimate(self.rate)
+
+    @property
+    def marginal_kl(self) -> Estimate:
+        """KL(q(z) || p(z)), nats, from above: the mean rate less the lower bound.
+
+        Of q(z) = (1/n) sum_j q(z|x_j) itself the estimate is unbiased (Hoffman & Johnson 2016).
+        """
+        return estimate(self.rate - self.log_ratio)
+
+
+class GapSplit(NamedTuple):
+    """Where the gap of the ELBO goes: `gap = recovered + remaining`, nats.
+
+    Attributes:
+        gap: log p(x) - ELBO, which is KL(q(z|x) || p(z|x)).
+        recovered: L_k - ELBO: what k samples make good.
+        remaining: log p(x) - L_k: what they do not.
+    """
+
+    gap: Estimate
+    recovered: Estimate
+    remaining: Estimate
+
+
+def information(
+    model: AbstractLatentModel,
+    examples: np.ndarray,
+    key: PRNGKey,
+    *,
+    k: int = 16,
+    draws: int = 1,
+    batch_size: int | None = None,
+) -> Information:
+    """Rate and distortion of each example, and how much z says about which example it was.
+
+    Time grows with n^2 * draws, memory with n.
+
+    Args:
+        examples: `[n, ...]` in the model's units.
+        k: samples of each example for `rate` and `distortion`.
+        draws: those of them, the first ones, that are scored under the posteriors of all examples.
+        batch_size: examples at a time on each device; changes the speed, not the numbers.
+
+    Raises:
+        UserError: if there are no examples, they are none of the model's kind of data, a size is
+            not positive, `draws` is more than k, or the model does not say what its prior is.
+        FloatingPointError: if a number is nan.
+    """
+    check_positive("k", k)
+    if not 1 <= draws <= k:
+        raise UserError(f"draws is {draws}; it must be between 1 and k, which is {k}")
+    both = (
+        rate_slabs(model, examples, key, k=k, batch_size=batch_size),
+        ratio_slabs(model, examples, key, draws=draws, batch_size=batch_size),
+    )
+    return join_information(*both)
+
+
+def join_information(rates: Iterator[Slab], ratios: Iterator[Slab]) -> Information:
+    """All slabs of `rate_slabs` and of `ratio_slabs` as one."""
+    return Information(**gather(rates), **gather(ratios))
+
+
+def rate_slabs(
+    model: AbstractLatentModel,
+    examples: np.ndarray,
+    key: PRNGKey,
+    *,
+    k: int,
+    batch_size: int | None = None,
+    first: int = 0,
+) -> Iterator[Slab]:
+    """`rate` and `distortion` of `information`, from example `first` on, slab by slab."""
+    check_examples(model, examples)
+    slabs = map_examples(
+        eqx.Partial(_rate_and_distortion, k=k),
+        model,
+        examples,
+        key,
+        batch_size=_batch(len(examples), k) if batch_size is None else batch_size,
+        slab_size=max(1, SLAB_ROWS // k) * jax.local_device_count(),
+        first=first,
+    )
+    return _refuse_nan(slabs, first)
+
+
+def ratio_slabs(
+    model: AbstractLatentModel,
+    examples: np.ndarray,
+    key: PRNGKey,
+    *,
+    draws: int = 1,
+    batch_size: int | None = None,
+    first: int = 0,
+) -> Iterator[Slab]:
+    """`log_ratio` of `information`, from example `first` on, slab by slab."""
+    check_examples(model, examples)
+    n = len(examples)
+    slabs = map_examples(
+        eqx.Partial(_log_ratio, others=_chunks(examples), n=n, draws=draws),
+        model,
+        examples,
+        key,
+        batch_size=_batch(n, draws) if batch_size is None else batch_size,
+        slab_size=max(1, SLAB_ROWS // max(1, n * draws)) * jax.local_device_count(),
+        first=first,
+    )
+    return _refuse_nan(slabs, first)
+
+
+def gap_split(
+    elbo: Float[np.ndarray, "..."],
+    bound_k: Float[np.ndarray, "..."],
+    log_p: Float[np.ndarray, "..."],
+) -> GapSplit:
+    """The gap log p(x) - ELBO, and the parts of it that k samples do and do not recover.
+
+    The gap is KL(q(z|x) || p(z|x)) (Burda et al. 2016, sec. 2). Differences are taken example by
+    example, so that their errors are not those of the likelihoods.
+
+    Args:
+        elbo: `[n]`, L_1 of each example, nats.
+        bound_k: `[n]`, L_k of the same examples, nats.
+        log_p: `[n]`, their best known log p(x), nats; what it is off by is missing from the gap.
+
+    Raises:
+        UserError: if the three are not of the same examples, or a number is not finite.
+    """
+    values = [np.asarray(one, np.float64) for one in (elbo, bound_k, log_p)]
+    shapes = {one.shape for one in values}
+    if len(shapes) > 1 or values[0].ndim != 1 or not values[0].size:
+        raise UserError(
+            "elbo, bound_k and log_p must have one number for each of the same examples, but "
+            f"their shapes are {', '.join(str(one.shape) for one in values)}"
+        )
+    for name, one in zip(("elbo", "bound_k", "log_p"), values, strict=True):
+        if not np.isfinite(one).all():
+            i = int(np.flatnonzero(~np.isfinite(one))[0])
+            raise UserError(f"{name} of example {i} is {one[i]}: a gap needs finite numbers")
+    low, middle, high = values
+    return GapSplit(estimate(high - low), estimate(middle - low), estimate(high - middle))
+
+
+def estimate(values: Float[np.ndarray, " n"]) -> Estimate:
+    """The mean of one number per example, and its standard error."""
+    n = len(values)
+    error = float(np.std(values, ddof=1) / np.sqrt(n)) if n > 1 else float("nan")
+    return Estimate(float(np.mean(values)), error)
+
+
+def _rate_and_distortion(
+    model: AbstractLatentModel, x: Example, key: PRNGKey, *, k: int
+) -> dict[str, Scalar]:
+    """Means over k draws of log q(z|x) - log p(z) and of -log p(x|z), nats."""
+    posterior, prior = model.posterior(x), start_of("prior", model, x)
+
+    def draw(i: Int[Array, ""]) -> tuple[Scalar, Scalar]:
+        z = posterior.sample(jax.random.fold_in(key, i))
+        log_prior = prior.log_prob(z)
+        return posterior.log_prob(z) - log_prior, log_prior - model.log_joint(x, z)
+
+    rate, distortion = jax.lax.map(draw, jnp.arange(k), batch_size=min(k, ROWS))
+    return {"rate": jnp.mean(rate), "distortion": jnp.mean(distortion)}
+
+
+def _log_ratio(
+    model: AbstractLatentModel,
+    x: Example,
+    key: PRNGKey,
+    *,
+    others: Shaped[Array, "chunks chunk ..."],
+    n: int,
+    draws: int,
+) -> dict[str, Scalar]:
+    """Mean over the first draws of log q(z|x) - log (1/n) sum_j q(z|x_j), nats."""
+    posterior = model.posterior(x)
+    z = jax.vmap(posterior.sample)(particle_keys(key, jnp.arange(draws)))
+
+    def log_q(other: Example) -> Float[Array, " draws"]:
+        return jax.vmap(model.posterior(other.astype(jnp.float32)).log_prob)(z)
+
+    def add(total: Float[Array, " draws"], chunk: tuple[Array, Array]) -> tuple[Array, None]:
+        xs, first = chunk
+        is_example = first + jnp.arange(len(xs)) < n
+        each = jnp.where(is_example[:, None], jax.vmap(log_q)(xs), -jnp.inf)
+        return jnp.logaddexp(total, jax.nn.logsumexp(each, axis=0)), None
+
+    firsts = jnp.arange(others.shape[0]) * others.shape[1]
+    total, _ = jax.lax.scan(add, jnp.full(draws, -jnp.inf), (others, firsts))
+    log_marginal = total - jnp.log(jnp.float32(n))
+    return {"log_ratio": jnp.mean(jax.vmap(posterior.log_prob)(z) - log_marginal)}
+
+
+def _chunks(examples: np.ndarray) -> Shaped[Array, "chunks chunk ..."]:
+    """All examples in rows of equal length, the last one filled up with the last example."""
+    n = len(examples)
+    chunk = min(OTHERS, max(n, 1))
+    index = np.minimum(np.arange(-(-n // chunk) * chunk), n - 1)
+    return jnp.asarray(examples[index].reshape(-1, chunk, *examples.shape[1:]))
+
+
+def _batch(n: int, draws: int) -> int:
+    """Examples at a time on each device: enough rows, and no copies to fill up a batch."""
+    return max(1, min(ROWS // draws, -(-n // jax.local_device_count())))
+
+
+def _refuse_nan(slabs: Iterator[Slab], done: int) -> Iterator[Slab]:
+    """The slabs, or FloatingPointError if any number is nan."""
+    for slab in slabs:
+        for values in slab.values():
+            if np.isnan(values).any():
+                raise FloatingPointError(
+                    f"the information of example {done + np.flatnonzero(np.isnan(values))[0]} is "
+                    "not a number (nan): look for a parameter of the model or a value of this "
+                    "example that is not finite"
+                )
+        done += len(next(iter(slab.values())))
+        yield slab

@@ -1,0 +1,240 @@
+"""Log-likelihoods from importance samples or annealed chains, in constant memory."""
+
+from collections.abc import Callable, Iterator
+from functools import lru_cache
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from iwae.errors import UserError
+from iwae.evaluation.examples import (
+    ROWS,
+    SLAB_ROWS,
+    ExampleFn,
+    chain_batch,
+    check_positive,
+    gather,
+    map_examples,
+)
+from iwae.inference.chains import annealed_particles
+from iwae.inference.kernels import pareto_k
+from iwae.inference.particles import effective_sample_size, importance_particles, log_mean_exp
+from iwae.inference.temperatures import Betas, StepSize, as_betas, as_step_sizes
+from iwae.models.conditional import check_examples
+from iwae.models.vae import AbstractLatentModel
+from iwae.typing import Example, LogWeights, PRNGKey, Scalar
+
+KHAT_WEIGHTS = 5000
+"""Weights whose tail is looked at: the first so many of an example, whatever k is."""
+
+
+@lru_cache
+def streamed_bound(k: int, chunk: int, sampler: Callable = importance_particles) -> ExampleFn:
+    """L_k of one example and what its weights say about it, from chunks of particles.
+
+    The running maximum, sum and sum of squares of the weights, and the first `KHAT_WEIGHTS` of
+    them, are all that is kept, so memory does not grow with k. Particle i has the same key
+    whatever the chunk.
+
+    Returns:
+        A function of (model, x, key) whose result has `log_likelihood` (nats), `ess`, the
+        effective sample size, and `pareto_k`, k-hat (nan for fewer than 25 weights).
+    """
+    looked_at = min(k, KHAT_WEIGHTS)
+    slots = -(-looked_at // chunk)  # chunks that are kept; one slot more takes all others
+
+    def fn(model: AbstractLatentModel, x: Example, key: PRNGKey) -> dict[str, Scalar]:
+        model, x = model.condition(x)
+
+        def add(i: Array, carry: tuple[Sums, LogWeights]) -> tuple[Sums, LogWeights]:
+            sums, kept = carry
+            log_w = sampler(model, x, key, chunk, first=i * chunk)[0].log_w
+            log_w = jnp.where(i * chunk + jnp.arange(chunk) < k, log_w, -jnp.inf)
+            place = jnp.minimum(i, slots) * chunk
+            return _add_weights(sums, log_w), jax.lax.dynamic_update_slice(kept, log_w, (place,))
+
+        start = (jnp.float32(-jnp.inf), jnp.float32(0), jnp.float32(0))
+        kept = jnp.zeros((slots + 1) * chunk, jnp.float32)
+        sums, kept = jax.lax.fori_loop(0, -(-k // chunk), add, (start, kept))
+        top, total, squares = sums
+        return {
+            "log_likelihood": top + jnp.log(total) - jnp.log(jnp.float32(k)),
+            "ess": jnp.where(squares > 0, total**2 / squares, 0.0),
+            "pareto_k": pareto_k(kept[:looked_at]),
+        }
+
+    return fn
+
+
+def chunk_length(k: int, longest: int | None = None) -> int:
+    """Particles at a time, of k; chunks of equal length waste the fewest.
+
+    Raises:
+        UserError: if k or a length is not positive, or k is beyond 32 bits.
+    """
+    longest = ROWS // 4 if longest is None else longest
+    check_positive("k", k)
+    check_positive("chunk_size", longest)
+    chunk = -(-k // -(-k // longest))
+    if k + chunk > 2**31:
+        raise UserError(f"k is {k}; particles are counted in 32 bits: at most {2**31 - chunk}")
+    return chunk
+
+
+Sums = tuple[Scalar, Scalar, Scalar]
+
+
+def _add_weights(sums: Sums, log_w: LogWeights) -> Sums:
+    """Fold weights into (max log w, sum w / max, sum (w / max)^2)."""
+    top, total, squares = sums
+    new_top = jnp.maximum(top, jnp.max(log_w))
+    shift = jnp.where(jnp.isneginf(new_top), 0.0, new_top)  # all weights zero so far
+    scale, w = jnp.exp(top - shift), jnp.exp(log_w - shift)
+    return new_top, total * scale + jnp.sum(w), squares * scale**2 + jnp.sum(w**2)
+
+
+def log_likelihood_slabs(
+    model: AbstractLatentModel,
+    examples: np.ndarray,
+    key: PRNGKey,
+    *,
+    k: int,
+    batch_size: int | None = None,
+    chunk_size: int | None = None,
+    sampler: Callable = importance_particles,
+    first: int = 0,
+) -> Iterator[dict[str, np.ndarray]]:
+    """`log_likelihoods` from example `first` on, slab by slab, with what the weights say."""
+    check_examples(model, examples)
+    chunk = chunk_length(k, chunk_size)
+    batch = max(1, ROWS // chunk) if batch_size is None else batch_size
+    slab = max(1, SLAB_ROWS // k) * jax.local_device_count()
+    fn = streamed_bound(k, chunk, sampler)
+    slabs = map_examples(fn, model, examples, key, batch_size=batch, slab_size=slab, first=first)
+    return refuse_nan(slabs, first)
+
+
+def refuse_nan(
+    slabs: Iterator[dict[str, np.ndarray]], done: int
+) -> Iterator[dict[str, np.ndarray]]:
+    """The slabs, or FloatingPointError if a log-likelihood `[n, ...]` is nan."""
+    for slab in slabs:
+        wrong = np.isnan(slab["log_likelihood"])
+        bad = np.flatnonzero(wrong.reshape(len(wrong), -1).any(axis=1))
+        if bad.size:
+            raise FloatingPointError(
+                f"the log-likelihood of example {done + bad[0]} is not a number (nan): look for "
+                "a parameter of the model or a value of this example that is not finite"
+            )
+        done += len(slab["log_likelihood"])
+        yield slab
+
+
+def log_likelihoods(
+    model: AbstractLatentModel,
+    examples: np.ndarray,
+    key: PRNGKey,
+    *,
+    k: int,
+    batch_size: int | None = None,
+    chunk_size: int | None = None,
+    sampler: Callable = importance_particles,
+) -> Float[np.ndarray, " n"]:
+    """The importance weighted bound L_k of each example (Burda et al. 2016, eq. 8).
+
+    Its expectation is a lower bound of log p(x) that rises with k.
+
+    Args:
+        examples: `[n, ...]`, in the model's units (binary pixels as 0 and 1).
+        k: importance samples per example; memory does not depend on it.
+        batch_size, chunk_size: examples and particles at a time; they change the speed, not
+            the numbers (beyond float32 rounding).
+        sampler: a function (model, x, key, k, first=) -> (Particles, info).
+
+    Returns:
+        `[n]` float64, nats.
+
+    Raises:
+        UserError: if there are no examples, k or a size is not positive, k is beyond 32 bits, or
+            the model's kind of data has no such values.
+        FloatingPointError: if a number is nan; `-inf` is an example that the model rules out.
+    """
+    slabs = log_likelihood_slabs(
+        model,
+        examples,
+        key,
+        k=k,
+        batch_size=batch_size,
+        chunk_size=chunk_size,
+        sampler=sampler,
+    )
+    return gather(slabs)["log_likelihood"]
+
+
+def annealed_slabs(
+    model: AbstractLatentModel,
+    examples: np.ndarray,
+    key: PRNGKey,
+    *,
+    chains: int,
+    betas: Betas,
+    step_size: StepSize,
+    n_leapfrog: int,
+    start: str = "posterior",
+    batch_size: int | None = None,
+    first: int = 0,
+) -> Iterator[dict[str, np.ndarray]]:
+    """Log-likelihoods by annealed importance sampling from example `first` on, slab by slab.
+
+    Args:
+        chains: of each example.
+        betas, step_size, n_leapfrog, start: as for `iwae.inference.chains.annealed_particles`.
+        batch_size: examples at a time on each device; changes the speed, not the numbers.
+
+    Yields:
+        As `log_likelihood_slabs` does, and the mean `acceptance` of each example.
+    """
+    check_examples(model, examples)
+    fn = annealed_bound(
+        chains=chains, betas=betas, step_size=step_size, n_leapfrog=n_leapfrog, start=start
+    )
+    batch = chain_batch(chains) if batch_size is None else batch_size
+    slabs = map_examples(fn, model, examples, key, batch_size=batch, first=first)
+    return refuse_nan(slabs, first)
+
+
+def annealed_bound(
+    *, chains: int, betas: Betas, step_size: StepSize, n_leapfrog: int, start: str = "posterior"
+) -> ExampleFn:
+    """Log-likelihood of one example by annealed importance sampling, as `annealed_slabs` has it."""
+    check_positive("chains", chains)
+    b = as_betas(betas)
+    sizes = as_step_sizes(step_size, len(b) - 1)
+    # A pytree, so that other temperatures and step sizes need no new compilation.
+    return eqx.Partial(
+        _annealed, k=chains, betas=b, step_size=sizes, n_leapfrog=n_leapfrog, start=start
+    )
+
+
+def _annealed(
+    model: AbstractLatentModel, x: Example, key: PRNGKey, *, k: int, **options: Any
+) -> dict[str, Scalar]:
+    model, x = model.condition(x)
+    particles, info = annealed_particles(model, x, key, k, **options)
+    return {
+        "log_likelihood": log_mean_exp(particles.log_w),
+        **weight_diagnostics(particles.log_w),
+        "acceptance": jnp.mean(info["acceptance"]),
+    }
+
+
+def weight_diagnostics(log_w: LogWeights) -> dict[str, Scalar]:
+    """Of one example's weights: `ess`, the effective sample size, and `pareto_k`, k-hat.
+
+    k-hat is nan for fewer than 25 weights: 16 chains have no tail to speak of.
+    """
+    return {"ess": effective_sample_size(log_w), "pareto_k": pareto_k(log_w)}

@@ -1,0 +1,236 @@
+"""What a model says beyond its bounds: densities, posterior means and draws, rate-distortion."""
+
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.flatten_util import ravel_pytree
+from jaxtyping import Array, Float, PyTree
+
+from iwae.errors import UserError
+from iwae.evaluation.classes import class_log_likelihoods, marginal_log_likelihoods
+from iwae.evaluation.examples import ROWS, chain_batch, check_positive, gather, map_examples
+from iwae.evaluation.likelihood import log_likelihoods
+from iwae.inference.particles import Particles, importance_particles
+from iwae.inference.rate_distortion import rate_distortion_bounds
+from iwae.inference.temperatures import Betas, StepSize, as_betas, as_step_sizes
+from iwae.models.conditional import ConditionalVAE
+from iwae.models.vae import AbstractLatentModel
+from iwae.typing import Example, Latents, PRNGKey, Scalar
+
+
+def model_density(
+    model: AbstractLatentModel, points: np.ndarray, k: int = 5000, seed: int = 0
+) -> Float[np.ndarray, " n"]:
+    """log p(x) at each of `points` `[n, d]`, nats, by k importance samples.
+
+    Of a conditional model that is log sum_y p(y) p(x|y).
+    """
+    points, key = np.asarray(points, np.float32), jax.random.key(seed)
+    if isinstance(model, ConditionalVAE):
+        given = class_log_likelihoods(model, points, key, k=k)
+        return marginal_log_likelihoods(given, np.asarray(model.frequencies))
+    return log_likelihoods(model, points, key, k=k)
+
+
+# --- from particles -------------------------------------------------------------------------
+
+
+def snis_mean(particles: Particles, f: Callable[[Latents], PyTree] = lambda z: z) -> PyTree:
+    """E[f(z)|x] by self-normalised importance sampling: the weighted mean of f, biased by 1/k.
+
+    Args:
+        f: a function of one particle's latents.
+
+    Returns:
+        A pytree like that of `f(z)`; the posterior mean of z if no f is given.
+    """
+    w = jax.nn.softmax(particles.log_w)
+    return jax.tree.map(lambda leaf: jnp.tensordot(w, leaf, 1), jax.vmap(f)(particles.z))
+
+
+def sir(particles: Particles, key: PRNGKey, draws: int) -> Latents:
+    """Draws from p(z|x) by sampling importance resampling (Rubin 1988): leaves `[draws, ...]`.
+
+    Particles are drawn by their weights, with replacement; with few of them draws repeat.
+    """
+    k = particles.log_w.size
+    index = jax.random.choice(key, k, (draws,), p=jax.nn.softmax(particles.log_w))
+    return jax.tree.map(lambda leaf: leaf[index], particles.z)
+
+
+# --- on a grid ------------------------------------------------------------------------------
+
+
+class PosteriorGrid(NamedTuple):
+    """The true posterior of one example beside q, on a grid of its one or two latents.
+
+    Attributes:
+        axes: the grid of each latent, `[g]`.
+        log_posterior: log p(z|x), `[g]` or `[g, g]` (first latent first), nats; normalised on
+            the grid.
+        log_q: log q(z|x) there, nats; not renormalised.
+        log_evidence: log p(x) by quadrature, nats. Far below the other estimates of it, it
+            says that the grid misses a part of the posterior.
+        draws: `[n, 1]` or `[n, 2]` draws from the posterior by SIR.
+    """
+
+    axes: tuple[Float[np.ndarray, " g"], ...]
+    log_posterior: Float[np.ndarray, "..."]
+    log_q: Float[np.ndarray, "..."]
+    log_evidence: float
+    draws: Float[np.ndarray, "n m"]
+
+
+def posterior_grid(
+    model: AbstractLatentModel,
+    x: Example,
+    key: PRNGKey,
+    *,
+    points: int = 200,
+    draws: int = 200,
+    particles: int = 5000,
+    limits: tuple[tuple[float, float], ...] | None = None,
+) -> PosteriorGrid:
+    """p(z|x) and q(z|x) of a model with one or two latents, and draws from the former.
+
+    Args:
+        points: of the grid, along each latent.
+        draws: from the posterior, by SIR.
+        particles: importance samples, for the draws and to find the limits.
+        limits: lowest and highest value of each latent; by default, where the particles of q
+            and the draws from p lie, and a third more on either side.
+
+    Raises:
+        UserError: if the model has more than two latents, counted over all its layers.
+    """
+    particle_key, draw_key = jax.random.split(key)
+    found, _ = _particles(model, x, particle_key, particles)
+    flat, unravel = jax.vmap(lambda z: ravel_pytree(z)[0])(found.z), _unravel(found.z)
+    if flat.shape[1] > 2:
+        raise UserError(f"a grid needs one or two latents; this model has {flat.shape[1]}")
+    chosen = np.asarray(sir(Particles(flat, found.log_w), draw_key, draws))
+    limits = limits or _limits(np.concatenate([np.asarray(flat), chosen]))
+    axes = tuple(np.linspace(low, high, points, dtype=np.float32) for low, high in limits)
+    grid = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1)
+    values = _densities(model, x, jnp.asarray(grid.reshape(-1, flat.shape[1])), unravel)
+    log_p, log_q = (np.asarray(value, np.float64).reshape(grid.shape[:-1]) for value in values)
+    cell = sum(np.log(axis[1] - axis[0]) for axis in axes)
+    log_evidence = float(np.logaddexp.reduce(log_p, axis=None) + cell)
+    return PosteriorGrid(axes, log_p - log_evidence, log_q, log_evidence, chosen)
+
+
+_particles = eqx.filter_jit(importance_particles)
+
+
+def _unravel(z: Latents) -> Callable[[Float[Array, " m"]], Latents]:
+    """A flat latent -> latents like one of `z`, whose leaves are `[k, ...]`."""
+    return ravel_pytree(jax.tree.map(lambda leaf: leaf[0], z))[1]
+
+
+def _limits(points: Float[np.ndarray, "n m"]) -> tuple[tuple[float, float], ...]:
+    low, high = points.min(axis=0), points.max(axis=0)
+    margin = (high - low) / 3
+    return tuple(zip((low - margin).tolist(), (high + margin).tolist(), strict=True))
+
+
+@eqx.filter_jit
+def _densities(
+    model: AbstractLatentModel,
+    x: Example,
+    grid: Float[Array, "n m"],
+    unravel: Callable[[Float[Array, " m"]], Latents],
+) -> tuple[Float[Array, " n"], Float[Array, " n"]]:
+    """log p(x, z) and log q(z|x) at each point of the grid, nats."""
+    posterior = model.posterior(x)
+
+    def both(z: Float[Array, " m"]) -> tuple[Scalar, Scalar]:
+        latents = unravel(z)
+        return model.log_joint(x, latents), posterior.log_prob(latents)
+
+    return jax.lax.map(both, grid, batch_size=ROWS)
+
+
+# --- rate and distortion --------------------------------------------------------------------
+
+
+class RateDistortion(NamedTuple):
+    """The rate-distortion curve of a model on some examples (Huang et al. 2020).
+
+    Attributes:
+        betas: `[T]`.
+        rate: `[n, T]` float64, nats: an upper bound, in expectation, of the least rate.
+        distortion: `[n, T]` float64, -log p(x|z), nats.
+        acceptance: `[n, T-1]` mean probability of acceptance.
+    """
+
+    betas: Float[np.ndarray, " T"]
+    rate: Float[np.ndarray, "n T"]
+    distortion: Float[np.ndarray, "n T"]
+    acceptance: Float[np.ndarray, "n moves"]
+
+
+def rate_distortion(
+    model: AbstractLatentModel,
+    examples: np.ndarray,
+    key: PRNGKey,
+    *,
+    betas: Betas,
+    step_size: StepSize,
+    n_leapfrog: int,
+    chains: int = 16,
+    batch_size: int | None = None,
+) -> RateDistortion:
+    """Rate and distortion of each example at every beta, from one annealing run.
+
+    Args:
+        examples: `[n, ...]` in the model's units.
+        betas: temperatures from 0 (the prior) to any end; 1 is the posterior.
+        step_size: from `tune_step_size(..., start="prior")` on other examples.
+        chains: of each example.
+        batch_size: examples at a time on each device; changes the speed, not the numbers.
+
+    Raises:
+        UserError: if there are no examples, the temperatures do not increase from 0, or the
+            model does not say what its prior is.
+    """
+    slabs = rate_distortion_slabs(
+        model,
+        examples,
+        key,
+        betas=betas,
+        step_size=step_size,
+        n_leapfrog=n_leapfrog,
+        chains=chains,
+        batch_size=batch_size,
+    )
+    out = gather(slabs)
+    curves = out["rate"], out["distortion"], out["acceptance"]
+    return RateDistortion(np.asarray(as_betas(betas, end=None), np.float64), *curves)
+
+
+def rate_distortion_slabs(
+    model: AbstractLatentModel,
+    examples: np.ndarray,
+    key: PRNGKey,
+    *,
+    betas: Betas,
+    step_size: StepSize,
+    n_leapfrog: int,
+    chains: int = 16,
+    batch_size: int | None = None,
+    first: int = 0,
+) -> Iterator[dict[str, np.ndarray]]:
+    """`rate_distortion` from example `first` on, slab by slab: `rate`, `distortion` `[m, T]`."""
+    check_positive("chains", chains)
+    b = as_betas(betas, end=None)
+    sizes = as_step_sizes(step_size, len(b) - 1)
+    # A pytree, so that other temperatures and step sizes need no new compilation.
+    fn = eqx.Partial(
+        rate_distortion_bounds, k=chains, betas=b, step_size=sizes, n_leapfrog=n_leapfrog
+    )
+    batch = chain_batch(chains) if batch_size is None else batch_size
+    return map_examples(fn, model, examples, key, batch_size=batch, first=first)

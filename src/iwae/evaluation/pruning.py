@@ -1,0 +1,123 @@
+"""A smaller model without the units that carry nothing."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float
+
+from iwae.errors import UserError
+from iwae.evaluation.units import as_vae
+from iwae.models.networks import ConvDecoder, Dense, OwnDecoder
+from iwae.models.vae import VAE, AbstractLatentModel, GaussianNet
+
+
+def prune(model: AbstractLatentModel, keep: Sequence[Bool[np.ndarray, " _"]]) -> VAE:
+    """A smaller model without the units that are not kept; the model given stays as it is.
+
+    A unit removed is one fixed at 0 with its factors of p and q dropped. If nothing is kept of
+    a layer l > 1, it carries nothing up or down, so the layers above it go too (their weights
+    have mean one) and layer l - 1 becomes the top. Its prior p(h_{l-1}|h_l = 0) is then a
+    constant Gaussian, which standardised latents make the N(0, I) of a VAE; log weights do not
+    change under this change of variables.
+
+    Args:
+        keep: for each layer a mask, `[d_l]`, such as `active_units(...).masks`.
+
+    Raises:
+        UserError: if the model is not a VAE, the masks do not fit it, nothing is kept of the first
+            layer (no VAE is left: the data do not depend on the latents at all), or what reads that
+            layer is a decoder of a user's own.
+    """
+    vae = as_vae(model)
+    if tuple(mask.size for mask in keep) != vae.latent_sizes:
+        sizes = tuple(mask.size for mask in keep)
+        raise UserError(f"masks of sizes {sizes} do not fit latent sizes {vae.latent_sizes}")
+    if not keep[0].any():
+        raise UserError("no unit of the first layer is kept, and a VAE needs at least one")
+    empty = [l for l, mask in enumerate(keep) if not mask.any()]
+    n_layers = min(empty, default=len(keep))
+    for l, mask in enumerate(keep[:n_layers]):
+        vae = _change(vae, _writers(vae, l), partial(_keep_outputs, mask))
+        vae = _change(vae, _readers(vae, l), partial(_keep_inputs, mask))
+    return _without_top(vae, n_layers) if empty else vae
+
+
+def _writers(model: VAE, l: int) -> list[Dense]:
+    """The linear maps whose outputs are units of layer l (from 0): of its q, and of its p."""
+    nets = model.encoder[l : l + 1] + model.prior_nets[l : l + 1]
+    return [dense for net in nets for dense in (net.loc, net.log_scale)]
+
+
+def _readers(model: VAE, l: int) -> list[Dense]:
+    """The linear maps whose inputs are units of layer l (from 0): of the layers above and below."""
+
+    def first(net: GaussianNet) -> tuple[Dense, ...]:
+        return net.hidden.layers[:1] or (net.loc, net.log_scale)
+
+    above = [dense for net in model.encoder[l + 1 : l + 2] for dense in first(net)]
+    if l == 0:
+        return [*above, *_first_of_decoder(model)]
+    return [*above, *first(model.prior_nets[l - 1])]
+
+
+def _first_of_decoder(model: VAE) -> tuple[Dense, ...]:
+    if model.decoder_hidden.layers:
+        return model.decoder_hidden.layers[:1]
+    if isinstance(model.output, OwnDecoder):
+        raise UserError(
+            "a decoder of your own that takes h_1 itself cannot be told to leave units out: give "
+            "the model a dense layer between them (hidden_sizes[0]), or do not prune it"
+        )
+    return (model.output.start if isinstance(model.output, ConvDecoder) else model.output,)
+
+
+def _change(model: VAE, maps: Sequence[Dense], change: Callable[[Dense], Dense]) -> VAE:
+    """The model with some of its linear maps changed."""
+    chosen = {id(dense) for dense in maps}
+    return jax.tree.map(
+        lambda dense: change(dense) if id(dense) in chosen else dense,
+        model,
+        is_leaf=lambda node: isinstance(node, Dense),
+    )
+
+
+def _keep_outputs(mask: np.ndarray, dense: Dense) -> Dense:
+    return _with(dense, dense.weight[:, mask], dense.bias[mask])
+
+
+def _keep_inputs(mask: np.ndarray, dense: Dense) -> Dense:
+    return _with(dense, dense.weight[mask], dense.bias)
+
+
+def _with(dense: Dense, weight: Float[Array, "n m"], bias: Float[Array, " m"]) -> Dense:
+    return eqx.tree_at(lambda d: (d.weight, d.bias), dense, (weight, bias))
+
+
+def _without_top(model: VAE, n_layers: int) -> VAE:
+    """The first `n_layers` layers of a model whose next layer is fixed at zero."""
+    top = n_layers - 1
+    prior = model.prior_nets[top](jnp.zeros(model.latent_sizes[n_layers]))
+    mean, scale = prior.mean, jnp.sqrt(prior.variance)
+    model = eqx.tree_at(
+        lambda m: (m.encoder, m.prior_nets),
+        model,
+        (model.encoder[:n_layers], model.prior_nets[:top]),
+    )
+
+    # With h = mean + scale u and p(u) = N(0, I): q's outputs are those of u, and readers take u.
+    def read(dense: Dense) -> Dense:
+        return _with(dense, scale[:, None] * dense.weight, dense.bias + mean @ dense.weight)
+
+    def write_loc(dense: Dense) -> Dense:
+        return _with(dense, dense.weight / scale[None, :], (dense.bias - mean) / scale)
+
+    def write_log_scale(dense: Dense) -> Dense:
+        return _with(dense, dense.weight, dense.bias - jnp.log(scale))
+
+    model = _change(model, [model.encoder[top].loc], write_loc)
+    model = _change(model, [model.encoder[top].log_scale], write_log_scale)
+    return _change(model, _readers(model, top), read)

@@ -1,0 +1,283 @@
+"""Mean, variance, signal-to-noise ratio and bias of a gradient estimator, by many draws of it.
+
+A draw is the gradient of the mean objective over a batch of examples, all random numbers drawn
+anew. Nothing of the size of a gradient is kept for each draw.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Key, PyTree, Shaped
+from scipy.special import stdtrit
+
+from iwae.errors import UserError
+from iwae.models.vae import VAE, AbstractLatentModel
+from iwae.objectives.objective import Objective
+from iwae.typing import PRNGKey, Scalar
+
+BLOCKS = 10
+"""Parts of the draws, from whose spread the errors are worked out."""
+
+Draw = Callable[[AbstractLatentModel, Shaped[Array, "n ..."], PRNGKey], PyTree]
+
+
+def gradient_of(objective: Objective) -> Draw:
+    """(model, examples, key) -> one draw of the gradient of the mean objective."""
+
+    def value(model: AbstractLatentModel, xs: Array, key: PRNGKey) -> Scalar:
+        keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(len(xs)))
+        return jnp.mean(jax.vmap(lambda x, key: objective(*model.condition(x), key))(xs, keys))
+
+    return eqx.filter_grad(value)
+
+
+class Moments(NamedTuple):
+    """Of the draws in each block, leaf by leaf: `[blocks, ...]`."""
+
+    mean: PyTree
+    variance: PyTree
+
+
+@eqx.filter_jit
+def moments(draw: Draw, model: AbstractLatentModel, xs: Array, key: PRNGKey, draws: int) -> Moments:
+    """The first two moments of a gradient, in `BLOCKS` blocks of equally many draws."""
+    per_block = draws // BLOCKS
+
+    def of_block(block: Array) -> tuple[PyTree, PyTree]:
+        keys = _draw_keys(jax.random.fold_in(key, block), per_block)
+        zeros = jax.tree.map(jnp.zeros_like, eqx.filter(model, eqx.is_inexact_array))
+
+        def add(state: tuple, step: tuple) -> tuple[tuple, None]:
+            mean, squares = state
+            number, key = step
+            gradient = draw(model, xs, key)
+            change = jax.tree.map(lambda g, m: g - m, gradient, mean)
+            mean = jax.tree.map(lambda m, d: m + d / number, mean, change)
+            squares = jax.tree.map(
+                lambda s, d, g, m: s + d * (g - m), squares, change, gradient, mean
+            )
+            return (mean, squares), None
+
+        numbers = jnp.arange(1, per_block + 1).astype(jnp.float32)
+        (mean, squares), _ = jax.lax.scan(add, (zeros, zeros), (numbers, keys))
+        return mean, jax.tree.map(lambda s: s / (per_block - 1), squares)
+
+    return Moments(*jax.lax.map(of_block, jnp.arange(BLOCKS)))
+
+
+def _draw_keys(key: PRNGKey, n: int) -> Key[Array, " n"]:
+    return jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(n))
+
+
+def groups_of(gradient: PyTree, model: AbstractLatentModel) -> dict[str, list[Any]]:
+    """The leaves of a model's gradient, by name of what they belong to.
+
+    Of a VAE: the encoder's and the prior's networks by layer, and the decoder; of another model,
+    every leaf on its own.
+    """
+    groups: dict[str, list[Any]] = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(gradient):
+        name = jax.tree_util.keystr(path).lstrip(".")
+        groups.setdefault(_group_name(name) if isinstance(model, VAE) else name, []).append(leaf)
+    return groups
+
+
+def _group_name(name: str) -> str:
+    """encoder[0].loc.weight -> encoder 1: layers are counted from the data, as in the papers."""
+    for part, words in (("encoder", "encoder"), ("prior_nets", "prior")):
+        if name.startswith(f"{part}["):
+            return f"{words} {int(name[len(part) + 1 :].partition(']')[0]) + 1}"
+    return "decoder"
+
+
+class Signal(NamedTuple):
+    """What is known of one group of parameters.
+
+    Attributes:
+        parameters: how many.
+        mean_norm: norm of the mean gradient, without what noise adds to it.
+        variance: summed over the parameters.
+        snr: norm of the mean over the root of the summed variance (Rainforth et al. 2018, eq. 5,
+            for a group).
+        snr_stderr: of `snr`, by the jackknife over blocks.
+    """
+
+    parameters: int
+    mean_norm: float
+    variance: float
+    snr: float
+    snr_stderr: float
+
+
+def signals(model: AbstractLatentModel, found: Moments, draws: int) -> dict[str, Signal]:
+    """Signal and noise of every group of parameters."""
+    means, variances = groups_of(found.mean, model), groups_of(found.variance, model)
+    return {name: _signal(means[name], variances[name], draws) for name in means}
+
+
+def _signal(means: list[Array], variances: list[Array], draws: int) -> Signal:
+    mean = np.concatenate([np.float64(m).reshape(BLOCKS, -1) for m in means], axis=1)
+    noise = np.concatenate([np.float64(v).reshape(BLOCKS, -1) for v in variances], axis=1)
+    per_block = draws // BLOCKS
+
+    def of_blocks(keep: np.ndarray) -> tuple[float, float]:
+        variance = noise[keep].mean(axis=0).sum()
+        squared = (mean[keep].mean(axis=0) ** 2).sum() - variance / (per_block * keep.sum())
+        return float(np.sqrt(max(squared, 0.0))), float(variance)
+
+    whole = np.ones(BLOCKS, bool)
+    norm, variance = of_blocks(whole)
+    without = [of_blocks(np.arange(BLOCKS) != block) for block in range(BLOCKS)]
+    ratios = np.array([_ratio(*parts) for parts in without])
+    stderr = np.sqrt((BLOCKS - 1) / BLOCKS * ((ratios - ratios.mean()) ** 2).sum())
+    return Signal(mean.shape[1], norm, variance, _ratio(norm, variance), float(stderr))
+
+
+def _ratio(norm: float, variance: float) -> float:
+    """Signal over noise; a gradient that is zero has no signal."""
+    return norm / np.sqrt(variance) if variance > 0 else (np.inf if norm > 0 else 0.0)
+
+
+class Bias(NamedTuple):
+    """How far the mean of one estimator is from that of another, on the same random numbers.
+
+    Attributes:
+        difference: of the means, along the direction in which other draws differ most clearly.
+        stderr: of that.
+        relative: the difference over the norm of the reference's mean.
+        z: the difference over its standard error.
+    """
+
+    difference: float
+    stderr: float
+    relative: float
+    z: float
+
+
+FALSE_ALARM = 1 / 30_000
+"""How often the paired test calls a bias, of either sign, what is none."""
+
+
+def biased_above(draws: int) -> float:
+    """A difference of more standard errors than this is a bias.
+
+    A quantile of Student's t, because the error comes from the draws too: those of the second half,
+    which are looked at. The rate of false alarms is exact for normal differences.
+    """
+    return -float(stdtrit(_looked_at(draws) - 1, FALSE_ALARM / 2))
+
+
+def _looked_at(draws: int) -> int:
+    return draws - draws // 2
+
+
+def biases(
+    draw: Draw,
+    reference: Draw,
+    model: AbstractLatentModel,
+    xs: Array,
+    key: PRNGKey,
+    draws: int,
+) -> dict[str, Bias]:
+    """The bias of every group of parameters against a reference estimator, by a paired test.
+
+    The first half of the draws says in which direction to look, the second half is looked at.
+    """
+    first_key, second_key = jax.random.split(key)
+    ours, its = (_mean(one, model, xs, first_key, draws // 2) for one in (draw, reference))
+    difference = jax.tree.map(lambda a, b: a - b, ours, its)
+    found = _components(draw, reference, model, xs, second_key, _looked_at(draws), difference)
+    result = {}
+    for name, leaves in groups_of(difference, model).items():
+        norm = float(np.sqrt(sum(float(jnp.sum(leaf**2)) for leaf in leaves)))
+        size = np.sqrt(sum(float(jnp.sum(g**2)) for g in groups_of(its, model)[name]))
+        result[name] = _bias(np.float64(found[name]) / (norm or 1.0), float(size))
+    return result
+
+
+def _bias(along: Any, size: float) -> Bias:
+    mean, stderr = along.mean(), along.std(ddof=1) / np.sqrt(len(along))
+    # Estimators that agree draw by draw differ by rounding only, and rounding is no bias.
+    z = float(mean / max(stderr, ROUNDING * size)) if size > 0 else 0.0
+    return Bias(float(mean), float(stderr), float(mean / size) if size > 0 else 0.0, z)
+
+
+ROUNDING = 1e-7
+"""A standard error is at least this share of the gradient: that of rounding."""
+
+
+@eqx.filter_jit
+def _mean(draw: Draw, model: AbstractLatentModel, xs: Array, key: PRNGKey, draws: int) -> PyTree:
+    def add(mean: PyTree, step: tuple) -> tuple[PyTree, None]:
+        number, key = step
+        gradient = draw(model, xs, key)
+        return jax.tree.map(lambda m, g: m + (g - m) / number, mean, gradient), None
+
+    zeros = jax.tree.map(jnp.zeros_like, eqx.filter(model, eqx.is_inexact_array))
+    numbers = jnp.arange(1, draws + 1).astype(jnp.float32)
+    return jax.lax.scan(add, zeros, (numbers, _draw_keys(key, draws)))[0]
+
+
+@eqx.filter_jit
+def _components(
+    draw: Draw,
+    reference: Draw,
+    model: AbstractLatentModel,
+    xs: Array,
+    key: PRNGKey,
+    draws: int,
+    direction: PyTree,
+) -> dict[str, Float[Array, " draws"]]:
+    """Of each draw's difference, the product with the direction, group by group."""
+
+    def one(key: PRNGKey) -> dict[str, Scalar]:
+        again = jax.random.clone(key)
+        difference = jax.tree.map(
+            lambda a, b, u: jnp.sum((a - b) * u),
+            draw(model, xs, key),
+            reference(model, xs, again),
+            direction,
+        )
+        return {name: sum(parts) for name, parts in groups_of(difference, model).items()}
+
+    return jax.lax.map(one, _draw_keys(key, draws))
+
+
+def check_draws(draws: int) -> None:
+    """Raise UserError for too few draws to know a variance in every block."""
+    if draws < 2 * BLOCKS or draws % BLOCKS:
+        raise UserError(f"draws is {draws}; give a multiple of {BLOCKS}, at least {2 * BLOCKS}")
+
+
+def slope_of(
+    ks: Sequence[int], ratios: Sequence[float], errors: Sequence[float]
+) -> tuple[float, float] | None:
+    """The power of k with which a ratio grows, by weighted least squares, and its error.
+
+    Fitted to the ratios, not to their logarithms, so that those which noise hides count too: of
+    small ratios only what chance has raised stands out, and a falling line would seem to fall
+    less. A ratio without an error, as zeros are, is held to be known as badly as the worst.
+
+    None where fewer than two ratios stand out of the noise.
+    """
+    points = np.array([ks, ratios, errors], np.float64)
+    k, ratio, error = points[:, np.isfinite(points).all(axis=0)]
+    clear = (ratio > 2 * error) & (error > 0)
+    if clear.sum() < 2:
+        return None
+    from scipy.optimize import least_squares
+
+    error = np.where(error > 0, error, error.max())
+    x = np.log(k) - np.log(k[clear]).mean()
+    start = np.polyfit(x[clear], np.log(ratio[clear]), 1)[::-1]
+
+    def misfit(line: np.ndarray) -> np.ndarray:
+        return (np.exp(line[0] + line[1] * x) - ratio) / error
+
+    found = least_squares(misfit, start)
+    covariance = np.linalg.inv(found.jac.T @ found.jac)
+    return float(found.x[1]), float(np.sqrt(covariance[1, 1]))

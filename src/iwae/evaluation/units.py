@@ -1,0 +1,161 @@
+"""Where a VAE's bound comes from, layer by layer, and which latent units carry it."""
+
+from functools import lru_cache, partial, reduce
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float
+
+from iwae.errors import UserError
+from iwae.evaluation.examples import ROWS, SLAB_ROWS, ExampleFn, check_positive, map_examples
+from iwae.inference.particles import particle_keys
+from iwae.models.vae import VAE, AbstractLatentModel
+from iwae.typing import Example, PRNGKey, Scalar
+
+ACTIVE_THRESHOLD = 0.01
+"""A unit is active if its posterior mean varies more than this (Burda et al. 2016, sec. 5.2)."""
+
+AUTHORS_EXAMPLES = 500
+"""Training examples from which the paper's published code tells the active units."""
+
+
+@lru_cache
+def layer_terms(k: int) -> ExampleFn:
+    """The parts of a VAE's evidence lower bound: ELBO = reconstruction - sum(kl).
+
+    Each is an average over the same k draws z ~ q(z|x). Only the last of `kl` is an average of
+    divergences; one of a lower layer, whose p looks down from above and q up from below, can be
+    negative.
+
+    Returns:
+        A function of (model, x, key) whose result has, in nats, `reconstruction`, the scalar
+        E_q log p(x|h_1), and `kl`, `[L]`: E_q[log q(h_l|h_{l-1}) - log p(h_l|h_{l+1})].
+    """
+
+    def fn(model: AbstractLatentModel, x: Example, key: PRNGKey) -> dict[str, Array]:
+        model, x = model.condition(x)
+        vae = as_vae(model)
+        posterior = vae.posterior(x)
+
+        def draw(key: PRNGKey) -> tuple[Scalar, Float[Array, " L"]]:
+            z = posterior.sample(key)
+            log_q = jnp.stack(posterior.layer_log_probs(z))
+            return vae.decode(z).log_prob(x), log_q - jnp.stack(vae.layer_log_priors(z))
+
+        reconstruction, kl = jax.vmap(draw)(particle_keys(key, jnp.arange(k)))
+        return {"reconstruction": jnp.mean(reconstruction), "kl": jnp.mean(kl, axis=0)}
+
+    return fn
+
+
+def as_vae(model: AbstractLatentModel) -> VAE:
+    """The model itself; UserError if it is not a VAE."""
+    if not isinstance(model, VAE):
+        raise UserError(
+            f"a {type(model).__name__} has no layers to look into: this needs an iwae.VAE"
+        )
+    return model
+
+
+class ActiveUnits(NamedTuple):
+    """How much each latent unit's posterior mean varies from example to example.
+
+    Attributes:
+        variances: for each layer l, `[d_l]` float64: the variance of E_q[h_l|x] over examples.
+        n: examples.
+        samples: ancestral draws per example.
+        threshold: a unit whose variance is above it is active.
+    """
+
+    variances: tuple[Float[np.ndarray, " _"], ...]
+    n: int
+    samples: int
+    threshold: float
+
+    @property
+    def masks(self) -> tuple[Bool[np.ndarray, " _"], ...]:
+        """For each layer, which units are active."""
+        return tuple(variance > self.threshold for variance in self.variances)
+
+    @property
+    def counts(self) -> tuple[int, ...]:
+        """For each layer, how many units are active."""
+        return tuple(int(mask.sum()) for mask in self.masks)
+
+
+def active_units(
+    model: AbstractLatentModel,
+    examples: np.ndarray,
+    key: PRNGKey,
+    *,
+    samples: int = 16,
+    threshold: float = ACTIVE_THRESHOLD,
+) -> ActiveUnits:
+    """The variance over examples of each unit's posterior mean (Burda et al. 2016, sec. 5.2).
+
+    Of the first layer the mean E_q[h_1|x] is known exactly. Of a layer above it is estimated by
+    the average of E[h_l|h_{l-1}] over `samples` ancestral draws of the layers below, and the
+    variance that the noise of this average adds is estimated from the draws and taken off (the
+    result is not let below zero). One draw says nothing about its noise, so with `samples=1`
+    nothing is taken off, and noise counts as activity.
+
+    The variance divides by n, not n - 1. Memory does not grow with the number of examples.
+
+    Args:
+        examples: `[n, ...]` in the model's units: a whole split.
+        samples: ancestral draws per example.
+
+    Raises:
+        UserError: if the model is not a VAE, there are no examples, or `samples` is not positive.
+    """
+    check_positive("samples", samples)
+    slabs = map_examples(
+        _posterior_means(samples),
+        model,
+        examples,
+        key,
+        batch_size=max(1, ROWS // samples),
+        slab_size=max(1, SLAB_ROWS // samples) * jax.local_device_count(),
+    )
+    sums = reduce(partial(jax.tree.map, np.add), map(_moment_sums, slabs))
+    n = len(examples)
+    variances = tuple(
+        np.maximum(square / n - (first / n) ** 2 - (1 - 1 / n) * noise / n, 0.0)
+        for first, square, noise in zip(*sums, strict=True)
+    )
+    return ActiveUnits(variances, n, samples, threshold)
+
+
+def authors_active_units(
+    model: AbstractLatentModel, train_examples: np.ndarray, key: PRNGKey
+) -> ActiveUnits:
+    """Active units as the paper's published code counts them: 500 examples, one ancestral draw.
+
+    Args:
+        train_examples: the training data in the model's units, so pixels already binarised;
+            only the first 500 are used.
+    """
+    return active_units(model, train_examples[:AUTHORS_EXAMPLES], key, samples=1)
+
+
+@lru_cache
+def _posterior_means(samples: int) -> ExampleFn:
+    """For each layer, the estimate of E_q[h_l|x] and the variance of its noise, `[d_l]` each."""
+
+    def fn(model: AbstractLatentModel, x: Example, key: PRNGKey) -> tuple[list, list]:
+        model, x = model.condition(x)
+        posterior = as_vae(model).posterior(x)
+        keys = particle_keys(key, jnp.arange(samples))
+        draws = jax.vmap(lambda key: posterior.layer_means(posterior.sample(key)))(keys)
+        noise = [jnp.var(d, axis=0) / max(1, samples - 1) for d in draws]  # of one draw: zero
+        return [jnp.mean(d, axis=0) for d in draws], noise
+
+    return fn
+
+
+def _moment_sums(slab: tuple[list, list]) -> tuple[list, list, list]:
+    """Sums over examples of means, squared means and noise; float64 loses nothing that matters."""
+    means, noise = jax.tree.map(lambda leaf: leaf.astype(np.float64), slab)
+    return [m.sum(0) for m in means], [(m**2).sum(0) for m in means], [v.sum(0) for v in noise]

@@ -1,0 +1,332 @@
+"""Doing what is to be done on many machines, with Ray (`pip install 'iwae[ray]'`)."""
+
+import io
+import math
+import os
+import shutil
+import tarfile
+import tempfile
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from iwae.errors import UserError
+from iwae.experiments.local import Outcome, attempt, do_task
+from iwae.experiments.tasks import (
+    Failure,
+    InUseError,
+    TakenOverError,
+    Task,
+    forget_failure,
+    held,
+    write_failure,
+)
+from iwae.runs.checkpoints import list_checkpoints
+from iwae.runs.folder import Stopped
+from iwae.runs.models import DESCRIPTION
+from iwae.training.loop import Report
+
+LOST = 10
+"""Workers that may die under one task before it counts as failed."""
+
+PATIENCE = 24
+"""How often a task that another worker seems to be at work on is tried, every five seconds."""
+
+FATAL = 75
+"""Exit status of a worker whose machine is taken away; Ray does its task again elsewhere."""
+
+
+class Place(NamedTuple):
+    """Where and with what a worker does a task.
+
+    Attributes:
+        out: the folder of all runs, as the worker sees it.
+        data_dir: where data files are looked for first, on the worker's machine.
+        end: when to stop, in seconds since 1970; machines share no other clock.
+        home: brings runs home where `out` is not shared; an actor, or None.
+        every: seconds between looks for a new checkpoint to bring home.
+    """
+
+    out: Path
+    data_dir: Path | None
+    end: float
+    home: Any
+    every: float
+
+
+def work_on_ray(
+    out: Path,
+    tasks: Sequence[Task],
+    *,
+    address: str | None = None,
+    scratch: Path | None = None,
+    cpus: int = 1,
+    gpus: float = 0.0,
+    every: float = 60.0,
+    data_dir: Path | None = None,
+    deadline: float = math.inf,
+) -> Iterator[Outcome]:
+    """Do the tasks on a Ray cluster, as many at once as it has room for.
+
+    A task whose worker dies is done again elsewhere, from its last checkpoint.
+
+    Args:
+        out: the folder of all runs. All machines see it, unless there is a `scratch`.
+        tasks: what another one needs before it.
+        address: of a cluster, such as "auto"; a cluster on this machine if None.
+        scratch: a folder of each machine's own to work in; checkpoints and results come to `out`
+            through Ray.
+        cpus: for each task, which are also its JAX devices.
+        gpus: for each task.
+        every: with a scratch, seconds between looks for a new checkpoint to bring home.
+        data_dir: where data files are looked for first, on every machine.
+        deadline: when to stop, on the clock of `time.monotonic`.
+
+    Raises:
+        UserError: if Ray is not installed, the cluster has no room for one task, or the scratch is
+            `out` itself.
+    """
+    out = Path(out).resolve()
+    work_in = out if scratch is None else Path(scratch).resolve()
+    if scratch is not None and work_in == out:
+        raise UserError(f"the scratch is {out} itself: if all machines see it, leave scratch out")
+    ray = _connect(address, cpus, gpus)
+    home = None if scratch is None else _home(ray, out)
+    end = time.time() + deadline - time.monotonic()
+    place = Place(work_in, data_dir, end, home, every)
+    env = {"JAX_NUM_CPU_DEVICES": str(cpus)}
+    remote = ray.remote(
+        max_retries=LOST, num_cpus=cpus, num_gpus=gpus, runtime_env={"env_vars": env}
+    )(_on_worker)
+    waiting = list(tasks)
+    running: dict[Any, _Running] = {}
+    missing = {task.name for task in tasks}
+    while waiting or running:
+        for task in [task for task in waiting if task.needs not in missing]:
+            waiting.remove(task)
+            lock = ExitStack()
+            try:
+                if home is not None:  # whoever works in `out` holds the task
+                    lock.enter_context(held(out, task))
+                running[remote.remote(place, task)] = _Running(task, lock)
+            except InUseError as error:
+                yield Outcome(task, "in use", str(error))
+        if not running:  # what these need has failed
+            yield from (Outcome(one, "waiting", f"it starts from {one.needs}") for one in waiting)
+            return
+        (ready,), _ = ray.wait(list(running))
+        task, lock = running.pop(ready)
+        with lock:
+            outcome = _result(ray, ready, task)
+        forget_failure(out, outcome.task)
+        if outcome.word == "failed":  # a worker may have kept it where nobody looks
+            write_failure(out, outcome.task, Failure(outcome.reason))
+        if outcome.word == "done":
+            missing.remove(outcome.task.name)
+        yield outcome
+
+
+class _Running(NamedTuple):
+    """A task that a worker has, and what keeps other queues from it."""
+
+    task: Task
+    lock: ExitStack
+
+
+def _connect(address: str | None, cpus: int, gpus: float) -> Any:
+    """Ray, connected to a cluster that has room for a task."""
+    try:
+        import ray
+    except ImportError as error:
+        raise UserError("Ray is not installed: pip install 'iwae[ray]'") from error
+    if not ray.is_initialized():
+        try:
+            # None would look for a cluster that was begun here, even one that died long ago.
+            where = address or os.environ.get("RAY_ADDRESS") or "local"
+            ray.init(address=where, include_dashboard=False, log_to_driver=False)
+        except (ConnectionError, ValueError) as error:
+            raise UserError(f"no Ray cluster at {where}: {error}") from error
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    if not any(node.get("CPU", 0) >= cpus and node.get("GPU", 0) >= gpus for node in nodes):
+        raise UserError(f"no machine of the cluster has {cpus} CPUs and {gpus:g} GPUs for a task")
+    return ray
+
+
+def _result(ray: Any, reference: Any, task: Task) -> Outcome:
+    """What became of a task, or that too many workers have died of it."""
+    try:
+        return Outcome(task, *ray.get(reference))
+    except ray.exceptions.RayTaskError as error:
+        return Outcome(task, "failed", f"{type(error.cause).__name__}: {error.cause}")
+    except ray.exceptions.RayError as error:
+        return Outcome(task, "failed", f"its workers died: {error}")
+
+
+def _on_worker(place: Place, task: Task) -> tuple[str, str]:
+    """Do a task on the machine where this runs."""
+    deadline = time.monotonic() + place.end - time.time()
+    home = _Bringing(place, task)
+    do = partial(
+        do_task,
+        data_dir=place.data_dir,
+        deadline=deadline,
+        show=home.show,
+        track=home.track,
+        prepare=home.fetch,
+    )
+    for patience in range(PATIENCE, -1, -1):
+        if time.time() > place.end:
+            return "stopped", "the time is up"
+        try:
+            outcome = attempt(place.out, task, do)
+        except Stopped:  # by a signal, as a machine that is taken away gives: elsewhere, then
+            home.bring()
+            os._exit(FATAL)
+        if outcome.word != "in use" or patience == 0:
+            break
+        time.sleep(5)  # the worker that died may not have let go of it yet
+    try:
+        home.bring()
+    except TakenOverError as error:
+        return "taken over", str(error)
+    return outcome.word, outcome.reason
+
+
+# --- where there is no shared folder ----------------------------------------------------------
+
+
+def _home(ray: Any, out: Path) -> Any:
+    """An actor beside the driver that puts runs into `out` and reads them from there."""
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    return ray.remote(num_cpus=0, scheduling_strategy=here)(Home).remote(out)
+
+
+class Home:
+    """The folder of all runs, for workers on other machines.
+
+    A worker that was given up and comes back brings nothing: each attempt at a run has a number,
+    and only the last one may write.
+    """
+
+    def __init__(self, out: Path):
+        self.out = out
+        self.attempts: dict[str, int] = {}
+
+    def begin(self, name: str) -> int:
+        """The number of a new attempt at a run, which ends those before it."""
+        self.attempts[name] = self.attempts.get(name, 0) + 1
+        return self.attempts[name]
+
+    def read(self, name: str) -> bytes | None:
+        """A run as it is now; None if there is none."""
+        return pack(self.out / name) if (self.out / name).is_dir() else None
+
+    def write(self, name: str, attempt: int, packed: bytes) -> bool:
+        """A run into its folder; whether it was, for it is not if the attempt is not the last."""
+        if attempt != self.attempts[name]:
+            return False
+        unpack(packed, self.out / name)
+        return True
+
+
+def pack(folder: Path) -> bytes:
+    """The files of a folder as a tar archive."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w:gz", compresslevel=1) as archive:
+        archive.add(folder, arcname=".")
+    return buffer.getvalue()
+
+
+def unpack(packed: bytes, folder: Path) -> None:
+    """Put the files that were packed into a folder, each of them whole or not at all.
+
+    Checkpoints that the packed folder had no longer are removed; other files stay. Whoever goes on
+    from a folder of which a part came finds the newest checkpoint that is whole.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".coming-") as name:
+        fresh = Path(name)
+        with tarfile.open(fileobj=io.BytesIO(packed)) as archive:
+            archive.extractall(fresh, filter="data")  # nothing outside of the folder
+        files = [path for path in fresh.rglob("*") if path.is_file()]
+        # What describes a model comes last, so that a part of them is no finished run.
+        for path in sorted(files, key=lambda path: (path.name == DESCRIPTION, path)):
+            there = folder / path.relative_to(fresh)
+            there.parent.mkdir(parents=True, exist_ok=True)
+            path.replace(there)
+        kept = {path.name for path in list_checkpoints(fresh / "checkpoints")}
+    for path in list_checkpoints(folder / "checkpoints"):
+        if path.name not in kept:
+            path.unlink()
+
+
+class _Bringing:
+    """Fetches a run, and brings it home now and then, where there is no shared folder."""
+
+    def __init__(self, place: Place, task: Task):
+        self.place, self.task = place, task
+        self.attempt: int | None = None
+        self.last, self.checkpoint = time.monotonic(), self._newest()
+
+    def fetch(self, task: Task) -> Task:
+        """The task with the runs that it goes on from on this machine."""
+        if self.place.home is None:
+            return task
+        self.attempt = _asked(self.place.home.begin.remote(task.name))
+        for name in filter(None, (task.name, task.needs)):
+            packed = _asked(self.place.home.read.remote(name))
+            shutil.rmtree(self.place.out / name, ignore_errors=True)  # left by another queue, maybe
+            if packed is not None:
+                unpack(packed, self.place.out / name)
+        self.checkpoint = self._newest()
+        if task.needs is None:
+            return task
+        start = {"init_from": self.place.out / task.needs}
+        return task._replace(config=task.config.model_copy(update=start))
+
+    def _newest(self) -> list[Path]:
+        return list_checkpoints(self.place.out / self.task.name / "checkpoints")[-1:]
+
+    def bring(self) -> None:
+        """Bring it home as it is.
+
+        Raises:
+            TakenOverError: if another worker was given the task since.
+        """
+        run = self.place.out / self.task.name
+        if self.attempt is not None and run.is_dir():
+            home = self.place.home
+            if not _asked(home.write.remote(self.task.name, self.attempt, pack(run))):
+                raise TakenOverError(f"another worker went on with {self.task.name}")
+        self.last, self.checkpoint = time.monotonic(), self._newest()
+
+    def _is_time(self) -> bool:
+        return self.attempt is not None and time.monotonic() - self.last > self.place.every
+
+    def show(self, reports: Iterable[Report], run: Path) -> None:  # noqa: ARG002
+        """Train, and bring new checkpoints home, and what it ends with."""
+        for _ in reports:
+            if self._is_time():
+                self.last = time.monotonic()
+                if self._newest() != self.checkpoint:
+                    self.bring()
+        self.bring()
+
+    def track(self, slabs: Iterable, total: int, label: str) -> Iterator:  # noqa: ARG002
+        """Bring home what has been measured."""
+        for slab in slabs:
+            yield slab
+            if self._is_time():
+                self.bring()
+
+
+def _asked(reference: Any) -> Any:
+    """What an actor answers."""
+    import ray
+
+    return ray.get(reference)

@@ -1,0 +1,368 @@
+"""What came of the cells: our numbers, made from records, beside the published ones."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, NoReturn
+
+import numpy as np
+from scipy.stats import t as student
+from tabulate import tabulate
+
+from iwae.config.experiment import config_values, read_config
+from iwae.config.presets import FAST, PRESETS, Preset, same_experiment
+from iwae.errors import UserError
+from iwae.experiments.cells import Wanted, cell_folder, cell_runs
+from iwae.experiments.costs import hours
+from iwae.experiments.tasks import final_models, is_trained
+from iwae.results.ordering import Known, known_bounds, models_of
+from iwae.results.text import each_model
+
+FORMATS = {"markdown": "github", "latex": "latex_booktabs", "html": "html"}
+"""How a table is written, and what `tabulate` calls it."""
+
+TOLERANCE = 0.3
+"""Nats by which honest implementations of one cell differ."""
+
+
+class Cell(NamedTuple):
+    """What is known of a cell.
+
+    Attributes:
+        name: of the cell.
+        entry: its preset.
+        nll: mean over seeds of minus the mean L_5000 on the whole test set, nats; None if unknown.
+        nll_64: the same by 64 samples.
+        stderr: its standard error from the test examples.
+        spread: standard deviation between seeds; None for one seed.
+        truth: minus the mean log density of the same examples, where it is known, nats.
+        active: mean active units of each layer.
+        annealed: AIS minus L_5000 on the same examples, with its standard error; None if unknown.
+        seeds: how many.
+        epochs: how many were trained.
+        trouble: why its runs could not be read; such a cell has no number.
+    """
+
+    name: str
+    entry: Preset
+    nll: float | None = None
+    nll_64: float | None = None
+    stderr: float | None = None
+    spread: float | None = None
+    truth: float | None = None
+    active: tuple[float, ...] = ()
+    annealed: tuple[str, float, float] | None = None
+    seeds: int = 0
+    epochs: int = 0
+    trouble: str = ""
+
+    @property
+    def difference(self) -> float | None:
+        """Ours minus the published one, nats; negative where ours is better."""
+        if self.nll is None or self.entry.nll is None:
+            return None
+        return self.nll - self.entry.nll
+
+    @property
+    def margin(self) -> float | None:
+        """How far from our mean one more seed falls in 95 of 100 cells, nats; None for one seed.
+
+        By Student's t, for the published number is one run, of another seed. The error of the test
+        examples is left out: both were measured on the same images, or nearly (OMNIGLOT).
+        """
+        if self.spread is None:
+            return None
+        return float(student.isf(0.025, self.seeds - 1) * self.spread * np.sqrt(1 + 1 / self.seeds))
+
+    @property
+    def is_shortened(self) -> bool:
+        """Whether it was trained for fewer epochs than the published schedule has."""
+        return self.nll is not None and self.epochs < self.entry.config().epochs
+
+    @property
+    def verdict(self) -> str:
+        """Whether ours is the published number."""
+        if self.nll is not None and not np.isfinite(self.nll):
+            return "not finite"
+        if self.is_shortened:
+            return "shortened: no reproduction"
+        if self.entry.is_fast:
+            return "fast recipe: not as published"
+        if self.difference is None:
+            return ""
+        near = abs(self.difference) <= TOLERANCE
+        usual = self.margin is not None and abs(self.difference) <= self.margin
+        words = {
+            (True, True): "reproduced",
+            (True, False): f"within {TOLERANCE} nats",
+            (False, True): "within what seeds differ by",
+        }
+        return words.get((near, usual), "better" if self.difference < 0 else "worse")
+
+
+def read_cells(out: Path, names: Iterable[str], wanted: Wanted) -> list[Cell]:
+    """What the records of some cells say; one that cannot be read says why, and the rest go on."""
+    cells = []
+    for name in names:
+        try:
+            cells.append(read_cell(out, name, wanted))
+        except UserError as error:
+            cells.append(Cell(name, PRESETS[name], trouble=f"{name}: {error}"))
+    return cells
+
+
+def read_cell(out: Path, name: str, wanted: Wanted) -> Cell:
+    """What the records of all seeds of a cell say.
+
+    Raises:
+        UserError: if a run or a record cannot be read, a run is not the experiment or not the seeds
+            that its folder is named after, or runs cannot be averaged.
+    """
+    entry = PRESETS[name]
+    found: list[_Finished] = []
+    for run, seeds in cell_runs(out, cell_folder(name, wanted)).items():
+        config = read_config(run / "config.toml")
+        its = config.seeds()
+        if its != seeds:
+            raise UserError(f"{run} holds seeds {its[0]} to {its[-1]}: name it after them")
+        if not same_experiment(entry, config_values(config)):
+            raise UserError(
+                f"{run} is not the experiment {name}: remove it, or choose another --out"
+            )
+        if entry.needs is not None:
+            _check_start(out, run, entry.needs, wanted)
+        found += _finished(run, config.epochs)
+    if not found:
+        return Cell(name, entry)
+    _refuse_mixed(name, found)
+    values = np.concatenate([one.best.values for one in found])
+    density = found[0].best.record.get("true_log_likelihood")
+    looser = [-one.looser.values.mean(axis=1) for one in found if one.looser is not None]
+    replicates = [each for one in found for each in one.replicates()]
+    each = values.mean(axis=1)
+    return Cell(
+        name,
+        entry,
+        nll=-float(each.mean()),
+        stderr=float(values.mean(axis=0).std(ddof=1) / np.sqrt(values.shape[1])),
+        spread=float(each.std(ddof=1)) if len(each) > 1 else None,
+        truth=None if density is None else -density,
+        active=tuple(np.mean([one["active_units"] for one in replicates], axis=0).tolist()),
+        annealed=_annealed([one.above for one in found if one.above is not None]),
+        nll_64=float(np.concatenate(looser).mean()) if looser else None,
+        seeds=len(each),
+        epochs=min(one["epoch"] for one in replicates),
+    )
+
+
+def _check_start(out: Path, run: Path, needs: str, wanted: Wanted) -> None:
+    """Raise UserError unless a run goes on from that of the cell it needs, trained to its end."""
+    start = read_config(run / "config.toml").init_from
+    source = cell_folder(needs, wanted) / run.name
+    if start is None or start.parts[-len(source.parts) :] != source.parts:
+        raise UserError(f"{run} goes on from {start}, and not from the same seeds of {needs}")
+    there = Path(out) / source
+    if not is_trained(there):
+        raise UserError(f"{run} goes on from {there}, which is missing or not trained to its end")
+    found = read_config(there / "config.toml")
+    whole = found.epochs == wanted.epochs(PRESETS[needs])
+    if not whole or not same_experiment(PRESETS[needs], config_values(found)):
+        raise UserError(f"{run} goes on from {there}, which is not the experiment {needs}")
+
+
+def _refuse_mixed(name: str, found: Sequence["_Finished"]) -> None:
+    """Raise UserError unless the runs of a cell can be averaged."""
+    first = found[0]
+    for one in found[1:]:
+        same = one.best.record["test_sha256"] == first.best.record["test_sha256"]
+        if not same or not np.array_equal(one.best.places, first.best.places):
+            raise UserError(f"the runs of {name} were measured on different test sets")
+        if one.epochs != first.epochs:
+            raise UserError(f"the runs of {name} were trained for different numbers of epochs")
+
+
+class _Above(NamedTuple):
+    """How far the longest annealing of a run is above L_5000.
+
+    Attributes:
+        estimator: its name.
+        places: of the examples in the test set, `[n]`.
+        gaps: `[R, n]`, nats.
+    """
+
+    estimator: str
+    places: np.ndarray
+    gaps: np.ndarray
+
+
+class _Finished(NamedTuple):
+    """The bounds known of a finished run: L_5000 and L_64 on all of the test set, and AIS."""
+
+    best: Known
+    looser: Known | None
+    above: "_Above | None"
+
+    def replicates(self) -> Sequence[Mapping[str, Any]]:
+        """What the record says of each seed."""
+        return each_model(self.best.record)
+
+    @property
+    def epochs(self) -> int:
+        """The epochs of its last seed."""
+        return min(one["epoch"] for one in self.replicates())
+
+
+def _finished(run: Path, epochs: int) -> list[_Finished]:
+    """The run, if it was trained for so many epochs and measured."""
+    if not is_trained(run):
+        return []
+    digests = final_models(run)
+    known = [
+        one
+        for one in known_bounds(
+            run, split="test", weights="final", pruned=False, damaged=_unreadable
+        )
+        if models_of(one.record) == digests  # others are of models that were trained on since
+    ]
+    for one in known:
+        _check(one, run)
+    whole = {one.estimator: one for one in known if one.record["subset"] is None}
+    longest = [one for one in known if one.rank[0] == 1 and not one.short]
+    if "L_5000" not in whole:
+        return []
+    best = whole["L_5000"]
+    above = _above(longest[-1], best) if longest else None
+    found = _Finished(best, whole.get("L_64"), above)
+    return [found] if found.epochs >= epochs else []
+
+
+def _check(known: Known, run: Path) -> None:
+    """Raise UserError unless a record says all that a cell needs to know."""
+    each = each_model(known.record)
+    missing = {"subset", "test_sha256"} - known.record.keys()
+    missing |= {name for one in each for name in {"epoch", "active_units"} - one.keys()}
+    if missing:
+        _unreadable(f"the record of {known.estimator} in {run} has no {min(missing)}")
+    if len(known.values) != len(each):
+        _unreadable(f"the values of {known.estimator} in {run} are not of {len(each)} replicates")
+
+
+def _unreadable(words: str) -> NoReturn:
+    raise UserError(f"{words}: put it back, or remove it and its values, and measure again")
+
+
+def _above(annealed: Known, sampled: Known) -> _Above:
+    """How far one bound is above the other on the same examples."""
+    same = np.isin(sampled.places, annealed.places)
+    return _Above(annealed.estimator, annealed.places, annealed.values - sampled.values[:, same])
+
+
+def _annealed(found: Sequence[_Above]) -> tuple[str, float, float] | None:
+    """The mean gap over the seeds of all runs annealed alike, with its standard error."""
+    alike = [
+        one
+        for one in found
+        if one.estimator == found[0].estimator and np.array_equal(one.places, found[0].places)
+    ]
+    if not alike:
+        return None
+    gap = np.concatenate([one.gaps for one in alike]).mean(axis=0)
+    return alike[0].estimator, float(gap.mean()), float(gap.std(ddof=1) / np.sqrt(gap.size))
+
+
+def table(
+    cells: Iterable[Cell],
+    wanted: Wanted,
+    style: str = "markdown",
+    fast: Iterable[Cell] = (),
+) -> str:
+    """The cells as a table; what was not run has its hours instead of a number.
+
+    Args:
+        cells: what their records say.
+        wanted: how they were run.
+        style: a name of `FORMATS`.
+        fast: the same cells by their fast recipes, to stand beside them.
+
+    Raises:
+        UserError: for another style.
+    """
+    if style not in FORMATS:
+        raise UserError(f"no format {style!r}; known: {', '.join(FORMATS)}")
+    beside = {cell.name.removeprefix(FAST): cell for cell in fast}
+    rows = [_row(cell, wanted) | _fast(beside.get(cell.name), wanted) for cell in cells]
+    columns = [name for name in rows[0] if any(row[name] for row in rows)]
+    body = [[row[name] for name in columns] for row in rows]
+    text = tabulate(body, columns, FORMATS[style], disable_numparse=True, stralign="left")
+    if wanted.epochs_scale < 1:
+        note = f"Shortened to {wanted.epochs_scale:g} of the published epochs: no reproduction."
+        return f"{_noted(note, style)}\n{text}\n"
+    return f"{text}\n"
+
+
+def _noted(note: str, style: str) -> str:
+    return {"markdown": f"{note}\n", "latex": f"{note}\n", "html": f"<p>{note}</p>"}[style]
+
+
+def _row(cell: Cell, wanted: Wanted) -> dict[str, str]:
+    """One line of the table."""
+    published = cell.entry.nll
+    row = {
+        "cell": cell.name,
+        "NLL": "",
+        "published": "" if published is None else f"{published:.2f}",
+    }
+    row |= dict.fromkeys(("NLL of the truth", "difference", "verdict"), "")
+    row |= dict.fromkeys(("-L_64", "published -L_64"), "")
+    row |= dict.fromkeys(("active units", "published active"), "")
+    row |= dict.fromkeys(("AIS beside L_5000", "seeds", "epochs", "time"), "")
+    row["published active"] = "+".join(map(str, cell.entry.active))
+    if cell.entry.nll_64 is not None:
+        row["published -L_64"] = f"{cell.entry.nll_64:.2f}"
+    if cell.trouble:
+        row["NLL"] = "cannot be read"
+        return row
+    replicates = cell.seeds or wanted.seeds
+    cost = hours(cell.entry.config(epochs=wanted.epochs(cell.entry), replicates=replicates))
+    row["time"] = "" if cost is None else duration(cost)
+    if cell.nll is None:
+        row["NLL"] = "not run"
+        return row
+    digits = 2 if cell.truth is None else 3  # where the truth is known, more of them mean something
+    row["NLL"] = f"{cell.nll:.{digits}f} ± {cell.stderr:.{digits}f}"
+    if cell.spread is not None:
+        row["NLL"] += f" (sd of seeds {cell.spread:.{digits}f})"
+    if cell.truth is not None:
+        row["NLL of the truth"] = f"{cell.truth:.{digits}f}"
+    if cell.difference is not None:
+        row["difference"] = f"{cell.difference:+.2f}"
+    row["verdict"] = cell.verdict
+    if cell.nll_64 is not None:
+        row["-L_64"] = f"{cell.nll_64:.2f}"
+    row["active units"] = "+".join(f"{count:.3g}" for count in cell.active)
+    if cell.annealed is not None:
+        name, gap, error = cell.annealed
+        row["AIS beside L_5000"] = f"{name} {-gap:+.2f} ± {error:.2f}"
+    row["seeds"], row["epochs"] = str(cell.seeds), f"{cell.epochs:,}"
+    return row
+
+
+def _fast(cell: Cell | None, wanted: Wanted) -> dict[str, str]:
+    """The columns of a line for the same cell by its fast recipe."""
+    row = dict.fromkeys(("fast NLL", "fast active", "fast AIS beside L_5000", "fast time"), "")
+    if cell is None:
+        return row
+    found = _row(cell, wanted)
+    row |= {
+        "fast NLL": found["NLL"],
+        "fast active": found["active units"],
+        "fast AIS beside L_5000": found["AIS beside L_5000"],
+        "fast time": found["time"],
+    }
+    return row
+
+
+def duration(hours: float) -> str:
+    """Hours in words."""
+    if 0 < hours < 1 / 60:
+        return "< 1 min"
+    return f"{60 * hours:.0f} min" if hours < 2 else f"{hours:.0f} h"

@@ -1,0 +1,286 @@
+"""Annealed importance sampling: chains along the path from a start to the joint density.
+
+f_beta(z) = start(z)^(1 - beta) p(x, z)^beta, where the start is q(z|x) or p(z). At every
+temperature the weight is added first, at the old z, and then one HMC move is made at the new
+temperature (Neal 2001; Wu et al. 2017).
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jax.flatten_util import ravel_pytree
+from jaxtyping import Array, Float, Int, Key, PyTree
+
+from iwae.inference.kernels import Evaluate, Flat, Point, move
+from iwae.inference.particles import Info, Particles, log_mean_exp, particle_keys
+from iwae.inference.starts import start_of
+from iwae.inference.temperatures import Betas, StepSize, as_betas, as_step_sizes, check_leapfrog
+from iwae.models.vae import AbstractLatentModel
+from iwae.typing import Example, Latents, LogWeights, PRNGKey, Scalar
+
+
+class Path(NamedTuple):
+    """One example's path, on flat latents.
+
+    Attributes:
+        sample: a key -> a flat draw of the start.
+        evaluate: a flat latent -> its `Point`; one evaluation of the model and its gradient.
+        unravel: a flat latent -> the model's latents.
+    """
+
+    sample: Callable[[PRNGKey], Flat]
+    evaluate: Evaluate
+    unravel: Callable[[Flat], Latents]
+
+
+class Total(NamedTuple):
+    """A sum in float32 that loses no digit over 10^4 terms (Kahan 1965)."""
+
+    value: Float[Array, "*k"]
+    excess: Float[Array, "*k"]
+
+    def add(self, term: Float[Array, "*k"]) -> "Total":
+        """The sum and one term more; -inf stays."""
+        term = term - self.excess
+        value = self.value + term
+        excess = (value - self.value) - term  # what rounding put in too much
+        return Total(value, jnp.where(jnp.isfinite(value), excess, 0.0))
+
+
+class Chain(NamedTuple):
+    """Where a chain is: its flat latent, the model there, and its log weight so far, nats."""
+
+    z: Flat
+    point: Point
+    log_w: Total
+
+
+class Temperature(NamedTuple):
+    """One step of the schedule: a weight of `delta`, and a move at `beta`."""
+
+    number: Int[Array, "*T"]
+    beta: Float[Array, "*T"]
+    delta: Float[Array, "*T"]
+    step_size: Float[Array, "*T"]
+
+
+def make_path(model: AbstractLatentModel, x: Example, start: str) -> Path:
+    """The path of one example, with the start's parameters computed once.
+
+    No gradient flows through it, so memory does not grow with the temperatures.
+    """
+    arrays, static = eqx.partition((model, x), eqx.is_array)
+    model, x = eqx.combine(jax.lax.stop_gradient(arrays), static)
+    model, x = model.condition(x)
+    first = start_of(start, model, x)
+    unravel = ravel_pytree(first.sample(jax.random.key(0)))[1]  # only the shapes matter
+
+    def evaluate(z: Flat) -> Point:
+        log_start, grad_start = jax.value_and_grad(lambda z: first.log_prob(unravel(z)))(z)
+        log_joint, grad_joint = jax.value_and_grad(lambda z: model.log_joint(x, unravel(z)))(z)
+        return Point(log_start, log_joint, grad_start, grad_joint)
+
+    return Path(lambda key: ravel_pytree(first.sample(key))[0], evaluate, unravel)
+
+
+def temperatures(
+    betas: Betas, step_size: StepSize, n_leapfrog: int, *, end: float | None = 1.0
+) -> Temperature:
+    """The T - 1 steps of a schedule, or UserError if a move cannot be made of these."""
+    check_leapfrog(n_leapfrog)
+    b = as_betas(betas, end=end)
+    moves = b.size - 1
+    return Temperature(jnp.arange(moves), b[1:], jnp.diff(b), as_step_sizes(step_size, moves))
+
+
+def start_chains(path: Path, keys: Key[Array, " k"]) -> Chain:
+    """Chains at draws of the start, with a weight of one."""
+
+    def begin(key: PRNGKey) -> Chain:
+        z = path.sample(key)
+        return Chain(z, path.evaluate(z), Total(jnp.float32(0), jnp.float32(0)))
+
+    return jax.vmap(begin)(keys)
+
+
+def split_keys(
+    key: PRNGKey, indices: Int[Array, " k"]
+) -> tuple[Key[Array, " k"], Key[Array, " k"]]:
+    """Keys of the chains' starts and of their moves, each a function of the chain's index."""
+    keys = jax.vmap(jax.random.split)(particle_keys(key, indices))
+    return keys[:, 0], keys[:, 1]
+
+
+def move_chains(
+    path: Path, chains: Chain, keys: Key[Array, " k"], step: Temperature, n_leapfrog: int
+) -> tuple[Chain, Float[Array, " k"]]:
+    """One move of every chain at the step's beta, and the probabilities of acceptance."""
+
+    def one(chain: Chain, key: PRNGKey) -> tuple[Chain, Scalar]:
+        z, point, acceptance = move(
+            jax.random.fold_in(key, step.number),
+            chain.z,
+            chain.point,
+            path.evaluate,
+            beta=step.beta,
+            step_size=step.step_size,
+            n_leapfrog=n_leapfrog,
+        )
+        return Chain(z, point, chain.log_w), acceptance
+
+    return jax.vmap(one)(chains, keys)
+
+
+def add_weights(chains: Chain, delta: Scalar) -> Chain:
+    """Each weight times (p(x, z) / start(z))^delta, at the chain's z."""
+
+    def one(chain: Chain) -> Chain:
+        return chain._replace(log_w=chain.log_w.add(delta * chain.point.log_ratio()))
+
+    return jax.vmap(one)(chains)
+
+
+Observe = Callable[[Chain, Temperature], PyTree]
+
+
+def anneal(
+    path: Path,
+    chains: Chain,
+    keys: Key[Array, " k"],
+    steps: Temperature,
+    n_leapfrog: int,
+    observe: Observe = lambda chains, step: {},  # noqa: ARG005
+) -> tuple[Chain, Info]:
+    """Take the chains along the path: at each temperature weigh, then move, then observe.
+
+    Returns:
+        The chains at the end, and for every temperature, `[T-1]`, what `observe` saw and the
+        mean `acceptance`.
+    """
+
+    def one(chains: Chain, step: Temperature) -> tuple[Chain, Info]:
+        chains = add_weights(chains, step.delta)
+        chains, acceptance = move_chains(path, chains, keys, step, n_leapfrog)
+        return chains, {"acceptance": jnp.mean(acceptance), **observe(chains, step)}
+
+    return jax.lax.scan(one, chains, steps)
+
+
+def annealed_particles(
+    model: AbstractLatentModel,
+    x: Example,
+    key: PRNGKey,
+    k: int,
+    *,
+    betas: Betas,
+    step_size: StepSize,
+    n_leapfrog: int,
+    start: str = "posterior",
+    first: int | Int[Array, ""] = 0,
+    last_move: bool = True,
+) -> tuple[Particles, Info]:
+    """k chains of annealed importance sampling with HMC (Neal 2001; Wu et al. 2017).
+
+    The weights are those of the chains' ends at beta = 1, so what holds for importance samples
+    holds for these particles. The last move comes after the weights are fixed. No gradient
+    flows through the chains; memory does not depend on the number of temperatures.
+
+    Args:
+        betas: T temperatures that increase from 0 to 1; see `linear_schedule`.
+        step_size: of the leapfrog integrator; one number, or one for each temperature after
+            the first, `[T-1]`, such as `tune_step_size` finds on other examples.
+        n_leapfrog: leapfrog steps a move.
+        start: "posterior" for q(z|x), or "prior" for p(z).
+        first: the index of the first chain; chains `first ... first + k - 1` of this `key` are
+            the same whatever chunk they are made in.
+        last_move: move at beta = 1 once the weights are fixed, as they are before.
+
+    Returns:
+        Particles, and an info with the mean `acceptance` of each move, `[T-1]` (or one fewer
+        without the last), and the weights before the first, `start_log_w`, `[k]`: those of
+        importance sampling where chains start at q(z|x).
+
+    Raises:
+        UserError: if the temperatures or step sizes are no schedule, `start` is unknown, or
+            the model does not say what its prior is.
+    """
+    steps = temperatures(betas, step_size, n_leapfrog)
+    path = make_path(model, x, start)
+    start_keys, move_keys = split_keys(key, first + jnp.arange(k))
+    chains = start_chains(path, start_keys)
+    start_log_w = jax.vmap(Point.log_ratio)(chains.point)
+    moves = steps if last_move else jax.tree.map(lambda leaf: leaf[:-1], steps)
+    chains, info = anneal(path, chains, move_keys, moves, n_leapfrog)
+    if not last_move:
+        chains = add_weights(chains, steps.delta[-1])
+    particles = Particles(jax.vmap(path.unravel)(chains.z), chains.log_w.value)
+    return particles, {**info, "start_log_w": start_log_w}
+
+
+def reverse_log_weights(
+    model: AbstractLatentModel,
+    x: Example,
+    z: Latents,
+    key: PRNGKey,
+    k: int,
+    *,
+    betas: Betas,
+    step_size: StepSize,
+    n_leapfrog: int,
+    start: str = "posterior",
+) -> tuple[LogWeights, Info]:
+    """Log weights of k chains from an exact draw of p(z|x) back to the start, nats, `[k]`.
+
+    The reverse of `annealed_particles`: at each temperature a move, then a weight. Each weight
+    has the expectation 1 / p(x), so that -log of their mean is an upper bound of log p(x) in
+    expectation (Grosse, Ghahramani & Adams 2015). All chains leave the one z there is.
+
+    Args:
+        z: drawn from p(z|x), which only `model.sample` can do: (z, x) ~ p.
+
+    Returns:
+        Log weights, and an info with the mean `acceptance` at each temperature, `[T-1]`.
+    """
+    steps = temperatures(betas, step_size, n_leapfrog)
+    path = make_path(model, x, start)
+    _, keys = split_keys(key, jnp.arange(k))
+    flat = ravel_pytree(z)[0]
+    chain = Chain(flat, path.evaluate(flat), Total(jnp.float32(0), jnp.float32(0)))
+    chains = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (k, *leaf.shape)), chain)
+
+    def one(chains: Chain, step: Temperature) -> tuple[Chain, Info]:
+        chains, acceptance = move_chains(path, chains, keys, step, n_leapfrog)
+        return add_weights(chains, -step.delta), {"acceptance": jnp.mean(acceptance)}
+
+    chains, info = jax.lax.scan(one, chains, steps, reverse=True)
+    return chains.log_w.value, info
+
+
+def bidirectional_bounds(
+    model: AbstractLatentModel, key: PRNGKey, k: int, **options: Any
+) -> dict[str, Array]:
+    """Both bounds on log p(x), nats, for one (z, x) drawn from the model.
+
+    Of a conditional model they are on log p(x|y), and the label is drawn with x.
+
+    Args:
+        k: chains in either direction.
+        options: those of `annealed_particles`.
+
+    Returns:
+        `lower`, from forward chains; `upper`, from reverse chains that leave z; and their mean
+        `acceptance`.
+    """
+    model_key, forward_key, reverse_key = jax.random.split(key, 3)
+    z, x = model.sample(model_key)
+    particles, forward = annealed_particles(model, x, forward_key, k, **options)
+    log_w, backward = reverse_log_weights(model, x, z, reverse_key, k, **options)
+    acceptance = (jnp.mean(forward["acceptance"]) + jnp.mean(backward["acceptance"])) / 2
+    return {
+        "lower": log_mean_exp(particles.log_w),
+        "upper": -log_mean_exp(log_w),
+        "acceptance": acceptance,
+    }

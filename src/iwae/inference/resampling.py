@@ -1,0 +1,60 @@
+"""Gradients through a few of the particles: which of them, and how much each stands for.
+
+A gradient is a sum over k particles. An unbiased estimate of it needs only S of them, if particle
+i is chosen with a probability r_i and its term divided by it (Horvitz & Thompson 1952). Burda et
+al. (2016, sec. 3) mention the case S = 1.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from iwae.typing import PRNGKey, Scalar
+
+Drawn = tuple[Int[Array, " S"], Float[Array, " S"]]
+"""Indices of particles, and the factor of the term of each."""
+
+Draw = Callable[[PRNGKey, Float[Array, " k"], int], Drawn]
+"""(key, shares, S) -> S particles for which sum_j factor_j f(index_j) estimates sum_i f(i)."""
+
+
+def few(key: PRNGKey, shares: Float[Array, " k"], count: int) -> Drawn:
+    """At most `count` different particles, the largest always, the others by their shares.
+
+    r_i = min(1, share_i / c), where c makes the sum of all r_i equal to `count`: the probabilities
+    for which the factors 1 / r_i vary least (Fearnhead & Clifford 2003, sec. 5). The draw is
+    systematic, with a single uniform number, so that no particle is drawn twice.
+
+    Args:
+        shares: not negative; their scale does not matter. Of a share of 0 nothing is drawn.
+        count: S, less than k.
+    """
+    return systematic(jax.random.uniform(key), shares, count)
+
+
+def systematic(u: Scalar, shares: Float[Array, " k"], count: int) -> Drawn:
+    """The draw of `few` by the uniform number u in [0, 1)."""
+    chances = inclusion(shares, count)
+    ends = jnp.cumsum(chances)
+    points = u + jnp.arange(count, dtype=ends.dtype)
+    index = jnp.sum(ends[:, None] <= points[None], axis=0)
+    index = jnp.minimum(index, shares.size - 1)
+    chosen = (points < ends[-1]) & (chances[index] > 0)
+    return index, jnp.where(chosen, 1 / jnp.where(chosen, chances[index], 1.0), 0.0)
+
+
+def inclusion(shares: Float[Array, " k"], count: int) -> Float[Array, " k"]:
+    """The probability with which each particle is among the `count`; see `few`."""
+
+    def lower(c: Scalar, _: None) -> tuple[Scalar, None]:
+        """Each round keeps more of the largest for certain, and c falls to what the rest need."""
+        certain = shares >= c
+        left = count - jnp.sum(certain)
+        rest = jnp.sum(jnp.where(certain, 0.0, shares))
+        return jnp.where(left > 0, rest / jnp.maximum(left, 1).astype(c.dtype), c), None
+
+    c = jax.lax.scan(lower, jnp.sum(shares) / count, None, length=count)[0]
+    tiny = jnp.finfo(c.dtype).tiny
+    return jnp.where(shares > 0, jnp.minimum(1.0, shares / jnp.maximum(c, tiny)), 0.0)

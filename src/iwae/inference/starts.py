@@ -1,0 +1,64 @@
+"""What chains start from: q(z|x), or the prior of a model that says what it is."""
+
+from collections.abc import Callable
+from typing import Protocol, runtime_checkable
+
+import equinox as eqx
+
+from iwae.errors import UserError
+from iwae.models.vae import VAE, AbstractLatentModel, Posterior
+from iwae.typing import Example, Latents, PRNGKey, Scalar
+
+
+@runtime_checkable
+class WithPrior(Protocol):
+    """A model that says what its prior is."""
+
+    def sample(self, key: PRNGKey) -> tuple[Latents, Example]:
+        """An ancestral draw (z, x) ~ p."""
+
+    def log_prior(self, z: Latents) -> Scalar:
+        """log p(z), nats, over all layers."""
+
+
+class Prior(eqx.Module):
+    """p(z) of a model as a density to start from; its draws are those of `model.sample`."""
+
+    model: WithPrior | VAE
+
+    def sample(self, key: PRNGKey) -> Latents:
+        """A draw z ~ p(z)."""
+        return self.model.sample(key)[0]
+
+    def log_prob(self, z: Latents) -> Scalar:
+        """log p(z), nats."""
+        if isinstance(self.model, VAE):
+            return sum(self.model.layer_log_priors(z))
+        return self.model.log_prior(z)
+
+
+def _posterior(model: AbstractLatentModel, x: Example) -> Posterior:
+    return model.posterior(x)
+
+
+def _prior(model: AbstractLatentModel, x: Example) -> Posterior:  # noqa: ARG001
+    if not isinstance(model, WithPrior | VAE):
+        raise UserError(
+            f"a {type(model).__name__} does not say what its prior is: give it a method "
+            "log_prior(z) that returns log p(z) in nats, or start at the posterior"
+        )
+    return Prior(model)
+
+
+STARTS: dict[str, Callable[[AbstractLatentModel, Example], Posterior]] = {
+    "posterior": _posterior,
+    "prior": _prior,
+}
+"""What a path can start from: (model, x) -> a density with `sample` and `log_prob`."""
+
+
+def start_of(name: str, model: AbstractLatentModel, x: Example) -> Posterior:
+    """The density called `name` for this example, or UserError."""
+    if name not in STARTS:
+        raise UserError(f"no start {name!r}; known: {', '.join(STARTS)}")
+    return STARTS[name](model, x)

@@ -1,0 +1,116 @@
+"""Step sizes from a pilot run, to be frozen before anything is measured."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Key, Shaped
+
+from iwae.errors import UserError
+from iwae.inference.chains import (
+    Chain,
+    Temperature,
+    make_path,
+    move_chains,
+    split_keys,
+    start_chains,
+)
+from iwae.inference.particles import particle_keys
+from iwae.inference.temperatures import Betas, as_betas, check_leapfrog, check_step_sizes
+from iwae.models.vae import AbstractLatentModel
+from iwae.typing import Example, PRNGKey, Scalar
+
+TARGET = 0.65
+"""The best mean acceptance of HMC in many dimensions (Beskos et al. 2013)."""
+
+GAIN = 0.5
+"""How much of the distance to the target one move adds to the log of the step size."""
+
+WARM_UP = 30
+"""Moves at the first temperature, to come near from however wrong a first step size."""
+
+MOVES = 100
+"""Moves of the whole pilot at least: few temperatures get several each."""
+
+
+def tune_step_size(
+    model: AbstractLatentModel,
+    examples: Shaped[np.ndarray, "n ..."],
+    key: PRNGKey,
+    *,
+    betas: Betas,
+    n_leapfrog: int,
+    target: float = TARGET,
+    chains: int = 16,
+    start: str = "posterior",
+    initial: float = 0.1,
+    end: float | None = 1.0,
+) -> Float[np.ndarray, " moves"]:
+    """The step size at each temperature whose mean acceptance is the target.
+
+    Chains of all the examples go through the schedule together, and after each move the step
+    size follows their mean acceptance. What is measured afterwards must be measured on other
+    examples, with another key: step sizes that have seen the chains they move void the bound.
+
+    Args:
+        examples: a few dozen examples in the model's units that will not be measured.
+        key: one that is used for nothing else.
+        target: mean probability of acceptance, over examples and chains.
+        initial: the first guess.
+        end: the last temperature; None for any.
+
+    Returns:
+        `[T-1]`, for each temperature after the first: what `annealed_particles` takes.
+    """
+    if len(examples) == 0:
+        raise UserError("the pilot run needs examples, other than those that will be measured")
+    if not 0 < target < 1:
+        raise UserError(f"target is {target}; a mean acceptance lies between 0 and 1")
+    check_step_sizes(initial)
+    check_leapfrog(n_leapfrog)
+    b = as_betas(betas, end=end)
+    repeats = -(-MOVES // (len(b) - 1))
+    schedule = jnp.concatenate([jnp.repeat(b[1:2], WARM_UP), jnp.repeat(b[1:], repeats)])
+    log_sizes = _pilot(
+        model, jnp.asarray(examples), key, schedule, n_leapfrog, target, chains, start, initial
+    )
+    each = np.asarray(log_sizes, np.float64)[WARM_UP:].reshape(-1, repeats)
+    return np.exp(each[:, repeats // 2 :].mean(axis=1)).astype(np.float32)
+
+
+@eqx.filter_jit
+def _pilot(
+    model: AbstractLatentModel,
+    examples: Shaped[Array, "n ..."],
+    key: PRNGKey,
+    schedule: Float[Array, " moves"],
+    n_leapfrog: int,
+    target: float,
+    k: int,
+    start: str,
+    initial: float,
+) -> Float[Array, " moves"]:
+    """The log of the step size after each move of all examples' chains together."""
+    # The acceptance of all examples decides the next move: the one reason to batch them here.
+    xs = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), examples)
+    example_keys = particle_keys(key, jnp.arange(len(xs)))
+    start_keys, move_keys = jax.vmap(lambda key: split_keys(key, jnp.arange(k)))(example_keys)
+
+    def begin(x: Example, keys: Key[Array, " k"]) -> Chain:
+        return start_chains(make_path(model, x, start), keys)
+
+    def one(carry: tuple[Chain, Scalar], step: tuple[Array, Scalar]) -> tuple[tuple, Scalar]:
+        states, log_size = carry
+        number, beta = step
+        here = Temperature(number, beta, jnp.zeros_like(beta), jnp.exp(log_size))
+
+        def move(x: Example, chains: Chain, keys: Key[Array, " k"]) -> tuple[Chain, Array]:
+            return move_chains(make_path(model, x, start), chains, keys, here, n_leapfrog)
+
+        states, acceptance = jax.vmap(move)(xs, states, move_keys)
+        log_size += GAIN * (jnp.mean(acceptance) - target)
+        return (states, log_size), log_size
+
+    states = jax.vmap(begin)(xs, start_keys)
+    carry = states, jnp.log(jnp.float32(initial))
+    return jax.lax.scan(one, carry, (jnp.arange(schedule.size), schedule))[1]

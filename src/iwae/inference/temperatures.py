@@ -1,0 +1,101 @@
+"""Temperatures: how far along the path from the start to the joint density each step is."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from iwae.errors import UserError
+
+Betas = Float[Array, " T"] | Float[np.ndarray, " T"] | Sequence[float]
+StepSize = Float[Array, "*T"] | Float[np.ndarray, "*T"] | Sequence[float] | float
+
+
+def linear_schedule(temperatures: int) -> Float[np.ndarray, " T"]:
+    """T temperatures from 0 to 1, equally spaced; T = 2 is importance weighting and one move."""
+    _check_count(temperatures)
+    return np.linspace(0.0, 1.0, temperatures, dtype=np.float32)
+
+
+def sigmoid_schedule(temperatures: int, delta: float = 4.0) -> Float[np.ndarray, " T"]:
+    """T temperatures sigma(delta (2t/(T-1) - 1)), t = 0 ... T-1, rescaled to [0, 1].
+
+    Dense at both ends, where the densities of a path often change most (Wu et al. 2017, sec. 4).
+
+    Args:
+        temperatures: T.
+        delta: how dense; the smaller, the nearer to linear.
+    """
+    _check_count(temperatures)
+    if not delta > 0:
+        raise UserError(f"delta is {delta}; a sigmoid schedule needs a positive one")
+    t = np.linspace(-1.0, 1.0, temperatures)
+    beta = np.tanh(0.5 * delta * t)  # sigma(a) = (1 + tanh(a / 2)) / 2
+    return (0.5 * (1 + beta / beta[-1])).astype(np.float32)
+
+
+def as_betas(betas: Betas, *, end: float | None = 1.0) -> Float[Array, " T"]:
+    """Temperatures in float32, or UserError unless they increase from 0 to `end`.
+
+    Inside a compiled function the values are not there to be looked at, and pass.
+
+    Args:
+        betas: the temperatures.
+        end: what the last one must be; None for anything.
+    """
+    if not isinstance(betas, jax.core.Tracer):
+        betas = np.asarray(betas, np.float32)
+    if betas.ndim != 1 or len(betas) < 2:
+        raise UserError("a schedule is a list of at least two temperatures, from 0 to 1")
+    if isinstance(betas, np.ndarray):
+        _check_increase(betas, end)
+    return jnp.asarray(betas, jnp.float32)
+
+
+def _check_increase(betas: np.ndarray, end: float | None) -> None:
+    if betas[0] != 0 or (end is not None and betas[-1] != end):
+        raise UserError(
+            f"temperatures go from {betas[0]:g} to {betas[-1]:g}; they must go from 0 to "
+            f"{'some end' if end is None else f'{end:g}'}"
+        )
+    wrong = np.flatnonzero(~(np.diff(betas) > 0))
+    if wrong.size:
+        i = int(wrong[0])
+        raise UserError(
+            f"temperature {i + 1} is {betas[i + 1]:.9g} after {betas[i]:.9g}: temperatures must "
+            "increase, and differ in float32"
+        )
+
+
+def as_step_sizes(step_size: StepSize, moves: int) -> Float[Array, " moves"]:
+    """One step size for each move, or UserError; a single number serves for all."""
+    if not isinstance(step_size, jax.core.Tracer):
+        step_size = np.asarray(step_size, np.float32)
+    if step_size.shape not in ((), (moves,)):
+        raise UserError(
+            f"step_size has shape {step_size.shape}; give one number, or one for each "
+            f"temperature after the first, of which there are {moves}"
+        )
+    if isinstance(step_size, np.ndarray):
+        check_step_sizes(step_size)
+    return jnp.broadcast_to(jnp.asarray(step_size, jnp.float32), (moves,))
+
+
+def check_step_sizes(sizes: Any) -> None:
+    """Raise UserError unless all are positive numbers."""
+    if not (np.isfinite(sizes) & (np.asarray(sizes) > 0)).all():
+        raise UserError("every step size must be a positive number")
+
+
+def check_leapfrog(n_leapfrog: int) -> None:
+    """Raise UserError unless a move has at least one leapfrog step."""
+    if n_leapfrog < 1:
+        raise UserError(f"n_leapfrog is {n_leapfrog}; a move needs at least 1 step")
+
+
+def _check_count(temperatures: int) -> None:
+    if temperatures < 2:
+        raise UserError(f"{temperatures} temperatures; a schedule has at least two, 0 and 1")

@@ -1,0 +1,101 @@
+"""Kinds of data: what the decoder's last layer means, as a NumPyro distribution over one example.
+
+An `Observation` turns the numbers that the decoder puts out for an example into a distribution
+whose event is the whole example, says which constant output describes the training data best (the
+initial bias of that layer), and what the encoder sees. What values a kind takes, and its
+parameters, are in `iwae.data.kinds`.
+"""
+
+from collections.abc import Callable
+from functools import partial
+
+from iwae.data import Kind, as_kind
+from iwae.data.kinds import column_kinds
+from iwae.errors import UserError
+from iwae.models.likelihoods.bernoulli import MEAN_CLIP, BernoulliFromLogits, bernoulli
+from iwae.models.likelihoods.categories import categorical
+from iwae.models.likelihoods.counts import negative_binomial, poisson
+from iwae.models.likelihoods.gaussian import LEAST_SCALE, gaussian, gaussian_fixed, gaussian_shared
+from iwae.models.likelihoods.levels import discretised_gaussian, logistic_mixture
+from iwae.models.likelihoods.masking import SIGNS, self_masked
+from iwae.models.likelihoods.missing import Imputing, Incomplete, incomplete
+from iwae.models.likelihoods.observation import Encoding, Observation
+from iwae.models.likelihoods.table import Columns, table
+from iwae.models.likelihoods.typical import complete, typical
+
+__all__ = [
+    "GAUSSIANS",
+    "LEAST_SCALE",
+    "MEAN_CLIP",
+    "MISSING",
+    "OBSERVATIONS",
+    "SIGNS",
+    "BernoulliFromLogits",
+    "Columns",
+    "Encoding",
+    "Imputing",
+    "Incomplete",
+    "Observation",
+    "complete",
+    "observation",
+    "typical",
+]
+
+
+def observation(kind: Kind | str, d: int, missing: str | None = None) -> Observation:
+    """The kind of data, for examples of d dimensions.
+
+    Args:
+        missing: a name in `MISSING`, if values may be missing (NaN).
+
+    Raises:
+        UserError: if there is none of that name; the message lists those there are. If values are
+            not missing at random and none of them is a Gaussian.
+    """
+    kind = as_kind(kind)
+    if kind.name not in OBSERVATIONS:
+        raise UserError(f"no observation {kind.name!r}; known: {', '.join(OBSERVATIONS)}")
+    if missing is None:
+        return OBSERVATIONS[kind.name](kind, d)
+    if missing not in MISSING:
+        raise UserError(f"no way of missing values {missing!r}; known: {', '.join(MISSING)}")
+    if missing in SIGNS and not _has_gaussian(kind):
+        raise UserError(
+            f"values that are missing {missing} have to be gaussian, not {kind}: the integral over "
+            "what they may have been is known for nothing else; use at-random"
+        )
+    if kind.columns is not None:
+        return table(kind, d, partial(_part, missing=missing))
+    data = OBSERVATIONS[kind.name](kind, d)
+    return self_masked(data, d, missing) if missing in SIGNS else incomplete(data, d)
+
+
+def _part(kind: Kind, d: int, missing: str) -> Observation:
+    """Columns of a table; those that are no Gaussians are taken to be missing at random."""
+    return observation(kind, d, missing if _has_gaussian(kind) else "at-random")
+
+
+def _has_gaussian(kind: Kind) -> bool:
+    names = [kind.name, *(one.name for one in column_kinds(kind))]
+    return any(name in GAUSSIANS for name in names)
+
+
+GAUSSIANS = ("gaussian", "gaussian-shared", "gaussian-fixed")
+"""Kinds that can be missing not at random."""
+
+MISSING = ("at-random", *SIGNS)
+"""What makes values go missing: nothing that is not observed, or they themselves."""
+
+OBSERVATIONS: dict[str, Callable[[Kind, int], Observation]] = {
+    "bernoulli": bernoulli,
+    "gaussian": gaussian,
+    "gaussian-shared": gaussian_shared,
+    "gaussian-fixed": gaussian_fixed,
+    "logistic-mixture": logistic_mixture,
+    "discretised-gaussian": discretised_gaussian,
+    "categorical": categorical,
+    "poisson": poisson,
+    "negative-binomial": negative_binomial,
+    "table": lambda kind, d: table(kind, d, observation),
+}
+"""From a kind and the number of dimensions to all that a model needs to know."""

@@ -1,0 +1,60 @@
+"""Zeros and ones."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions as dist
+from jaxtyping import Array, Float
+
+from iwae.data import Kind
+from iwae.models.likelihoods.observation import Observation, Rows
+from iwae.typing import PRNGKey
+
+MEAN_CLIP = 0.001
+"""Pixel means are clipped to [0.001, 0.999] before the logit, as in the authors' code."""
+
+
+class BernoulliFromLogits(dist.BernoulliLogits):
+    """NumPyro's distribution in float32, with a log density for finite logits only.
+
+    NumPyro's care for infinite ones costs passes over all pixels of all samples.
+    """
+
+    def sample(self, key: PRNGKey, sample_shape: tuple[int, ...] = ()) -> Float[Array, "*d"]:
+        """Zeros and ones, in the type of the logits."""
+        shape = sample_shape + self.batch_shape
+        return jax.random.bernoulli(key, self.probs, shape).astype(self.logits.dtype)
+
+    def log_prob(self, value: Float[Array, "*d"]) -> Float[Array, "*d"]:
+        """value * logits - log(1 + exp(logits)), without overflow."""
+        return value * self.logits - _softplus(self.logits)
+
+
+@jax.custom_jvp
+def _softplus(a: Float[Array, "*d"]) -> Float[Array, "*d"]:
+    """log(1 + exp(a)), within 6e-8 and the rounding of its value; cheaper than log1p.
+
+    The derivative is given because that of |a| is wrong at 0.
+    """
+    return jnp.maximum(a, 0) + jnp.log(1 + jnp.exp(-jnp.abs(a)))
+
+
+@_softplus.defjvp
+def _softplus_jvp(primals: tuple, tangents: tuple) -> tuple:
+    (a,), (da,) = primals, tangents
+    return _softplus(a), jax.nn.sigmoid(a) * da
+
+
+def bernoulli(kind: Kind, d: int) -> Observation:  # noqa: ARG001
+    """One logit for each dimension."""
+    return Observation(d, _distribution, _start)
+
+
+def _distribution(outputs: Float[Array, " d"]) -> dist.Distribution:
+    return BernoulliFromLogits(outputs).to_event(1)
+
+
+def _start(rows: Rows) -> np.ndarray:
+    """Logits of the clipped means."""
+    mean = np.clip(np.nanmean(rows, axis=0, dtype=np.float64), MEAN_CLIP, 1 - MEAN_CLIP)
+    return np.log(mean) - np.log1p(-mean)

@@ -1,0 +1,64 @@
+"""Real values: Gaussians whose scale is an output, a parameter or given."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions as dist
+from jaxtyping import Array, Float
+
+from iwae.data import Kind
+from iwae.models.likelihoods.observation import Observation, Rows
+
+LEAST_SCALE = 1e-4
+"""No learned scale is below it, so that no density grows without bound (on a repeated value, say).
+
+It is in the data's units: values that vary by less want another unit."""
+
+LEAST_INITIAL_SCALE = 1e-3
+"""The smallest scale at the start, for columns that are constant."""
+
+
+def at_least(log_scale: Float[Array, "..."], floor: float) -> Float[Array, "..."]:
+    """The logarithm of a scale, or the floor's; where it is above, not a bit is changed.
+
+    The gradient at the floor is that of the density there, so that a scale can leave it again.
+    """
+    return log_scale - jax.lax.stop_gradient(jnp.minimum(log_scale - floor, 0.0))
+
+
+def gaussian(kind: Kind, d: int) -> Observation:  # noqa: ARG001
+    """A mean and a log scale for each dimension."""
+    return Observation(2 * d, _distribution, _start)
+
+
+def gaussian_shared(kind: Kind, d: int) -> Observation:  # noqa: ARG001
+    """A mean for each dimension; its log scale is a free parameter."""
+    return Observation(d, _distribution, _start, n_free=d)
+
+
+def gaussian_fixed(kind: Kind, d: int) -> Observation:
+    """A mean for each dimension; the scale is given."""
+    scale = kind.scale
+    assert scale is not None  # noqa: S101 - by `make_kind`
+
+    def distribution(outputs: Float[Array, " d"]) -> dist.Distribution:
+        return dist.Normal(outputs, jnp.full_like(outputs, scale)).to_event(1)
+
+    return Observation(d, distribution, _mean)
+
+
+def _distribution(outputs: Float[Array, " o"]) -> dist.Distribution:
+    loc, log_scale = jnp.split(outputs, 2)
+    return dist.Normal(loc, jnp.exp(at_least(log_scale, math.log(LEAST_SCALE)))).to_event(1)
+
+
+def _start(rows: Rows) -> np.ndarray:
+    """Means and log standard deviations."""
+    scale = np.nanstd(np.asarray(rows, np.float64), axis=0)
+    return np.concatenate([_mean(rows), np.log(np.maximum(scale, LEAST_INITIAL_SCALE))])
+
+
+def _mean(rows: Rows) -> np.ndarray:
+    return np.asarray(np.nanmean(rows, axis=0, dtype=np.float64))

@@ -1,0 +1,130 @@
+"""Examples of which some values are missing (NaN): the density of those that are observed.
+
+What makes values go missing (Rubin 1976) is a name in `MISSING`. If that is at random given the
+observed values, it says nothing about the model, and the density is that of the observed values
+(Mattei & Frellsen 2019). If it is not, it is a part of the model: see
+`iwae.models.likelihoods.masking`.
+"""
+
+from typing import Protocol, runtime_checkable
+
+import jax.numpy as jnp
+import numpyro.distributions as dist
+from jaxtyping import Array, Float, PyTree
+
+from iwae.errors import UserError
+from iwae.models.likelihoods.observation import Encoding, Observation, mean_and_log_scale
+from iwae.typing import PRNGKey
+
+
+@runtime_checkable
+class Imputing(Protocol):
+    """A distribution p(x|z) that says what the missing values of an example are, given z."""
+
+    def averages(self) -> PyTree:
+        """What is averaged over z to impute: probabilities of categories, means of the rest."""
+
+    def guess(self, averages: PyTree) -> Float[Array, " d"]:
+        """One value for each dimension, from the averages over z."""
+
+    def fill(self, x: Float[Array, " d"], key: PRNGKey) -> Float[Array, " d"]:
+        """The example, its missing values drawn given z."""
+
+
+class Incomplete(dist.Distribution):
+    """p(x|z) of independent values as a distribution whose density is that of the observed ones.
+
+    Args:
+        complete: of the whole example.
+        legal: a value that the kind takes: it stands in for missing ones where a density is
+            computed and not used, so that no gradient is nan.
+
+    Raises:
+        UserError: if the values are not independent given z.
+    """
+
+    pytree_data_fields = ("complete",)
+    pytree_aux_fields = ("legal",)
+
+    def __init__(self, complete: dist.Distribution, legal: float = 0.0):
+        if not isinstance(complete, dist.Independent) or complete.event_dim != 1:
+            raise UserError(
+                f"missing values need a kind of data whose values are independent given z, which a "
+                f"{type(complete).__name__} does not say: end it with .to_event(1)"
+            )
+        self.complete, self.legal = complete, legal
+        super().__init__(event_shape=complete.event_shape)
+
+    def sample(self, key: PRNGKey, sample_shape: tuple[int, ...] = ()) -> Float[Array, "*d"]:
+        """A whole example: nothing is missing."""
+        return self.complete.sample(key, sample_shape)
+
+    def log_prob(self, value: Float[Array, " d"]) -> Float[Array, ""]:
+        """log p(x_obs|z), nats: the sum over observed values; 0 if there are none."""
+        observed = ~jnp.isnan(value)
+        each = self.complete.base_dist.log_prob(jnp.where(observed, value, self.legal))
+        return jnp.sum(jnp.where(observed, each, 0.0))
+
+    @property
+    def mean(self) -> Float[Array, " d"]:
+        """Of the whole example."""
+        return self.complete.mean
+
+    def averages(self) -> PyTree:
+        """Probabilities `[d, K]` of categories, means `[d]` of anything else."""
+        one = self.complete.base_dist
+        return one.probs if isinstance(one, dist.CategoricalLogits) else one.mean
+
+    def guess(self, averages: PyTree) -> Float[Array, " d"]:
+        """The likeliest category, the mean of anything else."""
+        if isinstance(self.complete.base_dist, dist.CategoricalLogits):
+            return jnp.argmax(averages, axis=-1).astype(jnp.float32)
+        return averages
+
+    def fill(self, x: Float[Array, " d"], key: PRNGKey) -> Float[Array, " d"]:
+        """Missing values from p(x_mis|z)."""
+        return jnp.where(jnp.isnan(x), self.sample(key), x)
+
+
+def incomplete(data: Observation, d: int) -> Observation:
+    """The same kind of data, of which values are missing at random.
+
+    The encoder sees what it saw, or standardised values where it saw them as they are, with zeros
+    for what is missing; and beside it which values are observed, as ones and zeros.
+
+    Raises:
+        UserError: if the encoder does not see the same number of inputs for each dimension.
+    """
+
+    def distribution(outputs: Float[Array, " o"]) -> dist.Distribution:
+        return Incomplete(data.distribution(outputs), data.legal)
+
+    encoding = _with_mask(data.encoding or _standardised(d), d, data.legal)
+    return data._replace(distribution=distribution, encoding=encoding)
+
+
+def _with_mask(encoding: Encoding, d: int, legal: float) -> Encoding:
+    """Zeros in the place of what is missing, and then `d` ones and zeros, 1 for observed."""
+    if encoding.n_inputs % d:
+        raise UserError(
+            f"the encoder sees {encoding.n_inputs} inputs of {d} values: with missing values it "
+            "has to be as many for each of them"
+        )
+
+    def transform(x: Float[Array, " d"], statistics: Float[Array, " s"]) -> Float[Array, " i"]:
+        observed = ~jnp.isnan(x)
+        seen = encoding.transform(jnp.where(observed, x, legal), statistics)
+        known = jnp.where(observed[None], seen.reshape(-1, d), 0.0)
+        return jnp.concatenate([known.ravel(), observed.astype(jnp.float32)])
+
+    return encoding._replace(n_inputs=encoding.n_inputs + d, transform=transform)
+
+
+def _standardised(d: int) -> Encoding:
+    """Values less their mean, over their standard deviation, so that zero is the mean."""
+
+    def transform(x: Float[Array, " d"], statistics: Float[Array, " s"]) -> Float[Array, " d"]:
+        mean, log_scale = jnp.split(statistics, 2)
+        return (x - mean) * jnp.exp(-log_scale)
+
+    return Encoding(d, transform, 2 * d, mean_and_log_scale)

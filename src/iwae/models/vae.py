@@ -1,0 +1,423 @@
+"""What a latent variable model is, and the autoencoder with L stochastic layers of the papers."""
+
+import abc
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol, runtime_checkable
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions as dist
+from jaxtyping import Array, Float
+
+from iwae.data import Kind, as_json, as_kind
+from iwae.errors import UserError
+from iwae.models import likelihoods as observations
+from iwae.models.likelihoods import Observation
+from iwae.models.networks import (
+    ACTIVATIONS,
+    ConvEncoder,
+    Dense,
+    Features,
+    Hidden,
+    Network,
+    Output,
+    OwnDecoder,
+    as_network,
+    make_features,
+    make_output,
+)
+from iwae.typing import Example, Latents, PRNGKey, Scalar
+
+
+@runtime_checkable
+class Posterior(Protocol):
+    """q(z|x) of one example: a pytree, so that `stop_gradient` reaches all of its parameters."""
+
+    def sample(self, key: PRNGKey) -> Latents:
+        """A reparameterised draw z ~ q(z|x)."""
+
+    def log_prob(self, z: Latents) -> Scalar:
+        """log q(z|x), nats."""
+
+
+class AbstractLatentModel(eqx.Module):
+    """p(x, z) and q(z|x), of one example at a time; batch with `jax.vmap`."""
+
+    @abc.abstractmethod
+    def posterior(self, x: Example) -> Posterior:
+        """q(z|x), made once per example and shared by all of its particles."""
+
+    @abc.abstractmethod
+    def log_joint(self, x: Example, z: Latents) -> Scalar:
+        """log p(x, z), nats."""
+
+    @abc.abstractmethod
+    def sample(self, key: PRNGKey) -> tuple[Latents, Example]:
+        """An ancestral draw (z, x) ~ p."""
+
+    def condition(self, x: Example) -> tuple[Any, Example]:
+        """The model of what is random in x given the rest of it, such as a label, and that part.
+
+        All of x is random unless a model says otherwise.
+        """
+        return self, x
+
+
+class GaussianNet(eqx.Module):
+    """A diagonal Gaussian whose mean and log standard deviation are functions of the input."""
+
+    features: Features | None  # what the hidden layers see of the input; None: the input itself
+    hidden: Hidden
+    loc: Dense
+    log_scale: Dense
+
+    def __init__(
+        self,
+        sizes: Sequence[int],
+        n_latent: int,
+        activation: str,
+        *,
+        features: Features | None = None,
+        blocks: int = 0,
+        key: PRNGKey,
+    ):
+        hidden_key, loc_key, scale_key = jax.random.split(key, 3)
+        self.features = features
+        self.hidden = Hidden(sizes, activation, blocks=blocks, key=hidden_key)
+        self.loc = Dense(sizes[-1], n_latent, key=loc_key)
+        self.log_scale = Dense(sizes[-1], n_latent, key=scale_key)
+
+    def __call__(self, x: Float[Array, " n"]) -> dist.Distribution:
+        """N(loc(h), exp(log_scale(h))^2), where h is what the hidden layers make of x."""
+        h = self.hidden(x if self.features is None else self.features(x))
+        return dist.Normal(self.loc(h), jnp.exp(self.log_scale(h))).to_event(1)
+
+
+class LayeredPosterior(eqx.Module):
+    """q(h_1|x) q(h_2|h_1) ... q(h_L|h_{L-1}); z is the tuple (h_1, ..., h_L)."""
+
+    first: dist.Distribution
+    above: tuple[GaussianNet, ...]
+
+    def sample(self, key: PRNGKey) -> Latents:
+        """A reparameterised draw, from the bottom up."""
+        first_key, *keys = jax.random.split(key, 1 + len(self.above))
+        z: tuple[Any, ...] = (self.first.sample(first_key),)
+        for net, k in zip(self.above, keys, strict=True):
+            z = (*z, net(z[-1]).sample(k))
+        return z
+
+    def layer_log_probs(self, z: Latents) -> tuple[Scalar, ...]:
+        """log q(h_l|h_{l-1}) for l = 1 ... L, nats, with h_0 = x."""
+        above = tuple(
+            net(below).log_prob(h) for net, below, h in zip(self.above, z, z[1:], strict=False)
+        )
+        return (self.first.log_prob(z[0]), *above)
+
+    def log_prob(self, z: Latents) -> Scalar:
+        """log q(z|x), nats."""
+        return sum(self.layer_log_probs(z))
+
+    def units(self, z: Latents) -> tuple[dist.Distribution, ...]:
+        """q of every unit of h_l given h_{l-1}, for l = 1 ... L, with h_0 = x."""
+        above = (net(below) for net, below in zip(self.above, z, strict=False))
+        return tuple(q.base_dist for q in (self.first, *above))
+
+    def layer_means(self, z: Latents) -> tuple[Float[Array, " _"], ...]:
+        """E[h_l|h_{l-1}] for l = 1 ... L, with h_0 = x: only the first depends on x alone."""
+        above = tuple(net(below).mean for net, below in zip(self.above, z, strict=False))
+        return (self.first.mean, *above)
+
+
+class VAE(AbstractLatentModel):
+    """The autoencoder of Burda et al. (2016) with L stochastic layers of any sizes.
+
+    q(z|x) = q(h_1|x) q(h_2|h_1) ...; p(x, z) = p(x|h_1) p(h_1|h_2) ... p(h_L), p(h_L) = N(0, I).
+    All latents are diagonal Gaussians. `z` is the tuple (h_1, ..., h_L): h_1 is nearest the data.
+
+    Args:
+        n_data: dimensions of one example (flat).
+        latent_sizes: sizes of h_1, ..., h_L.
+        hidden_sizes: for each stochastic layer l, the deterministic layers between h_{l-1} and
+            h_l, in the encoder's order; the decoder has the same in reverse.
+        observation: a name in `iwae.models.likelihoods.OBSERVATIONS`, or a `Kind` with its
+            parameters (or these as a mapping, as `architecture` gives them).
+        activation: a name in `iwae.models.networks.ACTIVATIONS`.
+        output_bias: the initial bias of the decoder's last layer, and then the free parameters of
+            the observation, from `Observation.initial_output` (zeros if None).
+        statistics: of the training data, from `Observation.encoding`: what the encoder needs to
+            know of them (zeros if None).
+        missing: a name in `iwae.models.likelihoods.MISSING`, if values may be missing: NaN in
+            an example. The densities are those of what is observed.
+        network: what else is between the data and h_1: a name in `iwae.models.networks.NETWORKS`,
+            or a `Network` (or its fields as a mapping, as `architecture` gives them).
+        encoder: a module of your own in place of the network's part of the encoder, a function from
+            what the encoder sees, `[n_inputs]` (the example, unless the observation has an
+            `Encoding`), to a vector of any size, which `hidden_sizes[0]` are the layers after.
+        decoder: one in place of the network's part of the decoder, from the last of its dense
+            layers (or h_1, if there are none) to `[n_outputs]` of the observation.
+        key: initialisation; every layer gets a key of its own.
+
+    Raises:
+        UserError: for unknown names, empty or unequal lists of sizes, a bias of the wrong shape, a
+            network that the data do not fit, a module that gives no vector of the right size.
+    """
+
+    encoder: tuple[GaussianNet, ...]
+    prior_nets: tuple[GaussianNet, ...]
+    decoder_hidden: Hidden
+    output: Output
+    free: Float[Array, " n_free"] | None  # outputs that are the same whatever z is
+    statistics: Float[Array, " n_statistics"] | None  # no gradient reaches them
+    top: Float[Array, "2 d_L"] | None  # p(h_L): means, log standard deviations; None: N(0, I)
+    kind: Kind = eqx.field(static=True)
+    n_data: int = eqx.field(static=True)
+    missing: str | None = eqx.field(static=True)
+    network: Network = eqx.field(static=True)
+
+    def __init__(
+        self,
+        n_data: int,
+        latent_sizes: Sequence[int] = (50,),
+        hidden_sizes: Sequence[Sequence[int]] = ((200, 200),),
+        *,
+        observation: Kind | Mapping[str, Any] | str = "bernoulli",
+        activation: str = "tanh",
+        output_bias: np.ndarray | None = None,
+        statistics: np.ndarray | None = None,
+        missing: str | None = None,
+        network: Network | Mapping[str, Any] | str = "mlp",
+        encoder: Features | None = None,
+        decoder: Features | None = None,
+        key: PRNGKey,
+    ):
+        _check_sizes(n_data, latent_sizes, hidden_sizes, activation)
+        features_key = jax.random.fold_in(key, _FEATURES)
+        encoder_key, prior_key, hidden_key, output_key = jax.random.split(key, 4)
+        self.kind, self.n_data, self.missing = as_kind(observation), n_data, missing
+        self.network = as_network(network)
+        data, n_layers = self._data(), len(latent_sizes)
+        _check_network(self.network, self.kind, data, n_data)
+        if encoder is not None and decoder is not None and self.network.name == "conv":
+            raise UserError("encoder and decoder leave no place for network 'conv': leave it out")
+        features, n_features = make_features(
+            self.network,
+            encoder,
+            data.encoding.n_inputs if data.encoding else n_data,
+            activation,
+            key=features_key,
+        )
+        # Blocks of an image stand beside its convolutions, those of a vector beside its layers.
+        blocks = self.network.blocks if self.network.name == "mlp" else 0
+        inputs = (n_features, *latent_sizes[:-1])
+        self.encoder = tuple(
+            GaussianNet(
+                (inputs[l], *hidden_sizes[l]),
+                latent_sizes[l],
+                activation,
+                features=features if l == 0 else None,
+                blocks=blocks if l == 0 else 0,
+                key=k,
+            )
+            for l, k in enumerate(jax.random.split(encoder_key, n_layers))
+        )
+        prior_keys = jax.random.split(prior_key, n_layers)[1:]
+        self.prior_nets = tuple(
+            GaussianNet(
+                (latent_sizes[l], *reversed(hidden_sizes[l])),
+                latent_sizes[l - 1],
+                activation,
+                key=k,
+            )
+            for l, k in enumerate(prior_keys, start=1)
+        )
+        sizes = (latent_sizes[0], *reversed(hidden_sizes[0]))
+        self.decoder_hidden = Hidden(sizes, activation, blocks=blocks, key=hidden_key)
+        output = make_output(
+            self.network, decoder, sizes[-1], data.n_outputs, activation, key=output_key
+        )
+        self.output, self.free = _with_bias(output, data.n_free, output_bias)
+        self.statistics, self.top = _statistics(data, statistics), None
+
+    @property
+    def observation(self) -> str:
+        """A name in `iwae.models.likelihoods.OBSERVATIONS`."""
+        return self.kind.name
+
+    @property
+    def example_size(self) -> int:
+        """Numbers in an example."""
+        return self.n_data
+
+    @property
+    def latent_sizes(self) -> tuple[int, ...]:
+        """Sizes of h_1, ..., h_L."""
+        return tuple(net.loc.bias.shape[-1] for net in self.encoder)
+
+    @property
+    def hidden_sizes(self) -> tuple[tuple[int, ...], ...]:
+        """For each stochastic layer, the deterministic ones below it, in the encoder's order."""
+        return tuple(
+            tuple(layer.bias.shape[-1] for layer in net.hidden.layers) for net in self.encoder
+        )
+
+    @property
+    def activation(self) -> str:
+        """A name in `ACTIVATIONS`."""
+        return self.decoder_hidden.activation
+
+    def architecture(self) -> dict[str, Any]:
+        """The arguments, but for the key, that make a model of this shape.
+
+        Modules of a user's own cannot be among them; `own` says where there are any.
+        """
+        hidden = [net.hidden for net in self.encoder]
+        own = {"own": list(self.own)} if self.own else {}
+        network = {} if self.network == Network() else {"network": self.network._asdict()}
+        return {
+            "n_data": self.n_data,
+            "latent_sizes": self.latent_sizes,
+            "hidden_sizes": [[layer.bias.shape[0] for layer in h.layers] for h in hidden],
+            "observation": as_json(self.kind),
+            "activation": self.decoder_hidden.activation,
+            **({} if self.missing is None else {"missing": self.missing}),
+            **network,
+            **own,
+        }
+
+    @property
+    def own(self) -> tuple[str, ...]:
+        """Which of `encoder` and `decoder` are modules of a user's own."""
+        features = self.encoder[0].features
+        is_own = features is not None and not isinstance(features, ConvEncoder)
+        return ("encoder",) * is_own + ("decoder",) * isinstance(self.output, OwnDecoder)
+
+    def posterior(self, x: Float[Array, " n_data"]) -> LayeredPosterior:
+        """q(z|x)."""
+        encoding = self._data().encoding
+        if encoding is not None:
+            known = jnp.zeros(0) if self.statistics is None else self.statistics
+            x = encoding.transform(x, jax.lax.stop_gradient(known))
+        return LayeredPosterior(self.encoder[0](x), self.encoder[1:])
+
+    def _data(self) -> Observation:
+        """What the kind of data is to this model."""
+        return observations.observation(self.kind, self.n_data, self.missing)
+
+    def prior(self) -> dist.Distribution:
+        """p(h_L): N(0, I), unless it depends on a label."""
+        if self.top is not None:
+            return dist.Normal(self.top[0], jnp.exp(self.top[1])).to_event(1)
+        return dist.Normal(jnp.zeros(self.latent_sizes[-1]), 1.0).to_event(1)
+
+    def decode(self, z: Latents) -> dist.Distribution:
+        """p(x|h_1)."""
+        outputs = self.output(self.decoder_hidden(z[0]))
+        if self.free is not None:
+            outputs = jnp.concatenate([outputs, self.free])
+        return self._data().distribution(outputs)
+
+    def layer_log_priors(self, z: Latents) -> tuple[Scalar, ...]:
+        """log p(h_l|h_{l+1}) for l = 1 ... L, nats; the last is log p(h_L)."""
+        between = tuple(
+            net(above).log_prob(h) for net, h, above in zip(self.prior_nets, z, z[1:], strict=False)
+        )
+        return (*between, self.prior().log_prob(z[-1]))
+
+    def prior_units(self, z: Latents) -> tuple[dist.Distribution, ...]:
+        """p of every unit of h_l given h_{l+1}, for l = 1 ... L."""
+        between = (net(above) for net, above in zip(self.prior_nets, z[1:], strict=True))
+        return tuple(p.base_dist for p in (*between, self.prior()))
+
+    def redraw(self, z: Latents) -> Latents:
+        """z as a function of the prior's parameters: the draw of p(z) by the noise that gives z.
+
+        Its value is z. Gradients reach the networks p(h_l|h_{l+1}), with the noise held fixed.
+        """
+        z = jax.lax.stop_gradient(z)
+        top = self.prior()
+        drawn: tuple[Any, ...] = (z[-1] if self.top is None else _by_noise(top, top, z[-1]),)
+        for net, h, above in reversed(list(zip(self.prior_nets, z, z[1:], strict=False))):
+            drawn = (_by_noise(net(drawn[0]), net(above), h), *drawn)
+        return drawn
+
+    def log_joint(self, x: Float[Array, " n_data"], z: Latents) -> Scalar:
+        """log p(x|h_1) + sum_l log p(h_l|h_{l+1}), nats."""
+        return self.decode(z).log_prob(x) + sum(self.layer_log_priors(z))
+
+    def sample(self, key: PRNGKey) -> tuple[Latents, Float[Array, " n_data"]]:
+        """An ancestral draw, from the top down."""
+        prior_key, x_key, *keys = jax.random.split(key, 2 + len(self.prior_nets))
+        z: tuple[Any, ...] = (self.prior().sample(prior_key),)
+        for net, k in zip(reversed(self.prior_nets), keys, strict=True):
+            z = (net(z[0]).sample(k), *z)
+        return z, self.decode(z).sample(x_key).astype(jnp.float32)
+
+
+def _check_sizes(
+    n_data: int, latent_sizes: Sequence[int], hidden_sizes: Sequence[Sequence[int]], activation: str
+) -> None:
+    if not latent_sizes or len(latent_sizes) != len(hidden_sizes):
+        raise UserError(
+            f"{len(latent_sizes)} latent sizes but {len(hidden_sizes)} lists of hidden sizes: "
+            "give one of each for every stochastic layer"
+        )
+    if min(n_data, *latent_sizes, *(size for sizes in hidden_sizes for size in sizes)) < 1:
+        raise UserError("every layer needs at least one unit")
+    if activation not in ACTIVATIONS:
+        raise UserError(f"no activation {activation!r}; known: {', '.join(ACTIVATIONS)}")
+
+
+def _by_noise(p: dist.Distribution, there: dist.Distribution, h: Array) -> Array:
+    """The draw of one Gaussian by the noise, held fixed, that gives h under another."""
+    one, other = p.base_dist, there.base_dist
+    return one.loc + one.scale * jax.lax.stop_gradient((h - other.loc) / other.scale)
+
+
+_FEATURES = 4  # what the key is folded with; it is also split into 0 to 3
+
+
+def _check_network(network: Network, kind: Kind, data: Observation, n_data: int) -> None:
+    """Raise UserError if the data are not the images that the network is for."""
+    if network.name != "conv":
+        return
+    shape, n = list(network.shape), math.prod(network.shape)
+    if n != n_data:
+        raise UserError(f"images of shape {shape} have {n} values, but an example has {n_data}")
+    n_inputs = data.encoding.n_inputs if data.encoding else n_data
+    if n_inputs % n or data.n_outputs % n or kind.columns is not None:
+        raise UserError(
+            f"network 'conv' needs as many outputs for each value, which {kind.name!r} has not: "
+            "take network 'mlp'"
+        )
+
+
+def _with_bias(
+    layer: Output, n_free: int, bias: np.ndarray | None
+) -> tuple[Output, Float[Array, " n_free"] | None]:
+    """The layer with its share of the initial outputs, and the free parameters with theirs."""
+    n_outputs = layer.bias.shape[0]
+    if bias is None:
+        return layer, jnp.zeros(n_free) if n_free else None
+    if bias.shape != (n_outputs + n_free,):
+        raise UserError(
+            f"output_bias has shape {bias.shape}; this model needs {(n_outputs + n_free,)}"
+        )
+    outputs, free = np.split(bias, [n_outputs])
+    layer = eqx.tree_at(lambda output: output.bias, layer, jnp.asarray(outputs, jnp.float32))
+    return layer, jnp.asarray(free, jnp.float32) if n_free else None
+
+
+def _statistics(
+    data: Observation, given: np.ndarray | None
+) -> Float[Array, " n_statistics"] | None:
+    """What the encoder knows of the training data, if it needs to know anything."""
+    n = data.encoding.n_statistics if data.encoding else 0
+    if given is not None and given.shape != (n,):
+        raise UserError(f"statistics has shape {given.shape}; this model needs {(n,)}")
+    if n == 0:
+        return None
+    return jnp.zeros(n) if given is None else jnp.asarray(given, jnp.float32)

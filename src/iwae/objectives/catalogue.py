@@ -1,0 +1,173 @@
+"""Names -> objectives: the one place where a declaration becomes functions."""
+
+from collections.abc import Callable
+from functools import lru_cache, partial
+from typing import Any, TypeVar, cast
+
+from iwae.objectives import gradients
+from iwae.objectives.annealed import aiwae
+from iwae.objectives.bounds import analytic_elbo, bound, learned_ciwae
+from iwae.objectives.declaration import Declaration, Phase, check, particles
+from iwae.objectives.differentiable import dais
+from iwae.objectives.layered import gdreg
+from iwae.objectives.objective import Objective
+from iwae.objectives.penalties import Penalty
+from iwae.objectives.reductions import (
+    Reduction,
+    ciwae,
+    elbo,
+    iwae,
+    miwae,
+    renyi,
+    tvo,
+    tvo_schedule,
+    vr_max,
+)
+from iwae.objectives.sleeping import WAKE, rws
+from iwae.objectives.surrogates import REPARAM, Estimator
+
+Option = TypeVar("Option")
+
+LARGE_K, LARGE_CHUNK = 500, 100
+"""With more particles than this, so many at a time unless the declaration says."""
+
+
+FORWARD_CHUNK = 50
+"""So many at a time where the gradient goes through few, so that memory does not grow with k."""
+
+
+def objective(name: str, k: int, **options: Any) -> Objective:
+    """The objective called `name` with k particles; the same object each time it is asked for.
+
+    Args:
+        name: one that `iwae objectives` lists.
+        k: particles, or those of each group.
+        options: the other fields of `iwae.objectives.declaration.Declaration`.
+
+    Raises:
+        UserError: names what is unknown, out of range, or does not go together.
+    """
+    return compose(Declaration(name, k, **options))
+
+
+@lru_cache
+def compose(declaration: Declaration, layers: int | None = None) -> Objective:
+    """The objective of a declaration; see `objective`.
+
+    Args:
+        layers: stochastic layers of the model, where they are known.
+    """
+    return _compose(check(declaration, layers), layers)
+
+
+@lru_cache
+def _compose(declaration: Declaration, layers: int | None) -> Objective:
+    return _MAKERS.get(declaration.objective, _importance)(declaration, layers)
+
+
+def _given(option: Option | None) -> Option:
+    """An option that `check` has seen to."""
+    assert option is not None  # noqa: S101
+    return option
+
+
+def _penalty(d: Declaration) -> Penalty | None:
+    if d.kl_warmup_steps == 0 and d.free_bits == 0:
+        return None
+    return Penalty(d.kl_warmup_steps, d.free_bits)
+
+
+def chunk_of(d: Declaration) -> int | None:
+    """Particles at a time."""
+    if d.backward is not None and d.chunk is None:
+        return FORWARD_CHUNK if particles(d) > FORWARD_CHUNK else None
+    return d.chunk or (LARGE_CHUNK if particles(d) > LARGE_K else None)
+
+
+def _options(d: Declaration) -> dict[str, Any]:
+    """What all objectives of importance samples take."""
+    return {"penalty": _penalty(d), "chunk": chunk_of(d)}
+
+
+def _sampled(d: Declaration) -> dict[str, Any]:
+    """The options of bounds of importance samples, whose gradient may go through a few of them."""
+    return {**_options(d), "estimator": estimator_of(d), "backward": d.backward}
+
+
+def reduction_of(d: Declaration) -> Reduction:
+    """The bound of a declaration, as a function of all its log weights."""
+    table: dict[str, Callable[[], Reduction]] = {
+        "elbo": lambda: elbo,
+        "vae": lambda: elbo,
+        "iwae": lambda: iwae,
+        "miwae": lambda: partial(miwae, m=_given(d.m)),
+        "piwae": lambda: partial(miwae, m=_given(d.m)),
+        "ciwae": lambda: partial(ciwae, beta=d.beta),
+        "vr-iwae": lambda: partial(renyi, alpha=_given(d.alpha)),
+        "vr-max": lambda: vr_max,
+        "tvo": lambda: partial(tvo, betas=_betas(d)),
+    }
+    return table[d.objective]()
+
+
+def _betas(d: Declaration) -> Any:
+    return tvo_schedule(_given(d.beta_schedule), _given(d.temperatures))
+
+
+def estimator_of(d: Declaration) -> Estimator:
+    """The gradient of a declaration, as a table of coefficients."""
+    table: dict[str, Callable[[], Estimator]] = {
+        "reparam": lambda: REPARAM,
+        "stl": gradients.stl,
+        "dreg": gradients.dreg,
+        "dreg-alpha": lambda: gradients.dreg_alpha(_given(d.alpha)),
+        "rws-dreg": gradients.rws_dreg,
+        "score": lambda: WAKE if d.objective == "rws" else gradients.tvo_score(_betas(d)),
+    }
+    return table[_given(d.gradient)]()
+
+
+def _importance(d: Declaration, _: int | None) -> Objective:
+    if d.beta == "learned":
+        if d.gradient == "gdreg":
+            return learned_ciwae(lambda f: gdreg(f, k=d.k, chunk=chunk_of(d)))
+        return learned_ciwae(lambda f: bound(f, k=d.k, **_sampled(d)))
+    if d.gradient == "gdreg":
+        return gdreg(reduction_of(d), k=particles(d), chunk=chunk_of(d))
+    return bound(reduction_of(d), k=particles(d), **_sampled(d))
+
+
+def _piwae(d: Declaration, _: int | None) -> Objective:
+    options = _sampled(d)
+    options["estimator"] = gradients.apart(iwae, options["estimator"])
+    return bound(reduction_of(d), k=particles(d), **options)
+
+
+def _rws(d: Declaration, _: int | None) -> Objective:
+    phase = cast(Phase, _given(d.phase))
+    sampled = {"chunk": chunk_of(d), "backward": d.backward}
+    return rws(k=d.k, estimator=estimator_of(d), phase=phase, **sampled)
+
+
+def _annealing(d: Declaration) -> dict[str, Any]:
+    return {"temperatures": _given(d.temperatures), "n_leapfrog": _given(d.leapfrog)}
+
+
+def _dais(d: Declaration, _: int | None) -> Objective:
+    return dais(k=d.k, **_options(d), **_annealing(d))
+
+
+def _aiwae(d: Declaration, layers: int | None) -> Objective:
+    name = d.encoder_objective or ("elbo-analytic" if layers == 1 else "elbo")
+    encoder = analytic_elbo if name == "elbo-analytic" else partial(bound, elbo)
+    return aiwae(k=d.k, encoder=encoder(k=1, penalty=_penalty(d)), **_annealing(d))
+
+
+_MAKERS: dict[str, Callable[[Declaration, int | None], Objective]] = {
+    "elbo-analytic": lambda d, _: analytic_elbo(k=d.k, **_options(d)),
+    "piwae": _piwae,
+    "rws": _rws,
+    "dais": _dais,
+    "aiwae": _aiwae,
+}
+"""Objectives that are more than a bound and a table of coefficients."""

@@ -1,0 +1,178 @@
+"""Gradient estimators as coefficients of particles; see `iwae.objectives.surrogates.Estimator`.
+
+With a bound f(log w), a = grad f and h = diag(grad^2 f): the score term of the plain gradient,
+-sum_i a_i grad_phi log q(z_i|x), has the same expectation as -sum_i h_i (d log w_i / d z_i)
+(d z_i / d phi), whose variance is smaller. Applied to any bound this is DReG: path coefficients
+a - h and no score (Tucker et al. 2019, eq. 6 and appendix 8.1).
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Int
+
+from iwae.objectives.reductions import (
+    Betas,
+    Reduction,
+    ciwae,
+    elbo,
+    expected_log_w,
+    iwae,
+    miwae,
+    renyi,
+    tempered_weights,
+    tvo,
+    tvo_betas,
+)
+from iwae.objectives.surrogates import Coefficients, Estimator
+from iwae.typing import LogWeights, Scalar
+
+
+def stl() -> Estimator:
+    """Sticking the landing: the plain gradient less its score (Roeder et al. 2017).
+
+    Unbiased for the ELBO. For IWAE with k > 1 it is biased (Tucker et al. 2019, sec. 4).
+    """
+    return Estimator(score=False)
+
+
+def dreg() -> Estimator:
+    """Doubly reparameterised gradient (Tucker et al. 2019, eq. 6), of any smooth bound.
+
+    Smooth: the first derivatives in log w are continuous. Where they jump, as those of a sorted or
+    a largest weight do, it is biased.
+
+    For IWAE the path coefficients are w_i^2, for VR-IWAE alpha v_i + (1 - alpha) v_i^2 (Daudel et
+    al. 2023, theorem 2), for MIWAE w^2 within each group over m, for CIWAE beta/k +
+    (1 - beta) w_i^2, with w and v normalised.
+    """
+    return Estimator(_dreg, score=False)
+
+
+def _dreg(reduction: Reduction, log_w: LogWeights) -> Coefficients:
+    a = jax.grad(reduction)(log_w)
+    return Coefficients(a, a - curvature(reduction, log_w), jnp.zeros_like(a))
+
+
+def dreg_alpha(alpha: float) -> Estimator:
+    """DReG(alpha): path alpha w_i + (1 - 2 alpha) w_i^2 (Tucker et al. 2019, sec. 6.3).
+
+    The encoder climbs (1 - alpha) IWAE-k + alpha of wake-phi, the decoder IWAE-k.
+    """
+
+    def coefficients(_: Reduction, log_w: LogWeights) -> Coefficients:
+        w = jax.nn.softmax(log_w)
+        return Coefficients(w, alpha * w + (1 - 2 * alpha) * w**2, jnp.zeros_like(w))
+
+    return Estimator(coefficients, score=False)
+
+
+def rws_dreg() -> Estimator:
+    """Wake-theta, and wake-phi through draws: path w_i - w_i^2 (Tucker et al. 2019, eq. 8)."""
+    return dreg_alpha(1.0)
+
+
+def apart(decoder: Reduction, encoder: Estimator) -> Estimator:
+    """The decoder climbs another bound of the same particles (PIWAE: Rainforth et al. 2018).
+
+    Args:
+        decoder: what the decoder climbs.
+        encoder: how the encoder climbs the bound that the estimator is used for.
+    """
+
+    def coefficients(reduction: Reduction, log_w: LogWeights) -> Coefficients:
+        if encoder.coefficients is None:
+            a = jax.grad(reduction)(log_w)
+            table = Coefficients(a, a, a)
+        else:
+            table = encoder.coefficients(reduction, log_w)
+        return table._replace(decoder=jax.grad(decoder)(log_w))
+
+    return encoder._replace(coefficients=coefficients)
+
+
+def tvo_score(betas: Betas) -> Estimator:
+    """The gradient of the TVO by covariances, through no draw (Masrani et al. 2019, eq. 13).
+
+    Each term of the left sum has the gradient E[grad log w] + Cov(grad log f_beta, log w), with
+    log f_beta = (1 - beta) log q + beta log p under the expectation of that beta.
+    """
+
+    def coefficients(_: Reduction, log_w: LogWeights) -> Coefficients:
+        b = tvo_betas(log_w, betas)
+        finite = jnp.where(jnp.isfinite(log_w), log_w, 0.0)
+
+        def term(beta: Scalar, width: Scalar) -> tuple[LogWeights, LogWeights]:
+            w = tempered_weights(log_w, beta)
+            spread = w * (finite - expected_log_w(log_w, beta[None])[0])
+            return width * (w + beta * spread), width * (w - (1 - beta) * spread)
+
+        decoder, score = jax.vmap(term)(b[:-1], jnp.diff(b))
+        total = jnp.sum(decoder, axis=0)
+        return Coefficients(total, jnp.zeros_like(total), jnp.sum(score, axis=0))
+
+    return Estimator(coefficients, path=False)
+
+
+# --- second derivatives ---------------------------------------------------------------------
+
+
+def curvature(reduction: Reduction, log_w: LogWeights) -> LogWeights:
+    """d^2 f / d(log w_i)^2, the diagonal: in closed form where it is known, `[k]`.
+
+    For other bounds, by automatic differentiation, which costs as much as k gradients.
+    """
+    of_reduction, options = _unwrap(reduction)
+    if of_reduction in _CURVATURE:
+        return _CURVATURE[of_reduction](log_w, **options)
+
+    def entry(i: Int[Array, ""]) -> Scalar:
+        direction = (jnp.arange(log_w.size) == i).astype(log_w.dtype)
+        return jax.jvp(jax.grad(reduction), (log_w,), (direction,))[1][i]
+
+    return jax.lax.map(entry, jnp.arange(log_w.size), batch_size=64)
+
+
+def _unwrap(reduction: Reduction) -> tuple[Callable, dict[str, Any]]:
+    """The function and the options of a partial."""
+    if isinstance(reduction, partial):
+        return reduction.func, reduction.keywords
+    return reduction, {}
+
+
+def _spread(log_w: LogWeights) -> LogWeights:
+    w = jax.nn.softmax(log_w)
+    return w - w**2
+
+
+def _of_miwae(log_w: LogWeights, *, m: int) -> LogWeights:
+    return jax.vmap(_spread)(log_w.reshape(m, -1)).ravel() / m
+
+
+def _of_renyi(log_w: LogWeights, *, alpha: float) -> LogWeights:
+    return (1 - alpha) * _spread((1 - alpha) * log_w)
+
+
+def _of_tvo(log_w: LogWeights, *, betas: Betas, upper: bool = False) -> LogWeights:
+    b = tvo_betas(log_w, betas)
+    finite = jnp.where(jnp.isfinite(log_w), log_w, 0.0)
+
+    def term(beta: Scalar, width: Scalar) -> LogWeights:
+        w = tempered_weights(log_w, beta)
+        share = 1 + beta * (finite - expected_log_w(log_w, beta[None])[0])
+        return width * beta * w * ((1 - 2 * w) * share + 1)
+
+    return jnp.sum(jax.vmap(term)(b[1:] if upper else b[:-1], jnp.diff(b)), axis=0)
+
+
+_CURVATURE: dict[Callable, Callable[..., LogWeights]] = {
+    elbo: jnp.zeros_like,
+    iwae: _spread,
+    miwae: _of_miwae,
+    ciwae: lambda log_w, *, beta: (1 - beta) * _spread(log_w),
+    renyi: _of_renyi,
+    tvo: _of_tvo,
+}

@@ -1,0 +1,150 @@
+"""How a bound of importance samples is climbed.
+
+A gradient estimator is a table of coefficients. On particles z_i ~ q(z|x) it is
+
+    sum_i  decoder_i  grad_theta log p(x, z_i)
+         + path_i     (d log w_i / d z_i) (d z_i / d phi)
+         - score_i    grad_phi log q(z_i|x), at fixed z_i
+
+and everything from the plain gradient to wake-sleep is a choice of the three.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from iwae.objectives.reductions import Reduction
+from iwae.typing import Latents, LogWeights, Scalar
+
+
+class Coefficients(NamedTuple):
+    """What each particle contributes to the gradient; see the top of this file."""
+
+    decoder: LogWeights
+    path: LogWeights
+    score: LogWeights
+
+
+class Estimator(NamedTuple):
+    """How to climb a bound of importance samples.
+
+    Attributes:
+        coefficients: (bound, log weights) -> the table; None for the bound's own gradient, of
+            which `path` and `score` say what is left out.
+        path: gradients flow through the draws of q; otherwise that column does not count.
+        score: gradients flow through log q(z|x) at fixed z; otherwise that column does not count.
+    """
+
+    coefficients: Callable[[Reduction, LogWeights], Coefficients] | None = None
+    path: bool = True
+    score: bool = True
+
+
+REPARAM = Estimator()
+"""The gradient of the bound through reparameterised draws (Kingma & Welling 2014)."""
+
+
+@jax.custom_vjp
+def tagged(z: Latents) -> tuple[Latents, Scalar]:
+    """z, and a tag: what arrives backwards at the tag multiplies the gradient that reaches z.
+
+    The factor depends on all weights, which exist only after every particle was evaluated. It
+    travels back along the tag, so that a single backward pass serves decoder and encoder, whose
+    coefficients differ.
+    """
+    return z, blank_tag(z)
+
+
+def blank_tag(z: Latents) -> Scalar:
+    """Zero, computed from z so that under `vmap` every particle of every example has its own."""
+    return 0 * jax.tree.leaves(z)[0].ravel()[0]
+
+
+def _tagged_back(_: None, cotangents: tuple[Latents, Scalar]) -> tuple[Latents]:
+    z_bar, factor = cotangents
+    return (jax.tree.map(lambda leaf: factor * leaf, z_bar),)
+
+
+tagged.defvjp(lambda z: (tagged(z), None), _tagged_back)
+
+
+@jax.custom_vjp
+def deliver(factors: Float[Array, " k"], tags: Float[Array, " k"]) -> Scalar:
+    """Zero; sends the factors back along the tags, whatever the scale of the loss."""
+    del factors, tags
+    return jnp.float32(0)
+
+
+def _deliver_back(factors: Array, _: Scalar) -> tuple[Array, Array]:
+    return jnp.zeros_like(factors), factors
+
+
+deliver.defvjp(lambda factors, tags: (deliver(factors, tags), factors), _deliver_back)
+
+FLOOR = 1e-20
+"""Coefficients that others are divided by are at least this, which is far below rounding."""
+
+
+def floored(coefficients: LogWeights) -> LogWeights:
+    """The same coefficients but for rounding, none of them zero."""
+    return jnp.where(jnp.abs(coefficients) < FLOOR, FLOOR, coefficients)
+
+
+def slope(coefficients: LogWeights, log_density: LogWeights) -> Scalar:
+    """Zero, whose gradient is sum_i c_i grad log_density_i; what is infinite has none."""
+    finite = jnp.isfinite(log_density)
+    zero = jnp.where(finite, log_density, 0.0) - jax.lax.stop_gradient(
+        jnp.where(finite, log_density, 0.0)
+    )
+    return jnp.sum(jax.lax.stop_gradient(coefficients) * zero)
+
+
+class Tags(NamedTuple):
+    """Of the z in log p(x, z), and of the z in log q(z|x)."""
+
+    joint: Float[Array, "*k"]
+    q: Float[Array, "*k"]
+
+
+def climb(
+    reduction: Reduction, estimator: Estimator, log_p: LogWeights, log_q: LogWeights, tags: Tags
+) -> Scalar:
+    """The bound, with the estimator for its gradient."""
+    if estimator.coefficients is None:
+        return reduction(log_p - log_q)
+    log_w = jax.lax.stop_gradient(log_p - log_q)
+    table = estimator.coefficients(reduction, log_w)
+    return reduction(log_w) + surrogate(table, estimator, log_p, log_q, tags)
+
+
+def surrogate(
+    table: Coefficients,
+    estimator: Estimator,
+    log_p: LogWeights,
+    log_q: LogWeights,
+    tags: Tags,
+) -> Scalar:
+    """Zero, whose gradient is that of the table; see the top of this file."""
+    decoder = floored(table.decoder)
+    if estimator.coefficients is None:  # the three columns are the same
+        return slope(decoder, log_p - log_q)
+    zero = slope(decoder, log_p)
+    if estimator.path:
+        zero += deliver(jax.lax.stop_gradient(table.path / decoder), tags.joint)
+    if not estimator.score:
+        return zero - slope(table.path, log_q)
+    score = floored(table.score)
+    if estimator.path:
+        zero += deliver(jax.lax.stop_gradient(table.path / score), tags.q)
+    return zero - slope(score, log_q)
+
+
+def table_of(reduction: Reduction, estimator: Estimator, log_w: LogWeights) -> Coefficients:
+    """The coefficients of an estimator; a bound's own gradient has df/dlog w_i in each column."""
+    if estimator.coefficients is not None:
+        return estimator.coefficients(reduction, log_w)
+    a = jax.grad(reduction)(log_w)
+    return Coefficients(a, a, a)

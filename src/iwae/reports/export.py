@@ -1,0 +1,79 @@
+"""A model of a run as a folder for others."""
+
+from pathlib import Path
+
+from iwae.config.experiment import config_values, make_config, without_folders, write_config
+from iwae.errors import UserError
+from iwae.files import atomic_folder
+from iwae.reports import figures
+from iwae.reports.card import model_card
+from iwae.reports.gallery import layout_of, samples_figure
+from iwae.results.records import run_config
+from iwae.runs.models import DESCRIPTION, WEIGHTS, copy_model, load_model, read_about
+from iwae.runs.setup import model_folder
+
+CONFIG, CARD, PICTURE = "config.toml", "README.md", "samples.png"
+
+FILES = (WEIGHTS, DESCRIPTION, CONFIG, CARD, PICTURE)
+"""What the folder of a shared model holds."""
+
+
+def export_run(
+    run: Path,
+    folder: Path,
+    *,
+    weights: str = "final",
+    replicate: int = 0,
+    license: str | None = None,  # noqa: A002 - the hub's word
+    overwrite: bool = False,
+) -> Path:
+    """Put one model of a run into a folder that others can use: weights, facts, card and picture.
+
+    The card's numbers are those of the records of this very model on the test set. Nothing of the
+    data goes into the folder, and no path of this machine. The folder appears whole or not at all.
+
+    Args:
+        run: the run's folder.
+        folder: what to write; new or empty.
+        weights: "final" or "best".
+        replicate: which of the run's models, from 0.
+        license: of the model, by its identifier on the Hugging Face hub, such as "mit".
+        overwrite: replace an earlier export; a folder with other files is refused all the same.
+
+    Returns:
+        The folder.
+
+    Raises:
+        UserError: if there is no such model, or the folder holds something else.
+    """
+    run, folder = Path(run), Path(folder)
+    config = run_config(run)
+    if not 0 <= replicate < config.replicates:
+        raise UserError(f"no replicate {replicate}: {run} has 0 to {config.replicates - 1}")
+    source = model_folder(run, weights, replicate)
+    if not source.is_dir():
+        raise UserError(f"{run} has no {weights} weights of replicate {replicate}")
+    _refuse_used(folder, overwrite=overwrite)
+    model, about = load_model(source), read_about(source)
+    trained = about.get("config", config_values(config))  # that of the folder may be edited since
+    shared = without_folders(make_config(trained, str(source)))
+    about = {**about, "config": config_values(shared), "weights": weights}
+    with atomic_folder(folder) as unfinished:
+        copy_model(source, unfinished, **about)
+        write_config(shared, unfinished / CONFIG)
+        figures.save_figure(samples_figure(model, layout_of(model, about)), unfinished / PICTURE)
+        card = model_card(run, model, about, weights, replicate, license)
+        (unfinished / CARD).write_text(card, encoding="utf-8")
+    return folder
+
+
+def _refuse_used(folder: Path, *, overwrite: bool) -> None:
+    """Raise UserError if a model cannot be put there."""
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder} is a file; name a folder for the model")
+    found = {path.name for path in folder.iterdir()} if folder.exists() else set()
+    others = sorted(found - set(FILES))
+    if others:
+        raise UserError(f"{folder} holds {others[0]}, which is no part of a model: choose another")
+    if found and not overwrite:
+        raise UserError(f"{folder} holds a model already; --overwrite replaces it")

@@ -1,0 +1,48 @@
+"""Every picture: functions of NumPy arrays that return a matplotlib figure, and two that save.
+
+Figures are made with matplotlib's object interface and explicit styles: `pyplot` is never imported
+and drawing changes no global setting, so figures can be made in threads and without a display. Bad
+input (NaN, a wrong rank, nothing to draw) raises `UserError`.
+"""
+
+from iwae.reports.figures.charts import (
+    density_1d,
+    log_variance_histogram,
+    scatter_2d,
+    training_curves,
+)
+from iwae.reports.figures.images import (
+    filters,
+    image_grid,
+    labelled_rows,
+    reconstructions,
+    samples,
+    training_frames,
+    training_strip,
+)
+from iwae.reports.figures.likelihoods import bounds_against_budget, rate_distortion_curve
+from iwae.reports.figures.marginals import marginals
+from iwae.reports.figures.posteriors import posterior_panels
+from iwae.reports.figures.saving import save_animation, save_figure
+from iwae.reports.figures.signals import signal_to_noise
+
+__all__ = [
+    "bounds_against_budget",
+    "density_1d",
+    "filters",
+    "image_grid",
+    "labelled_rows",
+    "log_variance_histogram",
+    "marginals",
+    "posterior_panels",
+    "rate_distortion_curve",
+    "reconstructions",
+    "samples",
+    "save_animation",
+    "save_figure",
+    "scatter_2d",
+    "signal_to_noise",
+    "training_curves",
+    "training_frames",
+    "training_strip",
+]

@@ -1,0 +1,341 @@
+"""Curves, histograms and points: training, units, densities, two-dimensional sets."""
+
+from collections.abc import Mapping, Sequence
+from itertools import cycle
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
+
+from iwae.errors import UserError
+from iwae.reports.figures.style import (
+    FAINT,
+    GREY,
+    INK,
+    NORMAL,
+    PALETTE,
+    SMALL,
+    chart_figure,
+    checked,
+    draw_histogram,
+    finish,
+    laid_out,
+    plain_numbers,
+    same_shape,
+)
+
+THIN: dict[str, Any] = {"linewidth": 0.7, "alpha": 0.45}
+DOTTED: dict[str, Any] = {"color": FAINT, "linewidth": 0.9, "linestyle": ":"}
+WHOLE: dict[str, Any] = {"nbins": 6, "integer": True, "steps": [1, 2, 5, 10]}  # ticks
+
+
+def training_curves(rows: Sequence[Mapping[str, Any]], *, title: str | None = None) -> Figure:
+    """The course of training from records (the lines of metrics.jsonl): one panel a quantity.
+
+    Read from a row, where present: `epoch`; `train_bound`, `train_iwae` (drawn where it is another
+    bound), `validation_bound` and `reconstruction` (nats) and `learning_rate`, each a number or a
+    list of one per replicate; `kl` (nats) and `active_units`, each a list of one number per layer,
+    or one such list per replicate. None is no value, as of a replicate that has stopped. Of two
+    values for an epoch the later row's counts.
+
+    Replicates are thin lines, and the mean of those that have a value is a thick one; the legend
+    gives the last mean. Dotted lines mark where the learning rate changes; a rate that changes
+    often has a panel of its own. A long course has a logarithmic axis of epochs, and where the
+    first seventh of the axis would squash the rest of a curve, low values there are left out.
+    """
+    panels = {
+        "bound (nats)": _curves(rows, "train_bound", "training")
+        | _beside_the_bound(rows)
+        | _curves(rows, "validation_bound", "validation"),
+        "reconstruction (nats)": _curves(rows, "reconstruction", "log p(x | z)"),
+        "KL (nats)": _curves(rows, "kl", None),
+        "active units": _curves(rows, "active_units", None),
+    }
+    panels = {label: curves for label, curves in panels.items() if curves}
+    if not panels:
+        raise UserError(
+            "no training curve to draw: no row has train_bound, validation_bound, "
+            "reconstruction, kl or active_units"
+        )
+    rates = _curves(rows, "learning_rate", "learning rate")
+    steps = _rate_steps(rates)
+    if len(steps) > 12:
+        panels["learning rate"], steps = rates, {}
+    figure, charts = chart_figure(len(panels), title)
+    x_label = "epoch" if any("epoch" in row for row in rows) else "record"
+    for axes, (label, curves) in zip(charts, panels.items(), strict=True):
+        for (name, curve), colour in zip(curves.items(), cycle(PALETTE), strict=False):
+            _draw_curve(axes, curve, name, colour)
+        for epoch in steps:
+            axes.axvline(epoch, zorder=1, **DOTTED)
+        finish(axes, x_label, label)
+    drawn = [curve for curves in panels.values() for curve in curves.values()]
+    _share_epochs(charts, drawn)
+    for axes, curves in zip(charts, panels.values(), strict=True):
+        _choose_heights(axes, list(curves.values()))
+    _note_lines(figure, steps, max(curve.values.shape[1] for curve in drawn))
+    return laid_out(figure)
+
+
+def log_variance_histogram(
+    variances: Sequence[np.ndarray], threshold: float = 0.01, *, floor: float = 1e-10
+) -> Figure:
+    """How far each layer's units react to the data (Burda, Grosse and Salakhutdinov 2016).
+
+    `variances` has one array [d] per stochastic layer, the first nearest the data: for each unit
+    the variance over examples of its posterior mean. A unit is active above `threshold`. Drawn is
+    log10 of the variance; what is below `floor`, 0 for instance, is drawn there.
+    """
+    layers = [checked(layer, f"variances[{i}]", "d") for i, layer in enumerate(variances)]
+    if not layers:
+        raise UserError("there are no variances: give one array per stochastic layer")
+    if min(layer.min() for layer in layers) < 0:
+        raise UserError("variances must not be negative")
+    if not 0 < floor < threshold < np.inf:
+        raise UserError(f"needed is 0 < floor < threshold, not {floor:g} and {threshold:g}")
+    bins = _log_bins(np.concatenate(layers), threshold, floor)
+    figure, charts = chart_figure(len(layers))
+    for number, (axes, layer) in enumerate(zip(charts, layers, strict=True), 1):
+        _draw_variances(axes, layer, threshold, floor, bins)
+        at_floor = np.count_nonzero(layer < floor)
+        note = f"\n({at_floor} below {floor:g} are drawn at it)" if at_floor else ""
+        units = f"units of layer {number}" if len(layers) > 1 else "units"
+        finish(axes, f"log10 of the variance of the posterior mean{note}", units)
+    return laid_out(figure)
+
+
+def density_1d(
+    grid: np.ndarray, curves: Mapping[str, np.ndarray], *, data: np.ndarray | None = None
+) -> Figure:
+    """Densities [g] by name on a rising grid [g], the first in black, over a histogram of data [n].
+
+    The first curve is the one that the others are held against, as a rule the true density.
+    """
+    grid = checked(grid, "grid", "g")
+    if len(grid) < 2 or np.any(np.diff(grid) <= 0):
+        raise UserError("grid must rise, and have two points or more")
+    if not curves:
+        raise UserError("there are no densities to draw")
+    figure, (axes,) = chart_figure(1)
+    for (name, values), colour in zip(curves.items(), cycle((INK, *PALETTE)), strict=False):
+        density = checked(values, f"density '{name}'", "g")
+        same_shape(grid, density, f"grid and density '{name}'")
+        if density.min() < 0:
+            raise UserError(f"density '{name}' has negative values: give densities, not their logs")
+        axes.plot(grid, density, color=colour, linewidth=1.6, label=name)
+    if data is not None:
+        draw_histogram(axes, checked(data, "data", "n"), float(grid[0]), float(grid[-1]), "data")
+    axes.set_xlim(grid[0], grid[-1])
+    axes.set_ylim(bottom=0)
+    finish(axes, "x", "density")
+    return laid_out(figure)
+
+
+def scatter_2d(data: np.ndarray, samples: np.ndarray) -> Figure:
+    """Data [n, 2] and a model's samples [m, 2] side by side on the same scale.
+
+    The data are also behind the samples, in grey.
+    """
+    pairs = {"data": checked(data, "data", "n 2"), "samples": checked(samples, "samples", "m 2")}
+    for name, points in pairs.items():
+        if points.shape[1] != 2:
+            raise UserError(f"{name} must have the shape (n, 2), but have {points.shape}")
+    everything = np.concatenate(list(pairs.values()))
+    low, high = everything.min(axis=0), everything.max(axis=0)
+    pad = 0.05 * (high - low).max() or 1.0
+    low, high = low - pad, high + pad
+    shape = (high - low)[1] / (high - low)[0]
+    figure, charts = chart_figure(2, height=float(np.clip(3.2 * shape + 0.9, 1.6, 6)))
+    titles = ["data ({})", "samples of the model ({}; grey: data)"]
+    for axes, points, colour, title in zip(charts, pairs.values(), PALETTE, titles, strict=False):
+        if axes is charts[1]:
+            _draw_points(axes, pairs["data"], GREY)
+        _draw_points(axes, points, colour)
+        axes.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]), aspect="equal")
+        axes.set_title(title.format(len(points)), fontsize=NORMAL, color=INK)
+        axes.yaxis.set_major_locator(MaxNLocator(int(np.clip(8 * shape, 2, 8))))
+        finish(axes, "x[0]", "x[1]")
+    return laid_out(figure)
+
+
+class _Curve(NamedTuple):
+    epochs: Float[np.ndarray, " t"]
+    values: Float[np.ndarray, "t r"]  # a column per replicate; NaN where it has none
+
+    def mean(self) -> Float[np.ndarray, " t"]:
+        """The mean over the replicates that have a value."""
+        return np.nanmean(self.values, axis=1)
+
+
+def _beside_the_bound(rows: Sequence[Mapping[str, Any]]) -> dict:
+    """IWAE of the same samples, unless it is what is climbed."""
+    other = any(row.get("train_iwae") != row.get("train_bound") for row in rows)
+    return _curves(rows, "train_iwae", "training, IWAE-k") if other else {}
+
+
+def _curves(rows: Sequence[Mapping[str, Any]], key: str, name: str | None) -> dict[str, _Curve]:
+    """The values of one key by name; without a name, one curve per layer; {} if no row has any."""
+    found: dict[float, np.ndarray] = {}
+    for number, row in enumerate(rows, 1):
+        value = row.get(key)
+        if value is None:
+            continue
+        values = _replicates(value, key, number, layers=name is None)
+        if not np.isnan(values).all(axis=0).any():
+            found[_epoch(row, number)] = values
+    if not found:
+        return {}
+    if len({values.shape for values in found.values()}) > 1:
+        raise UserError(f"the number of values of '{key}' changes from row to row")
+    epochs = np.array(sorted(found))
+    values = np.stack([found[epoch] for epoch in epochs])
+    names = [name or f"layer {i + 1}" for i in range(values.shape[2])]
+    return {name: _Curve(epochs, values[..., i]) for i, name in enumerate(names)}
+
+
+def _epoch(row: Mapping[str, Any], number: int) -> float:
+    return float(checked(row.get("epoch", number), f"the epoch in row {number}", ""))
+
+
+def _replicates(value: Any, key: str, number: int, *, layers: bool) -> Float[np.ndarray, "r l"]:
+    """A value of a row with an axis for replicates and one for layers; NaN where it has None."""
+    try:
+        array = np.array(value, dtype=np.float64)
+    except (TypeError, ValueError):
+        raise UserError(f"row {number}: '{key}' is not a number or a table of them") from None
+    if not array.size or array.ndim > 1 + layers:
+        raise UserError(f"row {number}: '{key}' has the shape {array.shape}")
+    # In float64 None is NaN too, but only None is a way to say that there is no value.
+    missing = np.array(value, dtype=object) == np.array(None)
+    if not np.all(np.isfinite(array) | missing):
+        raise UserError(f"row {number}: '{key}' is NaN or infinite")
+    return np.atleast_2d(array) if layers else array.reshape(-1, 1)
+
+
+def _rate_steps(rates: Mapping[str, _Curve]) -> dict[float, float]:
+    """The epochs after which the learning rate changes, and what it changes to."""
+    if not rates:
+        return {}
+    (curve,) = rates.values()
+    rate = curve.mean()
+    changed = 1 + np.flatnonzero(~np.isclose(rate[1:], rate[:-1], rtol=1e-6, atol=0))
+    return {float(curve.epochs[i - 1]): float(rate[i]) for i in changed}
+
+
+def _note_lines(figure: Figure, steps: Mapping[float, float], replicates: int) -> None:
+    """Say below the panels what the dotted and the thin lines are."""
+    notes = {}
+    if replicates > 1:
+        notes[f"one of {replicates} replicates"] = Line2D([], [], color=PALETTE[0], **THIN)
+    if steps:
+        rates = ", ".join(f"{rate:.2g}" for rate in steps.values())
+        notes[f"learning rate changes to {rates}"] = Line2D([], [], **DOTTED)
+    if notes:
+        figure.legend(
+            notes.values(),
+            notes.keys(),
+            loc="outside lower center",
+            ncols=2,
+            fontsize=SMALL,
+            labelcolor=INK,
+            frameon=False,
+        )
+
+
+def _draw_curve(axes: Axes, curve: _Curve, name: str, colour: str) -> None:
+    """The mean over replicates, and each one as a thin line."""
+    mean = curve.mean()
+    marker = "o" if len(mean) <= 25 else None
+    axes.plot(
+        curve.epochs,
+        mean,
+        color=colour,
+        linewidth=1.6,
+        marker=marker,
+        markersize=3,
+        label=f"{name} (last {_short(mean[-1], whole=_is_whole(mean))})",
+    )
+    if curve.values.shape[1] > 1:
+        axes.plot(curve.epochs, curve.values, color=colour, **THIN)
+
+
+def _is_whole(values: np.ndarray) -> bool:
+    return bool(np.all(values == np.rint(values)))
+
+
+def _short(value: float, *, whole: bool) -> str:
+    """Two decimals, or none, or three digits of a small number; with the minus of the axes."""
+    text = f"{value:.0f}" if whole else f"{value:.2f}" if abs(value) >= 1 else f"{value:.3g}"
+    return text.replace("-", "\N{MINUS SIGN}")
+
+
+def _share_epochs(charts: Sequence[Axes], curves: Sequence[_Curve]) -> None:
+    """The same axis of epochs for all: logarithmic if long, as the published schedule is."""
+    first, last = min(c.epochs[0] for c in curves), max(c.epochs[-1] for c in curves)
+    for axes in charts:
+        if first > 0 and last >= 100 * first:
+            axes.set_xscale("log")
+            axes.set_xlim(first / 1.1, last * 1.1)
+            plain_numbers(axes)
+        else:
+            pad = 0.03 * (last - first) or 1.0
+            axes.set_xlim(first - pad, last + pad)
+            axes.xaxis.set_major_locator(MaxNLocator(**WHOLE))
+
+
+def _choose_heights(axes: Axes, curves: Sequence[_Curve]) -> None:
+    """Whole ticks for whole values; and no room for a start that would take up more than half.
+
+    The start is the first seventh of the horizontal axis.
+    """
+    first, last = axes.get_xlim()
+    cut = (
+        first * (last / first) ** (1 / 7)
+        if axes.get_xscale() == "log"
+        else first + (last - first) / 7
+    )
+    everything = np.concatenate([curve.values.ravel() for curve in curves])
+    everything = everything[~np.isnan(everything)]
+    rest = np.concatenate([curve.values[curve.epochs >= cut].ravel() for curve in curves])
+    rest = rest[~np.isnan(rest)]
+    if _is_whole(everything):
+        axes.yaxis.set_major_locator(MaxNLocator(**WHOLE))
+    high, low = everything.max(), rest.min(initial=everything.max())
+    if len(everything) > 25 and 0 < high - low < (high - everything.min()) / 2:
+        pad = 0.05 * (high - low)
+        axes.set_ylim(low - pad, high + pad)
+
+
+def _log_bins(values: np.ndarray, threshold: float, floor: float) -> list[float]:
+    """Bins of log10, a quarter wide, with the threshold as an edge: no bar is on both sides."""
+    logs, edge, width = np.log10(np.maximum(values, floor)), np.log10(threshold), 0.25
+    low = min(np.floor((logs.min() - edge) / width), -2)
+    high = max(np.ceil((logs.max() - edge) / width) + 1, 2)
+    return list(edge + width * np.arange(low, high + 1))
+
+
+def _draw_variances(
+    axes: Axes,
+    variances: Float[np.ndarray, " d"],
+    threshold: float,
+    floor: float,
+    bins: list[float],
+) -> None:
+    """One layer's histogram: inactive units left of the threshold in grey, active ones right."""
+    line, log, active = np.log10(threshold), np.log10(variances.clip(floor)), variances > threshold
+    # Exactly the threshold is inactive, and belongs left of it.
+    below = np.minimum(log[~active], np.nextafter(line, -np.inf))
+    axes.hist(below, bins=bins, color=GREY, label=f"{len(below)} inactive")
+    axes.hist(log[active], bins=bins, color=PALETTE[0], label=f"{active.sum()} active")
+    axes.axvline(line, color=INK, linewidth=1, linestyle="--", label=f"threshold {threshold:g}")
+    axes.yaxis.set_major_locator(MaxNLocator(**WHOLE))
+
+
+def _draw_points(axes: Axes, points: Float[np.ndarray, "n 2"], colour: str) -> None:
+    size = float(np.clip(4000 / len(points), 1, 12))
+    # Thousands of points as vectors make a file that viewers choke on.
+    axes.scatter(points[:, 0], points[:, 1], size, color=colour, linewidths=0, rasterized=True)

@@ -1,0 +1,346 @@
+"""Pictures of images and filters: sheets of tiles, crisp at any size.
+
+Images are grey, [n, h, w], or in colour, [n, h, w, 3]. Each pixel of an image becomes a square of
+whole pixels, so that nothing is blurred or uneven.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Int, UInt8
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties
+from matplotlib.textpath import TextPath
+
+from iwae.errors import UserError
+from iwae.reports.figures.style import DPI, INK, NORMAL, SMALL, Numbers, checked, same_shape
+
+# All in pixels of the page.
+GUTTER, GAP, MARGIN, TITLE = 2, 27, 15, 30
+PAGE, TILE, LONGEST_SIDE = 1200, 160, 20_000
+# The colour between tiles: neither the black nor the white that images end in.
+FRAME = (128, 128, 128)
+
+
+def image_grid(
+    images: np.ndarray, *, columns: int | None = None, title: str | None = None
+) -> Figure:
+    """Grey images [n, h, w] in [0, 1] in a grid, row by row; by default about as wide as tall."""
+    return _grid(_tiles(images, "images"), columns, title or "").figure
+
+
+def samples(means: np.ndarray, draws: np.ndarray, *, columns: int | None = None) -> Figure:
+    """Prior samples [n, h, w] in [0, 1]: the decoder's means, and beside them a draw from each."""
+    left, right = _tiles(means, "means"), _tiles(draws, "draws")
+    same_shape(left, right, "means and draws")
+    columns = _columns(left, columns, side_by_side=2)
+    row, column = np.divmod(np.arange(len(left)), columns)
+    titles = ["means", "draws"]
+    sheet = _sheet(
+        np.concatenate([left, right]),
+        np.concatenate([row, row]),
+        np.concatenate([column, column + columns]),
+        columns_apart=columns,
+        top=TITLE,
+    )
+    for start, title in zip(sheet.lefts[::columns], titles, strict=True):
+        _above(sheet, title, int(start))
+    return sheet.figure
+
+
+def reconstructions(
+    originals: np.ndarray, reconstructions: np.ndarray, *, columns: int | None = None
+) -> Figure:
+    """Images [n, h, w] in [0, 1] in pairs of rows: the data above, the reconstructions below."""
+    upper, lower = _tiles(originals, "originals"), _tiles(reconstructions, "reconstructions")
+    same_shape(upper, lower, "originals and reconstructions")
+    columns = _columns(upper, 10 if columns is None else columns)
+    row, column = np.divmod(np.arange(len(upper)), columns)
+    labels = ["data", "model"]
+    sheet = _sheet(
+        np.concatenate([upper, lower]),
+        np.concatenate([2 * row, 2 * row + 1]),
+        np.concatenate([column, column]),
+        rows_apart=2,
+        left=_room(labels),
+    )
+    _beside(sheet, [labels[i % 2] for i in range(len(sheet.tops))])
+    return sheet.figure
+
+
+def training_strip(frames: np.ndarray, epochs: Numbers, *, title: str | None = None) -> Figure:
+    """The same n images through training, frames [t, n, h, w] in [0, 1]: one row an epoch [t]."""
+    course, labels = _course(frames, epochs)
+    t, n, *shape = course.shape
+    row, column = np.divmod(np.arange(t * n), n)
+    sheet = _sheet(
+        course.reshape(t * n, *shape),
+        row,
+        column,
+        left=_room(["epoch", *labels]),
+        top=TITLE,
+        fit=title or "",
+    )
+    _beside(sheet, labels)
+    sheet.axes.text(-8, -8, "epoch", fontsize=NORMAL, color=INK, ha="right", va="bottom")
+    _above(sheet, title or "")
+    return sheet.figure
+
+
+def labelled_rows(images: np.ndarray, labels: Sequence[str]) -> Figure:
+    """Images [t, n, h, w] in [0, 1]: a row for each of t labels."""
+    t, n, *shape = np.shape(images)
+    row, column = np.divmod(np.arange(t * n), n)
+    sheet = _sheet(
+        _tiles(np.reshape(images, (t * n, *shape)), "images"), row, column, left=_room(list(labels))
+    )
+    _beside(sheet, list(labels))
+    return sheet.figure
+
+
+def training_frames(
+    frames: np.ndarray, epochs: Numbers, *, columns: int | None = None
+) -> list[np.ndarray]:
+    """The rows of `training_strip` as uint8 pictures [height, width, 3] for `save_animation`."""
+    course, labels = _course(frames, epochs)
+    titles = [f"epoch {label}" for label in labels]
+    # Every frame has room for the longest title, so that all are of one size.
+    widest = max(titles, key=_text_width)
+    return [
+        _render(_grid(tiles, columns, title, fit=widest).figure)
+        for tiles, title in zip(course, titles, strict=True)
+    ]
+
+
+def filters(
+    weights: np.ndarray,
+    *,
+    columns: int | None = None,
+    title: str | None = None,
+    shared_scale: bool = False,
+) -> Figure:
+    """Filters [n, h, w] in colours that diverge from white at 0: blue below, red above.
+
+    Each is scaled by its own largest magnitude, or with `shared_scale` all by the largest of all;
+    the colour bar says which. A filter of zeros is white.
+    """
+    weights = checked(weights, "weights", "n h w")
+    largest = np.abs(weights).max(axis=None if shared_scale else (1, 2), keepdims=True)
+    largest = np.where(largest > 0, largest, 1)
+    colours = colormaps["RdBu_r"]
+    tiles = colours((weights / largest + 1) / 2, bytes=True)[..., :3]
+    limit = float(largest.max()) if shared_scale else 1.0
+    note = "weight, one scale for all" if shared_scale else "weight / largest of its filter"
+    sheet = _grid(tiles, columns, title or "", fit=note, below=70)
+    _colour_bar(sheet, ScalarMappable(Normalize(-limit, limit), colours), limit, note)
+    return sheet.figure
+
+
+class _Sheet(NamedTuple):
+    """Tiles on a page. Text goes in the axes' units: page pixels right of and below the corner."""
+
+    figure: Figure
+    axes: Axes
+    tops: Int[np.ndarray, " rows"]
+    lefts: Int[np.ndarray, " columns"]
+    tile_height: int
+    corner: tuple[int, int]  # of the axes, pixels from the page's left and bottom
+    size: tuple[int, int]  # of the axes: width, height
+
+
+def _grid(
+    tiles: UInt8[np.ndarray, "n h w 3"],
+    columns: int | None,
+    title: str,
+    *,
+    fit: str = "",
+    below: int = 0,
+) -> _Sheet:
+    """Tiles row by row under a title, on a page wide enough for the text `fit` too."""
+    row, column = np.divmod(np.arange(len(tiles)), _columns(tiles, columns))
+    fit = max(title, fit, key=_text_width)
+    sheet = _sheet(tiles, row, column, top=TITLE if title else 0, below=below, fit=fit)
+    _above(sheet, title)
+    return sheet
+
+
+def _sheet(
+    tiles: UInt8[np.ndarray, "n h w 3"],
+    row: Int[np.ndarray, " n"],
+    column: Int[np.ndarray, " n"],
+    *,
+    rows_apart: int | None = None,
+    columns_apart: int | None = None,
+    left: int = 0,
+    top: int = 0,
+    below: int = 0,
+    fit: str = "",
+) -> _Sheet:
+    """Tile i at (row[i], column[i]), with a wider gap after every so many rows or columns.
+
+    `left`, `top` and `below` are pixels kept free around the tiles, besides a margin; the page is
+    wide enough for the text `fit`.
+    """
+    rows, columns = int(row.max()) + 1, int(column.max()) + 1
+    scale = _scale(rows, columns, *tiles.shape[1:3])
+    tops, height = _starts(rows, scale * tiles.shape[1], rows_apart)
+    lefts, width = _starts(columns, scale * tiles.shape[2], columns_apart)
+    if max(height, width) > LONGEST_SIDE:
+        raise UserError(
+            f"{rows} rows of {columns} images make a picture of {width} x {height} pixels; "
+            f"{LONGEST_SIDE} is the most: draw fewer images"
+        )
+    tiles = tiles.repeat(scale, axis=1).repeat(scale, axis=2)
+    spare = max(0, _text_width(fit) - width + 1) // 2
+    corner = (MARGIN + max(left, spare), MARGIN + below)
+    page = (corner[0] + width + MARGIN + spare, corner[1] + height + MARGIN + top)
+    figure, axes = _page(page, corner, (width, height))
+    axes.imshow(
+        _mosaic(tiles, tops[row], lefts[column], (height, width)),
+        extent=(0, width, height, 0),
+        interpolation="none",
+        aspect="auto",
+    )
+    return _Sheet(figure, axes, tops, lefts, tiles.shape[1], corner, (width, height))
+
+
+def _page(
+    size: tuple[int, int], corner: tuple[int, int], inner: tuple[int, int]
+) -> tuple[Figure, Axes]:
+    """A page of (width, height) pixels and bare axes of `inner` pixels on it."""
+    # A quarter of a pixel more, so that no whole one is lost when inches are rounded down.
+    outer = np.array(size) + 0.25
+    figure = Figure(figsize=tuple(outer / DPI), dpi=DPI, facecolor="white")
+    axes = figure.add_axes(tuple(np.array([*corner, *inner]) / np.tile(outer, 2)))
+    axes.set_axis_off()
+    return figure, axes
+
+
+def _mosaic(
+    tiles: UInt8[np.ndarray, "n h w 3"],
+    tops: Int[np.ndarray, " n"],
+    lefts: Int[np.ndarray, " n"],
+    size: tuple[int, int],
+) -> UInt8[np.ndarray, "height width 3"]:
+    """The tiles at their places on white, each in a frame that its neighbours share."""
+    mosaic = np.full((*size, 3), 255, np.uint8)
+    height, width = tiles.shape[1:3]
+    for top, left in zip(tops, lefts, strict=True):
+        mosaic[top - GUTTER : top + height + GUTTER, left - GUTTER : left + width + GUTTER] = FRAME
+    for tile, top, left in zip(tiles, tops, lefts, strict=True):
+        mosaic[top : top + height, left : left + width] = tile
+    return mosaic
+
+
+def _starts(count: int, size: int, apart: int | None) -> tuple[Int[np.ndarray, " count"], int]:
+    """Where `count` cells of `size` pixels start, with a gap after every `apart`; and the end."""
+    index = np.arange(count)
+    gaps = index // apart * (GAP - GUTTER) if apart else 0
+    starts = GUTTER + index * (size + GUTTER) + gaps
+    return starts, int(starts[-1]) + size + GUTTER
+
+
+def _scale(rows: int, columns: int, height: int, width: int) -> int:
+    """Page pixels for one pixel of an image: what fits the page, but no image absurdly large."""
+    return max(
+        1, min(PAGE // (columns * width), 2 * PAGE // (rows * height), TILE // min(height, width))
+    )
+
+
+def _columns(
+    tiles: UInt8[np.ndarray, "n h w 3"], columns: int | None, *, side_by_side: int = 1
+) -> int:
+    """The number of columns asked for, or one that makes a squarish whole with full rows."""
+    n, height, width, _ = tiles.shape
+    width *= side_by_side
+    if columns is not None:
+        if columns < 1:
+            raise UserError(f"columns must be at least 1, but is {columns}")
+        return min(columns, n)
+    least = min(n, math.ceil(math.sqrt(n * height / width)))
+    return min(range(least, min(n, 2 * least - 1) + 1), key=lambda count: (-n % count, count))
+
+
+def _tiles(images: np.ndarray, name: str) -> UInt8[np.ndarray, "n h w 3"]:
+    """Images [n, h, w] or [n, h, w, 3] in [0, 1] as tiles."""
+    return _levels(_checked(images, name, "n h w"), name, 3)
+
+
+def _course(
+    frames: np.ndarray, epochs: Numbers
+) -> tuple[UInt8[np.ndarray, "t n h w 3"], list[str]]:
+    """Tiles and the epochs' labels."""
+    tiles = _levels(_checked(frames, "frames", "t n h w"), "frames", 4)
+    labels = [f"{epoch:.10g}" for epoch in checked(epochs, "epochs", "t")]
+    if len(labels) != len(tiles):
+        raise UserError(f"there are {len(tiles)} frames, but {len(labels)} epochs")
+    return tiles, labels
+
+
+def _checked(images: np.ndarray, name: str, axes: str) -> np.ndarray:
+    """Grey or colour images."""
+    colour = np.ndim(images) == len(axes.split()) + 1 and np.shape(images)[-1] == 3
+    return checked(images, name, axes + " 3" * colour)
+
+
+def _levels(values: np.ndarray, name: str, grey: int) -> UInt8[np.ndarray, "... 3"]:
+    """Bytes; an array of so many axes is grey."""
+    low, high = values.min(), values.max()
+    if low < -1e-6 or high > 1 + 1e-6:
+        raise UserError(f"{name} must be in [0, 1], but go from {low:g} to {high:g}: rescale them")
+    levels = np.rint(255 * values.clip(0, 1)).astype(np.uint8)
+    return levels if levels.ndim > grey else np.repeat(levels[..., None], 3, axis=-1)
+
+
+def _above(sheet: _Sheet, text: str, left: int | None = None) -> None:
+    """Write a title over the middle of the sheet, or from `left` on."""
+    x, anchor = (sheet.size[0] / 2, "center") if left is None else (left, "left")
+    sheet.axes.text(x, -8, text, fontsize=NORMAL, color=INK, ha=anchor, va="bottom")
+
+
+def _beside(sheet: _Sheet, labels: list[str]) -> None:
+    """Write a label at the left of each row."""
+    for text, top in zip(labels, sheet.tops, strict=True):
+        middle = top + sheet.tile_height / 2
+        sheet.axes.text(-8, middle, text, fontsize=NORMAL, color=INK, ha="right", va="center")
+
+
+def _room(labels: list[str]) -> int:
+    """Pixels that labels beside the rows need."""
+    return max(map(_text_width, labels)) + 8
+
+
+def _text_width(text: str) -> int:
+    """The width of a text in pixels, measured without drawing it."""
+    if not text:
+        return 0
+    points = TextPath((0, 0), text, size=NORMAL, prop=FontProperties()).get_extents().width
+    return int(np.ceil(points * DPI / 72)) + 2
+
+
+def _colour_bar(sheet: _Sheet, colours: ScalarMappable, limit: float, note: str) -> None:
+    """A thin colour bar from -limit to limit, centred below the sheet."""
+    page = sheet.figure.get_size_inches() * DPI
+    width = min(400, sheet.size[0])
+    left = sheet.corner[0] + (sheet.size[0] - width) / 2
+    box = np.array([left, sheet.corner[1] - 24, width, 10]) / np.tile(page, 2)
+    inner = sheet.figure.add_axes(tuple(box))
+    bar = sheet.figure.colorbar(colours, cax=inner, orientation="horizontal")
+    bar.set_ticks([-limit, 0, limit], labels=[f"\N{MINUS SIGN}{limit:.2g}", "0", f"{limit:.2g}"])
+    bar.set_label(note, fontsize=SMALL, color=INK, labelpad=1)
+    bar.outline.set_visible(False)
+    inner.tick_params(labelsize=SMALL, labelcolor=INK, length=2, pad=1.5)
+
+
+def _render(figure: Figure) -> UInt8[np.ndarray, "height width 3"]:
+    """The figure as pixels."""
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.array(canvas.buffer_rgba())[..., :3]

@@ -1,0 +1,203 @@
+"""The true posterior of a few examples beside the encoder's."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import numpy as np
+from jaxtyping import Float
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
+from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
+
+from iwae.errors import UserError
+from iwae.reports.figures.style import (
+    INK,
+    NORMAL,
+    PALETTE,
+    SMALL,
+    chart_figure,
+    checked,
+    draw_histogram,
+    finish,
+    laid_out,
+    same_shape,
+)
+
+MASSES = (0.5, 0.95)
+"""What the contours of a density contain of its mass on the grid."""
+
+SHOWN = 0.999
+"""What a panel shows of the mass of each density at least."""
+
+TRUE, Q = PALETTE[0], PALETTE[1]
+SHADES = LinearSegmentedColormap.from_list("white to blue", ["white", "#8fc3e6"])
+
+
+@runtime_checkable
+class Grid(Protocol):
+    """The posterior of one example on a grid, such as `evaluation.posterior.PosteriorGrid`."""
+
+    @property
+    def axes(self) -> tuple[np.ndarray, ...]:
+        """The grid of each of the one or two latents, [g]."""
+
+    @property
+    def log_posterior(self) -> np.ndarray:
+        """log p(z|x), [g] or [g, g] (first latent first), nats."""
+
+    @property
+    def log_q(self) -> np.ndarray:
+        """log q(z|x) there, nats."""
+
+    @property
+    def draws(self) -> np.ndarray:
+        """Draws from p(z|x), [n, 1] or [n, 2]."""
+
+
+def posterior_panels(grids: Sequence[Grid], *, titles: Sequence[str] | None = None) -> Figure:
+    """The true posterior p(z|x) beside q(z|x) for some examples, and draws from it: a panel each.
+
+    One latent has two curves over a histogram of the draws. Two have a map of p(z|x), contours
+    that contain 50% and 95% of the mass of either density, and a dot for each draw. Only where
+    the mass is, is shown: 99.9% of either density and all the draws.
+
+    Args:
+        grids: one for each example.
+        titles: one for each panel.
+
+    Raises:
+        UserError: if there is nothing to draw, the titles are too few or too many, or a grid does
+            not fit its densities, has more than two latents, or a number that is not one.
+    """
+    if not grids:
+        raise UserError("there are no posteriors to draw")
+    if titles is not None and len(titles) != len(grids):
+        raise UserError(f"there are {len(grids)} posteriors, but {len(titles)} titles")
+    figure, charts = chart_figure(len(grids))
+    handles: dict[str, Artist] = {}
+    for number, (axes, grid) in enumerate(zip(charts, grids, strict=True)):
+        posterior = _densities(grid, number)
+        draw = _draw_curves if len(posterior.axes) == 1 else _draw_map
+        handles |= draw(axes, posterior)
+        if titles is not None:
+            axes.set_title(titles[number], fontsize=NORMAL, color=INK)
+    figure.legend(
+        handles.values(),
+        handles.keys(),
+        loc="outside lower center",
+        ncols=3,
+        fontsize=SMALL,
+        labelcolor=INK,
+        frameon=False,
+    )
+    return laid_out(figure)
+
+
+class _Posterior(NamedTuple):
+    axes: list[Float[np.ndarray, " g"]]
+    p: Float[np.ndarray, "..."]  # densities, not their logs
+    q: Float[np.ndarray, "..."]
+    draws: Float[np.ndarray, "n m"]
+
+
+def _densities(grid: Grid, number: int) -> _Posterior:
+    """What a grid holds, if it is what it should be."""
+    of = f"of posterior {number}"
+    axes = [checked(axis, f"the grid {of}", "g") for axis in grid.axes]
+    if len(axes) not in (1, 2):
+        raise UserError(f"the grid {of} has {len(axes)} latents; only one or two can be drawn")
+    if any(len(axis) < 2 or np.any(np.diff(axis) <= 0) for axis in axes):
+        raise UserError(f"the grid {of} must rise, and have two points or more along each latent")
+    sides = " ".join(("g", "h")[: len(axes)])
+    p = _density(grid.log_posterior, f"log_posterior {of}", sides)
+    q = _density(grid.log_q, f"log_q {of}", sides)
+    draws = checked(grid.draws, f"the draws {of}", "n m")
+    same_shape(np.empty([len(axis) for axis in axes]), p, f"the grid and log_posterior {of}")
+    same_shape(p, q, f"log_posterior and log_q {of}")
+    if draws.shape[1] != len(axes):
+        raise UserError(f"the draws {of} have {draws.shape[1]} latents; its grid has {len(axes)}")
+    return _Posterior(axes, p, q, draws)
+
+
+def _density(log_density: np.ndarray, name: str, sides: str) -> Float[np.ndarray, "..."]:
+    """The density; minus infinity is a density of zero."""
+    array = np.asarray(log_density)
+    if array.dtype.kind == "f":
+        array = np.where(np.isneginf(array), np.finfo(array.dtype).min, array)
+    with np.errstate(over="ignore"):
+        return checked(np.exp(checked(array, name, sides)), name, sides)
+
+
+def _draw_curves(axes: Axes, posterior: _Posterior) -> dict[str, Artist]:
+    """Two curves over a histogram of draws."""
+    (grid,) = posterior.axes
+    ((low, high),) = _limits(posterior)
+    bars = draw_histogram(axes, posterior.draws[:, 0], low, high)
+    (p,) = axes.plot(grid, posterior.p, color=TRUE, linewidth=1.6)
+    (q,) = axes.plot(grid, posterior.q, color=Q, linewidth=1.6, linestyle="--")
+    axes.set_xlim(low, high)
+    axes.set_ylim(bottom=0)
+    finish(axes, "latent", "density")
+    return {"true posterior p(z | x)": p, "q(z | x)": q, "draws from p(z | x)": bars}
+
+
+def _draw_map(axes: Axes, posterior: _Posterior) -> dict[str, Artist]:
+    """A map of p under the contours of p and q, and the draws."""
+    # As vectors, tens of thousands of cells make a file that viewers choke on.
+    axes.pcolormesh(*posterior.axes, posterior.p.T, cmap=SHADES, rasterized=True, zorder=0)
+    size = float(np.clip(600 / len(posterior.draws), 0.5, 4))
+    x, y = posterior.draws.T
+    axes.scatter(x, y, size, color=INK, linewidths=0, zorder=2, rasterized=True)
+    for density, colour, style in ((posterior.p, TRUE, "solid"), (posterior.q, Q, "dashed")):
+        if levels := _levels(density):
+            axes.contour(
+                *posterior.axes,
+                density.T,
+                levels=levels,
+                colors=colour,
+                linewidths=1.2,
+                linestyles=style,
+                zorder=3,
+            )
+    (x_low, x_high), (y_low, y_high) = _limits(posterior)
+    axes.set(xlim=(x_low, x_high), ylim=(y_low, y_high))
+    axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
+    finish(axes, "first latent", "second latent")
+    axes.grid(visible=False)
+    dot: dict[str, Any] = {"marker": "o", "markersize": 3, "linestyle": "none"}
+    return {
+        "true posterior p(z | x)": Line2D([], [], color=TRUE, linewidth=1.2),
+        "q(z | x); lines hold 50% and 95%": Line2D([], [], color=Q, linewidth=1.2, linestyle="--"),
+        "draws from p(z | x)": Line2D([], [], color=INK, **dot),
+    }
+
+
+def _least(density: Float[np.ndarray, "..."], mass: float) -> float:
+    """The density above which the cells of the grid hold at least so much of its mass."""
+    falling = np.sort(density, axis=None)[::-1]
+    total = np.cumsum(falling)
+    last = np.searchsorted(total, mass * total[-1])
+    return float(falling[min(last, len(falling) - 1)])
+
+
+def _levels(density: Float[np.ndarray, "..."]) -> list[float]:
+    """Rising levels of the contours, all within the range of the density."""
+    low, high = density.min(), density.max()
+    return sorted({level for mass in MASSES if low < (level := _least(density, mass)) < high})
+
+
+def _limits(posterior: _Posterior) -> list[tuple[float, float]]:
+    """For each latent, from where to where there is anything to see, and a little more."""
+    seen = np.zeros(posterior.p.shape, bool)
+    for density in (posterior.p, posterior.q):
+        seen |= density >= max(_least(density, SHOWN), np.finfo(np.float64).tiny)
+    places = np.argwhere(seen) if seen.any() else np.argwhere(~seen)
+    limits = []
+    for axis, at, drawn in zip(posterior.axes, places.T, posterior.draws.T, strict=True):
+        low, high = min(axis[at.min()], drawn.min()), max(axis[at.max()], drawn.max())
+        pad = 0.04 * (high - low) or float(np.diff(axis).max())
+        limits.append((float(low - pad), float(high + pad)))
+    return limits

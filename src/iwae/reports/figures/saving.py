@@ -1,0 +1,78 @@
+"""Figures and animations on disk: whole or not at all, and the same bytes each time."""
+
+import os
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.figure import Figure
+
+from iwae.errors import UserError
+from iwae.files import atomic_write
+
+# No dates, versions or random identifiers are written.
+_METADATA: dict[str, dict[str, None]] = {
+    ".png": {"Software": None},
+    ".pdf": {"CreationDate": None, "Creator": None, "Producer": None},
+    ".svg": {"Date": None, "Creator": None},
+}
+# Two settings have no argument of `savefig`; the lock keeps threads from mixing them up.
+_settings_lock = threading.Lock()
+
+
+def save_figure(figure: Figure, path: str | os.PathLike[str]) -> None:
+    """Write a figure as .png, .pdf or .svg, atomically; the same figure gives the same bytes."""
+    path = Path(path)
+    suffix = path.suffix.lower()
+    if suffix not in _METADATA:
+        raise UserError(f"cannot save a figure as '{path.name}': end it in .png, .pdf or .svg")
+    with (
+        atomic_write(path) as temporary,
+        _settings_lock,
+        mpl.rc_context({"svg.hashsalt": "iwae", "savefig.bbox": "standard"}),
+    ):
+        figure.savefig(temporary, format=suffix[1:], dpi="figure", metadata=_METADATA[suffix])
+
+
+def save_animation(
+    frames: Sequence[np.ndarray],
+    path: str | os.PathLike[str],
+    *,
+    seconds: float = 0.3,
+    last_seconds: float = 2.0,
+) -> None:
+    """Write frames, uint8 [height, width, 3] of one shape, as an endless .gif, atomically.
+
+    Each frame stays for `seconds` and the last for `last_seconds`. A frame equal to the one before
+    it is not stored again; that one stays for longer.
+    """
+    from PIL import Image
+
+    path = Path(path)
+    if path.suffix.lower() != ".gif":
+        raise UserError(f"cannot save an animation as '{path.name}': end it in .gif")
+    _check_frames(frames)
+    # A GIF counts time in hundredths of a second; pillow takes milliseconds.
+    times = [10 * max(1, round(100 * seconds))] * len(frames)
+    times[-1] = 10 * max(1, round(100 * last_seconds))
+    first, *others = [Image.fromarray(frame) for frame in frames]
+    with atomic_write(path) as temporary:
+        first.save(
+            temporary, format="GIF", save_all=True, append_images=others, duration=times, loop=0
+        )
+
+
+def _check_frames(frames: Sequence[np.ndarray]) -> None:
+    if len(frames) == 0:
+        raise UserError("an animation needs at least one frame")
+    shape = np.shape(frames[0])
+    for number, frame in enumerate(frames):
+        if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3 or not frame.size:
+            raise UserError(
+                f"frame {number} must be uint8 [height, width, 3], "
+                f"but is {frame.dtype} {frame.shape}"
+            )
+        if frame.shape != shape:
+            raise UserError(f"frame {number} has the shape {frame.shape}, but frame 0 has {shape}")

@@ -1,0 +1,115 @@
+"""What figures share: fonts, colours, the look of a chart, and the check of what they are given."""
+
+from collections.abc import Sequence
+from typing import TypeAlias
+
+import numpy as np
+from jaxtyping import Float
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
+
+from iwae.errors import UserError
+
+Numbers: TypeAlias = np.ndarray | Sequence[float | int]
+
+DPI = 150
+SMALL, NORMAL = 8, 9  # font sizes, points
+INK, FAINT, GREY, PALE = "#222222", "#8a8a8a", "#b4b4b4", "#e8e8e8"
+# Okabe and Ito's colours, which people with any common colour blindness tell apart.
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+
+
+def checked(values: object, name: str, axes: str) -> Float[np.ndarray, "..."]:
+    """The values as float64 with the named axes ("n h w"), not empty and all finite."""
+    array = np.asarray(values)
+    if array.dtype.kind not in "biuf":
+        raise UserError(f"{name} must be an array of numbers, but its type is {array.dtype}")
+    if array.ndim != len(axes.split()):
+        wanted = axes.replace(" ", ", ")
+        raise UserError(f"{name} must have the axes [{wanted}], but its shape is {array.shape}")
+    if array.size == 0:
+        raise UserError(f"{name} is empty: its shape is {array.shape}")
+    array = array.astype(np.float64)
+    broken = np.count_nonzero(~np.isfinite(array))
+    if broken:
+        raise UserError(f"{name} has {broken} of {array.size} values that are NaN or infinite")
+    return array
+
+
+def same_shape(first: np.ndarray, second: np.ndarray, names: str) -> None:
+    """Refuse two arrays of different shapes."""
+    if first.shape != second.shape:
+        raise UserError(
+            f"{names} must have the same shape, but have {first.shape} and {second.shape}"
+        )
+
+
+def chart_figure(
+    count: int, title: str | None = None, *, height: float = 2.9
+) -> tuple[Figure, list[Axes]]:
+    """A figure of so many panels, each so high (inches)."""
+    columns = {1: 1, 2: 2, 4: 2}.get(count, 3)
+    rows = -(-count // columns)
+    size = (6.0, 3.6) if count == 1 else (3.6 * columns + 0.4, height * rows)
+    figure = Figure(figsize=size, dpi=DPI, facecolor="white", layout="constrained")
+    charts = [figure.add_subplot(rows, columns, i + 1) for i in range(count)]
+    if title:
+        figure.suptitle(title, fontsize=NORMAL + 1, color=INK)
+    return figure, charts
+
+
+def laid_out(figure: Figure) -> Figure:
+    """The figure with its panels placed for good.
+
+    The layout starts from the one before: made at each save, it would give other pixels each time.
+    """
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")
+    return figure
+
+
+def finish(axes: Axes, x_label: str, y_label: str, *, columns: int | None = None) -> None:
+    """The common look: labels, a faint grid, no box, and the legend (of columns) above the data."""
+    axes.set_xlabel(x_label, fontsize=NORMAL, color=INK)
+    axes.set_ylabel(y_label, fontsize=NORMAL, color=INK)
+    axes.tick_params(which="both", labelsize=SMALL, labelcolor=INK, color=FAINT, length=3)
+    axes.tick_params(which="minor", length=0)
+    axes.grid(visible=True, color=PALE, linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(FAINT)
+    handles, labels = axes.get_legend_handles_labels()
+    if not handles:
+        return
+    axes.legend(
+        handles,
+        labels,
+        loc="lower right",
+        bbox_to_anchor=(1, 1),
+        borderaxespad=0.2,
+        ncols=columns or (4 if len(handles) == 4 else 3),
+        fontsize=SMALL,
+        labelcolor=INK,
+        frameon=False,
+        handlelength=1.4,
+        columnspacing=1.2,
+    )
+
+
+def plain_numbers(axes: Axes) -> None:
+    """Ticks of a logarithmic axis as 1, 10, 100."""
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter(NullFormatter())
+
+
+def draw_histogram(
+    axes: Axes, data: Float[np.ndarray, " n"], low: float, high: float, label: str | None = None
+) -> Artist:
+    """The density of the data from low to high; data beyond make it smaller, as they should."""
+    bins = min(80, max(10, round(len(data) ** 0.5)))
+    weights = np.full(len(data), bins / (high - low) / len(data))
+    span = (low, high)
+    axes.hist(data, bins=bins, range=span, weights=weights, color=PALE, zorder=1, label=label)
+    return axes.patches[-1]

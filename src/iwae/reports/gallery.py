@@ -1,0 +1,368 @@
+"""The pictures of a run, drawn from its models, metrics and frames."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from matplotlib.figure import Figure
+
+from iwae.config.experiment import read_config
+from iwae.data import KINDS, Dataset, Kind
+from iwae.data.kinds import is_discrete
+from iwae.errors import UserError
+from iwae.evaluation.diagnostics import test_sample_error
+from iwae.evaluation.posterior import model_density, posterior_grid
+from iwae.evaluation.units import active_units
+from iwae.models.conditional import ConditionalVAE, Model, without_labels
+from iwae.models.likelihoods import SIGNS
+from iwae.models.networks import Dense
+from iwae.reports import figures
+from iwae.results.ordering import Known, known_bounds, models_of, read_records
+from iwae.results.signal import GRADIENTS, signal_curves
+from iwae.runs.metrics import read_metrics
+from iwae.runs.setup import load_config_dataset, run_model, split_examples
+
+SHOWN = 64
+"""Prior samples in a picture."""
+
+DRAWN = 2000
+"""Prior samples in a histogram."""
+
+OF_CLASS = 12
+"""Prior samples of each label."""
+
+MOST_CLASSES = 64
+"""Labels in a picture."""
+
+EXAMPLES = 20
+"""Test examples whose reconstructions are shown."""
+
+POSTERIORS = 4
+"""Test examples whose posteriors are shown, if they have one or two latents."""
+
+
+def draw_run(run: Path, *, weights: str = "final", data_dir: Path | None = None) -> list[Path]:
+    """Draw everything there is to see of the first replicate of a run into `RUN/figures`.
+
+    Returns:
+        The files written.
+
+    Raises:
+        UserError: if there is no trained model, or the data cannot be had.
+    """
+    run = Path(run)
+    model, dataset = _subject(run, weights, data_dir)
+    written = []
+    for name, figure in _figures(run, model, dataset, weights):
+        path = run / "figures" / f"{name}.png"
+        figures.save_figure(figure, path)
+        written.append(path)
+    return written + _animations(run, dataset)
+
+
+def draw_gradients(run: Path) -> list[Path]:
+    """Draw the signal-to-noise ratios of each record of `iwae gradients` beside it."""
+    written = []
+    for record_file, record in read_records(Path(run), (GRADIENTS,)):
+        written.append(record_file.with_suffix(".png"))
+        figures.save_figure(figures.signal_to_noise(signal_curves(record["rows"])), written[-1])
+    return written
+
+
+def run_figures(
+    run: Path, *, weights: str = "final", data_dir: Path | None = None
+) -> Iterator[tuple[str, Figure]]:
+    """The pictures that `draw_run` writes, with their names; nothing is written.
+
+    Raises:
+        UserError: if there is no trained model, or the data cannot be had.
+    """
+    model, dataset = _subject(Path(run), weights, data_dir)
+    yield from _figures(Path(run), model, dataset, weights)
+
+
+def _subject(run: Path, weights: str, data_dir: Path | None) -> tuple[Model, Dataset]:
+    """The first replicate of a run, and its data."""
+    if not (run / "config.toml").is_file():
+        raise UserError(f"{run} holds no run: config.toml is missing")
+    dataset = load_config_dataset(read_config(run / "config.toml"), data_dir)
+    return run_model(run, weights, 0, dataset), dataset
+
+
+def _figures(
+    run: Path, model: Model, dataset: Dataset, weights: str
+) -> Iterator[tuple[str, Figure]]:
+    if rows := read_metrics(run):
+        yield "training_curves", figures.training_curves(rows)
+    test = split_examples(dataset, "test")
+    units = active_units(model, test, jax.random.key(0))
+    yield "log_variances", figures.log_variance_histogram(list(units.variances), units.threshold)
+    has_density = not is_discrete(dataset.kind)
+    if are_pictures(dataset):
+        yield from _image_figures(run, model, dataset, test)
+    elif dataset.shape == (1,) and has_density:
+        yield "density", _density(model, dataset)
+    elif dataset.shape == (2,) and has_density:
+        samples = _prior_samples(model, len(test))[1]
+        yield "scatter", figures.scatter_2d(_whole(test[:, :2]), _whole(samples))
+    if sum(model.latent_sizes) <= 2:
+        yield "posterior", _posteriors(model, test)
+    if figure := bounds_figure(run, weights):
+        yield "bounds", figure
+    if curves := _rate_distortion_files(run, weights):
+        yield "rate_distortion", _rate_distortion(curves[-1])
+
+
+class Layout(NamedTuple):
+    """What a picture needs to know of data: the shape of an example, the kind, names of labels."""
+
+    shape: tuple[int, ...]
+    kind: Kind
+    classes: tuple[str, ...] = ()
+
+
+def layout_of(model: Model, about: Mapping[str, Any]) -> Layout:
+    """What is known of the data of a model by itself; examples are flat if nothing says more."""
+    data, vae = about.get("dataset", {}), without_labels(model)
+    classes = data.get("classes", [])
+    if isinstance(model, ConditionalVAE) and not classes:
+        classes = [f"label {y}" for y in range(model.n_classes)]
+    return Layout(tuple(data.get("shape", [vae.n_data])), vae.kind, tuple(classes))
+
+
+def _whole(rows: np.ndarray) -> np.ndarray:
+    """The rows of which nothing is missing."""
+    return rows[~np.isnan(rows).any(axis=1)]
+
+
+def are_pictures(dataset: Dataset | Layout) -> bool:
+    """Whether examples are grey images, or colour images `[h, w, 3]`."""
+    shape = dataset.shape
+    flat = len(shape) == 2 or (len(shape) == 3 and shape[-1] == 3)
+    return flat and KINDS[dataset.kind.name].white is not None
+
+
+def samples_figure(model: Model, layout: Layout) -> Figure:
+    """What a model makes by itself, without its data: pictures, or else histograms of columns.
+
+    Pictures of a conditional model are means, a row for each label.
+    """
+    # Where values go missing for what they are, samples have missing values too.
+    gaps = without_labels(model).missing in SIGNS
+    if are_pictures(layout) and not gaps:
+        if isinstance(model, ConditionalVAE):
+            return _classes_figure(model, layout)
+        means, draws = _prior_samples(model, SHOWN)
+        return figures.samples(_images(means, layout), _images(draws, layout))
+    keys = jax.random.split(jax.random.key(0), DRAWN)
+    draws = np.asarray(jax.vmap(lambda key: model.condition(model.sample(key)[1])[1])(keys))
+    return figures.marginals(draws, gaps=gaps)
+
+
+def _classes_figure(model: ConditionalVAE, layout: Layout | Dataset) -> Figure:
+    """Samples of the first labels, a row for each."""
+    rows = [_images(means, layout) for means in _class_samples(model)]
+    return figures.labelled_rows(np.stack(rows), layout.classes[:MOST_CLASSES])
+
+
+def _image_figures(
+    run: Path, model: Model, dataset: Dataset, test: np.ndarray
+) -> Iterator[tuple[str, Figure]]:
+    means, draws = _prior_samples(model, SHOWN)
+    yield "samples", figures.samples(_images(means, dataset), _images(draws, dataset))
+    if isinstance(model, ConditionalVAE):
+        yield "samples_of_classes", _classes_figure(model, dataset)
+    chosen = test[_spread(len(test), EXAMPLES)]
+    yield (
+        "reconstructions",
+        figures.reconstructions(
+            _images(chosen[:, : dataset.n_values], dataset),
+            _images(_reconstructions(model, chosen), dataset),
+        ),
+    )
+    for name, weights in _filters(model, dataset):
+        shaped = weights[:SHOWN].reshape(-1, *dataset.shape)
+        yield f"filters_{name}", figures.filters(shaped, title=name.replace("_", " "))
+    for name, (frames, epochs) in _frames(run, dataset).items():
+        few = np.unique(np.linspace(0, len(epochs) - 1, 8).astype(int))
+        yield f"training_{name}", figures.training_strip(frames[few][:, :12], epochs[few])
+
+
+def _filters(model: Model, dataset: Dataset) -> Iterator[tuple[str, np.ndarray]]:
+    """Weights of units that see or make a whole image, `[n, d]`; a convolution's see a corner."""
+    if len(dataset.shape) != 2:  # a filter has a sign, which leaves no room for colours
+        return
+    vae = without_labels(model)
+    if vae.encoder[0].features is None:
+        first = (*vae.encoder[0].hidden.layers, vae.encoder[0].loc)[0]
+        yield "first_layer", np.asarray(first.weight).T
+    if isinstance(vae.output, Dense):
+        yield "last_layer", np.asarray(vae.output.weight)[:, : dataset.n_values]
+
+
+def _animations(run: Path, dataset: Dataset) -> list[Path]:
+    if not are_pictures(dataset):
+        return []
+    written = []
+    for name, (frames, epochs) in _frames(run, dataset).items():
+        path = run / "figures" / f"training_{name}.gif"
+        figures.save_animation(figures.training_frames(frames, epochs), path)
+        written.append(path)
+    return written
+
+
+def _frames(run: Path, dataset: Dataset) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Name -> images `[t, n, h, w]` and epochs `[t]`; empty if no frame was taken."""
+    paths = sorted((run / "frames").glob("*.npz"))
+    if not paths:
+        return {}
+    epochs = np.asarray([int(path.stem) for path in paths])
+    loaded = [np.load(path, allow_pickle=False) for path in paths]
+    return {
+        name: (np.stack([_images(frame[name], dataset) for frame in loaded]), epochs)
+        for name in ("samples", "reconstructions")
+    }
+
+
+def _images(flat: np.ndarray, dataset: Dataset | Layout) -> np.ndarray:
+    """Values as brightness from 0 to 1; what is missing is grey."""
+    brightness = np.asarray(flat, np.float32) / np.float32(KINDS[dataset.kind.name].white)
+    brightness = np.where(np.isnan(brightness), np.float32(0.5), np.clip(brightness, 0, 1))
+    return brightness.reshape(-1, *dataset.shape)
+
+
+def _spread(n: int, count: int) -> np.ndarray:
+    """Indices of examples from all over the split: files are often sorted by class."""
+    return np.arange(0, n, max(1, n // count))[:count]
+
+
+def _prior_samples(model: Model, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Means of p(x|z) for draws z ~ p(z), and a draw x from each, `[count, d]`."""
+
+    def one(key: jax.Array) -> tuple[jax.Array, jax.Array]:
+        z, x = model.sample(key)
+        given, x = model.condition(x)
+        return given.decode(z).mean, x
+
+    means, draws = jax.vmap(one)(jax.random.split(jax.random.key(0), count))
+    return np.asarray(means), np.asarray(draws)
+
+
+def _class_samples(model: ConditionalVAE) -> np.ndarray:
+    """Means of p(x|z, y) for draws z ~ p(z|y), each row of another label by the same noise."""
+
+    def one(y: jax.Array, key: jax.Array) -> jax.Array:
+        given = model.given(y)
+        return given.decode(given.sample(key)[0]).mean
+
+    keys = jax.random.split(jax.random.key(0), OF_CLASS)
+    rows = jax.vmap(lambda y: jax.vmap(lambda key: one(y, key))(jax.random.clone(keys)))
+    return np.asarray(rows(jnp.eye(model.n_classes)[:MOST_CLASSES]))
+
+
+def _reconstructions(model: Model, examples: np.ndarray) -> np.ndarray:
+    """Means of p(x|z) for one draw z ~ q(z|x) of each example, `[n, d]`."""
+
+    def one(x: jax.Array, key: jax.Array) -> jax.Array:
+        given, x = model.condition(x)
+        return given.decode(given.posterior(x).sample(key)).mean
+
+    keys = jax.random.split(jax.random.key(0), len(examples))
+    return np.asarray(jax.vmap(one)(jnp.asarray(examples, jnp.float32), keys))
+
+
+def _density(model: Model, dataset: Dataset) -> Figure:
+    """True against model density on a line."""
+    test = np.asarray(dataset.test, np.float64)[:, 0]
+    margin = 0.25 * np.ptp(test)
+    grid = np.linspace(test.min() - margin, test.max() + margin, 400)
+    curves = {}
+    if dataset.log_density is not None:
+        curves["truth"] = np.exp(dataset.log_density(grid[:, None]))
+    curves["model"] = np.exp(model_density(model, grid[:, None]))
+    return figures.density_1d(grid, curves, data=test)
+
+
+def _posteriors(model: Model, test: np.ndarray) -> Figure:
+    """p(z|x) beside q(z|x) of a few test examples with one or two latents."""
+    chosen, key = _spread(len(test), POSTERIORS), jax.random.key(0)
+    grids = [
+        posterior_grid(model, jnp.asarray(test[i], jnp.float32), jax.random.fold_in(key, int(i)))
+        for i in chosen
+    ]
+    what = "p(x|y)" if isinstance(model, ConditionalVAE) else "p(x)"
+    titles = [
+        f"test example {i}: log {what} = {grid.log_evidence:.2f}".replace("-", "\N{MINUS SIGN}")
+        for i, grid in zip(chosen, grids, strict=True)
+    ]
+    return figures.posterior_panels(grids, titles=titles)
+
+
+def _rate_distortion_files(run: Path, weights: str) -> list[Path]:
+    """Curves of test examples, by name."""
+    return [
+        path.with_suffix(".npz")
+        for path, record in read_records(run, ("rate-distortion",))
+        if (record["split"], record["weights"], record["pruned"]) == ("test", weights, False)
+    ]
+
+
+def _rate_distortion(path: Path) -> Figure:
+    """The curve of the first replicate, from the values behind a record."""
+    with np.load(path, allow_pickle=False) as file:
+        return figures.rate_distortion_curve(file["betas"], file["rate"][0], file["distortion"][0])
+
+
+# --- bounds from records --------------------------------------------------------------------
+
+
+def bounds_figure(run: Path, weights: str = "final") -> Figure | None:
+    """The mean bounds on log p(x) that the records of a run hold, against their budgets.
+
+    All are of the same models and the same test examples, those that all records share: bounds of
+    different examples must not be compared. Replicates are averaged.
+
+    Args:
+        run: its folder.
+        weights: which models, "final" or "best".
+
+    Returns:
+        The figure, or None if the records hold fewer than two bounds on common examples.
+    """
+    known = known_bounds(run, split="test", weights=weights, pruned=False)
+    known = [one for one in known if models_of(one.record) == models_of(known[-1].record)]
+    if len(known) < 2:
+        return None
+    places = known[0].places
+    for one in known[1:]:
+        places = np.intersect1d(places, one.places)
+    if len(places) < 2:
+        return None
+    points: dict[str, dict[int, np.ndarray]] = {}
+    for one in known:
+        values = one.values[:, np.isin(one.places, places)].mean(axis=0)
+        points.setdefault(_curve_name(one, len(places)), {})[one.rank[1]] = values
+    curves = {
+        name: (
+            list(curve),
+            [float(values.mean()) for values in curve.values()],
+            [test_sample_error(values) for values in curve.values()],
+        )
+        for name, curve in points.items()
+    }
+    return figures.bounds_against_budget(curves)
+
+
+def _curve_name(known: Known, n: int) -> str:
+    """What a bound is a point of."""
+    if known.rank[0] == 0:
+        return f"importance sampling, {n:,} examples"
+    how = known.record["annealing"]
+    schedule = how["schedule"] if isinstance(how["schedule"], str) else "given"
+    return (
+        f"annealing from the {how['start']}, {how['chains']} chains, {how['leapfrog']} leapfrog "
+        f"steps, {schedule} schedule, the same examples"
+    )

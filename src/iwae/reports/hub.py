@@ -1,0 +1,210 @@
+"""Models on the Hugging Face hub: only the files of a model go there, and only they are fetched."""
+
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from iwae.errors import UserError
+from iwae.models.conditional import Model
+from iwae.reports.export import CARD, FILES
+from iwae.runs.models import LIMITS, load_model, read_model, refuse_larger
+
+SERVER_FAULT = 500
+"""From this status on, an answer is about the hub itself and not about what it was asked for."""
+
+
+def push_to_hub(
+    folder: str | Path,
+    repo_id: str,
+    *,
+    private: bool = False,
+    revision: str | None = None,
+    message: str = "Model exported by iwae",
+    token: str | None = None,
+) -> str:
+    """Put an exported model on the Hugging Face hub, as one commit.
+
+    Args:
+        folder: what `export_run` wrote.
+        repo_id: OWNER/NAME; made if it is not there.
+        private: whether a repository that is made is for its owner alone.
+        revision: a branch; made if it is not there (by default the main one).
+        message: of the commit.
+        token: of the hub; by default that of `hf auth login` or of HF_TOKEN.
+
+    Returns:
+        The address of the commit.
+
+    Raises:
+        UserError: if the folder holds no export, or the hub cannot be used or refuses.
+    """
+    folder = Path(folder)
+    load_model(folder)
+    if not (folder / CARD).is_file():
+        raise UserError(f"{folder} has no {CARD}: make it by `iwae export RUN {folder}`")
+    hub = _hub()
+    with _hub_errors(hub, repo_id, revision):
+        api = hub.HfApi(token=token)
+        api.create_repo(repo_id, private=private, exist_ok=True)
+        if revision is not None:
+            api.create_branch(repo_id, branch=revision, exist_ok=True)
+        commit = api.upload_folder(
+            repo_id=repo_id,
+            folder_path=folder,
+            allow_patterns=list(FILES),
+            revision=revision,
+            commit_message=message,
+        )
+    return str(commit.commit_url)
+
+
+def from_pretrained(
+    repo_id: str,
+    *,
+    revision: str | None = None,
+    token: str | None = None,
+    cache_dir: str | Path | None = None,
+) -> Model:
+    """A model from the Hugging Face hub, or from the cache of it. Runs no code from there.
+
+    Its two files are fetched if the hub says that they are no larger than `load_model` takes. The
+    cache serves, with a warning, where the hub cannot be asked.
+
+    Args:
+        repo_id: OWNER/NAME.
+        revision: a branch, a tag or a commit; name a commit to get the same model always.
+        token: of the hub, for a private model.
+        cache_dir: where the files are kept; by default where the hub's other models are.
+
+    Raises:
+        UserError: if it cannot be had, or is no model (see `load_model`).
+    """
+    hub = _hub()
+    fetch = partial(
+        hub.snapshot_download,
+        repo_id,
+        revision=revision,
+        token=token,
+        cache_dir=cache_dir,
+        allow_patterns=list(LIMITS),
+    )
+    with _hub_errors(hub, repo_id, revision):
+        try:
+            sizes = _sizes(hub.HfApi(token=token), repo_id, revision)
+        except (hub.errors.HFValidationError, hub.errors.RevisionNotFoundError):
+            raise
+        except _failures(hub) as error:
+            folder = _cached(hub, repo_id, fetch, error)
+        else:
+            _check_sizes(repo_id, sizes)
+            folder = fetch()
+    paths = [Path(folder) / name for name in LIMITS]
+    for path in paths:
+        if not path.is_file():
+            raise UserError(f"{repo_id} is no model of iwae: it has no {path.name}")
+    return read_model(*(path.resolve() for path in paths))  # the hub's cache is made of links
+
+
+def _sizes(api: Any, repo_id: str, revision: str | None) -> dict[str, int | None]:
+    """What the hub says of a repository's files: how many bytes each has."""
+    info = api.model_info(repo_id, revision=revision, files_metadata=True)
+    return {file.rfilename: file.size for file in info.siblings or ()}
+
+
+def _check_sizes(repo_id: str, sizes: Mapping[str, int | None]) -> None:
+    """Raise UserError if a file of a model is not there, or too large to be fetched."""
+    for name, limit in LIMITS.items():
+        if name not in sizes:
+            raise UserError(f"{repo_id} is no model of iwae: it has no {name}")
+        size = sizes[name]
+        if size is None:
+            raise UserError(f"the hub does not say how large {name} of {repo_id} is: not fetched")
+        refuse_larger(f"{name} of {repo_id}", size, limit)
+
+
+def _cached(hub: Any, repo_id: str, fetch: Callable[..., str], unreachable: Exception) -> str:
+    """The folder of a model that was fetched before; if there is none, why the hub has none.
+
+    A hub that answers is believed: what it refuses or no longer has is not taken from the cache.
+    """
+    status = getattr(getattr(unreachable, "response", None), "status_code", None)
+    if status is not None and status < SERVER_FAULT:
+        raise unreachable
+    try:
+        folder = fetch(local_files_only=True)
+        warnings.warn(
+            f"the hub cannot be asked ({_reason(unreachable)}): this is the copy of {repo_id} that "
+            f"was fetched before, {Path(folder).name}",
+            stacklevel=4,
+        )
+        return folder
+    except hub.errors.LocalEntryNotFoundError as error:
+        if isinstance(unreachable, hub.errors.HfHubHTTPError | hub.errors.LocalTokenNotFoundError):
+            raise unreachable from None
+        raise UserError(
+            f"the hub cannot be reached, and {repo_id} is not in the cache: {_reason(unreachable)}"
+        ) from error
+
+
+def _hub() -> Any:
+    """The library, or UserError with the command that installs it."""
+    try:
+        import huggingface_hub
+        import huggingface_hub.errors  # which it does not load by itself
+    except ImportError as error:
+        raise UserError("sharing needs huggingface_hub: pip install 'iwae[hub]'") from error
+    return huggingface_hub
+
+
+@contextmanager
+def _hub_errors(hub: Any, repo_id: str, revision: str | None) -> Iterator[None]:
+    """What the hub has to say against it, as a line with the remedy."""
+    errors = hub.errors
+    login = "log in by `hf auth login`, or set HF_TOKEN"
+    try:
+        yield
+    except errors.HFValidationError as error:
+        raise UserError(f"{repo_id!r} is no name on the hub: give OWNER/NAME") from error
+    except errors.RevisionNotFoundError as error:
+        raise UserError(f"{repo_id} has no revision {(revision or 'main')!r} on the hub") from error
+    except errors.RepositoryNotFoundError as error:
+        raise UserError(
+            f"{repo_id} is not on the hub, or not for you: check the name, and {login}"
+        ) from error
+    except errors.LocalTokenNotFoundError as error:
+        raise UserError(f"the hub wants to know who you are: {login}") from error
+    except errors.LocalEntryNotFoundError as error:
+        raise UserError(
+            f"the hub cannot be reached, and {repo_id} is not in the cache: {_reason(error)}"
+        ) from error
+    except errors.OfflineModeIsEnabled as error:
+        raise UserError(f"the hub cannot be reached: {_reason(error)}") from error
+    except errors.HfHubHTTPError as error:
+        denied = getattr(error.response, "status_code", None) in (401, 403)
+        remedy = f"; {login}" if denied else ""
+        raise UserError(f"the hub refuses {repo_id}: {_reason(error)}{remedy}") from error
+    except UserError:
+        raise
+    except _failures(hub) as error:
+        raise UserError(f"the hub cannot be used: {_reason(error)}") from error
+
+
+def _failures(hub: Any) -> tuple[type[Exception], ...]:
+    """What the library raises if the hub cannot be used: nothing that a fault of ours would raise.
+
+    These are the errors that it names, among them its HTTP client's, which is another one in each
+    major version; `ValueError` for an answer that it does not understand; and `RuntimeError` for an
+    upload that fails.
+    """
+    named = [value for value in vars(hub.errors).values() if isinstance(value, type)]
+    errors = [value for value in named if issubclass(value, Exception)]
+    return (*errors, OSError, ValueError, RuntimeError)
+
+
+def _reason(error: Exception) -> str:
+    """What the library says, in one line."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines or [type(error).__name__])[0][:200]

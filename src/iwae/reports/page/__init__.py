@@ -1,0 +1,1 @@
+"""The report page: runs compared on one HTML page that needs no other file and no network."""

@@ -1,0 +1,173 @@
+"""What the folder of a run says, and nothing that the page adds to it."""
+
+import logging
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from iwae.config.experiment import TrainConfig
+from iwae.errors import UserError
+from iwae.results.ordering import Known, known_bounds, models_of, read_records
+from iwae.results.records import model_sha256, run_config
+from iwae.runs.metrics import read_metrics
+from iwae.runs.models import WEIGHTS
+from iwae.runs.setup import model_folder
+
+log = logging.getLogger(__name__)
+
+SAMPLED, ANNEALED = "importance sampling", "annealed importance sampling"
+
+
+class Bound(NamedTuple):
+    """The mean of one bound over examples and seeds, as a record has it.
+
+    Attributes:
+        prefix: "L" or "AIS".
+        number: samples or temperatures.
+        mean: nats; None if it is not finite.
+        stderr: of the mean, from the choice of examples.
+        spread: standard deviation between seeds; None with one of them.
+        record: all the rest.
+    """
+
+    prefix: str
+    number: int
+    mean: float | None
+    stderr: float | None
+    spread: float | None
+    record: Mapping[str, Any]
+
+    @property
+    def rank(self) -> tuple[bool, int]:
+        """Bounds of higher rank are tighter."""
+        return self.prefix == "AIS", self.number
+
+    @property
+    def name(self) -> str:
+        """As on the command line."""
+        return f"{self.prefix}_{self.number}"
+
+
+class Run(NamedTuple):
+    """A run as the page sees it.
+
+    Attributes:
+        path: its folder.
+        name: what it is called on the page, which no other run is.
+        config: its configuration.
+        weights: which of its models, "final" or "best".
+        bounds: by name, each from the record of the most examples.
+        records: those on the test set, of these weights and of the models that are there now.
+        stale: whether there are records of other models too.
+        trained: whether all models are there.
+        metrics: the logged epochs.
+    """
+
+    path: Path
+    name: str
+    config: TrainConfig
+    weights: str
+    bounds: Mapping[str, Bound]
+    records: Sequence[Mapping[str, Any]]
+    stale: bool
+    trained: bool
+    metrics: Sequence[Mapping[str, Any]]
+
+    @property
+    def test_sets(self) -> set[str]:
+        """Digests of the test sets that it was measured on."""
+        return {record["test_sha256"] for record in self.records}
+
+    @property
+    def best(self) -> Bound | None:
+        """The tightest bound."""
+        return max(self.bounds.values(), key=lambda one: one.rank, default=None)
+
+    def known(self) -> list[Known]:
+        """The bounds example by example, of the models that are there now."""
+        found = known_bounds(self.path, split="test", weights=self.weights, pruned=False)
+        ours = [models_of(record) for record in self.records]
+        return [one for one in found if models_of(one.record) in ours]
+
+
+def read_run(path: Path, name: str, weights: str) -> Run:
+    """Read the configuration, records and metrics of a run."""
+    config = run_config(path)
+    records = list(_records(path, weights))
+    digests = _digests(path, weights, config.replicates)
+    ours = [one for one in records if digests is None or models_of(one) == digests]
+    bounds: dict[str, Bound] = {}
+    for bound in (bound for record in ours for bound in _bounds(record)):
+        if bound.name not in bounds or bound.record["n"] >= bounds[bound.name].record["n"]:
+            bounds[bound.name] = bound
+    return Run(
+        path,
+        name,
+        config,
+        weights,
+        dict(sorted(bounds.items(), key=lambda item: item[1].rank)),
+        ours,
+        len(ours) < len(records),
+        digests is not None,
+        read_metrics(path),
+    )
+
+
+def _records(path: Path, weights: str) -> Iterator[Mapping[str, Any]]:
+    """The records of bounds on the test set, without those that are damaged."""
+    for file, record in read_records(path, (SAMPLED, ANNEALED)):
+        if (record["split"], record["weights"], record["pruned"]) != ("test", weights, False):
+            continue
+        missing = {"n", "subset", "test_sha256", "examples_sha256"} - record.keys()
+        if missing:
+            log.warning("%s is no record (no %s) and is left out", file, min(missing))
+        else:
+            yield record
+
+
+def _bounds(record: Mapping[str, Any]) -> Iterator[Bound]:
+    for prefix, rows, number in (("L", "by_k", "k"), ("AIS", "by_temperatures", "temperatures")):
+        for row in record.get(rows, ()):
+            spread = row.get("between_replicates_sd")
+            yield Bound(prefix, row[number], row["log_likelihood"], row["stderr"], spread, record)
+
+
+def _digests(path: Path, weights: str, replicates: int) -> list[str] | None:
+    """Of the models that are there now; None unless all are."""
+    folders = [model_folder(path, weights, replicate) for replicate in range(replicates)]
+    if not all((folder / WEIGHTS).is_file() for folder in folders):
+        return None
+    return [model_sha256(path, weights, replicate) for replicate in range(replicates)]
+
+
+def name_runs(paths: Sequence[Path]) -> list[str]:
+    """The names of the folders, and as many of those above as it takes to tell them apart.
+
+    A folder named by its seeds alone goes with the one above, which names the experiment.
+
+    Raises:
+        UserError: if there are none, or one is named twice.
+    """
+    if not paths:
+        raise UserError("there are no runs to report on: name the folder of at least one")
+    resolved = [path.resolve() for path in paths]
+    for number, path in enumerate(resolved):
+        if path in resolved[:number]:
+            raise UserError(f"{paths[number]} is named twice: name each run once")
+    names = [
+        "/".join(path.parts[-2:]) if re.fullmatch(r"seeds?-[\d-]+", path.name) else path.name
+        for path in resolved
+    ]
+    for number, path in enumerate(resolved):
+        marks = [i for i, part in enumerate(path.parts) if part.startswith("shortened-")]
+        if marks:  # so that nobody takes it for a reproduction
+            names[number] = "/".join(path.parts[marks[0] :])
+    length = 1
+    while len(set(names)) < len(names):
+        length += 1
+        names = [
+            "/".join(path.parts[-length:]) if names.count(name) > 1 else name
+            for path, name in zip(resolved, names, strict=True)
+        ]
+    return names

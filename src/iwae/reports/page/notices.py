@@ -1,0 +1,136 @@
+"""What must not be overlooked, and which numbers must not be compared."""
+
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from iwae.reports.page.facts import ANNEALED, Run
+from iwae.reports.page.tables import (
+    UNRELIABLE,
+    by_test_set,
+    khat_share,
+    longest_annealing,
+    short_path,
+    verdicts,
+)
+
+
+class Notice(NamedTuple):
+    """Something to know before the table is read."""
+
+    title: str
+    items: list[str]
+
+
+def warnings(runs: Sequence[Run]) -> list[Notice]:
+    """What is wrong, or may be."""
+    violations = [
+        f"{run.name}: {minus_pairs(words)}"
+        for run in runs
+        for record in run.records
+        for words in record.get("ordering", {}).get("violations", ())
+    ]
+    unconverged = [
+        f"{run.name}: {found['word']}. {minus_pairs(found['reason'])}"
+        for run in runs
+        if (bound := longest_annealing(run)) is not None
+        for found in verdicts(bound)
+        if found["word"] != "converged"
+    ]
+    shares = [
+        f"{run.name}: {found[1]:.0%} of the examples; {found[0].name} may be too low"
+        for run in runs
+        if (found := khat_share(run)) is not None and found[1] >= UNRELIABLE
+    ]
+    stale = [
+        f"{run.name}: measure it again: {command('evaluate', run)}" for run in runs if run.stale
+    ]
+    return _some(
+        ("The bounds are not in order", violations),
+        ("Records of other models are left out: the run was trained on since", stale),
+        ("Annealing has not converged", unconverged),
+        ("The weights are unreliable (k̂ is too large)", shares),
+    )
+
+
+def _some(*notices: tuple[str, Iterable[str]]) -> list[Notice]:
+    """Those that have items, each once."""
+    found = [Notice(title, list(dict.fromkeys(items))) for title, items in notices]
+    return [notice for notice in found if notice.items]
+
+
+def minus_pairs(words: str) -> str:
+    """Plus and minus as one sign."""
+    return words.replace("+-", "±")
+
+
+def command(name: str, run: Run) -> str:
+    """A command line for a run."""
+    more = "" if run.weights == "final" else f" --weights {run.weights}"
+    return f"iwae {name} {shlex.quote(run.name)}{more}"
+
+
+def cautions(runs: Sequence[Run]) -> list[Notice]:
+    """Which numbers must not be compared, though they stand in one table."""
+    subsets = {one.name for run in runs for one in run.bounds.values() if one.record["subset"]}
+    whole = {one.name for run in runs for one in run.bounds.values() if not one.record["subset"]}
+    mixed = (
+        "Bounds marked “a subset” are means over a random part of the test set, those beside them "
+        "over all of it. The tables below compare the same examples only."
+    )
+    unmeasured = [f"{run.name}: {command('evaluate', run)}" for run in runs if not run.bounds]
+    return _some(
+        ("The runs were measured on different test sets: do not compare them", _test_sets(runs)),
+        ("A column holds bounds of different examples", _examples(runs)),
+        ("Runs were annealed in different ways", _settings(runs)),
+        ("Not all bounds are of the same examples", [mixed] if subsets and whole else []),
+        ("Not measured yet", unmeasured),
+    )
+
+
+def _test_sets(runs: Sequence[Run]) -> list[str]:
+    groups = by_test_set(runs)
+    if len(groups) < 2:
+        return []
+    return [
+        f"{', '.join(run.name for run in group)}: {short_path(group[0].config.dataset)} "
+        f"(SHA-256 {digest[:12]}…)"
+        for digest, group in groups.items()
+    ]
+
+
+def _examples(runs: Sequence[Run]) -> list[str]:
+    """Columns whose cells are of different examples of one test set."""
+    found = []
+    for name in dict.fromkeys(name for run in runs for name in run.bounds):
+        records = [run.bounds[name].record for run in runs if name in run.bounds]
+        for test in dict.fromkeys(record["test_sha256"] for record in records):
+            same = [record for record in records if record["test_sha256"] == test]
+            if len({record["examples_sha256"] for record in same}) > 1:
+                sizes = " and ".join(f"{n:,}" for n in sorted({record["n"] for record in same}))
+                found.append(f"{name}: of {sizes} examples, which are not the same ones")
+    return found
+
+
+def _settings(runs: Sequence[Run]) -> list[str]:
+    """Columns of annealing whose cells were not annealed alike."""
+    found = []
+    for name in dict.fromkeys(name for run in runs for name in run.bounds):
+        ways = [
+            _way(run.bounds[name].record)
+            for run in runs
+            if name in run.bounds and run.bounds[name].record["method"] == ANNEALED
+        ]
+        if len(set(ways)) > 1:
+            found.append(f"{name}: " + " or ".join(dict.fromkeys(ways)))
+    return found
+
+
+def _way(record: Mapping[str, Any]) -> str:
+    """How a run was annealed, but for the number of temperatures."""
+    how = record["annealing"]
+    schedule = how["schedule"] if isinstance(how["schedule"], str) else "given"
+    return (
+        f"{how['chains']} chains from the {how['start']}, {how['leapfrog']} leapfrog steps, "
+        f"{schedule} schedule"
+    )

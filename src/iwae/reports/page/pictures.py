@@ -1,0 +1,243 @@
+"""Figures for a page: charts whose ink follows the page's colours, and pictures of pixels."""
+
+import base64
+import io
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from functools import reduce
+from itertools import cycle
+from typing import Any, NamedTuple
+
+import matplotlib as mpl
+import numpy as np
+from markupsafe import Markup
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from iwae.evaluation.diagnostics import test_sample_error
+from iwae.reports.figures.style import (
+    DPI,
+    FAINT,
+    INK,
+    PALE,
+    PALETTE,
+    chart_figure,
+    finish,
+    laid_out,
+    plain_numbers,
+)
+from iwae.reports.page.facts import Run
+from iwae.results.ordering import Known
+
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+"""Shapes beside colours: one alone does not tell runs apart for everybody."""
+
+STYLES: tuple[Any, ...] = ("-", "--", ":", "-.")
+
+
+class Picture(NamedTuple):
+    """A figure on the page: its markup, and the caption below it."""
+
+    markup: Markup
+    caption: str
+    alt: str
+
+
+# --- charts of all runs ---------------------------------------------------------------------
+
+
+def training(runs: Sequence[Run], places: Sequence[int]) -> Figure | None:
+    """The bound climbed (solid) and that of validation (dashed); runs of the same data.
+
+    Args:
+        runs: those to draw.
+        places: the place of each on the page, which gives its colour.
+    """
+    drawn = []
+    figure, axes = _chart()
+    for run, place in zip(runs, places, strict=True):
+        for key, style in (("train_bound", "-"), ("validation_bound", "--")):
+            epochs, values = _course(run, key)
+            if len(epochs):
+                _line(axes, epochs, values, place, style)
+                drawn.append((epochs, values))
+    if not drawn:
+        return None
+    _share_epochs(axes, [epochs for epochs, _ in drawn])
+    _trim(axes, drawn)
+    finish(axes, "epoch", "bound (nats)")
+    return laid_out(figure)
+
+
+def units(runs: Sequence[Run]) -> Figure | None:
+    """Active units through training; layers by the style of the line."""
+    drawn = []
+    figure, axes = _chart()
+    for place, run in enumerate(runs):
+        epochs, values = _course(run, "active_units")
+        for layer, style in zip(range(values.shape[-1] if values.ndim > 1 else 0), cycle(STYLES)):
+            _line(axes, epochs, values[:, layer], place, style)
+            drawn.append(epochs)
+    if not drawn:
+        return None
+    _share_epochs(axes, drawn)
+    axes.set_ylim(0, 1.05 * axes.get_ylim()[1])
+    axes.yaxis.set_major_locator(MaxNLocator(6, integer=True, steps=[1, 2, 5, 10]))
+    finish(axes, "epoch", "active units")
+    return laid_out(figure)
+
+
+def _course(run: Run, key: str) -> tuple[np.ndarray, np.ndarray]:
+    """Epochs `[t]`, and means over the replicates that have a value, `[t]` or `[t, layers]`."""
+    found: dict[int, Any] = {}
+    for row in run.metrics:
+        if row.get(key) is not None:
+            values = np.array(row[key], dtype=np.float64)
+            values = np.atleast_2d(values) if key == "active_units" else np.atleast_1d(values)
+            if not np.isnan(values).all():
+                found[row["epoch"]] = np.nanmean(values, axis=0)
+    epochs = sorted(found)
+    return np.array(epochs), np.array([found[epoch] for epoch in epochs])
+
+
+def _chart() -> tuple[Figure, Axes]:
+    figure, (axes,) = chart_figure(1)
+    figure.set_size_inches(5.0, 3.2)  # small, so that the letters are large on a telephone
+    return figure, axes
+
+
+def _line(axes: Axes, x: np.ndarray, y: np.ndarray, place: int, style: str) -> None:
+    """A line with the mark of its run at the end."""
+    colour = PALETTE[place % len(PALETTE)]
+    axes.plot(x, y, color=colour, linestyle=style, linewidth=1.5)
+    axes.plot(x[-1:], y[-1:], color=colour, marker=MARKERS[place % len(MARKERS)], markersize=5)
+
+
+def _share_epochs(axes: Axes, epochs: Sequence[np.ndarray]) -> None:
+    """A logarithmic axis for a long course, as the published schedule is."""
+    first, last = min(one[0] for one in epochs), max(one[-1] for one in epochs)
+    if first > 0 and last >= 100 * first:
+        axes.set_xscale("log")
+        _plain(axes)
+    else:
+        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, steps=[1, 2, 5, 10]))
+
+
+def _plain(axes: Axes) -> None:
+    """Ticks of a logarithmic axis as in the text of the page."""
+    plain_numbers(axes)
+    axes.xaxis.set_major_formatter("{x:,.0f}")
+
+
+def _trim(axes: Axes, drawn: Sequence[tuple[np.ndarray, np.ndarray]]) -> None:
+    """No room for a start that would take up more than half of the height."""
+    (first, last), scale = axes.get_xlim(), axes.get_xscale()
+    cut = first * (last / first) ** (1 / 7) if scale == "log" else first + (last - first) / 7
+    everything = np.concatenate([values for _, values in drawn])
+    later = [values[epochs >= cut] for epochs, values in drawn]
+    low, high = np.concatenate(later).min(initial=everything.max()), everything.max()
+    if len(everything) > 25 and 0 < high - low < (high - everything.min()) / 2:
+        pad = 0.05 * (high - low)
+        axes.set_ylim(low - pad, high + pad)
+
+
+class Budgets(NamedTuple):
+    """A chart of bounds against what was spent on them, and of how many examples it is."""
+
+    figure: Figure
+    examples: int
+
+
+def budgets(known: Mapping[int, Sequence[Known]]) -> Budgets | None:
+    """Bounds against budgets, over the examples that all of them have; None if there are none.
+
+    Args:
+        known: the bounds of each run by its place on the page, all of one test set.
+    """
+    every = [one for bounds in known.values() for one in bounds]
+    if len(every) < 2:
+        return None
+    shared = reduce(np.intersect1d, [one.places for one in every])
+    if len(shared) < 2:
+        return None
+    figure, axes = _chart()
+    for place, bounds in known.items():
+        for sampled, curve in _curves(bounds):
+            _bounds(axes, curve, shared, place, "-" if sampled else "--")
+    axes.set_xscale("log")
+    finish(axes, "importance samples k, or temperatures T", "bound ± standard error (nats)")
+    _plain(axes)
+    return Budgets(laid_out(figure), len(shared))
+
+
+def _curves(bounds: Sequence[Known]) -> Iterator[tuple[bool, list[Known]]]:
+    """The bounds that make one curve: by sampling, and by each way to anneal."""
+    curves: dict[str, list[Known]] = {}
+    for one in bounds:
+        how = one.record.get("annealing", {})
+        way = "" if one.rank[0] == 0 else repr({**how, "temperatures": None})
+        curves.setdefault(way, []).append(one)
+    yield from ((not way, curve) for way, curve in curves.items())
+
+
+def _bounds(axes: Axes, curve: Sequence[Known], shared: np.ndarray, place: int, style: str) -> None:
+    """A curve with error bars."""
+    points = {one.rank[1]: one.values[:, np.isin(one.places, shared)].mean(axis=0) for one in curve}
+    axes.errorbar(
+        sorted(points),
+        [float(points[budget].mean()) for budget in sorted(points)],
+        [test_sample_error(points[budget]) for budget in sorted(points)],
+        color=PALETTE[place % len(PALETTE)],
+        marker=MARKERS[place % len(MARKERS)],
+        linestyle=style,
+        markersize=4,
+        linewidth=1.5,
+        elinewidth=1,
+        capsize=2.5,
+    )
+
+
+# --- figures into markup --------------------------------------------------------------------
+
+COLOURS = {
+    INK: "currentColor",
+    FAINT: "var(--faint)",
+    PALE: "var(--pale)",
+    "#ffffff": "var(--paper)",
+    **{colour.lower(): f"var(--run-{i})" for i, colour in enumerate(PALETTE)},
+}
+"""Colours of a chart as the page names them, so that they fit its light and its dark face."""
+
+
+def svg(figure: Figure, name: str, alt: str) -> Markup:
+    """A chart as SVG inside the page.
+
+    Args:
+        name: letters and digits that no other chart of the page has: its identifiers start so.
+        alt: what it shows, for those who do not see it.
+    """
+    buffer = io.StringIO()
+    with mpl.rc_context({"svg.hashsalt": "iwae", "svg.fonttype": "none"}):
+        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+    text = buffer.getvalue()
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>", "", text, flags=re.DOTALL)
+    text = re.sub(r' xmlns(:xlink)?="[^"]*"| (width|height)="[^"]*pt"', "", text)
+    text = re.sub(r'\bid="', f'id="{name}-', text).replace("url(#", f"url(#{name}-")
+    text = text.replace('xlink:href="#', f'href="#{name}-').replace("xlink:href", "href")
+    text = re.sub(r"font-family: [^;\"]*", "font-family: inherit", text)
+    text = re.sub("#[0-9a-f]{6}", lambda found: COLOURS.get(found[0], found[0]), text)
+    label = Markup('<svg role="img" aria-label="{}"').format(alt)
+    return label + Markup(text.removeprefix("<svg"))  # noqa: S704 - made by Matplotlib
+
+
+def png(figure: Figure, alt: str) -> Markup:
+    """A picture of pixels as an image inside the page."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi="figure", metadata={"Software": None})
+    width, height = (round(DPI * side) for side in figure.get_size_inches())
+    data = base64.b64encode(buffer.getvalue()).decode()
+    return Markup('<img alt="{}" width="{}" height="{}" src="data:image/png;base64,{}">').format(
+        alt, width, height, data
+    )

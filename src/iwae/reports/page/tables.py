@@ -1,0 +1,332 @@
+"""Facts into tables. Every number is one of a record."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from iwae.config.experiment import TrainConfig
+from iwae.errors import UserError
+from iwae.objectives.declaration import OBJECTIVES
+from iwae.report.likelihoods import estimates_row, published_nll
+from iwae.report.tables import Row
+from iwae.reports.page.facts import SAMPLED, Bound, Run
+from iwae.results.compare import compare
+from iwae.results.text import each_model
+
+UNRELIABLE = 0.1
+"""The share of examples with too large a k-hat from which on the page warns."""
+
+
+class Cell(NamedTuple):
+    """What a table shows in one place.
+
+    Attributes:
+        text: what is shown; "" if nothing is known.
+        value: what the column is sorted by.
+        note: smaller, below the text.
+        alarm: whether it must not be overlooked.
+    """
+
+    text: str = ""
+    value: float | str | None = None
+    note: str = ""
+    alarm: bool = False
+
+
+class Column(NamedTuple):
+    """A column of the comparison: its title, what it means, and a cell for each run."""
+
+    title: str
+    hint: str
+    cells: list[Cell]
+    numeric: bool = True
+
+
+def comparison(runs: Sequence[Run]) -> list[Column]:
+    """The columns of the table of all runs; those in which nothing is known are left out."""
+    columns = [
+        _column("data", "", runs, _data, False),
+        _column("objective", "", runs, _objective, False),
+        _column("gradient", "Where it is not the objective's own.", runs, _gradient, False),
+        _column("layers", "Sizes of the latent layers, nearest the data first.", runs, _layers),
+        _column("epochs", "", runs, _epochs),
+        _column("seeds", "", runs, _seeds),
+        *_bound_columns(runs),
+        _column("true log p(x)", "Of the distribution that made the data.", runs, _truth),
+        _column("active units", "Of each layer; means over the seeds.", runs, _active),
+        _column("published NLL", "What the paper reports of this experiment.", runs, _published),
+        _column("annealing", "The verdict on the longest annealing run.", runs, _verdict, False),
+        _column("k̂ too large", "Share of examples with unreliable weights.", runs, _khat),
+    ]
+    return [column for column in columns if any(cell.text for cell in column.cells)]
+
+
+def _column(
+    title: str, hint: str, runs: Sequence[Run], cell: Callable[[Run], Cell], numeric: bool = True
+) -> Column:
+    return Column(title, hint, [cell(run) for run in runs], numeric)
+
+
+def _bound_columns(runs: Sequence[Run]) -> list[Column]:
+    bounds = {name: one for run in runs for name, one in run.bounds.items()}
+    hint = "Mean bound on log p(x) ± standard error, nats per example; higher is better."
+    return [
+        Column(name, hint, [_bound(run.bounds.get(name)) for run in runs])
+        for name, one in sorted(bounds.items(), key=lambda item: item[1].rank)
+    ]
+
+
+def _bound(bound: Bound | None) -> Cell:
+    if bound is None:
+        return Cell()
+    digits = 2 if bound.record.get("true_log_likelihood") is None else 4
+    of = f"n = {bound.record['n']:,}" + (", a subset" if bound.record["subset"] else "")
+    if bound.mean is None:
+        return Cell("not finite", None, of, alarm=True)
+    text = minus(f"{bound.mean:.{digits}f}")
+    if bound.stderr is not None:
+        text += f" ± {bound.stderr:.{digits}f}"
+    if bound.spread is not None:
+        of += f"\nsd of seeds {bound.spread:.{digits}f}"
+    return Cell(text, bound.mean, of)
+
+
+def minus(text: str) -> str:
+    """Numbers with a minus sign instead of a hyphen."""
+    return text.replace("-", "\N{MINUS SIGN}")
+
+
+def _data(run: Run) -> Cell:
+    name = short_path(run.config.dataset)
+    return Cell(name, name)
+
+
+def short_path(value: object) -> str:
+    """The last part of an absolute path: the rest is nobody's business."""
+    return Path(str(value)).name if Path(str(value)).is_absolute() else str(value)
+
+
+def _layers(run: Run) -> Cell:
+    sizes = run.config.sizes()[0]
+    note = "of " + " + ".join(map(str, sizes))
+    if run.config.network != "mlp" or run.config.blocks:
+        note += f"\n{_network(run.config)}"
+    return Cell(str(len(sizes)), len(sizes), note)
+
+
+def _network(config: TrainConfig) -> str:
+    words = " ".join([config.network, *map(str, config.channels or ())])
+    return f"{words}, {config.blocks} residual blocks" if config.blocks else words
+
+
+_OPTIONS = """
+    m alpha beta temperatures leapfrog beta_schedule phase encoder_objective kl_warmup free_bits
+    backward
+""".split()  # noqa: SIM905
+
+
+def _objective(run: Run) -> Cell:
+    config = run.config.final()
+    options = [
+        f"{name.replace('_', ' ')} {value}"
+        for name in _OPTIONS
+        if (value := getattr(config, name)) not in (None, 0)
+    ]
+    text = f"{config.objective}, k = {config.k}"
+    if run.config.stages:
+        options.append(f"the last of {len(run.config.stages)} stages")
+    return Cell(text, text, ", ".join(options))
+
+
+def _gradient(run: Run) -> Cell:
+    config = run.config.final()
+    own = OBJECTIVES[config.objective].gradients[0]
+    name = config.gradient or own
+    return Cell() if name == own else Cell(name, name)
+
+
+def _epochs(run: Run) -> Cell:
+    trained = {one["epoch"] for record in run.records for one in each_model(record)}
+    trained = trained or {row["epoch"] for row in run.metrics[-1:]}
+    if not trained:
+        return Cell(note=f"of {run.config.epochs:,}")
+    note = "" if trained == {run.config.epochs} else f"of {run.config.epochs:,}"
+    return Cell("/".join(f"{epoch:,}" for epoch in sorted(trained)), max(trained), note)
+
+
+def _seeds(run: Run) -> Cell:
+    return Cell(str(run.config.replicates), run.config.replicates)
+
+
+def _widest(run: Run) -> Mapping[str, Any]:
+    """The record of the most examples; an empty one if there is none."""
+    return max(run.records, key=lambda record: record["n"], default={})
+
+
+def _truth(run: Run) -> Cell:
+    truth = _widest(run).get("true_log_likelihood")
+    return Cell() if truth is None else Cell(minus(f"{truth:.4f}"), truth)
+
+
+def _active(run: Run) -> Cell:
+    units = _widest(run).get("active_units")
+    return Cell("+".join(f"{count:g}" for count in units), sum(units)) if units else Cell()
+
+
+def _published(run: Run) -> Cell:
+    latent, hidden = run.config.sizes()
+    sizes = {"latent_sizes": list(latent), "hidden_sizes": [list(one) for one in hidden]}
+    text = published_nll(run.config.model_dump(mode="json") | sizes)
+    if text == "-":
+        return Cell()
+    number, _, about = text.partition(" ")
+    return Cell(number, float(number), about.strip("()"))
+
+
+def longest_annealing(run: Run) -> Bound | None:
+    """The best bound of a run, if it is by annealing."""
+    best = run.best
+    return best if best is not None and best.prefix == "AIS" else None
+
+
+def verdicts(bound: Bound) -> list[Mapping[str, Any]]:
+    """Of an annealing run, one for each seed."""
+    return [one["verdict"] for one in each_model(bound.record) if "verdict" in one]
+
+
+def _verdict(run: Run) -> Cell:
+    bound = longest_annealing(run)
+    found = verdicts(bound) if bound else []
+    words = " / ".join(dict.fromkeys(one["word"] for one in found))
+    return Cell(words, words or None, alarm=any(one["word"] != "converged" for one in found))
+
+
+def khat_share(run: Run) -> tuple[Bound, float] | None:
+    """The bound by the most samples, and the share of examples whose k-hat is too large."""
+    sampled = [one for one in run.bounds.values() if one.record["method"] == SAMPLED]
+    if not sampled:
+        return None
+    rows = [
+        row["pareto_k_unreliable"]
+        for one in each_model(sampled[-1].record)
+        for row in one["by_k"]
+        if row["k"] == sampled[-1].number and row.get("pareto_k_unreliable") is not None
+    ]
+    return (sampled[-1], sum(rows) / len(rows)) if rows else None
+
+
+def _khat(run: Run) -> Cell:
+    found = khat_share(run)
+    if found is None:
+        return Cell()
+    bound, share = found
+    return Cell(f"{share:.0%}", share, f"of {bound.name}", alarm=share >= UNRELIABLE)
+
+
+# --- the same examples ----------------------------------------------------------------------
+
+
+def by_test_set(runs: Sequence[Run]) -> dict[str, list[Run]]:
+    """The runs that were measured, by the digest of the test set; a run may be in two."""
+    digests = dict.fromkeys(digest for run in runs for digest in sorted(run.test_sets))
+    return {digest: [run for run in runs if digest in run.test_sets] for digest in digests}
+
+
+class Table(NamedTuple):
+    """A plain table, and what it shows."""
+
+    caption: str
+    columns: list[Cell]
+    rows: list[list[Cell]]
+
+
+def differences(runs: Sequence[Run]) -> list[Table]:
+    """Paired differences to the first run, for each test set that runs share."""
+    groups = [
+        [run for run in group if not run.stale and run.bounds]
+        for group in by_test_set(runs).values()
+    ]
+    tables = (_differences(group) for group in groups if len(group) > 1)
+    return [table for table in tables if table is not None]
+
+
+def _differences(runs: Sequence[Run]) -> Table | None:
+    first, *others = runs
+    paths, weights = [run.path for run in runs], first.weights
+    columns = {}
+    for name in first.bounds:
+        try:
+            record = compare(paths, weights=weights, estimator=name)
+        except UserError:
+            continue  # not all have it, or not alike
+        columns[Cell(name, note=f"n = {record['n']:,}")] = record["runs"][1:]
+    if not columns:
+        return None
+    rows = [
+        [Cell(run.name), *(_difference(column[i]) for column in columns.values())]
+        for i, run in enumerate(others)
+    ]
+    return Table(f"Difference to {first.name}", [Cell("run"), *columns], rows)
+
+
+def _difference(row: Mapping[str, Any]) -> Cell:
+    if row["difference"] is None:
+        return Cell("not finite", alarm=True)
+    error = "" if row["difference_stderr"] is None else f" ± {row['difference_stderr']:.3f}"
+    return Cell(
+        minus(f"{row['difference']:+.3f}") + error,
+        note="" if row["significant"] else "may be chance",
+    )
+
+
+def estimates(runs: Sequence[Run]) -> Table | None:
+    """Every bound of the runs that were annealed, each row on the same examples."""
+    rows = [
+        row
+        for run in runs
+        if run.weights == "final" and not run.stale  # the only ones that it knows
+        if (row := estimates_row(run.path, run.name)) is not None
+    ]
+    if not rows:
+        return None
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    return Table(
+        "Nats per example, on the examples that were annealed",
+        [Cell(name) for name in columns],
+        [[_estimate(row, name) for name in columns] for row in rows],
+    )
+
+
+def _estimate(row: Row, name: str) -> Cell:
+    text = row.get(name, "-")
+    if name == "run" or text == "-":
+        return Cell(text.removeprefix("-") if text == "-" else text)
+    text, _, note = minus(text).partition(" (")  # "AIS, long" has its temperatures in brackets
+    return Cell(text, note=note.removesuffix(")"))
+
+
+# --- configurations -------------------------------------------------------------------------
+
+
+def configurations(runs: Sequence[Run]) -> list[tuple[str, list[str], bool]]:
+    """Each key, its value in each run, and whether the values differ."""
+    every = [run.config.model_dump(mode="json") for run in runs]
+    rows = []
+    for key in TrainConfig.model_fields:
+        values = [_words(config[key]) for config in every]
+        if any(values):
+            rows.append((key, values, len(set(values)) > 1))
+    return rows
+
+
+def _words(value: Any) -> str:
+    """A value as the command line has it."""
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, list):
+        return " ".join(
+            ",".join(map(str, one)) if isinstance(one, list) else str(one) for one in value
+        )
+    return short_path(value)

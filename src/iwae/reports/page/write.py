@@ -1,0 +1,240 @@
+"""A page from runs: facts, tables and pictures into one HTML file."""
+
+import base64
+import hashlib
+import logging
+import re
+import shlex
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
+from importlib.metadata import version
+from importlib.resources import files
+from pathlib import Path
+from typing import NamedTuple
+
+from jinja2 import Environment, FunctionLoader, StrictUndefined
+from markupsafe import Markup, escape
+from matplotlib.figure import Figure
+
+from iwae.errors import UserError
+from iwae.files import atomic_write
+from iwae.reports.figures.style import PALETTE
+from iwae.reports.gallery import run_figures
+from iwae.reports.page import notices, pictures, tables
+from iwae.reports.page.facts import Run, name_runs, read_run
+from iwae.reports.page.pictures import Picture, png, svg
+
+log = logging.getLogger(__name__)
+
+CAPTIONS = {
+    "samples": ("Samples", "Means of p(x|z) for draws z ~ p(z), and a draw x from each."),
+    "reconstructions": (
+        "Reconstructions",
+        "Test examples above, and below them the means of p(x|z) for one draw z ~ q(z|x).",
+    ),
+    "density": ("Density", "The model's density, the true one, and the test examples."),
+    "scatter": ("Samples", "Test examples, and as many draws from the model."),
+    "log_variances": (
+        "How far the latent units react to the data",
+        "Variance over test examples of each unit's posterior mean. Right of the line is active.",
+    ),
+    "posterior": ("Posteriors", "p(z|x) beside q(z|x) of a few test examples."),
+    "training_curves": ("Course of training", "By epoch: the bound and its parts, nats."),
+    "rate_distortion": (
+        "Rate and distortion",
+        "What annealing traces from the prior to the posterior and beyond.",
+    ),
+    "training_samples": ("Samples through training", "The same draws z, at a few epochs."),
+    "training_reconstructions": (
+        "Reconstructions through training",
+        "The same test examples, at a few epochs.",
+    ),
+    "filters_last_layer": ("Filters of the decoder", "Weights from its last layer to the pixels."),
+    "filters_first_layer": (
+        "Filters of the encoder",
+        "Weights from the pixels to its first layer.",
+    ),
+}
+"""Heading and caption of what `run_figures` draws, in the order of the page.
+
+The chart of bounds is missing: all runs share one.
+"""
+
+CHARTS = {"density", "log_variances", "training_curves", "rate_distortion"}
+"""Lines and bars. All others have pixels, and stay on white."""
+
+
+WEIGHTS = {"final": "last", "best": "best"}
+"""The models that a page may be of, and what it calls them."""
+
+
+class Shelf(NamedTuple):
+    """Pictures of one kind, by run."""
+
+    name: str
+    heading: str
+    caption: str
+    pictures: list[tuple[int, Picture]]  # the place of the run, and its picture
+
+
+def write_page(
+    runs: Sequence[Path], path: Path, *, weights: str = "final", data_dir: Path | None = None
+) -> Path:
+    """Write one HTML page that compares runs, and needs no other file and no network.
+
+    A run that was not measured is on it with empty cells; one whose models or data are not there
+    has no pictures, and the page says so.
+
+    Args:
+        runs: their folders; differences are to the first.
+        path: the file to write, whole or not at all.
+        weights: which models, "final" or "best".
+        data_dir: where data files are looked for first.
+
+    Returns:
+        The path.
+
+    Raises:
+        UserError: if there is no run, a folder holds none, one is named twice, or the path is a
+            folder.
+    """
+    path = Path(path)
+    if weights not in WEIGHTS:
+        raise UserError(f"weights are {' or '.join(WEIGHTS)}, not {weights!r}")
+    if path.is_dir():
+        raise UserError(f"{path} is a folder; name a file for the page, such as report.html")
+    folders = [Path(run) for run in runs]
+    read = [
+        read_run(folder, name, weights)
+        for folder, name in zip(folders, name_runs(folders), strict=True)
+    ]
+    text = _render(read, weights, data_dir, path.name)
+    with atomic_write(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+    return path
+
+
+def _render(runs: Sequence[Run], weights: str, data_dir: Path | None, file: str) -> str:
+    """The page as text."""
+    environment = Environment(
+        loader=FunctionLoader(_source),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["subscripts"] = _subscripts
+    script = _source("script.js")
+    shelves, undrawn = _shelves(runs, weights, data_dir)
+    names = [run.name for run in runs]
+    more = [] if weights == "final" else ["--weights", weights]
+    return environment.get_template("page.html.jinja").render(
+        runs=runs,
+        weights=WEIGHTS[weights],
+        made=datetime.now(UTC),
+        version=version("iwae"),
+        command=shlex.join(["iwae", "report", *names, *more, "--out", file]),
+        colours=len(PALETTE),
+        markers=pictures.MARKERS,
+        style=Markup(_source("style.css")),  # noqa: S704 - our own file
+        script=Markup(script),  # noqa: S704 - our own file
+        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        columns=tables.comparison(runs),
+        warnings=notices.warnings(runs),
+        cautions=notices.cautions(runs),
+        differences=tables.differences(runs),
+        estimates=tables.estimates(runs),
+        charts=list(_charts(runs)),
+        shelves=shelves,
+        undrawn=[notices.command("figures", run) for run in undrawn],
+        configurations=tables.configurations(runs),
+    )
+
+
+def _subscripts(text: str) -> Markup:
+    """L_50 with a lower 50."""
+    return Markup(re.sub(r"\b(L|AIS)_(\d+)", r"\1<sub>\2</sub>", str(escape(text))))  # noqa: S704
+
+
+def _source(name: str) -> str:
+    """A file of this package."""
+    return (files("iwae.reports.page") / name).read_text(encoding="utf-8")
+
+
+Chart = tuple[list[tuple[int, Run]], Picture]
+"""A chart, and who is in it: places on the page, and the runs."""
+
+TRAINING = (
+    "Training on {data}: the bound that each run climbs, and dashed that of validation. Bounds of "
+    "different objectives or k are different bounds. A steep start may be cut off."
+)
+
+BUDGETS = (
+    "Bounds on log p(x) against what was spent on them: importance samples (solid) or temperatures "
+    "of annealing (dashed). Means over the {n:,} test examples that all of these bounds share."
+)
+
+UNITS = "Active latent units through training."
+LAYERED = " Layer 1, nearest the data, is solid; the next are dashed."
+
+
+def _charts(runs: Sequence[Run]) -> Iterator[Chart]:
+    """The charts in which runs share the axes."""
+    places_of = {run.name: place for place, run in enumerate(runs)}
+    for number, places in enumerate(_same_data(runs)):
+        some = [runs[place] for place in places]
+        if (figure := pictures.training(some, places)) is not None:
+            caption = TRAINING.format(data=tables.short_path(some[0].config.dataset))
+            yield _chart(runs, places, figure, f"training{number}", caption)
+    for number, group in enumerate(tables.by_test_set(runs).values()):
+        known = {places_of[run.name]: run.known() for run in group}
+        known = {place: bounds for place, bounds in known.items() if bounds}
+        if (found := pictures.budgets(known)) is not None:
+            caption = BUDGETS.format(n=found.examples)
+            yield _chart(runs, list(known), found.figure, f"budget{number}", caption)
+    if (figure := pictures.units(runs)) is not None:
+        layered = any(len(run.config.sizes()[0]) > 1 for run in runs)
+        caption = UNITS + LAYERED * layered
+        yield _chart(runs, range(len(runs)), figure, "units", caption)
+
+
+def _chart(
+    runs: Sequence[Run], places: Sequence[int], figure: Figure, name: str, caption: str
+) -> Chart:
+    drawn = [(place, runs[place]) for place in places]
+    alt = f"{caption} Runs: {', '.join(run.name for _, run in drawn)}."
+    return drawn, Picture(svg(figure, name, alt), caption, alt)
+
+
+def _same_data(runs: Sequence[Run]) -> list[list[int]]:
+    """The places of runs that were trained on the same data: only their bounds share an axis."""
+    groups: dict[tuple[object, ...], list[int]] = {}
+    for place, run in enumerate(runs):
+        config = run.config
+        key = (config.dataset, config.binarization, config.kind())
+        groups.setdefault(key, []).append(place)
+    return list(groups.values())
+
+
+def _shelves(
+    runs: Sequence[Run], weights: str, data_dir: Path | None
+) -> tuple[list[Shelf], list[Run]]:
+    """The pictures of each run, side by side with those of the same kind.
+
+    Also the runs of which not all could be drawn. The reason goes to the log: it may name folders,
+    which are nobody else's business.
+    """
+    undrawn = []
+    found: dict[str, list[tuple[int, Picture]]] = {name: [] for name in CAPTIONS}
+    for place, run in enumerate(runs):
+        try:
+            for name, figure in run_figures(run.path, weights=weights, data_dir=data_dir):
+                if name in CAPTIONS:
+                    heading, caption = CAPTIONS[name]
+                    alt = f"{heading} of {run.name}: {caption}"
+                    chart = svg(figure, f"{name}{place}", alt) if name in CHARTS else None
+                    found[name].append((place, Picture(chart or png(figure, alt), heading, alt)))
+        except UserError as error:
+            log.warning("%s: not all pictures are on the page: %s", run.path, error)
+            undrawn.append(run)
+    return [Shelf(name, *CAPTIONS[name], some) for name, some in found.items() if some], undrawn

@@ -1,0 +1,132 @@
+"""Runs against each other, example by example."""
+
+from collections.abc import Sequence
+from functools import reduce
+from pathlib import Path
+
+import numpy as np
+
+from iwae.errors import UserError
+from iwae.evaluation.diagnostics import paired_difference
+from iwae.results.ordering import Known, known_bounds
+from iwae.results.records import Record, number, run_config, summary
+
+ENOUGH = 100
+"""Examples that an estimator needs before it is preferred to a looser one of more examples."""
+
+
+def compare(
+    runs: Sequence[Path],
+    *,
+    split: str = "test",
+    weights: str = "final",
+    pruned: bool = False,
+    estimator: str | None = None,
+) -> Record:
+    """The difference of each run to the first, from their records, on the same examples.
+
+    What the examples have in common cancels in a paired difference, so that its standard error is
+    far below those of the two likelihoods. Replicates are averaged, example by example.
+
+    Args:
+        runs: folders of two or more runs that have been measured.
+        estimator: such as "L_5000" or "AIS_500"; by default the tightest that all runs have on
+            enough examples: 100, or as many as any.
+
+    Returns:
+        A record: `estimator`, `n`, `test_sha256` and, for each of `runs`, its `log_likelihood` and
+        `stderr`, `between_replicates_sd`, and for all but the first `difference`,
+        `difference_stderr` and `significant`, nats.
+
+    Raises:
+        UserError: if a run has no such record, or the runs were measured on different test sets.
+    """
+    if len(runs) < 2:
+        raise UserError("name at least two runs to compare")
+    known = []
+    for run in runs:
+        run_config(Path(run))
+        bounds = known_bounds(Path(run), split=split, weights=weights, pruned=pruned)
+        known.append({one.estimator: one for one in bounds})
+    name = _common(runs, known, estimator)
+    chosen = [bounds[name] for bounds in known]
+    for run, one in zip(runs, chosen, strict=True):
+        _refuse_other(chosen[0], one, runs[0], run, split)
+    index = _shared(chosen)
+    if len(index) < 2:
+        raise UserError(f"the runs share {len(index)} examples with {name}; a difference needs 2")
+    values = [one.values[:, np.isin(one.places, index)] for one in chosen]
+    rows = [
+        {
+            "run": str(run),
+            **summary(each.mean(axis=0)),
+            "between_replicates_sd": _spread(each),
+            **_difference(each, values[0]),
+        }
+        for run, each in zip(runs, values, strict=True)
+    ]
+    return {
+        "estimator": name,
+        "split": split,
+        "weights": weights,
+        "pruned": pruned,
+        "n": len(index),
+        "test_sha256": chosen[0].record["test_sha256"],
+        "unit": "nats",
+        "runs": [rows[0] | {"difference": None, "difference_stderr": None}, *rows[1:]],
+    }
+
+
+def _common(runs: Sequence[Path], known: Sequence[dict[str, Known]], estimator: str | None) -> str:
+    """The estimator to compare by."""
+    for run, bounds in zip(runs, known, strict=True):
+        if not bounds:
+            raise UserError(f"{run} has not been measured: iwae evaluate {run}")
+        if estimator is not None and estimator not in bounds:
+            raise UserError(f"{run} has no {estimator}; it has {', '.join(bounds)}")
+    if estimator is not None:
+        return estimator
+    common = {
+        name: len(_shared([bounds[name] for bounds in known]))
+        for name, one in known[0].items()
+        if all(name in bounds for bounds in known) and not one.short
+    }
+    if not common:
+        has = "; ".join(f"{run}: {', '.join(b)}" for run, b in zip(runs, known, strict=True))
+        raise UserError(f"the runs were not measured by the same estimator ({has})")
+    enough = min(ENOUGH, max(common.values()))
+    return [name for name, n in common.items() if n >= enough][-1]
+
+
+def _shared(known: Sequence[Known]) -> np.ndarray:
+    """The examples that all have."""
+    return reduce(np.intersect1d, [one.places for one in known])
+
+
+def _refuse_other(first: Known, one: Known, first_run: Path, run: Path, split: str) -> None:
+    """Raise UserError unless two bounds are of the same examples by the same method."""
+    what = "test_sha256" if split == "test" else "data"  # another split is part of the identity
+    if first.record[what] != one.record[what]:
+        raise UserError(
+            f"{first_run} and {run} were measured on different {split} sets (their {what} differ): "
+            "likelihoods of different data cannot be compared"
+        )
+    if first.record.get("annealing") != one.record.get("annealing"):
+        raise UserError(
+            f"{first_run} and {run} were not annealed alike ({first.record['annealing']} and "
+            f"{one.record['annealing']}): measure one of them again, or give another --estimator"
+        )
+
+
+def _spread(values: np.ndarray) -> float | None:
+    return float(np.std(values.mean(axis=1), ddof=1)) if len(values) > 1 else None
+
+
+def _difference(values: np.ndarray, first: np.ndarray) -> Record:
+    """A run's mean less that of the first, paired."""
+    found = paired_difference(values.mean(axis=0), first.mean(axis=0))
+    return {
+        "difference": number(found.mean),
+        "difference_stderr": number(found.stderr),
+        "significant": bool(found.significant),
+    }

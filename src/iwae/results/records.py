@@ -1,0 +1,399 @@
+"""What all records have in common: the subject that was measured, and how numbers are summed up."""
+
+import hashlib
+import json
+import math
+import os
+import subprocess
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import cache
+from importlib.metadata import version
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from iwae.config.experiment import TrainConfig, config_values, read_config, without_folders
+from iwae.data import KINDS, Dataset, as_kind, choose, test_sha256
+from iwae.errors import UserError
+from iwae.evaluation.diagnostics import (
+    monte_carlo_error,
+    pareto_threshold,
+    share_unreliable,
+    test_sample_error,
+)
+from iwae.evaluation.likelihood import KHAT_WEIGHTS
+from iwae.evaluation.pruning import prune
+from iwae.evaluation.units import active_units, authors_active_units
+from iwae.files import atomic_write
+from iwae.inference.kernels import KHAT_LEAST
+from iwae.models.conditional import Model
+from iwae.runs.models import WEIGHTS, read_about
+from iwae.runs.setup import load_config_dataset, model_folder, run_model, split_examples
+
+Track = Callable[[Iterable, int, str], Iterable]
+Record = dict[str, Any]
+
+SPLITS = ("train", "validation", "test")
+
+REMEDY = "use evaluate --method is, ais or bdmc, or classify"
+"""What a conditional model can be measured by."""
+
+AUTHORS_EXAMPLES = 500
+"""The paper's published code counts active units on its first training examples."""
+
+
+def untracked(items: Iterable, total: int, label: str) -> Iterable:  # noqa: ARG001
+    """No progress bar."""
+    return items
+
+
+class Subject(NamedTuple):
+    """The models and examples that are measured.
+
+    Attributes:
+        run: the run's folder.
+        config: its configuration.
+        dataset: its data.
+        weights: "final" or "best".
+        pruned: without the inactive units.
+        split: the split's name.
+        data: `[n, d]` examples in the model's units.
+        places: `[n]` where they are in the split.
+        subset: whether they are not all of the split.
+        seed: of all random numbers.
+    """
+
+    run: Path
+    config: TrainConfig
+    dataset: Dataset
+    weights: str
+    pruned: bool
+    split: str
+    data: np.ndarray
+    places: np.ndarray
+    subset: bool
+    seed: int
+
+    def models(self) -> Iterator[tuple[int, Any]]:
+        """Each replicate's number and model."""
+        for replicate in range(self.config.replicates):
+            yield replicate, subject_model(self, replicate)
+
+    def settings(self, replicate: int, **more: Any) -> dict[str, Any]:
+        """All that the numbers of one replicate depend on."""
+        return {
+            "model": model_sha256(self.run, self.weights, replicate),
+            "pruned": self.pruned,
+            "examples": test_sha256(np.ascontiguousarray(self.data)),
+            "seed": self.seed,
+            "version": version("iwae"),
+            **more,
+        }
+
+
+def make_subject(
+    run: Path,
+    *,
+    split: str = "test",
+    weights: str = "final",
+    examples: int | None = None,
+    pruned: bool = False,
+    seed: int = 0,
+    labels: bool = False,
+    data_dir: Path | None = None,
+) -> Subject:
+    """What `iwae evaluate` is asked to measure.
+
+    Args:
+        examples: a seeded random subset of the split instead of all of it.
+        labels: whether the method is one for conditional models too.
+
+    Raises:
+        UserError: if the run, its data or the split are not there, or are not that large; if it is
+            conditional, and the method or pruning is not for such models.
+    """
+    if not 0 <= seed < 2**31:
+        raise UserError(f"seed is {seed}; it must be between 0 and {2**31 - 1}")
+    config = run_config(run)
+    if config.conditional and (pruned or not labels):
+        what = "pruned" if pruned else "measured in this way"
+        raise UserError(f"{run} is conditional, and such models cannot be {what}: {REMEDY}")
+    dataset = load_config_dataset(config, data_dir)
+    _check_data(run, config, weights, dataset)
+    data, index = chosen_examples(dataset, split, examples, seed)
+    subset = examples is not None
+    return Subject(run, config, dataset, weights, pruned, split, data, index, subset, seed)
+
+
+def run_config(run: Path) -> TrainConfig:
+    """The configuration of a run, or UserError if the folder holds none."""
+    if not (run / "config.toml").is_file():
+        raise UserError(f"{run} holds no run: config.toml is missing")
+    return read_config(run / "config.toml")
+
+
+def _check_data(run: Path, config: TrainConfig, weights: str, dataset: Dataset) -> None:
+    """Raise UserError if the data are not those of the models, or records cannot be written."""
+    folder = run / "evaluations"
+    folder.mkdir(exist_ok=True)
+    if not os.access(folder, os.W_OK):
+        raise UserError(f"{folder} cannot be written to, and the record would go there")
+    identity = json.loads(json.dumps(dataset.identity))
+    for replicate in range(config.replicates):
+        model = model_folder(run, weights, replicate)
+        if model.is_dir() and read_about(model).get("dataset", identity) != identity:
+            raise UserError(
+                f"the data found now as {dataset.name} are not those that {run} was trained with: "
+                "their files or their splits differ"
+            )
+
+
+def chosen_examples(
+    dataset: Dataset, split: str, count: int | None, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """The examples of a split, all or a seeded subset, in the model's units, and their places."""
+    if split not in SPLITS:
+        raise UserError(f"no split {split!r}; known: {', '.join(SPLITS)}")
+    total = len(getattr(dataset, split))
+    if total == 0:
+        raise UserError(f"the {split} split of {dataset.name} is empty")
+    index = np.arange(total)
+    if count is not None:
+        if not 1 <= count <= total:
+            raise UserError(f"examples is {count}; the {split} split has {total}")
+        index = np.sort(choose(total, count, seed=seed))
+    return split_examples(dataset, split)[index], index
+
+
+def subject_model(subject: Subject, replicate: int) -> Any:
+    """The model of one replicate, pruned if that is asked for."""
+    model = run_model(subject.run, subject.weights, replicate, subject.dataset)
+    if not subject.pruned:
+        return model
+    train = split_examples(subject.dataset, "train")
+    return prune(model, active_units(model, train, jax.random.key(subject.seed)).masks)
+
+
+def model_sha256(run: Path, weights: str, replicate: int) -> str:
+    """Of the file with a model's numbers."""
+    path = model_folder(run, weights, replicate) / WEIGHTS
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def shared_record(subject: Subject, method: str) -> Record:
+    """What a record says of the subject."""
+    dataset, data = subject.dataset, subject.data
+    return {
+        "dataset": dataset.name,
+        "split": subject.split,
+        "n": len(data),
+        "subset": {"examples": len(data), "seed": subject.seed} if subject.subset else None,
+        "test_sha256": dataset.identity["test_sha256"],
+        "examples_sha256": test_sha256(np.ascontiguousarray(data)),
+        **how(subject, method),
+        "true_log_likelihood": _truth(dataset, data),
+        "data": dataset.identity,
+        "config": config_values(without_folders(subject.config)),
+    }
+
+
+def how(subject: Subject, method: str) -> Record:
+    """What a record says of the method and the machine."""
+    return {
+        "method": method,
+        "unit": "nats",
+        "weights": subject.weights,
+        "pruned": subject.pruned,
+        "seed": subject.seed,
+        **provenance(),
+    }
+
+
+def provenance(*packages: str) -> Record:
+    """What a record says of the machine and the code, and of further packages that had a part."""
+    return {
+        "dtype": "float32",
+        "device": jax.local_devices()[0].device_kind,
+        "devices": jax.local_device_count(),
+        "versions": {
+            **{name: version(name) for name in ("iwae", "jax", *packages)},
+            **_commit(),
+        },
+    }
+
+
+@cache
+def _commit() -> dict[str, Any]:
+    """The commit of a checkout, and whether code or dependencies were changed since."""
+    root = Path(__file__).parents[3]
+    if not (root / ".git").exists():
+        return {}
+
+    def git(*words: str) -> str:
+        done = subprocess.run(  # noqa: S603 - the words are ours
+            ["git", "-C", str(root), *words],  # noqa: S607 - git is found as the shell finds it
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        return done.stdout.strip()
+
+    try:
+        changed = git("status", "--porcelain", "--", "src", "pyproject.toml", "requirements.txt")
+        return {"commit": git("rev-parse", "HEAD"), "changed": bool(changed)}
+    except (OSError, subprocess.CalledProcessError):  # no git here, or not our checkout
+        return {}
+
+
+def _truth(dataset: Dataset, data: np.ndarray) -> float | None:
+    """The mean log density of the examples under the distribution that they come from, nats."""
+    if dataset.log_density is None:
+        return None
+    return float(dataset.log_density(np.asarray(data, np.float64)).mean())
+
+
+# --- numbers --------------------------------------------------------------------------------
+
+
+def number(value: float) -> float | None:
+    """A number as JSON has it: what is not finite is null."""
+    return float(value) if np.isfinite(value) else None
+
+
+def summary(values: np.ndarray) -> dict[str, float | None]:
+    """Mean over examples and its standard error from the sample of examples, nats."""
+    mean, stderr = mean_and_error(values)
+    return {"log_likelihood": mean, "stderr": stderr}
+
+
+def mean_and_error(values: np.ndarray) -> tuple[float | None, float | None]:
+    """A mean and its standard error; None where they do not exist."""
+    if not np.isfinite(values).all():
+        return None, None
+    return float(values.mean()), number(test_sample_error(values))
+
+
+def with_bits(record: Record, identity: Record) -> Record:
+    """A record, and its rows, with bits per dimension beside the nats where data are quantised.
+
+    Where values may be missing, examples have no number of dimensions in common.
+
+    Args:
+        identity: of the data.
+    """
+    if "missing" in identity or not KINDS[as_kind(identity["observation"]).name].quantised:
+        return record
+    bits = -1 / (math.prod(identity["shape"]) * math.log(2))
+    more: Record = {}
+    for name, value in record.items():
+        if isinstance(value, list) and value and isinstance(value[0], dict):
+            more[name] = [with_bits(row, identity) for row in value]
+    if "log_likelihood" in record:
+        mean, error = record["log_likelihood"], record["stderr"]
+        more["bits_per_dimension"] = None if mean is None else bits * mean
+        more["bits_per_dimension_stderr"] = None if error is None else -bits * error
+    return {**record, **more}
+
+
+def weight_summary(values: Mapping[str, np.ndarray], k: int) -> Record:
+    """A likelihood, its errors apart, and what k weights of each example say of it."""
+    khat = values["pareto_k"]
+    looked_at = min(k, KHAT_WEIGHTS)
+    known = k >= KHAT_LEAST
+    return {
+        **summary(values["log_likelihood"]),
+        "monte_carlo_error": number(monte_carlo_error(values["ess"], k)),
+        "ess_mean": float(values["ess"].mean()),
+        "ess_min": float(values["ess"].min()),
+        "pareto_k_unreliable": number(share_unreliable(khat, looked_at)) if known else None,
+        "pareto_k_threshold": pareto_threshold(looked_at) if known else None,
+    }
+
+
+def unit_counts(subject: Subject, model: Model) -> tuple[Record, tuple[np.ndarray, ...]]:
+    """Active units by both definitions, for a record, and the variances behind them."""
+    key = jax.random.key(subject.seed)
+    units = active_units(model, subject.data, key)
+    first = split_examples(subject.dataset, "train")[:AUTHORS_EXAMPLES]
+    authors = authors_active_units(model, first, key)
+    counts = {
+        "active_units": list(units.counts),
+        "active_units_authors": list(authors.counts),
+        "threshold": units.threshold,
+    }
+    return counts, units.variances
+
+
+def origin(subject: Subject, replicate: int) -> Record:
+    """Which model it was."""
+    about = read_about(model_folder(subject.run, subject.weights, replicate))
+    return {
+        "replicate": about.get("replicate"),
+        "epoch": about.get("epoch"),
+        "model_sha256": model_sha256(subject.run, subject.weights, replicate),
+    }
+
+
+def joined(
+    each: Sequence[Record],
+    shared: Record,
+    values: Sequence[Sequence[np.ndarray]],
+    rows_of: str,
+    copied: Sequence[str],
+) -> Record:
+    """One record for all replicates; `replicates` has each one's own.
+
+    Args:
+        values: of each replicate, per-example log-likelihoods for each row; the last one leads.
+        rows_of: where a replicate's record has its rows, such as `by_k`.
+        copied: what the rows of all replicates have in common.
+    """
+    each = [with_bits(one, shared["data"]) for one in each]
+    if len(each) == 1:
+        return {**each[0], **shared}
+    what = {name: shared[name] for name in ("dataset", "split", "n", "test_sha256")}
+    rows = [
+        {**{name: each[0][rows_of][i][name] for name in copied}, **_over_replicates(column)}
+        for i, column in enumerate(zip(*values, strict=True))
+    ]
+    rows = [with_bits(row, shared["data"]) for row in rows]
+    return {
+        **rows[-1],
+        rows_of: rows,
+        **{name: _mean_counts(each, name) for name in ("active_units", "active_units_authors")},
+        **shared,
+        "replicates": [{**one, **what} for one in each],
+    }
+
+
+def _over_replicates(values: Sequence[np.ndarray]) -> Record:
+    """Mean over replicates and examples, and the deviation between replicates, nats."""
+    total = summary(np.mean(values, axis=0))
+    finite = total["log_likelihood"] is not None
+    spread = np.std([one.mean() for one in values], ddof=1) if finite else np.nan
+    return {**total, "between_replicates_sd": number(spread)}
+
+
+def _mean_counts(each: Sequence[Record], name: str) -> list[float]:
+    """Units per layer, averaged over replicates; a layer pruned away has none."""
+    layers = zip_longest(*(one[name] for one in each), fillvalue=0)
+    return [float(np.mean(counts)) for counts in layers]
+
+
+def record_name(subject: Subject, *words: str) -> str:
+    """The name of a record's files: what distinguishes it from the run's other records."""
+    name = "-".join([subject.split, subject.weights, *["pruned"] * subject.pruned, *words])
+    name += f"-n{len(subject.data)}" if subject.subset else ""
+    return name + ("" if subject.seed == 0 else f"-seed{subject.seed}")
+
+
+def write_record(run: Path, name: str, record: Record, arrays: Mapping[str, np.ndarray]) -> None:
+    """`RUN/evaluations/NAME.json` and the values behind it, `NAME.npz`."""
+    stem = Path(run) / "evaluations" / name
+    with atomic_write(stem.with_name(name + ".npz")) as path:
+        np.savez_compressed(path, allow_pickle=False, **arrays)
+    with atomic_write(stem.with_name(name + ".json")) as path:
+        path.write_text(json.dumps(record, indent=1, default=str) + "\n")

@@ -1,0 +1,318 @@
+"""Signal, noise and bias of the gradients of a trained model, for a record and a figure."""
+
+import logging
+import time
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from iwae.errors import UserError
+from iwae.evaluation.signal import (
+    Draw,
+    biased_above,
+    biases,
+    check_draws,
+    gradient_of,
+    moments,
+    signals,
+    slope_of,
+)
+from iwae.models.vae import VAE
+from iwae.objectives.catalogue import compose
+from iwae.objectives.declaration import OPTIONS, Declaration, check, described, particles
+from iwae.results.records import (
+    Record,
+    Track,
+    make_subject,
+    number,
+    origin,
+    record_name,
+    shared_record,
+    untracked,
+    write_record,
+)
+from iwae.results.text import estimator_name
+
+log = logging.getLogger(__name__)
+
+GRADIENTS = "gradients"
+
+TIMED = 5
+"""Draws that are timed, one by one; the median counts."""
+
+
+def gradients_run(
+    run: Path,
+    *,
+    ks: Sequence[int] = (1, 10, 100),
+    gradients: Sequence[str] | None = None,
+    backward: Sequence[int] = (),
+    objective: str | None = None,
+    reference: str | None = None,
+    m: int | None = None,
+    alpha: float | None = None,
+    beta: float | None = None,
+    examples: int = 20,
+    draws: int = 200,
+    split: str = "train",
+    weights: str = "final",
+    seed: int = 0,
+    data_dir: Path | None = None,
+    track: Track = untracked,
+) -> Record:
+    """Mean, variance, signal-to-noise ratio and bias of gradients, for each k and estimator.
+
+    Of the first replicate. One draw is the gradient of the mean objective over the same batch of
+    examples; what an objective learns or tunes beside the model is as at the start of training, and
+    KL warm-up and free bits are left out. Writes `RUN/evaluations/NAME.json` (the record, which is
+    also returned), `NAME.npz` with the ratios `[k]` by estimator and group (NaN where it does not
+    go with that k), and `NAME.png`, all of them against k.
+
+    Args:
+        ks: particles (of each group, where the objective has groups).
+        gradients: names of estimators; if None, all that go with the objective as it is declared
+            and so many particles.
+        backward: numbers S of particles: beside each estimator, the same one through S of them, at
+            every k with more particles than that. Estimators that cannot be drawn are left out.
+        objective: the run's own if None.
+        reference: the estimator that biases are measured against; the objective's plain one
+            if None.
+        m, alpha, beta: of the objective or estimator; the run's own if None.
+        examples: of the batch, a seeded random subset of the split.
+        draws: of each estimator for its signal, and as many again for its bias.
+
+    Raises:
+        UserError: for an estimator that does not fit, too few draws, a `backward` that goes with
+            none of the estimators, or as `evaluate_run`.
+    """
+    check_draws(draws)
+    if not ks:
+        raise UserError("name at least one k")
+    subject = make_subject(
+        Path(run), split=split, weights=weights, examples=examples, seed=seed, data_dir=data_dir
+    )
+    trained = subject.config.final()
+    name = objective or trained.objective
+    own = {option: getattr(trained, option) for option in OPTIONS}
+    own |= {o: v for o, v in {"m": m, "alpha": alpha, "beta": beta}.items() if v is not None}
+    layers = len(subject.config.sizes()[0])
+    reference = reference or described(name).gradients[0]
+    chosen = _chosen(name, sorted(set(ks)), gradients, own, layers)
+    base = {k: _declared(name, reference, k, own, layers) for k in chosen}
+    chosen = _with_few(chosen, sorted(set(backward)), layers)
+    replicate, model = next(subject.models())
+    xs = jnp.asarray(subject.data, jnp.float32)
+
+    def rows() -> Iterator[Record]:
+        for k, declarations in chosen.items():
+            against = _draw(base[k], layers)
+            for declaration in declarations:
+                yield _row(declaration, layers, against, model, xs, seed, draws)
+
+    total = sum(map(len, chosen.values()))
+    found = [row["row"][0] for row in track(({"row": [r]} for r in rows()), total, "gradients")]
+    record = {
+        **shared_record(subject, GRADIENTS),
+        **origin(subject, replicate),
+        "objective": name,
+        "reference": reference,
+        "draws": draws,
+        "biased_above": biased_above(draws),
+        "rows": found,
+        "slopes": _slopes(found),
+    }
+    words = [GRADIENTS, *([objective] if objective else []), f"k{max(ks)}"]
+    words += [f"backward{max(backward)}"] if backward else []
+    file = record_name(subject, *words)
+    arrays = {"k": np.array(list(chosen)), "index": subject.places, **_ratios(found)}
+    write_record(subject.run, file, record, arrays)
+    return record
+
+
+def _declared(
+    objective: str, gradient: str, k: int, own: dict[str, Any], layers: int
+) -> Declaration:
+    """An objective with an estimator; of the run's options, those that the two have."""
+    entry = described(objective)
+    has = {*entry.options, *(("alpha",) if gradient == "dreg-alpha" else ())}
+    options = {option: value for option, value in own.items() if option in has}
+    return check(Declaration(objective, k, gradient, **options), layers)
+
+
+def _chosen(
+    name: str,
+    ks: Sequence[int],
+    gradients: Sequence[str] | None,
+    own: dict[str, Any],
+    layers: int,
+) -> dict[int, list[Declaration]]:
+    """The estimators of each k: those named, or all there are that go with so many particles."""
+    if gradients:
+        names = tuple(dict.fromkeys(gradients))
+        return {k: [_declared(name, g, k, own, layers) for g in names] for k in ks}
+    chosen: dict[int, list[Declaration]] = {}
+    reasons: list[UserError] = []
+    for k, gradient in product(ks, fitting(name, own["alpha"])):
+        try:
+            chosen.setdefault(k, []).append(_declared(name, gradient, k, own, layers))
+        except UserError as reason:
+            log.info("left out: %s with k = %d: %s", gradient, k, reason)
+            reasons.append(reason)
+    if not any(chosen.values()):
+        raise reasons[0]
+    return {k: found for k, found in chosen.items() if found}
+
+
+def _with_few(
+    chosen: dict[int, list[Declaration]], counts: Sequence[int], layers: int
+) -> dict[int, list[Declaration]]:
+    """Each estimator, and after it the same one through so many particles where that is possible.
+
+    Raises:
+        UserError: if a count is not positive, or goes with none of the estimators.
+    """
+    found: dict[int, list[Declaration]] = {k: [] for k in chosen}
+    reasons: dict[int, UserError] = {}
+    for k, declarations in chosen.items():
+        for full, count in product(declarations, (None, *counts)):
+            try:
+                found[k].append(_through(full, count, layers))
+            except UserError as reason:
+                log.info("left out: %s with k = %d: %s", full.gradient, k, reason)
+                if full is declarations[0] or count not in reasons:
+                    reasons[count or 0] = reason
+    possible = {declaration.backward for its in found.values() for declaration in its}
+    for count in counts:
+        if count not in possible:
+            raise reasons[count]
+    return found
+
+
+def _through(full: Declaration, count: int | None, layers: int) -> Declaration:
+    """An estimator through so many of its particles, or UserError if it has no such gradient."""
+    few = check(full._replace(backward=count), layers)
+    if count is not None and count >= particles(full):
+        raise UserError(
+            f"backward is {count}, and there are {particles(full)} particles: give a smaller "
+            "backward, or a larger k"
+        )
+    return few
+
+
+def fitting(objective: str, alpha: float | None = None) -> tuple[str, ...]:
+    """The estimators that go with an objective without being told more."""
+    names = described(objective).gradients
+    return tuple(name for name in names if name != "dreg-alpha" or alpha is not None)
+
+
+@lru_cache
+def _draw(declaration: Declaration, layers: int) -> Draw:
+    return gradient_of(compose(declaration, layers))
+
+
+def _row(
+    declaration: Declaration,
+    layers: int,
+    against: Draw,
+    model: VAE,
+    xs: Array,
+    seed: int,
+    draws: int,
+) -> Record:
+    """What is known of one estimator at one k."""
+    draw = _draw(declaration, layers)
+    first_key, second_key = jax.random.split(jax.random.key(seed))
+    found = signals(model, moments(draw, model, xs, first_key, draws), draws)
+    bias = None if draw is against else biases(draw, against, model, xs, second_key, draws)
+    return {
+        "k": declaration.k,
+        "gradient": declaration.gradient,
+        "backward": declaration.backward,
+        **cost_of(draw, model, xs),
+        "groups": {
+            name: {
+                **{field: number(float(value)) for field, value in signal._asdict().items()},
+                "parameters": signal.parameters,
+                "bias": None
+                if bias is None
+                else {field: number(value) for field, value in bias[name]._asdict().items()},
+            }
+            for name, signal in found.items()
+        },
+    }
+
+
+def cost_of(draw: Draw, model: VAE, xs: Array) -> Record:
+    """Seconds of one draw, and the memory that its program needs beside its arguments."""
+    arrays, static = eqx.partition(model, eqx.is_array)
+
+    def step(arrays: Any, xs: Array, key: Array) -> Any:
+        return eqx.filter(draw(eqx.combine(arrays, static), xs, key), eqx.is_array)
+
+    compiled = jax.jit(step).lower(arrays, xs, jax.random.key(0)).compile()
+    jax.block_until_ready(compiled(arrays, xs, jax.random.key(0)))
+    times = []
+    for i in range(TIMED):
+        begin = time.perf_counter()
+        jax.block_until_ready(compiled(arrays, xs, jax.random.key(i)))
+        times.append(time.perf_counter() - begin)
+    memory = compiled.memory_analysis()
+    return {
+        "seconds_per_draw": float(np.median(times)),
+        "memory_bytes": int(memory.temp_size_in_bytes) if memory is not None else None,
+    }
+
+
+def _by_estimator(rows: Sequence[Record]) -> dict[str, list[Record]]:
+    found: dict[str, list[Record]] = {}
+    for row in rows:
+        found.setdefault(estimator_name(row), []).append(row)
+    return found
+
+
+Curve = tuple[list[int], list[float], list[float]]
+
+
+def signal_curves(rows: Sequence[Record]) -> dict[str, dict[str, Curve]]:
+    """group -> estimator -> (k, ratio, its standard error)."""
+    curves: dict[str, dict[str, Curve]] = {}
+    for name, its in _by_estimator(rows).items():
+        for group in its[0]["groups"]:
+            ks = [row["k"] for row in its]
+            cells = [row["groups"][group] for row in its]
+            ratio, stderr = (
+                [float(cell[field] or 0) for cell in cells] for field in ("snr", "snr_stderr")
+            )
+            curves.setdefault(group, {})[name] = (ks, ratio, stderr)
+    return curves
+
+
+def _slopes(rows: Sequence[Record]) -> list[Record]:
+    """The powers of k with which the ratios grow."""
+    of = {name: its[0] for name, its in _by_estimator(rows).items()}
+    slopes = []
+    for group, of_group in signal_curves(rows).items():
+        for name, curve in of_group.items():
+            fitted = slope_of(*curve)
+            if fitted is not None:
+                what = {field: of[name][field] for field in ("gradient", "backward")}
+                slopes.append({"group": group, **what, "slope": fitted[0], "stderr": fitted[1]})
+    return slopes
+
+
+def _ratios(rows: Sequence[Record]) -> dict[str, np.ndarray]:
+    all_ks = sorted({row["k"] for row in rows})
+    ratios = {}
+    for group, of_group in signal_curves(rows).items():
+        for name, (ks, ratio, _) in of_group.items():
+            known = dict(zip(ks, ratio, strict=True))
+            ratios[f"{name}, {group}"] = np.array([known.get(k, np.nan) for k in all_ks])
+    return ratios

@@ -1,0 +1,102 @@
+"""What a stopped evaluation had done, so that the same evaluation goes on from there."""
+
+import hashlib
+import json
+import logging
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from zipfile import BadZipFile
+
+import numpy as np
+
+from iwae.files import atomic_write
+
+log = logging.getLogger(__name__)
+
+Slab = dict[str, np.ndarray]
+
+SAVE_SECONDS = 10.0
+"""Time between writes of what is done."""
+
+
+class Unfinished:
+    """Results example by example, one file for each series of them, until the record is written.
+
+    A file is named after a digest of all that its numbers depend on, so another model, seed or
+    method never goes on from it.
+    """
+
+    def __init__(self, run: Path):
+        self.folder = Path(run) / "evaluations" / "unfinished"
+        self.used: list[Path] = []
+
+    def slabs(
+        self, settings: dict[str, Any], make: Callable[[int], Iterator[Slab]]
+    ) -> Iterator[Slab]:
+        """What is done already, then `make(first)` from the first example that is not.
+
+        Written every few seconds and whenever the caller or an interruption ends it.
+        """
+        path = self._path(settings)
+        parts = [] if (done := _read(path)) is None else [done]
+        yield from parts
+        written, last = len(parts), time.monotonic()
+        try:
+            for slab in make(sum(_length(part) for part in parts)):
+                parts.append(slab)
+                if time.monotonic() - last > SAVE_SECONDS:
+                    _write(path, parts)
+                    written, last = len(parts), time.monotonic()
+                yield slab
+        finally:
+            if len(parts) > written:
+                _write(path, parts)
+
+    def array(self, settings: dict[str, Any], make: Callable[[], np.ndarray]) -> np.ndarray:
+        """`make()`, or what it was before the interruption."""
+        path = self._path(settings)
+        done = _read(path)
+        if done is not None and "array" in done:
+            return done["array"]
+        array = make()
+        _write(path, [{"array": array}])
+        return array
+
+    def forget(self) -> None:
+        """Remove the files used, now that their numbers are in a record."""
+        for path in self.used:
+            path.unlink(missing_ok=True)
+        if self.folder.is_dir() and not any(self.folder.iterdir()):
+            self.folder.rmdir()
+
+    def _path(self, settings: dict[str, Any]) -> Path:
+        text = json.dumps(settings, sort_keys=True)
+        path = self.folder / f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.npz"
+        self.used.append(path)
+        return path
+
+
+def _length(slab: Slab) -> int:
+    return len(next(iter(slab.values())))
+
+
+def _write(path: Path, parts: list[Slab]) -> None:
+    with atomic_write(path) as temporary:
+        joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        np.savez(temporary, allow_pickle=False, **joined)
+
+
+def _read(path: Path) -> Slab | None:
+    try:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+            slab = dict(arrays)
+            if len({len(values) for values in slab.values()}) != 1:
+                raise ValueError("its arrays are not of the same examples")
+            return slab
+    except FileNotFoundError:
+        return None
+    except (BadZipFile, ValueError, TypeError, OSError, KeyError, EOFError) as error:
+        log.warning("%s is damaged (%s): its examples are measured again", path, error)
+        return None

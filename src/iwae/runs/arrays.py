@@ -1,0 +1,84 @@
+"""Arrays by name, as files hold them: a pytree to and from a dictionary, and its digest."""
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import PyTree
+from safetensors import SafetensorError
+
+from iwae.errors import UserError
+
+
+def to_arrays(tree: PyTree) -> dict[str, np.ndarray]:
+    """Every leaf under its path, random keys as their data."""
+    named = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        named[jax.tree_util.keystr(path)] = np.asarray(_raw(leaf))
+    return named
+
+
+def from_arrays(named: dict[str, np.ndarray], like: PyTree, source: Path) -> PyTree:
+    """The inverse of `to_arrays`, for a tree of the structure and shapes of `like`."""
+    leaves, treedef = jax.tree_util.tree_flatten_with_path(like)
+    expected = {jax.tree_util.keystr(path): leaf for path, leaf in leaves}
+    raw = {name: _raw(leaf) for name, leaf in expected.items()}
+    check_fit(signatures(named), signatures(raw), source)
+    return jax.tree_util.tree_unflatten(
+        treedef, [_restore_leaf(named[name], leaf) for name, leaf in expected.items()]
+    )
+
+
+def _raw(leaf: Any) -> Any:
+    """The data of a random key; any other leaf itself."""
+    is_key = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+    return jax.random.key_data(leaf) if is_key else leaf
+
+
+def _restore_leaf(value: np.ndarray, like: Any) -> jax.Array:
+    is_key = jnp.issubdtype(like.dtype, jax.dtypes.prng_key)
+    array = jax.device_put(value)  # compiles nothing, as `jnp.asarray` does
+    return jax.random.wrap_key_data(array, impl=jax.random.key_impl(like)) if is_key else array
+
+
+def signatures(named: Mapping[str, Any]) -> dict[str, str]:
+    """Dtype and shape of each array, such as `float32(6, 4)`."""
+    return {name: f"{leaf.dtype}{tuple(leaf.shape)}" for name, leaf in named.items()}
+
+
+def check_fit(found: Mapping[str, str], expected: Mapping[str, str], source: Path) -> None:
+    """Raise UserError unless both have the same arrays, of the same signatures."""
+    if found.keys() != expected.keys():
+        odd = sorted(found.keys() ^ expected.keys())[0][:200]
+        raise UserError(f"{source} does not fit this configuration: {odd} is in only one of them")
+    for name, signature in expected.items():
+        if found[name] != signature:
+            raise UserError(
+                f"{source} does not fit this configuration: {name} is {found[name][:200]} there, "
+                f"{signature} expected"
+            )
+
+
+def digest_of(named: dict[str, np.ndarray], notes: str) -> str:
+    """SHA-256 of arrays, with their names, dtypes and shapes, and of a text."""
+    total = hashlib.sha256(notes.encode())
+    for name in sorted(named):
+        total.update(f"{name}{named[name].dtype}{named[name].shape}".encode())
+        total.update(np.ascontiguousarray(named[name]).tobytes())
+    return total.hexdigest()
+
+
+def reason_of(error: Exception) -> str:
+    """What a library says, in one line."""
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]
+
+
+UNREADABLE = (
+    *(OSError, SafetensorError, ValueError, TypeError, KeyError),
+    *(AttributeError, OverflowError, RecursionError),
+)
+"""What files that were not written here can raise."""

@@ -1,0 +1,87 @@
+"""Checkpoints: safetensors files that hold what it takes to resume a run, named by its step."""
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from safetensors import safe_open
+from safetensors.numpy import save_file
+
+from iwae.errors import UserError
+from iwae.files import atomic_write
+from iwae.runs.arrays import UNREADABLE, digest_of, from_arrays, reason_of, to_arrays
+from iwae.training.loop import Best
+from iwae.training.steps import TrainState
+
+
+class Checkpoint(NamedTuple):
+    """What a run needs to go on."""
+
+    state: TrainState
+    best: Best
+    notes: dict[str, Any]  # JSON: position in the schedule, wall time, names of parts
+
+
+def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
+    """Write a checkpoint as a file named by its step; an interrupted write leaves no such file."""
+    path = folder / f"{int(np.asarray(checkpoint.state.step).max()):010d}{CHECKPOINT}"
+    if path.exists():
+        return path  # the same step of the same run: the same contents
+    for left_over in folder.glob(f".*{CHECKPOINT}"):  # of a write that was killed
+        left_over.unlink()
+    named = to_arrays((checkpoint.state, checkpoint.best))
+    notes = json.dumps(checkpoint.notes, sort_keys=True)
+    with atomic_write(path) as temporary:
+        save_file(named, temporary, metadata={"notes": notes, "sha256": digest_of(named, notes)})
+    return path
+
+
+def load_checkpoint(path: Path, like: tuple[TrainState, Best]) -> Checkpoint:
+    """Read a checkpoint of a run whose state is shaped like `like`.
+
+    Raises:
+        UserError: if it is damaged (unreadable or changed) or of another model.
+    """
+    try:
+        with safe_open(path, framework="numpy") as file:
+            named = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            notes, expected = (file.metadata()[name] for name in ("notes", "sha256"))
+    except UNREADABLE as error:
+        raise DamagedCheckpointError(
+            f"checkpoint {path} cannot be read: {reason_of(error)}"
+        ) from error
+    if digest_of(named, notes) != expected:
+        raise DamagedCheckpointError(f"checkpoint {path} is damaged: its checksum does not match")
+    state, best = from_arrays(named, like, path)
+    return Checkpoint(state, best, json.loads(notes))
+
+
+class DamagedCheckpointError(UserError):
+    """A checkpoint whose files are not what was written."""
+
+
+CHECKPOINT = ".safetensors"
+
+
+def list_checkpoints(folder: Path) -> list[Path]:
+    """The checkpoints of a run, oldest first.
+
+    Raises:
+        UserError: if the only ones are of version 0.1, which wrote them in another format.
+    """
+    found = [path for path in sorted(folder.glob("[0-9]*")) if path.stem.isdigit()]
+    files = [path for path in found if path.suffix == CHECKPOINT]
+    if found and not files:
+        raise UserError(
+            f"{folder} holds checkpoints of iwae 0.1 (Orbax): resume the run with that version; "
+            "its finished models can be used with this one"
+        )
+    return files
+
+
+def prune_checkpoints(folder: Path, keep_steps: set[int], keep_last: int = 2) -> None:
+    """Remove all checkpoints but the newest ones and those of the steps named."""
+    for path in list_checkpoints(folder)[:-keep_last]:
+        if int(path.stem) not in keep_steps:
+            path.unlink()

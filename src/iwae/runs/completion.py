@@ -1,0 +1,159 @@
+"""A user's table with missing values, completed by the model of a run: from file to file."""
+
+import csv
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from iwae.data.kinds import check_values
+from iwae.data.own import check_array, read_arrays, read_bytes
+from iwae.data.tables import Cells, csv_cells
+from iwae.errors import UserError
+from iwae.evaluation.imputation import impute, multiple_imputations
+from iwae.files import atomic_write
+from iwae.models.conditional import ConditionalVAE
+from iwae.models.vae import VAE
+from iwae.runs.models import read_about
+from iwae.runs.setup import model_folder, trained_model
+
+SUFFIXES = (".csv", ".npy")
+
+
+def impute_file(
+    run: Path,
+    file: Path,
+    out: Path,
+    *,
+    draws: int | None = None,
+    k: int = 1000,
+    weights: str = "final",
+    seed: int = 0,
+    batch_size: int | None = None,
+    overwrite: bool = False,
+) -> list[Path]:
+    """Write a copy of a table in which the first model of a run has put numbers for missing values.
+
+    Args:
+        file: .csv or .npy, with the columns that the model was trained on. All that is observed,
+            and a line of names, stays as it is written.
+        out: of the same suffix. With `draws`, there are so many, numbered from 1: `out-1.csv` ...
+        draws: so many multiple imputations; the expectations if None.
+        k, batch_size: as for `iwae.impute`.
+        weights: "final" or "best".
+        seed: of all random numbers.
+        overwrite: replace files that are there already, but never the table itself.
+
+    Returns:
+        The files written.
+
+    Raises:
+        UserError: if the run's model was not made for missing values, or the table does not fit it.
+    """
+    if file.suffix.lower() not in SUFFIXES or out.suffix.lower() != file.suffix.lower():
+        raise UserError(
+            f"{file} becomes {out}: both are {' or '.join(SUFFIXES)} files, and of the same kind"
+        )
+    paths = [out] if draws is None else [numbered(out, i) for i in range(1, draws + 1)]
+    for path in paths:
+        if path.exists() and not overwrite:
+            raise UserError(f"{path} is there already: choose another, or --overwrite")
+        if path.resolve() == file.resolve():
+            raise UserError(f"{path} is the table with the gaps: choose another name")
+    model, table = trained_model(run, weights, 0), _read(file)
+    if isinstance(model, ConditionalVAE):
+        raise UserError(
+            f"{run} is conditional, and such models cannot impute: train without labels"
+        )
+    rows = _checked(model, run, file, table)
+    if isinstance(table, Cells):
+        _check_names(table.names, read_about(model_folder(run, weights, 0)), file, run)
+    key = jax.random.key(seed)
+    if draws is None:
+        filled = impute(model, rows, key, k=k, batch_size=batch_size)[None]
+    else:
+        filled = multiple_imputations(model, rows, key, draws=draws, k=k, batch_size=batch_size)
+    whole = [_completed(file, _values(table), one) for one in filled]
+    for path, one in zip(paths, whole, strict=True):
+        _write(path, table, one)
+    return paths
+
+
+def numbered(out: Path, i: int) -> Path:
+    """Where the i-th of several tables goes."""
+    return out.with_stem(f"{out.stem}-{i}")
+
+
+Table = Cells | np.ndarray
+
+
+def _read(file: Path) -> Table:
+    content = read_bytes(file)
+    if file.suffix.lower() == ".csv":
+        return csv_cells(file, content)
+    arrays = read_arrays(file, content)
+    if list(arrays) != ["data"]:
+        raise UserError(f"{file} is an .npz file by its content: save the table by np.save")
+    return arrays["data"]
+
+
+def _values(table: Table) -> np.ndarray:
+    return table.values if isinstance(table, Cells) else table
+
+
+def _checked(model: VAE, run: Path, file: Path, table: Table) -> np.ndarray:
+    """The rows `[n, d]` of a table that fits the model."""
+    values, is_csv = _values(table), isinstance(table, Cells)
+    check_array(file, "data", values, first_row=int(is_csv), missing=True)
+    rows = values.reshape(len(values), -1)
+    if rows.shape[1] != model.n_data:
+        raise UserError(
+            f"{file} has {rows.shape[1]} columns, the data that {run} was trained on {model.n_data}"
+        )
+    check_values(rows, model.kind, f"{file}: array 'data'", missing=True)
+    return rows.astype(np.float32)
+
+
+def _completed(file: Path, values: np.ndarray, filled: np.ndarray) -> np.ndarray:
+    """The table in its own type and shape, with numbers `[n, d]` where there were none."""
+    if values.dtype.kind != "f":
+        return values  # which has no NaN
+    with np.errstate(over="ignore"):
+        whole = np.where(np.isnan(values), filled.reshape(values.shape), values)
+        whole = whole.astype(values.dtype)
+    if np.isinf(whole).any():
+        raise UserError(f"{file} is of {values.dtype}, too small for what is imputed: use float32")
+    return whole
+
+
+def _check_names(names: Sequence[str], about: Mapping[str, Any], file: Path, run: Path) -> None:
+    """Refuse columns in another order, where both tables name them."""
+    known = (about.get("dataset") or {}).get("columns", ())
+    for place, (found, wanted) in enumerate(zip(names, known, strict=False), start=1):
+        if found != wanted:
+            raise UserError(
+                f"column {place} of {file} is {found!r}, that of the data that {run} was trained "
+                f"on {wanted!r}: put the columns in that order, under these names"
+            )
+
+
+def _write(path: Path, table: Table, filled: np.ndarray) -> None:
+    """The table with numbers where there were none."""
+    with atomic_write(path) as temporary:
+        if isinstance(table, Cells):
+            with temporary.open("w", encoding="utf-8", newline="") as text:
+                lines = csv.writer(text, lineterminator="\n")
+                lines.writerows([table.names] if table.names else [])
+                lines.writerows(map(_line, table.cells, table.values, filled))
+        else:
+            with temporary.open("wb") as file:  # to a name in capitals NumPy would add another one
+                np.save(file, filled, allow_pickle=False)
+
+
+def _line(cells: list[str], values: np.ndarray, filled: np.ndarray) -> list[str]:
+    """The cells of a line, with the shortest digits of float32 for what was missing."""
+    digits = [np.format_float_positional(one, trim="-") for one in filled.astype(np.float32)]
+    every = zip(cells, values, digits, strict=True)
+    return [new if np.isnan(value) else cell for cell, value, new in every]

@@ -1,0 +1,276 @@
+"""Finished models: a folder of weights (safetensors) and what they are weights of (JSON).
+
+Reading one cannot run code.
+"""
+
+import json
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import equinox as eqx
+import jax
+import numpy as np
+from jaxtyping import PyTree
+from safetensors import safe_open
+from safetensors.numpy import save_file
+
+from iwae.errors import UserError
+from iwae.files import atomic_write
+from iwae.models.conditional import ConditionalVAE, Model, check_frequencies
+from iwae.models.vae import VAE
+from iwae.runs.arrays import (
+    UNREADABLE,
+    check_fit,
+    digest_of,
+    from_arrays,
+    reason_of,
+    signatures,
+    to_arrays,
+)
+
+WEIGHTS, DESCRIPTION = "model.safetensors", "model.json"
+
+LARGEST_WEIGHTS, LARGEST_TEXT = 2**32, 2**24
+"""Bytes of a file of weights, and of a description or a header of weights: more are not read."""
+
+LIMITS = {WEIGHTS: LARGEST_WEIGHTS, DESCRIPTION: LARGEST_TEXT}
+"""The files of a model, and the most bytes of each."""
+
+MOST_SIZES = 1000
+"""Numbers in the description of an architecture."""
+
+
+def save_model(model: Model, folder: str | Path, **about: Any) -> None:
+    """Write a model as `model.safetensors` and `model.json` into a folder.
+
+    Args:
+        about: JSON-able facts to keep beside the architecture (where the model comes from).
+    """
+    folder, arrays = Path(folder), _named(model)
+    digest = digest_of(arrays, "")
+    with atomic_write(folder / WEIGHTS) as path:
+        save_file(arrays, path, metadata={"sha256": digest})
+    _write_description(folder, model.architecture(), digest, about)
+
+
+def _named(model: Model) -> dict[str, np.ndarray]:
+    """The arrays of a model by the names that they have in a file."""
+    arrays = to_arrays(eqx.filter(model, eqx.is_array))
+    return {name.lstrip("."): value for name, value in arrays.items()}
+
+
+def _write_description(
+    folder: Path, architecture: Any, digest: str | None, about: Mapping[str, Any]
+) -> None:
+    """Write `model.json`, with the digest of the arrays that it is beside."""
+    known = {} if digest is None else {"weights": digest}
+    description = {"format": 1, "architecture": architecture, **known, "about": about}
+    with atomic_write(folder / DESCRIPTION) as path:
+        path.write_text(json.dumps(description, indent=1) + "\n")
+
+
+def copy_model(source: Path, folder: Path, **about: Any) -> None:
+    """Put a model into another folder, with other facts beside it and the same bytes of weights."""
+    said = _read_description(source / DESCRIPTION)
+    with atomic_write(folder / WEIGHTS) as path:
+        shutil.copyfile(source / WEIGHTS, path)
+    _write_description(folder, said["architecture"], said.get("weights"), about)
+
+
+def load_model(folder: str | Path, like: Model | None = None) -> Any:
+    """Read what `save_model` or `export_run` wrote. Never runs code from the files.
+
+    What is too large, or of other shapes than the description says, is refused before it is read.
+
+    Args:
+        like: a model of the same architecture. It is needed where `VAE` was given modules of your
+            own, which are code, and which no file holds; its arrays are not used.
+
+    Raises:
+        UserError: if a file is missing, a link, too large, unreadable, damaged, does not fit the
+            other or `like`, or holds numbers that are not finite.
+    """
+    folder = Path(folder)
+    for name in (WEIGHTS, DESCRIPTION):
+        if not (folder / name).is_file():
+            raise UserError(f"no model in {folder}: {name} is missing")
+        if (folder / name).is_symlink():
+            raise UserError(f"{folder / name} is a link: put the file itself in its place")
+    return read_model(folder / WEIGHTS, folder / DESCRIPTION, like=like)
+
+
+def is_one_model(folder: Path) -> bool:
+    """Whether weights and description are of one moment, as far as the weights' header tells.
+
+    One that cannot be read tells nothing; `load_model` says what is wrong with it.
+    """
+    described = _read_description(folder / DESCRIPTION).get("weights")
+    try:
+        _check_header(folder / WEIGHTS)
+        with safe_open(folder / WEIGHTS, framework="numpy") as file:
+            stated = (file.metadata() or {}).get("sha256")
+    except (UserError, *UNREADABLE):
+        return True
+    return None in (stated, described) or stated == described
+
+
+def read_model(weights: Path, description: Path, *, like: Model | None = None) -> Any:
+    """`load_model`, of two files that may lie anywhere."""
+    said = _read_description(description)
+    skeleton = _skeleton(said["architecture"], description, like)
+    shapes, static = eqx.partition(skeleton, lambda leaf: isinstance(leaf, jax.ShapeDtypeStruct))
+    arrays, digest = _read_weights(weights, shapes)
+    model = eqx.combine(from_arrays(arrays, shapes, weights), static)
+    if isinstance(model, ConditionalVAE):
+        _check_labels(model, said.get("about", {}), weights, description)
+    if said.get("weights") not in (None, digest):
+        raise UserError(
+            f"{weights} has other weights than {DESCRIPTION} beside it describes: its writer was "
+            "cut off between the two, or two wrote at once; save or export it again, or go on with "
+            "train --resume, which writes it again"
+        )
+    return model
+
+
+def _check_labels(
+    model: ConditionalVAE, about: Mapping[str, Any], weights: Path, description: Path
+) -> None:
+    """Raise UserError if labels have no shares, or other names than the model has labels."""
+    try:
+        check_frequencies(np.asarray(model.frequencies), model.n_classes)
+    except UserError as error:
+        raise UserError(f"{weights} is no trained model: {error}") from error
+    data = about.get("dataset")
+    names = data.get("classes") if isinstance(data, dict) else None
+    if names is not None and not _are_names(names, model.n_classes):
+        raise UserError(f"{description} has other names than those of {model.n_classes} labels")
+
+
+def _are_names(names: Any, count: int) -> bool:
+    """Whether these are so many words, all different."""
+    is_list = isinstance(names, list) and all(isinstance(name, str) for name in names)
+    return is_list and len(names) == len(set(names)) == count
+
+
+def refuse_larger(what: Path | str, size: int, limit: int) -> None:
+    """Raise UserError for a file, named in words or by its path, with more bytes than it may."""
+    if size > limit:
+        raise UserError(f"{what} has {size:,} bytes; a model has at most {limit:,}: it is not read")
+
+
+def _read_description(path: Path) -> dict[str, Any]:
+    """What `model.json` says, which is all that it may say."""
+    refuse_larger(path, path.stat().st_size, LARGEST_TEXT)
+    try:
+        description = json.loads(path.read_text())
+        description["architecture"]
+        if not isinstance(description.get("about", {}), dict):
+            raise TypeError(f"'about' in {DESCRIPTION} is no table of facts")
+    except UNREADABLE as error:
+        raise UserError(f"the model in {path.parent} cannot be read: {reason_of(error)}") from error
+    if description.get("format") != 1:
+        found = repr(description.get("format"))[:50]
+        raise UserError(f"the model in {path.parent} has format {found}, not 1")
+    odd = sorted(description.keys() - {"format", "architecture", "weights", "about"})
+    if odd:
+        raise UserError(f"{path} has the unknown key {odd[0][:50]!r}: it was not written by iwae")
+    return description
+
+
+def _skeleton(architecture: Any, path: Path, like: Model | None) -> Model:
+    """The model without its numbers: nothing of its size is made."""
+    if like is not None:
+        asked = json.loads(json.dumps(like.architecture()))
+        if asked != architecture:
+            raise UserError(f"{path} describes another model than {asked}: make the same one")
+        return eqx.filter_eval_shape(lambda: like)
+    if isinstance(architecture, dict) and "own" in architecture:
+        raise UserError(
+            f"{path} describes a model with modules of its author's own, which are code and in no "
+            "file: make the same model and give it, load_model(folder, like=model)"
+        )
+    try:
+        leaves = list(_leaves(architecture))
+        numbers = sum(isinstance(one, int | float) for one in leaves)
+        words = len({one for one in leaves if isinstance(one, str)})
+        if max(numbers, words) > MOST_SIZES:
+            raise ValueError(f"more than {MOST_SIZES:,} sizes or different words")
+        return eqx.filter_eval_shape(_made, **architecture)
+    except UNREADABLE as error:
+        raise UserError(f"{path} describes no model: {reason_of(error)}") from error
+
+
+def _made(*, labels: Any = None, **architecture: Any) -> Model:
+    """A model of an architecture."""
+    vae = VAE(**architecture, key=jax.random.key(0))
+    return vae if labels is None else ConditionalVAE(vae, **labels)
+
+
+def _leaves(value: Any) -> Iterator[Any]:
+    """Numbers and words in what JSON can hold."""
+    if isinstance(value, dict | list):
+        for one in value.values() if isinstance(value, dict) else value:
+            yield from _leaves(one)
+    else:
+        yield value
+
+
+def _read_weights(path: Path, like: PyTree) -> tuple[dict[str, np.ndarray], str]:
+    """The arrays of a file, once its header has those of `like`, all finite; and their digest."""
+    refuse_larger(path, path.stat().st_size, LARGEST_WEIGHTS)
+    leaves = jax.tree_util.tree_leaves_with_path(like)
+    expected = signatures({jax.tree_util.keystr(at): leaf for at, leaf in leaves})
+    try:
+        _check_header(path)
+        with safe_open(path, framework="numpy") as file:
+            names = list(file.keys())
+            found = {f".{name}": _declared(file.get_slice(name)) for name in names}
+            check_fit(found, expected, path)
+            arrays = {name: file.get_tensor(name) for name in names}
+            stated = (file.metadata() or {}).get("sha256")
+    except UserError:
+        raise
+    except UNREADABLE as error:
+        raise UserError(f"{path} cannot be read: {reason_of(error)}") from error
+    digest = digest_of(arrays, "")
+    if stated not in (None, digest):
+        raise UserError(f"{path} is damaged: its checksum does not match")
+    for name, value in arrays.items():
+        if not np.isfinite(value).all():
+            raise UserError(f"{path} is no trained model: {name} has numbers that are not finite")
+    return {f".{name}": value for name, value in arrays.items()}, digest
+
+
+def _check_header(path: Path) -> None:
+    """Raise UserError if the header claims to be larger than any model's."""
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+    if length > LARGEST_TEXT:
+        raise UserError(f"{path} cannot be read: its header claims to have {length:,} bytes")
+
+
+_DTYPES = {
+    "BF16": "bfloat16",
+    "BOOL": "bool",
+    **{f"F{bits}": f"float{bits}" for bits in (16, 32, 64)},
+    **{f"I{bits}": f"int{bits}" for bits in (8, 16, 32, 64)},
+    **{f"U{bits}": f"uint{bits}" for bits in (8, 16, 32, 64)},
+}
+"""What safetensors calls the types of numbers."""
+
+
+def _declared(tensor: Any) -> str:
+    """The signature of a tensor that has not been read."""
+    dtype = tensor.get_dtype()
+    return f"{_DTYPES.get(dtype, dtype)}{tuple(tensor.get_shape())}"
+
+
+def read_about(folder: str | Path) -> dict[str, Any]:
+    """What `save_model` was told about the model in a folder.
+
+    Raises:
+        UserError: if its description cannot be read.
+    """
+    return _read_description(Path(folder) / DESCRIPTION).get("about", {})

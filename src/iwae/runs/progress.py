@@ -1,0 +1,163 @@
+"""Progress on standard error: bars on a terminal, plain lines elsewhere."""
+
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
+
+from iwae.training.loop import Report
+
+LINE_SECONDS = 10.0
+"""Time between plain lines where there is no terminal."""
+
+
+def _bar(left: ProgressColumn) -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.percentage:3.0f}%"),
+        left,
+        TextColumn("{task.fields[words]}"),
+        console=Console(stderr=True),
+        transient=True,
+    )
+
+
+def show_training(reports: Iterable[Report], *, quiet: bool = False, verbose: bool = False) -> None:
+    """Exhaust `reports`: epoch, steps per second, the training bound and the time left.
+
+    Args:
+        quiet: print nothing.
+        verbose: print a line for every epoch.
+    """
+    if quiet:
+        for _ in reports:
+            pass
+    elif sys.stderr.isatty() and not verbose:
+        _training_bar(reports)
+    else:
+        _training_lines(reports, every=0.0 if verbose else LINE_SECONDS)
+
+
+def _training_bar(reports: Iterable[Report]) -> None:
+    with _bar(_TimeLeft()) as bar:
+        task, speed = bar.add_task("training", total=1.0, words="", left=None), Speed()
+        for report in reports:
+            speed.add(report)
+            bar.update(task, completed=report.share, words=_words(report), left=speed.left(report))
+
+
+def _training_lines(reports: Iterable[Report], every: float) -> None:
+    last, speed = time.monotonic(), Speed()
+    report = shown = None
+    for report in reports:
+        speed.add(report)
+        now = time.monotonic()
+        if report.epoch_done and now - last >= every:
+            left = speed.left(report)
+            words = "" if left is None else f", {_duration(left)} left"
+            print(f"{_words(report)}{words}", file=sys.stderr, flush=True)
+            last, shown = now, report
+    if report is not None and report is not shown:
+        print(_words(report), file=sys.stderr, flush=True)
+
+
+class Speed:
+    """How fast a stage goes, without its first dispatch, most of which is compilation."""
+
+    def __init__(self) -> None:
+        self.stage, self.start, self.seconds, self.last = -1, 0.0, 0.0, 0.0
+
+    def add(self, report: Report) -> None:
+        """Count a dispatch, with what was validated and logged since the one before."""
+        before, self.last = self.last, time.monotonic()
+        if report.stage != self.stage:
+            self.stage, self.start, self.seconds = report.stage, report.share, 0.0
+        else:
+            self.seconds += self.last - before
+
+    def left(self, report: Report) -> float | None:
+        """Seconds to the end of the run; None where too little is known."""
+        done = report.share - self.start
+        if self.seconds < 2 or done <= 0:
+            return None
+        return self.seconds / done * (1 - report.share)
+
+
+def _duration(seconds: float) -> str:
+    """In the unit that fits."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+class _TimeLeft(ProgressColumn):
+    """The time left that the task has been told."""
+
+    def render(self, task: Task) -> Text:
+        """In words, or nothing while it is not known."""
+        left = task.fields["left"]
+        return Text("" if left is None else f"{_duration(left)} left")
+
+
+def _words(report: Report) -> str:
+    bound = " ".join(f"{value:.2f}" for value in np.atleast_1d(report.bound))
+    words = f"epoch {report.epoch}, {report.steps / report.seconds:.0f} steps/s, bound {bound}"
+    if report.validation is not None:
+        words += ", validation " + " ".join(f"{value:.2f}" for value in report.validation)
+    return words
+
+
+def tracker(*, quiet: bool) -> Any:
+    """A function (slabs, total examples, label) -> slabs that shows progress."""
+
+    def track(slabs: Iterable[dict[str, np.ndarray]], total: int, label: str) -> Iterable:
+        if quiet:
+            return slabs
+        return (
+            _slab_bar(slabs, total, label)
+            if sys.stderr.isatty()
+            else _slab_lines(slabs, total, label)
+        )
+
+    return track
+
+
+def _slab_bar(slabs: Iterable[dict[str, np.ndarray]], total: int, label: str) -> Iterator:
+    with _bar(TimeRemainingColumn()) as bar:
+        task = bar.add_task(label, total=total, words="")
+        for slab in slabs:
+            bar.advance(task, len(next(iter(slab.values()))))
+            yield slab
+
+
+def _slab_lines(slabs: Iterable[dict[str, np.ndarray]], total: int, label: str) -> Iterator:
+    """A line now and then; the time left is that of the examples measured since the first slab."""
+    done = first_done = 0
+    first = last = time.monotonic()
+    for slab in slabs:
+        done += len(next(iter(slab.values())))
+        now = time.monotonic()
+        if first_done == 0:  # compilation, or what was done before, says nothing of the speed
+            first, first_done = now, done
+        elif now - last >= LINE_SECONDS and done < total:
+            left = (now - first) / (done - first_done) * (total - done)
+            print(
+                f"{label}: {done} of {total} examples, {left / 60:.1f} min left",
+                file=sys.stderr,
+                flush=True,
+            )
+            last = now
+        yield slab

@@ -1,0 +1,500 @@
+"""From a configuration to everything that it names: data, models, objective, schedule."""
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Int
+
+from iwae.config.experiment import DECAYING, TrainConfig, read_config
+from iwae.data import Dataset, choose, draw, load_dataset
+from iwae.errors import UserError
+from iwae.models.conditional import ConditionalVAE, Model, without_labels
+from iwae.models.likelihoods import observation
+from iwae.models.networks import Network, make_network
+from iwae.models.vae import VAE
+from iwae.objectives.catalogue import compose
+from iwae.objectives.declaration import check, particles, unmodified
+from iwae.runs.checkpoints import list_checkpoints, load_checkpoint
+from iwae.runs.models import DESCRIPTION, WEIGHTS, is_one_model, load_model, read_about
+from iwae.training.loop import Best, Plan, init_best
+from iwae.training.schedules import (
+    AUTHORS_RATES,
+    PAPER_RATES,
+    Schedule,
+    adam,
+    authors_adam,
+    check_steps,
+    decaying,
+    stage_epochs,
+    staged,
+    warming_up,
+)
+from iwae.training.soap import soap
+from iwae.training.stages import Stage, is_carried, stage_at
+from iwae.training.steps import Clock, Settings, TrainState, init_state
+from iwae.typing import PRNGKey
+
+log = logging.getLogger("iwae")
+
+LOGGED = 200
+"""Looks at KL, reconstruction and active units in a run, unless the configuration says."""
+
+_INIT, _TRAIN = 0, 1  # what a replicate's seed key is folded with
+
+
+@dataclass(frozen=True)
+class Job:
+    """A configuration with everything that it names, ready to train."""
+
+    config: TrainConfig
+    dataset: Dataset
+    models: list[Model]
+    stages: tuple[Stage, ...]
+    stage_ends: tuple[int, ...]  # steps; those of the schedule, where the run has no stages
+    plan: Plan
+
+    def stage_of(self, step: int) -> Stage:
+        """The stage of a state after so many steps."""
+        return self.stages[stage_at(self.stages, step)]
+
+    def learning_rate(self, step: int) -> float:
+        """The learning rate of the step that made so many."""
+        schedule, done = self.stage_of(step).schedule, jax.device_put(np.int32(step - 1))
+        return float(eqx.filter_jit(schedule)(done))
+
+
+def load_config_dataset(config: TrainConfig, data_dir: Path | None = None) -> Dataset:
+    """The data set that a configuration names."""
+    return load_dataset(
+        config.dataset,
+        binarization=config.binarization,
+        validation=config.validation,
+        seed=config.data_seed,
+        binarization_seed=config.binarization_seed,
+        observation=config.kind(),
+        shape=config.shape,
+        missing=config.missing is not None,
+        labels=config.label or config.conditional,
+        data_dir=data_dir,
+    )
+
+
+def data_place(dataset: str) -> str:
+    """The name of a data set, or the whole path of a file that is there."""
+    own = Path(dataset).expanduser()
+    return str(own.resolve()) if own.suffix and own.is_file() else dataset
+
+
+def resolve(config: TrainConfig, dataset: Dataset) -> TrainConfig:
+    """Fill in what the configuration leaves to the data set, the defaults and the folder."""
+    latent_sizes, hidden_sizes = config.sizes()
+    validation = len(dataset.validation) if config.validation is None else config.validation
+    return config.model_copy(
+        update={
+            "binarization": dataset.binarization,
+            "observation": dataset.observation,
+            **dataset.kind.parameters(),
+            "dataset": data_place(config.dataset),
+            "validation": validation,
+            "log_every": config.log_every or -(-config.epochs // LOGGED),
+            "layers": len(latent_sizes),
+            "latent_sizes": latent_sizes,
+            "hidden_sizes": hidden_sizes,
+            "channels": config_network(config, dataset).channels or None,
+            "init_from": config.init_from and config.init_from.resolve(),
+            **_declared(config, len(latent_sizes)),
+        }
+    )
+
+
+def _declared(config: TrainConfig, layers: int) -> dict[str, Any]:
+    """The defaults of the objective; each stage of a run has those of its own."""
+    if config.stages is not None:
+        return {}
+    found = check(config.declaration(), layers)
+    return {name: value for name, value in found._asdict().items() if hasattr(config, name)}
+
+
+Seed = np.int32 | Int[Array, ""]  # within a program, an array
+
+
+def _seeds(config: TrainConfig) -> list[Seed]:
+    """The seed of each replicate, the same as that of a run with its seed alone."""
+    return list(np.asarray(config.seeds(), np.int64).astype(np.int32))
+
+
+def _replicate_key(seed: Seed, purpose: int) -> PRNGKey:
+    """The key of one replicate."""
+    return jax.random.fold_in(jax.random.key(seed), purpose)
+
+
+def make_models(config: TrainConfig, dataset: Dataset) -> list[Model]:
+    """The models before training, one for each replicate."""
+    if config.init_from is not None:
+        return [_load_start(config, dataset, config.init_from, r) for r in _replicates(config)]
+    latent_sizes, hidden_sizes = config.sizes()
+    what = observation(dataset.kind, dataset.n_values, config.missing)
+    rows = _known_rows(dataset)
+    bias = what.initial_output(rows) if config.output_bias else None
+    statistics = what.encoding.statistics(rows) if what.encoding else None
+
+    @eqx.filter_jit  # else each of a model's arrays is made by several programs
+    def make(seed: Seed) -> Model:
+        model = VAE(
+            dataset.n_values,
+            latent_sizes,
+            hidden_sizes,
+            observation=dataset.kind,
+            activation=config.activation,
+            network=config_network(config, dataset),
+            output_bias=bias,
+            statistics=statistics,
+            missing=config.missing,
+            key=_replicate_key(seed, _INIT),
+        )
+        return _with_labels(model, config, dataset)
+
+    return [make(seed) for seed in _seeds(config)]
+
+
+def _with_labels(model: VAE, config: TrainConfig, dataset: Dataset) -> Model:
+    """The model given labels, if there are any."""
+    if not config.conditional:
+        return model
+    counts = np.bincount(dataset.labels("train"), minlength=len(dataset.classes))
+    return ConditionalVAE(
+        model,
+        len(dataset.classes),
+        learned_prior=config.label_prior,
+        frequencies=counts / counts.sum(),
+    )
+
+
+def config_network(config: TrainConfig, dataset: Dataset) -> Network:
+    """The network that a configuration names, for the examples of a data set.
+
+    Raises:
+        UserError: if these are no images, and it is one for images.
+    """
+    return make_network(
+        config.network, channels=config.channels, blocks=config.blocks, shape=dataset.shape
+    )
+
+
+def _known_rows(dataset: Dataset) -> np.ndarray:
+    """The training data in the model's units; for pixels that are drawn each time, their means."""
+    if dataset.binarization == "dynamic":
+        return dataset.train_mean[None]
+    return dataset.train[:, : dataset.n_values]
+
+
+def _load_start(config: TrainConfig, dataset: Dataset, run: Path, replicate: int) -> Model:
+    """A trained model to start from, which must be what the configuration and the data ask for."""
+    folder = model_folder(run, "final", replicate)
+    whole, about = load_model(folder), read_about(folder)
+    labels = (len(dataset.classes), config.label_prior) if config.conditional else None
+    model, its_labels = without_labels(whole), None
+    if isinstance(whole, ConditionalVAE):
+        its_labels = whole.n_classes, whole.tops is not None
+    latent_sizes, hidden_sizes = config.sizes()
+    for name, found, wanted in (
+        ("the number of labels and their prior", its_labels, labels),
+        ("the size of an example", model.n_data, dataset.n_values),
+        ("observation", model.kind, dataset.kind),
+        ("missing", model.missing, config.missing),
+        ("latent_sizes", model.latent_sizes, latent_sizes),
+        ("hidden_sizes", model.hidden_sizes, hidden_sizes),
+        ("activation", model.activation, config.activation),
+        ("network", model.network, config_network(config, dataset)),
+    ):
+        if found != wanted:
+            raise UserError(f"init_from: {name} of the model in {run} is {found}, here {wanted}")
+    epoch, epochs = about.get("epoch"), (about.get("config") or {}).get("epochs", 0)
+    if epoch is not None and not _is_final(about, epochs):
+        log.warning("init_from: %s is not finished: epoch %d of %d", run, epoch, epochs)
+    return whole
+
+
+def _replicates(config: TrainConfig) -> range:
+    return range(config.replicates)
+
+
+_TABLES = {"constant": (1.0,), "paper": PAPER_RATES, "authors": AUTHORS_RATES}
+
+
+def make_schedule(
+    config: TrainConfig, steps_per_epoch: int, first: int = 0
+) -> tuple[Schedule, tuple[int, ...]]:
+    """The learning rates from the step `first` on, and the epochs at which their stages end."""
+    check_steps(config.epochs, steps_per_epoch, first)
+    schedule, lengths = _without_warmup(config, steps_per_epoch, first)
+    if config.lr_warmup:
+        steps = max(1, round(config.lr_warmup * steps_per_epoch))
+        schedule = warming_up(schedule, first, steps)
+    return schedule, tuple(np.cumsum(lengths).tolist())
+
+
+def _without_warmup(
+    config: TrainConfig, steps_per_epoch: int, first: int
+) -> tuple[Schedule, tuple[int, ...]]:
+    if config.schedule in DECAYING:
+        steps = config.epochs * steps_per_epoch
+        schedule = decaying(
+            config.learning_rate,
+            config.lr_end,
+            turn=first + round(DECAYING[config.schedule] * steps),
+            end=first + steps,
+            cosine=config.schedule == "cosine",
+        )
+        return schedule, (config.epochs,)
+    table = _TABLES[config.schedule]
+    lengths = (config.epochs,) if len(table) == 1 else stage_epochs(config.epochs)
+    rates = [config.learning_rate * rate / table[0] for rate in table]
+    return staged(rates, lengths, steps_per_epoch, first), lengths
+
+
+def make_stages(config: TrainConfig, dataset: Dataset) -> tuple[tuple[Stage, ...], tuple[int, ...]]:
+    """The stages of a run that have epochs, and the steps at which its stages end.
+
+    Raises:
+        UserError: if a batch is larger than the training data, or an optimiser's state is to be
+            carried to where it does not fit.
+    """
+    step = epoch = 0
+    stages: list[Stage] = []
+    ends: list[int] = []
+    for i, epochs in enumerate(config.stage_epochs()):
+        if epochs:
+            try:
+                stage, its_ends = _make_stage(config, i, epochs, dataset, Clock(step, epoch))
+                if stages:
+                    is_carried(stages[-1], stage)
+            except UserError as error:
+                raise UserError(f"stage {i + 1}: {error}" if config.stages else error) from error
+            stages.append(stage)
+            step, epoch = stage.end, epoch + epochs
+        ends += [step] if config.stages else its_ends
+    return tuple(stages), tuple(ends)
+
+
+def _make_stage(
+    config: TrainConfig, i: int, epochs: int, dataset: Dataset, clock: Clock
+) -> tuple[Stage, list[int]]:
+    """A stage, and the steps at which the stages of its schedule end if it is the only one."""
+    its = config.stage(i, epochs)
+    steps_per_epoch = _steps_per_epoch(its, dataset)
+    schedule, ends = make_schedule(its, steps_per_epoch, int(clock.step))
+    stage = Stage(
+        _settings(its, dataset, len(its.sizes()[0]), steps_per_epoch),
+        schedule,
+        epochs,
+        steps_per_epoch,
+        clock,
+        config.stages[i].fresh if config.stages else None,
+        _cost(its),
+        i,
+    )
+    return stage, [end * steps_per_epoch for end in ends]
+
+
+def _steps_per_epoch(config: TrainConfig, dataset: Dataset) -> int:
+    if config.batch_size > len(dataset.train):
+        raise UserError(
+            f"batch_size is {config.batch_size}, but there are {len(dataset.train)} training "
+            "examples: choose a smaller batch"
+        )
+    return len(dataset.train) // config.batch_size
+
+
+_OPTIMIZERS: dict[str, Callable[[int], optax.GradientTransformation]] = {
+    "adam": lambda _: adam(),
+    "authors": authors_adam,
+    "soap": lambda _: soap(),
+}
+"""Name -> the optimiser for batches of so many examples."""
+
+
+def _settings(config: TrainConfig, dataset: Dataset, layers: int, steps_per_epoch: int) -> Settings:
+    declaration = config.declaration(steps_per_epoch)
+    return Settings(
+        compose(declaration, layers),
+        _OPTIMIZERS[config.optimizer](config.batch_size),
+        config.batch_size,
+        dataset.binarization,
+        config.shuffle,
+        compose(unmodified(declaration), layers),
+        config.ema,
+    )
+
+
+def _cost(config: TrainConfig) -> float:
+    """Passes through the decoder of an example, a third for one that nothing goes back through."""
+    forward = particles(config.declaration())
+    back = min(config.backward or forward, forward)
+    moves = (config.temperatures or 1) * (config.leapfrog or 1)  # those of dais and aiwae
+    return 1.0 + moves * back + (0 if back == forward else forward / 3)
+
+
+def make_job(config: TrainConfig, data_dir: Path | None = None, *, resumed: bool = False) -> Job:
+    """Load and build everything that `config` names.
+
+    Args:
+        resumed: the weights will come from a checkpoint: do not look for `init_from`, which may
+            be gone by now.
+
+    Raises:
+        UserError: for data that cannot be had or do not fit.
+    """
+    dataset = load_config_dataset(config, data_dir)
+    config = resolve(config, dataset)
+    _check_validation(config, dataset)
+    stages, ends = make_stages(config, dataset)
+    start = config.model_copy(update={"init_from": None}) if resumed else config
+    return Job(
+        config,
+        dataset,
+        make_models(start, dataset),
+        stages,
+        ends,
+        Plan(config.epochs, config.validate_every, config.patience, config.threshold),
+    )
+
+
+def _check_validation(config: TrainConfig, dataset: Dataset) -> None:
+    """Refuse settings of a validation that there is none of."""
+    for name in ("patience", "threshold", "validate_every"):
+        default = TrainConfig.model_fields[name].default
+        if getattr(config, name) != default and len(dataset.validation) == 0:
+            raise UserError(f"{name} needs held-out examples: set validation, e.g. 1000")
+    if config.validate_every > config.epochs:
+        raise UserError(
+            f"validate_every is {config.validate_every}, but the run ends after {config.epochs} "
+            "epochs: choose a smaller one"
+        )
+
+
+def blank_state(job: Job, step: int = 0) -> tuple[TrainState, Best]:
+    """The state of a job's models with an optimiser that has seen nothing, as in a step's stage."""
+    return _first_state(job.models, _seeds(job.config), job.stage_of(step).settings)
+
+
+@eqx.filter_jit
+def _first_state(
+    models: list[Model], seeds: list[Seed], settings: Settings
+) -> tuple[TrainState, Best]:
+    keys = jnp.stack([_replicate_key(seed, _TRAIN) for seed in seeds])
+    state = init_state(models, keys, settings)
+    return state, init_best(state)
+
+
+def initial_state(job: Job) -> tuple[TrainState, Best]:
+    """The state of a job before its first step."""
+    state, best = blank_state(job)
+    if job.config.keep_optimizer and job.config.init_from is not None:
+        leaves = jax.tree.leaves(_optimizer_of(job.config.init_from, job))
+        old = jax.tree.unflatten(jax.tree.structure(state.opt_state), leaves)
+        state = state._replace(opt_state=old)
+    return state, best
+
+
+def _optimizer_of(run: Path, job: Job) -> Any:
+    """The optimiser's state in the newest checkpoint of another run, maybe of another objective."""
+    paths = list_checkpoints(run / "checkpoints")
+    if not paths:
+        raise UserError(f"{run} has no checkpoint to take the optimiser's state from")
+    its = read_config(run / "config.toml").final()
+    theirs = compose(its.declaration(), len(its.sizes()[0]))
+    first, now = job.stages[0], job.config.stage(job.stages[0].number, job.stages[0].epochs)
+    one, other = (jax.tree.leaves(o.init().learned) for o in (theirs, first.settings.objective))
+    if [leaf.shape for leaf in one] != [leaf.shape for leaf in other]:
+        raise UserError(
+            f"keep_optimizer: {run} was trained by {its.objective}, and {now.objective} "
+            "learns other arrays beside the model; leave keep_optimizer out"
+        )
+    if its.optimizer != now.optimizer:
+        raise UserError(
+            f"keep_optimizer: {run} was trained by the optimizer {its.optimizer}, here it is "
+            f"{now.optimizer}; leave keep_optimizer out"
+        )
+    settings = first.settings._replace(objective=theirs, ema=its.ema)
+    like = replace(job, stages=(first._replace(settings=settings),))
+    return load_checkpoint(paths[-1], blank_state(like)).state.opt_state
+
+
+def model_folder(run: Path, weights: str, replicate: int) -> Path:
+    """Where the model of one replicate lies in a run; `weights` is "final" or "best"."""
+    return Path(run) / "models" / f"{weights}-{replicate}"
+
+
+def is_finished(run: Path, config: TrainConfig) -> bool:
+    """Whether the final models of a run are there, trained to its end."""
+    folders = [model_folder(run, "final", replicate) for replicate in _replicates(config)]
+    return all(
+        (folder / WEIGHTS).is_file()
+        and (folder / DESCRIPTION).is_file()
+        and _is_final(read_about(folder), config.epochs)
+        and is_one_model(folder)  # else a writer was cut off between the two: train on
+        for folder in folders
+    )
+
+
+def _is_final(about: dict[str, Any], epochs: int) -> bool:
+    """Whether a model is one that its training ended with, for want of patience or epochs."""
+    return about.get("finished", False) or about.get("epoch", 0) >= epochs
+
+
+def run_model(run: Path, weights: str, replicate: int, dataset: Dataset) -> Model:
+    """A trained model of a run, to be used on `dataset`.
+
+    Raises:
+        UserError: if the run has no such weights, or they are for other data.
+    """
+    model = trained_model(run, weights, replicate)
+    found, wanted = dataset.train.shape[1], model.example_size
+    if found != wanted:
+        raise UserError(
+            f"the examples of {dataset.name} have {found} values, those that {run} was trained "
+            f"on {wanted}"
+        )
+    return model
+
+
+def trained_model(run: Path, weights: str, replicate: int) -> Model:
+    """A trained model of a run, or UserError if it has no such weights."""
+    folder = model_folder(run, weights, replicate)
+    if weights == "best" and not folder.exists():
+        raise UserError(
+            f"{run} has no best weights: nothing was held out for validation, or no validation "
+            "has been reached yet; use the final weights"
+        )
+    return load_model(folder)
+
+
+def split_examples(dataset: Dataset, split: str, count: int | None = None) -> np.ndarray:
+    """Examples of a split in the model's units; training pixels are drawn once, by a fixed key.
+
+    Args:
+        count: a fixed random subset of so many (or of all, where there are fewer).
+    """
+    raw = getattr(dataset, split)
+    if count is not None and count < len(raw):
+        raw = raw[np.sort(choose(len(raw), count))]
+    if split != "train" or dataset.binarization != "dynamic":
+        return raw
+    return np.asarray(_draw_all(raw, dataset.binarization))
+
+
+@partial(jax.jit, static_argnums=1)
+def _draw_all(raw: jax.Array, binarization: str) -> jax.Array:
+    keys = jax.random.split(jax.random.key(0), len(raw))
+    pixels = jax.vmap(lambda row, key: draw(row, key, binarization=binarization))(raw, keys)
+    return pixels.astype(jnp.uint8)

@@ -1,0 +1,675 @@
+"""The scikit-learn way in: an estimator over the functions of the modules above.
+
+It keeps scikit-learn's conventions: the constructor stores and never computes, what is learnt ends
+in an underscore, rows are examples, and bad input is a ValueError in scikit-learn's words.
+"""
+
+import math
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any, get_type_hints
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from sklearn.base import (
+    BaseEstimator,
+    ClassNamePrefixFeaturesOutMixin,
+    DensityMixin,
+    TransformerMixin,
+)
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.utils import Tags, check_array, check_random_state
+from sklearn.utils.validation import check_is_fitted, validate_data
+
+from iwae.data import Kind, as_json, as_kind
+from iwae.data.kinds import check_values, make_kind
+from iwae.errors import UserError
+from iwae.evaluation.examples import CHAIN_ROWS, ROWS, ExampleFn, gather, map_examples
+from iwae.evaluation.imputation import expected_values, multiple_imputations
+from iwae.evaluation.likelihood import annealed_bound, chunk_length, streamed_bound
+from iwae.inference.step_sizes import tune_step_size
+from iwae.inference.temperatures import sigmoid_schedule
+from iwae.models.likelihoods import observation
+from iwae.models.vae import VAE
+from iwae.objectives.catalogue import compose
+from iwae.objectives.declaration import Declaration, unmodified
+from iwae.runs.models import load_model, read_about, save_model
+from iwae.runs.progress import show_training
+from iwae.sklearn.functions import Likelihood, decoded, drawn, q_mean, weighted_mean
+from iwae.sklearn.rows import (
+    addresses,
+    check_count,
+    check_gaps,
+    check_labels,
+    check_option,
+    check_order,
+    check_size,
+    check_source,
+    column_labels,
+    names_of_each,
+    one_each,
+    plain,
+    standards,
+)
+from iwae.training.loop import Plan, Report, init_best, training
+from iwae.training.schedules import StagedSchedule, adam, staged
+from iwae.training.steps import Settings, init_state, replicate_model
+from iwae.typing import PRNGKey
+
+AT_A_TIME = 32
+"""Rows of one dispatch, filled up with copies: the number of a row is the same, bit for bit,
+whatever the other rows are."""
+
+LATENTS = ("mean", "snis")
+
+ANNEALING_CHAINS, LEAPFROG, PILOT_ROWS, PILOT_CHAINS = 16, 10, 32, 4
+"""How `method="ais"` anneals; step sizes come from rows that are drawn from the model."""
+
+
+class ImportanceWeightedAutoencoder(
+    ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMixin, BaseEstimator
+):
+    """Importance weighted autoencoder, as a transformer and a density estimator.
+
+    An encoder and a decoder are trained together by a bound on the log-likelihood (Burda et al.
+    2016, arXiv 1509.00519). A row becomes the posterior mean of a few latent variables, and has a
+    log-likelihood.
+
+    Parameters:
+        n_components: latent variables.
+        hidden_layer_sizes: units of the layers between data and latents.
+        observation: the kind of data: "gaussian", "gaussian-shared", "bernoulli", "poisson",
+            "negative-binomial", "logistic-mixture", "discretised-gaussian"; with its parameter,
+            `{"name": "categorical", "categories": 4}`; or a list with the kind of each column,
+            `["gaussian", "poisson", "categorical:4"]`.
+        missing: "at-random" if values may be missing (NaN), in `fit` and afterwards: the bounds are
+            then of what is observed (Mattei & Frellsen 2019). "not-at-random" if Gaussian values
+            may be missing for what they are (Ipsen et al. 2021), "not-at-random-high" and "-low" if
+            it is known which; the bounds are then of what is observed and of which that is.
+        objective: the bound to climb; `iwae objectives` lists them.
+        objective_params: what else the objective needs, such as `{"m": 4}` for "miwae" or
+            `{"beta": 0.5}` for "ciwae".
+        k: samples of each row and step, for training.
+        gradient: how to climb it; the objective's own if None.
+        activation: of the hidden layers.
+        standardize: train on Gaussian columns of mean 0 and standard deviation 1. Likelihoods,
+            samples and reconstructions are of the data as they were given.
+        learning_rate_init: of Adam; it falls to 0.3 and 0.1 of it after a half and three quarters
+            of `max_iter`.
+        batch_size: rows a step; "auto" is a fiftieth of them, between 16 and 100.
+        max_iter: passes over the training rows.
+        early_stopping: hold some rows out, and stop when their bound no longer rises. The weights
+            are then those of the best validation bound. Without, all rows train.
+        validation_fraction: the share of the rows that is held out.
+        n_iter_no_change: passes without improvement before it stops.
+        tol: nats by which the validation bound must rise to count.
+        score_k: importance samples of each row in `score_samples`, `score` and
+            `transform(latent="snis")`.
+        random_state: an int or a RandomState, to make fits and numbers repeatable.
+        verbose: show a progress bar while fitting.
+
+    Attributes:
+        model_: the trained `iwae.VAE`, of standardised columns.
+        shift_, scale_: `[d]`, what standardised columns are.
+        n_iter_: passes over the training rows.
+        loss_curve_: minus the mean training bound of each pass, nats per row, in the units of the
+            data as they were given.
+        validation_scores_: the mean validation bound of each pass, in the same units; None without
+            early stopping.
+        best_validation_score_: the best of them.
+        n_features_in_, feature_names_in_: as everywhere in scikit-learn.
+
+    Examples:
+        >>> from sklearn.datasets import load_wine
+        >>> from iwae import ImportanceWeightedAutoencoder
+        >>> X = load_wine().data
+        >>> density = ImportanceWeightedAutoencoder(3, max_iter=20, random_state=0).fit(X)
+        >>> density.transform(X).shape, density.score_samples(X).shape
+        ((178, 3), (178,))
+    """
+
+    def __init__(
+        self,
+        n_components: Any = 10,
+        *,
+        hidden_layer_sizes: Any = (100, 100),
+        observation: Any = "gaussian",
+        missing: Any = None,
+        objective: Any = "iwae",
+        objective_params: Any = None,
+        k: Any = 5,
+        gradient: Any = None,
+        activation: Any = "tanh",
+        standardize: Any = True,
+        learning_rate_init: Any = 1e-3,
+        batch_size: Any = "auto",
+        max_iter: Any = 400,
+        early_stopping: Any = True,
+        validation_fraction: Any = 0.1,
+        n_iter_no_change: Any = 40,
+        tol: Any = 0.0,
+        score_k: Any = 1000,
+        random_state: Any = None,
+        verbose: Any = False,
+    ):
+        self.n_components = n_components
+        self.hidden_layer_sizes = hidden_layer_sizes
+        self.observation = observation
+        self.missing = missing
+        self.objective = objective
+        self.objective_params = objective_params
+        self.k = k
+        self.gradient = gradient
+        self.activation = activation
+        self.standardize = standardize
+        self.learning_rate_init = learning_rate_init
+        self.batch_size = batch_size
+        self.max_iter = max_iter
+        self.early_stopping = early_stopping
+        self.validation_fraction = validation_fraction
+        self.n_iter_no_change = n_iter_no_change
+        self.tol = tol
+        self.score_k = score_k
+        self.random_state = random_state
+        self.verbose = verbose
+
+    # --- fitting ----------------------------------------------------------------------------
+
+    def fit(self, X: Any, y: Any = None) -> "ImportanceWeightedAutoencoder":  # noqa: ARG002 - scikit-learn's signature
+        """Train on the rows of X `[n, d]`; y is ignored.
+
+        A second fit of data of the same shape, with the same parameters, compiles nothing.
+
+        Raises:
+            ValueError: for data or parameters that do not fit.
+            FloatingPointError: if training meets a number that is not finite.
+        """
+        self._check_parameters()
+        kind = self._kind()
+        self.__dict__.pop("model_", None)  # a fit that fails leaves no half of another one
+        rows = self._rows(X, kind, reset=True)
+        random = check_random_state(self.random_state)
+        self._key_ = int(random.randint(2**31 - 1))
+        train, validation = self._held_out(rows, random)
+        self.shift_, self.scale_ = standards(train, kind, standardize=self.standardize)
+        self._fit(
+            kind,
+            self._inwards(train),
+            None if validation is None else self._inwards(validation),
+        )
+        return self
+
+    def _fit(self, kind: Kind, train: np.ndarray, validation: np.ndarray | None) -> None:
+        """Make a model and train it."""
+        init_key, train_key = jax.random.split(jax.random.key(self._key_))
+        blank, batch_size = self._blank(kind, train, init_key), self._batch(len(train))
+        settings = _settings(self._declaration(), batch_size)
+        plan = Plan(
+            self.max_iter,
+            patience=self.n_iter_no_change if self.early_stopping else None,
+            threshold=self.tol,
+        )
+        schedule = self._schedule(len(train) // batch_size)
+        first, reports = init_state([blank], train_key[None], settings), []
+        state, best = first, init_best(first)
+
+        def run() -> Iterator[Report]:
+            nonlocal state, best
+            start = first, best, train, schedule, blank, settings, plan, validation
+            for step in training(*start):
+                state, best, report = step
+                if report.epoch_done:
+                    reports.append(report)
+                yield report
+
+        show_training(run(), quiet=not self.verbose)
+        weights = best.params if self.early_stopping else state.params
+        self.model_ = replicate_model(blank, weights, 0)
+        self._n_features_out = self.n_components
+        self.n_iter_ = len(reports)
+        outwards = float(self._log_scale(train).mean())
+        self.loss_curve_ = [float(-report.bound[0]) + outwards for report in reports]
+        self.validation_scores_ = self.best_validation_score_ = None
+        if validation is not None:
+            outwards = float(self._log_scale(validation).mean())
+            values = [report.validation for report in reports if report.validation is not None]
+            self.validation_scores_ = [float(value[0]) - outwards for value in values]
+            self.best_validation_score_ = float(best.value[0]) - outwards
+            self._warn_unless_converged(int(best.waited[0]))
+
+    def _warn_unless_converged(self, waited: int) -> None:
+        if waited < self.n_iter_no_change:
+            warnings.warn(
+                f"the validation bound was still rising after max_iter={self.max_iter} passes; "
+                "raise max_iter, or n_iter_no_change and tol",
+                ConvergenceWarning,
+                stacklevel=4,
+            )
+
+    def _kind(self) -> Kind:
+        """The kind of data that `observation` names."""
+        given = self.observation
+        if isinstance(given, str):
+            return make_kind(given)
+        if isinstance(given, Kind) or (isinstance(given, Mapping) and "name" in given):
+            return as_kind(given)
+        if isinstance(given, Sequence) and all(isinstance(one, str) for one in given):
+            return make_kind("table", columns=tuple(given))
+        raise ValueError(
+            f"observation == {given!r}, must be a name, a mapping with a name, or a list of names"
+        )
+
+    def _hidden(self) -> tuple[Any, ...]:
+        """Units of the hidden layers; one number is one layer, as elsewhere in scikit-learn."""
+        sizes = self.hidden_layer_sizes  # of a generator, a second look would find nothing
+        return tuple(sizes) if isinstance(sizes, Sequence | np.ndarray) else (sizes,)
+
+    def _declaration(self) -> Declaration:
+        given = dict(self.objective_params or {})
+        known = sorted(set(Declaration._fields) - {"objective", "k", "gradient"})
+        if odd := sorted(set(map(str, given)) - set(known)):
+            raise ValueError(f"objective_params has {odd[0]!r}, must be among {', '.join(known)}")
+        hints = get_type_hints(Declaration)
+        for name, value in (given := plain(given)).items():
+            check_option(name, value, hints[name])
+        return Declaration(self.objective, int(self.k), gradient=self.gradient, **given)
+
+    def _check_parameters(self) -> None:
+        """Raise ValueError for a parameter that can't be."""
+        hidden = [("hidden_layer_sizes", size) for size in self._hidden()]
+        counts = ("n_components", "k", "max_iter", "n_iter_no_change", "score_k")
+        for name, value in [*((name, getattr(self, name)) for name in counts), *hidden]:
+            check_count(name, value)
+        if self.batch_size != "auto":
+            check_count("batch_size", self.batch_size)
+        for name, legal, words in (
+            ("learning_rate_init", lambda value: 0 < value < math.inf, "above 0"),
+            ("validation_fraction", lambda value: 0 < value < 1, "between 0 and 1"),
+            ("tol", lambda value: 0 <= value < math.inf, "from 0 on"),
+        ):
+            value = getattr(self, name)
+            if not isinstance(value, int | float | np.number) or not legal(value):
+                raise ValueError(f"{name} == {value!r}, must be a number {words}")
+        for name in ("standardize", "early_stopping"):
+            if not isinstance(getattr(self, name), bool | np.bool_):
+                raise ValueError(f"{name} == {getattr(self, name)!r}, must be True or False")
+        for name, optional in (("objective", False), ("gradient", True), ("activation", False)):
+            value = getattr(self, name)
+            if not isinstance(value, str) and not (optional and value is None):
+                raise ValueError(f"{name} == {value!r}, must be a name")
+        if not isinstance(self.objective_params, Mapping | None):
+            raise ValueError(f"objective_params == {self.objective_params!r}, must be a mapping")
+
+    def _held_out(
+        self, rows: np.ndarray, random: np.random.RandomState
+    ) -> tuple[np.ndarray, np.ndarray | None]:
+        """Training rows, and validation rows if there are to be any."""
+        if not self.early_stopping:
+            return rows, None
+        count = max(1, round(self.validation_fraction * len(rows)))
+        if count >= len(rows):
+            raise ValueError(
+                f"validation_fraction={self.validation_fraction} of n_samples={len(rows)} leaves "
+                "no rows to train on; give more rows, or early_stopping=False"
+            )
+        order = random.permutation(len(rows))
+        train = rows[order[count:]]
+        if (empty := np.isnan(train).all(axis=0)).any():
+            raise ValueError(
+                f"all values of column {empty.argmax() + 1} of X are in rows that were held out; "
+                "take early_stopping=False, or leave the column out"
+            )
+        return train, rows[order[:count]]
+
+    def _batch(self, n: int) -> int:
+        if isinstance(self.batch_size, str):
+            return min(n, max(16, min(100, n // 50)))
+        if self.batch_size > n:
+            warnings.warn(
+                f"Got `batch_size` larger than the {n} training rows. It is going to be clipped.",
+                UserWarning,
+                stacklevel=4,
+            )
+        return min(n, int(self.batch_size))
+
+    def _schedule(self, steps_per_epoch: int) -> StagedSchedule:
+        """The learning rate, and 0.3 and 0.1 of it after a half and three quarters."""
+        ends = np.ceil(np.array([0.5, 0.75, 1.0]) * self.max_iter).astype(int)
+        rates = [self.learning_rate_init * share for share in (1.0, 0.3, 0.1)]
+        return staged(rates, np.diff(ends, prepend=0).tolist(), steps_per_epoch)
+
+    def _blank(self, kind: Kind, train: np.ndarray, key: PRNGKey) -> VAE:
+        """A model before training."""
+        what = observation(kind, train.shape[1], self.missing)
+        return VAE(
+            train.shape[1],
+            (self.n_components,),
+            (self._hidden(),),
+            observation=kind,
+            activation=self.activation,
+            output_bias=what.initial_output(train),
+            statistics=what.encoding.statistics(train) if what.encoding else None,
+            missing=self.missing,
+            key=key,
+        )
+
+    # --- rows in and out --------------------------------------------------------------------
+
+    def _rows(self, X: Any, kind: Kind, *, reset: bool = False) -> np.ndarray:
+        """X as an array `[n, d]` of values that the kind of data takes.
+
+        Raises:
+            ValueError: for anything else.
+        """
+        missing = self.missing if reset else self.model_.missing
+        check_source(X)
+        rows = validate_data(
+            self,
+            X,
+            reset=reset,
+            accept_sparse=("csr", "csc", "coo"),
+            dtype=(np.float64, np.float32),
+            ensure_all_finite="allow-nan" if missing else True,
+            ensure_min_samples=2 if reset else 1,
+        )
+        # scikit-learn knows the order of columns by names alone; numbers may be in another one too.
+        if reset:
+            self._labels_ = column_labels(X)
+        else:
+            check_order(column_labels(X), self._labels_)
+        rows = rows.toarray() if hasattr(rows, "toarray") else rows
+        check_values(rows, kind, "X", missing=missing is not None)
+        check_gaps(rows, columns=reset)
+        return rows
+
+    def _known_rows(self, X: Any) -> np.ndarray:
+        """Rows for a fitted model, as they were given."""
+        check_is_fitted(self, "model_")
+        return self._rows(X, self.model_.kind)
+
+    def _inwards(self, rows: np.ndarray) -> np.ndarray:
+        """What the model sees of rows.
+
+        Raises:
+            ValueError: for a value so large that float32 does not hold it.
+        """
+        with np.errstate(over="ignore"):
+            inner = ((rows - self.shift_) / self.scale_).astype(np.float32)
+        check_size(inner, rows)
+        return inner
+
+    def _outwards(self, rows: np.ndarray) -> np.ndarray:
+        """Rows in the units of the data, from those of the model."""
+        return rows * self.scale_ + self.shift_
+
+    def _log_scale(self, rows: np.ndarray) -> np.ndarray:
+        """log |d data / d model| of what is observed, nats: what densities of data are lower by."""
+        return ~np.isnan(rows) @ np.log(self.scale_)
+
+    def _map(self, fn: ExampleFn, rows: np.ndarray, batch_size: int, purpose: int) -> Any:
+        """A function of one row, of each of them; its key is that of the row's values.
+
+        Raises:
+            FloatingPointError: if a number is nan.
+        """
+        n, whole = len(rows), AT_A_TIME * jax.local_device_count()
+        filled = np.concatenate([rows, np.repeat(rows[-1:], -n % whole, axis=0)])
+        key = jax.random.fold_in(jax.random.key(self._key_), purpose)
+        slabs = map_examples(
+            fn,
+            self.model_,
+            filled,
+            key,
+            batch_size=min(batch_size, AT_A_TIME),
+            slab_size=whole,
+            addresses=addresses(filled),
+        )
+        found = gather(slabs)[:n]
+        bad = np.isnan(found).reshape(n, -1).any(axis=1)
+        if bad.any():
+            raise FloatingPointError(f"what the model makes of row {bad.argmax() + 1} is nan")
+        return found
+
+    # --- using it ---------------------------------------------------------------------------
+
+    def transform(self, X: Any, *, latent: Any = "mean") -> np.ndarray:
+        """Posterior means of the latents, `[n, n_components]`.
+
+        Args:
+            X: `[n, d]`.
+            latent: "mean" for the mean of q(z|x), "snis" for that of p(z|x) by `score_k`
+                self-normalised importance samples.
+
+        Raises:
+            ValueError: for another `latent`, or rows unlike those of `fit`.
+        """
+        rows = self._known_rows(X)
+        if not isinstance(latent, str) or latent not in LATENTS:
+            raise ValueError(f"latent == {latent!r}, must be one of {', '.join(LATENTS)}")
+        inner = self._inwards(rows)
+        if latent == "mean":
+            found = self._map(q_mean, inner, AT_A_TIME, _LATENT)
+        else:
+            k = check_count("score_k", self.score_k)
+            found = self._map(weighted_mean(k), inner, max(1, ROWS // k), _LATENT)
+        return found.astype(rows.dtype)
+
+    def inverse_transform(self, X: Any) -> np.ndarray:
+        """What the decoder makes of latents `[n, n_components]`: means, `[n, d]`.
+
+        Of categories it gives the most likely one.
+        """
+        check_is_fitted(self, "model_")
+        z, m = check_array(X, dtype=(np.float64, np.float32)), self.model_.latent_sizes[0]
+        if z.shape[1] != m:
+            raise ValueError(f"X has {z.shape[1]} features, but the latent space has {m}")
+        if (np.abs(z) > np.finfo(np.float32).max).any():
+            raise ValueError("X holds values beyond float32, which no latents are")
+        out = self._map(decoded, z.astype(np.float32), AT_A_TIME, _LATENT)
+        return self._outwards(out).astype(z.dtype)
+
+    def sample(self, n_samples: Any = 1, random_state: Any = None) -> np.ndarray:
+        """Rows drawn from the model, `[n_samples, d]`.
+
+        Args:
+            n_samples: how many.
+            random_state: an int or a RandomState for the same rows again.
+        """
+        check_is_fitted(self, "model_")
+        check_count("n_samples", n_samples)
+        seed = int(check_random_state(random_state).randint(2**31 - 1))
+        slabs = map_examples(
+            drawn,
+            self.model_,
+            np.zeros((n_samples, 1), np.float32),
+            jax.random.key(seed),
+            batch_size=AT_A_TIME,
+            slab_size=n_samples,
+        )
+        return self._outwards(gather(slabs))
+
+    def score_samples(
+        self, X: Any, *, method: Any = "is", k: Any = None, temperatures: Any = 200
+    ) -> np.ndarray:
+        """The log-likelihood of each row, nats: a lower bound, in expectation.
+
+        A row always gets the same number from a fitted model, whatever other rows there are.
+
+        Args:
+            X: `[n, d]`.
+            method: "is" for importance sampling (L_k, Burda et al. 2016); "ais" for annealed
+                importance sampling with HMC (Neal 2001; Wu et al. 2017), slower and tighter.
+            k: importance samples, `score_k` if None; or chains, 16 if None.
+            temperatures: of "ais".
+
+        Returns:
+            `[n]`. Densities are of the data as they were given; of counts, categories and levels
+            they are probabilities. Where values are missing, they are of the observed ones (and,
+            not at random, of which these are).
+
+        Raises:
+            ValueError: for another method, or rows unlike those of `fit`.
+            FloatingPointError: if a number is nan.
+        """
+        rows = self._known_rows(X)
+        if method == "is":
+            count = check_count("k", self.score_k if k is None else k)
+            chunk = chunk_length(count)
+            fn, batch = streamed_bound(count, chunk), max(1, ROWS // chunk)
+        elif method == "ais":
+            chains = ANNEALING_CHAINS if k is None else check_count("k", k)
+            check_count("temperatures", temperatures)
+            fn, batch = self._annealed(chains, temperatures), max(1, CHAIN_ROWS // chains)
+        else:
+            raise ValueError(f"method == {method!r}, must be 'is' or 'ais'")
+        inner = self._inwards(rows)
+        return self._map(Likelihood(fn), inner, batch, _SCORE) - self._log_scale(rows)
+
+    def score(self, X: Any, y: Any = None) -> float:  # noqa: ARG002 - scikit-learn's signature
+        """The mean log-likelihood of the rows by `score_k` importance samples, nats."""
+        return float(self.score_samples(X).mean())
+
+    def _annealed(self, chains: int, temperatures: int) -> ExampleFn:
+        """A row's annealed log-likelihood, with step sizes that other rows have given."""
+        key = jax.random.fold_in(jax.random.key(self._key_), _PILOT)
+        draw_key, tune_key = jax.random.split(key)
+        nothing = jnp.zeros((PILOT_ROWS, 1), jnp.float32)
+        keys = jax.random.split(draw_key, PILOT_ROWS)
+        pilot = jax.vmap(partial(drawn, self.model_))(nothing, keys)
+        betas = sigmoid_schedule(temperatures)
+        sizes = tune_step_size(
+            self.model_,
+            np.asarray(pilot),
+            tune_key,
+            betas=betas,
+            n_leapfrog=LEAPFROG,
+            chains=PILOT_CHAINS,
+        )
+        return annealed_bound(chains=chains, betas=betas, step_size=sizes, n_leapfrog=LEAPFROG)
+
+    def impute(
+        self, X: Any, *, k: int | None = None, draws: int | None = None, random_state: Any = None
+    ) -> np.ndarray:
+        """The rows with numbers in the place of what is missing (NaN).
+
+        By default each missing value's expectation given what is observed in its row, by
+        self-normalised importance sampling; of categories the most likely one (Mattei & Frellsen
+        2019). It has the least squared error, and as data varies too little: for what is to be
+        computed from filled rows, take several `draws`.
+
+        Args:
+            X: `[n, d]`.
+            k: importance samples of each row; `score_k` if None.
+            draws: so many draws from p(x_missing | x_observed) instead (multiple imputation).
+            random_state: an int or a RandomState for the same draws again; unlike expectations,
+                these depend on the rows' order.
+
+        Returns:
+            `[n, d]`, or `[draws, n, d]`; what is observed stays as it is.
+
+        Raises:
+            ValueError: if the model was not fitted with `missing`, or for rows unlike those of fit.
+        """
+        rows = self._known_rows(X)
+        if self.model_.missing is None:
+            raise ValueError(
+                "impute needs a model for missing values: fit with missing='at-random'"
+            )
+        count = check_count("k", self.score_k if k is None else k)
+        inner = self._inwards(rows)
+        if draws is None:
+            filled = self._map(expected_values(count), inner, max(1, ROWS // count), _IMPUTE)
+        else:
+            check_count("draws", draws)
+            seed = int(check_random_state(random_state).randint(2**31 - 1))
+            key = jax.random.key(seed)
+            filled = multiple_imputations(self.model_, inner, key, draws=draws, k=count)
+        return np.where(np.isnan(rows), self._outwards(filled), rows).astype(rows.dtype)
+
+    # --- files ------------------------------------------------------------------------------
+
+    def save(self, folder: str | Path) -> None:
+        """Write the fitted estimator into a folder: safetensors and JSON, nothing that is run.
+
+        Raises:
+            ValueError: if it is not fitted, if what makes the model was set to something else
+                since, or if `random_state` is not an int or None.
+        """
+        check_is_fitted(self, "model_")
+        if not self._describes(self.model_):
+            raise ValueError("parameters of the model were changed after fit: fit it again")
+        if not isinstance(self.random_state, int | np.integer | None):
+            raise ValueError("random_state is a generator, which no file holds: set it to an int")
+        parameters = {**self.get_params(deep=False), "observation": as_json(self._kind())}
+        learnt = {name: getattr(self, name) for name in (*_LEARNT, *_NAMED) if hasattr(self, name)}
+        learnt["_labels_"] = self._labels_
+        facts = plain({"parameters": parameters, "learnt": learnt})
+        save_model(self.model_, folder, estimator=facts)
+
+    @classmethod
+    def load(cls, folder: str | Path) -> "ImportanceWeightedAutoencoder":
+        """Read what `save` wrote; runs no code from the files.
+
+        Raises:
+            UserError: if it can't be read, is damaged, or is no estimator.
+        """
+        model, facts = load_model(folder), read_about(folder).get("estimator", {})
+        try:
+            parameters, learnt = dict(facts["parameters"]), dict(facts["learnt"])
+            found = cls(**parameters)
+            for name in _LEARNT:
+                setattr(found, name, learnt[name])
+            found.shift_, found.scale_ = (one_each(learnt[name], model.n_data) for name in _ARRAYS)
+            found._check_parameters()
+            found._check_loaded(model)
+            found._labels_ = check_labels(learnt["_labels_"], model.n_data)
+            if "feature_names_in_" in learnt:
+                found.feature_names_in_ = names_of_each(learnt["feature_names_in_"], model.n_data)
+        except (TypeError, KeyError, ValueError, AttributeError) as error:
+            raise UserError(f"there is no estimator in {folder}: {error}") from error
+        found.model_, found.n_features_in_ = model, model.n_data
+        found._n_features_out = model.latent_sizes[0]
+        return found
+
+    def _describes(self, model: VAE) -> bool:
+        """Whether the parameters are those of the model, as far as it shows."""
+        mine = (self.n_components,), self._hidden(), self._kind(), self.missing, self.activation
+        its = model.latent_sizes, model.hidden_sizes[0], model.kind, model.missing
+        return mine == (*its, model.activation)
+
+    def _check_loaded(self, model: VAE) -> None:
+        """Raise ValueError unless what was learnt fits the model and the parameters."""
+        if not self._describes(model):
+            raise ValueError("its parameters are not those of its model")
+        if not isinstance(self._key_, int) or not 0 <= self._key_ < 2**31:
+            raise ValueError(f"its key is {self._key_!r}")
+        if not (self.scale_ > 0).all():
+            raise ValueError("a scale is not positive")
+
+    def __sklearn_tags__(self) -> Tags:
+        """What scikit-learn may expect."""
+        tags = super().__sklearn_tags__()
+        tags.input_tags.sparse = True
+        tags.input_tags.allow_nan = self.missing is not None
+        tags.transformer_tags.preserves_dtype = ["float64", "float32"]
+        return tags
+
+
+_SCORE, _LATENT, _PILOT, _IMPUTE = 1, 2, 3, 4  # what the estimator's key is folded with
+
+_ARRAYS = ("shift_", "scale_")
+_LEARNT = (
+    *_ARRAYS,
+    *("_key_", "n_iter_", "loss_curve_", "validation_scores_", "best_validation_score_"),
+)
+_NAMED = ("feature_names_in_",)
+
+
+@lru_cache
+def _settings(declaration: Declaration, batch_size: int) -> Settings:
+    """The same object for the same training: what programs are compiled for."""
+    plain_bound = compose(unmodified(declaration), 1)
+    return Settings(compose(declaration, 1), adam(), batch_size, validated=plain_bound)

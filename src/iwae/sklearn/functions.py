@@ -1,0 +1,53 @@
+"""What an estimator maps over rows: functions of (model, one row, its key)."""
+
+from collections.abc import Callable
+from functools import lru_cache
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from iwae.evaluation.examples import ExampleFn
+from iwae.evaluation.posterior import snis_mean
+from iwae.inference.particles import importance_particles
+from iwae.models.likelihoods import complete, typical
+from iwae.models.vae import VAE
+from iwae.typing import Example, PRNGKey, Scalar
+
+
+class Likelihood(eqx.Module):
+    """The log-likelihood alone, of all that a bound says of a row."""
+
+    bound: Callable
+
+    def __call__(self, model: VAE, x: Example, key: PRNGKey) -> Scalar:
+        """In nats."""
+        return self.bound(model, x, key)["log_likelihood"]
+
+
+def q_mean(model: VAE, x: Example, key: PRNGKey) -> Float[Array, " m"]:  # noqa: ARG001
+    """E_q[z|x]."""
+    return model.posterior(x).first.mean
+
+
+@lru_cache
+def weighted_mean(k: int) -> ExampleFn:
+    """E[z|x] by k self-normalised importance samples."""
+
+    def fn(model: VAE, x: Example, key: PRNGKey) -> Float[Array, " m"]:
+        return snis_mean(importance_particles(model, x, key, k)[0])[0]
+
+    return fn
+
+
+def decoded(model: VAE, z: Example, key: PRNGKey) -> Float[Array, " d"]:  # noqa: ARG001
+    """The most telling x of p(x|z)."""
+    return typical(model.decode((z,)))
+
+
+def drawn(model: VAE, place: Example, key: PRNGKey) -> Float[Array, " d"]:  # noqa: ARG001
+    """A draw from the model, with nothing missing."""
+    z_key, x_key = jax.random.split(key)
+    z, _ = model.sample(z_key)
+    return jnp.asarray(complete(model.decode(z)).sample(x_key), jnp.float32)

@@ -1,0 +1,26 @@
+"""The vocabulary of shapes."""
+
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+if TYPE_CHECKING:
+    Scalar: TypeAlias = Any
+    PRNGKey: TypeAlias = Any
+    LogWeights: TypeAlias = Any
+    Example: TypeAlias = Any
+    Latents: TypeAlias = Any
+
+
+def __getattr__(name: str) -> Any:
+    """Build the array types on first use: they import JAX, which takes most of a second."""
+    if name not in {"Scalar", "PRNGKey", "LogWeights", "Example", "Latents"}:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from jax import Array
+    from jaxtyping import Float, Key, PyTree, Shaped
+
+    return {
+        "Scalar": Float[Array, ""],
+        "PRNGKey": Key[Array, ""],
+        "LogWeights": Float[Array, " k"],
+        "Example": PyTree[Shaped[Array, "..."]],
+        "Latents": PyTree[Float[Array, "..."]],
+    }[name]
