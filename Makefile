@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO := runs/demo
 
-.PHONY: demo test slow check lint types docs notebooks setup requirements clean
+.PHONY: demo test slow check lint types docs tables notebooks setup requirements clean
 
 demo: $(VENV)/installed  ## train an IWAE on the bundled digits, measure it, draw it
 	rm -rf $(DEMO)
@@ -30,6 +30,9 @@ types: setup
 
 docs: setup  ## the documentation site, into site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+tables: setup  ## fill in the tables of all pages from the records in results/
+	$(BIN)/python docs/tools/tables.py
 
 notebooks: setup  ## run the notebooks of the documentation, and store what they show
 	$(BIN)/python docs/tools/notebooks.py docs/notebooks/*.ipynb

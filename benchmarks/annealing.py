@@ -1,4 +1,4 @@
-"""How fast annealed chains move: this program, a plain PyTorch loop, and the cores' limit.
+"""Speed of annealed chains: this program, a plain PyTorch loop, and the limit of the cores.
 
     python benchmarks/annealing.py [--rounds 3] [--json FILE] [--torch-python PYTHON]
 
@@ -7,9 +7,9 @@ The unit of work is a chain-leapfrog: one leapfrog step of one chain, which eval
 same few temperatures with 10 leapfrog steps a move, from q(z|x), with the same step size; see
 `torch_annealing.py` for the other side.
 
-Every measurement runs in a process of its own, in turn, round after round; blocks during which
-other programs used the same cores are left out. The multiplications are counted from the shapes
-and set against the fastest float32 matrix product of the same session.
+Each measurement runs in a process of its own. They take turns, round after round; blocks during
+which other programs used the same cores are left out. Multiplications are counted from the shapes
+and compared with the fastest float32 matrix product of the same session.
 """
 
 import argparse
@@ -29,7 +29,7 @@ LEAPFROGS = IMAGES * CHAINS * MOVES * LEAPFROG
 """Chain-leapfrogs of one sweep over the temperatures."""
 
 FLOPS = 2 * 2 * (50 * 200 + 200 * 200 + 200 * 784)
-"""Of the matrix products in one chain-leapfrog: forward, and back to z but not to the weights."""
+"""Operations in the matrix products of a chain-leapfrog: forward, and back to z, not weights."""
 
 
 def time_annealing(devices: int, seconds: float) -> list[Block]:
@@ -64,7 +64,7 @@ def time_annealing(devices: int, seconds: float) -> list[Block]:
 
 
 def contestants(torch_python: str | None) -> list[Contestant]:
-    """All that take turns in one round."""
+    """All contestants of a round."""
     ours = sys.executable
     pythons = {"numpy": ours, "jax": ours} | ({"torch": torch_python} if torch_python else {})
     listed = [
@@ -80,7 +80,7 @@ def contestants(torch_python: str | None) -> list[Contestant]:
 
 
 def torch_arguments() -> tuple[str, ...]:
-    """What makes the other side do the same work."""
+    """Arguments that make the PyTorch side do the same work."""
     sizes = {"images": IMAGES, "chains": CHAINS, "moves": MOVES, "leapfrog": LEAPFROG}
     return tuple(
         word
@@ -90,7 +90,7 @@ def torch_arguments() -> tuple[str, ...]:
 
 
 def row(name: str, timing: Timing, peak: float, rival: Timing | None) -> str:
-    """One line of the table; nothing is compared with blocks that a neighbour disturbed."""
+    """One line of the table; blocks disturbed by other programs are not compared."""
     ratio = share = "busy"
     rate = LEAPFROGS / timing.median * 1e3
     if timing.quiet:
@@ -101,14 +101,14 @@ def row(name: str, timing: Timing, peak: float, rival: Timing | None) -> str:
 
 
 def main() -> None:
-    """Measure everything and print the table; with `--devices`, this program in this process."""
+    """Measure everything and print the table; with `--devices`, only this side in this process."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=4.0, help="of each measurement")
     parser.add_argument("--torch-python", default=sys.executable, help="interpreter with PyTorch")
-    parser.add_argument("--json", type=Path, help="write all blocks there too")
-    parser.add_argument("--cores", type=int, default=cores(), help="use only so many")
-    parser.add_argument("--devices", type=int, help="time only this side, here, and print JSON")
+    parser.add_argument("--json", type=Path, help="also write all blocks to this file")
+    parser.add_argument("--cores", type=int, default=cores(), help="use only this many cores")
+    parser.add_argument("--devices", type=int, help="time only this side, here; print JSON")
     args = parser.parse_args()
     if args.devices:
         blocks = time_annealing(args.devices, args.seconds)

@@ -1,12 +1,12 @@
-"""What a step of every cell of the published tables costs: one model alone, and one on each core.
+"""Cost of a step for every cell of the published tables: one model alone, and one per core.
 
     python benchmarks/cells.py --json src/iwae/reproduce/costs.json [--cells 'table1/*']
 
 Needs the data sets of the cells (IWAE_DATA or a network). `iwae reproduce list` turns the record
 into hours; those of a run in stages are the sum over its stages, each of which is timed by itself.
-What was measured before is kept, unless it is measured again. Medians are of the blocks in which no
-other program was busy, if there were any: the record says of how many. Shapes without that count
-were timed by an earlier version, which did not look.
+Earlier measurements are kept unless they are repeated. Medians are over the blocks in which no
+other program was busy, if there are any; the record holds their number. Shapes without that number
+were timed by an earlier version, which did not check.
 """
 
 import os
@@ -31,11 +31,11 @@ from iwae.runs.setup import initial_state, make_job
 from iwae.training.stages import train_stages
 from timing import Stopwatch, Timing, cores, summary
 
-WARM_UP = 3  # dispatches: the first compiles, and the next ones are shorter than the loop wants
+WARM_UP = 3  # dispatches: the first compiles, and the next ones are shorter than the target
 
 
 def time_steps(config: TrainConfig, seconds: float) -> Timing:
-    """Milliseconds of a step of all replicates together, a block for each dispatch of the loop."""
+    """Milliseconds per step of all replicates together, one block for each dispatch of the loop."""
     job = make_job(config)
     state, best = initial_state(job)
     run = train_stages(state, best, job.dataset.train, job.models[0], job.stages, job.plan)
@@ -52,7 +52,7 @@ def time_steps(config: TrainConfig, seconds: float) -> Timing:
 
 
 def configs(pattern: str) -> Iterable[tuple[str, TrainConfig]]:
-    """One configuration, of a run or of a stage, of each shape among the cells that match."""
+    """One configuration, of a run or a stage, for each shape among the matching cells."""
     shapes = {}
     for name, entry in PRESETS.items():
         if fnmatch(name, pattern):

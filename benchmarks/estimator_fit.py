@@ -1,8 +1,8 @@
-"""What the estimator adds to the trainer's time: `fit` against `training` with the same steps.
+"""Overhead of the estimator: `fit` against `training` with the same steps.
 
     python benchmarks/estimator_fit.py [--rows 10000] [--epochs 20] [--rounds 5]
 
-Both are run once for compilation, then in turns; the ratio is that of the medians.
+Both run once to compile and then take turns; the ratio is that of the medians.
 """
 
 import argparse

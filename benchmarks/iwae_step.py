@@ -1,4 +1,4 @@
-"""The step of the trainer, through the same functions that `iwae train` and `iwae evaluate` call.
+"""Time the trainer's step through the functions that `iwae train` and `iwae evaluate` call.
 
 python benchmarks/iwae_step.py --k 5 --replicates 8             # prints one JSON object
 python benchmarks/iwae_step.py --declare '{"objective": "miwae", "m": 2, "k": 5}'
@@ -30,7 +30,7 @@ from timing import Block, Stopwatch, time_blocks
 
 PIXELS, BATCH, IMAGES = 784, 20, 60_000
 EPOCHS = 1000  # more than will be run
-WARM_UP = 3  # dispatches: the first compiles, and the next ones are shorter than the loop wants
+WARM_UP = 3  # dispatches: the first compiles, and the next ones are shorter than the target
 PROCESS = Path("/proc/self")
 
 
@@ -40,14 +40,14 @@ def random_images() -> np.ndarray:
 
 
 def resident(field: str) -> float | None:
-    """MiB of this process now (VmRSS) or at most (VmHWM); None where Linux does not say."""
+    """MiB of this process now (VmRSS) or at its peak (VmHWM); None where it is not reported."""
     if not (PROCESS / "status").is_file():
         return None
     return int(re.search(rf"{field}:\s+(\d+) kB", (PROCESS / "status").read_text())[1]) / 1024
 
 
 def forget_peak() -> float | None:
-    """Count the peak from now on; the MiB that the process has now, None where that can't be."""
+    """Reset the peak; return the MiB of the process now, or None if that is not possible."""
     if not (PROCESS / "clear_refs").exists():
         return None
     (PROCESS / "clear_refs").write_text("5")
@@ -59,8 +59,8 @@ def time_steps(
 ) -> tuple[list[Block], float | None]:
     """Milliseconds per step and replicate, one block for each dispatch of the training loop.
 
-    The loop chooses how long a dispatch is; the short ones with which it begins are left out. Then
-    the MiB that the steps need at their peak, beside what stays: data, states, programs.
+    The loop chooses the length of a dispatch; the short ones at the start are left out. Also the
+    MiB that the steps need at their peak, besides data, states and programs.
     """
     shaped = make_network(network, blocks=blocks, shape=(28, 28))
     models = [VAE(PIXELS, network=shaped, key=jax.random.key(s)) for s in range(replicates)]
@@ -83,7 +83,7 @@ def time_steps(
 
 
 def time_evaluation(k: int, seconds: float) -> list[Block]:
-    """Milliseconds per example of L_k, `[n]` examples at once as `iwae evaluate` has them."""
+    """Milliseconds per example of L_k, in batches as in `iwae evaluate`."""
     model, examples = VAE(PIXELS, key=jax.random.key(0)), 80
     x = (random_images()[:examples] > 127).astype(np.uint8)
 
@@ -100,7 +100,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--k", type=int, default=5, help="samples per example")
     parser.add_argument("--declare", type=json.loads, default={}, help="JSON of a declaration")
-    parser.add_argument("--batch", type=int, default=BATCH, help="examples a step")
+    parser.add_argument("--batch", type=int, default=BATCH, help="examples per step")
     parser.add_argument("--backward", type=int, help="particles that the gradient goes through")
     parser.add_argument("--replicates", type=int, default=1, help="models trained at once")
     parser.add_argument("--network", choices=NETWORKS, default="mlp")
@@ -113,8 +113,8 @@ def main() -> None:
     else:
         few = {"backward": args.backward} if args.backward else {}
         declared = {"objective": "iwae", "k": args.k, **few, **args.declare}
-        how = args.replicates, args.seconds, args.batch
-        blocks, working = time_steps(declared, *how, args.network, args.blocks)
+        shape = args.replicates, args.seconds, args.batch
+        blocks, working = time_steps(declared, *shape, args.network, args.blocks)
     about = {
         "version": f"iwae {version('iwae')}, jax {jax.__version__}",
         "working_mib": working,

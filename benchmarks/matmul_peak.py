@@ -2,8 +2,8 @@
 
     python benchmarks/matmul_peak.py --library jax                  # prints one JSON object
 
-Steps are judged against this and not against a data sheet: it is what the cores and their clock
-give today, with all cores in use.
+Steps are compared with this, not with a data sheet: it is what the cores deliver at their current
+clock, with all cores in use.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""The clock of `time_to_nll.py`, and what is written on the way of a training run.
+"""The clock of `time_to_nll.py`, and the points that a training run writes.
 
 The arrays of a model are those of its dense layers in the order of the data: two hidden layers of
 the encoder, means, log standard deviations, two hidden layers of the decoder, logits.
@@ -14,12 +14,12 @@ import numpy as np
 
 from timing import Stopwatch, cores
 
-FIRST, GROWTH = 5.0, 1.25  # seconds of the first point, and of each to the one before
+FIRST, GROWTH = 5.0, 1.25  # seconds of the first point, and ratio of each to the one before
 POINTS = "points.jsonl"
 
 
 class Course:
-    """Writes weights at a geometric series of seconds, while its clock stands still."""
+    """Writes weights at a geometric series of times; the clock stands still while writing."""
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.folder, self.budget, self.start = args.folder, args.seconds, args.start
@@ -53,7 +53,7 @@ class Course:
 
 
 def options(description: str) -> argparse.ArgumentParser:
-    """The options that all contestants have."""
+    """The options common to all contestants."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--folder", type=Path, required=True, help="where points are written")
     parser.add_argument("--start", type=float, default=time.time(), help="of the clock (time.time)")

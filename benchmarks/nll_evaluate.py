@@ -1,4 +1,4 @@
-"""L_k of weights that a contestant of `time_to_nll.py` wrote, whoever trained them."""
+"""L_k of the weights written by a contestant of `time_to_nll.py`, whatever trained them."""
 
 from pathlib import Path
 
@@ -35,5 +35,5 @@ def load(path: Path) -> VAE:
 
 
 def nll(path: Path, images: np.ndarray, k: int) -> float:
-    """Minus the mean of L_k over images [n, 784], nats, by the same random numbers each time."""
+    """Minus the mean of L_k over images [n, 784], nats, with the same random numbers each time."""
     return -float(log_likelihoods(load(path), images, jax.random.key(0), k=k).mean())

@@ -1,6 +1,6 @@
 """The trainer with an experiment file, as a contestant of `time_to_nll.py`.
 
-Data, models and stages are made as by `iwae train`; like the loop that it is compared with, it
+Data, models and stages are made as in `iwae train`. Like the loop that it is compared with, it
 keeps no checkpoints and no log.
 
     python benchmarks/nll_iwae.py --config FILE.toml --folder FOLDER

@@ -24,7 +24,7 @@ def layers(model: IWAE) -> Iterator[tuple[np.ndarray, np.ndarray]]:
 
 
 def published_stages(epochs: int) -> list[tuple[int, float]]:
-    """Epochs and learning rate of each stage, squeezed to so many epochs in all."""
+    """Epochs and learning rate of each stage, scaled to `epochs` epochs in total."""
     ends = np.round(np.cumsum([3**i for i in range(8)]) * epochs / 3280).astype(int)
     return [(int(n), 1e-3 * 10 ** (-i / 7)) for i, n in enumerate(np.diff(ends, prepend=0))]
 

@@ -1,14 +1,14 @@
-"""What every objective and gradient costs: milliseconds of a training step, and peak memory.
+"""Cost of every objective and gradient: milliseconds per training step, and peak memory.
 
     python benchmarks/objective_step.py [--k 1 5 50 500] [--json FILE] [--torch-python PYTHON]
 
-All in batches of 20 of the published one-layer model (784-200-200-50), with as many particles of
-each example; MIWAE and PIWAE have them in groups. The ratio is to the IWAE of as many particles,
-timed in the same run; the memory is what the steps need at their peak beside what stays (data,
-states, programs). The last lines are AIWAE's own setting (S = T = L = 5, batch 128) here and in
-plain PyTorch (`torch_aiwae.py`). Every measurement runs in a process of its own, in turn, round
-after round; blocks during which other programs used the cores are left out. In a record that is
-there already, the settings measured now take the place of the same ones, and the others stay.
+All use batches of 20 of the published one-layer model (784-200-200-50), with the same number of
+particles per example; MIWAE and PIWAE have them in groups. The ratio is to the IWAE with as many
+particles, timed in the same run; the memory is what the steps need at their peak besides data,
+states and programs. The last lines are AIWAE's own setting (S = T = L = 5, batch 128) here and in
+plain PyTorch (`torch_aiwae.py`). Each measurement runs in a process of its own. They take turns,
+round after round; blocks during which other programs used the cores are left out. In an existing
+record, new measurements replace those of the same settings.
 """
 
 import argparse
@@ -42,25 +42,25 @@ VARIANTS = {
     "rws rws-dreg": {"objective": "rws", "gradient": "rws-dreg"},
     "iwae warm-up, free bits": {"kl_warmup_steps": 1000, "free_bits": 0.1},
 }
-"""What costs as many evaluations of the decoder as IWAE does."""
+"""Variants that evaluate the decoder as often as IWAE does."""
 
 LONGER = {
     "dais T=5": {"objective": "dais", "temperatures": 5},
     "aiwae T=5 L=5": {"objective": "aiwae", "temperatures": 5, "leapfrog": 5},
 }
-"""What moves its particles, and evaluates the decoder more often."""
+"""Variants that move their particles, and so evaluate the decoder more often."""
 
 OWN_SETTING = {"objective": "aiwae", "k": 5, "temperatures": 5, "leapfrog": 5}
 
 
 def declared(variant: dict, k: int) -> dict:
-    """A declaration with k particles of each example, in groups of equal size if it has groups."""
+    """A declaration with k particles per example, in groups of equal size if it has groups."""
     groups = variant.get("m", 1) if k % variant.get("m", 1) == 0 else 1
     return {**variant, "k": k // groups, **({"m": groups} if "m" in variant else {})}
 
 
 def contestants(ks: list[int], torch_python: str | None) -> list[Contestant]:
-    """All that take turns in one round."""
+    """All contestants of a round."""
     listed = []
     for k in ks:
         for name, variant in {**VARIANTS, **LONGER}.items():
@@ -80,7 +80,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--seconds", type=float, default=2.0)
     parser.add_argument("--json", type=Path, help="write the measurements to this file")
-    parser.add_argument("--torch-python", help="interpreter that has PyTorch")
+    parser.add_argument("--torch-python", help="interpreter with PyTorch")
     args = parser.parse_args()
     torch_python = args.torch_python or (sys.executable if has_torch(sys.executable) else None)
     if torch_python is None:

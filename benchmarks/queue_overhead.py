@@ -1,11 +1,11 @@
-"""What the queue, and Ray, add to training and measuring a run.
+"""Overhead of the queue, and of Ray, in training and measuring a run.
 
     python benchmarks/queue_overhead.py [--epochs 400] [--rounds 3] [--ray] [--json FILE]
 
 One run on the bundled digits is trained and measured by `iwae train` and `iwae evaluate`, by
-`iwae sweep`, and by `iwae sweep --engine ray` with a Ray of its own. Programs are compiled before.
-The differences are seconds per call, whatever the run's length: their share of ten minutes is
-shown, with the lowest and the highest of the rounds, each round's differences taken in turn.
+`iwae sweep`, and by `iwae sweep --engine ray` with its own Ray. Programs are compiled beforehand.
+The differences, taken within each round, are seconds per call whatever the length of the run. They
+are printed with their range over the rounds and as a share of ten minutes.
 """
 
 import argparse
@@ -35,12 +35,12 @@ IWAE = (sys.executable, "-m", "iwae")
 
 
 def main() -> None:
-    """Print the median seconds of each way, and by how much it is longer than the first."""
+    """Print the median seconds of each way, and how much longer it takes than the first."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--epochs", type=int, default=400)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--ray", action="store_true", help="with Ray too")
-    parser.add_argument("--json", type=Path, help="write the numbers here too")
+    parser.add_argument("--ray", action="store_true", help="also with Ray")
+    parser.add_argument("--json", type=Path, help="also write the numbers to this file")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         file = Path(name) / "run.toml"

@@ -1,23 +1,23 @@
-"""How long training takes to reach a held-out likelihood, against a plain PyTorch loop.
+"""Time for training to reach a held-out likelihood, against a plain PyTorch loop.
 
     python benchmarks/time_to_nll.py --json FILE [--k 1 5 50] [--seconds 600] [--epochs 50 100]
     python benchmarks/time_to_nll.py --json FILE --figure docs/images/time-to-nll.png
 
-IWAE-k of the published one-layer model (784-200-200-50) on MNIST, binarised dynamically, of whose
-training images 2,000 are held out. Three contestants train on all cores, one after another, each
-in a process of its own, for a budget of seconds or to the end of their schedule: plain PyTorch by
-the published recipe (`nll_torch.py`), the trainer by the published recipe, and the trainer by a
-fast recipe in stages. The clock counts all that a user waits for, such as imports and compilation
-(caches are empty at the start); it stands still only while weights are written. L_500 of the
-held-out images is computed afterwards from those weights, by the same code and random numbers for
-all.
+The task is IWAE-k of the published one-layer model (784-200-200-50) on MNIST, binarised
+dynamically, with 2,000 training images held out. Three contestants train on all cores, one after
+another, each in a process of its own, for a budget of seconds or to the end of their schedule:
+plain PyTorch by the published recipe (`nll_torch.py`), the trainer by the published recipe, and the
+trainer by a fast recipe in stages. The clock counts everything that a user waits for, such as
+imports and compilation (caches are empty at the start); it stands still only while weights are
+written. L_500 of the held-out images is computed afterwards from those weights, with the same code
+and random numbers for all.
 
 The published schedule takes days, so contestants are compared at the NLL that PyTorch has reached
 when its budget is spent, or at `--target`. The learning rate of the fast recipe falls to zero over
-its whole length: a long run is slow to arrive. `--epochs` squeezes it to several lengths, each
-trained in turn; the one that is first at the target counts, and the table says which.
+its whole length, so a long run reaches the target late. `--epochs` scales the recipe to several
+lengths, each trained in turn; the table marks the one that reaches the target first.
 
-The record keeps all points; what it has of another k stays.
+The record keeps all points, and the runs of any other k.
 """
 
 import os
@@ -69,7 +69,7 @@ class Contestant(NamedTuple):
 
     k: int
     name: str
-    what: str  # in words, what tells it from others of the name
+    what: str  # distinguishes it from others of the same name
     epochs: int
     command: list[Any]
 
@@ -80,7 +80,7 @@ def cell(k: int) -> str:
 
 
 def contestants(args: argparse.Namespace, folder: Path) -> Iterator[Contestant]:
-    """All, in turn; their data and experiment files are written to the folder."""
+    """Yield all in turn; write their data and experiment files to the folder."""
     write_data(folder / "data.npz")
     for k in args.k:
         if args.torch_python:
@@ -99,14 +99,14 @@ def contestants(args: argparse.Namespace, folder: Path) -> Iterator[Contestant]:
 
 
 def experiment(source: str, k: int, epochs: int | None) -> TrainConfig:
-    """The configuration of a preset or a file, of so many epochs, with images held out."""
+    """The configuration of a preset or file, for this many epochs, with images held out."""
     path = Path(source)
     base = read_config(path) if path.suffix == ".toml" else preset(source).config()
     changes = {"validation": HELD_OUT, **({"epochs": epochs} if epochs else {})}
     config = make_config({**config_values(base), **changes}, source)
     final = config.final().declaration()
     if (final.k, config.sizes()) != (k, ((50,), ((200, 200),))) or config.dataset != "mnist":
-        raise SystemExit(f"{source} is not of k = {k} and one layer on MNIST: name another --fast")
+        raise SystemExit(f"{source} does not have k = {k}, one layer and MNIST: name another --fast")
     return config
 
 
@@ -130,7 +130,7 @@ def fastest_variant(k: int, python: str) -> str:
 
 
 def train(contestant: Contestant, seconds: float, folder: Path) -> Run:
-    """Let a contestant train, and evaluate what it has written."""
+    """Let a contestant train, and evaluate the weights that it wrote."""
     folder.mkdir()
     environment = {
         **os.environ,
@@ -153,7 +153,7 @@ def train(contestant: Contestant, seconds: float, folder: Path) -> Run:
 
 
 def evaluated(points: list[dict[str, Any]], folder: Path) -> list[dict[str, Any]]:
-    """The points with their NLL in the place of their weights."""
+    """The points, with their weights replaced by their NLL."""
     images = load_dataset("mnist", validation=HELD_OUT).validation
     for point in points:
         point["nll"] = nll(folder / point.pop("weights"), images, EVALUATED_K)
@@ -161,14 +161,14 @@ def evaluated(points: list[dict[str, Any]], folder: Path) -> list[dict[str, Any]
 
 
 def disturbance(points: list[dict[str, Any]]) -> float:
-    """Cores that other programs kept busy, but for the first lap, in which compilers run."""
+    """Cores that other programs kept busy, except in the first lap, in which compilers run."""
     laps = np.diff([point["seconds"] for point in points])
     others = [point["others"] for point in points[1:]]
     return float(np.average(others, weights=laps)) if len(laps) else points[0]["others"]
 
 
 def seconds_to(run: Run, target: float) -> float | None:
-    """When a run first reached an NLL, on a line between points over log seconds."""
+    """Seconds after which a run first reached an NLL, interpolated in log seconds."""
     before = None
     for point in run["points"]:
         if point["nll"] <= target:
@@ -190,7 +190,7 @@ class Compared(NamedTuple):
 
 
 def compare(record: dict[str, Any], k: int) -> Compared:
-    """At the target of the record, or at what PyTorch reached in the end."""
+    """Compare at the target of the record, or at the NLL that PyTorch reached in the end."""
     runs = [run for run in record["runs"] if run["k"] == k]
     reached = [run["points"][-1]["nll"] for run in runs if run["name"] == TORCH]
     target = record["target"] or (reached or [run["points"][-1]["nll"] for run in runs])[0]
@@ -202,7 +202,7 @@ def compare(record: dict[str, Any], k: int) -> Compared:
 
 
 def ratio(compared: Compared, i: int) -> float | None:
-    """How many times sooner than PyTorch a run is at the target."""
+    """Seconds of PyTorch to the target, as a multiple of those of a run."""
     torch, ours = compared.first.get(TORCH), compared.seconds[i]
     theirs = None if torch is None else compared.seconds[torch]
     return theirs / ours if theirs and ours else None
@@ -231,12 +231,12 @@ def table(record: dict[str, Any]) -> list[str]:
 
 
 def is_one_of(run: Run, record: dict[str, Any]) -> bool:
-    """Whether there are others of the same k and name, of other lengths."""
+    """Whether there are runs of the same k and name with other lengths."""
     return sum((r["k"], r["name"]) == (run["k"], run["name"]) for r in record["runs"]) > 1
 
 
 def draw(record: dict[str, Any], path: Path) -> None:
-    """NLL against seconds, a panel for each k; made to be read at a width of 700 pixels."""
+    """Draw NLL against seconds, a panel for each k, to be read at a width of 700 pixels."""
     ks = list(dict.fromkeys(run["k"] for run in record["runs"]))
     every = [compare(record, k) for k in ks]
     figure = Figure(figsize=(7.0, 3.0), dpi=200, facecolor="white", layout="constrained")
@@ -276,7 +276,7 @@ def draw(record: dict[str, Any], path: Path) -> None:
 
 
 def label_gap(axes: Axes, ends: list[float], y: float, words: str) -> None:
-    """An arrow between two times at a height, and words below it."""
+    """Draw an arrow between two times at a height, with words below it."""
     arrow = {"arrowstyle": "<->", "color": INK, "linewidth": 0.8, "shrinkA": 0, "shrinkB": 0}
     axes.annotate("", (ends[0], y), (ends[1], y), arrowprops=arrow)
     axes.annotate(
@@ -300,7 +300,7 @@ def cpu() -> str:
 
 
 def main() -> None:
-    """Measure what is asked for, or draw a record; print its table."""
+    """Measure what the options name, or draw a record; print its table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--k", type=int, nargs="+", default=[1, 5, 50], help="samples per example")
     parser.add_argument("--seconds", type=float, default=600.0, help="budget of each contestant")
@@ -311,9 +311,9 @@ def main() -> None:
     parser.add_argument("--published-epochs", type=int, default=3280, help="of the published one")
     parser.add_argument("--target", type=float, help="compare at this NLL")
     parser.add_argument("--torch-python", default=sys.executable, help="interpreter with PyTorch")
-    parser.add_argument("--variant", choices=VARIANTS, help="of the PyTorch step; the fastest")
+    parser.add_argument("--variant", choices=VARIANTS, help="PyTorch step; default: the fastest")
     parser.add_argument("--json", type=Path, required=True, help="the record")
-    parser.add_argument("--figure", type=Path, help="draw the record, and measure nothing")
+    parser.add_argument("--figure", type=Path, help="draw the record and measure nothing")
     args = parser.parse_args()
     record = json.loads(args.json.read_text()) if args.json.exists() else {"runs": []}
     record["target"] = args.target or record.get("target")
@@ -325,7 +325,7 @@ def main() -> None:
 
 
 def measure_all(args: argparse.Namespace, record: dict[str, Any]) -> dict[str, Any]:
-    """The record with new runs of each k in the place of those it had; written after each."""
+    """The record with the runs of each k replaced by new ones; written after each run."""
     if not has_torch(args.torch_python):
         print(MISSING_TORCH.format(python=args.torch_python), file=sys.stderr)
         args.torch_python = None

@@ -1,4 +1,4 @@
-"""Time a function in blocks, and notice when other programs used the cores meanwhile."""
+"""Time a function in blocks, and detect other programs that used the cores meanwhile."""
 
 import os
 import statistics
@@ -7,8 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-# Another program that takes more than this many cores during a block spoils it: the threads of a
-# matrix product wait for each other, so that a neighbour costs far more than its share.
+# Other programs that take more than this many cores spoil a block: the threads of a matrix product
+# wait for each other, so another program costs far more than its share.
 QUIET_CORES = 0.1
 
 
@@ -31,9 +31,9 @@ def _own_cores() -> set[int]:
 
 
 def busy_seconds() -> float:
-    """CPU seconds that other programs have had of this one's cores (Linux; elsewhere 0).
+    """CPU seconds that other programs have used on the cores of this one (Linux; elsewhere 0).
 
-    Counted since the machine started, so that differences mean something.
+    Counted since the machine started, so only differences have a meaning.
     """
     stat = Path("/proc/stat")
     if not stat.exists():
@@ -47,13 +47,13 @@ def busy_seconds() -> float:
 
 
 class Stopwatch:
-    """Times laps, of some calls each, and what other programs did meanwhile."""
+    """Times laps of several calls, and the use of the cores by other programs meanwhile."""
 
     def __init__(self) -> None:
         self.others, self.start = busy_seconds(), time.perf_counter()
 
     def lap(self, calls: int) -> Block:
-        """What the `calls` calls since the last lap, or since the beginning, took."""
+        """The time of the `calls` calls since the last lap, or since the start."""
         others, start = self.others, self.start
         self.others, self.start = busy_seconds(), time.perf_counter()
         elapsed = self.start - start
@@ -84,12 +84,12 @@ class Timing(NamedTuple):
     median: float
     low: float
     high: float
-    quiet: int  # blocks on which the numbers stand: those without a neighbour, all if there is none
-    others: float  # cores that other programs kept busy in those
+    quiet: int  # number of blocks without other programs
+    others: float  # cores that other programs kept busy in the blocks used
 
 
 def summary(blocks: list[Block]) -> Timing:
-    """Median, least and greatest of the undisturbed blocks, or of all if all were disturbed."""
+    """Median, minimum and maximum of the undisturbed blocks, or of all if all were disturbed."""
     quiet = [block for block in blocks if block.others <= QUIET_CORES]
     used = quiet or blocks
     times = [block.ms for block in used]

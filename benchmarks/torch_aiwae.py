@@ -1,9 +1,9 @@
-"""The step of an AIWAE in plain PyTorch: what the trainer's is timed against.
+"""The step of an AIWAE in plain PyTorch, to compare the trainer with.
 
-The decoder learns from S annealed chains of each image (T temperatures, L leapfrog steps with
-accept and reject, step sizes that follow the acceptance), the encoder from the ELBO of one sample,
-with an Adam each (Ding & Freedman 2019); the moves are those of `torch_annealing.py`, whose
-gradients are of the latents alone.
+The decoder learns from S annealed chains per image (T temperatures, L leapfrog steps with accept
+and reject, step sizes that follow the acceptance), the encoder from the ELBO of one sample, with an
+Adam each (Ding & Freedman 2019). The moves are those of `torch_annealing.py`, with gradients in the
+latents only.
 
     python benchmarks/torch_aiwae.py                                # prints one JSON object
 """
@@ -44,7 +44,7 @@ def annealed(
 
 
 def log_joint(model: IWAE, x: Tensor, z: Tensor) -> Tensor:
-    """log p(x, z) but for a constant, [chains, batch]."""
+    """log p(x, z) up to a constant, [chains, batch]."""
     logits = model.decoder(z)
     losses = torch.nn.functional.binary_cross_entropy_with_logits(
         logits, x.expand_as(logits), reduction="none"
@@ -68,7 +68,7 @@ def time_steps(args: argparse.Namespace) -> list[Block]:
             x = (torch.rand_like(chosen) < chosen).float()
             with torch.no_grad():
                 path = Path(model, x)
-            for p in decoder:  # the chains ask for no gradient of the weights
+            for p in decoder:  # the chains need no gradient of the weights
                 p.requires_grad_(False)
             z, log_w = annealed(path, betas, steps, args.chains, args.leapfrog)
             for p in decoder:

@@ -1,4 +1,4 @@
-"""Annealed importance sampling in plain PyTorch: what `iwae` is timed against.
+"""Annealed importance sampling in plain PyTorch, to compare `iwae` with.
 
 HMC along the geometric path from q(z|x) to p(x, z), for the model of `torch_step.py`, as a careful
 user of PyTorch would write it: the encoder once per image, no gradient of the weights, densities
@@ -95,7 +95,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=64)
     parser.add_argument("--chains", type=int, default=16)
     parser.add_argument("--moves", type=int, default=5, help="temperatures after the first")
-    parser.add_argument("--leapfrog", type=int, default=10, help="steps a move")
+    parser.add_argument("--leapfrog", type=int, default=10, help="steps per move")
     parser.add_argument("--step-size", type=float, default=0.05)
     parser.add_argument("--threads", type=int, default=cores())
     parser.add_argument("--seconds", type=float, default=4.0)

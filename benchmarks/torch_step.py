@@ -1,4 +1,4 @@
-"""The step of an IWAE in plain PyTorch: what the trainer is timed against.
+"""The step of an IWAE in plain PyTorch, to compare the trainer with.
 
 One stochastic layer as published (Burda et al. 2016): encoder 784-200-200-(mean, log sd) 50,
 decoder 50-200-200-784 logits, tanh, batches of 20 binarised afresh at every step, Adam with
@@ -82,7 +82,7 @@ def random_images(n: int = IMAGES) -> Tensor:
 
 
 def make_optimiser(model: IWAE) -> torch.optim.Optimizer:
-    """The paper's Adam, in the fastest form that PyTorch has."""
+    """The paper's Adam, in PyTorch's fastest form."""
     return torch.optim.Adam(model.parameters(), lr=1e-3, eps=1e-4, fused=True)
 
 
@@ -153,7 +153,7 @@ def main() -> None:
     """Measure one thing in this process and print it as JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--k", type=int, default=5, help="samples per example")
-    parser.add_argument("--batch", type=int, default=BATCH, help="examples a step")
+    parser.add_argument("--batch", type=int, default=BATCH, help="examples per step")
     parser.add_argument("--variant", choices=VARIANTS, default="eager")
     parser.add_argument("--evaluate", action="store_true", help="time L_k instead of the step")
     parser.add_argument("--threads", type=int, default=cores())

@@ -1,16 +1,16 @@
-"""How fast a training step is: the trainer, plain PyTorch, and what the cores can do at most.
+"""Speed of a training step: the trainer, plain PyTorch, and the limit of the cores.
 
     python benchmarks/train_step.py [--k 1 5 50] [--batch 20 100] [--backward 8] [--json FILE]
 
-Every measurement runs in a process of its own, with as many threads as there are cores, or with
-`--cores N` bound to N of them. All take turns, round after round, so that a slow minute of the
-machine meets every one; blocks during which other programs used the same cores are left out.
+Each measurement runs in a process of its own, with as many threads as there are cores, or with
+`--cores N` bound to N of them. They take turns, round after round, so that a slow minute of the
+machine affects them all; blocks during which other programs used the same cores are left out.
 
 A step is one IWAE update of a one-layer model (784-200-200-50, fresh binarisation, Adam); see
 `torch_step.py` for the other side of the comparison. Its multiplications are counted from the
-shapes and set against the fastest float32 matrix product of the same session. With `--backward S`
+shapes and compared with the fastest float32 matrix product of the same session. With `--backward S`
 the trainer is also timed with a gradient through S of the k particles. Each row is compared with
-the fastest PyTorch step of as many particles and examples, whose gradient goes through all.
+the fastest PyTorch step with as many particles and examples, whose gradient goes through all.
 """
 
 import argparse
@@ -31,7 +31,7 @@ HERE = Path(__file__).resolve().parent
 MISSING_TORCH = """\
 PyTorch is not installed for {python}: only the trainer is measured.
     pip install "iwae[bench]"       installs it next to the trainer, or
-    --torch-python PYTHON           names another interpreter that has it
+    --torch-python PYTHON           names another interpreter with it
 (PyTorch's build for CPUs is the small one)
 """
 
@@ -46,7 +46,7 @@ class Contestant(NamedTuple):
 
 
 class Measured(NamedTuple):
-    """What the processes of one contestant reported, in the order of the rounds."""
+    """The reports of a contestant's processes, in the order of the rounds."""
 
     blocks: list[Block]
     version: str
@@ -66,9 +66,9 @@ class Setting(NamedTuple):
 def step_flops(k: int, batch: int = BATCH, backward: int | None = None) -> int:
     """Floating-point operations of the matrix products in one step.
 
-    A product costs 2 per multiply-add; the backward pass has two products for each one of the
-    forward pass, except that nobody asks for the gradient of the pixels. If the gradient goes
-    through a few particles, those go forward a second time.
+    A product costs 2 per multiply-add. The backward pass has two products for each one of the
+    forward pass, except that the gradient of the pixels is not needed. If the gradient goes through
+    a few particles, those go forward a second time.
     """
     pixels, hidden, latent = 784, 200, 50
     encoder = pixels * hidden + hidden * hidden + hidden * 2 * latent
@@ -80,7 +80,7 @@ def step_flops(k: int, batch: int = BATCH, backward: int | None = None) -> int:
 def contestants(
     settings: list[Setting], torch_python: str | None, backward: int | None
 ) -> list[Contestant]:
-    """All that take turns in one round."""
+    """All contestants of a round."""
     ours = sys.executable
     peaks = [("numpy", ours), ("jax", ours)] + [("torch", torch_python)] * bool(torch_python)
     listed = [
@@ -151,8 +151,8 @@ def table(
 ) -> list[str]:
     """Lines of the report; `peak` is in GFLOP/s.
 
-    Nothing is compared with a row that has no undisturbed block (marked busy): threads that wait
-    for a neighbour's can be a hundred times slower, and one framework suffers more than another.
+    A row without an undisturbed block is marked busy and not compared: threads that wait for those
+    of another program can be a hundred times slower, and frameworks suffer differently.
     """
     lines = [f"{'':36}{'ms/step':>9}{'min':>9}{'max':>9}{'vs torch':>10}{'of peak':>9}{'quiet':>8}"]
     for setting in settings:
@@ -187,13 +187,13 @@ def main() -> None:
     """Measure everything and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--k", type=int, nargs="+", default=[1, 5, 50], help="samples per example")
-    parser.add_argument("--batch", type=int, nargs="+", default=[BATCH], help="examples a step")
-    parser.add_argument("--backward", type=int, help="also a gradient through so many samples")
+    parser.add_argument("--batch", type=int, nargs="+", default=[BATCH], help="examples per step")
+    parser.add_argument("--backward", type=int, help="also a gradient through this many samples")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=2.0, help="of each measurement")
     parser.add_argument("--torch-python", default=sys.executable, help="interpreter with PyTorch")
-    parser.add_argument("--json", type=Path, help="write all blocks there too")
-    parser.add_argument("--cores", type=int, default=cores(), help="use only so many")
+    parser.add_argument("--json", type=Path, help="also write all blocks to this file")
+    parser.add_argument("--cores", type=int, default=cores(), help="use only this many cores")
     args = parser.parse_args()
     use_cores(args.cores)
     torch_python = args.torch_python if has_torch(args.torch_python) else None
@@ -202,7 +202,7 @@ def main() -> None:
     settings = [Setting(k, batch) for batch in args.batch for k in args.k]
     listed = contestants(settings, torch_python, args.backward)
     results = run_rounds(listed, args.rounds, args.seconds)
-    # The peak is the best that any library managed in any block: nothing about it is typical.
+    # The peak is the best of any library in any block, not a typical value.
     peaks = {n: m for n, (_, m) in results.items() if n.startswith("peak ")}
     peak = max((gigaflops(b) for m in peaks.values() for b in m.blocks), default=float("nan"))
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else float("nan")

@@ -3,9 +3,9 @@
     python experiments/densities.py [NAME ...]
 
 Each split of each data set is one record in `results/densities/`, with the densities of its test
-rows beside it, and is not done again. The mixture is chosen on the training rows, among all forms
-of covariance, with more components until the criterion has risen twice; nothing is chosen on the
-test rows.
+rows beside it, and existing records are kept. The mixture is chosen on the training rows, among all
+forms of covariance, with more components until the criterion has risen twice. Nothing is chosen on
+the test rows.
 """
 
 import hashlib
@@ -28,11 +28,11 @@ from iwae.sklearn.rows import plain
 
 RESULTS = Path(__file__).parents[1] / "results" / "densities"
 SPLITS = {"digits": 5, "breast-cancer": 20, "curved": 5}
-"""The fewer the rows, the more splits it takes to know a mean."""
+"""Number of splits; the fewer the rows, the more splits a mean needs."""
 COMPONENTS = (1, 2, 3, 5, 8, 12, 20, 30, 45, 65, 100, 150)
 COVARIANCES = ("full", "tied", "diag", "spherical")
 STARTS = 2
-"""Of each mixture, from other centres; the likelier one counts."""
+"""Fits of each mixture from different centres, of which the likeliest counts."""
 
 
 def digits() -> np.ndarray:
@@ -62,9 +62,9 @@ SETS: dict[str, Callable[[], np.ndarray]] = {
 
 
 def mixture(train: np.ndarray, seed: int) -> tuple[GaussianMixture, dict[str, float]]:
-    """The Gaussian mixture of the lowest BIC, and the BIC of each that was tried.
+    """The Gaussian mixture with the lowest BIC, and the BIC of all that were tried.
 
-    Of a form of covariance, more components are tried until the criterion has risen twice.
+    For each form of covariance, more components are tried until the criterion has risen twice.
     """
     tried: dict[str, float] = {}
     fits = []

@@ -1,14 +1,14 @@
-"""Missing values of real tables imputed: ours against scikit-learn's, with seeds and error bars.
+"""Imputation of real tables: `iwae` against scikit-learn, with seeds and error bars.
 
-    python experiments/imputation.py                   # all of it; a quarter of an hour on a core
-    python experiments/imputation.py wine diabetes     # these tables
+    python experiments/imputation.py                   # all; a quarter of an hour on a core
+    python experiments/imputation.py wine diabetes     # these tables only
 
-Of each table, values are hidden at several rates: completely at random, or the larger ones more
-often (a logistic function of the value decides). A fifth of the rows, other ones for each seed, is
-held out: every method learns from the gapped training rows and fills the gapped held-out rows, and
-nothing is chosen by what it makes of them. Each seed is a record in `results/imputation`, with the
-errors of single values beside it; what is there is not done again. Then
-`python -m iwae.report results docs/missing.md` makes the table.
+Values of each table are hidden at several rates: completely at random, or larger ones more often
+(by a logistic function of the value). A fifth of the rows, different ones for each seed, is held
+out. Every method learns from the training rows with gaps and fills the held-out rows with gaps;
+nothing is chosen by the held-out rows. Each seed is a record in `results/imputation`, with the
+errors of single values beside it; existing records are kept. Then
+`python docs/tools/tables.py` makes the table.
 """
 
 import json
@@ -48,24 +48,24 @@ HELD_OUT = 0.2
 
 RANDOM, LARGER = "at random", "larger values"
 CASES = ((RANDOM, 0.1), (RANDOM, 0.3), (RANDOM, 0.5), (LARGER, 0.3))
-"""What hides values, and which share of them."""
+"""Mechanisms that hide values, and the share that they hide."""
 
 STEEPNESS = 3.0
-"""Of the logistic function that hides larger values, per standard deviation."""
+"""Slope of the logistic function that hides larger values, per standard deviation."""
 
 OURS = {
     "iwae, at-random": "at-random",
     "iwae, not-at-random": "not-at-random",
     "iwae, not-at-random-high": "not-at-random-high",
 }
-"""The two last where larger values are hidden."""
+"""The last two are used where larger values are hidden."""
 
 THEIRS = {
     "mean": SimpleImputer,
     "KNNImputer": KNNImputer,
     "IterativeImputer": IterativeImputer,
 }
-"""As scikit-learn has them."""
+"""Imputers of scikit-learn, by name."""
 
 MODEL = {
     "latent_sizes": (10,),
@@ -74,13 +74,13 @@ MODEL = {
 }
 IMPUTE_K = 1000
 STEPS, VALIDATIONS, PATIENCE, BATCH, RATE, K = 2500, 60, 10, 32, 2e-3, 20
-"""Of each training. All of it is the same for all tables, and was chosen before any was imputed."""
+"""Settings of each training, the same for all tables and chosen before any was imputed."""
 
 OBJECTIVE = bound(iwae, k=K)
 
 
 def main(*names: str) -> None:
-    """Make the records that are not there."""
+    """Make the missing records."""
     for seed, name, (mechanism, share) in product(range(SEEDS), names or TABLES, CASES):
         path = RESULTS / f"{name}-{mechanism}-{share:g}-{seed}.json".replace(" ", "-")
         if not path.exists():
@@ -128,7 +128,7 @@ def compared(
 
 
 def hide(rows: np.ndarray, mechanism: str, share: float, rng: np.random.Generator) -> np.ndarray:
-    """Which values are hidden `[n, d]`; each row and column keeps one at least."""
+    """Mask of the hidden values, `[n, d]`; each row and column keeps at least one."""
     probability = np.full(rows.shape, share)
     if mechanism == LARGER:
         standard = (rows - rows.mean(axis=0)) / rows.std(axis=0)
@@ -139,7 +139,7 @@ def hide(rows: np.ndarray, mechanism: str, share: float, rng: np.random.Generato
 
 
 def offset(standard: np.ndarray, share: float) -> float:
-    """What makes the logistic function hide such a share of all values, by bisection."""
+    """The offset at which the logistic function hides this share of all values, by bisection."""
     low, high = -20.0, 20.0
     for _ in range(60):
         middle = (low + high) / 2
@@ -151,7 +151,7 @@ def offset(standard: np.ndarray, share: float) -> float:
 def imputed(
     rows: np.ndarray, test: np.ndarray, mechanism: str, seed: int, unfinished: list[str]
 ) -> Iterator[tuple[str, np.ndarray]]:
-    """Each method, and the test rows as it fills them; those that did not converge are noted."""
+    """Each method with the test rows that it fills; note those that did not converge."""
     for method, make in THEIRS.items():
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", ConvergenceWarning)
@@ -165,7 +165,7 @@ def imputed(
 
 
 def ours(rows: np.ndarray, test: np.ndarray, missing: str, seed: int) -> np.ndarray:
-    """The test rows, imputed by the weights of the best bound of a fifth of the training rows."""
+    """Impute the test rows with the weights of the best bound on a fifth of the training rows."""
     init_key, train_key, test_key = jax.random.split(jax.random.key(seed), 3)
     n_validation, d = round(HELD_OUT * len(rows)), rows.shape[1]
     epochs = round(STEPS / ((len(rows) - n_validation) // BATCH))

@@ -1,10 +1,10 @@
-"""Conditional models as classifiers, and as judges of what is no example of their data.
+"""Conditional models as classifiers, and as detectors of other data.
 
     python experiments/labels.py digits      # minutes; four seeds
     python experiments/labels.py mnist       # an hour; needs IWAE_DATA or a network
 
-A run of each line is kept in `runs/labels/TABLE/NAME`, its records in `results/labels`: what is
-there already is not done again. Then `python -m iwae.report results docs/labels.md` makes the
+The run of each line is kept in `runs/labels/TABLE/NAME`, its records in `results/labels`; existing
+records are kept. Then `python docs/tools/tables.py` makes the
 table from the records.
 """
 
@@ -33,10 +33,10 @@ TABLES = {
     "digits": ({**DIGITS, "replicates": 4}, Measure((5000,)), None),
     "mnist": (MNIST, Measure((5000,), examples=1000), "omniglot"),
 }
-"""Table -> what its runs share and are measured by, and the data that are none of theirs."""
+"""Table -> shared settings of its runs, measurements, and other data to tell apart."""
 
 EXAMPLES = 1000
-"""Test examples that are classified at most, a random subset."""
+"""Maximum number of test examples to classify, as a random subset."""
 
 
 def main(table: str) -> None:
@@ -52,10 +52,10 @@ def main(table: str) -> None:
 
 
 def classify(run: Path, others: str | None) -> None:
-    """`iwae classify`, of all test examples or a random subset of them.
+    """`iwae classify` on all test examples or a random subset of them.
 
     Args:
-        others: the name of data that are none of the run's.
+        others: name of other data to tell from the run's, or None.
     """
     total = len(load_config_dataset(read_config(run / "config.toml")).test)
     count = EXAMPLES if total > EXAMPLES else None

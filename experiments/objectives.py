@@ -4,11 +4,11 @@
     python experiments/objectives.py networks          # the same objective, other networks
     python experiments/objectives.py kinds             # the same objective, other kinds of data
     python experiments/objectives.py mnist             # hours; needs IWAE_DATA or a network
-    python experiments/objectives.py protocols         # an hour; trained in other ways
+    python experiments/objectives.py protocols         # an hour; other training protocols
 
 Every line of a table is a run in `runs/objectives/TABLE/NAME`, whose records are kept in
-`results/objectives`: what is there already is not done again, and what was stopped goes on. Then
-`python -m iwae.report results docs/objectives.md` makes the tables from the records.
+`results/objectives`. Existing records are kept, and interrupted runs resume. Then
+`python docs/tools/tables.py` makes the tables from the records.
 """
 
 import os
@@ -56,7 +56,7 @@ SIXTEEN = {
     "rws-dreg": {"objective": "rws", "k": 16, "gradient": "rws-dreg"},
     "rws-both": {"objective": "rws", "k": 16, "phase": "both"},
 }
-"""Sixteen particles of each example and step."""
+"""Sixteen particles per example and step."""
 
 FIVE = {
     "iwae-k5": {"objective": "iwae", "k": 5},
@@ -78,7 +78,7 @@ ALL_FIVE = {
     "rws-k5": {"objective": "rws", "k": 5},
     **FIVE,
 }
-"""Five particles of each example and step; MIWAE(5, 1) is the ELBO."""
+"""Five particles per example and step; MIWAE(5, 1) is the ELBO."""
 
 DIGITS = {
     "dataset": "digits",
@@ -111,7 +111,7 @@ KINDS = {
     "logistic-mixture": {"observation": "logistic-mixture"},
     "discretised-gaussian": {"observation": "discretised-gaussian"},
 }
-"""Distributions of whole numbers, of the same whole numbers."""
+"""Distributions of whole numbers, on the same data."""
 
 LEVELS = RUNS / "kinds" / "digit-levels.npy"
 """The digits as they are stored: whole numbers from 0 to 16."""
@@ -123,7 +123,7 @@ PROTOCOLS = {
     "output-bias": {"output_bias": False},
     "seed": {"seed": 1},
 }
-"""The paper's schedule, squeezed, and what other code does otherwise: all of it, and each alone."""
+"""The paper's schedule, squeezed, and the choices of other code, all together and each alone."""
 
 TABLES = {
     "protocols": (
@@ -152,7 +152,7 @@ TABLES = {
         (Measure((1, 5000), examples=1000), Measure(temperatures=200, chains=8, examples=1000)),
     ),
 }
-"""Table -> what all lines share, the lines, and what their models are measured by."""
+"""Table -> shared settings, lines, and measurements of their models."""
 
 
 def main(table: str, *names: str) -> None:
@@ -172,10 +172,10 @@ def main(table: str, *names: str) -> None:
 def train_and_keep(
     tasks: Sequence[Task], runs: Path, results: Path, judge: Callable[[Path], object] | None = None
 ) -> int:
-    """Train and measure runs, and keep what came of those that are done; the exit status.
+    """Train and measure runs, keep the records of those that are done; return the exit status.
 
     Args:
-        judge: what else is to be measured of a run before its records are kept.
+        judge: a further measurement of a run before its records are kept.
     """
     words = []
     try:
@@ -187,13 +187,13 @@ def train_and_keep(
                     judge(runs / outcome.task.name)
                 keep(runs / outcome.task.name, results / outcome.task.name)
     except Stopped as stopped:
-        print(f"{stopped}; the same command goes on from there", file=sys.stderr)
+        print(f"{stopped}; repeat the command to resume", file=sys.stderr)
         return stopped.status
     return int("failed" in words)
 
 
 def keep(run: Path, folder: Path) -> None:
-    """The configuration, the course of training and the records of a run, but not its models."""
+    """Keep the configuration, training metrics and records of a run, but not its models."""
     unfinished = folder.with_name(f".{folder.name}")
     shutil.rmtree(unfinished, ignore_errors=True)
     shutil.copytree(run / "evaluations", unfinished / "evaluations")

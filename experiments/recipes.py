@@ -2,9 +2,9 @@
 
     python experiments/recipes.py [PATTERN ...]
 
-Each trial is one record in `results/recipes/`, with the bound L_500 of 2,000 images of MNIST held
-out of the training data and the seconds of training, and is not done again. Test data have no part
-in it. The fast recipes in `iwae.config.recipes` were chosen by these records.
+Each trial is one record in `results/recipes/`, with the bound L_500 on 2,000 MNIST images held out
+of the training data and the seconds of training; existing records are kept. Test data are not used.
+The fast recipes in `iwae.config.recipes` were chosen by these records.
 """
 
 import json
@@ -31,7 +31,7 @@ from iwae.training.steps import replicate_model, weights  # noqa: E402
 RESULTS = Path(__file__).parents[1] / "results" / "recipes"
 HELD_OUT, K = 2000, 500
 POINTS = (0.25, 0.5, 0.75)
-"""Shares of a trial's epochs after which it is also measured."""
+"""Shares of a trial's epochs after which it is measured too."""
 
 BASE: dict[str, Any] = {
     "dataset": "mnist",
@@ -85,7 +85,7 @@ TRIALS: dict[str, dict[str, Any]] = {
         "stages": "k=5 epochs=12 schedule=constant, epochs=6",
     },
 }
-"""Name -> what it changes in `BASE`."""
+"""Name -> changes to `BASE`."""
 
 
 def bound(job: Job, params: Any) -> np.ndarray:
@@ -95,7 +95,7 @@ def bound(job: Job, params: Any) -> np.ndarray:
 
 
 def trial(name: str) -> dict[str, Any]:
-    """Train one model and measure it on the way."""
+    """Train one model, measuring it along the way."""
     job = make_job(make_config({**BASE, **TRIALS[name]}, name))
     epochs, seconds, points = job.config.epochs, 0.0, []
     looks = {max(1, round(share * epochs)) for share in POINTS}
@@ -122,7 +122,7 @@ def trial(name: str) -> dict[str, Any]:
 
 
 def main(*patterns: str) -> None:
-    """Do what has not been done of the trials that match."""
+    """Run the matching trials that have no record yet."""
     for name in TRIALS:
         path = RESULTS / f"{name}.json"
         if path.exists() or not any(fnmatch(name, pattern) for pattern in patterns or ("*",)):

@@ -1,17 +1,17 @@
-"""Ways of drawing the few particles that a gradient goes through, on trained models.
+"""Schemes for drawing the few particles that a gradient goes through, on trained models.
 
     python experiments/resampling.py
 
-For each number k of particles, S of them and gradient: the variance that the draw adds to the
-gradient, and the seconds of one gradient, by each way of drawing. Every cell (run, gradient, k) of
-`results/benchmarks/resampling.json` that is there already is not done again. Then
-`python -m iwae.report results docs/objectives.md` makes the table.
+For each number of particles k, number drawn S, gradient and scheme: the variance that the draw adds
+to the gradient, and the seconds of one gradient. Existing cells (run, gradient, k) of
+`results/benchmarks/resampling.json` are kept. Then
+`python docs/tools/tables.py` makes the table.
 
-Given the particles, a gradient through a few of them has the one through all for its mean. So the
-added variance is the mean square of their difference, on the same particles, and the variance of
-the full gradient half that of two of the same batch. Both are summed over all parameters. Seconds
-are those of the processor, which other programs on it change less than those of a clock; the
-gradients to be compared take turns.
+Given the particles, a gradient through a few of them has the gradient through all as its mean. The
+added variance is therefore the mean squared difference between the two on the same particles. The
+variance of the full gradient is half the mean squared difference between two of the same batch.
+Both are summed over all parameters. Times are processor seconds, which other programs affect less
+than wall-clock seconds; the gradients that are compared take turns.
 """
 
 import json
@@ -47,14 +47,14 @@ RECORD = RESULTS / "benchmarks" / "resampling.json"
 RUNS = ("mnist-1l-iwae-k5-100epochs", "table1/mnist/1l/vae-k1/seed-0")
 GRADIENTS: dict[str, Estimator] = {"reparam": REPARAM, "dreg": dreg()}
 DRAWS = {50: 48, 5: 160, 500: 12}
-"""k -> draws of each gradient, each of another batch; the usual k first."""
+"""k -> draws of each gradient, each on another batch; the usual k first."""
 COUNTS = (1, 2, 4, 8, 16)
 BATCH = 20
 SEED = 0
 
 
 def in_proportion(shares: Float[Array, " k"], points: Float[Array, " S"]) -> Drawn:
-    """The particles whose parts of the line hold the points of [0, 1), with duplicates."""
+    """The particles whose segments of [0, 1) contain the points, with duplicates."""
     chances = shares / jnp.sum(shares)
     index = jnp.sum(jnp.cumsum(chances)[:, None] <= points[None], axis=0)
     index = jnp.minimum(index, shares.size - 1)
@@ -86,7 +86,7 @@ WAYS: dict[str, Draw] = {
 def program(gradient: str, k: int, count: int | None) -> Any:
     """(model, examples, key, way) -> a gradient of IWAE, through `count` particles or through all.
 
-    The way is a number, so that all ways share a program: only the drawing differs.
+    The scheme is a number, so that all schemes share a program: only the draw differs.
     """
 
     @eqx.filter_jit
@@ -108,14 +108,14 @@ def squared_distance(a: PyTree, b: PyTree) -> Scalar:
 
 
 def timed(run: Any, *arguments: Any) -> tuple[PyTree, float]:
-    """The value of a program, and the processor's seconds."""
+    """The value of a program, and its processor seconds."""
     begin = time.process_time()
     result = jax.block_until_ready(run(*arguments))
     return result, time.process_time() - begin
 
 
 def measured(model: VAE, batches: Array, gradient: str, k: int) -> dict[str, Any]:
-    """The full gradient, and those through a few particles by each way, on the same particles."""
+    """The full gradient, and those through a few by each scheme, on the same particles."""
     cases = [(name, count) for count in COUNTS if count < k for name in WAYS]
     full_run = program(gradient, k, None)
     ways = {name: jnp.asarray(i) for i, name in enumerate(WAYS)}
@@ -160,7 +160,7 @@ def few_row(
     seconds: Sequence[float],
     base: float,
 ) -> dict[str, Any]:
-    """The variance that a way of drawing adds to the full gradient's, and its cost."""
+    """The variance that a scheme adds to that of the full gradient, and its cost."""
     relative, error = ratio_of_means(added, own)
     ratio = float(np.median(seconds)) / base
     return {
@@ -182,7 +182,7 @@ def stderr_of_mean(values: Sequence[float]) -> float:
 
 
 def ratio_of_means(above: Sequence[float], below: Sequence[float]) -> tuple[float, float]:
-    """A ratio of two means of the same draws, and its standard error by the jackknife."""
+    """The ratio of two means over the same draws, and its jackknife standard error."""
     pairs = np.array([above, below], np.float64)
     n = pairs.shape[1]
     without = (pairs.sum(axis=1, keepdims=True) - pairs) / (n - 1)
@@ -193,7 +193,7 @@ def ratio_of_means(above: Sequence[float], below: Sequence[float]) -> tuple[floa
 
 
 def main() -> None:
-    """Measure the cells that the record does not have yet."""
+    """Measure the cells missing from the record."""
     cells = json.loads(RECORD.read_text())["cells"] if RECORD.exists() else []
     done = {(cell["run"], cell["gradient"], cell["k"]) for cell in cells}
     for k, draws in DRAWS.items():

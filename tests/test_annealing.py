@@ -666,7 +666,7 @@ def unwell(**options):
         (unwell(n_leapfrog=0), "n_leapfrog is 0"),
         (unwell(start="middle"), "no start 'middle'; known: posterior, prior"),
         (unwell(start="prior"), r"a method log_prior\(z\)"),
-        (lambda: linear_schedule(1), "1 temperatures; a schedule has at least two"),
+        (lambda: linear_schedule(1), "1 temperatures; a schedule needs at least two"),
         (lambda: sigmoid_schedule(5, delta=0.0), "delta is 0"),
     ],
 )

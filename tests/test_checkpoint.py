@@ -213,7 +213,7 @@ def test_facts_are_kept_beside_the_model(folder):
 def test_facts_that_are_none_are_refused_with_the_model(folder, about):
     description = json.loads((folder / "model.json").read_text())
     (folder / "model.json").write_text(json.dumps({**description, "about": about}))
-    refused(folder, "'about' in model.json is no table of facts")
+    refused(folder, "'about' in model.json is not a table of facts")
 
 
 def test_a_saved_model_is_two_plain_files(folder):

@@ -270,10 +270,10 @@ def test_resume_goes_to_the_run(iwae, monkeypatch):
 # What is wrong
 
 WRONG = [
-    ("nonsense", "no command 'nonsense'; known: train, evaluate"),
-    ("trian", "no command 'trian'; did you mean 'train'?"),
+    ("nonsense", "unknown command 'nonsense'; known: train, evaluate"),
+    ("trian", "unknown command 'trian'; did you mean 'train'?"),
     ("train", "name a folder for the run: --out RUN"),
-    ("train --out {new} --stage 1", "--stage goes with --resume"),
+    ("train --out {new} --stage 1", "--stage needs --resume"),
     ("train nowhere.toml --out {new}", "no experiment file nowhere.toml"),
     ("train {folder} --out {new}", "cannot be read"),
     ("train {binary} --out {new}", "cannot be read"),
@@ -281,7 +281,10 @@ WRONG = [
         "train {run}/config.toml --preset digits/iwae-k20",
         "an experiment file or --preset, not both",
     ),
-    ("train --preset digit/iwae --out {new}", "no preset 'digit/iwae'; near it: digits/iwae-k20"),
+    (
+        "train --preset digit/iwae --out {new}",
+        "unknown preset 'digit/iwae'; nearest: digits/iwae-k20",
+    ),
     ("train --preset", "Missing value for argument '--preset'"),
     ("train --preset table2/vae-to-iwae --out {new}", "--init-from RUN"),
     ("train --kk 5 --out {new}", "--k INT"),
@@ -289,7 +292,7 @@ WRONG = [
     ("train --stages k=2 --out {new}", "--stages: stage 1 needs epochs"),
     ("train --stages kk=2 --epochs 3 --out {new}", "stage 1: unknown key 'kk'"),
     ("train --backward 0 --out {new}", "backward: Input should be greater than or equal to 1"),
-    ("train --objective tvo --k 4 --backward 2 --out {new}", "backward does not go with tvo"),
+    ("train --objective tvo --k 4 --backward 2 --out {new}", "backward does not work with tvo"),
     ("train --k 0 --out {new}", "k: Input should be greater than or equal to 1 (given: 0)"),
     ("train --k -1 --out {new}", "k: Input should be greater than or equal to 1 (given: -1)"),
     ("train --epochs 1.5 --out {new}", "Error parsing --epochs"),
@@ -298,7 +301,7 @@ WRONG = [
     ("train --latent-sizes 2 --out {new}", "so hidden_sizes must have as many lists"),
     (
         "train --latent-sizes 2 --hidden-sizes 8,x --out {new}",
-        "'8,x' is not lists of whole numbers",
+        "'8,x' must be lists of whole numbers",
     ),
     ("train --layers 2 --latent-sizes 2 --hidden-sizes 5 --out {new}", "layers is 2 but"),
     ("train --optimizer sgd --out {new}", "'authors'"),
@@ -324,19 +327,19 @@ WRONG = [
     ("train --dataset digits --keep-optimizer --out {new}", "keep_optimizer needs init_from"),
     ("train --dataset digits --init-from {folder} --out {new}", "no model in"),
     ("train --dataset digits --init-from {run} --out {new}", "init_from: the size of an example"),
-    ("train {run}/config.toml --out {run}", "holds a run already; go on with --resume"),
+    ("train {run}/config.toml --out {run}", "already holds a run; continue it with --resume"),
     ("train {run}/config.toml --out {folder}", "is not empty"),
     ("train {run}/config.toml --out {binary}", "is a file"),
     ("train --resume {folder}", "holds no run: config.toml is missing"),
     ("train --resume {binary}", "holds no run"),
     ("train --resume nowhere", "holds no run"),
-    ("train --resume {run} --k 5", "give no other options"),
-    ("train --resume {run} --out {new}", "give no other options"),
-    ("train --resume {run} --preset digits/iwae-k20", "give no other options"),
-    ("train {run}/config.toml --resume {run}", "give no other options"),
-    ("train --resume {run} --k 1", "give no other options, not --k"),
-    ("train --dataset=mnist --resume {run}", "give no other options, not --dataset=mnist"),
-    ("train --resume {run} --no-keep-optimizer", "give no other options"),
+    ("train --resume {run} --k 5", "takes the configuration from the run"),
+    ("train --resume {run} --out {new}", "leave out --out"),
+    ("train --resume {run} --preset digits/iwae-k20", "leave out --preset"),
+    ("train {run}/config.toml --resume {run}", "from the run: leave out"),
+    ("train --resume {run} --k 1", "from the run: leave out --k"),
+    ("train --dataset=mnist --resume {run}", "leave out --dataset=mnist"),
+    ("train --resume {run} --no-keep-optimizer", "leave out --no-keep-optimizer"),
     ("train --resume {run} --quiet --verbose", "--quiet and --verbose contradict each other"),
     ("train --resume {run} --stage 8", "no stage 8"),
     ("train --resume {run} --stage x", "Error parsing --stage"),
@@ -360,7 +363,7 @@ WRONG = [
     ("figures", "required"),
     ("figures {folder}", "holds no run"),
     ("figures {unvalidated} --weights best", "has no best weights"),
-    ("presets zzz*", "no preset 'zzz*'"),
+    ("presets zzz*", "unknown preset 'zzz*'"),
     ("data", "required"),
     ("data remove mnist", "'list', 'fetch', 'verify'"),
     ("data list mnist", "takes no name"),
@@ -597,14 +600,17 @@ def test_without_a_terminal_there_are_no_control_characters(iwae, experiment, tm
     [
         (
             "--temperatures 50",
-            "--temperatures does not go with --method is; it goes with ais, bdmc",
+            "--temperatures does not apply to --method is; it applies to ais, bdmc",
         ),
-        ("--method ais --k 5", "--k does not go with --method ais; it goes with is, bdmc"),
-        ("--method bdmc --split train", "--split does not go with --method bdmc"),
+        ("--method ais --k 5", "--k does not apply to --method ais; it applies to is, bdmc"),
+        ("--method bdmc --split train", "--split does not apply to --method bdmc"),
         ("--method bdmc --k 5 6", "--method bdmc takes one --k"),
-        ("--method rate-distortion --start prior", "--start does not go with"),
-        ("--method ais --schedule cubic", "no schedule 'cubic': it is sigmoid, linear, or a file"),
-        ("--method ais --schedule WORDS", "is no list of numbers"),
+        ("--method rate-distortion --start prior", "--start does not apply to"),
+        (
+            "--method ais --schedule cubic",
+            "unknown schedule 'cubic': give sigmoid, linear, or a file",
+        ),
+        ("--method ais --schedule WORDS", "is not a list of numbers"),
         ("--method ais --schedule NUMBERS", "temperatures is 3; a tenth of them"),
     ],
 )
@@ -694,7 +700,7 @@ def test_an_evaluation_that_is_stopped_says_that_it_goes_on(
     monkeypatch.setattr("iwae.results.importance.evaluate_run", stopped)
     status, out, err = iwae("evaluate", annealed)
     assert (status, out) == (expected, "")
-    assert err == f"stopped by {number.name}; the same command goes on from there\n"
+    assert err == f"stopped by {number.name}; repeat the command to resume\n"
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
     assert signal.getsignal(signal.SIGINT) is ctrl_c
 
@@ -712,18 +718,21 @@ def test_objectives_are_listed_with_what_goes_with_them(iwae):
     assert "gradients reparam, stl, dreg, gdreg; options --k --beta\n" in out
     assert "\nmiwae" not in out
     status, _, err = iwae("objectives", "zzz")
-    assert (status, err) == (2, "iwae: no objective matches 'zzz'; all: `iwae objectives`\n")
+    assert (status, err) == (
+        2,
+        "iwae: no objective matches 'zzz'; list all with `iwae objectives`\n",
+    )
 
 
 def test_what_does_not_go_together_is_refused_before_anything_is_written(iwae, tmp_path):
     words = "--dataset", small.pictures(), "--out", tmp_path / "run"
     for options, reason in {
-        ("--objective", "rws", "--gradient", "dreg"): "it goes with iwae, miwae",
-        ("--objective", "miwae"): "miwae needs m: give it, e.g. m = 8",
-        ("--objective", "iwae", "--beta", "0.5"): "beta does not go with iwae",
+        ("--objective", "rws", "--gradient", "dreg"): "use it with iwae, miwae",
+        ("--objective", "miwae"): "miwae needs m, e.g. m = 8",
+        ("--objective", "iwae", "--beta", "0.5"): "beta does not apply to iwae",
         ("--objective", "ciwae", "--beta", "much"): "beta",
         ("--objective", "aiwae", "--encoder-objective", "elbo-analytic", "--layers", 2): "closed",
-        ("--kl-warmup", 9, "--epochs", 3): "kl_warmup is 9, but epochs is 3: give less",
+        ("--kl-warmup", 9, "--epochs", 3): "kl_warmup is 9, but epochs is 3: reduce it",
     }.items():
         status, out, err = iwae("train", *words, *options)
         assert (status, out) == (2, "")
@@ -784,9 +793,9 @@ def test_gradients_of_another_objective_take_its_options(iwae, tmp_path):
     names = [row["gradient"] for row in json.loads(out)["rows"]]
     assert names == ["reparam", "stl", "dreg", "gdreg"]  # all that go with it
     for options, reason in {
-        ("--objective", "miwae"): "miwae needs m: give it",
-        ("--gradients", "dreg-alpha"): "iwae needs alpha: give it",
-        ("--objective", "elbo", "--gradients", "dreg"): "it goes with iwae, miwae",
+        ("--objective", "miwae"): "miwae needs m, e.g. m = 8",
+        ("--gradients", "dreg-alpha"): "iwae needs alpha, e.g.",
+        ("--objective", "elbo", "--gradients", "dreg"): "use it with iwae, miwae",
         ("--objective", "rws", "--gradients", "score", "--k", 1): "needs k of at least 2",
         ("--k",): "name at least one k",
     }.items():
@@ -838,7 +847,7 @@ def test_a_cell_is_reproduced_on_a_shortened_schedule(iwae, tmp_path):
 
 def test_a_folder_without_runs_says_so(iwae, tmp_path):
     status, told, _ = iwae("reproduce", "status", "--out", str(tmp_path))
-    assert (status, told) == (0, f"nothing has begun in {tmp_path}\n")
+    assert (status, told) == (0, f"no run has started in {tmp_path}\n")
 
 
 @pytest.mark.parametrize("action", ["list", "table"])
@@ -919,16 +928,16 @@ def test_a_task_that_fails_is_told_and_makes_the_status_1(iwae, tmp_path, monkey
     ("words", "message"),
     [
         (["reproduce", "run"], "name the cells"),
-        (["reproduce", "run", "tabel1"], "near it"),
+        (["reproduce", "run", "tabel1"], "nearest: "),
         (["reproduce", "run", "camel", "--seeds", "0"], "at least 1"),
         (["reproduce", "run", "camel", "--epochs-scale", "2"], r"\(0, 1\]"),
-        (["reproduce", "run", "camel", "--budget", "soon"], "no time 'soon'"),
+        (["reproduce", "run", "camel", "--budget", "soon"], "'soon' is not a time"),
         (["reproduce", "run", "camel", "--address", "auto"], "--engine ray"),
         (["reproduce", "run", "camel", "--workers", "0"], "choose 1 to"),
         (["reproduce", "run", "camel", "--workers", "2", "--engine", "ray"], "--engine here"),
         (["sweep", "none.toml", "--out", "x"], "no experiment file"),
         (["reproduce", "run", "camel", "--out", "file"], "file is a file"),
-        (["reproduce", "run", "camel", "--out", "file/x"], "cannot be made.*another --out"),
+        (["reproduce", "run", "camel", "--out", "file/x"], "cannot be created.*another --out"),
     ],
 )
 def test_wrong_words_to_the_queue(iwae, tmp_path, monkeypatch, words, message):

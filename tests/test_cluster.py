@@ -80,7 +80,7 @@ outcomes = work(out, tasks)
 
 TELL = """
 for outcome in outcomes:
-    print(outcome.task.name, outcome.word, outcome.reason, flush=True)
+    print(outcome.task.name, outcome.status, outcome.reason, flush=True)
 """
 
 
@@ -229,7 +229,7 @@ def test_a_worker_that_was_given_up_and_comes_back_brings_nothing(tmp_path, a_pl
     assert left["outcome"] == ("done", "")
     assert len(left["numbers"]) > 2
     assert numbers(tmp_path / "home") == left["numbers"]
-    assert state_of(tmp_path / "home", task).word == "done"
+    assert state_of(tmp_path / "home", task).status == "done"
 
 
 class Immediate:
@@ -252,19 +252,19 @@ def test_what_another_queue_is_at_work_on_is_left_to_it(tmp_path, monkeypatch):
     monkeypatch.setattr(cluster, "_connect", lambda *_: Immediate())
     monkeypatch.setattr(cluster, "_home", lambda *_: "home")
     monkeypatch.setattr(
-        cluster, "_on_worker", lambda _, task: (state_of(tmp_path, task).word, task.name)
+        cluster, "_on_worker", lambda _, task: (state_of(tmp_path, task).status, task.name)
     )
     tasks = [Task(name, small.config()) for name in ("a", "b")]
     tasks.append(Task("c", small.config(init_from=tmp_path / "a"), needs="a"))
     with held(tmp_path, tasks[0]):
         found = list(work_on_ray(tmp_path, tasks, scratch=tmp_path / "scratch"))
-    assert [(one.task.name, one.word) for one in found] == [
+    assert [(one.task.name, one.status) for one in found] == [
         ("a", "in use"),
         ("b", "in use"),
         ("c", "waiting"),
     ]
     assert (found[0].reason, found[1].reason) == ("a is in use by another process", "b")
-    assert state_of(tmp_path, tasks[1]).word == "waiting"  # it has let go of it
+    assert state_of(tmp_path, tasks[1]).status == "waiting"  # it has let go of it
     with pytest.raises(UserError, match="leave scratch out"):
         next(work_on_ray(tmp_path, tasks, scratch=tmp_path))
 

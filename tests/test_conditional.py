@@ -243,7 +243,7 @@ def test_active_units_are_counted_given_the_labels():
     found = active_units(model, both, jax.random.key(0)).variances[0]
     means = [model.posterior(jnp.asarray(row)).first.mean for row in both]
     np.testing.assert_allclose(found, np.var(means, axis=0), rtol=1e-3)
-    with pytest.raises(UserError, match="has no layers to look into"):
+    with pytest.raises(UserError, match="has no stochastic layers to examine"):
         prune(model, [np.array([True, False])])
 
 
@@ -257,14 +257,14 @@ def test_mistakes_are_user_errors():
         decoder=eqx.nn.Linear(2, D, key=jax.random.key(0)),
         key=jax.random.key(1),
     )
-    with pytest.raises(UserError, match="has no place for a label"):
+    with pytest.raises(UserError, match="has no layer for a label"):
         ConditionalVAE(own, 2)
     with pytest.raises(UserError, match="there are 2 examples, but 3 labels"):
         with_labels(np.zeros((2, D)), np.zeros(3, int), C)
-    with pytest.raises(UserError, match="labels are whole numbers from 0 to 2"):
+    with pytest.raises(UserError, match="labels must be whole numbers from 0 to 2"):
         with_labels(np.zeros((1, D)), np.array([3]), C)
     rows = np.zeros((2, D), np.float32)
-    with pytest.raises(UserError, match="a VAE knows no labels"):
+    with pytest.raises(UserError, match="a VAE is not conditional"):
         class_log_likelihoods(vae(), rows, jax.random.key(0), k=2)
     with pytest.raises(UserError, match=r"give \[n, 4\] without labels"):
         class_log_likelihoods(make(), np.zeros((2, D + C)), jax.random.key(0), k=2)

@@ -217,7 +217,9 @@ def test_changes_go_through_the_same_checks():
 
 
 def test_an_unknown_preset_names_those_near_it():
-    with pytest.raises(UserError, match="no preset 'table1/mnist/1l/iwae'; near it: table1/mnist"):
+    with pytest.raises(
+        UserError, match="unknown preset 'table1/mnist/1l/iwae'; nearest: table1/mnist"
+    ):
         preset("table1/mnist/1l/iwae")
 
 

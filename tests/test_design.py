@@ -8,7 +8,7 @@ import iwae
 
 ORDER = """
     typing errors files data models inference objectives evaluation training config runs results
-    experiments report reports cli sklearn testing
+    experiments reports cli sklearn testing
 """.split()  # noqa: SIM905
 
 

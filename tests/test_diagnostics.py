@@ -129,7 +129,7 @@ def test_only_an_ordering_broken_beyond_chance_is_reported():
     broken = ordering_violations(bounds | {"AIS": shared - 1})
     assert len(broken) == 2
     assert broken[0].startswith("AIS is 0.9")
-    assert "below L_50, and should be above it: the annealing is too short" in broken[0]
+    assert "below L_50, but should be above it: the annealing is too short" in broken[0]
     (broken,) = ordering_violations({"L_1": shared, "L_50": shared - 1 + values(0, 0.1, 1)})
     assert "above it: something is broken" in broken
 

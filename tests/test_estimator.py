@@ -500,7 +500,7 @@ def test_what_would_silently_become_other_numbers_is_refused():
     days = pd.DataFrame({name: pd.date_range("2020-01-01", periods=64) for name in "abc"})
     masked = np.ma.masked_array(rows(), rows() > 12)
     for bad, words in (
-        (days, "X holds dates or times, which are no numbers"),
+        (days, "X holds dates or times, not numbers"),
         (days.assign(a=1.0), "X holds dates or times"),
         (days.to_numpy(), "X holds dates or times"),
         (days - days.iloc[0], "X holds dates or times"),
@@ -634,7 +634,7 @@ def test_a_row_or_column_without_a_value_is_refused_wherever_it_is(missing, plac
     name=st.sampled_from(["n_components", "k", "max_iter", "n_iter_no_change", "score_k"]),
 )
 def test_counts_that_are_none_are_refused(count, name):
-    with pytest.raises(ValueError, match=f"{name} == .*, must be a whole number from 1 on"):
+    with pytest.raises(ValueError, match=f"{name} == .*, must be a whole number of at least 1"):
         small(**{name: count}).fit(rows()) if name != "n_components" else small(count).fit(rows())
 
 

@@ -290,7 +290,7 @@ def test_units_of_other_models_are_a_user_error():
         lambda model: prune(model, [np.ones(2, bool)]),
         lambda model: layer_terms(1)(model, jnp.asarray(EXAMPLES[0]), jax.random.key(0)),
     ):
-        with pytest.raises(UserError, match=r"LinearGaussian has no layers.*iwae\.VAE"):
+        with pytest.raises(UserError, match=r"LinearGaussian has no stochastic layers.*iwae\.VAE"):
             use(LinearGaussian.random())
 
 

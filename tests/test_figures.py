@@ -704,7 +704,7 @@ def bounds(budget: list, mean: list, stderr: list, **upper: tuple[float, float])
         (lambda: figures.log_variance_histogram([np.array([-1.0])]), "not be negative"),
         (lambda: figures.log_variance_histogram([np.array([np.nan])]), r"variances\[0\] has 1"),
         (lambda: figures.log_variance_histogram([np.ones(2)], 0.0), "0 < floor < threshold"),
-        (lambda: figures.density_1d(GRID[::-1], {"a": DENSITY}), "grid must rise"),
+        (lambda: figures.density_1d(GRID[::-1], {"a": DENSITY}), "grid must increase"),
         (lambda: figures.density_1d(GRID, {}), "no densities"),
         (lambda: figures.density_1d(GRID, {"a": DENSITY[:3]}), "grid and density 'a' must have"),
         (lambda: figures.density_1d(GRID, {"a": -DENSITY}), "not their logs"),
@@ -722,7 +722,7 @@ def bounds(budget: list, mean: list, stderr: list, **upper: tuple[float, float])
         (lambda: bounds([1], [1.0], [1.0], b=(1.0, -1.0)), "error of 'b' must not be negative"),
         (lambda: figures.rate_distortion_curve(BETAS, *np.ones((2, 9))), r"axes \[n, t\]"),
         (lambda: figures.rate_distortion_curve(BETAS[:3], *CURVES), "3 betas, but rates at 9"),
-        (lambda: figures.rate_distortion_curve(BETAS[::-1], *CURVES), "betas must rise"),
+        (lambda: figures.rate_distortion_curve(BETAS[::-1], *CURVES), "betas must increase"),
         (lambda: figures.rate_distortion_curve(BETAS[:1], *np.ones((2, 4, 1))), "two or more"),
         (
             lambda: figures.rate_distortion_curve(BETAS, CURVES[0], CURVES[1][:2]),
@@ -736,7 +736,7 @@ def bounds(budget: list, mean: list, stderr: list, **upper: tuple[float, float])
         ),
         (
             lambda: figures.posterior_panels([ON_LINE, changed_grid(axes=2 * (GRID[::-1],))]),
-            "the grid of posterior 1 must rise",
+            "the grid of posterior 1 must increase",
         ),
         (
             lambda: figures.posterior_panels([changed_grid(log_q=ON_PLANE.log_q.T)]),

@@ -321,9 +321,9 @@ def test_mistakes_are_user_errors():
         with pytest.raises(UserError, match=message) as raised:
             information(model, examples, KEY, **options)
         assert "\n" not in str(raised.value)
-    with pytest.raises(UserError, match="does not say what its prior is"):
+    with pytest.raises(UserError, match="does not define its prior"):
         information(LinearGaussian.random(), xs, KEY)
-    with pytest.raises(UserError, match=r"0\.5.*grey levels have to be binarised first"):
+    with pytest.raises(UserError, match=r"0\.5.*binarise grey levels first"):
         information(VAE(3, (2,), ((4,),), key=KEY), 0.5 * xs, KEY)
 
 

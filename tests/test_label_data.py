@@ -79,9 +79,9 @@ def test_labels_of_a_users_file(tmp_path):
     with pytest.raises(UserError, match="a whole number or a word for each of the 20 examples"):
         load_dataset(tmp_path / "three.npz", labels=True)
     np.savetxt(tmp_path / "four.csv", rows, delimiter=",")
-    with pytest.raises(UserError, match="holds no labels"):
+    with pytest.raises(UserError, match="name the column of its labels with --label"):
         load_dataset(tmp_path / "four.csv", labels=True)
-    with pytest.raises(UserError, match="circle has no labels; these have: "):
+    with pytest.raises(UserError, match="circle has no labels: use "):
         load_dataset("circle", labels=True)
 
 
@@ -121,8 +121,8 @@ def test_alphabets_are_read_and_checked():
     two = ones["train"].copy()
     two[5, 1] = 1
     for content, words in (
-        (mat(target=two, testtarget=ones["test"]), "'target' has not a single one for each"),
-        (mat(target=0 * two, testtarget=ones["test"]), "'target' has not a single one for each"),
+        (mat(target=two, testtarget=ones["test"]), "'target' is not one-hot for each"),
+        (mat(target=0 * two, testtarget=ones["test"]), "'target' is not one-hot for each"),
         (mat(target=ones["train"][:, :3], testtarget=ones["test"]), "'target' is 50 x 3, not 50 x"),
         (mat(target=ones["train"]), "'testtarget' is missing, not 50 x 2"),
         (b"none", "not a MATLAB 5 file"),
@@ -257,15 +257,15 @@ def test_a_table_with_labels_is_trained_and_classified(tmp_path):
     [
         (alternating("a", "b"), "sort", True, "no column 'sort'; it has 'height', 'kind', 'count'"),
         (alternating("a", "b"), "2", True, "no column '2'; it has 'height'"),
-        (alternating("a", "b"), "kind", False, "the number of its column, from 1 to 3, not 'kind'"),
+        (alternating("a", "b"), "kind", False, "number of the column of labels, from 1 to 3"),
         (alternating("a", "b"), "4", False, "from 1 to 3, not '4'"),
         (alternating("a", "b"), "0", False, "from 1 to 3, not '0'"),
         (["a"] * 4 + [" "] + ["b"] * 25, "kind", True, r"line 6 has no label \(column 'kind'\)"),
         (["a"] * 4 + ["NaN"] + ["b"] * 25, "2", False, "line 5 has no label"),
         ([f"id{i}" for i in range(N)], "kind", True, "a different value in every line"),
         (list(map(str, range(N))), "kind", True, "a different value in every line"),
-        (alternating("1", "0.5"), "kind", True, "holds 0.5, and labels are words or whole numbers"),
-        (alternating("a", "b"), "height", True, "labels are words or whole numbers"),
+        (alternating("1", "0.5"), "kind", True, "holds 0.5, but labels must be words or whole"),
+        (alternating("a", "b"), "height", True, "labels must be words or whole numbers"),
     ],
 )
 def test_columns_that_are_no_labels_are_refused(labels, column, header, words, tmp_path):
@@ -279,7 +279,7 @@ def test_a_label_without_a_training_example_is_refused(tmp_path):
     train, test, _ = own_split(N)
     labels = ["a" if i in train else "b" for i in range(N)]
     write(tmp_path / "table.csv", labels)
-    with pytest.raises(UserError, match="the label 'b' has no training example, once test and"):
+    with pytest.raises(UserError, match="the label 'b' has no training example once test and"):
         load_dataset(tmp_path / "table.csv", labels="kind")
     labels = alternating("a", "b")
     labels[train[0]] = "c"
@@ -307,17 +307,17 @@ def test_names_of_columns_may_not_repeat_and_faults_keep_their_place(tmp_path):
     with pytest.raises(UserError, match="line 5, column 3: 'many' is not a number"):
         load_dataset(path, labels="kind")
     path.write_text("\n".join([*lines[:4], "1.0", *lines[5:]]))
-    with pytest.raises(UserError, match="line 5 has 1 columns, the lines above 3"):
+    with pytest.raises(UserError, match="line 5 has 1 columns, but the lines above have 3"):
         load_dataset(path, labels="kind")
     path.write_text("kind\na\nb\na\nb\n")
-    with pytest.raises(UserError, match="has no column but that of its labels"):
+    with pytest.raises(UserError, match="has only the column of its labels"):
         load_dataset(path, labels="kind")
 
 
 def test_a_column_is_for_tables_alone(tmp_path):
     np.savez(tmp_path / "rows.npz", data=np.ones((4, 2)), labels=np.arange(4) % 2)
     for name in (tmp_path / "rows.npz", "digits"):
-        with pytest.raises(UserError, match=r"label 'kind' is a column of a \.csv file"):
+        with pytest.raises(UserError, match=r"label 'kind' names a column of a \.csv"):
             load_dataset(name, labels="kind")
     with pytest.raises(UserError, match="label needs conditional"):
         make_config({"label": "kind"}, "here")

@@ -25,7 +25,6 @@ from iwae.evaluation.classes import auroc, label_log_probabilities
 from iwae.inference.particles import particle_keys
 from iwae.models.conditional import ConditionalVAE
 from iwae.models.vae import VAE
-from iwae.report.experiments import labels_table
 from iwae.reports import figures
 from iwae.reports.export import export_run
 from iwae.reports.gallery import draw_run, layout_of, samples_figure
@@ -37,6 +36,7 @@ from iwae.results.information import information_run
 from iwae.results.simulated import bdmc_run
 from iwae.runs.models import read_about, save_model
 from iwae.runs.setup import make_job, model_folder
+from result_tables.experiments import labels_table
 from test_conditional import noisy, two_halves
 from test_sharing import FakeHub, card_of, front, refused
 
@@ -150,8 +150,8 @@ def test_a_conditional_model_goes_to_the_hub_and_comes_back(
         ),
         ("tops", lambda a: a[:1], r"tops is float32\(1, 2, 2\) there"),
         ("frequencies", lambda a: a[:1], r"frequencies is float32\(1,\) there"),
-        ("frequencies", lambda a: 2 * a, "shares that add up to 1; these begin at 0.5 and add up"),
-        ("frequencies", lambda a: a - 0.5, "shares that add up to 1; these begin at -0.25"),
+        ("frequencies", lambda a: 2 * a, "shares that add up to 1; the smallest of these is 0.5"),
+        ("frequencies", lambda a: a - 0.5, "add up to 1; the smallest of these is -0.25"),
         ("frequencies", lambda a: a * np.nan, "frequencies has numbers that are not finite"),
         ("tops", lambda _: None, r"tops is in only one of them"),
     ],
@@ -165,7 +165,7 @@ def test_arrays_of_labels_that_do_not_fit_are_refused(copy, name, change, words)
 
 @pytest.mark.parametrize(
     ("names", "words"),
-    [(["a"], "other names"), (["a", "a"], "other names"), (3, "other names"), ([1, 2], "names")],
+    [(["a"], "names of"), (["a", "a"], "names of"), (3, "names of"), ([1, 2], "names")],
 )
 def test_names_of_other_labels_are_refused(copy, names, words):
     description = json.loads((copy / "model.json").read_text())

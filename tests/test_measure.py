@@ -288,7 +288,9 @@ def test_data_of_another_width_are_refused(tmp_path):
     )
     nine = small.grey().reshape(400, 16)[:, :9]
     np.savez(tmp_path / "own.npz", train=nine, test=nine)
-    with pytest.raises(UserError, match=r"examples of own\.npz have 9 values, .* trained on 16"):
+    with pytest.raises(
+        UserError, match=r"examples of own\.npz have 9 values, .* trained on have 16"
+    ):
         evaluate_run(run)
 
 

@@ -276,7 +276,7 @@ def test_iwae_of_the_same_particles_is_shown_beside_the_bound(words):
     log_w = jax.vmap(lambda z: model.log_joint(BITS, z) - q.log_prob(z))(z)
     expected = float(iwae(log_w))
     assert info["iwae"] == pytest.approx(expected, rel=1e-5)
-    assert "iwae" in made.shown
+    assert "iwae" in made.metrics
     assert abs(expected - elbo(log_w)) > 0.1  # another bound, or the one climbed, would be seen
     assert (abs(expected - value) > 0.02) == (words not in ("rws", "iwae gdreg"))
 
@@ -520,34 +520,34 @@ def test_penalties_need_to_know_the_layers():
     [
         ({"objective": "iwea"}, "did you mean iwae"),
         ({"objective": "iwae", "gradient": "drag"}, "no gradient 'drag'; did you mean dreg"),
-        ({"objective": "rws", "gradient": "dreg"}, "does not go with rws: it needs a smooth bound"),
-        ({"objective": "elbo", "gradient": "dreg"}, "of the elbo it is stl; it goes with iwae"),
-        ({"objective": "elbo", "gradient": "dreg"}, "and elbo with reparam, stl, gdreg"),
+        ({"objective": "rws", "gradient": "dreg"}, "not work with rws: it needs a smooth bound"),
+        ({"objective": "elbo", "gradient": "dreg"}, "for the elbo it is stl; use it with iwae"),
+        ({"objective": "elbo", "gradient": "dreg"}, "or elbo with reparam, stl, gdreg"),
         ({"objective": "vr-max", "gradient": "gdreg"}, "needs one smooth bound"),
-        ({"objective": "iwae", "gradient": "rws-dreg"}, "only wake-sleep climbs"),
-        ({"objective": "iwae", "m": 3}, "m does not go with iwae; it goes with miwae, piwae"),
-        ({"objective": "miwae"}, "miwae needs m: give it, e.g. m = 8"),
+        ({"objective": "iwae", "gradient": "rws-dreg"}, "which only rws uses"),
+        ({"objective": "iwae", "m": 3}, "m does not apply to iwae; it applies to miwae, piwae"),
+        ({"objective": "miwae"}, "miwae needs m, e.g. m = 8"),
         ({"objective": "ciwae"}, "ciwae needs beta"),
         ({"objective": "vr-iwae"}, "vr-iwae needs alpha"),
         ({"objective": "iwae", "gradient": "dreg-alpha"}, "needs alpha"),
         ({"objective": "iwae", "alpha": 0.1}, "vr-iwae, the gradient dreg-alpha"),
-        ({"objective": "vr-iwae", "alpha": 1.5}, "alpha is 1.5; it lies between 0 and 1"),
-        ({"objective": "ciwae", "beta": -0.1}, "beta is -0.1; it lies between 0 and 1"),
-        ({"objective": "aiwae", "temperatures": 1}, "aiwae has at least 2"),
-        ({"objective": "aiwae", "chunk": 5}, "chunk does not go with aiwae"),
+        ({"objective": "vr-iwae", "alpha": 1.5}, "alpha is 1.5; it must lie between 0 and 1"),
+        ({"objective": "ciwae", "beta": -0.1}, "beta is -0.1; it must lie between 0 and 1"),
+        ({"objective": "aiwae", "temperatures": 1}, "aiwae needs at least 2"),
+        ({"objective": "aiwae", "chunk": 5}, "chunk does not apply to aiwae"),
         (
             {"objective": "iwae", "gradient": "dreg", "free_bits": 0.1},
-            "free_bits does not go with iwae",
+            "free_bits does not work with iwae",
         ),
         ({"objective": "iwae", "gradient": "gdreg", "free_bits": 0.1}, "gradients reparam, stl"),
-        ({"objective": "rws", "k": 3, "kl_warmup_steps": 1}, "and rws climbs none"),
+        ({"objective": "rws", "k": 3, "kl_warmup_steps": 1}, "but rws maximises none"),
         ({"objective": "rws"}, "rws with the gradient score needs k of at least 2"),
         ({"objective": "tvo", "gradient": "score"}, "needs k of at least 2"),
-        ({"objective": "rws", "phase": "sleep", "gradient": "rws-dreg"}, "is of the wake phase"),
+        ({"objective": "rws", "phase": "sleep", "gradient": "rws-dreg"}, "belongs to the wake"),
         ({"objective": "tvo", "gradient": "dreg", "beta_schedule": "moments"}, "linear or log"),
-        ({"objective": "tvo", "beta_schedule": "cubic"}, "it is one of linear, log, moments"),
-        ({"objective": "rws", "k": 2, "phase": "wakeful"}, "it is one of wake, sleep, both"),
-        ({"objective": "ciwae", "beta": "leared"}, 'it is a number, or "learned"'),
+        ({"objective": "tvo", "beta_schedule": "cubic"}, "it must be one of linear, log, moments"),
+        ({"objective": "rws", "k": 2, "phase": "wakeful"}, "it must be one of wake, sleep, both"),
+        ({"objective": "ciwae", "beta": "leared"}, 'it must be a number or "learned"'),
         ({"objective": "iwae", "free_bits": float("nan")}, "free_bits is nan"),
         ({"objective": "iwae", "k": 0}, "k is 0"),
     ],

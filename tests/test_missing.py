@@ -445,9 +445,9 @@ def test_the_test_model_keeps_the_contract():
 @pytest.mark.parametrize(
     ("kind", "missing", "words"),
     [
-        ("gaussian", "often", "no way of missing values 'often'; known: at-random, not-at-random"),
-        ("bernoulli", "not-at-random", "not-at-random have to be gaussian, not bernoulli"),
-        (make_kind("table", columns=("poisson",) * 5), "not-at-random", "have to be gaussian"),
+        ("gaussian", "often", "no mechanism 'often' of missing values; known: at-random, not"),
+        ("bernoulli", "not-at-random", "not-at-random must be gaussian, not bernoulli"),
+        (make_kind("table", columns=("poisson",) * 5), "not-at-random", "must be gaussian"),
     ],
 )
 def test_mistakes_are_user_errors(kind, missing, words):
@@ -456,7 +456,7 @@ def test_mistakes_are_user_errors(kind, missing, words):
 
 
 def test_values_have_to_be_independent_given_z():
-    with pytest.raises(UserError, match=r"a MultivariateNormal does not say: end it with"):
+    with pytest.raises(UserError, match=r"a MultivariateNormal does not declare: end it with"):
         Incomplete(dist.MultivariateNormal(jnp.zeros(2), jnp.eye(2)))
 
 

@@ -170,12 +170,12 @@ def spoiled(value, dtype=np.float64):
 @pytest.mark.parametrize(
     ("array", "reason"),
     [
-        (REAL[:1], "has one example; at least two"),
+        (REAL[:1], "has one example: give at least two"),
         (REAL[:0], "holds no numbers"),
         (REAL[:, :0], "holds no numbers"),
         (REAL[:, 0], "reshape to [n, 1]"),
         (np.float64(3.0), "has shape ()"),
-        (np.array([["a", "b"]] * 3), "has dtype <U1; examples are numbers"),
+        (np.array([["a", "b"]] * 3), "has dtype <U1: examples must be real numbers"),
         (REAL + 0j, "has dtype complex128"),
         (np.zeros(3, [("a", "f4")]), "has dtype"),
         (REAL.astype("M8[s]"), "has dtype"),
@@ -199,10 +199,10 @@ def test_pickles_are_never_opened(tmp_path):
 
     path = tmp_path / "mine.npy"
     np.save(path, np.array([Bomb(), Bomb()], dtype=object), allow_pickle=True)
-    with pytest.raises(UserError, match="other things than arrays of numbers"):
+    with pytest.raises(UserError, match="does not hold arrays of numbers"):
         load_dataset(path)
     np.savez(tmp_path / "mine.npz", np.array([Bomb(), Bomb()], dtype=object))
-    with pytest.raises(UserError, match="other things than arrays of numbers"):
+    with pytest.raises(UserError, match="does not hold arrays of numbers"):
         load_dataset(tmp_path / "mine.npz")
     assert not (tmp_path / "boom").exists()
 
@@ -211,7 +211,7 @@ def test_members_that_are_no_arrays(save):
     path = save(train=REAL, test=REAL)
     with zipfile.ZipFile(path, "a") as archive:
         archive.writestr("notes.txt", "where these are from")
-    with pytest.raises(UserError, match=r"mine\.npz holds 'notes\.txt', which is no array"):
+    with pytest.raises(UserError, match=r"mine\.npz holds 'notes\.txt', which is not an array"):
         load_dataset(path)
 
 
@@ -228,7 +228,7 @@ def test_an_archive_that_unpacks_to_more_than_it_may(save, monkeypatch):
     path = save(train=np.zeros((100, 1000)), test=np.ones((2, 1000)))
     assert load_dataset(path).shape == (1000,)
     monkeypatch.setattr(own, "MOST_UNPACKED", 800_000)
-    with pytest.raises(UserError, match=r"has [\d,]+ bytes and unpacks to 816,\d+: it is not read"):
+    with pytest.raises(UserError, match=r"has [\d,]+ bytes but unpacks to 816,\d+, so it is not"):
         load_dataset(path)
     np.savez(path, train=np.zeros((100, 1000)), test=np.ones((2, 1000)))  # nothing to unpack
     assert load_dataset(path).shape == (1000,)
@@ -342,7 +342,7 @@ def test_csv_of_one_column_and_of_bits(tmp_path):
         ("1,2\n3,x\n5,6\n", "line 2, column 2: 'x' is not a number"),
         ("a,b\n1,2\n3,\n", "line 3, column 2: '' is not a number"),
         ("a,2\n1,2\n", "line 1, column 1: 'a' is not a number"),
-        ("1,2\n\n3,4,5\n", "line 3 has 3 columns, the lines above 2"),
+        ("1,2\n\n3,4,5\n", "line 3 has 3 columns, but the lines above have 2"),
         ("1,2\n3\n", "line 2 has 1 columns"),
         ("1;2\n3;4\n", "holds no lines|is not a number"),
         ("1,2\n# 3,4\n5,6\n", "line 2, column 1: '# 3' is not a number"),
@@ -351,7 +351,7 @@ def test_csv_of_one_column_and_of_bits(tmp_path):
         ("1,2\n3,nan\n5,6\n", r"is nan at \[1, 1\] \(row 2 of numbers, column 2\)"),
         ("1,2\n3,inf\n5,6\n", r"is inf at \[1, 1\]"),
         ("1,2\n", "has one example"),
-        ("1\n\n3\n4\n", "line 2, column 1: '' is not a number; if it is missing, say so"),
+        ("1\n\n3\n4\n", "line 2, column 1: '' is not a number; if it is a missing value"),
         ("x\n\n3\n4\n", "line 2, column 1: '' is not a number"),
         ("1_000\n900\n800\n", "line 1, column 1: '1_000' is not a number; write numbers like"),
         ("900\n1_000\n800\n", "line 2, column 1: '1_000' is not a number; write numbers like"),
@@ -366,10 +366,10 @@ def test_csv_of_one_column_and_of_bits(tmp_path):
         ("1,5;2,5\n3,5;4,5\n", "column 2: '5;2' is not a number; separate cells by commas"),
         ("1;2\n3;4\n", "'3;4' is not a number; separate cells by commas"),
         ("1\t2\n3\t4\n", r"'1\\t2' is not a number; separate cells by commas"),
-        ("NA,NA\n1,2\n3,4\n", "line 1, column 1: 'NA' is not a number; if it is missing"),
-        ("0,1,2\n5,6,7\n8,9,9\n", "line 1 counts from 0 on: if it numbers the columns"),
-        (",0,1,2\n0,5,6,7\n1,8,9,9\n", "line 1 counts from 0 on"),
-        ("1,2\n3,\x004\n", "not text in UTF-8 .it holds zero bytes.: save it as UTF-8"),
+        ("NA,NA\n1,2\n3,4\n", "line 1, column 1: 'NA' is not a number; if it is a missing value"),
+        ("0,1,2\n5,6,7\n8,9,9\n", "line 1 counts up from 0: if it numbers the columns"),
+        (",0,1,2\n0,5,6,7\n1,8,9,9\n", "line 1 counts up from 0"),
+        ("1,2\n3,\x004\n", "not UTF-8 text .it holds zero bytes.: save it as UTF-8"),
         ('a,b\n"1,2\n' + "3,4\n" * 40_000, "line .*; is a quotation mark not closed"),
     ],
 )
@@ -434,5 +434,5 @@ def test_no_row_of_a_csv_file_is_lost(rows, word, header, ends):
 def test_csv_in_another_encoding(tmp_path):
     path = tmp_path / "mine.csv"
     path.write_bytes("1,2\n3,4\n".encode("utf-16"))
-    with pytest.raises(UserError, match="not text in UTF-8"):
+    with pytest.raises(UserError, match="not UTF-8 text"):
         load_dataset(path)

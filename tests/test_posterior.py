@@ -166,7 +166,7 @@ def test_at_beta_one_rate_and_distortion_make_the_likelihood():
 
 
 def test_a_model_without_a_prior_has_no_curve():
-    with pytest.raises(UserError, match="does not say what its prior is"):
+    with pytest.raises(UserError, match="does not define its prior"):
         rate_distortion(
             wrong_q(),
             np.ones((1, 3)),

@@ -42,7 +42,7 @@ def task(name="a", measures=(QUICK,), needs=None, **changes):
 
 
 def words(outcomes):
-    return [(one.task.name, one.word) for one in outcomes]
+    return [(one.task.name, one.status) for one in outcomes]
 
 
 def numbers(out, name):
@@ -91,7 +91,7 @@ def test_what_is_finished_is_not_done_again(undisturbed, monkeypatch):
 def test_only_the_measure_that_is_missing_is_made(undisturbed, tmp_path, monkeypatch):
     shutil.copytree(undisturbed, tmp_path, dirs_exist_ok=True)
     more = task(measures=(QUICK, Measure((2,), examples=20)))
-    assert state_of(tmp_path, more).word == "trained"
+    assert state_of(tmp_path, more).status == "trained"
     asked = []
     real = here.evaluate_run
     monkeypatch.setattr(
@@ -99,14 +99,14 @@ def test_only_the_measure_that_is_missing_is_made(undisturbed, tmp_path, monkeyp
     )
     assert words(work(tmp_path, [more])) == [("a", "done")]
     assert asked == [[2]]
-    assert state_of(tmp_path, more).word == "done"
+    assert state_of(tmp_path, more).status == "done"
 
 
 def test_a_measurement_of_other_models_does_not_count(undisturbed, tmp_path):
     shutil.copytree(undisturbed, tmp_path, dirs_exist_ok=True)
     other = small.finished(seed=1) / "models" / "final-0"
     shutil.copytree(other, tmp_path / "a" / "models" / "final-0", dirs_exist_ok=True)
-    assert state_of(tmp_path, task()).word == "trained"
+    assert state_of(tmp_path, task()).status == "trained"
 
 
 def stopping_at(step, how):
@@ -135,7 +135,7 @@ def test_a_deadline_stops_in_good_order_and_the_same_call_goes_on(
     assert words(first) == [("a", "stopped"), ("b", "stopped")]
     late.clear()
     assert state_of(tmp_path, task()) == ("stopped", 1, "")
-    assert state_of(tmp_path, task("b")).word == "waiting"
+    assert state_of(tmp_path, task("b")).status == "waiting"
     assert words(work(tmp_path, [task()])) == [("a", "done")]
     assert numbers(tmp_path, "a") == numbers(undisturbed, "a")
 
@@ -165,7 +165,7 @@ def test_a_signal_ends_the_whole_queue(tmp_path):
     show = stopping_at(43, lambda: signal.raise_signal(signal.SIGTERM))
     with pytest.raises(Stopped):
         list(work(tmp_path, [task(), task("b")], show=show))
-    assert state_of(tmp_path, task()).word == "stopped"
+    assert state_of(tmp_path, task()).status == "stopped"
     assert not (tmp_path / "b").exists()
 
 
@@ -196,7 +196,7 @@ def test_a_queue_that_was_killed_ends_with_the_same_numbers(undisturbed, tmp_pat
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=False)
     assert done.returncode == -signal.SIGKILL, done.stderr.decode()
     state = state_of(tmp_path, task())
-    assert (state.word, state.epoch) == ("stopped", 2)
+    assert (state.status, state.epoch) == ("stopped", 2)
     assert words(work(tmp_path, [task()])) == [("a", "done")]
     assert numbers(tmp_path, "a") == numbers(undisturbed, "a")
 
@@ -232,12 +232,12 @@ def test_a_failure_of_our_own_keeps_its_traceback_and_is_tried_again(tmp_path, m
     assert "Traceback" in reason
     assert "a bug" in reason
     assert words(work(tmp_path, [task(epochs=1)])) == [("a", "done")]
-    assert state_of(tmp_path, task(epochs=1)).word == "done"
+    assert state_of(tmp_path, task(epochs=1)).status == "done"
 
 
 def test_another_process_at_work_is_left_alone(tmp_path):
     with tasks.held(tmp_path, task()):
-        assert state_of(tmp_path, task()).word == "in use"
+        assert state_of(tmp_path, task()).status == "in use"
         assert words(work(tmp_path, [task()])) == [("a", "in use")]
     assert not (tmp_path / "a").exists()
 
@@ -261,9 +261,9 @@ def test_who_comes_back_after_another_took_over_writes_nothing(tmp_path, monkeyp
         left.update(every_file(tmp_path / "a"))
 
     (outcome,) = work(tmp_path, [task()], show=stopping_at(1, take_over))
-    assert (outcome.word, outcome.reason) == ("taken over", "another process went on with a")
+    assert (outcome.status, outcome.reason) == ("taken over", "another process went on with a")
     assert every_file(tmp_path / "a") == left
-    assert state_of(tmp_path, task()).word == "done"
+    assert state_of(tmp_path, task()).status == "done"
     assert not any((tmp_path / ".queue").glob("*.failure"))
 
 
@@ -290,7 +290,7 @@ def test_a_file_system_without_locks_is_named(tmp_path, monkeypatch):
 
     monkeypatch.setattr(fcntl, "flock", refuse)
     (outcome,) = work(tmp_path, [task()])
-    assert outcome.word == "failed"
+    assert outcome.status == "failed"
     assert re.search(r"a\.lock cannot be locked \(No locks available\).*choose", outcome.reason)
 
 
@@ -304,8 +304,8 @@ def test_a_folder_with_another_run_is_refused(undisturbed, tmp_path):
         ((_, word, reason),) = work(tmp_path, [task(**other)])
         assert word == "failed"
         assert words_of in reason
-        assert state_of(tmp_path, task(**other)).word == "failed"
-    assert state_of(tmp_path, task()).word == "done"
+        assert state_of(tmp_path, task(**other)).status == "failed"
+    assert state_of(tmp_path, task()).status == "done"
 
 
 @pytest.mark.parametrize("missing", ["model.json", "model.safetensors"])
@@ -313,7 +313,7 @@ def test_a_kill_while_models_are_written_is_made_good(undisturbed, tmp_path, mis
     shutil.copytree(undisturbed, tmp_path, dirs_exist_ok=True)
     model = tmp_path / "a" / "models" / "final-0"
     (model / missing).rename(model / f".half-{missing}")
-    assert state_of(tmp_path, task()).word == "stopped"
+    assert state_of(tmp_path, task()).status == "stopped"
     assert words(work(tmp_path, [task()])) == [("a", "done")]
     (model / f".half-{missing}").unlink()
     assert numbers(tmp_path, "a") == numbers(undisturbed, "a")
@@ -328,7 +328,7 @@ def test_what_another_process_of_the_same_command_failed_at_is_not_tried_again(t
 
     write_failure(tmp_path, task(), Failure("out of paper\nand ink", "ours"))
     assert fate("ours") == ("failed", "out of paper\nand ink")
-    assert state_of(tmp_path, task()).word == "failed"
+    assert state_of(tmp_path, task()).status == "failed"
     assert not tried
     assert fate("another") == ("done", "")
     assert len(tried) == 1
@@ -341,7 +341,7 @@ def test_weights_of_another_moment_are_made_good(undisturbed, tmp_path):
     description = (folder / "model.json").read_bytes()
     save_model(jax.tree.map(jnp.zeros_like, model), folder, **about)
     (folder / "model.json").write_bytes(description)
-    assert state_of(tmp_path, task()).word == "stopped"
+    assert state_of(tmp_path, task()).status == "stopped"
     assert words(work(tmp_path, [task()])) == [("a", "done")]
     assert numbers(tmp_path, "a") == numbers(undisturbed, "a")
 
@@ -350,7 +350,7 @@ def test_files_that_a_kill_left_half_written_are_no_obstacle(undisturbed, tmp_pa
     shutil.copytree(undisturbed, tmp_path, dirs_exist_ok=True)
     for name in ("models/final-0/.model-x.safetensors", "evaluations/.test-x.json"):
         (tmp_path / "a" / name).touch()
-    assert state_of(tmp_path, task()).word == "done"
+    assert state_of(tmp_path, task()).status == "done"
     (tmp_path / "b").mkdir()
     (tmp_path / "b" / ".config-x.toml").touch()
     assert words(work(tmp_path, [task("b")])) == [("b", "done")]
@@ -376,7 +376,7 @@ def test_a_warm_start_waits_for_what_it_needs(tmp_path):
 def test_annealing_is_a_measure_too(tmp_path):
     annealed = task(measures=(Measure(temperatures=20, examples=10),), epochs=1)
     assert words(work(tmp_path, [annealed])) == [("a", "done")]
-    assert state_of(tmp_path, annealed).word == "done"
+    assert state_of(tmp_path, annealed).status == "done"
     assert state_of(tmp_path, task(measures=(Measure(temperatures=40, examples=10),), epochs=1))[
         0
     ] == ("trained")
@@ -493,7 +493,7 @@ def test_a_folder_that_cannot_be_read_keeps_no_other_from_its_run(tmp_path, capl
     found = sweep(tmp_path, "k = [1, 2]\n")
     assert set(named(found)) == {"k=1", "k=2"}
     assert "its run is left as it is" in caplog.text
-    assert state_of(tmp_path / "out", found[0]).word == "failed"
+    assert state_of(tmp_path / "out", found[0]).status == "failed"
 
 
 def test_a_sweep_that_grows_trains_only_what_is_new(tmp_path):

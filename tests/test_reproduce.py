@@ -109,7 +109,7 @@ def test_cells_are_named_by_patterns_and_beginnings():
     assert len(matching(["table1/mnist/1l"])) == 5
     assert matching(["table2/*", VAE])[0] == VAE  # in the order of the tables
     assert matching(["*"]) == list(PRESETS)
-    with pytest.raises(ValueError, match=f"near it: .*{VAE}"):
+    with pytest.raises(ValueError, match=f"nearest: .*{VAE}"):
         matching([VAE, "tabel1/mnist/1l/vae-k1"])
 
 
@@ -337,7 +337,7 @@ def test_a_damaged_folder_is_named_and_is_no_result(copied, file, damage, messag
     assert "not run" in rows[3]
     (task,) = plan(out, [VAE], Wanted())  # and what is to be done can still be said
     assert task.name == f"{VAE}/seed-0"
-    word = state_of(out, task).word
+    word = state_of(out, task).status
     assert word == ("trained" if file.startswith(RECORD) else "failed")
 
 
@@ -434,7 +434,7 @@ def test_seeds_of_a_warm_start_that_are_now_trained_with_others_are_refused(tmp_
         (["status", "--dry-run"], "--dry-run goes with these actions: run"),
         (["table", "--ais", "500"], "--ais goes with these actions: run, status"),
         (["run", VAE, "--format", "latex"], "--format goes with these actions: table"),
-        (["run", VAE, "--examples", "100"], "--examples .* goes with --ais"),
+        (["run", VAE, "--examples", "100"], "--examples .* needs --ais"),
     ],
 )
 def test_an_option_that_would_be_ignored_is_refused(words, message, monkeypatch):

@@ -302,21 +302,21 @@ def test_the_gradient_of_the_largest_weight_needs_one_particle():
     ("name", "options", "why"),
     [
         ("tvo", {}, "whose derivatives in the log weights may be negative"),
-        ("elbo-analytic", {}, "whose particles all count the same: use a smaller k"),
+        ("elbo-analytic", {}, "whose particles all count equally: use a smaller k"),
         ("dais", {}, "whose gradient goes through every chain"),
-        ("aiwae", {}, "whose chains carry no gradient as it is"),
-        ("iwae", {"gradient": "gdreg"}, "gdreg, which is no table of coefficients: use dreg"),
+        ("aiwae", {}, "whose chains carry no gradient anyway"),
+        ("iwae", {"gradient": "gdreg"}, "gdreg, which is not a table of coefficients: use dreg"),
     ],
 )
 def test_what_no_few_particles_can_be_drawn_of_is_refused(name, options, why):
-    with pytest.raises(UserError, match=rf"backward does not go with .*{why}"):
+    with pytest.raises(UserError, match=rf"backward does not work with .*{why}"):
         objective(name, 4, backward=2, **options)
     objective(name, 4, **options)
 
 
 def test_a_number_of_particles_that_is_none_is_refused():
     for make in (partial(objective, "iwae", 4), partial(bound, iwae, k=4)):
-        with pytest.raises(UserError, match=r"backward is 0; a gradient goes through at least 1"):
+        with pytest.raises(UserError, match=r"backward is 0; a gradient needs at least 1"):
             make(backward=0)
     with pytest.raises(UserError, match="backward are for importance samples only"):
         bound(iwae, k=4, sampler=importance_particles, backward=2)

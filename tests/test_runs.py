@@ -319,7 +319,7 @@ def test_processes_are_stopped_by_signals_and_go_on(tmp_path):
     code, error = first.end(signal.SIGTERM)
     assert (code, error.splitlines()[-1]) == (
         143,
-        f"stopped by SIGTERM; go on with: iwae train --resume {run}",
+        f"stopped by SIGTERM; resume with: iwae train --resume {run}",
     )
     second = Process("--resume", str(run))
     second.dispatches(1)
@@ -328,7 +328,7 @@ def test_processes_are_stopped_by_signals_and_go_on(tmp_path):
     code, error = second.end(signal.SIGINT)
     assert (code, error.splitlines()[-1]) == (
         130,
-        f"stopped by SIGINT; go on with: iwae train --resume {run}",
+        f"stopped by SIGINT; resume with: iwae train --resume {run}",
     )
     third = Process("--resume", str(run))
     third.dispatches(1)
@@ -371,7 +371,7 @@ def test_a_stage_that_is_none_is_refused(stage, message):
 def test_a_stage_not_reached_yet_is_refused(tmp_path):
     run = copy_of(finished(), tmp_path)
     (run / "checkpoints" / "0000000120.safetensors").unlink()
-    with pytest.raises(UserError, match="no checkpoint of the end of stage 7"):
+    with pytest.raises(UserError, match="no checkpoint at the end of stage 7"):
         next(resume_run(run, stage=7))
 
 
@@ -400,7 +400,7 @@ def test_a_damaged_checkpoint_is_reported_and_the_one_before_it_used(tmp_path, c
     assert reports[0].step > STEPS_PER_EPOCH
     (message,) = caplog.messages
     assert "0000000120.safetensors is damaged" in message
-    assert message.endswith("trying the one before")
+    assert message.endswith("trying the previous one")
     assert outcome(run) == outcome(finished())
 
 
@@ -409,7 +409,9 @@ def test_where_no_checkpoint_is_left_the_run_is_not_trained_again_unasked(tmp_pa
     run = copy_of(finished(), tmp_path)
     for path in list_checkpoints(run / "checkpoints"):
         what(path)
-    with pytest.raises(UserError, match=rf"no checkpoint left .*: iwae train {run}/config.toml"):
+    with pytest.raises(
+        UserError, match=rf"no readable checkpoint left.*: iwae train {run}/config.toml"
+    ):
         next(resume_run(run))
     assert {record.levelno for record in caplog.records} <= {logging.WARNING}
     assert (run / "metrics.jsonl").read_text() == (finished() / "metrics.jsonl").read_text()
@@ -426,13 +428,13 @@ def test_a_damaged_line_of_metrics_is_left_out_and_blocks_nothing(tmp_path, capl
     (run / "metrics.jsonl").write_text("\n".join([*lines, ""]), encoding="latin1")
     assert [row["epoch"] for row in read_metrics(run)] == [1, 3, 4]
     assert list(resume_run(run)) == []
-    assert f"{run}/metrics.jsonl: line 2 is damaged and left out" in caplog.text
+    assert f"{run}/metrics.jsonl: line 2 is damaged and skipped" in caplog.text
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"learning_rate": 0.2}, "learning_rate was 0.1, now 0.2; put it back"),
+        ({"learning_rate": 0.2}, "learning_rate was 0.1, now 0.2; restore it"),
         ({"objective": "elbo"}, "objective was iwae, now elbo"),
         ({"epochs": 8, "k": 3}, "epochs was 4, now 8; k was 2, now 3"),
     ],
@@ -482,7 +484,7 @@ def test_data_with_a_validation_set_of_their_own_can_be_resumed(tmp_path):
 
 
 def test_a_folder_that_holds_something_is_refused(tmp_path):
-    with pytest.raises(UserError, match="holds a run already; go on with --resume"):
+    with pytest.raises(UserError, match="already holds a run; continue it with --resume"):
         next(start_run(small.config(), finished()))
     (tmp_path / "notes.txt").touch()
     with pytest.raises(UserError, match="is not empty"):
@@ -504,7 +506,7 @@ def test_two_that_start_in_one_folder_do_not_mix(tmp_path, monkeypatch):
         return job(*arguments)
 
     monkeypatch.setattr(course, "make_job", slow_job)
-    with pytest.raises(UserError, match="holds a run already"):
+    with pytest.raises(UserError, match="already holds a run"):
         next(second)
     assert read_config(run / "config.toml").seed == 3
 
@@ -650,7 +652,7 @@ def test_a_warm_start_from_another_kind_of_model_is_refused(tmp_path, changes, m
 
 def test_an_optimiser_of_another_kind_is_refused(tmp_path):
     config = small.config(init_from=finished(), keep_optimizer=True, optimizer="authors")
-    with pytest.raises(UserError, match="was trained by the optimizer adam, here it is authors"):
+    with pytest.raises(UserError, match="was trained with the optimizer adam, here it is authors"):
         next(start_run(config, tmp_path / "run"))
 
 

@@ -409,7 +409,7 @@ def test_numbers_that_are_none_are_refused(folder, value):
     arrays = load_file(folder / "model.safetensors")
     arrays["output.bias"][3] = value
     save_file(arrays, folder / "model.safetensors")
-    refused(folder, r"no trained model: output.bias has numbers that are not finite")
+    refused(folder, r"is not a trained model: output.bias has numbers that are not finite")
 
 
 def test_other_types_of_numbers_are_refused_without_reading_them(folder):

@@ -242,10 +242,10 @@ def test_estimators_are_listed_through_a_few_particles_beside_all(tmp_path):
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
-        ({"backward": (0, 2)}, "backward is 0; a gradient goes through at least 1 particle"),
+        ({"backward": (0, 2)}, "backward is 0; a gradient needs at least 1 particle"),
         ({"backward": (2, 4)}, "backward is 4, and there are 4 particles: give a smaller"),
-        ({"backward": (2,), "objective": "tvo"}, "backward does not go with tvo, whose "),
-        ({"backward": (2,), "gradients": ("gdreg",)}, "does not go with the gradient gdreg"),
+        ({"backward": (2,), "objective": "tvo"}, "backward does not work with tvo, whose "),
+        ({"backward": (2,), "gradients": ("gdreg",)}, "does not work with the gradient gdreg"),
     ],
 )
 def test_few_particles_that_go_with_no_estimator_are_refused(options, reason, tmp_path):

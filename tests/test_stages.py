@@ -320,7 +320,7 @@ def test_words_of_stages():
         ("", "stage 1 needs epochs, such as epochs=10"),
         ("iwae k=5", "stage 1 needs epochs"),
         ("iwae epochs=1,", "stage 2 needs epochs"),
-        ("iwae 5 epochs=1", "stage 1: '5' is no setting such as epochs=10"),
+        ("iwae 5 epochs=1", "stage 1: '5' is not a setting: give one such as epochs=10"),
         ("iwae epochs=1, kk=5 epochs=1", "stage 2: unknown key 'kk'; did you mean 'k'?"),
         ("epochs=1 epochs=2", "stage 1: epochs is given twice"),
         ("iwae k=0 epochs=1", "stage 1: k: "),
@@ -337,7 +337,7 @@ def test_words_that_are_no_stages_are_refused(words, message):
     ("values", "message"),
     [
         ({"stages": []}, "stages is empty: leave it out"),
-        ({"stages": 5}, "stages is a list of tables"),
+        ({"stages": 5}, "stages must be a list of tables"),
         ({"stages": [5]}, "stages: .*StageConfig"),
         ({"stages": [{"k": 1}]}, "stage 1: epochs: Field required"),
         ({"stages": [{"epochs": 1, "ks": 1}]}, "stage 1: unknown key 'ks'; did you mean 'k'?"),
@@ -348,8 +348,11 @@ def test_words_that_are_no_stages_are_refused(words, message):
             "stage 1: lr_warmup is 2.0, but epochs is 1",
         ),
         ({"stages": [{"epochs": 1, "objective": "tvo", "backward": 2}]}, "stage 1: backward does"),
-        ({"stages": [{"epochs": 3}], "kl_warmup": 1}, "kl_warmup of a run in stages is that of"),
-        ({"stages": [{"epochs": 3}], "lr_warmup": 1.0}, "lr_warmup of a run in stages is that of"),
+        ({"stages": [{"epochs": 3}], "kl_warmup": 1}, "kl_warmup of a run with stages belongs to"),
+        (
+            {"stages": [{"epochs": 3}], "lr_warmup": 1.0},
+            "lr_warmup of a run with stages belongs to",
+        ),
     ],
 )
 def test_stages_that_are_not_sound_are_refused(values, message):
@@ -446,7 +449,7 @@ def test_the_objective_of_the_run_has_to_exist():
     with pytest.raises(UserError, match="no objective 'iwea'; did you mean iwae"):
         make_config({"objective": "iwea", "stages": "iwae k=4 epochs=2"}, "here")
     for wrong in (3, {"epochs": 2}):
-        with pytest.raises(UserError, match="stages is a list of tables, or a line"):
+        with pytest.raises(UserError, match="stages must be a list of tables, or a line"):
             make_config({"stages": wrong}, "here")
 
 

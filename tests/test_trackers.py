@@ -129,7 +129,7 @@ def test_a_tracker_that_fails_is_told_of_once_and_costs_nothing(board, tmp_path,
     list(start_run(small.config(), run, track={"board": board, "other": other}))
     (warning,) = [one for one in caplog.records if one.levelno >= logging.WARNING]
     assert warning.getMessage() == (
-        f"board failed and gets no more of this run: no route; training goes on, and "
+        f"board failed and receives no more of this run: no route; training continues, and "
         f"`iwae train --resume {run} --track board` sends the rest"
     )
     assert small.outcome(run) == small.outcome(small.finished())
@@ -146,7 +146,7 @@ def test_a_tracker_that_fails_at_the_end_is_told_of(board, tmp_path, caplog):
 
     with tracking({"board": tracker}, tmp_path, small.config()) as tell:
         tell(1, {"a": 1.0})
-    assert "board failed and gets no more of this run: division by zero" in caplog.text
+    assert "board failed and receives no more of this run: division by zero" in caplog.text
 
 
 def test_a_tracker_that_cannot_be_opened_stops_before_anything_is_trained(board, tmp_path):
@@ -154,7 +154,7 @@ def test_a_tracker_that_cannot_be_opened_stops_before_anything_is_trained(board,
         raise ConnectionError("no such server")
 
     run = tmp_path / "run"
-    message = "^broken cannot be used: no such server; leave --track broken out to train without it"
+    message = "^broken cannot be used: no such server; leave out --track broken to train without it"
     with pytest.raises(UserError, match=message):
         list(start_run(small.config(), run, track={"board": board, "broken": tracker}))
     assert board.closed == [False]

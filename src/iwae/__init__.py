@@ -1,4 +1,4 @@
-"""Train importance weighted autoencoders, and measure how likely they make held-out data."""
+"""Train importance weighted autoencoders and measure their likelihood on held-out data."""
 
 import importlib
 from typing import Any
@@ -59,7 +59,7 @@ __all__ = list(_PUBLIC)
 
 
 def __getattr__(name: str) -> Any:
-    """Import a public name's module when it is first used: JAX takes most of a second."""
+    """Import a public name's module on first use: importing JAX takes most of a second."""
     if name not in _PUBLIC:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(f"iwae.{_PUBLIC[name]}"), name)

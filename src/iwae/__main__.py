@@ -1,20 +1,20 @@
-"""`python -m iwae` and `iwae`: the command line, with Ctrl-C caught from its first import on."""
+"""Entry point of `iwae` and `python -m iwae`, with Ctrl-C handled from the first import."""
 
 import gc
 import sys
 
 
 def main() -> int:
-    """Run the command line; returns the exit status."""
+    """Run the command line and return the exit status."""
     try:
         from iwae.cli import main as run
 
         return run()
-    except KeyboardInterrupt:  # while modules are imported; later `run` catches it
+    except KeyboardInterrupt:  # during imports; afterwards `run` catches it
         print("interrupted", file=sys.stderr)
         return 130
     finally:
-        gc.freeze()  # all goes with the process: else Python looks for garbage in it first
+        gc.freeze()  # the process ends here: skip the final garbage collection
 
 
 if __name__ == "__main__":

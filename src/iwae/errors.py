@@ -1,4 +1,4 @@
-"""The error that a user's mistake raises."""
+"""The exception raised for a user's mistake."""
 
 
 class UserError(ValueError):

@@ -1,4 +1,4 @@
-"""Files and folders written whole or not at all."""
+"""Atomic writes of files and folders."""
 
 import os
 import shutil
@@ -10,13 +10,13 @@ from pathlib import Path
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path` that takes its place when the block succeeds.
+    """Yield a temporary path beside `path`, and move it to `path` if the block succeeds.
 
-    A reader sees the old file or the new one, never a part of either, also after a power cut.
+    A reader sees either the old file or the new one, never part of one, even after a power cut.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    # The suffix is kept because matplotlib and NumPy choose the format by it.
+    # Keep the suffix: matplotlib and NumPy choose the file format by it.
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix)
     os.close(handle)
     temporary = Path(name)
@@ -32,33 +32,33 @@ def atomic_write(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
-    """A temporary folder beside `path` that takes its place when the block succeeds.
+    """Yield a temporary folder beside `path`, and move it to `path` if the block succeeds.
 
-    A folder that is there already goes once the new one has its name.
+    An existing folder at `path` is removed only after the new one has taken its name.
     """
     path = Path(path).resolve()
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = _folder_beside(path)
+    temporary = _temporary_folder(path)
     try:
         yield temporary
         temporary.chmod(0o777 & ~_umask())
         _sync(temporary)
-        _take_place(temporary, path)
+        _replace_folder(temporary, path)
         _sync(path.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _folder_beside(path: Path) -> Path:
+def _temporary_folder(path: Path) -> Path:
     return Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}-"))
 
 
-def _take_place(new: Path, path: Path) -> None:
-    """Rename a folder; one that has the name is removed afterwards, or put back on failure."""
+def _replace_folder(new: Path, path: Path) -> None:
+    """Rename a folder; an existing one is removed afterwards, or restored on failure."""
     if not path.exists():
         new.rename(path)
         return
-    old = path.rename(_folder_beside(path))
+    old = path.rename(_temporary_folder(path))
     try:
         new.rename(path)
     except BaseException:
@@ -68,14 +68,14 @@ def _take_place(new: Path, path: Path) -> None:
 
 
 def _umask() -> int:
-    """What the user does not want others to do with new files."""
+    """The permission bits that the user withholds from new files."""
     umask = os.umask(0)
     os.umask(umask)
     return umask
 
 
 def _sync(path: Path) -> None:
-    """Have a file, or the names in a folder, on the disk."""
+    """Flush a file, or the entries of a folder, to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,6 +1,6 @@
 """The command line: parse, call one library function, print.
 
-JAX is imported by the commands that compute, so that help and lists answer at once.
+Only commands that compute import JAX, so help and lists answer at once.
 """
 
 import difflib
@@ -20,9 +20,9 @@ class Command(NamedTuple):
     """A command of the program.
 
     Attributes:
-        options: what it can be told.
-        run: takes the words after its name; returns the exit status.
-        words: what it is for.
+        options: dataclass of its options.
+        run: takes the arguments after its name; returns the exit status.
+        words: one-line description.
     """
 
     options: type
@@ -31,53 +31,52 @@ class Command(NamedTuple):
 
 
 COMMANDS = {
-    "train": Command(train.Train, train.train, "train a model, or go on with a run"),
+    "train": Command(train.Train, train.train, "train a model, or resume a run"),
     "evaluate": Command(
         evaluate.Evaluate,
         evaluate.evaluate,
-        "log-likelihoods, bounds from both sides, active units of a run",
+        "measure log-likelihoods, two-sided bounds and active units of a run",
     ),
     "classify": Command(
-        classify.Classify, classify.classify, "labels of examples, by a conditional run"
+        classify.Classify, classify.classify, "classify examples with a conditional run"
     ),
     "gradients": Command(
         records.Gradients,
         records.gradients,
-        "signal, noise and bias of gradient estimators at a run's models",
+        "measure signal, noise and bias of gradient estimators on a run's models",
     ),
-    "impute": Command(impute.Impute, impute.impute, "fill the gaps of a table"),
-    "compare": Command(
-        records.Compare, records.compare, "runs against each other, example by example"
-    ),
+    "impute": Command(impute.Impute, impute.impute, "fill in the missing values of a table"),
+    "compare": Command(records.Compare, records.compare, "compare runs, example by example"),
     "figures": Command(
         records.Figures,
         records.draw_figures,
-        "samples, reconstructions, curves and filters of a run",
+        "draw samples, reconstructions, curves and filters of a run",
     ),
-    "report": Command(records.ReportPage, records.report, "runs side by side on one page"),
+    "report": Command(records.ReportPage, records.report, "show runs side by side on one page"),
     "export": Command(
-        sharing.Export, sharing.export, "a model in a folder for others, with a card and a picture"
+        sharing.Export, sharing.export, "export a model to share, with a card and a picture"
     ),
-    "push": Command(sharing.Push, sharing.push, "an exported model onto the Hugging Face hub"),
+    "push": Command(sharing.Push, sharing.push, "upload an exported model to the Hugging Face Hub"),
     "reproduce": Command(
-        queue.Reproduce, queue.reproduce, "published tables: ours against theirs, cell by cell"
+        queue.Reproduce, queue.reproduce, "reproduce published tables, cell by cell"
     ),
-    "sweep": Command(queue.Sweep, queue.sweep, "all combinations of an experiment file's lists"),
+    "sweep": Command(
+        queue.Sweep, queue.sweep, "run every combination of an experiment file's lists"
+    ),
     "objectives": Command(
-        lists.Objectives, lists.objectives, "what can be climbed, and by which gradients"
+        lists.Objectives, lists.objectives, "list the objectives and their gradient estimators"
     ),
-    "presets": Command(lists.Presets, lists.presets, "the published experiments"),
+    "presets": Command(lists.Presets, lists.presets, "list the published experiments"),
     "data": Command(lists.Data, lists.data, "list, fetch or verify data sets"),
 }
 
 
 def usage() -> str:
-    """What `iwae --help` prints."""
+    """The text of `iwae --help`."""
     lines = "\n".join(f"  {name:10} {words}" for name, (_, _, words) in COMMANDS.items())
     return (
         "usage: iwae COMMAND [OPTIONS]\n\n"
-        "Train importance weighted autoencoders, and measure how likely they make held-out "
-        "data.\n\n"
+        "Train importance weighted autoencoders and measure their held-out log-likelihood.\n\n"
         f"commands:\n{lines}\n\n"
         "`iwae COMMAND --help` lists a command's options; `iwae --version` prints the version."
     )
@@ -87,7 +86,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status (2 for a user's mistake)."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     logging.basicConfig(format="iwae: %(message)s", level=logging.WARNING)
-    logging.getLogger("absl").setLevel(logging.CRITICAL)  # the errors it logs are raised as well
+    logging.getLogger("absl").setLevel(logging.CRITICAL)  # it raises what it logs
     if not words or words[0] in ("-h", "--help", "help"):
         print(usage())
         return 0 if words else USAGE_ERROR
@@ -98,13 +97,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(words: Sequence[str]) -> int:
-    """The exit status of a command; what goes wrong in it becomes one line."""
+    """Run a command and return its exit status; print a failure as one line."""
     try:
         return _command(words[0])(words[1:])
     except UserError as error:
         print(f"iwae: {error}", file=sys.stderr)
         return USAGE_ERROR
-    except BrokenPipeError:  # the reader of our output has seen enough
+    except BrokenPipeError:  # the reader of our output closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + 13
     except (FloatingPointError, OSError, RuntimeError, MemoryError) as error:
@@ -116,12 +115,12 @@ def _run(words: Sequence[str]) -> int:
 
 
 def _failure(error: Exception) -> str:
-    """A result that is nan, a full disk or memory in words; what is no such thing is raised."""
+    """Describe a nan result, a full disk or exhausted memory; re-raise any other error."""
     if isinstance(error, FloatingPointError | OSError):
         return str(error)
-    # JAX's error is known by its name: JAX may not have been imported.
-    of_jax = type(error).__name__ == "JaxRuntimeError" and "RESOURCE_EXHAUSTED" in str(error)
-    if of_jax or isinstance(error, MemoryError):
+    # Recognised by name, since JAX may not have been imported.
+    jax_exhausted = type(error).__name__ == "JaxRuntimeError" and "RESOURCE_EXHAUSTED" in str(error)
+    if jax_exhausted or isinstance(error, MemoryError):
         return "out of memory: choose a smaller k, batch size or model"
     raise error
 
@@ -130,5 +129,5 @@ def _command(name: str) -> Callable[[Sequence[str]], int]:
     if name not in COMMANDS:
         near = difflib.get_close_matches(name, COMMANDS, 1)
         hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(COMMANDS)}"
-        raise UserError(f"no command {name!r}; {hint}")
+        raise UserError(f"unknown command {name!r}; {hint}")
     return COMMANDS[name].run

@@ -14,35 +14,35 @@ from iwae.cli.evaluate import print_measured
 
 @dataclasses.dataclass(frozen=True)
 class Classify:
-    """Measure how well a conditional run tells labels apart, and other data from its own.
+    """Measure how well a conditional run classifies examples and detects other data.
 
-    Each example is scored under every label: p(y|x) follows by Bayes' rule. Writes a record and the
-    per-example values to RUN/evaluations: accuracy, log p(y|x), log p(x|y), log p(x), and which
-    labels were taken for which.
+    Each example is scored under every label; p(y|x) follows from Bayes' rule. Writes a record and
+    the per-example values to RUN/evaluations: accuracy, log p(y|x), log p(x|y), log p(x), and the
+    confusion matrix.
     """
 
     run: tyro.conf.Positional[Path]
-    """The run's folder; it was trained with --conditional."""
+    """Folder of a run trained with --conditional."""
     split: Literal["train", "validation", "test"] = "test"
-    """What to classify."""
+    """Split to classify."""
     weights: Literal["final", "best"] = "final"
-    """The last weights, or those of the best validation bound."""
+    """The final weights, or those with the best validation bound."""
     k: int = 100
-    """Importance samples for each example and label."""
+    """Importance samples per example and label."""
     against: str | None = None
-    """Other data, a name or a file: how often an example is likelier than one of theirs (AUROC)."""
+    """Other data (name or file): how often an example is likelier than one of theirs (AUROC)."""
     examples: int | None = None
-    """A seeded random subset of so many instead of all, of the other data too."""
+    """Use a seeded random subset of this size, of the other data too (default: all)."""
     seed: int = 0
-    """Seed of the samples and of the subsets."""
+    """Random seed of the importance samples and the subsets."""
     batch_size: int | None = None
-    """Examples at a time; changes the speed, not the numbers."""
+    """Examples per batch; affects speed, not results (default: automatic)."""
     data_dir: Path | None = None
-    """Where the data files are looked for first; also IWAE_DATA."""
+    """Folder to search first for data files (default: $IWAE_DATA)."""
     json: bool = False
-    """Print exactly one JSON object on standard output."""
+    """Print exactly one JSON object to standard output."""
     quiet: bool = False
-    """No progress."""
+    """Show no progress."""
 
 
 def classify(arguments: Sequence[str]) -> int:

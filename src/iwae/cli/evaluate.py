@@ -37,52 +37,51 @@ class Evaluate:
     """Measure the models of a run. Writes a record and the per-example values to RUN/evaluations.
 
     What each method measures:
-
     - is: log-likelihoods by importance sampling, and active units
     - ais: log-likelihoods by annealed importance sampling at two lengths, with a verdict
-    - bdmc: bounds from both sides, on examples that the model makes itself
+    - bdmc: lower and upper bounds, on examples simulated from the model
     - rate-distortion: the curve from the prior to the posterior and beyond
-    - information: KL, bounds on the mutual information, and where the gap of the ELBO goes
+    - information: KL, bounds on the mutual information, and a decomposition of the ELBO's gap
 
-    An evaluation that was stopped goes on where it was if it is given again.
+    To resume an evaluation that was stopped, repeat the command.
     """
 
     run: tyro.conf.Positional[Path]
     """The run's folder."""
     method: Method = "is"
-    """How to measure."""
+    """Method to measure with; see above."""
     split: Literal["train", "validation", "test"] | None = None
-    """What to measure on (default: test)."""
+    """Split to measure (default: test)."""
     weights: Literal["final", "best"] = "final"
-    """The last weights, or those of the best validation bound."""
+    """The final weights, or those with the best validation bound."""
     k: tuple[int, ...] | None = None
     """is, bdmc, information: samples per example; is takes several (default: 5000, 5000, 16)."""
     temperatures: int | None = None
-    """ais, bdmc, rate-distortion: the cost is proportional to them (default: 500)."""
+    """ais, bdmc, rate-distortion: number of temperatures; cost is proportional (default: 500)."""
     chains: int | None = None
-    """ais, bdmc, rate-distortion: chains of each example (default: 16)."""
+    """ais, bdmc, rate-distortion: chains per example (default: 16)."""
     leapfrog: int | None = None
-    """ais, bdmc, rate-distortion: leapfrog steps of a move (default: 10)."""
+    """ais, bdmc, rate-distortion: leapfrog steps per move (default: 10)."""
     schedule: str | None = None
     """ais, bdmc: sigmoid, linear, or a text file of temperatures from 0 to 1 (default: sigmoid)."""
     start: Literal["posterior", "prior"] | None = None
-    """ais, bdmc: chains start from q(z|x) or from the prior (default: posterior)."""
+    """ais, bdmc: start chains from q(z|x) or from the prior (default: posterior)."""
     tolerance: float | None = None
-    """ais: the largest error, in nats, that `converged` allows for (default: 0.5)."""
+    """ais: maximum acceptable error, in nats, for the verdict `converged` (default: 0.5)."""
     examples: int | None = None
-    """A seeded random subset of so many instead of all; bdmc: how many to draw (default: 100)."""
+    """Size of a seeded random subset (default: all); bdmc: examples to simulate (default: 100)."""
     pruned: bool = False
     """Measure the models with their inactive units removed."""
     seed: int = 0
-    """Seed of all random numbers: samples, chains and the subset."""
+    """Random seed of samples, chains and the subset."""
     batch_size: int | None = None
-    """Examples at a time; changes the speed, not the numbers."""
+    """Examples per batch; affects speed, not results (default: automatic)."""
     data_dir: Path | None = None
-    """Where the data files are looked for first; also IWAE_DATA."""
+    """Folder to search first for data files (default: $IWAE_DATA)."""
     json: bool = False
-    """Print exactly one JSON object on standard output."""
+    """Print exactly one JSON object to standard output."""
     quiet: bool = False
-    """No progress."""
+    """Show no progress."""
 
 
 def evaluate(arguments: Sequence[str]) -> int:
@@ -110,28 +109,28 @@ def evaluate(arguments: Sequence[str]) -> int:
 
 
 def print_measured(measure: Callable[[], dict[str, Any]], *, as_json: bool) -> int:
-    """Print the record of a measurement; the exit status. One that is stopped keeps what it did."""
+    """Print a measurement's record and return the exit status; a stop keeps finished work."""
     try:
         with sigterm_as_ctrl_c():
             record = measure()
     except KeyboardInterrupt as stopped:
         number = signal.SIGTERM if isinstance(stopped, Terminated) else signal.SIGINT
-        print(f"stopped by {number.name}; the same command goes on from there", file=sys.stderr)
+        print(f"stopped by {number.name}; repeat the command to resume", file=sys.stderr)
         return 128 + number
     print(json.dumps(record, allow_nan=False) if as_json else describe(record))
     return 0
 
 
 def _method_options(options: Evaluate) -> tuple[str, dict[str, Any]]:
-    """The function of a method, and the options that were given for it."""
+    """Return the function of a method and the options given for it."""
     function, allowed = METHODS[options.method]
-    some = {name for _, names in METHODS.values() for name in names}
-    given = {name: value for name in some if (value := getattr(options, name)) is not None}
+    specific = {name for _, names in METHODS.values() for name in names}
+    given = {name: value for name in specific if (value := getattr(options, name)) is not None}
     for name in given:
         if name not in allowed:
             takers = [method for method, (_, names) in METHODS.items() if name in names]
             raise UserError(
-                f"--{name} does not go with --method {options.method}; it goes with "
+                f"--{name} does not apply to --method {options.method}; it applies to "
                 f"{', '.join(takers)}"
             )
     if options.method == "is" and "k" in given:
@@ -144,7 +143,7 @@ def _method_options(options: Evaluate) -> tuple[str, dict[str, Any]]:
 
 
 def _annealing(given: dict[str, Any]) -> Any:
-    """How to anneal; a schedule that is no name is a file."""
+    """Build the annealing settings; a schedule without a known name is a file."""
     from iwae.results.annealed import SCHEDULES, Annealing
 
     if given.get("schedule", "sigmoid") not in SCHEDULES:
@@ -154,21 +153,21 @@ def _annealing(given: dict[str, Any]) -> Any:
 
 
 def _temperatures(name: str, known: Iterable[str]) -> tuple[float, ...]:
-    """The numbers in a text file."""
+    """Read temperatures from a text file."""
     path = Path(name)
     if not path.is_file():
         raise UserError(
-            f"no schedule {name!r}: it is {', '.join(known)}, or a file of temperatures"
+            f"unknown schedule {name!r}: give {', '.join(known)}, or a file of temperatures"
         )
     try:
         return tuple(float(word) for word in path.read_text().replace(",", " ").split())
     except (ValueError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is no list of numbers: {error}") from error
+        raise UserError(f"{path} is not a list of numbers: {error}") from error
 
 
 @contextlib.contextmanager
 def sigterm_as_ctrl_c() -> Iterator[None]:
-    """SIGTERM ends an evaluation as Ctrl-C does: what is done is kept."""
+    """Let SIGTERM end an evaluation as Ctrl-C does: finished work is kept."""
 
     def stop(*_: Any) -> None:
         raise Terminated
@@ -181,4 +180,4 @@ def sigterm_as_ctrl_c() -> Iterator[None]:
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM, as an exception."""
+    """SIGTERM as an exception."""

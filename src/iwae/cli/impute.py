@@ -12,30 +12,30 @@ from iwae.cli import parsing
 
 @dataclasses.dataclass(frozen=True)
 class Impute:
-    """Fill the gaps of a table with what a run's model says of them.
+    """Fill in the missing values of a table with a run's model.
 
-    The run was trained with --missing. Each missing value becomes its expectation given what is
-    observed in its row (of categories, the likeliest), or, with --draws, a draw.
+    The run must have been trained with --missing. Each missing value becomes its expectation given
+    the observed values of its row (a category: the most likely one) or, with --draws, a draw.
     """
 
     run: tyro.conf.Positional[Path]
     """The run's folder."""
     file: tyro.conf.Positional[Path]
-    """The table: .csv or .npy, with the columns that the run was trained on."""
+    """Table to complete: .csv or .npy, with the columns that the run was trained on."""
     out: Path
-    """The completed table."""
+    """File for the completed table."""
     draws: int | None = None
-    """Multiple imputations: so many tables, numbered from 1."""
+    """Write this many multiple imputations instead, numbered from 1."""
     k: int = 1000
-    """Samples of the posterior per row."""
+    """Importance samples per row."""
     weights: Literal["final", "best"] = "final"
-    """The last weights, or those of the best validation bound."""
+    """The final weights, or those with the best validation bound."""
     seed: int = 0
-    """Seed of all random numbers."""
+    """Random seed."""
     batch_size: int | None = None
-    """Rows at a time; changes the speed, not the numbers."""
+    """Rows per batch; affects speed, not results (default: automatic)."""
     overwrite: bool = False
-    """Replace completed tables that are there already."""
+    """Replace existing output files."""
 
 
 def impute(arguments: Sequence[str]) -> int:

@@ -1,4 +1,4 @@
-"""`iwae objectives`, `presets` and `data`: what there is."""
+"""`iwae objectives`, `presets` and `data`: list what is available."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from iwae.objectives.declaration import GRADIENTS, MODIFIERS, NOT_THROUGH_FEW, O
 
 @dataclasses.dataclass(frozen=True)
 class Objectives:
-    """List what can be climbed, and how."""
+    """List the objectives and their gradient estimators."""
 
     pattern: tyro.conf.Positional[str] = "*"
     """Only those whose names match, e.g. '*iwae'."""
@@ -30,14 +30,14 @@ def objectives(arguments: Sequence[str]) -> int:
         print(f"{'':15} bounds {entry.bounds}; {entry.source}")
         needed = [f"--{o.replace('_', '-')}" for o in ("k", *entry.options)]
         print(f"{'':15} gradients {', '.join(entry.gradients)}; options {' '.join(needed)}")
-    print("\ngradients (a_i, h_i: first and second derivatives of the bound in log w_i)")
-    for name, (words, unbiased, source) in GRADIENTS.items():
-        print(f"{name:15} {words}; unbiased for {unbiased}; {source}")
-    print("\nchanges of the weights in training, with any objective but rws")
-    for name, (words, fits, source) in MODIFIERS.items():
+    print("\ngradient estimators (a_i, h_i: first and second derivatives of the bound in log w_i)")
+    for name, (description, unbiased, source) in GRADIENTS.items():
+        print(f"{name:15} {description}; unbiased for {unbiased}; {source}")
+    print("\nmodified log weights in training, with any objective but rws")
+    for name, (description, fits, source) in MODIFIERS.items():
         option = f"--{name.replace('_', '-')}"
-        print(f"{option:15} {words}; with the gradients {', '.join(fits)}; {source}")
-    print("\ngradients through few of the particles, with the same expectation")
+        print(f"{option:15} {description}; with the gradients {', '.join(fits)}; {source}")
+    print("\ngradients through a subset of the particles, with the same expectation")
     others = ", ".join(NOT_THROUGH_FEW)
     print(f"{'--backward':15} with any objective but {others}, and any gradient but gdreg")
     return 0
@@ -68,11 +68,11 @@ class Data:
     """List, fetch or verify data sets."""
 
     action: tyro.conf.Positional[Literal["list", "fetch", "verify"]]
-    """What to do."""
+    """List all data sets, fetch one, or verify its files."""
     name: tyro.conf.Positional[str | None] = None
-    """The data set to fetch or verify."""
+    """Data set to fetch or verify."""
     data_dir: Path | None = None
-    """Where the data files are looked for first; also IWAE_DATA."""
+    """Folder to search first for data files (default: $IWAE_DATA)."""
 
 
 def data(arguments: Sequence[str]) -> int:
@@ -86,7 +86,7 @@ def data(arguments: Sequence[str]) -> int:
         for row in list_datasets(options.data_dir):
             sizes = "/".join(f"{size:,}" for size in row.sizes)
             print(f"{row.name:15} {sizes:>22}  {row.binarization:8} {row.description}")
-            print(f"{'':15} {row.where or f'not here: iwae data fetch {row.name}'}")
+            print(f"{'':15} {row.where or f'not found; get it with: iwae data fetch {row.name}'}")
         return 0
     if options.name is None:
         raise UserError(f"name the data set: iwae data {options.action} NAME")
@@ -98,6 +98,6 @@ def data(arguments: Sequence[str]) -> int:
             print(f"{options.name} comes with iwae: there is nothing to fetch")
         return 0
     rows = verify(options.name, options.data_dir)
-    for name, right, words in rows:
-        print(f"{'ok ' if right else 'BAD'} {name}: {words}")
-    return 0 if all(right for _, right, _ in rows) else parsing.FAILURE
+    for name, valid, description in rows:
+        print(f"{'ok ' if valid else 'BAD'} {name}: {description}")
+    return 0 if all(valid for _, valid, _ in rows) else parsing.FAILURE

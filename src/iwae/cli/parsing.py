@@ -1,4 +1,4 @@
-"""What the commands have in common: parsing, exit statuses, and JAX as they want it."""
+"""Parsing, exit statuses and JAX set-up shared by the commands."""
 
 import gc
 import os
@@ -19,7 +19,7 @@ SEED_LIMIT = 2**31
 
 
 def parse(kind: type, name: str, arguments: Sequence[str], **options: Any) -> Any:
-    """Options as `kind` declares them; exits with status 2 for what it does not declare."""
+    """Parse the options that `kind` declares; exit with status 2 for any other."""
     try:
         found = tyro.cli(
             kind,
@@ -36,17 +36,17 @@ def parse(kind: type, name: str, arguments: Sequence[str], **options: Any) -> An
 
 
 def matching(table: Iterable[str], pattern: str, kind: str) -> list[str]:
-    """The names that match a pattern, or UserError if none does."""
+    """The names that match a pattern; UserError if none does."""
     names = [name for name in table if fnmatch(name, pattern)]
     if not names:
-        raise UserError(f"no {kind} matches {pattern!r}; all: `iwae {kind}s`")
+        raise UserError(f"no {kind} matches {pattern!r}; list all with `iwae {kind}s`")
     return names
 
 
 def set_up_jax() -> None:
-    """One JAX device per core on a CPU, and compiled programs kept for the next time."""
-    # What is imported and traced stays. By default, looking for garbage in it again and again is a
-    # tenth of a short run.
+    """Use one JAX device per CPU core, and cache compiled programs on disk."""
+    # Imported and traced objects stay alive. With the default thresholds, repeated garbage
+    # collection over them takes a tenth of a short run.
     gc.set_threshold(50_000, 20, 100)
     import jax
     import platformdirs
@@ -60,7 +60,7 @@ def set_up_jax() -> None:
 
 
 def _is_writable(folder: Path) -> bool:
-    """Whether files can be put into a folder, which is made if need be."""
+    """Whether files can be written to a folder, which is created if necessary."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError:
@@ -69,7 +69,7 @@ def _is_writable(folder: Path) -> bool:
 
 
 def cores() -> list[int]:
-    """CPU cores that this process may use, where the system says."""
+    """CPU cores available to this process; all cores where the system does not say."""
     if hasattr(os, "sched_getaffinity"):
         return sorted(os.sched_getaffinity(0))
     return list(range(os.cpu_count() or 1))

@@ -1,4 +1,4 @@
-"""`iwae reproduce` and `iwae sweep`: many runs, one after another or on many machines."""
+"""`iwae reproduce` and `iwae sweep`: many runs, in sequence or on many machines."""
 
 import dataclasses
 import math
@@ -28,62 +28,62 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Working:
-    """What all queues can be told."""
+    """Options shared by all queues."""
 
     out: Path
-    """Folder of all runs. What is there already is not done again."""
+    """Folder for all runs. Existing results are kept and not computed again."""
     budget: str | None = None
-    """Stop in good order after so long: 2h, 90m, 1h30m. The same command goes on from there."""
+    """Stop cleanly after this time, e.g. 2h, 90m or 1h30m. Repeat the command to resume."""
     dry_run: bool = False
-    """Print what would be done, and how long it takes."""
+    """Print what would be done, with the estimated training time."""
     workers: int = 1
-    """here: processes that share the runs out, each with its share of the cores."""
+    """here: processes that divide the runs, each with its share of the cores."""
     engine: Literal["here", "ray"] = "here"
-    """Work here, or on a Ray cluster."""
+    """Run on this machine, or on a Ray cluster."""
     address: str | None = None
-    """ray: the cluster, e.g. auto; without it one is started on this machine."""
+    """ray: address of the cluster, e.g. auto (default: start one on this machine)."""
     scratch: Path | None = None
-    """ray: where machines work that do not share --out; results come through Ray."""
+    """ray: working folder on machines that do not share --out; results return through Ray."""
     cpus: int = 1
-    """ray: cores for each run."""
+    """ray: CPU cores per run."""
     gpus: float = 0.0
-    """ray: GPUs for each run."""
+    """ray: GPUs per run."""
     data_dir: Path | None = None
-    """Where the data files are looked for first; also IWAE_DATA."""
+    """Folder to search first for data files (default: $IWAE_DATA)."""
     quiet: bool = False
-    """No progress."""
+    """Show no progress."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Reproduce(Working):
-    """Published tables, cell by cell: train, measure, and set ours beside theirs.
+    """Reproduce published tables, cell by cell: train, measure, and compare.
 
-    What to do:
+    Actions:
 
-    - list: the cells, with the published number, ours if there is one, and the hours it takes
+    - list: the cells, with the published number, ours if there is one, and the training time
     - run: train and measure cells, e.g. `run table1/mnist/1l/vae-k1 --seeds 5 --budget 2h`
-    - status: how far they are
-    - table: ours against published, from the records
+    - status: progress of the cells
+    - table: our numbers beside the published ones, from the records
     """
 
     action: tyro.conf.Positional[Literal["list", "run", "status", "table"]]
-    """What to do."""
+    """Action; see above."""
     cells: tyro.conf.Positional[tuple[str, ...]] = ()
-    """Names, beginnings of names or patterns: table1/mnist, 'table1/*/k50' (default: all)."""
+    """Names, prefixes or patterns of cells: table1/mnist, 'table1/*/k50' (default: all)."""
     out: Path = Path("results")
-    """Folder of all runs. What is there already is not done again."""
+    """Folder for all runs. Existing results are kept and not computed again."""
     recipe: Literal["published", "fast"] = "published"
-    """Train as published, or by our fast recipe for the same model and objective."""
+    """Train as published, or with our fast recipe for the same model and objective."""
     seeds: int = 1
-    """Seeds of each cell, from 0."""
+    """Number of seeds per cell, from 0."""
     epochs_scale: float = 1.0
-    """Shorten all schedules, to try the whole way out. The numbers are no reproduction."""
+    """Scale all schedules by this factor in (0, 1], for a trial run and not a reproduction."""
     ais: int | None = None
-    """Measure by annealed importance sampling too, with so many temperatures, e.g. 500."""
+    """Also measure by annealed importance sampling, with this many temperatures, e.g. 500."""
     examples: int = 1000
-    """Test examples to anneal, a seeded random subset."""
+    """Size of the seeded random subset of test examples to anneal; with --ais."""
     format: Literal["markdown", "latex", "html"] = "markdown"
-    """How to write the table."""
+    """Format of the table."""
 
 
 def reproduce(arguments: Sequence[str]) -> int:
@@ -91,7 +91,7 @@ def reproduce(arguments: Sequence[str]) -> int:
     options = parsing.parse(Reproduce, "reproduce", arguments)
     cells = matching_cells(options.cells or ("*",), options.recipe)
     if options.action == "run" and not options.cells:
-        raise UserError("name the cells to run; all: `iwae reproduce list`")
+        raise UserError("name the cells to run; `iwae reproduce list` lists them")
     parsing.set_up_jax()
     from iwae.experiments.cells import Wanted, plan
     from iwae.experiments.table import read_cells
@@ -111,17 +111,20 @@ def reproduce(arguments: Sequence[str]) -> int:
 def _check_action(options: Any) -> None:
     """Raise UserError for an option that the action would ignore."""
     defaults = {field.name: field.default for field in dataclasses.fields(Reproduce)}
-    actions = {field.name: "run" for field in dataclasses.fields(Working) if field.name != "out"}
-    actions |= {"ais": "run, status", "format": "table"}
+    actions: dict[str, tuple[str, ...]] = {
+        field.name: ("run",) for field in dataclasses.fields(Working) if field.name != "out"
+    }
+    actions |= {"ais": ("run", "status"), "format": ("table",)}
     for name, known in actions.items():
         if options.action not in known and getattr(options, name) != defaults[name]:
-            raise UserError(f"--{name.replace('_', '-')} goes with these actions: {known}")
+            option = name.replace("_", "-")
+            raise UserError(f"--{option} goes with these actions: {', '.join(known)}")
     if options.ais is None and options.examples != defaults["examples"]:
-        raise UserError("--examples says how many are annealed: it goes with --ais")
+        raise UserError("--examples is the number of examples to anneal: it needs --ais")
 
 
 def _results(options: Any, cells: Sequence["Cell"], wanted: "Wanted") -> int:
-    """What came of cells; those that cannot be read are named at the end."""
+    """Print the results of cells; name those that cannot be read at the end."""
     from iwae.config.presets import FAST, PRESETS
     from iwae.experiments.table import read_cells, table
 
@@ -139,7 +142,7 @@ def _results(options: Any, cells: Sequence["Cell"], wanted: "Wanted") -> int:
 
 
 def _listed(cell: "Cell", wanted: "Wanted") -> str:
-    """A line about a cell."""
+    """A line of the list of cells."""
     from iwae.experiments.costs import hours
 
     published = "-" if cell.entry.nll is None else f"{cell.entry.nll:.2f}"
@@ -162,37 +165,37 @@ def _time(hours: float | None) -> str:
 
 
 def _status(options: Any, tasks: Sequence["Task"]) -> int:
-    """How far tasks are; those that have not begun only if they are named."""
-    from iwae.experiments.tasks import state_of
+    """Print the progress of tasks; those that have not started only if they are named."""
+    from iwae.experiments.tasks import Status, state_of
 
     states = [(task, state_of(options.out, task)) for task in tasks]
-    shown = [one for one in states if options.cells or one[1].word != "waiting"]
+    shown = [one for one in states if options.cells or one[1].status != Status.WAITING]
     for task, state in shown:
         words = f"epoch {state.epoch:,} of {task.config.epochs:,}"
         reason = f"  {state.reason.splitlines()[-1]}" if state.reason else ""
-        print(f"{task.name:44} {state.word:8} {words}{reason}")
+        print(f"{task.name:44} {state.status:8} {words}{reason}")
     if not shown:
-        print(f"nothing has begun in {options.out}")
+        print(f"no run has started in {options.out}")
     return 0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Sweep(Working):
-    """Train and measure all combinations of the lists in an experiment file.
+    """Train and measure every combination of the lists in an experiment file.
 
-    A file with `k = [1, 5, 50]` and `seed = [0, 1, 2]` is three runs of three seeds each.
+    A file with `k = [1, 5, 50]` and `seed = [0, 1, 2]` defines three runs of three seeds each.
     """
 
     file: tyro.conf.Positional[Path]
     """The experiment file (TOML)."""
     out: Path
-    """Folder of all runs. What is there already is not done again."""
+    """Folder for all runs. Existing results are kept and not computed again."""
     k: tuple[int, ...] = (5000,)
-    """Importance samples to measure the test likelihood with, one number or several."""
+    """Importance samples for the test log-likelihood, one number or several."""
     examples: int | None = None
-    """Measure a seeded random subset of so many test examples instead of all."""
+    """Measure a seeded random subset of this many test examples (default: all)."""
     ais: int | None = None
-    """Measure by annealed importance sampling too, with so many temperatures, e.g. 500."""
+    """Also measure by annealed importance sampling, with this many temperatures, e.g. 500."""
 
 
 def sweep(arguments: Sequence[str]) -> int:
@@ -216,11 +219,12 @@ def sweep(arguments: Sequence[str]) -> int:
 
 
 def _work(options: Any, tasks: Sequence["Task"], words: Sequence[str]) -> int:
-    """Do the tasks, or say what would be done; the exit status."""
+    """Do the tasks, or print what would be done; returns the exit status."""
     _check(options)
     if options.dry_run:
         return _plan(options, tasks)
     _check_writable(options.out)
+    from iwae.experiments.tasks import Status
     from iwae.runs.folder import Stopped
 
     command = os.environ.get(COMMAND) or uuid.uuid4().hex
@@ -232,61 +236,65 @@ def _work(options: Any, tasks: Sequence["Task"], words: Sequence[str]) -> int:
                 _share_out(options, tasks, words, command)
             for outcome in _outcomes(options, tasks, deadline, command):
                 reason = f": {outcome.reason}" if outcome.reason else ""
-                print(f"{outcome.task.name}: {outcome.word}{reason}", flush=True)
-                failed += outcome.word == "failed"
+                print(f"{outcome.task.name}: {outcome.status}{reason}", flush=True)
+                failed += outcome.status == Status.FAILED
     except (Stopped, KeyboardInterrupt) as stopped:
         status = getattr(stopped, "status", 143 if isinstance(stopped, Terminated) else 130)
-        print("stopped; the same command goes on from there", file=sys.stderr)
+        print("stopped; repeat the command to resume", file=sys.stderr)
         return status
     return parsing.FAILURE if failed else 0
 
 
 def _check(options: Any) -> None:
-    """Raise UserError for options that contradict each other or cannot be."""
+    """Raise UserError for options that are invalid or contradict each other."""
     _check_out(options)
     if options.budget is not None:
         seconds(options.budget)
     for field in dataclasses.fields(Working):
         ignored = field.name in _RAY and options.engine != "ray"
         if ignored and getattr(options, field.name) != field.default:
-            raise UserError(f"--{field.name} goes with --engine ray")
+            raise UserError(f"--{field.name} needs --engine ray")
     if options.cpus < 1 or options.gpus < 0:
-        raise UserError("a run takes at least 1 of --cpus, and --gpus is not negative")
+        raise UserError(
+            f"--cpus is {options.cpus} and --gpus {options.gpus:g}; choose at least 1 and 0"
+        )
     if options.engine == "ray" and options.workers != 1:
-        raise UserError("--workers goes with --engine here; a Ray cluster has its own")
+        raise UserError("--workers needs --engine here; a Ray cluster has its own")
     cores = len(parsing.cores())
     if not 1 <= options.workers <= cores:
-        raise UserError(f"--workers is {options.workers}; choose 1 to {cores}, the cores here")
+        raise UserError(f"--workers is {options.workers}; choose 1 to {cores}, the number of cores")
 
 
 _RAY = ("address", "scratch", "cpus", "gpus")
 
 
 def _check_out(options: Any) -> None:
-    """Raise UserError if the folder of all runs is none."""
+    """Raise UserError if the folder for the runs is a file."""
     if options.out.exists() and not options.out.is_dir():
         raise UserError(f"{options.out} is a file; name a folder for the runs")
 
 
 def _check_writable(out: Path) -> None:
-    """Raise UserError unless runs can be put into a folder, which is made if need be."""
+    """Raise UserError unless runs can be written to a folder, which is created if necessary."""
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"{out} cannot be made ({error.strerror}); name another --out") from error
+        raise UserError(
+            f"{out} cannot be created ({error.strerror}); name another --out"
+        ) from error
     if not os.access(out, os.W_OK | os.X_OK):
-        raise UserError(f"{out} cannot be written to; name another --out")
+        raise UserError(f"{out} is not writable; name another --out")
 
 
 COMMAND = "IWAE_COMMAND"
-"""Environment variable by which the processes of one command know of each other."""
+"""Environment variable that identifies the processes of one command to each other."""
 
 
 def _share_out(options: Any, tasks: Sequence["Task"], words: Sequence[str], command: str) -> None:
-    """Have several processes do the tasks, and wait for them.
+    """Run the tasks in several processes, and wait for them.
 
-    Each takes what no other is at work on. What they leave, because it starts from what another one
-    was at work on, is for the caller.
+    Each takes tasks that no other is working on. The caller does the tasks that they leave because
+    these start from one that another process was working on.
     """
     cores = parsing.cores()
     shares = [cores[i :: options.workers] for i in range(options.workers)]
@@ -296,7 +304,7 @@ def _share_out(options: Any, tasks: Sequence["Task"], words: Sequence[str], comm
             line,
             env={**os.environ, COMMAND: command, "JAX_NUM_CPU_DEVICES": str(len(share))},
             stdout=subprocess.DEVNULL,
-            start_new_session=True,  # Ctrl-C is for this process, which then ends them
+            start_new_session=True,  # Ctrl-C reaches this process only, which ends them
         )
         for share in shares
     ]
@@ -318,21 +326,21 @@ def _share_out(options: Any, tasks: Sequence["Task"], words: Sequence[str], comm
 
 
 TELL_SECONDS = 30.0
-"""Time between lines about what processes are at work on."""
+"""Seconds between progress lines of the worker processes."""
 
 
 def _tell(options: Any, tasks: Sequence["Task"]) -> None:
-    """What the processes are at work on."""
-    from iwae.experiments.tasks import state_of
+    """Print the tasks that the processes are working on."""
+    from iwae.experiments.tasks import Status, state_of
 
     for task in tasks:
-        if (state := state_of(options.out, task)).word == "in use":
+        if (state := state_of(options.out, task)).status == Status.IN_USE:
             words = f"epoch {state.epoch:,} of {task.config.epochs:,}"
             print(f"{task.name}: {words}", file=sys.stderr, flush=True)
 
 
 def _without(words: Sequence[str], name: str) -> list[str]:
-    """A command line without an option."""
+    """A command line without an option and its value."""
     words = [word for word in words if not word.startswith(f"--{name}=")]
     if f"--{name}" in words:
         place = words.index(f"--{name}")
@@ -343,7 +351,7 @@ def _without(words: Sequence[str], name: str) -> list[str]:
 def _outcomes(
     options: Any, tasks: Sequence["Task"], deadline: float, command: str
 ) -> Iterator["Outcome"]:
-    """What becomes of the tasks, as it does."""
+    """The outcomes of the tasks, as they finish."""
     from iwae.experiments.cluster import work_on_ray
     from iwae.experiments.local import work
     from iwae.runs.progress import show_training, tracker
@@ -372,31 +380,31 @@ def _outcomes(
 
 
 def _plan(options: Any, tasks: Sequence["Task"]) -> int:
-    """What would be done."""
+    """Print what would be done; returns the exit status."""
     from iwae.experiments.costs import hours
-    from iwae.experiments.tasks import state_of
+    from iwae.experiments.tasks import Status, state_of
 
     total = 0.0
     for task in tasks:
         state, cost = state_of(options.out, task), hours(task.config)
         if cost is not None:
-            trained = state.word in ("trained", "done")
+            trained = state.status in (Status.TRAINED, Status.DONE)
             cost *= 0.0 if trained else 1 - state.epoch / task.config.epochs
             total += cost
         seeds = f"{task.config.replicates} seed{'s' * (task.config.replicates > 1)}"
-        print(f"{task.name:44} {state.word:8} {seeds:8} {_time(cost):>9} of training left")
-    print(f"{len(tasks)} runs, {_time(total)} of training where the costs were measured")
+        print(f"{task.name:44} {state.status:8} {seeds:8} {_time(cost):>9} of training left")
+    print(f"{len(tasks)} runs, {_time(total)} of training, where the costs are known")
     return 0
 
 
 def seconds(words: str) -> float:
-    """2h, 90m, 1h30m or 45s in seconds.
+    """Convert a time such as 2h, 90m, 1h30m or 45s to seconds.
 
     Raises:
         UserError: for anything else.
     """
     found = re.fullmatch(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+)m)?(?:(\d+)s)?", words)
     if found is None or not words:
-        raise UserError(f"no time {words!r}: give one such as 2h, 90m or 1h30m")
+        raise UserError(f"{words!r} is not a time: give one such as 2h, 90m or 1h30m")
     hours, minutes, rest = (float(number or 0) for number in found.groups())
     return 3600 * hours + 60 * minutes + rest

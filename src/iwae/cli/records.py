@@ -1,4 +1,4 @@
-"""`iwae compare`, `gradients`, `figures` and `report`: more from models and records."""
+"""`iwae compare`, `gradients`, `figures` and `report`: further results from models and records."""
 
 import dataclasses
 import json
@@ -14,20 +14,20 @@ from iwae.results.text import describe_comparison, describe_gradients
 
 @dataclasses.dataclass(frozen=True)
 class Compare:
-    """The difference of runs to the first one, example by example, from their records."""
+    """Compare runs with the first one, example by example, from their records."""
 
     runs: tyro.conf.Positional[tuple[Path, ...]]
     """Folders of two or more runs that `iwae evaluate` has measured."""
     split: Literal["train", "validation", "test"] = "test"
-    """Which examples."""
+    """Split to compare."""
     weights: Literal["final", "best"] = "final"
-    """The last weights, or those of the best validation bound."""
+    """The final weights, or those with the best validation bound."""
     pruned: bool = False
-    """The models without their inactive units."""
+    """Compare the models with their inactive units removed."""
     estimator: str | None = None
-    """Such as L_5000 or AIS_500 (default: the tightest that all runs have)."""
+    """Estimator, such as L_5000 or AIS_500 (default: the tightest that all runs have)."""
     json: bool = False
-    """Print exactly one JSON object on standard output."""
+    """Print exactly one JSON object to standard output."""
 
 
 def compare(arguments: Sequence[str]) -> int:
@@ -48,47 +48,47 @@ def compare(arguments: Sequence[str]) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class Gradients:
-    """Signal, noise and bias of gradient estimators at the models of a run.
+    """Measure signal, noise and bias of gradient estimators on the models of a run.
 
-    For each k and estimator, and each group of parameters: mean, variance, signal-to-noise ratio,
-    bias against a reference by a paired test, and time and memory of one gradient. Writes a record
-    and a figure to RUN/evaluations.
+    For each k, estimator and group of parameters: mean, variance, signal-to-noise ratio, bias
+    against a reference by a paired test, and time and memory per gradient. Writes a record and a
+    figure to RUN/evaluations.
     """
 
     run: tyro.conf.Positional[Path]
     """The run's folder."""
     k: tuple[int, ...] = (1, 10, 100)
-    """Particles, one or several."""
+    """Number of particles, one or several."""
     gradients: tuple[str, ...] | None = None
-    """Estimators (default: all that go with the objective; `iwae objectives` lists them)."""
+    """Estimators (default: all that apply to the objective; see `iwae objectives`)."""
     backward: tuple[int, ...] = ()
-    """Beside each estimator the same one through so many particles, where k is larger."""
+    """Also measure each estimator through this many particles, where k is larger."""
     objective: str | None = None
-    """The bound whose gradient it is (default: the run's)."""
+    """Objective whose gradient to measure (default: the run's)."""
     m: int | None = None
-    """miwae, piwae: groups of k samples (default: the run's)."""
+    """miwae, piwae: number of groups of k samples (default: the run's)."""
     alpha: float | None = None
     """vr-iwae, and the gradient dreg-alpha (default: the run's)."""
     beta: float | None = None
-    """ciwae: the share of the elbo (default: the run's)."""
+    """ciwae: weight of the ELBO (default: the run's)."""
     reference: str | None = None
-    """What biases are measured against (default: the objective's plain gradient)."""
+    """Estimator to measure biases against (default: the objective's plain one)."""
     examples: int = 20
-    """Examples of the batch, a seeded random subset."""
+    """Examples in the batch, a seeded random subset."""
     draws: int = 200
-    """Draws of each gradient."""
+    """Draws of each gradient: a multiple of 10, at least 20."""
     split: Literal["train", "validation", "test"] = "train"
-    """Where the batch is from."""
+    """Split that the batch is drawn from."""
     weights: Literal["final", "best"] = "final"
-    """The last weights, or those of the best validation bound."""
+    """The final weights, or those with the best validation bound."""
     seed: int = 0
-    """Seed of all random numbers."""
+    """Random seed."""
     data_dir: Path | None = None
-    """Where the data files are looked for first; also IWAE_DATA."""
+    """Folder to search first for data files (default: $IWAE_DATA)."""
     json: bool = False
-    """Print exactly one JSON object on standard output."""
+    """Print exactly one JSON object to standard output."""
     quiet: bool = False
-    """No progress."""
+    """Show no progress."""
 
 
 def gradients(arguments: Sequence[str]) -> int:
@@ -109,14 +109,14 @@ def gradients(arguments: Sequence[str]) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class Figures:
-    """Draw the pictures of a run into RUN/figures."""
+    """Draw the figures of a run into RUN/figures."""
 
     run: tyro.conf.Positional[Path]
     """The run's folder."""
     weights: Literal["final", "best"] = "final"
-    """The last weights, or those of the best validation bound."""
+    """The final weights, or those with the best validation bound."""
     data_dir: Path | None = None
-    """Where the data files are looked for first; also IWAE_DATA."""
+    """Folder to search first for data files (default: $IWAE_DATA)."""
 
 
 def draw_figures(arguments: Sequence[str]) -> int:
@@ -132,16 +132,16 @@ def draw_figures(arguments: Sequence[str]) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class ReportPage:
-    """Put runs side by side on one page that needs no network and no other file."""
+    """Show runs side by side on one page that needs no network and no other file."""
 
     runs: tyro.conf.Positional[tuple[Path, ...]]
     """Folders of the runs."""
     out: Path = Path("report.html")
-    """The page."""
+    """HTML file to write."""
     weights: Literal["final", "best"] = "final"
-    """The last weights, or those of the best validation bound."""
+    """The final weights, or those with the best validation bound."""
     data_dir: Path | None = None
-    """Where the data files are looked for first; also IWAE_DATA."""
+    """Folder to search first for data files (default: $IWAE_DATA)."""
 
 
 def report(arguments: Sequence[str]) -> int:

@@ -1,4 +1,4 @@
-"""`iwae export` and `push`: a trained model for others."""
+"""`iwae export` and `push`: share a trained model."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -12,21 +12,21 @@ from iwae.cli import parsing
 
 @dataclasses.dataclass(frozen=True)
 class Export:
-    """Put a model of a run into a folder for others: weights, card, picture. Nothing of the data.
+    """Export a model of a run to share it: weights, card and picture, but no data.
 
-    The numbers on the card are those that `iwae evaluate` has measured of this model.
+    The numbers on the card are those that `iwae evaluate` has measured for this model.
     """
 
     run: tyro.conf.Positional[Path]
     """The run's folder."""
     folder: tyro.conf.Positional[Path]
-    """The folder to write, which must be new or empty."""
+    """Folder to write; must be new or empty."""
     weights: Literal["final", "best"] = "final"
-    """The last weights, or those of the best validation bound."""
+    """The final weights, or those with the best validation bound."""
     replicate: int = 0
-    """Which of the run's models; the first is 0."""
+    """Index of the model in the run; the first is 0."""
     license: str | None = None
-    """Of the model, as the Hugging Face hub names it: mit, cc-by-4.0, ..."""
+    """Licence of the model by its name on the Hugging Face Hub: mit, cc-by-4.0, ..."""
     overwrite: bool = False
     """Replace an earlier export."""
 
@@ -44,16 +44,16 @@ def export(arguments: Sequence[str]) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class Push:
-    """Put an exported model on the Hugging Face hub."""
+    """Upload an exported model to the Hugging Face Hub."""
 
     folder: tyro.conf.Positional[Path]
-    """What `iwae export` wrote."""
+    """Folder that `iwae export` wrote."""
     repo: tyro.conf.Positional[str]
-    """OWNER/NAME; made if it is not there."""
+    """Repository OWNER/NAME; created if it does not exist."""
     private: bool = False
-    """If the repository is made: for its owner alone."""
+    """Make the repository private, if it is created."""
     revision: str | None = None
-    """A branch; made if it is not there (default: the main one)."""
+    """Branch; created if it does not exist (default: the main branch)."""
 
 
 def push(arguments: Sequence[str]) -> int:

@@ -18,7 +18,7 @@ from iwae.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class Train:
-    """Train a model, or go on with a run.
+    """Train a model, or resume a run.
 
     - iwae train --dataset mnist --objective iwae --k 50 --layers 2 --out RUN
     - iwae train FILE.toml --k 5 --out RUN
@@ -28,21 +28,21 @@ class Train:
 
     config: Annotated[TrainConfig, tyro.conf.arg(name="")]
     out: Path | None = None
-    """Folder of the run, which must be new or empty."""
+    """Folder of the run; must be new or empty."""
     resume: Path | None = None
-    """Go on with the run in this folder, exactly where it stopped."""
+    """Resume the run in this folder, exactly where it stopped."""
     stage: int | None = None
-    """With --resume: go back to the end of this stage of the schedule (0 is the first)."""
+    """With --resume: return to the end of this stage of the schedule (0 is the first)."""
     preset: str | None = None
-    """Start from a published experiment; see `iwae presets`."""
+    """Start from the configuration of a published experiment; see `iwae presets`."""
     data_dir: Path | None = None
-    """Where the data files are looked for first; also IWAE_DATA."""
+    """Folder to search first for data files (default: $IWAE_DATA)."""
     track: tuple[Literal["wandb", "mlflow"], ...] = ()
-    """Send the scalars of every epoch to these trackers too; with --resume also those they miss."""
+    """Log every epoch's scalars to these trackers too; with --resume, also those they missed."""
     quiet: bool = False
-    """Print nothing but warnings and errors."""
+    """Print only warnings and errors."""
     verbose: bool = False
-    """Print a line per epoch also on a terminal."""
+    """Print a line per epoch, even on a terminal."""
 
 
 def train(arguments: Sequence[str]) -> int:
@@ -54,7 +54,7 @@ def train(arguments: Sequence[str]) -> int:
     if options.resume is not None:
         _refuse_all_but(("resume", "stage", "data-dir", "track", "quiet", "verbose"), arguments)
     else:
-        check_name(options.config.dataset)  # before JAX is imported, so that the answer is at once
+        check_name(options.config.dataset)  # before importing JAX, to answer at once
     parsing.set_up_jax()
     from iwae.runs.course import resume_run, start_run
     from iwae.runs.folder import Stopped
@@ -66,7 +66,7 @@ def train(arguments: Sequence[str]) -> int:
         run = options.resume
         reports = resume_run(run, options.data_dir, options.stage, track=track)
     elif options.stage is not None:
-        raise UserError("--stage goes with --resume RUN")
+        raise UserError("--stage needs --resume RUN")
     elif options.out is None:
         raise UserError("name a folder for the run: --out RUN")
     elif options.preset and preset(options.preset).needs and options.config.init_from is None:
@@ -80,7 +80,7 @@ def train(arguments: Sequence[str]) -> int:
     try:
         show_training(reports, quiet=options.quiet, verbose=options.verbose)
     except Stopped as stopped:
-        print(f"{stopped}; go on with: iwae train --resume {run}", file=sys.stderr)
+        print(f"{stopped}; resume with: iwae train --resume {run}", file=sys.stderr)
         return stopped.status
     except NonFiniteError as error:
         print(f"iwae: {error}; the last good state is in {run}/checkpoints", file=sys.stderr)
@@ -91,18 +91,16 @@ def train(arguments: Sequence[str]) -> int:
 
 
 def _refuse_all_but(names: Sequence[str], arguments: Sequence[str]) -> None:
-    """Raise UserError if a run that goes on is also told what it is, be it what it is anyway."""
+    """Raise UserError if --resume comes with configuration options, even unchanged ones."""
     given = [word for word in arguments if word.startswith("--")]
     for word in given if arguments[0].startswith("-") else arguments[:1]:
         name = word.partition("=")[0].lstrip("-").replace("_", "-").removeprefix("no-")
         if not word.startswith("--") or name not in names:
-            raise UserError(
-                f"--resume takes its configuration from the run: give no other options, not {word}"
-            )
+            raise UserError(f"--resume takes the configuration from the run: leave out {word}")
 
 
 def _base_config(arguments: Sequence[str]) -> tuple[TrainConfig, list[str]]:
-    """The configuration that options are changes of: a file's, a preset's or the defaults."""
+    """The configuration that the options change: a file's, a preset's or the defaults."""
     rest = list(arguments)
     file = rest.pop(0) if rest and not rest[0].startswith("-") else None
     name, stages = _value(rest, "--preset"), _value(rest, "--stages")
@@ -113,13 +111,13 @@ def _base_config(arguments: Sequence[str]) -> tuple[TrainConfig, list[str]]:
     else:
         base = preset(name).config() if name is not None else TrainConfig()
     if stages is not None and _value(rest, "--epochs") is None:
-        # Not those of the base, to which the stages would be stretched.
+        # With the epochs of the base, the stages would be scaled to these.
         base = base.model_copy(update={"epochs": sum(s.epochs for s in _stages(stages))})
     return base, rest
 
 
 def _value(arguments: Sequence[str], option: str) -> str | None:
-    """The word after the last `option`, in either spelling."""
+    """The value of the last `option`, in either spelling."""
     found = None
     for word, after in zip_longest(arguments, arguments[1:]):
         if word == option:

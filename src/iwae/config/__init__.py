@@ -1,1 +1,1 @@
-"""The typed experiment file (`experiment`), and published experiments as such files (`presets`)."""
+"""The typed experiment file (`experiment`), published `presets` and fast `recipes`."""

@@ -1,7 +1,7 @@
-"""What is trained: a frozen, typed, validated configuration, which is also the experiment file.
+"""The training configuration: frozen, typed, validated. It is also the experiment file.
 
-Every field is an option of `iwae train` and a line of RUN/config.toml. Where a run is written and
-where data are looked for are not part of it: they do not change the result.
+Every field is an option of `iwae train` and a line of RUN/config.toml. The folders of the run and
+of the data are not part of it, since they do not change the result.
 """
 
 import difflib
@@ -32,12 +32,14 @@ Sizes = Annotated[tuple[Size, ...], Field(strict=False)]  # a TOML file has list
 
 
 def _lists(arguments: list[str]) -> tuple[tuple[int, ...], ...]:
-    """200,200 100,100 -> ((200, 200), (100, 100))."""
+    """Parse 200,200 100,100 as ((200, 200), (100, 100))."""
     try:
         return tuple(tuple(int(size) for size in one.split(",")) for one in arguments)
     except ValueError:
         words = " ".join(arguments)
-        raise ValueError(f"{words!r} is not lists of whole numbers like 200,200 100,100") from None
+        raise ValueError(
+            f"{words!r} must be lists of whole numbers, such as 200,200 100,100"
+        ) from None
 
 
 ObservationName = Literal[
@@ -54,7 +56,7 @@ ObservationName = Literal[
 ]
 
 Missing = Literal["at-random", "not-at-random", "not-at-random-high", "not-at-random-low"]
-"""Those of `iwae.models.likelihoods.MISSING`."""
+"""The mechanisms of `iwae.models.likelihoods.MISSING`."""
 
 ActivationName = Literal[
     "tanh",
@@ -74,14 +76,14 @@ OptimizerName = Literal["adam", "paper", "authors", "soap"]
 ScheduleName = Literal["paper", "authors", "constant", "linear", "cosine", "constant-linear"]
 
 DECAYING = {"linear": 0.0, "cosine": 0.0, "constant-linear": 0.5}
-"""Schedules whose rate falls to `lr_end` -> the share of the epochs after which it begins to."""
+"""Schedules that decay to `lr_end` -> the fraction of the epochs before the decay begins."""
 
 
 class StageConfig(BaseModel):
-    """A part of a run. What it leaves out it has from the run.
+    """A stage of a run. It inherits the settings that it omits from the run.
 
-    If it names another objective than the run, the options of that objective alone (`gradient`,
-    `m`, `alpha`, ...) are its own or the objective's defaults.
+    If it names another objective than the run, it does not inherit the options that are specific
+    to an objective (`gradient`, `m`, `alpha`, ...): these are its own or the objective's defaults.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
@@ -104,7 +106,7 @@ class StageConfig(BaseModel):
     batch_size: Annotated[int, Field(ge=1)] | None = None
     optimizer: OptimizerName | None = None
     fresh: bool | None = None
-    """Start the optimiser anew; if not given, where its state does not fit this stage."""
+    """Reset the optimiser; by default, only where its state does not fit this stage."""
     schedule: ScheduleName | None = None
     learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     lr_end: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
@@ -112,15 +114,15 @@ class StageConfig(BaseModel):
     epochs: Annotated[int, Field(ge=1)]
 
     def given(self) -> dict[str, Any]:
-        """The settings that it does not leave out."""
+        """The settings that it does not omit."""
         return self.model_dump(exclude_none=True)
 
 
 def parse_stages(text: str) -> tuple[StageConfig, ...]:
-    """Stages from a line such as `iwae k=5 epochs=100, iwae k=50 backward=8 epochs=20`.
+    """Parse stages from a line such as `iwae k=5 epochs=100, iwae k=50 backward=8 epochs=20`.
 
     Raises:
-        ValueError: names the first word that is no setting of a stage, or has a wrong value.
+        ValueError: names the first word that is not a setting of a stage, or has a wrong value.
     """
     return tuple(_parse_stage(words.split(), i) for i, words in enumerate(text.split(","), 1))
 
@@ -133,7 +135,9 @@ def _parse_stage(words: list[str], number: int) -> StageConfig:
         if not equals and not values:
             name, value = "objective", word
         elif not equals:
-            raise ValueError(f"stage {number}: {word!r} is no setting such as epochs=10")
+            raise ValueError(
+                f"stage {number}: {word!r} is not a setting: give one such as epochs=10"
+            )
         if name not in StageConfig.model_fields:
             raise ValueError(f"stage {number}: {_unknown(name, StageConfig)}")
         if name in values:
@@ -148,7 +152,7 @@ def _parse_stage(words: list[str], number: int) -> StageConfig:
 
 
 def _plain(word: str) -> Any:
-    """A number, true or false as TOML has them; any other word itself."""
+    """The value of a number, true or false in TOML; any other word unchanged."""
     try:
         return tomllib.loads(f"value = {word}")["value"]
     except tomllib.TOMLDecodeError:
@@ -174,7 +178,7 @@ StagesText = tyro.constructors.PrimitiveConstructorSpec(
     is_instance=lambda value: value is None or isinstance(value, tuple),
     str_from_instance=lambda stages: [stages_text(stages or ())],
 )
-"""How the command line reads stages."""
+"""The command line's parser of stages."""
 
 Lists = tyro.constructors.PrimitiveConstructorSpec(
     nargs="*",
@@ -183,146 +187,147 @@ Lists = tyro.constructors.PrimitiveConstructorSpec(
     is_instance=lambda value: value is None or isinstance(value, tuple),
     str_from_instance=lambda lists: [",".join(map(str, sizes)) for sizes in lists or ()],
 )
-"""How the command line reads lists of sizes."""
+"""The command line's parser of lists of sizes."""
 
 
 class TrainConfig(BaseModel):
-    """One training run; `iwae presets` lists the published ones."""
+    """The configuration of a training run; `iwae presets` lists the published ones."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     dataset: str = "mnist"
-    """A name from `iwae data list`, or the path of a .npy, .npz or .csv file of your own."""
+    """Name from `iwae data list`, or path of your own .npy, .npz or .csv file."""
     binarization: Literal["dynamic", "static", "threshold", "none"] | None = None
-    """How grey values become the model's input; the data set's own way if not given."""
+    """Conversion of grey values to the model's input (default: the data set's own)."""
     observation: ObservationName | None = None
-    """The decoder's distribution over the data; the data set's own if not given."""
+    """The decoder's distribution over the data (default: the data set's own)."""
     mixtures: Annotated[int, Field(ge=1)] | None = None
-    """logistic-mixture: logistics for each value; 5 if not given."""
+    """logistic-mixture: mixture components per value (default: 5)."""
     categories: Annotated[int, Field(ge=2)] | None = None
-    """categorical: how many; the data are 0, 1, ... up to one less."""
+    """categorical: number of categories C; the data are 0, 1, ..., C - 1."""
     scale: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     """gaussian-fixed: the standard deviation."""
     columns: Annotated[tuple[str, ...], Field(strict=False)] | None = None
-    """table: the kind of each column: gaussian poisson categorical:3."""
+    """table: kind of each column, e.g. gaussian poisson categorical:3."""
     missing: Missing | None = None
-    """Values may be missing: at-random given the others, or not, because of what they are."""
+    """Allow missing values: missing at random, or depending on their own values (not-at-random)."""
     shape: Sizes | None = None
-    """Shape of one example in a file of your own that has flat rows: 28 28."""
+    """Shape of one example in your own file of flat rows, e.g. 28 28."""
     validation: Annotated[int, Field(ge=0)] | Literal["authors"] | None = None
-    """Training examples held out for validation; `authors` for the published code's choice."""
+    """Number of training examples to hold out for validation, or `authors` for the published code's
+    choice (default: the data set's own)."""
     data_seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
-    """Seed of the choice of the held-out part."""
+    """Random seed of the choice of held-out examples."""
     binarization_seed: Annotated[int, Field(ge=0)] = 0
-    """Seed of draws made once: another one is another data set, with another test set."""
+    """Random seed of a binarisation drawn once; another seed also gives another test set."""
 
     layers: Annotated[int, Field(ge=1)] | None = None
-    """Stochastic layers, of the published sizes; give sizes instead for any others."""
+    """Number of stochastic layers of the published sizes; for other sizes, give these instead."""
     latent_sizes: Annotated[Sizes, Field(min_length=1)] | None = None
-    """Units of each stochastic layer, nearest the data first: 100 50."""
+    """Units of each stochastic layer, nearest the data first, e.g. 100 50."""
     hidden_sizes: Annotated[tuple[Sizes, ...] | None, Lists, Field(strict=False)] = None
-    """Deterministic layers before each stochastic one: 200,200 100,100."""
+    """Deterministic layers before each stochastic one, e.g. 200,200 100,100."""
     activation: ActivationName = "tanh"
     """Nonlinearity of the deterministic layers."""
     network: Literal["mlp", "conv"] = "mlp"
-    """Between the data and the first stochastic layer: dense layers, or convolutions too."""
+    """Layers between data and first stochastic layer: dense (mlp), or convolutions too (conv)."""
     channels: Annotated[Sizes, Field(min_length=1)] | None = None
-    """conv: channels of each convolution, from the image on; 32 64 if not given."""
+    """conv: channels of each convolution, nearest the image first (default: 32 64)."""
     conditional: bool = False
-    """Model p(x|y) of examples x with labels y."""
+    """Model p(x|y), for examples x with labels y."""
     label_prior: bool = False
-    """With --conditional: a Gaussian p(z|y) for each label, learned, instead of one p(z)."""
+    """With --conditional: learn a Gaussian p(z|y) for each label, instead of one p(z)."""
     label: Annotated[str, Field(min_length=1)] | None = None
-    """With --conditional: the column of a .csv file that is the label: its name, or its number."""
+    """With --conditional: name or number of the column of a .csv file that holds the label."""
     blocks: Annotated[int, Field(ge=0, le=100)] = 0
     """Residual blocks after each convolution (conv) or first dense layer (mlp)."""
     output_bias: bool = True
-    """Start the decoder's output at the training data's mean."""
+    """Initialise the decoder's output at the training data's mean."""
 
     objective: str = "iwae"
-    """The bound to climb; `iwae objectives` lists them."""
+    """Objective to maximise; `iwae objectives` lists them."""
     k: Annotated[int, Field(ge=1, lt=2**31)] = 1
-    """Samples per example, or per group where there are groups."""
+    """Importance samples per example, or per group for an objective with groups."""
     gradient: str | None = None
-    """How to climb it: reparam, stl, dreg, ...; the objective's own if not given."""
+    """Gradient estimator: reparam, stl, dreg, ... (default: the objective's own)."""
     m: Annotated[int, Field(ge=1, lt=2**31)] | None = None
-    """miwae, piwae: groups of k samples."""
+    """miwae, piwae: number of groups of k samples."""
     alpha: float | None = None
     """vr-iwae: 0 is iwae, 1 is elbo. The gradient dreg-alpha: 0 is dreg, 1 is wake-phi."""
     beta: float | Literal["learned"] | None = None
-    """ciwae: the share of the elbo, or `learned`."""
+    """ciwae: weight of the ELBO, or `learned`."""
     temperatures: Annotated[int, Field(ge=1)] | None = None
-    """tvo, dais, aiwae: temperatures from 0 to 1."""
+    """tvo, dais, aiwae: number of temperatures from 0 to 1."""
     leapfrog: Annotated[int, Field(ge=1)] | None = None
-    """dais, aiwae: leapfrog steps at each temperature."""
+    """dais, aiwae: leapfrog steps per temperature."""
     beta_schedule: BetaSchedule | None = None
-    """tvo: where the temperatures are."""
+    """tvo: placement of the temperatures."""
     phase: Phase | None = None
-    """rws: whether the encoder learns awake, from the data, asleep, from the model, or both."""
+    """rws: train the encoder on data (wake), on samples from the model (sleep), or on both."""
     encoder_objective: EncoderObjective | None = None
-    """aiwae: the encoder's bound; elbo-analytic where the divergence has a closed form."""
+    """aiwae: objective of the encoder; elbo-analytic needs a KL divergence in closed form."""
     kl_warmup: Annotated[int, Field(ge=0)] = 0
-    """Epochs over which the weight of the divergence from the prior rises from 0 to 1."""
+    """Epochs over which the weight of the KL divergence from the prior rises from 0 to 1."""
     free_bits: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
-    """A latent unit whose divergence is not above so many nats counts as exactly so many."""
+    """Minimum KL divergence of a latent unit, in nats: a smaller one counts as this value."""
     chunk: Annotated[int, Field(ge=1)] | None = None
-    """Particles at a time: less memory, the same result; whole up to 500, then 100 at a time."""
+    """Particles at a time: less memory, same result (default: all up to k = 500, else 100)."""
     backward: Annotated[int, Field(ge=1)] | None = None
-    """Particles that the gradient goes through, drawn without bias from all k; all if not given."""
+    """Particles that the gradient goes through, drawn from all k without bias (default: all)."""
 
     stages: Annotated[tuple[StageConfig, ...] | None, StagesText, Field(strict=False)] = None
-    """Parts of the run, with what differs in each: "iwae k=5 epochs=40, iwae k=50 epochs=10"."""
+    """Stages of the run and their settings, e.g. "iwae k=5 epochs=40, iwae k=50 epochs=10"."""
     optimizer: OptimizerName = "adam"
-    """Adam as the paper states it (also called paper), or as in the authors' published code; SOAP,
-    which learns more from a step and takes longer for it."""
+    """Adam as in the paper (adam or paper) or as in its authors' published code (authors), or SOAP,
+    which makes more progress per step, at a higher cost."""
     ema: Annotated[float, Field(gt=0, lt=1)] | None = None
-    """Decay of a moving average of the weights, which is then the model: 0.999."""
+    """Decay of a moving average of the weights, which becomes the model, e.g. 0.999."""
     schedule: ScheduleName = "paper"
-    """Learning rate: in eight stages of 3^i epochs with the paper's rates, or the authors' rounded
-    ones; constant; falling to zero as a line, as a cosine, or as a line in the second half."""
+    """Learning rate: 8 stages of 3^i epochs with the paper's rates, or the authors' rounded ones;
+    constant; or decaying to --lr-end: linearly, as a cosine, or linearly in the second half."""
     epochs: Annotated[int, Field(ge=1)] = 3280
-    """Passes over the training data; the stages of a run are stretched or squeezed to it."""
+    """Passes over the training data; the stages of a run are scaled to this total."""
     learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1e-3
-    """Learning rate that the schedule starts from; short runs skip its short early stages."""
+    """Initial learning rate of the schedule; short runs skip its short early stages."""
     lr_end: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
-    """Learning rate at the end of a linear, cosine or constant-linear schedule."""
+    """Final learning rate of a linear, cosine or constant-linear schedule."""
     lr_warmup: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
-    """Epochs over which the learning rate rises from 0 at the start: 0.5."""
+    """Epochs over which the learning rate rises from 0 at the start, e.g. 0.5."""
     batch_size: Annotated[int, Field(ge=1)] = 20
     """Examples per step."""
     shuffle: bool = True
-    """A new order of the examples every epoch."""
+    """Shuffle the examples every epoch."""
 
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
-    """Seed of the first replicate; the others count up from it."""
+    """Random seed of the first replicate; the others count up from it."""
     replicates: Annotated[int, Field(ge=1)] = 1
-    """Independently seeded models trained at once."""
+    """Number of independently seeded models to train at once."""
 
     log_every: Annotated[int, Field(ge=1)] | None = None
-    """Epochs between looks at KL, reconstruction and active units; about 200 in all by default."""
+    """Epochs between measurements of KL, reconstruction, active units (default: epochs / 200)."""
     validate_every: Annotated[int, Field(ge=1)] = 1
-    """Epochs between validations, where there is a held-out part."""
+    """Epochs between validations, if examples are held out."""
     patience: Annotated[int, Field(ge=1)] | None = None
     """Stop after this many validations without improvement."""
     threshold: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
-    """Nats by which the validation bound must improve to count."""
+    """Minimum improvement of the validation bound that counts, in nats."""
 
     init_from: Annotated[Path, Field(strict=False)] | None = None
-    """A finished run to start from: its weights, and its optimiser too with --keep-optimizer."""
+    """Finished run whose weights to start from (with --keep-optimizer, its optimiser too)."""
     keep_optimizer: bool = False
-    """With --init-from: go on with that run's optimiser state."""
+    """With --init-from: continue with that run's optimiser state."""
 
     @model_validator(mode="before")
     @classmethod
     def _usual(cls, values: Any) -> Any:
-        """Stages from a line of words; their epochs, unless told; the name of an optimiser."""
+        """Parse stages from a line, sum their epochs if epochs is omitted, resolve aliases."""
         if not isinstance(values, dict):
             return values
         values = dict(values)
         if isinstance(values.get("stages"), str):
             values["stages"] = parse_stages(values["stages"])
         if not isinstance(values.get("stages") or (), list | tuple):
-            raise ValueError('stages is a list of tables, or a line: "k=5 epochs=9, epochs=1"')
+            raise ValueError('stages must be a list of tables, or a line: "k=5 epochs=9, epochs=1"')
         if values.get("optimizer") == "paper":
             values["optimizer"] = "adam"
         stages = values.get("stages")
@@ -350,7 +355,7 @@ class TrainConfig(BaseModel):
         for name in ("kl_warmup", "lr_warmup"):
             if getattr(self, name) > self.epochs:
                 raise ValueError(
-                    f"{name} is {getattr(self, name)}, but epochs is {self.epochs}: give less"
+                    f"{name} is {getattr(self, name)}, but epochs is {self.epochs}: reduce it"
                 )
         if self.lr_end and self.schedule not in DECAYING:
             raise ValueError(f"lr_end needs schedule {', '.join(DECAYING)}; it is {self.schedule}")
@@ -374,14 +379,14 @@ class TrainConfig(BaseModel):
             raise ValueError("hidden_sizes needs latent_sizes")
 
     def _check_stages(self) -> None:
-        """Raise ValueError for a stage that is not sound, with its number."""
+        """Raise ValueError for an invalid stage, with its number."""
         if not self.stages:
             raise ValueError("stages is empty: leave it out, or name at least one")
         for name in ("kl_warmup", "lr_warmup", "lr_end"):
             if getattr(self, name):
-                raise ValueError(f"{name} of a run in stages is that of a stage: give it there")
+                raise ValueError(f"{name} of a run with stages belongs to a stage: give it there")
         if self.stages[0].fresh is not None:
-            raise ValueError("fresh is for later stages: before the first there is no optimiser")
+            raise ValueError("fresh is for later stages: the first has no optimiser to reset")
         described(self.objective)
         for i, epochs in enumerate(self.stage_epochs()):
             try:
@@ -391,18 +396,18 @@ class TrainConfig(BaseModel):
                 raise ValueError(f"stage {i + 1}: {reason}") from error
 
     def stage(self, i: int, epochs: int) -> "TrainConfig":
-        """The configuration of a stage, as if it were a run of its own of so many epochs."""
+        """The configuration of stage `i`, as if it were a run of its own with `epochs` epochs."""
         if self.stages is None:
             return self
         given = self.stages[i].given()
         values = {name: getattr(self, name) for name in TrainConfig.model_fields}
         if given.get("objective", self.objective) != self.objective:
-            values |= dict.fromkeys(_OF_OBJECTIVE)
+            values |= dict.fromkeys(_OBJECTIVE_OPTIONS)
         given = {name: value for name, value in given.items() if name != "fresh"}
         return TrainConfig(**{**values, **given, "stages": None, "epochs": epochs})
 
     def stage_epochs(self) -> tuple[int, ...]:
-        """Epochs of each stage, stretched or squeezed to `epochs`; at least one of the last."""
+        """Epochs of each stage, scaled to a total of `epochs`; the last has at least one."""
         if self.stages is None:
             return (self.epochs,)
         ends = list(accumulate(stage.epochs for stage in self.stages))
@@ -416,7 +421,7 @@ class TrainConfig(BaseModel):
         return self.stage(len(lengths) - 1, lengths[-1])
 
     def kind(self) -> Kind | None:
-        """The kind of data with its parameters, if it is given."""
+        """The kind of data with its parameters; None if it is not given."""
         given = {
             name: value for name in Kind._fields[1:] if (value := getattr(self, name)) is not None
         }
@@ -427,7 +432,7 @@ class TrainConfig(BaseModel):
         return None
 
     def declaration(self, steps_per_epoch: int = 1) -> Declaration:
-        """What is climbed and how, for epochs of so many steps."""
+        """The objective and its gradient estimator, for epochs of `steps_per_epoch` steps."""
         same = {name: getattr(self, name) for name in Declaration._fields if hasattr(self, name)}
         return Declaration(**same, kl_warmup_steps=self.kl_warmup * steps_per_epoch)
 
@@ -445,10 +450,10 @@ class TrainConfig(BaseModel):
 
 
 def make_config(values: dict[str, Any], source: str) -> TrainConfig:
-    """A configuration from plain values.
+    """Make a configuration from plain values.
 
     Args:
-        source: what a message calls the place they come from.
+        source: name of their origin in error messages.
 
     Raises:
         UserError: names the first wrong key or value, and the nearest right key.
@@ -463,7 +468,7 @@ def make_config(values: dict[str, Any], source: str) -> TrainConfig:
 
 
 def explain(error: ValidationError) -> str:
-    """The first of pydantic's complaints in one line."""
+    """The first of pydantic's errors, in one line."""
     first = error.errors()[0]
     reason, place = first["msg"].removeprefix("Value error, "), first["loc"]
     if not place:
@@ -477,27 +482,27 @@ def explain(error: ValidationError) -> str:
 
 
 def _unknown(key: str, kind: type[BaseModel]) -> str:
-    """A message about a key that a table does not have."""
+    """A message about an unknown key, with the nearest known one."""
     near = difflib.get_close_matches(key.lower(), kind.model_fields, 1)
     hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(kind.model_fields)}"
     return f"unknown key {key!r}; {hint}"
 
 
 def _epochs_of(stage: Any) -> int:
-    """The epochs of a stage that may not have been checked yet; 0 if there are none."""
+    """The epochs of a stage that may not have been validated yet; 0 if it has none."""
     found = stage.get("epochs") if isinstance(stage, dict) else getattr(stage, "epochs", None)
     return found if isinstance(found, int) else 0
 
 
-_OF_OBJECTIVE = ("gradient", *OPTIONS)
-"""Options that go with one objective, and not with any other."""
+_OBJECTIVE_OPTIONS = ("gradient", *OPTIONS)
+"""Options specific to an objective."""
 
 
 def read_config(path: Path) -> TrainConfig:
     """Read an experiment file (TOML).
 
     Raises:
-        UserError: if it cannot be read or is no valid configuration.
+        UserError: if it cannot be read or is not a valid configuration.
     """
     try:
         values = tomllib.loads(path.read_text())
@@ -509,12 +514,12 @@ def read_config(path: Path) -> TrainConfig:
 
 
 def config_values(config: TrainConfig) -> dict[str, Any]:
-    """The configuration as TOML holds it: what is None is left out."""
+    """The configuration as TOML values, without those that are None."""
     return config.model_dump(mode="json", exclude_none=True)
 
 
 def without_folders(config: TrainConfig) -> TrainConfig:
-    """The configuration for others: of files and runs the name, not the folders they lie in."""
+    """The configuration to share: it names files and runs without their folders."""
     own = Path(config.dataset)
     return config.model_copy(
         update={

@@ -1,6 +1,6 @@
-"""The published experiments as configurations, each with the number it is compared with.
+"""The published experiments as configurations, each with the number to compare it with.
 
-Published negative log-likelihoods are in nats, on the test set, by 5,000 importance samples.
+Published negative log-likelihoods are in nats, on the test set, with 5,000 importance samples.
 """
 
 import difflib
@@ -24,20 +24,20 @@ TUCKER = "Tucker et al. 2019 (arXiv 1810.04152)"
 
 
 FAST = "fast/"
-"""The beginning of the names of cells that are trained by a fast recipe."""
+"""Prefix of the names of cells that are trained with a fast recipe."""
 
 
 class Preset(NamedTuple):
     """A published experiment.
 
     Attributes:
-        values: what it sets in a configuration.
-        nll: the published negative log-likelihood, nats; None where nothing is published.
+        values: the settings that it fixes in a configuration.
+        nll: the published negative log-likelihood, nats; None where there is none.
         active: the published active units per layer.
         source: paper and table.
-        needs: the preset whose finished run `init_from` has to name, for warm starts.
-        nll_64: the published negative L_64, where the paper gives that too.
-        is_fast: whether it is trained by a fast recipe, and not as published.
+        needs: the preset whose finished run `init_from` must name, for a warm start.
+        nll_64: the published negative L_64, where the paper reports it.
+        is_fast: whether it is trained with a fast recipe instead of as published.
     """
 
     values: dict[str, Any]
@@ -118,7 +118,7 @@ def _cells(table: dict, number: int) -> dict[str, Preset]:
 _TABLE_1_CELLS = _cells(_TABLE_1, 1)
 
 _OMNIGLOT = "table1/omniglot/2l/vae-k1"
-"""The one cell at k = 1 where the paper has another number for IWAE, which is the same bound."""
+"""The only cell at k = 1 for which the paper reports another number for IWAE, the same bound."""
 
 _TABLE_1_CELLS[_OMNIGLOT] = _TABLE_1_CELLS[_OMNIGLOT]._replace(
     source=f"{BURDA}, Table 1 (as IWAE: 107.56, 30+5 active)"
@@ -130,7 +130,7 @@ AS_PUBLISHED_CODE: dict[str, Any] = {
     "shuffle": False,
     "validation": "authors",
 }
-"""What the paper's published code does otherwise than the paper says."""
+"""Settings in which the paper's published code differs from the paper."""
 
 
 def _as_published_code(cells: dict[str, Preset]) -> dict[str, Preset]:
@@ -187,7 +187,7 @@ _RAINFORTH: dict[str, tuple[dict[str, Any], float | None, float | None]] = {
     "ciwae-beta0.5": ({"objective": "ciwae", "k": 64, "beta": 0.5}, 85.24, 86.08),
     "vae-k64": ({"objective": "vae", "k": 64}, 86.21, 86.69),
 }
-"""M K = 64: what a row sets, its NLL, and its negative L_64."""
+"""With M K = 64: settings of a row, its NLL, and its negative L_64."""
 
 _MIWAE = {
     f"miwae/{name}": Preset({"dataset": "mnist", **values}, nll, (), RAINFORTH, None, nll_64)
@@ -195,7 +195,7 @@ _MIWAE = {
 }
 
 _S5: dict[str, Any] = {"layers": 1, "k": 5, "batch_size": 128}
-"""Five chains or samples; the IWAE in the same batches is what AIWAE is compared with."""
+"""Five chains or samples; AIWAE is compared with an IWAE in the same batches."""
 
 _DING: dict[str, dict[str, Any]] = {
     "iwae-s5": {"objective": "iwae"},
@@ -246,11 +246,11 @@ _WARM_STAGES = {
     "table2/vae-to-iwae": ("vae k=1", 1, "iwae k=50", 50),
     "table2/iwae-to-vae": ("iwae k=50", 50, "vae k=1", 1),
 }
-"""Table 2 in one run: the objective that it starts from, and the one that it ends with."""
+"""Table 2 in one run: objective and k of the start, then of the end."""
 
 
 def _fast(name: str, entry: Preset) -> Preset:
-    """A cell by its fast recipe, which starts from no other run."""
+    """A cell with its fast recipe, which starts from no other run."""
     values, way = entry.values, None
     if name in _WARM_STAGES:
         first, few, then, many = _WARM_STAGES[name]
@@ -287,16 +287,16 @@ def preset(name: str) -> Preset:
     """The experiment called `name`.
 
     Raises:
-        UserError: names the nearest one.
+        UserError: names the nearest ones, if there is no such preset.
     """
     return PRESETS[name] if name in PRESETS else _unknown(name)
 
 
 def cells(patterns: Iterable[str], recipe: str) -> list[str]:
-    """The cells that match, to be trained as published (`published`) or by their `fast` recipes.
+    """The cells that match, trained as published (`published`) or with their `fast` recipes.
 
     Raises:
-        UserError: if there is none for one of the patterns.
+        UserError: if one of the patterns matches none.
     """
     matched = matching(patterns)
     names = [name for name in matched if not PRESETS[name].is_fast]
@@ -305,17 +305,17 @@ def cells(patterns: Iterable[str], recipe: str) -> list[str]:
     found = [f"{FAST}{name}" for name in names if f"{FAST}{name}" in PRESETS]
     others = [name for name in names if f"{FAST}{name}" not in PRESETS]
     if found and others and list(patterns) != ["*"]:
-        log.warning("left out, for want of a fast recipe: %s", ", ".join(others))
+        log.warning("left out, as they have no fast recipe: %s", ", ".join(others))
     if not found:
-        raise UserError(f"{names[0]} has no fast recipe; all that do: `iwae presets '{FAST}*'`")
+        raise UserError(f"{names[0]} has no fast recipe; list all with `iwae presets '{FAST}*'`")
     return found
 
 
 def matching(patterns: Iterable[str]) -> list[str]:
-    """The experiments called so, below such a name, or that match such a pattern, in order.
+    """The experiments with such a name, below it, or matching such a pattern, in order.
 
     Raises:
-        UserError: if there is none for one of the patterns.
+        UserError: if one of the patterns matches none.
     """
     found: set[str] = set()
     for pattern in patterns:
@@ -327,21 +327,22 @@ def matching(patterns: Iterable[str]) -> list[str]:
 def _unknown(name: str) -> NoReturn:
     near = difflib.get_close_matches(name, PRESETS, 3, cutoff=0.3)
     raise UserError(
-        f"no preset {name!r}; near it: {', '.join(near) or 'none'}; all: `iwae presets`"
+        f"unknown preset {name!r}; nearest: {', '.join(near) or 'none'}; "
+        "list all with `iwae presets`"
     )
 
 
 _PLACES = {"dataset", "init_from", "log_every", "layers"}
-"""Settings that say where things are, or how often one looks, or what others say too."""
+"""Settings that are locations, logging intervals, or implied by other settings."""
 
 _LENGTH = {"epochs", "seed", "replicates", "validate_every", "data_seed"}
-"""Settings in which a run may differ from a preset and still be of the same experiment."""
+"""Settings in which a run may differ from a preset and still be the same experiment."""
 
 
 def differing(wanted: TrainConfig, found: TrainConfig) -> list[str]:
-    """The settings of a run that are not the ones wanted.
+    """The settings of a run that differ from the wanted ones.
 
-    What is left to the data is what a known data set has, and may be any for a file.
+    A setting left to the data is that of a known data set, and may have any value for a file.
     """
     one, other = _filled(wanted), _filled(found)
     one |= {name: value for name, value in _left_to_data(wanted) if other[name] is not None}
@@ -349,7 +350,7 @@ def differing(wanted: TrainConfig, found: TrainConfig) -> list[str]:
 
 
 def _left_to_data(config: TrainConfig) -> Iterator[tuple[str, Any]]:
-    """What a known data set makes of settings that were not given."""
+    """The values that a known data set gives to settings that were omitted."""
     data = DATASETS.get(config.dataset)
     if data is None:
         return
@@ -360,7 +361,7 @@ def _left_to_data(config: TrainConfig) -> Iterator[tuple[str, Any]]:
 
 
 def _filled(config: TrainConfig) -> dict[str, Any]:
-    """All settings but places, with what the objective leaves to its defaults."""
+    """All settings except `_PLACES`, with the defaults of the objective filled in."""
     latent_sizes, hidden_sizes = config.sizes()
     values = {**config.model_dump(), "latent_sizes": latent_sizes, "hidden_sizes": hidden_sizes}
     declared = check(config.final().declaration(), len(latent_sizes))._asdict()
@@ -371,7 +372,7 @@ def _filled(config: TrainConfig) -> dict[str, Any]:
 
 
 def same_experiment(entry: Preset, config: Mapping[str, Any]) -> bool:
-    """Whether a run's resolved configuration is that of a preset, but for seeds and length."""
+    """Whether a run's resolved configuration is that of a preset, except for seeds and length."""
     published = entry.config()
     found = make_config(dict(config), "the configuration of a run")
     return (

@@ -1,7 +1,7 @@
-"""Fast ways to the published experiments: the same model and objective, trained in another way.
+"""Fast recipes for the published experiments: the same model and objective, trained differently.
 
-A recipe keeps what a cell says of data, model and objective, and replaces its optimiser, rates and
-epochs by stages. `experiments/recipes.py` holds the trials by which it was chosen.
+A recipe keeps the data, model and objective of a cell, and replaces its optimiser, learning rates
+and epochs with stages. `experiments/recipes.py` holds the trials that chose it.
 """
 
 from collections.abc import Mapping
@@ -13,29 +13,29 @@ COMMON: dict[str, Any] = {
     "learning_rate": 3e-3,
     "schedule": "linear",
 }
-"""The settings of all stages, unless the cell or a stage says otherwise."""
+"""Settings of all stages that the cell or a stage may override."""
 
 FEW = 8
-"""Particles that the gradient goes through where an objective has more."""
+"""Particles that the gradient goes through, where an objective has more."""
 
 ALONE, START, END = 200, 300, 60
-"""Epochs of the only stage of a single particle, of the first of two stages, and of the last."""
+"""Epochs of the only stage for a single particle; of the first and of the last of two stages."""
 
 TURNING_RATE = COMMON["learning_rate"] * END / (START + END)
-"""The learning rate between the two stages, so that it falls as one line over both."""
+"""Learning rate between the two stages, so that it decays along one line over both."""
 
 ENDING_RATE = 1e-3
-"""The learning rate from which a stage after a finished model falls to zero."""
+"""Initial learning rate of a stage that continues a finished model; it decays to zero."""
 
 LONGER = {"omniglot": 2}
-"""Data sets with fewer training examples -> how many times as many epochs."""
+"""Data sets with fewer training examples -> factor by which epochs are multiplied."""
 
 
 def fast(values: Mapping[str, Any], way: str | None = None) -> dict[str, Any]:
-    """The settings of a cell, with the stages of its fast recipe.
+    """The settings of a cell with the stages of its fast recipe.
 
     Args:
-        way: the stages, if not those of the cell's objective.
+        way: the stages, if they are not those of the cell's objective.
     """
     particles, times = values.get("k", 1) * values.get("m", 1), LONGER.get(values["dataset"], 1)
     way = way or stages(values["objective"], particles, times=times)
@@ -43,11 +43,11 @@ def fast(values: Mapping[str, Any], way: str | None = None) -> dict[str, Any]:
 
 
 def stages(objective: str, particles: int, named: str = "", times: int = 1) -> str:
-    """The way to an objective: few particles for most of it, all of them for the end.
+    """The stages towards an objective: few particles for most epochs, all of them at the end.
 
     Args:
-        named: objective and k of the end, such as `iwae k=50`, where they are not the run's.
-        times: as many epochs.
+        named: objective and k of the last stage, such as `iwae k=50`, if they are not the run's.
+        times: factor by which epochs are multiplied.
     """
     if objective != "aiwae" and particles <= FEW:
         return _words(named, f"epochs={(ALONE if particles == 1 else START + END) * times}")
@@ -57,7 +57,7 @@ def stages(objective: str, particles: int, named: str = "", times: int = 1) -> s
 
 
 def ending(named: str, particles: int, *, times: int = 1, rate: float = ENDING_RATE) -> str:
-    """A stage that trains a model further, by an objective such as `iwae k=50`."""
+    """A last stage that trains a model further, with an objective such as `iwae k=50`."""
     few = f"backward={FEW}" if particles > FEW else ""
     return _words(named, f"epochs={END * times}", few, f"learning_rate={rate:g}")
 

@@ -1,10 +1,10 @@
-"""Named data sets and users' own files -> splits, binarised, identified and checked.
+"""Load named data sets and users' own files as checked, identified and binarised splits.
 
-The order of the files is the path of the data: `readers` (published formats), `synthetic` (known
-densities), `kinds` (what values there can be), `splits` (held out, binarised, identified),
-`catalogue` (the table of named sets), `store` (folder, cache, download), `tables` (.csv), `own`
-(.npy, .npz, .csv), `load` (all of it), `device` (`draw`).
-Only `draw` needs JAX, which is imported when it is first asked for.
+The modules follow the path of the data: `readers` (published formats), `synthetic` (known
+densities), `kinds` (the values that each kind of data takes), `splits` (held-out examples,
+binarisation, identity), `catalogue` (the table of named sets), `store` (folder, cache, download),
+`tables` (.csv), `own` (.npy, .npz, .csv), `load` (the entry point), `device` (`draw`).
+Only `draw` needs JAX, which is imported on first use.
 """
 
 from typing import TYPE_CHECKING, Any

@@ -1,4 +1,4 @@
-"""The alphabets of OMNIGLOT, by the names of its folders (Lake et al. 2015)."""
+"""The alphabets of OMNIGLOT, named as its published folders (Lake et al. 2015)."""
 
 ALPHABETS = tuple(
     """
@@ -13,4 +13,4 @@ ALPHABETS = tuple(
     Tifinagh ULOG
     """.split()  # noqa: SIM905
 )
-"""In the order of their numbers in `omniglot28.mat`, which is that of the letters."""
+"""In the order of their numbers in `omniglot28.mat`, which is alphabetical."""

@@ -1,7 +1,7 @@
-"""The named data sets: a table. Nothing in it is read or imported before it is asked for.
+"""The table of named data sets. Nothing in it is read or imported until it is requested.
 
-Sums are of the unpacked content, so that a copy packed anew is accepted. The SHA-256 of MNIST and
-of the fixed MNIST are those of files whose MD5 is the published one.
+Checksums are of the unpacked content, so that a recompressed copy is accepted. The SHA-256 of MNIST
+and of the statically binarised MNIST are those of files whose MD5 is the published one.
 """
 
 import gzip
@@ -22,53 +22,53 @@ Reader = Callable[[bytes, readers.Shapes], readers.Splits]
 
 @dataclass(frozen=True)
 class DataFile:
-    """One published file: its usual names (without .gz), what it holds, its sums and addresses."""
+    """One published file: its usual names (without .gz), content, checksums and mirrors."""
 
     name: str
     read: Reader
     shapes: Mapping[str, tuple[int, ...]]  # [n, h, w] of each split in it
     mirrors: tuple[str, ...] = ()
     sha256: str | None = None  # of the unpacked content
-    values_sha256: str | None = None  # `test_sha256` of the array, for text laid out otherwise
-    md5: str | None = None  # of the unpacked content, where no SHA-256 is known
-    archive_md5: str | None = None  # of the published .gz, where no sum of the content is known
+    values_sha256: str | None = None  # `test_sha256` of the array, for text in another layout
+    md5: str | None = None  # of the unpacked content, if no SHA-256 is known
+    archive_md5: str | None = None  # of the published .gz, if no checksum of the content is known
     other_names: tuple[str, ...] = ()
-    classes: tuple[str, ...] = ()  # names of its labels, where they are not those of the source
-    note: str = ""  # what a reader of the numbers must know about this file
+    classes: tuple[str, ...] = ()  # names of its labels, if not those of the source
+    note: str = ""  # what a reader of the results must know about this file
 
 
 @dataclass(frozen=True)
 class Source:
     """A named data set: read from one of several sets of files, or built in (`generate`).
 
-    The first of `variants` is preferred, and the one that is downloaded.
+    The first of `variants` is preferred, and is the one downloaded.
     """
 
     name: str
     description: str
     shape: tuple[int, ...]
-    sizes: tuple[int, int, int]  # train, validation (of its own; else 0), test
+    sizes: tuple[int, int, int]  # train, validation (0 unless published), test
     values: str  # "binary", "grey" or "real": see splits.resolve
     split_rule: str
     folders: tuple[str, ...] = ()
     variants: tuple[tuple[DataFile, ...], ...] = ()
     generate: Callable[[], readers.Splits] | None = None
     generated_sha256: str | None = None  # `test_sha256` of the raw test array of `generate`
-    origin: str = ""  # of a built-in set
+    origin: str = ""  # where a built-in set comes from
     authors: Callable[[int], HeldOut] | None = None
     log_density: synthetic.LogDensity | None = None
-    label_variants: tuple[tuple[DataFile, ...], ...] = ()  # of each of `variants`
+    label_variants: tuple[tuple[DataFile, ...], ...] = ()  # one for each of `variants`
     generate_labels: Callable[[], readers.Splits] | None = None
     classes: tuple[str, ...] = ()
 
     @property
     def binarization(self) -> str:
-        """The default."""
+        """The default binarisation."""
         return "dynamic" if self.values == "grey" else "none"
 
     @property
     def observation(self) -> str:
-        """The default."""
+        """The default observation."""
         return "gaussian" if self.values == "real" else "bernoulli"
 
     @property
@@ -78,9 +78,9 @@ class Source:
 
 
 def own_split(n: int) -> tuple[np.ndarray, np.ndarray, str]:
-    """Training and test rows of data that come as one array, and the rule in words.
+    """Training and test rows of data in a single array, and the rule in words.
 
-    The rule has no seed to choose, so that all runs are measured on the same test examples.
+    The rule takes no seed, so that all runs are measured on the same test examples.
     """
     count = -(-n // 5)
     test = choose(n, count, seed=0, stream=TEST_ROWS)
@@ -89,7 +89,7 @@ def own_split(n: int) -> tuple[np.ndarray, np.ndarray, str]:
 
 
 def digits() -> readers.Splits:
-    """Scikit-learn's bundled 8 x 8 digits: whole numbers 0..16, mapped to bytes by v 255 / 16."""
+    """Scikit-learn's bundled 8 x 8 digits: whole numbers v in 0..16, as bytes 255 v / 16."""
     levels = _digits_table()[:, :-1]
     if levels.shape != (1797, 64) or levels.min() < 0 or levels.max() > 16:
         raise readers.DamagedError("scikit-learn's digits are not 1797 x 64 values 0..16")
@@ -99,19 +99,19 @@ def digits() -> readers.Splits:
 
 
 def digit_labels() -> readers.Splits:
-    """The digits that `digits` shows, split as they are."""
+    """The labels of `digits`, split in the same way."""
     labels = _digits_table()[:, -1].astype(int)
     if labels.shape != (1797,) or set(labels) != set(range(10)):
-        raise readers.DamagedError("scikit-learn's labels of digits are not 1797 of 0..9")
+        raise readers.DamagedError("scikit-learn's digit labels are not 1797 values 0..9")
     train, test, _ = own_split(len(labels))
     return {"train": labels[train], "test": labels[test]}
 
 
 def _digits_table() -> np.ndarray:
-    """Scikit-learn's file of digits, `[1797, 65]`: the values of each image, then its label."""
-    found = find_spec("sklearn")  # does not import it, which takes longer than to train on them
+    """Scikit-learn's digits file, `[1797, 65]`: the pixels of each image, then its label."""
+    found = find_spec("sklearn")  # importing it takes longer than training on the digits
     if found is None or found.origin is None:
-        raise readers.DamagedError("scikit-learn, which they come with, is not installed")
+        raise readers.DamagedError("install scikit-learn, which bundles it")
     path = Path(found.origin).parent / "datasets" / "data" / "digits.csv.gz"
     try:
         with gzip.open(path, "rt", encoding="utf-8") as file:
@@ -124,15 +124,15 @@ DIGITS = tuple("0123456789")
 
 
 def last_400(n: int) -> HeldOut:
-    """The held-out MNIST images of the authors' code."""
+    """The MNIST split of the authors' code."""
     rows = np.arange(n)
     return HeldOut(rows[:-400], rows[-400:], "authors: the last 400 training images")
 
 
 def shuffled_1345(n: int) -> HeldOut:
-    """The shuffled and held-out OMNIGLOT images of the authors' code, in the authors' order.
+    """The OMNIGLOT split of the authors' code, shuffled into the authors' order.
 
-    Their legacy generator is frozen by NumPy for ever, so that the permutation is theirs.
+    NumPy has frozen the legacy generator that they use, so that the permutation is the same.
     """
     rows = np.random.RandomState(123).permutation(n)
     rule = "authors: shuffled by numpy RandomState(123), the last 1345 held out"
@@ -140,7 +140,7 @@ def shuffled_1345(n: int) -> HeldOut:
 
 
 def _images(mirrors: tuple[str, ...], sums: Mapping[str, Mapping[str, Any]]) -> tuple:
-    """The two files of images of an MNIST-like set; a density needs no labels."""
+    """The two image files of an MNIST-like set; a density needs no labels."""
     return tuple(
         DataFile(
             name=f"{stem}-images-idx3-ubyte",
@@ -155,7 +155,7 @@ def _images(mirrors: tuple[str, ...], sums: Mapping[str, Mapping[str, Any]]) -> 
 
 
 def _labels(mirrors: tuple[str, ...], sums: Mapping[str, Mapping[str, Any]]) -> tuple:
-    """The two files of labels of an MNIST-like set, which only conditional models need."""
+    """The two label files of an MNIST-like set, which only conditional models need."""
     return tuple(
         DataFile(
             name=f"{stem}-labels-idx1-ubyte",

@@ -1,4 +1,4 @@
-"""Binarisation on the device, one example at a time: the only part of the data that needs JAX."""
+"""Binarisation on the device, one example at a time; nothing else in `iwae.data` needs JAX."""
 
 import jax
 import jax.numpy as jnp
@@ -14,15 +14,14 @@ from iwae.typing import PRNGKey
 def draw(
     raw: Shaped[Array, "*d"] | Shaped[np.ndarray, "*d"], key: PRNGKey, *, binarization: str
 ) -> Float[Array, "*d"]:
-    """What a model sees of one stored example: float32, drawn afresh where that is `dynamic`.
+    """Convert one stored example to a model's float32 input, drawn afresh under `dynamic`.
 
-    `raw` is grey, uint8 0..255 or floating point in [0, 1], under `dynamic`, where each value is 1
-    with that probability (0 never, 255 or 1.0 always); otherwise it is only cast. Jit and vmap it.
+    Under `dynamic`, `raw` is grey (uint8 0..255 or floating point in [0, 1]), and each value is 1
+    with that probability (0 never, 255 or 1.0 always). Otherwise `raw` is only cast. Works under
+    `jit` and `vmap`.
     """
     if binarization not in BINARIZATIONS:
-        raise UserError(
-            f"unknown binarization {binarization!r}: it is one of {', '.join(BINARIZATIONS)}"
-        )
+        raise UserError(f"unknown binarization {binarization!r}; known: {', '.join(BINARIZATIONS)}")
     raw = jnp.asarray(raw)
     if binarization != "dynamic":
         return raw.astype(jnp.float32)

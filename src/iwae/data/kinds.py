@@ -1,6 +1,6 @@
-"""Kinds of data: their names, their parameters and the values that they take. No JAX needed.
+"""Kinds of data: their names, their parameters and the values that they take. Needs no JAX.
 
-What a kind's distribution is, `iwae.models.likelihoods` says under the same name.
+The distribution of each kind is in `iwae.models.likelihoods`, under the same name.
 """
 
 import math
@@ -12,21 +12,21 @@ import numpy as np
 from iwae.errors import UserError
 
 LEVELS = 256
-"""Levels of a quantised value: 8 bits."""
+"""The number of levels of an 8-bit value."""
 
 LARGEST_COUNT = 2**24
-"""Whole numbers above it are not all float32."""
+"""The largest count: float32 cannot represent every whole number above it."""
 
 
 class Kind(NamedTuple):
-    """A kind of data with its parameters; those that it does not have are None.
+    """A kind of data with its parameters; those that do not apply are None.
 
     Attributes:
         name: a name in `KINDS`.
-        mixtures: logistics for each value, of `logistic-mixture`.
-        categories: of `categorical`.
-        scale: standard deviation, of `gaussian-fixed`.
-        columns: of `table`, the kind of each column, as `column` reads it.
+        mixtures: for `logistic-mixture`, the number of logistics for each value.
+        categories: for `categorical`, the number of categories.
+        scale: for `gaussian-fixed`, the standard deviation.
+        columns: for `table`, the kind of each column, such as `poisson` or `categorical:3`.
     """
 
     name: str
@@ -36,7 +36,7 @@ class Kind(NamedTuple):
     columns: tuple[str, ...] | None = None
 
     def parameters(self) -> dict[str, Any]:
-        """Those that it has, by name."""
+        """The parameters that are set, by name."""
         given = {name: value for name, value in self._asdict().items() if value is not None}
         del given["name"]
         return given
@@ -52,18 +52,18 @@ Legal = Callable[[np.ndarray, Kind], np.ndarray]
 
 
 class About(NamedTuple):
-    """What is known of a kind without its distribution.
+    """The properties of a kind that do not need its distribution.
 
     Attributes:
-        values: the legal ones, in words.
-        remedy: what to do about others.
+        values: the legal values, in words.
+        remedy: what to do about other values.
         legal: numbers `[n, d]` -> which of them are legal, `[n, d]`.
-        parameter: the one parameter of `Kind` that it has.
-        default: of that parameter; None if it has to be given.
-        as_stored: the numbers are used as they are stored; otherwise `splits.resolve` decides.
+        parameter: the one parameter of `Kind` that it takes, if any.
+        default: the default of that parameter; None if it is required.
+        as_stored: the numbers are used as stored; otherwise `splits.resolve` decides.
         discrete: the likelihood is a probability, not a density.
-        quantised: levels of 8 bits, whose likelihood is also given in bits per dimension.
-        white: the value that is white in a picture; None if the values are no picture.
+        quantised: 8-bit levels, whose likelihood is also reported in bits per dimension.
+        white: the value shown as white in an image; None if the values are not an image.
     """
 
     values: str
@@ -109,10 +109,10 @@ def _fits_columns(values: np.ndarray, kind: Kind) -> np.ndarray:
 
 _BIT = (
     "0 or 1",
-    "write two values as 0 and 1; grey levels have to be binarised first, or need another kind",
+    "write binary values as 0 and 1; binarise grey levels first, or choose another observation",
     _is_bit,
 )
-_REAL = ("finite numbers", "leave out rows with gaps", _is_real)
+_REAL = ("finite numbers", "remove rows with missing values", _is_real)
 _LEVEL = (
     "whole numbers from 0 to 255",
     "multiply grey levels within [0, 1] by 255 and store them as uint8",
@@ -125,10 +125,10 @@ _CATEGORY = (
 )
 _COUNT = (
     f"whole numbers from 0 to {LARGEST_COUNT:,}",
-    "round counts and leave out rows with gaps; other numbers are 'gaussian'",
+    "round counts and remove rows with missing values; use 'gaussian' for other numbers",
     _is_count,
 )
-_TABLE = ("what their columns say", "", _fits_columns)
+_TABLE = ("the values of each column's kind", "", _fits_columns)
 
 KINDS: dict[str, About] = {
     "bernoulli": About(*_BIT, discrete=True, white=1.0),
@@ -146,19 +146,19 @@ KINDS: dict[str, About] = {
     "negative-binomial": About(*_COUNT, as_stored=True, discrete=True),
     "table": About(*_TABLE, "columns", as_stored=True, discrete=True),
 }
-"""What there is for `--observation`."""
+"""The choices for `--observation`."""
 
 _EXAMPLES = {"scale": "0.1", "categories": "10", "columns": "gaussian poisson categorical:3"}
 
 
 def make_kind(name: str, **parameters: Any) -> Kind:
-    """A kind by its name, with the default of a parameter that is None or left out.
+    """Build a kind by name; a parameter that is None or left out takes its default.
 
     Raises:
-        UserError: for an unknown name, and a parameter that is wrong, missing or another kind's.
+        UserError: for an unknown name, or a parameter that is invalid, missing or another kind's.
     """
     if name not in KINDS:
-        raise UserError(f"unknown observation {name!r}: it is one of {', '.join(KINDS)}")
+        raise UserError(f"unknown observation {name!r}; known: {', '.join(KINDS)}")
     given = {key: value for key, value in parameters.items() if value is not None}
     own, default = KINDS[name].parameter, KINDS[name].default
     for key in given:
@@ -183,19 +183,19 @@ def _check_parameters(kind: Kind) -> None:
     for name, least in (("mixtures", 1), ("categories", 2)):
         value = getattr(kind, name)
         if value is not None and (not isinstance(value, int) or value < least):
-            raise UserError(f"{name} is a whole number from {least} on, not {value!r}")
+            raise UserError(f"{name} must be a whole number of at least {least}, not {value!r}")
     if kind.scale is not None and not (0 < kind.scale < math.inf):
-        raise UserError(f"scale is a positive number, not {kind.scale!r}")
+        raise UserError(f"scale must be a positive number, not {kind.scale!r}")
     if kind.columns is not None:
         if not kind.columns:
-            raise UserError("columns names the kind of each column: give at least one")
+            raise UserError("columns must name the kind of each column: give at least one")
         column_kinds(kind)
 
 
 def as_kind(kind: "Kind | Mapping[str, Any] | str") -> Kind:
-    """A kind from what JSON has of it: a name alone, or a name with parameters.
+    """Build a kind from its JSON form: a name alone, or a name with parameters.
 
-    A name that is not in `KINDS` is left to whoever looks for its distribution.
+    A name that is not in `KINDS` is accepted here and checked when its distribution is looked up.
     """
     if isinstance(kind, Kind):
         return kind
@@ -205,22 +205,22 @@ def as_kind(kind: "Kind | Mapping[str, Any] | str") -> Kind:
 
 
 def as_json(kind: Kind) -> str | dict[str, Any]:
-    """The inverse of `as_kind`: the name alone where there are no parameters."""
+    """The inverse of `as_kind`: the name alone if there are no parameters."""
     return {"name": kind.name, **kind.parameters()} if kind.parameters() else kind.name
 
 
 def is_discrete(kind: Kind) -> bool:
-    """Whether likelihoods are probabilities, not densities: of a table, if all its columns' are."""
+    """Whether likelihoods are probabilities, not densities; for a table, in every column."""
     return all(KINDS[one.name].discrete for one in column_kinds(kind) or (kind,))
 
 
 def column_kinds(kind: Kind) -> tuple[Kind, ...]:
-    """The kind of each column of a table."""
+    """The kind of each column of a table; empty for other kinds."""
     return tuple(map(_column, kind.columns or ()))
 
 
 def _column(words: str) -> Kind:
-    """`poisson`, or with its parameter `categorical:3`."""
+    """Parse the kind of a column: `poisson`, or with a parameter, `categorical:3`."""
     name, colon, value = words.partition(":")
     known = [name for name, about in KINDS.items() if about.parameter != "columns"]
     if name not in known:
@@ -233,23 +233,24 @@ def _column(words: str) -> Kind:
     try:
         number = float(value) if parameter == "scale" else int(value)
     except ValueError:
-        raise UserError(f"columns: {value!r} in {words!r} is no {parameter}") from None
+        raise UserError(f"columns: {value!r} in {words!r} is not a valid {parameter}") from None
     return make_kind(name, **{parameter: number})
 
 
 def check_values(rows: np.ndarray, kind: Kind, where: str, *, missing: bool = False) -> None:
-    """Refuse values `[n, ...]` that the kind does not take; `where` names the array in a message.
+    """Raise UserError unless the kind takes all values `[n, ...]`; `where` names their array.
 
     Args:
         missing: whether values may be missing (NaN).
 
     Raises:
-        UserError: names the first wrong value, its row and column (counted from 1), the remedy.
+        UserError: names the first invalid value, its row and column (from 1), and the remedy.
     """
     flat = rows.reshape(len(rows), -1)
     if kind.columns is not None and len(kind.columns) != flat.shape[1]:
         raise UserError(
-            f"{where} has {flat.shape[1]} columns, but columns names {len(kind.columns)} kinds"
+            f"{where} has {flat.shape[1]} columns, but columns names {len(kind.columns)} kinds: "
+            "name one for each column"
         )
     legal = KINDS[kind.name].legal(flat, kind) | (np.isnan(flat) & missing)
     if legal.all():

@@ -1,4 +1,4 @@
-"""One function from a name or a path to a data set."""
+"""Load a data set from its name or path."""
 
 import os
 from collections.abc import Sequence
@@ -29,24 +29,24 @@ def load_dataset(
     download: bool = True,
     progress: bool = True,
 ) -> Dataset:
-    """A named data set, or a user's own .npy, .npz or .csv file, split and ready to train on.
+    """Load a named data set, or a user's own .npy, .npz or .csv file, split and ready to train on.
 
-    `binarization` and `observation` are by default what the values call for (`splits.resolve`); an
-    observation is a name in `kinds.KINDS`, or a `Kind` where it needs a parameter.
-    `validation` examples are held out of the training data, chosen by `seed`; "authors" holds out
-    what the code of Burda et al. does. `binarization_seed` fixes the draws of the validation and
-    test examples (and of all under `static`), independently of `seed`, so that runs with different
-    seeds are measured on the same tensor. `shape` is that of one example, if it is to be another.
+    `binarization` and `observation` default to what the values call for (`splits.resolve`). An
+    observation is a name in `kinds.KINDS`, or a `Kind` if it needs a parameter.
+    `validation` examples are held out of the training set, chosen by `seed`; "authors" holds out
+    the same examples as the code of Burda et al. `binarization_seed` fixes the draws of the
+    validation and test examples (and of all under `static`), independently of `seed`, so that runs
+    with different seeds are measured on the same tensor. `shape` overrides that of one example.
     With `missing`, values of your own file may be missing: NaN, or empty cells of a .csv file.
-    With `labels`, each example has its label after it (see `Dataset`); of a .csv file, `labels` is
-    the column that holds them, by its name, or its number from 1 where there are no names.
-    Files are looked for in `data_dir` (else the environment's IWAE_DATA), then in the user's cache,
-    then downloaded into the cache if `download`.
+    With `labels`, each example is followed by its label (see `Dataset`). For a .csv file, `labels`
+    is the column that holds them: its name, or its number from 1 if the columns have no names.
+    Files are looked up in `data_dir` (or the environment variable IWAE_DATA), then in the user's
+    cache. Missing files are downloaded into the cache if `download` is true.
 
     Raises `UserError` for unknown names, contradictory choices, and files that are missing,
-    truncated, corrupt, wrongly shaped or out of range.
+    truncated, corrupt, of the wrong shape or out of range.
     """
-    kind = None if observation is None else _known(as_kind(observation))
+    kind = None if observation is None else _checked_kind(as_kind(observation))
     path = Path(name_or_path).expanduser()
     if path.suffix.lower() in SUFFIXES:
         raw = read_own(path, kind, missing=missing, labels=labels)
@@ -54,8 +54,8 @@ def load_dataset(
         raw = _read_named(os.fspath(name_or_path), data_dir, download, progress)
         if isinstance(labels, str):
             raise UserError(
-                f"label {labels!r} is a column of a .csv file of your own, and {raw.name} is none: "
-                "where it has labels, conditional is enough"
+                f"label {labels!r} names a column of a .csv file, but {raw.name} is a named data "
+                "set: use conditional alone"
             )
         if labels:
             raw = _with_labels(raw, data_dir, download, progress)
@@ -67,7 +67,7 @@ def load_dataset(
 
 
 def check_name(name_or_path: str | os.PathLike[str]) -> None:
-    """Raise `UserError` for an unknown name or a file that is not there, as `load_dataset` does."""
+    """Raise `UserError` for an unknown name or a missing file, as `load_dataset` does."""
     path = Path(name_or_path).expanduser()
     if path.suffix.lower() not in SUFFIXES:
         named(os.fspath(name_or_path))
@@ -75,8 +75,8 @@ def check_name(name_or_path: str | os.PathLike[str]) -> None:
         read_bytes(path)
 
 
-def _known(kind: Kind) -> Kind:
-    """A kind with what it needs."""
+def _checked_kind(kind: Kind) -> Kind:
+    """The kind, checked and with the default of its parameter."""
     return make_kind(**kind._asdict())
 
 
@@ -89,7 +89,7 @@ def _read_named(
         try:
             splits = source.generate()
         except DamagedError as damage:
-            raise UserError(f"data set {name!r} cannot be made: {damage}") from None
+            raise UserError(f"data set {name!r} cannot be generated: {damage}") from None
     else:
         checked = obtain(source, data_dir, download=download, progress=progress)
         splits = {split: rows for file in checked for split, rows in file.splits.items()}
@@ -109,13 +109,13 @@ def _read_named(
 def _with_labels(
     raw: Raw, data_dir: str | os.PathLike[str] | None, download: bool, progress: bool
 ) -> Raw:
-    """A named set with its labels."""
+    """Add the labels of a named set."""
     source = named(raw.name)
     if source.generate_labels is not None:
         return raw._replace(labels=source.generate_labels(), classes=source.classes)
     if not source.label_variants:
         have = ", ".join(one.name for one in DATASETS.values() if one.classes)
-        raise UserError(f"{raw.name} has no labels; these have: {have}, or a file of your own")
+        raise UserError(f"{raw.name} has no labels: use {have}, or a file of your own")
     labels_of = replace(source, variants=source.label_variants)
     checked = obtain(labels_of, data_dir, download=download, progress=progress)
     files = map(_file_identity, checked)
@@ -127,7 +127,7 @@ def _with_labels(
 
 
 def _file_identity(checked: Checked) -> dict[str, str]:
-    """What a record says of a file: no path, so that it is the same on every machine."""
+    """The description of a file in records: without its path, which differs between machines."""
     identity = {
         "name": checked.file.name,
         "sha256": checked.sha256,

@@ -1,11 +1,11 @@
-"""A user's own file: .npy, .npz or .csv -> splits, and what its numbers mean.
+"""Read a user's own .npy, .npz or .csv file: its splits, and the meaning of its numbers.
 
-The rules, applied to all the arrays of a file together, are few and stated in the identity:
-only 0 and 1 is binary; uint8 is grey 0..255; numbers within [0, 1] are grey; all else is real,
-except that whole numbers 0..255 of another type could be either, and the user must say. Where the
-user says that they are levels, counts, categories or a table, no rule applies: they are that.
-`splits.resolve` says what may be asked of each. Missing values (NaN) are refused unless the user
-says that there may be some; no rule looks at them.
+The rules apply to all arrays of a file together, and the identity states the one that was used:
+only 0 and 1 is binary; uint8 is grey 0..255; numbers within [0, 1] are grey; everything else is
+real. Whole numbers 0..255 of another dtype are ambiguous, and the user must say what they are. No
+rule applies if the user declares levels, counts, categories or a table. `splits.resolve` says which
+observations suit each meaning. Missing values (NaN) are refused unless the user allows them, and
+the rules ignore them.
 """
 
 import io
@@ -28,30 +28,32 @@ SUFFIXES = (".npy", ".npz", ".csv")
 
 
 MOST_UNPACKED = 2**34
-"""Bytes that the arrays of a smaller file may have: more are not read."""
+"""The most bytes that a file may unpack to, unless it has at least half as many itself."""
 
 
 def read_own(
     path: Path, kind: Kind | None = None, *, missing: bool = False, labels: bool | str = False
 ) -> Raw:
-    """The splits of a user's file; raises `UserError` naming the file, the place and the remedy.
+    """Read the splits of a user's file.
 
-    `kind` is what the user says of it; with `missing`, values may be missing. With `labels`, an
-    .npz file also holds an array of them for each array of examples, which is left out without; of
-    a .csv file they are the column of that name.
+    `kind` is the kind of data that the user declares. With `missing`, values may be missing. With
+    `labels`, an .npz file also holds an array of labels for each array of examples (without, such
+    arrays are dropped); for a .csv file, `labels` is the column that holds them.
+
+    Raises `UserError` naming the file, the place and the remedy.
     """
     content = read_bytes(path)
     if path.suffix.lower() == ".csv":
         found = _read_csv(path, content, missing=missing, labels=labels)
     else:
         found = _read_arrays(path, content, missing=missing, labels=labels)
-    arrays, marks, columns = found
+    arrays, label_arrays, columns = found
     for key, array in arrays.items():
         if kind is not None and KINDS[kind.name].as_stored:
             rest = " without its labels" if isinstance(labels, str) else ""
             check_values(array, kind, f"{path}{rest}: array {key!r}", missing=missing)
     splits, rule = _splits(path, arrays)
-    named, classes = _classes(path, marks) if labels else (None, ())
+    named, classes = _classes(path, label_arrays) if labels else (None, ())
     shape = _common_shape(path, splits)
     values, values_rule = _values(path, splits, kind)
     return Raw(
@@ -70,13 +72,13 @@ def read_own(
 
 
 Found = tuple[dict[str, np.ndarray], dict[str, np.ndarray], tuple[str, ...]]
-"""Arrays of a file and their labels, by name, and the names of columns that may have gaps."""
+"""Arrays and their labels, by array name, and the names of columns that may have gaps."""
 
 
 def _read_csv(path: Path, content: bytes, *, missing: bool, labels: bool | str) -> Found:
-    """The numbers of a table, and the labels of its lines."""
+    """The numbers of a table, and the labels of its rows."""
     if labels is True:
-        raise UserError(f"{path} holds no labels unless one of its columns does: --label COLUMN")
+        raise UserError(f"{path} is a .csv file: name the column of its labels with --label COLUMN")
     known = content
     if labels:
         known, column = take_labels(path, content, labels)
@@ -87,7 +89,7 @@ def _read_csv(path: Path, content: bytes, *, missing: bool, labels: bool | str) 
     if not labels:
         return {"data": rows}, {}, names
     if rows.shape[1] == 1:
-        raise UserError(f"{path} has no column but that of its labels")
+        raise UserError(f"{path} has only the column of its labels: add columns of values")
     names = tuple(name for place, name in enumerate(names) if place != column.place)
     return {"data": np.delete(rows, column.place, 1)}, {"data": column.labels}, names
 
@@ -96,64 +98,67 @@ def _read_arrays(path: Path, content: bytes, *, missing: bool, labels: bool | st
     """The arrays of a file, and their labels."""
     if isinstance(labels, str):
         raise UserError(
-            f"label {labels!r} is a column of a .csv file, and {path} is none: an .npz file has "
-            "labels in arrays of their own, and conditional is enough"
+            f"label {labels!r} names a column of a .csv file, but {path} is not one: an .npz file "
+            "has its labels in separate arrays, so use conditional alone"
         )
     arrays = read_arrays(path, content)
-    marks = {}
+    label_arrays = {}
     if labels:
-        marks = _take_labels(path, arrays)
+        label_arrays = _take_labels(path, arrays)
     else:
         _drop_labels(arrays)
     for key, array in arrays.items():
         check_array(path, key, array, first_row=0, missing=missing)
-    return arrays, marks, ()
+    return arrays, label_arrays, ()
 
 
 def _take_labels(path: Path, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Take the labels out of a file's arrays: `train_labels` beside `train`, or `labels` alone."""
+    """Remove the labels from a file's arrays: `train_labels` for `train`, or a single `labels`."""
     found = {}
     for key in [key for key in arrays if not key.endswith("labels")]:
         name = f"{key}_labels" if f"{key}_labels" in arrays else "labels"
         if name not in arrays:
             raise UserError(
-                f"{path} holds no labels of the array {key!r}: an .npz file has them in an array "
-                f"{key}_labels, whole numbers or words"
+                f"{path} holds no labels for the array {key!r}: save an .npz file with an array "
+                f"{key}_labels of whole numbers or words"
             )
         found[key] = arrays.pop(name)
         if found[key].shape != arrays[key].shape[:1] or found[key].dtype.kind not in "biuU":
             raise UserError(
-                f"{path}: array {name!r} has to hold a whole number or a word for each of the "
+                f"{path}: array {name!r} must hold a whole number or a word for each of the "
                 f"{len(arrays[key])} examples"
             )
     return found
 
 
 def _drop_labels(arrays: dict[str, np.ndarray]) -> None:
-    """Take out labels that nobody asked for, unless they are all there is."""
+    """Drop labels that were not requested, unless the file holds nothing else."""
     for name in {"labels", *(f"{key}_labels" for key in arrays)} & arrays.keys():
         if arrays[name].ndim == 1 and len(arrays) > 1:
             del arrays[name]
 
 
 def _classes(
-    path: Path, marks: dict[str, np.ndarray]
+    path: Path, label_arrays: dict[str, np.ndarray]
 ) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
-    """Labels as places in the sorted list of those of the training data, and that list."""
-    known = marks.get("train", next(iter(marks.values())))
+    """Labels as indices into the sorted distinct labels of the training set, and these."""
+    known = label_arrays.get("train", next(iter(label_arrays.values())))
     values = np.unique(known)
-    for key, array in marks.items():
+    for key, array in label_arrays.items():
         if (array.dtype.kind == "U") != (values.dtype.kind == "U"):
             raise UserError(f"{path}: some labels are words and others are numbers: use one kind")
         unseen = np.setdiff1d(array, values)
         if unseen.size:
-            raise UserError(f"{path}: the label {unseen[0]} of {key} has no training example")
-    places = {key: np.searchsorted(values, array) for key, array in marks.items()}
+            raise UserError(
+                f"{path}: the label {unseen[0]} of {key} has no training example: add one, or "
+                "remove the label"
+            )
+    places = {key: np.searchsorted(values, array) for key, array in label_arrays.items()}
     return places, tuple(map(str, values))
 
 
 def read_bytes(path: Path) -> bytes:
-    """What a file holds, or UserError."""
+    """The content of a file; UserError if it cannot be read or is empty."""
     try:
         content = path.read_bytes()
     except OSError as error:
@@ -164,7 +169,7 @@ def read_bytes(path: Path) -> bytes:
 
 
 def read_arrays(path: Path, content: bytes) -> dict[str, np.ndarray]:
-    """The arrays of an .npy or .npz file, never unpickled."""
+    """The arrays of an .npy or .npz file; nothing is unpickled."""
     try:
         loaded = np.load(io.BytesIO(content), allow_pickle=False)
         if isinstance(loaded, np.ndarray):
@@ -177,19 +182,21 @@ def read_arrays(path: Path, content: bytes) -> dict[str, np.ndarray]:
     except _UNREADABLE as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(
-            f"{path} is truncated, corrupt, or holds other things than arrays of numbers: {reason}"
+            f"{path} is truncated, corrupt, or does not hold arrays of numbers: {reason}"
         ) from None
     for key, array in arrays.items():
         if not isinstance(array, np.ndarray):
-            raise UserError(f"{path} holds {key!r}, which is no array: keep only arrays of numbers")
+            raise UserError(
+                f"{path} holds {key!r}, which is not an array: keep only arrays of numbers"
+            )
     return arrays
 
 
 def _refuse_bomb(path: Path, unpacked: int, packed: int) -> None:
     if unpacked > max(MOST_UNPACKED, 2 * packed):
         raise UserError(
-            f"{path} has {packed:,} bytes and unpacks to {unpacked:,}: it is not read; if it is "
-            "what it should be, save it by np.savez"
+            f"{path} has {packed:,} bytes but unpacks to {unpacked:,}, so it is not read; if you "
+            "trust it, save it uncompressed with np.savez"
         )
 
 
@@ -198,19 +205,19 @@ _UNREADABLE = (
     *(OverflowError, RuntimeError, SyntaxError, tokenize.TokenError),
     *(zlib.error, lzma.LZMAError, zipfile.BadZipFile),
 )
-"""What NumPy raises for a damaged file; one byte of its header can claim terabytes."""
+"""The exceptions of NumPy for a damaged file, whose header may claim terabytes."""
 
 
 def check_array(
     path: Path, key: str, array: np.ndarray, *, first_row: int, missing: bool = False
 ) -> None:
-    """Refuse what is not a table of numbers, finite or missing where that may be."""
+    """Raise UserError unless the array is a table of numbers, finite (or missing if allowed)."""
     where = f"{path}: array {key!r}"
     if array.dtype.kind not in "biuf":
-        raise UserError(f"{where} has dtype {array.dtype}; examples are numbers")
+        raise UserError(f"{where} has dtype {array.dtype}: examples must be real numbers")
     if array.ndim < 2:
         raise UserError(
-            f"{where} has shape {array.shape}; examples are the rows of [n, d] or [n, h, w] "
+            f"{where} has shape {array.shape}: examples must be the rows of [n, d] or [n, h, w] "
             "(for n single numbers, reshape to [n, 1])"
         )
     if 0 in array.shape:
@@ -230,17 +237,17 @@ def check_array(
 
 
 def _splits(path: Path, arrays: dict[str, np.ndarray]) -> tuple[dict[str, np.ndarray], str]:
-    """Train, test and perhaps validation: by their names, or one array split here."""
+    """The splits: train, test and perhaps validation by name, or one array split here."""
     if {"train", "test"} <= arrays.keys() <= {"train", "test", "validation"}:
         return arrays, "as given in the file"
     if len(arrays) != 1:
         raise UserError(
             f"{path} holds the arrays {', '.join(sorted(arrays)) or '(none)'}: name them train and "
-            "test (and validation, if you like), or keep a single one"
+            "test (and optionally validation), or keep a single one"
         )
     (array,) = arrays.values()
     if len(array) < 2:
-        raise UserError(f"{path} has one example; at least two are needed, to train and to test")
+        raise UserError(f"{path} has one example: give at least two, to train and to test")
     train, test, rule = own_split(len(array))
     return {"train": array[train], "test": array[test]}, rule
 
@@ -254,12 +261,12 @@ def _common_shape(path: Path, splits: dict[str, np.ndarray]) -> tuple[int, ...]:
 
 
 def _values(path: Path, splits: dict[str, np.ndarray], kind: Kind | None) -> tuple[str, str]:
-    """What the numbers are, and the rule that says so, decided on all splits together."""
+    """The meaning of the numbers, and the rule that decides it from all splits together."""
     if kind is not None and KINDS[kind.name].as_stored:
         return "stored", f"as stored, by the user's word: {kind}"
     arrays = [array[~np.isnan(array)] for array in splits.values()]
     if not all(array.size for array in arrays):
-        raise UserError(f"{path}: a split has no values, all of them are missing")
+        raise UserError(f"{path}: a split has no values (all are missing): add observed ones")
     if all(((array == 0) | (array == 1)).all() for array in arrays):
         return "binary", "only 0 and 1: binary"
     are_bytes = {array.dtype == np.uint8 for array in arrays}
@@ -273,8 +280,8 @@ def _values(path: Path, splits: dict[str, np.ndarray], kind: Kind | None) -> tup
     if kind is None and all(map(_could_be_bytes, arrays)):
         raise UserError(
             f"{path} holds whole numbers within 0..255, but not as bytes: if they are grey levels, "
-            "store them as uint8 or divide by 255; if not, say what they are, such as observation "
-            "'gaussian' or 'poisson'"
+            "store them as uint8 or divide by 255; otherwise declare what they are, such as "
+            "observation 'gaussian' or 'poisson'"
         )
     return "real", "neither bytes nor within [0, 1]: real values"
 
@@ -285,10 +292,10 @@ def _could_be_bytes(array: np.ndarray) -> bool:
 
 
 def _flat(array: np.ndarray, values: str) -> np.ndarray:
-    """Rows `[n, d]` in the dtype that `splits.Raw` asks for."""
+    """Rows `[n, d]` in the dtype that `splits.Raw` requires."""
     rows = array.reshape(len(array), -1)
     if np.isnan(rows).any():
-        return np.where(np.isnan(rows), np.nan, rows).astype(np.float32)  # one NaN of the many
+        return np.where(np.isnan(rows), np.nan, rows).astype(np.float32)  # one canonical NaN
     if values == "binary" or rows.dtype == bool:
         return rows.astype(np.uint8)
     if rows.dtype == np.uint8:

@@ -1,8 +1,8 @@
-"""Published file formats -> arrays: gzip, idx (MNIST), amat (fixed MNIST), mat (OMNIGLOT).
+"""Readers of published file formats: gzip, idx (MNIST), amat (static MNIST), mat (OMNIGLOT).
 
-A reader takes the unpacked bytes of one file and the shapes that its splits must have, and returns
+A reader takes the unpacked bytes of one file and the shapes that its splits must have. It returns
 one array `[n, d]` per split: uint8 0..255 (grey), uint8 0/1 (binary), or float32 in [0, 1] (grey
-that is not on the grid of bytes). It raises `DamagedError`, with the reason, for anything else.
+that bytes cannot represent exactly). For anything else it raises `DamagedError` with the reason.
 """
 
 import gzip
@@ -20,11 +20,11 @@ Splits = dict[str, np.ndarray]
 
 
 class DamagedError(Exception):
-    """A file does not hold what it should; the message is the reason, without the file's name."""
+    """Unexpected content of a file; the message is the reason, without the name of the file."""
 
 
 def unpack(packed: bytes) -> bytes:
-    """The content of a file that may be gzip: decided by its first bytes, never by its name."""
+    """The content of a file, decompressed if its first bytes (not its name) mark it as gzip."""
     if not packed:
         raise DamagedError("the file is empty")
     if not packed.startswith(b"\x1f\x8b"):
@@ -38,18 +38,18 @@ def unpack(packed: bytes) -> bytes:
 
 
 def sha256(content: bytes | memoryview) -> str:
-    """The SHA-256 of some bytes, in hexadecimal."""
+    """The SHA-256 of the content, in hexadecimal."""
     return hashlib.sha256(content).hexdigest()
 
 
 def only(shapes: Shapes) -> tuple[str, tuple[int, ...]]:
-    """The one split of a file that holds a single split, and its shape."""
+    """The name and shape of the split, in a file that holds a single one."""
     ((split, shape),) = shapes.items()
     return split, shape
 
 
 def idx_images(content: bytes, shapes: Shapes) -> Splits:
-    """Grey images `[n, h * w]`, uint8, of an idx3-ubyte file (big-endian header of 16 bytes).
+    """Grey images `[n, h * w]`, uint8, from an idx3-ubyte file (big-endian header of 16 bytes).
 
     Source: http://yann.lecun.com/exdb/mnist/, "File formats".
     """
@@ -61,7 +61,7 @@ def idx_images(content: bytes, shapes: Shapes) -> Splits:
             f"not an idx file of images: starts with 0x{content[:4].hex()}, not 0x00000803"
         )
     if len(content) < 16:
-        raise DamagedError(f"truncated: {len(content)} bytes, less than the header of 16")
+        raise DamagedError(f"truncated: {len(content)} bytes, less than the 16-byte header")
     found = struct.unpack(">iii", content[4:16])
     if found != shape:
         raise DamagedError(f"holds images of shape {_times(found)}, not {_times(shape)}")
@@ -74,7 +74,7 @@ def idx_images(content: bytes, shapes: Shapes) -> Splits:
 
 
 def idx_labels(content: bytes, shapes: Shapes) -> Splits:
-    """Labels `[n]`, uint8, of an idx1-ubyte file (big-endian header of 8 bytes)."""
+    """Labels `[n]`, uint8, from an idx1-ubyte file (big-endian header of 8 bytes)."""
     split, (count,) = only(shapes)
     if content[:4] != b"\x00\x00\x08\x01":
         raise DamagedError(
@@ -89,10 +89,10 @@ def idx_labels(content: bytes, shapes: Shapes) -> Splits:
 
 
 def amat(content: bytes, shapes: Shapes) -> Splits:
-    """Binary images `[n, d]`, uint8, of text with one image a line and 0 or 1 for each pixel.
+    """Binary images `[n, d]`, uint8, from text with one image per line and 0 or 1 for each pixel.
 
     Text laid out as published (one digit, one separator) is read in one pass over 16-bit words;
-    other white space (tabs, CRLF, blanks at line ends) takes a slower way to the same array.
+    other white space (tabs, CRLF, trailing blanks) is read more slowly into the same array.
     """
     split, (count, *dims) = only(shapes)
     width = math.prod(dims)
@@ -106,12 +106,12 @@ def amat(content: bytes, shapes: Shapes) -> Splits:
 
 
 def _amat_words(content: bytes, width: int) -> np.ndarray | None:
-    """The published layout: digits, one blank between them, no other; None for another layout."""
+    """Read the published layout, digits with one blank between them; None for another layout."""
     if len(content) % (2 * width):
         return None
     words = np.frombuffer(content, "<u2").reshape(-1, width)
     # A word is digit + 256 * separator. Subtracting "0" and its separator leaves 0 or 1; a smaller
-    # byte wraps round to a large number, so that one comparison sees every departure.
+    # byte wraps round to a large number, so that one comparison detects every deviation.
     zero = np.full(width, ord("0") + 256 * ord(" "), np.uint16)
     zero[-1] = ord("0") + 256 * ord("\n")
     data = np.empty(words.shape, np.uint8)
@@ -124,7 +124,7 @@ def _amat_words(content: bytes, width: int) -> np.ndarray | None:
 
 
 def _amat_lines(content: bytes, width: int) -> np.ndarray:
-    """Any white space between digits; names the line that is wrong."""
+    """Read digits between any white space; an error names the line."""
     rows = []
     for number, line in enumerate(content.splitlines(), start=1):
         cells = line.split()
@@ -143,9 +143,9 @@ def _amat_lines(content: bytes, width: int) -> np.ndarray:
 
 
 def omniglot_mat(content: bytes, shapes: Shapes) -> Splits:
-    """Upright OMNIGLOT images, row-major `[n, 784]`, of `chardata.mat` or `omniglot28.mat`.
+    """Upright OMNIGLOT images, row-major `[n, 784]`, from `chardata.mat` or `omniglot28.mat`.
 
-    The file has one image a column, and a column's pixels run down the image (MATLAB's order).
+    The file has one image per column, and a column's pixels run down the image (MATLAB's order).
     """
     keys = {"train": "data", "test": "testdata"}
     matrices = _matlab(content, keys.values())
@@ -153,35 +153,35 @@ def omniglot_mat(content: bytes, shapes: Shapes) -> Splits:
 
 
 def omniglot_labels(content: bytes, shapes: Shapes) -> Splits:
-    """The alphabet of each image, `[n]` from 0, of the same files: `target` has a one for it."""
+    """The alphabet of each image, `[n]` from 0, from `target` (one-hot) in the same files."""
     keys = {"train": "target", "test": "testtarget"}
     matrices = _matlab(content, keys.values())
     return {split: _ones(matrices, keys[split], count) for split, (count,) in shapes.items()}
 
 
 def _matlab(content: bytes, keys: Iterable[str]) -> Mapping[str, object]:
-    """Some variables of a MATLAB 5 file."""
+    """The named variables of a MATLAB 5 file."""
     import scipy.io
 
     try:
         return scipy.io.loadmat(io.BytesIO(content), variable_names=list(keys))
-    except Exception as error:  # scipy raises a dozen kinds for a bad file
+    except Exception as error:  # scipy raises a dozen types for a bad file
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         raise DamagedError(f"truncated, corrupt, or not a MATLAB 5 file ({reason})") from None
 
 
 ALPHABETS = 50
-"""Rows of OMNIGLOT's `target`."""
+"""The number of rows of OMNIGLOT's `target`."""
 
 
 def _ones(matrices: Mapping[str, object], key: str, count: int) -> np.ndarray:
-    """The row of the one in each of so many columns of zeros."""
+    """The row of the one in each of `count` one-hot columns."""
     matrix = matrices.get(key)
     if not isinstance(matrix, np.ndarray) or matrix.shape != (ALPHABETS, count):
         found = _times(matrix.shape) if isinstance(matrix, np.ndarray) else "missing"
         raise DamagedError(f"{key!r} is {found}, not {ALPHABETS} x {count}")
     if not (((matrix == 0) | (matrix == 1)).all() and (matrix.sum(axis=0) == 1).all()):
-        raise DamagedError(f"{key!r} has not a single one for each image")
+        raise DamagedError(f"{key!r} is not one-hot for each image")
     return matrix.argmax(axis=0)
 
 
@@ -202,7 +202,7 @@ def _columns(matrices: Mapping[str, object], key: str, shape: tuple[int, ...]) -
 
 
 def to_bytes(grey: np.ndarray) -> np.ndarray:
-    """Grey float32 in [0, 1] as uint8 0..255 where that loses nothing, else as it is."""
+    """Grey float32 in [0, 1] as uint8 0..255 if that is exact, else unchanged."""
     levels = np.rint(grey * np.float32(255))
     exact = np.array_equal(levels / np.float32(255), grey)
     return levels.astype(np.uint8) if exact else grey

@@ -1,7 +1,7 @@
-"""From arrays to a data set: what is held out, how it is binarised, and what identifies it.
+"""Turn arrays into a data set: hold out validation examples, binarise, and identify the result.
 
-Every random choice is addressed: it depends on a seed, on what it is for (the streams below) and on
-the row it is about, never on what was drawn before it. Only `Generator.random` on PCG64 is used,
+Every random choice is addressed: it depends on a seed, on its purpose (the streams below) and on
+the row concerned, never on what was drawn before it. Only `Generator.random` on PCG64 is used,
 whose bits NumPy guarantees, so that a split and a test set are the same on every machine.
 """
 
@@ -19,7 +19,7 @@ from iwae.errors import UserError
 BINARIZATIONS = ("dynamic", "static", "threshold", "none")
 OBSERVATIONS = tuple(KINDS)
 
-# What a stream of random numbers is for: the second word of its seed.
+# The purpose of a stream of random numbers: the second word of its seed.
 TRAIN_DRAW, VALIDATION_DRAW, TEST_DRAW, HOLD_OUT, TEST_ROWS = range(5)
 
 
@@ -27,15 +27,15 @@ TRAIN_DRAW, VALIDATION_DRAW, TEST_DRAW, HOLD_OUT, TEST_ROWS = range(5)
 class Dataset:
     """A data set, split, with the pixels of its validation and test examples drawn once.
 
-    `train` is uint8 `[n, d]`: grey 0..255 where it is binarised afresh at every access (`dynamic`),
-    else 0/1; or float32: real values, or probabilities of ink that no byte can hold. `validation`
-    and `test` are 0/1 (uint8) for Bernoulli observations, float32 for Gaussian ones. Levels,
-    counts, categories and tables are in all three as they were stored, uint8 or float32. Arrays in
-    which values are missing (NaN) are float32. `draw` turns a row of any of them into what a model
-    sees. The arrays are read-only.
+    `train` is uint8 `[n, d]`: grey 0..255 if it is binarised afresh at every access (`dynamic`),
+    else 0/1; or float32: real values, or ink probabilities that bytes cannot represent exactly.
+    `validation` and `test` are 0/1 (uint8) for Bernoulli observations, float32 for Gaussian ones.
+    Levels, counts, categories and tables are as stored in all three, uint8 or float32. Arrays with
+    missing values (NaN) are float32. `draw` turns a row of any of them into a model's input. The
+    arrays are read-only.
 
-    Where labels were asked for, each row has its label after it, as one column for each of
-    `classes`: zeros and a one (255 where the row holds bytes to be binarised).
+    If labels were requested, each row is followed by its label, one-hot over `classes` (255 for the
+    one if the row holds bytes to be binarised).
     """
 
     name: str
@@ -45,7 +45,7 @@ class Dataset:
     shape: tuple[int, ...]  # of one example; d is its product
     observation: str  # the name of `kind`
     binarization: str
-    identity: dict[str, Any]  # JSON-able: all that the numbers depend on
+    identity: dict[str, Any]  # JSON-able: all that the results depend on
     train_mean: (
         np.ndarray
     )  # float64 [d], in a model's units ([0, 1] for pixels), training rows only
@@ -55,25 +55,25 @@ class Dataset:
 
     @property
     def n_values(self) -> int:
-        """Values of an example, d: its label, if it has one, is not among them."""
+        """The number of values of an example, d, without its label."""
         return math.prod(self.shape)
 
     def labels(self, split: str) -> np.ndarray:
-        """The label of each example of a split, `[n]`: a place in `classes`."""
+        """The label of each example of a split, `[n]`: an index into `classes`."""
         if not self.classes:
             raise UserError(
-                f"{self.name} was loaded without labels: load_dataset(..., labels=True)"
+                f"{self.name} was loaded without labels: use load_dataset(..., labels=True)"
             )
         return getattr(self, split)[:, self.n_values :].argmax(axis=1)
 
 
 class Raw(NamedTuple):
-    """What a source holds before anything is chosen.
+    """The content of a source before any choice is made.
 
-    `splits` has `train`, `test` and perhaps `validation`, each `[n, d]`. `values` says what the
-    numbers are: `binary` (0/1 uint8), `grey` (uint8 0..255, or float32 in [0, 1]), `real` (float32)
-    or `stored` (uint8 or float32, meaning what the kind of data says they mean); `values_rule` says
-    how that is known.
+    `splits` has `train`, `test` and perhaps `validation`, each `[n, d]`. `values` is the meaning of
+    the numbers: `binary` (0/1 uint8), `grey` (uint8 0..255, or float32 in [0, 1]), `real` (float32)
+    or `stored` (uint8 or float32, with the meaning that the kind of data gives them). `values_rule`
+    is the rule that decided it.
     """
 
     name: str
@@ -85,10 +85,10 @@ class Raw(NamedTuple):
     values_rule: str = "as published"
     authors: Callable[[int], "HeldOut"] | None = None
     log_density: Callable[[np.ndarray], np.ndarray] | None = None
-    columns: Sequence[str] = ()  # their names, where the source has any
-    labels: Mapping[str, np.ndarray] | None = None  # of each split, places in `classes`
+    columns: Sequence[str] = ()  # their names, if the source has any
+    labels: Mapping[str, np.ndarray] | None = None  # of each split, indices into `classes`
     classes: tuple[str, ...] = ()
-    label: str | None = None  # the column that they are from, where a user said so
+    label: str | None = None  # the column that holds them, if a user named one
 
 
 class HeldOut(NamedTuple):
@@ -101,7 +101,7 @@ class HeldOut(NamedTuple):
 
 
 class Choices(NamedTuple):
-    """What a user may choose; None is the default of the data."""
+    """A user's choices; None is the default for the data."""
 
     observation: Kind | None
     binarization: str | None
@@ -113,21 +113,21 @@ class Choices(NamedTuple):
 
 
 def test_sha256(array: np.ndarray) -> str:
-    """SHA-256 of an array's dtype, shape and values: equal exactly when the tensors are."""
+    """SHA-256 of an array's dtype, shape and values: equal if and only if the tensors are."""
     little = np.ascontiguousarray(array, array.dtype.newbyteorder("<"))
     digest = hashlib.sha256(f"{little.dtype.str}{array.shape}".encode())
     digest.update(little.data)
     return digest.hexdigest()
 
 
-test_sha256.__test__ = False  # type: ignore[attr-defined]  # the name is no test for pytest
+test_sha256.__test__ = False  # type: ignore[attr-defined]  # keeps pytest from collecting it
 
 
 def choose(n: int, count: int, *, seed: int = 0, stream: int = HOLD_OUT) -> np.ndarray:
-    """`count` of the rows 0..n-1 without replacement, in ascending order: never just a prefix.
+    """Choose `count` of the rows 0..n-1 without replacement, in ascending order.
 
-    Files are often sorted (the fixed MNIST test set by digit, OMNIGLOT by alphabet), so that their
-    first rows are not a sample of them.
+    A prefix would not be a sample, because files are often sorted (the test set of static MNIST by
+    digit, OMNIGLOT by alphabet).
     """
     order = np.argsort(_generator(seed, stream).random(n), kind="stable")
     return np.sort(order[:count])
@@ -138,7 +138,7 @@ def bernoulli(
 ) -> np.ndarray:
     """0/1 uint8 draws with probabilities `grey` (uint8 / 255, or float in [0, 1]), `[n, d]`.
 
-    Pixel (row, column) has its own uniform number, whichever `rows` (default all) are asked for.
+    Pixel (row, column) has its own uniform number, whichever `rows` (default: all) are drawn.
     """
     rows = np.arange(len(grey)) if rows is None else rows
     width = grey.shape[1]
@@ -217,7 +217,7 @@ def assemble(raw: Raw, choices: Choices) -> Dataset:
 def _labelled(
     raw: Raw, splits: Mapping[str, np.ndarray], held_out: HeldOut | None, binarization: str
 ) -> dict[str, np.ndarray]:
-    """Splits with labels after their rows, if there are labels."""
+    """The splits, with one-hot labels after their rows if there are labels."""
     if raw.labels is None:
         return dict(splits)
     labels = dict(raw.labels)
@@ -229,8 +229,8 @@ def _labelled(
     unseen = np.setdiff1d(np.arange(len(raw.classes)), labels["train"])
     if unseen.size:
         raise UserError(
-            f"{raw.name}: the label {raw.classes[unseen[0]]!r} has no training example, once test "
-            "and validation examples are held out: leave out its rows, or add to them"
+            f"{raw.name}: the label {raw.classes[unseen[0]]!r} has no training example once test "
+            "and validation examples are held out: remove its rows, or add more of them"
         )
     drawn = _is_bytes(splits["train"], binarization)
     return {
@@ -246,12 +246,12 @@ def _with_labels(rows: np.ndarray, labels: np.ndarray, raw: Raw, one: int) -> np
 
 
 def resolve(values: str, observation: str | None, binarization: str | None) -> tuple[str, str]:
-    """The observation and the binarisation for a kind of values; refuses what makes no sense.
+    """The observation and binarisation for a kind of values; rejects contradictory choices.
 
     ========  =============  =================================================
     values    observation    binarisation
     ========  =============  =================================================
-    binary    bernoulli      none (static and threshold change nothing: none)
+    binary    bernoulli      none (static and threshold have no effect)
     grey      bernoulli      dynamic (or static, threshold)
     real      gaussian       none
     any       any other      none
@@ -262,11 +262,11 @@ def resolve(values: str, observation: str | None, binarization: str | None) -> t
         ("binarization", binarization, BINARIZATIONS),
     ):
         if value is not None and value not in known:
-            raise UserError(f"unknown {name} {value!r}: it is one of {', '.join(known)}")
+            raise UserError(f"unknown {name} {value!r}; known: {', '.join(known)}")
     if values == "real" and observation == "bernoulli":
         raise UserError(
             "these data are not bernoulli: they are real values, not 0/1, bytes (uint8) or within "
-            "[0, 1]; use observation 'gaussian', or rescale them (grey levels: divide by 255)"
+            "[0, 1]: use observation 'gaussian', or rescale them (grey levels: divide by 255)"
         )
     observation = observation or ("gaussian" if values == "real" else "bernoulli")
     if observation != "bernoulli":
@@ -291,7 +291,7 @@ def resolve(values: str, observation: str | None, binarization: str | None) -> t
 def _train(
     array: np.ndarray, values: str, kind: tuple[str, str, int], rows: np.ndarray | None
 ) -> np.ndarray:
-    """The training rows: grey stays grey under `dynamic`, all else is as in `_drawn`."""
+    """The training rows: grey stays grey under `dynamic`; otherwise as in `_drawn`."""
     if kind[1] == "dynamic":
         return array if rows is None else array[rows]
     return _drawn(array, values, kind, TRAIN_DRAW, rows)
@@ -304,13 +304,13 @@ def _drawn(
     stream: int,
     rows: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Rows as they are measured: 0/1 uint8, float32 for Gaussian kinds, or as they are stored."""
+    """Rows as they are measured: 0/1 uint8, float32 for Gaussian kinds, or as stored."""
     observation, binarization, seed = kind
     if binarization in ("dynamic", "static"):
         return bernoulli(array, seed=seed, stream=stream, rows=rows)
     array = array if rows is None else array[rows]
     if binarization == "threshold":
-        # A byte is above a half from 128 on: 127 / 255 < 0.5 < 128 / 255.
+        # Bytes from 128 up are above one half: 127 / 255 < 0.5 < 128 / 255.
         return (array > (127 if array.dtype == np.uint8 else 0.5)).astype(np.uint8)
     if observation == "bernoulli" or KINDS[observation].as_stored:
         return array
@@ -318,10 +318,10 @@ def _drawn(
 
 
 def _held_out(raw: Raw, choices: Choices) -> HeldOut | None:
-    """The rows of the training array to hold out; None to train on all of them as they are."""
+    """The training rows to hold out and to keep; None to train on all of them as they are."""
     wanted, n = choices.validation, len(raw.splits["train"])
     if isinstance(wanted, bool) or not isinstance(wanted, int | np.integer | str | None):
-        raise UserError(f"validation is a whole number of examples, not {wanted!r}")
+        raise UserError(f"validation must be a whole number of examples, not {wanted!r}")
     if "validation" in raw.splits:
         own = len(raw.splits["validation"])
         if wanted not in (None, "authors", own):
@@ -334,7 +334,7 @@ def _held_out(raw: Raw, choices: Choices) -> HeldOut | None:
         if wanted != "authors" or raw.authors is None:
             authors = ", or 'authors'" if raw.authors else ""
             raise UserError(
-                f"validation of {raw.name} is a number of examples{authors}, not {wanted!r}"
+                f"validation of {raw.name} must be a number of examples{authors}, not {wanted!r}"
             )
         held_out = raw.authors(n)
     elif not wanted:
@@ -380,26 +380,25 @@ def _shape(raw: Raw, wanted: Sequence[int] | None) -> tuple[int, ...]:
 def _missing(
     raw: Raw, splits: Mapping[str, np.ndarray], binarization: str
 ) -> dict[str, float | None]:
-    """The share of values that are missing in each split; refuses what says nothing at all."""
+    """The share of missing values in each split; rejects rows and columns without a value."""
     gaps = {split: np.isnan(rows) for split, rows in splits.items()}
     if binarization != "none" and any(gap.any() for gap in gaps.values()):
         raise UserError(
-            f"{raw.name} holds grey values of which some are missing, and those cannot be "
-            "binarised: use observation 'gaussian', or binarise them and leave the gaps"
+            f"{raw.name} holds grey values, some of them missing, and these cannot be binarised: "
+            "use observation 'gaussian', or binarise the file and keep the gaps"
         )
     for split, gap in gaps.items():
         if gap.all(axis=1).any():
             row = int(np.flatnonzero(gap.all(axis=1))[0])
             raise UserError(
-                f"{raw.name}: row {row + 1} of the {split} split has no value at all, and says "
-                "nothing: leave it out"
+                f"{raw.name}: row {row + 1} of the {split} split has no value at all: leave it out"
             )
     if gaps["train"].all(axis=0).any():
         column = int(np.flatnonzero(gaps["train"].all(axis=0))[0])
         named = f" ({raw.columns[column]!r})" if raw.columns else ""
         raise UserError(
-            f"{raw.name}: column {column + 1}{named} has no value in any training row, so that "
-            "nothing can be learned of it: leave it out"
+            f"{raw.name}: column {column + 1}{named} has no value in any training row, so "
+            "nothing can be learned about it: leave it out"
         )
     return {split: float(gap.mean()) if gap.size else None for split, gap in gaps.items()}
 
@@ -421,7 +420,7 @@ def _mean(train: np.ndarray, *, scale: int) -> np.ndarray:
 
 
 def _unit(grey: np.ndarray, dtype: type[np.floating] = np.float64) -> np.ndarray:
-    """Probabilities of ink: bytes / 255; floats are probabilities already."""
+    """Ink probabilities: bytes / 255; floats are probabilities already."""
     if grey.dtype == np.uint8:
         return np.divide(grey, 255, dtype=dtype)
     return grey.astype(dtype)
@@ -432,7 +431,7 @@ def _generator(seed: int, stream: int) -> np.random.Generator:
 
 
 def _runs(rows: np.ndarray, longest: int = 1024) -> Iterator[slice]:
-    """Slices of `rows` whose entries are consecutive, of limited length: one jump serves each."""
+    """Slices of consecutive entries of `rows`, limited in length: one generator jump for each."""
     breaks = np.flatnonzero(np.diff(rows) != 1) + 1
     for start, stop in zip([0, *breaks.tolist()], [*breaks.tolist(), len(rows)], strict=True):
         for first in range(start, stop, longest):

@@ -1,6 +1,6 @@
-"""Where the files of a named data set are: a folder of the user's, the cache, or a mirror.
+"""Find the files of a named data set: in a user's folder, in the cache, or on a mirror.
 
-A file counts only after its content was read and checked; nothing is unpickled or executed.
+A file counts only once its content has been read and checked; nothing is unpickled or executed.
 """
 
 import hashlib
@@ -24,7 +24,7 @@ TIMEOUT = 30  # seconds without an answer before the next address is tried
 
 
 class Checked(NamedTuple):
-    """A file that was read and holds what it should."""
+    """A file whose content has been read and checked."""
 
     file: DataFile
     path: Path
@@ -34,21 +34,21 @@ class Checked(NamedTuple):
 
 
 class Place(NamedTuple):
-    """A folder to look in, and those of its sub-folders that may hold a data set."""
+    """A folder to search, and its sub-folders that may hold a data set."""
 
     root: Path
     folders: tuple[str, ...]
 
 
 def cache_dir() -> Path:
-    """The folder for downloads, in the user's cache folder."""
+    """The folder for downloads, inside the user's cache folder."""
     from platformdirs import user_cache_dir
 
     return Path(user_cache_dir("iwae", appauthor=False)) / "data"
 
 
 def locate(source: Source, data_dir: str | os.PathLike[str] | None) -> dict[str, Path | None]:
-    """The path of each file of the set: all in one place if possible, None for a missing one."""
+    """The path of each file of a set, None if missing; all in one place if possible."""
     places = _places(source, data_dir)
     for place in places:
         for variant in source.variants:
@@ -65,9 +65,9 @@ def obtain(
     download: bool = True,
     progress: bool = True,
 ) -> list[Checked]:
-    """Every file of a set, checked: those at hand, the others downloaded into the cache.
+    """Obtain and check every file of a set; those not at hand are downloaded into the cache.
 
-    Raises `UserError` for a file that is damaged, and one message for all that are missing.
+    Raises `UserError` for a damaged file, and a single one for all missing files.
     """
     paths = locate(source, data_dir)
     files = {file.name: file for variant in source.variants for file in variant}
@@ -75,7 +75,7 @@ def obtain(
     failures: dict[str, list[str]] = {}
     for name, path in paths.items():
         checked = None if path is None else _open(files[name], path, download)
-        # Once every address of one file has failed, asking for the next is a waste of time.
+        # Once every mirror of one file has failed, trying the next file only wastes time.
         if checked is None and download and not any(failures.values()):
             checked, failures[name] = _download(files[name], cache_dir() / source.name, progress)
         if checked is not None:
@@ -89,7 +89,7 @@ def obtain(
 def fetch(
     name: str, data_dir: str | os.PathLike[str] | None = None, progress: bool = True
 ) -> list[Path]:
-    """Have the files of a named set at hand, and return where they are ([] for built-in sets)."""
+    """Download the missing files of a named set; return all paths ([] for built-in sets)."""
     source = named(name)
     if source.generate:
         return []
@@ -99,7 +99,7 @@ def fetch(
 def verify(
     name: str, data_dir: str | os.PathLike[str] | None = None
 ) -> list[tuple[str, bool, str]]:
-    """Check every file of a named set without downloading: (file, is it right, in words)."""
+    """Check every file of a named set without downloading: (file, is it correct, details)."""
     source = named(name)
     if source.generate:
         return [_verify_generated(source)]
@@ -120,7 +120,7 @@ def verify(
 
 
 class Listing(NamedTuple):
-    """A line of `iwae data list`."""
+    """A row of `iwae data list`."""
 
     name: str
     description: str
@@ -133,7 +133,7 @@ class Listing(NamedTuple):
 
 
 def list_datasets(data_dir: str | os.PathLike[str] | None = None) -> list[Listing]:
-    """Every named data set, and whether it is at hand (not verified here: see `verify`)."""
+    """Every named data set, and whether it is at hand (`verify` checks its content)."""
     return [
         Listing(
             source.name,
@@ -149,7 +149,7 @@ def list_datasets(data_dir: str | os.PathLike[str] | None = None) -> list[Listin
 
 
 def named(name: str) -> Source:
-    """The named data set; an unknown name is an error that says the nearest and all known ones."""
+    """The named data set; the error for an unknown name gives the nearest and all known ones."""
     if name in DATASETS:
         return DATASETS[name]
     import difflib
@@ -157,28 +157,30 @@ def named(name: str) -> Source:
     near = difflib.get_close_matches(name.lower(), DATASETS, n=1)
     hint = f" (did you mean {near[0]!r}?)" if near else ""
     raise UserError(
-        f"unknown data set {name!r}{hint}: known are {', '.join(DATASETS)}, "
-        "or the path of a file of your own ending in .npy, .npz or .csv"
+        f"unknown data set {name!r}{hint}; known: {', '.join(DATASETS)}, "
+        "or the path of your own .npy, .npz or .csv file"
     )
 
 
 _WORDS = {
-    "sha256": "the known content",
-    "values": "the known values, in another layout of the text",
+    "sha256": "the expected content",
+    "values": "the expected values, in another text layout",
     "md5": "the published file",
-    "structure": "the right structure, but no checksum of this file is known",
+    "structure": "structure correct, but no checksum of this file is known",
 }
 
 
 def _places(source: Source, data_dir: str | os.PathLike[str] | None) -> list[Place]:
-    """The user's folder, if there is one, then the cache."""
+    """The user's folder, if one is given, then the cache."""
     given = data_dir if data_dir is not None else os.environ.get(ENVIRONMENT) or None
     places = [Place(cache_dir(), (source.name,))]
     if given is not None:
         root = Path(given).expanduser()
         if not root.is_dir():
-            origin = "data_dir" if data_dir is not None else f"the environment's {ENVIRONMENT}"
-            raise UserError(f"{origin} is {str(root)!r}, which is not a folder")
+            setting = "data_dir" if data_dir is not None else f"environment variable {ENVIRONMENT}"
+            raise UserError(
+                f"{setting} is {str(root)!r}, which is not a folder: create or change it"
+            )
         places.insert(0, Place(root, (*source.folders, ".")))
     return places
 
@@ -220,7 +222,7 @@ def _check(file: DataFile, path: Path) -> Checked:
 def _verified(
     file: DataFile, packed: bytes, content: bytes, digest: str, splits: dict[str, np.ndarray]
 ) -> str:
-    """How the content of a well-formed file is recognised; `DamagedError` if it is another."""
+    """The way a well-formed file was verified; `DamagedError` if its content is another file's."""
     if file.sha256 == digest:
         return "sha256"
     if file.values_sha256 and file.values_sha256 == test_sha256(*splits.values()):
@@ -237,7 +239,7 @@ def _verified(
 
 
 def _owner(digest: str) -> str | None:
-    """The data set that the known content belongs to: MNIST's and others' file names are alike."""
+    """The data set that this content belongs to, if known: MNIST and others share file names."""
     for source in DATASETS.values():
         for variant in source.variants:
             if any(file.sha256 == digest for file in variant):
@@ -250,7 +252,7 @@ def _md5(content: bytes) -> str:
 
 
 def _open(file: DataFile, path: Path, download: bool) -> Checked | None:
-    """Read and check a file at hand; None for a damaged one in the cache, to be downloaded again.
+    """Read and check a file at hand; None for a damaged one in the cache, to download again.
 
     Raises `UserError` naming the path and the reason.
     """
@@ -260,12 +262,12 @@ def _open(file: DataFile, path: Path, download: bool) -> Checked | None:
         if download and file.mirrors and path.is_relative_to(cache_dir()):
             return None
         raise UserError(
-            f"{path} cannot be used: {damage}. Replace it, or move it away to have it downloaded"
+            f"{path} cannot be used: {damage}; replace it, or move it away to download it again"
         ) from None
 
 
 def _download(file: DataFile, folder: Path, progress: bool) -> tuple[Checked | None, list[str]]:
-    """The file from the first mirror that has it, or what went wrong at each of them."""
+    """The file from the first mirror that has it, or the failure of each mirror."""
     failures = []
     for address in file.mirrors:
         try:
@@ -276,7 +278,7 @@ def _download(file: DataFile, folder: Path, progress: bool) -> tuple[Checked | N
 
 
 def _download_from(address: str, file: DataFile, folder: Path, progress: bool) -> Checked:
-    """Download, check, and only then put in place."""
+    """Download a file, check it, and only then put it in place."""
     import pooch
 
     target = folder / address.rsplit("/", 1)[1]
@@ -291,17 +293,17 @@ def _download_from(address: str, file: DataFile, folder: Path, progress: bool) -
 
 
 def _bar(name: str, visible: bool) -> AbstractContextManager[Any]:
-    """A progress bar for pooch, which fills in the total; False is pooch's word for none."""
+    """A progress bar for pooch, which fills in the total; False for none."""
     if not visible:
         return nullcontext(False)
     from tqdm import tqdm
 
-    # A bar with a total of nothing counts as false, and pooch would not use it.
+    # Without a total, a bar is falsy, and pooch would not use it.
     return tqdm(desc=name, total=1, unit="B", unit_scale=True, leave=False, file=sys.stderr)
 
 
 def _reason(error: Exception) -> str:
-    """A few words for a person: the texts of connection errors are long and internal."""
+    """A few words for people: the messages of connection errors are long and internal."""
     import requests
 
     if isinstance(error, requests.HTTPError) and error.response is not None:
@@ -319,7 +321,7 @@ def _missing(
     failures: dict[str, list[str]],
     data_dir: str | os.PathLike[str] | None,
 ) -> str:
-    """One message: which files, from where, why not, and where to put them by hand."""
+    """The message: which files are missing, why no mirror had them, and where to put them."""
     tried = any(failures.values())
     lines = [
         f"data set {source.name!r} is not on this machine"
@@ -332,7 +334,7 @@ def _missing(
         lines.append(f"  (or instead: {', '.join(file.name for file in variant)})")
     root = data_dir or os.environ.get(ENVIRONMENT) or "DIR"
     lines.append(
-        f"Put them into {root}/{source.folders[0]} and give that folder as --data-dir {root} or "
+        f"Put them into {root}/{source.folders[0]} and use --data-dir {root} or "
         f"{ENVIRONMENT}={root}, or put them into {cache_dir() / source.name}"
     )
     return "\n".join(lines)
@@ -344,7 +346,7 @@ def _verify_generated(source: Source) -> tuple[str, bool, str]:
     if digest == source.generated_sha256:
         return source.name, True, f"{source.origin}; sha256 of the test examples {digest}"
     message = (
-        f"{source.origin}, but its test examples are not those of other machines "
+        f"{source.origin}, but its test examples differ from those of other machines "
         f"(sha256 {digest}, not {source.generated_sha256})"
     )
     return source.name, False, message

@@ -1,4 +1,4 @@
-"""Synthetic data sets whose true density is known: what a model ought to reach is a number.
+"""Synthetic data sets whose true density is known, and with it the best possible likelihood.
 
 Each is drawn from one fixed seed, whatever the seed of a run, so that all runs share the same data.
 `log_density` is the exact log p(x) in nats, for `x` of shape `[n, d]` and dtype float64.
@@ -11,7 +11,7 @@ import numpy as np
 
 LogDensity = Callable[[np.ndarray], np.ndarray]
 
-# The seed of every synthetic set; the second word of the seed is the split.
+# The seed of every synthetic set; the index of the split is added as a second word.
 SEED = 20150901
 SIZES = {"train": 10_000, "test": 2_000}
 
@@ -35,7 +35,7 @@ def splits(distribution: Synthetic) -> dict[str, np.ndarray]:
 def mixture(
     weights: Sequence[float], means: Sequence[Sequence[float]], sds: Sequence[float]
 ) -> Synthetic:
-    """A mixture of isotropic Gaussians: weights `[c]`, means `[c, d]`, deviations `[c]`."""
+    """A mixture of isotropic Gaussians: weights `[c]`, means `[c, d]`, scales `[c]`."""
     weight, mean, sd = np.array(weights), np.array(means), np.array(sds)
 
     def sample(rng: np.random.Generator, n: int) -> np.ndarray:

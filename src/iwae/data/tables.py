@@ -1,8 +1,7 @@
-"""A user's .csv file: numbers separated by commas, perhaps names, empty cells, and labels.
+"""Read a user's .csv file: comma-separated numbers, perhaps with names, empty cells and labels.
 
-Numbers are in decimal notation, and only in that: what could mean another number than it seems to
-(1_000, 1,000, 0x10, 5%) is refused, also in the first line, which would otherwise pass for one of
-names.
+Numbers must be in decimal notation. Anything that could be read as another number (1_000, 1,000,
+0x10, 5%) is refused, even in the first line, where it would otherwise pass for a column name.
 """
 
 import csv
@@ -17,24 +16,24 @@ import numpy as np
 from iwae.errors import UserError
 
 MISSING_WORDS = ("", "na", "n/a", "nan", "null", "none", "?")
-"""Cells of a .csv file that hold no value, in any case."""
+"""Cells of a .csv file that hold no value, in upper or lower case."""
 
-MISSING_REMEDY = "if it is missing, say so: missing 'at-random' (--missing at-random)"
+MISSING_REMEDY = "if it is a missing value, use missing 'at-random' (--missing at-random)"
 
 _NUMBER = re.compile(r"[+-]?(?:(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?|inf|infinity)", re.A | re.I)
-"""A number; an infinite one is refused later, by its place."""
+"""A number; infinity is refused later, with its position."""
 
 _ALMOST = re.compile(r"[-+−$€£¥]?(?:0x[\da-f]+|[.,]?\d[\d\s.,_'’]*(?:[ed][+-]?\d+)?\s*%?)", re.I)
-"""What has to be a number in other notation: no name of a column."""
+"""A number in another notation, which cannot be a column name."""
 
 
 class Cells(NamedTuple):
-    """A .csv file of which cells may be empty.
+    """A .csv file whose cells may be empty.
 
     Attributes:
-        names: of the columns; empty if the file does not say.
-        cells: what is written, line by line.
-        values: the same as numbers `[n, d]`, float64; NaN where there is none.
+        names: the column names; empty if the file has none.
+        cells: the text of the cells, row by row.
+        values: the same as numbers `[n, d]`, float64; NaN for missing values.
     """
 
     names: tuple[str, ...]
@@ -43,10 +42,10 @@ class Cells(NamedTuple):
 
 
 def csv_numbers(path: Path, content: bytes) -> np.ndarray:
-    """Numbers `[n, d]` separated by commas, one example a line, perhaps under a line of names.
+    """Comma-separated numbers `[n, d]`, one example per line, perhaps below a line of names.
 
     Raises:
-        UserError: names the first line that does not fit.
+        UserError: names the first invalid line.
     """
     text, first, _ = _read(path, content)
     lines = io.StringIO(text)
@@ -57,16 +56,16 @@ def csv_numbers(path: Path, content: bytes) -> np.ndarray:
     except ValueError as error:
         _refuse_odd_line(path, text, first, missing=False)
         raise UserError(f"{path}: {error}") from None
-    if numbers.shape[1] == 1:  # where an empty line is an empty cell, which NumPy leaves out
+    if numbers.shape[1] == 1:  # here an empty line is an empty cell, which NumPy skips
         _refuse_odd_line(path, text, first, missing=False)
     return numbers
 
 
 def csv_cells(path: Path, content: bytes) -> Cells:
-    """Numbers separated by commas, with cells that hold no value (`MISSING_WORDS`).
+    """Comma-separated numbers, with cells that hold no value (`MISSING_WORDS`).
 
     Raises:
-        UserError: names the first line that does not fit.
+        UserError: names the first invalid line.
     """
     text, first, names = _read(path, content)
     _refuse_odd_line(path, text, first, missing=True)
@@ -76,15 +75,15 @@ def csv_cells(path: Path, content: bytes) -> Cells:
 
 
 def _read(path: Path, content: bytes) -> tuple[str, int, tuple[str, ...]]:
-    """What a .csv file says, how many lines come before the numbers, and the names in them."""
+    """The text of a .csv file, the number of lines before the numbers, and the column names."""
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise UserError(
-            f"{path} is not text in UTF-8 (byte {error.start}): save it as UTF-8"
+            f"{path} is not UTF-8 text (byte {error.start}): save it as UTF-8"
         ) from None
     if "\0" in text:
-        raise UserError(f"{path} is not text in UTF-8 (it holds zero bytes): save it as UTF-8")
+        raise UserError(f"{path} is not UTF-8 text (it holds zero bytes): save it as UTF-8")
     text = text.replace("\r\n", "\n").replace("\r", "\n").rstrip()
     end, row = next(((end, row) for end, row in _records(path, text) if row), (0, []))
     first, names = (end, tuple(row)) if _are_names(row) else (0, ())
@@ -92,14 +91,14 @@ def _read(path: Path, content: bytes) -> tuple[str, int, tuple[str, ...]]:
         raise UserError(f"{path} holds no lines of numbers")
     if _count_up(row):
         raise UserError(
-            f"{path}: line {end} counts from 0 on: if it numbers the columns, leave it out or give "
+            f"{path}: line {end} counts up from 0: if it numbers the columns, leave it out or give "
             "them names; if it is an example, write 0.0 for 0"
         )
     return text, first, names
 
 
 def _records(path: Path, text: str) -> Iterator[tuple[int, list[str]]]:
-    """The number of its last line, from 1, and the cells of each record; none of an empty line."""
+    """The last line number (from 1) and the cells of each record; no cells for an empty line."""
     reader = csv.reader(io.StringIO(text))
     try:
         for row in reader:
@@ -111,19 +110,19 @@ def _records(path: Path, text: str) -> Iterator[tuple[int, list[str]]]:
 
 
 def _rows(path: Path, text: str, first: int) -> Iterator[tuple[int, list[str]]]:
-    """The records of examples. Empty lines are none, but in a single column: an empty cell."""
+    """The records of examples. An empty line is one only in a single column, as an empty cell."""
     records = [record for record in _records(path, text) if record[0] > first]
     single = all(len(row) <= 1 for _, row in records)
     return ((line, row or [""]) for line, row in records if row or single)
 
 
 def _are_names(row: list[str]) -> bool:
-    """Whether no cell is a number, in whatever notation, and not all say that one is missing."""
+    """Whether no cell is a number, in whatever notation, and not all mark a missing value."""
     return not any(map(_is_almost, row)) and not all(map(_is_missing, row))
 
 
 def _count_up(row: list[str]) -> bool:
-    """Whether cells are 0, 1, 2 ..., perhaps after one without a name: pandas' columns."""
+    """Whether cells are 0, 1, 2 ..., perhaps after an empty one: the default header of pandas."""
     cells = row[1:] if row and not row[0] else row
     return len(cells) > 2 and cells == [str(i) for i in range(len(cells))]
 
@@ -141,7 +140,7 @@ def _is_almost(cell: str) -> bool:
 
 
 def _refuse_odd_line(path: Path, text: str, first: int, *, missing: bool) -> None:
-    """Raise UserError for the first line that does not fit."""
+    """Raise UserError for the first invalid line."""
     width = None
     for line, row in _rows(path, text, first):
         for column, cell in enumerate(row, start=1):
@@ -151,11 +150,13 @@ def _refuse_odd_line(path: Path, text: str, first: int, *, missing: bool) -> Non
             raise UserError(f"{place}: {cell[:40]!r} is not a number{_remedy(cell)}")
         width = width or len(row)
         if len(row) != width:
-            raise UserError(f"{path}: line {line} has {len(row)} columns, the lines above {width}")
+            raise UserError(
+                f"{path}: line {line} has {len(row)} columns, but the lines above have {width}"
+            )
 
 
 def _remedy(cell: str) -> str:
-    """What to do about a cell that is no number, where that can be guessed."""
+    """The remedy for a cell that is not a number, if it can be guessed."""
     if _is_missing(cell):
         return f"; {MISSING_REMEDY}"
     if ";" in cell or "\t" in cell:
@@ -170,8 +171,8 @@ class LabelColumn(NamedTuple):
     """The column of a .csv file that holds labels.
 
     Attributes:
-        place: of the column, from 0.
-        labels: of each line, `[n]`: whole numbers if all of them are, else words.
+        place: the index of the column, from 0.
+        labels: one for each row, `[n]`: whole numbers if all of them are, else words.
     """
 
     place: int
@@ -179,13 +180,16 @@ class LabelColumn(NamedTuple):
 
 
 def take_labels(path: Path, content: bytes, column: str) -> tuple[bytes, LabelColumn]:
-    """A file with 0 for every label, so that all of it can be read as numbers, and the labels.
+    """Replace every label by 0, so that all of the file can be read as numbers.
 
     Args:
-        column: its name, or its number from 1 in a file without names.
+        column: the name of the column, or its number from 1 in a file without names.
+
+    Returns:
+        The new content of the file, and the labels.
 
     Raises:
-        UserError: if there is no such column, a label is missing, or no two lines have the same.
+        UserError: if there is no such column, a label is missing, or no two rows share one.
     """
     text, first, names = _read(path, content)
     records = list(_records(path, text))
@@ -195,15 +199,15 @@ def take_labels(path: Path, content: bytes, column: str) -> tuple[bytes, LabelCo
         if line > first and len(row) > place:
             if _is_missing(row[place]):
                 raise UserError(
-                    f"{path}: line {line} has no label (column {column!r}): leave such lines out"
+                    f"{path}: line {line} has no label (column {column!r}): remove such lines"
                 )
             cells.append(row[place].strip())
             row[place] = "0.0"
     labels = _as_labels(path, column, cells)
     if len(labels) > 1 and len(np.unique(labels)) == len(labels):
         raise UserError(
-            f"{path}: the column {column!r} has a different value in every line, so that it is no "
-            "label: name one that lines have in common"
+            f"{path}: the column {column!r} has a different value in every line, so it cannot be "
+            "a label: name a column whose values repeat"
         )
     written = io.StringIO()
     csv.writer(written, lineterminator="\n").writerows(row for _, row in records)
@@ -211,12 +215,12 @@ def take_labels(path: Path, content: bytes, column: str) -> tuple[bytes, LabelCo
 
 
 def _place(path: Path, names: list[str], width: int, column: str) -> int:
-    """Where a column is, from 0."""
+    """The index of a column, from 0."""
     if not names:
         if not (column.isdecimal() and 1 <= int(column) <= width):
             raise UserError(
-                f"{path} has no line of names, so that the label is the number of its column, from "
-                f"1 to {width}, not {column!r}"
+                f"{path} has no column names: give the number of the column of labels, from 1 to "
+                f"{width}, not {column!r}"
             )
         return int(column) - 1
     if names.count(column.strip()) != 1:
@@ -230,19 +234,19 @@ def _few(names: list[str]) -> str:
 
 
 LARGEST_LABEL = 2**53
-"""Whole numbers beyond it are labels as they are written, for not all are float64."""
+"""Whole numbers beyond it are labels as written, because not all are exact in float64."""
 
 
 def _as_labels(path: Path, column: str, cells: list[str]) -> np.ndarray:
-    """Labels as whole numbers if all are numbers; otherwise they are words."""
+    """Labels as whole numbers if all are numbers, otherwise as words."""
     if not all(map(_is_number, cells)):
         return np.array(cells)
     numbers = np.array(list(map(float, cells)))
     odd = np.flatnonzero(numbers != np.rint(numbers))
     if odd.size:
         raise UserError(
-            f"{path}: the column {column!r} holds {cells[odd[0]]}, and labels are words or whole "
-            "numbers"
+            f"{path}: the column {column!r} holds {cells[odd[0]]}, but labels must be words or "
+            "whole numbers"
         )
     is_exact = bool((np.abs(numbers) <= LARGEST_LABEL).all())
     return numbers.astype(np.int64) if is_exact else np.array(cells)

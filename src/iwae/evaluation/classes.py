@@ -1,4 +1,4 @@
-"""What a conditional model says of labels: a classifier, by the likelihood of each label."""
+"""Conditional models as classifiers, by the likelihood of each label."""
 
 from collections.abc import Iterator
 from functools import lru_cache
@@ -25,9 +25,9 @@ def class_log_likelihoods(
     k: int,
     batch_size: int | None = None,
 ) -> Float[np.ndarray, "n C"]:
-    """log p(x|y) of every example under every label, in nats, as `log_likelihoods` has it.
+    """log p(x|y) of every example under every label, in nats, as from `log_likelihoods`.
 
-    All labels of an example are scored by the same noise.
+    All labels of an example are scored with the same noise.
 
     Args:
         examples: `[n, d]` in the model's units, without labels.
@@ -35,7 +35,7 @@ def class_log_likelihoods(
         batch_size: examples at a time on each device; changes the speed, not the numbers.
 
     Raises:
-        UserError: if the model knows no labels, or examples are of another size.
+        UserError: if the model is not conditional, or the examples have the wrong size.
         FloatingPointError: if a number is nan.
     """
     slabs = class_log_likelihood_slabs(model, examples, key, k=k, batch_size=batch_size)
@@ -53,11 +53,11 @@ def class_log_likelihood_slabs(
 ) -> Iterator[dict[str, np.ndarray]]:
     """`class_log_likelihoods` from example `first` on, slab by slab: `log_likelihood` `[n, C]`."""
     if not isinstance(model, ConditionalVAE):
-        raise UserError(f"a {type(model).__name__} knows no labels: this needs a ConditionalVAE")
+        raise UserError(f"a {type(model).__name__} is not conditional: use a ConditionalVAE")
     examples, chunk = np.asarray(examples), chunk_length(k)
     if examples.ndim != 2 or examples.shape[1] != model.vae.n_data:
         raise UserError(
-            f"examples have shape {list(examples.shape)}; these are scored under every label, so "
+            f"examples have shape {list(examples.shape)}, but are scored under every label: "
             f"give [n, {model.vae.n_data}] without labels"
         )
     check_examples(model, examples)
@@ -75,7 +75,7 @@ def class_log_likelihood_slabs(
 
 @lru_cache
 def _under_every_label(k: int, chunk: int) -> ExampleFn:
-    """L_k of one example given each label in turn, by the same noise, `[C]` nats."""
+    """L_k of one example given each label in turn, with the same noise, `[C]` nats."""
     score = streamed_bound(k, chunk)
 
     def fn(model: ConditionalVAE, x: Example, key: PRNGKey) -> dict[str, Float[Array, " C"]]:
@@ -93,13 +93,13 @@ def label_log_probabilities(
     """log p(y|x), nats, by Bayes' rule from log p(x|y) and p(y).
 
     Raises:
-        FloatingPointError: for an example that no label makes possible: it has no such thing.
+        FloatingPointError: if an example is impossible under every label.
     """
     joint = log_likelihoods + _log(frequencies)
     impossible = np.flatnonzero(np.isneginf(joint).all(axis=1))
     if impossible.size:
         raise FloatingPointError(
-            f"example {impossible[0]} is impossible under every label, so that p(y|x) is 0 / 0"
+            f"example {impossible[0]} is impossible under every label, so p(y|x) is undefined"
         )
     return np.asarray(log_softmax(joint, axis=1))
 
@@ -114,24 +114,25 @@ def marginal_log_likelihoods(
 def confusion_matrix(
     labels: Int[np.ndarray, " n"], found: Int[np.ndarray, " n"], n_classes: int
 ) -> Int[np.ndarray, "C C"]:
-    """How many examples of each label (rows) were taken for each label (columns)."""
+    """Number of examples of each true label (rows) and predicted label (columns)."""
     counts = np.zeros((n_classes, n_classes), np.int64)
     np.add.at(counts, (labels, found), 1)
     return counts
 
 
 def auroc(own: Float[np.ndarray, " n"], others: Float[np.ndarray, " m"]) -> tuple[float, float]:
-    """How often an example scores above one of other data, ties half, and the standard error.
+    """The probability that an example scores above one of other data, and the standard error.
 
-    This is the area under the receiver operating characteristic curve of the score; 1/2 is chance.
-    The error, which counts the choice of both samples, is nan if either is of one example.
+    This is the area under the receiver operating characteristic curve of the score. Ties count
+    half; 1/2 is chance. The error covers the choice of both samples, and is nan if either has only
+    one example.
 
     Source: DeLong, DeLong & Clarke-Pearson (1988), "Comparing the areas under two or more
     correlated receiver operating characteristic curves", for one curve.
     """
 
     def below(values: np.ndarray, of: np.ndarray) -> np.ndarray:
-        """The share of `of` below each value; ties are a half."""
+        """The share of `of` below each value; ties count half."""
         of = np.sort(of)
         left, right = (np.searchsorted(of, values, side) for side in ("left", "right"))
         return (left + right) / 2 / len(of)
@@ -144,5 +145,5 @@ def auroc(own: Float[np.ndarray, " n"], others: Float[np.ndarray, " m"]) -> tupl
 
 
 def _log(frequencies: Float[np.ndarray, " C"]) -> Float[np.ndarray, "1 C"]:
-    with np.errstate(divide="ignore"):  # a label that no example has is impossible
+    with np.errstate(divide="ignore"):  # a label with no examples has probability zero
         return np.log(np.asarray(frequencies, np.float64))[None]

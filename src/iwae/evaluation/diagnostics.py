@@ -1,8 +1,8 @@
-"""How far a likelihood can be off: bounds from both sides, tails of weights, agreement.
+"""Reliability of a likelihood: bounds from both sides, tails of weights, agreement.
 
-The three errors of a mean log-likelihood are kept apart: `monte_carlo_error` (chains and
-particles), `test_sample_error` (which examples happened to be in the test set), and the
-deviation between seeds, which is that of the means themselves.
+Three errors of a mean log-likelihood are kept apart: `monte_carlo_error` (chains and particles),
+`test_sample_error` (which examples happen to be in the test set), and the deviation between seeds,
+which is that of the means themselves.
 """
 
 from collections.abc import Iterator, Mapping
@@ -35,7 +35,7 @@ STANDARD_ERRORS = 3.0
 """Two numbers agree if they are no further apart than this many standard errors."""
 
 ROUNDING = 1e-6
-"""What float32 does to a log-likelihood, relative to its size, over thousands of terms."""
+"""Relative rounding error of a float32 log-likelihood over thousands of terms."""
 
 # --- weights --------------------------------------------------------------------------------
 
@@ -55,7 +55,7 @@ def monte_carlo_error(ess: Float[np.ndarray, " n"], k: int) -> float:
     """Standard error of the mean of n log-likelihoods that is due to the k weights, nats.
 
     The relative variance of a mean of k weights is (k/ess - 1)/(k - 1), to first order the
-    variance of its log (the delta method). Weights of which a few make the sum understate it.
+    variance of its log (the delta method). If a few weights dominate, it is understated.
     """
     if k < 2:
         return float("nan")
@@ -78,8 +78,8 @@ test_sample_error.__test__ = False  # type: ignore[attr-defined]  # not for pyte
 class Difference(NamedTuple):
     """Mean of a - b over the same examples, and its standard error, nats.
 
-    The error of a difference example by example: what the examples have in common cancels.
-    `rounding` is what float32 may add to it.
+    The error is that of the per-example differences, in which common variation cancels.
+    `rounding` is what float32 may add to the difference.
     """
 
     mean: float
@@ -102,11 +102,11 @@ def paired_difference(a: Float[np.ndarray, " n"], b: Float[np.ndarray, " m"]) ->
 
 
 def ordering_violations(bounds: Mapping[str, Float[np.ndarray, " n"]]) -> list[str]:
-    """What is wrong with L_1 <= L_50 <= L_5000 <= AIS, in words; empty if nothing is.
+    """Describe violations of L_1 <= L_50 <= L_5000 <= AIS; empty if there are none.
 
-    More samples cannot loosen the bound, so that an L_k which lies below one of fewer samples by
-    more than three standard errors of their paired difference says that something is broken.
-    Annealing that lies below L_k can also be too short.
+    More samples cannot loosen the bound. If an L_k lies below one of fewer samples by more than
+    three standard errors of their paired difference, something is broken. If annealing lies below
+    L_k, it may also be too short.
 
     Args:
         bounds: name -> per-example values, loosest first; all of the same examples.
@@ -122,7 +122,7 @@ def ordering_violations(bounds: Mapping[str, Float[np.ndarray, " n"]]) -> list[s
             )
             violations.append(
                 f"{high} is {-difference.mean:.3f} +- {difference.stderr:.3f} nats below {low}, "
-                f"and should be above it: {reason}; do not trust either until it is explained"
+                f"but should be above it: {reason}; trust neither until this is explained"
             )
     return violations
 
@@ -133,10 +133,10 @@ class Verdict(NamedTuple):
     Attributes:
         word: "converged", "not converged", or "undecided" if the examples are too few to tell
             the tolerance from chance.
-        difference: AIS at T less AIS at T/10, on the same examples.
+        difference: AIS at T minus AIS at T/10, on the same examples.
         gap: mean gap of bidirectional Monte Carlo, nats, if there is one.
-        tolerance: the largest error that is put up with, nats.
-        reason: the same in words.
+        tolerance: maximum acceptable error, nats.
+        reason: the explanation.
     """
 
     word: str
@@ -157,26 +157,26 @@ def verdict(
     bdmc_gap: Float[np.ndarray, " m"] | None,
     tolerance: float,
 ) -> Verdict:
-    """Converged only if T and T/10 agree and, if there is one, the bidirectional gap is small.
+    """Judge convergence: T and T/10 must agree, and any bidirectional gap must be small.
 
     Args:
         ais, ais_tenth: log-likelihoods at T and at T/10 temperatures, of the same examples.
-        bdmc_gap: upper less lower bound on examples drawn from the model, if that was run; its
-            mean must be below the tolerance even three standard errors further up.
+        bdmc_gap: upper minus lower bound on examples drawn from the model, if that was run; its
+            mean plus three standard errors must be within the tolerance.
         tolerance: nats.
     """
     difference = paired_difference(ais, ais_tenth)
     gap = None if bdmc_gap is None else float(np.mean(bdmc_gap))
-    least = STANDARD_ERRORS * difference.stderr
+    resolution = STANDARD_ERRORS * difference.stderr
     apart = f"T and T/10 differ by {difference.mean:.3f} +- {difference.stderr:.3f} nats"
     if difference.significant:
         word, reason = "not converged", f"{apart}: more than chance explains"
     elif bdmc_gap is not None and not _below(bdmc_gap, tolerance):
         word = "not converged"
-        reason = f"the bidirectional gap is {gap:.3f} nats, and not surely below {tolerance:g}"
-    elif not least <= tolerance:
+        reason = f"the bidirectional gap is {gap:.3f} nats, not reliably below {tolerance:g}"
+    elif not resolution <= tolerance:
         word = "undecided"
-        reason = f"{apart}, which is too uncertain to tell {tolerance:g} from chance"
+        reason = f"{apart}, too uncertain to tell {tolerance:g} from chance"
     else:
         word, reason = "converged", apart
     return Verdict(word, difference, gap, tolerance, reason)
@@ -206,7 +206,7 @@ class Bidirectional(NamedTuple):
 
     @property
     def gap(self) -> Float[np.ndarray, " n"]:
-        """How far apart they are, nats: neither is off by more, on average."""
+        """Upper minus lower bound, nats: neither is off by more, on average."""
         return self.upper - self.lower
 
 
@@ -222,19 +222,20 @@ def bdmc(
     start: str = "posterior",
     batch_size: int | None = None,
 ) -> Bidirectional:
-    """Bidirectional Monte Carlo (Grosse, Ghahramani & Adams 2015), by annealing both ways.
+    """Bidirectional Monte Carlo (Grosse, Ghahramani & Adams 2015), by annealing in both directions.
 
-    Example i, its latents and all chains are a function of `fold_in(key, i)`.
+    Example i, its latents and all chains depend only on `fold_in(key, i)`.
 
     Args:
         n_examples: pairs (z, x) to draw from the model.
-        chains: forward, and as many in reverse, for each.
+        chains: per example, in each direction.
         betas, step_size, n_leapfrog, start: as for `annealed_particles`; step sizes from a
             pilot with another key.
         batch_size: examples at a time on each device; changes the speed, not the numbers.
 
     Raises:
-        UserError: if there is nothing to do, or the temperatures or step sizes are no schedule.
+        UserError: if n_examples or chains is not positive, or the temperatures or step sizes are
+            not a valid schedule.
     """
     slabs = bdmc_slabs(
         model,
@@ -263,7 +264,7 @@ def bdmc_slabs(
     batch_size: int | None = None,
     first: int = 0,
 ) -> Iterator[dict[str, np.ndarray]]:
-    """`bdmc` from example `first` on, slab by slab, for progress and to keep what is done."""
+    """`bdmc` from example `first` on, slab by slab, to show progress and keep partial results."""
     check_positive("chains", chains)
     b = as_betas(betas)
     sizes = as_step_sizes(step_size, len(b) - 1)
@@ -282,13 +283,13 @@ def bdmc_importance(
     k: int,
     batch_size: int | None = None,
 ) -> Bidirectional:
-    """The same from importance samples: below from k - 1 of them, above with the true z as kth.
+    """Bounds from importance samples: the lower from k - 1, the upper with the true z as kth.
 
     If z ~ p(z|x) is one of the k particles and q draws the others, E log mean w is no longer
     below log p(x) but above it (Grosse et al. 2015, sec. 4.1, with one temperature).
 
     Args:
-        k: particles, two at least; memory does not depend on it.
+        k: particles, at least two; memory does not depend on it.
     """
     return join_bounds(
         bdmc_importance_slabs(model, key, n_examples=n_examples, k=k, batch_size=batch_size)
@@ -306,13 +307,13 @@ def bdmc_importance_slabs(
 ) -> Iterator[dict[str, np.ndarray]]:
     """`bdmc_importance` from example `first` on, slab by slab."""
     if k < 2:
-        raise UserError(f"k is {k}; the true latent and at least one proposal make 2")
+        raise UserError(f"k is {k}; it must be at least 2: the true latent and a proposal")
     fn = _importance_bounds(k, min(k - 1, ROWS // 4))
     return _simulated(fn, model, key, n_examples, batch_size or 4, first)
 
 
 def join_bounds(slabs: Iterator[dict[str, np.ndarray]]) -> Bidirectional:
-    """All slabs as one."""
+    """Join all slabs."""
     return Bidirectional(**gather(slabs))
 
 
@@ -324,7 +325,7 @@ def _simulated(
     batch_size: int,
     first: int = 0,
 ) -> Iterator[dict[str, np.ndarray]]:
-    """`fn` of n examples that it draws itself, with keys of their own."""
+    """Map `fn` over n examples that it draws itself, each with its own key."""
     check_positive("n_examples", n)
     nothing = np.zeros((n, 1), np.uint8)
     return map_examples(fn, model, nothing, key, batch_size=batch_size, first=first)

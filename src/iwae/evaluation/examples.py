@@ -1,7 +1,8 @@
-"""A function of one example, mapped over a split: batched, padded, sharded, slab by slab.
+"""Map a function of one example over a split: batched, padded, sharded, slab by slab.
 
-Example i gets the key `fold_in(key, i)`, or that of the address it is given; its result does not
-depend on the rest. Slabs are yielded as they are done, so that a caller can show progress or stop.
+Example i gets the key `fold_in(key, i)`, or that of its address if addresses are given; its result
+does not depend on the other examples. Slabs are yielded as they finish, so that a caller can show
+progress or stop.
 """
 
 from collections.abc import Callable, Iterator
@@ -24,7 +25,7 @@ SLAB_ROWS = 200_000
 """Decoder evaluations per dispatch and device: about a second of work on a CPU."""
 
 CHAIN_ROWS = 250
-"""Chains in flight per device: nearly as fast as `ROWS`, and four times as often done."""
+"""Chains in flight per device: nearly as fast as `ROWS`, and slabs finish four times as often."""
 
 ExampleFn = Callable[[Any, Example, PRNGKey], PyTree]
 
@@ -46,10 +47,10 @@ def map_examples(
         fn: a function of one example; its result is a pytree of arrays.
         model: a model, or whatever else the function takes first.
         examples: `[n, ...]`; bytes become float32 on the device.
-        batch_size: examples under one `vmap`, on each device; no more than there are for it.
+        batch_size: examples under one `vmap`, on each device; capped at the examples it gets.
         slab_size: examples per dispatch over all devices, rounded up to whole batches.
-        first: the example to begin with, to go on with what was stopped there.
-        addresses: 32-bit numbers to fold into the key instead of the examples' places.
+        first: index of the first example, to resume what was stopped there.
+        addresses: 32-bit numbers to fold into the key instead of the examples' indices.
 
     Yields:
         For each slab in order, the pytree of `fn` with a leading axis over the slab's examples.
@@ -62,16 +63,16 @@ def map_examples(
     check_positive("batch_size", batch_size)
     mesh = Mesh(np.asarray(jax.local_devices()), ("example",))
     whole, split = (NamedSharding(mesh, PartitionSpec(*axis)) for axis in ((), ("example",)))
-    # A model fresh from training lies on some of the devices only.
+    # A freshly trained model lies on some of the devices only.
     arrays, static = eqx.partition((model, key), eqx.is_array)
     arrays = jax.device_put(arrays, whole)
     model, key = eqx.combine(arrays, static)
-    batch_size = min(batch_size, -(-len(examples) // mesh.size))  # do not compute copies
+    batch_size = min(batch_size, -(-len(examples) // mesh.size))  # do not compute padding
     batch = mesh.size * batch_size
-    slabs = -(-len(examples) // max(batch, slab_size))  # of equal length: they waste the least
+    slabs = -(-len(examples) // max(batch, slab_size))  # equal lengths waste the least
     slab = batch * -(-len(examples) // (slabs * batch))
     for start in range(first, len(examples), slab):
-        # The last slab is filled up with the last example, so that only one shape is compiled.
+        # The last slab is padded with the last example, so that only one shape is compiled.
         index = np.minimum(np.arange(start, start + slab), len(examples) - 1)
         address = np.int32(index) if addresses is None else addresses[index]
         xs, address = jax.device_put((examples[index], address), split)
@@ -112,7 +113,7 @@ def _map_slab(
 
 
 def gather(slabs: Iterator[PyTree]) -> PyTree:
-    """All slabs of `map_examples` as one pytree of `[n, ...]` arrays, floats in float64."""
+    """Join all slabs of `map_examples` into one pytree of `[n, ...]` arrays, floats in float64."""
 
     def join(*leaves: np.ndarray) -> np.ndarray:
         whole = np.concatenate(leaves)
@@ -128,5 +129,5 @@ def check_positive(name: str, value: int) -> None:
 
 
 def chain_batch(chains: int) -> int:
-    """Examples at a time where each has so many chains."""
+    """Examples at a time if each has `chains` chains."""
     return max(1, CHAIN_ROWS // chains)

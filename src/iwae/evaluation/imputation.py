@@ -1,7 +1,7 @@
-"""Missing values, imputed: by their expectation given what is observed, or by draws.
+"""Imputation of missing values: by their expectation given the observed values, or by draws.
 
-A model of examples with missing values (NaN) has particles of p(z|x_obs) as any other model has,
-and p(x_mis|z) is known. From the two follow both kinds of imputation (Mattei & Frellsen 2019).
+A model of examples with missing values (NaN) has particles of p(z|x_obs) like any other model, and
+p(x_mis|z) is known. Both kinds of imputation follow from the two (Mattei & Frellsen 2019).
 """
 
 from collections.abc import Callable
@@ -37,17 +37,17 @@ def impute(
     batch_size: int | None = None,
     sampler: Callable = importance_particles,
 ) -> Shaped[np.ndarray, "n d"]:
-    """Each missing value's expectation given what is observed; of categories, the likeliest.
+    """Fill each missing value with its expectation given the observed ones, or likeliest category.
 
     E[x_mis|x_obs] by self-normalised importance sampling, biased by 1/k (Mattei & Frellsen 2019).
-    No other value has a smaller squared error. As data such values vary too little: for what is to
-    be computed from a filled table, use `multiple_imputations`.
+    No other value has a smaller expected squared error. As data, such values vary too little: to
+    compute anything from a filled table, use `multiple_imputations`.
 
     Args:
         model: one whose `decode(z)` is `iwae.models.likelihoods.Imputing`, such as
             `VAE(..., missing="at-random")`.
         examples: `[n, d]` in the model's units, NaN where a value is missing.
-        k: particles of each example.
+        k: particles per example.
         batch_size: examples at a time on each device; changes the speed, not the numbers.
         sampler: a function (model, x, key, k) -> (Particles, info).
 
@@ -55,9 +55,9 @@ def impute(
         `[n, d]`: the examples, in their own type, with numbers in the place of NaN.
 
     Raises:
-        UserError: if there are no examples, k or a size is not positive, or the model does not say
-            what missing values are.
-        FloatingPointError: if what a value is imputed by is nan.
+        UserError: if there are no examples, k or a size is not positive, or the model does not
+            handle missing values.
+        FloatingPointError: if an imputed value is nan.
     """
     check_positive("k", k)
     filled = _over(expected_values(k, sampler), model, examples, key, k, batch_size)
@@ -74,16 +74,16 @@ def multiple_imputations(
     batch_size: int | None = None,
     sampler: Callable = importance_particles,
 ) -> Shaped[np.ndarray, "draws n d"]:
-    """Draws of the missing values given what is observed, a whole data set each.
+    """Draw the missing values given the observed ones, a completed data set per draw.
 
-    z by sampling importance resampling, and x_mis from p(x_mis|z) (Mattei & Frellsen 2019). They
-    are draws from p(x_mis|x_obs) as k grows; where one particle has nearly all the weight, they
-    vary too little. What is computed from each data set differs among them by what the missing
-    values leave open (Rubin 1987).
+    z comes from sampling importance resampling, and x_mis from p(x_mis|z) (Mattei & Frellsen 2019).
+    As k grows, these are draws from p(x_mis|x_obs); if one particle has nearly all the weight, they
+    vary too little. The spread of any statistic over the data sets is the uncertainty that the
+    missing values leave (Rubin 1987).
 
     Args:
-        draws: how many.
-        model, examples, k, batch_size, sampler: as for `impute`, which says what is raised too.
+        draws: number of data sets.
+        model, examples, k, batch_size, sampler: as for `impute`, which raises the same errors.
 
     Returns:
         `[draws, n, d]`: the examples, in their own type, with numbers in the place of NaN.
@@ -101,7 +101,7 @@ def expected_values(k: int, sampler: Callable = importance_particles) -> Example
     def fn(model: AbstractLatentModel, x: Example, key: PRNGKey) -> Float[Array, " d"]:
         particles, _ = sampler(model, x, key, k)
         average = snis_mean(particles, lambda z: decoder(model, z).averages())
-        first = jax.tree.map(lambda leaf: leaf[0], particles.z)  # all of them guess alike
+        first = jax.tree.map(lambda leaf: leaf[0], particles.z)  # `guess` is the same for all
         return jnp.where(jnp.isnan(x), decoder(model, first).guess(average), x)
 
     return fn
@@ -122,17 +122,17 @@ def drawn_values(k: int, draws: int, sampler: Callable = importance_particles) -
 
 
 def decoder(model: AbstractLatentModel, z: Latents) -> Imputing:
-    """p(x|z) as what it says of missing values.
+    """p(x|z) of a model that handles missing values.
 
     Raises:
-        UserError: if it says nothing.
+        UserError: if the model does not handle them.
     """
     p = model.decode(z) if hasattr(model, "decode") else None
     parts = p.each if isinstance(p, Columns) else (p,)
     if p is None or not all(isinstance(part, Imputing) for part in parts):
         raise UserError(
             f"this {type(model).__name__} was not made for missing values: train one with missing "
-            "'at-random', or 'not-at-random' if values are missing for what they are"
+            "'at-random', or 'not-at-random' if missingness depends on the values"
         )
     return p
 
@@ -145,7 +145,7 @@ def _over(
     rows: int,
     batch_size: int | None,
 ) -> Float[np.ndarray, "n *more"]:
-    """The function of every example, which evaluates the decoder for so many latents."""
+    """Map a function over the examples; it evaluates the decoder for `rows` latents of each."""
     slabs = map_examples(
         fn,
         model,
@@ -160,12 +160,12 @@ def _over(
 def _completed(
     examples: Shaped[np.ndarray, "n d"], filled: Float[np.ndarray, "n d"]
 ) -> Shaped[np.ndarray, "n d"]:
-    """The examples with what they are filled with, but for what they have themselves."""
+    """The examples, with only their missing values replaced by those filled in."""
     if np.isnan(filled).any():
         row, column = np.argwhere(np.isnan(filled))[0]
         raise FloatingPointError(
-            f"what is missing in row {row + 1}, column {column + 1} cannot be imputed: the model "
-            "gives no number (nan) for it; look for a parameter that is not finite, or for a value "
-            "of this row that is beyond anything in the training data"
+            f"the missing value in row {row + 1}, column {column + 1} cannot be imputed: the model "
+            "gives nan for it; look for a parameter that is not finite, or for a value of this row "
+            "far outside the training data"
         )
     return np.where(np.isnan(examples), filled, examples).astype(examples.dtype)

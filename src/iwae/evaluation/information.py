@@ -1,4 +1,4 @@
-"""Rate, distortion and mutual information: what the posterior says, and what saying it costs."""
+"""Rate, distortion and mutual information of the approximate posterior."""
 
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -24,9 +24,9 @@ OTHERS = 128
 
 
 class Estimate(NamedTuple):
-    """A mean over examples and its standard error from their number, sd / sqrt(n), nats.
+    """A mean over examples and its standard error, sd / sqrt(n), nats.
 
-    The error of one example is not known: nan.
+    The error is nan for a single example.
     """
 
     mean: float
@@ -34,7 +34,7 @@ class Estimate(NamedTuple):
 
 
 class Information(NamedTuple):
-    """What q(z|x) says about examples, one number each, and bounds on the whole.
+    """Per-example information of q(z|x), and bounds on the mutual information.
 
     Attributes:
         rate: `[n]` float64, E_q[log q(z|x) - log p(z)] = KL(q(z|x) || p(z)), nats.
@@ -54,38 +54,38 @@ class Information(NamedTuple):
 
     @property
     def mutual_information(self) -> tuple[Estimate, Estimate]:
-        """Bounds on I_q(x; z), below and above, nats; each holds in expectation.
+        """Lower and upper bounds on I_q(x; z), nats; each holds in expectation.
 
-        Below, the mean of `log_ratio`: how well a draw tells its example from these n. It is
-        the mutual information of z and the index of an example (Hoffman & Johnson 2016), and
-        below that of z and x where the examples are a sample of all possible x (Poole et al.
-        2019, "structured bounds with tractable encoders"). It is at most log n, so if it is near
-        log n, all it says is that n is too small.
+        The lower bound is the mean of `log_ratio`: how well a draw identifies its example among
+        these n. It is the mutual information of z and the index of an example (Hoffman & Johnson
+        2016), and lies below that of z and x if the examples are a sample of all possible x (Poole
+        et al. 2019, "structured bounds with tractable encoders"). It is at most log n; a value near
+        log n only says that n is too small.
 
-        Above, the mean rate, which is the information and KL(q(z) || p(z)) together (Hoffman &
+        The upper bound is the mean rate, the sum of the information and KL(q(z) || p(z)) (Hoffman &
         Johnson 2016; Alemi et al. 2018, sec. 2).
 
-        The error of the lower bound treats examples as independent, though all of them meet in
-        the average over j.
+        The error of the lower bound treats examples as independent, although all of them enter the
+        average over j.
         """
         return estimate(self.log_ratio), estimate(self.rate)
 
     @property
     def marginal_kl(self) -> Estimate:
-        """KL(q(z) || p(z)), nats, from above: the mean rate less the lower bound.
+        """Upper bound on KL(q(z) || p(z)), nats: the mean rate minus the lower bound.
 
-        Of q(z) = (1/n) sum_j q(z|x_j) itself the estimate is unbiased (Hoffman & Johnson 2016).
+        For q(z) = (1/n) sum_j q(z|x_j), the estimate is unbiased (Hoffman & Johnson 2016).
         """
         return estimate(self.rate - self.log_ratio)
 
 
 class GapSplit(NamedTuple):
-    """Where the gap of the ELBO goes: `gap = recovered + remaining`, nats.
+    """The gap of the ELBO in two parts: `gap = recovered + remaining`, nats.
 
     Attributes:
         gap: log p(x) - ELBO, which is KL(q(z|x) || p(z|x)).
-        recovered: L_k - ELBO: what k samples make good.
-        remaining: log p(x) - L_k: what they do not.
+        recovered: L_k - ELBO: the part that k samples recover.
+        remaining: log p(x) - L_k: the part that they do not.
     """
 
     gap: Estimate
@@ -102,19 +102,19 @@ def information(
     draws: int = 1,
     batch_size: int | None = None,
 ) -> Information:
-    """Rate and distortion of each example, and how much z says about which example it was.
+    """Rate and distortion of each example, and how well z identifies its example.
 
     Time grows with n^2 * draws, memory with n.
 
     Args:
         examples: `[n, ...]` in the model's units.
-        k: samples of each example for `rate` and `distortion`.
-        draws: those of them, the first ones, that are scored under the posteriors of all examples.
+        k: samples per example for `rate` and `distortion`.
+        draws: how many of them, from the first, are scored under the posteriors of all examples.
         batch_size: examples at a time on each device; changes the speed, not the numbers.
 
     Raises:
-        UserError: if there are no examples, they are none of the model's kind of data, a size is
-            not positive, `draws` is more than k, or the model does not say what its prior is.
+        UserError: if there are no examples, they are invalid for the model's kind of data, a size
+            is not positive, `draws` is more than k, or the model does not define its prior.
         FloatingPointError: if a number is nan.
     """
     check_positive("k", k)
@@ -128,7 +128,7 @@ def information(
 
 
 def join_information(rates: Iterator[Slab], ratios: Iterator[Slab]) -> Information:
-    """All slabs of `rate_slabs` and of `ratio_slabs` as one."""
+    """Join all slabs of `rate_slabs` and of `ratio_slabs`."""
     return Information(**gather(rates), **gather(ratios))
 
 
@@ -186,16 +186,16 @@ def gap_split(
 ) -> GapSplit:
     """The gap log p(x) - ELBO, and the parts of it that k samples do and do not recover.
 
-    The gap is KL(q(z|x) || p(z|x)) (Burda et al. 2016, sec. 2). Differences are taken example by
-    example, so that their errors are not those of the likelihoods.
+    The gap is KL(q(z|x) || p(z|x)) (Burda et al. 2016, sec. 2). Differences are per example,
+    so their errors are not those of the likelihoods.
 
     Args:
         elbo: `[n]`, L_1 of each example, nats.
         bound_k: `[n]`, L_k of the same examples, nats.
-        log_p: `[n]`, their best known log p(x), nats; what it is off by is missing from the gap.
+        log_p: `[n]`, their best estimates of log p(x), nats; any shortfall is missing from the gap.
 
     Raises:
-        UserError: if the three are not of the same examples, or a number is not finite.
+        UserError: if the shapes do not match, or a number is not finite.
     """
     values = [np.asarray(one, np.float64) for one in (elbo, bound_k, log_p)]
     shapes = {one.shape for one in values}
@@ -263,7 +263,7 @@ def _log_ratio(
 
 
 def _chunks(examples: np.ndarray) -> Shaped[Array, "chunks chunk ..."]:
-    """All examples in rows of equal length, the last one filled up with the last example."""
+    """All examples in rows of equal length, the last one padded with the last example."""
     n = len(examples)
     chunk = min(OTHERS, max(n, 1))
     index = np.minimum(np.arange(-(-n // chunk) * chunk), n - 1)
@@ -271,7 +271,7 @@ def _chunks(examples: np.ndarray) -> Shaped[Array, "chunks chunk ..."]:
 
 
 def _batch(n: int, draws: int) -> int:
-    """Examples at a time on each device: enough rows, and no copies to fill up a batch."""
+    """Examples at a time on each device: enough rows, and no padding."""
     return max(1, min(ROWS // draws, -(-n // jax.local_device_count())))
 
 

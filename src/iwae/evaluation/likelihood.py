@@ -29,23 +29,22 @@ from iwae.models.vae import AbstractLatentModel
 from iwae.typing import Example, LogWeights, PRNGKey, Scalar
 
 KHAT_WEIGHTS = 5000
-"""Weights whose tail is looked at: the first so many of an example, whatever k is."""
+"""Number of an example's first weights whose tail is examined, whatever k is."""
 
 
 @lru_cache
 def streamed_bound(k: int, chunk: int, sampler: Callable = importance_particles) -> ExampleFn:
-    """L_k of one example and what its weights say about it, from chunks of particles.
+    """L_k of one example and diagnostics of its weights, from chunks of particles.
 
-    The running maximum, sum and sum of squares of the weights, and the first `KHAT_WEIGHTS` of
-    them, are all that is kept, so memory does not grow with k. Particle i has the same key
-    whatever the chunk.
+    Only the running maximum, sum and sum of squares of the weights and the first `KHAT_WEIGHTS` of
+    them are kept, so memory does not grow with k. Particle i has the same key whatever the chunk.
 
     Returns:
         A function of (model, x, key) whose result has `log_likelihood` (nats), `ess`, the
         effective sample size, and `pareto_k`, k-hat (nan for fewer than 25 weights).
     """
-    looked_at = min(k, KHAT_WEIGHTS)
-    slots = -(-looked_at // chunk)  # chunks that are kept; one slot more takes all others
+    examined = min(k, KHAT_WEIGHTS)
+    slots = -(-examined // chunk)  # chunks that are kept; one extra slot takes all others
 
     def fn(model: AbstractLatentModel, x: Example, key: PRNGKey) -> dict[str, Scalar]:
         model, x = model.condition(x)
@@ -64,14 +63,14 @@ def streamed_bound(k: int, chunk: int, sampler: Callable = importance_particles)
         return {
             "log_likelihood": top + jnp.log(total) - jnp.log(jnp.float32(k)),
             "ess": jnp.where(squares > 0, total**2 / squares, 0.0),
-            "pareto_k": pareto_k(kept[:looked_at]),
+            "pareto_k": pareto_k(kept[:examined]),
         }
 
     return fn
 
 
 def chunk_length(k: int, longest: int | None = None) -> int:
-    """Particles at a time, of k; chunks of equal length waste the fewest.
+    """Particles at a time out of k; chunks of equal length waste the fewest.
 
     Raises:
         UserError: if k or a length is not positive, or k is beyond 32 bits.
@@ -81,7 +80,7 @@ def chunk_length(k: int, longest: int | None = None) -> int:
     check_positive("chunk_size", longest)
     chunk = -(-k // -(-k // longest))
     if k + chunk > 2**31:
-        raise UserError(f"k is {k}; particles are counted in 32 bits: at most {2**31 - chunk}")
+        raise UserError(f"k is {k}; particles are counted in 32 bits: give at most {2**31 - chunk}")
     return chunk
 
 
@@ -108,7 +107,7 @@ def log_likelihood_slabs(
     sampler: Callable = importance_particles,
     first: int = 0,
 ) -> Iterator[dict[str, np.ndarray]]:
-    """`log_likelihoods` from example `first` on, slab by slab, with what the weights say."""
+    """`log_likelihoods` from example `first` on, slab by slab, with weight diagnostics."""
     check_examples(model, examples)
     chunk = chunk_length(k, chunk_size)
     batch = max(1, ROWS // chunk) if batch_size is None else batch_size
@@ -146,7 +145,7 @@ def log_likelihoods(
 ) -> Float[np.ndarray, " n"]:
     """The importance weighted bound L_k of each example (Burda et al. 2016, eq. 8).
 
-    Its expectation is a lower bound of log p(x) that rises with k.
+    Its expectation is a lower bound on log p(x) that rises with k.
 
     Args:
         examples: `[n, ...]`, in the model's units (binary pixels as 0 and 1).
@@ -160,7 +159,7 @@ def log_likelihoods(
 
     Raises:
         UserError: if there are no examples, k or a size is not positive, k is beyond 32 bits, or
-            the model's kind of data has no such values.
+            values are invalid for the model's kind of data.
         FloatingPointError: if a number is nan; `-inf` is an example that the model rules out.
     """
     slabs = log_likelihood_slabs(
@@ -191,7 +190,7 @@ def annealed_slabs(
     """Log-likelihoods by annealed importance sampling from example `first` on, slab by slab.
 
     Args:
-        chains: of each example.
+        chains: number of chains per example.
         betas, step_size, n_leapfrog, start: as for `iwae.inference.chains.annealed_particles`.
         batch_size: examples at a time on each device; changes the speed, not the numbers.
 
@@ -210,7 +209,7 @@ def annealed_slabs(
 def annealed_bound(
     *, chains: int, betas: Betas, step_size: StepSize, n_leapfrog: int, start: str = "posterior"
 ) -> ExampleFn:
-    """Log-likelihood of one example by annealed importance sampling, as `annealed_slabs` has it."""
+    """Log-likelihood of one example by annealed importance sampling, as in `annealed_slabs`."""
     check_positive("chains", chains)
     b = as_betas(betas)
     sizes = as_step_sizes(step_size, len(b) - 1)
@@ -233,8 +232,8 @@ def _annealed(
 
 
 def weight_diagnostics(log_w: LogWeights) -> dict[str, Scalar]:
-    """Of one example's weights: `ess`, the effective sample size, and `pareto_k`, k-hat.
+    """Diagnostics of one example's weights: effective sample size, `ess`, and k-hat, `pareto_k`.
 
-    k-hat is nan for fewer than 25 weights: 16 chains have no tail to speak of.
+    k-hat is nan for fewer than 25 weights: the tail of 16 chains is too short.
     """
     return {"ess": effective_sample_size(log_w), "pareto_k": pareto_k(log_w)}

@@ -1,4 +1,4 @@
-"""What a model says beyond its bounds: densities, posterior means and draws, rate-distortion."""
+"""Densities of a model, posterior means and draws, and rate-distortion curves."""
 
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
@@ -25,9 +25,9 @@ from iwae.typing import Example, Latents, PRNGKey, Scalar
 def model_density(
     model: AbstractLatentModel, points: np.ndarray, k: int = 5000, seed: int = 0
 ) -> Float[np.ndarray, " n"]:
-    """log p(x) at each of `points` `[n, d]`, nats, by k importance samples.
+    """log p(x) at each of `points` `[n, d]`, nats, from k importance samples.
 
-    Of a conditional model that is log sum_y p(y) p(x|y).
+    For a conditional model, that is log sum_y p(y) p(x|y).
     """
     points, key = np.asarray(points, np.float32), jax.random.key(seed)
     if isinstance(model, ConditionalVAE):
@@ -55,7 +55,8 @@ def snis_mean(particles: Particles, f: Callable[[Latents], PyTree] = lambda z: z
 def sir(particles: Particles, key: PRNGKey, draws: int) -> Latents:
     """Draws from p(z|x) by sampling importance resampling (Rubin 1988): leaves `[draws, ...]`.
 
-    Particles are drawn by their weights, with replacement; with few of them draws repeat.
+    Particles are drawn in proportion to their weights, with replacement; if k is small, draws
+    repeat.
     """
     k = particles.log_w.size
     index = jax.random.choice(key, k, (draws,), p=jax.nn.softmax(particles.log_w))
@@ -66,15 +67,15 @@ def sir(particles: Particles, key: PRNGKey, draws: int) -> Latents:
 
 
 class PosteriorGrid(NamedTuple):
-    """The true posterior of one example beside q, on a grid of its one or two latents.
+    """The true posterior of one example beside q, on a grid over its one or two latents.
 
     Attributes:
         axes: the grid of each latent, `[g]`.
         log_posterior: log p(z|x), `[g]` or `[g, g]` (first latent first), nats; normalised on
             the grid.
         log_q: log q(z|x) there, nats; not renormalised.
-        log_evidence: log p(x) by quadrature, nats. Far below the other estimates of it, it
-            says that the grid misses a part of the posterior.
+        log_evidence: log p(x) by quadrature, nats. If it is far below other estimates, the grid
+            misses a part of the posterior.
         draws: `[n, 1]` or `[n, 2]` draws from the posterior by SIR.
     """
 
@@ -98,11 +99,11 @@ def posterior_grid(
     """p(z|x) and q(z|x) of a model with one or two latents, and draws from the former.
 
     Args:
-        points: of the grid, along each latent.
-        draws: from the posterior, by SIR.
+        points: grid points along each latent.
+        draws: number of draws from the posterior, by SIR.
         particles: importance samples, for the draws and to find the limits.
-        limits: lowest and highest value of each latent; by default, where the particles of q
-            and the draws from p lie, and a third more on either side.
+        limits: lowest and highest value of each latent; by default, the range of the particles
+            of q and of the draws, extended by a third on either side.
 
     Raises:
         UserError: if the model has more than two latents, counted over all its layers.
@@ -162,7 +163,7 @@ class RateDistortion(NamedTuple):
 
     Attributes:
         betas: `[T]`.
-        rate: `[n, T]` float64, nats: an upper bound, in expectation, of the least rate.
+        rate: `[n, T]` float64, nats: an upper bound, in expectation, on the least rate.
         distortion: `[n, T]` float64, -log p(x|z), nats.
         acceptance: `[n, T-1]` mean probability of acceptance.
     """
@@ -190,12 +191,12 @@ def rate_distortion(
         examples: `[n, ...]` in the model's units.
         betas: temperatures from 0 (the prior) to any end; 1 is the posterior.
         step_size: from `tune_step_size(..., start="prior")` on other examples.
-        chains: of each example.
+        chains: number of chains per example.
         batch_size: examples at a time on each device; changes the speed, not the numbers.
 
     Raises:
         UserError: if there are no examples, the temperatures do not increase from 0, or the
-            model does not say what its prior is.
+            model does not define its prior.
     """
     slabs = rate_distortion_slabs(
         model,

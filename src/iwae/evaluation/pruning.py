@@ -1,4 +1,4 @@
-"""A smaller model without the units that carry nothing."""
+"""Pruning: a smaller model without the units that carry no information."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -16,28 +16,28 @@ from iwae.models.vae import VAE, AbstractLatentModel, GaussianNet
 
 
 def prune(model: AbstractLatentModel, keep: Sequence[Bool[np.ndarray, " _"]]) -> VAE:
-    """A smaller model without the units that are not kept; the model given stays as it is.
+    """Return a smaller model without the units that are not kept; the given model is unchanged.
 
-    A unit removed is one fixed at 0 with its factors of p and q dropped. If nothing is kept of
-    a layer l > 1, it carries nothing up or down, so the layers above it go too (their weights
-    have mean one) and layer l - 1 becomes the top. Its prior p(h_{l-1}|h_l = 0) is then a
-    constant Gaussian, which standardised latents make the N(0, I) of a VAE; log weights do not
-    change under this change of variables.
+    A removed unit is fixed at 0, and its factors of p and q are dropped. If no unit of a layer
+    l > 1 is kept, the layer carries no information up or down, so the layers above it are removed
+    too (their weights have mean one), and layer l - 1 becomes the top. Its prior p(h_{l-1}|h_l = 0)
+    is then a constant Gaussian; standardising the latents makes it the N(0, I) of a VAE. This
+    change of variables does not affect log weights.
 
     Args:
         keep: for each layer a mask, `[d_l]`, such as `active_units(...).masks`.
 
     Raises:
-        UserError: if the model is not a VAE, the masks do not fit it, nothing is kept of the first
-            layer (no VAE is left: the data do not depend on the latents at all), or what reads that
-            layer is a decoder of a user's own.
+        UserError: if the model is not a VAE, the masks do not fit it, no unit of the first layer is
+            kept (the data would not depend on the latents at all), or a user-defined decoder reads
+            that layer directly.
     """
     vae = as_vae(model)
     if tuple(mask.size for mask in keep) != vae.latent_sizes:
         sizes = tuple(mask.size for mask in keep)
         raise UserError(f"masks of sizes {sizes} do not fit latent sizes {vae.latent_sizes}")
     if not keep[0].any():
-        raise UserError("no unit of the first layer is kept, and a VAE needs at least one")
+        raise UserError("no unit of the first layer is kept: keep at least one")
     empty = [l for l, mask in enumerate(keep) if not mask.any()]
     n_layers = min(empty, default=len(keep))
     for l, mask in enumerate(keep[:n_layers]):
@@ -69,8 +69,8 @@ def _first_of_decoder(model: VAE) -> tuple[Dense, ...]:
         return model.decoder_hidden.layers[:1]
     if isinstance(model.output, OwnDecoder):
         raise UserError(
-            "a decoder of your own that takes h_1 itself cannot be told to leave units out: give "
-            "the model a dense layer between them (hidden_sizes[0]), or do not prune it"
+            "a decoder of your own that takes h_1 directly cannot be pruned: put a dense layer "
+            "between them (hidden_sizes[0]), or do not prune the model"
         )
     return (model.output.start if isinstance(model.output, ConvDecoder) else model.output,)
 

@@ -1,7 +1,7 @@
-"""Mean, variance, signal-to-noise ratio and bias of a gradient estimator, by many draws of it.
+"""Mean, variance, signal-to-noise ratio and bias of a gradient estimator, from many draws.
 
-A draw is the gradient of the mean objective over a batch of examples, all random numbers drawn
-anew. Nothing of the size of a gradient is kept for each draw.
+A draw is the gradient of the mean objective over a batch of examples, with fresh random numbers. No
+gradient is stored per draw.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,7 +20,7 @@ from iwae.objectives.objective import Objective
 from iwae.typing import PRNGKey, Scalar
 
 BLOCKS = 10
-"""Parts of the draws, from whose spread the errors are worked out."""
+"""Blocks of draws, whose spread gives the standard errors."""
 
 Draw = Callable[[AbstractLatentModel, Shaped[Array, "n ..."], PRNGKey], PyTree]
 
@@ -36,7 +36,7 @@ def gradient_of(objective: Objective) -> Draw:
 
 
 class Moments(NamedTuple):
-    """Of the draws in each block, leaf by leaf: `[blocks, ...]`."""
+    """Mean and variance of the draws in each block, leaf by leaf: `[blocks, ...]`."""
 
     mean: PyTree
     variance: PyTree
@@ -74,10 +74,10 @@ def _draw_keys(key: PRNGKey, n: int) -> Key[Array, " n"]:
 
 
 def groups_of(gradient: PyTree, model: AbstractLatentModel) -> dict[str, list[Any]]:
-    """The leaves of a model's gradient, by name of what they belong to.
+    """The leaves of a model's gradient, grouped by the network that they belong to.
 
-    Of a VAE: the encoder's and the prior's networks by layer, and the decoder; of another model,
-    every leaf on its own.
+    For a VAE: the networks of encoder and prior by layer, and the decoder. For another model, every
+    leaf is its own group.
     """
     groups: dict[str, list[Any]] = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(gradient):
@@ -95,11 +95,11 @@ def _group_name(name: str) -> str:
 
 
 class Signal(NamedTuple):
-    """What is known of one group of parameters.
+    """Signal and noise of one group of parameters.
 
     Attributes:
-        parameters: how many.
-        mean_norm: norm of the mean gradient, without what noise adds to it.
+        parameters: number of parameters.
+        mean_norm: norm of the mean gradient, corrected for noise.
         variance: summed over the parameters.
         snr: norm of the mean over the root of the summed variance (Rainforth et al. 2018, eq. 5,
             for a group).
@@ -143,11 +143,11 @@ def _ratio(norm: float, variance: float) -> float:
 
 
 class Bias(NamedTuple):
-    """How far the mean of one estimator is from that of another, on the same random numbers.
+    """Difference between the means of two estimators on the same random numbers.
 
     Attributes:
         difference: of the means, along the direction in which other draws differ most clearly.
-        stderr: of that.
+        stderr: standard error of the difference.
         relative: the difference over the norm of the reference's mean.
         z: the difference over its standard error.
     """
@@ -159,19 +159,19 @@ class Bias(NamedTuple):
 
 
 FALSE_ALARM = 1 / 30_000
-"""How often the paired test calls a bias, of either sign, what is none."""
+"""Rate at which the paired test reports a bias, of either sign, where there is none."""
 
 
 def biased_above(draws: int) -> float:
-    """A difference of more standard errors than this is a bias.
+    """Number of standard errors above which a difference is a bias.
 
-    A quantile of Student's t, because the error comes from the draws too: those of the second half,
-    which are looked at. The rate of false alarms is exact for normal differences.
+    A quantile of Student's t, because the error is estimated too, from the second half of the
+    draws. The false-alarm rate is exact for normal differences.
     """
-    return -float(stdtrit(_looked_at(draws) - 1, FALSE_ALARM / 2))
+    return -float(stdtrit(_tested(draws) - 1, FALSE_ALARM / 2))
 
 
-def _looked_at(draws: int) -> int:
+def _tested(draws: int) -> int:
     return draws - draws // 2
 
 
@@ -185,29 +185,29 @@ def biases(
 ) -> dict[str, Bias]:
     """The bias of every group of parameters against a reference estimator, by a paired test.
 
-    The first half of the draws says in which direction to look, the second half is looked at.
+    The first half of the draws determines the direction; the second half is tested along it.
     """
     first_key, second_key = jax.random.split(key)
-    ours, its = (_mean(one, model, xs, first_key, draws // 2) for one in (draw, reference))
-    difference = jax.tree.map(lambda a, b: a - b, ours, its)
-    found = _components(draw, reference, model, xs, second_key, _looked_at(draws), difference)
+    ours, theirs = (_mean(one, model, xs, first_key, draws // 2) for one in (draw, reference))
+    difference = jax.tree.map(lambda a, b: a - b, ours, theirs)
+    found = _components(draw, reference, model, xs, second_key, _tested(draws), difference)
     result = {}
     for name, leaves in groups_of(difference, model).items():
         norm = float(np.sqrt(sum(float(jnp.sum(leaf**2)) for leaf in leaves)))
-        size = np.sqrt(sum(float(jnp.sum(g**2)) for g in groups_of(its, model)[name]))
+        size = np.sqrt(sum(float(jnp.sum(g**2)) for g in groups_of(theirs, model)[name]))
         result[name] = _bias(np.float64(found[name]) / (norm or 1.0), float(size))
     return result
 
 
 def _bias(along: Any, size: float) -> Bias:
     mean, stderr = along.mean(), along.std(ddof=1) / np.sqrt(len(along))
-    # Estimators that agree draw by draw differ by rounding only, and rounding is no bias.
+    # Estimators that agree draw by draw differ by rounding only, which is not a bias.
     z = float(mean / max(stderr, ROUNDING * size)) if size > 0 else 0.0
     return Bias(float(mean), float(stderr), float(mean / size) if size > 0 else 0.0, z)
 
 
 ROUNDING = 1e-7
-"""A standard error is at least this share of the gradient: that of rounding."""
+"""Least standard error, as a share of the gradient: that of rounding."""
 
 
 @eqx.filter_jit
@@ -232,7 +232,7 @@ def _components(
     draws: int,
     direction: PyTree,
 ) -> dict[str, Float[Array, " draws"]]:
-    """Of each draw's difference, the product with the direction, group by group."""
+    """The product of each draw's difference with the direction, group by group."""
 
     def one(key: PRNGKey) -> dict[str, Scalar]:
         again = jax.random.clone(key)
@@ -248,7 +248,7 @@ def _components(
 
 
 def check_draws(draws: int) -> None:
-    """Raise UserError for too few draws to know a variance in every block."""
+    """Raise UserError for too few draws to estimate a variance in every block."""
     if draws < 2 * BLOCKS or draws % BLOCKS:
         raise UserError(f"draws is {draws}; give a multiple of {BLOCKS}, at least {2 * BLOCKS}")
 
@@ -258,11 +258,11 @@ def slope_of(
 ) -> tuple[float, float] | None:
     """The power of k with which a ratio grows, by weighted least squares, and its error.
 
-    Fitted to the ratios, not to their logarithms, so that those which noise hides count too: of
-    small ratios only what chance has raised stands out, and a falling line would seem to fall
-    less. A ratio without an error, as zeros are, is held to be known as badly as the worst.
+    The fit is to the ratios, not to their logarithms, so that ratios hidden by noise count too.
+    Otherwise, only small ratios that chance has raised would count, and a falling line would seem
+    to fall less. A ratio without an error, such as zero, gets the largest error.
 
-    None where fewer than two ratios stand out of the noise.
+    None if fewer than two ratios stand out from the noise.
     """
     points = np.array([ks, ratios, errors], np.float64)
     k, ratio, error = points[:, np.isfinite(points).all(axis=0)]

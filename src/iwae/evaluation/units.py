@@ -1,4 +1,4 @@
-"""Where a VAE's bound comes from, layer by layer, and which latent units carry it."""
+"""The parts of a VAE's bound, layer by layer, and its active latent units."""
 
 from functools import lru_cache, partial, reduce
 from typing import NamedTuple
@@ -18,7 +18,7 @@ ACTIVE_THRESHOLD = 0.01
 """A unit is active if its posterior mean varies more than this (Burda et al. 2016, sec. 5.2)."""
 
 AUTHORS_EXAMPLES = 500
-"""Training examples from which the paper's published code tells the active units."""
+"""Training examples from which the paper's published code finds the active units."""
 
 
 @lru_cache
@@ -26,8 +26,8 @@ def layer_terms(k: int) -> ExampleFn:
     """The parts of a VAE's evidence lower bound: ELBO = reconstruction - sum(kl).
 
     Each is an average over the same k draws z ~ q(z|x). Only the last of `kl` is an average of
-    divergences; one of a lower layer, whose p looks down from above and q up from below, can be
-    negative.
+    divergences; that of a lower layer, where p conditions on the layer above and q on the layer
+    below, can be negative.
 
     Returns:
         A function of (model, x, key) whose result has, in nats, `reconstruction`, the scalar
@@ -54,13 +54,13 @@ def as_vae(model: AbstractLatentModel) -> VAE:
     """The model itself; UserError if it is not a VAE."""
     if not isinstance(model, VAE):
         raise UserError(
-            f"a {type(model).__name__} has no layers to look into: this needs an iwae.VAE"
+            f"a {type(model).__name__} has no stochastic layers to examine: use an iwae.VAE"
         )
     return model
 
 
 class ActiveUnits(NamedTuple):
-    """How much each latent unit's posterior mean varies from example to example.
+    """Variance of each latent unit's posterior mean over examples.
 
     Attributes:
         variances: for each layer l, `[d_l]` float64: the variance of E_q[h_l|x] over examples.
@@ -95,11 +95,11 @@ def active_units(
 ) -> ActiveUnits:
     """The variance over examples of each unit's posterior mean (Burda et al. 2016, sec. 5.2).
 
-    Of the first layer the mean E_q[h_1|x] is known exactly. Of a layer above it is estimated by
-    the average of E[h_l|h_{l-1}] over `samples` ancestral draws of the layers below, and the
-    variance that the noise of this average adds is estimated from the draws and taken off (the
-    result is not let below zero). One draw says nothing about its noise, so with `samples=1`
-    nothing is taken off, and noise counts as activity.
+    For the first layer, the mean E_q[h_1|x] is known exactly. For a higher layer, it is estimated
+    by the average of E[h_l|h_{l-1}] over `samples` ancestral draws of the layers below. The
+    variance that the noise of this average adds is estimated from the draws and subtracted (the
+    result is at least zero). One draw gives no estimate of its noise, so with `samples=1` nothing
+    is subtracted, and noise counts as activity.
 
     The variance divides by n, not n - 1. Memory does not grow with the number of examples.
 
@@ -149,7 +149,7 @@ def _posterior_means(samples: int) -> ExampleFn:
         posterior = as_vae(model).posterior(x)
         keys = particle_keys(key, jnp.arange(samples))
         draws = jax.vmap(lambda key: posterior.layer_means(posterior.sample(key)))(keys)
-        noise = [jnp.var(d, axis=0) / max(1, samples - 1) for d in draws]  # of one draw: zero
+        noise = [jnp.var(d, axis=0) / max(1, samples - 1) for d in draws]  # zero for one draw
         return [jnp.mean(d, axis=0) for d in draws], noise
 
     return fn

@@ -18,6 +18,7 @@ from iwae.experiments.local import Outcome, attempt, do_task
 from iwae.experiments.tasks import (
     Failure,
     InUseError,
+    Status,
     TakenOverError,
     Task,
     forget_failure,
@@ -113,18 +114,20 @@ def work_on_ray(
                     lock.enter_context(held(out, task))
                 running[remote.remote(place, task)] = _Running(task, lock)
             except InUseError as error:
-                yield Outcome(task, "in use", str(error))
+                yield Outcome(task, Status.IN_USE, str(error))
         if not running:  # what these need has failed
-            yield from (Outcome(one, "waiting", f"it starts from {one.needs}") for one in waiting)
+            yield from (
+                Outcome(one, Status.WAITING, f"it starts from {one.needs}") for one in waiting
+            )
             return
         (ready,), _ = ray.wait(list(running))
         task, lock = running.pop(ready)
         with lock:
             outcome = _result(ray, ready, task)
         forget_failure(out, outcome.task)
-        if outcome.word == "failed":  # a worker may have kept it where nobody looks
+        if outcome.status == Status.FAILED:  # a worker may have kept it where nobody looks
             write_failure(out, outcome.task, Failure(outcome.reason))
-        if outcome.word == "done":
+        if outcome.status == Status.DONE:
             missing.remove(outcome.task.name)
         yield outcome
 
@@ -160,12 +163,12 @@ def _result(ray: Any, reference: Any, task: Task) -> Outcome:
     try:
         return Outcome(task, *ray.get(reference))
     except ray.exceptions.RayTaskError as error:
-        return Outcome(task, "failed", f"{type(error.cause).__name__}: {error.cause}")
+        return Outcome(task, Status.FAILED, f"{type(error.cause).__name__}: {error.cause}")
     except ray.exceptions.RayError as error:
-        return Outcome(task, "failed", f"its workers died: {error}")
+        return Outcome(task, Status.FAILED, f"its workers died: {error}")
 
 
-def _on_worker(place: Place, task: Task) -> tuple[str, str]:
+def _on_worker(place: Place, task: Task) -> tuple[Status, str]:
     """Do a task on the machine where this runs."""
     deadline = time.monotonic() + place.end - time.time()
     home = _Bringing(place, task)
@@ -179,20 +182,20 @@ def _on_worker(place: Place, task: Task) -> tuple[str, str]:
     )
     for patience in range(PATIENCE, -1, -1):
         if time.time() > place.end:
-            return "stopped", "the time is up"
+            return Status.STOPPED, "the time is up"
         try:
             outcome = attempt(place.out, task, do)
         except Stopped:  # by a signal, as a machine that is taken away gives: elsewhere, then
             home.bring()
             os._exit(FATAL)
-        if outcome.word != "in use" or patience == 0:
+        if outcome.status != Status.IN_USE or patience == 0:
             break
         time.sleep(5)  # the worker that died may not have let go of it yet
     try:
         home.bring()
     except TakenOverError as error:
-        return "taken over", str(error)
-    return outcome.word, outcome.reason
+        return Status.TAKEN_OVER, str(error)
+    return outcome.status, outcome.reason
 
 
 # --- where there is no shared folder ----------------------------------------------------------

@@ -14,6 +14,7 @@ from iwae.experiments.tasks import (
     Failure,
     InUseError,
     Measure,
+    Status,
     TakenOverError,
     Task,
     forget_failure,
@@ -49,13 +50,12 @@ class Outcome(NamedTuple):
 
     Attributes:
         task: the task.
-        word: "done", "failed", "stopped" (the time is up), "in use" by another process, "taken
-            over" by another one in the middle of it, or "waiting" for the task it needs.
-        reason: in words.
+        status: how the attempt at it ended.
+        reason: of anything but success.
     """
 
     task: Task
-    word: str
+    status: Status
     reason: str = ""
 
 
@@ -107,12 +107,12 @@ def work(
 
     for task in tasks:
         if task.needs in missing:
-            outcome = Outcome(task, "waiting", f"it starts from {task.needs}")
+            outcome = Outcome(task, Status.WAITING, f"it starts from {task.needs}")
         elif command and (failure := read_failure(out, task)).command == command:
-            outcome = Outcome(task, "failed", failure.reason)
+            outcome = Outcome(task, Status.FAILED, failure.reason)
         else:
             outcome = attempt(out, task, do, command)
-        if outcome.word != "done":
+        if outcome.status != Status.DONE:
             missing.add(task.name)
         yield outcome
 
@@ -122,13 +122,13 @@ def attempt(out: Path, task: Task, do: Callable[[Path, Task], None], command: st
     try:
         do(out, task)
     except InUseError as error:
-        return Outcome(task, "in use", str(error))
+        return Outcome(task, Status.IN_USE, str(error))
     except TakenOverError as error:
-        return Outcome(task, "taken over", str(error))
+        return Outcome(task, Status.TAKEN_OVER, str(error))
     except Stopped as stopped:
         if stopped.signal_number is not None:
             raise
-        return Outcome(task, "stopped", "the time is up")
+        return Outcome(task, Status.STOPPED, "the time is up")
     except Exception as error:  # it is told and kept, and the other tasks go on
         known = isinstance(error, UserError | FloatingPointError | OSError)
         words = str(error) if known else "".join(traceback.format_exception(error)).strip()
@@ -136,8 +136,8 @@ def attempt(out: Path, task: Task, do: Callable[[Path, Task], None], command: st
             write_failure(out, task, Failure(words, command))
         except OSError as unkept:
             words += f" (which could not be kept: {unkept})"
-        return Outcome(task, "failed", words)
-    return Outcome(task, "done")
+        return Outcome(task, Status.FAILED, words)
+    return Outcome(task, Status.DONE)
 
 
 def do_task(

@@ -14,8 +14,7 @@ from iwae.errors import UserError
 from iwae.experiments.cells import Wanted, cell_folder, cell_runs
 from iwae.experiments.costs import hours
 from iwae.experiments.tasks import final_models, is_trained
-from iwae.results.ordering import Known, known_bounds, models_of
-from iwae.results.text import each_model
+from iwae.results.reading import Known, each_model, known_bounds, models_of
 
 FORMATS = {"markdown": "github", "latex": "latex_booktabs", "html": "html"}
 """How a table is written, and what `tabulate` calls it."""

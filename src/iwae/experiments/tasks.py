@@ -7,6 +7,7 @@ import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from enum import StrEnum
 from pathlib import Path
 from typing import Any, NamedTuple
 from uuid import uuid4
@@ -16,7 +17,7 @@ from iwae.config.presets import differing
 from iwae.errors import UserError
 from iwae.files import atomic_write
 from iwae.results.annealed import Annealing
-from iwae.results.ordering import Known, known_bounds, models_of
+from iwae.results.reading import Known, known_bounds, models_of
 from iwae.results.records import model_sha256
 from iwae.runs.folder import Claim, take_lock
 from iwae.runs.setup import is_finished
@@ -72,16 +73,28 @@ class Task(NamedTuple):
     needs: str | None = None
 
 
+class Status(StrEnum):
+    """Where a task stands, or how an attempt at it ended."""
+
+    WAITING = "waiting"
+    STOPPED = "stopped"  # in training; of an attempt: the time is up
+    TRAINED = "trained"
+    DONE = "done"
+    FAILED = "failed"
+    IN_USE = "in use"  # by another process
+    TAKEN_OVER = "taken over"  # by another process, while this one was at work
+
+
 class State(NamedTuple):
     """How far a task is.
 
     Attributes:
-        word: "waiting", "stopped" (in training), "trained", "done", "failed" or "in use".
+        status: where it stands.
         epoch: of the replicate that is behind the others.
         reason: why it failed.
     """
 
-    word: str
+    status: Status
     epoch: int = 0
     reason: str = ""
 
@@ -91,17 +104,17 @@ def state_of(out: Path, task: Task) -> State:
     run = Path(out) / task.name
     epoch = trained_epochs(run)
     if _in_use(out, task):
-        return State("in use", epoch)
+        return State(Status.IN_USE, epoch)
     try:
         if is_done(out, task):
-            return State("done", epoch)
+            return State(Status.DONE, epoch)
         trained = is_trained(run)
     except UserError as error:
-        return State("failed", epoch, str(error))
+        return State(Status.FAILED, epoch, str(error))
     if reason := read_failure(out, task).reason:
-        return State("failed", epoch, reason)
-    begun = "stopped" if (run / "config.toml").exists() else "waiting"
-    return State("trained" if trained else begun, epoch)
+        return State(Status.FAILED, epoch, reason)
+    begun = Status.STOPPED if (run / "config.toml").exists() else Status.WAITING
+    return State(Status.TRAINED if trained else begun, epoch)
 
 
 def is_done(out: Path, task: Task) -> bool:

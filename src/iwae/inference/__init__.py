@@ -1,5 +1,5 @@
-"""Properly weighted particles: by importance sampling, by annealing, by resampling.
+"""Properly weighted particles from importance sampling, annealing and resampling.
 
-Everything here is of one example; `iwae.evaluation` maps it over a split. BlackJAX is touched in
-`kernels` only.
+Everything here is per example; `iwae.evaluation` maps it over a split. Only `kernels` calls
+BlackJAX.
 """

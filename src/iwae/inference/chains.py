@@ -1,7 +1,7 @@
 """Annealed importance sampling: chains along the path from a start to the joint density.
 
-f_beta(z) = start(z)^(1 - beta) p(x, z)^beta, where the start is q(z|x) or p(z). At every
-temperature the weight is added first, at the old z, and then one HMC move is made at the new
+f_beta(z) = start(z)^(1 - beta) p(x, z)^beta, where start(z) is q(z|x) or p(z). At every
+temperature, a chain first updates its weight at the old z, then makes one HMC move at the new
 temperature (Neal 2001; Wu et al. 2017).
 """
 
@@ -23,10 +23,10 @@ from iwae.typing import Example, Latents, LogWeights, PRNGKey, Scalar
 
 
 class Path(NamedTuple):
-    """One example's path, on flat latents.
+    """The annealing path of one example, on flat latents.
 
     Attributes:
-        sample: a key -> a flat draw of the start.
+        sample: a key -> a flat draw from the start.
         evaluate: a flat latent -> its `Point`; one evaluation of the model and its gradient.
         unravel: a flat latent -> the model's latents.
     """
@@ -37,21 +37,21 @@ class Path(NamedTuple):
 
 
 class Total(NamedTuple):
-    """A sum in float32 that loses no digit over 10^4 terms (Kahan 1965)."""
+    """A compensated float32 sum that loses no digit over 10^4 terms (Kahan 1965)."""
 
     value: Float[Array, "*k"]
     excess: Float[Array, "*k"]
 
     def add(self, term: Float[Array, "*k"]) -> "Total":
-        """The sum and one term more; -inf stays."""
+        """Add one term; a sum of -inf stays -inf."""
         term = term - self.excess
         value = self.value + term
-        excess = (value - self.value) - term  # what rounding put in too much
+        excess = (value - self.value) - term  # the excess added by rounding
         return Total(value, jnp.where(jnp.isfinite(value), excess, 0.0))
 
 
 class Chain(NamedTuple):
-    """Where a chain is: its flat latent, the model there, and its log weight so far, nats."""
+    """State of a chain: its flat latent, the model there, and its log weight so far, nats."""
 
     z: Flat
     point: Point
@@ -70,7 +70,7 @@ class Temperature(NamedTuple):
 def make_path(model: AbstractLatentModel, x: Example, start: str) -> Path:
     """The path of one example, with the start's parameters computed once.
 
-    No gradient flows through it, so memory does not grow with the temperatures.
+    No gradient flows through it, so memory does not grow with the number of temperatures.
     """
     arrays, static = eqx.partition((model, x), eqx.is_array)
     model, x = eqx.combine(jax.lax.stop_gradient(arrays), static)
@@ -89,7 +89,7 @@ def make_path(model: AbstractLatentModel, x: Example, start: str) -> Path:
 def temperatures(
     betas: Betas, step_size: StepSize, n_leapfrog: int, *, end: float | None = 1.0
 ) -> Temperature:
-    """The T - 1 steps of a schedule, or UserError if a move cannot be made of these."""
+    """The T - 1 steps of a schedule, or UserError if they do not define valid moves."""
     check_leapfrog(n_leapfrog)
     b = as_betas(betas, end=end)
     moves = b.size - 1
@@ -97,7 +97,7 @@ def temperatures(
 
 
 def start_chains(path: Path, keys: Key[Array, " k"]) -> Chain:
-    """Chains at draws of the start, with a weight of one."""
+    """Chains at draws from the start, each with a weight of one."""
 
     def begin(key: PRNGKey) -> Chain:
         z = path.sample(key)
@@ -109,7 +109,7 @@ def start_chains(path: Path, keys: Key[Array, " k"]) -> Chain:
 def split_keys(
     key: PRNGKey, indices: Int[Array, " k"]
 ) -> tuple[Key[Array, " k"], Key[Array, " k"]]:
-    """Keys of the chains' starts and of their moves, each a function of the chain's index."""
+    """Keys for the starts and the moves of chains, each a function of the chain's index."""
     keys = jax.vmap(jax.random.split)(particle_keys(key, indices))
     return keys[:, 0], keys[:, 1]
 
@@ -117,7 +117,7 @@ def split_keys(
 def move_chains(
     path: Path, chains: Chain, keys: Key[Array, " k"], step: Temperature, n_leapfrog: int
 ) -> tuple[Chain, Float[Array, " k"]]:
-    """One move of every chain at the step's beta, and the probabilities of acceptance."""
+    """Move every chain once at the step's beta; also return the acceptance probabilities."""
 
     def one(chain: Chain, key: PRNGKey) -> tuple[Chain, Scalar]:
         z, point, acceptance = move(
@@ -135,7 +135,7 @@ def move_chains(
 
 
 def add_weights(chains: Chain, delta: Scalar) -> Chain:
-    """Each weight times (p(x, z) / start(z))^delta, at the chain's z."""
+    """Multiply each weight by (p(x, z) / start(z))^delta at the chain's z."""
 
     def one(chain: Chain) -> Chain:
         return chain._replace(log_w=chain.log_w.add(delta * chain.point.log_ratio()))
@@ -154,11 +154,11 @@ def anneal(
     n_leapfrog: int,
     observe: Observe = lambda chains, step: {},  # noqa: ARG005
 ) -> tuple[Chain, Info]:
-    """Take the chains along the path: at each temperature weigh, then move, then observe.
+    """Run the chains along the path: at each temperature weight, then move, then observe.
 
     Returns:
-        The chains at the end, and for every temperature, `[T-1]`, what `observe` saw and the
-        mean `acceptance`.
+        The chains at the end, and for every temperature, `[T-1]`, what `observe` returned
+        and the mean `acceptance`.
     """
 
     def one(chains: Chain, step: Temperature) -> tuple[Chain, Info]:
@@ -184,28 +184,28 @@ def annealed_particles(
 ) -> tuple[Particles, Info]:
     """k chains of annealed importance sampling with HMC (Neal 2001; Wu et al. 2017).
 
-    The weights are those of the chains' ends at beta = 1, so what holds for importance samples
-    holds for these particles. The last move comes after the weights are fixed. No gradient
+    The weights belong to the ends of the chains at beta = 1, so whatever holds for importance
+    samples holds for these particles. The last move comes after the weights are fixed. No gradient
     flows through the chains; memory does not depend on the number of temperatures.
 
     Args:
         betas: T temperatures that increase from 0 to 1; see `linear_schedule`.
-        step_size: of the leapfrog integrator; one number, or one for each temperature after
-            the first, `[T-1]`, such as `tune_step_size` finds on other examples.
-        n_leapfrog: leapfrog steps a move.
+        step_size: step size of the leapfrog integrator: one number, or one for each temperature
+            after the first, `[T-1]`, as `tune_step_size` finds on other examples.
+        n_leapfrog: leapfrog steps per move.
         start: "posterior" for q(z|x), or "prior" for p(z).
         first: the index of the first chain; chains `first ... first + k - 1` of this `key` are
-            the same whatever chunk they are made in.
-        last_move: move at beta = 1 once the weights are fixed, as they are before.
+            the same in whatever chunks they are drawn.
+        last_move: whether to move at beta = 1, after the weights are fixed.
 
     Returns:
-        Particles, and an info with the mean `acceptance` of each move, `[T-1]` (or one fewer
-        without the last), and the weights before the first, `start_log_w`, `[k]`: those of
-        importance sampling where chains start at q(z|x).
+        Particles, and an info with the mean `acceptance` of each move, `[T-1]` (one fewer
+        without the last), and `start_log_w`, `[k]`, log p(x, z) - log start(z) before the first
+        move: the importance weights if chains start at q(z|x).
 
     Raises:
-        UserError: if the temperatures or step sizes are no schedule, `start` is unknown, or
-            the model does not say what its prior is.
+        UserError: if the temperatures or step sizes are not a valid schedule, `start` is
+            unknown, or the model does not define its prior.
     """
     steps = temperatures(betas, step_size, n_leapfrog)
     path = make_path(model, x, start)
@@ -235,11 +235,11 @@ def reverse_log_weights(
     """Log weights of k chains from an exact draw of p(z|x) back to the start, nats, `[k]`.
 
     The reverse of `annealed_particles`: at each temperature a move, then a weight. Each weight
-    has the expectation 1 / p(x), so that -log of their mean is an upper bound of log p(x) in
-    expectation (Grosse, Ghahramani & Adams 2015). All chains leave the one z there is.
+    has expectation 1 / p(x), so -log of their mean is an upper bound on log p(x) in expectation
+    (Grosse, Ghahramani & Adams 2015). All chains start from the same z.
 
     Args:
-        z: drawn from p(z|x), which only `model.sample` can do: (z, x) ~ p.
+        z: an exact draw from p(z|x), which only `model.sample` can provide: (z, x) ~ p.
 
     Returns:
         Log weights, and an info with the mean `acceptance` at each temperature, `[T-1]`.
@@ -264,14 +264,14 @@ def bidirectional_bounds(
 ) -> dict[str, Array]:
     """Both bounds on log p(x), nats, for one (z, x) drawn from the model.
 
-    Of a conditional model they are on log p(x|y), and the label is drawn with x.
+    For a conditional model, the bounds are on log p(x|y), and the label is drawn with x.
 
     Args:
-        k: chains in either direction.
+        k: chains in each direction.
         options: those of `annealed_particles`.
 
     Returns:
-        `lower`, from forward chains; `upper`, from reverse chains that leave z; and their mean
+        `lower`, from forward chains; `upper`, from reverse chains that start at z; and their mean
         `acceptance`.
     """
     model_key, forward_key, reverse_key = jax.random.split(key, 3)

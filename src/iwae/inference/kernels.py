@@ -1,8 +1,8 @@
-"""Everything that this project takes from BlackJAX, whose interfaces move: HMC, and PSIS.
+"""The only code that calls BlackJAX, whose interfaces change often: HMC and PSIS.
 
-A chain lives on flat vectors. Where it is, it knows the log densities of both ends of its path
-and their gradients, so that its target at the next temperature is known without evaluating
-the model again: BlackJAX carries the `Point` where it would carry a gradient.
+A chain lives on flat vectors. It carries the log densities of both ends of its path and their
+gradients, so its target at the next temperature needs no further evaluation of the model.
+BlackJAX carries the `Point` where it would carry a gradient.
 """
 
 from collections.abc import Callable
@@ -16,8 +16,8 @@ from iwae.typing import LogWeights, PRNGKey, Scalar
 
 
 def _blackjax() -> Any:
-    """BlackJAX, imported when it is needed: that takes a twentieth of a short run."""
-    with jax.ensure_compile_time_eval():  # it computes as it is imported, be it within a program
+    """BlackJAX, imported only when needed: the import takes a twentieth of a short run."""
+    with jax.ensure_compile_time_eval():  # the import computes, even while a program is traced
         import blackjax
     return blackjax
 
@@ -40,7 +40,7 @@ class Point(NamedTuple):
     grad_joint: Flat
 
     def log_ratio(self) -> Scalar:
-        """log p(x, z) - log start(z): what a temperature multiplies."""
+        """log p(x, z) - log start(z), nats: the log weight that a unit of beta adds."""
         return self.log_joint - self.log_start
 
     def log_f(self, beta: Scalar) -> Scalar:
@@ -53,7 +53,7 @@ class Point(NamedTuple):
 
 
 def _mix(start: Array, joint: Array, beta: Scalar) -> Array:
-    """(1 - beta) start + beta joint, where an infinite end with no weight does not count."""
+    """(1 - beta) start + beta joint, where an infinite end with weight zero does not count."""
     first = jnp.where(beta == 1, 0.0, (1 - beta) * start)
     return first + jnp.where(beta == 0, 0.0, beta * joint)
 
@@ -68,14 +68,14 @@ def leapfrog(beta: Scalar, steps: int) -> Callable[[Evaluate, Callable], Step]:
 
     def integrator(evaluate: Evaluate, kinetic_energy: Callable) -> Step:
         def gradients(z: Flat) -> Point:
-            # Nobody asks for the densities on the way, and the compiler leaves out what they cost.
+            # Intermediate densities are not used, so the compiler drops their computation.
             return evaluate(z)._replace(log_start=jnp.float32(0), log_joint=jnp.float32(0))
 
-        on_the_way = _verlet(beta, gradients, kinetic_energy)
+        intermediate = _verlet(beta, gradients, kinetic_energy)
         last = _verlet(beta, evaluate, kinetic_energy)
 
         def step(state: IntegratorState, eps: Scalar) -> IntegratorState:
-            state = jax.lax.fori_loop(0, steps - 1, lambda _, s: on_the_way(s, eps), state)
+            state = jax.lax.fori_loop(0, steps - 1, lambda _, s: intermediate(s, eps), state)
             return last(state, eps)
 
         return step
@@ -116,14 +116,14 @@ def move(
 ) -> tuple[Flat, Point, Scalar]:
     """One HMC move that leaves f_beta invariant: unit mass, fresh momentum, accept or reject.
 
-    Costs `n_leapfrog` evaluations of the model: that of the start is given, and that of the
-    end, whatever the beta of the next move, is returned.
+    Costs `n_leapfrog` evaluations of the model: the point at the start is given, and the point at
+    the end is returned for the next move, whatever its beta.
 
     Args:
         point: `evaluate(z)`.
 
     Returns:
-        The new latent, its point, and the probability with which the proposal was accepted.
+        The new latent, its point, and the acceptance probability of the proposal.
     """
     hmc = _blackjax().mcmc.hmc
     kernel = hmc.build_kernel(integrator=leapfrog(beta, n_leapfrog))
@@ -137,14 +137,14 @@ ROUNDING = 1e-5
 """Weights that differ by less, relative to the size of their logarithms, are equal in float32."""
 
 KHAT_LEAST = 25
-"""Weights below which a tail is too short to have a shape."""
+"""Fewest weights for which the shape of the tail can be estimated."""
 
 
 def pareto_k(log_w: LogWeights) -> Scalar:
-    """The shape of the tail of the weights, by Pareto smoothed importance sampling.
+    """The tail shape of the weights, by Pareto smoothed importance sampling.
 
-    Vehtari, Simpson, Gelman, Yao & Gabry (2024). `inf` where the tail spans more than float32
-    holds, 0 where all weights are equal but for rounding, and `nan` for fewer than `KHAT_LEAST`.
+    Vehtari, Simpson, Gelman, Yao & Gabry (2024). `inf` if the tail spans more than float32
+    holds, 0 if all weights are equal up to rounding, and `nan` for fewer than `KHAT_LEAST`.
     """
     if log_w.size < KHAT_LEAST:
         return jnp.float32(jnp.nan)

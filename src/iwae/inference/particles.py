@@ -1,4 +1,4 @@
-"""Properly weighted particles, and what can be read off their weights."""
+"""Properly weighted particles, and statistics of their weights."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -39,7 +39,7 @@ def importance_particles(
 
     Args:
         first: the index of the first particle; particles `first ... first + k - 1` of this
-            `key` are the same whatever chunk they are made in.
+            `key` are the same in whatever chunks they are drawn.
 
     Returns:
         Particles and an empty info.

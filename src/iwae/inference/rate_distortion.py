@@ -33,10 +33,10 @@ def rate_distortion_bounds(
 
     One annealing run of k chains from the prior. With the distortion -log p(x|z), the density
     at beta is p(z) p(x|z)^beta / Z_beta, whose rate is KL to the prior,
-    -log Z_beta - beta * distortion; log Z_beta is bounded from below by the chains.
+    -log Z_beta - beta * distortion; the chains bound log Z_beta from below.
 
     Args:
-        betas: from 0 to any end; at 1, rate + distortion is an upper bound of -log p(x).
+        betas: from 0 to any end; at 1, rate + distortion is an upper bound on -log p(x).
 
     Returns:
         `rate` and `distortion`, `[T]`, nats; and the mean `acceptance`, `[T-1]`.
@@ -56,7 +56,7 @@ def rate_distortion_bounds(
 
 
 def _rate_distortion(chains: Chain, beta: Scalar) -> dict[str, Scalar]:
-    """Of the density at beta, for which the chains are properly weighted."""
+    """Rate and distortion of the density at beta, for which the chains are properly weighted."""
     log_w = chains.log_w.value
     log_likelihood = chains.point.log_joint - chains.point.log_start  # the start is the prior
     distortion = -jnp.sum(jax.nn.softmax(log_w) * log_likelihood)

@@ -1,8 +1,8 @@
-"""Gradients through a few of the particles: which of them, and how much each stands for.
+"""Gradients through a few of the particles: which ones, and by what factor each counts.
 
-A gradient is a sum over k particles. An unbiased estimate of it needs only S of them, if particle
-i is chosen with a probability r_i and its term divided by it (Horvitz & Thompson 1952). Burda et
-al. (2016, sec. 3) mention the case S = 1.
+A gradient is a sum over k particles. An unbiased estimate needs only S of them, if particle i is
+chosen with probability r_i and its term divided by r_i (Horvitz & Thompson 1952). Burda et al.
+(2016, sec. 3) mention the case S = 1.
 """
 
 from collections.abc import Callable
@@ -14,28 +14,28 @@ from jaxtyping import Array, Float, Int
 from iwae.typing import PRNGKey, Scalar
 
 Drawn = tuple[Int[Array, " S"], Float[Array, " S"]]
-"""Indices of particles, and the factor of the term of each."""
+"""Indices of the drawn particles, and the factor on the term of each."""
 
 Draw = Callable[[PRNGKey, Float[Array, " k"], int], Drawn]
 """(key, shares, S) -> S particles for which sum_j factor_j f(index_j) estimates sum_i f(i)."""
 
 
 def few(key: PRNGKey, shares: Float[Array, " k"], count: int) -> Drawn:
-    """At most `count` different particles, the largest always, the others by their shares.
+    """Draw at most `count` distinct particles: the largest always, the others by their shares.
 
-    r_i = min(1, share_i / c), where c makes the sum of all r_i equal to `count`: the probabilities
-    for which the factors 1 / r_i vary least (Fearnhead & Clifford 2003, sec. 5). The draw is
-    systematic, with a single uniform number, so that no particle is drawn twice.
+    r_i = min(1, share_i / c), with c such that the r_i sum to `count`: the probabilities for which
+    the factors 1 / r_i vary least (Fearnhead & Clifford 2003, sec. 5). The draw is systematic, with
+    a single uniform number, so no particle is drawn twice.
 
     Args:
-        shares: not negative; their scale does not matter. Of a share of 0 nothing is drawn.
+        shares: non-negative; their scale does not matter. A particle with share 0 is never drawn.
         count: S, less than k.
     """
     return systematic(jax.random.uniform(key), shares, count)
 
 
 def systematic(u: Scalar, shares: Float[Array, " k"], count: int) -> Drawn:
-    """The draw of `few` by the uniform number u in [0, 1)."""
+    """The draw of `few` for a given uniform number u in [0, 1)."""
     chances = inclusion(shares, count)
     ends = jnp.cumsum(chances)
     points = u + jnp.arange(count, dtype=ends.dtype)
@@ -46,10 +46,10 @@ def systematic(u: Scalar, shares: Float[Array, " k"], count: int) -> Drawn:
 
 
 def inclusion(shares: Float[Array, " k"], count: int) -> Float[Array, " k"]:
-    """The probability with which each particle is among the `count`; see `few`."""
+    """The inclusion probability of each particle; see `few`."""
 
     def lower(c: Scalar, _: None) -> tuple[Scalar, None]:
-        """Each round keeps more of the largest for certain, and c falls to what the rest need."""
+        """Include more of the largest with certainty, and lower c to suit the rest."""
         certain = shares >= c
         left = count - jnp.sum(certain)
         rest = jnp.sum(jnp.where(certain, 0.0, shares))

@@ -1,4 +1,4 @@
-"""What chains start from: q(z|x), or the prior of a model that says what it is."""
+"""Starting densities of chains: q(z|x), or the prior of a model that defines it."""
 
 from collections.abc import Callable
 from typing import Protocol, runtime_checkable
@@ -12,7 +12,7 @@ from iwae.typing import Example, Latents, PRNGKey, Scalar
 
 @runtime_checkable
 class WithPrior(Protocol):
-    """A model that says what its prior is."""
+    """A model that defines the density of its prior."""
 
     def sample(self, key: PRNGKey) -> tuple[Latents, Example]:
         """An ancestral draw (z, x) ~ p."""
@@ -22,7 +22,7 @@ class WithPrior(Protocol):
 
 
 class Prior(eqx.Module):
-    """p(z) of a model as a density to start from; its draws are those of `model.sample`."""
+    """p(z) of a model as a starting density; its draws are those of `model.sample`."""
 
     model: WithPrior | VAE
 
@@ -44,7 +44,7 @@ def _posterior(model: AbstractLatentModel, x: Example) -> Posterior:
 def _prior(model: AbstractLatentModel, x: Example) -> Posterior:  # noqa: ARG001
     if not isinstance(model, WithPrior | VAE):
         raise UserError(
-            f"a {type(model).__name__} does not say what its prior is: give it a method "
+            f"a {type(model).__name__} does not define its prior: add a method "
             "log_prior(z) that returns log p(z) in nats, or start at the posterior"
         )
     return Prior(model)
@@ -54,7 +54,7 @@ STARTS: dict[str, Callable[[AbstractLatentModel, Example], Posterior]] = {
     "posterior": _posterior,
     "prior": _prior,
 }
-"""What a path can start from: (model, x) -> a density with `sample` and `log_prob`."""
+"""Starting densities by name: (model, x) -> a density with `sample` and `log_prob`."""
 
 
 def start_of(name: str, model: AbstractLatentModel, x: Example) -> Posterior:

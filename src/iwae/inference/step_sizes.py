@@ -1,4 +1,4 @@
-"""Step sizes from a pilot run, to be frozen before anything is measured."""
+"""Step sizes tuned in a pilot run, and frozen before anything is measured."""
 
 import equinox as eqx
 import jax
@@ -24,13 +24,13 @@ TARGET = 0.65
 """The best mean acceptance of HMC in many dimensions (Beskos et al. 2013)."""
 
 GAIN = 0.5
-"""How much of the distance to the target one move adds to the log of the step size."""
+"""Share of the distance to the target that one move adds to the log step size."""
 
 WARM_UP = 30
-"""Moves at the first temperature, to come near from however wrong a first step size."""
+"""Moves at the first temperature, to recover from a poor initial step size."""
 
 MOVES = 100
-"""Moves of the whole pilot at least: few temperatures get several each."""
+"""Fewest moves in the pilot: if there are few temperatures, each gets several."""
 
 
 def tune_step_size(
@@ -46,24 +46,24 @@ def tune_step_size(
     initial: float = 0.1,
     end: float | None = 1.0,
 ) -> Float[np.ndarray, " moves"]:
-    """The step size at each temperature whose mean acceptance is the target.
+    """Find the step size at each temperature whose mean acceptance is the target.
 
-    Chains of all the examples go through the schedule together, and after each move the step
-    size follows their mean acceptance. What is measured afterwards must be measured on other
-    examples, with another key: step sizes that have seen the chains they move void the bound.
+    The chains of all examples run through the schedule together, and the step size follows their
+    mean acceptance after each move. Measure on other examples, with another key: step sizes adapted
+    to the chains that they move invalidate the bound.
 
     Args:
         examples: a few dozen examples in the model's units that will not be measured.
-        key: one that is used for nothing else.
-        target: mean probability of acceptance, over examples and chains.
+        key: a key used for nothing else.
+        target: mean acceptance probability, over examples and chains.
         initial: the first guess.
         end: the last temperature; None for any.
 
     Returns:
-        `[T-1]`, for each temperature after the first: what `annealed_particles` takes.
+        `[T-1]`, one for each temperature after the first, as `annealed_particles` takes them.
     """
     if len(examples) == 0:
-        raise UserError("the pilot run needs examples, other than those that will be measured")
+        raise UserError("the pilot run needs examples: give some that will not be measured")
     if not 0 < target < 1:
         raise UserError(f"target is {target}; a mean acceptance lies between 0 and 1")
     check_step_sizes(initial)
@@ -90,8 +90,8 @@ def _pilot(
     start: str,
     initial: float,
 ) -> Float[Array, " moves"]:
-    """The log of the step size after each move of all examples' chains together."""
-    # The acceptance of all examples decides the next move: the one reason to batch them here.
+    """Log step size after each joint move of the chains of all examples."""
+    # Examples are batched here because their joint acceptance sets the next step size.
     xs = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), examples)
     example_keys = particle_keys(key, jnp.arange(len(xs)))
     start_keys, move_keys = jax.vmap(lambda key: split_keys(key, jnp.arange(k)))(example_keys)

@@ -1,4 +1,4 @@
-"""Temperatures: how far along the path from the start to the joint density each step is."""
+"""Temperatures: the position of each step on the path from the start to the joint density."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -27,7 +27,7 @@ def sigmoid_schedule(temperatures: int, delta: float = 4.0) -> Float[np.ndarray,
 
     Args:
         temperatures: T.
-        delta: how dense; the smaller, the nearer to linear.
+        delta: how dense; the smaller, the closer to linear.
     """
     _check_count(temperatures)
     if not delta > 0:
@@ -40,16 +40,18 @@ def sigmoid_schedule(temperatures: int, delta: float = 4.0) -> Float[np.ndarray,
 def as_betas(betas: Betas, *, end: float | None = 1.0) -> Float[Array, " T"]:
     """Temperatures in float32, or UserError unless they increase from 0 to `end`.
 
-    Inside a compiled function the values are not there to be looked at, and pass.
+    Inside a compiled function, the values are unknown and pass unchecked.
 
     Args:
         betas: the temperatures.
-        end: what the last one must be; None for anything.
+        end: required last temperature; None for any.
     """
     if not isinstance(betas, jax.core.Tracer):
         betas = np.asarray(betas, np.float32)
     if betas.ndim != 1 or len(betas) < 2:
-        raise UserError("a schedule is a list of at least two temperatures, from 0 to 1")
+        raise UserError(
+            f"betas has shape {betas.shape}; give a list of at least two temperatures, from 0 to 1"
+        )
     if isinstance(betas, np.ndarray):
         _check_increase(betas, end)
     return jnp.asarray(betas, jnp.float32)
@@ -58,20 +60,20 @@ def as_betas(betas: Betas, *, end: float | None = 1.0) -> Float[Array, " T"]:
 def _check_increase(betas: np.ndarray, end: float | None) -> None:
     if betas[0] != 0 or (end is not None and betas[-1] != end):
         raise UserError(
-            f"temperatures go from {betas[0]:g} to {betas[-1]:g}; they must go from 0 to "
-            f"{'some end' if end is None else f'{end:g}'}"
+            f"temperatures go from {betas[0]:g} to {betas[-1]:g}; they must "
+            f"{'start at 0' if end is None else f'go from 0 to {end:g}'}"
         )
     wrong = np.flatnonzero(~(np.diff(betas) > 0))
     if wrong.size:
         i = int(wrong[0])
         raise UserError(
             f"temperature {i + 1} is {betas[i + 1]:.9g} after {betas[i]:.9g}: temperatures must "
-            "increase, and differ in float32"
+            "increase and differ in float32"
         )
 
 
 def as_step_sizes(step_size: StepSize, moves: int) -> Float[Array, " moves"]:
-    """One step size for each move, or UserError; a single number serves for all."""
+    """One step size per move, or UserError; a single number applies to all moves."""
     if not isinstance(step_size, jax.core.Tracer):
         step_size = np.asarray(step_size, np.float32)
     if step_size.shape not in ((), (moves,)):
@@ -85,7 +87,7 @@ def as_step_sizes(step_size: StepSize, moves: int) -> Float[Array, " moves"]:
 
 
 def check_step_sizes(sizes: Any) -> None:
-    """Raise UserError unless all are positive numbers."""
+    """Raise UserError unless all step sizes are positive numbers."""
     if not (np.isfinite(sizes) & (np.asarray(sizes) > 0)).all():
         raise UserError("every step size must be a positive number")
 
@@ -98,4 +100,4 @@ def check_leapfrog(n_leapfrog: int) -> None:
 
 def _check_count(temperatures: int) -> None:
     if temperatures < 2:
-        raise UserError(f"{temperatures} temperatures; a schedule has at least two, 0 and 1")
+        raise UserError(f"{temperatures} temperatures; a schedule needs at least two, 0 and 1")

@@ -1,1 +1,1 @@
-"""Latent variable models: what one is, the autoencoders of the papers, and kinds of data."""
+"""Latent variable models: the interface, the autoencoders of the papers, and kinds of data."""

@@ -1,4 +1,4 @@
-"""Conditional models p(x|y): a VAE whose biases, and by choice its prior, depend on a label y."""
+"""Conditional models p(x|y): a VAE whose biases, and optionally its prior, depend on a label y."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -19,25 +19,25 @@ from iwae.typing import Latents, PRNGKey, Scalar
 class ConditionalVAE(AbstractLatentModel):
     """p(x, z|y) and q(z|x, y) (Kingma et al. 2014; Sohn et al. 2015).
 
-    An example is x and, after it, its label as C zeros and ones: `[n_data + C]`. A label enters
-    the first dense layer of every network, as one more input with weights of its own, which is to
-    say that it adds to the biases. So given y, this is a `VAE`, which `given` returns.
+    An example is x followed by its one-hot label: `[n_data + C]`. The label is an additional input
+    of the first dense layer of every network, with its own weights, and so adds to the biases.
+    Given y, the model is a `VAE`, which `given` returns.
 
     Args:
-        vae: the model of x, before it knows of labels.
+        vae: the model of x without labels.
         n_classes: C.
-        learned_prior: p(h_L|y) is a Gaussian of its own for each label, not N(0, I).
-        frequencies: of the labels in the training data, `[C]`; all the same if None.
+        learned_prior: p(h_L|y) is a separate Gaussian for each label, not N(0, I).
+        frequencies: of the labels in the training set, `[C]`; uniform if None.
 
     Raises:
-        UserError: for fewer than two classes, frequencies that are not C shares of one whole, or if
-            the first thing that reads a latent is a module of a user's own.
+        UserError: for fewer than two classes, frequencies that are not C shares adding up to 1, or
+            a decoder of the user's own that reads h_1 directly.
     """
 
     vae: VAE
-    shifts: tuple[Float[Array, "C _"], ...]  # of the biases of `_readers`
+    shifts: tuple[Float[Array, "C _"], ...]  # added to the biases of `_label_layers`
     tops: Float[Array, "C 2 d"] | None  # means and log standard deviations of p(h_L|y)
-    frequencies: Float[Array, " C"]  # no gradient reaches them
+    frequencies: Float[Array, " C"]  # constants: no gradient
 
     def __init__(
         self,
@@ -52,7 +52,7 @@ class ConditionalVAE(AbstractLatentModel):
         if frequencies is not None:
             check_frequencies(frequencies, n_classes)
         self.vae = vae
-        self.shifts = tuple(jnp.zeros((n_classes, r.bias.shape[0])) for r in _readers(vae))
+        self.shifts = tuple(jnp.zeros((n_classes, r.bias.shape[0])) for r in _label_layers(vae))
         self.tops = jnp.zeros((n_classes, 2, vae.latent_sizes[-1])) if learned_prior else None
         equal = frequencies is None
         self.frequencies = (
@@ -66,7 +66,7 @@ class ConditionalVAE(AbstractLatentModel):
 
     @property
     def example_size(self) -> int:
-        """Numbers in an example, of which the last C are its label."""
+        """The length of an example, whose last C entries are its label."""
         return self.vae.n_data + self.n_classes
 
     @property
@@ -75,13 +75,15 @@ class ConditionalVAE(AbstractLatentModel):
         return self.vae.latent_sizes
 
     def architecture(self) -> dict[str, Any]:
-        """That of the `VAE`, and what was added to it."""
+        """The architecture of the `VAE`, and that of the labels."""
         labels = {"n_classes": self.n_classes, "learned_prior": self.tops is not None}
         return {**self.vae.architecture(), "labels": labels}
 
     def given(self, y: Float[Array, " C"]) -> VAE:
-        """The model of x alone, given a label as zeros and a one."""
-        added = {id(r): y @ shift for r, shift in zip(_readers(self.vae), self.shifts, strict=True)}
+        """The model of x alone, given a one-hot label."""
+        added = {
+            id(r): y @ shift for r, shift in zip(_label_layers(self.vae), self.shifts, strict=True)
+        }
 
         def shifted(node: Any) -> Any:
             more = added.get(id(node))
@@ -109,7 +111,7 @@ class ConditionalVAE(AbstractLatentModel):
         return model.log_joint(x, z)
 
     def sample(self, key: PRNGKey) -> tuple[Latents, Float[Array, " n"]]:
-        """A label as often as in the training data, and an ancestral draw given it."""
+        """A label drawn with its training-set frequency, and an ancestral draw given it."""
         label_key, key = jax.random.split(key)
         shares = jnp.log(jax.lax.stop_gradient(self.frequencies))
         y = jax.nn.one_hot(jax.random.categorical(label_key, shares), self.n_classes)
@@ -118,21 +120,21 @@ class ConditionalVAE(AbstractLatentModel):
 
 
 Model = VAE | ConditionalVAE
-"""What a run trains."""
+"""The models that a run trains."""
 
 
 def without_labels(model: Model) -> VAE:
-    """The model of x before it knows of labels, which has its sizes, its kind and its networks."""
+    """The underlying model of x, which has the sizes, the kind of data and the networks."""
     return model.vae if isinstance(model, ConditionalVAE) else model
 
 
 def check_examples(model: AbstractLatentModel, examples: np.ndarray) -> None:
-    """Refuse examples `[n, ...]` whose likelihood would be none, such as grey under Bernoulli.
+    """Refuse examples `[n, ...]` without a likelihood, such as grey values under Bernoulli.
 
-    Of models of a user's own class, and of kinds of a user's own, nothing is known: all is taken.
+    Models of a user's own class and kinds of a user's own accept all examples.
 
     Raises:
-        UserError: for values that the model's kind of data does not have.
+        UserError: for values that the model's kind of data does not take.
     """
     if isinstance(model, Model) and without_labels(model).kind.name in KINDS:
         vae, rows = without_labels(model), np.asarray(examples)
@@ -141,25 +143,25 @@ def check_examples(model: AbstractLatentModel, examples: np.ndarray) -> None:
 
 
 def check_frequencies(frequencies: np.ndarray, n_classes: int) -> None:
-    """Raise UserError unless these are the shares of so many labels."""
+    """Raise UserError unless these are shares of `n_classes` labels that add up to 1."""
     if frequencies.shape != (n_classes,):
         raise UserError(f"frequencies has shape {frequencies.shape}, not {(n_classes,)}")
     total = float(frequencies.sum(dtype=np.float64))
     if not (frequencies.min() >= 0 and abs(total - 1) < _SHARES_ERROR):
         raise UserError(
-            f"frequencies of labels are shares that add up to 1; these begin at "
-            f"{frequencies.min():g} and add up to {total:g}"
+            f"frequencies of labels must be shares that add up to 1; the smallest of these is "
+            f"{frequencies.min():g} and they add up to {total:g}"
         )
 
 
 _SHARES_ERROR = 1e-3
-"""More than float32 does to a sum of shares."""
+"""The tolerance of their sum, above the rounding error of float32."""
 
 
-def _readers(vae: VAE) -> list[Dense]:
-    """The first dense layer of every network, in which a label has its weights."""
+def _label_layers(vae: VAE) -> list[Dense]:
+    """The first dense layer of every network, which a label enters."""
     hidden = [(net.hidden.layers[:1] or (net.loc, net.log_scale)) for net in _nets(vae)]
-    return [dense for some in (*hidden, (_decoder_reader(vae),)) for dense in some]
+    return [dense for some in (*hidden, (_decoder_label_layer(vae),)) for dense in some]
 
 
 def _nets(vae: VAE) -> Iterator[GaussianNet]:
@@ -167,25 +169,25 @@ def _nets(vae: VAE) -> Iterator[GaussianNet]:
     yield from vae.prior_nets
 
 
-def _decoder_reader(vae: VAE) -> Dense:
+def _decoder_label_layer(vae: VAE) -> Dense:
     if vae.decoder_hidden.layers:
         return vae.decoder_hidden.layers[0]
     if isinstance(vae.output, OwnDecoder):
         raise UserError(
-            "a decoder of your own that takes h_1 itself has no place for a label: give the model "
-            "a dense layer between them (hidden_sizes[0])"
+            "a decoder of your own that reads h_1 directly has no layer for a label to enter: give "
+            "the model a dense layer before it (hidden_sizes[0])"
         )
     return vae.output.start if isinstance(vae.output, ConvDecoder) else vae.output
 
 
 def with_labels(rows: np.ndarray, labels: np.ndarray, n_classes: int) -> np.ndarray:
-    """Examples of a conditional model: rows `[n, d]` and labels 0 ... C - 1 `[n]` -> `[n, d + C]`.
+    """Append one-hot labels: rows `[n, d]` and labels 0 ... C - 1 `[n]` -> `[n, d + C]`.
 
     Raises:
-        UserError: if there are not as many labels as rows, or a label is none.
+        UserError: if the numbers of labels and rows differ, or a label is out of range.
     """
     if len(rows) != len(labels):
         raise UserError(f"there are {len(rows)} examples, but {len(labels)} labels")
     if len(labels) and (labels.min() < 0 or labels.max() >= n_classes):
-        raise UserError(f"labels are whole numbers from 0 to {n_classes - 1}")
+        raise UserError(f"labels must be whole numbers from 0 to {n_classes - 1}")
     return np.concatenate([rows, np.eye(n_classes, dtype=rows.dtype)[labels]], axis=1)

@@ -1,6 +1,6 @@
 """The deterministic networks of a model: dense layers, convolutions, residual blocks.
 
-All of them see one example; batches and particles are the business of `jax.vmap`.
+Each takes one example; `jax.vmap` adds batches and particles.
 """
 
 import math
@@ -28,28 +28,29 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "sigmoid": jax.nn.sigmoid,
     "softplus": jax.nn.softplus,
 }
-"""Nonlinearities by name; one of your own goes in under a name of its own."""
+"""Nonlinearities by name; add your own under a new name."""
 
 NETWORKS = ("mlp", "conv")
 
 CHANNELS = (32, 64)
-"""Of the convolutions, unless a network says."""
+"""The default channels of the convolutions."""
 
 MOST_BLOCKS = 100
-"""After one layer."""
+"""The most residual blocks after one layer."""
 
 
 class Network(NamedTuple):
-    """What stands between the data and the first stochastic layer.
+    """The layers between the data and the first stochastic layer.
 
-    In the encoder these layers come before the dense ones of `hidden_sizes[0]`, in the decoder,
-    mirrored, after them. `blocks` of an `mlp` come after each of those dense layers.
+    In the encoder these layers come before the dense ones of `hidden_sizes[0]`; in the decoder
+    they come after them, mirrored. The `blocks` of an `mlp` follow each of those dense layers.
 
     Attributes:
-        name: `mlp`: dense layers alone; `conv`: convolutions between them and an image.
-        channels: conv: of each convolution, from the data on; each halves height and width.
+        name: `mlp` for dense layers alone, `conv` for convolutions between them and an image.
+        channels: for `conv`, those of each convolution, from the data on; each halves height and
+            width.
         blocks: residual blocks after each layer of this network.
-        shape: conv: of one example, `(h, w)` or `(h, w, c)`.
+        shape: for `conv`, that of one example, `(h, w)` or `(h, w, c)`.
     """
 
     name: str = "mlp"
@@ -69,15 +70,16 @@ def make_network(
     blocks: int = 0,
     shape: Sequence[int] | None = None,
 ) -> Network:
-    """A network by its name, with the default of what is None.
+    """Build a network by name; an argument that is None takes its default.
 
     Raises:
-        UserError: for an unknown name, and for what is wrong, missing or another network's.
+        UserError: for an unknown name, or an argument that is invalid, missing or another
+            network's.
     """
     if name not in NETWORKS:
         raise UserError(f"no network {name!r}; known: {', '.join(NETWORKS)}")
     if not 0 <= blocks <= MOST_BLOCKS:
-        raise UserError(f"blocks is a number from 0 to {MOST_BLOCKS}, not {blocks}")
+        raise UserError(f"blocks must be a number from 0 to {MOST_BLOCKS}, not {blocks}")
     if name == "mlp":
         if channels:
             raise UserError("channels go with network 'conv', not 'mlp': leave them out")
@@ -86,10 +88,10 @@ def make_network(
     if len(network.shape) not in (2, 3):
         raise UserError(
             f"network 'conv' needs images of shape [h, w] or [h, w, c], not {list(network.shape)}: "
-            "give the shape of an example, or take network 'mlp'"
+            "give the shape of an example, or use network 'mlp'"
         )
     if min(*network.channels, *network.shape) < 1:
-        raise UserError("every layer needs at least one unit, every image at least one pixel")
+        raise UserError("every layer needs at least one unit, and every image at least one pixel")
     most = math.ceil(math.log2(max(network.shape[:2])))
     if len(network.channels) > most:
         size = " x ".join(map(str, network.shape[:2]))
@@ -101,7 +103,7 @@ def make_network(
 
 
 def as_network(network: Network | Mapping[str, Any] | str) -> Network:
-    """A network, checked, from what JSON has of it: a name alone, or a name with the rest.
+    """Build a checked network from its JSON form: a name alone, or a name with other fields.
 
     Raises:
         UserError: as `make_network`.
@@ -116,7 +118,7 @@ def as_network(network: Network | Mapping[str, Any] | str) -> Network:
 
 
 class Dense(eqx.Module):
-    """y = x W + b, with Glorot uniform W of gain 1 and b = 0 at the start."""
+    """y = x W + b, initialised with Glorot uniform W of gain 1 and b = 0."""
 
     weight: Float[Array, "fan_in fan_out"]
     bias: Float[Array, " fan_out"]
@@ -126,12 +128,12 @@ class Dense(eqx.Module):
         self.bias = jnp.zeros(fan_out)
 
     def __call__(self, x: Float[Array, " fan_in"]) -> Float[Array, " fan_out"]:
-        """The linear map of x."""
+        """The affine map of x."""
         return x @ self.weight + self.bias
 
 
 class Convolution(eqx.Module):
-    """3 x 3 windows of the image, with zeros around it: as many pixels come out as go in."""
+    """A convolution with 3 x 3 weights and zero padding, which keeps the number of pixels."""
 
     weight: Float[Array, "3 3 c_in c_out"]
     bias: Float[Array, " c_out"]
@@ -147,7 +149,7 @@ class Convolution(eqx.Module):
 
 
 class Halving(eqx.Module):
-    """4 x 4 windows at every second pixel: half the height and width, rounded up."""
+    """A 4 x 4 convolution with stride 2, which halves the height and width, rounded up."""
 
     weight: Float[Array, "4 4 c_in c_out"]
     bias: Float[Array, " c_out"]
@@ -163,7 +165,7 @@ class Halving(eqx.Module):
 
 
 class Doubling(eqx.Module):
-    """The transpose of `Halving` (with weights of its own): double the height and width."""
+    """The transpose of `Halving` (with its own weights), which doubles the height and width."""
 
     weight: Float[Array, "4 4 c_in c_out"]
     bias: Float[Array, " c_out"] | None
@@ -175,8 +177,8 @@ class Doubling(eqx.Module):
     def __call__(self, x: Float[Array, "h w c_in"]) -> Float[Array, "h2 w2 c_out"]:
         """The cross-correlation of the weights and x with a zero after each row and column.
 
-        Pixels (2 i + a, 2 j + b) see the window (i + a, j + b) of 2 x 2, each of the four (a, b)
-        through every second weight: so nothing is multiplied by those zeros.
+        Pixels (2 i + a, 2 j + b) see the 2 x 2 window at (i + a, j + b), each of the four (a, b)
+        through every second weight, so that nothing is multiplied by those zeros.
         """
         h, w, c_in = x.shape
         c_out = self.weight.shape[-1]
@@ -193,10 +195,10 @@ class Doubling(eqx.Module):
 
 
 def _windows(x: Float[Array, "h w c"], size: int, stride: int = 1) -> Float[Array, "h2 w2 n"]:
-    """All windows of size x size pixels, each as a row (row, column, channel) of numbers.
+    """All windows of size x size pixels, each flattened in the order (row, column, channel).
 
-    A matrix product with them is a convolution, which stays one batched product under `vmap` over
-    weights.
+    Their product with a weight matrix is a convolution, which stays one batched product under
+    `vmap` over weights.
     """
     last = [n - size + 1 for n in x.shape[:2]]
     shifted = [
@@ -212,7 +214,7 @@ def _flat(weight: Float[Array, "r s c_in c_out"]) -> Float[Array, "n c_out"]:
 
 
 def _glorot(key: PRNGKey, shape: tuple[int, ...], fan_in: int, fan_out: int) -> Array:
-    """Uniform of gain 1, from how many inputs an output sees and how many outputs an input has."""
+    """Glorot uniform weights of gain 1, for `fan_in` inputs per output and `fan_out` per input."""
     limit = math.sqrt(6 / (fan_in + fan_out))
     return jax.random.uniform(key, shape, jnp.float32, -limit, limit)
 
@@ -220,7 +222,7 @@ def _glorot(key: PRNGKey, shape: tuple[int, ...], fan_in: int, fan_out: int) -> 
 class Residual(eqx.Module):
     """x + f(x), where f has one hidden layer of the same size (He et al. 2016).
 
-    f is zero at the start, so that blocks of any number leave the network as it is without them
+    f is initialised to zero, so that any number of blocks leaves the initial network unchanged
     (Goyal et al. 2017, sec. 5.1).
     """
 
@@ -237,7 +239,7 @@ class Residual(eqx.Module):
         self.activation = activation
 
     def __call__(self, x: Float[Array, "*n"]) -> Float[Array, "*n"]:
-        """The sum."""
+        """x + f(x)."""
         return x + self.second(ACTIVATIONS[self.activation](self.first(x)))
 
 
@@ -252,7 +254,7 @@ def _residuals(
 
 
 class Hidden(eqx.Module):
-    """The dense layers between two stochastic ones, each with residual blocks after it or none."""
+    """The dense layers between two stochastic ones, each optionally with residual blocks."""
 
     layers: tuple[Dense, ...]
     blocks: tuple[tuple[Residual, ...], ...]
@@ -271,7 +273,7 @@ class Hidden(eqx.Module):
         self.activation = activation
 
     def __call__(self, x: Float[Array, " n"]) -> Float[Array, " m"]:
-        """What the last layer puts out; x itself if there are none."""
+        """The output of the last layer; x itself if there are no layers."""
         for layer, blocks in zip(self.layers, self.blocks, strict=True):
             x = ACTIVATIONS[self.activation](layer(x))
             for block in blocks:
@@ -280,7 +282,7 @@ class Hidden(eqx.Module):
 
 
 class ConvEncoder(eqx.Module):
-    """Convolutions that halve an image, from what the encoder sees of it to a vector."""
+    """Convolutions that halve an image, from the encoder's inputs to a vector."""
 
     halvings: tuple[Halving, ...]
     blocks: tuple[tuple[Residual, ...], ...]
@@ -299,7 +301,7 @@ class ConvEncoder(eqx.Module):
         self.activation, self.shape = activation, network.shape
 
     def __call__(self, x: Float[Array, " n_inputs"]) -> Float[Array, " m"]:
-        """The last image as a vector; x has so many numbers of each value, value by value."""
+        """The last image as a vector; x holds the same number of inputs for each value."""
         h, w, *colours = self.shape
         image = jnp.moveaxis(x.reshape(-1, h, w, *colours), 0, 2).reshape(h, w, -1)
         for halving, blocks in zip(self.halvings, self.blocks, strict=True):
@@ -310,10 +312,10 @@ class ConvEncoder(eqx.Module):
 
 
 class ConvDecoder(eqx.Module):
-    """The mirror image of `ConvEncoder`: a dense layer, and convolutions that double an image.
+    """The mirror image of `ConvEncoder`: a dense layer, then convolutions that double an image.
 
-    The last of them puts out the numbers of the observation. `bias` is added to these, one to each,
-    so that the decoder can start at any constant image.
+    The last one gives the outputs of the observation. `bias` has one number for each output, so
+    that the decoder can start at any constant image.
     """
 
     start: Dense
@@ -342,7 +344,7 @@ class ConvDecoder(eqx.Module):
         self.activation, self.shape = activation, network.shape
 
     def __call__(self, x: Float[Array, " n_inputs"]) -> Float[Array, " n_outputs"]:
-        """The outputs, so many for each value, in the order of `Observation`."""
+        """The outputs, the same number for each value, in the order of `Observation`."""
         sizes = _sizes(self.shape, len(self.doublings))
         image = self.start(x).reshape(*sizes[0], -1)
         for doubling, blocks, (h, w) in zip(self.doublings, self.blocks, sizes[1:], strict=True):
@@ -356,12 +358,12 @@ class ConvDecoder(eqx.Module):
 
 
 def _sizes(shape: tuple[int, ...], n: int) -> list[tuple[int, int]]:
-    """Heights and widths of an image that is halved n times, the smallest first."""
+    """Heights and widths of an image that is halved n times, smallest first."""
     return [(-(-shape[0] // 2**l), -(-shape[1] // 2**l)) for l in range(n, -1, -1)]
 
 
 def _keys(key: PRNGKey, network: Network) -> tuple[Array, Array]:
-    """For each convolution, and for the blocks after it."""
+    """One key for each convolution, and one for the blocks after it."""
     convolution_key, block_key = jax.random.split(key)
     n = len(network.channels)
     return jax.random.split(convolution_key, n), jax.random.split(block_key, n)
@@ -377,7 +379,7 @@ def _block_groups(
 
 
 class OwnDecoder(eqx.Module):
-    """A user's module; `bias` is added to what it puts out."""
+    """A user's module, with `bias` added to its output."""
 
     module: Callable[[Array], Array]
     bias: Float[Array, " n_outputs"]
@@ -387,26 +389,26 @@ class OwnDecoder(eqx.Module):
         return self.module(x) + self.bias
 
 
-# --- what a model asks for ------------------------------------------------------------------
+# --- parts of a model -----------------------------------------------------------------------
 
 
 Features = Callable[[Float[Array, " n"]], Float[Array, " m"]]
-"""What the encoder's dense layers see of an example."""
+"""A map from the encoder's inputs to what its dense layers see."""
 
 Output = Dense | ConvDecoder | OwnDecoder
-"""What makes outputs of the decoder's dense layers; has a `bias`, one number for each of them."""
+"""The map from the decoder's dense layers to its outputs, with one `bias` for each output."""
 
 
 def make_features(
     network: Network, own: Features | None, n_inputs: int, activation: str, *, key: PRNGKey
 ) -> tuple[Features | None, int]:
-    """What comes before the encoder's dense layers (None: nothing), and how many numbers it gives.
+    """The map before the encoder's dense layers (None if there is none), and its output size.
 
     Args:
-        own: a user's module, which takes the place of the network's.
+        own: a user's module, which replaces that of the network.
 
     Raises:
-        UserError: if the user's module gives no vector.
+        UserError: if the user's module does not return a vector.
     """
     features: Features | None = own
     if own is None and network.name == "conv":
@@ -423,13 +425,13 @@ def make_output(
     *,
     key: PRNGKey,
 ) -> Output:
-    """What comes after the decoder's dense layers, from `n_inputs` to `n_outputs` numbers.
+    """The map after the decoder's dense layers, from `n_inputs` to `n_outputs` numbers.
 
     Args:
-        own: a user's module, which takes the place of the network's.
+        own: a user's module, which replaces that of the network.
 
     Raises:
-        UserError: if the user's module gives anything but `n_outputs` numbers.
+        UserError: if the user's module does not return `n_outputs` numbers.
     """
     if own is None and network.name == "mlp":
         return Dense(n_inputs, n_outputs, key=key)
@@ -437,13 +439,13 @@ def make_output(
         return ConvDecoder(network, n_inputs, n_outputs, activation, key=key)
     width = _width("decoder", own, n_inputs)
     if width != n_outputs:
-        raise UserError(f"decoder gives {width} numbers, but the observation needs {n_outputs}")
+        raise UserError(f"decoder returns {width} numbers, but the observation needs {n_outputs}")
     return OwnDecoder(own, jnp.zeros(n_outputs))
 
 
 def _width(name: str, module: Features, n: int) -> int:
-    """How many numbers a module makes of n."""
+    """The output size of a module for an input of size n."""
     out = eqx.filter_eval_shape(module, jax.ShapeDtypeStruct((n,), jnp.float32))
     if not isinstance(out, jax.ShapeDtypeStruct) or out.ndim != 1 or out.dtype != jnp.float32:
-        raise UserError(f"{name} has to make a float32 vector of a vector, but gives {out}")
+        raise UserError(f"{name} must map a vector to a float32 vector, but returns {out}")
     return int(out.shape[0])

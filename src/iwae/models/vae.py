@@ -1,4 +1,4 @@
-"""What a latent variable model is, and the autoencoder with L stochastic layers of the papers."""
+"""The interface of latent variable models, and the autoencoder with L stochastic layers."""
 
 import abc
 import math
@@ -44,7 +44,7 @@ class Posterior(Protocol):
 
 
 class AbstractLatentModel(eqx.Module):
-    """p(x, z) and q(z|x), of one example at a time; batch with `jax.vmap`."""
+    """p(x, z) and q(z|x), for one example at a time; batch with `jax.vmap`."""
 
     @abc.abstractmethod
     def posterior(self, x: Example) -> Posterior:
@@ -59,9 +59,9 @@ class AbstractLatentModel(eqx.Module):
         """An ancestral draw (z, x) ~ p."""
 
     def condition(self, x: Example) -> tuple[Any, Example]:
-        """The model of what is random in x given the rest of it, such as a label, and that part.
+        """The model given the part of x that is not random, such as a label, and the random part.
 
-        All of x is random unless a model says otherwise.
+        All of x is random unless a subclass overrides this.
         """
         return self, x
 
@@ -69,7 +69,7 @@ class AbstractLatentModel(eqx.Module):
 class GaussianNet(eqx.Module):
     """A diagonal Gaussian whose mean and log standard deviation are functions of the input."""
 
-    features: Features | None  # what the hidden layers see of the input; None: the input itself
+    features: Features | None  # from the input to the hidden layers; None: the identity
     hidden: Hidden
     loc: Dense
     log_scale: Dense
@@ -91,7 +91,7 @@ class GaussianNet(eqx.Module):
         self.log_scale = Dense(sizes[-1], n_latent, key=scale_key)
 
     def __call__(self, x: Float[Array, " n"]) -> dist.Distribution:
-        """N(loc(h), exp(log_scale(h))^2), where h is what the hidden layers make of x."""
+        """N(loc(h), exp(log_scale(h))^2), where h is the output of the hidden layers."""
         h = self.hidden(x if self.features is None else self.features(x))
         return dist.Normal(self.loc(h), jnp.exp(self.log_scale(h))).to_event(1)
 
@@ -133,7 +133,7 @@ class LayeredPosterior(eqx.Module):
 
 
 class VAE(AbstractLatentModel):
-    """The autoencoder of Burda et al. (2016) with L stochastic layers of any sizes.
+    """The autoencoder of Burda et al. (2016) with L stochastic layers of any size.
 
     q(z|x) = q(h_1|x) q(h_2|h_1) ...; p(x, z) = p(x|h_1) p(h_1|h_2) ... p(h_L), p(h_L) = N(0, I).
     All latents are diagonal Gaussians. `z` is the tuple (h_1, ..., h_L): h_1 is nearest the data.
@@ -146,32 +146,34 @@ class VAE(AbstractLatentModel):
         observation: a name in `iwae.models.likelihoods.OBSERVATIONS`, or a `Kind` with its
             parameters (or these as a mapping, as `architecture` gives them).
         activation: a name in `iwae.models.networks.ACTIVATIONS`.
-        output_bias: the initial bias of the decoder's last layer, and then the free parameters of
-            the observation, from `Observation.initial_output` (zeros if None).
-        statistics: of the training data, from `Observation.encoding`: what the encoder needs to
-            know of them (zeros if None).
-        missing: a name in `iwae.models.likelihoods.MISSING`, if values may be missing: NaN in
-            an example. The densities are those of what is observed.
-        network: what else is between the data and h_1: a name in `iwae.models.networks.NETWORKS`,
+        output_bias: the initial bias of the decoder's last layer, followed by the free parameters
+            of the observation, from `Observation.initial_output` (zeros if None).
+        statistics: the training-set statistics that the encoder needs, from
+            `Observation.encoding` (zeros if None).
+        missing: a name in `iwae.models.likelihoods.MISSING`, if values may be missing (NaN in
+            an example). The densities are then those of what is observed.
+        network: other layers between the data and h_1: a name in `iwae.models.networks.NETWORKS`,
             or a `Network` (or its fields as a mapping, as `architecture` gives them).
-        encoder: a module of your own in place of the network's part of the encoder, a function from
-            what the encoder sees, `[n_inputs]` (the example, unless the observation has an
-            `Encoding`), to a vector of any size, which `hidden_sizes[0]` are the layers after.
-        decoder: one in place of the network's part of the decoder, from the last of its dense
-            layers (or h_1, if there are none) to `[n_outputs]` of the observation.
-        key: initialisation; every layer gets a key of its own.
+        encoder: a module of your own in place of the network's part of the encoder: a function from
+            the encoder's inputs, `[n_inputs]` (the example, unless the observation has an
+            `Encoding`), to a vector of any size, which the layers of `hidden_sizes[0]` follow.
+        decoder: a module of your own in place of the network's part of the decoder: a function from
+            the last of its dense layers (h_1 if there are none) to `[n_outputs]` of the
+            observation.
+        key: for initialisation; every layer gets its own key.
 
     Raises:
         UserError: for unknown names, empty or unequal lists of sizes, a bias of the wrong shape, a
-            network that the data do not fit, a module that gives no vector of the right size.
+            network that does not fit the data, or a module that does not return a vector of the
+            right size.
     """
 
     encoder: tuple[GaussianNet, ...]
     prior_nets: tuple[GaussianNet, ...]
     decoder_hidden: Hidden
     output: Output
-    free: Float[Array, " n_free"] | None  # outputs that are the same whatever z is
-    statistics: Float[Array, " n_statistics"] | None  # no gradient reaches them
+    free: Float[Array, " n_free"] | None  # outputs that do not depend on z
+    statistics: Float[Array, " n_statistics"] | None  # constants: no gradient
     top: Float[Array, "2 d_L"] | None  # p(h_L): means, log standard deviations; None: N(0, I)
     kind: Kind = eqx.field(static=True)
     n_data: int = eqx.field(static=True)
@@ -202,7 +204,7 @@ class VAE(AbstractLatentModel):
         data, n_layers = self._data(), len(latent_sizes)
         _check_network(self.network, self.kind, data, n_data)
         if encoder is not None and decoder is not None and self.network.name == "conv":
-            raise UserError("encoder and decoder leave no place for network 'conv': leave it out")
+            raise UserError("encoder and decoder replace all of network 'conv': leave it out")
         features, n_features = make_features(
             self.network,
             encoder,
@@ -210,7 +212,7 @@ class VAE(AbstractLatentModel):
             activation,
             key=features_key,
         )
-        # Blocks of an image stand beside its convolutions, those of a vector beside its layers.
+        # Residual blocks of a conv network follow its convolutions instead of the dense layers.
         blocks = self.network.blocks if self.network.name == "mlp" else 0
         inputs = (n_features, *latent_sizes[:-1])
         self.encoder = tuple(
@@ -249,7 +251,7 @@ class VAE(AbstractLatentModel):
 
     @property
     def example_size(self) -> int:
-        """Numbers in an example."""
+        """The length of an example."""
         return self.n_data
 
     @property
@@ -259,7 +261,7 @@ class VAE(AbstractLatentModel):
 
     @property
     def hidden_sizes(self) -> tuple[tuple[int, ...], ...]:
-        """For each stochastic layer, the deterministic ones below it, in the encoder's order."""
+        """Sizes of the deterministic layers below each stochastic one, in the encoder's order."""
         return tuple(
             tuple(layer.bias.shape[-1] for layer in net.hidden.layers) for net in self.encoder
         )
@@ -270,9 +272,9 @@ class VAE(AbstractLatentModel):
         return self.decoder_hidden.activation
 
     def architecture(self) -> dict[str, Any]:
-        """The arguments, but for the key, that make a model of this shape.
+        """The arguments, except for the key, that make a model of this shape.
 
-        Modules of a user's own cannot be among them; `own` says where there are any.
+        They cannot include a user's own modules; `own` says where there are any.
         """
         hidden = [net.hidden for net in self.encoder]
         own = {"own": list(self.own)} if self.own else {}
@@ -290,7 +292,7 @@ class VAE(AbstractLatentModel):
 
     @property
     def own(self) -> tuple[str, ...]:
-        """Which of `encoder` and `decoder` are modules of a user's own."""
+        """The names of a user's own modules, of `encoder` and `decoder`, if there are any."""
         features = self.encoder[0].features
         is_own = features is not None and not isinstance(features, ConvEncoder)
         return ("encoder",) * is_own + ("decoder",) * isinstance(self.output, OwnDecoder)
@@ -304,7 +306,7 @@ class VAE(AbstractLatentModel):
         return LayeredPosterior(self.encoder[0](x), self.encoder[1:])
 
     def _data(self) -> Observation:
-        """What the kind of data is to this model."""
+        """The observation of this model's kind of data."""
         return observations.observation(self.kind, self.n_data, self.missing)
 
     def prior(self) -> dist.Distribution:
@@ -333,7 +335,7 @@ class VAE(AbstractLatentModel):
         return tuple(p.base_dist for p in (*between, self.prior()))
 
     def redraw(self, z: Latents) -> Latents:
-        """z as a function of the prior's parameters: the draw of p(z) by the noise that gives z.
+        """z as a function of the prior's parameters: the draw from p(z) whose noise gives z.
 
         Its value is z. Gradients reach the networks p(h_l|h_{l+1}), with the noise held fixed.
         """
@@ -372,16 +374,16 @@ def _check_sizes(
 
 
 def _by_noise(p: dist.Distribution, there: dist.Distribution, h: Array) -> Array:
-    """The draw of one Gaussian by the noise, held fixed, that gives h under another."""
+    """The draw from p with the noise, held fixed, that gives h under `there`."""
     one, other = p.base_dist, there.base_dist
     return one.loc + one.scale * jax.lax.stop_gradient((h - other.loc) / other.scale)
 
 
-_FEATURES = 4  # what the key is folded with; it is also split into 0 to 3
+_FEATURES = 4  # folded into the key, whose splits are 0 to 3
 
 
 def _check_network(network: Network, kind: Kind, data: Observation, n_data: int) -> None:
-    """Raise UserError if the data are not the images that the network is for."""
+    """Raise UserError if the data are not images that the network takes."""
     if network.name != "conv":
         return
     shape, n = list(network.shape), math.prod(network.shape)
@@ -390,15 +392,15 @@ def _check_network(network: Network, kind: Kind, data: Observation, n_data: int)
     n_inputs = data.encoding.n_inputs if data.encoding else n_data
     if n_inputs % n or data.n_outputs % n or kind.columns is not None:
         raise UserError(
-            f"network 'conv' needs as many outputs for each value, which {kind.name!r} has not: "
-            "take network 'mlp'"
+            "network 'conv' needs the same number of outputs for each value, which "
+            f"{kind.name!r} does not have: use network 'mlp'"
         )
 
 
 def _with_bias(
     layer: Output, n_free: int, bias: np.ndarray | None
 ) -> tuple[Output, Float[Array, " n_free"] | None]:
-    """The layer with its share of the initial outputs, and the free parameters with theirs."""
+    """The layer with its part of the initial outputs as bias, and the free parameters."""
     n_outputs = layer.bias.shape[0]
     if bias is None:
         return layer, jnp.zeros(n_free) if n_free else None
@@ -414,7 +416,7 @@ def _with_bias(
 def _statistics(
     data: Observation, given: np.ndarray | None
 ) -> Float[Array, " n_statistics"] | None:
-    """What the encoder knows of the training data, if it needs to know anything."""
+    """The training-set statistics of the encoder, if it needs any."""
     n = data.encoding.n_statistics if data.encoding else 0
     if given is not None and given.shape != (n,):
         raise UserError(f"statistics has shape {given.shape}; this model needs {(n,)}")

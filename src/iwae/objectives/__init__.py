@@ -1,8 +1,9 @@
 """Objectives: bounds to maximise, and gradient estimators for them.
 
-`reductions` has the bounds as functions of log weights, `surrogates` what is differentiated in
-their place, `gradients` the estimators as tables of coefficients and `layered` the one that is not
-a table, `bounds` the objectives of importance samples, `halves` two of them in one, `penalties` KL
-warm-up and free bits, and the other files one method each. `declaration` lists the names, without
-JAX; `catalogue` makes objectives of them.
+`reductions` defines the bounds as functions of log weights, and `surrogates` builds what is
+differentiated in their place. `gradients` defines the estimators as tables of coefficients;
+`layered` holds the one that is not a table. `bounds` makes objectives of importance samples,
+`halves` combines two objectives, and `penalties` adds KL warm-up and free bits. The other files
+hold one method each. `declaration` lists the names without importing JAX, and `catalogue` turns
+them into objectives.
 """

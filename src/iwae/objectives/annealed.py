@@ -20,9 +20,9 @@ WANTED_ACCEPTANCE, LARGER, SMALLER = 0.6, 1.002, 0.998
 
 
 def adapt(step_size: Float[Array, " T"], acceptance: Float[Array, " T"]) -> Float[Array, " T"]:
-    """Longer steps where proposals are accepted often enough, shorter ones where not.
+    """Lengthen steps where proposals are accepted often enough; shorten them elsewhere.
 
-    One number for each temperature after the first (Ding & Freedman 2019, sec. 4).
+    One step size for each temperature after the first (Ding & Freedman 2019, sec. 4).
     """
     factor = jnp.where(acceptance >= WANTED_ACCEPTANCE, LARGER, SMALLER)
     return jnp.clip(step_size * factor, LEAST_STEP, LARGEST_STEP)
@@ -37,16 +37,16 @@ def aiwae(
 ) -> Objective:
     """Annealed importance weighted autoencoder (Ding & Freedman 2019, algorithm 1).
 
-    The decoder climbs sum_s w_s grad log p(x, z_s) on k annealed particles, the encoder the ELBO
-    of one sample. Step sizes are tuned as training goes on. No gradient flows through the
-    chains, so that memory does not grow with the temperatures. The value is log mean w, a lower
-    bound on log p(x) in expectation.
+    The decoder follows the gradient sum_s w_s grad log p(x, z_s) of k annealed particles; the
+    encoder maximises the ELBO of one sample. Step sizes are tuned during training. No gradient
+    flows through the chains, so memory does not grow with the number of temperatures. The value is
+    log mean w, a lower bound on log p(x) in expectation.
 
     Args:
-        k: chains of each example, which start at q(z|x).
+        k: chains per example, which start at q(z|x).
         temperatures: T, equally spaced from 0 to 1.
-        n_leapfrog: leapfrog steps of a move.
-        encoder: what the encoder climbs, if not the ELBO of one sample.
+        n_leapfrog: leapfrog steps per move.
+        encoder: the objective of the encoder; if None, the ELBO of one sample.
     """
     betas = linear_schedule(temperatures)
 

@@ -1,4 +1,4 @@
-"""Bounds of importance samples as objectives."""
+"""Objectives from bounds of importance samples."""
 
 from collections.abc import Callable
 from functools import partial
@@ -26,23 +26,23 @@ def _check_particles(k: int, chunk: int | None, backward: int | None = None) -> 
     if k < 1:
         raise UserError(f"k is {k}; an objective needs at least 1 particle")
     if backward is not None and backward < 1:
-        raise UserError(f"backward is {backward}; a gradient goes through at least 1 particle")
+        raise UserError(f"backward is {backward}; a gradient needs at least 1 particle")
     if chunk is not None and chunk < 1:
-        raise UserError(f"chunk is {chunk}; it is at least 1 particle at a time")
+        raise UserError(f"chunk is {chunk}; it must be at least 1 particle")
 
 
 def over_particles(
     function: Callable[[PyTree], Tree], keys: PyTree[Key[Array, " k"]], chunk: int | None
 ) -> Tree:
-    """The function of each particle's key or keys, `chunk` particles at a time.
+    """Apply the function to each particle's key or keys, `chunk` particles at a time.
 
-    A chunk keeps nothing for the backward pass, which computes it again: memory does not grow
-    with k, and values and gradients are the same.
+    The backward pass recomputes each chunk, so memory does not grow with k; values and gradients
+    are the same.
     """
     if chunk is None or chunk >= len(jax.tree.leaves(keys)[0]):
         return jax.vmap(function)(keys)
 
-    # As numbers, because a chunk's keys go twice, and JAX's check of reuse would refuse that.
+    # As raw data: a chunk uses its keys twice, which JAX's key-reuse checker would refuse.
     impl = jax.random.key_impl(jax.tree.leaves(keys)[0])
 
     def of_data(data: PyTree) -> Tree:
@@ -68,28 +68,29 @@ def bound(
     Args:
         reduction: log weights -> nats.
         k: particles.
-        sampler: makes the particles; importance sampling from q(z|x) if None. Any other is
-            climbed by the gradient of its own weights, which annealed ones do not have: `wake`
-            teaches the decoder from those.
-        estimator: how to climb the bound; see `iwae.objectives`.
-        penalty: a change of the weights, such as a warm-up of the KL divergence.
+        sampler: draws the particles; importance sampling from q(z|x) if None. Any other sampler
+            uses the gradient of its own weights, which annealed ones do not have: train the decoder
+            on those with `wake`.
+        estimator: the gradient estimator; see `iwae.objectives`.
+        penalty: a modification of the weights, such as KL warm-up.
         chunk: particles at a time; bounds memory, changes nothing else.
-        backward: the number S of particles that the gradient goes through. All k go forward, and
-            the bound is that of all; S of them are drawn and differentiated, so that the gradient
-            has the same expectation; with `chunk`, memory does not grow with k. The bound must have
-            derivatives df/dlog w_i >= 0, which the TVO does not. None, or k and more: all k.
-        draw: chooses those particles, given what each contributes to the gradient.
+        backward: the number S of particles that the gradient goes through. The value is the bound
+            of all k; S of them are drawn and differentiated such that the gradient keeps its
+            expectation. With `chunk`, memory does not grow with k. The bound must have derivatives
+            df/dlog w_i >= 0, which the TVO does not. None, or S >= k: all k.
+        draw: chooses those particles, given the contribution of each to the gradient.
 
     Raises:
-        UserError: if k, chunk or backward is not positive, or an option does not go with a
-            sampler; when it is first evaluated, for draws of q(z|x) that the estimator cannot
-            differentiate through.
+        UserError: if k, chunk or backward is not positive, or an option cannot be combined with a
+            sampler; on first evaluation, if the estimator cannot differentiate through the draws of
+            q(z|x).
     """
     _check_particles(k, chunk, backward)
     if sampler is not None:
         if estimator is not REPARAM or any(o is not None for o in (penalty, chunk, backward)):
             raise UserError(
-                "estimator, penalty, chunk and backward are for importance samples only"
+                "estimator, penalty, chunk and backward are for importance samples only: leave "
+                "them out, or leave out the sampler"
             )
         return _bound_of(sampler, reduction, k)
 
@@ -98,7 +99,7 @@ def bound(
     ) -> tuple[Scalar, Info]:
         q = model.posterior(x)
         check_reparameterised(q, estimator)
-        how = penalty.climbing(estimator, extra.tuned) if penalty else estimator
+        adapted = penalty.climbing(estimator, extra.tuned) if penalty else estimator
         of_particle = penalty.terms if penalty else plain_terms
         particle = partial(weigh, estimator=estimator, terms=of_particle)
         keys = particle_keys(key, jnp.arange(k))
@@ -108,21 +109,22 @@ def bound(
 
         def through_all() -> tuple[Scalar, Terms]:
             parts, tags = over_particles(partial(particle, model, q, x), keys, chunk)
-            return climb(reduction, how, *densities(parts), tags), parts
+            return climb(reduction, adapted, *densities(parts), tags), parts
 
         def through_few(count: int) -> tuple[Scalar, Terms]:
             again = jax.random.clone(keys)
             parts, _ = over_particles(partial(particle, frozen(model), frozen(q), x), keys, chunk)
             log_p, log_q = jax.lax.stop_gradient(densities(parts))
-            table = table_of(reduction, how, log_p - log_q)
-            # PIWAE has two bounds: a share is the mean of what a particle is to either.
+            table = table_of(reduction, adapted, log_p - log_q)
+            # PIWAE has two bounds: a particle's share is the mean of its shares in both.
             shares = (table.decoder + jax.grad(reduction)(log_p - log_q)) / 2
             drawn = draw(jax.random.fold_in(key, _DRAWN), shares, count)
             index, factor = jax.lax.stop_gradient(drawn)
             some, tags = over_particles(partial(particle, model, q, x), again[index], chunk)
             some = penalty.among(some, parts) if penalty else some
             table = jax.tree.map(lambda column: factor * column[index], table)
-            return reduction(log_p - log_q) + surrogate(table, how, *densities(some), tags), parts
+            zero = surrogate(table, adapted, *densities(some), tags)
+            return reduction(log_p - log_q) + zero, parts
 
         few_only = backward is not None and backward < k
         value, parts = through_few(cast(int, backward)) if few_only else through_all()
@@ -133,7 +135,7 @@ def bound(
     return Objective(terms, lambda: Extra((), penalty.init()), penalty.tune)
 
 
-_DRAWN = 2**32 - 2  # what the key of the draw is folded with: no particle has this index
+_DRAWN = 2**32 - 2  # folded into the key of the draw: no particle has this index
 
 
 def weigh(
@@ -158,16 +160,16 @@ def weigh(
 
 
 def check_reparameterised(q: Posterior, estimator: Estimator) -> None:
-    """Raise UserError if gradients are to flow through draws through which none do."""
+    """Raise UserError if the estimator differentiates draws that are not reparameterised."""
     if estimator.path and isinstance(q, Distribution) and not q.has_rsample:
         raise UserError(
-            f"the draws of q(z|x), a {type(q).__name__}, are not reparameterised, and the gradient "
-            "goes through them: use wake-sleep (rws), which holds them fixed"
+            f"the draws of q(z|x), a {type(q).__name__}, are not reparameterised, but the gradient "
+            "needs to go through them: use wake-sleep (rws), which holds them fixed"
         )
 
 
 def iwae_of(parts: Terms, penalty: Penalty | None) -> Scalar:
-    """IWAE-k of the particles, for the eye only."""
+    """IWAE-k of the particles, to be reported only: it has no gradient."""
     log_p, log_q = jax.lax.stop_gradient(penalty.plain(parts) if penalty else parts)
     return iwae(log_p - log_q)
 
@@ -178,7 +180,7 @@ def _bound_of(sampler: Callable, reduction: Reduction, k: int) -> Objective:
     ) -> tuple[Scalar, Info]:
         return reduction(sampler(model, x, key, k)[0].log_w), {}
 
-    return Objective(terms, shown=())
+    return Objective(terms, metrics=())
 
 
 def grouped(
@@ -195,9 +197,9 @@ def grouped(
 
 
 def learned_ciwae(make: Callable[[Reduction], Objective], *, start: float = 0.5) -> Objective:
-    """CIWAE whose beta climbs with the model (Rainforth et al. 2018, sec. 6), from `start`.
+    """CIWAE whose beta is learned with the model (Rainforth et al. 2018, sec. 6), from `start`.
 
-    As IWAE is the larger of the two bounds, beta goes to zero in time.
+    IWAE is the larger of the two bounds, so beta tends to zero during training.
 
     Args:
         make: a reduction -> an objective, e.g. `partial(bound, k=5)`.
@@ -220,13 +222,13 @@ def learned_ciwae(make: Callable[[Reduction], Objective], *, start: float = 0.5)
 
 
 def analytic_elbo(*, k: int, penalty: Penalty | None = None, chunk: int | None = None) -> Objective:
-    """E_q log p(x|z) by k samples, minus KL(q(z|x) || p(z)) in closed form.
+    """E_q log p(x|z) from k samples, minus KL(q(z|x) || p(z)) in closed form.
 
     The evidence lower bound of a VAE with one stochastic layer (Kingma & Welling 2014, eq. 10).
 
     Raises:
-        UserError: if k is not positive; when the objective is first evaluated, for any other
-            model, whose divergence has no closed form.
+        UserError: if k is not positive; on first evaluation, if the model is any other, whose
+            divergence has no closed form.
     """
     _check_particles(k, chunk)
 
@@ -235,7 +237,7 @@ def analytic_elbo(*, k: int, penalty: Penalty | None = None, chunk: int | None =
     ) -> tuple[Scalar, Info]:
         if not isinstance(model, VAE) or len(model.latent_sizes) > 1:
             raise UserError(
-                "elbo-analytic needs a VAE with one stochastic layer: of other models the "
+                "elbo-analytic needs a VAE with one stochastic layer: for other models the "
                 "divergence KL(q || p) has no closed form; use elbo"
             )
         posterior: LayeredPosterior = model.posterior(x)

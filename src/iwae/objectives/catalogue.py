@@ -1,4 +1,4 @@
-"""Names -> objectives: the one place where a declaration becomes functions."""
+"""Objectives by name: the one place that turns a declaration into functions."""
 
 from collections.abc import Callable
 from functools import lru_cache, partial
@@ -29,23 +29,23 @@ from iwae.objectives.surrogates import REPARAM, Estimator
 Option = TypeVar("Option")
 
 LARGE_K, LARGE_CHUNK = 500, 100
-"""With more particles than this, so many at a time unless the declaration says."""
+"""Above LARGE_K particles, LARGE_CHUNK at a time unless the declaration says otherwise."""
 
 
 FORWARD_CHUNK = 50
-"""So many at a time where the gradient goes through few, so that memory does not grow with k."""
+"""Particles at a time if the gradient goes through a few: memory does not grow with k."""
 
 
 def objective(name: str, k: int, **options: Any) -> Objective:
-    """The objective called `name` with k particles; the same object each time it is asked for.
+    """The objective called `name` with k particles; equal arguments give the same object.
 
     Args:
         name: one that `iwae objectives` lists.
-        k: particles, or those of each group.
+        k: particles, or particles per group.
         options: the other fields of `iwae.objectives.declaration.Declaration`.
 
     Raises:
-        UserError: names what is unknown, out of range, or does not go together.
+        UserError: if a name is unknown, a value out of range, or a combination invalid.
     """
     return compose(Declaration(name, k, **options))
 
@@ -55,7 +55,7 @@ def compose(declaration: Declaration, layers: int | None = None) -> Objective:
     """The objective of a declaration; see `objective`.
 
     Args:
-        layers: stochastic layers of the model, where they are known.
+        layers: number of stochastic layers of the model, if known.
     """
     return _compose(check(declaration, layers), layers)
 
@@ -66,7 +66,7 @@ def _compose(declaration: Declaration, layers: int | None) -> Objective:
 
 
 def _given(option: Option | None) -> Option:
-    """An option that `check` has seen to."""
+    """An option that `check` has made sure of."""
     assert option is not None  # noqa: S101
     return option
 
@@ -85,12 +85,12 @@ def chunk_of(d: Declaration) -> int | None:
 
 
 def _options(d: Declaration) -> dict[str, Any]:
-    """What all objectives of importance samples take."""
+    """The options of all objectives of importance samples."""
     return {"penalty": _penalty(d), "chunk": chunk_of(d)}
 
 
 def _sampled(d: Declaration) -> dict[str, Any]:
-    """The options of bounds of importance samples, whose gradient may go through a few of them."""
+    """The options of bounds whose gradient may go through a few of the importance samples."""
     return {**_options(d), "estimator": estimator_of(d), "backward": d.backward}
 
 

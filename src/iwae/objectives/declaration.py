@@ -1,7 +1,7 @@
-"""The names of objectives and gradients, what each is, and which go together.
+"""Names and descriptions of objectives and gradients, and which combinations are valid.
 
-No JAX here: the command line lists and checks names before anything is computed. Names become
-functions in `iwae.objectives.catalogue`.
+No JAX here: the command line lists and checks names before anything is computed.
+`iwae.objectives.catalogue` turns names into functions.
 """
 
 from collections.abc import Iterable
@@ -12,14 +12,14 @@ from iwae.errors import UserError
 
 
 class Described(NamedTuple):
-    """An objective, in words.
+    """The description of an objective.
 
     Attributes:
-        formula: what is climbed, of one example; w_i = p(x, z_i) / q(z_i|x).
-        bounds: what it is a bound of.
+        formula: the quantity to maximise, for one example; w_i = p(x, z_i) / q(z_i|x).
+        bounds: the quantity that it bounds.
         source: the paper.
-        gradients: the estimators that fit, the default first.
-        options: what it has beside k; those without a default in `DEFAULTS` must be given.
+        gradients: the valid estimators, the default first.
+        options: its options besides k; those without a default in `DEFAULTS` must be given.
     """
 
     formula: str
@@ -29,13 +29,13 @@ class Described(NamedTuple):
     options: tuple[str, ...] = ()
 
 
-_LOWER = "log p(x), from below"
+_LOWER = "log p(x) from below"
 _ALL, _OF_ELBO = ("reparam", "stl", "dreg", "gdreg"), ("reparam", "stl", "gdreg")
 
 OBJECTIVES: dict[str, Described] = {
     "elbo": Described("mean_i log w_i", _LOWER, "Kingma & Welling 2014", _OF_ELBO),
     "vae": Described(
-        "mean_i log w_i (another name of elbo)", _LOWER, "Kingma & Welling 2014", _OF_ELBO
+        "mean_i log w_i (another name for elbo)", _LOWER, "Kingma & Welling 2014", _OF_ELBO
     ),
     "elbo-analytic": Described(
         "mean_i log p(x|z_i) - KL(q(z|x) || p(z)), one stochastic layer",
@@ -68,7 +68,7 @@ OBJECTIVES: dict[str, Described] = {
     ),
     "vr-iwae": Described(
         "log(mean_i w_i^(1 - alpha)) / (1 - alpha)",
-        "log p(x), from below for 0 <= alpha <= 1",
+        "log p(x) from below for 0 <= alpha <= 1",
         "Li & Turner 2016; Daudel et al. 2023",
         _ALL,
         ("alpha",),
@@ -84,22 +84,22 @@ OBJECTIVES: dict[str, Described] = {
         ("temperatures", "beta_schedule"),
     ),
     "dais": Described(
-        "log mean_i of p(x, z_T) / q(z_0|x) times momentum densities, leapfrog without rejection",
+        "log mean_i of p(x, z_T) / q(z_0|x) times momentum densities; leapfrog without rejection",
         _LOWER,
         "Zhang et al. 2021; Geffner & Domke 2021 (UHA)",
         ("reparam",),
         ("temperatures", "leapfrog"),
     ),
     "rws": Described(
-        "decoder: sum_i w~_i grad log p(x, z_i); encoder: sum_i w~_i grad log q(z_i|x), or asleep",
-        "log p(x), from below (the value shown is log mean_i w_i)",
+        "decoder: sum_i w~_i grad log p(x, z_i); encoder: sum_i w~_i grad log q(z_i|x), or sleep",
+        "log p(x) from below (the reported value is log mean_i w_i)",
         "Bornschein & Bengio 2015; Le et al. 2019",
         ("score", "rws-dreg"),
         ("phase",),
     ),
     "aiwae": Described(
         "decoder: sum_i w~_i grad log p(x, z_i) on annealed z_i; encoder: elbo",
-        "log p(x), from below (the value shown is log mean of the annealed weights)",
+        "log p(x) from below (the reported value is log mean of the annealed weights)",
         "Ding & Freedman 2019",
         ("reparam",),
         ("temperatures", "leapfrog", "encoder_objective"),
@@ -108,9 +108,9 @@ OBJECTIVES: dict[str, Described] = {
 """Every objective that has a name."""
 
 GRADIENTS: dict[str, tuple[str, str, str]] = {
-    "reparam": ("the bound's own, score kept", "the bound", "Kingma & Welling 2014"),
+    "reparam": ("path a_i, score a_i: the plain gradient", "the bound", "Kingma & Welling 2014"),
     "stl": ("path a_i, no score", "elbo; biased for others with k > 1", "Roeder et al. 2017"),
-    "dreg": ("path a_i - h_i, no score; of iwae: w~_i^2", "the bound", "Tucker et al. 2019"),
+    "dreg": ("path a_i - h_i, no score; for iwae w~_i^2", "the bound", "Tucker et al. 2019"),
     "dreg-alpha": (
         "path alpha w~_i + (1 - 2 alpha) w~_i^2, no score",
         "(1 - alpha) iwae + alpha wake-phi",
@@ -118,45 +118,45 @@ GRADIENTS: dict[str, tuple[str, str, str]] = {
     ),
     "rws-dreg": ("path w~_i - w~_i^2, no score", "wake-phi", "Tucker et al. 2019"),
     "gdreg": (
-        "dreg, and the same for the prior's networks between layers",
+        "dreg, and the same for the prior networks between layers",
         "the bound",
         "Bauer & Mnih 2021",
     ),
     "score": (
-        "log q at draws held fixed; of tvo by covariances",
+        "score of q at fixed draws; for tvo from covariances",
         "wake-phi; tvo as k grows",
         "Bornschein & Bengio 2015; Masrani et al. 2019",
     ),
 }
-"""Gradient -> (encoder's coefficients, what it is unbiased for, source).
+"""Gradient -> (coefficients of the encoder, objective that it is unbiased for, source).
 
 a_i and h_i are the first and second derivatives of the bound in log w_i; w~ is w normalised.
 """
 
 MODIFIERS: dict[str, tuple[str, tuple[str, ...], str]] = {
     "kl_warmup": (
-        "log p(z) - log q(z|x) has a weight that rises from 0 to 1 in so many epochs",
+        "the weight of log p(z) - log q(z|x) rises from 0 to 1 over this many epochs",
         ("reparam", "stl", "dreg"),
         "Sonderby et al. 2016",
     ),
     "free_bits": (
-        "a latent unit whose divergence is not above so many nats counts as exactly so many",
+        "a latent unit with a divergence of at most this many nats counts as exactly that many",
         ("reparam", "stl"),
         "Kingma et al. 2016",
     ),
 }
-"""Changes of the weights of any objective, in training -> (what, gradients that fit, source)."""
+"""Changes of the weights in training -> (effect, gradients that they work with, source)."""
 
 _UNFIT: dict[str, str] = {
-    "reparam": "its draws of q are held fixed, so that no gradient flows through them",
-    "stl": "it leaves out a score that this objective needs, or does not have",
-    "dreg": "it needs a smooth bound of reparameterised draws of q, and of the elbo it is stl",
-    "dreg-alpha": "it mixes iwae with wake-phi and no other bound",
-    "rws-dreg": "it is the gradient of wake-phi, which only wake-sleep climbs",
-    "gdreg": "it needs one smooth bound of importance samples, for decoder and encoder",
-    "score": "its encoder learns through reparameterised draws of q",
+    "reparam": "this objective holds its draws of q fixed, so no gradient flows through them",
+    "stl": "it drops the score, which this objective needs or does not have",
+    "dreg": "it needs a smooth bound of reparameterised draws of q, and for the elbo it is stl",
+    "dreg-alpha": "it mixes wake-phi with iwae only",
+    "rws-dreg": "it is the gradient of wake-phi, which only rws uses",
+    "gdreg": "it needs one smooth bound of importance samples for both decoder and encoder",
+    "score": "the encoder of this objective learns through reparameterised draws of q",
 }
-"""Why a gradient may not fit."""
+"""Gradient -> why an objective may not allow it."""
 
 DEFAULTS: dict[str, dict[str, Any]] = {
     "tvo": {"temperatures": 6, "beta_schedule": "log"},
@@ -164,7 +164,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "rws": {"phase": "wake"},
     "aiwae": {"temperatures": 5, "leapfrog": 5, "encoder_objective": None},
 }
-"""What is not given, where it need not be."""
+"""Values of options that need not be given."""
 
 OPTIONS = (
     "m",
@@ -183,7 +183,7 @@ EncoderObjective = Literal["elbo", "elbo-analytic"]
 
 
 class Declaration(NamedTuple):
-    """An objective and its gradient by name; `catalogue.compose` makes it an objective."""
+    """An objective and its gradient by name; `catalogue.compose` turns it into an `Objective`."""
 
     objective: str
     k: int = 1
@@ -203,7 +203,7 @@ class Declaration(NamedTuple):
 
 
 def described(name: str) -> Described:
-    """The objective called `name`, or UserError with the nearest name there is."""
+    """The description of the objective `name`, or UserError with the nearest known name."""
     return OBJECTIVES[_known(name, OBJECTIVES, "objective")]
 
 
@@ -219,16 +219,16 @@ def check(declaration: Declaration, layers: int | None = None) -> Declaration:
     """The declaration with its defaults filled in.
 
     Args:
-        layers: stochastic layers of the model, where they are known.
+        layers: number of stochastic layers of the model, if known.
 
     Raises:
-        UserError: names what does not go together, and why.
+        UserError: for an invalid combination, with the reason.
     """
     name, entry = declaration.objective, described(declaration.objective)
     needed = entry.options + (("alpha",) if declaration.gradient == "dreg-alpha" else ())
     for option in OPTIONS:
         if getattr(declaration, option) is not None and option not in needed:
-            raise UserError(f"{option} does not go with {name}; it goes with {_takers(option)}")
+            raise UserError(f"{option} does not apply to {name}; it applies to {_takers(option)}")
     filled = {
         option: value
         for option, value in DEFAULTS.get(name, {}).items()
@@ -238,12 +238,12 @@ def check(declaration: Declaration, layers: int | None = None) -> Declaration:
     declaration = declaration._replace(**filled, gradient=gradient)
     for option in needed:
         if getattr(declaration, option) is None and option != "encoder_objective":
-            raise UserError(f"{name} needs {option}: give it, e.g. {_EXAMPLES[option]}")
+            raise UserError(f"{name} needs {option}, e.g. {_EXAMPLES[option]}")
     if gradient not in entry.gradients:
         takers = [other for other, its in OBJECTIVES.items() if gradient in its.gradients]
         raise UserError(
-            f"the gradient {gradient} does not go with {name}: {_UNFIT[gradient]}; it goes with "
-            f"{', '.join(takers)}, and {name} with {', '.join(entry.gradients)}"
+            f"the gradient {gradient} does not work with {name}: {_UNFIT[gradient]}; use it with "
+            f"{', '.join(takers)}, or {name} with {', '.join(entry.gradients)}"
         )
     _check_values(declaration)
     _check_together(declaration, layers)
@@ -271,37 +271,37 @@ def _check_values(d: Declaration) -> None:
     least = 1 if d.objective == "dais" else 2
     wrong = {
         f"k is {d.k}; an objective needs at least 1 particle": d.k < 1,
-        f"m is {d.m}; there is at least 1 group": d.m is not None and d.m < 1,
-        f"beta is {d.beta}; it lies between 0 and 1": isinstance(d.beta, float | int)
+        f"m is {d.m}; there must be at least 1 group": d.m is not None and d.m < 1,
+        f"beta is {d.beta}; it must lie between 0 and 1": isinstance(d.beta, float | int)
         and not 0 <= d.beta <= 1,
-        f"alpha is {d.alpha}; it lies between 0 and 1": d.alpha is not None
+        f"alpha is {d.alpha}; it must lie between 0 and 1": d.alpha is not None
         and not 0 <= d.alpha <= 1,
-        f"temperatures is {d.temperatures}; {d.objective} has at least {least}": (
+        f"temperatures is {d.temperatures}; {d.objective} needs at least {least}": (
             d.temperatures is not None and d.temperatures < least
         ),
-        f"leapfrog is {d.leapfrog}; a move has at least 1 step": (
+        f"leapfrog is {d.leapfrog}; a move needs at least 1 step": (
             d.leapfrog is not None and d.leapfrog < 1
         ),
-        f"chunk is {d.chunk}; it is at least 1 particle at a time": (
+        f"chunk is {d.chunk}; it must be at least 1 particle": (
             d.chunk is not None and d.chunk < 1
         ),
-        f"backward is {d.backward}; a gradient goes through at least 1 particle": (
+        f"backward is {d.backward}; a gradient needs at least 1 particle": (
             d.backward is not None and d.backward < 1
         ),
-        f"free_bits is {d.free_bits}; it is a number of nats, 0 for none": not 0
+        f"free_bits is {d.free_bits}; give a number of nats, 0 for none": not 0
         <= d.free_bits
         < 1e30,
-        f"kl_warmup is {d.kl_warmup_steps}; it is not negative": d.kl_warmup_steps < 0,
+        f"kl_warmup is {d.kl_warmup_steps}; it must not be negative": d.kl_warmup_steps < 0,
     }
-    for words, is_wrong in wrong.items():
+    for message, is_wrong in wrong.items():
         if is_wrong:
-            raise UserError(words)
+            raise UserError(message)
     for name, allowed in _CHOICES.items():
         value = getattr(d, name)
         if value is not None and value not in allowed:
-            raise UserError(f"{name} is {value!r}; it is one of {', '.join(allowed)}")
+            raise UserError(f"{name} is {value!r}; it must be one of {', '.join(allowed)}")
     if isinstance(d.beta, str) and d.beta != "learned":
-        raise UserError(f'beta is {d.beta!r}; it is a number, or "learned"')
+        raise UserError(f'beta is {d.beta!r}; it must be a number or "learned"')
 
 
 _CHOICES = {
@@ -312,7 +312,7 @@ _CHOICES = {
 
 
 def _check_together(d: Declaration, layers: int | None) -> None:
-    """Raise UserError for what is sound alone but not together."""
+    """Raise UserError for options that are valid alone but not together."""
     several = layers is not None and layers > 1
     closed_form = "has a closed form for one stochastic layer only"
     wrong = {
@@ -320,56 +320,56 @@ def _check_together(d: Declaration, layers: int | None) -> None:
         f"encoder_objective elbo-analytic {closed_form}: use elbo": (
             d.encoder_objective == "elbo-analytic" and several
         ),
-        "kl_warmup and free_bits change a bound, and rws climbs none": d.objective == "rws"
-        and (d.kl_warmup_steps > 0 or d.free_bits > 0),
+        "kl_warmup and free_bits change a bound, but rws maximises none: leave them out": (
+            d.objective == "rws" and (d.kl_warmup_steps > 0 or d.free_bits > 0)
+        ),
         **{
-            f"{option} does not go with {d.objective} and the gradient {d.gradient}, which relies "
-            f"on weights p/q; it goes with the gradients {', '.join(fits)}": is_given
+            f"{option} does not work with {d.objective} and the gradient {d.gradient}, which "
+            f"relies on weights p/q; use one of the gradients {', '.join(fits)}": is_given
             and d.gradient not in fits
             and d.objective != "rws"
             for (option, (_, fits, _)), is_given in zip(
                 MODIFIERS.items(), (d.kl_warmup_steps > 0, d.free_bits > 0), strict=True
             )
         },
-        f"{d.objective} with the gradient {d.gradient} needs k of at least 2: one normalised "
-        "weight is always 1, and says nothing": d.k == 1
+        f"{d.objective} with the gradient {d.gradient} needs k of at least 2: a single "
+        "normalised weight is always 1 and carries no information": d.k == 1
         and (d.gradient in ("score", "rws-dreg") and d.phase != "sleep"),
-        "the gradient rws-dreg is of the wake phase: it does not go with phase sleep": (
+        "the gradient rws-dreg belongs to the wake phase: use phase wake or both": (
             d.gradient == "rws-dreg" and d.phase == "sleep"
         ),
-        "the gradient dreg does not go with beta_schedule moments, where the temperatures depend "
+        "the gradient dreg does not work with beta_schedule moments, where the temperatures depend "
         "on the weights: use linear or log": (
             d.gradient in ("dreg", "gdreg") and d.beta_schedule == "moments"
         ),
-        f"backward does not go with {d.objective}{NOT_THROUGH_FEW.get(d.objective, '')}": (
+        f"backward does not work with {d.objective}{NOT_THROUGH_FEW.get(d.objective, '')}": (
             d.backward is not None and d.objective in NOT_THROUGH_FEW
         ),
-        "backward does not go with the gradient gdreg, which is no table of coefficients: use "
+        "backward does not work with the gradient gdreg, which is not a table of coefficients: use "
         "dreg": d.backward is not None and d.gradient == "gdreg",
-        "chunk does not go with aiwae, whose chains keep nothing for the backward pass": (
-            d.chunk is not None and d.objective == "aiwae"
-        ),
+        "chunk does not apply to aiwae, whose chains store nothing for the backward pass: leave "
+        "it out": (d.chunk is not None and d.objective == "aiwae"),
     }
-    for words, is_wrong in wrong.items():
+    for message, is_wrong in wrong.items():
         if is_wrong:
-            raise UserError(words)
+            raise UserError(message)
 
 
 NOT_THROUGH_FEW = {
-    "elbo-analytic": ", whose particles all count the same: use a smaller k",
-    "tvo": ", whose derivatives in the log weights may be negative, and so no probabilities: leave "
-    "it out",
+    "elbo-analytic": ", whose particles all count equally: use a smaller k",
+    "tvo": ", whose derivatives in the log weights may be negative and so cannot be "
+    "probabilities: leave it out",
     "dais": ", whose gradient goes through every chain: leave it out",
-    "aiwae": ", whose chains carry no gradient as it is: leave it out",
+    "aiwae": ", whose chains carry no gradient anyway: leave it out",
 }
-"""Objectives of which no few particles can be drawn for the gradient, and why."""
+"""Objectives whose gradient cannot go through a few of the particles, and why."""
 
 
 def unmodified(declaration: Declaration) -> Declaration:
-    """The same objective without what only training needs: what validation measures."""
+    """The objective without its training-only options, as validation measures it."""
     return declaration._replace(kl_warmup_steps=0, free_bits=0.0, backward=None)
 
 
 def particles(declaration: Declaration) -> int:
-    """Particles of an example in one step."""
+    """Particles per example in one step."""
     return declaration.k * (declaration.m or 1)

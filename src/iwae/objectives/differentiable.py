@@ -1,4 +1,4 @@
-"""DAIS: annealing without rejection, which is differentiable, and is climbed through."""
+"""DAIS: annealing without rejection, which gradients can flow through."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -23,15 +23,15 @@ from iwae.typing import Example, PRNGKey, Scalar
 Flat = Float[Array, " d"]
 
 FIRST_STEP, FIRST_KEPT = 0.1, 0.9
-"""Step size, and the share of the momentum that is kept between temperatures, at the start."""
+"""Initial step size, and initial share of the momentum kept between temperatures."""
 
 
 class Moves(NamedTuple):
-    """How the chains move: arrays that climb the objective with the model's.
+    """Parameters of the chains' moves, learned together with the model's.
 
     Attributes:
         log_step_size: one for each temperature after the first.
-        kept_logit: of the share of the momentum that a refreshment keeps.
+        kept_logit: logit of the share of the momentum that a refreshment keeps.
     """
 
     log_step_size: Float[Array, " moves"]
@@ -47,30 +47,34 @@ def dais(
     penalty: Penalty | None = None,
     chunk: int | None = None,
 ) -> Objective:
-    """Differentiable annealed importance sampling: chains without rejection, climbed through.
+    """Differentiable annealed importance sampling: gradients flow through unrejected chains.
+
+    A chain has the log weight
 
     log p(x, z_T) - log q(z_0|x) + sum_t (log N(v_t'; 0, I) - log N(v_t; 0, I)), with leapfrog
-    steps along q^(1 - beta) p^beta that take v_t to v_t', and momenta that are refreshed in part
-    (Zhang et al. 2021, algorithm 1; Geffner & Domke 2021, who call it UHA). The exponential of
-    each chain's number has the expectation p(x), whatever the step sizes, so it is a weight.
+    steps along q^(1 - beta) p^beta that take v_t to v_t', and partly refreshed momenta (Zhang et
+    al. 2021, algorithm 1; Geffner & Domke 2021, who call it UHA). The weight has expectation p(x)
+    whatever the step sizes.
 
     Args:
-        k: chains of each example.
+        k: chains per example.
         temperatures: T, equally spaced from 0 to 1; with T = 1 nothing moves, and the weights are
             those of importance sampling.
         n_leapfrog: leapfrog steps at each temperature.
         reduction: the chains' log weights -> nats.
-        penalty: a change of the weights. The momenta of a unit count as part of its divergence;
-            the chains move as they do without it.
+        penalty: a modification of the weights. The momenta of a unit count as part of its
+            divergence; the chains move as they would without it.
         chunk: chains at a time; bounds memory, changes nothing else.
 
     Raises:
-        UserError: if an argument is not positive; when it is first evaluated, for a q(z|x) whose
-            draws are not reparameterised.
+        UserError: if an argument is not positive; on first evaluation, if the draws of q(z|x) are
+            not reparameterised.
     """
     check_leapfrog(n_leapfrog)
     if min(k, temperatures) < 1:
-        raise UserError("dais needs at least 1 particle, and 1 temperature, with which none moves")
+        raise UserError(
+            f"k is {k} and temperatures is {temperatures}; dais needs at least 1 of each"
+        )
     betas = jnp.linspace(0.0, 1.0, temperatures)[1:]
     of_particle = penalty.terms if penalty else plain_terms
 
@@ -132,9 +136,9 @@ def leapfrog_chain(
     moves: Moves,
     n_leapfrog: int,
 ) -> tuple[Flat, Flat]:
-    """Where a chain that starts at z ends, and the log ratios of its momenta's densities.
+    """Run a chain from z; return its end and the log ratios of its momentum densities.
 
-    The backward pass computes the moves of a temperature again: memory holds one of them.
+    The backward pass recomputes the moves of each temperature, so memory holds one at a time.
     """
     kept = jax.nn.sigmoid(moves.kept_logit)
     noise = jax.random.normal(key, (betas.size + 1, z.size))
@@ -156,13 +160,13 @@ def leapfrog_chain(
     return z, ratios
 
 
-_MOMENTA = 2**32 - 1  # what the key of all momenta is folded with: no particle has this index
+_MOMENTA = 2**32 - 1  # folded into the key of all momenta: no particle has this index
 
 
 def leapfrog(
     force: Callable[[Flat], Flat], z: Flat, v: Flat, step_size: Scalar, steps: int
 ) -> tuple[Flat, Flat]:
-    """Leapfrog steps, which keep volumes and can be taken backwards."""
+    """Take leapfrog steps, which preserve volume and are reversible."""
     v = v + step_size / 2 * force(z)
     for i in range(steps):
         z = z + step_size * v

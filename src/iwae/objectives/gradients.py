@@ -1,8 +1,8 @@
 """Gradient estimators as coefficients of particles; see `iwae.objectives.surrogates.Estimator`.
 
-With a bound f(log w), a = grad f and h = diag(grad^2 f): the score term of the plain gradient,
+For a bound f(log w), let a = grad f and h = diag(grad^2 f). The score term of the plain gradient,
 -sum_i a_i grad_phi log q(z_i|x), has the same expectation as -sum_i h_i (d log w_i / d z_i)
-(d z_i / d phi), whose variance is smaller. Applied to any bound this is DReG: path coefficients
+(d z_i / d phi), whose variance is smaller. Replacing it gives DReG for any bound: path coefficients
 a - h and no score (Tucker et al. 2019, eq. 6 and appendix 8.1).
 """
 
@@ -32,7 +32,7 @@ from iwae.typing import LogWeights, Scalar
 
 
 def stl() -> Estimator:
-    """Sticking the landing: the plain gradient less its score (Roeder et al. 2017).
+    """Sticking the landing: the plain gradient without its score (Roeder et al. 2017).
 
     Unbiased for the ELBO. For IWAE with k > 1 it is biased (Tucker et al. 2019, sec. 4).
     """
@@ -42,8 +42,8 @@ def stl() -> Estimator:
 def dreg() -> Estimator:
     """Doubly reparameterised gradient (Tucker et al. 2019, eq. 6), of any smooth bound.
 
-    Smooth: the first derivatives in log w are continuous. Where they jump, as those of a sorted or
-    a largest weight do, it is biased.
+    Smooth means that the first derivatives in log w are continuous. Where they jump, as for sorted
+    weights or the largest weight, the estimator is biased.
 
     For IWAE the path coefficients are w_i^2, for VR-IWAE alpha v_i + (1 - alpha) v_i^2 (Daudel et
     al. 2023, theorem 2), for MIWAE w^2 within each group over m, for CIWAE beta/k +
@@ -60,7 +60,8 @@ def _dreg(reduction: Reduction, log_w: LogWeights) -> Coefficients:
 def dreg_alpha(alpha: float) -> Estimator:
     """DReG(alpha): path alpha w_i + (1 - 2 alpha) w_i^2 (Tucker et al. 2019, sec. 6.3).
 
-    The encoder climbs (1 - alpha) IWAE-k + alpha of wake-phi, the decoder IWAE-k.
+    The encoder's gradient is that of (1 - alpha) IWAE-k + alpha wake-phi, the decoder's that of
+    IWAE-k.
     """
 
     def coefficients(_: Reduction, log_w: LogWeights) -> Coefficients:
@@ -71,16 +72,16 @@ def dreg_alpha(alpha: float) -> Estimator:
 
 
 def rws_dreg() -> Estimator:
-    """Wake-theta, and wake-phi through draws: path w_i - w_i^2 (Tucker et al. 2019, eq. 8)."""
+    """Wake-theta, and wake-phi through the draws: path w_i - w_i^2 (Tucker et al. 2019, eq. 8)."""
     return dreg_alpha(1.0)
 
 
 def apart(decoder: Reduction, encoder: Estimator) -> Estimator:
-    """The decoder climbs another bound of the same particles (PIWAE: Rainforth et al. 2018).
+    """Maximise another bound of the same particles in the decoder (PIWAE: Rainforth et al. 2018).
 
     Args:
-        decoder: what the decoder climbs.
-        encoder: how the encoder climbs the bound that the estimator is used for.
+        decoder: the bound that the decoder maximises.
+        encoder: the encoder's estimator, for the bound that the combined estimator is applied to.
     """
 
     def coefficients(reduction: Reduction, log_w: LogWeights) -> Coefficients:
@@ -95,7 +96,7 @@ def apart(decoder: Reduction, encoder: Estimator) -> Estimator:
 
 
 def tvo_score(betas: Betas) -> Estimator:
-    """The gradient of the TVO by covariances, through no draw (Masrani et al. 2019, eq. 13).
+    """The gradient of the TVO from covariances, not through draws (Masrani et al. 2019, eq. 13).
 
     Each term of the left sum has the gradient E[grad log w] + Cov(grad log f_beta, log w), with
     log f_beta = (1 - beta) log q + beta log p under the expectation of that beta.
@@ -121,9 +122,9 @@ def tvo_score(betas: Betas) -> Estimator:
 
 
 def curvature(reduction: Reduction, log_w: LogWeights) -> LogWeights:
-    """d^2 f / d(log w_i)^2, the diagonal: in closed form where it is known, `[k]`.
+    """The diagonal of second derivatives d^2 f / d(log w_i)^2, in closed form if known, `[k]`.
 
-    For other bounds, by automatic differentiation, which costs as much as k gradients.
+    Other bounds use automatic differentiation, at the cost of k gradients.
     """
     of_reduction, options = _unwrap(reduction)
     if of_reduction in _CURVATURE:

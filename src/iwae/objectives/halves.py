@@ -41,19 +41,19 @@ def halves(
 def split(*, decoder: Objective, encoder: Objective) -> Objective:
     """One objective for p(x, z) and another for q(z|x), each with the other half held fixed.
 
-    Both get the same key, and so the same importance samples. The value is the decoder's.
+    Both get the same key and therefore the same importance samples. The value is the decoder's.
     """
 
     def terms(
         model: AbstractLatentModel, x: Example, key: PRNGKey, extra: Extra
     ) -> tuple[Scalar, Info]:
-        still, (learned, tuned) = frozen(model), extra
+        fixed, (learned, tuned) = frozen(model), extra
         of_p, of_q = (Extra(*pair) for pair in zip(learned, tuned, strict=True))
         key, same = jax.random.clone(key), jax.random.clone(key)
-        value, info = decoder.terms(halves(model, still), x, key, of_p)
-        climbed, about = encoder.terms(halves(still, model), x, same, of_q)
-        value += climbed - jax.lax.stop_gradient(climbed)
-        return value, {**info, "encoder": about}
+        value, info = decoder.terms(halves(model, fixed), x, key, of_p)
+        encoder_value, encoder_info = encoder.terms(halves(fixed, model), x, same, of_q)
+        value += encoder_value - jax.lax.stop_gradient(encoder_value)
+        return value, {**info, "encoder": encoder_info}
 
     def init() -> Extra:
         pairs = decoder.init(), encoder.init()
@@ -62,4 +62,4 @@ def split(*, decoder: Objective, encoder: Objective) -> Objective:
     def tune(tuned: PyTree, info: Info) -> PyTree:
         return decoder.tune(tuned[0], info), encoder.tune(tuned[1], info["encoder"])
 
-    return Objective(terms, init, tune, decoder.shown)
+    return Objective(terms, init, tune, decoder.metrics)

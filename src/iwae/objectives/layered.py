@@ -1,4 +1,4 @@
-"""GDReG: doubly reparameterised gradients of the prior's networks too, for layered models."""
+"""GDReG: doubly reparameterised gradients also for the prior networks of layered models."""
 
 import jax
 import jax.numpy as jnp
@@ -15,51 +15,51 @@ from iwae.typing import Example, Latents, PRNGKey, Scalar
 
 
 @jax.custom_vjp
-def joined(of_q: Latents, of_p: Latents) -> tuple[Latents, Scalar, Scalar]:
-    """z, which `of_q` and `of_p` both are, and a tag for the gradient that reaches each."""
+def tag_both(of_q: Latents, of_p: Latents) -> tuple[Latents, Scalar, Scalar]:
+    """Return z, the value of both inputs, and a tag for the gradient to each."""
     del of_p
     return of_q, blank_tag(of_q), blank_tag(of_q)
 
 
-def _joined_back(_: None, cotangents: tuple[Latents, Scalar, Scalar]) -> tuple[Latents, Latents]:
+def _tag_both_back(_: None, cotangents: tuple[Latents, Scalar, Scalar]) -> tuple[Latents, Latents]:
     z_bar, to_q, to_p = cotangents
     return tuple(jax.tree.map(lambda leaf, f=f: f * leaf, z_bar) for f in (to_q, to_p))
 
 
-joined.defvjp(lambda of_q, of_p: (joined(of_q, of_p), None), _joined_back)
+tag_both.defvjp(lambda of_q, of_p: (tag_both(of_q, of_p), None), _tag_both_back)
 
 
 def gdreg(reduction: Reduction, *, k: int, chunk: int | None = None) -> Objective:
-    """A bound of k importance samples, climbed by GDReG (Bauer & Mnih 2021, sec. 5).
+    """A bound of k importance samples with the GDReG estimator (Bauer & Mnih 2021, sec. 5).
 
-    The encoder's gradient is DReG (of the ELBO, STL). The networks of p(h_l|h_{l+1}) learn from
-    scores at draws of q, which is replaced too: with a and c the decoder's and the path's
-    coefficients,
+    The encoder's gradient is DReG (for the ELBO, STL). The networks of p(h_l|h_{l+1}) learn from
+    scores at draws of q, which are replaced too. With a and c the coefficients of decoder and
+    path,
 
         sum_i a_i grad_theta log p_theta(z_i)  becomes
         sum_i (a_i d log p(x|z_i)/dz - c_i d log w_i/dz) d z(noise_i; theta)/d theta
 
-    where z(noise; theta) is the prior's own draw of z_i. It has the same expectation, and less
-    noise. With one stochastic layer nothing of the prior is learned, and it is DReG.
+    where z(noise; theta) is the prior's own draw of z_i. The expectation is the same and the
+    variance lower. With one stochastic layer, the prior has nothing to learn, and this is DReG.
 
     Raises:
-        UserError: when it is first evaluated, for a model that is no VAE.
+        UserError: on first evaluation, if the model is not a VAE.
     """
 
     def terms(
         model: AbstractLatentModel, x: Example, key: PRNGKey, _: Extra
     ) -> tuple[Scalar, Info]:
         if not isinstance(model, VAE):
-            raise UserError("gdreg needs a VAE: other models do not say how their prior draws")
-        q, still = model.posterior(x), frozen(model)
-        still_q = frozen(q)
+            raise UserError(f"gdreg needs a VAE, and this is a {type(model).__name__}: use dreg")
+        q, fixed = model.posterior(x), frozen(model)
+        fixed_q = frozen(q)
 
         def particle(key: PRNGKey) -> tuple[Scalar, ...]:
             z = q.sample(key)
-            to_data, *data_tags = joined(z, model.redraw(z))
-            to_prior, *prior_tags = joined(z, model.redraw(z))
+            to_data, *data_tags = tag_both(z, model.redraw(z))
+            to_prior, *prior_tags = tag_both(z, model.redraw(z))
             log_likelihood = model.decode(to_data).log_prob(x)
-            log_ratio = sum(still.layer_log_priors(to_prior)) - still_q.log_prob(to_prior)
+            log_ratio = sum(fixed.layer_log_priors(to_prior)) - fixed_q.log_prob(to_prior)
             return log_likelihood, log_ratio, *data_tags, *prior_tags
 
         keys = particle_keys(key, jnp.arange(k))

@@ -1,15 +1,15 @@
-"""Changes of the weights that keep latents in use early in training: KL warm-up, free bits.
+"""Modified weights that keep latents in use early in training: KL warm-up and free bits.
 
-With log w = log p(x|z) - sum_j (log q(z_j) - log p(z_j)) over latent units j, the weights that are
-climbed are
+With log w = log p(x|z) - sum_j (log q(z_j) - log p(z_j)) over latent units j, training replaces the
+log weights by
 
     log p(x|z) - weight sum_j cost_j,    cost_j = log q(z_j) - log p(z_j)  if KL_j > free bits,
                                                   free bits                otherwise
 
 where the weight rises from 0 to 1. KL_j is the divergence KL(q || p) of the unit, in closed form
 given its neighbours and averaged over the particles of the example; no gradient flows through it.
-These weights are no longer p/q, so that an estimator which relies on that does not go with them,
-or has to be told.
+These weights are no longer p/q, so an estimator that relies on p/q is excluded or has to be
+adapted.
 """
 
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ from iwae.objectives.surrogates import Coefficients, Estimator
 from iwae.typing import Example, Latents, LogWeights, Scalar
 
 Terms = Any
-"""(log p(x, z), log q(z|x)) of particles, each whole or in parts."""
+"""(log p(x, z), log q(z|x)) of particles, each in total or in parts."""
 
 
 def plain_terms(
@@ -40,28 +40,28 @@ def plain_terms(
 
 @dataclass(frozen=True)
 class Penalty:
-    """How much the divergence of q from the prior costs.
+    """The cost of the divergence of q from the prior.
 
     Attributes:
         warmup_steps: steps over which its weight rises linearly from 0 to 1 (Sonderby et al.
             2016); 0: it is 1 from the start.
-        free_bits: nats of each latent unit that cost no more than this, nor less (Kingma et al.
-            2016, appendix C.8).
+        free_bits: a latent unit with at most this divergence, in nats, costs exactly this much
+            (Kingma et al. 2016, appendix C.8).
     """
 
     warmup_steps: int = 0
     free_bits: float = 0.0
 
     def init(self) -> PyTree:
-        """Steps taken."""
+        """The count of steps taken: zero."""
         return {"kl_steps": jnp.int32(0)}
 
     def tune(self, tuned: PyTree, info: Info) -> PyTree:  # noqa: ARG002
-        """One step more."""
+        """Count one more step."""
         return {"kl_steps": tuned["kl_steps"] + 1}
 
     def weight(self, tuned: PyTree) -> Scalar:
-        """Of the divergence, in the step to come."""
+        """The weight of the divergence in the next step."""
         if self.warmup_steps == 0:
             return jnp.float32(1)
         return jnp.minimum(1.0, tuned["kl_steps"].astype(jnp.float32) / self.warmup_steps)
@@ -74,9 +74,12 @@ class Penalty:
         to_joint: Latents,
         to_q: Latents,
     ) -> Terms:
-        """log p(x|z); and of every unit log p, log q and measures of its divergence `[1 d]`."""
+        """log p(x|z); and for every unit log p, log q and measures of its divergence, `[1 d]`."""
         if not isinstance(model, VAE) or not isinstance(q, LayeredPosterior):
-            raise UserError("KL warm-up and free bits need a VAE: other models have no layers")
+            raise UserError(
+                f"KL warm-up and free bits need a VAE, and this is a {type(model).__name__}: leave "
+                "them out"
+            )
         priors, posteriors = model.prior_units(to_joint), q.units(to_q)
         return (
             model.decode(to_joint).log_prob(x),
@@ -86,7 +89,7 @@ class Penalty:
         )
 
     def combine(self, parts: Terms, tuned: PyTree) -> tuple[LogWeights, LogWeights]:
-        """log p and log q of the particles, changed; their difference is what is climbed."""
+        """Modified log p and log q of the particles; their difference is the log weight to use."""
         log_p, *layers = parts
         weight, log_q = self.weight(tuned), jnp.zeros_like(log_p)
         for prior, q, divergence in zip(*layers, strict=True):
@@ -103,14 +106,14 @@ class Penalty:
         return log_likelihood + _total(log_priors), _total(log_qs)
 
     def among(self, some: Terms, every: Terms) -> Terms:
-        """The parts of some particles, with the divergences of all that they were drawn from."""
+        """The parts of some particles, with the divergences of all from which they were drawn."""
         return *some[:-1], every[-1]
 
     def moved(self, after: Terms, before: Terms, ratios: Latents) -> Terms:
-        """The parts of a chain, of where it ended, with the ratios of its momenta's densities.
+        """The parts at the end of a chain, with the ratios of its momentum densities.
 
-        A unit is free only if neither the divergence at the chain's start nor what the chain itself
-        pays for it is above the free bits: else moving would cost nothing.
+        A unit is free only if neither its divergence at the chain's start nor the chain's own cost
+        for it exceeds the free bits. Otherwise, moving would cost nothing.
         """
         log_likelihood, log_priors, log_qs, _ = after
         log_priors = tuple(p + r for p, r in zip(log_priors, ratios, strict=True))
@@ -122,10 +125,10 @@ class Penalty:
         return log_likelihood, log_priors, log_qs, known
 
     def climbing(self, estimator: Estimator, tuned: PyTree) -> Estimator:
-        """An estimator for weights in which log q has the weight of the divergence.
+        """Adapt an estimator to weights in which log q is scaled by the weight of the divergence.
 
-        What its path has beside the bound's own a_i stands for the score (DReG), and is as much
-        smaller as log q is.
+        The path coefficient minus the bound's own a_i replaces the score (DReG), so it is scaled
+        like log q.
         """
         of_ratio = estimator.coefficients
         if of_ratio is None:
@@ -138,7 +141,7 @@ class Penalty:
         return estimator._replace(coefficients=coefficients)
 
     def of_divergence(self, units: Float[Array, " d"], tuned: PyTree) -> Scalar:
-        """What a divergence that is known for each unit costs, nats."""
+        """The cost of a divergence given for each unit, nats."""
         return self.weight(tuned) * jnp.sum(jnp.maximum(units, self.free_bits))
 
 

@@ -15,7 +15,7 @@ Reduction = Callable[[LogWeights], Scalar]
 
 
 def elbo(log_w: LogWeights) -> Scalar:
-    """mean_i log w_i: the evidence lower bound, k samples (Kingma & Welling 2014, eq. 2)."""
+    """mean_i log w_i: the evidence lower bound from k samples (Kingma & Welling 2014, eq. 2)."""
     return jnp.mean(log_w)
 
 
@@ -42,13 +42,13 @@ def ciwae(log_w: LogWeights, *, beta: float | Scalar) -> Scalar:
 def renyi(log_w: LogWeights, *, alpha: float) -> Scalar:
     """log(mean_i w_i^(1 - alpha)) / (1 - alpha); alpha = 1 is its limit, the ELBO.
 
-    The variational Renyi bound by k samples (Li & Turner 2016, eq. 9), which is the VR-IWAE bound
+    The variational Renyi bound from k samples (Li & Turner 2016, eq. 9), which is the VR-IWAE bound
     (Daudel et al. 2023, eq. 9): a lower bound for 0 <= alpha <= 1.
     """
     if alpha == 1:
         return elbo(log_w)
     power, mean = 1 - alpha, jnp.mean(log_w)
-    # Near its limit the logarithm is of a number near 1, of which float32 would keep no digit.
+    # Near the limit, the logarithm takes a number close to 1, and float32 would lose every digit.
     moved = power * (log_w - mean)
     near = jnp.max(jnp.abs(moved)) < 1
     excess = jnp.log1p(jnp.mean(jnp.expm1(jnp.where(near, moved, 0.0))))
@@ -66,14 +66,14 @@ Betas = Sequence[float] | Callable[[LogWeights], Float[Array, " T"]]
 def tvo(log_w: LogWeights, *, betas: Betas, upper: bool = False) -> Scalar:
     """The thermodynamic variational objective (Masrani et al. 2019, eq. 10).
 
-    sum_t (beta_{t+1} - beta_t) E_{beta_t}[log w], with the expectations under the densities
-    proportional to q^(1 - beta) p^beta by self-normalised importance sampling: the left Riemann
-    sum of an increasing integrand. Its integral is log p(x), and with k samples IWAE-k: at every k
-    the sum lies between ELBO and IWAE-k.
+    sum_t (beta_{t+1} - beta_t) E_{beta_t}[log w], with expectations under the densities
+    proportional to q^(1 - beta) p^beta, estimated by self-normalised importance sampling: the left
+    Riemann sum of an increasing integrand. The integral is log p(x), or IWAE-k with k samples, so
+    at every k the sum lies between the ELBO and IWAE-k.
 
     Args:
         log_w: `[k]`.
-        betas: T temperatures from 0 to 1, or a function of the weights that gives them.
+        betas: T temperatures from 0 to 1, or a function from log weights to temperatures.
         upper: the right sum instead, an upper estimate.
     """
     b = tvo_betas(log_w, betas)
@@ -81,14 +81,14 @@ def tvo(log_w: LogWeights, *, betas: Betas, upper: bool = False) -> Scalar:
 
 
 def tvo_betas(log_w: LogWeights, betas: Betas) -> Float[Array, " T"]:
-    """The temperatures of `tvo`; no gradient flows through where they are."""
+    """The temperatures of `tvo`, without gradient."""
     if callable(betas):
         return jax.lax.stop_gradient(betas(jax.lax.stop_gradient(log_w)))
     return jnp.float32(betas)
 
 
 def tempered_weights(log_w: LogWeights, beta: Scalar) -> LogWeights:
-    """w^beta, normalised; at beta = 0 a weight of zero counts as any other."""
+    """w^beta, normalised; at beta = 0 a weight of zero counts like any other."""
     return jax.nn.softmax(jnp.where(beta == 0, 0.0, beta * log_w))
 
 
@@ -103,14 +103,14 @@ def expected_log_w(log_w: LogWeights, betas: Float[Array, " T"]) -> Float[Array,
 
 
 def tvo_schedule(name: str, temperatures: int) -> Betas:
-    """The temperatures of the papers on the TVO: "linear", "log" or "moments".
+    """The temperatures from the TVO papers: "linear", "log" or "moments".
 
     log: zero, then equal factors from 10^-1.09 to 1 (Masrani et al. 2019, sec. 7). moments: where
     E_beta[log w] takes equal steps, found for each example from its own weights (Brekelmans et
     al. 2020, sec. 6).
 
     Raises:
-        UserError: if there is no such schedule.
+        UserError: if the schedule is unknown.
     """
     table: dict[str, Betas] = {
         "linear": tuple(np.linspace(0, 1, temperatures).tolist()),
@@ -118,12 +118,12 @@ def tvo_schedule(name: str, temperatures: int) -> Betas:
         "moments": lambda log_w: moment_betas(log_w, temperatures),
     }
     if name not in table:
-        raise UserError(f"no schedule {name!r} of the TVO; known: {', '.join(table)}")
+        raise UserError(f"no TVO schedule {name!r}; known: {', '.join(table)}")
     return table[name]
 
 
 BISECTIONS = 24
-"""Halvings of [0, 1]: all the digits that a temperature has in float32."""
+"""Halvings of [0, 1]: enough for every digit of a float32 temperature."""
 
 
 def moment_betas(log_w: LogWeights, temperatures: int) -> Float[Array, " T"]:

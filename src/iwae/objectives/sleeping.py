@@ -1,4 +1,4 @@
-"""Reweighted wake-sleep: decoder and encoder learn from log densities at particles held fixed."""
+"""Reweighted wake-sleep: decoder and encoder learn from log densities at fixed particles."""
 
 from collections.abc import Callable
 from functools import partial
@@ -39,7 +39,7 @@ WAKE_DECODER = Estimator(_wake_theta, path=False, score=False)
 
 
 def wake(sampler: Callable, *, k: int) -> Objective:
-    """sum_i w_i grad log p(x, z_i) on k particles of any sampler; the encoder learns nothing.
+    """sum_i w_i grad log p(x, z_i) on k particles of any sampler; the encoder gets no gradient.
 
     The gradient of log p(x) in the decoder's parameters, estimated by self-normalised weights
     (Ding & Freedman 2019, eq. 7). No gradient flows through the particles or their weights. The
@@ -52,7 +52,7 @@ def wake(sampler: Callable, *, k: int) -> Objective:
         (z, log_w), info = jax.lax.stop_gradient(sampler(frozen(model), x, key, k))
         return climb_joint(model, x, Particles(z, log_w)), info
 
-    return Objective(terms, shown=())
+    return Objective(terms, metrics=())
 
 
 def climb_joint(model: AbstractLatentModel, x: Example, particles: Particles) -> Scalar:
@@ -73,7 +73,7 @@ def rws(
 
     Args:
         k: particles of the wake phase.
-        estimator: of wake-theta and wake-phi.
+        estimator: the gradient estimator of wake-theta and wake-phi.
         phase: what q learns from: "wake" for the particles of the data, "sleep" for a draw of
             the model itself, "both" for the mean of the two.
         chunk, backward: as in `bound`.
@@ -96,7 +96,7 @@ def rws(
 
 
 def _of_phase(estimator: Estimator, phase: Phase) -> Estimator:
-    """The estimator with q's share of what it learns awake."""
+    """The estimator with the encoder's gradient scaled by the share of the wake phase."""
     if phase == "wake":
         return estimator
     if phase == "sleep":

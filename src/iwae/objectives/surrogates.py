@@ -1,12 +1,12 @@
-"""How a bound of importance samples is climbed.
+"""Gradient estimators for bounds of importance samples, and the surrogates that they differentiate.
 
-A gradient estimator is a table of coefficients. On particles z_i ~ q(z|x) it is
+A gradient estimator is a table of coefficients. For particles z_i ~ q(z|x) it is
 
     sum_i  decoder_i  grad_theta log p(x, z_i)
          + path_i     (d log w_i / d z_i) (d z_i / d phi)
          - score_i    grad_phi log q(z_i|x), at fixed z_i
 
-and everything from the plain gradient to wake-sleep is a choice of the three.
+and every estimator from the plain gradient to wake-sleep is a choice of the three columns.
 """
 
 from collections.abc import Callable
@@ -21,7 +21,7 @@ from iwae.typing import Latents, LogWeights, Scalar
 
 
 class Coefficients(NamedTuple):
-    """What each particle contributes to the gradient; see the top of this file."""
+    """The contribution of each particle to the gradient; see the top of this file."""
 
     decoder: LogWeights
     path: LogWeights
@@ -29,13 +29,13 @@ class Coefficients(NamedTuple):
 
 
 class Estimator(NamedTuple):
-    """How to climb a bound of importance samples.
+    """A gradient estimator for a bound of importance samples.
 
     Attributes:
-        coefficients: (bound, log weights) -> the table; None for the bound's own gradient, of
-            which `path` and `score` say what is left out.
-        path: gradients flow through the draws of q; otherwise that column does not count.
-        score: gradients flow through log q(z|x) at fixed z; otherwise that column does not count.
+        coefficients: (bound, log weights) -> the table; None for the bound's own gradient,
+            from which `path` and `score` may drop terms.
+        path: gradients flow through the draws of q; otherwise that column is ignored.
+        score: gradients flow through log q(z|x) at fixed z; otherwise that column is ignored.
     """
 
     coefficients: Callable[[Reduction, LogWeights], Coefficients] | None = None
@@ -49,10 +49,10 @@ REPARAM = Estimator()
 
 @jax.custom_vjp
 def tagged(z: Latents) -> tuple[Latents, Scalar]:
-    """z, and a tag: what arrives backwards at the tag multiplies the gradient that reaches z.
+    """Return z and a tag: the cotangent of the tag multiplies the gradient that reaches z.
 
-    The factor depends on all weights, which exist only after every particle was evaluated. It
-    travels back along the tag, so that a single backward pass serves decoder and encoder, whose
+    The factor depends on all weights, which are known only once every particle has been evaluated.
+    It travels back along the tag, so a single backward pass serves decoder and encoder, whose
     coefficients differ.
     """
     return z, blank_tag(z)
@@ -73,7 +73,7 @@ tagged.defvjp(lambda z: (tagged(z), None), _tagged_back)
 
 @jax.custom_vjp
 def deliver(factors: Float[Array, " k"], tags: Float[Array, " k"]) -> Scalar:
-    """Zero; sends the factors back along the tags, whatever the scale of the loss."""
+    """Return zero; send the factors back along the tags, whatever the scale of the loss."""
     del factors, tags
     return jnp.float32(0)
 
@@ -85,16 +85,16 @@ def _deliver_back(factors: Array, _: Scalar) -> tuple[Array, Array]:
 deliver.defvjp(lambda factors, tags: (deliver(factors, tags), factors), _deliver_back)
 
 FLOOR = 1e-20
-"""Coefficients that others are divided by are at least this, which is far below rounding."""
+"""Least absolute value of a coefficient used as a divisor, far below rounding."""
 
 
 def floored(coefficients: LogWeights) -> LogWeights:
-    """The same coefficients but for rounding, none of them zero."""
+    """The same coefficients up to rounding, none of them zero."""
     return jnp.where(jnp.abs(coefficients) < FLOOR, FLOOR, coefficients)
 
 
 def slope(coefficients: LogWeights, log_density: LogWeights) -> Scalar:
-    """Zero, whose gradient is sum_i c_i grad log_density_i; what is infinite has none."""
+    """Zero, whose gradient is sum_i c_i grad log_density_i; infinite densities have none."""
     finite = jnp.isfinite(log_density)
     zero = jnp.where(finite, log_density, 0.0) - jax.lax.stop_gradient(
         jnp.where(finite, log_density, 0.0)
@@ -103,7 +103,7 @@ def slope(coefficients: LogWeights, log_density: LogWeights) -> Scalar:
 
 
 class Tags(NamedTuple):
-    """Of the z in log p(x, z), and of the z in log q(z|x)."""
+    """Tags of the z in log p(x, z) and of the z in log q(z|x)."""
 
     joint: Float[Array, "*k"]
     q: Float[Array, "*k"]
@@ -112,7 +112,7 @@ class Tags(NamedTuple):
 def climb(
     reduction: Reduction, estimator: Estimator, log_p: LogWeights, log_q: LogWeights, tags: Tags
 ) -> Scalar:
-    """The bound, with the estimator for its gradient."""
+    """The bound, whose gradient is the estimator."""
     if estimator.coefficients is None:
         return reduction(log_p - log_q)
     log_w = jax.lax.stop_gradient(log_p - log_q)
@@ -127,7 +127,7 @@ def surrogate(
     log_q: LogWeights,
     tags: Tags,
 ) -> Scalar:
-    """Zero, whose gradient is that of the table; see the top of this file."""
+    """Zero, whose gradient is the estimator of the table; see the top of this file."""
     decoder = floored(table.decoder)
     if estimator.coefficients is None:  # the three columns are the same
         return slope(decoder, log_p - log_q)

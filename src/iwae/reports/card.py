@@ -16,45 +16,13 @@ from iwae.data.kinds import is_discrete
 from iwae.models.conditional import ConditionalVAE, Model, without_labels
 from iwae.objectives.declaration import OBJECTIVES
 from iwae.reports.gallery import are_pictures, layout_of
-from iwae.results.ordering import read_records
+from iwae.results.reading import Estimate, Method, each_model, estimates_of, read_records, widest
 from iwae.results.records import model_sha256
-from iwae.results.text import each_model
 
 log = logging.getLogger(__name__)
 
-SAMPLED, ANNEALED = "importance sampling", "annealed importance sampling"
-BIDIRECTIONAL, CLASSIFICATION = "bidirectional Monte Carlo", "classification"
-
 HUB_DATASETS = {"mnist": "ylecun/mnist", "fashion": "zalando-datasets/fashion_mnist"}
 """Where the hub has the data that some names stand for."""
-
-
-class Estimate(NamedTuple):
-    """A number of a record.
-
-    Attributes:
-        name: such as L_5000 or AIS_500.
-        rank: estimates of higher rank are tighter.
-        value: mean over examples, nats; None if it is not finite.
-        stderr: of the mean, from the choice of examples.
-        bits: bits per dimension and their standard error, where the data are levels.
-        n: examples.
-        subset: whether they are not all of the test set.
-        meaning: what kind of number it is.
-        record: all the rest.
-        of: the part of the record that is about this model.
-    """
-
-    name: str
-    rank: tuple[bool, int]
-    value: float | None
-    stderr: float | None
-    bits: tuple[float, float | None] | None
-    n: int
-    subset: bool
-    meaning: str
-    record: Mapping[str, Any]
-    of: Mapping[str, Any]
 
 
 def model_card(
@@ -95,8 +63,8 @@ def model_card(
         objective=OBJECTIVES[final.objective],
         gradient=_gradient(final),
         discrete=is_discrete(vae.kind),
-        estimates=_estimates(found),
-        gaps=[_gap(one, record) for record, one in found if record["method"] == BIDIRECTIONAL],
+        estimates=list(widest(_estimates(found)).values()),
+        gaps=[_gap(*each) for each in found if each[0]["method"] == Method.BIDIRECTIONAL],
         classified=_classified(found),
         truth=_first(found, "true_log_likelihood"),
         active=_active_units(found),
@@ -135,13 +103,8 @@ def _labels(model: ConditionalVAE, names: Sequence[str]) -> Labels:
     return Labels(named, model.n_classes, prior)
 
 
-_NEEDED = {
-    SAMPLED: {"n", "subset", "by_k"},
-    ANNEALED: {"n", "subset", "by_temperatures", "annealing", "verdict"},
-    BIDIRECTIONAL: {"n", "gap", "gap_stderr"},
-    CLASSIFICATION: {"n", "k", "accuracy", "accuracy_stderr"},
-}
-"""What a record of each method has to have."""
+_TOLD = (Method.IMPORTANCE, Method.ANNEALED, Method.BIDIRECTIONAL, Method.CLASSIFICATION)
+"""The methods that a card tells of."""
 
 Found = tuple[Mapping[str, Any], Mapping[str, Any]]
 """A record, and the part of it that is about one model."""
@@ -150,68 +113,39 @@ Found = tuple[Mapping[str, Any], Mapping[str, Any]]
 def _measured(run: Path, weights: str, replicate: int) -> Iterator[Found]:
     """What was measured of the model that is there now, without records that are damaged."""
     digest = model_sha256(run, weights, replicate)
-    for path, record in read_records(run, tuple(_NEEDED)):
-        wanted = "simulated" if record["method"] == BIDIRECTIONAL else "test"
+    for path, record in read_records(run, _TOLD):
+        wanted = "simulated" if record["method"] == Method.BIDIRECTIONAL else "test"
         if (record["split"], record["weights"], record["pruned"]) != (wanted, weights, False):
             continue
         each = each_model(record)
         one = each[replicate] if replicate < len(each) else {}
         if one.get("model_sha256") != digest:
             log.warning("%s is of other weights than these and is left out", path)
-        elif missing := _NEEDED[record["method"]] - {*record, *one}:
-            log.warning("%s is no record (no %s) and is left out", path, min(missing))
         else:
             yield record, one
 
 
-def _estimates(found: list[Found]) -> list[Estimate]:
-    """The estimates, loosest first; of two by one name that of the most examples."""
-    chosen: dict[str, Estimate] = {}
+def _estimates(found: list[Found]) -> Iterator[Estimate]:
+    """The estimates, loosest first; of annealing the longest, as the other is for the verdict."""
     for record, one in found:
-        for estimate in _rows(record, one):
-            if estimate.name not in chosen or estimate.n >= chosen[estimate.name].n:
-                chosen[estimate.name] = estimate
-    return sorted(chosen.values(), key=lambda estimate: estimate.rank)
+        of_record = list(estimates_of(record, one))
+        yield from of_record[-1:] if record["method"] == Method.ANNEALED else of_record
 
 
-def _rows(record: Mapping[str, Any], one: Mapping[str, Any]) -> Iterator[Estimate]:
-    for row in one.get("by_k", ()):
-        k = row["k"]
-        words = "the ELBO, a lower bound" if k == 1 else f"lower bound by {k:,} importance samples"
-        yield _estimate(f"L_{k}", (False, k), row, words, record, one)
-    for row in one.get("by_temperatures", ())[-1:]:  # the others are for the verdict
-        length, chains = row["temperatures"], record["annealing"]["chains"]
-        words = (
-            f"lower bound by annealed importance sampling, {length:,} temperatures and {chains} "
-            f"chains; {one['verdict']['word']}"
+def _meaning(one: Estimate) -> str:
+    """The kind of number that an estimate is."""
+    budget = one.rank[1]
+    if one.record["method"] == Method.ANNEALED:
+        return (
+            f"lower bound by annealed importance sampling, {budget:,} temperatures and "
+            f"{one.record['annealing']['chains']} chains; {one.part['verdict']['word']}"
         )
-        yield _estimate(f"AIS_{length}", (True, length), row, words, record, one)
+    if budget == 1:
+        return "the ELBO, a lower bound"
+    return f"lower bound by {budget:,} importance samples"
 
 
-def _estimate(
-    name: str,
-    rank: tuple[bool, int],
-    row: Mapping[str, Any],
-    meaning: str,
-    record: Mapping[str, Any],
-    one: Mapping[str, Any],
-) -> Estimate:
-    bits = row.get("bits_per_dimension")
-    return Estimate(
-        name,
-        rank,
-        row["log_likelihood"],
-        row["stderr"],
-        None if bits is None else (bits, row["bits_per_dimension_stderr"]),
-        record["n"],
-        record["subset"] is not None,
-        meaning,
-        record,
-        one,
-    )
-
-
-def _gap(one: Mapping[str, Any], record: Mapping[str, Any]) -> dict[str, Any]:
+def _gap(record: Mapping[str, Any], one: Mapping[str, Any]) -> dict[str, Any]:
     """How far annealing can be off on examples that the model made."""
     return {"n": record["n"], "gap": one["gap"], "gap_stderr": one["gap_stderr"]}
 
@@ -221,7 +155,7 @@ def _classified(found: list[Found]) -> dict[str, Any] | None:
     each = [
         {**{name: one[name] for name in ("accuracy", "accuracy_stderr", "k")}, "n": record["n"]}
         for record, one in found
-        if record["method"] == CLASSIFICATION
+        if record["method"] == Method.CLASSIFICATION
     ]
     return max(each, key=lambda one: (one["n"], one["k"]), default=None)
 
@@ -253,7 +187,8 @@ def _template() -> Any:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters |= {"quoted": _quoted, "code": _code, "pm": _with_error, "signed": _number}
+    environment.filters |= {"quoted": _quoted, "code": _code, "pm": _with_error}
+    environment.filters |= {"signed": _number, "meaning": _meaning}
     return environment.get_template("card.md.jinja")
 
 

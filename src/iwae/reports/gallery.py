@@ -20,8 +20,8 @@ from iwae.models.conditional import ConditionalVAE, Model, without_labels
 from iwae.models.likelihoods import SIGNS
 from iwae.models.networks import Dense
 from iwae.reports import figures
-from iwae.results.ordering import Known, known_bounds, models_of, read_records
-from iwae.results.signal import GRADIENTS, signal_curves
+from iwae.results.reading import Known, Method, known_bounds, models_of, read_records
+from iwae.results.signal import signal_curves
 from iwae.runs.metrics import read_metrics
 from iwae.runs.setup import load_config_dataset, run_model, split_examples
 
@@ -66,7 +66,7 @@ def draw_run(run: Path, *, weights: str = "final", data_dir: Path | None = None)
 def draw_gradients(run: Path) -> list[Path]:
     """Draw the signal-to-noise ratios of each record of `iwae gradients` beside it."""
     written = []
-    for record_file, record in read_records(Path(run), (GRADIENTS,)):
+    for record_file, record in read_records(Path(run), (Method.GRADIENTS,)):
         written.append(record_file.with_suffix(".png"))
         figures.save_figure(figures.signal_to_noise(signal_curves(record["rows"])), written[-1])
     return written

@@ -1,10 +1,10 @@
 """Log-likelihoods by annealed importance sampling, for a record: at two lengths, with a verdict."""
 
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Unpack
 
 import jax
 import numpy as np
@@ -12,33 +12,28 @@ import numpy as np
 from iwae.data import choose
 from iwae.errors import UserError
 from iwae.evaluation.diagnostics import Verdict, verdict
-from iwae.evaluation.examples import check_positive, gather
+from iwae.evaluation.examples import check_positive
 from iwae.evaluation.likelihood import annealed_slabs
 from iwae.inference.starts import STARTS
 from iwae.inference.step_sizes import tune_step_size
 from iwae.inference.temperatures import as_betas, check_leapfrog, linear_schedule, sigmoid_schedule
 from iwae.models.conditional import Model
-from iwae.results.ordering import check_ordering, models_of, read_records, read_values
+from iwae.results.measure import Measured, Replicate, SplitOptions, measure
+from iwae.results.reading import Method, models_of, read_records, read_values
 from iwae.results.records import (
     Record,
     Subject,
-    Track,
-    joined,
     make_subject,
+    model_facts,
     number,
-    origin,
     record_name,
     shared_record,
     unit_counts,
-    untracked,
     weight_summary,
-    write_record,
 )
-from iwae.results.unfinished import Slab, Unfinished
+from iwae.results.unfinished import Slab
 from iwae.runs.setup import split_examples
 from iwae.typing import PRNGKey
-
-ANNEALED = "annealed importance sampling"
 
 SCHEDULES: dict[str, Callable[[int], np.ndarray]] = {
     "sigmoid": sigmoid_schedule,
@@ -115,31 +110,12 @@ class Annealing:
         ]
 
 
-class Annealed(NamedTuple):
-    """What one model scores at one length.
-
-    Attributes:
-        values: `log_likelihood` (nats), `ess`, `pareto_k` and `acceptance`, `[n]` float64.
-        step_sizes: `[T-1]`, frozen before anything was measured.
-    """
-
-    values: dict[str, np.ndarray]
-    step_sizes: np.ndarray
-
-
 def anneal_run(
     run: Path,
     *,
     annealing: Annealing | None = None,
-    split: str = "test",
-    weights: str = "final",
-    examples: int | None = None,
-    pruned: bool = False,
-    seed: int = 0,
     tolerance: float = 0.5,
-    batch_size: int | None = None,
-    data_dir: Path | None = None,
-    track: Track = untracked,
+    **options: Unpack[SplitOptions],
 ) -> Record:
     """Log-likelihoods of every replicate of a run by annealed importance sampling.
 
@@ -147,99 +123,85 @@ def anneal_run(
     are tuned on training examples, with yet another key, before anything is measured. Writes
     `RUN/evaluations/NAME.json` (the record, which is also returned) and `NAME.npz`: for R
     replicates and n examples `temperatures [2]`, `index [n]` in the split, `log_likelihood`, `ess`
-    and `acceptance` `[R, 2, n]`, and `step_sizes_R_T [T-1]`. What a stopped call had done is kept,
-    and the same call goes on from there.
+    and `acceptance` `[R, 2, n]`, and `step_sizes_R_T [T-1]`. A call that was stopped continues when
+    it is repeated.
 
     Args:
-        annealing: how to anneal; by default `Annealing()`.
-        examples: a seeded random subset of the split instead of all of it.
-        pruned: measure the models with their inactive units removed.
-        seed: of all random numbers.
+        annealing: temperatures, chains and moves; by default `Annealing()`.
         tolerance: the largest acceptable error, nats; see `evaluation.diagnostics.verdict`.
-        batch_size: examples at a time on each device; changes the speed, not the numbers.
-        track: wraps an iterable of slabs, its length and a label into a progress bar.
+        options: see `SplitOptions`.
 
     Raises:
         UserError: if the run, its weights, its data or the split are not there, or an option makes
             no sense.
     """
-    annealing, run = annealing or Annealing(), Path(run)
+    annealing = annealing or Annealing()
     annealing.check()
     if not 0 < tolerance < float("inf"):
         raise UserError(f"tolerance is {tolerance}; it must be a positive number of nats")
-    subject = make_subject(
-        run,
-        split=split,
-        weights=weights,
-        examples=examples,
-        pruned=pruned,
-        seed=seed,
-        labels=True,
-        data_dir=data_dir,
+    subject = make_subject(Path(run), labels=True, **options)
+    return measure(
+        subject,
+        partial(_anneal, annealing=annealing, tolerance=tolerance),
+        file=record_name(subject, "ais", *annealing.words()),
+        shared={
+            **shared_record(subject, Method.ANNEALED),
+            "proposal": annealing.start,
+            "annealing": annealing.values(),
+            "pilot": {"split": pilot_split(subject), "examples": PILOT_EXAMPLES},
+            "k": annealing.chains,
+        },
+        arrays={"temperatures": np.asarray(_lengths(annealing)), "index": subject.places},
+        rows=("by_temperatures", "temperatures"),
     )
-    unfinished, lengths = Unfinished(run), (annealing.temperatures // 10, annealing.temperatures)
-    each, measured = [], []
-    for replicate, model in subject.models():
-        begin = time.perf_counter()
-        both = [
-            _anneal(subject, replicate, model, annealing, length, batch_size, unfinished, track)
-            for length in lengths
-        ]
-        rows = [_row(one, length, annealing) for one, length in zip(both, lengths, strict=True)]
-        each.append(
-            {
-                **rows[-1],
-                "k": annealing.chains,
-                "by_temperatures": rows,
-                "verdict": _verdict(subject, replicate, annealing, both, tolerance),
-                **unit_counts(subject, model)[0],
-                "seconds": time.perf_counter() - begin,
-                **origin(subject, replicate),
-            }
-        )
-        measured.append(both)
-    shared = {
-        **shared_record(subject, ANNEALED),
-        "proposal": annealing.start,
-        "annealing": annealing.values(),
-        "pilot": {"split": pilot_split(subject), "examples": PILOT_EXAMPLES},
+
+
+def _lengths(annealing: Annealing) -> tuple[int, int]:
+    """T/10 and T."""
+    return annealing.temperatures // 10, annealing.temperatures
+
+
+def _anneal(one: Replicate, annealing: Annealing, tolerance: float) -> Measured:
+    lengths = _lengths(annealing)
+    both, sizes = zip(*(_at_length(one, annealing, length) for length in lengths), strict=True)
+    rows = [_row(*values, annealing) for values in zip(lengths, both, sizes, strict=True)]
+    shorter, longer = (values["log_likelihood"] for values in both)
+    gap = simulated_gap(one.subject, one.number, annealing)
+    record = {
+        **rows[-1],
+        "k": annealing.chains,
+        "by_temperatures": rows,
+        "verdict": verdict_record(verdict(longer, shorter, gap, tolerance)),
+        **unit_counts(one.subject, one.model)[0],
     }
-    likelihoods = [[one.values["log_likelihood"] for one in both] for both in measured]
-    record = joined(each, shared, likelihoods, "by_temperatures", ["temperatures"])
-    record["k"] = annealing.chains
-    arrays = {"temperatures": np.asarray(lengths), "index": subject.places}
-    for name in ("log_likelihood", "ess", "acceptance"):
-        arrays[name] = np.stack([np.stack([one.values[name] for one in both]) for both in measured])
-    for replicate, both in enumerate(measured):
-        for length, one in zip(lengths, both, strict=True):
-            arrays[f"step_sizes_{replicate}_{length}"] = one.step_sizes
-    record["ordering"] = check_ordering(run, record, arrays)
-    write_record(run, record_name(subject, "ais", *annealing.words()), record, arrays)
-    unfinished.forget()
-    return record
+    stacked = {
+        name: np.stack([values[name] for values in both])
+        for name in ("log_likelihood", "ess", "acceptance")
+    }
+    own = {
+        f"step_sizes_{one.number}_{length}": found
+        for length, found in zip(lengths, sizes, strict=True)
+    }
+    return Measured(record, stacked, own)
 
 
-def _anneal(
-    subject: Subject,
-    replicate: int,
-    model: Model,
-    annealing: Annealing,
-    length: int,
-    batch_size: int | None,
-    unfinished: Unfinished,
-    track: Track,
-) -> Annealed:
-    """One replicate at one length."""
+def _at_length(
+    one: Replicate, annealing: Annealing, length: int
+) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """Values of each example, and step sizes `[T-1]`, frozen before anything is measured."""
+    subject = one.subject
     pilot_key, key = annealing_keys(subject.seed, length)
-    how = {**annealing.values(), "temperatures": length}
-    sizes = unfinished.array(
-        subject.settings(replicate, method="step sizes", pilot=pilot_split(subject), **how),
-        lambda: tune(model, pilot_examples(subject), pilot_key, annealing, length),
+    settings = {**annealing.values(), "temperatures": length}
+    sizes = one.array(
+        lambda: tune(one.model, pilot_examples(subject), pilot_key, annealing, length),
+        method="step sizes",
+        pilot=pilot_split(subject),
+        **settings,
     )
 
     def slabs(first: int) -> Iterator[Slab]:
         return annealed_slabs(
-            model,
+            one.model,
             subject.data,
             key,
             chains=annealing.chains,
@@ -247,13 +209,11 @@ def _anneal(
             step_size=sizes,
             n_leapfrog=annealing.leapfrog,
             start=annealing.start,
-            batch_size=batch_size,
+            batch_size=subject.batch_size,
             first=first,
         )
 
-    kept = unfinished.slabs(subject.settings(replicate, method=ANNEALED, **how), slabs)
-    label = f"replicate {replicate}, {length} temperatures"
-    return Annealed(gather(iter(track(kept, len(subject.data), label))), sizes)
+    return one.values(f"{length} temperatures", slabs, method=Method.ANNEALED, **settings), sizes
 
 
 def annealing_keys(seed: int, length: int) -> tuple[PRNGKey, PRNGKey]:
@@ -294,25 +254,18 @@ def pilot_examples(subject: Subject) -> np.ndarray:
     return examples[np.sort(choose(len(examples), min(PILOT_EXAMPLES, len(examples))))]
 
 
-def _row(one: Annealed, length: int, annealing: Annealing) -> Record:
-    """What a record says of one length."""
+def _row(
+    length: int, values: dict[str, np.ndarray], step_sizes: np.ndarray, annealing: Annealing
+) -> Record:
+    """The part of a record about one length."""
     return {
         "temperatures": length,
-        **weight_summary(one.values, annealing.chains),
-        "acceptance_mean": float(one.values["acceptance"].mean()),
-        "acceptance_min": float(one.values["acceptance"].min()),
-        "step_size_min": float(one.step_sizes.min()),
-        "step_size_max": float(one.step_sizes.max()),
+        **weight_summary(values, annealing.chains),
+        "acceptance_mean": float(values["acceptance"].mean()),
+        "acceptance_min": float(values["acceptance"].min()),
+        "step_size_min": float(step_sizes.min()),
+        "step_size_max": float(step_sizes.max()),
     }
-
-
-def _verdict(
-    subject: Subject, replicate: int, annealing: Annealing, both: list[Annealed], tolerance: float
-) -> Record:
-    """Whether T and T/10 agree and, where bidirectional bounds are known, they are close."""
-    shorter, longer = (one.values["log_likelihood"] for one in both)
-    gap = simulated_gap(subject, replicate, annealing)
-    return verdict_record(verdict(longer, shorter, gap, tolerance))
 
 
 def verdict_record(found: Verdict) -> Record:
@@ -333,8 +286,8 @@ def simulated_gap(subject: Subject, replicate: int, annealing: Annealing) -> np.
     Of several records the one with the most examples counts.
     """
     wanted = subject.weights, subject.pruned, annealing.values()
-    mine, gaps = origin(subject, replicate)["model_sha256"], []
-    for path, record in read_records(subject.run, ("bidirectional Monte Carlo",)):
+    mine, gaps = model_facts(subject, replicate)["model_sha256"], []
+    for path, record in read_records(subject.run, (Method.BIDIRECTIONAL,)):
         same = (record["weights"], record["pruned"], record["annealing"]) == wanted
         if same and models_of(record)[replicate] == mine:
             values = read_values(path)

@@ -1,9 +1,9 @@
 """A conditional model as a classifier, and as a judge of what is none of its data, for a record."""
 
-import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Unpack
 
 import jax
 import numpy as np
@@ -18,26 +18,20 @@ from iwae.evaluation.classes import (
     marginal_log_likelihoods,
 )
 from iwae.evaluation.diagnostics import test_sample_error
-from iwae.evaluation.examples import gather
-from iwae.models.conditional import ConditionalVAE
+from iwae.results.measure import Measured, Replicate, SplitOptions, measure
+from iwae.results.reading import Method
 from iwae.results.records import (
     Record,
     Subject,
-    Track,
     chosen_examples,
     make_subject,
     mean_and_error,
     number,
-    origin,
     record_name,
     run_config,
     shared_record,
-    untracked,
-    write_record,
 )
-from iwae.results.unfinished import Slab, Unfinished
-
-CLASSIFICATION = "classification"
+from iwae.results.unfinished import Slab
 
 CAUTION = (
     "likelihoods alone are a weak test of whether examples are of the same kind: other, simpler "
@@ -65,17 +59,7 @@ class Others(NamedTuple):
 
 
 def classify_run(
-    run: Path,
-    *,
-    split: str = "test",
-    weights: str = "final",
-    k: int = 100,
-    against: str | None = None,
-    examples: int | None = None,
-    seed: int = 0,
-    batch_size: int | None = None,
-    data_dir: Path | None = None,
-    track: Track = untracked,
+    run: Path, *, k: int = 100, against: str | None = None, **options: Unpack[SplitOptions]
 ) -> Record:
     """Every replicate of a conditional run as a classifier, by the likelihood of every label.
 
@@ -84,14 +68,14 @@ def classify_run(
     returned) and `NAME.npz`: for R replicates, n examples and C labels `index [n]` in the split,
     `label [n]`, `log_likelihood [R, n, C]` of log p(x|y) and `marginal [R, n]` of log p(x), nats;
     with `against`, the same of the others as `others_index`, `others_log_likelihood` and
-    `others_marginal`. What a stopped call had done is kept, and the same call goes on from there.
+    `others_marginal`. A call that was stopped continues when it is repeated.
 
     Args:
         k: importance samples for each example and label.
         against: other data, a name or a file, of examples of the same shape. The record then says
             how often log p(x) of an example is above that of one of their test examples (AUROC).
-        examples: a seeded random subset of the split, and of the other data, of at most so many.
-        split, weights, seed, batch_size, track: as for `evaluate_run`.
+        options: see `SplitOptions`; conditional models are not pruned. `examples` is also the
+            largest number of examples of the other data.
 
     Raises:
         UserError: if the run, its weights or data are not there, it is not conditional, or the
@@ -101,39 +85,21 @@ def classify_run(
     run = Path(run)
     if not run_config(run).conditional:
         raise UserError(f"{run} knows no labels: train with --conditional to classify")
-    subject = make_subject(
-        run,
-        split=split,
-        weights=weights,
-        examples=examples,
-        seed=seed,
-        labels=True,
-        data_dir=data_dir,
-    )
-    others = None if against is None else _others(subject, against, examples, data_dir)
-    unfinished = Unfinished(run)
-    each, found = zip(
-        *(
-            _measure(subject, replicate, model, others, k, batch_size, unfinished, track)
-            for replicate, model in subject.models()
-        ),
-        strict=True,
-    )
-    record: Record = {
-        **(each[0] if len(each) == 1 else {"replicates": list(each)}),
-        **shared_record(subject, CLASSIFICATION),
-        "k": k,
-        **_about(others),
-    }
-    arrays = {name: np.stack([values[name] for values in found]) for name in found[0]}
-    arrays |= {"index": subject.places, "label": _labels(subject)}
+    subject = make_subject(run, labels=True, **options)
+    arrays = {"index": subject.places, "label": _labels(subject)}
     words = ["classify", f"k{k}"]
-    if others is not None:
+    others = None
+    if against is not None:
+        others = _others(subject, against, options.get("examples"), options.get("data_dir"))
         arrays["others_index"] = others.places
         words += ["against", _file_word(others.name)]
-    write_record(run, record_name(subject, *words), record, arrays)
-    unfinished.forget()
-    return record
+    return measure(
+        subject,
+        partial(_measure, others=others, k=k),
+        file=record_name(subject, *words),
+        shared={**shared_record(subject, Method.CLASSIFICATION), "k": k, **_about(others)},
+        arrays=arrays,
+    )
 
 
 def _labels(subject: Subject) -> np.ndarray:
@@ -141,33 +107,40 @@ def _labels(subject: Subject) -> np.ndarray:
     return subject.dataset.labels(subject.split)[subject.places]
 
 
-def _measure(
-    subject: Subject,
-    replicate: int,
-    model: ConditionalVAE,
-    others: Others | None,
-    k: int,
-    batch_size: int | None,
-    unfinished: Unfinished,
-    track: Track,
-) -> tuple[Record, dict[str, np.ndarray]]:
-    """One replicate: what a record says of it, and the values behind that."""
-    begin, shares = time.perf_counter(), np.asarray(model.frequencies)
-
-    def score(rows: np.ndarray, stream: int, name: str) -> dict[str, np.ndarray]:
-        slabs = _scores(subject, replicate, model, rows, stream, k, batch_size, unfinished)
-        label = f"replicate {replicate}, {model.n_classes} labels, k={k}{name}"
-        given = gather(iter(track(slabs, len(rows), label)))["log_likelihood"]
-        return {"log_likelihood": given, "marginal": marginal_log_likelihoods(given, shares)}
-
-    own = score(subject.data[:, : subject.dataset.n_values], _OWN, "")
+def _measure(one: Replicate, others: Others | None, k: int) -> Measured:
+    subject, shares = one.subject, np.asarray(one.model.frequencies)
+    own = _scores(one, subject.data[:, : subject.dataset.n_values], _OWN, k, "")
     record = {"k": k, **_summary(own["log_likelihood"], _labels(subject), shares)}
-    if others is not None:
-        theirs = score(others.data, _OTHERS, f", {others.name}")
-        record |= _separation(own["marginal"], theirs["marginal"])
-        own |= {f"others_{name}": values for name, values in theirs.items()}
-    record |= {"seconds": time.perf_counter() - begin, **origin(subject, replicate)}
-    return record, own
+    if others is None:
+        return Measured(record, own)
+    theirs = _scores(one, others.data, _OTHERS, k, f", {others.name}")
+    record |= _separation(own["marginal"], theirs["marginal"])
+    return Measured(record, {**own, **{f"others_{name}": v for name, v in theirs.items()}})
+
+
+def _scores(
+    one: Replicate, rows: np.ndarray, stream: int, k: int, name: str
+) -> dict[str, np.ndarray]:
+    """log p(x|y) of rows under every label, `[n, C]`, and log p(x), `[n]`, nats."""
+    model, subject = one.model, one.subject
+    key = jax.random.fold_in(jax.random.key(subject.seed), stream)
+
+    def slabs(first: int) -> Iterator[Slab]:
+        return class_log_likelihood_slabs(
+            model, rows, key, k=k, batch_size=subject.batch_size, first=first
+        )
+
+    given = one.values(
+        f"{model.n_classes} labels, k={k}{name}",
+        slabs,
+        len(rows),
+        method=Method.CLASSIFICATION,
+        k=k,
+        rows=test_sha256(np.ascontiguousarray(rows)),
+        stream=stream,
+    )["log_likelihood"]
+    shares = np.asarray(model.frequencies)
+    return {"log_likelihood": given, "marginal": marginal_log_likelihoods(given, shares)}
 
 
 _OWN, _OTHERS = 0, 1
@@ -203,27 +176,6 @@ def _check_others(subject: Subject, dataset: Dataset) -> None:
         )
     if dataset.identity["test_sha256"] == own.identity["test_sha256"]:
         raise UserError(f"against {dataset.name}: these are the run's own data; name others")
-
-
-def _scores(
-    subject: Subject,
-    replicate: int,
-    model: ConditionalVAE,
-    rows: np.ndarray,
-    stream: int,
-    k: int,
-    batch_size: int | None,
-    unfinished: Unfinished,
-) -> Iterator[Slab]:
-    """log p(x|y) of rows under every label by one replicate, `[n, C]` nats, slab by slab."""
-    key = jax.random.fold_in(jax.random.key(subject.seed), stream)
-
-    def slabs(first: int) -> Iterator[Slab]:
-        return class_log_likelihood_slabs(model, rows, key, k=k, batch_size=batch_size, first=first)
-
-    examples = test_sha256(np.ascontiguousarray(rows))
-    settings = subject.settings(replicate, method=CLASSIFICATION, k=k, rows=examples)
-    return unfinished.slabs({**settings, "stream": stream}, slabs)
 
 
 def _summary(scores: np.ndarray, labels: np.ndarray, shares: np.ndarray) -> Record:

@@ -8,7 +8,7 @@ import numpy as np
 
 from iwae.errors import UserError
 from iwae.evaluation.diagnostics import paired_difference
-from iwae.results.ordering import Known, known_bounds
+from iwae.results.reading import Known, known_bounds
 from iwae.results.records import Record, number, run_config, summary
 
 ENOUGH = 100

@@ -1,16 +1,16 @@
 """The rate-distortion curve of a run, for a record and a figure."""
 
-import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
+from typing import Unpack
 
 import numpy as np
 
 from iwae.errors import UserError
-from iwae.evaluation.examples import check_positive, gather
+from iwae.evaluation.examples import check_positive
 from iwae.evaluation.posterior import rate_distortion_slabs
 from iwae.inference.step_sizes import tune_step_size
-from iwae.models.vae import VAE
 from iwae.results.annealed import (
     PILOT_CHAINS,
     PILOT_EXAMPLES,
@@ -18,21 +18,10 @@ from iwae.results.annealed import (
     pilot_examples,
     pilot_split,
 )
-from iwae.results.records import (
-    Record,
-    Subject,
-    Track,
-    make_subject,
-    mean_and_error,
-    origin,
-    record_name,
-    shared_record,
-    untracked,
-    write_record,
-)
-from iwae.results.unfinished import Slab, Unfinished
-
-CURVE = "rate-distortion"
+from iwae.results.measure import Measured, Replicate, SplitOptions, measure
+from iwae.results.reading import Method
+from iwae.results.records import Record, make_subject, mean_and_error, record_name, shared_record
+from iwae.results.unfinished import Slab
 
 KEPT = 101
 """Points of the curve that are kept, evenly along the schedule."""
@@ -53,25 +42,18 @@ def rate_distortion_run(
     temperatures: int = 500,
     chains: int = 16,
     leapfrog: int = 10,
-    split: str = "test",
-    weights: str = "final",
-    examples: int | None = None,
-    pruned: bool = False,
-    seed: int = 0,
-    batch_size: int | None = None,
-    data_dir: Path | None = None,
-    track: Track = untracked,
+    **options: Unpack[SplitOptions],
 ) -> Record:
     """Rate and distortion of every replicate along the path from the prior (Huang et al. 2020).
 
     Writes `RUN/evaluations/NAME.json` (the record, which is also returned) and `NAME.npz`:
-    `betas [m]`, `index [n]` in the split, and `rate` and `distortion` `[R, n, m]`, nats. What a
-    stopped call had done is kept, and the same call goes on from there.
+    `betas [m]`, `index [n]` in the split, and `rate` and `distortion` `[R, n, m]`, nats. A call
+    that was stopped continues when it is repeated.
 
     Args:
         temperatures: from the prior to the posterior; a quarter as many go on from there.
         chains, leapfrog: as for `Annealing`.
-        split, weights, examples, pruned, seed, batch_size, track: as for `anneal_run`.
+        options: see `SplitOptions`.
 
     Raises:
         UserError: if the run, its weights, its data or the split are not there, or an option makes
@@ -80,70 +62,46 @@ def rate_distortion_run(
     if temperatures < 2:
         raise UserError(f"temperatures is {temperatures}; a curve needs at least 2")
     check_positive("chains", chains)
-    subject = make_subject(
-        Path(run),
-        split=split,
-        weights=weights,
-        examples=examples,
-        pruned=pruned,
-        seed=seed,
-        data_dir=data_dir,
-    )
-    betas, unfinished = curve_betas(temperatures), Unfinished(subject.run)
-    each, curves = [], []
-    for replicate, model in subject.models():
-        begin = time.perf_counter()
-        curve = _curve(
-            subject, replicate, model, betas, chains, leapfrog, batch_size, unfinished, track
-        )
-        at_one = curve["rate"][:, temperatures - 1] + curve["distortion"][:, temperatures - 1]
-        mean, stderr = mean_and_error(-at_one)
-        each.append(
-            {
-                "log_likelihood": mean,
-                "stderr": stderr,
-                "k": chains,
-                "acceptance_mean": float(curve["acceptance"].mean()),
-                "seconds": time.perf_counter() - begin,
-                **origin(subject, replicate),
-            }
-        )
-        curves.append(curve)
-    record = {
-        **(each[0] if len(each) == 1 else {"replicates": each}),
-        **shared_record(subject, CURVE),
-        "annealing": {"temperatures": temperatures, "chains": chains, "leapfrog": leapfrog},
-        "pilot": {"split": pilot_split(subject), "examples": PILOT_EXAMPLES},
-    }
+    subject, betas = make_subject(Path(run), **options), curve_betas(temperatures)
     kept = np.append(np.linspace(0, len(betas) - 1, KEPT).astype(int), temperatures - 1)
     kept = np.unique(kept)
-    arrays = {"betas": betas[kept], "index": subject.places}
-    for name in ("rate", "distortion"):
-        arrays[name] = np.stack([curve[name][:, kept] for curve in curves])
     words = (f"T{temperatures}", f"c{chains}", f"l{leapfrog}")
-    write_record(subject.run, record_name(subject, *words) + f"-{CURVE}", record, arrays)
-    unfinished.forget()
-    return record
+    return measure(
+        subject,
+        partial(
+            _measure,
+            betas=betas,
+            at_one=temperatures - 1,
+            kept=kept,
+            chains=chains,
+            leapfrog=leapfrog,
+        ),
+        file=record_name(subject, *words) + f"-{Method.CURVE}",
+        shared={
+            **shared_record(subject, Method.CURVE),
+            "annealing": {"temperatures": temperatures, "chains": chains, "leapfrog": leapfrog},
+            "pilot": {"split": pilot_split(subject), "examples": PILOT_EXAMPLES},
+        },
+        arrays={"betas": betas[kept], "index": subject.places},
+    )
 
 
-def _curve(
-    subject: Subject,
-    replicate: int,
-    model: VAE,
+def _measure(
+    one: Replicate,
     betas: np.ndarray,
+    at_one: int,
+    kept: np.ndarray,
     chains: int,
     leapfrog: int,
-    batch_size: int | None,
-    unfinished: Unfinished,
-    track: Track,
-) -> dict[str, np.ndarray]:
-    """One replicate: `rate` and `distortion` `[n, T]`, and the `acceptance`."""
+) -> Measured:
+    """One replicate. `at_one`: the place of beta = 1. `kept`: those of the points to keep."""
+    subject = one.subject
     pilot_key, key = annealing_keys(subject.seed, len(betas))
-    settings = subject.settings(replicate, betas=betas.tolist(), chains=chains, leapfrog=leapfrog)
-    sizes = unfinished.array(
-        {**settings, "method": "step sizes"},
-        lambda: tune_step_size(
-            model,
+    settings = {"betas": betas.tolist(), "chains": chains, "leapfrog": leapfrog}
+
+    def tuned() -> np.ndarray:
+        return tune_step_size(
+            one.model,
             pilot_examples(subject),
             pilot_key,
             betas=betas,
@@ -151,21 +109,29 @@ def _curve(
             n_leapfrog=leapfrog,
             chains=PILOT_CHAINS,
             start="prior",
-        ),
-    )
+        )
+
+    sizes = one.array(tuned, method="step sizes", **settings)
 
     def slabs(first: int) -> Iterator[Slab]:
         return rate_distortion_slabs(
-            model,
+            one.model,
             subject.data,
             key,
             betas=betas,
             step_size=sizes,
             n_leapfrog=leapfrog,
             chains=chains,
-            batch_size=batch_size,
+            batch_size=subject.batch_size,
             first=first,
         )
 
-    kept = unfinished.slabs({**settings, "method": CURVE}, slabs)
-    return gather(iter(track(kept, len(subject.data), f"replicate {replicate}, curve")))
+    curve = one.values("curve", slabs, method=Method.CURVE, **settings)
+    mean, stderr = mean_and_error(-(curve["rate"][:, at_one] + curve["distortion"][:, at_one]))
+    record = {
+        "log_likelihood": mean,
+        "stderr": stderr,
+        "k": chains,
+        "acceptance_mean": float(curve["acceptance"].mean()),
+    }
+    return Measured(record, {name: curve[name][:, kept] for name in ("rate", "distortion")})

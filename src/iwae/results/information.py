@@ -1,10 +1,9 @@
 """What a model's posteriors say about its examples, for a record."""
 
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Unpack
 
 import jax
 import numpy as np
@@ -19,113 +18,64 @@ from iwae.evaluation.information import (
     rate_slabs,
     ratio_slabs,
 )
-from iwae.models.vae import VAE
-from iwae.results.ordering import Known, known_bounds, models_of
+from iwae.results.measure import Measured, Replicate, SplitOptions, measure
+from iwae.results.reading import Known, Method, known_bounds, models_of
 from iwae.results.records import (
     Record,
     Subject,
-    Track,
     make_subject,
+    model_facts,
     number,
-    origin,
     record_name,
     shared_record,
-    untracked,
-    write_record,
 )
-from iwae.results.unfinished import Slab, Unfinished
-
-INFORMATION = "information"
+from iwae.results.unfinished import Slab
 
 
-def information_run(
-    run: Path,
-    *,
-    split: str = "test",
-    weights: str = "final",
-    examples: int | None = None,
-    k: int = 16,
-    pruned: bool = False,
-    seed: int = 0,
-    batch_size: int | None = None,
-    data_dir: Path | None = None,
-    track: Track = untracked,
-) -> Record:
-    """Rate, distortion and mutual information of every replicate, and where the ELBO's gap goes.
+def information_run(run: Path, *, k: int = 16, **options: Unpack[SplitOptions]) -> Record:
+    """Rate, distortion and mutual information of every replicate, and the parts of the ELBO's gap.
 
     The gap is split where the run has records of importance sampling and of annealing on these
     examples: log p(x) by the longest annealing run, L_k by the most samples. Writes
     `RUN/evaluations/NAME.json` (the record, which is also returned) and `NAME.npz`: `rate`,
-    `distortion` and `log_ratio` `[R, n]`, nats, and `index [n]` in the split. What a stopped call
-    had done is kept, and the same call goes on from there.
+    `distortion` and `log_ratio` `[R, n]`, nats, and `index [n]` in the split. A call that was
+    stopped continues when it is repeated.
 
     Args:
         k: samples of each example.
-        split, weights, examples, pruned, seed, batch_size, track: as for `evaluate_run`.
+        options: see `SplitOptions`.
 
     Raises:
         UserError: if the run, its weights, its data or the split are not there.
     """
     check_positive("k", k)
-    subject = make_subject(
-        Path(run),
-        split=split,
-        weights=weights,
-        examples=examples,
-        pruned=pruned,
-        seed=seed,
-        data_dir=data_dir,
+    subject = make_subject(Path(run), **options)
+    return measure(
+        subject,
+        partial(_measure, k=k),
+        file=record_name(subject, Method.INFORMATION),
+        shared=shared_record(subject, Method.INFORMATION),
+        arrays={"index": subject.places},
     )
-    unfinished = Unfinished(subject.run)
-    each, found = [], []
-    for replicate, model in subject.models():
-        begin = time.perf_counter()
-        one = _measure(subject, replicate, model, k, batch_size, unfinished, track)
-        each.append(
-            {
-                **_summary(one),
-                "k": k,
-                "gap": _gap(subject, replicate, one),
-                "seconds": time.perf_counter() - begin,
-                **origin(subject, replicate),
-            }
-        )
-        found.append(one)
-    record = {
-        **(each[0] if len(each) == 1 else {"replicates": each}),
-        **shared_record(subject, INFORMATION),
-    }
-    arrays: dict[str, Any] = {
-        name: np.stack([getattr(one, name) for one in found]) for name in Information._fields
-    }
-    arrays["index"] = subject.places
-    write_record(subject.run, record_name(subject, INFORMATION), record, arrays)
-    unfinished.forget()
-    return record
 
 
-def _measure(
-    subject: Subject,
-    replicate: int,
-    model: VAE,
-    k: int,
-    batch_size: int | None,
-    unfinished: Unfinished,
-    track: Track,
-) -> Information:
-    """One replicate: first what each example costs, then how well a draw tells it from others."""
-    key, n = jax.random.key(subject.seed), len(subject.data)
-    rates = partial(rate_slabs, model, subject.data, key, k=k, batch_size=batch_size)
-    ratios = partial(ratio_slabs, model, subject.data, key, batch_size=batch_size)
+def _measure(one: Replicate, k: int) -> Measured:
+    """One replicate: what each example costs, then how well a draw tells it from the others."""
+    subject, key = one.subject, jax.random.key(one.subject.seed)
+    of = one.model, subject.data, key
 
-    def kept(name: str, make: Callable[[int], Iterator[Slab]], **options: Any) -> Iterator[Slab]:
-        settings = subject.settings(replicate, method=f"{INFORMATION}, {name}", **options)
-        return iter(track(unfinished.slabs(settings, make), n, f"replicate {replicate}, {name}"))
+    def rates(first: int) -> Iterator[Slab]:
+        return rate_slabs(*of, k=k, batch_size=subject.batch_size, first=first)
 
-    return join_information(
-        kept("rate", lambda first: rates(first=first), k=k),
-        kept("mutual information", lambda first: ratios(first=first)),
+    def ratios(first: int) -> Iterator[Slab]:
+        return ratio_slabs(*of, batch_size=subject.batch_size, first=first)
+
+    found = join_information(
+        one.slabs("rate", rates, method=f"{Method.INFORMATION}, rate", k=k),
+        one.slabs("mutual information", ratios, method=f"{Method.INFORMATION}, mutual information"),
     )
+    record = {**_summary(found), "k": k, "gap": _gap(subject, one.number, found)}
+    return Measured(record, found._asdict())
 
 
 def _summary(found: Information) -> Record:
@@ -150,7 +100,7 @@ def _named(name: str, value: Estimate) -> Record:
 
 def _gap(subject: Subject, replicate: int, found: Information) -> Record | None:
     """Where the gap of the ELBO goes, on the examples that all three numbers are known of."""
-    mine = origin(subject, replicate)["model_sha256"]
+    mine = model_facts(subject, replicate)["model_sha256"]
     known = [
         one
         for one in known_bounds(

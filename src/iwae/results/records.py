@@ -64,6 +64,8 @@ class Subject(NamedTuple):
         places: `[n]` where they are in the split.
         subset: whether they are not all of the split.
         seed: of all random numbers.
+        batch_size: examples at a time on each device; None leaves it to the method.
+        track: shows progress.
     """
 
     run: Path
@@ -76,6 +78,8 @@ class Subject(NamedTuple):
     places: np.ndarray
     subset: bool
     seed: int
+    batch_size: int | None
+    track: Track
 
     def models(self) -> Iterator[tuple[int, Any]]:
         """Each replicate's number and model."""
@@ -103,7 +107,9 @@ def make_subject(
     pruned: bool = False,
     seed: int = 0,
     labels: bool = False,
+    batch_size: int | None = None,
     data_dir: Path | None = None,
+    track: Track = untracked,
 ) -> Subject:
     """What `iwae evaluate` is asked to measure.
 
@@ -124,8 +130,8 @@ def make_subject(
     dataset = load_config_dataset(config, data_dir)
     _check_data(run, config, weights, dataset)
     data, index = chosen_examples(dataset, split, examples, seed)
-    subset = examples is not None
-    return Subject(run, config, dataset, weights, pruned, split, data, index, subset, seed)
+    chosen = split, data, index, examples is not None, seed
+    return Subject(run, config, dataset, weights, pruned, *chosen, batch_size, track)
 
 
 def run_config(run: Path) -> TrainConfig:
@@ -193,14 +199,14 @@ def shared_record(subject: Subject, method: str) -> Record:
         "subset": {"examples": len(data), "seed": subject.seed} if subject.subset else None,
         "test_sha256": dataset.identity["test_sha256"],
         "examples_sha256": test_sha256(np.ascontiguousarray(data)),
-        **how(subject, method),
+        **measurement_facts(subject, method),
         "true_log_likelihood": _truth(dataset, data),
         "data": dataset.identity,
         "config": config_values(without_folders(subject.config)),
     }
 
 
-def how(subject: Subject, method: str) -> Record:
+def measurement_facts(subject: Subject, method: str) -> Record:
     """What a record says of the method and the machine."""
     return {
         "method": method,
@@ -327,7 +333,7 @@ def unit_counts(subject: Subject, model: Model) -> tuple[Record, tuple[np.ndarra
     return counts, units.variances
 
 
-def origin(subject: Subject, replicate: int) -> Record:
+def model_facts(subject: Subject, replicate: int) -> Record:
     """Which model it was."""
     about = read_about(model_folder(subject.run, subject.weights, replicate))
     return {
@@ -337,27 +343,27 @@ def origin(subject: Subject, replicate: int) -> Record:
     }
 
 
-def joined(
+def over_replicates(
     each: Sequence[Record],
     shared: Record,
-    values: Sequence[Sequence[np.ndarray]],
+    values: np.ndarray,
     rows_of: str,
-    copied: Sequence[str],
+    column: str,
 ) -> Record:
     """One record for all replicates; `replicates` has each one's own.
 
     Args:
-        values: of each replicate, per-example log-likelihoods for each row; the last one leads.
+        values: `[R, m, n]` log-likelihoods for each of m rows; the last row leads.
         rows_of: where a replicate's record has its rows, such as `by_k`.
-        copied: what the rows of all replicates have in common.
+        column: of the rows, the same for all replicates.
     """
     each = [with_bits(one, shared["data"]) for one in each]
     if len(each) == 1:
         return {**each[0], **shared}
     what = {name: shared[name] for name in ("dataset", "split", "n", "test_sha256")}
     rows = [
-        {**{name: each[0][rows_of][i][name] for name in copied}, **_over_replicates(column)}
-        for i, column in enumerate(zip(*values, strict=True))
+        {column: each[0][rows_of][i][column], **_spread_over_replicates(values[:, i])}
+        for i in range(values.shape[1])
     ]
     rows = [with_bits(row, shared["data"]) for row in rows]
     return {
@@ -369,9 +375,9 @@ def joined(
     }
 
 
-def _over_replicates(values: Sequence[np.ndarray]) -> Record:
+def _spread_over_replicates(values: np.ndarray) -> Record:
     """Mean over replicates and examples, and the deviation between replicates, nats."""
-    total = summary(np.mean(values, axis=0))
+    total = summary(values.mean(axis=0))
     finite = total["log_likelihood"] is not None
     spread = np.std([one.mean() for one in values], ddof=1) if finite else np.nan
     return {**total, "between_replicates_sd": number(spread)}

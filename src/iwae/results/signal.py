@@ -28,12 +28,13 @@ from iwae.evaluation.signal import (
 from iwae.models.vae import VAE
 from iwae.objectives.catalogue import compose
 from iwae.objectives.declaration import OPTIONS, Declaration, check, described, particles
+from iwae.results.reading import Method
 from iwae.results.records import (
     Record,
     Track,
     make_subject,
+    model_facts,
     number,
-    origin,
     record_name,
     shared_record,
     untracked,
@@ -42,8 +43,6 @@ from iwae.results.records import (
 from iwae.results.text import estimator_name
 
 log = logging.getLogger(__name__)
-
-GRADIENTS = "gradients"
 
 TIMED = 5
 """Draws that are timed, one by one; the median counts."""
@@ -120,8 +119,8 @@ def gradients_run(
     total = sum(map(len, chosen.values()))
     found = [row["row"][0] for row in track(({"row": [r]} for r in rows()), total, "gradients")]
     record = {
-        **shared_record(subject, GRADIENTS),
-        **origin(subject, replicate),
+        **shared_record(subject, Method.GRADIENTS),
+        **model_facts(subject, replicate),
         "objective": name,
         "reference": reference,
         "draws": draws,
@@ -129,7 +128,7 @@ def gradients_run(
         "rows": found,
         "slopes": _slopes(found),
     }
-    words = [GRADIENTS, *([objective] if objective else []), f"k{max(ks)}"]
+    words = [Method.GRADIENTS, *([objective] if objective else []), f"k{max(ks)}"]
     words += [f"backward{max(backward)}"] if backward else []
     file = record_name(subject, *words)
     arrays = {"k": np.array(list(chosen)), "index": subject.places, **_ratios(found)}

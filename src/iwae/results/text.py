@@ -1,14 +1,11 @@
 """Records in words, for a terminal."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from iwae.results.reading import Method, each_model
+
 Record = Mapping[str, Any]
-
-
-def each_model(record: Record) -> Sequence[Record]:
-    """What a record says of each model: the record itself if it is about one."""
-    return record.get("replicates", [record])
 
 
 def describe(record: Record) -> str:
@@ -21,7 +18,7 @@ def describe(record: Record) -> str:
     if "replicates" in record:
         rows = [*record.get("by_k", ()), *record.get("by_temperatures", ())]
         lines += [f"  mean {_name(row)} = {_spread(row)}" for row in rows]
-    if record["method"] == "classification":
+    if record["method"] == Method.CLASSIFICATION:
         lines += [f"  {words}" for words in _about_labels(record)]
     violations = record.get("ordering", {}).get("violations", [])
     return "\n".join([*lines, *(f"  NOT IN ORDER: {words}" for words in violations)])
@@ -156,12 +153,12 @@ def _about_labels(record: Record) -> Iterator[str]:
 
 
 LINES: dict[str, Callable[[Record], Iterator[str]]] = {
-    "importance sampling": _importance,
-    "annealed importance sampling": _annealed,
-    "bidirectional Monte Carlo": _bidirectional,
-    "rate-distortion": _curve,
-    "information": _information,
-    "classification": _classification,
+    Method.IMPORTANCE: _importance,
+    Method.ANNEALED: _annealed,
+    Method.BIDIRECTIONAL: _bidirectional,
+    Method.CURVE: _curve,
+    Method.INFORMATION: _information,
+    Method.CLASSIFICATION: _classification,
 }
 """What a method's record says of one replicate."""
 

@@ -1,4 +1,4 @@
-"""Arrays by name, as files hold them: a pytree to and from a dictionary, and its digest."""
+"""Named arrays, as stored in files: a pytree to and from a dictionary, and its digest."""
 
 import hashlib
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ from iwae.errors import UserError
 
 
 def to_arrays(tree: PyTree) -> dict[str, np.ndarray]:
-    """Every leaf under its path, random keys as their data."""
+    """Each leaf by its path; random keys as their data."""
     named = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         named[jax.tree_util.keystr(path)] = np.asarray(_raw(leaf))
@@ -34,14 +34,14 @@ def from_arrays(named: dict[str, np.ndarray], like: PyTree, source: Path) -> PyT
 
 
 def _raw(leaf: Any) -> Any:
-    """The data of a random key; any other leaf itself."""
+    """The data of a random key; any other leaf unchanged."""
     is_key = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
     return jax.random.key_data(leaf) if is_key else leaf
 
 
 def _restore_leaf(value: np.ndarray, like: Any) -> jax.Array:
     is_key = jnp.issubdtype(like.dtype, jax.dtypes.prng_key)
-    array = jax.device_put(value)  # compiles nothing, as `jnp.asarray` does
+    array = jax.device_put(value)  # unlike `jnp.asarray`, compiles nothing
     return jax.random.wrap_key_data(array, impl=jax.random.key_impl(like)) if is_key else array
 
 
@@ -51,7 +51,7 @@ def signatures(named: Mapping[str, Any]) -> dict[str, str]:
 
 
 def check_fit(found: Mapping[str, str], expected: Mapping[str, str], source: Path) -> None:
-    """Raise UserError unless both have the same arrays, of the same signatures."""
+    """Raise UserError unless both have the same arrays with the same signatures."""
     if found.keys() != expected.keys():
         odd = sorted(found.keys() ^ expected.keys())[0][:200]
         raise UserError(f"{source} does not fit this configuration: {odd} is in only one of them")
@@ -73,7 +73,7 @@ def digest_of(named: dict[str, np.ndarray], notes: str) -> str:
 
 
 def reason_of(error: Exception) -> str:
-    """What a library says, in one line."""
+    """The first line of a library's error message."""
     return (str(error).splitlines() or [type(error).__name__])[0][:200]
 
 
@@ -81,4 +81,4 @@ UNREADABLE = (
     *(OSError, SafetensorError, ValueError, TypeError, KeyError),
     *(AttributeError, OverflowError, RecursionError),
 )
-"""What files that were not written here can raise."""
+"""Exceptions that reading an invalid or foreign file can raise."""

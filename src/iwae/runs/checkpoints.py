@@ -1,4 +1,4 @@
-"""Checkpoints: safetensors files that hold what it takes to resume a run, named by its step."""
+"""Checkpoints: safetensors files with the state needed to resume a run, named by its step."""
 
 import json
 from pathlib import Path
@@ -16,7 +16,7 @@ from iwae.training.steps import TrainState
 
 
 class Checkpoint(NamedTuple):
-    """What a run needs to go on."""
+    """The state that a run needs to resume."""
 
     state: TrainState
     best: Best
@@ -24,11 +24,11 @@ class Checkpoint(NamedTuple):
 
 
 def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
-    """Write a checkpoint as a file named by its step; an interrupted write leaves no such file."""
+    """Write a checkpoint to a file named by its step; an interrupted write leaves no such file."""
     path = folder / f"{int(np.asarray(checkpoint.state.step).max()):010d}{CHECKPOINT}"
     if path.exists():
-        return path  # the same step of the same run: the same contents
-    for left_over in folder.glob(f".*{CHECKPOINT}"):  # of a write that was killed
+        return path  # the same step of the same run has the same contents
+    for left_over in folder.glob(f".*{CHECKPOINT}"):  # from a write that was killed
         left_over.unlink()
     named = to_arrays((checkpoint.state, checkpoint.best))
     notes = json.dumps(checkpoint.notes, sort_keys=True)
@@ -41,7 +41,7 @@ def load_checkpoint(path: Path, like: tuple[TrainState, Best]) -> Checkpoint:
     """Read a checkpoint of a run whose state is shaped like `like`.
 
     Raises:
-        UserError: if it is damaged (unreadable or changed) or of another model.
+        UserError: if it is damaged (unreadable or changed) or belongs to another model.
     """
     try:
         with safe_open(path, framework="numpy") as file:
@@ -58,7 +58,7 @@ def load_checkpoint(path: Path, like: tuple[TrainState, Best]) -> Checkpoint:
 
 
 class DamagedCheckpointError(UserError):
-    """A checkpoint whose files are not what was written."""
+    """A checkpoint whose file differs from what was written."""
 
 
 CHECKPOINT = ".safetensors"
@@ -68,20 +68,20 @@ def list_checkpoints(folder: Path) -> list[Path]:
     """The checkpoints of a run, oldest first.
 
     Raises:
-        UserError: if the only ones are of version 0.1, which wrote them in another format.
+        UserError: if all are from version 0.1, which wrote them in another format.
     """
     found = [path for path in sorted(folder.glob("[0-9]*")) if path.stem.isdigit()]
     files = [path for path in found if path.suffix == CHECKPOINT]
     if found and not files:
         raise UserError(
             f"{folder} holds checkpoints of iwae 0.1 (Orbax): resume the run with that version; "
-            "its finished models can be used with this one"
+            "its finished models also work with this one"
         )
     return files
 
 
 def prune_checkpoints(folder: Path, keep_steps: set[int], keep_last: int = 2) -> None:
-    """Remove all checkpoints but the newest ones and those of the steps named."""
+    """Remove all checkpoints except the newest ones and those at `keep_steps`."""
     for path in list_checkpoints(folder)[:-keep_last]:
         if int(path.stem) not in keep_steps:
             path.unlink()

@@ -1,4 +1,4 @@
-"""A user's table with missing values, completed by the model of a run: from file to file."""
+"""Imputation from file to file: a run's model completes a table with missing values."""
 
 import csv
 from collections.abc import Mapping, Sequence
@@ -34,38 +34,36 @@ def impute_file(
     batch_size: int | None = None,
     overwrite: bool = False,
 ) -> list[Path]:
-    """Write a copy of a table in which the first model of a run has put numbers for missing values.
+    """Write a copy of a table with missing values imputed by the first model of a run.
 
     Args:
-        file: .csv or .npy, with the columns that the model was trained on. All that is observed,
-            and a line of names, stays as it is written.
-        out: of the same suffix. With `draws`, there are so many, numbered from 1: `out-1.csv` ...
-        draws: so many multiple imputations; the expectations if None.
+        file: .csv or .npy, with the columns that the model was trained on. Observed values and a
+            header line keep their text.
+        out: path of the same suffix. With `draws`, the files are numbered from 1: `out-1.csv` ...
+        draws: number of multiple imputations; None for the expectations.
         k, batch_size: as for `iwae.impute`.
         weights: "final" or "best".
-        seed: of all random numbers.
-        overwrite: replace files that are there already, but never the table itself.
+        seed: random seed.
+        overwrite: replace existing files, but never the input table itself.
 
     Returns:
         The files written.
 
     Raises:
-        UserError: if the run's model was not made for missing values, or the table does not fit it.
+        UserError: if the run's model does not support missing values, or the table does not fit it.
     """
     if file.suffix.lower() not in SUFFIXES or out.suffix.lower() != file.suffix.lower():
-        raise UserError(
-            f"{file} becomes {out}: both are {' or '.join(SUFFIXES)} files, and of the same kind"
-        )
+        raise UserError(f"{file} and {out} must have the same suffix, {' or '.join(SUFFIXES)}")
     paths = [out] if draws is None else [numbered(out, i) for i in range(1, draws + 1)]
     for path in paths:
         if path.exists() and not overwrite:
-            raise UserError(f"{path} is there already: choose another, or --overwrite")
+            raise UserError(f"{path} already exists: choose another, or give --overwrite")
         if path.resolve() == file.resolve():
-            raise UserError(f"{path} is the table with the gaps: choose another name")
+            raise UserError(f"{path} is the input table: choose another name")
     model, table = trained_model(run, weights, 0), _read(file)
     if isinstance(model, ConditionalVAE):
         raise UserError(
-            f"{run} is conditional, and such models cannot impute: train without labels"
+            f"{run} is conditional, and such models cannot impute: train without --conditional"
         )
     rows = _checked(model, run, file, table)
     if isinstance(table, Cells):
@@ -82,7 +80,7 @@ def impute_file(
 
 
 def numbered(out: Path, i: int) -> Path:
-    """Where the i-th of several tables goes."""
+    """The path of the i-th of several tables."""
     return out.with_stem(f"{out.stem}-{i}")
 
 
@@ -95,7 +93,7 @@ def _read(file: Path) -> Table:
         return csv_cells(file, content)
     arrays = read_arrays(file, content)
     if list(arrays) != ["data"]:
-        raise UserError(f"{file} is an .npz file by its content: save the table by np.save")
+        raise UserError(f"{file} is an .npz file by its content: save the table with np.save")
     return arrays["data"]
 
 
@@ -104,43 +102,45 @@ def _values(table: Table) -> np.ndarray:
 
 
 def _checked(model: VAE, run: Path, file: Path, table: Table) -> np.ndarray:
-    """The rows `[n, d]` of a table that fits the model."""
+    """The rows `[n, d]` of a table, checked to fit the model."""
     values, is_csv = _values(table), isinstance(table, Cells)
     check_array(file, "data", values, first_row=int(is_csv), missing=True)
     rows = values.reshape(len(values), -1)
     if rows.shape[1] != model.n_data:
         raise UserError(
-            f"{file} has {rows.shape[1]} columns, the data that {run} was trained on {model.n_data}"
+            f"{file} has {rows.shape[1]} columns, but {run} was trained on data with {model.n_data}"
         )
     check_values(rows, model.kind, f"{file}: array 'data'", missing=True)
     return rows.astype(np.float32)
 
 
 def _completed(file: Path, values: np.ndarray, filled: np.ndarray) -> np.ndarray:
-    """The table in its own type and shape, with numbers `[n, d]` where there were none."""
+    """The table in its own dtype and shape, with `filled` `[n, d]` in place of missing values."""
     if values.dtype.kind != "f":
-        return values  # which has no NaN
+        return values  # no NaN in such a dtype
     with np.errstate(over="ignore"):
         whole = np.where(np.isnan(values), filled.reshape(values.shape), values)
         whole = whole.astype(values.dtype)
     if np.isinf(whole).any():
-        raise UserError(f"{file} is of {values.dtype}, too small for what is imputed: use float32")
+        raise UserError(
+            f"{file} has dtype {values.dtype}, too narrow for the imputed values: use float32"
+        )
     return whole
 
 
 def _check_names(names: Sequence[str], about: Mapping[str, Any], file: Path, run: Path) -> None:
-    """Refuse columns in another order, where both tables name them."""
+    """Raise UserError for columns in another order, if both tables name them."""
     known = (about.get("dataset") or {}).get("columns", ())
     for place, (found, wanted) in enumerate(zip(names, known, strict=False), start=1):
         if found != wanted:
             raise UserError(
-                f"column {place} of {file} is {found!r}, that of the data that {run} was trained "
-                f"on {wanted!r}: put the columns in that order, under these names"
+                f"column {place} of {file} is {found!r}, but that of the data that {run} was "
+                f"trained on is {wanted!r}: use the same names in the same order"
             )
 
 
 def _write(path: Path, table: Table, filled: np.ndarray) -> None:
-    """The table with numbers where there were none."""
+    """Write the completed table."""
     with atomic_write(path) as temporary:
         if isinstance(table, Cells):
             with temporary.open("w", encoding="utf-8", newline="") as text:
@@ -148,12 +148,12 @@ def _write(path: Path, table: Table, filled: np.ndarray) -> None:
                 lines.writerows([table.names] if table.names else [])
                 lines.writerows(map(_line, table.cells, table.values, filled))
         else:
-            with temporary.open("wb") as file:  # to a name in capitals NumPy would add another one
+            with temporary.open("wb") as file:  # NumPy would add .npy to a path in capitals
                 np.save(file, filled, allow_pickle=False)
 
 
 def _line(cells: list[str], values: np.ndarray, filled: np.ndarray) -> list[str]:
-    """The cells of a line, with the shortest digits of float32 for what was missing."""
+    """The cells of a line, with missing values filled in the shortest digits of float32."""
     digits = [np.format_float_positional(one, trim="-") for one in filled.astype(np.float32)]
     every = zip(cells, values, digits, strict=True)
     return [new if np.isnan(value) else cell for cell, value, new in every]

@@ -1,4 +1,4 @@
-"""The course of a run: it is started, keeps what it needs to go on, and goes on."""
+"""Starting a run, saving what is needed to resume it, and resuming it."""
 
 import json
 import logging
@@ -42,7 +42,7 @@ from iwae.training.steps import TrainState, replicate_model, weights
 log = logging.getLogger("iwae")
 
 CHECKPOINT_SECONDS = 180.0
-"""The most that a kill can cost."""
+"""Time between checkpoints: the most that a kill can cost."""
 
 NO_TRACKERS: Mapping[str, Tracker] = {}
 
@@ -56,25 +56,24 @@ def start_run(
     track: Mapping[str, Tracker] = NO_TRACKERS,
     claim: Claim = claimed,
 ) -> Iterator[Report]:
-    """Train from the beginning in a new folder; yields after every dispatch.
+    """Train from the beginning in a new folder; yield a report after every dispatch.
 
     Args:
         deadline: when to stop, on the clock of `time.monotonic`.
         track: experiment trackers by name, such as those of `iwae.runs.trackers.TRACKERS`.
-        claim: raises if the folder has become another process's; asked before anything is written.
+        claim: raises if another process has taken over the folder; called before each write.
 
     Raises:
-        UserError: if the folder holds something already, for data that do not fit, or for a
-            tracker that cannot be used.
-        Stopped: after Ctrl-C, SIGTERM or the deadline, once a checkpoint is written.
-        NonFiniteError: names the step and the term; the last good state is in a checkpoint.
+        UserError: if the folder is not empty, the data do not fit, or a tracker cannot be used.
+        Stopped: on Ctrl-C, SIGTERM or the deadline, after writing a checkpoint.
+        NonFiniteError: names the step and the term; a checkpoint holds the last good state.
     """
     refuse_used(run)
     job = make_job(config, data_dir)
     state, best = initial_state(job)
     with locked(run):
         refuse_used(run)  # another process may have been faster
-        shutil.rmtree(run / FOLDER, ignore_errors=True)  # of a start that failed
+        shutil.rmtree(run / FOLDER, ignore_errors=True)  # from a start that failed
         with tracking(track, run, job.config) as tell:
             write_config(job.config, run / "config.toml")
             yield from _train(job, run, state, best, deadline, tell, claim)
@@ -89,11 +88,11 @@ def resume_run(
     track: Mapping[str, Tracker] = NO_TRACKERS,
     claim: Claim = claimed,
 ) -> Iterator[Report]:
-    """Go on exactly where a run was stopped, or from the end of a stage of its schedule.
+    """Resume a run exactly where it stopped, or from the end of a stage of its schedule.
 
     Args:
         deadline: when to stop, on the clock of `time.monotonic`.
-        track: as for `start_run`; a tracker is also sent what it missed.
+        track: as for `start_run`; a tracker also receives what it missed.
         claim: as for `start_run`.
 
     Raises:
@@ -119,7 +118,7 @@ def resume_run(
 
 
 def _checkpoint_to_resume(job: Job, run: Path, stage: int | None) -> Checkpoint | None:
-    """The newest checkpoint that is whole, or that of a stage; None if there never was one."""
+    """The newest intact checkpoint, or that of a stage; None if none was ever written."""
     paths = list_checkpoints(run / "checkpoints")
     if stage is not None:
         if not 0 <= stage < len(job.stage_ends):
@@ -129,12 +128,12 @@ def _checkpoint_to_resume(job: Job, run: Path, stage: int | None) -> Checkpoint 
             raise UserError(f"stage {stage} has no epochs in a run of {job.config.epochs}")
         paths = [path for path in paths if int(path.stem) == step]
         if not paths:
-            raise UserError(f"{run} has no checkpoint of the end of stage {stage}")
+            raise UserError(f"{run} has no checkpoint at the end of stage {stage}")
     for path in reversed(paths):
         try:
             checkpoint = load_checkpoint(path, blank_state(job, int(path.stem)))
         except DamagedCheckpointError as error:
-            log.warning("%s; trying the one before", error)
+            log.warning("%s; trying the previous one", error)
             continue
         if checkpoint.notes["dataset"] != _jsonable(job.dataset.identity):
             raise UserError(f"the data found now are not those that {run} was trained on")
@@ -144,8 +143,8 @@ def _checkpoint_to_resume(job: Job, run: Path, stage: int | None) -> Checkpoint 
         raise UserError(f"the checkpoint of stage {stage} is damaged")
     if paths or (run / "models").exists():  # models are written after a checkpoint
         raise UserError(
-            f"{run} has no checkpoint left that can be read; to train it again from the "
-            f"beginning: iwae train {run}/config.toml --out NEW"
+            f"{run} has no readable checkpoint left; to train it again from the beginning: "
+            f"iwae train {run}/config.toml --out NEW"
         )
     log.warning("%s was stopped before its first checkpoint: starting from the beginning", run)
     return None
@@ -154,8 +153,8 @@ def _checkpoint_to_resume(job: Job, run: Path, stage: int | None) -> Checkpoint 
 def _refuse_other_config(job: Job, run: Path, noted: dict[str, Any]) -> None:
     """Raise UserError if config.toml is not what the run was trained with.
 
-    Where the data and the first weights lay then does not matter: `identity` tells whether the
-    data are the same, and the weights are in the checkpoint. Nor does how often one looks.
+    The locations of the data and of the initial weights may change: `identity` tells whether the
+    data are the same, and the weights are in the checkpoint. So may the interval of logging.
     """
     now, before = job.config, make_config(noted, f"the checkpoint of {run}")
     changed = [
@@ -165,13 +164,13 @@ def _refuse_other_config(job: Job, run: Path, noted: dict[str, Any]) -> None:
     ]
     if changed:
         raise UserError(
-            f"{run}/config.toml is not what the run was trained with: {'; '.join(changed)}; put "
-            "it back to go on, or start a run of its own with --out"
+            f"{run}/config.toml is not what the run was trained with: {'; '.join(changed)}; "
+            "restore it to resume, or start a new run with --out"
         )
 
 
 def _forget_after(run: Path, step: int) -> None:
-    """Remove what was written after `step`, which will be written again."""
+    """Remove what was written after `step`, since it will be written again."""
     for path in list_checkpoints(run / "checkpoints"):
         if int(path.stem) > step:
             path.replace(path.with_name(f"abandoned-{path.name}"))
@@ -181,7 +180,7 @@ def _forget_after(run: Path, step: int) -> None:
 
 
 class _Run(NamedTuple):
-    """What stays the same while a run is being trained."""
+    """Constants of a run during training."""
 
     job: Job
     folder: Path
@@ -198,7 +197,7 @@ def _train(
     tell: Callable[[int, Scalars], None],
     claim: Claim,
 ) -> Iterator[Report]:
-    """Train, keep the folder up to date, and tell the trackers."""
+    """Train, keep the folder up to date, and send metrics to the trackers."""
     keep = {*job.stage_ends, *(stage.end for stage in job.stages)}
     run, book = _Run(job, folder, keep, claim), open_book(job, folder)
     validation = job.dataset.validation if len(job.dataset.validation) else None
@@ -224,7 +223,7 @@ def _train(
                         board.add_scalar(tag, value, report.step)
                     tell(report.step, logged)
                 stage_end = report.epoch_done and report.step in run.keep_steps
-                # A signal that comes after this waits for the next dispatch.
+                # A later signal waits for the next dispatch.
                 late = [None] if time.monotonic() > deadline else []
                 stop = signals[:1] or late
                 if stage_end or stop or time.monotonic() - saved > CHECKPOINT_SECONDS:
@@ -240,7 +239,7 @@ def _train(
 
 
 def _save(run: _Run, state: TrainState, best: Best, *, finished: bool = False) -> None:
-    """A checkpoint, and the models as they are now."""
+    """Write a checkpoint and the current models."""
     run.claim()
     job = run.job
     notes = {
@@ -264,7 +263,7 @@ def _save(run: _Run, state: TrainState, best: Best, *, finished: bool = False) -
                 "validation": float(best.value[replicate]),
             }
             save_model(model, model_folder(run.folder, "best", replicate), **about)
-        else:  # those of an earlier stage, which another bound chose
+        else:  # left from an earlier stage, chosen by another bound
             shutil.rmtree(model_folder(run.folder, "best", replicate), ignore_errors=True)
 
 

@@ -1,4 +1,4 @@
-"""Who may work in the folder of a run, and what asks it to stop."""
+"""Exclusive access to a run's folder, and signals that stop a run."""
 
 import fcntl
 import signal
@@ -14,19 +14,21 @@ from iwae.runs.trackers import FOLDER
 
 @contextmanager
 def locked(run: Path) -> Iterator[None]:
-    """Hold the folder, so that no second process trains in it."""
+    """Lock the folder, so that no second process trains in it."""
     run.mkdir(parents=True, exist_ok=True)
     with (run / ".lock").open("w") as handle:
         if not take_lock(handle):
-            raise UserError(f"{run} is in use by another process that trains there")
+            raise UserError(
+                f"{run} is in use by another process: let it finish, or choose another folder"
+            )
         yield
 
 
 def take_lock(handle: IO, kind: int = fcntl.LOCK_EX) -> bool:
-    """Whether a lock on an open file could be had, which lasts until the file is closed.
+    """Whether an open file could be locked; the lock lasts until the file is closed.
 
     Raises:
-        UserError: if the file system has no locks.
+        UserError: if the file system does not support locks.
     """
     try:
         fcntl.flock(handle, kind | fcntl.LOCK_NB)
@@ -34,23 +36,23 @@ def take_lock(handle: IO, kind: int = fcntl.LOCK_EX) -> bool:
         return False
     except OSError as error:
         raise UserError(
-            f"{handle.name} cannot be locked ({error.strerror}), and locks keep processes from "
-            "each other's runs: choose a folder on a file system that has them"
+            f"{handle.name} cannot be locked ({error.strerror}): choose a folder on a file system "
+            "with locks, which keep processes from training in the same folder"
         ) from error
     return True
 
 
 Claim = Callable[[], None]
-"""Raises if the folder has become another process's, which then goes on from what is there."""
+"""Raises if another process has taken over the folder and continues the run from there."""
 
 
 def claimed() -> None:
-    """The claim of a process that nobody disputes."""
+    """The claim of a process that no other disputes."""
 
 
 @contextmanager
 def stop_signals() -> Iterator[list[int]]:
-    """Collect Ctrl-C and SIGTERM instead of dying of them; a second one dies."""
+    """Collect Ctrl-C and SIGTERM instead of ending the process; a second one interrupts."""
     received: list[int] = []
 
     def note(number: int, _frame: Any) -> None:
@@ -71,7 +73,7 @@ def stop_signals() -> Iterator[list[int]]:
 
 
 class Stopped(Exception):  # noqa: N818 - nothing went wrong
-    """Training was asked to stop, or its time is up, and it has saved what it had."""
+    """Training has saved its state and stopped, on a signal or because its time is up."""
 
     def __init__(self, signal_number: int | None):
         named = signal_number is not None and f"by {signal.Signals(signal_number).name}"
@@ -79,7 +81,7 @@ class Stopped(Exception):  # noqa: N818 - nothing went wrong
         self.signal_number = signal_number
 
     def __reduce__(self) -> tuple[type, tuple[int | None]]:
-        """For other processes."""
+        """Pickle it for other processes."""
         return type(self), (self.signal_number,)
 
     @property
@@ -93,7 +95,9 @@ def refuse_used(run: Path) -> None:
     if run.exists() and not run.is_dir():
         raise UserError(f"{run} is a file; name a folder for the run")
     if (run / "config.toml").exists():
-        raise UserError(f"{run} holds a run already; go on with --resume {run}, or choose another")
+        raise UserError(
+            f"{run} already holds a run; continue it with --resume {run}, or choose another"
+        )
     others = [path for path in run.glob("[!.]*") if path.name != FOLDER]
     if others:
         raise UserError(f"{run} is not empty; choose another folder for the run")

@@ -1,4 +1,4 @@
-"""What is logged of a run while it is trained: metrics by epoch, and pictures now and then."""
+"""Logging of a run during training: metrics per epoch, and pictures at some epochs."""
 
 import json
 import logging
@@ -23,21 +23,21 @@ from iwae.training.steps import TrainState, replicate_model, weights
 log = logging.getLogger("iwae")
 
 FRAMES = 16
-"""Pictures of the model taken in the course of training, at epochs evenly spread in their log."""
+"""Pictures of the model taken during training, at logarithmically spaced epochs."""
 
 MONITORED = 1000
 """Examples on which reconstruction, KL and active units are logged."""
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:
-    """The logged epochs of a run, oldest first, without lines that are cut off or damaged."""
+    """The logged epochs of a run, oldest first, without truncated or damaged lines."""
     path = run / "metrics.jsonl"
     if not path.exists():
         return []
-    lines = path.read_bytes().split(b"\n")[:-1]  # a kill may cut the last one off
+    lines = path.read_bytes().split(b"\n")[:-1]  # a kill may truncate the last one
     rows = [_metrics_row(line) for line in lines]
     if None in rows:
-        log.warning("%s: line %d is damaged and left out", path, rows.index(None) + 1)
+        log.warning("%s: line %d is damaged and skipped", path, rows.index(None) + 1)
     return [row for row in rows if row is not None]
 
 
@@ -52,13 +52,13 @@ def _metrics_row(line: bytes) -> dict[str, Any] | None:
 
 
 class Book(NamedTuple):
-    """What epochs are logged by.
+    """Settings for logging the epochs of a run.
 
     Attributes:
-        job: what is trained.
-        folder: of the run.
-        frame_epochs: after which pictures are taken.
-        monitored: examples on which the model is looked at, in its units.
+        job: the training job.
+        folder: the run's folder.
+        frame_epochs: epochs after which pictures are taken.
+        monitored: examples on which the model is monitored, in its units.
     """
 
     job: Job
@@ -68,7 +68,7 @@ class Book(NamedTuple):
 
 
 def open_book(job: Job, folder: Path) -> Book:
-    """For a run: held-out examples if there are any, else training examples, binarised once."""
+    """The book of a run; it monitors held-out examples or, without any, training examples."""
     split = "validation" if len(job.dataset.validation) else "train"
     epochs = np.unique(np.round(np.geomspace(1, job.config.epochs, FRAMES)))
     monitored = split_examples(job.dataset, split, MONITORED)
@@ -76,7 +76,7 @@ def open_book(job: Job, folder: Path) -> Book:
 
 
 def monitor(model: Model, examples: np.ndarray, key: Array) -> dict[str, Any]:
-    """Reconstruction (nats), KL per layer (nats) and active units per layer, one replicate."""
+    """Reconstruction (nats), and KL (nats) and active units per layer, of one replicate."""
     slabs = map_examples(layer_terms(1), model, examples, key, batch_size=100, slab_size=MONITORED)
     terms = gather(slabs)
     units = active_units(model, examples, key)
@@ -88,7 +88,7 @@ def monitor(model: Model, examples: np.ndarray, key: Array) -> dict[str, Any]:
 
 
 def log_epoch(book: Book, state: TrainState, report: Report) -> dict[str, float]:
-    """A line of metrics, and now and then a frame; returns the line as scalars by name."""
+    """Write a line of metrics and, at some epochs, a frame; return the line as named scalars."""
     job = book.job
     row: dict[str, Any] = {
         "epoch": report.epoch,
@@ -96,7 +96,7 @@ def log_epoch(book: Book, state: TrainState, report: Report) -> dict[str, float]
         **({"stage": report.stage} if job.config.stages else {}),
         "learning_rate": job.learning_rate(report.step),
         "train_bound": report.bound.tolist(),
-        **{f"train_{name}": values.tolist() for name, values in report.shown.items()},
+        **{f"train_{name}": values.tolist() for name, values in report.metrics.items()},
     }
     if report.validation is not None:
         row["validation_bound"] = report.validation.tolist()
@@ -115,7 +115,7 @@ def log_epoch(book: Book, state: TrainState, report: Report) -> dict[str, float]
 
 
 def _finite(row: Any) -> Any:
-    """JSON has no nan and no infinity; a replicate that has stopped has no training bound."""
+    """Replace nan and infinity, which JSON lacks, with None; a stopped replicate has no bound."""
     if isinstance(row, dict):
         return {name: _finite(value) for name, value in row.items()}
     if isinstance(row, list):
@@ -124,7 +124,7 @@ def _finite(row: Any) -> Any:
 
 
 def scalars(row: dict[str, Any]) -> Iterator[tuple[str, float]]:
-    """A line of metrics as trackers have it: name, replicate, layer."""
+    """A line of metrics in the form for trackers: names with replicate and layer, and values."""
     yield "learning_rate", row["learning_rate"]
     single = ("epoch", "step", "stage", "learning_rate")
     for name in (name for name in row if name not in single):
@@ -138,16 +138,16 @@ def scalars(row: dict[str, Any]) -> Iterator[tuple[str, float]]:
 
 @contextmanager
 def tensorboard(folder: Path, step: int) -> Iterator[Any]:
-    """A writer for TensorBoard, from a step on."""
+    """A TensorBoard writer for the steps after `step`."""
     from tensorboardX import SummaryWriter
 
-    # Viewers hide what an earlier process wrote from this step on.
+    # Viewers then hide what an earlier process wrote after this step.
     with SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1) as writer:
         yield writer
 
 
 def save_frame(book: Book, state: TrainState, epoch: int) -> None:
-    """What the first replicate makes of fixed prior draws and test examples."""
+    """Save the first replicate's means for fixed prior draws and fixed test examples."""
     model = replicate_model(book.job.models[0], jax.device_get(weights(state)), 0)
     examples = book.job.dataset.test[:: max(1, len(book.job.dataset.test) // 16)][:16]
     means, reconstructions = _frame(model, jax.device_put(np.float32(examples)))
@@ -157,7 +157,7 @@ def save_frame(book: Book, state: TrainState, epoch: int) -> None:
 
 @eqx.filter_jit
 def _frame(model: Model, examples: Array) -> tuple[Array, Array]:
-    """Means of p(x|z) for 16 fixed prior draws, and of the reconstructions of `examples`."""
+    """Means of p(x|z) for 16 fixed prior draws, and for a draw from q(z|x) of each example."""
     draws, encodings = jax.random.split(jax.random.key(0))
 
     def reconstruct(x: Array, key: Array) -> Array:

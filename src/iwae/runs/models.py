@@ -1,6 +1,6 @@
-"""Finished models: a folder of weights (safetensors) and what they are weights of (JSON).
+"""Model folders: weights (safetensors) and a description of the model (JSON).
 
-Reading one cannot run code.
+Reading one never runs code.
 """
 
 import json
@@ -33,20 +33,20 @@ from iwae.runs.arrays import (
 WEIGHTS, DESCRIPTION = "model.safetensors", "model.json"
 
 LARGEST_WEIGHTS, LARGEST_TEXT = 2**32, 2**24
-"""Bytes of a file of weights, and of a description or a header of weights: more are not read."""
+"""Maximum bytes of a weights file, and of a description or a header: larger is not read."""
 
 LIMITS = {WEIGHTS: LARGEST_WEIGHTS, DESCRIPTION: LARGEST_TEXT}
-"""The files of a model, and the most bytes of each."""
+"""The files of a model -> maximum bytes of each."""
 
 MOST_SIZES = 1000
-"""Numbers in the description of an architecture."""
+"""Maximum count of numbers, or of different words, in the description of an architecture."""
 
 
 def save_model(model: Model, folder: str | Path, **about: Any) -> None:
     """Write a model as `model.safetensors` and `model.json` into a folder.
 
     Args:
-        about: JSON-able facts to keep beside the architecture (where the model comes from).
+        about: JSON-able facts to store beside the architecture, such as the origin of the model.
     """
     folder, arrays = Path(folder), _named(model)
     digest = digest_of(arrays, "")
@@ -56,7 +56,7 @@ def save_model(model: Model, folder: str | Path, **about: Any) -> None:
 
 
 def _named(model: Model) -> dict[str, np.ndarray]:
-    """The arrays of a model by the names that they have in a file."""
+    """The arrays of a model by their names in a file."""
     arrays = to_arrays(eqx.filter(model, eqx.is_array))
     return {name.lstrip("."): value for name, value in arrays.items()}
 
@@ -64,7 +64,7 @@ def _named(model: Model) -> dict[str, np.ndarray]:
 def _write_description(
     folder: Path, architecture: Any, digest: str | None, about: Mapping[str, Any]
 ) -> None:
-    """Write `model.json`, with the digest of the arrays that it is beside."""
+    """Write `model.json`, with the digest of the arrays beside it."""
     known = {} if digest is None else {"weights": digest}
     description = {"format": 1, "architecture": architecture, **known, "about": about}
     with atomic_write(folder / DESCRIPTION) as path:
@@ -72,21 +72,21 @@ def _write_description(
 
 
 def copy_model(source: Path, folder: Path, **about: Any) -> None:
-    """Put a model into another folder, with other facts beside it and the same bytes of weights."""
-    said = _read_description(source / DESCRIPTION)
+    """Copy a model to another folder, with other facts and the same bytes of weights."""
+    description = _read_description(source / DESCRIPTION)
     with atomic_write(folder / WEIGHTS) as path:
         shutil.copyfile(source / WEIGHTS, path)
-    _write_description(folder, said["architecture"], said.get("weights"), about)
+    _write_description(folder, description["architecture"], description.get("weights"), about)
 
 
 def load_model(folder: str | Path, like: Model | None = None) -> Any:
-    """Read what `save_model` or `export_run` wrote. Never runs code from the files.
+    """Read a model written by `save_model` or `export_run`, without running code from the files.
 
-    What is too large, or of other shapes than the description says, is refused before it is read.
+    A file that is too large, or whose shapes are not those of the description, is refused unread.
 
     Args:
-        like: a model of the same architecture. It is needed where `VAE` was given modules of your
-            own, which are code, and which no file holds; its arrays are not used.
+        like: a model of the same architecture. It is needed if `VAE` was given modules of your
+            own, since these are code and not stored; its arrays are not used.
 
     Raises:
         UserError: if a file is missing, a link, too large, unreadable, damaged, does not fit the
@@ -102,9 +102,9 @@ def load_model(folder: str | Path, like: Model | None = None) -> Any:
 
 
 def is_one_model(folder: Path) -> bool:
-    """Whether weights and description are of one moment, as far as the weights' header tells.
+    """Whether weights and description were saved together, as far as the weights' header tells.
 
-    One that cannot be read tells nothing; `load_model` says what is wrong with it.
+    True for a header that cannot be read; `load_model` says what is wrong with it.
     """
     described = _read_description(folder / DESCRIPTION).get("weights")
     try:
@@ -117,19 +117,19 @@ def is_one_model(folder: Path) -> bool:
 
 
 def read_model(weights: Path, description: Path, *, like: Model | None = None) -> Any:
-    """`load_model`, of two files that may lie anywhere."""
-    said = _read_description(description)
-    skeleton = _skeleton(said["architecture"], description, like)
+    """`load_model` for two files in any place."""
+    described = _read_description(description)
+    skeleton = _skeleton(described["architecture"], description, like)
     shapes, static = eqx.partition(skeleton, lambda leaf: isinstance(leaf, jax.ShapeDtypeStruct))
     arrays, digest = _read_weights(weights, shapes)
     model = eqx.combine(from_arrays(arrays, shapes, weights), static)
     if isinstance(model, ConditionalVAE):
-        _check_labels(model, said.get("about", {}), weights, description)
-    if said.get("weights") not in (None, digest):
+        _check_labels(model, described.get("about", {}), weights, description)
+    if described.get("weights") not in (None, digest):
         raise UserError(
             f"{weights} has other weights than {DESCRIPTION} beside it describes: its writer was "
-            "cut off between the two, or two wrote at once; save or export it again, or go on with "
-            "train --resume, which writes it again"
+            "interrupted between the two, or two wrote at once; save or export it again, or resume "
+            "its run with train --resume, which writes it again"
         )
     return model
 
@@ -137,37 +137,37 @@ def read_model(weights: Path, description: Path, *, like: Model | None = None) -
 def _check_labels(
     model: ConditionalVAE, about: Mapping[str, Any], weights: Path, description: Path
 ) -> None:
-    """Raise UserError if labels have no shares, or other names than the model has labels."""
+    """Raise UserError if the label frequencies, or the names of the labels, are invalid."""
     try:
         check_frequencies(np.asarray(model.frequencies), model.n_classes)
     except UserError as error:
-        raise UserError(f"{weights} is no trained model: {error}") from error
+        raise UserError(f"{weights} is not a trained model: {error}") from error
     data = about.get("dataset")
     names = data.get("classes") if isinstance(data, dict) else None
     if names is not None and not _are_names(names, model.n_classes):
-        raise UserError(f"{description} has other names than those of {model.n_classes} labels")
+        raise UserError(f"{description} does not have the names of {model.n_classes} labels")
 
 
 def _are_names(names: Any, count: int) -> bool:
-    """Whether these are so many words, all different."""
+    """Whether this is a list of `count` different strings."""
     is_list = isinstance(names, list) and all(isinstance(name, str) for name in names)
     return is_list and len(names) == len(set(names)) == count
 
 
 def refuse_larger(what: Path | str, size: int, limit: int) -> None:
-    """Raise UserError for a file, named in words or by its path, with more bytes than it may."""
+    """Raise UserError if a file, named in words or by its path, has more bytes than allowed."""
     if size > limit:
         raise UserError(f"{what} has {size:,} bytes; a model has at most {limit:,}: it is not read")
 
 
 def _read_description(path: Path) -> dict[str, Any]:
-    """What `model.json` says, which is all that it may say."""
+    """The contents of `model.json`, without unknown keys."""
     refuse_larger(path, path.stat().st_size, LARGEST_TEXT)
     try:
         description = json.loads(path.read_text())
         description["architecture"]
         if not isinstance(description.get("about", {}), dict):
-            raise TypeError(f"'about' in {DESCRIPTION} is no table of facts")
+            raise TypeError(f"'about' in {DESCRIPTION} is not a table of facts")
     except UNREADABLE as error:
         raise UserError(f"the model in {path.parent} cannot be read: {reason_of(error)}") from error
     if description.get("format") != 1:
@@ -180,16 +180,16 @@ def _read_description(path: Path) -> dict[str, Any]:
 
 
 def _skeleton(architecture: Any, path: Path, like: Model | None) -> Model:
-    """The model without its numbers: nothing of its size is made."""
+    """The model with shapes in place of arrays, so that nothing of its size is allocated."""
     if like is not None:
         asked = json.loads(json.dumps(like.architecture()))
         if asked != architecture:
-            raise UserError(f"{path} describes another model than {asked}: make the same one")
+            raise UserError(f"{path} describes another model than {asked}: build the same one")
         return eqx.filter_eval_shape(lambda: like)
     if isinstance(architecture, dict) and "own" in architecture:
         raise UserError(
-            f"{path} describes a model with modules of its author's own, which are code and in no "
-            "file: make the same model and give it, load_model(folder, like=model)"
+            f"{path} describes a model with modules of its author's own, which are code and not "
+            "stored: build the same model and pass it, load_model(folder, like=model)"
         )
     try:
         leaves = list(_leaves(architecture))
@@ -203,13 +203,13 @@ def _skeleton(architecture: Any, path: Path, like: Model | None) -> Model:
 
 
 def _made(*, labels: Any = None, **architecture: Any) -> Model:
-    """A model of an architecture."""
+    """A new model of an architecture."""
     vae = VAE(**architecture, key=jax.random.key(0))
     return vae if labels is None else ConditionalVAE(vae, **labels)
 
 
 def _leaves(value: Any) -> Iterator[Any]:
-    """Numbers and words in what JSON can hold."""
+    """The numbers and words in a JSON value."""
     if isinstance(value, dict | list):
         for one in value.values() if isinstance(value, dict) else value:
             yield from _leaves(one)
@@ -218,7 +218,7 @@ def _leaves(value: Any) -> Iterator[Any]:
 
 
 def _read_weights(path: Path, like: PyTree) -> tuple[dict[str, np.ndarray], str]:
-    """The arrays of a file, once its header has those of `like`, all finite; and their digest."""
+    """The arrays of a file and their digest; checks that they fit `like` and are finite."""
     refuse_larger(path, path.stat().st_size, LARGEST_WEIGHTS)
     leaves = jax.tree_util.tree_leaves_with_path(like)
     expected = signatures({jax.tree_util.keystr(at): leaf for at, leaf in leaves})
@@ -239,12 +239,14 @@ def _read_weights(path: Path, like: PyTree) -> tuple[dict[str, np.ndarray], str]
         raise UserError(f"{path} is damaged: its checksum does not match")
     for name, value in arrays.items():
         if not np.isfinite(value).all():
-            raise UserError(f"{path} is no trained model: {name} has numbers that are not finite")
+            raise UserError(
+                f"{path} is not a trained model: {name} has numbers that are not finite"
+            )
     return {f".{name}": value for name, value in arrays.items()}, digest
 
 
 def _check_header(path: Path) -> None:
-    """Raise UserError if the header claims to be larger than any model's."""
+    """Raise UserError if the header claims to be larger than that of any model."""
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
     if length > LARGEST_TEXT:
@@ -258,17 +260,17 @@ _DTYPES = {
     **{f"I{bits}": f"int{bits}" for bits in (8, 16, 32, 64)},
     **{f"U{bits}": f"uint{bits}" for bits in (8, 16, 32, 64)},
 }
-"""What safetensors calls the types of numbers."""
+"""Names of dtypes in safetensors -> in NumPy."""
 
 
 def _declared(tensor: Any) -> str:
-    """The signature of a tensor that has not been read."""
+    """The signature of a tensor that has not been read yet."""
     dtype = tensor.get_dtype()
     return f"{_DTYPES.get(dtype, dtype)}{tuple(tensor.get_shape())}"
 
 
 def read_about(folder: str | Path) -> dict[str, Any]:
-    """What `save_model` was told about the model in a folder.
+    """The facts that `save_model` stored about the model in a folder.
 
     Raises:
         UserError: if its description cannot be read.

@@ -20,7 +20,7 @@ from rich.text import Text
 from iwae.training.loop import Report
 
 LINE_SECONDS = 10.0
-"""Time between plain lines where there is no terminal."""
+"""Seconds between plain lines without a terminal."""
 
 
 def _bar(left: ProgressColumn) -> Progress:
@@ -36,7 +36,7 @@ def _bar(left: ProgressColumn) -> Progress:
 
 
 def show_training(reports: Iterable[Report], *, quiet: bool = False, verbose: bool = False) -> None:
-    """Exhaust `reports`: epoch, steps per second, the training bound and the time left.
+    """Consume `reports` and show epoch, steps per second, training bound and time left.
 
     Args:
         quiet: print nothing.
@@ -75,13 +75,13 @@ def _training_lines(reports: Iterable[Report], every: float) -> None:
 
 
 class Speed:
-    """How fast a stage goes, without its first dispatch, most of which is compilation."""
+    """Speed of a stage, without its first dispatch, which is mostly compilation."""
 
     def __init__(self) -> None:
         self.stage, self.start, self.seconds, self.last = -1, 0.0, 0.0, 0.0
 
     def add(self, report: Report) -> None:
-        """Count a dispatch, with what was validated and logged since the one before."""
+        """Count a dispatch, including validation and logging since the previous one."""
         before, self.last = self.last, time.monotonic()
         if report.stage != self.stage:
             self.stage, self.start, self.seconds = report.stage, report.share, 0.0
@@ -89,7 +89,7 @@ class Speed:
             self.seconds += self.last - before
 
     def left(self, report: Report) -> float | None:
-        """Seconds to the end of the run; None where too little is known."""
+        """Seconds to the end of the run; None if too little is known."""
         done = report.share - self.start
         if self.seconds < 2 or done <= 0:
             return None
@@ -97,17 +97,17 @@ class Speed:
 
 
 def _duration(seconds: float) -> str:
-    """In the unit that fits."""
+    """A duration in a suitable unit."""
     if seconds < 100:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
 class _TimeLeft(ProgressColumn):
-    """The time left that the task has been told."""
+    """A column with the time left that the task holds."""
 
     def render(self, task: Task) -> Text:
-        """In words, or nothing while it is not known."""
+        """The time left, or nothing while it is unknown."""
         left = task.fields["left"]
         return Text("" if left is None else f"{_duration(left)} left")
 
@@ -144,13 +144,13 @@ def _slab_bar(slabs: Iterable[dict[str, np.ndarray]], total: int, label: str) ->
 
 
 def _slab_lines(slabs: Iterable[dict[str, np.ndarray]], total: int, label: str) -> Iterator:
-    """A line now and then; the time left is that of the examples measured since the first slab."""
+    """Print a line now and then; the time left follows from the speed after the first slab."""
     done = first_done = 0
     first = last = time.monotonic()
     for slab in slabs:
         done += len(next(iter(slab.values())))
         now = time.monotonic()
-        if first_done == 0:  # compilation, or what was done before, says nothing of the speed
+        if first_done == 0:  # includes compilation or earlier work
             first, first_done = now, done
         elif now - last >= LINE_SECONDS and done < total:
             left = (now - first) / (done - first_done) * (total - done)

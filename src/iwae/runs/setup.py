@@ -1,4 +1,4 @@
-"""From a configuration to everything that it names: data, models, objective, schedule."""
+"""From a configuration to its data, models, objective and schedule."""
 
 import logging
 from collections.abc import Callable
@@ -46,28 +46,28 @@ from iwae.typing import PRNGKey
 log = logging.getLogger("iwae")
 
 LOGGED = 200
-"""Looks at KL, reconstruction and active units in a run, unless the configuration says."""
+"""Default number of measurements of KL, reconstruction and active units in a run."""
 
-_INIT, _TRAIN = 0, 1  # what a replicate's seed key is folded with
+_INIT, _TRAIN = 0, 1  # folded into a replicate's seed key
 
 
 @dataclass(frozen=True)
 class Job:
-    """A configuration with everything that it names, ready to train."""
+    """A configuration with its data, models and schedule, ready to train."""
 
     config: TrainConfig
     dataset: Dataset
     models: list[Model]
     stages: tuple[Stage, ...]
-    stage_ends: tuple[int, ...]  # steps; those of the schedule, where the run has no stages
+    stage_ends: tuple[int, ...]  # steps; those of the schedule, if the run has no stages
     plan: Plan
 
     def stage_of(self, step: int) -> Stage:
-        """The stage of a state after so many steps."""
+        """The stage of a state after `step` steps."""
         return self.stages[stage_at(self.stages, step)]
 
     def learning_rate(self, step: int) -> float:
-        """The learning rate of the step that made so many."""
+        """The learning rate of the step with number `step`, from 1."""
         schedule, done = self.stage_of(step).schedule, jax.device_put(np.int32(step - 1))
         return float(eqx.filter_jit(schedule)(done))
 
@@ -89,7 +89,7 @@ def load_config_dataset(config: TrainConfig, data_dir: Path | None = None) -> Da
 
 
 def data_place(dataset: str) -> str:
-    """The name of a data set, or the whole path of a file that is there."""
+    """The name of a data set, or the absolute path of an existing file."""
     own = Path(dataset).expanduser()
     return str(own.resolve()) if own.suffix and own.is_file() else dataset
 
@@ -117,18 +117,18 @@ def resolve(config: TrainConfig, dataset: Dataset) -> TrainConfig:
 
 
 def _declared(config: TrainConfig, layers: int) -> dict[str, Any]:
-    """The defaults of the objective; each stage of a run has those of its own."""
+    """Options with the objective's defaults; {} if the run has stages, with their own defaults."""
     if config.stages is not None:
         return {}
     found = check(config.declaration(), layers)
     return {name: value for name, value in found._asdict().items() if hasattr(config, name)}
 
 
-Seed = np.int32 | Int[Array, ""]  # within a program, an array
+Seed = np.int32 | Int[Array, ""]  # an array within a compiled program
 
 
 def _seeds(config: TrainConfig) -> list[Seed]:
-    """The seed of each replicate, the same as that of a run with its seed alone."""
+    """The seed of each replicate, the same as in a run of that replicate alone."""
     return list(np.asarray(config.seeds(), np.int64).astype(np.int32))
 
 
@@ -142,12 +142,12 @@ def make_models(config: TrainConfig, dataset: Dataset) -> list[Model]:
     if config.init_from is not None:
         return [_load_start(config, dataset, config.init_from, r) for r in _replicates(config)]
     latent_sizes, hidden_sizes = config.sizes()
-    what = observation(dataset.kind, dataset.n_values, config.missing)
+    likelihood = observation(dataset.kind, dataset.n_values, config.missing)
     rows = _known_rows(dataset)
-    bias = what.initial_output(rows) if config.output_bias else None
-    statistics = what.encoding.statistics(rows) if what.encoding else None
+    bias = likelihood.initial_output(rows) if config.output_bias else None
+    statistics = likelihood.encoding.statistics(rows) if likelihood.encoding else None
 
-    @eqx.filter_jit  # else each of a model's arrays is made by several programs
+    @eqx.filter_jit  # otherwise each array of a model takes several programs
     def make(seed: Seed) -> Model:
         model = VAE(
             dataset.n_values,
@@ -167,7 +167,7 @@ def make_models(config: TrainConfig, dataset: Dataset) -> list[Model]:
 
 
 def _with_labels(model: VAE, config: TrainConfig, dataset: Dataset) -> Model:
-    """The model given labels, if there are any."""
+    """The model conditioned on labels, if the configuration is conditional."""
     if not config.conditional:
         return model
     counts = np.bincount(dataset.labels("train"), minlength=len(dataset.classes))
@@ -180,10 +180,10 @@ def _with_labels(model: VAE, config: TrainConfig, dataset: Dataset) -> Model:
 
 
 def config_network(config: TrainConfig, dataset: Dataset) -> Network:
-    """The network that a configuration names, for the examples of a data set.
+    """The network of a configuration, for the examples of a data set.
 
     Raises:
-        UserError: if these are no images, and it is one for images.
+        UserError: if the network is for images and the examples are not images.
     """
     return make_network(
         config.network, channels=config.channels, blocks=config.blocks, shape=dataset.shape
@@ -191,14 +191,14 @@ def config_network(config: TrainConfig, dataset: Dataset) -> Network:
 
 
 def _known_rows(dataset: Dataset) -> np.ndarray:
-    """The training data in the model's units; for pixels that are drawn each time, their means."""
+    """The training data in the model's units; for dynamic binarisation, the mean pixels."""
     if dataset.binarization == "dynamic":
         return dataset.train_mean[None]
     return dataset.train[:, : dataset.n_values]
 
 
 def _load_start(config: TrainConfig, dataset: Dataset, run: Path, replicate: int) -> Model:
-    """A trained model to start from, which must be what the configuration and the data ask for."""
+    """Load a trained model to start from, and check it against the configuration and the data."""
     folder = model_folder(run, "final", replicate)
     whole, about = load_model(folder), read_about(folder)
     labels = (len(dataset.classes), config.label_prior) if config.conditional else None
@@ -234,7 +234,7 @@ _TABLES = {"constant": (1.0,), "paper": PAPER_RATES, "authors": AUTHORS_RATES}
 def make_schedule(
     config: TrainConfig, steps_per_epoch: int, first: int = 0
 ) -> tuple[Schedule, tuple[int, ...]]:
-    """The learning rates from the step `first` on, and the epochs at which their stages end."""
+    """The learning rates from the step `first`, and the epochs at which their stages end."""
     check_steps(config.epochs, steps_per_epoch, first)
     schedule, lengths = _without_warmup(config, steps_per_epoch, first)
     if config.lr_warmup:
@@ -263,11 +263,11 @@ def _without_warmup(
 
 
 def make_stages(config: TrainConfig, dataset: Dataset) -> tuple[tuple[Stage, ...], tuple[int, ...]]:
-    """The stages of a run that have epochs, and the steps at which its stages end.
+    """The stages of a run that have epochs, and the steps at which all its stages end.
 
     Raises:
-        UserError: if a batch is larger than the training data, or an optimiser's state is to be
-            carried to where it does not fit.
+        UserError: if a batch is larger than the training data, or an optimiser's state does not
+            fit the stage to which it is carried over.
     """
     step = epoch = 0
     stages: list[Stage] = []
@@ -289,7 +289,7 @@ def make_stages(config: TrainConfig, dataset: Dataset) -> tuple[tuple[Stage, ...
 def _make_stage(
     config: TrainConfig, i: int, epochs: int, dataset: Dataset, clock: Clock
 ) -> tuple[Stage, list[int]]:
-    """A stage, and the steps at which the stages of its schedule end if it is the only one."""
+    """A stage, and the steps at which the stages of its schedule end, if it is the only one."""
     its = config.stage(i, epochs)
     steps_per_epoch = _steps_per_epoch(its, dataset)
     schedule, ends = make_schedule(its, steps_per_epoch, int(clock.step))
@@ -320,7 +320,7 @@ _OPTIMIZERS: dict[str, Callable[[int], optax.GradientTransformation]] = {
     "authors": authors_adam,
     "soap": lambda _: soap(),
 }
-"""Name -> the optimiser for batches of so many examples."""
+"""Name -> function from a batch size to the optimiser."""
 
 
 def _settings(config: TrainConfig, dataset: Dataset, layers: int, steps_per_epoch: int) -> Settings:
@@ -337,10 +337,10 @@ def _settings(config: TrainConfig, dataset: Dataset, layers: int, steps_per_epoc
 
 
 def _cost(config: TrainConfig) -> float:
-    """Passes through the decoder of an example, a third for one that nothing goes back through."""
+    """Cost per example in passes through the decoder; a third for one without a backward pass."""
     forward = particles(config.declaration())
     back = min(config.backward or forward, forward)
-    moves = (config.temperatures or 1) * (config.leapfrog or 1)  # those of dais and aiwae
+    moves = (config.temperatures or 1) * (config.leapfrog or 1)  # of dais and aiwae
     return 1.0 + moves * back + (0 if back == forward else forward / 3)
 
 
@@ -348,11 +348,11 @@ def make_job(config: TrainConfig, data_dir: Path | None = None, *, resumed: bool
     """Load and build everything that `config` names.
 
     Args:
-        resumed: the weights will come from a checkpoint: do not look for `init_from`, which may
-            be gone by now.
+        resumed: the weights will come from a checkpoint, so `init_from`, which may no longer
+            exist, is ignored.
 
     Raises:
-        UserError: for data that cannot be had or do not fit.
+        UserError: for data that cannot be loaded or do not fit.
     """
     dataset = load_config_dataset(config, data_dir)
     config = resolve(config, dataset)
@@ -370,7 +370,7 @@ def make_job(config: TrainConfig, data_dir: Path | None = None, *, resumed: bool
 
 
 def _check_validation(config: TrainConfig, dataset: Dataset) -> None:
-    """Refuse settings of a validation that there is none of."""
+    """Raise UserError for settings of validation without held-out examples."""
     for name in ("patience", "threshold", "validate_every"):
         default = TrainConfig.model_fields[name].default
         if getattr(config, name) != default and len(dataset.validation) == 0:
@@ -383,7 +383,7 @@ def _check_validation(config: TrainConfig, dataset: Dataset) -> None:
 
 
 def blank_state(job: Job, step: int = 0) -> tuple[TrainState, Best]:
-    """The state of a job's models with an optimiser that has seen nothing, as in a step's stage."""
+    """The state of a job's models with a new optimiser, as in the stage of a step."""
     return _first_state(job.models, _seeds(job.config), job.stage_of(step).settings)
 
 
@@ -407,7 +407,7 @@ def initial_state(job: Job) -> tuple[TrainState, Best]:
 
 
 def _optimizer_of(run: Path, job: Job) -> Any:
-    """The optimiser's state in the newest checkpoint of another run, maybe of another objective."""
+    """The optimiser's state in the newest checkpoint of another run, whose objective may differ."""
     paths = list_checkpoints(run / "checkpoints")
     if not paths:
         raise UserError(f"{run} has no checkpoint to take the optimiser's state from")
@@ -417,13 +417,13 @@ def _optimizer_of(run: Path, job: Job) -> Any:
     one, other = (jax.tree.leaves(o.init().learned) for o in (theirs, first.settings.objective))
     if [leaf.shape for leaf in one] != [leaf.shape for leaf in other]:
         raise UserError(
-            f"keep_optimizer: {run} was trained by {its.objective}, and {now.objective} "
-            "learns other arrays beside the model; leave keep_optimizer out"
+            f"keep_optimizer: {run} was trained with {its.objective}, and {now.objective} "
+            "learns other arrays beside the model; leave out keep_optimizer"
         )
     if its.optimizer != now.optimizer:
         raise UserError(
-            f"keep_optimizer: {run} was trained by the optimizer {its.optimizer}, here it is "
-            f"{now.optimizer}; leave keep_optimizer out"
+            f"keep_optimizer: {run} was trained with the optimizer {its.optimizer}, here it is "
+            f"{now.optimizer}; leave out keep_optimizer"
         )
     settings = first.settings._replace(objective=theirs, ema=its.ema)
     like = replace(job, stages=(first._replace(settings=settings),))
@@ -431,45 +431,45 @@ def _optimizer_of(run: Path, job: Job) -> Any:
 
 
 def model_folder(run: Path, weights: str, replicate: int) -> Path:
-    """Where the model of one replicate lies in a run; `weights` is "final" or "best"."""
+    """The folder of one replicate's model in a run; `weights` is "final" or "best"."""
     return Path(run) / "models" / f"{weights}-{replicate}"
 
 
 def is_finished(run: Path, config: TrainConfig) -> bool:
-    """Whether the final models of a run are there, trained to its end."""
+    """Whether all final models of a run exist and are trained to its end."""
     folders = [model_folder(run, "final", replicate) for replicate in _replicates(config)]
     return all(
         (folder / WEIGHTS).is_file()
         and (folder / DESCRIPTION).is_file()
         and _is_final(read_about(folder), config.epochs)
-        and is_one_model(folder)  # else a writer was cut off between the two: train on
+        and is_one_model(folder)  # otherwise a write was interrupted: keep training
         for folder in folders
     )
 
 
 def _is_final(about: dict[str, Any], epochs: int) -> bool:
-    """Whether a model is one that its training ended with, for want of patience or epochs."""
+    """Whether training of a model had ended, by patience or after all epochs."""
     return about.get("finished", False) or about.get("epoch", 0) >= epochs
 
 
 def run_model(run: Path, weights: str, replicate: int, dataset: Dataset) -> Model:
-    """A trained model of a run, to be used on `dataset`.
+    """A trained model of a run, for use on `dataset`.
 
     Raises:
-        UserError: if the run has no such weights, or they are for other data.
+        UserError: if the run has no such weights, or they do not fit the data.
     """
     model = trained_model(run, weights, replicate)
     found, wanted = dataset.train.shape[1], model.example_size
     if found != wanted:
         raise UserError(
-            f"the examples of {dataset.name} have {found} values, those that {run} was trained "
-            f"on {wanted}"
+            f"the examples of {dataset.name} have {found} values, but those that {run} was "
+            f"trained on have {wanted}"
         )
     return model
 
 
 def trained_model(run: Path, weights: str, replicate: int) -> Model:
-    """A trained model of a run, or UserError if it has no such weights."""
+    """A trained model of a run; UserError if it has no such weights."""
     folder = model_folder(run, weights, replicate)
     if weights == "best" and not folder.exists():
         raise UserError(
@@ -480,10 +480,10 @@ def trained_model(run: Path, weights: str, replicate: int) -> Model:
 
 
 def split_examples(dataset: Dataset, split: str, count: int | None = None) -> np.ndarray:
-    """Examples of a split in the model's units; training pixels are drawn once, by a fixed key.
+    """Examples of a split in the model's units; training pixels are drawn once with a fixed key.
 
     Args:
-        count: a fixed random subset of so many (or of all, where there are fewer).
+        count: size of a fixed random subset (all examples, if there are fewer).
     """
     raw = getattr(dataset, split)
     if count is not None and count < len(raw):

@@ -1,8 +1,8 @@
-"""Experiment trackers: the scalars of a run, sent on while it is trained.
+"""Experiment trackers: the scalars of a run, sent during training.
 
-A tracker is a function (run's folder, configuration, id or None) -> `Tracked`. The id is what the
-tracker calls this run, if it knows it already. RUN/trackers/NAME.jsonl keeps the id and the steps
-that were sent, so that a run that goes on is the same run there, and nothing is sent twice.
+A tracker is a function (run's folder, configuration, id or None) -> `Tracked`. The id is the
+tracker's name for a run that it already knows. RUN/trackers/NAME.jsonl keeps the id and the steps
+that were sent, so that a resumed run is the same run there, and nothing is sent twice.
 """
 
 import importlib
@@ -22,18 +22,18 @@ from iwae.files import atomic_write
 log = logging.getLogger("iwae")
 
 FOLDER = "trackers"
-"""Where in the folder of a run the ids and steps are, and what an offline tracker writes."""
+"""Folder in a run's folder for ids and steps, and for the files of an offline tracker."""
 
 Scalars = Mapping[str, float]
 
 
 class Tracked(NamedTuple):
-    """A run as a tracker has it.
+    """A run as known to a tracker.
 
     Attributes:
-        id: what it is called there.
+        id: the tracker's name for it.
         write: takes a step and its scalars, by name.
-        close: takes whether training came to its end.
+        close: takes whether training finished.
     """
 
     id: str
@@ -48,16 +48,17 @@ Tracker = Callable[[Path, TrainConfig, str | None], Tracked]
 def tracking(
     trackers: Mapping[str, Tracker], run: Path, config: TrainConfig
 ) -> Iterator[Callable[[int, Scalars], None]]:
-    """A function (step, scalars) that sends to every tracker what it has not been sent before.
+    """A function (step, scalars) that sends each tracker what it has not received before.
 
-    A tracker that fails on the way is left alone from then on, with one warning: training goes on.
+    A tracker that fails during training is not used again; one warning is logged, and training
+    continues.
 
     Args:
         trackers: by name.
-        run: the folder.
+        run: the run's folder.
 
     Raises:
-        UserError: if a tracker cannot be used from the start.
+        UserError: if a tracker cannot be used at the start.
     """
     with ExitStack() as stack:
         lines = []
@@ -74,7 +75,7 @@ def tracking(
 
 @final
 class _Line:
-    """What goes to one tracker: what it has been sent, and whether it still takes any."""
+    """The connection to one tracker: the last step sent, and whether it has failed."""
 
     def __init__(self, name: str, tracker: Tracker, run: Path, config: TrainConfig):
         self.name, self.run, self.lost = name, run, False
@@ -86,7 +87,7 @@ class _Line:
             path.write_text(json.dumps({"id": self.tracked.id, "step": self.sent}) + "\n")
 
     def write(self, step: int, scalars: Scalars) -> None:
-        """Send what was not sent before."""
+        """Send the scalars of a step, unless they were sent before."""
         if self.lost or step <= self.sent:
             return
         self._attempt(self.tracked.write, step, scalars)
@@ -96,17 +97,17 @@ class _Line:
                 file.write(json.dumps({"step": step}) + "\n")
 
     def close(self, kind: type[BaseException] | None, *_: object) -> None:
-        """Say whether training came to its end, which it does without an exception."""
+        """Close the tracker; training has finished if there is no exception."""
         self._attempt(self.tracked.close, kind is None)
 
     def _attempt(self, call: Callable[..., None], *arguments: Any) -> None:
-        """Call a tracker; at its first error, whatever it is, say so: training is worth more."""
+        """Call a tracker; log its first error of any kind, which must not stop training."""
         try:
             call(*arguments)
         except Exception as error:
             if not self.lost:
                 log.warning(
-                    "%s failed and gets no more of this run: %s; training goes on, and "
+                    "%s failed and receives no more of this run: %s; training continues, and "
                     "`iwae train --resume %s --track %s` sends the rest",
                     *(self.name, _reason(error), self.run, self.name),
                 )
@@ -122,41 +123,41 @@ def _open(
         raise
     except Exception as error:
         raise UserError(
-            f"{name} cannot be used: {_reason(error)}; leave --track {name} out to train without it"
+            f"{name} cannot be used: {_reason(error)}; leave out --track {name} to train without it"
         ) from error
 
 
 def _reason(error: Exception) -> str:
-    """What a library says, in one line."""
+    """The first line of a library's error message."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return (lines or [type(error).__name__])[0][:200]
 
 
 def _read_notes(path: Path) -> tuple[str | None, int]:
-    """The id that a tracker gave, and the last step that it was sent; None and -1 without them."""
+    """The id given by a tracker and the last step sent to it; None and -1 without them."""
     known, sent = None, -1
     for line in path.read_text().splitlines() if path.exists() else ():
         try:
             row = json.loads(line)
             known, sent = row.get("id", known), max(sent, row.get("step", -1))
         except (ValueError, TypeError, AttributeError):
-            continue  # a kill may cut the last line off
+            continue  # a kill may truncate the last line
     return known, sent
 
 
 def _extra(name: str) -> Any:
-    """The module of an extra, or UserError with the command that installs it."""
+    """The module of an extra; UserError with the command to install it if it is missing."""
     try:
         return importlib.import_module(name)
     except ImportError as error:
         raise UserError(f"--track {name} needs {name}: pip install 'iwae[{name}]'") from error
 
 
-# --- the trackers that have a name ----------------------------------------------------------
+# --- the named trackers ----------------------------------------------------------
 
 
 def wandb(run: Path, config: TrainConfig, known: str | None) -> Tracked:
-    """Weights & Biases: the project of WANDB_PROJECT, or `iwae`; offline if WANDB_MODE says so."""
+    """Weights & Biases: the project WANDB_PROJECT, or `iwae`; offline if WANDB_MODE says so."""
     module = _extra("wandb")
     folder = run / FOLDER
     folder.mkdir(exist_ok=True)
@@ -177,7 +178,7 @@ def wandb(run: Path, config: TrainConfig, known: str | None) -> Tracked:
 
 
 MLFLOW_BATCH, MLFLOW_TEXT = 1000, 500
-"""The most metrics in a call of MLflow, and the most characters of a parameter in all versions."""
+"""Maximum metrics in one call of MLflow, and characters of a parameter in all its versions."""
 
 
 def mlflow(run: Path, config: TrainConfig, known: str | None) -> Tracked:
@@ -212,4 +213,4 @@ def _new_mlflow_run(client: Any, entities: Any, run: Path, config: TrainConfig) 
 
 
 TRACKERS: dict[str, Tracker] = {"wandb": wandb, "mlflow": mlflow}
-"""What `--track` can name."""
+"""The trackers that `--track` accepts."""

@@ -1,4 +1,4 @@
-"""The scikit-learn way in: an estimator over the functions of the modules above."""
+"""The scikit-learn interface: an estimator built on the other modules."""
 
 from iwae.sklearn.estimator import ImportanceWeightedAutoencoder
 

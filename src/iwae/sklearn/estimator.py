@@ -1,7 +1,7 @@
-"""The scikit-learn way in: an estimator over the functions of the modules above.
+"""The scikit-learn interface: an estimator built on the other modules.
 
-It keeps scikit-learn's conventions: the constructor stores and never computes, what is learnt ends
-in an underscore, rows are examples, and bad input is a ValueError in scikit-learn's words.
+It follows scikit-learn's conventions: the constructor only stores its arguments, learnt attributes
+end in an underscore, rows are examples, and bad input raises a ValueError in scikit-learn's words.
 """
 
 import math
@@ -60,13 +60,13 @@ from iwae.training.steps import Settings, init_state, replicate_model
 from iwae.typing import PRNGKey
 
 AT_A_TIME = 32
-"""Rows of one dispatch, filled up with copies: the number of a row is the same, bit for bit,
+"""Rows of one dispatch, padded with copies, so that the result of a row is the same bit for bit
 whatever the other rows are."""
 
 LATENTS = ("mean", "snis")
 
 ANNEALING_CHAINS, LEAPFROG, PILOT_ROWS, PILOT_CHAINS = 16, 10, 32, 4
-"""How `method="ais"` anneals; step sizes come from rows that are drawn from the model."""
+"""Settings of `method="ais"`; its step sizes are tuned on rows drawn from the model."""
 
 
 class ImportanceWeightedAutoencoder(
@@ -74,49 +74,50 @@ class ImportanceWeightedAutoencoder(
 ):
     """Importance weighted autoencoder, as a transformer and a density estimator.
 
-    An encoder and a decoder are trained together by a bound on the log-likelihood (Burda et al.
-    2016, arXiv 1509.00519). A row becomes the posterior mean of a few latent variables, and has a
-    log-likelihood.
+    An encoder and a decoder are trained together by maximising a bound on the log-likelihood (Burda
+    et al. 2016, arXiv 1509.00519). `transform` gives a row's posterior mean over a few latent
+    variables, `score_samples` its log-likelihood.
 
     Parameters:
-        n_components: latent variables.
-        hidden_layer_sizes: units of the layers between data and latents.
+        n_components: number of latent variables.
+        hidden_layer_sizes: units of each layer between data and latents.
         observation: the kind of data: "gaussian", "gaussian-shared", "bernoulli", "poisson",
             "negative-binomial", "logistic-mixture", "discretised-gaussian"; with its parameter,
             `{"name": "categorical", "categories": 4}`; or a list with the kind of each column,
             `["gaussian", "poisson", "categorical:4"]`.
         missing: "at-random" if values may be missing (NaN), in `fit` and afterwards: the bounds are
-            then of what is observed (Mattei & Frellsen 2019). "not-at-random" if Gaussian values
-            may be missing for what they are (Ipsen et al. 2021), "not-at-random-high" and "-low" if
-            it is known which; the bounds are then of what is observed and of which that is.
-        objective: the bound to climb; `iwae objectives` lists them.
-        objective_params: what else the objective needs, such as `{"m": 4}` for "miwae" or
+            then on the observed values (Mattei & Frellsen 2019). "not-at-random" if whether a
+            Gaussian value is missing may depend on the value (Ipsen et al. 2021),
+            "not-at-random-high" or "-low" if it is known which values are; the bounds are then on
+            the observed values and on which values are observed.
+        objective: the bound to maximise; `iwae objectives` lists them.
+        objective_params: further options of the objective, such as `{"m": 4}` for "miwae" or
             `{"beta": 0.5}` for "ciwae".
-        k: samples of each row and step, for training.
-        gradient: how to climb it; the objective's own if None.
-        activation: of the hidden layers.
-        standardize: train on Gaussian columns of mean 0 and standard deviation 1. Likelihoods,
-            samples and reconstructions are of the data as they were given.
-        learning_rate_init: of Adam; it falls to 0.3 and 0.1 of it after a half and three quarters
-            of `max_iter`.
-        batch_size: rows a step; "auto" is a fiftieth of them, between 16 and 100.
-        max_iter: passes over the training rows.
-        early_stopping: hold some rows out, and stop when their bound no longer rises. The weights
-            are then those of the best validation bound. Without, all rows train.
-        validation_fraction: the share of the rows that is held out.
-        n_iter_no_change: passes without improvement before it stops.
-        tol: nats by which the validation bound must rise to count.
-        score_k: importance samples of each row in `score_samples`, `score` and
+        k: importance samples per row and training step.
+        gradient: the gradient estimator; the objective's own if None.
+        activation: nonlinearity of the hidden layers.
+        standardize: scale Gaussian columns to mean 0 and standard deviation 1 for training.
+            Likelihoods, samples and reconstructions are in the units of the data.
+        learning_rate_init: initial learning rate of Adam; it falls to 0.3 and 0.1 of this after a
+            half and three quarters of `max_iter`.
+        batch_size: rows per step; "auto" is a fiftieth of the rows, between 16 and 100.
+        max_iter: maximum number of passes over the training rows.
+        early_stopping: hold out some rows, and stop when their bound no longer rises. The weights
+            are then those with the best validation bound. Without it, all rows are for training.
+        validation_fraction: fraction of the rows to hold out.
+        n_iter_no_change: passes without improvement before training stops.
+        tol: minimum improvement of the validation bound that counts, nats.
+        score_k: importance samples per row in `score_samples`, `score` and
             `transform(latent="snis")`.
-        random_state: an int or a RandomState, to make fits and numbers repeatable.
+        random_state: an int or a RandomState, for reproducible fits and results.
         verbose: show a progress bar while fitting.
 
     Attributes:
-        model_: the trained `iwae.VAE`, of standardised columns.
-        shift_, scale_: `[d]`, what standardised columns are.
+        model_: the trained `iwae.VAE`, for standardised columns.
+        shift_, scale_: `[d]`, mean and standard deviation by which columns are standardised.
         n_iter_: passes over the training rows.
         loss_curve_: minus the mean training bound of each pass, nats per row, in the units of the
-            data as they were given.
+            data.
         validation_scores_: the mean validation bound of each pass, in the same units; None without
             early stopping.
         best_validation_score_: the best of them.
@@ -181,15 +182,15 @@ class ImportanceWeightedAutoencoder(
     def fit(self, X: Any, y: Any = None) -> "ImportanceWeightedAutoencoder":  # noqa: ARG002 - scikit-learn's signature
         """Train on the rows of X `[n, d]`; y is ignored.
 
-        A second fit of data of the same shape, with the same parameters, compiles nothing.
+        A second fit to data of the same shape, with the same parameters, compiles nothing.
 
         Raises:
-            ValueError: for data or parameters that do not fit.
-            FloatingPointError: if training meets a number that is not finite.
+            ValueError: for invalid data or parameters.
+            FloatingPointError: if a number in training is not finite.
         """
         self._check_parameters()
         kind = self._kind()
-        self.__dict__.pop("model_", None)  # a fit that fails leaves no half of another one
+        self.__dict__.pop("model_", None)  # a fit that fails keeps nothing of an earlier one
         rows = self._rows(X, kind, reset=True)
         random = check_random_state(self.random_state)
         self._key_ = int(random.randint(2**31 - 1))
@@ -250,7 +251,7 @@ class ImportanceWeightedAutoencoder(
             )
 
     def _kind(self) -> Kind:
-        """The kind of data that `observation` names."""
+        """The kind of data that `observation` describes."""
         given = self.observation
         if isinstance(given, str):
             return make_kind(given)
@@ -264,7 +265,7 @@ class ImportanceWeightedAutoencoder(
 
     def _hidden(self) -> tuple[Any, ...]:
         """Units of the hidden layers; one number is one layer, as elsewhere in scikit-learn."""
-        sizes = self.hidden_layer_sizes  # of a generator, a second look would find nothing
+        sizes = self.hidden_layer_sizes  # a generator could be read only once
         return tuple(sizes) if isinstance(sizes, Sequence | np.ndarray) else (sizes,)
 
     def _declaration(self) -> Declaration:
@@ -278,7 +279,7 @@ class ImportanceWeightedAutoencoder(
         return Declaration(self.objective, int(self.k), gradient=self.gradient, **given)
 
     def _check_parameters(self) -> None:
-        """Raise ValueError for a parameter that can't be."""
+        """Raise ValueError for an invalid parameter."""
         hidden = [("hidden_layer_sizes", size) for size in self._hidden()]
         counts = ("n_components", "k", "max_iter", "n_iter_no_change", "score_k")
         for name, value in [*((name, getattr(self, name)) for name in counts), *hidden]:
@@ -288,7 +289,7 @@ class ImportanceWeightedAutoencoder(
         for name, legal, words in (
             ("learning_rate_init", lambda value: 0 < value < math.inf, "above 0"),
             ("validation_fraction", lambda value: 0 < value < 1, "between 0 and 1"),
-            ("tol", lambda value: 0 <= value < math.inf, "from 0 on"),
+            ("tol", lambda value: 0 <= value < math.inf, "of at least 0"),
         ):
             value = getattr(self, name)
             if not isinstance(value, int | float | np.number) or not legal(value):
@@ -306,7 +307,7 @@ class ImportanceWeightedAutoencoder(
     def _held_out(
         self, rows: np.ndarray, random: np.random.RandomState
     ) -> tuple[np.ndarray, np.ndarray | None]:
-        """Training rows, and validation rows if there are to be any."""
+        """Training rows and, with early stopping, validation rows."""
         if not self.early_stopping:
             return rows, None
         count = max(1, round(self.validation_fraction * len(rows)))
@@ -319,8 +320,8 @@ class ImportanceWeightedAutoencoder(
         train = rows[order[count:]]
         if (empty := np.isnan(train).all(axis=0)).any():
             raise ValueError(
-                f"all values of column {empty.argmax() + 1} of X are in rows that were held out; "
-                "take early_stopping=False, or leave the column out"
+                f"all values of column {empty.argmax() + 1} of X are in held-out rows; set "
+                "early_stopping=False, or leave the column out"
             )
         return train, rows[order[:count]]
 
@@ -336,22 +337,22 @@ class ImportanceWeightedAutoencoder(
         return min(n, int(self.batch_size))
 
     def _schedule(self, steps_per_epoch: int) -> StagedSchedule:
-        """The learning rate, and 0.3 and 0.1 of it after a half and three quarters."""
+        """The learning rate, reduced to 0.3 and 0.1 of it after a half and three quarters."""
         ends = np.ceil(np.array([0.5, 0.75, 1.0]) * self.max_iter).astype(int)
         rates = [self.learning_rate_init * share for share in (1.0, 0.3, 0.1)]
         return staged(rates, np.diff(ends, prepend=0).tolist(), steps_per_epoch)
 
     def _blank(self, kind: Kind, train: np.ndarray, key: PRNGKey) -> VAE:
         """A model before training."""
-        what = observation(kind, train.shape[1], self.missing)
+        likelihood = observation(kind, train.shape[1], self.missing)
         return VAE(
             train.shape[1],
             (self.n_components,),
             (self._hidden(),),
             observation=kind,
             activation=self.activation,
-            output_bias=what.initial_output(train),
-            statistics=what.encoding.statistics(train) if what.encoding else None,
+            output_bias=likelihood.initial_output(train),
+            statistics=likelihood.encoding.statistics(train) if likelihood.encoding else None,
             missing=self.missing,
             key=key,
         )
@@ -359,7 +360,7 @@ class ImportanceWeightedAutoencoder(
     # --- rows in and out --------------------------------------------------------------------
 
     def _rows(self, X: Any, kind: Kind, *, reset: bool = False) -> np.ndarray:
-        """X as an array `[n, d]` of values that the kind of data takes.
+        """X as an array `[n, d]` of values that are valid for the kind of data.
 
         Raises:
             ValueError: for anything else.
@@ -375,7 +376,7 @@ class ImportanceWeightedAutoencoder(
             ensure_all_finite="allow-nan" if missing else True,
             ensure_min_samples=2 if reset else 1,
         )
-        # scikit-learn knows the order of columns by names alone; numbers may be in another one too.
+        # scikit-learn checks the order of named columns only; others may be out of order too.
         if reset:
             self._labels_ = column_labels(X)
         else:
@@ -386,15 +387,15 @@ class ImportanceWeightedAutoencoder(
         return rows
 
     def _known_rows(self, X: Any) -> np.ndarray:
-        """Rows for a fitted model, as they were given."""
+        """Rows for a fitted model, in the units of the data."""
         check_is_fitted(self, "model_")
         return self._rows(X, self.model_.kind)
 
     def _inwards(self, rows: np.ndarray) -> np.ndarray:
-        """What the model sees of rows.
+        """Rows in the units of the model, from those of the data.
 
         Raises:
-            ValueError: for a value so large that float32 does not hold it.
+            ValueError: for a value beyond float32.
         """
         with np.errstate(over="ignore"):
             inner = ((rows - self.shift_) / self.scale_).astype(np.float32)
@@ -406,11 +407,11 @@ class ImportanceWeightedAutoencoder(
         return rows * self.scale_ + self.shift_
 
     def _log_scale(self, rows: np.ndarray) -> np.ndarray:
-        """log |d data / d model| of what is observed, nats: what densities of data are lower by."""
+        """log |d data / d model| of the observed values, nats, to subtract from model densities."""
         return ~np.isnan(rows) @ np.log(self.scale_)
 
     def _map(self, fn: ExampleFn, rows: np.ndarray, batch_size: int, purpose: int) -> Any:
-        """A function of one row, of each of them; its key is that of the row's values.
+        """Apply a function of one row to each row; its key is derived from the row's values.
 
         Raises:
             FloatingPointError: if a number is nan.
@@ -430,7 +431,7 @@ class ImportanceWeightedAutoencoder(
         found = gather(slabs)[:n]
         bad = np.isnan(found).reshape(n, -1).any(axis=1)
         if bad.any():
-            raise FloatingPointError(f"what the model makes of row {bad.argmax() + 1} is nan")
+            raise FloatingPointError(f"the model's result for row {bad.argmax() + 1} is nan")
         return found
 
     # --- using it ---------------------------------------------------------------------------
@@ -440,7 +441,7 @@ class ImportanceWeightedAutoencoder(
 
         Args:
             X: `[n, d]`.
-            latent: "mean" for the mean of q(z|x), "snis" for that of p(z|x) by `score_k`
+            latent: "mean" for the mean of q(z|x), "snis" for that of p(z|x) from `score_k`
                 self-normalised importance samples.
 
         Raises:
@@ -458,16 +459,18 @@ class ImportanceWeightedAutoencoder(
         return found.astype(rows.dtype)
 
     def inverse_transform(self, X: Any) -> np.ndarray:
-        """What the decoder makes of latents `[n, n_components]`: means, `[n, d]`.
+        """The decoder's means `[n, d]` for latents `[n, n_components]`.
 
-        Of categories it gives the most likely one.
+        For a categorical column it is the most likely category.
         """
         check_is_fitted(self, "model_")
         z, m = check_array(X, dtype=(np.float64, np.float32)), self.model_.latent_sizes[0]
         if z.shape[1] != m:
             raise ValueError(f"X has {z.shape[1]} features, but the latent space has {m}")
         if (np.abs(z) > np.finfo(np.float32).max).any():
-            raise ValueError("X holds values beyond float32, which no latents are")
+            raise ValueError(
+                "X holds values beyond float32: give latents such as `transform` returns"
+            )
         out = self._map(decoded, z.astype(np.float32), AT_A_TIME, _LATENT)
         return self._outwards(out).astype(z.dtype)
 
@@ -475,8 +478,8 @@ class ImportanceWeightedAutoencoder(
         """Rows drawn from the model, `[n_samples, d]`.
 
         Args:
-            n_samples: how many.
-            random_state: an int or a RandomState for the same rows again.
+            n_samples: number of rows.
+            random_state: an int or a RandomState, for reproducible rows.
         """
         check_is_fitted(self, "model_")
         check_count("n_samples", n_samples)
@@ -494,21 +497,21 @@ class ImportanceWeightedAutoencoder(
     def score_samples(
         self, X: Any, *, method: Any = "is", k: Any = None, temperatures: Any = 200
     ) -> np.ndarray:
-        """The log-likelihood of each row, nats: a lower bound, in expectation.
+        """The log-likelihood of each row, nats: a lower bound in expectation.
 
-        A row always gets the same number from a fitted model, whatever other rows there are.
+        A fitted model always gives a row the same number, whatever the other rows are.
 
         Args:
             X: `[n, d]`.
             method: "is" for importance sampling (L_k, Burda et al. 2016); "ais" for annealed
                 importance sampling with HMC (Neal 2001; Wu et al. 2017), slower and tighter.
             k: importance samples, `score_k` if None; or chains, 16 if None.
-            temperatures: of "ais".
+            temperatures: number of temperatures of "ais".
 
         Returns:
-            `[n]`. Densities are of the data as they were given; of counts, categories and levels
-            they are probabilities. Where values are missing, they are of the observed ones (and,
-            not at random, of which these are).
+            `[n]`. Densities are in the units of the data; for counts, categories and levels they
+            are probabilities. Where values are missing, they are of the observed values (and, if
+            missing not at random, of which values are observed).
 
         Raises:
             ValueError: for another method, or rows unlike those of `fit`.
@@ -529,11 +532,11 @@ class ImportanceWeightedAutoencoder(
         return self._map(Likelihood(fn), inner, batch, _SCORE) - self._log_scale(rows)
 
     def score(self, X: Any, y: Any = None) -> float:  # noqa: ARG002 - scikit-learn's signature
-        """The mean log-likelihood of the rows by `score_k` importance samples, nats."""
+        """The mean log-likelihood of the rows from `score_k` importance samples, nats."""
         return float(self.score_samples(X).mean())
 
     def _annealed(self, chains: int, temperatures: int) -> ExampleFn:
-        """A row's annealed log-likelihood, with step sizes that other rows have given."""
+        """A row's annealed log-likelihood, with step sizes tuned on rows drawn from the model."""
         key = jax.random.fold_in(jax.random.key(self._key_), _PILOT)
         draw_key, tune_key = jax.random.split(key)
         nothing = jnp.zeros((PILOT_ROWS, 1), jnp.float32)
@@ -553,31 +556,29 @@ class ImportanceWeightedAutoencoder(
     def impute(
         self, X: Any, *, k: int | None = None, draws: int | None = None, random_state: Any = None
     ) -> np.ndarray:
-        """The rows with numbers in the place of what is missing (NaN).
+        """The rows with numbers in place of missing values (NaN).
 
-        By default each missing value's expectation given what is observed in its row, by
-        self-normalised importance sampling; of categories the most likely one (Mattei & Frellsen
-        2019). It has the least squared error, and as data varies too little: for what is to be
-        computed from filled rows, take several `draws`.
+        By default, a missing value becomes its expectation given the observed values of its row, by
+        self-normalised importance sampling; a category becomes the most likely one (Mattei &
+        Frellsen 2019). This minimises the squared error, but such values vary less than data do: to
+        compute statistics of the filled rows, take several `draws`.
 
         Args:
             X: `[n, d]`.
-            k: importance samples of each row; `score_k` if None.
-            draws: so many draws from p(x_missing | x_observed) instead (multiple imputation).
-            random_state: an int or a RandomState for the same draws again; unlike expectations,
-                these depend on the rows' order.
+            k: importance samples per row; `score_k` if None.
+            draws: number of draws from p(x_missing | x_observed) instead (multiple imputation).
+            random_state: an int or a RandomState, for reproducible draws; unlike expectations,
+                these depend on the order of the rows.
 
         Returns:
-            `[n, d]`, or `[draws, n, d]`; what is observed stays as it is.
+            `[n, d]`, or `[draws, n, d]`; observed values are unchanged.
 
         Raises:
-            ValueError: if the model was not fitted with `missing`, or for rows unlike those of fit.
+            ValueError: if it was not fitted with `missing`, or for rows unlike those of `fit`.
         """
         rows = self._known_rows(X)
         if self.model_.missing is None:
-            raise ValueError(
-                "impute needs a model for missing values: fit with missing='at-random'"
-            )
+            raise ValueError("impute needs a model of missing values: fit with missing='at-random'")
         count = check_count("k", self.score_k if k is None else k)
         inner = self._inwards(rows)
         if draws is None:
@@ -592,17 +593,17 @@ class ImportanceWeightedAutoencoder(
     # --- files ------------------------------------------------------------------------------
 
     def save(self, folder: str | Path) -> None:
-        """Write the fitted estimator into a folder: safetensors and JSON, nothing that is run.
+        """Write the fitted estimator to a folder, as safetensors and JSON without any code.
 
         Raises:
-            ValueError: if it is not fitted, if what makes the model was set to something else
-                since, or if `random_state` is not an int or None.
+            ValueError: if it is not fitted, if a parameter of the model was changed after `fit`,
+                or if `random_state` is not an int or None.
         """
         check_is_fitted(self, "model_")
         if not self._describes(self.model_):
             raise ValueError("parameters of the model were changed after fit: fit it again")
         if not isinstance(self.random_state, int | np.integer | None):
-            raise ValueError("random_state is a generator, which no file holds: set it to an int")
+            raise ValueError("random_state is a generator, which cannot be saved: set it to an int")
         parameters = {**self.get_params(deep=False), "observation": as_json(self._kind())}
         learnt = {name: getattr(self, name) for name in (*_LEARNT, *_NAMED) if hasattr(self, name)}
         learnt["_labels_"] = self._labels_
@@ -611,10 +612,10 @@ class ImportanceWeightedAutoencoder(
 
     @classmethod
     def load(cls, folder: str | Path) -> "ImportanceWeightedAutoencoder":
-        """Read what `save` wrote; runs no code from the files.
+        """Read an estimator that `save` wrote, without running code from its files.
 
         Raises:
-            UserError: if it can't be read, is damaged, or is no estimator.
+            UserError: if it cannot be read, is damaged, or is not an estimator.
         """
         model, facts = load_model(folder), read_about(folder).get("estimator", {})
         try:
@@ -635,22 +636,22 @@ class ImportanceWeightedAutoencoder(
         return found
 
     def _describes(self, model: VAE) -> bool:
-        """Whether the parameters are those of the model, as far as it shows."""
+        """Whether the parameters agree with the model, as far as it records them."""
         mine = (self.n_components,), self._hidden(), self._kind(), self.missing, self.activation
         its = model.latent_sizes, model.hidden_sizes[0], model.kind, model.missing
         return mine == (*its, model.activation)
 
     def _check_loaded(self, model: VAE) -> None:
-        """Raise ValueError unless what was learnt fits the model and the parameters."""
+        """Raise ValueError unless the learnt attributes fit the model and the parameters."""
         if not self._describes(model):
-            raise ValueError("its parameters are not those of its model")
+            raise ValueError("its parameters do not agree with its model")
         if not isinstance(self._key_, int) or not 0 <= self._key_ < 2**31:
-            raise ValueError(f"its key is {self._key_!r}")
+            raise ValueError(f"its key is {self._key_!r}, not a seed below 2**31")
         if not (self.scale_ > 0).all():
             raise ValueError("a scale is not positive")
 
     def __sklearn_tags__(self) -> Tags:
-        """What scikit-learn may expect."""
+        """Tags of the estimator for scikit-learn."""
         tags = super().__sklearn_tags__()
         tags.input_tags.sparse = True
         tags.input_tags.allow_nan = self.missing is not None
@@ -658,7 +659,7 @@ class ImportanceWeightedAutoencoder(
         return tags
 
 
-_SCORE, _LATENT, _PILOT, _IMPUTE = 1, 2, 3, 4  # what the estimator's key is folded with
+_SCORE, _LATENT, _PILOT, _IMPUTE = 1, 2, 3, 4  # folded into the estimator's key
 
 _ARRAYS = ("shift_", "scale_")
 _LEARNT = (
@@ -670,6 +671,6 @@ _NAMED = ("feature_names_in_",)
 
 @lru_cache
 def _settings(declaration: Declaration, batch_size: int) -> Settings:
-    """The same object for the same training: what programs are compiled for."""
+    """Settings of training; cached, because programs are compiled for the object."""
     plain_bound = compose(unmodified(declaration), 1)
     return Settings(compose(declaration, 1), adam(), batch_size, validated=plain_bound)

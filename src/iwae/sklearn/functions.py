@@ -1,4 +1,4 @@
-"""What an estimator maps over rows: functions of (model, one row, its key)."""
+"""Functions of (model, one row, its key) that an estimator maps over rows."""
 
 from collections.abc import Callable
 from functools import lru_cache
@@ -17,12 +17,12 @@ from iwae.typing import Example, PRNGKey, Scalar
 
 
 class Likelihood(eqx.Module):
-    """The log-likelihood alone, of all that a bound says of a row."""
+    """The log-likelihood alone, out of a bound's results for a row."""
 
     bound: Callable
 
     def __call__(self, model: VAE, x: Example, key: PRNGKey) -> Scalar:
-        """In nats."""
+        """The log-likelihood of a row, nats."""
         return self.bound(model, x, key)["log_likelihood"]
 
 
@@ -33,7 +33,7 @@ def q_mean(model: VAE, x: Example, key: PRNGKey) -> Float[Array, " m"]:  # noqa:
 
 @lru_cache
 def weighted_mean(k: int) -> ExampleFn:
-    """E[z|x] by k self-normalised importance samples."""
+    """E[z|x] from k self-normalised importance samples."""
 
     def fn(model: VAE, x: Example, key: PRNGKey) -> Float[Array, " m"]:
         return snis_mean(importance_particles(model, x, key, k)[0])[0]
@@ -42,12 +42,12 @@ def weighted_mean(k: int) -> ExampleFn:
 
 
 def decoded(model: VAE, z: Example, key: PRNGKey) -> Float[Array, " d"]:  # noqa: ARG001
-    """The most telling x of p(x|z)."""
+    """A typical x of p(x|z): its mean, or the most likely category."""
     return typical(model.decode((z,)))
 
 
 def drawn(model: VAE, place: Example, key: PRNGKey) -> Float[Array, " d"]:  # noqa: ARG001
-    """A draw from the model, with nothing missing."""
+    """A draw from the model, with no missing value."""
     z_key, x_key = jax.random.split(key)
     z, _ = model.sample(z_key)
     return jnp.asarray(complete(model.decode(z)).sample(x_key), jnp.float32)

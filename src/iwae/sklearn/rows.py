@@ -1,4 +1,4 @@
-"""Rows as scikit-learn has them: checks, standards, and a number for each row."""
+"""Rows in the form of scikit-learn: checks, standardisation, and a hash of each row."""
 
 import warnings
 import zlib
@@ -13,18 +13,18 @@ from iwae.data import Kind
 from iwae.data.kinds import column_kinds
 
 SCALED = {"gaussian", "gaussian-shared"}
-"""Kinds of columns that are standardised."""
+"""Kinds of columns to standardise."""
 
 
 def check_count(name: str, value: Any) -> int:
-    """The value, or ValueError if it is no whole number from 1 on."""
+    """The value as an int; ValueError if it is not a whole number of at least 1."""
     if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < 1:
-        raise ValueError(f"{name} == {value!r}, must be a whole number from 1 on")
+        raise ValueError(f"{name} == {value!r}, must be a whole number of at least 1")
     return int(value)
 
 
 def check_option(name: str, value: Any, hint: Any) -> None:
-    """Raise ValueError for an option of an objective that is not of its type."""
+    """Raise ValueError for an option of an objective that has the wrong type."""
     try:
         TypeAdapter(hint).validate_python(value, strict=True)
     except ValidationError:
@@ -33,34 +33,36 @@ def check_option(name: str, value: Any, hint: Any) -> None:
 
 
 def check_source(X: Any) -> None:
-    """Raise ValueError for what scikit-learn would turn into numbers that it does not mean."""
+    """Raise ValueError for values that scikit-learn would silently convert to wrong numbers."""
     if isinstance(X, np.ma.MaskedArray) and np.ma.is_masked(X):
         raise ValueError(
-            "X is a masked array, whose mask would be forgotten: give X.filled(np.nan), with "
+            "X is a masked array, whose mask would be ignored: give X.filled(np.nan), with "
             "missing='at-random'"
         )
     dtypes = X.dtypes if hasattr(X, "columns") else [getattr(X, "dtype", None)]
     if any(getattr(dtype, "kind", None) in ("m", "M") for dtype in dtypes):
-        raise ValueError("X holds dates or times, which are no numbers: give days, say")
+        raise ValueError(
+            "X holds dates or times, not numbers: convert them first, to days for instance"
+        )
 
 
 def column_labels(X: Any) -> list[str] | None:
-    """What the columns of a frame are called; None if X is no frame.
+    """The labels of the columns of a data frame; None if X is not one.
 
-    A label may be a number, a date or a tuple; its `repr` is kept, which any file holds.
+    A label may be a number, a date or a tuple; its `repr` is kept, which any file can store.
     """
     return [repr(label) for label in X.columns] if hasattr(X, "columns") else None
 
 
 def check_order(labels: list[str] | None, known: list[str] | None) -> None:
-    """Raise ValueError for the columns of fit in another order."""
+    """Raise ValueError for the columns of `fit` in another order."""
     if labels and known and labels != known and set(labels) == set(known):
         order = ", ".join(known)
         raise ValueError(f"X has the columns of fit in another order: give them as [{order}]")
 
 
 def check_labels(labels: Any, d: int) -> list[str] | None:
-    """Column labels from a file, or ValueError if they are none of d columns."""
+    """Column labels from a file; ValueError if they are not labels of d columns."""
     if labels is None:
         return None
     if not isinstance(labels, list) or [type(one) for one in labels] != [str] * d:
@@ -69,20 +71,18 @@ def check_labels(labels: Any, d: int) -> list[str] | None:
 
 
 def check_gaps(rows: Float[np.ndarray, "n d"], *, columns: bool) -> None:
-    """Raise ValueError for a row, and with `columns` for a column, that has no value at all."""
+    """Raise ValueError for a row, or with `columns` a column, whose values are all missing."""
     missing = np.isnan(rows)
     if missing.all(axis=1).any():
         row = missing.all(axis=1).argmax() + 1
-        raise ValueError(f"row {row} of X has no value at all, and says nothing: leave it out")
+        raise ValueError(f"row {row} of X has no value at all: leave it out")
     if columns and missing.all(axis=0).any():
         column = missing.all(axis=0).argmax() + 1
-        raise ValueError(
-            f"column {column} of X has no value in any row to learn from: leave it out"
-        )
+        raise ValueError(f"column {column} of X has no value in any row: leave it out")
 
 
 def check_size(inner: Float[np.ndarray, "n d"], rows: Float[np.ndarray, "n d"]) -> None:
-    """Raise ValueError for a value that float32 does not hold; `rows` are as they were given."""
+    """Raise ValueError for a value beyond float32; `rows` are in the units of the data."""
     if np.isinf(inner).any():
         row, column = np.argwhere(np.isinf(inner))[0]
         raise ValueError(
@@ -94,24 +94,24 @@ def check_size(inner: Float[np.ndarray, "n d"], rows: Float[np.ndarray, "n d"]) 
 def standards(
     rows: Float[np.ndarray, "n d"], kind: Kind, *, standardize: bool
 ) -> tuple[Float[np.ndarray, " d"], Float[np.ndarray, " d"]]:
-    """Mean and standard deviation of each column that is standardised; 0 and 1 of others.
+    """Mean and standard deviation of each column to standardise; 0 and 1 for the others.
 
     Raises:
-        ValueError: for a column whose standard deviation float64 does not hold.
+        ValueError: for a column whose standard deviation is beyond float64.
     """
     kinds = column_kinds(kind) or (kind,) * rows.shape[1]
     real = np.array([one.name in SCALED for one in kinds])
-    wide = rows.astype(np.float64)  # squares of float32 may be more than it holds
+    wide = rows.astype(np.float64)  # squares of float32 may overflow
     with np.errstate(over="ignore", invalid="ignore"):
         shift, scale = np.nanmean(wide, axis=0), np.nanstd(wide, axis=0)
     if not np.isfinite(scale).all():
         column = int((~np.isfinite(scale)).argmax()) + 1
-        raise ValueError(f"column {column} of X is too large to be standardised: change its unit")
+        raise ValueError(f"column {column} of X is too large to be standardised: rescale it")
     constant = real & (scale <= 10 * np.finfo(rows.dtype).eps * np.abs(shift))
     if constant.any():
         warnings.warn(
             f"Features {np.flatnonzero(constant)} are constant: their density is as high as "
-            "the least scale of a Gaussian allows; leave them out",
+            "the minimum scale of a Gaussian allows; leave them out",
             UserWarning,
             stacklevel=4,
         )
@@ -120,29 +120,29 @@ def standards(
 
 
 def addresses(rows: np.ndarray) -> UInt[np.ndarray, " n"]:
-    """A number for each row that depends on its values alone; one nan, or zero, is as another."""
+    """A hash of each row that depends on its values alone; all nans are equal, and 0 and -0."""
     rows = np.where(np.isnan(rows), np.float32(np.nan), rows) + np.float32(0)
     return np.array([zlib.crc32(row.tobytes()) for row in np.ascontiguousarray(rows)], np.uint32)
 
 
 def one_each(values: Any, d: int) -> np.ndarray:
-    """What is said of each column."""
+    """The values as a float64 array with one for each of d columns."""
     array = np.asarray(values, np.float64)
     if array.shape != (d,) or not np.isfinite(array).all():
-        raise ValueError(f"there should be {d} finite numbers")
+        raise ValueError(f"expected {d} finite numbers")
     return array
 
 
 def names_of_each(values: Any, d: int) -> np.ndarray:
-    """The names of the columns."""
+    """The values as an object array with a name for each of d columns."""
     named = isinstance(values, list) and all(isinstance(name, str) for name in values)
     if not named or len(values) != d:
-        raise ValueError(f"there should be {d} names of columns")
+        raise ValueError(f"expected {d} column names")
     return np.asarray(values, object)
 
 
 def plain(value: Any) -> Any:
-    """As JSON holds it."""
+    """The value as JSON can store it."""
     if isinstance(value, Mapping):
         return {name: plain(one) for name, one in value.items()}
     if isinstance(value, np.ndarray | list | tuple):

@@ -1,7 +1,7 @@
-"""The contract of a latent variable model as a test that users run, and a model known exactly.
+"""A test of the contract of a latent variable model, and a model known in closed form.
 
 `check_latent_model(model, example, key)` passes for every model that `iwae` can train and
-measure. `LinearGaussian` has a closed form for everything, so it can judge every estimator.
+measure. `LinearGaussian` has a closed form for everything, so it can test every estimator.
 """
 
 from iwae.testing.contract import check_latent_model

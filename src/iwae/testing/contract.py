@@ -1,4 +1,4 @@
-"""What `iwae` needs of a latent variable model, as checks that say what is wrong."""
+"""Checks of what `iwae` requires of a latent variable model; a failure names the fault."""
 
 from typing import Any
 
@@ -22,28 +22,28 @@ from iwae.typing import Example, Latents, PRNGKey, Scalar
 
 
 def check_latent_model(model: Any, example: Example, key: PRNGKey, *, draws: int = 10_000) -> None:
-    """Raise unless `model` keeps the contract of `AbstractLatentModel` at this example.
+    """Raise unless `model` satisfies the contract of `AbstractLatentModel` at this example.
 
     Exact: shapes, types and finite values; a draw depends on the key and on nothing else; `vmap`
-    over examples and particles gives what single calls give; `stop_gradient` on the posterior,
-    which therefore is a pytree, cuts it off from every parameter; each parameter that moves
-    log q moves its draws.
+    over examples and particles agrees with single calls; `stop_gradient` on the posterior, which
+    must therefore be a pytree, cuts it off from every parameter; each parameter that affects log q
+    affects its draws.
 
-    Statistical, each with a chance of a false alarm below 10^-6: draws of q follow its density
+    Statistical, each with a false-alarm probability below 10^-6: draws of q follow its density
     (E_q grad log q = 0, and the density integrates to one); gradients through draws of q are
     those of its expectations (they agree with score-function gradients); draws of `sample`
     follow `log_joint` (E_p grad log p = 0 for its parameters, and Stein's identity for z).
 
-    What no such check can see is a constant missing from log p(x, z).
+    No such check can detect a constant missing from log p(x, z).
 
     Args:
         model: the model to check.
         example: one x, as training will present it (float32).
         key: for the draws.
-        draws: of each statistical check; fewer find less.
+        draws: the number of draws of each statistical check; fewer detect less.
 
     Raises:
-        AssertionError: says which promise is broken, and what to do about it.
+        AssertionError: names the broken requirement and the remedy.
     """
     require(
         isinstance(model, Model),
@@ -58,7 +58,7 @@ def check_latent_model(model: Any, example: Example, key: PRNGKey, *, draws: int
         _check_gradients(model, x, keys[3])
     except jax.errors.ConcretizationTypeError as error:
         raise AssertionError(
-            "the model cannot be compiled: its methods must be made of jax.numpy functions, "
+            "the model cannot be compiled: its methods must use jax.numpy functions, "
             f"without branches on the values of arrays ({error})"
         ) from error
     bulk = bulk_of_q(model, x, keys[4], draws)
@@ -118,7 +118,7 @@ def _log_joint(model: Model, x: Example, z: Latents) -> Any:
 
 
 def _check_keys(model: Model, x: Example, key: PRNGKey) -> None:
-    """Another key, another draw."""
+    """Different keys give different draws."""
     one, two = jax.random.split(key)
     for name, differ in {
         "posterior(x).sample": not eqx.tree_equal(_draw_q(model, x, one), _draw_q(model, x, two)),
@@ -126,11 +126,11 @@ def _check_keys(model: Model, x: Example, key: PRNGKey) -> None:
             _draw_p(model, jax.random.clone(one)), _draw_p(model, jax.random.clone(two))
         ),
     }.items():
-        require(differ, f"{name} gave the same draw for two keys: draw with jax.random and key")
+        require(differ, f"{name} gave the same draw for two keys: draw with jax.random and the key")
 
 
 def _check_vmap(model: Model, x: Example, key: PRNGKey) -> None:
-    """Batches of examples and particles give what single calls give."""
+    """Batches of examples and particles agree with single calls."""
     other_key, key = jax.random.split(key)
     _, other = _draw_p(model, other_key)
     xs = jax.tree.map(lambda *leaves: jnp.stack(leaves), x, other)
@@ -154,7 +154,7 @@ def _check_vmap(model: Model, x: Example, key: PRNGKey) -> None:
             require(
                 jnp.allclose(flat_a, flat_b, rtol=1e-3, atol=1e-2),
                 f"{name} is {flat_a} alone and {flat_b} under jax.vmap for the same key: a draw "
-                "must depend on its key alone, and an example not on the others of its batch",
+                "must depend only on its key, and an example not on the others in its batch",
             )
 
 
@@ -163,29 +163,31 @@ def _index(tree: PyTree, index: Any) -> PyTree:
 
 
 def _check_gradients(model: Model, x: Example, key: PRNGKey) -> None:
-    """`stop_gradient` cuts q off; what moves log q moves its draws; gradients are finite."""
+    """`stop_gradient` cuts q off; what affects log q affects its draws; gradients are finite."""
     z_key, key = jax.random.split(key)
     through_stop, of_log_q, of_draw, of_log_w = _gradients(model, x, _draw_q(model, x, z_key), key)
     for name, gradient in through_stop:
         require(
             not gradient.any(),
-            f"stop_gradient(posterior(x)) leaves a gradient to {name}: make the posterior a "
-            "NumPyro distribution or an equinox.Module that holds all its arrays as fields",
+            f"stop_gradient(posterior(x)) does not stop the gradient to {name}: make the posterior "
+            "a NumPyro distribution or an equinox.Module that holds all its arrays as fields",
         )
     for (name, moves), (_, moved) in zip(of_log_q, of_draw, strict=True):
         require(
             moved.any() or not moves.any(),
-            f"{name} moves log q(z|x) but no gradient reaches it through a draw: {PATH_REMEDY}",
+            f"{name} affects log q(z|x), but no gradient reaches it through a draw: {PATH_REMEDY}",
         )
     for name, gradient in of_log_w:
         finite = jnp.isfinite(gradient).all()
-        require(finite, f"the gradient of log p(x, z) - log q(z|x) for {name} is not finite")
+        require(
+            finite, f"the gradient of log p(x, z) - log q(z|x) with respect to {name} is not finite"
+        )
 
 
 def _gradients(
     model: Model, x: Example, z: Latents, key: PRNGKey
 ) -> tuple[list[tuple[str, Array]], ...]:
-    """Gradients of functions of q, by the names of the model's arrays."""
+    """Gradients of functions of q, by the name of each array of the model."""
     stopped_key, draw_key, weight_key = jax.random.split(key, 3)
 
     def mixed(z: Latents) -> Scalar:

@@ -1,4 +1,4 @@
-"""A model in which every bound, gradient and estimate can be worked out by hand."""
+"""A model whose bounds, gradients and estimates can all be derived by hand."""
 
 import jax
 import jax.numpy as jnp
@@ -13,15 +13,15 @@ from iwae.typing import PRNGKey, Scalar
 class LinearGaussian(AbstractLatentModel):
     """p(z) = N(0, I), p(x|z) = N(W z + b, s^2 I), with q(z|x) = N(A x + c, T T').
 
-    q has parameters of its own. They start at the exact posterior, or at a known distance from
-    it, which makes every bound, gradient and estimate something that can be worked out.
+    q has its own parameters. They start at the true posterior, or at a known distance from it, so
+    that every bound, gradient and estimate can be derived.
 
     Args:
         weight: W, `[d, m]`.
         bias: b, `[d]`.
         scale: s.
-        q_shift: added to the exact posterior mean; a number, or `[m]`.
-        q_scale: multiplies the exact posterior standard deviations.
+        q_shift: added to the true posterior mean; a number, or `[m]`.
+        q_scale: multiplies the true posterior standard deviations.
     """
 
     weight: Float[Array, "d m"]
@@ -57,7 +57,7 @@ class LinearGaussian(AbstractLatentModel):
         q_shift: float | np.ndarray = 0.0,
         q_scale: float = 1.0,
     ) -> "LinearGaussian":
-        """One with W ~ N(0, 1), b ~ N(1, 1) and s = 0.7: correlated, and nowhere symmetric."""
+        """A model with W ~ N(0, 1), b ~ N(1, 1) and s = 0.7: correlated, without symmetry."""
         rng = np.random.default_rng(seed)
         weight, bias = rng.normal(size=(n_data, n_latent)), rng.normal(1.0, 1.0, n_data)
         return LinearGaussian(weight, bias, 0.7, q_shift=q_shift, q_scale=q_scale)
@@ -85,7 +85,7 @@ class LinearGaussian(AbstractLatentModel):
         return z, self.decode(z).sample(x_key)
 
     def exact_posterior(self, x: Float[Array, " d"]) -> dist.Distribution:
-        """p(z|x), whatever q is."""
+        """The true posterior p(z|x), which does not depend on q."""
         precision = jnp.eye(self.weight.shape[1]) + self._gram() / jnp.exp(2 * self.log_scale)
         residual = self.weight.T @ (x - self.bias) / jnp.exp(2 * self.log_scale)
         mean = jnp.linalg.solve(precision, residual)

@@ -1,4 +1,4 @@
-"""Whether draws follow the densities that they should, and gradients the draws."""
+"""Tests that draws follow their densities, and gradients the draws."""
 
 from collections.abc import Callable
 from typing import Any
@@ -15,13 +15,13 @@ from iwae.models.vae import AbstractLatentModel as Model
 from iwae.typing import Example, Latents, LogWeights, PRNGKey, Scalar
 
 STANDARD_ERRORS = 7.0
-"""A mean this far from what it must be is a fault: by chance, once in 10^11 for normal means."""
+"""A mean this far from its required value is a fault; by chance, once in 10^11 if normal."""
 
 UNLIKELY = 1e6
-"""A mean of positive numbers of expectation 1 exceeds this once in 10^6 at most (Markov)."""
+"""A mean of positive numbers with expectation 1 exceeds this once in 10^6 at most (Markov)."""
 
 WIDER, NARROWER = 1.1, 0.9
-"""Scales of the Gaussians that q is compared with, in its own standard deviations."""
+"""Scales of the Gaussians that q is compared with, in units of its standard deviations."""
 
 
 def require(condition: Any, message: str) -> None:
@@ -31,7 +31,7 @@ def require(condition: Any, message: str) -> None:
 
 
 def named(tree: PyTree) -> list[tuple[str, Array]]:
-    """The arrays of something shaped like a model or like z, with their names."""
+    """The arrays of a pytree shaped like a model or like z, with their names."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     names = [jax.tree_util.keystr(path) for path, _ in leaves]
     return [
@@ -41,9 +41,9 @@ def named(tree: PyTree) -> list[tuple[str, Array]]:
 
 
 class Bulk(eqx.Module):
-    """Where q lies: mean and standard deviation of its draws, flat.
+    """The location and spread of q: mean and standard deviation of its draws, flat.
 
-    `everywhere` says whether densities are finite around it too; if not, latents do not live on
+    `everywhere` says whether densities are also finite around it. If not, latents do not live on
     all of R^m, and identities that need this are not checked.
     """
 
@@ -59,7 +59,7 @@ class Bulk(eqx.Module):
 
 @eqx.filter_jit
 def bulk_of_q(model: Model, x: Example, key: PRNGKey, draws: int) -> Bulk:
-    """Look at draws of q, and at both densities a little outside of them."""
+    """Estimate the bulk of q from draws, and check both densities a little outside it."""
     key, outside_key = jax.random.split(key)
     q, flat = model.posterior(x), _flat_draws(model, x, key, draws)
     bulk = Bulk(jnp.mean(flat, axis=0), jnp.std(flat, axis=0), jnp.array(True))
@@ -85,9 +85,9 @@ def _flat_draws(model: Model, x: Example, key: PRNGKey, draws: int) -> Float[Arr
 def check_q_integrates_to_one(
     model: Model, x: Example, key: PRNGKey, draws: int, bulk: Bulk
 ) -> None:
-    """Neither E_r[q/r] nor E_q[r/q] is above one, for Gaussians r a little wider or narrower.
+    """Require E_r[q/r] and E_q[r/q] at most one, for Gaussians r a little wider or narrower.
 
-    Below one says nothing: r may miss a part of q, or the draws a part of r.
+    A value below one proves nothing: r may miss a part of q, or the draws a part of r.
     """
 
     @eqx.filter_jit
@@ -113,7 +113,7 @@ def check_q_integrates_to_one(
 
 
 def _mean_is_above_one(log_w: LogWeights) -> Any:
-    """Whether weights have an expectation above one, beyond doubt."""
+    """Whether the expectation of the weights is above one, beyond doubt."""
     relative_error = jnp.sqrt(1 / effective_sample_size(log_w) - 1 / log_w.size)
     log_mean = log_mean_exp(log_w)
     least = log_mean + jnp.log(jnp.maximum(1 - STANDARD_ERRORS * relative_error, 0))
@@ -122,20 +122,20 @@ def _mean_is_above_one(log_w: LogWeights) -> Any:
 
 Statistic = Callable[[Model, PRNGKey], PyTree]
 
-PATH_REMEDY = "posterior(x).sample must be differentiable in q's parameters, all the way"
+PATH_REMEDY = "posterior(x).sample must be differentiable in all parameters of q, at every step"
 _REMEDIES = {
     "E_q[grad log q(z|x)]": "posterior(x).sample does not draw from posterior(x).log_prob",
-    "the gradient through draws of q, less the score-function gradient,": PATH_REMEDY,
+    "the gradient through draws of q, minus the score-function gradient,": PATH_REMEDY,
     "E_p[grad log p(x, z)]": "sample does not draw from the density log_joint",
     "E_p[z d/dz log p(x, z) + 1]": "sample does not draw from the density log_joint",
 }
-"""What must have mean zero, and the fault if it has not; the last one only on all of R^m."""
+"""Statistics that must have mean zero, and the fault if not; the last only on all of R^m."""
 
 
 def check_draws_follow_densities(
     model: Model, x: Example, key: PRNGKey, draws: int, bulk: Bulk
 ) -> None:
-    """Each statistic, for each array of the model, along its mean in other draws, has mean zero."""
+    """Require that each statistic, for each array, has mean zero along its mean in other draws."""
     statistics = _statistics(x, bulk)
     zeros = jax.tree.map(
         lambda leaf: jnp.zeros(leaf.shape, leaf.dtype),
@@ -168,15 +168,15 @@ def _check_mean_is_zero(values: Float[Array, " n"], what: str, remedy: str) -> N
     rounding = 1e-3 * jnp.mean(jnp.abs(values))
     require(
         jnp.abs(mean) <= STANDARD_ERRORS * error + rounding,
-        f"{what} is {mean:.3g} +- {error:.2g}, where it must be zero: {remedy}",
+        f"{what} is {mean:.3g} +- {error:.2g}, but must be zero: {remedy}",
     )
 
 
 def _statistics(x: Example, bulk: Bulk) -> Statistic:
-    """One draw of each of the gradients named in `_REMEDIES`, in that order."""
+    """One draw of each gradient named in `_REMEDIES`, in that order."""
 
     def f(z: Latents) -> Scalar:
-        """Any function would do; a bounded one of mean near zero adds little noise."""
+        """A test function: any would do, but a bounded one of mean near zero adds little noise."""
         u = (ravel_pytree(z)[0] - bulk.mean) / bulk.sd
         return jnp.sum(jnp.tanh(u) - jnp.exp(-(u**2) / 2) + jnp.sqrt(0.5))
 

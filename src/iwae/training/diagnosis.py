@@ -1,4 +1,4 @@
-"""Which number broke a run, and in which step."""
+"""Diagnosis of a broken run: the step and the first quantity that is not finite."""
 
 from collections.abc import Iterator
 
@@ -27,7 +27,7 @@ from iwae.training.steps import (
 from iwae.typing import PRNGKey
 
 DIAGNOSED = 64
-"""Particles looked at: the first ones of the step, whatever its k."""
+"""Particles examined: the first ones of the step, whatever its k."""
 
 
 def diagnose(
@@ -39,7 +39,7 @@ def diagnose(
     settings: Settings,
     clock: Clock,
 ) -> tuple[TrainState, str]:
-    """Run the dispatch that broke again, checking every gradient.
+    """Rerun the dispatch that broke, checking every gradient.
 
     Returns:
         The last good state, and a message that names the step and the first broken term.
@@ -66,7 +66,7 @@ def first_non_finite(
     extra: Extra,
     settings: Settings,
 ) -> str:
-    """The first of a step's quantities, in the order of their computation, that broke."""
+    """Name the first quantity of a step, in order of computation, that is not finite."""
     for name, tree in _quantities(model, raw, key, extra, settings):
         leaves = jax.tree.leaves(eqx.filter(tree, eqx.is_inexact_array))
         if not all(bool(jnp.isfinite(leaf).all()) for leaf in leaves):
@@ -91,18 +91,18 @@ def _quantities(
     yield from zip(TERMS, _terms(model, raw, key, settings), strict=True)
     (loss, _), grads = _loss_and_gradient((model, extra.learned), raw, key, extra, settings)
     yield "the bound", loss
-    yield "what the objective has learned or tuned", extra
+    yield "an array that the objective learns or tunes", extra
     for tree in grads:
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
             name = jax.tree_util.keystr(path).lstrip(".")
-            yield f"the gradient of {name or 'what the objective learns'}", leaf
+            yield f"the gradient of {name or 'an array that the objective learns'}", leaf
 
 
-@eqx.filter_jit  # outside of a program NumPyro refuses to build what is not finite
+@eqx.filter_jit  # compiled, because NumPyro eagerly refuses parameters that are not finite
 def _terms(
     model: AbstractLatentModel, raw: Shaped[Array, "batch ..."], key: PRNGKey, settings: Settings
 ) -> tuple[PyTree, ...]:
-    """What `TERMS` names, of each example of a batch."""
+    """The quantities named by `TERMS`, for each example of a batch."""
 
     def one(raw: Shaped[Array, "..."], position: Array) -> tuple[PyTree, ...]:
         x, latent_key = example(raw, position, key, settings)

@@ -1,4 +1,4 @@
-"""From the first dispatch to the last: validation, early stopping, and what to report."""
+"""The training loop: dispatches, validation, early stopping and reports."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -32,7 +32,7 @@ from iwae.training.steps import (
 from iwae.typing import Example, PRNGKey, Scalar
 
 DISPATCH_SECONDS = 2.0
-"""How long one dispatch should last: long enough to cost nothing, short enough to stop politely."""
+"""Target duration of a dispatch: long enough for negligible overhead, short enough to stop soon."""
 
 
 class Best(NamedTuple):
@@ -41,7 +41,7 @@ class Best(NamedTuple):
     Attributes:
         params: as in `TrainState`.
         value: the best validation bound, nats; `-inf` before the first.
-        epoch: when that was.
+        epoch: the epoch of that bound.
         waited: validations since then without an improvement by more than the threshold.
     """
 
@@ -52,7 +52,7 @@ class Best(NamedTuple):
 
 
 def init_best(state: TrainState) -> Best:
-    """Nothing validated yet."""
+    """The state before the first validation."""
     shape = state.step.shape
     zeros = jnp.zeros(shape, jnp.int32)
     return Best(weights(state), jnp.full(shape, -jnp.inf, jnp.float32), zeros, zeros)
@@ -66,13 +66,13 @@ def update_best(
     epoch: int,
     threshold: float = 0.0,
 ) -> Best:
-    """Keep what improves: strictly, by more than `threshold` nats, whatever the sign of either.
+    """Keep weights that improve the bound by strictly more than `threshold` nats.
 
-    Replicates that are not `active` keep what they have.
+    Replicates that are not `active` are unchanged.
     """
     values, old = np.float32(value), np.asarray(best.value)
     better = active & (values > old + np.float32(threshold))
-    # All at once: one program.
+    # All arrays in one program.
     epochs, none = np.full(better.shape, epoch, np.int32), np.zeros(better.shape, np.int32)
     kept = (best.params, best.value, best.epoch, np.asarray(best.waited) + np.int32(active))
     return Best(*_choose(better, (params, values, epochs, none), kept))
@@ -87,11 +87,11 @@ def _choose(better: Bool[Array, " R"], new: PyTree, old: PyTree) -> PyTree:
 
 
 class Plan(NamedTuple):
-    """How long to train, and what to look at on the way.
+    """Length of training, validation and early stopping.
 
     Attributes:
-        epochs: passes over the training data; what does not fill a batch is left out of an
-            epoch, other examples each time.
+        epochs: passes over the training data; examples that do not fill a batch are left out,
+            different ones in each shuffled epoch.
         validate_every: epochs between validations.
         patience: validations without improvement after which a replicate stops; None: never.
         threshold: nats by which a validation bound must exceed the best one to count.
@@ -104,21 +104,21 @@ class Plan(NamedTuple):
 
 
 class Report(NamedTuple):
-    """What happened in one dispatch.
+    """The report of one dispatch.
 
     Attributes:
-        step: of the replicates that are still training.
+        step: step of the replicates that are still training.
         epoch: epochs completed.
-        epoch_done: this dispatch ended an epoch.
+        epoch_done: whether this dispatch ended an epoch.
         steps_per_epoch: batches in an epoch.
-        bound: `[R]` mean training bound of the epoch so far, nats; nan for what has stopped.
-        shown: name -> `[R]`, means of what the objective shows beside its bound, such as `iwae`.
+        bound: `[R]` mean training bound of the epoch so far, nats; nan for stopped replicates.
+        metrics: name -> `[R]`, means of the objective's metrics besides its bound, such as `iwae`.
         validation: `[R]` validation bound, nats, where this dispatch ended in a validation.
         active: `[R]` which replicates were training.
         steps: steps per replicate in this dispatch.
-        seconds: how long they took.
-        stage: of the run, from 0.
-        share: of the run's work that is done, from 0 to 1, as far as it can be told.
+        seconds: duration of the dispatch.
+        stage: stage of the run, from 0.
+        share: estimated share of the run's work that is done, from 0 to 1.
     """
 
     step: int
@@ -126,7 +126,7 @@ class Report(NamedTuple):
     epoch_done: bool
     steps_per_epoch: int
     bound: np.ndarray
-    shown: dict[str, np.ndarray]
+    metrics: dict[str, np.ndarray]
     validation: np.ndarray | None
     active: np.ndarray
     steps: int
@@ -136,7 +136,7 @@ class Report(NamedTuple):
 
 
 class NonFiniteError(FloatingPointError):
-    """Training met a number that is not finite.
+    """Training produced a number that is not finite.
 
     Attributes:
         state: the last good state, before the step that broke.
@@ -162,13 +162,13 @@ def training(
 ) -> Iterator[tuple[TrainState, Best, Report]]:
     """Train from `state` to the end of the plan; yield after every dispatch.
 
-    The caller may stop between any two dispatches and go on later from what was yielded: the
+    The caller may stop between any two dispatches and resume later from what was yielded: the
     result is the same, bit for bit.
 
     Args:
         data: `[n, ...]` raw training examples.
         validation: `[m, ...]` examples in the model's units, for `plan.validate_every`.
-        clock: when this stage of the run began; the plan's epochs count from there.
+        clock: the step and epoch at which this stage began; the plan's epochs count from there.
 
     Raises:
         UserError: if there are fewer examples than a batch holds, or a size is not positive.
@@ -206,9 +206,9 @@ def training(
             values = validation_bounds(new, template, settings, validation)
             _refuse_non_finite(values, epoch, state, best)
             best = update_best(best, weights(new), values, active, epoch, plan.threshold)
-        shown = {
+        metrics = {
             name: np.where(active, np.asarray(mean, np.float64), np.nan)
-            for name, mean in new.shown.items()
+            for name, mean in new.metrics.items()
         }
         state = new
         steps = stop - step
@@ -221,7 +221,7 @@ def training(
                 epoch_done=done,
                 steps_per_epoch=steps_per_epoch,
                 bound=bound,
-                shown=shown,
+                metrics=metrics,
                 validation=values,
                 active=active,
                 steps=steps,
@@ -233,13 +233,13 @@ def training(
 
 
 def _refuse_non_finite(values: np.ndarray, epoch: int, good: TrainState, best: Best) -> None:
-    """Raise NonFiniteError for a validation bound that cannot be compared with any other."""
+    """Raise NonFiniteError if a validation bound is not finite and so cannot be compared."""
     if not np.isfinite(values).all():
         broken = int(np.argmin(np.isfinite(values)))
         raise NonFiniteError(
-            f"training stopped at the validation of epoch {epoch} (replicate {broken}): the bound "
-            f"of the held-out examples is {values[broken]}; look for one that the model rules "
-            "out, or use a smaller learning rate or smaller inputs",
+            f"training stopped at the validation of epoch {epoch} (replicate {broken}): the "
+            f"held-out bound is {values[broken]}; look for an example that the model rules out, "
+            "or use a smaller learning rate or smaller inputs",
             good,
             best,
         )
@@ -251,14 +251,14 @@ def _all_finite(tree: PyTree) -> Bool[Array, ""]:
 
 
 def _active(best: Best, plan: Plan) -> np.ndarray:
-    """Which replicates have not run out of patience."""
+    """Mask of the replicates that have not run out of patience."""
     return np.asarray(best.waited) < (np.inf if plan.patience is None else plan.patience)
 
 
 def validation_bounds(
     state: TrainState, template: AbstractLatentModel, settings: Settings, validation: np.ndarray
 ) -> Float[np.ndarray, " R"]:
-    """The mean training objective of each replicate on other data, by the same keys each time."""
+    """Mean objective of each replicate on held-out data, with the same keys each time."""
     means, (params, extras) = [], jax.device_get((weights(state), state.extra))
     for replicate in range(len(state.step)):
         model = replicate_model(template, params, replicate)
@@ -277,7 +277,7 @@ def validation_bounds(
 
 @cache
 def _value_of(objective: Objective) -> Callable[..., Scalar]:
-    """The value alone, as a function of (model, extra); one function, to be compiled once."""
+    """The objective's value as a function of (model, extra); cached, to be compiled once."""
 
     def value(trained: tuple[AbstractLatentModel, Extra], x: Example, key: PRNGKey) -> Scalar:
         model, extra = trained
@@ -289,15 +289,15 @@ def _value_of(objective: Objective) -> Callable[..., Scalar]:
 _VALIDATION_SEED = 0
 
 
-# --- without a folder -----------------------------------------------------------------------
+# --- in memory ------------------------------------------------------------------------------
 
 
 class Trained(NamedTuple):
-    """What `train` returns.
+    """The result of `train`.
 
     Attributes:
         model: with the last weights.
-        best: with the weights of the best validation bound; `model` where nothing was held out.
+        best: with the weights of the best validation bound; `model` if nothing was held out.
         history: the report of every epoch.
     """
 
@@ -324,7 +324,7 @@ def train(
     threshold: float = 0.0,
     ema: float | None = None,
 ) -> Trained:
-    """Train a model in memory; `iwae.start_run` does it in a folder, with checkpoints.
+    """Train a model in memory; `iwae.start_run` trains in a folder, with checkpoints.
 
     Args:
         model: any model that passes `iwae.testing.check_latent_model`.
@@ -335,12 +335,12 @@ def train(
         learning_rate: a number, or a function of the step such as any Optax schedule.
         validation: `[m, ...]` held-out examples in the model's units.
         validate_every, patience, threshold: see `Plan`.
-        ema: decay of a moving average of the parameters, which is then what is validated and
+        ema: decay of a moving average of the parameters; if given, the average is validated and
             returned.
 
     Raises:
-        UserError: if there are fewer examples than a batch holds, or the model's kind of data has
-            no such values.
+        UserError: if there are fewer examples than a batch holds, or their values are invalid for
+            the model's kind of data.
         NonFiniteError: names the step and the first term that is not finite.
     """
     settings = Settings(

@@ -1,7 +1,6 @@
-"""Optimisers and learning rates: those of the paper's text, and those of its published code.
+"""Optimisers and learning rates of the paper's text and of its published code.
 
-An optimiser is the same object each time it is asked for: it is part of what programs are compiled
-for.
+Repeated calls return the same optimiser object, because programs are compiled for it.
 """
 
 from collections.abc import Callable, Sequence
@@ -34,7 +33,7 @@ def adam() -> optax.GradientTransformation:
 
 
 class AuthorsAdamState(NamedTuple):
-    """Moments of the steps before."""
+    """Moments of the previous steps."""
 
     steps: Int[Array, ""]
     mu: PyTree
@@ -45,9 +44,9 @@ class AuthorsAdamState(NamedTuple):
 def authors_adam(batch_size: int) -> optax.GradientTransformation:
     """The optimiser of the paper's published code, which differs from the paper's text.
 
-    beta1 is 0.99; the second moments start at one while the bias correction is the usual one;
-    a step uses the moments of the step before, so the first changes nothing; the gradient is
-    the sum over the batch, which makes epsilon = 1e-4 a smaller one on the mean.
+    beta1 is 0.99. The second moments start at one, but the bias correction is the usual one. A step
+    uses the moments of the previous step, so the first step changes nothing. The gradient is the
+    sum over the batch, so epsilon = 1e-4 corresponds to a smaller one for the mean.
     """
     b1, b2, eps = 0.99, 0.999, 1e-4
 
@@ -96,20 +95,20 @@ class StagedSchedule(eqx.Module):
 def staged(
     rates: Sequence[float], epochs: Sequence[int], steps_per_epoch: int, first: int = 0
 ) -> StagedSchedule:
-    """The schedule that holds `rates[i]` for `epochs[i]` epochs, from the step `first` on."""
+    """The schedule that holds `rates[i]` for `epochs[i]` epochs, from step `first` on."""
     ends = first + np.cumsum(np.asarray(epochs, np.int64)) * steps_per_epoch
     return StagedSchedule(*jax.device_put((np.int32(ends), np.asarray(rates, np.float32))))
 
 
 class DecayingSchedule(eqx.Module):
-    """A learning rate that is constant up to a step, and falls to its last value at another.
+    """A learning rate that is constant up to one step and falls to its last value at another.
 
     Attributes:
-        rate: at the start.
-        last: at the end.
-        turn: the step from which it falls.
-        end: the step at which it is `last`.
-        cosine: as half a period of a cosine; otherwise as a line.
+        rate: initial rate.
+        last: final rate.
+        turn: the step at which it starts to fall.
+        end: the step at which it reaches `last`.
+        cosine: whether it falls as half a period of a cosine; otherwise linearly.
     """
 
     rate: Float[Array, ""]
@@ -129,7 +128,7 @@ class DecayingSchedule(eqx.Module):
 def decaying(
     rate: float, last: float, turn: int, end: int, *, cosine: bool = False
 ) -> DecayingSchedule:
-    """The schedule that holds `rate` to the step `turn`, and falls to `last` at the step `end`."""
+    """The schedule that holds `rate` up to step `turn` and falls to `last` at step `end`."""
     rates = jnp.float32(rate), jnp.float32(last)
     return DecayingSchedule(*rates, jnp.int32(turn), jnp.int32(end), cosine)
 
@@ -148,16 +147,16 @@ class WarmUp(eqx.Module):
 
 
 def warming_up(schedule: Schedule, first: int, steps: int) -> WarmUp:
-    """A schedule with a linear warm-up of so many steps from the step `first` on."""
+    """Add a linear warm-up of `steps` steps to a schedule, from step `first` on."""
     return WarmUp(schedule, jnp.int32(first), jnp.int32(steps))
 
 
 def check_steps(epochs: int, steps_per_epoch: int, first: int = 0) -> None:
-    """Raise UserError for more steps than their 32-bit counter holds."""
+    """Raise UserError if the steps overflow their 32-bit counter."""
     if first + epochs * steps_per_epoch >= 2**31:
         raise UserError(
             f"epochs is {epochs}, but steps are counted in 32 bits: with {steps_per_epoch} steps "
-            f"an epoch at most {(2**31 - 1 - first) // steps_per_epoch}"
+            f"per epoch, give at most {(2**31 - 1 - first) // steps_per_epoch}"
         )
 
 

@@ -1,8 +1,8 @@
 """SOAP on one side of each matrix: Adam in the eigenbasis of Shampoo's preconditioner.
 
 Vyas et al. 2025, "SOAP: improving and stabilizing Shampoo using Adam" (arXiv 2409.11321),
-algorithm 3, with one-sided eigenvectors (section 4.2.1). Two things are cheaper here: the first
-moments are kept in the eigenbasis, and the covariance is that of the gradients at refreshes alone.
+algorithm 3, with one-sided eigenvectors (section 4.2.1). Two changes make it cheaper: the first
+moments are kept in the eigenbasis, and the covariance uses only the gradients at refreshes.
 """
 
 from functools import cache
@@ -18,7 +18,7 @@ Square = Float[Array, "d d"]
 
 
 class SoapState(NamedTuple):
-    """Moments of the rotated gradients; eigenbasis and covariance of each matrix, by its number."""
+    """Moments of the rotated gradients; eigenbasis and covariance of each matrix, by its index."""
 
     steps: Int[Array, ""]
     mu: list[Array]
@@ -37,18 +37,18 @@ def soap(
     largest: int = 300,
     memory: float = 0.9,
 ) -> optax.GradientTransformation:
-    """The direction of SOAP, for parameters of which the matrices are rotated on one side.
+    """The update direction of SOAP, with each matrix rotated on one side.
 
     Args:
         b1, b2, eps: as in Adam.
         every: steps between refreshes of the eigenbases, by one step of orthogonal iteration.
         largest: the smaller side of a matrix is rotated if it is at most this; other matrices, and
             vectors, are left to Adam.
-        memory: share of the covariance that a refresh keeps.
+        memory: share of the old covariance that a refresh keeps.
     """
 
     def rotated(leaves: list[Array]) -> dict[str, bool]:
-        """Number of each matrix with a side to rotate -> whether that is the first side."""
+        """Index of each matrix to rotate -> whether its first side is rotated."""
         sizes = {str(i): leaf.shape for i, leaf in enumerate(leaves) if leaf.ndim == 2}
         return {i: m <= n for i, (m, n) in sizes.items() if min(m, n) <= largest}
 

@@ -18,14 +18,14 @@ class Stage(NamedTuple):
     """A part of a run.
 
     Attributes:
-        settings: what is maximised, and how.
+        settings: the objective and how to maximise it.
         schedule: the learning rate of a step, counted from the start of the run.
-        epochs: how many.
+        epochs: number of epochs.
         steps_per_epoch: batches in an epoch.
         clock: the step and the epoch at which the stage begins.
-        fresh: whether the optimiser starts anew; None: where its state cannot be carried over.
-        cost: of an epoch, in any unit that all stages share.
-        number: of the stage among those declared, from 0.
+        fresh: whether the optimiser starts afresh; None: only if its state cannot be carried over.
+        cost: cost of an epoch, in any unit common to all stages.
+        number: index of the stage among those declared, from 0.
     """
 
     settings: Settings
@@ -39,16 +39,16 @@ class Stage(NamedTuple):
 
     @property
     def end(self) -> int:
-        """The step at which it ends."""
+        """The step at which the stage ends."""
         return int(self.clock.step) + self.epochs * self.steps_per_epoch
 
     def epoch_of(self, step: int) -> int:
-        """Epochs of the run completed after so many steps, which lie in this stage."""
+        """Epochs of the run completed after `step` steps, which must lie in this stage."""
         return int(self.clock.epoch) + (step - int(self.clock.step)) // self.steps_per_epoch
 
 
 def stage_at(stages: Sequence[Stage], step: int) -> int:
-    """The stage of a state after so many steps; at the end of a stage still that stage."""
+    """Index of the stage after `step` steps; the end of a stage still belongs to it."""
     return next((i for i, stage in enumerate(stages) if step <= stage.end), len(stages) - 1)
 
 
@@ -56,31 +56,32 @@ def is_carried(before: Stage, stage: Stage) -> bool:
     """Whether the optimiser's state passes from one stage to the next.
 
     Raises:
-        UserError: if the stage is declared not to start anew, and the state does not fit it.
+        UserError: if the stage is declared not fresh, but the state does not fit it.
     """
     same = before.settings.optimizer is stage.settings.optimizer
     fits = same and _learned_shapes(before) == _learned_shapes(stage)
     if stage.fresh is False and not fits:
         raise UserError(
-            "a stage that is not fresh needs the optimizer of the stage before it, and an "
-            "objective that learns the same arrays beside the model: leave fresh out"
+            "a stage that is not fresh needs the optimizer of the previous stage, and an "
+            "objective that learns the same arrays besides the model: leave fresh out"
         )
     return fits and not stage.fresh
 
 
 def _learned_shapes(stage: Stage) -> list[tuple[int, ...]]:
-    """The shapes of the arrays that the objective of a stage learns beside the model."""
+    """The shapes of the arrays that the objective of a stage learns besides the model."""
     return [leaf.shape for leaf in jax.tree.leaves(stage.settings.objective.init().learned)]
 
 
 def enter(
     state: TrainState, best: Best, before: Stage, stage: Stage, template: AbstractLatentModel
 ) -> tuple[TrainState, Best]:
-    """The state before the first step of a stage, from that after the last of another.
+    """The state before the first step of a stage, from the state after the last step of another.
 
-    All replicates train on, those too that ran out of patience. With the optimiser's state an
-    objective keeps what it has learned and tuned beside the model, if it has the same arrays. Where
-    validation measures another bound, the best weights so far are forgotten.
+    All replicates continue, including those that ran out of patience. If the optimiser's state is
+    carried over, so is what the objective has learned besides the model; an unchanged objective
+    keeps all it has learned and tuned. If validation measures another bound, the best weights so
+    far are discarded.
     """
     models = [replicate_model(template, state.params, r) for r in range(len(state.step))]
     new = init_state(models, state.key, stage.settings)
@@ -113,12 +114,12 @@ def train_stages(
     plan: Plan,
     validation: np.ndarray | None = None,
 ) -> Iterator[tuple[TrainState, Best, Report]]:
-    """`training` through all stages, from the one that the state is in.
+    """Run `training` through all stages, from the one that the state is in.
 
-    Training can be resumed from whatever was yielded, also at the end of a stage.
+    Training can be resumed from whatever was yielded, even at the end of a stage.
 
     Args:
-        plan: of the whole run; epochs are those of the stages. Patience that is out ends a stage.
+        plan: of the whole run, with the epochs of each stage. A stage ends when patience runs out.
 
     Raises:
         UserError, NonFiniteError: as `training`.
@@ -128,7 +129,7 @@ def train_stages(
     for i, stage in enumerate(stages[first:], start=first):
         if i > first:
             state, best = enter(state, best, stages[i - 1], stage, template)
-        its = plan._replace(epochs=stage.epochs)
+        stage_plan = plan._replace(epochs=stage.epochs)
         dispatches = training(
             state,
             best,
@@ -136,7 +137,7 @@ def train_stages(
             stage.schedule,
             template,
             stage.settings,
-            its,
+            stage_plan,
             validation,
             stage.clock,
         )

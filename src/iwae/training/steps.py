@@ -1,8 +1,8 @@
 """The compiled program: many steps of many replicates in one dispatch.
 
-A replicate's `TrainState` says everything that the next step needs; all states carry a leading
-axis over replicates. Every random number of step s is addressed by (replicate's key, s, position
-in the batch), so a run that is stopped, resumed or cut into other dispatches stays the same run.
+A replicate's `TrainState` holds everything that the next step needs; all states carry a leading
+axis over replicates. Every random number of step s is addressed by (replicate's key, s, position in
+the batch), so a run that is stopped, resumed or split into other dispatches stays the same run.
 """
 
 from collections.abc import Callable, Sequence
@@ -28,7 +28,7 @@ Model = TypeVar("Model", bound=AbstractLatentModel)
 
 
 class TrainState(NamedTuple):
-    """What the next step needs; every leaf has a leading axis over replicates.
+    """Everything that the next step needs; every leaf has a leading axis over replicates.
 
     Attributes:
         params: the model's floating-point arrays.
@@ -36,8 +36,8 @@ class TrainState(NamedTuple):
         key: the replicate's key; never consumed, only folded.
         step: steps taken.
         bound: mean of the batches' bounds in the epoch of the last step, nats.
-        extra: what the objective learns and tunes beside the model.
-        shown: means, over the same steps, of what the objective shows beside its bound.
+        extra: arrays that the objective learns and tunes besides the model.
+        metrics: means, over the same steps, of the objective's metrics besides its bound.
         ema: the exponential moving average of `params`, where `Settings.ema` asks for one.
     """
 
@@ -47,7 +47,7 @@ class TrainState(NamedTuple):
     step: Int[Array, " R"]
     bound: Float[Array, " R"]
     extra: Extra
-    shown: dict[str, Float[Array, " R"]]
+    metrics: dict[str, Float[Array, " R"]]
     ema: PyTree = ()
 
 
@@ -68,16 +68,16 @@ START = Clock()
 
 
 class Settings(NamedTuple):
-    """What is fixed while a program runs; hashable, so that it can be a static argument.
+    """Everything fixed while a program runs; hashable, so that it can be a static argument.
 
     Attributes:
         objective: maximised, one example at a time.
         optimizer: turns gradients of the mean loss into a direction of descent; the learning
             rate is not part of it.
-        batch_size: examples a step.
+        batch_size: examples per step.
         binarization: how raw examples become the model's input, see `iwae.data.draw`.
-        shuffle: a new order every epoch; otherwise the order of the first epoch for ever.
-        validated: what is measured on held-out examples, if not the objective.
+        shuffle: whether every epoch has a new order; otherwise all have that of the first epoch.
+        validated: the objective measured on held-out examples, if not `objective`.
         ema: decay of the moving average of the parameters; None for no average.
     """
 
@@ -93,15 +93,15 @@ class Settings(NamedTuple):
 def init_state(
     models: Sequence[AbstractLatentModel], keys: Key[Array, " R"], settings: Settings
 ) -> TrainState:
-    """The state before the first step of one replicate for each of `models`."""
+    """The state before the first step, with one replicate for each of `models`."""
     extra, zeros = settings.objective.init(), jnp.zeros(len(models), jnp.float32)
     params = [eqx.filter(model, eqx.is_inexact_array) for model in models]
     opt_states = [settings.optimizer.init((p, extra.learned)) for p in params]
     steps = jnp.zeros(len(models), jnp.int32)
-    shown = dict.fromkeys(settings.objective.shown, zeros)
+    metrics = dict.fromkeys(settings.objective.metrics, zeros)
     extras, stacked = _stack([extra] * len(models)), _stack(params)
     ema = () if settings.ema is None else stacked
-    return TrainState(stacked, _stack(opt_states), keys, steps, zeros, extras, shown, ema)
+    return TrainState(stacked, _stack(opt_states), keys, steps, zeros, extras, metrics, ema)
 
 
 def _stack(trees: Sequence[PyTree]) -> PyTree:
@@ -109,12 +109,12 @@ def _stack(trees: Sequence[PyTree]) -> PyTree:
 
 
 def replicate_model(template: Model, params: PyTree, replicate: int) -> Model:
-    """The model of one replicate; `template` says what is not trained."""
+    """The model of one replicate; `template` supplies what is not trained."""
     static = eqx.filter(template, eqx.is_inexact_array, inverse=True)
     return eqx.combine(jax.tree.map(lambda leaf: leaf[replicate], params), static)
 
 
-_ORDER, _STEPS = 0, 1  # what a replicate's key is folded with, for data order and for steps
+_ORDER, _STEPS = 0, 1  # folded into a replicate's key, for data order and for steps
 
 
 def step_key(state: TrainState) -> PRNGKey:
@@ -164,7 +164,7 @@ def mean_loss(
 def example(
     raw: Shaped[Array, "..."], position: Int[Array, ""], step_key: PRNGKey, settings: Settings
 ) -> tuple[Example, PRNGKey]:
-    """The model's input at one place of a batch, and the key of its latents."""
+    """The model's input at one position in a batch, and the key of its latents."""
     data_key, latent_key = jax.random.split(jax.random.fold_in(step_key, position))
     return draw(raw, data_key, binarization=settings.binarization), latent_key
 
@@ -203,14 +203,14 @@ def _one_step(
         return mean + (value - mean) / (seen + 1).astype(jnp.float32)
 
     bound = running(state.bound, -value)
-    shown = {name: running(mean, info[name]) for name, mean in state.shown.items()}
+    metrics = {name: running(mean, info[name]) for name, mean in state.metrics.items()}
     ema = state.ema if settings.ema is None else _averaged(state, params, settings.ema)
-    new = TrainState(params, opt_state, state.key, state.step + 1, bound, extra, shown, ema)
+    new = TrainState(params, opt_state, state.key, state.step + 1, bound, extra, metrics, ema)
     return new, grads
 
 
 def _averaged(state: TrainState, params: PyTree, decay: float) -> PyTree:
-    """The moving average after a step; over the first ones a mean that forgets the start."""
+    """The moving average after a step; a shorter memory in the first steps forgets the start."""
     done = state.step.astype(jnp.float32)
     rate = 1 - jnp.minimum(decay, (1 + done) / (10 + done))
     return jax.tree.map(lambda mean, p: mean + rate * (p - mean), state.ema, params)
@@ -226,14 +226,14 @@ def _run_replicate(
     checked: bool,
     clock: Clock,
 ) -> TrainState:
-    """Steps up to `stop`, all within one epoch; ends early when a bound is not finite.
+    """Take steps up to `stop`, all within one epoch; end early if a bound is not finite.
 
-    `checked` also looks at every gradient, and returns the state before the step that broke.
+    `checked` also checks every gradient and returns the state before the step that broke.
     """
     steps_per_epoch = len(data) // settings.batch_size
     order = epoch_order(state, len(data), settings, clock)
 
-    def going_on(carry: tuple[TrainState, Bool[Array, ""]]) -> Bool[Array, ""]:
+    def unfinished(carry: tuple[TrainState, Bool[Array, ""]]) -> Bool[Array, ""]:
         state, good = carry
         return good & (state.step < stop)
 
@@ -246,11 +246,11 @@ def _run_replicate(
             good &= jnp.isfinite(
                 optax.tree.sum(jax.tree.map(jnp.abs, (grads, new.params, new.extra.learned)))
             )
-            old = state._replace(key=new.key)  # the same, and not to be selected from
+            old = state._replace(key=new.key)  # the same key object, which the selection skips
             new = jax.tree.map(lambda a, b: a if a is b else jnp.where(good, a, b), new, old)
         return new, good
 
-    return jax.lax.while_loop(going_on, step, (state, jnp.bool(True)))[0]
+    return jax.lax.while_loop(unfinished, step, (state, jnp.bool(True)))[0]
 
 
 def run_steps(
@@ -264,25 +264,25 @@ def run_steps(
     *,
     checked: bool = False,
 ) -> TrainState:
-    """Take every replicate to its step `stop`, in one program on all devices.
+    """Advance every replicate to its step `stop`, in one program on all devices.
 
-    Replicates are sharded over the devices. Within one they go one after another on a CPU, whose
-    cores are busy with one, and under one `vmap` on a GPU, which is not.
+    Replicates are sharded over the devices. Within a device, they run one after another on a CPU,
+    whose cores one replicate keeps busy, and under one `vmap` on a GPU, which one does not fill.
 
     Args:
         state: R replicates.
         stop: the step to stop at, in the epoch that the replicate is in; a replicate already
-            there costs nothing and stays as it is.
+            there is unchanged and costs nothing.
         data: the raw training examples.
         template: a model of the replicates' kind; its floating-point arrays are not used.
-        clock: when the stage that the step is in began.
-        checked: also look at every gradient; slower, to find the step that broke a run.
+        clock: the step and epoch at which the current stage began.
+        checked: whether to check every gradient too; slower, to find the step that broke a run.
 
     Returns:
         The new states. A replicate whose bound is not finite has stopped where it broke.
     """
-    # All devices take part whatever R is, so that it is always the same program that runs. The
-    # keys are folded, never consumed, so that a dispatch may be run again from the same state.
+    # All devices take part whatever R is, so that the same program always runs. Keys are folded,
+    # never consumed, so that a dispatch may be rerun from the same state.
     replicates, mesh = len(state.step), Mesh(np.asarray(jax.local_devices()), ("replicate",))
     idle = -replicates % mesh.size  # copies that have nothing to do
     split = NamedSharding(mesh, PartitionSpec("replicate"))
@@ -297,17 +297,17 @@ def run_steps(
 
 
 def on_all_devices(data: Shaped[Array, "n ..."] | Shaped[np.ndarray, "n ..."]) -> Array:
-    """A copy of the data on each device; the data themselves if they are that already."""
+    """A copy of the data on each device; the data themselves if they are there already."""
     mesh = Mesh(np.asarray(jax.local_devices()), ("replicate",))
     return jax.device_put(data, NamedSharding(mesh, PartitionSpec()))
 
 
 @partial(jax.jit, static_argnames=("idle", "sharding"))
 def _with_idle(state: TrainState, idle: int, sharding: NamedSharding | None = None) -> TrainState:
-    """The states of all replicates, and copies of some that will do nothing."""
+    """The states of all replicates, and idle copies of some of them."""
     replicates = len(state.step)
 
-    # Slices: to trace and lower a gather for each array takes several times as long.
+    # Slices, because tracing and lowering a gather for each array takes several times as long.
     def pad(leaf: Shaped[Array, "R ..."]) -> Shaped[Array, "S ..."]:
         copies = [i % replicates for i in range(idle)]
         pieces = [leaf, *(jax.lax.slice_in_dim(leaf, i, i + 1) for i in copies)]
@@ -324,7 +324,7 @@ def _first(state: TrainState, count: int) -> TrainState:
 
 
 def _each(fn: Callable[[Array], Array], state: TrainState) -> TrainState:
-    """A function of every leaf, and of the keys' data: so may a key be copied."""
+    """Apply a function to every leaf, and to the raw data of keys so that they can be copied."""
     data, impl = jax.random.key_data(state.key), jax.random.key_impl(state.key)
     made = jax.tree.map(fn, state._replace(key=data))
     return made._replace(key=jax.random.wrap_key_data(made.key, impl=impl))
@@ -357,8 +357,8 @@ def _run_replicates(
             return jax.vmap(run)(states, stops)
         if len(stops) > 1:
             return jax.lax.map(run_unless_done, (states, stops))
-        # A loop over one would be compiled without its loop into another program, with other
-        # roundings; with an idle copy, a replicate is the same bit for bit whatever is beside it.
+        # The compiler would turn a loop over one replicate into another program, with different
+        # rounding. With an idle copy, a replicate is bit-for-bit the same whatever runs beside it.
         twice, stops = _with_idle(states, 1), jnp.concatenate([stops, states.step])
         return _first(jax.lax.map(run_unless_done, (twice, stops)), 1)
 

@@ -1,8 +1,8 @@
-"""Kinds of data: what the decoder's last layer means, as a NumPyro distribution over one example.
+"""Kinds of data: the decoder's last layer as a NumPyro distribution over one example.
 
-An `Observation` turns the numbers that the decoder puts out for an example into a distribution
-whose event is the whole example, says which constant output describes the training data best (the
-initial bias of that layer), and what the encoder sees. What values a kind takes, and its
+An `Observation` turns the decoder's outputs for an example into a distribution whose event is the
+whole example. It also gives the constant output that describes the training set best (the initial
+bias of that layer), and the inputs of the encoder. The values that a kind takes, and its
 parameters, are in `iwae.data.kinds`.
 """
 
@@ -43,14 +43,14 @@ __all__ = [
 
 
 def observation(kind: Kind | str, d: int, missing: str | None = None) -> Observation:
-    """The kind of data, for examples of d dimensions.
+    """Build the observation of a kind of data, for examples of d dimensions.
 
     Args:
         missing: a name in `MISSING`, if values may be missing (NaN).
 
     Raises:
-        UserError: if there is none of that name; the message lists those there are. If values are
-            not missing at random and none of them is a Gaussian.
+        UserError: for an unknown name (the message lists the known ones), or if values are not
+            missing at random and none of them is Gaussian.
     """
     kind = as_kind(kind)
     if kind.name not in OBSERVATIONS:
@@ -58,11 +58,11 @@ def observation(kind: Kind | str, d: int, missing: str | None = None) -> Observa
     if missing is None:
         return OBSERVATIONS[kind.name](kind, d)
     if missing not in MISSING:
-        raise UserError(f"no way of missing values {missing!r}; known: {', '.join(MISSING)}")
+        raise UserError(f"no mechanism {missing!r} of missing values; known: {', '.join(MISSING)}")
     if missing in SIGNS and not _has_gaussian(kind):
         raise UserError(
-            f"values that are missing {missing} have to be gaussian, not {kind}: the integral over "
-            "what they may have been is known for nothing else; use at-random"
+            f"values that are missing {missing} must be gaussian, not {kind}, because no other "
+            "missing values can be integrated out in closed form: use at-random"
         )
     if kind.columns is not None:
         return table(kind, d, partial(_part, missing=missing))
@@ -71,7 +71,7 @@ def observation(kind: Kind | str, d: int, missing: str | None = None) -> Observa
 
 
 def _part(kind: Kind, d: int, missing: str) -> Observation:
-    """Columns of a table; those that are no Gaussians are taken to be missing at random."""
+    """Columns of a table; those that are not Gaussian are assumed to be missing at random."""
     return observation(kind, d, missing if _has_gaussian(kind) else "at-random")
 
 
@@ -81,10 +81,10 @@ def _has_gaussian(kind: Kind) -> bool:
 
 
 GAUSSIANS = ("gaussian", "gaussian-shared", "gaussian-fixed")
-"""Kinds that can be missing not at random."""
+"""Kinds whose values may be missing not at random."""
 
 MISSING = ("at-random", *SIGNS)
-"""What makes values go missing: nothing that is not observed, or they themselves."""
+"""Why values are missing: at random given the observed ones, or because of their own values."""
 
 OBSERVATIONS: dict[str, Callable[[Kind, int], Observation]] = {
     "bernoulli": bernoulli,
@@ -98,4 +98,4 @@ OBSERVATIONS: dict[str, Callable[[Kind, int], Observation]] = {
     "negative-binomial": negative_binomial,
     "table": lambda kind, d: table(kind, d, observation),
 }
-"""From a kind and the number of dimensions to all that a model needs to know."""
+"""Constructors of observations, from a kind and the number of dimensions."""

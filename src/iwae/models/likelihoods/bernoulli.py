@@ -1,4 +1,4 @@
-"""Zeros and ones."""
+"""Binary values: Bernoulli."""
 
 import jax
 import jax.numpy as jnp
@@ -17,11 +17,11 @@ MEAN_CLIP = 0.001
 class BernoulliFromLogits(dist.BernoulliLogits):
     """NumPyro's distribution in float32, with a log density for finite logits only.
 
-    NumPyro's care for infinite ones costs passes over all pixels of all samples.
+    NumPyro's handling of infinite ones costs extra passes over all pixels of all samples.
     """
 
     def sample(self, key: PRNGKey, sample_shape: tuple[int, ...] = ()) -> Float[Array, "*d"]:
-        """Zeros and ones, in the type of the logits."""
+        """Zeros and ones, in the dtype of the logits."""
         shape = sample_shape + self.batch_shape
         return jax.random.bernoulli(key, self.probs, shape).astype(self.logits.dtype)
 
@@ -32,9 +32,9 @@ class BernoulliFromLogits(dist.BernoulliLogits):
 
 @jax.custom_jvp
 def _softplus(a: Float[Array, "*d"]) -> Float[Array, "*d"]:
-    """log(1 + exp(a)), within 6e-8 and the rounding of its value; cheaper than log1p.
+    """log(1 + exp(a)), to within 6e-8 and rounding; cheaper than log1p.
 
-    The derivative is given because that of |a| is wrong at 0.
+    The derivative is defined explicitly because that of |a| is wrong at 0.
     """
     return jnp.maximum(a, 0) + jnp.log(1 + jnp.exp(-jnp.abs(a)))
 

@@ -12,19 +12,19 @@ from iwae.typing import PRNGKey
 
 
 class Categorical(dist.CategoricalLogits):
-    """NumPyro's distribution over categories that are float32."""
+    """NumPyro's distribution, with float32 categories."""
 
     def sample(self, key: PRNGKey, sample_shape: tuple[int, ...] = ()) -> Float[Array, "*d"]:
-        """Categories."""
+        """Categories, as float32."""
         return super().sample(key, sample_shape).astype(jnp.float32)
 
     def log_prob(self, value: Float[Array, " d"]) -> Float[Array, " d"]:
-        """The logit of each category, normalised."""
+        """The normalised logit of each category."""
         return super().log_prob(value.astype(jnp.int32))
 
 
 def categorical(kind: Kind, d: int) -> Observation:
-    """K logits for each dimension, of which the encoder sees K zeros and ones."""
+    """K logits for each dimension, which the encoder sees one-hot."""
     k = kind.categories
     assert k is not None  # noqa: S101 - by `make_kind`
 
@@ -32,7 +32,7 @@ def categorical(kind: Kind, d: int) -> Observation:
         return Categorical(outputs.reshape(k, -1).T).to_event(1)
 
     def start(rows: Rows) -> np.ndarray:
-        """Logs of how often each is seen, a category never seen as if once in all the rows."""
+        """Log frequencies of the categories; one that never occurs has a count of 1 / K."""
         counts = np.stack([(rows == category).sum(axis=0) for category in range(k)])
         return np.log(np.maximum(counts, 1 / k) / np.sum(~np.isnan(rows), axis=0)).ravel()
 

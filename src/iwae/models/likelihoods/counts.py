@@ -1,8 +1,7 @@
 """Counts 0, 1, 2 ...: Poisson and negative binomial.
 
-Log probabilities are those of Loader (2000, "Fast and accurate computation of binomial
-probabilities"), in which no large numbers cancel: the usual ones lose a nat to float32 at a count
-of a million.
+Log probabilities follow Loader (2000, "Fast and accurate computation of binomial probabilities"),
+where no large numbers cancel: the usual formulas lose a nat in float32 at a count of a million.
 """
 
 import math
@@ -20,12 +19,12 @@ from iwae.models.likelihoods.observation import Encoding, Observation, Rows, mea
 from iwae.typing import PRNGKey
 
 MOST_LOG_MEAN = 60.0
-"""A mean is between exp(-60) and exp(60), so that neither it nor its products overflow."""
+"""Means lie between exp(-60) and exp(60), so that neither they nor their products overflow."""
 
 LOG_SIZES = (-10.0, 15.0)
-"""Between which the log size of a negative binomial is: its scale, with a floor and a ceiling.
+"""Floor and ceiling of the log size of a negative binomial.
 
-The variance is mean + mean^2 / size, so that at the ceiling it is a Poisson."""
+The variance is mean + mean^2 / size, so that it is in effect a Poisson at the ceiling."""
 
 
 def _between(a: Float[Array, "..."], low: float, high: float) -> Float[Array, "..."]:
@@ -33,9 +32,9 @@ def _between(a: Float[Array, "..."], low: float, high: float) -> Float[Array, ".
 
 
 class Poisson(dist.Poisson):
-    """NumPyro's distribution, by the logarithm of its mean; draws are float32."""
+    """NumPyro's distribution, parameterised by its log mean; draws are float32."""
 
-    arg_constraints = {"log_mean": dist.constraints.real}  # noqa: RUF012 - NumPyro's way
+    arg_constraints = {"log_mean": dist.constraints.real}  # noqa: RUF012 - as NumPyro does
     pytree_data_fields = ("rate",)
 
     def __init__(self, log_mean: Float[Array, " d"]):
@@ -43,7 +42,7 @@ class Poisson(dist.Poisson):
         super().__init__(jnp.exp(self.log_mean))
 
     def sample(self, key: PRNGKey, sample_shape: tuple[int, ...] = ()) -> Float[Array, "*d"]:
-        """Counts."""
+        """Counts, as float32."""
         return super().sample(key, sample_shape).astype(jnp.float32)
 
     def log_prob(self, value: Float[Array, " d"]) -> Float[Array, " d"]:
@@ -55,7 +54,7 @@ class Poisson(dist.Poisson):
 
 
 class NegativeBinomial(dist.NegativeBinomial2):
-    """NumPyro's distribution, by the logarithms of its mean and its size; draws are float32."""
+    """NumPyro's distribution, parameterised by its log mean and log size; draws are float32."""
 
     arg_constraints = dict.fromkeys(("log_mean", "log_size"), dist.constraints.real)
     pytree_data_fields = ("concentration", "rate", "_gamma")
@@ -71,7 +70,7 @@ class NegativeBinomial(dist.NegativeBinomial2):
         return jnp.exp(self.log_mean)
 
     def sample(self, key: PRNGKey, sample_shape: tuple[int, ...] = ()) -> Float[Array, "*d"]:
-        """Counts."""
+        """Counts, as float32."""
         return super().sample(key, sample_shape).astype(jnp.float32)
 
     def log_prob(self, value: Float[Array, " d"]) -> Float[Array, " d"]:
@@ -94,14 +93,14 @@ class NegativeBinomial(dist.NegativeBinomial2):
 
 
 def _divergence(t: Float[Array, " d"], log_1_t: Float[Array, " d"]) -> Float[Array, " d"]:
-    """t - log(1 + t), from both: by the former alone where it is small."""
+    """t - log(1 + t), from both arguments; from t alone where it is small."""
     small = jnp.abs(t) < 0.5
     near = jnp.where(small, t, 0.0)
     return jnp.where(small, near - jnp.log1p(near), t - log_1_t)
 
 
 STIRLING_FROM = 8.0
-"""From where on three terms of the series are exact to float32."""
+"""From here on, three terms of the series are exact in float32."""
 
 
 def _stirling_error(n: Float[Array, " d"]) -> Float[Array, " d"]:
@@ -120,7 +119,7 @@ def poisson(kind: Kind, d: int) -> Observation:  # noqa: ARG001
     def distribution(outputs: Float[Array, " d"]) -> dist.Distribution:
         return Poisson(outputs).to_event(1)
 
-    return Observation(d, distribution, _log_mean, encoding=_seen(d))
+    return Observation(d, distribution, _log_mean, encoding=_encoding(d))
 
 
 def negative_binomial(kind: Kind, d: int) -> Observation:  # noqa: ARG001
@@ -134,17 +133,17 @@ def negative_binomial(kind: Kind, d: int) -> Observation:  # noqa: ARG001
         each = zip(np.ascontiguousarray(rows.T), np.exp(log_mean), strict=True)
         return np.concatenate([log_mean, [_log_size(column, mean) for column, mean in each]])
 
-    return Observation(2 * d, distribution, start, encoding=_seen(d))
+    return Observation(2 * d, distribution, start, encoding=_encoding(d))
 
 
 def _log_mean(rows: Rows) -> np.ndarray:
-    """log of the means; that of a column of zeros is of less than one count in all the rows."""
+    """Log means; for a column of zeros, that of less than one count in all the rows."""
     mean = np.nanmean(rows, axis=0, dtype=np.float64)
     return np.log(np.maximum(mean, 1 / (np.sum(~np.isnan(rows), axis=0) + 1)))
 
 
 def _log_size(column: np.ndarray, mean: float) -> float:
-    """The most likely log size, where the slope of the likelihood is zero, or the nearest to it."""
+    """The most likely log size: the root of the likelihood's slope, or the limit nearest to it."""
     from scipy.optimize import brentq
 
     x, counts = np.unique(np.asarray(column[~np.isnan(column)], np.float64), return_counts=True)
@@ -159,8 +158,8 @@ def _log_size(column: np.ndarray, mean: float) -> float:
     return low if slope(low) <= 0 else float(brentq(slope, low, high))
 
 
-def _seen(d: int) -> Encoding:
-    """log(1 + x), standardised by the training data."""
+def _encoding(d: int) -> Encoding:
+    """log(1 + x), standardised with training-set statistics."""
 
     def transform(x: Float[Array, " d"], statistics: Float[Array, " s"]) -> Float[Array, " d"]:
         mean, log_scale = jnp.split(statistics, 2)

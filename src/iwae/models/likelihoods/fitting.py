@@ -1,4 +1,4 @@
-"""The most likely constant outputs, where no formula gives them."""
+"""Maximum-likelihood constant outputs, where there is no closed form."""
 
 from collections.abc import Callable
 
@@ -17,13 +17,14 @@ def most_likely(
     start: Float[np.ndarray, "d p"],
     shares: Float[np.ndarray, "d v"],
 ) -> Float[np.ndarray, "d p"]:
-    """For each dimension the outputs near a start that make its values most likely.
+    """The maximum-likelihood outputs of each dimension, near a starting point.
 
-    By Newton's method with Levenberg's damping: a step that does not go up is taken back.
+    Newton's method with Levenberg's damping; a step without an improvement is undone.
 
     Args:
-        log_probs: of all v values, for the outputs of one dimension.
-        shares: how often each value is seen in each dimension.
+        log_probs: the log probabilities of all v values, for the outputs of one dimension.
+        start: the initial outputs of each dimension.
+        shares: the relative frequency of each value in each dimension.
     """
 
     def fit(one: tuple[Float[Array, " p"], Float[Array, " v"]]) -> Float[Array, " p"]:

@@ -1,4 +1,4 @@
-"""Real values: Gaussians whose scale is an output, a parameter or given."""
+"""Real values: Gaussians whose scale is an output, a parameter or fixed."""
 
 import math
 
@@ -12,16 +12,16 @@ from iwae.data import Kind
 from iwae.models.likelihoods.observation import Observation, Rows
 
 LEAST_SCALE = 1e-4
-"""No learned scale is below it, so that no density grows without bound (on a repeated value, say).
+"""The floor of a learned scale, so that no density is unbounded (on a repeated value, say).
 
-It is in the data's units: values that vary by less want another unit."""
+It is in the data's units: rescale values that vary by less."""
 
 LEAST_INITIAL_SCALE = 1e-3
-"""The smallest scale at the start, for columns that are constant."""
+"""The smallest initial scale, for constant columns."""
 
 
 def at_least(log_scale: Float[Array, "..."], floor: float) -> Float[Array, "..."]:
-    """The logarithm of a scale, or the floor's; where it is above, not a bit is changed.
+    """A log scale, raised to the floor if below it and otherwise unchanged, bit for bit.
 
     The gradient at the floor is that of the density there, so that a scale can leave it again.
     """
@@ -39,7 +39,7 @@ def gaussian_shared(kind: Kind, d: int) -> Observation:  # noqa: ARG001
 
 
 def gaussian_fixed(kind: Kind, d: int) -> Observation:
-    """A mean for each dimension; the scale is given."""
+    """A mean for each dimension; the scale is fixed."""
     scale = kind.scale
     assert scale is not None  # noqa: S101 - by `make_kind`
 

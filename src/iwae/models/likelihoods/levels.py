@@ -1,4 +1,4 @@
-"""Levels 0 to 255: a continuous distribution over which of the 256 bins a value falls into.
+"""Levels 0 to 255: a continuous distribution, integrated over 256 bins.
 
 Level x is the bin from x - 1/2 to x + 1/2; that of 0 has no lower edge and that of 255 no upper
 one, so that the probabilities sum to one. Locations and scales are those of levels on [-1, 1].
@@ -25,27 +25,27 @@ from iwae.typing import PRNGKey
 HALF = (LEVELS - 1) / 2
 
 LEAST_LOG_SCALE = -7.0
-"""Of a logistic or Gaussian, on [-1, 1]: about a ninth of a level (PixelCNN++, Salimans 2017)."""
+"""The smallest log scale on [-1, 1]: about a ninth of a level (PixelCNN++, Salimans 2017)."""
 
 MOST_LOG_SCALE = 10.0
-"""Beyond it all levels between the ends are equally likely to any digit."""
+"""The largest log scale: beyond it, levels between the ends are equally likely to all digits."""
 
 
 class Levels(dist.Distribution):
-    """Whole levels `[d]`, as float32; says how they follow from what a value is before rounding."""
+    """Whole levels `[d]`, as float32: a continuous variable on [-1, 1] and beyond, rounded."""
 
     support = dist.constraints.integer_interval(0, LEVELS - 1)
 
     def draw(self, key: PRNGKey, shape: tuple[int, ...]) -> Float[Array, "*d"]:
-        """Values on [-1, 1] and beyond, before rounding."""
+        """Draw values of the continuous variable, before rounding."""
         raise NotImplementedError
 
     def above(self, edge: Float[Array, ""]) -> Float[Array, " d"]:
-        """The probability of a value above one on [-1, 1]."""
+        """The probability that the continuous variable is above an edge on [-1, 1]."""
         raise NotImplementedError
 
     def sample(self, key: PRNGKey, sample_shape: tuple[int, ...] = ()) -> Float[Array, "*d"]:
-        """Levels."""
+        """Levels, as float32."""
         u = self.draw(key, sample_shape + self.batch_shape)
         return jnp.clip(jnp.rint(HALF * (1 + u)), 0, LEVELS - 1)
 
@@ -58,7 +58,7 @@ class Levels(dist.Distribution):
 
 
 def unit(level: Float[Array, "..."]) -> Float[Array, "..."]:
-    """0 to 255 as -1 to 1."""
+    """Map levels 0 to 255 to -1 to 1."""
     return level / HALF - 1
 
 
@@ -67,14 +67,14 @@ def _bounded(log_scale: Float[Array, "..."]) -> Float[Array, "..."]:
 
 
 TRACE = 0.01
-"""What one more training example with all levels at once counts for, before the first step."""
+"""The weight of one added training example with all levels at once, before the first step."""
 
 
 # --- mixtures of logistics ------------------------------------------------------------------
 
 
 class LogisticMixture(Levels):
-    """Each dimension a mixture of M logistics of its own; all parameters `[M, d]`."""
+    """Each dimension is its own mixture of M logistics; all parameters are `[M, d]`."""
 
     arg_constraints = dict.fromkeys(("logits", "loc", "log_scale"), dist.constraints.real_matrix)
 
@@ -88,7 +88,7 @@ class LogisticMixture(Levels):
         super().__init__(batch_shape=jnp.shape(loc)[-1:])
 
     def draw(self, key: PRNGKey, shape: tuple[int, ...]) -> Float[Array, "*d"]:
-        """Of a logistic chosen by its weight."""
+        """Draw from a logistic chosen by its weight."""
         which_key, key = jax.random.split(key)
         which = jax.random.categorical(which_key, self.logits, axis=0, shape=shape)
         columns = jnp.arange(shape[-1])
@@ -96,12 +96,12 @@ class LogisticMixture(Levels):
         return self.loc[which, columns] + scale * jax.random.logistic(key, shape, jnp.float32)
 
     def above(self, edge: Float[Array, ""]) -> Float[Array, " d"]:
-        """By the weights."""
+        """The weighted average over the logistics."""
         each = jax.nn.sigmoid((self.loc - edge) * jnp.exp(-self.log_scale))
         return jnp.sum(jax.nn.softmax(self.logits, axis=0) * each, axis=0)
 
     def log_prob(self, value: Float[Array, " d"]) -> Float[Array, " d"]:
-        """log of the mixture of the bins' probabilities."""
+        """The log of the mixture of the bins' probabilities."""
         each = _log_logistic_bin(value[None], self.loc, self.log_scale)
         return jax.nn.logsumexp(jax.nn.log_softmax(self.logits, axis=0) + each, axis=0)
 
@@ -141,14 +141,14 @@ def logistic_mixture(kind: Kind, d: int) -> Observation:
         logits, log_scale = np.zeros_like(loc), np.repeat(np.log(scale)[:, None], m, axis=1)
         return _fitted(distribution, np.concatenate([logits, loc, log_scale], axis=1), shares)
 
-    return Observation(3 * m * d, distribution, start, encoding=_seen(d))
+    return Observation(3 * m * d, distribution, start, encoding=_encoding(d))
 
 
 # --- Gaussians ------------------------------------------------------------------------------
 
 
 class DiscretisedGaussian(Levels):
-    """Each dimension a rounded Gaussian; both parameters `[d]`."""
+    """Each dimension is a rounded Gaussian; both parameters are `[d]`."""
 
     arg_constraints = dict.fromkeys(("loc", "log_scale"), dist.constraints.real_vector)
 
@@ -157,11 +157,11 @@ class DiscretisedGaussian(Levels):
         super().__init__(batch_shape=jnp.shape(loc))
 
     def draw(self, key: PRNGKey, shape: tuple[int, ...]) -> Float[Array, "*d"]:
-        """Gaussian."""
+        """Draw from the Gaussian."""
         return self.loc + jnp.exp(self.log_scale) * jax.random.normal(key, shape, jnp.float32)
 
     def above(self, edge: Float[Array, ""]) -> Float[Array, " d"]:
-        """By the distribution function."""
+        """The upper tail probability of the Gaussian."""
         return ndtr((self.loc - edge) * jnp.exp(-self.log_scale))
 
     def log_prob(self, value: Float[Array, " d"]) -> Float[Array, " d"]:
@@ -177,10 +177,10 @@ class DiscretisedGaussian(Levels):
 def _log_phi_between(
     middle: Float[Array, "..."], width: Float[Array, "..."]
 ) -> Float[Array, "..."]:
-    """log of the standard normal probability of an interval, without cancellation.
+    """The log of the standard normal probability of an interval, without cancellation.
 
-    A narrow one by Gauss's formula with three points, a wide one on one side of 0 by Mills' ratios,
-    and a wide one across 0 by the error function.
+    A narrow interval uses three-point Gauss quadrature, a wide one on one side of 0 Mills' ratios,
+    and a wide one across 0 the error function.
     """
     m = jnp.abs(middle)
     narrow, across = width * (1 + m) < 0.5, m < width / 2
@@ -208,7 +208,7 @@ GAUSS = ((0.0, 4 / 9), (math.sqrt(0.6), 5 / 18), (-math.sqrt(0.6), 5 / 18))
 
 
 def discretised_gaussian(kind: Kind, d: int) -> Observation:  # noqa: ARG001
-    """A location and a log scale for each dimension, which starts at half a level or more."""
+    """A location and a log scale for each dimension; the scale starts at half a level or more."""
 
     def distribution(outputs: Float[Array, " o"]) -> dist.Distribution:
         return DiscretisedGaussian(*jnp.split(outputs, 2)).to_event(1)
@@ -220,25 +220,25 @@ def discretised_gaussian(kind: Kind, d: int) -> Observation:  # noqa: ARG001
         fitted = _fitted(distribution, np.stack([loc, np.log(scale)], axis=1), shares)
         return np.concatenate([fitted[:d], np.maximum(fitted[d:], math.log(0.5 / HALF))])
 
-    return Observation(2 * d, distribution, start, encoding=_seen(d))
+    return Observation(2 * d, distribution, start, encoding=_encoding(d))
 
 
-# --- what both have in common ---------------------------------------------------------------
+# --- shared by both -------------------------------------------------------------------------
 
 
-def _seen(d: int) -> Encoding:
+def _encoding(d: int) -> Encoding:
     return Encoding(d, lambda x, _: unit(x))
 
 
 def _shares(rows: Rows) -> Float[np.ndarray, "d 256"]:
-    """How often each level is seen, and a trace of every level, for those that no row has."""
+    """The relative frequency of each level, with a trace of every level for those never seen."""
     columns = [column[~np.isnan(column)] for column in np.ascontiguousarray(rows.T)]
     counts = np.stack([np.bincount(c.astype(np.intp), minlength=LEVELS) for c in columns])
     return (counts + TRACE / LEVELS) / (counts.sum(axis=1, keepdims=True) + TRACE)
 
 
 def _deviation(shares: Float[np.ndarray, "d 256"]) -> Float[np.ndarray, " d"]:
-    """Standard deviation on [-1, 1]."""
+    """The standard deviation on [-1, 1]."""
     level = np.arange(LEVELS)
     variance = shares @ level**2 - (shares @ level) ** 2
     return np.sqrt(np.maximum(variance, 0)) / HALF
@@ -249,7 +249,7 @@ def _fitted(
     start: Float[np.ndarray, "d p"],
     shares: Float[np.ndarray, "d 256"],
 ) -> Float[np.ndarray, " o"]:
-    """The most likely outputs of each dimension, nearby a start."""
+    """The maximum-likelihood outputs of each dimension, near a starting point."""
     levels = jnp.arange(LEVELS, dtype=jnp.float32)
 
     def log_probs(outputs: Float[Array, " p"]) -> Float[Array, " 256"]:

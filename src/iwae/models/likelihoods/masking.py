@@ -1,15 +1,15 @@
-"""Real values that go missing for what they are: a probit of each value decides (self-masking).
+"""Real values that go missing depending on their own value, by a probit (self-masking).
 
     p(missing_j | x_j) = Phi(b_j + a_j x_j)
 
 with the distribution function Phi of a standard normal, and b_j, a_j learned for each column j.
 This is the not-at-random bound of Ipsen, Mattei & Frellsen (2021), who draw the missing values and
-score them by a logistic function. With a probit, they are integrated out in closed form:
+score them by a logistic function. With a probit, they can be integrated out in closed form:
 
     E[Phi(b + a x)] = Phi((b + a mu) / sqrt(1 + a^2 sigma^2)),    x ~ N(mu, sigma^2)
 
-so that latents, weights and whatever is made of them are those of the model without missing values,
-and no noise of drawn values is added. (Phi(u) is a logistic function of 1.7 u to within 0.01.)
+so that latents, weights and everything computed from them are as in the model without missing
+values, without noise from drawing them. (Phi(u) is a logistic function of 1.7 u to within 0.01.)
 """
 
 from collections.abc import Callable
@@ -28,21 +28,21 @@ from iwae.models.likelihoods.observation import Observation, Rows, mean_and_log_
 from iwae.typing import PRNGKey
 
 FIRST_LOG_SLOPE = -2.0
-"""Of a slope whose sign is known, at the start, per standard deviation of its column."""
+"""The initial log slope if its sign is known, per standard deviation of the column."""
 
 SIGNS: dict[str, Callable[[Float[Array, " d"]], Float[Array, " d"]]] = {
     "not-at-random": lambda a: a,
     "not-at-random-high": jnp.exp,
     "not-at-random-low": lambda a: -jnp.exp(a),
 }
-"""A name, and a free parameter -> the slope: of unknown sign; high values are missing, low ones."""
+"""Free parameter -> slope: of unknown sign, for missing high values, for missing low ones."""
 
 
 class SelfMasked(dist.Distribution):
-    """p(x_obs, s|z): the density of the observed values, and the probability of which these are.
+    """p(x_obs, s|z): the density of the observed values and the probability of the mask s.
 
     Args:
-        values: of the values, were they all observed: a Gaussian.
+        values: the distribution of the values if all were observed: a Gaussian.
         intercept: b `[d]`.
         slope: a `[d]`.
     """
@@ -56,7 +56,7 @@ class SelfMasked(dist.Distribution):
         super().__init__(event_shape=values.event_shape)
 
     def sample(self, key: PRNGKey, sample_shape: tuple[int, ...] = ()) -> Float[Array, "*d"]:
-        """An example with what went missing as NaN."""
+        """An example with its missing values as NaN."""
         x_key, s_key = jax.random.split(key)
         x = self.values.sample(x_key, sample_shape)
         noise = jax.random.normal(s_key, x.shape)
@@ -71,7 +71,7 @@ class SelfMasked(dist.Distribution):
 
     @property
     def mean(self) -> Float[Array, " d"]:
-        """Of the values, whether they go missing or not."""
+        """The mean of the values, missing or not."""
         return self.values.mean
 
     def averages(self) -> PyTree:
@@ -80,14 +80,14 @@ class SelfMasked(dist.Distribution):
         return self._loc + shift * _hazard(self._eta())
 
     def guess(self, averages: PyTree) -> Float[Array, " d"]:
-        """The mean itself."""
+        """The averages themselves."""
         return averages
 
     def fill(self, x: Float[Array, " d"], key: PRNGKey) -> Float[Array, " d"]:
-        """Missing values from p(x_mis|z, s).
+        """The example with its missing values drawn from p(x_mis|z, s).
 
-        A value x is missing if t < b + a x with t ~ N(0, 1), so if v = t - a x is below b: draw v
-        from its normal below b, and x from its normal given v.
+        A value x is missing if t < b + a x with t ~ N(0, 1), that is, if v = t - a x is below b.
+        So draw v from its normal distribution below b, and x from its normal distribution given v.
         """
         v_key, x_key = jax.random.split(key)
         uniform = jax.random.uniform(v_key, x.shape, minval=jnp.finfo(jnp.float32).tiny)
@@ -106,11 +106,11 @@ class SelfMasked(dist.Distribution):
         return self.values.complete.base_dist.scale
 
     def _spread(self) -> Float[Array, " d"]:
-        """Standard deviation of t - a x given z."""
+        """The standard deviation of t - a x given z."""
         return jnp.sqrt(1 + (self.slope * self._scale) ** 2)
 
     def _eta(self) -> Float[Array, " d"]:
-        """The probit of going missing given z."""
+        """The probit of the probability of being missing given z."""
         return (self.intercept + self.slope * self._loc) / self._spread()
 
 
@@ -122,11 +122,11 @@ def _hazard(eta: Float[Array, " d"]) -> Float[Array, " d"]:
 
 
 TAIL, NEWTON_STEPS = -4.0, 8
-"""Below the one, draws are found by so many steps of Newton's method: exact to float32."""
+"""Below TAIL, draws take NEWTON_STEPS steps of Newton's method, exact in float32."""
 
 
 def _below(eta: Float[Array, " d"], u: Float[Array, " d"]) -> Float[Array, " d"]:
-    """Draws of v ~ N(0, 1) given v < eta, from uniform ones: log Phi(v) = log u + log Phi(eta)."""
+    """Draws of v ~ N(0, 1) given v < eta, from uniform u: log Phi(v) = log u + log Phi(eta)."""
     far = jnp.where(eta < TAIL, eta, TAIL)
     target, v = jnp.log(u) + log_phi(far), far
     for _ in range(NEWTON_STEPS):  # from below, as log Phi is concave
@@ -135,10 +135,10 @@ def _below(eta: Float[Array, " d"], u: Float[Array, " d"]) -> Float[Array, " d"]
 
 
 def self_masked(data: Observation, d: int, missing: str) -> Observation:
-    """The same kind of data, a Gaussian, of which values go missing for what they are.
+    """The same kind of data, a Gaussian, with values that go missing depending on themselves.
 
-    The intercepts and slopes are free parameters, after the kind's own; they start where each
-    column's share of missing values is right, at a slope of zero, or near it where its sign is
+    The intercepts and slopes are free parameters, after the kind's own. They start where each
+    column's share of missing values is right, at a slope of zero, or near zero if its sign is
     known.
 
     Args:
@@ -154,7 +154,7 @@ def self_masked(data: Observation, d: int, missing: str) -> Observation:
 
     def start(rows: Rows) -> np.ndarray:
         count = np.isnan(rows).sum(axis=0)
-        share = (count + 0.5) / (len(rows) + 1)  # of a column without gaps too
+        share = (count + 0.5) / (len(rows) + 1)  # positive even for a column without gaps
         mean, log_scale = np.split(mean_and_log_scale(rows), 2)
         raw = np.zeros(d) if missing == "not-at-random" else FIRST_LOG_SLOPE - log_scale
         a = np.asarray(slope(jnp.asarray(raw, jnp.float32)), np.float64)

@@ -1,8 +1,8 @@
-"""Examples of which some values are missing (NaN): the density of those that are observed.
+"""Examples with missing values (NaN): the density of the observed ones.
 
-What makes values go missing (Rubin 1976) is a name in `MISSING`. If that is at random given the
-observed values, it says nothing about the model, and the density is that of the observed values
-(Mattei & Frellsen 2019). If it is not, it is a part of the model: see
+The mechanism of missing values (Rubin 1976) is a name in `MISSING`. If values are missing at random
+given the observed ones, the mechanism says nothing about the model, and the density is that of the
+observed values (Mattei & Frellsen 2019). If not, the mechanism is a part of the model: see
 `iwae.models.likelihoods.masking`.
 """
 
@@ -19,25 +19,25 @@ from iwae.typing import PRNGKey
 
 @runtime_checkable
 class Imputing(Protocol):
-    """A distribution p(x|z) that says what the missing values of an example are, given z."""
+    """A distribution p(x|z) that can impute the missing values of an example, given z."""
 
     def averages(self) -> PyTree:
-        """What is averaged over z to impute: probabilities of categories, means of the rest."""
+        """The quantities to average over z: probabilities of categories, means of the rest."""
 
     def guess(self, averages: PyTree) -> Float[Array, " d"]:
         """One value for each dimension, from the averages over z."""
 
     def fill(self, x: Float[Array, " d"], key: PRNGKey) -> Float[Array, " d"]:
-        """The example, its missing values drawn given z."""
+        """The example with its missing values drawn given z."""
 
 
 class Incomplete(dist.Distribution):
-    """p(x|z) of independent values as a distribution whose density is that of the observed ones.
+    """p(x|z) of independent values, with the density of the observed ones.
 
     Args:
-        complete: of the whole example.
-        legal: a value that the kind takes: it stands in for missing ones where a density is
-            computed and not used, so that no gradient is nan.
+        complete: the distribution of the whole example.
+        legal: a value that the kind takes. It stands in for missing ones where a density is
+            computed but not used, so that no gradient is nan.
 
     Raises:
         UserError: if the values are not independent given z.
@@ -50,13 +50,13 @@ class Incomplete(dist.Distribution):
         if not isinstance(complete, dist.Independent) or complete.event_dim != 1:
             raise UserError(
                 f"missing values need a kind of data whose values are independent given z, which a "
-                f"{type(complete).__name__} does not say: end it with .to_event(1)"
+                f"{type(complete).__name__} does not declare: end it with .to_event(1)"
             )
         self.complete, self.legal = complete, legal
         super().__init__(event_shape=complete.event_shape)
 
     def sample(self, key: PRNGKey, sample_shape: tuple[int, ...] = ()) -> Float[Array, "*d"]:
-        """A whole example: nothing is missing."""
+        """A whole example, without missing values."""
         return self.complete.sample(key, sample_shape)
 
     def log_prob(self, value: Float[Array, " d"]) -> Float[Array, ""]:
@@ -67,7 +67,7 @@ class Incomplete(dist.Distribution):
 
     @property
     def mean(self) -> Float[Array, " d"]:
-        """Of the whole example."""
+        """The mean of the whole example."""
         return self.complete.mean
 
     def averages(self) -> PyTree:
@@ -76,21 +76,21 @@ class Incomplete(dist.Distribution):
         return one.probs if isinstance(one, dist.CategoricalLogits) else one.mean
 
     def guess(self, averages: PyTree) -> Float[Array, " d"]:
-        """The likeliest category, the mean of anything else."""
+        """The most likely category, or the mean of anything else."""
         if isinstance(self.complete.base_dist, dist.CategoricalLogits):
             return jnp.argmax(averages, axis=-1).astype(jnp.float32)
         return averages
 
     def fill(self, x: Float[Array, " d"], key: PRNGKey) -> Float[Array, " d"]:
-        """Missing values from p(x_mis|z)."""
+        """The example with its missing values drawn from p(x_mis|z)."""
         return jnp.where(jnp.isnan(x), self.sample(key), x)
 
 
 def incomplete(data: Observation, d: int) -> Observation:
-    """The same kind of data, of which values are missing at random.
+    """The same kind of data, with values missing at random.
 
-    The encoder sees what it saw, or standardised values where it saw them as they are, with zeros
-    for what is missing; and beside it which values are observed, as ones and zeros.
+    The encoder sees its usual inputs (standardised values if these were the example itself), with
+    zeros for missing values. A mask of the observed values, as ones and zeros, follows them.
 
     Raises:
         UserError: if the encoder does not see the same number of inputs for each dimension.
@@ -104,11 +104,11 @@ def incomplete(data: Observation, d: int) -> Observation:
 
 
 def _with_mask(encoding: Encoding, d: int, legal: float) -> Encoding:
-    """Zeros in the place of what is missing, and then `d` ones and zeros, 1 for observed."""
+    """The inputs, zero for missing values, followed by a mask of `d` values, 1 for observed."""
     if encoding.n_inputs % d:
         raise UserError(
-            f"the encoder sees {encoding.n_inputs} inputs of {d} values: with missing values it "
-            "has to be as many for each of them"
+            f"the encoder sees {encoding.n_inputs} inputs for {d} values: with missing values it "
+            "must see the same number for each"
         )
 
     def transform(x: Float[Array, " d"], statistics: Float[Array, " s"]) -> Float[Array, " i"]:
@@ -121,7 +121,7 @@ def _with_mask(encoding: Encoding, d: int, legal: float) -> Encoding:
 
 
 def _standardised(d: int) -> Encoding:
-    """Values less their mean, over their standard deviation, so that zero is the mean."""
+    """Values minus their mean, over their standard deviation, so that zero is the mean."""
 
     def transform(x: Float[Array, " d"], statistics: Float[Array, " s"]) -> Float[Array, " d"]:
         mean, log_scale = jnp.split(statistics, 2)

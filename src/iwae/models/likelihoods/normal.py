@@ -1,4 +1,4 @@
-"""The standard normal distribution function Phi, exact to float32 far from 0 too."""
+"""The standard normal distribution function Phi, exact in float32 even far from 0."""
 
 import math
 
@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 LOG_ROOT_2PI = 0.5 * math.log(2 * math.pi)
 
 MILLS_FROM, MILLS_TERMS = 3.0, 16
-"""Where the continued fraction takes over, and its length: exact to float32 from there on."""
+"""Where the continued fraction takes over, and its length: exact in float32 from there on."""
 
 
 def mills(a: Float[Array, "..."]) -> Float[Array, "..."]:
@@ -24,7 +24,7 @@ def mills(a: Float[Array, "..."]) -> Float[Array, "..."]:
 
 
 def log_phi(b: Float[Array, "..."]) -> Float[Array, "..."]:
-    """log Phi(b), with a gradient that is exact also far below 0."""
+    """log Phi(b), with a gradient that is exact even far below 0."""
     below, above = jnp.where(b < 0, -b, 0.0), jnp.where(b < 0, 0.0, b)
     return jnp.where(
         b < 0,

@@ -1,4 +1,4 @@
-"""What a kind of data is to a model."""
+"""The interface between a kind of data and a model."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -12,15 +12,15 @@ Rows = Shaped[np.ndarray, "n d"]
 
 
 class Encoding(NamedTuple):
-    """What the encoder sees of an example.
+    """The inputs of the encoder for an example.
 
     Attributes:
-        n_inputs: how many numbers. Where values may be missing it is a multiple of d, and input i
-            is of dimension i modulo d.
+        n_inputs: the number of inputs. If values may be missing it is a multiple of d, and input i
+            belongs to dimension i modulo d.
         transform: an example `[d]` and statistics `[n_statistics]` -> `[n_inputs]`.
-        n_statistics: how many statistics of the training data it needs. All of them zero is to mean
-            that nothing is known.
-        statistics: training data -> statistics.
+        n_statistics: the number of training-set statistics that it needs. All of them zero must
+            mean that nothing is known.
+        statistics: training set -> statistics.
     """
 
     n_inputs: int
@@ -33,12 +33,12 @@ class Observation(NamedTuple):
     """A kind of data of d dimensions.
 
     Attributes:
-        n_outputs: numbers that the decoder puts out for an example.
+        n_outputs: the number of outputs of the decoder for an example.
         distribution: outputs `[n_outputs + n_free]` -> distribution over `x [d]` (event rank 1).
-        initial_output: training data -> outputs `[n_outputs + n_free]` of the best constant
-            decoder, that of the highest likelihood.
-        n_free: outputs that are the same whatever z is: free parameters, which come last.
-        encoding: what the encoder sees; None if that is the example itself.
+        initial_output: training set -> outputs `[n_outputs + n_free]` of the constant decoder of
+            the highest likelihood.
+        n_free: the number of outputs that do not depend on z: free parameters, which come last.
+        encoding: the inputs of the encoder; None if they are the example itself.
         legal: a value that the kind takes.
     """
 
@@ -51,7 +51,7 @@ class Observation(NamedTuple):
 
 
 def mean_and_log_scale(values: Shaped[np.ndarray, "n d"]) -> np.ndarray:
-    """Means and log standard deviations of what is observed, `[2 d]`; of constants 0."""
+    """Means and log standard deviations (0 for constants) of the observed values, `[2 d]`."""
     values = np.asarray(values, np.float64)
     scale = np.nanstd(values, axis=0)
     return np.concatenate([np.nanmean(values, axis=0), np.log(np.where(scale > 0, scale, 1))])

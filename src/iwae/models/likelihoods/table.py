@@ -1,4 +1,4 @@
-"""Tables: columns of several kinds, those of one kind side by side."""
+"""Tables: columns of several kinds, grouped by kind."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -20,8 +20,8 @@ class Part(NamedTuple):
     """The columns of one kind.
 
     Attributes:
-        places: where they are in the table.
-        observation: their kind.
+        places: their indices in the table.
+        observation: their `Observation`.
     """
 
     places: tuple[int, ...]
@@ -29,7 +29,7 @@ class Part(NamedTuple):
 
 
 class Columns(dist.Distribution):
-    """Independent distributions, each of some columns, as one over the whole row."""
+    """Independent distributions of groups of columns, as one over the whole row."""
 
     pytree_data_fields = ("each",)
     pytree_aux_fields = ("places",)
@@ -45,17 +45,17 @@ class Columns(dist.Distribution):
         return self.in_place(drawn)
 
     def log_prob(self, value: Float[Array, " d"]) -> Float[Array, ""]:
-        """The sum over columns."""
+        """The sum over columns, nats."""
         pairs = zip(self.each, self.places, strict=True)
         return sum(one.log_prob(value[np.asarray(places)]) for one, places in pairs)
 
     @property
     def mean(self) -> Float[Array, " d"]:
-        """Of each column; not a number for categories."""
+        """The mean of each column; NaN for categories."""
         return self.in_place([one.mean for one in self.each])
 
     def averages(self) -> PyTree:
-        """Those of each distribution; all of them know what missing values are."""
+        """The averages of each distribution, all of which must be `Imputing`."""
         return tuple(one.averages() for one in self.each)
 
     def guess(self, averages: PyTree) -> Float[Array, " d"]:
@@ -64,25 +64,25 @@ class Columns(dist.Distribution):
         return self.in_place([one.guess(average) for one, average in pairs])
 
     def fill(self, x: Float[Array, " d"], key: PRNGKey) -> Float[Array, " d"]:
-        """A row whose missing values are drawn."""
+        """The row with its missing values drawn."""
         keys = jax.random.split(key, len(self.each))
         each = zip(self.each, self.places, keys, strict=True)
         return self.in_place([one.fill(x[np.asarray(p)], k) for one, p, k in each])
 
     def in_place(self, parts: list[Float[Array, "..."]]) -> Float[Array, "*d"]:
-        """A row, from what each distribution has of it."""
+        """Assemble a row from the values of each distribution."""
         order = np.argsort(np.concatenate(self.places))
         return jnp.concatenate(parts, axis=-1)[..., order]
 
 
 def table(kind: Kind, d: int, make: Callable[[Kind, int], Observation]) -> Observation:
-    """The outputs of each part, and then their free parameters.
+    """The observation of a table: the outputs of each part, then their free parameters.
 
     Args:
-        make: the observation of so many columns of a kind.
+        make: builds the observation of a number of columns of one kind.
 
     Raises:
-        UserError: if there are not as many kinds as columns.
+        UserError: if the numbers of kinds and columns differ.
     """
     kinds = column_kinds(kind)
     if len(kinds) != d:
@@ -97,11 +97,11 @@ def table(kind: Kind, d: int, make: Callable[[Kind, int], Observation]) -> Obser
 
     def distribution(flat: Float[Array, " o"]) -> dist.Distribution:
         pieces = jnp.split(flat, cuts)
-        joined = [
+        parameters = [
             jnp.concatenate(both)
             for both in zip(pieces[: len(parts)], pieces[len(parts) :], strict=True)
         ]
-        each = [part.observation.distribution(o) for part, o in zip(parts, joined, strict=True)]
+        each = [part.observation.distribution(o) for part, o in zip(parts, parameters, strict=True)]
         return Columns(tuple(each), tuple(part.places for part in parts))
 
     def start(rows: Rows) -> np.ndarray:
@@ -109,12 +109,12 @@ def table(kind: Kind, d: int, make: Callable[[Kind, int], Observation]) -> Obser
         pieces = [np.split(one, [n]) for one, n in zip(each, outputs, strict=True)]
         return np.concatenate([first for first, _ in pieces] + [last for _, last in pieces])
 
-    return Observation(sum(outputs), distribution, start, sum(free), _seen(parts))
+    return Observation(sum(outputs), distribution, start, sum(free), _encoding(parts))
 
 
-def _seen(parts: list[Part]) -> Encoding:
-    """What the encoder sees of each part, one part after another."""
-    encodings = [part.observation.encoding or _as_it_is(len(part.places)) for part in parts]
+def _encoding(parts: list[Part]) -> Encoding:
+    """The inputs of the encoder for each part, one part after another."""
+    encodings = [part.observation.encoding or _identity(len(part.places)) for part in parts]
     cuts = np.cumsum([one.n_statistics for one in encodings])[:-1]
     places = [list(part.places) for part in parts]
 
@@ -131,5 +131,5 @@ def _seen(parts: list[Part]) -> Encoding:
     return Encoding(totals[0], transform, totals[1], statistics)
 
 
-def _as_it_is(d: int) -> Encoding:
+def _identity(d: int) -> Encoding:
     return Encoding(d, lambda x, _: x)

@@ -1,4 +1,4 @@
-"""One value that stands for a distribution."""
+"""A single value that represents a distribution."""
 
 import jax.numpy as jnp
 import numpyro.distributions as dist
@@ -11,7 +11,7 @@ from iwae.models.likelihoods.table import Columns
 
 
 def typical(p: dist.Distribution) -> Float[Array, " d"]:
-    """The mean of each dimension; of categories the most likely one."""
+    """The mean of each dimension; for categories, the most likely one."""
     if isinstance(p, Columns):
         return p.in_place([typical(one) for one in p.each])
     p = complete(p)
@@ -21,7 +21,7 @@ def typical(p: dist.Distribution) -> Float[Array, " d"]:
 
 
 def complete(p: dist.Distribution) -> dist.Distribution:
-    """The distribution of a whole example, whatever goes missing of it."""
+    """The distribution of a whole example, without missing values."""
     if isinstance(p, Columns):
         return Columns(tuple(map(complete, p.each)), p.places)
     p = p.values if isinstance(p, SelfMasked) else p

@@ -1,7 +1,7 @@
-"""Every picture: functions of NumPy arrays that return a matplotlib figure, and two that save.
+"""All figures: functions from NumPy arrays to a matplotlib figure, and two that save.
 
-Figures are made with matplotlib's object interface and explicit styles: `pyplot` is never imported
-and drawing changes no global setting, so figures can be made in threads and without a display. Bad
+Figures use matplotlib's object interface and explicit styles: `pyplot` is never imported, and
+drawing changes no global setting, so figures can be made in threads and without a display. Invalid
 input (NaN, a wrong rank, nothing to draw) raises `UserError`.
 """
 

@@ -34,18 +34,18 @@ WHOLE: dict[str, Any] = {"nbins": 6, "integer": True, "steps": [1, 2, 5, 10]}  #
 
 
 def training_curves(rows: Sequence[Mapping[str, Any]], *, title: str | None = None) -> Figure:
-    """The course of training from records (the lines of metrics.jsonl): one panel a quantity.
+    """Training curves from the rows of metrics.jsonl, with one panel per quantity.
 
-    Read from a row, where present: `epoch`; `train_bound`, `train_iwae` (drawn where it is another
-    bound), `validation_bound` and `reconstruction` (nats) and `learning_rate`, each a number or a
-    list of one per replicate; `kl` (nats) and `active_units`, each a list of one number per layer,
-    or one such list per replicate. None is no value, as of a replicate that has stopped. Of two
-    values for an epoch the later row's counts.
+    A row may have `epoch`; `train_bound`, `train_iwae` (drawn if it is another bound),
+    `validation_bound` and `reconstruction` (nats) and `learning_rate`, each a number or a list with
+    one per replicate; `kl` (nats) and `active_units`, each a list with one number per layer, or one
+    such list per replicate. None means no value, as for a replicate that has stopped. If two rows
+    have the same epoch, the later one counts.
 
-    Replicates are thin lines, and the mean of those that have a value is a thick one; the legend
-    gives the last mean. Dotted lines mark where the learning rate changes; a rate that changes
-    often has a panel of its own. A long course has a logarithmic axis of epochs, and where the
-    first seventh of the axis would squash the rest of a curve, low values there are left out.
+    Thin lines are replicates, and a thick line is the mean of those that have a value; the legend
+    gives the last mean. Dotted lines mark changes of the learning rate; a rate that changes often
+    has its own panel. Long training has a logarithmic axis of epochs. If low values in the first
+    seventh of the axis would squash the rest of a curve, the vertical axis leaves them out.
     """
     panels = {
         "bound (nats)": _curves(rows, "train_bound", "training")
@@ -84,11 +84,11 @@ def training_curves(rows: Sequence[Mapping[str, Any]], *, title: str | None = No
 def log_variance_histogram(
     variances: Sequence[np.ndarray], threshold: float = 0.01, *, floor: float = 1e-10
 ) -> Figure:
-    """How far each layer's units react to the data (Burda, Grosse and Salakhutdinov 2016).
+    """Activity of each layer's units (Burda, Grosse and Salakhutdinov 2016).
 
-    `variances` has one array [d] per stochastic layer, the first nearest the data: for each unit
-    the variance over examples of its posterior mean. A unit is active above `threshold`. Drawn is
-    log10 of the variance; what is below `floor`, 0 for instance, is drawn there.
+    `variances` has one array [d] per stochastic layer, the first nearest the data: for each unit,
+    the variance over examples of its posterior mean. A unit is active above `threshold`. The
+    histogram is of log10 of the variance; values below `floor`, such as 0, are drawn at `floor`.
     """
     layers = [checked(layer, f"variances[{i}]", "d") for i, layer in enumerate(variances)]
     if not layers:
@@ -96,7 +96,9 @@ def log_variance_histogram(
     if min(layer.min() for layer in layers) < 0:
         raise UserError("variances must not be negative")
     if not 0 < floor < threshold < np.inf:
-        raise UserError(f"needed is 0 < floor < threshold, not {floor:g} and {threshold:g}")
+        raise UserError(
+            f"floor {floor:g} and threshold {threshold:g} must satisfy 0 < floor < threshold"
+        )
     bins = _log_bins(np.concatenate(layers), threshold, floor)
     figure, charts = chart_figure(len(layers))
     for number, (axes, layer) in enumerate(zip(charts, layers, strict=True), 1):
@@ -111,13 +113,13 @@ def log_variance_histogram(
 def density_1d(
     grid: np.ndarray, curves: Mapping[str, np.ndarray], *, data: np.ndarray | None = None
 ) -> Figure:
-    """Densities [g] by name on a rising grid [g], the first in black, over a histogram of data [n].
+    """Densities [g] by name on an increasing grid [g], over a histogram of data [n].
 
-    The first curve is the one that the others are held against, as a rule the true density.
+    The first curve, drawn in black, is the reference for the others, usually the true density.
     """
     grid = checked(grid, "grid", "g")
     if len(grid) < 2 or np.any(np.diff(grid) <= 0):
-        raise UserError("grid must rise, and have two points or more")
+        raise UserError("grid must increase and have at least two points")
     if not curves:
         raise UserError("there are no densities to draw")
     figure, (axes,) = chart_figure(1)
@@ -138,7 +140,7 @@ def density_1d(
 def scatter_2d(data: np.ndarray, samples: np.ndarray) -> Figure:
     """Data [n, 2] and a model's samples [m, 2] side by side on the same scale.
 
-    The data are also behind the samples, in grey.
+    The data are also drawn behind the samples, in grey.
     """
     pairs = {"data": checked(data, "data", "n 2"), "samples": checked(samples, "samples", "m 2")}
     for name, points in pairs.items():
@@ -172,13 +174,13 @@ class _Curve(NamedTuple):
 
 
 def _beside_the_bound(rows: Sequence[Mapping[str, Any]]) -> dict:
-    """IWAE of the same samples, unless it is what is climbed."""
+    """IWAE on the same samples, unless it is the training bound."""
     other = any(row.get("train_iwae") != row.get("train_bound") for row in rows)
     return _curves(rows, "train_iwae", "training, IWAE-k") if other else {}
 
 
 def _curves(rows: Sequence[Mapping[str, Any]], key: str, name: str | None) -> dict[str, _Curve]:
-    """The values of one key by name; without a name, one curve per layer; {} if no row has any."""
+    """The curve of one key by name; without a name, one curve per layer; {} if no row has any."""
     found: dict[float, np.ndarray] = {}
     for number, row in enumerate(rows, 1):
         value = row.get(key)
@@ -202,14 +204,14 @@ def _epoch(row: Mapping[str, Any], number: int) -> float:
 
 
 def _replicates(value: Any, key: str, number: int, *, layers: bool) -> Float[np.ndarray, "r l"]:
-    """A value of a row with an axis for replicates and one for layers; NaN where it has None."""
+    """A row's value with an axis for replicates and one for layers; NaN in place of None."""
     try:
         array = np.array(value, dtype=np.float64)
     except (TypeError, ValueError):
         raise UserError(f"row {number}: '{key}' is not a number or a table of them") from None
     if not array.size or array.ndim > 1 + layers:
         raise UserError(f"row {number}: '{key}' has the shape {array.shape}")
-    # In float64 None is NaN too, but only None is a way to say that there is no value.
+    # In float64 None is NaN too, but only None may stand for no value.
     missing = np.array(value, dtype=object) == np.array(None)
     if not np.all(np.isfinite(array) | missing):
         raise UserError(f"row {number}: '{key}' is NaN or infinite")
@@ -217,7 +219,7 @@ def _replicates(value: Any, key: str, number: int, *, layers: bool) -> Float[np.
 
 
 def _rate_steps(rates: Mapping[str, _Curve]) -> dict[float, float]:
-    """The epochs after which the learning rate changes, and what it changes to."""
+    """The epochs after which the learning rate changes -> its new value."""
     if not rates:
         return {}
     (curve,) = rates.values()
@@ -227,7 +229,7 @@ def _rate_steps(rates: Mapping[str, _Curve]) -> dict[float, float]:
 
 
 def _note_lines(figure: Figure, steps: Mapping[float, float], replicates: int) -> None:
-    """Say below the panels what the dotted and the thin lines are."""
+    """Explain the dotted and the thin lines in a legend below the panels."""
     notes = {}
     if replicates > 1:
         notes[f"one of {replicates} replicates"] = Line2D([], [], color=PALETTE[0], **THIN)
@@ -247,7 +249,7 @@ def _note_lines(figure: Figure, steps: Mapping[float, float], replicates: int) -
 
 
 def _draw_curve(axes: Axes, curve: _Curve, name: str, colour: str) -> None:
-    """The mean over replicates, and each one as a thin line."""
+    """Draw the mean over replicates, and each replicate as a thin line."""
     mean = curve.mean()
     marker = "o" if len(mean) <= 25 else None
     axes.plot(
@@ -268,13 +270,13 @@ def _is_whole(values: np.ndarray) -> bool:
 
 
 def _short(value: float, *, whole: bool) -> str:
-    """Two decimals, or none, or three digits of a small number; with the minus of the axes."""
+    """Format with two decimals, none, or three digits if small; the minus sign is as on axes."""
     text = f"{value:.0f}" if whole else f"{value:.2f}" if abs(value) >= 1 else f"{value:.3g}"
     return text.replace("-", "\N{MINUS SIGN}")
 
 
 def _share_epochs(charts: Sequence[Axes], curves: Sequence[_Curve]) -> None:
-    """The same axis of epochs for all: logarithmic if long, as the published schedule is."""
+    """Set a common axis of epochs: logarithmic for long training, as in the published schedule."""
     first, last = min(c.epochs[0] for c in curves), max(c.epochs[-1] for c in curves)
     for axes in charts:
         if first > 0 and last >= 100 * first:
@@ -288,7 +290,7 @@ def _share_epochs(charts: Sequence[Axes], curves: Sequence[_Curve]) -> None:
 
 
 def _choose_heights(axes: Axes, curves: Sequence[_Curve]) -> None:
-    """Whole ticks for whole values; and no room for a start that would take up more than half.
+    """Set integer ticks for whole values; cut off a start that takes more than half the height.
 
     The start is the first seventh of the horizontal axis.
     """
@@ -311,7 +313,7 @@ def _choose_heights(axes: Axes, curves: Sequence[_Curve]) -> None:
 
 
 def _log_bins(values: np.ndarray, threshold: float, floor: float) -> list[float]:
-    """Bins of log10, a quarter wide, with the threshold as an edge: no bar is on both sides."""
+    """Bins of log10, a quarter wide, with an edge at the threshold, so that no bar straddles it."""
     logs, edge, width = np.log10(np.maximum(values, floor)), np.log10(threshold), 0.25
     low = min(np.floor((logs.min() - edge) / width), -2)
     high = max(np.ceil((logs.max() - edge) / width) + 1, 2)
@@ -325,9 +327,9 @@ def _draw_variances(
     floor: float,
     bins: list[float],
 ) -> None:
-    """One layer's histogram: inactive units left of the threshold in grey, active ones right."""
+    """Draw a layer's histogram: inactive units in grey left of the threshold, active ones right."""
     line, log, active = np.log10(threshold), np.log10(variances.clip(floor)), variances > threshold
-    # Exactly the threshold is inactive, and belongs left of it.
+    # A unit exactly at the threshold is inactive, and is drawn left of it.
     below = np.minimum(log[~active], np.nextafter(line, -np.inf))
     axes.hist(below, bins=bins, color=GREY, label=f"{len(below)} inactive")
     axes.hist(log[active], bins=bins, color=PALETTE[0], label=f"{active.sum()} active")
@@ -337,5 +339,5 @@ def _draw_variances(
 
 def _draw_points(axes: Axes, points: Float[np.ndarray, "n 2"], colour: str) -> None:
     size = float(np.clip(4000 / len(points), 1, 12))
-    # Thousands of points as vectors make a file that viewers choke on.
+    # Viewers struggle with thousands of points as vectors.
     axes.scatter(points[:, 0], points[:, 1], size, color=colour, linewidths=0, rasterized=True)

@@ -1,4 +1,4 @@
-"""Pictures of images and filters: sheets of tiles, crisp at any size.
+"""Figures of images and filters: sheets of tiles, sharp at any size.
 
 Images are grey, [n, h, w], or in colour, [n, h, w, 3]. Each pixel of an image becomes a square of
 whole pixels, so that nothing is blurred or uneven.
@@ -22,17 +22,17 @@ from matplotlib.textpath import TextPath
 from iwae.errors import UserError
 from iwae.reports.figures.style import DPI, INK, NORMAL, SMALL, Numbers, checked, same_shape
 
-# All in pixels of the page.
+# Pixels of the page.
 GUTTER, GAP, MARGIN, TITLE = 2, 27, 15, 30
 PAGE, TILE, LONGEST_SIDE = 1200, 160, 20_000
-# The colour between tiles: neither the black nor the white that images end in.
+# The colour between tiles: neither black nor white, which are common at the edges of images.
 FRAME = (128, 128, 128)
 
 
 def image_grid(
     images: np.ndarray, *, columns: int | None = None, title: str | None = None
 ) -> Figure:
-    """Grey images [n, h, w] in [0, 1] in a grid, row by row; by default about as wide as tall."""
+    """Images [n, h, w] in [0, 1] in a grid, row by row; by default about as wide as tall."""
     return _grid(_tiles(images, "images"), columns, title or "").figure
 
 
@@ -76,7 +76,7 @@ def reconstructions(
 
 
 def training_strip(frames: np.ndarray, epochs: Numbers, *, title: str | None = None) -> Figure:
-    """The same n images through training, frames [t, n, h, w] in [0, 1]: one row an epoch [t]."""
+    """The same n images during training, frames [t, n, h, w] in [0, 1]: a row per epoch [t]."""
     course, labels = _course(frames, epochs)
     t, n, *shape = course.shape
     row, column = np.divmod(np.arange(t * n), n)
@@ -111,7 +111,7 @@ def training_frames(
     """The rows of `training_strip` as uint8 pictures [height, width, 3] for `save_animation`."""
     course, labels = _course(frames, epochs)
     titles = [f"epoch {label}" for label in labels]
-    # Every frame has room for the longest title, so that all are of one size.
+    # Every frame has room for the longest title, so that all have the same size.
     widest = max(titles, key=_text_width)
     return [
         _render(_grid(tiles, columns, title, fit=widest).figure)
@@ -128,8 +128,8 @@ def filters(
 ) -> Figure:
     """Filters [n, h, w] in colours that diverge from white at 0: blue below, red above.
 
-    Each is scaled by its own largest magnitude, or with `shared_scale` all by the largest of all;
-    the colour bar says which. A filter of zeros is white.
+    Each is scaled by its own largest magnitude, or with `shared_scale` by the largest of all; the
+    colour bar says which. A filter of zeros is white.
     """
     weights = checked(weights, "weights", "n h w")
     largest = np.abs(weights).max(axis=None if shared_scale else (1, 2), keepdims=True)
@@ -144,7 +144,7 @@ def filters(
 
 
 class _Sheet(NamedTuple):
-    """Tiles on a page. Text goes in the axes' units: page pixels right of and below the corner."""
+    """Tiles on a page. Text positions are in page pixels right of and below the axes' corner."""
 
     figure: Figure
     axes: Axes
@@ -163,7 +163,7 @@ def _grid(
     fit: str = "",
     below: int = 0,
 ) -> _Sheet:
-    """Tiles row by row under a title, on a page wide enough for the text `fit` too."""
+    """Tiles row by row under a title, on a page wide enough for the text `fit` as well."""
     row, column = np.divmod(np.arange(len(tiles)), _columns(tiles, columns))
     fit = max(title, fit, key=_text_width)
     sheet = _sheet(tiles, row, column, top=TITLE if title else 0, below=below, fit=fit)
@@ -183,10 +183,10 @@ def _sheet(
     below: int = 0,
     fit: str = "",
 ) -> _Sheet:
-    """Tile i at (row[i], column[i]), with a wider gap after every so many rows or columns.
+    """Tile i at (row[i], column[i]), with a wider gap after every `rows_apart` or `columns_apart`.
 
-    `left`, `top` and `below` are pixels kept free around the tiles, besides a margin; the page is
-    wide enough for the text `fit`.
+    `left`, `top` and `below` are free pixels around the tiles, in addition to a margin. The page
+    is wide enough for the text `fit`.
     """
     rows, columns = int(row.max()) + 1, int(column.max()) + 1
     scale = _scale(rows, columns, *tiles.shape[1:3])
@@ -194,8 +194,8 @@ def _sheet(
     lefts, width = _starts(columns, scale * tiles.shape[2], columns_apart)
     if max(height, width) > LONGEST_SIDE:
         raise UserError(
-            f"{rows} rows of {columns} images make a picture of {width} x {height} pixels; "
-            f"{LONGEST_SIDE} is the most: draw fewer images"
+            f"{rows} rows of {columns} images need {width} x {height} pixels; a side may have at "
+            f"most {LONGEST_SIDE}: draw fewer images"
         )
     tiles = tiles.repeat(scale, axis=1).repeat(scale, axis=2)
     spare = max(0, _text_width(fit) - width + 1) // 2
@@ -215,7 +215,7 @@ def _page(
     size: tuple[int, int], corner: tuple[int, int], inner: tuple[int, int]
 ) -> tuple[Figure, Axes]:
     """A page of (width, height) pixels and bare axes of `inner` pixels on it."""
-    # A quarter of a pixel more, so that no whole one is lost when inches are rounded down.
+    # A quarter of a pixel extra, so that rounding inches down loses no pixel.
     outer = np.array(size) + 0.25
     figure = Figure(figsize=tuple(outer / DPI), dpi=DPI, facecolor="white")
     axes = figure.add_axes(tuple(np.array([*corner, *inner]) / np.tile(outer, 2)))
@@ -229,7 +229,7 @@ def _mosaic(
     lefts: Int[np.ndarray, " n"],
     size: tuple[int, int],
 ) -> UInt8[np.ndarray, "height width 3"]:
-    """The tiles at their places on white, each in a frame that its neighbours share."""
+    """The tiles in their places on white, each in a frame shared with its neighbours."""
     mosaic = np.full((*size, 3), 255, np.uint8)
     height, width = tiles.shape[1:3]
     for top, left in zip(tops, lefts, strict=True):
@@ -240,7 +240,7 @@ def _mosaic(
 
 
 def _starts(count: int, size: int, apart: int | None) -> tuple[Int[np.ndarray, " count"], int]:
-    """Where `count` cells of `size` pixels start, with a gap after every `apart`; and the end."""
+    """Starts of `count` cells of `size` pixels, with a gap after every `apart`; and the end."""
     index = np.arange(count)
     gaps = index // apart * (GAP - GUTTER) if apart else 0
     starts = GUTTER + index * (size + GUTTER) + gaps
@@ -248,7 +248,7 @@ def _starts(count: int, size: int, apart: int | None) -> tuple[Int[np.ndarray, "
 
 
 def _scale(rows: int, columns: int, height: int, width: int) -> int:
-    """Page pixels for one pixel of an image: what fits the page, but no image absurdly large."""
+    """Page pixels per image pixel: as many as fit the page, up to a maximum size of a tile."""
     return max(
         1, min(PAGE // (columns * width), 2 * PAGE // (rows * height), TILE // min(height, width))
     )
@@ -257,7 +257,7 @@ def _scale(rows: int, columns: int, height: int, width: int) -> int:
 def _columns(
     tiles: UInt8[np.ndarray, "n h w 3"], columns: int | None, *, side_by_side: int = 1
 ) -> int:
-    """The number of columns asked for, or one that makes a squarish whole with full rows."""
+    """The requested number of columns, or one that makes the sheet nearly square with full rows."""
     n, height, width, _ = tiles.shape
     width *= side_by_side
     if columns is not None:
@@ -276,7 +276,7 @@ def _tiles(images: np.ndarray, name: str) -> UInt8[np.ndarray, "n h w 3"]:
 def _course(
     frames: np.ndarray, epochs: Numbers
 ) -> tuple[UInt8[np.ndarray, "t n h w 3"], list[str]]:
-    """Tiles and the epochs' labels."""
+    """Tiles, and a label for each epoch."""
     tiles = _levels(_checked(frames, "frames", "t n h w"), "frames", 4)
     labels = [f"{epoch:.10g}" for epoch in checked(epochs, "epochs", "t")]
     if len(labels) != len(tiles):
@@ -285,35 +285,37 @@ def _course(
 
 
 def _checked(images: np.ndarray, name: str, axes: str) -> np.ndarray:
-    """Grey or colour images."""
+    """The images, grey or in colour, as checked float64."""
     colour = np.ndim(images) == len(axes.split()) + 1 and np.shape(images)[-1] == 3
     return checked(images, name, axes + " 3" * colour)
 
 
 def _levels(values: np.ndarray, name: str, grey: int) -> UInt8[np.ndarray, "... 3"]:
-    """Bytes; an array of so many axes is grey."""
+    """Values in [0, 1] as RGB bytes; an array with `grey` axes is grey."""
     low, high = values.min(), values.max()
     if low < -1e-6 or high > 1 + 1e-6:
-        raise UserError(f"{name} must be in [0, 1], but go from {low:g} to {high:g}: rescale them")
+        raise UserError(
+            f"{name} must be in [0, 1], but range from {low:g} to {high:g}: rescale them"
+        )
     levels = np.rint(255 * values.clip(0, 1)).astype(np.uint8)
     return levels if levels.ndim > grey else np.repeat(levels[..., None], 3, axis=-1)
 
 
 def _above(sheet: _Sheet, text: str, left: int | None = None) -> None:
-    """Write a title over the middle of the sheet, or from `left` on."""
+    """Write a title above the sheet, centred or starting at `left`."""
     x, anchor = (sheet.size[0] / 2, "center") if left is None else (left, "left")
     sheet.axes.text(x, -8, text, fontsize=NORMAL, color=INK, ha=anchor, va="bottom")
 
 
 def _beside(sheet: _Sheet, labels: list[str]) -> None:
-    """Write a label at the left of each row."""
+    """Write a label to the left of each row."""
     for text, top in zip(labels, sheet.tops, strict=True):
         middle = top + sheet.tile_height / 2
         sheet.axes.text(-8, middle, text, fontsize=NORMAL, color=INK, ha="right", va="center")
 
 
 def _room(labels: list[str]) -> int:
-    """Pixels that labels beside the rows need."""
+    """Width in pixels that labels beside the rows need."""
     return max(map(_text_width, labels)) + 8
 
 

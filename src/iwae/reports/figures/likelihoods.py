@@ -1,4 +1,4 @@
-"""Bounds on the likelihood: against the work put in, and as a curve of rate and distortion."""
+"""Bounds on the log-likelihood: against their cost, and as a rate-distortion curve."""
 
 from collections.abc import Mapping
 from itertools import cycle
@@ -24,7 +24,7 @@ from iwae.reports.figures.style import (
 )
 
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-LONG = 30  # letters of a name that needs a line of the legend for itself
+LONG = 30  # a longer name has its own line in the legend
 
 
 def bounds_against_budget(
@@ -32,12 +32,12 @@ def bounds_against_budget(
     *,
     upper: Mapping[str, tuple[float | int, float | int]] | None = None,
 ) -> Figure:
-    """Lower bounds on log p(x) against what was spent on them (Wu et al. 2017, sec. 4).
+    """Lower bounds on log p(x) against their cost (Wu et al. 2017, sec. 4).
 
     Args:
         curves: by name, a budget [m] (k importance samples or T temperatures; at least 1), the
             mean bound there [m] and its standard error [m], nats, in any order.
-        upper: by name, an upper bound and its standard error, nats: a dashed line in a band.
+        upper: by name, an upper bound and its standard error, nats, for a dashed line in a band.
 
     Raises:
         UserError: if there is no curve, or a number is missing, not finite or negative.
@@ -67,17 +67,16 @@ def bounds_against_budget(
 def rate_distortion_curve(betas: np.ndarray, rate: np.ndarray, distortion: np.ndarray) -> Figure:
     """The rate-distortion curve of a model: means over examples (Huang et al. 2020, fig. 2).
 
-    The band is the standard error of the distortion, from the number of examples; the cross at
-    beta = 1 has that of both. There, rate + distortion is what -log p(x) is at most, in
-    expectation, and the dotted line of that sum touches the curve. A list of betas without 1
-    has neither.
+    The band is the standard error of the distortion over examples; the cross at beta = 1 shows the
+    standard errors of both. There, rate + distortion is an upper bound on -log p(x) in expectation,
+    and the dotted line of constant sum touches the curve. Without a beta of 1, both are omitted.
 
     Args:
-        betas: rising, [T].
-        rate, distortion: of each of n examples at each beta, [n, T], nats.
+        betas: increasing, [T].
+        rate, distortion: for each of n examples and each beta, [n, T], nats.
 
     Raises:
-        UserError: if the shapes do not fit, the betas do not rise, or a number is not finite.
+        UserError: if the shapes do not fit, the betas do not increase, or a number is not finite.
     """
     betas = checked(betas, "betas", "t")
     rate, distortion = checked(rate, "rate", "n t"), checked(distortion, "distortion", "n t")
@@ -85,7 +84,7 @@ def rate_distortion_curve(betas: np.ndarray, rate: np.ndarray, distortion: np.nd
     if len(betas) != rate.shape[1]:
         raise UserError(f"there are {len(betas)} betas, but rates at {rate.shape[1]}")
     if len(betas) < 2 or np.any(np.diff(betas) <= 0):
-        raise UserError("betas must rise, and be two or more")
+        raise UserError("betas must increase, and there must be two or more")
     figure, (axes,) = chart_figure(1)
     means, errors = distortion.mean(axis=0), _standard_error(distortion)
     x = rate.mean(axis=0)
@@ -107,10 +106,10 @@ def rate_distortion_curve(betas: np.ndarray, rate: np.ndarray, distortion: np.nd
 def _draw_bound(
     axes: Axes, name: str, curve: tuple[Numbers, Numbers, Numbers], colour: str, marker: str
 ) -> Float[np.ndarray, " m"]:
-    """One curve with its error bars; returns its budgets."""
+    """Draw a curve with its error bars; returns its budgets."""
     budget, mean, stderr = (
-        checked(values, f"the {what} of '{name}'", "m")
-        for what, values in zip(("budget", "mean", "standard error"), curve, strict=True)
+        checked(values, f"the {quantity} of '{name}'", "m")
+        for quantity, values in zip(("budget", "mean", "standard error"), curve, strict=True)
     )
     same_shape(budget, mean, f"budget and mean of '{name}'")
     same_shape(budget, stderr, f"budget and standard error of '{name}'")
@@ -135,7 +134,7 @@ def _draw_bound(
 
 
 def _draw_level(axes: Axes, name: str, bound: Numbers, colour: str) -> None:
-    """A dashed line from side to side in a band of one standard error."""
+    """Draw a dashed horizontal line in a band of one standard error."""
     level, half = checked(bound, f"the upper bound '{name}'", "m")
     if half < 0:
         raise UserError(f"the standard error of '{name}' must not be negative")
@@ -146,7 +145,7 @@ def _draw_level(axes: Axes, name: str, bound: Numbers, colour: str) -> None:
 def _mark_likelihood(
     axes: Axes, rate: Float[np.ndarray, " n"], distortion: Float[np.ndarray, " n"]
 ) -> None:
-    """The point at beta = 1, and the line through it on which rate + distortion is the same."""
+    """Mark the point at beta = 1, and draw the line of constant rate + distortion through it."""
     total, x, y = (rate + distortion)[:, None], rate.mean(), distortion.mean()
     label = f"rate + distortion = {total.mean():.2f}".replace("-", "\N{MINUS SIGN}")
     if len(rate) > 1:
@@ -161,11 +160,11 @@ def _mark_likelihood(
 
 
 def _standard_error(values: Float[np.ndarray, "n t"]) -> Float[np.ndarray, " t"]:
-    """Of the mean over examples; 0 if there is one example, and nothing is known."""
+    """The standard error of the mean over examples; 0 for one example, where it is unknown."""
     n = len(values)
     return values.std(axis=0, ddof=min(1, n - 1)) / np.sqrt(n)
 
 
 def _finish(axes: Axes, x_label: str, y_label: str, names: list[str]) -> None:
-    """The common look, with as many names beside one another as there is room for."""
+    """Apply the common style, with as many legend columns as there is room for."""
     finish(axes, x_label, y_label, columns=1 if max(map(len, names)) > LONG else 2)

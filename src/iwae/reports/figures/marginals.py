@@ -1,4 +1,4 @@
-"""A table of samples, column by column."""
+"""Histograms of samples, column by column."""
 
 import numpy as np
 from jaxtyping import Float
@@ -7,16 +7,16 @@ from matplotlib.figure import Figure
 from iwae.reports.figures.style import INK, NORMAL, PALETTE, chart_figure, checked, finish, laid_out
 
 MOST = 12
-"""Columns in a picture."""
+"""Maximum number of columns in a figure."""
 
 WHOLE = 60
-"""Values that are whole numbers have a bar each, up to so many."""
+"""Whole numbers have a bar each if they span less than this."""
 
 
 def marginals(samples: np.ndarray, *, gaps: bool = False) -> Figure:
     """Histograms of the first columns of samples [n, d]; whole numbers have a bar each.
 
-    With `gaps` NaN is a value that is missing, and the histogram is of the others.
+    With `gaps`, NaN is a missing value, and the histogram is of the observed values.
     """
     missing = np.isnan(samples) if gaps else np.zeros(np.shape(samples), bool)
     samples = checked(np.where(missing, 0, samples), "samples", "n d")
@@ -33,7 +33,7 @@ def marginals(samples: np.ndarray, *, gaps: bool = False) -> Figure:
 
 
 def _edges(column: Float[np.ndarray, " n"]) -> list[float]:
-    """Where the bars begin and end."""
+    """Edges of the bars."""
     low, high = column.min(), column.max()
     if high - low < WHOLE and (column == np.rint(column)).all():
         return np.arange(low - 0.5, high + 1.0).tolist()

@@ -1,4 +1,4 @@
-"""The true posterior of a few examples beside the encoder's."""
+"""The true posterior of a few examples beside the encoder's distribution."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -27,10 +27,10 @@ from iwae.reports.figures.style import (
 )
 
 MASSES = (0.5, 0.95)
-"""What the contours of a density contain of its mass on the grid."""
+"""Fractions of a density's mass on the grid that its contours enclose."""
 
 SHOWN = 0.999
-"""What a panel shows of the mass of each density at least."""
+"""Minimum fraction of the mass of each density that a panel shows."""
 
 TRUE, Q = PALETTE[0], PALETTE[1]
 SHADES = LinearSegmentedColormap.from_list("white to blue", ["white", "#8fc3e6"])
@@ -42,7 +42,7 @@ class Grid(Protocol):
 
     @property
     def axes(self) -> tuple[np.ndarray, ...]:
-        """The grid of each of the one or two latents, [g]."""
+        """The grid of each latent, [g]; there are one or two."""
 
     @property
     def log_posterior(self) -> np.ndarray:
@@ -50,7 +50,7 @@ class Grid(Protocol):
 
     @property
     def log_q(self) -> np.ndarray:
-        """log q(z|x) there, nats."""
+        """log q(z|x) on the same grid, nats."""
 
     @property
     def draws(self) -> np.ndarray:
@@ -58,11 +58,11 @@ class Grid(Protocol):
 
 
 def posterior_panels(grids: Sequence[Grid], *, titles: Sequence[str] | None = None) -> Figure:
-    """The true posterior p(z|x) beside q(z|x) for some examples, and draws from it: a panel each.
+    """The true posterior p(z|x) beside q(z|x), and draws from p(z|x): one panel per example.
 
-    One latent has two curves over a histogram of the draws. Two have a map of p(z|x), contours
-    that contain 50% and 95% of the mass of either density, and a dot for each draw. Only where
-    the mass is, is shown: 99.9% of either density and all the draws.
+    With one latent, a panel has two curves over a histogram of the draws. With two, it has a map of
+    p(z|x), contours that enclose 50% and 95% of the mass of each density, and a dot for each draw.
+    A panel shows the region that holds 99.9% of each density and all the draws.
 
     Args:
         grids: one for each example.
@@ -70,7 +70,7 @@ def posterior_panels(grids: Sequence[Grid], *, titles: Sequence[str] | None = No
 
     Raises:
         UserError: if there is nothing to draw, the titles are too few or too many, or a grid does
-            not fit its densities, has more than two latents, or a number that is not one.
+            not fit its densities, has more than two latents, or has a number that is not finite.
     """
     if not grids:
         raise UserError("there are no posteriors to draw")
@@ -104,13 +104,15 @@ class _Posterior(NamedTuple):
 
 
 def _densities(grid: Grid, number: int) -> _Posterior:
-    """What a grid holds, if it is what it should be."""
+    """The densities and draws of a grid, checked."""
     of = f"of posterior {number}"
     axes = [checked(axis, f"the grid {of}", "g") for axis in grid.axes]
     if len(axes) not in (1, 2):
         raise UserError(f"the grid {of} has {len(axes)} latents; only one or two can be drawn")
     if any(len(axis) < 2 or np.any(np.diff(axis) <= 0) for axis in axes):
-        raise UserError(f"the grid {of} must rise, and have two points or more along each latent")
+        raise UserError(
+            f"the grid {of} must increase and have at least two points along each latent"
+        )
     sides = " ".join(("g", "h")[: len(axes)])
     p = _density(grid.log_posterior, f"log_posterior {of}", sides)
     q = _density(grid.log_q, f"log_q {of}", sides)
@@ -132,7 +134,7 @@ def _density(log_density: np.ndarray, name: str, sides: str) -> Float[np.ndarray
 
 
 def _draw_curves(axes: Axes, posterior: _Posterior) -> dict[str, Artist]:
-    """Two curves over a histogram of draws."""
+    """Draw two curves over a histogram of draws."""
     (grid,) = posterior.axes
     ((low, high),) = _limits(posterior)
     bars = draw_histogram(axes, posterior.draws[:, 0], low, high)
@@ -145,8 +147,8 @@ def _draw_curves(axes: Axes, posterior: _Posterior) -> dict[str, Artist]:
 
 
 def _draw_map(axes: Axes, posterior: _Posterior) -> dict[str, Artist]:
-    """A map of p under the contours of p and q, and the draws."""
-    # As vectors, tens of thousands of cells make a file that viewers choke on.
+    """Draw a map of p under the contours of p and q, and the draws."""
+    # Viewers struggle with tens of thousands of cells as vectors.
     axes.pcolormesh(*posterior.axes, posterior.p.T, cmap=SHADES, rasterized=True, zorder=0)
     size = float(np.clip(600 / len(posterior.draws), 0.5, 4))
     x, y = posterior.draws.T
@@ -176,7 +178,7 @@ def _draw_map(axes: Axes, posterior: _Posterior) -> dict[str, Artist]:
 
 
 def _least(density: Float[np.ndarray, "..."], mass: float) -> float:
-    """The density above which the cells of the grid hold at least so much of its mass."""
+    """The density above which the cells of the grid hold at least this fraction of its mass."""
     falling = np.sort(density, axis=None)[::-1]
     total = np.cumsum(falling)
     last = np.searchsorted(total, mass * total[-1])
@@ -184,13 +186,13 @@ def _least(density: Float[np.ndarray, "..."], mass: float) -> float:
 
 
 def _levels(density: Float[np.ndarray, "..."]) -> list[float]:
-    """Rising levels of the contours, all within the range of the density."""
+    """Increasing levels of the contours, all within the range of the density."""
     low, high = density.min(), density.max()
     return sorted({level for mass in MASSES if low < (level := _least(density, mass)) < high})
 
 
 def _limits(posterior: _Posterior) -> list[tuple[float, float]]:
-    """For each latent, from where to where there is anything to see, and a little more."""
+    """For each latent, the limits of the visible mass and draws, with a margin."""
     seen = np.zeros(posterior.p.shape, bool)
     for density in (posterior.p, posterior.q):
         seen |= density >= max(_least(density, SHOWN), np.finfo(np.float64).tiny)

@@ -1,4 +1,4 @@
-"""Figures and animations on disk: whole or not at all, and the same bytes each time."""
+"""Saving figures and animations, atomically and with reproducible bytes."""
 
 import os
 import threading
@@ -12,13 +12,13 @@ from matplotlib.figure import Figure
 from iwae.errors import UserError
 from iwae.files import atomic_write
 
-# No dates, versions or random identifiers are written.
+# Omit dates, versions and random identifiers.
 _METADATA: dict[str, dict[str, None]] = {
     ".png": {"Software": None},
     ".pdf": {"CreationDate": None, "Creator": None, "Producer": None},
     ".svg": {"Date": None, "Creator": None},
 }
-# Two settings have no argument of `savefig`; the lock keeps threads from mixing them up.
+# `savefig` has no arguments for two settings; the lock keeps threads from mixing these up.
 _settings_lock = threading.Lock()
 
 
@@ -43,10 +43,10 @@ def save_animation(
     seconds: float = 0.3,
     last_seconds: float = 2.0,
 ) -> None:
-    """Write frames, uint8 [height, width, 3] of one shape, as an endless .gif, atomically.
+    """Write frames, uint8 [height, width, 3] of one shape, as a looping .gif, atomically.
 
-    Each frame stays for `seconds` and the last for `last_seconds`. A frame equal to the one before
-    it is not stored again; that one stays for longer.
+    Each frame lasts for `seconds` and the last one for `last_seconds`. A frame equal to the one
+    before it is not stored again; the earlier one lasts longer instead.
     """
     from PIL import Image
 

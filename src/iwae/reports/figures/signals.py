@@ -24,26 +24,26 @@ from iwae.reports.figures.style import (
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 
 DASHES = ((5, 2), (5, 2, 1, 2), (2, 1.5), (8, 2, 2, 2))
-"""Lines for gradients through a few particles; dots are for the slopes of theory."""
+"""Line styles for gradients through a few particles; dotted lines are theoretical slopes."""
 
 LONG = 12
-"""A legend with a longer name than this has two columns."""
+"""With a longer name than this, a legend has two columns."""
 
 SLOPES = {0.5: "$k^{1/2}$", -0.5: "$k^{-1/2}$"}
-"""What theory says of large k (Rainforth et al. 2018; Tucker et al. 2019)."""
+"""Theoretical slopes at large k (Rainforth et al. 2018; Tucker et al. 2019)."""
 
 
 def signal_to_noise(
     groups: Mapping[str, Mapping[str, tuple[Numbers, Numbers, Numbers]]],
 ) -> Figure:
-    """Signal-to-noise ratios against k, a panel for each group of parameters.
+    """Signal-to-noise ratios against k, with a panel for each group of parameters.
 
-    Dotted lines have the slopes of theory. Ratios of zero, which noise hides, are left out.
+    Dotted lines have the theoretical slopes. Ratios of zero, hidden by noise, are left out.
 
     Args:
-        groups: by group and gradient, k [m], the ratio there [m] and its standard error [m]. What
-            a name such as "dreg, backward 8" has before its comma gives a line its colour, the rest
-            its dashes and an empty marker.
+        groups: by group and gradient, k [m], the ratio there [m] and its standard error [m]. In a
+            name such as "dreg, backward 8", the part before the comma determines the colour of the
+            line, the rest its dashes and an empty marker.
 
     Raises:
         UserError: if there is no curve, or a number is missing, not finite or negative.
@@ -74,7 +74,7 @@ class _Look(NamedTuple):
 
 
 def _looks(names: Iterable[str]) -> dict[str, _Look]:
-    """A colour and marker for each gradient; others for what it is like through a few particles."""
+    """A colour and marker for each gradient; other markers and dashes through a few particles."""
     parts = {name: name.partition(", ")[::2] for name in names}
     gradients, fews = (list(dict.fromkeys(column)) for column in zip(*parts.values(), strict=True))
     fews = [few for few in fews if few]
@@ -90,10 +90,10 @@ def _looks(names: Iterable[str]) -> dict[str, _Look]:
 def _draw(
     axes: Axes, name: str, curve: tuple[Numbers, Numbers, Numbers], look: _Look
 ) -> np.ndarray:
-    """One curve with its error bars; returns its points, `[2, m]`."""
+    """Draw a curve with its error bars; returns its points, `[2, m]`."""
     k, ratio, stderr = (
-        checked(values, f"the {what} of '{name}'", "m")
-        for what, values in zip(("k", "ratio", "standard error"), curve, strict=True)
+        checked(values, f"the {quantity} of '{name}'", "m")
+        for quantity, values in zip(("k", "ratio", "standard error"), curve, strict=True)
     )
     same_shape(k, ratio, f"k and ratio of '{name}'")
     same_shape(k, stderr, f"k and standard error of '{name}'")
@@ -104,7 +104,7 @@ def _draw(
     container = axes.errorbar(
         k,
         ratio,
-        np.minimum(stderr, 0.99 * ratio),  # a bar that reaches zero has no end on this axis
+        np.minimum(stderr, 0.99 * ratio),  # a bar down to zero would have no end on this axis
         color=look.colour,
         marker=look.marker,
         markerfacecolor=look.colour if look.dashes is None else "white",
@@ -119,14 +119,14 @@ def _draw(
 
 
 def _draw_slopes(axes: Axes, points: np.ndarray) -> None:
-    """Lines of the slopes of theory, through the middle of the points."""
+    """Draw lines with the theoretical slopes through the centre of the points."""
     limits = axes.get_xlim(), axes.get_ylim()
     centre = np.exp(np.log(points).mean(axis=1))
     ends = np.array([points[0].min(), points[0].max()])
     if ends[0] == ends[1]:
         return
-    for power, words in SLOPES.items():
+    for power, label in SLOPES.items():
         line = centre[1] * (ends / centre[0]) ** power
         axes.plot(ends, line, color=FAINT, linewidth=1.1, linestyle=":", zorder=1)
-        axes.annotate(words, (ends[1], line[1]), (3, 0), textcoords="offset points", fontsize=SMALL)
+        axes.annotate(label, (ends[1], line[1]), (3, 0), textcoords="offset points", fontsize=SMALL)
     axes.set_xlim(limits[0])

@@ -1,4 +1,4 @@
-"""What figures share: fonts, colours, the look of a chart, and the check of what they are given."""
+"""Fonts, colours, chart style and input checks shared by the figures."""
 
 from collections.abc import Sequence
 from typing import TypeAlias
@@ -17,12 +17,12 @@ Numbers: TypeAlias = np.ndarray | Sequence[float | int]
 DPI = 150
 SMALL, NORMAL = 8, 9  # font sizes, points
 INK, FAINT, GREY, PALE = "#222222", "#8a8a8a", "#b4b4b4", "#e8e8e8"
-# Okabe and Ito's colours, which people with any common colour blindness tell apart.
+# Okabe and Ito's colours, distinguishable with any common colour blindness.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 
 
 def checked(values: object, name: str, axes: str) -> Float[np.ndarray, "..."]:
-    """The values as float64 with the named axes ("n h w"), not empty and all finite."""
+    """The values as a float64 array with the named axes ("n h w"), non-empty and finite."""
     array = np.asarray(values)
     if array.dtype.kind not in "biuf":
         raise UserError(f"{name} must be an array of numbers, but its type is {array.dtype}")
@@ -39,7 +39,7 @@ def checked(values: object, name: str, axes: str) -> Float[np.ndarray, "..."]:
 
 
 def same_shape(first: np.ndarray, second: np.ndarray, names: str) -> None:
-    """Refuse two arrays of different shapes."""
+    """Raise UserError for two arrays of different shapes."""
     if first.shape != second.shape:
         raise UserError(
             f"{names} must have the same shape, but have {first.shape} and {second.shape}"
@@ -49,7 +49,7 @@ def same_shape(first: np.ndarray, second: np.ndarray, names: str) -> None:
 def chart_figure(
     count: int, title: str | None = None, *, height: float = 2.9
 ) -> tuple[Figure, list[Axes]]:
-    """A figure of so many panels, each so high (inches)."""
+    """A figure of `count` panels, each `height` inches high."""
     columns = {1: 1, 2: 2, 4: 2}.get(count, 3)
     rows = -(-count // columns)
     size = (6.0, 3.6) if count == 1 else (3.6 * columns + 0.4, height * rows)
@@ -61,9 +61,9 @@ def chart_figure(
 
 
 def laid_out(figure: Figure) -> Figure:
-    """The figure with its panels placed for good.
+    """The figure with its layout fixed.
 
-    The layout starts from the one before: made at each save, it would give other pixels each time.
+    Each layout starts from the one before, so repeating it at each save would change the pixels.
     """
     figure.draw_without_rendering()
     figure.set_layout_engine("none")
@@ -71,7 +71,7 @@ def laid_out(figure: Figure) -> Figure:
 
 
 def finish(axes: Axes, x_label: str, y_label: str, *, columns: int | None = None) -> None:
-    """The common look: labels, a faint grid, no box, and the legend (of columns) above the data."""
+    """Apply the common style: labels, a faint grid, no box, and a legend above the data."""
     axes.set_xlabel(x_label, fontsize=NORMAL, color=INK)
     axes.set_ylabel(y_label, fontsize=NORMAL, color=INK)
     axes.tick_params(which="both", labelsize=SMALL, labelcolor=INK, color=FAINT, length=3)
@@ -99,7 +99,7 @@ def finish(axes: Axes, x_label: str, y_label: str, *, columns: int | None = None
 
 
 def plain_numbers(axes: Axes) -> None:
-    """Ticks of a logarithmic axis as 1, 10, 100."""
+    """Label the ticks of a logarithmic axis as 1, 10, 100."""
     axes.xaxis.set_major_formatter("{x:g}")
     axes.xaxis.set_minor_formatter(NullFormatter())
 
@@ -107,7 +107,7 @@ def plain_numbers(axes: Axes) -> None:
 def draw_histogram(
     axes: Axes, data: Float[np.ndarray, " n"], low: float, high: float, label: str | None = None
 ) -> Artist:
-    """The density of the data from low to high; data beyond make it smaller, as they should."""
+    """Draw the density of the data from low to high; it is normalised over all the data."""
     bins = min(80, max(10, round(len(data) ** 0.5)))
     weights = np.full(len(data), bins / (high - low) / len(data))
     span = (low, high)

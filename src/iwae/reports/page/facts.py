@@ -1,52 +1,26 @@
 """What the folder of a run says, and nothing that the page adds to it."""
 
-import logging
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from iwae.config.experiment import TrainConfig
 from iwae.errors import UserError
-from iwae.results.ordering import Known, known_bounds, models_of, read_records
+from iwae.results.reading import (
+    Estimate,
+    Known,
+    Method,
+    estimates_of,
+    known_bounds,
+    models_of,
+    read_records,
+    widest,
+)
 from iwae.results.records import model_sha256, run_config
 from iwae.runs.metrics import read_metrics
 from iwae.runs.models import WEIGHTS
 from iwae.runs.setup import model_folder
-
-log = logging.getLogger(__name__)
-
-SAMPLED, ANNEALED = "importance sampling", "annealed importance sampling"
-
-
-class Bound(NamedTuple):
-    """The mean of one bound over examples and seeds, as a record has it.
-
-    Attributes:
-        prefix: "L" or "AIS".
-        number: samples or temperatures.
-        mean: nats; None if it is not finite.
-        stderr: of the mean, from the choice of examples.
-        spread: standard deviation between seeds; None with one of them.
-        record: all the rest.
-    """
-
-    prefix: str
-    number: int
-    mean: float | None
-    stderr: float | None
-    spread: float | None
-    record: Mapping[str, Any]
-
-    @property
-    def rank(self) -> tuple[bool, int]:
-        """Bounds of higher rank are tighter."""
-        return self.prefix == "AIS", self.number
-
-    @property
-    def name(self) -> str:
-        """As on the command line."""
-        return f"{self.prefix}_{self.number}"
 
 
 class Run(NamedTuple):
@@ -68,7 +42,7 @@ class Run(NamedTuple):
     name: str
     config: TrainConfig
     weights: str
-    bounds: Mapping[str, Bound]
+    bounds: Mapping[str, Estimate]
     records: Sequence[Mapping[str, Any]]
     stale: bool
     trained: bool
@@ -80,7 +54,7 @@ class Run(NamedTuple):
         return {record["test_sha256"] for record in self.records}
 
     @property
-    def best(self) -> Bound | None:
+    def best(self) -> Estimate | None:
         """The tightest bound."""
         return max(self.bounds.values(), key=lambda one: one.rank, default=None)
 
@@ -94,43 +68,25 @@ class Run(NamedTuple):
 def read_run(path: Path, name: str, weights: str) -> Run:
     """Read the configuration, records and metrics of a run."""
     config = run_config(path)
-    records = list(_records(path, weights))
+    where = {"split": "test", "weights": weights, "pruned": False}
+    records = [
+        record
+        for _, record in read_records(path, (Method.IMPORTANCE, Method.ANNEALED))
+        if all(record[name] == value for name, value in where.items())
+    ]
     digests = _digests(path, weights, config.replicates)
     ours = [one for one in records if digests is None or models_of(one) == digests]
-    bounds: dict[str, Bound] = {}
-    for bound in (bound for record in ours for bound in _bounds(record)):
-        if bound.name not in bounds or bound.record["n"] >= bounds[bound.name].record["n"]:
-            bounds[bound.name] = bound
     return Run(
         path,
         name,
         config,
         weights,
-        dict(sorted(bounds.items(), key=lambda item: item[1].rank)),
+        widest(one for record in ours for one in estimates_of(record)),
         ours,
         len(ours) < len(records),
         digests is not None,
         read_metrics(path),
     )
-
-
-def _records(path: Path, weights: str) -> Iterator[Mapping[str, Any]]:
-    """The records of bounds on the test set, without those that are damaged."""
-    for file, record in read_records(path, (SAMPLED, ANNEALED)):
-        if (record["split"], record["weights"], record["pruned"]) != ("test", weights, False):
-            continue
-        missing = {"n", "subset", "test_sha256", "examples_sha256"} - record.keys()
-        if missing:
-            log.warning("%s is no record (no %s) and is left out", file, min(missing))
-        else:
-            yield record
-
-
-def _bounds(record: Mapping[str, Any]) -> Iterator[Bound]:
-    for prefix, rows, number in (("L", "by_k", "k"), ("AIS", "by_temperatures", "temperatures")):
-        for row in record.get(rows, ()):
-            spread = row.get("between_replicates_sd")
-            yield Bound(prefix, row[number], row["log_likelihood"], row["stderr"], spread, record)
 
 
 def _digests(path: Path, weights: str, replicates: int) -> list[str] | None:

@@ -4,7 +4,7 @@ import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from iwae.reports.page.facts import ANNEALED, Run
+from iwae.reports.page.facts import Run
 from iwae.reports.page.tables import (
     UNRELIABLE,
     by_test_set,
@@ -13,6 +13,7 @@ from iwae.reports.page.tables import (
     short_path,
     verdicts,
 )
+from iwae.results.reading import Method
 
 
 class Notice(NamedTuple):
@@ -119,7 +120,7 @@ def _settings(runs: Sequence[Run]) -> list[str]:
         ways = [
             _way(run.bounds[name].record)
             for run in runs
-            if name in run.bounds and run.bounds[name].record["method"] == ANNEALED
+            if name in run.bounds and run.bounds[name].record["method"] == Method.ANNEALED
         ]
         if len(set(ways)) > 1:
             found.append(f"{name}: " + " or ".join(dict.fromkeys(ways)))

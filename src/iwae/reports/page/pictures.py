@@ -28,7 +28,7 @@ from iwae.reports.figures.style import (
     plain_numbers,
 )
 from iwae.reports.page.facts import Run
-from iwae.results.ordering import Known
+from iwae.results.reading import Known
 
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 """Shapes beside colours: one alone does not tell runs apart for everybody."""

@@ -7,11 +7,10 @@ from typing import Any, NamedTuple
 from iwae.config.experiment import TrainConfig
 from iwae.errors import UserError
 from iwae.objectives.declaration import OBJECTIVES
-from iwae.report.likelihoods import estimates_row, published_nll
-from iwae.report.tables import Row
-from iwae.reports.page.facts import SAMPLED, Bound, Run
+from iwae.reports.estimates import Row, estimates_row, published_nll
+from iwae.reports.page.facts import Run
 from iwae.results.compare import compare
-from iwae.results.text import each_model
+from iwae.results.reading import Estimate, Method, each_model
 
 UNRELIABLE = 0.1
 """The share of examples with too large a k-hat from which on the page warns."""
@@ -76,7 +75,7 @@ def _bound_columns(runs: Sequence[Run]) -> list[Column]:
     ]
 
 
-def _bound(bound: Bound | None) -> Cell:
+def _bound(bound: Estimate | None) -> Cell:
     if bound is None:
         return Cell()
     digits = 2 if bound.record.get("true_log_likelihood") is None else 4
@@ -183,13 +182,13 @@ def _published(run: Run) -> Cell:
     return Cell(number, float(number), about.strip("()"))
 
 
-def longest_annealing(run: Run) -> Bound | None:
+def longest_annealing(run: Run) -> Estimate | None:
     """The best bound of a run, if it is by annealing."""
     best = run.best
-    return best if best is not None and best.prefix == "AIS" else None
+    return best if best is not None and best.record["method"] == Method.ANNEALED else None
 
 
-def verdicts(bound: Bound) -> list[Mapping[str, Any]]:
+def verdicts(bound: Estimate) -> list[Mapping[str, Any]]:
     """Of an annealing run, one for each seed."""
     return [one["verdict"] for one in each_model(bound.record) if "verdict" in one]
 
@@ -201,16 +200,16 @@ def _verdict(run: Run) -> Cell:
     return Cell(words, words or None, alarm=any(one["word"] != "converged" for one in found))
 
 
-def khat_share(run: Run) -> tuple[Bound, float] | None:
+def khat_share(run: Run) -> tuple[Estimate, float] | None:
     """The bound by the most samples, and the share of examples whose k-hat is too large."""
-    sampled = [one for one in run.bounds.values() if one.record["method"] == SAMPLED]
+    sampled = [one for one in run.bounds.values() if one.record["method"] == Method.IMPORTANCE]
     if not sampled:
         return None
     rows = [
         row["pareto_k_unreliable"]
         for one in each_model(sampled[-1].record)
         for row in one["by_k"]
-        if row["k"] == sampled[-1].number and row.get("pareto_k_unreliable") is not None
+        if row["k"] == sampled[-1].rank[1] and row.get("pareto_k_unreliable") is not None
     ]
     return (sampled[-1], sum(rows) / len(rows)) if rows else None
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from iwae.errors import UserError
-from iwae.report.tables import Row, markdown
+from result_tables.tables import Row, markdown
 
 AIWAE_STEP = "aiwae S=5 batch=128"
 LEAPFROGS = 5 * 128 * (5 - 1) * 5

@@ -8,9 +8,8 @@ import numpy as np
 from iwae.errors import UserError
 from iwae.evaluation.diagnostics import paired_difference, test_sample_error
 from iwae.objectives.declaration import OBJECTIVES
-from iwae.report.tables import OBJECTIVES_FOLDER, Row, markdown, mean_and_spread, runs_in
-from iwae.results.ordering import Known, known_bounds
-from iwae.results.text import each_model
+from iwae.results.reading import Known, each_model, known_bounds
+from result_tables.tables import OBJECTIVES_FOLDER, Row, markdown, mean_and_spread, runs_in
 
 
 def objectives_table(results: Path, name: str) -> str:

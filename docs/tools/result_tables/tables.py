@@ -6,9 +6,8 @@ from pathlib import Path
 import numpy as np
 from tabulate import tabulate
 
-from iwae.results.ordering import Known
-
-Row = dict[str, str]
+from iwae.reports.estimates import Row
+from iwae.results.reading import Known
 
 OBJECTIVES_FOLDER, LABELS_FOLDER = "objectives", "labels"
 """Where `experiments/objectives.py` and `experiments/labels.py` keep their records."""

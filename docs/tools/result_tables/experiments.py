@@ -9,10 +9,8 @@ import numpy as np
 
 from iwae.config.experiment import make_config, stages_text
 from iwae.errors import UserError
-from iwae.report.tables import LABELS_FOLDER, Row, markdown, mean_and_spread
-from iwae.results.classes import CLASSIFICATION
-from iwae.results.ordering import known_bounds, read_records
-from iwae.results.text import each_model
+from iwae.results.reading import Method, each_model, known_bounds, read_records
+from result_tables.tables import LABELS_FOLDER, Row, markdown, mean_and_spread
 
 IMPUTATION_FOLDER = "imputation"
 """Where `experiments/imputation.py` keeps its records."""
@@ -62,7 +60,7 @@ def labels_table(results: Path) -> str:
     rows = [
         _labels_row(run, record)
         for run in sorted(folder.glob("*/*/"))
-        for _, record in read_records(run, (CLASSIFICATION,))
+        for _, record in read_records(run, (Method.CLASSIFICATION,))
     ]
     if not rows:
         raise UserError(f"{folder} holds no records: python experiments/labels.py digits")

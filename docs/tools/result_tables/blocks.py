@@ -11,12 +11,12 @@ from iwae.experiments.cells import Wanted
 from iwae.experiments.costs import hours
 from iwae.experiments.table import Cell, duration, read_cell, table
 from iwae.files import atomic_write
-from iwae.report.experiments import densities_table, imputation_table, labels_table, recipes_table
-from iwae.report.likelihoods import estimates_table, likelihood_table
-from iwae.report.objectives import differences_table, objectives_table, protocols_table
-from iwae.report.resampling import resampling_table
-from iwae.report.speed import aiwae_table, costs_table, queue_table, speed_table
-from iwae.report.tables import markdown
+from result_tables.experiments import densities_table, imputation_table, labels_table, recipes_table
+from result_tables.likelihoods import estimates_table, likelihood_table
+from result_tables.objectives import differences_table, objectives_table, protocols_table
+from result_tables.resampling import resampling_table
+from result_tables.speed import aiwae_table, costs_table, queue_table, speed_table
+from result_tables.tables import markdown
 
 
 def cells_table(results: Path, cells: str) -> str:
@@ -114,9 +114,13 @@ def fill_blocks(text: str, results: Path) -> str:
     return re.sub(r"<!-- results:(\S+) -->\n.*?<!-- /results:\1 -->", fill, text, flags=re.DOTALL)
 
 
-def main(results: str = "results", *files: str) -> None:
-    """Rewrite the blocks of Markdown files: `python -m iwae.report results README.md`."""
-    for file in files or ("README.md",):
+ROOT = Path(__file__).parents[3]
+
+
+def main(results: str | Path = ROOT / "results", *files: str | Path) -> None:
+    """Rewrite the blocks of Markdown files; by default, of all pages of this repository."""
+    pages = (ROOT / "README.md", ROOT / "results" / "README.md", *sorted(ROOT.glob("docs/*.md")))
+    for file in files or pages:
         path = Path(file)
         if not path.is_file():
             raise UserError(f"no file {path} whose blocks could be filled")

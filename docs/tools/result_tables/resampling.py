@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from iwae.errors import UserError
-from iwae.report.tables import Row, markdown
+from result_tables.tables import Row, markdown
 
 
 def resampling_table(results: Path) -> str:

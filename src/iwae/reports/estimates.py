@@ -1,0 +1,80 @@
+"""All bounds known of a run in one row, and the number that a paper reports of its experiment."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from iwae.config.presets import PRESETS, same_experiment
+from iwae.results.reading import Known, Method, each_model, known_bounds, models_of, read_records
+
+Row = dict[str, str]
+
+
+def published_nll(config: dict[str, Any]) -> str:
+    """What the paper reports for this experiment, at how many epochs; "-" if there is nothing."""
+    for entry in PRESETS.values():
+        if entry.nll is not None and same_experiment(entry, config):
+            about = [f"{'+'.join(map(str, entry.active))} active"] if entry.active else []
+            epochs = f"{entry.config().epochs:,} epochs"
+            about.append("not as published" if entry.is_fast else epochs)
+            return f"{entry.nll:.2f} ({', '.join(about)})"
+    return "-"
+
+
+def estimates_row(run: Path, name: str) -> Row | None:
+    """One line of the table of estimates; None for a run that was not annealed."""
+    bounds = known_bounds(run, split="test", weights="final", pruned=False)
+    if not bounds or bounds[-1].rank[0] == 0:
+        return None
+    samples = {one.estimator: one for one in bounds if one.rank[0] == 0}
+    record = bounds[-1].record
+    shorter, longest = (one for one in bounds if one.record is record)
+    row = {"run": name, "examples": f"{record['n']:,}"}
+    for estimator, one in samples.items():
+        row[estimator] = _mean_on(one, longest)
+    for one, words in ((shorter, "AIS, short"), (longest, "AIS, long")):
+        row[words] = f"{_mean_on(one, longest)} (T = {one.rank[1]})"
+    verdicts = [one["verdict"]["word"] for one in each_model(record)]
+    row["verdict"] = " / ".join(dict.fromkeys(verdicts))
+    if (both := _bidirectional(run, record)) is not None:
+        each = each_model(both)
+        sampled = [one["importance"] for one in each]
+        row["gap of AIS"] = _plus_minus(each, "gap")
+        row[f"gap of {sampled[0]['k']:,} samples"] = _plus_minus(sampled, "gap")
+    if samples:
+        most = list(samples.values())[-1]
+        last = [one["by_k"][-1] for one in each_model(most.record)]
+        row[f"ESS of {most.estimator}"] = f"{np.mean([one['ess_mean'] for one in last]):.0f}"
+        unreliable = [one["pareto_k_unreliable"] for one in last]
+        row["k-hat too large"] = "-" if None in unreliable else f"{np.mean(unreliable):.0%}"
+    return row
+
+
+def _mean_on(one: Known, other: Known) -> str:
+    """A bound's mean and standard error over the examples of another one."""
+    values = one.values.mean(axis=0)[np.isin(one.places, other.places)]
+    if len(values) < len(other.places):
+        return "-"
+    return f"{values.mean():.2f} ± {values.std(ddof=1) / np.sqrt(len(values)):.2f}"
+
+
+def _bidirectional(run: Path, record: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """The bounds from both sides by the same annealing of the same models, on most examples."""
+    wanted = record["annealing"], record["weights"], record["pruned"], models_of(record)
+    found = [
+        both
+        for _, both in read_records(run, (Method.BIDIRECTIONAL,))
+        if (both["annealing"], both["weights"], both["pruned"], models_of(both)) == wanted
+    ]
+    if not found:
+        return None
+    return max(found, key=lambda both: both["n"])
+
+
+def _plus_minus(each: Sequence[Mapping[str, Any]], name: str) -> str:
+    """The mean over replicates, whose examples differ, and its standard error."""
+    mean = round(np.mean([one[name] for one in each]), 2) + 0.0  # no minus before a zero
+    error = np.sqrt(np.mean([one[f"{name}_stderr"] ** 2 for one in each]) / len(each))
+    return f"{mean:.2f} ± {error:.2f}"
