@@ -106,7 +106,7 @@ def experiment(source: str, k: int, epochs: int | None) -> TrainConfig:
     config = make_config({**config_values(base), **changes}, source)
     final = config.final().declaration()
     if (final.k, config.sizes()) != (k, ((50,), ((200, 200),))) or config.dataset != "mnist":
-        raise SystemExit(f"{source} does not have k = {k}, one layer and MNIST: name another --fast")
+        raise SystemExit(f"{source} needs k = {k}, one layer and MNIST: name another --fast")
     return config
 
 

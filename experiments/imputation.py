@@ -7,8 +7,8 @@ Values of each table are hidden at several rates: completely at random, or large
 (by a logistic function of the value). A fifth of the rows, different ones for each seed, is held
 out. Every method learns from the training rows with gaps and fills the held-out rows with gaps;
 nothing is chosen by the held-out rows. Each seed is a record in `results/imputation`, with the
-errors of single values beside it; existing records are kept. Then
-`python docs/tools/tables.py` makes the table.
+errors of single values beside it; existing records are kept. Then `python docs/tools/tables.py`
+makes the table.
 """
 
 import json

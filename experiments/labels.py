@@ -4,8 +4,7 @@
     python experiments/labels.py mnist       # an hour; needs IWAE_DATA or a network
 
 The run of each line is kept in `runs/labels/TABLE/NAME`, its records in `results/labels`; existing
-records are kept. Then `python docs/tools/tables.py` makes the
-table from the records.
+records are kept. Then `python docs/tools/tables.py` makes the table from the records.
 """
 
 import os

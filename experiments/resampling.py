@@ -4,8 +4,7 @@
 
 For each number of particles k, number drawn S, gradient and scheme: the variance that the draw adds
 to the gradient, and the seconds of one gradient. Existing cells (run, gradient, k) of
-`results/benchmarks/resampling.json` are kept. Then
-`python docs/tools/tables.py` makes the table.
+`results/benchmarks/resampling.json` are kept. Then `python docs/tools/tables.py` makes the table.
 
 Given the particles, a gradient through a few of them has the gradient through all as its mean. The
 added variance is therefore the mean squared difference between the two on the same particles. The

@@ -158,6 +158,17 @@ def test_every_compiled_program_is_kept(monkeypatch, tmp_path):
     assert options["jax_persistent_cache_min_compile_time_secs"] == 0
 
 
+def test_programs_not_used_for_longest_leave_a_cache_that_is_too_large(tmp_path):
+    for age, name in enumerate(("new", "read", "old")):
+        (tmp_path / name).write_bytes(bytes(100))
+        os.utime(tmp_path / name, (1e9 - 100 * age,) * 2)
+    os.utime(tmp_path / "read", (1e9, 1e8))  # compiled long ago, and used since
+    parsing.trim(tmp_path, 300)
+    assert len(list(tmp_path.iterdir())) == 3
+    parsing.trim(tmp_path, 299)
+    assert {path.name for path in tmp_path.iterdir()} == {"new", "read"}
+
+
 def test_where_compiled_programs_cannot_be_kept_they_are_not(monkeypatch, tmp_path):
     (tmp_path / "cache").touch()
     assert "jax_compilation_cache_dir" not in jax_options(monkeypatch)

@@ -172,8 +172,12 @@ def write_bounds(run, name, bounds, places, temperatures=False, model="a", **cha
         "split": "test",
         "weights": "final",
         "pruned": False,
+        "n": len(places),
+        "subset": None,
+        "test_sha256": "t",
         "model_sha256": model,
-        **({"annealing": ANNEALING} if temperatures else {}),
+        "by_temperatures" if temperatures else "by_k": [],
+        **({"annealing": ANNEALING, "verdict": {}} if temperatures else {}),
         **changes,
     }
     folder = run / "evaluations"

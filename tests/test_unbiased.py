@@ -189,7 +189,7 @@ def test_dreg_climbs_what_a_warm_up_leaves_of_the_bound(mean_of, name):
 
 @pytest.mark.slow
 def test_dreg_that_takes_log_q_for_whole_in_a_warm_up_would_be_seen(mean_of, monkeypatch):
-    monkeypatch.setattr(Penalty, "climbing", lambda _, estimator, *__: estimator)
+    monkeypatch.setattr(Penalty, "adapted", lambda _, estimator, *__: estimator)
     with pytest.raises(AssertionError):
         test_dreg_climbs_what_a_warm_up_leaves_of_the_bound(mean_of, "iwae")
 

@@ -1,5 +1,6 @@
 """Parsing, exit statuses and JAX set-up shared by the commands."""
 
+import contextlib
 import gc
 import os
 from collections.abc import Iterable, Sequence
@@ -43,6 +44,10 @@ def matching(table: Iterable[str], pattern: str, kind: str) -> list[str]:
     return names
 
 
+CACHE_BYTES = 2**30
+"""The size of the cache of compiled programs; the least recently used ones are removed."""
+
+
 def set_up_jax() -> None:
     """Use one JAX device per CPU core, and cache compiled programs on disk."""
     # Imported and traced objects stay alive. With the default thresholds, repeated garbage
@@ -56,6 +61,7 @@ def set_up_jax() -> None:
     cache = Path(platformdirs.user_cache_dir("iwae")) / "compiled"
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ and _is_writable(cache):
         jax.config.update("jax_compilation_cache_dir", str(cache))
+        trim(cache, CACHE_BYTES)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
@@ -66,6 +72,25 @@ def _is_writable(folder: Path) -> bool:
     except OSError:
         return False
     return os.access(folder, os.W_OK | os.X_OK)
+
+
+def trim(folder: Path, limit: int) -> None:
+    """Remove the least recently used files of a folder until it holds at most `limit` bytes.
+
+    JAX's own limit stops caching for good once a process is killed between its two writes of an
+    entry.
+    """
+    files = []
+    for path in folder.iterdir():
+        with contextlib.suppress(FileNotFoundError):  # another process may trim too
+            status = path.stat()
+            files.append((max(status.st_atime, status.st_mtime), status.st_size, path))
+    excess = sum(size for _, size, _ in files) - limit
+    for _, size, path in sorted(files):
+        if excess <= 0:
+            break
+        path.unlink(missing_ok=True)
+        excess -= size
 
 
 def cores() -> list[int]:

@@ -4,9 +4,11 @@ Published negative log-likelihoods are in nats, on the test set, with 5,000 impo
 """
 
 import difflib
+import json
 import logging
 from collections.abc import Iterable, Iterator, Mapping
 from fnmatch import fnmatch
+from functools import lru_cache
 from typing import Any, NamedTuple, NoReturn
 
 from iwae.config import recipes
@@ -371,10 +373,17 @@ def _filled(config: TrainConfig) -> dict[str, Any]:
     return {name: value for name, value in values.items() if name not in _PLACES}
 
 
+@lru_cache(512)
+def _made(values: str) -> TrainConfig:
+    """A configuration from JSON; one run is compared with every preset."""
+    return make_config(json.loads(values), "the configuration of a run")
+
+
 def same_experiment(entry: Preset, config: Mapping[str, Any]) -> bool:
     """Whether a run's resolved configuration is that of a preset, except for seeds and length."""
-    published = entry.config()
-    found = make_config(dict(config), "the configuration of a run")
+    published, found = (
+        _made(json.dumps(values, sort_keys=True, default=str)) for values in (entry.values, config)
+    )
     return (
         found.dataset == published.dataset
         and (found.init_from is None) == (entry.needs is None)

@@ -237,8 +237,7 @@ def _finished(run: Path, epochs: int) -> list[_Finished]:
 def _check(known: Known, run: Path) -> None:
     """Raise UserError unless a record says all that a cell needs to know."""
     each = each_model(known.record)
-    missing = {"subset", "test_sha256"} - known.record.keys()
-    missing |= {name for one in each for name in {"epoch", "active_units"} - one.keys()}
+    missing = {name for one in each for name in {"epoch", "active_units"} - one.keys()}
     if missing:
         _unreadable(f"the record of {known.estimator} in {run} has no {min(missing)}")
     if len(known.values) != len(each):

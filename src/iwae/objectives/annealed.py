@@ -12,7 +12,7 @@ from iwae.objectives.bounds import bound
 from iwae.objectives.halves import split
 from iwae.objectives.objective import Extra, Objective, frozen
 from iwae.objectives.reductions import elbo
-from iwae.objectives.sleeping import climb_joint
+from iwae.objectives.sleeping import joint_surrogate
 from iwae.typing import Example, PRNGKey, Scalar
 
 FIRST_STEP, LEAST_STEP, LARGEST_STEP = 0.1, 1e-3, 0.3
@@ -63,7 +63,7 @@ def aiwae(
             n_leapfrog=n_leapfrog,
         )
         z, log_w = jax.lax.stop_gradient(particles)
-        return climb_joint(model, x, Particles(z, log_w)), {
+        return joint_surrogate(model, x, Particles(z, log_w)), {
             "iwae": log_mean_exp(info["start_log_w"]),
             "accepted": info["acceptance"],
             "acceptance": jnp.mean(info["acceptance"]),

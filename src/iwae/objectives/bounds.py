@@ -16,7 +16,15 @@ from iwae.models.vae import VAE, AbstractLatentModel, LayeredPosterior, Posterio
 from iwae.objectives.objective import Extra, Objective, frozen
 from iwae.objectives.penalties import Penalty, Terms, plain_terms
 from iwae.objectives.reductions import Reduction, ciwae, iwae, miwae
-from iwae.objectives.surrogates import REPARAM, Estimator, Tags, climb, surrogate, table_of, tagged
+from iwae.objectives.surrogates import (
+    REPARAM,
+    Estimator,
+    Tags,
+    bound_surrogate,
+    surrogate,
+    table_of,
+    tagged,
+)
 from iwae.typing import Example, LogWeights, PRNGKey, Scalar
 
 Tree = TypeVar("Tree")
@@ -99,7 +107,7 @@ def bound(
     ) -> tuple[Scalar, Info]:
         q = model.posterior(x)
         check_reparameterised(q, estimator)
-        adapted = penalty.climbing(estimator, extra.tuned) if penalty else estimator
+        adapted = penalty.adapted(estimator, extra.tuned) if penalty else estimator
         of_particle = penalty.terms if penalty else plain_terms
         particle = partial(weigh, estimator=estimator, terms=of_particle)
         keys = particle_keys(key, jnp.arange(k))
@@ -109,7 +117,7 @@ def bound(
 
         def through_all() -> tuple[Scalar, Terms]:
             parts, tags = over_particles(partial(particle, model, q, x), keys, chunk)
-            return climb(reduction, adapted, *densities(parts), tags), parts
+            return bound_surrogate(reduction, adapted, *densities(parts), tags), parts
 
         def through_few(count: int) -> tuple[Scalar, Terms]:
             again = jax.random.clone(keys)

@@ -41,7 +41,7 @@ class Objective:
         terms: (model, x, key, extra) -> the bound, and an info.
         init: () -> the initial `Extra`.
         tune: (tuned, the info averaged over the batch) -> tuned, after every step.
-        metrics: the scalar entries of the info that are logged as metrics besides the bound.
+        metrics: the scalar entries of the info that are logged besides the bound.
     """
 
     terms: Callable[[AbstractLatentModel, Example, PRNGKey, Extra], tuple[Scalar, Info]]

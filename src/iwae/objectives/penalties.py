@@ -124,7 +124,7 @@ class Penalty:
         )
         return log_likelihood, log_priors, log_qs, known
 
-    def climbing(self, estimator: Estimator, tuned: PyTree) -> Estimator:
+    def adapted(self, estimator: Estimator, tuned: PyTree) -> Estimator:
         """Adapt an estimator to weights in which log q is scaled by the weight of the divergence.
 
         The path coefficient minus the bound's own a_i replaces the score (DReG), so it is scaled

@@ -50,12 +50,12 @@ def wake(sampler: Callable, *, k: int) -> Objective:
         model: AbstractLatentModel, x: Example, key: PRNGKey, _: Extra
     ) -> tuple[Scalar, Info]:
         (z, log_w), info = jax.lax.stop_gradient(sampler(frozen(model), x, key, k))
-        return climb_joint(model, x, Particles(z, log_w)), info
+        return joint_surrogate(model, x, Particles(z, log_w)), info
 
     return Objective(terms, metrics=())
 
 
-def climb_joint(model: AbstractLatentModel, x: Example, particles: Particles) -> Scalar:
+def joint_surrogate(model: AbstractLatentModel, x: Example, particles: Particles) -> Scalar:
     """log mean w, with the gradient sum_i w_i grad log p(x, z_i) in the decoder's parameters."""
     log_p = jax.vmap(partial(model.log_joint, x))(particles.z)
     return log_mean_exp(particles.log_w) + slope(jax.nn.softmax(particles.log_w), log_p)

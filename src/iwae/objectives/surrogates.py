@@ -109,7 +109,7 @@ class Tags(NamedTuple):
     q: Float[Array, "*k"]
 
 
-def climb(
+def bound_surrogate(
     reduction: Reduction, estimator: Estimator, log_p: LogWeights, log_q: LogWeights, tags: Tags
 ) -> Scalar:
     """The bound, whose gradient is the estimator."""

@@ -48,7 +48,7 @@ class Picture(NamedTuple):
 
 
 def training(runs: Sequence[Run], places: Sequence[int]) -> Figure | None:
-    """The bound climbed (solid) and that of validation (dashed); runs of the same data.
+    """The training bound (solid) and the validation bound (dashed); runs of the same data.
 
     Args:
         runs: those to draw.

@@ -165,8 +165,8 @@ Chart = tuple[list[tuple[int, Run]], Picture]
 """A chart, and who is in it: places on the page, and the runs."""
 
 TRAINING = (
-    "Training on {data}: the bound that each run climbs, and dashed that of validation. Bounds of "
-    "different objectives or k are different bounds. A steep start may be cut off."
+    "Training on {data}: the training bound of each run, and dashed its validation bound. Bounds "
+    "of different objectives or k are different bounds. A steep start may be cut off."
 )
 
 BUDGETS = (
