@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO := runs/demo
 
-.PHONY: demo test slow check lint types docs tables notebooks setup requirements clean
+.PHONY: demo test slow mutants check lint types docs tables notebooks setup requirements clean
 
 demo: $(VENV)/installed  ## train an IWAE on the bundled digits, measure it, draw it
 	rm -rf $(DEMO)
@@ -18,6 +18,9 @@ test: setup  ## the tests, but for the long ones
 
 slow: setup  ## the long ones
 	$(BIN)/python -m pytest -q -n auto --dist loadfile -m slow
+
+mutants: setup  ## plant faults, and see that the tests notice each
+	$(BIN)/python tests/mutants.py
 
 check: setup lint types docs test  ## what CI runs
 

@@ -67,7 +67,7 @@ def test_a_number_depends_on_its_example_and_index_only(monkeypatch):
     assert measured(others)[5] == pytest.approx(expected[5], rel=1e-6)
     assert len(np.unique(measured(np.zeros_like(EXAMPLES)))) == 11  # equal examples, own keys
     assert not np.isclose(measured(seed=KEY + 1), expected, rtol=1e-4).any()
-    monkeypatch.setattr(likelihood, "SLAB_ROWS", 14)  # slabs of two examples per device
+    monkeypatch.setattr("iwae.evaluation.examples.SLAB_ROWS", 14)  # two examples per device
     assert measured(batch_size=1) == pytest.approx(expected, rel=1e-6)
     slabs = log_likelihood_slabs(
         LinearGaussian.random(q_shift=0.5), EXAMPLES, jax.random.key(KEY), k=7, batch_size=1
@@ -172,7 +172,7 @@ def test_mistakes_are_user_errors():
 
 
 def test_a_number_that_is_none_is_an_error_that_names_the_example(monkeypatch):
-    monkeypatch.setattr(likelihood, "SLAB_ROWS", 14)  # slabs of two examples per device
+    monkeypatch.setattr("iwae.evaluation.examples.SLAB_ROWS", 14)  # two examples per device
     examples = EXAMPLES.copy()
     examples[9, 1] = np.nan
     with pytest.raises(FloatingPointError, match="example 9 is not a number"):
@@ -277,7 +277,7 @@ def test_units_that_do_not_depend_on_the_data_are_not_active(monkeypatch):
     assert result.counts == (2, 2)
     assert result.variances[0][1] == 0
     assert [mask.tolist() for mask in result.masks] == [[True, False, True], [True, True]]
-    monkeypatch.setattr(units, "SLAB_ROWS", 16)  # many slabs: the sums are merged
+    monkeypatch.setattr("iwae.evaluation.examples.SLAB_ROWS", 16)  # many slabs: the sums are merged
     again = active_units(model, binary(50), jax.random.key(0), threshold=1e9)
     assert again.counts == (0, 0)
     for one, many in zip(result.variances, again.variances, strict=True):

@@ -289,7 +289,7 @@ def test_batches_and_an_interruption_change_nothing(classified, tmp_path, monkey
             yield slab
 
     options = {"k": 20, "against": others, "examples": 40, "batch_size": 3}
-    monkeypatch.setattr("iwae.evaluation.classes.SLAB_ROWS", 400)
+    monkeypatch.setattr("iwae.evaluation.examples.SLAB_ROWS", 400)
     with pytest.raises(KeyboardInterrupt):
         classify_run(run, track=interrupted, **options)
     assert any((run / "evaluations" / "unfinished").iterdir())

@@ -3,7 +3,6 @@
 import json
 import logging
 import shutil
-import sys
 from functools import partial
 
 import jax
@@ -202,7 +201,7 @@ def test_the_numbers_of_a_stopped_evaluation_are_those_of_one_that_was_not(tmp_p
     ],
 )
 def test_the_second_half_of_a_measurement_goes_on_too(measure, label, tmp_path, monkeypatch):
-    monkeypatch.setattr(sys.modules["iwae.evaluation.information"], "SLAB_ROWS", 40)
+    monkeypatch.setattr("iwae.evaluation.examples.SLAB_ROWS", 40)
     measure = partial(measure, examples=20, batch_size=2)
     one, other = (small.unmeasured(finished(), tmp_path / name / "run") for name in ("a", "b"))
     measure(one)

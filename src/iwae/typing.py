@@ -3,11 +3,14 @@
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 if TYPE_CHECKING:
-    Scalar: TypeAlias = Any
-    PRNGKey: TypeAlias = Any
-    LogWeights: TypeAlias = Any
-    Example: TypeAlias = Any
-    Latents: TypeAlias = Any
+    from jax import Array
+    from jaxtyping import Float, Key, PyTree, Shaped
+
+    Scalar: TypeAlias = Float[Array, ""]
+    PRNGKey: TypeAlias = Key[Array, ""]
+    LogWeights: TypeAlias = Float[Array, " k"]
+    Example: TypeAlias = PyTree[Shaped[Array, "..."]]
+    Latents: TypeAlias = PyTree[Float[Array, "..."]]
 
 
 def __getattr__(name: str) -> Any:

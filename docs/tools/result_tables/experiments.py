@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 
 from iwae.config.experiment import make_config, stages_text
-from iwae.errors import UserError
 from iwae.results.reading import Method, each_model, known_bounds, read_records
 from result_tables.tables import LABELS_FOLDER, Row, markdown, mean_and_spread
 
@@ -27,9 +26,7 @@ def recipes_table(results: Path) -> str:
     """Markdown: the trials of `experiments/recipes.py`, by the bound of held-out images."""
     folder = Path(results) / RECIPES_FOLDER
     records = [json.loads(path.read_text()) for path in sorted(folder.glob("*/*.json"))]
-    if not records:
-        raise UserError(f"{folder} holds no records: python experiments/recipes.py")
-    return markdown(
+    rows = (
         {
             "trial": record["trial"],
             "stages": _stages_of(record["config"]),
@@ -41,6 +38,7 @@ def recipes_table(results: Path) -> str:
         }
         for record in records
     )
+    return markdown(rows, f"{folder} holds no records: python experiments/recipes.py")
 
 
 def _stages_of(config: Mapping[str, Any]) -> str:
@@ -62,9 +60,7 @@ def labels_table(results: Path) -> str:
         for run in sorted(folder.glob("*/*/"))
         for _, record in read_records(run, (Method.CLASSIFICATION,))
     ]
-    if not rows:
-        raise UserError(f"{folder} holds no records: python experiments/labels.py digits")
-    return markdown(rows)
+    return markdown(rows, f"{folder} holds no records: python experiments/labels.py digits")
 
 
 def _labels_row(run: Path, record: Mapping[str, Any]) -> Row:
@@ -114,9 +110,7 @@ def densities_table(results: Path) -> str:
         chosen = {(r["mixture"]["components"], r["mixture"]["covariance"]) for r in records}
         row["mixtures chosen"] = ", ".join(f"{n} {form}" for n, form in sorted(chosen))
         rows.append(row)
-    if not rows:
-        raise UserError(f"{folder} holds no records: python experiments/densities.py")
-    return markdown(rows)
+    return markdown(rows, f"{folder} holds no records: python experiments/densities.py")
 
 
 def imputation_table(results: Path) -> str:
@@ -130,9 +124,8 @@ def imputation_table(results: Path) -> str:
         record = json.loads(path.read_text())
         case = record["table"], record["mechanism"], record["share"]
         cases.setdefault(case, []).append(record)
-    if not cases:
-        raise UserError(f"{folder} holds no records: python experiments/imputation.py")
-    return markdown(imputation_row(case, records) for case, records in sorted(cases.items()))
+    rows = (imputation_row(case, records) for case, records in sorted(cases.items()))
+    return markdown(rows, f"{folder} holds no records: python experiments/imputation.py")
 
 
 def imputation_row(case: tuple[str, str, float], records: Sequence[dict[str, Any]]) -> Row:

@@ -58,9 +58,7 @@ def likelihood_table(results: Path) -> str:
         likelihood_row(name, record, published_nll(record["config"]))
         for name, record in read_records(results).items()
     ]
-    if not rows:
-        raise UserError(f"{results} holds no record of a whole test set")
-    return markdown(rows)
+    return markdown(rows, f"{results} holds no record of a whole test set")
 
 
 def estimates_table(results: Path) -> str:
@@ -74,6 +72,4 @@ def estimates_table(results: Path) -> str:
         for run in runs_in(results)
         if (row := estimates_row(run, str(run.relative_to(results)))) is not None
     ]
-    if not rows:
-        raise UserError(f"{results} holds no record of annealing: iwae evaluate --method ais")
-    return markdown(rows)
+    return markdown(rows, f"{results} holds no record of annealing: iwae evaluate --method ais")

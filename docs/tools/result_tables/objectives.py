@@ -7,7 +7,7 @@ import numpy as np
 
 from iwae.errors import UserError
 from iwae.evaluation.diagnostics import paired_difference, test_sample_error
-from iwae.objectives.declaration import OBJECTIVES
+from iwae.objectives.declaration import ALL_OPTIONS, OBJECTIVES
 from iwae.results.reading import Known, each_model, known_bounds
 from result_tables.tables import OBJECTIVES_FOLDER, Row, markdown, mean_and_spread, runs_in
 
@@ -20,9 +20,9 @@ def objectives_table(results: Path, name: str) -> str:
         for run in sorted(path.parent for path in folder.glob("*/config.toml"))
         if (row := objective_row(run)) is not None
     ]
-    if not rows:
-        raise UserError(f"{folder} holds no records: python experiments/objectives.py {name}")
-    return markdown(row for _, row in sorted(rows, key=lambda pair: -pair[0]))
+    best_first = (row for _, row in sorted(rows, key=lambda pair: -pair[0]))
+    none = f"{folder} holds no records: python experiments/objectives.py {name}"
+    return markdown(best_first, none)
 
 
 def objective_row(run: Path) -> tuple[float, Row] | None:
@@ -32,8 +32,8 @@ def objective_row(run: Path) -> tuple[float, Row] | None:
         return None
     config = known[0].record["config"]
     options = [
-        f"{name} {config[name]}"
-        for name in ("m", "k", "alpha", "beta", "temperatures", "leapfrog", "phase", "kl_warmup")
+        f"{name.replace('_', ' ')} {config[name]}"
+        for name in ("k", *ALL_OPTIONS)
         if config.get(name) not in (None, 0)
     ]
     if config.get("network", "mlp") != "mlp" or config.get("blocks"):
@@ -41,8 +41,6 @@ def objective_row(run: Path) -> tuple[float, Row] | None:
         options.append(f"{words}, blocks {config['blocks']}")
     if config["observation"] != "bernoulli":
         options.append(config["observation"])
-    if config.get("free_bits"):
-        options.append(f"free bits {config['free_bits']}")
     row = {
         "objective": config["objective"],
         "gradient": config.get("gradient") or OBJECTIVES[config["objective"]].gradients[0],
@@ -116,9 +114,8 @@ def differences_table(results: Path) -> str:
         if known and known[0].record["config"]["replicates"] == 1:
             rows += _rows_of_estimators(known, str(run.relative_to(results)))
     rows += _rows_of_training(Path(results) / OBJECTIVES_FOLDER / "digits")
-    if not rows:
-        raise UserError(f"{results} holds no records from which differences could be taken")
-    return markdown(sorted(rows, key=lambda row: REASONS.index(row["reason"])))
+    rows.sort(key=lambda row: REASONS.index(row["reason"]))
+    return markdown(rows, f"{results} holds no records from which differences could be taken")
 
 
 REASONS = (

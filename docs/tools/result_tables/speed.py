@@ -1,6 +1,5 @@
 """Records of `benchmarks/`."""
 
-import json
 import re
 from pathlib import Path
 from typing import Any
@@ -8,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from iwae.errors import UserError
-from result_tables.tables import Row, markdown
+from result_tables.tables import Row, benchmark, markdown
 
 AIWAE_STEP = "aiwae S=5 batch=128"
 LEAPFROGS = 5 * 128 * (5 - 1) * 5
@@ -20,10 +19,7 @@ def speed_table(results: Path) -> str:
     Medians over the blocks of that run; a ratio is to the fastest variant of PyTorch in batches of
     as many examples, whose gradient goes through all k particles.
     """
-    path = Path(results) / "benchmarks" / "train_step.json"
-    if not path.is_file():
-        raise UserError(f"no record {path}: run benchmarks/train_step.py --json {path}")
-    record = json.loads(path.read_text())
+    record = benchmark(results, "train_step")
     medians = {name: timing[0] for name, (timing, _) in record["results"].items()}
     backward = record.get("backward")
     batched = any(" batch=" in setting for setting in record["flops_per_step"])
@@ -58,7 +54,7 @@ def costs_table(results: Path) -> str:
     particles, and what the steps need at their peak beside data, states and programs. "busy" marks
     what was never undisturbed, or has nothing undisturbed to be compared with.
     """
-    steps = _objective_steps(results)
+    steps = benchmark(results, "objective_step")["results"]
     rows: dict[str, Row] = {}
     for step, ((ms, _, _, quiet, _), mebibytes) in steps.items():
         name, _, k = step.rpartition(" k=")
@@ -77,11 +73,8 @@ def aiwae_table(results: Path) -> str:
     The bound is the time of the chains' multiplications alone at the fastest matrix product of
     `benchmarks/annealing.py`: S chains of each of 128 examples make T - 1 moves of L leapfrogs.
     """
-    steps = _objective_steps(results)
-    path = Path(results) / "benchmarks" / "annealing.json"
-    if not path.is_file():
-        raise UserError(f"no record {path}: run benchmarks/annealing.py --json {path}")
-    peak = json.loads(path.read_text())
+    steps = benchmark(results, "objective_step")["results"]
+    peak = benchmark(results, "annealing")
     ours, theirs = (_timing(steps, name)[0] for name in (AIWAE_STEP, f"torch {AIWAE_STEP}"))
     bound = LEAPFROGS * peak["flops"] / peak["peak_gflops"] / 1e6
     return markdown(
@@ -99,10 +92,7 @@ def queue_table(results: Path) -> str:
 
     Medians over the rounds of that run, with the lowest and the highest.
     """
-    path = Path(results) / "benchmarks" / "queue_overhead.json"
-    if not path.is_file():
-        raise UserError(f"no record {path}: run benchmarks/queue_overhead.py --json {path}")
-    seconds = json.loads(path.read_text())["seconds"]
+    seconds = benchmark(results, "queue_overhead")["seconds"]
     (_, first), *others = seconds.items()
     rows = []
     for way, each in others:
@@ -120,14 +110,7 @@ def queue_table(results: Path) -> str:
 
 
 def _timing(steps: dict[str, Any], name: str) -> list[Any]:
+    """Median, low, high, undisturbed blocks and others of a step."""
     if name not in steps:
         raise UserError(f"the record of benchmarks/objective_step.py has no {name!r}: time it too")
     return steps[name][0]
-
-
-def _objective_steps(results: Path) -> dict[str, Any]:
-    """Name -> timing (median, low, high, undisturbed blocks, others) and MiB."""
-    path = Path(results) / "benchmarks" / "objective_step.json"
-    if not path.is_file():
-        raise UserError(f"no record {path}: run benchmarks/objective_step.py --json {path}")
-    return json.loads(path.read_text())["results"]

@@ -1,11 +1,14 @@
 """What all tables share."""
 
+import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tabulate import tabulate
 
+from iwae.errors import UserError
 from iwae.reports.estimates import Row
 from iwae.results.reading import Known
 
@@ -27,9 +30,24 @@ def _is_hidden(names: Sequence[str]) -> bool:
     return any(name.startswith(".") for name in names)
 
 
-def markdown(rows: Iterable[Row]) -> str:
-    """Rows as a Markdown table; columns in the order of their first appearance."""
-    return tabulate(list(rows), "keys", "github", disable_numparse=True, missingval="") + "\n"
+def markdown(rows: Iterable[Row], if_none: str = "") -> str:
+    """Rows as a Markdown table; columns in the order of their first appearance.
+
+    Raises:
+        UserError: says `if_none`, if that is given and there are no rows.
+    """
+    rows = list(rows)
+    if if_none and not rows:
+        raise UserError(if_none)
+    return tabulate(rows, "keys", "github", disable_numparse=True, missingval="") + "\n"
+
+
+def benchmark(results: Path, name: str) -> Any:
+    """The record of a script in `benchmarks/`; UserError if there is none."""
+    path = Path(results) / "benchmarks" / f"{name}.json"
+    if not path.is_file():
+        raise UserError(f"no record {path}: run benchmarks/{name}.py --json {path}")
+    return json.loads(path.read_text())
 
 
 def mean_and_spread(one: Known) -> str:

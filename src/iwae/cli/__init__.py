@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from typing import NamedTuple
 
-from iwae.cli import classify, evaluate, impute, lists, queue, records, sharing, train
+from iwae.cli import evaluate, lists, outputs, queue, train
 from iwae.cli.parsing import FAILURE, USAGE_ERROR
 from iwae.errors import UserError
 
@@ -38,25 +38,25 @@ COMMANDS = {
         "measure log-likelihoods, two-sided bounds and active units of a run",
     ),
     "classify": Command(
-        classify.Classify, classify.classify, "classify examples with a conditional run"
+        evaluate.Classify, evaluate.classify, "classify examples with a conditional run"
     ),
     "gradients": Command(
-        records.Gradients,
-        records.gradients,
+        evaluate.Gradients,
+        evaluate.gradients,
         "measure signal, noise and bias of gradient estimators on a run's models",
     ),
-    "impute": Command(impute.Impute, impute.impute, "fill in the missing values of a table"),
-    "compare": Command(records.Compare, records.compare, "compare runs, example by example"),
+    "impute": Command(outputs.Impute, outputs.impute, "fill in the missing values of a table"),
+    "compare": Command(evaluate.Compare, evaluate.compare, "compare runs, example by example"),
     "figures": Command(
-        records.Figures,
-        records.draw_figures,
+        outputs.Figures,
+        outputs.draw_figures,
         "draw samples, reconstructions, curves and filters of a run",
     ),
-    "report": Command(records.ReportPage, records.report, "show runs side by side on one page"),
+    "report": Command(outputs.ReportPage, outputs.report, "show runs side by side on one page"),
     "export": Command(
-        sharing.Export, sharing.export, "export a model to share, with a card and a picture"
+        outputs.Export, outputs.export, "export a model to share, with a card and a picture"
     ),
-    "push": Command(sharing.Push, sharing.push, "upload an exported model to the Hugging Face Hub"),
+    "push": Command(outputs.Push, outputs.push, "upload an exported model to the Hugging Face Hub"),
     "reproduce": Command(
         queue.Reproduce, queue.reproduce, "reproduce published tables, cell by cell"
     ),

@@ -1,4 +1,4 @@
-"""`iwae evaluate`."""
+"""`iwae evaluate`, `classify`, `gradients` and `compare`: measure runs and compare them."""
 
 import contextlib
 import dataclasses
@@ -15,7 +15,7 @@ import tyro
 import iwae
 from iwae.cli import parsing
 from iwae.errors import UserError
-from iwae.results.text import describe
+from iwae.results.text import describe, describe_comparison, describe_gradients
 
 Method = Literal["is", "ais", "bdmc", "rate-distortion", "information"]
 
@@ -32,8 +32,8 @@ METHODS: dict[str, tuple[str, tuple[str, ...]]] = {
 """The function of `iwae` for each method, and the options that only some methods take."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Evaluate:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Evaluate(parsing.OfRun):
     """Measure the models of a run. Writes a record and the per-example values to RUN/evaluations.
 
     What each method measures:
@@ -46,14 +46,10 @@ class Evaluate:
     To resume an evaluation that was stopped, repeat the command.
     """
 
-    run: tyro.conf.Positional[Path]
-    """The run's folder."""
     method: Method = "is"
     """Method to measure with; see above."""
     split: Literal["train", "validation", "test"] | None = None
     """Split to measure (default: test)."""
-    weights: Literal["final", "best"] = "final"
-    """The final weights, or those with the best validation bound."""
     k: tuple[int, ...] | None = None
     """is, bdmc, information: samples per example; is takes several (default: 5000, 5000, 16)."""
     temperatures: int | None = None
@@ -76,16 +72,13 @@ class Evaluate:
     """Random seed of samples, chains and the subset."""
     batch_size: int | None = None
     """Examples per batch; affects speed, not results (default: automatic)."""
-    data_dir: Path | None = None
-    """Folder to search first for data files (default: $IWAE_DATA)."""
-    json: bool = False
-    """Print exactly one JSON object to standard output."""
-    quiet: bool = False
-    """Show no progress."""
+    data_dir: parsing.DataDir = None
+    json: parsing.Json = False
+    quiet: parsing.Quiet = False
 
 
 def evaluate(arguments: Sequence[str]) -> int:
-    """`iwae evaluate`."""
+    """`iwae evaluate`, `classify`, `gradients` and `compare`: measure runs and compare them."""
     options = parsing.parse(Evaluate, "evaluate", arguments)
     function, chosen = _method_options(options)
     parsing.set_up_jax()
@@ -105,10 +98,10 @@ def evaluate(arguments: Sequence[str]) -> int:
         track=tracker(quiet=options.quiet),
         **chosen,
     )
-    return print_measured(measured, as_json=options.json)
+    return _print_measured(measured, as_json=options.json)
 
 
-def print_measured(measure: Callable[[], dict[str, Any]], *, as_json: bool) -> int:
+def _print_measured(measure: Callable[[], dict[str, Any]], *, as_json: bool) -> int:
     """Print a measurement's record and return the exit status; a stop keeps finished work."""
     try:
         with sigterm_as_ctrl_c():
@@ -117,7 +110,12 @@ def print_measured(measure: Callable[[], dict[str, Any]], *, as_json: bool) -> i
         number = signal.SIGTERM if isinstance(stopped, Terminated) else signal.SIGINT
         print(f"stopped by {number.name}; repeat the command to resume", file=sys.stderr)
         return 128 + number
-    print(json.dumps(record, allow_nan=False) if as_json else describe(record))
+    return _print(record, describe, as_json=as_json)
+
+
+def _print(record: dict[str, Any], words: Callable[[dict[str, Any]], str], *, as_json: bool) -> int:
+    """Print a record as JSON or in words; returns the exit status."""
+    print(json.dumps(record, allow_nan=False) if as_json else words(record))
     return 0
 
 
@@ -181,3 +179,122 @@ def sigterm_as_ctrl_c() -> Iterator[None]:
 
 class Terminated(KeyboardInterrupt):
     """SIGTERM as an exception."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Classify(parsing.OfRun):
+    """Measure how well a conditional run classifies examples and detects other data.
+
+    Each example is scored under every label; p(y|x) follows from Bayes' rule. Writes a record and
+    the per-example values to RUN/evaluations: accuracy, log p(y|x), log p(x|y), log p(x), and the
+    confusion matrix.
+    """
+
+    run: tyro.conf.Positional[Path]
+    """Folder of a run trained with --conditional."""
+    split: Literal["train", "validation", "test"] = "test"
+    """Split to classify."""
+    k: int = 100
+    """Importance samples per example and label."""
+    against: str | None = None
+    """Other data (name or file): how often an example is likelier than one of theirs (AUROC)."""
+    examples: int | None = None
+    """Use a seeded random subset of this size, of the other data too (default: all)."""
+    seed: int = 0
+    """Random seed of the importance samples and the subsets."""
+    batch_size: int | None = None
+    """Examples per batch; affects speed, not results (default: automatic)."""
+    data_dir: parsing.DataDir = None
+    json: parsing.Json = False
+    quiet: parsing.Quiet = False
+
+
+def classify(arguments: Sequence[str]) -> int:
+    """`iwae classify`."""
+    options = parsing.parse(Classify, "classify", arguments)
+    parsing.set_up_jax()
+    from iwae.results.classes import classify_run
+    from iwae.runs.progress import tracker
+
+    chosen = dict(vars(options))
+    as_json, track = chosen.pop("json"), tracker(quiet=chosen.pop("quiet"))
+    return _print_measured(partial(classify_run, track=track, **chosen), as_json=as_json)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Gradients(parsing.OfRun):
+    """Measure signal, noise and bias of gradient estimators on the models of a run.
+
+    For each k, estimator and group of parameters: mean, variance, signal-to-noise ratio, bias
+    against a reference by a paired test, and time and memory per gradient. Writes a record and a
+    figure to RUN/evaluations.
+    """
+
+    k: tuple[int, ...] = (1, 10, 100)
+    """Number of particles, one or several."""
+    gradients: tuple[str, ...] | None = None
+    """Estimators (default: all that apply to the objective; see `iwae objectives`)."""
+    backward: tuple[int, ...] = ()
+    """Also measure each estimator through this many particles, where k is larger."""
+    objective: str | None = None
+    """Objective whose gradient to measure (default: the run's)."""
+    m: int | None = None
+    """miwae, piwae: number of groups of k samples (default: the run's)."""
+    alpha: float | None = None
+    """vr-iwae, and the gradient dreg-alpha (default: the run's)."""
+    beta: float | None = None
+    """ciwae: weight of the ELBO (default: the run's)."""
+    reference: str | None = None
+    """Estimator to measure biases against (default: the objective's plain one)."""
+    examples: int = 20
+    """Examples in the batch, a seeded random subset."""
+    draws: int = 200
+    """Draws of each gradient: a multiple of 10, at least 20."""
+    split: Literal["train", "validation", "test"] = "train"
+    """Split that the batch is drawn from."""
+    seed: int = 0
+    """Random seed."""
+    data_dir: parsing.DataDir = None
+    json: parsing.Json = False
+    quiet: parsing.Quiet = False
+
+
+def gradients(arguments: Sequence[str]) -> int:
+    """`iwae gradients`."""
+    options = parsing.parse(Gradients, "gradients", arguments)
+    parsing.set_up_jax()
+    from iwae.reports.gallery import draw_gradients
+    from iwae.results.signal import gradients_run
+    from iwae.runs.progress import tracker
+
+    chosen = dict(vars(options))
+    run, as_json, quiet = (chosen.pop(name) for name in ("run", "json", "quiet"))
+    record = gradients_run(run, ks=chosen.pop("k"), track=tracker(quiet=quiet), **chosen)
+    draw_gradients(run)
+    return _print(record, describe_gradients, as_json=as_json)
+
+
+@dataclasses.dataclass(frozen=True)
+class Compare:
+    """Compare runs with the first one, example by example, from their records."""
+
+    runs: tyro.conf.Positional[tuple[Path, ...]]
+    """Folders of two or more runs that `iwae evaluate` has measured."""
+    split: Literal["train", "validation", "test"] = "test"
+    """Split to compare."""
+    weights: parsing.Weights = "final"
+    pruned: bool = False
+    """Compare the models with their inactive units removed."""
+    estimator: str | None = None
+    """Estimator, such as L_5000 or AIS_500 (default: the tightest that all runs have)."""
+    json: parsing.Json = False
+
+
+def compare(arguments: Sequence[str]) -> int:
+    """`iwae compare`."""
+    options = parsing.parse(Compare, "compare", arguments)
+    from iwae.results.compare import compare as compare_runs
+
+    chosen = dict(vars(options))
+    as_json = chosen.pop("json")
+    return _print(compare_runs(**chosen), describe_comparison, as_json=as_json)

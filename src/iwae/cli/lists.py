@@ -2,7 +2,6 @@
 
 import dataclasses
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Literal
 
 import tyro
@@ -71,8 +70,7 @@ class Data:
     """List all data sets, fetch one, or verify its files."""
     name: tyro.conf.Positional[str | None] = None
     """Data set to fetch or verify."""
-    data_dir: Path | None = None
-    """Folder to search first for data files (default: $IWAE_DATA)."""
+    data_dir: parsing.DataDir = None
 
 
 def data(arguments: Sequence[str]) -> int:

@@ -1,12 +1,13 @@
 """Parsing, exit statuses and JAX set-up shared by the commands."""
 
 import contextlib
+import dataclasses
 import gc
 import os
 from collections.abc import Iterable, Sequence
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import tyro
 from pydantic import ValidationError
@@ -17,6 +18,26 @@ from iwae.errors import UserError
 USAGE_ERROR, FAILURE = 2, 1
 
 SEED_LIMIT = 2**31
+
+Weights = Annotated[
+    Literal["final", "best"],
+    tyro.conf.arg(help="The final weights, or those with the best validation bound."),
+]
+DataDir = Annotated[
+    Path | None,
+    tyro.conf.arg(help="Folder to search first for data files (default: $IWAE_DATA)."),
+]
+Json = Annotated[bool, tyro.conf.arg(help="Print exactly one JSON object to standard output.")]
+Quiet = Annotated[bool, tyro.conf.arg(help="Show no progress.")]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OfRun:
+    """Options of every command that reads the models of one run."""
+
+    run: tyro.conf.Positional[Path]
+    """The run's folder."""
+    weights: Weights = "final"
 
 
 def parse(kind: type, name: str, arguments: Sequence[str], **options: Any) -> Any:

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -48,10 +48,8 @@ class Working:
     """ray: CPU cores per run."""
     gpus: float = 0.0
     """ray: GPUs per run."""
-    data_dir: Path | None = None
-    """Folder to search first for data files (default: $IWAE_DATA)."""
-    quiet: bool = False
-    """Show no progress."""
+    data_dir: parsing.DataDir = None
+    quiet: parsing.Quiet = False
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -110,17 +108,23 @@ def reproduce(arguments: Sequence[str]) -> int:
 
 def _check_action(options: Any) -> None:
     """Raise UserError for an option that the action would ignore."""
-    defaults = {field.name: field.default for field in dataclasses.fields(Reproduce)}
-    actions: dict[str, tuple[str, ...]] = {
-        field.name: ("run",) for field in dataclasses.fields(Working) if field.name != "out"
-    }
-    actions |= {"ais": ("run", "status"), "format": ("table",)}
-    for name, known in actions.items():
-        if options.action not in known and getattr(options, name) != defaults[name]:
-            option = name.replace("_", "-")
-            raise UserError(f"--{option} goes with these actions: {', '.join(known)}")
-    if options.ais is None and options.examples != defaults["examples"]:
-        raise UserError("--examples is the number of examples to anneal: it needs --ais")
+    working = {field.name for field in dataclasses.fields(Working)} - {"out"}
+    for names, actions in (
+        (working, ("run",)),
+        ({"ais"}, ("run", "status")),
+        ({"format"}, ("table",)),
+    ):
+        if options.action not in actions:
+            _refuse(options, names, f"goes with these actions: {', '.join(actions)}")
+    if options.ais is None:
+        _refuse(options, {"examples"}, "is the number of examples to anneal: it needs --ais")
+
+
+def _refuse(options: Any, names: Collection[str], rule: str) -> None:
+    """Raise UserError for the first of these options that is not at its default."""
+    for field in dataclasses.fields(options):
+        if field.name in names and getattr(options, field.name) != field.default:
+            raise UserError(f"--{field.name.replace('_', '-')} {rule}")
 
 
 def _results(options: Any, cells: Sequence["Cell"], wanted: "Wanted") -> int:
@@ -247,25 +251,22 @@ def _work(options: Any, tasks: Sequence["Task"], words: Sequence[str]) -> int:
 
 def _check(options: Any) -> None:
     """Raise UserError for options that are invalid or contradict each other."""
-    _check_out(options)
     if options.budget is not None:
         seconds(options.budget)
-    for field in dataclasses.fields(Working):
-        ignored = field.name in _RAY and options.engine != "ray"
-        if ignored and getattr(options, field.name) != field.default:
-            raise UserError(f"--{field.name} needs --engine ray")
+    if options.engine != "ray":
+        _refuse(options, _RAY, "needs --engine ray")
     if options.cpus < 1 or options.gpus < 0:
         raise UserError(
             f"--cpus is {options.cpus} and --gpus {options.gpus:g}; choose at least 1 and 0"
         )
-    if options.engine == "ray" and options.workers != 1:
-        raise UserError("--workers needs --engine here; a Ray cluster has its own")
+    if options.engine == "ray":
+        _refuse(options, {"workers"}, "needs --engine here; a Ray cluster has its own")
     cores = len(parsing.cores())
     if not 1 <= options.workers <= cores:
         raise UserError(f"--workers is {options.workers}; choose 1 to {cores}, the number of cores")
 
 
-_RAY = ("address", "scratch", "cpus", "gpus")
+_RAY = {"address", "scratch", "cpus", "gpus"}
 
 
 def _check_out(options: Any) -> None:
@@ -298,7 +299,7 @@ def _share_out(options: Any, tasks: Sequence["Task"], words: Sequence[str], comm
     """
     cores = parsing.cores()
     shares = [cores[i :: options.workers] for i in range(options.workers)]
-    line = [sys.executable, "-m", "iwae", *_without(words, "workers"), "--quiet"]
+    line = [sys.executable, "-m", "iwae", *words, "--workers", "1", "--quiet"]  # the last counts
     processes = [
         subprocess.Popen(  # noqa: S603 - ourselves
             line,
@@ -337,15 +338,6 @@ def _tell(options: Any, tasks: Sequence["Task"]) -> None:
         if (state := state_of(options.out, task)).status == Status.IN_USE:
             words = f"epoch {state.epoch:,} of {task.config.epochs:,}"
             print(f"{task.name}: {words}", file=sys.stderr, flush=True)
-
-
-def _without(words: Sequence[str], name: str) -> list[str]:
-    """A command line without an option and its value."""
-    words = [word for word in words if not word.startswith(f"--{name}=")]
-    if f"--{name}" in words:
-        place = words.index(f"--{name}")
-        del words[place : place + 2]
-    return words
 
 
 def _outcomes(

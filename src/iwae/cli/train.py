@@ -1,9 +1,9 @@
 """`iwae train`."""
 
+import argparse
 import dataclasses
 import sys
 from collections.abc import Sequence
-from itertools import zip_longest
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -35,8 +35,7 @@ class Train:
     """With --resume: return to the end of this stage of the schedule (0 is the first)."""
     preset: str | None = None
     """Start from the configuration of a published experiment; see `iwae presets`."""
-    data_dir: Path | None = None
-    """Folder to search first for data files (default: $IWAE_DATA)."""
+    data_dir: parsing.DataDir = None
     track: tuple[Literal["wandb", "mlflow"], ...] = ()
     """Log every epoch's scalars to these trackers too; with --resume, also those they missed."""
     quiet: bool = False
@@ -103,28 +102,20 @@ def _base_config(arguments: Sequence[str]) -> tuple[TrainConfig, list[str]]:
     """The configuration that the options change: a file's, a preset's or the defaults."""
     rest = list(arguments)
     file = rest.pop(0) if rest and not rest[0].startswith("-") else None
-    name, stages = _value(rest, "--preset"), _value(rest, "--stages")
-    if file is not None and name is not None:
+    peek = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    for option in ("--preset", "--stages", "--epochs"):
+        peek.add_argument(option, nargs="?")  # tyro reports one without a value
+    given, _ = peek.parse_known_args(rest)
+    if file is not None and given.preset is not None:
         raise UserError("give an experiment file or --preset, not both")
     if file is not None:
         base = read_config(Path(file))
     else:
-        base = preset(name).config() if name is not None else TrainConfig()
-    if stages is not None and _value(rest, "--epochs") is None:
+        base = TrainConfig() if given.preset is None else preset(given.preset).config()
+    if given.stages is not None and given.epochs is None:
         # With the epochs of the base, the stages would be scaled to these.
-        base = base.model_copy(update={"epochs": sum(s.epochs for s in _stages(stages))})
+        base = base.model_copy(update={"epochs": sum(s.epochs for s in _stages(given.stages))})
     return base, rest
-
-
-def _value(arguments: Sequence[str], option: str) -> str | None:
-    """The value of the last `option`, in either spelling."""
-    found = None
-    for word, after in zip_longest(arguments, arguments[1:]):
-        if word == option:
-            found = after
-        elif word.startswith(f"{option}="):
-            found = word.partition("=")[2]
-    return found
 
 
 def _stages(text: str) -> tuple[StageConfig, ...]:

@@ -359,7 +359,7 @@ class TrainConfig(BaseModel):
                 )
         if self.lr_end and self.schedule not in DECAYING:
             raise ValueError(f"lr_end needs schedule {', '.join(DECAYING)}; it is {self.schedule}")
-        check(self.declaration(), len(self.sizes()[0]))
+        self.declaration()
         return self
 
     def _check_sizes(self) -> None:
@@ -402,7 +402,7 @@ class TrainConfig(BaseModel):
         given = self.stages[i].given()
         values = {name: getattr(self, name) for name in TrainConfig.model_fields}
         if given.get("objective", self.objective) != self.objective:
-            values |= dict.fromkeys(_OBJECTIVE_OPTIONS)
+            values |= dict.fromkeys(("gradient", *OPTIONS))
         given = {name: value for name, value in given.items() if name != "fresh"}
         return TrainConfig(**{**values, **given, "stages": None, "epochs": epochs})
 
@@ -432,9 +432,10 @@ class TrainConfig(BaseModel):
         return None
 
     def declaration(self, steps_per_epoch: int = 1) -> Declaration:
-        """The objective and its gradient estimator, for epochs of `steps_per_epoch` steps."""
+        """The objective with its defaults, checked, for epochs of `steps_per_epoch` steps."""
         same = {name: getattr(self, name) for name in Declaration._fields if hasattr(self, name)}
-        return Declaration(**same, kl_warmup_steps=self.kl_warmup * steps_per_epoch)
+        declared = Declaration(**same, kl_warmup_steps=self.kl_warmup * steps_per_epoch)
+        return check(declared, len(self.sizes()[0]))
 
     def seeds(self) -> range:
         """The seed of each replicate."""
@@ -494,23 +495,23 @@ def _epochs_of(stage: Any) -> int:
     return found if isinstance(found, int) else 0
 
 
-_OBJECTIVE_OPTIONS = ("gradient", *OPTIONS)
-"""Options specific to an objective."""
-
-
 def read_config(path: Path) -> TrainConfig:
     """Read an experiment file (TOML).
 
     Raises:
         UserError: if it cannot be read or is not a valid configuration.
     """
+    return make_config(read_values(path), str(path))
+
+
+def read_values(path: Path) -> dict[str, Any]:
+    """The values of an experiment file, unchecked; UserError if it cannot be read."""
     try:
-        values = tomllib.loads(path.read_text())
+        return tomllib.loads(path.read_text())
     except FileNotFoundError as error:
         raise UserError(f"no experiment file {path}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
         raise UserError(f"experiment file {path} cannot be read: {error}") from error
-    return make_config(values, str(path))
 
 
 def config_values(config: TrainConfig) -> dict[str, Any]:

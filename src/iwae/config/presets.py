@@ -15,7 +15,6 @@ from iwae.config import recipes
 from iwae.config.experiment import TrainConfig, make_config
 from iwae.data import DATASETS
 from iwae.errors import UserError
-from iwae.objectives.declaration import check
 
 log = logging.getLogger("iwae")
 
@@ -104,7 +103,7 @@ _TABLE_3 = {
 }
 
 
-def _cells(table: dict, number: int) -> dict[str, Preset]:
+def _cells(table: dict[tuple[str, int], Any], number: int) -> dict[str, Preset]:
     return {
         f"table{number}/{dataset}/{layers}l/{name}-k{k}": Preset(
             {"dataset": dataset, "layers": layers, "objective": name, "k": k},
@@ -366,7 +365,7 @@ def _filled(config: TrainConfig) -> dict[str, Any]:
     """All settings except `_PLACES`, with the defaults of the objective filled in."""
     latent_sizes, hidden_sizes = config.sizes()
     values = {**config.model_dump(), "latent_sizes": latent_sizes, "hidden_sizes": hidden_sizes}
-    declared = check(config.final().declaration(), len(latent_sizes))._asdict()
+    declared = config.final().declaration()._asdict()
     values |= {name: value for name, value in declared.items() if name in values}
     if config.k * (config.m or 1) == 1 and config.objective in ("vae", "elbo", "iwae"):
         values["objective"] = "elbo"  # with one sample these bounds are the same

@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 
 from iwae.data import readers, synthetic
-from iwae.data.alphabets import ALPHABETS
 from iwae.data.splits import TEST_ROWS, HeldOut, choose
 
 Reader = Callable[[bytes, readers.Shapes], readers.Splits]
@@ -139,33 +138,32 @@ def shuffled_1345(n: int) -> HeldOut:
     return HeldOut(rows[:-1345], rows[-1345:], rule)
 
 
-def _images(mirrors: tuple[str, ...], sums: Mapping[str, Mapping[str, Any]]) -> tuple:
-    """The two image files of an MNIST-like set; a density needs no labels."""
-    return tuple(
-        DataFile(
-            name=f"{stem}-images-idx3-ubyte",
-            other_names=(f"{stem}-images.idx3-ubyte",),
-            read=readers.idx_images,
-            shapes={split: (count, 28, 28)},
-            mirrors=tuple(f"{mirror}/{stem}-images-idx3-ubyte.gz" for mirror in mirrors),
-            **sums[split],
-        )
-        for split, stem, count in (("train", "train", 60_000), ("test", "t10k", 10_000))
-    )
+_IDX = {
+    "images": (readers.idx_images, "idx3-ubyte", (28, 28)),
+    "labels": (readers.idx_labels, "idx1-ubyte", ()),
+}
+"""The reader of an MNIST-like file, its format, and the shape of one example."""
 
 
-def _labels(mirrors: tuple[str, ...], sums: Mapping[str, Mapping[str, Any]]) -> tuple:
-    """The two label files of an MNIST-like set, which only conditional models need."""
+def _idx_files(what: str, mirrors: tuple[str, ...], **sums: Any) -> tuple[DataFile, ...]:
+    """The training and test files of an MNIST-like set: "images", or "labels" for their classes.
+
+    Args:
+        sums: the checksums of both files, under the name of their field of `DataFile`.
+    """
+    read, form, shape = _IDX[what]
     return tuple(
         DataFile(
-            name=f"{stem}-labels-idx1-ubyte",
-            other_names=(f"{stem}-labels.idx1-ubyte",),
-            read=readers.idx_labels,
-            shapes={split: (count,)},
-            mirrors=tuple(f"{mirror}/{stem}-labels-idx1-ubyte.gz" for mirror in mirrors),
-            **sums[split],
+            name=f"{stem}-{what}-{form}",
+            other_names=(f"{stem}-{what}.{form}",),
+            read=read,
+            shapes={split: (count, *shape)},
+            mirrors=tuple(f"{mirror}/{stem}-{what}-{form}.gz" for mirror in mirrors),
+            **{field: both[i] for field, both in sums.items()},
         )
-        for split, stem, count in (("train", "train", 60_000), ("test", "t10k", 10_000))
+        for i, (split, stem, count) in enumerate(
+            (("train", "train", 60_000), ("test", "t10k", 10_000))
+        )
     )
 
 
@@ -179,7 +177,7 @@ _FASHION_MIRRORS = (
 )
 
 
-def _amats(sums: Mapping[str, tuple[int, str, str]]) -> tuple:
+def _amats(sums: Mapping[str, tuple[int, str, str]]) -> tuple[Any, ...]:
     mirrors = (
         "http://www.cs.toronto.edu/~larocheh/public/datasets/binarized_mnist",
         "https://github.com/riannevdberg/sylvester-flows/raw/master/data/MNIST_static",
@@ -196,6 +194,23 @@ def _amats(sums: Mapping[str, tuple[int, str, str]]) -> tuple:
         for stem, (count, sha256, values_sha256) in sums.items()
     )
 
+
+_ALPHABETS = tuple(
+    """
+    Alphabet_of_the_Magi Angelic Anglo-Saxon_Futhorc Arcadian Armenian
+    Asomtavruli_(Georgian) Atemayar_Qelisayer Atlantean Aurek-Besh Avesta Balinese Bengali
+    Blackfoot_(Canadian_Aboriginal_Syllabics) Braille Burmese_(Myanmar) Cyrillic
+    Early_Aramaic Futurama Ge_ez Glagolitic Grantha Greek Gujarati Gurmukhi Hebrew
+    Inuktitut_(Canadian_Aboriginal_Syllabics) Japanese_(hiragana) Japanese_(katakana)
+    Kannada Keble Korean Latin Malay_(Jawi_-_Arabic) Malayalam Manipuri Mkhedruli_(Georgian)
+    Mongolian N_Ko Ojibwe_(Canadian_Aboriginal_Syllabics) Old_Church_Slavonic_(Cyrillic)
+    Oriya Sanskrit Sylheti Syriac_(Estrangelo) Syriac_(Serto) Tagalog Tengwar Tibetan
+    Tifinagh ULOG
+    """.split()  # noqa: SIM905
+)
+"""The alphabets of OMNIGLOT, named as its published folders (Lake et al. 2015).
+
+In the order of their numbers in `omniglot28.mat`, which is alphabetical."""
 
 _OMNIGLOT_SHAPES = {"train": (24_345, 28, 28), "test": (8_070, 28, 28)}
 _CHARDATA = "yburda/iwae/{}master/datasets/OMNIGLOT/chardata.mat"
@@ -235,29 +250,23 @@ _FILES = (
         folders=("mnist", "MNIST/raw", "MNIST"),
         authors=last_400,
         variants=(
-            _images(
+            _idx_files(
+                "images",
                 _MNIST_MIRRORS,
-                {
-                    "train": {
-                        "sha256": "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db"
-                    },
-                    "test": {
-                        "sha256": "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7"
-                    },
-                },
+                sha256=(
+                    "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
+                    "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
+                ),
             ),
         ),
         label_variants=(
-            _labels(
+            _idx_files(
+                "labels",
                 _MNIST_MIRRORS,
-                {
-                    "train": {
-                        "sha256": "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5"
-                    },
-                    "test": {
-                        "sha256": "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2"
-                    },
-                },
+                sha256=(
+                    "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
+                    "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
+                ),
             ),
         ),
         classes=DIGITS,
@@ -308,7 +317,7 @@ _FILES = (
                     file,
                     read=readers.omniglot_labels,
                     shapes={split: (n,) for split, (n, _, _) in _OMNIGLOT_SHAPES.items()},
-                    classes=ALPHABETS if name == "omniglot28.mat" else (),
+                    classes=_ALPHABETS if name == "omniglot28.mat" else (),
                 ),
             )
             for name, (file,) in _OMNIGLOT.items()
@@ -324,21 +333,23 @@ _FILES = (
         split_rule="as published",
         folders=("fashion-mnist", "FashionMNIST/raw", "FashionMNIST", "fashion_mnist", "fashion"),
         variants=(
-            _images(
+            _idx_files(
+                "images",
                 _FASHION_MIRRORS,
-                {
-                    "train": {"archive_md5": "8d4fb7e6c68d591d4c3dfef9ec88bf0d"},
-                    "test": {"archive_md5": "bef4ecab320f06d8554ea6380940ec79"},
-                },
+                archive_md5=(
+                    "8d4fb7e6c68d591d4c3dfef9ec88bf0d",
+                    "bef4ecab320f06d8554ea6380940ec79",
+                ),
             ),
         ),
         label_variants=(
-            _labels(
+            _idx_files(
+                "labels",
                 _FASHION_MIRRORS,
-                {
-                    "train": {"archive_md5": "25c81989df183df01b3e8a0aad5dffbe"},
-                    "test": {"archive_md5": "bb300cfdad3c16e7a12a480ee83cd310"},
-                },
+                archive_md5=(
+                    "25c81989df183df01b3e8a0aad5dffbe",
+                    "bb300cfdad3c16e7a12a480ee83cd310",
+                ),
             ),
         ),
         classes=(

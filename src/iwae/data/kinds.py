@@ -77,27 +77,6 @@ class About(NamedTuple):
     white: float | None = None
 
 
-def _is_bit(values: np.ndarray, kind: Kind) -> np.ndarray:  # noqa: ARG001
-    return (values == 0) | (values == 1)
-
-
-def _is_real(values: np.ndarray, kind: Kind) -> np.ndarray:  # noqa: ARG001
-    return np.isfinite(values)
-
-
-def _is_level(values: np.ndarray, kind: Kind) -> np.ndarray:  # noqa: ARG001
-    return _is_whole(values, LEVELS - 1)
-
-
-def _is_category(values: np.ndarray, kind: Kind) -> np.ndarray:
-    assert kind.categories is not None  # noqa: S101 - by `make_kind`
-    return _is_whole(values, kind.categories - 1)
-
-
-def _is_count(values: np.ndarray, kind: Kind) -> np.ndarray:  # noqa: ARG001
-    return _is_whole(values, LARGEST_COUNT)
-
-
 def _is_whole(values: np.ndarray, largest: int) -> np.ndarray:
     return (values >= 0) & (values <= largest) & (values == np.rint(values))
 
@@ -110,23 +89,23 @@ def _fits_columns(values: np.ndarray, kind: Kind) -> np.ndarray:
 _BIT = (
     "0 or 1",
     "write binary values as 0 and 1; binarise grey levels first, or choose another observation",
-    _is_bit,
+    lambda values, _: (values == 0) | (values == 1),
 )
-_REAL = ("finite numbers", "remove rows with missing values", _is_real)
+_REAL = ("finite numbers", "remove rows with missing values", lambda values, _: np.isfinite(values))
 _LEVEL = (
     "whole numbers from 0 to 255",
     "multiply grey levels within [0, 1] by 255 and store them as uint8",
-    _is_level,
+    lambda values, _: _is_whole(values, LEVELS - 1),
 )
 _CATEGORY = (
     "whole numbers from 0 to `categories` - 1",
     "number the categories from 0, or raise `categories`",
-    _is_category,
+    lambda values, kind: _is_whole(values, kind.categories - 1),
 )
 _COUNT = (
     f"whole numbers from 0 to {LARGEST_COUNT:,}",
     "round counts and remove rows with missing values; use 'gaussian' for other numbers",
-    _is_count,
+    lambda values, _: _is_whole(values, LARGEST_COUNT),
 )
 _TABLE = ("the values of each column's kind", "", _fits_columns)
 

@@ -1,11 +1,12 @@
 """Load a data set from its name or path."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
-from iwae.data.catalogue import DATASETS
+from iwae.data.catalogue import DATASETS, Source
 from iwae.data.kinds import KINDS, Kind, as_kind, check_values, make_kind
 from iwae.data.own import SUFFIXES, read_bytes, read_own
 from iwae.data.readers import DamagedError
@@ -51,14 +52,15 @@ def load_dataset(
     if path.suffix.lower() in SUFFIXES:
         raw = read_own(path, kind, missing=missing, labels=labels)
     else:
-        raw = _read_named(os.fspath(name_or_path), data_dir, download, progress)
+        find = partial(obtain, data_dir=data_dir, download=download, progress=progress)
+        raw = _read_named(os.fspath(name_or_path), find)
         if isinstance(labels, str):
             raise UserError(
                 f"label {labels!r} names a column of a .csv file, but {raw.name} is a named data "
                 "set: use conditional alone"
             )
         if labels:
-            raw = _with_labels(raw, data_dir, download, progress)
+            raw = _with_labels(raw, find)
         if kind is not None and KINDS[kind.name].as_stored:
             for split, rows in raw.splits.items():
                 check_values(rows, kind, f"{raw.name}: {split}")
@@ -80,9 +82,7 @@ def _checked_kind(kind: Kind) -> Kind:
     return make_kind(**kind._asdict())
 
 
-def _read_named(
-    name: str, data_dir: str | os.PathLike[str] | None, download: bool, progress: bool
-) -> Raw:
+def _read_named(name: str, find: Callable[[Source], list[Checked]]) -> Raw:
     source = named(name)
     files: list[dict[str, str]] = []
     if source.generate:
@@ -91,7 +91,7 @@ def _read_named(
         except DamagedError as damage:
             raise UserError(f"data set {name!r} cannot be generated: {damage}") from None
     else:
-        checked = obtain(source, data_dir, download=download, progress=progress)
+        checked = find(source)
         splits = {split: rows for file in checked for split, rows in file.splits.items()}
         files = [_file_identity(each) for each in checked]
     return Raw(
@@ -106,9 +106,7 @@ def _read_named(
     )
 
 
-def _with_labels(
-    raw: Raw, data_dir: str | os.PathLike[str] | None, download: bool, progress: bool
-) -> Raw:
+def _with_labels(raw: Raw, find: Callable[[Source], list[Checked]]) -> Raw:
     """Add the labels of a named set."""
     source = named(raw.name)
     if source.generate_labels is not None:
@@ -116,8 +114,7 @@ def _with_labels(
     if not source.label_variants:
         have = ", ".join(one.name for one in DATASETS.values() if one.classes)
         raise UserError(f"{raw.name} has no labels: use {have}, or a file of your own")
-    labels_of = replace(source, variants=source.label_variants)
-    checked = obtain(labels_of, data_dir, download=download, progress=progress)
+    checked = find(replace(source, variants=source.label_variants))
     files = map(_file_identity, checked)
     return raw._replace(
         labels={split: rows for file in checked for split, rows in file.splits.items()},

@@ -91,10 +91,16 @@ class Raw(NamedTuple):
     label: str | None = None  # the column that holds them, if a user named one
 
 
+Rows = np.ndarray | slice
+"""Indices of rows; a slice of all of them copies nothing."""
+
+ALL = slice(None)
+
+
 class HeldOut(NamedTuple):
     """Rows of the training array: those to train on, in this order, and those held out."""
 
-    train: np.ndarray
+    train: Rows
     validation: np.ndarray
     rule: str
     seed: int | None = None
@@ -133,14 +139,12 @@ def choose(n: int, count: int, *, seed: int = 0, stream: int = HOLD_OUT) -> np.n
     return np.sort(order[:count])
 
 
-def bernoulli(
-    grey: np.ndarray, *, seed: int, stream: int, rows: np.ndarray | None = None
-) -> np.ndarray:
+def bernoulli(grey: np.ndarray, *, seed: int, stream: int, rows: Rows = ALL) -> np.ndarray:
     """0/1 uint8 draws with probabilities `grey` (uint8 / 255, or float in [0, 1]), `[n, d]`.
 
     Pixel (row, column) has its own uniform number, whichever `rows` (default: all) are drawn.
     """
-    rows = np.arange(len(grey)) if rows is None else rows
+    rows = np.arange(len(grey))[rows]
     width = grey.shape[1]
     uniform = _generator(seed, stream)
     start = uniform.bit_generator.state
@@ -167,12 +171,11 @@ def assemble(raw: Raw, choices: Choices) -> Dataset:
     shape = _shape(raw, choices.shape)
     held_out = _held_out(raw, choices)
     kind = (observation, binarization, choices.binarization_seed)
-    train_rows = None if held_out is None else held_out.train
-    train = _train(raw.splits["train"], raw.values, kind, train_rows)
+    train = _train(raw.splits["train"], raw.values, kind, held_out.train)
     if "validation" in raw.splits:
         validation = _drawn(raw.splits["validation"], raw.values, kind, VALIDATION_DRAW)
     else:
-        rows = np.arange(0) if held_out is None else held_out.validation
+        rows = held_out.validation
         validation = _drawn(raw.splits["train"], raw.values, kind, TRAIN_DRAW, rows)
     test = _drawn(raw.splits["test"], raw.values, kind, TEST_DRAW)
     splits = {"train": train, "validation": validation, "test": test}
@@ -195,7 +198,11 @@ def assemble(raw: Raw, choices: Choices) -> Dataset:
             "values": raw.values,
             "values_rule": raw.values_rule,
             "split": raw.split_rule,
-            "validation": _validation_identity(raw, held_out),
+            "validation": {
+                "rule": held_out.rule,
+                "count": len(validation),
+                "seed": held_out.seed,
+            },
             "sizes": {"train": len(train), "validation": len(validation), "test": len(test)},
             "shape": list(shape),
             "observation": as_json(what),
@@ -215,17 +222,17 @@ def assemble(raw: Raw, choices: Choices) -> Dataset:
 
 
 def _labelled(
-    raw: Raw, splits: Mapping[str, np.ndarray], held_out: HeldOut | None, binarization: str
+    raw: Raw, splits: Mapping[str, np.ndarray], held_out: HeldOut, binarization: str
 ) -> dict[str, np.ndarray]:
     """The splits, with one-hot labels after their rows if there are labels."""
     if raw.labels is None:
         return dict(splits)
-    labels = dict(raw.labels)
-    if held_out is not None:
-        labels["train"], labels["validation"] = (
-            raw.labels["train"][rows] for rows in (held_out.train, held_out.validation)
-        )
-    labels.setdefault("validation", np.zeros(0, int))
+    known = raw.labels["train"]
+    labels = {
+        "validation": known[held_out.validation],
+        **raw.labels,
+        "train": known[held_out.train],
+    }
     unseen = np.setdiff1d(np.arange(len(raw.classes)), labels["train"])
     if unseen.size:
         raise UserError(
@@ -288,12 +295,10 @@ def resolve(values: str, observation: str | None, binarization: str | None) -> t
     return observation, binarization or "dynamic"
 
 
-def _train(
-    array: np.ndarray, values: str, kind: tuple[str, str, int], rows: np.ndarray | None
-) -> np.ndarray:
+def _train(array: np.ndarray, values: str, kind: tuple[str, str, int], rows: Rows) -> np.ndarray:
     """The training rows: grey stays grey under `dynamic`; otherwise as in `_drawn`."""
     if kind[1] == "dynamic":
-        return array if rows is None else array[rows]
+        return array[rows]
     return _drawn(array, values, kind, TRAIN_DRAW, rows)
 
 
@@ -302,13 +307,13 @@ def _drawn(
     values: str,
     kind: tuple[str, str, int],
     stream: int,
-    rows: np.ndarray | None = None,
+    rows: Rows = ALL,
 ) -> np.ndarray:
     """Rows as they are measured: 0/1 uint8, float32 for Gaussian kinds, or as stored."""
     observation, binarization, seed = kind
     if binarization in ("dynamic", "static"):
         return bernoulli(array, seed=seed, stream=stream, rows=rows)
-    array = array if rows is None else array[rows]
+    array = array[rows]
     if binarization == "threshold":
         # Bytes from 128 up are above one half: 127 / 255 < 0.5 < 128 / 255.
         return (array > (127 if array.dtype == np.uint8 else 0.5)).astype(np.uint8)
@@ -317,8 +322,8 @@ def _drawn(
     return _unit(array, np.float32) if values == "grey" else array.astype(np.float32)
 
 
-def _held_out(raw: Raw, choices: Choices) -> HeldOut | None:
-    """The training rows to hold out and to keep; None to train on all of them as they are."""
+def _held_out(raw: Raw, choices: Choices) -> HeldOut:
+    """The training rows to hold out and to keep."""
     wanted, n = choices.validation, len(raw.splits["train"])
     if isinstance(wanted, bool) or not isinstance(wanted, int | np.integer | str | None):
         raise UserError(f"validation must be a whole number of examples, not {wanted!r}")
@@ -329,7 +334,7 @@ def _held_out(raw: Raw, choices: Choices) -> HeldOut | None:
                 f"{raw.name} has a validation set of its own ({own:,} examples): "
                 f"leave `validation` unset instead of {wanted!r}"
             )
-        return None
+        return HeldOut(ALL, np.arange(0), "a set of its own")
     if isinstance(wanted, str):
         if wanted != "authors" or raw.authors is None:
             authors = ", or 'authors'" if raw.authors else ""
@@ -338,7 +343,7 @@ def _held_out(raw: Raw, choices: Choices) -> HeldOut | None:
             )
         held_out = raw.authors(n)
     elif not wanted:
-        return None
+        return HeldOut(ALL, np.arange(0), "none held out")
     else:
         rows = choose(n, max(wanted, 0), seed=choices.seed)
         held_out = HeldOut(
@@ -353,18 +358,6 @@ def _held_out(raw: Raw, choices: Choices) -> HeldOut | None:
             f"of {raw.name}, not {wanted!r}"
         )
     return held_out
-
-
-def _validation_identity(raw: Raw, held_out: HeldOut | None) -> dict[str, Any]:
-    if "validation" in raw.splits:
-        return {"rule": "a set of its own", "count": len(raw.splits["validation"]), "seed": None}
-    if held_out is None:
-        return {"rule": "none held out", "count": 0, "seed": None}
-    return {
-        "rule": held_out.rule,
-        "count": len(held_out.validation),
-        "seed": held_out.seed,
-    }
 
 
 def _shape(raw: Raw, wanted: Sequence[int] | None) -> tuple[int, ...]:

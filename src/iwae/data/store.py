@@ -6,8 +6,9 @@ A file counts only once its content has been read and checked; nothing is unpick
 import hashlib
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,13 +34,6 @@ class Checked(NamedTuple):
     verified: str  # by "sha256", "values", "md5", or "structure" alone
 
 
-class Place(NamedTuple):
-    """A folder to search, and its sub-folders that may hold a data set."""
-
-    root: Path
-    folders: tuple[str, ...]
-
-
 def cache_dir() -> Path:
     """The folder for downloads, inside the user's cache folder."""
     from platformdirs import user_cache_dir
@@ -50,12 +44,12 @@ def cache_dir() -> Path:
 def locate(source: Source, data_dir: str | os.PathLike[str] | None) -> dict[str, Path | None]:
     """The path of each file of a set, None if missing; all in one place if possible."""
     places = _places(source, data_dir)
-    for place in places:
+    for folders in places:
         for variant in source.variants:
-            found = {file.name: _find(file, [place]) for file in variant}
+            found = {file.name: _find(file, folders) for file in variant}
             if all(found.values()):
                 return found
-    return {file.name: _find(file, places) for file in source.variants[0]}
+    return {file.name: _find(file, chain(*places)) for file in source.variants[0]}
 
 
 def obtain(
@@ -170,10 +164,10 @@ _WORDS = {
 }
 
 
-def _places(source: Source, data_dir: str | os.PathLike[str] | None) -> list[Place]:
-    """The user's folder, if one is given, then the cache."""
+def _places(source: Source, data_dir: str | os.PathLike[str] | None) -> list[list[Path]]:
+    """The folders to search: those inside the user's folder, if one is given, then the cache."""
     given = data_dir if data_dir is not None else os.environ.get(ENVIRONMENT) or None
-    places = [Place(cache_dir(), (source.name,))]
+    places = [[cache_dir() / source.name]]
     if given is not None:
         root = Path(given).expanduser()
         if not root.is_dir():
@@ -181,20 +175,15 @@ def _places(source: Source, data_dir: str | os.PathLike[str] | None) -> list[Pla
             raise UserError(
                 f"{setting} is {str(root)!r}, which is not a folder: create or change it"
             )
-        places.insert(0, Place(root, (*source.folders, ".")))
+        places.insert(0, [root / folder for folder in (*source.folders, ".")])
     return places
 
 
-def _find(file: DataFile, places: Sequence[Place]) -> Path | None:
-    return next((path for path in _candidates(file, places) if path.is_file()), None)
-
-
-def _candidates(file: DataFile, places: Sequence[Place]) -> Iterator[Path]:
-    for place in places:
-        for folder in place.folders:
-            for name in (file.name, *file.other_names):
-                yield place.root / folder / name
-                yield place.root / folder / f"{name}.gz"
+def _find(file: DataFile, folders: Iterable[Path]) -> Path | None:
+    """The first file, plain or compressed, with one of the names."""
+    names = [name + end for name in (file.name, *file.other_names) for end in ("", ".gz")]
+    paths = (folder / name for folder in folders for name in names)
+    return next(filter(Path.is_file, paths), None)
 
 
 def _whereabouts(source: Source, data_dir: str | os.PathLike[str] | None) -> tuple[bool, str]:

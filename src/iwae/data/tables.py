@@ -54,10 +54,10 @@ def csv_numbers(path: Path, content: bytes) -> np.ndarray:
     try:
         numbers = np.loadtxt(lines, delimiter=",", ndmin=2, comments=None, quotechar='"')
     except ValueError as error:
-        _refuse_odd_line(path, text, first, missing=False)
+        _checked_rows(path, text, first, missing=False)  # names the line
         raise UserError(f"{path}: {error}") from None
     if numbers.shape[1] == 1:  # here an empty line is an empty cell, which NumPy skips
-        _refuse_odd_line(path, text, first, missing=False)
+        _checked_rows(path, text, first, missing=False)
     return numbers
 
 
@@ -68,8 +68,7 @@ def csv_cells(path: Path, content: bytes) -> Cells:
         UserError: names the first invalid line.
     """
     text, first, names = _read(path, content)
-    _refuse_odd_line(path, text, first, missing=True)
-    rows = [row for _, row in _rows(path, text, first)]
+    rows = _checked_rows(path, text, first, missing=True)
     numbers = [[np.nan if _is_missing(cell) else float(cell) for cell in row] for row in rows]
     return Cells(names, rows, np.array(numbers))
 
@@ -139,20 +138,22 @@ def _is_almost(cell: str) -> bool:
     return _is_number(cell) or _ALMOST.fullmatch(cell.strip()) is not None
 
 
-def _refuse_odd_line(path: Path, text: str, first: int, *, missing: bool) -> None:
-    """Raise UserError for the first invalid line."""
-    width = None
+def _checked_rows(path: Path, text: str, first: int, *, missing: bool) -> list[list[str]]:
+    """The cells of each example; UserError for the first invalid line."""
+    rows: list[list[str]] = []
     for line, row in _rows(path, text, first):
         for column, cell in enumerate(row, start=1):
             if (missing and _is_missing(cell)) or _is_number(cell):
                 continue
             place = f"{path}: line {line}, column {column}"
             raise UserError(f"{place}: {cell[:40]!r} is not a number{_remedy(cell)}")
-        width = width or len(row)
-        if len(row) != width:
+        rows.append(row)
+        if len(row) != len(rows[0]):
             raise UserError(
-                f"{path}: line {line} has {len(row)} columns, but the lines above have {width}"
+                f"{path}: line {line} has {len(row)} columns, but the lines above have "
+                f"{len(rows[0])}"
             )
+    return rows
 
 
 def _remedy(cell: str) -> str:

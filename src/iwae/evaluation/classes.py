@@ -10,8 +10,8 @@ from jaxtyping import Array, Float, Int
 from scipy.special import log_softmax, logsumexp
 
 from iwae.errors import UserError
-from iwae.evaluation.examples import ROWS, SLAB_ROWS, ExampleFn, gather, map_examples
-from iwae.evaluation.likelihood import chunk_length, refuse_nan, streamed_bound
+from iwae.evaluation.examples import ExampleFn, gather, map_by_cost, refuse_nan
+from iwae.evaluation.likelihood import chunk_length, streamed_bound
 from iwae.models.conditional import ConditionalVAE, check_examples
 from iwae.models.vae import AbstractLatentModel
 from iwae.typing import Example, PRNGKey, Scalar
@@ -61,13 +61,14 @@ def class_log_likelihood_slabs(
             f"give [n, {model.vae.n_data}] without labels"
         )
     check_examples(model, examples)
-    slabs = map_examples(
+    slabs = map_by_cost(
         _under_every_label(k, chunk),
         model,
         examples,
         key,
-        batch_size=max(1, ROWS // chunk) if batch_size is None else batch_size,
-        slab_size=max(1, SLAB_ROWS // (k * model.n_classes)) * jax.local_device_count(),
+        rows=k * model.n_classes,
+        at_once=chunk,
+        batch_size=batch_size,
         first=first,
     )
     return refuse_nan(slabs, first)

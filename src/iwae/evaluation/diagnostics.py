@@ -25,9 +25,9 @@ from iwae.evaluation.examples import (
     gather,
     map_examples,
 )
-from iwae.evaluation.likelihood import streamed_bound
+from iwae.evaluation.likelihood import checked_schedule, streamed_bound
 from iwae.inference.chains import bidirectional_bounds
-from iwae.inference.temperatures import Betas, StepSize, as_betas, as_step_sizes
+from iwae.inference.temperatures import Betas, StepSize
 from iwae.models.vae import AbstractLatentModel
 from iwae.typing import Example, PRNGKey, Scalar
 
@@ -265,13 +265,8 @@ def bdmc_slabs(
     first: int = 0,
 ) -> Iterator[dict[str, np.ndarray]]:
     """`bdmc` from example `first` on, slab by slab, to show progress and keep partial results."""
-    check_positive("chains", chains)
-    b = as_betas(betas)
-    sizes = as_step_sizes(step_size, len(b) - 1)
-    # A pytree, so that other temperatures and step sizes need no new compilation.
-    fn = eqx.Partial(
-        _annealed_bounds, k=chains, betas=b, step_size=sizes, n_leapfrog=n_leapfrog, start=start
-    )
+    schedule = checked_schedule(chains, betas, step_size)
+    fn = eqx.Partial(_annealed_bounds, **schedule, n_leapfrog=n_leapfrog, start=start)
     return _simulated(fn, model, key, n_examples, batch_size or chain_batch(chains), first)
 
 

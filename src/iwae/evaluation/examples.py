@@ -5,7 +5,7 @@ does not depend on the other examples. Slabs are yielded as they finish, so that
 progress or stop.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import equinox as eqx
@@ -81,6 +81,34 @@ def map_examples(
         yield jax.tree.map(lambda leaf, count=count: np.asarray(leaf)[:count], out)
 
 
+def map_by_cost(
+    fn: ExampleFn,
+    model: PyTree,
+    examples: np.ndarray,
+    key: PRNGKey,
+    *,
+    rows: int,
+    at_once: int | None = None,
+    batch_size: int | None = None,
+    first: int = 0,
+) -> Iterator[PyTree]:
+    """`map_examples` of a function that evaluates the decoder `rows` times for each example.
+
+    Args:
+        at_once: how many of the rows of an example are in memory at a time; all if None.
+        batch_size: examples at a time on each device; if None, as many as suit `at_once`.
+    """
+    return map_examples(
+        fn,
+        model,
+        examples,
+        key,
+        batch_size=max(1, ROWS // (at_once or rows)) if batch_size is None else batch_size,
+        slab_size=max(1, SLAB_ROWS // rows) * jax.local_device_count(),
+        first=first,
+    )
+
+
 @eqx.filter_jit
 def _map_slab(
     fn: ExampleFn,
@@ -120,6 +148,30 @@ def gather(slabs: Iterator[PyTree]) -> PyTree:
         return whole.astype(np.float64) if np.issubdtype(whole.dtype, np.floating) else whole
 
     return jax.tree.map(join, *slabs)
+
+
+def refuse_nan(
+    slabs: Iterator[dict[str, np.ndarray]],
+    done: int,
+    quantity: str = "log-likelihood",
+    names: Sequence[str] = ("log_likelihood",),
+) -> Iterator[dict[str, np.ndarray]]:
+    """The slabs, or FloatingPointError if an array `[n, ...]` of one of these names holds nan.
+
+    Args:
+        done: index of the first example.
+        quantity: the arrays in words, for the message.
+    """
+    for slab in slabs:
+        for name in names:
+            bad = np.flatnonzero(np.isnan(slab[name]).reshape(len(slab[name]), -1).any(axis=1))
+            if bad.size:
+                raise FloatingPointError(
+                    f"the {quantity} of example {done + bad[0]} is not a number (nan): look for "
+                    "a parameter of the model or a value of this example that is not finite"
+                )
+        done += len(slab[names[0]])
+        yield slab
 
 
 def check_positive(name: str, value: int) -> None:

@@ -6,6 +6,7 @@ p(x_mis|z) is known. Both kinds of imputation follow from the two (Mattei & Frel
 
 from collections.abc import Callable
 from functools import lru_cache
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,14 +14,7 @@ import numpy as np
 from jaxtyping import Array, Float, Shaped
 
 from iwae.errors import UserError
-from iwae.evaluation.examples import (
-    ROWS,
-    SLAB_ROWS,
-    ExampleFn,
-    check_positive,
-    gather,
-    map_examples,
-)
+from iwae.evaluation.examples import ExampleFn, check_positive, gather, map_by_cost
 from iwae.evaluation.posterior import sir, snis_mean
 from iwae.inference.particles import importance_particles
 from iwae.models.likelihoods import Columns, Imputing
@@ -35,7 +29,7 @@ def impute(
     *,
     k: int = 1000,
     batch_size: int | None = None,
-    sampler: Callable = importance_particles,
+    sampler: Callable[..., Any] = importance_particles,
 ) -> Shaped[np.ndarray, "n d"]:
     """Fill each missing value with its expectation given the observed ones, or likeliest category.
 
@@ -60,8 +54,9 @@ def impute(
         FloatingPointError: if an imputed value is nan.
     """
     check_positive("k", k)
-    filled = _over(expected_values(k, sampler), model, examples, key, k, batch_size)
-    return _completed(examples, filled)
+    fn = expected_values(k, sampler)
+    slabs = map_by_cost(fn, model, examples, key, rows=k, batch_size=batch_size)
+    return _completed(examples, gather(slabs))
 
 
 def multiple_imputations(
@@ -72,7 +67,7 @@ def multiple_imputations(
     draws: int,
     k: int = 1000,
     batch_size: int | None = None,
-    sampler: Callable = importance_particles,
+    sampler: Callable[..., Any] = importance_particles,
 ) -> Shaped[np.ndarray, "draws n d"]:
     """Draw the missing values given the observed ones, a completed data set per draw.
 
@@ -90,12 +85,13 @@ def multiple_imputations(
     """
     check_positive("draws", draws)
     check_positive("k", k)
-    filled = _over(drawn_values(k, draws, sampler), model, examples, key, max(k, draws), batch_size)
+    fn, rows = drawn_values(k, draws, sampler), max(k, draws)
+    filled = gather(map_by_cost(fn, model, examples, key, rows=rows, batch_size=batch_size))
     return np.stack([_completed(examples, filled[:, i]) for i in range(draws)])
 
 
 @lru_cache
-def expected_values(k: int, sampler: Callable = importance_particles) -> ExampleFn:
+def expected_values(k: int, sampler: Callable[..., Any] = importance_particles) -> ExampleFn:
     """An example with the expectations of its missing values."""
 
     def fn(model: AbstractLatentModel, x: Example, key: PRNGKey) -> Float[Array, " d"]:
@@ -108,7 +104,9 @@ def expected_values(k: int, sampler: Callable = importance_particles) -> Example
 
 
 @lru_cache
-def drawn_values(k: int, draws: int, sampler: Callable = importance_particles) -> ExampleFn:
+def drawn_values(
+    k: int, draws: int, sampler: Callable[..., Any] = importance_particles
+) -> ExampleFn:
     """An example with draws of its missing values, `[draws, d]`."""
 
     def fn(model: AbstractLatentModel, x: Example, key: PRNGKey) -> Float[Array, "draws d"]:
@@ -135,26 +133,6 @@ def decoder(model: AbstractLatentModel, z: Latents) -> Imputing:
             "'at-random', or 'not-at-random' if missingness depends on the values"
         )
     return p
-
-
-def _over(
-    fn: ExampleFn,
-    model: AbstractLatentModel,
-    examples: np.ndarray,
-    key: PRNGKey,
-    rows: int,
-    batch_size: int | None,
-) -> Float[np.ndarray, "n *more"]:
-    """Map a function over the examples; it evaluates the decoder for `rows` latents of each."""
-    slabs = map_examples(
-        fn,
-        model,
-        examples,
-        key,
-        batch_size=max(1, ROWS // rows) if batch_size is None else batch_size,
-        slab_size=max(1, SLAB_ROWS // rows) * jax.local_device_count(),
-    )
-    return gather(slabs)
 
 
 def _completed(

@@ -10,7 +10,8 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Shaped
 
 from iwae.errors import UserError
-from iwae.evaluation.examples import ROWS, SLAB_ROWS, check_positive, gather, map_examples
+from iwae.evaluation.diagnostics import test_sample_error
+from iwae.evaluation.examples import ROWS, check_positive, gather, map_by_cost, refuse_nan
 from iwae.inference.particles import particle_keys
 from iwae.inference.starts import start_of
 from iwae.models.conditional import check_examples
@@ -143,16 +144,9 @@ def rate_slabs(
 ) -> Iterator[Slab]:
     """`rate` and `distortion` of `information`, from example `first` on, slab by slab."""
     check_examples(model, examples)
-    slabs = map_examples(
-        eqx.Partial(_rate_and_distortion, k=k),
-        model,
-        examples,
-        key,
-        batch_size=_batch(len(examples), k) if batch_size is None else batch_size,
-        slab_size=max(1, SLAB_ROWS // k) * jax.local_device_count(),
-        first=first,
-    )
-    return _refuse_nan(slabs, first)
+    fn = eqx.Partial(_rate_and_distortion, k=k)
+    slabs = map_by_cost(fn, model, examples, key, rows=k, batch_size=batch_size, first=first)
+    return refuse_nan(slabs, first, "information", ("rate", "distortion"))
 
 
 def ratio_slabs(
@@ -167,16 +161,17 @@ def ratio_slabs(
     """`log_ratio` of `information`, from example `first` on, slab by slab."""
     check_examples(model, examples)
     n = len(examples)
-    slabs = map_examples(
+    slabs = map_by_cost(
         eqx.Partial(_log_ratio, others=_chunks(examples), n=n, draws=draws),
         model,
         examples,
         key,
-        batch_size=_batch(n, draws) if batch_size is None else batch_size,
-        slab_size=max(1, SLAB_ROWS // max(1, n * draws)) * jax.local_device_count(),
+        rows=max(1, n * draws),
+        at_once=draws,
+        batch_size=batch_size,
         first=first,
     )
-    return _refuse_nan(slabs, first)
+    return refuse_nan(slabs, first, "information", ("log_ratio",))
 
 
 def gap_split(
@@ -214,9 +209,7 @@ def gap_split(
 
 def estimate(values: Float[np.ndarray, " n"]) -> Estimate:
     """The mean of one number per example, and its standard error."""
-    n = len(values)
-    error = float(np.std(values, ddof=1) / np.sqrt(n)) if n > 1 else float("nan")
-    return Estimate(float(np.mean(values)), error)
+    return Estimate(float(np.mean(values)), test_sample_error(values))
 
 
 def _rate_and_distortion(
@@ -268,22 +261,3 @@ def _chunks(examples: np.ndarray) -> Shaped[Array, "chunks chunk ..."]:
     chunk = min(OTHERS, max(n, 1))
     index = np.minimum(np.arange(-(-n // chunk) * chunk), n - 1)
     return jnp.asarray(examples[index].reshape(-1, chunk, *examples.shape[1:]))
-
-
-def _batch(n: int, draws: int) -> int:
-    """Examples at a time on each device: enough rows, and no padding."""
-    return max(1, min(ROWS // draws, -(-n // jax.local_device_count())))
-
-
-def _refuse_nan(slabs: Iterator[Slab], done: int) -> Iterator[Slab]:
-    """The slabs, or FloatingPointError if any number is nan."""
-    for slab in slabs:
-        for values in slab.values():
-            if np.isnan(values).any():
-                raise FloatingPointError(
-                    f"the information of example {done + np.flatnonzero(np.isnan(values))[0]} is "
-                    "not a number (nan): look for a parameter of the model or a value of this "
-                    "example that is not finite"
-                )
-        done += len(next(iter(slab.values())))
-        yield slab

@@ -13,12 +13,13 @@ from jaxtyping import Array, Float
 from iwae.errors import UserError
 from iwae.evaluation.examples import (
     ROWS,
-    SLAB_ROWS,
     ExampleFn,
     chain_batch,
     check_positive,
     gather,
+    map_by_cost,
     map_examples,
+    refuse_nan,
 )
 from iwae.inference.chains import annealed_particles
 from iwae.inference.kernels import pareto_k
@@ -33,7 +34,9 @@ KHAT_WEIGHTS = 5000
 
 
 @lru_cache
-def streamed_bound(k: int, chunk: int, sampler: Callable = importance_particles) -> ExampleFn:
+def streamed_bound(
+    k: int, chunk: int, sampler: Callable[..., Any] = importance_particles
+) -> ExampleFn:
     """L_k of one example and diagnostics of its weights, from chunks of particles.
 
     Only the running maximum, sum and sum of squares of the weights and the first `KHAT_WEIGHTS` of
@@ -104,33 +107,23 @@ def log_likelihood_slabs(
     k: int,
     batch_size: int | None = None,
     chunk_size: int | None = None,
-    sampler: Callable = importance_particles,
+    sampler: Callable[..., Any] = importance_particles,
     first: int = 0,
 ) -> Iterator[dict[str, np.ndarray]]:
     """`log_likelihoods` from example `first` on, slab by slab, with weight diagnostics."""
     check_examples(model, examples)
     chunk = chunk_length(k, chunk_size)
-    batch = max(1, ROWS // chunk) if batch_size is None else batch_size
-    slab = max(1, SLAB_ROWS // k) * jax.local_device_count()
-    fn = streamed_bound(k, chunk, sampler)
-    slabs = map_examples(fn, model, examples, key, batch_size=batch, slab_size=slab, first=first)
+    slabs = map_by_cost(
+        streamed_bound(k, chunk, sampler),
+        model,
+        examples,
+        key,
+        rows=k,
+        at_once=chunk,
+        batch_size=batch_size,
+        first=first,
+    )
     return refuse_nan(slabs, first)
-
-
-def refuse_nan(
-    slabs: Iterator[dict[str, np.ndarray]], done: int
-) -> Iterator[dict[str, np.ndarray]]:
-    """The slabs, or FloatingPointError if a log-likelihood `[n, ...]` is nan."""
-    for slab in slabs:
-        wrong = np.isnan(slab["log_likelihood"])
-        bad = np.flatnonzero(wrong.reshape(len(wrong), -1).any(axis=1))
-        if bad.size:
-            raise FloatingPointError(
-                f"the log-likelihood of example {done + bad[0]} is not a number (nan): look for "
-                "a parameter of the model or a value of this example that is not finite"
-            )
-        done += len(slab["log_likelihood"])
-        yield slab
 
 
 def log_likelihoods(
@@ -141,7 +134,7 @@ def log_likelihoods(
     k: int,
     batch_size: int | None = None,
     chunk_size: int | None = None,
-    sampler: Callable = importance_particles,
+    sampler: Callable[..., Any] = importance_particles,
 ) -> Float[np.ndarray, " n"]:
     """The importance weighted bound L_k of each example (Burda et al. 2016, eq. 8).
 
@@ -210,13 +203,23 @@ def annealed_bound(
     *, chains: int, betas: Betas, step_size: StepSize, n_leapfrog: int, start: str = "posterior"
 ) -> ExampleFn:
     """Log-likelihood of one example by annealed importance sampling, as in `annealed_slabs`."""
+    schedule = checked_schedule(chains, betas, step_size)
+    return eqx.Partial(_annealed, **schedule, n_leapfrog=n_leapfrog, start=start)
+
+
+def checked_schedule(
+    chains: int, betas: Betas, step_size: StepSize, end: float | None = 1.0
+) -> dict[str, Any]:
+    """Number of chains, temperatures and step sizes, as arguments of an annealing function.
+
+    Bind them by `eqx.Partial`, a pytree: other temperatures then need no new compilation.
+
+    Raises:
+        UserError: if `chains` is not positive, or the schedule is not valid.
+    """
     check_positive("chains", chains)
-    b = as_betas(betas)
-    sizes = as_step_sizes(step_size, len(b) - 1)
-    # A pytree, so that other temperatures and step sizes need no new compilation.
-    return eqx.Partial(
-        _annealed, k=chains, betas=b, step_size=sizes, n_leapfrog=n_leapfrog, start=start
-    )
+    b = as_betas(betas, end=end)
+    return {"k": chains, "betas": b, "step_size": as_step_sizes(step_size, len(b) - 1)}
 
 
 def _annealed(

@@ -12,11 +12,11 @@ from jaxtyping import Array, Float, PyTree
 
 from iwae.errors import UserError
 from iwae.evaluation.classes import class_log_likelihoods, marginal_log_likelihoods
-from iwae.evaluation.examples import ROWS, chain_batch, check_positive, gather, map_examples
-from iwae.evaluation.likelihood import log_likelihoods
+from iwae.evaluation.examples import ROWS, chain_batch, gather, map_examples
+from iwae.evaluation.likelihood import checked_schedule, log_likelihoods
 from iwae.inference.particles import Particles, importance_particles
 from iwae.inference.rate_distortion import rate_distortion_bounds
-from iwae.inference.temperatures import Betas, StepSize, as_betas, as_step_sizes
+from iwae.inference.temperatures import Betas, StepSize, as_betas
 from iwae.models.conditional import ConditionalVAE
 from iwae.models.vae import AbstractLatentModel
 from iwae.typing import Example, Latents, PRNGKey, Scalar
@@ -226,12 +226,7 @@ def rate_distortion_slabs(
     first: int = 0,
 ) -> Iterator[dict[str, np.ndarray]]:
     """`rate_distortion` from example `first` on, slab by slab: `rate`, `distortion` `[m, T]`."""
-    check_positive("chains", chains)
-    b = as_betas(betas, end=None)
-    sizes = as_step_sizes(step_size, len(b) - 1)
-    # A pytree, so that other temperatures and step sizes need no new compilation.
-    fn = eqx.Partial(
-        rate_distortion_bounds, k=chains, betas=b, step_size=sizes, n_leapfrog=n_leapfrog
-    )
+    schedule = checked_schedule(chains, betas, step_size, end=None)
+    fn = eqx.Partial(rate_distortion_bounds, **schedule, n_leapfrog=n_leapfrog)
     batch = chain_batch(chains) if batch_size is None else batch_size
     return map_examples(fn, model, examples, key, batch_size=batch, first=first)

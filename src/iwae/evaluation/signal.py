@@ -11,10 +11,11 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Key, PyTree, Shaped
+from jaxtyping import Array, Float, PyTree, Shaped
 from scipy.special import stdtrit
 
 from iwae.errors import UserError
+from iwae.inference.particles import particle_keys
 from iwae.models.vae import VAE, AbstractLatentModel
 from iwae.objectives.objective import Objective
 from iwae.typing import PRNGKey, Scalar
@@ -29,7 +30,7 @@ def gradient_of(objective: Objective) -> Draw:
     """(model, examples, key) -> one draw of the gradient of the mean objective."""
 
     def value(model: AbstractLatentModel, xs: Array, key: PRNGKey) -> Scalar:
-        keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(len(xs)))
+        keys = particle_keys(key, jnp.arange(len(xs)))
         return jnp.mean(jax.vmap(lambda x, key: objective(*model.condition(x), key))(xs, keys))
 
     return eqx.filter_grad(value)
@@ -48,10 +49,10 @@ def moments(draw: Draw, model: AbstractLatentModel, xs: Array, key: PRNGKey, dra
     per_block = draws // BLOCKS
 
     def of_block(block: Array) -> tuple[PyTree, PyTree]:
-        keys = _draw_keys(jax.random.fold_in(key, block), per_block)
+        keys = particle_keys(jax.random.fold_in(key, block), jnp.arange(per_block))
         zeros = jax.tree.map(jnp.zeros_like, eqx.filter(model, eqx.is_inexact_array))
 
-        def add(state: tuple, step: tuple) -> tuple[tuple, None]:
+        def add(state: tuple[Any, ...], step: tuple[Any, ...]) -> tuple[tuple[Any, ...], None]:
             mean, squares = state
             number, key = step
             gradient = draw(model, xs, key)
@@ -67,10 +68,6 @@ def moments(draw: Draw, model: AbstractLatentModel, xs: Array, key: PRNGKey, dra
         return mean, jax.tree.map(lambda s: s / (per_block - 1), squares)
 
     return Moments(*jax.lax.map(of_block, jnp.arange(BLOCKS)))
-
-
-def _draw_keys(key: PRNGKey, n: int) -> Key[Array, " n"]:
-    return jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(n))
 
 
 def groups_of(gradient: PyTree, model: AbstractLatentModel) -> dict[str, list[Any]]:
@@ -212,14 +209,14 @@ ROUNDING = 1e-7
 
 @eqx.filter_jit
 def _mean(draw: Draw, model: AbstractLatentModel, xs: Array, key: PRNGKey, draws: int) -> PyTree:
-    def add(mean: PyTree, step: tuple) -> tuple[PyTree, None]:
+    def add(mean: PyTree, step: tuple[Any, ...]) -> tuple[PyTree, None]:
         number, key = step
         gradient = draw(model, xs, key)
         return jax.tree.map(lambda m, g: m + (g - m) / number, mean, gradient), None
 
     zeros = jax.tree.map(jnp.zeros_like, eqx.filter(model, eqx.is_inexact_array))
     numbers = jnp.arange(1, draws + 1).astype(jnp.float32)
-    return jax.lax.scan(add, zeros, (numbers, _draw_keys(key, draws)))[0]
+    return jax.lax.scan(add, zeros, (numbers, particle_keys(key, jnp.arange(draws))))[0]
 
 
 @eqx.filter_jit
@@ -244,7 +241,7 @@ def _components(
         )
         return {name: sum(parts) for name, parts in groups_of(difference, model).items()}
 
-    return jax.lax.map(one, _draw_keys(key, draws))
+    return jax.lax.map(one, particle_keys(key, jnp.arange(draws)))
 
 
 def check_draws(draws: int) -> None:

@@ -1,7 +1,7 @@
 """The parts of a VAE's bound, layer by layer, and its active latent units."""
 
 from functools import lru_cache, partial, reduce
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from iwae.errors import UserError
-from iwae.evaluation.examples import ROWS, SLAB_ROWS, ExampleFn, check_positive, map_examples
+from iwae.evaluation.examples import ExampleFn, check_positive, map_by_cost
 from iwae.inference.particles import particle_keys
 from iwae.models.vae import VAE, AbstractLatentModel
 from iwae.typing import Example, PRNGKey, Scalar
@@ -111,14 +111,7 @@ def active_units(
         UserError: if the model is not a VAE, there are no examples, or `samples` is not positive.
     """
     check_positive("samples", samples)
-    slabs = map_examples(
-        _posterior_means(samples),
-        model,
-        examples,
-        key,
-        batch_size=max(1, ROWS // samples),
-        slab_size=max(1, SLAB_ROWS // samples) * jax.local_device_count(),
-    )
+    slabs = map_by_cost(_posterior_means(samples), model, examples, key, rows=samples)
     sums = reduce(partial(jax.tree.map, np.add), map(_moment_sums, slabs))
     n = len(examples)
     variances = tuple(
@@ -144,7 +137,7 @@ def authors_active_units(
 def _posterior_means(samples: int) -> ExampleFn:
     """For each layer, the estimate of E_q[h_l|x] and the variance of its noise, `[d_l]` each."""
 
-    def fn(model: AbstractLatentModel, x: Example, key: PRNGKey) -> tuple[list, list]:
+    def fn(model: AbstractLatentModel, x: Example, key: PRNGKey) -> tuple[list[Any], list[Any]]:
         model, x = model.condition(x)
         posterior = as_vae(model).posterior(x)
         keys = particle_keys(key, jnp.arange(samples))
@@ -155,7 +148,7 @@ def _posterior_means(samples: int) -> ExampleFn:
     return fn
 
 
-def _moment_sums(slab: tuple[list, list]) -> tuple[list, list, list]:
+def _moment_sums(slab: tuple[list[Any], list[Any]]) -> tuple[list[Any], list[Any], list[Any]]:
     """Sums over examples of means, squared means and noise; float64 loses nothing that matters."""
     means, noise = jax.tree.map(lambda leaf: leaf.astype(np.float64), slab)
     return [m.sum(0) for m in means], [(m**2).sum(0) for m in means], [v.sum(0) for v in noise]

@@ -9,7 +9,7 @@ from iwae.config.experiment import TrainConfig
 from iwae.config.presets import Preset, preset
 from iwae.data import DATASETS
 from iwae.errors import UserError
-from iwae.experiments.sweep import contiguous
+from iwae.experiments.sweep import contiguous, refuse_shared_seeds
 from iwae.experiments.tasks import Measure, Task
 
 SEEDS = re.compile(r"seeds?-(\d+)(?:-(\d+))?")
@@ -79,10 +79,8 @@ def cell_runs(out: Path, folder: Path) -> dict[Path, range]:
         seeds = range(int(name[1]), int(name[2] or name[1]) + 1)
         if not seeds or path.name != _seeds_name(seeds):
             raise UserError(f"{path} is not named after its seeds, such as seed-0 or seeds-1-4")
-        for other, its in found.items():
-            if set(its) & set(seeds):
-                raise UserError(f"{other} and {path} hold the same seeds: remove one of them")
         found[path] = seeds
+    refuse_shared_seeds(found)
     return found
 
 
@@ -97,12 +95,9 @@ def plan(out: Path, cells: Iterable[str], wanted: Wanted) -> list[Task]:
     wanted.check()
     tasks: dict[str, Task] = {}
     for name in cells:
-        entry = preset(name)
-        if entry.needs is not None:
-            for needed in _tasks(out, entry.needs, wanted):
-                tasks.setdefault(needed.name, needed)
-        for task in _tasks(out, name, wanted):
-            tasks.setdefault(task.name, task)
+        for one in filter(None, (preset(name).needs, name)):
+            for task in _tasks(out, one, wanted):
+                tasks.setdefault(task.name, task)
     return list(tasks.values())
 
 
@@ -114,7 +109,7 @@ def _tasks(out: Path, name: str, wanted: Wanted) -> list[Task]:
     there = cell_runs(out, folder)
     missing = sorted(set(range(wanted.seeds)).difference(*there.values()))
     chosen = [seeds for seeds in there.values() if seeds.start < wanted.seeds]
-    chosen += [range(first, first + count) for first, count in contiguous(missing)]
+    chosen += contiguous(missing)
     return [
         Task(
             str(folder / _seeds_name(seeds)),

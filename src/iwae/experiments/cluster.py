@@ -320,7 +320,7 @@ class _Bringing:
                     self.bring()
         self.bring()
 
-    def track(self, slabs: Iterable, total: int, label: str) -> Iterator:  # noqa: ARG002
+    def track(self, slabs: Iterable[Any], total: int, label: str) -> Iterator[Any]:  # noqa: ARG002
         """Bring home what has been measured."""
         for slab in slabs:
             yield slab

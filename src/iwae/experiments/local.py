@@ -204,7 +204,7 @@ def _until(deadline: float, claim: Claim, track: Track) -> Track:
     What is done is kept.
     """
 
-    def tracked(slabs: Iterable, total: int, label: str) -> Iterator:
+    def tracked(slabs: Iterable[Any], total: int, label: str) -> Iterator[Any]:
         for slab in track(slabs, total, label):
             claim()
             yield slab

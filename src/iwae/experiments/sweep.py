@@ -4,12 +4,11 @@ import hashlib
 import itertools
 import logging
 import re
-import tomllib
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from iwae.config.experiment import TrainConfig, make_config, read_config
+from iwae.config.experiment import TrainConfig, make_config, read_config, read_values
 from iwae.config.presets import differing
 from iwae.errors import UserError
 from iwae.experiments.tasks import Measure, Task
@@ -35,7 +34,7 @@ def read_sweep(path: Path, out: Path, measures: tuple[Measure, ...] = (Measure()
         UserError: if the file cannot be read, one of its combinations is not valid, or two runs in
             `out` are of the same experiment and share seeds.
     """
-    values = _read(path)
+    values = read_values(Path(path))
     swept = {name: value for name, value in values.items() if _depth(value) > DEPTHS.get(name, 0)}
     for name, value in swept.items():
         if not value:
@@ -68,16 +67,11 @@ def _runs(
     """Names and configurations of the runs of one experiment: those there are, and new ones."""
     kept: dict[Path, range] = {}
     for path, run in there.items():
-        its = run.seeds()
-        if not _same_experiment(config, run) or not set(its) & set(seeds):
-            continue
-        for other, others in kept.items():
-            if set(others) & set(its):
-                raise UserError(f"{other} and {path} hold the same seeds: remove one of them")
-        kept[path] = its
+        if _same_experiment(config, run) and set(run.seeds()) & set(seeds):
+            kept[path] = run.seeds()
+    refuse_shared_seeds(kept)
     found = [(its, path.name) for path, its in kept.items()]
-    for first, count in contiguous(sorted(set(seeds).difference(*kept.values()))):
-        its = range(first, first + count)
+    for its in contiguous(sorted(set(seeds).difference(*kept.values()))):
         named = {**words, "seed": _seeds_word(its)} if kept or "seed" in words else words
         found.append((its, _short(",".join(filter(None, named.values())))))
     return [
@@ -115,15 +109,6 @@ def _same_experiment(wanted: TrainConfig, found: TrainConfig) -> bool:
     return same_data and starts[0] == starts[1] and not others
 
 
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        return tomllib.loads(Path(path).read_text())
-    except FileNotFoundError as error:
-        raise UserError(f"no experiment file {path}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
-        raise UserError(f"experiment file {path} cannot be read: {error}") from error
-
-
 def _depth(value: Any) -> int:
     """How many lists are around the innermost value; the stages of one run are one value."""
     if not isinstance(value, list) or (value and all(isinstance(one, dict) for one in value)):
@@ -144,15 +129,22 @@ def _seeds_word(seeds: range) -> str:
     return f"seed={seeds[0]}" if len(seeds) == 1 else f"seed={seeds[0]}-{seeds[-1]}"
 
 
-def contiguous(numbers: Sequence[int]) -> list[tuple[int, int]]:
-    """The first number and the length of each run of numbers that follow on one another."""
-    found: list[tuple[int, int]] = []
+def contiguous(numbers: Sequence[int]) -> list[range]:
+    """The runs of numbers that follow on one another."""
+    found: list[range] = []
     for number in numbers:
-        if found and sum(found[-1]) == number:
-            found[-1] = found[-1][0], found[-1][1] + 1
+        if found and found[-1].stop == number:
+            found[-1] = range(found[-1].start, number + 1)
         else:
-            found.append((number, 1))
+            found.append(range(number, number + 1))
     return found
+
+
+def refuse_shared_seeds(runs: Mapping[Path, range]) -> None:
+    """Raise UserError if two runs of an experiment have a seed in common."""
+    for (one, its), (other, others) in itertools.combinations(runs.items(), 2):
+        if set(its) & set(others):
+            raise UserError(f"{one} and {other} hold the same seeds: remove one of them")
 
 
 def _word(value: Any) -> str:

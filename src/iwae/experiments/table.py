@@ -79,8 +79,10 @@ class Cell(NamedTuple):
 
     @property
     def verdict(self) -> str:
-        """Whether ours is the published number."""
-        if self.nll is not None and not np.isfinite(self.nll):
+        """Whether ours is the published number; empty if it is unknown."""
+        if self.nll is None:
+            return ""
+        if not np.isfinite(self.nll):
             return "not finite"
         if self.is_shortened:
             return "shortened: no reproduction"
@@ -286,77 +288,63 @@ def table(
     """
     if style not in FORMATS:
         raise UserError(f"no format {style!r}; known: {', '.join(FORMATS)}")
-    beside = {cell.name.removeprefix(FAST): cell for cell in fast}
-    rows = [_row(cell, wanted) | _fast(beside.get(cell.name), wanted) for cell in cells]
+    beside = {cell.name.removeprefix(FAST): _row(cell, wanted) for cell in fast}
+    rows = []
+    for cell in cells:
+        its = beside.get(cell.name, {})
+        rows.append(_row(cell, wanted) | {name: its.get(of, "") for name, of in _BESIDE.items()})
     columns = [name for name in rows[0] if any(row[name] for row in rows)]
     body = [[row[name] for name in columns] for row in rows]
     text = tabulate(body, columns, FORMATS[style], disable_numparse=True, stralign="left")
     if wanted.epochs_scale < 1:
         note = f"Shortened to {wanted.epochs_scale:g} of the published epochs: no reproduction."
-        return f"{_noted(note, style)}\n{text}\n"
+        note = f"<p>{note}</p>" if style == "html" else f"{note}\n"
+        return f"{note}\n{text}\n"
     return f"{text}\n"
 
 
-def _noted(note: str, style: str) -> str:
-    return {"markdown": f"{note}\n", "latex": f"{note}\n", "html": f"<p>{note}</p>"}[style]
+_BESIDE = {
+    "fast NLL": "NLL",
+    "fast active": "active units",
+    "fast AIS beside L_5000": "AIS beside L_5000",
+    "fast time": "time",
+}
+"""Columns of a cell's fast recipe -> the columns of its own line."""
 
 
 def _row(cell: Cell, wanted: Wanted) -> dict[str, str]:
-    """One line of the table."""
-    published = cell.entry.nll
-    row = {
-        "cell": cell.name,
-        "NLL": "",
-        "published": "" if published is None else f"{published:.2f}",
-    }
-    row |= dict.fromkeys(("NLL of the truth", "difference", "verdict"), "")
-    row |= dict.fromkeys(("-L_64", "published -L_64"), "")
-    row |= dict.fromkeys(("active units", "published active"), "")
-    row |= dict.fromkeys(("AIS beside L_5000", "seeds", "epochs", "time"), "")
-    row["published active"] = "+".join(map(str, cell.entry.active))
-    if cell.entry.nll_64 is not None:
-        row["published -L_64"] = f"{cell.entry.nll_64:.2f}"
-    if cell.trouble:
-        row["NLL"] = "cannot be read"
-        return row
+    """One line of the table; what is unknown is empty."""
+    entry, ais = cell.entry, cell.annealed
     replicates = cell.seeds or wanted.seeds
-    cost = hours(cell.entry.config(epochs=wanted.epochs(cell.entry), replicates=replicates))
-    row["time"] = "" if cost is None else duration(cost)
-    if cell.nll is None:
-        row["NLL"] = "not run"
-        return row
-    digits = 2 if cell.truth is None else 3  # where the truth is known, more of them mean something
-    row["NLL"] = f"{cell.nll:.{digits}f} ± {cell.stderr:.{digits}f}"
-    if cell.spread is not None:
-        row["NLL"] += f" (sd of seeds {cell.spread:.{digits}f})"
-    if cell.truth is not None:
-        row["NLL of the truth"] = f"{cell.truth:.{digits}f}"
-    if cell.difference is not None:
-        row["difference"] = f"{cell.difference:+.2f}"
-    row["verdict"] = cell.verdict
-    if cell.nll_64 is not None:
-        row["-L_64"] = f"{cell.nll_64:.2f}"
-    row["active units"] = "+".join(f"{count:.3g}" for count in cell.active)
-    if cell.annealed is not None:
-        name, gap, error = cell.annealed
-        row["AIS beside L_5000"] = f"{name} {-gap:+.2f} ± {error:.2f}"
-    row["seeds"], row["epochs"] = str(cell.seeds), f"{cell.epochs:,}"
-    return row
-
-
-def _fast(cell: Cell | None, wanted: Wanted) -> dict[str, str]:
-    """The columns of a line for the same cell by its fast recipe."""
-    row = dict.fromkeys(("fast NLL", "fast active", "fast AIS beside L_5000", "fast time"), "")
-    if cell is None:
-        return row
-    found = _row(cell, wanted)
-    row |= {
-        "fast NLL": found["NLL"],
-        "fast active": found["active units"],
-        "fast AIS beside L_5000": found["AIS beside L_5000"],
-        "fast time": found["time"],
+    cost = hours(entry.config(epochs=wanted.epochs(entry), replicates=replicates))
+    return {
+        "cell": cell.name,
+        "NLL": _nll(cell),
+        "published": _number(entry.nll),
+        "NLL of the truth": _number(cell.truth, ".3f"),
+        "difference": _number(cell.difference, "+.2f"),
+        "verdict": cell.verdict,
+        "-L_64": _number(cell.nll_64),
+        "published -L_64": _number(entry.nll_64),
+        "active units": "+".join(f"{count:.3g}" for count in cell.active),
+        "published active": "+".join(map(str, entry.active)),
+        "AIS beside L_5000": f"{ais[0]} {-ais[1]:+.2f} ± {ais[2]:.2f}" if ais else "",
+        "seeds": str(cell.seeds or ""),
+        "epochs": f"{cell.epochs:,}" if cell.epochs else "",
+        "time": "" if cost is None or cell.trouble else duration(cost),
     }
-    return row
+
+
+def _nll(cell: Cell) -> str:
+    if cell.nll is None:
+        return "cannot be read" if cell.trouble else "not run"
+    digits = 2 if cell.truth is None else 3  # where the truth is known, more of them mean something
+    words = f"{cell.nll:.{digits}f} ± {cell.stderr:.{digits}f}"
+    return words if cell.spread is None else f"{words} (sd of seeds {cell.spread:.{digits}f})"
+
+
+def _number(value: float | None, form: str = ".2f") -> str:
+    return "" if value is None else f"{value:{form}}"
 
 
 def duration(hours: float) -> str:

@@ -1,7 +1,6 @@
 """What is to be done, and how far it is. Nothing is kept of this but what the run folders hold."""
 
 import fcntl
-import json
 import os
 import socket
 import time
@@ -9,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 from uuid import uuid4
 
 from iwae.config.experiment import TrainConfig, read_config
@@ -20,6 +19,7 @@ from iwae.results.annealed import Annealing
 from iwae.results.reading import Known, known_bounds, models_of
 from iwae.results.records import model_sha256
 from iwae.runs.folder import Claim, take_lock
+from iwae.runs.metrics import read_metrics
 from iwae.runs.setup import is_finished
 
 
@@ -102,7 +102,7 @@ class State(NamedTuple):
 def state_of(out: Path, task: Task) -> State:
     """How far a task is, from its folder alone."""
     run = Path(out) / task.name
-    epoch = trained_epochs(run)
+    epoch = max((row["epoch"] for row in read_metrics(run)), default=0)
     if _in_use(out, task):
         return State(Status.IN_USE, epoch)
     try:
@@ -144,24 +144,6 @@ def refuse_other_run(task: Task, run: Path) -> None:
 def is_trained(run: Path) -> bool:
     """Whether the models of a run are the final ones."""
     return (run / "config.toml").is_file() and is_finished(run, read_config(run / "config.toml"))
-
-
-def trained_epochs(run: Path) -> int:
-    """The last epoch in the metrics of a run; 0 before the first."""
-    path = run / "metrics.jsonl"
-    lines = path.read_bytes().splitlines() if path.is_file() else []
-    return max((row["epoch"] for row in _whole_rows(lines)), default=0)
-
-
-def _whole_rows(lines: list[bytes]) -> Iterator[dict[str, Any]]:
-    """The last lines that were written to their ends."""
-    for line in lines[-2:]:
-        try:
-            row = json.loads(line)
-        except ValueError:  # a kill cut it off
-            continue
-        if isinstance(row, dict) and "epoch" in row:
-            yield row
 
 
 def unmeasured(run: Path, measure: Measure) -> set[str]:

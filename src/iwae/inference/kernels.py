@@ -63,10 +63,10 @@ IntegratorState = Any  # BlackJAX's
 Step = Callable[[IntegratorState, Scalar], IntegratorState]
 
 
-def leapfrog(beta: Scalar, steps: int) -> Callable[[Evaluate, Callable], Step]:
+def leapfrog(beta: Scalar, steps: int) -> Callable[[Evaluate, Callable[..., Any]], Step]:
     """An integrator of f_beta that takes `steps` leapfrog steps at a time."""
 
-    def integrator(evaluate: Evaluate, kinetic_energy: Callable) -> Step:
+    def integrator(evaluate: Evaluate, kinetic_energy: Callable[..., Any]) -> Step:
         def gradients(z: Flat) -> Point:
             # Intermediate densities are not used, so the compiler drops their computation.
             return evaluate(z)._replace(log_start=jnp.float32(0), log_joint=jnp.float32(0))
@@ -83,15 +83,19 @@ def leapfrog(beta: Scalar, steps: int) -> Callable[[Evaluate, Callable], Step]:
     return integrator
 
 
-def _verlet(beta: Scalar, evaluate: Evaluate, kinetic_energy: Callable) -> Step:
+def _verlet(beta: Scalar, evaluate: Evaluate, kinetic_energy: Callable[..., Any]) -> Step:
     """BlackJAX's velocity Verlet step, with a `Point` for a gradient."""
     integrators = _blackjax().mcmc.integrators
     kick = integrators.euclidean_momentum_update_fn(kinetic_energy)
 
-    def update_momentum(v: Flat, point: Point, *args: Any, is_last_call: bool = False) -> tuple:
+    def update_momentum(
+        v: Flat, point: Point, *args: Any, is_last_call: bool = False
+    ) -> tuple[Any, ...]:
         return kick(v, point.grad_f(beta), *args, is_last_call=is_last_call)
 
-    def update_position(z: Flat, velocity: Flat, eps: Scalar, coef: float, _: None) -> tuple:
+    def update_position(
+        z: Flat, velocity: Flat, eps: Scalar, coef: float, _: None
+    ) -> tuple[Any, ...]:
         z = z + eps * coef * velocity
         point = evaluate(z)
         return z, point.log_f(beta), point, None

@@ -1,7 +1,7 @@
 """Starting densities of chains: q(z|x), or the prior of a model that defines it."""
 
 from collections.abc import Callable
-from typing import Protocol, runtime_checkable
+from typing import Protocol, cast, runtime_checkable
 
 import equinox as eqx
 
@@ -33,7 +33,7 @@ class Prior(eqx.Module):
     def log_prob(self, z: Latents) -> Scalar:
         """log p(z), nats."""
         if isinstance(self.model, VAE):
-            return sum(self.model.layer_log_priors(z))
+            return cast("Scalar", sum(self.model.layer_log_priors(z)))
         return self.model.log_prior(z)
 
 

@@ -1,5 +1,7 @@
 """Step sizes tuned in a pilot run, and frozen before anything is measured."""
 
+from typing import Any
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -99,7 +101,9 @@ def _pilot(
     def begin(x: Example, keys: Key[Array, " k"]) -> Chain:
         return start_chains(make_path(model, x, start), keys)
 
-    def one(carry: tuple[Chain, Scalar], step: tuple[Array, Scalar]) -> tuple[tuple, Scalar]:
+    def one(
+        carry: tuple[Chain, Scalar], step: tuple[Array, Scalar]
+    ) -> tuple[tuple[Any, ...], Scalar]:
         states, log_size = carry
         number, beta = step
         here = Temperature(number, beta, jnp.zeros_like(beta), jnp.exp(log_size))

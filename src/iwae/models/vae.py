@@ -3,7 +3,7 @@
 import abc
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, cast, runtime_checkable
 
 import equinox as eqx
 import jax
@@ -119,7 +119,7 @@ class LayeredPosterior(eqx.Module):
 
     def log_prob(self, z: Latents) -> Scalar:
         """log q(z|x), nats."""
-        return sum(self.layer_log_probs(z))
+        return cast("Scalar", sum(self.layer_log_probs(z)))
 
     def units(self, z: Latents) -> tuple[dist.Distribution, ...]:
         """q of every unit of h_l given h_{l-1}, for l = 1 ... L, with h_0 = x."""

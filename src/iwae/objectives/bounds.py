@@ -64,7 +64,7 @@ def bound(
     reduction: Reduction,
     *,
     k: int,
-    sampler: Callable | None = None,
+    sampler: Callable[..., Any] | None = None,
     estimator: Estimator = REPARAM,
     penalty: Penalty | None = None,
     chunk: int | None = None,
@@ -182,7 +182,7 @@ def iwae_of(parts: Terms, penalty: Penalty | None) -> Scalar:
     return iwae(log_p - log_q)
 
 
-def _bound_of(sampler: Callable, reduction: Reduction, k: int) -> Objective:
+def _bound_of(sampler: Callable[..., Any], reduction: Reduction, k: int) -> Objective:
     def terms(
         model: AbstractLatentModel, x: Example, key: PRNGKey, _: Extra
     ) -> tuple[Scalar, Info]:

@@ -102,7 +102,7 @@ def reduction_of(d: Declaration) -> Reduction:
         "iwae": lambda: iwae,
         "miwae": lambda: partial(miwae, m=_given(d.m)),
         "piwae": lambda: partial(miwae, m=_given(d.m)),
-        "ciwae": lambda: partial(ciwae, beta=d.beta),
+        "ciwae": lambda: partial(ciwae, beta=cast("float", d.beta)),
         "vr-iwae": lambda: partial(renyi, alpha=_given(d.alpha)),
         "vr-max": lambda: vr_max,
         "tvo": lambda: partial(tvo, betas=_betas(d)),

@@ -6,6 +6,7 @@ No JAX here: the command line lists and checks names before anything is computed
 
 from collections.abc import Iterable
 from difflib import get_close_matches
+from math import inf
 from typing import Any, Literal, NamedTuple, get_args
 
 from iwae.errors import UserError
@@ -166,16 +167,20 @@ DEFAULTS: dict[str, dict[str, Any]] = {
 }
 """Values of options that need not be given."""
 
-OPTIONS = (
-    "m",
-    "alpha",
-    "beta",
-    "temperatures",
-    "leapfrog",
-    "beta_schedule",
-    "phase",
-    "encoder_objective",
-)
+OPTIONS: dict[str, str] = {
+    "m": "m = 8",
+    "alpha": "alpha = 0.5",
+    "beta": 'beta = 0.5, or beta = "learned"',
+    "temperatures": "temperatures = 5",
+    "leapfrog": "leapfrog = 5",
+    "beta_schedule": 'beta_schedule = "log"',
+    "phase": 'phase = "wake"',
+    "encoder_objective": 'encoder_objective = "elbo"',
+}
+"""Options of some objectives only, each with an example."""
+
+ALL_OPTIONS = (*OPTIONS, *MODIFIERS, "backward")
+"""Everything that changes an objective or its gradient, besides k and the gradient's name."""
 
 Phase = Literal["wake", "sleep", "both"]
 BetaSchedule = Literal["linear", "log", "moments"]
@@ -238,7 +243,7 @@ def check(declaration: Declaration, layers: int | None = None) -> Declaration:
     declaration = declaration._replace(**filled, gradient=gradient)
     for option in needed:
         if getattr(declaration, option) is None and option != "encoder_objective":
-            raise UserError(f"{name} needs {option}, e.g. {_EXAMPLES[option]}")
+            raise UserError(f"{name} needs {option}, e.g. {OPTIONS[option]}")
     if gradient not in entry.gradients:
         takers = [other for other, its in OBJECTIVES.items() if gradient in its.gradients]
         raise UserError(
@@ -250,58 +255,35 @@ def check(declaration: Declaration, layers: int | None = None) -> Declaration:
     return declaration
 
 
-_EXAMPLES = {
-    "m": "m = 8",
-    "alpha": "alpha = 0.5",
-    "beta": 'beta = 0.5, or beta = "learned"',
-    "temperatures": "temperatures = 5",
-    "leapfrog": "leapfrog = 5",
-    "beta_schedule": 'beta_schedule = "log"',
-    "phase": 'phase = "wake"',
-}
-
-
 def _takers(option: str) -> str:
     names = [name for name, entry in OBJECTIVES.items() if option in entry.options]
     return ", ".join(names + (["the gradient dreg-alpha"] if option == "alpha" else []))
 
 
 def _check_values(d: Declaration) -> None:
-    """Raise UserError for a number that is out of range."""
-    least = 1 if d.objective == "dais" else 2
-    wrong = {
-        f"k is {d.k}; an objective needs at least 1 particle": d.k < 1,
-        f"m is {d.m}; there must be at least 1 group": d.m is not None and d.m < 1,
-        f"beta is {d.beta}; it must lie between 0 and 1": isinstance(d.beta, float | int)
-        and not 0 <= d.beta <= 1,
-        f"alpha is {d.alpha}; it must lie between 0 and 1": d.alpha is not None
-        and not 0 <= d.alpha <= 1,
-        f"temperatures is {d.temperatures}; {d.objective} needs at least {least}": (
-            d.temperatures is not None and d.temperatures < least
-        ),
-        f"leapfrog is {d.leapfrog}; a move needs at least 1 step": (
-            d.leapfrog is not None and d.leapfrog < 1
-        ),
-        f"chunk is {d.chunk}; it must be at least 1 particle": (
-            d.chunk is not None and d.chunk < 1
-        ),
-        f"backward is {d.backward}; a gradient needs at least 1 particle": (
-            d.backward is not None and d.backward < 1
-        ),
-        f"free_bits is {d.free_bits}; give a number of nats, 0 for none": not 0
-        <= d.free_bits
-        < 1e30,
-        f"kl_warmup is {d.kl_warmup_steps}; it must not be negative": d.kl_warmup_steps < 0,
-    }
-    for message, is_wrong in wrong.items():
-        if is_wrong:
-            raise UserError(message)
+    """Raise UserError for a number that is out of range, or an unknown word."""
+    if isinstance(d.beta, str) and d.beta != "learned":
+        raise UserError(f'beta is {d.beta!r}; it must be a number or "learned"')
+    steps = 1 if d.objective == "dais" else 2
+    ranges: tuple[tuple[str, Any, float, float, str], ...] = (
+        ("k", d.k, 1, inf, "an objective needs at least 1 particle"),
+        ("m", d.m, 1, inf, "there must be at least 1 group"),
+        ("beta", None if d.beta == "learned" else d.beta, 0, 1, "it must lie between 0 and 1"),
+        ("alpha", d.alpha, 0, 1, "it must lie between 0 and 1"),
+        ("temperatures", d.temperatures, steps, inf, f"{d.objective} needs at least {steps}"),
+        ("leapfrog", d.leapfrog, 1, inf, "a move needs at least 1 step"),
+        ("chunk", d.chunk, 1, inf, "it must be at least 1 particle"),
+        ("backward", d.backward, 1, inf, "a gradient needs at least 1 particle"),
+        ("free_bits", d.free_bits, 0, 1e30, "give a number of nats, 0 for none"),
+        ("kl_warmup", d.kl_warmup_steps, 0, inf, "it must not be negative"),
+    )
+    for name, value, least, most, rule in ranges:
+        if value is not None and not least <= value <= most:
+            raise UserError(f"{name} is {value}; {rule}")
     for name, allowed in _CHOICES.items():
         value = getattr(d, name)
         if value is not None and value not in allowed:
             raise UserError(f"{name} is {value!r}; it must be one of {', '.join(allowed)}")
-    if isinstance(d.beta, str) and d.beta != "learned":
-        raise UserError(f'beta is {d.beta!r}; it must be a number or "learned"')
 
 
 _CHOICES = {

@@ -1,7 +1,7 @@
 """DAIS: annealing without rejection, which gradients can flow through."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -143,7 +143,9 @@ def leapfrog_chain(
     kept = jax.nn.sigmoid(moves.kept_logit)
     noise = jax.random.normal(key, (betas.size + 1, z.size))
 
-    def at_temperature(carry: tuple, step: tuple) -> tuple[tuple, None]:
+    def at_temperature(
+        carry: tuple[Any, ...], step: tuple[Any, ...]
+    ) -> tuple[tuple[Any, ...], None]:
         z, v, ratios = carry
         beta, log_step_size, fresh = step
 

@@ -137,7 +137,7 @@ def curvature(reduction: Reduction, log_w: LogWeights) -> LogWeights:
     return jax.lax.map(entry, jnp.arange(log_w.size), batch_size=64)
 
 
-def _unwrap(reduction: Reduction) -> tuple[Callable, dict[str, Any]]:
+def _unwrap(reduction: Reduction) -> tuple[Callable[..., Any], dict[str, Any]]:
     """The function and the options of a partial."""
     if isinstance(reduction, partial):
         return reduction.func, reduction.keywords
@@ -169,7 +169,7 @@ def _of_tvo(log_w: LogWeights, *, betas: Betas, upper: bool = False) -> LogWeigh
     return jnp.sum(jax.vmap(term)(b[1:] if upper else b[:-1], jnp.diff(b)), axis=0)
 
 
-_CURVATURE: dict[Callable, Callable[..., LogWeights]] = {
+_CURVATURE: dict[Callable[..., Any], Callable[..., LogWeights]] = {
     elbo: jnp.zeros_like,
     iwae: _spread,
     miwae: _of_miwae,

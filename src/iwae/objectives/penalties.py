@@ -13,7 +13,7 @@ adapted.
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -146,4 +146,4 @@ class Penalty:
 
 
 def _total(layers: tuple[Float[Array, "k _"], ...]) -> LogWeights:
-    return sum(jnp.sum(layer, axis=1) for layer in layers)
+    return cast("LogWeights", sum(jnp.sum(layer, axis=1) for layer in layers))

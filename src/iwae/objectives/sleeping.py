@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -38,7 +38,7 @@ WAKE_DECODER = Estimator(_wake_theta, path=False, score=False)
 """Wake-theta alone."""
 
 
-def wake(sampler: Callable, *, k: int) -> Objective:
+def wake(sampler: Callable[..., Any], *, k: int) -> Objective:
     """sum_i w_i grad log p(x, z_i) on k particles of any sampler; the encoder gets no gradient.
 
     The gradient of log p(x) in the decoder's parameters, estimated by self-normalised weights

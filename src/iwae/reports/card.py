@@ -11,13 +11,15 @@ from typing import Any, NamedTuple
 
 from jinja2 import Environment, FunctionLoader, StrictUndefined
 
-from iwae.config.experiment import TrainConfig, make_config, stages_text
+from iwae.config.experiment import make_config, stages_text
 from iwae.data.kinds import is_discrete
 from iwae.models.conditional import ConditionalVAE, Model, without_labels
 from iwae.objectives.declaration import OBJECTIVES
+from iwae.reports.figures.style import minus
 from iwae.reports.gallery import are_pictures, layout_of
 from iwae.results.reading import Estimate, Method, each_model, estimates_of, read_records, widest
 from iwae.results.records import model_sha256
+from iwae.results.text import plus_minus
 
 log = logging.getLogger(__name__)
 
@@ -61,13 +63,13 @@ def model_card(
         model=vae,
         labels=_labels(model, layout.classes) if isinstance(model, ConditionalVAE) else None,
         objective=OBJECTIVES[final.objective],
-        gradient=_gradient(final),
+        gradient=final.gradient or OBJECTIVES[final.objective].gradients[0],
         discrete=is_discrete(vae.kind),
         estimates=list(widest(_estimates(found)).values()),
-        gaps=[_gap(*each) for each in found if each[0]["method"] == Method.BIDIRECTIONAL],
-        classified=_classified(found),
-        truth=_first(found, "true_log_likelihood"),
-        active=_active_units(found),
+        gaps=[one for one in found if one["method"] == Method.BIDIRECTIONAL],
+        classified=_most(found, "accuracy", "k"),
+        truth=_most(found, "true_log_likelihood"),
+        active=_most(found, "active_units", "active_units"),
         licence=licence,
         weights={"final": "last", "best": "best"}[weights],
         measure=shlex.join(["iwae", "evaluate", "RUN", *options]),
@@ -106,8 +108,8 @@ def _labels(model: ConditionalVAE, names: Sequence[str]) -> Labels:
 _TOLD = (Method.IMPORTANCE, Method.ANNEALED, Method.BIDIRECTIONAL, Method.CLASSIFICATION)
 """The methods that a card tells of."""
 
-Found = tuple[Mapping[str, Any], Mapping[str, Any]]
-"""A record, and the part of it that is about one model."""
+Found = Mapping[str, Any]
+"""A record, with the part of it that is about one model in place of what is about several."""
 
 
 def _measured(run: Path, weights: str, replicate: int) -> Iterator[Found]:
@@ -122,14 +124,14 @@ def _measured(run: Path, weights: str, replicate: int) -> Iterator[Found]:
         if one.get("model_sha256") != digest:
             log.warning("%s is of other weights than these and is left out", path)
         else:
-            yield record, one
+            yield {**record, **one}
 
 
 def _estimates(found: list[Found]) -> Iterator[Estimate]:
     """The estimates, loosest first; of annealing the longest, as the other is for the verdict."""
-    for record, one in found:
-        of_record = list(estimates_of(record, one))
-        yield from of_record[-1:] if record["method"] == Method.ANNEALED else of_record
+    for one in found:
+        estimates = list(estimates_of(one))
+        yield from estimates[-1:] if one["method"] == Method.ANNEALED else estimates
 
 
 def _meaning(one: Estimate) -> str:
@@ -138,42 +140,17 @@ def _meaning(one: Estimate) -> str:
     if one.record["method"] == Method.ANNEALED:
         return (
             f"lower bound by annealed importance sampling, {budget:,} temperatures and "
-            f"{one.record['annealing']['chains']} chains; {one.part['verdict']['word']}"
+            f"{one.record['annealing']['chains']} chains; {one.record['verdict']['word']}"
         )
     if budget == 1:
         return "the ELBO, a lower bound"
     return f"lower bound by {budget:,} importance samples"
 
 
-def _gap(record: Mapping[str, Any], one: Mapping[str, Any]) -> dict[str, Any]:
-    """How far annealing can be off on examples that the model made."""
-    return {"n": record["n"], "gap": one["gap"], "gap_stderr": one["gap_stderr"]}
-
-
-def _classified(found: list[Found]) -> dict[str, Any] | None:
-    """How often the model names the label, on the most examples and with the most samples."""
-    each = [
-        {**{name: one[name] for name in ("accuracy", "accuracy_stderr", "k")}, "n": record["n"]}
-        for record, one in found
-        if record["method"] == Method.CLASSIFICATION
-    ]
-    return max(each, key=lambda one: (one["n"], one["k"]), default=None)
-
-
-def _first(found: list[Found], name: str) -> Any:
-    """What the record of the most examples says under a name, if it says it."""
-    named = [record for record, _ in found if record.get(name) is not None]
-    return max(named, key=lambda record: record["n"])[name] if named else None
-
-
-def _active_units(found: list[Found]) -> str | None:
-    """Counts per layer, of the most examples that they were counted on."""
-    counted = [(record["n"], one["active_units"]) for record, one in found if "active_units" in one]
-    return "+".join(map(str, max(counted)[1])) if counted else None
-
-
-def _gradient(config: TrainConfig) -> str:
-    return config.gradient or OBJECTIVES[config.objective].gradients[0]
+def _most(found: list[Found], name: str, *ties: str) -> Found | None:
+    """Of all that has a value by this name, what is of most examples and then largest in `ties`."""
+    having = [one for one in found if one.get(name) is not None]
+    return max(having, key=lambda one: [one[each] for each in ("n", *ties)], default=None)
 
 
 # --- the template ---------------------------------------------------------------------------
@@ -187,8 +164,12 @@ def _template() -> Any:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters |= {"quoted": _quoted, "code": _code, "pm": _with_error}
-    environment.filters |= {"signed": _number, "meaning": _meaning}
+    environment.filters |= {
+        "quoted": _quoted,
+        "code": _code,
+        "meaning": _meaning,
+        "pm": lambda mean, error: minus(plus_minus(mean, error)),
+    }
     return environment.get_template("card.md.jinja")
 
 
@@ -200,14 +181,3 @@ def _quoted(value: Any) -> str:
 def _code(value: Any) -> str:
     """A name from outside as inline code, which no name can leave."""
     return "`" + " ".join(str(value).replace("`", "'").split()).replace("|", "/") + "`"
-
-
-def _number(value: float, digits: int = 3) -> str:
-    return f"{value:.{digits}f}".replace("-", "\N{MINUS SIGN}")
-
-
-def _with_error(value: float | None, error: float | None, digits: int = 3) -> str:
-    """A mean and its standard error, as far as they exist."""
-    if value is None:
-        return "not finite"
-    return _number(value, digits) + ("" if error is None else f" ± {error:.{digits}f}")

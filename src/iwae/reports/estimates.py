@@ -1,13 +1,15 @@
 """All bounds known of a run in one row, and the number that a paper reports of its experiment."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from iwae.config.presets import PRESETS, same_experiment
+from iwae.evaluation.diagnostics import test_sample_error
 from iwae.results.reading import Known, Method, each_model, known_bounds, models_of, read_records
+from iwae.results.text import plus_minus
 
 Row = dict[str, str]
 
@@ -52,12 +54,27 @@ def estimates_row(run: Path, name: str) -> Row | None:
     return row
 
 
+def means_by_budget(
+    bounds: Iterable[Known], places: np.ndarray
+) -> tuple[list[int], list[float], list[float]]:
+    """Budgets, and the means of bounds over these examples and replicates with standard errors.
+
+    Of two bounds of one budget, the later one counts.
+    """
+    values = {
+        one.rank[1]: one.values[:, np.isin(one.places, places)].mean(axis=0) for one in bounds
+    }
+    budgets = sorted(values)
+    means = [float(values[budget].mean()) for budget in budgets]
+    return budgets, means, [test_sample_error(values[budget]) for budget in budgets]
+
+
 def _mean_on(one: Known, other: Known) -> str:
     """A bound's mean and standard error over the examples of another one."""
     values = one.values.mean(axis=0)[np.isin(one.places, other.places)]
     if len(values) < len(other.places):
         return "-"
-    return f"{values.mean():.2f} ± {values.std(ddof=1) / np.sqrt(len(values)):.2f}"
+    return plus_minus(values.mean(), test_sample_error(values), digits=2)
 
 
 def _bidirectional(run: Path, record: Mapping[str, Any]) -> Mapping[str, Any] | None:
@@ -77,4 +94,4 @@ def _plus_minus(each: Sequence[Mapping[str, Any]], name: str) -> str:
     """The mean over replicates, whose examples differ, and its standard error."""
     mean = round(np.mean([one[name] for one in each]), 2) + 0.0  # no minus before a zero
     error = np.sqrt(np.mean([one[f"{name}_stderr"] ** 2 for one in each]) / len(each))
-    return f"{mean:.2f} ± {error:.2f}"
+    return plus_minus(mean, error, digits=2)

@@ -1,6 +1,7 @@
 """The pictures of a run, drawn from its models, metrics and frames."""
 
 from collections.abc import Iterator, Mapping
+from functools import reduce
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,13 +14,14 @@ from iwae.config.experiment import read_config
 from iwae.data import KINDS, Dataset, Kind
 from iwae.data.kinds import is_discrete
 from iwae.errors import UserError
-from iwae.evaluation.diagnostics import test_sample_error
 from iwae.evaluation.posterior import model_density, posterior_grid
 from iwae.evaluation.units import active_units
 from iwae.models.conditional import ConditionalVAE, Model, without_labels
 from iwae.models.likelihoods import SIGNS
 from iwae.models.networks import Dense
 from iwae.reports import figures
+from iwae.reports.estimates import means_by_budget
+from iwae.reports.figures.style import minus
 from iwae.results.reading import Known, Method, known_bounds, models_of, read_records
 from iwae.results.signal import signal_curves
 from iwae.runs.metrics import read_metrics
@@ -112,8 +114,8 @@ def _figures(
         yield "posterior", _posteriors(model, test)
     if figure := bounds_figure(run, weights):
         yield "bounds", figure
-    if curves := _rate_distortion_files(run, weights):
-        yield "rate_distortion", _rate_distortion(curves[-1])
+    if figure := _rate_distortion(run, weights):
+        yield "rate_distortion", figure
 
 
 class Layout(NamedTuple):
@@ -295,24 +297,22 @@ def _posteriors(model: Model, test: np.ndarray) -> Figure:
     ]
     what = "p(x|y)" if isinstance(model, ConditionalVAE) else "p(x)"
     titles = [
-        f"test example {i}: log {what} = {grid.log_evidence:.2f}".replace("-", "\N{MINUS SIGN}")
+        minus(f"test example {i}: log {what} = {grid.log_evidence:.2f}")
         for i, grid in zip(chosen, grids, strict=True)
     ]
     return figures.posterior_panels(grids, titles=titles)
 
 
-def _rate_distortion_files(run: Path, weights: str) -> list[Path]:
-    """Curves of test examples, by name."""
-    return [
+def _rate_distortion(run: Path, weights: str) -> Figure | None:
+    """The last curve of test examples by name, of the first replicate."""
+    found = [
         path.with_suffix(".npz")
-        for path, record in read_records(run, ("rate-distortion",))
+        for path, record in read_records(run, (Method.CURVE,))
         if (record["split"], record["weights"], record["pruned"]) == ("test", weights, False)
     ]
-
-
-def _rate_distortion(path: Path) -> Figure:
-    """The curve of the first replicate, from the values behind a record."""
-    with np.load(path, allow_pickle=False) as file:
+    if not found:
+        return None
+    with np.load(found[-1], allow_pickle=False) as file:
         return figures.rate_distortion_curve(file["betas"], file["rate"][0], file["distortion"][0])
 
 
@@ -336,24 +336,15 @@ def bounds_figure(run: Path, weights: str = "final") -> Figure | None:
     known = [one for one in known if models_of(one.record) == models_of(known[-1].record)]
     if len(known) < 2:
         return None
-    places = known[0].places
-    for one in known[1:]:
-        places = np.intersect1d(places, one.places)
+    places = reduce(np.intersect1d, [one.places for one in known])
     if len(places) < 2:
         return None
-    points: dict[str, dict[int, np.ndarray]] = {}
+    curves: dict[str, list[Known]] = {}
     for one in known:
-        values = one.values[:, np.isin(one.places, places)].mean(axis=0)
-        points.setdefault(_curve_name(one, len(places)), {})[one.rank[1]] = values
-    curves = {
-        name: (
-            list(curve),
-            [float(values.mean()) for values in curve.values()],
-            [test_sample_error(values) for values in curve.values()],
-        )
-        for name, curve in points.items()
-    }
-    return figures.bounds_against_budget(curves)
+        curves.setdefault(_curve_name(one, len(places)), []).append(one)
+    return figures.bounds_against_budget(
+        {name: means_by_budget(bounds, places) for name, bounds in curves.items()}
+    )
 
 
 def _curve_name(known: Known, n: int) -> str:

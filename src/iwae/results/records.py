@@ -33,7 +33,7 @@ from iwae.models.conditional import Model
 from iwae.runs.models import WEIGHTS, read_about
 from iwae.runs.setup import load_config_dataset, model_folder, run_model, split_examples
 
-Track = Callable[[Iterable, int, str], Iterable]
+Track = Callable[[Iterable[Any], int, str], Iterable[Any]]
 Record = dict[str, Any]
 
 SPLITS = ("train", "validation", "test")
@@ -45,7 +45,7 @@ AUTHORS_EXAMPLES = 500
 """The paper's published code counts active units on its first training examples."""
 
 
-def untracked(items: Iterable, total: int, label: str) -> Iterable:  # noqa: ARG001
+def untracked(items: Iterable[Any], total: int, label: str) -> Iterable[Any]:  # noqa: ARG001
     """No progress bar."""
     return items
 

@@ -183,11 +183,15 @@ def _units(one: Record) -> str:
 
 def with_error(row: Record, name: str = "log_likelihood") -> str:
     """A mean and its standard error, as far as they exist."""
-    value = row[name]
-    error = row["stderr" if name == "log_likelihood" else f"{name}_stderr"]
-    if value is None:
+    error = "stderr" if name == "log_likelihood" else f"{name}_stderr"
+    return plus_minus(row[name], row[error]).replace("±", "+-")
+
+
+def plus_minus(mean: float | int | None, error: float | int | None, digits: int = 3) -> str:
+    """A mean and its standard error, as far as they exist."""
+    if mean is None:
         return "not finite"
-    return f"{value:.3f}" if error is None else f"{value:.3f} +- {error:.3f}"
+    return f"{mean:.{digits}f}" + ("" if error is None else f" ± {error:.{digits}f}")
 
 
 def describe_comparison(record: Record) -> str:

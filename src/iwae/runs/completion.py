@@ -66,14 +66,13 @@ def impute_file(
             f"{run} is conditional, and such models cannot impute: train without --conditional"
         )
     rows = _checked(model, run, file, table)
-    if isinstance(table, Cells):
-        _check_names(table.names, read_about(model_folder(run, weights, 0)), file, run)
+    _check_names(table.names, read_about(model_folder(run, weights, 0)), file, run)
     key = jax.random.key(seed)
     if draws is None:
         filled = impute(model, rows, key, k=k, batch_size=batch_size)[None]
     else:
         filled = multiple_imputations(model, rows, key, draws=draws, k=k, batch_size=batch_size)
-    whole = [_completed(file, _values(table), one) for one in filled]
+    whole = [_completed(file, table.values, one) for one in filled]
     for path, one in zip(paths, whole, strict=True):
         _write(path, table, one)
     return paths
@@ -84,28 +83,21 @@ def numbered(out: Path, i: int) -> Path:
     return out.with_stem(f"{out.stem}-{i}")
 
 
-Table = Cells | np.ndarray
-
-
-def _read(file: Path) -> Table:
+def _read(file: Path) -> Cells:
+    """The table; no names and no text of cells if the file is not .csv."""
     content = read_bytes(file)
     if file.suffix.lower() == ".csv":
         return csv_cells(file, content)
     arrays = read_arrays(file, content)
     if list(arrays) != ["data"]:
         raise UserError(f"{file} is an .npz file by its content: save the table with np.save")
-    return arrays["data"]
+    return Cells((), [], arrays["data"])
 
 
-def _values(table: Table) -> np.ndarray:
-    return table.values if isinstance(table, Cells) else table
-
-
-def _checked(model: VAE, run: Path, file: Path, table: Table) -> np.ndarray:
+def _checked(model: VAE, run: Path, file: Path, table: Cells) -> np.ndarray:
     """The rows `[n, d]` of a table, checked to fit the model."""
-    values, is_csv = _values(table), isinstance(table, Cells)
-    check_array(file, "data", values, first_row=int(is_csv), missing=True)
-    rows = values.reshape(len(values), -1)
+    check_array(file, "data", table.values, first_row=int(bool(table.cells)), missing=True)
+    rows = table.values.reshape(len(table.values), -1)
     if rows.shape[1] != model.n_data:
         raise UserError(
             f"{file} has {rows.shape[1]} columns, but {run} was trained on data with {model.n_data}"
@@ -139,10 +131,10 @@ def _check_names(names: Sequence[str], about: Mapping[str, Any], file: Path, run
             )
 
 
-def _write(path: Path, table: Table, filled: np.ndarray) -> None:
+def _write(path: Path, table: Cells, filled: np.ndarray) -> None:
     """Write the completed table."""
     with atomic_write(path) as temporary:
-        if isinstance(table, Cells):
+        if table.cells:
             with temporary.open("w", encoding="utf-8", newline="") as text:
                 lines = csv.writer(text, lineterminator="\n")
                 lines.writerows([table.names] if table.names else [])

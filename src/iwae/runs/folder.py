@@ -24,7 +24,7 @@ def locked(run: Path) -> Iterator[None]:
         yield
 
 
-def take_lock(handle: IO, kind: int = fcntl.LOCK_EX) -> bool:
+def take_lock(handle: IO[Any], kind: int = fcntl.LOCK_EX) -> bool:
     """Whether an open file could be locked; the lock lasts until the file is closed.
 
     Raises:

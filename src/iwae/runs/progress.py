@@ -7,15 +7,7 @@ from typing import Any
 
 import numpy as np
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    Progress,
-    ProgressColumn,
-    Task,
-    TextColumn,
-    TimeRemainingColumn,
-)
-from rich.text import Text
+from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
 
 from iwae.training.loop import Report
 
@@ -52,11 +44,12 @@ def show_training(reports: Iterable[Report], *, quiet: bool = False, verbose: bo
 
 
 def _training_bar(reports: Iterable[Report]) -> None:
-    with _bar(_TimeLeft()) as bar:
-        task, speed = bar.add_task("training", total=1.0, words="", left=None), Speed()
+    with _bar(TextColumn("{task.fields[left]}")) as bar:
+        task, speed = bar.add_task("training", total=1.0, words="", left=""), Speed()
         for report in reports:
             speed.add(report)
-            bar.update(task, completed=report.share, words=_words(report), left=speed.left(report))
+            left = _left(speed.left(report))
+            bar.update(task, completed=report.share, words=_words(report), left=left)
 
 
 def _training_lines(reports: Iterable[Report], every: float) -> None:
@@ -66,9 +59,8 @@ def _training_lines(reports: Iterable[Report], every: float) -> None:
         speed.add(report)
         now = time.monotonic()
         if report.epoch_done and now - last >= every:
-            left = speed.left(report)
-            words = "" if left is None else f", {_duration(left)} left"
-            print(f"{_words(report)}{words}", file=sys.stderr, flush=True)
+            words = ", ".join(filter(None, (_words(report), _left(speed.left(report)))))
+            print(words, file=sys.stderr, flush=True)
             last, shown = now, report
     if report is not None and report is not shown:
         print(_words(report), file=sys.stderr, flush=True)
@@ -96,20 +88,13 @@ class Speed:
         return self.seconds / done * (1 - report.share)
 
 
-def _duration(seconds: float) -> str:
-    """A duration in a suitable unit."""
+def _left(seconds: float | None) -> str:
+    """The time left in a suitable unit, or nothing while it is unknown."""
+    if seconds is None:
+        return ""
     if seconds < 100:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
-
-
-class _TimeLeft(ProgressColumn):
-    """A column with the time left that the task holds."""
-
-    def render(self, task: Task) -> Text:
-        """The time left, or nothing while it is unknown."""
-        left = task.fields["left"]
-        return Text("" if left is None else f"{_duration(left)} left")
+        return f"{seconds:.0f} s left"
+    return f"{seconds / 60:.0f} min left" if seconds < 7200 else f"{seconds / 3600:.1f} h left"
 
 
 def _words(report: Report) -> str:
@@ -123,7 +108,7 @@ def _words(report: Report) -> str:
 def tracker(*, quiet: bool) -> Any:
     """A function (slabs, total examples, label) -> slabs that shows progress."""
 
-    def track(slabs: Iterable[dict[str, np.ndarray]], total: int, label: str) -> Iterable:
+    def track(slabs: Iterable[dict[str, np.ndarray]], total: int, label: str) -> Iterable[Any]:
         if quiet:
             return slabs
         return (
@@ -135,7 +120,7 @@ def tracker(*, quiet: bool) -> Any:
     return track
 
 
-def _slab_bar(slabs: Iterable[dict[str, np.ndarray]], total: int, label: str) -> Iterator:
+def _slab_bar(slabs: Iterable[dict[str, np.ndarray]], total: int, label: str) -> Iterator[Any]:
     with _bar(TimeRemainingColumn()) as bar:
         task = bar.add_task(label, total=total, words="")
         for slab in slabs:
@@ -143,7 +128,7 @@ def _slab_bar(slabs: Iterable[dict[str, np.ndarray]], total: int, label: str) ->
             yield slab
 
 
-def _slab_lines(slabs: Iterable[dict[str, np.ndarray]], total: int, label: str) -> Iterator:
+def _slab_lines(slabs: Iterable[dict[str, np.ndarray]], total: int, label: str) -> Iterator[Any]:
     """Print a line now and then; the time left follows from the speed after the first slab."""
     done = first_done = 0
     first = last = time.monotonic()

@@ -22,7 +22,7 @@ from iwae.models.likelihoods import observation
 from iwae.models.networks import Network, make_network
 from iwae.models.vae import VAE
 from iwae.objectives.catalogue import compose
-from iwae.objectives.declaration import check, particles, unmodified
+from iwae.objectives.declaration import particles, unmodified
 from iwae.runs.checkpoints import list_checkpoints, load_checkpoint
 from iwae.runs.models import DESCRIPTION, WEIGHTS, is_one_model, load_model, read_about
 from iwae.training.loop import Best, Plan, init_best
@@ -98,6 +98,8 @@ def resolve(config: TrainConfig, dataset: Dataset) -> TrainConfig:
     """Fill in what the configuration leaves to the data set, the defaults and the folder."""
     latent_sizes, hidden_sizes = config.sizes()
     validation = len(dataset.validation) if config.validation is None else config.validation
+    # Stages have their own defaults.
+    declared = {} if config.stages is not None else config.declaration()._asdict()
     return config.model_copy(
         update={
             "binarization": dataset.binarization,
@@ -111,17 +113,9 @@ def resolve(config: TrainConfig, dataset: Dataset) -> TrainConfig:
             "hidden_sizes": hidden_sizes,
             "channels": config_network(config, dataset).channels or None,
             "init_from": config.init_from and config.init_from.resolve(),
-            **_declared(config, len(latent_sizes)),
+            **{name: value for name, value in declared.items() if hasattr(config, name)},
         }
     )
-
-
-def _declared(config: TrainConfig, layers: int) -> dict[str, Any]:
-    """Options with the objective's defaults; {} if the run has stages, with their own defaults."""
-    if config.stages is not None:
-        return {}
-    found = check(config.declaration(), layers)
-    return {name: value for name, value in found._asdict().items() if hasattr(config, name)}
 
 
 Seed = np.int32 | Int[Array, ""]  # an array within a compiled program
@@ -228,7 +222,8 @@ def _replicates(config: TrainConfig) -> range:
     return range(config.replicates)
 
 
-_TABLES = {"constant": (1.0,), "paper": PAPER_RATES, "authors": AUTHORS_RATES}
+_TABLES = {"paper": PAPER_RATES, "authors": AUTHORS_RATES}
+"""Schedules whose rate changes from stage to stage -> the rates of the stages."""
 
 
 def make_schedule(
@@ -236,30 +231,24 @@ def make_schedule(
 ) -> tuple[Schedule, tuple[int, ...]]:
     """The learning rates from the step `first`, and the epochs at which their stages end."""
     check_steps(config.epochs, steps_per_epoch, first)
-    schedule, lengths = _without_warmup(config, steps_per_epoch, first)
-    if config.lr_warmup:
-        steps = max(1, round(config.lr_warmup * steps_per_epoch))
-        schedule = warming_up(schedule, first, steps)
-    return schedule, tuple(np.cumsum(lengths).tolist())
-
-
-def _without_warmup(
-    config: TrainConfig, steps_per_epoch: int, first: int
-) -> tuple[Schedule, tuple[int, ...]]:
+    table = _TABLES.get(config.schedule, (1.0,))
+    lengths = (config.epochs,) if len(table) == 1 else stage_epochs(config.epochs)
     if config.schedule in DECAYING:
         steps = config.epochs * steps_per_epoch
-        schedule = decaying(
+        schedule: Schedule = decaying(
             config.learning_rate,
             config.lr_end,
             turn=first + round(DECAYING[config.schedule] * steps),
             end=first + steps,
             cosine=config.schedule == "cosine",
         )
-        return schedule, (config.epochs,)
-    table = _TABLES[config.schedule]
-    lengths = (config.epochs,) if len(table) == 1 else stage_epochs(config.epochs)
-    rates = [config.learning_rate * rate / table[0] for rate in table]
-    return staged(rates, lengths, steps_per_epoch, first), lengths
+    else:
+        rates = [config.learning_rate * rate / table[0] for rate in table]
+        schedule = staged(rates, lengths, steps_per_epoch, first)
+    if config.lr_warmup:
+        steps = max(1, round(config.lr_warmup * steps_per_epoch))
+        schedule = warming_up(schedule, first, steps)
+    return schedule, tuple(np.cumsum(lengths).tolist())
 
 
 def make_stages(config: TrainConfig, dataset: Dataset) -> tuple[tuple[Stage, ...], tuple[int, ...]]:
@@ -294,7 +283,7 @@ def _make_stage(
     steps_per_epoch = _steps_per_epoch(its, dataset)
     schedule, ends = make_schedule(its, steps_per_epoch, int(clock.step))
     stage = Stage(
-        _settings(its, dataset, len(its.sizes()[0]), steps_per_epoch),
+        _settings(its, dataset, steps_per_epoch),
         schedule,
         epochs,
         steps_per_epoch,
@@ -323,8 +312,8 @@ _OPTIMIZERS: dict[str, Callable[[int], optax.GradientTransformation]] = {
 """Name -> function from a batch size to the optimiser."""
 
 
-def _settings(config: TrainConfig, dataset: Dataset, layers: int, steps_per_epoch: int) -> Settings:
-    declaration = config.declaration(steps_per_epoch)
+def _settings(config: TrainConfig, dataset: Dataset, steps_per_epoch: int) -> Settings:
+    declaration, layers = config.declaration(steps_per_epoch), len(config.sizes()[0])
     return Settings(
         compose(declaration, layers),
         _OPTIMIZERS[config.optimizer](config.batch_size),

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import lru_cache
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -19,7 +20,7 @@ from iwae.typing import Example, PRNGKey, Scalar
 class Likelihood(eqx.Module):
     """The log-likelihood alone, out of a bound's results for a row."""
 
-    bound: Callable
+    bound: Callable[..., Any]
 
     def __call__(self, model: VAE, x: Example, key: PRNGKey) -> Scalar:
         """The log-likelihood of a row, nats."""

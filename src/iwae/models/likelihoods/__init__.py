@@ -9,19 +9,22 @@ parameters, are in `iwae.data.kinds`.
 from collections.abc import Callable
 from functools import partial
 
+import jax.numpy as jnp
+import numpyro.distributions as dist
+from jaxtyping import Array, Float
+
 from iwae.data import Kind, as_kind
 from iwae.data.kinds import column_kinds
 from iwae.errors import UserError
 from iwae.models.likelihoods.bernoulli import MEAN_CLIP, BernoulliFromLogits, bernoulli
-from iwae.models.likelihoods.categories import categorical
+from iwae.models.likelihoods.categories import Categorical, categorical
 from iwae.models.likelihoods.counts import negative_binomial, poisson
 from iwae.models.likelihoods.gaussian import LEAST_SCALE, gaussian, gaussian_fixed, gaussian_shared
 from iwae.models.likelihoods.levels import discretised_gaussian, logistic_mixture
-from iwae.models.likelihoods.masking import SIGNS, self_masked
+from iwae.models.likelihoods.masking import SIGNS, SelfMasked, self_masked
 from iwae.models.likelihoods.missing import Imputing, Incomplete, incomplete
 from iwae.models.likelihoods.observation import Encoding, Observation
 from iwae.models.likelihoods.table import Columns, table
-from iwae.models.likelihoods.typical import complete, typical
 
 __all__ = [
     "GAUSSIANS",
@@ -78,6 +81,24 @@ def _part(kind: Kind, d: int, missing: str) -> Observation:
 def _has_gaussian(kind: Kind) -> bool:
     names = [kind.name, *(one.name for one in column_kinds(kind))]
     return any(name in GAUSSIANS for name in names)
+
+
+def typical(p: dist.Distribution) -> Float[Array, " d"]:
+    """The mean of each dimension; for categories, the most likely one."""
+    if isinstance(p, Columns):
+        return p.in_place([typical(one) for one in p.each])
+    p = complete(p)
+    if isinstance(p, dist.Independent) and isinstance(p.base_dist, Categorical):
+        return jnp.argmax(p.base_dist.logits, axis=-1).astype(jnp.float32)
+    return p.mean
+
+
+def complete(p: dist.Distribution) -> dist.Distribution:
+    """The distribution of a whole example, without missing values."""
+    if isinstance(p, Columns):
+        return Columns(tuple(map(complete, p.each)), p.places)
+    p = p.values if isinstance(p, SelfMasked) else p
+    return p.complete if isinstance(p, Incomplete) else p
 
 
 GAUSSIANS = ("gaussian", "gaussian-shared", "gaussian-fixed")

@@ -1,5 +1,7 @@
 """Binary values: Bernoulli."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -40,7 +42,7 @@ def _softplus(a: Float[Array, "*d"]) -> Float[Array, "*d"]:
 
 
 @_softplus.defjvp
-def _softplus_jvp(primals: tuple, tangents: tuple) -> tuple:
+def _softplus_jvp(primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[Any, ...]:
     (a,), (da,) = primals, tangents
     return _softplus(a), jax.nn.sigmoid(a) * da
 

@@ -15,7 +15,7 @@ from scipy.special import digamma
 
 from iwae.data import Kind
 from iwae.models.likelihoods.gaussian import at_least
-from iwae.models.likelihoods.observation import Encoding, Observation, Rows, mean_and_log_scale
+from iwae.models.likelihoods.observation import Observation, Rows, standardised
 from iwae.typing import PRNGKey
 
 MOST_LOG_MEAN = 60.0
@@ -119,7 +119,7 @@ def poisson(kind: Kind, d: int) -> Observation:  # noqa: ARG001
     def distribution(outputs: Float[Array, " d"]) -> dist.Distribution:
         return Poisson(outputs).to_event(1)
 
-    return Observation(d, distribution, _log_mean, encoding=_encoding(d))
+    return Observation(d, distribution, _log_mean, encoding=standardised(d, jnp.log1p, np.log1p))
 
 
 def negative_binomial(kind: Kind, d: int) -> Observation:  # noqa: ARG001
@@ -133,7 +133,7 @@ def negative_binomial(kind: Kind, d: int) -> Observation:  # noqa: ARG001
         each = zip(np.ascontiguousarray(rows.T), np.exp(log_mean), strict=True)
         return np.concatenate([log_mean, [_log_size(column, mean) for column, mean in each]])
 
-    return Observation(2 * d, distribution, start, encoding=_encoding(d))
+    return Observation(2 * d, distribution, start, encoding=standardised(d, jnp.log1p, np.log1p))
 
 
 def _log_mean(rows: Rows) -> np.ndarray:
@@ -156,16 +156,3 @@ def _log_size(column: np.ndarray, mean: float) -> float:
     if slope(high) >= 0:
         return high
     return low if slope(low) <= 0 else float(brentq(slope, low, high))
-
-
-def _encoding(d: int) -> Encoding:
-    """log(1 + x), standardised with training-set statistics."""
-
-    def transform(x: Float[Array, " d"], statistics: Float[Array, " s"]) -> Float[Array, " d"]:
-        mean, log_scale = jnp.split(statistics, 2)
-        return (jnp.log1p(x) - mean) * jnp.exp(-log_scale)
-
-    def statistics(rows: Rows) -> np.ndarray:
-        return mean_and_log_scale(np.log1p(np.asarray(rows, np.float64)))
-
-    return Encoding(d, transform, 2 * d, statistics)

@@ -1,6 +1,7 @@
 """Maximum-likelihood constant outputs, where there is no closed form."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -33,7 +34,7 @@ def most_likely(
         def mean(outputs: Float[Array, " p"]) -> Float[Array, ""]:
             return jnp.dot(share, log_probs(outputs))
 
-        def step(_: Int[Array, ""], carry: tuple) -> tuple:
+        def step(_: Int[Array, ""], carry: tuple[Any, ...]) -> tuple[Any, ...]:
             outputs, best, damping = carry
             slope, curvature = jax.grad(mean)(outputs), -jax.hessian(mean)(outputs)
             damped = curvature + damping * jnp.eye(len(outputs))

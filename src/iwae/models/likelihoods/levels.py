@@ -17,8 +17,7 @@ from jaxtyping import Array, Float
 from iwae.data import Kind
 from iwae.data.kinds import LEVELS
 from iwae.models.likelihoods.fitting import most_likely
-from iwae.models.likelihoods.gaussian import at_least
-from iwae.models.likelihoods.normal import LOG_ROOT_2PI, log_phi, mills
+from iwae.models.likelihoods.gaussian import LOG_ROOT_2PI, at_least, log_phi, mills
 from iwae.models.likelihoods.observation import Encoding, Observation, Rows
 from iwae.typing import PRNGKey
 

@@ -22,8 +22,8 @@ from jax.scipy.special import ndtr, ndtri
 from jaxtyping import Array, Float, PyTree
 from scipy.special import ndtri as quantile
 
+from iwae.models.likelihoods.gaussian import LOG_ROOT_2PI, log_phi, mills
 from iwae.models.likelihoods.missing import Incomplete, incomplete
-from iwae.models.likelihoods.normal import LOG_ROOT_2PI, log_phi, mills
 from iwae.models.likelihoods.observation import Observation, Rows, mean_and_log_scale
 from iwae.typing import PRNGKey
 

@@ -13,7 +13,7 @@ import numpyro.distributions as dist
 from jaxtyping import Array, Float, PyTree
 
 from iwae.errors import UserError
-from iwae.models.likelihoods.observation import Encoding, Observation, mean_and_log_scale
+from iwae.models.likelihoods.observation import Encoding, Observation, standardised
 from iwae.typing import PRNGKey
 
 
@@ -99,7 +99,7 @@ def incomplete(data: Observation, d: int) -> Observation:
     def distribution(outputs: Float[Array, " o"]) -> dist.Distribution:
         return Incomplete(data.distribution(outputs), data.legal)
 
-    encoding = _with_mask(data.encoding or _standardised(d), d, data.legal)
+    encoding = _with_mask(data.encoding or standardised(d), d, data.legal)
     return data._replace(distribution=distribution, encoding=encoding)
 
 
@@ -118,13 +118,3 @@ def _with_mask(encoding: Encoding, d: int, legal: float) -> Encoding:
         return jnp.concatenate([known.ravel(), observed.astype(jnp.float32)])
 
     return encoding._replace(n_inputs=encoding.n_inputs + d, transform=transform)
-
-
-def _standardised(d: int) -> Encoding:
-    """Values minus their mean, over their standard deviation, so that zero is the mean."""
-
-    def transform(x: Float[Array, " d"], statistics: Float[Array, " s"]) -> Float[Array, " d"]:
-        mean, log_scale = jnp.split(statistics, 2)
-        return (x - mean) * jnp.exp(-log_scale)
-
-    return Encoding(d, transform, 2 * d, mean_and_log_scale)

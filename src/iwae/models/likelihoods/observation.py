@@ -1,8 +1,9 @@
 """The interface between a kind of data and a model."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
 from jaxtyping import Array, Float, Shaped
@@ -48,6 +49,26 @@ class Observation(NamedTuple):
     n_free: int = 0
     encoding: Encoding | None = None
     legal: float = 0.0
+
+
+def standardised(
+    d: int, of: Callable[..., Any] = lambda x: x, of_rows: Callable[..., Any] = lambda x: x
+) -> Encoding:
+    """A function of the values minus its mean, over its standard deviation, so that 0 is the mean.
+
+    Args:
+        of: the function of an example, in JAX.
+        of_rows: the same of the training set, in NumPy and float64.
+    """
+
+    def transform(x: Float[Array, " d"], statistics: Float[Array, " s"]) -> Float[Array, " d"]:
+        mean, log_scale = jnp.split(statistics, 2)
+        return (of(x) - mean) * jnp.exp(-log_scale)
+
+    def statistics(rows: Rows) -> np.ndarray:
+        return mean_and_log_scale(of_rows(np.asarray(rows, np.float64)))
+
+    return Encoding(d, transform, 2 * d, statistics)
 
 
 def mean_and_log_scale(values: Shaped[np.ndarray, "n d"]) -> np.ndarray:

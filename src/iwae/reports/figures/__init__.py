@@ -8,8 +8,14 @@ input (NaN, a wrong rank, nothing to draw) raises `UserError`.
 from iwae.reports.figures.charts import (
     density_1d,
     log_variance_histogram,
+    marginals,
     scatter_2d,
     training_curves,
+)
+from iwae.reports.figures.error_bars import (
+    bounds_against_budget,
+    rate_distortion_curve,
+    signal_to_noise,
 )
 from iwae.reports.figures.images import (
     filters,
@@ -20,11 +26,8 @@ from iwae.reports.figures.images import (
     training_frames,
     training_strip,
 )
-from iwae.reports.figures.likelihoods import bounds_against_budget, rate_distortion_curve
-from iwae.reports.figures.marginals import marginals
 from iwae.reports.figures.posteriors import posterior_panels
 from iwae.reports.figures.saving import save_animation, save_figure
-from iwae.reports.figures.signals import signal_to_noise
 
 __all__ = [
     "bounds_against_budget",

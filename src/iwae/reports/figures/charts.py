@@ -16,21 +16,29 @@ from iwae.reports.figures.style import (
     FAINT,
     GREY,
     INK,
+    LEGEND,
     NORMAL,
     PALETTE,
-    SMALL,
     chart_figure,
     checked,
+    cut_start,
     draw_histogram,
     finish,
     laid_out,
-    plain_numbers,
+    minus,
     same_shape,
+    scale_epochs,
+    whole_ticks,
 )
 
 THIN: dict[str, Any] = {"linewidth": 0.7, "alpha": 0.45}
 DOTTED: dict[str, Any] = {"color": FAINT, "linewidth": 0.9, "linestyle": ":"}
-WHOLE: dict[str, Any] = {"nbins": 6, "integer": True, "steps": [1, 2, 5, 10]}  # ticks
+
+MOST = 12
+"""Maximum number of columns in a figure."""
+
+WHOLE = 60
+"""Whole numbers have a bar each if they span less than this."""
 
 
 def training_curves(rows: Sequence[Mapping[str, Any]], *, title: str | None = None) -> Figure:
@@ -76,7 +84,9 @@ def training_curves(rows: Sequence[Mapping[str, Any]], *, title: str | None = No
     drawn = [curve for curves in panels.values() for curve in curves.values()]
     _share_epochs(charts, drawn)
     for axes, curves in zip(charts, panels.values(), strict=True):
-        _choose_heights(axes, list(curves.values()))
+        if all(_is_whole(curve.values[~np.isnan(curve.values)]) for curve in curves.values()):
+            axes.yaxis.set_major_locator(whole_ticks())
+        cut_start(axes, list(curves.values()))
     _note_lines(figure, steps, max(curve.values.shape[1] for curve in drawn))
     return laid_out(figure)
 
@@ -164,6 +174,25 @@ def scatter_2d(data: np.ndarray, samples: np.ndarray) -> Figure:
     return laid_out(figure)
 
 
+def marginals(samples: np.ndarray, *, gaps: bool = False) -> Figure:
+    """Histograms of the first columns of samples [n, d]; whole numbers have a bar each.
+
+    With `gaps`, NaN is a missing value, and the histogram is of the observed values.
+    """
+    missing = np.isnan(samples) if gaps else np.zeros(np.shape(samples), bool)
+    samples = checked(np.where(missing, 0, samples), "samples", "n d")
+    columns = [column[~gap] for column, gap in zip(samples.T, missing.T, strict=True)][:MOST]
+    more = f" (of {samples.shape[1]:,})" if samples.shape[1] > MOST else ""
+    figure, charts = chart_figure(len(columns), height=2.2)
+    for number, (axes, column) in enumerate(zip(charts, columns, strict=True)):
+        if len(column):
+            axes.hist(column, bins=_edges(column), color=PALETTE[0], zorder=2)
+        finish(axes, f"x[{number}]", "")
+    title = f"{len(samples):,} samples of the model, column by column{more}"
+    figure.suptitle(title, fontsize=NORMAL, color=INK)
+    return laid_out(figure)
+
+
 class _Curve(NamedTuple):
     epochs: Float[np.ndarray, " t"]
     values: Float[np.ndarray, "t r"]  # a column per replicate; NaN where it has none
@@ -173,7 +202,7 @@ class _Curve(NamedTuple):
         return np.nanmean(self.values, axis=1)
 
 
-def _beside_the_bound(rows: Sequence[Mapping[str, Any]]) -> dict:
+def _beside_the_bound(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """IWAE on the same samples, unless it is the training bound."""
     other = any(row.get("train_iwae") != row.get("train_bound") for row in rows)
     return _curves(rows, "train_iwae", "training, IWAE-k") if other else {}
@@ -237,15 +266,8 @@ def _note_lines(figure: Figure, steps: Mapping[float, float], replicates: int) -
         rates = ", ".join(f"{rate:.2g}" for rate in steps.values())
         notes[f"learning rate changes to {rates}"] = Line2D([], [], **DOTTED)
     if notes:
-        figure.legend(
-            notes.values(),
-            notes.keys(),
-            loc="outside lower center",
-            ncols=2,
-            fontsize=SMALL,
-            labelcolor=INK,
-            frameon=False,
-        )
+        below = {**LEGEND, "loc": "outside lower center", "ncols": 2}
+        figure.legend(notes.values(), notes.keys(), **below)
 
 
 def _draw_curve(axes: Axes, curve: _Curve, name: str, colour: str) -> None:
@@ -270,46 +292,20 @@ def _is_whole(values: np.ndarray) -> bool:
 
 
 def _short(value: float, *, whole: bool) -> str:
-    """Format with two decimals, none, or three digits if small; the minus sign is as on axes."""
-    text = f"{value:.0f}" if whole else f"{value:.2f}" if abs(value) >= 1 else f"{value:.3g}"
-    return text.replace("-", "\N{MINUS SIGN}")
+    """Format with two decimals, none, or three digits if small."""
+    return minus(f"{value:.0f}" if whole else f"{value:.2f}" if abs(value) >= 1 else f"{value:.3g}")
 
 
 def _share_epochs(charts: Sequence[Axes], curves: Sequence[_Curve]) -> None:
     """Set a common axis of epochs: logarithmic for long training, as in the published schedule."""
     first, last = min(c.epochs[0] for c in curves), max(c.epochs[-1] for c in curves)
     for axes in charts:
-        if first > 0 and last >= 100 * first:
-            axes.set_xscale("log")
+        scale_epochs(axes, [curve.epochs for curve in curves])
+        if axes.get_xscale() == "log":
             axes.set_xlim(first / 1.1, last * 1.1)
-            plain_numbers(axes)
         else:
             pad = 0.03 * (last - first) or 1.0
             axes.set_xlim(first - pad, last + pad)
-            axes.xaxis.set_major_locator(MaxNLocator(**WHOLE))
-
-
-def _choose_heights(axes: Axes, curves: Sequence[_Curve]) -> None:
-    """Set integer ticks for whole values; cut off a start that takes more than half the height.
-
-    The start is the first seventh of the horizontal axis.
-    """
-    first, last = axes.get_xlim()
-    cut = (
-        first * (last / first) ** (1 / 7)
-        if axes.get_xscale() == "log"
-        else first + (last - first) / 7
-    )
-    everything = np.concatenate([curve.values.ravel() for curve in curves])
-    everything = everything[~np.isnan(everything)]
-    rest = np.concatenate([curve.values[curve.epochs >= cut].ravel() for curve in curves])
-    rest = rest[~np.isnan(rest)]
-    if _is_whole(everything):
-        axes.yaxis.set_major_locator(MaxNLocator(**WHOLE))
-    high, low = everything.max(), rest.min(initial=everything.max())
-    if len(everything) > 25 and 0 < high - low < (high - everything.min()) / 2:
-        pad = 0.05 * (high - low)
-        axes.set_ylim(low - pad, high + pad)
 
 
 def _log_bins(values: np.ndarray, threshold: float, floor: float) -> list[float]:
@@ -334,10 +330,18 @@ def _draw_variances(
     axes.hist(below, bins=bins, color=GREY, label=f"{len(below)} inactive")
     axes.hist(log[active], bins=bins, color=PALETTE[0], label=f"{active.sum()} active")
     axes.axvline(line, color=INK, linewidth=1, linestyle="--", label=f"threshold {threshold:g}")
-    axes.yaxis.set_major_locator(MaxNLocator(**WHOLE))
+    axes.yaxis.set_major_locator(whole_ticks())
 
 
 def _draw_points(axes: Axes, points: Float[np.ndarray, "n 2"], colour: str) -> None:
     size = float(np.clip(4000 / len(points), 1, 12))
     # Viewers struggle with thousands of points as vectors.
     axes.scatter(points[:, 0], points[:, 1], size, color=colour, linewidths=0, rasterized=True)
+
+
+def _edges(column: Float[np.ndarray, " n"]) -> list[float]:
+    """Edges of the bars."""
+    low, high = column.min(), column.max()
+    if high - low < WHOLE and (column == np.rint(column)).all():
+        return np.arange(low - 0.5, high + 1.0).tolist()
+    return np.linspace(low, high, 41).tolist() if low < high else [low - 0.5, low + 0.5]

@@ -51,7 +51,7 @@ def samples(means: np.ndarray, draws: np.ndarray, *, columns: int | None = None)
         top=TITLE,
     )
     for start, title in zip(sheet.lefts[::columns], titles, strict=True):
-        _above(sheet, title, int(start))
+        _write(sheet, title, int(start), -8, ha="left")
     return sheet.figure
 
 
@@ -78,31 +78,12 @@ def reconstructions(
 def training_strip(frames: np.ndarray, epochs: Numbers, *, title: str | None = None) -> Figure:
     """The same n images during training, frames [t, n, h, w] in [0, 1]: a row per epoch [t]."""
     course, labels = _course(frames, epochs)
-    t, n, *shape = course.shape
-    row, column = np.divmod(np.arange(t * n), n)
-    sheet = _sheet(
-        course.reshape(t * n, *shape),
-        row,
-        column,
-        left=_room(["epoch", *labels]),
-        top=TITLE,
-        fit=title or "",
-    )
-    _beside(sheet, labels)
-    sheet.axes.text(-8, -8, "epoch", fontsize=NORMAL, color=INK, ha="right", va="bottom")
-    _above(sheet, title or "")
-    return sheet.figure
+    return _rows(course, labels, heading="epoch", title=title or "").figure
 
 
 def labelled_rows(images: np.ndarray, labels: Sequence[str]) -> Figure:
     """Images [t, n, h, w] in [0, 1]: a row for each of t labels."""
-    t, n, *shape = np.shape(images)
-    row, column = np.divmod(np.arange(t * n), n)
-    sheet = _sheet(
-        _tiles(np.reshape(images, (t * n, *shape)), "images"), row, column, left=_room(list(labels))
-    )
-    _beside(sheet, list(labels))
-    return sheet.figure
+    return _rows(_tiles(images, "images", "t n h w"), list(labels)).figure
 
 
 def training_frames(
@@ -171,6 +152,26 @@ def _grid(
     return sheet
 
 
+def _rows(
+    tiles: UInt8[np.ndarray, "t n h w 3"], labels: list[str], heading: str = "", title: str = ""
+) -> _Sheet:
+    """A row of n tiles beside each of t labels, which may have a heading, and a title above."""
+    t, n, *shape = tiles.shape
+    row, column = np.divmod(np.arange(t * n), n)
+    sheet = _sheet(
+        tiles.reshape(t * n, *shape),
+        row,
+        column,
+        left=_room([heading, *labels]),
+        top=TITLE if heading or title else 0,
+        fit=title,
+    )
+    _beside(sheet, labels)
+    _write(sheet, heading, -8, -8, ha="right")
+    _above(sheet, title)
+    return sheet
+
+
 def _sheet(
     tiles: UInt8[np.ndarray, "n h w 3"],
     row: Int[np.ndarray, " n"],
@@ -232,9 +233,8 @@ def _mosaic(
     """The tiles in their places on white, each in a frame shared with its neighbours."""
     mosaic = np.full((*size, 3), 255, np.uint8)
     height, width = tiles.shape[1:3]
-    for top, left in zip(tops, lefts, strict=True):
-        mosaic[top - GUTTER : top + height + GUTTER, left - GUTTER : left + width + GUTTER] = FRAME
     for tile, top, left in zip(tiles, tops, lefts, strict=True):
+        mosaic[top - GUTTER : top + height + GUTTER, left - GUTTER : left + width + GUTTER] = FRAME
         mosaic[top : top + height, left : left + width] = tile
     return mosaic
 
@@ -268,50 +268,46 @@ def _columns(
     return min(range(least, min(n, 2 * least - 1) + 1), key=lambda count: (-n % count, count))
 
 
-def _tiles(images: np.ndarray, name: str) -> UInt8[np.ndarray, "n h w 3"]:
-    """Images [n, h, w] or [n, h, w, 3] in [0, 1] as tiles."""
-    return _levels(_checked(images, name, "n h w"), name, 3)
-
-
-def _course(
-    frames: np.ndarray, epochs: Numbers
-) -> tuple[UInt8[np.ndarray, "t n h w 3"], list[str]]:
-    """Tiles, and a label for each epoch."""
-    tiles = _levels(_checked(frames, "frames", "t n h w"), "frames", 4)
-    labels = [f"{epoch:.10g}" for epoch in checked(epochs, "epochs", "t")]
-    if len(labels) != len(tiles):
-        raise UserError(f"there are {len(tiles)} frames, but {len(labels)} epochs")
-    return tiles, labels
-
-
-def _checked(images: np.ndarray, name: str, axes: str) -> np.ndarray:
-    """The images, grey or in colour, as checked float64."""
+def _tiles(images: np.ndarray, name: str, axes: str = "n h w") -> UInt8[np.ndarray, "... 3"]:
+    """Images in [0, 1], grey with these axes or in colour with one more, as RGB bytes."""
     colour = np.ndim(images) == len(axes.split()) + 1 and np.shape(images)[-1] == 3
-    return checked(images, name, axes + " 3" * colour)
-
-
-def _levels(values: np.ndarray, name: str, grey: int) -> UInt8[np.ndarray, "... 3"]:
-    """Values in [0, 1] as RGB bytes; an array with `grey` axes is grey."""
+    values = checked(images, name, axes + " 3" * colour)
     low, high = values.min(), values.max()
     if low < -1e-6 or high > 1 + 1e-6:
         raise UserError(
             f"{name} must be in [0, 1], but range from {low:g} to {high:g}: rescale them"
         )
     levels = np.rint(255 * values.clip(0, 1)).astype(np.uint8)
-    return levels if levels.ndim > grey else np.repeat(levels[..., None], 3, axis=-1)
+    return levels if colour else np.repeat(levels[..., None], 3, axis=-1)
 
 
-def _above(sheet: _Sheet, text: str, left: int | None = None) -> None:
-    """Write a title above the sheet, centred or starting at `left`."""
-    x, anchor = (sheet.size[0] / 2, "center") if left is None else (left, "left")
-    sheet.axes.text(x, -8, text, fontsize=NORMAL, color=INK, ha=anchor, va="bottom")
+def _course(
+    frames: np.ndarray, epochs: Numbers
+) -> tuple[UInt8[np.ndarray, "t n h w 3"], list[str]]:
+    """Tiles, and a label for each epoch."""
+    tiles = _tiles(frames, "frames", "t n h w")
+    labels = [f"{epoch:.10g}" for epoch in checked(epochs, "epochs", "t")]
+    if len(labels) != len(tiles):
+        raise UserError(f"there are {len(tiles)} frames, but {len(labels)} epochs")
+    return tiles, labels
+
+
+def _write(
+    sheet: _Sheet, text: str, x: float | int, y: float | int, *, ha: str, va: str = "bottom"
+) -> None:
+    """Write a text on the sheet, or beside it where a coordinate is negative."""
+    sheet.axes.text(x, y, text, fontsize=NORMAL, color=INK, ha=ha, va=va)
+
+
+def _above(sheet: _Sheet, title: str) -> None:
+    """Write a title above the middle of the sheet."""
+    _write(sheet, title, sheet.size[0] / 2, -8, ha="center")
 
 
 def _beside(sheet: _Sheet, labels: list[str]) -> None:
     """Write a label to the left of each row."""
     for text, top in zip(labels, sheet.tops, strict=True):
-        middle = top + sheet.tile_height / 2
-        sheet.axes.text(-8, middle, text, fontsize=NORMAL, color=INK, ha="right", va="center")
+        _write(sheet, text, -8, top + sheet.tile_height / 2, ha="right", va="center")
 
 
 def _room(labels: list[str]) -> int:

@@ -15,9 +15,9 @@ from matplotlib.ticker import MaxNLocator
 from iwae.errors import UserError
 from iwae.reports.figures.style import (
     INK,
+    LEGEND,
     NORMAL,
     PALETTE,
-    SMALL,
     chart_figure,
     checked,
     draw_histogram,
@@ -84,15 +84,8 @@ def posterior_panels(grids: Sequence[Grid], *, titles: Sequence[str] | None = No
         handles |= draw(axes, posterior)
         if titles is not None:
             axes.set_title(titles[number], fontsize=NORMAL, color=INK)
-    figure.legend(
-        handles.values(),
-        handles.keys(),
-        loc="outside lower center",
-        ncols=3,
-        fontsize=SMALL,
-        labelcolor=INK,
-        frameon=False,
-    )
+    below = {**LEGEND, "loc": "outside lower center", "ncols": 3}
+    figure.legend(handles.values(), handles.keys(), **below)
     return laid_out(figure)
 
 

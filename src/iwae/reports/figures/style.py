@@ -1,14 +1,14 @@
 """Fonts, colours, chart style and input checks shared by the figures."""
 
 from collections.abc import Sequence
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 from jaxtyping import Float
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullFormatter
+from matplotlib.ticker import MaxNLocator, NullFormatter
 
 from iwae.errors import UserError
 
@@ -19,6 +19,9 @@ SMALL, NORMAL = 8, 9  # font sizes, points
 INK, FAINT, GREY, PALE = "#222222", "#8a8a8a", "#b4b4b4", "#e8e8e8"
 # Okabe and Ito's colours, distinguishable with any common colour blindness.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+# Beside colours, as one of the two alone does not tell curves apart for everybody.
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+LEGEND: dict[str, Any] = {"fontsize": SMALL, "labelcolor": INK, "frameon": False}
 
 
 def checked(values: object, name: str, axes: str) -> Float[np.ndarray, "..."]:
@@ -90,18 +93,53 @@ def finish(axes: Axes, x_label: str, y_label: str, *, columns: int | None = None
         bbox_to_anchor=(1, 1),
         borderaxespad=0.2,
         ncols=columns or (4 if len(handles) == 4 else 3),
-        fontsize=SMALL,
-        labelcolor=INK,
-        frameon=False,
         handlelength=1.4,
         columnspacing=1.2,
+        **LEGEND,
     )
 
 
-def plain_numbers(axes: Axes) -> None:
+def plain_numbers(axes: Axes, number: str = "{x:g}") -> None:
     """Label the ticks of a logarithmic axis as 1, 10, 100."""
-    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_major_formatter(number)
     axes.xaxis.set_minor_formatter(NullFormatter())
+
+
+def minus(text: str) -> str:
+    """Numbers with a minus sign in place of a hyphen, as on axes."""
+    return text.replace("-", "\N{MINUS SIGN}")
+
+
+def whole_ticks() -> MaxNLocator:
+    """Ticks at whole numbers."""
+    return MaxNLocator(6, integer=True, steps=[1, 2, 5, 10])
+
+
+def scale_epochs(axes: Axes, epochs: Sequence[np.ndarray], number: str = "{x:g}") -> None:
+    """Scale an axis of increasing epochs; logarithmic for long training, as in the papers."""
+    first, last = min(one[0] for one in epochs), max(one[-1] for one in epochs)
+    if first > 0 and last >= 100 * first:
+        axes.set_xscale("log")
+        plain_numbers(axes, number)
+    else:
+        axes.xaxis.set_major_locator(whole_ticks())
+
+
+def cut_start(axes: Axes, curves: Sequence[tuple[np.ndarray, np.ndarray]]) -> None:
+    """Cut off a start of curves (epochs, values) that takes more than half of the height.
+
+    The start is the first seventh of the horizontal axis.
+    """
+    (first, last), log = axes.get_xlim(), axes.get_xscale() == "log"
+    cut = first * (last / first) ** (1 / 7) if log else first + (last - first) / 7
+    everything = np.concatenate([values.ravel() for _, values in curves])
+    rest = np.concatenate([values[epochs >= cut].ravel() for epochs, values in curves])
+    high = np.nanmax(everything)
+    low = np.nanmin(rest, initial=high)
+    enough = np.count_nonzero(~np.isnan(everything)) > 25
+    if enough and 0 < high - low < (high - np.nanmin(everything)) / 2:
+        pad = 0.05 * (high - low)
+        axes.set_ylim(low - pad, high + pad)
 
 
 def draw_histogram(

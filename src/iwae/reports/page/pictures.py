@@ -13,25 +13,29 @@ import numpy as np
 from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
-from iwae.evaluation.diagnostics import test_sample_error
+from iwae.reports.estimates import means_by_budget
+from iwae.reports.figures.error_bars import draw_curve
 from iwae.reports.figures.style import (
     DPI,
     FAINT,
     INK,
+    MARKERS,
     PALE,
     PALETTE,
     chart_figure,
+    cut_start,
     finish,
     laid_out,
     plain_numbers,
+    scale_epochs,
+    whole_ticks,
 )
 from iwae.reports.page.facts import Run
 from iwae.results.reading import Known
 
-MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-"""Shapes beside colours: one alone does not tell runs apart for everybody."""
+NUMBER = "{x:,.0f}"
+"""Numbers of a logarithmic axis, as in the text of the page."""
 
 STYLES: tuple[Any, ...] = ("-", "--", ":", "-.")
 
@@ -64,8 +68,8 @@ def training(runs: Sequence[Run], places: Sequence[int]) -> Figure | None:
                 drawn.append((epochs, values))
     if not drawn:
         return None
-    _share_epochs(axes, [epochs for epochs, _ in drawn])
-    _trim(axes, drawn)
+    scale_epochs(axes, [epochs for epochs, _ in drawn], NUMBER)
+    cut_start(axes, drawn)
     finish(axes, "epoch", "bound (nats)")
     return laid_out(figure)
 
@@ -81,9 +85,9 @@ def units(runs: Sequence[Run]) -> Figure | None:
             drawn.append(epochs)
     if not drawn:
         return None
-    _share_epochs(axes, drawn)
+    scale_epochs(axes, drawn, NUMBER)
     axes.set_ylim(0, 1.05 * axes.get_ylim()[1])
-    axes.yaxis.set_major_locator(MaxNLocator(6, integer=True, steps=[1, 2, 5, 10]))
+    axes.yaxis.set_major_locator(whole_ticks())
     finish(axes, "epoch", "active units")
     return laid_out(figure)
 
@@ -114,34 +118,6 @@ def _line(axes: Axes, x: np.ndarray, y: np.ndarray, place: int, style: str) -> N
     axes.plot(x[-1:], y[-1:], color=colour, marker=MARKERS[place % len(MARKERS)], markersize=5)
 
 
-def _share_epochs(axes: Axes, epochs: Sequence[np.ndarray]) -> None:
-    """A logarithmic axis for a long course, as the published schedule is."""
-    first, last = min(one[0] for one in epochs), max(one[-1] for one in epochs)
-    if first > 0 and last >= 100 * first:
-        axes.set_xscale("log")
-        _plain(axes)
-    else:
-        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, steps=[1, 2, 5, 10]))
-
-
-def _plain(axes: Axes) -> None:
-    """Ticks of a logarithmic axis as in the text of the page."""
-    plain_numbers(axes)
-    axes.xaxis.set_major_formatter("{x:,.0f}")
-
-
-def _trim(axes: Axes, drawn: Sequence[tuple[np.ndarray, np.ndarray]]) -> None:
-    """No room for a start that would take up more than half of the height."""
-    (first, last), scale = axes.get_xlim(), axes.get_xscale()
-    cut = first * (last / first) ** (1 / 7) if scale == "log" else first + (last - first) / 7
-    everything = np.concatenate([values for _, values in drawn])
-    later = [values[epochs >= cut] for epochs, values in drawn]
-    low, high = np.concatenate(later).min(initial=everything.max()), everything.max()
-    if len(everything) > 25 and 0 < high - low < (high - everything.min()) / 2:
-        pad = 0.05 * (high - low)
-        axes.set_ylim(low - pad, high + pad)
-
-
 class Budgets(NamedTuple):
     """A chart of bounds against what was spent on them, and of how many examples it is."""
 
@@ -164,10 +140,19 @@ def budgets(known: Mapping[int, Sequence[Known]]) -> Budgets | None:
     figure, axes = _chart()
     for place, bounds in known.items():
         for sampled, curve in _curves(bounds):
-            _bounds(axes, curve, shared, place, "-" if sampled else "--")
+            draw_curve(
+                axes,
+                means_by_budget(curve, shared),
+                color=PALETTE[place % len(PALETTE)],
+                marker=MARKERS[place % len(MARKERS)],
+                linestyle="-" if sampled else "--",
+                linewidth=1.5,
+                elinewidth=1,
+                capsize=2.5,
+            )
     axes.set_xscale("log")
     finish(axes, "importance samples k, or temperatures T", "bound ± standard error (nats)")
-    _plain(axes)
+    plain_numbers(axes, NUMBER)
     return Budgets(laid_out(figure), len(shared))
 
 
@@ -179,23 +164,6 @@ def _curves(bounds: Sequence[Known]) -> Iterator[tuple[bool, list[Known]]]:
         way = "" if one.rank[0] == 0 else repr({**how, "temperatures": None})
         curves.setdefault(way, []).append(one)
     yield from ((not way, curve) for way, curve in curves.items())
-
-
-def _bounds(axes: Axes, curve: Sequence[Known], shared: np.ndarray, place: int, style: str) -> None:
-    """A curve with error bars."""
-    points = {one.rank[1]: one.values[:, np.isin(one.places, shared)].mean(axis=0) for one in curve}
-    axes.errorbar(
-        sorted(points),
-        [float(points[budget].mean()) for budget in sorted(points)],
-        [test_sample_error(points[budget]) for budget in sorted(points)],
-        color=PALETTE[place % len(PALETTE)],
-        marker=MARKERS[place % len(MARKERS)],
-        linestyle=style,
-        markersize=4,
-        linewidth=1.5,
-        elinewidth=1,
-        capsize=2.5,
-    )
 
 
 # --- figures into markup --------------------------------------------------------------------

@@ -6,11 +6,13 @@ from typing import Any, NamedTuple
 
 from iwae.config.experiment import TrainConfig
 from iwae.errors import UserError
-from iwae.objectives.declaration import OBJECTIVES
+from iwae.objectives.declaration import ALL_OPTIONS, OBJECTIVES
 from iwae.reports.estimates import Row, estimates_row, published_nll
+from iwae.reports.figures.style import minus
 from iwae.reports.page.facts import Run
 from iwae.results.compare import compare
 from iwae.results.reading import Estimate, Method, each_model
+from iwae.results.text import plus_minus
 
 UNRELIABLE = 0.1
 """The share of examples with too large a k-hat from which on the page warns."""
@@ -80,19 +82,10 @@ def _bound(bound: Estimate | None) -> Cell:
         return Cell()
     digits = 2 if bound.record.get("true_log_likelihood") is None else 4
     of = f"n = {bound.record['n']:,}" + (", a subset" if bound.record["subset"] else "")
-    if bound.mean is None:
-        return Cell("not finite", None, of, alarm=True)
-    text = minus(f"{bound.mean:.{digits}f}")
-    if bound.stderr is not None:
-        text += f" ± {bound.stderr:.{digits}f}"
     if bound.spread is not None:
         of += f"\nsd of seeds {bound.spread:.{digits}f}"
-    return Cell(text, bound.mean, of)
-
-
-def minus(text: str) -> str:
-    """Numbers with a minus sign instead of a hyphen."""
-    return text.replace("-", "\N{MINUS SIGN}")
+    text = minus(plus_minus(bound.mean, bound.stderr, digits))
+    return Cell(text, bound.mean, of, alarm=bound.mean is None)
 
 
 def _data(run: Run) -> Cell:
@@ -118,17 +111,11 @@ def _network(config: TrainConfig) -> str:
     return f"{words}, {config.blocks} residual blocks" if config.blocks else words
 
 
-_OPTIONS = """
-    m alpha beta temperatures leapfrog beta_schedule phase encoder_objective kl_warmup free_bits
-    backward
-""".split()  # noqa: SIM905
-
-
 def _objective(run: Run) -> Cell:
     config = run.config.final()
     options = [
         f"{name.replace('_', ' ')} {value}"
-        for name in _OPTIONS
+        for name in ALL_OPTIONS
         if (value := getattr(config, name)) not in (None, 0)
     ]
     text = f"{config.objective}, k = {config.k}"

@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 
 from iwae.errors import UserError
 from iwae.files import atomic_write
-from iwae.reports.figures.style import PALETTE
+from iwae.reports.figures.style import MARKERS, PALETTE
 from iwae.reports.gallery import run_figures
 from iwae.reports.page import notices, pictures, tables
 from iwae.reports.page.facts import Run, name_runs, read_run
@@ -135,7 +135,7 @@ def _render(runs: Sequence[Run], weights: str, data_dir: Path | None, file: str)
         version=version("iwae"),
         command=shlex.join(["iwae", "report", *names, *more, "--out", file]),
         colours=len(PALETTE),
-        markers=pictures.MARKERS,
+        markers=MARKERS,
         style=Markup(_source("style.css")),  # noqa: S704 - our own file
         script=Markup(script),  # noqa: S704 - our own file
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),

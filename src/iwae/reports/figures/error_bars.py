@@ -1,7 +1,8 @@
-"""Bounds on the log-likelihood: against their cost, and as a rate-distortion curve."""
+"""Estimates with error bars: bounds and gradients against their cost, the rate-distortion curve."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from itertools import cycle
+from typing import Any, TypeAlias
 
 import numpy as np
 from jaxtyping import Float
@@ -12,6 +13,7 @@ from iwae.errors import UserError
 from iwae.reports.figures.style import (
     FAINT,
     INK,
+    MARKERS,
     PALETTE,
     SMALL,
     Numbers,
@@ -19,16 +21,26 @@ from iwae.reports.figures.style import (
     checked,
     finish,
     laid_out,
+    minus,
     plain_numbers,
     same_shape,
 )
 
-MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-LONG = 30  # a longer name has its own line in the legend
+LONG = 30  # with a longer name, a legend of bounds has one column
+LONG_GRADIENT = 12  # with a longer name, a legend of gradients has two columns
+
+DASHES = ((5, 2), (5, 2, 1, 2), (2, 1.5), (8, 2, 2, 2))
+"""Line styles for gradients through a few particles; dotted lines are theoretical slopes."""
+
+SLOPES = {0.5: "$k^{1/2}$", -0.5: "$k^{-1/2}$"}
+"""Theoretical slopes at large k (Rainforth et al. 2018; Tucker et al. 2019)."""
+
+Curve: TypeAlias = tuple[Numbers, Numbers, Numbers]
+"""Places, means there and their standard errors, each [m]."""
 
 
 def bounds_against_budget(
-    curves: Mapping[str, tuple[Numbers, Numbers, Numbers]],
+    curves: Mapping[str, Curve],
     *,
     upper: Mapping[str, tuple[float | int, float | int]] | None = None,
 ) -> Figure:
@@ -47,7 +59,7 @@ def bounds_against_budget(
     figure, (axes,) = chart_figure(1)
     looks = zip(cycle(PALETTE), cycle(MARKERS), strict=False)
     budgets = [
-        _draw_bound(axes, name, curve, colour, marker)
+        _draw_bound(axes, name, curve, color=colour, marker=marker)
         for (name, curve), (colour, marker) in zip(curves.items(), looks, strict=False)
     ]
     colours = cycle((INK, *reversed(PALETTE[:-1])))
@@ -103,33 +115,68 @@ def rate_distortion_curve(betas: np.ndarray, rate: np.ndarray, distortion: np.nd
     return laid_out(figure)
 
 
-def _draw_bound(
-    axes: Axes, name: str, curve: tuple[Numbers, Numbers, Numbers], colour: str, marker: str
-) -> Float[np.ndarray, " m"]:
-    """Draw a curve with its error bars; returns its budgets."""
-    budget, mean, stderr = (
+def signal_to_noise(groups: Mapping[str, Mapping[str, Curve]]) -> Figure:
+    """Signal-to-noise ratios against k, with a panel for each group of parameters.
+
+    Dotted lines have the theoretical slopes. Ratios of zero, hidden by noise, are left out.
+
+    Args:
+        groups: by group and gradient, k [m], the ratio there [m] and its standard error [m]. In a
+            name such as "dreg, backward 8", the part before the comma determines the colour of the
+            line, the rest its dashes and an empty marker.
+
+    Raises:
+        UserError: if there is no curve, or a number is missing, not finite or negative.
+    """
+    if not groups or not all(groups.values()):
+        raise UserError("there are no gradients to draw")
+    figure, panels = chart_figure(len(groups))
+    for axes, (group, curves) in zip(panels, groups.items(), strict=True):
+        looks = _looks(curves)
+        drawn = [_draw_ratio(axes, name, curve, looks[name]) for name, curve in curves.items()]
+        axes.set_xscale("log")
+        axes.set_yscale("log")
+        points = np.concatenate(drawn, axis=1)
+        if points.size:
+            _draw_slopes(axes, points)
+        columns = 2 if max(map(len, curves)) > LONG_GRADIENT else 3
+        finish(axes, "particles k", f"signal / noise: {group}", columns=min(columns, len(curves)))
+        plain_numbers(axes)
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter("{x:g}")
+    return laid_out(figure)
+
+
+def _checked_curve(
+    curve: Curve, name: str, place: str, mean: str
+) -> tuple[Float[np.ndarray, " m"], Float[np.ndarray, " m"], Float[np.ndarray, " m"]]:
+    """A curve in the order of its places; errors name the quantities."""
+    quantities = (place, mean, "standard error")
+    x, y, stderr = (
         checked(values, f"the {quantity} of '{name}'", "m")
-        for quantity, values in zip(("budget", "mean", "standard error"), curve, strict=True)
+        for quantity, values in zip(quantities, curve, strict=True)
     )
-    same_shape(budget, mean, f"budget and mean of '{name}'")
-    same_shape(budget, stderr, f"budget and standard error of '{name}'")
-    if budget.min() < 1 or stderr.min() < 0:
+    same_shape(x, y, f"{place} and {mean} of '{name}'")
+    same_shape(x, stderr, f"{place} and standard error of '{name}'")
+    order = np.argsort(x)
+    return x[order], y[order], stderr[order]
+
+
+def draw_curve(axes: Axes, curve: Curve, name: str | None = None, **look: Any) -> None:
+    """Draw a curve with error bars."""
+    widths = {"markersize": 4, "linewidth": 1.6, "elinewidth": 1.2, "capsize": 3}
+    container = axes.errorbar(*curve, **(widths | look))
+    container.lines[0].set_label(name)  # legends list a container after all lines
+
+
+def _draw_bound(axes: Axes, name: str, curve: Curve, **look: Any) -> Float[np.ndarray, " m"]:
+    """Draw a curve with its error bars; returns its budgets."""
+    budget, mean, stderr = _checked_curve(curve, name, "budget", "mean")
+    if budget[0] < 1 or stderr.min() < 0:
         raise UserError(
             f"'{name}' needs budgets of at least 1 and standard errors that are not negative"
         )
-    order = np.argsort(budget)
-    container = axes.errorbar(
-        budget[order],
-        mean[order],
-        stderr[order],
-        color=colour,
-        marker=marker,
-        markersize=4,
-        linewidth=1.6,
-        elinewidth=1.2,
-        capsize=3,
-    )
-    container.lines[0].set_label(name)  # legends list a container after all lines
+    draw_curve(axes, (budget, mean, stderr), name, **look)
     return budget
 
 
@@ -147,7 +194,7 @@ def _mark_likelihood(
 ) -> None:
     """Mark the point at beta = 1, and draw the line of constant rate + distortion through it."""
     total, x, y = (rate + distortion)[:, None], rate.mean(), distortion.mean()
-    label = f"rate + distortion = {total.mean():.2f}".replace("-", "\N{MINUS SIGN}")
+    label = minus(f"rate + distortion = {total.mean():.2f}")
     if len(rate) > 1:
         label += f" ± {_standard_error(total)[0]:.2f} nats"
         errors = (_standard_error(one[:, None])[0] for one in (rate, distortion))
@@ -168,3 +215,44 @@ def _standard_error(values: Float[np.ndarray, "n t"]) -> Float[np.ndarray, " t"]
 def _finish(axes: Axes, x_label: str, y_label: str, names: list[str]) -> None:
     """Apply the common style, with as many legend columns as there is room for."""
     finish(axes, x_label, y_label, columns=1 if max(map(len, names)) > LONG else 2)
+
+
+def _looks(names: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """A colour and marker for each gradient; other markers and dashes through a few particles."""
+    parts = {name: name.partition(", ")[::2] for name in names}
+    gradients, fews = (list(dict.fromkeys(column)) for column in zip(*parts.values(), strict=True))
+    fews = [few for few in fews if few]
+    looks: dict[str, dict[str, Any]] = {}
+    for name, (gradient, few) in parts.items():
+        place = gradients.index(gradient)
+        colour, shape = PALETTE[place % len(PALETTE)], fews.index(few) if few else place
+        looks[name] = {"color": colour, "marker": MARKERS[shape % len(MARKERS)]}
+        if few:
+            looks[name]["linestyle"] = (0, DASHES[shape % len(DASHES)])
+            looks[name]["markerfacecolor"] = "white"
+    return looks
+
+
+def _draw_ratio(axes: Axes, name: str, curve: Curve, look: Mapping[str, Any]) -> np.ndarray:
+    """Draw a curve with its error bars; returns its points, `[2, m]`."""
+    k, ratio, stderr = _checked_curve(curve, name, "k", "ratio")
+    if k[0] < 1 or min(ratio.min(), stderr.min()) < 0:
+        raise UserError(f"'{name}' needs k of at least 1, and nothing negative")
+    k, ratio, stderr = (values[ratio > 0] for values in (k, ratio, stderr))
+    stderr = np.minimum(stderr, 0.99 * ratio)  # a bar down to zero would have no end on this axis
+    draw_curve(axes, (k, ratio, stderr), name, **look)
+    return np.array([k, ratio])
+
+
+def _draw_slopes(axes: Axes, points: np.ndarray) -> None:
+    """Draw lines with the theoretical slopes through the centre of the points."""
+    limits = axes.get_xlim(), axes.get_ylim()
+    centre = np.exp(np.log(points).mean(axis=1))
+    ends = np.array([points[0].min(), points[0].max()])
+    if ends[0] == ends[1]:
+        return
+    for power, label in SLOPES.items():
+        line = centre[1] * (ends / centre[0]) ** power
+        axes.plot(ends, line, color=FAINT, linewidth=1.1, linestyle=":", zorder=1)
+        axes.annotate(label, (ends[1], line[1]), (3, 0), textcoords="offset points", fontsize=SMALL)
+    axes.set_xlim(limits[0])

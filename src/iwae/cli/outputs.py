@@ -1,0 +1,137 @@
+"""`iwae impute`, `figures`, `report`, `export` and `push`: files made with a trained model."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+import tyro
+
+from iwae.cli import parsing
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Impute(parsing.OfRun):
+    """Fill in the missing values of a table with a run's model.
+
+    The run must have been trained with --missing. Each missing value becomes its expectation given
+    the observed values of its row (a category: the most likely one) or, with --draws, a draw.
+    """
+
+    file: tyro.conf.Positional[Path]
+    """Table to complete: .csv or .npy, with the columns that the run was trained on."""
+    out: Path
+    """File for the completed table."""
+    draws: int | None = None
+    """Write this many multiple imputations instead, numbered from 1."""
+    k: int = 1000
+    """Importance samples per row."""
+    seed: int = 0
+    """Random seed."""
+    batch_size: int | None = None
+    """Rows per batch; affects speed, not results (default: automatic)."""
+    overwrite: bool = False
+    """Replace existing output files."""
+
+
+def impute(arguments: Sequence[str]) -> int:
+    """`iwae impute`."""
+    options = parsing.parse(Impute, "impute", arguments)
+    parsing.set_up_jax()
+    from iwae.runs.completion import impute_file
+
+    chosen = dict(vars(options))
+    for path in impute_file(chosen.pop("run"), chosen.pop("file"), chosen.pop("out"), **chosen):
+        print(path)
+    return 0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Figures(parsing.OfRun):
+    """Draw the figures of a run into RUN/figures."""
+
+    data_dir: parsing.DataDir = None
+
+
+def draw_figures(arguments: Sequence[str]) -> int:
+    """`iwae figures`."""
+    options = parsing.parse(Figures, "figures", arguments)
+    parsing.set_up_jax()
+    from iwae.reports.gallery import draw_run
+
+    for path in draw_run(**vars(options)):
+        print(path)
+    return 0
+
+
+@dataclasses.dataclass(frozen=True)
+class ReportPage:
+    """Show runs side by side on one page that needs no network and no other file."""
+
+    runs: tyro.conf.Positional[tuple[Path, ...]]
+    """Folders of the runs."""
+    out: Path = Path("report.html")
+    """HTML file to write."""
+    weights: parsing.Weights = "final"
+    data_dir: parsing.DataDir = None
+
+
+def report(arguments: Sequence[str]) -> int:
+    """`iwae report`."""
+    options = parsing.parse(ReportPage, "report", arguments)
+    parsing.set_up_jax()
+    from iwae.reports.page.write import write_page
+
+    chosen = dict(vars(options))
+    print(write_page(chosen.pop("runs"), chosen.pop("out"), **chosen))
+    return 0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Export(parsing.OfRun):
+    """Export a model of a run to share it: weights, card and picture, but no data.
+
+    The numbers on the card are those that `iwae evaluate` has measured for this model.
+    """
+
+    folder: tyro.conf.Positional[Path]
+    """Folder to write; must be new or empty."""
+    replicate: int = 0
+    """Index of the model in the run; the first is 0."""
+    license: str | None = None
+    """Licence of the model by its name on the Hugging Face Hub: mit, cc-by-4.0, ..."""
+    overwrite: bool = False
+    """Replace an earlier export."""
+
+
+def export(arguments: Sequence[str]) -> int:
+    """`iwae export`."""
+    options = parsing.parse(Export, "export", arguments)
+    parsing.set_up_jax()
+    from iwae.reports.export import export_run
+
+    print(export_run(**vars(options)))
+    return 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Push:
+    """Upload an exported model to the Hugging Face Hub."""
+
+    folder: tyro.conf.Positional[Path]
+    """Folder that `iwae export` wrote."""
+    repo: tyro.conf.Positional[str]
+    """Repository OWNER/NAME; created if it does not exist."""
+    private: bool = False
+    """Make the repository private, if it is created."""
+    revision: str | None = None
+    """Branch; created if it does not exist (default: the main branch)."""
+
+
+def push(arguments: Sequence[str]) -> int:
+    """`iwae push`."""
+    options = parsing.parse(Push, "push", arguments)
+    from iwae.reports.hub import push_to_hub
+
+    chosen = dict(vars(options))
+    print(push_to_hub(chosen.pop("folder"), chosen.pop("repo"), **chosen))
+    return 0

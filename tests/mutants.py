@@ -1,0 +1,428 @@
+"""Planted faults that tests must notice: `make mutants`, or `python tests/mutants.py [PATTERN]`.
+
+Each mutant is a small change to one file, such as an exchanged sign. It is made in a copy of the
+package, and the test files named beside it are run with that copy: they must fail. A mutant that
+survives is a hole in the tests.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).parents[1]
+
+
+class Mutant(NamedTuple):
+    """A fault.
+
+    Attributes:
+        file: of the package.
+        before: a passage that the file has exactly once.
+        after: what takes its place.
+        tests: the files of tests, without `test_` and `.py`, that must notice.
+    """
+
+    file: str
+    before: str
+    after: str
+    tests: str
+
+
+_WEIGH = "        chains = add_weights(chains, step.delta)\n"
+_MOVE = "        chains, acceptance = move_chains(path, chains, keys, step, n_leapfrog)\n"
+
+MUTANTS = {
+    # Bounds
+    "miwae-axes": Mutant(
+        "objectives/reductions.py",
+        "jax.vmap(log_mean_exp)(log_w.reshape(m, -1))",
+        "jax.vmap(log_mean_exp)(log_w.reshape(m, -1).T)",
+        "objectives",
+    ),
+    "miwae-groups-interleaved": Mutant(
+        "objectives/reductions.py",
+        "(log_w.reshape(m, -1)))",
+        "(log_w.reshape(-1, m).T))",
+        "objectives",
+    ),
+    "ciwae-shares": Mutant(
+        "objectives/reductions.py",
+        "beta * elbo(log_w) + (1 - beta) * iwae(log_w)",
+        "(1 - beta) * elbo(log_w) + beta * iwae(log_w)",
+        "objectives",
+    ),
+    "renyi-sign": Mutant(
+        "objectives/reductions.py", "power, mean = 1 -", "power, mean = 1 +", "objectives"
+    ),
+    "tvo-right-sum": Mutant(
+        "objectives/reductions.py",
+        "b[1:] if upper else b[:-1]",
+        "b[:-1] if upper else b[1:]",
+        "objectives",
+    ),
+    "moments-bisection": Mutant(
+        "objectives/reductions.py",
+        "jnp.where(below, middle, low), jnp.where(below, high, middle)",
+        "jnp.where(below, low, middle), jnp.where(below, middle, high)",
+        "objectives",
+    ),
+    "log-mean-exp-without-k": Mutant(
+        "inference/particles.py", " - jnp.log(float(log_w.size))", "", "particles"
+    ),
+    "ess-of-squares": Mutant(
+        "inference/particles.py", "jnp.sum(w) ** 2 /", "jnp.sum(w) /", "particles"
+    ),
+    "same-key-for-all-particles": Mutant(
+        "inference/particles.py",
+        "jax.random.fold_in(key, i))(indices)",
+        "jax.random.fold_in(key, 0 * i))(indices)",
+        "particles",
+    ),
+    "weights-without-q": Mutant(
+        "inference/particles.py",
+        "model.log_joint(x, z) - posterior.log_prob(z)\n\n    return",
+        "model.log_joint(x, z)\n\n    return",
+        "particles",
+    ),
+    # Gradients
+    "stl-keeps-the-score": Mutant(
+        "objectives/gradients.py",
+        "    return Estimator(score=False)",
+        "    return Estimator()",
+        "gradients unbiased",
+    ),
+    "dreg-without-curvature": Mutant(
+        "objectives/gradients.py", "a - curvature(reduction, log_w), jnp", "a, jnp", "gradients"
+    ),
+    "dreg-alpha-weights": Mutant(
+        "objectives/gradients.py", "(1 - 2 * alpha) * w**2", "(1 - alpha) * w**2", "gradients"
+    ),
+    "piwae-encoder-bound": Mutant(
+        "objectives/gradients.py",
+        "decoder=jax.grad(decoder)(log_w)",
+        "decoder=table.decoder",
+        "gradients methods",
+    ),
+    "tvo-covariance": Mutant(
+        "objectives/gradients.py",
+        "width * (w - (1 - beta) * spread)",
+        "width * (w + (1 - beta) * spread)",
+        "gradients unbiased",
+    ),
+    "curvature-of-miwae": Mutant(
+        "objectives/gradients.py",
+        "log_w.reshape(m, -1)).ravel() / m",
+        "log_w.reshape(m, -1)).ravel()",
+        "gradients",
+    ),
+    "curvature-of-renyi": Mutant(
+        "objectives/gradients.py",
+        "(1 - alpha) * _spread((1 - alpha) * log_w)",
+        "_spread((1 - alpha) * log_w)",
+        "gradients",
+    ),
+    "score-not-subtracted": Mutant(
+        "objectives/surrogates.py",
+        "return zero - slope(score, log_q)",
+        "return zero + slope(score, log_q)",
+        "gradients unbiased",
+    ),
+    "path-without-decoder-share": Mutant(
+        "objectives/surrogates.py", "table.path / decoder", "table.path", "gradients unbiased"
+    ),
+    "tags-ignored": Mutant(
+        "objectives/surrogates.py",
+        "lambda leaf: factor * leaf, z_bar",
+        "lambda leaf: leaf, z_bar",
+        "gradients",
+    ),
+    "resampling-without-factors": Mutant(
+        "inference/resampling.py",
+        "1 / jnp.where(chosen, chances[index], 1.0), 0.0",
+        "1.0, 0.0",
+        "resampling",
+    ),
+    "resampling-largest-twice": Mutant(
+        "inference/resampling.py",
+        "jnp.minimum(1.0, shares",
+        "jnp.minimum(2.0, shares",
+        "resampling",
+    ),
+    "wake-sleep-share": Mutant(
+        "objectives/sleeping.py",
+        'share = 1.0 if phase == "sleep" else 0.5',
+        "share = 1.0",
+        "methods gradients unbiased",
+    ),
+    "sleep-gradient-through-the-draw": Mutant(
+        "objectives/sleeping.py",
+        "z, x = jax.lax.stop_gradient(frozen(model).sample(key))",
+        "z, x = model.sample(key)",
+        "gradients methods unbiased",
+    ),
+    "free-bits-of-units-summed": Mutant(
+        "objectives/penalties.py",
+        "known > self.free_bits)",
+        "known > 2 * self.free_bits)",
+        "methods objectives training",
+    ),
+    "warm-up-one-step-early": Mutant(
+        "objectives/penalties.py",
+        'tuned["kl_steps"].astype(jnp.float32) / self',
+        '(tuned["kl_steps"] + 1).astype(jnp.float32) / self',
+        "methods",
+    ),
+    "dais-momentum-not-refreshed": Mutant(
+        "objectives/differentiable.py",
+        "kept * pushed + jnp.sqrt(1 - kept**2) * fresh",
+        "kept * pushed + (1 - kept) * fresh",
+        "methods objectives",
+    ),
+    "dais-last-half-step": Mutant(
+        "objectives/differentiable.py",
+        "step_size if i < steps - 1 else step_size / 2",
+        "step_size",
+        "methods objectives",
+    ),
+    # Annealing
+    "weight-after-the-move": Mutant(
+        "inference/chains.py",
+        _WEIGH + _MOVE,
+        _MOVE + _WEIGH,
+        "annealing",
+    ),
+    "reverse-chain-sign": Mutant(
+        "inference/chains.py",
+        "add_weights(chains, -step.delta)",
+        "add_weights(chains, step.delta)",
+        "annealing",
+    ),
+    "upper-bound-sign": Mutant(
+        "inference/chains.py",
+        '"upper": -log_mean_exp(log_w)',
+        '"upper": log_mean_exp(log_w)',
+        "annealing diagnostics",
+    ),
+    "one-key-for-all-temperatures": Mutant(
+        "inference/chains.py",
+        "jax.random.fold_in(key, step.number)",
+        "jax.random.fold_in(key, 0)",
+        "annealing",
+    ),
+    "sum-not-compensated": Mutant(
+        "inference/chains.py",
+        "jnp.where(jnp.isfinite(value), excess, 0.0)",
+        "jnp.zeros_like(excess)",
+        "annealing",
+    ),
+    "schedule-not-rescaled": Mutant(
+        "inference/temperatures.py", "beta / beta[-1]", "beta", "annealing"
+    ),
+    # Evaluation
+    "likelihood-without-log-k": Mutant(
+        "evaluation/likelihood.py",
+        "top + jnp.log(total) - jnp.log(jnp.float32(k))",
+        "top + jnp.log(total)",
+        "evaluate",
+    ),
+    "chunks-not-rescaled": Mutant(
+        "evaluation/likelihood.py", "total * scale + jnp.sum(w)", "total + jnp.sum(w)", "evaluate"
+    ),
+    "padding-counted": Mutant(
+        "evaluation/examples.py", "np.asarray(leaf)[:count]", "np.asarray(leaf)", "evaluate"
+    ),
+    "key-of-the-slab": Mutant(
+        "evaluation/examples.py", "jax.random.fold_in(key, i))", "key)", "evaluate"
+    ),
+    "active-units-noise-kept": Mutant(
+        "evaluation/units.py", " - (1 - 1 / n) * noise / n", "", "evaluate"
+    ),
+    "active-units-threshold": Mutant(
+        "evaluation/units.py", "ACTIVE_THRESHOLD = 0.01", "ACTIVE_THRESHOLD = 0.1", "evaluate"
+    ),
+    # Models
+    "softplus-of-the-wrong-sign": Mutant(
+        "models/likelihoods/bernoulli.py",
+        "return np.log(mean) - np.log1p(-mean)",
+        "return np.log(mean) + np.log1p(-mean)",
+        "observations",
+    ),
+    "scale-without-a-floor": Mutant(
+        "models/likelihoods/gaussian.py",
+        "jnp.exp(at_least(log_scale, math.log(LEAST_SCALE)))",
+        "jnp.exp(log_scale)",
+        "observations",
+    ),
+    "missing-values-scored": Mutant(
+        "models/likelihoods/missing.py",
+        "jnp.sum(jnp.where(observed, each, 0.0))",
+        "jnp.sum(each)",
+        "missing_data observations",
+    ),
+    "mask-not-seen": Mutant(
+        "models/likelihoods/missing.py",
+        "observed.astype(jnp.float32)])",
+        "jnp.ones_like(x)])",
+        "missing_data observations",
+    ),
+    "probit-spread": Mutant(
+        "models/likelihoods/masking.py",
+        "jnp.sqrt(1 + (self.slope * self._scale) ** 2)",
+        "jnp.sqrt(1 + self.slope**2)",
+        "missing_data observations missing",
+    ),
+    # Training
+    "loss-not-negated": Mutant(
+        "training/steps.py",
+        "return -jnp.mean(values), info",
+        "return jnp.mean(values), info",
+        "training",
+    ),
+    "same-noise-in-a-batch": Mutant(
+        "training/steps.py", "jax.random.fold_in(step_key, position))", "step_key)", "training"
+    ),
+    "same-key-for-every-step": Mutant(
+        "training/steps.py",
+        "jax.random.fold_in(state.key, _STEPS), state.step)",
+        "jax.random.fold_in(state.key, _STEPS), 0)",
+        "training",
+    ),
+    "order-of-the-first-epoch": Mutant(
+        "training/steps.py",
+        "epoch = clock.epoch + done if settings.shuffle else 0",
+        "epoch = 0",
+        "training",
+    ),
+    "mean-over-epochs": Mutant(
+        "training/steps.py", "mean = jnp.where(seen == 0, 0.0, mean)\n", "", "training"
+    ),
+    "average-starts-at-once": Mutant(
+        "training/steps.py",
+        "jnp.minimum(decay, (1 + done) / (10 + done))",
+        "decay",
+        "training stages",
+    ),
+    "best-by-the-last": Mutant(
+        "training/loop.py",
+        "active & (values > old + np.float32(threshold))",
+        "active",
+        "training runs",
+    ),
+    "validation-key-moves": Mutant(
+        "training/loop.py",
+        "_VALIDATION_SEED = 0",
+        "_VALIDATION_SEED = int(time.time())",
+        "training runs",
+    ),
+    "adam-epsilon": Mutant(
+        "training/schedules.py", "b2=0.999, eps=1e-4)", "b2=0.999, eps=1e-8)", "training"
+    ),
+    "authors-adam-moments": Mutant(
+        "training/schedules.py",
+        "jax.tree.map(jnp.ones_like, params)",
+        "jax.tree.map(jnp.zeros_like, params)",
+        "training",
+    ),
+    "schedule-lengths": Mutant(
+        "training/schedules.py",
+        "PAPER_EPOCHS = tuple(3**i",
+        "PAPER_EPOCHS = tuple(2**i",
+        "training config",
+    ),
+    "rates": Mutant(
+        "training/schedules.py", "1e-3 * 10 ** (-i / 7)", "1e-3 * 10 ** (-i / 8)", "training config"
+    ),
+    "warm-up-from-the-run": Mutant(
+        "training/schedules.py", "(step + 1 - self.first)", "(step + 1)", "training stages"
+    ),
+    "soap-second-moment": Mutant(
+        "training/soap.py", "(1 - b2) * h**2", "(1 - b2) * jnp.abs(h)", "training"
+    ),
+    "soap-not-rotated-back": Mutant(
+        "training/soap.py",
+        "directions.append(d if q is None else _back(d, q, is_first))",
+        "directions.append(d)",
+        "training",
+    ),
+    "stage-forgets-the-optimiser": Mutant(
+        "training/stages.py",
+        "        opt_state = state.opt_state\n",
+        "        opt_state = new.opt_state\n",
+        "stages",
+    ),
+    "stage-keeps-the-best": Mutant(
+        "training/stages.py", "if not _validates_alike(before, stage):", "if False:", "stages"
+    ),
+    # Files, records and published numbers
+    "checkpoint-unchecked": Mutant(
+        "runs/checkpoints.py", "if digest_of(named, notes) != expected:", "if False:", "checkpoint"
+    ),
+    "published-number": Mutant(
+        "config/presets.py", '("iwae", 50, 84.78', '("iwae", 50, 84.87', "reproduce config"
+    ),
+    "error-of-the-mean": Mutant(
+        "evaluation/diagnostics.py",
+        "ddof=1) / np.sqrt(n)) if",
+        "ddof=1) / n) if",
+        "diagnostics measure",
+    ),
+    "records-of-other-models": Mutant(
+        "experiments/tasks.py", "models_of(one.record) == digests", "True", "queue reproduce"
+    ),
+}
+
+
+def survives(mutant: Mutant, package: Path) -> bool:
+    """Whether the tests pass in spite of the fault; `package` is a copy that is put back."""
+    path = package / "iwae" / mutant.file
+    text = path.read_text()
+    if text.count(mutant.before) != 1:
+        sys.exit(
+            f"mutants.py: {mutant.file} has {text.count(mutant.before)} times {mutant.before!r}"
+        )
+    path.write_text(text.replace(mutant.before, mutant.after))
+    tests = [ROOT / "tests" / f"test_{name}.py" for name in mutant.tests.split()]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-x",
+        "-q",
+        "-m",
+        "not slow",
+        "-p",
+        "no:cacheprovider",
+    ]
+    done = subprocess.run(
+        [*command, *(test for test in tests if test.exists())],
+        env={**os.environ, "PYTHONPATH": str(package)},
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        check=False,
+    )
+    path.write_text(text)
+    if done.returncode not in (0, 1):
+        sys.exit(f"mutants.py: pytest ended with status {done.returncode} on {mutant.file}")
+    return done.returncode == 0
+
+
+def main(*patterns: str) -> int:
+    """Plant the faults whose names match; the exit status is 1 if one of them survives."""
+    survivors = 0
+    with tempfile.TemporaryDirectory() as folder:
+        package = Path(shutil.copytree(ROOT / "src", Path(folder) / "src"))
+        for name, mutant in MUTANTS.items():
+            if any(fnmatch(name, pattern) for pattern in patterns or ("*",)):
+                alive = survives(mutant, package)
+                survivors += alive
+                print(f"{name:40} {'SURVIVES' if alive else 'noticed'}", flush=True)
+    return int(survivors > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))
