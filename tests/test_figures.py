@@ -253,7 +253,7 @@ def test_bad_frames_are_refused(frames, message, tmp_path):
 def test_no_pyplot_no_jax_and_no_global_setting_is_touched():
     program = (
         "import sys, matplotlib as mpl, numpy as np; before = mpl.rcParams.copy()\n"
-        "from iwae import figures\n"
+        "from iwae.reports import figures\n"
         "f = figures.training_curves([{'epoch': i, 'train_bound': -i} for i in (1, 2)])\n"
         "import tempfile, pathlib\n"
         "with tempfile.TemporaryDirectory() as folder:\n"

@@ -61,8 +61,7 @@ class Estimate(NamedTuple):
         stderr: of the mean, from the choice of examples.
         spread: standard deviation between replicates; None with one of them.
         row: the rest of what the record says of this budget.
-        part: of the record that is about these models.
-        record: the whole record.
+        record: the record, or the part of it about one replicate.
     """
 
     name: str
@@ -71,24 +70,16 @@ class Estimate(NamedTuple):
     stderr: float | None
     spread: float | None
     row: Mapping[str, Any]
-    part: Mapping[str, Any]
     record: Mapping[str, Any]
 
 
-def estimates_of(
-    record: Mapping[str, Any], part: Mapping[str, Any] | None = None
-) -> Iterator[Estimate]:
-    """The estimates in a record.
-
-    Args:
-        part: that of one replicate; the means over all of them by default.
-    """
-    part = record if part is None else part
+def estimates_of(record: Mapping[str, Any]) -> Iterator[Estimate]:
+    """The estimates in a record, or in the part of it about one replicate."""
     for rank, (prefix, (rows, budget)) in enumerate(BUDGETS.items()):
-        for row in part.get(rows, ()):
+        for row in record.get(rows, ()):
             means = row["log_likelihood"], row["stderr"], row.get("between_replicates_sd")
             name, place = f"{prefix}_{row[budget]}", (rank, row[budget])
-            yield Estimate(name, place, *means, row, part, record)
+            yield Estimate(name, place, *means, row, record)
 
 
 def widest(estimates: Iterable[Estimate]) -> dict[str, Estimate]:
