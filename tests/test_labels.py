@@ -315,12 +315,6 @@ def test_the_card_says_that_nobody_has_looked(shared):
     assert "Not measured. `iwae classify RUN` says how often it names the label" in card_of(shared)
 
 
-@pytest.fixture
-def command_line(monkeypatch):
-    monkeypatch.setenv("JAX_NUM_CPU_DEVICES", "2")  # as in all tests, on any number of cores
-
-
-@pytest.mark.usefixtures("command_line")
 def test_the_command_line_classifies(measured, tmp_path, capsys):
     run = shutil.copytree(measured, tmp_path / "run")
     words = ["classify", str(run), "--k", "5", "--examples", "10", "--quiet"]
@@ -344,7 +338,6 @@ def _others(folder, shape=(4, 4)):
     return path
 
 
-@pytest.mark.usefixtures("command_line")
 def test_what_cannot_be_classified_is_refused(measured, tmp_path, capsys):
     run = shutil.copytree(measured, tmp_path / "run")
     write_config(small.config(), tmp_path / "other" / "config.toml")

@@ -392,7 +392,7 @@ def test_own_modules_that_give_something_else_are_refused():
 
 
 def test_a_decoder_that_reads_the_latents_itself_is_not_pruned():
-    with pytest.raises(UserError, match=r"give the model a dense layer between"):
+    with pytest.raises(UserError, match=r"put a dense layer between"):
         prune(own(), [np.array([True, False, True])])
 
 

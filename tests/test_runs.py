@@ -589,7 +589,7 @@ def test_an_optimiser_is_kept_between_objectives_that_learn_the_same():
     assert bits(state.opt_state) == bits(newest(start).state.opt_state)
     learned = {"objective": "ciwae", "beta": "learned"}
     job = make_job(small.config(init_from=start, keep_optimizer=True, epochs=1, **learned))
-    with pytest.raises(UserError, match="trained by iwae, and ciwae learns other arrays"):
+    with pytest.raises(UserError, match="trained with iwae, and ciwae learns other arrays"):
         initial_state(job)
 
 

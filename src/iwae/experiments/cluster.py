@@ -256,13 +256,13 @@ def unpack(packed: bytes, folder: Path) -> None:
         fresh = Path(name)
         with tarfile.open(fileobj=io.BytesIO(packed)) as archive:
             archive.extractall(fresh, filter="data")  # nothing outside of the folder
+        kept = {path.name for path in list_checkpoints(fresh / "checkpoints")}
         files = [path for path in fresh.rglob("*") if path.is_file()]
         # What describes a model comes last, so that a part of them is no finished run.
         for path in sorted(files, key=lambda path: (path.name == DESCRIPTION, path)):
             there = folder / path.relative_to(fresh)
             there.parent.mkdir(parents=True, exist_ok=True)
             path.replace(there)
-        kept = {path.name for path in list_checkpoints(fresh / "checkpoints")}
     for path in list_checkpoints(folder / "checkpoints"):
         if path.name not in kept:
             path.unlink()
