@@ -15,6 +15,7 @@ from iwae.runs.checkpoints import list_checkpoints, load_checkpoint
 from iwae.runs.course import start_run
 from iwae.runs.models import save_model
 from iwae.runs.setup import blank_state, make_job, model_folder
+from iwae.training.loop import Report
 
 _folder = tempfile.TemporaryDirectory(prefix="iwae-tests-")
 FOLDER = Path(_folder.name)
@@ -142,3 +143,9 @@ def outcome(run):
 def write_config(path):
     """The configuration of `finished()` as an experiment file."""
     config_module.write_config(config(), path)
+
+
+def report(**changes):
+    """The report of a dispatch, of which most does not matter."""
+    rest = dict.fromkeys(Report._fields)
+    return Report(**{**rest, "stage": 0, **changes})

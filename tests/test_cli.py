@@ -20,7 +20,7 @@ from iwae.cli import COMMANDS, main, parsing, queue
 from iwae.config.experiment import TrainConfig, parse_stages, write_config
 from iwae.config.presets import PRESETS
 from iwae.objectives.declaration import GRADIENTS, OBJECTIVES
-from iwae.runs import course
+from iwae.runs import course, progress
 from iwae.runs.models import load_model
 from iwae.runs.progress import show_training, tracker
 from iwae.training.loop import NonFiniteError, Report
@@ -966,3 +966,15 @@ def test_wrong_words_to_the_queue(iwae, tmp_path, monkeypatch, words, message):
 )
 def test_budgets(words, seconds):
     assert queue.seconds(words) == seconds
+
+
+def test_compilation_is_no_part_of_the_time_left(monkeypatch):
+    """Compilation takes 100 s of them; each other dispatch takes 4 s."""
+    clock = iter([100.0, 104.0, 208.0, 212.0, 216.0])
+    monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))
+    speed, left = progress.Speed(), []
+    for number in range(5):
+        report = small.report(share=(number + 1) / 10, epoch_done=number % 3 == 2)
+        speed.add(report)
+        left.append(speed.left(report))
+    assert left == [None, pytest.approx(4 * 8), None, pytest.approx(4 * 6), pytest.approx(4 * 5)]

@@ -67,16 +67,23 @@ def _training_lines(reports: Iterable[Report], every: float) -> None:
 
 
 class Speed:
-    """Speed of a stage, without its first dispatch, which is mostly compilation."""
+    """Speed of a stage, without what is mostly compilation.
+
+    That is the first dispatch, and what happens at the end of the first epoch: validation, and the
+    metrics and frames that are logged.
+    """
 
     def __init__(self) -> None:
         self.stage, self.start, self.seconds, self.last = -1, 0.0, 0.0, 0.0
+        self.warm = False
 
     def add(self, report: Report) -> None:
         """Count a dispatch, including validation and logging since the previous one."""
         before, self.last = self.last, time.monotonic()
-        if report.stage != self.stage:
+        self.warm &= report.stage == self.stage
+        if report.stage != self.stage or (report.epoch_done and not self.warm):
             self.stage, self.start, self.seconds = report.stage, report.share, 0.0
+            self.warm = report.epoch_done
         else:
             self.seconds += self.last - before
 
