@@ -54,7 +54,7 @@ MUTANTS = {
         "objectives/reductions.py",
         "beta * elbo(log_w) + (1 - beta) * iwae(log_w)",
         "(1 - beta) * elbo(log_w) + beta * iwae(log_w)",
-        "objectives",
+        "objectives methods gradients",
     ),
     "renyi-sign": Mutant(
         "objectives/reductions.py", "power, mean = 1 -", "power, mean = 1 +", "objectives"
