@@ -13,11 +13,11 @@ from iwae.experiments.sweep import contiguous, refuse_shared_seeds
 from iwae.experiments.tasks import Measure, Task
 
 SEEDS = re.compile(r"seeds?-(\d+)(?:-(\d+))?")
-"""What the folder of a cell's seeds is called: seed-0, or seeds-1-4."""
+"""Name of the folder of a cell's seeds: seed-0, or seeds-1-4."""
 
 
 class Wanted(NamedTuple):
-    """How cells are to be run.
+    """Options for running cells.
 
     Attributes:
         seeds: 0 to `seeds - 1` of each.
@@ -41,7 +41,7 @@ class Wanted(NamedTuple):
             Measure(temperatures=self.temperatures, examples=self.examples).check()
 
     def measures(self, entry: Preset) -> tuple[Measure, ...]:
-        """What the models of a cell are measured by."""
+        """The measurements of a cell's models."""
         k = entry.config().k
         ks = {1, k, 64, 5000} if entry.nll_64 else {1, k, 5000}
         sampled = Measure(tuple(sorted(ks)))
@@ -85,7 +85,7 @@ def cell_runs(out: Path, folder: Path) -> dict[Path, range]:
 
 
 def plan(out: Path, cells: Iterable[str], wanted: Wanted) -> list[Task]:
-    """What there is to do for some cells, and for those that they start from, in order.
+    """The tasks for some cells, and for those that they start from, in order.
 
     Seeds that have a run keep it; the others are trained together, as replicates of one program.
 
@@ -121,7 +121,7 @@ def _tasks(out: Path, name: str, wanted: Wanted) -> list[Task]:
 
 
 def _warm_start(out: Path, name: str, needed: Task, wanted: Wanted) -> Task:
-    """A run that goes on from another one's models."""
+    """A run that starts from the models of another one."""
     entry, seeds = preset(name), Path(needed.name).name
     for path, its in cell_runs(out, cell_folder(name, wanted)).items():
         if path.name != seeds and set(its) & set(needed.config.seeds()):

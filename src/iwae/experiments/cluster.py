@@ -159,7 +159,7 @@ def _connect(address: str | None, cpus: int, gpus: float) -> Any:
 
 
 def _result(ray: Any, reference: Any, task: Task) -> Outcome:
-    """What became of a task, or that too many workers have died of it."""
+    """The outcome of a task; a failure if too many workers died of it."""
     try:
         return Outcome(task, *ray.get(reference))
     except ray.exceptions.RayTaskError as error:
@@ -277,7 +277,7 @@ class _Bringing:
         self.last, self.checkpoint = time.monotonic(), self._newest()
 
     def fetch(self, task: Task) -> Task:
-        """The task with the runs that it goes on from on this machine."""
+        """The task, with the runs that it starts from fetched to this machine."""
         if self.place.home is None:
             return task
         self.attempt = _asked(self.place.home.begin.remote(task.name))
@@ -329,7 +329,7 @@ class _Bringing:
 
 
 def _asked(reference: Any) -> Any:
-    """What an actor answers."""
+    """The answer of an actor."""
     import ray
 
     return ray.get(reference)

@@ -1,4 +1,4 @@
-"""How long a cell takes, from times of its steps that `benchmarks/cells.py` measured."""
+"""Training time of a cell, from times of its steps that `benchmarks/cells.py` measured."""
 
 import json
 from functools import cache

@@ -46,7 +46,7 @@ def exhaust(reports: Iterable[Report], run: Path) -> None:  # noqa: ARG001
 
 
 class Outcome(NamedTuple):
-    """What became of a task.
+    """The outcome of a task.
 
     Attributes:
         task: the task.
@@ -70,7 +70,7 @@ def work(
     track: Track = untracked,
     begin: Callable[[Task], None] = lambda _: None,
 ) -> Iterator[Outcome]:
-    """Do the tasks one after another; each goes on where it was stopped.
+    """Do the tasks one after another; each resumes where it was stopped.
 
     A task that fails is reported with its reason, and the others go on. What is finished is not
     done again. Several processes may work on the same folder: each takes what no other has.
@@ -185,7 +185,7 @@ def _training(
 def _measure(
     run: Path, measure: Measure, missing: set[str], data_dir: Path | None, track: Track
 ) -> None:
-    """What the records do not have yet; what they have is not written over."""
+    """Measure what the records lack; existing records are not overwritten."""
     about: dict[str, Any] = {
         "examples": measure.examples,
         "data_dir": data_dir,

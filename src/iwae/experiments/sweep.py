@@ -110,7 +110,7 @@ def _same_experiment(wanted: TrainConfig, found: TrainConfig) -> bool:
 
 
 def _depth(value: Any) -> int:
-    """How many lists are around the innermost value; the stages of one run are one value."""
+    """The number of lists around the innermost value; the stages of one run are one value."""
     if not isinstance(value, list) or (value and all(isinstance(one, dict) for one in value)):
         return 0
     return 1 + max(map(_depth, value), default=0)

@@ -1,4 +1,4 @@
-"""What came of the cells: our numbers, made from records, beside the published ones."""
+"""Results of the cells: our numbers, made from records, beside the published ones."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -24,7 +24,7 @@ TOLERANCE = 0.3
 
 
 class Cell(NamedTuple):
-    """What is known of a cell.
+    """The results of a cell.
 
     Attributes:
         name: of the cell.
@@ -63,7 +63,9 @@ class Cell(NamedTuple):
 
     @property
     def margin(self) -> float | None:
-        """How far from our mean one more seed falls in 95 of 100 cells, nats; None for one seed.
+        """Distance from our mean within which one more seed falls in 95 of 100 cells, nats.
+
+        None for one seed.
 
         By Student's t, for the published number is one run, of another seed. The error of the test
         examples is left out: both were measured on the same images, or nearly (OMNIGLOT).
@@ -101,7 +103,7 @@ class Cell(NamedTuple):
 
 
 def read_cells(out: Path, names: Iterable[str], wanted: Wanted) -> list[Cell]:
-    """What the records of some cells say; one that cannot be read says why, and the rest go on."""
+    """Read the records of some cells; a cell that cannot be read says why."""
     cells = []
     for name in names:
         try:
@@ -112,7 +114,7 @@ def read_cells(out: Path, names: Iterable[str], wanted: Wanted) -> list[Cell]:
 
 
 def read_cell(out: Path, name: str, wanted: Wanted) -> Cell:
-    """What the records of all seeds of a cell say.
+    """Read the records of all seeds of a cell.
 
     Raises:
         UserError: if a run or a record cannot be read, a run is not the experiment or not the seeds
@@ -182,7 +184,7 @@ def _refuse_mixed(name: str, found: Sequence["_Finished"]) -> None:
 
 
 class _Above(NamedTuple):
-    """How far the longest annealing of a run is above L_5000.
+    """The gap between the longest annealing of a run and L_5000.
 
     Attributes:
         estimator: its name.
@@ -203,7 +205,7 @@ class _Finished(NamedTuple):
     above: "_Above | None"
 
     def replicates(self) -> Sequence[Mapping[str, Any]]:
-        """What the record says of each seed."""
+        """The part of the record about each seed."""
         return each_model(self.best.record)
 
     @property
@@ -251,7 +253,7 @@ def _unreadable(words: str) -> NoReturn:
 
 
 def _above(annealed: Known, sampled: Known) -> _Above:
-    """How far one bound is above the other on the same examples."""
+    """The gap between two bounds on the same examples."""
     same = np.isin(sampled.places, annealed.places)
     return _Above(annealed.estimator, annealed.places, annealed.values - sampled.values[:, same])
 

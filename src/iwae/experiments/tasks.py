@@ -1,4 +1,4 @@
-"""What is to be done, and how far it is. Nothing is kept of this but what the run folders hold."""
+"""Tasks and their progress, which is read from the run folders alone."""
 
 import fcntl
 import os
@@ -51,7 +51,7 @@ class Measure(NamedTuple):
             Annealing(self.temperatures, self.chains, self.leapfrog).check()
 
     def estimators(self) -> set[str]:
-        """What the bounds are called in the records."""
+        """The names of the bounds in the records."""
         if self.temperatures is not None:
             return {f"AIS_{self.temperatures}"}
         return {f"L_{k}" for k in self.ks}
@@ -86,7 +86,7 @@ class Status(StrEnum):
 
 
 class State(NamedTuple):
-    """How far a task is.
+    """The progress of a task.
 
     Attributes:
         status: where it stands.
@@ -100,7 +100,7 @@ class State(NamedTuple):
 
 
 def state_of(out: Path, task: Task) -> State:
-    """How far a task is, from its folder alone."""
+    """The progress of a task, from its folder alone."""
     run = Path(out) / task.name
     epoch = max((row["epoch"] for row in read_metrics(run)), default=0)
     if _in_use(out, task):
@@ -160,7 +160,7 @@ def unmeasured(run: Path, measure: Measure) -> set[str]:
 
 
 def _examples(known: Known) -> int | None:
-    """How many of the test examples a bound is of; None for all, and 0 if the record is silent."""
+    """The number of test examples behind a bound; None for all, and 0 if the record is silent."""
     subset = known.record.get("subset", {"examples": 0})
     return None if subset is None else subset["examples"]
 

@@ -80,12 +80,12 @@ def model_card(
 
 
 class Labels(NamedTuple):
-    """What a card says of labels.
+    """Facts about labels, for a card.
 
     Attributes:
         named: the first ones, `NAMED` at most, with their shares of the training data in words.
         total: how many there are.
-        prior: what p(z) is, given a label.
+        prior: p(z) given a label, in words.
     """
 
     named: Sequence[tuple[str, str]]
@@ -113,7 +113,7 @@ Found = Mapping[str, Any]
 
 
 def _measured(run: Path, weights: str, replicate: int) -> Iterator[Found]:
-    """What was measured of the model that is there now, without records that are damaged."""
+    """The records of the model that is there now; damaged ones are omitted."""
     digest = model_sha256(run, weights, replicate)
     for path, record in read_records(run, _TOLD):
         wanted = "simulated" if record["method"] == Method.BIDIRECTIONAL else "test"
@@ -148,7 +148,7 @@ def _meaning(one: Estimate) -> str:
 
 
 def _most(found: list[Found], name: str, *ties: str) -> Found | None:
-    """Of all that has a value by this name, what is of most examples and then largest in `ties`."""
+    """The record of the most examples that has a value by this name; `ties` decide by size."""
     having = [one for one in found if one.get(name) is not None]
     return max(having, key=lambda one: [one[each] for each in ("n", *ties)], default=None)
 

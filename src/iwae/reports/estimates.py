@@ -15,7 +15,7 @@ Row = dict[str, str]
 
 
 def published_nll(config: dict[str, Any]) -> str:
-    """What the paper reports for this experiment, at how many epochs; "-" if there is nothing."""
+    """The published number of this experiment and its epochs; "-" if there is nothing."""
     for entry in PRESETS.values():
         if entry.nll is not None and same_experiment(entry, config):
             about = [f"{'+'.join(map(str, entry.active))} active"] if entry.active else []

@@ -15,7 +15,7 @@ from iwae.runs.setup import model_folder
 CONFIG, CARD, PICTURE = "config.toml", "README.md", "samples.png"
 
 FILES = (WEIGHTS, DESCRIPTION, CONFIG, CARD, PICTURE)
-"""What the folder of a shared model holds."""
+"""The files in the folder of a shared model."""
 
 
 def export_run(

@@ -119,7 +119,7 @@ def _figures(
 
 
 class Layout(NamedTuple):
-    """What a picture needs to know of data: the shape of an example, the kind, names of labels."""
+    """Facts about data that a picture needs: the shape of an example, the kind, names of labels."""
 
     shape: tuple[int, ...]
     kind: Kind
@@ -127,7 +127,7 @@ class Layout(NamedTuple):
 
 
 def layout_of(model: Model, about: Mapping[str, Any]) -> Layout:
-    """What is known of the data of a model by itself; examples are flat if nothing says more."""
+    """The data layout that a model alone tells; examples are flat if nothing says more."""
     data, vae = about.get("dataset", {}), without_labels(model)
     classes = data.get("classes", [])
     if isinstance(model, ConditionalVAE) and not classes:
@@ -148,7 +148,7 @@ def are_pictures(dataset: Dataset | Layout) -> bool:
 
 
 def samples_figure(model: Model, layout: Layout) -> Figure:
-    """What a model makes by itself, without its data: pictures, or else histograms of columns.
+    """Samples of a model, without its data: pictures, or else histograms of columns.
 
     Pictures of a conditional model are means, a row for each label.
     """
@@ -348,7 +348,7 @@ def bounds_figure(run: Path, weights: str = "final") -> Figure | None:
 
 
 def _curve_name(known: Known, n: int) -> str:
-    """What a bound is a point of."""
+    """The name of the curve that a bound belongs to."""
     if known.rank[0] == 0:
         return f"importance sampling, {n:,} examples"
     how = known.record["annealing"]

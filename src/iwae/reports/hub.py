@@ -109,7 +109,7 @@ def from_pretrained(
 
 
 def _sizes(api: Any, repo_id: str, revision: str | None) -> dict[str, int | None]:
-    """What the hub says of a repository's files: how many bytes each has."""
+    """The size in bytes of each file in a repository, as the hub states it."""
     info = api.model_info(repo_id, revision=revision, files_metadata=True)
     return {file.rfilename: file.size for file in info.siblings or ()}
 
@@ -161,7 +161,7 @@ def _hub() -> Any:
 
 @contextmanager
 def _hub_errors(hub: Any, repo_id: str, revision: str | None) -> Iterator[None]:
-    """What the hub has to say against it, as a line with the remedy."""
+    """The hub's objection, as a line with the remedy."""
     errors = hub.errors
     login = "log in by `hf auth login`, or set HF_TOKEN"
     try:
@@ -193,7 +193,7 @@ def _hub_errors(hub: Any, repo_id: str, revision: str | None) -> Iterator[None]:
 
 
 def _failures(hub: Any) -> tuple[type[Exception], ...]:
-    """What the library raises if the hub cannot be used: nothing that a fault of ours would raise.
+    """Exceptions of the library if the hub is unusable: nothing that a fault of ours would raise.
 
     These are the errors that it names, among them its HTTP client's, which is another one in each
     major version; `ValueError` for an answer that it does not understand; and `RuntimeError` for an
@@ -205,6 +205,6 @@ def _failures(hub: Any) -> tuple[type[Exception], ...]:
 
 
 def _reason(error: Exception) -> str:
-    """What the library says, in one line."""
+    """The library's message, in one line."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return (lines or [type(error).__name__])[0][:200]

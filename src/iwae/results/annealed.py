@@ -41,12 +41,12 @@ SCHEDULES: dict[str, Callable[[int], np.ndarray]] = {
 }
 
 PILOT_EXAMPLES, PILOT_CHAINS = 32, 4
-"""What step sizes are tuned on: training examples, and chains of each."""
+"""Data for tuning step sizes: training examples, and chains of each."""
 
 
 @dataclass(frozen=True)
 class Annealing:
-    """How to anneal.
+    """Settings of annealed importance sampling.
 
     Attributes:
         temperatures: T; the cost is proportional to it.

@@ -37,7 +37,7 @@ CAUTION = (
     "likelihoods alone are a weak test of whether examples are of the same kind: other, simpler "
     "data can have higher ones (Nalisnick et al. 2019)"
 )
-"""What goes with every number that compares likelihoods of different data."""
+"""The caution beside every number that compares likelihoods of different data."""
 
 
 class Others(NamedTuple):
@@ -144,7 +144,7 @@ def _scores(
 
 
 _OWN, _OTHERS = 0, 1
-"""What the seed's key is folded with, so that no noise is used twice."""
+"""Numbers folded into the seed's key, so that no noise is used twice."""
 
 
 def _others(subject: Subject, name: str, examples: int | None, data_dir: Path | None) -> Others:
@@ -179,7 +179,7 @@ def _check_others(subject: Subject, dataset: Dataset) -> None:
 
 
 def _summary(scores: np.ndarray, labels: np.ndarray, shares: np.ndarray) -> Record:
-    """What the scores `[n, C]` of examples with these labels say, with standard errors."""
+    """Summary of the scores `[n, C]` of examples with these labels, with standard errors."""
     log_p = label_log_probabilities(scores, shares)
     found = log_p.argmax(axis=1)
     own = np.arange(len(labels)), labels
@@ -197,7 +197,7 @@ def _summary(scores: np.ndarray, labels: np.ndarray, shares: np.ndarray) -> Reco
 
 
 def _separation(own: np.ndarray, others: np.ndarray) -> Record:
-    """How far log p(x) tells examples from those of other data."""
+    """How well log p(x) separates examples from other data: AUROC."""
     area, error = auroc(own, others)
     return {
         "auroc": area,
@@ -212,7 +212,7 @@ def _named(name: str, values: np.ndarray) -> Record:
 
 
 def _about(others: Others | None) -> Record:
-    """What a record says of the other data."""
+    """The facts about the other data, for a record."""
     if others is None:
         return {"others": None}
     return {

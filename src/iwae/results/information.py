@@ -1,4 +1,4 @@
-"""What a model's posteriors say about its examples, for a record."""
+"""Rate, distortion and mutual information of a run, for a record."""
 
 from collections.abc import Iterator
 from functools import partial

@@ -17,7 +17,7 @@ from iwae.results.unfinished import Slab, Unfinished
 
 
 class Options(TypedDict, total=False):
-    """What every measurement takes.
+    """Options of every measurement.
 
     Attributes:
         weights: "final" (the default), or "best" by the validation bound.
@@ -37,7 +37,7 @@ class Options(TypedDict, total=False):
 
 
 class SplitOptions(Options, total=False):
-    """What a measurement of a split takes.
+    """Options of a measurement of a split.
 
     Attributes:
         split: "train", "validation" or "test" (the default).

@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 
 
 class Method(StrEnum):
-    """How a record says that it was measured."""
+    """The method of a measurement, as records name it."""
 
     IMPORTANCE = "importance sampling"
     ANNEALED = "annealed importance sampling"
@@ -116,7 +116,7 @@ Damaged = Callable[[str], None]
 
 
 def report_damage(words: str) -> None:
-    """What is damaged is left out, and said so."""
+    """Warn that a damaged record is omitted."""
     log.warning("%s: it is left out", words)
 
 

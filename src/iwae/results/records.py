@@ -1,4 +1,4 @@
-"""What all records have in common: the subject that was measured, and how numbers are summed up."""
+"""The parts that all records share: the subject measured, and summaries of numbers."""
 
 import hashlib
 import json
@@ -39,7 +39,7 @@ Record = dict[str, Any]
 SPLITS = ("train", "validation", "test")
 
 REMEDY = "use evaluate --method is, ais or bdmc, or classify"
-"""What a conditional model can be measured by."""
+"""Ways of measuring a conditional model."""
 
 AUTHORS_EXAMPLES = 500
 """The paper's published code counts active units on its first training examples."""
@@ -111,7 +111,7 @@ def make_subject(
     data_dir: Path | None = None,
     track: Track = untracked,
 ) -> Subject:
-    """What `iwae evaluate` is asked to measure.
+    """The models and examples to measure.
 
     Args:
         examples: a seeded random subset of the split instead of all of it.
@@ -184,13 +184,13 @@ def subject_model(subject: Subject, replicate: int) -> Any:
 
 
 def model_sha256(run: Path, weights: str, replicate: int) -> str:
-    """Of the file with a model's numbers."""
+    """SHA-256 of the file with a model's weights."""
     path = model_folder(run, weights, replicate) / WEIGHTS
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def shared_record(subject: Subject, method: str) -> Record:
-    """What a record says of the subject."""
+    """The facts about the subject, for a record."""
     dataset, data = subject.dataset, subject.data
     return {
         "dataset": dataset.name,
@@ -207,7 +207,7 @@ def shared_record(subject: Subject, method: str) -> Record:
 
 
 def measurement_facts(subject: Subject, method: str) -> Record:
-    """What a record says of the method and the machine."""
+    """The facts about the method and the machine, for a record."""
     return {
         "method": method,
         "unit": "nats",
@@ -219,7 +219,7 @@ def measurement_facts(subject: Subject, method: str) -> Record:
 
 
 def provenance(*packages: str) -> Record:
-    """What a record says of the machine and the code, and of further packages that had a part."""
+    """The facts about the machine, the code and further packages, for a record."""
     return {
         "dtype": "float32",
         "device": jax.local_devices()[0].device_kind,

@@ -72,8 +72,8 @@ def gradients_run(
     Of the first replicate. One draw is the gradient of the mean objective over the same batch of
     examples; what an objective learns or tunes beside the model is as at the start of training, and
     KL warm-up and free bits are left out. Writes `RUN/evaluations/NAME.json` (the record, which is
-    also returned), `NAME.npz` with the ratios `[k]` by estimator and group (NaN where it does not
-    go with that k), and `NAME.png`, all of them against k.
+    also returned) and `NAME.npz` with the ratios `[k]` by estimator and group (NaN where it does
+    not go with that k).
 
     Args:
         ks: particles (of each group, where the objective has groups).
@@ -226,7 +226,7 @@ def _row(
     seed: int,
     draws: int,
 ) -> Record:
-    """What is known of one estimator at one k."""
+    """The row of one estimator at one k."""
     draw = _draw(declaration, layers)
     first_key, second_key = jax.random.split(jax.random.key(seed))
     found = signals(model, moments(draw, model, xs, first_key, draws), draws)

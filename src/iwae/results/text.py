@@ -25,7 +25,7 @@ def describe(record: Record) -> str:
 
 
 def _name(row: Record) -> str:
-    """What a row is an estimate by."""
+    """The name of a row's estimate."""
     return f"L_{row['k']}" if "k" in row else f"AIS_{row['temperatures']}"
 
 
@@ -46,7 +46,7 @@ def _bits(row: Record) -> str:
 
 
 def _head(record: Record) -> str:
-    """What was measured."""
+    """One line about the subject."""
     if record["split"] == "simulated":
         what = f"{record['n']} examples {record['dataset']}"
     else:
@@ -57,7 +57,7 @@ def _head(record: Record) -> str:
 
 
 def _of(record: Record) -> str:
-    """What the densities are of, where values are missing."""
+    """The values that the densities are of, where some are missing."""
     missing = record.get("config", {}).get("missing")
     if missing is None:
         return ""
@@ -160,11 +160,11 @@ LINES: dict[str, Callable[[Record], Iterator[str]]] = {
     Method.INFORMATION: _information,
     Method.CLASSIFICATION: _classification,
 }
-"""What a method's record says of one replicate."""
+"""Method -> the lines about one replicate."""
 
 
 def _weights(row: Record) -> str:
-    """What the weights say about the number they made."""
+    """Diagnostics of the weights behind a number."""
     words = f"effective sample size {row['ess_mean']:.1f}"
     if row["pareto_k_unreliable"] is not None:
         words += (
@@ -245,7 +245,7 @@ def estimator_name(row: Record) -> str:
 
 
 def _bias(bias: Record, limit: float) -> str:
-    """What the paired test found."""
+    """The result of the paired test."""
     found = "BIASED" if abs(bias["z"]) > limit else "no bias seen"
     size = f"{100 * bias['relative']:+.2f} % of the mean, {abs(bias['z']):.1f} standard errors"
     return f"{found}: {size}"

@@ -1,4 +1,4 @@
-"""What a stopped evaluation had done, so that the same evaluation goes on from there."""
+"""Results of an interrupted evaluation, so that repeating it resumes there."""
 
 import hashlib
 import json
@@ -25,7 +25,7 @@ class Unfinished:
     """Results example by example, one file for each series of them, until the record is written.
 
     A file is named after a digest of all that its numbers depend on, so another model, seed or
-    method never goes on from it.
+    method never resumes from it.
     """
 
     def __init__(self, run: Path):
@@ -35,7 +35,7 @@ class Unfinished:
     def slabs(
         self, settings: dict[str, Any], make: Callable[[int], Iterator[Slab]]
     ) -> Iterator[Slab]:
-        """What is done already, then `make(first)` from the first example that is not.
+        """Yield what is done already, then `make(first)` from the first example that is not.
 
         Written every few seconds and whenever the caller or an interruption ends it.
         """

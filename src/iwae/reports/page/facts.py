@@ -1,4 +1,4 @@
-"""What the folder of a run says, and nothing that the page adds to it."""
+"""Facts read from the folder of a run."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -90,7 +90,7 @@ def read_run(path: Path, name: str, weights: str) -> Run:
 
 
 def _digests(path: Path, weights: str, replicates: int) -> list[str] | None:
-    """Of the models that are there now; None unless all are."""
+    """Digests of the models that are there now; None unless all are."""
     folders = [model_folder(path, weights, replicate) for replicate in range(replicates)]
     if not all((folder / WEIGHTS).is_file() for folder in folders):
         return None

@@ -1,4 +1,4 @@
-"""What must not be overlooked, and which numbers must not be compared."""
+"""Warnings, and which numbers must not be compared."""
 
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
@@ -24,7 +24,7 @@ class Notice(NamedTuple):
 
 
 def warnings(runs: Sequence[Run]) -> list[Notice]:
-    """What is wrong, or may be."""
+    """Faults, and possible faults."""
     violations = [
         f"{run.name}: {minus_pairs(words)}"
         for run in runs
@@ -128,7 +128,7 @@ def _settings(runs: Sequence[Run]) -> list[str]:
 
 
 def _way(record: Mapping[str, Any]) -> str:
-    """How a run was annealed, but for the number of temperatures."""
+    """The annealing settings of a run, except the number of temperatures."""
     how = record["annealing"]
     schedule = how["schedule"] if isinstance(how["schedule"], str) else "given"
     return (

@@ -19,7 +19,7 @@ UNRELIABLE = 0.1
 
 
 class Cell(NamedTuple):
-    """What a table shows in one place.
+    """One cell of a table.
 
     Attributes:
         text: what is shown; "" if nothing is known.
@@ -176,7 +176,7 @@ def longest_annealing(run: Run) -> Estimate | None:
 
 
 def verdicts(bound: Estimate) -> list[Mapping[str, Any]]:
-    """Of an annealing run, one for each seed."""
+    """The verdicts of an annealing run, one for each seed."""
     return [one["verdict"] for one in each_model(bound.record) if "verdict" in one]
 
 
