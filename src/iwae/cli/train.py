@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 import tyro
 
 from iwae.cli import parsing
-from iwae.config.experiment import StageConfig, TrainConfig, parse_stages, read_config
+from iwae.config.experiment import StageConfig, TrainConfig, parse_stages, read_config, usual
 from iwae.config.presets import preset
 from iwae.data.load import check_name
 from iwae.errors import UserError
@@ -103,7 +103,7 @@ def _base_config(arguments: Sequence[str]) -> tuple[TrainConfig, list[str]]:
     rest = list(arguments)
     file = rest.pop(0) if rest and not rest[0].startswith("-") else None
     peek = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    for option in ("--preset", "--stages", "--epochs"):
+    for option in ("--preset", "--stages", "--epochs", "--dataset", "--objective"):
         peek.add_argument(option, nargs="?")  # tyro reports one without a value
     given, _ = peek.parse_known_args(rest)
     if file is not None and given.preset is not None:
@@ -111,11 +111,18 @@ def _base_config(arguments: Sequence[str]) -> tuple[TrainConfig, list[str]]:
     if file is not None:
         base = read_config(Path(file))
     else:
-        base = TrainConfig() if given.preset is None else preset(given.preset).config()
+        base = _from_data(given, rest) if given.preset is None else preset(given.preset).config()
     if given.stages is not None and given.epochs is None:
         # With the epochs of the base, the stages would be scaled to these.
         base = base.model_copy(update={"epochs": sum(s.epochs for s in _stages(given.stages))})
     return base, rest
+
+
+def _from_data(given: argparse.Namespace, arguments: Sequence[str]) -> TrainConfig:
+    """The defaults for the data set and the objective that the options name."""
+    names = [word.partition("=")[0] for word in arguments if word.startswith("--")]
+    chosen = {name.removeprefix("--").replace("-", "_") for name in names}
+    return TrainConfig(**usual(given.dataset, given.objective, chosen))
 
 
 def _stages(text: str) -> tuple[StageConfig, ...]:

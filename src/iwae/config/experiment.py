@@ -6,6 +6,7 @@ of the data are not part of it, since they do not change the result.
 
 import difflib
 import tomllib
+from collections.abc import Container
 from itertools import accumulate
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -14,7 +15,7 @@ import tomli_w
 import tyro
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from iwae.data import Kind, make_kind
+from iwae.data import DATASETS, Kind, make_kind
 from iwae.errors import UserError
 from iwae.files import atomic_write
 from iwae.objectives.declaration import (
@@ -74,6 +75,8 @@ ActivationName = Literal[
 
 OptimizerName = Literal["adam", "paper", "authors", "soap"]
 ScheduleName = Literal["paper", "authors", "constant", "linear", "cosine", "constant-linear"]
+
+Validation = Annotated[int, Field(ge=0)] | Annotated[float, Field(gt=0, lt=1)] | Literal["authors"]
 
 DECAYING = {"linear": 0.0, "cosine": 0.0, "constant-linear": 0.5}
 """Schedules that decay to `lr_end` -> the fraction of the epochs before the decay begins."""
@@ -211,11 +214,14 @@ class TrainConfig(BaseModel):
     """table: kind of each column, e.g. gaussian poisson categorical:3."""
     missing: Missing | None = None
     """Allow missing values: missing at random, or depending on their own values (not-at-random)."""
+    standardize: bool | None = None
+    """Standardise real values inside the model; likelihoods and samples keep the units of the file
+    (default: for your own files)."""
     shape: Sizes | None = None
     """Shape of one example in your own file of flat rows, e.g. 28 28."""
-    validation: Annotated[int, Field(ge=0)] | Literal["authors"] | None = None
-    """Number of training examples to hold out for validation, or `authors` for the published code's
-    choice (default: the data set's own)."""
+    validation: Validation | None = None
+    """Number (or share, e.g. 0.1) of training examples to hold out for validation, or `authors` for
+    the published code's choice (default: the data set's own)."""
     data_seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     """Random seed of the choice of held-out examples."""
     binarization_seed: Annotated[int, Field(ge=0)] = 0
@@ -293,8 +299,8 @@ class TrainConfig(BaseModel):
     """Final learning rate of a linear, cosine or constant-linear schedule."""
     lr_warmup: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
     """Epochs over which the learning rate rises from 0 at the start, e.g. 0.5."""
-    batch_size: Annotated[int, Field(ge=1)] = 20
-    """Examples per step."""
+    batch_size: Annotated[int, Field(ge=1)] | Literal["auto"] = 20
+    """Examples per step; auto is a fiftieth of the training examples, from 16 to 100."""
     shuffle: bool = True
     """Shuffle the examples every epoch."""
 
@@ -333,7 +339,7 @@ class TrainConfig(BaseModel):
         stages = values.get("stages")
         if stages and isinstance(stages, list | tuple) and "epochs" not in values:
             values["epochs"] = sum(_epochs_of(stage) for stage in stages)
-        return values
+        return {**usual(values.get("dataset"), values.get("objective"), values.keys()), **values}
 
     @model_validator(mode="after")
     def _consistent(self) -> "TrainConfig":
@@ -450,6 +456,49 @@ class TrainConfig(BaseModel):
         return (100,) * (layers - 1) + (50,), ((200, 200),) + ((100, 100),) * (layers - 1)
 
 
+SEVERAL = 16
+"""Importance samples of an IWAE if none are given: with one it would be a VAE."""
+
+UNTIL_CONVERGED: dict[str, Any] = {
+    "epochs": 400,
+    "validation": 0.1,
+    "patience": 40,
+    "batch_size": "auto",
+    "schedule": "constant-linear",
+}
+"""Training on a user's own data, of any size, if no epochs are given: it stops early."""
+
+SMALL: dict[str, Any] = {"latent_sizes": (10,), "hidden_sizes": ((100, 100),)}
+"""The network for a user's own table, if none is given."""
+
+TABLES = (".csv", ".tsv", ".parquet")
+
+
+def is_own(dataset: Any) -> bool:
+    """Whether this is a file or a folder of a user's own, not a named data set."""
+    if not isinstance(dataset, str) or dataset in DATASETS:
+        return False
+    return bool(Path(dataset).suffix) or Path(dataset).expanduser().is_dir()
+
+
+def usual(dataset: Any, objective: Any, given: Container[str]) -> dict[str, Any]:
+    """The settings that take their default from the data and the objective.
+
+    Args:
+        given: the settings that a user has chosen, which are not among the result.
+    """
+    found: dict[str, Any] = {}
+    own = is_own(dataset)
+    if own and "epochs" not in given and "stages" not in given:
+        found |= UNTIL_CONVERGED
+    is_table = own and Path(dataset).suffix.lower() in TABLES
+    if is_table and not any(name in given for name in ("layers", "network", *SMALL)):
+        found |= SMALL
+    if objective == "iwae" or (own and objective is None):
+        found["k"] = SEVERAL
+    return {name: value for name, value in found.items() if name not in given}
+
+
 def make_config(values: dict[str, Any], source: str) -> TrainConfig:
     """Make a configuration from plain values.
 
@@ -502,6 +551,17 @@ def read_config(path: Path) -> TrainConfig:
         UserError: if it cannot be read or is not a valid configuration.
     """
     return make_config(read_values(path), str(path))
+
+
+def read_stored(path: Path) -> TrainConfig:
+    """Read the configuration that a run stored; UserError as from `read_config`."""
+    return make_config(stored(read_values(path)), str(path))
+
+
+def stored(values: dict[str, Any]) -> dict[str, Any]:
+    """The values that a run stored. Before there was an option, no file was standardised."""
+    own = is_own(values.get("dataset"))
+    return {"standardize": False, **values} if own else values
 
 
 def read_values(path: Path) -> dict[str, Any]:

@@ -19,7 +19,7 @@ def load_dataset(
     name_or_path: str | os.PathLike[str],
     *,
     binarization: str | None = None,
-    validation: int | str | None = None,
+    validation: int | float | str | None = None,
     seed: int = 0,
     binarization_seed: int = 0,
     data_dir: str | os.PathLike[str] | None = None,
@@ -27,6 +27,7 @@ def load_dataset(
     observation: Kind | str | None = None,
     missing: bool = False,
     labels: bool | str = False,
+    standardize: bool | None = None,
     download: bool = True,
     progress: bool = True,
 ) -> Dataset:
@@ -34,11 +35,14 @@ def load_dataset(
 
     `binarization` and `observation` default to what the values call for (`splits.resolve`). An
     observation is a name in `kinds.KINDS`, or a `Kind` if it needs a parameter.
-    `validation` examples are held out of the training set, chosen by `seed`; "authors" holds out
-    the same examples as the code of Burda et al. `binarization_seed` fixes the draws of the
-    validation and test examples (and of all under `static`), independently of `seed`, so that runs
-    with different seeds are measured on the same tensor. `shape` overrides that of one example.
+    `validation` examples (a number, or a share between 0 and 1) are held out of the training set,
+    chosen by `seed`; "authors" holds out the same examples as the code of Burda et al.
+    `binarization_seed` fixes the draws of the validation and test examples (and of all under
+    `static`), independently of `seed`, so that runs with different seeds are measured on the same
+    tensor. `shape` overrides that of one example.
     With `missing`, values of your own file may be missing: NaN, or empty cells of a .csv file.
+    `standardize` scales real values to mean 0 and standard deviation 1 over the training rows (see
+    `Dataset.scaling`); by default, those of your own file.
     With `labels`, each example is followed by its label (see `Dataset`). For a .csv file, `labels`
     is the column that holds them: its name, or its number from 1 if the columns have no names.
     Files are looked up in `data_dir` (or the environment variable IWAE_DATA), then in the user's
@@ -64,8 +68,8 @@ def load_dataset(
         if kind is not None and KINDS[kind.name].as_stored:
             for split, rows in raw.splits.items():
                 check_values(rows, kind, f"{raw.name}: {split}")
-    choices = Choices(kind, binarization, validation, seed, binarization_seed, shape, missing)
-    return assemble(raw, choices)
+    choices = (kind, binarization, validation, seed, binarization_seed, shape, missing, standardize)
+    return assemble(raw, Choices(*choices))
 
 
 def check_name(name_or_path: str | os.PathLike[str]) -> None:

@@ -68,6 +68,7 @@ def read_own(
         labels=None if named is None else _splits(path, named)[0],
         classes=classes,
         label=labels if isinstance(labels, str) else None,
+        is_own=True,
     )
 
 
@@ -294,11 +295,11 @@ def _could_be_bytes(array: np.ndarray) -> bool:
 def _flat(array: np.ndarray, values: str) -> np.ndarray:
     """Rows `[n, d]` in the dtype that `splits.Raw` requires."""
     rows = array.reshape(len(array), -1)
-    if np.isnan(rows).any():
-        return np.where(np.isnan(rows), np.nan, rows).astype(np.float32)  # one canonical NaN
-    if values == "binary" or rows.dtype == bool:
+    gaps = rows.dtype.kind == "f" and np.isnan(rows)
+    if np.any(gaps):
+        rows = np.where(gaps, np.nan, rows)  # one canonical NaN
+    elif values == "binary" or rows.dtype == bool:
         return rows.astype(np.uint8)
-    if rows.dtype == np.uint8:
-        return rows
-    rows = rows.astype(np.float32)
-    return to_bytes(rows) if values == "grey" else rows
+    elif values == "grey" and rows.dtype != np.uint8:
+        return to_bytes(rows.astype(np.float32))
+    return rows if values in ("real", "stored") else rows.astype(np.float32)

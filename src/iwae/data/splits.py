@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from iwae.data.kinds import BERNOULLI, KINDS, Kind, as_json, make_kind
+from iwae.data.scaling import Scaling, fit_scaling, refuse_merged, scaled_columns
 from iwae.errors import UserError
 
 BINARIZATIONS = ("dynamic", "static", "threshold", "none")
@@ -34,6 +35,9 @@ class Dataset:
     missing values (NaN) are float32. `draw` turns a row of any of them into a model's input. The
     arrays are read-only.
 
+    With a `scaling`, real values are standardised in all three: `scaling.outwards` gives them in
+    the units of the data, and a model needs `log_scale=data.log_scale` for densities in these.
+
     If labels were requested, each row is followed by its label, one-hot over `classes` (255 for the
     one if the row holds bytes to be binarised).
     """
@@ -52,6 +56,16 @@ class Dataset:
     log_density: Callable[[np.ndarray], np.ndarray] | None = field(default=None, repr=False)
     kind: Kind = BERNOULLI
     classes: tuple[str, ...] = ()  # names of the labels 0, 1, ...; empty if there are none
+    scaling: Scaling | None = None  # of the values, if they are standardised
+
+    @property
+    def log_scale(self) -> np.ndarray | None:
+        """log |d data / d model| of each value, `[d]`; None if values are not standardised."""
+        return None if self.scaling is None else self.scaling.log_scale
+
+    def outwards(self, rows: np.ndarray) -> np.ndarray:
+        """Rows `[..., d]` (no labels) in the units of the data, from those of a model."""
+        return rows if self.scaling is None else self.scaling.outwards(rows)
 
     @property
     def n_values(self) -> int:
@@ -71,9 +85,9 @@ class Raw(NamedTuple):
     """The content of a source before any choice is made.
 
     `splits` has `train`, `test` and perhaps `validation`, each `[n, d]`. `values` is the meaning of
-    the numbers: `binary` (0/1 uint8), `grey` (uint8 0..255, or float32 in [0, 1]), `real` (float32)
-    or `stored` (uint8 or float32, with the meaning that the kind of data gives them). `values_rule`
-    is the rule that decided it.
+    the numbers: `binary` (0/1 uint8), `grey` (uint8 0..255, or float32 in [0, 1]), `real` (float32,
+    or float64 if that is how they are stored) or `stored` (uint8, float32 or float64, with the
+    meaning that the kind of data gives them). `values_rule` is the rule that decided it.
     """
 
     name: str
@@ -89,6 +103,7 @@ class Raw(NamedTuple):
     labels: Mapping[str, np.ndarray] | None = None  # of each split, indices into `classes`
     classes: tuple[str, ...] = ()
     label: str | None = None  # the column that holds them, if a user named one
+    is_own: bool = False  # a user's file: real values are standardised by default
 
 
 Rows = np.ndarray | slice
@@ -111,11 +126,12 @@ class Choices(NamedTuple):
 
     observation: Kind | None
     binarization: str | None
-    validation: int | str | None
+    validation: int | float | str | None
     seed: int
     binarization_seed: int
     shape: Sequence[int] | None
     missing: bool = False
+    standardize: bool | None = None
 
 
 def test_sha256(array: np.ndarray) -> str:
@@ -170,7 +186,8 @@ def assemble(raw: Raw, choices: Choices) -> Dataset:
             raise UserError(f"{name} must not be negative, not {getattr(choices, name)}")
     shape = _shape(raw, choices.shape)
     held_out = _held_out(raw, choices)
-    kind = (observation, binarization, choices.binarization_seed)
+    scaling = _scaling(raw, what, held_out.train, choices)
+    kind = _Drawing(observation, binarization, choices.binarization_seed, scaling)
     train = _train(raw.splits["train"], raw.values, kind, held_out.train)
     if "validation" in raw.splits:
         validation = _drawn(raw.splits["validation"], raw.values, kind, VALIDATION_DRAW)
@@ -211,6 +228,7 @@ def assemble(raw: Raw, choices: Choices) -> Dataset:
             "validation_sha256": test_sha256(validation) if len(validation) else None,
             "test_sha256": test_sha256(test),
             **gaps,
+            **({"scaling": scaling.as_json()} if scaling else {}),
             **({"classes": list(raw.classes)} if raw.labels else {}),
             **({"label": raw.label} if raw.label is not None else {}),
         },
@@ -218,7 +236,28 @@ def assemble(raw: Raw, choices: Choices) -> Dataset:
         log_density=raw.log_density,
         kind=what,
         classes=raw.classes,
+        scaling=scaling,
     )
+
+
+def _scaling(raw: Raw, kind: Kind, rows: Rows, choices: Choices) -> Scaling | None:
+    """The scaling of real values, from the training rows; None if they keep their values.
+
+    Raises:
+        UserError: if there are none and the user asked for it, or for values that are not
+            standardised and whose differences float32 loses.
+    """
+    wanted = raw.is_own if choices.standardize is None else choices.standardize
+    train = raw.splits["train"][rows]
+    is_real = raw.values != "binary" and train.dtype.kind != "u"
+    chosen = scaled_columns(kind, train.shape[1]) & wanted & is_real
+    if choices.standardize and not chosen.any():
+        raise UserError(
+            f"{raw.name} has no real values of learned scale ({kind}): leave out standardize"
+        )
+    for split, array in raw.splits.items() if is_real else ():
+        refuse_merged(array, ~chosen, raw.columns, f"{raw.name}: {split}")
+    return fit_scaling(train, chosen, raw.name) if chosen.any() else None
 
 
 def _labelled(
@@ -295,9 +334,18 @@ def resolve(values: str, observation: str | None, binarization: str | None) -> t
     return observation, binarization or "dynamic"
 
 
-def _train(array: np.ndarray, values: str, kind: tuple[str, str, int], rows: Rows) -> np.ndarray:
+class _Drawing(NamedTuple):
+    """The conversion of raw values to those that are measured."""
+
+    observation: str
+    binarization: str
+    seed: int
+    scaling: Scaling | None
+
+
+def _train(array: np.ndarray, values: str, kind: _Drawing, rows: Rows) -> np.ndarray:
     """The training rows: grey stays grey under `dynamic`; otherwise as in `_drawn`."""
-    if kind[1] == "dynamic":
+    if kind.binarization == "dynamic":
         return array[rows]
     return _drawn(array, values, kind, TRAIN_DRAW, rows)
 
@@ -305,28 +353,36 @@ def _train(array: np.ndarray, values: str, kind: tuple[str, str, int], rows: Row
 def _drawn(
     array: np.ndarray,
     values: str,
-    kind: tuple[str, str, int],
+    kind: _Drawing,
     stream: int,
     rows: Rows = ALL,
 ) -> np.ndarray:
     """Rows as they are measured: 0/1 uint8, float32 for Gaussian kinds, or as stored."""
-    observation, binarization, seed = kind
+    observation, binarization, seed, scaling = kind
     if binarization in ("dynamic", "static"):
         return bernoulli(array, seed=seed, stream=stream, rows=rows)
     array = array[rows]
     if binarization == "threshold":
         # Bytes from 128 up are above one half: 127 / 255 < 0.5 < 128 / 255.
         return (array > (127 if array.dtype == np.uint8 else 0.5)).astype(np.uint8)
-    if observation == "bernoulli" or KINDS[observation].as_stored:
+    if scaling is not None:
+        return scaling.inwards(array)
+    if array.dtype == np.uint8 and (observation == "bernoulli" or KINDS[observation].as_stored):
         return array
-    return _unit(array, np.float32) if values == "grey" else array.astype(np.float32)
+    return _unit(array, np.float32) if values == "grey" else array.astype(np.float32, copy=False)
 
 
 def _held_out(raw: Raw, choices: Choices) -> HeldOut:
     """The training rows to hold out and to keep."""
     wanted, n = choices.validation, len(raw.splits["train"])
+    if isinstance(wanted, float) and 0 < wanted < 1:
+        given = raw.splits.get("validation")
+        wanted = max(1, round(wanted * n)) if given is None else len(given)
     if isinstance(wanted, bool) or not isinstance(wanted, int | np.integer | str | None):
-        raise UserError(f"validation must be a whole number of examples, not {wanted!r}")
+        raise UserError(
+            f"validation must be a whole number of examples, or a share of them between 0 and 1, "
+            f"not {wanted!r}"
+        )
     if "validation" in raw.splits:
         own = len(raw.splits["validation"])
         if wanted not in (None, "authors", own):

@@ -42,7 +42,7 @@ def layer_terms(k: int) -> ExampleFn:
         def draw(key: PRNGKey) -> tuple[Scalar, Float[Array, " L"]]:
             z = posterior.sample(key)
             log_q = jnp.stack(posterior.layer_log_probs(z))
-            return vae.decode(z).log_prob(x), log_q - jnp.stack(vae.layer_log_priors(z))
+            return vae.log_likelihood(x, z), log_q - jnp.stack(vae.layer_log_priors(z))
 
         reconstruction, kl = jax.vmap(draw)(particle_keys(key, jnp.arange(k)))
         return {"reconstruction": jnp.mean(reconstruction), "kl": jnp.mean(kl, axis=0)}

@@ -64,6 +64,7 @@ def hours(config: TrainConfig) -> float | None:
 
 def _stage_hours(config: TrainConfig, found: dict[str, Any]) -> float:
     """Hours of a stage whose steps were measured."""
+    assert config.batch_size != "auto"  # noqa: S101 - that is for a user's own data
     steps = config.epochs * (DATASETS[config.dataset].sizes[0] // config.batch_size)
     rounds = -(-config.replicates // measured_costs()["cores"])
     ms = found["alone"] if config.replicates == 1 else rounds * found["together"]

@@ -152,6 +152,8 @@ class VAE(AbstractLatentModel):
             `Observation.encoding` (zeros if None).
         missing: a name in `iwae.models.likelihoods.MISSING`, if values may be missing (NaN in
             an example). The densities are then those of what is observed.
+        log_scale: `[n_data]`, log |d data / d model| of each value, if examples are standardised:
+            all densities are then in the units of the data (`Dataset.scaling` has it).
         network: other layers between the data and h_1: a name in `iwae.models.networks.NETWORKS`,
             or a `Network` (or its fields as a mapping, as `architecture` gives them).
         encoder: a module of your own in place of the network's part of the encoder: a function from
@@ -175,6 +177,7 @@ class VAE(AbstractLatentModel):
     free: Float[Array, " n_free"] | None  # outputs that do not depend on z
     statistics: Float[Array, " n_statistics"] | None  # constants: no gradient
     top: Float[Array, "2 d_L"] | None  # p(h_L): means, log standard deviations; None: N(0, I)
+    log_scale: Float[Array, " n_data"] | None  # log |d data / d model|; constants: no gradient
     kind: Kind = eqx.field(static=True)
     n_data: int = eqx.field(static=True)
     missing: str | None = eqx.field(static=True)
@@ -191,6 +194,7 @@ class VAE(AbstractLatentModel):
         output_bias: np.ndarray | None = None,
         statistics: np.ndarray | None = None,
         missing: str | None = None,
+        log_scale: np.ndarray | bool | None = None,
         network: Network | Mapping[str, Any] | str = "mlp",
         encoder: Features | None = None,
         decoder: Features | None = None,
@@ -243,6 +247,7 @@ class VAE(AbstractLatentModel):
         )
         self.output, self.free = _with_bias(output, data.n_free, output_bias)
         self.statistics, self.top = _statistics(data, statistics), None
+        self.log_scale = _log_scale(log_scale, n_data)
 
     @property
     def observation(self) -> str:
@@ -286,6 +291,7 @@ class VAE(AbstractLatentModel):
             "observation": as_json(self.kind),
             "activation": self.decoder_hidden.activation,
             **({} if self.missing is None else {"missing": self.missing}),
+            **({} if self.log_scale is None else {"log_scale": True}),
             **network,
             **own,
         }
@@ -322,6 +328,14 @@ class VAE(AbstractLatentModel):
             outputs = jnp.concatenate([outputs, self.free])
         return self._data().distribution(outputs)
 
+    def log_likelihood(self, x: Float[Array, " n_data"], z: Latents) -> Scalar:
+        """log p(x|h_1), nats: of the observed values, in the units of the data."""
+        log_p = self.decode(z).log_prob(x)
+        if self.log_scale is None:
+            return log_p
+        log_scale = jax.lax.stop_gradient(self.log_scale)
+        return log_p - jnp.sum(jnp.where(jnp.isnan(x), 0.0, log_scale))
+
     def layer_log_priors(self, z: Latents) -> tuple[Scalar, ...]:
         """log p(h_l|h_{l+1}) for l = 1 ... L, nats; the last is log p(h_L)."""
         between = tuple(
@@ -348,7 +362,7 @@ class VAE(AbstractLatentModel):
 
     def log_joint(self, x: Float[Array, " n_data"], z: Latents) -> Scalar:
         """log p(x|h_1) + sum_l log p(h_l|h_{l+1}), nats."""
-        return self.decode(z).log_prob(x) + sum(self.layer_log_priors(z))
+        return self.log_likelihood(x, z) + sum(self.layer_log_priors(z))
 
     def sample(self, key: PRNGKey) -> tuple[Latents, Float[Array, " n_data"]]:
         """An ancestral draw, from the top down."""
@@ -423,3 +437,14 @@ def _statistics(
     if n == 0:
         return None
     return jnp.zeros(n) if given is None else jnp.asarray(given, jnp.float32)
+
+
+def _log_scale(given: np.ndarray | bool | None, n_data: int) -> Float[Array, " n_data"] | None:
+    """The log scales of the values; zeros if `given` is True, as for a model that is to be read."""
+    if given is None:
+        return None
+    if given is True:
+        return jnp.zeros(n_data)
+    if np.shape(given) != (n_data,):
+        raise UserError(f"log_scale has shape {np.shape(given)}; this model needs {(n_data,)}")
+    return jnp.asarray(given, jnp.float32)

@@ -252,7 +252,7 @@ def analytic_elbo(*, k: int, penalty: Penalty | None = None, chunk: int | None =
 
         def particle(key: PRNGKey) -> tuple[Scalar, Scalar]:
             z = posterior.sample(key)
-            log_likelihood = model.decode(z).log_prob(x)
+            log_likelihood = model.log_likelihood(x, z)
             ratio = sum(model.layer_log_priors(z)) - posterior.log_prob(z)
             return log_likelihood, jax.lax.stop_gradient(log_likelihood + ratio)
 

@@ -58,7 +58,7 @@ def gdreg(reduction: Reduction, *, k: int, chunk: int | None = None) -> Objectiv
             z = q.sample(key)
             to_data, *data_tags = tag_both(z, model.redraw(z))
             to_prior, *prior_tags = tag_both(z, model.redraw(z))
-            log_likelihood = model.decode(to_data).log_prob(x)
+            log_likelihood = model.log_likelihood(x, to_data)
             log_ratio = sum(fixed.layer_log_priors(to_prior)) - fixed_q.log_prob(to_prior)
             return log_likelihood, log_ratio, *data_tags, *prior_tags
 

@@ -82,7 +82,7 @@ class Penalty:
             )
         priors, posteriors = model.prior_units(to_joint), q.units(to_q)
         return (
-            model.decode(to_joint).log_prob(x),
+            model.log_likelihood(x, to_joint),
             tuple(p.log_prob(h) for p, h in zip(priors, to_joint, strict=True)),
             tuple(p.log_prob(h) for p, h in zip(posteriors, to_q, strict=True)),
             tuple(kl_divergence(*pair)[None] for pair in zip(posteriors, priors, strict=True)),

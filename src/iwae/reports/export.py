@@ -8,7 +8,7 @@ from iwae.files import atomic_folder
 from iwae.reports import figures
 from iwae.reports.card import model_card
 from iwae.reports.gallery import layout_of, samples_figure
-from iwae.results.records import run_config
+from iwae.runs.folder import run_config
 from iwae.runs.models import DESCRIPTION, WEIGHTS, copy_model, load_model, read_about
 from iwae.runs.setup import model_folder
 

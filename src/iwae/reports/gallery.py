@@ -10,10 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from matplotlib.figure import Figure
 
-from iwae.config.experiment import read_config
 from iwae.data import KINDS, Dataset, Kind
 from iwae.data.kinds import is_discrete
-from iwae.errors import UserError
 from iwae.evaluation.posterior import model_density, posterior_grid
 from iwae.evaluation.units import active_units
 from iwae.models.conditional import ConditionalVAE, Model, without_labels
@@ -24,6 +22,7 @@ from iwae.reports.estimates import means_by_budget
 from iwae.reports.figures.style import minus
 from iwae.results.reading import Known, Method, known_bounds, models_of, read_records
 from iwae.results.signal import signal_curves
+from iwae.runs.folder import run_config
 from iwae.runs.metrics import read_metrics
 from iwae.runs.setup import load_config_dataset, run_model, split_examples
 
@@ -88,9 +87,7 @@ def run_figures(
 
 def _subject(run: Path, weights: str, data_dir: Path | None) -> tuple[Model, Dataset]:
     """The first replicate of a run, and its data."""
-    if not (run / "config.toml").is_file():
-        raise UserError(f"{run} holds no run: config.toml is missing")
-    dataset = load_config_dataset(read_config(run / "config.toml"), data_dir)
+    dataset = load_config_dataset(run_config(run), data_dir)
     return run_model(run, weights, 0, dataset), dataset
 
 

@@ -28,10 +28,10 @@ from iwae.results.records import (
     mean_and_error,
     number,
     record_name,
-    run_config,
     shared_record,
 )
 from iwae.results.unfinished import Slab
+from iwae.runs.folder import run_config
 
 CAUTION = (
     "likelihoods alone are a weak test of whether examples are of the same kind: other, simpler "

@@ -9,7 +9,8 @@ import numpy as np
 from iwae.errors import UserError
 from iwae.evaluation.diagnostics import paired_difference
 from iwae.results.reading import Known, known_bounds
-from iwae.results.records import Record, number, run_config, summary
+from iwae.results.records import Record, number, summary
+from iwae.runs.folder import run_config
 
 ENOUGH = 100
 """Examples that an estimator needs before it is preferred to a looser one of more examples."""

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from iwae.config.experiment import TrainConfig, config_values, read_config, without_folders
+from iwae.config.experiment import TrainConfig, config_values, without_folders
 from iwae.data import KINDS, Dataset, as_kind, choose, test_sha256
 from iwae.errors import UserError
 from iwae.evaluation.diagnostics import (
@@ -30,6 +30,7 @@ from iwae.evaluation.units import active_units, authors_active_units
 from iwae.files import atomic_write
 from iwae.inference.kernels import KHAT_LEAST
 from iwae.models.conditional import Model
+from iwae.runs.folder import run_config
 from iwae.runs.models import WEIGHTS, read_about
 from iwae.runs.setup import load_config_dataset, model_folder, run_model, split_examples
 
@@ -132,13 +133,6 @@ def make_subject(
     data, index = chosen_examples(dataset, split, examples, seed)
     chosen = split, data, index, examples is not None, seed
     return Subject(run, config, dataset, weights, pruned, *chosen, batch_size, track)
-
-
-def run_config(run: Path) -> TrainConfig:
-    """The configuration of a run, or UserError if the folder holds none."""
-    if not (run / "config.toml").is_file():
-        raise UserError(f"{run} holds no run: config.toml is missing")
-    return read_config(run / "config.toml")
 
 
 def _check_data(run: Path, config: TrainConfig, weights: str, dataset: Dataset) -> None:

@@ -17,7 +17,7 @@ from iwae.config.experiment import (
     TrainConfig,
     config_values,
     make_config,
-    read_config,
+    stored,
     write_config,
 )
 from iwae.errors import UserError
@@ -30,7 +30,15 @@ from iwae.runs.checkpoints import (
     prune_checkpoints,
     save_checkpoint,
 )
-from iwae.runs.folder import Claim, Stopped, claimed, locked, refuse_used, stop_signals
+from iwae.runs.folder import (
+    Claim,
+    Stopped,
+    claimed,
+    locked,
+    refuse_used,
+    run_config,
+    stop_signals,
+)
 from iwae.runs.metrics import log_epoch, open_book, read_metrics, save_frame, scalars, tensorboard
 from iwae.runs.models import save_model
 from iwae.runs.setup import Job, blank_state, initial_state, make_job, model_folder
@@ -99,9 +107,7 @@ def resume_run(
         UserError: if there is nothing to resume, or the data or the configuration are not those
             of the run.
     """
-    if not (run / "config.toml").is_file():
-        raise UserError(f"{run} holds no run: config.toml is missing")
-    config = read_config(run / "config.toml")
+    config = run_config(run)
     job = make_job(config, data_dir, resumed=True)
     with locked(run):
         checkpoint = _checkpoint_to_resume(job, run, stage)
@@ -156,7 +162,7 @@ def _refuse_other_config(job: Job, run: Path, noted: dict[str, Any]) -> None:
     The locations of the data and of the initial weights may change: `identity` tells whether the
     data are the same, and the weights are in the checkpoint. So may the interval of logging.
     """
-    now, before = job.config, make_config(noted, f"the checkpoint of {run}")
+    now, before = job.config, make_config(stored(noted), f"the checkpoint of {run}")
     changed = [
         f"{name} was {getattr(before, name)}, now {getattr(now, name)}"
         for name in sorted(TrainConfig.model_fields.keys() - {"dataset", "init_from", "log_every"})

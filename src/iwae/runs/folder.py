@@ -1,4 +1,4 @@
-"""Exclusive access to a run's folder, and signals that stop a run."""
+"""The folder of a run: its configuration, exclusive access to it, and signals that stop it."""
 
 import fcntl
 import signal
@@ -8,8 +8,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
+from iwae.config.experiment import TrainConfig, read_stored
 from iwae.errors import UserError
 from iwae.runs.trackers import FOLDER
+
+
+def run_config(run: Path) -> TrainConfig:
+    """The configuration of a run, or UserError if the folder holds none."""
+    if not (run / "config.toml").is_file():
+        raise UserError(f"{run} holds no run: config.toml is missing")
+    return read_stored(run / "config.toml")
 
 
 @contextmanager

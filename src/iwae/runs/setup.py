@@ -15,7 +15,7 @@ import optax
 from jaxtyping import Array, Int
 
 from iwae.config.experiment import DECAYING, TrainConfig, read_config
-from iwae.data import Dataset, choose, draw, load_dataset
+from iwae.data import DATASETS, Dataset, choose, draw, load_dataset
 from iwae.errors import UserError
 from iwae.models.conditional import ConditionalVAE, Model, without_labels
 from iwae.models.likelihoods import observation
@@ -83,6 +83,7 @@ def load_config_dataset(config: TrainConfig, data_dir: Path | None = None) -> Da
         observation=config.kind(),
         shape=config.shape,
         missing=config.missing is not None,
+        standardize=config.standardize,
         labels=config.label or config.conditional,
         data_dir=data_dir,
     )
@@ -97,7 +98,9 @@ def data_place(dataset: str) -> str:
 def resolve(config: TrainConfig, dataset: Dataset) -> TrainConfig:
     """Fill in what the configuration leaves to the data set, the defaults and the folder."""
     latent_sizes, hidden_sizes = config.sizes()
-    validation = len(dataset.validation) if config.validation is None else config.validation
+    validation = config.validation
+    if validation is None or isinstance(validation, float):
+        validation = len(dataset.validation)
     # Stages have their own defaults.
     declared = {} if config.stages is not None else config.declaration()._asdict()
     return config.model_copy(
@@ -107,6 +110,8 @@ def resolve(config: TrainConfig, dataset: Dataset) -> TrainConfig:
             **dataset.kind.parameters(),
             "dataset": data_place(config.dataset),
             "validation": validation,
+            "batch_size": batch_size(config, dataset),
+            "standardize": None if dataset.name in DATASETS else dataset.scaling is not None,
             "log_every": config.log_every or -(-config.epochs // LOGGED),
             "layers": len(latent_sizes),
             "latent_sizes": latent_sizes,
@@ -153,6 +158,7 @@ def make_models(config: TrainConfig, dataset: Dataset) -> list[Model]:
             output_bias=bias,
             statistics=statistics,
             missing=config.missing,
+            log_scale=dataset.log_scale,
             key=_replicate_key(seed, _INIT),
         )
         return _with_labels(model, config, dataset)
@@ -209,6 +215,7 @@ def _load_start(config: TrainConfig, dataset: Dataset, run: Path, replicate: int
         ("hidden_sizes", model.hidden_sizes, hidden_sizes),
         ("activation", model.activation, config.activation),
         ("network", model.network, config_network(config, dataset)),
+        ("standardize", model.log_scale is not None, dataset.scaling is not None),
     ):
         if found != wanted:
             raise UserError(f"init_from: {name} of the model in {run} is {found}, here {wanted}")
@@ -296,12 +303,21 @@ def _make_stage(
 
 
 def _steps_per_epoch(config: TrainConfig, dataset: Dataset) -> int:
-    if config.batch_size > len(dataset.train):
+    size = batch_size(config, dataset)
+    if size > len(dataset.train):
         raise UserError(
-            f"batch_size is {config.batch_size}, but there are {len(dataset.train)} training "
+            f"batch_size is {size}, but there are {len(dataset.train)} training "
             "examples: choose a smaller batch"
         )
-    return len(dataset.train) // config.batch_size
+    return len(dataset.train) // size
+
+
+def batch_size(config: TrainConfig, dataset: Dataset) -> int:
+    """Examples per step."""
+    if config.batch_size != "auto":
+        return config.batch_size
+    n = len(dataset.train)
+    return min(n, max(16, min(100, n // 50)))
 
 
 _OPTIMIZERS: dict[str, Callable[[int], optax.GradientTransformation]] = {
@@ -314,10 +330,11 @@ _OPTIMIZERS: dict[str, Callable[[int], optax.GradientTransformation]] = {
 
 def _settings(config: TrainConfig, dataset: Dataset, steps_per_epoch: int) -> Settings:
     declaration, layers = config.declaration(steps_per_epoch), len(config.sizes()[0])
+    size = batch_size(config, dataset)
     return Settings(
         compose(declaration, layers),
-        _OPTIMIZERS[config.optimizer](config.batch_size),
-        config.batch_size,
+        _OPTIMIZERS[config.optimizer](size),
+        size,
         dataset.binarization,
         config.shuffle,
         compose(unmodified(declaration), layers),

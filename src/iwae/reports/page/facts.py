@@ -17,7 +17,8 @@ from iwae.results.reading import (
     read_records,
     widest,
 )
-from iwae.results.records import model_sha256, run_config
+from iwae.results.records import model_sha256
+from iwae.runs.folder import run_config
 from iwae.runs.metrics import read_metrics
 from iwae.runs.models import WEIGHTS
 from iwae.runs.setup import model_folder

@@ -1,0 +1,139 @@
+"""Standardised columns: the model's units, those of the data, and the way between the two."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Float, Shaped
+
+from iwae.data.kinds import Kind, column_kinds
+from iwae.errors import UserError
+
+SCALED = {"gaussian", "gaussian-shared"}
+"""Kinds of values to standardise: densities of real values whose scale is learned."""
+
+COARSEST = 1e-3
+"""Largest rounding error of float32 in a column, in standard deviations of the column."""
+
+
+class Scaling(NamedTuple):
+    """The values in a model are (x - shift) / scale of those in the data.
+
+    It is applied in float64, before any rounding to float32, so that a large mean costs no digits.
+
+    Attributes:
+        shift, scale: `[d]`, float64; 0 and 1 for columns that are not standardised.
+    """
+
+    shift: Float[np.ndarray, " d"]
+    scale: Float[np.ndarray, " d"]
+
+    def inwards(self, rows: Shaped[np.ndarray, "n d"]) -> Float[np.ndarray, "n d"]:
+        """Rows in the units of the model, float32, from those of the data.
+
+        Raises:
+            UserError: for a value beyond float32.
+        """
+        with np.errstate(over="ignore"):
+            inner = ((rows - self.shift) / self.scale).astype(np.float32)
+        if np.isinf(inner).any():
+            row, column = np.argwhere(np.isinf(inner))[0]
+            raise UserError(
+                f"the value {rows[row, column]:g} in row {row + 1}, column {column + 1} is too far "
+                "from the training rows for float32: check it"
+            )
+        return inner
+
+    def outwards(self, rows: Float[np.ndarray, "*n d"]) -> Float[np.ndarray, "*n d"]:
+        """Rows in the units of the data, float64, from those of the model."""
+        return rows * self.scale + self.shift
+
+    @property
+    def log_scale(self) -> Float[np.ndarray, " d"]:
+        """log |d data / d model| of each value, to subtract from the model's densities."""
+        return np.log(self.scale)
+
+    def as_json(self) -> dict[str, list[float]]:
+        """Plain lists, from which `scaling_from` makes the same numbers."""
+        return {"shift": self.shift.tolist(), "scale": self.scale.tolist()}
+
+
+def scaling_from(values: Any, d: int) -> Scaling:
+    """The scaling that `as_json` described.
+
+    Raises:
+        UserError: if these are not d finite shifts and positive scales.
+    """
+    try:
+        found = Scaling(*(np.asarray(values[name], np.float64) for name in Scaling._fields))
+    except (TypeError, KeyError, ValueError) as error:
+        raise UserError(f"the scaling of the columns cannot be read: {error!r}") from error
+    if any(one.shape != (d,) or not np.isfinite(one).all() for one in found):
+        raise UserError(f"the scaling of the columns must be finite numbers for {d} columns")
+    if not (found.scale > 0).all():
+        raise UserError("a scale of the columns is not positive")
+    return found
+
+
+def scaled_columns(kind: Kind, d: int) -> np.ndarray:
+    """Which columns of this kind are standardised, bool `[d]`."""
+    return np.array([one.name in SCALED for one in column_kinds(kind) or (kind,) * d])
+
+
+def fit_scaling(rows: Shaped[np.ndarray, "n d"], chosen: np.ndarray, where: str) -> Scaling:
+    """Mean and standard deviation of the observed values of the chosen columns.
+
+    A constant column is centred and not scaled.
+
+    Args:
+        rows: training rows only.
+        chosen: bool `[d]`; the other columns keep their values.
+        where: name of the data in messages.
+
+    Raises:
+        UserError: for a column whose standard deviation is beyond float64.
+    """
+    shift, scale = np.zeros(len(chosen)), np.ones(len(chosen))
+    for j in np.flatnonzero(chosen):  # one column at a time: no copy of the table in float64
+        values = np.asarray(rows[:, j], np.float64)  # squares of float32 may overflow
+        values = values[~np.isnan(values)]
+        if not values.size:
+            continue
+        with np.errstate(over="ignore", invalid="ignore"):
+            shift[j], spread = values.mean(), values.std()
+        if not np.isfinite(spread):
+            raise UserError(
+                f"column {j + 1} of {where} is too large to be standardised: rescale it"
+            )
+        if values.min() < values.max():
+            scale[j] = spread
+    return Scaling(shift, scale)
+
+
+def is_constant(rows: Shaped[np.ndarray, "n d"]) -> np.ndarray:
+    """Which columns hold at most one value, apart from missing ones, bool `[d]`."""
+    return np.array([len(np.unique(column[~np.isnan(column)])) < 2 for column in rows.T])
+
+
+def refuse_merged(
+    rows: Shaped[np.ndarray, "n d"], checked: np.ndarray, names: Sequence[str], where: str
+) -> None:
+    """Raise UserError for a column that float32 would round too coarsely.
+
+    Args:
+        checked: bool `[d]`, the columns that are not standardised.
+        names: names of the columns; empty if they have none.
+        where: name of the rows in messages.
+    """
+    if rows.dtype.itemsize <= np.dtype(np.float32).itemsize:
+        return
+    for j in np.flatnonzero(checked).tolist():
+        values = np.unique(rows[:, j][~np.isnan(rows[:, j])].astype(np.float64))
+        single = values.astype(np.float32)
+        merged = len(values) - len(np.unique(single))
+        if merged and np.spacing(np.abs(single).max()) > COARSEST * values.std():
+            named = f" ({names[j]!r})" if names else ""
+            raise UserError(
+                f"{where}, column {j + 1}{named}: float32 merges {merged:,} of {len(values):,} "
+                "distinct values: standardise the column, subtract a constant, or drop it"
+            )
