@@ -11,6 +11,7 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, get_type_hints
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -26,6 +27,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from iwae.data import Kind, as_json, as_kind
 from iwae.data.kinds import check_values, make_kind
+from iwae.data.scaling import Scaling
 from iwae.errors import UserError
 from iwae.evaluation.examples import CHAIN_ROWS, ROWS, ExampleFn, gather, map_examples
 from iwae.evaluation.imputation import expected_values, multiple_imputations
@@ -46,7 +48,6 @@ from iwae.sklearn.rows import (
     check_labels,
     check_option,
     check_order,
-    check_size,
     check_source,
     column_labels,
     names_of_each,
@@ -231,14 +232,12 @@ class ImportanceWeightedAutoencoder(
         self.model_ = replicate_model(blank, weights, 0)
         self._n_features_out = self.n_components
         self.n_iter_ = len(reports)
-        outwards = float(self._log_scale(train).mean())
-        self.loss_curve_ = [float(-report.bound[0]) + outwards for report in reports]
+        self.loss_curve_ = [float(-report.bound[0]) for report in reports]
         self.validation_scores_ = self.best_validation_score_ = None
         if validation is not None:
-            outwards = float(self._log_scale(validation).mean())
             values = [report.validation for report in reports if report.validation is not None]
-            self.validation_scores_ = [float(value[0]) - outwards for value in values]
-            self.best_validation_score_ = float(best.value[0]) - outwards
+            self.validation_scores_ = [float(value[0]) for value in values]
+            self.best_validation_score_ = float(best.value[0])
             self._warn_unless_converged(int(best.waited[0]))
 
     def _warn_unless_converged(self, waited: int) -> None:
@@ -354,6 +353,7 @@ class ImportanceWeightedAutoencoder(
             output_bias=likelihood.initial_output(train),
             statistics=likelihood.encoding.statistics(train) if likelihood.encoding else None,
             missing=self.missing,
+            log_scale=np.log(self.scale_),
             key=key,
         )
 
@@ -397,18 +397,11 @@ class ImportanceWeightedAutoencoder(
         Raises:
             ValueError: for a value beyond float32.
         """
-        with np.errstate(over="ignore"):
-            inner = ((rows - self.shift_) / self.scale_).astype(np.float32)
-        check_size(inner, rows)
-        return inner
+        return Scaling(self.shift_, self.scale_).inwards(rows)
 
     def _outwards(self, rows: np.ndarray) -> np.ndarray:
         """Rows in the units of the data, from those of the model."""
-        return rows * self.scale_ + self.shift_
-
-    def _log_scale(self, rows: np.ndarray) -> np.ndarray:
-        """log |d data / d model| of the observed values, nats, to subtract from model densities."""
-        return ~np.isnan(rows) @ np.log(self.scale_)
+        return Scaling(self.shift_, self.scale_).outwards(rows)
 
     def _map(self, fn: ExampleFn, rows: np.ndarray, batch_size: int, purpose: int) -> Any:
         """Apply a function of one row to each row; its key is derived from the row's values.
@@ -529,7 +522,7 @@ class ImportanceWeightedAutoencoder(
         else:
             raise ValueError(f"method == {method!r}, must be 'is' or 'ais'")
         inner = self._inwards(rows)
-        return self._map(Likelihood(fn), inner, batch, _SCORE) - self._log_scale(rows)
+        return self._map(Likelihood(fn), inner, batch, _SCORE).astype(np.float64)
 
     def score(self, X: Any, y: Any = None) -> float:  # noqa: ARG002 - scikit-learn's signature
         """The mean log-likelihood of the rows from `score_k` importance samples, nats."""
@@ -631,6 +624,9 @@ class ImportanceWeightedAutoencoder(
                 found.feature_names_in_ = names_of_each(learnt["feature_names_in_"], model.n_data)
         except (TypeError, KeyError, ValueError, AttributeError) as error:
             raise UserError(f"there is no estimator in {folder}: {error}") from error
+        if model.log_scale is None:  # saved by a version whose models were of scaled columns
+            log_scale = jnp.asarray(np.log(found.scale_), jnp.float32)
+            model = eqx.tree_at(lambda m: m.log_scale, model, log_scale, is_leaf=_is_none)
         found.model_, found.n_features_in_ = model, model.n_data
         found._n_features_out = model.latent_sizes[0]
         return found
@@ -667,6 +663,10 @@ _LEARNT = (
     *("_key_", "n_iter_", "loss_curve_", "validation_scores_", "best_validation_score_"),
 )
 _NAMED = ("feature_names_in_",)
+
+
+def _is_none(node: Any) -> bool:
+    return node is None
 
 
 @lru_cache

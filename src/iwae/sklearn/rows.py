@@ -10,10 +10,7 @@ from jaxtyping import Float, UInt
 from pydantic import TypeAdapter, ValidationError
 
 from iwae.data import Kind
-from iwae.data.kinds import column_kinds
-
-SCALED = {"gaussian", "gaussian-shared"}
-"""Kinds of columns to standardise."""
+from iwae.data.scaling import fit_scaling, is_constant, refuse_merged, scaled_columns
 
 
 def check_count(name: str, value: Any) -> int:
@@ -81,33 +78,17 @@ def check_gaps(rows: Float[np.ndarray, "n d"], *, columns: bool) -> None:
         raise ValueError(f"column {column} of X has no value in any row: leave it out")
 
 
-def check_size(inner: Float[np.ndarray, "n d"], rows: Float[np.ndarray, "n d"]) -> None:
-    """Raise ValueError for a value beyond float32; `rows` are in the units of the data."""
-    if np.isinf(inner).any():
-        row, column = np.argwhere(np.isinf(inner))[0]
-        raise ValueError(
-            f"X is {rows[row, column]:g} in row {row + 1}, column {column + 1}: too far from the "
-            "rows of fit for float32"
-        )
-
-
 def standards(
     rows: Float[np.ndarray, "n d"], kind: Kind, *, standardize: bool
 ) -> tuple[Float[np.ndarray, " d"], Float[np.ndarray, " d"]]:
     """Mean and standard deviation of each column to standardise; 0 and 1 for the others.
 
     Raises:
-        ValueError: for a column whose standard deviation is beyond float64.
+        ValueError: for a column whose standard deviation is beyond float64, or whose differences
+            float32 loses because it is not standardised.
     """
-    kinds = column_kinds(kind) or (kind,) * rows.shape[1]
-    real = np.array([one.name in SCALED for one in kinds])
-    wide = rows.astype(np.float64)  # squares of float32 may overflow
-    with np.errstate(over="ignore", invalid="ignore"):
-        shift, scale = np.nanmean(wide, axis=0), np.nanstd(wide, axis=0)
-    if not np.isfinite(scale).all():
-        column = int((~np.isfinite(scale)).argmax()) + 1
-        raise ValueError(f"column {column} of X is too large to be standardised: rescale it")
-    constant = real & (scale <= 10 * np.finfo(rows.dtype).eps * np.abs(shift))
+    real = scaled_columns(kind, rows.shape[1])
+    constant = real & is_constant(rows)
     if constant.any():
         warnings.warn(
             f"Features {np.flatnonzero(constant)} are constant: their density is as high as "
@@ -116,7 +97,8 @@ def standards(
             stacklevel=4,
         )
     chosen = real & standardize
-    return np.where(chosen, shift, 0.0), np.where(chosen & ~constant, scale, 1.0)
+    refuse_merged(rows, ~chosen, (), "X")
+    return fit_scaling(rows, chosen, "X")
 
 
 def addresses(rows: np.ndarray) -> UInt[np.ndarray, " n"]:
