@@ -52,15 +52,24 @@ def share_unreliable(khat: Float[np.ndarray, " n"], k: int) -> float:
 
 
 def monte_carlo_error(ess: Float[np.ndarray, " n"], k: int) -> float:
-    """Standard error of the mean of n log-likelihoods that is due to the k weights, nats.
+    """Standard error of the mean of n log-likelihoods that is due to the k weights, nats."""
+    return float(np.sqrt(_variances(ess, k).sum()) / len(ess))
+
+
+def log_likelihood_errors(ess: Float[np.ndarray, " n"], k: int) -> Float[np.ndarray, " n"]:
+    """Standard error of each of n log-likelihoods that is due to its k weights, nats."""
+    return np.asarray(np.sqrt(_variances(ess, k)))
+
+
+def _variances(ess: Float[np.ndarray, " n"], k: int) -> Float[np.ndarray, " n"]:
+    """Variance of each log-likelihood; nan for a single weight.
 
     The relative variance of a mean of k weights is (k/ess - 1)/(k - 1), to first order the
     variance of its log (the delta method). If a few weights dominate, it is understated.
     """
     if k < 2:
-        return float("nan")
-    variance = (k / np.maximum(ess, 1.0) - 1) / (k - 1)
-    return float(np.sqrt(np.maximum(variance, 0.0).sum()) / len(ess))
+        return np.full(len(ess), np.nan)
+    return np.asarray(np.maximum((k / np.maximum(ess, 1.0) - 1) / (k - 1), 0.0))
 
 
 def test_sample_error(values: Float[np.ndarray, " n"]) -> float:

@@ -5,15 +5,17 @@ from collections.abc import Callable, Iterator
 from functools import cache
 from typing import NamedTuple
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
+from iwae.data import Dataset
 from iwae.errors import UserError
 from iwae.evaluation.examples import check_positive, gather, map_examples
-from iwae.models.conditional import check_examples
+from iwae.models.conditional import Model, check_examples, without_labels
 from iwae.models.vae import AbstractLatentModel
 from iwae.objectives.objective import Extra, Objective, as_objective
 from iwae.training.diagnosis import diagnose
@@ -308,7 +310,7 @@ class Trained(NamedTuple):
 
 def train(
     model: AbstractLatentModel,
-    examples: np.ndarray,
+    examples: np.ndarray | Dataset,
     objective: Objective | Callable[[AbstractLatentModel, Example, PRNGKey], Scalar],
     *,
     key: PRNGKey,
@@ -316,7 +318,7 @@ def train(
     batch_size: int = 20,
     optimizer: optax.GradientTransformation | None = None,
     learning_rate: float | Schedule = 1e-3,
-    binarization: str = "none",
+    binarization: str | None = None,
     shuffle: bool = True,
     validation: np.ndarray | None = None,
     validate_every: int = 1,
@@ -328,8 +330,9 @@ def train(
 
     Args:
         model: any model that passes `iwae.testing.check_latent_model`.
-        examples: `[n, ...]`; bytes are binarised afresh at every access if `binarization` is
-            "dynamic".
+        examples: `[n, ...]`, or a data set: its training examples, binarised as it says, with its
+            validation examples held out; a `VAE` then has densities in the units of its data.
+        binarization: "dynamic" binarises bytes afresh at every access; "none" if not given.
         objective: maximised, e.g. `bound(iwae, k=50)`, or any function (model, x, key) -> nats.
         optimizer: an Optax transformation without its learning rate; the paper's Adam if None.
         learning_rate: a number, or a function of the step such as any Optax schedule.
@@ -343,6 +346,13 @@ def train(
             the model's kind of data.
         NonFiniteError: names the step and the first term that is not finite.
     """
+    if isinstance(examples, Dataset):
+        model = _in_units_of(model, examples)
+        binarization = binarization or examples.binarization
+        if validation is None and len(examples.validation):
+            validation = examples.validation
+        examples = examples.train
+    binarization = binarization or "none"
     settings = Settings(
         as_objective(objective), optimizer or adam(), batch_size, binarization, shuffle, ema=ema
     )
@@ -360,3 +370,13 @@ def train(
     last = replicate_model(model, weights(state), 0)
     found = bool(best.epoch[0] > 0)
     return Trained(last, replicate_model(model, best.params, 0) if found else last, history)
+
+
+def _in_units_of(model: AbstractLatentModel, data: Dataset) -> AbstractLatentModel:
+    """The model with the scale of standardised data, so that its densities are in their units."""
+    vae = without_labels(model) if isinstance(model, Model) else None
+    if data.log_scale is None or vae is None or vae.log_scale is not None:
+        return model
+    log_scale = jnp.asarray(data.log_scale, jnp.float32)
+    scaled = eqx.tree_at(lambda m: m.log_scale, vae, log_scale, is_leaf=lambda one: one is None)
+    return scaled if model is vae else eqx.tree_at(lambda m: m.vae, model, scaled)

@@ -1,0 +1,137 @@
+"""Draws of an example's unknown values given the known ones, from any VAE."""
+
+import copy
+from functools import partial
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from iwae.errors import UserError
+from iwae.evaluation.examples import ROWS, check_positive
+from iwae.evaluation.imputation import decoder
+from iwae.evaluation.posterior import sir
+from iwae.inference.chains import annealed_particles
+from iwae.inference.particles import (
+    Particles,
+    effective_sample_size,
+    importance_particles,
+    particle_keys,
+)
+from iwae.inference.step_sizes import tune_step_size
+from iwae.inference.temperatures import sigmoid_schedule
+from iwae.models.vae import VAE
+from iwae.typing import Example, Latents, PRNGKey, Scalar
+
+LEAST_ESS = 10.0
+"""With fewer effective samples, draws would be a handful of repeated latents."""
+
+TEMPERATURES, LEAPFROG, PILOT, PILOT_CHAINS = 200, 10, 16, 4
+
+
+class Given(NamedTuple):
+    """Draws from p(x|known values).
+
+    Attributes:
+        rows: `[n, d]`, with the known values in place.
+        ess: effective number of the particles that they were drawn from.
+    """
+
+    rows: Float[np.ndarray, "n d"]
+    ess: float
+
+
+def sample_given(
+    model: VAE, known: Float[np.ndarray, " d"], key: PRNGKey, n: int, *, k: int, method: str = "is"
+) -> Given:
+    """Draw rows given some of their values, by sampling importance resampling (Rubin 1988).
+
+    Particles come from q(z|x_known) if the model handles missing values, otherwise from p(z); with
+    method "ais" they are annealed from there to p(z|x_known) (Neal 2001).
+
+    Args:
+        known: the known values in the model's units, NaN for the others.
+        n: number of draws.
+        k: particles to draw from; chains of "ais".
+
+    Raises:
+        UserError: if fewer than `LEAST_ESS` of the particles are effective, or the values of the
+            model are not independent given z.
+        FloatingPointError: if a weight is nan.
+    """
+    check_positive("n", n)
+    check_positive("k", k)
+    if method not in _METHODS:
+        raise UserError(f"no method {method!r}; known: {', '.join(_METHODS)}")
+    particle_key, draw_key, fill_key = jax.random.split(key, 3)
+    partial_model, x = with_gaps(model), jnp.asarray(known, jnp.float32)
+    particles = _METHODS[method](partial_model, x, particle_key, k, model.missing is not None)
+    if np.isnan(np.asarray(particles.log_w)).any():
+        raise FloatingPointError("a weight of the particles is nan: check the known values")
+    ess = float(effective_sample_size(particles.log_w))
+    if ess < LEAST_ESS:
+        raise UserError(
+            f"only {ess:.1f} of {k:,} particles are effective, too few to draw from: raise k, "
+            "give fewer values, or use method 'ais'"
+        )
+    z = sir(particles, draw_key, n)
+    rows = _filled(partial_model, x, z, jax.random.split(fill_key, n))
+    return Given(np.asarray(rows), ess)
+
+
+@eqx.filter_jit
+def _filled(model: VAE, x: Float[Array, " d"], z: Latents, keys: PRNGKey) -> Float[Array, "n d"]:
+    """x with its missing values drawn given each z."""
+    return jax.vmap(lambda z, key: decoder(model, z).fill(x, key))(z, keys)
+
+
+def with_gaps(model: VAE) -> VAE:
+    """The same model, with the density of the observed values of an example.
+
+    Its encoder is that of the model, which cannot read examples with missing values if the model
+    was not made for them.
+    """
+    if model.missing is not None:
+        return model
+    twin = copy.copy(model)
+    object.__setattr__(twin, "missing", "at-random")  # the decoder's outputs are the same
+    return twin
+
+
+def _importance(model: VAE, x: Example, key: PRNGKey, k: int, encodes: bool) -> Particles:
+    chunk = min(k, ROWS)
+    found = [
+        _chunk(model, x, key, chunk, jnp.int32(first), encodes) for first in range(0, k, chunk)
+    ]
+    whole = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *found)
+    return jax.tree.map(lambda leaf: leaf[:k], whole)
+
+
+@eqx.filter_jit
+def _chunk(model: VAE, x: Example, key: PRNGKey, k: int, first: Array, encodes: bool) -> Particles:
+    if encodes:
+        return importance_particles(model, x, key, k, first=first)[0]
+
+    def particle(key: PRNGKey) -> tuple[Latents, Scalar]:
+        z, _ = model.sample(key)
+        return z, model.log_likelihood(x, z)
+
+    return Particles(*jax.vmap(particle)(particle_keys(key, first + jnp.arange(k))))
+
+
+def _annealed(model: VAE, x: Example, key: PRNGKey, k: int, encodes: bool) -> Particles:
+    """Chains whose step sizes are tuned on draws of the model with the same values missing."""
+    draw_key, tune_key, chain_key = jax.random.split(key, 3)
+    start = "posterior" if encodes else "prior"
+    drawn = jax.vmap(lambda key: model.sample(key)[1])(jax.random.split(draw_key, PILOT))
+    pilot = np.where(np.isnan(np.asarray(x)), np.nan, np.asarray(drawn))
+    options: dict[str, Any] = {"betas": sigmoid_schedule(TEMPERATURES), "n_leapfrog": LEAPFROG}
+    sizes = tune_step_size(model, pilot, tune_key, chains=PILOT_CHAINS, start=start, **options)
+    run = eqx.filter_jit(partial(annealed_particles, n_leapfrog=LEAPFROG, start=start))
+    return run(model, x, chain_key, k, betas=options["betas"], step_size=sizes)[0]
+
+
+_METHODS = {"is": _importance, "ais": _annealed}
