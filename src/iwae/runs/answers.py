@@ -1,0 +1,444 @@
+"""Answers of a trained model about a person's rows: latents, scores, samples, completed tables.
+
+Rows come from a file, a folder of images or a data frame with the columns of the training data, in
+any order; answers have the order of the rows, and the columns that were carried through.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float
+
+from iwae.data.arrays import check_array, read_arrays
+from iwae.data.columns import Column, from_json, given_columns, to_cells, to_values
+from iwae.data.images import read_images
+from iwae.data.kinds import as_kind, check_values
+from iwae.data.scaling import Scaling, scaling_from
+from iwae.data.tables import SUFFIXES, Table, as_labels, frame_table, names_in, read_table
+from iwae.errors import UserError
+from iwae.evaluation.conditioning import sample_given
+from iwae.evaluation.imputation import impute, multiple_imputations
+from iwae.evaluation.scores import encode, outlier_p_values, score
+from iwae.models.conditional import ConditionalVAE, Model, with_labels, without_labels
+from iwae.models.likelihoods import complete
+from iwae.models.vae import VAE
+from iwae.runs.folder import run_config
+from iwae.runs.models import DESCRIPTION, load_model, read_about
+from iwae.runs.setup import load_config_dataset, model_folder, split_examples, trained_model
+
+Source = Any
+"""The path of a file or of a folder of images, or a data frame."""
+
+Cells = dict[str, np.ndarray]
+"""The columns of an answer, `[n]` each, by name."""
+
+
+class Fitted(NamedTuple):
+    """A trained model with all that it takes to read rows for it.
+
+    Attributes:
+        model: the model.
+        columns: those of the training data; empty if these were an array.
+        scaling: of its values; None if they are not standardised.
+        identity: of the training data.
+        where: the folder, for messages.
+    """
+
+    model: Model
+    columns: tuple[Column, ...]
+    scaling: Scaling | None
+    identity: Mapping[str, Any]
+    where: Path
+
+    @property
+    def vae(self) -> VAE:
+        """The model of the values, without labels."""
+        return without_labels(self.model)
+
+    def inwards(self, values: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n d"]:
+        """Values in the units of the model, float32."""
+        if self.scaling is None:
+            return np.asarray(values, np.float32)
+        return self.scaling.inwards(values)
+
+    def outwards(self, rows: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n d"]:
+        """Values in the units of the data, float64."""
+        rows = np.asarray(rows, np.float64)
+        return rows if self.scaling is None else self.scaling.outwards(rows)
+
+
+class Rows(NamedTuple):
+    """Rows to answer about.
+
+    Attributes:
+        values: `[n, d]`, float64, in the units of the data; NaN where missing.
+        examples: the same as the model takes them, float32.
+        ids: columns to carry through, by name.
+        array: the rows as they were, if they are an array; None for a table.
+    """
+
+    values: Float[np.ndarray, "n d"]
+    examples: Float[np.ndarray, "n _"]
+    ids: Cells
+    array: np.ndarray | None = None
+
+
+def fitted(folder: Path, weights: str | None = None) -> Fitted:
+    """The first model of a run, or the model in an exported folder.
+
+    Args:
+        weights: "final" or "best" of a run; by default the best, if anything was held out.
+
+    Raises:
+        UserError: if there is no such model.
+    """
+    if (folder / DESCRIPTION).is_file():
+        if weights is not None:
+            raise UserError(f"{folder} holds a single model: leave out weights")
+        model, about = load_model(folder), read_about(folder)
+    else:
+        run_config(folder)  # or the message that this is no run
+        chosen = weights or ("best" if model_folder(folder, "best", 0).is_dir() else "final")
+        model = trained_model(folder, chosen, 0)
+        about = read_about(model_folder(folder, chosen, 0))
+    identity = about.get("dataset") or {}
+    vae = without_labels(model)
+    scaling = identity.get("scaling")
+    return Fitted(
+        model,
+        _columns(identity, vae),
+        None if scaling is None else scaling_from(scaling, vae.n_data),
+        identity,
+        folder,
+    )
+
+
+def _columns(identity: Mapping[str, Any], vae: VAE) -> tuple[Column, ...]:
+    """The columns of a run's data; of older runs only the names are known."""
+    found = identity.get("columns", ())
+    if found and isinstance(found[0], str):
+        return given_columns(found, vae.kind, len(found))
+    return from_json(found)
+
+
+# --- rows in ---------------------------------------------------------------------------------
+
+
+def read_rows(fit: Fitted, source: Source, *, unknown: str = "error") -> Rows:
+    """Read rows for a model.
+
+    Args:
+        unknown: "error", or "missing": a word that the training data did not have counts as missing.
+
+    Raises:
+        UserError: names the source, the place and the remedy.
+    """
+    path = Path(source).expanduser() if isinstance(source, str | Path) else None
+    if path is not None and path.suffix.lower() not in SUFFIXES:
+        return _array_rows(fit, path)
+    drop, ids = (list(fit.identity.get(name, ())) for name in ("drop", "ids"))
+    label = fit.identity.get("label")
+    present = names_in(source if path is None else path)
+    ids = [name for name in (*ids, *([label] if label else [])) if name in present]
+    drop = [name for name in drop if name in present]
+    if path is None:
+        table = frame_table(source, drop=drop, ids=ids)
+    else:
+        table = read_table(path, drop=drop, ids=ids)
+    columns = fit.columns or given_columns(table.names, fit.vae.kind, len(table.names))
+    if len(columns) != fit.vae.n_data:
+        raise UserError(
+            f"{table.where} has {len(columns)} columns, but {fit.where} was trained on data with "
+            f"{fit.vae.n_data}"
+        )
+    values = to_values(table, columns, unknown=unknown)
+    carried = {name: cells for name, cells in table.ids.items() if name != label}
+    return Rows(values, _examples(fit, values, table.where, _labels(fit, table)), carried)
+
+
+def _array_rows(fit: Fitted, path: Path) -> Rows:
+    """The rows of an .npy file or a folder of images."""
+    if path.is_dir():
+        height, width = fit.identity["shape"][:2]
+        images = read_images(path, (height, width) if fit.identity.get("resize") else None)
+        array, ids = images.pixels, {"file": np.array(images.names, object)}
+    else:
+        arrays = read_arrays(path)
+        if list(arrays) != ["data"]:
+            raise UserError(
+                f"{path} holds the arrays {', '.join(sorted(arrays))}: save the rows to answer "
+                "about as a single array with np.save"
+            )
+        array, ids = arrays["data"], {}
+    check_array(str(path), "data", array, first_row=0, missing=True)
+    rows = array.reshape(len(array), -1)
+    if rows.shape[1] != fit.vae.n_data:
+        raise UserError(
+            f"{path} has examples of {rows.shape[1]} values, but {fit.where} was trained on data "
+            f"with {fit.vae.n_data}"
+        )
+    values = rows.astype(np.float64)
+    if fit.identity.get("values") == "grey" and array.dtype == np.uint8:
+        values /= 255
+    return Rows(values, _examples(fit, values, str(path), None), ids, array)
+
+
+def _examples(
+    fit: Fitted, values: Float[np.ndarray, "n d"], where: str, labels: np.ndarray | None
+) -> Float[np.ndarray, "n _"]:
+    """The rows in the units of the model, followed by their labels if it is conditional."""
+    if isinstance(fit.model, ConditionalVAE) and labels is None:
+        raise UserError(
+            f"{fit.where} is conditional: give a table with the column of labels that it was "
+            f"trained with ({fit.identity.get('label', 'as in its data')!r})"
+        )
+    missing = fit.vae.missing is not None
+    if not missing and np.isnan(values).any():
+        row, column = (int(i) for i in np.argwhere(np.isnan(values))[0])
+        name = repr(fit.columns[column].name) if fit.columns else column + 1
+        raise UserError(
+            f"{where} has no value in row {row + 1}, column {name}, and {fit.where} was not made "
+            "for missing values: train with --missing at-random"
+        )
+    binary = fit.identity.get("binarization", "none")
+    if binary in ("dynamic", "static"):
+        raise UserError(
+            f"{fit.where} was trained on images that are binarised at random, so that a row has no "
+            "single likelihood: measure it with iwae evaluate"
+        )
+    if binary == "threshold":
+        values = (values > 0.5).astype(np.float64)
+    check_values(values, fit.vae.kind, where, missing=missing)
+    rows = fit.inwards(values)
+    return rows if labels is None else with_labels(rows, labels, len(fit.identity["classes"]))
+
+
+def _labels(fit: Fitted, table: Table) -> np.ndarray | None:
+    """The label of each row as an index into the classes; None if the model takes none."""
+    name = fit.identity.get("label")
+    if not isinstance(fit.model, ConditionalVAE) or name is None:
+        return None
+    if name not in table.ids:
+        raise UserError(f"{table.where} lacks the column {name!r}, which holds the labels")
+    classes = {word: place for place, word in enumerate(fit.identity["classes"])}
+    words = list(map(str, as_labels(table, name)))
+    odd = next((word for word in words if word not in classes), None)
+    if odd is not None:
+        known = ", ".join(list(classes)[:10])
+        raise UserError(f"{table.where} has the label {odd!r}; {fit.where} knows {known}")
+    return np.array([classes[word] for word in words])
+
+
+# --- answers out -----------------------------------------------------------------------------
+
+
+def encode_rows(
+    run: Path,
+    source: Source,
+    *,
+    k: int | None = None,
+    weights: str | None = None,
+    unknown: str = "error",
+    seed: int = 0,
+) -> Cells:
+    """Mean and standard deviation of the latents of each row: columns `z1`, ..., `z1_sd`, ...
+
+    Args:
+        k: importance samples per row, for the true posterior; None for the encoder.
+        weights: as for `fitted`.
+        unknown: as for `read_rows`.
+
+    Raises:
+        UserError: if the model or the rows cannot be read, or do not fit.
+    """
+    fit = fitted(run, weights)
+    rows = read_rows(fit, source, unknown=unknown)
+    found = encode(fit.model, rows.examples, jax.random.key(seed), k=k)
+    means = {f"z{i}": one for i, one in enumerate(found.mean.T, start=1)}
+    scales = {f"z{i}_sd": one for i, one in enumerate(found.scale.T, start=1)}
+    return _joined(rows.ids, {**means, **scales})
+
+
+def score_rows(
+    run: Path,
+    source: Source,
+    *,
+    k: int = 1000,
+    weights: str | None = None,
+    unknown: str = "error",
+    data_dir: Path | None = None,
+    p_values: bool = True,
+    seed: int = 0,
+) -> Cells:
+    """Log-likelihood of each row, nats, with its error, k-hat and a p-value for being an outlier.
+
+    Args:
+        k: importance samples per row.
+        data_dir: folder to search first for the training data.
+        p_values: compare with the rows that the run held out from training. This needs its data.
+
+    Raises:
+        UserError: if the model or the rows cannot be read or do not fit; or if nothing was held
+            out.
+    """
+    fit, key = fitted(run, weights), jax.random.key(seed)
+    rows = read_rows(fit, source, unknown=unknown)
+    found = score(fit.model, rows.examples, key, k=k)
+    cells = {
+        "log_likelihood": found.log_likelihood,
+        "monte_carlo_error": found.error,
+        "pareto_k": found.pareto_k,
+    }
+    if p_values:
+        held_out = score(fit.model, _held_out(fit, data_dir), jax.random.fold_in(key, 1), k=k)
+        cells["p_value"] = outlier_p_values(found.log_likelihood, held_out.log_likelihood)
+    return _joined(rows.ids, cells)
+
+
+def _held_out(fit: Fitted, data_dir: Path | None) -> np.ndarray:
+    """The validation examples of a run."""
+    remedy = "leave out the p-values (--no-p-values)"
+    if not (fit.where / "config.toml").is_file():
+        raise UserError(f"{fit.where} is a model without its data: {remedy}")
+    data = load_config_dataset(run_config(fit.where), data_dir)
+    if not len(data.validation):
+        raise UserError(
+            f"{fit.where} held no rows out from training, so outliers cannot be judged: {remedy}, "
+            "or train with --validation 0.1"
+        )
+    if json_identity(data.identity) != json_identity(fit.identity):
+        raise UserError(f"the data of {fit.where} have changed since it was trained: {remedy}")
+    return split_examples(data, "validation")
+
+
+def json_identity(identity: Mapping[str, Any]) -> dict[str, Any]:
+    """The parts of an identity that say which rows were held out."""
+    return {name: identity.get(name) for name in ("test_sha256", "validation_sha256")}
+
+
+def sample_rows(
+    run: Path,
+    n: int,
+    *,
+    given: Mapping[str, str] | None = None,
+    k: int = 100_000,
+    method: str = "is",
+    weights: str | None = None,
+    seed: int = 0,
+) -> tuple[Cells, float | None]:
+    """Rows drawn from the model, and the effective sample size if some values are given.
+
+    Args:
+        n: number of rows.
+        given: values of some columns, as words: rows are then draws of the others given these.
+        k, method: as for `iwae.evaluation.conditioning.sample_given`.
+
+    Raises:
+        UserError: if there is no such column, a value is invalid, or too few particles are
+            effective.
+    """
+    fit, key = fitted(run, weights), jax.random.key(seed)
+    if n < 1:
+        raise UserError(f"n is {n}; it must be at least 1")
+    if not given:
+        return _as_cells(fit, _drawn(fit.model, key, n)), None
+    if isinstance(fit.model, ConditionalVAE):
+        raise UserError(f"{fit.where} is conditional, and cannot be given values of columns too")
+    known = fit.inwards(_known(fit, given))[0]
+    found = sample_given(fit.model, known, key, n, k=k, method=method)
+    return _as_cells(fit, found.rows), found.ess
+
+
+def _known(fit: Fitted, given: Mapping[str, str]) -> Float[np.ndarray, "1 d"]:
+    """A row of the given values, NaN elsewhere, in the units of the data."""
+    columns = fit.columns or tuple(Column(str(i + 1), "") for i in range(fit.vae.n_data))
+    names = [column.name for column in columns]
+    for name in given:
+        if name not in names:
+            raise UserError(f"given: {fit.where} has no column {name!r}; it has {', '.join(names)}")
+    row = np.full((1, len(columns)), np.nan)
+    for j, column in enumerate(columns):
+        if column.name in given:
+            row[0, j] = _value(column, given[column.name])
+    check_values(row, fit.vae.kind, "given", missing=True)
+    return row
+
+
+def _value(column: Column, word: str) -> float:
+    if column.levels:
+        if word not in column.levels:
+            raise UserError(
+                f"given: {column.name} has no level {word!r}; known: {', '.join(column.levels)}"
+            )
+        return float(column.levels.index(word))
+    try:
+        return float(word)
+    except ValueError:
+        raise UserError(f"given: {column.name} is a number, not {word!r}") from None
+
+
+def _drawn(model: Model, key: Any, n: int) -> np.ndarray:
+    """Rows without missing values, without their labels."""
+
+    def one(key: Any) -> Any:
+        z_key, x_key = jax.random.split(key)
+        z, x = model.sample(z_key)
+        given = model.condition(x)[0]
+        return jnp.asarray(complete(given.decode(z)).sample(x_key), jnp.float32)
+
+    keys = jax.random.split(key, n)
+    return np.asarray(jax.jit(lambda keys: jax.lax.map(one, keys, batch_size=1000))(keys))
+
+
+def impute_rows(
+    run: Path,
+    source: Source,
+    *,
+    draws: int | None = None,
+    k: int = 1000,
+    weights: str | None = None,
+    unknown: str = "error",
+    seed: int = 0,
+    batch_size: int | None = None,
+) -> list[tuple[Rows, np.ndarray]]:
+    """Rows with values in place of missing ones: expectations, or several draws.
+
+    Returns:
+        The rows, and the completed values `[n, d]` in the units of the data, once or for each draw.
+
+    Raises:
+        UserError: if the model was not made for missing values, or the rows do not fit.
+    """
+    fit, key = fitted(run, weights), jax.random.key(seed)
+    if isinstance(fit.model, ConditionalVAE):
+        raise UserError(
+            f"{run} is conditional, and such models cannot impute: train without --conditional"
+        )
+    rows = read_rows(fit, source, unknown=unknown)
+    options = {"k": k, "batch_size": batch_size}
+    if draws is None:
+        filled = impute(fit.model, rows.examples, key, **options)[None]
+    else:
+        filled = multiple_imputations(fit.model, rows.examples, key, draws=draws, **options)
+    gaps = np.isnan(rows.values)
+    return [(rows, np.where(gaps, fit.outwards(one), rows.values)) for one in filled]
+
+
+def _as_cells(fit: Fitted, rows: Float[np.ndarray, "n d"]) -> Cells:
+    """Rows of the model as columns in the units and words of the data."""
+    values = fit.outwards(rows)
+    if fit.columns:
+        return to_cells(values, fit.columns)
+    return {str(i + 1): one for i, one in enumerate(values.T)}
+
+
+def _joined(ids: Cells, found: Cells) -> Cells:
+    """Carried columns and results, or UserError if two have the same name."""
+    same = ids.keys() & found.keys()
+    if same:
+        raise UserError(f"the carried column {sorted(same)[0]!r} has the name of a result: rename it")
+    return {**ids, **found}
