@@ -5,7 +5,9 @@ of the data are not part of it, since they do not change the result.
 """
 
 import difflib
+import re
 import tomllib
+from collections.abc import Sequence
 from itertools import accumulate
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -190,13 +192,43 @@ Lists = tyro.constructors.PrimitiveConstructorSpec(
 """The command line's parser of lists of sizes."""
 
 
+_COLUMN = re.compile(r"\s*([^=]+?)\s*=\s*([a-z-]+(?::[\w.+-]+)?)\s*(?:,|$)")
+"""A column and its kind; a comma separates it from the next."""
+
+
+def parse_columns(words: Sequence[str]) -> dict[str, str]:
+    """The kinds of columns by name, from words such as "age=gaussian, city=categorical".
+
+    Empty if no word has an equals sign; the kinds are then meant for all columns in order.
+
+    Raises:
+        ValueError: names the word that is not of this form, or a column that occurs twice.
+    """
+    found: dict[str, str] = {}
+    if not any("=" in word for word in words):
+        return found
+    for word in words:
+        rest = word
+        while rest:
+            match = _COLUMN.match(rest)
+            if match is None or match[1] in found:
+                reason = "is no NAME=KIND" if match is None else f"names {match[1]!r} twice"
+                raise ValueError(
+                    f'columns: {rest!r} {reason}: give such as "age=gaussian, city=categorical"'
+                )
+            found[match[1]] = match[2]
+            rest = rest[match.end() :]
+    return found
+
+
 class TrainConfig(BaseModel):
     """The configuration of a training run; `iwae presets` lists the published ones."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     dataset: str = "mnist"
-    """Name from `iwae data list`, or path of your own .npy, .npz or .csv file."""
+    """Name from `iwae data list`, or path of your own .csv, .tsv, .parquet, .npy or .npz file or
+    folder of images."""
     binarization: Literal["dynamic", "static", "threshold", "none"] | None = None
     """Conversion of grey values to the model's input (default: the data set's own)."""
     observation: ObservationName | None = None
@@ -208,7 +240,16 @@ class TrainConfig(BaseModel):
     scale: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     """gaussian-fixed: the standard deviation."""
     columns: Annotated[tuple[str, ...], Field(strict=False)] | None = None
-    """table: kind of each column, e.g. gaussian poisson categorical:3."""
+    """Kinds of columns by name, e.g. "age=gaussian, city=categorical", where they are not to follow
+    from the values; or of all in order (observation table), e.g. gaussian categorical:3."""
+    drop: Annotated[tuple[str, ...], Field(strict=False)] | None = None
+    """Columns of a table to leave out: names, or numbers from 1 of columns without a name."""
+    id: Annotated[tuple[str, ...], Field(strict=False)] | None = None
+    """Columns of a table that are no values, and are carried through to every output."""
+    unknown: Literal["error", "missing"] | None = None
+    """A word that the training data do not have is an error (default), or counts as missing."""
+    resize: Annotated[Sizes, Field(min_length=1, max_length=2)] | None = None
+    """Height and width to give to the images of a folder, e.g. 28, or 28 40."""
     missing: Missing | None = None
     """Allow missing values: missing at random, or depending on their own values (not-at-random)."""
     shape: Sizes | None = None
@@ -425,11 +466,19 @@ class TrainConfig(BaseModel):
         given = {
             name: value for name in Kind._fields[1:] if (value := getattr(self, name)) is not None
         }
+        if self.kinds_by_name():
+            del given["columns"]
+        if self.observation == "table" and self.kinds_by_name():
+            return None
         if self.observation is not None:
             return make_kind(self.observation, **given)
         if given:
             raise ValueError(f"{next(iter(given))} needs observation")
         return None
+
+    def kinds_by_name(self) -> dict[str, str]:
+        """The kinds of columns that are given by name."""
+        return parse_columns(self.columns or ())
 
     def declaration(self, steps_per_epoch: int = 1) -> Declaration:
         """The objective with its defaults, checked, for epochs of `steps_per_epoch` steps."""

@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from iwae.data.columns import Column
+from iwae.data.columns import as_json as columns_json
 from iwae.data.kinds import BERNOULLI, KINDS, Kind, as_json, make_kind
 from iwae.errors import UserError
 
@@ -52,6 +54,7 @@ class Dataset:
     log_density: Callable[[np.ndarray], np.ndarray] | None = field(default=None, repr=False)
     kind: Kind = BERNOULLI
     classes: tuple[str, ...] = ()  # names of the labels 0, 1, ...; empty if there are none
+    columns: tuple[Column, ...] = ()  # of a table that names them
 
     @property
     def n_values(self) -> int:
@@ -71,8 +74,8 @@ class Raw(NamedTuple):
     """The content of a source before any choice is made.
 
     `splits` has `train`, `test` and perhaps `validation`, each `[n, d]`. `values` is the meaning of
-    the numbers: `binary` (0/1 uint8), `grey` (uint8 0..255, or float32 in [0, 1]), `real` (float32)
-    or `stored` (uint8 or float32, with the meaning that the kind of data gives them). `values_rule`
+    the numbers: `binary` (0/1 uint8), `grey` (uint8 0..255, or float32 in [0, 1]), `real` (float)
+    or `stored` (uint8 or float, with the meaning that the kind of data gives them). `values_rule`
     is the rule that decided it.
     """
 
@@ -85,10 +88,11 @@ class Raw(NamedTuple):
     values_rule: str = "as published"
     authors: Callable[[int], "HeldOut"] | None = None
     log_density: Callable[[np.ndarray], np.ndarray] | None = None
-    columns: Sequence[str] = ()  # their names, if the source has any
+    columns: tuple[Column, ...] = ()  # of a table that names them
     labels: Mapping[str, np.ndarray] | None = None  # of each split, indices into `classes`
     classes: tuple[str, ...] = ()
     label: str | None = None  # the column that holds them, if a user named one
+    notes: Mapping[str, Any] = {}
 
 
 Rows = np.ndarray | slice
@@ -185,7 +189,9 @@ def assemble(raw: Raw, choices: Choices) -> Dataset:
     gaps: dict[str, Any] = {}
     if choices.missing:
         gaps = {"missing": _missing(raw, splits, binarization)}
-        gaps |= {"columns": list(raw.columns)} if raw.columns else {}
+        gaps |= {"columns": [one.name for one in raw.columns]} if raw.columns else {}
+    if any(column.why or column.levels for column in raw.columns):
+        gaps["columns"] = columns_json(raw.columns)
     return Dataset(
         name=raw.name,
         **labelled,
@@ -211,6 +217,7 @@ def assemble(raw: Raw, choices: Choices) -> Dataset:
             "validation_sha256": test_sha256(validation) if len(validation) else None,
             "test_sha256": test_sha256(test),
             **gaps,
+            **raw.notes,
             **({"classes": list(raw.classes)} if raw.labels else {}),
             **({"label": raw.label} if raw.label is not None else {}),
         },
@@ -218,6 +225,7 @@ def assemble(raw: Raw, choices: Choices) -> Dataset:
         log_density=raw.log_density,
         kind=what,
         classes=raw.classes,
+        columns=raw.columns,
     )
 
 
@@ -317,9 +325,9 @@ def _drawn(
     if binarization == "threshold":
         # Bytes from 128 up are above one half: 127 / 255 < 0.5 < 128 / 255.
         return (array > (127 if array.dtype == np.uint8 else 0.5)).astype(np.uint8)
-    if observation == "bernoulli" or KINDS[observation].as_stored:
+    if array.dtype == np.uint8 and (observation == "bernoulli" or KINDS[observation].as_stored):
         return array
-    return _unit(array, np.float32) if values == "grey" else array.astype(np.float32)
+    return _unit(array, np.float32) if values == "grey" else array.astype(np.float32, copy=False)
 
 
 def _held_out(raw: Raw, choices: Choices) -> HeldOut:
@@ -388,7 +396,7 @@ def _missing(
             )
     if gaps["train"].all(axis=0).any():
         column = int(np.flatnonzero(gaps["train"].all(axis=0))[0])
-        named = f" ({raw.columns[column]!r})" if raw.columns else ""
+        named = f" ({raw.columns[column].name!r})" if raw.columns else ""
         raise UserError(
             f"{raw.name}: column {column + 1}{named} has no value in any training row, so "
             "nothing can be learned about it: leave it out"
