@@ -17,7 +17,7 @@ from iwae.config.experiment import make_config, read_config
 from iwae.data import load_dataset, make_kind
 from iwae.data.catalogue import own_split
 from iwae.data.readers import DamagedError, idx_labels, omniglot_labels
-from iwae.data.tables import csv_numbers, take_labels
+from iwae.data.tables import as_labels, read_table
 from iwae.errors import UserError
 from iwae.results.classes import classify_run
 from iwae.runs.setup import make_job
@@ -199,7 +199,7 @@ def alternating(*names):
 def test_a_column_is_the_label_and_no_part_of_the_example(labels, classes, column, tmp_path):
     header = "" if column == "2" else "height,kind,count"
     rows = write(tmp_path / "table.csv", labels, header=header)
-    data = load_dataset(tmp_path / "table.csv", labels=column)
+    data = load_dataset(tmp_path / "table.csv", labels=column, observation="gaussian")
     if classes is None:
         classes = ("12345678901234567890", "12345678901234567891")
     assert (data.shape, data.classes, data.n_values) == ((2,), classes, 2)
@@ -257,9 +257,9 @@ def test_a_table_with_labels_is_trained_and_classified(tmp_path):
     [
         (alternating("a", "b"), "sort", True, "no column 'sort'; it has 'height', 'kind', 'count'"),
         (alternating("a", "b"), "2", True, "no column '2'; it has 'height'"),
-        (alternating("a", "b"), "kind", False, "number of the column of labels, from 1 to 3"),
-        (alternating("a", "b"), "4", False, "from 1 to 3, not '4'"),
-        (alternating("a", "b"), "0", False, "from 1 to 3, not '0'"),
+        (alternating("a", "b"), "kind", False, "nor a column 'kind'; give a number from 1 to 3"),
+        (alternating("a", "b"), "4", False, "nor a column '4'; give a number from 1 to 3"),
+        (alternating("a", "b"), "0", False, "nor a column '0'; give a number from 1 to 3"),
         (["a"] * 4 + [" "] + ["b"] * 25, "kind", True, r"line 6 has no label \(column 'kind'\)"),
         (["a"] * 4 + ["NaN"] + ["b"] * 25, "2", False, "line 5 has no label"),
         ([f"id{i}" for i in range(N)], "kind", True, "a different value in every line"),
@@ -317,7 +317,7 @@ def test_names_of_columns_may_not_repeat_and_faults_keep_their_place(tmp_path):
 def test_a_column_is_for_tables_alone(tmp_path):
     np.savez(tmp_path / "rows.npz", data=np.ones((4, 2)), labels=np.arange(4) % 2)
     for name in (tmp_path / "rows.npz", "digits"):
-        with pytest.raises(UserError, match=r"label 'kind' names a column of a \.csv"):
+        with pytest.raises(UserError, match=r"label 'kind' names a column of a table"):
             load_dataset(name, labels="kind")
     with pytest.raises(UserError, match="label needs conditional"):
         make_config({"label": "kind"}, "here")
@@ -341,13 +341,15 @@ def test_whatever_the_labels_are_numbers_stay_where_they_are(tmp_path_factory, w
         csv.writer(written, lineterminator="\n").writerow([*line[:place], one, *line[place:]])
     path = tmp_path_factory.mktemp("table") / "table.csv"
     try:
-        content, column = take_labels(path, written.getvalue().encode(), str(place + 1))
+        path.write_bytes(written.getvalue().encode())
+        table = read_table(path, ids=[str(place + 1)])
+        found = as_labels(table, str(place + 1))
     except (UserError, UnicodeEncodeError) as error:
         assert "\n" not in str(error)  # noqa: PT017
         return
-    numbers = np.delete(csv_numbers(path, content), place, 1)
+    numbers = np.stack(table.columns, axis=1)
     np.testing.assert_array_equal(numbers, np.arange(2.0 * len(labels)).reshape(-1, 2))
-    if column.labels.dtype.kind == "U":
-        assert column.labels.tolist() == [one.strip() for one in labels]
+    if found.dtype.kind == "U":
+        assert found.tolist() == [one.strip() for one in labels]
     else:
-        assert column.labels.tolist() == [float(one) for one in labels]
+        assert found.tolist() == [float(one) for one in labels]

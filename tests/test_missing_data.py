@@ -14,7 +14,7 @@ from iwae import impute, load_dataset, load_model, save_model
 from iwae.cli import main
 from iwae.config.experiment import Missing, make_config
 from iwae.data import make_kind
-from iwae.data.tables import MISSING_WORDS
+from iwae.data.delimited import MISSING_WORDS
 from iwae.errors import UserError
 from iwae.models.likelihoods import MISSING
 from iwae.models.vae import VAE
@@ -102,7 +102,6 @@ def test_nothing_changes_where_nothing_is_missing(tmp_path):
     for split in ("train", "validation", "test"):
         assert np.array_equal(getattr(plain, split), getattr(other, split))
     assert other.identity.pop("missing") == {"train": 0, "validation": None, "test": 0}
-    assert other.identity.pop("columns") == ["a", "b b", "c"]
     assert plain.identity == other.identity
 
 
@@ -128,14 +127,18 @@ def with_(place, value):
         (with_((slice(None), 1), np.nan)[:, 1:], {}, r"row \d+ of the \w+ split has no value"),
         (with_((slice(None), 1), np.nan)[:6], {}, r"column 2 \('b b'\) has no value in any train"),
         (with_((7, 1), np.inf), {}, "is inf at .*not finite$"),
-        (np.full((9, 3), np.nan), {}, "a split has no values"),
-        (np.abs(values()) / 99, {}, "cannot be binarised: use observation 'gaussian'"),
+        (np.full((9, 3), np.nan), {}, "has no value"),
+        (
+            np.abs(values()) / 99,
+            {"observation": "bernoulli"},
+            "cannot be binarised: use observation",
+        ),
         (np.abs(values()), {"observation": "poisson"}, "'poisson' takes whole numbers"),
     ],
     ids=["row", "column", "infinite", "all", "grey", "kind"],
 )
 def test_what_cannot_be_used_is_refused(tmp_path, rows, options, words):
-    write_csv(tmp_path / "a.csv", rows)
+    write_csv(tmp_path / "a.csv", rows, names=("a", "b b", "c")[: rows.shape[1]])
     with pytest.raises(UserError, match=words):
         load_dataset(tmp_path / "a.csv", missing=True, **options)
 
@@ -143,7 +146,7 @@ def test_what_cannot_be_used_is_refused(tmp_path, rows, options, words):
 def test_words_that_are_no_numbers_are_still_refused(tmp_path):
     (tmp_path / "a.csv").write_text("a,b\n1,\n2,many\n")
     with pytest.raises(UserError, match=r"line 3, column 2: 'many' is not a number$"):
-        load_dataset(tmp_path / "a.csv", missing=True)
+        load_dataset(tmp_path / "a.csv", missing=True, observation="gaussian")
     (tmp_path / "a.csv").write_text("a,b\n1,\n2\n")
     with pytest.raises(UserError, match="line 3 has 1 columns, but the lines above have 2"):
         load_dataset(tmp_path / "a.csv", missing=True)

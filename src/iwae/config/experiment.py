@@ -5,8 +5,9 @@ of the data are not part of it, since they do not change the result.
 """
 
 import difflib
+import re
 import tomllib
-from collections.abc import Container
+from collections.abc import Container, Sequence
 from itertools import accumulate
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -15,7 +16,9 @@ import tomli_w
 import tyro
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from iwae.data import DATASETS, Kind, make_kind
+from iwae.data import Kind, make_kind
+from iwae.data.own import is_own
+from iwae.data.tables import SUFFIXES as TABLES
 from iwae.errors import UserError
 from iwae.files import atomic_write
 from iwae.objectives.declaration import (
@@ -193,13 +196,43 @@ Lists = tyro.constructors.PrimitiveConstructorSpec(
 """The command line's parser of lists of sizes."""
 
 
+_COLUMN = re.compile(r"\s*([^=]+?)\s*=\s*([a-z-]+(?::[\w.+-]+)?)\s*(?:,|$)")
+"""A column and its kind; a comma separates it from the next."""
+
+
+def parse_columns(words: Sequence[str]) -> dict[str, str]:
+    """The kinds of columns by name, from words such as "age=gaussian, city=categorical".
+
+    Empty if no word has an equals sign; the kinds are then meant for all columns in order.
+
+    Raises:
+        ValueError: names the word that is not of this form, or a column that occurs twice.
+    """
+    found: dict[str, str] = {}
+    if not any("=" in word for word in words):
+        return found
+    for word in words:
+        rest = word
+        while rest:
+            match = _COLUMN.match(rest)
+            if match is None or match[1] in found:
+                reason = "is no NAME=KIND" if match is None else f"names {match[1]!r} twice"
+                raise ValueError(
+                    f'columns: {rest!r} {reason}: give such as "age=gaussian, city=categorical"'
+                )
+            found[match[1]] = match[2]
+            rest = rest[match.end() :]
+    return found
+
+
 class TrainConfig(BaseModel):
     """The configuration of a training run; `iwae presets` lists the published ones."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     dataset: str = "mnist"
-    """Name from `iwae data list`, or path of your own .npy, .npz or .csv file."""
+    """Name from `iwae data list`, or path of your own .csv, .tsv, .parquet, .npy or .npz file or
+    folder of images."""
     binarization: Literal["dynamic", "static", "threshold", "none"] | None = None
     """Conversion of grey values to the model's input (default: the data set's own)."""
     observation: ObservationName | None = None
@@ -211,7 +244,16 @@ class TrainConfig(BaseModel):
     scale: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     """gaussian-fixed: the standard deviation."""
     columns: Annotated[tuple[str, ...], Field(strict=False)] | None = None
-    """table: kind of each column, e.g. gaussian poisson categorical:3."""
+    """Kinds of columns by name, e.g. "age=gaussian, city=categorical", where they are not to follow
+    from the values; or of all in order (observation table), e.g. gaussian categorical:3."""
+    drop: Annotated[tuple[str, ...], Field(strict=False)] | None = None
+    """Columns of a table to leave out: names, or numbers from 1 of columns without a name."""
+    id: Annotated[tuple[str, ...], Field(strict=False)] | None = None
+    """Columns of a table that are no values, and are carried through to every output."""
+    unknown: Literal["error", "missing"] | None = None
+    """A word that the training data do not have is an error (default), or counts as missing."""
+    resize: Annotated[Sizes, Field(min_length=1, max_length=2)] | None = None
+    """Height and width to give to the images of a folder, e.g. 28, or 28 40."""
     missing: Missing | None = None
     """Allow missing values: missing at random, or depending on their own values (not-at-random)."""
     standardize: bool | None = None
@@ -431,11 +473,19 @@ class TrainConfig(BaseModel):
         given = {
             name: value for name in Kind._fields[1:] if (value := getattr(self, name)) is not None
         }
+        if self.kinds_by_name():
+            del given["columns"]
+        if self.observation == "table" and self.kinds_by_name():
+            return None
         if self.observation is not None:
             return make_kind(self.observation, **given)
         if given:
             raise ValueError(f"{next(iter(given))} needs observation")
         return None
+
+    def kinds_by_name(self) -> dict[str, str]:
+        """The kinds of columns that are given by name."""
+        return parse_columns(self.columns or ())
 
     def declaration(self, steps_per_epoch: int = 1) -> Declaration:
         """The objective with its defaults, checked, for epochs of `steps_per_epoch` steps."""
@@ -471,15 +521,6 @@ UNTIL_CONVERGED: dict[str, Any] = {
 SMALL: dict[str, Any] = {"latent_sizes": (10,), "hidden_sizes": ((100, 100),)}
 """The network for a user's own table, if none is given."""
 
-TABLES = (".csv", ".tsv", ".parquet")
-
-
-def is_own(dataset: Any) -> bool:
-    """Whether this is a file or a folder of a user's own, not a named data set."""
-    if not isinstance(dataset, str) or dataset in DATASETS:
-        return False
-    return bool(Path(dataset).suffix) or Path(dataset).expanduser().is_dir()
-
 
 def usual(dataset: Any, objective: Any, given: Container[str]) -> dict[str, Any]:
     """The settings that take their default from the data and the objective.
@@ -488,7 +529,7 @@ def usual(dataset: Any, objective: Any, given: Container[str]) -> dict[str, Any]
         given: the settings that a user has chosen, which are not among the result.
     """
     found: dict[str, Any] = {}
-    own = is_own(dataset)
+    own = isinstance(dataset, str) and is_own(dataset)
     if own and "epochs" not in given and "stages" not in given:
         found |= UNTIL_CONVERGED
     is_table = own and Path(dataset).suffix.lower() in TABLES
@@ -560,8 +601,7 @@ def read_stored(path: Path) -> TrainConfig:
 
 def stored(values: dict[str, Any]) -> dict[str, Any]:
     """The values that a run stored. Before there was an option, no file was standardised."""
-    own = is_own(values.get("dataset"))
-    return {"standardize": False, **values} if own else values
+    return {"standardize": False, **values} if is_own(values.get("dataset", "")) else values
 
 
 def read_values(path: Path) -> dict[str, Any]:

@@ -18,6 +18,10 @@ LARGEST_COUNT = 2**24
 """The largest count: float32 cannot represent every whole number above it."""
 
 
+MISSING = ("at-random", "not-at-random", "not-at-random-high", "not-at-random-low")
+"""Why values are missing: at random given the observed ones, or because of their own values."""
+
+
 class Kind(NamedTuple):
     """A kind of data with its parameters; those that do not apply are None.
 
@@ -231,13 +235,15 @@ def check_values(rows: np.ndarray, kind: Kind, where: str, *, missing: bool = Fa
             f"{where} has {flat.shape[1]} columns, but columns names {len(kind.columns)} kinds: "
             "name one for each column"
         )
-    legal = KINDS[kind.name].legal(flat, kind) | (np.isnan(flat) & missing)
-    if legal.all():
-        return
-    row, column = (int(i) for i in np.argwhere(~legal)[0])
-    one = kind if kind.columns is None else column_kinds(kind)[column]
-    about = KINDS[one.name]
-    raise UserError(
-        f"{where} is {flat[row, column]:g} in row {row + 1}, column {column + 1}: observation "
-        f"{str(one)!r} takes {about.values}; {about.remedy}"
-    )
+    step = max(1, 2**22 // max(1, flat.shape[1]))  # rows at a time: the masks need little memory
+    for start in range(0, len(flat), step):
+        block = flat[start : start + step]
+        legal = KINDS[kind.name].legal(block, kind) | (np.isnan(block) & missing)
+        if not legal.all():
+            row, column = (int(i) for i in np.argwhere(~legal)[0])
+            one = kind if kind.columns is None else column_kinds(kind)[column]
+            about = KINDS[one.name]
+            raise UserError(
+                f"{where} is {block[row, column]:g} in row {start + row + 1}, column {column + 1}: "
+                f"observation {str(one)!r} takes {about.values}; {about.remedy}"
+            )

@@ -1,14 +1,16 @@
 """Load a data set from its name or path."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from iwae.data.catalogue import DATASETS, Source
-from iwae.data.kinds import KINDS, Kind, as_kind, check_values, make_kind
-from iwae.data.own import SUFFIXES, read_bytes, read_own
+from iwae.data.columns import Column
+from iwae.data.kinds import KINDS, MISSING, Kind, as_kind, check_values, make_kind
+from iwae.data.own import Wish, is_own, read_own
 from iwae.data.readers import DamagedError
 from iwae.data.splits import Choices, Dataset, Raw, assemble
 from iwae.data.store import Checked, named, obtain
@@ -16,7 +18,7 @@ from iwae.errors import UserError
 
 
 def load_dataset(
-    name_or_path: str | os.PathLike[str],
+    name_or_path: Any,
     *,
     binarization: str | None = None,
     validation: int | float | str | None = None,
@@ -25,26 +27,43 @@ def load_dataset(
     data_dir: str | os.PathLike[str] | None = None,
     shape: Sequence[int] | None = None,
     observation: Kind | str | None = None,
-    missing: bool = False,
+    missing: bool | str = False,
     labels: bool | str = False,
+    drop: Sequence[str] = (),
+    ids: Sequence[str] = (),
+    columns: Mapping[str, str] | Sequence[Column] | None = None,
+    unknown: str = "error",
+    resize: int | Sequence[int] | None = None,
     standardize: bool | None = None,
     download: bool = True,
     progress: bool = True,
 ) -> Dataset:
-    """Load a named data set, or a user's own .npy, .npz or .csv file, split and ready to train on.
+    """Load a named data set or a user's own data, split and ready to train on.
+
+    `name_or_path` is a name, the path of a .csv, .tsv, .parquet, .npy or .npz file or of a folder
+    of images, or a data frame (pandas, Polars, PyArrow).
 
     `binarization` and `observation` default to what the values call for (`splits.resolve`). An
-    observation is a name in `kinds.KINDS`, or a `Kind` if it needs a parameter.
+    observation is a name in `kinds.KINDS`, or a `Kind` if it needs a parameter. Without one, each
+    column of a table that names its columns or holds words has a kind of its own, chosen by the
+    rule of `columns`; `columns` overrides kinds by name, or is the columns of other data
+    (`Dataset.columns`), which these must have too, with the same levels. `unknown` says what a word
+    is then that they do not have: an "error", or "missing". `drop` names columns of a table to
+    leave out, `ids` others that are no values.
+
+    `standardize` scales real values to mean 0 and standard deviation 1 over the training rows (see
+    `Dataset.scaling`); by default, those of your own data.
     `validation` examples (a number, or a share between 0 and 1) are held out of the training set,
     chosen by `seed`; "authors" holds out the same examples as the code of Burda et al.
     `binarization_seed` fixes the draws of the validation and test examples (and of all under
     `static`), independently of `seed`, so that runs with different seeds are measured on the same
-    tensor. `shape` overrides that of one example.
-    With `missing`, values of your own file may be missing: NaN, or empty cells of a .csv file.
-    `standardize` scales real values to mean 0 and standard deviation 1 over the training rows (see
-    `Dataset.scaling`); by default, those of your own file.
-    With `labels`, each example is followed by its label (see `Dataset`). For a .csv file, `labels`
-    is the column that holds them: its name, or its number from 1 if the columns have no names.
+    tensor. `shape` overrides that of one example, and
+    `resize` is the size of a folder's images.
+    With `missing` (True, or a mechanism such as "at-random"), values of your own data may be
+    missing: NaN, or empty cells of a text file.
+    With `labels`, each example is followed by its label (see `Dataset`). For a table, `labels` is
+    the column that holds them: its name, or its number from 1 if the columns have no names. For a
+    folder, they are its sub-folders.
     Files are looked up in `data_dir` (or the environment variable IWAE_DATA), then in the user's
     cache. Missing files are downloaded into the cache if `download` is true.
 
@@ -52,33 +71,52 @@ def load_dataset(
     truncated, corrupt, of the wrong shape or out of range.
     """
     kind = None if observation is None else _checked_kind(as_kind(observation))
-    path = Path(name_or_path).expanduser()
-    if path.suffix.lower() in SUFFIXES:
-        raw = read_own(path, kind, missing=missing, labels=labels)
+    may_miss = _may_miss(missing)
+    wish = Wish(kind, may_miss, labels, drop, ids, columns, unknown, binarization, resize)
+    if not isinstance(name_or_path, str | os.PathLike):
+        raw, kind = read_own(name_or_path, wish)
+    elif is_own(name_or_path):
+        raw, kind = read_own(Path(name_or_path).expanduser(), wish)
     else:
         find = partial(obtain, data_dir=data_dir, download=download, progress=progress)
         raw = _read_named(os.fspath(name_or_path), find)
-        if isinstance(labels, str):
-            raise UserError(
-                f"label {labels!r} names a column of a .csv file, but {raw.name} is a named data "
-                "set: use conditional alone"
-            )
+        _refuse_own(raw.name, wish)
         if labels:
             raw = _with_labels(raw, find)
         if kind is not None and KINDS[kind.name].as_stored:
             for split, rows in raw.splits.items():
                 check_values(rows, kind, f"{raw.name}: {split}")
-    choices = (kind, binarization, validation, seed, binarization_seed, shape, missing, standardize)
-    return assemble(raw, Choices(*choices))
+    seeds = seed, binarization_seed
+    choices = Choices(kind, binarization, validation, *seeds, shape, may_miss, standardize)
+    return assemble(raw, choices)
+
+
+def _may_miss(missing: bool | str) -> bool:
+    """Whether values may be missing. The mechanism is the model's, but its name is known here."""
+    if isinstance(missing, str) and missing not in MISSING:
+        raise UserError(f"unknown missing {missing!r}; known: {', '.join(MISSING)}")
+    return bool(missing)
+
+
+def _refuse_own(name: str, wish: Wish) -> None:
+    """Raise UserError for choices that only a user's own data have."""
+    if isinstance(wish.labels, str):
+        raise UserError(
+            f"label {wish.labels!r} names a column of a table, but {name} is a named data set: use "
+            "conditional alone"
+        )
+    for option in ("drop", "ids", "columns", "resize"):
+        if getattr(wish, option):
+            raise UserError(f"{option} is for your own data, but {name} is a named data set")
 
 
 def check_name(name_or_path: str | os.PathLike[str]) -> None:
     """Raise `UserError` for an unknown name or a missing file, as `load_dataset` does."""
     path = Path(name_or_path).expanduser()
-    if path.suffix.lower() not in SUFFIXES:
+    if not is_own(name_or_path):
         named(os.fspath(name_or_path))
-    elif not path.is_file():
-        read_bytes(path)
+    elif not path.is_file() and not path.is_dir():
+        raise UserError(f"{path} cannot be read: No such file or directory")
 
 
 def _checked_kind(kind: Kind) -> Kind:

@@ -1,116 +1,293 @@
-"""Read a user's own .npy, .npz or .csv file: its splits, and the meaning of its numbers.
+"""Read a user's own data: their splits, and the meaning of their numbers.
 
-The rules apply to all arrays of a file together, and the identity states the one that was used:
-only 0 and 1 is binary; uint8 is grey 0..255; numbers within [0, 1] are grey; everything else is
-real. Whole numbers 0..255 of another dtype are ambiguous, and the user must say what they are. No
-rule applies if the user declares levels, counts, categories or a table. `splits.resolve` says which
-observations suit each meaning. Missing values (NaN) are refused unless the user allows them, and
-the rules ignore them.
+A table that names its columns or holds words has a kind for each column (`columns`). For the rest,
+the rules apply to all arrays of a file together, and the identity states the one that was used:
+only 0 and 1 is binary; uint8 is grey 0..255, and colour is levels; numbers within [0, 1] are grey;
+everything else is real. Whole numbers 0..255 of another dtype are ambiguous, and the user must say
+what they are. No rule applies if the user declares levels, counts, categories or a table.
+`splits.resolve` says which observations suit each meaning. Missing values (NaN) are refused unless
+the user allows them, and the rules ignore them.
 """
 
-import io
-import lzma
-import tokenize
-import zipfile
-import zlib
+import hashlib
+import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from iwae.data.catalogue import own_split
-from iwae.data.kinds import KINDS, Kind, check_values
+from iwae.data import tables
+from iwae.data.arrays import ROUNDING, blocks, check_array, extent, read_arrays
+from iwae.data.catalogue import DATASETS, own_split
+from iwae.data.columns import Column, choose_columns, given_columns, observation, to_values
+from iwae.data.delimited import MISSING_REMEDY
+from iwae.data.kinds import KINDS, Kind, check_values, make_kind
 from iwae.data.readers import sha256, to_bytes
 from iwae.data.splits import Raw
-from iwae.data.tables import MISSING_REMEDY, csv_cells, csv_numbers, take_labels
+from iwae.data.tables import Table, as_labels, frame_table, read_table
 from iwae.errors import UserError
 
-SUFFIXES = (".npy", ".npz", ".csv")
+SUFFIXES = (".npy", ".npz", *tables.SUFFIXES)
 
 
-MOST_UNPACKED = 2**34
-"""The most bytes that a file may unpack to, unless it has at least half as many itself."""
+class Wish(NamedTuple):
+    """A user's choices about the reading of data.
 
-
-def read_own(
-    path: Path, kind: Kind | None = None, *, missing: bool = False, labels: bool | str = False
-) -> Raw:
-    """Read the splits of a user's file.
-
-    `kind` is the kind of data that the user declares. With `missing`, values may be missing. With
-    `labels`, an .npz file also holds an array of labels for each array of examples (without, such
-    arrays are dropped); for a .csv file, `labels` is the column that holds them.
-
-    Raises `UserError` naming the file, the place and the remedy.
+    Attributes:
+        kind: the kind of data, if declared.
+        missing: whether values may be missing.
+        labels: whether an .npz file or a folder holds labels, or the column of a table that does.
+        drop: columns of a table to leave out.
+        ids: columns of a table to carry through.
+        columns: kinds of columns by name; or columns of other data, which these must have too.
+        unknown: "error" or "missing", for words that those other data do not have.
+        binarization: the binarisation, if chosen; the values are then grey or binary.
+        resize: height and width of images.
     """
-    content = read_bytes(path)
-    if path.suffix.lower() == ".csv":
-        found = _read_csv(path, content, missing=missing, labels=labels)
-    else:
-        found = _read_arrays(path, content, missing=missing, labels=labels)
-    arrays, label_arrays, columns = found
+
+    kind: Kind | None = None
+    missing: bool = False
+    labels: bool | str = False
+    drop: Sequence[str] = ()
+    ids: Sequence[str] = ()
+    columns: Mapping[str, str] | Sequence[Column] | None = None
+    unknown: str = "error"
+    binarization: str | None = None
+    resize: int | Sequence[int] | None = None
+
+
+class Found(NamedTuple):
+    """The content of a source.
+
+    Attributes:
+        arrays: `[n, ...]`, by name.
+        labels: of each, `[n]`; empty if there are none.
+        columns: of a table with names.
+        kind: the kind of data, if it is declared or follows from the columns.
+        values: their meaning and the rule, if they follow from the columns.
+    """
+
+    arrays: dict[str, np.ndarray]
+    labels: dict[str, np.ndarray]
+    columns: tuple[Column, ...] = ()
+    kind: Kind | None = None
+    values: tuple[str, str] | None = None
+
+
+def is_own(name_or_path: str | os.PathLike[str]) -> bool:
+    """Whether this is a file or a folder of a user's own, not the name of a data set."""
+    path = Path(name_or_path).expanduser()
+    known = isinstance(name_or_path, str) and name_or_path in DATASETS
+    return not known and (path.suffix.lower() in SUFFIXES or path.is_dir())
+
+
+def read_own(source: Any, wish: Wish) -> tuple[Raw, Kind | None]:
+    """Read the splits of a user's data, and the kind of data if it is declared or follows.
+
+    Args:
+        source: path of a file or a folder of images, or a data frame.
+        wish: the user's choices. Without `labels`, an .npz file's arrays of labels are dropped.
+
+    Raises:
+        UserError: names the source, the place and the remedy.
+    """
+    where = str(source) if isinstance(source, Path) else "the frame"
+    found, files = _read(source, wish)
+    arrays, kind = found.arrays, found.kind
     for key, array in arrays.items():
         if kind is not None and KINDS[kind.name].as_stored:
-            rest = " without its labels" if isinstance(labels, str) else ""
-            check_values(array, kind, f"{path}{rest}: array {key!r}", missing=missing)
-    splits, rule = _splits(path, arrays)
-    named, classes = _classes(path, label_arrays) if labels else (None, ())
-    shape = _common_shape(path, splits)
-    values, values_rule = _values(path, splits, kind)
-    return Raw(
-        name=path.name,
+            rest = " without its labels" if isinstance(wish.labels, str) else ""
+            check_values(array, kind, f"{where}{rest}: array {key!r}", missing=wish.missing)
+    splits, rule = _splits(where, arrays)
+    named, classes = _classes(where, found.labels) if wish.labels else (None, ())
+    shape = _common_shape(where, splits)
+    values, values_rule = found.values or _values(where, splits, kind)
+    raw = Raw(
+        name=source.name if isinstance(source, Path) else "frame",
         splits={split: _flat(array, values) for split, array in splits.items()},
         shape=shape,
         values=values,
-        files=[{"name": path.name, "sha256": sha256(content), "verified": "a user's file"}],
+        files=files,
         split_rule=rule,
         values_rule=values_rule,
-        columns=columns,
-        labels=None if named is None else _splits(path, named)[0],
+        columns=found.columns,
+        labels=None if named is None else _splits(where, named)[0],
         classes=classes,
-        label=labels if isinstance(labels, str) else None,
+        label=wish.labels if isinstance(wish.labels, str) else None,
         is_own=True,
+        notes={name: list(given) for name in ("drop", "ids") if (given := getattr(wish, name))},
     )
+    return raw, kind
 
 
-Found = tuple[dict[str, np.ndarray], dict[str, np.ndarray], tuple[str, ...]]
-"""Arrays and their labels, by array name, and the names of columns that may have gaps."""
+def _read(source: Any, wish: Wish) -> tuple[Found, list[dict[str, str]]]:
+    """The content of a source, and the description of its files."""
+    if not isinstance(source, Path):
+        found = _columns(_table(source, wish), wish)
+        digest = sha256(np.ascontiguousarray(found.arrays["data"]).tobytes())
+        return found, [{"name": "frame", "sha256": digest, "verified": "a user's data frame"}]
+    if source.suffix.lower() in tables.SUFFIXES:
+        found = _columns(_table(source, wish), wish)
+    elif wish.drop or wish.ids or wish.columns:
+        raise UserError(f"{source} is no table: leave out drop, ids and kinds of columns by name")
+    elif source.suffix.lower() not in SUFFIXES:
+        return _folder(source, wish)
+    else:
+        found = _read_arrays(source, wish)
+    if wish.resize is not None:
+        raise UserError(f"{source} is no folder of images: leave out resize")
+    return found, [{"name": source.name, "sha256": _digest(source), "verified": "a user's file"}]
 
 
-def _read_csv(path: Path, content: bytes, *, missing: bool, labels: bool | str) -> Found:
-    """The numbers of a table, and the labels of its rows."""
-    if labels is True:
-        raise UserError(f"{path} is a .csv file: name the column of its labels with --label COLUMN")
-    known = content
-    if labels:
-        known, column = take_labels(path, content, labels)
-    cells = csv_cells(path, known) if missing else None
-    rows = csv_numbers(path, known) if cells is None else cells.values
-    names = () if cells is None else cells.names
-    check_array(path, "data", rows, first_row=1, missing=missing)
-    if not labels:
-        return {"data": rows}, {}, names
-    if rows.shape[1] == 1:
-        raise UserError(f"{path} has only the column of its labels: add columns of values")
-    names = tuple(name for place, name in enumerate(names) if place != column.place)
-    return {"data": np.delete(rows, column.place, 1)}, {"data": column.labels}, names
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _read_arrays(path: Path, content: bytes, *, missing: bool, labels: bool | str) -> Found:
-    """The arrays of a file, and their labels."""
-    if isinstance(labels, str):
+# --- tables ----------------------------------------------------------------------------------
+
+
+def _table(source: Any, wish: Wish) -> Table:
+    """The table of a file or a frame, without missing values unless they are allowed."""
+    if wish.labels is True:
         raise UserError(
-            f"label {labels!r} names a column of a .csv file, but {path} is not one: an .npz file "
+            f"{source if isinstance(source, Path) else 'the frame'} is a table: name the column of "
+            "its labels with --label COLUMN"
+        )
+    carried = [*wish.ids, *([wish.labels] if wish.labels else [])]
+    read = read_table if isinstance(source, Path) else frame_table
+    table = read(source, drop=wish.drop, ids=carried)
+    if not table.names:
+        raise UserError(
+            f"{table.where} has only the column of its labels: add columns of values"
+            if wish.labels
+            else f"{table.where} has no column of values: drop or carry through fewer"
+        )
+    if not wish.missing:
+        _refuse_gaps(table)
+    return table
+
+
+def _refuse_gaps(table: Table) -> None:
+    first = min(
+        ((int(gaps[0]), i) for i, one in enumerate(table.columns) if len(gaps := _gaps(one))),
+        default=None,
+    )
+    if first is not None:
+        raise UserError(
+            f"{table.where}: {table.place(*first)} is not a number or a word; {MISSING_REMEDY}"
+        )
+
+
+def _gaps(column: np.ndarray) -> np.ndarray:
+    """The rows where a column has no value."""
+    return np.flatnonzero(column == None if column.dtype == object else np.isnan(column))  # noqa: E711
+
+
+def _columns(table: Table, wish: Wish) -> Found:
+    """The values of a table, by the kinds that are declared for its columns or follow from them."""
+    columns, kind, values = _kinds(table, wish)
+    positional = columns or given_columns(table.names, make_kind("gaussian"), len(table.names))
+    rows = to_values(table, positional, unknown=wish.unknown)
+    check_array(table.where, "data", rows, first_row=1, missing=wish.missing)
+    labels = {}
+    if isinstance(wish.labels, str):
+        labels = {"data": as_labels(table, wish.labels.strip())}
+    return Found({"data": rows}, labels, columns if table.named else (), kind, values)
+
+
+def _kinds(
+    table: Table, wish: Wish
+) -> tuple[tuple[Column, ...], Kind | None, tuple[str, str] | None]:
+    """The columns of a table, the kind of data, and the meaning of the values with its rule.
+
+    Nothing for numbers without names, to which the rules of arrays apply.
+    """
+    wanted, n = wish.columns, len(table.names)
+    if wanted is not None and not isinstance(wanted, Mapping):
+        columns = tuple(wanted)
+    elif wish.kind is not None and not wanted:
+        return given_columns(table.names, _fitting(table, wish.kind), n), wish.kind, None
+    else:
+        has_words = any(column.dtype == object for column in table.columns)
+        is_grey = wish.binarization not in (None, "none")
+        if not wanted and not has_words and (is_grey or not table.named):
+            return (), None, None
+        columns = choose_columns(table, wanted)
+    kind = observation(columns)
+    if wish.kind not in (None, kind):
+        raise UserError(
+            f"observation {str(wish.kind)!r} contradicts the kinds of the columns, which make "
+            f"{kind.name!r}: leave one of them out"
+        )
+    meaning = {"gaussian": "real", "bernoulli": "binary"}.get(kind.name, "stored")
+    return columns, kind, (meaning, "the kind of each column")
+
+
+def _fitting(table: Table, kind: Kind) -> Kind:
+    """A kind, checked to name as many columns as a table has."""
+    if kind.columns is not None and len(kind.columns) != len(table.names):
+        raise UserError(
+            f"{table.where}: array 'data' has {len(table.names)} columns, but columns names "
+            f"{len(kind.columns)} kinds: name one for each column"
+        )
+    return kind
+
+
+# --- images and arrays -----------------------------------------------------------------------
+
+
+def _folder(folder: Path, wish: Wish) -> tuple[Found, list[dict[str, str]]]:
+    """The images of a folder, and its description: one digest of all their files."""
+    from iwae.data.images import read_images
+
+    if isinstance(wish.labels, str):
+        raise UserError(
+            f"{folder} is a folder, whose sub-folders are labels: use conditional alone"
+        )
+    images = read_images(folder, wish.resize)
+    labels = {}
+    if wish.labels:
+        if images.labels is None:
+            raise UserError(f"{folder} has no sub-folders, whose names would be labels: add them")
+        labels = {"data": images.labels}
+    files = [{"name": folder.name, "sha256": images.sha256, "verified": "a user's folder"}]
+    arrays = {"data": images.pixels}
+    return Found(arrays, labels, kind=_array_kind(str(folder), arrays, wish)), files
+
+
+def _array_kind(where: str, arrays: Mapping[str, np.ndarray], wish: Wish) -> Kind | None:
+    """The declared kind, or levels for colour images that are not to be binarised."""
+    bytes_4d = [one for one in arrays.values() if one.dtype == np.uint8 and one.ndim == 4]
+    for array in bytes_4d:
+        if array.shape[1] == 3 != array.shape[3]:
+            raise UserError(
+                f"{where} holds bytes of shape {list(array.shape)}: if they are colour images, "
+                "move the channels last ([n, h, w, 3])"
+            )
+    colour = len(bytes_4d) == len(arrays) > 0 and all(one.shape[3] == 3 for one in bytes_4d)
+    if wish.kind is None and colour and wish.binarization in (None, "none"):
+        return make_kind("logistic-mixture")
+    return wish.kind
+
+
+def _read_arrays(path: Path, wish: Wish) -> Found:
+    """The arrays of a file, and their labels."""
+    if isinstance(wish.labels, str):
+        raise UserError(
+            f"label {wish.labels!r} names a column of a table, but {path} is not one: an .npz file "
             "has its labels in separate arrays, so use conditional alone"
         )
-    arrays = read_arrays(path, content)
-    label_arrays = {}
-    if labels:
-        label_arrays = _take_labels(path, arrays)
+    arrays = read_arrays(path)
+    labels = {}
+    if wish.labels:
+        labels = _take_labels(path, arrays)
     else:
         _drop_labels(arrays)
     for key, array in arrays.items():
-        check_array(path, key, array, first_row=0, missing=missing)
-    return arrays, label_arrays, ()
+        check_array(str(path), key, array, first_row=0, missing=wish.missing)
+    return Found(arrays, labels, kind=_array_kind(str(path), arrays, wish))
 
 
 def _take_labels(path: Path, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -140,166 +317,93 @@ def _drop_labels(arrays: dict[str, np.ndarray]) -> None:
 
 
 def _classes(
-    path: Path, label_arrays: dict[str, np.ndarray]
+    where: str, label_arrays: dict[str, np.ndarray]
 ) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
     """Labels as indices into the sorted distinct labels of the training set, and these."""
     known = label_arrays.get("train", next(iter(label_arrays.values())))
     values = np.unique(known)
     for key, array in label_arrays.items():
         if (array.dtype.kind == "U") != (values.dtype.kind == "U"):
-            raise UserError(f"{path}: some labels are words and others are numbers: use one kind")
+            raise UserError(f"{where}: some labels are words and others are numbers: use one kind")
         unseen = np.setdiff1d(array, values)
         if unseen.size:
             raise UserError(
-                f"{path}: the label {unseen[0]} of {key} has no training example: add one, or "
+                f"{where}: the label {unseen[0]} of {key} has no training example: add one, or "
                 "remove the label"
             )
     places = {key: np.searchsorted(values, array) for key, array in label_arrays.items()}
     return places, tuple(map(str, values))
 
 
-def read_bytes(path: Path) -> bytes:
-    """The content of a file; UserError if it cannot be read or is empty."""
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from None
-    if not content:
-        raise UserError(f"{path} is empty")
-    return content
-
-
-def read_arrays(path: Path, content: bytes) -> dict[str, np.ndarray]:
-    """The arrays of an .npy or .npz file; nothing is unpickled."""
-    try:
-        loaded = np.load(io.BytesIO(content), allow_pickle=False)
-        if isinstance(loaded, np.ndarray):
-            return {"data": loaded}
-        with loaded:
-            _refuse_bomb(path, sum(one.file_size for one in loaded.zip.infolist()), len(content))
-            arrays = {key: loaded[key] for key in loaded.files}
-    except UserError:
-        raise
-    except _UNREADABLE as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(
-            f"{path} is truncated, corrupt, or does not hold arrays of numbers: {reason}"
-        ) from None
-    for key, array in arrays.items():
-        if not isinstance(array, np.ndarray):
-            raise UserError(
-                f"{path} holds {key!r}, which is not an array: keep only arrays of numbers"
-            )
-    return arrays
-
-
-def _refuse_bomb(path: Path, unpacked: int, packed: int) -> None:
-    if unpacked > max(MOST_UNPACKED, 2 * packed):
-        raise UserError(
-            f"{path} has {packed:,} bytes but unpacks to {unpacked:,}, so it is not read; if you "
-            "trust it, save it uncompressed with np.savez"
-        )
-
-
-_UNREADABLE = (
-    *(ValueError, OSError, EOFError, KeyError, MemoryError, TypeError, IndexError),
-    *(OverflowError, RuntimeError, SyntaxError, tokenize.TokenError),
-    *(zlib.error, lzma.LZMAError, zipfile.BadZipFile),
-)
-"""The exceptions of NumPy for a damaged file, whose header may claim terabytes."""
-
-
-def check_array(
-    path: Path, key: str, array: np.ndarray, *, first_row: int, missing: bool = False
-) -> None:
-    """Raise UserError unless the array is a table of numbers, finite (or missing if allowed)."""
-    where = f"{path}: array {key!r}"
-    if array.dtype.kind not in "biuf":
-        raise UserError(f"{where} has dtype {array.dtype}: examples must be real numbers")
-    if array.ndim < 2:
-        raise UserError(
-            f"{where} has shape {array.shape}: examples must be the rows of [n, d] or [n, h, w] "
-            "(for n single numbers, reshape to [n, 1])"
-        )
-    if 0 in array.shape:
-        raise UserError(f"{where} has shape {array.shape}: it holds no numbers")
-    with np.errstate(over="ignore"):
-        single = array if array.dtype.kind in "bu" else array.astype(np.float32)
-    legal = np.isfinite(single) | (np.isnan(single) & missing)
-    if not legal.all():
-        index = tuple(int(i) for i in np.argwhere(~legal)[0])
-        value = array[index]
-        reason = "too large for float32" if np.isfinite(value) else "not finite"
-        reason += f"; {MISSING_REMEDY}" if np.isnan(value) else ""
-        place = f"[{', '.join(map(str, index))}]"
-        if first_row:
-            place += f" (row {index[0] + 1} of numbers, column {index[1] + 1})"
-        raise UserError(f"{where} is {value} at {place}: {reason}")
-
-
-def _splits(path: Path, arrays: dict[str, np.ndarray]) -> tuple[dict[str, np.ndarray], str]:
+def _splits(where: str, arrays: dict[str, np.ndarray]) -> tuple[dict[str, np.ndarray], str]:
     """The splits: train, test and perhaps validation by name, or one array split here."""
     if {"train", "test"} <= arrays.keys() <= {"train", "test", "validation"}:
         return arrays, "as given in the file"
     if len(arrays) != 1:
         raise UserError(
-            f"{path} holds the arrays {', '.join(sorted(arrays)) or '(none)'}: name them train and "
-            "test (and optionally validation), or keep a single one"
+            f"{where} holds the arrays {', '.join(sorted(arrays)) or '(none)'}: name them train "
+            "and test (and optionally validation), or keep a single one"
         )
     (array,) = arrays.values()
     if len(array) < 2:
-        raise UserError(f"{path} has one example: give at least two, to train and to test")
+        raise UserError(f"{where} has one example: give at least two, to train and to test")
     train, test, rule = own_split(len(array))
     return {"train": array[train], "test": array[test]}, rule
 
 
-def _common_shape(path: Path, splits: dict[str, np.ndarray]) -> tuple[int, ...]:
+def _common_shape(where: str, splits: dict[str, np.ndarray]) -> tuple[int, ...]:
     shapes = {split: array.shape[1:] for split, array in splits.items()}
     if len(set(shapes.values())) > 1:
         words = ", ".join(f"{split} {list(shape)}" for split, shape in shapes.items())
-        raise UserError(f"{path}: the splits have examples of different shapes: {words}")
+        raise UserError(f"{where}: the splits have examples of different shapes: {words}")
     return shapes["train"]
 
 
-def _values(path: Path, splits: dict[str, np.ndarray], kind: Kind | None) -> tuple[str, str]:
+def _values(where: str, splits: dict[str, np.ndarray], kind: Kind | None) -> tuple[str, str]:
     """The meaning of the numbers, and the rule that decides it from all splits together."""
     if kind is not None and KINDS[kind.name].as_stored:
         return "stored", f"as stored, by the user's word: {kind}"
-    arrays = [array[~np.isnan(array)] for array in splits.values()]
-    if not all(array.size for array in arrays):
-        raise UserError(f"{path}: a split has no values (all are missing): add observed ones")
-    if all(((array == 0) | (array == 1)).all() for array in arrays):
+    extents = [extent(array) for array in splits.values()]
+    if not all(one.size for one in extents):
+        raise UserError(f"{where}: a split has no values (all are missing): add observed ones")
+    low, high = min(one.low for one in extents), max(one.high for one in extents)
+    whole = all(one.whole for one in extents)
+    if whole and low >= 0 and high <= 1:
         return "binary", "only 0 and 1: binary"
-    are_bytes = {array.dtype == np.uint8 for array in arrays}
+    are_bytes = {array.dtype == np.uint8 for array in splits.values()}
     if are_bytes == {True}:
         return "grey", "uint8: grey levels 0..255"
     if True in are_bytes:
         kinds = ", ".join(f"{split} {array.dtype}" for split, array in splits.items())
-        raise UserError(f"{path} mixes bytes with other numbers ({kinds}): use one dtype")
-    if all(array.min() >= 0 and array.max() <= 1 for array in arrays):
+        raise UserError(f"{where} mixes bytes with other numbers ({kinds}): use one dtype")
+    if low >= 0 and high <= 1:
         return "grey", "all within [0, 1]: grey levels, taken as probabilities of ink"
-    if kind is None and all(map(_could_be_bytes, arrays)):
+    if kind is None and whole and low >= 0 and high <= 255:
         raise UserError(
-            f"{path} holds whole numbers within 0..255, but not as bytes: if they are grey levels, "
-            "store them as uint8 or divide by 255; otherwise declare what they are, such as "
-            "observation 'gaussian' or 'poisson'"
+            f"{where} holds whole numbers within 0..255, but not as bytes: if they are grey "
+            "levels, store them as uint8 or divide by 255; otherwise declare what they are, such "
+            "as observation 'gaussian' or 'poisson'"
+        )
+    if low > -ROUNDING and high < 1 + ROUNDING:
+        near, count = sum(one.near for one in extents), sum(one.size for one in extents)
+        return "real", (
+            f"real values: {near:,} of {count:,} lie outside [0, 1] by less than {ROUNDING:.0e}; "
+            "clip them if they are grey levels"
         )
     return "real", "neither bytes nor within [0, 1]: real values"
-
-
-def _could_be_bytes(array: np.ndarray) -> bool:
-    inside = array.min() >= 0 and array.max() <= 255
-    return bool(inside and (array == np.rint(array)).all())
 
 
 def _flat(array: np.ndarray, values: str) -> np.ndarray:
     """Rows `[n, d]` in the dtype that `splits.Raw` requires."""
     rows = array.reshape(len(array), -1)
-    gaps = rows.dtype.kind == "f" and np.isnan(rows)
-    if np.any(gaps):
-        rows = np.where(gaps, np.nan, rows)  # one canonical NaN
-    elif values == "binary" or rows.dtype == bool:
+    gaps = rows.dtype.kind == "f" and any(np.isnan(block).any() for _, block in blocks(rows))
+    if rows.dtype == bool or (values == "binary" and not gaps):
         return rows.astype(np.uint8)
-    elif values == "grey" and rows.dtype != np.uint8:
-        return to_bytes(rows.astype(np.float32))
-    return rows if values in ("real", "stored") else rows.astype(np.float32)
+    if rows.dtype == np.uint8:
+        return rows
+    exact = values in ("real", "stored") and rows.dtype.newbyteorder("=") != np.float32
+    rows = rows.astype(np.float64 if exact else np.float32, copy=False)
+    if gaps:
+        rows[np.isnan(rows)] = np.nan  # one canonical NaN
+        return rows
+    return to_bytes(rows) if values == "grey" else rows

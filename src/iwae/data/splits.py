@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from iwae.data.columns import Column
+from iwae.data.columns import as_json as columns_json
 from iwae.data.kinds import BERNOULLI, KINDS, Kind, as_json, make_kind
 from iwae.data.scaling import Scaling, fit_scaling, refuse_merged, scaled_columns
 from iwae.errors import UserError
@@ -56,6 +58,7 @@ class Dataset:
     log_density: Callable[[np.ndarray], np.ndarray] | None = field(default=None, repr=False)
     kind: Kind = BERNOULLI
     classes: tuple[str, ...] = ()  # names of the labels 0, 1, ...; empty if there are none
+    columns: tuple[Column, ...] = ()  # of a table that names them
     scaling: Scaling | None = None  # of the values, if they are standardised
 
     @property
@@ -85,9 +88,9 @@ class Raw(NamedTuple):
     """The content of a source before any choice is made.
 
     `splits` has `train`, `test` and perhaps `validation`, each `[n, d]`. `values` is the meaning of
-    the numbers: `binary` (0/1 uint8), `grey` (uint8 0..255, or float32 in [0, 1]), `real` (float32,
-    or float64 if that is how they are stored) or `stored` (uint8, float32 or float64, with the
-    meaning that the kind of data gives them). `values_rule` is the rule that decided it.
+    the numbers: `binary` (0/1 uint8), `grey` (uint8 0..255, or float32 in [0, 1]), `real` (float)
+    or `stored` (uint8 or float, with the meaning that the kind of data gives them). `values_rule`
+    is the rule that decided it.
     """
 
     name: str
@@ -99,11 +102,12 @@ class Raw(NamedTuple):
     values_rule: str = "as published"
     authors: Callable[[int], "HeldOut"] | None = None
     log_density: Callable[[np.ndarray], np.ndarray] | None = None
-    columns: Sequence[str] = ()  # their names, if the source has any
+    columns: tuple[Column, ...] = ()  # of a table that names them
     labels: Mapping[str, np.ndarray] | None = None  # of each split, indices into `classes`
     classes: tuple[str, ...] = ()
     label: str | None = None  # the column that holds them, if a user named one
     is_own: bool = False  # a user's file: real values are standardised by default
+    notes: Mapping[str, Any] = {}
 
 
 Rows = np.ndarray | slice
@@ -202,7 +206,9 @@ def assemble(raw: Raw, choices: Choices) -> Dataset:
     gaps: dict[str, Any] = {}
     if choices.missing:
         gaps = {"missing": _missing(raw, splits, binarization)}
-        gaps |= {"columns": list(raw.columns)} if raw.columns else {}
+        gaps |= {"columns": [one.name for one in raw.columns]} if raw.columns else {}
+    if any(column.why or column.levels for column in raw.columns):
+        gaps["columns"] = columns_json(raw.columns)
     return Dataset(
         name=raw.name,
         **labelled,
@@ -229,6 +235,7 @@ def assemble(raw: Raw, choices: Choices) -> Dataset:
             "test_sha256": test_sha256(test),
             **gaps,
             **({"scaling": scaling.as_json()} if scaling else {}),
+            **raw.notes,
             **({"classes": list(raw.classes)} if raw.labels else {}),
             **({"label": raw.label} if raw.label is not None else {}),
         },
@@ -237,6 +244,7 @@ def assemble(raw: Raw, choices: Choices) -> Dataset:
         kind=what,
         classes=raw.classes,
         scaling=scaling,
+        columns=raw.columns,
     )
 
 
@@ -256,7 +264,7 @@ def _scaling(raw: Raw, kind: Kind, rows: Rows, choices: Choices) -> Scaling | No
             f"{raw.name} has no real values of learned scale ({kind}): leave out standardize"
         )
     for split, array in raw.splits.items() if is_real else ():
-        refuse_merged(array, ~chosen, raw.columns, f"{raw.name}: {split}")
+        refuse_merged(array, ~chosen, [one.name for one in raw.columns], f"{raw.name}: {split}")
     return fit_scaling(train, chosen, raw.name) if chosen.any() else None
 
 
@@ -444,7 +452,7 @@ def _missing(
             )
     if gaps["train"].all(axis=0).any():
         column = int(np.flatnonzero(gaps["train"].all(axis=0))[0])
-        named = f" ({raw.columns[column]!r})" if raw.columns else ""
+        named = f" ({raw.columns[column].name!r})" if raw.columns else ""
         raise UserError(
             f"{raw.name}: column {column + 1}{named} has no value in any training row, so "
             "nothing can be learned about it: leave it out"

@@ -1,253 +1,358 @@
-"""Read a user's .csv file: comma-separated numbers, perhaps with names, empty cells and labels.
+"""Read and write tables: .csv, .tsv and .parquet files, and data frames.
 
-Numbers must be in decimal notation. Anything that could be read as another number (1_000, 1,000,
-0x10, 5%) is refused, even in the first line, where it would otherwise pass for a column name.
+PyArrow and narwhals are imported on first use.
 """
 
 import csv
-import io
+import math
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from iwae.data import delimited
+from iwae.data.delimited import is_number
 from iwae.errors import UserError
+from iwae.files import atomic_write
 
-MISSING_WORDS = ("", "na", "n/a", "nan", "null", "none", "?")
-"""Cells of a .csv file that hold no value, in upper or lower case."""
-
-MISSING_REMEDY = "if it is a missing value, use missing 'at-random' (--missing at-random)"
-
-_NUMBER = re.compile(r"[+-]?(?:(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?|inf|infinity)", re.A | re.I)
-"""A number; infinity is refused later, with its position."""
-
-_ALMOST = re.compile(r"[-+−$€£¥]?(?:0x[\da-f]+|[.,]?\d[\d\s.,_'’]*(?:[ed][+-]?\d+)?\s*%?)", re.I)
-"""A number in another notation, which cannot be a column name."""
+SUFFIXES = (".csv", ".tsv", ".parquet")
 
 
-class Cells(NamedTuple):
-    """A .csv file whose cells may be empty.
+class Table(NamedTuple):
+    """A table as it was written, before anything is decided about its columns.
 
     Attributes:
-        names: the column names; empty if the file has none.
-        cells: the text of the cells, row by row.
-        values: the same as numbers `[n, d]`, float64; NaN for missing values.
+        names: of the columns; their numbers, from 1, where they have none.
+        columns: one array `[n]` for each: float64, NaN where missing; or, if a cell is no number,
+            objects: words, and None where missing.
+        ids: columns that are carried through, by name; text where they come from a text file.
+        named: whether the file names its columns.
+        where: the name of the file.
+        place: row and column, both from 0 -> the position in the file and the cell, in words.
     """
 
     names: tuple[str, ...]
-    cells: list[list[str]]
-    values: np.ndarray
+    columns: tuple[np.ndarray, ...]
+    ids: dict[str, np.ndarray] = {}  # noqa: RUF012 - never changed
+    named: bool = True
+    where: str = "the table"
+    place: Callable[[int, int], str] = lambda row, column: f"row {row + 1}, column {column + 1}"
+
+    @property
+    def n_rows(self) -> int:
+        """The number of rows."""
+        return len((*self.columns, *self.ids.values())[0])
 
 
-def csv_numbers(path: Path, content: bytes) -> np.ndarray:
-    """Comma-separated numbers `[n, d]`, one example per line, perhaps below a line of names.
-
-    Raises:
-        UserError: names the first invalid line.
-    """
-    text, first, _ = _read(path, content)
-    lines = io.StringIO(text)
-    for _ in range(first):
-        lines.readline()
-    try:
-        numbers = np.loadtxt(lines, delimiter=",", ndmin=2, comments=None, quotechar='"')
-    except ValueError as error:
-        _checked_rows(path, text, first, missing=False)  # names the line
-        raise UserError(f"{path}: {error}") from None
-    if numbers.shape[1] == 1:  # here an empty line is an empty cell, which NumPy skips
-        _checked_rows(path, text, first, missing=False)
-    return numbers
-
-
-def csv_cells(path: Path, content: bytes) -> Cells:
-    """Comma-separated numbers, with cells that hold no value (`MISSING_WORDS`).
-
-    Raises:
-        UserError: names the first invalid line.
-    """
-    text, first, names = _read(path, content)
-    rows = _checked_rows(path, text, first, missing=True)
-    numbers = [[np.nan if _is_missing(cell) else float(cell) for cell in row] for row in rows]
-    return Cells(names, rows, np.array(numbers))
-
-
-def _read(path: Path, content: bytes) -> tuple[str, int, tuple[str, ...]]:
-    """The text of a .csv file, the number of lines before the numbers, and the column names."""
-    try:
-        text = content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UserError(
-            f"{path} is not UTF-8 text (byte {error.start}): save it as UTF-8"
-        ) from None
-    if "\0" in text:
-        raise UserError(f"{path} is not UTF-8 text (it holds zero bytes): save it as UTF-8")
-    text = text.replace("\r\n", "\n").replace("\r", "\n").rstrip()
-    end, row = next(((end, row) for end, row in _records(path, text) if row), (0, []))
-    first, names = (end, tuple(row)) if _are_names(row) else (0, ())
-    if not row or (names and text.count("\n") < end):
-        raise UserError(f"{path} holds no lines of numbers")
-    if _count_up(row):
-        raise UserError(
-            f"{path}: line {end} counts up from 0: if it numbers the columns, leave it out or give "
-            "them names; if it is an example, write 0.0 for 0"
-        )
-    return text, first, names
-
-
-def _records(path: Path, text: str) -> Iterator[tuple[int, list[str]]]:
-    """The last line number (from 1) and the cells of each record; no cells for an empty line."""
-    reader = csv.reader(io.StringIO(text))
-    try:
-        for row in reader:
-            yield reader.line_num, row
-    except csv.Error as error:
-        raise UserError(
-            f"{path}: line {reader.line_num}: {error}; is a quotation mark not closed?"
-        ) from None
-
-
-def _rows(path: Path, text: str, first: int) -> Iterator[tuple[int, list[str]]]:
-    """The records of examples. An empty line is one only in a single column, as an empty cell."""
-    records = [record for record in _records(path, text) if record[0] > first]
-    single = all(len(row) <= 1 for _, row in records)
-    return ((line, row or [""]) for line, row in records if row or single)
-
-
-def _are_names(row: list[str]) -> bool:
-    """Whether no cell is a number, in whatever notation, and not all mark a missing value."""
-    return not any(map(_is_almost, row)) and not all(map(_is_missing, row))
-
-
-def _count_up(row: list[str]) -> bool:
-    """Whether cells are 0, 1, 2 ..., perhaps after an empty one: the default header of pandas."""
-    cells = row[1:] if row and not row[0] else row
-    return len(cells) > 2 and cells == [str(i) for i in range(len(cells))]
-
-
-def _is_missing(cell: str) -> bool:
-    return cell.strip().lower() in MISSING_WORDS
-
-
-def _is_number(cell: str) -> bool:
-    return _NUMBER.fullmatch(cell.strip()) is not None
-
-
-def _is_almost(cell: str) -> bool:
-    return _is_number(cell) or _ALMOST.fullmatch(cell.strip()) is not None
-
-
-def _checked_rows(path: Path, text: str, first: int, *, missing: bool) -> list[list[str]]:
-    """The cells of each example; UserError for the first invalid line."""
-    rows: list[list[str]] = []
-    for line, row in _rows(path, text, first):
-        for column, cell in enumerate(row, start=1):
-            if (missing and _is_missing(cell)) or _is_number(cell):
-                continue
-            place = f"{path}: line {line}, column {column}"
-            raise UserError(f"{place}: {cell[:40]!r} is not a number{_remedy(cell)}")
-        rows.append(row)
-        if len(row) != len(rows[0]):
-            raise UserError(
-                f"{path}: line {line} has {len(row)} columns, but the lines above have "
-                f"{len(rows[0])}"
-            )
-    return rows
-
-
-def _remedy(cell: str) -> str:
-    """The remedy for a cell that is not a number, if it can be guessed."""
-    if _is_missing(cell):
-        return f"; {MISSING_REMEDY}"
-    if ";" in cell or "\t" in cell:
-        return "; separate cells by commas, and write decimals with a point"
-    return "; write numbers like 1234.5 or 1.2345e3" if _is_almost(cell) else ""
-
-
-# --- labels ---------------------------------------------------------------------------------
-
-
-class LabelColumn(NamedTuple):
-    """The column of a .csv file that holds labels.
-
-    Attributes:
-        place: the index of the column, from 0.
-        labels: one for each row, `[n]`: whole numbers if all of them are, else words.
-    """
-
-    place: int
-    labels: np.ndarray
-
-
-def take_labels(path: Path, content: bytes, column: str) -> tuple[bytes, LabelColumn]:
-    """Replace every label by 0, so that all of the file can be read as numbers.
+def read_table(path: Path, *, drop: Sequence[str] = (), ids: Sequence[str] = ()) -> Table:
+    """Read a .csv, .tsv or .parquet file.
 
     Args:
-        column: the name of the column, or its number from 1 in a file without names.
-
-    Returns:
-        The new content of the file, and the labels.
+        path: of the file.
+        drop: columns to leave out: names, or numbers from 1 of columns without a name.
+        ids: columns to carry through, in the same way.
 
     Raises:
-        UserError: if there is no such column, a label is missing, or no two rows share one.
+        UserError: names the file, and the line or the column that is wrong.
     """
-    text, first, names = _read(path, content)
-    records = list(_records(path, text))
-    width = max(len(row) for _, row in records)
-    place, cells = _place(path, [name.strip() for name in names], width, column), []
-    for line, row in records:
-        if line > first and len(row) > place:
-            if _is_missing(row[place]):
-                raise UserError(
-                    f"{path}: line {line} has no label (column {column!r}): remove such lines"
-                )
-            cells.append(row[place].strip())
-            row[place] = "0.0"
-    labels = _as_labels(path, column, cells)
-    if len(labels) > 1 and len(np.unique(labels)) == len(labels):
+    if path.suffix.lower() == ".parquet":
+        return frame_table(_parquet(path), drop=drop, ids=ids, where=str(path))
+    return _text_table(path, drop, ids)
+
+
+def _text_table(path: Path, drop: Sequence[str], ids: Sequence[str]) -> Table:
+    """A table of text, parsed once."""
+    layout, cells = delimited.parse(path)
+    names = delimited.names_of(layout)
+    kept, carried = _select(str(path), names, bool(layout.header), drop, ids)
+    columns, marks = [], set[str]()
+    for i in kept:
+        column, mark = delimited.as_values(cells.column(i), comma=layout.separator != ",")
+        columns.append(column)
+        marks.add(mark)
+    if {".", ","} <= marks:
         raise UserError(
-            f"{path}: the column {column!r} has a different value in every line, so it cannot be "
-            "a label: name a column whose values repeat"
+            f"{path} has columns with decimal points and others with decimal commas: use one mark"
         )
-    written = io.StringIO()
-    csv.writer(written, lineterminator="\n").writerows(row for _, row in records)
-    return written.getvalue().encode(), LabelColumn(place, labels)
+    table = Table(
+        tuple(names[i] for i in kept),
+        tuple(columns),
+        {names[i]: delimited.as_words(cells.column(i)) for i in carried},
+        bool(layout.header),
+        str(path),
+        partial(delimited.place_of, path, layout, (*kept, *carried)),
+    )
+    _refuse_index(table, [bool(layout.header) and not layout.header[i].strip() for i in kept])
+    if table.named:
+        _refuse_first(table)
+    return table
 
 
-def _place(path: Path, names: list[str], width: int, column: str) -> int:
-    """The index of a column, from 0."""
-    if not names:
-        if not (column.isdecimal() and 1 <= int(column) <= width):
-            raise UserError(
-                f"{path} has no column names: give the number of the column of labels, from 1 to "
-                f"{width}, not {column!r}"
-            )
-        return int(column) - 1
-    if names.count(column.strip()) != 1:
-        found = "no column" if column.strip() not in names else "several columns called"
-        raise UserError(f"{path} has {found} {column!r}; it has {_few(names)}")
-    return names.index(column.strip())
+# --- columns ---------------------------------------------------------------------------------
 
 
-def _few(names: list[str]) -> str:
+def _select(
+    where: str, names: Sequence[str], named: bool, drop: Sequence[str], ids: Sequence[str]
+) -> tuple[list[int], list[int]]:
+    """The indices of the columns of values, and of those that are carried through."""
+    for name in names:
+        if names.count(name) > 1:
+            raise UserError(f"{where} has several columns called {name!r}: rename all but one")
+    for one in (*drop, *ids):
+        if one.strip() not in names:
+            found = f"it has {few(names)}" if named else f"give a number from 1 to {len(names)}"
+            what = "column" if named else "column names, nor a column"
+            raise UserError(f"{where} has no {what} {one!r}; {found}")
+    carried = [names.index(one.strip()) for one in dict.fromkeys(ids)]
+    left = {names.index(one.strip()) for one in drop} | set(carried)
+    kept = [i for i in range(len(names)) if i not in left]
+    if not kept and not carried:
+        raise UserError(f"{where} has no column left: drop fewer")
+    return kept, carried
+
+
+def few(names: Sequence[str]) -> str:
+    """The first names of a list, in words."""
     return ", ".join(map(repr, names[:10])) + (", ..." if len(names) > 10 else "")
+
+
+def _refuse_index(table: Table, nameless: Sequence[bool]) -> None:
+    """Raise UserError for a column without a name that counts the rows, as spreadsheets do."""
+    for name, column, blank in zip(table.names, table.columns, nameless, strict=True):
+        if blank and column.dtype != object and _counts(column):
+            raise UserError(
+                f"{table.where}: column {name!r} has no name and counts the rows: leave it out "
+                f"(--drop {name}) or carry it through (--id {name})"
+            )
+
+
+def _refuse_first(table: Table) -> None:
+    """Raise UserError if the first line of a table of words could be an example."""
+    words = all(column.dtype == object for column in table.columns)
+    for name, column in zip(table.names, table.columns, strict=True):
+        if words and name in column:
+            raise UserError(
+                f"{table.where}: {name!r} in the first line is also a value of its column: put a "
+                "line of names above, or choose other names"
+            )
+
+
+def _counts(column: np.ndarray) -> bool:
+    steps = np.arange(len(column))
+    return np.array_equal(column, steps) or np.array_equal(column, steps + 1)
 
 
 LARGEST_LABEL = 2**53
 """Whole numbers beyond it are labels as written, because not all are exact in float64."""
 
 
-def _as_labels(path: Path, column: str, cells: list[str]) -> np.ndarray:
+def as_labels(table: Table, name: str) -> np.ndarray:
+    """A column that was carried through, as labels `[n]`: whole numbers if all are, else words.
+
+    Raises:
+        UserError: if a label is missing, a number is not whole, or no two rows share one.
+    """
+    cells = np.array(
+        [None if _is_null(one) else str(one).strip() for one in table.ids[name]], object
+    )
+    gaps = np.flatnonzero(cells == None)  # noqa: E711
+    if gaps.size:
+        line = table.place(int(gaps[0]), len(table.columns) + list(table.ids).index(name))
+        raise UserError(
+            f"{table.where}: {line.partition(',')[0]} has no label (column {name!r}): remove such "
+            "rows"
+        )
+    labels = _whole(table.where, name, cells)
+    if len(labels) > 1 and len(np.unique(labels)) == len(labels):
+        raise UserError(
+            f"{table.where}: the column {name!r} has a different value in every line, so it cannot "
+            "be a label: name a column whose values repeat"
+        )
+    return labels
+
+
+def _whole(where: str, name: str, cells: np.ndarray) -> np.ndarray:
     """Labels as whole numbers if all are numbers, otherwise as words."""
-    if not all(map(_is_number, cells)):
-        return np.array(cells)
-    numbers = np.array(list(map(float, cells)))
+    if not all(map(is_number, cells)):
+        return cells.astype(str)
+    numbers = cells.astype(np.float64)
     odd = np.flatnonzero(numbers != np.rint(numbers))
     if odd.size:
         raise UserError(
-            f"{path}: the column {column!r} holds {cells[odd[0]]}, but labels must be words or "
+            f"{where}: the column {name!r} holds {cells[odd[0]]}, but labels must be words or "
             "whole numbers"
         )
     is_exact = bool((np.abs(numbers) <= LARGEST_LABEL).all())
-    return numbers.astype(np.int64) if is_exact else np.array(cells)
+    return numbers.astype(np.int64) if is_exact else cells.astype(str)
+
+
+# --- frames ----------------------------------------------------------------------------------
+
+
+def _parquet(path: Path) -> Any:
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    try:
+        return parquet.read_table(path)
+    except (pa.ArrowException, OSError) as error:
+        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        raise UserError(f"{path} cannot be read: {reason}") from None
+
+
+def names_in(source: Any) -> list[str]:
+    """The names of the columns of a file or a frame, by number if they have none."""
+    if not isinstance(source, Path):
+        import narwhals as nw
+
+        return [str(name) for name in nw.from_native(source, eager_only=True).columns]
+    if source.suffix.lower() == ".parquet":
+        return [str(name) for name in _parquet(source).column_names]
+    return delimited.read_header(source)[1]
+
+
+def frame_table(
+    frame: Any, *, drop: Sequence[str] = (), ids: Sequence[str] = (), where: str = "the frame"
+) -> Table:
+    """The table of a data frame (pandas, Polars, PyArrow, or another that narwhals knows).
+
+    Args:
+        frame: the data frame.
+        drop, ids: as for `read_table`.
+        where: its name in error messages.
+
+    Raises:
+        UserError: names the column that holds neither numbers nor words.
+    """
+    import narwhals as nw
+
+    try:
+        data = nw.from_native(frame, eager_only=True)
+        names = [str(name) for name in data.columns]
+    except (TypeError, nw.exceptions.NarwhalsError) as error:
+        raise UserError(f"{where} is no data frame: {str(error).splitlines()[0]}") from None
+    kept, carried = _select(where, names, True, drop, ids)
+    series = list(data.iter_columns())
+    table = Table(
+        tuple(names[i] for i in kept),
+        tuple(_series(where, names[i], series[i]) for i in kept),
+        {names[i]: series[i].to_numpy() for i in carried},
+        True,
+        where,
+        lambda row, column: f"row {row + 1}, column {names[(*kept, *carried)[column]]!r}",
+    )
+    _refuse_index(table, [bool(_NAMELESS.fullmatch(name)) for name in table.names])
+    return table
+
+
+_NAMELESS = re.compile(r"__index_level_\d+__|Unnamed: \d+")
+"""The names that pandas gives to columns that have none."""
+
+
+def _series(where: str, name: str, series: Any) -> np.ndarray:
+    """A column of a frame: float64 with NaN, or words with None."""
+    import narwhals as nw
+
+    if series.dtype.is_temporal():
+        raise UserError(f"{where}: column {name!r} holds {dates(name)}")
+    if series.dtype.is_numeric():
+        return np.array(series.cast(nw.Float64).to_numpy(), np.float64)
+    cells = [None if _is_null(one) else one for one in series.to_list()]
+    present = [one for one in cells if one is not None]
+    bits = [isinstance(one, bool | np.bool) for one in present]
+    if not all(bits) and all(isinstance(one, int | float | np.number) for one in present):
+        return np.array([np.nan if one is None else one for one in cells], np.float64)
+    odd = next((one for one in present if not isinstance(one, str | bool | np.bool)), None)
+    if odd is not None and not isinstance(odd, int | float | np.number):
+        what = dates(name) if hasattr(odd, "isoformat") else f"{type(odd).__name__} objects"
+        raise UserError(f"{where}: column {name!r} holds {what}, not numbers or words")
+    return np.array([None if one is None else str(one) for one in [*cells, None]], object)[:-1]
+
+
+def _is_null(cell: Any) -> bool:
+    """Whether a cell is None, NaN, or pandas' NA or NaT, none of which equals itself."""
+    return (
+        cell is None
+        or str(cell) in ("<NA>", "NaT")
+        or (isinstance(cell, float) and math.isnan(cell))
+    )
+
+
+def dates(name: str) -> str:
+    """The reason for refusing dates, and the remedy."""
+    return (
+        f"dates or times: leave it out (--drop {name}), carry it through (--id {name}), or write "
+        "numbers, such as days since a date"
+    )
+
+
+# --- writing ---------------------------------------------------------------------------------
+
+
+def write_table(path: Path, cells: Mapping[str, np.ndarray]) -> None:
+    """Write columns as .csv, .tsv or .parquet, or numbers as .npy or .npz; whole or not at all.
+
+    Args:
+        path: of the file.
+        cells: the columns `[n]` by name: numbers, or words with None. A missing value becomes an
+            empty cell. One array of any shape may stand alone in an .npy or .npz file.
+
+    Raises:
+        UserError: if the suffix is another, or an .npy or .npz file would hold words.
+    """
+    suffix = path.suffix.lower()
+    if suffix not in WRITERS:
+        raise UserError(f"{path} must have one of the suffixes {', '.join(WRITERS)}")
+    if suffix in (".npy", ".npz") and any(one.dtype.kind not in "biuf" for one in cells.values()):
+        raise UserError(f"{path} cannot hold words: use .csv, .tsv or .parquet")
+    with atomic_write(path) as temporary:
+        WRITERS[suffix](temporary, cells)
+
+
+def _write_text(path: Path, cells: Mapping[str, np.ndarray], separator: str) -> None:
+    with path.open("w", encoding="utf-8", newline="") as text:
+        lines = csv.writer(text, delimiter=separator, lineterminator="\n")
+        lines.writerow(cells)
+        lines.writerows(zip(*map(_as_text, cells.values()), strict=True))
+
+
+def _as_text(column: np.ndarray) -> list[Any]:
+    """The cells of a column; float32 in the digits that it has."""
+    if column.dtype.kind != "f":
+        return ["" if cell is None else cell for cell in column.tolist()]
+    if column.dtype.itemsize < 8:
+        return ["" if np.isnan(cell) else str(cell) for cell in column]
+    return ["" if math.isnan(cell) else cell for cell in column.tolist()]
+
+
+def _write_parquet(path: Path, cells: Mapping[str, np.ndarray]) -> None:
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    parquet.write_table(
+        pa.table({name: pa.array(one, from_pandas=True) for name, one in cells.items()}), path
+    )
+
+
+def _write_arrays(path: Path, cells: Mapping[str, np.ndarray], *, several: bool) -> None:
+    arrays: dict[str, Any] = dict(cells)
+    first = next(iter(arrays.values())) if len(arrays) == 1 else None
+    with path.open("wb") as file:  # NumPy would add a suffix to a path in capitals
+        if several:
+            np.savez(file, **arrays)
+        else:
+            whole = np.stack([*arrays.values()], axis=1) if first is None else first
+            np.save(file, whole, allow_pickle=False)
+
+
+WRITERS: dict[str, Callable[[Path, Mapping[str, np.ndarray]], None]] = {
+    ".csv": partial(_write_text, separator=","),
+    ".tsv": partial(_write_text, separator="\t"),
+    ".parquet": _write_parquet,
+    ".npy": partial(_write_arrays, several=False),
+    ".npz": partial(_write_arrays, several=True),
+}
+"""The writer of each kind of file."""

@@ -16,7 +16,8 @@ from iwae.runs.setup import data_place
 
 log = logging.getLogger(__name__)
 
-DEPTHS = {"latent_sizes": 1, "hidden_sizes": 2, "shape": 1, "columns": 1, "channels": 1}
+LISTS = ("latent_sizes", "shape", "columns", "drop", "id", "resize", "channels")
+DEPTHS = {"hidden_sizes": 2, **dict.fromkeys(LISTS, 1)}
 """Settings that are lists themselves, and how deep: a sweep over one is a list of these."""
 
 

@@ -4,7 +4,7 @@ Rows come from a file, a folder of images or a data frame with the columns of th
 any order; answers have the order of the rows, and the columns that were carried through.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,7 +16,7 @@ from jaxtyping import Float
 from iwae.data.arrays import check_array, read_arrays
 from iwae.data.columns import Column, from_json, given_columns, to_cells, to_values
 from iwae.data.images import read_images
-from iwae.data.kinds import as_kind, check_values
+from iwae.data.kinds import check_values
 from iwae.data.scaling import Scaling, scaling_from
 from iwae.data.tables import SUFFIXES, Table, as_labels, frame_table, names_in, read_table
 from iwae.errors import UserError
@@ -163,17 +163,17 @@ def read_rows(fit: Fitted, source: Source, *, unknown: str = "error") -> Rows:
 def _array_rows(fit: Fitted, path: Path) -> Rows:
     """The rows of an .npy file or a folder of images."""
     if path.is_dir():
-        height, width = fit.identity["shape"][:2]
-        images = read_images(path, (height, width) if fit.identity.get("resize") else None)
-        array, ids = images.pixels, {"file": np.array(images.names, object)}
+        has_run = (fit.where / "config.toml").is_file()
+        images = read_images(path, run_config(fit.where).resize if has_run else None)
+        array, ids = images.pixels, {"file": images.ids}
     else:
-        arrays = read_arrays(path)
+        arrays, ids = read_arrays(path), {}
         if list(arrays) != ["data"]:
             raise UserError(
                 f"{path} holds the arrays {', '.join(sorted(arrays))}: save the rows to answer "
                 "about as a single array with np.save"
             )
-        array, ids = arrays["data"], {}
+        array = arrays["data"]
     check_array(str(path), "data", array, first_row=0, missing=True)
     rows = array.reshape(len(array), -1)
     if rows.shape[1] != fit.vae.n_data:
@@ -440,5 +440,7 @@ def _joined(ids: Cells, found: Cells) -> Cells:
     """Carried columns and results, or UserError if two have the same name."""
     same = ids.keys() & found.keys()
     if same:
-        raise UserError(f"the carried column {sorted(same)[0]!r} has the name of a result: rename it")
+        raise UserError(
+            f"the carried column {sorted(same)[0]!r} has the name of a result: rename it"
+        )
     return {**ids, **found}

@@ -1,16 +1,18 @@
 """Imputation from file to file: a run's model completes a table with missing values."""
 
 import csv
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from iwae.data.kinds import check_values
-from iwae.data.own import check_array, read_arrays, read_bytes
-from iwae.data.tables import Cells, csv_cells
+from iwae.data.arrays import check_array, read_arrays
+from iwae.data.columns import Column, from_json, given_columns, to_cells, to_values
+from iwae.data.delimited import read_cells, read_header
+from iwae.data.kinds import as_kind, check_values
+from iwae.data.tables import read_table
 from iwae.errors import UserError
 from iwae.evaluation.imputation import impute, multiple_imputations
 from iwae.files import atomic_write
@@ -60,13 +62,13 @@ def impute_file(
             raise UserError(f"{path} already exists: choose another, or give --overwrite")
         if path.resolve() == file.resolve():
             raise UserError(f"{path} is the input table: choose another name")
-    model, table = trained_model(run, weights, 0), _read(file)
+    model = trained_model(run, weights, 0)
     if isinstance(model, ConditionalVAE):
         raise UserError(
             f"{run} is conditional, and such models cannot impute: train without --conditional"
         )
+    table = _read(file, read_about(model_folder(run, weights, 0)).get("dataset") or {}, model)
     rows = _checked(model, run, file, table)
-    _check_names(table.names, read_about(model_folder(run, weights, 0)), file, run)
     key = jax.random.key(seed)
     if draws is None:
         filled = impute(model, rows, key, k=k, batch_size=batch_size)[None]
@@ -83,20 +85,52 @@ def numbered(out: Path, i: int) -> Path:
     return out.with_stem(f"{out.stem}-{i}")
 
 
-def _read(file: Path) -> Cells:
-    """The table; no names and no text of cells if the file is not .csv."""
-    content = read_bytes(file)
-    if file.suffix.lower() == ".csv":
-        return csv_cells(file, content)
-    arrays = read_arrays(file, content)
-    if list(arrays) != ["data"]:
-        raise UserError(f"{file} is an .npz file by its content: save the table with np.save")
-    return Cells((), [], arrays["data"])
+class Cells(NamedTuple):
+    """A table to complete.
+
+    Attributes:
+        values: `[n, ...]`, NaN where missing.
+        columns: of the model's data, if these are known.
+        path: of the text file; None for an array.
+        places: the place of each column in the file.
+    """
+
+    values: np.ndarray
+    columns: tuple[Column, ...] = ()
+    path: Path | None = None
+    places: tuple[int, ...] = ()
+
+
+def _read(file: Path, identity: Mapping[str, Any], model: VAE) -> Cells:
+    """The table; columns are found by name if the data of the run and the table have names."""
+    if file.suffix.lower() != ".csv":
+        arrays = read_arrays(file)
+        if list(arrays) != ["data"]:
+            raise UserError(f"{file} is an .npz file by its content: save the table with np.save")
+        return Cells(arrays["data"])
+    left = identity.get("drop", []), identity.get("ids", [])
+    _, header = read_header(file)
+    drop, ids = ([name for name in names if name in header] for names in left)
+    table = read_table(file, drop=drop, ids=ids)
+    known = _known(identity)
+    names = [column.name for column in known] if known and table.named else table.names
+    columns = known or given_columns(table.names, model.kind, len(table.names))
+    values = to_values(table, columns)
+    return Cells(values, columns, file, tuple(map(header.index, names)))
+
+
+def _known(identity: Mapping[str, Any]) -> tuple[Column, ...]:
+    """The columns of a run's data; of older runs only the names are known."""
+    found = identity.get("columns", ())
+    if found and isinstance(found[0], str):
+        return given_columns(found, as_kind(identity["observation"]), len(found))
+    return from_json(found)
 
 
 def _checked(model: VAE, run: Path, file: Path, table: Cells) -> np.ndarray:
     """The rows `[n, d]` of a table, checked to fit the model."""
-    check_array(file, "data", table.values, first_row=int(bool(table.cells)), missing=True)
+    first_row = int(table.path is not None)
+    check_array(str(file), "data", table.values, first_row=first_row, missing=True)
     rows = table.values.reshape(len(table.values), -1)
     if rows.shape[1] != model.n_data:
         raise UserError(
@@ -120,32 +154,28 @@ def _completed(file: Path, values: np.ndarray, filled: np.ndarray) -> np.ndarray
     return whole
 
 
-def _check_names(names: Sequence[str], about: Mapping[str, Any], file: Path, run: Path) -> None:
-    """Raise UserError for columns in another order, if both tables name them."""
-    known = (about.get("dataset") or {}).get("columns", ())
-    for place, (found, wanted) in enumerate(zip(names, known, strict=False), start=1):
-        if found != wanted:
-            raise UserError(
-                f"column {place} of {file} is {found!r}, but that of the data that {run} was "
-                f"trained on is {wanted!r}: use the same names in the same order"
-            )
-
-
 def _write(path: Path, table: Cells, filled: np.ndarray) -> None:
     """Write the completed table."""
     with atomic_write(path) as temporary:
-        if table.cells:
-            with temporary.open("w", encoding="utf-8", newline="") as text:
-                lines = csv.writer(text, lineterminator="\n")
-                lines.writerows([table.names] if table.names else [])
-                lines.writerows(map(_line, table.cells, table.values, filled))
-        else:
+        if table.path is None:
             with temporary.open("wb") as file:  # NumPy would add .npy to a path in capitals
                 np.save(file, filled, allow_pickle=False)
+            return
+        separator, names, rows = read_cells(table.path)
+        new = [_text(one) for one in to_cells(filled, table.columns).values()]
+        comma = separator != "," and any("," in row[i] for row in rows for i in table.places)
+        with temporary.open("w", encoding="utf-8", newline="") as text:
+            lines = csv.writer(text, delimiter=separator, lineterminator="\n")
+            lines.writerows([names] if names else [])
+            for row, old, *cells in zip(rows, table.values, *new, strict=True):
+                for i, value, cell in zip(table.places, old, cells, strict=True):
+                    if np.isnan(value):
+                        row[i] = cell.replace(".", ",") if comma else cell
+                lines.writerow(row)
 
 
-def _line(cells: list[str], values: np.ndarray, filled: np.ndarray) -> list[str]:
-    """The cells of a line, with missing values filled in the shortest digits of float32."""
-    digits = [np.format_float_positional(one, trim="-") for one in filled.astype(np.float32)]
-    every = zip(cells, values, digits, strict=True)
-    return [new if np.isnan(value) else cell for cell, value, new in every]
+def _text(cells: np.ndarray) -> list[str]:
+    """Cells as text: words, whole numbers, or the shortest digits of float32."""
+    if cells.dtype == object:
+        return list(cells)
+    return [np.format_float_positional(one, trim="-") for one in cells.astype(np.float32)]

@@ -16,6 +16,7 @@ from jaxtyping import Array, Int
 
 from iwae.config.experiment import DECAYING, TrainConfig, read_config
 from iwae.data import DATASETS, Dataset, choose, draw, load_dataset
+from iwae.data.own import is_own
 from iwae.errors import UserError
 from iwae.models.conditional import ConditionalVAE, Model, without_labels
 from iwae.models.likelihoods import observation
@@ -85,14 +86,18 @@ def load_config_dataset(config: TrainConfig, data_dir: Path | None = None) -> Da
         missing=config.missing is not None,
         standardize=config.standardize,
         labels=config.label or config.conditional,
+        columns=config.kinds_by_name() or None,
+        drop=config.drop or (),
+        ids=config.id or (),
+        resize=config.resize,
         data_dir=data_dir,
     )
 
 
 def data_place(dataset: str) -> str:
-    """The name of a data set, or the absolute path of an existing file."""
+    """The name of a data set, or the absolute path of an existing file or folder."""
     own = Path(dataset).expanduser()
-    return str(own.resolve()) if own.suffix and own.is_file() else dataset
+    return str(own.resolve()) if is_own(dataset) and own.exists() else dataset
 
 
 def resolve(config: TrainConfig, dataset: Dataset) -> TrainConfig:
@@ -108,6 +113,7 @@ def resolve(config: TrainConfig, dataset: Dataset) -> TrainConfig:
             "binarization": dataset.binarization,
             "observation": dataset.observation,
             **dataset.kind.parameters(),
+            **_columns_by_name(dataset),
             "dataset": data_place(config.dataset),
             "validation": validation,
             "batch_size": batch_size(config, dataset),
@@ -121,6 +127,13 @@ def resolve(config: TrainConfig, dataset: Dataset) -> TrainConfig:
             **{name: value for name, value in declared.items() if hasattr(config, name)},
         }
     )
+
+
+def _columns_by_name(dataset: Dataset) -> dict[str, tuple[str, ...]]:
+    """The kinds of columns that were chosen by their values, as the option `columns`."""
+    by_name = any(column.why for column in dataset.columns)
+    words = tuple(f"{column.name}={column.kind}" for column in dataset.columns)
+    return {"columns": words} if by_name else {}
 
 
 Seed = np.int32 | Int[Array, ""]  # an array within a compiled program

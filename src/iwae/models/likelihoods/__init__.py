@@ -14,7 +14,7 @@ import numpyro.distributions as dist
 from jaxtyping import Array, Float
 
 from iwae.data import Kind, as_kind
-from iwae.data.kinds import column_kinds
+from iwae.data.kinds import MISSING, column_kinds
 from iwae.errors import UserError
 from iwae.models.likelihoods.bernoulli import MEAN_CLIP, BernoulliFromLogits, bernoulli
 from iwae.models.likelihoods.categories import Categorical, categorical
@@ -103,9 +103,6 @@ def complete(p: dist.Distribution) -> dist.Distribution:
 
 GAUSSIANS = ("gaussian", "gaussian-shared", "gaussian-fixed")
 """Kinds whose values may be missing not at random."""
-
-MISSING = ("at-random", *SIGNS)
-"""Why values are missing: at random given the observed ones, or because of their own values."""
 
 OBSERVATIONS: dict[str, Callable[[Kind, int], Observation]] = {
     "bernoulli": bernoulli,

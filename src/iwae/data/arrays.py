@@ -1,0 +1,146 @@
+"""Read .npy and .npz files, and look through large arrays in blocks, with little memory."""
+
+import lzma
+import tokenize
+import zipfile
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from iwae.data.delimited import MISSING_REMEDY
+from iwae.errors import UserError
+
+MOST_UNPACKED = 2**34
+"""The most bytes that a file may unpack to, unless it has at least half as many itself."""
+
+ROUNDING = 1e-6
+"""Grey levels that lie outside [0, 1] by less are probably rounded."""
+
+
+def read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of an .npy file (not read but mapped) or an .npz file; nothing is unpickled."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(2)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from None
+    if not start:
+        raise UserError(f"{path} is empty")
+    try:
+        arrays = _archive(path) if start == b"PK" else _mapped(path)
+    except UserError:
+        raise
+    except _UNREADABLE as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(
+            f"{path} is truncated, corrupt, or does not hold arrays of numbers: {reason}"
+        ) from None
+    for key, array in arrays.items():
+        if not isinstance(array, np.ndarray):
+            raise UserError(
+                f"{path} holds {key!r}, which is not an array: keep only arrays of numbers"
+            )
+    return arrays
+
+
+def _mapped(path: Path) -> dict[str, np.ndarray]:
+    return {"data": np.load(path, mmap_mode="r", allow_pickle=False)}
+
+
+def _archive(path: Path) -> dict[str, np.ndarray]:
+    with path.open("rb") as file, np.load(file, allow_pickle=False) as loaded:
+        unpacked = sum(one.file_size for one in loaded.zip.infolist())
+        _refuse_bomb(path, unpacked, path.stat().st_size)
+        return {key: loaded[key] for key in loaded.files}
+
+
+def _refuse_bomb(path: Path, unpacked: int, packed: int) -> None:
+    if unpacked > max(MOST_UNPACKED, 2 * packed):
+        raise UserError(
+            f"{path} has {packed:,} bytes but unpacks to {unpacked:,}, so it is not read; if you "
+            "trust it, save it uncompressed with np.savez"
+        )
+
+
+_UNREADABLE = (
+    *(ValueError, OSError, EOFError, KeyError, MemoryError, TypeError, IndexError),
+    *(OverflowError, RuntimeError, SyntaxError, tokenize.TokenError),
+    *(zlib.error, lzma.LZMAError, zipfile.BadZipFile),
+)
+"""The exceptions of NumPy for a damaged file, whose header may claim terabytes."""
+
+
+def check_array(
+    where: str, key: str, array: np.ndarray, *, first_row: int, missing: bool = False
+) -> None:
+    """Raise UserError unless the array is a table of numbers, finite (or missing if allowed)."""
+    where = f"{where}: array {key!r}"
+    if array.dtype.kind not in "biuf":
+        raise UserError(f"{where} has dtype {array.dtype}: examples must be real numbers")
+    if array.ndim < 2:
+        raise UserError(
+            f"{where} has shape {array.shape}: examples must be the rows of [n, d] or [n, h, w] "
+            "(for n single numbers, reshape to [n, 1])"
+        )
+    if 0 in array.shape:
+        raise UserError(f"{where} has shape {array.shape}: it holds no numbers")
+    if array.dtype.kind != "f":
+        return
+    for start, block in blocks(array):
+        with np.errstate(over="ignore"):
+            single = block.astype(np.float32)
+        legal = np.isfinite(single) | (np.isnan(single) & missing)
+        if not legal.all():
+            index = tuple(int(i) for i in np.argwhere(~legal)[0])
+            _refuse_value(where, block[index], (start + index[0], *index[1:]), first_row)
+
+
+def _refuse_value(where: str, value: Any, index: tuple[int, ...], first_row: int) -> None:
+    reason = "too large for float32" if np.isfinite(value) else "not finite"
+    reason += f"; {MISSING_REMEDY}" if np.isnan(value) else ""
+    place = f"[{', '.join(map(str, index))}]"
+    if first_row:
+        place += f" (row {index[0] + 1} of numbers, column {index[1] + 1})"
+    raise UserError(f"{where} is {value} at {place}: {reason}")
+
+
+def blocks(array: np.ndarray, size: int = 2**22) -> Iterator[tuple[int, np.ndarray]]:
+    """Blocks of rows with about `size` numbers and the index of their first row: little memory."""
+    step = max(1, size // max(1, array[0].size))
+    return ((start, array[start : start + step]) for start in range(0, len(array), step))
+
+
+class Extent(NamedTuple):
+    """The extent of an array's values, without missing ones.
+
+    Attributes:
+        low, high: the least and the largest; infinite if there are none.
+        whole: whether all are whole numbers.
+        near: how many lie outside [0, 1] by less than `ROUNDING`.
+        size: how many there are.
+    """
+
+    low: float
+    high: float
+    whole: bool
+    near: int
+    size: int
+
+
+def extent(array: np.ndarray) -> Extent:
+    """The extent of an array, in one pass over blocks of it."""
+    low, high, whole, near, count = np.inf, -np.inf, True, 0, 0
+    for _, block in blocks(array):
+        some = block[~np.isnan(block)] if array.dtype.kind == "f" else block
+        if not some.size:
+            continue
+        low, high = min(low, some.min()), max(high, some.max())
+        count += some.size
+        if array.dtype.kind == "f":
+            whole = whole and bool((some == np.rint(some)).all())
+            outside = ((some < 0) & (some > -ROUNDING)) | ((some > 1) & (some < 1 + ROUNDING))
+            near += int(outside.sum())
+    return Extent(float(low), float(high), whole, near, count)
