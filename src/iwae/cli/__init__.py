@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from typing import NamedTuple
 
-from iwae.cli import evaluate, lists, outputs, queue, train
+from iwae.cli import answers, evaluate, lists, outputs, queue, train
 from iwae.cli.parsing import FAILURE, USAGE_ERROR
 from iwae.errors import UserError
 
@@ -45,7 +45,10 @@ COMMANDS = {
         evaluate.gradients,
         "measure signal, noise and bias of gradient estimators on a run's models",
     ),
-    "impute": Command(outputs.Impute, outputs.impute, "fill in the missing values of a table"),
+    "encode": Command(answers.Encode, answers.encode, "write the latents of each row of a file"),
+    "score": Command(answers.Score, answers.score, "write each row's log-likelihood and p-value"),
+    "sample": Command(answers.Sample, answers.sample, "write rows drawn from a model"),
+    "impute": Command(answers.Impute, answers.impute, "fill in the missing values of a table"),
     "compare": Command(evaluate.Compare, evaluate.compare, "compare runs, example by example"),
     "figures": Command(
         outputs.Figures,

@@ -1,4 +1,4 @@
-"""`iwae impute`, `figures`, `report`, `export` and `push`: files made with a trained model."""
+"""`iwae figures`, `report`, `export` and `push`: files made from a run."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -7,42 +7,6 @@ from pathlib import Path
 import tyro
 
 from iwae.cli import parsing
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Impute(parsing.OfRun):
-    """Fill in the missing values of a table with a run's model.
-
-    The run must have been trained with --missing. Each missing value becomes its expectation given
-    the observed values of its row (a category: the most likely one) or, with --draws, a draw.
-    """
-
-    file: tyro.conf.Positional[Path]
-    """Table to complete: .csv or .npy, with the columns that the run was trained on."""
-    out: Path
-    """File for the completed table."""
-    draws: int | None = None
-    """Write this many multiple imputations instead, numbered from 1."""
-    k: int = 1000
-    """Importance samples per row."""
-    seed: int = 0
-    """Random seed."""
-    batch_size: int | None = None
-    """Rows per batch; affects speed, not results (default: automatic)."""
-    overwrite: bool = False
-    """Replace existing output files."""
-
-
-def impute(arguments: Sequence[str]) -> int:
-    """`iwae impute`."""
-    options = parsing.parse(Impute, "impute", arguments)
-    parsing.set_up_jax()
-    from iwae.runs.completion import impute_file
-
-    chosen = dict(vars(options))
-    for path in impute_file(chosen.pop("run"), chosen.pop("file"), chosen.pop("out"), **chosen):
-        print(path)
-    return 0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

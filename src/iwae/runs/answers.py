@@ -4,6 +4,7 @@ Rows come from a file, a folder of images or a data frame with the columns of th
 any order; answers have the order of the rows, and the columns that were carried through.
 """
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -66,9 +67,18 @@ class Fitted(NamedTuple):
         return self.scaling.inwards(values)
 
     def outwards(self, rows: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n d"]:
-        """Values in the units of the data, float64."""
-        rows = np.asarray(rows, np.float64)
-        return rows if self.scaling is None else self.scaling.outwards(rows)
+        """Values in the units of the data, float64, without digits that float32 did not have."""
+        d = self.vae.n_data
+        scaling = self.scaling or Scaling(np.zeros(d), np.ones(d))
+        each = zip(scaling.outwards(np.asarray(rows, np.float64)).T, *scaling, strict=True)
+        return np.stack([_rounded(*one) for one in each], axis=1)
+
+
+def _rounded(column: Float[np.ndarray, " n"], shift: float, scale: float) -> np.ndarray:
+    """A column, to the digits that float32 had of the values in the model."""
+    if (shift, scale) == (0.0, 1.0):
+        return column.astype(np.float32).astype(str).astype(np.float64)
+    return np.round(column, 6 - math.floor(math.log10(scale)))
 
 
 class Rows(NamedTuple):
@@ -132,7 +142,7 @@ def read_rows(fit: Fitted, source: Source, *, unknown: str = "error") -> Rows:
     """Read rows for a model.
 
     Args:
-        unknown: "error", or "missing": a word that the training data did not have counts as missing.
+        unknown: "error", or "missing": what a word is that the training data do not have.
 
     Raises:
         UserError: names the source, the place and the remedy.
@@ -345,12 +355,12 @@ def sample_rows(
     if n < 1:
         raise UserError(f"n is {n}; it must be at least 1")
     if not given:
-        return _as_cells(fit, _drawn(fit.model, key, n)), None
+        return as_cells(fit, _drawn(fit.model, key, n)), None
     if isinstance(fit.model, ConditionalVAE):
         raise UserError(f"{fit.where} is conditional, and cannot be given values of columns too")
     known = fit.inwards(_known(fit, given))[0]
     found = sample_given(fit.model, known, key, n, k=k, method=method)
-    return _as_cells(fit, found.rows), found.ess
+    return as_cells(fit, found.rows), found.ess
 
 
 def _known(fit: Fitted, given: Mapping[str, str]) -> Float[np.ndarray, "1 d"]:
@@ -404,7 +414,7 @@ def impute_rows(
     unknown: str = "error",
     seed: int = 0,
     batch_size: int | None = None,
-) -> list[tuple[Rows, np.ndarray]]:
+) -> tuple[Rows, list[np.ndarray]]:
     """Rows with values in place of missing ones: expectations, or several draws.
 
     Returns:
@@ -419,16 +429,16 @@ def impute_rows(
             f"{run} is conditional, and such models cannot impute: train without --conditional"
         )
     rows = read_rows(fit, source, unknown=unknown)
-    options = {"k": k, "batch_size": batch_size}
+    x = rows.examples
     if draws is None:
-        filled = impute(fit.model, rows.examples, key, **options)[None]
+        filled = impute(fit.model, x, key, k=k, batch_size=batch_size)[None]
     else:
-        filled = multiple_imputations(fit.model, rows.examples, key, draws=draws, **options)
+        filled = multiple_imputations(fit.model, x, key, draws=draws, k=k, batch_size=batch_size)
     gaps = np.isnan(rows.values)
-    return [(rows, np.where(gaps, fit.outwards(one), rows.values)) for one in filled]
+    return rows, [np.where(gaps, fit.outwards(one), rows.values) for one in filled]
 
 
-def _as_cells(fit: Fitted, rows: Float[np.ndarray, "n d"]) -> Cells:
+def as_cells(fit: Fitted, rows: Float[np.ndarray, "n d"]) -> Cells:
     """Rows of the model as columns in the units and words of the data."""
     values = fit.outwards(rows)
     if fit.columns:
@@ -440,7 +450,5 @@ def _joined(ids: Cells, found: Cells) -> Cells:
     """Carried columns and results, or UserError if two have the same name."""
     same = ids.keys() & found.keys()
     if same:
-        raise UserError(
-            f"the carried column {sorted(same)[0]!r} has the name of a result: rename it"
-        )
+        raise UserError(f"the carried column {min(same)!r} has the name of a result: rename it")
     return {**ids, **found}

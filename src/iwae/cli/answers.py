@@ -1,0 +1,224 @@
+"""`iwae encode`, `score`, `sample` and `impute`: answers of a run's model about rows of a file."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from iwae.cli import parsing
+from iwae.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OfModel:
+    """Options of every command that uses a model."""
+
+    run: tyro.conf.Positional[Path]
+    """Folder of the run, or of an exported model."""
+    weights: Literal["final", "best"] | None = None
+    """The final weights, or those with the best validation bound (default: best, if validated)."""
+    seed: int = 0
+    """Random seed."""
+    overwrite: bool = False
+    """Replace existing output files."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OfRows(OfModel):
+    """Options of every command that reads rows."""
+
+    file: tyro.conf.Positional[Path]
+    """Rows: a .csv, .tsv, .parquet or .npy file, or a folder of images, with the columns that the
+    run was trained on, in any order."""
+    unknown: Literal["error", "missing"] = "error"
+    """What a word is that the training data do not have."""
+
+
+Out = Annotated[Path, tyro.conf.arg(help="File to write: .csv, .tsv, .parquet, .npy or .npz.")]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Encode(OfRows):
+    """Write the latents of each row: posterior means and standard deviations.
+
+    Columns z1, z2, ... are means and z1_sd, ... standard deviations of the first stochastic layer,
+    after the columns that were carried through with --id.
+    """
+
+    out: Out
+    k: int | None = None
+    """Importance samples per row, for the true posterior instead of the encoder's."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Score(OfRows):
+    """Write the log-likelihood of each row, and how unusual it is.
+
+    log_likelihood is in nats, with its Monte Carlo error; pareto_k above 0.7 marks a row whose
+    error is larger than stated. p_value is the share of the rows held out from training that are at
+    most as likely: small for outliers.
+    """
+
+    out: Out
+    k: int = 1000
+    """Importance samples per row."""
+    p_values: bool = True
+    """Compare with the rows that the run held out. This needs the training data."""
+    data_dir: parsing.DataDir = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Sample(OfModel):
+    """Write rows drawn from the model, in the units and words of the training data.
+
+    With --given, rows are draws of the other columns given the values of some.
+    """
+
+    out: Out
+    n: int
+    """Number of rows."""
+    given: str | None = None
+    """Values of some columns, e.g. "age=40, city=Oslo"."""
+    k: int | None = None
+    """With --given: particles to draw from (default: 100000; 1000 chains for ais)."""
+    method: Literal["is", "ais"] = "is"
+    """With --given: importance sampling, or annealing, for values that are hard to meet."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Impute(OfRows):
+    """Fill in the missing values of a table with a run's model.
+
+    The run must have been trained with --missing. Each missing value becomes its expectation given
+    the observed values of its row (a category: the most likely one) or, with --draws, a draw.
+    """
+
+    out: Path
+    """File for the completed table, with the suffix of the table."""
+    draws: int | None = None
+    """Write this many multiple imputations instead, numbered from 1; pool estimates from them with
+    `iwae.pool`."""
+    k: int = 1000
+    """Importance samples per row."""
+    batch_size: int | None = None
+    """Rows per batch; affects speed, not results (default: automatic)."""
+
+
+def encode(arguments: Sequence[str]) -> int:
+    """`iwae encode`."""
+    options = parsing.parse(Encode, "encode", arguments)
+    _check_out(options.out, options.file, overwrite=options.overwrite)
+    parsing.set_up_jax()
+    from iwae.data.tables import write_table
+    from iwae.runs.answers import encode_rows
+
+    cells = encode_rows(
+        options.run,
+        options.file,
+        k=options.k,
+        weights=options.weights,
+        unknown=options.unknown,
+        seed=options.seed,
+    )
+    write_table(options.out, cells)
+    print(options.out)
+    return 0
+
+
+def score(arguments: Sequence[str]) -> int:
+    """`iwae score`."""
+    options = parsing.parse(Score, "score", arguments)
+    _check_out(options.out, options.file, overwrite=options.overwrite)
+    parsing.set_up_jax()
+    from iwae.data.tables import write_table
+    from iwae.runs.answers import score_rows
+
+    cells = score_rows(
+        options.run,
+        options.file,
+        k=options.k,
+        weights=options.weights,
+        unknown=options.unknown,
+        data_dir=options.data_dir,
+        p_values=options.p_values,
+        seed=options.seed,
+    )
+    write_table(options.out, cells)
+    values = cells["log_likelihood"]
+    print(f"mean log-likelihood {values.mean():.3f} nats over {len(values):,} rows")
+    doubtful = (cells["pareto_k"] > DOUBTFUL).sum()
+    if doubtful:
+        print(f"k-hat is above {DOUBTFUL} for {doubtful:,} rows, whose error is larger than stated")
+    print(options.out)
+    return 0
+
+
+DOUBTFUL = 0.7
+"""k-hat above which an importance sampling estimate is unreliable (Vehtari et al. 2024)."""
+
+
+def sample(arguments: Sequence[str]) -> int:
+    """`iwae sample`."""
+    options = parsing.parse(Sample, "sample", arguments)
+    _check_out(options.out, None, overwrite=options.overwrite)
+    given = _given(options.given)
+    parsing.set_up_jax()
+    from iwae.data.tables import write_table
+    from iwae.runs.answers import sample_rows
+
+    k = options.k or (100_000 if options.method == "is" else 1000)
+    cells, ess = sample_rows(
+        options.run,
+        options.n,
+        given=given,
+        k=k,
+        method=options.method,
+        weights=options.weights,
+        seed=options.seed,
+    )
+    write_table(options.out, cells)
+    if ess is not None:
+        print(f"effective sample size {ess:,.1f} of {k:,} particles")
+    print(options.out)
+    return 0
+
+
+def _given(text: str | None) -> dict[str, str]:
+    """The values of columns from "age=40, city=Oslo"."""
+    found: dict[str, str] = {}
+    for part in text.split(",") if text is not None else ():
+        name, equals, value = (one.strip() for one in part.partition("="))
+        if not (name and equals and value):
+            raise UserError(f'--given: {part.strip()!r} is not NAME=VALUE, such as "age=40"')
+        if name in found:
+            raise UserError(f"--given names {name!r} twice")
+        found[name] = value
+    return found
+
+
+def impute(arguments: Sequence[str]) -> int:
+    """`iwae impute`."""
+    options = parsing.parse(Impute, "impute", arguments)
+    parsing.set_up_jax()
+    from iwae.runs.completion import impute_file
+
+    chosen = dict(vars(options))
+    for path in impute_file(chosen.pop("run"), chosen.pop("file"), chosen.pop("out"), **chosen):
+        print(path)
+    return 0
+
+
+def _check_out(out: Path, file: Path | None, *, overwrite: bool) -> None:
+    """Raise UserError for an output that cannot be written, before anything is computed."""
+    from iwae.data.tables import WRITERS
+
+    if out.suffix.lower() not in WRITERS:
+        raise UserError(f"{out} must have one of the suffixes {', '.join(WRITERS)}")
+    if file is not None and out.resolve() == file.resolve():
+        raise UserError(f"{out} is the input: choose another name")
+    if out.exists() and not overwrite:
+        raise UserError(f"{out} already exists: choose another, or give --overwrite")
+    if not out.resolve().parent.is_dir():
+        raise UserError(f"there is no folder {out.resolve().parent}: create it first")
