@@ -268,8 +268,9 @@ def encode_rows(
     fit = fitted(run, weights)
     rows = read_rows(fit, source, unknown=unknown)
     found = encode(fit.model, rows.examples, jax.random.key(seed), k=k)
-    means = {f"z{i}": one for i, one in enumerate(found.mean.T, start=1)}
-    scales = {f"z{i}_sd": one for i, one in enumerate(found.scale.T, start=1)}
+    mean, scale = (one.astype(np.float32).T for one in found)  # the digits that they have
+    means = {f"z{i}": one for i, one in enumerate(mean, start=1)}
+    scales = {f"z{i}_sd": one for i, one in enumerate(scale, start=1)}
     return _joined(rows.ids, {**means, **scales})
 
 
@@ -299,9 +300,9 @@ def score_rows(
     rows = read_rows(fit, source, unknown=unknown)
     found = score(fit.model, rows.examples, key, k=k)
     cells = {
-        "log_likelihood": found.log_likelihood,
-        "monte_carlo_error": found.error,
-        "pareto_k": found.pareto_k,
+        "log_likelihood": found.log_likelihood.astype(np.float32),
+        "monte_carlo_error": found.error.astype(np.float32),
+        "pareto_k": found.pareto_k.astype(np.float32),
     }
     if p_values:
         held_out = score(fit.model, _held_out(fit, data_dir), jax.random.fold_in(key, 1), k=k)

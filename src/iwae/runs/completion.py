@@ -92,9 +92,8 @@ def _like(file: Path, array: np.ndarray, values: np.ndarray) -> np.ndarray:
 def _write_text(path: Path, file: Path, fit: Fitted, rows: Rows, values: np.ndarray) -> None:
     separator, header, lines = read_cells(file)
     names = names_in(file)
-    found = dict(zip(names, values.T, strict=True))
-    if fit.columns and header:
-        found = to_cells(values, fit.columns)
+    by_name = bool(fit.columns and header)
+    found = to_cells(values, fit.columns) if by_name else dict(zip(names, values.T, strict=True))
     places = [names.index(name) for name in found]
     new = [_text(one) for one in found.values()]
     comma = separator != "," and any("," in line[i] for line in lines for i in places)

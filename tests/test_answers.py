@@ -1,0 +1,226 @@
+"""Answers about rows of a file: latents, scores, conditional draws, completed tables."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from iwae import (
+    VAE,
+    TrainConfig,
+    UserError,
+    encode,
+    encode_rows,
+    impute_rows,
+    outlier_p_values,
+    pool,
+    sample_given,
+    sample_rows,
+    score,
+    score_rows,
+    start_run,
+)
+from iwae.runs.completion import impute_file
+
+WEIGHT, BIAS, SCALE = np.float32([[1.5, -0.5, 0.8]]), np.float32([1.0, 0.0, -2.0]), 0.5
+COVARIANCE = WEIGHT.T @ WEIGHT + SCALE**2 * np.eye(3)
+
+
+def key(i=0):
+    return jax.random.key(i)
+
+
+def linear(missing=None):
+    """x = W z + b + 0.5 e, with q(z|x) = N(0, 1): both p(z|x) and p(x_mis|x_obs) are known."""
+    model = VAE(3, (1,), ((),), observation="gaussian-shared", missing=missing, key=key())
+    zeros = [model.encoder[0].loc, model.encoder[0].log_scale]
+    where = lambda m: (  # noqa: E731
+        m.output.weight,
+        m.output.bias,
+        m.free,
+        m.encoder[0].loc.weight,
+        m.encoder[0].log_scale.weight,
+    )
+    values = (
+        jnp.asarray(WEIGHT).reshape(model.output.weight.shape),
+        jnp.asarray(BIAS),
+        jnp.full(3, np.log(SCALE)),
+        *(jnp.zeros_like(one.weight) for one in zeros),
+    )
+    return eqx.tree_at(where, model, values)
+
+
+def conditional(known):
+    """Mean and covariance of the unknown values given the known ones."""
+    there = ~np.isnan(known)
+    inner, cross = COVARIANCE[np.ix_(there, there)], COVARIANCE[np.ix_(~there, there)]
+    gain = cross @ np.linalg.inv(inner)
+    mean = BIAS[~there] + gain @ (known[there] - BIAS[there])
+    return mean, COVARIANCE[np.ix_(~there, ~there)] - gain @ cross.T
+
+
+@pytest.mark.parametrize(
+    ("missing", "method", "k"),
+    [(None, "is", 20_000), ("at-random", "is", 20_000), (None, "ais", 400)],
+)
+def test_draws_given_some_values_have_the_conditional_distribution(missing, method, k):
+    known = np.float32([2.0, np.nan, np.nan])
+    found = sample_given(linear(missing), known, key(1), 4000, k=k, method=method)
+    mean, covariance = conditional(known)
+    np.testing.assert_array_equal(found.rows[:, 0], 2.0)
+    drawn = found.rows[:, 1:]
+    error = np.sqrt(np.diag(covariance) * (1 / 4000 + 1 / found.ess))
+    assert (np.abs(drawn.mean(axis=0) - mean) < 4 * error).all()
+    assert (np.abs(BIAS[1:] - mean) > 8 * error).all()  # without the known value, seen
+    np.testing.assert_allclose(np.cov(drawn.T), covariance, atol=0.15)
+    assert np.abs(COVARIANCE[1:, 1:] - covariance).max() > 0.3
+
+
+def test_too_few_effective_particles_are_refused():
+    with pytest.raises(UserError, match="of 50 particles are effective, too few"):
+        sample_given(linear(), np.float32([9.0, np.nan, -20.0]), key(), 5, k=50)
+
+
+def test_latents_are_those_of_the_posterior():
+    x = np.float32([[2.0, -0.3, -1.0], [1.0, 0.0, -2.0]])
+    precision = 1 + (WEIGHT**2).sum() / SCALE**2
+    mean = (x - BIAS) @ WEIGHT.T / SCALE**2 / precision
+    by_encoder, exact = encode(linear(), x, key()), encode(linear(), x, key(), k=20_000)
+    np.testing.assert_array_equal(by_encoder.mean, 0.0)
+    np.testing.assert_array_equal(by_encoder.scale, 1.0)
+    np.testing.assert_allclose(exact.mean, mean, atol=0.05)
+    np.testing.assert_allclose(exact.scale, precision**-0.5, atol=0.02)
+
+
+def test_errors_of_scores_cover_the_exact_likelihood():
+    rng = np.random.default_rng(0)
+    x = rng.multivariate_normal(BIAS, COVARIANCE, size=200).astype(np.float32)
+    found = score(linear(), x, key(), k=500)
+    inner = x - BIAS
+    quadratic = (inner @ np.linalg.inv(COVARIANCE) * inner).sum(axis=1)
+    exact = -0.5 * (quadratic + np.linalg.slogdet(2 * np.pi * COVARIANCE)[1])
+    off = (found.log_likelihood - exact) / found.error
+    assert 0.7 < off[found.pareto_k < 0.7].std() < 1.4
+
+
+def test_p_values_count_the_reference_that_is_at_most_as_likely():
+    found = outlier_p_values(np.array([-5.0, -1.0, 0.0, 3.0]), np.array([0.0, -1.0, 2.0]))
+    np.testing.assert_array_equal(found, [1 / 4, 2 / 4, 3 / 4, 1])
+
+
+def test_rubins_rules():
+    """Q, U and their pool by hand, and the degrees of freedom of Barnard & Rubin (1999)."""
+    found = pool(np.array([1.0, 2.0, 3.0]), np.array([0.5, 0.5, 0.5]), df=20)
+    between, total = 1.0, 0.5 + 4 / 3
+    share = (4 / 3) / total
+    large, observed = 2 / share**2, 21 / 23 * 20 * (1 - share)
+    df = large * observed / (large + observed)
+    ratio = (4 / 3) / 0.5
+    np.testing.assert_allclose(
+        [found.estimate, found.error**2, found.within, found.between, found.df],
+        [2.0, total, 0.5, between, df],
+    )
+    np.testing.assert_allclose(found.missing_information, (ratio + 2 / (df + 3)) / (1 + ratio))
+    same = pool(np.ones((3, 2)), np.ones((3, 2)), df=10)
+    np.testing.assert_allclose(same.df, 11 / 13 * 10)
+    np.testing.assert_allclose(same.error, 1.0)
+    for bad in ((np.ones(1), np.ones(1)), (np.ones(3), np.zeros(3)), (np.ones(3), np.ones(2))):
+        with pytest.raises(UserError):
+            pool(*bad)
+
+
+TABLE = """name;age;city;note
+a;31,5;Oslo;x
+b;;Paris;y
+c;52,0;;z
+"""
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run on a table with an id, words, a decimal comma and gaps."""
+    folder = tmp_path_factory.mktemp("answers")
+    rng = np.random.default_rng(0)
+    lines = [
+        f"p{i};{one:.1f};{city};{'xyz'[i % 3]}".replace(".", ",")
+        for i, (one, city) in enumerate(
+            zip(rng.normal(40, 9, 80), rng.choice(["Oslo", "Paris"], 80), strict=True)
+        )
+    ]
+    lines[3], lines[5] = "p3;;Oslo;x", "p5;30,0;;y"
+    (folder / "table.csv").write_text("\n".join(["name;age;city;note", *lines]) + "\n")
+    config = TrainConfig(
+        dataset=str(folder / "table.csv"),
+        id=("name",),
+        drop=("note",),
+        missing="at-random",
+        latent_sizes=(1,),
+        hidden_sizes=((3,),),
+        epochs=1,
+        validation=0.2,
+        k=2,
+    )
+    list(start_run(config, folder / "run"))
+    (folder / "new.csv").write_text(TABLE)
+    return folder / "run"
+
+
+def test_answers_keep_the_order_the_ids_and_the_words(run):
+    file = run.parent / "new.csv"
+    latents, scores = encode_rows(run, file), score_rows(run, file, k=30)
+    assert list(latents) == ["name", "z1", "z1_sd"]
+    assert list(latents["name"]) == ["a", "b", "c"]
+    assert list(scores)[1:] == ["log_likelihood", "monte_carlo_error", "pareto_k", "p_value"]
+    assert ((scores["p_value"] > 0) & (scores["p_value"] <= 1)).all()
+    lines = TABLE.splitlines()
+    (run.parent / "turned.csv").write_text("\n".join([lines[0], *reversed(lines[1:])]) + "\n")
+    turned = score_rows(run, run.parent / "turned.csv", k=4000, p_values=False)
+    whole = score_rows(run, file, k=4000, p_values=False)
+    np.testing.assert_allclose(turned["log_likelihood"][::-1], whole["log_likelihood"], atol=0.1)
+
+
+def test_completed_tables_keep_what_was_observed(run):
+    (path,) = impute_file(run, run.parent / "new.csv", run.parent / "full.csv", k=20)
+    lines = path.read_text().splitlines()
+    assert lines[:2] == TABLE.splitlines()[:2]
+    name, age, city, note = lines[2].split(";")
+    assert (name, city, note) == ("b", "Paris", "y")
+    assert 10 < float(age.replace(",", ".")) < 70
+    assert "." not in age
+    assert lines[3].split(";")[2] in ("Oslo", "Paris")
+    rows, drawn = impute_rows(run, run.parent / "new.csv", draws=3, k=20)
+    gaps = np.isnan(rows.values)
+    assert np.std([one[gaps][0] for one in drawn]) > 0
+    for one in drawn:
+        np.testing.assert_array_equal(one[~gaps], rows.values[~gaps])
+
+
+def test_samples_are_in_the_units_and_words_of_the_table(run):
+    cells, ess = sample_rows(run, 50)
+    assert ess is None
+    assert list(cells) == ["age", "city"]
+    assert 20 < cells["age"].mean() < 60
+    assert set(cells["city"]) == {"Oslo", "Paris"}
+    given, ess = sample_rows(run, 5, given={"city": "Paris"}, k=100)
+    assert list(given["city"]) == ["Paris"] * 5
+    assert ess > 10
+    for wrong, words in (
+        ({"town": "x"}, "no column 'town'"),
+        ({"city": "Rome"}, "no level 'Rome'"),
+    ):
+        with pytest.raises(UserError, match=words):
+            sample_rows(run, 5, given=wrong)
+
+
+def test_rows_that_do_not_fit_are_refused(run):
+    file = run.parent / "bad.csv"
+    for text, words in (
+        ("name;age;city\na;1,0;Rome\n", "no level 'Rome'"),
+        ("name;age\na;1,0\n", "lacks the column 'city'"),
+    ):
+        file.write_text(text)
+        with pytest.raises(UserError, match=words):
+            encode_rows(run, file)
+    file.write_text("name;age;city\na;1,0;Rome\n")
+    assert np.isfinite(encode_rows(run, file, unknown="missing")["z1"]).all()
