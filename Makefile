@@ -13,8 +13,11 @@ demo: $(VENV)/installed  ## train an IWAE on the bundled digits, measure it, dra
 	$(BIN)/iwae evaluate $(DEMO) --weights best --k 1 50 5000
 	$(BIN)/iwae figures $(DEMO) --weights best
 
+# Where the quick tests check shapes and types when they run; the long ones do everywhere.
+CHECKED := --jaxtyping-packages=iwae.models,iwae.inference,iwae.objectives,iwae.evaluation,iwae.training,beartype.beartype
+
 test: setup  ## the tests, but for the long ones
-	$(BIN)/python -m pytest -q -n auto --dist loadfile --durations 10 -m "not slow"
+	$(BIN)/python -m pytest -q -n auto --dist loadfile --durations 10 -m "not slow" $(CHECKED)
 
 slow: setup  ## the long ones
 	$(BIN)/python -m pytest -q -n auto --dist loadfile -m slow

@@ -72,13 +72,9 @@ def train_in(run, **changes):
     return list(start_run(config(**changes), run))
 
 
+@cache
 def finished(**changes):
     """A finished run; tests share it, so they must not change it."""
-    return _finished(jax.config.read("jax_disable_most_optimizations"), **changes)
-
-
-@cache
-def _finished(quickly_compiled, **changes):  # noqa: ARG001 - such programs round otherwise
     run = Path(tempfile.mkdtemp(dir=FOLDER)) / "run"
     train_in(run, **changes)
     return run

@@ -26,8 +26,6 @@ from iwae.runs.progress import show_training, tracker
 from iwae.training.loop import NonFiniteError, Report
 from small import PATIENT, finished
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 
 @pytest.fixture(autouse=True)
 def isolated(monkeypatch, tmp_path):

@@ -23,8 +23,6 @@ from iwae.experiments import cluster
 from iwae.experiments.cluster import Home, Place, _on_worker, pack, unpack, work_on_ray
 from iwae.experiments.tasks import Measure, Task, held, state_of
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 NEEDS_RAY = pytest.mark.skipif(
     find_spec("ray") is None, reason="Ray is not installed: pip install 'iwae[ray]'"
 )

@@ -41,8 +41,6 @@ from iwae.training.schedules import adam
 from iwae.training.steps import Settings, init_state
 from test_model import perturbed
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 D, C = 4, 3
 KINDS = {
     "one layer": {},

@@ -20,8 +20,6 @@ from iwae.runs.models import load_model
 from iwae.runs.setup import split_examples
 from small import finished
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 ALWAYS = {"training_curves.png", "log_variances.png", "posterior.png"}  # of two latents
 
 

@@ -22,8 +22,6 @@ from iwae.results.importance import evaluate_run
 from iwae.results.records import model_sha256
 from small import finished
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 ROOT = Path(__file__).parents[1]
 ANNEALING = {"chains": 16, "leapfrog": 10, "schedule": "sigmoid", "start": "posterior"}
 

@@ -31,8 +31,6 @@ from iwae.runs.models import read_about, save_model
 from iwae.runs.setup import model_folder
 from small import finished
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory):
@@ -341,8 +339,8 @@ def test_the_command_line_exports(measured, tmp_path, capsys):
 
 
 @pytest.fixture(scope="module")
-def whole(measured, tmp_path_factory):
-    return export_run(measured, tmp_path_factory.mktemp("whole") / "shared")
+def whole(tmp_path_factory):
+    return export_run(finished(), tmp_path_factory.mktemp("whole") / "shared")
 
 
 @pytest.fixture

@@ -19,8 +19,6 @@ from iwae.results.text import describe_gradients
 from iwae.testing import LinearGaussian
 from reference import STANDARD_ERRORS
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "expected"), [("reparam", -0.5), ("dreg", 0.5)])

@@ -345,7 +345,7 @@ def differing(wanted: TrainConfig, found: TrainConfig) -> list[str]:
 
     A setting left to the data is that of a known data set, and may have any value for a file.
     """
-    one, other = _filled(wanted), _filled(found)
+    one, other = dict(_filled(wanted)), _filled(found)
     one |= {name: value for name, value in _left_to_data(wanted) if other[name] is not None}
     return [name for name in one if one[name] is not None and other[name] != one[name]]
 
@@ -361,6 +361,7 @@ def _left_to_data(config: TrainConfig) -> Iterator[tuple[str, Any]]:
         yield from (("binarization", data.binarization), ("observation", data.observation))
 
 
+@lru_cache(512)
 def _filled(config: TrainConfig) -> dict[str, Any]:
     """All settings except `_PLACES`, with the defaults of the objective filled in."""
     latent_sizes, hidden_sizes = config.sizes()
