@@ -11,6 +11,7 @@ from tabulate import tabulate
 from iwae.errors import UserError
 from iwae.reports.estimates import Row
 from iwae.results.reading import Known
+from iwae.results.text import plus_minus
 
 OBJECTIVES_FOLDER, LABELS_FOLDER = "objectives", "labels"
 """Where `experiments/objectives.py` and `experiments/labels.py` keep their records."""
@@ -52,8 +53,11 @@ def benchmark(results: Path, name: str) -> Any:
 
 def mean_and_spread(one: Known) -> str:
     """Mean over examples and seeds, its standard error, and the deviation between seeds."""
-    over = one.values.mean(axis=0)
-    words = f"{over.mean():.2f} ± {over.std(ddof=1) / np.sqrt(over.size):.2f}"
-    if len(one.values) > 1:
-        words += f" (sd {one.values.mean(axis=1).std(ddof=1):.2f})"
-    return words
+    each = one.values.mean(axis=1)
+    spread = each.std(ddof=1) if len(each) > 1 else None
+    return plus_minus(*mean_of(one.values.mean(axis=0)), 2, spread=spread)
+
+
+def mean_of(values: np.ndarray) -> tuple[float, float | None]:
+    """The mean of values `[n]`, and its standard error; None of one value."""
+    return values.mean(), values.std(ddof=1) / np.sqrt(values.size) if values.size > 1 else None
