@@ -5,12 +5,12 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from tabulate import tabulate
 
 from iwae.errors import UserError
 from iwae.reports.estimates import Row
 from iwae.results.reading import Known
+from iwae.results.records import summary_over_replicates
 from iwae.results.text import plus_minus
 
 OBJECTIVES_FOLDER, LABELS_FOLDER = "objectives", "labels"
@@ -53,11 +53,5 @@ def benchmark(results: Path, name: str) -> Any:
 
 def mean_and_spread(one: Known) -> str:
     """Mean over examples and seeds, its standard error, and the deviation between seeds."""
-    each = one.values.mean(axis=1)
-    spread = each.std(ddof=1) if len(each) > 1 else None
-    return plus_minus(*mean_of(one.values.mean(axis=0)), 2, spread=spread)
-
-
-def mean_of(values: np.ndarray) -> tuple[float, float | None]:
-    """The mean of values `[n]`, and its standard error; None of one value."""
-    return values.mean(), values.std(ddof=1) / np.sqrt(values.size) if values.size > 1 else None
+    mean, error, spread = summary_over_replicates(one.values).values()
+    return plus_minus(mean, error, 2, spread=spread)

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Unpack
+from typing import Any, Unpack
 
 import jax
 import numpy as np
@@ -89,6 +89,10 @@ class Annealing:
             return SCHEDULES[self.schedule](temperatures)
         places = np.linspace(0, self.temperatures - 1, temperatures)
         return np.interp(places, np.arange(self.temperatures), self.schedule)
+
+    def path(self, length: int) -> dict[str, Any]:
+        """Arguments of the functions that anneal, for a schedule of `length` temperatures."""
+        return {"betas": self.betas(length), "n_leapfrog": self.leapfrog, "start": self.start}
 
     def values(self) -> Document:
         """For a record."""
@@ -206,10 +210,8 @@ def _at_length(
             subject.data,
             key,
             chains=annealing.chains,
-            betas=annealing.betas(length),
             step_size=sizes,
-            n_leapfrog=annealing.leapfrog,
-            start=annealing.start,
+            **annealing.path(length),
             batch_size=subject.batch_size,
             first=first,
         )
@@ -227,15 +229,7 @@ def tune(
     model: Model, examples: np.ndarray, key: PRNGKey, annealing: Annealing, length: int
 ) -> np.ndarray:
     """Step sizes for a schedule of `length` temperatures, `[length - 1]`."""
-    return tune_step_size(
-        model,
-        examples,
-        key,
-        betas=annealing.betas(length),
-        n_leapfrog=annealing.leapfrog,
-        chains=PILOT_CHAINS,
-        start=annealing.start,
-    )
+    return tune_step_size(model, examples, key, chains=PILOT_CHAINS, **annealing.path(length))
 
 
 def pilot_split(subject: Subject) -> str:

@@ -9,7 +9,7 @@ import numpy as np
 from iwae.errors import UserError
 from iwae.evaluation.diagnostics import paired_difference
 from iwae.results.reading import Known, known_bounds
-from iwae.results.records import number, run_config, summary
+from iwae.results.records import number, run_config, summary_over_replicates
 from iwae.results.schema import Document
 
 ENOUGH = 100
@@ -60,8 +60,7 @@ def compare(
     rows = [
         {
             "run": str(run),
-            **summary(each.mean(axis=0)),
-            "between_replicates_sd": _spread(each),
+            **summary_over_replicates(each),
             **_difference(each, values[0]),
         }
         for run, each in zip(runs, values, strict=True)
@@ -117,10 +116,6 @@ def _refuse_other(first: Known, one: Known, first_run: Path, run: Path, split: s
             f"{first_run} and {run} were not annealed alike ({first.record.annealing} and "
             f"{one.record.annealing}): measure one of them again, or give another --estimator"
         )
-
-
-def _spread(values: np.ndarray) -> float | None:
-    return float(np.std(values.mean(axis=1), ddof=1)) if len(values) > 1 else None
 
 
 def _difference(values: np.ndarray, first: np.ndarray) -> Document:

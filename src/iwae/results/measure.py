@@ -12,8 +12,9 @@ import numpy as np
 
 from iwae.evaluation.examples import gather
 from iwae.results.ordering import check_ordering
-from iwae.results.records import Subject, Track, model_facts, over_replicates, write_record
+from iwae.results.records import Subject, Track, model_facts, over_replicates
 from iwae.results.schema import Document, parse
+from iwae.results.store import write_record
 from iwae.results.unfinished import Slab, Unfinished
 
 

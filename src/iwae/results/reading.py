@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 
 from iwae.errors import UserError
 from iwae.results.schema import QUANTITIES, REMEDY, Fields, Method, Number, Part, Record, parse
-from iwae.results.store import Arrays, Damaged, read_arrays, read_documents
+from iwae.results.store import Arrays, Damaged, place, read_arrays, read_documents
 from iwae.results.text import estimator_name
 
 log = logging.getLogger(__name__)
@@ -127,7 +127,7 @@ def known_bounds(
             try:
                 found += [] if arrays is None else bounds_of(record, arrays)
             except (LookupError, ValueError) as error:
-                damaged(f"{path} is no record of its values ({error})")
+                damaged(f"{place(path)} is no record of its values ({error})")
     return sorted(found, key=lambda one: one.rank)
 
 
@@ -144,7 +144,7 @@ def read_records(
             record = parse(document)
         except UserError as error:
             if not _is_of_another(document, methods):
-                damaged(f"{path} is no record ({error})")
+                damaged(f"{place(path)} is no record ({error})")
             continue
         if record.method in methods:
             yield path, record

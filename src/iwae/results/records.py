@@ -29,8 +29,7 @@ from iwae.evaluation.pruning import prune
 from iwae.evaluation.units import active_units, authors_active_units
 from iwae.inference.kernels import KHAT_LEAST
 from iwae.models.conditional import Model
-from iwae.results.schema import VERSION, Document, parse
-from iwae.results.store import text_of, write_files
+from iwae.results.schema import Document
 from iwae.runs.models import WEIGHTS, read_about
 from iwae.runs.setup import load_config_dataset, model_folder, run_model, split_examples
 
@@ -275,6 +274,14 @@ def summary(values: np.ndarray) -> dict[str, float | None]:
     return {"log_likelihood": mean, "stderr": stderr}
 
 
+def summary_over_replicates(values: np.ndarray) -> dict[str, float | None]:
+    """The summary of values `[R, n]`, and the standard deviation between replicates, nats."""
+    total = summary(values.mean(axis=0))
+    known = len(values) > 1 and total["log_likelihood"] is not None
+    spread = np.std(values.mean(axis=1), ddof=1) if known else np.nan
+    return {**total, "between_replicates_sd": number(spread)}
+
+
 def mean_and_error(values: np.ndarray) -> tuple[float | None, float | None]:
     """A mean and its standard error; None where they do not exist."""
     if not np.isfinite(values).all():
@@ -362,7 +369,7 @@ def over_replicates(
         return {**each[0], **shared}
     what = {name: shared[name] for name in ("dataset", "split", "n", "test_sha256")}
     rows = [
-        {column: each[0][rows_of][i][column], **_spread_over_replicates(values[:, i])}
+        {column: each[0][rows_of][i][column], **summary_over_replicates(values[:, i])}
         for i in range(values.shape[1])
     ]
     rows = [with_bits(row, shared["data"]) for row in rows]
@@ -373,14 +380,6 @@ def over_replicates(
         **shared,
         "replicates": [{**one, **what} for one in each],
     }
-
-
-def _spread_over_replicates(values: np.ndarray) -> Document:
-    """Mean over replicates and examples, and the deviation between replicates, nats."""
-    total = summary(values.mean(axis=0))
-    finite = total["log_likelihood"] is not None
-    spread = np.std([one.mean() for one in values], ddof=1) if finite else np.nan
-    return {**total, "between_replicates_sd": number(spread)}
 
 
 def _mean_counts(each: Sequence[Document], name: str) -> list[float]:
@@ -394,16 +393,3 @@ def record_name(subject: Subject, *words: str) -> str:
     name = "-".join([subject.split, subject.weights, *["pruned"] * subject.pruned, *words])
     name += f"-n{len(subject.data)}" if subject.subset else ""
     return name + ("" if subject.seed == 0 else f"-seed{subject.seed}")
-
-
-def write_record(
-    run: Path, name: str, record: Document, arrays: Mapping[str, np.ndarray]
-) -> Document:
-    """Write `RUN/evaluations/NAME.json` and the values behind it, `NAME.npz`.
-
-    Returns:
-        The record as it was written.
-    """
-    written = parse(json.loads(text_of({"version": VERSION, **record}))).document()
-    write_files(Path(run) / "evaluations" / f"{name}.json", written, arrays)
-    return written

@@ -36,9 +36,9 @@ from iwae.results.records import (
     record_name,
     shared_record,
     untracked,
-    write_record,
 )
 from iwae.results.schema import Document, Gradient, Group, Method, Slope
+from iwae.results.store import write_record
 from iwae.results.text import estimator_name
 
 log = logging.getLogger(__name__)

@@ -95,10 +95,8 @@ def _measure(one: Replicate, annealing: Annealing, examples: int, k: int) -> Mea
             key,
             n_examples=examples,
             chains=annealing.chains,
-            betas=annealing.betas(length),
             step_size=sizes,
-            n_leapfrog=annealing.leapfrog,
-            start=annealing.start,
+            **annealing.path(length),
             batch_size=subject.batch_size,
             first=first,
         )

@@ -18,7 +18,7 @@ import numpy as np
 
 from iwae.errors import UserError
 from iwae.files import atomic_write
-from iwae.results.schema import REMEDY
+from iwae.results.schema import REMEDY, VERSION, Document, parse
 from iwae.runs.arrays import UNREADABLE, digest_of, reason_of
 
 RECORDS, VALUES = "records.jsonl", "values.npz"
@@ -97,9 +97,27 @@ def _load(file: Path, prefix: str = "") -> Arrays:
     return found
 
 
+def place(path: Path) -> str:
+    """Where the record is that has this path, or had it before packing, in words."""
+    return str(path) if path.exists() else f"{path.with_name(RECORDS)}, {path.stem},"
+
+
 def is_stored(path: Path) -> bool:
     """Whether there is a record that has this path, or had it before packing."""
     return path.exists() or path in _packed(path.parent)
+
+
+def write_record(
+    run: Path, name: str, record: Document, arrays: Mapping[str, np.ndarray]
+) -> Document:
+    """Write `RUN/evaluations/NAME.json` and the values behind it, `NAME.npz`.
+
+    Returns:
+        The record as it was written.
+    """
+    written = parse(json.loads(text_of({"version": VERSION, **record}))).document()
+    write_files(Path(run) / "evaluations" / f"{name}.json", written, arrays)
+    return written
 
 
 def write_files(path: Path, document: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> None:
