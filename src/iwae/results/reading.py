@@ -138,7 +138,13 @@ BOUNDING = (Method.IMPORTANCE, Method.ANNEALED)
 def read_records(
     run: Path, methods: Sequence[str] = tuple(Method), damaged: Damaged = report_damage
 ) -> Iterator[tuple[Path, Record]]:
-    """The records of a run by some methods, by name."""
+    """The records of a run by some methods, by name; those that are packed too.
+
+    Args:
+        run: its folder.
+        methods: names as in `Method`; by default all.
+        damaged: is told of what is no record; by default it warns, and the record is omitted.
+    """
     for path, document in read_documents(Path(run) / "evaluations", damaged).items():
         try:
             record = parse(document)

@@ -28,9 +28,8 @@ Arrays = dict[str, np.ndarray]
 
 DAMAGES = (
     *(*UNREADABLE, IndexError, EOFError, BadZipFile, zlib.error, lzma.LZMAError, SyntaxError),
-    NotImplementedError,  # by an unknown compression
     MemoryError,  # by a size that is not the true one
-    RuntimeError,  # by a bit that says "encrypted"
+    RuntimeError,  # by an unknown compression, or a bit that says "encrypted"
 )
 """Exceptions that reading a damaged JSON or .npz file can raise."""
 

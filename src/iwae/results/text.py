@@ -267,11 +267,10 @@ def describe_gradients(document: Mapping[str, Any] | Record) -> str:
                 f"    {name:10} signal/noise {cell.snr:.4g} +- {cell.snr_stderr:.2g}, "
                 f"mean {cell.mean_norm:.4g}, variance {cell.variance:.4g}; {words}"
             )
-    lines += [
-        f"  signal/noise of {one.group} by {estimator_name(one)} grows like "
-        f"k^({one.slope:+.2f} +- {one.stderr:.2f})"
-        for one in record.slopes
-    ]
+    for one in record.slopes:
+        power = _plain(plus_minus(one.slope, one.stderr, 2, sign="+"))
+        name = f"{one.group} by {estimator_name(one)}"
+        lines.append(f"  signal/noise of {name} grows like k^({power})")
     return "\n".join(lines)
 
 
