@@ -38,6 +38,7 @@ docs: setup  ## the documentation site, into site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 tables: setup  ## fill in the tables of all pages from the records in results/
+	$(BIN)/python docs/tools/pack.py
 	$(BIN)/python docs/tools/tables.py
 
 notebooks: setup  ## run the notebooks of the documentation, and store what they show

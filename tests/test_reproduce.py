@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import small
 from iwae import evaluate_run
 from iwae.cli.queue import _listed
 from iwae.cli.queue import reproduce as reproduce_command
@@ -199,9 +200,7 @@ def test_hours_of_a_run_in_stages_are_those_of_its_stages():
 @pytest.fixture
 def copied(tmp_path):
     """The full run of the first cell, without what the tests do not need."""
-    run = tmp_path / VAE / "seed-0"
-    shutil.copytree(RESULTS / VAE / "seed-0", run, ignore=shutil.ignore_patterns("*.png"))
-    return run
+    return small.unpacked(RESULTS / VAE / "seed-0", tmp_path / VAE / "seed-0", "*.png")
 
 
 def a_second_seed(run, shift):
@@ -475,7 +474,7 @@ def test_the_stored_models_give_the_recorded_numbers(tmp_path):
     stored = RESULTS / "camel" / "iwae-k20" / "seeds-0-3"
     shutil.copytree(stored, tmp_path / "run", ignore=shutil.ignore_patterns("evaluations"))
     measured = evaluate_run(tmp_path / "run", ks=[5000])
-    recorded = json.loads((stored / "evaluations" / "test-final-k5000.json").read_text())
+    recorded = small.record_of(stored, "test-final-k5000")
     assert measured["test_sha256"] == recorded["test_sha256"]
     for now, then in zip(measured["replicates"], recorded["replicates"], strict=True):
         assert now["log_likelihood"] == pytest.approx(then["log_likelihood"], abs=1e-4)

@@ -167,7 +167,7 @@ def test_records_of_other_weights_are_left_out(measured, tmp_path, caplog):
     changed = eqx.tree_at(lambda m: m.output.bias, model, model.output.bias + 1.0)
     save_model(changed, folder, **about)
     assert "Not measured" in card_of(export_run(run, tmp_path / "one"))
-    assert "is of other weights than these and is left out" in caplog.text
+    assert "is of other weights than these and is omitted" in caplog.text
     assert "Not measured" not in card_of(export_run(run, tmp_path / "two", replicate=1))
 
 

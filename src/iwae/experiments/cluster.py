@@ -248,8 +248,8 @@ def pack(folder: Path) -> bytes:
 def unpack(packed: bytes, folder: Path) -> None:
     """Put the files that were packed into a folder, each of them whole or not at all.
 
-    Checkpoints that the packed folder had no longer are removed; other files stay. Whoever goes on
-    from a folder of which a part came finds the newest checkpoint that is whole.
+    Checkpoints that the packed folder had no longer are removed; other files stay. Whoever
+    resumes from a folder of which a part came finds the newest checkpoint that is whole.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".coming-") as name:

@@ -22,8 +22,11 @@ from iwae.models.networks import Dense
 from iwae.reports import figures
 from iwae.reports.estimates import means_by_budget
 from iwae.reports.figures.style import minus
-from iwae.results.reading import Known, Method, known_bounds, models_of, read_records
+from iwae.results.reading import Known, known_bounds, read_records, report_damage
+from iwae.results.schema import Method
 from iwae.results.signal import signal_curves
+from iwae.results.store import read_arrays
+from iwae.results.text import path_words
 from iwae.runs.metrics import read_metrics
 from iwae.runs.setup import load_config_dataset, run_model, split_examples
 
@@ -70,7 +73,7 @@ def draw_gradients(run: Path) -> list[Path]:
     written = []
     for record_file, record in read_records(Path(run), (Method.GRADIENTS,)):
         written.append(record_file.with_suffix(".png"))
-        figures.save_figure(figures.signal_to_noise(signal_curves(record["rows"])), written[-1])
+        figures.save_figure(figures.signal_to_noise(signal_curves(record.rows)), written[-1])
     return written
 
 
@@ -306,14 +309,13 @@ def _posteriors(model: Model, test: np.ndarray) -> Figure:
 def _rate_distortion(run: Path, weights: str) -> Figure | None:
     """The last curve of test examples by name, of the first replicate."""
     found = [
-        path.with_suffix(".npz")
+        path
         for path, record in read_records(run, (Method.CURVE,))
-        if (record["split"], record["weights"], record["pruned"]) == ("test", weights, False)
+        if (record.split, record.weights, record.pruned) == ("test", weights, False)
     ]
-    if not found:
+    if not found or (curve := read_arrays(found[-1], report_damage)) is None:
         return None
-    with np.load(found[-1], allow_pickle=False) as file:
-        return figures.rate_distortion_curve(file["betas"], file["rate"][0], file["distortion"][0])
+    return figures.rate_distortion_curve(curve["betas"], curve["rate"][0], curve["distortion"][0])
 
 
 # --- bounds from records --------------------------------------------------------------------
@@ -333,7 +335,7 @@ def bounds_figure(run: Path, weights: str = "final") -> Figure | None:
         The figure, or None if the records hold fewer than two bounds on common examples.
     """
     known = known_bounds(run, split="test", weights=weights, pruned=False)
-    known = [one for one in known if models_of(one.record) == models_of(known[-1].record)]
+    known = [one for one in known if one.record.digests == known[-1].record.digests]
     if len(known) < 2:
         return None
     places = reduce(np.intersect1d, [one.places for one in known])
@@ -349,11 +351,7 @@ def bounds_figure(run: Path, weights: str = "final") -> Figure | None:
 
 def _curve_name(known: Known, n: int) -> str:
     """The name of the curve that a bound belongs to."""
-    if known.rank[0] == 0:
+    how = known.record.annealing
+    if how is None:
         return f"importance sampling, {n:,} examples"
-    how = known.record["annealing"]
-    schedule = how["schedule"] if isinstance(how["schedule"], str) else "given"
-    return (
-        f"annealing from the {how['start']}, {how['chains']} chains, {how['leapfrog']} leapfrog "
-        f"steps, {schedule} schedule, the same examples"
-    )
+    return f"annealing {path_words(how)}, the same examples"
