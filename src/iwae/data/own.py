@@ -27,8 +27,8 @@ from iwae.errors import UserError
 SUFFIXES = (".npy", ".npz", ".csv")
 
 
-MOST_UNPACKED = 2**34
-"""The most bytes that a file may unpack to, unless it has at least half as many itself."""
+MOST_UNPACKED, MOST_RATIO = 2**28, 100
+"""The most bytes that any file may unpack to; beyond, it may unpack to that many times its size."""
 
 
 def read_own(
@@ -176,6 +176,8 @@ def read_arrays(path: Path, content: bytes) -> dict[str, np.ndarray]:
             return {"data": loaded}
         with loaded:
             _refuse_bomb(path, sum(one.file_size for one in loaded.zip.infolist()), len(content))
+            if (changed := loaded.zip.testzip()) is not None:  # reading an array may end too early
+                raise zipfile.BadZipFile(f"bad checksum of {changed!r}")
             arrays = {key: loaded[key] for key in loaded.files}
     except UserError:
         raise
@@ -193,7 +195,7 @@ def read_arrays(path: Path, content: bytes) -> dict[str, np.ndarray]:
 
 
 def _refuse_bomb(path: Path, unpacked: int, packed: int) -> None:
-    if unpacked > max(MOST_UNPACKED, 2 * packed):
+    if unpacked > max(MOST_UNPACKED, MOST_RATIO * packed):
         raise UserError(
             f"{path} has {packed:,} bytes but unpacks to {unpacked:,}, so it is not read; if you "
             "trust it, save it uncompressed with np.savez"

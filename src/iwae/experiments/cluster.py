@@ -5,7 +5,6 @@ import math
 import os
 import shutil
 import tarfile
-import tempfile
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
@@ -25,6 +24,7 @@ from iwae.experiments.tasks import (
     held,
     write_failure,
 )
+from iwae.files import TEMPORARY, temporary_folder
 from iwae.runs.checkpoints import list_checkpoints
 from iwae.runs.folder import Stopped
 from iwae.runs.models import DESCRIPTION
@@ -241,8 +241,13 @@ def pack(folder: Path) -> bytes:
     """The files of a folder as a tar archive."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w:gz", compresslevel=1) as archive:
-        archive.add(folder, arcname=".")
+        archive.add(folder, arcname=".", filter=_is_whole)
     return buffer.getvalue()
+
+
+def _is_whole(member: tarfile.TarInfo) -> tarfile.TarInfo | None:
+    """The member of an archive; None for a file that is still being written."""
+    return None if Path(member.name).name.startswith(TEMPORARY) else member
 
 
 def unpack(packed: bytes, folder: Path) -> None:
@@ -252,8 +257,7 @@ def unpack(packed: bytes, folder: Path) -> None:
     from a folder of which a part came finds the newest checkpoint that is whole.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".coming-") as name:
-        fresh = Path(name)
+    with temporary_folder(folder) as fresh:
         with tarfile.open(fileobj=io.BytesIO(packed)) as archive:
             archive.extractall(fresh, filter="data")  # nothing outside of the folder
         kept = {path.name for path in list_checkpoints(fresh / "checkpoints")}
