@@ -19,12 +19,13 @@ from iwae import files
 from iwae.cli import main
 from iwae.config.experiment import read_config
 from iwae.config.toml import read_values
-from iwae.data import load_dataset
+from iwae.data import load_dataset, readers, store
+from iwae.data.catalogue import DataFile
 from iwae.errors import UserError
 from iwae.files import atomic_folder, atomic_write
 from iwae.models.vae import VAE
 from iwae.reports import gallery
-from iwae.runs import arrays, trackers
+from iwae.runs import trackers
 from iwae.runs.course import start_run
 from iwae.runs.metrics import read_metrics, tensorboard
 from iwae.runs.models import check_depth, load_model, save_model
@@ -118,20 +119,20 @@ def experiment(tmp_path):
 def test_a_full_disk_is_one_line_and_the_run_resumes(
     iwae, experiment, tmp_path, monkeypatch, written
 ):
-    save, run = arrays.save_file, tmp_path / "run"
+    write, run = Path.write_bytes, tmp_path / "run"
 
-    def full(named, path, **more):
+    def full(path, content):
         if path.parent.name == written:
-            # With a library that reports the error in words alone.
-            raise arrays.SafetensorError("I/O error: No space left on device (os error 28)")
-        save(named, path, **more)
+            raise OSError(errno.ENOSPC, "No space left on device")  # as of an open file
+        return write(path, content)
 
     with monkeypatch.context() as patched:
-        patched.setattr(arrays, "save_file", full)
+        patched.setattr(Path, "write_bytes", full)
         status, err = iwae("train", experiment, "--out", run, "--quiet")
     assert status == 1
     assert err.startswith(f"iwae: {run}/")
-    assert f"{written}: No space left on device; free some space" in err
+    assert ".safetensors: No space left on device; free some space" in err
+    assert ".iwae-" not in err
     assert err.count("\n") == 1
     assert iwae("train", "--resume", run, "--quiet")[0] == 0
     assert small.outcome(run) == small.outcome(finished())
@@ -232,6 +233,37 @@ def test_a_changed_header_of_an_array_is_noticed(tmp_path, compress, old, new):
         load_dataset(tmp_path / "mine.npz")
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"a,b,c,d,e\n1.5,2.5\n3.5,4.5\n", "column of labels has a name and no cells"),
+        (b"a,e\n1,x\n2,x\n3,y\n4," + b"z" * 5000, "the label z"),
+    ],
+)
+def test_odd_columns_of_labels_are_named_in_a_short_line(tmp_path, content, message):
+    (tmp_path / "mine.csv").write_bytes(content)
+    with pytest.raises(UserError, match=message) as caught:
+        load_dataset(tmp_path / "mine.csv", labels="e")
+    assert len(str(caught.value)) < 500
+
+
+def test_a_signalling_nan_is_a_missing_value_without_a_warning(tmp_path):
+    values = np.random.default_rng(0).normal(size=(8, 4))
+    values.view(np.uint64)[2, 1] = 0x7FF0_0000_0000_0001
+    np.save(tmp_path / "mine.npy", values)
+    with pytest.raises(UserError, match=r"is nan at \[2, 1\]: not finite"):
+        load_dataset(tmp_path / "mine.npy")
+
+
+@pytest.mark.parametrize("known", [{"sha256": "0" * 64}, {"md5": "0" * 32}])
+def test_matlab_files_are_parsed_only_if_they_are_the_published_ones(tmp_path, monkeypatch, known):
+    (tmp_path / "chardata.mat").write_bytes(b"MATLAB 5.0")
+    monkeypatch.setattr(readers, "_matlab", lambda *_: pytest.fail("was parsed"))
+    file = DataFile("chardata.mat", readers.omniglot_mat, {}, **known)
+    with pytest.raises(readers.DamagedError, match="not the published one"):
+        store._check(file, tmp_path / "chardata.mat")
+
+
 def test_a_small_archive_of_much_is_refused_unread(tmp_path):
     path = tmp_path / "mine.npz"
     with (
@@ -298,6 +330,7 @@ GOOD = {"epoch": 1, "step": 30, "learning_rate": 0.1, "train_bound": [-3.0], "kl
         {"kl": 3},
         {"kl": [["x"]]},
         {"kl": [10**400]},
+        {"kl": [[[1.0]]]},
         {"reconstruction": [float("nan")]},
     ],
     ids=str,
@@ -333,3 +366,35 @@ def test_a_description_of_too_many_layers_is_refused_at_once(tmp_path):
     check_depth({"hidden_sizes": [[5] * 31, [5] * 31]})
     with pytest.raises(UserError, match="a model of 66 layers: 64 are the most"):
         next(start_run(small.config(hidden_sizes=[[5] * 65]), tmp_path / "run"))
+
+
+# Campaigns: a small count of each
+
+
+def test_damaged_files_of_every_kind_load_or_are_refused():
+    import inputs
+
+    assert inputs.read(inputs.KINDS["csv"], Path("/nowhere")).words == "refused"
+    outcomes = inputs.campaign(seed=0, count=150)
+    assert outcomes.total() == 150
+    assert not [words for words in outcomes if words.endswith("WRONG")]
+
+
+@pytest.mark.skipif(
+    sys.platform != "linux" or shutil.which("cc") is None, reason="needs Linux and a C compiler"
+)
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("faults.py", "--count", "2", "--command", "train", "--kind", "full disk"),
+        ("kills.py", "--count", "1", "--case", "plain"),
+    ],
+    ids=lambda words: words[0],
+)
+def test_a_command_under_fire_ends_as_it_should(words):
+    program, *options = words
+    path = Path(__file__).parent / "campaigns" / program
+    words = [sys.executable, path, *options]
+    done = subprocess.run(words, check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert ", 0 wrong" in done.stdout.splitlines()[-1]

@@ -24,7 +24,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     # Keep the suffix: matplotlib and NumPy choose the file format by it.
-    with _temporary(path.parent, path.suffix) as temporary:
+    with _temporary(path.parent, path.suffix) as temporary, _named(path, temporary):
         yield temporary
         temporary.chmod(0o666 & ~_umask())
         _sync(temporary)
@@ -47,6 +47,17 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         with temporary_folder(path.parent) as old:
             _replace_folder(temporary, path, old)
         _sync(path.parent)
+
+
+@contextmanager
+def _named(path: Path, temporary: Path) -> Iterator[None]:
+    """Let an error of the system, such as a full disk, name the file and not the temporary one."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is not None and error.filename in (None, str(temporary)):
+            error.filename = str(path)
+        raise
 
 
 @contextmanager

@@ -14,9 +14,9 @@ import tomli_w
 import tyro
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from iwae.config.toml import read_values, shorten
+from iwae.config.toml import read_values
 from iwae.data import Kind, make_kind
-from iwae.errors import UserError
+from iwae.errors import UserError, shorten
 from iwae.files import atomic_write
 from iwae.objectives.declaration import (
     OPTIONS,

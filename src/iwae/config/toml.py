@@ -4,7 +4,7 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
-from iwae.errors import UserError
+from iwae.errors import UserError, shorten
 
 
 def read_values(path: Path) -> dict[str, Any]:
@@ -32,9 +32,3 @@ def _refuse_costly(content: bytes) -> None:
     for number, line in enumerate(content.splitlines(), start=1):
         if line.count(b".") > MOST_DOTS:
             raise ValueError(f"line {number} has more than {MOST_DOTS} dots: break it")
-
-
-def shorten(words: Any) -> str:
-    """A text, or what is in its place, cut to what a message can hold."""
-    text = " ".join(str(words).split())
-    return text if len(text) <= 300 else f"{text[:300]} ..."

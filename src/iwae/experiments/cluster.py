@@ -3,6 +3,7 @@
 import io
 import math
 import os
+import secrets
 import shutil
 import tarfile
 import time
@@ -12,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from iwae.errors import UserError
+from iwae.errors import UserError, shorten
 from iwae.experiments.local import Outcome, attempt, do_task
 from iwae.experiments.tasks import (
     Failure,
@@ -149,13 +150,24 @@ def _connect(address: str | None, cpus: int, gpus: float) -> Any:
         try:
             # None would look for a cluster that was begun here, even one that died long ago.
             where = address or os.environ.get("RAY_ADDRESS") or "local"
+            if where == "local":
+                _keep_token()
             ray.init(address=where, include_dashboard=False, log_to_driver=False)
-        except (ConnectionError, ValueError) as error:
-            raise UserError(f"no Ray cluster at {where}: {error}") from error
+        except Exception as error:  # Ray raises a bare one if the machine is too busy to start it
+            raise UserError(f"no Ray cluster at {where}: {shorten(error)}") from error
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     if not any(node.get("CPU", 0) >= cpus and node.get("GPU", 0) >= gpus for node in nodes):
         raise UserError(f"no machine of the cluster has {cpus} CPUs and {gpus:g} GPUs for a task")
     return ray
+
+
+def _keep_token() -> None:
+    """Give a cluster of this process's own a token, which Ray would else keep in the user's home.
+
+    Only who has it can connect to the cluster, and it ends with the processes of the cluster.
+    """
+    if not any(name.startswith("RAY_AUTH_") for name in os.environ):
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
 
 
 def _result(ray: Any, reference: Any, task: Task) -> Outcome:

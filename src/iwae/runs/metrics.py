@@ -50,21 +50,20 @@ def _metrics_row(line: bytes) -> dict[str, Any] | None:
         row = json.loads(line)
         whole = all(type(row[name]) is int and row[name] >= 0 for name in ("epoch", "step"))
         lists = [row["train_bound"], *(row[name] for name in row.keys() - SINGLE)]
-        lists.append([row["learning_rate"]])
-        fine = all(isinstance(value, list) and _are_numbers(value) for value in lists)
-        return row if whole and fine and row["learning_rate"] is not None else None
+        each = [one for value in lists for one in _entries(value)]
+        numbers = [row["learning_rate"], *(one for one in each if one is not None)]
+        fine = all(type(one) in (int, float) and math.isfinite(one) for one in numbers)
+        return row if whole and fine else None
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError):
         return None
 
 
-def _are_numbers(values: list[Any]) -> bool:
-    """Whether a list holds finite numbers, None in the place of others, or such lists."""
-    return all(
-        _are_numbers(value)
-        if isinstance(value, list)
-        else value is None or (type(value) in (int, float) and math.isfinite(value))
-        for value in values
-    )
+def _entries(values: Any) -> Iterator[Any]:
+    """The entries of a list, of one for each replicate or for each of its layers."""
+    if not isinstance(values, list):
+        raise TypeError(f"{type(values)} in the place of a list")
+    for value in values:
+        yield from value if isinstance(value, list) else (value,)
 
 
 SINGLE = ("epoch", "step", "stage", "learning_rate")
