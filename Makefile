@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO := runs/demo
 
-.PHONY: demo test slow mutants check lint types docs tables notebooks setup requirements clean
+.PHONY: demo test slow mutants campaigns check lint types docs tables notebooks setup requirements clean
 
 demo: $(VENV)/installed  ## train an IWAE on the bundled digits, measure it, draw it
 	rm -rf $(DEMO)
@@ -24,6 +24,11 @@ slow: setup  ## the long ones
 
 mutants: setup  ## plant faults, and see that the tests notice each
 	$(BIN)/python tests/mutants.py
+
+campaigns: setup  ## kills, faults and damaged files, in great numbers (hours)
+	$(BIN)/python tests/campaigns/inputs.py --count 100000
+	$(BIN)/python tests/campaigns/faults.py
+	$(BIN)/python tests/campaigns/kills.py --count 1000
 
 check: setup lint types docs test  ## what CI runs
 

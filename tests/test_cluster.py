@@ -293,7 +293,7 @@ def test_without_ray_it_says_how_to_get_it(tmp_path, monkeypatch):
         ("auto", None, "auto"),
     ],
 )
-@pytest.mark.parametrize("trouble", [ConnectionError, ValueError])
+@pytest.mark.parametrize("trouble", [ConnectionError, ValueError, Exception])
 def test_without_an_address_a_cluster_is_started_here(
     address, variable, where, trouble, monkeypatch
 ):
@@ -305,5 +305,9 @@ def test_without_an_address_a_cluster_is_started_here(
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     if variable is not None:
         monkeypatch.setenv("RAY_ADDRESS", variable)
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "")  # so that it is restored
+    monkeypatch.delenv("RAY_AUTH_TOKEN")
     with pytest.raises(UserError, match=f"no Ray cluster at {where}: asked for {where}"):
         cluster._connect(address, 1, 0.0)
+    # Ray would keep a token of its own in the user's home.
+    assert ("RAY_AUTH_TOKEN" in os.environ) == (where == "local")

@@ -14,7 +14,7 @@ import tyro
 
 import iwae
 from iwae.cli import parsing
-from iwae.errors import UserError
+from iwae.errors import UserError, shorten
 from iwae.results.text import describe, describe_comparison, describe_gradients
 
 Method = Literal["is", "ais", "bdmc", "rate-distortion", "information"]
@@ -160,7 +160,7 @@ def _temperatures(name: str, known: Iterable[str]) -> tuple[float, ...]:
     try:
         return tuple(float(word) for word in path.read_text().replace(",", " ").split())
     except (ValueError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not a list of numbers: {error}") from error
+        raise UserError(f"{path} is not a list of numbers: {shorten(error)}") from error
 
 
 @contextlib.contextmanager

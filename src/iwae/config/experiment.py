@@ -14,8 +14,9 @@ import tomli_w
 import tyro
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from iwae.config.toml import read_values
 from iwae.data import Kind, make_kind
-from iwae.errors import UserError
+from iwae.errors import UserError, shorten
 from iwae.files import atomic_write
 from iwae.objectives.declaration import (
     OPTIONS,
@@ -473,20 +474,20 @@ def explain(error: ValidationError) -> str:
     first = error.errors()[0]
     reason, place = first["msg"].removeprefix("Value error, "), first["loc"]
     if not place:
-        return reason
+        return shorten(reason)
     if place[0] == "stages" and len(place) > 2:
         number, name = int(place[1]) + 1, str(place[2])
         if first["type"] == "extra_forbidden":
             return f"stage {number}: {_unknown(name, StageConfig)}"
-        return f"stage {number}: {name}: {reason}"
-    return f"{first['loc'][0]}: {reason} (given: {first['input']!r})"
+        return f"stage {number}: {name}: {shorten(reason)}"
+    return f"{first['loc'][0]}: {shorten(reason)} (given: {shorten(repr(first['input']))})"
 
 
 def _unknown(key: str, kind: type[BaseModel]) -> str:
     """A message about an unknown key, with the nearest known one."""
-    near = difflib.get_close_matches(key.lower(), kind.model_fields, 1)
+    near = difflib.get_close_matches(key[:100].lower(), kind.model_fields, 1)
     hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(kind.model_fields)}"
-    return f"unknown key {key!r}; {hint}"
+    return f"unknown key {shorten(repr(key))}; {hint}"
 
 
 def _epochs_of(stage: Any) -> int:
@@ -502,16 +503,6 @@ def read_config(path: Path) -> TrainConfig:
         UserError: if it cannot be read or is not a valid configuration.
     """
     return make_config(read_values(path), str(path))
-
-
-def read_values(path: Path) -> dict[str, Any]:
-    """The values of an experiment file, unchecked; UserError if it cannot be read."""
-    try:
-        return tomllib.loads(path.read_text())
-    except FileNotFoundError as error:
-        raise UserError(f"no experiment file {path}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
-        raise UserError(f"experiment file {path} cannot be read: {error}") from error
 
 
 def config_values(config: TrainConfig) -> dict[str, Any]:

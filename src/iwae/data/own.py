@@ -22,13 +22,13 @@ from iwae.data.kinds import KINDS, Kind, check_values
 from iwae.data.readers import sha256, to_bytes
 from iwae.data.splits import Raw
 from iwae.data.tables import MISSING_REMEDY, csv_cells, csv_numbers, take_labels
-from iwae.errors import UserError
+from iwae.errors import UserError, shorten
 
 SUFFIXES = (".npy", ".npz", ".csv")
 
 
-MOST_UNPACKED = 2**34
-"""The most bytes that a file may unpack to, unless it has at least half as many itself."""
+MOST_UNPACKED, MOST_RATIO = 2**28, 100
+"""The most bytes that any file may unpack to; beyond, it may unpack to that many times its size."""
 
 
 def read_own(
@@ -90,6 +90,8 @@ def _read_csv(path: Path, content: bytes, *, missing: bool, labels: bool | str) 
         return {"data": rows}, {}, names
     if rows.shape[1] == 1:
         raise UserError(f"{path} has only the column of its labels: add columns of values")
+    if column.place >= rows.shape[1]:
+        raise UserError(f"{path}: the column of labels has a name and no cells in other lines")
     names = tuple(name for place, name in enumerate(names) if place != column.place)
     return {"data": np.delete(rows, column.place, 1)}, {"data": column.labels}, names
 
@@ -150,8 +152,8 @@ def _classes(
         unseen = np.setdiff1d(array, values)
         if unseen.size:
             raise UserError(
-                f"{path}: the label {unseen[0]} of {key} has no training example: add one, or "
-                "remove the label"
+                f"{path}: the label {shorten(unseen[0])} of {key} has no training example: add "
+                "one, or remove the label"
             )
     places = {key: np.searchsorted(values, array) for key, array in label_arrays.items()}
     return places, tuple(map(str, values))
@@ -176,6 +178,8 @@ def read_arrays(path: Path, content: bytes) -> dict[str, np.ndarray]:
             return {"data": loaded}
         with loaded:
             _refuse_bomb(path, sum(one.file_size for one in loaded.zip.infolist()), len(content))
+            if (changed := loaded.zip.testzip()) is not None:  # reading an array may end too early
+                raise zipfile.BadZipFile(f"bad checksum of {changed!r}")
             arrays = {key: loaded[key] for key in loaded.files}
     except UserError:
         raise
@@ -193,7 +197,7 @@ def read_arrays(path: Path, content: bytes) -> dict[str, np.ndarray]:
 
 
 def _refuse_bomb(path: Path, unpacked: int, packed: int) -> None:
-    if unpacked > max(MOST_UNPACKED, 2 * packed):
+    if unpacked > max(MOST_UNPACKED, MOST_RATIO * packed):
         raise UserError(
             f"{path} has {packed:,} bytes but unpacks to {unpacked:,}, so it is not read; if you "
             "trust it, save it uncompressed with np.savez"
@@ -222,7 +226,7 @@ def check_array(
         )
     if 0 in array.shape:
         raise UserError(f"{where} has shape {array.shape}: it holds no numbers")
-    with np.errstate(over="ignore"):
+    with np.errstate(over="ignore", invalid="ignore"):
         single = array if array.dtype.kind in "bu" else array.astype(np.float32)
     legal = np.isfinite(single) | (np.isnan(single) & missing)
     if not legal.all():

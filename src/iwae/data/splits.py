@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from iwae.data.kinds import BERNOULLI, KINDS, Kind, as_json, make_kind
-from iwae.errors import UserError
+from iwae.errors import UserError, shorten
 
 BINARIZATIONS = ("dynamic", "static", "threshold", "none")
 OBSERVATIONS = tuple(KINDS)
@@ -235,9 +235,10 @@ def _labelled(
     }
     unseen = np.setdiff1d(np.arange(len(raw.classes)), labels["train"])
     if unseen.size:
+        name = shorten(repr(raw.classes[unseen[0]]))
         raise UserError(
-            f"{raw.name}: the label {raw.classes[unseen[0]]!r} has no training example once test "
-            "and validation examples are held out: remove its rows, or add more of them"
+            f"{raw.name}: the label {name} has no training example once test and validation "
+            "examples are held out: remove its rows, or add more of them"
         )
     drawn = _is_bytes(splits["train"], binarization)
     return {

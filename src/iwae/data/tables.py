@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from iwae.errors import UserError
+from iwae.errors import UserError, shorten
 
 MISSING_WORDS = ("", "na", "n/a", "nan", "null", "none", "?")
 """Cells of a .csv file that hold no value, in upper or lower case."""
@@ -231,7 +231,7 @@ def _place(path: Path, names: list[str], width: int, column: str) -> int:
 
 
 def _few(names: list[str]) -> str:
-    return ", ".join(map(repr, names[:10])) + (", ..." if len(names) > 10 else "")
+    return shorten(", ".join(map(repr, names[:10])) + (", ..." if len(names) > 10 else ""))
 
 
 LARGEST_LABEL = 2**53

@@ -217,7 +217,7 @@ def held(out: Path, task: Task) -> Iterator[Claim]:
         handle.flush()
 
         def claim() -> None:
-            if not path.is_file() or path.read_text() != owner:
+            if not path.is_file() or path.read_text(errors="replace") != owner:
                 raise TakenOverError(f"another process went on with {task.name}")
 
         yield claim
@@ -249,7 +249,7 @@ def read_failure(out: Path, task: Task) -> Failure:
     path = _note(out, task, "failure")
     if not path.is_file():
         return Failure()
-    command, _, reason = path.read_text().partition("\n")
+    command, _, reason = path.read_text(errors="replace").partition("\n")
     return Failure(reason, command)
 
 

@@ -1,5 +1,6 @@
 """The pictures of a run, drawn from its models, metrics and frames."""
 
+import math
 from collections.abc import Iterator, Mapping
 from functools import reduce
 from pathlib import Path
@@ -13,6 +14,7 @@ from matplotlib.figure import Figure
 from iwae.config.experiment import read_config
 from iwae.data import KINDS, Dataset, Kind
 from iwae.data.kinds import is_discrete
+from iwae.data.own import read_arrays, read_bytes
 from iwae.errors import UserError
 from iwae.evaluation.posterior import model_density, posterior_grid
 from iwae.evaluation.units import active_units
@@ -25,7 +27,7 @@ from iwae.reports.figures.style import minus
 from iwae.results.reading import Known, known_bounds, read_records, report_damage
 from iwae.results.schema import Method
 from iwae.results.signal import signal_curves
-from iwae.results.store import read_arrays
+from iwae.results.store import read_arrays as read_record_arrays
 from iwae.results.text import path_words
 from iwae.runs.metrics import read_metrics
 from iwae.runs.setup import load_config_dataset, run_model, split_examples
@@ -221,15 +223,24 @@ def _animations(run: Path, dataset: Dataset) -> list[Path]:
 
 def _frames(run: Path, dataset: Dataset) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Name -> images `[t, n, h, w]` and epochs `[t]`; empty if no frame was taken."""
-    paths = sorted((run / "frames").glob("*.npz"))
+    paths = sorted(path for path in (run / "frames").glob("[0-9]*.npz") if path.stem.isdigit())
     if not paths:
         return {}
     epochs = np.asarray([int(path.stem) for path in paths])
-    loaded = [np.load(path, allow_pickle=False) for path in paths]
+    loaded = [_frame(path, dataset) for path in paths]
     return {
         name: (np.stack([_images(frame[name], dataset) for frame in loaded]), epochs)
         for name in ("samples", "reconstructions")
     }
+
+
+def _frame(path: Path, dataset: Dataset) -> dict[str, np.ndarray]:
+    """The arrays of a frame; UserError if it is damaged."""
+    arrays = read_arrays(path, read_bytes(path))
+    for name in ("samples", "reconstructions"):
+        if name not in arrays or arrays[name].shape[1:] != (math.prod(dataset.shape),):
+            raise UserError(f"{path} holds no frame of {dataset.name}: remove it")
+    return arrays
 
 
 def _images(flat: np.ndarray, dataset: Dataset | Layout) -> np.ndarray:
@@ -313,7 +324,7 @@ def _rate_distortion(run: Path, weights: str) -> Figure | None:
         for path, record in read_records(run, (Method.CURVE,))
         if (record.split, record.weights, record.pruned) == ("test", weights, False)
     ]
-    if not found or (curve := read_arrays(found[-1], report_damage)) is None:
+    if not found or (curve := read_record_arrays(found[-1], report_damage)) is None:
         return None
     return figures.rate_distortion_curve(curve["betas"], curve["rate"][0], curve["distortion"][0])
 

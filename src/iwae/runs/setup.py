@@ -24,7 +24,14 @@ from iwae.models.vae import VAE
 from iwae.objectives.catalogue import compose
 from iwae.objectives.declaration import particles, unmodified
 from iwae.runs.checkpoints import list_checkpoints, load_checkpoint
-from iwae.runs.models import DESCRIPTION, WEIGHTS, is_one_model, load_model, read_about
+from iwae.runs.models import (
+    DESCRIPTION,
+    WEIGHTS,
+    check_depth,
+    is_one_model,
+    load_model,
+    read_about,
+)
 from iwae.training.loop import Best, Plan, init_best
 from iwae.training.schedules import (
     AUTHORS_RATES,
@@ -136,6 +143,8 @@ def make_models(config: TrainConfig, dataset: Dataset) -> list[Model]:
     if config.init_from is not None:
         return [_load_start(config, dataset, config.init_from, r) for r in _replicates(config)]
     latent_sizes, hidden_sizes = config.sizes()
+    network = config_network(config, dataset)
+    check_depth({"hidden_sizes": hidden_sizes, "network": network._asdict()})
     likelihood = observation(dataset.kind, dataset.n_values, config.missing)
     rows = _known_rows(dataset)
     bias = likelihood.initial_output(rows) if config.output_bias else None
@@ -149,7 +158,7 @@ def make_models(config: TrainConfig, dataset: Dataset) -> list[Model]:
             hidden_sizes,
             observation=dataset.kind,
             activation=config.activation,
-            network=config_network(config, dataset),
+            network=network,
             output_bias=bias,
             statistics=statistics,
             missing=config.missing,
