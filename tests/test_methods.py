@@ -432,17 +432,21 @@ def divergences(q, p):
     return np.log(t / s) + (s**2 + (np.float64(q.loc) - np.float64(p.loc)) ** 2) / (2 * t**2) - 0.5
 
 
+def units(layers):
+    return [layer.base_dist for layer in layers]
+
+
 def by_hand(model, starts, ends, ratios):
     """Of each particle: log p(x|z); of each unit, what it costs, and KL at start and end."""
     q, rows = model.posterior(BITS), []
     for start, end in zip(starts, ends, strict=True):
-        qs, ps = q.units(start), model.prior_units(end)
+        qs, ps = units(q.layers(start)), units(model.priors(end))
         cost = [densities(a, h) for a, h in zip(qs, start, strict=True)]
         cost = np.concatenate(cost) - ratios
         cost -= np.concatenate([densities(p, h) for p, h in zip(ps, end, strict=True)])
         known, mixed = (
             np.concatenate([divergences(a, p) for a, p in zip(qs, priors, strict=True)])
-            for priors in (model.prior_units(start), ps)
+            for priors in (units(model.priors(start)), ps)
         )
         rows.append((float(model.decode(end).log_prob(BITS)), cost, known, mixed))
     return [np.array(column) for column in zip(*rows, strict=True)]

@@ -18,6 +18,7 @@ from iwae.config.toml import read_values
 from iwae.data import Kind, make_kind
 from iwae.errors import UserError, shorten
 from iwae.files import atomic_write
+from iwae.models.declaration import parse_posterior, parse_prior
 from iwae.objectives.declaration import (
     OPTIONS,
     BetaSchedule,
@@ -242,6 +243,11 @@ class TrainConfig(BaseModel):
     """With --conditional: name or number of the column of a .csv file that holds the label."""
     blocks: Annotated[int, Field(ge=0, le=100)] = 0
     """Residual blocks after each convolution (conv) or first dense layer (mlp)."""
+    prior: str = "normal"
+    """Prior of the top layer: normal; or learned: mixture:K (Gaussians), vamp:K (pseudo-inputs),
+    flow:N (coupling layers)."""
+    posterior: str = "normal"
+    """Encoder's distribution of every stochastic layer: normal, or flow:N (coupling layers)."""
     output_bias: bool = True
     """Initialise the decoder's output at the training data's mean."""
 
@@ -339,6 +345,7 @@ class TrainConfig(BaseModel):
     @model_validator(mode="after")
     def _consistent(self) -> "TrainConfig":
         self._check_sizes()
+        self._check_densities()
         for name in ("label_prior", "label"):
             if getattr(self, name) and not self.conditional:
                 raise ValueError(f"{name} needs conditional")
@@ -378,6 +385,31 @@ class TrainConfig(BaseModel):
                 )
         elif self.hidden_sizes is not None:
             raise ValueError("hidden_sizes needs latent_sizes")
+
+    def _check_densities(self) -> None:
+        """Raise ValueError for a prior or posterior that does not exist, or does not fit."""
+        prior, posterior = parse_prior(self.prior), parse_posterior(self.posterior)
+        if self.label_prior and prior.name != "normal":
+            raise ValueError(
+                f"label_prior learns a Gaussian p(z|y) for each label, and prior {self.prior!r} is "
+                "another prior: leave one of the two out"
+            )
+        closed = [name for name in ("objective", "encoder_objective") if self._is_analytic(name)]
+        if closed and (prior.name, posterior.name) != ("normal", "normal"):
+            raise ValueError(
+                f"{closed[0]} elbo-analytic has a closed form for prior and posterior 'normal' "
+                "only: use elbo"
+            )
+        smallest = min(self.sizes()[0]) if posterior.name == "flow" else self.sizes()[0][-1]
+        if "flow" in (prior.name, posterior.name) and smallest < 2:
+            raise ValueError(
+                "a flow couples units with each other, so it needs layers of at least 2: use more "
+                "latents, or no flow"
+            )
+
+    def _is_analytic(self, name: str) -> bool:
+        """Whether an option of the run or of one of its stages needs a KL in closed form."""
+        return "elbo-analytic" in {getattr(one, name) for one in (self, *(self.stages or ()))}
 
     def _check_stages(self) -> None:
         """Raise ValueError for an invalid stage, with its number."""

@@ -20,7 +20,7 @@ BINARIZATIONS = ("dynamic", "static", "threshold", "none")
 OBSERVATIONS = tuple(KINDS)
 
 # The purpose of a stream of random numbers: the second word of its seed.
-TRAIN_DRAW, VALIDATION_DRAW, TEST_DRAW, HOLD_OUT, TEST_ROWS = range(5)
+TRAIN_DRAW, VALIDATION_DRAW, TEST_DRAW, HOLD_OUT, TEST_ROWS, PSEUDO_INPUTS = range(6)
 
 
 @dataclass(frozen=True, eq=False)

@@ -101,8 +101,9 @@ NAMED = 50
 def _labels(model: ConditionalVAE, names: Sequence[str]) -> Labels:
     shares = [f"{share:.1%}" for share in model.frequencies.tolist()]
     named = list(zip(names, shares, strict=True))[:NAMED]
-    learned = model.tops is not None
-    prior = "a Gaussian for each label, learned" if learned else "N(0, I) for all labels"
+    words = {"normal": "N(0, I) for all labels", "vamp": "a VampPrior that sees the label"}
+    prior = words.get(model.vae.prior_name.name, f"{model.vae.prior_name} for all labels")
+    prior = prior if model.tops is None else "a Gaussian for each label, learned"
     return Labels(named, model.n_classes, prior)
 
 

@@ -16,11 +16,13 @@ from iwae.data import KINDS, Dataset, Kind
 from iwae.data.kinds import is_discrete
 from iwae.data.own import read_arrays, read_bytes
 from iwae.errors import UserError
-from iwae.evaluation.posterior import model_density, posterior_grid
+from iwae.evaluation.posterior import model_density, posterior_grid, prior_grid
 from iwae.evaluation.units import active_units
 from iwae.models.conditional import ConditionalVAE, Model, without_labels
 from iwae.models.likelihoods import SIGNS
 from iwae.models.networks import Dense
+from iwae.models.priors import VampPrior
+from iwae.models.vae import VAE
 from iwae.reports import figures
 from iwae.reports.estimates import means_by_budget
 from iwae.reports.figures.style import minus
@@ -117,10 +119,28 @@ def _figures(
         yield "scatter", figures.scatter_2d(_whole(test[:, :2]), _whole(samples))
     if sum(model.latent_sizes) <= 2:
         yield "posterior", _posteriors(model, test)
+    yield from _prior_figures(model, dataset, test)
     if figure := bounds_figure(run, weights):
         yield "bounds", figure
     if figure := _rate_distortion(run, weights):
         yield "rate_distortion", figure
+
+
+def _prior_figures(
+    model: Model, dataset: Dataset, test: np.ndarray
+) -> Iterator[tuple[str, Figure]]:
+    """The pseudo-inputs of a VampPrior, and any learned prior of two units beside draws of q."""
+    vae = without_labels(model)
+    if isinstance(vae.top, VampPrior) and are_pictures(dataset):
+        shown = np.asarray(vae.top.inputs[:SHOWN, : dataset.n_values])  # without a mask
+        if vae.n_inputs != dataset.n_values or dataset.kind.name != "bernoulli":  # standardised
+            shown = (shown - shown.min()) / max(np.ptp(shown), np.finfo(np.float32).tiny)
+        pictures = np.clip(shown, 0, 1).reshape(-1, *dataset.shape)
+        yield "pseudo_inputs", figures.image_grid(pictures, title="pseudo-inputs")
+    if isinstance(model, VAE) and model.top is not None and model.latent_sizes[-1] == 2:
+        grid = prior_grid(model, test, jax.random.key(0))
+        title = f"prior {model.prior_name} and the aggregate posterior"
+        yield "prior", figures.prior_panel(*grid, title=title)
 
 
 class Layout(NamedTuple):

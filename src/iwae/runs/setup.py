@@ -16,8 +16,10 @@ from jaxtyping import Array, Int
 
 from iwae.config.experiment import DECAYING, TrainConfig, read_config
 from iwae.data import Dataset, choose, draw, load_dataset
+from iwae.data.splits import PSEUDO_INPUTS
 from iwae.errors import UserError
 from iwae.models.conditional import ConditionalVAE, Model, without_labels
+from iwae.models.declaration import parse_prior
 from iwae.models.likelihoods import observation
 from iwae.models.networks import Network, make_network
 from iwae.models.vae import VAE
@@ -151,7 +153,7 @@ def make_models(config: TrainConfig, dataset: Dataset) -> list[Model]:
     statistics = likelihood.encoding.statistics(rows) if likelihood.encoding else None
 
     @eqx.filter_jit  # otherwise each array of a model takes several programs
-    def make(seed: Seed) -> Model:
+    def make(seed: Seed, pseudo_inputs: np.ndarray | None) -> Model:
         model = VAE(
             dataset.n_values,
             latent_sizes,
@@ -162,11 +164,35 @@ def make_models(config: TrainConfig, dataset: Dataset) -> list[Model]:
             output_bias=bias,
             statistics=statistics,
             missing=config.missing,
+            prior=config.prior,
+            posterior=config.posterior,
+            pseudo_inputs=pseudo_inputs,
             key=_replicate_key(seed, _INIT),
         )
         return _with_labels(model, config, dataset)
 
-    return [make(seed) for seed in _seeds(config)]
+    return [make(seed, first_pseudo_inputs(config, dataset, int(seed))) for seed in _seeds(config)]
+
+
+def first_pseudo_inputs(config: TrainConfig, dataset: Dataset, seed: int) -> np.ndarray | None:
+    """Random training examples in the model's units `[K, d]`, if the prior is a VampPrior of K.
+
+    Where pixels are binarised at every use, these are their means.
+
+    Raises:
+        UserError: if there are fewer training examples.
+    """
+    prior, n = parse_prior(config.prior), len(dataset.train)
+    if prior.name != "vamp":
+        return None
+    if prior.size > n:
+        raise UserError(
+            f"prior {config.prior} starts at {prior.size:,} training examples, but there are "
+            f"{n:,}: choose a smaller number"
+        )
+    rows = dataset.train[choose(n, prior.size, seed=seed, stream=PSEUDO_INPUTS)]
+    is_grey = dataset.binarization == "dynamic" and rows.dtype == np.uint8
+    return np.float32(rows[:, : dataset.n_values]) / np.float32(255 if is_grey else 1)
 
 
 def _with_labels(model: VAE, config: TrainConfig, dataset: Dataset) -> Model:
@@ -218,6 +244,8 @@ def _load_start(config: TrainConfig, dataset: Dataset, run: Path, replicate: int
         ("hidden_sizes", model.hidden_sizes, hidden_sizes),
         ("activation", model.activation, config.activation),
         ("network", model.network, config_network(config, dataset)),
+        ("prior", str(model.prior_name), config.prior),
+        ("posterior", str(model.posterior_name), config.posterior),
     ):
         if found != wanted:
             raise UserError(f"init_from: {name} of the model in {run} is {found}, here {wanted}")

@@ -104,6 +104,9 @@ def _layers(run: Run) -> Cell:
     note = "of " + " + ".join(map(str, sizes))
     if run.config.network != "mlp" or run.config.blocks:
         note += f"\n{_network(run.config)}"
+    for name in ("prior", "posterior"):
+        if (value := getattr(run.config, name)) != "normal":
+            note += f"\n{name} {value}"
     return Cell(str(len(sizes)), len(sizes), note)
 
 
