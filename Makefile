@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO := runs/demo
 
-.PHONY: demo test slow mutants check lint types docs tables notebooks setup requirements clean
+.PHONY: demo test slow mutants campaigns check lint types docs tables notebooks setup requirements clean
 
 demo: $(VENV)/installed  ## train an IWAE on the bundled digits, measure it, draw it
 	rm -rf $(DEMO)
@@ -13,14 +13,22 @@ demo: $(VENV)/installed  ## train an IWAE on the bundled digits, measure it, dra
 	$(BIN)/iwae evaluate $(DEMO) --weights best --k 1 50 5000
 	$(BIN)/iwae figures $(DEMO) --weights best
 
+# Where the quick tests check shapes and types when they run; the long ones do everywhere.
+CHECKED := --jaxtyping-packages=iwae.models,iwae.inference,iwae.objectives,iwae.evaluation,iwae.training,beartype.beartype
+
 test: setup  ## the tests, but for the long ones
-	$(BIN)/python -m pytest -q -n auto --dist loadfile --durations 10 -m "not slow"
+	$(BIN)/python -m pytest -q -n auto --dist loadfile --durations 10 -m "not slow" $(CHECKED)
 
 slow: setup  ## the long ones
 	$(BIN)/python -m pytest -q -n auto --dist loadfile -m slow
 
 mutants: setup  ## plant faults, and see that the tests notice each
 	$(BIN)/python tests/mutants.py
+
+campaigns: setup  ## kills, faults and damaged files, in great numbers (hours)
+	$(BIN)/python tests/campaigns/inputs.py --count 100000
+	$(BIN)/python tests/campaigns/faults.py
+	$(BIN)/python tests/campaigns/kills.py --count 1000
 
 check: setup lint types docs test  ## what CI runs
 
@@ -35,6 +43,7 @@ docs: setup  ## the documentation site, into site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 tables: setup  ## fill in the tables of all pages from the records in results/
+	$(BIN)/python docs/tools/pack.py
 	$(BIN)/python docs/tools/tables.py
 
 notebooks: setup  ## run the notebooks of the documentation, and store what they show

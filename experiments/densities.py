@@ -9,7 +9,6 @@ the test rows.
 """
 
 import hashlib
-import json
 import sys
 import time
 from collections.abc import Callable
@@ -22,8 +21,8 @@ from sklearn.model_selection import train_test_split
 from sklearn.preprocessing import StandardScaler
 
 from iwae import ImportanceWeightedAutoencoder
-from iwae.files import atomic_write
 from iwae.results.records import provenance
+from iwae.results.store import is_stored, write_files
 from iwae.sklearn.rows import plain
 
 RESULTS = Path(__file__).parents[1] / "results" / "densities"
@@ -127,15 +126,11 @@ def main(*names: str) -> None:
     for name in names or SETS:
         for seed in range(SPLITS[name]):
             path = RESULTS / name / f"split-{seed}.json"
-            if path.exists():
+            if is_stored(path):
                 continue
             found, values = measure(SETS[name](), seed)
             record = {"dataset": name, **found}
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with atomic_write(path.with_suffix(".npz")) as temporary:
-                np.savez_compressed(temporary, **values)
-            with atomic_write(path) as temporary:
-                temporary.write_text(json.dumps(record, indent=1) + "\n")
+            write_files(path, record, values)
             print(name, seed, record["ours"], record["mixture"], record["difference"], flush=True)
 
 

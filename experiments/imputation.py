@@ -11,7 +11,6 @@ errors of single values beside it; existing records are kept. Then `python docs/
 makes the table.
 """
 
-import json
 import os
 import sys
 import warnings
@@ -31,9 +30,9 @@ from sklearn.impute import IterativeImputer, KNNImputer, SimpleImputer
 
 from iwae import VAE, bound, impute, iwae, train
 from iwae.data.splits import test_sha256
-from iwae.files import atomic_write
 from iwae.models.likelihoods import observation
 from iwae.results.records import provenance
+from iwae.results.store import is_stored, write_files
 
 RESULTS = Path(__file__).resolve().parents[1] / "results" / "imputation"
 
@@ -83,12 +82,9 @@ def main(*names: str) -> None:
     """Make the missing records."""
     for seed, name, (mechanism, share) in product(range(SEEDS), names or TABLES, CASES):
         path = RESULTS / f"{name}-{mechanism}-{share:g}-{seed}.json".replace(" ", "-")
-        if not path.exists():
+        if not is_stored(path):
             record, errors = compared(name, mechanism, share, seed)
-            with atomic_write(path.with_suffix(".npz")) as temporary:
-                np.savez_compressed(temporary, **errors)
-            with atomic_write(path) as temporary:
-                temporary.write_text(json.dumps(record, indent=1) + "\n")
+            write_files(path, record, errors)
             print(path.stem, {k: round(v, 3) for k, v in record["rmse"].items()}, flush=True)
 
 

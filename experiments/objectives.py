@@ -25,7 +25,7 @@ from sklearn.datasets import load_digits
 from iwae.config.experiment import make_config, read_config, without_folders, write_config
 from iwae.config.presets import AS_PUBLISHED_CODE, preset
 from iwae.experiments.local import work
-from iwae.experiments.tasks import Measure, Task
+from iwae.experiments.tasks import Measure, Status, Task
 from iwae.files import atomic_write
 from iwae.runs.folder import Stopped
 from iwae.runs.progress import show_training, tracker
@@ -177,19 +177,19 @@ def train_and_keep(
     Args:
         judge: a further measurement of a run before its records are kept.
     """
-    words = []
+    statuses = []
     try:
         for outcome in work(runs, tasks, show=show_training, track=tracker(quiet=False)):
-            words.append(outcome.word)
-            print(f"{outcome.task.name}: {outcome.word} {outcome.reason}", flush=True)
-            if outcome.word == "done":
+            statuses.append(outcome.status)
+            print(f"{outcome.task.name}: {outcome.status} {outcome.reason}", flush=True)
+            if outcome.status == Status.DONE:
                 if judge is not None:
                     judge(runs / outcome.task.name)
                 keep(runs / outcome.task.name, results / outcome.task.name)
     except Stopped as stopped:
         print(f"{stopped}; repeat the command to resume", file=sys.stderr)
         return stopped.status
-    return int("failed" in words)
+    return int(Status.FAILED in statuses)
 
 
 def keep(run: Path, folder: Path) -> None:

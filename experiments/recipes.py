@@ -7,7 +7,6 @@ of the training data and the seconds of training; existing records are kept. Tes
 The fast recipes in `iwae.config.recipes` were chosen by these records.
 """
 
-import json
 import sys
 from fnmatch import fnmatch
 from pathlib import Path
@@ -22,8 +21,8 @@ set_up_jax()  # before anything else makes an array
 
 from iwae import log_likelihoods  # noqa: E402
 from iwae.config.experiment import config_values, make_config  # noqa: E402
-from iwae.files import atomic_write  # noqa: E402
 from iwae.results.records import provenance  # noqa: E402
+from iwae.results.store import is_stored, write_files  # noqa: E402
 from iwae.runs.setup import Job, initial_state, make_job  # noqa: E402
 from iwae.training.stages import train_stages  # noqa: E402
 from iwae.training.steps import replicate_model, weights  # noqa: E402
@@ -125,11 +124,10 @@ def main(*patterns: str) -> None:
     """Run the matching trials that have no record yet."""
     for name in TRIALS:
         path = RESULTS / f"{name}.json"
-        if path.exists() or not any(fnmatch(name, pattern) for pattern in patterns or ("*",)):
+        if is_stored(path) or not any(fnmatch(name, pattern) for pattern in patterns or ("*",)):
             continue
         record = trial(name)
-        with atomic_write(path) as temporary:
-            temporary.write_text(json.dumps(record, indent=1) + "\n")
+        write_files(path, record, {})
         print(f"{name:32} {record['bound']:.3f} in {record['seconds']:.0f} s", flush=True)
 
 

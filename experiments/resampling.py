@@ -37,7 +37,7 @@ from iwae.objectives.bounds import bound
 from iwae.objectives.gradients import dreg
 from iwae.objectives.reductions import iwae
 from iwae.objectives.surrogates import REPARAM, Estimator
-from iwae.results.records import make_subject, origin, provenance
+from iwae.results.records import make_subject, model_facts, provenance
 from iwae.typing import PRNGKey, Scalar
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
@@ -205,7 +205,7 @@ def main() -> None:
                 if (run, gradient, k) in done:
                     continue
                 cell = {"run": run, "gradient": gradient, "k": k, "draws": draws}
-                cell |= {"examples": BATCH, "seed": SEED, **origin(subject, replicate)}
+                cell |= {"examples": BATCH, "seed": SEED, **model_facts(subject, replicate)}
                 cell |= {**provenance(), **measured(model, batches, gradient, k)}
                 cells.append(cell)
                 with atomic_write(RECORD) as path:

@@ -21,11 +21,22 @@ os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 jax.config.update("jax_compilation_cache_dir", str(PROGRAMS))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
+# Programs are small and run few times: they are compiled with few optimisations, in one piece, by
+# XLA's older code generator, in a fifth of the time. Commands that tests start do the same.
+os.environ["XLA_FLAGS"] = " ".join(
+    [
+        *os.environ.get("XLA_FLAGS", "").split(),
+        "--xla_cpu_use_fusion_emitters=false",
+        "--xla_cpu_parallel_codegen_split_count=1",
+    ]
+)
+os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
+jax.config.update("jax_disable_most_optimizations", True)
+
 os.environ["JAX_NUM_CPU_DEVICES"] = "2"  # for commands, on any number of cores
 jax.config.update("jax_num_cpu_devices", 2)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
-jax.config.update("jax_debug_key_reuse", True)
 
 # The first example pays for the compilation, and a test that fails once should fail again.
 settings.register_profile("iwae", deadline=None, derandomize=True)
@@ -45,18 +56,21 @@ def pytest_unconfigure():
         shutil.rmtree(os.environ["IWAE_TESTS_PROGRAMS"], ignore_errors=True)
 
 
-compiled = {"quickly": False}
-"""How the programs in JAX's caches were compiled."""
+NUMERICS = {
+    *("annealing", "conditional", "diagnostics", "evaluate", "gradients", "information", "kinds"),
+    *("labels", "methods", "missing_data", "model", "networks", "objectives", "observations"),
+    *("particles", "posterior", "resampling", "signal", "stages", "testing", "training"),
+    "unbiased",
+}
+"""Subjects of tests."""
 
 
 @pytest.fixture(scope="module", autouse=True)
-def own_programs(request):
-    """No module runs programs that another one compiled otherwise: they round otherwise."""
-    marks = request.node.iter_markers("usefixtures")
-    quickly = any("quick_compilation" in mark.args for mark in marks)
-    if quickly != compiled["quickly"]:
-        jax.clear_caches()
-        compiled["quickly"] = quickly
+def checked_keys(request):
+    """Look for keys that are used twice; in the quick tests only where numerics are the subject."""
+    quick = request.config.option.markexpr == "not slow"
+    subject = request.path.stem.removeprefix("test_")
+    jax.config.update("jax_debug_key_reuse", not quick or subject in NUMERICS)
 
 
 MAPS = 25_000
@@ -70,14 +84,6 @@ def few_programs():
     maps = Path("/proc/self/maps")
     if maps.exists() and maps.read_bytes().count(b"\n") > MAPS:
         jax.clear_caches()
-
-
-@pytest.fixture(scope="module")
-def quick_compilation(own_programs):  # noqa: ARG001 - must come first
-    """For programs that are run only once: less time to compile them, slower code."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture

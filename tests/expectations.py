@@ -11,21 +11,22 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 
 from iwae.evaluation.signal import groups_of
+from iwae.models.flows import FlowDistribution
 from iwae.models.vae import VAE, LayeredPosterior
 from iwae.testing import LinearGaussian
 
 BITS = jnp.float32([1, 0, 1, 1])
 
 
-def shallow(latents=2):
+def shallow(latents=2, **options):
     """A VAE of four bits and one stochastic layer; nothing in it is symmetric or at its best."""
-    return _moved(VAE(4, (latents,), ((3,),), key=jax.random.key(1)))
+    return _moved(VAE(4, (latents,), ((3,),), **options, key=jax.random.key(1)))
 
 
-def deep(*sizes):
+def deep(*sizes, **options):
     """The same with several layers."""
     sizes = sizes or (3, 2)
-    return _moved(VAE(4, sizes, ((3,),) * len(sizes), key=jax.random.key(1)))
+    return _moved(VAE(4, sizes, ((3,),) * len(sizes), **options, key=jax.random.key(1)))
 
 
 def _moved(model):
@@ -131,11 +132,13 @@ def place(q, noise):
     """What `q.sample` does with standard normal noise."""
     if not isinstance(q, LayeredPosterior):
         return q.loc + q.scale_tril @ noise[: q.loc.size]
-    z, units = (), q.first.base_dist
+    z, layer = (), q.first
     for net in (*q.above, None):
-        e, noise = noise[: units.loc.size], noise[units.loc.size :]
-        z = (*z, units.loc + units.scale * e)
-        units = net(z[-1]).base_dist if net else None
+        is_flow = isinstance(layer, FlowDistribution)
+        size = layer.flow.size if is_flow else layer.base_dist.loc.size
+        e, noise = noise[:size], noise[size:]
+        h = layer.place(e) if is_flow else layer.base_dist.loc + layer.base_dist.scale * e
+        z, layer = (*z, h), net(h) if net else None
     return z
 
 

@@ -372,7 +372,35 @@ MUTANTS = {
         "diagnostics measure",
     ),
     "records-of-other-models": Mutant(
-        "experiments/tasks.py", "models_of(one.record) == digests", "True", "queue reproduce"
+        "experiments/tasks.py", "one.record.digests == digests", "True", "queue reproduce"
+    ),
+    "record-migration": Mutant(
+        "results/schema.py", '{"backward": None, **row}', "dict(row)", "records"
+    ),
+    "record-without-its-error": Mutant(
+        "results/schema.py",
+        "    log_likelihood: Number\n    stderr: Number\n",
+        "    log_likelihood: Number\n",
+        "records",
+    ),
+    "record-damage-of-zlib": Mutant(
+        "results/store.py", "BadZipFile, zlib.error", "BadZipFile", "records"
+    ),
+    "record-damage-of-zip": Mutant("results/store.py", "    RuntimeError,", "", "records"),
+    "record-packed-before-loose": Mutant(
+        "results/store.py",
+        "    own = path.exists() or not packed.exists()\n",
+        "    own = not packed.exists()\n",
+        "records",
+    ),
+    "record-measured-while-packing": Mutant(
+        "results/store.py", "if file.stat().st_mtime_ns == times[file]", "if times[file]", "records"
+    ),
+    "record-values-unchecked": Mutant(
+        "results/store.py", 'digest_of(values, "") if values else None', "None", "records"
+    ),
+    "record-of-the-first-model": Mutant(
+        "results/reading.py", "    of = part or record\n", "    of = record\n", "records"
     ),
 }
 

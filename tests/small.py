@@ -11,6 +11,7 @@ import numpy as np
 
 from iwae.config import experiment as config_module
 from iwae.config.experiment import make_config, read_config
+from iwae.results import store
 from iwae.runs.checkpoints import list_checkpoints, load_checkpoint
 from iwae.runs.course import start_run
 from iwae.runs.models import save_model
@@ -72,13 +73,9 @@ def train_in(run, **changes):
     return list(start_run(config(**changes), run))
 
 
+@cache
 def finished(**changes):
     """A finished run; tests share it, so they must not change it."""
-    return _finished(jax.config.read("jax_disable_most_optimizations"), **changes)
-
-
-@cache
-def _finished(quickly_compiled, **changes):  # noqa: ARG001 - such programs round otherwise
     run = Path(tempfile.mkdtemp(dir=FOLDER)) / "run"
     train_in(run, **changes)
     return run
@@ -87,6 +84,18 @@ def _finished(quickly_compiled, **changes):  # noqa: ARG001 - such programs roun
 def unmeasured(run, folder):
     """A copy of a run without what other tests may have measured and drawn in it."""
     return shutil.copytree(run, folder, ignore=shutil.ignore_patterns("evaluations", "figures"))
+
+
+def unpacked(run, folder, *without):
+    """A copy of a committed run, without some files, whose records have files of their own."""
+    shutil.copytree(run, folder, ignore=shutil.ignore_patterns(*without))
+    store.unpack(folder / "evaluations")
+    return folder
+
+
+def record_of(run, name):
+    """A record of a run, packed or not, by its name."""
+    return store.read_documents(run / "evaluations")[run / "evaluations" / f"{name}.json"]
 
 
 @cache

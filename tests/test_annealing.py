@@ -31,8 +31,6 @@ from iwae.models.vae import VAE
 from iwae.testing import LinearGaussian
 from reference import STANDARD_ERRORS, assert_mean, distance
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 # False alarms: a mean is wrong by chance once in 1.7 million (5 standard errors, normal), and
 # this file looks at about 150 of them, so that a new key fails once in 10,000 runs of the file.
 

@@ -141,16 +141,16 @@ def test_a_write_that_is_cut_off_never_gets_the_name(saved, tmp_path, monkeypatc
     state, best = state_of()
     later = Checkpoint(state._replace(step=state.step + 1), best, NOTES)
 
-    def killed(_, path, **__):
+    def killed(_, path, __):
         path.write_bytes(b"half")
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(checkpoint, "save_file", killed)
+        patched.setattr(checkpoint, "write_arrays", killed)
         with pytest.raises(KeyboardInterrupt):
             save_checkpoint(folder, later)
     assert list_checkpoints(folder) == [first]
-    (folder / ".0000000007-x.safetensors").write_bytes(b"half")  # as a kill leaves it
+    (folder / ".iwae-x.safetensors").write_bytes(b"half")  # as a kill leaves it
     path = save_checkpoint(folder, later)
     assert list_checkpoints(folder) == [first, path] == sorted(folder.iterdir())
 

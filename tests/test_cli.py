@@ -26,8 +26,6 @@ from iwae.runs.progress import show_training, tracker
 from iwae.training.loop import NonFiniteError, Report
 from small import PATIENT, finished
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 
 @pytest.fixture(autouse=True)
 def isolated(monkeypatch, tmp_path):
@@ -686,7 +684,7 @@ def test_information_splits_the_gap_where_it_can(iwae, annealed):
     assert f"AIS_20 - ELBO = {gap['total']:.3f} +- " in out
 
 
-def test_runs_are_compared_in_a_table(iwae, annealed):
+def test_runs_are_compared_in_a_table(iwae, annealed, tmp_path):
     iwae("evaluate", annealed, "--k", 5)
     status, out, _ = iwae("compare", annealed, annealed, "--estimator", "L_5")
     assert status == 0
@@ -696,7 +694,9 @@ def test_runs_are_compared_in_a_table(iwae, annealed):
         r"  \S+  -\S+ \+- \S+  \+0\.000 \+- 0\.000 to the first, which may be chance\n",
         out,
     )
-    status, out, _ = iwae("compare", annealed, annealed, "--json")
+    table = tmp_path / "table.csv"
+    status, out, _ = iwae("compare", annealed, annealed, "--json", "--csv", table)
+    assert table.read_text().count(",L_5,5,") == 2  # the same run twice
     assert json.loads(out)["n"] == 50  # twenty annealed are too few to be preferred
     assert iwae("compare", annealed)[0] == 2
 

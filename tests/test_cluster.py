@@ -23,8 +23,6 @@ from iwae.experiments import cluster
 from iwae.experiments.cluster import Home, Place, _on_worker, pack, unpack, work_on_ray
 from iwae.experiments.tasks import Measure, Task, held, state_of
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 NEEDS_RAY = pytest.mark.skipif(
     find_spec("ray") is None, reason="Ray is not installed: pip install 'iwae[ray]'"
 )
@@ -295,7 +293,7 @@ def test_without_ray_it_says_how_to_get_it(tmp_path, monkeypatch):
         ("auto", None, "auto"),
     ],
 )
-@pytest.mark.parametrize("trouble", [ConnectionError, ValueError])
+@pytest.mark.parametrize("trouble", [ConnectionError, ValueError, Exception])
 def test_without_an_address_a_cluster_is_started_here(
     address, variable, where, trouble, monkeypatch
 ):
@@ -307,5 +305,9 @@ def test_without_an_address_a_cluster_is_started_here(
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     if variable is not None:
         monkeypatch.setenv("RAY_ADDRESS", variable)
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "")  # so that it is restored
+    monkeypatch.delenv("RAY_AUTH_TOKEN")
     with pytest.raises(UserError, match=f"no Ray cluster at {where}: asked for {where}"):
         cluster._connect(address, 1, 0.0)
+    # Ray would keep a token of its own in the user's home.
+    assert ("RAY_AUTH_TOKEN" in os.environ) == (where == "local")

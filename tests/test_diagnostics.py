@@ -23,8 +23,6 @@ from iwae.inference.temperatures import linear_schedule
 from iwae.testing import LinearGaussian
 from reference import STANDARD_ERRORS, distance
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 # Weights
 
 

@@ -109,7 +109,7 @@ def reader(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("page", with_blocks("python"))
-@pytest.mark.usefixtures("reader", "quick_compilation")
+@pytest.mark.usefixtures("reader")
 @pytest.mark.filterwarnings("ignore:the validation bound was still rising")  # examples are short
 def test_python_runs(page):
     """With no data but those that need no download: another block has to say that it is not run."""
@@ -299,7 +299,7 @@ def written(text):
 
 
 @pytest.mark.parametrize("page", with_blocks("console"))
-@pytest.mark.usefixtures("reader", "quick_compilation")
+@pytest.mark.usefixtures("reader")
 def test_commands_run(page, monkeypatch, capsys):
     """In the order of the page, in one folder."""
     monkeypatch.setenv("JAX_NUM_CPU_DEVICES", "2")

@@ -25,10 +25,7 @@ from iwae import ImportanceWeightedAutoencoder, UserError, load_model, posterior
 from iwae.data import Kind
 from iwae.sklearn.rows import addresses, standards
 
-pytestmark = [
-    pytest.mark.usefixtures("quick_compilation"),
-    pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning"),
-]
+pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 
 SMALL = {
     "hidden_layer_sizes": (6,),

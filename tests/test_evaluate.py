@@ -23,8 +23,6 @@ from iwae.models.vae import VAE
 from iwae.testing import LinearGaussian
 from reference import STANDARD_ERRORS, assert_mean
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 KEY = 7
 EXAMPLES = np.float32(np.random.default_rng(0).normal(1, 1.5, (11, 3)))
 

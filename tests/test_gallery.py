@@ -20,8 +20,6 @@ from iwae.runs.models import load_model
 from iwae.runs.setup import split_examples
 from small import finished
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 ALWAYS = {"training_curves.png", "log_variances.png", "posterior.png"}  # of two latents
 
 
@@ -176,8 +174,10 @@ def write_bounds(run, name, bounds, places, temperatures=False, model="a", **cha
         "subset": None,
         "test_sha256": "t",
         "model_sha256": model,
+        "dataset": "circle",
+        "active_units": [],
         "by_temperatures" if temperatures else "by_k": [],
-        **({"annealing": ANNEALING, "verdict": {}} if temperatures else {}),
+        **({"annealing": ANNEALING, "verdict": {"word": "converged"}} if temperatures else {}),
         **changes,
     }
     folder = run / "evaluations"
@@ -261,6 +261,8 @@ def test_curves_and_bounds_of_a_run_are_among_its_pictures(tmp_path, monkeypatch
         weights = "best" if name == "T3" else "final"
         method = "rate-distortion"
         record = {"method": method, "split": "test", "weights": weights, "pruned": False}
+        record |= {"dataset": "circle", "n": 6, "annealing": {"chains": 2}, "acceptance_mean": 0.9}
+        record |= {"log_likelihood": -9.0, "stderr": 0.1}
         (run / "evaluations" / f"{name}-rate-distortion.json").write_text(json.dumps(record))
     assert names(draw_run(run)) == {
         *("log_variances.png", "scatter.png", "posterior.png", "bounds.png"),

@@ -39,8 +39,6 @@ from iwae.objectives.surrogates import Coefficients, Estimator, slope
 from iwae.testing import LinearGaussian
 from reference import STANDARD_ERRORS
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 # Against each other
 
 

@@ -18,8 +18,6 @@ from iwae.results.text import describe
 from iwae.runs.models import load_model
 from iwae.runs.setup import make_job
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 N = 60
 RUN = {"batch_size": 8, "epochs": 2, "k": 2, "validation": 10}
 

@@ -23,8 +23,6 @@ from iwae.results.classes import classify_run
 from iwae.runs.setup import make_job
 from test_labels import as_run, conditional
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 # --- named sets ------------------------------------------------------------------------------
 
 

@@ -40,8 +40,6 @@ from result_tables.experiments import labels_table
 from test_conditional import noisy, two_halves
 from test_sharing import FakeHub, card_of, front, refused
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 SHARES = np.float32([0.25, 0.75])
 
 

@@ -25,8 +25,6 @@ from iwae.runs.models import load_model
 from iwae.runs.setup import split_examples
 from small import PATIENT, finished
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 
 def dataset():
     return load_dataset(small.pictures(), validation=50)

@@ -22,8 +22,6 @@ from iwae.runs.models import load_model
 from iwae.runs.setup import split_examples
 from small import PATIENT, finished
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 SHORT = Annealing(temperatures=20, chains=4, leapfrog=2)
 NAME = "test-final-ais-T20-c4-l2-sigmoid-posterior-n20"
 

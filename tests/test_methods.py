@@ -1,7 +1,7 @@
 """Methods by name: which are the same, what each adds, and what does not go together."""
 
 import re
-from functools import partial
+from functools import cache, partial
 from itertools import pairwise
 
 import equinox as eqx
@@ -44,9 +44,6 @@ from iwae.training import loop
 from iwae.training.schedules import adam
 from reference import assert_mean
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
-SIZES = range(1, 7)
 X = jnp.float32([2.0, -0.5, 0.3])
 
 
@@ -64,7 +61,7 @@ def same(one, other, log_w):
 # Identities of bounds
 
 
-@pytest.mark.parametrize("k", SIZES)
+@pytest.mark.parametrize("k", [1, 4])
 def test_bounds_that_are_special_cases_of_others(k):
     log_w = weights(k)
     same(partial(miwae, m=1), iwae, log_w)
@@ -84,8 +81,7 @@ def test_bounds_that_are_special_cases_of_others(k):
     assert renyi(log_w, alpha=-1e3) == pytest.approx(float(vr_max(log_w)), abs=0.05)
 
 
-@pytest.mark.parametrize("m", SIZES)
-@pytest.mark.parametrize("k", SIZES)
+@pytest.mark.parametrize(("m", "k"), [(1, 3), (3, 1), (2, 3), (3, 2)])
 def test_miwae_is_the_mean_of_m_bounds_of_k(m, k):
     log_w = weights(m, k)
     groups = np.float64(log_w).reshape(m, k)
@@ -210,6 +206,7 @@ def test_methods_that_are_the_same_with_any_number_of_particles(k):
     assert_same(objective("miwae", 1, m=k), objective("elbo", k))
 
 
+@pytest.mark.slow
 def test_with_one_particle_all_methods_are_one():
     value, slope = climbed(objective("elbo", 1))
     for name, options in {
@@ -225,10 +222,14 @@ def test_with_one_particle_all_methods_are_one():
     assert_equal((found, next(without)), (value, next(without)))
 
 
+@cache
+def climbed_by_name(name, k, options):
+    return climbed(objective(name, k, **dict(options)))
+
+
 @pytest.mark.parametrize("name", SAME)
 def test_methods_that_are_the_same(name):
-    one, other = (objective(n, k, **options) for n, k, options in SAME[name])
-    assert_same(one, other)
+    assert_equal(*(climbed_by_name(n, k, tuple(options.items())) for n, k, options in SAME[name]))
 
 
 def test_no_free_bits_and_no_warm_up_is_no_penalty():
@@ -431,17 +432,21 @@ def divergences(q, p):
     return np.log(t / s) + (s**2 + (np.float64(q.loc) - np.float64(p.loc)) ** 2) / (2 * t**2) - 0.5
 
 
+def units(layers):
+    return [layer.base_dist for layer in layers]
+
+
 def by_hand(model, starts, ends, ratios):
     """Of each particle: log p(x|z); of each unit, what it costs, and KL at start and end."""
     q, rows = model.posterior(BITS), []
     for start, end in zip(starts, ends, strict=True):
-        qs, ps = q.units(start), model.prior_units(end)
+        qs, ps = units(q.layers(start)), units(model.priors(end))
         cost = [densities(a, h) for a, h in zip(qs, start, strict=True)]
         cost = np.concatenate(cost) - ratios
         cost -= np.concatenate([densities(p, h) for p, h in zip(ps, end, strict=True)])
         known, mixed = (
             np.concatenate([divergences(a, p) for a, p in zip(qs, priors, strict=True)])
-            for priors in (model.prior_units(start), ps)
+            for priors in (units(model.priors(start)), ps)
         )
         rows.append((float(model.decode(end).log_prob(BITS)), cost, known, mixed))
     return [np.array(column) for column in zip(*rows, strict=True)]

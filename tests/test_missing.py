@@ -29,8 +29,6 @@ from iwae.testing import LinearGaussian, check_latent_model
 from reference import assert_mean
 from test_model import perturbed
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 
 class WithHoles(AbstractLatentModel):
     """A linear-Gaussian model of which any values may be missing; q is wider than the posterior."""

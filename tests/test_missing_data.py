@@ -25,8 +25,6 @@ from iwae.results.text import describe
 from iwae.runs.completion import impute_file
 from iwae.runs.setup import make_job
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 WORDS = ("", "NA", "nan", " n/a", "NULL", "?")
 
 

@@ -14,8 +14,6 @@ from iwae.models.networks import Dense
 from iwae.models.vae import VAE
 from reference import assert_mean
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 SIZES = {
     "one layer": ((3,), ((5, 4),)),
     "two layers": ((3, 2), ((5, 4), (6,))),

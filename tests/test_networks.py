@@ -38,8 +38,6 @@ from iwae.testing import check_latent_model
 from reference import assert_mean
 from test_model import perturbed
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 
 def conv(shape=(4, 4), channels=(3, 4), blocks=0):
     return Network("conv", channels, blocks, shape)

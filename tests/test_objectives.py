@@ -23,8 +23,6 @@ from iwae.objectives.reductions import elbo, iwae
 from iwae.testing import LinearGaussian
 from reference import STANDARD_ERRORS, assert_mean, distance
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 X = jnp.float32([2.0, -0.5, 0.3])
 finite_weights = st.lists(st.floats(-1e4, 1e4, width=32), min_size=1, max_size=8)
 

@@ -17,8 +17,6 @@ from iwae.models.likelihoods.levels import LEAST_LOG_SCALE
 from iwae.models.vae import VAE
 from reference import assert_mean
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 LOGITS = np.array([-30, -3, -0.5, 0, 0.25, 2, 30])
 VALUES = np.array([0, 1, 0.3, 1, 0.7, 0, 1])
 

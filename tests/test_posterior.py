@@ -15,8 +15,6 @@ from iwae.models.vae import VAE
 from iwae.testing import LinearGaussian
 from reference import STANDARD_ERRORS, assert_mean, distance
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 X = jnp.float32([2.0, -0.5, 0.3])
 
 

@@ -32,8 +32,6 @@ from iwae.runs.folder import Stopped
 from iwae.runs.models import load_model, read_about, save_model
 from iwae.training import loop
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 QUICK = Measure((1, 3))
 
 
@@ -56,7 +54,7 @@ def numbers(out, name):
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory, quick_compilation):  # noqa: ARG001
+def undisturbed(tmp_path_factory):
     """A finished task; tests share it, so they must not change it."""
     out = tmp_path_factory.mktemp("undisturbed")
     assert words(work(out, [task()])) == [("a", "done")]
@@ -173,7 +171,6 @@ KILLED = """
 import os, signal, sys
 import jax
 jax.config.update("jax_num_cpu_devices", 2)
-jax.config.update("jax_disable_most_optimizations", True)
 sys.path.insert(0, {tests!r})
 import test_queue as tests
 from iwae.config import make_config

@@ -8,12 +8,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import small
 from iwae.config.experiment import config_values, stages_text
 from iwae.config.presets import preset
 from iwae.errors import UserError
+from iwae.results.reading import read_records
+from iwae.results.schema import Method
 from result_tables.blocks import fill_blocks, run_cells_table
 from result_tables.experiments import imputation_table, recipes_table
-from result_tables.likelihoods import estimates_table, likelihood_table, published_nll, read_records
+from result_tables.likelihoods import (
+    estimates_table,
+    largest_records,
+    likelihood_table,
+    published_nll,
+)
 from result_tables.objectives import objective_row, protocols_table
 from result_tables.resampling import resampling_table
 from result_tables.speed import costs_table, queue_table
@@ -30,6 +38,7 @@ def record(k=5000, **changes):
         "k": k,
         "n": 10000,
         "split": "test",
+        "weights": "final",
         "dataset": "mnist",
         "pruned": False,
         "subset": None,
@@ -72,7 +81,7 @@ def test_the_table_shows_the_record_of_the_largest_k_on_the_whole_test_set(tmp_p
     write(tmp_path, "d", record(k=9999, split="train"))
     write(tmp_path, "e", record(k=9999, pruned=True))
     write(tmp_path, "f", record(k=9999, method="annealed importance sampling"))
-    assert read_records(tmp_path)["run"]["k"] == 5000
+    assert largest_records(tmp_path)["run"].k == 5000
     line = narrow(likelihood_table(tmp_path))[2]
     assert "| 86.50 ± 0.25 |" in line
     assert "| 86.76 (19 active, 3,280 epochs) |" in line
@@ -215,7 +224,7 @@ def test_what_the_queue_adds_is_compared_round_by_round(tmp_path):
 def test_protocols_are_compared_with_that_of_the_paper(tmp_path):
     there = ROOT / "results" / "objectives" / "protocols"
     ours = tmp_path / "objectives" / "protocols"
-    shutil.copytree(there / "seed", ours / "seed")
+    small.unpacked(there / "seed", ours / "seed")
     with pytest.raises(UserError, match="has no paper"):
         protocols_table(tmp_path)
     shutil.copytree(there / "paper", ours / "paper")
@@ -249,13 +258,16 @@ def test_estimates_are_of_the_examples_of_the_longest_annealing_run(tmp_path):
         arrays = {column: np.asarray(list(values)), "index": places, "log_likelihood": table}
         np.savez(evaluations / f"{name}.npz", **arrays)
 
-    rows = [{"k": k, "ess_mean": 2.5 * k, "pareto_k_unreliable": 0.5} for k in (1, 50)]
+    row = {"log_likelihood": -7.0, "stderr": 1.0, "pareto_k_unreliable": 0.5}
+    rows = [{"k": k, "ess_mean": 2.5 * k, **row} for k in (1, 50)]
     bounds("is", "k", {1: -9.0, 50: -7.0}, range(10), by_k=rows)
     annealed = {"method": "annealed importance sampling", "verdict": {"word": "converged"}}
     for name, chains, lengths in (("short", 8, (5, 50)), ("long", 16, (50, 500))):
         more = {"annealing": {"chains": chains}, "n": 2, **annealed}
         bounds(name, "temperatures", dict(zip(lengths, (-6.0, -5.0), strict=True)), [2, 4], **more)
     gaps = {"gap": 0.25, "gap_stderr": 0.125, "importance": {"k": 50, "gap": 4, "gap_stderr": 1}}
+    gaps |= {"lower": -7.0, "lower_stderr": 1.0, "upper": -6.75, "upper_stderr": 1.0}
+    gaps |= {"dataset": "drawn", "acceptance_mean": 0.9}
     both = {"annealing": {"chains": 16}, "split": "simulated", "weights": "final", **gaps}
     both |= {"method": "bidirectional Monte Carlo", "model_sha256": "a", "n": 7}
     (evaluations / "x-bdmc.json").write_text(json.dumps({"pruned": False, **both}))
@@ -282,6 +294,7 @@ def test_objectives_are_compared_best_first(tmp_path):
         values = level + np.arange(4.0).reshape(1, 2, 1, 2) / 10
         content = {
             "method": "importance sampling",
+            "dataset": "digits",
             "split": "test",
             "weights": "final",
             "pruned": False,
@@ -291,7 +304,7 @@ def test_objectives_are_compared_best_first(tmp_path):
             "model_sha256": "a",
             "config": config,
             "k": 7,
-            "by_k": [{"k": 1}, {"k": 7}],
+            "by_k": [{"k": k, "log_likelihood": -1.0, "stderr": 0.1} for k in (1, 7)],
             "active_units": [3.5],
             "examples_sha256": "b",
         }
@@ -318,8 +331,8 @@ def test_objectives_are_compared_best_first(tmp_path):
 
 def test_annealing_that_has_not_converged_is_said():
     run = ROOT / "results" / "objectives" / "digits" / "iwae"
-    (path,) = run.glob("evaluations/*-ais-*.json")
-    words = [one["verdict"]["word"] for one in json.loads(path.read_text())["replicates"]]
+    ((_, record),) = read_records(run, (Method.ANNEALED,))
+    words = [one.verdict.word for one in record.models]
     assert len(set(words)) > 1, "choose another run: one of each word is needed"
     _, row = objective_row(run)
     assert row["converged"] == f"{words.count('converged')} of {len(words)}"

@@ -25,8 +25,6 @@ from iwae.objectives.declaration import Declaration, check, particles
 from iwae.objectives.reductions import elbo, iwae, vr_max
 from reference import STANDARD_ERRORS
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 BITS = jnp.float32([1, 0, 1, 1])
 KEY = 3
 

@@ -1,6 +1,5 @@
 """Signal, noise and bias of gradient estimators: known ones, those of theory, and false alarms."""
 
-import json
 from pathlib import Path
 
 import jax
@@ -18,8 +17,6 @@ from iwae.objectives.catalogue import objective
 from iwae.results.text import describe_gradients
 from iwae.testing import LinearGaussian
 from reference import STANDARD_ERRORS
-
-pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 @pytest.mark.slow
@@ -257,7 +254,7 @@ def test_few_particles_that_go_with_no_estimator_are_refused(options, reason, tm
 
 def test_a_record_from_before_reads_as_one_of_full_gradients():
     folder = Path(__file__).parents[1] / "results" / "table1" / "mnist" / "1l" / "vae-k1" / "seed-0"
-    old = json.loads((folder / "evaluations" / "train-final-gradients-k256-n20.json").read_text())
+    old = small.record_of(folder, "train-final-gradients-k256-n20")
     rows, slopes = old["rows"], old["slopes"]
     assert not any("backward" in row for row in (*rows, *slopes))
     words = describe_gradients(old)

@@ -42,7 +42,7 @@ from iwae.training.steps import Clock, Settings, init_state
 from small import bits, finished, newest, outcome
 from test_runs import exhaust, step_by_step, stop  # noqa: F401 - one is a fixture
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
+SLOW = pytest.mark.slow
 
 # In memory, on objectives whose gradients for the one parameter b that they have are simple
 
@@ -88,11 +88,12 @@ def course(stages, start=None, *, held_out=HELD_OUT, **plan):
     return list(train_stages(state, best, DATA, MODEL, stages, plan, held_out))
 
 
-@pytest.mark.parametrize("ema", [None, 0.8])
+@pytest.mark.parametrize("ema", [pytest.param(None, marks=SLOW), 0.8])
 def test_a_run_goes_on_from_any_dispatch_of_any_stage_bit_for_bit(monkeypatch, ema):
     monkeypatch.setattr(loop, "DISPATCH_SECONDS", 0.0)
     parts = [{**part, "ema": ema} for part in PARTS]
-    whole = course(stages_of(*parts))
+    stages = stages_of(*parts)
+    whole = course(stages)
     reports = [report for *_, report in whole]
     assert [sum(r.stage == i for r in reports) for i in range(4)] == [4, 3, 7, 4]
     assert [r.step for r in reports if r.epoch_done] == [3, 6, 8, 10, 13, 16, 19, 22, 25]
@@ -101,7 +102,7 @@ def test_a_run_goes_on_from_any_dispatch_of_any_stage_bit_for_bit(monkeypatch, e
     assert shares == sorted(shares)
     assert shares[-1] == 1
     for i, (state, best, _) in enumerate(whole[:-1]):
-        rest = course(stages_of(*parts), (state, best))
+        rest = course(stages, (state, best))
         assert bits(rest[-1][:2]) == bits(whole[-1][:2]), f"dispatch {i}"
         assert rest[-1][2].bound == reports[-1].bound
 
@@ -231,7 +232,7 @@ def staged_run():
     return {**SHORT, "stages": parse_stages(STAGES)}
 
 
-@pytest.mark.parametrize("at_step", [43, 59, 89])
+@pytest.mark.parametrize("at_step", [*(pytest.param(at, marks=SLOW) for at in (43, 59)), 89])
 @pytest.mark.usefixtures("step_by_step")
 def test_a_run_in_stages_that_was_stopped_goes_on_as_if_it_had_not_been(
     tmp_path, at_step, monkeypatch

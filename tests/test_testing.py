@@ -11,8 +11,6 @@ from scipy.stats import multivariate_normal
 from iwae.models.vae import VAE, AbstractLatentModel
 from iwae.testing import LinearGaussian, check_latent_model
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 
 class Good(AbstractLatentModel):
     """z ~ N(0, 1), x ~ N(a z, e^2), q(z|x) = N(b x, s^2): a model that a user might write."""

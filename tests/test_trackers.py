@@ -17,8 +17,6 @@ from iwae.runs.folder import Stopped
 from iwae.runs.metrics import read_metrics, scalars
 from iwae.runs.trackers import TRACKERS, Tracked, tracking
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 
 class Board:
     """A tracker that keeps what it is sent, under the ids that it gives."""

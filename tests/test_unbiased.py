@@ -41,8 +41,6 @@ from iwae.objectives.sleeping import WAKE
 from iwae.objectives.surrogates import Estimator
 from reference import STANDARD_ERRORS
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 TOLERANCE = 0.01
 """Of a group's gradient: more than quadrature and float32 are off, less than any fault."""
 

@@ -62,6 +62,7 @@ _PUBLIC = {
     "gradients_run": "results.signal",
     "information_run": "results.information",
     "rate_distortion_run": "results.curves",
+    "results_frame": "results.frame",
 }
 
 __all__ = list(_PUBLIC)

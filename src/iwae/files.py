@@ -1,11 +1,17 @@
 """Atomic writes of files and folders."""
 
+import fcntl
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from iwae.errors import UserError
+
+TEMPORARY = ".iwae-"
+"""Beginning of the names of files and folders that are still being written."""
 
 
 @contextmanager
@@ -13,21 +19,17 @@ def atomic_write(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`, and move it to `path` if the block succeeds.
 
     A reader sees either the old file or the new one, never part of one, even after a power cut.
+    What an earlier process left unfinished in the folder, because it was killed, is removed.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     # Keep the suffix: matplotlib and NumPy choose the file format by it.
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix)
-    os.close(handle)
-    temporary = Path(name)
-    try:
+    with _temporary(path.parent, path.suffix) as temporary, _named(path, temporary):
         yield temporary
         temporary.chmod(0o666 & ~_umask())
         _sync(temporary)
         temporary.replace(path)
         _sync(path.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -38,33 +40,96 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     """
     path = Path(path).resolve()
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = _temporary_folder(path)
-    try:
+    with temporary_folder(path.parent) as temporary:
         yield temporary
         temporary.chmod(0o777 & ~_umask())
         _sync(temporary)
-        _replace_folder(temporary, path)
+        with temporary_folder(path.parent) as old:
+            _replace_folder(temporary, path, old)
         _sync(path.parent)
+
+
+@contextmanager
+def _named(path: Path, temporary: Path) -> Iterator[None]:
+    """Let an error of the system, such as a full disk, name the file and not the temporary one."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is not None and error.filename in (None, str(temporary)):
+            error.filename = str(path)
+        raise
+
+
+@contextmanager
+def temporary_folder(parent: Path) -> Iterator[Path]:
+    """Yield a new hidden folder within `parent`, which is removed at the end."""
+    with _temporary(parent, None) as temporary:
+        yield temporary
+
+
+@contextmanager
+def _temporary(parent: Path, suffix: str | None) -> Iterator[Path]:
+    """Yield a new temporary file with a suffix, or folder, locked for as long as it is in use."""
+    _remove_left_over(parent)
+    temporary, handle = _locked_temporary(parent, suffix)
+    try:
+        yield temporary
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        _remove(temporary)
+        os.close(handle)
 
 
-def _temporary_folder(path: Path) -> Path:
-    return Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}-"))
+def _locked_temporary(parent: Path, suffix: str | None) -> tuple[Path, int]:
+    """A new temporary file, or folder if there is no suffix, and a handle that holds its lock."""
+    while True:
+        if suffix is None:
+            name = tempfile.mkdtemp(dir=parent, prefix=TEMPORARY)
+            handle = os.open(name, os.O_RDONLY)
+        else:
+            handle, name = tempfile.mkstemp(dir=parent, prefix=TEMPORARY, suffix=suffix)
+        with suppress(OSError):  # a file system without locks, where nothing is cleared away
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        if Path(name).exists():
+            return Path(name), handle
+        os.close(handle)  # another process took it for one left over before it was locked
 
 
-def _replace_folder(new: Path, path: Path) -> None:
-    """Rename a folder; an existing one is removed afterwards, or restored on failure."""
+def _remove_left_over(parent: Path) -> None:
+    """Remove temporary files and folders that no process has locked."""
+    for path in parent.glob(f"{TEMPORARY}*"):
+        with suppress(OSError):  # in use, gone already, or not ours
+            handle = os.open(path, os.O_RDONLY)
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                _remove(path)
+            finally:
+                os.close(handle)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _replace_folder(new: Path, path: Path, old: Path) -> None:
+    """Rename a folder; an existing one is moved to the empty folder `old`, or back on failure."""
     if not path.exists():
         new.rename(path)
         return
-    old = path.rename(_temporary_folder(path))
+    path.rename(old)
     try:
         new.rename(path)
     except BaseException:
         old.rename(path)
         raise
-    shutil.rmtree(old)
+
+
+def refuse_folder(path: Path) -> None:
+    """Raise UserError if there is a folder in the place of a file."""
+    if path.is_dir():
+        raise UserError(f"{path} is a folder, where a file is needed: remove it")
 
 
 def _umask() -> int:

@@ -11,6 +11,7 @@ from iwae.experiments.cells import Wanted
 from iwae.experiments.costs import hours
 from iwae.experiments.table import Cell, duration, read_cell, table
 from iwae.files import atomic_write
+from iwae.results.text import plus_minus
 from result_tables.experiments import densities_table, imputation_table, labels_table, recipes_table
 from result_tables.likelihoods import estimates_table, likelihood_table
 from result_tables.objectives import differences_table, objectives_table, protocols_table
@@ -64,10 +65,9 @@ def _in_brief(
 ) -> str:
     if nll is None:
         return ""
-    error = "" if stderr is None else f" ± {stderr:.2f}"
     about = ["+".join(f"{count:.3g}" for count in active)] if active else []
     about += [] if cost is None else [duration(cost)]
-    return f"{nll:.2f}{error}" + (f" ({'; '.join(about)})" if about else "")
+    return plus_minus(nll, stderr, 2) + (f" ({'; '.join(about)})" if about else "")
 
 
 BLOCKS: dict[str, Callable[[Path], str]] = {

@@ -1,6 +1,5 @@
 """Records of the scripts in `experiments/` that make no runs, or more than runs."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -8,7 +7,11 @@ from typing import Any
 import numpy as np
 
 from iwae.config.experiment import make_config, stages_text
-from iwae.results.reading import Method, each_model, known_bounds, read_records
+from iwae.results.reading import known_bounds, read_records
+from iwae.results.records import mean_and_error
+from iwae.results.schema import Method, Record
+from iwae.results.store import read_documents
+from iwae.results.text import plus_minus
 from result_tables.tables import LABELS_FOLDER, Row, markdown, mean_and_spread
 
 IMPUTATION_FOLDER = "imputation"
@@ -25,14 +28,15 @@ RECIPES_FOLDER = "recipes"
 def recipes_table(results: Path) -> str:
     """Markdown: the trials of `experiments/recipes.py`, by the bound of held-out images."""
     folder = Path(results) / RECIPES_FOLDER
-    records = [json.loads(path.read_text()) for path in sorted(folder.glob("*/*.json"))]
+    records = [one for its in sorted(folder.glob("*/")) for one in read_documents(its).values()]
     rows = (
         {
             "trial": record["trial"],
             "stages": _stages_of(record["config"]),
             "epochs": str(record["config"]["epochs"]),
-            f"L_{record['k']}, {record['n']:,} held-out images": f"{record['bound']:.2f} ± "
-            f"{record['stderr']:.2f}",
+            f"L_{record['k']}, {record['n']:,} held-out images": plus_minus(
+                record["bound"], record["stderr"], 2
+            ),
             "seconds": f"{record['seconds']:.0f} on {record['cores']} core"
             + ("s" if record["cores"] > 1 else ""),
         }
@@ -63,23 +67,23 @@ def labels_table(results: Path) -> str:
     return markdown(rows, f"{folder} holds no records: python experiments/labels.py digits")
 
 
-def _labels_row(run: Path, record: Mapping[str, Any]) -> Row:
+def _labels_row(run: Path, record: Record) -> Row:
     """One line: means over seeds, with the error from the examples and the deviation of seeds."""
     known = known_bounds(run, split="test", weights="final", pruned=False)
-    seeds = each_model(record)
+    seeds = record.models
     row = {
-        "data": record["dataset"],
-        "p(z)": "of each label" if record["config"].get("label_prior") else "N(0, I)",
+        "data": record.dataset,
+        "p(z)": "of each label" if record.config.get("label_prior") else "N(0, I)",
         "seeds": str(len(seeds)),
-        "examples": f"{record['n']:,}",
+        "examples": f"{record.n:,}",
         **{f"{one.estimator} of p(x given y), nats": mean_and_spread(one) for one in known},
     }
-    for name, title in (("accuracy", "accuracy"), ("auroc", f"AUROC against {record['others']}")):
-        each = [one[name] for one in seeds if name in one]
+    for name, title in (("accuracy", "accuracy"), ("auroc", f"AUROC against {record.others}")):
+        each = [one.mean(name) for one in seeds if name in one.model_fields_set]
         if each:
-            error = np.mean([one[f"{name}_stderr"] for one in seeds])
-            spread = f" (sd {np.std(each, ddof=1):.3f})" if len(each) > 1 else ""
-            row[title] = f"{np.mean(each):.3f} ± {error:.3f}{spread}"
+            means, errors = np.array(each).T
+            spread = means.std(ddof=1) if len(each) > 1 else None
+            row[title] = plus_minus(means.mean(), errors.mean(), spread=spread)
     return row
 
 
@@ -90,7 +94,7 @@ def densities_table(results: Path) -> str:
     """
     folder, rows = Path(results) / DENSITIES_FOLDER, []
     for name in sorted(path.name for path in folder.glob("*/")):
-        records = [json.loads(path.read_text()) for path in sorted(folder.glob(f"{name}/*.json"))]
+        records = list(read_documents(folder / name).values())
         first = records[0]
         row = {
             "data": name,
@@ -103,9 +107,7 @@ def densities_table(results: Path) -> str:
             ("difference", "difference"),
         ):
             means = np.array([record[key]["mean"] for record in records])
-            row[words] = f"{means.mean():.2f}"
-            if len(means) > 1:
-                row[words] += f" ± {means.std(ddof=1) / np.sqrt(len(means)):.2f}"
+            row[words] = plus_minus(*mean_and_error(means), 2)
         row["splits"] = str(len(records))
         chosen = {(r["mixture"]["components"], r["mixture"]["covariance"]) for r in records}
         row["mixtures chosen"] = ", ".join(f"{n} {form}" for n, form in sorted(chosen))
@@ -120,8 +122,7 @@ def imputation_table(results: Path) -> str:
     """
     folder = Path(results) / IMPUTATION_FOLDER
     cases: dict[tuple[str, str, float], list[dict[str, Any]]] = {}
-    for path in sorted(folder.glob("[!.]*.json")):
-        record = json.loads(path.read_text())
+    for record in read_documents(folder).values():
         case = record["table"], record["mechanism"], record["share"]
         cases.setdefault(case, []).append(record)
     rows = (imputation_row(case, records) for case, records in sorted(cases.items()))
@@ -145,7 +146,6 @@ def imputation_row(case: tuple[str, str, float], records: Sequence[dict[str, Any
     least = min(errors, key=lambda method: errors[method].mean())
     unfinished = {method for record in records for method in record["not_converged"]}
     for method, each in errors.items():
-        spread = f" ± {each.std(ddof=1) / np.sqrt(len(each)):.3f}" if len(each) > 1 else ""
-        words = f"{each.mean():.3f}{spread}{' †' * (method in unfinished)}"
+        words = plus_minus(*mean_and_error(each)) + " †" * (method in unfinished)
         row[method] = f"**{words}**" if method == least else words
     return row

@@ -8,7 +8,8 @@ import numpy as np
 from iwae.errors import UserError
 from iwae.evaluation.diagnostics import paired_difference, test_sample_error
 from iwae.objectives.declaration import ALL_OPTIONS, OBJECTIVES
-from iwae.results.reading import Known, each_model, known_bounds
+from iwae.results.reading import Known, known_bounds
+from iwae.results.text import plus_minus
 from result_tables.tables import OBJECTIVES_FOLDER, Row, markdown, mean_and_spread, runs_in
 
 
@@ -30,7 +31,7 @@ def objective_row(run: Path) -> tuple[float, Row] | None:
     known = known_bounds(run, split="test", weights="final", pruned=False)
     if not known:
         return None
-    config = known[0].record["config"]
+    config = known[0].record.config
     options = [
         f"{name.replace('_', ' ')} {config[name]}"
         for name in ("k", *ALL_OPTIONS)
@@ -53,17 +54,17 @@ def objective_row(run: Path) -> tuple[float, Row] | None:
         most = bool(sampled) and one is sampled[-1]
         if most or (one.rank[0] > 0 and not one.short):
             row[f"{one.estimator}, nats"] = mean_and_spread(one)
-    if "bits_per_dimension" in known[-1].record:
-        row["bits per dimension"] = f"{known[-1].record['bits_per_dimension']:.3f}"
+    if (bits := known[-1].record.bits_per_dimension) is not None:
+        row["bits per dimension"] = f"{bits:.3f}"
     if known[-1].rank[0] > 0:
-        each = each_model(known[-1].record)
-        sure = sum(one["verdict"]["word"] == "converged" for one in each)
+        each = known[-1].record.models
+        sure = sum(one.verdict.word == "converged" for one in each)
         row["converged"] = f"{sure} of {len(each)}"
     if len(sampled) > 1:
         low, high = sampled[0], sampled[-1]
         gap = high.values.mean() - low.values.mean()
         row[f"{high.estimator} - {low.estimator}"] = f"{gap:.2f}"
-    counts = known[0].record["active_units"]
+    counts = known[0].record.active_units
     row["active units"] = "+".join(f"{count:.1f}" for count in counts)
     return float(known[-1].values.mean()), row
 
@@ -86,7 +87,7 @@ def protocols_table(results: Path) -> str:
     for one in (base, *known.values()):
         if (one.estimator, one.places.tolist()) != (base.estimator, base.places.tolist()):
             raise UserError(f"the runs in {folder} were not measured alike: measure them again")
-        config, its = base.record["config"], one.record["config"]
+        config, its = base.record.config, one.record.config
         changed = [f"{name} = {value}" for name, value in its.items() if config[name] != value]
         row = {
             "otherwise than the paper says": ", ".join(changed) or "nothing",
@@ -96,8 +97,8 @@ def protocols_table(results: Path) -> str:
         }
         if one is not base:
             found = paired_difference(one.values[0], base.values[0])
-            row["difference"] = f"{found.mean:+.2f} ± {found.stderr:.2f}"
-        row["active units"] = "+".join(str(count) for count in one.record["active_units"])
+            row["difference"] = plus_minus(*found[:2], 2, sign="+")
+        row["active units"] = "+".join(str(count) for count in one.record.active_units)
         rows.append(row)
     return markdown(rows)
 
@@ -111,7 +112,7 @@ def differences_table(results: Path) -> str:
     rows = []
     for run in runs_in(results):
         known = known_bounds(run, split="test", weights="final", pruned=False)
-        if known and known[0].record["config"]["replicates"] == 1:
+        if known and known[0].record.config["replicates"] == 1:
             rows += _rows_of_estimators(known, str(run.relative_to(results)))
     rows += _rows_of_training(Path(results) / OBJECTIVES_FOLDER / "digits")
     rows.sort(key=lambda row: REASONS.index(row["reason"]))
@@ -140,7 +141,7 @@ def _rows_of_estimators(known: Sequence[Known], name: str) -> list[Row]:
         _, mine, theirs = np.intersect1d(low.places, high.places, return_indices=True)
         found = paired_difference(high.values[0][theirs], low.values[0][mine])
         what = f"{high.estimator} - {low.estimator}, {len(mine):,} examples"
-        rows.append(_difference(reason, what, f"{found.mean:+.2f} ± {found.stderr:.2f}", name))
+        rows.append(_difference(reason, what, plus_minus(*found[:2], 2, sign="+"), name))
     for one in {len(one.places): one for one in (most, longest)}.values():
         error, n = test_sample_error(one.values[0]), f"{len(one.places):,} test examples"
         rows.append(_difference("which test examples", n, f"± {error:.2f}", name))
@@ -173,7 +174,7 @@ def _between_seeds(one: Known, other: Known) -> str:
     """The difference of two means over seeds on the same examples, and its error from the seeds."""
     a, b = one.values.mean(axis=1), other.values.mean(axis=1)
     error = np.sqrt(a.var(ddof=1) / len(a) + b.var(ddof=1) / len(b))
-    return f"{a.mean() - b.mean():+.2f} ± {error:.2f}"
+    return plus_minus(a.mean() - b.mean(), error, 2, sign="+")
 
 
 def _difference(reason: str, what: str, nats: str, where: str) -> Row:

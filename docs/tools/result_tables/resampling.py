@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from iwae.errors import UserError
+from iwae.results.text import plus_minus
 from result_tables.tables import Row, markdown
 
 
@@ -28,6 +29,6 @@ def _rows(cell: dict[str, Any]) -> list[Row]:
     for few in cell["few"]:
         what = {"model": cell["run"], "gradient": cell["gradient"], "k": str(cell["k"])}
         row = rows.setdefault(few["draw"], {**what, "draw": few["draw"]})
-        added = f"{few['relative']:.3f} ± {few['relative_stderr']:.3f}"
+        added = plus_minus(few["relative"], few["relative_stderr"])
         row[f"S = {few['backward']}"] = f"{added} ({few['variance_times_seconds']:.2f})"
     return list(rows.values())

@@ -5,12 +5,13 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from tabulate import tabulate
 
 from iwae.errors import UserError
 from iwae.reports.estimates import Row
 from iwae.results.reading import Known
+from iwae.results.records import summary_over_replicates
+from iwae.results.text import plus_minus
 
 OBJECTIVES_FOLDER, LABELS_FOLDER = "objectives", "labels"
 """Where `experiments/objectives.py` and `experiments/labels.py` keep their records."""
@@ -52,8 +53,5 @@ def benchmark(results: Path, name: str) -> Any:
 
 def mean_and_spread(one: Known) -> str:
     """Mean over examples and seeds, its standard error, and the deviation between seeds."""
-    over = one.values.mean(axis=0)
-    words = f"{over.mean():.2f} ± {over.std(ddof=1) / np.sqrt(over.size):.2f}"
-    if len(one.values) > 1:
-        words += f" (sd {one.values.mean(axis=1).std(ddof=1):.2f})"
-    return words
+    mean, error, spread = summary_over_replicates(one.values).values()
+    return plus_minus(mean, error, 2, spread=spread)

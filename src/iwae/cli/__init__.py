@@ -4,6 +4,7 @@ Only commands that compute import JAX, so help and lists answer at once.
 """
 
 import difflib
+import errno
 import logging
 import os
 import sys
@@ -119,8 +120,13 @@ def _run(words: Sequence[str]) -> int:
 
 def _failure(error: Exception) -> str:
     """Describe a nan result, a full disk or exhausted memory; re-raise any other error."""
-    if isinstance(error, FloatingPointError | OSError):
+    if isinstance(error, FloatingPointError):
         return str(error)
+    if isinstance(error, OSError):
+        place = f"{error.filename}: " if error.filename is not None else ""
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        remedy = "; free some space, then repeat the command, or resume the run" if full else ""
+        return f"{place}{error.strerror or error}{remedy}"
     # Recognised by name, since JAX may not have been imported.
     jax_exhausted = type(error).__name__ == "JaxRuntimeError" and "RESOURCE_EXHAUSTED" in str(error)
     if jax_exhausted or isinstance(error, MemoryError):

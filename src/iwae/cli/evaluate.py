@@ -14,7 +14,7 @@ import tyro
 
 import iwae
 from iwae.cli import parsing
-from iwae.errors import UserError
+from iwae.errors import UserError, shorten
 from iwae.results.text import describe, describe_comparison, describe_gradients
 
 Method = Literal["is", "ais", "bdmc", "rate-distortion", "information"]
@@ -160,7 +160,7 @@ def _temperatures(name: str, known: Iterable[str]) -> tuple[float, ...]:
     try:
         return tuple(float(word) for word in path.read_text().replace(",", " ").split())
     except (ValueError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not a list of numbers: {error}") from error
+        raise UserError(f"{path} is not a list of numbers: {shorten(error)}") from error
 
 
 @contextlib.contextmanager
@@ -287,6 +287,8 @@ class Compare:
     """Compare the models with their inactive units removed."""
     estimator: str | None = None
     """Estimator, such as L_5000 or AIS_500 (default: the tightest that all runs have)."""
+    csv: Path | None = None
+    """Also write every number in the records of the runs to this file, a row for each."""
     json: parsing.Json = False
 
 
@@ -294,7 +296,10 @@ def compare(arguments: Sequence[str]) -> int:
     """`iwae compare`."""
     options = parsing.parse(Compare, "compare", arguments)
     from iwae.results.compare import compare as compare_runs
+    from iwae.results.frame import write_csv
 
     chosen = dict(vars(options))
-    as_json = chosen.pop("json")
+    as_json, csv = chosen.pop("json"), chosen.pop("csv")
+    if csv is not None:
+        write_csv(options.runs, csv)
     return _print(compare_runs(**chosen), describe_comparison, as_json=as_json)

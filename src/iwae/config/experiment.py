@@ -16,11 +16,13 @@ import tomli_w
 import tyro
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from iwae.config.toml import read_values
 from iwae.data import Kind, make_kind
 from iwae.data.own import is_own
 from iwae.data.tables import SUFFIXES as TABLES
-from iwae.errors import UserError
+from iwae.errors import UserError, shorten
 from iwae.files import atomic_write
+from iwae.models.declaration import parse_posterior, parse_prior
 from iwae.objectives.declaration import (
     OPTIONS,
     BetaSchedule,
@@ -289,6 +291,11 @@ class TrainConfig(BaseModel):
     """With --conditional: name or number of the column of a .csv file that holds the label."""
     blocks: Annotated[int, Field(ge=0, le=100)] = 0
     """Residual blocks after each convolution (conv) or first dense layer (mlp)."""
+    prior: str = "normal"
+    """Prior of the top layer: normal; or learned: mixture:K (Gaussians), vamp:K (pseudo-inputs),
+    flow:N (coupling layers)."""
+    posterior: str = "normal"
+    """Encoder's distribution of every stochastic layer: normal, or flow:N (coupling layers)."""
     output_bias: bool = True
     """Initialise the decoder's output at the training data's mean."""
 
@@ -386,6 +393,7 @@ class TrainConfig(BaseModel):
     @model_validator(mode="after")
     def _consistent(self) -> "TrainConfig":
         self._check_sizes()
+        self._check_densities()
         for name in ("label_prior", "label"):
             if getattr(self, name) and not self.conditional:
                 raise ValueError(f"{name} needs conditional")
@@ -425,6 +433,31 @@ class TrainConfig(BaseModel):
                 )
         elif self.hidden_sizes is not None:
             raise ValueError("hidden_sizes needs latent_sizes")
+
+    def _check_densities(self) -> None:
+        """Raise ValueError for a prior or posterior that does not exist, or does not fit."""
+        prior, posterior = parse_prior(self.prior), parse_posterior(self.posterior)
+        if self.label_prior and prior.name != "normal":
+            raise ValueError(
+                f"label_prior learns a Gaussian p(z|y) for each label, and prior {self.prior!r} is "
+                "another prior: leave one of the two out"
+            )
+        closed = [name for name in ("objective", "encoder_objective") if self._is_analytic(name)]
+        if closed and (prior.name, posterior.name) != ("normal", "normal"):
+            raise ValueError(
+                f"{closed[0]} elbo-analytic has a closed form for prior and posterior 'normal' "
+                "only: use elbo"
+            )
+        smallest = min(self.sizes()[0]) if posterior.name == "flow" else self.sizes()[0][-1]
+        if "flow" in (prior.name, posterior.name) and smallest < 2:
+            raise ValueError(
+                "a flow couples units with each other, so it needs layers of at least 2: use more "
+                "latents, or no flow"
+            )
+
+    def _is_analytic(self, name: str) -> bool:
+        """Whether an option of the run or of one of its stages needs a KL in closed form."""
+        return "elbo-analytic" in {getattr(one, name) for one in (self, *(self.stages or ()))}
 
     def _check_stages(self) -> None:
         """Raise ValueError for an invalid stage, with its number."""
@@ -563,20 +596,20 @@ def explain(error: ValidationError) -> str:
     first = error.errors()[0]
     reason, place = first["msg"].removeprefix("Value error, "), first["loc"]
     if not place:
-        return reason
+        return shorten(reason)
     if place[0] == "stages" and len(place) > 2:
         number, name = int(place[1]) + 1, str(place[2])
         if first["type"] == "extra_forbidden":
             return f"stage {number}: {_unknown(name, StageConfig)}"
-        return f"stage {number}: {name}: {reason}"
-    return f"{first['loc'][0]}: {reason} (given: {first['input']!r})"
+        return f"stage {number}: {name}: {shorten(reason)}"
+    return f"{first['loc'][0]}: {shorten(reason)} (given: {shorten(repr(first['input']))})"
 
 
 def _unknown(key: str, kind: type[BaseModel]) -> str:
     """A message about an unknown key, with the nearest known one."""
-    near = difflib.get_close_matches(key.lower(), kind.model_fields, 1)
+    near = difflib.get_close_matches(key[:100].lower(), kind.model_fields, 1)
     hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(kind.model_fields)}"
-    return f"unknown key {key!r}; {hint}"
+    return f"unknown key {shorten(repr(key))}; {hint}"
 
 
 def _epochs_of(stage: Any) -> int:
@@ -602,16 +635,6 @@ def read_stored(path: Path) -> TrainConfig:
 def stored(values: dict[str, Any]) -> dict[str, Any]:
     """The values that a run stored. Before there was an option, no file was standardised."""
     return {"standardize": False, **values} if is_own(values.get("dataset", "")) else values
-
-
-def read_values(path: Path) -> dict[str, Any]:
-    """The values of an experiment file, unchecked; UserError if it cannot be read."""
-    try:
-        return tomllib.loads(path.read_text())
-    except FileNotFoundError as error:
-        raise UserError(f"no experiment file {path}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
-        raise UserError(f"experiment file {path} cannot be read: {error}") from error
 
 
 def config_values(config: TrainConfig) -> dict[str, Any]:

@@ -269,6 +269,21 @@ _TABLE_3_CELLS = _cells(_TABLE_3, 3)
 
 _CELLS = {**_TABLE_1_CELLS, **_TABLE_2, **_TABLE_3_CELLS, **_MIWAE, **_AIWAE, **_DREG}
 
+_LEARNED = {
+    "1l/vae-k1": ("mixture:500", "vamp:500", "flow:4"),
+    "2l/iwae-k50": ("vamp:500",),
+}
+"""Layers, objective and k of a cell of table 1 -> learned priors that it is trained with too."""
+
+
+def _learned(data: str, cell: str, prior: str) -> tuple[str, Preset]:
+    """A cell of table 1 with a learned prior: no paper has this network with it."""
+    values = {**_TABLE_1_CELLS[f"table1/{data}/{cell}"].values, "prior": prior}
+    source = f"the network of {BURDA}, Table 1, with another prior, by a fast recipe"
+    name = f"{FAST}prior/{data}/{cell}-{prior.replace(':', '')}"
+    return name, Preset(recipes.fast(values), None, (), source, is_fast=True)
+
+
 _FAST = {f"{FAST}{name}": _fast(name, entry) for name, entry in _CELLS.items()}
 
 PRESETS: dict[str, Preset] = {
@@ -281,6 +296,12 @@ PRESETS: dict[str, Preset] = {
     **_DREG,
     **_EXPERIMENTS,
     **_FAST,
+    **dict(
+        _learned(data, cell, prior)
+        for data in ("mnist", "omniglot")
+        for cell, priors in _LEARNED.items()
+        for prior in priors
+    ),
 }
 
 
@@ -345,7 +366,7 @@ def differing(wanted: TrainConfig, found: TrainConfig) -> list[str]:
 
     A setting left to the data is that of a known data set, and may have any value for a file.
     """
-    one, other = _filled(wanted), _filled(found)
+    one, other = dict(_filled(wanted)), _filled(found)
     one |= {name: value for name, value in _left_to_data(wanted) if other[name] is not None}
     return [name for name in one if one[name] is not None and other[name] != one[name]]
 
@@ -361,6 +382,7 @@ def _left_to_data(config: TrainConfig) -> Iterator[tuple[str, Any]]:
         yield from (("binarization", data.binarization), ("observation", data.observation))
 
 
+@lru_cache(512)
 def _filled(config: TrainConfig) -> dict[str, Any]:
     """All settings except `_PLACES`, with the defaults of the objective filled in."""
     latent_sizes, hidden_sizes = config.sizes()

@@ -26,7 +26,7 @@ from iwae.data.kinds import KINDS, Kind, check_values, make_kind
 from iwae.data.readers import sha256, to_bytes
 from iwae.data.splits import Raw
 from iwae.data.tables import Table, as_labels, frame_table, read_table
-from iwae.errors import UserError
+from iwae.errors import UserError, shorten
 
 SUFFIXES = (".npy", ".npz", *tables.SUFFIXES)
 
@@ -328,8 +328,8 @@ def _classes(
         unseen = np.setdiff1d(array, values)
         if unseen.size:
             raise UserError(
-                f"{where}: the label {unseen[0]} of {key} has no training example: add one, or "
-                "remove the label"
+                f"{where}: the label {shorten(unseen[0])} of {key} has no training example: add "
+                "one, or remove the label"
             )
     places = {key: np.searchsorted(values, array) for key, array in label_arrays.items()}
     return places, tuple(map(str, values))

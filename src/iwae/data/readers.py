@@ -170,6 +170,9 @@ def _matlab(content: bytes, keys: Iterable[str]) -> Mapping[str, object]:
         raise DamagedError(f"truncated, corrupt, or not a MATLAB 5 file ({reason})") from None
 
 
+ONLY_PUBLISHED = (omniglot_mat, omniglot_labels)
+"""Readers that may crash on a damaged file, as SciPy's does: a known checksum is compared first."""
+
 ALPHABETS = 50
 """The number of rows of OMNIGLOT's `target`."""
 

@@ -17,13 +17,13 @@ from iwae.data.columns import Column
 from iwae.data.columns import as_json as columns_json
 from iwae.data.kinds import BERNOULLI, KINDS, Kind, as_json, make_kind
 from iwae.data.scaling import Scaling, fit_scaling, refuse_merged, scaled_columns
-from iwae.errors import UserError
+from iwae.errors import UserError, shorten
 
 BINARIZATIONS = ("dynamic", "static", "threshold", "none")
 OBSERVATIONS = tuple(KINDS)
 
 # The purpose of a stream of random numbers: the second word of its seed.
-TRAIN_DRAW, VALIDATION_DRAW, TEST_DRAW, HOLD_OUT, TEST_ROWS = range(5)
+TRAIN_DRAW, VALIDATION_DRAW, TEST_DRAW, HOLD_OUT, TEST_ROWS, PSEUDO_INPUTS = range(6)
 
 
 @dataclass(frozen=True, eq=False)
@@ -282,9 +282,10 @@ def _labelled(
     }
     unseen = np.setdiff1d(np.arange(len(raw.classes)), labels["train"])
     if unseen.size:
+        name = shorten(repr(raw.classes[unseen[0]]))
         raise UserError(
-            f"{raw.name}: the label {raw.classes[unseen[0]]!r} has no training example once test "
-            "and validation examples are held out: remove its rows, or add more of them"
+            f"{raw.name}: the label {name} has no training example once test and validation "
+            "examples are held out: remove its rows, or add more of them"
         )
     drawn = _is_bytes(splits["train"], binarization)
     return {

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from iwae.data.catalogue import DATASETS, DataFile, Source
-from iwae.data.readers import DamagedError, sha256, unpack
+from iwae.data.readers import ONLY_PUBLISHED, DamagedError, sha256, unpack
 from iwae.data.splits import test_sha256
 from iwae.errors import UserError
 from iwae.files import atomic_write
@@ -202,8 +202,11 @@ def _check(file: DataFile, path: Path) -> Checked:
     except OSError as error:
         raise DamagedError(f"it cannot be read ({error.strerror})") from None
     content = unpack(packed)
-    splits = file.read(content, file.shapes)
     digest = sha256(content)
+    known = {file.sha256, file.md5} - {None}
+    if file.read in ONLY_PUBLISHED and known and not known & {digest, _md5(content)}:
+        raise DamagedError(f"its content is not the published one (sha256 {digest})")
+    splits = file.read(content, file.shapes)
     verified = _verified(file, packed, content, digest, splits)
     return Checked(file, path, splits, digest, verified)
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from iwae.data import delimited
 from iwae.data.delimited import is_number
-from iwae.errors import UserError
+from iwae.errors import UserError, shorten
 from iwae.files import atomic_write
 
 SUFFIXES = (".csv", ".tsv", ".parquet")
@@ -116,7 +116,7 @@ def _select(
 
 def few(names: Sequence[str]) -> str:
     """The first names of a list, in words."""
-    return ", ".join(map(repr, names[:10])) + (", ..." if len(names) > 10 else "")
+    return shorten(", ".join(map(repr, names[:10])) + (", ..." if len(names) > 10 else ""))
 
 
 def _refuse_index(table: Table, nameless: Sequence[bool]) -> None:

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float, Key, PyTree
 
 from iwae.errors import UserError
 from iwae.evaluation.classes import class_log_likelihoods, marginal_log_likelihoods
@@ -18,7 +18,7 @@ from iwae.inference.particles import Particles, importance_particles
 from iwae.inference.rate_distortion import rate_distortion_bounds
 from iwae.inference.temperatures import Betas, StepSize, as_betas
 from iwae.models.conditional import ConditionalVAE
-from iwae.models.vae import AbstractLatentModel
+from iwae.models.vae import VAE, AbstractLatentModel
 from iwae.typing import Example, Latents, PRNGKey, Scalar
 
 
@@ -153,6 +153,58 @@ def _densities(
         return model.log_joint(x, latents), posterior.log_prob(latents)
 
     return jax.lax.map(both, grid, batch_size=ROWS)
+
+
+class PriorGrid(NamedTuple):
+    """p(h_L) of two units on a grid, and the aggregate posterior.
+
+    Attributes:
+        axes: the grid of each unit, `[g]`.
+        log_prior: log p(h_L), `[g, g]` (first unit first), nats.
+        draws: `[n, 2]`, one from q(h_L|x) for each example x.
+    """
+
+    axes: tuple[Float[np.ndarray, " g"], ...]
+    log_prior: Float[np.ndarray, "g g"]
+    draws: Float[np.ndarray, "n 2"]
+
+
+def prior_grid(model: VAE, examples: np.ndarray, key: PRNGKey, *, points: int = 200) -> PriorGrid:
+    """The prior of a model with two units in its top layer beside draws of q for all examples.
+
+    Args:
+        examples: `[n, d]` in the model's units.
+        points: grid points along each unit.
+
+    Raises:
+        UserError: if the top layer has another number of units.
+    """
+    if model.latent_sizes[-1] != 2:
+        raise UserError(f"a grid needs two units in the top layer, not {model.latent_sizes[-1]}")
+    q_key, p_key = jax.random.split(key)
+    draws = np.asarray(_top_draws(model, jnp.asarray(examples, jnp.float32), q_key))
+    of_prior = np.asarray(_prior_draws(model, jax.random.split(p_key, len(draws))))
+    limits = _limits(np.concatenate([draws, of_prior]))
+    axes = tuple(np.linspace(low, high, points, dtype=np.float32) for low, high in limits)
+    grid = jnp.asarray(np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, 2))
+    log_prior = np.asarray(_log_prior(model, grid), np.float64).reshape(points, points)
+    return PriorGrid(axes, log_prior, draws)
+
+
+@eqx.filter_jit
+def _top_draws(model: VAE, examples: Float[Array, "n d"], key: PRNGKey) -> Float[Array, "n 2"]:
+    keys = jax.random.split(key, len(examples))
+    return jax.vmap(lambda x, key: model.posterior(x).sample(key)[-1])(examples, keys)
+
+
+@eqx.filter_jit
+def _prior_draws(model: VAE, keys: Key[Array, " n"]) -> Float[Array, "n 2"]:
+    return jax.vmap(model.prior().sample)(keys)
+
+
+@eqx.filter_jit
+def _log_prior(model: VAE, grid: Float[Array, "n 2"]) -> Float[Array, " n"]:
+    return jax.lax.map(model.prior().log_prob, grid, batch_size=ROWS)
 
 
 # --- rate and distortion --------------------------------------------------------------------

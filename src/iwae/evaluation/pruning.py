@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -12,6 +13,7 @@ from jaxtyping import Array, Bool, Float
 from iwae.errors import UserError
 from iwae.evaluation.units import as_vae
 from iwae.models.networks import ConvDecoder, Dense, OwnDecoder
+from iwae.models.priors import MixturePrior, VampPrior
 from iwae.models.vae import VAE, AbstractLatentModel, GaussianNet
 
 
@@ -24,13 +26,16 @@ def prune(model: AbstractLatentModel, keep: Sequence[Bool[np.ndarray, " _"]]) ->
     is then a constant Gaussian; standardising the latents makes it the N(0, I) of a VAE. This
     change of variables does not affect log weights.
 
+    The units that are kept have the marginal of a learned mixture or VampPrior. That of a flow has
+    no closed form, so a layer with a flow as its prior or posterior loses all of its units or none.
+
     Args:
         keep: for each layer a mask, `[d_l]`, such as `active_units(...).masks`.
 
     Raises:
         UserError: if the model is not a VAE, the masks do not fit it, no unit of the first layer is
-            kept (the data would not depend on the latents at all), or a user-defined decoder reads
-            that layer directly.
+            kept (the data would not depend on the latents at all), a user-defined decoder reads
+            that layer directly, or only some units of a layer with a flow are kept.
     """
     vae = as_vae(model)
     if tuple(mask.size for mask in keep) != vae.latent_sizes:
@@ -40,10 +45,36 @@ def prune(model: AbstractLatentModel, keep: Sequence[Bool[np.ndarray, " _"]]) ->
         raise UserError("no unit of the first layer is kept: keep at least one")
     empty = [l for l, mask in enumerate(keep) if not mask.any()]
     n_layers = min(empty, default=len(keep))
+    _check_flows(vae, keep[:n_layers])
+    vae = _change_prior(vae, keep)
     for l, mask in enumerate(keep[:n_layers]):
         vae = _change(vae, _writers(vae, l), partial(_keep_outputs, mask))
         vae = _change(vae, _readers(vae, l), partial(_keep_inputs, mask))
     return _without_top(vae, n_layers) if empty else vae
+
+
+def _check_flows(model: VAE, keep: Sequence[Bool[np.ndarray, " _"]]) -> None:
+    """Raise UserError if only some units of a layer with a flow are kept."""
+    for l, mask in enumerate(keep):
+        is_top = l == len(model.encoder) - 1
+        tied = is_top and not isinstance(model.top, MixturePrior | VampPrior | None)
+        if not mask.all() and (tied or model.encoder[l].flow is not None):
+            what = f"prior {model.prior_name}" if tied else f"posterior {model.posterior_name}"
+            raise UserError(
+                f"the {what} couples the units of layer {l + 1}, of which {mask.sum()} of "
+                f"{mask.size} are active, so the others cannot be removed: measure the whole model"
+            )
+
+
+def _change_prior(model: VAE, keep: Sequence[Bool[np.ndarray, " _"]]) -> VAE:
+    """The model with the marginal of p(h_L) of the units that are kept."""
+    if not isinstance(model.top, MixturePrior):
+        return model  # a VampPrior consists of the encoder, whose outputs are removed
+    return eqx.tree_at(
+        lambda m: (m.top.loc, m.top.log_scale),
+        model,
+        (model.top.loc[:, keep[-1]], model.top.log_scale[:, keep[-1]]),
+    )
 
 
 def _writers(model: VAE, l: int) -> list[Dense]:
@@ -100,12 +131,13 @@ def _with(dense: Dense, weight: Float[Array, "n m"], bias: Float[Array, " m"]) -
 def _without_top(model: VAE, n_layers: int) -> VAE:
     """The first `n_layers` layers of a model whose next layer is fixed at zero."""
     top = n_layers - 1
-    prior = model.prior_nets[top](jnp.zeros(model.latent_sizes[n_layers]))
+    prior: Any = model.prior_nets[top](jnp.zeros(model.latent_sizes[n_layers]))
     mean, scale = prior.mean, jnp.sqrt(prior.variance)
     model = eqx.tree_at(
-        lambda m: (m.encoder, m.prior_nets),
+        lambda m: (m.encoder, m.prior_nets, m.top),
         model,
-        (model.encoder[:n_layers], model.prior_nets[:top]),
+        (model.encoder[:n_layers], model.prior_nets[:top], None),
+        is_leaf=lambda node: node is None,
     )
 
     # With h = mean + scale u and p(u) = N(0, I): q's outputs are those of u, and readers take u.

@@ -1,7 +1,7 @@
 """Answers about single examples: latents, log-likelihoods with their errors, outlier p-values."""
 
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -72,7 +72,7 @@ def encoder_moments(
     given, x = model.condition(x)
     if not isinstance(given, VAE):
         raise UserError(f"a {type(given).__name__} has no encoder to read: give k")
-    first = given.posterior(x).first
+    first: Any = given.posterior(x).first
     return first.mean, jnp.sqrt(first.variance)
 
 

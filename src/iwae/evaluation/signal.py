@@ -73,8 +73,8 @@ def moments(draw: Draw, model: AbstractLatentModel, xs: Array, key: PRNGKey, dra
 def groups_of(gradient: PyTree, model: AbstractLatentModel) -> dict[str, list[Any]]:
     """The leaves of a model's gradient, grouped by the network that they belong to.
 
-    For a VAE: the networks of encoder and prior by layer, and the decoder. For another model, every
-    leaf is its own group.
+    For a VAE: the networks of encoder and prior by layer, a learned prior of the top layer, and the
+    decoder. For another model, every leaf is its own group.
     """
     groups: dict[str, list[Any]] = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(gradient):
@@ -88,7 +88,7 @@ def _group_name(name: str) -> str:
     for part, words in (("encoder", "encoder"), ("prior_nets", "prior")):
         if name.startswith(f"{part}["):
             return f"{words} {int(name[len(part) + 1 :].partition(']')[0]) + 1}"
-    return "decoder"
+    return "prior" if name.startswith("top.") else "decoder"
 
 
 class Signal(NamedTuple):

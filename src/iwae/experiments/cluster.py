@@ -3,9 +3,9 @@
 import io
 import math
 import os
+import secrets
 import shutil
 import tarfile
-import tempfile
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from iwae.errors import UserError
+from iwae.errors import UserError, shorten
 from iwae.experiments.local import Outcome, attempt, do_task
 from iwae.experiments.tasks import (
     Failure,
@@ -25,6 +25,7 @@ from iwae.experiments.tasks import (
     held,
     write_failure,
 )
+from iwae.files import TEMPORARY, temporary_folder
 from iwae.runs.checkpoints import list_checkpoints
 from iwae.runs.folder import Stopped
 from iwae.runs.models import DESCRIPTION
@@ -149,13 +150,24 @@ def _connect(address: str | None, cpus: int, gpus: float) -> Any:
         try:
             # None would look for a cluster that was begun here, even one that died long ago.
             where = address or os.environ.get("RAY_ADDRESS") or "local"
+            if where == "local":
+                _keep_token()
             ray.init(address=where, include_dashboard=False, log_to_driver=False)
-        except (ConnectionError, ValueError) as error:
-            raise UserError(f"no Ray cluster at {where}: {error}") from error
+        except Exception as error:  # Ray raises a bare one if the machine is too busy to start it
+            raise UserError(f"no Ray cluster at {where}: {shorten(error)}") from error
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     if not any(node.get("CPU", 0) >= cpus and node.get("GPU", 0) >= gpus for node in nodes):
         raise UserError(f"no machine of the cluster has {cpus} CPUs and {gpus:g} GPUs for a task")
     return ray
+
+
+def _keep_token() -> None:
+    """Give a cluster of this process's own a token, which Ray would else keep in the user's home.
+
+    Only who has it can connect to the cluster, and it ends with the processes of the cluster.
+    """
+    if not any(name.startswith("RAY_AUTH_") for name in os.environ):
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
 
 
 def _result(ray: Any, reference: Any, task: Task) -> Outcome:
@@ -241,19 +253,23 @@ def pack(folder: Path) -> bytes:
     """The files of a folder as a tar archive."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w:gz", compresslevel=1) as archive:
-        archive.add(folder, arcname=".")
+        archive.add(folder, arcname=".", filter=_is_whole)
     return buffer.getvalue()
+
+
+def _is_whole(member: tarfile.TarInfo) -> tarfile.TarInfo | None:
+    """The member of an archive; None for a file that is still being written."""
+    return None if Path(member.name).name.startswith(TEMPORARY) else member
 
 
 def unpack(packed: bytes, folder: Path) -> None:
     """Put the files that were packed into a folder, each of them whole or not at all.
 
-    Checkpoints that the packed folder had no longer are removed; other files stay. Whoever goes on
-    from a folder of which a part came finds the newest checkpoint that is whole.
+    Checkpoints that the packed folder had no longer are removed; other files stay. Whoever
+    resumes from a folder of which a part came finds the newest checkpoint that is whole.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".coming-") as name:
-        fresh = Path(name)
+    with temporary_folder(folder) as fresh:
         with tarfile.open(fileobj=io.BytesIO(packed)) as archive:
             archive.extractall(fresh, filter="data")  # nothing outside of the folder
         kept = {path.name for path in list_checkpoints(fresh / "checkpoints")}

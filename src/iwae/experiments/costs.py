@@ -16,6 +16,12 @@ def stage_configs(config: TrainConfig) -> list[TrainConfig]:
     return [config.stage(i, length) for i, length in enumerate(epochs) if length]
 
 
+def densities_of(config: TrainConfig) -> dict[str, str]:
+    """The prior and the posterior, where they are not normal."""
+    given = {"prior": config.prior, "posterior": config.posterior}
+    return {name: one for name, one in given.items() if one != "normal"}
+
+
 def shape_of(config: TrainConfig) -> str:
     """The settings that the time of a step depends on, in words; for stages, of each of them."""
     found = config.declaration()
@@ -35,6 +41,7 @@ def shape_of(config: TrainConfig) -> str:
         # A step of the authors' Adam takes as long as one of the paper's.
         *([config.optimizer] if config.optimizer not in ("adam", "authors") else []),
         *(["ema"] if config.ema is not None else []),
+        *(f"{name}-{one}" for name, one in densities_of(config).items()),
         f"batch{config.batch_size}",
     ]
     return " ".join(shape)

@@ -8,8 +8,9 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from iwae.config.experiment import TrainConfig, make_config, read_config, read_values
+from iwae.config.experiment import TrainConfig, make_config, read_config
 from iwae.config.presets import differing
+from iwae.config.toml import read_values
 from iwae.errors import UserError
 from iwae.experiments.tasks import Measure, Task
 from iwae.runs.setup import data_place

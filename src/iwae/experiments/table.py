@@ -1,8 +1,8 @@
 """Results of the cells: our numbers, made from records, beside the published ones."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import NamedTuple
 
 import numpy as np
 from scipy.stats import t as student
@@ -14,7 +14,10 @@ from iwae.errors import UserError
 from iwae.experiments.cells import Wanted, cell_folder, cell_runs
 from iwae.experiments.costs import hours
 from iwae.experiments.tasks import final_models, is_trained
-from iwae.results.reading import Known, each_model, known_bounds, models_of
+from iwae.results.reading import Known, known_bounds
+from iwae.results.schema import Part
+from iwae.results.store import refuse_damage
+from iwae.results.text import plus_minus
 
 FORMATS = {"markdown": "github", "latex": "latex_booktabs", "html": "html"}
 """How a table is written, and what `tabulate` calls it."""
@@ -68,7 +71,7 @@ class Cell(NamedTuple):
         None for one seed.
 
         By Student's t, for the published number is one run, of another seed. The error of the test
-        examples is left out: both were measured on the same images, or nearly (OMNIGLOT).
+        examples is omitted: both were measured on the same images, or nearly (OMNIGLOT).
         """
         if self.spread is None:
             return None
@@ -138,7 +141,7 @@ def read_cell(out: Path, name: str, wanted: Wanted) -> Cell:
         return Cell(name, entry)
     _refuse_mixed(name, found)
     values = np.concatenate([one.best.values for one in found])
-    density = found[0].best.record.get("true_log_likelihood")
+    density = found[0].best.record.true_log_likelihood
     looser = [-one.looser.values.mean(axis=1) for one in found if one.looser is not None]
     replicates = [each for one in found for each in one.replicates()]
     each = values.mean(axis=1)
@@ -149,34 +152,34 @@ def read_cell(out: Path, name: str, wanted: Wanted) -> Cell:
         stderr=float(values.mean(axis=0).std(ddof=1) / np.sqrt(values.shape[1])),
         spread=float(each.std(ddof=1)) if len(each) > 1 else None,
         truth=None if density is None else -density,
-        active=tuple(np.mean([one["active_units"] for one in replicates], axis=0).tolist()),
+        active=tuple(np.mean([one.active_units for one in replicates], axis=0).tolist()),
         annealed=_annealed([one.above for one in found if one.above is not None]),
         nll_64=float(np.concatenate(looser).mean()) if looser else None,
         seeds=len(each),
-        epochs=min(one["epoch"] for one in replicates),
+        epochs=min(one.epoch or 0 for one in replicates),
     )
 
 
 def _check_start(out: Path, run: Path, needs: str, wanted: Wanted) -> None:
-    """Raise UserError unless a run goes on from that of the cell it needs, trained to its end."""
+    """Raise UserError unless a run continues from that of the cell it needs, trained to its end."""
     start = read_config(run / "config.toml").init_from
     source = cell_folder(needs, wanted) / run.name
     if start is None or start.parts[-len(source.parts) :] != source.parts:
-        raise UserError(f"{run} goes on from {start}, and not from the same seeds of {needs}")
+        raise UserError(f"{run} continues from {start}, and not from the same seeds of {needs}")
     there = Path(out) / source
     if not is_trained(there):
-        raise UserError(f"{run} goes on from {there}, which is missing or not trained to its end")
+        raise UserError(f"{run} continues from {there}, which is missing or not trained to its end")
     found = read_config(there / "config.toml")
     whole = found.epochs == wanted.epochs(PRESETS[needs])
     if not whole or not same_experiment(PRESETS[needs], config_values(found)):
-        raise UserError(f"{run} goes on from {there}, which is not the experiment {needs}")
+        raise UserError(f"{run} continues from {there}, which is not the experiment {needs}")
 
 
 def _refuse_mixed(name: str, found: Sequence["_Finished"]) -> None:
     """Raise UserError unless the runs of a cell can be averaged."""
     first = found[0]
     for one in found[1:]:
-        same = one.best.record["test_sha256"] == first.best.record["test_sha256"]
+        same = one.best.record.test_sha256 == first.best.record.test_sha256
         if not same or not np.array_equal(one.best.places, first.best.places):
             raise UserError(f"the runs of {name} were measured on different test sets")
         if one.epochs != first.epochs:
@@ -204,14 +207,14 @@ class _Finished(NamedTuple):
     looser: Known | None
     above: "_Above | None"
 
-    def replicates(self) -> Sequence[Mapping[str, Any]]:
+    def replicates(self) -> Sequence[Part]:
         """The part of the record about each seed."""
-        return each_model(self.best.record)
+        return self.best.record.models
 
     @property
     def epochs(self) -> int:
         """The epochs of its last seed."""
-        return min(one["epoch"] for one in self.replicates())
+        return min(one.epoch or 0 for one in self.replicates())
 
 
 def _finished(run: Path, epochs: int) -> list[_Finished]:
@@ -222,13 +225,13 @@ def _finished(run: Path, epochs: int) -> list[_Finished]:
     known = [
         one
         for one in known_bounds(
-            run, split="test", weights="final", pruned=False, damaged=_unreadable
+            run, split="test", weights="final", pruned=False, damaged=refuse_damage
         )
-        if models_of(one.record) == digests  # others are of models that were trained on since
+        if one.record.digests == digests  # others are of models that were trained on since
     ]
     for one in known:
         _check(one, run)
-    whole = {one.estimator: one for one in known if one.record["subset"] is None}
+    whole = {one.estimator: one for one in known if one.record.subset is None}
     longest = [one for one in known if one.rank[0] == 1 and not one.short]
     if "L_5000" not in whole:
         return []
@@ -240,16 +243,11 @@ def _finished(run: Path, epochs: int) -> list[_Finished]:
 
 def _check(known: Known, run: Path) -> None:
     """Raise UserError unless a record says all that a cell needs to know."""
-    each = each_model(known.record)
-    missing = {name for one in each for name in {"epoch", "active_units"} - one.keys()}
-    if missing:
-        _unreadable(f"the record of {known.estimator} in {run} has no {min(missing)}")
+    each = known.record.models
+    if None in [one.epoch for one in each]:
+        refuse_damage(f"the record of {known.estimator} in {run} has no epoch")
     if len(known.values) != len(each):
-        _unreadable(f"the values of {known.estimator} in {run} are not of {len(each)} replicates")
-
-
-def _unreadable(words: str) -> NoReturn:
-    raise UserError(f"{words}: put it back, or remove it and its values, and measure again")
+        refuse_damage(f"the values of {known.estimator} in {run} are not of {len(each)} replicates")
 
 
 def _above(annealed: Known, sampled: Known) -> _Above:
@@ -323,14 +321,14 @@ def _row(cell: Cell, wanted: Wanted) -> dict[str, str]:
         "cell": cell.name,
         "NLL": _nll(cell),
         "published": _number(entry.nll),
-        "NLL of the truth": _number(cell.truth, ".3f"),
+        "NLL of the true density": _number(cell.truth, ".3f"),
         "difference": _number(cell.difference, "+.2f"),
         "verdict": cell.verdict,
         "-L_64": _number(cell.nll_64),
         "published -L_64": _number(entry.nll_64),
         "active units": "+".join(f"{count:.3g}" for count in cell.active),
         "published active": "+".join(map(str, entry.active)),
-        "AIS beside L_5000": f"{ais[0]} {-ais[1]:+.2f} ± {ais[2]:.2f}" if ais else "",
+        "AIS beside L_5000": f"{ais[0]} {plus_minus(-ais[1], ais[2], 2, sign='+')}" if ais else "",
         "seeds": str(cell.seeds or ""),
         "epochs": f"{cell.epochs:,}" if cell.epochs else "",
         "time": "" if cost is None or cell.trouble else duration(cost),
@@ -340,9 +338,8 @@ def _row(cell: Cell, wanted: Wanted) -> dict[str, str]:
 def _nll(cell: Cell) -> str:
     if cell.nll is None:
         return "cannot be read" if cell.trouble else "not run"
-    digits = 2 if cell.truth is None else 3  # where the truth is known, more of them mean something
-    words = f"{cell.nll:.{digits}f} ± {cell.stderr:.{digits}f}"
-    return words if cell.spread is None else f"{words} (sd of seeds {cell.spread:.{digits}f})"
+    digits = 2 if cell.truth is None else 3  # more mean something where the density is known
+    return plus_minus(cell.nll, cell.stderr, digits, spread=cell.spread, of=" of seeds")
 
 
 def _number(value: float | None, form: str = ".2f") -> str:

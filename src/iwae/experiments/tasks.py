@@ -16,8 +16,9 @@ from iwae.config.presets import differing
 from iwae.errors import UserError
 from iwae.files import atomic_write
 from iwae.results.annealed import Annealing
-from iwae.results.reading import Known, known_bounds, models_of
+from iwae.results.reading import Known, known_bounds
 from iwae.results.records import model_sha256
+from iwae.results.schema import Settings
 from iwae.runs.folder import Claim, take_lock
 from iwae.runs.metrics import read_metrics
 from iwae.runs.setup import is_finished
@@ -152,7 +153,7 @@ def unmeasured(run: Path, measure: Measure) -> set[str]:
     found = {
         one.estimator
         for one in known_bounds(run, split="test", weights="final", pruned=False)
-        if models_of(one.record) == digests
+        if one.record.digests == digests
         and _examples(one) == measure.examples
         and (measure.temperatures is None or _annealed_so(one, measure))
     }
@@ -160,9 +161,9 @@ def unmeasured(run: Path, measure: Measure) -> set[str]:
 
 
 def _examples(known: Known) -> int | None:
-    """The number of test examples behind a bound; None for all, and 0 if the record is silent."""
-    subset = known.record.get("subset", {"examples": 0})
-    return None if subset is None else subset["examples"]
+    """The number of test examples behind a bound; None for all."""
+    subset = known.record.subset
+    return None if subset is None else subset.examples
 
 
 def final_models(run: Path) -> list[str]:
@@ -174,7 +175,7 @@ def final_models(run: Path) -> list[str]:
 def _annealed_so(known: Known, measure: Measure) -> bool:
     """Whether a bound is by the same annealing, and not the tenth of a longer one."""
     wanted = Annealing(measure.temperatures or 0, measure.chains, measure.leapfrog).values()
-    return not known.short and known.record.get("annealing") == wanted
+    return not known.short and known.record.annealing == Settings(**wanted)
 
 
 # --- who is at work, and what went wrong ------------------------------------------------------
@@ -216,7 +217,7 @@ def held(out: Path, task: Task) -> Iterator[Claim]:
         handle.flush()
 
         def claim() -> None:
-            if not path.is_file() or path.read_text() != owner:
+            if not path.is_file() or path.read_text(errors="replace") != owner:
                 raise TakenOverError(f"another process went on with {task.name}")
 
         yield claim
@@ -248,7 +249,7 @@ def read_failure(out: Path, task: Task) -> Failure:
     path = _note(out, task, "failure")
     if not path.is_file():
         return Failure()
-    command, _, reason = path.read_text().partition("\n")
+    command, _, reason = path.read_text(errors="replace").partition("\n")
     return Failure(reason, command)
 
 

@@ -12,6 +12,7 @@ from jaxtyping import Array, Float
 from iwae.data.kinds import KINDS, check_values
 from iwae.errors import UserError
 from iwae.models.networks import ConvDecoder, Dense, OwnDecoder
+from iwae.models.priors import LabelPrior
 from iwae.models.vae import VAE, AbstractLatentModel, GaussianNet, Posterior
 from iwae.typing import Latents, PRNGKey, Scalar
 
@@ -21,17 +22,19 @@ class ConditionalVAE(AbstractLatentModel):
 
     An example is x followed by its one-hot label: `[n_data + C]`. The label is an additional input
     of the first dense layer of every network, with its own weights, and so adds to the biases.
-    Given y, the model is a `VAE`, which `given` returns.
+    Given y, the model is a `VAE`, which `given` returns. A VampPrior then consists of
+    q(h_L|u_j, y), and so depends on the label; other priors of `vae` are the same for all.
 
     Args:
         vae: the model of x without labels.
         n_classes: C.
-        learned_prior: p(h_L|y) is a separate Gaussian for each label, not N(0, I).
+        learned_prior: p(h_L|y) is a separate Gaussian for each label, not the prior of `vae`, which
+            must then be N(0, I).
         frequencies: of the labels in the training set, `[C]`; uniform if None.
 
     Raises:
-        UserError: for fewer than two classes, frequencies that are not C shares adding up to 1, or
-            a decoder of the user's own that reads h_1 directly.
+        UserError: for fewer than two classes, frequencies that are not C shares adding up to 1, two
+            priors, or a decoder of the user's own that reads h_1 directly.
     """
 
     vae: VAE
@@ -51,6 +54,11 @@ class ConditionalVAE(AbstractLatentModel):
             raise UserError(f"labels need at least two classes, not {n_classes}")
         if frequencies is not None:
             check_frequencies(frequencies, n_classes)
+        if learned_prior and vae.top is not None:
+            raise UserError(
+                f"learned_prior gives each label a Gaussian, but the model has the prior "
+                f"{vae.prior_name} for all labels: leave one of the two out"
+            )
         self.vae = vae
         self.shifts = tuple(jnp.zeros((n_classes, r.bias.shape[0])) for r in _label_layers(vae))
         self.tops = jnp.zeros((n_classes, 2, vae.latent_sizes[-1])) if learned_prior else None
@@ -92,13 +100,13 @@ class ConditionalVAE(AbstractLatentModel):
         model = jax.tree.map(shifted, self.vae, is_leaf=lambda node: isinstance(node, Dense))
         if self.tops is None:
             return model
-        top = jnp.tensordot(y, self.tops, 1)
+        top = LabelPrior(jnp.tensordot(y, self.tops, 1))
         return eqx.tree_at(lambda m: m.top, model, top, is_leaf=lambda node: node is None)
 
     def condition(self, x: Float[Array, " n"]) -> tuple[VAE, Float[Array, " n_data"]]:
         """The model given the label of an example, and the rest of the example."""
         values, y = jnp.split(x, [self.vae.n_data])
-        return self.given(y), values
+        return self.given(y).settled(), values
 
     def posterior(self, x: Float[Array, " n"]) -> Posterior:
         """q(z|x, y)."""

@@ -3,7 +3,7 @@
 import abc
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol, cast, runtime_checkable
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -15,11 +15,11 @@ from jaxtyping import Array, Float
 from iwae.data import Kind, as_json, as_kind
 from iwae.errors import UserError
 from iwae.models import likelihoods as observations
+from iwae.models.declaration import Named, parse_posterior
 from iwae.models.likelihoods import Observation
 from iwae.models.networks import (
     ACTIVATIONS,
     ConvEncoder,
-    Dense,
     Features,
     Hidden,
     Network,
@@ -29,18 +29,11 @@ from iwae.models.networks import (
     make_features,
     make_output,
 )
+from iwae.models.posteriors import GaussianNet, LayeredPosterior, Posterior, is_gaussian
+from iwae.models.priors import OWN, LabelPrior, Prior, Settled, make_prior, named
 from iwae.typing import Example, Latents, PRNGKey, Scalar
 
-
-@runtime_checkable
-class Posterior(Protocol):
-    """q(z|x) of one example: a pytree, so that `stop_gradient` reaches all of its parameters."""
-
-    def sample(self, key: PRNGKey) -> Latents:
-        """A reparameterised draw z ~ q(z|x)."""
-
-    def log_prob(self, z: Latents) -> Scalar:
-        """log q(z|x), nats."""
+__all__ = ["VAE", "AbstractLatentModel", "GaussianNet", "LayeredPosterior", "Posterior"]
 
 
 class AbstractLatentModel(eqx.Module):
@@ -66,77 +59,12 @@ class AbstractLatentModel(eqx.Module):
         return self, x
 
 
-class GaussianNet(eqx.Module):
-    """A diagonal Gaussian whose mean and log standard deviation are functions of the input."""
-
-    features: Features | None  # from the input to the hidden layers; None: the identity
-    hidden: Hidden
-    loc: Dense
-    log_scale: Dense
-
-    def __init__(
-        self,
-        sizes: Sequence[int],
-        n_latent: int,
-        activation: str,
-        *,
-        features: Features | None = None,
-        blocks: int = 0,
-        key: PRNGKey,
-    ):
-        hidden_key, loc_key, scale_key = jax.random.split(key, 3)
-        self.features = features
-        self.hidden = Hidden(sizes, activation, blocks=blocks, key=hidden_key)
-        self.loc = Dense(sizes[-1], n_latent, key=loc_key)
-        self.log_scale = Dense(sizes[-1], n_latent, key=scale_key)
-
-    def __call__(self, x: Float[Array, " n"]) -> dist.Distribution:
-        """N(loc(h), exp(log_scale(h))^2), where h is the output of the hidden layers."""
-        h = self.hidden(x if self.features is None else self.features(x))
-        return dist.Normal(self.loc(h), jnp.exp(self.log_scale(h))).to_event(1)
-
-
-class LayeredPosterior(eqx.Module):
-    """q(h_1|x) q(h_2|h_1) ... q(h_L|h_{L-1}); z is the tuple (h_1, ..., h_L)."""
-
-    first: dist.Distribution
-    above: tuple[GaussianNet, ...]
-
-    def sample(self, key: PRNGKey) -> Latents:
-        """A reparameterised draw, from the bottom up."""
-        first_key, *keys = jax.random.split(key, 1 + len(self.above))
-        z: tuple[Any, ...] = (self.first.sample(first_key),)
-        for net, k in zip(self.above, keys, strict=True):
-            z = (*z, net(z[-1]).sample(k))
-        return z
-
-    def layer_log_probs(self, z: Latents) -> tuple[Scalar, ...]:
-        """log q(h_l|h_{l-1}) for l = 1 ... L, nats, with h_0 = x."""
-        above = tuple(
-            net(below).log_prob(h) for net, below, h in zip(self.above, z, z[1:], strict=False)
-        )
-        return (self.first.log_prob(z[0]), *above)
-
-    def log_prob(self, z: Latents) -> Scalar:
-        """log q(z|x), nats."""
-        return cast("Scalar", sum(self.layer_log_probs(z)))
-
-    def units(self, z: Latents) -> tuple[dist.Distribution, ...]:
-        """q of every unit of h_l given h_{l-1}, for l = 1 ... L, with h_0 = x."""
-        above = (net(below) for net, below in zip(self.above, z, strict=False))
-        return tuple(q.base_dist for q in (self.first, *above))
-
-    def layer_means(self, z: Latents) -> tuple[Float[Array, " _"], ...]:
-        """E[h_l|h_{l-1}] for l = 1 ... L, with h_0 = x: only the first depends on x alone."""
-        above = tuple(net(below).mean for net, below in zip(self.above, z, strict=False))
-        return (self.first.mean, *above)
-
-
 class VAE(AbstractLatentModel):
     """The autoencoder of Burda et al. (2016) with L stochastic layers of any size.
 
     q(z|x) = q(h_1|x) q(h_2|h_1) ...; p(x, z) = p(x|h_1) p(h_1|h_2) ... p(h_L), p(h_L) = N(0, I).
-    All latents are diagonal Gaussians. `z` is the tuple (h_1, ..., h_L): h_1 is nearest the data.
+    All latents are diagonal Gaussians, unless `prior` or `posterior` says otherwise. `z` is the
+    tuple (h_1, ..., h_L): h_1 is nearest the data.
 
     Args:
         n_data: dimensions of one example (flat).
@@ -162,12 +90,19 @@ class VAE(AbstractLatentModel):
         decoder: a module of your own in place of the network's part of the decoder: a function from
             the last of its dense layers (h_1 if there are none) to `[n_outputs]` of the
             observation.
+        prior: p(h_L): "normal" for N(0, I), "mixture:K" for K learned Gaussians, "vamp:K" for the
+            encoder at K learned pseudo-inputs, "flow:N" for N coupling layers; or a module of your
+            own, a function from the model to a distribution.
+        posterior: q(h_l|h_{l-1}) of every layer: "normal", or "flow:N" for N coupling layers that
+            see what the mean and scale are computed from.
+        pseudo_inputs: the examples at which those of `vamp:K` start, `[K, n_data]`, such as
+            random training rows (noise if None).
         key: for initialisation; every layer gets its own key.
 
     Raises:
         UserError: for unknown names, empty or unequal lists of sizes, a bias of the wrong shape, a
-            network that does not fit the data, or a module that does not return a vector of the
-            right size.
+            network that does not fit the data, a module that does not return a vector of the
+            right size, or pseudo-inputs of the wrong shape or for another prior.
     """
 
     encoder: tuple[GaussianNet, ...]
@@ -176,7 +111,7 @@ class VAE(AbstractLatentModel):
     output: Output
     free: Float[Array, " n_free"] | None  # outputs that do not depend on z
     statistics: Float[Array, " n_statistics"] | None  # constants: no gradient
-    top: Float[Array, "2 d_L"] | None  # p(h_L): means, log standard deviations; None: N(0, I)
+    top: Prior | None  # p(h_L); None: N(0, I)
     log_scale: Float[Array, " n_data"] | None  # log |d data / d model|; constants: no gradient
     kind: Kind = eqx.field(static=True)
     n_data: int = eqx.field(static=True)
@@ -198,6 +133,9 @@ class VAE(AbstractLatentModel):
         network: Network | Mapping[str, Any] | str = "mlp",
         encoder: Features | None = None,
         decoder: Features | None = None,
+        prior: Prior | str = "normal",
+        posterior: str = "normal",
+        pseudo_inputs: np.ndarray | None = None,
         key: PRNGKey,
     ):
         _check_sizes(n_data, latent_sizes, hidden_sizes, activation)
@@ -210,11 +148,7 @@ class VAE(AbstractLatentModel):
         if encoder is not None and decoder is not None and self.network.name == "conv":
             raise UserError("encoder and decoder replace all of network 'conv': leave it out")
         features, n_features = make_features(
-            self.network,
-            encoder,
-            data.encoding.n_inputs if data.encoding else n_data,
-            activation,
-            key=features_key,
+            self.network, encoder, self.n_inputs, activation, key=features_key
         )
         # Residual blocks of a conv network follow its convolutions instead of the dense layers.
         blocks = self.network.blocks if self.network.name == "mlp" else 0
@@ -226,6 +160,7 @@ class VAE(AbstractLatentModel):
                 activation,
                 features=features if l == 0 else None,
                 blocks=blocks if l == 0 else 0,
+                flow=parse_posterior(posterior).size,
                 key=k,
             )
             for l, k in enumerate(jax.random.split(encoder_key, n_layers))
@@ -246,8 +181,10 @@ class VAE(AbstractLatentModel):
             self.network, decoder, sizes[-1], data.n_outputs, activation, key=output_key
         )
         self.output, self.free = _with_bias(output, data.n_free, output_bias)
-        self.statistics, self.top = _statistics(data, statistics), None
+        self.statistics = _statistics(data, statistics)
         self.log_scale = _log_scale(log_scale, n_data)
+        self.top = None  # until there is a prior, the model has N(0, I)
+        self.top = make_prior(prior, self, pseudo_inputs, key=jax.random.fold_in(key, _PRIOR))
 
     @property
     def observation(self) -> str:
@@ -282,43 +219,86 @@ class VAE(AbstractLatentModel):
         They cannot include a user's own modules; `own` says where there are any.
         """
         hidden = [net.hidden for net in self.encoder]
-        own = {"own": list(self.own)} if self.own else {}
-        network = {} if self.network == Network() else {"network": self.network._asdict()}
+        unusual = {
+            "missing": self.missing,
+            "log_scale": None if self.log_scale is None else True,
+            "network": None if self.network == Network() else self.network._asdict(),
+            "prior": None if self.prior_name.name in ("normal", OWN) else str(self.prior_name),
+            "posterior": None if self.encoder[0].flow is None else str(self.posterior_name),
+            "own": list(self.own) or None,
+        }
         return {
             "n_data": self.n_data,
             "latent_sizes": self.latent_sizes,
             "hidden_sizes": [[layer.bias.shape[0] for layer in h.layers] for h in hidden],
             "observation": as_json(self.kind),
             "activation": self.decoder_hidden.activation,
-            **({} if self.missing is None else {"missing": self.missing}),
-            **({} if self.log_scale is None else {"log_scale": True}),
-            **network,
-            **own,
+            **{name: value for name, value in unusual.items() if value is not None},
         }
 
     @property
     def own(self) -> tuple[str, ...]:
-        """The names of a user's own modules, of `encoder` and `decoder`, if there are any."""
+        """Which of `encoder`, `decoder` and `prior` are a user's own modules."""
         features = self.encoder[0].features
-        is_own = features is not None and not isinstance(features, ConvEncoder)
-        return ("encoder",) * is_own + ("decoder",) * isinstance(self.output, OwnDecoder)
+        parts = {
+            "encoder": features is not None and not isinstance(features, ConvEncoder),
+            "decoder": isinstance(self.output, OwnDecoder),
+            "prior": self.prior_name.name == OWN,
+        }
+        return tuple(name for name, is_own in parts.items() if is_own)
+
+    @property
+    def prior_name(self) -> Named:
+        """The kind of p(h_L) and its size."""
+        return named(self.top)
+
+    @property
+    def posterior_name(self) -> Named:
+        """The kind of q(h_l|h_{l-1}) and its size."""
+        flow = self.encoder[0].flow
+        return Named("normal") if flow is None else Named("flow", flow.layers)
 
     def posterior(self, x: Float[Array, " n_data"]) -> LayeredPosterior:
         """q(z|x)."""
+        return self.encode(self.inputs(x))
+
+    def encode(self, inputs: Float[Array, " n_inputs"]) -> LayeredPosterior:
+        """q(z|x), from the inputs of the encoder's network for x."""
+        return LayeredPosterior(self.encoder[0](inputs), self.encoder[1:])
+
+    def inputs(self, x: Float[Array, " n_data"]) -> Float[Array, " n_inputs"]:
+        """What the encoder's network sees of an example."""
         encoding = self._data().encoding
-        if encoding is not None:
-            known = jnp.zeros(0) if self.statistics is None else self.statistics
-            x = encoding.transform(x, jax.lax.stop_gradient(known))
-        return LayeredPosterior(self.encoder[0](x), self.encoder[1:])
+        if encoding is None:
+            return x
+        known = jnp.zeros(0) if self.statistics is None else self.statistics
+        return encoding.transform(x, jax.lax.stop_gradient(known))
+
+    @property
+    def n_inputs(self) -> int:
+        """The number of inputs of the encoder's network."""
+        encoding = self._data().encoding
+        return encoding.n_inputs if encoding else self.n_data
+
+    def condition(self, x: Float[Array, " n_data"]) -> tuple["VAE", Float[Array, " n_data"]]:
+        """The model with its prior computed, and the example."""
+        return self.settled(), x
+
+    def settled(self) -> "VAE":
+        """The same model, whose prior is computed once for all evaluations of `log_joint`."""
+        if self.top is None or isinstance(self.top, Settled | LabelPrior):
+            return self
+        top = Settled(self.prior(), named(self.top))
+        return eqx.tree_at(lambda model: model.top, self, top)
 
     def _data(self) -> Observation:
         """The observation of this model's kind of data."""
         return observations.observation(self.kind, self.n_data, self.missing)
 
-    def prior(self) -> dist.Distribution:
-        """p(h_L): N(0, I), unless it depends on a label."""
+    def prior(self) -> Posterior:
+        """p(h_L): N(0, I), unless it is learned."""
         if self.top is not None:
-            return dist.Normal(self.top[0], jnp.exp(self.top[1])).to_event(1)
+            return self.top(self)
         return dist.Normal(jnp.zeros(self.latent_sizes[-1]), 1.0).to_event(1)
 
     def decode(self, z: Latents) -> dist.Distribution:
@@ -338,24 +318,23 @@ class VAE(AbstractLatentModel):
 
     def layer_log_priors(self, z: Latents) -> tuple[Scalar, ...]:
         """log p(h_l|h_{l+1}) for l = 1 ... L, nats; the last is log p(h_L)."""
-        between = tuple(
-            net(above).log_prob(h) for net, h, above in zip(self.prior_nets, z, z[1:], strict=False)
-        )
-        return (*between, self.prior().log_prob(z[-1]))
+        return tuple(p.log_prob(h) for p, h in zip(self.priors(z), z, strict=True))
 
-    def prior_units(self, z: Latents) -> tuple[dist.Distribution, ...]:
-        """p of every unit of h_l given h_{l+1}, for l = 1 ... L."""
+    def priors(self, z: Latents) -> tuple[Posterior, ...]:
+        """p(h_l|h_{l+1}) for l = 1 ... L; the last is p(h_L)."""
         between = (net(above) for net, above in zip(self.prior_nets, z[1:], strict=True))
-        return tuple(p.base_dist for p in (*between, self.prior()))
+        return (*between, self.prior())
 
     def redraw(self, z: Latents) -> Latents:
         """z as a function of the prior's parameters: the draw from p(z) whose noise gives z.
 
-        Its value is z. Gradients reach the networks p(h_l|h_{l+1}), with the noise held fixed.
+        Its value is z. Gradients reach the networks p(h_l|h_{l+1}), with the noise held fixed, and
+        p(h_L) if it is Gaussian: draws of a mixture are not reparameterised.
         """
         z = jax.lax.stop_gradient(z)
         top = self.prior()
-        drawn: tuple[Any, ...] = (z[-1] if self.top is None else _by_noise(top, top, z[-1]),)
+        by_noise = self.top is not None and is_gaussian(top)
+        drawn: tuple[Any, ...] = (_by_noise(top, top, z[-1]) if by_noise else z[-1],)
         for net, h, above in reversed(list(zip(self.prior_nets, z, z[1:], strict=False))):
             drawn = (_by_noise(net(drawn[0]), net(above), h), *drawn)
         return drawn
@@ -393,7 +372,7 @@ def _by_noise(p: dist.Distribution, there: dist.Distribution, h: Array) -> Array
     return one.loc + one.scale * jax.lax.stop_gradient((h - other.loc) / other.scale)
 
 
-_FEATURES = 4  # folded into the key, whose splits are 0 to 3
+_FEATURES, _PRIOR = 4, 5  # folded into the key, whose splits are 0 to 3
 
 
 def _check_network(network: Network, kind: Kind, data: Observation, n_data: int) -> None:

@@ -12,6 +12,7 @@ from numpyro.distributions import Distribution, kl_divergence
 from iwae.errors import UserError
 from iwae.inference.particles import Info, particle_keys
 from iwae.inference.resampling import Draw, few
+from iwae.models.posteriors import is_gaussian
 from iwae.models.vae import VAE, AbstractLatentModel, LayeredPosterior, Posterior
 from iwae.objectives.objective import Extra, Objective, frozen
 from iwae.objectives.penalties import Penalty, Terms, plain_terms
@@ -249,6 +250,13 @@ def analytic_elbo(*, k: int, penalty: Penalty | None = None, chunk: int | None =
                 "divergence KL(q || p) has no closed form; use elbo"
             )
         posterior: LayeredPosterior = model.posterior(x)
+        q: Any = posterior.first
+        p: Any = model.prior()
+        if not (is_gaussian(q) and is_gaussian(p)):
+            raise UserError(
+                "elbo-analytic needs a Gaussian prior and posterior: otherwise the divergence "
+                "KL(q || p) has no closed form; use elbo"
+            )
 
         def particle(key: PRNGKey) -> tuple[Scalar, Scalar]:
             z = posterior.sample(key)
@@ -259,10 +267,10 @@ def analytic_elbo(*, k: int, penalty: Penalty | None = None, chunk: int | None =
         keys = particle_keys(key, jnp.arange(k))
         reconstruction, log_w = over_particles(particle, keys, chunk)
         if penalty:
-            units = kl_divergence(posterior.first.base_dist, model.prior().base_dist)
+            units = kl_divergence(q.base_dist, p.base_dist)
             divergence = penalty.of_divergence(units, extra.tuned)
         else:
-            divergence = kl_divergence(posterior.first, model.prior())
+            divergence = kl_divergence(q, p)
         return jnp.mean(reconstruction) - divergence, {"iwae": iwae(log_w)}
 
     if penalty is None:

@@ -32,8 +32,12 @@ class Halves(AbstractLatentModel):
 def halves(
     generative: AbstractLatentModel, recognition: AbstractLatentModel
 ) -> AbstractLatentModel:
-    """The decoder of one model with the encoder of another; a VAE if both are."""
+    """The decoder of one model with the encoder of another; a VAE if both are.
+
+    A VampPrior stays that of the generative model's own encoder.
+    """
     if isinstance(generative, VAE) and isinstance(recognition, VAE):
+        generative = generative.settled()
         return eqx.tree_at(lambda model: model.encoder, generative, recognition.encoder)
     return Halves(generative, recognition)
 

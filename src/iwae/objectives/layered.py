@@ -5,6 +5,7 @@ import jax.numpy as jnp
 
 from iwae.errors import UserError
 from iwae.inference.particles import Info, particle_keys
+from iwae.models.posteriors import is_gaussian
 from iwae.models.vae import VAE, AbstractLatentModel
 from iwae.objectives.bounds import over_particles
 from iwae.objectives.gradients import curvature
@@ -40,7 +41,8 @@ def gdreg(reduction: Reduction, *, k: int, chunk: int | None = None) -> Objectiv
         sum_i (a_i d log p(x|z_i)/dz - c_i d log w_i/dz) d z(noise_i; theta)/d theta
 
     where z(noise; theta) is the prior's own draw of z_i. The expectation is the same and the
-    variance lower. With one stochastic layer, the prior has nothing to learn, and this is DReG.
+    variance lower. With one stochastic layer and the prior N(0, I), this is DReG. A learned prior
+    p(h_L) that is not Gaussian keeps its score, as in the plain gradient.
 
     Raises:
         UserError: on first evaluation, if the model is not a VAE.
@@ -51,8 +53,9 @@ def gdreg(reduction: Reduction, *, k: int, chunk: int | None = None) -> Objectiv
     ) -> tuple[Scalar, Info]:
         if not isinstance(model, VAE):
             raise UserError(f"gdreg needs a VAE, and this is a {type(model).__name__}: use dreg")
-        q, fixed = model.posterior(x), frozen(model)
-        fixed_q = frozen(q)
+        model = model.settled()
+        q, fixed, top = model.posterior(x), frozen(model), model.prior()
+        fixed_q, by_noise = frozen(q), is_gaussian(top)
 
         def particle(key: PRNGKey) -> tuple[Scalar, ...]:
             z = q.sample(key)
@@ -60,16 +63,19 @@ def gdreg(reduction: Reduction, *, k: int, chunk: int | None = None) -> Objectiv
             to_prior, *prior_tags = tag_both(z, model.redraw(z))
             log_likelihood = model.log_likelihood(x, to_data)
             log_ratio = sum(fixed.layer_log_priors(to_prior)) - fixed_q.log_prob(to_prior)
-            return log_likelihood, log_ratio, *data_tags, *prior_tags
+            score = () if by_noise else (top.log_prob(jax.lax.stop_gradient(z[-1])),)
+            return log_likelihood, log_ratio, *data_tags, *prior_tags, *score
 
         keys = particle_keys(key, jnp.arange(k))
-        log_likelihood, log_ratio, *tags = over_particles(particle, keys, chunk)
+        log_likelihood, log_ratio, *rest = over_particles(particle, keys, chunk)
+        tags, scores = rest[:4], rest[4:]
         log_w = jax.lax.stop_gradient(log_likelihood + log_ratio)
         a = jax.grad(reduction)(log_w)
         share = (a - curvature(reduction, log_w)) / floored(a)
         factors = share, 1 - share, share, -share
         value = reduction(log_w) + slope(floored(a), log_likelihood) + slope(floored(a), log_ratio)
         value += sum(deliver(f, tag) for f, tag in zip(factors, tags, strict=True))
+        value += sum(slope(floored(a), score) for score in scores)
         return value, {"iwae": iwae(log_w)}
 
     return Objective(terms)

@@ -10,9 +10,13 @@ where the weight rises from 0 to 1. KL_j is the divergence KL(q || p) of the uni
 given its neighbours and averaged over the particles of the example; no gradient flows through it.
 These weights are no longer p/q, so an estimator that relies on p/q is excluded or has to be
 adapted.
+
+A layer whose p or q is not a diagonal Gaussian, such as one with a learned prior, counts as one
+unit: its density does not split, and its divergence is the particles' mean of log q - log p.
 """
 
 from dataclasses import dataclass
+from itertools import starmap
 from typing import Any, cast
 
 import jax
@@ -22,6 +26,7 @@ from numpyro.distributions import kl_divergence
 
 from iwae.errors import UserError
 from iwae.inference.particles import Info
+from iwae.models.posteriors import is_gaussian
 from iwae.models.vae import VAE, AbstractLatentModel, LayeredPosterior, Posterior
 from iwae.objectives.reductions import Reduction
 from iwae.objectives.surrogates import Coefficients, Estimator
@@ -74,19 +79,17 @@ class Penalty:
         to_joint: Latents,
         to_q: Latents,
     ) -> Terms:
-        """log p(x|z); and for every unit log p, log q and measures of its divergence, `[1 d]`."""
+        """log p(x|z); and for every unit log p, log q and measures of its divergence, `[1 d]`.
+
+        A layer that counts as one unit has d = 1.
+        """
         if not isinstance(model, VAE) or not isinstance(q, LayeredPosterior):
             raise UserError(
                 f"KL warm-up and free bits need a VAE, and this is a {type(model).__name__}: leave "
                 "them out"
             )
-        priors, posteriors = model.prior_units(to_joint), q.units(to_q)
-        return (
-            model.log_likelihood(x, to_joint),
-            tuple(p.log_prob(h) for p, h in zip(priors, to_joint, strict=True)),
-            tuple(p.log_prob(h) for p, h in zip(posteriors, to_q, strict=True)),
-            tuple(kl_divergence(*pair)[None] for pair in zip(posteriors, priors, strict=True)),
-        )
+        layers = zip(model.priors(to_joint), q.layers(to_q), to_joint, to_q, strict=True)
+        return (model.log_likelihood(x, to_joint), *zip(*starmap(_units, layers), strict=True))
 
     def combine(self, parts: Terms, tuned: PyTree) -> tuple[LogWeights, LogWeights]:
         """Modified log p and log q of the particles; their difference is the log weight to use."""
@@ -116,7 +119,7 @@ class Penalty:
         for it exceeds the free bits. Otherwise, moving would cost nothing.
         """
         log_likelihood, log_priors, log_qs, _ = after
-        log_priors = tuple(p + r for p, r in zip(log_priors, ratios, strict=True))
+        log_priors = tuple(p + _of_units(r, p) for p, r in zip(log_priors, ratios, strict=True))
         paid = (q - p for p, q in zip(log_priors, log_qs, strict=True))
         known = tuple(
             jnp.concatenate([start, cost[None]])
@@ -143,6 +146,20 @@ class Penalty:
     def of_divergence(self, units: Float[Array, " d"], tuned: PyTree) -> Scalar:
         """The cost of a divergence given for each unit, nats."""
         return self.weight(tuned) * jnp.sum(jnp.maximum(units, self.free_bits))
+
+
+def _units(p: Any, q: Any, to_p: Any, to_q: Any) -> tuple[Array, Array, Array]:
+    """log p and log q of each unit of a layer `[d]`, and measures of its divergence `[1 d]`."""
+    if is_gaussian(p) and is_gaussian(q):
+        p, q = p.base_dist, q.base_dist
+        return p.log_prob(to_p), q.log_prob(to_q), kl_divergence(q, p)[None]
+    log_p, log_q = p.log_prob(to_p)[None], q.log_prob(to_q)[None]
+    return log_p, log_q, (log_q - log_p)[None]
+
+
+def _of_units(ratios: Float[Array, " m"], like: Float[Array, " d"]) -> Float[Array, " d"]:
+    """A number for each latent, or their sum if the layer counts as one unit."""
+    return ratios if ratios.shape == like.shape else jnp.sum(ratios, keepdims=True)
 
 
 def _total(layers: tuple[Float[Array, "k _"], ...]) -> LogWeights:

@@ -17,8 +17,9 @@ from iwae.models.conditional import ConditionalVAE, Model, without_labels
 from iwae.objectives.declaration import OBJECTIVES
 from iwae.reports.figures.style import minus
 from iwae.reports.gallery import are_pictures, layout_of
-from iwae.results.reading import Estimate, Method, each_model, estimates_of, read_records, widest
+from iwae.results.reading import Estimate, estimates_of, read_records, widest
 from iwae.results.records import model_sha256
+from iwae.results.schema import Method, Record
 from iwae.results.text import plus_minus
 
 log = logging.getLogger(__name__)
@@ -66,7 +67,7 @@ def model_card(
         gradient=final.gradient or OBJECTIVES[final.objective].gradients[0],
         discrete=is_discrete(vae.kind),
         estimates=list(widest(_estimates(found)).values()),
-        gaps=[one for one in found if one["method"] == Method.BIDIRECTIONAL],
+        gaps=[one for one in found if one.method == Method.BIDIRECTIONAL],
         classified=_most(found, "accuracy", "k"),
         truth=_most(found, "true_log_likelihood"),
         active=_most(found, "active_units", "active_units"),
@@ -100,57 +101,54 @@ NAMED = 50
 def _labels(model: ConditionalVAE, names: Sequence[str]) -> Labels:
     shares = [f"{share:.1%}" for share in model.frequencies.tolist()]
     named = list(zip(names, shares, strict=True))[:NAMED]
-    learned = model.tops is not None
-    prior = "a Gaussian for each label, learned" if learned else "N(0, I) for all labels"
+    words = {"normal": "N(0, I) for all labels", "vamp": "a VampPrior that sees the label"}
+    prior = words.get(model.vae.prior_name.name, f"{model.vae.prior_name} for all labels")
+    prior = prior if model.tops is None else "a Gaussian for each label, learned"
     return Labels(named, model.n_classes, prior)
 
 
 _TOLD = (Method.IMPORTANCE, Method.ANNEALED, Method.BIDIRECTIONAL, Method.CLASSIFICATION)
 """The methods that a card tells of."""
 
-Found = Mapping[str, Any]
-"""A record, with the part of it that is about one model in place of what is about several."""
 
-
-def _measured(run: Path, weights: str, replicate: int) -> Iterator[Found]:
+def _measured(run: Path, weights: str, replicate: int) -> Iterator[Record]:
     """The records of the model that is there now; damaged ones are omitted."""
     digest = model_sha256(run, weights, replicate)
     for path, record in read_records(run, _TOLD):
-        wanted = "simulated" if record["method"] == Method.BIDIRECTIONAL else "test"
-        if (record["split"], record["weights"], record["pruned"]) != (wanted, weights, False):
+        wanted = "simulated" if record.method == Method.BIDIRECTIONAL else "test"
+        if (record.split, record.weights, record.pruned) != (wanted, weights, False):
             continue
-        each = each_model(record)
-        one = each[replicate] if replicate < len(each) else {}
-        if one.get("model_sha256") != digest:
-            log.warning("%s is of other weights than these and is left out", path)
+        if record.digests[replicate : replicate + 1] == [digest]:
+            yield record.only(replicate)
         else:
-            yield {**record, **one}
+            log.warning("%s is of other weights than these and is omitted", path)
 
 
-def _estimates(found: list[Found]) -> Iterator[Estimate]:
+def _estimates(found: list[Record]) -> Iterator[Estimate]:
     """The estimates, loosest first; of annealing the longest, as the other is for the verdict."""
     for one in found:
-        estimates = list(estimates_of(one))
-        yield from estimates[-1:] if one["method"] == Method.ANNEALED else estimates
+        bounds = [estimate for estimate in estimates_of(one) if estimate.is_bound]
+        yield from bounds[-1:] if one.method == Method.ANNEALED else bounds
 
 
 def _meaning(one: Estimate) -> str:
     """The kind of number that an estimate is."""
     budget = one.rank[1]
-    if one.record["method"] == Method.ANNEALED:
+    how, found = one.record.annealing, one.record.verdict
+    if how is not None and found is not None:
         return (
             f"lower bound by annealed importance sampling, {budget:,} temperatures and "
-            f"{one.record['annealing']['chains']} chains; {one.record['verdict']['word']}"
+            f"{how.chains} chains; {found.word}"
         )
     if budget == 1:
         return "the ELBO, a lower bound"
     return f"lower bound by {budget:,} importance samples"
 
 
-def _most(found: list[Found], name: str, *ties: str) -> Found | None:
+def _most(found: list[Record], name: str, *ties: str) -> Record | None:
     """The record of the most examples that has a value by this name; `ties` decide by size."""
-    having = [one for one in found if one.get(name) is not None]
-    return max(having, key=lambda one: [one[each] for each in ("n", *ties)], default=None)
+    having = [one for one in found if getattr(one, name) not in (None, ())]
+    return max(having, key=lambda one: [getattr(one, each) for each in ("n", *ties)], default=None)
 
 
 # --- the template ---------------------------------------------------------------------------

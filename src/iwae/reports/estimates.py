@@ -1,6 +1,6 @@
 """All bounds known of a run in one row, and the number that a paper reports of its experiment."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +8,8 @@ import numpy as np
 
 from iwae.config.presets import PRESETS, same_experiment
 from iwae.evaluation.diagnostics import test_sample_error
-from iwae.results.reading import Known, Method, each_model, known_bounds, models_of, read_records
+from iwae.results.reading import Known, known_bounds, read_records
+from iwae.results.schema import Fields, Method, Record
 from iwae.results.text import plus_minus
 
 Row = dict[str, str]
@@ -33,24 +34,24 @@ def estimates_row(run: Path, name: str) -> Row | None:
     samples = {one.estimator: one for one in bounds if one.rank[0] == 0}
     record = bounds[-1].record
     shorter, longest = (one for one in bounds if one.record is record)
-    row = {"run": name, "examples": f"{record['n']:,}"}
+    row = {"run": name, "examples": f"{record.n:,}"}
     for estimator, one in samples.items():
         row[estimator] = _mean_on(one, longest)
     for one, words in ((shorter, "AIS, short"), (longest, "AIS, long")):
         row[words] = f"{_mean_on(one, longest)} (T = {one.rank[1]})"
-    verdicts = [one["verdict"]["word"] for one in each_model(record)]
+    verdicts = [one.verdict.word for one in record.models if one.verdict is not None]
     row["verdict"] = " / ".join(dict.fromkeys(verdicts))
     if (both := _bidirectional(run, record)) is not None:
-        each = each_model(both)
-        sampled = [one["importance"] for one in each]
-        row["gap of AIS"] = _plus_minus(each, "gap")
-        row[f"gap of {sampled[0]['k']:,} samples"] = _plus_minus(sampled, "gap")
+        sampled = [one.importance for one in both.models if one.importance is not None]
+        row["gap of AIS"] = _plus_minus(both.models, "gap")
+        row[f"gap of {sampled[0].k:,} samples"] = _plus_minus(sampled, "gap")
     if samples:
         most = list(samples.values())[-1]
-        last = [one["by_k"][-1] for one in each_model(most.record)]
-        row[f"ESS of {most.estimator}"] = f"{np.mean([one['ess_mean'] for one in last]):.0f}"
-        unreliable = [one["pareto_k_unreliable"] for one in last]
-        row["k-hat too large"] = "-" if None in unreliable else f"{np.mean(unreliable):.0%}"
+        last = [one.by_k[-1] for one in most.record.models]
+        row[f"ESS of {most.estimator}"] = f"{np.mean([one.ess_mean or 0 for one in last]):.0f}"
+        unreliable = [one.pareto_k_unreliable or 0 for one in last]
+        known = None not in [one.pareto_k_unreliable for one in last]
+        row["k-hat too large"] = f"{np.mean(unreliable):.0%}" if known else "-"
     return row
 
 
@@ -77,21 +78,22 @@ def _mean_on(one: Known, other: Known) -> str:
     return plus_minus(values.mean(), test_sample_error(values), digits=2)
 
 
-def _bidirectional(run: Path, record: Mapping[str, Any]) -> Mapping[str, Any] | None:
+def _bidirectional(run: Path, record: Record) -> Record | None:
     """The bounds from both sides by the same annealing of the same models, on most examples."""
-    wanted = record["annealing"], record["weights"], record["pruned"], models_of(record)
+    wanted = record.annealing, record.weights, record.pruned, record.digests
     found = [
         both
         for _, both in read_records(run, (Method.BIDIRECTIONAL,))
-        if (both["annealing"], both["weights"], both["pruned"], models_of(both)) == wanted
+        if (both.annealing, both.weights, both.pruned, both.digests) == wanted
     ]
-    if not found:
-        return None
-    return max(found, key=lambda both: both["n"])
+    return max(found, key=lambda both: both.n, default=None)
 
 
-def _plus_minus(each: Sequence[Mapping[str, Any]], name: str) -> str:
+def _plus_minus(each: Sequence[Fields], name: str) -> str:
     """The mean over replicates, whose examples differ, and its standard error."""
-    mean = round(np.mean([one[name] for one in each]), 2) + 0.0  # no minus before a zero
-    error = np.sqrt(np.mean([one[f"{name}_stderr"] ** 2 for one in each]) / len(each))
+    means, errors = np.array([one.mean(name) for one in each], np.float64).T
+    if not np.isfinite([means, errors]).all():
+        return plus_minus(None)
+    mean = round(means.mean(), 2) + 0.0  # no minus before a zero
+    error = np.sqrt(np.mean(errors**2) / len(each))
     return plus_minus(mean, error, digits=2)

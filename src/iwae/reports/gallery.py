@@ -1,5 +1,6 @@
 """The pictures of a run, drawn from its models, metrics and frames."""
 
+import math
 from collections.abc import Iterator, Mapping
 from functools import reduce
 from pathlib import Path
@@ -11,17 +12,24 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from iwae.data import KINDS, Dataset, Kind
+from iwae.data.arrays import read_arrays
 from iwae.data.kinds import is_discrete
-from iwae.evaluation.posterior import model_density, posterior_grid
+from iwae.errors import UserError
+from iwae.evaluation.posterior import model_density, posterior_grid, prior_grid
 from iwae.evaluation.units import active_units
 from iwae.models.conditional import ConditionalVAE, Model, without_labels
 from iwae.models.likelihoods import SIGNS
 from iwae.models.networks import Dense
+from iwae.models.priors import VampPrior
+from iwae.models.vae import VAE
 from iwae.reports import figures
 from iwae.reports.estimates import means_by_budget
 from iwae.reports.figures.style import minus
-from iwae.results.reading import Known, Method, known_bounds, models_of, read_records
+from iwae.results.reading import Known, known_bounds, read_records, report_damage
+from iwae.results.schema import Method
 from iwae.results.signal import signal_curves
+from iwae.results.store import read_arrays as read_record_arrays
+from iwae.results.text import path_words
 from iwae.runs.folder import run_config
 from iwae.runs.metrics import read_metrics
 from iwae.runs.setup import load_config_dataset, run_model, split_examples
@@ -69,7 +77,7 @@ def draw_gradients(run: Path) -> list[Path]:
     written = []
     for record_file, record in read_records(Path(run), (Method.GRADIENTS,)):
         written.append(record_file.with_suffix(".png"))
-        figures.save_figure(figures.signal_to_noise(signal_curves(record["rows"])), written[-1])
+        figures.save_figure(figures.signal_to_noise(signal_curves(record.rows)), written[-1])
     return written
 
 
@@ -109,10 +117,28 @@ def _figures(
         yield "scatter", figures.scatter_2d(_whole(test[:, :2]), _whole(samples))
     if sum(model.latent_sizes) <= 2:
         yield "posterior", _posteriors(model, test)
+    yield from _prior_figures(model, dataset, test)
     if figure := bounds_figure(run, weights):
         yield "bounds", figure
     if figure := _rate_distortion(run, weights):
         yield "rate_distortion", figure
+
+
+def _prior_figures(
+    model: Model, dataset: Dataset, test: np.ndarray
+) -> Iterator[tuple[str, Figure]]:
+    """The pseudo-inputs of a VampPrior, and any learned prior of two units beside draws of q."""
+    vae = without_labels(model)
+    if isinstance(vae.top, VampPrior) and are_pictures(dataset):
+        shown = np.asarray(vae.top.inputs[:SHOWN, : dataset.n_values])  # without a mask
+        if vae.n_inputs != dataset.n_values or dataset.kind.name != "bernoulli":  # standardised
+            shown = (shown - shown.min()) / max(np.ptp(shown), np.finfo(np.float32).tiny)
+        pictures = np.clip(shown, 0, 1).reshape(-1, *dataset.shape)
+        yield "pseudo_inputs", figures.image_grid(pictures, title="pseudo-inputs")
+    if isinstance(model, VAE) and model.top is not None and model.latent_sizes[-1] == 2:
+        grid = prior_grid(model, test, jax.random.key(0))
+        title = f"prior {model.prior_name} and the aggregate posterior"
+        yield "prior", figures.prior_panel(*grid, title=title)
 
 
 class Layout(NamedTuple):
@@ -215,15 +241,24 @@ def _animations(run: Path, dataset: Dataset) -> list[Path]:
 
 def _frames(run: Path, dataset: Dataset) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Name -> images `[t, n, h, w]` and epochs `[t]`; empty if no frame was taken."""
-    paths = sorted((run / "frames").glob("*.npz"))
+    paths = sorted(path for path in (run / "frames").glob("[0-9]*.npz") if path.stem.isdigit())
     if not paths:
         return {}
     epochs = np.asarray([int(path.stem) for path in paths])
-    loaded = [np.load(path, allow_pickle=False) for path in paths]
+    loaded = [_frame(path, dataset) for path in paths]
     return {
         name: (np.stack([_images(frame[name], dataset) for frame in loaded]), epochs)
         for name in ("samples", "reconstructions")
     }
+
+
+def _frame(path: Path, dataset: Dataset) -> dict[str, np.ndarray]:
+    """The arrays of a frame; UserError if it is damaged."""
+    arrays = read_arrays(path)
+    for name in ("samples", "reconstructions"):
+        if name not in arrays or arrays[name].shape[1:] != (math.prod(dataset.shape),):
+            raise UserError(f"{path} holds no frame of {dataset.name}: remove it")
+    return arrays
 
 
 def _images(flat: np.ndarray, dataset: Dataset | Layout) -> np.ndarray:
@@ -303,14 +338,13 @@ def _posteriors(model: Model, test: np.ndarray) -> Figure:
 def _rate_distortion(run: Path, weights: str) -> Figure | None:
     """The last curve of test examples by name, of the first replicate."""
     found = [
-        path.with_suffix(".npz")
+        path
         for path, record in read_records(run, (Method.CURVE,))
-        if (record["split"], record["weights"], record["pruned"]) == ("test", weights, False)
+        if (record.split, record.weights, record.pruned) == ("test", weights, False)
     ]
-    if not found:
+    if not found or (curve := read_record_arrays(found[-1], report_damage)) is None:
         return None
-    with np.load(found[-1], allow_pickle=False) as file:
-        return figures.rate_distortion_curve(file["betas"], file["rate"][0], file["distortion"][0])
+    return figures.rate_distortion_curve(curve["betas"], curve["rate"][0], curve["distortion"][0])
 
 
 # --- bounds from records --------------------------------------------------------------------
@@ -330,7 +364,7 @@ def bounds_figure(run: Path, weights: str = "final") -> Figure | None:
         The figure, or None if the records hold fewer than two bounds on common examples.
     """
     known = known_bounds(run, split="test", weights=weights, pruned=False)
-    known = [one for one in known if models_of(one.record) == models_of(known[-1].record)]
+    known = [one for one in known if one.record.digests == known[-1].record.digests]
     if len(known) < 2:
         return None
     places = reduce(np.intersect1d, [one.places for one in known])
@@ -346,11 +380,7 @@ def bounds_figure(run: Path, weights: str = "final") -> Figure | None:
 
 def _curve_name(known: Known, n: int) -> str:
     """The name of the curve that a bound belongs to."""
-    if known.rank[0] == 0:
+    how = known.record.annealing
+    if how is None:
         return f"importance sampling, {n:,} examples"
-    how = known.record["annealing"]
-    schedule = how["schedule"] if isinstance(how["schedule"], str) else "given"
-    return (
-        f"annealing from the {how['start']}, {how['chains']} chains, {how['leapfrog']} leapfrog "
-        f"steps, {schedule} schedule, the same examples"
-    )
+    return f"annealing {path_words(how)}, the same examples"

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Unpack
+from typing import Any, Unpack
 
 import jax
 import numpy as np
@@ -19,18 +19,19 @@ from iwae.inference.step_sizes import tune_step_size
 from iwae.inference.temperatures import as_betas, check_leapfrog, linear_schedule, sigmoid_schedule
 from iwae.models.conditional import Model
 from iwae.results.measure import Measured, Replicate, SplitOptions, measure
-from iwae.results.reading import Method, models_of, read_records, read_values
+from iwae.results.reading import read_records
 from iwae.results.records import (
-    Record,
     Subject,
     make_subject,
-    model_facts,
+    model_sha256,
     number,
     record_name,
     shared_record,
     unit_counts,
     weight_summary,
 )
+from iwae.results.schema import Document, Method, Settings
+from iwae.results.store import read_arrays
 from iwae.results.unfinished import Slab
 from iwae.runs.setup import split_examples
 from iwae.typing import PRNGKey
@@ -89,7 +90,11 @@ class Annealing:
         places = np.linspace(0, self.temperatures - 1, temperatures)
         return np.interp(places, np.arange(self.temperatures), self.schedule)
 
-    def values(self) -> Record:
+    def path(self, length: int) -> dict[str, Any]:
+        """Arguments of the functions that anneal, for a schedule of `length` temperatures."""
+        return {"betas": self.betas(length), "n_leapfrog": self.leapfrog, "start": self.start}
+
+    def values(self) -> Document:
         """For a record."""
         return {
             "temperatures": self.temperatures,
@@ -116,7 +121,7 @@ def anneal_run(
     annealing: Annealing | None = None,
     tolerance: float = 0.5,
     **options: Unpack[SplitOptions],
-) -> Record:
+) -> Document:
     """Log-likelihoods of every replicate of a run by annealed importance sampling.
 
     Runs T and T/10 temperatures with keys of their own, and says whether the two agree. Step sizes
@@ -205,10 +210,8 @@ def _at_length(
             subject.data,
             key,
             chains=annealing.chains,
-            betas=annealing.betas(length),
             step_size=sizes,
-            n_leapfrog=annealing.leapfrog,
-            start=annealing.start,
+            **annealing.path(length),
             batch_size=subject.batch_size,
             first=first,
         )
@@ -226,15 +229,7 @@ def tune(
     model: Model, examples: np.ndarray, key: PRNGKey, annealing: Annealing, length: int
 ) -> np.ndarray:
     """Step sizes for a schedule of `length` temperatures, `[length - 1]`."""
-    return tune_step_size(
-        model,
-        examples,
-        key,
-        betas=annealing.betas(length),
-        n_leapfrog=annealing.leapfrog,
-        chains=PILOT_CHAINS,
-        start=annealing.start,
-    )
+    return tune_step_size(model, examples, key, chains=PILOT_CHAINS, **annealing.path(length))
 
 
 def pilot_split(subject: Subject) -> str:
@@ -256,7 +251,7 @@ def pilot_examples(subject: Subject) -> np.ndarray:
 
 def _row(
     length: int, values: dict[str, np.ndarray], step_sizes: np.ndarray, annealing: Annealing
-) -> Record:
+) -> Document:
     """The part of a record about one length."""
     return {
         "temperatures": length,
@@ -268,7 +263,7 @@ def _row(
     }
 
 
-def verdict_record(found: Verdict) -> Record:
+def verdict_record(found: Verdict) -> Document:
     """A verdict as a record has it."""
     return {
         "word": found.word,
@@ -285,12 +280,12 @@ def simulated_gap(subject: Subject, replicate: int, annealing: Annealing) -> np.
 
     Of several records the one with the most examples counts.
     """
-    wanted = subject.weights, subject.pruned, annealing.values()
-    mine, gaps = model_facts(subject, replicate)["model_sha256"], []
+    wanted = subject.weights, subject.pruned, Settings(**annealing.values())
+    mine, gaps = model_sha256(subject.run, subject.weights, replicate), []
     for path, record in read_records(subject.run, (Method.BIDIRECTIONAL,)):
-        same = (record["weights"], record["pruned"], record["annealing"]) == wanted
-        if same and models_of(record)[replicate] == mine:
-            values = read_values(path)
+        same = (record.weights, record.pruned, record.annealing) == wanted
+        if same and record.digests[replicate] == mine:
+            values = read_arrays(path)
             if values is not None:
                 gaps.append(values["upper"][replicate] - values["lower"][replicate])
     return max(gaps, key=len, default=None)

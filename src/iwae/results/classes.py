@@ -19,9 +19,7 @@ from iwae.evaluation.classes import (
 )
 from iwae.evaluation.diagnostics import test_sample_error
 from iwae.results.measure import Measured, Replicate, SplitOptions, measure
-from iwae.results.reading import Method
 from iwae.results.records import (
-    Record,
     Subject,
     chosen_examples,
     make_subject,
@@ -30,6 +28,7 @@ from iwae.results.records import (
     record_name,
     shared_record,
 )
+from iwae.results.schema import Document, Method
 from iwae.results.unfinished import Slab
 from iwae.runs.folder import run_config
 
@@ -60,7 +59,7 @@ class Others(NamedTuple):
 
 def classify_run(
     run: Path, *, k: int = 100, against: str | None = None, **options: Unpack[SplitOptions]
-) -> Record:
+) -> Document:
     """Every replicate of a conditional run as a classifier, by the likelihood of every label.
 
     L_k of log p(x|y) gives log p(y|x) by Bayes' rule, with p(y) of the training data, and
@@ -178,7 +177,7 @@ def _check_others(subject: Subject, dataset: Dataset) -> None:
         raise UserError(f"against {dataset.name}: these are the run's own data; name others")
 
 
-def _summary(scores: np.ndarray, labels: np.ndarray, shares: np.ndarray) -> Record:
+def _summary(scores: np.ndarray, labels: np.ndarray, shares: np.ndarray) -> Document:
     """Summary of the scores `[n, C]` of examples with these labels, with standard errors."""
     log_p = label_log_probabilities(scores, shares)
     found = log_p.argmax(axis=1)
@@ -196,7 +195,7 @@ def _summary(scores: np.ndarray, labels: np.ndarray, shares: np.ndarray) -> Reco
     }
 
 
-def _separation(own: np.ndarray, others: np.ndarray) -> Record:
+def _separation(own: np.ndarray, others: np.ndarray) -> Document:
     """How well log p(x) separates examples from other data: AUROC."""
     area, error = auroc(own, others)
     return {
@@ -206,12 +205,12 @@ def _separation(own: np.ndarray, others: np.ndarray) -> Record:
     }
 
 
-def _named(name: str, values: np.ndarray) -> Record:
+def _named(name: str, values: np.ndarray) -> Document:
     mean, error = mean_and_error(values)
     return {name: mean, f"{name}_stderr": error}
 
 
-def _about(others: Others | None) -> Record:
+def _about(others: Others | None) -> Document:
     """The facts about the other data, for a record."""
     if others is None:
         return {"others": None}

@@ -9,7 +9,8 @@ import numpy as np
 from iwae.errors import UserError
 from iwae.evaluation.diagnostics import paired_difference
 from iwae.results.reading import Known, known_bounds
-from iwae.results.records import Record, number, summary
+from iwae.results.records import number, summary_over_replicates
+from iwae.results.schema import Document
 from iwae.runs.folder import run_config
 
 ENOUGH = 100
@@ -23,7 +24,7 @@ def compare(
     weights: str = "final",
     pruned: bool = False,
     estimator: str | None = None,
-) -> Record:
+) -> Document:
     """The difference of each run to the first, from their records, on the same examples.
 
     What the examples have in common cancels in a paired difference, so that its standard error is
@@ -60,8 +61,7 @@ def compare(
     rows = [
         {
             "run": str(run),
-            **summary(each.mean(axis=0)),
-            "between_replicates_sd": _spread(each),
+            **summary_over_replicates(each),
             **_difference(each, values[0]),
         }
         for run, each in zip(runs, values, strict=True)
@@ -72,7 +72,7 @@ def compare(
         "weights": weights,
         "pruned": pruned,
         "n": len(index),
-        "test_sha256": chosen[0].record["test_sha256"],
+        "test_sha256": chosen[0].record.test_sha256,
         "unit": "nats",
         "runs": [rows[0] | {"difference": None, "difference_stderr": None}, *rows[1:]],
     }
@@ -107,23 +107,19 @@ def _shared(known: Sequence[Known]) -> np.ndarray:
 def _refuse_other(first: Known, one: Known, first_run: Path, run: Path, split: str) -> None:
     """Raise UserError unless two bounds are of the same examples by the same method."""
     what = "test_sha256" if split == "test" else "data"  # another split is part of the identity
-    if first.record[what] != one.record[what]:
+    if getattr(first.record, what) != getattr(one.record, what):
         raise UserError(
             f"{first_run} and {run} were measured on different {split} sets (their {what} differ): "
             "likelihoods of different data cannot be compared"
         )
-    if first.record.get("annealing") != one.record.get("annealing"):
+    if first.record.annealing != one.record.annealing:
         raise UserError(
-            f"{first_run} and {run} were not annealed alike ({first.record['annealing']} and "
-            f"{one.record['annealing']}): measure one of them again, or give another --estimator"
+            f"{first_run} and {run} were not annealed alike ({first.record.annealing} and "
+            f"{one.record.annealing}): measure one of them again, or give another --estimator"
         )
 
 
-def _spread(values: np.ndarray) -> float | None:
-    return float(np.std(values.mean(axis=1), ddof=1)) if len(values) > 1 else None
-
-
-def _difference(values: np.ndarray, first: np.ndarray) -> Record:
+def _difference(values: np.ndarray, first: np.ndarray) -> Document:
     """A run's mean less that of the first, paired."""
     found = paired_difference(values.mean(axis=0), first.mean(axis=0))
     return {

@@ -19,15 +19,15 @@ from iwae.results.annealed import (
     pilot_split,
 )
 from iwae.results.measure import Measured, Replicate, SplitOptions, measure
-from iwae.results.reading import Method
-from iwae.results.records import Record, make_subject, mean_and_error, record_name, shared_record
+from iwae.results.records import make_subject, mean_and_error, record_name, shared_record
+from iwae.results.schema import Document, Method
 from iwae.results.unfinished import Slab
 
 KEPT = 101
 """Points of the curve that are kept, evenly along the schedule."""
 
 END = 4.0
-"""The curve goes on beyond the posterior, at beta = 1, to where less distortion costs more rate."""
+"""The curve continues beyond beta = 1, the posterior, to where less distortion costs more rate."""
 
 
 def curve_betas(temperatures: int) -> np.ndarray:
@@ -43,7 +43,7 @@ def rate_distortion_run(
     chains: int = 16,
     leapfrog: int = 10,
     **options: Unpack[SplitOptions],
-) -> Record:
+) -> Document:
     """Rate and distortion of every replicate along the path from the prior (Huang et al. 2020).
 
     Writes `RUN/evaluations/NAME.json` (the record, which is also returned) and `NAME.npz`:
@@ -51,7 +51,7 @@ def rate_distortion_run(
     that was stopped continues when it is repeated.
 
     Args:
-        temperatures: from the prior to the posterior; a quarter as many go on from there.
+        temperatures: from the prior to the posterior; a quarter as many continue from there.
         chains, leapfrog: as for `Annealing`.
         options: see `SplitOptions`.
 

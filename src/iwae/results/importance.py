@@ -11,21 +11,20 @@ import numpy as np
 from iwae.errors import UserError
 from iwae.evaluation.likelihood import log_likelihood_slabs
 from iwae.results.measure import Measured, Replicate, SplitOptions, measure
-from iwae.results.reading import Method
 from iwae.results.records import (
-    Record,
     make_subject,
     record_name,
     shared_record,
     unit_counts,
     weight_summary,
 )
+from iwae.results.schema import Document, Method
 from iwae.results.unfinished import Slab
 
 
 def evaluate_run(
     run: Path, *, ks: Sequence[int] = (5000,), **options: Unpack[SplitOptions]
-) -> Record:
+) -> Document:
     """Importance sampled log-likelihoods and active units of every replicate of a run.
 
     Writes `RUN/evaluations/NAME.json` (the record, which is also returned) and `NAME.npz` (the

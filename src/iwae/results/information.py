@@ -19,20 +19,20 @@ from iwae.evaluation.information import (
     ratio_slabs,
 )
 from iwae.results.measure import Measured, Replicate, SplitOptions, measure
-from iwae.results.reading import Known, Method, known_bounds, models_of
+from iwae.results.reading import Known, known_bounds
 from iwae.results.records import (
-    Record,
     Subject,
     make_subject,
-    model_facts,
+    model_sha256,
     number,
     record_name,
     shared_record,
 )
+from iwae.results.schema import Document, Method
 from iwae.results.unfinished import Slab
 
 
-def information_run(run: Path, *, k: int = 16, **options: Unpack[SplitOptions]) -> Record:
+def information_run(run: Path, *, k: int = 16, **options: Unpack[SplitOptions]) -> Document:
     """Rate, distortion and mutual information of every replicate, and the parts of the ELBO's gap.
 
     The gap is split where the run has records of importance sampling and of annealing on these
@@ -78,7 +78,7 @@ def _measure(one: Replicate, k: int) -> Measured:
     return Measured(record, found._asdict())
 
 
-def _summary(found: Information) -> Record:
+def _summary(found: Information) -> Document:
     """Means and standard errors, nats."""
     below, above = found.mutual_information
     elbo = estimate(found.elbo)
@@ -94,19 +94,19 @@ def _summary(found: Information) -> Record:
     }
 
 
-def _named(name: str, value: Estimate) -> Record:
+def _named(name: str, value: Estimate) -> Document:
     return {name: number(value.mean), f"{name}_stderr": number(value.stderr)}
 
 
-def _gap(subject: Subject, replicate: int, found: Information) -> Record | None:
+def _gap(subject: Subject, replicate: int, found: Information) -> Document | None:
     """Where the gap of the ELBO goes, on the examples that all three numbers are known of."""
-    mine = model_facts(subject, replicate)["model_sha256"]
+    mine = model_sha256(subject.run, subject.weights, replicate)
     known = [
         one
         for one in known_bounds(
             subject.run, split=subject.split, weights=subject.weights, pruned=subject.pruned
         )
-        if len(models_of(one.record)) > replicate and models_of(one.record)[replicate] == mine
+        if one.record.digests[replicate : replicate + 1] == [mine]
     ]
     samples = [one for one in known if one.rank[0] == 0]
     annealed = [one for one in known if one.rank[0] == 1]

@@ -12,7 +12,9 @@ import numpy as np
 
 from iwae.evaluation.examples import gather
 from iwae.results.ordering import check_ordering
-from iwae.results.records import Record, Subject, Track, model_facts, over_replicates, write_record
+from iwae.results.records import Subject, Track, model_facts, over_replicates
+from iwae.results.schema import Document, parse
+from iwae.results.store import write_record
 from iwae.results.unfinished import Slab, Unfinished
 
 
@@ -97,7 +99,7 @@ class Measured(NamedTuple):
         own: arrays by names that no other replicate uses.
     """
 
-    record: Record
+    record: Document
     values: Mapping[str, np.ndarray]
     own: Mapping[str, np.ndarray] = {}
 
@@ -107,10 +109,10 @@ def measure(
     method: Callable[[Replicate], Measured],
     *,
     file: str,
-    shared: Record,
+    shared: Document,
     arrays: Mapping[str, np.ndarray],
     rows: tuple[str, str] | None = None,
-) -> Record:
+) -> Document:
     """Measure every replicate of a run, and write `RUN/evaluations/FILE.json` and `FILE.npz`.
 
     The record of several replicates has each one's under `replicates`. A number that is not finite
@@ -141,7 +143,7 @@ def measure(
         record = {**(each[0] if len(each) == 1 else {"replicates": each}), **shared}
     else:
         record = over_replicates(each, shared, stored["log_likelihood"], *rows)
-        record["ordering"] = check_ordering(subject.run, record, stored)
-    write_record(subject.run, file, record, stored)
+        record["ordering"] = check_ordering(subject.run, parse(record), stored)
+    written = write_record(subject.run, file, record, stored)
     unfinished.forget()
-    return record
+    return written

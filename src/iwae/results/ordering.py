@@ -4,19 +4,18 @@ import logging
 from collections.abc import Mapping
 from itertools import combinations
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from iwae.evaluation.diagnostics import ordering_violations
-from iwae.results.reading import Known, bounds_of, known_bounds, models_of
+from iwae.results.reading import Known, bounds_of, known_bounds
+from iwae.results.schema import Record
+from iwae.results.store import Arrays
 
 log = logging.getLogger(__name__)
 
 
-def check_ordering(
-    run: Path, record: Mapping[str, Any], arrays: Mapping[str, np.ndarray]
-) -> dict[str, list[str]]:
+def check_ordering(run: Path, record: Record, arrays: Arrays) -> dict[str, list[str]]:
     """Whether L_1 <= L_50 <= L_5000 <= AIS, for this new record and the run's older ones.
 
     Only bounds on examples that two of them share are compared, and only of the same models.
@@ -26,11 +25,8 @@ def check_ordering(
         `checked`, the names of the bounds compared, and `violations` in words, which are also
         logged as warnings.
     """
-    older = known_bounds(
-        run, split=record["split"], weights=record["weights"], pruned=record["pruned"]
-    )
-    models = models_of(record)
-    known = {one.estimator: one for one in older if models_of(one.record) == models}
+    older = known_bounds(run, split=record.split, weights=record.weights, pruned=record.pruned)
+    known = {one.estimator: one for one in older if one.record.digests == record.digests}
     known |= {one.estimator: one for one in bounds_of(record, arrays)}
     ordered = _in_order(known)
     checked, violations = set(), []

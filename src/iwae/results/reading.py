@@ -1,33 +1,22 @@
 """The one reader of records: the estimates in them, and the values of each example beside them.
 
-A record that is damaged, or lacks what every record of its method has, is reported and left out.
+A record that is damaged, or lacks what every record of its method has, is reported and omitted.
 """
 
-import json
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from enum import StrEnum
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
-from zipfile import BadZipFile
 
 import numpy as np
 from jaxtyping import Float, Int
 
+from iwae.errors import UserError
+from iwae.results.schema import QUANTITIES, REMEDY, Fields, Method, Number, Part, Record, parse
+from iwae.results.store import Arrays, Damaged, place, read_arrays, read_documents
+from iwae.results.text import estimator_name
+
 log = logging.getLogger(__name__)
-
-
-class Method(StrEnum):
-    """The method of a measurement, as records name it."""
-
-    IMPORTANCE = "importance sampling"
-    ANNEALED = "annealed importance sampling"
-    BIDIRECTIONAL = "bidirectional Monte Carlo"
-    CURVE = "rate-distortion"
-    INFORMATION = "information"
-    CLASSIFICATION = "classification"
-    GRADIENTS = "gradients"
-
 
 BUDGETS = {"L": ("by_k", "k"), "AIS": ("by_temperatures", "temperatures")}
 """Name of a bound -> the record's list of its estimates, and the column of their budgets.
@@ -35,58 +24,69 @@ BUDGETS = {"L": ("by_k", "k"), "AIS": ("by_temperatures", "temperatures")}
 A bound that comes later here is the tighter one, and of two by one name that of the larger budget.
 """
 
-_ALL = ("split", "weights", "pruned")
-
-_NEEDED = {
-    Method.IMPORTANCE: ("n", "subset", "test_sha256", "by_k"),
-    Method.ANNEALED: ("n", "subset", "test_sha256", "by_temperatures", "annealing", "verdict"),
-    Method.BIDIRECTIONAL: ("n", "annealing", "gap", "gap_stderr"),
-    Method.CLASSIFICATION: ("n", "k", "accuracy", "accuracy_stderr"),
-}
-"""Keys of a record, or of each replicate's part of it, without which it is damaged."""
-
-
-def each_model(record: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
-    """The part of a record about each model: the record itself if it is about one."""
-    return record.get("replicates", [record])
-
 
 class Estimate(NamedTuple):
-    """The mean of one bound on log p(x) over examples, and over replicates if it is of several.
+    """The mean of one quantity over examples, and over replicates if it is of several.
 
     Attributes:
-        name: such as "L_5000" or "AIS_500".
-        rank: an estimate of higher rank is tighter.
-        mean: nats; None if it is not finite.
+        name: such as "L_5000", "AIS_500" or "accuracy".
+        rank: of a bound on log p(x); a bound of higher rank is tighter. The second is its budget.
+        mean: nats, unless it is a share; None if it is not finite.
         stderr: of the mean, from the choice of examples.
         spread: standard deviation between replicates; None with one of them.
-        row: the rest of what the record says of this budget.
-        record: the record, or the part of it about one replicate.
+        row: what else the record says of it.
+        record: the record that it is from.
     """
 
     name: str
     rank: tuple[int, int]
-    mean: float | None
-    stderr: float | None
-    spread: float | None
-    row: Mapping[str, Any]
-    record: Mapping[str, Any]
+    mean: Number
+    stderr: Number
+    spread: Number
+    row: Any
+    record: Record
+
+    @property
+    def n(self) -> int:
+        """The number of examples behind it."""
+        return self.record.n
+
+    @property
+    def is_bound(self) -> bool:
+        """Whether it is a bound on log p(x)."""
+        return self.rank[0] >= 0
 
 
-def estimates_of(record: Mapping[str, Any]) -> Iterator[Estimate]:
-    """The estimates in a record, or in the part of it about one replicate."""
+def estimates_of(record: Record, part: Part | None = None) -> Iterator[Estimate]:
+    """The estimates in a record, or in the part of it about one model."""
+    of = part or record
     for rank, (prefix, (rows, budget)) in enumerate(BUDGETS.items()):
-        for row in record.get(rows, ()):
-            means = row["log_likelihood"], row["stderr"], row.get("between_replicates_sd")
-            name, place = f"{prefix}_{row[budget]}", (rank, row[budget])
-            yield Estimate(name, place, *means, row, record)
+        for row in getattr(of, rows):
+            name, place = f"{prefix}_{getattr(row, budget)}", (rank, getattr(row, budget))
+            mean, stderr = row.mean()
+            yield Estimate(name, place, mean, stderr, row.between_replicates_sd, row, record)
+    for name, spent, fields, field in _other_means(record, of):
+        mean, stderr = fields.mean(field)
+        yield Estimate(name, (-1, spent), mean, stderr, None, fields, record)
+
+
+def _other_means(record: Record, of: Part) -> Iterator[tuple[str, int, Fields, str]]:
+    """Names, budgets and places of the means that are no bounds at several budgets."""
+    for name in QUANTITIES.get(record.method, ()):
+        if name in of.model_fields_set:
+            yield name, 0, of, name
+        if of.importance is not None:
+            yield f"importance_{name}", of.importance.k, of.importance, name
+    for row in record.rows:
+        for group, signal in row.groups.items():
+            yield f"signal/noise of {group}, {estimator_name(row)}", row.k, signal, "snr"
 
 
 def widest(estimates: Iterable[Estimate]) -> dict[str, Estimate]:
     """By name, loosest first; of two by one name the one of most examples, or the later one."""
     chosen: dict[str, Estimate] = {}
     for one in estimates:
-        if one.name not in chosen or one.record["n"] >= chosen[one.name].record["n"]:
+        if one.name not in chosen or one.n >= chosen[one.name].n:
             chosen[one.name] = one
     return dict(sorted(chosen.items(), key=lambda item: item[1].rank))
 
@@ -108,16 +108,12 @@ class Known(NamedTuple):
     short: bool
     places: Int[np.ndarray, " n"]
     values: Float[np.ndarray, "R n"]
-    record: Mapping[str, Any]
-
-
-Damaged = Callable[[str], None]
-"""Is told, in words, of what is no record or has no values; it may raise."""
+    record: Record
 
 
 def report_damage(words: str) -> None:
     """Warn that a damaged record is omitted."""
-    log.warning("%s: it is left out", words)
+    log.warning("%s: it is omitted; %s", words, REMEDY)
 
 
 def known_bounds(
@@ -125,58 +121,47 @@ def known_bounds(
 ) -> list[Known]:
     """All bounds in the records of a run for one split and kind of weights, loosest first."""
     found: list[Known] = []
-    where = {"split": split, "weights": weights, "pruned": pruned}
-    for path, record in read_records(run, _BOUNDING, damaged):
-        if all(record[name] == value for name, value in where.items()):
-            arrays = read_values(path, damaged)
+    for path, record in read_records(run, BOUNDING, damaged):
+        if (record.split, record.weights, record.pruned) == (split, weights, pruned):
+            arrays = read_arrays(path, damaged)
             try:
                 found += [] if arrays is None else bounds_of(record, arrays)
             except (LookupError, ValueError) as error:
-                damaged(f"{path} is no record of its values ({error})")
+                damaged(f"{place(path)} is no record of its values ({error})")
     return sorted(found, key=lambda one: one.rank)
 
 
-_BOUNDING = (Method.IMPORTANCE, Method.ANNEALED)
+BOUNDING = (Method.IMPORTANCE, Method.ANNEALED)
 """The methods whose records hold bounds on log-likelihoods of examples."""
 
 
 def read_records(
-    run: Path, methods: Sequence[str], damaged: Damaged = report_damage
-) -> Iterator[tuple[Path, Mapping[str, Any]]]:
-    """The records of a run by some methods, by name."""
-    for path in sorted((Path(run) / "evaluations").glob("[!.]*.json")):
+    run: Path, methods: Sequence[str] = tuple(Method), damaged: Damaged = report_damage
+) -> Iterator[tuple[Path, Record]]:
+    """The records of a run by some methods, by name; those that are packed too.
+
+    Args:
+        run: its folder.
+        methods: names as in `Method`; by default all.
+        damaged: is told of what is no record; by default it warns, and the record is omitted.
+    """
+    for path, document in read_documents(Path(run) / "evaluations", damaged).items():
         try:
-            record = json.loads(path.read_text())
-            if record["method"] in methods:
-                _check(record)
-                yield path, record
-        except (OSError, ValueError, TypeError, AttributeError, KeyError) as error:
-            lacking = isinstance(error, KeyError) and error.args[0]
-            damaged(f"{path} is no record ({f'no {lacking}' if lacking else repr(error)})")
+            record = parse(document)
+        except UserError as error:
+            if not _is_of_another(document, methods):
+                damaged(f"{place(path)} is no record ({error})")
+            continue
+        if record.method in methods:
+            yield path, record
 
 
-def _check(record: Mapping[str, Any]) -> None:
-    """Raise KeyError unless a record says what all records by its method say."""
-    for name in _ALL:
-        record[name]
-    for name in _NEEDED.get(record["method"], ()):
-        for part in each_model(record):
-            if name not in record:
-                part[name]
+def _is_of_another(document: object, methods: Sequence[str]) -> bool:
+    """Whether a document that is no record names a method, and none of these."""
+    return isinstance(document, Mapping) and document.get("method", methods[0]) not in methods
 
 
-def read_values(path: Path, damaged: Damaged = report_damage) -> dict[str, np.ndarray] | None:
-    """The values beside a record; None if they are not there or damaged."""
-    values = path.with_suffix(".npz")
-    try:
-        with values.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-            return dict(arrays)
-    except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
-        damaged(f"{values} cannot be read ({error})")
-        return None
-
-
-def bounds_of(record: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> Iterator[Known]:
+def bounds_of(record: Record, arrays: Arrays) -> Iterator[Known]:
     """The bounds of one record.
 
     Raises:
@@ -196,8 +181,3 @@ def bounds_of(record: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> It
                 values[:, i],
                 record,
             )
-
-
-def models_of(record: Mapping[str, Any]) -> list[str | None]:
-    """Digests of the models that a record is about, one for each replicate."""
-    return [one.get("model_sha256") for one in each_model(record)]

@@ -27,15 +27,14 @@ from iwae.evaluation.diagnostics import (
 from iwae.evaluation.likelihood import KHAT_WEIGHTS
 from iwae.evaluation.pruning import prune
 from iwae.evaluation.units import active_units, authors_active_units
-from iwae.files import atomic_write
 from iwae.inference.kernels import KHAT_LEAST
 from iwae.models.conditional import Model
+from iwae.results.schema import Document
 from iwae.runs.folder import run_config
 from iwae.runs.models import WEIGHTS, read_about
 from iwae.runs.setup import load_config_dataset, model_folder, run_model, split_examples
 
 Track = Callable[[Iterable[Any], int, str], Iterable[Any]]
-Record = dict[str, Any]
 
 SPLITS = ("train", "validation", "test")
 
@@ -183,7 +182,7 @@ def model_sha256(run: Path, weights: str, replicate: int) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def shared_record(subject: Subject, method: str) -> Record:
+def shared_record(subject: Subject, method: str) -> Document:
     """The facts about the subject, for a record."""
     dataset, data = subject.dataset, subject.data
     return {
@@ -200,7 +199,7 @@ def shared_record(subject: Subject, method: str) -> Record:
     }
 
 
-def measurement_facts(subject: Subject, method: str) -> Record:
+def measurement_facts(subject: Subject, method: str) -> Document:
     """The facts about the method and the machine, for a record."""
     return {
         "method": method,
@@ -212,7 +211,7 @@ def measurement_facts(subject: Subject, method: str) -> Record:
     }
 
 
-def provenance(*packages: str) -> Record:
+def provenance(*packages: str) -> Document:
     """The facts about the machine, the code and further packages, for a record."""
     return {
         "dtype": "float32",
@@ -269,6 +268,14 @@ def summary(values: np.ndarray) -> dict[str, float | None]:
     return {"log_likelihood": mean, "stderr": stderr}
 
 
+def summary_over_replicates(values: np.ndarray) -> dict[str, float | None]:
+    """The summary of values `[R, n]`, and the standard deviation between replicates, nats."""
+    total = summary(values.mean(axis=0))
+    known = len(values) > 1 and total["log_likelihood"] is not None
+    spread = np.std(values.mean(axis=1), ddof=1) if known else np.nan
+    return {**total, "between_replicates_sd": number(spread)}
+
+
 def mean_and_error(values: np.ndarray) -> tuple[float | None, float | None]:
     """A mean and its standard error; None where they do not exist."""
     if not np.isfinite(values).all():
@@ -276,7 +283,7 @@ def mean_and_error(values: np.ndarray) -> tuple[float | None, float | None]:
     return float(values.mean()), number(test_sample_error(values))
 
 
-def with_bits(record: Record, identity: Record) -> Record:
+def with_bits(record: Document, identity: Document) -> Document:
     """A record, and its rows, with bits per dimension beside the nats where data are quantised.
 
     Where values may be missing, examples have no number of dimensions in common.
@@ -287,7 +294,7 @@ def with_bits(record: Record, identity: Record) -> Record:
     if "missing" in identity or not KINDS[as_kind(identity["observation"]).name].quantised:
         return record
     bits = -1 / (math.prod(identity["shape"]) * math.log(2))
-    more: Record = {}
+    more: Document = {}
     for name, value in record.items():
         if isinstance(value, list) and value and isinstance(value[0], dict):
             more[name] = [with_bits(row, identity) for row in value]
@@ -298,7 +305,7 @@ def with_bits(record: Record, identity: Record) -> Record:
     return {**record, **more}
 
 
-def weight_summary(values: Mapping[str, np.ndarray], k: int) -> Record:
+def weight_summary(values: Mapping[str, np.ndarray], k: int) -> Document:
     """A likelihood, its errors apart, and what k weights of each example say of it."""
     khat = values["pareto_k"]
     looked_at = min(k, KHAT_WEIGHTS)
@@ -313,7 +320,7 @@ def weight_summary(values: Mapping[str, np.ndarray], k: int) -> Record:
     }
 
 
-def unit_counts(subject: Subject, model: Model) -> tuple[Record, tuple[np.ndarray, ...]]:
+def unit_counts(subject: Subject, model: Model) -> tuple[Document, tuple[np.ndarray, ...]]:
     """Active units by both definitions, for a record, and the variances behind them."""
     key = jax.random.key(subject.seed)
     units = active_units(model, subject.data, key)
@@ -327,7 +334,7 @@ def unit_counts(subject: Subject, model: Model) -> tuple[Record, tuple[np.ndarra
     return counts, units.variances
 
 
-def model_facts(subject: Subject, replicate: int) -> Record:
+def model_facts(subject: Subject, replicate: int) -> Document:
     """Which model it was."""
     about = read_about(model_folder(subject.run, subject.weights, replicate))
     return {
@@ -338,12 +345,12 @@ def model_facts(subject: Subject, replicate: int) -> Record:
 
 
 def over_replicates(
-    each: Sequence[Record],
-    shared: Record,
+    each: Sequence[Document],
+    shared: Document,
     values: np.ndarray,
     rows_of: str,
     column: str,
-) -> Record:
+) -> Document:
     """One record for all replicates; `replicates` has each one's own.
 
     Args:
@@ -356,7 +363,7 @@ def over_replicates(
         return {**each[0], **shared}
     what = {name: shared[name] for name in ("dataset", "split", "n", "test_sha256")}
     rows = [
-        {column: each[0][rows_of][i][column], **_spread_over_replicates(values[:, i])}
+        {column: each[0][rows_of][i][column], **summary_over_replicates(values[:, i])}
         for i in range(values.shape[1])
     ]
     rows = [with_bits(row, shared["data"]) for row in rows]
@@ -369,15 +376,7 @@ def over_replicates(
     }
 
 
-def _spread_over_replicates(values: np.ndarray) -> Record:
-    """Mean over replicates and examples, and the deviation between replicates, nats."""
-    total = summary(values.mean(axis=0))
-    finite = total["log_likelihood"] is not None
-    spread = np.std([one.mean() for one in values], ddof=1) if finite else np.nan
-    return {**total, "between_replicates_sd": number(spread)}
-
-
-def _mean_counts(each: Sequence[Record], name: str) -> list[float]:
+def _mean_counts(each: Sequence[Document], name: str) -> list[float]:
     """Units per layer, averaged over replicates; a layer pruned away has none."""
     layers = zip_longest(*(one[name] for one in each), fillvalue=0)
     return [float(np.mean(counts)) for counts in layers]
@@ -388,12 +387,3 @@ def record_name(subject: Subject, *words: str) -> str:
     name = "-".join([subject.split, subject.weights, *["pruned"] * subject.pruned, *words])
     name += f"-n{len(subject.data)}" if subject.subset else ""
     return name + ("" if subject.seed == 0 else f"-seed{subject.seed}")
-
-
-def write_record(run: Path, name: str, record: Record, arrays: Mapping[str, np.ndarray]) -> None:
-    """`RUN/evaluations/NAME.json` and the values behind it, `NAME.npz`."""
-    stem = Path(run) / "evaluations" / name
-    with atomic_write(stem.with_name(name + ".npz")) as path:
-        np.savez_compressed(path, allow_pickle=False, **arrays)
-    with atomic_write(stem.with_name(name + ".json")) as path:
-        path.write_text(json.dumps(record, indent=1, default=str) + "\n")

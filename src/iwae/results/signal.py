@@ -28,9 +28,7 @@ from iwae.evaluation.signal import (
 from iwae.models.vae import VAE
 from iwae.objectives.catalogue import compose
 from iwae.objectives.declaration import OPTIONS, Declaration, check, described, particles
-from iwae.results.reading import Method
 from iwae.results.records import (
-    Record,
     Track,
     make_subject,
     model_facts,
@@ -38,8 +36,9 @@ from iwae.results.records import (
     record_name,
     shared_record,
     untracked,
-    write_record,
 )
+from iwae.results.schema import Document, Gradient, Group, Method, Slope
+from iwae.results.store import write_record
 from iwae.results.text import estimator_name
 
 log = logging.getLogger(__name__)
@@ -66,12 +65,12 @@ def gradients_run(
     seed: int = 0,
     data_dir: Path | None = None,
     track: Track = untracked,
-) -> Record:
+) -> Document:
     """Mean, variance, signal-to-noise ratio and bias of gradients, for each k and estimator.
 
     Of the first replicate. One draw is the gradient of the mean objective over the same batch of
     examples; what an objective learns or tunes beside the model is as at the start of training, and
-    KL warm-up and free bits are left out. Writes `RUN/evaluations/NAME.json` (the record, which is
+    KL warm-up and free bits are omitted. Writes `RUN/evaluations/NAME.json` (the record, which is
     also returned) and `NAME.npz` with the ratios `[k]` by estimator and group (NaN where it does
     not go with that k).
 
@@ -80,7 +79,7 @@ def gradients_run(
         gradients: names of estimators; if None, all that go with the objective as it is declared
             and so many particles.
         backward: numbers S of particles: beside each estimator, the same one through S of them, at
-            every k with more particles than that. Estimators that cannot be drawn are left out.
+            every k with more particles than that. Estimators that cannot be drawn are omitted.
         objective: the run's own if None.
         reference: the estimator that biases are measured against; the objective's plain one
             if None.
@@ -110,7 +109,7 @@ def gradients_run(
     replicate, model = next(subject.models())
     xs = jnp.asarray(subject.data, jnp.float32)
 
-    def rows() -> Iterator[Record]:
+    def rows() -> Iterator[Gradient]:
         for k, declarations in chosen.items():
             against = _draw(base[k], layers)
             for declaration in declarations:
@@ -125,15 +124,14 @@ def gradients_run(
         "reference": reference,
         "draws": draws,
         "biased_above": biased_above(draws),
-        "rows": found,
-        "slopes": _slopes(found),
+        "rows": [row.document() for row in found],
+        "slopes": [slope.document() for slope in _slopes(found)],
     }
     words = [Method.GRADIENTS, *([objective] if objective else []), f"k{max(ks)}"]
     words += [f"backward{max(backward)}"] if backward else []
     file = record_name(subject, *words)
     arrays = {"k": np.array(list(chosen)), "index": subject.places, **_ratios(found)}
-    write_record(subject.run, file, record, arrays)
-    return record
+    return write_record(subject.run, file, record, arrays)
 
 
 def _declared(
@@ -163,7 +161,7 @@ def _chosen(
         try:
             chosen.setdefault(k, []).append(_declared(name, gradient, k, own, layers))
         except UserError as reason:
-            log.info("left out: %s with k = %d: %s", gradient, k, reason)
+            log.info("omitted: %s with k = %d: %s", gradient, k, reason)
             reasons.append(reason)
     if not any(chosen.values()):
         raise reasons[0]
@@ -185,7 +183,7 @@ def _with_few(
             try:
                 found[k].append(_through(full, count, layers))
             except UserError as reason:
-                log.info("left out: %s with k = %d: %s", full.gradient, k, reason)
+                log.info("omitted: %s with k = %d: %s", full.gradient, k, reason)
                 if full is declarations[0] or count not in reasons:
                     reasons[count or 0] = reason
     possible = {declaration.backward for its in found.values() for declaration in its}
@@ -225,31 +223,32 @@ def _row(
     xs: Array,
     seed: int,
     draws: int,
-) -> Record:
+) -> Gradient:
     """The row of one estimator at one k."""
     draw = _draw(declaration, layers)
     first_key, second_key = jax.random.split(jax.random.key(seed))
     found = signals(model, moments(draw, model, xs, first_key, draws), draws)
     bias = None if draw is against else biases(draw, against, model, xs, second_key, draws)
-    return {
-        "k": declaration.k,
-        "gradient": declaration.gradient,
-        "backward": declaration.backward,
-        **cost_of(draw, model, xs),
-        "groups": {
-            name: {
-                **{field: number(float(value)) for field, value in signal._asdict().items()},
-                "parameters": signal.parameters,
-                "bias": None
-                if bias is None
-                else {field: number(value) for field, value in bias[name]._asdict().items()},
-            }
-            for name, signal in found.items()
-        },
+    groups = {
+        name: {
+            **{field: number(float(value)) for field, value in signal._asdict().items()},
+            "parameters": signal.parameters,
+            "bias": None
+            if bias is None
+            else {field: number(value) for field, value in bias[name]._asdict().items()},
+        }
+        for name, signal in found.items()
     }
+    return Gradient(
+        k=declaration.k,
+        gradient=str(declaration.gradient),
+        backward=declaration.backward,
+        groups={name: Group.model_validate(values) for name, values in groups.items()},
+        **cost_of(draw, model, xs),
+    )
 
 
-def cost_of(draw: Draw, model: VAE, xs: Array) -> Record:
+def cost_of(draw: Draw, model: VAE, xs: Array) -> Document:
     """Seconds of one draw, and the memory that its program needs beside its arguments."""
     arrays, static = eqx.partition(model, eqx.is_array)
 
@@ -270,8 +269,8 @@ def cost_of(draw: Draw, model: VAE, xs: Array) -> Record:
     }
 
 
-def _by_estimator(rows: Sequence[Record]) -> dict[str, list[Record]]:
-    found: dict[str, list[Record]] = {}
+def _by_estimator(rows: Sequence[Gradient]) -> dict[str, list[Gradient]]:
+    found: dict[str, list[Gradient]] = {}
     for row in rows:
         found.setdefault(estimator_name(row), []).append(row)
     return found
@@ -280,21 +279,20 @@ def _by_estimator(rows: Sequence[Record]) -> dict[str, list[Record]]:
 Curve = tuple[list[int], list[float], list[float]]
 
 
-def signal_curves(rows: Sequence[Record]) -> dict[str, dict[str, Curve]]:
+def signal_curves(rows: Sequence[Gradient]) -> dict[str, dict[str, Curve]]:
     """group -> estimator -> (k, ratio, its standard error)."""
     curves: dict[str, dict[str, Curve]] = {}
     for name, its in _by_estimator(rows).items():
-        for group in its[0]["groups"]:
-            ks = [row["k"] for row in its]
-            cells = [row["groups"][group] for row in its]
-            ratio, stderr = (
-                [float(cell[field] or 0) for cell in cells] for field in ("snr", "snr_stderr")
-            )
+        for group in its[0].groups:
+            ks = [row.k for row in its]
+            cells = [row.groups[group] for row in its]
+            ratio = [cell.snr or 0.0 for cell in cells]
+            stderr = [cell.snr_stderr or 0.0 for cell in cells]
             curves.setdefault(group, {})[name] = (ks, ratio, stderr)
     return curves
 
 
-def _slopes(rows: Sequence[Record]) -> list[Record]:
+def _slopes(rows: Sequence[Gradient]) -> list[Slope]:
     """The powers of k with which the ratios grow."""
     of = {name: its[0] for name, its in _by_estimator(rows).items()}
     slopes = []
@@ -302,13 +300,19 @@ def _slopes(rows: Sequence[Record]) -> list[Record]:
         for name, curve in of_group.items():
             fitted = slope_of(*curve)
             if fitted is not None:
-                what = {field: of[name][field] for field in ("gradient", "backward")}
-                slopes.append({"group": group, **what, "slope": fitted[0], "stderr": fitted[1]})
+                found = Slope(
+                    group=group,
+                    gradient=of[name].gradient,
+                    backward=of[name].backward,
+                    slope=fitted[0],
+                    stderr=fitted[1],
+                )
+                slopes.append(found)
     return slopes
 
 
-def _ratios(rows: Sequence[Record]) -> dict[str, np.ndarray]:
-    all_ks = sorted({row["k"] for row in rows})
+def _ratios(rows: Sequence[Gradient]) -> dict[str, np.ndarray]:
+    all_ks = sorted({row.k for row in rows})
     ratios = {}
     for group, of_group in signal_curves(rows).items():
         for name, (ks, ratio, _) in of_group.items():

@@ -20,8 +20,8 @@ from iwae.evaluation.examples import check_positive
 from iwae.models.conditional import Model
 from iwae.results.annealed import PILOT_EXAMPLES, Annealing, annealing_keys, tune
 from iwae.results.measure import Measured, Options, Replicate, measure
-from iwae.results.reading import Method
-from iwae.results.records import Record, make_subject, mean_and_error, measurement_facts
+from iwae.results.records import make_subject, mean_and_error, measurement_facts
+from iwae.results.schema import Document, Method
 from iwae.results.unfinished import Slab
 
 
@@ -32,7 +32,7 @@ def bdmc_run(
     examples: int = 100,
     k: int = 5000,
     **options: Unpack[Options],
-) -> Record:
+) -> Document:
     """Bounds on log p(x) of examples drawn from every replicate's model.
 
     Of a conditional model they are on log p(x|y) of pairs (x, y) that it makes.
@@ -95,10 +95,8 @@ def _measure(one: Replicate, annealing: Annealing, examples: int, k: int) -> Mea
             key,
             n_examples=examples,
             chains=annealing.chains,
-            betas=annealing.betas(length),
             step_size=sizes,
-            n_leapfrog=annealing.leapfrog,
-            start=annealing.start,
+            **annealing.path(length),
             batch_size=subject.batch_size,
             first=first,
         )
@@ -131,7 +129,7 @@ def _simulate(model: Model, seed: int) -> np.ndarray:
     return np.asarray(draws, jnp.float32)
 
 
-def _bounds(found: Bidirectional) -> Record:
+def _bounds(found: Bidirectional) -> Document:
     """Means and standard errors of both bounds and of their gap, nats."""
     record = {}
     for name, values in (("lower", found.lower), ("upper", found.upper), ("gap", found.gap)):

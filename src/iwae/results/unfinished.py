@@ -7,11 +7,12 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 
 from iwae.files import atomic_write
+from iwae.results.store import DAMAGES
+from iwae.runs.arrays import reason_of
 
 log = logging.getLogger(__name__)
 
@@ -97,6 +98,7 @@ def _read(path: Path) -> Slab | None:
             return slab
     except FileNotFoundError:
         return None
-    except (BadZipFile, ValueError, TypeError, OSError, KeyError, EOFError) as error:
-        log.warning("%s is damaged (%s): its examples are measured again", path, error)
+    except DAMAGES as error:
+        reason = reason_of(error)
+        log.warning("%s is damaged (%s): its examples are measured again", path, reason)
         return None

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 from safetensors import SafetensorError
+from safetensors.numpy import save
 
 from iwae.errors import UserError
 
@@ -70,6 +71,15 @@ def digest_of(named: dict[str, np.ndarray], notes: str) -> str:
         total.update(f"{name}{named[name].dtype}{named[name].shape}".encode())
         total.update(np.ascontiguousarray(named[name]).tobytes())
     return total.hexdigest()
+
+
+def write_arrays(named: dict[str, np.ndarray], path: Path, metadata: dict[str, str]) -> None:
+    """Write arrays to a safetensors file.
+
+    The library's own `save_file` writes to a file with a name that it makes up, which a kill leaves
+    behind, and reports a full disk in words alone.
+    """
+    path.write_bytes(save(named, metadata))
 
 
 def reason_of(error: Exception) -> str:

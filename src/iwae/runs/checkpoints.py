@@ -6,11 +6,17 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from safetensors import safe_open
-from safetensors.numpy import save_file
 
 from iwae.errors import UserError
 from iwae.files import atomic_write
-from iwae.runs.arrays import UNREADABLE, digest_of, from_arrays, reason_of, to_arrays
+from iwae.runs.arrays import (
+    UNREADABLE,
+    digest_of,
+    from_arrays,
+    reason_of,
+    to_arrays,
+    write_arrays,
+)
 from iwae.training.loop import Best
 from iwae.training.steps import TrainState
 
@@ -28,12 +34,10 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
     path = folder / f"{int(np.asarray(checkpoint.state.step).max()):010d}{CHECKPOINT}"
     if path.exists():
         return path  # the same step of the same run has the same contents
-    for left_over in folder.glob(f".*{CHECKPOINT}"):  # from a write that was killed
-        left_over.unlink()
     named = to_arrays((checkpoint.state, checkpoint.best))
     notes = json.dumps(checkpoint.notes, sort_keys=True)
     with atomic_write(path) as temporary:
-        save_file(named, temporary, metadata={"notes": notes, "sha256": digest_of(named, notes)})
+        write_arrays(named, temporary, {"notes": notes, "sha256": digest_of(named, notes)})
     return path
 
 

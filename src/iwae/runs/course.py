@@ -79,12 +79,12 @@ def start_run(
     refuse_used(run)
     job = make_job(config, data_dir)
     state, best = initial_state(job)
-    with locked(run):
+    with locked(run, claim) as valid:
         refuse_used(run)  # another process may have been faster
         shutil.rmtree(run / FOLDER, ignore_errors=True)  # from a start that failed
         with tracking(track, run, job.config) as tell:
             write_config(job.config, run / "config.toml")
-            yield from _train(job, run, state, best, deadline, tell, claim)
+            yield from _train(job, run, state, best, deadline, tell, valid)
 
 
 def resume_run(
@@ -109,7 +109,7 @@ def resume_run(
     """
     config = run_config(run)
     job = make_job(config, data_dir, resumed=True)
-    with locked(run):
+    with locked(run, claim) as valid:
         checkpoint = _checkpoint_to_resume(job, run, stage)
         if checkpoint is not None:
             state, best = checkpoint.state, checkpoint.best
@@ -120,7 +120,7 @@ def resume_run(
             _forget_after(run, int(np.asarray(state.step).max()))
             for row in read_metrics(run):
                 tell(row["step"], dict(scalars(row)))
-            yield from _train(job, run, state, best, deadline, tell, claim)
+            yield from _train(job, run, state, best, deadline, tell, valid)
 
 
 def _checkpoint_to_resume(job: Job, run: Path, stage: int | None) -> Checkpoint | None:
@@ -225,8 +225,7 @@ def _train(
                 claim()
                 if report.epoch_done:
                     logged = log_epoch(book, state, report)
-                    for tag, value in logged.items():
-                        board.add_scalar(tag, value, report.step)
+                    board(report.step, logged)
                     tell(report.step, logged)
                 stage_end = report.epoch_done and report.step in run.keep_steps
                 # A later signal waits for the next dispatch.
@@ -242,6 +241,7 @@ def _train(
             _save(run, error.state, error.best)
             raise
     _save(run, state, best, finished=True)
+    claim()
 
 
 def _save(run: _Run, state: TrainState, best: Best, *, finished: bool = False) -> None:

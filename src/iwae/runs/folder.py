@@ -1,6 +1,7 @@
 """The folder of a run: its configuration, exclusive access to it, and signals that stop it."""
 
 import fcntl
+import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -10,7 +11,15 @@ from typing import IO, Any
 
 from iwae.config.experiment import TrainConfig, read_stored
 from iwae.errors import UserError
+from iwae.files import refuse_folder
 from iwae.runs.trackers import FOLDER
+
+Claim = Callable[[], None]
+"""Raises if another process has taken over the folder and continues the run from there."""
+
+
+def claimed() -> None:
+    """The claim of a process that no other disputes."""
 
 
 def run_config(run: Path) -> TrainConfig:
@@ -21,15 +30,36 @@ def run_config(run: Path) -> TrainConfig:
 
 
 @contextmanager
-def locked(run: Path) -> Iterator[None]:
-    """Lock the folder, so that no second process trains in it."""
+def locked(run: Path, also: Claim = claimed) -> Iterator[Claim]:
+    """Lock the folder, so that no second process trains in it.
+
+    Args:
+        also: another claim to check.
+
+    Yields:
+        The claim: raises OSError once the folder has been removed, moved or replaced.
+
+    Raises:
+        UserError: if another process has locked it, or it cannot be locked.
+    """
     run.mkdir(parents=True, exist_ok=True)
-    with (run / ".lock").open("w") as handle:
+    path = run / ".lock"
+    refuse_folder(path)
+    with path.open("w") as handle:
         if not take_lock(handle):
             raise UserError(
                 f"{run} is in use by another process: let it finish, or choose another folder"
             )
-        yield
+
+        def claim() -> None:
+            also()
+            if not path.exists() or not os.path.samestat(path.stat(), os.fstat(handle.fileno())):
+                raise OSError(
+                    f"{run} was removed or replaced during training: what was trained since its "
+                    "last checkpoint is lost; restore the folder and resume, or train again"
+                )
+
+        yield claim
 
 
 def take_lock(handle: IO[Any], kind: int = fcntl.LOCK_EX) -> bool:
@@ -48,14 +78,6 @@ def take_lock(handle: IO[Any], kind: int = fcntl.LOCK_EX) -> bool:
             "with locks, which keep processes from training in the same folder"
         ) from error
     return True
-
-
-Claim = Callable[[], None]
-"""Raises if another process has taken over the folder and continues the run from there."""
-
-
-def claimed() -> None:
-    """The claim of a process that no other disputes."""
 
 
 @contextmanager

@@ -2,8 +2,10 @@
 
 import json
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,7 +16,7 @@ from jaxtyping import Array
 
 from iwae.evaluation.examples import gather, map_examples
 from iwae.evaluation.units import active_units, layer_terms
-from iwae.files import atomic_write
+from iwae.files import atomic_write, refuse_folder
 from iwae.models.conditional import Model
 from iwae.runs.setup import Job, split_examples
 from iwae.training.loop import Report
@@ -34,6 +36,7 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
     path = run / "metrics.jsonl"
     if not path.exists():
         return []
+    refuse_folder(path)
     lines = path.read_bytes().split(b"\n")[:-1]  # a kill may truncate the last one
     rows = [_metrics_row(line) for line in lines]
     if None in rows:
@@ -45,10 +48,26 @@ def _metrics_row(line: bytes) -> dict[str, Any] | None:
     """A line of metrics.jsonl, or None if it is damaged."""
     try:
         row = json.loads(line)
-        whole = int(row["epoch"]) >= 0 and int(row["step"]) >= 0
-        return row if whole and {"learning_rate", "train_bound"} <= row.keys() else None
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        whole = all(type(row[name]) is int and row[name] >= 0 for name in ("epoch", "step"))
+        lists = [row["train_bound"], *(row[name] for name in row.keys() - SINGLE)]
+        each = [one for value in lists for one in _entries(value)]
+        numbers = [row["learning_rate"], *(one for one in each if one is not None)]
+        fine = all(type(one) in (int, float) and math.isfinite(one) for one in numbers)
+        return row if whole and fine else None
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError):
         return None
+
+
+def _entries(values: Any) -> Iterator[Any]:
+    """The entries of a list, of one for each replicate or for each of its layers."""
+    if not isinstance(values, list):
+        raise TypeError(f"{type(values)} in the place of a list")
+    for value in values:
+        yield from value if isinstance(value, list) else (value,)
+
+
+SINGLE = ("epoch", "step", "stage", "learning_rate")
+"""What a line of metrics holds once; all else is a list with a value for each replicate."""
 
 
 class Book(NamedTuple):
@@ -126,8 +145,7 @@ def _finite(row: Any) -> Any:
 def scalars(row: dict[str, Any]) -> Iterator[tuple[str, float]]:
     """A line of metrics in the form for trackers: names with replicate and layer, and values."""
     yield "learning_rate", row["learning_rate"]
-    single = ("epoch", "step", "stage", "learning_rate")
-    for name in (name for name in row if name not in single):
+    for name in (name for name in row if name not in SINGLE):
         for replicate, value in enumerate(row[name]):
             layers = value if isinstance(value, list) else [value]
             for layer, number in enumerate(layers, start=1):
@@ -137,13 +155,32 @@ def scalars(row: dict[str, Any]) -> Iterator[tuple[str, float]]:
 
 
 @contextmanager
-def tensorboard(folder: Path, step: int) -> Iterator[Any]:
-    """A TensorBoard writer for the steps after `step`."""
-    from tensorboardX import SummaryWriter
+def tensorboard(folder: Path, step: int) -> Iterator[Callable[[int, Mapping[str, float]], None]]:
+    """A function (step, scalars) that writes a TensorBoard file for the steps after `step`.
 
-    # Viewers then hide what an earlier process wrote after this step.
-    with SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1) as writer:
-        yield writer
+    The library's own SummaryWriter writes in a thread: on a full disk that one dies, and training
+    would wait for it for ever.
+    """
+    from tensorboardX.event_file_writer import EventsWriter
+    from tensorboardX.proto.event_pb2 import Event, SessionLog
+    from tensorboardX.proto.summary_pb2 import Summary
+    from tensorboardX.summary import scalar
+
+    (folder / "tensorboard").mkdir(exist_ok=True)
+    # With the step, names of files differ even where the clock was set back.
+    writer = EventsWriter(str(folder / "tensorboard" / "events"), f".{step}")
+
+    def write(step: int, scalars: Mapping[str, float]) -> None:
+        values = [scalar(tag, value).value[0] for tag, value in scalars.items()]
+        event = Event(wall_time=time.time(), step=step, summary=Summary(value=values))
+        writer.write_event(event)
+        writer.flush()
+
+    with closing(writer):
+        # Viewers then hide what an earlier process wrote after this step.
+        start = SessionLog(status=SessionLog.START)
+        writer.write_event(Event(wall_time=time.time(), step=step + 1, session_log=start))
+        yield write
 
 
 def save_frame(book: Book, state: TrainState, epoch: int) -> None:

@@ -14,7 +14,6 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 from safetensors import safe_open
-from safetensors.numpy import save_file
 
 from iwae.errors import UserError
 from iwae.files import atomic_write
@@ -28,6 +27,7 @@ from iwae.runs.arrays import (
     reason_of,
     signatures,
     to_arrays,
+    write_arrays,
 )
 
 WEIGHTS, DESCRIPTION = "model.safetensors", "model.json"
@@ -42,16 +42,36 @@ MOST_SIZES = 1000
 """Maximum count of numbers, or of different words, in the description of an architecture."""
 
 
+MOST_LAYERS = 64
+"""Maximum depth of a model: the time to read a description grows with it, up to some seconds."""
+
+
+def check_depth(architecture: Mapping[str, Any]) -> None:
+    """Raise UserError for a model with more than `MOST_LAYERS` layers on the way from x to z."""
+    hidden, network = architecture["hidden_sizes"], architecture.get("network") or {}
+    channels, blocks = (), 0
+    if isinstance(network, dict):
+        channels, blocks = network.get("channels") or (), network.get("blocks", 0)
+    depth = sum(len(layers) + 1 for layers in hidden) + len(channels)
+    depth += 2 * blocks * (len(channels) or sum(map(len, hidden[:1])))
+    if depth > MOST_LAYERS:
+        raise UserError(f"a model of {depth:,} layers: {MOST_LAYERS} are the most")
+
+
 def save_model(model: Model, folder: str | Path, **about: Any) -> None:
     """Write a model as `model.safetensors` and `model.json` into a folder.
 
     Args:
         about: JSON-able facts to store beside the architecture, such as the origin of the model.
+
+    Raises:
+        UserError: for a model of more than `MOST_LAYERS` layers, which could not be read again.
     """
+    check_depth(model.architecture())
     folder, arrays = Path(folder), _named(model)
     digest = digest_of(arrays, "")
     with atomic_write(folder / WEIGHTS) as path:
-        save_file(arrays, path, metadata={"sha256": digest})
+        write_arrays(arrays, path, {"sha256": digest})
     _write_description(folder, model.architecture(), digest, about)
 
 
@@ -197,6 +217,7 @@ def _skeleton(architecture: Any, path: Path, like: Model | None) -> Model:
         words = len({one for one in leaves if isinstance(one, str)})
         if max(numbers, words) > MOST_SIZES:
             raise ValueError(f"more than {MOST_SIZES:,} sizes or different words")
+        check_depth(architecture)
         return eqx.filter_eval_shape(_made, **architecture)
     except UNREADABLE as error:
         raise UserError(f"{path} describes no model: {reason_of(error)}") from error

@@ -17,15 +17,24 @@ from jaxtyping import Array, Int
 from iwae.config.experiment import DECAYING, TrainConfig, read_config
 from iwae.data import DATASETS, Dataset, choose, draw, load_dataset
 from iwae.data.own import is_own
+from iwae.data.splits import PSEUDO_INPUTS
 from iwae.errors import UserError
 from iwae.models.conditional import ConditionalVAE, Model, without_labels
+from iwae.models.declaration import parse_prior
 from iwae.models.likelihoods import observation
 from iwae.models.networks import Network, make_network
 from iwae.models.vae import VAE
 from iwae.objectives.catalogue import compose
 from iwae.objectives.declaration import particles, unmodified
 from iwae.runs.checkpoints import list_checkpoints, load_checkpoint
-from iwae.runs.models import DESCRIPTION, WEIGHTS, is_one_model, load_model, read_about
+from iwae.runs.models import (
+    DESCRIPTION,
+    WEIGHTS,
+    check_depth,
+    is_one_model,
+    load_model,
+    read_about,
+)
 from iwae.training.loop import Best, Plan, init_best
 from iwae.training.schedules import (
     AUTHORS_RATES,
@@ -154,29 +163,55 @@ def make_models(config: TrainConfig, dataset: Dataset) -> list[Model]:
     if config.init_from is not None:
         return [_load_start(config, dataset, config.init_from, r) for r in _replicates(config)]
     latent_sizes, hidden_sizes = config.sizes()
+    network = config_network(config, dataset)
+    check_depth({"hidden_sizes": hidden_sizes, "network": network._asdict()})
     likelihood = observation(dataset.kind, dataset.n_values, config.missing)
     rows = _known_rows(dataset)
     bias = likelihood.initial_output(rows) if config.output_bias else None
     statistics = likelihood.encoding.statistics(rows) if likelihood.encoding else None
 
     @eqx.filter_jit  # otherwise each array of a model takes several programs
-    def make(seed: Seed) -> Model:
+    def make(seed: Seed, pseudo_inputs: np.ndarray | None) -> Model:
         model = VAE(
             dataset.n_values,
             latent_sizes,
             hidden_sizes,
             observation=dataset.kind,
             activation=config.activation,
-            network=config_network(config, dataset),
+            network=network,
             output_bias=bias,
             statistics=statistics,
             missing=config.missing,
             log_scale=dataset.log_scale,
+            prior=config.prior,
+            posterior=config.posterior,
+            pseudo_inputs=pseudo_inputs,
             key=_replicate_key(seed, _INIT),
         )
         return _with_labels(model, config, dataset)
 
-    return [make(seed) for seed in _seeds(config)]
+    return [make(seed, first_pseudo_inputs(config, dataset, int(seed))) for seed in _seeds(config)]
+
+
+def first_pseudo_inputs(config: TrainConfig, dataset: Dataset, seed: int) -> np.ndarray | None:
+    """Random training examples in the model's units `[K, d]`, if the prior is a VampPrior of K.
+
+    Where pixels are binarised at every use, these are their means.
+
+    Raises:
+        UserError: if there are fewer training examples.
+    """
+    prior, n = parse_prior(config.prior), len(dataset.train)
+    if prior.name != "vamp":
+        return None
+    if prior.size > n:
+        raise UserError(
+            f"prior {config.prior} starts at {prior.size:,} training examples, but there are "
+            f"{n:,}: choose a smaller number"
+        )
+    rows = dataset.train[choose(n, prior.size, seed=seed, stream=PSEUDO_INPUTS)]
+    is_grey = dataset.binarization == "dynamic" and rows.dtype == np.uint8
+    return rows[:, : dataset.n_values].astype(np.float32) / np.float32(255 if is_grey else 1)
 
 
 def _with_labels(model: VAE, config: TrainConfig, dataset: Dataset) -> Model:
@@ -229,6 +264,8 @@ def _load_start(config: TrainConfig, dataset: Dataset, run: Path, replicate: int
         ("activation", model.activation, config.activation),
         ("network", model.network, config_network(config, dataset)),
         ("standardize", model.log_scale is not None, dataset.scaling is not None),
+        ("prior", str(model.prior_name), config.prior),
+        ("posterior", str(model.posterior_name), config.posterior),
     ):
         if found != wanted:
             raise UserError(f"init_from: {name} of the model in {run} is {found}, here {wanted}")

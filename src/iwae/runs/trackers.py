@@ -136,12 +136,14 @@ def _reason(error: Exception) -> str:
 def _read_notes(path: Path) -> tuple[str | None, int]:
     """The id given by a tracker and the last step sent to it; None and -1 without them."""
     known, sent = None, -1
-    for line in path.read_text().splitlines() if path.exists() else ():
+    for line in path.read_bytes().splitlines() if path.exists() else ():
         try:
             row = json.loads(line)
-            known, sent = row.get("id", known), max(sent, row.get("step", -1))
-        except (ValueError, TypeError, AttributeError):
+            name, step = row.get("id", known), row.get("step", -1)
+        except (ValueError, AttributeError, RecursionError):
             continue  # a kill may truncate the last line
+        if type(step) is int and isinstance(name, str | None):
+            known, sent = name, max(sent, step)
     return known, sent
 
 

@@ -25,15 +25,17 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils import Tags, check_array, check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from iwae.data import Kind, as_json, as_kind
+from iwae.data import Kind, as_json, as_kind, choose
 from iwae.data.kinds import check_values, make_kind
 from iwae.data.scaling import Scaling
+from iwae.data.splits import PSEUDO_INPUTS
 from iwae.errors import UserError
 from iwae.evaluation.examples import CHAIN_ROWS, ROWS, ExampleFn, gather, map_examples
 from iwae.evaluation.imputation import expected_values, multiple_imputations
 from iwae.evaluation.likelihood import annealed_bound, chunk_length, streamed_bound
 from iwae.inference.step_sizes import tune_step_size
 from iwae.inference.temperatures import sigmoid_schedule
+from iwae.models.declaration import parse_posterior, parse_prior
 from iwae.models.likelihoods import observation
 from iwae.models.vae import VAE
 from iwae.objectives.catalogue import compose
@@ -97,6 +99,9 @@ class ImportanceWeightedAutoencoder(
         k: importance samples per row and training step.
         gradient: the gradient estimator; the objective's own if None.
         activation: nonlinearity of the hidden layers.
+        prior: p(z): "normal", or learned: "mixture:K" of K Gaussians, "vamp:K" of the encoder at K
+            pseudo-inputs, which start at random training rows, or "flow:N" of N coupling layers.
+        posterior: the encoder's distribution: "normal", or "flow:N".
         standardize: scale Gaussian columns to mean 0 and standard deviation 1 for training.
             Likelihoods, samples and reconstructions are in the units of the data.
         learning_rate_init: initial learning rate of Adam; it falls to 0.3 and 0.1 of this after a
@@ -145,6 +150,8 @@ class ImportanceWeightedAutoencoder(
         k: Any = 5,
         gradient: Any = None,
         activation: Any = "tanh",
+        prior: Any = "normal",
+        posterior: Any = "normal",
         standardize: Any = True,
         learning_rate_init: Any = 1e-3,
         batch_size: Any = "auto",
@@ -166,6 +173,8 @@ class ImportanceWeightedAutoencoder(
         self.k = k
         self.gradient = gradient
         self.activation = activation
+        self.prior = prior
+        self.posterior = posterior
         self.standardize = standardize
         self.learning_rate_init = learning_rate_init
         self.batch_size = batch_size
@@ -296,6 +305,10 @@ class ImportanceWeightedAutoencoder(
         for name in ("standardize", "early_stopping"):
             if not isinstance(getattr(self, name), bool | np.bool_):
                 raise ValueError(f"{name} == {getattr(self, name)!r}, must be True or False")
+        for name, parse in (("prior", parse_prior), ("posterior", parse_posterior)):
+            if not isinstance(getattr(self, name), str):
+                raise ValueError(f"{name} == {getattr(self, name)!r}, must be a name")
+            parse(getattr(self, name))
         for name, optional in (("objective", False), ("gradient", True), ("activation", False)):
             value = getattr(self, name)
             if not isinstance(value, str) and not (optional and value is None):
@@ -354,8 +367,23 @@ class ImportanceWeightedAutoencoder(
             statistics=likelihood.encoding.statistics(train) if likelihood.encoding else None,
             missing=self.missing,
             log_scale=np.log(self.scale_),
+            prior=self.prior,
+            posterior=self.posterior,
+            pseudo_inputs=self._pseudo_inputs(train),
             key=key,
         )
+
+    def _pseudo_inputs(self, train: np.ndarray) -> np.ndarray | None:
+        """Random training rows at which those of a VampPrior start."""
+        prior = parse_prior(self.prior)
+        if prior.name != "vamp":
+            return None
+        if prior.size > len(train):
+            raise ValueError(
+                f"prior={self.prior!r} starts at {prior.size} training rows, of which there are "
+                f"{len(train)}: choose a smaller number"
+            )
+        return train[choose(len(train), prior.size, seed=self._key_, stream=PSEUDO_INPUTS)]
 
     # --- rows in and out --------------------------------------------------------------------
 
@@ -635,7 +663,8 @@ class ImportanceWeightedAutoencoder(
         """Whether the parameters agree with the model, as far as it records them."""
         mine = (self.n_components,), self._hidden(), self._kind(), self.missing, self.activation
         its = model.latent_sizes, model.hidden_sizes[0], model.kind, model.missing
-        return mine == (*its, model.activation)
+        names = str(model.prior_name), str(model.posterior_name)
+        return (*mine, self.prior, self.posterior) == (*its, model.activation, *names)
 
     def _check_loaded(self, model: VAE) -> None:
         """Raise ValueError unless the learnt attributes fit the model and the parameters."""

@@ -13,6 +13,7 @@ from iwae.evaluation.examples import ExampleFn
 from iwae.evaluation.posterior import snis_mean
 from iwae.inference.particles import importance_particles
 from iwae.models.likelihoods import complete, typical
+from iwae.models.posteriors import is_gaussian
 from iwae.models.vae import VAE
 from iwae.typing import Example, PRNGKey, Scalar
 
@@ -27,9 +28,16 @@ class Likelihood(eqx.Module):
         return self.bound(model, x, key)["log_likelihood"]
 
 
-def q_mean(model: VAE, x: Example, key: PRNGKey) -> Float[Array, " m"]:  # noqa: ARG001
-    """E_q[z|x]."""
-    return model.posterior(x).first.mean
+def q_mean(model: VAE, x: Example, key: PRNGKey) -> Float[Array, " m"]:
+    """E_q[z|x]; of a flow, the mean of `DRAWS` draws."""
+    q: Any = model.posterior(x).first
+    if is_gaussian(q):
+        return q.mean
+    return jnp.mean(jax.vmap(q.sample)(jax.random.split(key, DRAWS)), axis=0)
+
+
+DRAWS = 1000
+"""Draws for the mean of a posterior whose mean has no closed form."""
 
 
 @lru_cache

@@ -26,7 +26,7 @@ from iwae.reports.figures.images import (
     training_frames,
     training_strip,
 )
-from iwae.reports.figures.posteriors import posterior_panels
+from iwae.reports.figures.posteriors import posterior_panels, prior_panel
 from iwae.reports.figures.saving import save_animation, save_figure
 
 __all__ = [
@@ -38,6 +38,7 @@ __all__ = [
     "log_variance_histogram",
     "marginals",
     "posterior_panels",
+    "prior_panel",
     "rate_distortion_curve",
     "reconstructions",
     "samples",

@@ -118,7 +118,7 @@ def rate_distortion_curve(betas: np.ndarray, rate: np.ndarray, distortion: np.nd
 def signal_to_noise(groups: Mapping[str, Mapping[str, Curve]]) -> Figure:
     """Signal-to-noise ratios against k, with a panel for each group of parameters.
 
-    Dotted lines have the theoretical slopes. Ratios of zero, hidden by noise, are left out.
+    Dotted lines have the theoretical slopes. Ratios of zero, hidden by noise, are omitted.
 
     Args:
         groups: by group and gradient, k [m], the ratio there [m] and its standard error [m]. In a

@@ -89,6 +89,42 @@ def posterior_panels(grids: Sequence[Grid], *, titles: Sequence[str] | None = No
     return laid_out(figure)
 
 
+def prior_panel(
+    axes: Sequence[np.ndarray], log_prior: np.ndarray, draws: np.ndarray, *, title: str = ""
+) -> Figure:
+    """The prior of two latents as a map, and a dot for a draw of q for each example.
+
+    Where the dots lie thick and the map is white, or the other way round, the prior does not fit
+    the aggregate posterior.
+
+    Args:
+        axes: the grid of each latent, [g].
+        log_prior: on the grid, [g, h] (first latent first), nats.
+        draws: from q, [n, 2].
+
+    Raises:
+        UserError: if a shape does not fit, or a number is not finite.
+    """
+    first, second = (checked(axis, "the grid of the prior", "g") for axis in axes)
+    density = _density(log_prior, "log_prior", "g h")
+    same_shape(np.empty([len(first), len(second)]), density, "the grid and log_prior")
+    dots = checked(draws, "the draws", "n m")
+    if dots.shape[1] != 2:
+        raise UserError(f"the draws have {dots.shape[1]} latents; the grid has 2")
+    figure, (panel,) = chart_figure(1)
+    shade = _draw_shades(panel, _Posterior([first, second], density, density, dots))
+    _draw_contours(panel, (first, second), density, TRUE, "solid")
+    panel.set_title(title, fontsize=NORMAL, color=INK)
+    handles = {
+        "prior; lines hold 50% and 95%": Line2D([], [], color=TRUE, linewidth=1.2),
+        "a draw of q for each example": shade,
+    }
+    figure.legend(
+        handles.values(), handles.keys(), **{**LEGEND, "loc": "outside lower center", "ncols": 2}
+    )
+    return laid_out(figure)
+
+
 class _Posterior(NamedTuple):
     axes: list[Float[np.ndarray, " g"]]
     p: Float[np.ndarray, "..."]  # densities, not their logs
@@ -141,33 +177,45 @@ def _draw_curves(axes: Axes, posterior: _Posterior) -> dict[str, Artist]:
 
 def _draw_map(axes: Axes, posterior: _Posterior) -> dict[str, Artist]:
     """Draw a map of p under the contours of p and q, and the draws."""
+    dots = _draw_shades(axes, posterior)
+    for density, colour, style in ((posterior.p, TRUE, "solid"), (posterior.q, Q, "dashed")):
+        _draw_contours(axes, posterior.axes, density, colour, style)
+    return {
+        "true posterior p(z | x)": Line2D([], [], color=TRUE, linewidth=1.2),
+        "q(z | x); lines hold 50% and 95%": Line2D([], [], color=Q, linewidth=1.2, linestyle="--"),
+        "draws from p(z | x)": dots,
+    }
+
+
+def _draw_shades(axes: Axes, posterior: _Posterior) -> Artist:
+    """Draw a map of p and the draws; return the legend's dot."""
     # Viewers struggle with tens of thousands of cells as vectors.
     axes.pcolormesh(*posterior.axes, posterior.p.T, cmap=SHADES, rasterized=True, zorder=0)
     size = float(np.clip(600 / len(posterior.draws), 0.5, 4))
     x, y = posterior.draws.T
     axes.scatter(x, y, size, color=INK, linewidths=0, zorder=2, rasterized=True)
-    for density, colour, style in ((posterior.p, TRUE, "solid"), (posterior.q, Q, "dashed")):
-        if levels := _levels(density):
-            axes.contour(
-                *posterior.axes,
-                density.T,
-                levels=levels,
-                colors=colour,
-                linewidths=1.2,
-                linestyles=style,
-                zorder=3,
-            )
     (x_low, x_high), (y_low, y_high) = _limits(posterior)
     axes.set(xlim=(x_low, x_high), ylim=(y_low, y_high))
     axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
     finish(axes, "first latent", "second latent")
     axes.grid(visible=False)
     dot: dict[str, Any] = {"marker": "o", "markersize": 3, "linestyle": "none"}
-    return {
-        "true posterior p(z | x)": Line2D([], [], color=TRUE, linewidth=1.2),
-        "q(z | x); lines hold 50% and 95%": Line2D([], [], color=Q, linewidth=1.2, linestyle="--"),
-        "draws from p(z | x)": Line2D([], [], color=INK, **dot),
-    }
+    return Line2D([], [], color=INK, **dot)
+
+
+def _draw_contours(
+    axes: Axes, grid: Sequence[np.ndarray], density: np.ndarray, colour: str, style: str
+) -> None:
+    if levels := _levels(density):
+        axes.contour(
+            *grid,
+            density.T,
+            levels=levels,
+            colors=colour,
+            linewidths=1.2,
+            linestyles=style,
+            zorder=3,
+        )
 
 
 def _least(density: Float[np.ndarray, "..."], mass: float) -> float:

@@ -8,16 +8,16 @@ from typing import Any, NamedTuple
 from iwae.config.experiment import TrainConfig
 from iwae.errors import UserError
 from iwae.results.reading import (
+    BOUNDING,
     Estimate,
     Known,
-    Method,
     estimates_of,
     known_bounds,
-    models_of,
     read_records,
     widest,
 )
 from iwae.results.records import model_sha256
+from iwae.results.schema import Record
 from iwae.runs.folder import run_config
 from iwae.runs.metrics import read_metrics
 from iwae.runs.models import WEIGHTS
@@ -44,7 +44,7 @@ class Run(NamedTuple):
     config: TrainConfig
     weights: str
     bounds: Mapping[str, Estimate]
-    records: Sequence[Mapping[str, Any]]
+    records: Sequence[Record]
     stale: bool
     trained: bool
     metrics: Sequence[Mapping[str, Any]]
@@ -52,7 +52,7 @@ class Run(NamedTuple):
     @property
     def test_sets(self) -> set[str]:
         """Digests of the test sets that it was measured on."""
-        return {record["test_sha256"] for record in self.records}
+        return {str(record.test_sha256) for record in self.records}
 
     @property
     def best(self) -> Estimate | None:
@@ -62,21 +62,20 @@ class Run(NamedTuple):
     def known(self) -> list[Known]:
         """The bounds example by example, of the models that are there now."""
         found = known_bounds(self.path, split="test", weights=self.weights, pruned=False)
-        ours = [models_of(record) for record in self.records]
-        return [one for one in found if models_of(one.record) in ours]
+        ours = [record.digests for record in self.records]
+        return [one for one in found if one.record.digests in ours]
 
 
 def read_run(path: Path, name: str, weights: str) -> Run:
     """Read the configuration, records and metrics of a run."""
     config = run_config(path)
-    where = {"split": "test", "weights": weights, "pruned": False}
     records = [
         record
-        for _, record in read_records(path, (Method.IMPORTANCE, Method.ANNEALED))
-        if all(record[name] == value for name, value in where.items())
+        for _, record in read_records(path, BOUNDING)
+        if (record.split, record.weights, record.pruned) == ("test", weights, False)
     ]
     digests = _digests(path, weights, config.replicates)
-    ours = [one for one in records if digests is None or models_of(one) == digests]
+    ours = [one for one in records if digests is None or one.digests == digests]
     return Run(
         path,
         name,

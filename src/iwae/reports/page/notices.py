@@ -1,8 +1,8 @@
 """Warnings, and which numbers must not be compared."""
 
 import shlex
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 from iwae.reports.page.facts import Run
 from iwae.reports.page.tables import (
@@ -13,7 +13,7 @@ from iwae.reports.page.tables import (
     short_path,
     verdicts,
 )
-from iwae.results.reading import Method
+from iwae.results.text import path_words
 
 
 class Notice(NamedTuple):
@@ -29,14 +29,14 @@ def warnings(runs: Sequence[Run]) -> list[Notice]:
         f"{run.name}: {minus_pairs(words)}"
         for run in runs
         for record in run.records
-        for words in record.get("ordering", {}).get("violations", ())
+        for words in record.ordering.violations
     ]
     unconverged = [
-        f"{run.name}: {found['word']}. {minus_pairs(found['reason'])}"
+        f"{run.name}: {found.word}. {minus_pairs(found.reason)}"
         for run in runs
         if (bound := longest_annealing(run)) is not None
         for found in verdicts(bound)
-        if found["word"] != "converged"
+        if found.word != "converged"
     ]
     shares = [
         f"{run.name}: {found[1]:.0%} of the examples; {found[0].name} may be too low"
@@ -48,7 +48,7 @@ def warnings(runs: Sequence[Run]) -> list[Notice]:
     ]
     return _some(
         ("The bounds are not in order", violations),
-        ("Records of other models are left out: the run was trained on since", stale),
+        ("Records of other models are omitted: the run was trained on since", stale),
         ("Annealing has not converged", unconverged),
         ("The weights are unreliable (k̂ is too large)", shares),
     )
@@ -73,8 +73,8 @@ def command(name: str, run: Run) -> str:
 
 def cautions(runs: Sequence[Run]) -> list[Notice]:
     """Which numbers must not be compared, though they stand in one table."""
-    subsets = {one.name for run in runs for one in run.bounds.values() if one.record["subset"]}
-    whole = {one.name for run in runs for one in run.bounds.values() if not one.record["subset"]}
+    subsets = {one.name for run in runs for one in run.bounds.values() if one.record.subset}
+    whole = {one.name for run in runs for one in run.bounds.values() if not one.record.subset}
     mixed = (
         "Bounds marked “a subset” are means over a random part of the test set, those beside them "
         "over all of it. The tables below compare the same examples only."
@@ -105,10 +105,10 @@ def _examples(runs: Sequence[Run]) -> list[str]:
     found = []
     for name in dict.fromkeys(name for run in runs for name in run.bounds):
         records = [run.bounds[name].record for run in runs if name in run.bounds]
-        for test in dict.fromkeys(record["test_sha256"] for record in records):
-            same = [record for record in records if record["test_sha256"] == test]
-            if len({record["examples_sha256"] for record in same}) > 1:
-                sizes = " and ".join(f"{n:,}" for n in sorted({record["n"] for record in same}))
+        for test in dict.fromkeys(record.test_sha256 for record in records):
+            same = [record for record in records if record.test_sha256 == test]
+            if len({record.examples_sha256 for record in same}) > 1:
+                sizes = " and ".join(f"{n:,}" for n in sorted({record.n for record in same}))
                 found.append(f"{name}: of {sizes} examples, which are not the same ones")
     return found
 
@@ -118,20 +118,10 @@ def _settings(runs: Sequence[Run]) -> list[str]:
     found = []
     for name in dict.fromkeys(name for run in runs for name in run.bounds):
         ways = [
-            _way(run.bounds[name].record)
+            path_words(how)
             for run in runs
-            if name in run.bounds and run.bounds[name].record["method"] == Method.ANNEALED
+            if name in run.bounds and (how := run.bounds[name].record.annealing) is not None
         ]
         if len(set(ways)) > 1:
             found.append(f"{name}: " + " or ".join(dict.fromkeys(ways)))
     return found
-
-
-def _way(record: Mapping[str, Any]) -> str:
-    """The annealing settings of a run, except the number of temperatures."""
-    how = record["annealing"]
-    schedule = how["schedule"] if isinstance(how["schedule"], str) else "given"
-    return (
-        f"{how['chains']} chains from the {how['start']}, {how['leapfrog']} leapfrog steps, "
-        f"{schedule} schedule"
-    )

@@ -33,6 +33,7 @@ from iwae.reports.figures.style import (
 )
 from iwae.reports.page.facts import Run
 from iwae.results.reading import Known
+from iwae.results.schema import Settings
 
 NUMBER = "{x:,.0f}"
 """Numbers of a logarithmic axis, as in the text of the page."""
@@ -158,12 +159,12 @@ def budgets(known: Mapping[int, Sequence[Known]]) -> Budgets | None:
 
 def _curves(bounds: Sequence[Known]) -> Iterator[tuple[bool, list[Known]]]:
     """The bounds that make one curve: by sampling, and by each way to anneal."""
-    curves: dict[str, list[Known]] = {}
+    curves: dict[Settings | None, list[Known]] = {}
     for one in bounds:
-        how = one.record.get("annealing", {})
-        way = "" if one.rank[0] == 0 else repr({**how, "temperatures": None})
+        how = one.record.annealing
+        way = None if how is None else how.model_copy(update={"temperatures": None})
         curves.setdefault(way, []).append(one)
-    yield from ((not way, curve) for way, curve in curves.items())
+    yield from ((way is None, curve) for way, curve in curves.items())
 
 
 # --- figures into markup --------------------------------------------------------------------

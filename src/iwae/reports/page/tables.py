@@ -11,7 +11,8 @@ from iwae.reports.estimates import Row, estimates_row, published_nll
 from iwae.reports.figures.style import minus
 from iwae.reports.page.facts import Run
 from iwae.results.compare import compare
-from iwae.results.reading import Estimate, Method, each_model
+from iwae.results.reading import Estimate
+from iwae.results.schema import Record, Verdict
 from iwae.results.text import plus_minus
 
 UNRELIABLE = 0.1
@@ -44,7 +45,7 @@ class Column(NamedTuple):
 
 
 def comparison(runs: Sequence[Run]) -> list[Column]:
-    """The columns of the table of all runs; those in which nothing is known are left out."""
+    """The columns of the table of all runs; those in which nothing is known are omitted."""
     columns = [
         _column("data", "", runs, _data, False),
         _column("objective", "", runs, _objective, False),
@@ -80,8 +81,8 @@ def _bound_columns(runs: Sequence[Run]) -> list[Column]:
 def _bound(bound: Estimate | None) -> Cell:
     if bound is None:
         return Cell()
-    digits = 2 if bound.record.get("true_log_likelihood") is None else 4
-    of = f"n = {bound.record['n']:,}" + (", a subset" if bound.record["subset"] else "")
+    digits = 2 if bound.record.true_log_likelihood is None else 4
+    of = f"n = {bound.n:,}" + (", a subset" if bound.record.subset else "")
     if bound.spread is not None:
         of += f"\nsd of seeds {bound.spread:.{digits}f}"
     text = minus(plus_minus(bound.mean, bound.stderr, digits))
@@ -103,6 +104,9 @@ def _layers(run: Run) -> Cell:
     note = "of " + " + ".join(map(str, sizes))
     if run.config.network != "mlp" or run.config.blocks:
         note += f"\n{_network(run.config)}"
+    for name in ("prior", "posterior"):
+        if (value := getattr(run.config, name)) != "normal":
+            note += f"\n{name} {value}"
     return Cell(str(len(sizes)), len(sizes), note)
 
 
@@ -132,7 +136,7 @@ def _gradient(run: Run) -> Cell:
 
 
 def _epochs(run: Run) -> Cell:
-    trained = {one["epoch"] for record in run.records for one in each_model(record)}
+    trained = {one.epoch for record in run.records for one in record.models if one.epoch}
     trained = trained or {row["epoch"] for row in run.metrics[-1:]}
     if not trained:
         return Cell(note=f"of {run.config.epochs:,}")
@@ -144,18 +148,18 @@ def _seeds(run: Run) -> Cell:
     return Cell(str(run.config.replicates), run.config.replicates)
 
 
-def _widest(run: Run) -> Mapping[str, Any]:
-    """The record of the most examples; an empty one if there is none."""
-    return max(run.records, key=lambda record: record["n"], default={})
+def _widest(run: Run) -> Record | None:
+    """The record of the most examples."""
+    return max(run.records, key=lambda record: record.n, default=None)
 
 
 def _truth(run: Run) -> Cell:
-    truth = _widest(run).get("true_log_likelihood")
+    truth = record.true_log_likelihood if (record := _widest(run)) else None
     return Cell() if truth is None else Cell(minus(f"{truth:.4f}"), truth)
 
 
 def _active(run: Run) -> Cell:
-    units = _widest(run).get("active_units")
+    units = record.active_units if (record := _widest(run)) else ()
     return Cell("+".join(f"{count:g}" for count in units), sum(units)) if units else Cell()
 
 
@@ -172,33 +176,34 @@ def _published(run: Run) -> Cell:
 def longest_annealing(run: Run) -> Estimate | None:
     """The best bound of a run, if it is by annealing."""
     best = run.best
-    return best if best is not None and best.record["method"] == Method.ANNEALED else None
+    return best if best is not None and best.record.annealing is not None else None
 
 
-def verdicts(bound: Estimate) -> list[Mapping[str, Any]]:
+def verdicts(bound: Estimate) -> list[Verdict]:
     """The verdicts of an annealing run, one for each seed."""
-    return [one["verdict"] for one in each_model(bound.record) if "verdict" in one]
+    return [one.verdict for one in bound.record.models if one.verdict is not None]
 
 
 def _verdict(run: Run) -> Cell:
     bound = longest_annealing(run)
     found = verdicts(bound) if bound else []
-    words = " / ".join(dict.fromkeys(one["word"] for one in found))
-    return Cell(words, words or None, alarm=any(one["word"] != "converged" for one in found))
+    words = " / ".join(dict.fromkeys(one.word for one in found))
+    return Cell(words, words or None, alarm=any(one.word != "converged" for one in found))
 
 
 def khat_share(run: Run) -> tuple[Estimate, float] | None:
     """The bound by the most samples, and the share of examples whose k-hat is too large."""
-    sampled = [one for one in run.bounds.values() if one.record["method"] == Method.IMPORTANCE]
+    sampled = [one for one in run.bounds.values() if one.record.by_k]
     if not sampled:
         return None
-    rows = [
-        row["pareto_k_unreliable"]
-        for one in each_model(sampled[-1].record)
-        for row in one["by_k"]
-        if row["k"] == sampled[-1].rank[1] and row.get("pareto_k_unreliable") is not None
+    most = sampled[-1]
+    shares = [
+        row.pareto_k_unreliable
+        for one in most.record.models
+        for row in one.by_k
+        if row.k == most.rank[1] and row.pareto_k_unreliable is not None
     ]
-    return (sampled[-1], sum(rows) / len(rows)) if rows else None
+    return (most, sum(shares) / len(shares)) if shares else None
 
 
 def _khat(run: Run) -> Cell:
@@ -258,11 +263,8 @@ def _differences(runs: Sequence[Run]) -> Table | None:
 def _difference(row: Mapping[str, Any]) -> Cell:
     if row["difference"] is None:
         return Cell("not finite", alarm=True)
-    error = "" if row["difference_stderr"] is None else f" ± {row['difference_stderr']:.3f}"
-    return Cell(
-        minus(f"{row['difference']:+.3f}") + error,
-        note="" if row["significant"] else "may be chance",
-    )
+    words = plus_minus(row["difference"], row["difference_stderr"], sign="+")
+    return Cell(minus(words), note="" if row["significant"] else "may be chance")
 
 
 def estimates(runs: Sequence[Run]) -> Table | None:

@@ -1,0 +1,82 @@
+"""Time of a training step with each prior and posterior, beside N(0, I) and Gaussians.
+
+    python benchmarks/prior_step.py --k 1 --batch 100
+
+The network of table 1 with one stochastic layer and binary images of 28 x 28 pixels. Times are
+medians of blocks that take turns, so that a busy machine is as unfair to all.
+"""
+
+import argparse
+import time
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from iwae.models.vae import VAE
+from iwae.objectives.bounds import bound
+from iwae.objectives.reductions import iwae
+
+CASES = {
+    "prior normal": {},
+    "prior mixture:500": {"prior": "mixture:500"},
+    "prior vamp:500": {"prior": "vamp:500"},
+    "prior flow:4": {"prior": "flow:4"},
+    "posterior flow:4": {"posterior": "flow:4"},
+}
+
+
+def make_step(options, k):
+    """A function that takes a step, and its first state."""
+    model = VAE(784, (50,), ((200, 200),), **options, key=jax.random.key(0))
+    objective = bound(iwae, k=k)
+
+    @eqx.filter_jit(donate="all-except-first")
+    def step(data, state):
+        model, squares, number = state
+        key = jax.random.fold_in(jax.random.key(1), number)
+
+        def loss(model):
+            keys = jax.random.split(key, len(data))
+            each = jax.vmap(lambda x, key: objective(*model.condition(x), key))(data, keys)
+            return -jnp.mean(each)
+
+        grads = eqx.filter_grad(loss)(model)
+        squares = jax.tree.map(lambda s, g: 0.999 * s + 0.001 * g**2, squares, grads)
+        rates = jax.tree.map(lambda g, s: -1e-3 * g / (jnp.sqrt(s) + 1e-4), grads, squares)
+        return eqx.apply_updates(model, rates), squares, number + 1
+
+    squares = jax.tree.map(jnp.zeros_like, eqx.filter(model, eqx.is_inexact_array))
+    return step, (model, squares, jnp.int32(0))
+
+
+def main():
+    """Print the milliseconds of each step."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--k", type=int, default=1)
+    parser.add_argument("--batch", type=int, default=100)
+    parser.add_argument("--steps", type=int, default=20, help="steps in a block")
+    parser.add_argument("--blocks", type=int, default=7)
+    options = parser.parse_args()
+    data = jnp.float32(np.random.default_rng(0).random((options.batch, 784)) < 0.2)
+    running = {name: make_step(case, options.k) for name, case in CASES.items()}
+    times = {name: [] for name in running}
+    for block in range(options.blocks + 1):
+        for name, (step, state) in running.items():
+            start = time.perf_counter()
+            for _ in range(options.steps):
+                state = step(data, state)  # noqa: PLW2901
+            jax.block_until_ready(state)
+            running[name] = step, state
+            if block:  # the first compiles
+                times[name].append(1e3 * (time.perf_counter() - start) / options.steps)
+    usual = np.median(times["prior normal"])
+    print(f"k = {options.k}, batches of {options.batch}, on {jax.devices()[0].device_kind}")
+    for name, each in times.items():
+        ms = np.median(each)
+        print(f"{name:18} {ms:8.2f} ms a step   {ms / usual:5.2f} times   (least {min(each):.2f})")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,94 @@
+"""Every number that the records in results/ lead to, as text: run before and after a change.
+
+`python docs/tools/all_numbers.py FILE` writes what `iwae evaluate`, `iwae compare`,
+`iwae reproduce table`, the page, the card, the figures and the tables of the Markdown pages say of
+the records below `results`, as one JSON file. A change that moves no number leaves it as it is.
+"""
+
+import json
+import sys
+from collections.abc import Iterator
+from itertools import groupby
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from iwae.config.presets import PRESETS
+from iwae.errors import UserError
+from iwae.experiments.cells import Wanted
+from iwae.experiments.table import read_cells, table
+from iwae.files import atomic_write
+from iwae.reports.card import model_card
+from iwae.reports.gallery import _rate_distortion, bounds_figure
+from iwae.reports.page import notices, pictures, tables
+from iwae.reports.page.facts import name_runs, read_run
+from iwae.results.compare import compare
+from iwae.results.reading import Method, known_bounds, read_records
+from iwae.results.text import describe, describe_comparison, describe_gradients
+from iwae.runs.models import load_model, read_about
+from result_tables.blocks import fill_blocks
+
+RESULTS = Path("results")
+
+
+def said() -> Iterator[tuple[str, str]]:
+    """Each text, and what it is of."""
+    for page in (Path("README.md"), RESULTS / "README.md", *sorted(Path("docs").glob("*.md"))):
+        yield f"tables of {page}", fill_blocks(page.read_text(), RESULTS)
+    yield "reproduce", table(read_cells(RESULTS, PRESETS, Wanted()), Wanted())
+    runs = sorted(path.parent for path in RESULTS.rglob("config.toml"))
+    for run in runs:
+        yield from _of_run(run)
+    for folder, its in groupby(runs, lambda run: run.parent):
+        yield from _of_runs(folder, list(its))
+
+
+def _of_run(run: Path) -> Iterator[tuple[str, str]]:
+    for path, record in read_records(run, list(Method)):
+        words = describe_gradients if path.stem.startswith("train-final-gradients") else describe
+        yield f"record {path.with_suffix('')}", words(record)
+    for one in known_bounds(run, split="test", weights="final", pruned=False):
+        means = one.values.mean(axis=1).tolist(), float(one.values.std()), len(one.places)
+        yield f"values of {one.estimator}, {run}", repr(means)
+    for name, draw in (("bounds", bounds_figure), ("curve", _rate_distortion)):
+        if (figure := draw(run, "final")) is not None:
+            yield f"{name} {run}", _points(figure)
+    for folder in sorted((run / "models").glob("*-*")):
+        weights, _, number = folder.name.partition("-")
+        about = read_about(folder), weights, int(number), "mit"
+        yield f"card {folder}", model_card(run, load_model(folder), *about)
+
+
+def _points(figure: Figure) -> str:
+    """What the lines of a figure go through, and its words."""
+    lines = [line.get_xydata() for axes in figure.axes for line in axes.get_lines()]
+    words = [text.get_text() for axes in figure.axes for text in axes.findobj() if _is_text(text)]
+    return repr(([np.asarray(line).tolist() for line in lines], words))
+
+
+def _is_text(artist: object) -> bool:
+    return hasattr(artist, "get_text") and isinstance(artist.get_text(), str)
+
+
+def _of_runs(folder: Path, runs: list[Path]) -> Iterator[tuple[str, str]]:
+    """The page of the runs in one folder, and each run against the first."""
+    read = [read_run(run, name, "final") for run, name in zip(runs, name_runs(runs), strict=True)]
+    for make in (tables.comparison, tables.differences, tables.estimates):
+        yield f"page, {make.__name__} {folder}", repr(make(read))
+    yield f"page, notices {folder}", repr([notices.warnings(read), notices.cautions(read)])
+    known = {place: run.known() for place, run in enumerate(read)}
+    if (drawn := pictures.budgets(known)) is not None:
+        yield f"page, budgets {folder}", _points(drawn.figure)
+    for run in runs[1:]:
+        for estimator in (None, *read[0].bounds):
+            try:
+                words = describe_comparison(compare([runs[0], run], estimator=estimator))
+            except UserError as error:
+                words = str(error)
+            yield f"compare {run} by {estimator}", words
+
+
+if __name__ == "__main__":
+    with atomic_write(Path(sys.argv[1])) as path:
+        path.write_text(json.dumps(dict(said()), indent=1) + "\n")

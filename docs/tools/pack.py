@@ -1,0 +1,25 @@
+"""Pack the records of a results folder: `python docs/tools/pack.py [FOLDER]`."""
+
+import sys
+from pathlib import Path
+
+from iwae.errors import UserError
+from iwae.results.store import check_packed, pack
+
+APART = {"models", "benchmarks"}
+"""Folders whose JSON files are no records of measurements."""
+
+
+def main(root: str = "results") -> None:
+    """Pack each folder of records in or below a folder, and check what was packed."""
+    for folder in sorted({path.parent for path in Path(root).rglob("[!.]*.json")}):
+        if not APART & set(folder.parts):
+            removed = pack(folder)
+            print(f"{folder}: {check_packed(folder)} records, {len(removed)} files removed")
+
+
+if __name__ == "__main__":
+    try:
+        main(*sys.argv[1:])
+    except UserError as error:
+        sys.exit(f"pack.py: {error}")

@@ -1,0 +1,68 @@
+"""Names of priors and posteriors with their sizes, such as `vamp:500`; checked without JAX."""
+
+from typing import NamedTuple
+
+from iwae.errors import UserError
+
+
+class Named(NamedTuple):
+    """A name and its size; 0 where there is none.
+
+    Attributes:
+        name: a key of `PRIORS` or `POSTERIORS`.
+        size: components, pseudo-inputs or coupling layers.
+    """
+
+    name: str
+    size: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.name}:{self.size}" if self.size else self.name
+
+
+PRIORS = {"normal": 0, "mixture": 100_000, "vamp": 100_000, "flow": 64}
+"""Priors of the top layer -> the largest size; 0: it takes none."""
+
+POSTERIORS = {"normal": 0, "flow": 64}
+"""The same for q of every stochastic layer."""
+
+
+def parse_prior(text: str) -> Named:
+    """Parse `normal`, `mixture:K`, `vamp:K` or `flow:N`.
+
+    Raises:
+        UserError: for anything else.
+    """
+    return _parse("prior", text, PRIORS)
+
+
+def parse_posterior(text: str) -> Named:
+    """Parse `normal` or `flow:N`.
+
+    Raises:
+        UserError: for anything else.
+    """
+    return _parse("posterior", text, POSTERIORS)
+
+
+def _parse(what: str, text: str, known: dict[str, int]) -> Named:
+    name, colon, size = text.partition(":")
+    if name not in known:
+        forms = ", ".join(f"{one}:N" if largest else one for one, largest in known.items())
+        raise UserError(f"no {what} {text!r}; known: {forms}")
+    largest = known[name]
+    if not largest:
+        if colon:
+            raise UserError(f"{what} {name!r} takes no number: leave out {colon + size!r}")
+        return Named(name)
+    is_number = size.isascii() and size.isdecimal() and len(size) <= len(str(largest))
+    if not is_number or not 1 <= int(size) <= largest:
+        raise UserError(
+            f"{what} {text!r} needs a number from 1 to {largest:,} after {name!r}, such as "
+            f"{name}:{EXAMPLES[name]}"
+        )
+    return Named(name, int(size))
+
+
+EXAMPLES = {"mixture": 500, "vamp": 500, "flow": 4}
+"""Usual sizes."""

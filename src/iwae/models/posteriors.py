@@ -1,0 +1,125 @@
+"""Approximate posteriors q(z|x): a layer of latents given the one below, and all layers."""
+
+from collections.abc import Sequence
+from typing import Any, Protocol, cast, runtime_checkable
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpyro.distributions as dist
+from jaxtyping import Array, Float
+
+from iwae.models.flows import Flow, FlowDistribution
+from iwae.models.networks import Dense, Features, Hidden
+from iwae.typing import Latents, PRNGKey, Scalar
+
+
+@runtime_checkable
+class Posterior(Protocol):
+    """q(z|x) of one example: a pytree, so that `stop_gradient` reaches all of its parameters."""
+
+    def sample(self, key: PRNGKey) -> Latents:
+        """A reparameterised draw z ~ q(z|x)."""
+
+    def log_prob(self, z: Latents) -> Scalar:
+        """log q(z|x), nats."""
+
+
+class GaussianNet(eqx.Module):
+    """A diagonal Gaussian whose mean and log standard deviation are functions of the input.
+
+    With a flow given the output h of the hidden layers, the layer's noise is the image of N(0, I)
+    instead. It starts as the identity.
+    """
+
+    features: Features | None  # from the input to the hidden layers; None: the identity
+    hidden: Hidden
+    loc: Dense
+    log_scale: Dense
+    flow: Flow | None
+
+    def __init__(
+        self,
+        sizes: Sequence[int],
+        n_latent: int,
+        activation: str,
+        *,
+        features: Features | None = None,
+        blocks: int = 0,
+        flow: int = 0,
+        key: PRNGKey,
+    ):
+        hidden_key, loc_key, scale_key = jax.random.split(key, 3)
+        self.features = features
+        self.hidden = Hidden(sizes, activation, blocks=blocks, key=hidden_key)
+        self.loc = Dense(sizes[-1], n_latent, key=loc_key)
+        self.log_scale = Dense(sizes[-1], n_latent, key=scale_key)
+        self.flow = None
+        if flow:
+            flow_key = jax.random.fold_in(key, _FLOW)
+            self.flow = Flow(n_latent, flow, n_condition=sizes[-1], key=flow_key)
+
+    def __call__(self, x: Float[Array, " n"]) -> dist.Distribution | FlowDistribution:
+        """N(loc(h), exp(log_scale(h))^2), where h is the output of the hidden layers."""
+        h = self.hidden(x if self.features is None else self.features(x))
+        loc, scale = self.loc(h), jnp.exp(self.log_scale(h))
+        if self.flow is not None:
+            return FlowDistribution(self.flow, loc, scale, h)
+        return dist.Normal(loc, scale).to_event(1)
+
+
+_FLOW = 3  # folded into the key, whose splits are 0 to 2
+
+
+def is_gaussian(p: Any) -> bool:
+    """Whether this is a diagonal Gaussian, whose units are independent."""
+    return isinstance(p, dist.Independent) and isinstance(p.base_dist, dist.Normal)
+
+
+def centre(q: Any) -> Float[Array, " d"]:
+    """The mean of a Gaussian; of a flow, the image of zero noise."""
+    if isinstance(q, FlowDistribution):
+        return q.place(jnp.zeros(q.flow.size))
+    return q.mean
+
+
+class LayeredPosterior(eqx.Module):
+    """q(h_1|x) q(h_2|h_1) ... q(h_L|h_{L-1}); z is the tuple (h_1, ..., h_L)."""
+
+    first: Posterior
+    above: tuple[GaussianNet, ...]
+
+    def sample(self, key: PRNGKey) -> Latents:
+        """A reparameterised draw, from the bottom up."""
+        first_key, *keys = jax.random.split(key, 1 + len(self.above))
+        z: tuple[Any, ...] = (self.first.sample(first_key),)
+        for net, k in zip(self.above, keys, strict=True):
+            z = (*z, net(z[-1]).sample(k))
+        return z
+
+    def layers(self, z: Latents) -> tuple[Posterior, ...]:
+        """q(h_l|h_{l-1}) for l = 1 ... L, with h_0 = x."""
+        return (self.first, *(net(below) for net, below in zip(self.above, z, strict=False)))
+
+    def layer_log_probs(self, z: Latents) -> tuple[Scalar, ...]:
+        """log q(h_l|h_{l-1}) for l = 1 ... L, nats, with h_0 = x."""
+        return tuple(q.log_prob(h) for q, h in zip(self.layers(z), z, strict=True))
+
+    def log_prob(self, z: Latents) -> Scalar:
+        """log q(z|x), nats."""
+        return cast("Scalar", sum(self.layer_log_probs(z)))
+
+    def layer_means(self, z: Latents) -> tuple[Float[Array, " _"], ...]:
+        """E[h_l|h_{l-1}] for l = 1 ... L, with h_0 = x: only the first depends on x alone.
+
+        The mean of a flow is not known: h_l stands in for it, an unbiased estimate if z is a draw.
+        """
+        layers: tuple[Any, ...] = self.layers(z)
+        return tuple(q.mean if is_gaussian(q) else h for q, h in zip(layers, z, strict=True))
+
+    def top_centre(self) -> Posterior:
+        """q(h_L|h_{L-1}) at the centre of each layer below."""
+        q: Any = self.first
+        for net in self.above:
+            q = net(centre(q))
+        return q

@@ -1,0 +1,399 @@
+"""The record of a measurement, typed, frozen and versioned: the one place that knows its fields.
+
+A field of these classes is a key of the JSON file `RUN/evaluations/NAME.json`.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from enum import StrEnum
+from typing import Any, NamedTuple
+
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+
+from iwae.errors import UserError
+
+VERSION = 2
+"""Version of the layout below. Records without a version are of version 1."""
+
+REMEDY = "restore it, or remove it and its values and measure again"
+
+Document = dict[str, Any]
+"""A record as its JSON file has it."""
+
+Number = float | None
+"""A number; None if it is not finite."""
+
+
+class Method(StrEnum):
+    """The method of a measurement, as records name it."""
+
+    IMPORTANCE = "importance sampling"
+    ANNEALED = "annealed importance sampling"
+    BIDIRECTIONAL = "bidirectional Monte Carlo"
+    CURVE = "rate-distortion"
+    INFORMATION = "information"
+    CLASSIFICATION = "classification"
+    GRADIENTS = "gradients"
+
+
+class Mean(NamedTuple):
+    """A mean and its standard error; None where they are not finite."""
+
+    mean: Number
+    stderr: Number
+
+
+class Fields(BaseModel):
+    """Fields of a record. Those that no class names are kept as they are."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    def mean(self, name: str = "log_likelihood") -> Mean:
+        """A mean and its standard error, by the name of the mean."""
+        error = "stderr" if name == "log_likelihood" else f"{name}_stderr"
+        return Mean(getattr(self, name), getattr(self, error))
+
+    def document(self) -> Document:
+        """The fields that were given, as JSON has them."""
+        return self.model_dump(mode="json", exclude_unset=True)
+
+
+class Weights(Fields):
+    """A log-likelihood, nats per example, and diagnostics of the weights behind it."""
+
+    log_likelihood: Number = None
+    stderr: Number = None
+    between_replicates_sd: Number = None
+    bits_per_dimension: Number = None
+    bits_per_dimension_stderr: Number = None
+    monte_carlo_error: Number = None
+    ess_mean: Number = None
+    ess_min: Number = None
+    pareto_k_unreliable: Number = None
+    pareto_k_threshold: Number = None
+    acceptance_mean: Number = None
+    acceptance_min: Number = None
+    step_size_min: Number = None
+    step_size_max: Number = None
+
+
+class Row(Weights):
+    """The bound at one budget."""
+
+    log_likelihood: Number
+    stderr: Number
+
+
+class SampledRow(Row):
+    """The bound by k samples."""
+
+    k: int
+
+
+class AnnealedRow(Row):
+    """The bound by so many temperatures."""
+
+    temperatures: int
+
+
+class Verdict(Fields):
+    """Whether annealing at T and T / 10 temperatures agrees."""
+
+    word: str
+    reason: str = ""
+    difference: Number = None
+    difference_stderr: Number = None
+    bdmc_gap: Number = None
+    tolerance: Number = None
+
+
+class Samples(Fields):
+    """Bounds from both sides by k importance samples, nats."""
+
+    k: int
+    gap: Number
+    gap_stderr: Number
+    lower: Number = None
+    lower_stderr: Number = None
+    upper: Number = None
+    upper_stderr: Number = None
+
+
+class Gap(Fields):
+    """The gap between the ELBO and log p(x), and the parts that a bound closes and leaves, nats."""
+
+    log_p: str
+    bound: str
+    n: int
+    total: Number
+    total_stderr: Number
+    recovered: Number
+    recovered_stderr: Number
+    remaining: Number
+    remaining_stderr: Number
+
+
+class Bias(Fields):
+    """The difference of an estimator's mean from the reference's."""
+
+    relative: Number
+    z: Number
+
+
+class Group(Fields):
+    """Signal and noise of the gradients of a group of parameters."""
+
+    snr: Number
+    snr_stderr: Number
+    mean_norm: Number
+    variance: Number
+    bias: Bias | None = None
+
+
+class Gradient(Fields):
+    """One gradient estimator at one k. `backward`: particles that it goes through, if not all."""
+
+    k: int
+    gradient: str
+    backward: int | None
+    seconds_per_draw: float
+    memory_bytes: int | None
+    groups: Mapping[str, Group]
+
+
+class Slope(Fields):
+    """The power of k with which a ratio of signal to noise grows."""
+
+    group: str
+    gradient: str
+    backward: int | None
+    slope: float
+    stderr: float
+
+
+class Part(Weights):
+    """The part of a record about one model, or the means over several."""
+
+    replicate: int | None = None
+    epoch: int | None = None
+    model_sha256: str | None = None
+    seconds: Number = None
+    k: int | None = None
+    temperatures: int | None = None
+    by_k: tuple[SampledRow, ...] = ()
+    by_temperatures: tuple[AnnealedRow, ...] = ()
+    active_units: tuple[int | float, ...] = ()
+    active_units_authors: tuple[int | float, ...] = ()
+    threshold: Number = None
+    verdict: Verdict | None = None
+    lower: Number = None
+    lower_stderr: Number = None
+    upper: Number = None
+    upper_stderr: Number = None
+    gap: Gap | Number = None
+    gap_stderr: Number = None
+    importance: Samples | None = None
+    rate: Number = None
+    rate_stderr: Number = None
+    distortion: Number = None
+    distortion_stderr: Number = None
+    mutual_information_lower: Number = None
+    mutual_information_lower_stderr: Number = None
+    mutual_information_upper: Number = None
+    mutual_information_upper_stderr: Number = None
+    mutual_information_limit: Number = None
+    marginal_kl: Number = None
+    marginal_kl_stderr: Number = None
+    accuracy: Number = None
+    accuracy_stderr: Number = None
+    label_log_probability: Number = None
+    label_log_probability_stderr: Number = None
+    marginal_log_likelihood: Number = None
+    marginal_log_likelihood_stderr: Number = None
+    auroc: Number = None
+    auroc_stderr: Number = None
+    others_marginal_log_likelihood: Number = None
+    others_marginal_log_likelihood_stderr: Number = None
+    confusion: tuple[tuple[int, ...], ...] = ()
+
+
+class Subset(Fields):
+    """A seeded random subset of a split."""
+
+    examples: int
+    seed: int = 0
+
+
+class Settings(Fields):
+    """Settings of annealing. `schedule` may be the temperatures themselves."""
+
+    temperatures: int | None = None
+    chains: int
+    leapfrog: int | None = None
+    schedule: str | tuple[float, ...] | None = None
+    start: str | None = None
+
+
+class Ordering(Fields):
+    """The bounds that were compared, and those out of order, in words."""
+
+    checked: tuple[str, ...] = ()
+    violations: tuple[str, ...] = ()
+
+
+class Record(Part):
+    """A measurement: the run, its weights, the method and its settings, numbers and provenance.
+
+    A record of one model is also its own `Part`; one of several has theirs in `replicates`.
+    """
+
+    version: int
+    method: Method
+    dataset: str
+    split: str
+    n: int
+    weights: str
+    pruned: bool
+    seed: int = 0
+    subset: Subset | None = None
+    test_sha256: str | None = None
+    examples_sha256: str | None = None
+    true_log_likelihood: Number = None
+    proposal: str | None = None
+    annealing: Settings | None = None
+    pilot: Mapping[str, Any] = {}
+    ordering: Ordering = Ordering()
+    replicates: tuple[Part, ...] = ()
+    others: str | None = None
+    others_n: int | None = None
+    others_subset: bool | None = None
+    others_data: Mapping[str, Any] = {}
+    others_examples_sha256: str | None = None
+    caution: str | None = None
+    objective: str | None = None
+    reference: str | None = None
+    draws: int | None = None
+    biased_above: Number = None
+    rows: tuple[Gradient, ...] = ()
+    slopes: tuple[Slope, ...] = ()
+    data: Mapping[str, Any] = {}
+    config: Mapping[str, Any] = {}
+    unit: str = "nats"
+    dtype: str | None = None
+    device: str | None = None
+    devices: int | None = None
+    versions: Mapping[str, Any] = {}
+
+    @property
+    def models(self) -> Sequence[Part]:
+        """The part about each model."""
+        return self.replicates or (self,)
+
+    @property
+    def digests(self) -> list[str | None]:
+        """Digests of the models' weights."""
+        return [one.model_sha256 for one in self.models]
+
+    def only(self, replicate: int) -> "Record":
+        """The record as if it were of one of its models alone."""
+        part = self.models[replicate]
+        own = {name: getattr(part, name) for name in part.model_fields_set}
+        return self.model_copy(update={**own, "replicates": ()})
+
+    @model_validator(mode="after")
+    def _complete(self) -> "Record":
+        """Refuse a record that lacks what its method measures."""
+        for one in self.models:
+            for name in _needed(self.method):
+                if name not in self.model_fields_set | one.model_fields_set:
+                    raise ValueError(f"no {name}")
+        return self
+
+
+QUANTITIES: Mapping[Method, tuple[str, ...]] = {
+    Method.BIDIRECTIONAL: ("lower", "upper", "gap"),
+    Method.CURVE: ("log_likelihood",),
+    Method.INFORMATION: (
+        "log_likelihood",
+        "rate",
+        "distortion",
+        "mutual_information_lower",
+        "mutual_information_upper",
+        "marginal_kl",
+    ),
+    Method.CLASSIFICATION: (
+        "log_likelihood",
+        "accuracy",
+        "label_log_probability",
+        "marginal_log_likelihood",
+    ),
+}
+"""Means that a method measures of each model, beside bounds at several budgets."""
+
+_MORE: Mapping[Method, tuple[str, ...]] = {
+    Method.IMPORTANCE: ("subset", "test_sha256", "by_k", "active_units"),
+    Method.ANNEALED: (
+        "subset",
+        "test_sha256",
+        "by_temperatures",
+        "annealing",
+        "verdict",
+        "active_units",
+    ),
+    Method.BIDIRECTIONAL: ("annealing", "importance", "acceptance_mean"),
+    Method.CURVE: ("annealing", "acceptance_mean"),
+    Method.INFORMATION: ("gap",),
+    Method.CLASSIFICATION: ("k", "confusion"),
+    Method.GRADIENTS: ("objective", "reference", "draws", "biased_above", "rows", "slopes"),
+}
+"""Other fields without which a record by a method is damaged."""
+
+
+def _needed(method: Method) -> list[str]:
+    names = QUANTITIES.get(method, ())
+    errors = ["stderr" if name == "log_likelihood" else f"{name}_stderr" for name in names]
+    return [*names, *errors, *_MORE[method]]
+
+
+def _from_1(document: Document) -> Document:
+    """Version 1 has no version, and gradients go through all particles unless it says otherwise."""
+    full = {**document, "version": 2}
+    for name in {"rows", "slopes"} & document.keys():
+        full[name] = [{"backward": None, **row} for row in document[name]]
+    return full
+
+
+MIGRATIONS: Mapping[int, Callable[[Document], Document]] = {1: _from_1}
+"""Version of a layout -> the function that makes the next one of it."""
+
+
+def parse(document: Mapping[str, Any] | Record) -> Record:
+    """The record in a JSON document of this or an older version.
+
+    Raises:
+        UserError: names a field that is missing or of another type, or a version that is newer.
+    """
+    if isinstance(document, Record):
+        return document
+    if not isinstance(document, Mapping):
+        raise UserError("it holds no fields")
+    found = dict(document)
+    try:
+        while (version := found.get("version", 1)) in MIGRATIONS:
+            found = MIGRATIONS[version](found)
+        if version != VERSION:
+            raise UserError(f"its version is {version}, and this iwae knows {VERSION}: update iwae")
+        return Record.model_validate(found)
+    except ValidationError as error:
+        raise UserError(_first(error)) from None
+    except TypeError as error:
+        raise UserError(str(error)) from None
+
+
+def _first(error: ValidationError) -> str:
+    """The first mistake: the field, and what is wrong with it."""
+    found = error.errors()[0]
+    name = ".".join(map(str, found["loc"]))
+    if found["type"] == "missing":
+        return f"no {name}"
+    message = found["msg"].removeprefix("Value error, ")
+    return f"{name}: {message}" if name else message

@@ -1,0 +1,214 @@
+"""Files of records: `NAME.json` with the values behind it, `NAME.npz`, or many packed into two.
+
+A measurement writes files of its own, so that two at once cannot lose each other's. `pack` moves
+the finished ones of a folder into `records.jsonl` and `values.npz`. What is there under its own
+name replaces what is packed under that name.
+"""
+
+import hashlib
+import json
+import lzma
+import zlib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple, NoReturn
+from zipfile import BadZipFile
+
+import numpy as np
+
+from iwae.errors import UserError
+from iwae.files import atomic_write
+from iwae.results.schema import REMEDY, VERSION, Document, parse
+from iwae.runs.arrays import UNREADABLE, digest_of, reason_of
+
+RECORDS, VALUES = "records.jsonl", "values.npz"
+"""Files of a folder that was packed."""
+
+Arrays = dict[str, np.ndarray]
+
+DAMAGES = (
+    *(*UNREADABLE, IndexError, EOFError, BadZipFile, zlib.error, lzma.LZMAError, SyntaxError),
+    MemoryError,  # by a size that is not the true one
+    RuntimeError,  # by an unknown compression, or a bit that says "encrypted"
+)
+"""Exceptions that reading a damaged JSON or .npz file can raise."""
+
+Damaged = Callable[[str], None]
+"""Is told, in words, of what is no record or has no values; it may raise."""
+
+
+def refuse_damage(words: str) -> NoReturn:
+    """Raise UserError for what cannot be read."""
+    raise UserError(f"{words}: {REMEDY}")
+
+
+def read_documents(folder: Path, damaged: Damaged = refuse_damage) -> dict[Path, Any]:
+    """The JSON documents of a folder, sorted by the path that each has or had before packing."""
+    found = {path: entry.document for path, entry in _packed(folder, damaged).items()}
+    for path in Path(folder).glob("[!.]*.json"):
+        found.pop(path, None)
+        try:
+            found[path] = json.loads(path.read_text())
+        except DAMAGES as error:
+            damaged(f"{path} is no record ({reason_of(error)})")
+    return dict(sorted(found.items()))
+
+
+class _Entry(NamedTuple):
+    """A line of `records.jsonl`: a record, and the digests of its text and of its values."""
+
+    document: Any
+    record_sha256: str
+    values_sha256: str | None
+
+
+def _packed(folder: Path, damaged: Damaged = refuse_damage) -> dict[Path, _Entry]:
+    """The packed records of a folder, by the path that each had."""
+    file, found = Path(folder) / RECORDS, {}
+    lines = file.read_bytes().splitlines() if file.is_file() else []
+    for number, line in enumerate(lines, start=1):
+        try:
+            entry = json.loads(line)
+            path = Path(folder) / f"{entry['name']}.json"
+            found[path] = _Entry(entry["record"], entry["record_sha256"], entry["values_sha256"])
+        except DAMAGES as error:
+            damaged(f"{file}, line {number}, is no record ({reason_of(error)})")
+    return found
+
+
+def read_arrays(path: Path, damaged: Damaged = refuse_damage) -> Arrays | None:
+    """The values behind the record at `path`; None if they are not there or damaged."""
+    values, packed = path.with_suffix(".npz"), path.with_name(VALUES)
+    own = path.exists() or not packed.exists()
+    try:
+        return _load(values) if own else _load(packed, f"{path.stem}/")
+    except DAMAGES as error:
+        damaged(f"{values if own else packed} cannot be read ({reason_of(error)})")
+        return None
+
+
+def _load(file: Path, prefix: str = "") -> Arrays:
+    """The arrays of a file whose names begin with a prefix, by the rest of their names."""
+    with file.open("rb") as opened, np.load(opened, allow_pickle=False) as arrays:
+        found = {n.removeprefix(prefix): arrays[n] for n in arrays if n.startswith(prefix)}
+    if not found:
+        raise LookupError(f"no array {prefix}*")
+    return found
+
+
+def place(path: Path) -> str:
+    """Where the record is that has this path, or had it before packing, in words."""
+    return str(path) if path.exists() else f"{path.with_name(RECORDS)}, {path.stem},"
+
+
+def is_stored(path: Path) -> bool:
+    """Whether there is a record that has this path, or had it before packing."""
+    return path.exists() or path in _packed(path.parent)
+
+
+def write_record(
+    run: Path, name: str, record: Document, arrays: Mapping[str, np.ndarray]
+) -> Document:
+    """Write `RUN/evaluations/NAME.json` and the values behind it, `NAME.npz`.
+
+    Returns:
+        The record as it was written.
+    """
+    written = parse(json.loads(text_of({"version": VERSION, **record}))).document()
+    write_files(Path(run) / "evaluations" / f"{name}.json", written, arrays)
+    return written
+
+
+def write_files(path: Path, document: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> None:
+    """Write a record, and the values behind it if it has any, as files of their own."""
+    if arrays:
+        with atomic_write(path.with_suffix(".npz")) as temporary:
+            np.savez_compressed(temporary, allow_pickle=False, **arrays)
+    with atomic_write(path) as temporary:
+        temporary.write_text(text_of(document))
+
+
+def text_of(document: Mapping[str, Any]) -> str:
+    """A record as the text of its file."""
+    return json.dumps(document, indent=1, default=str) + "\n"
+
+
+# --- packing --------------------------------------------------------------------------------
+
+
+def pack(folder: Path) -> list[Path]:
+    """Move the records of a folder that have files of their own into two files.
+
+    The new files are written whole before an old one is removed, and one that was written anew
+    meanwhile stays.
+
+    Returns:
+        The files removed.
+
+    Raises:
+        UserError: if a record or its values cannot be read; nothing is removed then.
+    """
+    own = [file for path in sorted(Path(folder).glob("[!.]*.json")) for file in _files(path)]
+    times = {file: file.stat().st_mtime_ns for file in own}
+    if not own:
+        return []
+    lines, arrays = [], Arrays()
+    for path, document in read_documents(folder).items():
+        values = _values(path)
+        arrays |= {f"{path.stem}/{name}": array for name, array in values.items()}
+        entry = {"name": path.stem, **_digests(document, values), "record": document}
+        lines.append(json.dumps(entry) + "\n")
+    if arrays:
+        with atomic_write(Path(folder) / VALUES) as temporary:
+            np.savez_compressed(temporary, allow_pickle=False, **arrays)
+    with atomic_write(Path(folder) / RECORDS) as temporary:
+        temporary.write_text("".join(lines))
+    old = [file for file in own if file.stat().st_mtime_ns == times[file]]
+    for file in old:
+        file.unlink()
+    return old
+
+
+def unpack(folder: Path) -> None:
+    """Give each packed record of a folder files of its own again."""
+    for path, document in read_documents(folder).items():
+        if not path.exists():
+            write_files(path, document, _values(path))
+    for name in (RECORDS, VALUES):
+        (Path(folder) / name).unlink(missing_ok=True)
+
+
+def check_packed(folder: Path) -> int:
+    """The number of packed records of a folder.
+
+    Raises:
+        UserError: names the first whose digests are not those of its contents.
+    """
+    entries = _packed(folder)
+    for path, entry in entries.items():
+        values = _load(Path(folder) / VALUES, f"{path.stem}/") if entry.values_sha256 else {}
+        for name, digest in _digests(entry.document, values).items():
+            if getattr(entry, name) != digest:
+                refuse_damage(f"{path.stem} in {folder} is not what was packed (its {name})")
+    return len(entries)
+
+
+def _files(path: Path) -> list[Path]:
+    """The files of a record that has some of its own."""
+    return [file for file in (path, path.with_suffix(".npz")) if file.exists()]
+
+
+def _values(path: Path) -> Arrays:
+    """The values behind a record; none if it has none."""
+    if path.exists():
+        return (read_arrays(path) or {}) if path.with_suffix(".npz").exists() else {}
+    entry = _packed(path.parent)[path]
+    return (read_arrays(path) or {}) if entry.values_sha256 else {}
+
+
+def _digests(document: Mapping[str, Any], values: Arrays) -> dict[str, str | None]:
+    """SHA-256 of the text of a record, and of the arrays behind it."""
+    return {
+        "record_sha256": hashlib.sha256(text_of(document).encode()).hexdigest(),
+        "values_sha256": digest_of(values, "") if values else None,
+    }

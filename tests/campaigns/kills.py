@@ -1,0 +1,263 @@
+"""Kills at random moments: commands are repeated until they are done, and end with the same bits.
+
+    python tests/campaigns/kills.py --seed 0 --count 1000
+
+Training (plain, replicates, stages, patience, annealed), every method of measuring and a sweep are
+ended by SIGKILL, SIGTERM or SIGINT: at a random write, or after a random time. Each command runs in
+a fork of this program, which has imported everything and compiled nothing. Needs Linux and a C
+compiler.
+"""
+
+import argparse
+import os
+import shutil
+import signal
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from pathlib import Path
+from typing import NamedTuple
+
+import faults
+import hook
+import numpy as np
+
+TRAINING = {
+    "plain": "",
+    "replicates": "replicates = 2\n",
+    "patience": "replicates = 2\npatience = 1\nthreshold = 0.05\n",
+    "annealed": 'objective = "aiwae"\nleapfrog = 2\ntemperatures = 3\n',
+    "stages": "[[stages]]\nepochs = 1\n[[stages]]\nepochs = 1\nlearning_rate = 0.01\n",
+}
+"""Runs to train, by what their experiment file has beside the common options."""
+
+ANNEALING = ("--temperatures", "20", "--chains", "2", "--leapfrog", "2", "--examples", "20")
+MEASURING = {
+    "is": ("--k", "1", "5"),
+    "ais": ANNEALING,
+    "bdmc": ANNEALING,
+    "rate-distortion": (*ANNEALING[:6], "--examples", "20"),
+}
+"""Methods of `iwae evaluate`, with their options."""
+
+KILLS = {signal.SIGKILL: 0.6, signal.SIGTERM: 0.2, signal.SIGINT: 0.2}
+"""The signals, with their shares."""
+
+LIMIT = 600.0
+"""Seconds after which a command hangs."""
+
+
+class Moment(NamedTuple):
+    """When a command is killed: at a write if that is given, or else after some seconds."""
+
+    number: signal.Signals
+    write: int | None
+    seconds: float
+
+
+class Ended(NamedTuple):
+    """How a process ended: its exit status, or minus the signal, and its standard error."""
+
+    status: int
+    err: str
+    writes: int
+    seconds: float
+    killed: bool
+
+
+def command(case: str, folder: Path) -> tuple[str, ...]:
+    """The words of a command, which resume it if it was begun."""
+    run = folder / "run"
+    if case == "sweep":
+        return ("sweep", str(folder / "sweep.toml"), "--out", str(run), "--k", "5", "--quiet")
+    if case in TRAINING:
+        return faults.train(run)
+    return ("evaluate", str(run), "--method", case, *MEASURING[case], "--quiet")
+
+
+def prepare(case: str, folder: Path, trained: Path | None) -> None:
+    """The folder in which a case begins."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    experiment = faults.experiment(folder)
+    text = experiment.read_text()
+    (folder / "sweep.toml").write_text(text.replace("k = 2", "k = [1, 2]"))
+    experiment.write_text(text.replace("epochs = 2\n", "epochs = 2\n" * (case != "stages")))
+    if case in TRAINING:
+        experiment.write_text(experiment.read_text() + TRAINING[case])
+    if case in MEASURING and trained is not None:
+        shutil.copytree(trained, folder / "run")
+
+
+def _child(words: tuple[str, ...], folder: Path, moment: Moment | None, err: Path) -> None:
+    """Run a command in this process, which ends."""
+    status = 70
+    try:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_DFL)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        file = os.open(err, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        os.dup2(file, 2)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        at = 0 if moment is None or moment.write is None else moment.write
+
+        def act() -> int:
+            os.kill(os.getpid(), moment.number)
+            return 0
+
+        counting = faults.Counting(at, act, lasting=False)
+        hook.before_each_write(folder / "run", counting)
+        from iwae.cli import main
+        from iwae.results import unfinished
+        from iwae.runs import course
+        from iwae.training import loop
+
+        course.CHECKPOINT_SECONDS, loop.DISPATCH_SECONDS = 0.05, 0.0
+        unfinished.SAVE_SECONDS = 0.0
+        status = main(words)
+        os.write(2, f"\nwrites {counting.seen}".encode())
+    except BaseException:
+        import traceback
+
+        traceback.print_exc()
+    finally:
+        os._exit(status)
+
+
+def run(words: tuple[str, ...], folder: Path, moment: Moment | None = None) -> Ended:
+    """Run a command in a fork of this process, and kill it at a moment."""
+    err, start = folder / "err", time.monotonic()
+    sys.stdout.flush()
+    child = os.fork()
+    if child == 0:
+        _child(words, folder, moment, err)
+    sent = threading.Event()
+
+    def kill(number: int) -> None:
+        sent.set()
+        os.kill(child, number)
+
+    timers = [threading.Timer(LIMIT, kill, [signal.SIGABRT])]
+    if moment is not None and moment.write is None:
+        timers.append(threading.Timer(moment.seconds, kill, [moment.number]))
+    for timer in timers:
+        timer.start()
+    _, status = os.waitpid(child, 0)
+    for timer in timers:
+        timer.cancel()
+    text, _, writes = (err.read_text() if err.exists() else "").partition("\nwrites ")
+    code = os.waitstatus_to_exitcode(status)
+    return Ended(code, text, int(writes or 0), time.monotonic() - start, sent.is_set() or code != 0)
+
+
+def judge_kill(ended: Ended, moment: Moment) -> str | None:
+    """What is wrong with how a command ended that was killed; None if nothing is."""
+    if ended.status == -signal.SIGABRT:
+        return "it hung"
+    right = {-moment.number, 128 + moment.number, 0}
+    if ended.status not in right or "Traceback" in ended.err or "Exception ignored" in ended.err:
+        return f"{moment.number.name} ended it with status {ended.status}: {ended.err[-1500:]}"
+    return None
+
+
+def contents(folder: Path) -> dict[str, str]:
+    """All numbers in a folder; of checkpoints, those of the newest."""
+    found = faults.contents(folder / "run")
+    checkpoints = sorted(name for name in found if "/checkpoints/" in f"/{name}")
+    newest = {str(Path(name).parent): name for name in checkpoints if "abandoned" not in name}
+    return {n: one for n, one in found.items() if n not in checkpoints or n in newest.values()}
+
+
+class Case(NamedTuple):
+    """A case without kills: what its folder then holds, its writes and its seconds."""
+
+    whole: dict[str, str]
+    writes: int
+    seconds: float
+
+
+def undisturbed(case: str, folder: Path, trained: Path | None) -> Case:
+    """Run a case without kills."""
+    prepare(case, folder, trained)
+    ended = run(command(case, folder), folder)
+    if ended.status != 0:
+        raise AssertionError(f"{case} without a kill: {ended.err[-3000:]}")
+    return Case(contents(folder), ended.writes, ended.seconds)
+
+
+def disturbed(
+    name: str, case: Case, folder: Path, trained: Path | None, rng: np.random.Generator
+) -> tuple[int, str | None]:
+    """Run a case with kills; how many there were, and what is wrong, or None."""
+    prepare(name, folder, trained)
+    kills = 0
+    for _ in range(int(rng.integers(1, 4))):
+        number = list(KILLS)[rng.choice(len(KILLS), p=list(KILLS.values()))]
+        write = int(rng.integers(1, case.writes + 1)) if rng.random() < 0.6 else None
+        moment = Moment(number, write, float(rng.uniform(0, case.seconds)))
+        ended = run(command(name, folder), folder, moment)
+        kills += ended.killed
+        if reason := judge_kill(ended, moment):
+            return kills, reason
+    ended = run(command(name, folder), folder)
+    if ended.status != 0:
+        return kills, f"afterwards: {ended.err[-1500:]}"
+    if (found := contents(folder)) != case.whole:
+        names = found.keys() | case.whole.keys()
+        odd = sorted(one for one in names if found.get(one) != case.whole.get(one))
+        return kills, f"afterwards: other contents of {', '.join(odd)[:500]}"
+    return kills, None
+
+
+def campaign(seed: int, count: int, only: str | None) -> tuple[int, int]:
+    """Kill until there were `count` kills; returns how many there were, and wrong outcomes."""
+    done, wrong = Counter[str](), Counter[str]()
+    names = [only] if only else [*TRAINING, *MEASURING, "sweep"]
+    with tempfile.TemporaryDirectory(prefix="iwae-kills-") as root:
+        folder, trained = Path(root) / "case", Path(root) / "trained"
+        if set(names) & set(MEASURING):
+            undisturbed("plain", folder, None)
+            shutil.copytree(folder / "run", trained)
+        cases: dict[str, Case] = {}
+        i = 0
+        while done.total() < count:
+            rng = np.random.default_rng([seed, i])
+            name, i = names[rng.integers(0, len(names))], i + 1
+            if name not in cases:
+                cases[name] = undisturbed(name, folder, trained)
+            kills, reason = disturbed(name, cases[name], folder, trained, rng)
+            done[name] += kills
+            if reason is not None:
+                wrong[name] += 1
+                print(f"{name}, run {i - 1} of seed {seed}: {reason}", flush=True)
+        for name in sorted(cases):
+            print(f"{done[name]:8} kills of {name}, {wrong[name]} wrong")
+    return done.total(), wrong.total()
+
+
+def main() -> int:
+    """Run the campaign and print its summary; 1 if any outcome was wrong."""
+    hook.load()
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--count", type=int, default=1000)
+    parser.add_argument("--case", choices=[*TRAINING, *MEASURING, "sweep"])
+    options = parser.parse_args()
+    import iwae.cli  # before the first fork, with all that commands import
+    import iwae.experiments.local
+    import iwae.runs.progress  # noqa: F401
+
+    start = time.monotonic()
+    kills, wrong = campaign(options.seed, options.count, options.case)
+    print(
+        f"kills: seed {options.seed}, {kills} kills, {wrong} wrong, "
+        f"{time.monotonic() - start:.0f} s"
+    )
+    shutil.rmtree(os.environ[hook.LOADED], ignore_errors=True)
+    return int(wrong > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

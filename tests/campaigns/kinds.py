@@ -1,0 +1,293 @@
+"""The kinds of files that are read: how an undamaged one is made, and what reads it."""
+
+import gzip
+import hashlib
+import json
+import struct
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from iwae.cli.evaluate import _temperatures
+from iwae.config.experiment import read_config
+from iwae.config.presets import preset
+from iwae.config.toml import read_values
+from iwae.data import load_dataset, readers, store
+from iwae.data.catalogue import DataFile
+from iwae.experiments.sweep import read_sweep
+from iwae.models.vae import VAE
+from iwae.objectives.catalogue import objective
+from iwae.reports import gallery
+from iwae.runs.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
+from iwae.runs.metrics import read_metrics, scalars
+from iwae.runs.models import load_model, read_about, save_model
+from iwae.runs.trackers import _read_notes
+from iwae.training.loop import init_best
+from iwae.training.schedules import adam
+from iwae.training.steps import Settings, init_state
+
+RNG = np.random.default_rng(0)
+REAL = RNG.normal(size=(8, 4))
+LABELS = np.arange(8) % 2
+
+
+class Kind(NamedTuple):
+    """A kind of file.
+
+    Attributes:
+        make: writes undamaged files into a folder.
+        read: reads the files in a folder, as the program does.
+        exact: whether a checksum keeps what loads the same.
+        share: how often it is chosen, relative to the others; less for slow ones.
+    """
+
+    make: Callable[[Path], Any]
+    read: Callable[[Path], Any]
+    exact: bool = False
+    share: float = 1.0
+
+
+def digest(*arrays: Any) -> str:
+    """A digest of arrays, with their types and shapes."""
+    total = hashlib.sha256()
+    for array in map(np.asarray, arrays):
+        total.update(f"{array.dtype}{array.shape}".encode() + array.tobytes())
+    return total.hexdigest()
+
+
+# --- data -----------------------------------------------------------------------------------
+
+
+def _loaded(folder: Path, name: str, **options: Any) -> str:
+    data = load_dataset(folder / name, **options)
+    return digest(data.train, data.test)
+
+
+def _save_csv(text: str, folder: Path) -> None:
+    (folder / "mine.csv").write_text(text)
+
+
+def _table(*, labels: bool = False, gaps: bool = False) -> str:
+    lines = ["a,b,c,d" + ",kind" * labels]
+    for i, row in enumerate(REAL):
+        cells = [f"{value:.4f}" for value in row]
+        if gaps and i % 3 == 0:
+            cells[i % 4] = "NA"
+        lines.append(",".join(cells + [f"word{i % 2}"] * labels))
+    return "\n".join([*lines, ""])
+
+
+PIXELS = RNG.integers(0, 2, (6, 4), dtype=np.uint8)
+
+
+def _idx_images(folder: Path) -> None:
+    content = struct.pack(">iiii", 0x803, 6, 2, 2) + PIXELS.tobytes()
+    (folder / "images.gz").write_bytes(gzip.compress(content))
+
+
+def _idx_labels(folder: Path) -> None:
+    (folder / "labels.gz").write_bytes(gzip.compress(struct.pack(">ii", 0x801, 6) + bytes(6)))
+
+
+def _amat(folder: Path) -> None:
+    lines = [" ".join(map(str, row)) + "\n" for row in PIXELS]
+    (folder / "images.amat").write_text("".join(lines))
+
+
+def _mat(folder: Path) -> None:
+    import scipy.io
+
+    one_hot = np.eye(readers.ALPHABETS)[:, :6]
+    arrays = {"data": PIXELS.T / 1.0, "testdata": PIXELS.T / 1.0}
+    scipy.io.savemat(folder / "images.mat", {**arrays, "target": one_hot, "testtarget": one_hot})
+
+
+FIRST: dict[Path, str] = {}
+"""The SHA-256 of files as they were read first, undamaged."""
+
+
+def _published(folder: Path, reader: Callable[..., Any], shapes: Mapping[str, Any]) -> str:
+    (path,) = folder.iterdir()
+    known = FIRST.setdefault(path, readers.sha256(path.read_bytes()))
+    file = DataFile(path.name, reader, shapes, sha256=known if path.suffix == ".mat" else None)
+    return digest(*store._check(file, path).splits.values())
+
+
+IMAGES, TWO = {"train": (6, 2, 2)}, {"train": (6, 2, 2), "test": (6, 2, 2)}
+
+
+# --- experiments and runs -------------------------------------------------------------------
+
+
+def _config(folder: Path) -> None:
+    from iwae.config.experiment import write_config
+
+    write_config(preset("digits/iwae-k20").config(), folder / "config.toml")
+
+
+SWEEP = """dataset = "digits"
+objective = ["iwae", "elbo"]
+k = [1, 5]
+seed = [0, 1, 2]
+latent_sizes = [10]
+hidden_sizes = [[20]]
+[[stages]]
+epochs = 3
+learning_rate = 0.1
+[[stages]]
+epochs = 4
+optimizer = "soap"
+"""
+
+
+def _read_sweep(folder: Path) -> list[str]:
+    return [task.name for task in read_sweep(folder / "sweep.toml", folder / "out")]
+
+
+def _model(seed: int = 0) -> VAE:
+    return VAE(4, (2,), ((3,),), key=jax.random.key(seed))
+
+
+def _read_model(folder: Path) -> str:
+    model = load_model(folder)
+    read_about(folder)
+    return digest(*jax.tree.leaves(model))
+
+
+def _state() -> tuple[Any, Any]:
+    settings = Settings(objective("iwae", 2), adam())
+    state = init_state([_model()], jax.random.split(jax.random.key(7), 1), settings)
+    return state, init_best(state)
+
+
+STATE: list[tuple[Any, Any]] = []
+
+
+def _save_checkpoint(folder: Path) -> None:
+    STATE[:] = [_state()]
+    save_checkpoint(folder, Checkpoint(*STATE[0], {"dataset": {"name": "none"}, "version": "0"}))
+
+
+def _read_checkpoint(folder: Path) -> str:
+    (path,) = folder.iterdir()
+    state, best, notes = load_checkpoint(path, STATE[0])
+    leaves = jax.tree.leaves((state._replace(key=jax.random.key_data(state.key)), best))
+    return digest(*leaves) + json.dumps(notes)
+
+
+def _metrics(folder: Path) -> None:
+    rows = [
+        {
+            "epoch": epoch,
+            "step": 30 * epoch,
+            "learning_rate": 0.01,
+            "train_bound": [-3.5],
+            "validation_bound": [None],
+            "kl": [[1.0, 0.25]],
+            "active_units": [[2, 1]],
+        }
+        for epoch in range(1, 5)
+    ]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def _read_metrics(folder: Path) -> list[Any]:
+    rows = read_metrics(folder)
+    max((row["epoch"] for row in rows), default=0)
+    return [dict(scalars(row)) for row in rows]
+
+
+def _frames(folder: Path) -> None:
+    (folder / "frames").mkdir()
+    for epoch in (0, 3):
+        frame = dict.fromkeys(("samples", "reconstructions", "examples"), np.float32(REAL**2))
+        np.savez(folder / "frames" / f"{epoch:06d}.npz", **frame)
+
+
+class _Pictures(NamedTuple):
+    """What drawing asks of a data set."""
+
+    name: str = "mine"
+    shape: tuple[int, ...] = (2, 2)
+    kind: Any = None
+
+
+def _read_frames(folder: Path) -> str:
+    from iwae.data.kinds import as_kind
+
+    run = folder.parent if folder.name == "frames" else folder
+    frames = gallery._frames(run, _Pictures(kind=as_kind("bernoulli")))
+    return digest(*(images for images, _ in frames.values()))
+
+
+def _write(name: str, text: str, folder: Path) -> None:
+    (folder / name).write_text(text)
+
+
+NOTES = '{"id": "run-1", "step": -1}\n{"step": 30}\n{"step": 60}\n'
+
+KINDS = {
+    "npy": Kind(
+        lambda folder: np.save(folder / "mine.npy", REAL), partial(_loaded, name="mine.npy")
+    ),
+    "npy of bytes": Kind(
+        lambda folder: np.save(folder / "mine.npy", np.uint8(REAL * 9).reshape(8, 2, 2)),
+        partial(_loaded, name="mine.npy"),
+    ),
+    "npz": Kind(
+        lambda folder: np.savez(folder / "mine.npz", train=REAL, test=REAL[:3]),
+        partial(_loaded, name="mine.npz"),
+        exact=True,
+    ),
+    "npz with labels": Kind(
+        lambda folder: np.savez_compressed(
+            folder / "mine.npz", train=REAL, test=REAL, train_labels=LABELS, test_labels=LABELS
+        ),
+        partial(_loaded, name="mine.npz", labels=True),
+        exact=True,
+    ),
+    "csv": Kind(partial(_save_csv, _table()), partial(_loaded, name="mine.csv")),
+    "csv with gaps": Kind(
+        partial(_save_csv, _table(gaps=True)),
+        partial(_loaded, name="mine.csv", missing=True, observation="gaussian"),
+    ),
+    "csv with labels": Kind(
+        partial(_save_csv, _table(labels=True)), partial(_loaded, name="mine.csv", labels="kind")
+    ),
+    "idx images": Kind(
+        _idx_images, partial(_published, reader=readers.idx_images, shapes=IMAGES), exact=True
+    ),
+    "idx labels": Kind(
+        _idx_labels,
+        partial(_published, reader=readers.idx_labels, shapes={"train": (6,)}),
+        exact=True,
+    ),
+    "amat": Kind(_amat, partial(_published, reader=readers.amat, shapes=IMAGES)),
+    "mat": Kind(_mat, partial(_published, reader=readers.omniglot_mat, shapes=TWO)),
+    "mat of labels": Kind(
+        _mat,
+        partial(_published, reader=readers.omniglot_labels, shapes={"train": (6,), "test": (6,)}),
+    ),
+    "experiment file": Kind(_config, lambda folder: str(read_config(folder / "config.toml"))),
+    "values of a file": Kind(
+        partial(_write, "sweep.toml", SWEEP), lambda folder: str(read_values(folder / "sweep.toml"))
+    ),
+    "sweep": Kind(partial(_write, "sweep.toml", SWEEP), _read_sweep, share=0.3),
+    "model": Kind(
+        lambda folder: save_model(_model(), folder, epoch=3), _read_model, exact=True, share=0.05
+    ),
+    "checkpoint": Kind(_save_checkpoint, _read_checkpoint, exact=True),
+    "metrics": Kind(_metrics, _read_metrics),
+    "notes of a tracker": Kind(
+        partial(_write, "notes.jsonl", NOTES), lambda folder: _read_notes(folder / "notes.jsonl")
+    ),
+    "frames": Kind(_frames, _read_frames),
+    "temperatures": Kind(
+        partial(_write, "betas.txt", "0, 0.25\n0.5 1.0\n"),
+        lambda folder: _temperatures(str(folder / "betas.txt"), ()),
+    ),
+}

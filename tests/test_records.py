@@ -1,0 +1,265 @@
+"""Records: the typed one, every committed one, damaged ones, packed ones, and the long table."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from iwae import UserError
+from iwae.results import store
+from iwae.results.frame import Result, results, results_frame, write_csv
+from iwae.results.reading import known_bounds, read_records
+from iwae.results.schema import VERSION, Fields, Method, parse
+from iwae.results.text import describe, describe_gradients, plus_minus
+
+RESULTS = Path(__file__).parents[1] / "results"
+
+SAMPLED = {
+    "method": "importance sampling",
+    "dataset": "digits",
+    "split": "test",
+    "weights": "final",
+    "pruned": False,
+    "n": 4,
+    "subset": None,
+    "test_sha256": "t",
+    "active_units": [2],
+    "replicate": 0,
+    "by_k": [{"k": k, "log_likelihood": -8.0 - 1 / k, "stderr": 0.5} for k in (1, 50)],
+}
+
+
+def written(run, name="a", **changes):
+    """A small record and its values, as a measurement writes them."""
+    path = run / "evaluations" / f"{name}.json"
+    values = np.arange(8.0).reshape(1, 2, 4) - 9
+    arrays = {"k": np.array([1, 50]), "index": np.arange(4), "log_likelihood": values}
+    store.write_files(path, {**SAMPLED, **changes}, arrays)
+    return path
+
+
+# every committed record
+
+
+def committed():
+    folders = {path.parent for path in RESULTS.rglob(store.RECORDS)}
+    return sorted(folder for folder in folders if folder.name == "evaluations")
+
+
+def test_every_committed_record_is_read_and_would_be_written_again_as_it_is():
+    methods = set()
+    for folder in committed():
+        for path, document in store.read_documents(folder).items():
+            record = parse(document)
+            again = record.document()
+            assert again.pop("version") == VERSION, path
+            assert record.method == Method.GRADIENTS or again == document, path
+            assert not _unknown(record), path
+            words = describe_gradients if record.method == Method.GRADIENTS else describe
+            assert words(record)
+            assert parse(record.document()) == record
+            methods.add(record.method)
+    assert methods == set(Method)
+
+
+def _unknown(fields):
+    """Names of fields that no class declares; replicates repeat what the record says."""
+    found = set(fields.model_extra or {}) - {"dataset", "split", "n", "test_sha256"}
+    for value in fields.__dict__.values():
+        for one in value if isinstance(value, tuple) else (value,):
+            found |= _unknown(one) if isinstance(one, Fields) else set()
+    return found - {"parameters", "difference", "stderr"}
+
+
+def test_committed_records_are_packed_and_are_what_was_packed():
+    loose = [path for folder in committed() for path in folder.glob("*.json")]
+    assert not loose, "python docs/tools/pack.py"
+    packed = sorted(path.parent for path in RESULTS.rglob(store.RECORDS))
+    assert sum(map(store.check_packed, packed)) >= 223
+
+
+# damage
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"by_k": [{"k": 1, "log_likelihood": -8.0}]}, "no by_k.0.stderr"),
+        ({"by_k": [{"k": 1, "stderr": 0.5}]}, "no by_k.0.log_likelihood"),
+        ({"by_k": [{"k": 1, "log_likelihood": "low", "stderr": 1.0}]}, "by_k.0.log_likelihood: "),
+        ({"n": None}, "n: "),
+        ({"by_k": 3}, "by_k: "),
+        ({"replicates": [{"epoch": 3}, None]}, "replicates.1: "),
+        ({"version": VERSION + 1}, f"its version is {VERSION + 1}.*update iwae"),
+        ({"version": []}, "unhashable|version"),
+        ({"rows": 3}, "not iterable|rows"),
+    ],
+)
+def test_a_record_with_a_mistake_is_named_with_the_field(tmp_path, caplog, changes, words):
+    path = written(tmp_path, **changes)
+    with pytest.raises(UserError, match=words) as error:
+        parse(json.loads(path.read_text()))
+    assert "\n" not in str(error.value)
+    assert list(read_records(tmp_path)) == []
+    assert f"{path} is no record" in caplog.text
+    assert store.REMEDY in caplog.text
+
+
+@pytest.mark.parametrize("name", sorted(SAMPLED.keys() - {"replicate"}))
+def test_each_required_field_is_missed(name):
+    with pytest.raises(UserError, match=f"no {name}" if name != "method" else "method"):
+        parse({key: value for key, value in SAMPLED.items() if key != name})
+
+
+def test_values_damaged_anywhere_are_right_or_reported(tmp_path):
+    """Eight bytes of 0xff at every place of a small file; zlib, zip and NumPy each have errors."""
+    path = written(tmp_path)
+    values = path.with_suffix(".npz")
+    good, content = store.read_arrays(path), values.read_bytes()
+    reported = 0
+    for place in range(len(content)):
+        values.write_bytes(content[:place] + b"\xff" * 8 + content[place + 8 :])
+        told = []
+        arrays = store.read_arrays(path, told.append)
+        if arrays is None:
+            reported += 1
+            assert f"{values} cannot be read" in told[0]
+            assert "\n" not in told[0]
+        elif arrays.keys() == good.keys():  # in a date or another field that nobody reads
+            assert all(np.array_equal(arrays[name], good[name]) for name in good)
+        else:
+            assert known_bounds(tmp_path, split="test", weights="final", pruned=False) == []
+    assert reported > len(content) / 2
+
+
+# packing
+
+
+def test_a_packed_run_is_read_as_before_and_unpacks_to_the_same_bytes(tmp_path):
+    first, second = written(tmp_path), written(tmp_path, "b", n=4, seed=1)
+    texts = [path.read_text() for path in (first, second)]
+    before = known_bounds(tmp_path, split="test", weights="final", pruned=False)
+    folder = first.parent
+    assert len(store.pack(folder)) == 4
+    assert {path.name for path in folder.iterdir()} == {store.RECORDS, store.VALUES}
+    assert store.pack(folder) == []
+    after = known_bounds(tmp_path, split="test", weights="final", pruned=False)
+    assert [one.record for one in after] == [one.record for one in before]
+    assert all(np.array_equal(a.values, b.values) for a, b in zip(before, after, strict=True))
+    assert store.is_stored(first)
+    assert not store.is_stored(folder / "c.json")
+    store.unpack(folder)
+    assert [path.read_text() for path in (first, second)] == texts
+    assert not (folder / store.RECORDS).exists()
+
+
+def test_a_new_measurement_replaces_the_packed_one_of_its_name(tmp_path):
+    path = written(tmp_path)
+    written(tmp_path, "b")
+    store.pack(path.parent)
+    written(tmp_path, seed=7)
+    assert [record.seed for _, record in read_records(tmp_path)] == [7, 0]
+    store.pack(path.parent)
+    assert [record.seed for _, record in read_records(tmp_path)] == [7, 0]
+    assert store.check_packed(path.parent) == 2
+
+
+@pytest.mark.parametrize("writes", [0, 1])
+def test_a_kill_while_packing_loses_nothing(tmp_path, monkeypatch, writes):
+    path = written(tmp_path)
+    store.pack(path.parent)
+    written(tmp_path, seed=7)
+    written(tmp_path, "b")
+    original, done = store.atomic_write, []
+
+    def killed(file):
+        if len(done) == writes:
+            raise KeyboardInterrupt
+        done.append(file)
+        return original(file)
+
+    monkeypatch.setattr(store, "atomic_write", killed)
+    with pytest.raises(KeyboardInterrupt):
+        store.pack(path.parent)
+    monkeypatch.undo()
+    assert [record.seed for _, record in read_records(tmp_path)] == [7, 0]
+    assert len(known_bounds(tmp_path, split="test", weights="final", pruned=False)) == 4
+
+
+def test_what_was_measured_while_packing_stays(tmp_path, monkeypatch):
+    path = written(tmp_path)
+    original = store.atomic_write
+
+    def slow(file):
+        if file.name == store.RECORDS:
+            monkeypatch.undo()
+            written(tmp_path, seed=7)
+        return original(file)
+
+    monkeypatch.setattr(store, "atomic_write", slow)
+    store.pack(path.parent)
+    assert [record.seed for _, record in read_records(tmp_path)] == [7]
+
+
+def test_a_changed_pack_is_noticed(tmp_path):
+    folder = written(tmp_path).parent
+    store.pack(folder)
+    lines = folder / store.RECORDS
+    lines.write_text(lines.read_text().replace('"n": 4', '"n": 5'))
+    with pytest.raises(UserError, match=r"a in .* is not what was packed"):
+        store.check_packed(folder)
+    lines.write_text(lines.read_text().replace('"n": 5', '"n": 4'))
+    assert store.check_packed(folder) == 1
+    with np.load(folder / store.VALUES) as arrays:
+        changed = {name: array + (name == "a/log_likelihood") for name, array in arrays.items()}
+    np.savez(folder / store.VALUES, **changed)
+    with pytest.raises(UserError, match="values_sha256"):
+        store.check_packed(folder)
+
+
+# the long table
+
+
+def test_the_long_table_has_a_row_for_each_model_budget_and_mean(tmp_path):
+    part = {"by_k": SAMPLED["by_k"], "active_units": [2]}
+    each = [{**part, "replicate": r, "model_sha256": "ab"[r]} for r in (0, 1)]
+    rows = [{**row, "between_replicates_sd": 0.25} for row in SAMPLED["by_k"]]
+    written(tmp_path / "two", by_k=rows, replicates=each)
+    written(tmp_path / ".half" / "made")
+    found = list(results([tmp_path]))
+    assert [(one.replicate, one.quantity, one.budget) for one in found] == [
+        (replicate, f"L_{k}", k) for replicate in (None, 0, 1) for k in (1, 50)
+    ]
+    assert [one.between_replicates_sd for one in found] == [0.25, 0.25, None, None, None, None]
+    assert [one.model_sha256 for one in found[2:]] == ["a", "a", "b", "b"]
+    assert {(one.mean, one.stderr, one.n) for one in found} == {(-9.0, 0.5, 4), (-8.02, 0.5, 4)}
+
+
+def test_the_long_table_of_the_results_has_every_method():
+    frame = results_frame(RESULTS / "camel", RESULTS / "labels", RESULTS / "table1")
+    assert list(frame.columns) == list(Result._fields)
+    assert set(frame["method"]) == {method.value for method in Method}
+    row = frame[(frame["run"].str.endswith("iwae-k20/seeds-0-3")) & (frame["quantity"] == "L_5000")]
+    means = row[row["replicate"].notna()]["mean"]
+    assert len(means) == 4
+    assert row[row["replicate"].isna()]["mean"].iloc[0] == pytest.approx(means.mean(), abs=1e-12)
+
+
+def test_a_long_table_is_written_whole_or_refused(tmp_path):
+    written(tmp_path / "run")
+    write_csv([tmp_path], tmp_path / "table.csv")
+    head, *rows = (tmp_path / "table.csv").read_text().splitlines()
+    assert head.split(",") == list(Result._fields)
+    assert len(rows) == 2
+    with pytest.raises(UserError, match="is a folder; name a file"):
+        write_csv([tmp_path], tmp_path)
+    with pytest.raises(UserError, match="no folder"):
+        list(results([tmp_path / "none"]))
+
+
+def test_one_formatter_of_a_mean_and_its_error():
+    assert plus_minus(None, 1.0) == "not finite"
+    assert plus_minus(-1.25, None, 2) == "-1.25"
+    assert plus_minus(1.0, 0.5, 1, sign="+") == "+1.0 ± 0.5"
+    assert plus_minus(1.0, 0.5, 1, spread=0.25, of=" of seeds") == "1.0 ± 0.5 (sd of seeds 0.2)"

@@ -1,0 +1,400 @@
+"""Bad luck: kills, full disks, vanished folders and damaged files. See docs/reliability.md."""
+
+import errno
+import io
+import itertools
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import zipfile
+
+import numpy as np
+import pytest
+
+import small
+from iwae import files
+from iwae.cli import main
+from iwae.config.experiment import read_config
+from iwae.config.toml import read_values
+from iwae.data import load_dataset, readers, store
+from iwae.data.catalogue import DataFile
+from iwae.errors import UserError
+from iwae.files import atomic_folder, atomic_write
+from iwae.models.vae import VAE
+from iwae.reports import gallery
+from iwae.runs import trackers
+from iwae.runs.course import start_run
+from iwae.runs.metrics import read_metrics, tensorboard
+from iwae.runs.models import check_depth, load_model, save_model
+from iwae.runs.setup import load_config_dataset
+from small import finished
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+# Files that are being written
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from iwae.files import atomic_folder, atomic_write
+
+write = atomic_folder if sys.argv[1] == "folder" else atomic_write
+with write(Path(sys.argv[2])) as temporary:
+    (temporary / "one" if temporary.is_dir() else temporary).write_text("half")
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.parametrize("kind", ["file.txt", "folder"])
+def test_what_a_kill_leaves_unfinished_is_removed_by_the_next_write(tmp_path, kind):
+    done = subprocess.run([sys.executable, "-c", KILLED, kind, tmp_path / kind], check=False)
+    assert done.returncode == -signal.SIGKILL
+    (left_over,) = names(tmp_path)
+    assert left_over.startswith(".")
+    with atomic_write(tmp_path / "other.txt") as temporary:
+        assert left_over not in names(tmp_path)
+        with atomic_folder(tmp_path / "more"), atomic_write(tmp_path / "third.txt"):
+            assert temporary.exists()  # in use by a living writer
+    assert names(tmp_path) == ["more", "other.txt", "third.txt"]
+
+
+def test_a_temporary_file_taken_before_it_is_locked_is_made_again(tmp_path, monkeypatch):
+    flock, taken = files.fcntl.flock, []
+
+    def late(handle, kind):
+        if not taken:  # another process comes first
+            taken.extend(tmp_path.iterdir())
+            taken[0].unlink()
+        flock(handle, kind)
+
+    monkeypatch.setattr(files.fcntl, "flock", late)
+    with atomic_write(tmp_path / "file") as temporary:
+        assert temporary not in taken
+        temporary.write_text("whole")
+    assert (tmp_path / "file").read_text() == "whole"
+
+
+def test_frames_that_are_half_written_are_not_drawn_and_damaged_ones_are_named(tmp_path):
+    run = shutil.copytree(finished(), tmp_path / "run")
+    dataset = load_config_dataset(read_config(run / "config.toml"))
+    whole = gallery._frames(run, dataset)
+    shutil.copy(run / "frames" / "000001.npz", run / "frames" / ".000001-ab.npz")
+    assert len(gallery._frames(run, dataset)["samples"][1]) == len(whole["samples"][1])
+    for content in (b"", b"PK", (run / "frames" / "000001.npz").read_bytes()[:-30]):
+        (run / "frames" / "000001.npz").write_bytes(content)
+        with pytest.raises(UserError, match=r"000001\.npz"):
+            gallery._frames(run, dataset)
+    np.savez(run / "frames" / "000001.npz", samples=np.zeros((16, 3)))
+    with pytest.raises(UserError, match=r"000001\.npz holds no frame"):
+        gallery._frames(run, dataset)
+
+
+# A full disk
+
+
+@pytest.fixture
+def iwae(capsys):
+    def run(*words):
+        status = main([str(word) for word in words])
+        return status, capsys.readouterr().err
+
+    return run
+
+
+@pytest.fixture
+def experiment(tmp_path):
+    small.write_config(tmp_path / "experiment.toml")
+    return tmp_path / "experiment.toml"
+
+
+@pytest.mark.parametrize("written", ["checkpoints", "final-0"])
+def test_a_full_disk_is_one_line_and_the_run_resumes(
+    iwae, experiment, tmp_path, monkeypatch, written
+):
+    write, run = Path.write_bytes, tmp_path / "run"
+
+    def full(path, content):
+        if path.parent.name == written:
+            raise OSError(errno.ENOSPC, "No space left on device")  # as of an open file
+        return write(path, content)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "write_bytes", full)
+        status, err = iwae("train", experiment, "--out", run, "--quiet")
+    assert status == 1
+    assert err.startswith(f"iwae: {run}/")
+    assert ".safetensors: No space left on device; free some space" in err
+    assert ".iwae-" not in err
+    assert err.count("\n") == 1
+    assert iwae("train", "--resume", run, "--quiet")[0] == 0
+    assert small.outcome(run) == small.outcome(finished())
+
+
+def test_a_tensorboard_file_that_cannot_be_written_is_an_error_here(tmp_path, monkeypatch):
+    from tensorboardX.record_writer import RecordWriter
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with tensorboard(tmp_path, 0) as write, monkeypatch.context() as patched:
+        patched.setattr(RecordWriter, "write", full)
+        with pytest.raises(OSError, match="No space left"):
+            write(1, {"a": 1.0})
+
+
+def test_tensorboard_files_differ_where_the_clock_was_set_back(tmp_path, monkeypatch):
+    monkeypatch.setattr(time, "time", lambda: 1e9)
+    for step in (0, 30):
+        with tensorboard(tmp_path, step) as write:
+            write(step + 1, {"a": 1.0})
+    assert len(names(tmp_path / "tensorboard")) == 2
+
+
+# A folder that vanishes
+
+
+@pytest.mark.parametrize("moment", ["epoch", "end"])
+@pytest.mark.parametrize("replaced", [False, True])
+def test_a_run_whose_folder_is_removed_ends_with_one_line(
+    iwae, experiment, tmp_path, monkeypatch, moment, replaced
+):
+    from iwae.runs import course
+
+    run, log, save = tmp_path / "run", course.log_epoch, course.save_model
+
+    def vanish():
+        shutil.rmtree(run)
+        if replaced:
+            run.mkdir()
+            (run / ".lock").touch()
+
+    def at_an_epoch(*arguments):
+        logged = log(*arguments)
+        vanish()
+        return logged
+
+    def at_the_end(*arguments, finished, **about):
+        save(*arguments, finished=finished, **about)
+        if finished:
+            vanish()
+
+    if moment == "epoch":
+        monkeypatch.setattr(course, "log_epoch", at_an_epoch)
+    else:
+        monkeypatch.setattr(course, "save_model", at_the_end)
+    status, err = iwae("train", experiment, "--out", run, "--quiet", "--validation", "0")
+    assert (status, err.count("\n")) == (1, 1)
+    assert f"iwae: {run} was removed or replaced during training" in err
+    assert not (run / "models").exists()
+
+
+@pytest.mark.parametrize("name", [".lock", "metrics.jsonl"])
+def test_a_folder_in_the_place_of_a_file_is_named(iwae, tmp_path, name):
+    run = shutil.copytree(finished(), tmp_path / "run")
+    (run / name).unlink()
+    (run / name).mkdir()
+    status, err = iwae("train", "--resume", run)
+    assert (status, err) == (
+        2,
+        f"iwae: {run / name} is a folder, where a file is needed: remove it\n",
+    )
+
+
+# Damaged files
+
+
+@pytest.mark.parametrize("compress", [np.savez, np.savez_compressed])
+@pytest.mark.parametrize(
+    ("old", "new"), [(b"(9000, 6)", b"(9000, 2)"), (b"<f8", b"<f4")], ids=["shape", "dtype"]
+)
+def test_a_changed_header_of_an_array_is_noticed(tmp_path, compress, old, new):
+    compress(tmp_path / "mine.npz", train=np.random.default_rng(0).normal(size=(9000, 6)))
+    stored = np.lib.format
+    with zipfile.ZipFile(tmp_path / "mine.npz") as archive:
+        member, info = archive.read("train.npy"), archive.getinfo("train.npy")
+    changed = member.replace(old, new, 1)
+    assert changed != member
+    assert stored.read_array(io.BytesIO(changed)).size  # it would load
+    damaged = io.BytesIO()
+    with zipfile.ZipFile(damaged, "w", info.compress_type) as archive:
+        archive.writestr("train.npy", changed)
+    crc = zipfile.crc32(changed).to_bytes(4, "little")
+    content = damaged.getvalue().replace(crc, info.CRC.to_bytes(4, "little"))
+    (tmp_path / "mine.npz").write_bytes(content)
+    with pytest.raises(UserError, match=r"mine\.npz .*bad checksum of 'train\.npy'"):
+        load_dataset(tmp_path / "mine.npz")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"a,b,c,d,e\n1.5,2.5\n3.5,4.5\n", "column of labels has a name and no cells"),
+        (b"a,e\n1,x\n2,x\n3,y\n4," + b"z" * 5000, "the label z"),
+    ],
+)
+def test_odd_columns_of_labels_are_named_in_a_short_line(tmp_path, content, message):
+    (tmp_path / "mine.csv").write_bytes(content)
+    with pytest.raises(UserError, match=message) as caught:
+        load_dataset(tmp_path / "mine.csv", labels="e")
+    assert len(str(caught.value)) < 500
+
+
+def test_a_signalling_nan_is_a_missing_value_without_a_warning(tmp_path):
+    values = np.random.default_rng(0).normal(size=(8, 4))
+    values.view(np.uint64)[2, 1] = 0x7FF0_0000_0000_0001
+    np.save(tmp_path / "mine.npy", values)
+    with pytest.raises(UserError, match=r"is nan at \[2, 1\]: not finite"):
+        load_dataset(tmp_path / "mine.npy")
+
+
+@pytest.mark.parametrize("known", [{"sha256": "0" * 64}, {"md5": "0" * 32}])
+def test_matlab_files_are_parsed_only_if_they_are_the_published_ones(tmp_path, monkeypatch, known):
+    (tmp_path / "chardata.mat").write_bytes(b"MATLAB 5.0")
+    monkeypatch.setattr(readers, "_matlab", lambda *_: pytest.fail("was parsed"))
+    file = DataFile("chardata.mat", readers.omniglot_mat, {}, **known)
+    with pytest.raises(readers.DamagedError, match="not the published one"):
+        store._check(file, tmp_path / "chardata.mat")
+
+
+def test_a_small_archive_of_much_is_refused_unread(tmp_path):
+    path = tmp_path / "mine.npz"
+    with (
+        zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive,
+        archive.open("train.npy", "w", force_zip64=True) as member,
+    ):
+        header = {"descr": "|u1", "fortran_order": False, "shape": (300, 2**20)}
+        np.lib.format.write_array_header_1_0(member, header)
+        for _ in range(300):
+            member.write(bytes(2**20))
+    assert path.stat().st_size < 2**20
+    with pytest.raises(UserError, match="but unpacks to 314,"):
+        load_dataset(path)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "k = " + 3000 * "[",
+        "k = " + 4400 * "1",
+        "a." * 20_000 + "b = 1",
+        "a.\n" * 9 + "x = 1",
+        f"objective = '{'x' * 5000}'",
+        f"{'k' * 5000} = 1",
+        f"dataset = ['{'x' * 5000}']",
+        f"stages = '{'x' * 5000}'",
+        "#" * 200_000,
+    ],
+    ids=itertools.count(),
+)
+def test_an_experiment_file_from_anywhere_is_refused_at_once_in_a_short_line(tmp_path, text):
+    path, start = tmp_path / "experiment.toml", time.process_time()
+    path.write_text(text)
+    with pytest.raises(UserError) as caught:
+        read_config(path)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < len(str(path)) + 2500
+    assert time.process_time() - start < 2
+
+
+def test_long_lists_over_several_lines_are_values(tmp_path):
+    rates = [0.5 + i for i in range(500)]
+    (tmp_path / "sweep.toml").write_text(
+        "learning_rate = [\n" + "".join(f"{rate},\n" for rate in rates) + "]"
+    )
+    assert read_values(tmp_path / "sweep.toml") == {"learning_rate": rates}
+
+
+GOOD = {"epoch": 1, "step": 30, "learning_rate": 0.1, "train_bound": [-3.0], "kl": [[1.0, None]]}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"epoch": float("inf")},
+        {"epoch": None},
+        {"epoch": 1.5},
+        {"step": True},
+        {"learning_rate": None},
+        {"learning_rate": "fast"},
+        {"train_bound": None},
+        {"train_bound": -3.0},
+        {"kl": 3},
+        {"kl": [["x"]]},
+        {"kl": [10**400]},
+        {"kl": [[[1.0]]]},
+        {"reconstruction": [float("nan")]},
+    ],
+    ids=str,
+)
+def test_a_line_of_metrics_with_another_kind_of_value_is_left_out(tmp_path, change):
+    lines = [json.dumps(GOOD), json.dumps(GOOD | change).replace("Infinity", "1e999")]
+    (tmp_path / "metrics.jsonl").write_text("\n".join([*lines, ""]))
+    assert read_metrics(tmp_path) == [GOOD]
+
+
+def test_notes_of_a_tracker_that_are_damaged_are_left_out(tmp_path):
+    notes = tmp_path / "notes.jsonl"
+    lines = [b'{"id": "a", "step": -1}', b"\xff\xfe", b'{"step": 1e999}', b'{"id": 5}', b"[" * 9000]
+    notes.write_bytes(b"\n".join([*lines, b'{"step": 3}', b""]))
+    assert trackers._read_notes(notes) == ("a", 3)
+
+
+def test_a_description_of_too_many_layers_is_refused_at_once(tmp_path):
+    save_model(VAE(6, (3,), ((5,),), key=small.jax.random.key(0)), tmp_path)
+    description = json.loads((tmp_path / "model.json").read_text())
+    for change in (
+        {"hidden_sizes": [list(range(1, 500))]},
+        {"latent_sizes": [3] * 99, "hidden_sizes": [[5]] * 99},
+        {"network": {"name": "mlp", "blocks": 99}},
+        {"hidden_sizes": []},
+    ):
+        description["architecture"].update(change)
+        (tmp_path / "model.json").write_text(json.dumps(description))
+        start = time.process_time()
+        with pytest.raises(UserError, match="describes no model"):
+            load_model(tmp_path)
+        assert time.process_time() - start < 1
+    check_depth({"hidden_sizes": [[5] * 31, [5] * 31]})
+    with pytest.raises(UserError, match="a model of 66 layers: 64 are the most"):
+        next(start_run(small.config(hidden_sizes=[[5] * 65]), tmp_path / "run"))
+
+
+# Campaigns: a small count of each
+
+
+def test_damaged_files_of_every_kind_load_or_are_refused():
+    import inputs
+
+    assert inputs.read(inputs.KINDS["csv"], Path("/nowhere")).words == "refused"
+    outcomes = inputs.campaign(seed=0, count=150)
+    assert outcomes.total() == 150
+    assert not [words for words in outcomes if words.endswith("WRONG")]
+
+
+@pytest.mark.skipif(
+    sys.platform != "linux" or shutil.which("cc") is None, reason="needs Linux and a C compiler"
+)
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("faults.py", "--count", "2", "--command", "train", "--kind", "full disk"),
+        ("kills.py", "--count", "1", "--case", "plain"),
+    ],
+    ids=lambda words: words[0],
+)
+def test_a_command_under_fire_ends_as_it_should(words):
+    program, *options = words
+    path = Path(__file__).parent / "campaigns" / program
+    words = [sys.executable, path, *options]
+    done = subprocess.run(words, check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert ", 0 wrong" in done.stdout.splitlines()[-1]
