@@ -71,8 +71,12 @@ def with_blocks(*languages):
             page, id=relative(page), marks=[pytest.mark.slow] * (relative(page) not in QUICK)
         )
         for page in PAGES
-        if any(runs(text) for _, text in blocks(page, languages))
+        if relative(page) != TOLD and any(runs(text) for _, text in blocks(page, languages))
     ]
+
+
+TOLD = "docs/own-data.md"
+"""The page that is a story: its Python and its commands run as they stand, one after another."""
 
 
 QUICK = {"docs/methods.md"}
@@ -318,6 +322,22 @@ def test_commands_run(page, monkeypatch, capsys):
                 status = leaving.code
             said = capsys.readouterr()
             assert status == 0, f"{line}\niwae {shlex.join(words)}\n{said.err}"
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("reader")
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_a_story_runs_as_it_stands(monkeypatch, capsys):
+    monkeypatch.setenv("JAX_NUM_CPU_DEVICES", "2")
+    monkeypatch.setenv("XDG_CACHE_HOME", "cache")
+    namespace = {"__name__": "documentation"}
+    for found in FENCE.finditer((ROOT / TOLD).read_text()):
+        language, text = found[1], found[2]
+        if language == "python":
+            exec(text, namespace)  # noqa: S102
+        for line in shell_lines(text) if language == "console" else ():
+            status = cli.main(iwae_words(line))
+            assert status == 0, f"{line}\n{capsys.readouterr().err}"
 
 
 # --- names of the command line ----------------------------------------------------------------

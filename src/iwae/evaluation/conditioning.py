@@ -8,7 +8,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Key
 
 from iwae.errors import UserError
 from iwae.evaluation.examples import ROWS, check_positive
@@ -83,7 +83,7 @@ def sample_given(
 
 
 @eqx.filter_jit
-def _filled(model: VAE, x: Float[Array, " d"], z: Latents, keys: PRNGKey) -> Float[Array, "n d"]:
+def _filled(model: VAE, x: Float[Array, " d"], z: Latents, keys: Key[Array, " n"]) -> Float[Array, "n d"]:
     """x with its missing values drawn given each z."""
     return jax.vmap(lambda z, key: decoder(model, z).fill(x, key))(z, keys)
 
