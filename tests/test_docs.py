@@ -281,6 +281,11 @@ def stage(words, made):
                 for n, x in enumerate(rng.normal(size=300))
             )
         ),
+        "patients.csv": lambda path: path.write_text(
+            "\n".join(
+                ["patient,age,ward,notes", *(f"p{n},{n % 71},{'AB'[n % 2]},-" for n in range(300))]
+            )
+        ),
         "survey.csv": lambda path: path.write_text(
             "\n".join(f"{x:.2f},{n},{n % 3},{n % 2}" for n, x in enumerate(rng.normal(size=100)))
         ),

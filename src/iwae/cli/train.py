@@ -5,7 +5,7 @@ import dataclasses
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
@@ -13,7 +13,11 @@ from iwae.cli import parsing
 from iwae.config.experiment import StageConfig, TrainConfig, parse_stages, read_config, usual
 from iwae.config.presets import preset
 from iwae.data.load import check_name
+from iwae.data.own import is_own
 from iwae.errors import UserError
+
+if TYPE_CHECKING:
+    from iwae.runs.setup import Job
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,7 +77,8 @@ def train(arguments: Sequence[str]) -> int:
         raise UserError(f"{options.preset} starts from a finished run of {needs}: --init-from RUN")
     else:
         run = options.out
-        reports = start_run(options.config, run, options.data_dir, track=track)
+        show = None if options.quiet else _show_data
+        reports = start_run(options.config, run, options.data_dir, track=track, show=show)
     from iwae.runs.progress import show_training
 
     try:
@@ -87,6 +92,14 @@ def train(arguments: Sequence[str]) -> int:
     if not options.quiet:
         print(f"trained models are in {run}/models; measure them with: iwae evaluate {run}")
     return 0
+
+
+def _show_data(job: "Job") -> None:
+    """Print what a user's own data were taken for."""
+    from iwae.data.summary import describe
+
+    if is_own(job.config.dataset):
+        print(describe(job.dataset), file=sys.stderr)
 
 
 def _refuse_all_but(names: Sequence[str], arguments: Sequence[str]) -> None:

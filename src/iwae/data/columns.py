@@ -117,11 +117,11 @@ def _chosen(table: Table, i: int) -> Column:
         levels = _levels(cells)
         why = f"{values.size} different whole numbers: {_listed(levels)}"
         return _category(name, levels, why, whole=True)
-    if whole and values[0] in (0, 1) and values[-1] <= LARGEST_COUNT:
-        why = f"whole numbers from {values[0]:.0f} to {values[-1]:.0f}"
-        return Column(name, "negative-binomial", why=why, whole=True)
     why = ("whole " if whole else "") + f"numbers from {values[0]:.6g} to {values[-1]:.6g}"
-    return Column(name, "gaussian", why=why, whole=whole)
+    if whole and values.size == len(cells):
+        why += f", all different (if they name the rows, --id {name})"
+    is_count = whole and values[0] in (0, 1) and values[-1] <= LARGEST_COUNT
+    return Column(name, "negative-binomial" if is_count else "gaussian", why=why, whole=whole)
 
 
 def _words(table: Table, i: int) -> Column:

@@ -40,13 +40,12 @@ def read_images(folder: Path, resize: int | Sequence[int] | None = None) -> Imag
     Raises:
         UserError: if there are no images, some cannot be read, or their sizes differ.
     """
-    paths = _files(folder)
+    size, paths = _size(resize), _files(folder)
     inside = {path.parent == folder for path in paths}
     if len(inside) > 1:
         raise UserError(
             f"{folder} holds images beside sub-folders of images: move them into one, or apart"
         )
-    size = _size(resize)
     digest = hashlib.sha256()
     for path in paths:
         digest.update(f"{path.relative_to(folder).as_posix()}\n".encode() + path.read_bytes())

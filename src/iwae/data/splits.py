@@ -471,7 +471,7 @@ def _is_bytes(train: np.ndarray, binarization: str) -> bool:
 
 def _mean(train: np.ndarray, *, scale: int) -> np.ndarray:
     """Mean of each column, float64, summed exactly for bytes."""
-    if np.isnan(train).any():
+    if train.dtype.kind == "f" and np.isnan(train).any():
         return np.asarray(np.nanmean(train, axis=0, dtype=np.float64))
     dtype = np.int64 if train.dtype == np.uint8 else np.float64
     return train.sum(axis=0, dtype=dtype) / (len(train) * scale)

@@ -232,8 +232,13 @@ def frame_table(
     try:
         data = nw.from_native(frame, eager_only=True)
         names = [str(name) for name in data.columns]
-    except (TypeError, nw.exceptions.NarwhalsError) as error:
-        raise UserError(f"{where} is no data frame: {str(error).splitlines()[0]}") from None
+    except nw.exceptions.DuplicateError:
+        raise UserError(f"{where} has several columns of one name: rename all but one") from None
+    except TypeError:
+        raise UserError(
+            f"a {type(frame).__name__} is no data frame of pandas, Polars or PyArrow, and no path: "
+            "save arrays as .npy"
+        ) from None
     kept, carried = _select(where, names, True, drop, ids)
     series = list(data.iter_columns())
     table = Table(
@@ -267,8 +272,9 @@ def _series(where: str, name: str, series: Any) -> np.ndarray:
         return np.array([np.nan if one is None else one for one in cells], np.float64)
     odd = next((one for one in present if not isinstance(one, str | bool | np.bool)), None)
     if odd is not None and not isinstance(odd, int | float | np.number):
-        what = dates(name) if hasattr(odd, "isoformat") else f"{type(odd).__name__} objects"
-        raise UserError(f"{where}: column {name!r} holds {what}, not numbers or words")
+        plain = f"{type(odd).__name__} objects, not numbers or words: leave it out (--drop {name})"
+        what = dates(name) if hasattr(odd, "isoformat") else plain
+        raise UserError(f"{where}: column {name!r} holds {what}")
     return np.array([None if one is None else str(one) for one in [*cells, None]], object)[:-1]
 
 
@@ -314,9 +320,13 @@ def write_table(path: Path, cells: Mapping[str, np.ndarray]) -> None:
 
 def _write_text(path: Path, cells: Mapping[str, np.ndarray], separator: str) -> None:
     with path.open("w", encoding="utf-8", newline="") as text:
-        lines = csv.writer(text, delimiter=separator, lineterminator="\n")
+        columns = [_as_text(column) for column in cells.values()]
+        # The writer quotes a line feed in a cell, but not a carriage return, which ends lines too.
+        returns = any("\r" in cell for one in columns for cell in one if isinstance(cell, str))
+        quoting = csv.QUOTE_NONNUMERIC if returns else csv.QUOTE_MINIMAL
+        lines = csv.writer(text, delimiter=separator, lineterminator="\n", quoting=quoting)
         lines.writerow(cells)
-        lines.writerows(zip(*map(_as_text, cells.values()), strict=True))
+        lines.writerows(zip(*columns, strict=True))
 
 
 def _as_text(column: np.ndarray) -> list[Any]:

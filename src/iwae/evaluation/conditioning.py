@@ -83,7 +83,9 @@ def sample_given(
 
 
 @eqx.filter_jit
-def _filled(model: VAE, x: Float[Array, " d"], z: Latents, keys: Key[Array, " n"]) -> Float[Array, "n d"]:
+def _filled(
+    model: VAE, x: Float[Array, " d"], z: Latents, keys: Key[Array, " n"]
+) -> Float[Array, "n d"]:
     """x with its missing values drawn given each z."""
     return jax.vmap(lambda z, key: decoder(model, z).fill(x, key))(z, keys)
 

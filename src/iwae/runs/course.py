@@ -63,6 +63,7 @@ def start_run(
     deadline: float = math.inf,
     track: Mapping[str, Tracker] = NO_TRACKERS,
     claim: Claim = claimed,
+    show: Callable[[Job], None] | None = None,
 ) -> Iterator[Report]:
     """Train from the beginning in a new folder; yield a report after every dispatch.
 
@@ -70,6 +71,7 @@ def start_run(
         deadline: when to stop, on the clock of `time.monotonic`.
         track: experiment trackers by name, such as those of `iwae.runs.trackers.TRACKERS`.
         claim: raises if another process has taken over the folder; called before each write.
+        show: called before training, to show what will be trained on what.
 
     Raises:
         UserError: if the folder is not empty, the data do not fit, or a tracker cannot be used.
@@ -78,6 +80,8 @@ def start_run(
     """
     refuse_used(run)
     job = make_job(config, data_dir)
+    if show is not None:
+        show(job)
     state, best = initial_state(job)
     with locked(run, claim) as valid:
         refuse_used(run)  # another process may have been faster

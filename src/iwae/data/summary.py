@@ -1,0 +1,64 @@
+"""A short description of a data set: what it was taken for, and why."""
+
+import numpy as np
+from tabulate import tabulate
+
+from iwae.data.columns import Column
+from iwae.data.splits import Dataset
+
+MOST = 30
+"""Columns that are listed one by one."""
+
+
+def describe(dataset: Dataset) -> str:
+    """Rows, columns with kinds and reasons, gaps, constant columns and splits, as lines of text."""
+    splits = [dataset.train, dataset.validation, dataset.test]
+    rows = [split[:, : dataset.n_values] for split in splits]
+    n = sum(map(len, rows))
+    shape = " x ".join(map(str, dataset.shape))
+    taken = "a table" if dataset.kind.columns else dataset.kind.name
+    form = "columns" if len(dataset.shape) == 1 else "values"
+    lines = [f"{dataset.name}: {n:,} rows of {shape} {form}, taken as {taken}"]
+    if dataset.binarization != "none":
+        lines[0] += f", binarised ({dataset.binarization})"
+    if not any(column.why for column in dataset.columns):
+        lines.append(f"values: {dataset.identity['values_rule']}")
+    if dataset.columns:
+        lines.append(_columns(dataset.columns, rows))
+    elif missing := dataset.identity.get("missing"):
+        shares = ", ".join(f"{share:.1%} of {split}" for split, share in missing.items() if share)
+        lines.append(f"missing: {shares or 'none'}")
+    lines += _constant(dataset, rows[0])
+    if dataset.classes:
+        few = ", ".join(dataset.classes[:10]) + (", ..." if len(dataset.classes) > 10 else "")
+        lines.append(f"labels: {len(dataset.classes)} classes: {few}")
+    sizes = ", ".join(
+        f"{len(split):,} to {verb}"
+        for split, verb in zip(rows, ("train", "validate", "test"), strict=True)
+    )
+    return "\n".join([*lines, f"splits: {sizes} ({dataset.identity['split']})"])
+
+
+def _columns(columns: tuple[Column, ...], rows: list[np.ndarray]) -> str:
+    """A line for each column, or for each kind if there are many columns."""
+    if len(columns) > MOST:
+        kinds = [column.kind for column in columns]
+        return "\n".join(f"  {kinds.count(kind)} columns: {kind}" for kind in dict.fromkeys(kinds))
+    gaps = sum(np.isnan(split).sum(axis=0) for split in rows) / sum(map(len, rows))
+    table = [
+        (one.name, one.kind, one.why + (f"; {gap:.1%} missing" if gap else ""))
+        for one, gap in zip(columns, np.broadcast_to(gaps, len(columns)), strict=True)
+    ]
+    plain = tabulate(table, tablefmt="plain", disable_numparse=True)
+    return "\n".join(f"  {line}".rstrip() for line in plain.splitlines())
+
+
+def _constant(dataset: Dataset, train: np.ndarray) -> list[str]:
+    """A line about values that are the same in every training row."""
+    places = np.flatnonzero(np.nanmin(train, axis=0) == np.nanmax(train, axis=0))
+    if not places.size:
+        return []
+    names = [dataset.columns[i].name if dataset.columns else str(i + 1) for i in places[:10]]
+    more = ", ..." if places.size > 10 else ""
+    what = f"constant in the training rows: {places.size} of {train.shape[1]}"
+    return [f"{what} ({', '.join(names)}{more})"]

@@ -1,0 +1,513 @@
+"""Tables, data frames and folders of images: what their columns are taken for, and back."""
+
+import datetime as dt
+import json
+import tracemalloc
+
+import hypothesis.strategies as st
+import numpy as np
+import pandas as pd
+import polars as pl
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from PIL import Image
+
+from iwae.config.experiment import make_config, parse_columns
+from iwae.data import columns as columns_module
+from iwae.data import load_dataset
+from iwae.data.arrays import read_arrays
+from iwae.data.columns import Column, choose_columns, from_json, to_cells, to_values
+from iwae.data.own import Wish, read_own
+from iwae.data.summary import describe
+from iwae.data.tables import frame_table, read_table, write_table
+from iwae.errors import UserError
+from iwae.runs.setup import load_config_dataset, resolve
+
+N = 60
+
+
+def people(n=N):
+    """A frame with ids, words, bits, counts, categories in numbers, and real values."""
+    rng = np.random.default_rng(0)
+    return pd.DataFrame(
+        {
+            "id": [f"p{i:03d}" for i in range(n)],
+            "age": rng.normal(40, 10, n).round(2),
+            "city": rng.choice(["Oslo", "Bergen", "Å"], n),
+            "member": rng.random(n) > 0.5,
+            "visits": np.arange(n) % 17,
+            "size": rng.choice([1, 2, 5], n),
+        }
+    )
+
+
+KINDS = ["gaussian", "categorical:3", "bernoulli", "negative-binomial", "categorical:3"]
+
+
+def table(name, cells, path):
+    lines = [f"{name};b", *(f"{cell};{i % 2}" for i, cell in enumerate(cells))]
+    path.write_text("\n".join(lines))
+    return read_table(path)
+
+
+# --- the rule ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("cells", "expected"),
+    [
+        (["x", "y", "", "x", "y"], ("categorical:2", ("x", "y"), False)),
+        (["True", "False", "True"], ("bernoulli", ("False", "True"), False)),
+        (["TRUE", "", "TRUE"], ("bernoulli", ("FALSE", "TRUE"), False)),
+        (["one", "one", "one"], ("bernoulli", ("one",), False)),
+        (["0", "1", "1"], ("bernoulli", (), True)),
+        (["0", "0", "0"], ("bernoulli", (), True)),
+        (["7", "7", "7.0"], ("gaussian", (), True)),
+        (["0", "1", "2"], ("categorical:3", (), True)),
+        (["1", "2", "3"], ("categorical:3", ("1", "2", "3"), True)),
+        (["-1", "5", "5"], ("categorical:2", ("-1", "5"), True)),
+        (list(range(10)), ("categorical:10", (), True)),
+        (list(range(11)), ("negative-binomial", (), True)),
+        ([*range(1, 12), 2**24], ("negative-binomial", (), True)),
+        ([*range(1, 12), 2**24 + 1], ("gaussian", (), True)),
+        (list(range(2, 13)), ("gaussian", (), True)),
+        (["0.5", "1", "0"], ("gaussian", (), False)),
+        (["0,5", "1", "0"], ("gaussian", (), False)),
+    ],
+)
+def test_the_kind_of_a_column_follows_from_its_cells(tmp_path, cells, expected):
+    found = choose_columns(table("a", cells, tmp_path / "a.csv"))[0]
+    assert (found.kind, found.levels, found.whole) == expected
+    assert found.why
+    constant = len({str(cell) for cell in cells} - {""}) == 1 or cells[0] == "7"
+    assert constant == ("constant" in found.why)
+
+
+@pytest.mark.parametrize(
+    ("cells", "words"),
+    [
+        (
+            ["2024-01-31", "2024-02-01"],
+            r"line 2, column 1: '2024-01-31' in column 'a'; it holds da",
+        ),
+        (["31.01.2024", "1.2.24"], "dates or times: leave it out .--drop a., carry it through"),
+        (["12:30", "13:05:10"], "dates or times"),
+        (["2024-01-31 12:00", ""], "dates or times"),
+        (["1", "2", "x"], "line 4, column 1: 'x' is not a number, as others in column 'a' are"),
+        (["x", "y", "5%"], "line 4, column 1: '5%' is not a number; write numbers like 1234.5"),
+        ([f"w{i}" for i in range(20)], r"20 different words in 20 rows, .*--id a\), or insist"),
+        ([f"w{i % 51}" for i in range(200)], "51 different words in 200 rows, too many"),
+    ],
+)
+def test_columns_without_an_obvious_kind_are_refused(tmp_path, cells, words):
+    found = table("a", cells, tmp_path / "a.csv")
+    with pytest.raises(UserError, match=words) as caught:
+        choose_columns(found)
+    assert "\n" not in str(caught.value)
+    if "dates" not in words:
+        chosen = choose_columns(found, {"a": "categorical"})[0]
+        assert chosen.kind == f"categorical:{len(set(cells))}"
+
+
+def test_kinds_by_name_override_the_rule(tmp_path):
+    found = table("a", [3, 4, 4, 0], tmp_path / "a.csv")
+    for words, kind, levels in (
+        ("gaussian", "gaussian", ()),
+        ("poisson", "poisson", ()),
+        ("categorical:5", "categorical:5", ()),  # codes
+        ("categorical:3", "categorical:3", ("0", "3", "4")),
+        ("categorical", "categorical:3", ("0", "3", "4")),
+    ):
+        column = choose_columns(found, {"a": words})[0]
+        assert (column.kind, column.levels) == (kind, levels)
+    for wanted, words in (
+        ({"c": "gaussian"}, "has no column 'c'; it has 'a', 'b'"),
+        ({"a": "weibull"}, "no kind 'weibull'"),
+    ):
+        with pytest.raises(UserError, match=words):
+            choose_columns(found, wanted)
+    found = table("a", ["x", "y", "z", "x"], tmp_path / "a.csv")
+    for kind, words in (("gaussian", "'x' is not a number"), ("categorical:2", "has 3 different")):
+        with pytest.raises(UserError, match=words):
+            choose_columns(found, {"a": kind})
+
+
+def test_columns_by_name_are_parsed():
+    assert parse_columns(["gaussian", "categorical:3"]) == {}
+    words = ["age=gaussian, home town=categorical,x, y=gaussian-fixed:0.1", "b = poisson"]
+    expected = {
+        "age": "gaussian",
+        "home town": "categorical",
+        "x, y": "gaussian-fixed:0.1",
+        "b": "poisson",
+    }
+    assert parse_columns(words) == expected
+    for words in (["a=gaussian", "poisson"], ["a=gaussian,a=poisson"], ["a="]):
+        with pytest.raises(UserError, match=r"columns: .*such as"):
+            make_config({"columns": words}, "here")
+
+
+def test_a_wide_table_of_bytes_is_not_guessed(tmp_path):
+    rows = np.random.default_rng(0).integers(0, 256, (20, 64))
+    names = ",".join(f"p{i}" for i in range(64))
+    np.savetxt(tmp_path / "a.csv", rows, "%d", ",", header=names, comments="")
+    with pytest.raises(UserError, match=r"whole numbers within 0\.\.255 in 64 columns"):
+        load_dataset(tmp_path / "a.csv")
+    assert load_dataset(tmp_path / "a.csv", observation="poisson").columns[0].kind == "poisson"
+
+
+# --- values and cells -------------------------------------------------------------------------
+
+
+def test_the_same_table_from_every_source(tmp_path):
+    frame = people()
+    frame.to_csv(tmp_path / "a.csv", index=False)
+    frame.to_csv(tmp_path / "a.tsv", index=False, sep="\t")
+    frame.to_csv(tmp_path / "b.csv", index=False, sep=";", decimal=",")
+    frame.to_parquet(tmp_path / "a.parquet")
+    files = [tmp_path / name for name in ("a.csv", "a.tsv", "b.csv", "a.parquet")]
+    one, *others = (
+        load_dataset(source, ids=["id"])
+        for source in (frame, pl.from_pandas(frame), pa.Table.from_pandas(frame), *files)
+    )
+    assert [column.kind for column in one.columns] == KINDS
+    assert one.identity["ids"] == ["id"]
+    json.dumps(one.identity)
+    for other in others:
+        assert other.columns == one.columns
+        assert other.identity["columns"] == one.identity["columns"]
+        np.testing.assert_array_equal(other.train, one.train)
+    cells = to_cells(one.train, one.columns)
+    train = frame.drop(index=[i for i in range(N) if i not in read_rows(one, frame)])
+    for name, column in cells.items():
+        expected = train[name].to_numpy()
+        if name == "age":
+            np.testing.assert_array_equal(column, np.float32(expected))
+        else:
+            assert column.tolist() == [str(e) if name == "member" else e for e in expected]
+            assert column.dtype == (object if name in ("city", "member") else np.int64)
+
+
+def read_rows(data, frame):
+    """The rows of the training split."""
+    ages = np.float32(frame["age"])
+    return [int(np.flatnonzero(ages == age)[0]) for age in data.train[:, 0]]
+
+
+def test_gaps_of_every_source(tmp_path):
+    frame = people().drop(columns="id").astype({"city": "category", "visits": "Int64"})
+    frame["member"] = frame["member"].astype("boolean")
+    for i, name in enumerate(frame.columns):
+        frame.loc[i, name] = None
+    frame.to_csv(tmp_path / "a.csv", index=False)
+    frame.to_parquet(tmp_path / "a.parquet")
+    sources = (frame, pl.from_pandas(frame), tmp_path / "a.csv", tmp_path / "a.parquet")
+    for source in sources:
+        found = frame_table(source) if source is sources[0] or source is sources[1] else None
+        found = found or read_table(source)
+        columns = choose_columns(found)
+        assert [column.kind for column in columns] == KINDS
+        values = to_values(found, columns)
+        np.testing.assert_array_equal(np.argwhere(np.isnan(values)), [[i, i] for i in range(5)])
+        cells = to_cells(values, columns)
+        assert cells["city"][1] is None
+        assert np.isnan(cells["visits"][3])
+        assert load_dataset(source, missing="at-random").identity["missing"]["train"] > 0
+    with pytest.raises(UserError, match="row 1, column 'age' is not a number or a word"):
+        load_dataset(frame)
+    with pytest.raises(UserError, match="unknown missing 'often'; known: at-random, "):
+        load_dataset(frame, missing="often")
+
+
+def test_new_rows_are_matched_by_name_and_by_level():
+    columns = choose_columns(frame_table(people(), ids=["id"]))
+    swapped = people()[["size", "city", "id", "member", "age", "visits"]]
+    values = to_values(frame_table(swapped, ids=["id"]), columns)
+    np.testing.assert_array_equal(
+        values, to_values(frame_table(people(), ids=["id"]), from_json_of(columns))
+    )
+    with pytest.raises(
+        UserError, match=r"lacks the columns 'age', 'member', .*; the data are of the col"
+    ):
+        to_values(frame_table(people()[["city"]]), columns)
+    with pytest.raises(UserError, match="has another column 'id': leave it out"):
+        to_values(frame_table(people()), columns)
+    other = people().drop(columns="id")
+    other.loc[4, "city"] = "Paris"
+    other.loc[5, "size"] = 3
+    with pytest.raises(UserError, match=r"row 5.*'city' has no level 'Paris'; known: Bergen, Oslo"):
+        to_values(frame_table(other), columns)
+    values = to_values(frame_table(other), columns, unknown="missing")
+    assert np.argwhere(np.isnan(values)).tolist() == [[4, 1], [5, 4]]
+    other = people().drop(columns="id").astype({"member": str})
+    other["member"] = other["member"].str.lower()
+    np.testing.assert_array_equal(to_values(frame_table(other), columns)[:, 2], people()["member"])
+    other["age"] = "old"
+    with pytest.raises(UserError, match="'old' is not a number"):
+        to_values(frame_table(other), columns)
+
+
+def from_json_of(columns):
+    stored = json.loads(json.dumps(columns_module.as_json(columns)))
+    found = from_json(stored)
+    assert found == tuple(column._replace(why="") for column in columns)
+    return found
+
+
+def test_columns_of_other_data_are_used_again(tmp_path):
+    people().to_csv(tmp_path / "a.csv", index=False)
+    first = load_dataset(tmp_path / "a.csv", ids=["id"])
+    people()[:20].replace("Bergen", "Oslo").to_csv(tmp_path / "b.csv", index=False)
+    second = load_dataset(tmp_path / "b.csv", ids=["id"], columns=first.columns)
+    assert second.kind == first.kind
+    assert set(second.train[:, 1]) <= {1, 2}
+
+
+def test_a_stored_configuration_reads_the_same_data(tmp_path):
+    """The kinds that the rule chose are stored by name, and give the same levels."""
+    people().to_csv(tmp_path / "a.csv", index=False)
+    values = {"dataset": str(tmp_path / "a.csv"), "id": ["id"], "columns": ["age=gaussian-shared"]}
+    config = make_config(values | {"latent_sizes": [2], "hidden_sizes": [[3]]}, "here")
+    data = load_config_dataset(config)
+    stored = resolve(config, data)
+    assert stored.columns == (
+        "age=gaussian-shared",
+        *map("=".join, zip(NAMES, KINDS[1:], strict=True)),
+    )
+    again = load_config_dataset(stored)
+    assert again.identity == data.identity
+    assert resolve(stored, again) == stored
+    clash = config.model_copy(update={"observation": "gaussian"})
+    with pytest.raises(UserError, match="'gaussian' contradicts the kinds of the columns"):
+        load_config_dataset(clash)
+
+
+NAMES = ("city", "member", "visits", "size")
+LETTERS = st.characters(exclude_categories=["Cs"], exclude_characters="\0\ufeff")
+
+
+@settings(max_examples=40)
+@given(
+    words=st.lists(st.text(LETTERS, max_size=5), min_size=2, max_size=8),
+    suffix=st.sampled_from([".csv", ".tsv"]),
+)
+def test_words_come_back_as_they_were(tmp_path_factory, words, suffix):
+    words = ["w" + word.strip() for word in words] + ["v"]
+    path = tmp_path_factory.mktemp("table") / f"a{suffix}"
+    write_table(path, {"n": np.arange(len(words)) + 0.5, "a": np.array(words, object)})
+    found = read_table(path)
+    columns = choose_columns(found, {"a": "categorical"})
+    assert to_cells(to_values(found, columns), columns)["a"].tolist() == words
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".tsv", ".parquet", ".CSV"])
+def test_what_is_written_is_read(tmp_path, suffix):
+    cells = {
+        "id": np.array(["a", "b,c", 'd"e\n'], object),
+        "x": np.array([1 / 3, np.nan, -1e-30]),
+        "y": np.float32([0.1, 2, np.nan]),
+        "n": np.array([3, -4, 2**40]),
+        "w": np.array(["x", None, "Å"], object),
+    }
+    write_table(tmp_path / f"a{suffix}", cells)
+    found = read_table(tmp_path / f"a{suffix}", ids=["id"])
+    assert found.names == ("x", "y", "n", "w")
+    assert [word.strip() for word in found.ids["id"]] == [one.strip() for one in cells["id"]]
+    np.testing.assert_array_equal(found.columns[0], cells["x"])
+    np.testing.assert_array_equal(np.float32(found.columns[1]), cells["y"])
+    np.testing.assert_array_equal(found.columns[2], cells["n"])
+    assert found.columns[3].tolist() == ["x", None, "Å"]
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_arrays_are_written_alone_or_as_columns(tmp_path):
+    write_table(tmp_path / "a.npy", {"z": np.zeros((3, 2))})
+    assert np.load(tmp_path / "a.npy").shape == (3, 2)
+    write_table(tmp_path / "a.npy", {"x": np.zeros(3), "y": np.ones(3)})
+    assert np.load(tmp_path / "a.npy").tolist() == [[0, 1]] * 3
+    write_table(tmp_path / "a.npz", {"x": np.zeros(3), "y": np.ones(2)})
+    assert np.load(tmp_path / "a.npz")["y"].tolist() == [1, 1]
+    for name, words in (("a.npy", "cannot hold words"), ("a.xlsx", "one of the suffixes")):
+        with pytest.raises(UserError, match=words):
+            write_table(tmp_path / name, {"w": np.array(["x"], object)})
+
+
+# --- what is refused --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("frame", "words"),
+    [
+        (
+            pd.DataFrame({"t": pd.to_datetime(["2024-01-31"] * 4)}),
+            "column 't' holds dates or times",
+        ),
+        (pd.DataFrame({"t": [dt.date(2024, 1, 31)] * 4}), "column 't' holds dates or times"),
+        (pl.DataFrame({"t": [dt.timedelta(1)] * 4}), "column 't' holds dates or times"),
+        (pd.DataFrame({"a": ["1", "2"] * 4}), r"'a' holds numbers as text: convert it \(astype"),
+        (pl.DataFrame({"a": ["1", "x", "x", "1"]}), "'x' is not a number, as others in column"),
+        (pd.DataFrame(np.zeros((4, 2)), columns=["a", "a"]), "several columns of one name|called"),
+        (pa.table([[1, 2], [3, 4]], names=["a", "a"]), "several columns of one name|called"),
+        (
+            pd.DataFrame({"a": [[1], [2]] * 2}),
+            "column 'a' holds list objects, not numbers or words",
+        ),
+        (pd.DataFrame({"a": [1j, 2j] * 2}), "column 'a' holds complex objects"),
+        (np.zeros((4, 2)), "a ndarray is no data frame"),
+        (pd.DataFrame({"Unnamed: 0": range(4), "a": [1.5] * 4}), "has no name and counts the rows"),
+    ],
+)
+def test_frames_that_are_refused(frame, words):
+    with pytest.raises(UserError, match=words) as caught:
+        load_dataset(frame)
+    assert "\n" not in str(caught.value)
+
+
+def test_columns_are_dropped_or_carried_by_name_or_number(tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_text(",b,c\n0,x,1.5\n1,y,2.5\n2,z,0.5\n")
+    found = read_table(path, drop=["1", "b"])
+    assert found.names == ("c",)
+    found = read_table(path, ids=["b", "1"])
+    assert {name: column.tolist() for name, column in found.ids.items()} == {
+        "b": ["x", "y", "z"],
+        "1": ["0", "1", "2"],
+    }
+    path.write_text("a,1\nb,2\nc,3\n")
+    assert read_table(path, ids=["1"]).columns[0].tolist() == [1, 2, 3]
+    with pytest.raises(UserError, match="nor a column 'x'; give a number from 1 to 2"):
+        read_table(path, drop=["x"])
+    with pytest.raises(UserError, match="has no column of values"):
+        load_dataset(path, ids=["1", "2"])
+    np.save(tmp_path / "a.npy", np.zeros((3, 2)))
+    for source in (tmp_path / "a.npy", "digits"):
+        with pytest.raises(UserError, match="drop"):
+            load_dataset(source, drop=["a"])
+    (tmp_path / "bad.parquet").write_bytes(b"PAR1")
+    with pytest.raises(UserError, match=r"bad\.parquet cannot be read"):
+        load_dataset(tmp_path / "bad.parquet")
+
+
+# --- numbers ----------------------------------------------------------------------------------
+
+
+def test_nine_digits_are_kept_up_to_the_splits(tmp_path):
+    numbers = 123_456_789 + np.arange(40.0)[:, None] + np.array([0, 0.5])
+    np.savetxt(tmp_path / "a.csv", numbers, "%.1f", ",", header="a,b", comments="")
+    np.save(tmp_path / "a.npy", numbers)
+    for name in ("a.csv", "a.npy"):
+        raw, _ = read_own(tmp_path / name, Wish())
+        found = np.concatenate([raw.splits["train"], raw.splits["test"]])
+        np.testing.assert_array_equal(np.sort(found, axis=0), numbers)
+
+
+def test_values_a_rounding_outside_the_unit_interval_are_told(tmp_path):
+    rows = np.random.default_rng(0).random((100, 100))
+    rows[0, :3] = -1e-8, 1 + 1e-7, 1 + 2e-7
+    np.save(tmp_path / "a.npy", rows)
+    data = load_dataset(tmp_path / "a.npy")
+    assert data.observation == "gaussian"
+    assert "3 of 10,000 lie outside [0, 1] by less than 1e-06; clip" in describe(data)
+    rows[0, 0] = 2
+    np.save(tmp_path / "a.npy", rows)
+    assert "lie outside" not in describe(load_dataset(tmp_path / "a.npy"))
+
+
+def test_a_large_array_is_copied_once(tmp_path):
+    np.save(tmp_path / "a.npy", np.random.default_rng(0).integers(0, 256, (60_000, 400), np.uint8))
+    assert isinstance(read_arrays(tmp_path / "a.npy")["data"], np.memmap)
+    tracemalloc.start()
+    data = load_dataset(tmp_path / "a.npy", observation="discretised-gaussian")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    size = data.train.nbytes + data.test.nbytes
+    assert size == 60_000 * 400
+    # The copy, and the masks of the checks on blocks of 2^22 values.
+    assert peak < size + 2**22 * 9
+
+
+# --- images -----------------------------------------------------------------------------------
+
+
+def draw(path, size=(6, 4), mode="L", seed=0):
+    """A picture of `size` (height, width) with random pixels."""
+    channels = () if mode == "L" else (3,)
+    pixels = np.random.default_rng(seed).integers(0, 256, (*size, *channels), np.uint8)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path)
+    return pixels
+
+
+def test_a_folder_of_images_with_labels(tmp_path):
+    pixels = {
+        f"{kind}/{i}.png": draw(tmp_path / "p" / kind / f"{i}.png", seed=10 * j + i)
+        for j, kind in enumerate(("cat", "dog"))
+        for i in range(10)
+    }
+    data = load_dataset(tmp_path / "p", labels=True)
+    assert (data.shape, data.classes, data.binarization) == ((6, 4), ("cat", "dog"), "dynamic")
+    known = {one.tobytes(): name.partition("/")[0] for name, one in pixels.items()}
+    for row, y in zip(data.train[:, :24], data.labels("train"), strict=True):
+        assert known[row.tobytes()] == data.classes[y]
+    assert load_dataset(tmp_path / "p", resize=(3, 2)).shape == (3, 2)
+    assert load_dataset(tmp_path / "p", resize=5).shape == (5, 5)
+    before = data.identity["files"][0]["sha256"]
+    draw(tmp_path / "p/cat/3.png", seed=99)
+    assert load_dataset(tmp_path / "p").identity["files"][0]["sha256"] != before
+    assert make_config({"dataset": str(tmp_path / "p"), "resize": [5]}, "here").resize == (5,)
+
+
+def test_colour_images_are_levels_and_are_binarised_on_request(tmp_path):
+    pixels = np.stack([draw(tmp_path / f"p/{i}.png", mode="RGB", seed=i) for i in range(10)])
+    data = load_dataset(tmp_path / "p")
+    assert (data.observation, data.binarization, data.shape) == (
+        "logistic-mixture",
+        "none",
+        (6, 4, 3),
+    )
+    draw(tmp_path / "p/9.png", seed=9)  # a grey one among them
+    assert load_dataset(tmp_path / "p").shape == (6, 4, 3)
+    np.save(tmp_path / "a.npy", pixels)
+    assert load_dataset(tmp_path / "a.npy").observation == "logistic-mixture"
+    assert load_dataset(tmp_path / "a.npy", binarization="dynamic").observation == "bernoulli"
+    np.save(tmp_path / "a.npy", pixels.transpose(0, 3, 1, 2))
+    with pytest.raises(UserError, match=r"shape \[10, 3, 6, 4\].*move the channels last"):
+        load_dataset(tmp_path / "a.npy")
+
+
+def test_folders_that_are_refused(tmp_path):
+    folder = tmp_path / "p"
+    folder.mkdir()
+    for make, words in (
+        (lambda: None, r"holds no images \(\.png, \.jpg, \.jpeg\)"),
+        (lambda: draw(folder / "b.png"), "has one example"),
+        (lambda: draw(folder / "c.png", (6, 5)), r"c\.png has 6 x 5 pixels, but b\.png 6 x 4"),
+        (lambda: (folder / "c.png").write_bytes(b"GIF"), r"c\.png is no image that can be read"),
+        (lambda: draw(folder / "cat/d.png"), "images beside sub-folders"),
+    ):
+        make()
+        with pytest.raises(UserError, match=words):
+            load_dataset(folder)
+    with pytest.raises(UserError, match="resize must be one or two positive"):
+        load_dataset(folder, resize=(1, 2, 3))
+
+
+# --- the summary ------------------------------------------------------------------------------
+
+
+def test_the_summary_says_what_was_taken_for_what():
+    frame = people().assign(same=5.5, code=range(1000, 1000 + N))
+    frame.loc[:5, "city"] = None
+    words = describe(load_dataset(frame, drop=["id"], missing=True, validation=4))
+    for part in (
+        "frame: 60 rows of 7 columns, taken as a table",
+        "city    categorical:3      3 words: Bergen, Oslo, Å; 10.0% missing",
+        "visits  negative-binomial  whole numbers from 0 to 16",
+        "all different (if they name the rows, --id code)",
+        "same    gaussian           constant: 5.5 in every row",
+        "constant in the training rows: 1 of 7 (same)",
+        "splits: 44 to train, 4 to validate, 12 to test",
+    ):
+        assert part in words
+    assert Column("a", "gaussian").why == ""
