@@ -72,4 +72,4 @@ requirements:  ## pin the dependencies anew (needs uv)
 	echo 'setuptools>=77' | $(PIN) - -o requirements.txt
 
 clean:
-	rm -rf $(VENV) build dist site src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist site src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .jax_cache

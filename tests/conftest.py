@@ -1,25 +1,48 @@
 """Every test runs under the strictest settings that JAX offers, on two CPU devices."""
 
 import os
+import platform
 import shutil
 import signal
 import tempfile
+import time
 from pathlib import Path
 
 import jax
 import pytest
 from hypothesis import settings
 
+KEPT = Path(__file__).parents[1] / ".jax_cache" / platform.node() / "kept"
+"""Programs that earlier runs of the tests compiled here, which spare a third of the time."""
+LARGEST = 500e6
+"""Bytes of programs that are kept; then the folder starts anew."""
+
+
+def folder_of_run():
+    """A folder for the programs of this run, without those that killed runs have left."""
+    KEPT.mkdir(parents=True, exist_ok=True)
+    for old in KEPT.parent.glob("run-*"):
+        if time.time() - old.stat().st_mtime > 86_400:
+            shutil.rmtree(old, ignore_errors=True)
+    return tempfile.mkdtemp(prefix="run-", dir=KEPT.parent)
+
+
 # A worker and the processes that its tests start compile each program once among them. Workers
 # share no entries: JAX writes one in place, so that another process could read half of it.
 FIRST_PROCESS = "IWAE_TESTS_PROGRAMS" not in os.environ
 if FIRST_PROCESS:
-    os.environ["IWAE_TESTS_PROGRAMS"] = tempfile.mkdtemp(prefix="iwae-programs-")
-PROGRAMS = Path(os.environ["IWAE_TESTS_PROGRAMS"]) / os.environ.get("PYTEST_XDIST_WORKER", "main")
+    os.environ["IWAE_TESTS_PROGRAMS"] = folder_of_run()
+RUN = Path(os.environ["IWAE_TESTS_PROGRAMS"])
+PROGRAMS = RUN / os.environ.get("PYTEST_XDIST_WORKER", "main")
+if not PROGRAMS.exists():
+    shutil.copytree(KEPT, PROGRAMS, copy_function=os.link)
 os.environ["JAX_COMPILATION_CACHE_DIR"] = str(PROGRAMS)
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 jax.config.update("jax_compilation_cache_dir", str(PROGRAMS))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+# Otherwise the name of the folder, which is another one in each run, is part of every key.
+os.environ["JAX_PERSISTENT_CACHE_ENABLE_XLA_CACHES"] = "none"
+jax.config.update("jax_persistent_cache_enable_xla_caches", "none")
 
 # Programs are small and run few times: they are compiled with few optimisations, in one piece, by
 # XLA's older code generator, in a fifth of the time. Commands that tests start do the same.
@@ -50,10 +73,18 @@ def pytest_collection_modifyitems(items):
             item.add_marker(pytest.mark.timeout(1800))
 
 
-def pytest_unconfigure():
-    """The programs are of no use to another test run, of other code."""
-    if FIRST_PROCESS:
-        shutil.rmtree(os.environ["IWAE_TESTS_PROGRAMS"], ignore_errors=True)
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(exitstatus):
+    """Keep the programs of a run that passed; in another one a crash may have cut off a file."""
+    if not FIRST_PROCESS:
+        return
+    if exitstatus == 0:
+        if sum(path.stat().st_size for path in KEPT.iterdir()) > LARGEST:
+            shutil.rmtree(KEPT)
+            KEPT.mkdir()
+        for path in RUN.glob("*/*"):
+            path.replace(KEPT / path.name)
+    shutil.rmtree(RUN)
 
 
 NUMERICS = {

@@ -213,21 +213,22 @@ def classified(measured, tmp_path_factory):
 
 def given_by_hand(model, x, key, k):
     """log p(x|y) of each label from k weights one by one, `[n, C]`; example i has its own key."""
+
+    @jax.jit
+    def weight(row, label, key):
+        vae = model.given(label)
+        q = vae.posterior(row)
+        z = q.sample(key)
+        return vae.log_joint(row, z) - q.log_prob(z)
+
     rows = []
     for i, row in enumerate(jax.numpy.float32(x)):
         keys = particle_keys(jax.random.fold_in(key, i), jax.numpy.arange(k))
-        each = []
-        for y in range(model.n_classes):
-            vae = model.given(jax.numpy.eye(model.n_classes)[y])
-            q = vae.posterior(row)
-
-            def weight(key, vae=vae, q=q, row=row):
-                z = q.sample(key)
-                return vae.log_joint(row, z) - q.log_prob(z)
-
-            log_w = np.float64([weight(jax.random.clone(key)) for key in keys])
-            each.append(logsumexp(log_w) - np.log(k))
-        rows.append(each)
+        log_w = [
+            [weight(row, label, jax.random.clone(key)) for key in keys]
+            for label in jax.numpy.eye(model.n_classes)
+        ]
+        rows.append(logsumexp(np.float64(log_w), axis=1) - np.log(k))
     return np.array(rows)
 
 

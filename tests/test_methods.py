@@ -53,7 +53,7 @@ def weights(m, k=1, seed=0):
 
 def same(one, other, log_w):
     """The same value and the same gradient in every weight."""
-    a, b = (jax.value_and_grad(f)(log_w) for f in (one, other))
+    a, b = (jax.jit(jax.value_and_grad(f))(log_w) for f in (one, other))
     assert float(a[0]) == pytest.approx(float(b[0]), rel=1e-5, abs=1e-5)
     assert np.asarray(a[1]) == pytest.approx(np.asarray(b[1]), abs=1e-5)
 
@@ -75,7 +75,7 @@ def test_bounds_that_are_special_cases_of_others(k):
         same(partial(tvo, betas=tvo_schedule(schedule, 2)), elbo, log_w)
     for near in (1e-2, 1e-4, 1e-6, 1e-8):  # to first order the variance of the log weights
         expected = float(elbo(log_w)) + near * float(jnp.var(log_w)) / 2
-        value, slope = jax.value_and_grad(partial(renyi, alpha=1 - near))(log_w)
+        value, slope = jax.jit(jax.value_and_grad(partial(renyi, alpha=1 - near)))(log_w)
         assert value == pytest.approx(expected, abs=30 * near**1.5 + 1e-5)
         assert np.asarray(slope) == pytest.approx(1 / k, abs=20 * near + 1e-5)
     assert renyi(log_w, alpha=-1e3) == pytest.approx(float(vr_max(log_w)), abs=0.05)
@@ -131,7 +131,7 @@ def test_moments_are_equally_spaced():
 def test_a_weight_of_zero_is_harmless_where_it_may_be():
     log_w = jnp.float32([0.0, -jnp.inf, 1.0])
     for one in (iwae, vr_max, partial(renyi, alpha=0.4)):
-        value, slope = jax.value_and_grad(one)(log_w)
+        value, slope = jax.jit(jax.value_and_grad(one))(log_w)
         assert np.isfinite(value)
         assert np.isfinite(slope).all()
     assert tvo(log_w, betas=(0.0, 0.5, 1.0)) == -jnp.inf  # the ELBO is a part of it
@@ -273,8 +273,8 @@ def test_iwae_of_the_same_particles_is_shown_beside_the_bound(words):
     q, keys = model.posterior(BITS), particle_keys(jax.random.clone(key), jnp.arange(k))
     if words == "aiwae":  # whose chains have a key for their start and another for their moves
         keys = jax.vmap(jax.random.split)(keys)[:, 0]
-    z = jax.vmap(q.sample)(keys)
-    log_w = jax.vmap(lambda z: model.log_joint(BITS, z) - q.log_prob(z))(z)
+    z = jax.jit(jax.vmap(q.sample))(keys)
+    log_w = jax.jit(jax.vmap(lambda z: model.log_joint(BITS, z) - q.log_prob(z)))(z)
     expected = float(iwae(log_w))
     assert info["iwae"] == pytest.approx(expected, rel=1e-5)
     assert "iwae" in made.metrics
@@ -343,9 +343,10 @@ def test_a_warm_up_takes_the_divergence_in_by_and_by(name):
     model, key = VAE(4, (2,), ((3,),), key=jax.random.key(0)), jax.random.key(0)
     made = objective(name, 5, kl_warmup_steps=10)
     (z,), _ = eqx.filter_jit(importance_particles)(model, BITS, key, 5)[0]
-    reconstruction = np.mean([float(model.decode((h,)).log_prob(BITS)) for h in z])
+    decoded = jax.jit(jax.vmap(lambda h: model.decode((h,)).log_prob(BITS)))(z)
+    reconstruction = float(decoded.mean())
     plain, extra, values = (
-        float(objective(name, 5)(model, BITS, jax.random.clone(key))),
+        float(eqx.filter_jit(objective(name, 5))(model, BITS, jax.random.clone(key))),
         made.init(),
         [],
     )
@@ -356,7 +357,7 @@ def test_a_warm_up_takes_the_divergence_in_by_and_by(name):
     weight = np.minimum(np.arange(12) / 10, 1)
     assert values == pytest.approx(reconstruction + weight * (plain - reconstruction), rel=1e-4)
     assert info["iwae"] == pytest.approx(
-        float(objective("iwae", 5)(model, BITS, jax.random.clone(key))), rel=1e-5
+        float(eqx.filter_jit(objective("iwae", 5))(model, BITS, jax.random.clone(key))), rel=1e-5
     )
 
 
@@ -591,6 +592,7 @@ def test_swapped_axes_of_groups_would_be_seen(monkeypatch, m):
 miwae_of = miwae
 
 
+@pytest.mark.slow
 def test_dais_without_the_densities_of_its_momenta_would_be_seen(monkeypatch):
     chain = differentiable.leapfrog_chain
 

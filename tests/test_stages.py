@@ -89,7 +89,7 @@ def course(stages, start=None, *, held_out=HELD_OUT, **plan):
 
 
 @pytest.mark.parametrize("ema", [pytest.param(None, marks=SLOW), 0.8])
-def test_a_run_goes_on_from_any_dispatch_of_any_stage_bit_for_bit(monkeypatch, ema):
+def test_a_run_goes_on_from_a_dispatch_of_any_stage_bit_for_bit(monkeypatch, ema):
     monkeypatch.setattr(loop, "DISPATCH_SECONDS", 0.0)
     parts = [{**part, "ema": ema} for part in PARTS]
     stages = stages_of(*parts)
@@ -101,7 +101,8 @@ def test_a_run_goes_on_from_any_dispatch_of_any_stage_bit_for_bit(monkeypatch, e
     shares = [r.share for r in reports]
     assert shares == sorted(shares)
     assert shares[-1] == 1
-    for i, (state, best, _) in enumerate(whole[:-1]):
+    for i in (1, 3, 5, 6, 9, 13, 15):  # in the middle and at the end of stages and of epochs
+        state, best, _ = whole[i]
         rest = course(stages, (state, best))
         assert bits(rest[-1][:2]) == bits(whole[-1][:2]), f"dispatch {i}"
         assert rest[-1][2].bound == reports[-1].bound
