@@ -90,8 +90,8 @@ def pytest_sessionfinish(exitstatus):
 NUMERICS = {
     *("annealing", "conditional", "diagnostics", "evaluate", "gradients", "information", "kinds"),
     *("labels", "methods", "missing_data", "model", "networks", "objectives", "observations"),
-    *("particles", "posterior", "resampling", "signal", "stages", "testing", "training"),
-    "unbiased",
+    *("particles", "posterior", "priors", "resampling", "signal", "stages", "testing"),
+    *("training", "unbiased"),
 }
 """Subjects of tests."""
 

@@ -31,8 +31,6 @@ from iwae.runs.models import load_model, save_model
 from iwae.testing import check_latent_model
 from reference import STANDARD_ERRORS
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 LEARNED = ["mixture:3", "vamp:3", "flow:2"]
 
 

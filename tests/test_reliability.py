@@ -32,8 +32,6 @@ from iwae.runs.models import check_depth, load_model, save_model
 from iwae.runs.setup import load_config_dataset
 from small import finished
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 
 def names(folder):
     return sorted(path.name for path in folder.iterdir())
