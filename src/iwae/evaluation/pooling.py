@@ -26,7 +26,7 @@ class Pooled(NamedTuple):
     missing_information: np.ndarray
 
 
-def pool(estimates: np.ndarray, variances: np.ndarray, df: float = np.inf) -> Pooled:
+def pool(estimates: np.ndarray, variances: np.ndarray, df: float | int = np.inf) -> Pooled:
     """Combine the estimates of m completed tables (Rubin 1987, section 3.1).
 
     Args:

@@ -73,6 +73,8 @@ def encoder_moments(
     if not isinstance(given, VAE):
         raise UserError(f"a {type(given).__name__} has no encoder to read: give k")
     first: Any = given.posterior(x).first
+    if not hasattr(first, "variance"):
+        raise UserError("the encoder's posterior has no moments in closed form: give k")
     return first.mean, jnp.sqrt(first.variance)
 
 
