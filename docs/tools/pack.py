@@ -13,7 +13,7 @@ APART = {"models", "benchmarks"}
 def main(root: str = "results") -> None:
     """Pack each folder of records in or below a folder, and check what was packed."""
     for folder in sorted({path.parent for path in Path(root).rglob("[!.]*.json")}):
-        if not APART & set(folder.parts):
+        if not APART & set(folder.relative_to(root).parts):
             removed = pack(folder)
             print(f"{folder}: {check_packed(folder)} records, {len(removed)} files removed")
 

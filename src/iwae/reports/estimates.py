@@ -9,7 +9,7 @@ import numpy as np
 from iwae.config.presets import PRESETS, same_experiment
 from iwae.evaluation.diagnostics import test_sample_error
 from iwae.results.reading import Known, known_bounds, read_records
-from iwae.results.schema import Fields, Method, Record
+from iwae.results.schema import Fields, Method, Number, Record
 from iwae.results.text import plus_minus
 
 Row = dict[str, str]
@@ -48,10 +48,8 @@ def estimates_row(run: Path, name: str) -> Row | None:
     if samples:
         most = list(samples.values())[-1]
         last = [one.by_k[-1] for one in most.record.models]
-        row[f"ESS of {most.estimator}"] = f"{np.mean([one.ess_mean or 0 for one in last]):.0f}"
-        unreliable = [one.pareto_k_unreliable or 0 for one in last]
-        known = None not in [one.pareto_k_unreliable for one in last]
-        row["k-hat too large"] = f"{np.mean(unreliable):.0%}" if known else "-"
+        row[f"ESS of {most.estimator}"] = _mean([one.ess_mean for one in last], ".0f")
+        row["k-hat too large"] = _mean([one.pareto_k_unreliable for one in last], ".0%")
     return row
 
 
@@ -87,6 +85,12 @@ def _bidirectional(run: Path, record: Record) -> Record | None:
         if (both.annealing, both.weights, both.pruned, both.digests) == wanted
     ]
     return max(found, key=lambda both: both.n, default=None)
+
+
+def _mean(values: Sequence[Number], form: str) -> str:
+    """A mean in a format; "-" if one of the values is unknown."""
+    known = [value for value in values if value is not None]
+    return f"{np.mean(known):{form}}" if len(known) == len(values) else "-"
 
 
 def _plus_minus(each: Sequence[Fields], name: str) -> str:

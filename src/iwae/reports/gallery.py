@@ -342,7 +342,9 @@ def _rate_distortion(run: Path, weights: str) -> Figure | None:
         for path, record in read_records(run, (Method.CURVE,))
         if (record.split, record.weights, record.pruned) == ("test", weights, False)
     ]
-    if not found or (curve := read_record_arrays(found[-1], report_damage)) is None:
+    names = ("betas", "rate", "distortion")
+    curve = read_record_arrays(found[-1], report_damage, names) if found else None
+    if curve is None:
         return None
     return figures.rate_distortion_curve(curve["betas"], curve["rate"][0], curve["distortion"][0])
 

@@ -19,7 +19,7 @@ from iwae.inference.step_sizes import tune_step_size
 from iwae.inference.temperatures import as_betas, check_leapfrog, linear_schedule, sigmoid_schedule
 from iwae.models.conditional import Model
 from iwae.results.measure import Measured, Replicate, SplitOptions, measure
-from iwae.results.reading import read_records
+from iwae.results.reading import read_records, report_damage
 from iwae.results.records import (
     Subject,
     make_subject,
@@ -284,8 +284,8 @@ def simulated_gap(subject: Subject, replicate: int, annealing: Annealing) -> np.
     mine, gaps = model_sha256(subject.run, subject.weights, replicate), []
     for path, record in read_records(subject.run, (Method.BIDIRECTIONAL,)):
         same = (record.weights, record.pruned, record.annealing) == wanted
-        if same and record.digests[replicate] == mine:
-            values = read_arrays(path)
+        if same and record.digests[replicate : replicate + 1] == [mine]:
+            values = read_arrays(path, report_damage, ("lower", "upper"))
             if values is not None:
                 gaps.append(values["upper"][replicate] - values["lower"][replicate])
     return max(gaps, key=len, default=None)

@@ -123,10 +123,10 @@ def known_bounds(
     found: list[Known] = []
     for path, record in read_records(run, BOUNDING, damaged):
         if (record.split, record.weights, record.pruned) == (split, weights, pruned):
-            arrays = read_arrays(path, damaged)
+            arrays = read_arrays(path, damaged, ("index", "log_likelihood"))
             try:
                 found += [] if arrays is None else bounds_of(record, arrays)
-            except (LookupError, ValueError) as error:
+            except ValueError as error:
                 damaged(f"{place(path)} is no record of its values ({error})")
     return sorted(found, key=lambda one: one.rank)
 
@@ -165,7 +165,6 @@ def bounds_of(record: Record, arrays: Arrays) -> Iterator[Known]:
     """The bounds of one record.
 
     Raises:
-        LookupError: if the values lack what all have.
         ValueError: if the values are not of so many examples.
     """
     index, values = arrays["index"], arrays["log_likelihood"]

@@ -9,7 +9,7 @@ import hashlib
 import json
 import lzma
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 from zipfile import BadZipFile
@@ -76,12 +76,17 @@ def _packed(folder: Path, damaged: Damaged = refuse_damage) -> dict[Path, _Entry
     return found
 
 
-def read_arrays(path: Path, damaged: Damaged = refuse_damage) -> Arrays | None:
-    """The values behind the record at `path`; None if they are not there or damaged."""
+def read_arrays(
+    path: Path, damaged: Damaged = refuse_damage, names: Sequence[str] = ()
+) -> Arrays | None:
+    """The values behind the record at `path`; None if they, or those named, cannot be read."""
     values, packed = path.with_suffix(".npz"), path.with_name(VALUES)
     own = path.exists() or not packed.exists()
     try:
-        return _load(values) if own else _load(packed, f"{path.stem}/")
+        arrays = _load(values) if own else _load(packed, f"{path.stem}/")
+        if missing := [name for name in names if name not in arrays]:
+            raise LookupError(f"no array {missing[0]}")
+        return arrays
     except DAMAGES as error:
         damaged(f"{values if own else packed} cannot be read ({reason_of(error)})")
         return None
