@@ -146,19 +146,14 @@ def read_records(
         damaged: is told of what is no record; by default it warns, and the record is omitted.
     """
     for path, document in read_documents(Path(run) / "evaluations", damaged).items():
+        if isinstance(document, Mapping) and document.get("method", methods[0]) not in methods:
+            continue
         try:
             record = parse(document)
         except UserError as error:
-            if not _is_of_another(document, methods):
-                damaged(f"{place(path)} is no record ({error})")
-            continue
-        if record.method in methods:
+            damaged(f"{place(path)} is no record ({error})")
+        else:
             yield path, record
-
-
-def _is_of_another(document: object, methods: Sequence[str]) -> bool:
-    """Whether a document that is no record names a method, and none of these."""
-    return isinstance(document, Mapping) and document.get("method", methods[0]) not in methods
 
 
 def bounds_of(record: Record, arrays: Arrays) -> Iterator[Known]:
