@@ -366,11 +366,11 @@ MIGRATIONS: Mapping[int, Callable[[Document], Document]] = {1: _from_1}
 """Version of a layout -> the function that makes the next one of it."""
 
 
-def parse(document: Mapping[str, Any] | Record) -> Record:
+def parse(document: Any) -> Record:
     """The record in a JSON document of this or an older version.
 
     Raises:
-        UserError: names a field that is missing or of another type, or a version that is newer.
+        UserError: if it is none: names the field that is missing or of another type.
     """
     if isinstance(document, Record):
         return document

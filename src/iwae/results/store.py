@@ -34,7 +34,7 @@ DAMAGES = (
 """Exceptions that reading a damaged JSON or .npz file can raise."""
 
 Damaged = Callable[[str], None]
-"""Is told, in words, of what is no record or has no values; it may raise."""
+"""Called with a description of what is no record or has no values; it may raise."""
 
 
 def refuse_damage(words: str) -> NoReturn:
@@ -119,7 +119,8 @@ def write_record(
     Returns:
         The record as it was written.
     """
-    written = parse(json.loads(text_of({"version": VERSION, **record}))).document()
+    found = parse(json.loads(text_of({"version": VERSION, **record})))
+    written = {"version": VERSION, **found.document()}  # first, for a person who reads the file
     write_files(Path(run) / "evaluations" / f"{name}.json", written, arrays)
     return written
 

@@ -234,7 +234,7 @@ def _units(one: Part) -> str:
 
 
 def describe_comparison(comparison: Mapping[str, Any]) -> str:
-    """What `compare` returns, as a table."""
+    """A comparison as a table."""
     found = comparison
     what = f"{found['estimator']}, {found['split']}, {found['n']} examples in common"
     lines = [f"{what}, {found['weights']} weights; nats per example"]
