@@ -133,6 +133,14 @@ def test_values_damaged_anywhere_are_right_or_reported(tmp_path):
     assert reported > len(content) / 2
 
 
+def test_packed_values_without_those_of_a_record_are_reported(tmp_path, caplog):
+    folder = written(tmp_path).parent
+    store.pack(folder)
+    np.savez(folder / store.VALUES, **{"b/index": np.arange(4)})
+    assert known_bounds(tmp_path, split="test", weights="final", pruned=False) == []
+    assert f"{folder / store.VALUES} cannot be read (no array a/" in caplog.text
+
+
 # packing
 
 

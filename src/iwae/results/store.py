@@ -27,7 +27,7 @@ RECORDS, VALUES = "records.jsonl", "values.npz"
 Arrays = dict[str, np.ndarray]
 
 DAMAGES = (
-    *(*UNREADABLE, IndexError, EOFError, BadZipFile, zlib.error, lzma.LZMAError, SyntaxError),
+    *(*UNREADABLE, LookupError, EOFError, BadZipFile, zlib.error, lzma.LZMAError, SyntaxError),
     MemoryError,  # by a size that is not the true one
     RuntimeError,  # by an unknown compression, or a bit that says "encrypted"
 )
