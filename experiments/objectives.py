@@ -28,7 +28,8 @@ from iwae.experiments.local import work
 from iwae.experiments.tasks import Measure, Status, Task
 from iwae.files import atomic_write
 from iwae.runs.folder import Stopped
-from iwae.runs.progress import show_training, tracker
+from iwae.runs.progress import tracker
+from iwae.training.progress import show_training
 
 ROOT = Path(__file__).resolve().parents[1]
 RUNS, RESULTS = ROOT / "runs" / "objectives", ROOT / "results" / "objectives"

@@ -17,13 +17,16 @@ import pytest
 
 import small
 from iwae.cli import COMMANDS, main, parsing, queue
+from iwae.cli.train import Train
 from iwae.config.experiment import TrainConfig, parse_stages, write_config
 from iwae.config.presets import PRESETS
 from iwae.objectives.declaration import GRADIENTS, OBJECTIVES
-from iwae.runs import course, progress
+from iwae.runs import course
 from iwae.runs.models import load_model
-from iwae.runs.progress import show_training, tracker
+from iwae.runs.progress import tracker
+from iwae.training import progress
 from iwae.training.loop import NonFiniteError, Report
+from iwae.training.progress import show_training
 from small import PATIENT, finished
 
 
@@ -95,7 +98,8 @@ def test_help_lists_and_a_mistyped_data_set_answer_without_importing_jax():
     assert done.stdout.count("usage: iwae COMMAND") == 3
 
 
-def test_help_names_every_command_and_every_option(iwae):
+def test_help_names_every_command_and_every_option(iwae, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")  # one box below the other
     status, out, _ = iwae("--help")
     assert status == 0
     for name in COMMANDS:
@@ -103,9 +107,36 @@ def test_help_names_every_command_and_every_option(iwae):
         status, out_command, _ = iwae(name, "--help")
         assert status == 0
         assert out_command.startswith(f"usage: iwae {name}")
+        # A default is a value, or words where the program computes it.
+        assert not re.search(r"None[},|]|default: (None|''|)\)|default[^()]*\) \(def", out_command)
     _, out, _ = iwae("train", "--help")
-    for field in TrainConfig.model_fields:
-        assert f"--{field.replace('_', '-')}" in out
+    shown = re.findall(r"^│ --([a-z-]+)", out, re.MULTILINE)
+    fields = [field.replace("_", "-") for field in TrainConfig.model_fields]
+    assert shown[-len(fields) :] == fields
+    groups = re.findall(r"─ (\w+) options ─", out)
+    assert groups == ["data", "model", "objective", "optimisation", "run"]
+    for group, first in zip(
+        groups, ("dataset", "layers", "objective", "epochs", "seed"), strict=True
+    ):
+        assert re.search(rf"─ {group} options ─.*\n│ --{first} ", out)
+
+
+def test_the_help_of_an_action_lists_its_options(iwae, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    _, out, _ = iwae("reproduce", "list", "--help")
+    assert set(re.findall(r"^│ --([a-z-]+)", out, re.MULTILINE)) == {
+        *("out", "recipe", "seeds", "epochs-scale"),
+    }
+    _, out, _ = iwae("reproduce", "run", "--help")
+    assert "--budget" in out
+    assert "--format" not in out
+
+
+def test_none_unsets_an_option_of_a_file():
+    found = parsing.parse(
+        Train, "train", ["--patience", "None"], default=Train(TrainConfig(patience=3))
+    )
+    assert found.config == TrainConfig()
 
 
 def test_both_ways_to_start_it():

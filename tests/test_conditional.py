@@ -240,7 +240,7 @@ def test_active_units_are_counted_given_the_labels():
     rows = np.random.default_rng(0).integers(0, 2, (30, D)).astype(np.float32)
     both = with_labels(rows, np.arange(30) % 2, C)
     found = active_units(model, both, jax.random.key(0)).variances[0]
-    means = [model.posterior(jnp.asarray(row)).first.mean for row in both]
+    means = [model.encode(jnp.asarray(row)).mean for row in both]
     np.testing.assert_allclose(found, np.var(means, axis=0), rtol=1e-3)
     with pytest.raises(UserError, match="has no stochastic layers to examine"):
         prune(model, [np.array([True, False])])
@@ -325,7 +325,7 @@ def test_a_conditional_run_is_trained_measured_drawn_and_classifies(tmp_path):
     data = load_dataset(options["dataset"], labels=True)
     record = evaluate_run(run, ks=(50,))
     key = jax.random.key(0)
-    expected = log_likelihoods(model, data.test, key, k=50).mean()
+    expected = log_likelihoods(model, data.examples("test"), key, k=50).mean()
     assert record["log_likelihood"] == pytest.approx(expected)
     assert record["data"]["classes"] == ["a", "b"]
     drawn = {path.stem for path in draw_run(run)}

@@ -122,7 +122,6 @@ def with_(place, value):
 @pytest.mark.parametrize(
     ("rows", "options", "words"),
     [
-        (with_((slice(None), 1), np.nan)[:, 1:], {}, r"row \d+ of the \w+ split has no value"),
         (with_((slice(None), 1), np.nan)[:6], {}, r"column 2 \('b b'\) has no value in any train"),
         (with_((7, 1), np.inf), {}, "is inf at .*not finite$"),
         (np.full((9, 3), np.nan), {}, "has no value"),
@@ -133,7 +132,7 @@ def with_(place, value):
         ),
         (np.abs(values()), {"observation": "poisson"}, "'poisson' takes whole numbers"),
     ],
-    ids=["row", "column", "infinite", "all", "grey", "kind"],
+    ids=["column", "infinite", "all", "grey", "kind"],
 )
 def test_what_cannot_be_used_is_refused(tmp_path, rows, options, words):
     write_csv(tmp_path / "a.csv", rows, names=("a", "b b", "c")[: rows.shape[1]])

@@ -12,6 +12,7 @@ from iwae.errors import UserError
 from iwae.models.likelihoods import observation
 from iwae.models.networks import Dense
 from iwae.models.vae import VAE
+from iwae.testing import LinearGaussian
 from reference import assert_mean
 
 SIZES = {
@@ -81,6 +82,23 @@ def test_draws_of_q_have_the_means_that_the_layers_say():
     for h, mean in zip(draws, means, strict=True):
         for j in range(h.shape[1]):
             assert_mean(np.asarray(h - mean)[:, j], 0.0, error_at_most=0.05)
+
+
+def test_the_code_of_an_example_is_the_first_layer_of_q():
+    model, x = perturbed(make()), jnp.ones(6)
+    net = model.encoder[0]
+    mean, scale = model.encode(x)
+    np.testing.assert_allclose(mean, net.loc(net.hidden(x)), rtol=1e-6)
+    np.testing.assert_allclose(scale, jnp.exp(net.log_scale(net.hidden(x))), rtol=1e-6)
+    known = LinearGaussian.random()
+    np.testing.assert_array_equal(known.encode(x[:3]).mean, known.posterior(x[:3]).mean)
+
+    class Unknown(LinearGaussian):
+        def posterior(self, x):
+            return self, x
+
+    with pytest.raises(UserError, match="a tuple does not state its mean and scale"):
+        Unknown(np.eye(3), np.zeros(3), 1.0).encode(x[:3])
 
 
 def test_an_ancestral_draw_has_every_layer_and_a_binary_example():

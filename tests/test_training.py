@@ -28,7 +28,8 @@ from iwae.objectives.reductions import iwae
 from iwae.runs.setup import make_schedule
 from iwae.testing import LinearGaussian
 from iwae.training import loop
-from iwae.training.loop import NonFiniteError, Plan, init_best, train, training, update_best
+from iwae.training.loop import NonFiniteError, Plan, init_best, training, update_best
+from iwae.training.memory import train
 from iwae.training.schedules import (
     AUTHORS_RATES,
     PAPER_RATES,
@@ -615,6 +616,40 @@ def test_any_model_can_be_trained_and_the_key_decides_the_result():
     assert digest(after.best) == digest(after.model) != digest(before)
     assert digest(trained(epochs=8)[1].model) == digest(after.model)
     assert digest(trained(1, epochs=8)[1].model) != digest(after.model)
+
+
+def test_callbacks_see_every_epoch_and_can_stop_training(capsys):
+    seen = []
+    options = {"key": jax.random.key(1), "batch_size": 10, "validation": HELD_OUT}
+
+    def early(report):
+        seen.append(report)
+        return report.epoch == 2
+
+    def late(report):
+        seen.append(report.epoch)
+
+    callbacks = [early, late]
+    model, elbo = start()[0], bound(iwae, k=2)
+    stopped = train(model, HELD_OUT, elbo, epochs=9, callbacks=callbacks, progress=True, **options)
+    assert seen == [stopped.history[0], 1, stopped.history[1], 2]
+    assert "epoch 2, " in capsys.readouterr().err
+    assert_same_bits(stopped.model, train(model, HELD_OUT, elbo, epochs=2, **options).model)
+    assert not capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("shape", "words"),
+    [
+        ((30, 3, 4), r"shape \[30, 3, 4\], .* takes \[n, 12\]: flatten them: examples.reshape"),
+        ((30, 11), r"shape \[30, 11\], .* takes \[n, 12\]: make a model of their size"),
+    ],
+)
+@pytest.mark.parametrize("binarization", ["none", "dynamic"])
+def test_examples_of_another_shape_are_refused(shape, words, binarization):
+    options = {"key": jax.random.key(1), "epochs": 1, "binarization": binarization}
+    with pytest.raises(UserError, match=words):
+        train(start()[0], np.zeros(shape, np.uint8), bound(iwae, k=1), **options)
 
 
 @pytest.mark.slow

@@ -29,7 +29,7 @@ _PUBLIC = {
     "log_likelihoods": "evaluation.likelihood",
     "prune": "evaluation.pruning",
     "bdmc": "evaluation.diagnostics",
-    "train": "training.loop",
+    "train": "training.memory",
     "load_model": "runs.models",
     "save_model": "runs.models",
     "posterior_grid": "evaluation.posterior",

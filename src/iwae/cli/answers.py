@@ -36,7 +36,7 @@ class OfRows(OfModel):
     """What a word is that the training data do not have."""
 
 
-Out = Annotated[Path, tyro.conf.arg(help="File to write: .csv, .tsv, .parquet, .npy or .npz.")]
+Out = Annotated[Path, tyro.conf.arg(help="File to write: .csv, .tsv, .parquet, .npy or .npz")]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -278,7 +278,7 @@ def gradients(arguments: Sequence[str]) -> int:
 class Compare:
     """Compare runs with the first one, example by example, from their records."""
 
-    runs: tyro.conf.Positional[tuple[Path, ...]]
+    runs: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN ...")]
     """Folders of two or more runs that `iwae evaluate` has measured."""
     split: Literal["train", "validation", "test"] = "test"
     """Split to compare."""

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Literal
+from typing import Annotated, Literal
 
 import tyro
 
@@ -66,7 +66,11 @@ def presets(arguments: Sequence[str]) -> int:
 class Data:
     """List, fetch or verify data sets."""
 
-    action: tyro.conf.Positional[Literal["list", "fetch", "verify"]]
+    action: Annotated[
+        Literal["list", "fetch", "verify"],
+        tyro.conf.Positional,
+        tyro.conf.arg(metavar="{list,fetch,verify}"),
+    ]
     """List all data sets, fetch one, or verify its files."""
     name: tyro.conf.Positional[str | None] = None
     """Data set to fetch or verify."""

@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Annotated
 
 import tyro
 
@@ -31,7 +32,7 @@ def draw_figures(arguments: Sequence[str]) -> int:
 class ReportPage:
     """Show runs side by side on one page that needs no network and no other file."""
 
-    runs: tyro.conf.Positional[tuple[Path, ...]]
+    runs: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN ...")]
     """Folders of the runs."""
     out: Path = Path("report.html")
     """HTML file to write."""

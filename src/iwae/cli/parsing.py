@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import gc
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 import tyro
 from pydantic import ValidationError
 
+from iwae.cli.options import registry
 from iwae.config.experiment import explain
 from iwae.errors import UserError
 
@@ -21,14 +22,14 @@ SEED_LIMIT = 2**31
 
 Weights = Annotated[
     Literal["final", "best"],
-    tyro.conf.arg(help="The final weights, or those with the best validation bound."),
+    tyro.conf.arg(help="The final weights, or those with the best validation bound"),
 ]
 DataDir = Annotated[
     Path | None,
     tyro.conf.arg(help="Folder to search first for data files (default: $IWAE_DATA)."),
 ]
-Json = Annotated[bool, tyro.conf.arg(help="Print exactly one JSON object to standard output.")]
-Quiet = Annotated[bool, tyro.conf.arg(help="Show no progress.")]
+Json = Annotated[bool, tyro.conf.arg(help="Print exactly one JSON object to standard output")]
+Quiet = Annotated[bool, tyro.conf.arg(help="Show no progress")]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -40,13 +41,26 @@ class OfRun:
     weights: Weights = "final"
 
 
-def parse(kind: type, name: str, arguments: Sequence[str], **options: Any) -> Any:
-    """Parse the options that `kind` declares; exit with status 2 for any other."""
+def parse(
+    kind: type,
+    name: str,
+    arguments: Sequence[str],
+    *,
+    hidden: Collection[str] = (),
+    **options: Any,
+) -> Any:
+    """Parse the options that `kind` declares; exit with status 2 for any other.
+
+    Args:
+        hidden: options to leave out, for a help that does not list them.
+    """
     try:
         found = tyro.cli(
             kind,
             prog=f"iwae {name}",
             args=list(arguments),
+            registry=registry(hidden),
+            config=(tyro.conf.PositionalMetavarFromFieldName,),
             **options,
         )
     except ValidationError as error:
@@ -70,13 +84,14 @@ CACHE_BYTES = 2**30
 
 
 def set_up_jax() -> None:
-    """Use one JAX device per CPU core, and cache compiled programs on disk."""
+    """Use float32 and one JAX device per CPU core, and cache compiled programs on disk."""
     # Imported and traced objects stay alive. With the default thresholds, repeated garbage
     # collection over them takes a tenth of a short run.
     gc.set_threshold(50_000, 20, 100)
     import jax
     import platformdirs
 
+    jax.config.update("jax_enable_x64", False)
     if "JAX_NUM_CPU_DEVICES" not in os.environ:
         jax.config.update("jax_num_cpu_devices", len(cores()))
     cache = Path(platformdirs.user_cache_dir("iwae")) / "compiled"

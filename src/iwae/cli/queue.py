@@ -10,7 +10,7 @@ import time
 import uuid
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
@@ -33,7 +33,8 @@ class Working:
     out: Path
     """Folder for all runs. Existing results are kept and not computed again."""
     budget: str | None = None
-    """Stop cleanly after this time, e.g. 2h, 90m or 1h30m. Repeat the command to resume."""
+    """Stop cleanly after this time, e.g. 2h, 90m or 1h30m; repeat the command to resume (default:
+    no limit)."""
     dry_run: bool = False
     """Print what would be done, with the estimated training time."""
     workers: int = 1
@@ -64,9 +65,15 @@ class Reproduce(Working):
     - table: our numbers beside the published ones, from the records
     """
 
-    action: tyro.conf.Positional[Literal["list", "run", "status", "table"]]
+    action: Annotated[
+        Literal["list", "run", "status", "table"],
+        tyro.conf.Positional,
+        tyro.conf.arg(metavar="{list,run,status,table}"),
+    ]
     """Action; see above."""
-    cells: tyro.conf.Positional[tuple[str, ...]] = ()
+    cells: Annotated[
+        tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="[CELL ...]")
+    ] = ()
     """Names, prefixes or patterns of cells: table1/mnist, 'table1/*/k50' (default: all)."""
     out: Path = Path("results")
     """Folder for all runs. Existing results are kept and not computed again."""
@@ -84,9 +91,17 @@ class Reproduce(Working):
     """Format of the table."""
 
 
+_OF_ACTIONS = (
+    ({field.name for field in dataclasses.fields(Working)} - {"out"}, ("run",)),
+    ({"ais", "examples"}, ("run", "status")),
+    ({"format"}, ("table",)),
+)
+"""Options -> the actions that they go with; all others go with every action."""
+
+
 def reproduce(arguments: Sequence[str]) -> int:
     """`iwae reproduce`."""
-    options = parsing.parse(Reproduce, "reproduce", arguments)
+    options = parsing.parse(Reproduce, "reproduce", arguments, hidden=_ignored(arguments))
     cells = matching_cells(options.cells or ("*",), options.recipe)
     if options.action == "run" and not options.cells:
         raise UserError("name the cells to run; `iwae reproduce list` lists them")
@@ -106,14 +121,17 @@ def reproduce(arguments: Sequence[str]) -> int:
     return _work(options, plan(options.out, cells, wanted), ["reproduce", *arguments])
 
 
+def _ignored(arguments: Sequence[str]) -> set[str]:
+    """The options that an action ignores, where its help is wanted."""
+    action = next((word for word in arguments if word in ("list", "run", "status", "table")), None)
+    if action is None or not {"-h", "--help"} & set(arguments):
+        return set()
+    return {name for names, actions in _OF_ACTIONS if action not in actions for name in names}
+
+
 def _check_action(options: Any) -> None:
     """Raise UserError for an option that the action would ignore."""
-    working = {field.name for field in dataclasses.fields(Working)} - {"out"}
-    for names, actions in (
-        (working, ("run",)),
-        ({"ais"}, ("run", "status")),
-        ({"format"}, ("table",)),
-    ):
+    for names, actions in _OF_ACTIONS:
         if options.action not in actions:
             _refuse(options, names, f"goes with these actions: {', '.join(actions)}")
     if options.ais is None:
@@ -346,7 +364,8 @@ def _outcomes(
     """The outcomes of the tasks, as they finish."""
     from iwae.experiments.cluster import work_on_ray
     from iwae.experiments.local import work
-    from iwae.runs.progress import show_training, tracker
+    from iwae.runs.progress import tracker
+    from iwae.training.progress import show_training
 
     about = {"data_dir": options.data_dir, "deadline": deadline}
     if options.engine == "ray":

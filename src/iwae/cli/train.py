@@ -28,17 +28,19 @@ class Train:
     - iwae train FILE.toml --k 5 --out RUN
     - iwae train --preset table1/mnist/1l/iwae-k5 --out RUN
     - iwae train --resume RUN
+
+    Options change what FILE.toml or the preset says; the value None unsets an optional one.
     """
 
     config: Annotated[TrainConfig, tyro.conf.arg(name="")]
     out: Path | None = None
-    """Folder of the run; must be new or empty."""
+    """Folder of the run, new or empty; needed unless a run is resumed."""
+    preset: str | None = None
+    """Start from the configuration of a published experiment; see `iwae presets`."""
     resume: Path | None = None
     """Resume the run in this folder, exactly where it stopped."""
     stage: int | None = None
     """With --resume: return to the end of this stage of the schedule (0 is the first)."""
-    preset: str | None = None
-    """Start from the configuration of a published experiment; see `iwae presets`."""
     data_dir: parsing.DataDir = None
     track: tuple[Literal["wandb", "mlflow"], ...] = ()
     """Log every epoch's scalars to these trackers too; with --resume, also those they missed."""
@@ -63,6 +65,7 @@ def train(arguments: Sequence[str]) -> int:
     from iwae.runs.folder import Stopped
     from iwae.runs.trackers import TRACKERS
     from iwae.training.loop import NonFiniteError
+    from iwae.training.progress import show_training
 
     track = {name: TRACKERS[name] for name in options.track}
     if options.resume is not None:
@@ -79,7 +82,6 @@ def train(arguments: Sequence[str]) -> int:
         run = options.out
         show = None if options.quiet else _show_data
         reports = start_run(options.config, run, options.data_dir, track=track, show=show)
-    from iwae.runs.progress import show_training
 
     try:
         show_training(reports, quiet=options.quiet, verbose=options.verbose)

@@ -242,27 +242,30 @@ class TrainConfig(BaseModel):
     mixtures: Annotated[int, Field(ge=1)] | None = None
     """logistic-mixture: mixture components per value (default: 5)."""
     categories: Annotated[int, Field(ge=2)] | None = None
-    """categorical: number of categories C; the data are 0, 1, ..., C - 1."""
+    """categorical: number of categories C; the data are 0, 1, ..., C - 1 (no default)."""
     scale: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
-    """gaussian-fixed: the standard deviation."""
+    """gaussian-fixed: the standard deviation (no default)."""
     columns: Annotated[tuple[str, ...], Field(strict=False)] | None = None
     """Kinds of columns by name, e.g. "age=gaussian, city=categorical", where they are not to follow
-    from the values; or of all in order (observation table), e.g. gaussian categorical:3."""
+    from the values; or of all in order (observation table), e.g. gaussian categorical:3
+    (default: from the values)."""
     drop: Annotated[tuple[str, ...], Field(strict=False)] | None = None
     """Columns of a table to leave out: names, or numbers from 1 of columns without a name."""
     id: Annotated[tuple[str, ...], Field(strict=False)] | None = None
     """Columns of a table that are no values, and are carried through to every output."""
     unknown: Literal["error", "missing"] | None = None
-    """A word that the training data do not have is an error (default), or counts as missing."""
+    """A word that the training data do not have is an error, or counts as missing (default:
+    error)."""
     resize: Annotated[Sizes, Field(min_length=1, max_length=2)] | None = None
     """Height and width to give to the images of a folder, e.g. 28, or 28 40."""
     missing: Missing | None = None
-    """Allow missing values: missing at random, or depending on their own values (not-at-random)."""
+    """Allow missing values: missing at random, or depending on their own values, not-at-random
+    (default: refuse them)."""
     standardize: bool | None = None
     """Standardise real values inside the model; likelihoods and samples keep the units of the file
     (default: for your own files)."""
     shape: Sizes | None = None
-    """Shape of one example in your own file of flat rows, e.g. 28 28."""
+    """Shape of one example in your own file of flat rows, e.g. 28 28 (default: that of a row)."""
     validation: Validation | None = None
     """Number (or share, e.g. 0.1) of training examples to hold out for validation, or `authors` for
     the published code's choice (default: the data set's own)."""
@@ -272,11 +275,14 @@ class TrainConfig(BaseModel):
     """Random seed of a binarisation drawn once; another seed also gives another test set."""
 
     layers: Annotated[int, Field(ge=1)] | None = None
-    """Number of stochastic layers of the published sizes; for other sizes, give these instead."""
+    """Number of stochastic layers of the published sizes; for other sizes, give these instead
+    (default: 1)."""
     latent_sizes: Annotated[Sizes, Field(min_length=1)] | None = None
-    """Units of each stochastic layer, nearest the data first, e.g. 100 50."""
+    """Units of each stochastic layer, nearest the data first, e.g. 100 50 (default: those of
+    --layers)."""
     hidden_sizes: Annotated[tuple[Sizes, ...] | None, Lists, Field(strict=False)] = None
-    """Deterministic layers before each stochastic one, e.g. 200,200 100,100."""
+    """Deterministic layers before each stochastic one, e.g. 200,200 100,100 (default: those of
+    --layers)."""
     activation: ActivationName = "tanh"
     """Nonlinearity of the deterministic layers."""
     network: Literal["mlp", "conv"] = "mlp"
@@ -288,7 +294,8 @@ class TrainConfig(BaseModel):
     label_prior: bool = False
     """With --conditional: learn a Gaussian p(z|y) for each label, instead of one p(z)."""
     label: Annotated[str, Field(min_length=1)] | None = None
-    """With --conditional: name or number of the column of a .csv file that holds the label."""
+    """With --conditional: name or number of the column of a .csv file that holds the label
+    (default: the data set's own labels)."""
     blocks: Annotated[int, Field(ge=0, le=100)] = 0
     """Residual blocks after each convolution (conv) or first dense layer (mlp)."""
     prior: str = "normal"
@@ -306,21 +313,24 @@ class TrainConfig(BaseModel):
     gradient: str | None = None
     """Gradient estimator: reparam, stl, dreg, ... (default: the objective's own)."""
     m: Annotated[int, Field(ge=1, lt=2**31)] | None = None
-    """miwae, piwae: number of groups of k samples."""
+    """miwae, piwae: number of groups of k samples (no default)."""
     alpha: float | None = None
-    """vr-iwae: 0 is iwae, 1 is elbo. The gradient dreg-alpha: 0 is dreg, 1 is wake-phi."""
+    """vr-iwae: 0 is iwae, 1 is elbo. The gradient dreg-alpha: 0 is dreg, 1 is wake-phi
+    (no default)."""
     beta: float | Literal["learned"] | None = None
-    """ciwae: weight of the ELBO, or `learned`."""
+    """ciwae: weight of the ELBO, or `learned` (no default)."""
     temperatures: Annotated[int, Field(ge=1)] | None = None
-    """tvo, dais, aiwae: number of temperatures from 0 to 1."""
+    """tvo, dais, aiwae: number of temperatures from 0 to 1 (default: 6, 5, 5)."""
     leapfrog: Annotated[int, Field(ge=1)] | None = None
-    """dais, aiwae: leapfrog steps per temperature."""
+    """dais, aiwae: leapfrog steps per temperature (default: 1, 5)."""
     beta_schedule: BetaSchedule | None = None
-    """tvo: placement of the temperatures."""
+    """tvo: placement of the temperatures (default: log)."""
     phase: Phase | None = None
-    """rws: train the encoder on data (wake), on samples from the model (sleep), or on both."""
+    """rws: train the encoder on data (wake), on samples from the model (sleep) or both (default:
+    wake)."""
     encoder_objective: EncoderObjective | None = None
-    """aiwae: objective of the encoder; elbo-analytic needs a KL divergence in closed form."""
+    """aiwae: objective of the encoder; elbo-analytic needs a KL divergence in closed form
+    (default: elbo-analytic with one stochastic layer, else elbo)."""
     kl_warmup: Annotated[int, Field(ge=0)] = 0
     """Epochs over which the weight of the KL divergence from the prior rises from 0 to 1."""
     free_bits: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
@@ -330,28 +340,30 @@ class TrainConfig(BaseModel):
     backward: Annotated[int, Field(ge=1)] | None = None
     """Particles that the gradient goes through, drawn from all k without bias (default: all)."""
 
-    stages: Annotated[tuple[StageConfig, ...] | None, StagesText, Field(strict=False)] = None
-    """Stages of the run and their settings, e.g. "iwae k=5 epochs=40, iwae k=50 epochs=10"."""
+    epochs: Annotated[int, Field(ge=1)] = 3280
+    """Passes over the training data; the stages of a run are scaled to this total."""
+    batch_size: Annotated[int, Field(ge=1)] | Literal["auto"] = 20
+    """Examples per step; auto is a fiftieth of the training examples, from 16 to 100."""
+    learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1e-3
+    """Initial learning rate of the schedule; short runs skip its short early stages."""
     optimizer: OptimizerName = "adam"
     """Adam as in the paper (adam or paper) or as in its authors' published code (authors), or SOAP,
     which makes more progress per step, at a higher cost."""
-    ema: Annotated[float, Field(gt=0, lt=1)] | None = None
-    """Decay of a moving average of the weights, which becomes the model, e.g. 0.999."""
     schedule: ScheduleName = "paper"
     """Learning rate: 8 stages of 3^i epochs with the paper's rates, or the authors' rounded ones;
     constant; or decaying to --lr-end: linearly, as a cosine, or linearly in the second half."""
-    epochs: Annotated[int, Field(ge=1)] = 3280
-    """Passes over the training data; the stages of a run are scaled to this total."""
-    learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1e-3
-    """Initial learning rate of the schedule; short runs skip its short early stages."""
     lr_end: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
     """Final learning rate of a linear, cosine or constant-linear schedule."""
     lr_warmup: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
     """Epochs over which the learning rate rises from 0 at the start, e.g. 0.5."""
-    batch_size: Annotated[int, Field(ge=1)] | Literal["auto"] = 20
-    """Examples per step; auto is a fiftieth of the training examples, from 16 to 100."""
+    ema: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Decay of a moving average of the weights, which becomes the model, e.g. 0.999
+    (default: no average)."""
     shuffle: bool = True
     """Shuffle the examples every epoch."""
+    stages: Annotated[tuple[StageConfig, ...] | None, StagesText, Field(strict=False)] = None
+    """Stages of the run and their settings, e.g. "iwae k=5 epochs=40, iwae k=50 epochs=10"
+    (default: one stage)."""
 
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     """Random seed of the first replicate; the others count up from it."""
@@ -363,7 +375,7 @@ class TrainConfig(BaseModel):
     validate_every: Annotated[int, Field(ge=1)] = 1
     """Epochs between validations, if examples are held out."""
     patience: Annotated[int, Field(ge=1)] | None = None
-    """Stop after this many validations without improvement."""
+    """Stop after this many validations without improvement (default: never)."""
     threshold: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
     """Minimum improvement of the validation bound that counts, in nats."""
 

@@ -26,6 +26,18 @@ OBSERVATIONS = tuple(KINDS)
 TRAIN_DRAW, VALIDATION_DRAW, TEST_DRAW, HOLD_OUT, TEST_ROWS, PSEUDO_INPUTS = range(6)
 
 
+class Labels(NamedTuple):
+    """The label of each example of a split, `[n]`: an index into `Dataset.classes`."""
+
+    train: np.ndarray
+    validation: np.ndarray
+    test: np.ndarray
+
+    def __call__(self, split: str) -> np.ndarray:
+        """The labels of a split by its name."""
+        return getattr(self, split)
+
+
 @dataclass(frozen=True, eq=False)
 class Dataset:
     """A data set, split, with the pixels of its validation and test examples drawn once.
@@ -40,8 +52,7 @@ class Dataset:
     With a `scaling`, real values are standardised in all three: `scaling.outwards` gives them in
     the units of the data, and a model needs `log_scale=data.log_scale` for densities in these.
 
-    If labels were requested, each row is followed by its label, one-hot over `classes` (255 for the
-    one if the row holds bytes to be binarised).
+    If labels were requested, they are in `labels`, and `examples` has both.
     """
 
     name: str
@@ -60,6 +71,7 @@ class Dataset:
     classes: tuple[str, ...] = ()  # names of the labels 0, 1, ...; empty if there are none
     columns: tuple[Column, ...] = ()  # of a table that names them
     scaling: Scaling | None = None  # of the values, if they are standardised
+    given_labels: Labels | None = field(default=None, repr=False)
 
     @property
     def log_scale(self) -> np.ndarray | None:
@@ -75,13 +87,28 @@ class Dataset:
         """The number of values of an example, d, without its label."""
         return math.prod(self.shape)
 
-    def labels(self, split: str) -> np.ndarray:
-        """The label of each example of a split, `[n]`: an index into `classes`."""
-        if not self.classes:
+    @property
+    def labels(self) -> Labels:
+        """The labels of the splits, such as `labels.test` `[n]`: indices into `classes`."""
+        if self.given_labels is None:
             raise UserError(
                 f"{self.name} was loaded without labels: use load_dataset(..., labels=True)"
             )
-        return getattr(self, split)[:, self.n_values :].argmax(axis=1)
+        return self.given_labels
+
+    def examples(self, split: str) -> np.ndarray:
+        """The examples of a split as a model takes them, in the units of the split.
+
+        These are its rows `[n, d]` or, with labels, `[n, d + C]` for a conditional model: each row
+        is followed by its label, one-hot over the C `classes`, with 255 for the one if the row
+        holds bytes to be binarised.
+        """
+        rows = getattr(self, split)
+        if self.given_labels is None:
+            return rows
+        drawn = split == "train" and _is_bytes(rows, self.binarization)
+        one_hot = np.eye(len(self.classes), dtype=rows.dtype)[self.given_labels(split)]
+        return np.concatenate([rows, (255 if drawn else 1) * one_hot], axis=1)
 
 
 class Raw(NamedTuple):
@@ -200,8 +227,8 @@ def assemble(raw: Raw, choices: Choices) -> Dataset:
         validation = _drawn(raw.splits["train"], raw.values, kind, TRAIN_DRAW, rows)
     test = _drawn(raw.splits["test"], raw.values, kind, TEST_DRAW)
     splits = {"train": train, "validation": validation, "test": test}
-    labelled = _labelled(raw, splits, held_out, binarization)
-    for array in labelled.values():
+    labels = _labels(raw, splits, held_out)
+    for array in (*splits.values(), *(labels or ())):
         array.setflags(write=False)
     gaps: dict[str, Any] = {}
     if choices.missing:
@@ -211,7 +238,7 @@ def assemble(raw: Raw, choices: Choices) -> Dataset:
         gaps["columns"] = columns_json(raw.columns)
     return Dataset(
         name=raw.name,
-        **labelled,
+        **splits,
         shape=shape,
         observation=observation,
         binarization=binarization,
@@ -245,6 +272,7 @@ def assemble(raw: Raw, choices: Choices) -> Dataset:
         classes=raw.classes,
         scaling=scaling,
         columns=raw.columns,
+        given_labels=labels,
     )
 
 
@@ -268,12 +296,10 @@ def _scaling(raw: Raw, kind: Kind, rows: Rows, choices: Choices) -> Scaling | No
     return fit_scaling(train, chosen, raw.name) if chosen.any() else None
 
 
-def _labelled(
-    raw: Raw, splits: Mapping[str, np.ndarray], held_out: HeldOut, binarization: str
-) -> dict[str, np.ndarray]:
-    """The splits, with one-hot labels after their rows if there are labels."""
+def _labels(raw: Raw, splits: Mapping[str, np.ndarray], held_out: HeldOut) -> Labels | None:
+    """The labels of the splits, if there are any."""
     if raw.labels is None:
-        return dict(splits)
+        return None
     known = raw.labels["train"]
     labels = {
         "validation": known[held_out.validation],
@@ -287,17 +313,12 @@ def _labelled(
             f"{raw.name}: the label {name} has no training example once test and validation "
             "examples are held out: remove its rows, or add more of them"
         )
-    drawn = _is_bytes(splits["train"], binarization)
-    return {
-        split: _with_labels(rows, labels[split], raw, 255 if drawn and split == "train" else 1)
-        for split, rows in splits.items()
-    }
-
-
-def _with_labels(rows: np.ndarray, labels: np.ndarray, raw: Raw, one: int) -> np.ndarray:
-    if len(rows) != len(labels):
-        raise UserError(f"{raw.name} has {len(rows)} examples in a split, but {len(labels)} labels")
-    return np.concatenate([rows, one * np.eye(len(raw.classes), dtype=rows.dtype)[labels]], axis=1)
+    for split, rows in splits.items():
+        if len(rows) != len(labels[split]):
+            raise UserError(
+                f"{raw.name} has {len(rows)} examples in a split, but {len(labels[split])} labels"
+            )
+    return Labels(**labels)
 
 
 def resolve(values: str, observation: str | None, binarization: str | None) -> tuple[str, str]:
@@ -438,19 +459,13 @@ def _shape(raw: Raw, wanted: Sequence[int] | None) -> tuple[int, ...]:
 def _missing(
     raw: Raw, splits: Mapping[str, np.ndarray], binarization: str
 ) -> dict[str, float | None]:
-    """The share of missing values in each split; rejects rows and columns without a value."""
+    """The share of missing values in each split; rejects columns without a value."""
     gaps = {split: np.isnan(rows) for split, rows in splits.items()}
     if binarization != "none" and any(gap.any() for gap in gaps.values()):
         raise UserError(
             f"{raw.name} holds grey values, some of them missing, and these cannot be binarised: "
             "use observation 'gaussian', or binarise the file and keep the gaps"
         )
-    for split, gap in gaps.items():
-        if gap.all(axis=1).any():
-            row = int(np.flatnonzero(gap.all(axis=1))[0])
-            raise UserError(
-                f"{raw.name}: row {row + 1} of the {split} split has no value at all: leave it out"
-            )
     if gaps["train"].all(axis=0).any():
         column = int(np.flatnonzero(gaps["train"].all(axis=0))[0])
         named = f" ({raw.columns[column].name!r})" if raw.columns else ""

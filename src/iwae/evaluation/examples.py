@@ -16,6 +16,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Int, PyTree, Shaped, UInt
 
 from iwae.errors import UserError
+from iwae.precision import float32
 from iwae.typing import Example, PRNGKey
 
 ROWS = 1000
@@ -30,6 +31,7 @@ CHAIN_ROWS = 250
 ExampleFn = Callable[[Any, Example, PRNGKey], PyTree]
 
 
+@float32
 def map_examples(
     fn: ExampleFn,
     model: PyTree,
@@ -76,7 +78,8 @@ def map_examples(
         index = np.minimum(np.arange(start, start + slab), len(examples) - 1)
         address = np.int32(index) if addresses is None else addresses[index]
         xs, address = jax.device_put((examples[index], address), split)
-        out = _map_slab(fn, model, xs, address, key, batch_size, mesh)
+        with jax.debug_nans(False):  # nan is a result too, as of k-hat; callers refuse others
+            out = _map_slab(fn, model, xs, address, key, batch_size, mesh)
         count = min(slab, len(examples) - start)
         yield jax.tree.map(lambda leaf, count=count: np.asarray(leaf)[:count], out)
 

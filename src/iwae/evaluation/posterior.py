@@ -19,6 +19,7 @@ from iwae.inference.rate_distortion import rate_distortion_bounds
 from iwae.inference.temperatures import Betas, StepSize, as_betas
 from iwae.models.conditional import ConditionalVAE
 from iwae.models.vae import VAE, AbstractLatentModel
+from iwae.precision import float32
 from iwae.typing import Example, Latents, PRNGKey, Scalar
 
 
@@ -86,6 +87,7 @@ class PosteriorGrid(NamedTuple):
     draws: Float[np.ndarray, "n m"]
 
 
+@float32
 def posterior_grid(
     model: AbstractLatentModel,
     x: Example,

@@ -15,8 +15,10 @@ from iwae.evaluation.units import as_vae
 from iwae.models.networks import ConvDecoder, Dense, OwnDecoder
 from iwae.models.priors import MixturePrior, VampPrior
 from iwae.models.vae import VAE, AbstractLatentModel, GaussianNet
+from iwae.precision import float32
 
 
+@float32
 def prune(model: AbstractLatentModel, keep: Sequence[Bool[np.ndarray, " _"]]) -> VAE:
     """Return a smaller model without the units that are not kept; the given model is unchanged.
 

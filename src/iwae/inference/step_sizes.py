@@ -20,6 +20,7 @@ from iwae.inference.chains import (
 from iwae.inference.particles import particle_keys
 from iwae.inference.temperatures import Betas, as_betas, check_leapfrog, check_step_sizes
 from iwae.models.vae import AbstractLatentModel
+from iwae.precision import float32
 from iwae.typing import Example, PRNGKey, Scalar
 
 TARGET = 0.65
@@ -35,6 +36,7 @@ MOVES = 100
 """Fewest moves in the pilot: if there are few temperatures, each gets several."""
 
 
+@float32
 def tune_step_size(
     model: AbstractLatentModel,
     examples: Shaped[np.ndarray, "n ..."],

@@ -1,5 +1,6 @@
 """Conditional models p(x|y): a VAE whose biases, and optionally its prior, depend on a label y."""
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -60,12 +61,13 @@ class ConditionalVAE(AbstractLatentModel):
                 f"{vae.prior_name} for all labels: leave one of the two out"
             )
         self.vae = vae
-        self.shifts = tuple(jnp.zeros((n_classes, r.bias.shape[0])) for r in _label_layers(vae))
-        self.tops = jnp.zeros((n_classes, 2, vae.latent_sizes[-1])) if learned_prior else None
-        equal = frequencies is None
-        self.frequencies = (
-            jnp.full(n_classes, 1 / n_classes) if equal else jnp.asarray(frequencies, jnp.float32)
+        self.shifts = tuple(
+            jnp.zeros((n_classes, r.bias.shape[0]), jnp.float32) for r in _label_layers(vae)
         )
+        top = (n_classes, 2, vae.latent_sizes[-1])
+        self.tops = jnp.zeros(top, jnp.float32) if learned_prior else None
+        shares = np.full(n_classes, 1 / n_classes) if frequencies is None else frequencies
+        self.frequencies = jnp.asarray(shares, jnp.float32)
 
     @property
     def n_classes(self) -> int:
@@ -136,18 +138,41 @@ def without_labels(model: Model) -> VAE:
     return model.vae if isinstance(model, ConditionalVAE) else model
 
 
-def check_examples(model: AbstractLatentModel, examples: np.ndarray) -> None:
-    """Refuse examples `[n, ...]` without a likelihood, such as grey values under Bernoulli.
+def check_examples(
+    model: AbstractLatentModel, examples: np.ndarray, *, values: bool = True
+) -> None:
+    """Refuse examples of another shape, or without a likelihood, such as grey values of Bernoulli.
 
-    Models of a user's own class and kinds of a user's own accept all examples.
+    Models of a user's own class accept all examples, and kinds of a user's own all values.
+
+    Args:
+        examples: `[n, d]`; with labels, `[n, d + C]`.
+        values: check the values too, which are not yet the model's if they are to be binarised.
 
     Raises:
-        UserError: for values that the model's kind of data does not take.
+        UserError: for a shape or values that the model does not take.
     """
-    if isinstance(model, Model) and without_labels(model).kind.name in KINDS:
-        vae, rows = without_labels(model), np.asarray(examples)
-        values = rows.reshape(len(rows), -1)[:, : vae.n_data]  # without labels
-        check_values(values, vae.kind, "a value of examples", missing=vae.missing is not None)
+    if not isinstance(model, Model):
+        return
+    vae, rows = without_labels(model), np.asarray(examples)
+    _check_shape(model, vae, rows.shape)
+    if values and vae.kind.name in KINDS:
+        given = rows[:, : vae.n_data]  # without labels
+        check_values(given, vae.kind, "a value of examples", missing=vae.missing is not None)
+
+
+def _check_shape(model: Model, vae: VAE, shape: tuple[int, ...]) -> None:
+    """Raise UserError unless examples of this shape are rows that the model takes."""
+    size = model.example_size
+    if shape[1:] == (size,):
+        return
+    if len(shape) > 2 and math.prod(shape[1:]) == size:
+        remedy = "flatten them: examples.reshape(len(examples), -1)"
+    elif isinstance(model, ConditionalVAE) and shape[1:] == (vae.n_data,):
+        remedy = f"append their labels, one-hot over {model.n_classes} classes"
+    else:
+        remedy = "make a model of their size"
+    raise UserError(f"examples have shape {list(shape)}, but the model takes [n, {size}]: {remedy}")
 
 
 def check_frequencies(frequencies: np.ndarray, n_classes: int) -> None:

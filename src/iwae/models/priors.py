@@ -126,7 +126,7 @@ class VampPrior(eqx.Module):
 
     def __call__(self, model: Any) -> Mixture:
         """1/K sum_j q(h_L|u_j)."""
-        components = jax.vmap(lambda u: model.encode(u).top_centre())(self.inputs)
+        components = jax.vmap(lambda u: model.posterior_given(u).top_centre())(self.inputs)
         size = self.inputs.shape[0]
         return Mixture(components, jnp.full(size, -jnp.log(float(size))))
 

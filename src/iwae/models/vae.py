@@ -3,7 +3,7 @@
 import abc
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -31,9 +31,17 @@ from iwae.models.networks import (
 )
 from iwae.models.posteriors import GaussianNet, LayeredPosterior, Posterior, is_gaussian
 from iwae.models.priors import OWN, LabelPrior, Prior, Settled, make_prior, named
+from iwae.precision import float32
 from iwae.typing import Example, Latents, PRNGKey, Scalar
 
 __all__ = ["VAE", "AbstractLatentModel", "GaussianNet", "LayeredPosterior", "Posterior"]
+
+
+class Code(NamedTuple):
+    """Mean and standard deviation of q of the first latents, one of each for every unit."""
+
+    mean: Float[Array, " d"]
+    scale: Float[Array, " d"]
 
 
 class AbstractLatentModel(eqx.Module):
@@ -50,6 +58,21 @@ class AbstractLatentModel(eqx.Module):
     @abc.abstractmethod
     def sample(self, key: PRNGKey) -> tuple[Latents, Example]:
         """An ancestral draw (z, x) ~ p."""
+
+    def encode(self, x: Example) -> Code:
+        """Mean and standard deviation of q of the first latents, those nearest the data, given x.
+
+        Raises:
+            UserError: if that q is no NumPyro distribution, which would have both in closed form.
+        """
+        q = self.posterior(x)
+        first = getattr(q, "first", q)
+        if not isinstance(first, dist.Distribution):
+            raise UserError(
+                f"a {type(first).__name__} does not state its mean and scale: take those of draws, "
+                "model.posterior(x).sample(key)"
+            )
+        return Code(first.mean, jnp.sqrt(first.variance))
 
     def condition(self, x: Example) -> tuple[Any, Example]:
         """The model given the part of x that is not random, such as a label, and the random part.
@@ -118,6 +141,7 @@ class VAE(AbstractLatentModel):
     missing: str | None = eqx.field(static=True)
     network: Network = eqx.field(static=True)
 
+    @float32
     def __init__(
         self,
         n_data: int,
@@ -260,9 +284,9 @@ class VAE(AbstractLatentModel):
 
     def posterior(self, x: Float[Array, " n_data"]) -> LayeredPosterior:
         """q(z|x)."""
-        return self.encode(self.inputs(x))
+        return self.posterior_given(self.inputs(x))
 
-    def encode(self, inputs: Float[Array, " n_inputs"]) -> LayeredPosterior:
+    def posterior_given(self, inputs: Float[Array, " n_inputs"]) -> LayeredPosterior:
         """q(z|x), from the inputs of the encoder's network for x."""
         return LayeredPosterior(self.encoder[0](inputs), self.encoder[1:])
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from iwae.config.experiment import config_values, make_config, without_folders, write_config
 from iwae.errors import UserError
 from iwae.files import atomic_folder
+from iwae.precision import float32
 from iwae.reports import figures
 from iwae.reports.card import model_card
 from iwae.reports.gallery import layout_of, samples_figure
@@ -18,6 +19,7 @@ FILES = (WEIGHTS, DESCRIPTION, CONFIG, CARD, PICTURE)
 """The files in the folder of a shared model."""
 
 
+@float32
 def export_run(
     run: Path,
     folder: Path,

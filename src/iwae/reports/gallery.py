@@ -22,6 +22,7 @@ from iwae.models.likelihoods import SIGNS
 from iwae.models.networks import Dense
 from iwae.models.priors import VampPrior
 from iwae.models.vae import VAE
+from iwae.precision import float32
 from iwae.reports import figures
 from iwae.reports.estimates import means_by_budget
 from iwae.reports.figures.style import minus
@@ -53,6 +54,7 @@ POSTERIORS = 4
 """Test examples whose posteriors are shown, if they have one or two latents."""
 
 
+@float32
 def draw_run(run: Path, *, weights: str = "final", data_dir: Path | None = None) -> list[Path]:
     """Draw everything there is to see of the first replicate of a run into `RUN/figures`.
 

@@ -18,6 +18,7 @@ from iwae.inference.starts import STARTS
 from iwae.inference.step_sizes import tune_step_size
 from iwae.inference.temperatures import as_betas, check_leapfrog, linear_schedule, sigmoid_schedule
 from iwae.models.conditional import Model
+from iwae.precision import float32
 from iwae.results.measure import Measured, Replicate, SplitOptions, measure
 from iwae.results.reading import read_records, report_damage
 from iwae.results.records import (
@@ -115,6 +116,7 @@ class Annealing:
         ]
 
 
+@float32
 def anneal_run(
     run: Path,
     *,

@@ -103,7 +103,7 @@ def classify_run(
 
 def _labels(subject: Subject) -> np.ndarray:
     """The label of each example, `[n]`."""
-    return subject.dataset.labels(subject.split)[subject.places]
+    return getattr(subject.dataset.labels, subject.split)[subject.places]
 
 
 def _measure(one: Replicate, others: Others | None, k: int) -> Measured:

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, TypedDict
 import numpy as np
 
 from iwae.evaluation.examples import gather
+from iwae.precision import float32
 from iwae.results.ordering import check_ordering
 from iwae.results.records import Subject, Track, model_facts, over_replicates
 from iwae.results.schema import Document, parse
@@ -104,6 +105,7 @@ class Measured(NamedTuple):
     own: Mapping[str, np.ndarray] = {}
 
 
+@float32
 def measure(
     subject: Subject,
     method: Callable[[Replicate], Measured],

@@ -28,6 +28,7 @@ from iwae.evaluation.signal import (
 from iwae.models.vae import VAE
 from iwae.objectives.catalogue import compose
 from iwae.objectives.declaration import OPTIONS, Declaration, check, described, particles
+from iwae.precision import float32
 from iwae.results.records import (
     Track,
     make_subject,
@@ -47,6 +48,7 @@ TIMED = 5
 """Draws that are timed, one by one; the median counts."""
 
 
+@float32
 def gradients_run(
     run: Path,
     *,

@@ -22,6 +22,7 @@ from iwae.config.experiment import (
 )
 from iwae.errors import UserError
 from iwae.files import atomic_write
+from iwae.precision import float32
 from iwae.runs.checkpoints import (
     Checkpoint,
     DamagedCheckpointError,
@@ -55,6 +56,7 @@ CHECKPOINT_SECONDS = 180.0
 NO_TRACKERS: Mapping[str, Tracker] = {}
 
 
+@float32
 def start_run(
     config: TrainConfig,
     run: Path,
@@ -91,6 +93,7 @@ def start_run(
             yield from _train(job, run, state, best, deadline, tell, valid)
 
 
+@float32
 def resume_run(
     run: Path,
     data_dir: Path | None = None,
@@ -210,14 +213,14 @@ def _train(
     """Train, keep the folder up to date, and send metrics to the trackers."""
     keep = {*job.stage_ends, *(stage.end for stage in job.stages)}
     run, book = _Run(job, folder, keep, claim), open_book(job, folder)
-    validation = job.dataset.validation if len(job.dataset.validation) else None
+    validation = job.dataset.examples("validation") if len(job.dataset.validation) else None
     state, best, saved = start, best_so_far, time.monotonic()
     if not np.asarray(start.step).any():
         save_frame(book, start, 0)
     steps = train_stages(
         start,
         best_so_far,
-        job.dataset.train,
+        job.dataset.examples("train"),
         job.models[0],
         job.stages,
         job.plan,

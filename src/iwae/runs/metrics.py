@@ -186,7 +186,8 @@ def tensorboard(folder: Path, step: int) -> Iterator[Callable[[int, Mapping[str,
 def save_frame(book: Book, state: TrainState, epoch: int) -> None:
     """Save the first replicate's means for fixed prior draws and fixed test examples."""
     model = replicate_model(book.job.models[0], jax.device_get(weights(state)), 0)
-    examples = book.job.dataset.test[:: max(1, len(book.job.dataset.test) // 16)][:16]
+    test = book.job.dataset.examples("test")
+    examples = test[:: max(1, len(test) // 16)][:16]
     means, reconstructions = _frame(model, jax.device_put(np.float32(examples)))
     with atomic_write(book.folder / "frames" / f"{epoch:06d}.npz") as path:
         np.savez(path, samples=means, reconstructions=reconstructions, examples=examples)

@@ -19,6 +19,7 @@ from iwae.errors import UserError
 from iwae.files import atomic_write
 from iwae.models.conditional import ConditionalVAE, Model, check_frequencies
 from iwae.models.vae import VAE
+from iwae.precision import float32
 from iwae.runs.arrays import (
     UNREADABLE,
     check_fit,
@@ -58,6 +59,7 @@ def check_depth(architecture: Mapping[str, Any]) -> None:
         raise UserError(f"a model of {depth:,} layers: {MOST_LAYERS} are the most")
 
 
+@float32
 def save_model(model: Model, folder: str | Path, **about: Any) -> None:
     """Write a model as `model.safetensors` and `model.json` into a folder.
 
@@ -136,6 +138,7 @@ def is_one_model(folder: Path) -> bool:
     return None in (stated, described) or stated == described
 
 
+@float32
 def read_model(weights: Path, description: Path, *, like: Model | None = None) -> Any:
     """`load_model` for two files in any place."""
     described = _read_description(description)

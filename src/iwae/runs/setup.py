@@ -218,7 +218,7 @@ def _with_labels(model: VAE, config: TrainConfig, dataset: Dataset) -> Model:
     """The model conditioned on labels, if the configuration is conditional."""
     if not config.conditional:
         return model
-    counts = np.bincount(dataset.labels("train"), minlength=len(dataset.classes))
+    counts = np.bincount(dataset.labels.train, minlength=len(dataset.classes))
     return ConditionalVAE(
         model,
         len(dataset.classes),
@@ -242,7 +242,7 @@ def _known_rows(dataset: Dataset) -> np.ndarray:
     """The training data in the model's units; for dynamic binarisation, the mean pixels."""
     if dataset.binarization == "dynamic":
         return dataset.train_mean[None]
-    return dataset.train[:, : dataset.n_values]
+    return dataset.train
 
 
 def _load_start(config: TrainConfig, dataset: Dataset, run: Path, replicate: int) -> Model:
@@ -515,7 +515,7 @@ def run_model(run: Path, weights: str, replicate: int, dataset: Dataset) -> Mode
         UserError: if the run has no such weights, or they do not fit the data.
     """
     model = trained_model(run, weights, replicate)
-    found, wanted = dataset.train.shape[1], model.example_size
+    found, wanted = dataset.examples("train").shape[1], model.example_size
     if found != wanted:
         raise UserError(
             f"the examples of {dataset.name} have {found} values, but those that {run} was "
@@ -541,7 +541,7 @@ def split_examples(dataset: Dataset, split: str, count: int | None = None) -> np
     Args:
         count: size of a fixed random subset (all examples, if there are fewer).
     """
-    raw = getattr(dataset, split)
+    raw = dataset.examples(split)
     if count is not None and count < len(raw):
         raw = raw[np.sort(choose(len(raw), count))]
     if split != "train" or dataset.binarization != "dynamic":

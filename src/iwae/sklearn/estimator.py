@@ -40,8 +40,9 @@ from iwae.models.likelihoods import observation
 from iwae.models.vae import VAE
 from iwae.objectives.catalogue import compose
 from iwae.objectives.declaration import Declaration, unmodified
+from iwae.precision import float32
 from iwae.runs.models import load_model, read_about, save_model
-from iwae.runs.progress import show_training
+from iwae.sklearn.callbacks import CallbackSupportMixin, with_callbacks, with_tasks
 from iwae.sklearn.functions import Likelihood, decoded, drawn, q_mean, weighted_mean
 from iwae.sklearn.rows import (
     addresses,
@@ -57,7 +58,8 @@ from iwae.sklearn.rows import (
     plain,
     standards,
 )
-from iwae.training.loop import Plan, Report, init_best, training
+from iwae.training.loop import Best, Plan, Report, init_best, training
+from iwae.training.progress import show_training
 from iwae.training.schedules import StagedSchedule, adam, staged
 from iwae.training.steps import Settings, init_state, replicate_model
 from iwae.typing import PRNGKey
@@ -73,7 +75,11 @@ ANNEALING_CHAINS, LEAPFROG, PILOT_ROWS, PILOT_CHAINS = 16, 10, 32, 4
 
 
 class ImportanceWeightedAutoencoder(
-    ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMixin, BaseEstimator
+    CallbackSupportMixin,
+    ClassNamePrefixFeaturesOutMixin,
+    TransformerMixin,
+    DensityMixin,
+    BaseEstimator,
 ):
     """Importance weighted autoencoder, as a transformer and a density estimator.
 
@@ -189,10 +195,14 @@ class ImportanceWeightedAutoencoder(
 
     # --- fitting ----------------------------------------------------------------------------
 
+    @with_callbacks
+    @float32
     def fit(self, X: Any, y: Any = None) -> "ImportanceWeightedAutoencoder":  # noqa: ARG002 - scikit-learn's signature
         """Train on the rows of X `[n, d]`; y is ignored.
 
-        A second fit to data of the same shape, with the same parameters, compiles nothing.
+        A second fit to data of the same shape, with the same parameters, compiles nothing. Each
+        pass is a task of the callbacks that `set_callbacks` was given (scikit-learn 1.9 or newer);
+        one that returns True at its end stops training.
 
         Raises:
             ValueError: for invalid data or parameters.
@@ -206,15 +216,12 @@ class ImportanceWeightedAutoencoder(
         self._key_ = int(random.randint(2**31 - 1))
         train, validation = self._held_out(rows, random)
         self.shift_, self.scale_ = standards(train, kind, standardize=self.standardize)
-        self._fit(
-            kind,
-            self._inwards(train),
-            None if validation is None else self._inwards(validation),
-        )
+        held_out = None if validation is None else self._inwards(validation)
+        self._fit(X, kind, self._inwards(train), held_out)
         return self
 
-    def _fit(self, kind: Kind, train: np.ndarray, validation: np.ndarray | None) -> None:
-        """Make a model and train it."""
+    def _fit(self, X: Any, kind: Kind, train: np.ndarray, validation: np.ndarray | None) -> None:
+        """Make a model and train it; X is what callbacks get."""
         init_key, train_key = jax.random.split(jax.random.key(self._key_))
         blank, batch_size = self._blank(kind, train, init_key), self._batch(len(train))
         settings = _settings(self._declaration(), batch_size)
@@ -236,18 +243,33 @@ class ImportanceWeightedAutoencoder(
                     reports.append(report)
                 yield report
 
-        show_training(run(), quiet=not self.verbose)
-        weights = best.params if self.early_stopping else state.params
-        self.model_ = replicate_model(blank, weights, 0)
+        def learnt() -> dict[str, Any]:
+            weights = best.params if self.early_stopping else state.params
+            curves = self._curves(reports, best, validation)
+            return {"model_": replicate_model(blank, weights, 0), **curves}
+
         self._n_features_out = self.n_components
-        self.n_iter_ = len(reports)
-        self.loss_curve_ = [float(-report.bound[0]) for report in reports]
-        self.validation_scores_ = self.best_validation_score_ = None
+        show_training(with_tasks(self, X, run(), learnt), quiet=not self.verbose)
+        for name, value in learnt().items():
+            setattr(self, name, value)
+        if validation is not None and self.n_iter_ == self.max_iter:
+            self._warn_unless_converged(int(best.waited[0]))
+
+    def _curves(
+        self, reports: Sequence[Report], best: Best, validation: np.ndarray | None
+    ) -> dict[str, Any]:
+        """The attributes that describe the course of training."""
+        curves: dict[str, Any] = {
+            "n_iter_": len(reports),
+            "loss_curve_": [float(-report.bound[0]) for report in reports],
+            "validation_scores_": None,
+            "best_validation_score_": None,
+        }
         if validation is not None:
             values = [report.validation for report in reports if report.validation is not None]
-            self.validation_scores_ = [float(value[0]) for value in values]
-            self.best_validation_score_ = float(best.value[0])
-            self._warn_unless_converged(int(best.waited[0]))
+            curves["validation_scores_"] = [float(value[0]) for value in values]
+            curves["best_validation_score_"] = float(best.value[0])
+        return curves
 
     def _warn_unless_converged(self, waited: int) -> None:
         if waited < self.n_iter_no_change:
@@ -411,7 +433,8 @@ class ImportanceWeightedAutoencoder(
             check_order(column_labels(X), self._labels_)
         rows = rows.toarray() if hasattr(rows, "toarray") else rows
         check_values(rows, kind, "X", missing=missing is not None)
-        check_gaps(rows, columns=reset)
+        if reset:
+            check_gaps(rows)
         return rows
 
     def _known_rows(self, X: Any) -> np.ndarray:
@@ -556,13 +579,15 @@ class ImportanceWeightedAutoencoder(
         """The mean log-likelihood of the rows from `score_k` importance samples, nats."""
         return float(self.score_samples(X).mean())
 
+    @float32
     def _annealed(self, chains: int, temperatures: int) -> ExampleFn:
         """A row's annealed log-likelihood, with step sizes tuned on rows drawn from the model."""
         key = jax.random.fold_in(jax.random.key(self._key_), _PILOT)
         draw_key, tune_key = jax.random.split(key)
         nothing = jnp.zeros((PILOT_ROWS, 1), jnp.float32)
         keys = jax.random.split(draw_key, PILOT_ROWS)
-        pilot = jax.vmap(partial(drawn, self.model_))(nothing, keys)
+        with jax.debug_nans(False):  # `sample` draws gaps too, which `drawn` leaves out
+            pilot = jax.vmap(partial(drawn, self.model_))(nothing, keys)
         betas = sigmoid_schedule(temperatures)
         sizes = tune_step_size(
             self.model_,

@@ -32,7 +32,7 @@ def q_mean(model: VAE, x: Example, key: PRNGKey) -> Float[Array, " m"]:
     """E_q[z|x]; of a flow, the mean of `DRAWS` draws."""
     q: Any = model.posterior(x).first
     if is_gaussian(q):
-        return q.mean
+        return model.encode(x).mean
     return jnp.mean(jax.vmap(q.sample)(jax.random.split(key, DRAWS)), axis=0)
 
 

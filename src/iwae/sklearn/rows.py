@@ -67,15 +67,13 @@ def check_labels(labels: Any, d: int) -> list[str] | None:
     return labels
 
 
-def check_gaps(rows: Float[np.ndarray, "n d"], *, columns: bool) -> None:
-    """Raise ValueError for a row, or with `columns` a column, whose values are all missing."""
-    missing = np.isnan(rows)
-    if missing.all(axis=1).any():
-        row = missing.all(axis=1).argmax() + 1
-        raise ValueError(f"row {row} of X has no value at all: leave it out")
-    if columns and missing.all(axis=0).any():
-        column = missing.all(axis=0).argmax() + 1
-        raise ValueError(f"column {column} of X has no value in any row: leave it out")
+def check_gaps(rows: Float[np.ndarray, "n d"]) -> None:
+    """Raise ValueError for a column whose values are all missing."""
+    missing = np.isnan(rows).all(axis=0)
+    if missing.any():
+        raise ValueError(
+            f"column {missing.argmax() + 1} of X has no value in any row: leave it out"
+        )
 
 
 def standards(

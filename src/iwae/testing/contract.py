@@ -10,6 +10,7 @@ from jaxtyping import Array, PyTree
 
 from iwae.inference.particles import Particles, importance_particles, particle_keys
 from iwae.models.vae import AbstractLatentModel as Model
+from iwae.precision import float32
 from iwae.testing.statistics import (
     PATH_REMEDY,
     bulk_of_q,
@@ -21,6 +22,7 @@ from iwae.testing.statistics import (
 from iwae.typing import Example, Latents, PRNGKey, Scalar
 
 
+@float32
 def check_latent_model(model: Any, example: Example, key: PRNGKey, *, draws: int = 10_000) -> None:
     """Raise unless `model` satisfies the contract of `AbstractLatentModel` at this example.
 

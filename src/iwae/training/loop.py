@@ -5,27 +5,23 @@ from collections.abc import Callable, Iterator
 from functools import cache
 from typing import NamedTuple
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from iwae.data import Dataset
 from iwae.errors import UserError
 from iwae.evaluation.examples import check_positive, gather, map_examples
-from iwae.models.conditional import Model, check_examples, without_labels
 from iwae.models.vae import AbstractLatentModel
-from iwae.objectives.objective import Extra, Objective, as_objective
+from iwae.objectives.objective import Extra, Objective
+from iwae.precision import float32
 from iwae.training.diagnosis import diagnose
-from iwae.training.schedules import Schedule, adam, check_steps, staged
+from iwae.training.schedules import Schedule, check_steps
 from iwae.training.steps import (
     START,
     Clock,
     Settings,
     TrainState,
-    init_state,
     on_all_devices,
     replicate_model,
     run_steps,
@@ -151,6 +147,7 @@ class NonFiniteError(FloatingPointError):
         self.best = best
 
 
+@float32
 def training(
     state: TrainState,
     best: Best,
@@ -289,94 +286,3 @@ def _value_of(objective: Objective) -> Callable[..., Scalar]:
 
 
 _VALIDATION_SEED = 0
-
-
-# --- in memory ------------------------------------------------------------------------------
-
-
-class Trained(NamedTuple):
-    """The result of `train`.
-
-    Attributes:
-        model: with the last weights.
-        best: with the weights of the best validation bound; `model` if nothing was held out.
-        history: the report of every epoch.
-    """
-
-    model: AbstractLatentModel
-    best: AbstractLatentModel
-    history: list[Report]
-
-
-def train(
-    model: AbstractLatentModel,
-    examples: np.ndarray | Dataset,
-    objective: Objective | Callable[[AbstractLatentModel, Example, PRNGKey], Scalar],
-    *,
-    key: PRNGKey,
-    epochs: int,
-    batch_size: int = 20,
-    optimizer: optax.GradientTransformation | None = None,
-    learning_rate: float | Schedule = 1e-3,
-    binarization: str | None = None,
-    shuffle: bool = True,
-    validation: np.ndarray | None = None,
-    validate_every: int = 1,
-    patience: int | None = None,
-    threshold: float = 0.0,
-    ema: float | None = None,
-) -> Trained:
-    """Train a model in memory; `iwae.start_run` trains in a folder, with checkpoints.
-
-    Args:
-        model: any model that passes `iwae.testing.check_latent_model`.
-        examples: `[n, ...]`, or a data set: its training examples, binarised as it says, with its
-            validation examples held out; a `VAE` then has densities in the units of its data.
-        binarization: "dynamic" binarises bytes afresh at every access; "none" if not given.
-        objective: maximised, e.g. `bound(iwae, k=50)`, or any function (model, x, key) -> nats.
-        optimizer: an Optax transformation without its learning rate; the paper's Adam if None.
-        learning_rate: a number, or a function of the step such as any Optax schedule.
-        validation: `[m, ...]` held-out examples in the model's units.
-        validate_every, patience, threshold: see `Plan`.
-        ema: decay of a moving average of the parameters; if given, the average is validated and
-            returned.
-
-    Raises:
-        UserError: if there are fewer examples than a batch holds, or their values are invalid for
-            the model's kind of data.
-        NonFiniteError: names the step and the first term that is not finite.
-    """
-    if isinstance(examples, Dataset):
-        model = _in_units_of(model, examples)
-        binarization = binarization or examples.binarization
-        if validation is None and len(examples.validation):
-            validation = examples.validation
-        examples = examples.train
-    binarization = binarization or "none"
-    settings = Settings(
-        as_objective(objective), optimizer or adam(), batch_size, binarization, shuffle, ema=ema
-    )
-    for rows in (examples if binarization == "none" else None, validation):
-        if rows is not None:
-            check_examples(model, rows)
-    schedule = learning_rate if callable(learning_rate) else staged([learning_rate], [1], 1)
-    plan = Plan(epochs, validate_every, patience, threshold)
-    state, history = init_state([model], key[None], settings), []
-    best = init_best(state)
-    for step in training(state, best, examples, schedule, model, settings, plan, validation):
-        state, best, report = step
-        if report.epoch_done:
-            history.append(report)
-    last = replicate_model(model, weights(state), 0)
-    found = bool(best.epoch[0] > 0)
-    return Trained(last, replicate_model(model, best.params, 0) if found else last, history)
-
-
-def _in_units_of(model: AbstractLatentModel, data: Dataset) -> AbstractLatentModel:
-    """The model with the scale of standardised data, so that its densities are in their units."""
-    vae = without_labels(model) if isinstance(model, Model) else None
-    if data.log_scale is None or vae is None or vae.log_scale is not None:
-        return model
-    log_scale = jnp.asarray(data.log_scale, jnp.float32)
-    scaled = eqx.tree_at(lambda m: m.log_scale, vae, log_scale, is_leaf=lambda one: one is None)
-    return scaled if model is vae else eqx.tree_at(lambda m: m.vae, model, scaled)

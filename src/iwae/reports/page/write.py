@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 
 from iwae.errors import UserError
 from iwae.files import atomic_write
+from iwae.precision import float32
 from iwae.reports.figures.style import MARKERS, PALETTE
 from iwae.reports.gallery import run_figures
 from iwae.reports.page import notices, pictures, tables
@@ -77,6 +78,7 @@ class Shelf(NamedTuple):
     pictures: list[tuple[int, Picture]]  # the place of the run, and its picture
 
 
+@float32
 def write_page(
     runs: Sequence[Path], path: Path, *, weights: str = "final", data_dir: Path | None = None
 ) -> Path:

@@ -1,0 +1,124 @@
+"""Training in memory, without a folder."""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+import equinox as eqx
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from iwae.data import Dataset
+from iwae.models.conditional import Model, check_examples, without_labels
+from iwae.models.vae import AbstractLatentModel
+from iwae.objectives.objective import Objective, as_objective
+from iwae.precision import float32
+from iwae.training.loop import Plan, Report, init_best, training
+from iwae.training.progress import show_training
+from iwae.training.schedules import Schedule, adam, staged
+from iwae.training.steps import Settings, init_state, replicate_model, weights
+from iwae.typing import Example, PRNGKey, Scalar
+
+Callback = Callable[[Report], bool | None]
+"""A function of the report of an epoch; True stops training."""
+
+
+class Trained(NamedTuple):
+    """The result of `train`.
+
+    Attributes:
+        model: with the last weights.
+        best: with the weights of the best validation bound; `model` if nothing was held out.
+        history: the report of every epoch.
+    """
+
+    model: AbstractLatentModel
+    best: AbstractLatentModel
+    history: list[Report]
+
+
+@float32
+def train(
+    model: AbstractLatentModel,
+    examples: np.ndarray | Dataset,
+    objective: Objective | Callable[[AbstractLatentModel, Example, PRNGKey], Scalar],
+    *,
+    key: PRNGKey,
+    epochs: int,
+    batch_size: int = 20,
+    optimizer: optax.GradientTransformation | None = None,
+    learning_rate: float | Schedule = 1e-3,
+    binarization: str | None = None,
+    shuffle: bool = True,
+    validation: np.ndarray | None = None,
+    validate_every: int = 1,
+    patience: int | None = None,
+    threshold: float = 0.0,
+    ema: float | None = None,
+    progress: bool = False,
+    callbacks: Sequence[Callback] = (),
+) -> Trained:
+    """Train a model in memory; `iwae.start_run` trains in a folder, with checkpoints.
+
+    Args:
+        model: any model that passes `iwae.testing.check_latent_model`.
+        examples: `[n, ...]`, or a data set: its training examples, binarised as it says, with its
+            validation examples held out; a `VAE` then has densities in the units of its data.
+        binarization: "dynamic" binarises bytes afresh at every access; "none" if not given.
+        objective: maximised, e.g. `bound(iwae, k=50)`, or any function (model, x, key) -> nats.
+        optimizer: an Optax transformation without its learning rate; the paper's Adam if None.
+        learning_rate: a number, or a function of the step such as any Optax schedule.
+        validation: `[m, ...]` held-out examples in the model's units.
+        validate_every, patience, threshold: see `Plan`.
+        ema: decay of a moving average of the parameters; if given, the average is validated and
+            returned.
+        progress: show epoch, speed, bounds and time left on standard error.
+        callbacks: functions of the report of each epoch; if one returns True, training stops there.
+
+    Raises:
+        UserError: if there are fewer examples than a batch holds, or their shape or values are
+            invalid for the model.
+        NonFiniteError: names the step and the first term that is not finite.
+    """
+    if isinstance(examples, Dataset):
+        model = _in_units_of(model, examples)
+        binarization = binarization or examples.binarization
+        if validation is None and len(examples.validation):
+            validation = examples.examples("validation")
+        examples = examples.examples("train")
+    binarization = binarization or "none"
+    settings = Settings(
+        as_objective(objective), optimizer or adam(), batch_size, binarization, shuffle, ema=ema
+    )
+    check_examples(model, examples, values=binarization == "none")
+    if validation is not None:
+        check_examples(model, validation)
+    schedule = learning_rate if callable(learning_rate) else staged([learning_rate], [1], 1)
+    plan = Plan(epochs, validate_every, patience, threshold)
+    state, history = init_state([model], key[None], settings), []
+    best = init_best(state)
+
+    def reports() -> Iterator[Report]:
+        nonlocal state, best
+        for step in training(state, best, examples, schedule, model, settings, plan, validation):
+            state, best, report = step
+            yield report
+            if report.epoch_done:
+                history.append(report)
+                if any([callback(report) for callback in callbacks]):  # noqa: C419 - call all
+                    return
+
+    show_training(reports(), quiet=not progress)
+    last = replicate_model(model, weights(state), 0)
+    found = bool(best.epoch[0] > 0)
+    return Trained(last, replicate_model(model, best.params, 0) if found else last, history)
+
+
+def _in_units_of(model: AbstractLatentModel, data: Dataset) -> AbstractLatentModel:
+    """The model with the scale of standardised data, so that its densities are in their units."""
+    vae = without_labels(model) if isinstance(model, Model) else None
+    if data.log_scale is None or vae is None or vae.log_scale is not None:
+        return model
+    log_scale = jnp.asarray(data.log_scale, jnp.float32)
+    scaled = eqx.tree_at(lambda m: m.log_scale, vae, log_scale, is_leaf=lambda one: one is None)
+    return scaled if model is vae else eqx.tree_at(lambda m: m.vae, model, scaled)
