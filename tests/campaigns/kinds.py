@@ -3,6 +3,7 @@
 import gzip
 import hashlib
 import json
+import shutil
 import struct
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -22,6 +23,7 @@ from iwae.experiments.sweep import read_sweep
 from iwae.models.vae import VAE
 from iwae.objectives.catalogue import objective
 from iwae.reports import gallery
+from iwae.results.reading import known_bounds
 from iwae.runs.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
 from iwae.runs.metrics import read_metrics, scalars
 from iwae.runs.models import load_model, read_about, save_model
@@ -41,7 +43,7 @@ class Kind(NamedTuple):
     Attributes:
         make: writes undamaged files into a folder.
         read: reads the files in a folder, as the program does.
-        exact: whether a checksum keeps what loads the same.
+        exact: whether a checksum keeps what loads the same; or, of a set, a part of it.
         share: how often it is chosen, relative to the others; less for slow ones.
     """
 
@@ -224,6 +226,22 @@ def _read_frames(folder: Path) -> str:
     return digest(*(images for images, _ in frames.values()))
 
 
+MEASURED = Path(__file__).parents[2] / "results/digits/iwae-k20/seeds-0-3/evaluations"
+
+
+def _records(folder: Path) -> None:
+    shutil.copytree(MEASURED, folder / "evaluations")
+
+
+def _read_records(folder: Path) -> frozenset[str]:
+    """Each bound of the records, by a digest."""
+    run = folder.parent if folder.name == "evaluations" else folder
+    found = []
+    for weights in ("final", "best"):
+        found += known_bounds(run, split="test", weights=weights, pruned=False)
+    return frozenset(f"{one.estimator} {digest(one.places, one.values)}" for one in found)
+
+
 def _write(name: str, text: str, folder: Path) -> None:
     (folder / name).write_text(text)
 
@@ -286,6 +304,7 @@ KINDS = {
         partial(_write, "notes.jsonl", NOTES), lambda folder: _read_notes(folder / "notes.jsonl")
     ),
     "frames": Kind(_frames, _read_frames),
+    "records": Kind(_records, _read_records, exact=True, share=0.2),
     "temperatures": Kind(
         partial(_write, "betas.txt", "0, 0.25\n0.5 1.0\n"),
         lambda folder: _temperatures(str(folder / "betas.txt"), ()),

@@ -11,7 +11,7 @@ from typing import Any
 from iwae.config.experiment import TrainConfig, make_config, read_config
 from iwae.config.presets import differing
 from iwae.config.toml import read_values
-from iwae.errors import UserError
+from iwae.errors import UserError, shorten
 from iwae.experiments.tasks import Measure, Task
 from iwae.runs.setup import data_place
 
@@ -49,7 +49,8 @@ def read_sweep(path: Path, out: Path, measures: tuple[Measure, ...] = (Measure()
     for chosen in itertools.product(*choices.values()):
         settings = dict(zip(choices, chosen, strict=True))
         words = {name: f"{name}={_word(value)}" for name, value in settings.items()}
-        config = make_config(values | settings, f"{path}, {','.join(words.values()) or 'alone'}")
+        which = shorten(",".join(words.values()) or "alone")
+        config = make_config(values | settings, f"{path}, {which}")
         words = words or {"": Path(path).stem}
         # What is swept over is compared as it is written: at k = 1 two objectives are the same.
         alike = {p: one for p, one in there.items() if _agree(config, one, swept.keys() - {"seed"})}
