@@ -83,6 +83,24 @@ def _table(*, labels: bool = False, gaps: bool = False) -> str:
     return "\n".join([*lines, ""])
 
 
+def _parquet(folder: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet
+
+    columns = {name: pa.array(REAL[:, i]) for i, name in enumerate("abcd")}
+    words = pa.array([f"word{label}" for label in LABELS])
+    pyarrow.parquet.write_table(pa.table({**columns, "kind": words}), folder / "mine.parquet")
+
+
+def _images(folder: Path) -> None:
+    from PIL import Image
+
+    for i, label in enumerate(("cat", "dog", "cat", "dog", "cat", "dog")):
+        path = folder / "images" / label / f"{i}.{'png' if i % 3 else 'jpg'}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(PIXELS[i].reshape(2, 2) * np.uint8(255)).save(path)
+
+
 PIXELS = RNG.integers(0, 2, (6, 4), dtype=np.uint8)
 
 
@@ -221,8 +239,7 @@ class _Pictures(NamedTuple):
 def _read_frames(folder: Path) -> str:
     from iwae.data.kinds import as_kind
 
-    run = folder.parent if folder.name == "frames" else folder
-    frames = gallery._frames(run, _Pictures(kind=as_kind("bernoulli")))
+    frames = gallery._frames(folder, _Pictures(kind=as_kind("bernoulli")))
     return digest(*(images for images, _ in frames.values()))
 
 
@@ -235,10 +252,9 @@ def _records(folder: Path) -> None:
 
 def _read_records(folder: Path) -> frozenset[str]:
     """Each bound of the records, by a digest."""
-    run = folder.parent if folder.name == "evaluations" else folder
     found = []
     for weights in ("final", "best"):
-        found += known_bounds(run, split="test", weights=weights, pruned=False)
+        found += known_bounds(folder, split="test", weights=weights, pruned=False)
     return frozenset(f"{one.estimator} {digest(one.places, one.values)}" for one in found)
 
 
@@ -276,6 +292,12 @@ KINDS = {
     "csv with labels": Kind(
         partial(_save_csv, _table(labels=True)), partial(_loaded, name="mine.csv", labels="kind")
     ),
+    "tsv": Kind(
+        lambda folder: (folder / "mine.tsv").write_text(_table().replace(",", "\t")),
+        partial(_loaded, name="mine.tsv"),
+    ),
+    "parquet": Kind(_parquet, partial(_loaded, name="mine.parquet", labels="kind")),
+    "images": Kind(_images, partial(_loaded, name="images"), share=0.5),
     "idx images": Kind(
         _idx_images, partial(_published, reader=readers.idx_images, shapes=IMAGES), exact=True
     ),
