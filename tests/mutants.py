@@ -402,6 +402,43 @@ MUTANTS = {
     "record-of-the-first-model": Mutant(
         "results/reading.py", "    of = part or record\n", "    of = record\n", "records"
     ),
+    # Bad luck
+    "npz-checksum": Mutant(
+        "data/arrays.py", "(changed := loaded.zip.testzip())", "(changed := None)", "reliability"
+    ),
+    "toml-dots": Mutant(
+        "config/toml.py", 'if line.count(b".") > MOST_DOTS:', "if number < 0:", "reliability"
+    ),
+    "metrics-infinite": Mutant(
+        "runs/metrics.py", " and math.isfinite(one) for one in", " for one in", "reliability"
+    ),
+    "model-depth": Mutant(
+        "runs/models.py", "if depth > MOST_LAYERS:", "if depth < 0:", "reliability"
+    ),
+    "vanished-folder": Mutant(
+        "runs/folder.py",
+        "if not path.exists() or not os",
+        "if path.exists() and not os",
+        "reliability",
+    ),
+    "unlocked-temporary": Mutant(
+        "files.py",
+        "            fcntl.flock(handle, fcntl.LOCK_EX)\n",
+        "            pass\n",
+        "reliability",
+    ),
+    "left-over": Mutant(
+        "files.py", "    _remove_left_over(parent)\n    temp", "    temp", "reliability"
+    ),
+    "hidden-frames": Mutant(
+        "reports/gallery.py",
+        'glob("[0-9]*.npz") if path.stem.isdigit()',
+        'glob("*.npz")',
+        "reliability",
+    ),
+    "matlab-unchecked": Mutant(
+        "data/store.py", "if file.read in ONLY_PUBLISHED and", "if not file and", "reliability"
+    ),
 }
 
 

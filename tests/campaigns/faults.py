@@ -118,15 +118,15 @@ def contents(run: Path) -> dict[str, str]:
                 named = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
                 found[name] = digest_of(named, file.metadata()["notes"])
         elif path.suffix == ".json" and path.parent.name == "evaluations":
-            found[name] = _lasting(json.loads(path.read_text()))
+            found[name] = json.dumps(json.loads(path.read_text(), object_hook=_lasting))
         elif path.is_file() and not {"tensorboard", "README.md"} & set(path.parts):
             found[name] = hashlib.sha256(path.read_bytes()).hexdigest()
     return found
 
 
-def _lasting(record: Any) -> str:
-    """A record without the time that it took."""
-    return json.dumps({n: v for n, v in record.items() if n != "seconds"}, sort_keys=True)
+def _lasting(table: dict[str, Any]) -> dict[str, Any]:
+    """A part of a record without the time that it took and the state of the code."""
+    return {name: value for name, value in table.items() if name not in ("seconds", "versions")}
 
 
 # --- faults at writes -----------------------------------------------------------------------

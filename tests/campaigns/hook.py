@@ -17,6 +17,7 @@ SOURCE = r"""
 #include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
@@ -43,6 +44,10 @@ static int refused(const char *path) {
     inside = 1;
     int number = hook();
     inside = 0;
+    if (number < 0) {  // not from Python, whose handler would run within the hook
+        raise(-number);
+        number = 0;
+    }
     if (number) errno = number;
     return number;
 }
@@ -122,7 +127,7 @@ def load() -> None:
 
 
 def before_each_write(folder: Path, function: Callable[[], int] | None) -> None:
-    """Call a function before each write in a folder; a number that it returns is the error."""
+    """Call a function before each write in a folder; it returns 0, an error, or minus a signal."""
     library = ctypes.CDLL(f"{os.environ[LOADED]}/hook.so")
     kind = ctypes.CFUNCTYPE(ctypes.c_int)
     called = kind(function) if function is not None else kind()

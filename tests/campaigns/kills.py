@@ -103,11 +103,7 @@ def _child(words: tuple[str, ...], folder: Path, moment: Moment | None, err: Pat
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         at = 0 if moment is None or moment.write is None else moment.write
 
-        def act() -> int:
-            os.kill(os.getpid(), moment.number)
-            return 0
-
-        counting = faults.Counting(at, act, lasting=False)
+        counting = faults.Counting(at, lambda: -moment.number, lasting=False)
         hook.before_each_write(folder / "run", counting)
         from iwae.cli import main
         from iwae.results import unfinished

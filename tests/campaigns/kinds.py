@@ -3,6 +3,7 @@
 import gzip
 import hashlib
 import json
+import shutil
 import struct
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -22,6 +23,7 @@ from iwae.experiments.sweep import read_sweep
 from iwae.models.vae import VAE
 from iwae.objectives.catalogue import objective
 from iwae.reports import gallery
+from iwae.results.reading import known_bounds
 from iwae.runs.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
 from iwae.runs.metrics import read_metrics, scalars
 from iwae.runs.models import load_model, read_about, save_model
@@ -41,7 +43,7 @@ class Kind(NamedTuple):
     Attributes:
         make: writes undamaged files into a folder.
         read: reads the files in a folder, as the program does.
-        exact: whether a checksum keeps what loads the same.
+        exact: whether a checksum keeps what loads the same; or, of a set, a part of it.
         share: how often it is chosen, relative to the others; less for slow ones.
     """
 
@@ -79,6 +81,24 @@ def _table(*, labels: bool = False, gaps: bool = False) -> str:
             cells[i % 4] = "NA"
         lines.append(",".join(cells + [f"word{i % 2}"] * labels))
     return "\n".join([*lines, ""])
+
+
+def _parquet(folder: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet
+
+    columns = {name: pa.array(REAL[:, i]) for i, name in enumerate("abcd")}
+    words = pa.array([f"word{label}" for label in LABELS])
+    pyarrow.parquet.write_table(pa.table({**columns, "kind": words}), folder / "mine.parquet")
+
+
+def _images(folder: Path) -> None:
+    from PIL import Image
+
+    for i, label in enumerate(("cat", "dog", "cat", "dog", "cat", "dog")):
+        path = folder / "images" / label / f"{i}.{'png' if i % 3 else 'jpg'}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(PIXELS[i].reshape(2, 2) * np.uint8(255)).save(path)
 
 
 PIXELS = RNG.integers(0, 2, (6, 4), dtype=np.uint8)
@@ -219,9 +239,23 @@ class _Pictures(NamedTuple):
 def _read_frames(folder: Path) -> str:
     from iwae.data.kinds import as_kind
 
-    run = folder.parent if folder.name == "frames" else folder
-    frames = gallery._frames(run, _Pictures(kind=as_kind("bernoulli")))
+    frames = gallery._frames(folder, _Pictures(kind=as_kind("bernoulli")))
     return digest(*(images for images, _ in frames.values()))
+
+
+MEASURED = Path(__file__).parents[2] / "results/digits/iwae-k20/seeds-0-3/evaluations"
+
+
+def _records(folder: Path) -> None:
+    shutil.copytree(MEASURED, folder / "evaluations")
+
+
+def _read_records(folder: Path) -> frozenset[str]:
+    """Each bound of the records, by a digest."""
+    found = []
+    for weights in ("final", "best"):
+        found += known_bounds(folder, split="test", weights=weights, pruned=False)
+    return frozenset(f"{one.estimator} {digest(one.places, one.values)}" for one in found)
 
 
 def _write(name: str, text: str, folder: Path) -> None:
@@ -258,6 +292,12 @@ KINDS = {
     "csv with labels": Kind(
         partial(_save_csv, _table(labels=True)), partial(_loaded, name="mine.csv", labels="kind")
     ),
+    "tsv": Kind(
+        lambda folder: (folder / "mine.tsv").write_text(_table().replace(",", "\t")),
+        partial(_loaded, name="mine.tsv"),
+    ),
+    "parquet": Kind(_parquet, partial(_loaded, name="mine.parquet", labels="kind")),
+    "images": Kind(_images, partial(_loaded, name="images"), share=0.5),
     "idx images": Kind(
         _idx_images, partial(_published, reader=readers.idx_images, shapes=IMAGES), exact=True
     ),
@@ -286,6 +326,7 @@ KINDS = {
         partial(_write, "notes.jsonl", NOTES), lambda folder: _read_notes(folder / "notes.jsonl")
     ),
     "frames": Kind(_frames, _read_frames),
+    "records": Kind(_records, _read_records, exact=True, share=0.2),
     "temperatures": Kind(
         partial(_write, "betas.txt", "0, 0.25\n0.5 1.0\n"),
         lambda folder: _temperatures(str(folder / "betas.txt"), ()),

@@ -11,7 +11,7 @@ from typing import Any
 from iwae.config.experiment import TrainConfig, make_config, read_config
 from iwae.config.presets import differing
 from iwae.config.toml import read_values
-from iwae.errors import UserError
+from iwae.errors import UserError, shorten
 from iwae.experiments.tasks import Measure, Task
 from iwae.runs.setup import data_place
 
@@ -40,7 +40,7 @@ def read_sweep(path: Path, out: Path, measures: tuple[Measure, ...] = (Measure()
     swept = {name: value for name, value in values.items() if _depth(value) > DEPTHS.get(name, 0)}
     for name, value in swept.items():
         if not value:
-            raise UserError(f"{path}: {name} is an empty list; give it values")
+            raise UserError(f"{path}: {shorten(name)} is an empty list; give it values")
     if "replicates" in swept or ("seed" in swept and "replicates" in values):
         raise UserError(f"{path}: a list of seeds is trained as replicates; leave replicates out")
     seeds = _whole_numbers(swept["seed"]) if "seed" in swept else None
@@ -49,7 +49,8 @@ def read_sweep(path: Path, out: Path, measures: tuple[Measure, ...] = (Measure()
     for chosen in itertools.product(*choices.values()):
         settings = dict(zip(choices, chosen, strict=True))
         words = {name: f"{name}={_word(value)}" for name, value in settings.items()}
-        config = make_config(values | settings, f"{path}, {','.join(words.values()) or 'alone'}")
+        which = shorten(",".join(words.values()) or "alone")
+        config = make_config(values | settings, f"{path}, {which}")
         words = words or {"": Path(path).stem}
         # What is swept over is compared as it is written: at k = 1 two objectives are the same.
         alike = {p: one for p, one in there.items() if _agree(config, one, swept.keys() - {"seed"})}
@@ -121,9 +122,9 @@ def _depth(value: Any) -> int:
 def _whole_numbers(seeds: Sequence[Any]) -> list[int]:
     """Seeds in their order, or UserError for what are none, or the same twice."""
     if any(not isinstance(seed, int) or isinstance(seed, bool) for seed in seeds):
-        raise UserError(f"seed: {seeds} are not whole numbers")
+        raise UserError(f"seed: {shorten(seeds)} are not whole numbers")
     if len(set(seeds)) < len(seeds):
-        raise UserError(f"seed: two of {seeds} are the same")
+        raise UserError(f"seed: two of {shorten(seeds)} are the same")
     return sorted(seeds)
 
 

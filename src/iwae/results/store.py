@@ -8,6 +8,7 @@ name replaces what is packed under that name.
 import hashlib
 import json
 import lzma
+import tokenize
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -28,6 +29,7 @@ Arrays = dict[str, np.ndarray]
 
 DAMAGES = (
     *(*UNREADABLE, LookupError, EOFError, BadZipFile, zlib.error, lzma.LZMAError, SyntaxError),
+    tokenize.TokenError,  # by the header of an array
     MemoryError,  # by a size that is not the true one
     RuntimeError,  # by an unknown compression, or a bit that says "encrypted"
 )
