@@ -187,7 +187,7 @@ def named(prior: Prior | None) -> Named:
 
 
 def make_prior(
-    prior: Prior | str, model: Any, rows: np.ndarray | None, *, key: PRNGKey
+    prior: Prior | str, model: Any, rows: Array | np.ndarray | None, *, key: PRNGKey
 ) -> Prior | None:
     """The prior of a model before training; None is N(0, I).
 
