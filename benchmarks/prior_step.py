@@ -18,7 +18,7 @@ from iwae.models.vae import VAE
 from iwae.objectives.bounds import bound
 from iwae.objectives.reductions import iwae
 
-CASES = {
+CASES: dict[str, dict[str, str]] = {
     "prior normal": {},
     "prior mixture:500": {"prior": "mixture:500"},
     "prior vamp:500": {"prior": "vamp:500"},
@@ -51,6 +51,13 @@ def make_step(options, k):
     return step, (model, squares, jnp.int32(0))
 
 
+def repeated(step, data, state, n):
+    """The state after n steps."""
+    for _ in range(n):
+        state = step(data, state)
+    return jax.block_until_ready(state)
+
+
 def main():
     """Print the milliseconds of each step."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -65,10 +72,7 @@ def main():
     for block in range(options.blocks + 1):
         for name, (step, state) in running.items():
             start = time.perf_counter()
-            for _ in range(options.steps):
-                state = step(data, state)  # noqa: PLW2901
-            jax.block_until_ready(state)
-            running[name] = step, state
+            running[name] = step, repeated(step, data, state, options.steps)
             if block:  # the first compiles
                 times[name].append(1e3 * (time.perf_counter() - start) / options.steps)
     usual = np.median(times["prior normal"])

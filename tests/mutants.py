@@ -276,6 +276,24 @@ MUTANTS = {
         "jnp.sqrt(1 + self.slope**2)",
         "missing_data observations missing",
     ),
+    "vampprior-not-normalised": Mutant(
+        "models/priors.py", "jnp.full(size, -jnp.log(float(size)))", "jnp.zeros(size)", "priors"
+    ),
+    "mixture-without-its-scales": Mutant(
+        "models/priors.py", " + jnp.log(units.scale) + LOG_ROOT_2PI", " + LOG_ROOT_2PI", "priors"
+    ),
+    "flow-without-its-determinant": Mutant(
+        "models/flows.py", " + log_det + more", " + log_det", "priors"
+    ),
+    "vampprior-of-the-other-encoder": Mutant(
+        "objectives/halves.py", "generative = generative.settled()", "pass", "priors"
+    ),
+    "mixture-gradient-lost-by-gdreg": Mutant(
+        "objectives/layered.py",
+        "value += sum(slope(floored(a), score) for score in scores)",
+        "del scores",
+        "priors",
+    ),
     # Training
     "loss-not-negated": Mutant(
         "training/steps.py",

@@ -863,3 +863,30 @@ def test_files_that_hold_no_estimator(tmp_path):
         small(random_state=np.random.RandomState(0)).fit(rows()).save(tmp_path)
     with pytest.raises(NotFittedError):
         small().save(tmp_path)
+
+
+@pytest.mark.slow
+def test_learned_priors_and_flow_posteriors(tmp_path):
+    table = rows()
+    for options in ({"prior": "vamp:4"}, {"prior": "mixture:3", "posterior": "flow:2"}):
+        fit = small(**options, max_iter=3, early_stopping=False, random_state=0).fit(table)
+        assert np.isfinite(fit.score_samples(table[:5])).all()
+        assert fit.transform(table[:5]).shape == (5, 2)
+        fit.save(tmp_path / "saved")
+        same = ImportanceWeightedAutoencoder.load(tmp_path / "saved")
+        assert same.prior == options["prior"]
+        np.testing.assert_array_equal(same.score_samples(table[:5]), fit.score_samples(table[:5]))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"prior": "vamp"}, "needs a number"),
+        ({"prior": 3}, "prior == 3, must be a name"),
+        ({"posterior": "vamp:3"}, "no posterior"),
+        ({"prior": "vamp:65", "early_stopping": False}, "of which there are 64"),
+    ],
+)
+def test_a_prior_or_posterior_that_does_not_fit_is_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        small(**options).fit(rows())

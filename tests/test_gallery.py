@@ -51,6 +51,13 @@ def test_images_have_all_the_pictures(drawn):
                 assert image.n_frames == 5  # before the first epoch, and after each of four
 
 
+@pytest.mark.slow
+def test_a_learned_prior_is_drawn_with_its_pseudo_inputs(drawn, tmp_path):
+    run = finished(prior="vamp:5", posterior="flow:2")
+    more = names(draw_run(small.unmeasured(run, tmp_path / "run"))) - names(drawn)
+    assert more == {"pseudo_inputs.png", "prior.png"}
+
+
 def test_frames_are_of_the_same_draws_and_test_examples():
     frames = []
     for path in sorted((finished() / "frames").iterdir()):

@@ -200,6 +200,16 @@ def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(tmp_path, at_step,
     assert outcome(run) == outcome(finished())
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("step_by_step")
+def test_learned_priors_and_flows_go_on_too(tmp_path, monkeypatch):
+    run, learned = tmp_path / "run", {"prior": "vamp:5", "posterior": "flow:2"}
+    stop(start_run(small.config(**learned), run), signal.SIGTERM, 43)
+    monkeypatch.undo()
+    exhaust(resume_run(run))
+    assert outcome(run) == outcome(finished(**learned))
+
+
 @pytest.mark.usefixtures("step_by_step", "always_saved")
 def test_a_run_that_was_killed_goes_on_from_its_last_checkpoint(tmp_path, monkeypatch):
     run = tmp_path / "run"

@@ -1,5 +1,7 @@
 """Coupling flows between N(0, I) and a density of one's own, from FlowJAX."""
 
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from typing import Any
 
@@ -99,9 +101,22 @@ def _flowjax() -> tuple[Any, Any]:
     from paramax import Parameterize
 
     kinds: Any = bijections
-    with jax.core.eval_context():  # what is kept must not belong to a program
+
+    def affine() -> Any:
         scale: Any = Parameterize(_bounded_exp, jnp.zeros(()))
-        return kinds, eqx.tree_at(lambda affine: affine.scale, kinds.Affine(), scale)
+        return eqx.tree_at(lambda affine: affine.scale, kinds.Affine(), scale)
+
+    return kinds, _apart(affine)
+
+
+def _apart(make: Callable[[], Any]) -> Any:
+    """The result of a function that another thread runs.
+
+    There no program is being traced and no devices are being mapped over, so that the result can be
+    kept for other programs.
+    """
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(make).result()
 
 
 def _bounded_exp(raw: Float[Array, "*d"]) -> Float[Array, "*d"]:
@@ -111,8 +126,7 @@ def _bounded_exp(raw: Float[Array, "*d"]) -> Float[Array, "*d"]:
 @lru_cache
 def _static(size: int, layers: int, n_condition: int) -> Any:
     """The bijection without its arrays: the same object for all flows of these sizes."""
-    with jax.core.eval_context():  # what is kept must not belong to a program
-        bijection = _build(size, layers, n_condition, jax.random.key(0))
+    bijection = _apart(lambda: _build(size, layers, n_condition, jax.random.key(0)))
     return eqx.filter(bijection, eqx.is_inexact_array, inverse=True)
 
 

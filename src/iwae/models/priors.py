@@ -4,6 +4,7 @@ Each is a module called with the model, because a VampPrior consists of the mode
 learned inputs. It returns a distribution with `sample(key)` and `log_prob(h)`.
 """
 
+from functools import partial
 from typing import Any, Protocol, runtime_checkable
 
 import equinox as eqx
@@ -16,7 +17,8 @@ from jaxtyping import Array, Float
 from iwae.errors import UserError
 from iwae.models.declaration import Named, parse_prior
 from iwae.models.flows import Flow, FlowDistribution
-from iwae.models.posteriors import Posterior
+from iwae.models.likelihoods.gaussian import LOG_ROOT_2PI
+from iwae.models.posteriors import Posterior, is_gaussian
 from iwae.typing import PRNGKey, Scalar
 
 
@@ -62,8 +64,26 @@ class Mixture(eqx.Module):
 
     def log_prob(self, h: Float[Array, " d"]) -> Scalar:
         """log sum_j w_j p_j(h), nats."""
-        each = jax.vmap(lambda component: component.log_prob(h))(self.components)
+        if is_gaussian(self.components):
+            each = _gaussians(self.components.base_dist, h)
+        else:
+            each = jax.vmap(lambda component: component.log_prob(h))(self.components)
         return jax.nn.logsumexp(self.log_weights + each)
+
+
+def _gaussians(units: dist.Normal, h: Float[Array, " d"]) -> Float[Array, " K"]:
+    """log N(h; loc_j, scale_j^2) of each component, nats.
+
+    As a quadratic function of h, so that particles and components meet in two matrix products: the
+    obvious form takes twenty times a training step. The terms cancel less around the mean of all
+    components; what is left of the rounding is some 1e-7 of sum_i (h_i - loc_i)^2 / scale_i^2.
+    """
+    centre = jax.lax.stop_gradient(jnp.mean(units.loc, axis=0))
+    loc, h = units.loc - centre[None], h - centre
+    precision = units.scale**-2
+    constant = jnp.sum(precision * loc**2 / 2 + jnp.log(units.scale) + LOG_ROOT_2PI, axis=1)
+    product = partial(jnp.matmul, precision="highest")  # a GPU would round to fewer bits
+    return product(precision * loc, h) - product(precision, h**2) / 2 - constant
 
 
 class MixturePrior(eqx.Module):
@@ -167,7 +187,7 @@ def named(prior: Prior | None) -> Named:
 
 
 def make_prior(
-    prior: Prior | str, model: Any, rows: np.ndarray | None, *, key: PRNGKey
+    prior: Prior | str, model: Any, rows: Array | np.ndarray | None, *, key: PRNGKey
 ) -> Prior | None:
     """The prior of a model before training; None is N(0, I).
 

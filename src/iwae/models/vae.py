@@ -159,7 +159,7 @@ class VAE(AbstractLatentModel):
         decoder: Features | None = None,
         prior: Prior | str = "normal",
         posterior: str = "normal",
-        pseudo_inputs: np.ndarray | None = None,
+        pseudo_inputs: Array | np.ndarray | None = None,
         key: PRNGKey,
     ):
         _check_sizes(n_data, latent_sizes, hidden_sizes, activation)

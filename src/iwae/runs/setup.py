@@ -171,7 +171,7 @@ def make_models(config: TrainConfig, dataset: Dataset) -> list[Model]:
     statistics = likelihood.encoding.statistics(rows) if likelihood.encoding else None
 
     @eqx.filter_jit  # otherwise each array of a model takes several programs
-    def make(seed: Seed, pseudo_inputs: np.ndarray | None) -> Model:
+    def make(seed: Seed, pseudo_inputs: Array | np.ndarray | None) -> Model:
         model = VAE(
             dataset.n_values,
             latent_sizes,
