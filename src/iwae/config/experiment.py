@@ -246,8 +246,6 @@ class TrainConfig(BaseModel):
     """Columns of a table to leave out: names, or numbers from 1 of columns without a name."""
     id: Annotated[tuple[str, ...], Field(strict=False)] | None = None
     """Columns of a table that are no values, and are carried through to every output."""
-    unknown: Literal["error", "missing"] | None = None
-    """A word that the training data do not have is an error (default), or counts as missing."""
     resize: Annotated[Sizes, Field(min_length=1, max_length=2)] | None = None
     """Height and width to give to the images of a folder, e.g. 28, or 28 40."""
     missing: Missing | None = None

@@ -206,6 +206,11 @@ def _kinds(
     wanted, n = wish.columns, len(table.names)
     if wanted is not None and not isinstance(wanted, Mapping):
         columns = tuple(wanted)
+        if not all(isinstance(column, Column) for column in columns):
+            raise UserError(
+                "columns must be kinds by name, such as {'age': 'gaussian'}, or the columns of "
+                "other data; kinds in order are make_kind('table', columns=...)"
+            )
     elif wish.kind is not None and not wanted:
         return given_columns(table.names, _fitting(table, wish.kind), n), wish.kind, None
     else:

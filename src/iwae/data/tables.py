@@ -6,10 +6,11 @@ PyArrow and narwhals are imported on first use.
 import csv
 import math
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -98,9 +99,9 @@ def _select(
     where: str, names: Sequence[str], named: bool, drop: Sequence[str], ids: Sequence[str]
 ) -> tuple[list[int], list[int]]:
     """The indices of the columns of values, and of those that are carried through."""
-    for name in names:
-        if names.count(name) > 1:
-            raise UserError(f"{where} has several columns called {name!r}: rename all but one")
+    name, count = Counter(names).most_common(1)[0]
+    if count > 1:
+        raise UserError(f"{where} has several columns called {name!r}: rename all but one")
     for one in (*drop, *ids):
         if one.strip() not in names:
             found = f"it has {few(names)}" if named else f"give a number from 1 to {len(names)}"
@@ -312,8 +313,8 @@ def _write_text(path: Path, cells: Mapping[str, np.ndarray], separator: str) -> 
         columns = [_as_text(column) for column in cells.values()]
         # The writer quotes a line feed in a cell, but not a carriage return, which ends lines too.
         returns = any("\r" in cell for one in columns for cell in one if isinstance(cell, str))
-        quoting = csv.QUOTE_NONNUMERIC if returns else csv.QUOTE_MINIMAL
-        lines = csv.writer(text, delimiter=separator, lineterminator="\n", quoting=quoting)
+        rule: Literal[0, 2] = csv.QUOTE_NONNUMERIC if returns else csv.QUOTE_MINIMAL
+        lines = csv.writer(text, delimiter=separator, lineterminator="\n", quoting=rule)
         lines.writerow(cells)
         lines.writerows(zip(*columns, strict=True))
 
