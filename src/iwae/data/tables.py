@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -313,8 +313,12 @@ def _write_text(path: Path, cells: Mapping[str, np.ndarray], separator: str) -> 
         columns = [_as_text(column) for column in cells.values()]
         # The writer quotes a line feed in a cell, but not a carriage return, which ends lines too.
         returns = any("\r" in cell for one in columns for cell in one if isinstance(cell, str))
-        rule: Literal[0, 2] = csv.QUOTE_NONNUMERIC if returns else csv.QUOTE_MINIMAL
-        lines = csv.writer(text, delimiter=separator, lineterminator="\n", quoting=rule)
+        lines = csv.writer(
+            text,
+            delimiter=separator,
+            lineterminator="\n",
+            quoting=csv.QUOTE_NONNUMERIC if returns else csv.QUOTE_MINIMAL,
+        )
         lines.writerow(cells)
         lines.writerows(zip(*columns, strict=True))
 
