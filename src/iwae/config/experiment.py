@@ -277,7 +277,7 @@ class TrainConfig(BaseModel):
     label_prior: bool = False
     """With --conditional: learn a Gaussian p(z|y) for each label, instead of one p(z)."""
     label: Annotated[str, Field(min_length=1)] | None = None
-    """With --conditional: name or number of the column of a .csv file that holds the label."""
+    """With --conditional: name or number of the column of a table that holds the label."""
     blocks: Annotated[int, Field(ge=0, le=100)] = 0
     """Residual blocks after each convolution (conv) or first dense layer (mlp)."""
     output_bias: bool = True
