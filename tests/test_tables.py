@@ -15,7 +15,7 @@ from PIL import Image
 
 from iwae.config.experiment import make_config, parse_columns
 from iwae.data import columns as columns_module
-from iwae.data import load_dataset
+from iwae.data import delimited, load_dataset
 from iwae.data.arrays import read_arrays
 from iwae.data.columns import Column, choose_columns, from_json, to_cells, to_values
 from iwae.data.own import Wish, read_own
@@ -155,6 +155,13 @@ def test_a_wide_table_of_bytes_is_not_guessed(tmp_path):
     with pytest.raises(UserError, match=r"whole numbers within 0\.\.255 in 64 columns"):
         load_dataset(tmp_path / "a.csv")
     assert load_dataset(tmp_path / "a.csv", observation="poisson").columns[0].kind == "poisson"
+
+
+def test_a_long_line_is_no_single_cell(tmp_path):
+    names = ",".join(f"column{i}" for i in range(20_000))
+    row = ",".join(["0.123456"] * 20_000)
+    (tmp_path / "a.csv").write_text("\n".join([names, row, row]))
+    assert delimited.parse(tmp_path / "a.csv")[0].width == 20_000
 
 
 # --- values and cells -------------------------------------------------------------------------
