@@ -163,6 +163,7 @@ def static(monkeypatch, tmp_path):
 
 def test_import_is_light():
     heavy = "jax", "scipy", "sklearn", "pooch", "requests", "tqdm", "matplotlib", "platformdirs"
+    heavy += "pyarrow", "narwhals", "PIL", "pandas"
     code = (
         "import sys, iwae.data as data; assert data.DATASETS and data.load_dataset; "
         f"print([name for name in {heavy} if name in sys.modules])"

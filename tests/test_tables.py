@@ -15,7 +15,7 @@ from PIL import Image
 
 from iwae.config.experiment import make_config, parse_columns
 from iwae.data import columns as columns_module
-from iwae.data import load_dataset
+from iwae.data import delimited, load_dataset
 from iwae.data.arrays import read_arrays
 from iwae.data.columns import Column, choose_columns, from_json, to_cells, to_values
 from iwae.data.own import Wish, read_own
@@ -157,6 +157,13 @@ def test_a_wide_table_of_bytes_is_not_guessed(tmp_path):
     assert load_dataset(tmp_path / "a.csv", observation="poisson").columns[0].kind == "poisson"
 
 
+def test_a_long_line_is_no_single_cell(tmp_path):
+    names = ",".join(f"column{i}" for i in range(20_000))
+    row = ",".join(["0.123456"] * 20_000)
+    (tmp_path / "a.csv").write_text("\n".join([names, row, row]))
+    assert delimited.parse(tmp_path / "a.csv")[0].width == 20_000
+
+
 # --- values and cells -------------------------------------------------------------------------
 
 
@@ -227,11 +234,9 @@ def test_new_rows_are_matched_by_name_and_by_level():
     np.testing.assert_array_equal(
         values, to_values(frame_table(people(), ids=["id"]), from_json_of(columns))
     )
-    with pytest.raises(
-        UserError, match=r"lacks the columns 'age', 'member', .*; the data are of the col"
-    ):
+    with pytest.raises(UserError, match=r"lacks the columns 'age', 'member', .* which have 'age'"):
         to_values(frame_table(people()[["city"]]), columns)
-    with pytest.raises(UserError, match="has another column 'id': leave it out"):
+    with pytest.raises(UserError, match="has the columns 'id', but the data only 'age'"):
         to_values(frame_table(people()), columns)
     other = people().drop(columns="id")
     other.loc[4, "city"] = "Paris"

@@ -253,9 +253,6 @@ class TrainConfig(BaseModel):
     """Columns of a table to leave out: names, or numbers from 1 of columns without a name."""
     id: Annotated[tuple[str, ...], Field(strict=False)] | None = None
     """Columns of a table that are no values, and are carried through to every output."""
-    unknown: Literal["error", "missing"] | None = None
-    """A word that the training data do not have is an error, or counts as missing (default:
-    error)."""
     resize: Annotated[Sizes, Field(min_length=1, max_length=2)] | None = None
     """Height and width to give to the images of a folder, e.g. 28, or 28 40."""
     missing: Missing | None = None
@@ -294,7 +291,7 @@ class TrainConfig(BaseModel):
     label_prior: bool = False
     """With --conditional: learn a Gaussian p(z|y) for each label, instead of one p(z)."""
     label: Annotated[str, Field(min_length=1)] | None = None
-    """With --conditional: name or number of the column of a .csv file that holds the label
+    """With --conditional: name or number of the column of a table that holds the label
     (default: the data set's own labels)."""
     blocks: Annotated[int, Field(ge=0, le=100)] = 0
     """Residual blocks after each convolution (conv) or first dense layer (mlp)."""

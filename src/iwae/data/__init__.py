@@ -3,8 +3,10 @@
 The modules follow the path of the data: `readers` (published formats), `synthetic` (known
 densities), `kinds` (the values that each kind of data takes), `splits` (held-out examples,
 binarisation, identity), `catalogue` (the table of named sets), `store` (folder, cache, download),
-`tables` (.csv), `own` (.npy, .npz, .csv), `load` (the entry point), `device` (`draw`).
-Only `draw` needs JAX, which is imported on first use.
+`delimited` (text), `tables` (text, .parquet, data frames), `columns` (their kinds and levels),
+`arrays` (.npy, .npz), `images` (folders), `own` (all of a user's own), `load` (the entry point),
+`summary` (what data were taken for), `device` (`draw`). Only `draw` needs JAX, which is imported on
+first use, as are PyArrow, narwhals and Pillow.
 """
 
 from typing import TYPE_CHECKING, Any

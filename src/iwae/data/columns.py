@@ -282,18 +282,19 @@ def _places(table: Table, columns: Sequence[Column]) -> list[int]:
     wanted = [column.name for column in columns]
     if not table.named and len(table.names) == len(wanted):
         return list(range(len(wanted)))
-    for have, need, what in (
-        (table.names, wanted, "lacks the column"),
-        (wanted, table.names, "has another column"),
-    ):
-        odd = [name for name in need if name not in have]
-        if odd:
-            remedy = "" if what.startswith("lacks") else ": leave it out (--drop) or --id it"
-            raise UserError(
-                f"{table.where} {what}{'s' * (len(odd) > 1)} {few(odd)}{remedy}; the data are of "
-                f"the columns {few(wanted)}"
-            )
-    return [table.names.index(name) for name in wanted]
+    lacking = sorted(set(wanted) - set(table.names), key=wanted.index)
+    further = sorted(set(table.names) - set(wanted), key=table.names.index)
+    if lacking:
+        raise UserError(
+            f"{table.where} lacks the columns {few(lacking)} of the data, which have {few(wanted)}"
+        )
+    if further:
+        raise UserError(
+            f"{table.where} has the columns {few(further)}, but the data only {few(wanted)}: leave "
+            "them out (--drop) or carry them through (--id)"
+        )
+    places = {name: i for i, name in enumerate(table.names)}
+    return [places[name] for name in wanted]
 
 
 def _coded(table: Table, i: int, column: Column, unknown: str) -> np.ndarray:
@@ -308,25 +309,26 @@ def _coded(table: Table, i: int, column: Column, unknown: str) -> np.ndarray:
         codes |= {level.title(): code for level, code in codes.items()} | {
             f(level): code for level, code in codes.items() for f in (str.lower, str.upper)
         }
-    values, known = np.unique(_as_words(cells), return_inverse=True)
-    found = np.array([codes.get(value, -1 if value else np.nan) for value in values], np.float64)
-    for value, code in zip(values, found, strict=True):
-        if code == -1 and unknown == "error":
-            row = int(np.flatnonzero(_as_words(cells) == value)[0])
-            raise UserError(
-                f"{table.where}: {table.place(row, i)}: column {column.name!r} has no level "
-                f"{value[:40]!r}; known: {_listed(column.levels)}: correct it, or count unknown "
-                "words as missing (--unknown missing)"
-            )
-    return np.where(found == -1, np.nan, found)[known]
+    words = _as_words(cells)
+    found = np.array([codes.get(word, -1) for word in words], np.float64)
+    found[[word is None for word in words]] = np.nan
+    if unknown == "error" and (found == -1).any():
+        row = int(np.flatnonzero(found == -1)[0])
+        raise UserError(
+            f"{table.where}: {table.place(row, i)}: column {column.name!r} has no level "
+            f"{words[row][:40]!r}; known: {_listed(column.levels)}: correct it, or count unknown "
+            "words as missing (--unknown missing)"
+        )
+    return np.where(found == -1, np.nan, found)
 
 
 def _as_words(cells: np.ndarray) -> np.ndarray:
-    """A column as words, which are empty where it is missing."""
+    """A column as words, and None where it is missing."""
     if cells.dtype == object:
-        return np.array(["" if cell is None else cell for cell in cells])
+        return cells
     values, places = np.unique(cells, return_inverse=True)
-    return np.array(["" if np.isnan(one) else _shortest(one) for one in values])[places]
+    words = np.array([None if np.isnan(one) else _shortest(one) for one in values], object)
+    return np.asarray(words[places])
 
 
 def _refuse_word(table: Table, i: int) -> None:

@@ -97,8 +97,7 @@ def parse(path: Path) -> tuple[Layout, Any]:
 
 def _layout(path: Path, content: bytes) -> Layout:
     _check_text(path, content)
-    tab = path.suffix.lower() == ".tsv"
-    heads = {one: _head(path, content, one) for one in (("\t",) if tab else SEPARATORS)}
+    heads = _heads(path, content, "\t" if path.suffix.lower() == ".tsv" else SEPARATORS)
     separator = max(heads, key=lambda one: _fits(heads[one], one))
     head = heads[separator]
     header = head[0] if head and _are_names(head[0].cells) else None
@@ -133,9 +132,18 @@ def _check_text(path: Path, content: bytes) -> None:
         raise UserError(f"{path} is not UTF-8 text (it holds zero bytes): save it as UTF-8")
 
 
-def _head(path: Path, content: bytes, separator: str) -> list[Record]:
-    """The first records with cells; one of the two first, if it is empty, is none."""
-    return list(islice((one for one in _records(path, content, separator) if one.cells), 50))
+def _heads(path: Path, content: bytes, separators: Sequence[str]) -> dict[str, list[Record]]:
+    """The first records with cells, by each separator that can read them."""
+    heads, error = {}, None
+    for one in separators:
+        try:
+            records = (record for record in _records(path, content, one) if record.cells)
+            heads[one] = list(islice(records, 50))
+        except UserError as failed:  # by a wrong separator, a long line is a single cell, too long
+            error = error or failed
+    if error is not None and not heads:
+        raise error
+    return heads
 
 
 def _records(path: Path, content: bytes, separator: str) -> Iterator[Record]:
@@ -218,7 +226,8 @@ def _parsed(path: Path, content: bytes, layout: Layout) -> Any:
 
     names = [str(i) for i in range(layout.width)]
     rows = pa.py_buffer(content).slice(layout.start, layout.end - layout.start)
-    longest = max((len(line) for line in islice(_LINE.findall(content[: 2**22]), 50)), default=0)
+    head = islice(_LINE.finditer(content, layout.start), 50)
+    longest = max(line.end() - line.start() for line in head)  # a block must hold a row
     try:
         return pyarrow_csv.read_csv(
             pa.BufferReader(rows),

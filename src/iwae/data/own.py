@@ -78,7 +78,7 @@ class Found(NamedTuple):
 def is_own(name_or_path: str | os.PathLike[str]) -> bool:
     """Whether this is a file or a folder of a user's own, not the name of a data set."""
     path = Path(name_or_path).expanduser()
-    known = isinstance(name_or_path, str) and name_or_path in DATASETS
+    known = name_or_path == "" or (isinstance(name_or_path, str) and name_or_path in DATASETS)
     return not known and (path.suffix.lower() in SUFFIXES or path.is_dir())
 
 
@@ -207,6 +207,11 @@ def _kinds(
     wanted, n = wish.columns, len(table.names)
     if wanted is not None and not isinstance(wanted, Mapping):
         columns = tuple(wanted)
+        if not all(isinstance(column, Column) for column in columns):
+            raise UserError(
+                "columns must be kinds by name, such as {'age': 'gaussian'}, or the columns of "
+                "other data; kinds in order are make_kind('table', columns=...)"
+            )
     elif wish.kind is not None and not wanted:
         return given_columns(table.names, _fitting(table, wish.kind), n), wish.kind, None
     else:

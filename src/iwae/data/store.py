@@ -152,7 +152,7 @@ def named(name: str) -> Source:
     hint = f" (did you mean {near[0]!r}?)" if near else ""
     raise UserError(
         f"unknown data set {name!r}{hint}; known: {', '.join(DATASETS)}, "
-        "or the path of your own .npy, .npz or .csv file"
+        "or the path of your own .csv, .tsv, .parquet, .npy or .npz file or folder of images"
     )
 
 

@@ -6,6 +6,7 @@ PyArrow and narwhals are imported on first use.
 import csv
 import math
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -98,9 +99,9 @@ def _select(
     where: str, names: Sequence[str], named: bool, drop: Sequence[str], ids: Sequence[str]
 ) -> tuple[list[int], list[int]]:
     """The indices of the columns of values, and of those that are carried through."""
-    for name in names:
-        if names.count(name) > 1:
-            raise UserError(f"{where} has several columns called {name!r}: rename all but one")
+    name, count = Counter(names).most_common(1)[0]
+    if count > 1:
+        raise UserError(f"{where} has several columns called {name!r}: rename all but one")
     for one in (*drop, *ids):
         if one.strip() not in names:
             found = f"it has {few(names)}" if named else f"give a number from 1 to {len(names)}"

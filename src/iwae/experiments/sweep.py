@@ -171,5 +171,5 @@ def _short(name: str) -> str:
 
 def _is_path(value: Any) -> bool:
     return isinstance(value, str) and (
-        "/" in value or Path(value).suffix in {".npy", ".npz", ".csv"}
+        "/" in value or Path(value).suffix in {".csv", ".tsv", ".parquet", ".npy", ".npz"}
     )
