@@ -319,9 +319,8 @@ def _unit(grey: np.ndarray) -> np.ndarray:
 
 def _images(flat: np.ndarray, dataset: Dataset | Layout) -> np.ndarray:
     """Values of a model as brightness from 0 to 1; what is missing is grey."""
-    brightness = np.asarray(_outwards(flat, dataset), np.float32) / np.float32(
-        KINDS[dataset.kind.name].white
-    )
+    white = np.float32(KINDS[dataset.kind.name].white)
+    brightness = np.asarray(_outwards(flat, dataset), np.float32) / white
     brightness = np.where(np.isnan(brightness), np.float32(0.5), np.clip(brightness, 0, 1))
     return brightness.reshape(-1, *dataset.shape)
 
@@ -376,12 +375,12 @@ def _density(model: Model, dataset: Dataset) -> Figure:
     test = np.asarray(dataset.test, np.float64)[:, 0]
     margin = 0.25 * np.ptp(test)
     grid = np.linspace(test.min() - margin, test.max() + margin, 400)
+    x, data = (_outwards(one[:, None], dataset) for one in (grid, test))
     curves = {}
     if dataset.log_density is not None:
-        curves["truth"] = np.exp(dataset.log_density(grid[:, None]))
+        curves["truth"] = np.exp(dataset.log_density(x))
     curves["model"] = np.exp(model_density(model, grid[:, None]))
-    x, data = (_outwards(one[:, None], dataset)[:, 0] for one in (grid, test))
-    return figures.density_1d(x, curves, data=data)
+    return figures.density_1d(x[:, 0], curves, data=data[:, 0])
 
 
 def _posteriors(model: Model, test: np.ndarray) -> Figure:
