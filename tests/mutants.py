@@ -402,6 +402,19 @@ MUTANTS = {
     "record-of-the-first-model": Mutant(
         "results/reading.py", "    of = part or record\n", "    of = record\n", "records"
     ),
+    # Pictures
+    "bounds-drawn-unpaired": Mutant(
+        "reports/estimates.py", "(one, places) - zero", "(one, places) - zero.mean()", "gallery"
+    ),
+    "filters-with-their-border": Mutant(
+        "reports/figures/images.py", "np.where(varying, weights, 0)", "weights", "figures"
+    ),
+    "latents-of-idle-units": Mutant(
+        "reports/encodings.py", "axis=0))[:, active]", "axis=0))", "latents"
+    ),
+    "latents-unlikely-above-the-fence": Mutant(
+        "reports/encodings.py", "lower - FENCE", "upper - FENCE", "latents"
+    ),
 }
 
 
