@@ -127,7 +127,10 @@ def has_labels(
         return all(locate(replace(source, variants=source.label_variants), data_dir).values())
     if path.is_dir():
         return any(child.is_dir() for child in path.iterdir())
-    return path.suffix.lower() == ".npz" and any(key.endswith("labels") for key in np.load(path))
+    if path.suffix.lower() != ".npz":
+        return False
+    with np.load(path, allow_pickle=False) as arrays:
+        return any(key.endswith("labels") for key in arrays)
 
 
 def check_name(name_or_path: str | os.PathLike[str]) -> None:
