@@ -245,10 +245,12 @@ def _differences(runs: Sequence[Run]) -> Table | None:
     columns: dict[Cell, dict[str, Cell]] = {}
     for name in runs[0].bounds:
         having = [run for run in runs if name in run.bounds]
+        if len(having) < 2:
+            continue
         try:
             record = compare_models([(run.path, run.weights) for run in having], estimator=name)
         except UserError:
-            continue  # no other has it, or not alike
+            continue  # not alike
         first, *others = record["runs"]
         cells = [Cell(_mean(first)), *map(_difference, others)]
         names = [run.name for run in having]
