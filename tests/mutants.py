@@ -457,6 +457,19 @@ MUTANTS = {
     "matlab-unchecked": Mutant(
         "data/store.py", "if file.read in ONLY_PUBLISHED and", "if not file and", "reliability"
     ),
+    # Pictures
+    "bounds-drawn-unpaired": Mutant(
+        "reports/estimates.py", "(one, places) - zero", "(one, places) - zero.mean()", "gallery"
+    ),
+    "filters-with-their-border": Mutant(
+        "reports/figures/images.py", "np.where(varying, weights, 0)", "weights", "figures"
+    ),
+    "latents-of-idle-units": Mutant(
+        "reports/encodings.py", "axis=0))[:, active]", "axis=0))", "latents"
+    ),
+    "latents-unlikely-above-the-fence": Mutant(
+        "reports/encodings.py", "lower - FENCE", "upper - FENCE", "latents"
+    ),
 }
 
 

@@ -81,6 +81,9 @@ EVERY = {
     "log_variance_histogram": lambda: figures.log_variance_histogram([np.array([0, 1e-3, 1.0])]),
     "density_1d": lambda: figures.density_1d(GRID, {"true": DENSITY}, data=POINTS[:, 0]),
     "scatter_2d": lambda: figures.scatter_2d(POINTS, POINTS + 0.1),
+    "latent_map": lambda: figures.latent_map(
+        POINTS, ("a", "b"), labels=np.arange(50) % 9, classes="abcdefghi", outliers=POINTS[:, 0] > 1
+    ),
     "bounds_against_budget": lambda: figures.bounds_against_budget(BOUNDS, upper={"b": (-80, 1)}),
     "rate_distortion_curve": lambda: figures.rate_distortion_curve(BETAS, *CURVES),
     "signal_to_noise": lambda: figures.signal_to_noise(SIGNALS),
@@ -340,17 +343,30 @@ def test_reconstructions_are_below_their_originals(tmp_path):
     assert [word for word in texts(figure).split() if word.isalpha()] == ["data", "model"] * 2
 
 
-def test_a_strip_has_a_labelled_row_an_epoch(tmp_path):
-    course = noise(3, 4, 6, 6)
-    figure = figures.training_strip(course, np.array([0, 40, 3280]), title="the title")
+def test_inputs_are_between_originals_and_reconstructions(tmp_path):
+    first, second, third = noise(3, 4, 4, 4)
+    figure = figures.reconstructions(first, third, inputs=second, columns=2)
+    rows = [first[:2], second[:2], third[:2], first[2:], second[2:], third[2:]]
+    found = tiles(page(figure, tmp_path), 4)
+    assert np.array_equal([image for *_, image in found], np.concatenate(rows))
+    labels = [word for word in texts(figure).split() if word.isalpha()]
+    assert labels == ["data", "input", "model"] * 2
+
+
+def test_a_strip_has_a_labelled_row_an_epoch_below_its_data(tmp_path):
+    course, data = noise(3, 4, 6, 6), noise(4, 6, 6)
+    epochs = np.array([0, 40, 3280])
+    figure = figures.training_strip(course, epochs, data=data, title="the title")
     found = tiles(page(figure, tmp_path), 6)
-    assert np.array_equal([image for *_, image in found], course.reshape(12, 6, 6))
-    assert len({top for top, *_ in found}) == 3
-    labels = [text for text in figure.axes[0].texts if text.get_text() in ("0", "40", "3280")]
-    assert [text.get_text() for text in labels] == ["0", "40", "3280"]
+    assert np.array_equal([image for *_, image in found], [*data, *course.reshape(12, 6, 6)])
+    assert len({top for top, *_ in found}) == 4
+    *labels, title = (text for text in figure.axes[0].texts if text.get_text())
+    assert [text.get_text() for text in labels] == ["data", "epoch 0", "40", "3280"]
     assert np.all(np.diff([text.get_position()[1] for text in labels]) > 0)  # downwards
-    assert "epoch" in texts(figure)
-    assert "the title" in texts(figure)
+    assert title.get_text() == "the title"
+    for tile, frame in zip(course, figures.training_frames(course, epochs, data=data), strict=True):
+        pairs = [*data[:2], *tile[:2], *data[2:], *tile[2:]]
+        assert np.array_equal([image for *_, image in tiles(frame, 6)], pairs)
 
 
 def test_filters_are_blue_below_and_red_above_zero_and_white_at_zero(tmp_path):
@@ -361,12 +377,29 @@ def test_filters_are_blue_below_and_red_above_zero_and_white_at_zero(tmp_path):
         places = tiles(picture, 4)
         return [picture[top + 9, left + 9] for top, left, _ in places]
 
-    blue, white, red = centres()
+    blue, red, white = centres()  # by their norms
     assert blue[2] > blue[0] + 50
     assert red[0] > red[2] + 50
     assert white.min() > 240
-    *_, pale = centres(shared_scale=True)
+    _, pale, _ = centres(shared_scale=True)
     assert pale.sum() > red.sum() + 100  # half of the shared scale only
+
+
+def test_the_largest_filters_come_first_and_pixels_that_do_not_vary_count_for_nothing(tmp_path):
+    weights = np.array([1.0, 3.0, 2.0])[:, None, None] * np.ones((3, 4, 4))
+    weights[:, 0, 0] = [100, 0, -100]
+    varying = np.ones((4, 4), bool)
+    varying[0, 0] = False
+    figure = figures.filters(weights, columns=3, shared_scale=True, varying=varying, most=2)
+    picture = page(figure, tmp_path).astype(int)
+    places = tiles(picture, 4)
+    assert len(places) == 2
+    reds = [picture[top + 100, left + 100] for top, left, _ in places]
+    assert reds[1].sum() > reds[0].sum() + 50  # two thirds of the scale
+    assert reds[0][0] < 120  # the end of it
+    assert all((picture[top + 9, left + 9] == 216).all() for top, left, _ in places)
+    assert "hardly vary" in texts(figure)
+    assert "hardly vary" not in texts(figures.filters(weights))
 
 
 def test_filters_say_their_scale():
@@ -405,6 +438,9 @@ NAN = np.where(np.arange(IMAGES.size).reshape(IMAGES.shape) == 3, np.nan, IMAGES
         (lambda: figures.training_strip(IMAGES[None], [1, 2]), "1 frames, but 2 epochs"),
         (lambda: figures.training_frames(IMAGES[None], [np.nan]), "epochs has 1 of 1"),
         (lambda: figures.filters(NAN), "weights has 1 of 140"),
+        (lambda: figures.filters(IMAGES, varying=np.ones((4, 5))), "a filter and the pixels"),
+        (lambda: figures.training_strip(IMAGES[None], [1], data=IMAGES[:2]), "data and a frame"),
+        (lambda: figures.reconstructions(IMAGES, IMAGES, inputs=IMAGES[:2]), "and inputs must"),
     ],
 )
 def test_bad_images_are_refused(call, message):
@@ -442,6 +478,12 @@ def test_a_rate_that_changes_every_epoch_has_its_own_panel():
     figure = figures.training_curves(rows)
     assert figure.axes[-1].get_ylabel() == "learning rate"
     assert not [x for x in figure.axes[0].get_lines() if x.get_linestyle() == ":"]
+
+
+def test_active_units_are_drawn_from_zero():
+    *_, axes = figures.training_curves(ROWS[20:]).axes
+    assert axes.get_ylim()[0] == 0
+    assert axes.get_ylim()[1] > 15
 
 
 def test_replicates_are_thin_lines_around_their_mean():
@@ -565,6 +607,40 @@ def test_both_sides_of_a_scatter_have_one_scale():
     assert left.get_xlim()[0] < 3 * POINTS[:10, 0].min()
 
 
+def drawn_points(figure: Figure) -> dict[str, np.ndarray]:
+    """The points [n, 2] of each label and of the outliers, by their names."""
+    (axes,) = figure.axes
+    return {str(one.get_label()): np.asarray(one.get_offsets()) for one in axes.collections}
+
+
+@pytest.mark.parametrize("count", [2, 9, 30])
+def test_each_label_has_a_colour_of_its_own_and_outliers_have_rings(count):
+    labels, classes = np.arange(50) % count, [f"class {i}" for i in range(count)]
+    low = POINTS[:, 1] < -1
+    figure = figures.latent_map(
+        POINTS, ("a", "b"), labels=labels, classes=classes, outliers=low, outlier_name="low"
+    )
+    drawn = drawn_points(figure)
+    assert np.allclose(drawn.pop(f"low ({low.sum()} of 50)"), POINTS[low])
+    assert list(drawn) == classes
+    for label, points in enumerate(drawn.values()):
+        assert np.allclose(points, POINTS[labels == label])
+    colours = {tuple(one.get_facecolor()[0]) for one in figure.axes[0].collections[:count]}
+    assert len(colours) == count
+    assert sum(len(legend.get_texts()) for legend in figure.legends) == 1 + count * (count <= 20)
+
+
+def test_points_without_labels_have_no_legend():
+    figure = figures.latent_map(POINTS, ("a", "b"))
+    assert np.allclose(np.concatenate([*drawn_points(figure).values()]), POINTS)
+    assert not figure.legends
+    for options in ({"labels": np.zeros(9)}, {"outliers": np.zeros(9, bool)}):
+        with pytest.raises(UserError, match="must have the same shape"):
+            figures.latent_map(POINTS, ("a", "b"), **options)
+    with pytest.raises(UserError, match=r"must have the shape \(n, 2\)"):
+        figures.latent_map(POINTS[:, :1], ("a", "b"))
+
+
 @pytest.mark.parametrize("points", [np.zeros((1, 2)), np.stack([np.arange(9.0), np.zeros(9)], 1)])
 def test_points_on_a_line_can_be_drawn(points, tmp_path):
     assert page(figures.scatter_2d(points, points), tmp_path).size
@@ -586,6 +662,13 @@ def test_bounds_are_drawn_in_the_order_of_their_budgets_with_their_errors():
     assert legend_of(axes) == ["samples", "annealing"]
     (axes,) = figures.bounds_against_budget({"a": BOUNDS["samples"]}).axes
     assert [text.get_text() for text in axes.get_xticklabels()] == ["1", "50", "5000"]
+
+
+def test_differences_are_drawn_around_the_bound_that_was_subtracted():
+    figure = figures.bounds_against_budget(BOUNDS, reference=("L_9", -85.5, 0.125))
+    assert line(figure, "L_9 = −85.50 ± 0.12 nats")[:, 1].tolist() == [0, 0]
+    (axes,) = figure.axes
+    assert axes.get_ylabel() == "difference to L_9 (nats)"
 
 
 def test_an_upper_bound_is_a_line_in_a_band_from_side_to_side():

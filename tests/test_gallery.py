@@ -14,13 +14,14 @@ from iwae.errors import UserError
 from iwae.evaluation.likelihood import log_likelihoods
 from iwae.models.vae import VAE
 from iwae.reports import gallery
+from iwae.reports.bounds import bounds_figure
 from iwae.reports.gallery import _density as density  # the figure behind density.png
-from iwae.reports.gallery import bounds_figure, draw_run
+from iwae.reports.gallery import draw_run
 from iwae.runs.models import load_model
 from iwae.runs.setup import split_examples
 from small import finished
 
-ALWAYS = {"training_curves.png", "log_variances.png", "posterior.png"}  # of two latents
+ALWAYS = {"training_curves.png", "log_variances.png", "latents.png", "posterior.png"}  # of two
 
 
 def names(paths):
@@ -35,7 +36,7 @@ def drawn(tmp_path_factory):
 def test_images_have_all_the_pictures(drawn):
     strips = {f"training_{what}" for what in ("samples", "reconstructions")}
     assert names(drawn) == ALWAYS | {
-        *("samples.png", "reconstructions.png", "filters_first_layer.png"),
+        *("data.png", "samples.png", "reconstructions.png", "filters_first_layer.png"),
         "filters_last_layer.png",
         *(f"{strip}.png" for strip in strips),
         *(f"{strip}.gif" for strip in strips),
@@ -97,8 +98,8 @@ def made(run, dataset, dimensions, **options):
 @pytest.mark.slow
 def test_the_density_of_one_dimension_is_drawn_beside_the_truth(tmp_path):
     run = made(tmp_path / "run", "camel", 1)
-    expected = {"log_variances.png", "density.png", "posterior.png"}  # no metrics, no frames
-    assert names(draw_run(run)) == expected
+    expected = {"log_variances.png", "latents.png", "density.png", "posterior.png"}
+    assert names(draw_run(run)) == expected  # no metrics, no frames
     dataset = load_dataset("camel")
     (axes,) = density(load_model(run / "models" / "final-0"), dataset).axes
     lines = {line.get_label(): line.get_data() for line in axes.get_lines()}
@@ -113,7 +114,7 @@ def test_the_density_of_one_dimension_is_drawn_beside_the_truth(tmp_path):
 @pytest.mark.slow
 def test_points_in_the_plane_are_drawn_beside_samples(tmp_path):
     assert names(draw_run(made(tmp_path / "run", "circle", 2))) == {
-        *("log_variances.png", "scatter.png", "posterior.png")
+        *("log_variances.png", "latents.png", "scatter.png", "posterior.png")
     }
 
 
@@ -121,7 +122,7 @@ def test_other_data_have_the_pictures_that_make_sense(tmp_path):
     np.save(tmp_path / "own.npy", np.random.default_rng(0).normal(size=(50, 3)) * 3)
     sizes = {"latent_sizes": (2, 1), "hidden_sizes": ((5,), (4,))}  # three latents are too many
     run = made(tmp_path / "run", str(tmp_path / "own.npy"), 3, **sizes)
-    assert names(draw_run(run)) == {"log_variances.png"}
+    assert names(draw_run(run)) == {"log_variances.png", "latents.png", "marginals.png"}
 
 
 def test_a_broken_model_has_no_pictures_but_an_error(tmp_path):
@@ -209,13 +210,18 @@ def drawn_bounds(run, **options):
     return {line.get_label(): line.get_xydata().tolist() for line in lines}
 
 
-def test_bounds_are_drawn_on_the_examples_that_all_records_share(tmp_path):
+def test_bounds_are_paired_on_the_examples_that_all_records_share(tmp_path):
     write_bounds(tmp_path, "a", {1: -9.0, 50: -7.0}, range(10))
     write_bounds(tmp_path, "b", {5: -6.0, 50: -5.0}, [2, 4, 12], temperatures=True)
+    (axes,) = bounds_figure(tmp_path).axes
+    assert axes.get_ylabel().startswith("difference to AIS_50")
+    assert axes.get_legend().get_texts()[0].get_text() == "AIS_50 = −2.00 ± 1.00 nats"
+    for bars in axes.containers:  # what the examples differ by is common to all bounds
+        assert np.ptp([one[:, 1] for one in bars.lines[2][0].get_segments()], axis=1).max() == 0
     curves = drawn_bounds(tmp_path)
-    assert curves.pop("importance sampling, 2 examples") == [[1, -6], [50, -4]]
+    assert curves.pop("importance sampling, 2 examples") == [[1, -4], [50, -2]]
     ((name, annealing),) = curves.items()
-    assert annealing == [[5, -3], [50, -2]]
+    assert annealing == [[5, -1], [50, 0]]
     assert name.startswith("annealing from the posterior, 16 chains, 10 leapfrog steps, sigmoid")
 
 
@@ -272,7 +278,7 @@ def test_curves_and_bounds_of_a_run_are_among_its_pictures(tmp_path, monkeypatch
         record |= {"log_likelihood": -9.0, "stderr": 0.1}
         (run / "evaluations" / f"{name}-rate-distortion.json").write_text(json.dumps(record))
     assert names(draw_run(run)) == {
-        *("log_variances.png", "scatter.png", "posterior.png", "bounds.png"),
+        *("log_variances.png", "latents.png", "scatter.png", "posterior.png", "bounds.png"),
         "rate_distortion.png",
     }
     ((got_betas, rate, distortion),) = shown

@@ -53,11 +53,13 @@ CASES = {
     "table": (mixed, {"columns": WORDS}),
 }
 PICTURES = {
-    "bernoulli": {"samples", "reconstructions", "filters_first_layer", "filters_last_layer"},
-    "logistic-mixture": {"samples", "reconstructions"},
+    "bernoulli": {
+        *("data", "samples", "reconstructions", "filters_first_layer", "filters_last_layer")
+    },
+    "logistic-mixture": {"data", "samples", "reconstructions"},
 }
 PICTURES["discretised-gaussian"] = PICTURES["bernoulli"]
-ALWAYS = {"bounds", "training_curves", "log_variances", "posterior"}
+ALWAYS = {"bounds", "training_curves", "log_variances", "latents", "posterior"}
 
 
 def test_every_kind_is_there():
@@ -86,7 +88,7 @@ def test_a_kind_is_trained_saved_measured_and_drawn(name, tmp_path):
     check_bits(record, array[0].size, quantised=KINDS[name].quantised)
     drawn = {path.stem for path in draw_run(run) if not path.stem.startswith("training_s")}
     drawn.discard("training_reconstructions")
-    assert drawn == ALWAYS | PICTURES.get(name, set())
+    assert drawn == ALWAYS | PICTURES.get(name, {"marginals"})
 
 
 def check_bits(record, d, *, quantised):

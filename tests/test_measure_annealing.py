@@ -18,6 +18,7 @@ from iwae.evaluation.likelihood import annealed_slabs
 from iwae.inference.temperatures import linear_schedule, sigmoid_schedule
 from iwae.results import annealed, unfinished
 from iwae.results.annealed import Annealing
+from iwae.results.text import describe_comparison
 from iwae.runs.models import load_model
 from iwae.runs.setup import split_examples
 from small import PATIENT, finished
@@ -368,10 +369,28 @@ def test_what_cannot_be_compared_is_refused(measured, tmp_path):
         compare([a])
     with pytest.raises(UserError, match=r"has no L_7; it has L_1, L_20"):
         compare([a, b], estimator="L_7")
-    with pytest.raises(UserError, match="has not been measured"):
+    with pytest.raises(UserError, match=r"b has not been measured: iwae evaluate .*b$"):
+        compare([a, small.unmeasured(a, tmp_path / "b")])
+    with pytest.raises(UserError, match="a was measured with final weights: add --weights final"):
         compare([a, b], weights="best")
+    with pytest.raises(UserError, match="weights are final or best or both, not 'last'"):
+        compare([a, b], weights="last")
     with pytest.raises(UserError, match="holds no run"):
         compare([a, tmp_path])
+
+
+def test_the_best_weights_are_compared_with_the_final_ones_of_the_same_run(tmp_path):
+    run = small.unmeasured(finished(replicates=2, **PATIENT), tmp_path / "run")
+    each = [evaluate_run(run, ks=[20], weights=weights) for weights in ("final", "best")]
+    record = compare([run], weights="both")
+    assert [row["weights"] for row in record["runs"]] == ["final", "best"]
+    means = [row["log_likelihood"] for row in record["runs"]]
+    assert means == pytest.approx([one["log_likelihood"] for one in each])
+    assert record["runs"][1]["difference"] == pytest.approx(means[1] - means[0])
+    head, final, best = describe_comparison(record).splitlines()
+    assert "final and best weights" in head
+    assert f"{run}, final  {means[0]:.3f} +- " in final
+    assert f"{run}, best   {means[1]:.3f} +- " in best
 
 
 @pytest.mark.slow

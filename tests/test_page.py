@@ -304,10 +304,23 @@ def test_differences_are_paired_and_of_shared_examples(tmp_path):
     error = difference.std(ddof=1) / np.sqrt(10)
     assert "Difference to one" in words
     expected = f"{difference.mean():+.3f} ± {error:.3f}".replace("-", "\N{MINUS SIGN}")
-    head, (name, cell) = page.tables[1]
-    assert [*head, name] == ["run", "L1 n = 10", "two"]
+    head, (first, its_mean), (name, cell) = page.tables[1]
+    assert [*head, first, name] == ["run", "L1 n = 10", "one", "two"]
+    assert its_mean.split() == ["\N{MINUS SIGN}18.550", "±", "0.096"]  # of the ten alone
     assert cell.startswith(expected)
     assert ("may be chance" in cell) == (abs(difference.mean()) < 3 * error)
+    mean = f"mean {-18.55 + difference.mean():.3f} ±".replace("-", "\N{MINUS SIGN}")
+    assert mean in cell
+
+
+@pytest.mark.usefixtures("plain")
+def test_a_run_without_a_bound_does_not_hide_the_difference_of_the_others(tmp_path):
+    runs = [copy(tmp_path / name) for name in ("one", "two", "three")]
+    for run, bounds in zip(runs, ({1: -19.0, 50: -17.0}, {1: -18.0}, {50: -16.0}), strict=True):
+        write_record(run, bounds)
+    head, _, two, three = made(tmp_path, *runs).tables[1]
+    assert head == ["run", "L1 n = 50", "L50 n = 50"]
+    assert [two[1][:6], two[2], three[1], three[2][:6]] == ["+1.000", "–", "–", "+1.000"]
 
 
 @pytest.mark.usefixtures("plain")
@@ -488,6 +501,23 @@ def test_the_best_weights_have_records_of_their_own(tmp_path):
     assert "iwae report run --weights best --out report.html" in page.text()
     bare = made(tmp_path, copy(tmp_path / "bare"), weights="best")
     assert "iwae evaluate bare --weights best" in bare.text()
+
+
+@pytest.mark.usefixtures("plain")
+def test_best_weights_stand_beside_final_ones_and_are_pointed_out(tmp_path):
+    run = copy(tmp_path / "run")
+    digest = model_sha256(run, "best", 0)
+    write_record(run, {50: -9.0}, weights="best", model_sha256=digest)
+    remedy = "run: measured with best weights: add --weights best, or iwae evaluate run"
+    assert remedy in made(tmp_path, run).text()
+    write_record(run, {1: -19.0, 50: -8.5, 60: -8.0})
+    page = made(tmp_path, run, weights="both")
+    assert list(page.comparison()) == ["run, final", "run, best"]
+    assert "add --weights best" not in page.text()
+    assert "iwae report run --weights both --out report.html" in page.text()
+    _, (first, _), (second, cell) = page.tables[1]
+    assert (first, second) == ("run, final", "run, best")
+    assert cell.startswith("\N{MINUS SIGN}0.500 ± 0.000")
 
 
 # --- in a browser -------------------------------------------------------------------------------

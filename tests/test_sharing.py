@@ -254,6 +254,23 @@ def test_columns_of_samples_are_drawn_as_what_they_are():
         figures.marginals(holes)
 
 
+def test_columns_of_samples_are_drawn_over_those_of_the_data():
+    rng = np.random.default_rng(0)
+    data, samples = rng.normal(size=(400, 2)), rng.normal(2, 1, (500, 2))
+    data[:100, 0] = np.nan
+    figure = figures.marginals(samples, data=data, gaps=True, names=("age", "height"))
+    assert [axes.get_xlabel() for axes in figure.axes] == ["age", "height"]
+    for axes, behind, column in zip(figure.axes, data.T, samples.T, strict=True):
+        *bars, outline = axes.patches
+        edges = np.array([bar.get_x() for bar in bars])
+        assert edges[0] == pytest.approx(min(np.nanmin(behind), column.min()))
+        width = bars[0].get_width()
+        assert sum(bar.get_height() * width for bar in bars) == pytest.approx(1)
+        centre = sum(bar.get_height() * width * (bar.get_x() + width / 2) for bar in bars)
+        assert centre == pytest.approx(np.nanmean(behind), abs=width)
+        assert outline.get_xy()[:, 0].max() == pytest.approx(max(np.nanmax(behind), column.max()))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("missing", ["at-random", "not-at-random"])
 def test_a_model_of_missing_values_says_what_its_likelihoods_are(missing, tmp_path):

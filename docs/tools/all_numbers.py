@@ -19,8 +19,8 @@ from iwae.errors import UserError
 from iwae.experiments.cells import Wanted
 from iwae.experiments.table import read_cells, table
 from iwae.files import atomic_write
+from iwae.reports.bounds import bounds_figure, rate_distortion_figure
 from iwae.reports.card import model_card
-from iwae.reports.gallery import _rate_distortion, bounds_figure
 from iwae.reports.page import notices, pictures, tables
 from iwae.reports.page.facts import name_runs, read_run
 from iwae.results.compare import compare
@@ -51,7 +51,7 @@ def _of_run(run: Path) -> Iterator[tuple[str, str]]:
     for one in known_bounds(run, split="test", weights="final", pruned=False):
         means = one.values.mean(axis=1).tolist(), float(one.values.std()), len(one.places)
         yield f"values of {one.estimator}, {run}", repr(means)
-    for name, draw in (("bounds", bounds_figure), ("curve", _rate_distortion)):
+    for name, draw in (("bounds", bounds_figure), ("curve", rate_distortion_figure)):
         if (figure := draw(run, "final")) is not None:
             yield f"{name} {run}", _points(figure)
     for folder in sorted((run / "models").glob("*-*")):

@@ -279,10 +279,10 @@ class Compare:
     """Compare runs with the first one, example by example, from their records."""
 
     runs: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN ...")]
-    """Folders of two or more runs that `iwae evaluate` has measured."""
+    """Folders of runs that `iwae evaluate` has measured: two or more, or one with both weights."""
     split: Literal["train", "validation", "test"] = "test"
     """Split to compare."""
-    weights: parsing.Weights = "final"
+    weights: parsing.SomeWeights = "final"
     pruned: bool = False
     """Compare the models with their inactive units removed."""
     estimator: str | None = None

@@ -36,7 +36,7 @@ class ReportPage:
     """Folders of the runs."""
     out: Path = Path("report.html")
     """HTML file to write."""
-    weights: parsing.Weights = "final"
+    weights: parsing.SomeWeights = "final"
     data_dir: parsing.DataDir = None
 
 

@@ -24,6 +24,10 @@ Weights = Annotated[
     Literal["final", "best"],
     tyro.conf.arg(help="The final weights, or those with the best validation bound"),
 ]
+SomeWeights = Annotated[
+    Literal["final", "best", "both"],
+    tyro.conf.arg(help="The final or best weights of each run, or both beside each other."),
+]
 DataDir = Annotated[
     Path | None,
     tyro.conf.arg(help="Folder to search first for data files (default: $IWAE_DATA)."),

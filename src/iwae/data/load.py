@@ -7,13 +7,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from iwae.data.catalogue import DATASETS, Source
 from iwae.data.columns import Column
 from iwae.data.kinds import KINDS, MISSING, Kind, as_kind, check_values, make_kind
 from iwae.data.own import Wish, is_own, read_own
 from iwae.data.readers import DamagedError
 from iwae.data.splits import Choices, Dataset, Raw, assemble
-from iwae.data.store import Checked, named, obtain
+from iwae.data.store import Checked, locate, named, obtain
 from iwae.errors import UserError
 
 
@@ -108,6 +110,27 @@ def _refuse_own(name: str, wish: Wish) -> None:
     for option in ("drop", "ids", "columns", "resize"):
         if getattr(wish, option):
             raise UserError(f"{option} is for your own data, but {name} is a named data set")
+
+
+def has_labels(
+    name_or_path: str | os.PathLike[str], data_dir: str | os.PathLike[str] | None = None
+) -> bool:
+    """Whether `load_dataset(..., labels=True)` finds labels on this machine, which are not read.
+
+    Those of a table are in a column that only its user knows.
+    """
+    path = Path(name_or_path).expanduser()
+    if not is_own(name_or_path):
+        source = named(os.fspath(name_or_path))
+        if not source.label_variants:
+            return source.generate_labels is not None
+        return all(locate(replace(source, variants=source.label_variants), data_dir).values())
+    if path.is_dir():
+        return any(child.is_dir() for child in path.iterdir())
+    if path.suffix.lower() != ".npz":
+        return False
+    with np.load(path, allow_pickle=False) as arrays:
+        return any(key.endswith("labels") for key in arrays)
 
 
 def check_name(name_or_path: str | os.PathLike[str]) -> None:

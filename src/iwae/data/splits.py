@@ -72,6 +72,7 @@ class Dataset:
     columns: tuple[Column, ...] = ()  # of a table that names them
     scaling: Scaling | None = None  # of the values, if they are standardised
     given_labels: Labels | None = field(default=None, repr=False)
+    grey_test: np.ndarray | None = field(default=None, repr=False)  # [n, d] before binarisation
 
     @property
     def log_scale(self) -> np.ndarray | None:
@@ -273,6 +274,7 @@ def assemble(raw: Raw, choices: Choices) -> Dataset:
         scaling=scaling,
         columns=raw.columns,
         given_labels=labels,
+        grey_test=None if binarization == "none" else raw.splits["test"],
     )
 
 

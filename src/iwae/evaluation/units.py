@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from iwae.errors import UserError
-from iwae.evaluation.examples import ExampleFn, check_positive, map_by_cost
+from iwae.evaluation.examples import ExampleFn, check_positive, gather, map_by_cost
 from iwae.inference.particles import particle_keys
 from iwae.models.vae import VAE, AbstractLatentModel
 from iwae.typing import Example, PRNGKey, Scalar
@@ -119,6 +119,23 @@ def active_units(
         for first, square, noise in zip(*sums, strict=True)
     )
     return ActiveUnits(variances, n, samples, threshold)
+
+
+def posterior_means(
+    model: AbstractLatentModel, examples: np.ndarray, key: PRNGKey, *, samples: int = 16
+) -> tuple[Float[np.ndarray, "n _"], ...]:
+    """E_q[h_l|x] of each example, `[n, d_l]` float64 for each layer l; see `active_units`.
+
+    Args:
+        examples: `[n, ...]` in the model's units.
+        samples: ancestral draws per example, for all layers but the first.
+
+    Raises:
+        UserError: if the model is not a VAE, there are no examples, or `samples` is not positive.
+    """
+    check_positive("samples", samples)
+    means, _ = gather(map_by_cost(_posterior_means(samples), model, examples, key, rows=samples))
+    return tuple(means)
 
 
 def authors_active_units(

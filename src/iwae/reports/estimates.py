@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float
 
 from iwae.config.presets import PRESETS, same_experiment
 from iwae.evaluation.diagnostics import test_sample_error
@@ -53,19 +54,24 @@ def estimates_row(run: Path, name: str) -> Row | None:
     return row
 
 
-def means_by_budget(
-    bounds: Iterable[Known], places: np.ndarray
+def differences_by_budget(
+    bounds: Iterable[Known], places: np.ndarray, reference: Known
 ) -> tuple[list[int], list[float], list[float]]:
-    """Budgets, and the means of bounds over these examples and replicates with standard errors.
+    """Budgets, and the mean paired differences of bounds to a reference with standard errors, nats.
 
-    Of two bounds of one budget, the later one counts.
+    Means are over these examples, which all have, and over replicates. Of two bounds of one budget,
+    the later one counts.
     """
-    values = {
-        one.rank[1]: one.values[:, np.isin(one.places, places)].mean(axis=0) for one in bounds
-    }
+    zero = mean_of_replicates(reference, places)
+    values = {one.rank[1]: mean_of_replicates(one, places) - zero for one in bounds}
     budgets = sorted(values)
     means = [float(values[budget].mean()) for budget in budgets]
     return budgets, means, [test_sample_error(values[budget]) for budget in budgets]
+
+
+def mean_of_replicates(known: Known, places: np.ndarray) -> Float[np.ndarray, " n"]:
+    """The bounds of these examples, `[n]` nats, as means over replicates."""
+    return known.values[:, np.isin(known.places, places)].mean(axis=0)
 
 
 def _mean_on(one: Known, other: Known) -> str:

@@ -1,8 +1,6 @@
 """The pictures of a run, drawn from its models, metrics and frames."""
 
-import math
 from collections.abc import Iterator, Mapping
-from functools import reduce
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,6 +12,7 @@ from matplotlib.figure import Figure
 from iwae.data import KINDS, Dataset, Kind
 from iwae.data.arrays import read_arrays
 from iwae.data.kinds import is_discrete
+from iwae.data.scaling import Scaling, scaling_from
 from iwae.errors import UserError
 from iwae.evaluation.posterior import model_density, posterior_grid, prior_grid
 from iwae.evaluation.units import active_units
@@ -24,13 +23,12 @@ from iwae.models.priors import VampPrior
 from iwae.models.vae import VAE
 from iwae.precision import float32
 from iwae.reports import figures
-from iwae.reports.estimates import means_by_budget
+from iwae.reports.bounds import bounds_figure, rate_distortion_figure
+from iwae.reports.encodings import known_labels, latents_figure
 from iwae.reports.figures.style import minus
-from iwae.results.reading import Known, known_bounds, read_records, report_damage
+from iwae.results.reading import read_records
 from iwae.results.schema import Method
 from iwae.results.signal import signal_curves
-from iwae.results.store import read_arrays as read_record_arrays
-from iwae.results.text import path_words
 from iwae.runs.folder import run_config
 from iwae.runs.metrics import read_metrics
 from iwae.runs.setup import load_config_dataset, run_model, split_examples
@@ -46,6 +44,9 @@ OF_CLASS = 12
 
 MOST_CLASSES = 64
 """Labels in a picture."""
+
+VARIANCES, LEAST_VARIANCE = 5000, 0.05
+"""Training examples that show which pixels vary, and their least variance, of the largest one."""
 
 EXAMPLES = 20
 """Test examples whose reconstructions are shown."""
@@ -65,13 +66,13 @@ def draw_run(run: Path, *, weights: str = "final", data_dir: Path | None = None)
         UserError: if there is no trained model, or the data cannot be had.
     """
     run = Path(run)
-    model, dataset = _subject(run, weights, data_dir)
+    subject = _subject(run, weights, data_dir)
     written = []
-    for name, figure in _figures(run, model, dataset, weights):
+    for name, figure in _figures(subject):
         path = run / "figures" / f"{name}.png"
         figures.save_figure(figure, path)
         written.append(path)
-    return written + _animations(run, dataset)
+    return written + _animations(run, subject.dataset)
 
 
 def draw_gradients(run: Path) -> list[Path]:
@@ -91,38 +92,51 @@ def run_figures(
     Raises:
         UserError: if there is no trained model, or the data cannot be had.
     """
-    model, dataset = _subject(Path(run), weights, data_dir)
-    yield from _figures(Path(run), model, dataset, weights)
+    yield from _figures(_subject(Path(run), weights, data_dir))
 
 
-def _subject(run: Path, weights: str, data_dir: Path | None) -> tuple[Model, Dataset]:
-    """The first replicate of a run, and its data."""
-    dataset = load_config_dataset(run_config(run), data_dir)
-    return run_model(run, weights, 0, dataset), dataset
+class _Subject(NamedTuple):
+    """The first replicate of a run, its data, and the labels of the test examples."""
+
+    run: Path
+    weights: str
+    model: Model
+    dataset: Dataset
+    labels: tuple[np.ndarray, tuple[str, ...]] | None
 
 
-def _figures(
-    run: Path, model: Model, dataset: Dataset, weights: str
-) -> Iterator[tuple[str, Figure]]:
+def _subject(run: Path, weights: str, data_dir: Path | None) -> _Subject:
+    config = run_config(run)
+    dataset = load_config_dataset(config, data_dir)
+    model = run_model(run, weights, 0, dataset)
+    return _Subject(run, weights, model, dataset, known_labels(config, dataset, data_dir))
+
+
+def _figures(subject: _Subject) -> Iterator[tuple[str, Figure]]:
+    run, weights, model, dataset, labels = subject
     if rows := read_metrics(run):
         yield "training_curves", figures.training_curves(rows)
     test = split_examples(dataset, "test")
     units = active_units(model, test, jax.random.key(0))
     yield "log_variances", figures.log_variance_histogram(list(units.variances), units.threshold)
+    yield "latents", latents_figure(model, dataset, units, labels)
     has_density = not is_discrete(dataset.kind)
     if are_pictures(dataset):
-        yield from _image_figures(run, model, dataset, test)
+        yield from _image_figures(subject, test)
     elif dataset.shape == (1,) and has_density:
         yield "density", _density(model, dataset)
     elif dataset.shape == (2,) and has_density:
         samples = _prior_samples(model, len(test))[1]
-        yield "scatter", figures.scatter_2d(_whole(test[:, :2]), _whole(samples))
+        points = (_outwards(_whole(rows), dataset) for rows in (test[:, :2], samples))
+        yield "scatter", figures.scatter_2d(*points)
+    else:
+        yield "marginals", _marginals(model, test[:, : dataset.n_values], dataset)
     if sum(model.latent_sizes) <= 2:
         yield "posterior", _posteriors(model, test)
     yield from _prior_figures(model, dataset, test)
     if figure := bounds_figure(run, weights):
         yield "bounds", figure
-    if figure := _rate_distortion(run, weights):
+    if figure := rate_distortion_figure(run, weights):
         yield "rate_distortion", figure
 
 
@@ -144,11 +158,12 @@ def _prior_figures(
 
 
 class Layout(NamedTuple):
-    """Facts about data that a picture needs: the shape of an example, the kind, names of labels."""
+    """Facts about data that a picture needs; the last two are names of labels and the units."""
 
     shape: tuple[int, ...]
     kind: Kind
     classes: tuple[str, ...] = ()
+    scaling: Scaling | None = None
 
 
 def layout_of(model: Model, about: Mapping[str, Any]) -> Layout:
@@ -157,7 +172,8 @@ def layout_of(model: Model, about: Mapping[str, Any]) -> Layout:
     classes = data.get("classes", [])
     if isinstance(model, ConditionalVAE) and not classes:
         classes = [f"label {y}" for y in range(model.n_classes)]
-    return Layout(tuple(data.get("shape", [vae.n_data])), vae.kind, tuple(classes))
+    scaling = scaling_from(data["scaling"], vae.n_data) if "scaling" in data else None
+    return Layout(tuple(data.get("shape", [vae.n_data])), vae.kind, tuple(classes), scaling)
 
 
 def _whole(rows: np.ndarray) -> np.ndarray:
@@ -184,9 +200,20 @@ def samples_figure(model: Model, layout: Layout) -> Figure:
             return _classes_figure(model, layout)
         means, draws = _prior_samples(model, SHOWN)
         return figures.samples(_images(means, layout), _images(draws, layout))
+    return figures.marginals(_outwards(_draws(model), layout), gaps=gaps)
+
+
+def _draws(model: Model) -> np.ndarray:
+    """Samples `[DRAWN, d]`, without labels."""
     keys = jax.random.split(jax.random.key(0), DRAWN)
-    draws = np.asarray(jax.vmap(lambda key: model.condition(model.sample(key)[1])[1])(keys))
-    return figures.marginals(draws, gaps=gaps)
+    return np.asarray(jax.vmap(lambda key: model.condition(model.sample(key)[1])[1])(keys))
+
+
+def _marginals(model: Model, test: np.ndarray, dataset: Dataset) -> Figure:
+    """Test examples and samples, column by column."""
+    names, gaps = [column.name for column in dataset.columns], "missing" in dataset.identity
+    draws, data = _outwards(_draws(model), dataset), _outwards(test, dataset)
+    return figures.marginals(draws, data=data, gaps=gaps, names=names)
 
 
 def _classes_figure(model: ConditionalVAE, layout: Layout | Dataset) -> Figure:
@@ -195,27 +222,39 @@ def _classes_figure(model: ConditionalVAE, layout: Layout | Dataset) -> Figure:
     return figures.labelled_rows(np.stack(rows), layout.classes[:MOST_CLASSES])
 
 
-def _image_figures(
-    run: Path, model: Model, dataset: Dataset, test: np.ndarray
-) -> Iterator[tuple[str, Figure]]:
+def _image_figures(subject: _Subject, test: np.ndarray) -> Iterator[tuple[str, Figure]]:
+    run, _, model, dataset, _ = subject
+    pixels = test[:, : dataset.n_values]
+    originals = pixels if dataset.grey_test is None else _unit(dataset.grey_test)
+    yield "data", figures.image_grid(_images(originals[_spread(len(test), SHOWN)], dataset))
     means, draws = _prior_samples(model, SHOWN)
     yield "samples", figures.samples(_images(means, dataset), _images(draws, dataset))
     if isinstance(model, ConditionalVAE):
         yield "samples_of_classes", _classes_figure(model, dataset)
-    chosen = test[_spread(len(test), EXAMPLES)]
+    chosen = _spread(len(test), EXAMPLES)
+    made = _images(_reconstructions(model, test[chosen]), dataset)
+    inputs = None if dataset.grey_test is None else _images(pixels[chosen], dataset)
     yield (
         "reconstructions",
-        figures.reconstructions(
-            _images(chosen[:, : dataset.n_values], dataset),
-            _images(_reconstructions(model, chosen), dataset),
-        ),
+        figures.reconstructions(_images(originals[chosen], dataset), made, inputs=inputs),
     )
+    varying = _varying(dataset)
     for name, weights in _filters(model, dataset):
-        shaped = weights[:SHOWN].reshape(-1, *dataset.shape)
-        yield f"filters_{name}", figures.filters(shaped, title=name.replace("_", " "))
-    for name, (frames, epochs) in _frames(run, dataset).items():
-        few = np.unique(np.linspace(0, len(epochs) - 1, 8).astype(int))
-        yield f"training_{name}", figures.training_strip(frames[few][:, :12], epochs[few])
+        shaped, title = weights.reshape(-1, *dataset.shape), name.replace("_", " ")
+        figure = figures.filters(shaped, title=title, varying=varying, most=SHOWN)
+        yield f"filters_{name}", figure
+    for name, course in _courses(run, dataset).items():
+        few = np.unique(np.linspace(0, len(course.epochs) - 1, 8).astype(int))
+        data = None if course.data is None else course.data[:12]
+        frames = course.frames[few][:, :12]
+        yield f"training_{name}", figures.training_strip(frames, course.epochs[few], data=data)
+
+
+def _varying(dataset: Dataset) -> np.ndarray:
+    """The pixels `[h, w]` that vary in the training data; those at a border may hardly do."""
+    some = dataset.train[_spread(len(dataset.train), VARIANCES), : dataset.n_values]
+    variances = np.ma.masked_invalid(_outwards(some, dataset)).var(axis=0).filled(0)
+    return (variances > LEAST_VARIANCE * variances.max()).reshape(dataset.shape)
 
 
 def _filters(model: Model, dataset: Dataset) -> Iterator[tuple[str, np.ndarray]]:
@@ -234,40 +273,61 @@ def _animations(run: Path, dataset: Dataset) -> list[Path]:
     if not are_pictures(dataset):
         return []
     written = []
-    for name, (frames, epochs) in _frames(run, dataset).items():
+    for name, course in _courses(run, dataset).items():
         path = run / "figures" / f"training_{name}.gif"
-        figures.save_animation(figures.training_frames(frames, epochs), path)
+        figures.save_animation(figures.training_frames(**course._asdict()), path)
         written.append(path)
     return written
 
 
-def _frames(run: Path, dataset: Dataset) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Name -> images `[t, n, h, w]` and epochs `[t]`; empty if no frame was taken."""
+class _Course(NamedTuple):
+    """Images `[t, n, h, w]` at epochs `[t]`, and the data `[n, h, w]` that they reconstruct."""
+
+    frames: np.ndarray
+    epochs: np.ndarray
+    data: np.ndarray | None
+
+
+def _courses(run: Path, dataset: Dataset) -> dict[str, _Course]:
+    """The frames taken through training, by name; empty if there are none."""
     paths = sorted(path for path in (run / "frames").glob("[0-9]*.npz") if path.stem.isdigit())
     if not paths:
         return {}
     epochs = np.asarray([int(path.stem) for path in paths])
     loaded = [_frame(path, dataset) for path in paths]
+    data = _images(loaded[-1]["examples"], dataset)
     return {
-        name: (np.stack([_images(frame[name], dataset) for frame in loaded]), epochs)
-        for name in ("samples", "reconstructions")
+        name: _Course(np.stack([_images(frame[name], dataset) for frame in loaded]), epochs, rows)
+        for name, rows in (("samples", None), ("reconstructions", data))
     }
 
 
 def _frame(path: Path, dataset: Dataset) -> dict[str, np.ndarray]:
-    """The arrays of a frame; UserError if it is damaged."""
-    arrays = read_arrays(path)
-    for name in ("samples", "reconstructions"):
-        if name not in arrays or arrays[name].shape[1:] != (math.prod(dataset.shape),):
+    """The arrays of a frame, without labels; UserError if it is damaged."""
+    arrays, d = read_arrays(path), dataset.n_values
+    widths = {"samples": d, "reconstructions": d, "examples": d + len(dataset.classes)}
+    for name, width in widths.items():
+        if name not in arrays or arrays[name].shape[1:] != (width,):
             raise UserError(f"{path} holds no frame of {dataset.name}: remove it")
-    return arrays
+    return {name: rows[:, :d] for name, rows in arrays.items()}
+
+
+def _unit(grey: np.ndarray) -> np.ndarray:
+    """Brightness from 0 to 1 of bytes; other values have it."""
+    return grey / np.float32(255) if grey.dtype == np.uint8 else grey
 
 
 def _images(flat: np.ndarray, dataset: Dataset | Layout) -> np.ndarray:
-    """Values as brightness from 0 to 1; what is missing is grey."""
-    brightness = np.asarray(flat, np.float32) / np.float32(KINDS[dataset.kind.name].white)
+    """Values of a model as brightness from 0 to 1; what is missing is grey."""
+    white = np.float32(KINDS[dataset.kind.name].white)
+    brightness = np.asarray(_outwards(flat, dataset), np.float32) / white
     brightness = np.where(np.isnan(brightness), np.float32(0.5), np.clip(brightness, 0, 1))
     return brightness.reshape(-1, *dataset.shape)
+
+
+def _outwards(rows: np.ndarray, dataset: Dataset | Layout) -> np.ndarray:
+    """Rows in the units of the data, from those of a model."""
+    return rows if dataset.scaling is None else dataset.scaling.outwards(rows)
 
 
 def _spread(n: int, count: int) -> np.ndarray:
@@ -315,11 +375,12 @@ def _density(model: Model, dataset: Dataset) -> Figure:
     test = np.asarray(dataset.test, np.float64)[:, 0]
     margin = 0.25 * np.ptp(test)
     grid = np.linspace(test.min() - margin, test.max() + margin, 400)
+    x, data = (_outwards(one[:, None], dataset) for one in (grid, test))
     curves = {}
     if dataset.log_density is not None:
-        curves["truth"] = np.exp(dataset.log_density(grid[:, None]))
+        curves["truth"] = np.exp(dataset.log_density(x))
     curves["model"] = np.exp(model_density(model, grid[:, None]))
-    return figures.density_1d(grid, curves, data=test)
+    return figures.density_1d(x[:, 0], curves, data=data[:, 0])
 
 
 def _posteriors(model: Model, test: np.ndarray) -> Figure:
@@ -335,56 +396,3 @@ def _posteriors(model: Model, test: np.ndarray) -> Figure:
         for i, grid in zip(chosen, grids, strict=True)
     ]
     return figures.posterior_panels(grids, titles=titles)
-
-
-def _rate_distortion(run: Path, weights: str) -> Figure | None:
-    """The last curve of test examples by name, of the first replicate."""
-    found = [
-        path
-        for path, record in read_records(run, (Method.CURVE,))
-        if (record.split, record.weights, record.pruned) == ("test", weights, False)
-    ]
-    names = ("betas", "rate", "distortion")
-    curve = read_record_arrays(found[-1], report_damage, names) if found else None
-    if curve is None:
-        return None
-    return figures.rate_distortion_curve(curve["betas"], curve["rate"][0], curve["distortion"][0])
-
-
-# --- bounds from records --------------------------------------------------------------------
-
-
-def bounds_figure(run: Path, weights: str = "final") -> Figure | None:
-    """The mean bounds on log p(x) that the records of a run hold, against their budgets.
-
-    All are of the same models and the same test examples, those that all records share: bounds of
-    different examples must not be compared. Replicates are averaged.
-
-    Args:
-        run: its folder.
-        weights: which models, "final" or "best".
-
-    Returns:
-        The figure, or None if the records hold fewer than two bounds on common examples.
-    """
-    known = known_bounds(run, split="test", weights=weights, pruned=False)
-    known = [one for one in known if one.record.digests == known[-1].record.digests]
-    if len(known) < 2:
-        return None
-    places = reduce(np.intersect1d, [one.places for one in known])
-    if len(places) < 2:
-        return None
-    curves: dict[str, list[Known]] = {}
-    for one in known:
-        curves.setdefault(_curve_name(one, len(places)), []).append(one)
-    return figures.bounds_against_budget(
-        {name: means_by_budget(bounds, places) for name, bounds in curves.items()}
-    )
-
-
-def _curve_name(known: Known, n: int) -> str:
-    """The name of the curve that a bound belongs to."""
-    how = known.record.annealing
-    if how is None:
-        return f"importance sampling, {n:,} examples"
-    return f"annealing {path_words(how)}, the same examples"

@@ -17,6 +17,10 @@ ENOUGH = 100
 """Examples that an estimator needs before it is preferred to a looser one of more examples."""
 
 
+WEIGHTS = {"final": ("final",), "best": ("best",), "both": ("final", "best")}
+"""Which models of a run are compared, by the name of the choice."""
+
+
 def compare(
     runs: Sequence[Path],
     *,
@@ -31,24 +35,41 @@ def compare(
     far below those of the two likelihoods. Replicates are averaged, example by example.
 
     Args:
-        runs: folders of two or more runs that have been measured.
+        runs: folders of two or more runs that have been measured; one is enough for "both".
+        weights: "final" or "best", or "both" of each run beside each other.
         estimator: such as "L_5000" or "AIS_500"; by default the tightest that all runs have on
             enough examples: 100, or as many as any.
 
     Returns:
-        A record: `estimator`, `n`, `test_sha256` and, for each of `runs`, its `log_likelihood` and
-        `stderr`, `between_replicates_sd`, and for all but the first `difference`,
-        `difference_stderr` and `significant`, nats.
+        A record: `estimator`, `n`, `test_sha256` and, for each of `runs`, its `weights`, its
+        `log_likelihood` and `stderr`, `between_replicates_sd`, and for all but the first
+        `difference`, `difference_stderr` and `significant`, nats.
 
     Raises:
         UserError: if a run has no such record, or the runs were measured on different test sets.
     """
-    if len(runs) < 2:
-        raise UserError("name at least two runs to compare")
-    known = []
-    for run in runs:
-        run_config(Path(run))
-        bounds = known_bounds(Path(run), split=split, weights=weights, pruned=pruned)
+    if weights not in WEIGHTS:
+        raise UserError(f"weights are {' or '.join(WEIGHTS)}, not {weights!r}")
+    models = [(Path(run), one) for run in runs for one in WEIGHTS[weights]]
+    if len(models) < 2:
+        raise UserError("name at least two runs to compare, or one and --weights both")
+    return compare_models(models, split=split, pruned=pruned, estimator=estimator)
+
+
+def compare_models(
+    models: Sequence[tuple[Path, str]],
+    *,
+    split: str = "test",
+    pruned: bool = False,
+    estimator: str | None = None,
+) -> Document:
+    """The same for folders, each with its weights, "final" or "best"; see `compare`."""
+    runs, known = [run for run, _ in models], []
+    for run, weights in models:
+        run_config(run)
+        bounds = known_bounds(run, split=split, weights=weights, pruned=pruned)
+        if not bounds:
+            raise UserError(_unmeasured(run, weights, split, pruned))
         known.append({one.estimator: one for one in bounds})
     name = _common(runs, known, estimator)
     chosen = [bounds[name] for bounds in known]
@@ -61,15 +82,16 @@ def compare(
     rows = [
         {
             "run": str(run),
+            "weights": weights,
             **summary_over_replicates(each),
             **_difference(each, values[0]),
         }
-        for run, each in zip(runs, values, strict=True)
+        for (run, weights), each in zip(models, values, strict=True)
     ]
     return {
         "estimator": name,
         "split": split,
-        "weights": weights,
+        "weights": " and ".join(dict.fromkeys(weights for _, weights in models)),
         "pruned": pruned,
         "n": len(index),
         "test_sha256": chosen[0].record.test_sha256,
@@ -78,11 +100,23 @@ def compare(
     }
 
 
+def _unmeasured(run: Path, weights: str, split: str, pruned: bool) -> str:
+    """What to do about models without a record."""
+    other = "best" if weights == "final" else "final"
+    if known_bounds(run, split=split, weights=other, pruned=pruned):
+        return f"{run} was {measured_with(other)}, or measure the {weights} ones"
+    more = "" if weights == "final" else f" --weights {weights}"
+    return f"{run} has not been measured: iwae evaluate {run}{more}"
+
+
+def measured_with(weights: str) -> str:
+    """The remedy for a run whose other models were measured, in words."""
+    return f"measured with {weights} weights: add --weights {weights}"
+
+
 def _common(runs: Sequence[Path], known: Sequence[dict[str, Known]], estimator: str | None) -> str:
     """The estimator to compare by."""
     for run, bounds in zip(runs, known, strict=True):
-        if not bounds:
-            raise UserError(f"{run} has not been measured: iwae evaluate {run}")
         if estimator is not None and estimator not in bounds:
             raise UserError(f"{run} has no {estimator}; it has {', '.join(bounds)}")
     if estimator is not None:

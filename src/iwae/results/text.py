@@ -238,9 +238,11 @@ def describe_comparison(comparison: Mapping[str, Any]) -> str:
     found = comparison
     what = f"{found['estimator']}, {found['split']}, {found['n']} examples in common"
     lines = [f"{what}, {found['weights']} weights; nats per example"]
-    width = max(len(one["run"]) for one in found["runs"])
-    for one in found["runs"]:
-        line = f"  {one['run']:{width}}  {plus_minus(one['log_likelihood'], one['stderr'])}"
+    several = len({one["weights"] for one in found["runs"]}) > 1
+    names = [one["run"] + f", {one['weights']}" * several for one in found["runs"]]
+    width = max(map(len, names))
+    for name, one in zip(names, found["runs"], strict=True):
+        line = f"  {name:{width}}  {plus_minus(one['log_likelihood'], one['stderr'])}"
         if one["between_replicates_sd"] is not None:
             line += f"  (sd of replicates {one['between_replicates_sd']:.3f})"
         if one["difference"] is not None:

@@ -26,6 +26,7 @@ from iwae.reports.figures.images import (
     training_frames,
     training_strip,
 )
+from iwae.reports.figures.latents import latent_map
 from iwae.reports.figures.posteriors import posterior_panels, prior_panel
 from iwae.reports.figures.saving import save_animation, save_figure
 
@@ -35,6 +36,7 @@ __all__ = [
     "filters",
     "image_grid",
     "labelled_rows",
+    "latent_map",
     "log_variance_histogram",
     "marginals",
     "posterior_panels",

@@ -37,6 +37,9 @@ DOTTED: dict[str, Any] = {"color": FAINT, "linewidth": 0.9, "linestyle": ":"}
 MOST = 12
 """Maximum number of columns in a figure."""
 
+UNITS = "active units"
+"""The label of the axis that starts at zero: a lost unit is small beside those that are left."""
+
 WHOLE = 60
 """Whole numbers have a bar each if they span less than this."""
 
@@ -61,7 +64,7 @@ def training_curves(rows: Sequence[Mapping[str, Any]], *, title: str | None = No
         | _curves(rows, "validation_bound", "validation"),
         "reconstruction (nats)": _curves(rows, "reconstruction", "log p(x | z)"),
         "KL (nats)": _curves(rows, "kl", None),
-        "active units": _curves(rows, "active_units", None),
+        UNITS: _curves(rows, "active_units", None),
     }
     panels = {label: curves for label, curves in panels.items() if curves}
     if not panels:
@@ -86,7 +89,10 @@ def training_curves(rows: Sequence[Mapping[str, Any]], *, title: str | None = No
     for axes, curves in zip(charts, panels.values(), strict=True):
         if all(_is_whole(curve.values[~np.isnan(curve.values)]) for curve in curves.values()):
             axes.yaxis.set_major_locator(whole_ticks())
-        cut_start(axes, list(curves.values()))
+        if axes.get_ylabel() == UNITS:
+            axes.set_ylim(0, 1.05 * axes.get_ylim()[1])
+        else:
+            cut_start(axes, list(curves.values()))
     _note_lines(figure, steps, max(curve.values.shape[1] for curve in drawn))
     return laid_out(figure)
 
@@ -174,23 +180,44 @@ def scatter_2d(data: np.ndarray, samples: np.ndarray) -> Figure:
     return laid_out(figure)
 
 
-def marginals(samples: np.ndarray, *, gaps: bool = False) -> Figure:
+def marginals(
+    samples: np.ndarray,
+    *,
+    data: np.ndarray | None = None,
+    gaps: bool = False,
+    names: Sequence[str] = (),
+) -> Figure:
     """Histograms of the first columns of samples [n, d]; whole numbers have a bar each.
 
-    With `gaps`, NaN is a missing value, and the histogram is of the observed values.
+    Args:
+        data: examples [m, d], in grey behind the samples.
+        gaps: NaN is a missing value, and the histograms are of the observed values.
+        names: of the columns.
     """
-    missing = np.isnan(samples) if gaps else np.zeros(np.shape(samples), bool)
-    samples = checked(np.where(missing, 0, samples), "samples", "n d")
-    columns = [column[~gap] for column, gap in zip(samples.T, missing.T, strict=True)][:MOST]
+    drawn = _columns(samples, "samples", gaps)
+    known = [np.empty(0)] * len(drawn) if data is None else _columns(data, "data", gaps)
     more = f" (of {samples.shape[1]:,})" if samples.shape[1] > MOST else ""
-    figure, charts = chart_figure(len(columns), height=2.2)
-    for number, (axes, column) in enumerate(zip(charts, columns, strict=True)):
-        if len(column):
-            axes.hist(column, bins=_edges(column), color=PALETTE[0], zorder=2)
-        finish(axes, f"x[{number}]", "")
-    title = f"{len(samples):,} samples of the model, column by column{more}"
+    figure, charts = chart_figure(len(drawn), height=2.2)
+    for number, (axes, *columns) in enumerate(zip(charts, known, drawn, strict=True)):
+        # Over data, the bars of samples are an outline.
+        outline = {"histtype": "step", "linewidth": 1.4} if data is not None else {}
+        looks: tuple[dict[str, Any], ...]
+        looks = {"color": GREY, "zorder": 1}, {"color": PALETTE[0], "zorder": 2, **outline}
+        for values, look in zip(columns, looks, strict=True):
+            if len(values):
+                axes.hist(values, _edges(np.concatenate(columns)), density=data is not None, **look)
+        finish(axes, names[number] if names else f"x[{number}]", "")
+    behind = "" if data is None else f"; grey: {len(data):,} test examples"
+    title = f"{len(samples):,} samples of the model, column by column{more}{behind}"
     figure.suptitle(title, fontsize=NORMAL, color=INK)
     return laid_out(figure)
+
+
+def _columns(rows: np.ndarray, name: str, gaps: bool) -> list[Float[np.ndarray, " _"]]:
+    """The observed values of the first columns of rows [n, d]."""
+    missing = np.isnan(rows) if gaps else np.zeros(np.shape(rows), bool)
+    values = checked(np.where(missing, 0, rows), name, "n d")
+    return [column[~gap] for column, gap in zip(values.T, missing.T, strict=True)][:MOST]
 
 
 class _Curve(NamedTuple):

@@ -32,6 +32,9 @@ LONG_GRADIENT = 12  # with a longer name, a legend of gradients has two columns
 DASHES = ((5, 2), (5, 2, 1, 2), (2, 1.5), (8, 2, 2, 2))
 """Line styles for gradients through a few particles; dotted lines are theoretical slopes."""
 
+LINEAR = 0.01
+"""Differences up to this size are on a linear part of the axis, nats."""
+
 SLOPES = {0.5: "$k^{1/2}$", -0.5: "$k^{-1/2}$"}
 """Theoretical slopes at large k (Rainforth et al. 2018; Tucker et al. 2019)."""
 
@@ -43,6 +46,7 @@ def bounds_against_budget(
     curves: Mapping[str, Curve],
     *,
     upper: Mapping[str, tuple[float | int, float | int]] | None = None,
+    reference: tuple[str, float, float] | None = None,
 ) -> Figure:
     """Lower bounds on log p(x) against their cost (Wu et al. 2017, sec. 4).
 
@@ -50,6 +54,9 @@ def bounds_against_budget(
         curves: by name, a budget [m] (k importance samples or T temperatures; at least 1), the
             mean bound there [m] and its standard error [m], nats, in any order.
         upper: by name, an upper bound and its standard error, nats, for a dashed line in a band.
+        reference: the name, mean and standard error of a bound that was subtracted from all
+            others; the curves are paired differences to it, and a dotted line at zero stands for
+            it.
 
     Raises:
         UserError: if there is no curve, or a number is missing, not finite or negative.
@@ -57,6 +64,8 @@ def bounds_against_budget(
     if not curves:
         raise UserError("there are no bounds to draw")
     figure, (axes,) = chart_figure(1)
+    # The scale of an axis is set before anything that determines its limits.
+    names = [] if reference is None else [_draw_zero(axes, *reference)]
     looks = zip(cycle(PALETTE), cycle(MARKERS), strict=False)
     budgets = [
         _draw_bound(axes, name, curve, color=colour, marker=marker)
@@ -66,8 +75,9 @@ def bounds_against_budget(
     for (name, bound), colour in zip((upper or {}).items(), colours, strict=False):
         _draw_level(axes, name, bound, colour)
     axes.set_xscale("log")
-    names = [*curves, *(upper or {})]
-    _finish(axes, "importance samples k, or temperatures T", "bound ± standard error (nats)", names)
+    names += [*curves, *(upper or {})]
+    label = "bound ± standard error" if reference is None else f"difference to {reference[0]}"
+    _finish(axes, "importance samples k, or temperatures T", f"{label} (nats)", names)
     budget = np.unique(np.concatenate(budgets))
     places = np.log10(budget)
     if np.all(np.diff(places) > 0.08 * np.ptp(places)):
@@ -187,6 +197,18 @@ def _draw_level(axes: Axes, name: str, bound: Numbers, colour: str) -> None:
         raise UserError(f"the standard error of '{name}' must not be negative")
     axes.axhspan(level - half, level + half, color=colour, alpha=0.12, linewidth=0)
     axes.axhline(level, color=colour, linewidth=1.2, linestyle="--", label=name)
+
+
+def _draw_zero(axes: Axes, name: str, mean: float, stderr: float) -> str:
+    """Draw the zero of differences as the bound that it stands for; returns its name.
+
+    The axis is logarithmic away from zero: L_1 may be a hundred times as far from it as L_50.
+    """
+    axes.set_yscale("symlog", linthresh=LINEAR)
+    axes.yaxis.set_major_formatter("{x:g}")
+    label = minus(f"{name} = {mean:.2f} ± {stderr:.2f} nats")
+    axes.axhline(0, color=FAINT, linewidth=1.1, linestyle=":", zorder=1, label=label)
+    return label
 
 
 def _mark_likelihood(

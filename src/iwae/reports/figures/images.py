@@ -6,6 +6,7 @@ whole pixels, so that nothing is blurred or uneven.
 
 import math
 from collections.abc import Sequence
+from itertools import cycle
 from typing import NamedTuple
 
 import numpy as np
@@ -27,6 +28,7 @@ GUTTER, GAP, MARGIN, TITLE = 2, 27, 15, 30
 PAGE, TILE, LONGEST_SIDE = 1200, 160, 20_000
 # The colour between tiles: neither black nor white, which are common at the edges of images.
 FRAME = (128, 128, 128)
+UNUSED = (216, 216, 216)  # of a filter's weights for pixels that do not vary
 
 
 def image_grid(
@@ -56,29 +58,41 @@ def samples(means: np.ndarray, draws: np.ndarray, *, columns: int | None = None)
 
 
 def reconstructions(
-    originals: np.ndarray, reconstructions: np.ndarray, *, columns: int | None = None
+    originals: np.ndarray,
+    reconstructions: np.ndarray,
+    *,
+    inputs: np.ndarray | None = None,
+    columns: int | None = None,
 ) -> Figure:
-    """Images [n, h, w] in [0, 1] in pairs of rows: the data above, the reconstructions below."""
-    upper, lower = _tiles(originals, "originals"), _tiles(reconstructions, "reconstructions")
-    same_shape(upper, lower, "originals and reconstructions")
-    columns = _columns(upper, 10 if columns is None else columns)
-    row, column = np.divmod(np.arange(len(upper)), columns)
-    labels = ["data", "model"]
-    sheet = _sheet(
-        np.concatenate([upper, lower]),
-        np.concatenate([2 * row, 2 * row + 1]),
-        np.concatenate([column, column]),
-        rows_apart=2,
-        left=_room(labels),
-    )
-    _beside(sheet, [labels[i % 2] for i in range(len(sheet.tops))])
-    return sheet.figure
+    """Images [n, h, w] in [0, 1] in groups of rows: the data above, the reconstructions below.
+
+    Between them are the inputs of the model, if these are not the data: pixels drawn from grey.
+    """
+    rows = {"data": (originals, "originals")}
+    rows |= {} if inputs is None else {"input": (inputs, "inputs")}
+    rows |= {"model": (reconstructions, "reconstructions")}
+    tiles = [_tiles(*row) for row in rows.values()]
+    for row, (_, name) in zip(tiles, rows.values(), strict=True):
+        same_shape(tiles[0], row, f"originals and {name}")
+    return _rows(np.stack(tiles), [*rows], 10 if columns is None else columns).figure
 
 
-def training_strip(frames: np.ndarray, epochs: Numbers, *, title: str | None = None) -> Figure:
-    """The same n images during training, frames [t, n, h, w] in [0, 1]: a row per epoch [t]."""
-    course, labels = _course(frames, epochs)
-    return _rows(course, labels, heading="epoch", title=title or "").figure
+def training_strip(
+    frames: np.ndarray,
+    epochs: Numbers,
+    *,
+    data: np.ndarray | None = None,
+    title: str | None = None,
+) -> Figure:
+    """The same n images during training, frames [t, n, h, w] in [0, 1]: a row per epoch [t].
+
+    The first row has the data [n, h, w] that they reconstruct, if these are given.
+    """
+    course, (first, *labels) = _course(frames, epochs)
+    labels = [f"epoch {first}", *labels]
+    if data is not None:
+        course, labels = np.concatenate([_data(data, course)[None], course]), ["data", *labels]
+    return _rows(course, labels, title=title or "").figure
 
 
 def labelled_rows(images: np.ndarray, labels: Sequence[str]) -> Figure:
@@ -87,17 +101,29 @@ def labelled_rows(images: np.ndarray, labels: Sequence[str]) -> Figure:
 
 
 def training_frames(
-    frames: np.ndarray, epochs: Numbers, *, columns: int | None = None
+    frames: np.ndarray,
+    epochs: Numbers,
+    *,
+    data: np.ndarray | None = None,
+    columns: int | None = None,
 ) -> list[np.ndarray]:
-    """The rows of `training_strip` as uint8 pictures [height, width, 3] for `save_animation`."""
+    """The rows of `training_strip` as uint8 pictures [height, width, 3] for `save_animation`.
+
+    With data [n, h, w], each image is below the one that it reconstructs.
+    """
     course, labels = _course(frames, epochs)
     titles = [f"epoch {label}" for label in labels]
     # Every frame has room for the longest title, so that all have the same size.
     widest = max(titles, key=_text_width)
-    return [
-        _render(_grid(tiles, columns, title, fit=widest).figure)
-        for tiles, title in zip(course, titles, strict=True)
-    ]
+    if data is None:
+        sheets = [_grid(*each, fit=widest) for each in zip(course, cycle([columns]), titles)]
+    else:
+        columns, above = columns or -(-course.shape[1] // 2), _data(data, course)
+        sheets = [
+            _rows(np.stack([above, tiles]), ["data", "model"], columns, title, fit=widest)
+            for tiles, title in zip(course, titles, strict=True)
+        ]
+    return [_render(sheet.figure) for sheet in sheets]
 
 
 def filters(
@@ -106,19 +132,32 @@ def filters(
     columns: int | None = None,
     title: str | None = None,
     shared_scale: bool = False,
+    varying: np.ndarray | None = None,
+    most: int | None = None,
 ) -> Figure:
     """Filters [n, h, w] in colours that diverge from white at 0: blue below, red above.
 
-    Each is scaled by its own largest magnitude, or with `shared_scale` by the largest of all; the
-    colour bar says which. A filter of zeros is white.
+    The filters of the largest norm come first. Each is scaled by its own largest magnitude, or with
+    `shared_scale` by the largest of all; the colour bar says which. A filter of zeros is white.
+
+    Args:
+        varying: the pixels [h, w] that vary in the data. The weights of all others, such as those
+            at a black border, are left out of norms and scales, and are drawn in grey.
+        most: draw the first of the filters only.
     """
     weights = checked(weights, "weights", "n h w")
+    varying = np.ones(weights.shape[1:], bool) if varying is None else np.asarray(varying, bool)
+    same_shape(weights[0], varying, "a filter and the pixels that vary")
+    weights = np.where(varying, weights, 0)
+    weights = weights[np.argsort(-np.linalg.norm(weights, axis=(1, 2)), kind="stable")[:most]]
     largest = np.abs(weights).max(axis=None if shared_scale else (1, 2), keepdims=True)
     largest = np.where(largest > 0, largest, 1)
     colours = colormaps["RdBu_r"]
     tiles = colours((weights / largest + 1) / 2, bytes=True)[..., :3]
+    tiles[:, ~varying] = UNUSED
     limit = float(largest.max()) if shared_scale else 1.0
     note = "weight, one scale for all" if shared_scale else "weight / largest of its filter"
+    note += "" if varying.all() else "; grey: pixels that hardly vary"
     sheet = _grid(tiles, columns, title or "", fit=note, below=70)
     _colour_bar(sheet, ScalarMappable(Normalize(-limit, limit), colours), limit, note)
     return sheet.figure
@@ -153,21 +192,28 @@ def _grid(
 
 
 def _rows(
-    tiles: UInt8[np.ndarray, "t n h w 3"], labels: list[str], heading: str = "", title: str = ""
+    tiles: UInt8[np.ndarray, "t n h w 3"],
+    labels: list[str],
+    columns: int | None = None,
+    title: str = "",
+    *,
+    fit: str = "",
 ) -> _Sheet:
-    """A row of n tiles beside each of t labels, which may have a heading, and a title above."""
+    """Rows of tiles beside their t labels, under a title; all t again after so many columns."""
     t, n, *shape = tiles.shape
-    row, column = np.divmod(np.arange(t * n), n)
+    columns = n if columns is None else _columns(tiles[0], columns)
+    block, column = np.divmod(np.arange(n), columns)
     sheet = _sheet(
         tiles.reshape(t * n, *shape),
-        row,
-        column,
-        left=_room([heading, *labels]),
-        top=TITLE if heading or title else 0,
-        fit=title,
+        np.concatenate([t * block + i for i in range(t)]),
+        np.tile(column, t),
+        rows_apart=t,
+        left=max(map(_text_width, labels)) + 8,
+        top=TITLE if title else 0,
+        fit=max(title, fit, key=_text_width),
     )
-    _beside(sheet, labels)
-    _write(sheet, heading, -8, -8, ha="right")
+    for text, top in zip(cycle(labels), sheet.tops, strict=False):
+        _write(sheet, text, -8, top + sheet.tile_height / 2, ha="right", va="center")
     _above(sheet, title)
     return sheet
 
@@ -292,6 +338,15 @@ def _course(
     return tiles, labels
 
 
+def _data(
+    images: np.ndarray, course: UInt8[np.ndarray, "t n h w 3"]
+) -> UInt8[np.ndarray, "n h w 3"]:
+    """The tiles of the data beside a course."""
+    tiles = _tiles(images, "data")
+    same_shape(tiles, course[0], "data and a frame")
+    return tiles
+
+
 def _write(
     sheet: _Sheet, text: str, x: float | int, y: float | int, *, ha: str, va: str = "bottom"
 ) -> None:
@@ -302,17 +357,6 @@ def _write(
 def _above(sheet: _Sheet, title: str) -> None:
     """Write a title above the middle of the sheet."""
     _write(sheet, title, sheet.size[0] / 2, -8, ha="center")
-
-
-def _beside(sheet: _Sheet, labels: list[str]) -> None:
-    """Write a label to the left of each row."""
-    for text, top in zip(labels, sheet.tops, strict=True):
-        _write(sheet, text, -8, top + sheet.tile_height / 2, ha="right", va="center")
-
-
-def _room(labels: list[str]) -> int:
-    """Width in pixels that labels beside the rows need."""
-    return max(map(_text_width, labels)) + 8
 
 
 def _text_width(text: str) -> int:

@@ -29,23 +29,27 @@ class Run(NamedTuple):
 
     Attributes:
         path: its folder.
+        folder: what commands on the page call it.
         name: what it is called on the page, which no other run is.
         config: its configuration.
         weights: which of its models, "final" or "best".
         bounds: by name, each from the record of the most examples.
         records: those on the test set, of these weights and of the models that are there now.
         stale: whether there are records of other models too.
+        others: the other weights, "final" or "best", that have records on the test set.
         trained: whether all models are there.
         metrics: the logged epochs.
     """
 
     path: Path
+    folder: str
     name: str
     config: TrainConfig
     weights: str
     bounds: Mapping[str, Estimate]
     records: Sequence[Record]
     stale: bool
+    others: set[str]
     trained: bool
     metrics: Sequence[Mapping[str, Any]]
 
@@ -66,24 +70,27 @@ class Run(NamedTuple):
         return [one for one in found if one.record.digests in ours]
 
 
-def read_run(path: Path, name: str, weights: str) -> Run:
-    """Read the configuration, records and metrics of a run."""
+def read_run(path: Path, folder: str, weights: str, name: str | None = None) -> Run:
+    """Read the configuration, records and metrics of a run, whose name is by default its folder."""
     config = run_config(path)
-    records = [
+    every = [
         record
         for _, record in read_records(path, BOUNDING)
-        if (record.split, record.weights, record.pruned) == ("test", weights, False)
+        if record.split == "test" and not record.pruned
     ]
+    records = [record for record in every if record.weights == weights]
     digests = _digests(path, weights, config.replicates)
     ours = [one for one in records if digests is None or one.digests == digests]
     return Run(
         path,
-        name,
+        folder,
+        name or folder,
         config,
         weights,
         widest(one for record in ours for one in estimates_of(record)),
         ours,
         len(ours) < len(records),
+        {record.weights for record in every} - {weights},
         digests is not None,
         read_metrics(path),
     )

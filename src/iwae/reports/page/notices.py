@@ -13,6 +13,7 @@ from iwae.reports.page.tables import (
     short_path,
     verdicts,
 )
+from iwae.results.compare import measured_with
 from iwae.results.text import path_words
 
 
@@ -68,7 +69,7 @@ def minus_pairs(words: str) -> str:
 def command(name: str, run: Run) -> str:
     """A command line for a run."""
     more = "" if run.weights == "final" else f" --weights {run.weights}"
-    return f"iwae {name} {shlex.quote(run.name)}{more}"
+    return f"iwae {name} {shlex.quote(run.folder)}{more}"
 
 
 def cautions(runs: Sequence[Run]) -> list[Notice]:
@@ -79,7 +80,12 @@ def cautions(runs: Sequence[Run]) -> list[Notice]:
         "Bounds marked “a subset” are means over a random part of the test set, those beside them "
         "over all of it. The tables below compare the same examples only."
     )
-    unmeasured = [f"{run.name}: {command('evaluate', run)}" for run in runs if not run.bounds]
+    shown = {(run.path, run.weights) for run in runs}
+    unmeasured = []
+    for run in (run for run in runs if not run.bounds):
+        others = [one for one in sorted(run.others) if (run.path, one) not in shown]
+        remedies = [*map(measured_with, others), command("evaluate", run)]
+        unmeasured.append(f"{run.name}: {', or '.join(remedies)}")
     return _some(
         ("The runs were measured on different test sets: do not compare them", _test_sets(runs)),
         ("A column holds bounds of different examples", _examples(runs)),

@@ -14,7 +14,7 @@ from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from iwae.reports.estimates import means_by_budget
+from iwae.reports.estimates import differences_by_budget
 from iwae.reports.figures.error_bars import draw_curve
 from iwae.reports.figures.style import (
     DPI,
@@ -75,11 +75,11 @@ def training(runs: Sequence[Run], places: Sequence[int]) -> Figure | None:
     return laid_out(figure)
 
 
-def units(runs: Sequence[Run]) -> Figure | None:
-    """Active units through training; layers by the style of the line."""
+def units(runs: Sequence[Run], places: Sequence[int]) -> Figure | None:
+    """Active units through training; layers by the style of the line. See `training`."""
     drawn = []
     figure, axes = _chart()
-    for place, run in enumerate(runs):
+    for place, run in zip(places, runs, strict=True):
         epochs, values = _course(run, "active_units")
         for layer, style in zip(range(values.shape[-1] if values.ndim > 1 else 0), cycle(STYLES)):
             _line(axes, epochs, values[:, layer], place, style)
@@ -120,14 +120,18 @@ def _line(axes: Axes, x: np.ndarray, y: np.ndarray, place: int, style: str) -> N
 
 
 class Budgets(NamedTuple):
-    """A chart of bounds against what was spent on them, and of how many examples it is."""
+    """A chart of bounds, the name of that which was subtracted from all, and of how many examples.
+
+    The one subtracted is the tightest of the first run.
+    """
 
     figure: Figure
+    reference: str
     examples: int
 
 
 def budgets(known: Mapping[int, Sequence[Known]]) -> Budgets | None:
-    """Bounds against budgets, over the examples that all of them have; None if there are none.
+    """Paired differences of bounds by budget, over the examples that all have; None without any.
 
     Args:
         known: the bounds of each run by its place on the page, all of one test set.
@@ -139,11 +143,13 @@ def budgets(known: Mapping[int, Sequence[Known]]) -> Budgets | None:
     if len(shared) < 2:
         return None
     figure, axes = _chart()
+    reference = next(bounds for bounds in known.values() if bounds)[-1]
+    axes.axhline(0, color=FAINT, linewidth=1.1, linestyle=":", zorder=1)
     for place, bounds in known.items():
         for sampled, curve in _curves(bounds):
             draw_curve(
                 axes,
-                means_by_budget(curve, shared),
+                differences_by_budget(curve, shared, reference),
                 color=PALETTE[place % len(PALETTE)],
                 marker=MARKERS[place % len(MARKERS)],
                 linestyle="-" if sampled else "--",
@@ -152,9 +158,13 @@ def budgets(known: Mapping[int, Sequence[Known]]) -> Budgets | None:
                 capsize=2.5,
             )
     axes.set_xscale("log")
-    finish(axes, "importance samples k, or temperatures T", "bound ± standard error (nats)")
+    finish(
+        axes,
+        "importance samples k, or temperatures T",
+        f"difference to {reference.estimator} (nats)",
+    )
     plain_numbers(axes, NUMBER)
-    return Budgets(laid_out(figure), len(shared))
+    return Budgets(laid_out(figure), reference.estimator, len(shared))
 
 
 def _curves(bounds: Sequence[Known]) -> Iterator[tuple[bool, list[Known]]]:

@@ -10,7 +10,7 @@ from iwae.objectives.declaration import ALL_OPTIONS, OBJECTIVES
 from iwae.reports.estimates import Row, estimates_row, published_nll
 from iwae.reports.figures.style import minus
 from iwae.reports.page.facts import Run
-from iwae.results.compare import compare
+from iwae.results.compare import compare_models
 from iwae.results.reading import Estimate
 from iwae.results.schema import Record, Verdict
 from iwae.results.text import plus_minus
@@ -242,29 +242,38 @@ def differences(runs: Sequence[Run]) -> list[Table]:
 
 
 def _differences(runs: Sequence[Run]) -> Table | None:
-    first, *others = runs
-    paths, weights = [run.path for run in runs], first.weights
-    columns = {}
-    for name in first.bounds:
+    columns: dict[Cell, dict[str, Cell]] = {}
+    for name in runs[0].bounds:
+        having = [run for run in runs if name in run.bounds]
+        if len(having) < 2:
+            continue
         try:
-            record = compare(paths, weights=weights, estimator=name)
+            record = compare_models([(run.path, run.weights) for run in having], estimator=name)
         except UserError:
-            continue  # not all have it, or not alike
-        columns[Cell(name, note=f"n = {record['n']:,}")] = record["runs"][1:]
+            continue  # not alike
+        first, *others = record["runs"]
+        cells = [Cell(_mean(first)), *map(_difference, others)]
+        names = [run.name for run in having]
+        columns[Cell(name, note=f"n = {record['n']:,}")] = dict(zip(names, cells, strict=True))
     if not columns:
         return None
     rows = [
-        [Cell(run.name), *(_difference(column[i]) for column in columns.values())]
-        for i, run in enumerate(others)
+        [Cell(run.name), *(column.get(run.name, Cell()) for column in columns.values())]
+        for run in runs
     ]
-    return Table(f"Difference to {first.name}", [Cell("run"), *columns], rows)
+    return Table(f"Difference to {runs[0].name}", [Cell("run"), *columns], rows)
+
+
+def _mean(row: Mapping[str, Any]) -> str:
+    return minus(plus_minus(row["log_likelihood"], row["stderr"]))
 
 
 def _difference(row: Mapping[str, Any]) -> Cell:
     if row["difference"] is None:
         return Cell("not finite", alarm=True)
     words = plus_minus(row["difference"], row["difference_stderr"], sign="+")
-    return Cell(minus(words), note="" if row["significant"] else "may be chance")
+    chance = [] if row["significant"] else ["may be chance"]
+    return Cell(minus(words), note="\n".join([*chance, f"mean {_mean(row)}"]))
 
 
 def estimates(runs: Sequence[Run]) -> Table | None:

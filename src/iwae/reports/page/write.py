@@ -24,17 +24,27 @@ from iwae.reports.gallery import run_figures
 from iwae.reports.page import notices, pictures, tables
 from iwae.reports.page.facts import Run, name_runs, read_run
 from iwae.reports.page.pictures import Picture, png, svg
+from iwae.results.compare import WEIGHTS
 
 log = logging.getLogger(__name__)
 
 CAPTIONS = {
+    "data": ("Data", "Test examples, before any binarisation."),
     "samples": ("Samples", "Means of p(x|z) for draws z ~ p(z), and a draw x from each."),
     "reconstructions": (
         "Reconstructions",
-        "Test examples above, and below them the means of p(x|z) for one draw z ~ q(z|x).",
+        (
+            "Test examples, their binarised pixels if the model is given these, and below them the "
+            "means of p(x|z) for one draw z ~ q(z|x)."
+        ),
     ),
     "density": ("Density", "The model's density, the true one, and the test examples."),
     "scatter": ("Samples", "Test examples, and as many draws from the model."),
+    "marginals": ("Columns", "Draws from the model, and in grey the test examples."),
+    "latents": (
+        "Latents",
+        "Posterior means of test examples. Colours are labels, rings mark unlikely examples.",
+    ),
     "log_variances": (
         "How far the latent units react to the data",
         "Variance over test examples of each unit's posterior mean. Right of the line is active.",
@@ -48,12 +58,15 @@ CAPTIONS = {
     "training_samples": ("Samples through training", "The same draws z, at a few epochs."),
     "training_reconstructions": (
         "Reconstructions through training",
-        "The same test examples, at a few epochs.",
+        "Test examples above, and their reconstructions at a few epochs.",
     ),
-    "filters_last_layer": ("Filters of the decoder", "Weights from its last layer to the pixels."),
+    "filters_last_layer": (
+        "Filters of the decoder",
+        "Weights from its last layer to the pixels, the largest first.",
+    ),
     "filters_first_layer": (
         "Filters of the encoder",
-        "Weights from the pixels to its first layer.",
+        "Weights from the pixels to its first layer, the largest first.",
     ),
 }
 """Heading and caption of what `run_figures` draws, in the order of the page.
@@ -61,12 +74,8 @@ CAPTIONS = {
 The chart of bounds is missing: all runs share one.
 """
 
-CHARTS = {"density", "log_variances", "training_curves", "rate_distortion"}
+CHARTS = {"density", "marginals", "log_variances", "training_curves", "rate_distortion"}
 """Lines and bars. All others have pixels, and stay on white."""
-
-
-WEIGHTS = {"final": "last", "best": "best"}
-"""The models that a page may be of, and what it calls them."""
 
 
 class Shelf(NamedTuple):
@@ -90,7 +99,7 @@ def write_page(
     Args:
         runs: their folders; differences are to the first.
         path: the file to write, whole or not at all.
-        weights: which models, "final" or "best".
+        weights: which models of each run, "final" or "best", or "both" beside each other.
         data_dir: where data files are looked for first.
 
     Returns:
@@ -106,9 +115,11 @@ def write_page(
     if path.is_dir():
         raise UserError(f"{path} is a folder; name a file for the page, such as report.html")
     folders = [Path(run) for run in runs]
+    kinds = WEIGHTS[weights]
     read = [
-        read_run(folder, name, weights)
+        read_run(folder, name, kind, f"{name}, {kind}" if len(kinds) > 1 else None)
         for folder, name in zip(folders, name_runs(folders), strict=True)
+        for kind in kinds
     ]
     text = _render(read, weights, data_dir, path.name)
     with atomic_write(path) as temporary:
@@ -127,12 +138,12 @@ def _render(runs: Sequence[Run], weights: str, data_dir: Path | None, file: str)
     )
     environment.filters["subscripts"] = _subscripts
     script = _source("script.js")
-    shelves, undrawn = _shelves(runs, weights, data_dir)
-    names = [run.name for run in runs]
+    shelves, undrawn = _shelves(runs, data_dir)
+    names = dict.fromkeys(run.folder for run in runs)
     more = [] if weights == "final" else ["--weights", weights]
     return environment.get_template("page.html.jinja").render(
         runs=runs,
-        weights=WEIGHTS[weights],
+        weights=" and ".join(WEIGHTS[weights]),
         made=datetime.now(UTC),
         version=version("iwae"),
         command=shlex.join(["iwae", "report", *names, *more, "--out", file]),
@@ -172,8 +183,9 @@ TRAINING = (
 )
 
 BUDGETS = (
-    "Bounds on log p(x) against what was spent on them: importance samples (solid) or temperatures "
-    "of annealing (dashed). Means over the {n:,} test examples that all of these bounds share."
+    "Bounds on log p(x) less {reference} of {run}, against what was spent on them: importance "
+    "samples (solid) or temperatures of annealing (dashed). Paired differences over the {n:,} test "
+    "examples that all of these bounds share."
 )
 
 UNITS = "Active latent units through training."
@@ -183,7 +195,9 @@ LAYERED = " Layer 1, nearest the data, is solid; the next are dashed."
 def _charts(runs: Sequence[Run]) -> Iterator[Chart]:
     """The charts in which runs share the axes."""
     places_of = {run.name: place for place, run in enumerate(runs)}
-    for number, places in enumerate(_same_data(runs)):
+    # Both models of a run have one course.
+    first = [place for place, run in enumerate(runs) if run.path not in _paths(runs[:place])]
+    for number, places in enumerate(_same_data(runs, first)):
         some = [runs[place] for place in places]
         if (figure := pictures.training(some, places)) is not None:
             caption = TRAINING.format(data=tables.short_path(some[0].config.dataset))
@@ -192,12 +206,13 @@ def _charts(runs: Sequence[Run]) -> Iterator[Chart]:
         known = {places_of[run.name]: run.known() for run in group}
         known = {place: bounds for place, bounds in known.items() if bounds}
         if (found := pictures.budgets(known)) is not None:
-            caption = BUDGETS.format(n=found.examples)
+            name = runs[next(iter(known))].name
+            caption = BUDGETS.format(n=found.examples, reference=found.reference, run=name)
             yield _chart(runs, list(known), found.figure, f"budget{number}", caption)
-    if (figure := pictures.units(runs)) is not None:
+    if (figure := pictures.units([runs[place] for place in first], first)) is not None:
         layered = any(len(run.config.sizes()[0]) > 1 for run in runs)
         caption = UNITS + LAYERED * layered
-        yield _chart(runs, range(len(runs)), figure, "units", caption)
+        yield _chart(runs, first, figure, "units", caption)
 
 
 def _chart(
@@ -208,19 +223,21 @@ def _chart(
     return drawn, Picture(svg(figure, name, alt), caption, alt)
 
 
-def _same_data(runs: Sequence[Run]) -> list[list[int]]:
+def _paths(runs: Sequence[Run]) -> set[Path]:
+    return {run.path for run in runs}
+
+
+def _same_data(runs: Sequence[Run], places: Sequence[int]) -> list[list[int]]:
     """The places of runs that were trained on the same data: only their bounds share an axis."""
     groups: dict[tuple[object, ...], list[int]] = {}
-    for place, run in enumerate(runs):
-        config = run.config
+    for place in places:
+        config = runs[place].config
         key = (config.dataset, config.binarization, config.kind())
         groups.setdefault(key, []).append(place)
     return list(groups.values())
 
 
-def _shelves(
-    runs: Sequence[Run], weights: str, data_dir: Path | None
-) -> tuple[list[Shelf], list[Run]]:
+def _shelves(runs: Sequence[Run], data_dir: Path | None) -> tuple[list[Shelf], list[Run]]:
     """The pictures of each run, side by side with those of the same kind.
 
     Also the runs of which not all could be drawn. The reason goes to the log: it may name folders,
@@ -230,7 +247,7 @@ def _shelves(
     found: dict[str, list[tuple[int, Picture]]] = {name: [] for name in CAPTIONS}
     for place, run in enumerate(runs):
         try:
-            for name, figure in run_figures(run.path, weights=weights, data_dir=data_dir):
+            for name, figure in run_figures(run.path, weights=run.weights, data_dir=data_dir):
                 if name in CAPTIONS:
                     heading, caption = CAPTIONS[name]
                     alt = f"{heading} of {run.name}: {caption}"

@@ -1,0 +1,72 @@
+"""Figures of what the records of a run hold: bounds by their budgets, the rate-distortion curve."""
+
+from functools import reduce
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from iwae.evaluation.diagnostics import test_sample_error
+from iwae.reports import figures
+from iwae.reports.estimates import differences_by_budget, mean_of_replicates
+from iwae.results.reading import Known, known_bounds, read_records, report_damage
+from iwae.results.schema import Method
+from iwae.results.store import read_arrays
+from iwae.results.text import path_words
+
+
+def bounds_figure(run: Path, weights: str = "final") -> Figure | None:
+    """The bounds on log p(x) that the records of a run hold, less the tightest, by their budgets.
+
+    The differences are paired, example by example, so that their errors are of the budgets and not
+    of the choice of examples. All are of the same models and the same test examples, those that
+    all records share. Replicates are averaged.
+
+    Args:
+        run: its folder.
+        weights: which models, "final" or "best".
+
+    Returns:
+        The figure, or None if the records hold fewer than two bounds on common examples.
+    """
+    known = known_bounds(run, split="test", weights=weights, pruned=False)
+    known = [one for one in known if one.record.digests == known[-1].record.digests]
+    if len(known) < 2:
+        return None
+    places = reduce(np.intersect1d, [one.places for one in known])
+    if len(places) < 2:
+        return None
+    tightest = known[-1]
+    mean = mean_of_replicates(tightest, places)
+    curves: dict[str, list[Known]] = {}
+    for one in known:
+        curves.setdefault(_curve_name(one, len(places)), []).append(one)
+    return figures.bounds_against_budget(
+        {name: differences_by_budget(some, places, tightest) for name, some in curves.items()},
+        reference=(tightest.estimator, mean.mean(), test_sample_error(mean)),
+    )
+
+
+def _curve_name(known: Known, n: int) -> str:
+    """The name of the curve that a bound belongs to."""
+    how = known.record.annealing
+    if how is None:
+        return f"importance sampling, {n:,} examples"
+    return f"annealing {path_words(how)}, the same examples"
+
+
+def rate_distortion_figure(run: Path, weights: str) -> Figure | None:
+    """The rate-distortion curve of the first replicate: the last record of test examples by name.
+
+    None without a record.
+    """
+    found = [
+        path
+        for path, record in read_records(run, (Method.CURVE,))
+        if (record.split, record.weights, record.pruned) == ("test", weights, False)
+    ]
+    names = ("betas", "rate", "distortion")
+    curve = read_arrays(found[-1], report_damage, names) if found else None
+    if curve is None:
+        return None
+    return figures.rate_distortion_curve(curve["betas"], curve["rate"][0], curve["distortion"][0])

@@ -1,0 +1,139 @@
+"""Where examples lie among the latents: which layer, which coordinates, which are unlikely."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+
+import small
+from iwae.config.experiment import make_config
+from iwae.data import load_dataset
+from iwae.data.load import has_labels
+from iwae.evaluation.likelihood import log_likelihoods
+from iwae.evaluation.units import ActiveUnits, active_units, posterior_means
+from iwae.models.vae import VAE
+from iwae.reports import encodings
+from iwae.reports.encodings import _fence as fence
+from iwae.reports.encodings import _plane as plane
+from iwae.reports.encodings import known_labels, latents_figure
+
+RNG = np.random.default_rng(0)
+
+
+def test_the_plane_of_many_units_is_that_of_their_principal_components():
+    """Of active units alone: one that is not may vary by noise."""
+    turn = np.linalg.qr(RNG.normal(size=(3, 3)))[0]
+    scores = RNG.normal(size=(500, 3))
+    scores = np.linalg.qr(scores - scores.mean(axis=0))[0] * [6.0, 3.0, 2.0]
+    means = np.insert(5 + scores @ turn.T, 1, 100 * RNG.normal(size=500), axis=1)
+    points, names = plane(means, np.ones(4), np.array([True, False, True, True]))
+    signs = np.sign(turn[np.abs(turn).argmax(axis=0), range(3)])[:2]
+    assert np.allclose(points, scores[:, :2] * signs)
+    assert names == (
+        "principal component 1 (73% of the variance)",
+        "principal component 2 (18% of the variance)",
+    )
+
+
+@pytest.mark.parametrize("active", [[2, 4], [4], []])
+def test_the_plane_of_few_units_is_that_of_the_most_active(active):
+    means, variances = RNG.normal(size=(9, 5)), np.array([1e-3, 1e-4, 0.5, 1e-5, 0.9])
+    points, names = plane(means, variances, np.isin(range(5), active))
+    assert np.array_equal(points, means[:, [2, 4]])
+    assert names == ("unit 3", "unit 5")
+
+
+def test_what_lies_far_below_the_lower_quartile_is_unlikely():
+    assert fence(np.arange(101.0)) == 25 - 3 * 50
+    assert fence(np.append(np.arange(101.0), [-np.inf, 101.0])) == 24.5 - 3 * 51
+
+
+def drawn(counts, sizes, monkeypatch):
+    """The figure's arguments for a model of this many active units in layers of these sizes."""
+    model = VAE(16, sizes, tuple((5,) for _ in sizes), key=jax.random.key(0))
+    variances = tuple(
+        np.arange(d, 0, -1) * np.repeat([1.0, 1e-6], [n, d - n])
+        for n, d in zip(counts, sizes, strict=True)
+    )
+    units = ActiveUnits(variances, 50, 16, 0.01)
+    found = {}
+    monkeypatch.setattr(
+        encodings.figures,
+        "latent_map",
+        lambda points, names, **rest: found.update(points=points, names=names, **rest) or Figure(),
+    )
+    dataset = load_dataset(small.pictures(), validation=50)
+    latents_figure(model, dataset, units, (np.arange(50) % 3, ("a", "b", "c")))
+    return model, dataset, found
+
+
+@pytest.mark.parametrize(
+    ("counts", "layer"), [((3, 2), 2), ((3, 1), 1), ((1, 1), 2), ((0, 0), 2), ((2, 0), 1)]
+)
+def test_the_layer_is_the_highest_in_use(counts, layer, monkeypatch):
+    model, dataset, found = drawn(counts, (3, 2), monkeypatch)
+    active = counts[layer - 1]
+    assert (
+        found["title"] == f"posterior means of layer {layer}, {active} active units of {4 - layer}"
+    )
+    key, _ = jax.random.split(jax.random.key(0))
+    means = posterior_means(model, dataset.test, key)[layer - 1]
+    if active == 2:
+        assert np.array_equal(found["points"], means[:, :2])
+    assert np.array_equal(found["labels"], np.arange(50) % 3)
+
+
+def test_a_single_latent_is_drawn_against_the_likelihood(monkeypatch):
+    model, dataset, found = drawn((1,), (1,), monkeypatch)
+    bounds = log_likelihoods(model, dataset.test, jax.random.key(3), k=5000)
+    assert found["names"] == ("unit 1", "log p(x) (nats)")
+    np.testing.assert_allclose(found["points"][:, 1], bounds, atol=1)
+    assert np.array_equal(found["outliers"], found["points"][:, 1] < fence(found["points"][:, 1]))
+
+
+def test_posterior_means_are_those_whose_variances_count_units():
+    model = VAE(16, (3, 2), ((5,), (5,)), key=jax.random.key(0))
+    test = load_dataset(small.pictures(), validation=50).test
+    means = posterior_means(model, test, jax.random.key(1))
+    assert [layer.shape for layer in means] == [(50, 3), (50, 2)]
+    exact = jax.vmap(lambda x: model.posterior(x).first.mean)(jnp.asarray(test, jnp.float32))
+    np.testing.assert_allclose(means[0], exact, atol=1e-6)
+    variances = active_units(model, test, jax.random.key(1)).variances
+    np.testing.assert_allclose(means[0].var(axis=0), variances[0], rtol=1e-5)
+    assert (means[1].var(axis=0) >= variances[1]).all()  # which are without the noise of draws
+
+
+# Labels
+
+
+def labels_of(dataset, **options):
+    config = make_config({"dataset": str(dataset), **small.OPTIONS, **options}, "test")
+    data = load_dataset(config.dataset, validation=config.validation)
+    return known_labels(config, data, None)
+
+
+def test_models_without_labels_are_drawn_with_those_of_their_data(tmp_path):
+    labels, classes = labels_of("digits")
+    expected = load_dataset("digits", validation=50, labels=True)
+    assert np.array_equal(labels, expected.labels("test"))
+    assert classes == expected.classes
+    own = {"train": small.grey()[:350], "test": small.grey()[350:]}
+    words = np.array(["left", "right"])[np.arange(400) % 2]
+    np.savez(tmp_path / "own.npz", **own, train_labels=words[:350], test_labels=words[350:])
+    labels, classes = labels_of(tmp_path / "own.npz")
+    assert labels.tolist() == [0, 1] * 25
+    assert classes == ("left", "right")
+
+
+def test_data_without_labels_are_drawn_without(tmp_path, monkeypatch, caplog):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert labels_of(small.pictures()) is None
+    np.savetxt(tmp_path / "a.csv", RNG.normal(size=(80, 2)), delimiter=",")
+    assert not has_labels(tmp_path / "a.csv")
+    assert not has_labels("mnist", tmp_path)  # nothing is downloaded for a figure
+    assert not has_labels("circle")
+    assert not caplog.text
+    np.savez(tmp_path / "b.npz", data=RNG.normal(size=(80, 2)), labels=RNG.normal(size=80))
+    assert labels_of(tmp_path / "b.npz") is None
+    assert "must hold a whole number or a word" in caplog.text
