@@ -91,7 +91,7 @@ NUMERICS = {
     *("annealing", "conditional", "diagnostics", "evaluate", "gradients", "information", "kinds"),
     *("labels", "methods", "missing_data", "model", "networks", "objectives", "observations"),
     *("particles", "posterior", "priors", "resampling", "signal", "stages", "testing"),
-    *("training", "unbiased"),
+    *("discrete", "training", "unbiased"),
 }
 """Subjects of tests."""
 

@@ -99,6 +99,48 @@ MUTANTS = {
     "dreg-without-curvature": Mutant(
         "objectives/gradients.py", "a - curvature(reduction, log_w), jnp", "a, jnp", "gradients"
     ),
+    "vimco-sign": Mutant(
+        "objectives/score_function.py",
+        "jnp.zeros_like(a), a - signal(",
+        "jnp.zeros_like(a), a + signal(",
+        "discrete",
+    ),
+    "vimco-baseline-of-another-particle": Mutant(
+        "objectives/score_function.py",
+        "jax.lax.cumlogsumexp(log_w)[:-1]])",
+        "jax.lax.cumlogsumexp(log_w)[1:]])",
+        "discrete",
+    ),
+    "vimco-mean-of-all": Mutant(
+        "objectives/score_function.py",
+        "(jnp.sum(apart) - apart) / n",
+        "jnp.sum(apart) / n",
+        "discrete",
+    ),
+    "ovis-gamma": Mutant(
+        "objectives/score_function.py",
+        "(1 - gamma) * w - constant",
+        "w - constant",
+        "discrete",
+    ),
+    "langevin-not-weighed-back": Mutant(
+        "inference/langevin.py",
+        "gain + log_prob(state[0], back) - log_prob(new, forth)",
+        "gain",
+        "discrete",
+    ),
+    "langevin-gradient-of-the-old-state": Mutant(
+        "inference/langevin.py",
+        "back = proposals(*there, beta, step_size)",
+        "back = proposals(*state, beta, step_size)",
+        "discrete",
+    ),
+    "discrete-top-prior": Mutant(
+        "models/priors.py",
+        "return discrete(self.kind, self.logits)",
+        "return discrete(self.kind, 2 * self.logits)",
+        "discrete",
+    ),
     "dreg-alpha-weights": Mutant(
         "objectives/gradients.py", "(1 - 2 * alpha) * w**2", "(1 - alpha) * w**2", "gradients"
     ),

@@ -757,7 +757,7 @@ def test_objectives_are_listed_with_what_goes_with_them(iwae):
         assert f"\n{name:15} {entry[0]}" in f"\n{out}"
     status, out, _ = iwae("objectives", "ciwae")
     assert status == 0
-    assert "gradients reparam, stl, dreg, gdreg; options --k --beta\n" in out
+    assert "gradients reparam, stl, dreg, gdreg, vimco, vimco-arithmetic; options --k --beta" in out
     assert "\nmiwae" not in out
     status, _, err = iwae("objectives", "zzz")
     assert (status, err) == (
@@ -833,7 +833,8 @@ def test_gradients_of_another_objective_take_its_options(iwae, tmp_path):
     status, out, _ = iwae(*words, "--objective", "miwae", "--m", 2, "--json")
     assert status == 0
     names = [row["gradient"] for row in json.loads(out)["rows"]]
-    assert names == ["reparam", "stl", "dreg", "gdreg"]  # all that go with it
+    of_fixed_draws = ["vimco", "vimco-arithmetic"]
+    assert names == ["reparam", "stl", "dreg", "gdreg", *of_fixed_draws]  # all that go with it
     for options, reason in {
         ("--objective", "miwae"): "miwae needs m, e.g. m = 8",
         ("--gradients", "dreg-alpha"): "iwae needs alpha, e.g.",

@@ -35,7 +35,7 @@ from iwae.models.vae import VAE, LayeredPosterior
 from iwae.objectives import bounds, gradients, layered
 from iwae.objectives.bounds import bound
 from iwae.objectives.catalogue import objective
-from iwae.objectives.declaration import OBJECTIVES
+from iwae.objectives.declaration import FIXED_DRAWS, OBJECTIVES
 from iwae.objectives.objective import Extra
 from iwae.objectives.penalties import Penalty
 from iwae.objectives.reductions import ciwae, elbo, iwae, renyi, tvo, tvo_schedule
@@ -101,7 +101,7 @@ ALL_CASES = [
 
 def claiming(name, model):
     """The gradients that claim to be unbiased for a bound, and fit the model."""
-    others = {"stl", "dreg-alpha", "score"} - ({"stl"} if name == "elbo" else set())
+    others = {"stl", "dreg-alpha", *FIXED_DRAWS} - ({"stl"} if name == "elbo" else set())
     if not isinstance(model, VAE):
         others.add("gdreg")
     return [g for g in OBJECTIVES[name].gradients if g not in others]

@@ -244,6 +244,8 @@ class Gradients(parsing.OfRun):
     """vr-iwae, and the gradient dreg-alpha (default: the run's)."""
     beta: float | None = None
     """ciwae: weight of the ELBO (default: the run's)."""
+    gamma: float | None = None
+    """The gradient ovis: 0 is unbiased, 1 adds wake-phi (default: the run's)."""
     reference: str | None = None
     """Estimator to measure biases against (default: the objective's plain one)."""
     examples: int = 20

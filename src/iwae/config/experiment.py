@@ -22,7 +22,8 @@ from iwae.data.own import is_own
 from iwae.data.tables import SUFFIXES as TABLES
 from iwae.errors import UserError, shorten
 from iwae.files import atomic_write
-from iwae.models.declaration import parse_posterior, parse_prior
+from iwae.models.declaration import check_continuous, parse_posterior, parse_prior
+from iwae.models.latent_kinds import LatentKind, latent_kinds
 from iwae.objectives.declaration import (
     OPTIONS,
     BetaSchedule,
@@ -38,13 +39,17 @@ Sizes = Annotated[tuple[Size, ...], Field(strict=False)]  # a TOML file has list
 
 
 def _lists(arguments: list[str]) -> tuple[tuple[int, ...], ...]:
-    """Parse 200,200 100,100 as ((200, 200), (100, 100))."""
+    """Parse 200,200 none as ((200, 200), ())."""
     try:
-        return tuple(tuple(int(size) for size in one.split(",")) for one in arguments)
+        return tuple(
+            () if one == "none" else tuple(int(size) for size in one.split(","))
+            for one in arguments
+        )
     except ValueError:
         words = " ".join(arguments)
         raise ValueError(
-            f"{words!r} must be lists of whole numbers, such as 200,200 100,100"
+            f"{words!r} must be lists of whole numbers, such as 200,200 100,100, or none for no "
+            "layers"
         ) from None
 
 
@@ -103,6 +108,7 @@ class StageConfig(BaseModel):
     m: Annotated[int, Field(ge=1, lt=2**31)] | None = None
     alpha: float | None = None
     beta: float | Literal["learned"] | None = None
+    gamma: float | None = None
     temperatures: Annotated[int, Field(ge=1)] | None = None
     leapfrog: Annotated[int, Field(ge=1)] | None = None
     beta_schedule: BetaSchedule | None = None
@@ -193,7 +199,7 @@ Lists = tyro.constructors.PrimitiveConstructorSpec(
     metavar="N,N ...",
     instance_from_str=_lists,
     is_instance=lambda value: value is None or isinstance(value, tuple),
-    str_from_instance=lambda lists: [",".join(map(str, sizes)) for sizes in lists or ()],
+    str_from_instance=lambda lists: [",".join(map(str, sizes)) or "none" for sizes in lists or ()],
 )
 """The command line's parser of lists of sizes."""
 
@@ -278,8 +284,11 @@ class TrainConfig(BaseModel):
     """Units of each stochastic layer, nearest the data first, e.g. 100 50 (default: those of
     --layers)."""
     hidden_sizes: Annotated[tuple[Sizes, ...] | None, Lists, Field(strict=False)] = None
-    """Deterministic layers before each stochastic one, e.g. 200,200 100,100 (default: those of
-    --layers)."""
+    """Deterministic layers before each stochastic one, e.g. 200,200 100,100, or none (default:
+    those of --layers)."""
+    latents: Annotated[tuple[str, ...] | None, Field(strict=False, min_length=1)] = None
+    """Kind of each stochastic layer, or one for all: normal (the default), bernoulli or
+    categorical:C, e.g. bernoulli."""
     activation: ActivationName = "tanh"
     """Nonlinearity of the deterministic layers."""
     network: Literal["mlp", "conv"] = "mlp"
@@ -316,6 +325,8 @@ class TrainConfig(BaseModel):
     (no default)."""
     beta: float | Literal["learned"] | None = None
     """ciwae: weight of the ELBO, or `learned` (no default)."""
+    gamma: float | None = None
+    """The gradient ovis: 0 is unbiased (vimco-star), 1 adds wake-phi (no default)."""
     temperatures: Annotated[int, Field(ge=1)] | None = None
     """tvo, dais, aiwae: number of temperatures from 0 to 1 (default: 6, 5, 5)."""
     leapfrog: Annotated[int, Field(ge=1)] | None = None
@@ -438,7 +449,7 @@ class TrainConfig(BaseModel):
             if self.hidden_sizes is None or len(self.hidden_sizes) != len(self.latent_sizes):
                 raise ValueError(
                     f"latent_sizes names {len(self.latent_sizes)} layers, so hidden_sizes must "
-                    "have as many lists, such as 200,200"
+                    "have as many lists, such as 200,200, or none for a linear layer"
                 )
         elif self.hidden_sizes is not None:
             raise ValueError("hidden_sizes needs latent_sizes")
@@ -446,6 +457,9 @@ class TrainConfig(BaseModel):
     def _check_densities(self) -> None:
         """Raise ValueError for a prior or posterior that does not exist, or does not fit."""
         prior, posterior = parse_prior(self.prior), parse_posterior(self.posterior)
+        kinds = self.kinds()
+        check_continuous("prior", prior, kinds[-1])
+        check_continuous("posterior", posterior, *kinds)
         if self.label_prior and prior.name != "normal":
             raise ValueError(
                 f"label_prior learns a Gaussian p(z|y) for each label, and prior {self.prior!r} is "
@@ -533,7 +547,8 @@ class TrainConfig(BaseModel):
         """The objective with its defaults, checked, for epochs of `steps_per_epoch` steps."""
         same = {name: getattr(self, name) for name in Declaration._fields if hasattr(self, name)}
         declared = Declaration(**same, kl_warmup_steps=self.kl_warmup * steps_per_epoch)
-        return check(declared, len(self.sizes()[0]))
+        discrete = any(kind.is_discrete for kind in self.kinds())
+        return check(declared, len(self.sizes()[0]), discrete=discrete)
 
     def seeds(self) -> range:
         """The seed of each replicate."""
@@ -546,6 +561,10 @@ class TrainConfig(BaseModel):
             return self.latent_sizes, self.hidden_sizes
         layers = self.layers or 1
         return (100,) * (layers - 1) + (50,), ((200, 200),) + ((100, 100),) * (layers - 1)
+
+    def kinds(self) -> tuple[LatentKind, ...]:
+        """The kind of each stochastic layer; UserError for those that there are not."""
+        return latent_kinds(self.latents or "normal", len(self.sizes()[0]))
 
 
 SEVERAL = 16

@@ -220,6 +220,34 @@ _DREG = {
     for k in (1, 5, 50)
 }
 
+_SBN: dict[str, tuple[dict[str, Any], str]] = {
+    "vimco": ({"gradient": "vimco"}, "Mnih & Rezende 2016 (arXiv 1602.06725)"),
+    "ovis": ({"gradient": "ovis", "gamma": 1.0}, "Lievin et al. 2020 (arXiv 2008.01998)"),
+}
+"""Settings of a gradient, and its paper."""
+
+_SBN_CELLS = {
+    f"sbn/mnist-static/3l/{name}-k{k}": Preset(
+        {
+            "dataset": "mnist-static",
+            "latent_sizes": (200, 200, 200),
+            "hidden_sizes": ((), (), ()),
+            "latents": ("bernoulli",),
+            "objective": "iwae",
+            "k": k,
+            **values,
+            "batch_size": 100,
+            "schedule": "constant-linear",
+            "epochs": 300,
+        },
+        None,
+        (),
+        f"{source}: sigmoid belief network, trained by our settings",
+    )
+    for name, (values, source) in _SBN.items()
+    for k in (5, 50)
+}
+
 _EXPERIMENTS = {
     "camel/vae-k1": _synthetic("camel", 1, 5, "vae", 1),
     "camel/iwae-k20": _synthetic("camel", 1, 5, "iwae", 20),
@@ -240,6 +268,22 @@ _EXPERIMENTS = {
         None,
         (),
         "scikit-learn's bundled digits: the demonstration",
+    ),
+    "sbn/digits/vimco-k5": Preset(
+        {
+            "dataset": "digits",
+            "validation": 200,
+            "latent_sizes": (50, 50),
+            "hidden_sizes": ((), ()),
+            "latents": ("bernoulli",),
+            "k": 5,
+            "gradient": "vimco",
+            "epochs": 100,
+            "learning_rate": 5e-3,
+        },
+        None,
+        (),
+        "scikit-learn's bundled digits: a sigmoid belief network of two layers",
     ),
 }
 
@@ -294,6 +338,7 @@ PRESETS: dict[str, Preset] = {
     **_MIWAE,
     **_AIWAE,
     **_DREG,
+    **_SBN_CELLS,
     **_EXPERIMENTS,
     **_FAST,
     **dict(
@@ -387,6 +432,7 @@ def _filled(config: TrainConfig) -> dict[str, Any]:
     """All settings except `_PLACES`, with the defaults of the objective filled in."""
     latent_sizes, hidden_sizes = config.sizes()
     values = {**config.model_dump(), "latent_sizes": latent_sizes, "hidden_sizes": hidden_sizes}
+    values["latents"] = tuple(map(str, config.kinds()))
     declared = config.final().declaration()._asdict()
     values |= {name: value for name, value in declared.items() if name in values}
     if config.k * (config.m or 1) == 1 and config.objective in ("vae", "elbo", "iwae"):

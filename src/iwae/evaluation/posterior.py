@@ -18,6 +18,7 @@ from iwae.inference.particles import Particles, importance_particles
 from iwae.inference.rate_distortion import rate_distortion_bounds
 from iwae.inference.temperatures import Betas, StepSize, as_betas
 from iwae.models.conditional import ConditionalVAE
+from iwae.models.posteriors import is_reparameterised
 from iwae.models.vae import VAE, AbstractLatentModel
 from iwae.precision import float32
 from iwae.typing import Example, Latents, PRNGKey, Scalar
@@ -108,8 +109,11 @@ def posterior_grid(
             of q and of the draws, extended by a third on either side.
 
     Raises:
-        UserError: if the model has more than two latents, counted over all its layers.
+        UserError: if the model has more than two latents, counted over all its layers, or discrete
+            ones.
     """
+    if not is_reparameterised(model.posterior(x)):
+        raise UserError("a grid needs continuous latents, and this model has bits or categories")
     particle_key, draw_key = jax.random.split(key)
     found, _ = _particles(model, x, particle_key, particles)
     flat, unravel = jax.vmap(lambda z: ravel_pytree(z)[0])(found.z), _unravel(found.z)

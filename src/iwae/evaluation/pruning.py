@@ -13,8 +13,9 @@ from jaxtyping import Array, Bool, Float
 from iwae.errors import UserError
 from iwae.evaluation.units import as_vae
 from iwae.models.networks import ConvDecoder, Dense, OwnDecoder
+from iwae.models.posteriors import LatentNet
 from iwae.models.priors import MixturePrior, VampPrior
-from iwae.models.vae import VAE, AbstractLatentModel, GaussianNet
+from iwae.models.vae import VAE, AbstractLatentModel
 from iwae.precision import float32
 
 
@@ -35,11 +36,17 @@ def prune(model: AbstractLatentModel, keep: Sequence[Bool[np.ndarray, " _"]]) ->
         keep: for each layer a mask, `[d_l]`, such as `active_units(...).masks`.
 
     Raises:
-        UserError: if the model is not a VAE, the masks do not fit it, no unit of the first layer is
-            kept (the data would not depend on the latents at all), a user-defined decoder reads
-            that layer directly, or only some units of a layer with a flow are kept.
+        UserError: if the model is not a VAE or has discrete latents, the masks do not fit it, no
+            unit of the first layer is kept (the data would not depend on the latents at all), a
+            user-defined decoder reads that layer directly, or only some units of a layer with a
+            flow are kept.
     """
     vae = as_vae(model)
+    if vae.has_discrete:
+        raise UserError(
+            "a model with bernoulli or categorical latents cannot be pruned: pruning fixes a unit "
+            "at 0, the mean of a normal one, but an inactive bit has another mean"
+        )
     if tuple(mask.size for mask in keep) != vae.latent_sizes:
         sizes = tuple(mask.size for mask in keep)
         raise UserError(f"masks of sizes {sizes} do not fit latent sizes {vae.latent_sizes}")
@@ -60,7 +67,7 @@ def _check_flows(model: VAE, keep: Sequence[Bool[np.ndarray, " _"]]) -> None:
     for l, mask in enumerate(keep):
         is_top = l == len(model.encoder) - 1
         tied = is_top and not isinstance(model.top, MixturePrior | VampPrior | None)
-        if not mask.all() and (tied or model.encoder[l].flow is not None):
+        if not mask.all() and (tied or model.posterior_name.name == "flow"):
             what = f"prior {model.prior_name}" if tied else f"posterior {model.posterior_name}"
             raise UserError(
                 f"the {what} couples the units of layer {l + 1}, of which {mask.sum()} of "
@@ -82,14 +89,14 @@ def _change_prior(model: VAE, keep: Sequence[Bool[np.ndarray, " _"]]) -> VAE:
 def _writers(model: VAE, l: int) -> list[Dense]:
     """The linear maps whose outputs are units of layer l (from 0): of its q, and of its p."""
     nets = model.encoder[l : l + 1] + model.prior_nets[l : l + 1]
-    return [dense for net in nets for dense in (net.loc, net.log_scale)]
+    return [dense for net in nets for dense in net.outputs]
 
 
 def _readers(model: VAE, l: int) -> list[Dense]:
     """The linear maps whose inputs are units of layer l (from 0): of the layers above and below."""
 
-    def first(net: GaussianNet) -> tuple[Dense, ...]:
-        return net.hidden.layers[:1] or (net.loc, net.log_scale)
+    def first(net: LatentNet) -> tuple[Dense, ...]:
+        return net.hidden.layers[:1] or net.outputs
 
     above = [dense for net in model.encoder[l + 1 : l + 2] for dense in first(net)]
     if l == 0:
@@ -152,6 +159,6 @@ def _without_top(model: VAE, n_layers: int) -> VAE:
     def write_log_scale(dense: Dense) -> Dense:
         return _with(dense, dense.weight, dense.bias - jnp.log(scale))
 
-    model = _change(model, [model.encoder[top].loc], write_loc)
-    model = _change(model, [model.encoder[top].log_scale], write_log_scale)
+    for part, write in enumerate((write_loc, write_log_scale)):
+        model = _change(model, [model.encoder[top].outputs[part]], write)
     return _change(model, _readers(model, top), read)

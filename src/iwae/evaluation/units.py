@@ -63,7 +63,8 @@ class ActiveUnits(NamedTuple):
     """Variance of each latent unit's posterior mean over examples.
 
     Attributes:
-        variances: for each layer l, `[d_l]` float64: the variance of E_q[h_l|x] over examples.
+        variances: for each layer l, `[d_l]` float64: the variance of E_q[h_l|x] over examples; of a
+            unit with categories, that of the probability that varies most.
         n: examples.
         samples: ancestral draws per example.
         threshold: a unit whose variance is above it is active.
@@ -118,7 +119,8 @@ def active_units(
         np.maximum(square / n - (first / n) ** 2 - (1 - 1 / n) * noise / n, 0.0)
         for first, square, noise in zip(*sums, strict=True)
     )
-    return ActiveUnits(variances, n, samples, threshold)
+    of_units = tuple(variance.max(axis=-1) for variance in variances)
+    return ActiveUnits(of_units, n, samples, threshold)
 
 
 def posterior_means(
@@ -152,13 +154,17 @@ def authors_active_units(
 
 @lru_cache
 def _posterior_means(samples: int) -> ExampleFn:
-    """For each layer, the estimate of E_q[h_l|x] and the variance of its noise, `[d_l]` each."""
+    """For each layer, the estimate of E_q[h_l|x] and the variance of its noise, `[d_l width]`."""
 
     def fn(model: AbstractLatentModel, x: Example, key: PRNGKey) -> tuple[list[Any], list[Any]]:
         model, x = model.condition(x)
-        posterior = as_vae(model).posterior(x)
+        vae = as_vae(model)
+        posterior = vae.posterior(x)
         keys = particle_keys(key, jnp.arange(samples))
-        draws = jax.vmap(lambda key: posterior.layer_means(posterior.sample(key)))(keys)
+        flat = jax.vmap(lambda key: posterior.layer_means(posterior.sample(key)))(keys)
+        draws = [
+            d.reshape(samples, -1, kind.width) for d, kind in zip(flat, vae.latents, strict=True)
+        ]
         noise = [jnp.var(d, axis=0) / max(1, samples - 1) for d in draws]  # zero for one draw
         return [jnp.mean(d, axis=0) for d in draws], noise
 

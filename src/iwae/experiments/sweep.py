@@ -17,7 +17,7 @@ from iwae.runs.setup import data_place
 
 log = logging.getLogger(__name__)
 
-LISTS = ("latent_sizes", "shape", "columns", "drop", "id", "resize", "channels")
+LISTS = ("latent_sizes", "latents", "shape", "columns", "drop", "id", "resize", "channels")
 DEPTHS = {"hidden_sizes": 2, **dict.fromkeys(LISTS, 1)}
 """Settings that are lists themselves, and how deep: a sweep over one is a list of these."""
 

@@ -2,7 +2,8 @@
 
 f_beta(z) = start(z)^(1 - beta) p(x, z)^beta, where start(z) is q(z|x) or p(z). At every
 temperature, a chain first updates its weight at the old z, then makes one HMC move at the new
-temperature (Neal 2001; Wu et al. 2017).
+temperature (Neal 2001; Wu et al. 2017). Where some latents are discrete, the move is a few Langevin
+proposals instead; see `iwae.inference.langevin`.
 """
 
 from collections.abc import Callable
@@ -14,11 +15,14 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, Int, Key, PyTree
 
-from iwae.inference.kernels import Evaluate, Flat, Point, move
+from iwae.errors import UserError
+from iwae.inference.kernels import Evaluate, Flat, Move, Point, move
+from iwae.inference.langevin import langevin
 from iwae.inference.particles import Info, Particles, log_mean_exp, particle_keys
 from iwae.inference.starts import start_of
 from iwae.inference.temperatures import Betas, StepSize, as_betas, as_step_sizes, check_leapfrog
-from iwae.models.vae import AbstractLatentModel
+from iwae.models.posteriors import Posterior, is_reparameterised
+from iwae.models.vae import VAE, AbstractLatentModel
 from iwae.typing import Example, Latents, LogWeights, PRNGKey, Scalar
 
 
@@ -29,11 +33,13 @@ class Path(NamedTuple):
         sample: a key -> a flat draw from the start.
         evaluate: a flat latent -> its `Point`; one evaluation of the model and its gradient.
         unravel: a flat latent -> the model's latents.
+        move: the kernel: HMC, or Langevin proposals if some latents are discrete.
     """
 
     sample: Callable[[PRNGKey], Flat]
     evaluate: Evaluate
     unravel: Callable[[Flat], Latents]
+    move: Move
 
 
 class Total(NamedTuple):
@@ -71,6 +77,9 @@ def make_path(model: AbstractLatentModel, x: Example, start: str) -> Path:
     """The path of one example, with the start's parameters computed once.
 
     No gradient flows through it, so memory does not grow with the number of temperatures.
+
+    Raises:
+        UserError: for an unknown start, or latents that no kernel moves.
     """
     arrays, static = eqx.partition((model, x), eqx.is_array)
     model, x = eqx.combine(jax.lax.stop_gradient(arrays), static)
@@ -83,7 +92,21 @@ def make_path(model: AbstractLatentModel, x: Example, start: str) -> Path:
         log_joint, grad_joint = jax.value_and_grad(lambda z: model.log_joint(x, unravel(z)))(z)
         return Point(log_start, log_joint, grad_start, grad_joint)
 
-    return Path(lambda key: ravel_pytree(first.sample(key))[0], evaluate, unravel)
+    q = first if start == "posterior" else model.posterior(x)  # the encoder runs once
+    kernel = kernel_of(model, q, unravel)
+    return Path(lambda key: ravel_pytree(first.sample(key))[0], evaluate, unravel, kernel)
+
+
+def kernel_of(model: AbstractLatentModel, q: Posterior, unravel: Callable[[Flat], Latents]) -> Move:
+    """The kernel for the latents of a model, of which q is the posterior of one example."""
+    if isinstance(model, VAE) and model.has_discrete:
+        return langevin(model.latents, unravel)
+    if not is_reparameterised(q):
+        raise UserError(
+            "annealing moves latents by HMC, which needs continuous ones, and draws of this "
+            f"{type(model).__name__}'s q have no gradient: measure it by importance sampling"
+        )
+    return move
 
 
 def temperatures(
@@ -120,7 +143,7 @@ def move_chains(
     """Move every chain once at the step's beta; also return the acceptance probabilities."""
 
     def one(chain: Chain, key: PRNGKey) -> tuple[Chain, Scalar]:
-        z, point, acceptance = move(
+        z, point, acceptance = path.move(
             jax.random.fold_in(key, step.number),
             chain.z,
             chain.point,
@@ -192,7 +215,7 @@ def annealed_particles(
         betas: T temperatures that increase from 0 to 1; see `linear_schedule`.
         step_size: step size of the leapfrog integrator: one number, or one for each temperature
             after the first, `[T-1]`, as `tune_step_size` finds on other examples.
-        n_leapfrog: leapfrog steps per move.
+        n_leapfrog: leapfrog steps per move; with discrete latents, proposals.
         start: "posterior" for q(z|x), or "prior" for p(z).
         first: the index of the first chain; chains `first ... first + k - 1` of this `key` are
             the same in whatever chunks they are drawn.

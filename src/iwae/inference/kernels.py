@@ -137,6 +137,9 @@ def move(
     return state.position, state.logdensity_grad, info.acceptance_rate
 
 
+Move = Callable[..., tuple[Flat, Point, Scalar]]
+"""A kernel with the arguments and results of `move`."""
+
 ROUNDING = 1e-5
 """Weights that differ by less, relative to the size of their logarithms, are equal in float32."""
 

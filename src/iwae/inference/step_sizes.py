@@ -32,6 +32,9 @@ GAIN = 0.5
 WARM_UP = 30
 """Moves at the first temperature, to recover from a poor initial step size."""
 
+LARGEST = 7.0
+"""Largest log step size: of bits, a longer one changes no proposal, however many are accepted."""
+
 MOVES = 100
 """Fewest moves in the pilot: if there are few temperatures, each gets several."""
 
@@ -114,7 +117,7 @@ def _pilot(
             return move_chains(make_path(model, x, start), chains, keys, here, n_leapfrog)
 
         states, acceptance = jax.vmap(move)(xs, states, move_keys)
-        log_size += GAIN * (jnp.mean(acceptance) - target)
+        log_size = jnp.minimum(log_size + GAIN * (jnp.mean(acceptance) - target), LARGEST)
         return (states, log_size), log_size
 
     states = jax.vmap(begin)(xs, start_keys)

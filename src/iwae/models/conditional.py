@@ -13,8 +13,9 @@ from jaxtyping import Array, Float
 from iwae.data.kinds import KINDS, check_values
 from iwae.errors import UserError
 from iwae.models.networks import ConvDecoder, Dense, OwnDecoder
-from iwae.models.priors import LabelPrior
-from iwae.models.vae import VAE, AbstractLatentModel, GaussianNet, Posterior
+from iwae.models.posteriors import LatentNet
+from iwae.models.priors import DiscretePrior, LabelPrior
+from iwae.models.vae import VAE, AbstractLatentModel, Posterior
 from iwae.typing import Latents, PRNGKey, Scalar
 
 
@@ -30,7 +31,7 @@ class ConditionalVAE(AbstractLatentModel):
         vae: the model of x without labels.
         n_classes: C.
         learned_prior: p(h_L|y) is a separate Gaussian for each label, not the prior of `vae`, which
-            must then be N(0, I).
+            must then be N(0, I); for bits and categories it has logits for each label.
         frequencies: of the labels in the training set, `[C]`; uniform if None.
 
     Raises:
@@ -40,7 +41,7 @@ class ConditionalVAE(AbstractLatentModel):
 
     vae: VAE
     shifts: tuple[Float[Array, "C _"], ...]  # added to the biases of `_label_layers`
-    tops: Float[Array, "C 2 d"] | None  # means and log standard deviations of p(h_L|y)
+    tops: Float[Array, "C ..."] | None  # of p(h_L|y): means, log sds [2 d], or logits
     frequencies: Float[Array, " C"]  # constants: no gradient
 
     def __init__(
@@ -55,7 +56,8 @@ class ConditionalVAE(AbstractLatentModel):
             raise UserError(f"labels need at least two classes, not {n_classes}")
         if frequencies is not None:
             check_frequencies(frequencies, n_classes)
-        if learned_prior and vae.top is not None:
+        kind = vae.latents[-1]
+        if learned_prior and vae.top is not None and not isinstance(vae.top, DiscretePrior):
             raise UserError(
                 f"learned_prior gives each label a Gaussian, but the model has the prior "
                 f"{vae.prior_name} for all labels: leave one of the two out"
@@ -64,8 +66,8 @@ class ConditionalVAE(AbstractLatentModel):
         self.shifts = tuple(
             jnp.zeros((n_classes, r.bias.shape[0]), jnp.float32) for r in _label_layers(vae)
         )
-        top = (n_classes, 2, vae.latent_sizes[-1])
-        self.tops = jnp.zeros(top, jnp.float32) if learned_prior else None
+        of_label = (vae.widths[-1],) if kind.is_discrete else (2, vae.latent_sizes[-1])
+        self.tops = jnp.zeros((n_classes, *of_label), jnp.float32) if learned_prior else None
         shares = np.full(n_classes, 1 / n_classes) if frequencies is None else frequencies
         self.frequencies = jnp.asarray(shares, jnp.float32)
 
@@ -102,7 +104,8 @@ class ConditionalVAE(AbstractLatentModel):
         model = jax.tree.map(shifted, self.vae, is_leaf=lambda node: isinstance(node, Dense))
         if self.tops is None:
             return model
-        top = LabelPrior(jnp.tensordot(y, self.tops, 1))
+        kind, of_label = self.vae.latents[-1], jnp.tensordot(y, self.tops, 1)
+        top = DiscretePrior(of_label, kind) if kind.is_discrete else LabelPrior(of_label)
         return eqx.tree_at(lambda m: m.top, model, top, is_leaf=lambda node: node is None)
 
     def condition(self, x: Float[Array, " n"]) -> tuple[VAE, Float[Array, " n_data"]]:
@@ -193,11 +196,11 @@ _SHARES_ERROR = 1e-3
 
 def _label_layers(vae: VAE) -> list[Dense]:
     """The first dense layer of every network, which a label enters."""
-    hidden = [(net.hidden.layers[:1] or (net.loc, net.log_scale)) for net in _nets(vae)]
+    hidden = [(net.hidden.layers[:1] or net.outputs) for net in _nets(vae)]
     return [dense for some in (*hidden, (_decoder_label_layer(vae),)) for dense in some]
 
 
-def _nets(vae: VAE) -> Iterator[GaussianNet]:
+def _nets(vae: VAE) -> Iterator[LatentNet]:
     yield from vae.encoder
     yield from vae.prior_nets
 

@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 from iwae.errors import UserError
+from iwae.models.latent_kinds import LatentKind
 
 
 class Named(NamedTuple):
@@ -43,6 +44,16 @@ def parse_posterior(text: str) -> Named:
         UserError: for anything else.
     """
     return _parse("posterior", text, POSTERIORS)
+
+
+def check_continuous(what: str, wanted: Named, *kinds: LatentKind) -> None:
+    """Raise UserError for a prior or posterior of normal layers if one of the layers is not."""
+    odd = [str(kind) for kind in kinds if kind.is_discrete]
+    if odd and wanted.name != "normal":
+        raise UserError(
+            f"{what} {str(wanted)!r} is for normal latents, and a layer has {odd[0]} ones: leave "
+            f"{what} out (a discrete top layer has a learned prior anyway)"
+        )
 
 
 def _parse(what: str, text: str, known: dict[str, int]) -> Named:

@@ -9,7 +9,9 @@ import jax.numpy as jnp
 import numpyro.distributions as dist
 from jaxtyping import Array, Float
 
+from iwae.models.discrete import DiscreteNet
 from iwae.models.flows import Flow, FlowDistribution
+from iwae.models.latent_kinds import LatentKind
 from iwae.models.networks import Dense, Features, Hidden
 from iwae.typing import Latents, PRNGKey, Scalar
 
@@ -19,10 +21,15 @@ class Posterior(Protocol):
     """q(z|x) of one example: a pytree, so that `stop_gradient` reaches all of its parameters."""
 
     def sample(self, key: PRNGKey) -> Latents:
-        """A reparameterised draw z ~ q(z|x)."""
+        """A draw z ~ q(z|x), reparameterised unless the attribute `has_rsample` is False."""
 
     def log_prob(self, z: Latents) -> Scalar:
         """log q(z|x), nats."""
+
+
+def is_reparameterised(q: Posterior) -> bool:
+    """Whether gradients flow through draws of q, as they do unless its `has_rsample` is False."""
+    return bool(getattr(q, "has_rsample", True))
 
 
 class GaussianNet(eqx.Module):
@@ -67,6 +74,29 @@ class GaussianNet(eqx.Module):
             return FlowDistribution(self.flow, loc, scale, h)
         return dist.Normal(loc, scale).to_event(1)
 
+    @property
+    def outputs(self) -> tuple[Dense, ...]:
+        """The linear maps to the parameters of the units."""
+        return self.loc, self.log_scale
+
+
+LatentNet = GaussianNet | DiscreteNet
+
+
+def make_net(
+    kind: LatentKind,
+    sizes: Sequence[int],
+    n_latent: int,
+    activation: str,
+    *,
+    flow: int = 0,
+    **options: Any,
+) -> LatentNet:
+    """The network from `sizes[0]` numbers through dense layers to `n_latent` units of a kind."""
+    if kind.is_discrete:
+        return DiscreteNet(sizes, n_latent, activation, kind=kind, **options)
+    return GaussianNet(sizes, n_latent, activation, flow=flow, **options)
+
 
 _FLOW = 3  # folded into the key, whose splits are 0 to 2
 
@@ -87,15 +117,21 @@ class LayeredPosterior(eqx.Module):
     """q(h_1|x) q(h_2|h_1) ... q(h_L|h_{L-1}); z is the tuple (h_1, ..., h_L)."""
 
     first: Posterior
-    above: tuple[GaussianNet, ...]
+    above: tuple[LatentNet, ...]
 
     def sample(self, key: PRNGKey) -> Latents:
-        """A reparameterised draw, from the bottom up."""
+        """A draw, from the bottom up; reparameterised unless there are bits or categories."""
         first_key, *keys = jax.random.split(key, 1 + len(self.above))
         z: tuple[Any, ...] = (self.first.sample(first_key),)
         for net, k in zip(self.above, keys, strict=True):
             z = (*z, net(z[-1]).sample(k))
         return z
+
+    @property
+    def has_rsample(self) -> bool:
+        """Whether draws are reparameterised."""
+        normal = all(isinstance(net, GaussianNet) for net in self.above)
+        return normal and is_reparameterised(self.first)
 
     def layers(self, z: Latents) -> tuple[Posterior, ...]:
         """q(h_l|h_{l-1}) for l = 1 ... L, with h_0 = x."""
@@ -115,7 +151,8 @@ class LayeredPosterior(eqx.Module):
         The mean of a flow is not known: h_l stands in for it, an unbiased estimate if z is a draw.
         """
         layers: tuple[Any, ...] = self.layers(z)
-        return tuple(q.mean if is_gaussian(q) else h for q, h in zip(layers, z, strict=True))
+        pairs = zip(layers, z, strict=True)
+        return tuple(h if isinstance(q, FlowDistribution) else q.mean for q, h in pairs)
 
     def top_centre(self) -> Posterior:
         """q(h_L|h_{L-1}) at the centre of each layer below."""

@@ -15,8 +15,10 @@ import numpyro.distributions as dist
 from jaxtyping import Array, Float
 
 from iwae.errors import UserError
-from iwae.models.declaration import Named, parse_prior
+from iwae.models.declaration import Named, check_continuous, parse_prior
+from iwae.models.discrete import discrete
 from iwae.models.flows import Flow, FlowDistribution
+from iwae.models.latent_kinds import LatentKind
 from iwae.models.likelihoods.gaussian import LOG_ROOT_2PI
 from iwae.models.posteriors import Posterior, is_gaussian
 from iwae.typing import PRNGKey, Scalar
@@ -43,6 +45,27 @@ class LabelPrior(eqx.Module):
     def __call__(self, model: Any) -> dist.Distribution:  # noqa: ARG002
         """N(mean, sd^2)."""
         return dist.Normal(self.parameters[0], jnp.exp(self.parameters[1])).to_event(1)
+
+
+class DiscretePrior(eqx.Module):
+    """Independent bits or categories with learned logits, which start at a uniform distribution.
+
+    Args:
+        kind: of the top layer.
+        logits: `[n]` for bits, `[n C]` for categories.
+    """
+
+    logits: Float[Array, " n"]
+    kind: LatentKind = eqx.field(static=True)
+
+    @property
+    def named(self) -> Named:
+        """That of the usual prior of a layer."""
+        return Named("normal")
+
+    def __call__(self, model: Any) -> dist.Distribution:  # noqa: ARG002
+        """The units given the logits."""
+        return discrete(self.kind, self.logits)
 
 
 class Mixture(eqx.Module):
@@ -191,6 +214,8 @@ def make_prior(
 ) -> Prior | None:
     """The prior of a model before training; None is N(0, I).
 
+    That of a discrete top layer is learned, under the name of the usual one.
+
     Args:
         prior: a name, or a user's own.
         model: a `VAE` whose encoder is complete.
@@ -200,6 +225,9 @@ def make_prior(
         UserError: for an unknown name, rows that do not fit it, or a prior that is not one.
     """
     wanted = parse_prior(prior) if isinstance(prior, str) else Named(OWN)
+    kind = model.latents[-1]
+    if isinstance(prior, str):
+        check_continuous("prior", wanted, kind)
     shape = [wanted.size, model.n_data] if wanted.name == "vamp" else None
     if rows is not None and list(rows.shape) != shape:
         takes = f"those of shape {shape}" if shape else "none"
@@ -218,12 +246,12 @@ def make_prior(
         return VampPrior(jax.vmap(model.inputs)(jnp.asarray(rows, jnp.float32)))
     if wanted.name == "flow":
         return FlowPrior(Flow(model.latent_sizes[-1], wanted.size, key=key))
-    return None
+    return DiscretePrior(jnp.zeros(model.widths[-1]), kind) if kind.is_discrete else None
 
 
 def _check_own(prior: Any, model: Any) -> None:
     """Raise UserError if a user's prior does not give a density of h_L."""
-    size = model.latent_sizes[-1]
+    size = model.widths[-1]
     h = jax.ShapeDtypeStruct((size,), jnp.float32)
     try:
         found = eqx.filter_eval_shape(lambda m, h: prior(m).log_prob(h), model, h)

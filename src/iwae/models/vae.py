@@ -15,7 +15,8 @@ from jaxtyping import Array, Float
 from iwae.data import Kind, as_json, as_kind
 from iwae.errors import UserError
 from iwae.models import likelihoods as observations
-from iwae.models.declaration import Named, parse_posterior
+from iwae.models.declaration import Named, check_continuous, parse_posterior
+from iwae.models.latent_kinds import LatentKind, latent_kinds
 from iwae.models.likelihoods import Observation
 from iwae.models.networks import (
     ACTIVATIONS,
@@ -29,7 +30,14 @@ from iwae.models.networks import (
     make_features,
     make_output,
 )
-from iwae.models.posteriors import GaussianNet, LayeredPosterior, Posterior, is_gaussian
+from iwae.models.posteriors import (
+    GaussianNet,
+    LatentNet,
+    LayeredPosterior,
+    Posterior,
+    is_gaussian,
+    make_net,
+)
 from iwae.models.priors import OWN, LabelPrior, Prior, Settled, make_prior, named
 from iwae.precision import float32
 from iwae.typing import Example, Latents, PRNGKey, Scalar
@@ -86,8 +94,9 @@ class VAE(AbstractLatentModel):
     """The autoencoder of Burda et al. (2016) with L stochastic layers of any size.
 
     q(z|x) = q(h_1|x) q(h_2|h_1) ...; p(x, z) = p(x|h_1) p(h_1|h_2) ... p(h_L), p(h_L) = N(0, I).
-    All latents are diagonal Gaussians, unless `prior` or `posterior` says otherwise. `z` is the
-    tuple (h_1, ..., h_L): h_1 is nearest the data.
+    All latents are diagonal Gaussians, unless `latents`, `prior` or `posterior` says otherwise. `z`
+    is the tuple (h_1, ..., h_L): h_1 is nearest the data. A discrete layer holds 0 and 1 as
+    float32, `[d_l]` bits or `[d_l C]` for one-hot categories.
 
     Args:
         n_data: dimensions of one example (flat).
@@ -96,6 +105,8 @@ class VAE(AbstractLatentModel):
             h_l, in the encoder's order; the decoder has the same in reverse.
         observation: a name in `iwae.models.likelihoods.OBSERVATIONS`, or a `Kind` with its
             parameters (or these as a mapping, as `architecture` gives them).
+        latents: the kind of each stochastic layer, or one for all: `normal`, `bernoulli` or
+            `categorical:C`. The prior of a discrete top layer has learned logits.
         activation: a name in `iwae.models.networks.ACTIVATIONS`.
         output_bias: the initial bias of the decoder's last layer, followed by the free parameters
             of the observation, from `Observation.initial_output` (zeros if None).
@@ -125,11 +136,12 @@ class VAE(AbstractLatentModel):
     Raises:
         UserError: for unknown names, empty or unequal lists of sizes, a bias of the wrong shape, a
             network that does not fit the data, a module that does not return a vector of the
-            right size, or pseudo-inputs of the wrong shape or for another prior.
+            right size, pseudo-inputs of the wrong shape or for another prior, or a prior or
+            posterior that discrete latents do not have.
     """
 
-    encoder: tuple[GaussianNet, ...]
-    prior_nets: tuple[GaussianNet, ...]
+    encoder: tuple[LatentNet, ...]
+    prior_nets: tuple[LatentNet, ...]
     decoder_hidden: Hidden
     output: Output
     free: Float[Array, " n_free"] | None  # outputs that do not depend on z
@@ -140,6 +152,7 @@ class VAE(AbstractLatentModel):
     n_data: int = eqx.field(static=True)
     missing: str | None = eqx.field(static=True)
     network: Network = eqx.field(static=True)
+    latents: tuple[LatentKind, ...] = eqx.field(static=True)
 
     @float32
     def __init__(
@@ -148,6 +161,7 @@ class VAE(AbstractLatentModel):
         latent_sizes: Sequence[int] = (50,),
         hidden_sizes: Sequence[Sequence[int]] = ((200, 200),),
         *,
+        latents: Sequence[str] | str = "normal",
         observation: Kind | Mapping[str, Any] | str = "bernoulli",
         activation: str = "tanh",
         output_bias: np.ndarray | None = None,
@@ -176,9 +190,13 @@ class VAE(AbstractLatentModel):
         )
         # Residual blocks of a conv network follow its convolutions instead of the dense layers.
         blocks = self.network.blocks if self.network.name == "mlp" else 0
-        inputs = (n_features, *latent_sizes[:-1])
+        kinds = self.latents = latent_kinds(latents, n_layers)
+        widths = tuple(n * kind.width for n, kind in zip(latent_sizes, kinds, strict=True))
+        inputs = (n_features, *widths[:-1])
+        check_continuous("posterior", parse_posterior(posterior), *kinds)
         self.encoder = tuple(
-            GaussianNet(
+            make_net(
+                kinds[l],
                 (inputs[l], *hidden_sizes[l]),
                 latent_sizes[l],
                 activation,
@@ -191,15 +209,16 @@ class VAE(AbstractLatentModel):
         )
         prior_keys = jax.random.split(prior_key, n_layers)[1:]
         self.prior_nets = tuple(
-            GaussianNet(
-                (latent_sizes[l], *reversed(hidden_sizes[l])),
+            make_net(
+                kinds[l - 1],
+                (widths[l], *reversed(hidden_sizes[l])),
                 latent_sizes[l - 1],
                 activation,
                 key=k,
             )
             for l, k in enumerate(prior_keys, start=1)
         )
-        sizes = (latent_sizes[0], *reversed(hidden_sizes[0]))
+        sizes = (widths[0], *reversed(hidden_sizes[0]))
         self.decoder_hidden = Hidden(sizes, activation, blocks=blocks, key=hidden_key)
         output = make_output(
             self.network, decoder, sizes[-1], data.n_outputs, activation, key=output_key
@@ -222,8 +241,20 @@ class VAE(AbstractLatentModel):
 
     @property
     def latent_sizes(self) -> tuple[int, ...]:
-        """Sizes of h_1, ..., h_L."""
-        return tuple(net.loc.bias.shape[-1] for net in self.encoder)
+        """Units of h_1, ..., h_L."""
+        return tuple(
+            width // kind.width for width, kind in zip(self.widths, self.latents, strict=True)
+        )
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Lengths of h_1, ..., h_L: a unit with C categories takes C numbers."""
+        return tuple(net.outputs[0].bias.shape[-1] for net in self.encoder)
+
+    @property
+    def has_discrete(self) -> bool:
+        """Whether a stochastic layer has bits or categories, whose draws have no gradient."""
+        return any(kind.is_discrete for kind in self.latents)
 
     @property
     def hidden_sizes(self) -> tuple[tuple[int, ...], ...]:
@@ -248,7 +279,8 @@ class VAE(AbstractLatentModel):
             "log_scale": None if self.log_scale is None else True,
             "network": None if self.network == Network() else self.network._asdict(),
             "prior": None if self.prior_name.name in ("normal", OWN) else str(self.prior_name),
-            "posterior": None if self.encoder[0].flow is None else str(self.posterior_name),
+            "posterior": None if self.posterior_name.name == "normal" else str(self.posterior_name),
+            "latents": list(map(str, self.latents)) if self.has_discrete else None,
             "own": list(self.own) or None,
         }
         return {
@@ -279,7 +311,7 @@ class VAE(AbstractLatentModel):
     @property
     def posterior_name(self) -> Named:
         """The kind of q(h_l|h_{l-1}) and its size."""
-        flow = self.encoder[0].flow
+        flow = getattr(self.encoder[0], "flow", None)
         return Named("normal") if flow is None else Named("flow", flow.layers)
 
     def posterior(self, x: Float[Array, " n_data"]) -> LayeredPosterior:
@@ -320,7 +352,7 @@ class VAE(AbstractLatentModel):
         return observations.observation(self.kind, self.n_data, self.missing)
 
     def prior(self) -> Posterior:
-        """p(h_L): N(0, I), unless it is learned."""
+        """p(h_L): N(0, I), unless it is learned, as that of bits and categories always is."""
         if self.top is not None:
             return self.top(self)
         return dist.Normal(jnp.zeros(self.latent_sizes[-1]), 1.0).to_event(1)
@@ -353,7 +385,8 @@ class VAE(AbstractLatentModel):
         """z as a function of the prior's parameters: the draw from p(z) whose noise gives z.
 
         Its value is z. Gradients reach the networks p(h_l|h_{l+1}), with the noise held fixed, and
-        p(h_L) if it is Gaussian: draws of a mixture are not reparameterised.
+        p(h_L) if it is Gaussian: draws of a mixture are not reparameterised. Not for discrete
+        layers.
         """
         z = jax.lax.stop_gradient(z)
         top = self.prior()

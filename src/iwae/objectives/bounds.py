@@ -7,12 +7,12 @@ from typing import Any, TypeVar, cast
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Key, PyTree
-from numpyro.distributions import Distribution, kl_divergence
+from numpyro.distributions import kl_divergence
 
 from iwae.errors import UserError
 from iwae.inference.particles import Info, particle_keys
 from iwae.inference.resampling import Draw, few
-from iwae.models.posteriors import is_gaussian
+from iwae.models.posteriors import is_gaussian, is_reparameterised
 from iwae.models.vae import VAE, AbstractLatentModel, LayeredPosterior, Posterior
 from iwae.objectives.objective import Extra, Objective, frozen
 from iwae.objectives.penalties import Penalty, Terms, plain_terms
@@ -170,10 +170,11 @@ def weigh(
 
 def check_reparameterised(q: Posterior, estimator: Estimator) -> None:
     """Raise UserError if the estimator differentiates draws that are not reparameterised."""
-    if estimator.path and isinstance(q, Distribution) and not q.has_rsample:
+    if estimator.path and not is_reparameterised(q):
         raise UserError(
             f"the draws of q(z|x), a {type(q).__name__}, are not reparameterised, but the gradient "
-            "needs to go through them: use wake-sleep (rws), which holds them fixed"
+            "needs to go through them: use wake-sleep (rws), or a gradient such as vimco, which "
+            "hold them fixed"
         )
 
 

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from functools import lru_cache, partial
 from typing import Any, TypeVar, cast
 
-from iwae.objectives import gradients
+from iwae.objectives import gradients, score_function
 from iwae.objectives.annealed import aiwae
 from iwae.objectives.bounds import analytic_elbo, bound, learned_ciwae
 from iwae.objectives.declaration import Declaration, Phase, check, particles
@@ -122,6 +122,11 @@ def estimator_of(d: Declaration) -> Estimator:
         "dreg": gradients.dreg,
         "dreg-alpha": lambda: gradients.dreg_alpha(_given(d.alpha)),
         "rws-dreg": gradients.rws_dreg,
+        "reinforce": score_function.vimco,  # with one weight each, the bound is the ELBO
+        "vimco": score_function.vimco,
+        "vimco-arithmetic": lambda: score_function.vimco("arithmetic"),
+        "vimco-star": lambda: score_function.ovis(0.0),
+        "ovis": lambda: score_function.ovis(_given(d.gamma)),
         "score": lambda: WAKE if d.objective == "rws" else gradients.tvo_score(_betas(d)),
     }
     return table[_given(d.gradient)]()

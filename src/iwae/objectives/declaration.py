@@ -31,7 +31,11 @@ class Described(NamedTuple):
 
 
 _LOWER = "log p(x) from below"
-_ALL, _OF_ELBO = ("reparam", "stl", "dreg", "gdreg"), ("reparam", "stl", "gdreg")
+_VIMCO = ("vimco", "vimco-arithmetic")
+_ALL, _OF_ELBO = (
+    ("reparam", "stl", "dreg", "gdreg", *_VIMCO),
+    ("reparam", "stl", "gdreg", "reinforce"),
+)
 
 OBJECTIVES: dict[str, Described] = {
     "elbo": Described("mean_i log w_i", _LOWER, "Kingma & Welling 2014", _OF_ELBO),
@@ -48,7 +52,7 @@ OBJECTIVES: dict[str, Described] = {
         "log mean_i w_i",
         _LOWER,
         "Burda et al. 2016",
-        ("reparam", "stl", "dreg", "dreg-alpha", "gdreg"),
+        ("reparam", "stl", "dreg", "dreg-alpha", "gdreg", *_VIMCO, "vimco-star", "ovis"),
     ),
     "miwae": Described(
         "mean_m log mean_k w_mk (m groups of k)", _LOWER, "Rainforth et al. 2018", _ALL, ("m",)
@@ -57,7 +61,7 @@ OBJECTIVES: dict[str, Described] = {
         "decoder: log mean of all m k weights; encoder: miwae",
         _LOWER,
         "Rainforth et al. 2018",
-        ("reparam", "stl", "dreg"),
+        ("reparam", "stl", "dreg", *_VIMCO),
         ("m",),
     ),
     "ciwae": Described(
@@ -128,11 +132,42 @@ GRADIENTS: dict[str, tuple[str, str, str]] = {
         "wake-phi; tvo as k grows",
         "Bornschein & Bengio 2015; Masrani et al. 2019",
     ),
+    "reinforce": (
+        "score of q times log w_i less the mean of the others",
+        "the bound",
+        "Mnih & Rezende 2016; Kool et al. 2019",
+    ),
+    "vimco": (
+        "score of q times the bound less that with the geometric mean of the others for w_i",
+        "the bound",
+        "Mnih & Rezende 2016",
+    ),
+    "vimco-arithmetic": (
+        "the same with the arithmetic mean: reinforce with the bound of the others",
+        "the bound",
+        "Mnih & Rezende 2016",
+    ),
+    "vimco-star": (
+        "score of q times -log(1 - w~_i) - w~_i",
+        "the bound",
+        "Daudel et al. 2026; Lievin et al. 2020",
+    ),
+    "ovis": (
+        "score of q times -log(1 - w~_i) - (1 - gamma) w~_i + gamma log(1 - 1/k)",
+        "iwae + gamma wake-phi",
+        "Lievin et al. 2020",
+    ),
 }
 """Gradient -> (coefficients of the encoder, objective that it is unbiased for, source).
 
 a_i and h_i are the first and second derivatives of the bound in log w_i; w~ is w normalised.
 """
+
+FIXED_DRAWS = ("score", "reinforce", "vimco", "vimco-arithmetic", "vimco-star", "ovis")
+"""Gradients that hold the draws of q fixed: those for bernoulli and categorical latents."""
+
+GRADIENT_OPTIONS = {"dreg-alpha": ("alpha",), "ovis": ("gamma",)}
+"""Options that a gradient needs, whatever the objective."""
 
 MODIFIERS: dict[str, tuple[str, tuple[str, ...], str]] = {
     "kl_warmup": (
@@ -156,6 +191,11 @@ _UNFIT: dict[str, str] = {
     "rws-dreg": "it is the gradient of wake-phi, which only rws uses",
     "gdreg": "it needs one smooth bound of importance samples for both decoder and encoder",
     "score": "the encoder of this objective learns through reparameterised draws of q",
+    "reinforce": "it is the gradient of the elbo, and of other bounds vimco",
+    "vimco": "it needs a bound of importance samples, and for the elbo is reinforce",
+    "vimco-arithmetic": "it needs a bound of importance samples, and for the elbo is reinforce",
+    "vimco-star": "its baseline is known for iwae only",
+    "ovis": "its baseline is known for iwae only",
 }
 """Gradient -> why an objective may not allow it."""
 
@@ -171,6 +211,7 @@ OPTIONS: dict[str, str] = {
     "m": "m = 8",
     "alpha": "alpha = 0.5",
     "beta": 'beta = 0.5, or beta = "learned"',
+    "gamma": "gamma = 1.0",
     "temperatures": "temperatures = 5",
     "leapfrog": "leapfrog = 5",
     "beta_schedule": 'beta_schedule = "log"',
@@ -196,6 +237,7 @@ class Declaration(NamedTuple):
     m: int | None = None
     alpha: float | None = None
     beta: float | Literal["learned"] | None = None
+    gamma: float | None = None
     temperatures: int | None = None
     leapfrog: int | None = None
     beta_schedule: str | None = None
@@ -220,17 +262,40 @@ def _known(name: str, table: Iterable[str], kind: str) -> str:
     return name
 
 
-def check(declaration: Declaration, layers: int | None = None) -> Declaration:
+def gradients_of(name: str, *, discrete: bool) -> tuple[str, ...]:
+    """The gradients of an objective, the default first.
+
+    Args:
+        discrete: for a model with bernoulli or categorical latents.
+
+    Raises:
+        UserError: if there are none.
+    """
+    every = described(name).gradients
+    found = tuple(g for g in every if g in FIXED_DRAWS) if discrete else every
+    if not found:
+        others = [other for other, its in OBJECTIVES.items() if {*its.gradients} & {*FIXED_DRAWS}]
+        raise UserError(
+            f"{name} needs gradients through the draws of q, which bernoulli and categorical "
+            f"latents do not have: use {', '.join(others)}"
+        )
+    return found
+
+
+def check(
+    declaration: Declaration, layers: int | None = None, *, discrete: bool = False
+) -> Declaration:
     """The declaration with its defaults filled in.
 
     Args:
         layers: number of stochastic layers of the model, if known.
+        discrete: the model has bernoulli or categorical latents.
 
     Raises:
         UserError: for an invalid combination, with the reason.
     """
     name, entry = declaration.objective, described(declaration.objective)
-    needed = entry.options + (("alpha",) if declaration.gradient == "dreg-alpha" else ())
+    needed = entry.options + GRADIENT_OPTIONS.get(declaration.gradient or "", ())
     for option in OPTIONS:
         if getattr(declaration, option) is not None and option not in needed:
             raise UserError(f"{option} does not apply to {name}; it applies to {_takers(option)}")
@@ -239,7 +304,8 @@ def check(declaration: Declaration, layers: int | None = None) -> Declaration:
         for option, value in DEFAULTS.get(name, {}).items()
         if getattr(declaration, option) is None
     }
-    gradient = _known(declaration.gradient or entry.gradients[0], GRADIENTS, "gradient")
+    fitting = gradients_of(name, discrete=discrete)
+    gradient = _known(declaration.gradient or fitting[0], GRADIENTS, "gradient")
     declaration = declaration._replace(**filled, gradient=gradient)
     for option in needed:
         if getattr(declaration, option) is None and option != "encoder_objective":
@@ -250,6 +316,11 @@ def check(declaration: Declaration, layers: int | None = None) -> Declaration:
             f"the gradient {gradient} does not work with {name}: {_UNFIT[gradient]}; use it with "
             f"{', '.join(takers)}, or {name} with {', '.join(entry.gradients)}"
         )
+    if gradient not in fitting:
+        raise UserError(
+            f"the gradient {gradient} goes through the draws of q, and those of bernoulli and "
+            f"categorical latents have no gradient: use {name} with {', '.join(fitting)}"
+        )
     _check_values(declaration)
     _check_together(declaration, layers)
     return declaration
@@ -257,7 +328,8 @@ def check(declaration: Declaration, layers: int | None = None) -> Declaration:
 
 def _takers(option: str) -> str:
     names = [name for name, entry in OBJECTIVES.items() if option in entry.options]
-    return ", ".join(names + (["the gradient dreg-alpha"] if option == "alpha" else []))
+    takers = [gradient for gradient, its in GRADIENT_OPTIONS.items() if option in its]
+    return ", ".join(names + [f"the gradient {gradient}" for gradient in takers])
 
 
 def _check_values(d: Declaration) -> None:
@@ -270,6 +342,7 @@ def _check_values(d: Declaration) -> None:
         ("m", d.m, 1, inf, "there must be at least 1 group"),
         ("beta", None if d.beta == "learned" else d.beta, 0, 1, "it must lie between 0 and 1"),
         ("alpha", d.alpha, 0, 1, "it must lie between 0 and 1"),
+        ("gamma", d.gamma, 0, 1, "it must lie between 0 and 1"),
         ("temperatures", d.temperatures, steps, inf, f"{d.objective} needs at least {steps}"),
         ("leapfrog", d.leapfrog, 1, inf, "a move needs at least 1 step"),
         ("chunk", d.chunk, 1, inf, "it must be at least 1 particle"),
@@ -317,6 +390,8 @@ def _check_together(d: Declaration, layers: int | None) -> None:
         f"{d.objective} with the gradient {d.gradient} needs k of at least 2: a single "
         "normalised weight is always 1 and carries no information": d.k == 1
         and (d.gradient in ("score", "rws-dreg") and d.phase != "sleep"),
+        f"the gradient {d.gradient} needs k of at least 2: its baseline comes from the other "
+        "particles": d.k == 1 and d.gradient in FIXED_DRAWS and d.gradient != "score",
         "the gradient rws-dreg belongs to the wake phase: use phase wake or both": (
             d.gradient == "rws-dreg" and d.phase == "sleep"
         ),
@@ -329,6 +404,9 @@ def _check_together(d: Declaration, layers: int | None) -> None:
         ),
         "backward does not work with the gradient gdreg, which is not a table of coefficients: use "
         "dreg": d.backward is not None and d.gradient == "gdreg",
+        f"backward does not work with the gradient {d.gradient}, to which particles of small "
+        "weight contribute too: use vimco-star, or leave it out": d.backward is not None
+        and d.gradient in ("reinforce", *_VIMCO, "ovis"),
         "chunk does not apply to aiwae, whose chains store nothing for the backward pass: leave "
         "it out": (d.chunk is not None and d.objective == "aiwae"),
     }

@@ -126,7 +126,7 @@ def curvature(reduction: Reduction, log_w: LogWeights) -> LogWeights:
 
     Other bounds use automatic differentiation, at the cost of k gradients.
     """
-    of_reduction, options = _unwrap(reduction)
+    of_reduction, options = unwrap(reduction)
     if of_reduction in _CURVATURE:
         return _CURVATURE[of_reduction](log_w, **options)
 
@@ -137,8 +137,8 @@ def curvature(reduction: Reduction, log_w: LogWeights) -> LogWeights:
     return jax.lax.map(entry, jnp.arange(log_w.size), batch_size=64)
 
 
-def _unwrap(reduction: Reduction) -> tuple[Callable[..., Any], dict[str, Any]]:
-    """The function and the options of a partial."""
+def unwrap(reduction: Reduction) -> tuple[Callable[..., Any], dict[str, Any]]:
+    """The function and the options of a reduction, which may be a partial."""
     if isinstance(reduction, partial):
         return reduction.func, reduction.keywords
     return reduction, {}

@@ -7,11 +7,11 @@ from iwae.errors import UserError
 from iwae.inference.particles import Info, particle_keys
 from iwae.models.posteriors import is_gaussian
 from iwae.models.vae import VAE, AbstractLatentModel
-from iwae.objectives.bounds import over_particles
+from iwae.objectives.bounds import check_reparameterised, over_particles
 from iwae.objectives.gradients import curvature
 from iwae.objectives.objective import Extra, Objective, frozen
 from iwae.objectives.reductions import Reduction, iwae
-from iwae.objectives.surrogates import blank_tag, deliver, floored, slope
+from iwae.objectives.surrogates import REPARAM, blank_tag, deliver, floored, slope
 from iwae.typing import Example, Latents, PRNGKey, Scalar
 
 
@@ -45,7 +45,7 @@ def gdreg(reduction: Reduction, *, k: int, chunk: int | None = None) -> Objectiv
     p(h_L) that is not Gaussian keeps its score, as in the plain gradient.
 
     Raises:
-        UserError: on first evaluation, if the model is not a VAE.
+        UserError: on first evaluation, if the model is not a VAE, or has discrete latents.
     """
 
     def terms(
@@ -55,6 +55,7 @@ def gdreg(reduction: Reduction, *, k: int, chunk: int | None = None) -> Objectiv
             raise UserError(f"gdreg needs a VAE, and this is a {type(model).__name__}: use dreg")
         model = model.settled()
         q, fixed, top = model.posterior(x), frozen(model), model.prior()
+        check_reparameterised(q, REPARAM)
         fixed_q, by_noise = frozen(q), is_gaussian(top)
 
         def particle(key: PRNGKey) -> tuple[Scalar, ...]:

@@ -64,7 +64,7 @@ def model_card(
         model=vae,
         labels=_labels(model, layout.classes) if isinstance(model, ConditionalVAE) else None,
         objective=OBJECTIVES[final.objective],
-        gradient=final.gradient or OBJECTIVES[final.objective].gradients[0],
+        gradient=final.declaration().gradient,
         discrete=is_discrete(vae.kind),
         estimates=list(widest(_estimates(found)).values()),
         gaps=[one for one in found if one.method == Method.BIDIRECTIONAL],
@@ -104,6 +104,8 @@ def _labels(model: ConditionalVAE, names: Sequence[str]) -> Labels:
     words = {"normal": "N(0, I) for all labels", "vamp": "a VampPrior that sees the label"}
     prior = words.get(model.vae.prior_name.name, f"{model.vae.prior_name} for all labels")
     prior = prior if model.tops is None else "a Gaussian for each label, learned"
+    if model.vae.latents[-1].is_discrete:
+        prior = f"learned, {'the same' if model.tops is None else 'separate'} for all labels"
     return Labels(named, model.n_classes, prior)
 
 

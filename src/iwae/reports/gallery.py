@@ -20,7 +20,6 @@ from iwae.models.conditional import ConditionalVAE, Model, without_labels
 from iwae.models.likelihoods import SIGNS
 from iwae.models.networks import Dense
 from iwae.models.priors import VampPrior
-from iwae.models.vae import VAE
 from iwae.precision import float32
 from iwae.reports import figures
 from iwae.reports.bounds import bounds_figure, rate_distortion_figure
@@ -131,7 +130,7 @@ def _figures(subject: _Subject) -> Iterator[tuple[str, Figure]]:
         yield "scatter", figures.scatter_2d(*points)
     else:
         yield "marginals", _marginals(model, test[:, : dataset.n_values], dataset)
-    if sum(model.latent_sizes) <= 2:
+    if sum(model.latent_sizes) <= 2 and not without_labels(model).has_discrete:
         yield "posterior", _posteriors(model, test)
     yield from _prior_figures(model, dataset, test)
     if figure := bounds_figure(run, weights):
@@ -151,9 +150,9 @@ def _prior_figures(
             shown = (shown - shown.min()) / max(np.ptp(shown), np.finfo(np.float32).tiny)
         pictures = np.clip(shown, 0, 1).reshape(-1, *dataset.shape)
         yield "pseudo_inputs", figures.image_grid(pictures, title="pseudo-inputs")
-    if isinstance(model, VAE) and model.top is not None and model.latent_sizes[-1] == 2:
-        grid = prior_grid(model, test, jax.random.key(0))
-        title = f"prior {model.prior_name} and the aggregate posterior"
+    if vae is model and vae.prior_name.name != "normal" and vae.latent_sizes[-1] == 2:
+        grid = prior_grid(vae, test, jax.random.key(0))
+        title = f"prior {vae.prior_name} and the aggregate posterior"
         yield "prior", figures.prior_panel(*grid, title=title)
 
 
@@ -263,7 +262,7 @@ def _filters(model: Model, dataset: Dataset) -> Iterator[tuple[str, np.ndarray]]
         return
     vae = without_labels(model)
     if vae.encoder[0].features is None:
-        first = (*vae.encoder[0].hidden.layers, vae.encoder[0].loc)[0]
+        first = (*vae.encoder[0].hidden.layers, *vae.encoder[0].outputs)[0]
         yield "first_layer", np.asarray(first.weight).T
     if isinstance(vae.output, Dense):
         yield "last_layer", np.asarray(vae.output.weight)[:, : dataset.n_values]

@@ -2,10 +2,11 @@
 
 import logging
 import time
-from collections.abc import Iterator, Sequence
-from functools import lru_cache
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import lru_cache, partial
 from itertools import product
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import equinox as eqx
@@ -27,7 +28,15 @@ from iwae.evaluation.signal import (
 )
 from iwae.models.vae import VAE
 from iwae.objectives.catalogue import compose
-from iwae.objectives.declaration import OPTIONS, Declaration, check, described, particles
+from iwae.objectives.declaration import (
+    GRADIENT_OPTIONS,
+    OPTIONS,
+    Declaration,
+    check,
+    described,
+    gradients_of,
+    particles,
+)
 from iwae.precision import float32
 from iwae.results.records import (
     Track,
@@ -60,6 +69,7 @@ def gradients_run(
     m: int | None = None,
     alpha: float | None = None,
     beta: float | None = None,
+    gamma: float | None = None,
     examples: int = 20,
     draws: int = 200,
     split: str = "train",
@@ -85,7 +95,7 @@ def gradients_run(
         objective: the run's own if None.
         reference: the estimator that biases are measured against; the objective's plain one
             if None.
-        m, alpha, beta: of the objective or estimator; the run's own if None.
+        m, alpha, beta, gamma: of the objective or estimator; the run's own if None.
         examples: of the batch, a seeded random subset of the split.
         draws: of each estimator for its signal, and as many again for its bias.
 
@@ -102,11 +112,15 @@ def gradients_run(
     trained = subject.config.final()
     name = objective or trained.objective
     own = {option: getattr(trained, option) for option in OPTIONS}
-    own |= {o: v for o, v in {"m": m, "alpha": alpha, "beta": beta}.items() if v is not None}
-    layers = len(subject.config.sizes()[0])
-    reference = reference or described(name).gradients[0]
-    chosen = _chosen(name, sorted(set(ks)), gradients, own, layers)
-    base = {k: _declared(name, reference, k, own, layers) for k in chosen}
+    given = {"m": m, "alpha": alpha, "beta": beta, "gamma": gamma}
+    own |= {option: value for option, value in given.items() if value is not None}
+    kinds = subject.config.kinds()
+    layers, discrete = len(kinds), any(kind.is_discrete for kind in kinds)
+    reference = reference or gradients_of(name, discrete=discrete)[0]
+    declared = partial(_declared, own=own, layers=layers, discrete=discrete)
+    names = gradients or fitting(name, own, discrete=discrete)
+    chosen = _chosen(declared, name, sorted(set(ks)), names, all_named=bool(gradients))
+    base = {k: declared(name, reference, k) for k in chosen}
     chosen = _with_few(chosen, sorted(set(backward)), layers)
     replicate, model = next(subject.models())
     xs = jnp.asarray(subject.data, jnp.float32)
@@ -137,31 +151,31 @@ def gradients_run(
 
 
 def _declared(
-    objective: str, gradient: str, k: int, own: dict[str, Any], layers: int
+    objective: str, gradient: str, k: int, *, own: dict[str, Any], layers: int, discrete: bool
 ) -> Declaration:
     """An objective with an estimator; of the run's options, those that the two have."""
-    entry = described(objective)
-    has = {*entry.options, *(("alpha",) if gradient == "dreg-alpha" else ())}
+    has = {*described(objective).options, *GRADIENT_OPTIONS.get(gradient, ())}
     options = {option: value for option, value in own.items() if option in has}
-    return check(Declaration(objective, k, gradient, **options), layers)
+    return check(Declaration(objective, k, gradient, **options), layers, discrete=discrete)
 
 
 def _chosen(
+    declared: Callable[[str, str, int], Declaration],
     name: str,
     ks: Sequence[int],
-    gradients: Sequence[str] | None,
-    own: dict[str, Any],
-    layers: int,
+    gradients: Sequence[str],
+    *,
+    all_named: bool,
 ) -> dict[int, list[Declaration]]:
-    """The estimators of each k: those named, or all there are that go with so many particles."""
-    if gradients:
-        names = tuple(dict.fromkeys(gradients))
-        return {k: [_declared(name, g, k, own, layers) for g in names] for k in ks}
+    """The estimators of each k: all those named, or those that go with so many particles."""
+    gradients = tuple(dict.fromkeys(gradients))
+    if all_named:
+        return {k: [declared(name, g, k) for g in gradients] for k in ks}
     chosen: dict[int, list[Declaration]] = {}
     reasons: list[UserError] = []
-    for k, gradient in product(ks, fitting(name, own["alpha"])):
+    for k, gradient in product(ks, gradients):
         try:
-            chosen.setdefault(k, []).append(_declared(name, gradient, k, own, layers))
+            chosen.setdefault(k, []).append(declared(name, gradient, k))
         except UserError as reason:
             log.info("omitted: %s with k = %d: %s", gradient, k, reason)
             reasons.append(reason)
@@ -206,10 +220,15 @@ def _through(full: Declaration, count: int | None, layers: int) -> Declaration:
     return few
 
 
-def fitting(objective: str, alpha: float | None = None) -> tuple[str, ...]:
-    """The estimators that go with an objective without being told more."""
-    names = described(objective).gradients
-    return tuple(name for name in names if name != "dreg-alpha" or alpha is not None)
+def fitting(
+    objective: str, own: Mapping[str, Any] = MappingProxyType({}), *, discrete: bool = False
+) -> tuple[str, ...]:
+    """The estimators that go with an objective and need no option besides `own`."""
+    return tuple(
+        name
+        for name in gradients_of(objective, discrete=discrete)
+        if all(own.get(option) is not None for option in GRADIENT_OPTIONS.get(name, ()))
+    )
 
 
 @lru_cache

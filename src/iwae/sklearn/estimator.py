@@ -36,10 +36,11 @@ from iwae.evaluation.likelihood import annealed_bound, chunk_length, streamed_bo
 from iwae.inference.step_sizes import tune_step_size
 from iwae.inference.temperatures import sigmoid_schedule
 from iwae.models.declaration import parse_posterior, parse_prior
+from iwae.models.latent_kinds import latent_kinds
 from iwae.models.likelihoods import observation
 from iwae.models.vae import VAE
 from iwae.objectives.catalogue import compose
-from iwae.objectives.declaration import Declaration, unmodified
+from iwae.objectives.declaration import Declaration, check, unmodified
 from iwae.precision import float32
 from iwae.runs.models import load_model, read_about, save_model
 from iwae.sklearn.callbacks import CallbackSupportMixin, with_callbacks, with_tasks
@@ -90,6 +91,8 @@ class ImportanceWeightedAutoencoder(
     Parameters:
         n_components: number of latent variables.
         hidden_layer_sizes: units of each layer between data and latents.
+        latents: the kind of latent variables: "normal", "bernoulli" for bits, or "categorical:C"
+            for one-hot vectors of C categories, each of which makes C columns of `transform`.
         observation: the kind of data: "gaussian", "gaussian-shared", "bernoulli", "poisson",
             "negative-binomial", "logistic-mixture", "discretised-gaussian"; with its parameter,
             `{"name": "categorical", "categories": 4}`; or a list with the kind of each column,
@@ -149,6 +152,7 @@ class ImportanceWeightedAutoencoder(
         n_components: Any = 10,
         *,
         hidden_layer_sizes: Any = (100, 100),
+        latents: Any = "normal",
         observation: Any = "gaussian",
         missing: Any = None,
         objective: Any = "iwae",
@@ -172,6 +176,7 @@ class ImportanceWeightedAutoencoder(
     ):
         self.n_components = n_components
         self.hidden_layer_sizes = hidden_layer_sizes
+        self.latents = latents
         self.observation = observation
         self.missing = missing
         self.objective = objective
@@ -224,7 +229,8 @@ class ImportanceWeightedAutoencoder(
         """Make a model and train it; X is what callbacks get."""
         init_key, train_key = jax.random.split(jax.random.key(self._key_))
         blank, batch_size = self._blank(kind, train, init_key), self._batch(len(train))
-        settings = _settings(self._declaration(), batch_size)
+        declared = check(self._declaration(), 1, discrete=blank.has_discrete)
+        settings = _settings(declared, batch_size)
         plan = Plan(
             self.max_iter,
             patience=self.n_iter_no_change if self.early_stopping else None,
@@ -248,7 +254,7 @@ class ImportanceWeightedAutoencoder(
             curves = self._curves(reports, best, validation)
             return {"model_": replicate_model(blank, weights, 0), **curves}
 
-        self._n_features_out = self.n_components
+        self._n_features_out = blank.widths[0]
         show_training(with_tasks(self, X, run(), learnt), quiet=not self.verbose)
         for name, value in learnt().items():
             setattr(self, name, value)
@@ -331,7 +337,12 @@ class ImportanceWeightedAutoencoder(
             if not isinstance(getattr(self, name), str):
                 raise ValueError(f"{name} == {getattr(self, name)!r}, must be a name")
             parse(getattr(self, name))
-        for name, optional in (("objective", False), ("gradient", True), ("activation", False)):
+        for name, optional in (
+            ("objective", False),
+            ("gradient", True),
+            ("activation", False),
+            ("latents", False),
+        ):
             value = getattr(self, name)
             if not isinstance(value, str) and not (optional and value is None):
                 raise ValueError(f"{name} == {value!r}, must be a name")
@@ -383,6 +394,7 @@ class ImportanceWeightedAutoencoder(
             train.shape[1],
             (self.n_components,),
             (self._hidden(),),
+            latents=self.latents,
             observation=kind,
             activation=self.activation,
             output_bias=likelihood.initial_output(train),
@@ -481,7 +493,7 @@ class ImportanceWeightedAutoencoder(
     # --- using it ---------------------------------------------------------------------------
 
     def transform(self, X: Any, *, latent: Any = "mean") -> np.ndarray:
-        """Posterior means of the latents, `[n, n_components]`.
+        """Posterior means of the latents, `[n, n_components]`; C columns for each of C categories.
 
         Args:
             X: `[n, d]`.
@@ -508,7 +520,7 @@ class ImportanceWeightedAutoencoder(
         For a categorical column it is the most likely category.
         """
         check_is_fitted(self, "model_")
-        z, m = check_array(X, dtype=(np.float64, np.float32)), self.model_.latent_sizes[0]
+        z, m = check_array(X, dtype=(np.float64, np.float32)), self.model_.widths[0]
         if z.shape[1] != m:
             raise ValueError(f"X has {z.shape[1]} features, but the latent space has {m}")
         if (np.abs(z) > np.finfo(np.float32).max).any():
@@ -681,7 +693,7 @@ class ImportanceWeightedAutoencoder(
             log_scale = jnp.asarray(np.log(found.scale_), jnp.float32)
             model = eqx.tree_at(lambda m: m.log_scale, model, log_scale, is_leaf=_is_none)
         found.model_, found.n_features_in_ = model, model.n_data
-        found._n_features_out = model.latent_sizes[0]
+        found._n_features_out = model.widths[0]
         return found
 
     def _describes(self, model: VAE) -> bool:
@@ -689,7 +701,9 @@ class ImportanceWeightedAutoencoder(
         mine = (self.n_components,), self._hidden(), self._kind(), self.missing, self.activation
         its = model.latent_sizes, model.hidden_sizes[0], model.kind, model.missing
         names = str(model.prior_name), str(model.posterior_name)
-        return (*mine, self.prior, self.posterior) == (*its, model.activation, *names)
+        kinds = latent_kinds(self.latents, 1)
+        same = (*mine, self.prior, self.posterior) == (*its, model.activation, *names)
+        return same and kinds == model.latents
 
     def _check_loaded(self, model: VAE) -> None:
         """Raise ValueError unless the learnt attributes fit the model and the parameters."""

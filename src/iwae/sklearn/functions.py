@@ -12,8 +12,8 @@ from jaxtyping import Array, Float
 from iwae.evaluation.examples import ExampleFn
 from iwae.evaluation.posterior import snis_mean
 from iwae.inference.particles import importance_particles
+from iwae.models.flows import FlowDistribution
 from iwae.models.likelihoods import complete, typical
-from iwae.models.posteriors import is_gaussian
 from iwae.models.vae import VAE
 from iwae.typing import Example, PRNGKey, Scalar
 
@@ -31,8 +31,8 @@ class Likelihood(eqx.Module):
 def q_mean(model: VAE, x: Example, key: PRNGKey) -> Float[Array, " m"]:
     """E_q[z|x]; of a flow, the mean of `DRAWS` draws."""
     q: Any = model.posterior(x).first
-    if is_gaussian(q):
-        return model.encode(x).mean
+    if not isinstance(q, FlowDistribution):
+        return q.mean
     return jnp.mean(jax.vmap(q.sample)(jax.random.split(key, DRAWS)), axis=0)
 
 

@@ -9,6 +9,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, PyTree
 
 from iwae.inference.particles import Particles, importance_particles, particle_keys
+from iwae.models.posteriors import is_reparameterised
 from iwae.models.vae import AbstractLatentModel as Model
 from iwae.precision import float32
 from iwae.testing.statistics import (
@@ -29,7 +30,8 @@ def check_latent_model(model: Any, example: Example, key: PRNGKey, *, draws: int
     Exact: shapes, types and finite values; a draw depends on the key and on nothing else; `vmap`
     over examples and particles agrees with single calls; `stop_gradient` on the posterior, which
     must therefore be a pytree, cuts it off from every parameter; each parameter that affects log q
-    affects its draws.
+    affects its draws. Nothing is required of gradients through draws of a posterior whose
+    `has_rsample` is False.
 
     Statistical, each with a false-alarm probability below 10^-6: draws of q follow its density
     (E_q grad log q = 0, and the density integrates to one); gradients through draws of q are
@@ -168,6 +170,8 @@ def _check_gradients(model: Model, x: Example, key: PRNGKey) -> None:
     """`stop_gradient` cuts q off; what affects log q affects its draws; gradients are finite."""
     z_key, key = jax.random.split(key)
     through_stop, of_log_q, of_draw, of_log_w = _gradients(model, x, _draw_q(model, x, z_key), key)
+    if not is_reparameterised(model.posterior(x)):
+        of_log_q = of_draw = []
     for name, gradient in through_stop:
         require(
             not gradient.any(),

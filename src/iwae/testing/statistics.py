@@ -11,6 +11,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float, PyTree
 
 from iwae.inference.particles import effective_sample_size, log_mean_exp
+from iwae.models.posteriors import is_reparameterised
 from iwae.models.vae import AbstractLatentModel as Model
 from iwae.typing import Example, Latents, LogWeights, PRNGKey, Scalar
 
@@ -69,7 +70,8 @@ def bulk_of_q(model: Model, x: Example, key: PRNGKey, draws: int) -> Bulk:
         return q.log_prob(z) + model.log_joint(x, z)
 
     finite = jnp.isfinite(jax.vmap(log_densities)(bulk.outside(outside_key, 1000)))
-    return eqx.tree_at(lambda b: b.everywhere, bulk, finite.all())
+    everywhere = finite.all() & is_reparameterised(q)  # bits and categories live on a few points
+    return eqx.tree_at(lambda b: b.everywhere, bulk, everywhere)
 
 
 def _unravel(model: Model, x: Example, flat: Float[Array, " m"]) -> Latents:
@@ -191,7 +193,10 @@ def _statistics(x: Example, bulk: Bulk) -> Statistic:
         score = eqx.filter_grad(lambda model: model.posterior(x).log_prob(z))(model)
         p_z, p_x = model.sample(p_key)
         of_model, of_z = eqx.filter_grad(lambda args: args[0].log_joint(p_x, args[1]))((model, p_z))
-        path_less_score = jax.tree.map(lambda g, s: g - f(z) * s, path, score)
+        has_path = is_reparameterised(model.posterior(x))
+        path_less_score = jax.tree.map(
+            lambda g, s: g - f(z) * s if has_path else jnp.zeros_like(s), path, score
+        )
         return score, path_less_score, of_model, jax.tree.map(lambda h, g: h * g + 1, p_z, of_z)
 
     return statistics

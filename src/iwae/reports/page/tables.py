@@ -102,6 +102,8 @@ def short_path(value: object) -> str:
 def _layers(run: Run) -> Cell:
     sizes = run.config.sizes()[0]
     note = "of " + " + ".join(map(str, sizes))
+    if run.config.latents is not None:
+        note += f" ({', '.join(run.config.latents)})"
     if run.config.network != "mlp" or run.config.blocks:
         note += f"\n{_network(run.config)}"
     for name in ("prior", "posterior"):
@@ -131,7 +133,7 @@ def _objective(run: Run) -> Cell:
 def _gradient(run: Run) -> Cell:
     config = run.config.final()
     own = OBJECTIVES[config.objective].gradients[0]
-    name = config.gradient or own
+    name = config.declaration().gradient or own
     return Cell() if name == own else Cell(name, name)
 
 

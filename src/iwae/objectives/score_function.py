@@ -1,0 +1,142 @@
+"""Score-function gradients with baselines: for latents whose draws have no gradient.
+
+The gradient of a bound f of k draws, held fixed, is
+
+    sum_i a_i grad log w_i + sum_i s_i grad_phi log q(z_i|x),   s_i = f(log w) - c_i
+
+with a_i = df/dlog w_i. The learning signal s_i has a baseline c_i, which may be any function of the
+other draws: the expectation stays the same, and the variance falls (Mnih & Rezende 2016, eq. 7).
+In memory and time linear in k.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Int
+
+from iwae.errors import UserError
+from iwae.objectives.gradients import unwrap
+from iwae.objectives.reductions import Reduction, ciwae, elbo, iwae, miwae, renyi
+from iwae.objectives.surrogates import Coefficients, Estimator
+from iwae.typing import LogWeights, Scalar
+
+Mean = Literal["geometric", "arithmetic"]
+Signal = Callable[[LogWeights], LogWeights]
+
+
+def vimco(mean: Mean = "geometric") -> Estimator:
+    """VIMCO (Mnih & Rezende 2016, eqs. 7 to 10): unbiased for the bound.
+
+    The baseline is the bound with w_i replaced by a mean of the others: the geometric mean, or the
+    arithmetic one in the scale in which the bound sums them, with which the baseline is the bound
+    of the other draws. For the ELBO both are REINFORCE with the mean of the others as a baseline.
+    """
+
+    def coefficients(reduction: Reduction, log_w: LogWeights) -> Coefficients:
+        a = jax.grad(reduction)(log_w)
+        return Coefficients(a, jnp.zeros_like(a), a - signal(reduction, log_w, mean))
+
+    return Estimator(coefficients, path=False)
+
+
+def ovis(gamma: float) -> Estimator:
+    """OVIS with its asymptotic baseline (Lievin et al. 2020, eq. 17), for IWAE-k.
+
+    The encoder's coefficient of grad log q(z_i|x), with w normalised, is
+
+        -log(1 - w_i) - (1 - gamma) w_i + gamma log(1 - 1/k)
+
+    whose expectation is the gradient of IWAE-k plus gamma times wake-phi: gamma = 0 is unbiased.
+    With gamma = 0 this is VIMCO-star for alpha = 0 (Daudel et al. 2026, arXiv 2602.01412).
+    """
+
+    def coefficients(reduction: Reduction, log_w: LogWeights) -> Coefficients:
+        if unwrap(reduction)[0] is not iwae:
+            raise UserError("ovis and vimco-star are gradients of iwae only: use vimco")
+        w, constant = jax.nn.softmax(log_w), gamma * jnp.log1p(-1 / log_w.size)
+        score = log_remainder(log_w) + (1 - gamma) * w - constant
+        return Coefficients(w, jnp.zeros_like(w), score)
+
+    return Estimator(coefficients, path=False)
+
+
+# --- learning signals -----------------------------------------------------------------------
+
+
+def signal(reduction: Reduction, log_w: LogWeights, mean: Mean) -> LogWeights:
+    """f(log w) - f(log w with the i-th replaced by a mean of the others), nats, `[k]`.
+
+    In closed form for the bounds in `_SIGNALS`; by k evaluations, one after another, for others.
+    """
+    of_reduction, options = unwrap(reduction)
+    if of_reduction in _SIGNALS:
+        return _SIGNALS[of_reduction](log_w, partial(_of_iwae, mean=mean), **options)
+    others, whole = mean_of_others(log_w, mean), reduction(log_w)
+
+    def baseline(i: Int[Array, ""]) -> Scalar:
+        return reduction(log_w.at[i].set(others[i]))
+
+    return whole - jax.lax.map(baseline, jnp.arange(log_w.size))
+
+
+def log_sum_of_others(log_w: LogWeights) -> LogWeights:
+    """log of the sum of all weights but the i-th, `[k]`, without a difference that cancels."""
+    nothing = jnp.full(1, -jnp.inf, log_w.dtype)
+    before = jnp.concatenate([nothing, jax.lax.cumlogsumexp(log_w)[:-1]])
+    after = jnp.concatenate([jax.lax.cumlogsumexp(log_w, reverse=True)[1:], nothing])
+    return jnp.logaddexp(before, after)
+
+
+def log_remainder(log_w: LogWeights) -> LogWeights:
+    """log(1 - w_i) with w normalised, `[k]`, to the last digits of small weights and of large."""
+    w = jax.nn.softmax(log_w)
+    of_others = log_sum_of_others(log_w) - jax.nn.logsumexp(log_w)
+    return jnp.where(w < 0.5, jnp.log1p(-jnp.minimum(w, 0.5)), of_others)
+
+
+def mean_of_others(log_w: LogWeights, mean: Mean) -> LogWeights:
+    """log of the mean of all weights but the i-th, `[k]`."""
+    n = log_w.size - 1
+    if mean == "arithmetic":
+        return log_sum_of_others(log_w) - jnp.log(float(n))
+    zero = ~jnp.isfinite(log_w)
+    middle = jnp.mean(jnp.where(zero, 0.0, log_w))  # subtracted, for the digits of a long sum
+    apart = jnp.where(zero, 0.0, log_w - middle)
+    others = middle + (jnp.sum(apart) - apart) / n
+    return jnp.where(jnp.sum(zero) > zero.astype(int), -jnp.inf, others)
+
+
+def _of_iwae(log_w: LogWeights, *, mean: Mean) -> LogWeights:
+    log_w = log_w - jnp.max(log_w)  # for the digits of a small difference
+    replaced = jnp.logaddexp(log_sum_of_others(log_w), mean_of_others(log_w, mean))
+    return jax.nn.logsumexp(log_w) - replaced
+
+
+def _of_elbo(log_w: LogWeights, _: Signal) -> LogWeights:
+    return (log_w - jnp.mean(log_w)) / (log_w.size - 1)
+
+
+def _of_miwae(log_w: LogWeights, of_group: Signal, *, m: int) -> LogWeights:
+    return jax.vmap(of_group)(log_w.reshape(m, -1)).ravel() / m
+
+
+def _of_ciwae(log_w: LogWeights, of_all: Signal, *, beta: float | Scalar) -> LogWeights:
+    return beta * _of_elbo(log_w, of_all) + (1 - beta) * of_all(log_w)
+
+
+def _of_renyi(log_w: LogWeights, of_all: Signal, *, alpha: float) -> LogWeights:
+    if alpha == 1:
+        return _of_elbo(log_w, of_all)
+    return of_all((1 - alpha) * log_w) / (1 - alpha)
+
+
+_SIGNALS: dict[Callable[..., Any], Callable[..., LogWeights]] = {
+    elbo: _of_elbo,
+    iwae: lambda log_w, of_all: of_all(log_w),
+    miwae: _of_miwae,
+    ciwae: _of_ciwae,
+    renyi: _of_renyi,
+}

@@ -1,0 +1,484 @@
+"""Bits and categories as latents: all that is enumerated must come out exactly."""
+
+from functools import partial
+from itertools import product
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.flatten_util import ravel_pytree
+
+from expectations import BITS, assert_close, halves_of
+from iwae.errors import UserError
+from iwae.evaluation.posterior import posterior_grid
+from iwae.evaluation.pruning import prune
+from iwae.evaluation.units import active_units
+from iwae.inference import chains
+from iwae.inference.chains import annealed_particles, bidirectional_bounds
+from iwae.inference.particles import importance_particles
+from iwae.inference.step_sizes import tune_step_size
+from iwae.inference.temperatures import linear_schedule
+from iwae.models.conditional import ConditionalVAE
+from iwae.models.vae import VAE, LayeredPosterior
+from iwae.objectives import bounds, score_function
+from iwae.objectives.bounds import bound
+from iwae.objectives.catalogue import objective
+from iwae.objectives.declaration import Declaration, check, gradients_of
+from iwae.objectives.reductions import elbo, iwae, renyi
+from iwae.objectives.score_function import log_remainder, signal
+from iwae.testing import check_latent_model
+from reference import STANDARD_ERRORS
+
+TOLERANCE = 1e-3
+"""Of a group's gradient: rounding only."""
+
+
+def model_of(latents, sizes, hidden=()):
+    """A model of four bits that is neither symmetric nor at its best."""
+    made = VAE(4, sizes, (hidden,) * len(sizes), latents=latents, key=jax.random.key(1))
+    return jax.tree.map(
+        lambda leaf: leaf + jnp.linspace(-0.7, 0.5, leaf.size) if leaf.ndim == 1 else 1.5 * leaf,
+        made,
+    )
+
+
+BELIEF = model_of("bernoulli", (3, 3, 3))
+SMALL = model_of(("categorical:3", "bernoulli", "bernoulli"), (1, 1, 1))
+DEEP = model_of("bernoulli", (2, 1), hidden=(3,))
+
+
+def every_z(model):
+    """All values of z, leaf by leaf `[N, width]`."""
+    layers = []
+    for kind, units in zip(model.latents, model.latent_sizes, strict=True):
+        values = np.eye(kind.categories) if kind.categories else np.array([[0.0], [1.0]])
+        layers.append([np.concatenate(one) for one in product(values, repeat=units)])
+    return tuple(jnp.float32(np.stack(leaf)) for leaf in zip(*product(*layers), strict=True))
+
+
+@eqx.filter_jit
+def densities(model, z, x=BITS):
+    """log p(x, z) and log q(z|x) of each z, `[N]`."""
+    q = model.posterior(x)
+    return jax.vmap(partial(model.log_joint, x))(z), jax.vmap(q.log_prob)(z)
+
+
+def log_evidence(model):
+    return float(jax.nn.logsumexp(densities(model, every_z(model))[0]))
+
+
+# Models
+
+
+@pytest.mark.parametrize("model", [BELIEF, SMALL, DEEP])
+def test_both_densities_sum_to_one_over_all_z_and_x(model):
+    z = every_z(model)
+    assert jnp.exp(densities(model, z)[1]).sum() == pytest.approx(1, abs=1e-5)
+    xs = jnp.float32(list(product([0, 1], repeat=4)))
+    log_joint = jnp.stack([densities(model, z, x)[0] for x in xs])
+    assert jnp.exp(log_joint).sum() == pytest.approx(1, abs=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", [SMALL, model_of(("bernoulli", "normal"), (2, 2), hidden=(3,))])
+def test_discrete_models_keep_the_contract(model):
+    check_latent_model(model, BITS, jax.random.key(0), draws=4000)
+
+
+def test_draws_have_the_frequencies_of_their_densities():
+    z, n = every_z(SMALL), 20_000
+    keys = jax.random.split(jax.random.key(0), n)
+    drawn = jax.jit(jax.vmap(SMALL.posterior(BITS).sample))(keys)
+    ours = jnp.all(flat_of(drawn)[:, None] == flat_of(z)[None], axis=2)
+    assert_frequencies(ours.mean(axis=0), jnp.exp(densities(SMALL, z)[1]), n)
+
+
+def flat_of(z):
+    return jnp.concatenate(z, axis=1)
+
+
+def assert_frequencies(found, chances, n):
+    chances = np.float64(chances) / np.float64(chances).sum()
+    error = np.sqrt(chances * (1 - chances) / n)
+    assert (np.abs(np.float64(found) - chances) < STANDARD_ERRORS * error).all()
+
+
+# Gradients: the mean over all draws there are
+
+
+@pytest.fixture
+def mean_of(monkeypatch):
+    """(objective, model, k) -> the mean of its gradient over all draws of k particles."""
+    now = {}
+
+    def sample(_, key):
+        return jax.tree.map(lambda leaf: leaf[jax.random.key_data(key)[1]], now["z"])
+
+    monkeypatch.setattr(LayeredPosterior, "sample", sample)
+    monkeypatch.setattr(bounds, "particle_keys", lambda *_: now["keys"])
+
+    def mean_of(climbed, model, k):
+        now["z"] = every_z(model)
+        draws = draws_of(model, k)
+        chances = jnp.exp(densities(model, now["z"])[1][draws].sum(axis=1))
+
+        def value(model, index):
+            data = jnp.stack([jnp.zeros_like(index), index], axis=1).astype(jnp.uint32)
+            now["keys"] = jax.random.wrap_key_data(data)
+            return climbed(model, BITS, jax.random.key(0))
+
+        def mean(model):
+            return jnp.sum(chances * jax.vmap(partial(value, model))(draws))
+
+        return flat_gradient(mean, model)
+
+    return mean_of
+
+
+def draws_of(model, k):
+    """All draws of k particles, by the numbers of their z, `[N^k, k]`."""
+    n = len(every_z(model)[0])
+    return jnp.asarray(list(product(range(n), repeat=k)))
+
+
+def flat_gradient(f, model):
+    return np.float64(ravel_pytree(eqx.filter_jit(eqx.filter_grad(f))(model))[0])
+
+
+def exact(f, model, k):
+    """The gradient of E[f(log p, log q)] over k draws of q, through their chances too."""
+    z, draws = every_z(model), draws_of(model, k)
+
+    def mean(model):
+        log_p, log_q = densities(model, z)
+        values = jax.vmap(f)(log_p[draws], log_q[draws])
+        return jnp.sum(jnp.exp(log_q[draws].sum(axis=1)) * values)
+
+    return flat_gradient(mean, model)
+
+
+def of_bound(reduction):
+    return lambda log_p, log_q: reduction(log_p - log_q)
+
+
+def wake_phi(model, k):
+    """E[sum_i w_i grad log q(z_i|x)] over all draws, which are held fixed."""
+    z, draws = every_z(model), draws_of(model, k)
+    log_p, log_q = (density[draws] for density in densities(model, z))
+    weights = jnp.exp(log_q.sum(axis=1))[:, None] * jax.nn.softmax(log_p - log_q, axis=1)
+
+    def mean(model):
+        return jnp.sum(weights * densities(model, z)[1][draws])
+
+    return flat_gradient(mean, model)
+
+
+@pytest.mark.parametrize(
+    ("model", "k"),
+    [pytest.param(SMALL, 3, marks=pytest.mark.slow), pytest.param(DEEP, 2)],
+    ids=["linear", "hidden"],
+)
+def test_the_means_of_vimco_and_ovis_are_exact(mean_of, model, k):
+    bound_of_k, phi = exact(of_bound(iwae), model, k), wake_phi(model, k)
+    for gradient in ("vimco", "vimco-arithmetic", "vimco-star"):
+        found = mean_of(objective("iwae", k, gradient=gradient), model, k)
+        assert_close(found, bound_of_k, model, TOLERANCE)
+    found = mean_of(objective("iwae", k, gradient="ovis", gamma=0.3), model, k)
+    of_both = halves_of(bound_of_k, bound_of_k + 0.3 * phi, model)
+    assert_close(found, of_both, model, TOLERANCE)
+    with pytest.raises(AssertionError):
+        assert_close(of_both, bound_of_k, model, TOLERANCE)
+    awake = halves_of(bound_of_k, phi, model)
+    assert_close(mean_of(objective("rws", k), model, k), awake, model, TOLERANCE)
+
+
+@pytest.mark.slow
+def test_the_mean_of_vimco_in_a_belief_network_of_three_layers_of_three_bits_is_exact(mean_of):
+    of_two = exact(of_bound(iwae), BELIEF, 2)
+    found = mean_of(objective("iwae", 2, gradient="vimco"), BELIEF, 2)
+    assert_close(found, of_two, BELIEF, TOLERANCE)
+
+
+OTHERS = {
+    "elbo": ({"gradient": "reinforce"}, elbo),
+    "ciwae": ({"gradient": "vimco", "beta": 0.3}, lambda w: 0.3 * elbo(w) + 0.7 * iwae(w)),
+    "vr-iwae": ({"gradient": "vimco", "alpha": 0.4}, partial(renyi, alpha=0.4)),
+}
+
+
+@pytest.mark.parametrize(
+    "name", ["elbo", *(pytest.param(name, marks=pytest.mark.slow) for name in ("ciwae", "vr-iwae"))]
+)
+def test_the_means_for_other_bounds_are_exact(mean_of, name):
+    options, reduction = OTHERS[name]
+    of_three = exact(of_bound(reduction), SMALL, 3)
+    assert_close(mean_of(objective(name, 3, **options), SMALL, 3), of_three, SMALL, TOLERANCE)
+
+
+@pytest.mark.slow
+def test_the_means_for_groups_are_those_of_their_bounds(mean_of):
+    few, many = (exact(of_bound(iwae), DEEP, k) for k in (2, 4))
+    found = mean_of(objective("miwae", 2, m=2, gradient="vimco"), DEEP, 4)
+    assert_close(found, few, DEEP, TOLERANCE)
+    found = mean_of(objective("piwae", 2, m=2, gradient="vimco-arithmetic"), DEEP, 4)
+    assert_close(found, halves_of(many, few, DEEP), DEEP, TOLERANCE)
+
+
+FAULTS = {
+    "the index of the particle left out": (
+        "log_sum_of_others",
+        lambda right: lambda log_w: jnp.roll(right(log_w), 1),
+    ),
+    "a baseline of all particles": (
+        "log_sum_of_others",
+        lambda _: lambda log_w: jnp.full_like(log_w, jax.nn.logsumexp(log_w)),
+    ),
+    "a mean of all particles": (
+        "mean_of_others",
+        lambda _: lambda log_w, _: jnp.full_like(log_w, log_w.mean()),
+    ),
+    "the sign of the signal": ("signal", lambda right: lambda *args: -right(*args)),
+    "no correction for the weight of a particle": (
+        "signal",
+        lambda right: lambda f, log_w, mean: right(f, log_w, mean) + jax.grad(f)(log_w),
+    ),
+}
+
+
+QUICK = "the index of the particle left out"
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [name if name == QUICK else pytest.param(name, marks=pytest.mark.slow) for name in FAULTS],
+)
+def test_a_fault_in_a_signal_would_be_seen(mean_of, monkeypatch, fault):
+    of_two = exact(of_bound(iwae), DEEP, 2)
+    name, plant = FAULTS[fault]
+    monkeypatch.setattr(score_function, name, plant(getattr(score_function, name)))
+    found = mean_of(bound(iwae, k=2, estimator=score_function.vimco()), DEEP, 2)
+    with pytest.raises(AssertionError, match="encoder"):
+        assert_close(found, of_two, DEEP, TOLERANCE)
+
+
+# Learning signals
+
+
+@pytest.mark.parametrize(
+    "log_w", [[-100.0, -103.0, -90.0, -101.5], [-5.0, -900.0, -2000.0, -800.0]]
+)
+def test_a_signal_replaces_one_weight_at_a_time(log_w):
+    w = np.float64(log_w)
+    for mean in ("geometric", "arithmetic"):
+        expected = []
+        for i in range(4):
+            others = np.delete(w, i)
+            arithmetic = np.logaddexp.reduce(others) - np.log(3)
+            middle = others.mean() if mean == "geometric" else arithmetic
+            replaced = np.append(others, middle)
+            expected.append(np.logaddexp.reduce(w) - np.logaddexp.reduce(replaced))
+        assert signal(iwae, jnp.float32(log_w), mean) == pytest.approx(expected, rel=1e-4, abs=1e-4)
+
+
+def test_the_remainder_has_the_digits_of_small_weights_and_of_large():
+    log_w = np.random.default_rng(0).normal(-300, 2, 1000)
+    log_w[:2] = -250, -400
+    w = np.exp(log_w - np.logaddexp.reduce(log_w))
+    found = np.float64(log_remainder(jnp.float32(log_w)))
+    others = [np.logaddexp.reduce(np.delete(log_w, i)) for i in range(3)]
+    assert found[:3] == pytest.approx(np.array(others) - np.logaddexp.reduce(log_w), rel=1e-4)
+    assert found[3:] == pytest.approx(np.log1p(-w[3:]), rel=1e-3)
+
+
+def test_a_bound_of_ones_own_has_the_signal_of_its_definition():
+    log_w = jnp.float32([-3, -1, 0.5, -2])
+    found = signal(jax.nn.logsumexp, log_w, "geometric")
+    assert found == pytest.approx(np.asarray(signal(iwae, log_w, "geometric")), abs=1e-5)
+
+
+def test_a_weight_of_zero_makes_the_geometric_mean_of_others_zero():
+    log_w = jnp.float32([-3, -jnp.inf, -1])
+    found = signal(iwae, log_w, "geometric")
+    assert found[0] == pytest.approx(np.logaddexp(-3, -1) + 1, abs=1e-5)
+    assert np.isfinite(found).all()
+
+
+def test_memory_is_linear_in_k():
+    def used(k):
+        f = jax.jit(lambda w: signal(iwae, w, "geometric"))
+        return f.lower(jnp.zeros(k)).compile().memory_analysis().temp_size_in_bytes
+
+    assert used(4000) < 8 * max(used(1000), 4000)
+
+
+# What does not apply
+
+
+def test_gradients_through_draws_are_refused_with_what_applies():
+    for gradient in ("reparam", "stl", "dreg", "dreg-alpha", "gdreg"):
+        alpha = 0.5 if gradient == "dreg-alpha" else None
+        with pytest.raises(UserError, match="no gradient: use iwae with vimco"):
+            check(Declaration("iwae", 5, gradient, alpha=alpha), 3, discrete=True)
+    for name in ("elbo-analytic", "dais", "aiwae", "vr-max"):
+        with pytest.raises(UserError, match="bernoulli and categorical latents do not have: use"):
+            check(Declaration(name, 5), 1, discrete=True)
+    assert check(Declaration("iwae", 5), 3, discrete=True).gradient == "vimco"
+    assert check(Declaration("iwae", 5), 3).gradient == "reparam"
+    assert gradients_of("rws", discrete=True) == ("score",)
+    for climbed in (bound(iwae, k=2), objective("iwae", 2, gradient="gdreg"), objective("dais", 2)):
+        with pytest.raises(UserError, match="not reparameterised"):
+            climbed(SMALL, BITS, jax.random.key(0))
+
+
+def test_unfit_options_are_refused():
+    for given, words in (
+        (Declaration("iwae", 1, "vimco"), "k of at least 2"),
+        (Declaration("iwae", 5, "ovis"), "needs gamma"),
+        (Declaration("iwae", 5, "ovis", gamma=2.0), "between 0 and 1"),
+        (Declaration("iwae", 5, "vimco", gamma=0.5), "gamma does not apply"),
+        (Declaration("iwae", 5, "vimco", backward=2), "backward does not work"),
+        (Declaration("elbo", 5, "vimco"), "reinforce"),
+        (Declaration("ciwae", 5, "ovis", beta=0.5, gamma=0.5), "iwae only"),
+    ):
+        with pytest.raises(UserError, match=words):
+            check(given)
+    with pytest.raises(UserError, match="iwae only"):
+        bound(elbo, k=2, estimator=score_function.ovis(1.0))(SMALL, BITS, jax.random.key(0))
+
+
+@pytest.mark.parametrize(
+    ("latents", "words"),
+    [
+        ("bits", "no kind of latents 'bits'; known: normal, bernoulli, categorical:C"),
+        ("categorical", "number of categories"),
+        ("categorical:1", "at least 2"),
+        ("bernoulli:3", "no kind"),
+        (("bernoulli", "normal", "normal"), "names 3 kinds, but there are 2"),
+    ],
+)
+def test_unknown_kinds_are_refused(latents, words):
+    with pytest.raises(UserError, match=words):
+        VAE(4, (2, 2), ((), ()), latents=latents, key=jax.random.key(0))
+
+
+def test_pruning_and_grids_are_refused_and_active_units_are_counted():
+    with pytest.raises(UserError, match="cannot be pruned"):
+        prune(SMALL, [np.ones(1, bool)] * 3)
+    with pytest.raises(UserError, match="continuous latents"):
+        posterior_grid(model_of("bernoulli", (2,)), BITS, jax.random.key(0))
+    data = np.uint8(list(product([0, 1], repeat=4)))
+    found = active_units(SMALL, data, jax.random.key(0))
+    means = np.stack([np.asarray(SMALL.posterior(jnp.float32(x)).first.mean) for x in data])
+    assert [len(one) for one in found.variances] == [1, 1, 1]
+    assert found.variances[0] == pytest.approx(means.var(axis=0).max(), rel=1e-4)
+
+
+def test_a_discrete_top_has_a_prior_for_each_label():
+    model = ConditionalVAE(SMALL, 3, learned_prior=True)
+    assert model.tops.shape == (3, 1)
+    model = eqx.tree_at(lambda m: m.tops, model, jnp.float32([[0], [1], [2]]))
+    for label, y in enumerate(jnp.eye(3)):
+        assert model.given(y).prior().mean == pytest.approx(1 / (1 + np.exp(-label)))
+
+
+# Likelihoods
+
+
+def test_importance_samples_find_the_likelihood_of_a_belief_network():
+    run = jax.jit(lambda key: importance_particles(BELIEF, BITS, key, 20_000)[0].log_w)
+    assert_unbiased(run(jax.random.key(0)), BELIEF)
+
+
+def assert_unbiased(log_w, model):
+    """The mean of w / p(x) is one, up to its own error, which is small."""
+    ratios = np.exp(np.float64(log_w) - log_evidence(model))
+    error = ratios.std() / np.sqrt(len(ratios))
+    assert error < 0.05
+    assert abs(ratios.mean() - 1) < STANDARD_ERRORS * error
+
+
+SCHEDULE = {"betas": linear_schedule(6), "step_size": 0.8, "n_leapfrog": 2}
+
+
+@pytest.mark.parametrize("start", ["posterior", pytest.param("prior", marks=pytest.mark.slow)])
+def test_annealed_weights_of_a_belief_network_are_unbiased_and_better(start):
+    run = jax.jit(lambda key: annealed_particles(BELIEF, BITS, key, 4000, **SCHEDULE, start=start))
+    particles, info = run(jax.random.key(1))
+    assert_unbiased(particles.log_w, BELIEF)
+    assert particles.log_w.std() < 0.9 * info["start_log_w"].std()
+    assert ((info["acceptance"] > 0.1) & (info["acceptance"] < 0.999)).all()
+    at_ends = jnp.all(flat_of(particles.z)[:, None] == flat_of(every_z(BELIEF))[None], axis=2)
+    assert at_ends.any(axis=1).all()  # bits stay bits
+
+
+@pytest.mark.parametrize(
+    "model",
+    [pytest.param(DEEP, marks=pytest.mark.slow), pytest.param(SMALL)],
+    ids=["bits", "categories"],
+)
+def test_moves_leave_the_density_invariant(model):
+    z, n, beta = every_z(model), 20_000, jnp.float32(0.6)
+    log_p, log_q = densities(model, z)
+    log_f = (1 - beta) * log_q + beta * log_p
+    start = jax.random.categorical(jax.random.key(0), log_f, shape=(n,))
+    moved, acceptance = _moves(model, flat_of(z)[start], beta)
+    hits = jnp.all(moved[:, None] == flat_of(z)[None], axis=2)
+    assert_frequencies(hits.mean(axis=0), jnp.exp(log_f - log_f.max()), n)
+    assert 0.2 < acceptance < 0.99
+    assert (moved != flat_of(z)[start]).any(axis=1).mean() > 0.1
+
+
+@eqx.filter_jit
+def _moves(model, z, beta):
+    path = chains.make_path(model, BITS, "posterior")
+
+    def one(z, key):
+        options = {"beta": beta, "step_size": jnp.float32(1.0), "n_leapfrog": 1}
+        return path.move(key, z, path.evaluate(z), path.evaluate, **options)
+
+    keys = jax.random.split(jax.random.key(1), len(z))
+    moved, _, acceptance = jax.vmap(one)(z, keys)
+    return moved, acceptance.mean()
+
+
+@pytest.mark.slow
+def test_moves_of_a_model_with_a_normal_layer_leave_its_moments_invariant():
+    model, n = model_of(("bernoulli", "normal"), (2, 1), hidden=(3,)), 20_000
+    drawn = jax.vmap(model.sample)(jax.random.split(jax.random.key(0), n))
+
+    def one(z, x, key):
+        path = chains.make_path(model, x, "posterior")
+        flat = jnp.concatenate(z)
+        options = {"beta": jnp.float32(1), "step_size": jnp.float32(1.0), "n_leapfrog": 2}
+        return path.move(key, flat, path.evaluate(flat), path.evaluate, **options)[::2]
+
+    keys = jax.random.split(jax.random.key(1), n)
+    moved, acceptance = jax.jit(jax.vmap(one))(*drawn, keys)
+    before = jax.vmap(jnp.concatenate)(drawn[0])
+    assert 0.2 < acceptance.mean() < 0.99
+    for f in (lambda z: z, lambda z: z**2, lambda z: z[:, :1] * z[:, 2:]):
+        change = np.float64(f(moved) - f(before))
+        error = change.std(axis=0) / np.sqrt(n)
+        assert (np.abs(change.mean(axis=0)) < STANDARD_ERRORS * error).all()
+        assert (change.std(axis=0) > 0.05).all()
+
+
+@pytest.mark.slow
+def test_both_bounds_enclose_the_likelihood():
+    sizes = tune_step_size(
+        SMALL,
+        np.uint8(list(product([0, 1], repeat=4))),
+        jax.random.key(0),
+        betas=SCHEDULE["betas"],
+        n_leapfrog=2,
+        chains=4,
+    )
+    assert np.isfinite(sizes).all()
+    options = {**SCHEDULE, "step_size": sizes}
+    run = jax.jit(jax.vmap(lambda key: bidirectional_bounds(SMALL, key, 16, **options)))
+    found = run(jax.random.split(jax.random.key(2), 200))
+    gap = np.float64(found["upper"] - found["lower"])
+    assert gap.mean() > 0
+    assert gap.mean() < 0.2
