@@ -238,8 +238,8 @@ def _pictures() -> Dataset:
 
 
 def _read_frames(folder: Path) -> str:
-    frames = gallery._frames(folder, _pictures())
-    return digest(*(images for images, _ in frames.values()))
+    courses = gallery._courses(folder, _pictures())
+    return digest(*(course.frames for course in courses.values()))
 
 
 MEASURED = Path(__file__).parents[2] / "results/digits/iwae-k20/seeds-0-3/evaluations"
