@@ -84,16 +84,16 @@ def test_a_temporary_file_taken_before_it_is_locked_is_made_again(tmp_path, monk
 def test_frames_that_are_half_written_are_not_drawn_and_damaged_ones_are_named(tmp_path):
     run = shutil.copytree(finished(), tmp_path / "run")
     dataset = load_config_dataset(read_config(run / "config.toml"))
-    whole = gallery._frames(run, dataset)
+    whole = gallery._courses(run, dataset)
     shutil.copy(run / "frames" / "000001.npz", run / "frames" / ".000001-ab.npz")
-    assert len(gallery._frames(run, dataset)["samples"][1]) == len(whole["samples"][1])
+    assert len(gallery._courses(run, dataset)["samples"].epochs) == len(whole["samples"].epochs)
     for content in (b"", b"PK", (run / "frames" / "000001.npz").read_bytes()[:-30]):
         (run / "frames" / "000001.npz").write_bytes(content)
         with pytest.raises(UserError, match=r"000001\.npz"):
-            gallery._frames(run, dataset)
+            gallery._courses(run, dataset)
     np.savez(run / "frames" / "000001.npz", samples=np.zeros((16, 3)))
     with pytest.raises(UserError, match=r"000001\.npz holds no frame"):
-        gallery._frames(run, dataset)
+        gallery._courses(run, dataset)
 
 
 # A full disk
