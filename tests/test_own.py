@@ -4,6 +4,7 @@ import io
 import re
 import struct
 import zipfile
+from functools import partial
 from pathlib import Path
 
 import hypothesis.extra.numpy as hnp
@@ -12,9 +13,12 @@ import numpy as np
 import pytest
 from hypothesis import given
 
-from iwae.data import arrays, choose, delimited, load_dataset, readers
+from iwae.data import arrays, choose, delimited, readers
+from iwae.data import load_dataset as load_standardised
 from iwae.data.tables import read_table
 from iwae.errors import UserError
+
+load_dataset = partial(load_standardised, standardize=False)
 
 RNG = np.random.default_rng(0)
 REAL = RNG.normal(size=(50, 6))
