@@ -13,7 +13,7 @@ SCALED = {"gaussian", "gaussian-shared"}
 """Kinds of values to standardise: densities of real values whose scale is learned."""
 
 COARSEST = 1e-3
-"""Largest rounding error of float32 in a column, in standard deviations of the column."""
+"""Largest step of float32 between values of a column, in units of the column's spread."""
 
 
 class Scaling(NamedTuple):
@@ -28,8 +28,13 @@ class Scaling(NamedTuple):
     shift: Float[np.ndarray, " d"]
     scale: Float[np.ndarray, " d"]
 
-    def inwards(self, rows: Shaped[np.ndarray, "n d"]) -> Float[np.ndarray, "n d"]:
+    def inwards(
+        self, rows: Shaped[np.ndarray, "n d"], where: str = "the data"
+    ) -> Float[np.ndarray, "n d"]:
         """Rows in the units of the model, float32, from those of the data.
+
+        Args:
+            where: name of the rows in messages.
 
         Raises:
             UserError: for a value beyond float32.
@@ -39,8 +44,8 @@ class Scaling(NamedTuple):
         if np.isinf(inner).any():
             row, column = np.argwhere(np.isinf(inner))[0]
             raise UserError(
-                f"the value {rows[row, column]:g} in row {row + 1}, column {column + 1} is too far "
-                "from the training rows for float32: check it"
+                f"{where}: the value {rows[row, column]:g} in row {row + 1}, column {column + 1} "
+                "is too far from the training rows for float32: check it"
             )
         return inner
 
@@ -116,24 +121,38 @@ def is_constant(rows: Shaped[np.ndarray, "n d"]) -> np.ndarray:
 
 
 def refuse_merged(
-    rows: Shaped[np.ndarray, "n d"], checked: np.ndarray, names: Sequence[str], where: str
+    rows: Shaped[np.ndarray, "n d"], scaling: Scaling | None, names: Sequence[str], where: str
 ) -> None:
-    """Raise UserError for a column that float32 would round too coarsely.
+    """Raise UserError for a column whose values float32 would round too coarsely in the model.
 
     Args:
-        checked: bool `[d]`, the columns that are not standardised.
+        rows: in the units of the data.
+        scaling: of the columns; None if none is standardised.
         names: names of the columns; empty if they have none.
         where: name of the rows in messages.
     """
-    if rows.dtype.itemsize <= np.dtype(np.float32).itemsize:
+    if scaling is None and rows.dtype.itemsize <= np.dtype(np.float32).itemsize:
         return
-    for j in np.flatnonzero(checked).tolist():
-        values = np.unique(rows[:, j][~np.isnan(rows[:, j])].astype(np.float64))
-        single = values.astype(np.float32)
-        merged = len(values) - len(np.unique(single))
-        if merged and np.spacing(np.abs(single).max()) > COARSEST * values.std():
+    for j, column in enumerate(rows.T):
+        shift, scale = (0.0, 1.0) if scaling is None else (one[j] for one in scaling)
+        values = column[~np.isnan(column)].astype(np.float64)
+        if not _is_coarse((values - shift) / scale):
+            continue
+        distinct = np.unique(values)
+        merged = len(distinct) - len(np.unique(((distinct - shift) / scale).astype(np.float32)))
+        if merged:
             named = f" ({names[j]!r})" if names else ""
+            remedy = "remove extreme values" if scale != 1 else "standardise the column"
             raise UserError(
-                f"{where}, column {j + 1}{named}: float32 merges {merged:,} of {len(values):,} "
-                "distinct values: standardise the column, subtract a constant, or drop it"
+                f"{where}, column {j + 1}{named}: float32 merges {merged:,} of {len(distinct):,} "
+                f"distinct values: {remedy}, subtract a constant, or drop it"
             )
+
+
+def _is_coarse(inner: Float[np.ndarray, " n"]) -> bool:
+    """Whether the step of float32 at the median is large beside the spread of the values."""
+    if not inner.size:
+        return False
+    low, median, high = np.percentile(inner, [25, 50, 75])
+    spread = (high - low) or inner.std()
+    return bool(np.spacing(np.float32(abs(median))) > COARSEST * spread > 0)

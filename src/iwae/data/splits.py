@@ -293,9 +293,11 @@ def _scaling(raw: Raw, kind: Kind, rows: Rows, choices: Choices) -> Scaling | No
         raise UserError(
             f"{raw.name} has no real values of learned scale ({kind}): leave out standardize"
         )
+    scaling = fit_scaling(train, chosen, raw.name) if chosen.any() else None
+    names = [one.name for one in raw.columns]
     for split, array in raw.splits.items() if is_real else ():
-        refuse_merged(array, ~chosen, [one.name for one in raw.columns], f"{raw.name}: {split}")
-    return fit_scaling(train, chosen, raw.name) if chosen.any() else None
+        refuse_merged(array, scaling, names, f"{raw.name}: {split}")
+    return scaling
 
 
 def _labels(raw: Raw, splits: Mapping[str, np.ndarray], held_out: HeldOut) -> Labels | None:

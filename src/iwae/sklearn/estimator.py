@@ -460,7 +460,7 @@ class ImportanceWeightedAutoencoder(
         Raises:
             ValueError: for a value beyond float32.
         """
-        return Scaling(self.shift_, self.scale_).inwards(rows)
+        return Scaling(self.shift_, self.scale_).inwards(rows, "X")
 
     def _outwards(self, rows: np.ndarray) -> np.ndarray:
         """Rows in the units of the data, from those of the model."""

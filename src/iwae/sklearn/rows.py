@@ -94,9 +94,9 @@ def standards(
             UserWarning,
             stacklevel=4,
         )
-    chosen = real & standardize
-    refuse_merged(rows, ~chosen, (), "X")
-    return fit_scaling(rows, chosen, "X")
+    found = fit_scaling(rows, real & standardize, "X")
+    refuse_merged(rows, found, (), "X")
+    return found
 
 
 def addresses(rows: np.ndarray) -> UInt[np.ndarray, " n"]:
