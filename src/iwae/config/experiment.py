@@ -407,7 +407,8 @@ class TrainConfig(BaseModel):
             values["optimizer"] = "adam"
         stages = values.get("stages")
         if stages and isinstance(stages, list | tuple) and "epochs" not in values:
-            values["epochs"] = sum(_epochs_of(stage) for stage in stages)
+            # Without any epochs, the error is that of a stage.
+            values["epochs"] = max(1, sum(_epochs_of(stage) for stage in stages))
         return {**usual(values.get("dataset"), values.get("objective"), values.keys()), **values}
 
     @model_validator(mode="after")
