@@ -111,7 +111,8 @@ def fitted(folder: Path, weights: str | None = None) -> Fitted:
             raise UserError(f"{folder} holds a single model: leave out weights")
         model, about = load_model(folder), read_about(folder)
     else:
-        run_config(folder)  # or the message that this is no run
+        if not (folder / "models").is_dir():
+            run_config(folder)  # or the message that this is no run
         chosen = weights or ("best" if model_folder(folder, "best", 0).is_dir() else "final")
         model = trained_model(folder, chosen, 0)
         about = read_about(model_folder(folder, chosen, 0))
@@ -180,16 +181,16 @@ def _array_rows(fit: Fitted, path: Path) -> Rows:
         arrays, ids = read_arrays(path), {}
         if list(arrays) != ["data"]:
             raise UserError(
-                f"{path} holds the arrays {', '.join(sorted(arrays))}: save the rows to answer "
-                "about as a single array with np.save"
+                f"{path} is an .npz file by its content: save the table of rows with np.save"
             )
         array = arrays["data"]
     check_array(str(path), "data", array, first_row=0, missing=True)
     rows = array.reshape(len(array), -1)
     if rows.shape[1] != fit.vae.n_data:
+        what = "columns" if array.ndim == 2 else "values an example"
         raise UserError(
-            f"{path} has examples of {rows.shape[1]} values, but {fit.where} was trained on data "
-            f"with {fit.vae.n_data}"
+            f"{path} has {rows.shape[1]} {what}, but {fit.where} was trained on data with "
+            f"{fit.vae.n_data}"
         )
     values = rows.astype(np.float64)
     if fit.identity.get("values") == "grey" and array.dtype == np.uint8:
