@@ -454,7 +454,7 @@ def test_mistakes_are_refused_in_one_line_with_the_remedy(tmp_path):
         with pytest.raises(UserError, match=words) as caught:
             write_page(runs, path)
         assert "\n" not in str(caught.value)
-    with pytest.raises(UserError, match="final or best, not 'first'"):
+    with pytest.raises(UserError, match="final or best or both, not 'first'"):
         write_page([run], out, weights="first")
     assert not out.exists()
 

@@ -60,7 +60,7 @@ def class_log_likelihood_slabs(
             f"examples have shape {list(examples.shape)}, but are scored under every label: "
             f"give [n, {model.vae.n_data}] without labels"
         )
-    check_examples(model, examples)
+    check_examples(model.vae, examples)
     slabs = map_by_cost(
         _under_every_label(k, chunk),
         model,

@@ -148,6 +148,7 @@ def _without_top(model: VAE, n_layers: int) -> VAE:
         (model.encoder[:n_layers], model.prior_nets[:top], None),
         is_leaf=lambda node: node is None,
     )
+    object.__setattr__(model, "latents", model.latents[:n_layers])  # tree_at made a new module
 
     # With h = mean + scale u and p(u) = N(0, I): q's outputs are those of u, and readers take u.
     def read(dense: Dense) -> Dense:

@@ -128,6 +128,8 @@ def posterior_means(
 ) -> tuple[Float[np.ndarray, "n _"], ...]:
     """E_q[h_l|x] of each example, `[n, d_l]` float64 for each layer l; see `active_units`.
 
+    Of a unit with categories, it is the probability that varies most over the examples.
+
     Args:
         examples: `[n, ...]` in the model's units.
         samples: ancestral draws per example, for all layers but the first.
@@ -137,7 +139,13 @@ def posterior_means(
     """
     check_positive("samples", samples)
     means, _ = gather(map_by_cost(_posterior_means(samples), model, examples, key, rows=samples))
-    return tuple(means)
+    return tuple(map(_of_units, means))
+
+
+def _of_units(means: Float[np.ndarray, "n d width"]) -> Float[np.ndarray, "n d"]:
+    """One number for each unit."""
+    most = means.var(axis=0).argmax(axis=-1)
+    return np.asarray(np.take_along_axis(means, most[None, :, None], axis=-1)[..., 0])
 
 
 def authors_active_units(

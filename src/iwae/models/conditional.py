@@ -68,8 +68,11 @@ class ConditionalVAE(AbstractLatentModel):
         )
         of_label = (vae.widths[-1],) if kind.is_discrete else (2, vae.latent_sizes[-1])
         self.tops = jnp.zeros((n_classes, *of_label), jnp.float32) if learned_prior else None
-        shares = np.full(n_classes, 1 / n_classes) if frequencies is None else frequencies
-        self.frequencies = jnp.asarray(shares, jnp.float32)
+        self.frequencies = (
+            jnp.full(n_classes, 1 / n_classes, jnp.float32)  # never made if only shapes are wanted
+            if frequencies is None
+            else jnp.asarray(frequencies, jnp.float32)
+        )
 
     @property
     def n_classes(self) -> int:
