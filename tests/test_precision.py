@@ -11,14 +11,11 @@ from pathlib import Path
 
 import jax
 import numpy as np
-import pytest
 
 import small
 from iwae import VAE, ImportanceWeightedAutoencoder, bound, iwae, load_model, log_likelihoods, train
 from iwae.precision import float32
 from iwae.results.importance import evaluate_run
-
-pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 def digest(tree):

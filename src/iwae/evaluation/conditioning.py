@@ -2,7 +2,7 @@
 
 import copy
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import equinox as eqx
 import jax
@@ -15,15 +15,10 @@ from iwae.evaluation.examples import ROWS, check_positive
 from iwae.evaluation.imputation import decoder
 from iwae.evaluation.posterior import sir
 from iwae.inference.chains import annealed_particles
-from iwae.inference.particles import (
-    Particles,
-    effective_sample_size,
-    importance_particles,
-    particle_keys,
-)
+from iwae.inference.particles import Particles, effective_sample_size, importance_particles
 from iwae.inference.step_sizes import tune_step_size
 from iwae.inference.temperatures import sigmoid_schedule
-from iwae.models.vae import VAE
+from iwae.models.vae import VAE, AbstractLatentModel
 from iwae.typing import Example, Latents, PRNGKey, Scalar
 
 LEAST_ESS = 10.0
@@ -64,11 +59,13 @@ def sample_given(
     """
     check_positive("n", n)
     check_positive("k", k)
+    reads_gaps = model.missing is not None
     if method not in _METHODS:
         raise UserError(f"no method {method!r}; known: {', '.join(_METHODS)}")
     particle_key, draw_key, fill_key = jax.random.split(key, 3)
-    partial_model, x = with_gaps(model), jnp.asarray(known, jnp.float32)
-    particles = _METHODS[method](partial_model, x, particle_key, k, model.missing is not None)
+    model, x = _with_gaps(model), jnp.asarray(known, jnp.float32)
+    proposing: AbstractLatentModel = model if reads_gaps else FromPrior(model)
+    particles = _METHODS[method](proposing, x, particle_key, k)
     if np.isnan(np.asarray(particles.log_w)).any():
         raise FloatingPointError("a weight of the particles is nan: check the known values")
     ess = float(effective_sample_size(particles.log_w))
@@ -78,7 +75,7 @@ def sample_given(
             "give fewer values, or use method 'ais'"
         )
     z = sir(particles, draw_key, n)
-    rows = _filled(partial_model, x, z, jax.random.split(fill_key, n))
+    rows = _filled(model, x, z, jax.random.split(fill_key, n))
     return Given(np.asarray(rows), ess)
 
 
@@ -90,11 +87,10 @@ def _filled(
     return jax.vmap(lambda z, key: decoder(model, z).fill(x, key))(z, keys)
 
 
-def with_gaps(model: VAE) -> VAE:
+def _with_gaps(model: VAE) -> VAE:
     """The same model, with the density of the observed values of an example.
 
-    Its encoder is that of the model, which cannot read examples with missing values if the model
-    was not made for them.
+    Unless it was made for missing values, its encoder cannot read such an example.
     """
     if model.missing is not None:
         return model
@@ -103,37 +99,56 @@ def with_gaps(model: VAE) -> VAE:
     return twin
 
 
-def _importance(model: VAE, x: Example, key: PRNGKey, k: int, encodes: bool) -> Particles:
+class FromPrior(AbstractLatentModel):
+    """A VAE whose q(z|x) is the prior p(z), for examples that its encoder cannot read."""
+
+    vae: VAE
+
+    def posterior(self, x: Example) -> "_Prior":  # noqa: ARG002
+        """p(z)."""
+        return _Prior(self.vae)
+
+    def log_joint(self, x: Example, z: Latents) -> Scalar:
+        """log p(x, z), nats."""
+        return self.vae.log_joint(x, z)
+
+    def sample(self, key: PRNGKey) -> tuple[Latents, Example]:
+        """An ancestral draw."""
+        return self.vae.sample(key)
+
+
+class _Prior(eqx.Module):
+    vae: VAE
+
+    def sample(self, key: PRNGKey) -> Latents:
+        return self.vae.sample(key)[0]
+
+    def log_prob(self, z: Latents) -> Scalar:
+        return cast("Scalar", sum(self.vae.layer_log_priors(z)))
+
+
+def _importance(model: AbstractLatentModel, x: Example, key: PRNGKey, k: int) -> Particles:
     chunk = min(k, ROWS)
-    found = [
-        _chunk(model, x, key, chunk, jnp.int32(first), encodes) for first in range(0, k, chunk)
-    ]
+    found = [_chunk(model, x, key, chunk, jnp.int32(first)) for first in range(0, k, chunk)]
     whole = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *found)
     return jax.tree.map(lambda leaf: leaf[:k], whole)
 
 
 @eqx.filter_jit
-def _chunk(model: VAE, x: Example, key: PRNGKey, k: int, first: Array, encodes: bool) -> Particles:
-    if encodes:
-        return importance_particles(model, x, key, k, first=first)[0]
-
-    def particle(key: PRNGKey) -> tuple[Latents, Scalar]:
-        z, _ = model.sample(key)
-        return z, model.log_likelihood(x, z)
-
-    return Particles(*jax.vmap(particle)(particle_keys(key, first + jnp.arange(k))))
+def _chunk(model: AbstractLatentModel, x: Example, key: PRNGKey, k: int, first: Array) -> Particles:
+    return importance_particles(model, x, key, k, first=first)[0]
 
 
-def _annealed(model: VAE, x: Example, key: PRNGKey, k: int, encodes: bool) -> Particles:
+def _annealed(model: AbstractLatentModel, x: Example, key: PRNGKey, k: int) -> Particles:
     """Chains whose step sizes are tuned on draws of the model with the same values missing."""
     draw_key, tune_key, chain_key = jax.random.split(key, 3)
-    start = "posterior" if encodes else "prior"
     drawn = jax.vmap(lambda key: model.sample(key)[1])(jax.random.split(draw_key, PILOT))
     pilot = np.where(np.isnan(np.asarray(x)), np.nan, np.asarray(drawn))
-    options: dict[str, Any] = {"betas": sigmoid_schedule(TEMPERATURES), "n_leapfrog": LEAPFROG}
-    sizes = tune_step_size(model, pilot, tune_key, chains=PILOT_CHAINS, start=start, **options)
-    run = eqx.filter_jit(partial(annealed_particles, n_leapfrog=LEAPFROG, start=start))
-    return run(model, x, chain_key, k, betas=options["betas"], step_size=sizes)[0]
+    betas = sigmoid_schedule(TEMPERATURES)
+    options: dict[str, Any] = {"betas": betas, "n_leapfrog": LEAPFROG}
+    sizes = tune_step_size(model, pilot, tune_key, chains=PILOT_CHAINS, **options)
+    run = eqx.filter_jit(partial(annealed_particles, n_leapfrog=LEAPFROG))
+    return run(model, x, chain_key, k, betas=betas, step_size=sizes)[0]
 
 
 _METHODS = {"is": _importance, "ais": _annealed}
