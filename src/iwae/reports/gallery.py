@@ -210,9 +210,11 @@ def _draws(model: Model) -> np.ndarray:
 
 def _marginals(model: Model, test: np.ndarray, dataset: Dataset) -> Figure:
     """Test examples and samples, column by column."""
-    names, gaps = [column.name for column in dataset.columns], "missing" in dataset.identity
+    names = [column.name for column in dataset.columns]
+    levels = [column.levels for column in dataset.columns]
     draws, data = _outwards(_draws(model), dataset), _outwards(test, dataset)
-    return figures.marginals(draws, data=data, gaps=gaps, names=names)
+    gaps = "missing" in dataset.identity
+    return figures.marginals(draws, data=data, gaps=gaps, names=names, levels=levels)
 
 
 def _classes_figure(model: ConditionalVAE, layout: Layout | Dataset) -> Figure:

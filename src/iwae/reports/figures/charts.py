@@ -186,6 +186,7 @@ def marginals(
     data: np.ndarray | None = None,
     gaps: bool = False,
     names: Sequence[str] = (),
+    levels: Sequence[Sequence[str]] = (),
 ) -> Figure:
     """Histograms of the first columns of samples [n, d]; whole numbers have a bar each.
 
@@ -193,6 +194,7 @@ def marginals(
         data: examples [m, d], in grey behind the samples.
         gaps: NaN is a missing value, and the histograms are of the observed values.
         names: of the columns.
+        levels: of each column, the words for 0, 1, ...; empty if it holds numbers.
     """
     drawn = _columns(samples, "samples", gaps)
     known = [np.empty(0)] * len(drawn) if data is None else _columns(data, "data", gaps)
@@ -207,6 +209,8 @@ def marginals(
             if len(values):
                 axes.hist(values, _edges(np.concatenate(columns)), density=data is not None, **look)
         finish(axes, names[number] if names else f"x[{number}]", "")
+        if levels and levels[number]:
+            axes.set_xticks(range(len(levels[number])), [word[:12] for word in levels[number]])
     behind = "" if data is None else f"; grey: {len(data):,} test examples"
     title = f"{len(samples):,} samples of the model, column by column{more}{behind}"
     figure.suptitle(title, fontsize=NORMAL, color=INK)
