@@ -508,7 +508,9 @@ def test_training_says_how_it_goes_and_where_the_models_are(iwae, experiment, tm
     run = tmp_path / "run"
     assert status == 0
     measure = f"iwae evaluate {run} --weights best"
-    assert out == f"trained models are in {run}/models; measure them with: {measure}\n"
+    where, rising = out.splitlines()
+    assert where == f"trained models are in {run}/models; measure them with: {measure}"
+    assert rising.startswith("the validation bound was still rising, by 0.")
     *summary, _, _, _, _ = err.splitlines()
     lines = err.splitlines()[len(summary) :]
     assert summary[0].startswith("pictures.npz: 400 rows of 4 x 4 values, taken as bernoulli")

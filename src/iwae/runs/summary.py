@@ -77,7 +77,5 @@ def what_next(run: Path) -> str:
             f"{config.epochs:,} epochs: train longer with --epochs"
         )
     if is_own(config.dataset) and config.binarization not in ("dynamic", "static"):
-        lines.append(
-            f"ask it about the rows of a file with: iwae score {run} FILE --out scores.csv"
-        )
+        lines.append(f"ask about the rows of a file with: iwae score {run} FILE --out scores.csv")
     return "\n".join(lines)
