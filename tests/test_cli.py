@@ -507,11 +507,15 @@ def test_training_says_how_it_goes_and_where_the_models_are(iwae, experiment, tm
     status, out, err = iwae("train", experiment, "--out", tmp_path / "run", "--verbose")
     run = tmp_path / "run"
     assert status == 0
-    assert out == f"trained models are in {run}/models; measure them with: iwae evaluate {run}\n"
+    measure = f"iwae evaluate {run} --weights best"
+    where, rising = out.splitlines()
+    assert where == f"trained models are in {run}/models; measure them with: {measure}"
+    assert rising.startswith("the validation bound was still rising, by 0.")
     *summary, _, _, _, _ = err.splitlines()
     lines = err.splitlines()[len(summary) :]
     assert summary[0].startswith("pictures.npz: 400 rows of 4 x 4 values, taken as bernoulli")
-    assert "300 to train, 50 to validate, 50 to test" in summary[-1]
+    assert any("300 to train, 50 to validate, 50 to test" in line for line in summary)
+    assert summary[-1].startswith("training: 4 epochs of 30 steps with 10 rows")
     for number, line in enumerate(lines, 1):
         pattern = rf"epoch {number}, \d+ steps/s, bound -\d+\.\d\d, validation -\d+\.\d\d(, .*)?"
         assert re.fullmatch(pattern, line)

@@ -23,6 +23,7 @@ from result_tables.likelihoods import (
     published_nll,
 )
 from result_tables.objectives import objective_row, protocols_table
+from result_tables.own_data import own_densities_table, own_imputations_table
 from result_tables.resampling import resampling_table
 from result_tables.speed import costs_table, queue_table
 from result_tables.tables import markdown
@@ -219,6 +220,24 @@ def test_what_the_queue_adds_is_compared_round_by_round(tmp_path):
     seconds = {"train and evaluate": [10, 20, 30], "sweep": [11, 26, 32]}
     path.write_text(json.dumps({"seconds": seconds}))
     assert "| sweep        | 3        | +2.0 (+1.0 to +6.0) | +0.3%" in queue_table(tmp_path)
+
+
+def test_own_tables_are_compared_with_the_rivals_that_there_are(tmp_path):
+    way = lambda nats, lead: {"nats": nats, "lead": lead, "lead_stderr": 0.25}  # noqa: E731
+    wine = {"iwae": way(-18.0, 0.0), "estimator": way(-17.9, -0.1), "Gaussian": way(-19.0, 1.0)}
+    mixed = {"iwae": way(-28.5, 0.0), "independent": way(-30.5, 2.0)}
+    results = {
+        name: {"rows": 1780, "columns": 13, "densities": ways, "imputations": {"iwae": 0.5}}
+        for name, ways in (("wine", wine), ("mixed", mixed))
+    }
+    path = tmp_path / "benchmarks" / "own_data.json"
+    path.parent.mkdir()
+    path.write_text(json.dumps({"results": results}))
+    rows = [re.split(r" *\| *", line) for line in own_densities_table(tmp_path).splitlines()[2:]]
+    assert rows[0][2:5] == ["1,780 x 13", "-18.00", "-0.10 ± 0.25"]
+    assert rows[0][5] == "+1.00 ± 0.25 (a Gaussian)"
+    assert rows[1][4:6] == ["", "+2.00 ± 0.25 (independent columns)"]
+    assert "| wine    | 0.500  |" in own_imputations_table(tmp_path)
 
 
 def test_protocols_are_compared_with_that_of_the_paper(tmp_path):

@@ -192,8 +192,8 @@ def test_the_same_table_from_every_source(tmp_path):
         if name == "age":
             np.testing.assert_array_equal(column, np.float32(expected))
         else:
-            assert column.tolist() == [str(e) if name == "member" else e for e in expected]
-            assert column.dtype == (object if name in ("city", "member") else np.int64)
+            assert column.tolist() == expected.tolist()
+            assert column.dtype == {"city": object, "member": bool}.get(name, np.int64)
 
 
 def read_rows(data, frame):
@@ -220,6 +220,7 @@ def test_gaps_of_every_source(tmp_path):
         cells = to_cells(values, columns)
         assert cells["city"][1] is None
         assert np.isnan(cells["visits"][3])
+        assert [cells["member"][i] for i in (0, 2)] == [frame["member"][0], None]
         assert load_dataset(source, missing="at-random").identity["missing"]["train"] > 0
     with pytest.raises(UserError, match="row 1, column 'age' is not a number or a word"):
         load_dataset(frame)

@@ -15,6 +15,7 @@ from iwae.results.text import plus_minus
 from result_tables.experiments import densities_table, imputation_table, labels_table, recipes_table
 from result_tables.likelihoods import estimates_table, likelihood_table
 from result_tables.objectives import differences_table, objectives_table, protocols_table
+from result_tables.own_data import own_densities_table, own_imputations_table
 from result_tables.resampling import resampling_table
 from result_tables.speed import aiwae_table, costs_table, queue_table, speed_table
 from result_tables.tables import markdown
@@ -88,6 +89,8 @@ BLOCKS: dict[str, Callable[[Path], str]] = {
     "resampling": resampling_table,
     "queue": queue_table,
     "imputation": imputation_table,
+    "own-densities": own_densities_table,
+    "own-imputations": own_imputations_table,
 }
 """Name of a marked block -> its table, for all but those of `_TABLES`."""
 

@@ -63,6 +63,7 @@ def train(arguments: Sequence[str]) -> int:
     parsing.set_up_jax()
     from iwae.runs.course import resume_run, start_run
     from iwae.runs.folder import Stopped
+    from iwae.runs.summary import what_next
     from iwae.runs.trackers import TRACKERS
     from iwae.training.loop import NonFiniteError
     from iwae.training.progress import show_training
@@ -92,16 +93,17 @@ def train(arguments: Sequence[str]) -> int:
         print(f"iwae: {error}; the last good state is in {run}/checkpoints", file=sys.stderr)
         return parsing.FAILURE
     if not options.quiet:
-        print(f"trained models are in {run}/models; measure them with: iwae evaluate {run}")
+        print(what_next(run))
     return 0
 
 
 def _show_data(job: "Job") -> None:
-    """Print what a user's own data were taken for."""
+    """Print what a user's own data were taken for, and what will be trained on them."""
     from iwae.data.summary import describe
+    from iwae.runs.summary import describe_plan
 
     if is_own(job.config.dataset):
-        print(describe(job.dataset), file=sys.stderr)
+        print(describe(job.dataset), describe_plan(job), sep="\n", file=sys.stderr)
 
 
 def _refuse_all_but(names: Sequence[str], arguments: Sequence[str]) -> None:

@@ -290,8 +290,8 @@ def _places(table: Table, columns: Sequence[Column]) -> list[int]:
         )
     if further:
         raise UserError(
-            f"{table.where} has the columns {few(further)}, but the data only {few(wanted)}: leave "
-            "them out (--drop) or carry them through (--id)"
+            f"{table.where} has the columns {few(further)}, but the data only {few(wanted)}: "
+            "remove them"
         )
     places = {name: i for i, name in enumerate(table.names)}
     return [places[name] for name in wanted]
@@ -304,11 +304,7 @@ def _coded(table: Table, i: int, column: Column, unknown: str) -> np.ndarray:
         if cells.dtype == object:
             _refuse_word(table, i)
         return cells
-    codes: dict[str, float] = {level: code for code, level in enumerate(column.levels)}
-    if {level.lower() for level in column.levels} <= _TRUTH:
-        codes |= {level.title(): code for level, code in codes.items()} | {
-            f(level): code for level, code in codes.items() for f in (str.lower, str.upper)
-        }
+    codes = codes_of(column)
     words = _as_words(cells)
     found = np.array([codes.get(word, -1) for word in words], np.float64)
     found[[word is None for word in words]] = np.nan
@@ -320,6 +316,16 @@ def _coded(table: Table, i: int, column: Column, unknown: str) -> np.ndarray:
             "words as missing (--unknown missing)"
         )
     return np.where(found == -1, np.nan, found)
+
+
+def codes_of(column: Column) -> dict[str, float]:
+    """The code of each level, by its word; of true and false in any case of the letters."""
+    codes = {level: float(code) for code, level in enumerate(column.levels)}
+    if {level.lower() for level in column.levels} <= _TRUTH:
+        codes |= {level.title(): code for level, code in codes.items()} | {
+            f(level): code for level, code in codes.items() for f in (str.lower, str.upper)
+        }
+    return codes
 
 
 def _as_words(cells: np.ndarray) -> np.ndarray:
@@ -343,8 +349,8 @@ def _refuse_word(table: Table, i: int) -> None:
 def to_cells(values: np.ndarray, columns: Sequence[Column]) -> dict[str, np.ndarray]:
     """The inverse of `to_values`: values `[n, d]` as the cells of columns, by name.
 
-    Words for levels (None where missing), int64 for whole numbers if no value of the column is
-    missing, else float64. Codes are rounded to the nearest level.
+    Words for levels, or booleans for True and False (None where missing); int64 for whole numbers
+    if no value of the column is missing, else float64. Codes are rounded to the nearest level.
     """
     return {column.name: _cells(values[:, j], column) for j, column in enumerate(columns)}
 
@@ -354,7 +360,10 @@ def _cells(values: np.ndarray, column: Column) -> np.ndarray:
     gaps = np.isnan(values)
     if column.levels:
         codes = np.clip(np.rint(np.nan_to_num(values)), 0, len(column.levels) - 1).astype(int)
-        levels = np.array(column.levels, np.float64 if column.whole else object)[codes]
+        if column.levels == _BOOLEAN and not gaps.any():
+            return codes.astype(bool)
+        words = (False, True) if column.levels == _BOOLEAN else column.levels
+        levels = np.array(words, np.float64 if column.whole else object)[codes]
         levels[gaps] = np.nan if column.whole else None
         if not column.whole:
             return levels
@@ -362,6 +371,8 @@ def _cells(values: np.ndarray, column: Column) -> np.ndarray:
     is_whole = column.whole or column.kind.partition(":")[0] in _WHOLE
     return np.rint(values).astype(np.int64) if is_whole and not gaps.any() else values
 
+
+_BOOLEAN = ("False", "True")
 
 _WHOLE = ("bernoulli", "categorical", "poisson", "negative-binomial")
 

@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Float
 
 from iwae.data.arrays import check_array, read_arrays
-from iwae.data.columns import Column, from_json, given_columns, to_cells, to_values
+from iwae.data.columns import Column, codes_of, from_json, given_columns, to_cells, to_values
 from iwae.data.images import read_images
 from iwae.data.kinds import check_values
 from iwae.data.scaling import Scaling, scaling_from
@@ -381,12 +381,13 @@ def _known(fit: Fitted, given: Mapping[str, str]) -> Float[np.ndarray, "1 d"]:
 
 
 def _value(column: Column, word: str) -> float:
-    if column.levels:
-        if word not in column.levels:
+    codes = codes_of(column)
+    if codes:
+        if word not in codes:
             raise UserError(
                 f"given: {column.name} has no level {word!r}; known: {', '.join(column.levels)}"
             )
-        return float(column.levels.index(word))
+        return codes[word]
     try:
         return float(word)
     except ValueError:

@@ -109,6 +109,6 @@ def _write_text(path: Path, file: Path, fit: Fitted, rows: Rows, values: np.ndar
 
 def _text(cells: np.ndarray) -> list[str]:
     """Cells as text: words, whole numbers, or the shortest digits of float32."""
-    if cells.dtype == object:
-        return list(cells)
+    if cells.dtype.kind in "bO":
+        return list(map(str, cells))
     return [np.format_float_positional(one, trim="-") for one in cells]

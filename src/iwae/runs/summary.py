@@ -1,0 +1,81 @@
+"""What a run is going to train, and what follows when it is done, in words."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import equinox as eqx
+import jax
+import numpy as np
+
+from iwae.data.own import is_own
+from iwae.models.conditional import without_labels
+from iwae.runs.folder import run_config
+from iwae.runs.metrics import read_metrics
+from iwae.runs.setup import Job
+
+LAST, RISE = 0.1, 0.1
+"""Training ended too soon if the last tenth of the epochs raised the bound by over 0.1 nats."""
+
+
+def describe_plan(job: Job) -> str:
+    """The network with its parameters, the objective and the length of training, as lines."""
+    config = job.config
+    vae = without_labels(job.models[0])
+    leaves = jax.tree.leaves(eqx.filter(job.models[0], eqx.is_inexact_array))
+    constant = 0 if vae.log_scale is None else vae.log_scale.size
+    count = sum(leaf.size for leaf in leaves) - constant
+    sizes = [str(vae.n_data)]
+    for hidden, latent in zip(config.hidden_sizes or (), config.latent_sizes or (), strict=True):
+        sizes += [*map(str, hidden), f"{latent} latents"]
+    lines = [f"network: {config.network}, {' - '.join(sizes)}; {count:,} parameters"]
+    if config.stages is None:
+        lines.append(f"objective: {config.objective}, k = {config.k}")
+    most, stops = "", ""
+    if config.patience is not None:
+        most = "at most "
+        stops = f"; it stops after {config.patience} validations without a better bound"
+    steps = job.stages[0].steps_per_epoch
+    batch = f" of {steps:,} steps with {config.batch_size} rows" if config.stages is None else ""
+    lines.append(f"training: {most}{config.epochs:,} epochs{batch}{stops}")
+    return "\n".join(lines)
+
+
+def late_rise(epochs: int, rows: Sequence[Mapping[str, Any]]) -> float | None:
+    """Nats by which the last tenth of all epochs raised the best validation bound.
+
+    Args:
+        epochs: the most epochs that training could take.
+        rows: lines of metrics, as `read_metrics` gives them.
+
+    Returns:
+        None if training stopped earlier, or if there are no validations to compare.
+    """
+    bounds = {row["epoch"]: np.mean(row["validation_bound"]) for row in rows if _validated(row)}
+    first = epochs - max(1, round(LAST * epochs))
+    late = [bound for epoch, bound in bounds.items() if epoch > first]
+    early = [bound for epoch, bound in bounds.items() if epoch <= first]
+    if not (late and early) or rows[-1]["epoch"] < epochs:
+        return None
+    return float(max(late) - max(early))
+
+
+def _validated(row: Mapping[str, Any]) -> bool:
+    """Whether a line of metrics has a validation of every replicate."""
+    return None not in row.get("validation_bound", (None,))
+
+
+def what_next(run: Path) -> str:
+    """What to do with a finished run, as lines: train longer, measure it, ask about rows."""
+    config = run_config(run)
+    weights = " --weights best" if config.validation else ""
+    lines = [f"trained models are in {run}/models; measure them with: iwae evaluate {run}{weights}"]
+    rise = None if config.stages else late_rise(config.epochs, read_metrics(run))
+    if rise is not None and rise > RISE:
+        lines.append(
+            f"the validation bound was still rising, by {rise:.2f} nats over the last tenth of the "
+            f"{config.epochs:,} epochs: train longer with --epochs"
+        )
+    if is_own(config.dataset) and config.binarization not in ("dynamic", "static"):
+        lines.append(f"ask about the rows of a file with: iwae score {run} FILE --out scores.csv")
+    return "\n".join(lines)
