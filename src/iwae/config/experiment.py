@@ -574,9 +574,9 @@ SEVERAL = 16
 UNTIL_CONVERGED: dict[str, Any] = {
     "epochs": 400,
     "validation": 0.1,
-    "patience": 40,
+    "patience": 100,
     "batch_size": "auto",
-    "schedule": "constant-linear",
+    "schedule": "cosine",
 }
 """Training on a user's own data, of any size, if no epochs are given: it stops early."""
 
