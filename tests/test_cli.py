@@ -21,7 +21,7 @@ from iwae.cli.train import Train
 from iwae.config.experiment import TrainConfig, parse_stages, write_config
 from iwae.config.presets import PRESETS
 from iwae.objectives.declaration import GRADIENTS, OBJECTIVES
-from iwae.runs import course
+from iwae.runs import course, summary
 from iwae.runs.models import load_model
 from iwae.runs.progress import tracker
 from iwae.training import progress
@@ -67,6 +67,7 @@ def chosen(monkeypatch):
 
     monkeypatch.setattr(course, "start_run", note("start"))
     monkeypatch.setattr(course, "resume_run", note("resume"))
+    monkeypatch.setattr(summary, "what_next", lambda run: f"after {run}")
     return calls
 
 
@@ -511,11 +512,11 @@ def test_training_says_how_it_goes_and_where_the_models_are(iwae, experiment, tm
     where, rising = out.splitlines()
     assert where == f"trained models are in {run}/models; measure them with: {measure}"
     assert rising.startswith("the validation bound was still rising, by 0.")
-    *summary, _, _, _, _ = err.splitlines()
-    lines = err.splitlines()[len(summary) :]
-    assert summary[0].startswith("pictures.npz: 400 rows of 4 x 4 values, taken as bernoulli")
-    assert any("300 to train, 50 to validate, 50 to test" in line for line in summary)
-    assert summary[-1].startswith("training: 4 epochs of 30 steps with 10 rows")
+    *told, _, _, _, _ = err.splitlines()
+    lines = err.splitlines()[len(told) :]
+    assert told[0].startswith("pictures.npz: 400 rows of 4 x 4 values, taken as bernoulli")
+    assert any("300 to train, 50 to validate, 50 to test" in line for line in told)
+    assert told[-1].startswith("training: 4 epochs of 30 steps with 10 rows")
     for number, line in enumerate(lines, 1):
         pattern = rf"epoch {number}, \d+ steps/s, bound -\d+\.\d\d, validation -\d+\.\d\d(, .*)?"
         assert re.fullmatch(pattern, line)
