@@ -26,6 +26,7 @@ from sklearn.utils import Tags, check_array, check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from iwae.data import Kind, as_json, as_kind, choose
+from iwae.data.columns import observation as columns_kind
 from iwae.data.kinds import check_values, make_kind
 from iwae.data.scaling import Scaling
 from iwae.data.splits import PSEUDO_INPUTS
@@ -44,6 +45,15 @@ from iwae.objectives.declaration import Declaration, check, unmodified
 from iwae.precision import float32
 from iwae.runs.models import load_model, read_about, save_model
 from iwae.sklearn.callbacks import CallbackSupportMixin, with_callbacks, with_tasks
+from iwae.sklearn.frames import (
+    describe,
+    frame_from,
+    frame_json,
+    frame_values,
+    given_back,
+    is_auto,
+    set_columns,
+)
 from iwae.sklearn.functions import Likelihood, decoded, drawn, q_mean, weighted_mean
 from iwae.sklearn.rows import (
     addresses,
@@ -96,7 +106,8 @@ class ImportanceWeightedAutoencoder(
         observation: the kind of data: "gaussian", "gaussian-shared", "bernoulli", "poisson",
             "negative-binomial", "logistic-mixture", "discretised-gaussian"; with its parameter,
             `{"name": "categorical", "categories": 4}`; or a list with the kind of each column,
-            `["gaussian", "poisson", "categorical:4"]`.
+            `["gaussian", "poisson", "categorical:4"]`; or "auto" for a data frame, whose columns
+            are taken for what `columns_` then shows. Rows that come out are then frames, too.
         missing: "at-random" if values may be missing (NaN), in `fit` and afterwards: the bounds are
             then on the observed values (Mattei & Frellsen 2019). "not-at-random" if whether a
             Gaussian value is missing may depend on the value (Ipsen et al. 2021),
@@ -136,6 +147,7 @@ class ImportanceWeightedAutoencoder(
         validation_scores_: the mean validation bound of each pass, in the same units; None without
             early stopping.
         best_validation_score_: the best of them.
+        columns_: the name, kind and levels of each column of a frame, and why; with "auto" only.
         n_features_in_, feature_names_in_: as everywhere in scikit-learn.
 
     Examples:
@@ -214,8 +226,11 @@ class ImportanceWeightedAutoencoder(
             FloatingPointError: if a number in training is not finite.
         """
         self._check_parameters()
+        for name in ("model_", "columns_"):  # a fit that fails keeps nothing of an earlier one
+            self.__dict__.pop(name, None)
+        if is_auto(self.observation):
+            set_columns(self, *describe(X))
         kind = self._kind()
-        self.__dict__.pop("model_", None)  # a fit that fails keeps nothing of an earlier one
         rows = self._rows(X, kind, reset=True)
         random = check_random_state(self.random_state)
         self._key_ = int(random.randint(2**31 - 1))
@@ -289,6 +304,8 @@ class ImportanceWeightedAutoencoder(
     def _kind(self) -> Kind:
         """The kind of data that `observation` describes."""
         given = self.observation
+        if is_auto(self.observation):
+            return columns_kind(self.columns_)
         if isinstance(given, str):
             return make_kind(given)
         if isinstance(given, Kind) or (isinstance(given, Mapping) and "name" in given):
@@ -428,11 +445,13 @@ class ImportanceWeightedAutoencoder(
             ValueError: for anything else.
         """
         missing = self.missing if reset else self.model_.missing
+        validate = partial(validate_data, self, reset=reset)
+        if hasattr(self, "columns_"):
+            X = frame_values(X, self.columns_, missing=missing is not None)
+            validate = partial(check_array, estimator=self, input_name="X")
         check_source(X)
-        rows = validate_data(
-            self,
+        rows = validate(
             X,
-            reset=reset,
             accept_sparse=("csr", "csc", "coo"),
             dtype=(np.float64, np.float32),
             ensure_all_finite="allow-nan" if missing else True,
@@ -514,8 +533,8 @@ class ImportanceWeightedAutoencoder(
             found = self._map(weighted_mean(k), inner, max(1, ROWS // k), _LATENT)
         return found.astype(rows.dtype)
 
-    def inverse_transform(self, X: Any) -> np.ndarray:
-        """The decoder's means `[n, d]` for latents `[n, n_components]`.
+    def inverse_transform(self, X: Any) -> Any:
+        """The decoder's means `[n, d]` for latents `[n, n_components]`, a frame if `fit` had one.
 
         For a categorical column it is the most likely category.
         """
@@ -528,10 +547,10 @@ class ImportanceWeightedAutoencoder(
                 "X holds values beyond float32: give latents such as `transform` returns"
             )
         out = self._map(decoded, z.astype(np.float32), AT_A_TIME, _LATENT)
-        return self._outwards(out).astype(z.dtype)
+        return given_back(self, self._outwards(out).astype(z.dtype), like=X)
 
-    def sample(self, n_samples: Any = 1, random_state: Any = None) -> np.ndarray:
-        """Rows drawn from the model, `[n_samples, d]`.
+    def sample(self, n_samples: Any = 1, random_state: Any = None) -> Any:
+        """Rows drawn from the model, `[n_samples, d]`, a frame if `fit` had one.
 
         Args:
             n_samples: number of rows.
@@ -548,7 +567,7 @@ class ImportanceWeightedAutoencoder(
             batch_size=AT_A_TIME,
             slab_size=n_samples,
         )
-        return self._outwards(gather(slabs))
+        return given_back(self, self._outwards(gather(slabs)))
 
     def score_samples(
         self, X: Any, *, method: Any = "is", k: Any = None, temperatures: Any = 200
@@ -613,7 +632,7 @@ class ImportanceWeightedAutoencoder(
 
     def impute(
         self, X: Any, *, k: int | None = None, draws: int | None = None, random_state: Any = None
-    ) -> np.ndarray:
+    ) -> Any:
         """The rows with numbers in place of missing values (NaN).
 
         By default, a missing value becomes its expectation given the observed values of its row, by
@@ -629,7 +648,8 @@ class ImportanceWeightedAutoencoder(
                 these depend on the order of the rows.
 
         Returns:
-            `[n, d]`, or `[draws, n, d]`; observed values are unchanged.
+            `[n, d]`, or `[draws, n, d]`; observed values are unchanged. Of a frame, a frame, or a
+            list of `draws` frames, with whole numbers where the column has no others.
 
         Raises:
             ValueError: if it was not fitted with `missing`, or for rows unlike those of `fit`.
@@ -646,7 +666,8 @@ class ImportanceWeightedAutoencoder(
             seed = int(check_random_state(random_state).randint(2**31 - 1))
             key = jax.random.key(seed)
             filled = multiple_imputations(self.model_, inner, key, draws=draws, k=count)
-        return np.where(np.isnan(rows), self._outwards(filled), rows).astype(rows.dtype)
+        whole = np.where(np.isnan(rows), self._outwards(filled), rows).astype(rows.dtype)
+        return given_back(self, whole, observed=rows, like=X)
 
     # --- files ------------------------------------------------------------------------------
 
@@ -665,6 +686,9 @@ class ImportanceWeightedAutoencoder(
         parameters = {**self.get_params(deep=False), "observation": as_json(self._kind())}
         learnt = {name: getattr(self, name) for name in (*_LEARNT, *_NAMED) if hasattr(self, name)}
         learnt["_labels_"] = self._labels_
+        if is_auto(self.observation):
+            parameters["observation"] = self.observation
+            learnt["frame"] = frame_json(self.columns_, self._form_)
         facts = plain({"parameters": parameters, "learnt": learnt})
         save_model(self.model_, folder, estimator=facts)
 
@@ -683,6 +707,8 @@ class ImportanceWeightedAutoencoder(
                 setattr(found, name, learnt[name])
             found.shift_, found.scale_ = (one_each(learnt[name], model.n_data) for name in _ARRAYS)
             found._check_parameters()
+            if is_auto(found.observation):
+                set_columns(found, *frame_from(learnt["frame"]))
             found._check_loaded(model)
             found._labels_ = check_labels(learnt["_labels_"], model.n_data)
             if "feature_names_in_" in learnt:
@@ -698,6 +724,8 @@ class ImportanceWeightedAutoencoder(
 
     def _describes(self, model: VAE) -> bool:
         """Whether the parameters agree with the model, as far as it records them."""
+        if is_auto(self.observation) != hasattr(self, "columns_"):
+            return False
         mine = (self.n_components,), self._hidden(), self._kind(), self.missing, self.activation
         its = model.latent_sizes, model.hidden_sizes[0], model.kind, model.missing
         names = str(model.prior_name), str(model.posterior_name)

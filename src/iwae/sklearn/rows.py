@@ -11,6 +11,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from iwae.data import Kind
 from iwae.data.scaling import fit_scaling, is_constant, refuse_merged, scaled_columns
+from iwae.sklearn.frames import refuse_words
 
 
 def check_count(name: str, value: Any) -> int:
@@ -31,6 +32,7 @@ def check_option(name: str, value: Any, hint: Any) -> None:
 
 def check_source(X: Any) -> None:
     """Raise ValueError for values that scikit-learn would silently convert to wrong numbers."""
+    refuse_words(X)
     if isinstance(X, np.ma.MaskedArray) and np.ma.is_masked(X):
         raise ValueError(
             "X is a masked array, whose mask would be ignored: give X.filled(np.nan), with "

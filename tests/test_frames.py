@@ -1,0 +1,219 @@
+"""Data frames of the estimator: what they are taken for, and what comes back."""
+
+import copy
+import json
+from functools import cache
+
+import numpy as np
+import pytest
+
+from iwae import ImportanceWeightedAutoencoder, UserError
+
+pd = pytest.importorskip("pandas")
+pl = pytest.importorskip("polars")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning"),
+    pytest.mark.filterwarnings("ignore:Features .* are constant"),
+]
+
+N = 60
+
+
+def small(**parameters):
+    given = {"hidden_layer_sizes": (4,), "max_iter": 1, "score_k": 10, "batch_size": 16}
+    given |= {"observation": "auto", "missing": "at-random", "random_state": 0}
+    given |= {"early_stopping": False}
+    return ImportanceWeightedAutoencoder(2, **{**given, **parameters})
+
+
+@cache
+def whole():
+    rng = np.random.default_rng(0)
+    return pd.DataFrame(
+        {
+            "city": rng.choice(["Oslo", "Rome", "Bern"], N),
+            "age": rng.integers(18, 90, N),
+            "member": pd.array(rng.random(N) < 0.3, "boolean"),
+            "size": rng.normal(170, 10, N).astype("float32"),
+            "grade": pd.Categorical(
+                rng.choice(["low", "high"], N), ["low", "mid", "high"], ordered=True
+            ),
+            "stars": pd.Categorical(rng.choice([1, 2, 5], N)),
+            "visits": pd.array(rng.integers(0, 90, N), "Int64"),
+            "small": rng.integers(-128, 128, N).astype("int8"),
+        },
+        index=np.arange(N) + 1000,
+    )
+
+
+@cache
+def gapped():
+    frame = whole().copy()
+    for place, name in enumerate(("city", "grade", "stars", "visits", "member", "size")):
+        frame.loc[1000 + place, name] = None
+    return frame
+
+
+@cache
+def fitted():
+    return small().fit(gapped())
+
+
+def test_a_frame_comes_back_as_it_was():
+    filled, gaps = fitted().impute(gapped()), gapped().isna()
+    assert not filled.isna().any(axis=None)
+    assert gaps.sum(axis=None) == 6
+    pd.testing.assert_frame_equal(filled.mask(gaps), gapped(), check_exact=True)
+    pd.testing.assert_series_equal(filled.dtypes, whole().dtypes)
+
+
+@pytest.mark.slow
+def test_several_imputations_are_a_list_of_frames():
+    for frame in fitted().impute(gapped(), draws=2, random_state=0):
+        gaps = gapped().isna()
+        assert not frame.isna().any(axis=None)
+        pd.testing.assert_frame_equal(frame.mask(gaps), gapped(), check_exact=True)
+
+
+def test_draws_and_means_have_the_words_and_types_of_the_data():
+    drawn = fitted().sample(40, random_state=0)
+    back = fitted().inverse_transform(pd.DataFrame(fitted().transform(whole()), whole().index))
+    assert back.index.equals(whole().index)
+    # Draws of a Gaussian may be beyond int8; they must not wrap around.
+    assert drawn["small"].dtype == "int64"
+    assert drawn["small"].abs().max() > 128
+    for frame in (drawn, back):
+        pd.testing.assert_series_equal(
+            frame.dtypes.drop("small"), whole().dtypes.drop("small"), check_names=False
+        )
+        assert set(frame["city"]) <= {"Oslo", "Rome", "Bern"}
+    assert fitted().score_samples(drawn).shape == (40,)
+
+
+def test_columns_are_found_by_name():
+    other = gapped()[gapped().columns[::-1]]
+    for act in (fitted().transform, fitted().score_samples):
+        np.testing.assert_array_equal(act(other), act(gapped()))
+    pd.testing.assert_frame_equal(fitted().impute(other), fitted().impute(gapped()))
+    assert fitted().feature_names_in_.tolist() == list(whole())
+    assert fitted().n_features_in_ == len(whole().columns)
+    assert [column.kind for column in fitted().columns_[:3]] == [
+        "categorical:3",
+        "gaussian",
+        "bernoulli",
+    ]
+
+
+def test_observed_fractions_stay_in_a_column_that_was_whole():
+    later = gapped().astype({"age": "float64"})
+    later.loc[1010, "age"] = 30.5
+    assert fitted().impute(later).loc[1010, "age"] == 30.5
+
+
+def test_saved_and_loaded_it_knows_its_columns(tmp_path):
+    fitted().save(tmp_path)
+    again = ImportanceWeightedAutoencoder.load(tmp_path)
+    pd.testing.assert_frame_equal(again.impute(gapped()), fitted().impute(gapped()))
+    assert again.observation == "auto"
+    assert again.feature_names_in_.tolist() == list(whole())
+    about = json.loads((tmp_path / "model.json").read_text())
+    for change in (
+        lambda frame: frame["columns"].pop(),
+        lambda frame: frame["dtypes"].pop(),
+        lambda frame: frame["columns"][0]["levels"].pop(),
+        lambda frame: frame["columns"][0].update(name="age"),
+        lambda frame: frame["columns"][1].update(kind="poisson"),
+        lambda frame: frame.update(library="no_such_library"),
+        lambda frame: frame.clear(),
+    ):
+        changed = json.loads(json.dumps(about))
+        change(changed["about"]["estimator"]["learnt"]["frame"])
+        (tmp_path / "model.json").write_text(json.dumps(changed))
+        with pytest.raises(UserError, match="no estimator in"):
+            ImportanceWeightedAutoencoder.load(tmp_path)
+
+
+def test_polars_in_polars_out(tmp_path):
+    types = {"grade": pl.Enum(["low", "mid", "high"]), "small": pl.Float64}
+    plain = gapped().astype({"stars": "Int64"}).reset_index(drop=True)
+    source = pl.from_pandas(plain).cast(types)
+    model = small().fit(source)
+    model.save(tmp_path)
+    filled = model.impute(source)
+    assert filled.schema == source.schema
+    assert filled.null_count().sum_horizontal().item() == 0
+    for name in source.columns:
+        kept = source[name].is_not_null()
+        assert filled[name].filter(kept).equals(source[name].filter(kept))
+    drawn = ImportanceWeightedAutoencoder.load(tmp_path).sample(40, random_state=0)
+    assert drawn.equals(model.sample(40, random_state=0))
+    assert drawn.schema == source.schema
+
+
+def test_another_observation_forgets_the_frame(tmp_path):
+    other = copy.copy(fitted()).set_params(observation="gaussian")
+    with pytest.raises(ValueError, match="changed after fit"):
+        other.save(tmp_path)
+    with pytest.raises(ValueError, match="infinity"):
+        other.fit(np.full((9, 2), np.inf))
+    assert not hasattr(other, "columns_")
+
+
+def _day(frame):
+    return frame.assign(day=pd.Timestamp("2020-01-01"))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda frame: frame.assign(city="Paris"), "no level 'Paris'; known: Bern, Oslo, Rome"),
+        (lambda frame: frame.drop(columns="age"), "lacks the columns 'age'"),
+        (lambda frame: frame.assign(more=1), "X has the columns 'more'"),
+        (lambda frame: frame.to_numpy(), "X is a ndarray, but observation='auto' takes a data fra"),
+    ],
+)
+def test_frames_unlike_that_of_fit_are_refused(change, words):
+    for act in (fitted().transform, fitted().score_samples, fitted().impute):
+        with pytest.raises(ValueError, match=words) as caught:
+            act(change(gapped()))
+        assert "--" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (_day, "'day' holds dates or times: leave it out, or write numbers"),
+        (lambda frame: frame.assign(w=[f"w{i}" for i in range(N)]), "leave it out, or insist"),
+        (lambda frame: frame.assign(w=list(map(str, range(N)))), "'w' holds numbers as text"),
+        (lambda frame: frame.rename(columns={"age": "size"}), "several columns of one name"),
+        (lambda frame: frame.rename(columns={"age": 3}), "column name 3, which is not a string"),
+    ],
+)
+def test_columns_without_a_kind_are_refused(change, words):
+    with pytest.raises(ValueError, match=words) as caught:
+        small().fit(change(whole()))
+    assert "--" not in str(caught.value)
+
+
+def test_gaps_need_a_model_of_them():
+    with pytest.raises(ValueError, match=r"row 1, column 'city': fit with missing='at-random'"):
+        small(missing=None).fit(gapped())
+
+
+@pytest.mark.parametrize("make", [lambda frame: frame, pl.from_pandas])
+def test_the_default_observation_names_the_remedy(make):
+    dates = whole()[["age"]].assign(day=np.array([np.datetime64("2020-01-01").item()] * N, object))
+    for frame, words in (
+        (whole(), "words in column 'city', such as '....': fit with observation='auto'"),
+        (whole()[["age"]].assign(n="12"), "words in column 'n', such as '12'"),
+        (dates, "dates or times, not numbers, in column 'day'"),
+    ):
+        with pytest.raises(ValueError, match=words) as caught:
+            small(observation="gaussian", missing=None).fit(make(frame))
+        assert "\n" not in str(caught.value)
+
+
+def test_equal_names_are_refused_by_the_default_too():
+    frame = pd.DataFrame(np.eye(3), columns=["a", "b", "a"])
+    with pytest.raises(ValueError, match="several columns of one name"):
+        small(observation="gaussian").fit(frame)
