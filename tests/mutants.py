@@ -512,6 +512,29 @@ MUTANTS = {
     "latents-unlikely-above-the-fence": Mutant(
         "reports/encodings.py", "lower - FENCE", "upper - FENCE", "latents"
     ),
+    # One's own data
+    "scale-of-missing-values": Mutant(
+        "models/vae.py", "jnp.where(jnp.isnan(x), 0.0, log_scale)", "log_scale", "scaling"
+    ),
+    "penalty-without-units": Mutant(
+        "objectives/penalties.py",
+        "model.log_likelihood(x, to_joint)",
+        "model.decode(to_joint).log_prob(x)",
+        "scaling",
+    ),
+    "rounding-unchecked": Mutant(
+        "data/scaling.py", "        if merged:\n", "        if 0:\n", "scaling"
+    ),
+    "p-value-of-ties": Mutant("evaluation/scores.py", 'side="right"', 'side="left"', "answers"),
+    "pool-without-correction": Mutant(
+        "evaluation/pooling.py", "(1 + 1 / m) * between", "between", "answers"
+    ),
+    "given-values-unweighted": Mutant(
+        "evaluation/conditioning.py",
+        "return self.vae.log_joint(x, z)",
+        "return sum(self.vae.layer_log_priors(z))",
+        "answers",
+    ),
 }
 
 

@@ -177,8 +177,8 @@ def test_answers_keep_the_order_the_ids_and_the_words(run):
     (run.parent / "turned.csv").write_text("\n".join([lines[0], *reversed(lines[1:])]) + "\n")
     other = run.parent / "turned.csv"
     np.testing.assert_array_equal(encode_rows(run, other)["z1"][::-1], latents["z1"])
-    turned = score_rows(run, other, k=4000, p_values=False)["log_likelihood"][::-1]
-    whole = score_rows(run, file, k=4000, p_values=False)
+    turned = score_rows(run, other, k=40_000, p_values=False)["log_likelihood"][::-1]
+    whole = score_rows(run, file, k=40_000, p_values=False)
     assert (whole["monte_carlo_error"][1:] < 0.1).all()  # the first row's may be larger
     np.testing.assert_allclose(turned[1:], whole["log_likelihood"][1:], atol=0.25)
 

@@ -32,7 +32,7 @@ from iwae.testing import check_latent_model
 from reference import STANDARD_ERRORS
 
 TOLERANCE = 1e-3
-"""Of a group's gradient: rounding only."""
+"""Relative error of a group's gradient: rounding only."""
 
 
 def model_of(latents, sizes, hidden=()):
@@ -119,7 +119,7 @@ def mean_of(monkeypatch):
     monkeypatch.setattr(LayeredPosterior, "sample", sample)
     monkeypatch.setattr(bounds, "particle_keys", lambda *_: now["keys"])
 
-    def mean_of(climbed, model, k):
+    def mean_of(maximised, model, k):
         now["z"] = every_z(model)
         draws = draws_of(model, k)
         chances = jnp.exp(densities(model, now["z"])[1][draws].sum(axis=1))
@@ -127,7 +127,7 @@ def mean_of(monkeypatch):
         def value(model, index):
             data = jnp.stack([jnp.zeros_like(index), index], axis=1).astype(jnp.uint32)
             now["keys"] = jax.random.wrap_key_data(data)
-            return climbed(model, BITS, jax.random.key(0))
+            return maximised(model, BITS, jax.random.key(0))
 
         def mean(model):
             return jnp.sum(chances * jax.vmap(partial(value, model))(draws))
@@ -327,9 +327,13 @@ def test_gradients_through_draws_are_refused_with_what_applies():
     assert check(Declaration("iwae", 5), 3, discrete=True).gradient == "vimco"
     assert check(Declaration("iwae", 5), 3).gradient == "reparam"
     assert gradients_of("rws", discrete=True) == ("score",)
-    for climbed in (bound(iwae, k=2), objective("iwae", 2, gradient="gdreg"), objective("dais", 2)):
+    for maximised in (
+        bound(iwae, k=2),
+        objective("iwae", 2, gradient="gdreg"),
+        objective("dais", 2),
+    ):
         with pytest.raises(UserError, match="not reparameterised"):
-            climbed(SMALL, BITS, jax.random.key(0))
+            maximised(SMALL, BITS, jax.random.key(0))
 
 
 def test_unfit_options_are_refused():

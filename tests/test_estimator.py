@@ -232,7 +232,9 @@ def test_a_warm_up_does_not_decide_which_weights_are_best():
     plain = small(learning_rate_init=1e-12, validation_fraction=0.3, objective="elbo", k=200)
     expected = plain.fit(rows()).validation_scores_
     assert model.validation_scores_ == pytest.approx(expected, rel=1e-5)
-    assert model.loss_curve_[0] < plain.loss_curve_[0] - 0.1  # while what is climbed has no KL yet
+    assert (
+        model.loss_curve_[0] < plain.loss_curve_[0] - 0.1
+    )  # while what is maximised has no KL yet
 
 
 def test_seeds():

@@ -157,8 +157,8 @@ def expected_log_q(model, p):
 def test_sleep_teaches_q_what_the_model_draws():
     model = LinearGaussian.random(q_shift=0.4, q_scale=0.7)
     exact = ravel_pytree(eqx.filter_grad(expected_log_q)(model, model))[0]
-    climbed = objective("rws", 2, phase="sleep")
-    one, other = (draws_of(climbed, model, jnp.float32(x), 4000) for x in ([2, 1, 0], [0, 1, 3]))
+    maximised = objective("rws", 2, phase="sleep")
+    one, other = (draws_of(maximised, model, jnp.float32(x), 4000) for x in ([2, 1, 0], [0, 1, 3]))
     for name, at in places(model).items():
         if is_encoder(name):
             np.testing.assert_array_equal(one[:, at], other[:, at])
@@ -203,17 +203,17 @@ def test_neither_half_of_piwae_learns_from_the_bound_of_the_other():
     """Nothing reaches the encoder by way of the decoder's bound, nor the other way about."""
     nothing = Estimator(lambda _, log_w: Coefficients(*3 * (jnp.zeros_like(log_w),)), score=False)
 
-    def climbed(decoder, encoder):
+    def maximised(decoder, encoder):
         estimator = gradients.apart(decoder, encoder)
         return gradient(bound(partial(miwae, m=3), k=6, estimator=estimator), deep(), BITS)
 
-    decoder_only, whole = (climbed(iwae, encoder) for encoder in (nothing, gradients.stl()))
+    decoder_only, whole = (maximised(iwae, encoder) for encoder in (nothing, gradients.stl()))
     assert size(decoder_only.encoder) == 0
     assert size(whole.encoder) > 0
     for part in ("prior_nets", "decoder_hidden", "output"):
         assert eqx.tree_equal(getattr(decoder_only, part), getattr(whole, part))
         assert size(getattr(whole, part)) > 0
-    other = climbed(elbo, gradients.stl())
+    other = maximised(elbo, gradients.stl())
     assert_same(other.encoder, whole.encoder)
     assert size(jax.tree.map(lambda a, b: a - b, other.output, whole.output)) > 1e-2
 

@@ -147,7 +147,7 @@ def deep():
 BITS = jnp.float32([1, 0, 1, 1])
 
 
-def climbed(made, model=None, seed=3):
+def maximised(made, model=None, seed=3):
     """The value, and the gradient."""
     key = jax.random.key(seed)
     return eqx.filter_jit(eqx.filter_value_and_grad(made))(model or deep(), BITS, key)
@@ -162,7 +162,7 @@ def assert_equal(found, expected, name=""):
 
 
 def assert_same(one, other):
-    assert_equal(climbed(one), climbed(other))
+    assert_equal(maximised(one), maximised(other))
 
 
 SAME = {
@@ -190,8 +190,8 @@ SAME = {
 @pytest.mark.slow
 @pytest.mark.parametrize("k", range(1, 7))
 def test_methods_that_are_the_same_with_any_number_of_particles(k):
-    plain = climbed(objective("iwae", k))
-    means = climbed(objective("elbo", k))
+    plain = maximised(objective("iwae", k))
+    means = maximised(objective("elbo", k))
     for name, options, expected in (
         ("miwae", {"m": 1}, plain),
         ("piwae", {"m": 1}, plain),
@@ -202,13 +202,13 @@ def test_methods_that_are_the_same_with_any_number_of_particles(k):
         ("vr-iwae", {"alpha": 1.0}, means),
         ("tvo", {"temperatures": 2}, means),
     ):
-        assert_equal(climbed(objective(name, k, **options)), expected, name)
+        assert_equal(maximised(objective(name, k, **options)), expected, name)
     assert_same(objective("miwae", 1, m=k), objective("elbo", k))
 
 
 @pytest.mark.slow
 def test_with_one_particle_all_methods_are_one():
-    value, slope = climbed(objective("elbo", 1))
+    value, slope = maximised(objective("elbo", 1))
     for name, options in {
         **{name: {} for name in ("iwae", "vr-max", "tvo")},
         **{name: {"m": 1} for name in ("miwae", "piwae")},
@@ -216,15 +216,15 @@ def test_with_one_particle_all_methods_are_one():
         "vr-iwae": {"alpha": 0.3},
         "dais": {"temperatures": 1},
     }.items():
-        assert_equal(climbed(objective(name, 1, **options)), (value, slope), name)
-    found, gradient = climbed(rws(k=1))  # its encoder climbs something else
+        assert_equal(maximised(objective(name, 1, **options)), (value, slope), name)
+    found, gradient = maximised(rws(k=1))  # its encoder climbs something else
     without = (eqx.tree_at(lambda m: m.encoder, tree, None) for tree in (gradient, slope))
     assert_equal((found, next(without)), (value, next(without)))
 
 
 @cache
 def climbed_by_name(name, k, options):
-    return climbed(objective(name, k, **dict(options)))
+    return maximised(objective(name, k, **dict(options)))
 
 
 @pytest.mark.parametrize("name", SAME)
@@ -241,10 +241,10 @@ def test_elbo_analytic_of_aiwae_is_for_one_layer():
     one_layer = compose(Declaration("aiwae", 2), layers=1)
     model = VAE(4, (2,), ((3,),), key=jax.random.key(0))
     analytic, sampled = (
-        climbed(made, model)[1].encoder
+        maximised(made, model)[1].encoder
         for made in (one_layer, objective("aiwae", 2, encoder_objective="elbo"))
     )
-    explicit = climbed(objective("aiwae", 2, encoder_objective="elbo-analytic"), model)[1].encoder
+    explicit = maximised(objective("aiwae", 2, encoder_objective="elbo-analytic"), model)[1].encoder
     assert eqx.tree_equal(analytic, explicit)
     assert not eqx.tree_equal(analytic, sampled)
 
@@ -278,7 +278,7 @@ def test_iwae_of_the_same_particles_is_shown_beside_the_bound(words):
     expected = float(iwae(log_w))
     assert info["iwae"] == pytest.approx(expected, rel=1e-5)
     assert "iwae" in made.metrics
-    assert abs(expected - elbo(log_w)) > 0.1  # another bound, or the one climbed, would be seen
+    assert abs(expected - elbo(log_w)) > 0.1  # another bound, or the one maximised, would be seen
     assert (abs(expected - value) > 0.02) == (words not in ("rws", "iwae gdreg"))
 
 
@@ -373,10 +373,10 @@ def test_free_bits_cost_as_much_as_they_say_and_teach_nothing(name):
     assert (units < bits).any()
     assert (units > 2 * bits).any()
     free, plain = (objective(name, k, free_bits=b, chunk=k) for b in (bits, 0.0))
-    (a, slope), (b, _) = climbed(free, model), climbed(plain, model)
+    (a, slope), (b, _) = maximised(free, model), maximised(plain, model)
     assert float(b - a) == pytest.approx((bits - units[units < bits]).sum(), abs=0.02)
     below = np.flatnonzero(units < bits)
-    decoder_only = climbed(objective(name, k, free_bits=1e6, chunk=k), model)[
+    decoder_only = maximised(objective(name, k, free_bits=1e6, chunk=k), model)[
         1
     ]  # no divergence is left
     ours = np.asarray(slope.encoder[0].loc.bias)[below]
@@ -505,7 +505,7 @@ def test_a_unit_of_a_chain_is_free_if_neither_its_start_nor_its_moves_cost_more(
 def test_free_bits_of_aiwae_are_those_of_its_encoder():
     model = VAE(4, (2,), ((3,),), key=jax.random.key(0))
     plain, free = (
-        climbed(objective("aiwae", 2, encoder_objective="elbo", free_bits=b), model)[1]
+        maximised(objective("aiwae", 2, encoder_objective="elbo", free_bits=b), model)[1]
         for b in (0.0, 1e3)
     )
     assert eqx.tree_equal(plain.output, free.output)

@@ -214,7 +214,7 @@ def log_joint(model, x):
 
 @eqx.filter_jit
 @eqx.filter_value_and_grad
-def climbed(model, x):
+def maximised(model, x):
     return bound(iwae, k=3)(model, x, jax.random.key(0))
 
 
@@ -238,7 +238,7 @@ def test_the_density_is_the_product_over_observed_values(name):
 @pytest.mark.parametrize("name", KINDS)
 def test_no_gradient_is_nan(name):
     for hidden in (HOLES, [np.nan] * 5):
-        value, gradient = climbed(vae(name), example(name) * jnp.float32(hidden))
+        value, gradient = maximised(vae(name), example(name) * jnp.float32(hidden))
         assert jnp.isfinite(value)
         assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
 

@@ -215,13 +215,13 @@ def test_a_step_follows_the_mean_gradient_at_the_rate_of_its_epoch():
     (b, _), *after = pulled(data, 6, adam(), [0.5, 0.125], 5)
     m = v = np.zeros(3)
     for t, (found, report) in enumerate(after, 1):
-        climbed = (data @ b - 0.5 * b @ b).mean()
+        maximised = (data @ b - 0.5 * b @ b).mean()
         g = b - data.mean(axis=0)
         m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g**2
         rate = 0.5 if t <= 2 else 0.125
         b = b - rate * m / (1 - 0.9**t) / (np.sqrt(v / (1 - 0.999**t)) + 1e-4)
         assert found == pytest.approx(b, abs=1e-5)
-        assert report.bound[0] == pytest.approx(climbed, rel=1e-4)
+        assert report.bound[0] == pytest.approx(maximised, rel=1e-4)
         assert (report.epoch, report.epoch_done, report.steps) == (t, True, 1)
     assert len(after) == 5
 

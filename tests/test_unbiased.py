@@ -44,7 +44,7 @@ from iwae.objectives.surrogates import Estimator
 from reference import STANDARD_ERRORS
 
 TOLERANCE = 0.01
-"""Of a group's gradient: more than quadrature and float32 are off, less than any fault."""
+"""Relative error of a gradient: more than quadrature and float32 are off, less than any fault."""
 
 
 @pytest.fixture
@@ -63,12 +63,12 @@ def mean_of(monkeypatch):
     for module in (bounds, layered):
         monkeypatch.setattr(module, "particle_keys", lambda *_: now["keys"])
 
-    def mean_of(climbed, case, k):
+    def mean_of(maximised, case, k):
         def value(model, noise):
             numbers = jnp.pad(noise.reshape(k, case.noise), ((0, 0), (0, 2 - case.noise)))
             bits = jax.lax.bitcast_convert_type(numbers, jnp.uint32)
             now["keys"] = jax.random.wrap_key_data(bits)
-            return climbed(model, case.x, jax.random.key(0))
+            return maximised(model, case.x, jax.random.key(0))
 
         return mean_gradient(value, case.model, k * case.noise, case.nodes)
 
@@ -312,8 +312,8 @@ def test_gdreg_agrees_with_the_plain_gradient(sizes):
 @pytest.mark.slow
 def test_gdreg_of_groups_climbs_the_bound_of_their_size():
     exact = exact_gradient(ratios(iwae), LAYERED, 2)
-    climbed = objective("miwae", 2, m=3, gradient="gdreg")
-    draws = draws_of(climbed, LAYERED.model, BITS, N)
+    maximised = objective("miwae", 2, m=3, gradient="gdreg")
+    draws = draws_of(maximised, LAYERED.model, BITS, N)
     assert z_scores(draws, exact).max() < STANDARD_ERRORS
     assert_strong(draws, exact, LAYERED.model)
 
@@ -366,10 +366,10 @@ def test_the_gradient_of_dais_is_that_of_its_chain():
 
     exact = mean_gradient(log_w, (model, moves), 3, 14)
 
-    def climbed(both, x, key):
+    def maximised(both, x, key):
         return made.terms(both[0], x, key, Extra(both[1]))[0]
 
-    draws = draws_of(climbed, (model, moves), x, N)
+    draws = draws_of(maximised, (model, moves), x, N)
     assert z_scores(draws, exact).max() < STANDARD_ERRORS
     steps, kept = slice(-3, -1), slice(-1, None)
     for part, scale in ((slice(-3), 1.3), (steps, 1.3), (kept, 1.8)):
@@ -398,8 +398,8 @@ def test_the_score_gradient_of_the_tvo_tends_to_that_of_its_integral():
         return total
 
     exact = np.float64(ravel_pytree(eqx.filter_jit(eqx.filter_grad(integral))(model))[0])
-    climbed = objective("tvo", 2000, temperatures=4, gradient="score", chunk=2000)
-    draws = draws_of(climbed, model, x, 1000)
+    maximised = objective("tvo", 2000, temperatures=4, gradient="score", chunk=2000)
+    draws = draws_of(maximised, model, x, 1000)
     allowed = 0.005 * np.abs(exact).max()  # the bias of self-normalised weights
     error = draws.std(axis=0) / np.sqrt(len(draws))
     assert (np.abs(draws.mean(axis=0) - exact) < STANDARD_ERRORS * error + allowed).all()

@@ -61,7 +61,7 @@ def _of_run(run: Path) -> Iterator[tuple[str, str]]:
 
 
 def _points(figure: Figure) -> str:
-    """What the lines of a figure go through, and its words."""
+    """The points of a figure's lines, and its words."""
     lines = [line.get_xydata() for axes in figure.axes for line in axes.get_lines()]
     words = [text.get_text() for axes in figure.axes for text in axes.findobj() if _is_text(text)]
     return repr(([np.asarray(line).tolist() for line in lines], words))

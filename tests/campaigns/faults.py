@@ -194,7 +194,7 @@ FAULTS = {
 
 
 def judge_failure(ended: Ended) -> str | None:
-    """What is wrong with how a command failed; None if it is one line and a status."""
+    """The fault in how a command failed; None if it is one line and a status."""
     lines = ended.err.splitlines()
     if ended.status not in (1, 2):
         return f"status {ended.status}: {ended.err[-1500:]}"

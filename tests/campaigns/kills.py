@@ -149,7 +149,7 @@ def run(words: tuple[str, ...], folder: Path, moment: Moment | None = None) -> E
 
 
 def judge_kill(ended: Ended, moment: Moment) -> str | None:
-    """What is wrong with how a command ended that was killed; None if nothing is."""
+    """The fault in how a killed command ended; None if nothing is."""
     if ended.status == -signal.SIGABRT:
         return "it hung"
     right = {-moment.number, 128 + moment.number, 0}

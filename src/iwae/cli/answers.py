@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -33,7 +33,7 @@ class OfRows(OfModel):
     """Rows: a .csv, .tsv, .parquet or .npy file, or a folder of images, with the columns that the
     run was trained on, in any order."""
     unknown: Literal["error", "missing"] = "error"
-    """What a word is that the training data do not have."""
+    """Treatment of a word that the training data do not have."""
 
 
 Out = Annotated[Path, tyro.conf.arg(help="File to write: .csv, .tsv, .parquet, .npy or .npz")]
@@ -114,14 +114,7 @@ def encode(arguments: Sequence[str]) -> int:
     from iwae.data.tables import write_table
     from iwae.runs.answers import encode_rows
 
-    cells = encode_rows(
-        options.run,
-        options.file,
-        k=options.k,
-        weights=options.weights,
-        unknown=options.unknown,
-        seed=options.seed,
-    )
+    cells = encode_rows(**_chosen(options))
     write_table(options.out, cells)
     print(options.out)
     return 0
@@ -135,16 +128,7 @@ def score(arguments: Sequence[str]) -> int:
     from iwae.data.tables import write_table
     from iwae.runs.answers import score_rows
 
-    cells = score_rows(
-        options.run,
-        options.file,
-        k=options.k,
-        weights=options.weights,
-        unknown=options.unknown,
-        data_dir=options.data_dir,
-        p_values=options.p_values,
-        seed=options.seed,
-    )
+    cells = score_rows(**_chosen(options))
     write_table(options.out, cells)
     values = cells["log_likelihood"]
     print(f"mean log-likelihood {values.mean():.3f} nats over {len(values):,} rows")
@@ -208,6 +192,15 @@ def impute(arguments: Sequence[str]) -> int:
     for path in impute_file(chosen.pop("run"), chosen.pop("file"), chosen.pop("out"), **chosen):
         print(path)
     return 0
+
+
+def _chosen(options: OfRows) -> dict[str, Any]:
+    """The options of a function that answers about rows; the output is the command's."""
+    chosen = {name: value for name, value in vars(options).items() if name not in _OF_OUTPUT}
+    return {"source": chosen.pop("file"), **chosen}
+
+
+_OF_OUTPUT = ("out", "overwrite")
 
 
 def _check_out(out: Path, file: Path | None, *, overwrite: bool) -> None:

@@ -359,7 +359,7 @@ def _cells(values: np.ndarray, column: Column) -> np.ndarray:
     values = np.asarray(values, np.float64)
     gaps = np.isnan(values)
     if column.levels:
-        codes = np.clip(np.rint(np.nan_to_num(values)), 0, len(column.levels) - 1).astype(int)
+        codes = np.clip(np.rint(np.where(gaps, 0, values)), 0, len(column.levels) - 1).astype(int)
         if column.levels == _BOOLEAN and not gaps.any():
             return codes.astype(bool)
         words = (False, True) if column.levels == _BOOLEAN else column.levels

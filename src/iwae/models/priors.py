@@ -39,7 +39,7 @@ class LabelPrior(eqx.Module):
 
     @property
     def named(self) -> Named:
-        """That of a Gaussian."""
+        """The name of a Gaussian."""
         return Named("normal")
 
     def __call__(self, model: Any) -> dist.Distribution:  # noqa: ARG002
@@ -60,7 +60,7 @@ class DiscretePrior(eqx.Module):
 
     @property
     def named(self) -> Named:
-        """That of the usual prior of a layer."""
+        """The name of the usual prior of a layer."""
         return Named("normal")
 
     def __call__(self, model: Any) -> dist.Distribution:  # noqa: ARG002

@@ -323,7 +323,7 @@ class VAE(AbstractLatentModel):
         return LayeredPosterior(self.encoder[0](inputs), self.encoder[1:])
 
     def inputs(self, x: Float[Array, " n_data"]) -> Float[Array, " n_inputs"]:
-        """What the encoder's network sees of an example."""
+        """The inputs of the encoder's network for an example."""
         encoding = self._data().encoding
         if encoding is None:
             return x

@@ -101,7 +101,7 @@ def compare_models(
 
 
 def _unmeasured(run: Path, weights: str, split: str, pruned: bool) -> str:
-    """What to do about models without a record."""
+    """The remedy for models without a record."""
     other = "best" if weights == "final" else "final"
     if known_bounds(run, split=split, weights=other, pruned=pruned):
         return f"{run} was {measured_with(other)}, or measure the {weights} ones"

@@ -143,7 +143,7 @@ def read_rows(fit: Fitted, source: Source, *, unknown: str = "error") -> Rows:
     """Read rows for a model.
 
     Args:
-        unknown: "error", or "missing": what a word is that the training data do not have.
+        unknown: treatment of a word that the training data do not have: "error" or "missing".
 
     Raises:
         UserError: names the source, the place and the remedy.
@@ -297,7 +297,7 @@ def score_rows(
         UserError: if the model or the rows cannot be read or do not fit; or if nothing was held
             out.
     """
-    fit, key = fitted(run, weights), jax.random.key(seed)
+    fit, (key, held_out_key) = fitted(run, weights), jax.random.split(jax.random.key(seed))
     rows = read_rows(fit, source, unknown=unknown)
     found = score(fit.model, rows.examples, key, k=k)
     cells = {
@@ -306,7 +306,7 @@ def score_rows(
         "pareto_k": found.pareto_k.astype(np.float32),
     }
     if p_values:
-        held_out = score(fit.model, _held_out(fit, data_dir), jax.random.fold_in(key, 1), k=k)
+        held_out = score(fit.model, _held_out(fit, data_dir), held_out_key, k=k)
         cells["p_value"] = outlier_p_values(found.log_likelihood, held_out.log_likelihood)
     return _joined(rows.ids, cells)
 
@@ -322,14 +322,13 @@ def _held_out(fit: Fitted, data_dir: Path | None) -> np.ndarray:
             f"{fit.where} held no rows out from training, so outliers cannot be judged: {remedy}, "
             "or train with --validation 0.1"
         )
-    if json_identity(data.identity) != json_identity(fit.identity):
+    if any(data.identity.get(name) != fit.identity.get(name) for name in _DIGESTS):
         raise UserError(f"the data of {fit.where} have changed since it was trained: {remedy}")
     return split_examples(data, "validation")
 
 
-def json_identity(identity: Mapping[str, Any]) -> dict[str, Any]:
-    """The parts of an identity that say which rows were held out."""
-    return {name: identity.get(name) for name in ("test_sha256", "validation_sha256")}
+_DIGESTS = ("test_sha256", "validation_sha256")
+"""The parts of a data set's identity that say which rows were held out."""
 
 
 def sample_rows(

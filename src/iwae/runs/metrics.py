@@ -67,7 +67,7 @@ def _entries(values: Any) -> Iterator[Any]:
 
 
 SINGLE = ("epoch", "step", "stage", "learning_rate")
-"""What a line of metrics holds once; all else is a list with a value for each replicate."""
+"""Entries that a line of metrics holds once; all others list a value for each replicate."""
 
 
 class Book(NamedTuple):

@@ -1,4 +1,4 @@
-"""What a run is going to train, and what follows when it is done, in words."""
+"""Summaries for a person: the plan of a run before training, and the next steps after it."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -66,7 +66,7 @@ def _validated(row: Mapping[str, Any]) -> bool:
 
 
 def what_next(run: Path) -> str:
-    """What to do with a finished run, as lines: train longer, measure it, ask about rows."""
+    """The next steps with a finished run, as lines: train longer, measure, ask about rows."""
     config = run_config(run)
     weights = " --weights best" if config.validation else ""
     lines = [f"trained models are in {run}/models; measure them with: iwae evaluate {run}{weights}"]
