@@ -233,7 +233,8 @@ class Gradients(parsing.OfRun):
     k: tuple[int, ...] = (1, 10, 100)
     """Number of particles, one or several."""
     gradients: tuple[str, ...] | None = None
-    """Estimators (default: all that apply to the objective; see `iwae objectives`)."""
+    """Estimators (default: all that apply to the objective; vimco and the other score-function ones
+    only for bits and categories as latents; see `iwae objectives`)."""
     backward: tuple[int, ...] = ()
     """Also measure each estimator through this many particles, where k is larger."""
     objective: str | None = None

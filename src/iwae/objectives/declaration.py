@@ -163,7 +163,10 @@ GRADIENTS: dict[str, tuple[str, str, str]] = {
 a_i and h_i are the first and second derivatives of the bound in log w_i; w~ is w normalised.
 """
 
-FIXED_DRAWS = ("score", "reinforce", "vimco", "vimco-arithmetic", "vimco-star", "ovis")
+BASELINES = ("reinforce", "vimco", "vimco-arithmetic", "vimco-star", "ovis")
+"""Score-function gradients with baselines: far noisier than those through the draws."""
+
+FIXED_DRAWS = ("score", *BASELINES)
 """Gradients that hold the draws of q fixed: those for bernoulli and categorical latents."""
 
 GRADIENT_OPTIONS = {"dreg-alpha": ("alpha",), "ovis": ("gamma",)}

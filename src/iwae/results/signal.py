@@ -29,6 +29,7 @@ from iwae.evaluation.signal import (
 from iwae.models.vae import VAE
 from iwae.objectives.catalogue import compose
 from iwae.objectives.declaration import (
+    BASELINES,
     GRADIENT_OPTIONS,
     OPTIONS,
     Declaration,
@@ -88,8 +89,7 @@ def gradients_run(
 
     Args:
         ks: particles (of each group, where the objective has groups).
-        gradients: names of estimators; if None, all that go with the objective as it is declared
-            and so many particles.
+        gradients: names of estimators; if None, those of `fitting` that go with so many particles.
         backward: numbers S of particles: beside each estimator, the same one through S of them, at
             every k with more particles than that. Estimators that cannot be drawn are omitted.
         objective: the run's own if None.
@@ -223,11 +223,15 @@ def _through(full: Declaration, count: int | None, layers: int) -> Declaration:
 def fitting(
     objective: str, own: Mapping[str, Any] = MappingProxyType({}), *, discrete: bool = False
 ) -> tuple[str, ...]:
-    """The estimators that go with an objective and need no option besides `own`."""
+    """The estimators that go with an objective and need no option besides `own`.
+
+    Score-function estimators with baselines are among them only for discrete latents.
+    """
     return tuple(
         name
         for name in gradients_of(objective, discrete=discrete)
         if all(own.get(option) is not None for option in GRADIENT_OPTIONS.get(name, ()))
+        and (discrete or name not in BASELINES)
     )
 
 
