@@ -42,13 +42,13 @@ MUTANTS = {
         "objectives/reductions.py",
         "jax.vmap(log_mean_exp)(log_w.reshape(m, -1))",
         "jax.vmap(log_mean_exp)(log_w.reshape(m, -1).T)",
-        "objectives",
+        "methods objectives",
     ),
     "miwae-groups-interleaved": Mutant(
         "objectives/reductions.py",
         "(log_w.reshape(m, -1)))",
         "(log_w.reshape(-1, m).T))",
-        "objectives",
+        "methods objectives",
     ),
     "ciwae-shares": Mutant(
         "objectives/reductions.py",
@@ -57,19 +57,19 @@ MUTANTS = {
         "objectives methods gradients",
     ),
     "renyi-sign": Mutant(
-        "objectives/reductions.py", "power, mean = 1 -", "power, mean = 1 +", "objectives"
+        "objectives/reductions.py", "power, mean = 1 -", "power, mean = 1 +", "methods objectives"
     ),
     "tvo-right-sum": Mutant(
         "objectives/reductions.py",
         "b[1:] if upper else b[:-1]",
         "b[:-1] if upper else b[1:]",
-        "objectives",
+        "methods objectives",
     ),
     "moments-bisection": Mutant(
         "objectives/reductions.py",
         "jnp.where(below, middle, low), jnp.where(below, high, middle)",
         "jnp.where(below, low, middle), jnp.where(below, middle, high)",
-        "objectives",
+        "methods objectives",
     ),
     "log-mean-exp-without-k": Mutant(
         "inference/particles.py", " - jnp.log(float(log_w.size))", "", "particles"
