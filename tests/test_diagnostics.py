@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy.special import logsumexp
 
 from iwae.errors import UserError
 from iwae.evaluation.diagnostics import (
@@ -45,6 +46,14 @@ def test_khat_is_that_of_arviz(case):
     assert khat(pareto_weights(*case)) == pytest.approx(ARVIZ[case], abs=2e-3)
 
 
+@pytest.mark.parametrize(("tail", "expected"), [(212, 0.1963), (213, 0.6861)])
+def test_the_tail_of_5000_weights_is_212_as_in_arviz(tail, expected):
+    """All but so many are lowered, which is no matter below the tail (arviz_stats 1.3.3)."""
+    log_w = pareto_weights(0.7, 5000)
+    low = jnp.argsort(log_w)[:-tail]
+    assert khat(log_w.at[low].add(-5.0)) == pytest.approx(expected, abs=2e-3)
+
+
 def test_khat_says_when_it_cannot_say():
     assert np.isnan(khat(jnp.zeros(16)))  # too few for a tail
     assert khat(jnp.zeros(100)) == 0  # all equal: no tail
@@ -74,15 +83,33 @@ def test_the_effective_sample_size_is_known_by_hand():
     assert ess == pytest.approx(16 / 6)
 
 
-def test_the_monte_carlo_error_is_the_deviation_between_repeats():
-    rng = np.random.default_rng(0)
-    repeats, n, k = 2000, 20, 50
-    w = np.exp(rng.normal(size=(repeats, n, k)) * np.linspace(0.1, 1, n)[:, None])
-    means = np.log(w.mean(axis=2)).mean(axis=1)
-    ess = w.sum(axis=2) ** 2 / (w**2).sum(axis=2)
-    told = np.mean([monte_carlo_error(each, k) for each in ess])
-    assert told == pytest.approx(means.std(), rel=0.08)
-    assert np.isnan(monte_carlo_error(np.ones(3), 1))
+def narrow_proposal(dimensions, variance, n, k):
+    """log w of n examples with target N(0, I) and proposal N(0, variance I), whose E[w] is 1.
+
+    log w = d/2 log v + (1 - v)/2 chi2_d, so that P(w > t) falls like t^(-1/(1 - v)): the tail index
+    is 1 - v. In many dimensions k weights see less of the tail than that, and k-hat is larger.
+    """
+    chi2 = np.random.default_rng(0).chisquare(dimensions, (n, k))
+    return np.float32(dimensions / 2 * np.log(variance) + (1 - variance) / 2 * chi2)
+
+
+@pytest.mark.parametrize(
+    ("dimensions", "variance", "tail", "by_ess"),
+    [(1, 0.7, 0.3, 1), (10, 0.5, 0.7, 0.85), (50, 0.25, 1.7, 0.45)],
+)
+def test_the_monte_carlo_error_is_the_deviation_between_repeats(dimensions, variance, tail, by_ess):
+    """Of 1,200 repeats: the stated error within 15%, and two of a mean of 20 cover it."""
+    log_w = narrow_proposal(dimensions, variance, 1200, 2000)
+    found = jax.tree.map(np.asarray, jax.jit(jax.vmap(weight_diagnostics))(log_w))
+    assert np.median(found["pareto_k"]) == pytest.approx(tail, abs=0.1)
+    values = logsumexp(np.float64(log_w), axis=1) - np.log(log_w.shape[1])
+    actual, errors = values.std(), found["monte_carlo_error"]
+    assert np.sqrt(1200) * monte_carlo_error(errors) == pytest.approx(actual, rel=0.15)
+    stated = np.array([monte_carlo_error(some) for some in errors.reshape(60, 20)])
+    off = values.reshape(60, 20).mean(axis=1) - values.mean()
+    assert np.mean(np.abs(off) < 2 * stated) >= 0.87  # 95% in truth: fails once in 500 seeds
+    delta = np.sqrt((2000 / found["ess"] - 1) / 1999)  # by the effective sample size alone
+    assert np.sqrt(np.mean(delta**2)) / actual == pytest.approx(by_ess, abs=0.1)
 
 
 def test_the_test_sample_error_is_that_of_a_mean():

@@ -15,6 +15,7 @@ from iwae.evaluation.likelihood import (
     log_likelihood_slabs,
     log_likelihoods,
     streamed_bound,
+    weight_diagnostics,
 )
 from iwae.evaluation.pruning import prune
 from iwae.evaluation.units import active_units, authors_active_units, layer_terms
@@ -111,14 +112,39 @@ def test_the_streamed_bound_is_the_log_mean_exp_of_all_weights(chunk):
     expected = logsumexp(np.float64(log_w)) - np.log(10_000)
     assert out["log_likelihood"] == pytest.approx(expected, abs=1e-3)  # float32 at 10^4
     assert out["ess"] == pytest.approx(w.sum() ** 2 / (w**2).sum(), rel=1e-4)
+    assert out["monte_carlo_error"] == pytest.approx(jackknife(w), rel=1e-3)
+
+
+def jackknife(w):
+    """The error of log(mean w) by leaving out each of 32 batches, or of fewer weights."""
+    batch = np.arange(len(w)) % 32
+    left = [np.log(w[batch != j].mean()) for j in np.unique(batch)]
+    return np.sqrt((len(left) - 1) * np.var(left))
+
+
+@pytest.mark.parametrize("k", [2, 5, 33, 100])
+def test_the_error_of_few_weights_is_that_without_each_batch(k):
+    log_w = np.float32(np.random.default_rng(k).normal(-900, 2.0, k))
+    expected = jackknife(np.exp(np.float64(log_w) - log_w.max()))
+    fn = eqx.filter_jit(streamed_bound(k, 3, given_weights(log_w)))
+    out = fn(LinearGaussian.random(), jnp.zeros(1), jax.random.key(0))
+    assert out["monte_carlo_error"] == pytest.approx(expected, rel=1e-3)
+    alone = jax.jit(weight_diagnostics)(log_w)["monte_carlo_error"]
+    assert alone == pytest.approx(expected, rel=1e-3)
+
+
+def test_an_error_that_particles_cannot_tell_is_not_finite():
+    assert np.isnan(weight_diagnostics(jnp.zeros(1))["monte_carlo_error"])
+    assert weight_diagnostics(jnp.float32([0, -jnp.inf, -jnp.inf]))["monte_carlo_error"] == np.inf
+    assert weight_diagnostics(jnp.float32([0, -80, -81]))["monte_carlo_error"] > 30  # no cancelling
 
 
 def test_a_sum_that_does_not_follow_its_maximum_would_be_seen(monkeypatch):
-    def faulty(sums, log_w):
-        top, total, squares = sums
+    def faulty(sums, log_w, first):  # noqa: ARG001
+        top, total, squares, batches = sums
         new_top = jnp.maximum(top, jnp.max(log_w))
         w = jnp.exp(log_w - new_top)
-        return new_top, total + jnp.sum(w), squares + jnp.sum(w**2)
+        return new_top, total + jnp.sum(w), squares + jnp.sum(w**2), batches
 
     monkeypatch.setattr(likelihood, "_add_weights", faulty)
     with pytest.raises(AssertionError):

@@ -51,25 +51,13 @@ def share_unreliable(khat: Float[np.ndarray, " n"], k: int) -> float:
     return float(np.mean(known > pareto_threshold(k))) if known.size else float("nan")
 
 
-def monte_carlo_error(ess: Float[np.ndarray, " n"], k: int) -> float:
-    """Standard error of the mean of n log-likelihoods that is due to the k weights, nats."""
-    return float(np.sqrt(_variances(ess, k).sum()) / len(ess))
+def monte_carlo_error(errors: Float[np.ndarray, " n"]) -> float:
+    """Standard error of the mean of n log-likelihoods that is due to their particles, nats.
 
-
-def log_likelihood_errors(ess: Float[np.ndarray, " n"], k: int) -> Float[np.ndarray, " n"]:
-    """Standard error of each of n log-likelihoods that is due to its k weights, nats."""
-    return np.asarray(np.sqrt(_variances(ess, k)))
-
-
-def _variances(ess: Float[np.ndarray, " n"], k: int) -> Float[np.ndarray, " n"]:
-    """Variance of each log-likelihood; nan for a single weight.
-
-    The relative variance of a mean of k weights is (k/ess - 1)/(k - 1), to first order the
-    variance of its log (the delta method). If a few weights dominate, it is understated.
+    Args:
+        errors: of each, nats, as of `evaluation.jackknife`; examples have particles of their own.
     """
-    if k < 2:
-        return np.full(len(ess), np.nan)
-    return np.asarray(np.maximum((k / np.maximum(ess, 1.0) - 1) / (k - 1), 0.0))
+    return float(np.sqrt((errors**2).sum()) / len(errors))
 
 
 def test_sample_error(values: Float[np.ndarray, " n"]) -> float:

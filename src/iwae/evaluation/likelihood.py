@@ -21,6 +21,7 @@ from iwae.evaluation.examples import (
     map_examples,
     refuse_nan,
 )
+from iwae.evaluation.jackknife import BATCHES, batch_sums, jackknife_error, weights_error
 from iwae.inference.chains import annealed_particles
 from iwae.inference.kernels import pareto_k
 from iwae.inference.particles import effective_sample_size, importance_particles, log_mean_exp
@@ -39,12 +40,13 @@ def streamed_bound(
 ) -> ExampleFn:
     """L_k of one example and diagnostics of its weights, from chunks of particles.
 
-    Only the running maximum, sum and sum of squares of the weights and the first `KHAT_WEIGHTS` of
+    Only the running maximum, sums and sum of squares of the weights and the first `KHAT_WEIGHTS` of
     them are kept, so memory does not grow with k. Particle i has the same key whatever the chunk.
 
     Returns:
-        A function of (model, x, key) whose result has `log_likelihood` (nats), `ess`, the
-        effective sample size, and `pareto_k`, k-hat (nan for fewer than 25 weights).
+        A function of (model, x, key) whose result has `log_likelihood` (nats), its
+        `monte_carlo_error` (nats; nan for k = 1), `ess`, the effective sample size, and `pareto_k`,
+        k-hat (nan for fewer than 25 weights).
     """
     examined = min(k, KHAT_WEIGHTS)
     slots = -(-examined // chunk)  # chunks that are kept; one extra slot takes all others
@@ -57,14 +59,17 @@ def streamed_bound(
             log_w = sampler(model, x, key, chunk, first=i * chunk)[0].log_w
             log_w = jnp.where(i * chunk + jnp.arange(chunk) < k, log_w, -jnp.inf)
             place = jnp.minimum(i, slots) * chunk
-            return _add_weights(sums, log_w), jax.lax.dynamic_update_slice(kept, log_w, (place,))
+            kept = jax.lax.dynamic_update_slice(kept, log_w, (place,))
+            return _add_weights(sums, log_w, i * chunk), kept
 
-        start = (jnp.float32(-jnp.inf), jnp.float32(0), jnp.float32(0))
+        zero = jnp.float32(0)
+        start = (jnp.float32(-jnp.inf), zero, zero, jnp.zeros(BATCHES, jnp.float32))
         kept = jnp.zeros((slots + 1) * chunk, jnp.float32)
         sums, kept = jax.lax.fori_loop(0, -(-k // chunk), add, (start, kept))
-        top, total, squares = sums
+        top, total, squares, batches = sums
         return {
             "log_likelihood": top + jnp.log(total) - jnp.log(jnp.float32(k)),
+            "monte_carlo_error": jackknife_error(batches, k),
             "ess": jnp.where(squares > 0, total**2 / squares, 0.0),
             "pareto_k": pareto_k(kept[:examined]),
         }
@@ -87,16 +92,17 @@ def chunk_length(k: int, longest: int | None = None) -> int:
     return chunk
 
 
-Sums = tuple[Scalar, Scalar, Scalar]
+Sums = tuple[Scalar, Scalar, Scalar, Float[Array, " b"]]
 
 
-def _add_weights(sums: Sums, log_w: LogWeights) -> Sums:
-    """Fold weights into (max log w, sum w / max, sum (w / max)^2)."""
-    top, total, squares = sums
+def _add_weights(sums: Sums, log_w: LogWeights, first: Array) -> Sums:
+    """Fold weights into (max log w, sum w / max, sum (w / max)^2, sums of batches / max)."""
+    top, total, squares, batches = sums
     new_top = jnp.maximum(top, jnp.max(log_w))
     shift = jnp.where(jnp.isneginf(new_top), 0.0, new_top)  # all weights zero so far
     scale, w = jnp.exp(top - shift), jnp.exp(log_w - shift)
-    return new_top, total * scale + jnp.sum(w), squares * scale**2 + jnp.sum(w**2)
+    batches = batches * scale + batch_sums(w, first)
+    return new_top, total * scale + jnp.sum(w), squares * scale**2 + jnp.sum(w**2), batches
 
 
 def log_likelihood_slabs(
@@ -235,8 +241,12 @@ def _annealed(
 
 
 def weight_diagnostics(log_w: LogWeights) -> dict[str, Scalar]:
-    """Diagnostics of one example's weights: effective sample size, `ess`, and k-hat, `pareto_k`.
+    """Monte Carlo error (nats), effective sample size and k-hat of one example's weights.
 
     k-hat is nan for fewer than 25 weights: the tail of 16 chains is too short.
     """
-    return {"ess": effective_sample_size(log_w), "pareto_k": pareto_k(log_w)}
+    return {
+        "monte_carlo_error": weights_error(log_w),
+        "ess": effective_sample_size(log_w),
+        "pareto_k": pareto_k(log_w),
+    }

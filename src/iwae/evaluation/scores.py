@@ -8,7 +8,6 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from iwae.errors import UserError
-from iwae.evaluation.diagnostics import log_likelihood_errors
 from iwae.evaluation.examples import ExampleFn, check_positive, gather, map_by_cost
 from iwae.evaluation.likelihood import log_likelihood_slabs
 from iwae.evaluation.posterior import snis_mean
@@ -117,8 +116,7 @@ def score(
 ) -> Scores:
     """Log-likelihoods with their errors; arguments and errors are those of `log_likelihoods`."""
     found = gather(log_likelihood_slabs(model, examples, key, k=k, batch_size=batch_size))
-    errors = log_likelihood_errors(found["ess"], k)
-    return Scores(found["log_likelihood"], errors, found["pareto_k"])
+    return Scores(found["log_likelihood"], found["monte_carlo_error"], found["pareto_k"])
 
 
 def outlier_p_values(

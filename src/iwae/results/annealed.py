@@ -13,6 +13,7 @@ from iwae.data import choose
 from iwae.errors import UserError
 from iwae.evaluation.diagnostics import Verdict, verdict
 from iwae.evaluation.examples import check_positive
+from iwae.evaluation.jackknife import BATCHES
 from iwae.evaluation.likelihood import annealed_slabs
 from iwae.inference.starts import STARTS
 from iwae.inference.step_sizes import tune_step_size
@@ -183,7 +184,7 @@ def _anneal(one: Replicate, annealing: Annealing, tolerance: float) -> Measured:
     }
     stacked = {
         name: np.stack([values[name] for values in both])
-        for name in ("log_likelihood", "ess", "acceptance")
+        for name in ("log_likelihood", "monte_carlo_error", "ess", "acceptance")
     }
     own = {
         f"step_sizes_{one.number}_{length}": found
@@ -218,7 +219,8 @@ def _at_length(
             first=first,
         )
 
-    return one.values(f"{length} temperatures", slabs, method=Method.ANNEALED, **settings), sizes
+    how = {"method": Method.ANNEALED, "batches": BATCHES, **settings}
+    return one.values(f"{length} temperatures", slabs, **how), sizes
 
 
 def annealing_keys(seed: int, length: int) -> tuple[PRNGKey, PRNGKey]:

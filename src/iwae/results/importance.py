@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from iwae.errors import UserError
+from iwae.evaluation.jackknife import BATCHES
 from iwae.evaluation.likelihood import log_likelihood_slabs
 from iwae.results.measure import Measured, Replicate, SplitOptions, measure
 from iwae.results.records import (
@@ -29,9 +30,9 @@ def evaluate_run(
 
     Writes `RUN/evaluations/NAME.json` (the record, which is also returned) and `NAME.npz` (the
     values behind it): for R replicates, m numbers of samples and n examples `k [m]`, `index [n]` in
-    the split, `log_likelihood`, `ess` and `pareto_k` `[R, m, n]`, and `variances_R_L` of the units
-    of each replicate R (from 0) and layer L (from 1). A number that is not finite is null in the
-    record. A call that was stopped continues when it is repeated.
+    the split, `log_likelihood`, `monte_carlo_error`, `ess` and `pareto_k` `[R, m, n]`, and
+    `variances_R_L` of the units of each replicate R (from 0) and layer L (from 1). A number that is
+    not finite is null in the record. A call that was stopped continues when it is repeated.
 
     Args:
         ks: numbers of importance samples; the record leads with the largest.
@@ -62,12 +63,13 @@ def _measure(one: Replicate, ks: Sequence[int]) -> Measured:
             one.model, subject.data, key, k=k, batch_size=subject.batch_size, first=first
         )
 
-    found = [one.values(f"k={k}", partial(slabs, k=k), method=Method.IMPORTANCE, k=k) for k in ks]
+    how = {"method": Method.IMPORTANCE, "batches": BATCHES}
+    found = [one.values(f"k={k}", partial(slabs, k=k), **how, k=k) for k in ks]
     by_k = [{"k": k, **weight_summary(values, k)} for k, values in zip(ks, found, strict=True)]
     counts, variances = unit_counts(subject, one.model)
     stacked = {
         name: np.stack([values[name] for values in found])
-        for name in ("log_likelihood", "ess", "pareto_k")
+        for name in ("log_likelihood", "monte_carlo_error", "ess", "pareto_k")
     }
     own = {f"variances_{one.number}_{layer}": v for layer, v in enumerate(variances, start=1)}
     return Measured({**by_k[-1], "by_k": by_k, **counts}, stacked, own)

@@ -24,6 +24,7 @@ from iwae.evaluation.diagnostics import (
     share_unreliable,
     test_sample_error,
 )
+from iwae.evaluation.jackknife import BATCHES
 from iwae.evaluation.likelihood import KHAT_WEIGHTS
 from iwae.evaluation.pruning import prune
 from iwae.evaluation.units import active_units, authors_active_units
@@ -312,7 +313,8 @@ def weight_summary(values: Mapping[str, np.ndarray], k: int) -> Document:
     known = k >= KHAT_LEAST
     return {
         **summary(values["log_likelihood"]),
-        "monte_carlo_error": number(monte_carlo_error(values["ess"], k)),
+        "monte_carlo_error": number(monte_carlo_error(values["monte_carlo_error"])),
+        "monte_carlo_batches": min(k, BATCHES),
         "ess_mean": float(values["ess"].mean()),
         "ess_min": float(values["ess"].min()),
         "pareto_k_unreliable": number(share_unreliable(khat, looked_at)) if known else None,

@@ -66,6 +66,7 @@ class Weights(Fields):
     bits_per_dimension: Number = None
     bits_per_dimension_stderr: Number = None
     monte_carlo_error: Number = None
+    monte_carlo_batches: int | None = None
     ess_mean: Number = None
     ess_min: Number = None
     pareto_k_unreliable: Number = None
