@@ -23,7 +23,7 @@ _SUBSET, _CHAINS = ("split", "examples"), ("temperatures", "chains", "leapfrog")
 _PATH = (*_CHAINS, "schedule", "start")
 
 METHODS: dict[str, tuple[str, tuple[str, ...]]] = {
-    "is": ("evaluate_run", (*_SUBSET, "k")),
+    "is": ("evaluate_run", (*_SUBSET, "k", "binarizations")),
     "ais": ("anneal_run", (*_SUBSET, *_PATH, "tolerance")),
     "bdmc": ("bdmc_run", ("examples", "k", *_PATH)),
     "rate-distortion": ("rate_distortion_run", (*_SUBSET, *_CHAINS)),
@@ -52,6 +52,8 @@ class Evaluate(parsing.OfRun):
     """Split to measure (default: test)."""
     k: tuple[int, ...] | None = None
     """is, bdmc, information: samples per example; is takes several (default: 5000, 5000, 16)."""
+    binarizations: int | None = None
+    """is: draws of the test set's pixels to measure, for the error of a single one (default: 1)."""
     temperatures: int | None = None
     """ais, bdmc, rate-distortion: number of temperatures; cost is proportional (default: 500)."""
     chains: int | None = None

@@ -1,10 +1,9 @@
 """The Monte Carlo error of a log-likelihood, from its particles in batches.
 
-The delta method, (k / ESS - 1) / (k - 1) for the variance of log(mean w), understates the error where
-few weights dominate: ten of them that happen to be small make the sample look even. Leaving out
-batches shows what the large ones do. Measured beside repeated draws, the error of a mean over
-examples is right within a tenth for k-hat from 0.3 to 1.7, where the delta method states 0.96 to 0.43
-of it.
+The delta method, (k / ESS - 1) / (k - 1) for the variance of log(mean w), understates the error
+where few weights dominate: a sample that happens to lack them looks even. Leaving out batches shows
+what the large ones do. Beside repeated draws, the error of a mean over examples is right within a
+tenth for k-hat from 0.3 to 1.7; by the delta method it is 0.96 to 0.43 of what it should be.
 """
 
 import jax.numpy as jnp

@@ -5,14 +5,16 @@ from functools import partial
 from pathlib import Path
 from typing import Unpack
 
-import jax
 import numpy as np
 
 from iwae.errors import UserError
 from iwae.evaluation.jackknife import BATCHES
 from iwae.evaluation.likelihood import log_likelihood_slabs
+from iwae.results.draws import draw_key, redrawn_subjects
 from iwae.results.measure import Measured, Replicate, SplitOptions, measure
 from iwae.results.records import (
+    Subject,
+    draws_summary,
     make_subject,
     record_name,
     shared_record,
@@ -24,52 +26,84 @@ from iwae.results.unfinished import Slab
 
 
 def evaluate_run(
-    run: Path, *, ks: Sequence[int] = (5000,), **options: Unpack[SplitOptions]
+    run: Path,
+    *,
+    ks: Sequence[int] = (5000,),
+    binarizations: int | None = None,
+    **options: Unpack[SplitOptions],
 ) -> Document:
     """Importance sampled log-likelihoods and active units of every replicate of a run.
 
     Writes `RUN/evaluations/NAME.json` (the record, which is also returned) and `NAME.npz` (the
     values behind it): for R replicates, m numbers of samples and n examples `k [m]`, `index [n]` in
-    the split, `log_likelihood`, `monte_carlo_error`, `ess` and `pareto_k` `[R, m, n]`, and
-    `variances_R_L` of the units of each replicate R (from 0) and layer L (from 1). A number that is
-    not finite is null in the record. A call that was stopped continues when it is repeated.
+    the split, `log_likelihood`, `monte_carlo_error`, `ess` and `pareto_k` `[R, m, n]`,
+    `draws [R, m, J, n]` if there are J draws, and `variances_R_L` of the units of each replicate R
+    (from 0) and layer L (from 1). A number that is not finite is null in the record. A call that
+    was stopped continues when it is repeated.
 
     Args:
         ks: numbers of importance samples; the record leads with the largest.
+        binarizations: J, draws of the pixels of a dynamically binarised test set to measure, the
+            usual one first; each row of the record then has the mean over them, `binarizations`.
         options: see `SplitOptions`.
 
     Raises:
-        UserError: if the run, its weights, its data or the split are not there.
+        UserError: if the run, its weights, its data or the split are not there, or its test set
+            has no other draws.
     """
     if not ks:
         raise UserError("name at least one k")
     ks = sorted(set(ks))
     subject = make_subject(Path(run), labels=True, **options)
+    drawn = [subject] if binarizations is None else redrawn_subjects(subject, binarizations)
+    words = [f"k{ks[-1]}", *([] if binarizations is None else [f"draws{binarizations}"])]
     return measure(
         subject,
-        partial(_measure, ks=ks),
-        file=record_name(subject, f"k{ks[-1]}"),
+        partial(_measure, ks=ks, drawn=drawn),
+        file=record_name(subject, *words),
         shared={**shared_record(subject, Method.IMPORTANCE), "proposal": "posterior"},
         arrays={"k": np.asarray(ks), "index": subject.places},
         rows=("by_k", "k"),
     )
 
 
-def _measure(one: Replicate, ks: Sequence[int]) -> Measured:
-    subject, key = one.subject, jax.random.key(one.subject.seed)
+def _measure(one: Replicate, ks: Sequence[int], drawn: Sequence[Subject]) -> Measured:
+    found = [[_values(one, k, draw, drawn[draw]) for draw in range(len(drawn))] for k in ks]
+    by_k = [_row(k, draws) for k, draws in zip(ks, found, strict=True)]
+    counts, variances = unit_counts(one.subject, one.model)
+    stacked = {
+        name: np.stack([draws[0][name] for draws in found])
+        for name in ("log_likelihood", "monte_carlo_error", "ess", "pareto_k")
+    }
+    if len(drawn) > 1:
+        stacked["draws"] = np.stack([_each(draws, "log_likelihood") for draws in found])
+    own = {f"variances_{one.number}_{layer}": v for layer, v in enumerate(variances, start=1)}
+    return Measured({**by_k[-1], "by_k": by_k, **counts}, stacked, own)
 
-    def slabs(first: int, k: int) -> Iterator[Slab]:
+
+def _values(one: Replicate, k: int, draw: int, subject: Subject) -> Slab:
+    """The values of one replicate on one draw of the examples."""
+
+    def slabs(first: int) -> Iterator[Slab]:
+        key = draw_key(subject.seed, draw)
         return log_likelihood_slabs(
             one.model, subject.data, key, k=k, batch_size=subject.batch_size, first=first
         )
 
-    how = {"method": Method.IMPORTANCE, "batches": BATCHES}
-    found = [one.values(f"k={k}", partial(slabs, k=k), **how, k=k) for k in ks]
-    by_k = [{"k": k, **weight_summary(values, k)} for k, values in zip(ks, found, strict=True)]
-    counts, variances = unit_counts(subject, one.model)
-    stacked = {
-        name: np.stack([values[name] for values in found])
-        for name in ("log_likelihood", "monte_carlo_error", "ess", "pareto_k")
-    }
-    own = {f"variances_{one.number}_{layer}": v for layer, v in enumerate(variances, start=1)}
-    return Measured({**by_k[-1], "by_k": by_k, **counts}, stacked, own)
+    how = {"method": Method.IMPORTANCE, "k": k, "batches": BATCHES}
+    name = f"k={k}" if draw == 0 else f"k={k}, draw {draw}"
+    # The examples tell draws apart, and draw 0 may resume what was begun without the others.
+    return one._replace(subject=subject).values(name, slabs, **how)
+
+
+def _row(k: int, draws: Sequence[Slab]) -> Document:
+    """The part of a record about one k, and about its draws if there are several."""
+    row = {"k": k, **weight_summary(draws[0], k)}
+    if len(draws) == 1:
+        return row
+    values = (_each(draws, name) for name in ("log_likelihood", "monte_carlo_error"))
+    return {**row, "binarizations": draws_summary(*values)}
+
+
+def _each(draws: Sequence[Slab], name: str) -> np.ndarray:
+    return np.stack([one[name] for one in draws])

@@ -144,7 +144,7 @@ def measure(
     if rows is None:
         record = {**(each[0] if len(each) == 1 else {"replicates": each}), **shared}
     else:
-        record = over_replicates(each, shared, stored["log_likelihood"], *rows)
+        record = over_replicates(each, shared, stored, *rows)
         record["ordering"] = check_ordering(subject.run, parse(record), stored)
     written = write_record(subject.run, file, record, stored)
     unfinished.forget()

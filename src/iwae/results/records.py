@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jaxtyping import Float
 
 from iwae.config.experiment import TrainConfig, config_values, without_folders
 from iwae.data import KINDS, Dataset, as_kind, choose, test_sha256
@@ -322,6 +323,35 @@ def weight_summary(values: Mapping[str, np.ndarray], k: int) -> Document:
     }
 
 
+def draws_summary(
+    values: Float[np.ndarray, "J n"], errors: Float[np.ndarray, "J n"] | None = None
+) -> Document:
+    """The mean over J draws of n examples, and its errors, for a record.
+
+    Pixels are drawn independently, so the variance of a mean over examples is the sum of those of
+    each example between its draws: J - 1 degrees of freedom for each of them.
+
+    Args:
+        values: log-likelihoods, nats, each from particles of its own.
+        errors: their Monte Carlo errors, nats.
+    """
+    draws, n = values.shape
+    finite = np.isfinite(values).all()
+    one = np.sqrt(values.var(axis=0, ddof=1).sum()) / n if finite else np.nan
+    mean = values.mean(axis=0) if finite else np.full(n, np.nan)
+    more = (
+        {} if errors is None else {"monte_carlo_error": number(monte_carlo_error(errors.ravel()))}
+    )
+    return {
+        "draws": draws,
+        "log_likelihood": number(mean.mean()),
+        "stderr": number(test_sample_error(mean)),
+        "draws_error": number(one / np.sqrt(draws)),
+        "one_draw_error": number(one),
+        **more,
+    }
+
+
 def unit_counts(subject: Subject, model: Model) -> tuple[Document, tuple[np.ndarray, ...]]:
     """Active units by both definitions, for a record, and the variances behind them."""
     key = jax.random.key(subject.seed)
@@ -349,14 +379,15 @@ def model_facts(subject: Subject, replicate: int) -> Document:
 def over_replicates(
     each: Sequence[Document],
     shared: Document,
-    values: np.ndarray,
+    arrays: Mapping[str, np.ndarray],
     rows_of: str,
     column: str,
 ) -> Document:
     """One record for all replicates; `replicates` has each one's own.
 
     Args:
-        values: `[R, m, n]` log-likelihoods for each of m rows; the last row leads.
+        arrays: `log_likelihood [R, m, n]` for each of m rows, and `draws [R, m, J, n]` if there
+            are some; the last row leads.
         rows_of: where a replicate's record has its rows, such as `by_k`.
         column: of the rows, the same for all replicates.
     """
@@ -364,10 +395,17 @@ def over_replicates(
     if len(each) == 1:
         return {**each[0], **shared}
     what = {name: shared[name] for name in ("dataset", "split", "n", "test_sha256")}
+    values = arrays["log_likelihood"]
     rows = [
         {column: each[0][rows_of][i][column], **summary_over_replicates(values[:, i])}
         for i in range(values.shape[1])
     ]
+    if "draws" in arrays:
+        means = arrays["draws"].mean(axis=0)
+        rows = [
+            {**row, "binarizations": draws_summary(draws)}
+            for row, draws in zip(rows, means, strict=True)
+        ]
     rows = [with_bits(row, shared["data"]) for row in rows]
     return {
         **rows[-1],

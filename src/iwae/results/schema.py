@@ -57,6 +57,37 @@ class Fields(BaseModel):
         return self.model_dump(mode="json", exclude_unset=True)
 
 
+class Binarizations(Fields):
+    """A log-likelihood as a mean over draws of a test set's pixels, nats per example.
+
+    `stderr` is from the choice of examples, `draws_error` from the draws behind this mean,
+    `one_draw_error` that of the mean of a single draw. `by` names the bound whose draws these are,
+    where it is another one: its difference to draw 0 is added to this one's.
+    """
+
+    draws: int
+    log_likelihood: Number
+    stderr: Number
+    draws_error: Number
+    one_draw_error: Number
+    monte_carlo_error: Number = None
+    by: str | None = None
+
+
+class Whole(Fields):
+    """A log-likelihood of a subset, carried over to all examples of its split, nats per example.
+
+    The mean of another bound, `by`, over all n examples, and the mean difference to it on the
+    subset. `stderr` is from the choice of the n examples, `subset_error` from that of the subset.
+    """
+
+    n: int
+    by: str
+    log_likelihood: Number
+    stderr: Number
+    subset_error: Number
+
+
 class Weights(Fields):
     """A log-likelihood, nats per example, and diagnostics of the weights behind it."""
 
@@ -75,6 +106,8 @@ class Weights(Fields):
     acceptance_min: Number = None
     step_size_min: Number = None
     step_size_max: Number = None
+    binarizations: Binarizations | None = None
+    whole: Whole | None = None
 
 
 class Row(Weights):
@@ -218,10 +251,11 @@ class Part(Weights):
 
 
 class Subset(Fields):
-    """A seeded random subset of a split."""
+    """A seeded random subset of a split; `stratified_by` a bound of all examples, if it was."""
 
     examples: int
     seed: int = 0
+    stratified_by: str | None = None
 
 
 class Settings(Fields):
