@@ -32,8 +32,8 @@ def run_cells_table(results: Path, cells: str) -> str:
     ours, fast = _both(results, cells)
     rows = [
         {
-            "NLL, nats (active units; training time)": cell.name,
-            "published": _in_brief(cell.entry.nll, None, cell.entry.active, None),
+            "NLL, nats (other errors; active units; training time)": cell.name,
+            "published": _in_brief(cell.entry.nll, None, "", cell.entry.active, None),
             "ours, published schedule": _of(cell),
             "ours, fast recipe": _of(fast[cell.name]) if cell.name in fast else "",
         }
@@ -55,18 +55,20 @@ def _of(cell: Cell) -> str:
     if cell.nll is None:
         return ""
     cost = hours(cell.entry.config(epochs=cell.epochs, replicates=cell.seeds))
-    return _in_brief(cell.nll, cell.stderr, cell.active, cost)
+    return _in_brief(cell.nll, cell.stderr, cell.others, cell.active, cost)
 
 
 def _in_brief(
     nll: float | None,
     stderr: float | None,
+    others: str,
     active: Sequence[float | int],
     cost: float | None,
 ) -> str:
     if nll is None:
         return ""
-    about = ["+".join(f"{count:.3g}" for count in active)] if active else []
+    about = [others] if others else []
+    about += ["+".join(f"{count:.3g}" for count in active)] if active else []
     about += [] if cost is None else [duration(cost)]
     return plus_minus(nll, stderr, 2) + (f" ({'; '.join(about)})" if about else "")
 

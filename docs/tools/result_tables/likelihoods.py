@@ -5,10 +5,10 @@ from pathlib import Path
 from iwae.config.experiment import make_config
 from iwae.errors import UserError
 from iwae.reports.estimates import Row, estimates_row, published_nll
-from iwae.results.reading import read_records
+from iwae.results.completing import read_completed
 from iwae.results.schema import Method, Record
 from iwae.results.store import refuse_damage
-from iwae.results.text import plus_minus
+from iwae.results.text import error_words, plus_minus
 from result_tables.tables import markdown, runs_in
 
 
@@ -17,7 +17,7 @@ def largest_records(results: Path) -> dict[str, Record]:
     records: dict[str, Record] = {}
     for run in runs_in(results):
         name = str(run.relative_to(results))
-        for path, record in read_records(run, (Method.IMPORTANCE,), refuse_damage):
+        for path, record in read_completed(run, (Method.IMPORTANCE,), refuse_damage):
             whole = record.split == "test" and not record.pruned and record.subset is None
             if whole and (name not in records or record.k >= records[name].k):
                 if record.log_likelihood is None:
@@ -34,6 +34,7 @@ def likelihood_row(name: str, record: Record, published: str) -> Row:
     epochs = {one.epoch for one in each}
     digits = 2 if truth is None else 4  # more mean something where the density is known
     nll, spread = -record.log_likelihood, record.between_replicates_sd
+    row = record.by_k[-1]
     return {
         "run": name,
         "data": record.dataset,
@@ -44,6 +45,7 @@ def likelihood_row(name: str, record: Record, published: str) -> Row:
             nll, record.stderr, digits, spread=spread, of=f" of {len(each)} seeds"
         ),
         "NLL of the true density": "-" if truth is None else f"{-truth:.{digits}f}",
+        "other errors": "; ".join(error_words(row, digits + 1)),
         "active units": "+".join(f"{count:g}" for count in record.active_units),
         "test images": f"{record.n:,}",
         "published NLL": published,
@@ -62,8 +64,8 @@ def likelihood_table(results: Path) -> str:
 def estimates_table(results: Path) -> str:
     """Markdown: every bound known of each run that was annealed, on the same examples.
 
-    The examples are those of the longest annealing run; the bounds by importance sampling are
-    averaged over them alone, so that all numbers of a row can be compared.
+    They are all of the test set where L_k of all is known, to which annealing of a subset is
+    carried over; otherwise the subset.
     """
     rows = [
         row

@@ -57,8 +57,8 @@ class Score(OfRows):
     """Write the log-likelihood of each row, and how unusual it is.
 
     log_likelihood is in nats, with its Monte Carlo error; pareto_k above 0.7 marks a row whose
-    error is larger than stated. p_value is the share of the rows held out from training that are at
-    most as likely: small for outliers.
+    error is at least what is stated. p_value is the share of the rows held out from training that
+    are at most as likely: small for outliers.
     """
 
     out: Out
@@ -134,7 +134,10 @@ def score(arguments: Sequence[str]) -> int:
     print(f"mean log-likelihood {values.mean():.3f} nats over {len(values):,} rows")
     doubtful = (cells["pareto_k"] > DOUBTFUL).sum()
     if doubtful:
-        print(f"k-hat is above {DOUBTFUL} for {doubtful:,} rows, whose error is larger than stated")
+        print(
+            f"k-hat is above {DOUBTFUL} for {doubtful:,} rows, whose Monte Carlo error is at least "
+            "what is stated"
+        )
     print(options.out)
     return 0
 

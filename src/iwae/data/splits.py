@@ -183,8 +183,12 @@ def choose(n: int, count: int, *, seed: int = 0, stream: int = HOLD_OUT) -> np.n
     A prefix would not be a sample, because files are often sorted (the test set of static MNIST by
     digit, OMNIGLOT by alphabet).
     """
-    order = np.argsort(_generator(seed, stream).random(n), kind="stable")
-    return np.sort(order[:count])
+    return np.sort(shuffled(n, seed=seed, stream=stream)[:count])
+
+
+def shuffled(n: int, *, seed: int = 0, stream: int = HOLD_OUT) -> np.ndarray:
+    """The rows 0..n-1 in a random order."""
+    return np.argsort(_generator(seed, stream).random(n), kind="stable")
 
 
 def bernoulli(grey: np.ndarray, *, seed: int, stream: int, rows: Rows = ALL) -> np.ndarray:

@@ -1,8 +1,8 @@
 """Reliability of a likelihood: bounds from both sides, tails of weights, agreement.
 
-Three errors of a mean log-likelihood are kept apart: `monte_carlo_error` (chains and particles),
-`test_sample_error` (which examples happen to be in the test set), and the deviation between seeds,
-which is that of the means themselves.
+The errors of a mean log-likelihood are kept apart: `monte_carlo_error` (chains and particles),
+`test_sample_error` (which examples happen to be in the test set), the error of one draw of their
+pixels, and the deviation between seeds, which is that of the means themselves.
 """
 
 from collections.abc import Iterator, Mapping

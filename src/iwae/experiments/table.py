@@ -11,11 +11,13 @@ from tabulate import tabulate
 from iwae.config.experiment import config_values, read_config
 from iwae.config.presets import FAST, PRESETS, Preset, same_experiment
 from iwae.errors import UserError
+from iwae.experiments.cell_errors import mean_over_draws, other_errors
 from iwae.experiments.cells import Wanted, cell_folder, cell_runs
 from iwae.experiments.costs import hours
 from iwae.experiments.tasks import final_models, is_trained
+from iwae.results.completing import completed
 from iwae.results.reading import Known, known_bounds
-from iwae.results.schema import Part
+from iwae.results.schema import Binarizations, Part, Weights
 from iwae.results.store import refuse_damage
 from iwae.results.text import plus_minus
 
@@ -33,12 +35,16 @@ class Cell(NamedTuple):
         name: of the cell.
         entry: its preset.
         nll: mean over seeds of minus the mean L_5000 on the whole test set, nats; None if unknown.
-        nll_64: the same by 64 samples.
+            Where several draws of its pixels were measured by any k, as their mean.
+        nll_64: the same by 64 samples, of one draw.
         stderr: its standard error from the test examples.
+        draws: the draws behind it; None if the pixels were drawn once.
+        others: its errors from particles and draws, in words.
         spread: standard deviation between seeds; None for one seed.
         truth: minus the mean log density of the same examples, where it is known, nats.
         active: mean active units of each layer.
-        annealed: AIS minus L_5000 on the same examples, with its standard error; None if unknown.
+        annealed: AIS minus L_5000 on the same examples, with its standard error, as an estimate for
+            all of the test set; None if unknown.
         seeds: how many.
         epochs: how many were trained.
         trouble: why its runs could not be read; such a cell has no number.
@@ -49,6 +55,8 @@ class Cell(NamedTuple):
     nll: float | None = None
     nll_64: float | None = None
     stderr: float | None = None
+    draws: Binarizations | None = None
+    others: str = ""
     spread: float | None = None
     truth: float | None = None
     active: tuple[float, ...] = ()
@@ -70,12 +78,17 @@ class Cell(NamedTuple):
 
         None for one seed.
 
-        By Student's t, for the published number is one run, of another seed. The error of the test
-        examples is omitted: both were measured on the same images, or nearly (OMNIGLOT).
+        By Student's t, for the published number is one run, of another seed, measured on another
+        draw of the pixels, whose error is added if it is known. The error of the test examples is
+        omitted: both were measured on the same images, or nearly (OMNIGLOT).
         """
         if self.spread is None:
             return None
-        return float(student.isf(0.025, self.seeds - 1) * self.spread * np.sqrt(1 + 1 / self.seeds))
+        of_seeds = student.isf(0.025, self.seeds - 1) * self.spread * np.sqrt(1 + 1 / self.seeds)
+        of_draws = 0.0
+        if self.draws is not None:
+            of_draws = 1.96 * np.hypot(self.draws.draws_error or 0, self.draws.one_draw_error or 0)
+        return float(np.hypot(of_seeds, of_draws))
 
     @property
     def is_shortened(self) -> bool:
@@ -100,7 +113,7 @@ class Cell(NamedTuple):
         words = {
             (True, True): "reproduced",
             (True, False): f"within {TOLERANCE} nats",
-            (False, True): "within what seeds differ by",
+            (False, True): f"within what seeds{' and draws' * (self.draws is not None)} differ by",
         }
         return words.get((near, usual), "better" if self.difference < 0 else "worse")
 
@@ -145,11 +158,17 @@ def read_cell(out: Path, name: str, wanted: Wanted) -> Cell:
     looser = [-one.looser.values.mean(axis=1) for one in found if one.looser is not None]
     replicates = [each for one in found for each in one.replicates()]
     each = values.mean(axis=1)
+    rows = [(one.row, len(one.replicates())) for one in found]
+    drawn = mean_over_draws(rows)
+    mean = None if drawn is None else drawn.log_likelihood
+    stderr = float(values.mean(axis=0).std(ddof=1) / np.sqrt(values.shape[1]))
     return Cell(
         name,
         entry,
-        nll=-float(each.mean()),
-        stderr=float(values.mean(axis=0).std(ddof=1) / np.sqrt(values.shape[1])),
+        nll=-(float(each.mean()) if mean is None else mean),
+        stderr=stderr if drawn is None else drawn.stderr,
+        draws=drawn,
+        others=other_errors(rows, found[0].best.record, _digits(density)),
         spread=float(each.std(ddof=1)) if len(each) > 1 else None,
         truth=None if density is None else -density,
         active=tuple(np.mean([one.active_units for one in replicates], axis=0).tolist()),
@@ -193,17 +212,23 @@ class _Above(NamedTuple):
         estimator: its name.
         places: of the examples in the test set, `[n]`.
         gaps: `[R, n]`, nats.
+        total: examples in the test set.
     """
 
     estimator: str
     places: np.ndarray
     gaps: np.ndarray
+    total: int
 
 
 class _Finished(NamedTuple):
-    """The bounds known of a finished run: L_5000 and L_64 on all of the test set, and AIS."""
+    """The bounds known of a finished run: L_5000 and L_64 on all of the test set, and AIS.
+
+    `row` is that of L_5000, with what the run's other records add to it.
+    """
 
     best: Known
+    row: Weights
     looser: Known | None
     above: "_Above | None"
 
@@ -237,7 +262,9 @@ def _finished(run: Path, epochs: int) -> list[_Finished]:
         return []
     best = whole["L_5000"]
     above = _above(longest[-1], best) if longest else None
-    found = _Finished(best, whole.get("L_64"), above)
+    record = completed(run, best.record, None)
+    row = next(row for row in record.by_k if row.k == best.rank[1])
+    found = _Finished(best, row, whole.get("L_64"), above)
     return [found] if found.epochs >= epochs else []
 
 
@@ -253,7 +280,9 @@ def _check(known: Known, run: Path) -> None:
 def _above(annealed: Known, sampled: Known) -> _Above:
     """The gap between two bounds on the same examples."""
     same = np.isin(sampled.places, annealed.places)
-    return _Above(annealed.estimator, annealed.places, annealed.values - sampled.values[:, same])
+    return _Above(
+        annealed.estimator, annealed.places, annealed.values - sampled.values[:, same], same.size
+    )
 
 
 def _annealed(found: Sequence[_Above]) -> tuple[str, float, float] | None:
@@ -266,7 +295,8 @@ def _annealed(found: Sequence[_Above]) -> tuple[str, float, float] | None:
     if not alike:
         return None
     gap = np.concatenate([one.gaps for one in alike]).mean(axis=0)
-    return alike[0].estimator, float(gap.mean()), float(gap.std(ddof=1) / np.sqrt(gap.size))
+    part = 1 - gap.size / alike[0].total if gap.size < alike[0].total else 1.0
+    return alike[0].estimator, float(gap.mean()), float(np.sqrt(part / gap.size) * gap.std(ddof=1))
 
 
 def table(
@@ -314,7 +344,7 @@ _BESIDE = {
 
 def _row(cell: Cell, wanted: Wanted) -> dict[str, str]:
     """One line of the table; what is unknown is empty."""
-    entry, ais = cell.entry, cell.annealed
+    entry = cell.entry
     replicates = cell.seeds or wanted.seeds
     cost = hours(entry.config(epochs=wanted.epochs(entry), replicates=replicates))
     return {
@@ -328,7 +358,8 @@ def _row(cell: Cell, wanted: Wanted) -> dict[str, str]:
         "published -L_64": _number(entry.nll_64),
         "active units": "+".join(f"{count:.3g}" for count in cell.active),
         "published active": "+".join(map(str, entry.active)),
-        "AIS beside L_5000": f"{ais[0]} {plus_minus(-ais[1], ais[2], 2, sign='+')}" if ais else "",
+        "AIS beside L_5000": _beside(cell),
+        "other errors": cell.others,
         "seeds": str(cell.seeds or ""),
         "epochs": f"{cell.epochs:,}" if cell.epochs else "",
         "time": "" if cost is None or cell.trouble else duration(cost),
@@ -338,8 +369,23 @@ def _row(cell: Cell, wanted: Wanted) -> dict[str, str]:
 def _nll(cell: Cell) -> str:
     if cell.nll is None:
         return "cannot be read" if cell.trouble else "not run"
-    digits = 2 if cell.truth is None else 3  # more mean something where the density is known
-    return plus_minus(cell.nll, cell.stderr, digits, spread=cell.spread, of=" of seeds")
+    return plus_minus(
+        cell.nll, cell.stderr, _digits(cell.truth), spread=cell.spread, of=" of seeds"
+    )
+
+
+def _beside(cell: Cell) -> str:
+    """AIS of all test examples, and its difference to L_5000."""
+    if cell.annealed is None or cell.nll is None:
+        return ""
+    name, gap, error = cell.annealed
+    digits = _digits(cell.truth)
+    return f"{name} {cell.nll - gap:.{digits}f} ({plus_minus(-gap, error, digits, sign='+')})"
+
+
+def _digits(truth: float | None) -> int:
+    """Digits of a likelihood: more mean something where the density is known."""
+    return 2 if truth is None else 3
 
 
 def _number(value: float | None, form: str = ".2f") -> str:

@@ -17,10 +17,11 @@ from iwae.models.conditional import ConditionalVAE, Model, without_labels
 from iwae.objectives.declaration import OBJECTIVES
 from iwae.reports.figures.style import minus
 from iwae.reports.gallery import are_pictures, layout_of
-from iwae.results.reading import Estimate, estimates_of, read_records, widest
+from iwae.results.completing import read_completed
+from iwae.results.reading import Estimate, estimates_of, widest
 from iwae.results.records import model_sha256
 from iwae.results.schema import Method, Record
-from iwae.results.text import plus_minus
+from iwae.results.text import error_words, plus_minus
 
 log = logging.getLogger(__name__)
 
@@ -116,7 +117,7 @@ _TOLD = (Method.IMPORTANCE, Method.ANNEALED, Method.BIDIRECTIONAL, Method.CLASSI
 def _measured(run: Path, weights: str, replicate: int) -> Iterator[Record]:
     """The records of the model that is there now; damaged ones are omitted."""
     digest = model_sha256(run, weights, replicate)
-    for path, record in read_records(run, _TOLD):
+    for path, record in read_completed(run, _TOLD):
         wanted = "simulated" if record.method == Method.BIDIRECTIONAL else "test"
         if (record.split, record.weights, record.pruned) != (wanted, weights, False):
             continue
@@ -168,6 +169,7 @@ def _template() -> Any:
         "quoted": _quoted,
         "code": _code,
         "meaning": _meaning,
+        "errors": lambda one: "; ".join(error_words(one.row)),
         "pm": lambda mean, error: minus(plus_minus(mean, error)),
     }
     return environment.get_template("card.md.jinja")

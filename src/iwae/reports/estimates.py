@@ -9,6 +9,7 @@ from jaxtyping import Float
 
 from iwae.config.presets import PRESETS, same_experiment
 from iwae.evaluation.diagnostics import test_sample_error
+from iwae.results.completing import carried_over
 from iwae.results.reading import Known, known_bounds, read_records
 from iwae.results.schema import Fields, Method, Number, Record
 from iwae.results.text import plus_minus
@@ -28,18 +29,24 @@ def published_nll(config: dict[str, Any]) -> str:
 
 
 def estimates_row(run: Path, name: str) -> Row | None:
-    """One line of the table of estimates; None for a run that was not annealed."""
+    """One line of the table of estimates; None for a run that was not annealed.
+
+    All numbers are of the same examples: of all of the test set where L_k of all is known, to which
+    annealing of a subset is carried over, and otherwise of the subset.
+    """
     bounds = known_bounds(run, split="test", weights="final", pruned=False)
     if not bounds or bounds[-1].rank[0] == 0:
         return None
     samples = {one.estimator: one for one in bounds if one.rank[0] == 0}
     record = bounds[-1].record
     shorter, longest = (one for one in bounds if one.record is record)
-    row = {"run": name, "examples": f"{record.n:,}"}
+    control = _control(samples.values(), longest)
+    base = longest if control is None else control
+    row = {"run": name, "examples": _examples(longest, control)}
     for estimator, one in samples.items():
-        row[estimator] = _mean_on(one, longest)
+        row[estimator] = _mean_on(one, base)
     for one, words in ((shorter, "AIS, short"), (longest, "AIS, long")):
-        row[words] = f"{_mean_on(one, longest)} (T = {one.rank[1]})"
+        row[words] = f"{_annealed(one, control)} (T = {one.rank[1]})"
     verdicts = [one.verdict.word for one in record.models if one.verdict is not None]
     row["verdict"] = " / ".join(dict.fromkeys(verdicts))
     if (both := _bidirectional(run, record)) is not None:
@@ -52,6 +59,33 @@ def estimates_row(run: Path, name: str) -> Row | None:
         row[f"ESS of {most.estimator}"] = _mean([one.ess_mean for one in last], ".0f")
         row["k-hat too large"] = _mean([one.pareto_k_unreliable for one in last], ".0%")
     return row
+
+
+def _control(samples: Iterable[Known], annealed: Known) -> Known | None:
+    """The bound of all examples that carries annealing of a subset over to them, if any."""
+    whole = [
+        one
+        for one in samples
+        if one.record.subset is None and one.record.digests == annealed.record.digests
+    ]
+    return whole[-1] if whole and annealed.record.subset is not None else None
+
+
+def _examples(annealed: Known, control: Known | None) -> str:
+    n = f"{annealed.record.n:,}"
+    if control is not None:
+        return f"{control.record.n:,}, of which {n} annealed"
+    return n if annealed.record.subset is None else f"a subset of {n}"
+
+
+def _annealed(one: Known, control: Known | None) -> str:
+    """The mean of an annealed bound, and its error from the choice of test examples and subset."""
+    values = one.values.mean(axis=0)
+    if control is None:
+        return plus_minus(values.mean(), test_sample_error(values), digits=2)
+    found = carried_over(values, control.values.mean(axis=0), one.places, control.estimator)
+    words = plus_minus(found.log_likelihood, found.stderr, digits=2)
+    return words if found.subset_error is None else f"{words}, subset ± {found.subset_error:.2f}"
 
 
 def differences_by_budget(

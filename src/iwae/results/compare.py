@@ -41,7 +41,8 @@ def compare(
             enough examples: 100, or as many as any.
 
     Returns:
-        A record: `estimator`, `n`, `test_sha256` and, for each of `runs`, its `weights`, its
+        A record: `estimator`, `n`, whether they are a `subset` of the split,
+        `test_sha256` and, for each of `runs`, its `weights`, its
         `log_likelihood` and `stderr`, `between_replicates_sd`, and for all but the first
         `difference`, `difference_stderr` and `significant`, nats.
 
@@ -94,6 +95,7 @@ def compare_models(
         "weights": " and ".join(dict.fromkeys(weights for _, weights in models)),
         "pruned": pruned,
         "n": len(index),
+        "subset": any(one.record.subset is not None for one in chosen),
         "test_sha256": chosen[0].record.test_sha256,
         "unit": "nats",
         "runs": [rows[0] | {"difference": None, "difference_stderr": None}, *rows[1:]],

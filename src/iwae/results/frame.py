@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from iwae.errors import UserError
 from iwae.files import atomic_write
-from iwae.results.reading import Estimate, estimates_of, read_records
+from iwae.results.completing import read_completed
+from iwae.results.reading import Estimate, estimates_of
 from iwae.results.schema import Number, Part
 
 if TYPE_CHECKING:
@@ -29,6 +30,10 @@ class Result(NamedTuple):
         n: number of examples.
         subset: whether they are a random subset of the split.
         model_sha256: of the model's weights.
+        monte_carlo_error: of the mean, from particles or chains.
+        one_draw_error: of the mean, from the draw of the pixels, where others were measured.
+        whole_mean, whole_stderr: for all examples of the split, from a subset of them.
+        subset_error: of `whole_mean`, from the choice of the subset.
     """
 
     run: str
@@ -48,6 +53,11 @@ class Result(NamedTuple):
     n: int
     subset: bool
     model_sha256: str | None
+    monte_carlo_error: Number = None
+    one_draw_error: Number = None
+    whole_mean: Number = None
+    whole_stderr: Number = None
+    subset_error: Number = None
 
 
 def results(folders: Sequence[Path]) -> Iterator[Result]:
@@ -65,7 +75,7 @@ def results(folders: Sequence[Path]) -> Iterator[Result]:
 
 
 def _results(run: Path) -> Iterator[Result]:
-    for path, record in read_records(run):
+    for path, record in read_completed(run):
         for part in (record, *record.replicates):
             for one in estimates_of(record, part):
                 yield _result(run, path.stem, one, part)
@@ -74,6 +84,8 @@ def _results(run: Path) -> Iterator[Result]:
 def _result(run: Path, name: str, one: Estimate, part: Part) -> Result:
     record = one.record
     is_mean = part is record and len(record.models) > 1
+    whole = getattr(one.row, "whole", None)
+    drawn = getattr(one.row, "binarizations", None)
     return Result(
         run=str(run),
         record=name,
@@ -92,6 +104,11 @@ def _result(run: Path, name: str, one: Estimate, part: Part) -> Result:
         n=one.n,
         subset=record.subset is not None,
         model_sha256=part.model_sha256,
+        monte_carlo_error=getattr(one.row, "monte_carlo_error", None) if one.is_bound else None,
+        one_draw_error=drawn and drawn.one_draw_error,
+        whole_mean=whole and whole.log_likelihood,
+        whole_stderr=whole and whole.stderr,
+        subset_error=whole and whole.subset_error,
     )
 
 

@@ -14,13 +14,13 @@ from iwae.results.draws import draw_key, redrawn_subjects
 from iwae.results.measure import Measured, Replicate, SplitOptions, measure
 from iwae.results.records import (
     Subject,
-    draws_summary,
     make_subject,
     record_name,
     shared_record,
     unit_counts,
     weight_summary,
 )
+from iwae.results.replicates import draws_summary
 from iwae.results.schema import Document, Method
 from iwae.results.unfinished import Slab
 

@@ -12,8 +12,10 @@ import numpy as np
 
 from iwae.evaluation.examples import gather
 from iwae.precision import float32
+from iwae.results.completing import completed
 from iwae.results.ordering import check_ordering
-from iwae.results.records import Subject, Track, model_facts, over_replicates
+from iwae.results.records import Subject, Track, model_facts
+from iwae.results.replicates import over_replicates
 from iwae.results.schema import Document, parse
 from iwae.results.store import write_record
 from iwae.results.unfinished import Slab, Unfinished
@@ -146,6 +148,7 @@ def measure(
     else:
         record = over_replicates(each, shared, stored, *rows)
         record["ordering"] = check_ordering(subject.run, parse(record), stored)
+        record = completed(subject.run, parse(record), stored).document()
     written = write_record(subject.run, file, record, stored)
     unfinished.forget()
     return written

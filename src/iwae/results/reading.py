@@ -12,7 +12,18 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from iwae.errors import UserError
-from iwae.results.schema import QUANTITIES, REMEDY, Fields, Method, Number, Part, Record, parse
+from iwae.results.schema import (
+    QUANTITIES,
+    REMEDY,
+    Fields,
+    Mean,
+    Method,
+    Number,
+    Part,
+    Record,
+    Whole,
+    parse,
+)
 from iwae.results.store import Arrays, Damaged, place, read_arrays, read_documents
 from iwae.results.text import estimator_name
 
@@ -50,6 +61,38 @@ class Estimate(NamedTuple):
     def n(self) -> int:
         """The number of examples behind it."""
         return self.record.n
+
+    @property
+    def is_of_subset(self) -> bool:
+        """Whether it is known of a subset of the split alone."""
+        return self.record.subset is not None and self._whole is None
+
+    @property
+    def quoted(self) -> Mean:
+        """Mean and standard error for all examples where they are known, else for the subset's."""
+        return Mean(self.mean, self.stderr) if self._whole is None else self._whole.mean()
+
+    @property
+    def quoted_bits(self) -> Mean | None:
+        """`quoted` in bits per dimension, where the data are levels."""
+        if getattr(self.row, "bits_per_dimension", None) is None:
+            return None
+        own, mean = self.row.mean("bits_per_dimension"), self.quoted
+        if self._whole is None or None in (self.mean, *mean):
+            return own
+        unit = own.mean / self.mean  # bits of a nat, and negative
+        return Mean(unit * mean.mean, -unit * mean.stderr)
+
+    @property
+    def examples(self) -> str:
+        """The examples that `quoted` is of, in words."""
+        if self._whole is not None:
+            return f"{self._whole.n:,}, from {self.n:,} and {self._whole.by} of all"
+        return f"{self.n:,}" + (", a random subset" if self.record.subset else "")
+
+    @property
+    def _whole(self) -> Whole | None:
+        return getattr(self.row, "whole", None)
 
     @property
     def is_bound(self) -> bool:

@@ -2,22 +2,19 @@
 
 import hashlib
 import json
-import math
 import os
 import subprocess
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cache
 from importlib.metadata import version
-from itertools import zip_longest
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jaxtyping import Float
 
 from iwae.config.experiment import TrainConfig, config_values, without_folders
-from iwae.data import KINDS, Dataset, as_kind, choose, test_sha256
+from iwae.data import Dataset, choose, test_sha256
 from iwae.errors import UserError
 from iwae.evaluation.diagnostics import (
     monte_carlo_error,
@@ -32,6 +29,7 @@ from iwae.evaluation.units import active_units, authors_active_units
 from iwae.inference.kernels import KHAT_LEAST
 from iwae.models.conditional import Model
 from iwae.results.schema import Document
+from iwae.results.subsets import subset_places
 from iwae.runs.folder import run_config
 from iwae.runs.models import WEIGHTS, read_about
 from iwae.runs.setup import load_config_dataset, model_folder, run_model, split_examples
@@ -68,6 +66,7 @@ class Subject(NamedTuple):
         seed: of all random numbers.
         batch_size: examples at a time on each device; None leaves it to the method.
         track: shows progress.
+        stratified_by: the bound that the subset was stratified by, if it was.
     """
 
     run: Path
@@ -82,6 +81,7 @@ class Subject(NamedTuple):
     seed: int
     batch_size: int | None
     track: Track
+    stratified_by: str | None = None
 
     def models(self) -> Iterator[tuple[int, Any]]:
         """Each replicate's number and model."""
@@ -131,9 +131,15 @@ def make_subject(
         raise UserError(f"{run} is conditional, and such models cannot be {what}: {REMEDY}")
     dataset = load_config_dataset(config, data_dir)
     _check_data(run, config, weights, dataset)
-    data, index = chosen_examples(dataset, split, examples, seed)
+    places, by = None, None
+    if examples is not None:
+        check_subset(dataset, split, examples)
+        which: dict[str, Any] = {"seed": seed, "weights": weights, "pruned": pruned}
+        which["digests"] = known_digests(run, weights, config.replicates)
+        places, by = subset_places(run, split, examples, len(getattr(dataset, split)), **which)
+    data, index = chosen_examples(dataset, split, examples, seed, places)
     chosen = split, data, index, examples is not None, seed
-    return Subject(run, config, dataset, weights, pruned, *chosen, batch_size, track)
+    return Subject(run, config, dataset, weights, pruned, *chosen, batch_size, track, by)
 
 
 def _check_data(run: Path, config: TrainConfig, weights: str, dataset: Dataset) -> None:
@@ -153,20 +159,29 @@ def _check_data(run: Path, config: TrainConfig, weights: str, dataset: Dataset) 
 
 
 def chosen_examples(
-    dataset: Dataset, split: str, count: int | None, seed: int
+    dataset: Dataset, split: str, count: int | None, seed: int, places: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The examples of a split, all or a seeded subset, in the model's units, and their places."""
+    """The examples of a split, all or a seeded subset, in the model's units, and their places.
+
+    Args:
+        places: of the subset, if it is chosen already.
+    """
+    total = check_subset(dataset, split, count)
+    if places is None:
+        places = np.arange(total) if count is None else choose(total, count, seed=seed)
+    return split_examples(dataset, split)[places], places
+
+
+def check_subset(dataset: Dataset, split: str, count: int | None) -> int:
+    """The number of examples of a split, or UserError unless a subset can have so many of them."""
     if split not in SPLITS:
         raise UserError(f"no split {split!r}; known: {', '.join(SPLITS)}")
     total = len(getattr(dataset, split))
     if total == 0:
         raise UserError(f"the {split} split of {dataset.name} is empty")
-    index = np.arange(total)
-    if count is not None:
-        if not 1 <= count <= total:
-            raise UserError(f"examples is {count}; the {split} split has {total}")
-        index = np.sort(choose(total, count, seed=seed))
-    return split_examples(dataset, split)[index], index
+    if count is not None and not 1 <= count <= total:
+        raise UserError(f"examples is {count}; the {split} split has {total}")
+    return total
 
 
 def subject_model(subject: Subject, replicate: int) -> Any:
@@ -184,6 +199,14 @@ def model_sha256(run: Path, weights: str, replicate: int) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
+def known_digests(run: Path, weights: str, replicates: int) -> list[str] | None:
+    """Digests of the models that are there now; None unless all are."""
+    folders = [model_folder(run, weights, replicate) for replicate in range(replicates)]
+    if not all((folder / WEIGHTS).is_file() for folder in folders):
+        return None
+    return [model_sha256(run, weights, replicate) for replicate in range(replicates)]
+
+
 def shared_record(subject: Subject, method: str) -> Document:
     """The facts about the subject, for a record."""
     dataset, data = subject.dataset, subject.data
@@ -191,7 +214,7 @@ def shared_record(subject: Subject, method: str) -> Document:
         "dataset": dataset.name,
         "split": subject.split,
         "n": len(data),
-        "subset": {"examples": len(data), "seed": subject.seed} if subject.subset else None,
+        "subset": _subset(subject),
         "test_sha256": dataset.identity["test_sha256"],
         "examples_sha256": test_sha256(np.ascontiguousarray(data)),
         **measurement_facts(subject, method),
@@ -199,6 +222,14 @@ def shared_record(subject: Subject, method: str) -> Document:
         "data": dataset.identity,
         "config": config_values(without_folders(subject.config)),
     }
+
+
+def _subset(subject: Subject) -> Document | None:
+    if not subject.subset:
+        return None
+    found = {"examples": len(subject.data), "seed": subject.seed}
+    by = subject.stratified_by
+    return found if by is None else {**found, "stratified_by": by}
 
 
 def measurement_facts(subject: Subject, method: str) -> Document:
@@ -285,28 +316,6 @@ def mean_and_error(values: np.ndarray) -> tuple[float | None, float | None]:
     return float(values.mean()), number(test_sample_error(values))
 
 
-def with_bits(record: Document, identity: Document) -> Document:
-    """A record, and its rows, with bits per dimension beside the nats where data are quantised.
-
-    Where values may be missing, examples have no number of dimensions in common.
-
-    Args:
-        identity: of the data.
-    """
-    if "missing" in identity or not KINDS[as_kind(identity["observation"]).name].quantised:
-        return record
-    bits = -1 / (math.prod(identity["shape"]) * math.log(2))
-    more: Document = {}
-    for name, value in record.items():
-        if isinstance(value, list) and value and isinstance(value[0], dict):
-            more[name] = [with_bits(row, identity) for row in value]
-    if "log_likelihood" in record:
-        mean, error = record["log_likelihood"], record["stderr"]
-        more["bits_per_dimension"] = None if mean is None else bits * mean
-        more["bits_per_dimension_stderr"] = None if error is None else -bits * error
-    return {**record, **more}
-
-
 def weight_summary(values: Mapping[str, np.ndarray], k: int) -> Document:
     """A likelihood, its errors apart, and what k weights of each example say of it."""
     khat = values["pareto_k"]
@@ -320,35 +329,6 @@ def weight_summary(values: Mapping[str, np.ndarray], k: int) -> Document:
         "ess_min": float(values["ess"].min()),
         "pareto_k_unreliable": number(share_unreliable(khat, looked_at)) if known else None,
         "pareto_k_threshold": pareto_threshold(looked_at) if known else None,
-    }
-
-
-def draws_summary(
-    values: Float[np.ndarray, "J n"], errors: Float[np.ndarray, "J n"] | None = None
-) -> Document:
-    """The mean over J draws of n examples, and its errors, for a record.
-
-    Pixels are drawn independently, so the variance of a mean over examples is the sum of those of
-    each example between its draws: J - 1 degrees of freedom for each of them.
-
-    Args:
-        values: log-likelihoods, nats, each from particles of its own.
-        errors: their Monte Carlo errors, nats.
-    """
-    draws, n = values.shape
-    finite = np.isfinite(values).all()
-    one = np.sqrt(values.var(axis=0, ddof=1).sum()) / n if finite else np.nan
-    mean = values.mean(axis=0) if finite else np.full(n, np.nan)
-    more = (
-        {} if errors is None else {"monte_carlo_error": number(monte_carlo_error(errors.ravel()))}
-    )
-    return {
-        "draws": draws,
-        "log_likelihood": number(mean.mean()),
-        "stderr": number(test_sample_error(mean)),
-        "draws_error": number(one / np.sqrt(draws)),
-        "one_draw_error": number(one),
-        **more,
     }
 
 
@@ -374,52 +354,6 @@ def model_facts(subject: Subject, replicate: int) -> Document:
         "epoch": about.get("epoch"),
         "model_sha256": model_sha256(subject.run, subject.weights, replicate),
     }
-
-
-def over_replicates(
-    each: Sequence[Document],
-    shared: Document,
-    arrays: Mapping[str, np.ndarray],
-    rows_of: str,
-    column: str,
-) -> Document:
-    """One record for all replicates; `replicates` has each one's own.
-
-    Args:
-        arrays: `log_likelihood [R, m, n]` for each of m rows, and `draws [R, m, J, n]` if there
-            are some; the last row leads.
-        rows_of: where a replicate's record has its rows, such as `by_k`.
-        column: of the rows, the same for all replicates.
-    """
-    each = [with_bits(one, shared["data"]) for one in each]
-    if len(each) == 1:
-        return {**each[0], **shared}
-    what = {name: shared[name] for name in ("dataset", "split", "n", "test_sha256")}
-    values = arrays["log_likelihood"]
-    rows = [
-        {column: each[0][rows_of][i][column], **summary_over_replicates(values[:, i])}
-        for i in range(values.shape[1])
-    ]
-    if "draws" in arrays:
-        means = arrays["draws"].mean(axis=0)
-        rows = [
-            {**row, "binarizations": draws_summary(draws)}
-            for row, draws in zip(rows, means, strict=True)
-        ]
-    rows = [with_bits(row, shared["data"]) for row in rows]
-    return {
-        **rows[-1],
-        rows_of: rows,
-        **{name: _mean_counts(each, name) for name in ("active_units", "active_units_authors")},
-        **shared,
-        "replicates": [{**one, **what} for one in each],
-    }
-
-
-def _mean_counts(each: Sequence[Document], name: str) -> list[float]:
-    """Units per layer, averaged over replicates; a layer pruned away has none."""
-    layers = zip_longest(*(one[name] for one in each), fillvalue=0)
-    return [float(np.mean(counts)) for counts in layers]
 
 
 def record_name(subject: Subject, *words: str) -> str:

@@ -22,6 +22,9 @@ from iwae.results.schema import (
     parse,
 )
 
+UNRELIABLE = 0.1
+"""The share of examples with too large a k-hat from which on an error is at least what it says."""
+
 
 def plus_minus(
     mean: Number,
@@ -50,6 +53,30 @@ def with_error(row: Fields, name: str = "log_likelihood") -> str:
     return _plain(plus_minus(*row.mean(name)))
 
 
+def error_words(row: Fields, digits: int = 3) -> list[str]:
+    """The errors of a log-likelihood beside its `±`, those that are known, nats."""
+    if not isinstance(row, Weights):
+        return []
+    words = monte_carlo_words(row, digits)
+    if row.whole is not None and row.whole.subset_error is not None:
+        words.append(f"subset error {row.whole.subset_error:.{digits}f}")
+    if row.binarizations is not None and row.binarizations.one_draw_error is not None:
+        words.append(f"error of the draw of pixels {row.binarizations.one_draw_error:.{digits}f}")
+    return words
+
+
+def monte_carlo_words(row: Weights, digits: int = 3) -> list[str]:
+    """The error from particles or chains, if it is known.
+
+    Where k-hat is too large for a tenth of the examples, weights that were not drawn may matter:
+    the error is at least what is stated.
+    """
+    if row.monte_carlo_error is None:
+        return []
+    heavy = (row.pareto_k_unreliable or 0) >= UNRELIABLE
+    return [f"Monte Carlo error{' at least' * heavy} {row.monte_carlo_error:.{digits}f}"]
+
+
 def _plain(words: str) -> str:
     return words.replace("±", "+-")
 
@@ -72,11 +99,25 @@ def describe(document: Mapping[str, Any] | Record) -> str:
         lines += [f"  {name}{line}" for line in LINES[record.method](one)]
     if record.replicates:
         rows: tuple[SampledRow | AnnealedRow, ...] = (*record.by_k, *record.by_temperatures)
-        lines += [f"  mean {_name(row)} = {_spread(row)}" for row in rows]
+        for row in rows:
+            lines += [f"  mean {_spread(row)}", *(f"  {words}" for words in _carried(row))]
     if record.method == Method.CLASSIFICATION:
         lines += [f"  {words}" for words in _about_labels(record)]
+    if _has_hidden_draw(record):
+        more = " --pruned" * record.pruned + " --weights best" * (record.weights == "best")
+        lines.append(
+            "  error of the draw of pixels not measured: iwae evaluate RUN --k 50 --binarizations 8"
+            + more
+        )
     violations = record.ordering.violations
     return "\n".join([*lines, *(f"  NOT IN ORDER: {words}" for words in violations)])
+
+
+def _has_hidden_draw(record: Record) -> bool:
+    """Whether its examples are one draw of many, and nobody has measured others."""
+    rows: tuple[Weights, ...] = (*record.by_k, *record.by_temperatures)
+    is_drawn = record.split == "test" and record.data.get("binarization") == "dynamic"
+    return bool(rows) and is_drawn and all(row.binarizations is None for row in rows)
 
 
 def _name(row: SampledRow | AnnealedRow) -> str:
@@ -84,10 +125,18 @@ def _name(row: SampledRow | AnnealedRow) -> str:
     return f"L_{row.k}" if isinstance(row, SampledRow) else f"AIS_{row.temperatures}"
 
 
-def _spread(row: Weights) -> str:
+def _value(row: SampledRow | AnnealedRow) -> str:
+    """An estimate and its error from the choice of examples, for all of them if that is known."""
+    if (whole := row.whole) is None:
+        return f"{_name(row)} = {with_error(row)}{_bits(row)}"
+    subset = _plain(plus_minus(whole.subset_error))
+    return f"{_name(row)} = {with_error(whole)} for all {whole.n} examples, subset error {subset}"
+
+
+def _spread(row: SampledRow | AnnealedRow) -> str:
     """A mean over replicates."""
     spread = row.between_replicates_sd
-    words = with_error(row) + _bits(row)
+    words = _value(row)
     return (
         words if spread is None else f"{words}, standard deviation between replicates {spread:.3f}"
     )
@@ -105,7 +154,9 @@ def _head(record: Record) -> str:
     if record.split == "simulated":
         what = f"{record.n} examples {record.dataset}"
     else:
-        subset = " (a random subset)" if record.subset else ""
+        by = record.subset.stratified_by if record.subset else None
+        how = f", stratified by {by}" if by else ""
+        subset = f" (a random subset{how})" if record.subset else ""
         what = f"{record.dataset} {record.split}, {record.n} examples{subset}"
     pruned = ", pruned" if record.pruned else ""
     return f"{what}, {record.weights} weights{pruned}; nats per example{_of(record)}"
@@ -122,15 +173,15 @@ def _of(record: Record) -> str:
 
 def _importance(one: Part) -> Iterator[str]:
     for row in one.by_k:
-        yield f"{_name(row)} = {with_error(row)}{_bits(row)}  ({_weights(row)})"
+        yield f"{_value(row)}  ({_weights(row)})"
+        yield from _carried(row)
     yield _units(one)
 
 
 def _annealed(one: Part) -> Iterator[str]:
     for row in one.by_temperatures:
-        yield (
-            f"{_name(row)} = {with_error(row)}{_bits(row)}  ({_weights(row)}; {_acceptance(row)})"
-        )
+        yield f"{_value(row)}  ({_weights(row)}; {_acceptance(row)})"
+        yield from _carried(row)
     if (found := one.verdict) is not None:
         yield f"{found.word} (tolerance {found.tolerance:g}): {found.reason}"
         if found.bdmc_gap is None:
@@ -222,9 +273,23 @@ def _weights(row: Weights) -> str:
     words = f"effective sample size {row.ess_mean:.1f}"
     if row.pareto_k_unreliable is not None:
         words += f"; k-hat above {row.pareto_k_threshold:.2f} for {row.pareto_k_unreliable:.0%}"
-    if row.monte_carlo_error is not None:
-        words += f"; Monte Carlo error {row.monte_carlo_error:.3f}"
-    return words
+    return "; ".join([words, *monte_carlo_words(row)])
+
+
+def _carried(row: Weights) -> Iterator[str]:
+    """What an estimate was carried over from, and its mean over draws of the pixels."""
+    if (whole := row.whole) is not None:
+        yield (
+            f"  from {whole.by} of all and the difference on the subset, whose own mean is "
+            f"{with_error(row)}{_bits(row)}"
+        )
+    if (drawn := row.binarizations) is not None:
+        by = "" if drawn.by is None else f" (draws of {drawn.by})"
+        yield (
+            f"  mean over {drawn.draws} draws of the pixels {with_error(drawn)}, error of the "
+            f"draws {_plain(plus_minus(drawn.draws_error))}, of one draw "
+            f"{_plain(plus_minus(drawn.one_draw_error))}{by}"
+        )
 
 
 def _units(one: Part) -> str:
@@ -236,7 +301,8 @@ def _units(one: Part) -> str:
 def describe_comparison(comparison: Mapping[str, Any]) -> str:
     """A comparison as a table."""
     found = comparison
-    what = f"{found['estimator']}, {found['split']}, {found['n']} examples in common"
+    subset = ", a subset of the split" if found["subset"] else ""
+    what = f"{found['estimator']}, {found['split']}, {found['n']} examples in common{subset}"
     lines = [f"{what}, {found['weights']} weights; nats per example"]
     several = len({one["weights"] for one in found["runs"]}) > 1
     names = [one["run"] + f", {one['weights']}" * several for one in found["runs"]]

@@ -7,21 +7,19 @@ from typing import Any, NamedTuple
 
 from iwae.config.experiment import TrainConfig
 from iwae.errors import UserError
+from iwae.results.completing import read_completed
 from iwae.results.reading import (
     BOUNDING,
     Estimate,
     Known,
     estimates_of,
     known_bounds,
-    read_records,
     widest,
 )
-from iwae.results.records import model_sha256
+from iwae.results.records import known_digests
 from iwae.results.schema import Record
 from iwae.runs.folder import run_config
 from iwae.runs.metrics import read_metrics
-from iwae.runs.models import WEIGHTS
-from iwae.runs.setup import model_folder
 
 
 class Run(NamedTuple):
@@ -75,11 +73,11 @@ def read_run(path: Path, folder: str, weights: str, name: str | None = None) -> 
     config = run_config(path)
     every = [
         record
-        for _, record in read_records(path, BOUNDING)
+        for _, record in read_completed(path, BOUNDING)
         if record.split == "test" and not record.pruned
     ]
     records = [record for record in every if record.weights == weights]
-    digests = _digests(path, weights, config.replicates)
+    digests = known_digests(path, weights, config.replicates)
     ours = [one for one in records if digests is None or one.digests == digests]
     return Run(
         path,
@@ -94,14 +92,6 @@ def read_run(path: Path, folder: str, weights: str, name: str | None = None) -> 
         digests is not None,
         read_metrics(path),
     )
-
-
-def _digests(path: Path, weights: str, replicates: int) -> list[str] | None:
-    """Digests of the models that are there now; None unless all are."""
-    folders = [model_folder(path, weights, replicate) for replicate in range(replicates)]
-    if not all((folder / WEIGHTS).is_file() for folder in folders):
-        return None
-    return [model_sha256(path, weights, replicate) for replicate in range(replicates)]
 
 
 def name_runs(paths: Sequence[Path]) -> list[str]:

@@ -6,7 +6,6 @@ from typing import NamedTuple
 
 from iwae.reports.page.facts import Run
 from iwae.reports.page.tables import (
-    UNRELIABLE,
     by_test_set,
     khat_share,
     longest_annealing,
@@ -14,7 +13,7 @@ from iwae.reports.page.tables import (
     verdicts,
 )
 from iwae.results.compare import measured_with
-from iwae.results.text import path_words
+from iwae.results.text import UNRELIABLE, path_words
 
 
 class Notice(NamedTuple):
@@ -74,16 +73,17 @@ def command(name: str, run: Run) -> str:
 
 def cautions(runs: Sequence[Run]) -> list[Notice]:
     """Which numbers must not be compared, though they stand in one table."""
-    subsets = {one.name for run in runs for one in run.bounds.values() if one.record.subset}
-    whole = {one.name for run in runs for one in run.bounds.values() if not one.record.subset}
+    shown = [one for run in runs for one in run.bounds.values()]
+    subsets = {one.name for one in shown if one.is_of_subset}
+    whole = {one.name for one in shown if not one.is_of_subset}
     mixed = (
         "Bounds marked “a subset” are means over a random part of the test set, those beside them "
         "over all of it. The tables below compare the same examples only."
     )
-    shown = {(run.path, run.weights) for run in runs}
+    here = {(run.path, run.weights) for run in runs}
     unmeasured = []
     for run in (run for run in runs if not run.bounds):
-        others = [one for one in sorted(run.others) if (run.path, one) not in shown]
+        others = [one for one in sorted(run.others) if (run.path, one) not in here]
         remedies = [*map(measured_with, others), command("evaluate", run)]
         unmeasured.append(f"{run.name}: {', or '.join(remedies)}")
     return _some(

@@ -13,10 +13,7 @@ from iwae.reports.page.facts import Run
 from iwae.results.compare import compare_models
 from iwae.results.reading import Estimate
 from iwae.results.schema import Record, Verdict
-from iwae.results.text import plus_minus
-
-UNRELIABLE = 0.1
-"""The share of examples with too large a k-hat from which on the page warns."""
+from iwae.results.text import UNRELIABLE, error_words, plus_minus
 
 
 class Cell(NamedTuple):
@@ -82,11 +79,12 @@ def _bound(bound: Estimate | None) -> Cell:
     if bound is None:
         return Cell()
     digits = 2 if bound.record.true_log_likelihood is None else 4
-    of = f"n = {bound.n:,}" + (", a subset" if bound.record.subset else "")
+    mean, stderr = bound.quoted
+    of = [f"n = {bound.examples}", *error_words(bound.row, digits + 1)]
     if bound.spread is not None:
-        of += f"\nsd of seeds {bound.spread:.{digits}f}"
-    text = minus(plus_minus(bound.mean, bound.stderr, digits))
-    return Cell(text, bound.mean, of, alarm=bound.mean is None)
+        of.append(f"sd of seeds {bound.spread:.{digits}f}")
+    text = minus(plus_minus(mean, stderr, digits))
+    return Cell(text, mean, "\n".join(of), alarm=mean is None)
 
 
 def _data(run: Run) -> Cell:
@@ -279,7 +277,7 @@ def _difference(row: Mapping[str, Any]) -> Cell:
 
 
 def estimates(runs: Sequence[Run]) -> Table | None:
-    """Every bound of the runs that were annealed, each row on the same examples."""
+    """Every bound of the runs that were annealed, each row for the same examples."""
     rows = [
         row
         for run in runs
@@ -290,7 +288,7 @@ def estimates(runs: Sequence[Run]) -> Table | None:
         return None
     columns = list(dict.fromkeys(name for row in rows for name in row))
     return Table(
-        "Nats per example, on the examples that were annealed",
+        "Nats per example, each row on the same examples",
         [Cell(name) for name in columns],
         [[_estimate(row, name) for name in columns] for row in rows],
     )

@@ -1,0 +1,185 @@
+"""What a run's other records add to a number: all examples of the split, other draws of them.
+
+A bound of a subset is carried over to all examples, and a bound of one draw of the pixels to the
+mean over draws, by its difference to a bound that was measured on more (Cochran 1977, chapter 7).
+"""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from iwae.evaluation.diagnostics import test_sample_error
+from iwae.results.reading import BOUNDING, BUDGETS, read_records, report_damage
+from iwae.results.schema import Binarizations, Method, Number, Part, Record, Row, Whole
+from iwae.results.store import Arrays, Damaged, read_arrays
+
+
+def read_completed(
+    run: Path, methods: Sequence[str] = tuple(Method), damaged: Damaged = report_damage
+) -> Iterator[tuple[Path, Record]]:
+    """`read_records`, with what the run's other records add to each."""
+    for path, record in read_records(run, methods, damaged):
+        arrays = None
+        if record.method in BOUNDING and record.subset is not None:
+            arrays = read_arrays(path, damaged, ("index", "log_likelihood"))
+        yield path, completed(run, record, arrays)
+
+
+def completed(run: Path, record: Record, arrays: Arrays | None) -> Record:
+    """The record with `whole` and `binarizations` in its rows, where other records allow.
+
+    Args:
+        arrays: the values behind it; needed of a subset only.
+    """
+    if record.method not in BOUNDING:
+        return record
+    others = [
+        (path, one)
+        for path, one in read_records(run, (Method.IMPORTANCE,))
+        if one.subset is None and _alike(one, record)
+    ]
+    control = None
+    if record.subset is not None and arrays is not None:
+        control = _control(others)
+    drawn = [one for _, one in others if any(map(_own_draws, one.by_k))]
+    if record.subset is not None and control is None:
+        drawn = []  # the draws are of all examples
+    found = _Others(arrays, control, max(drawn, key=lambda one: one.k or 0, default=None))
+    parts = [_part(part, found, r) for r, part in enumerate(record.replicates)]
+    whole = _part(record, found, None)
+    return whole.model_copy(update={"replicates": tuple(parts)}) if parts else whole
+
+
+def _alike(one: Record, other: Record) -> bool:
+    """Whether two records are of the same models and the same examples, or a part of them."""
+    names = ("split", "weights", "pruned", "digests", "test_sha256")
+    return all(getattr(one, name) == getattr(other, name) for name in names)
+
+
+_LEADING = {
+    *("whole", "binarizations"),
+    *("monte_carlo_error", "pareto_k_unreliable", "pareto_k_threshold"),
+}
+"""Fields that the last row shares with the record that it leads."""
+
+
+def _own_draws(row: Row) -> bool:
+    return row.binarizations is not None and row.binarizations.by is None
+
+
+class _Others(NamedTuple):
+    """What is known beside a record: its own values, those of all examples, and several draws.
+
+    Attributes:
+        arrays: the values behind the record.
+        control: name of a bound, and its values `[R, n]` for all examples.
+        drawn: a record with several draws.
+    """
+
+    arrays: Arrays | None
+    control: tuple[str, Float[np.ndarray, "R n"]] | None
+    drawn: Record | None
+
+
+def _control(others: Sequence[tuple[Path, Record]]) -> tuple[str, np.ndarray] | None:
+    """The bound by the most samples of all examples, and its values `[R, n]`."""
+    for path, one in sorted(others, key=lambda other: -(other[1].k or 0)):
+        arrays = read_arrays(path, report_damage, ("log_likelihood",))
+        if arrays is not None:
+            return f"L_{one.k}", arrays["log_likelihood"][:, -1]
+    return None
+
+
+def _part(part: Any, others: _Others, replicate: int | None) -> Any:
+    """A record, or its part about one model, with completed rows."""
+    for name, _ in BUDGETS.values():
+        if rows := getattr(part, name):
+            full = tuple(_row(row, i, others, replicate) for i, row in enumerate(rows))
+            if replicate is None and part.replicates:
+                each = zip(*(getattr(one, name) for one in part.replicates), strict=True)
+                full = tuple(_over(row, ones) for row, ones in zip(full, each, strict=True))
+            leading = full[-1].model_dump(include=_LEADING, exclude_none=True)
+            return part.model_copy(
+                update={name: full, **{each: getattr(full[-1], each) for each in leading}}
+            )
+    return part
+
+
+def _row(row: Row, i: int, others: _Others, replicate: int | None) -> Row:
+    more: dict[str, Whole | Binarizations] = {}
+    if others.control is not None and others.arrays is not None:
+        name, values = others.control
+        mine = others.arrays["log_likelihood"][:, i]
+        one = (mine.mean(axis=0), values.mean(axis=0))
+        if replicate is not None:
+            one = (mine[replicate], values[replicate])
+        more["whole"] = carried_over(*one, others.arrays["index"], name)
+    base = more.get("whole", row)
+    if others.drawn is not None and not _own_draws(row):
+        part = others.drawn if replicate is None else others.drawn.models[replicate]
+        if (found := _shifted(base.log_likelihood, part)) is not None:
+            more["binarizations"] = found
+    return row.model_copy(update=more) if more else row
+
+
+def _over(row: Row, each: Sequence[Row]) -> Row:
+    """The mean over replicates, with the errors of its particles from each one's."""
+    more: dict[str, Number] = {}
+    if None not in (errors := [one.monte_carlo_error for one in each]):
+        more["monte_carlo_error"] = float(np.linalg.norm(np.array(errors, float)) / len(errors))
+    if None not in (shares := [one.pareto_k_unreliable for one in each]):
+        more["pareto_k_unreliable"] = float(np.mean(np.array(shares, float)))
+        more["pareto_k_threshold"] = each[0].pareto_k_threshold
+    return row.model_copy(update=more) if more else row
+
+
+def carried_over(
+    subset: Float[np.ndarray, " m"],
+    control: Float[np.ndarray, " n"],
+    places: Int[np.ndarray, " m"],
+    name: str,
+) -> Whole:
+    """A bound of m examples, carried over to the n that they are a random subset of.
+
+    The mean of the control over all n plus the mean difference to it on the subset. The
+    difference's error has the finite-population correction sqrt(1 - m / n); it is that of a simple
+    random sample, and too large for a stratified one. `stderr` is the control's, in the ratio of
+    the two standard deviations on the subset.
+
+    Args:
+        subset: nats.
+        control: another bound of the same model, nats.
+        places: of the subset among the n.
+        name: of the control.
+    """
+    n, m, same = len(control), len(subset), control[places]
+    if not (np.isfinite(control).all() and np.isfinite(subset).all()):
+        return Whole(n=n, by=name, log_likelihood=None, stderr=None, subset_error=None)
+    difference = subset - same
+    spread = np.std(subset) / np.std(same) if m > 1 and np.std(same) > 0 else 1.0
+    return Whole(
+        n=n,
+        by=name,
+        log_likelihood=_number(control.mean() + difference.mean()),
+        stderr=_number(spread * test_sample_error(control)),
+        subset_error=_number(test_sample_error(difference) * np.sqrt(1 - m / n)),
+    )
+
+
+def _shifted(base: Number, part: Part) -> Binarizations | None:
+    """A number of draw 0, carried over to the mean over the draws of another bound."""
+    row = [row for row in part.by_k if _own_draws(row)][-1]
+    own = row.binarizations
+    if own is None or None in (base, row.log_likelihood, own.log_likelihood):
+        return None
+    mean = base + own.log_likelihood - row.log_likelihood  # type: ignore[operator]
+    return own.model_copy(
+        update={"log_likelihood": mean, "by": f"L_{row.k}", "monte_carlo_error": None}
+    )
+
+
+def _number(value: float) -> Number:
+    return float(value) if np.isfinite(value) else None
