@@ -224,13 +224,35 @@ def a_second_seed(run, shift):
         changed = dict(arrays)
     changed["log_likelihood"] = changed["log_likelihood"] + shift
     np.savez(path, **changed)
+    record = json.loads(path.with_suffix(".json").read_text())
+    for row in (record, *record["by_k"]):
+        row["log_likelihood"] += shift
+    path.with_suffix(".json").write_text(json.dumps(record))
+
+
+def over_draws(run):
+    """Minus the mean L_5000 over the draws of pixels, its error, and those of the draws."""
+    whole, drawn = (
+        json.loads((run / "evaluations" / f"test-final-{name}.json").read_text())
+        for name in ("k5000", "k50-draws8")
+    )
+    (row,) = drawn["by_k"]
+    shift = row["binarizations"]["log_likelihood"] - row["log_likelihood"]
+    found = row["binarizations"]
+    error = np.hypot(found["draws_error"], row["monte_carlo_error"])
+    return -(whole["log_likelihood"] + shift), found["stderr"], error, found["one_draw_error"]
 
 
 def test_a_cell_is_read_from_its_records(copied):
     cell = read_cell(copied.parents[4], VAE, Wanted())
     record = json.loads((copied / "evaluations" / "test-final-k5000.json").read_text())
-    assert cell.nll == pytest.approx(-record["log_likelihood"], abs=1e-9)
-    assert cell.stderr == pytest.approx(record["stderr"], rel=1e-6)
+    nll, stderr, error, of_one = over_draws(copied)
+    assert 0.1 < cell.nll + record["log_likelihood"] < 0.2  # draw 0 is a lucky one
+    assert (cell.nll, cell.stderr) == (pytest.approx(nll), pytest.approx(stderr))
+    found = cell.draws.draws_error, cell.draws.one_draw_error
+    assert found == (pytest.approx(error), pytest.approx(of_one))
+    told = f"Monte Carlo error at least 0.003; draws of pixels {error:.2f} (8, by L_50)"
+    assert cell.others == told
     assert cell.difference == pytest.approx(cell.nll - 86.76)
     assert cell.active == tuple(record["active_units"])
     assert (cell.seeds, cell.epochs, cell.spread) == (1, 3280, None)
@@ -242,6 +264,8 @@ def test_a_cell_is_read_from_its_records(copied):
     assert name == f"AIS_{both[0]['annealing']['temperatures']}"
     assert 0 < gap < 2
     assert 0 < error < gap
+    text = table(copied.parents[4], [VAE], Wanted())
+    assert f"{name} {nll - gap:.2f} (-{gap:.2f} ± {error:.2f})" in text
 
 
 def test_seeds_are_averaged_and_their_deviation_is_shown(copied):
@@ -254,7 +278,8 @@ def test_seeds_are_averaged_and_their_deviation_is_shown(copied):
     assert cell.stderr == pytest.approx(alone.stderr)  # the same examples tell it no better
     assert alone.margin is None
     # t of one degree of freedom, for the mean of two seeds beside one more of the same deviation
-    assert cell.margin == pytest.approx(12.706 * cell.spread * np.sqrt(1.5), rel=1e-4)
+    seeds, draws = 12.706 * cell.spread * np.sqrt(1.5), 1.96 * np.hypot(*over_draws(copied)[2:])
+    assert cell.margin == pytest.approx(np.hypot(seeds, draws), rel=1e-4)
     # Annealing is above the second seed's bound by so much less.
     assert cell.annealed[1] == pytest.approx(alone.annealed[1] - 0.1, abs=1e-6)
     assert "(sd of seeds 0.14)" in table(copied.parents[4], [VAE], Wanted())
@@ -468,11 +493,10 @@ def test_a_shortened_table_says_so_in_every_format(copied):
 def test_a_table_in_every_format(copied):
     cells = [VAE, "table1/mnist/1l/iwae-k5"]
     text = table(copied.parents[4], cells, Wanted())
-    record = json.loads((copied / "evaluations" / "test-final-k5000.json").read_text())
-    nll = -record["log_likelihood"]
+    nll, stderr, *_ = over_draws(copied)
     (row,) = (line for line in text.splitlines() if VAE in line)
     shown = [cell.strip() for cell in row.split("|")][2:5]
-    assert shown == [f"{nll:.2f} ± {record['stderr']:.2f}", "86.76", f"{nll - 86.76:+.2f}"]
+    assert shown == [f"{nll:.2f} ± {stderr:.2f}", "86.76", f"{nll - 86.76:+.2f}"]
     assert re.search(r"iwae-k5 +\| not run +\| 85\.54 .* \d+ (h|min) +\|", text)
     latex = table(copied.parents[4], cells, Wanted(), "latex")
     assert r"\toprule" in latex

@@ -16,16 +16,16 @@ def mean_over_draws(rows: Rows) -> Binarizations | None:
 
     All runs were measured on the same draws, so the error of the draws is that of one run.
     """
-    found = [(row.binarizations, seeds) for row, seeds in rows if row.binarizations is not None]
-    if len(found) < len(rows) or any(one.log_likelihood is None for one, _ in found):
+    found = [row.binarizations for row, _ in rows]
+    if any(one is None or one.log_likelihood is None for one in found):
         return None
-    seeds = [number for _, number in found]
+    seeds = [number for _, number in rows]
     names = ("log_likelihood", "stderr", "draws_error", "one_draw_error")
     means = {
-        name: float(np.average([getattr(one, name) for one, _ in found], weights=seeds))
+        name: float(np.average([getattr(one, name) for one in found], weights=seeds))
         for name in names
     }
-    return found[0][0].model_copy(update=means)
+    return None if found[0] is None else found[0].model_copy(update=means)
 
 
 def other_errors(rows: Rows, record: Record, digits: int) -> str:

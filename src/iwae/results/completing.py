@@ -170,14 +170,23 @@ def carried_over(
 
 
 def _shifted(base: Number, part: Part) -> Binarizations | None:
-    """A number of draw 0, carried over to the mean over the draws of another bound."""
+    """A number of draw 0, carried over to the mean over the draws of another bound.
+
+    The Monte Carlo error of that bound on draw 0, which its mean over draws does not share, counts
+    as an error of the draws.
+    """
     row = [row for row in part.by_k if _own_draws(row)][-1]
     own = row.binarizations
     if own is None or None in (base, row.log_likelihood, own.log_likelihood):
         return None
-    mean = base + own.log_likelihood - row.log_likelihood  # type: ignore[operator]
+    errors = own.draws_error, row.monte_carlo_error
     return own.model_copy(
-        update={"log_likelihood": mean, "by": f"L_{row.k}", "monte_carlo_error": None}
+        update={
+            "log_likelihood": base + own.log_likelihood - row.log_likelihood,  # type: ignore[operator]
+            "draws_error": None if None in errors else float(np.hypot(*errors)),  # type: ignore[arg-type]
+            "monte_carlo_error": None,
+            "by": f"L_{row.k}",
+        }
     )
 
 

@@ -56,7 +56,8 @@ def stratified(values: Float[np.ndarray, " n"], count: int, seed: int) -> Int[np
     """Places of a subset with its share of each tenth of the examples, in order of their values.
 
     In each tenth those come first that `choose` would take first, so that the subsets of different
-    models have most of their examples in common.
+    models have most of their examples in common. Every example is as likely, as far as whole
+    numbers of examples allow.
     """
     n = len(values)
     shares = np.round(np.linspace(0, count, min(STRATA, count) + 1)).astype(int)

@@ -1,0 +1,293 @@
+"""The errors of a likelihood: of draws of pixels, of subsets and of particles, and their words."""
+
+import json
+
+import numpy as np
+import pytest
+
+import small
+from iwae import evaluate_run
+from iwae.data import choose, load_dataset
+from iwae.data.draws import redrawn
+from iwae.errors import UserError
+from iwae.evaluation.likelihood import log_likelihoods
+from iwae.results import store
+from iwae.results.completing import carried_over, read_completed
+from iwae.results.draws import draw_key
+from iwae.results.frame import results
+from iwae.results.reading import estimates_of
+from iwae.results.records import summary
+from iwae.results.replicates import draws_summary
+from iwae.results.schema import SampledRow
+from iwae.results.subsets import STRATA, stratified, subset_places
+from iwae.results.text import describe, error_words
+from iwae.runs.models import load_model
+from small import finished
+
+# Draws of pixels
+
+
+def test_a_draw_is_that_of_its_binarisation_seed():
+    data = load_dataset(small.pictures(), validation=50, binarization_seed=3)
+    assert redrawn(data, 0) is data
+    other = load_dataset(small.pictures(), validation=50, binarization_seed=5)
+    again = redrawn(data, 2)
+    np.testing.assert_array_equal(again.test, other.test)
+    assert again.identity == {
+        **other.identity,
+        "validation_sha256": data.identity["validation_sha256"],
+    }
+    assert (again.test != data.test).any()
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"binarization": "static"}, "it is binarised once, for training and testing"),
+        ({"binarization": "threshold"}, "it is binarised by a threshold, not by chance"),
+        ({"observation": "gaussian"}, "its values are measured as they are stored"),
+    ],
+)
+def test_a_test_set_without_other_draws_says_why(options, reason):
+    data = load_dataset(small.pictures(), **options)
+    with pytest.raises(UserError, match=f"pictures.npz has no other draws: {reason}"):
+        redrawn(data, 0)
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory):
+    run = small.unmeasured(finished(), tmp_path_factory.mktemp("drawn") / "run")
+    return run, evaluate_run(run, ks=[1, 5], binarizations=3)
+
+
+def test_the_mean_over_draws_stands_beside_the_usual_draw(drawn):
+    run, record = drawn
+    usual = evaluate_run(finished(), ks=[1, 5])
+    values = store.read_arrays(run / "evaluations" / "test-final-k5-draws3.json")
+    assert values["draws"].shape == (1, 2, 3, 50)
+    np.testing.assert_array_equal(values["draws"][:, :, 0], values["log_likelihood"])
+    model = load_model(run / "models" / "final-0")
+    for i, k in enumerate((1, 5)):
+        row, draws = record["by_k"][i], values["draws"][0, i]
+        assert row["log_likelihood"] == usual["by_k"][i]["log_likelihood"]
+        other = load_dataset(small.pictures(), validation=50, binarization_seed=2).test
+        expected = log_likelihoods(model, other, draw_key(0, 2), k=k)
+        np.testing.assert_array_equal(draws[2], expected)
+        found = row["binarizations"]
+        assert found["draws"] == 3
+        assert found["log_likelihood"] == pytest.approx(draws.mean())
+        assert found["stderr"] == pytest.approx(draws.mean(axis=0).std(ddof=1) / np.sqrt(50))
+        one = np.sqrt(draws.var(axis=0, ddof=1).sum()) / 50
+        assert found["one_draw_error"] == pytest.approx(one)
+        assert found["draws_error"] == pytest.approx(one / np.sqrt(3))
+    assert record["binarizations"] == record["by_k"][-1]["binarizations"]
+
+
+def test_the_error_of_draws_is_the_deviation_between_repeats():
+    """2,000 repeats of 4 draws of 30 examples that differ far more than their draws do."""
+    rng = np.random.default_rng(0)
+    examples, noise = rng.normal(-90, 20, 30), np.linspace(0.5, 3, 30)
+    repeats = examples + noise * rng.normal(size=(2000, 4, 30))
+    told = [draws_summary(one) for one in repeats]
+    assert np.std([one["log_likelihood"] for one in told]) == pytest.approx(
+        np.sqrt(np.mean([one["draws_error"] ** 2 for one in told])), rel=0.06
+    )
+    assert np.std(repeats[:, 0].mean(axis=1)) == pytest.approx(
+        np.sqrt(np.mean([one["one_draw_error"] ** 2 for one in told])), rel=0.06
+    )
+    impossible = np.where(np.arange(30) == 7, -np.inf, repeats[0])
+    assert draws_summary(impossible)["log_likelihood"] is None
+
+
+@pytest.mark.slow
+def test_replicates_share_the_draws(tmp_path):
+    run = small.unmeasured(finished(replicates=2, **small.PATIENT), tmp_path / "run")
+    record = evaluate_run(run, ks=[5], binarizations=2)
+    draws = store.read_arrays(run / "evaluations" / "test-final-k5-draws2.json")["draws"]
+    assert draws.shape == (2, 1, 2, 50)
+    assert record["binarizations"]["log_likelihood"] == pytest.approx(draws.mean())
+    spread = draws.mean(axis=0)[0].var(axis=0, ddof=1)
+    assert record["binarizations"]["one_draw_error"] == pytest.approx(np.sqrt(spread.sum()) / 50)
+    errors = [one["monte_carlo_error"] for one in record["replicates"]]
+    assert record["monte_carlo_error"] == pytest.approx(np.linalg.norm(errors) / 2)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"binarizations": 1}, "binarizations is 1; their spread needs at least 2"),
+        ({"binarizations": 2, "split": "train"}, "draws of the test split, not of train"),
+    ],
+)
+def test_draws_that_cannot_be_are_refused(options, message):
+    with pytest.raises(UserError, match=message):
+        evaluate_run(finished(), ks=[1], **options)
+
+
+# Subsets
+
+
+def test_a_subset_is_carried_over_by_its_difference():
+    control = np.array([-90.0, -80.0, -70.0, -100.0])
+    places = np.array([1, 2])
+    found = carried_over(control[places] + [1.0, 3.0], control, places, "L_5")
+    assert (found.n, found.by, found.log_likelihood) == (4, "L_5", -85.0 + 2.0)
+    assert found.subset_error == pytest.approx(np.sqrt(2 / 2 * (1 - 2 / 4)))  # sd sqrt(2), m = 2
+    assert found.stderr == pytest.approx(12 / 10 * control.std(ddof=1) / 2)
+    whole = carried_over(control + 1, control, np.arange(4), "L_5")
+    assert (whole.log_likelihood, whole.subset_error) == (-84.0, 0.0)
+    assert carried_over(control[places], np.append(control, -np.inf), places, "L_5").stderr is None
+
+
+def test_the_error_of_a_subset_is_its_deviation_around_the_whole():
+    """Subsets of half of 200 examples, whose means are off by 20 times the error."""
+    rng = np.random.default_rng(0)
+    control = rng.normal(-90, 25, 200)
+    bound = control + rng.gamma(2, 0.4, 200)
+    off = []
+    for seed in range(1000):
+        places = choose(200, 100, seed=seed)
+        found = carried_over(bound[places], control, places, "L_5")
+        off.append((found.log_likelihood - bound.mean()) / found.subset_error)
+    assert np.std(off) == pytest.approx(1, abs=0.09)  # 4 standard errors
+    assert abs(np.mean(off)) < 0.13
+
+
+def test_a_stratified_subset_has_its_share_of_each_tenth():
+    rng = np.random.default_rng(0)
+    values = rng.normal(-90, 25, 1000)
+    places = stratified(values, 100, 0)
+    tenth = np.argsort(np.argsort(values))[places] // (1000 // STRATA)
+    assert np.bincount(tenth).tolist() == [10] * STRATA
+    assert sorted(set(places.tolist())) == places.tolist()
+    other = stratified(values + rng.normal(0, 1, 1000), 100, 0)  # another, similar model
+    assert np.isin(places, other).mean() > 0.9
+    assert np.isin(places, choose(1000, 100)).mean() > 0.7  # compares with plain subsets too
+    assert stratified(values, 100, 1).tolist() != places.tolist()
+    assert stratified(values, 1000, 0).tolist() == list(range(1000))
+    # Every example is as likely where the tenths cannot have equal shares.
+    counts = np.zeros(60)
+    for seed in range(2000):
+        counts[stratified(values[:60], 15, seed)] += 1
+    assert np.abs(counts / 500 - 1).max() < 0.2  # 5 standard errors
+
+
+def record_of(run, name, by_k, subset=None, **more):
+    """A record of 100 examples, or of some, by hand; its bounds are lists by k."""
+    index = np.arange(100) if subset is None else subset
+    values = np.stack([np.asarray(bound)[index] for bound in by_k.values()])[None]
+    more = {"ess_mean": 2.0, **more}
+    rows = [{"k": k, **summary(v), **more} for k, v in zip(by_k, values[0], strict=True)]
+    document = {
+        "method": "importance sampling",
+        "dataset": "mnist",
+        "split": "test",
+        "weights": "final",
+        "pruned": False,
+        "n": len(index),
+        "k": max(by_k),
+        "subset": None if subset is None else {"examples": len(index), "seed": 0},
+        "test_sha256": "t",
+        "model_sha256": "m",
+        "active_units": [2],
+        "data": {"binarization": "dynamic"},
+        **rows[-1],
+        "by_k": rows,
+    }
+    arrays = {"k": np.array(list(by_k)), "index": index, "log_likelihood": values}
+    path = run / "evaluations" / f"{name}.json"
+    store.write_files(path, json.loads(json.dumps(document)), arrays)
+    return path
+
+
+LOW = np.random.default_rng(0).normal(-90, 25, 100)
+HIGH = LOW + np.random.default_rng(1).gamma(2, 0.2, 100)
+SOME = choose(100, 20, seed=4)
+DRAWS = {
+    "draws": 8,
+    "log_likelihood": LOW.mean() - 0.5,
+    "stderr": 2.0,
+    "draws_error": 0.03,
+    "one_draw_error": 0.08,
+}
+
+
+def test_a_bound_of_a_subset_is_quoted_for_all_examples_where_they_were_measured(tmp_path):
+    path = record_of(tmp_path, "some", {500: HIGH}, SOME)
+    (_, alone), *_ = read_completed(tmp_path)
+    (estimate,) = estimates_of(alone)
+    assert alone.by_k[0].whole is None
+    assert estimate.quoted.mean == pytest.approx(HIGH[SOME].mean())
+    assert estimate.examples == "20, a random subset"
+    assert "L_500 = " in describe(alone)
+    assert "(a random subset)" in describe(alone)
+
+    record_of(tmp_path, "all", {50: LOW})
+    found = dict(read_completed(tmp_path))[path]
+    (estimate,) = estimates_of(found)
+    expected = LOW.mean() + (HIGH - LOW)[SOME].mean()
+    assert estimate.quoted.mean == found.whole.log_likelihood == pytest.approx(expected)
+    assert estimate.examples == "100, from 20 and L_50 of all"
+    assert f"L_500 = {expected:.3f} +- " in describe(found)
+    assert "for all 100 examples, subset error 0." in describe(found)
+    row = next(one for one in results([tmp_path]) if one.subset)
+    assert (row.whole_mean, row.mean) == (pytest.approx(expected), pytest.approx(HIGH[SOME].mean()))
+
+    text = path.with_name("all.json").read_text()
+    path.with_name("all.json").write_text(text.replace('"m"', '"another model"'))
+    assert dict(read_completed(tmp_path))[path].whole is None
+
+
+def test_the_draws_of_another_bound_are_carried_over(tmp_path):
+    all_, some = (
+        record_of(tmp_path, "all", {500: HIGH}),
+        record_of(tmp_path, "some", {500: HIGH}, SOME),
+    )
+    assert "error of the draw of pixels not measured" in describe(
+        dict(read_completed(tmp_path))[all_]
+    )
+    own = record_of(tmp_path, "drawn", {50: LOW}, binarizations=DRAWS, monte_carlo_error=0.04)
+    found = dict(read_completed(tmp_path))
+    assert found[own].by_k[0].binarizations.by is None
+    carried = found[all_].by_k[0].binarizations
+    assert carried.by == "L_50"
+    assert carried.log_likelihood == pytest.approx(HIGH.mean() - 0.5)
+    assert carried.draws_error == pytest.approx(0.05)  # 3, 4, 5
+    assert carried.one_draw_error == 0.08
+    assert "of one draw 0.080 (draws of L_50)" in describe(found[all_])
+    whole = found[some].by_k[0]
+    assert whole.binarizations.log_likelihood == pytest.approx(whole.whole.log_likelihood - 0.5)
+
+
+def test_errors_are_said_by_one_formatter():
+    row = SampledRow(k=50, log_likelihood=-9.0, stderr=0.5, monte_carlo_error=0.0123)
+    assert error_words(row) == ["Monte Carlo error 0.012"]
+    heavy = row.model_copy(update={"pareto_k_unreliable": 0.1})
+    assert error_words(heavy, 4) == ["Monte Carlo error at least 0.0123"]
+    assert error_words(row.model_copy(update={"pareto_k_unreliable": 0.09})) == error_words(row)
+    assert error_words(SampledRow(k=1, log_likelihood=-9.0, stderr=0.5)) == []
+
+
+def test_a_new_subset_is_stratified_and_an_old_one_stays(tmp_path):
+    how = {"seed": 0, "weights": "final", "pruned": False}
+    plain, by = subset_places(tmp_path, "test", 10, 100, **how, digests=["m"])
+    assert (plain.tolist(), by) == (choose(100, 10).tolist(), None)
+    record_of(tmp_path, "old", {500: HIGH}, SOME)
+    record_of(tmp_path, "all", {1: HIGH, 50: LOW})
+    new, by = subset_places(tmp_path, "test", 10, 100, **how, digests=["m"])
+    assert (new.tolist(), by) == (stratified(LOW, 10, 0).tolist(), "L_50")
+    again, by = subset_places(tmp_path, "test", 20, 100, **how, digests=["m"])
+    assert (again.tolist(), by) == (SOME.tolist(), None)
+    for other in (["another model"], None):
+        plain, by = subset_places(tmp_path, "test", 10, 100, **how, digests=other)
+        assert (plain.tolist(), by) == (choose(100, 10).tolist(), None)
+
+
+def test_a_subset_of_a_run_is_stratified_by_its_record(drawn):
+    run, _ = drawn
+    record = evaluate_run(run, ks=[5], examples=10)
+    assert record["subset"] == {"examples": 10, "seed": 0, "stratified_by": "L_5"}
+    whole = store.read_arrays(run / "evaluations" / "test-final-k5-draws3.json")
+    some = store.read_arrays(run / "evaluations" / "test-final-k5-n10.json")
+    np.testing.assert_array_equal(some["index"], stratified(whole["log_likelihood"][0, 1], 10, 0))
+    assert (record["whole"]["n"], record["whole"]["by"]) == (50, "L_5")
