@@ -33,7 +33,7 @@ def run_cells_table(results: Path, cells: str) -> str:
     rows = [
         {
             "NLL, nats (other errors; active units; training time)": cell.name,
-            "published": _in_brief(cell.entry.nll, None, "", cell.entry.active, None),
+            "published": _in_brief(cell.entry.nll, None, [], cell.entry.active, None),
             "ours, published schedule": _of(cell),
             "ours, fast recipe": _of(fast[cell.name]) if cell.name in fast else "",
         }
@@ -55,19 +55,20 @@ def _of(cell: Cell) -> str:
     if cell.nll is None:
         return ""
     cost = hours(cell.entry.config(epochs=cell.epochs, replicates=cell.seeds))
-    return _in_brief(cell.nll, cell.stderr, cell.others, cell.active, cost)
+    seeds = [] if cell.spread is None else [f"sd of {cell.seeds} seeds {cell.spread:.2f}"]
+    return _in_brief(cell.nll, cell.stderr, [cell.others, *seeds], cell.active, cost)
 
 
 def _in_brief(
     nll: float | None,
     stderr: float | None,
-    others: str,
+    others: Sequence[str],
     active: Sequence[float | int],
     cost: float | None,
 ) -> str:
     if nll is None:
         return ""
-    about = [others] if others else []
+    about = [words for words in others if words]
     about += ["+".join(f"{count:.3g}" for count in active)] if active else []
     about += [] if cost is None else [duration(cost)]
     return plus_minus(nll, stderr, 2) + (f" ({'; '.join(about)})" if about else "")

@@ -123,6 +123,7 @@ REASONS = (
     "k in measuring",
     "annealing instead of samples",
     "which test examples",
+    "which draw of their pixels",
     "objective and gradient",
     "k in training",
     "seed",
@@ -132,7 +133,8 @@ REASONS = (
 
 def _rows_of_estimators(known: Sequence[Known], name: str) -> list[Row]:
     """Paired differences of the bounds of one run, and the error from the choice of examples."""
-    samples, rows = [one for one in known if one.rank[0] == 0], []
+    samples = list({one.estimator: one for one in known if one.rank[0] == 0}.values())
+    rows: list[Row] = []
     most, longest = samples[-1], known[-1]
     pairs = [("k in measuring", low, most) for low in samples[:-1]]
     if longest.rank[0] > 0:
@@ -145,6 +147,10 @@ def _rows_of_estimators(known: Sequence[Known], name: str) -> list[Row]:
     for one in {len(one.places): one for one in (most, longest)}.values():
         error, n = test_sample_error(one.values[0]), f"{len(one.places):,} test examples"
         rows.append(_difference("which test examples", n, f"± {error:.2f}", name))
+    for record in {id(one.record): one.record for one in known}.values():
+        if (drawn := record.binarizations) is not None and drawn.by is None:
+            what = f"{drawn.draws} draws, {record.n:,} test examples"
+            rows.append(_difference(REASONS[3], what, f"± {drawn.one_draw_error:.2f}", name))
     return rows
 
 

@@ -72,10 +72,10 @@ def _control(samples: Iterable[Known], annealed: Known) -> Known | None:
 
 
 def _examples(annealed: Known, control: Known | None) -> str:
-    n = f"{annealed.record.n:,}"
-    if control is not None:
-        return f"{control.record.n:,}, of which {n} annealed"
-    return n if annealed.record.subset is None else f"a subset of {n}"
+    n, total = annealed.record.n, None if control is None else control.record.n
+    if annealed.record.subset is None or n == total:
+        return f"{n:,}"
+    return f"a subset of {n:,}" if total is None else f"{total:,}, of which {n:,} annealed"
 
 
 def _annealed(one: Known, control: Known | None) -> str:
@@ -85,7 +85,7 @@ def _annealed(one: Known, control: Known | None) -> str:
         return plus_minus(values.mean(), test_sample_error(values), digits=2)
     found = carried_over(values, control.values.mean(axis=0), one.places, control.estimator)
     words = plus_minus(found.log_likelihood, found.stderr, digits=2)
-    return words if found.subset_error is None else f"{words}, subset ± {found.subset_error:.2f}"
+    return f"{words}, subset ± {found.subset_error:.2f}" if found.subset_error else words
 
 
 def differences_by_budget(
