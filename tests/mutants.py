@@ -535,6 +535,32 @@ MUTANTS = {
         "return sum(self.vae.layer_log_priors(z))",
         "answers",
     ),
+    # Errors of a likelihood
+    "jackknife-factor": Mutant(
+        "evaluation/jackknife.py", "jnp.sqrt((b - 1) / b *", "jnp.sqrt(1 / b *", "evaluate"
+    ),
+    "batches-not-in-turn": Mutant("evaluation/jackknife.py", "first % BATCHES)", "0)", "evaluate"),
+    "one-draw-for-the-mean": Mutant(
+        "results/replicates.py", "number(one / np.sqrt(draws))", "number(one)", "errors"
+    ),
+    "draws-of-one-seed": Mutant(
+        "data/draws.py", '["binarization_seed"] + number', '["binarization_seed"] + 1', "errors"
+    ),
+    "draws-share-particles": Mutant(
+        "results/draws.py", "key if draw == 0 else", "key if draw >= 0 else", "errors"
+    ),
+    "subset-of-an-infinite-population": Mutant(
+        "results/completing.py", " * np.sqrt(1 - m / n)", "", "errors"
+    ),
+    "subset-not-in-order-of-the-bound": Mutant(
+        "results/subsets.py", 'np.argsort(values, kind="stable")', "np.arange(n)", "errors"
+    ),
+    "subset-carried-over-from-other-models": Mutant(
+        "results/completing.py", '"digests", "test_sha256")', '"test_sha256")', "errors"
+    ),
+    "errors-never-at-least": Mutant(
+        "results/text.py", "(row.pareto_k_unreliable or 0) >= UNRELIABLE", "False", "errors"
+    ),
 }
 
 

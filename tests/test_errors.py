@@ -2,6 +2,7 @@
 
 import json
 
+import jax
 import numpy as np
 import pytest
 
@@ -124,6 +125,14 @@ def test_draws_that_cannot_be_are_refused(options, message):
         evaluate_run(finished(), ks=[1], **options)
 
 
+def test_each_draw_has_particles_of_its_own():
+    keys = {jax.random.key_data(draw_key(0, draw)).tobytes() for draw in range(4)}
+    assert len(keys) == 4
+    assert jax.random.key_data(draw_key(5, 0)).tolist() == [0, 5]
+    children = {jax.random.fold_in(draw_key(0, 0), i) for i in range(4)}
+    assert not keys & {jax.random.key_data(key).tobytes() for key in children}
+
+
 # Subsets
 
 
@@ -243,9 +252,7 @@ def test_the_draws_of_another_bound_are_carried_over(tmp_path):
         record_of(tmp_path, "all", {500: HIGH}),
         record_of(tmp_path, "some", {500: HIGH}, SOME),
     )
-    assert "error of the draw of pixels not measured" in describe(
-        dict(read_completed(tmp_path))[all_]
-    )
+    assert "pixel draw error not measured" in describe(dict(read_completed(tmp_path))[all_])
     own = record_of(tmp_path, "drawn", {50: LOW}, binarizations=DRAWS, monte_carlo_error=0.04)
     found = dict(read_completed(tmp_path))
     assert found[own].by_k[0].binarizations.by is None
@@ -265,6 +272,8 @@ def test_errors_are_said_by_one_formatter():
     heavy = row.model_copy(update={"pareto_k_unreliable": 0.1})
     assert error_words(heavy, 4) == ["Monte Carlo error at least 0.0123"]
     assert error_words(row.model_copy(update={"pareto_k_unreliable": 0.09})) == error_words(row)
+    small = row.model_copy(update={"monte_carlo_error": 0.00018})
+    assert error_words(small) == ["Monte Carlo error 2e-04"]
     assert error_words(SampledRow(k=1, log_likelihood=-9.0, stderr=0.5)) == []
 
 

@@ -251,7 +251,7 @@ def test_a_cell_is_read_from_its_records(copied):
     assert (cell.nll, cell.stderr) == (pytest.approx(nll), pytest.approx(stderr))
     found = cell.draws.draws_error, cell.draws.one_draw_error
     assert found == (pytest.approx(error), pytest.approx(of_one))
-    told = f"Monte Carlo error at least 0.003; draws of pixels {error:.2f} (8, by L_50)"
+    told = f"Monte Carlo error at least 0.003; pixel draw error {error:.2f} (8 draws, by L_50)"
     assert cell.others == told
     assert cell.difference == pytest.approx(cell.nll - 86.76)
     assert cell.active == tuple(record["active_units"])

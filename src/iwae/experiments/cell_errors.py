@@ -53,6 +53,6 @@ def _particles(rows: Rows, digits: int) -> list[str]:
 def _pixels(drawn: Binarizations | None, record: Record, digits: int) -> list[str]:
     if drawn is not None:
         by = "" if drawn.by is None else f", by {drawn.by}"
-        return [f"draws of pixels {drawn.draws_error:.{digits}f} ({drawn.draws}{by})"]
+        return [f"pixel draw error {drawn.draws_error:.{digits}f} ({drawn.draws} draws{by})"]
     is_drawn = record.data.get("binarization") == "dynamic"
-    return ["draw of pixels not measured"] if is_drawn else []
+    return ["pixel draw error not measured"] if is_drawn else []

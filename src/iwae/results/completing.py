@@ -47,7 +47,7 @@ def completed(run: Path, record: Record, arrays: Arrays | None) -> Record:
     drawn = [one for _, one in others if any(map(_own_draws, one.by_k))]
     if record.subset is not None and control is None:
         drawn = []  # the draws are of all examples
-    found = _Others(arrays, control, max(drawn, key=lambda one: one.k or 0, default=None))
+    found = _Others(arrays, control, max(drawn, key=_largest, default=None))
     parts = [_part(part, found, r) for r, part in enumerate(record.replicates)]
     whole = _part(record, found, None)
     return whole.model_copy(update={"replicates": tuple(parts)}) if parts else whole
@@ -70,6 +70,11 @@ def _own_draws(row: Row) -> bool:
     return row.binarizations is not None and row.binarizations.by is None
 
 
+def _largest(record: Record) -> int:
+    """The largest number of samples."""
+    return record.by_k[-1].k
+
+
 class _Others(NamedTuple):
     """What is known beside a record: its own values, those of all examples, and several draws.
 
@@ -86,10 +91,10 @@ class _Others(NamedTuple):
 
 def _control(others: Sequence[tuple[Path, Record]]) -> tuple[str, np.ndarray] | None:
     """The bound by the most samples of all examples, and its values `[R, n]`."""
-    for path, one in sorted(others, key=lambda other: -(other[1].k or 0)):
+    for path, one in sorted(others, key=lambda other: _largest(other[1]), reverse=True):
         arrays = read_arrays(path, report_damage, ("log_likelihood",))
         if arrays is not None:
-            return f"L_{one.k}", arrays["log_likelihood"][:, -1]
+            return f"L_{_largest(one)}", arrays["log_likelihood"][:, -1]
     return None
 
 

@@ -59,9 +59,9 @@ def error_words(row: Fields, digits: int = 3) -> list[str]:
         return []
     words = monte_carlo_words(row, digits)
     if row.whole is not None and row.whole.subset_error is not None:
-        words.append(f"subset error {row.whole.subset_error:.{digits}f}")
+        words.append(f"subset error {_small(row.whole.subset_error, digits)}")
     if row.binarizations is not None and row.binarizations.one_draw_error is not None:
-        words.append(f"error of the draw of pixels {row.binarizations.one_draw_error:.{digits}f}")
+        words.append(f"pixel draw error {_small(row.binarizations.one_draw_error, digits)}")
     return words
 
 
@@ -74,7 +74,13 @@ def monte_carlo_words(row: Weights, digits: int = 3) -> list[str]:
     if row.monte_carlo_error is None:
         return []
     heavy = (row.pareto_k_unreliable or 0) >= UNRELIABLE
-    return [f"Monte Carlo error{' at least' * heavy} {row.monte_carlo_error:.{digits}f}"]
+    return [f"Monte Carlo error{' at least' * heavy} {_small(row.monte_carlo_error, digits)}"]
+
+
+def _small(error: float, digits: int) -> str:
+    """An error; with one significant digit where these digits would show none."""
+    words = f"{error:.{digits}f}"
+    return words if error == 0 or float(words) else f"{error:.0e}"
 
 
 def _plain(words: str) -> str:
@@ -106,8 +112,7 @@ def describe(document: Mapping[str, Any] | Record) -> str:
     if _has_hidden_draw(record):
         more = " --pruned" * record.pruned + " --weights best" * (record.weights == "best")
         lines.append(
-            "  error of the draw of pixels not measured: iwae evaluate RUN --k 50 --binarizations 8"
-            + more
+            "  pixel draw error not measured: iwae evaluate RUN --k 50 --binarizations 8" + more
         )
     violations = record.ordering.violations
     return "\n".join([*lines, *(f"  NOT IN ORDER: {words}" for words in violations)])

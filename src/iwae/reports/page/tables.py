@@ -254,7 +254,8 @@ def _differences(runs: Sequence[Run]) -> Table | None:
         first, *others = record["runs"]
         cells = [Cell(_mean(first)), *map(_difference, others)]
         names = [run.name for run in having]
-        columns[Cell(name, note=f"n = {record['n']:,}")] = dict(zip(names, cells, strict=True))
+        of = f"n = {record['n']:,}" + (", a subset" if record["subset"] else "")
+        columns[Cell(name, note=of)] = dict(zip(names, cells, strict=True))
     if not columns:
         return None
     rows = [
