@@ -16,10 +16,10 @@ from iwae.results import store
 from iwae.results.completing import carried_over, read_completed
 from iwae.results.draws import draw_key
 from iwae.results.frame import results
-from iwae.results.reading import estimates_of
+from iwae.results.reading import Estimate, estimates_of
 from iwae.results.records import summary
 from iwae.results.replicates import draws_summary
-from iwae.results.schema import SampledRow
+from iwae.results.schema import SampledRow, Whole
 from iwae.results.subsets import STRATA, stratified, subset_places
 from iwae.results.text import describe, error_words
 from iwae.runs.models import load_model
@@ -245,6 +245,17 @@ def test_a_bound_of_a_subset_is_quoted_for_all_examples_where_they_were_measured
     text = path.with_name("all.json").read_text()
     path.with_name("all.json").write_text(text.replace('"m"', '"another model"'))
     assert dict(read_completed(tmp_path))[path].whole is None
+
+
+def test_bits_are_those_of_all_examples_too():
+    whole = Whole(n=50, by="L_5", log_likelihood=-90.0, stderr=1.0, subset_error=0.1)
+    bits = {"bits_per_dimension": 1.0, "bits_per_dimension_stderr": 0.02}
+    row = SampledRow(k=5, log_likelihood=-100.0, stderr=2.0, **bits)
+    alone = Estimate("L_5", (0, 5), -100.0, 2.0, None, row, None)
+    assert alone.quoted_bits == (1.0, 0.02)
+    carried = alone._replace(row=row.model_copy(update={"whole": whole}))
+    assert carried.quoted == (-90.0, 1.0)
+    assert carried.quoted_bits == pytest.approx((0.9, 0.01))
 
 
 def test_the_draws_of_another_bound_are_carried_over(tmp_path):

@@ -54,7 +54,8 @@ def test_every_committed_record_is_read_and_would_be_written_again_as_it_is():
             record = parse(document)
             again = record.document()
             assert again.pop("version") == VERSION, path
-            assert record.method == Method.GRADIENTS or again == document, path
+            old = {name: value for name, value in document.items() if name != "version"}
+            assert record.method == Method.GRADIENTS or again == old, path
             assert not _unknown(record), path
             words = describe_gradients if record.method == Method.GRADIENTS else describe
             assert words(record)

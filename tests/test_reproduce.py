@@ -264,6 +264,13 @@ def test_a_cell_is_read_from_its_records(copied):
     assert name == f"AIS_{both[0]['annealing']['temperatures']}"
     assert 0 < gap < 2
     assert 0 < error < gap
+    folder = copied / "evaluations"
+    with np.load(folder / "test-final-k5000.npz") as samples:
+        every = samples["log_likelihood"][0, -1]
+    with np.load(next(folder.glob("*ais*.npz"))) as some:
+        found = some["log_likelihood"][0, 1] - every[some["index"]]
+    assert gap == pytest.approx(found.mean())
+    assert error == pytest.approx(found.std(ddof=1) * np.sqrt(0.9 / 1000))  # of 10,000
     text = table(copied.parents[4], [VAE], Wanted())
     assert f"{name} {nll - gap:.2f} (-{gap:.2f} ± {error:.2f})" in text
 
