@@ -34,7 +34,6 @@ def likelihood_row(name: str, record: Record, published: str) -> Row:
     epochs = {one.epoch for one in each}
     digits = 2 if truth is None else 4  # more mean something where the density is known
     nll, spread = -record.log_likelihood, record.between_replicates_sd
-    row = record.by_k[-1]
     return {
         "run": name,
         "data": record.dataset,
@@ -45,7 +44,7 @@ def likelihood_row(name: str, record: Record, published: str) -> Row:
             nll, record.stderr, digits, spread=spread, of=f" of {len(each)} seeds"
         ),
         "NLL of the true density": "-" if truth is None else f"{-truth:.{digits}f}",
-        "other errors": "; ".join(error_words(row, digits + 1)),
+        "other errors": "; ".join(error_words(record, digits + 1)),
         "active units": "+".join(f"{count:g}" for count in record.active_units),
         "test images": f"{record.n:,}",
         "published NLL": published,

@@ -39,7 +39,7 @@ def completed(run: Path, record: Record, arrays: Arrays | None) -> Record:
     others = [
         (path, one)
         for path, one in read_records(run, (Method.IMPORTANCE,))
-        if one.subset is None and _alike(one, record)
+        if one.by_k and one.subset is None and _alike(one, record)
     ]
     control = None
     if record.subset is not None and arrays is not None:
