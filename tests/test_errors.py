@@ -129,7 +129,7 @@ def test_each_draw_has_particles_of_its_own():
     keys = {jax.random.key_data(draw_key(0, draw)).tobytes() for draw in range(4)}
     assert len(keys) == 4
     assert jax.random.key_data(draw_key(5, 0)).tolist() == [0, 5]
-    children = {jax.random.fold_in(draw_key(0, 0), i) for i in range(4)}
+    children = [jax.random.fold_in(draw_key(0, 0), i) for i in range(4)]  # of examples
     assert not keys & {jax.random.key_data(key).tobytes() for key in children}
 
 

@@ -5,7 +5,8 @@ from pathlib import Path
 from iwae.config.experiment import make_config
 from iwae.errors import UserError
 from iwae.reports.estimates import Row, estimates_row, published_nll
-from iwae.results.completing import read_completed
+from iwae.results.completing import completed
+from iwae.results.reading import read_records
 from iwae.results.schema import Method, Record
 from iwae.results.store import refuse_damage
 from iwae.results.text import error_words, plus_minus
@@ -17,12 +18,12 @@ def largest_records(results: Path) -> dict[str, Record]:
     records: dict[str, Record] = {}
     for run in runs_in(results):
         name = str(run.relative_to(results))
-        for path, record in read_completed(run, (Method.IMPORTANCE,), refuse_damage):
+        for path, record in read_records(run, (Method.IMPORTANCE,), refuse_damage):
             whole = record.split == "test" and not record.pruned and record.subset is None
             if whole and (name not in records or record.k >= records[name].k):
                 if record.log_likelihood is None:
                     raise UserError(f"{path}: the mean log-likelihood is not finite")
-                records[name] = record
+                records[name] = completed(run, record, None)
     return records
 
 
