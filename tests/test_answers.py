@@ -109,6 +109,18 @@ def test_p_values_count_the_reference_that_is_at_most_as_likely():
     np.testing.assert_array_equal(found, [1 / 4, 2 / 4, 3 / 4, 1])
 
 
+def test_pool_agrees_with_a_published_example():
+    """The example of `pool.scalar` in the reference of R's package mice 3.10.3: the mean bmi of
+    nhanes, n = 25, in five imputations (docs/reference/pool.scalar.html of amices/mice)."""
+    estimates = np.array([26.816, 26.184, 26.692, 27.076, 26.528])
+    variances = np.array([0.7888227, 0.5449227, 0.7764973, 0.6764760, 0.5379173])
+    found = pool(estimates, variances, df=24)
+    printed = {"estimate": 26.6592, "within": 0.6649272, "between": 0.1106032}
+    printed |= {"error": 0.797651**0.5, "df": 16.41929, "missing_information": 0.2522468}
+    for name, value in printed.items():
+        assert getattr(found, name) == pytest.approx(value, rel=2e-6), name
+
+
 def test_rubins_rules():
     """Q, U and their pool by hand, and the degrees of freedom of Barnard & Rubin (1999)."""
     found = pool(np.array([1.0, 2.0, 3.0]), np.array([0.5, 0.5, 0.5]), df=20)
