@@ -43,7 +43,7 @@ def evaluate_run(
     if not ks:
         raise UserError("name at least one k")
     ks = sorted(set(ks))
-    subject = make_subject(Path(run), labels=True, **options)
+    subject = make_subject(Path(run), **options)
     return measure(
         subject,
         partial(_measure, ks=ks),
