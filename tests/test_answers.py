@@ -196,7 +196,7 @@ def test_answers_keep_the_order_the_ids_and_the_words(run):
 
 
 def test_completed_tables_keep_what_was_observed(run):
-    (path,) = impute_file(run, run.parent / "new.csv", run.parent / "full.csv", k=20)
+    (path,) = impute_file(run, run.parent / "new.csv", run.parent / "full.csv", k=20).paths
     lines = path.read_text().splitlines()
     assert lines[:2] == TABLE.splitlines()[:2]
     name, age, *others = lines[2].split(";")
@@ -205,24 +205,40 @@ def test_completed_tables_keep_what_was_observed(run):
     assert "." not in age
     assert lines[3].split(";")[2] in ("Oslo", "Paris")
     assert lines[3].split(";")[3] in ("True", "False")
-    rows, drawn = impute_rows(run, run.parent / "new.csv", draws=3, k=20)
+    rows, drawn, _ = impute_rows(run, run.parent / "new.csv", draws=3, k=20)
     gaps = np.isnan(rows.values)
     assert np.std([one[gaps][0] for one in drawn]) > 0
     for one in drawn:
         np.testing.assert_array_equal(one[~gaps], rows.values[~gaps])
 
 
+def test_a_column_of_k_hat_is_added_on_request(run):
+    file, out = run.parent / "new.csv", run.parent / "khat.csv"
+    done = impute_file(run, file, out, k=25, khat=True)
+    (path,), gaps = done.paths, np.isnan(impute_rows(run, file, k=25)[0].values).any(axis=1)
+    assert np.isnan(done.pareto_k).tolist() == (~gaps).tolist()
+    header, *lines = (line.split(";") for line in path.read_text().splitlines())
+    assert header == [*TABLE.splitlines()[0].split(";"), "pareto_k"]
+    found = [line[-1].replace(",", ".") for line in lines]
+    assert found == ["" if np.isnan(one) else str(np.float32(one)) for one in done.pareto_k]
+    with pytest.raises(UserError, match="has a column 'pareto_k', the name of the one to add"):
+        impute_file(run, path, run.parent / "twice.csv", k=25, khat=True)
+    with pytest.raises(UserError, match=r"has no columns to add k-hat to: give a table"):
+        impute_file(run, run.parent / "a.npy", run.parent / "b.npy", khat=True)
+
+
 def test_samples_are_in_the_units_and_words_of_the_table(run):
-    cells, ess = sample_rows(run, 50)
-    assert ess is None
+    cells, weighed = sample_rows(run, 50)
+    assert weighed is None
     assert list(cells) == ["age", "city", "paid"]
     assert 20 < cells["age"].mean() < 60
     assert set(cells["city"]) == {"Oslo", "Paris"}
     assert cells["paid"].dtype == bool
-    given, ess = sample_rows(run, 5, given={"city": "Paris", "paid": "true"}, k=1000)
+    given, weighed = sample_rows(run, 5, given={"city": "Paris", "paid": "true"}, k=1000)
     assert list(given["city"]) == ["Paris"] * 5
     assert given["paid"].all()
-    assert ess > 10
+    assert weighed.ess > 10
+    assert -1 < weighed.pareto_k < 0.7
     for wrong, words in (
         ({"town": "x"}, "no column 'town'"),
         ({"city": "Rome"}, "no level 'Rome'"),
