@@ -83,7 +83,7 @@ def table(path, *, gaps):
     ("gaps", "given", "hidden"),
     [
         (False, {}, None),
-        (False, {"missing": "at-random"}, 0.2),
+        (False, {"missing": "at-random"}, 0.1),
         (True, {"missing": "at-random"}, 0.0),
         (True, {"missing": "at-random", "hide": 0.3}, 0.3),
         (False, {"missing": "at-random", "hide": 0.0}, 0.0),
@@ -96,7 +96,7 @@ def test_the_default_follows_from_the_data_and_is_said(tmp_path, gaps, given, hi
     job = make_job(make_config(config, "here"))
     assert job.config.hide == hidden
     assert job.stages[0].settings.hide == (hidden or 0.0)
-    assert ("hidden: 20% of the observed values" in describe_plan(job)) == (hidden == 0.2)
+    assert ("hidden: 10% of the observed values" in describe_plan(job)) == (hidden == 0.1)
     # What a run stored is what it is resumed with; runs from before the option hid nothing.
     again = config_values(job.config)
     assert make_config(stored(again), "there").hide == hidden
@@ -119,7 +119,7 @@ def test_only_values_missing_at_random_are_hidden():
             )
 
 
-@pytest.mark.parametrize(("gaps", "given", "hidden"), [(0, None, 0.2), (1, None, 0), (1, 0.1, 0.1)])
+@pytest.mark.parametrize(("gaps", "given", "hidden"), [(0, None, 0.1), (1, None, 0), (1, 0.3, 0.3)])
 def test_the_estimator_has_the_same_default(monkeypatch, gaps, given, hidden):
     class Seen(Exception):  # noqa: N818 - stops before the compilation
         pass

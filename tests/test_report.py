@@ -251,8 +251,8 @@ def test_shares_of_hidden_values_are_compared_over_seeds(tmp_path):
     results = {"wine": {"0": shares(0.6, 0.25), "1": shares(0.7, 0.75)}}
     path.write_text(json.dumps({"results": results}))
     rows = [re.split(r" *\| *", line)[1:-1] for line in hide_table(tmp_path).splitlines()[2:]]
-    assert rows[0] == ["wine", "0%", "2", "0.800 ± 0.000", ""]
-    assert rows[1] == ["wine", "20%", "2", "0.650 ± 0.050", "+0.50 ± 0.25"]
+    assert rows[0] == ["wine", "0%", "2", "0.800", "", ""]
+    assert rows[1] == ["wine", "20%", "2", "0.650", "-0.150 ± 0.050", "+0.50 ± 0.25"]
 
 
 def test_protocols_are_compared_with_that_of_the_paper(tmp_path):

@@ -1,6 +1,8 @@
 """The record of `benchmarks/hide.py`: values hidden in training, for rows that later have gaps."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -9,21 +11,28 @@ from result_tables.tables import benchmark, markdown
 
 
 def hide_table(results: Path) -> str:
-    """Markdown: errors of imputed values, and likelihoods against no hidden values, by share.
+    """Markdown: errors of imputed values and likelihoods by share, against no hidden values.
 
-    ± is the standard error over seeds.
+    ± is the standard error of the mean difference over seeds.
     """
-    rows = []
-    for name, seeds in benchmark(results, "hide")["results"].items():
-        for share in next(iter(seeds.values())):
-            errors, leads = (
-                np.array([found[share][key] for found in seeds.values()])
-                for key in ("error", "lead")
-            )
-            lead = "" if float(share) == 0 else plus_minus(*_mean(leads), 2, sign="+")
-            row = {"table": name, "hidden": f"{float(share):.0%}", "seeds": len(seeds)}
-            rows.append({**row, "error": plus_minus(*_mean(errors), 3), "nats per row": lead})
-    return markdown(rows)
+    return markdown(
+        {"table": name, "hidden": f"{float(share):.0%}", "seeds": len(seeds), **_row(seeds, share)}
+        for name, seeds in benchmark(results, "hide")["results"].items()
+        for share in next(iter(seeds.values()))
+    )
+
+
+def _row(seeds: Mapping[str, Any], share: str) -> dict[str, str]:
+    """One share of one table."""
+    each = list(seeds.values())
+    errors = np.array([found[share]["error"] for found in each])
+    against = errors - [found["0.0"]["error"] for found in each]
+    leads = np.array([found[share]["lead"] for found in each])
+    changes = {
+        "change": plus_minus(*_mean(against), 3, sign="+"),
+        "nats per row": plus_minus(*_mean(leads), 2, sign="+"),
+    }
+    return {"error": f"{errors.mean():.3f}", **(changes if float(share) else {})}
 
 
 def _mean(values: np.ndarray) -> tuple[float, float | None]:

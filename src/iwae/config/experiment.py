@@ -266,7 +266,7 @@ class TrainConfig(BaseModel):
     (default: refuse them)."""
     hide: Annotated[float, Field(ge=0, lt=1)] | None = None
     """With --missing at-random: probability of hiding each observed value, drawn anew whenever
-    training visits its row (default: 0.2 if the training rows have no gaps, else 0)."""
+    training visits its row (default: 0.1 if the training rows have no gaps, else 0)."""
     standardize: bool | None = None
     """Standardise real values inside the model; likelihoods and samples keep the units of the file
     (default: for your own files)."""

@@ -117,7 +117,7 @@ class ImportanceWeightedAutoencoder(
             "not-at-random-high" or "-low" if it is known which values are; the bounds are then on
             the observed values and on which values are observed.
         hide: with "at-random", the probability of hiding each observed value whenever training
-            visits its row, so that the encoder learns to read gaps; None for 0.2 if the rows of
+            visits its row, so that the encoder learns to read gaps; None for 0.1 if the rows of
             `fit` have no gaps, otherwise 0.
         objective: the bound to maximise; `iwae objectives` lists them.
         objective_params: further options of the objective, such as `{"m": 4}` for "miwae" or

@@ -6,7 +6,7 @@ from jaxtyping import Array, Float
 
 from iwae.typing import Example, PRNGKey
 
-HIDE = 0.2
+HIDE = 0.1
 """The probability for a model of missing values whose training rows have no gaps. `docs/missing.md`
 has the measurement."""
 
