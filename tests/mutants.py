@@ -529,6 +529,31 @@ MUTANTS = {
     "pool-without-correction": Mutant(
         "evaluation/pooling.py", "(1 + 1 / m) * between", "between", "answers"
     ),
+    "hidden-values-as-zeros": Mutant(
+        "training/hiding.py", "x.shape), jnp.nan, x)", "x.shape), 0.0, x)", "hiding"
+    ),
+    "hidden-values-of-every-step": Mutant(
+        "training/steps.py",
+        "data_key, hide_key = jax.random.split(data_key)",
+        "hide_key = jax.random.key(0)",
+        "hiding",
+    ),
+    "k-hat-without-gaps": Mutant(
+        "evaluation/imputation.py", "jnp.where(jnp.isnan(x).any(), ", "jnp.where(True, ", "missing"
+    ),
+    # Given the label
+    "information-across-labels": Mutant(
+        "evaluation/information.py", "counts = is_alike & (", "counts = (", "given_labels"
+    ),
+    "units-not-standardised": Mutant(
+        "evaluation/units.py", "if standardised and ", "if not standardised and ", "given_labels"
+    ),
+    "pruned-at-zero": Mutant(
+        "evaluation/pruning.py",
+        "jnp.where(keep, 0.0, parameters[0])",
+        "jnp.zeros(keep.size)",
+        "given_labels",
+    ),
     "given-values-unweighted": Mutant(
         "evaluation/conditioning.py",
         "return self.vae.log_joint(x, z)",

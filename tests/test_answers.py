@@ -109,6 +109,18 @@ def test_p_values_count_the_reference_that_is_at_most_as_likely():
     np.testing.assert_array_equal(found, [1 / 4, 2 / 4, 3 / 4, 1])
 
 
+def test_pool_agrees_with_a_published_example():
+    """The example of `pool.scalar` in the reference of R's package mice 3.10.3: the mean bmi of
+    nhanes, n = 25, in five imputations (docs/reference/pool.scalar.html of amices/mice)."""
+    estimates = np.array([26.816, 26.184, 26.692, 27.076, 26.528])
+    variances = np.array([0.7888227, 0.5449227, 0.7764973, 0.6764760, 0.5379173])
+    found = pool(estimates, variances, df=24)
+    printed = {"estimate": 26.6592, "within": 0.6649272, "between": 0.1106032}
+    printed |= {"error": 0.797651**0.5, "df": 16.41929, "missing_information": 0.2522468}
+    for name, value in printed.items():
+        assert getattr(found, name) == pytest.approx(value, rel=2e-6), name
+
+
 def test_rubins_rules():
     """Q, U and their pool by hand, and the degrees of freedom of Barnard & Rubin (1999)."""
     found = pool(np.array([1.0, 2.0, 3.0]), np.array([0.5, 0.5, 0.5]), df=20)
@@ -184,7 +196,7 @@ def test_answers_keep_the_order_the_ids_and_the_words(run):
 
 
 def test_completed_tables_keep_what_was_observed(run):
-    (path,) = impute_file(run, run.parent / "new.csv", run.parent / "full.csv", k=20)
+    (path,) = impute_file(run, run.parent / "new.csv", run.parent / "full.csv", k=20).paths
     lines = path.read_text().splitlines()
     assert lines[:2] == TABLE.splitlines()[:2]
     name, age, *others = lines[2].split(";")
@@ -193,24 +205,40 @@ def test_completed_tables_keep_what_was_observed(run):
     assert "." not in age
     assert lines[3].split(";")[2] in ("Oslo", "Paris")
     assert lines[3].split(";")[3] in ("True", "False")
-    rows, drawn = impute_rows(run, run.parent / "new.csv", draws=3, k=20)
+    rows, drawn, _ = impute_rows(run, run.parent / "new.csv", draws=3, k=20)
     gaps = np.isnan(rows.values)
     assert np.std([one[gaps][0] for one in drawn]) > 0
     for one in drawn:
         np.testing.assert_array_equal(one[~gaps], rows.values[~gaps])
 
 
+def test_a_column_of_k_hat_is_added_on_request(run):
+    file, out = run.parent / "new.csv", run.parent / "khat.csv"
+    done = impute_file(run, file, out, k=25, khat=True)
+    (path,), gaps = done.paths, np.isnan(impute_rows(run, file, k=25)[0].values).any(axis=1)
+    assert np.isnan(done.pareto_k).tolist() == (~gaps).tolist()
+    header, *lines = (line.split(";") for line in path.read_text().splitlines())
+    assert header == [*TABLE.splitlines()[0].split(";"), "pareto_k"]
+    found = [line[-1].replace(",", ".") for line in lines]
+    assert found == ["" if np.isnan(one) else str(np.float32(one)) for one in done.pareto_k]
+    with pytest.raises(UserError, match="has a column 'pareto_k', the name of the one to add"):
+        impute_file(run, path, run.parent / "twice.csv", k=25, khat=True)
+    with pytest.raises(UserError, match=r"has no columns to add k-hat to: give a table"):
+        impute_file(run, run.parent / "a.npy", run.parent / "b.npy", khat=True)
+
+
 def test_samples_are_in_the_units_and_words_of_the_table(run):
-    cells, ess = sample_rows(run, 50)
-    assert ess is None
+    cells, weighed = sample_rows(run, 50)
+    assert weighed is None
     assert list(cells) == ["age", "city", "paid"]
     assert 20 < cells["age"].mean() < 60
     assert set(cells["city"]) == {"Oslo", "Paris"}
     assert cells["paid"].dtype == bool
-    given, ess = sample_rows(run, 5, given={"city": "Paris", "paid": "true"}, k=1000)
+    given, weighed = sample_rows(run, 5, given={"city": "Paris", "paid": "true"}, k=1000)
     assert list(given["city"]) == ["Paris"] * 5
     assert given["paid"].all()
-    assert ess > 10
+    assert weighed.ess > 10
+    assert -1 < weighed.pareto_k < 0.7
     for wrong, words in (
         ({"town": "x"}, "no column 'town'"),
         ({"city": "Rome"}, "no level 'Rome'"),

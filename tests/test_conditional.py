@@ -21,7 +21,6 @@ from iwae.evaluation.classes import (
 )
 from iwae.evaluation.likelihood import log_likelihoods
 from iwae.evaluation.posterior import model_density
-from iwae.evaluation.pruning import prune
 from iwae.evaluation.signal import gradient_of
 from iwae.evaluation.units import active_units
 from iwae.models.conditional import ConditionalVAE, with_labels
@@ -34,6 +33,7 @@ from iwae.objectives.declaration import Declaration
 from iwae.objectives.reductions import iwae
 from iwae.reports.gallery import draw_run
 from iwae.results.importance import evaluate_run
+from iwae.results.signal import gradients_run
 from iwae.runs.metrics import read_metrics
 from iwae.runs.models import load_model, save_model
 from iwae.testing import check_latent_model
@@ -236,14 +236,12 @@ def test_labels_have_the_probabilities_of_bayes_rule():
 
 
 def test_active_units_are_counted_given_the_labels():
-    model = perturbed(make(), size=0.5)
+    model = perturbed(make(learned_prior=False), size=0.5)
     rows = np.random.default_rng(0).integers(0, 2, (30, D)).astype(np.float32)
     both = with_labels(rows, np.arange(30) % 2, C)
     found = active_units(model, both, jax.random.key(0)).variances[0]
     means = [model.encode(jnp.asarray(row)).mean for row in both]
     np.testing.assert_allclose(found, np.var(means, axis=0), rtol=1e-3)
-    with pytest.raises(UserError, match="has no stochastic layers to examine"):
-        prune(model, [np.array([True, False])])
 
 
 def test_mistakes_are_user_errors():
@@ -333,8 +331,8 @@ def test_a_conditional_run_is_trained_measured_drawn_and_classifies(tmp_path):
     scores = class_log_likelihoods(model, data.test[:, :16], jax.random.key(1), k=20)
     found = label_log_probabilities(scores, np.asarray(model.frequencies)).argmax(axis=1)
     assert (found == data.labels("test")).mean() > 0.9
-    with pytest.raises(UserError, match="is conditional, and such models cannot be pruned"):
-        evaluate_run(run, ks=(3,), pruned=True)
+    with pytest.raises(UserError, match="gradients of such models are not measured"):
+        gradients_run(run)
 
 
 @pytest.mark.parametrize(

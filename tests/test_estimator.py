@@ -25,7 +25,10 @@ from iwae import ImportanceWeightedAutoencoder, UserError, load_model, posterior
 from iwae.data import Kind
 from iwae.sklearn.rows import addresses, standards
 
-pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning"),
+    pytest.mark.filterwarnings("ignore:k-hat is above 0.7"),
+]
 
 SMALL = {
     "hidden_layer_sizes": (6,),
@@ -453,7 +456,7 @@ def test_a_row_that_is_partly_observed_is_as_likely_as_its_part():
     )
 
 
-def test_a_row_without_a_value_has_probability_one_and_the_means():
+def test_a_row_without_a_value_has_probability_one_and_the_means(monkeypatch):
     data = gaps().copy()
     data[::8] = np.nan
     model = small(missing="at-random").fit(data)
@@ -462,6 +465,12 @@ def test_a_row_without_a_value_has_probability_one_and_the_means():
     drawn = model.sample(4000, random_state=0)
     error = drawn.std(axis=0) / np.sqrt(1000)  # of the imputed means; those of the draws are half
     assert (np.abs(model.impute(nothing, k=1000)[0] - drawn.mean(axis=0)) < 6 * error).all()
+    filled, khat = model.impute(data, k=1000, return_pareto_k=True)
+    assert np.isnan(khat).tolist() == (~np.isnan(data).any(axis=1)).tolist()
+    monkeypatch.setattr("iwae.sklearn.rows.DOUBTFUL", -9.0)
+    words = f"k-hat is above -9.0 for {np.isfinite(khat).sum()} rows, whose imputed values are unr"
+    with pytest.warns(UserWarning, match=words):
+        np.testing.assert_array_equal(model.impute(data, k=1000), filled)
 
 
 def test_what_says_nothing_is_refused():

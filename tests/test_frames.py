@@ -8,12 +8,14 @@ import numpy as np
 import pytest
 
 from iwae import ImportanceWeightedAutoencoder, UserError
+from iwae.sklearn.frames import describe
 
 pd = pytest.importorskip("pandas")
 pl = pytest.importorskip("polars")
 pytestmark = [
     pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning"),
     pytest.mark.filterwarnings("ignore:Features .* are constant"),
+    pytest.mark.filterwarnings("ignore:k-hat is above 0.7"),
 ]
 
 N = 60
@@ -39,7 +41,7 @@ def whole():
                 rng.choice(["low", "high"], N), ["low", "mid", "high"], ordered=True
             ),
             "stars": pd.Categorical(rng.choice([1, 2, 5], N)),
-            "visits": pd.array(rng.integers(0, 90, N), "Int64"),
+            "visits": pd.array(rng.integers(2, 90, N), "Int64"),  # counts take long to compile
             "small": rng.integers(-128, 128, N).astype("int8"),
         },
         index=np.arange(N) + 1000,
@@ -193,6 +195,13 @@ def test_columns_without_a_kind_are_refused(change, words):
     with pytest.raises(ValueError, match=words) as caught:
         small().fit(change(whole()))
     assert "--" not in str(caught.value)
+
+
+def test_a_column_that_may_name_the_rows_is_pointed_out_without_an_option():
+    (column, _), _ = describe(
+        pd.DataFrame({"code": np.arange(2, 22), "size": np.linspace(0, 1, 20)})
+    )
+    assert column.why.endswith("all different (if they name the rows, leave it out)")
 
 
 def test_gaps_need_a_model_of_them():

@@ -17,10 +17,12 @@ from iwae import (
     log_likelihoods,
     log_weights,
     multiple_imputations,
+    score,
     snis_mean,
 )
 from iwae.data import KINDS, make_kind
 from iwae.errors import UserError
+from iwae.evaluation.imputation import imputed
 from iwae.inference.particles import importance_particles
 from iwae.models.likelihoods import MISSING, Incomplete, observation
 from iwae.models.likelihoods.masking import SelfMasked
@@ -142,6 +144,17 @@ def test_multiple_imputations_have_the_conditional_moments():
                         covariance[a, b] / spread,
                         error_at_most=0.05,
                     )
+
+
+def test_k_hat_is_that_of_the_weights_of_rows_with_gaps():
+    model, rows = holes()
+    rows[1], narrow = 1.0, WithHoles(model.complete, 0.3)
+    gaps, own = np.isnan(rows).any(axis=1), score(narrow, rows, jax.random.key(0), k=100).pareto_k
+    found = imputed(narrow, rows, jax.random.key(0), k=100)
+    np.testing.assert_allclose(found.pareto_k[gaps], own[gaps], rtol=1e-4)
+    assert (own[gaps] > 0.7).any()
+    for khat in (found.pareto_k, imputed(narrow, rows, jax.random.key(0), draws=2, k=100).pareto_k):
+        assert np.isnan(khat).tolist() == (~gaps).tolist()
 
 
 def test_what_is_observed_stays_as_it_is():

@@ -240,7 +240,7 @@ def test_multiple_imputations_are_numbered_files(tmp_path):
     rows = np.float32(values(9, seed=4))
     np.save(tmp_path / "b.npy", rows)
     run = run_of(vae(), tmp_path)
-    paths = impute_file(run, tmp_path / "b.npy", tmp_path / "c.npy", draws=2, k=5)
+    paths = impute_file(run, tmp_path / "b.npy", tmp_path / "c.npy", draws=2, k=5).paths
     assert [path.name for path in paths] == ["c-1.npy", "c-2.npy"]
     one, other = map(np.load, paths)
     gaps = np.isnan(rows)
@@ -257,7 +257,7 @@ def test_tables_of_any_floating_point_are_completed_in_it(tmp_path, dtype):
     np.save(tmp_path / "a.npy", rows.astype(np.float32))
     np.save(tmp_path / "b.npy", np.asfortranarray(rows.astype(dtype)))
     expected, found = (
-        np.load(impute_file(run, tmp_path / name, tmp_path / f"out-{name}", k=5)[0])
+        np.load(impute_file(run, tmp_path / name, tmp_path / f"out-{name}", k=5).paths[0])
         for name in ("a.npy", "b.npy")
     )
     assert found.dtype == np.dtype(dtype)
@@ -302,7 +302,7 @@ def test_seeds_that_are_none_are_refused(command, seed, capsys):
 def test_every_line_of_a_single_column_is_completed(tmp_path):
     run = run_of(vae(1), tmp_path)
     (tmp_path / "b.csv").write_bytes("Größe\n1.5\n\nNA\n2.50\n".encode())
-    (path,) = impute_file(run, tmp_path / "b.csv", tmp_path / "c.csv", k=3)
+    (path,) = impute_file(run, tmp_path / "b.csv", tmp_path / "c.csv", k=3).paths
     name, *cells = path.read_text(encoding="utf-8").splitlines()
     assert (name, cells[0], cells[3], len(cells)) == ("Größe", "1.5", "2.50", 4)
     assert np.isfinite(np.float64(cells)).all()
@@ -312,7 +312,7 @@ def test_counts_and_categories_are_written_as_whole_numbers(tmp_path):
     kind = make_kind("table", columns=("poisson", "categorical:3"))
     run = run_of(vae(2, observation=kind), tmp_path)
     (tmp_path / "b.csv").write_text("1,\n,2\n")
-    (path,) = impute_file(run, tmp_path / "b.csv", tmp_path / "c.csv", draws=1, k=3)
+    (path,) = impute_file(run, tmp_path / "b.csv", tmp_path / "c.csv", draws=1, k=3).paths
     (first, category), (count, last) = lines(path)
     assert (first, last) == ("1", "2")
     assert category in "012"

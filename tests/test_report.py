@@ -16,6 +16,7 @@ from iwae.results.reading import read_records
 from iwae.results.schema import Method
 from result_tables.blocks import fill_blocks, run_cells_table
 from result_tables.experiments import imputation_table, recipes_table
+from result_tables.hide import hide_table
 from result_tables.likelihoods import (
     estimates_table,
     largest_records,
@@ -240,6 +241,20 @@ def test_own_tables_are_compared_with_the_rivals_that_there_are(tmp_path):
     assert rows[0][5] == "+1.00 ± 0.25 (a Gaussian)"
     assert rows[1][4:6] == ["", "+2.00 ± 0.25 (independent columns)"]
     assert "| wine    | 0.500  |" in own_imputations_table(tmp_path)
+
+
+def test_shares_of_hidden_values_are_compared_over_seeds(tmp_path):
+    shares = lambda error, lead: {  # noqa: E731
+        "0.0": {"error": 0.8, "lead": 0.0},
+        "0.2": {"error": error, "lead": lead},
+    }
+    path = tmp_path / "benchmarks" / "hide.json"
+    path.parent.mkdir()
+    results = {"wine": {"0": shares(0.6, 0.25), "1": shares(0.7, 0.75)}}
+    path.write_text(json.dumps({"results": results}))
+    rows = [re.split(r" *\| *", line)[1:-1] for line in hide_table(tmp_path).splitlines()[2:]]
+    assert rows[0] == ["wine", "0%", "2", "0.800", "", ""]
+    assert rows[1] == ["wine", "20%", "2", "0.650", "-0.150 ± 0.050", "+0.50 ± 0.25"]
 
 
 def test_protocols_are_compared_with_that_of_the_paper(tmp_path):

@@ -13,6 +13,7 @@ from iwae.experiments.table import Cell, duration, read_cell, table
 from iwae.files import atomic_write
 from iwae.results.text import plus_minus
 from result_tables.experiments import densities_table, imputation_table, labels_table, recipes_table
+from result_tables.hide import hide_table
 from result_tables.likelihoods import estimates_table, likelihood_table
 from result_tables.objectives import differences_table, objectives_table, protocols_table
 from result_tables.own_data import own_densities_table, own_imputations_table
@@ -92,6 +93,7 @@ BLOCKS: dict[str, Callable[[Path], str]] = {
     "resampling": resampling_table,
     "queue": queue_table,
     "imputation": imputation_table,
+    "hide": hide_table,
     "own-densities": own_densities_table,
     "own-imputations": own_imputations_table,
 }

@@ -3,12 +3,15 @@
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
 from iwae.cli import parsing
 from iwae.errors import UserError
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -102,6 +105,8 @@ class Impute(OfRows):
     `iwae.pool`."""
     k: int = 1000
     """Importance samples per row."""
+    khat: bool = False
+    """Add a column pareto_k: k-hat of the weights of each row with gaps, unreliable above 0.7."""
     batch_size: int | None = None
     """Rows per batch; affects speed, not results (default: automatic)."""
 
@@ -132,18 +137,18 @@ def score(arguments: Sequence[str]) -> int:
     write_table(options.out, cells)
     values = cells["log_likelihood"]
     print(f"mean log-likelihood {values.mean():.3f} nats over {len(values):,} rows")
-    doubtful = (cells["pareto_k"] > DOUBTFUL).sum()
-    if doubtful:
-        print(
-            f"k-hat is above {DOUBTFUL} for {doubtful:,} rows, whose Monte Carlo error is at least "
-            "what is stated"
-        )
+    _tell_doubtful(cells["pareto_k"], "rows, whose Monte Carlo error is at least what is stated")
     print(options.out)
     return 0
 
 
-DOUBTFUL = 0.7
-"""k-hat above which an importance sampling estimate is unreliable (Vehtari et al. 2024)."""
+def _tell_doubtful(pareto_k: "np.ndarray", rows: str) -> None:
+    """Print a line if k-hat is too large for some rows."""
+    from iwae.evaluation.likelihood import DOUBTFUL
+
+    count = (pareto_k > DOUBTFUL).sum()
+    if count:
+        print(f"k-hat is above {DOUBTFUL} for {count:,} {rows}")
 
 
 def sample(arguments: Sequence[str]) -> int:
@@ -153,10 +158,11 @@ def sample(arguments: Sequence[str]) -> int:
     given = _given(options.given)
     parsing.set_up_jax()
     from iwae.data.tables import write_table
+    from iwae.evaluation.likelihood import DOUBTFUL
     from iwae.runs.answers import sample_rows
 
     k = options.k or (100_000 if options.method == "is" else 1000)
-    cells, ess = sample_rows(
+    cells, found = sample_rows(
         options.run,
         options.n,
         given=given,
@@ -166,8 +172,11 @@ def sample(arguments: Sequence[str]) -> int:
         seed=options.seed,
     )
     write_table(options.out, cells)
-    if ess is not None:
-        print(f"effective sample size {ess:,.1f} of {k:,} particles")
+    if found is not None:
+        print(
+            f"effective sample size {found.ess:,.1f} of {k:,} particles, k-hat {found.pareto_k:.2f}"
+            + (": above 0.7, so these rows are unreliable" if found.pareto_k > DOUBTFUL else "")
+        )
     print(options.out)
     return 0
 
@@ -192,7 +201,9 @@ def impute(arguments: Sequence[str]) -> int:
     from iwae.runs.completion import impute_file
 
     chosen = dict(vars(options))
-    for path in impute_file(chosen.pop("run"), chosen.pop("file"), chosen.pop("out"), **chosen):
+    done = impute_file(chosen.pop("run"), chosen.pop("file"), chosen.pop("out"), **chosen)
+    _tell_doubtful(done.pareto_k, "rows, whose imputed values are unreliable: raise --k")
+    for path in done.paths:
         print(path)
     return 0
 

@@ -264,6 +264,9 @@ class TrainConfig(BaseModel):
     missing: Missing | None = None
     """Allow missing values: missing at random, or depending on their own values, not-at-random
     (default: refuse them)."""
+    hide: Annotated[float, Field(ge=0, lt=1)] | None = None
+    """With --missing at-random: probability of hiding each observed value, drawn anew whenever
+    training visits its row (default: 0.1 if the training rows have no gaps, else 0)."""
     standardize: bool | None = None
     """Standardise real values inside the model; likelihoods and samples keep the units of the file
     (default: for your own files)."""
@@ -418,6 +421,10 @@ class TrainConfig(BaseModel):
         for name in ("label_prior", "label"):
             if getattr(self, name) and not self.conditional:
                 raise ValueError(f"{name} needs conditional")
+        if self.hide and self.missing != "at-random":
+            raise ValueError(
+                "hide needs missing 'at-random', which is how the values that it hides are missing"
+            )
         if self.channels is not None and self.network != "conv":
             raise ValueError("channels needs network 'conv'")
         for name in ("patience", "threshold"):
@@ -662,8 +669,10 @@ def read_stored(path: Path) -> TrainConfig:
 
 
 def stored(values: dict[str, Any]) -> dict[str, Any]:
-    """The values that a run stored. Before there was an option, no file was standardised."""
-    return {"standardize": False, **values} if is_own(values.get("dataset", "")) else values
+    """The values that a run stored, with what was done before there were the options for it."""
+    before: dict[str, Any] = {"standardize": False} if is_own(values.get("dataset", "")) else {}
+    before |= {"hide": 0.0} if values.get("missing") else {}
+    return {**before, **values}
 
 
 def config_values(config: TrainConfig) -> dict[str, Any]:

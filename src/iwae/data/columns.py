@@ -119,7 +119,7 @@ def _chosen(table: Table, i: int) -> Column:
         return _category(name, levels, why, whole=True)
     why = ("whole " if whole else "") + f"numbers from {values[0]:.6g} to {values[-1]:.6g}"
     if whole and values.size == len(cells):
-        why += f", all different (if they name the rows, --id {name})"
+        why += f", all different (if they name the rows, {table.remedies.naming.format(name=name)})"
     is_count = whole and values[0] in (0, 1) and values[-1] <= LARGEST_COUNT
     return Column(name, "negative-binomial" if is_count else "gaussian", why=why, whole=whole)
 
@@ -133,8 +133,8 @@ def _words(table: Table, i: int) -> Column:
     if len(levels) > max(2, 0.9 * len(present)) or len(levels) > MANY:
         raise UserError(
             f"{table.where}: column {name!r} holds {len(levels):,} different words in "
-            f"{len(present):,} rows, too many for categories: leave it out (--drop {name}), carry "
-            f'it through (--id {name}), or insist (--columns "{name}=categorical")'
+            f"{len(present):,} rows, too many for categories: "
+            f"{table.remedies.ways(name, f'insist ({_as_categories(table, name)})')}"
         )
     return _category(name, levels, f"{len(levels)} words: {_listed(levels)}")
 
@@ -158,10 +158,12 @@ def _truth(name: str, levels: tuple[str, ...]) -> Column:
 def refuse_numbers(table: Table, i: int, levels: Iterable[str]) -> None:
     """Raise UserError for dates, and for numbers among words, which have no obvious meaning."""
     name, levels = table.names[i], list(levels)
-    remedy = f'take all as categories (--columns "{name}=categorical")'
+    remedy = f"take all as categories ({_as_categories(table, name)})"
     date = next((one for one in levels if _DATE.fullmatch(one)), None)
     if date is not None:
-        raise UserError(f"{_cell(table, i, date)} in column {name!r}; it holds {dates(name)}")
+        raise UserError(
+            f"{_cell(table, i, date)} in column {name!r}; it holds {dates(name, table.remedies)}"
+        )
     odd = next((one for one in levels if is_almost(one) and not is_number(one)), None)
     if odd is not None:
         raise UserError(
@@ -180,6 +182,10 @@ def refuse_numbers(table: Table, i: int, levels: Iterable[str]) -> None:
             f"{_cell(table, i, word)} is not a number, as others in column {name!r} are: correct "
             f"it, or {remedy}"
         )
+
+
+def _as_categories(table: Table, name: str) -> str:
+    return table.remedies.categories.format(name=name)
 
 
 def _cell(table: Table, i: int, word: str) -> str:
@@ -312,8 +318,8 @@ def _coded(table: Table, i: int, column: Column, unknown: str) -> np.ndarray:
         row = int(np.flatnonzero(found == -1)[0])
         raise UserError(
             f"{table.where}: {table.place(row, i)}: column {column.name!r} has no level "
-            f"{words[row][:40]!r}; known: {_listed(column.levels)}: correct it, or count unknown "
-            "words as missing (--unknown missing)"
+            f"{words[row][:40]!r}; known: {_listed(column.levels)}: correct it, or "
+            f"{table.remedies.unknown}"
         )
     return np.where(found == -1, np.nan, found)
 

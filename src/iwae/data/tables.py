@@ -22,6 +22,41 @@ from iwae.files import atomic_write
 SUFFIXES = (".csv", ".tsv", ".parquet")
 
 
+class Remedies(NamedTuple):
+    """The remedies for a column that is refused, in the terms of the interface that a person uses.
+
+    `{name}` stands for the column; a remedy that the interface does not have is empty.
+
+    Attributes:
+        drop: leave the column out.
+        carry: carry it through beside the values.
+        naming: the same in short, of a column that may name the rows.
+        categories: how to have its values taken as categories.
+        unknown: take an unknown word for a missing value.
+    """
+
+    drop: str
+    carry: str
+    naming: str
+    categories: str
+    unknown: str
+
+    def ways(self, name: str, *more: str) -> str:
+        """Leave the column out, carry it through, or one of more."""
+        ways = [*(one.format(name=name) for one in (self.drop, self.carry) if one), *more]
+        return ", or ".join([", ".join(ways[:-1]), ways[-1]] if len(ways) > 1 else ways)
+
+
+COMMAND = Remedies(
+    "leave it out (--drop {name})",
+    "carry it through (--id {name})",
+    "--id {name}",
+    '--columns "{name}=categorical"',
+    "count unknown words as missing (--unknown missing)",
+)
+"""The remedies of the command line."""
+
+
 class Table(NamedTuple):
     """A table as it was written, before anything is decided about its columns.
 
@@ -33,6 +68,7 @@ class Table(NamedTuple):
         named: whether the file names its columns.
         where: the name of the file.
         place: row and column, both from 0 -> the position in the file and the cell, in words.
+        remedies: what its reader can do about a column.
     """
 
     names: tuple[str, ...]
@@ -41,6 +77,7 @@ class Table(NamedTuple):
     named: bool = True
     where: str = "the table"
     place: Callable[[int, int], str] = lambda row, column: f"row {row + 1}, column {column + 1}"
+    remedies: Remedies = COMMAND
 
     @property
     def n_rows(self) -> int:
@@ -125,8 +162,8 @@ def _refuse_index(table: Table, nameless: Sequence[bool]) -> None:
     for name, column, blank in zip(table.names, table.columns, nameless, strict=True):
         if blank and column.dtype != object and _counts(column):
             raise UserError(
-                f"{table.where}: column {name!r} has no name and counts the rows: leave it out "
-                f"(--drop {name}) or carry it through (--id {name})"
+                f"{table.where}: column {name!r} has no name and counts the rows: "
+                f"{table.remedies.ways(name)}"
             )
 
 
@@ -216,7 +253,12 @@ def names_in(source: Any) -> list[str]:
 
 
 def frame_table(
-    frame: Any, *, drop: Sequence[str] = (), ids: Sequence[str] = (), where: str = "the frame"
+    frame: Any,
+    *,
+    drop: Sequence[str] = (),
+    ids: Sequence[str] = (),
+    where: str = "the frame",
+    remedies: Remedies = COMMAND,
 ) -> Table:
     """The table of a data frame (pandas, Polars, PyArrow, or another that narwhals knows).
 
@@ -224,6 +266,7 @@ def frame_table(
         frame: the data frame.
         drop, ids: as for `read_table`.
         where: its name in error messages.
+        remedies: what these advise.
 
     Raises:
         UserError: names the column that holds neither numbers nor words.
@@ -244,11 +287,12 @@ def frame_table(
     series = list(data.iter_columns())
     table = Table(
         tuple(names[i] for i in kept),
-        tuple(_series(where, names[i], series[i]) for i in kept),
+        tuple(_series(where, names[i], series[i], remedies) for i in kept),
         {names[i]: series[i].to_numpy() for i in carried},
         True,
         where,
         lambda row, column: f"row {row + 1}, column {names[(*kept, *carried)[column]]!r}",
+        remedies,
     )
     _refuse_index(table, [bool(_NAMELESS.fullmatch(name)) for name in table.names])
     return table
@@ -258,12 +302,12 @@ _NAMELESS = re.compile(r"__index_level_\d+__|Unnamed: \d+")
 """The names that pandas gives to columns that have none."""
 
 
-def _series(where: str, name: str, series: Any) -> np.ndarray:
+def _series(where: str, name: str, series: Any, remedies: Remedies) -> np.ndarray:
     """A column of a frame: float64 with NaN, or words with None."""
     import narwhals as nw
 
     if series.dtype.is_temporal():
-        raise UserError(f"{where}: column {name!r} holds {dates(name)}")
+        raise UserError(f"{where}: column {name!r} holds {dates(name, remedies)}")
     if series.dtype.is_numeric():
         return np.array(series.cast(nw.Float64).to_numpy(), np.float64)
     cells = [None if _is_null(one) else one for one in series.to_list()]
@@ -273,8 +317,9 @@ def _series(where: str, name: str, series: Any) -> np.ndarray:
         return np.array([np.nan if one is None else one for one in cells], np.float64)
     odd = next((one for one in present if not isinstance(one, str | bool | np.bool)), None)
     if odd is not None and not isinstance(odd, int | float | np.number):
-        plain = f"{type(odd).__name__} objects, not numbers or words: leave it out (--drop {name})"
-        what = dates(name) if hasattr(odd, "isoformat") else plain
+        out = remedies.drop.format(name=name)
+        plain = f"{type(odd).__name__} objects, not numbers or words: {out}"
+        what = dates(name, remedies) if hasattr(odd, "isoformat") else plain
         raise UserError(f"{where}: column {name!r} holds {what}")
     return np.array([None if one is None else str(one) for one in [*cells, None]], object)[:-1]
 
@@ -288,12 +333,9 @@ def _is_null(cell: Any) -> bool:
     )
 
 
-def dates(name: str) -> str:
-    """The reason for refusing dates, and the remedy."""
-    return (
-        f"dates or times: leave it out (--drop {name}), carry it through (--id {name}), or write "
-        "numbers, such as days since a date"
-    )
+def dates(name: str, remedies: Remedies) -> str:
+    """The reason for refusing dates, and the remedies."""
+    return f"dates or times: {remedies.ways(name, 'write numbers, such as days since a date')}"
 
 
 # --- writing ---------------------------------------------------------------------------------

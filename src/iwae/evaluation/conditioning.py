@@ -13,8 +13,10 @@ from jaxtyping import Array, Float, Key
 from iwae.errors import UserError
 from iwae.evaluation.examples import ROWS, check_positive
 from iwae.evaluation.imputation import decoder
+from iwae.evaluation.likelihood import KHAT_WEIGHTS
 from iwae.evaluation.posterior import sir
 from iwae.inference.chains import annealed_particles
+from iwae.inference.kernels import pareto_k
 from iwae.inference.particles import Particles, effective_sample_size, importance_particles
 from iwae.inference.step_sizes import tune_step_size
 from iwae.inference.temperatures import sigmoid_schedule
@@ -33,10 +35,12 @@ class Given(NamedTuple):
     Attributes:
         rows: `[n, d]`, with the known values in place.
         ess: effective number of the particles that they were drawn from.
+        pareto_k: k-hat of these particles' weights: above 0.7, the draws are unreliable.
     """
 
     rows: Float[np.ndarray, "n d"]
     ess: float
+    pareto_k: float
 
 
 def sample_given(
@@ -76,7 +80,10 @@ def sample_given(
         )
     z = sir(particles, draw_key, n)
     rows = _filled(model, x, z, jax.random.split(fill_key, n))
-    return Given(np.asarray(rows), ess)
+    return Given(np.asarray(rows), ess, float(_khat(particles.log_w[:KHAT_WEIGHTS])))
+
+
+_khat = jax.jit(pareto_k)
 
 
 @eqx.filter_jit

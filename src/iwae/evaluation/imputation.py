@@ -6,7 +6,7 @@ p(x_mis|z) is known. Both kinds of imputation follow from the two (Mattei & Frel
 
 from collections.abc import Callable
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,11 +15,27 @@ from jaxtyping import Array, Float, Shaped
 
 from iwae.errors import UserError
 from iwae.evaluation.examples import ExampleFn, check_positive, gather, map_by_cost
+from iwae.evaluation.likelihood import KHAT_WEIGHTS
 from iwae.evaluation.posterior import sir, snis_mean
-from iwae.inference.particles import importance_particles
+from iwae.inference.kernels import pareto_k
+from iwae.inference.particles import Particles, importance_particles
 from iwae.models.likelihoods import Columns, Imputing
 from iwae.models.vae import AbstractLatentModel
-from iwae.typing import Example, Latents, PRNGKey
+from iwae.typing import Example, Latents, PRNGKey, Scalar
+
+
+class Imputed(NamedTuple):
+    """Completed examples, and how far the weights behind them can be trusted.
+
+    Attributes:
+        values: `[n, d]`, or `[draws, n, d]`: the examples, in their own type, with numbers in the
+            place of NaN.
+        pareto_k: `[n]`, k-hat of each example's weights: above 0.7, what is imputed is unreliable
+            (Vehtari et al. 2024). nan for examples without gaps, and for fewer than 25 particles.
+    """
+
+    values: Shaped[np.ndarray, "... n d"]
+    pareto_k: Float[np.ndarray, " n"]
 
 
 def impute(
@@ -53,10 +69,7 @@ def impute(
             handle missing values.
         FloatingPointError: if an imputed value is nan.
     """
-    check_positive("k", k)
-    fn = expected_values(k, sampler)
-    slabs = map_by_cost(fn, model, examples, key, rows=k, batch_size=batch_size)
-    return _completed(examples, gather(slabs))
+    return imputed(model, examples, key, k=k, batch_size=batch_size, sampler=sampler).values
 
 
 def multiple_imputations(
@@ -83,22 +96,48 @@ def multiple_imputations(
     Returns:
         `[draws, n, d]`: the examples, in their own type, with numbers in the place of NaN.
     """
-    check_positive("draws", draws)
+    options: dict[str, Any] = {"k": k, "batch_size": batch_size, "sampler": sampler}
+    return imputed(model, examples, key, draws=draws, **options).values
+
+
+def imputed(
+    model: AbstractLatentModel,
+    examples: np.ndarray,
+    key: PRNGKey,
+    *,
+    draws: int | None = None,
+    k: int = 1000,
+    batch_size: int | None = None,
+    sampler: Callable[..., Any] = importance_particles,
+) -> Imputed:
+    """The values of `impute` or, given `draws`, of `multiple_imputations`, with their k-hat.
+
+    Args and errors are theirs.
+    """
     check_positive("k", k)
-    fn, rows = drawn_values(k, draws, sampler), max(k, draws)
-    filled = gather(map_by_cost(fn, model, examples, key, rows=rows, batch_size=batch_size))
-    return np.stack([_completed(examples, filled[:, i]) for i in range(draws)])
+    if draws is None:
+        fn, rows = expected_values(k, sampler), k
+    else:
+        check_positive("draws", draws)
+        fn, rows = drawn_values(k, draws, sampler), max(k, draws)
+    slabs = map_by_cost(fn, model, examples, key, rows=rows, batch_size=batch_size)
+    filled, khat = gather(slabs)
+    if draws is None:
+        return Imputed(_completed(examples, filled), khat)
+    return Imputed(np.stack([_completed(examples, filled[:, i]) for i in range(draws)]), khat)
 
 
 @lru_cache
 def expected_values(k: int, sampler: Callable[..., Any] = importance_particles) -> ExampleFn:
-    """An example with the expectations of its missing values."""
+    """An example with the expectations of its missing values, and k-hat."""
 
-    def fn(model: AbstractLatentModel, x: Example, key: PRNGKey) -> Float[Array, " d"]:
+    def fn(
+        model: AbstractLatentModel, x: Example, key: PRNGKey
+    ) -> tuple[Float[Array, " d"], Scalar]:
         particles, _ = sampler(model, x, key, k)
         average = snis_mean(particles, lambda z: decoder(model, z).averages())
         first = jax.tree.map(lambda leaf: leaf[0], particles.z)  # `guess` is the same for all
-        return jnp.where(jnp.isnan(x), decoder(model, first).guess(average), x)
+        return jnp.where(jnp.isnan(x), decoder(model, first).guess(average), x), _khat(x, particles)
 
     return fn
 
@@ -107,16 +146,24 @@ def expected_values(k: int, sampler: Callable[..., Any] = importance_particles) 
 def drawn_values(
     k: int, draws: int, sampler: Callable[..., Any] = importance_particles
 ) -> ExampleFn:
-    """An example with draws of its missing values, `[draws, d]`."""
+    """An example with draws of its missing values, `[draws, d]`, and k-hat."""
 
-    def fn(model: AbstractLatentModel, x: Example, key: PRNGKey) -> Float[Array, "draws d"]:
+    def fn(
+        model: AbstractLatentModel, x: Example, key: PRNGKey
+    ) -> tuple[Float[Array, "draws d"], Scalar]:
         particle_key, chosen_key, fill_key = jax.random.split(key, 3)
         particles, _ = sampler(model, x, particle_key, k)
         chosen = sir(particles, chosen_key, draws)
         keys = jax.random.split(fill_key, draws)
-        return jax.vmap(lambda z, key: decoder(model, z).fill(x, key))(chosen, keys)
+        drawn = jax.vmap(lambda z, key: decoder(model, z).fill(x, key))(chosen, keys)
+        return drawn, _khat(x, particles)
 
     return fn
+
+
+def _khat(x: Example, particles: Particles) -> Scalar:
+    """k-hat of the weights of an example with gaps, nan for others."""
+    return jnp.where(jnp.isnan(x).any(), pareto_k(particles.log_w[:KHAT_WEIGHTS]), jnp.nan)
 
 
 def decoder(model: AbstractLatentModel, z: Latents) -> Imputing:

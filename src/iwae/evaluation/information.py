@@ -1,4 +1,8 @@
-"""Rate, distortion and mutual information of the approximate posterior."""
+"""Rate, distortion and mutual information of the approximate posterior.
+
+Of a conditional model, everything is given the label y. The rate is KL(q(z|x, y) || p(z|y)), and
+the information is I_q(x; z | y): a draw is told from the examples of its own label only.
+"""
 
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -7,14 +11,14 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, Shaped
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from iwae.errors import UserError
 from iwae.evaluation.diagnostics import test_sample_error
 from iwae.evaluation.examples import ROWS, check_positive, gather, map_by_cost, refuse_nan
 from iwae.inference.particles import particle_keys
 from iwae.inference.starts import start_of
-from iwae.models.conditional import check_examples
+from iwae.models.conditional import check_examples, label_of
 from iwae.models.vae import AbstractLatentModel
 from iwae.typing import Example, PRNGKey, Scalar
 
@@ -41,7 +45,7 @@ class Information(NamedTuple):
         rate: `[n]` float64, E_q[log q(z|x) - log p(z)] = KL(q(z|x) || p(z)), nats.
         distortion: `[n]` float64, -E_q[log p(x|z)], nats.
         log_ratio: `[n]` float64, log q(z|x_i) - log (1/n) sum_j q(z|x_j) for draws z ~ q(z|x_i),
-            nats.
+            nats; over the n examples of its own label, if the model is conditional.
     """
 
     rate: Float[np.ndarray, " n"]
@@ -105,7 +109,8 @@ def information(
 ) -> Information:
     """Rate and distortion of each example, and how well z identifies its example.
 
-    Time grows with n^2 * draws, memory with n.
+    Of a `ConditionalVAE`, all is given the label (see the module). Time grows with n^2 * draws,
+    memory with n.
 
     Args:
         examples: `[n, ...]` in the model's units.
@@ -216,6 +221,7 @@ def _rate_and_distortion(
     model: AbstractLatentModel, x: Example, key: PRNGKey, *, k: int
 ) -> dict[str, Scalar]:
     """Means over k draws of log q(z|x) - log p(z) and of -log p(x|z), nats."""
+    model, x = model.condition(x)
     posterior, prior = model.posterior(x), start_of("prior", model, x)
 
     def draw(i: Int[Array, ""]) -> tuple[Scalar, Scalar]:
@@ -236,22 +242,32 @@ def _log_ratio(
     n: int,
     draws: int,
 ) -> dict[str, Scalar]:
-    """Mean over the first draws of log q(z|x) - log (1/n) sum_j q(z|x_j), nats."""
-    posterior = model.posterior(x)
+    """Mean over the first draws of log q(z|x) - log (1/n) sum_j q(z|x_j), nats.
+
+    The sum is over the examples of the label of x, and n is their number.
+    """
+    posterior, label = model.posterior(x), label_of(model, x)
     z = jax.vmap(posterior.sample)(particle_keys(key, jnp.arange(draws)))
 
-    def log_q(other: Example) -> Float[Array, " draws"]:
-        return jax.vmap(model.posterior(other.astype(jnp.float32)).log_prob)(z)
+    def log_q(other: Example) -> tuple[Float[Array, " draws"], Bool[Array, ""]]:
+        other = other.astype(jnp.float32)
+        is_alike = jnp.all(label_of(model, other) == label)
+        return jax.vmap(model.posterior(other).log_prob)(z), is_alike
 
-    def add(total: Float[Array, " draws"], chunk: tuple[Array, Array]) -> tuple[Array, None]:
-        xs, first = chunk
-        is_example = first + jnp.arange(len(xs)) < n
-        each = jnp.where(is_example[:, None], jax.vmap(log_q)(xs), -jnp.inf)
-        return jnp.logaddexp(total, jax.nn.logsumexp(each, axis=0)), None
+    def add(
+        sums: tuple[Float[Array, " draws"], Int[Array, ""]], chunk: tuple[Array, Array]
+    ) -> tuple[tuple[Float[Array, " draws"], Int[Array, ""]], None]:
+        (total, count), (xs, first) = sums, chunk
+        each, is_alike = jax.vmap(log_q)(xs)
+        counts = is_alike & (first + jnp.arange(len(xs)) < n)
+        each = jnp.where(counts[:, None], each, -jnp.inf)
+        total = jnp.logaddexp(total, jax.nn.logsumexp(each, axis=0))
+        return (total, count + jnp.sum(counts)), None
 
     firsts = jnp.arange(others.shape[0]) * others.shape[1]
-    total, _ = jax.lax.scan(add, jnp.full(draws, -jnp.inf), (others, firsts))
-    log_marginal = total - jnp.log(jnp.float32(n))
+    nothing = jnp.full(draws, -jnp.inf), jnp.int32(0)
+    (total, count), _ = jax.lax.scan(add, nothing, (others, firsts))
+    log_marginal = total - jnp.log(count.astype(jnp.float32))
     return {"log_ratio": jnp.mean(jax.vmap(posterior.log_prob)(z) - log_marginal)}
 
 

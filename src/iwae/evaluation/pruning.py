@@ -12,15 +12,16 @@ from jaxtyping import Array, Bool, Float
 
 from iwae.errors import UserError
 from iwae.evaluation.units import as_vae
+from iwae.models.conditional import ConditionalVAE, Model, label_layers
 from iwae.models.networks import ConvDecoder, Dense, OwnDecoder
 from iwae.models.posteriors import LatentNet
-from iwae.models.priors import MixturePrior, VampPrior
+from iwae.models.priors import LabelPrior, MixturePrior, VampPrior
 from iwae.models.vae import VAE, AbstractLatentModel
 from iwae.precision import float32
 
 
 @float32
-def prune(model: AbstractLatentModel, keep: Sequence[Bool[np.ndarray, " _"]]) -> VAE:
+def prune(model: AbstractLatentModel, keep: Sequence[Bool[np.ndarray, " _"]]) -> Model:
     """Return a smaller model without the units that are not kept; the given model is unchanged.
 
     A removed unit is fixed at 0, and its factors of p and q are dropped. If no unit of a layer
@@ -28,6 +29,10 @@ def prune(model: AbstractLatentModel, keep: Sequence[Bool[np.ndarray, " _"]]) ->
     too (their weights have mean one), and layer l - 1 becomes the top. Its prior p(h_{l-1}|h_l = 0)
     is then a constant Gaussian; standardising the latents makes it the N(0, I) of a VAE. This
     change of variables does not affect log weights.
+
+    A conditional model is pruned given each label. A unit with a Gaussian prior for each label is
+    fixed at its mean; if a layer becomes the top, its constant Gaussians for the labels are the
+    priors of the result, and nothing is standardised.
 
     The units that are kept have the marginal of a learned mixture or VampPrior. That of a flow has
     no closed form, so a layer with a flow as its prior or posterior loses all of its units or none.
@@ -41,7 +46,32 @@ def prune(model: AbstractLatentModel, keep: Sequence[Bool[np.ndarray, " _"]]) ->
             user-defined decoder reads that layer directly, or only some units of a layer with a
             flow are kept.
     """
-    vae = as_vae(model)
+    if isinstance(model, ConditionalVAE):
+        return _joined(model, [_pruned(model.given(y), keep) for y in jnp.eye(model.n_classes)])
+    pruned = _pruned(as_vae(model), keep)
+    if not isinstance(pruned.top, LabelPrior):
+        return pruned
+    return _standardised(pruned, pruned.top)
+
+
+def _joined(model: ConditionalVAE, given: Sequence[VAE]) -> ConditionalVAE:
+    """The conditional model that is each of `given`, which differ in what depends on a label."""
+    tops = [one.top.parameters for one in given if isinstance(one.top, LabelPrior)]
+    layers = [[dense.bias for dense in label_layers(one)] for one in given]
+    shifts = tuple(jnp.stack(biases) - biases[0][None] for biases in zip(*layers, strict=True))
+    vae = given[0]
+    if tops:
+        vae = eqx.tree_at(lambda m: m.top, vae, None)
+    return eqx.tree_at(
+        lambda m: (m.vae, m.shifts, m.tops),
+        model,
+        (vae, shifts, jnp.stack(tops) if tops else None),
+        is_leaf=lambda node: node is None,
+    )
+
+
+def _pruned(vae: VAE, keep: Sequence[Bool[np.ndarray, " _"]]) -> VAE:
+    """The model with the units that are kept; a new top has the `LabelPrior` that it had below."""
     if vae.has_discrete:
         raise UserError(
             "a model with bernoulli or categorical latents cannot be pruned: pruning fixes a unit "
@@ -66,7 +96,7 @@ def _check_flows(model: VAE, keep: Sequence[Bool[np.ndarray, " _"]]) -> None:
     """Raise UserError if only some units of a layer with a flow are kept."""
     for l, mask in enumerate(keep):
         is_top = l == len(model.encoder) - 1
-        tied = is_top and not isinstance(model.top, MixturePrior | VampPrior | None)
+        tied = is_top and not isinstance(model.top, MixturePrior | VampPrior | LabelPrior | None)
         if not mask.all() and (tied or model.posterior_name.name == "flow"):
             what = f"prior {model.prior_name}" if tied else f"posterior {model.posterior_name}"
             raise UserError(
@@ -77,6 +107,8 @@ def _check_flows(model: VAE, keep: Sequence[Bool[np.ndarray, " _"]]) -> None:
 
 def _change_prior(model: VAE, keep: Sequence[Bool[np.ndarray, " _"]]) -> VAE:
     """The model with the marginal of p(h_L) of the units that are kept."""
+    if isinstance(model.top, LabelPrior):
+        return _at_mean(model, model.top.parameters, keep[-1])
     if not isinstance(model.top, MixturePrior):
         return model  # a VampPrior consists of the encoder, whose outputs are removed
     return eqx.tree_at(
@@ -84,6 +116,17 @@ def _change_prior(model: VAE, keep: Sequence[Bool[np.ndarray, " _"]]) -> VAE:
         model,
         (model.top.loc[:, keep[-1]], model.top.log_scale[:, keep[-1]]),
     )
+
+
+def _at_mean(model: VAE, parameters: Float[Array, "2 d"], keep: Bool[np.ndarray, " d"]) -> VAE:
+    """The model whose readers take removed units of the top layer at their prior mean."""
+    fixed = jnp.where(keep, 0.0, parameters[0])
+
+    def read(dense: Dense) -> Dense:
+        return _with(dense, dense.weight, dense.bias + fixed @ dense.weight)
+
+    model = _change(model, _readers(model, len(model.encoder) - 1), read)
+    return eqx.tree_at(lambda m: m.top.parameters, model, parameters[:, keep])
 
 
 def _writers(model: VAE, l: int) -> list[Dense]:
@@ -141,16 +184,23 @@ def _without_top(model: VAE, n_layers: int) -> VAE:
     """The first `n_layers` layers of a model whose next layer is fixed at zero."""
     top = n_layers - 1
     prior: Any = model.prior_nets[top](jnp.zeros(model.latent_sizes[n_layers]))
-    mean, scale = prior.mean, jnp.sqrt(prior.variance)
+    gaussian = LabelPrior(jnp.stack([prior.mean, jnp.log(prior.variance) / 2]))
     model = eqx.tree_at(
         lambda m: (m.encoder, m.prior_nets, m.top),
         model,
-        (model.encoder[:n_layers], model.prior_nets[:top], None),
+        (model.encoder[:n_layers], model.prior_nets[:top], gaussian),
         is_leaf=lambda node: node is None,
     )
     object.__setattr__(model, "latents", model.latents[:n_layers])  # tree_at made a new module
+    return model
 
-    # With h = mean + scale u and p(u) = N(0, I): q's outputs are those of u, and readers take u.
+
+def _standardised(model: VAE, prior: LabelPrior) -> VAE:
+    """The same model in latents u of which p(u) = N(0, I): h_L = mean + scale u."""
+    (mean, log_scale), top = prior.parameters, len(model.encoder) - 1
+    scale = jnp.exp(log_scale)
+
+    # q's outputs are those of u, and readers take u.
     def read(dense: Dense) -> Dense:
         return _with(dense, scale[:, None] * dense.weight, dense.bias + mean @ dense.weight)
 
@@ -158,8 +208,9 @@ def _without_top(model: VAE, n_layers: int) -> VAE:
         return _with(dense, dense.weight / scale[None, :], (dense.bias - mean) / scale)
 
     def write_log_scale(dense: Dense) -> Dense:
-        return _with(dense, dense.weight, dense.bias - jnp.log(scale))
+        return _with(dense, dense.weight, dense.bias - log_scale)
 
+    model = eqx.tree_at(lambda m: m.top, model, None)
     for part, write in enumerate((write_loc, write_log_scale)):
         model = _change(model, [model.encoder[top].outputs[part]], write)
     return _change(model, _readers(model, top), read)

@@ -11,6 +11,7 @@ from jaxtyping import Array, Bool, Float
 from iwae.errors import UserError
 from iwae.evaluation.examples import ExampleFn, check_positive, gather, map_by_cost
 from iwae.inference.particles import particle_keys
+from iwae.models.priors import LabelPrior
 from iwae.models.vae import VAE, AbstractLatentModel
 from iwae.typing import Example, PRNGKey, Scalar
 
@@ -102,6 +103,10 @@ def active_units(
     result is at least zero). One draw gives no estimate of its noise, so with `samples=1` nothing
     is subtracted, and noise counts as activity.
 
+    Where a conditional model learns a Gaussian p(h_L|y) for each label, the units of h_L are first
+    standardised by it. Such a unit is inactive if q(h_L|x, y) stays at p(h_L|y), and so has no KL
+    divergence, although its mean differs between labels.
+
     The variance divides by n, not n - 1. Memory does not grow with the number of examples.
 
     Args:
@@ -112,7 +117,8 @@ def active_units(
         UserError: if the model is not a VAE, there are no examples, or `samples` is not positive.
     """
     check_positive("samples", samples)
-    slabs = map_by_cost(_posterior_means(samples), model, examples, key, rows=samples)
+    fn = _posterior_means(samples, standardised=True)
+    slabs = map_by_cost(fn, model, examples, key, rows=samples)
     sums = reduce(partial(jax.tree.map, np.add), map(_moment_sums, slabs))
     n = len(examples)
     variances = tuple(
@@ -161,8 +167,12 @@ def authors_active_units(
 
 
 @lru_cache
-def _posterior_means(samples: int) -> ExampleFn:
-    """For each layer, the estimate of E_q[h_l|x] and the variance of its noise, `[d_l width]`."""
+def _posterior_means(samples: int, *, standardised: bool = False) -> ExampleFn:
+    """For each layer, the estimate of E_q[h_l|x] and the variance of its noise, `[d_l width]`.
+
+    Args:
+        standardised: by the prior of a label, if it has one.
+    """
 
     def fn(model: AbstractLatentModel, x: Example, key: PRNGKey) -> tuple[list[Any], list[Any]]:
         model, x = model.condition(x)
@@ -170,6 +180,9 @@ def _posterior_means(samples: int) -> ExampleFn:
         posterior = vae.posterior(x)
         keys = particle_keys(key, jnp.arange(samples))
         flat = jax.vmap(lambda key: posterior.layer_means(posterior.sample(key)))(keys)
+        if standardised and isinstance(vae.top, LabelPrior):
+            mean, log_scale = vae.top.parameters
+            flat = (*flat[:-1], (flat[-1] - mean[None]) / jnp.exp(log_scale)[None])
         draws = [
             d.reshape(samples, -1, kind.width) for d, kind in zip(flat, vae.latents, strict=True)
         ]

@@ -8,7 +8,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from iwae.data.kinds import KINDS, check_values
 from iwae.errors import UserError
@@ -40,7 +40,7 @@ class ConditionalVAE(AbstractLatentModel):
     """
 
     vae: VAE
-    shifts: tuple[Float[Array, "C _"], ...]  # added to the biases of `_label_layers`
+    shifts: tuple[Float[Array, "C _"], ...]  # added to the biases of `label_layers`
     tops: Float[Array, "C ..."] | None  # of p(h_L|y): means, log sds [2 d], or logits
     frequencies: Float[Array, " C"]  # constants: no gradient
 
@@ -64,7 +64,7 @@ class ConditionalVAE(AbstractLatentModel):
             )
         self.vae = vae
         self.shifts = tuple(
-            jnp.zeros((n_classes, r.bias.shape[0]), jnp.float32) for r in _label_layers(vae)
+            jnp.zeros((n_classes, r.bias.shape[0]), jnp.float32) for r in label_layers(vae)
         )
         of_label = (vae.widths[-1],) if kind.is_discrete else (2, vae.latent_sizes[-1])
         self.tops = jnp.zeros((n_classes, *of_label), jnp.float32) if learned_prior else None
@@ -97,7 +97,7 @@ class ConditionalVAE(AbstractLatentModel):
     def given(self, y: Float[Array, " C"]) -> VAE:
         """The model of x alone, given a one-hot label."""
         added = {
-            id(r): y @ shift for r, shift in zip(_label_layers(self.vae), self.shifts, strict=True)
+            id(r): y @ shift for r, shift in zip(label_layers(self.vae), self.shifts, strict=True)
         }
 
         def shifted(node: Any) -> Any:
@@ -142,6 +142,19 @@ Model = VAE | ConditionalVAE
 def without_labels(model: Model) -> VAE:
     """The underlying model of x, which has the sizes, the kind of data and the networks."""
     return model.vae if isinstance(model, ConditionalVAE) else model
+
+
+def label_of(model: AbstractLatentModel, x: Float[Array, " n"]) -> Float[Array, " C"]:
+    """The one-hot label of an example; empty for a model without labels."""
+    return x[model.vae.n_data :] if isinstance(model, ConditionalVAE) else x[:0]
+
+
+def sizes_of_labels(model: AbstractLatentModel, examples: np.ndarray) -> Int[np.ndarray, " n"]:
+    """How many of the examples have the label of each; all n for a model without labels."""
+    if not isinstance(model, ConditionalVAE):
+        return np.full(len(examples), len(examples))
+    labels = np.argmax(examples[:, model.vae.n_data :], axis=1)
+    return np.bincount(labels)[labels]
 
 
 def check_examples(
@@ -197,7 +210,7 @@ _SHARES_ERROR = 1e-3
 """The tolerance of their sum, above the rounding error of float32."""
 
 
-def _label_layers(vae: VAE) -> list[Dense]:
+def label_layers(vae: VAE) -> list[Dense]:
     """The first dense layer of every network, which a label enters."""
     hidden = [(net.hidden.layers[:1] or net.outputs) for net in _nets(vae)]
     return [dense for some in (*hidden, (_decoder_label_layer(vae),)) for dense in some]

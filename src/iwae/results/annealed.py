@@ -147,7 +147,7 @@ def anneal_run(
     annealing.check()
     if not 0 < tolerance < float("inf"):
         raise UserError(f"tolerance is {tolerance}; it must be a positive number of nats")
-    subject = make_subject(Path(run), labels=True, **options)
+    subject = make_subject(Path(run), **options)
     return measure(
         subject,
         partial(_anneal, annealing=annealing, tolerance=tolerance),

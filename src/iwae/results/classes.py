@@ -84,7 +84,7 @@ def classify_run(
     run = Path(run)
     if not run_config(run).conditional:
         raise UserError(f"{run} knows no labels: train with --conditional to classify")
-    subject = make_subject(run, labels=True, **options)
+    subject = make_subject(run, **options)
     arrays = {"index": subject.places, "label": _labels(subject)}
     words = ["classify", f"k{k}"]
     others = None

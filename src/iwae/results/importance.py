@@ -54,7 +54,7 @@ def evaluate_run(
     if not ks:
         raise UserError("name at least one k")
     ks = sorted(set(ks))
-    subject = make_subject(Path(run), labels=True, **options)
+    subject = make_subject(Path(run), **options)
     drawn = [subject] if binarizations is None else redrawn_subjects(subject, binarizations)
     words = [f"k{ks[-1]}", *([] if binarizations is None else [f"draws{binarizations}"])]
     return measure(

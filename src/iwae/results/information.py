@@ -18,6 +18,7 @@ from iwae.evaluation.information import (
     rate_slabs,
     ratio_slabs,
 )
+from iwae.models.conditional import Model, sizes_of_labels
 from iwae.results.measure import Measured, Replicate, SplitOptions, measure
 from iwae.results.reading import Known, known_bounds
 from iwae.results.records import (
@@ -74,12 +75,16 @@ def _measure(one: Replicate, k: int) -> Measured:
         one.slabs("rate", rates, method=f"{Method.INFORMATION}, rate", k=k),
         one.slabs("mutual information", ratios, method=f"{Method.INFORMATION}, mutual information"),
     )
-    record = {**_summary(found), "k": k, "gap": _gap(subject, one.number, found)}
+    record = {
+        **_summary(found, subject, one.model),
+        "k": k,
+        "gap": _gap(subject, one.number, found),
+    }
     return Measured(record, found._asdict())
 
 
-def _summary(found: Information) -> Document:
-    """Means and standard errors, nats."""
+def _summary(found: Information, subject: Subject, model: Model) -> Document:
+    """Means and standard errors, nats; given the labels, if the model is conditional."""
     below, above = found.mutual_information
     elbo = estimate(found.elbo)
     return {
@@ -89,7 +94,7 @@ def _summary(found: Information) -> Document:
         **_named("distortion", estimate(found.distortion)),
         **_named("mutual_information_lower", below),
         **_named("mutual_information_upper", above),
-        "mutual_information_limit": float(np.log(len(found.rate))),
+        "mutual_information_limit": float(np.log(sizes_of_labels(model, subject.data)).mean()),
         **_named("marginal_kl", found.marginal_kl),
     }
 

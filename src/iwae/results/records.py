@@ -38,9 +38,6 @@ Track = Callable[[Iterable[Any], int, str], Iterable[Any]]
 
 SPLITS = ("train", "validation", "test")
 
-REMEDY = "use evaluate --method is, ais or bdmc, or classify"
-"""Ways of measuring a conditional model."""
-
 AUTHORS_EXAMPLES = 500
 """The paper's published code counts active units on its first training examples."""
 
@@ -108,7 +105,6 @@ def make_subject(
     examples: int | None = None,
     pruned: bool = False,
     seed: int = 0,
-    labels: bool = False,
     batch_size: int | None = None,
     data_dir: Path | None = None,
     track: Track = untracked,
@@ -117,18 +113,13 @@ def make_subject(
 
     Args:
         examples: a seeded random subset of the split instead of all of it.
-        labels: whether the method is one for conditional models too.
 
     Raises:
-        UserError: if the run, its data or the split are not there, or are not that large; if it is
-            conditional, and the method or pruning is not for such models.
+        UserError: if the run, its data or the split are not there, or are not that large.
     """
     if not 0 <= seed < 2**31:
         raise UserError(f"seed is {seed}; it must be between 0 and {2**31 - 1}")
     config = run_config(run)
-    if config.conditional and (pruned or not labels):
-        what = "pruned" if pruned else "measured in this way"
-        raise UserError(f"{run} is conditional, and such models cannot be {what}: {REMEDY}")
     dataset = load_config_dataset(config, data_dir)
     _check_data(run, config, weights, dataset)
     places, by = None, None

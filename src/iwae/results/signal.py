@@ -51,6 +51,7 @@ from iwae.results.records import (
 from iwae.results.schema import Document, Gradient, Group, Method, Slope
 from iwae.results.store import write_record
 from iwae.results.text import estimator_name
+from iwae.runs.folder import run_config
 
 log = logging.getLogger(__name__)
 
@@ -106,6 +107,11 @@ def gradients_run(
     check_draws(draws)
     if not ks:
         raise UserError("name at least one k")
+    if run_config(Path(run)).conditional:
+        raise UserError(
+            f"{run} is conditional, and gradients of such models are not measured: use evaluate or "
+            "classify"
+        )
     subject = make_subject(
         Path(run), split=split, weights=weights, examples=examples, seed=seed, data_dir=data_dir
     )

@@ -60,7 +60,7 @@ def bdmc_run(
     check_positive("examples", examples)
     if k < 2:
         raise UserError(f"k is {k}; the true latent and at least one proposal make 2")
-    subject = make_subject(Path(run), labels=True, **options)
+    subject = make_subject(Path(run), **options)
     words = ["simulated", subject.weights, *["pruned"] * subject.pruned, "bdmc"]
     words += [*annealing.words(), f"n{examples}", *[f"seed{subject.seed}"] * bool(subject.seed)]
     return measure(

@@ -21,8 +21,8 @@ from iwae.data.kinds import check_values
 from iwae.data.scaling import Scaling, scaling_from
 from iwae.data.tables import SUFFIXES, Table, as_labels, frame_table, names_in, read_table
 from iwae.errors import UserError
-from iwae.evaluation.conditioning import sample_given
-from iwae.evaluation.imputation import impute, multiple_imputations
+from iwae.evaluation.conditioning import Given, sample_given
+from iwae.evaluation.imputation import imputed
 from iwae.evaluation.scores import encode, outlier_p_values, score
 from iwae.models.conditional import ConditionalVAE, Model, with_labels, without_labels
 from iwae.models.likelihoods import complete
@@ -340,8 +340,8 @@ def sample_rows(
     method: str = "is",
     weights: str | None = None,
     seed: int = 0,
-) -> tuple[Cells, float | None]:
-    """Rows drawn from the model, and the effective sample size if some values are given.
+) -> tuple[Cells, Given | None]:
+    """Rows drawn from the model, and how well they are if some values are given: ESS and k-hat.
 
     Args:
         n: number of rows.
@@ -361,7 +361,7 @@ def sample_rows(
         raise UserError(f"{fit.where} is conditional, and cannot be given values of columns too")
     known = fit.inwards(_known(fit, given))[0]
     found = sample_given(fit.model, known, key, n, k=k, method=method)
-    return as_cells(fit, found.rows), found.ess
+    return as_cells(fit, found.rows), found
 
 
 def _known(fit: Fitted, given: Mapping[str, str]) -> Float[np.ndarray, "1 d"]:
@@ -416,11 +416,12 @@ def impute_rows(
     unknown: str = "error",
     seed: int = 0,
     batch_size: int | None = None,
-) -> tuple[Rows, list[np.ndarray]]:
+) -> tuple[Rows, list[np.ndarray], np.ndarray]:
     """Rows with values in place of missing ones: expectations, or several draws.
 
     Returns:
-        The rows, and the completed values `[n, d]` in the units of the data, once or for each draw.
+        The rows; the completed values `[n, d]` in the units of the data, once or for each draw; and
+        k-hat `[n]` of the weights behind them (`iwae.evaluation.imputation.Imputed`).
 
     Raises:
         UserError: if the model was not made for missing values, or the rows do not fit.
@@ -431,13 +432,11 @@ def impute_rows(
             f"{run} is conditional, and such models cannot impute: train without --conditional"
         )
     rows = read_rows(fit, source, unknown=unknown)
-    x = rows.examples
-    if draws is None:
-        filled = impute(fit.model, x, key, k=k, batch_size=batch_size)[None]
-    else:
-        filled = multiple_imputations(fit.model, x, key, draws=draws, k=k, batch_size=batch_size)
+    found = imputed(fit.model, rows.examples, key, draws=draws, k=k, batch_size=batch_size)
+    filled = found.values[None] if draws is None else found.values
     gaps = np.isnan(rows.values)
-    return rows, [np.where(gaps, fit.outwards(one), rows.values) for one in filled]
+    values = [np.where(gaps, fit.outwards(one), rows.values) for one in filled]
+    return rows, values, found.pareto_k
 
 
 def as_cells(fit: Fitted, rows: Float[np.ndarray, "n d"]) -> Cells:

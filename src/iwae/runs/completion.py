@@ -2,7 +2,7 @@
 
 import csv
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -11,7 +11,19 @@ from iwae.data.delimited import read_cells
 from iwae.data.tables import SUFFIXES, names_in, write_table
 from iwae.errors import UserError
 from iwae.files import atomic_write
-from iwae.runs.answers import Fitted, Rows, fitted, impute_rows
+from iwae.runs.answers import Cells, Fitted, Rows, fitted, impute_rows
+
+
+class Completion(NamedTuple):
+    """Completed tables.
+
+    Attributes:
+        paths: the files written.
+        pareto_k: `[n]`, k-hat of each row's weights; nan without gaps.
+    """
+
+    paths: list[Path]
+    pareto_k: np.ndarray
 
 
 def impute_file(
@@ -21,9 +33,10 @@ def impute_file(
     *,
     draws: int | None = None,
     overwrite: bool = False,
+    khat: bool = False,
     weights: str | None = None,
     **options: Any,
-) -> list[Path]:
+) -> Completion:
     """Write a copy of a table with missing values imputed by the first model of a run.
 
     Args:
@@ -32,13 +45,12 @@ def impute_file(
         out: path of the same suffix. With `draws`, the files are numbered from 1: `out-1.csv` ...
         draws: number of multiple imputations; None for the expectations.
         overwrite: replace existing files, but never the input table itself.
+        khat: add a column `pareto_k` with k-hat of each row that had gaps.
         weights, options: as for `iwae.runs.answers.impute_rows`.
 
-    Returns:
-        The files written.
-
     Raises:
-        UserError: if the run's model does not support missing values, or the table does not fit it.
+        UserError: if the run's model does not support missing values, the table does not fit it, or
+            it has no place for k-hat.
     """
     suffixes = (*SUFFIXES, ".npy")
     if file.suffix.lower() not in suffixes or out.suffix.lower() != file.suffix.lower():
@@ -46,11 +58,20 @@ def impute_file(
     paths = [out] if draws is None else [numbered(out, i) for i in range(1, draws + 1)]
     for path in paths:
         refuse_existing(path, file, overwrite=overwrite)
+    if khat and file.suffix.lower() == ".npy":
+        raise UserError(f"{out} has no columns to add k-hat to: give a table, or leave out khat")
+    if khat and KHAT in names_in(file):
+        raise UserError(f"{file} has a column {KHAT!r}, the name of the one to add: rename it")
     fit = fitted(run, weights)
-    rows, filled = impute_rows(run, file, draws=draws, weights=weights, **options)
+    rows, filled, found = impute_rows(run, file, draws=draws, weights=weights, **options)
+    added = {KHAT: found.astype(np.float32)} if khat else {}
     for path, values in zip(paths, filled, strict=True):
-        _write(path, file, fit, rows, values)
-    return paths
+        _write(path, file, fit, rows, values, added)
+    return Completion(paths, found)
+
+
+KHAT = "pareto_k"
+"""The column of k-hat."""
 
 
 def refuse_existing(path: Path, file: Path, *, overwrite: bool) -> None:
@@ -66,14 +87,16 @@ def numbered(out: Path, i: int) -> Path:
     return out.with_stem(f"{out.stem}-{i}")
 
 
-def _write(path: Path, file: Path, fit: Fitted, rows: Rows, values: np.ndarray) -> None:
-    """Write the completed table in the format of the file."""
+def _write(
+    path: Path, file: Path, fit: Fitted, rows: Rows, values: np.ndarray, added: Cells
+) -> None:
+    """Write the completed table in the format of the file, with added columns."""
     if rows.array is not None:
         write_table(path, {"data": _like(file, rows.array, values)})
     elif file.suffix.lower() == ".parquet":
-        write_table(path, {**rows.ids, **to_cells(values, fit.columns)})
+        write_table(path, {**rows.ids, **to_cells(values, fit.columns), **added})
     else:
-        _write_text(path, file, fit, rows, values)
+        _write_text(path, file, fit, rows, values, added)
 
 
 def _like(file: Path, array: np.ndarray, values: np.ndarray) -> np.ndarray:
@@ -89,22 +112,26 @@ def _like(file: Path, array: np.ndarray, values: np.ndarray) -> np.ndarray:
     return whole
 
 
-def _write_text(path: Path, file: Path, fit: Fitted, rows: Rows, values: np.ndarray) -> None:
+def _write_text(
+    path: Path, file: Path, fit: Fitted, rows: Rows, values: np.ndarray, added: Cells
+) -> None:
     separator, header, lines = read_cells(file)
     names = names_in(file)
     by_name = bool(fit.columns and header)
     found = to_cells(values, fit.columns) if by_name else dict(zip(names, values.T, strict=True))
     places = [names.index(name) for name in found]
     new = [_text(one) for one in found.values()]
+    more = [["" if np.isnan(one) else str(one) for one in column] for column in added.values()]
     comma = separator != "," and any("," in line[i] for line in lines for i in places)
     with atomic_write(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as text:
         writer = csv.writer(text, delimiter=separator, lineterminator="\n")
-        writer.writerows([header] if header else [])
-        for line, old, *row in zip(lines, rows.values, *new, strict=True):
+        writer.writerows([[*header, *added]] if header else [])
+        for number, (line, old, *row) in enumerate(zip(lines, rows.values, *new, strict=True)):
             for i, value, cell in zip(places, old, row, strict=True):
                 if np.isnan(value):
                     line[i] = cell.replace(".", ",") if comma else cell
-            writer.writerow(line)
+            tail = [column[number] for column in more]
+            writer.writerow([*line, *(one.replace(".", ",") if comma else one for one in tail)])
 
 
 def _text(cells: np.ndarray) -> list[str]:

@@ -35,6 +35,7 @@ from iwae.runs.models import (
     load_model,
     read_about,
 )
+from iwae.training.hiding import hidden_share
 from iwae.training.loop import Best, Plan, init_best
 from iwae.training.schedules import (
     AUTHORS_RATES,
@@ -126,6 +127,7 @@ def resolve(config: TrainConfig, dataset: Dataset) -> TrainConfig:
             "dataset": data_place(config.dataset),
             "validation": validation,
             "batch_size": batch_size(config, dataset),
+            "hide": hidden_share(config.hide, config.missing, gaps=_has_gaps(dataset)),
             "standardize": None if dataset.name in DATASETS else dataset.scaling is not None,
             "log_every": config.log_every or -(-config.epochs // LOGGED),
             "layers": len(latent_sizes),
@@ -137,6 +139,11 @@ def resolve(config: TrainConfig, dataset: Dataset) -> TrainConfig:
             **{name: value for name, value in declared.items() if hasattr(config, name)},
         }
     )
+
+
+def _has_gaps(dataset: Dataset) -> bool:
+    """Whether values are missing in the training rows."""
+    return bool(dataset.identity.get("missing", {}).get("train"))
 
 
 def _columns_by_name(dataset: Dataset) -> dict[str, tuple[str, ...]]:
@@ -392,6 +399,7 @@ def _settings(config: TrainConfig, dataset: Dataset, steps_per_epoch: int) -> Se
         config.shuffle,
         compose(unmodified(declaration), layers),
         config.ema,
+        config.hide or 0.0,
     )
 
 

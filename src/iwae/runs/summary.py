@@ -31,6 +31,11 @@ def describe_plan(job: Job) -> str:
     lines = [f"network: {config.network}, {' - '.join(sizes)}; {count:,} parameters"]
     if config.stages is None:
         lines.append(f"objective: {config.objective}, k = {config.k}")
+    if config.hide:
+        lines.append(
+            f"hidden: {config.hide:.0%} of the observed values at each visit of a row, so that the "
+            "encoder learns to read gaps (--hide 0 hides none)"
+        )
     most, stops = "", ""
     if config.patience is not None:
         most = "at most "

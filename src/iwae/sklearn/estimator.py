@@ -32,7 +32,7 @@ from iwae.data.scaling import Scaling
 from iwae.data.splits import PSEUDO_INPUTS
 from iwae.errors import UserError
 from iwae.evaluation.examples import CHAIN_ROWS, ROWS, ExampleFn, gather, map_examples
-from iwae.evaluation.imputation import expected_values, multiple_imputations
+from iwae.evaluation.imputation import expected_values, imputed
 from iwae.evaluation.likelihood import annealed_bound, chunk_length, streamed_bound
 from iwae.inference.step_sizes import tune_step_size
 from iwae.inference.temperatures import sigmoid_schedule
@@ -59,6 +59,7 @@ from iwae.sklearn.rows import (
     addresses,
     check_count,
     check_gaps,
+    check_hide,
     check_labels,
     check_option,
     check_order,
@@ -68,7 +69,9 @@ from iwae.sklearn.rows import (
     one_each,
     plain,
     standards,
+    warn_doubtful,
 )
+from iwae.training.hiding import hidden_share
 from iwae.training.loop import Best, Plan, Report, init_best, training
 from iwae.training.progress import show_training
 from iwae.training.schedules import StagedSchedule, adam, staged
@@ -113,6 +116,9 @@ class ImportanceWeightedAutoencoder(
             Gaussian value is missing may depend on the value (Ipsen et al. 2021),
             "not-at-random-high" or "-low" if it is known which values are; the bounds are then on
             the observed values and on which values are observed.
+        hide: with "at-random", the probability of hiding each observed value whenever training
+            visits its row, so that the encoder learns to read gaps; None for 0.1 if the rows of
+            `fit` have no gaps, otherwise 0.
         objective: the bound to maximise; `iwae objectives` lists them.
         objective_params: further options of the objective, such as `{"m": 4}` for "miwae" or
             `{"beta": 0.5}` for "ciwae".
@@ -167,6 +173,7 @@ class ImportanceWeightedAutoencoder(
         latents: Any = "normal",
         observation: Any = "gaussian",
         missing: Any = None,
+        hide: Any = None,
         objective: Any = "iwae",
         objective_params: Any = None,
         k: Any = 5,
@@ -191,6 +198,7 @@ class ImportanceWeightedAutoencoder(
         self.latents = latents
         self.observation = observation
         self.missing = missing
+        self.hide = hide
         self.objective = objective
         self.objective_params = objective_params
         self.k = k
@@ -245,7 +253,8 @@ class ImportanceWeightedAutoencoder(
         init_key, train_key = jax.random.split(jax.random.key(self._key_))
         blank, batch_size = self._blank(kind, train, init_key), self._batch(len(train))
         declared = check(self._declaration(), 1, discrete=blank.has_discrete)
-        settings = _settings(declared, batch_size)
+        share = hidden_share(self.hide, self.missing, gaps=bool(np.isnan(train).any()))
+        settings = _settings(declared, batch_size, share)
         plan = Plan(
             self.max_iter,
             patience=self.n_iter_no_change if self.early_stopping else None,
@@ -347,6 +356,7 @@ class ImportanceWeightedAutoencoder(
             value = getattr(self, name)
             if not isinstance(value, int | float | np.number) or not legal(value):
                 raise ValueError(f"{name} == {value!r}, must be a number {words}")
+        check_hide(self.hide, self.missing)
         for name in ("standardize", "early_stopping"):
             if not isinstance(getattr(self, name), bool | np.bool_):
                 raise ValueError(f"{name} == {getattr(self, name)!r}, must be True or False")
@@ -489,7 +499,7 @@ class ImportanceWeightedAutoencoder(
         """Apply a function of one row to each row; its key is derived from the row's values.
 
         Raises:
-            FloatingPointError: if a number is nan.
+            FloatingPointError: if a number is nan in its result, or in the first array of that.
         """
         n, whole = len(rows), AT_A_TIME * jax.local_device_count()
         filled = np.concatenate([rows, np.repeat(rows[-1:], -n % whole, axis=0)])
@@ -503,8 +513,8 @@ class ImportanceWeightedAutoencoder(
             slab_size=whole,
             addresses=addresses(filled),
         )
-        found = gather(slabs)[:n]
-        bad = np.isnan(found).reshape(n, -1).any(axis=1)
+        found = jax.tree.map(lambda leaf: leaf[:n], gather(slabs))
+        bad = np.isnan(jax.tree.leaves(found)[0]).reshape(n, -1).any(axis=1)
         if bad.any():
             raise FloatingPointError(f"the model's result for row {bad.argmax() + 1} is nan")
         return found
@@ -631,7 +641,13 @@ class ImportanceWeightedAutoencoder(
         return annealed_bound(chains=chains, betas=betas, step_size=sizes, n_leapfrog=LEAPFROG)
 
     def impute(
-        self, X: Any, *, k: int | None = None, draws: int | None = None, random_state: Any = None
+        self,
+        X: Any,
+        *,
+        k: int | None = None,
+        draws: int | None = None,
+        random_state: Any = None,
+        return_pareto_k: bool = False,
     ) -> Any:
         """The rows with numbers in place of missing values (NaN).
 
@@ -646,10 +662,14 @@ class ImportanceWeightedAutoencoder(
             draws: number of draws from p(x_missing | x_observed) instead (multiple imputation).
             random_state: an int or a RandomState, for reproducible draws; unlike expectations,
                 these depend on the order of the rows.
+            return_pareto_k: return k-hat of each row too, instead of warning of rows where it is
+                too large.
 
         Returns:
             `[n, d]`, or `[draws, n, d]`; observed values are unchanged. Of a frame, a frame, or a
-            list of `draws` frames, with whole numbers where the column has no others.
+            list of `draws` frames, with whole numbers where the column has no others. With
+            `return_pareto_k`, a tuple of this and k-hat `[n]` of the weights of each row (nan for
+            rows without gaps). Where it is above 0.7, imputed values are unreliable.
 
         Raises:
             ValueError: if it was not fitted with `missing`, or for rows unlike those of `fit`.
@@ -660,14 +680,18 @@ class ImportanceWeightedAutoencoder(
         count = check_count("k", self.score_k if k is None else k)
         inner = self._inwards(rows)
         if draws is None:
-            filled = self._map(expected_values(count), inner, max(1, ROWS // count), _IMPUTE)
+            found = self._map(expected_values(count), inner, max(1, ROWS // count), _IMPUTE)
         else:
             check_count("draws", draws)
             seed = int(check_random_state(random_state).randint(2**31 - 1))
             key = jax.random.key(seed)
-            filled = multiple_imputations(self.model_, inner, key, draws=draws, k=count)
+            found = imputed(self.model_, inner, key, draws=draws, k=count)
+        filled, pareto_k = found
+        if not return_pareto_k:
+            warn_doubtful(pareto_k)
         whole = np.where(np.isnan(rows), self._outwards(filled), rows).astype(rows.dtype)
-        return given_back(self, whole, observed=rows, like=X)
+        frame = given_back(self, whole, observed=rows, like=X)
+        return (frame, pareto_k) if return_pareto_k else frame
 
     # --- files ------------------------------------------------------------------------------
 
@@ -766,7 +790,8 @@ def _is_none(node: Any) -> bool:
 
 
 @lru_cache
-def _settings(declaration: Declaration, batch_size: int) -> Settings:
+def _settings(declaration: Declaration, batch_size: int, hide: float | None) -> Settings:
     """Settings of training; cached, because programs are compiled for the object."""
     plain_bound = compose(unmodified(declaration), 1)
-    return Settings(compose(declaration, 1), adam(), batch_size, validated=plain_bound)
+    objective, share = compose(declaration, 1), float(hide or 0.0)
+    return Settings(objective, adam(), batch_size, validated=plain_bound, hide=share)

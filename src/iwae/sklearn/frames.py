@@ -10,19 +10,14 @@ from jaxtyping import Float
 
 from iwae.data.columns import Column, as_json, choose_columns, from_json, to_cells, to_values
 from iwae.data.kinds import column_kinds, make_kind
-from iwae.data.tables import Table, frame_table
+from iwae.data.tables import Remedies, Table, frame_table
 from iwae.errors import UserError
 
 _NUMBER = re.compile(r"u?int(8|16|32|64)|float(16|32|64)?|double")
 _BIT = re.compile(r"bool(ean)?")
 
-# The reader of tables names options of the command line, which an estimator does not have.
-_REMEDIES = (
-    (r" \(--drop [^)]*\)| \(--drop\)", ""),
-    (r", carry it through \(--id [^)]*\)| or carry them through \(--id\)", ""),
-    (r"(insist|take all as categories) \(--columns [^)]*\)", r"\1 (by a categorical dtype)"),
-    (r"count unknown words as missing \(--unknown missing\)", "make it missing"),
-)
+REMEDIES = Remedies("leave it out", "", "leave it out", "by a categorical dtype", "make it missing")
+"""What a person can do about a column of a frame."""
 
 
 class Dtype(NamedTuple):
@@ -75,10 +70,7 @@ def describe(X: Any) -> tuple[tuple[Column, ...], Form]:
         for series in data.iter_columns()
         if series.dtype in (nw.Categorical, nw.Enum) and series.drop_nulls().n_unique() > 1
     }
-    try:
-        columns = choose_columns(table, wanted)
-    except UserError as error:
-        raise UserError(_remedied(error)) from None
+    columns = choose_columns(table, wanted)
     dtypes = (_pandas_dtype if is_pandas else _dtype)(series for series in data.iter_columns())
     return columns, Form(str(data.implementation.value), tuple(dtypes))
 
@@ -122,11 +114,7 @@ def frame_values(X: Any, columns: Sequence[Column], *, missing: bool) -> Float[n
     Raises:
         UserError: if X is no frame, its columns are others, or a word or a gap is refused.
     """
-    table = _table(X)
-    try:
-        values = to_values(table, columns)
-    except UserError as error:
-        raise UserError(_remedied(error)) from None
+    values = to_values(_table(X), columns)
     if not missing and np.isnan(values).any():
         row, column = np.argwhere(np.isnan(values))[0]
         raise UserError(
@@ -144,18 +132,7 @@ def _table(X: Any) -> Table:
             f"X is a {type(X).__name__}, but observation='auto' takes a data frame (pandas, "
             "Polars, PyArrow): give one, or fit with the kinds of the columns as observation"
         )
-    try:
-        return frame_table(X, where="X")
-    except UserError as error:
-        raise UserError(_remedied(error)) from None
-
-
-def _remedied(error: UserError) -> str:
-    """The message, with remedies that an estimator has."""
-    text = str(error)
-    for option, words in _REMEDIES:
-        text = re.sub(option, words, text)
-    return text
+    return frame_table(X, where="X", remedies=REMEDIES)
 
 
 def refuse_words(X: Any) -> None:

@@ -11,6 +11,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from iwae.data import Kind
 from iwae.data.scaling import fit_scaling, is_constant, refuse_merged, scaled_columns
+from iwae.evaluation.likelihood import DOUBTFUL
 from iwae.sklearn.frames import refuse_words
 
 
@@ -28,6 +29,15 @@ def check_option(name: str, value: Any, hint: Any) -> None:
     except ValidationError:
         words = getattr(hint, "__name__", None) or str(hint)
         raise ValueError(f"objective_params has {name} == {value!r}, must be {words}") from None
+
+
+def check_hide(hide: Any, missing: Any) -> None:
+    """Raise ValueError for a share of values to hide that is none, or without values at random."""
+    is_share = isinstance(hide, int | float | np.number) and 0 <= hide < 1
+    if hide is not None and not is_share:
+        raise ValueError(f"hide == {hide!r}, must be None or a number from 0 to below 1")
+    if hide and missing != "at-random":
+        raise ValueError(f"hide == {hide!r} needs missing='at-random'")
 
 
 def check_source(X: Any) -> None:
@@ -99,6 +109,18 @@ def standards(
     found = fit_scaling(rows, real & standardize, "X")
     refuse_merged(rows, found, (), "X")
     return found
+
+
+def warn_doubtful(pareto_k: Float[np.ndarray, " n"]) -> None:
+    """Warn of rows whose imputed values are unreliable by k-hat of their weights."""
+    count = int((pareto_k > DOUBTFUL).sum())
+    if count:
+        warnings.warn(
+            f"k-hat is above {DOUBTFUL} for {count} rows, whose imputed values are unreliable: "
+            "raise k",
+            UserWarning,
+            stacklevel=3,
+        )
 
 
 def addresses(rows: np.ndarray) -> UInt[np.ndarray, " n"]:

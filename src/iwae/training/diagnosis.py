@@ -105,10 +105,12 @@ def _terms(
     """The quantities named by `TERMS`, for each example of a batch."""
 
     def one(raw: Shaped[Array, "..."], position: Array) -> tuple[PyTree, ...]:
-        x, latent_key = example(raw, position, key, settings)
-        q = model.posterior(x)
+        given, x, latent_key = example(model, raw, position, key, settings)
+        has_gaps = getattr(given, "missing", None) is not None  # then a nan is no fault
+        seen = jnp.where(jnp.isnan(x), 0.0, x) if has_gaps else x
+        q = given.posterior(x)
         z = jax.vmap(q.sample)(particle_keys(latent_key, jnp.arange(DIAGNOSED)))
-        return x, q, z, jax.vmap(q.log_prob)(z), jax.vmap(lambda z: model.log_joint(x, z))(z)
+        return seen, q, z, jax.vmap(q.log_prob)(z), jax.vmap(lambda z: given.log_joint(x, z))(z)
 
     return jax.vmap(one)(raw, jnp.arange(len(raw)))
 

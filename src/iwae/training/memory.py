@@ -9,6 +9,7 @@ import numpy as np
 import optax
 
 from iwae.data import Dataset
+from iwae.errors import UserError
 from iwae.models.conditional import Model, check_examples, without_labels
 from iwae.models.vae import AbstractLatentModel
 from iwae.objectives.objective import Objective, as_objective
@@ -55,6 +56,7 @@ def train(
     patience: int | None = None,
     threshold: float = 0.0,
     ema: float | None = None,
+    hide: float = 0.0,
     progress: bool = False,
     callbacks: Sequence[Callback] = (),
 ) -> Trained:
@@ -72,12 +74,15 @@ def train(
         validate_every, patience, threshold: see `Plan`.
         ema: decay of a moving average of the parameters; if given, the average is validated and
             returned.
+        hide: probability of hiding each observed value from a model of values missing at random,
+            drawn anew whenever training visits its example; see `iwae.training.hiding`.
         progress: show epoch, speed, bounds and time left on standard error.
         callbacks: functions of the report of each epoch; if one returns True, training stops there.
 
     Raises:
-        UserError: if there are fewer examples than a batch holds, or their shape or values are
-            invalid for the model.
+        UserError: if there are fewer examples than a batch holds, their shape or values are
+            invalid for the model, or it does not take values that are missing at random but some
+            are to be hidden.
         NonFiniteError: names the step and the first term that is not finite.
     """
     if isinstance(examples, Dataset):
@@ -88,8 +93,15 @@ def train(
         examples = examples.examples("train")
     binarization = binarization or "none"
     settings = Settings(
-        as_objective(objective), optimizer or adam(), batch_size, binarization, shuffle, ema=ema
+        as_objective(objective),
+        optimizer or adam(),
+        batch_size,
+        binarization,
+        shuffle,
+        ema=ema,
+        hide=hide,
     )
+    _check_hide(hide, model)
     check_examples(model, examples, values=binarization == "none")
     if validation is not None:
         check_examples(model, validation)
@@ -112,6 +124,14 @@ def train(
     last = replicate_model(model, weights(state), 0)
     found = bool(best.epoch[0] > 0)
     return Trained(last, replicate_model(model, best.params, 0) if found else last, history)
+
+
+def _check_hide(share: float, model: AbstractLatentModel) -> None:
+    """Raise UserError for a share that is none, or a model without values missing at random."""
+    if not 0 <= share < 1:
+        raise UserError(f"hide is {share}; it must be at least 0 and below 1")
+    if share and isinstance(model, Model) and without_labels(model).missing != "at-random":
+        raise UserError("hide needs a model of gaps: make it with missing='at-random'")
 
 
 def _in_units_of(model: AbstractLatentModel, data: Dataset) -> AbstractLatentModel:

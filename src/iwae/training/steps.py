@@ -21,6 +21,7 @@ from iwae.data import draw
 from iwae.inference.particles import Info
 from iwae.models.vae import AbstractLatentModel
 from iwae.objectives.objective import Extra, Objective
+from iwae.training.hiding import hide
 from iwae.training.schedules import Schedule
 from iwae.typing import Example, PRNGKey, Scalar
 
@@ -79,6 +80,7 @@ class Settings(NamedTuple):
         shuffle: whether every epoch has a new order; otherwise all have that of the first epoch.
         validated: the objective measured on held-out examples, if not `objective`.
         ema: decay of the moving average of the parameters; None for no average.
+        hide: probability of hiding each observed value, drawn anew at every visit of an example.
     """
 
     objective: Objective
@@ -88,6 +90,7 @@ class Settings(NamedTuple):
     shuffle: bool = True
     validated: Objective | None = None
     ema: float | None = None
+    hide: float = 0.0
 
 
 def init_state(
@@ -153,8 +156,8 @@ def mean_loss(
     """Minus the mean objective of a batch: the one place that negates and averages."""
 
     def one(raw: Shaped[Array, "..."], position: Array) -> tuple[Scalar, Info]:
-        x, latent_key = example(raw, position, key, settings)
-        return settings.objective.terms(*model.condition(x), latent_key, extra)
+        given, x, latent_key = example(model, raw, position, key, settings)
+        return settings.objective.terms(given, x, latent_key, extra)
 
     values, info = jax.vmap(one)(raw, jnp.arange(settings.batch_size))
     info = jax.tree.map(lambda leaf: jnp.mean(leaf, axis=0), jax.lax.stop_gradient(info))
@@ -162,11 +165,18 @@ def mean_loss(
 
 
 def example(
-    raw: Shaped[Array, "..."], position: Int[Array, ""], step_key: PRNGKey, settings: Settings
-) -> tuple[Example, PRNGKey]:
-    """The model's input at one position in a batch, and the key of its latents."""
+    model: AbstractLatentModel,
+    raw: Shaped[Array, "..."],
+    position: Int[Array, ""],
+    step_key: PRNGKey,
+    settings: Settings,
+) -> tuple[AbstractLatentModel, Example, PRNGKey]:
+    """The conditioned model, its input at one position in a batch, and the key of its latents."""
     data_key, latent_key = jax.random.split(jax.random.fold_in(step_key, position))
-    return draw(raw, data_key, binarization=settings.binarization), latent_key
+    if settings.hide:
+        data_key, hide_key = jax.random.split(data_key)
+    given, x = model.condition(draw(raw, data_key, binarization=settings.binarization))
+    return given, hide(x, hide_key, settings.hide) if settings.hide else x, latent_key
 
 
 def _one_step(

@@ -1,0 +1,186 @@
+"""Information, active units, pruning and rate-distortion of conditional models: all given y."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy.special import logsumexp
+from scipy.stats import norm
+
+import small
+from iwae.evaluation.information import information
+from iwae.evaluation.posterior import rate_distortion
+from iwae.evaluation.pruning import prune
+from iwae.evaluation.units import active_units
+from iwae.inference.particles import particle_keys
+from iwae.models.conditional import ConditionalVAE, with_labels
+from iwae.models.vae import VAE
+from iwae.results.curves import rate_distortion_run
+from iwae.results.importance import evaluate_run
+from iwae.results.information import information_run
+from reference import assert_mean
+from test_conditional import noisy, two_halves
+
+KEY, D, M, C, N = jax.random.key(3), 3, 2, 2, 24
+Y = np.arange(N) % 3 // 2  # two thirds have label 0
+
+
+def linear(*, latent=(M,), hidden=((),)):
+    """A linear-Gaussian model of each label, with a prior of its own, and q of its own scale."""
+    plain = VAE(D, latent, hidden, observation="gaussian", key=jax.random.key(0))
+    return noisy(ConditionalVAE(plain, C, learned_prior=True), size=0.5)
+
+
+def rows(n=N):
+    x = np.random.default_rng(1).normal(size=(n, D)).astype(np.float32)
+    return with_labels(x, np.resize(Y, n), C)
+
+
+def moments(distribution):
+    return np.float64(distribution.mean), np.sqrt(np.float64(distribution.variance))
+
+
+def q_and_p(model, xs):
+    """Means and standard deviations `[n, m]` of q(z|x, y) and of p(z|y), float64."""
+    each = [model.condition(jnp.asarray(row)) for row in xs]
+    q = [moments(given.posterior(x).first) for given, x in each]
+    p = [moments(given.prior()) for given, _ in each]
+    return np.moveaxis(np.array(q), 1, 0), np.moveaxis(np.array(p), 1, 0)
+
+
+def test_the_rate_is_the_divergence_from_the_prior_of_the_label():
+    model, xs = linear(), rows(3 * N)
+    got = information(model, xs, KEY, k=2000)
+    (q, s), (p, r) = q_and_p(model, xs)
+    exact = (np.log(r / s) + (s**2 + (q - p) ** 2) / (2 * r**2) - 0.5).sum(axis=1)
+    assert_mean((got.rate - exact) / (1 + exact), 0.0, error_at_most=0.01)
+    assert np.corrcoef(got.rate, exact)[0, 1] > 0.98
+    without = (np.log(1 / s) + (s**2 + q**2) / 2 - 0.5).sum(axis=1)
+    assert abs((without - exact).mean()) > 0.5  # the prior without labels would be seen
+
+
+def test_a_draw_is_told_from_the_examples_of_its_label():
+    model, xs, draws = linear(), rows(), 2
+    got = information(model, xs, KEY, k=2, draws=draws)
+    (q, s), _ = q_and_p(model, xs)
+    for i in range(N):
+        posterior = model.posterior(jnp.asarray(xs[i]))
+        keys = particle_keys(jax.random.fold_in(KEY, i), jnp.arange(draws))
+        z = np.float64(jax.vmap(posterior.sample)(keys)[0])
+        log_q = norm.logpdf(z[:, None], q[None], s[None]).sum(axis=2)
+        alike = Y[i] == Y
+        marginal = logsumexp(log_q[:, alike], axis=1) - np.log(alike.sum())
+        assert got.log_ratio[i] == pytest.approx((log_q[:, i] - marginal).mean(), abs=2e-4)
+
+
+def test_given_one_label_it_is_the_information_of_the_model_given_it():
+    model = linear()
+    x = rows()[:, :D]
+    got = information(model, with_labels(x, np.ones(N, int), C), KEY, k=3)
+    alone = information(model.given(jnp.eye(C)[1]), x, KEY, k=3)
+    for name in got._fields:
+        np.testing.assert_allclose(getattr(got, name), getattr(alone, name), rtol=2e-5, atol=1e-5)
+
+
+def test_the_rate_distortion_curve_starts_at_the_prior_of_the_label_and_bounds_its_likelihood():
+    """At beta = 0 the rate is 0; at 1, rate and distortion bound -log p(x|y) in closed form."""
+    model, xs = linear(), rows(40)
+    zero = (jnp.zeros(leaf.shape) for leaf in (model.vae.output.weight[:, D:],))
+    model = eqx.tree_at(
+        lambda m: m.vae.output.weight,
+        model,
+        jnp.concatenate([model.vae.output.weight[:, :D], *zero], axis=1),
+    )  # a scale that does not depend on z
+    betas = np.linspace(0, 1, 60)
+    found = rate_distortion(model, xs, KEY, betas=betas, step_size=0.1, n_leapfrog=5, chains=64)
+    np.testing.assert_allclose(found.rate[:, 0], 0, atol=1e-6)
+    exact = []
+    for row in xs:
+        given, x = model.condition(jnp.asarray(row))
+        w, (b, log_s) = (
+            np.float64(given.output.weight[:, :D]),
+            np.split(np.float64(given.output.bias), 2),
+        )
+        mean, scale = moments(given.prior())
+        covariance = (w.T * scale**2) @ w + np.diag(np.exp(2 * log_s))
+        off = np.float64(x) - b - mean @ w
+        log_det = np.linalg.slogdet(2 * np.pi * covariance)[1]
+        exact.append(-0.5 * (off @ np.linalg.solve(covariance, off) + log_det))
+    total = found.rate[:, -1] + found.distortion[:, -1]
+    np.testing.assert_allclose(total, -np.array(exact), atol=0.35)
+    assert abs((total + np.array(exact)).mean()) < 0.05
+
+
+# --- units ------------------------------------------------------------------------------------
+
+
+def test_a_unit_that_stays_at_the_prior_of_its_label_is_inactive():
+    model = linear()
+    loc = model.vae.encoder[0].loc
+    still = loc.weight.at[:, 1].set(0.0)  # the mean of unit 2 depends on the label only
+    shifts = model.shifts[0].at[:, 1].set(model.tops[:, 0, 1] - loc.bias[1])
+    model = eqx.tree_at(
+        lambda m: (m.vae.encoder[0].loc.weight, m.shifts[0]), model, (still, shifts)
+    )
+    found = active_units(model, rows(), KEY)
+    (q, _), (p, r) = q_and_p(model, rows())
+    assert q[:, 1].var() > 0.01
+    np.testing.assert_allclose(found.variances[0], ((q - p) / r).var(axis=0), atol=1e-5)
+    assert found.masks[0].tolist() == [True, False]
+
+
+SHAPES = {
+    "one layer": ({}, [[True, False]]),
+    "a hidden layer": ({"hidden": ((4,),)}, [[False, True]]),
+    "two layers": (
+        {"latent": (3, 2), "hidden": ((4,), (4,))},
+        [[True, False, True], [True, False]],
+    ),
+    "no top": ({"latent": (3, 2), "hidden": ((), ())}, [[True, True, False], [False, False]]),
+}
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_a_pruned_unit_is_fixed_at_the_prior_mean_of_its_label(name):
+    shape, masks = SHAPES[name]
+    model, keep = linear(**shape), [np.array(mask) for mask in masks]
+    pruned = prune(model, keep)
+    layers = len([mask for mask in keep if mask.any()])
+    assert pruned.latent_sizes == tuple(mask.sum() for mask in keep)[:layers]
+    for row in rows(4):
+        x = jnp.asarray(row)
+        given, values = model.condition(x)
+        part = pruned.posterior(x).sample(KEY)
+        fixed = [jnp.zeros(mask.size) for mask in keep[:-1]] + [given.prior().mean]
+        z = tuple(
+            whole.at[np.flatnonzero(mask)].set(some)
+            for whole, mask, some in zip(fixed, keep, (*part, jnp.zeros(0)), strict=False)
+        )
+        p, q = given.priors(z), given.posterior(values)
+        kept = [norm.logpdf(h, *moments(one)) for h, one in zip(z, p, strict=True)]
+        log_p = given.log_likelihood(values, z) + sum(
+            v[m].sum() for v, m in zip(kept, keep, strict=True)
+        )
+        assert pruned.log_joint(x, part) == pytest.approx(float(log_p), rel=1e-5)
+        nets = [q.first, *(net(h) for net, h in zip(given.encoder[1:], z, strict=False))]
+        log_q = sum(
+            norm.logpdf(h, *moments(one))[m].sum() for h, one, m in zip(z, nets, keep, strict=True)
+        )
+        assert pruned.posterior(x).log_prob(part) == pytest.approx(float(log_q), rel=1e-5)
+
+
+# --- runs -------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_a_conditional_run_is_measured_by_every_method(tmp_path):
+    run = tmp_path / "run"
+    small.train_in(run, **two_halves(tmp_path / "halves.npz"), label_prior=True)
+    record = information_run(run, k=4)
+    assert 0 < record["mutual_information_lower"] <= record["mutual_information_limit"] < np.log(50)
+    assert record["mutual_information_lower"] < record["mutual_information_upper"]
+    curve = rate_distortion_run(run, temperatures=10, chains=2, leapfrog=2)
+    assert np.isfinite(curve["log_likelihood"])
+    whole, pruned = (evaluate_run(run, ks=(50,), pruned=one) for one in (False, True))
+    assert pruned["log_likelihood"] == pytest.approx(whole["log_likelihood"], abs=1.0)
