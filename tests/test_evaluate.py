@@ -270,7 +270,7 @@ def second_moments(slab):
     return [0 * f for f in first], square, noise
 
 
-def draws_for_means(samples):  # noqa: ARG001
+def draws_for_means(samples, **_):  # noqa: ARG001
     def fn(model, x, key):
         z = model.posterior(x).sample(key)
         return list(z), [jnp.zeros_like(h) for h in z]
