@@ -287,6 +287,42 @@ MUTANTS = {
     "active-units-threshold": Mutant(
         "evaluation/units.py", "ACTIVE_THRESHOLD = 0.01", "ACTIVE_THRESHOLD = 0.1", "evaluate"
     ),
+    "sandwich-without-one": Mutant(
+        "evaluation/sandwich.py", "ratio + log_c - 1)", "ratio + log_c)", "sandwich"
+    ),
+    "sandwich-c-of-its-own-weight": Mutant(
+        "evaluation/sandwich.py",
+        "jax.lax.cumlogsumexp(log_w)[:-1]])",
+        "jax.lax.cumlogsumexp(log_w)])[1:]",
+        "sandwich",
+    ),
+    "sandwich-log-of-the-wrong-weight": Mutant(
+        "evaluation/sandwich.py", "ratio + log_c - 1)", "ratio + log_w - 1)", "sandwich"
+    ),
+    "sandwich-heavy-tail-is-converged": Mutant(
+        "evaluation/sandwich.py",
+        "if tail > pareto_threshold(len(gap)):",
+        "if tail > 99:",
+        "sandwich",
+    ),
+    "constant-rate-without-progress": Mutant(
+        "inference/adaptive.py",
+        "(1 - (grid[1:] + grid[:-1]) / 2) * variances",
+        "variances",
+        "adaptive",
+    ),
+    "ranks-of-unbroken-ties": Mutant(
+        "evaluation/calibration.py", "(below + v * equal)", "below", "calibration"
+    ),
+    "ranks-without-the-truth": Mutant(
+        "evaluation/calibration.py", "+ v) / (k + 1)", ") / k", "calibration"
+    ),
+    "ranks-weights-exchanged": Mutant(
+        "evaluation/calibration.py", "(equal, weighted)", "(weighted, equal)", "calibration"
+    ),
+    "bands-of-one-point": Mutant(
+        "evaluation/calibration.py", "p = (point - last) / (1 - last)", "p = point", "calibration"
+    ),
     # Models
     "softplus-of-the-wrong-sign": Mutant(
         "models/likelihoods/bernoulli.py",

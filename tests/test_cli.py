@@ -659,7 +659,7 @@ def test_without_a_terminal_there_are_no_control_characters(iwae, experiment, tm
         ("--method rate-distortion --start prior", "--start does not apply to"),
         (
             "--method ais --schedule cubic",
-            "unknown schedule 'cubic': give sigmoid, linear, or a file",
+            "unknown schedule 'cubic': give sigmoid, linear, adaptive, or a file",
         ),
         ("--method ais --schedule WORDS", "is not a list of numbers"),
         ("--method ais --schedule NUMBERS", "temperatures is 3; a tenth of them"),

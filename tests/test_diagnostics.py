@@ -174,6 +174,7 @@ def test_only_an_ordering_broken_beyond_chance_is_reported():
 def test_the_verdict(longer, gap, tolerance, word):
     given = verdict(longer, values(0.0, 0.1, 2), gap, tolerance)
     assert given.word == word
+    assert verdict(longer, values(0.0, 0.1, 2), None, tolerance, gap).word == word
     assert given.converged == (word == "converged")
     assert given.reason
 

@@ -248,12 +248,14 @@ def cut(words):
             del words[words.index("--layers") : words.index("--layers") + 2]
         words = replaced(words, given)
     elif command == "evaluate":
-        annealed = {"ais", "bdmc", "rate-distortion"} & set(words)
+        annealed = {"ais", "bdmc", "sandwich", "rate-distortion"} & set(words)
         few = FEW if annealed else {"--examples": "50"}
         words = replaced(words, few, added=bool(annealed))
         words = ["100" if word == "5000" else word for word in words]
         if "--k" not in words and not annealed:
             words += ["--k", "100"]
+    elif command == "calibrate":
+        words = replaced(words, {"--examples": "50", "--k": "20"})
     elif command == "reproduce" and "run" in words and "camel" not in words:
         words.append("--dry-run")
     elif command == "export":

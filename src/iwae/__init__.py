@@ -20,6 +20,7 @@ _PUBLIC = {
     "log_mean_exp": "inference.particles",
     "log_weights": "inference.particles",
     "annealed_particles": "inference.chains",
+    "adaptive_schedule": "inference.adaptive",
     "linear_schedule": "inference.temperatures",
     "sigmoid_schedule": "inference.temperatures",
     "tune_step_size": "inference.step_sizes",
@@ -35,6 +36,7 @@ _PUBLIC = {
     "log_likelihoods": "evaluation.likelihood",
     "prune": "evaluation.pruning",
     "bdmc": "evaluation.diagnostics",
+    "two_sided": "evaluation.sandwich",
     "train": "training.memory",
     "load_model": "runs.models",
     "save_model": "runs.models",
@@ -62,6 +64,7 @@ _PUBLIC = {
     "start_run": "runs.course",
     "anneal_run": "results.annealed",
     "bdmc_run": "results.simulated",
+    "calibrate_run": "results.calibration",
     "classify_run": "results.classes",
     "compare": "results.compare",
     "read_records": "results.reading",
@@ -69,6 +72,7 @@ _PUBLIC = {
     "gradients_run": "results.signal",
     "information_run": "results.information",
     "rate_distortion_run": "results.curves",
+    "sandwich_run": "results.sandwich",
     "results_frame": "results.frame",
 }
 

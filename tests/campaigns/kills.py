@@ -38,6 +38,7 @@ MEASURING = {
     "is": ("--k", "1", "5"),
     "ais": ANNEALING,
     "bdmc": ANNEALING,
+    "sandwich": ANNEALING,
     "rate-distortion": (*ANNEALING[:6], "--examples", "20"),
 }
 """Methods of `iwae evaluate`, with their options."""

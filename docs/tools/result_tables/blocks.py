@@ -14,11 +14,11 @@ from iwae.files import atomic_write
 from iwae.results.text import plus_minus
 from result_tables.experiments import densities_table, imputation_table, labels_table, recipes_table
 from result_tables.hide import hide_table
-from result_tables.likelihoods import estimates_table, likelihood_table
+from result_tables.likelihoods import estimates_table, likelihood_table, sides_table
 from result_tables.objectives import differences_table, objectives_table, protocols_table
 from result_tables.own_data import own_densities_table, own_imputations_table
 from result_tables.resampling import resampling_table
-from result_tables.speed import aiwae_table, costs_table, queue_table, speed_table
+from result_tables.speed import aiwae_table, costs_table, queue_table, schedules_table, speed_table
 from result_tables.tables import markdown
 
 
@@ -91,6 +91,8 @@ BLOCKS: dict[str, Callable[[Path], str]] = {
     "speed": speed_table,
     "recipes": recipes_table,
     "resampling": resampling_table,
+    "schedules": schedules_table,
+    "sides": sides_table,
     "queue": queue_table,
     "imputation": imputation_table,
     "hide": hide_table,

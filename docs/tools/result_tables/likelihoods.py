@@ -7,7 +7,7 @@ from iwae.errors import UserError
 from iwae.reports.estimates import Row, estimates_row, published_nll
 from iwae.results.completing import completed
 from iwae.results.reading import read_records
-from iwae.results.schema import Method, Record
+from iwae.results.schema import Method, Part, Record, Weights
 from iwae.results.store import refuse_damage
 from iwae.results.text import error_words, plus_minus
 from result_tables.tables import markdown, runs_in
@@ -73,3 +73,36 @@ def estimates_table(results: Path) -> str:
         if (row := estimates_row(run, str(run.relative_to(results)))) is not None
     ]
     return markdown(rows, f"{results} holds no record of annealing: iwae evaluate --method ais")
+
+
+def sides_table(results: Path) -> str:
+    """Markdown: bounds from both sides on real and on simulated examples, by the same settings.
+
+    Of several replicates the first one is shown.
+    """
+    rows = []
+    for run in runs_in(results):
+        for _, record in read_records(run, (Method.SANDWICH,), refuse_damage):
+            rows += _sides_rows(str(run.relative_to(results)), record, record.models[0])
+    return markdown(rows, f"{results} holds no record of iwae evaluate --method sandwich")
+
+
+def _sides_rows(name: str, record: Record, one: Part) -> list[Row]:
+    """A line for each way of bounding and kind of examples; those that are known."""
+    real, made = f"{record.n:,} of the {record.split} set", one.simulated
+    t, sampled = record.annealing.temperatures, one.importance
+    known: list[tuple[str, str, Weights | None]] = [(f"AIS, T = {t}", real, one)]
+    if made is not None:
+        known.append((f"AIS, T = {t}", f"{made.n:,} simulated", made))
+    known.append((f"{sampled.k:,} samples", real, sampled))
+    if made is not None:
+        known.append((f"{sampled.k:,} samples", f"{made.n:,} simulated", made.importance))
+    rows = []
+    for way, examples, row in known:
+        if row is not None:
+            cells = {side: plus_minus(*row.mean(side), 2) for side in ("lower", "upper")}
+            cells["gap"] = plus_minus(*row.mean("gap"))
+            tail = row.ratio_pareto_k
+            cells["k-hat of w/c"] = "" if tail is None else f"{tail:.2f}"
+            rows.append({"run": name, "by": way, "examples": examples, **cells})
+    return rows

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from iwae.errors import UserError
+from iwae.results.text import plus_minus
 from result_tables.tables import Row, benchmark, markdown
 
 AIWAE_STEP = "aiwae S=5 batch=128"
@@ -114,3 +115,17 @@ def _timing(steps: dict[str, Any], name: str) -> list[Any]:
     if name not in steps:
         raise UserError(f"the record of benchmarks/objective_step.py has no {name!r}: time it too")
     return steps[name][0]
+
+
+def schedules_table(results: Path) -> str:
+    """Markdown: gaps of bidirectional Monte Carlo by schedule in `benchmarks/schedules.py`.
+
+    A cell has the gap in nats, and in brackets the gap times the leapfrog steps of a chain.
+    """
+    rows: dict[tuple[str, str], Row] = {}
+    for cell in benchmark(results, "schedules")["cells"]:
+        what = {"start": cell["start"], "schedule": cell["schedule"]}
+        row = rows.setdefault((cell["start"], cell["schedule"]), what)
+        gap = plus_minus(cell["gap"], cell["gap_stderr"])
+        row[f"T = {cell['temperatures']}"] = f"{gap} ({cell['gap'] * cell['leapfrogs']:.0f})"
+    return markdown(rows.values())

@@ -41,6 +41,9 @@ COMMANDS = {
     "classify": Command(
         evaluate.Classify, evaluate.classify, "classify examples with a conditional run"
     ),
+    "calibrate": Command(
+        evaluate.Calibrate, evaluate.calibrate, "measure the calibration of a run's encoder"
+    ),
     "gradients": Command(
         evaluate.Gradients,
         evaluate.gradients,

@@ -1,4 +1,4 @@
-"""`iwae evaluate`, `classify`, `gradients` and `compare`: measure runs and compare them."""
+"""`iwae evaluate`, `classify`, `calibrate`, `gradients`, `compare`: measure and compare runs."""
 
 import contextlib
 import dataclasses
@@ -17,7 +17,7 @@ from iwae.cli import parsing
 from iwae.errors import UserError, shorten
 from iwae.results.text import describe, describe_comparison, describe_gradients
 
-Method = Literal["is", "ais", "bdmc", "rate-distortion", "information"]
+Method = Literal["is", "ais", "bdmc", "sandwich", "rate-distortion", "information"]
 
 _SUBSET, _CHAINS = ("split", "examples"), ("temperatures", "chains", "leapfrog")
 _PATH = (*_CHAINS, "schedule", "start")
@@ -26,6 +26,7 @@ METHODS: dict[str, tuple[str, tuple[str, ...]]] = {
     "is": ("evaluate_run", (*_SUBSET, "k", "binarizations")),
     "ais": ("anneal_run", (*_SUBSET, *_PATH, "tolerance")),
     "bdmc": ("bdmc_run", ("examples", "k", *_PATH)),
+    "sandwich": ("sandwich_run", (*_SUBSET, "k", *_PATH, "tolerance")),
     "rate-distortion": ("rate_distortion_run", (*_SUBSET, *_CHAINS)),
     "information": ("information_run", (*_SUBSET, "k")),
 }
@@ -40,6 +41,7 @@ class Evaluate(parsing.OfRun):
     - is: log-likelihoods by importance sampling, and active units
     - ais: log-likelihoods by annealed importance sampling at two lengths, with a verdict
     - bdmc: lower and upper bounds, on examples simulated from the model
+    - sandwich: lower and upper bounds, on real examples
     - rate-distortion: the curve from the prior to the posterior and beyond
     - information: KL, bounds on the mutual information, and a decomposition of the ELBO's gap
 
@@ -51,21 +53,23 @@ class Evaluate(parsing.OfRun):
     split: Literal["train", "validation", "test"] | None = None
     """Split to measure (default: test)."""
     k: tuple[int, ...] | None = None
-    """is, bdmc, information: samples per example; is takes several (default: 5000, 5000, 16)."""
+    """is, bdmc, sandwich, information: samples per example; is takes several (default: 5000;
+    information: 16)."""
     binarizations: int | None = None
     """is: draws of the test set's pixels to measure, for the error of a single one (default: 1)."""
     temperatures: int | None = None
-    """ais, bdmc, rate-distortion: number of temperatures; cost is proportional (default: 500)."""
+    """All but is, information: number of temperatures; cost is proportional (default: 500)."""
     chains: int | None = None
-    """ais, bdmc, rate-distortion: chains per example (default: 16)."""
+    """All but is, information: chains per example (default: 16)."""
     leapfrog: int | None = None
-    """ais, bdmc, rate-distortion: leapfrog steps per move (default: 10)."""
+    """All but is, information: leapfrog steps per move (default: 10)."""
     schedule: str | None = None
-    """ais, bdmc: sigmoid, linear, or a text file of temperatures from 0 to 1 (default: sigmoid)."""
+    """ais, bdmc, sandwich: sigmoid, linear, adaptive, or a text file of temperatures from 0 to 1
+    (default: sigmoid)."""
     start: Literal["posterior", "prior"] | None = None
-    """ais, bdmc: start chains from q(z|x) or from the prior (default: posterior)."""
+    """ais, bdmc, sandwich: start chains from q(z|x) or from the prior (default: posterior)."""
     tolerance: float | None = None
-    """ais: maximum acceptable error, in nats, for the verdict `converged` (default: 0.5)."""
+    """ais, sandwich: maximum acceptable error, in nats, to say `converged` (default: 0.5)."""
     examples: int | None = None
     """Size of a seeded random subset (default: all); bdmc: examples to simulate (default: 100)."""
     pruned: bool = False
@@ -84,7 +88,7 @@ def evaluate(arguments: Sequence[str]) -> int:
     options = parsing.parse(Evaluate, "evaluate", arguments)
     function, chosen = _method_options(options)
     parsing.set_up_jax()
-    if options.method in ("ais", "bdmc"):
+    if "schedule" in METHODS[options.method][1]:
         path = {name: chosen.pop(name) for name in _PATH if name in chosen}
         chosen["annealing"] = _annealing(path)
     from iwae.runs.progress import tracker
@@ -144,10 +148,11 @@ def _method_options(options: Evaluate) -> tuple[str, dict[str, Any]]:
 
 def _annealing(given: dict[str, Any]) -> Any:
     """Build the annealing settings; a schedule without a known name is a file."""
-    from iwae.results.annealed import SCHEDULES, Annealing
+    from iwae.results.annealed import ADAPTIVE, SCHEDULES, Annealing
 
-    if given.get("schedule", "sigmoid") not in SCHEDULES:
-        given["schedule"] = betas = _temperatures(given["schedule"], SCHEDULES)
+    known = (*SCHEDULES, ADAPTIVE)
+    if given.get("schedule", "sigmoid") not in known:
+        given["schedule"] = betas = _temperatures(given["schedule"], known)
         given.setdefault("temperatures", len(betas))
     return Annealing(**given)
 
@@ -221,6 +226,45 @@ def classify(arguments: Sequence[str]) -> int:
     chosen = dict(vars(options))
     as_json, track = chosen.pop("json"), tracker(quiet=chosen.pop("quiet"))
     return _print_measured(partial(classify_run, track=track, **chosen), as_json=as_json)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Calibrate(parsing.OfRun):
+    """Measure the calibration of q(z|x) on examples that the model makes.
+
+    Where do true latents lie among draws of q(z|x), and among the same draws with their weights?
+    Ranks are uniform if q is the posterior. Writes a record with coverage and the worst units, and
+    a figure with the band of exact calibration, to RUN/evaluations.
+    """
+
+    k: int = 1000
+    """Draws of q(z|x) for each example."""
+    examples: int = 1000
+    """Examples to simulate."""
+    pruned: bool = False
+    """Measure the models with their inactive units removed."""
+    seed: int = 0
+    """Random seed of examples and draws."""
+    batch_size: int | None = None
+    """Examples per batch; affects speed, not results (default: automatic)."""
+    data_dir: parsing.DataDir = None
+    json: parsing.Json = False
+    quiet: parsing.Quiet = False
+
+
+def calibrate(arguments: Sequence[str]) -> int:
+    """`iwae calibrate`."""
+    options = parsing.parse(Calibrate, "calibrate", arguments)
+    parsing.set_up_jax()
+    from iwae.reports.calibration import draw_calibration
+    from iwae.results.calibration import calibrate_run
+    from iwae.runs.progress import tracker
+
+    chosen = dict(vars(options))
+    as_json, track = chosen.pop("json"), tracker(quiet=chosen.pop("quiet"))
+    status = _print_measured(partial(calibrate_run, track=track, **chosen), as_json=as_json)
+    draw_calibration(options.run)
+    return status
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

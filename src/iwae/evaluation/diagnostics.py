@@ -134,6 +134,7 @@ class Verdict(NamedTuple):
         gap: mean gap of bidirectional Monte Carlo, nats, if there is one.
         tolerance: maximum acceptable error, nats.
         reason: the explanation.
+        sandwich_gap: mean gap of the bounds from both sides on real examples, if there is one.
     """
 
     word: str
@@ -141,6 +142,7 @@ class Verdict(NamedTuple):
     gap: float | None
     tolerance: float
     reason: str
+    sandwich_gap: float | None = None
 
     @property
     def converged(self) -> bool:
@@ -153,30 +155,38 @@ def verdict(
     ais_tenth: Float[np.ndarray, " n"],
     bdmc_gap: Float[np.ndarray, " m"] | None,
     tolerance: float,
+    sandwich_gap: Float[np.ndarray, " l"] | None = None,
 ) -> Verdict:
-    """Judge convergence: T and T/10 must agree, and any bidirectional gap must be small.
+    """Judge convergence: T and T/10 must agree, and any gap between two sides must be small.
 
     Args:
         ais, ais_tenth: log-likelihoods at T and at T/10 temperatures, of the same examples.
         bdmc_gap: upper minus lower bound on examples drawn from the model, if that was run; its
             mean plus three standard errors must be within the tolerance.
         tolerance: nats.
+        sandwich_gap: upper minus lower bound on real examples, if that was run; the same holds.
     """
     difference = paired_difference(ais, ais_tenth)
-    gap = None if bdmc_gap is None else float(np.mean(bdmc_gap))
-    resolution = STANDARD_ERRORS * difference.stderr
+    gaps = {"bidirectional": bdmc_gap, "sandwich": sandwich_gap}
+    known = {name: values for name, values in gaps.items() if values is not None}
+    means = {name: float(np.mean(values)) for name, values in known.items()}
+    wide = [name for name, values in known.items() if not _below(values, tolerance)]
     apart = f"T and T/10 differ by {difference.mean:.3f} +- {difference.stderr:.3f} nats"
     if difference.significant:
         word, reason = "not converged", f"{apart}: more than chance explains"
-    elif bdmc_gap is not None and not _below(bdmc_gap, tolerance):
-        word = "not converged"
-        reason = f"the bidirectional gap is {gap:.3f} nats, not reliably below {tolerance:g}"
-    elif not resolution <= tolerance:
+    elif wide:
+        word, words = (
+            "not converged",
+            [f"the {name} gap is {means[name]:.3f} nats" for name in wide],
+        )
+        reason = f"{' and '.join(words)}, not reliably below {tolerance:g}"
+    elif not STANDARD_ERRORS * difference.stderr <= tolerance:
         word = "undecided"
         reason = f"{apart}, too uncertain to tell {tolerance:g} from chance"
     else:
         word, reason = "converged", apart
-    return Verdict(word, difference, gap, tolerance, reason)
+    simulated, real = means.get("bidirectional"), means.get("sandwich")
+    return Verdict(word, difference, simulated, tolerance, reason, real)
 
 
 def _below(values: Float[np.ndarray, " m"], tolerance: float) -> bool:

@@ -1,12 +1,13 @@
 """Step sizes tuned in a pilot run, and frozen before anything is measured."""
 
+from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Key, Shaped
+from jaxtyping import Array, Float, Key, PyTree, Shaped
 
 from iwae.errors import UserError
 from iwae.inference.chains import (
@@ -78,7 +79,7 @@ def tune_step_size(
     b = as_betas(betas, end=end)
     repeats = -(-MOVES // (len(b) - 1))
     schedule = jnp.concatenate([jnp.repeat(b[1:2], WARM_UP), jnp.repeat(b[1:], repeats)])
-    log_sizes = _pilot(
+    log_sizes, _ = pilot(
         model, jnp.asarray(examples), key, schedule, n_leapfrog, target, chains, start, initial
     )
     each = np.asarray(log_sizes, np.float64)[WARM_UP:].reshape(-1, repeats)
@@ -86,7 +87,7 @@ def tune_step_size(
 
 
 @eqx.filter_jit
-def _pilot(
+def pilot(
     model: AbstractLatentModel,
     examples: Shaped[Array, "n ..."],
     key: PRNGKey,
@@ -96,8 +97,12 @@ def _pilot(
     k: int,
     start: str,
     initial: float,
-) -> Float[Array, " moves"]:
-    """Log step size after each joint move of the chains of all examples."""
+    observe: Callable[[Chain], PyTree] = lambda chains: (),  # noqa: ARG005
+) -> tuple[Float[Array, " moves"], PyTree]:
+    """The log step size after each joint move of the chains of all examples.
+
+    Also what `observe` returned for the chains `[n, k]` after each move.
+    """
     # Examples are batched here because their joint acceptance sets the next step size.
     xs = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), examples)
     example_keys = particle_keys(key, jnp.arange(len(xs)))
@@ -108,7 +113,7 @@ def _pilot(
 
     def one(
         carry: tuple[Chain, Scalar], step: tuple[Array, Scalar]
-    ) -> tuple[tuple[Any, ...], Scalar]:
+    ) -> tuple[tuple[Any, ...], tuple[Scalar, PyTree]]:
         states, log_size = carry
         number, beta = step
         here = Temperature(number, beta, jnp.zeros_like(beta), jnp.exp(log_size))
@@ -118,7 +123,7 @@ def _pilot(
 
         states, acceptance = jax.vmap(move)(xs, states, move_keys)
         log_size = jnp.minimum(log_size + GAIN * (jnp.mean(acceptance) - target), LARGEST)
-        return (states, log_size), log_size
+        return (states, log_size), (log_size, observe(states))
 
     states = jax.vmap(begin)(xs, start_keys)
     carry = states, jnp.log(jnp.float32(initial))

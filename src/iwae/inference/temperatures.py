@@ -16,7 +16,7 @@ StepSize = Float[Array, "*T"] | Float[np.ndarray, "*T"] | Sequence[float] | floa
 
 def linear_schedule(temperatures: int) -> Float[np.ndarray, " T"]:
     """T temperatures from 0 to 1, equally spaced; T = 2 is importance weighting and one move."""
-    _check_count(temperatures)
+    check_count(temperatures)
     return np.linspace(0.0, 1.0, temperatures, dtype=np.float32)
 
 
@@ -29,7 +29,7 @@ def sigmoid_schedule(temperatures: int, delta: float = 4.0) -> Float[np.ndarray,
         temperatures: T.
         delta: how dense; the smaller, the closer to linear.
     """
-    _check_count(temperatures)
+    check_count(temperatures)
     if not delta > 0:
         raise UserError(f"delta is {delta}; a sigmoid schedule needs a positive one")
     t = np.linspace(-1.0, 1.0, temperatures)
@@ -98,6 +98,7 @@ def check_leapfrog(n_leapfrog: int) -> None:
         raise UserError(f"n_leapfrog is {n_leapfrog}; a move needs at least 1 step")
 
 
-def _check_count(temperatures: int) -> None:
+def check_count(temperatures: int) -> None:
+    """Raise UserError if a schedule has fewer than two temperatures."""
     if temperatures < 2:
         raise UserError(f"{temperatures} temperatures; a schedule needs at least two, 0 and 1")

@@ -49,10 +49,12 @@ def estimates_row(run: Path, name: str) -> Row | None:
         row[words] = f"{_annealed(one, control)} (T = {one.rank[1]})"
     verdicts = [one.verdict.word for one in record.models if one.verdict is not None]
     row["verdict"] = " / ".join(dict.fromkeys(verdicts))
-    if (both := _bidirectional(run, record)) is not None:
+    if (both := _both_sides(run, record, Method.BIDIRECTIONAL)) is not None:
         sampled = [one.importance for one in both.models if one.importance is not None]
         row["gap of AIS"] = _plus_minus(both.models, "gap")
         row[f"gap of {sampled[0].k:,} samples"] = _plus_minus(sampled, "gap")
+    if (both := _both_sides(run, record, Method.SANDWICH)) is not None:
+        row["gap of AIS, test examples"] = _plus_minus(both.models, "gap")
     if samples:
         most = list(samples.values())[-1]
         last = [one.by_k[-1] for one in most.record.models]
@@ -116,13 +118,14 @@ def _mean_on(one: Known, other: Known) -> str:
     return plus_minus(values.mean(), test_sample_error(values), digits=2)
 
 
-def _bidirectional(run: Path, record: Record) -> Record | None:
+def _both_sides(run: Path, record: Record, method: Method) -> Record | None:
     """The bounds from both sides by the same annealing of the same models, on most examples."""
     wanted = record.annealing, record.weights, record.pruned, record.digests
     found = [
         both
-        for _, both in read_records(run, (Method.BIDIRECTIONAL,))
+        for _, both in read_records(run, (method,))
         if (both.annealing, both.weights, both.pruned, both.digests) == wanted
+        and both.split in ("simulated", record.split)
     ]
     return max(found, key=lambda both: both.n, default=None)
 

@@ -23,6 +23,7 @@ from iwae.models.priors import VampPrior
 from iwae.precision import float32
 from iwae.reports import figures
 from iwae.reports.bounds import bounds_figure, rate_distortion_figure
+from iwae.reports.calibration import calibration_figure
 from iwae.reports.encodings import known_labels, latents_figure
 from iwae.reports.figures.style import minus
 from iwae.results.reading import read_records
@@ -137,6 +138,8 @@ def _figures(subject: _Subject) -> Iterator[tuple[str, Figure]]:
         yield "bounds", figure
     if figure := rate_distortion_figure(run, weights):
         yield "rate_distortion", figure
+    if figure := calibration_figure(run, weights):
+        yield "calibration", figure
 
 
 def _prior_figures(

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Any, NamedTuple, Unpack
 
 import jax
 import numpy as np
@@ -15,25 +15,23 @@ from iwae.evaluation.diagnostics import Verdict, verdict
 from iwae.evaluation.examples import check_positive
 from iwae.evaluation.jackknife import BATCHES
 from iwae.evaluation.likelihood import annealed_slabs
+from iwae.inference.adaptive import adaptive_schedule
 from iwae.inference.starts import STARTS
 from iwae.inference.step_sizes import tune_step_size
 from iwae.inference.temperatures import as_betas, check_leapfrog, linear_schedule, sigmoid_schedule
-from iwae.models.conditional import Model
 from iwae.precision import float32
+from iwae.results.gaps import known_gap
 from iwae.results.measure import Measured, Replicate, SplitOptions, measure
-from iwae.results.reading import read_records, report_damage
 from iwae.results.records import (
     Subject,
     make_subject,
-    model_sha256,
     number,
     record_name,
     shared_record,
     unit_counts,
     weight_summary,
 )
-from iwae.results.schema import Document, Method, Settings
-from iwae.results.store import read_arrays
+from iwae.results.schema import Document, Method
 from iwae.results.unfinished import Slab
 from iwae.runs.setup import split_examples
 from iwae.typing import PRNGKey
@@ -42,6 +40,9 @@ SCHEDULES: dict[str, Callable[[int], np.ndarray]] = {
     "sigmoid": sigmoid_schedule,
     "linear": linear_schedule,
 }
+
+ADAPTIVE = "adaptive"
+"""The schedule whose temperatures come from a pilot run, as step sizes do."""
 
 PILOT_EXAMPLES, PILOT_CHAINS = 32, 4
 """Data for tuning step sizes: training examples, and chains of each."""
@@ -55,7 +56,7 @@ class Annealing:
         temperatures: T; the cost is proportional to it.
         chains: of each example.
         leapfrog: leapfrog steps of each HMC move.
-        schedule: a name of `SCHEDULES`, or the temperatures themselves, from 0 to 1.
+        schedule: a name of `SCHEDULES`, `ADAPTIVE`, or the temperatures themselves, from 0 to 1.
         start: "posterior" for q(z|x), or "prior".
     """
 
@@ -76,9 +77,12 @@ class Annealing:
         check_leapfrog(self.leapfrog)
         if self.start not in STARTS:
             raise UserError(f"no start {self.start!r}; known: {', '.join(STARTS)}")
+        if self.schedule == ADAPTIVE:
+            return
         if isinstance(self.schedule, str):
             if self.schedule not in SCHEDULES:
-                raise UserError(f"no schedule {self.schedule!r}; known: {', '.join(SCHEDULES)}")
+                known = ", ".join((*SCHEDULES, ADAPTIVE))
+                raise UserError(f"no schedule {self.schedule!r}; known: {known}")
         elif len(self.schedule) != self.temperatures:
             raise UserError(
                 f"temperatures is {self.temperatures}, but {len(self.schedule)} of them are given"
@@ -86,15 +90,15 @@ class Annealing:
         as_betas(self.betas(self.temperatures))
 
     def betas(self, temperatures: int) -> np.ndarray:
-        """The schedule at a length; temperatures that were given are thinned out evenly."""
+        """A fixed schedule at a length; temperatures that were given are thinned out evenly."""
         if isinstance(self.schedule, str):
             return SCHEDULES[self.schedule](temperatures)
         places = np.linspace(0, self.temperatures - 1, temperatures)
         return np.interp(places, np.arange(self.temperatures), self.schedule)
 
-    def path(self, length: int) -> dict[str, Any]:
-        """Arguments of the functions that anneal, for a schedule of `length` temperatures."""
-        return {"betas": self.betas(length), "n_leapfrog": self.leapfrog, "start": self.start}
+    def moves(self) -> dict[str, Any]:
+        """Arguments of the functions that anneal, beside temperatures, step sizes and chains."""
+        return {"n_leapfrog": self.leapfrog, "start": self.start}
 
     def values(self) -> Document:
         """For a record."""
@@ -128,11 +132,12 @@ def anneal_run(
     """Log-likelihoods of every replicate of a run by annealed importance sampling.
 
     Runs T and T/10 temperatures with keys of their own, and says whether the two agree. Step sizes
-    are tuned on training examples, with yet another key, before anything is measured. Writes
+    (and adaptive temperatures) are tuned on training examples, with yet another key, before
+    anything is measured. Writes
     `RUN/evaluations/NAME.json` (the record, which is also returned) and `NAME.npz`: for R
     replicates and n examples `temperatures [2]`, `index [n]` in the split, `log_likelihood`, `ess`
-    and `acceptance` `[R, 2, n]`, and `step_sizes_R_T [T-1]`. A call that was stopped continues when
-    it is repeated.
+    and `acceptance` `[R, 2, n]`, `betas_R_T [T]` and `step_sizes_R_T [T-1]`. A call that was
+    stopped continues when it is repeated.
 
     Args:
         annealing: temperatures, chains and moves; by default `Annealing()`.
@@ -145,8 +150,7 @@ def anneal_run(
     """
     annealing = annealing or Annealing()
     annealing.check()
-    if not 0 < tolerance < float("inf"):
-        raise UserError(f"tolerance is {tolerance}; it must be a positive number of nats")
+    check_tolerance(tolerance)
     subject = make_subject(Path(run), **options)
     return measure(
         subject,
@@ -164,6 +168,12 @@ def anneal_run(
     )
 
 
+def check_tolerance(tolerance: float) -> None:
+    """Raise UserError unless it is a positive number of nats."""
+    if not 0 < tolerance < float("inf"):
+        raise UserError(f"tolerance is {tolerance}; it must be a positive number of nats")
+
+
 def _lengths(annealing: Annealing) -> tuple[int, int]:
     """T/10 and T."""
     return annealing.temperatures // 10, annealing.temperatures
@@ -171,69 +181,107 @@ def _lengths(annealing: Annealing) -> tuple[int, int]:
 
 def _anneal(one: Replicate, annealing: Annealing, tolerance: float) -> Measured:
     lengths = _lengths(annealing)
-    both, sizes = zip(*(_at_length(one, annealing, length) for length in lengths), strict=True)
-    rows = [_row(*values, annealing) for values in zip(lengths, both, sizes, strict=True)]
+    both, paths = zip(*(_at_length(one, annealing, length) for length in lengths), strict=True)
+    rows = [_row(*values, annealing) for values in zip(lengths, both, paths, strict=True)]
     shorter, longer = (values["log_likelihood"] for values in both)
-    gap = simulated_gap(one.subject, one.number, annealing)
+    gap = known_gap(one, annealing.values(), Method.BIDIRECTIONAL)
+    real_gap = known_gap(one, annealing.values(), Method.SANDWICH)
     record = {
         **rows[-1],
         "k": annealing.chains,
         "by_temperatures": rows,
-        "verdict": verdict_record(verdict(longer, shorter, gap, tolerance)),
+        "verdict": verdict_record(verdict(longer, shorter, gap, tolerance, real_gap)),
         **unit_counts(one.subject, one.model)[0],
     }
     stacked = {
         name: np.stack([values[name] for values in both])
         for name in ("log_likelihood", "monte_carlo_error", "ess", "acceptance")
     }
-    own = {
-        f"step_sizes_{one.number}_{length}": found
-        for length, found in zip(lengths, sizes, strict=True)
-    }
+    own: dict[str, np.ndarray] = {}
+    for length, path in zip(lengths, paths, strict=True):
+        own |= path.arrays(f"{one.number}_{length}")
     return Measured(record, stacked, own)
+
+
+class Frozen(NamedTuple):
+    """Temperatures `[T]` and step sizes `[T-1]`, fixed before anything is measured."""
+
+    betas: np.ndarray
+    step_size: np.ndarray
+
+    def arrays(self, suffix: str) -> dict[str, np.ndarray]:
+        """For the values of a record."""
+        return {f"betas_{suffix}": self.betas, f"step_sizes_{suffix}": self.step_size}
+
+
+def freeze(
+    one: Replicate,
+    annealing: Annealing,
+    length: int,
+    examples: Callable[[], np.ndarray],
+    **settings: Any,
+) -> Frozen:
+    """Tune temperatures, if they are adaptive, and step sizes on examples that are not measured.
+
+    Args:
+        length: the number of temperatures.
+        settings: all that the results depend on beside model, seed and annealing.
+    """
+    key, _ = annealing_keys(one.subject.seed, length)
+    settings = {**annealing.values(), "temperatures": length, **settings}
+
+    def adapted() -> np.ndarray:
+        betas_key = jax.random.fold_in(key, _BETAS_STREAM)
+        more = {"chains": PILOT_CHAINS, **annealing.moves()}
+        return adaptive_schedule(one.model, examples(), betas_key, length, **more)
+
+    def tuned() -> np.ndarray:
+        more = {"betas": betas, "chains": PILOT_CHAINS, **annealing.moves()}
+        return tune_step_size(one.model, examples(), key, **more)
+
+    if annealing.schedule == ADAPTIVE:
+        betas = one.array(adapted, method="temperatures", **settings)
+    else:
+        betas = annealing.betas(length)
+    return Frozen(betas, one.array(tuned, method="step sizes", **settings))
+
+
+_BETAS_STREAM = 1  # folded into the pilot's key, which itself tunes the step sizes
 
 
 def _at_length(
     one: Replicate, annealing: Annealing, length: int
-) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """Values of each example, and step sizes `[T-1]`, frozen before anything is measured."""
+) -> tuple[dict[str, np.ndarray], Frozen]:
+    """Values of each example, and the path, frozen before anything is measured."""
     subject = one.subject
-    pilot_key, key = annealing_keys(subject.seed, length)
-    settings = {**annealing.values(), "temperatures": length}
-    sizes = one.array(
-        lambda: tune(one.model, pilot_examples(subject), pilot_key, annealing, length),
-        method="step sizes",
-        pilot=pilot_split(subject),
-        **settings,
-    )
+    path = freeze_for_split(one, annealing, length)
 
     def slabs(first: int) -> Iterator[Slab]:
         return annealed_slabs(
             one.model,
             subject.data,
-            key,
+            annealing_keys(subject.seed, length)[1],
             chains=annealing.chains,
-            step_size=sizes,
-            **annealing.path(length),
+            **path._asdict(),
+            **annealing.moves(),
             batch_size=subject.batch_size,
             first=first,
         )
 
-    how = {"method": Method.ANNEALED, "batches": BATCHES, **settings}
-    return one.values(f"{length} temperatures", slabs, **how), sizes
+    how = {**annealing.values(), "temperatures": length, "batches": BATCHES}
+    return one.values(f"{length} temperatures", slabs, method=Method.ANNEALED, **how), path
+
+
+def freeze_for_split(one: Replicate, annealing: Annealing, length: int) -> Frozen:
+    """`freeze` on examples of another split than the one that is measured."""
+    pilot = pilot_split(one.subject)
+    return freeze(one, annealing, length, lambda: pilot_examples(one.subject), pilot=pilot)
 
 
 def annealing_keys(seed: int, length: int) -> tuple[PRNGKey, PRNGKey]:
     """Keys of the pilot and of the measurement, for a schedule of `length` temperatures."""
     pilot_key, key = jax.random.split(jax.random.fold_in(jax.random.key(seed), length))
     return pilot_key, key
-
-
-def tune(
-    model: Model, examples: np.ndarray, key: PRNGKey, annealing: Annealing, length: int
-) -> np.ndarray:
-    """Step sizes for a schedule of `length` temperatures, `[length - 1]`."""
-    return tune_step_size(model, examples, key, chains=PILOT_CHAINS, **annealing.path(length))
 
 
 def pilot_split(subject: Subject) -> str:
@@ -254,7 +302,7 @@ def pilot_examples(subject: Subject) -> np.ndarray:
 
 
 def _row(
-    length: int, values: dict[str, np.ndarray], step_sizes: np.ndarray, annealing: Annealing
+    length: int, values: dict[str, np.ndarray], path: Frozen, annealing: Annealing
 ) -> Document:
     """The part of a record about one length."""
     return {
@@ -262,8 +310,8 @@ def _row(
         **weight_summary(values, annealing.chains),
         "acceptance_mean": float(values["acceptance"].mean()),
         "acceptance_min": float(values["acceptance"].min()),
-        "step_size_min": float(step_sizes.min()),
-        "step_size_max": float(step_sizes.max()),
+        "step_size_min": float(path.step_size.min()),
+        "step_size_max": float(path.step_size.max()),
     }
 
 
@@ -275,21 +323,6 @@ def verdict_record(found: Verdict) -> Document:
         "difference": number(found.difference.mean),
         "difference_stderr": number(found.difference.stderr),
         "bdmc_gap": None if found.gap is None else number(found.gap),
+        "sandwich_gap": None if found.sandwich_gap is None else number(found.sandwich_gap),
         "tolerance": found.tolerance,
     }
-
-
-def simulated_gap(subject: Subject, replicate: int, annealing: Annealing) -> np.ndarray | None:
-    """The gaps of bidirectional Monte Carlo by the same annealing of the same model, if known.
-
-    Of several records the one with the most examples counts.
-    """
-    wanted = subject.weights, subject.pruned, Settings(**annealing.values())
-    mine, gaps = model_sha256(subject.run, subject.weights, replicate), []
-    for path, record in read_records(subject.run, (Method.BIDIRECTIONAL,)):
-        same = (record.weights, record.pruned, record.annealing) == wanted
-        if same and record.digests[replicate : replicate + 1] == [mine]:
-            values = read_arrays(path, report_damage, ("lower", "upper"))
-            if values is not None:
-                gaps.append(values["upper"][replicate] - values["lower"][replicate])
-    return max(gaps, key=len, default=None)

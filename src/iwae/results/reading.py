@@ -120,6 +120,10 @@ def _other_means(record: Record, of: Part) -> Iterator[tuple[str, int, Fields, s
             yield name, 0, of, name
         if of.importance is not None:
             yield f"importance_{name}", of.importance.k, of.importance, name
+    for one in of.calibration:
+        for interval in one.coverage:
+            name = f"coverage of {interval.level:.0%} by {one.of}, layer {one.layer}"
+            yield name, of.k or 0, interval, "coverage"
     for row in record.rows:
         for group, signal in row.groups.items():
             yield f"signal/noise of {group}, {estimator_name(row)}", row.k, signal, "snr"

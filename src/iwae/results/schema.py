@@ -29,10 +29,12 @@ class Method(StrEnum):
     IMPORTANCE = "importance sampling"
     ANNEALED = "annealed importance sampling"
     BIDIRECTIONAL = "bidirectional Monte Carlo"
+    SANDWICH = "sandwich"
     CURVE = "rate-distortion"
     INFORMATION = "information"
     CLASSIFICATION = "classification"
     GRADIENTS = "gradients"
+    CALIBRATION = "calibration"
 
 
 class Mean(NamedTuple):
@@ -102,6 +104,8 @@ class Weights(Fields):
     ess_min: Number = None
     pareto_k_unreliable: Number = None
     pareto_k_threshold: Number = None
+    ratio_pareto_k: Number = None
+    ratio_pareto_k_threshold: Number = None
     acceptance_mean: Number = None
     acceptance_min: Number = None
     step_size_min: Number = None
@@ -130,26 +134,39 @@ class AnnealedRow(Row):
 
 
 class Verdict(Fields):
-    """Whether annealing at T and T / 10 temperatures agrees."""
+    """Whether annealing at T and T / 10 temperatures agrees, or two sides are close."""
 
     word: str
     reason: str = ""
     difference: Number = None
     difference_stderr: Number = None
     bdmc_gap: Number = None
+    sandwich_gap: Number = None
     tolerance: Number = None
 
 
-class Samples(Fields):
-    """Bounds from both sides by k importance samples, nats."""
+class Sides(Weights):
+    """Bounds from both sides, nats."""
 
-    k: int
     gap: Number
     gap_stderr: Number
     lower: Number = None
     lower_stderr: Number = None
     upper: Number = None
     upper_stderr: Number = None
+
+
+class Samples(Sides):
+    """Bounds from both sides by k importance samples."""
+
+    k: int
+
+
+class Simulated(Sides):
+    """Bounds from both sides on n examples drawn from the model."""
+
+    n: int
+    importance: Samples | None = None
 
 
 class Gap(Fields):
@@ -204,6 +221,34 @@ class Slope(Fields):
     stderr: float
 
 
+class Coverage(Fields):
+    """How often a central interval of this level holds the truth."""
+
+    level: float
+    coverage: Number
+    coverage_stderr: Number
+
+
+class Ranks(Fields):
+    """The ranks of one unit: of exact calibration, the mean is 0.5 and the spread 1."""
+
+    unit: int
+    p_value: float
+    mean_rank: float
+    spread: float
+
+
+class Calibration(Fields):
+    """Ranks of true latents of one layer, in draws of q ("q") or weighted ones ("snis")."""
+
+    layer: int
+    of: str
+    units: int
+    outside: int
+    coverage: tuple[Coverage, ...]
+    worst: tuple[Ranks, ...]
+
+
 class Part(Weights):
     """The part of a record about one model, or the means over several."""
 
@@ -226,6 +271,7 @@ class Part(Weights):
     gap: Gap | Number = None
     gap_stderr: Number = None
     importance: Samples | None = None
+    simulated: Simulated | None = None
     rate: Number = None
     rate_stderr: Number = None
     distortion: Number = None
@@ -248,6 +294,7 @@ class Part(Weights):
     others_marginal_log_likelihood: Number = None
     others_marginal_log_likelihood_stderr: Number = None
     confusion: tuple[tuple[int, ...], ...] = ()
+    calibration: tuple[Calibration, ...] = ()
 
 
 class Subset(Fields):
@@ -308,6 +355,7 @@ class Record(Part):
     reference: str | None = None
     draws: int | None = None
     biased_above: Number = None
+    band_level: Number = None
     rows: tuple[Gradient, ...] = ()
     slopes: tuple[Slope, ...] = ()
     data: Mapping[str, Any] = {}
@@ -346,6 +394,7 @@ class Record(Part):
 
 QUANTITIES: Mapping[Method, tuple[str, ...]] = {
     Method.BIDIRECTIONAL: ("lower", "upper", "gap"),
+    Method.SANDWICH: ("lower", "upper", "gap"),
     Method.CURVE: ("log_likelihood",),
     Method.INFORMATION: (
         "log_likelihood",
@@ -375,9 +424,11 @@ _MORE: Mapping[Method, tuple[str, ...]] = {
         "active_units",
     ),
     Method.BIDIRECTIONAL: ("annealing", "importance", "acceptance_mean"),
+    Method.SANDWICH: ("subset", "annealing", "importance", "acceptance_mean", "verdict"),
     Method.CURVE: ("annealing", "acceptance_mean"),
     Method.INFORMATION: ("gap",),
     Method.CLASSIFICATION: ("k", "confusion"),
+    Method.CALIBRATION: ("k", "calibration", "band_level"),
     Method.GRADIENTS: ("objective", "reference", "draws", "biased_above", "rows", "slopes"),
 }
 """Other fields without which a record by a method is damaged."""

@@ -19,7 +19,7 @@ from iwae.evaluation.diagnostics import (
 from iwae.evaluation.examples import check_positive
 from iwae.models.conditional import Model
 from iwae.precision import float32
-from iwae.results.annealed import PILOT_EXAMPLES, Annealing, annealing_keys, tune
+from iwae.results.annealed import PILOT_EXAMPLES, Annealing, annealing_keys, freeze
 from iwae.results.measure import Measured, Options, Replicate, measure
 from iwae.results.records import make_subject, mean_and_error, measurement_facts
 from iwae.results.schema import Document, Method
@@ -43,8 +43,8 @@ def bdmc_run(
     Ghahramani & Adams 2015); the same is done with k importance samples, the true latent among
     them. Step sizes are tuned on other examples of the model. Writes `RUN/evaluations/NAME.json`
     (the record, which is also returned) and `NAME.npz`: `lower`, `upper`, `acceptance`,
-    `importance_lower` and `importance_upper` `[R, n]`, and `step_sizes_R [T-1]`. A call that was
-    stopped continues when it is repeated.
+    `importance_lower` and `importance_upper` `[R, n]`, `betas_R [T]` and `step_sizes_R [T-1]`. A
+    call that was stopped continues when it is repeated.
 
     Args:
         annealing: temperatures, chains and moves; by default `Annealing()`.
@@ -83,12 +83,10 @@ _PILOT_STREAM = 1  # folded into the seed's key; annealing folds in T >= 20
 
 def _measure(one: Replicate, annealing: Annealing, examples: int, k: int) -> Measured:
     subject, length = one.subject, annealing.temperatures
-    pilot_key, key = annealing_keys(subject.seed, length)
+    key = annealing_keys(subject.seed, length)[1]
     settings = {"simulated": examples, **annealing.values()}
-    sizes = one.array(
-        lambda: tune(one.model, _simulate(one.model, subject.seed), pilot_key, annealing, length),
-        method="step sizes",
-        **settings,
+    path = freeze(
+        one, annealing, length, lambda: _simulate(one.model, subject.seed), simulated=examples
     )
 
     def chains(first: int) -> Iterator[Slab]:
@@ -97,8 +95,8 @@ def _measure(one: Replicate, annealing: Annealing, examples: int, k: int) -> Mea
             key,
             n_examples=examples,
             chains=annealing.chains,
-            step_size=sizes,
-            **annealing.path(length),
+            **path._asdict(),
+            **annealing.moves(),
             batch_size=subject.batch_size,
             first=first,
         )
@@ -121,7 +119,7 @@ def _measure(one: Replicate, annealing: Annealing, examples: int, k: int) -> Mea
     }
     values = {name: getattr(annealed, name) for name in ("lower", "upper", "acceptance")}
     values |= {f"importance_{name}": getattr(sampled, name) for name in ("lower", "upper")}
-    return Measured(record, values, {f"step_sizes_{one.number}": sizes})
+    return Measured(record, values, path.arrays(str(one.number)))
 
 
 def _simulate(model: Model, seed: int) -> np.ndarray:

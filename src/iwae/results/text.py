@@ -8,6 +8,7 @@ import numpy as np
 from iwae.results.schema import (
     AnnealedRow,
     Bias,
+    Coverage,
     Fields,
     Gap,
     Gradient,
@@ -109,6 +110,10 @@ def describe(document: Mapping[str, Any] | Record) -> str:
             lines += [f"  mean {_spread(row)}", *(f"  {words}" for words in _carried(row))]
     if record.method == Method.CLASSIFICATION:
         lines += [f"  {words}" for words in _about_labels(record)]
+    if record.method == Method.SANDWICH:
+        lines.append(f"  {_upper_caution(record)}")
+    if record.method == Method.CALIBRATION:
+        lines += [f"  {words}" for words in _about_ranks(record)]
     if _has_hidden_draw(record):
         more = " --pruned" * record.pruned + " --weights best" * (record.weights == "best")
         lines.append(
@@ -189,8 +194,11 @@ def _annealed(one: Part) -> Iterator[str]:
         yield from _carried(row)
     if (found := one.verdict) is not None:
         yield f"{found.word} (tolerance {found.tolerance:g}): {found.reason}"
-        if found.bdmc_gap is None:
-            yield "no bounds from both sides with these settings yet: iwae evaluate --method bdmc"
+        if found.bdmc_gap is None and found.sandwich_gap is None:
+            yield (
+                "no bounds from both sides with these settings yet: iwae evaluate --method bdmc "
+                "or sandwich"
+            )
     yield _units(one)
 
 
@@ -208,6 +216,46 @@ def _bidirectional(one: Part) -> Iterator[str]:
             f"{with_error(row, 'gap')}"
         )
     yield _acceptance(one)
+
+
+def _sandwich(one: Part) -> Iterator[str]:
+    """A table of both kinds of examples, the verdict, and what makes the upper side too low."""
+    made, sampled = one.simulated, one.importance
+    rows: list[tuple[str, Fields | None]] = [("annealing", one)]
+    rows.append(("annealing, simulated examples", made))
+    if sampled is not None:
+        name = f"{sampled.k} importance samples"
+        rows.append((name, sampled))
+        rows.append((f"{name}, simulated examples", made and made.importance))
+    width = max(len(name) for name, _ in rows)
+    for name, row in rows:
+        if row is None:
+            cells = "not measured with these settings: iwae evaluate --method bdmc"
+        else:
+            between = f"{with_error(row, 'lower')} and {with_error(row, 'upper')}"
+            cells = f"between {between}, gap {with_error(row, 'gap')}"
+        yield f"{name + ':':{width + 1}} {cells}"
+    if (found := one.verdict) is not None:
+        yield f"{found.word} (tolerance {found.tolerance:g}): {found.reason}"
+    yield f"annealing: {_weights(one)}; {_acceptance(one)}"
+    if sampled is not None:
+        yield f"importance samples: {_weights(sampled)}"
+
+
+def _upper_caution(record: Record) -> str:
+    """What an upper side from a sample is worth, and whether the tails are heavy here."""
+    rows: list[Weights] = [row for one in record.models for row in (one, one.importance) if row]
+    heavy = any(
+        (row.pareto_k_unreliable or 0) > 0
+        or row.ratio_pareto_k is None
+        or row.ratio_pareto_k > (row.ratio_pareto_k_threshold or 0)
+        for row in rows
+    )
+    warning = "WARNING, a k-hat is too large or unknown: " if heavy else ""
+    return (
+        f"{warning}an upper side holds in expectation; where the tail of the weights is heavy, the "
+        "largest were not drawn, and it is too low"
+    )
 
 
 def _curve(one: Part) -> Iterator[str]:
@@ -234,6 +282,45 @@ def _information(one: Part) -> Iterator[str]:
         )
     else:
         yield "the gap of the ELBO is split where there are records of is and ais"
+
+
+NAMES_OF_RANKS = {"q": "q(z|x)", "snis": "weighted draws"}
+"""Distributions in which true latents are ranked -> their names."""
+
+
+SMALLEST_P = 1e-9
+"""Probabilities near 0 that are 1 less a sum: smaller ones are rounding."""
+
+
+def _calibration(one: Part) -> Iterator[str]:
+    """Coverage, units outside the bands, and the worst of them, by layer."""
+    for layer in one.calibration:
+        name = NAMES_OF_RANKS[layer.of]
+        covered = ", ".join(
+            f"{interval.level:.0%}: {_percent(interval)}" for interval in layer.coverage
+        )
+        yield f"layer {layer.layer}, {name}: central intervals hold the truth, {covered}"
+        worst = "; ".join(
+            f"unit {unit.unit}: mean rank {unit.mean_rank:.3f}, spread {unit.spread:.2f}, p "
+            + (f"= {unit.p_value:.2g}" if unit.p_value > SMALLEST_P else f"< {SMALLEST_P:g}")
+            for unit in layer.worst
+        )
+        yield f"  {layer.outside} of {layer.units} units outside the band; farthest {worst}"
+
+
+def _percent(interval: Coverage) -> str:
+    mean, error = (value and 100 * value for value in interval.mean("coverage"))
+    return f"{_plain(plus_minus(mean, error, 1))} %"
+
+
+def _about_ranks(record: Record) -> Iterator[str]:
+    """What exact calibration looks like, and what it does not say."""
+    yield (
+        f"{record.k} draws of each example; of exactly calibrated units, "
+        f"{1 - (record.band_level or 0):.0%} are outside by chance; mean rank 0.5 and spread 1 "
+        "are exact, a spread above 1 is a q that is too narrow, one below 1 a q that is too wide"
+    )
+    yield "inactive units, whose q and posterior are both the prior, are calibrated exactly"
 
 
 def _classification(one: Part) -> Iterator[str]:
@@ -266,9 +353,11 @@ LINES: dict[Method, Callable[[Part], Iterator[str]]] = {
     Method.IMPORTANCE: _importance,
     Method.ANNEALED: _annealed,
     Method.BIDIRECTIONAL: _bidirectional,
+    Method.SANDWICH: _sandwich,
     Method.CURVE: _curve,
     Method.INFORMATION: _information,
     Method.CLASSIFICATION: _classification,
+    Method.CALIBRATION: _calibration,
 }
 """Method -> the lines about one replicate."""
 
@@ -278,6 +367,8 @@ def _weights(row: Weights) -> str:
     words = f"effective sample size {row.ess_mean:.1f}"
     if row.pareto_k_unreliable is not None:
         words += f"; k-hat above {row.pareto_k_threshold:.2f} for {row.pareto_k_unreliable:.0%}"
+    if row.ratio_pareto_k is not None:
+        words += f"; k-hat of w/c {row.ratio_pareto_k:.2f}"
     return "; ".join([words, *monte_carlo_words(row)])
 
 

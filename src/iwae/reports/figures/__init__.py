@@ -5,6 +5,7 @@ drawing changes no global setting, so figures can be made in threads and without
 input (NaN, a wrong rank, nothing to draw) raises `UserError`.
 """
 
+from iwae.reports.figures.calibration import ecdf_differences
 from iwae.reports.figures.charts import (
     density_1d,
     log_variance_histogram,
@@ -33,6 +34,7 @@ from iwae.reports.figures.saving import save_animation, save_figure
 __all__ = [
     "bounds_against_budget",
     "density_1d",
+    "ecdf_differences",
     "filters",
     "image_grid",
     "labelled_rows",

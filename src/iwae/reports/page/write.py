@@ -55,6 +55,14 @@ CAPTIONS = {
         "Rate and distortion",
         "What annealing traces from the prior to the posterior and beyond.",
     ),
+    "calibration": (
+        "Calibration of q",
+        (
+            "Ranks of true latents among draws of q(z|x) and among weighted draws, on simulated "
+            "examples: how far their distribution is from the uniform one, by unit. Of exactly "
+            "calibrated units, inactive ones too, 95% stay inside the grey band."
+        ),
+    ),
     "training_samples": ("Samples through training", "The same draws z, at a few epochs."),
     "training_reconstructions": (
         "Reconstructions through training",
@@ -74,7 +82,14 @@ CAPTIONS = {
 The chart of bounds is missing: all runs share one.
 """
 
-CHARTS = {"density", "marginals", "log_variances", "training_curves", "rate_distortion"}
+CHARTS = {
+    "density",
+    "marginals",
+    "log_variances",
+    "training_curves",
+    "rate_distortion",
+    "calibration",
+}
 """Lines and bars. All others have pixels, and stay on white."""
 
 

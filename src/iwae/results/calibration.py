@@ -1,0 +1,131 @@
+"""Calibration of the encoder on pairs that the model makes, for a record and a figure."""
+
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Unpack
+
+import jax
+import numpy as np
+
+from iwae.evaluation.calibration import KINDS, Bands, coverage, rank_slabs, uniform_bands
+from iwae.evaluation.examples import check_positive
+from iwae.models.conditional import Model
+from iwae.precision import float32
+from iwae.results.measure import Measured, Options, Replicate, measure
+from iwae.results.records import make_subject, mean_and_error, measurement_facts
+from iwae.results.schema import Document, Method
+from iwae.results.unfinished import Slab
+
+LEVELS = (0.5, 0.8, 0.95)
+"""Levels of the central intervals."""
+
+BAND = 0.95
+"""Probability that the ranks of an exactly calibrated unit stay inside the band everywhere."""
+
+WORST = 3
+"""Units of each layer that a record names."""
+
+
+@float32
+def calibrate_run(
+    run: Path, *, examples: int = 1000, k: int = 1000, **options: Unpack[Options]
+) -> Document:
+    """Simulation-based calibration of q(z|x), of every replicate of a run (Talts et al. 2018).
+
+    Draws pairs (z, x) from the model, ranks each unit of z among k draws of q(z|x) and in the
+    distribution of the same draws with self-normalised weights, and compares the ranks with uniform
+    numbers: coverage of central intervals, and simultaneous bands of their distribution function
+    (Säilynoja, Bürkner & Vehtari 2022). Discrete units have ranks too, ties broken at random.
+    Writes `RUN/evaluations/NAME.json` (the record, which is also returned) and `NAME.npz`: for each
+    replicate R `q_R` and `snis_R` `[n, units]`, the relative ranks, and `layers_R [units]`, the
+    layer of each unit from 1. A call that was stopped continues when it is repeated.
+
+    Args:
+        examples: pairs to draw.
+        k: draws of q(z|x) for each.
+        options: those of `Options`; nothing of the data is measured.
+
+    Raises:
+        UserError: if the run or its weights are not there, or an option makes no sense.
+    """
+    check_positive("examples", examples)
+    check_positive("k", k)
+    subject = make_subject(Path(run), **options)
+    words = ["simulated", subject.weights, *["pruned"] * subject.pruned, Method.CALIBRATION]
+    words += [f"k{k}", f"n{examples}", *[f"seed{subject.seed}"] * bool(subject.seed)]
+    return measure(
+        subject,
+        partial(_measure, examples=examples, k=k, bands=uniform_bands(examples, BAND)),
+        file="-".join(words),
+        shared={
+            "n": examples,
+            "k": k,
+            "split": "simulated",
+            "dataset": f"drawn from the model of {subject.dataset.name}",
+            "band_level": BAND,
+            **measurement_facts(subject, Method.CALIBRATION),
+        },
+        arrays={},
+    )
+
+
+def unit_layers(model: Model) -> np.ndarray:
+    """The layer, from 1, of each number of a flat latent; a category of C has C of them."""
+    leaves = jax.tree.leaves(jax.eval_shape(model.sample, jax.random.key(0))[0])
+    return np.repeat(np.arange(1, len(leaves) + 1), [leaf.size for leaf in leaves])
+
+
+def _measure(one: Replicate, examples: int, k: int, bands: Bands) -> Measured:
+    subject = one.subject
+
+    def slabs(first: int) -> Iterator[Slab]:
+        return rank_slabs(
+            one.model,
+            jax.random.key(subject.seed),
+            n_examples=examples,
+            k=k,
+            batch_size=subject.batch_size,
+            first=first,
+        )
+
+    settings = {"simulated": examples, "k": k}
+    found = one.values("ranks", slabs, examples, method=Method.CALIBRATION, **settings)
+    layers = unit_layers(one.model)
+    rows = [
+        _row(found[kind][:, layers == layer], layer, kind, bands)
+        for layer in np.unique(layers).tolist()
+        for kind in KINDS
+    ]
+    own = {f"{kind}_{one.number}": found[kind].astype(np.float32) for kind in KINDS}
+    own[f"layers_{one.number}"] = layers
+    return Measured({"calibration": rows}, {}, own)
+
+
+def _row(ranks: np.ndarray, layer: int, kind: str, bands: Bands) -> Document:
+    """One layer's part of a record.
+
+    Args:
+        ranks: `[n, units]`.
+    """
+    tails = bands.smallest_tail(ranks)
+    worst = np.argsort(tails, kind="stable")[:WORST]
+    levels = []
+    for level in LEVELS:
+        mean, stderr = mean_and_error(coverage(ranks, level))
+        levels.append({"level": level, "coverage": mean, "coverage_stderr": stderr})
+    return {
+        "layer": layer,
+        "of": kind,
+        "units": len(tails),
+        "outside": int(np.count_nonzero(tails <= bands.critical)),
+        "coverage": levels,
+        "worst": [_unit(ranks[:, i], int(i), bands.p_value(tails[i])) for i in worst],
+    }
+
+
+def _unit(ranks: np.ndarray, number: int, p_value: float) -> Document:
+    """Facts about one unit. A uniform number has mean 1/2 and standard deviation 1/sqrt(12)."""
+    spread = float(ranks.std() * np.sqrt(12))
+    mean = float(ranks.mean())
+    return {"unit": number, "p_value": p_value, "mean_rank": mean, "spread": spread}

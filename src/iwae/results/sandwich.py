@@ -1,0 +1,142 @@
+"""Bounds from both sides on real examples, for a record, beside those on simulated ones."""
+
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Unpack
+
+import jax
+
+from iwae.errors import UserError
+from iwae.evaluation.diagnostics import pareto_threshold
+from iwae.evaluation.sandwich import (
+    annealed_sandwich_slabs,
+    ratio_tail,
+    sandwich_slabs,
+    tightness,
+)
+from iwae.precision import float32
+from iwae.results.annealed import (
+    PILOT_EXAMPLES,
+    Annealing,
+    annealing_keys,
+    check_tolerance,
+    freeze_for_split,
+    pilot_split,
+)
+from iwae.results.gaps import simulated_bounds
+from iwae.results.measure import Measured, Replicate, SplitOptions, measure
+from iwae.results.records import (
+    make_subject,
+    mean_and_error,
+    number,
+    record_name,
+    shared_record,
+    weight_summary,
+)
+from iwae.results.schema import Document, Method
+from iwae.results.unfinished import Slab
+
+_STORED = ("lower", "upper", "ratio", "monte_carlo_error", "ess", "pareto_k")
+
+
+@float32
+def sandwich_run(
+    run: Path,
+    *,
+    annealing: Annealing | None = None,
+    k: int = 5000,
+    tolerance: float = 0.5,
+    **options: Unpack[SplitOptions],
+) -> Document:
+    """Bounds from both sides on log p(x) of real examples, of every replicate of a run.
+
+    By annealing and by k importance samples; see `evaluation.sandwich.two_sided`. The lower bounds
+    are those that `anneal_run` and `evaluate_run` measure. Bounds of `bdmc_run` by the same
+    annealing of the same model, where the run has them, are in the record too, as `simulated`.
+    Writes `RUN/evaluations/NAME.json` (the record, which is also returned) and `NAME.npz`:
+    `index [n]` in the split, `lower`, `upper`, `ratio`, `monte_carlo_error`, `ess`, `pareto_k` and
+    `acceptance` `[R, n]`, all but the last also as `importance_...`, `betas_R [T]` and
+    `step_sizes_R [T-1]`. A call that was stopped continues when it is repeated.
+
+    Args:
+        annealing: temperatures, chains (two or more) and moves; by default `Annealing()`.
+        k: importance samples, two or more.
+        tolerance: the largest acceptable gap, nats; see `evaluation.sandwich.tightness`.
+        options: see `SplitOptions`.
+
+    Raises:
+        UserError: if the run, its weights, its data or the split are not there, or an option makes
+            no sense.
+    """
+    annealing = annealing or Annealing()
+    annealing.check()
+    check_tolerance(tolerance)
+    for name, value in (("chains", annealing.chains), ("k", k)):
+        if value < 2:
+            raise UserError(f"{name} is {value}; an upper bound needs at least 2 weights")
+    subject = make_subject(Path(run), **options)
+    return measure(
+        subject,
+        partial(_measure, annealing=annealing, k=k, tolerance=tolerance),
+        file=record_name(subject, "sandwich", *annealing.words()),
+        shared={
+            **shared_record(subject, Method.SANDWICH),
+            "proposal": annealing.start,
+            "annealing": annealing.values(),
+            "pilot": {"split": pilot_split(subject), "examples": PILOT_EXAMPLES},
+        },
+        arrays={"index": subject.places},
+    )
+
+
+def _measure(one: Replicate, annealing: Annealing, k: int, tolerance: float) -> Measured:
+    subject, length = one.subject, annealing.temperatures
+    path = freeze_for_split(one, annealing, length)
+
+    def chains(first: int) -> Iterator[Slab]:
+        return annealed_sandwich_slabs(
+            one.model,
+            subject.data,
+            annealing_keys(subject.seed, length)[1],
+            chains=annealing.chains,
+            **path._asdict(),
+            **annealing.moves(),
+            batch_size=subject.batch_size,
+            first=first,
+        )
+
+    def samples(first: int) -> Iterator[Slab]:
+        of = one.model, subject.data, jax.random.key(subject.seed)
+        return sandwich_slabs(*of, k=k, batch_size=subject.batch_size, first=first)
+
+    method = f"{Method.SANDWICH}, annealing"
+    annealed = one.values(f"{length} temperatures", chains, method=method, **annealing.values())
+    sampled = one.values(f"{k} samples", samples, method=f"{Method.SANDWICH}, samples", k=k)
+    tail = ratio_tail(annealed["ratio"], annealed["lower"])
+    judged = tightness(annealed["upper"] - annealed["lower"], tail, tolerance)
+    record = {
+        **_summary(annealed, annealing.chains),
+        "acceptance_mean": float(annealed["acceptance"].mean()),
+        "importance": {"k": k, **_summary(sampled, k)},
+        "verdict": {**judged._asdict(), "tolerance": tolerance},
+        "simulated": simulated_bounds(one, annealing.values(), k),
+    }
+    values = {name: annealed[name] for name in (*_STORED, "acceptance")}
+    values |= {f"importance_{name}": sampled[name] for name in _STORED}
+    return Measured(record, values, path.arrays(str(one.number)))
+
+
+def _summary(values: Slab, k: int) -> Document:
+    """Means and errors of both sides and of the gap, nats, and what the k weights say of them."""
+    sides = {"lower": values["lower"], "upper": values["upper"]}
+    record = weight_summary({**values, "log_likelihood": values["lower"]}, k)
+    for name, side in {**sides, "gap": values["upper"] - values["lower"]}.items():
+        record[name], record[f"{name}_stderr"] = mean_and_error(side)
+    tail = ratio_tail(values["ratio"], values["lower"])
+    threshold = pareto_threshold(len(values["ratio"]))
+    return {
+        **record,
+        "ratio_pareto_k": number(tail),
+        "ratio_pareto_k_threshold": number(threshold),
+    }
