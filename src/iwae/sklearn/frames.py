@@ -17,7 +17,7 @@ _NUMBER = re.compile(r"u?int(8|16|32|64)|float(16|32|64)?|double")
 _BIT = re.compile(r"bool(ean)?")
 
 REMEDIES = Remedies("leave it out", "", "leave it out", "by a categorical dtype", "make it missing")
-"""What a person can do about a column of a frame."""
+"""The remedies that messages about a column of a frame give."""
 
 
 class Dtype(NamedTuple):
