@@ -498,6 +498,29 @@ MUTANTS = {
     "record-of-the-first-model": Mutant(
         "results/reading.py", "    of = part or record\n", "    of = record\n", "records"
     ),
+    # Data larger than memory
+    "blocks-of-consecutive-rows": Mutant(
+        "training/feed.py",
+        'np.argsort(generator(epoch, BLOCK_ROWS).random(runs), kind="stable")',
+        "np.arange(runs)",
+        "streaming",
+    ),
+    "rows-read-between-repeated-ones": Mutant(
+        "data/rows.py", "(np.diff(run) == 1).all()", "len(block) == len(run)", "streaming"
+    ),
+    "sums-in-another-order": Mutant("data/moments.py", "    half -= half % 8\n", "", "streaming"),
+    "draws-at-places-in-a-block": Mutant(
+        "data/rows.py",
+        "found[part] = self.convert(self.base[inner[part]], inner[part])",
+        "found[part] = self.convert(self.base[inner[part]], inner[part] - inner[start])",
+        "streaming",
+    ),
+    "older-runs-streamed": Mutant(
+        "runs/setup.py",
+        "config.stream is None and not resumed",
+        "config.stream is None",
+        "streaming",
+    ),
     # Bad luck
     "npz-checksum": Mutant(
         "data/arrays.py", "(changed := loaded.zip.testzip())", "(changed := None)", "reliability"

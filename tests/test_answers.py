@@ -4,6 +4,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pandas as pd
 import pytest
 
 from iwae import (
@@ -21,6 +22,7 @@ from iwae import (
     score_rows,
     start_run,
 )
+from iwae.runs.answers import fitted, read_rows
 from iwae.runs.completion import impute_file
 
 WEIGHT, BIAS, SCALE = np.float32([[1.5, -0.5, 0.8]]), np.float32([1.0, 0.0, -2.0]), 0.5
@@ -260,3 +262,27 @@ def test_rows_that_do_not_fit_are_refused(run):
             encode_rows(run, file)
     file.write_text("name;age;city;paid\na;1,0;Rome;True\n")
     assert np.isfinite(encode_rows(run, file, unknown="missing")["z1"]).all()
+
+
+def test_large_tables_are_read_from_disk(run, monkeypatch):
+    """With the same answers; slabs of one row, so that rows are read and written in pieces."""
+    frame = pd.read_csv(run.parent / "new.csv", sep=";", decimal=",")
+    frame.to_parquet(run.parent / "new.parquet")
+    file, full = run.parent / "new.parquet", run.parent / "full.parquet"
+
+    def answers():
+        impute_file(run, file, full, k=20, overwrite=True)
+        found = encode_rows(run, file), score_rows(run, file, k=30), pd.read_parquet(full)
+        return [{name: list(one[name]) for name in one} for one in found]
+
+    memory = answers()
+    monkeypatch.setattr("iwae.runs.answers.is_large", lambda _: True)
+    monkeypatch.setattr("iwae.evaluation.examples.SLAB_ROWS", 1)
+    assert not isinstance(read_rows(fitted(run), file).values, np.ndarray)
+    for one, other in zip(answers(), memory, strict=True):
+        assert one.keys() == other.keys()
+        for name, cells in one.items():
+            if isinstance(cells[0], str | bool):
+                assert cells == other[name]
+            else:
+                np.testing.assert_allclose(cells, other[name], rtol=1e-4)

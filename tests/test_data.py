@@ -289,7 +289,7 @@ def test_host_draws_belong_to_their_row(pixels, data, seed):
     rows = np.array(data.draw(st.lists(st.integers(0, len(pixels) - 1))), int)
     everything = bernoulli(pixels, seed=seed, stream=TRAIN_DRAW)
     np.testing.assert_array_equal(
-        bernoulli(pixels, seed=seed, stream=TRAIN_DRAW, rows=rows), everything[rows]
+        bernoulli(pixels[rows], rows, seed=seed, stream=TRAIN_DRAW), everything[rows]
     )
     assert np.all(everything[pixels == 0] == 0)
     assert np.all(everything[pixels == 255] == 1)
@@ -302,7 +302,7 @@ def test_host_draws_at_the_ends_of_the_uniform_numbers(monkeypatch):
             bit_generator=SimpleNamespace(state=0, advance=lambda _: None),
             random=lambda shape, u=uniform: np.full(shape, u),
         )
-        monkeypatch.setattr(splits, "_generator", lambda *_, generator=generator: generator)
+        monkeypatch.setattr(splits, "generator", lambda *_, generator=generator: generator)
         np.testing.assert_array_equal(bernoulli(pixels, seed=0, stream=TEST_DRAW), expected)
 
 

@@ -1,7 +1,7 @@
 """`iwae encode`, `score`, `sample` and `impute`: answers of a run's model about rows of a file."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -116,11 +116,11 @@ def encode(arguments: Sequence[str]) -> int:
     options = parsing.parse(Encode, "encode", arguments)
     _check_out(options.out, options.file, overwrite=options.overwrite)
     parsing.set_up_jax()
-    from iwae.data.tables import write_table
-    from iwae.runs.answers import encode_rows
+    from iwae.data.tables import write_pieces
+    from iwae.runs.answers import encode_pieces
 
-    cells = encode_rows(**_chosen(options))
-    write_table(options.out, cells)
+    n, pieces = encode_pieces(**_chosen(options))
+    write_pieces(options.out, pieces, n)
     print(options.out)
     return 0
 
@@ -130,23 +130,31 @@ def score(arguments: Sequence[str]) -> int:
     options = parsing.parse(Score, "score", arguments)
     _check_out(options.out, options.file, overwrite=options.overwrite)
     parsing.set_up_jax()
-    from iwae.data.tables import write_table
-    from iwae.runs.answers import score_rows
+    from iwae.data.tables import write_pieces
+    from iwae.runs.answers import score_pieces
 
-    cells = score_rows(**_chosen(options))
-    write_table(options.out, cells)
-    values = cells["log_likelihood"]
-    print(f"mean log-likelihood {values.mean():.3f} nats over {len(values):,} rows")
-    _tell_doubtful(cells["pareto_k"], "rows, whose Monte Carlo error is at least what is stated")
+    n, pieces = score_pieces(**_chosen(options))
+    total, khat = 0.0, list["np.ndarray"]()
+
+    def counted() -> Iterator[Any]:
+        nonlocal total
+        for cells in pieces:
+            total += cells["log_likelihood"].sum(dtype=float)
+            khat.append(cells["pareto_k"])
+            yield cells
+
+    write_pieces(options.out, counted(), n)
+    print(f"mean log-likelihood {total / n:.3f} nats over {n:,} rows")
+    _tell_doubtful(khat, "rows, whose Monte Carlo error is at least what is stated")
     print(options.out)
     return 0
 
 
-def _tell_doubtful(pareto_k: "np.ndarray", rows: str) -> None:
-    """Print a line if k-hat is too large for some rows."""
+def _tell_doubtful(pareto_k: "Iterable[np.ndarray]", rows: str) -> None:
+    """Print a line if k-hat, given in pieces, is too large for some rows."""
     from iwae.evaluation.likelihood import DOUBTFUL
 
-    count = (pareto_k > DOUBTFUL).sum()
+    count = sum(int((piece > DOUBTFUL).sum()) for piece in pareto_k)
     if count:
         print(f"k-hat is above {DOUBTFUL} for {count:,} {rows}")
 
@@ -202,7 +210,7 @@ def impute(arguments: Sequence[str]) -> int:
 
     chosen = dict(vars(options))
     done = impute_file(chosen.pop("run"), chosen.pop("file"), chosen.pop("out"), **chosen)
-    _tell_doubtful(done.pareto_k, "rows, whose imputed values are unreliable: raise --k")
+    _tell_doubtful([done.pareto_k], "rows, whose imputed values are unreliable: raise --k")
     for path in done.paths:
         print(path)
     return 0

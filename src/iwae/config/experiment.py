@@ -275,6 +275,9 @@ class TrainConfig(BaseModel):
     validation: Validation | None = None
     """Number (or share, e.g. 0.1) of training examples to hold out for validation, or `authors` for
     the published code's choice (default: the data set's own)."""
+    stream: bool | None = None
+    """Read your own .npy or .parquet file from disk block by block (default: from 2 GiB of
+    values on)."""
     data_seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     """Random seed of the choice of held-out examples."""
     binarization_seed: Annotated[int, Field(ge=0)] = 0

@@ -4,13 +4,13 @@ import lzma
 import tokenize
 import zipfile
 import zlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from iwae.data.delimited import MISSING_REMEDY
+from iwae.data.rows import Examples, blocks
 from iwae.errors import UserError
 
 MOST_UNPACKED, MOST_RATIO = 2**28, 100
@@ -76,7 +76,7 @@ _UNREADABLE = (
 
 
 def check_array(
-    where: str, key: str, array: np.ndarray, *, first_row: int, missing: bool = False
+    where: str, key: str, array: Examples, *, first_row: int, missing: bool = False
 ) -> None:
     """Raise UserError unless the array is a table of numbers, finite (or missing if allowed)."""
     where = f"{where}: array {key!r}"
@@ -109,12 +109,6 @@ def _refuse_value(where: str, value: Any, index: tuple[int, ...], first_row: int
     raise UserError(f"{where} is {value} at {place}: {reason}")
 
 
-def blocks(array: np.ndarray, size: int = 2**22) -> Iterator[tuple[int, np.ndarray]]:
-    """Blocks of rows with about `size` numbers and the index of their first row: little memory."""
-    step = max(1, size // max(1, array[0].size))
-    return ((start, array[start : start + step]) for start in range(0, len(array), step))
-
-
 class Extent(NamedTuple):
     """The extent of an array's values, without missing ones.
 
@@ -132,7 +126,7 @@ class Extent(NamedTuple):
     size: int
 
 
-def extent(array: np.ndarray) -> Extent:
+def extent(array: Examples) -> Extent:
     """The extent of an array, in one pass over blocks of it."""
     low, high, whole, near, count = np.inf, -np.inf, True, 0, 0
     for _, block in blocks(array):

@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 
 from iwae.data import readers, synthetic
-from iwae.data.splits import TEST_ROWS, HeldOut, choose
+from iwae.data.sampling import TEST_ROWS, choose
+from iwae.data.splits import HeldOut
 
 Reader = Callable[[bytes, readers.Shapes], readers.Splits]
 

@@ -1,8 +1,13 @@
 """Other draws of the pixels of a test set that is binarised by chance."""
 
 from dataclasses import replace
+from functools import partial
 
-from iwae.data.splits import TEST_DRAW, Dataset, bernoulli, test_sha256
+import numpy as np
+
+from iwae.data.rows import Examples, converted, kept
+from iwae.data.sampling import TEST_DRAW
+from iwae.data.splits import Dataset, bernoulli, test_sha256
 from iwae.errors import UserError
 
 FIXED = {
@@ -29,7 +34,10 @@ def redrawn(dataset: Dataset, number: int) -> Dataset:
     if number == 0:
         return dataset
     seed = dataset.identity["binarization_seed"] + number
-    test = bernoulli(dataset.grey_test, seed=seed, stream=TEST_DRAW)
-    test.setflags(write=False)
+    draw = partial(bernoulli, seed=seed, stream=TEST_DRAW)
+    lazy = converted(dataset.grey_test, draw, np.uint8)
+    test: Examples = lazy if dataset.is_streamed else kept(lazy)
+    if isinstance(test, np.ndarray):
+        test.setflags(write=False)
     identity = {**dataset.identity, "binarization_seed": seed, "test_sha256": test_sha256(test)}
     return replace(dataset, test=test, identity=identity)

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from iwae.data.rows import Examples, blocks
 from iwae.errors import UserError
 
 LEVELS = 256
@@ -220,7 +221,7 @@ def _column(words: str) -> Kind:
     return make_kind(name, **{parameter: number})
 
 
-def check_values(rows: np.ndarray, kind: Kind, where: str, *, missing: bool = False) -> None:
+def check_values(rows: Examples, kind: Kind, where: str, *, missing: bool = False) -> None:
     """Raise UserError unless the kind takes all values `[n, ...]`; `where` names their array.
 
     Args:
@@ -229,15 +230,14 @@ def check_values(rows: np.ndarray, kind: Kind, where: str, *, missing: bool = Fa
     Raises:
         UserError: names the first invalid value, its row and column (from 1), and the remedy.
     """
-    flat = rows.reshape(len(rows), -1)
-    if kind.columns is not None and len(kind.columns) != flat.shape[1]:
+    d = math.prod(rows.shape[1:])
+    if kind.columns is not None and len(kind.columns) != d:
         raise UserError(
-            f"{where} has {flat.shape[1]} columns, but columns names {len(kind.columns)} kinds: "
+            f"{where} has {d} columns, but columns names {len(kind.columns)} kinds: "
             "name one for each column"
         )
-    step = max(1, 2**22 // max(1, flat.shape[1]))  # rows at a time: the masks need little memory
-    for start in range(0, len(flat), step):
-        block = flat[start : start + step]
+    for start, some in blocks(rows):  # the masks need little memory
+        block = some.reshape(len(some), -1)
         legal = KINDS[kind.name].legal(block, kind) | (np.isnan(block) & missing)
         if not legal.all():
             row, column = (int(i) for i in np.argwhere(~legal)[0])

@@ -12,7 +12,7 @@ import numpy as np
 from iwae.data.catalogue import DATASETS, Source
 from iwae.data.columns import Column
 from iwae.data.kinds import KINDS, MISSING, Kind, as_kind, check_values, make_kind
-from iwae.data.own import Wish, is_own, read_own
+from iwae.data.own import STREAMED, Wish, is_own, read_own
 from iwae.data.readers import DamagedError
 from iwae.data.splits import Choices, Dataset, Raw, assemble
 from iwae.data.store import Checked, locate, named, obtain
@@ -37,6 +37,7 @@ def load_dataset(
     unknown: str = "error",
     resize: int | Sequence[int] | None = None,
     standardize: bool | None = None,
+    stream: bool = False,
     download: bool = True,
     progress: bool = True,
 ) -> Dataset:
@@ -66,6 +67,8 @@ def load_dataset(
     With `labels`, each example is followed by its label (see `Dataset`). For a table, `labels` is
     the column that holds them: its name, or its number from 1 if the columns have no names. For a
     folder, they are its sub-folders.
+    With `stream`, an .npy or .parquet file is read block by block as it is needed: the splits of
+    the data set are then `rows.Rows`, not arrays, with the same values and statistics.
     Files are looked up in `data_dir` (or the environment variable IWAE_DATA), then in the user's
     cache. Missing files are downloaded into the cache if `download` is true.
 
@@ -74,7 +77,9 @@ def load_dataset(
     """
     kind = None if observation is None else _checked_kind(as_kind(observation))
     may_miss = _may_miss(missing)
-    wish = Wish(kind, may_miss, labels, drop, ids, columns, unknown, binarization, resize)
+    wish = Wish(kind, may_miss, labels, drop, ids, columns, unknown, binarization, resize, stream)
+    if stream:
+        refuse_stream(name_or_path, labels)
     if not isinstance(name_or_path, str | os.PathLike):
         raw, kind = read_own(name_or_path, wish)
     elif is_own(name_or_path):
@@ -89,7 +94,7 @@ def load_dataset(
             for split, rows in raw.splits.items():
                 check_values(rows, kind, f"{raw.name}: {split}")
     seeds = seed, binarization_seed
-    choices = Choices(kind, binarization, validation, *seeds, shape, may_miss, standardize)
+    choices = Choices(kind, binarization, validation, *seeds, shape, may_miss, standardize, stream)
     return assemble(raw, choices)
 
 
@@ -98,6 +103,18 @@ def _may_miss(missing: bool | str) -> bool:
     if isinstance(missing, str) and missing not in MISSING:
         raise UserError(f"unknown missing {missing!r}; known: {', '.join(MISSING)}")
     return bool(missing)
+
+
+def refuse_stream(source: Any, labels: bool | str = False) -> None:
+    """Raise UserError for data that cannot be read block by block."""
+    path = Path(source) if isinstance(source, str | os.PathLike) else None
+    if path is None or not is_own(path) or path.suffix.lower() not in STREAMED:
+        raise UserError(
+            f"{'the frame' if path is None else path} cannot be streamed: only .npy and .parquet "
+            "files are read block by block; save the data as one of these, or leave out stream"
+        )
+    if labels:
+        raise UserError(f"{path} cannot be streamed with labels: leave out stream")
 
 
 def _refuse_own(name: str, wish: Wish) -> None:

@@ -11,24 +11,29 @@ the user allows them, and the rules ignore them.
 
 import hashlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from iwae.data import tables
-from iwae.data.arrays import ROUNDING, blocks, check_array, extent, read_arrays
+from iwae.data.arrays import ROUNDING, check_array, extent, read_arrays
 from iwae.data.catalogue import DATASETS, own_split
 from iwae.data.columns import Column, choose_columns, given_columns, observation, to_values
 from iwae.data.delimited import MISSING_REMEDY
 from iwae.data.kinds import KINDS, Kind, check_values, make_kind
-from iwae.data.readers import sha256, to_bytes
+from iwae.data.parquet import digest, pieces, stored_values, values_in
+from iwae.data.readers import are_bytes, sha256, to_bytes
+from iwae.data.rows import Examples, blocks, converted, flat, kept, stored, subset
 from iwae.data.splits import Raw
 from iwae.data.tables import Table, as_labels, frame_table, read_table
 from iwae.errors import UserError, shorten
 
 SUFFIXES = (".npy", ".npz", *tables.SUFFIXES)
+
+STREAMED = (".npy", ".parquet")
+"""Files that can be read block by block."""
 
 
 class Wish(NamedTuple):
@@ -44,6 +49,7 @@ class Wish(NamedTuple):
         unknown: "error" or "missing", for words that those other data do not have.
         binarization: the binarisation, if chosen; the values are then grey or binary.
         resize: height and width of images.
+        stream: whether the data are to be read block by block.
     """
 
     kind: Kind | None = None
@@ -55,20 +61,21 @@ class Wish(NamedTuple):
     unknown: str = "error"
     binarization: str | None = None
     resize: int | Sequence[int] | None = None
+    stream: bool = False
 
 
 class Found(NamedTuple):
     """The content of a source.
 
     Attributes:
-        arrays: `[n, ...]`, by name.
+        arrays: `[n, ...]`, by name; those of an .npy file are read when they are needed.
         labels: of each, `[n]`; empty if there are none.
         columns: of a table with names.
         kind: the kind of data, if it is declared or follows from the columns.
         values: their meaning and the rule, if they follow from the columns.
     """
 
-    arrays: dict[str, np.ndarray]
+    arrays: Mapping[str, Examples]
     labels: dict[str, np.ndarray]
     columns: tuple[Column, ...] = ()
     kind: Kind | None = None
@@ -80,6 +87,20 @@ def is_own(name_or_path: str | os.PathLike[str]) -> bool:
     path = Path(name_or_path).expanduser()
     known = name_or_path == "" or (isinstance(name_or_path, str) and name_or_path in DATASETS)
     return not known and (path.suffix.lower() in SUFFIXES or path.is_dir())
+
+
+LARGE = 2**31
+"""Bytes of values from which a run reads a file block by block."""
+
+
+def is_large(name_or_path: str | os.PathLike[str]) -> bool:
+    """Whether a run reads these data block by block unless told otherwise."""
+    path = Path(name_or_path).expanduser()
+    if not is_own(name_or_path) or path.suffix.lower() not in STREAMED or not path.is_file():
+        return False
+    if path.suffix.lower() == ".npy":
+        return sum(array.nbytes for array in read_arrays(path).values()) >= LARGE
+    return values_in(path) * np.dtype(np.float64).itemsize >= LARGE
 
 
 def read_own(source: Any, wish: Wish) -> tuple[Raw, Kind | None]:
@@ -112,7 +133,7 @@ def read_own(source: Any, wish: Wish) -> tuple[Raw, Kind | None]:
         split_rule=rule,
         values_rule=values_rule,
         columns=found.columns,
-        labels=None if named is None else _splits(where, named)[0],
+        labels=named and {name: kept(one) for name, one in _splits(where, named)[0].items()},
         classes=classes,
         label=wish.labels if isinstance(wish.labels, str) else None,
         is_own=True,
@@ -127,7 +148,9 @@ def _read(source: Any, wish: Wish) -> tuple[Found, list[dict[str, str]]]:
         found = _columns(_table(source, wish), wish)
         digest = sha256(np.ascontiguousarray(found.arrays["data"]).tobytes())
         return found, [{"name": "frame", "sha256": digest, "verified": "a user's data frame"}]
-    if source.suffix.lower() in tables.SUFFIXES:
+    if wish.stream and source.suffix.lower() == ".parquet":
+        found = _stored_columns(source, wish)
+    elif source.suffix.lower() in tables.SUFFIXES:
         found = _columns(_table(source, wish), wish)
     elif wish.drop or wish.ids or wish.columns:
         raise UserError(f"{source} is no table: leave out drop, ids and kinds of columns by name")
@@ -197,6 +220,24 @@ def _columns(table: Table, wish: Wish) -> Found:
     return Found({"data": rows}, labels, columns if table.named else (), kind, values)
 
 
+def _stored_columns(path: Path, wish: Wish) -> Found:
+    """`_columns` of a .parquet file whose values are to stay on disk."""
+    wanted = wish.columns if isinstance(wish.columns, Mapping) else None
+
+    def tables() -> Iterator[Table]:
+        for table in pieces(path, drop=wish.drop, ids=wish.ids):
+            if not wish.missing:
+                _refuse_gaps(table)
+            yield table
+
+    table = digest(tables(), wanted)
+    columns, kind, values = _kinds(table, wish)
+    positional = columns or given_columns(table.names, make_kind("gaussian"), len(table.names))
+    rows = stored_values(path, tables(), positional, unknown=wish.unknown)
+    check_array(str(path), "data", rows, first_row=1, missing=wish.missing)
+    return Found({"data": rows}, {}, columns, kind, values)
+
+
 def _kinds(
     table: Table, wish: Wish
 ) -> tuple[tuple[Column, ...], Kind | None, tuple[str, str] | None]:
@@ -262,7 +303,7 @@ def _folder(folder: Path, wish: Wish) -> tuple[Found, list[dict[str, str]]]:
     return Found(arrays, labels, kind=_array_kind(str(folder), arrays, wish)), files
 
 
-def _array_kind(where: str, arrays: Mapping[str, np.ndarray], wish: Wish) -> Kind | None:
+def _array_kind(where: str, arrays: Mapping[str, Examples], wish: Wish) -> Kind | None:
     """The declared kind, or levels for colour images that are not to be binarised."""
     bytes_4d = [one for one in arrays.values() if one.dtype == np.uint8 and one.ndim == 4]
     for array in bytes_4d:
@@ -290,9 +331,10 @@ def _read_arrays(path: Path, wish: Wish) -> Found:
         labels = _take_labels(path, arrays)
     else:
         _drop_labels(arrays)
-    for key, array in arrays.items():
+    lazy = {key: stored(array) for key, array in arrays.items()}
+    for key, array in lazy.items():
         check_array(str(path), key, array, first_row=0, missing=wish.missing)
-    return Found(arrays, labels, kind=_array_kind(str(path), arrays, wish))
+    return Found(lazy, labels, kind=_array_kind(str(path), lazy, wish))
 
 
 def _take_labels(path: Path, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -340,7 +382,7 @@ def _classes(
     return places, tuple(map(str, values))
 
 
-def _splits(where: str, arrays: dict[str, np.ndarray]) -> tuple[dict[str, np.ndarray], str]:
+def _splits(where: str, arrays: Mapping[str, Examples]) -> tuple[Mapping[str, Examples], str]:
     """The splits: train, test and perhaps validation by name, or one array split here."""
     if {"train", "test"} <= arrays.keys() <= {"train", "test", "validation"}:
         return arrays, "as given in the file"
@@ -353,10 +395,10 @@ def _splits(where: str, arrays: dict[str, np.ndarray]) -> tuple[dict[str, np.nda
     if len(array) < 2:
         raise UserError(f"{where} has one example: give at least two, to train and to test")
     train, test, rule = own_split(len(array))
-    return {"train": array[train], "test": array[test]}, rule
+    return {"train": subset(array, train), "test": subset(array, test)}, rule
 
 
-def _common_shape(where: str, splits: dict[str, np.ndarray]) -> tuple[int, ...]:
+def _common_shape(where: str, splits: Mapping[str, Examples]) -> tuple[int, ...]:
     shapes = {split: array.shape[1:] for split, array in splits.items()}
     if len(set(shapes.values())) > 1:
         words = ", ".join(f"{split} {list(shape)}" for split, shape in shapes.items())
@@ -364,7 +406,7 @@ def _common_shape(where: str, splits: dict[str, np.ndarray]) -> tuple[int, ...]:
     return shapes["train"]
 
 
-def _values(where: str, splits: dict[str, np.ndarray], kind: Kind | None) -> tuple[str, str]:
+def _values(where: str, splits: Mapping[str, Examples], kind: Kind | None) -> tuple[str, str]:
     """The meaning of the numbers, and the rule that decides it from all splits together."""
     if kind is not None and KINDS[kind.name].as_stored:
         return "stored", f"as stored, by the user's word: {kind}"
@@ -398,17 +440,29 @@ def _values(where: str, splits: dict[str, np.ndarray], kind: Kind | None) -> tup
     return "real", "neither bytes nor within [0, 1]: real values"
 
 
-def _flat(array: np.ndarray, values: str) -> np.ndarray:
+def _flat(array: Examples, values: str) -> Examples:
     """Rows `[n, d]` in the dtype that `splits.Raw` requires."""
-    rows = array.reshape(len(array), -1)
-    gaps = rows.dtype.kind == "f" and any(np.isnan(block).any() for _, block in blocks(rows))
-    if rows.dtype == bool or (values == "binary" and not gaps):
-        return rows.astype(np.uint8)
+    rows = flat(array)
     if rows.dtype == np.uint8:
         return rows
+    gaps = rows.dtype.kind == "f" and any(np.isnan(block).any() for _, block in blocks(rows))
+    if rows.dtype == bool or (values == "binary" and not gaps):
+        return converted(rows, lambda block, _: block.astype(np.uint8), np.uint8)
     exact = values in ("real", "stored") and rows.dtype.newbyteorder("=") != np.float32
-    rows = rows.astype(np.float64 if exact else np.float32, copy=False)
+    dtype = np.float64 if exact else np.float32
     if gaps:
-        rows[np.isnan(rows)] = np.nan  # one canonical NaN
+        return converted(rows, lambda block, _: _one_nan(block, dtype), dtype)
+    if values == "grey" and all(
+        are_bytes(block.astype(dtype, copy=False)) for _, block in blocks(rows)
+    ):
+        return converted(rows, lambda block, _: to_bytes(block.astype(dtype)), np.uint8)
+    if rows.dtype == dtype:
         return rows
-    return to_bytes(rows) if values == "grey" else rows
+    return converted(rows, lambda block, _: block.astype(dtype), dtype)
+
+
+def _one_nan(block: np.ndarray, dtype: type[np.floating]) -> np.ndarray:
+    """Values whose missing ones are one canonical NaN."""
+    values = block.astype(dtype)
+    values[np.isnan(values)] = np.nan
+    return values

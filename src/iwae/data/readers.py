@@ -206,9 +206,16 @@ def _columns(matrices: Mapping[str, object], key: str, shape: tuple[int, ...]) -
 
 def to_bytes(grey: np.ndarray) -> np.ndarray:
     """Grey float32 in [0, 1] as uint8 0..255 if that is exact, else unchanged."""
-    levels = np.rint(grey * np.float32(255))
-    exact = np.array_equal(levels / np.float32(255), grey)
-    return levels.astype(np.uint8) if exact else grey
+    return _levels(grey).astype(np.uint8) if are_bytes(grey) else grey
+
+
+def are_bytes(grey: np.ndarray) -> bool:
+    """Whether grey float32 in [0, 1] is exact as uint8 0..255."""
+    return np.array_equal(_levels(grey) / np.float32(255), grey)
+
+
+def _levels(grey: np.ndarray) -> np.ndarray:
+    return np.rint(grey * np.float32(255))
 
 
 def _times(shape: tuple[int, ...]) -> str:

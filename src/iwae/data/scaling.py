@@ -7,6 +7,9 @@ import numpy as np
 from jaxtyping import Float, Shaped
 
 from iwae.data.kinds import Kind, column_kinds
+from iwae.data.moments import moments
+from iwae.data.rows import Examples
+from iwae.data.sampling import sample
 from iwae.errors import UserError
 
 SCALED = {"gaussian", "gaussian-shared"}
@@ -85,33 +88,30 @@ def scaled_columns(kind: Kind, d: int) -> np.ndarray:
     return np.array([one.name in SCALED for one in column_kinds(kind) or (kind,) * d])
 
 
-def fit_scaling(rows: Shaped[np.ndarray, "n d"], chosen: np.ndarray, where: str) -> Scaling:
+def fit_scaling(rows: Examples, chosen: np.ndarray, where: str) -> Scaling:
     """Mean and standard deviation of the observed values of the chosen columns.
 
     A constant column is centred and not scaled.
 
     Args:
-        rows: training rows only.
+        rows: `[n, d]`, training rows only.
         chosen: bool `[d]`; the other columns keep their values.
         where: name of the data in messages.
 
     Raises:
         UserError: for a column whose standard deviation is beyond float64.
     """
+    columns = np.flatnonzero(chosen)
     shift, scale = np.zeros(len(chosen)), np.ones(len(chosen))
-    for j in np.flatnonzero(chosen):  # one column at a time: no copy of the table in float64
-        values = np.asarray(rows[:, j], np.float64)  # squares of float32 may overflow
-        values = values[~np.isnan(values)]
-        if not values.size:
-            continue
-        with np.errstate(over="ignore", invalid="ignore"):
-            shift[j], spread = values.mean(), values.std()
-        if not np.isfinite(spread):
+    mean, spread, varies = moments(rows, columns)
+    for j, its_mean, its_spread, several in zip(columns, mean, spread, varies, strict=True):
+        if not np.isfinite(its_spread):
             raise UserError(
                 f"column {j + 1} of {where} is too large to be standardised: rescale it"
             )
-        if values.min() < values.max():
-            scale[j] = spread
+        shift[j] = its_mean
+        if several:
+            scale[j] = its_spread
     return Scaling(shift, scale)
 
 
@@ -121,19 +121,19 @@ def is_constant(rows: Shaped[np.ndarray, "n d"]) -> np.ndarray:
 
 
 def refuse_merged(
-    rows: Shaped[np.ndarray, "n d"], scaling: Scaling | None, names: Sequence[str], where: str
+    rows: Examples, scaling: Scaling | None, names: Sequence[str], where: str
 ) -> None:
     """Raise UserError for a column whose values float32 would round too coarsely in the model.
 
     Args:
-        rows: in the units of the data.
+        rows: `[n, d]`, in the units of the data; of many, a fixed sample is judged.
         scaling: of the columns; None if none is standardised.
         names: names of the columns; empty if they have none.
         where: name of the rows in messages.
     """
     if scaling is None and rows.dtype.itemsize <= np.dtype(np.float32).itemsize:
         return
-    for j, column in enumerate(rows.T):
+    for j, column in enumerate(sample(rows)[:].T):
         shift, scale = (0.0, 1.0) if scaling is None else (one[j] for one in scaling)
         values = column[~np.isnan(column)].astype(np.float64)
         if not _is_coarse((values - shift) / scale):

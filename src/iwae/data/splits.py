@@ -1,14 +1,14 @@
 """Turn arrays into a data set: hold out validation examples, binarise, and identify the result.
 
-Every random choice is addressed: it depends on a seed, on its purpose (the streams below) and on
-the row concerned, never on what was drawn before it. Only `Generator.random` on PCG64 is used,
-whose bits NumPy guarantees, so that a split and a test set are the same on every machine.
+Every random choice is addressed: it depends on a seed, on its purpose (the streams of `sampling`)
+and on the row concerned, never on what was drawn before it.
 """
 
 import hashlib
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,14 +16,32 @@ import numpy as np
 from iwae.data.columns import Column
 from iwae.data.columns import as_json as columns_json
 from iwae.data.kinds import BERNOULLI, KINDS, Kind, as_json, make_kind
+from iwae.data.moments import gaps_in, sums
+from iwae.data.rows import (
+    ALL,
+    Convert,
+    Examples,
+    Index,
+    Rows,
+    as_rows,
+    blocks,
+    converted,
+    kept,
+    subset,
+)
+from iwae.data.sampling import (
+    HOLD_OUT,
+    TEST_DRAW,
+    TRAIN_DRAW,
+    VALIDATION_DRAW,
+    choose,
+    generator,
+)
 from iwae.data.scaling import Scaling, fit_scaling, refuse_merged, scaled_columns
 from iwae.errors import UserError, shorten
 
 BINARIZATIONS = ("dynamic", "static", "threshold", "none")
 OBSERVATIONS = tuple(KINDS)
-
-# The purpose of a stream of random numbers: the second word of its seed.
-TRAIN_DRAW, VALIDATION_DRAW, TEST_DRAW, HOLD_OUT, TEST_ROWS, PSEUDO_INPUTS = range(6)
 
 
 class Labels(NamedTuple):
@@ -47,7 +65,8 @@ class Dataset:
     `validation` and `test` are 0/1 (uint8) for Bernoulli observations, float32 for Gaussian ones.
     Levels, counts, categories and tables are as stored in all three, uint8 or float32. Arrays with
     missing values (NaN) are float32. `draw` turns a row of any of them into a model's input. The
-    arrays are read-only.
+    arrays are read-only. Where data are streamed, all three are `rows.Rows` instead, which read
+    and convert the rows that they are asked for.
 
     With a `scaling`, real values are standardised in all three: `scaling.outwards` gives them in
     the units of the data, and a model needs `log_scale=data.log_scale` for densities in these.
@@ -56,9 +75,9 @@ class Dataset:
     """
 
     name: str
-    train: np.ndarray
-    validation: np.ndarray
-    test: np.ndarray
+    train: Examples
+    validation: Examples
+    test: Examples
     shape: tuple[int, ...]  # of one example; d is its product
     observation: str  # the name of `kind`
     binarization: str
@@ -72,7 +91,7 @@ class Dataset:
     columns: tuple[Column, ...] = ()  # of a table that names them
     scaling: Scaling | None = None  # of the values, if they are standardised
     given_labels: Labels | None = field(default=None, repr=False)
-    grey_test: np.ndarray | None = field(default=None, repr=False)  # [n, d] before binarisation
+    grey_test: Examples | None = field(default=None, repr=False)  # [n, d] before binarisation
 
     @property
     def log_scale(self) -> np.ndarray | None:
@@ -97,19 +116,31 @@ class Dataset:
             )
         return self.given_labels
 
-    def examples(self, split: str) -> np.ndarray:
+    @property
+    def is_streamed(self) -> bool:
+        """Whether rows are read when they are needed, and not kept in memory."""
+        return isinstance(self.train, Rows)
+
+    def examples(self, split: str) -> Examples:
         """The examples of a split as a model takes them, in the units of the split.
 
         These are its rows `[n, d]` or, with labels, `[n, d + C]` for a conditional model: each row
         is followed by its label, one-hot over the C `classes`, with 255 for the one if the row
         holds bytes to be binarised.
         """
-        rows = getattr(self, split)
+        rows: Examples = getattr(self, split)
         if self.given_labels is None:
             return rows
         drawn = split == "train" and _is_bytes(rows, self.binarization)
-        one_hot = np.eye(len(self.classes), dtype=rows.dtype)[self.given_labels(split)]
-        return np.concatenate([rows, (255 if drawn else 1) * one_hot], axis=1)
+        one_hot, labels = np.eye(len(self.classes), dtype=rows.dtype), self.given_labels(split)
+        one_hot *= 255 if drawn else 1
+        width = rows.shape[1] + len(self.classes)
+
+        def labelled(values: np.ndarray, places: np.ndarray) -> np.ndarray:
+            return np.concatenate([values, one_hot[labels[places]]], axis=1)
+
+        found = converted(rows, labelled, rows.dtype, row_shape=(width,))
+        return found if self.is_streamed else kept(found)
 
 
 class Raw(NamedTuple):
@@ -122,7 +153,7 @@ class Raw(NamedTuple):
     """
 
     name: str
-    splits: Mapping[str, np.ndarray]
+    splits: Mapping[str, Examples]
     shape: tuple[int, ...]
     values: str
     files: Sequence[Mapping[str, str]]  # name, sha256 of the content, how it was verified
@@ -138,16 +169,10 @@ class Raw(NamedTuple):
     notes: Mapping[str, Any] = {}
 
 
-Rows = np.ndarray | slice
-"""Indices of rows; a slice of all of them copies nothing."""
-
-ALL = slice(None)
-
-
 class HeldOut(NamedTuple):
     """Rows of the training array: those to train on, in this order, and those held out."""
 
-    train: Rows
+    train: Index
     validation: np.ndarray
     rule: str
     seed: int | None = None
@@ -164,48 +189,40 @@ class Choices(NamedTuple):
     shape: Sequence[int] | None
     missing: bool = False
     standardize: bool | None = None
+    stream: bool = False
 
 
-def test_sha256(array: np.ndarray) -> str:
+def test_sha256(array: Examples) -> str:
     """SHA-256 of an array's dtype, shape and values: equal if and only if the tensors are."""
-    little = np.ascontiguousarray(array, array.dtype.newbyteorder("<"))
-    digest = hashlib.sha256(f"{little.dtype.str}{array.shape}".encode())
-    digest.update(little.data)
+    dtype = array.dtype.newbyteorder("<")
+    digest = hashlib.sha256(f"{dtype.str}{array.shape}".encode())
+    for _, block in blocks(array):
+        digest.update(np.ascontiguousarray(block, dtype).data)
     return digest.hexdigest()
 
 
 test_sha256.__test__ = False  # type: ignore[attr-defined]  # keeps pytest from collecting it
 
 
-def choose(n: int, count: int, *, seed: int = 0, stream: int = HOLD_OUT) -> np.ndarray:
-    """Choose `count` of the rows 0..n-1 without replacement, in ascending order.
-
-    A prefix would not be a sample, because files are often sorted (the test set of static MNIST by
-    digit, OMNIGLOT by alphabet).
-    """
-    return np.sort(shuffled(n, seed=seed, stream=stream)[:count])
-
-
-def shuffled(n: int, *, seed: int = 0, stream: int = HOLD_OUT) -> np.ndarray:
-    """The rows 0..n-1 in a random order."""
-    return np.argsort(_generator(seed, stream).random(n), kind="stable")
-
-
-def bernoulli(grey: np.ndarray, *, seed: int, stream: int, rows: Rows = ALL) -> np.ndarray:
+def bernoulli(
+    grey: np.ndarray, rows: np.ndarray | None = None, *, seed: int, stream: int
+) -> np.ndarray:
     """0/1 uint8 draws with probabilities `grey` (uint8 / 255, or float in [0, 1]), `[n, d]`.
 
-    Pixel (row, column) has its own uniform number, whichever `rows` (default: all) are drawn.
+    Pixel (row, column) has its own uniform number, whichever rows are drawn together.
+
+    Args:
+        rows: number of each row of `grey` in the whole, `[n]`; counted from 0 if None.
     """
-    rows = np.arange(len(grey))[rows]
+    rows = np.arange(len(grey)) if rows is None else rows
     width = grey.shape[1]
-    uniform = _generator(seed, stream)
+    uniform = generator(seed, stream)
     start = uniform.bit_generator.state
     drawn = np.empty((len(rows), width), np.uint8)
-    for block in _runs(rows):
+    for run in _runs(rows):
         uniform.bit_generator.state = start
-        uniform.bit_generator.advance(int(rows[block.start]) * width)  # type: ignore[attr-defined]
-        block_rows = rows[block]
-        drawn[block] = uniform.random((len(block_rows), width)) < _unit(grey[block_rows])
+        uniform.bit_generator.advance(int(rows[run.start]) * width)  # type: ignore[attr-defined]
+        drawn[run] = uniform.random((run.stop - run.start, width)) < _unit(grey[run])
     return drawn
 
 
@@ -232,9 +249,11 @@ def assemble(raw: Raw, choices: Choices) -> Dataset:
         validation = _drawn(raw.splits["train"], raw.values, kind, TRAIN_DRAW, rows)
     test = _drawn(raw.splits["test"], raw.values, kind, TEST_DRAW)
     splits = {"train": train, "validation": validation, "test": test}
+    splits = {split: _as_wished(rows, choices) for split, rows in splits.items()}
     labels = _labels(raw, splits, held_out)
     for array in (*splits.values(), *(labels or ())):
-        array.setflags(write=False)
+        if isinstance(array, np.ndarray):
+            array.setflags(write=False)
     gaps: dict[str, Any] = {}
     if choices.missing:
         gaps = {"missing": _missing(raw, splits, binarization)}
@@ -263,15 +282,15 @@ def assemble(raw: Raw, choices: Choices) -> Dataset:
             "observation": as_json(what),
             "binarization": binarization,
             "binarization_seed": choices.binarization_seed if _draws(raw, binarization) else None,
-            "validation_sha256": test_sha256(validation) if len(validation) else None,
-            "test_sha256": test_sha256(test),
+            "validation_sha256": test_sha256(splits["validation"]) if len(validation) else None,
+            "test_sha256": test_sha256(splits["test"]),
             **gaps,
             **({"scaling": scaling.as_json()} if scaling else {}),
             **raw.notes,
             **({"classes": list(raw.classes)} if raw.labels else {}),
             **({"label": raw.label} if raw.label is not None else {}),
         },
-        train_mean=_mean(train, scale=255 if _is_bytes(train, binarization) else 1),
+        train_mean=_mean(splits["train"], scale=255 if _is_bytes(train, binarization) else 1),
         log_density=raw.log_density,
         kind=what,
         classes=raw.classes,
@@ -282,7 +301,7 @@ def assemble(raw: Raw, choices: Choices) -> Dataset:
     )
 
 
-def _scaling(raw: Raw, kind: Kind, rows: Rows, choices: Choices) -> Scaling | None:
+def _scaling(raw: Raw, kind: Kind, rows: Index, choices: Choices) -> Scaling | None:
     """The scaling of real values, from the training rows; None if they keep their values.
 
     Raises:
@@ -290,7 +309,7 @@ def _scaling(raw: Raw, kind: Kind, rows: Rows, choices: Choices) -> Scaling | No
             standardised and whose differences float32 loses.
     """
     wanted = raw.is_own if choices.standardize is None else choices.standardize
-    train = raw.splits["train"][rows]
+    train = subset(raw.splits["train"], rows)
     is_real = raw.values != "binary" and train.dtype.kind != "u"
     chosen = scaled_columns(kind, train.shape[1]) & wanted & is_real
     if choices.standardize and not chosen.any():
@@ -304,7 +323,7 @@ def _scaling(raw: Raw, kind: Kind, rows: Rows, choices: Choices) -> Scaling | No
     return scaling
 
 
-def _labels(raw: Raw, splits: Mapping[str, np.ndarray], held_out: HeldOut) -> Labels | None:
+def _labels(raw: Raw, splits: Mapping[str, Examples], held_out: HeldOut) -> Labels | None:
     """The labels of the splits, if there are any."""
     if raw.labels is None:
         return None
@@ -381,33 +400,48 @@ class _Drawing(NamedTuple):
     scaling: Scaling | None
 
 
-def _train(array: np.ndarray, values: str, kind: _Drawing, rows: Rows) -> np.ndarray:
+def _train(array: Examples, values: str, kind: _Drawing, rows: Index) -> Examples:
     """The training rows: grey stays grey under `dynamic`; otherwise as in `_drawn`."""
     if kind.binarization == "dynamic":
-        return array[rows]
+        return subset(array, rows)
     return _drawn(array, values, kind, TRAIN_DRAW, rows)
 
 
 def _drawn(
-    array: np.ndarray,
+    array: Examples,
     values: str,
     kind: _Drawing,
     stream: int,
-    rows: Rows = ALL,
-) -> np.ndarray:
+    rows: Index = ALL,
+) -> Examples:
     """Rows as they are measured: 0/1 uint8, float32 for Gaussian kinds, or as stored."""
+    convert, dtype = _conversion(array.dtype, values, kind, stream)
+    return subset(array, rows) if convert is None else converted(array, convert, dtype, rows=rows)
+
+
+def _conversion(
+    stored: np.dtype[Any], values: str, kind: _Drawing, stream: int
+) -> tuple[Convert | None, type[np.generic]]:
+    """The function that makes rows as they are measured, None for none, and their dtype."""
     observation, binarization, seed, scaling = kind
+    as_bytes = observation == "bernoulli" or KINDS[observation].as_stored
     if binarization in ("dynamic", "static"):
-        return bernoulli(array, seed=seed, stream=stream, rows=rows)
-    array = array[rows]
+        return partial(bernoulli, seed=seed, stream=stream), np.uint8
     if binarization == "threshold":
         # Bytes from 128 up are above one half: 127 / 255 < 0.5 < 128 / 255.
-        return (array > (127 if array.dtype == np.uint8 else 0.5)).astype(np.uint8)
+        half = 127 if stored == np.uint8 else 0.5
+        return lambda block, _: (block > half).astype(np.uint8), np.uint8
     if scaling is not None:
-        return scaling.inwards(array)
-    if array.dtype == np.uint8 and (observation == "bernoulli" or KINDS[observation].as_stored):
-        return array
-    return _unit(array, np.float32) if values == "grey" else array.astype(np.float32, copy=False)
+        return lambda block, _: scaling.inwards(block), np.float32
+    if (stored == np.uint8 and as_bytes) or (stored == np.float32 and values != "grey"):
+        return None, np.float32
+    unit = _unit if values == "grey" else np.ndarray.astype
+    return lambda block, _: unit(block, np.float32), np.float32
+
+
+def _as_wished(rows: Examples, choices: Choices) -> Examples:
+    """Rows to be read when they are needed or, by default, in memory."""
+    return as_rows(rows) if choices.stream else kept(rows)
 
 
 def _held_out(raw: Raw, choices: Choices) -> HeldOut:
@@ -465,39 +499,42 @@ def _shape(raw: Raw, wanted: Sequence[int] | None) -> tuple[int, ...]:
 
 
 def _missing(
-    raw: Raw, splits: Mapping[str, np.ndarray], binarization: str
+    raw: Raw, splits: Mapping[str, Examples], binarization: str
 ) -> dict[str, float | None]:
     """The share of missing values in each split; rejects columns without a value."""
-    gaps = {split: np.isnan(rows) for split, rows in splits.items()}
-    if binarization != "none" and any(gap.any() for gap in gaps.values()):
+    gaps = {split: gaps_in(rows) for split, rows in splits.items()}
+    if binarization != "none" and any(count.any() for count in gaps.values()):
         raise UserError(
             f"{raw.name} holds grey values, some of them missing, and these cannot be binarised: "
             "use observation 'gaussian', or binarise the file and keep the gaps"
         )
-    if gaps["train"].all(axis=0).any():
-        column = int(np.flatnonzero(gaps["train"].all(axis=0))[0])
+    empty = np.flatnonzero(gaps["train"] == len(splits["train"]))
+    if empty.size:
+        column = int(empty[0])
         named = f" ({raw.columns[column].name!r})" if raw.columns else ""
         raise UserError(
             f"{raw.name}: column {column + 1}{named} has no value in any training row, so "
             "nothing can be learned about it: leave it out"
         )
-    return {split: float(gap.mean()) if gap.size else None for split, gap in gaps.items()}
+    sizes = {split: len(rows) * rows.shape[1] for split, rows in splits.items()}
+    return {
+        split: float(count.sum() / sizes[split]) if sizes[split] else None
+        for split, count in gaps.items()
+    }
 
 
 def _draws(raw: Raw, binarization: str) -> bool:
     return raw.values == "grey" and binarization in ("dynamic", "static")
 
 
-def _is_bytes(train: np.ndarray, binarization: str) -> bool:
+def _is_bytes(train: Examples, binarization: str) -> bool:
     return train.dtype == np.uint8 and binarization == "dynamic"
 
 
-def _mean(train: np.ndarray, *, scale: int) -> np.ndarray:
-    """Mean of each column, float64, summed exactly for bytes."""
-    if train.dtype.kind == "f" and np.isnan(train).any():
-        return np.asarray(np.nanmean(train, axis=0, dtype=np.float64))
-    dtype = np.int64 if train.dtype == np.uint8 else np.float64
-    return train.sum(axis=0, dtype=dtype) / (len(train) * scale)
+def _mean(train: Examples, *, scale: int) -> np.ndarray:
+    """Mean of the observed values of each column, float64, summed exactly for bytes."""
+    with np.errstate(invalid="ignore"):  # a column without a value has no mean
+        return sums(train) / ((len(train) - gaps_in(train)) * scale)
 
 
 def _unit(grey: np.ndarray, dtype: type[np.floating] = np.float64) -> np.ndarray:
@@ -505,10 +542,6 @@ def _unit(grey: np.ndarray, dtype: type[np.floating] = np.float64) -> np.ndarray
     if grey.dtype == np.uint8:
         return np.divide(grey, 255, dtype=dtype)
     return grey.astype(dtype)
-
-
-def _generator(seed: int, stream: int) -> np.random.Generator:
-    return np.random.Generator(np.random.PCG64([seed, stream]))
 
 
 def _runs(rows: np.ndarray, longest: int = 1024) -> Iterator[slice]:

@@ -4,6 +4,8 @@ import numpy as np
 from tabulate import tabulate
 
 from iwae.data.columns import Column
+from iwae.data.moments import gaps_in
+from iwae.data.rows import Examples, blocks
 from iwae.data.splits import Dataset
 
 MOST = 30
@@ -12,8 +14,7 @@ MOST = 30
 
 def describe(dataset: Dataset) -> str:
     """Rows, columns with kinds and reasons, gaps, constant columns and splits, as lines of text."""
-    splits = [dataset.train, dataset.validation, dataset.test]
-    rows = [split[:, : dataset.n_values] for split in splits]
+    rows = [dataset.train, dataset.validation, dataset.test]
     n = sum(map(len, rows))
     shape = " x ".join(map(str, dataset.shape))
     taken = "a table" if dataset.kind.columns else dataset.kind.name
@@ -32,6 +33,10 @@ def describe(dataset: Dataset) -> str:
     if dataset.classes:
         few = ", ".join(dataset.classes[:10]) + (", ..." if len(dataset.classes) > 10 else "")
         lines.append(f"labels: {len(dataset.classes)} classes: {few}")
+    if dataset.is_streamed:
+        lines.append(
+            f"streamed: {_bytes(rows)} of values stay on disk (--stream False keeps them in memory)"
+        )
     sizes = ", ".join(
         f"{len(split):,} to {verb}"
         for split, verb in zip(rows, ("train", "validate", "test"), strict=True)
@@ -39,12 +44,12 @@ def describe(dataset: Dataset) -> str:
     return "\n".join([*lines, f"splits: {sizes} ({dataset.identity['split']})"])
 
 
-def _columns(columns: tuple[Column, ...], rows: list[np.ndarray]) -> str:
+def _columns(columns: tuple[Column, ...], rows: list[Examples]) -> str:
     """A line for each column, or for each kind if there are many columns."""
     if len(columns) > MOST:
         kinds = [column.kind for column in columns]
         return "\n".join(f"  {kinds.count(kind)} columns: {kind}" for kind in dict.fromkeys(kinds))
-    gaps = sum(np.isnan(split).sum(axis=0) for split in rows) / sum(map(len, rows))
+    gaps = sum(map(gaps_in, rows)) / sum(map(len, rows))
     table = [
         (one.name, one.kind, one.why + (f"; {gap:.1%} missing" if gap else ""))
         for one, gap in zip(columns, np.broadcast_to(gaps, len(columns)), strict=True)
@@ -53,12 +58,21 @@ def _columns(columns: tuple[Column, ...], rows: list[np.ndarray]) -> str:
     return "\n".join(f"  {line}".rstrip() for line in plain.splitlines())
 
 
-def _constant(dataset: Dataset, train: np.ndarray) -> list[str]:
+def _constant(dataset: Dataset, train: Examples) -> list[str]:
     """A line about values that are the same in every training row."""
-    places = np.flatnonzero(np.nanmin(train, axis=0) == np.nanmax(train, axis=0))
+    low, high = np.full(train.shape[1], np.inf), np.full(train.shape[1], -np.inf)
+    for _, block in blocks(train):
+        low, high = np.fmin(low, np.fmin.reduce(block)), np.fmax(high, np.fmax.reduce(block))
+    places = np.flatnonzero(low == high)
     if not places.size:
         return []
     names = [dataset.columns[i].name if dataset.columns else str(i + 1) for i in places[:10]]
     more = ", ..." if places.size > 10 else ""
     what = f"constant in the training rows: {places.size} of {train.shape[1]}"
     return [f"{what} ({', '.join(names)}{more})"]
+
+
+def _bytes(rows: list[Examples]) -> str:
+    """The size of rows in memory, in words."""
+    total = sum(split.nbytes for split in rows)
+    return f"{total / 2**30:.1f} GiB" if total >= 2**30 else f"{total / 2**20:.1f} MiB"

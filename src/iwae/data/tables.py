@@ -7,7 +7,8 @@ import csv
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -230,12 +231,17 @@ def _whole(where: str, name: str, cells: np.ndarray) -> np.ndarray:
 # --- frames ----------------------------------------------------------------------------------
 
 
-def _parquet(path: Path) -> Any:
+def opened_parquet(path: Path) -> Any:
+    """A .parquet file of which nothing but the description is read; UserError if it is none."""
+    return _parquet(path, "ParquetFile")
+
+
+def _parquet(path: Path, read: str = "read_table") -> Any:
     import pyarrow as pa
     from pyarrow import parquet
 
     try:
-        return parquet.read_table(path)
+        return getattr(parquet, read)(path)
     except (pa.ArrowException, OSError) as error:
         reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
         raise UserError(f"{path} cannot be read: {reason}") from None
@@ -248,7 +254,7 @@ def names_in(source: Any) -> list[str]:
 
         return [str(name) for name in nw.from_native(source, eager_only=True).columns]
     if source.suffix.lower() == ".parquet":
-        return [str(name) for name in _parquet(source).column_names]
+        return [str(name) for name in opened_parquet(source).schema_arrow.names]
     return delimited.read_header(source)[1]
 
 
@@ -259,6 +265,7 @@ def frame_table(
     ids: Sequence[str] = (),
     where: str = "the frame",
     remedies: Remedies = COMMAND,
+    first: int = 0,
 ) -> Table:
     """The table of a data frame (pandas, Polars, PyArrow, or another that narwhals knows).
 
@@ -267,6 +274,7 @@ def frame_table(
         drop, ids: as for `read_table`.
         where: its name in error messages.
         remedies: what these advise.
+        first: number of its first row in the whole of which it is a piece.
 
     Raises:
         UserError: names the column that holds neither numbers nor words.
@@ -291,7 +299,7 @@ def frame_table(
         {names[i]: series[i].to_numpy() for i in carried},
         True,
         where,
-        lambda row, column: f"row {row + 1}, column {names[(*kept, *carried)[column]]!r}",
+        lambda row, column: f"row {first + row + 1}, column {names[(*kept, *carried)[column]]!r}",
         remedies,
     )
     _refuse_index(table, [bool(_NAMELESS.fullmatch(name)) for name in table.names])
@@ -341,13 +349,36 @@ def dates(name: str, remedies: Remedies) -> str:
 # --- writing ---------------------------------------------------------------------------------
 
 
-def write_table(path: Path, cells: Mapping[str, np.ndarray]) -> None:
-    """Write columns as .csv, .tsv or .parquet, or numbers as .npy or .npz; whole or not at all.
+Cells = Mapping[str, np.ndarray]
+"""Columns `[n]` by name: numbers, or words with None."""
+
+
+Write = Callable[[Cells], None]
+"""A function that writes the next rows of a file."""
+
+
+def write_table(path: Path, cells: Cells) -> None:
+    """Write a whole table as `written_by_piece` does, or one array of any shape."""
+    write_pieces(path, [cells], len(next(iter(cells.values()), ())))
+
+
+def write_pieces(path: Path, pieces: Iterable[Cells], n: int) -> None:
+    """Write a table of n rows piece by piece, as `written_by_piece` does."""
+    with written_by_piece(path, n) as write:
+        for cells in pieces:
+            write(cells)
+
+
+@contextmanager
+def written_by_piece(path: Path, n: int) -> Iterator[Write]:
+    """A function that writes columns as .csv, .tsv or .parquet, or numbers as .npy or .npz.
+
+    The file appears whole at the end, or not at all. Columns are given piece by piece, in order; a
+    missing value becomes an empty cell. All but an .npz file are written as they come.
 
     Args:
         path: of the file.
-        cells: the columns `[n]` by name: numbers, or words with None. A missing value becomes an
-            empty cell. One array of any shape may stand alone in an .npy or .npz file.
+        n: rows of all pieces together.
 
     Raises:
         UserError: if the suffix is another, or an .npy or .npz file would hold words.
@@ -355,25 +386,36 @@ def write_table(path: Path, cells: Mapping[str, np.ndarray]) -> None:
     suffix = path.suffix.lower()
     if suffix not in WRITERS:
         raise UserError(f"{path} must have one of the suffixes {', '.join(WRITERS)}")
-    if suffix in (".npy", ".npz") and any(one.dtype.kind not in "biuf" for one in cells.values()):
-        raise UserError(f"{path} cannot hold words: use .csv, .tsv or .parquet")
-    with atomic_write(path) as temporary:
-        WRITERS[suffix](temporary, cells)
+    with atomic_write(path) as temporary, WRITERS[suffix](temporary, n) as write:
+
+        def checked(cells: Cells) -> None:
+            words = any(one.dtype.kind not in "biuf" for one in cells.values())
+            if words and suffix in (".npy", ".npz"):
+                raise UserError(f"{path} cannot hold words: use .csv, .tsv or .parquet")
+            write(cells)
+
+        yield checked
 
 
-def _write_text(path: Path, cells: Mapping[str, np.ndarray], separator: str) -> None:
+@contextmanager
+def _text_writer(path: Path, n: int, separator: str) -> Iterator[Write]:  # noqa: ARG001
     with path.open("w", encoding="utf-8", newline="") as text:
-        columns = [_as_text(column) for column in cells.values()]
-        # The writer quotes a line feed in a cell, but not a carriage return, which ends lines too.
-        returns = any("\r" in cell for one in columns for cell in one if isinstance(cell, str))
-        lines = csv.writer(
-            text,
-            delimiter=separator,
-            lineterminator="\n",
-            quoting=csv.QUOTE_NONNUMERIC if returns else csv.QUOTE_MINIMAL,
-        )
-        lines.writerow(cells)
-        lines.writerows(zip(*columns, strict=True))
+
+        def write(cells: Cells) -> None:
+            columns = [_as_text(column) for column in cells.values()]
+            # The writer quotes a line feed in a cell, but no carriage return, which ends lines too.
+            returns = any("\r" in cell for one in columns for cell in one if isinstance(cell, str))
+            lines = csv.writer(
+                text,
+                delimiter=separator,
+                lineterminator="\n",
+                quoting=csv.QUOTE_NONNUMERIC if returns else csv.QUOTE_MINIMAL,
+            )
+            if text.tell() == 0:
+                lines.writerow(cells)
+            lines.writerows(zip(*columns, strict=True))
+
+        yield write
 
 
 def _as_text(column: np.ndarray) -> list[Any]:
@@ -381,35 +423,58 @@ def _as_text(column: np.ndarray) -> list[Any]:
     if column.dtype.kind != "f":
         return ["" if cell is None else cell for cell in column.tolist()]
     if column.dtype.itemsize < 8:
-        return ["" if np.isnan(cell) else str(cell) for cell in column]
+        return ["" if cell == "nan" else cell for cell in map(str, column)]
     return ["" if math.isnan(cell) else cell for cell in column.tolist()]
 
 
-def _write_parquet(path: Path, cells: Mapping[str, np.ndarray]) -> None:
+@contextmanager
+def _parquet_writer(path: Path, n: int) -> Iterator[Write]:  # noqa: ARG001
     import pyarrow as pa
     from pyarrow import parquet
 
-    parquet.write_table(
-        pa.table({name: pa.array(one, from_pandas=True) for name, one in cells.items()}), path
-    )
+    with ExitStack() as stack:
+        opened: list[Any] = []
+
+        def write(cells: Cells) -> None:
+            table = pa.table({name: pa.array(one, from_pandas=True) for name, one in cells.items()})
+            if not opened:
+                opened.append(stack.enter_context(parquet.ParquetWriter(path, table.schema)))
+            opened[0].write_table(table.cast(opened[0].schema))
+
+        yield write
 
 
-def _write_arrays(path: Path, cells: Mapping[str, np.ndarray], *, several: bool) -> None:
-    arrays: dict[str, Any] = dict(cells)
-    first = next(iter(arrays.values())) if len(arrays) == 1 else None
+@contextmanager
+def _array_writer(path: Path, n: int) -> Iterator[Write]:
     with path.open("wb") as file:  # NumPy would add a suffix to a path in capitals
-        if several:
-            np.savez(file, **arrays)
-        else:
-            whole = np.stack([*arrays.values()], axis=1) if first is None else first
-            np.save(file, whole, allow_pickle=False)
+
+        def write(cells: Cells) -> None:
+            several = [*cells.values()]
+            rows = several[0] if len(several) == 1 else np.stack(several, axis=1)
+            if file.tell() == 0:
+                shape = {"fortran_order": False, "shape": (n, *rows.shape[1:])}
+                np.lib.format.write_array_header_1_0(file, {"descr": rows.dtype.str, **shape})
+            file.write(np.ascontiguousarray(rows).data)
+
+        yield write
 
 
-WRITERS: dict[str, Callable[[Path, Mapping[str, np.ndarray]], None]] = {
-    ".csv": partial(_write_text, separator=","),
-    ".tsv": partial(_write_text, separator="\t"),
-    ".parquet": _write_parquet,
-    ".npy": partial(_write_arrays, several=False),
-    ".npz": partial(_write_arrays, several=True),
+@contextmanager
+def _arrays_writer(path: Path, n: int) -> Iterator[Write]:  # noqa: ARG001
+    found: list[Cells] = []
+    yield found.append
+    whole: dict[str, Any] = {
+        name: np.concatenate([cells[name] for cells in found]) for name in found[0]
+    }
+    with path.open("wb") as file:
+        np.savez(file, **whole)
+
+
+WRITERS: dict[str, Callable[[Path, int], AbstractContextManager[Write]]] = {
+    ".csv": partial(_text_writer, separator=","),
+    ".tsv": partial(_text_writer, separator="\t"),
+    ".parquet": _parquet_writer,
+    ".npy": _array_writer,
+    ".npz": _arrays_writer,
 }
 """The writer of each kind of file."""

@@ -5,6 +5,7 @@ does not depend on the other examples. Slabs are yielded as they finish, so that
 progress or stop.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -15,6 +16,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Int, PyTree, Shaped, UInt
 
+from iwae.data.rows import Examples, Rows
 from iwae.errors import UserError
 from iwae.precision import float32
 from iwae.typing import Example, PRNGKey
@@ -24,6 +26,9 @@ ROWS = 1000
 
 SLAB_ROWS = 200_000
 """Decoder evaluations per dispatch and device: about a second of work on a CPU."""
+
+SLAB_VALUES = 2**23
+"""The most values of a slab of examples that are read from disk."""
 
 CHAIN_ROWS = 250
 """Chains in flight per device: nearly as fast as `ROWS`, and slabs finish four times as often."""
@@ -35,7 +40,7 @@ ExampleFn = Callable[[Any, Example, PRNGKey], PyTree]
 def map_examples(
     fn: ExampleFn,
     model: PyTree,
-    examples: np.ndarray,
+    examples: Examples,
     key: PRNGKey,
     *,
     batch_size: int,
@@ -48,7 +53,7 @@ def map_examples(
     Args:
         fn: a function of one example; its result is a pytree of arrays.
         model: a model, or whatever else the function takes first.
-        examples: `[n, ...]`; bytes become float32 on the device.
+        examples: `[n, ...]`; bytes become float32 on the device. `Rows` are read slab by slab.
         batch_size: examples under one `vmap`, on each device; capped at the examples it gets.
         slab_size: examples per dispatch over all devices, rounded up to whole batches.
         first: index of the first example, to resume what was stopped there.
@@ -70,6 +75,8 @@ def map_examples(
     arrays = jax.device_put(arrays, whole)
     model, key = eqx.combine(arrays, static)
     batch_size = min(batch_size, -(-len(examples) // mesh.size))  # do not compute padding
+    if isinstance(examples, Rows):
+        slab_size = min(slab_size, max(1, SLAB_VALUES // math.prod(examples.shape[1:])))
     batch = mesh.size * batch_size
     slabs = -(-len(examples) // max(batch, slab_size))  # equal lengths waste the least
     slab = batch * -(-len(examples) // (slabs * batch))
@@ -87,7 +94,7 @@ def map_examples(
 def map_by_cost(
     fn: ExampleFn,
     model: PyTree,
-    examples: np.ndarray,
+    examples: Examples,
     key: PRNGKey,
     *,
     rows: int,

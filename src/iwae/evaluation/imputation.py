@@ -4,7 +4,7 @@ A model of examples with missing values (NaN) has particles of p(z|x_obs) like a
 p(x_mis|z) is known. Both kinds of imputation follow from the two (Mattei & Frellsen 2019).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Shaped
 
+from iwae.data.rows import Examples
 from iwae.errors import UserError
 from iwae.evaluation.examples import ExampleFn, check_positive, gather, map_by_cost
 from iwae.evaluation.likelihood import KHAT_WEIGHTS
@@ -102,7 +103,7 @@ def multiple_imputations(
 
 def imputed(
     model: AbstractLatentModel,
-    examples: np.ndarray,
+    examples: Examples,
     key: PRNGKey,
     *,
     draws: int | None = None,
@@ -114,17 +115,39 @@ def imputed(
 
     Args and errors are theirs.
     """
+    options: dict[str, Any] = {"k": k, "batch_size": batch_size, "sampler": sampler}
+    found = [*imputed_slabs(model, examples, key, draws=draws, **options)]
+    values = np.concatenate([one.values for one in found], axis=0 if draws is None else 1)
+    return Imputed(values, np.concatenate([one.pareto_k for one in found]))
+
+
+def imputed_slabs(
+    model: AbstractLatentModel,
+    examples: Examples,
+    key: PRNGKey,
+    *,
+    draws: int | None = None,
+    k: int = 1000,
+    batch_size: int | None = None,
+    sampler: Callable[..., Any] = importance_particles,
+) -> Iterator[Imputed]:
+    """`imputed`, slab by slab."""
     check_positive("k", k)
     if draws is None:
         fn, rows = expected_values(k, sampler), k
     else:
         check_positive("draws", draws)
         fn, rows = drawn_values(k, draws, sampler), max(k, draws)
-    slabs = map_by_cost(fn, model, examples, key, rows=rows, batch_size=batch_size)
-    filled, khat = gather(slabs)
-    if draws is None:
-        return Imputed(_completed(examples, filled), khat)
-    return Imputed(np.stack([_completed(examples, filled[:, i]) for i in range(draws)]), khat)
+    done = 0
+    for slab in map_by_cost(fn, model, examples, key, rows=rows, batch_size=batch_size):
+        filled, khat = gather(iter([slab]))
+        some = examples[done : done + len(khat)]
+        if draws is None:
+            values = _completed(some, filled, done)
+        else:
+            values = np.stack([_completed(some, filled[:, i], done) for i in range(draws)])
+        done += len(khat)
+        yield Imputed(values, khat)
 
 
 @lru_cache
@@ -183,14 +206,14 @@ def decoder(model: AbstractLatentModel, z: Latents) -> Imputing:
 
 
 def _completed(
-    examples: Shaped[np.ndarray, "n d"], filled: Float[np.ndarray, "n d"]
+    examples: Shaped[np.ndarray, "n d"], filled: Float[np.ndarray, "n d"], first: int
 ) -> Shaped[np.ndarray, "n d"]:
-    """The examples, with only their missing values replaced by those filled in."""
+    """Examples, the first of which has this number, with only their missing values replaced."""
     if np.isnan(filled).any():
         row, column = np.argwhere(np.isnan(filled))[0]
         raise FloatingPointError(
-            f"the missing value in row {row + 1}, column {column + 1} cannot be imputed: the model "
-            "gives nan for it; look for a parameter that is not finite, or for a value of this row "
-            "far outside the training data"
+            f"the missing value in row {first + row + 1}, column {column + 1} cannot be imputed: "
+            "the model gives nan for it; look for a parameter that is not finite, or for a value "
+            "of this row far outside the training data"
         )
     return np.where(np.isnan(examples), filled, examples).astype(examples.dtype)

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
+from iwae.data.rows import Examples
 from iwae.errors import UserError
 from iwae.evaluation.diagnostics import test_sample_error
 from iwae.evaluation.examples import ROWS, check_positive, gather, map_by_cost, refuse_nan
@@ -100,7 +101,7 @@ class GapSplit(NamedTuple):
 
 def information(
     model: AbstractLatentModel,
-    examples: np.ndarray,
+    examples: Examples,
     key: PRNGKey,
     *,
     k: int = 16,
@@ -140,7 +141,7 @@ def join_information(rates: Iterator[Slab], ratios: Iterator[Slab]) -> Informati
 
 def rate_slabs(
     model: AbstractLatentModel,
-    examples: np.ndarray,
+    examples: Examples,
     key: PRNGKey,
     *,
     k: int,
@@ -156,7 +157,7 @@ def rate_slabs(
 
 def ratio_slabs(
     model: AbstractLatentModel,
-    examples: np.ndarray,
+    examples: Examples,
     key: PRNGKey,
     *,
     draws: int = 1,
@@ -271,7 +272,7 @@ def _log_ratio(
     return {"log_ratio": jnp.mean(jax.vmap(posterior.log_prob)(z) - log_marginal)}
 
 
-def _chunks(examples: np.ndarray) -> Shaped[Array, "chunks chunk ..."]:
+def _chunks(examples: Examples) -> Shaped[Array, "chunks chunk ..."]:
     """All examples in rows of equal length, the last one padded with the last example."""
     n = len(examples)
     chunk = min(OTHERS, max(n, 1))

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from iwae.data.rows import Examples
 from iwae.errors import UserError
 from iwae.evaluation.examples import (
     ROWS,
@@ -110,7 +111,7 @@ def _add_weights(sums: Sums, log_w: LogWeights, first: Array) -> Sums:
 
 def log_likelihood_slabs(
     model: AbstractLatentModel,
-    examples: np.ndarray,
+    examples: Examples,
     key: PRNGKey,
     *,
     k: int,
@@ -137,7 +138,7 @@ def log_likelihood_slabs(
 
 def log_likelihoods(
     model: AbstractLatentModel,
-    examples: np.ndarray,
+    examples: Examples,
     key: PRNGKey,
     *,
     k: int,
@@ -178,7 +179,7 @@ def log_likelihoods(
 
 def annealed_slabs(
     model: AbstractLatentModel,
-    examples: np.ndarray,
+    examples: Examples,
     key: PRNGKey,
     *,
     chains: int,

@@ -10,6 +10,7 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, Key, PyTree
 
+from iwae.data.rows import Examples
 from iwae.errors import UserError
 from iwae.evaluation.classes import class_log_likelihoods, marginal_log_likelihoods
 from iwae.evaluation.examples import ROWS, chain_batch, gather, map_examples
@@ -234,7 +235,7 @@ class RateDistortion(NamedTuple):
 
 def rate_distortion(
     model: AbstractLatentModel,
-    examples: np.ndarray,
+    examples: Examples,
     key: PRNGKey,
     *,
     betas: Betas,
@@ -273,7 +274,7 @@ def rate_distortion(
 
 def rate_distortion_slabs(
     model: AbstractLatentModel,
-    examples: np.ndarray,
+    examples: Examples,
     key: PRNGKey,
     *,
     betas: Betas,

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from iwae.data.rows import Examples
 from iwae.errors import UserError
 from iwae.evaluation.diagnostics import STANDARD_ERRORS, pareto_threshold, test_sample_error
 from iwae.evaluation.examples import (
@@ -73,7 +74,7 @@ def _log_mean_of_others(log_w: LogWeights) -> LogWeights:
 
 def annealed_sandwich_slabs(
     model: AbstractLatentModel,
-    examples: np.ndarray,
+    examples: Examples,
     key: PRNGKey,
     *,
     chains: int,
@@ -122,7 +123,7 @@ def _annealed(
 
 def sandwich_slabs(
     model: AbstractLatentModel,
-    examples: np.ndarray,
+    examples: Examples,
     key: PRNGKey,
     *,
     k: int,

@@ -1,5 +1,6 @@
 """Answers about single examples: latents, log-likelihoods with their errors, outlier p-values."""
 
+from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -7,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from iwae.data.rows import Examples
 from iwae.errors import UserError
 from iwae.evaluation.examples import ExampleFn, check_positive, gather, map_by_cost
 from iwae.evaluation.likelihood import log_likelihood_slabs
@@ -31,7 +33,7 @@ class Latent(NamedTuple):
 
 def encode(
     model: AbstractLatentModel,
-    examples: np.ndarray,
+    examples: Examples,
     key: PRNGKey,
     *,
     k: int | None = None,
@@ -49,17 +51,32 @@ def encode(
         UserError: if the model is not a VAE, there are no examples, or a value is invalid.
         FloatingPointError: if a number is nan.
     """
+    return gather(encode_slabs(model, examples, key, k=k, batch_size=batch_size))
+
+
+def encode_slabs(
+    model: AbstractLatentModel,
+    examples: Examples,
+    key: PRNGKey,
+    *,
+    k: int | None = None,
+    batch_size: int | None = None,
+) -> Iterator[Latent]:
+    """`encode`, slab by slab."""
     check_examples(model, examples)
     if k is not None:
         check_positive("k", k)
-    fn = encoder_moments if k is None else posterior_moments(k)
-    slabs = map_by_cost(fn, model, examples, key, rows=k or 1, batch_size=batch_size)
-    mean, second = gather(slabs)
-    scale = second if k is None else np.sqrt(np.maximum(second, 0.0))
-    bad = np.isnan(mean).any(axis=1) | np.isnan(scale).any(axis=1)
-    if bad.any():
-        raise FloatingPointError(f"the latents of example {bad.argmax()} are not numbers (nan)")
-    return Latent(mean, scale)
+    fn, done = encoder_moments if k is None else posterior_moments(k), 0
+    for slab in map_by_cost(fn, model, examples, key, rows=k or 1, batch_size=batch_size):
+        mean, second = gather(iter([slab]))
+        scale = second if k is None else np.sqrt(np.maximum(second, 0.0))
+        bad = np.isnan(mean).any(axis=1) | np.isnan(scale).any(axis=1)
+        if bad.any():
+            raise FloatingPointError(
+                f"the latents of example {done + bad.argmax()} are not numbers (nan)"
+            )
+        done += len(mean)
+        yield Latent(mean, scale)
 
 
 def encoder_moments(
@@ -108,15 +125,28 @@ class Scores(NamedTuple):
 
 def score(
     model: AbstractLatentModel,
-    examples: np.ndarray,
+    examples: Examples,
     key: PRNGKey,
     *,
     k: int,
     batch_size: int | None = None,
 ) -> Scores:
     """Log-likelihoods with their errors; arguments and errors are those of `log_likelihoods`."""
-    found = gather(log_likelihood_slabs(model, examples, key, k=k, batch_size=batch_size))
-    return Scores(found["log_likelihood"], found["monte_carlo_error"], found["pareto_k"])
+    return gather(score_slabs(model, examples, key, k=k, batch_size=batch_size))
+
+
+def score_slabs(
+    model: AbstractLatentModel,
+    examples: Examples,
+    key: PRNGKey,
+    *,
+    k: int,
+    batch_size: int | None = None,
+) -> Iterator[Scores]:
+    """`score`, slab by slab."""
+    for slab in log_likelihood_slabs(model, examples, key, k=k, batch_size=batch_size):
+        found = gather(iter([slab]))
+        yield Scores(found["log_likelihood"], found["monte_carlo_error"], found["pareto_k"])
 
 
 def outlier_p_values(

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
+from iwae.data.rows import Examples
 from iwae.errors import UserError
 from iwae.evaluation.examples import ExampleFn, check_positive, gather, map_by_cost
 from iwae.inference.particles import particle_keys
@@ -89,7 +90,7 @@ class ActiveUnits(NamedTuple):
 
 def active_units(
     model: AbstractLatentModel,
-    examples: np.ndarray,
+    examples: Examples,
     key: PRNGKey,
     *,
     samples: int = 16,
@@ -130,7 +131,7 @@ def active_units(
 
 
 def posterior_means(
-    model: AbstractLatentModel, examples: np.ndarray, key: PRNGKey, *, samples: int = 16
+    model: AbstractLatentModel, examples: Examples, key: PRNGKey, *, samples: int = 16
 ) -> tuple[Float[np.ndarray, "n _"], ...]:
     """E_q[h_l|x] of each example, `[n, d_l]` float64 for each layer l; see `active_units`.
 
@@ -155,7 +156,7 @@ def _of_units(means: Float[np.ndarray, "n d width"]) -> Float[np.ndarray, "n d"]
 
 
 def authors_active_units(
-    model: AbstractLatentModel, train_examples: np.ndarray, key: PRNGKey
+    model: AbstractLatentModel, train_examples: Examples, key: PRNGKey
 ) -> ActiveUnits:
     """Active units as the paper's published code counts them: 500 examples, one ancestral draw.
 

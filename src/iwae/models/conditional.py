@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from iwae.data.kinds import KINDS, check_values
+from iwae.data.rows import Examples, Rows
 from iwae.errors import UserError
 from iwae.models.networks import ConvDecoder, Dense, OwnDecoder
 from iwae.models.posteriors import LatentNet
@@ -149,7 +150,7 @@ def label_of(model: AbstractLatentModel, x: Float[Array, " n"]) -> Float[Array, 
     return x[model.vae.n_data :] if isinstance(model, ConditionalVAE) else x[:0]
 
 
-def sizes_of_labels(model: AbstractLatentModel, examples: np.ndarray) -> Int[np.ndarray, " n"]:
+def sizes_of_labels(model: AbstractLatentModel, examples: Examples) -> Int[np.ndarray, " n"]:
     """How many of the examples have the label of each; all n for a model without labels."""
     if not isinstance(model, ConditionalVAE):
         return np.full(len(examples), len(examples))
@@ -157,9 +158,7 @@ def sizes_of_labels(model: AbstractLatentModel, examples: np.ndarray) -> Int[np.
     return np.bincount(labels)[labels]
 
 
-def check_examples(
-    model: AbstractLatentModel, examples: np.ndarray, *, values: bool = True
-) -> None:
+def check_examples(model: AbstractLatentModel, examples: Examples, *, values: bool = True) -> None:
     """Refuse examples of another shape, or without a likelihood, such as grey values of Bernoulli.
 
     Models of a user's own class accept all examples, and kinds of a user's own all values.
@@ -173,7 +172,11 @@ def check_examples(
     """
     if not isinstance(model, Model):
         return
-    vae, rows = without_labels(model), np.asarray(examples)
+    vae = without_labels(model)
+    if isinstance(examples, Rows):  # whose values were checked when their file was opened
+        _check_shape(model, vae, examples.shape)
+        return
+    rows = np.asarray(examples)
     _check_shape(model, vae, rows.shape)
     if values and vae.kind.name in KINDS:
         given = rows[:, : vae.n_data]  # without labels

@@ -1,6 +1,8 @@
 """The pictures of a run, drawn from its models, metrics and frames."""
 
+import logging
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,6 +14,8 @@ from matplotlib.figure import Figure
 from iwae.data import KINDS, Dataset, Kind
 from iwae.data.arrays import read_arrays
 from iwae.data.kinds import is_discrete
+from iwae.data.rows import kept
+from iwae.data.sampling import sample
 from iwae.data.scaling import Scaling, scaling_from
 from iwae.errors import UserError
 from iwae.evaluation.posterior import model_density, posterior_grid, prior_grid
@@ -32,6 +36,8 @@ from iwae.results.signal import signal_curves
 from iwae.runs.folder import run_config
 from iwae.runs.metrics import read_metrics
 from iwae.runs.setup import load_config_dataset, run_model, split_examples
+
+log = logging.getLogger("iwae")
 
 SHOWN = 64
 """Prior samples in a picture."""
@@ -107,16 +113,32 @@ class _Subject(NamedTuple):
 
 def _subject(run: Path, weights: str, data_dir: Path | None) -> _Subject:
     config = run_config(run)
-    dataset = load_config_dataset(config, data_dir)
+    dataset = _shown(load_config_dataset(config, data_dir))
     model = run_model(run, weights, 0, dataset)
     return _Subject(run, weights, model, dataset, known_labels(config, dataset, data_dir))
+
+
+def _shown(dataset: Dataset) -> Dataset:
+    """The data in memory; of streamed data a fixed random sample of each split."""
+    if not dataset.is_streamed:
+        return dataset
+    grey = dataset.grey_test
+    found = replace(
+        dataset,
+        train=kept(sample(dataset.train)),
+        validation=kept(sample(dataset.validation)),
+        test=kept(sample(dataset.test)),
+        grey_test=None if grey is None else kept(sample(grey)),
+    )
+    log.warning("figures show a fixed random sample of %d test examples", len(found.test))
+    return found
 
 
 def _figures(subject: _Subject) -> Iterator[tuple[str, Figure]]:
     run, weights, model, dataset, labels = subject
     if rows := read_metrics(run):
         yield "training_curves", figures.training_curves(rows)
-    test = split_examples(dataset, "test")
+    test = np.asarray(split_examples(dataset, "test"))
     units = active_units(model, test, jax.random.key(0))
     yield "log_variances", figures.log_variance_histogram(list(units.variances), units.threshold)
     yield "latents", latents_figure(model, dataset, units, labels)
@@ -229,18 +251,22 @@ def _classes_figure(model: ConditionalVAE, layout: Layout | Dataset) -> Figure:
 def _image_figures(subject: _Subject, test: np.ndarray) -> Iterator[tuple[str, Figure]]:
     run, _, model, dataset, _ = subject
     pixels = test[:, : dataset.n_values]
-    originals = pixels if dataset.grey_test is None else _unit(dataset.grey_test)
-    yield "data", figures.image_grid(_images(originals[_spread(len(test), SHOWN)], dataset))
+    grey = dataset.grey_test
+
+    def originals(places: np.ndarray) -> np.ndarray:
+        return _images(pixels[places] if grey is None else _unit(grey[places]), dataset)
+
+    yield "data", figures.image_grid(originals(_spread(len(test), SHOWN)))
     means, draws = _prior_samples(model, SHOWN)
     yield "samples", figures.samples(_images(means, dataset), _images(draws, dataset))
     if isinstance(model, ConditionalVAE):
         yield "samples_of_classes", _classes_figure(model, dataset)
     chosen = _spread(len(test), EXAMPLES)
     made = _images(_reconstructions(model, test[chosen]), dataset)
-    inputs = None if dataset.grey_test is None else _images(pixels[chosen], dataset)
+    inputs = None if grey is None else _images(pixels[chosen], dataset)
     yield (
         "reconstructions",
-        figures.reconstructions(_images(originals[chosen], dataset), made, inputs=inputs),
+        figures.reconstructions(originals(chosen), made, inputs=inputs),
     )
     varying = _varying(dataset)
     for name, weights in _filters(model, dataset):

@@ -162,7 +162,7 @@ def _others(subject: Subject, name: str, examples: int | None, data_dir: Path | 
     total = len(dataset.test)
     count = None if examples is None or examples >= total else examples
     data, places = chosen_examples(dataset, "test", count, subject.seed)
-    return Others(dataset.name, data, places, count is not None, dataset.identity)
+    return Others(dataset.name, np.asarray(data), places, count is not None, dataset.identity)
 
 
 def _check_others(subject: Subject, dataset: Dataset) -> None:

@@ -15,6 +15,7 @@ import numpy as np
 
 from iwae.config.experiment import TrainConfig, config_values, without_folders
 from iwae.data import Dataset, choose, test_sha256
+from iwae.data.rows import Examples, Rows, subset
 from iwae.errors import UserError
 from iwae.evaluation.diagnostics import (
     monte_carlo_error,
@@ -72,7 +73,7 @@ class Subject(NamedTuple):
     weights: str
     pruned: bool
     split: str
-    data: np.ndarray
+    data: Examples
     places: np.ndarray
     subset: bool
     seed: int
@@ -151,7 +152,7 @@ def _check_data(run: Path, config: TrainConfig, weights: str, dataset: Dataset) 
 
 def chosen_examples(
     dataset: Dataset, split: str, count: int | None, seed: int, places: np.ndarray | None = None
-) -> tuple[np.ndarray, np.ndarray]:
+) -> tuple[Examples, np.ndarray]:
     """The examples of a split, all or a seeded subset, in the model's units, and their places.
 
     Args:
@@ -160,7 +161,10 @@ def chosen_examples(
     total = check_subset(dataset, split, count)
     if places is None:
         places = np.arange(total) if count is None else choose(total, count, seed=seed)
-    return split_examples(dataset, split)[places], places
+    examples = split_examples(dataset, split)
+    if isinstance(examples, Rows):
+        return subset(examples, places), places
+    return examples[places], places
 
 
 def check_subset(dataset: Dataset, split: str, count: int | None) -> int:
@@ -271,7 +275,7 @@ def _commit() -> dict[str, Any]:
         return {}
 
 
-def _truth(dataset: Dataset, data: np.ndarray) -> float | None:
+def _truth(dataset: Dataset, data: Examples) -> float | None:
     """The mean log density of the examples under the distribution that they come from, nats."""
     if dataset.log_density is None:
         return None

@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from iwae.data import choose
-from iwae.data.splits import shuffled
+from iwae.data.sampling import shuffled
 from iwae.results.reading import known_bounds, read_records, report_damage
 from iwae.results.store import read_arrays
 

@@ -5,7 +5,7 @@ any order; answers have the order of the rows, and the columns that were carried
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,12 +18,15 @@ from iwae.data.arrays import check_array, read_arrays
 from iwae.data.columns import Column, codes_of, from_json, given_columns, to_cells, to_values
 from iwae.data.images import read_images
 from iwae.data.kinds import check_values
+from iwae.data.own import is_large
+from iwae.data.parquet import cells_of, pieces, stored_values
+from iwae.data.rows import Examples, blocks, converted, flat, kept, stored
 from iwae.data.scaling import Scaling, scaling_from
 from iwae.data.tables import SUFFIXES, Table, as_labels, frame_table, names_in, read_table
 from iwae.errors import UserError
 from iwae.evaluation.conditioning import Given, sample_given
-from iwae.evaluation.imputation import imputed
-from iwae.evaluation.scores import encode, outlier_p_values, score
+from iwae.evaluation.imputation import Imputed, imputed_slabs
+from iwae.evaluation.scores import encode_slabs, outlier_p_values, score, score_slabs
 from iwae.models.conditional import ConditionalVAE, Model, with_labels, without_labels
 from iwae.models.likelihoods import complete
 from iwae.models.vae import VAE
@@ -84,6 +87,8 @@ def _rounded(column: Float[np.ndarray, " n"], shift: float, scale: float) -> np.
 class Rows(NamedTuple):
     """Rows to answer about.
 
+    Those of an .npy file, and of a table of `own.LARGE` or more, are read when they are needed.
+
     Attributes:
         values: `[n, d]`, float64, in the units of the data; NaN where missing.
         examples: the same as the model takes them, float32.
@@ -91,10 +96,14 @@ class Rows(NamedTuple):
         array: the rows as they were, if they are an array; None for a table.
     """
 
-    values: Float[np.ndarray, "n d"]
-    examples: Float[np.ndarray, "n _"]
-    ids: Cells
-    array: np.ndarray | None = None
+    values: Examples
+    examples: Examples
+    ids: Mapping[str, Examples]
+    array: Examples | None = None
+
+    def carried(self, first: int, last: int) -> Cells:
+        """The columns to carry through, of some of the rows."""
+        return {name: cells[first:last] for name, cells in self.ids.items()}
 
 
 def fitted(folder: Path, weights: str | None = None) -> Fitted:
@@ -151,6 +160,8 @@ def read_rows(fit: Fitted, source: Source, *, unknown: str = "error") -> Rows:
     path = Path(source).expanduser() if isinstance(source, str | Path) else None
     if path is not None and path.suffix.lower() not in SUFFIXES:
         return _array_rows(fit, path)
+    if path is not None and is_large(path):
+        return _stored_rows(fit, path, unknown)
     drop, ids = (list(fit.identity.get(name, ())) for name in ("drop", "ids"))
     label = fit.identity.get("label")
     present = names_in(source if path is None else path)
@@ -160,15 +171,37 @@ def read_rows(fit: Fitted, source: Source, *, unknown: str = "error") -> Rows:
         table = frame_table(source, drop=drop, ids=ids)
     else:
         table = read_table(path, drop=drop, ids=ids)
-    columns = fit.columns or given_columns(table.names, fit.vae.kind, len(table.names))
-    if len(columns) != fit.vae.n_data:
-        raise UserError(
-            f"{table.where} has {len(columns)} columns, but {fit.where} was trained on data with "
-            f"{fit.vae.n_data}"
-        )
-    values = to_values(table, columns, unknown=unknown)
+    values = to_values(table, _wanted(fit, table.names, table.where), unknown=unknown)
     carried = {name: cells for name, cells in table.ids.items() if name != label}
     return Rows(values, _examples(fit, values, table.where, _labels(fit, table)), carried)
+
+
+def _wanted(fit: Fitted, names: Sequence[str], where: str) -> tuple[Column, ...]:
+    """The columns of a table that the model takes."""
+    columns = fit.columns or given_columns(names, fit.vae.kind, len(names))
+    if len(columns) != fit.vae.n_data:
+        raise UserError(
+            f"{where} has {len(columns)} columns, but {fit.where} was trained on data with "
+            f"{fit.vae.n_data}"
+        )
+    return columns
+
+
+def _stored_rows(fit: Fitted, path: Path, unknown: str) -> Rows:
+    """The rows of a .parquet file as numbers on disk, and its carried columns as it stores them."""
+    if isinstance(fit.model, ConditionalVAE):
+        raise UserError(
+            f"{path} is too large to be read at once, which a conditional model needs: split it"
+        )
+    label = fit.identity.get("label")
+    present = names_in(path)
+    ids = [one for one in fit.identity.get("ids", ()) if one in present]
+    drop = [one for one in (*fit.identity.get("drop", ()), label) if one in present]
+    names = [name for name in present if name not in {*ids, *drop}]
+    columns = _wanted(fit, names, str(path))
+    values = stored_values(path, pieces(path, drop=drop, ids=ids), columns, unknown=unknown)
+    check_array(str(path), "data", values, first_row=1, missing=True)
+    return Rows(values, _examples(fit, values, str(path), None), cells_of(path, ids))
 
 
 def _array_rows(fit: Fitted, path: Path) -> Rows:
@@ -176,31 +209,29 @@ def _array_rows(fit: Fitted, path: Path) -> Rows:
     if path.is_dir():
         has_run = (fit.where / "config.toml").is_file()
         images = read_images(path, run_config(fit.where).resize if has_run else None)
-        array, ids = images.pixels, {"file": images.ids}
+        array: Examples = images.pixels
+        ids = {"file": images.ids}
     else:
         arrays, ids = read_arrays(path), {}
         if list(arrays) != ["data"]:
             raise UserError(
                 f"{path} is an .npz file by its content: save the table of rows with np.save"
             )
-        array = arrays["data"]
+        array = stored(arrays["data"])
     check_array(str(path), "data", array, first_row=0, missing=True)
-    rows = array.reshape(len(array), -1)
+    rows = flat(array)
     if rows.shape[1] != fit.vae.n_data:
         what = "columns" if array.ndim == 2 else "values an example"
         raise UserError(
             f"{path} has {rows.shape[1]} {what}, but {fit.where} was trained on data with "
             f"{fit.vae.n_data}"
         )
-    values = rows.astype(np.float64)
-    if fit.identity.get("values") == "grey" and array.dtype == np.uint8:
-        values /= 255
+    white = 255 if fit.identity.get("values") == "grey" and array.dtype == np.uint8 else 1
+    values = converted(rows, lambda block, _: block.astype(np.float64) / white, np.float64)
     return Rows(values, _examples(fit, values, str(path), None), ids, array)
 
 
-def _examples(
-    fit: Fitted, values: Float[np.ndarray, "n d"], where: str, labels: np.ndarray | None
-) -> Float[np.ndarray, "n _"]:
+def _examples(fit: Fitted, values: Examples, where: str, labels: np.ndarray | None) -> Examples:
     """The rows in the units of the model, followed by their labels if it is conditional."""
     if isinstance(fit.model, ConditionalVAE) and labels is None:
         raise UserError(
@@ -208,13 +239,8 @@ def _examples(
             f"trained with ({fit.identity.get('label', 'as in its data')!r})"
         )
     missing = fit.vae.missing is not None
-    if not missing and np.isnan(values).any():
-        row, column = (int(i) for i in np.argwhere(np.isnan(values))[0])
-        name = repr(fit.columns[column].name) if fit.columns else column + 1
-        raise UserError(
-            f"{where} has no value in row {row + 1}, column {name}, and {fit.where} was not made "
-            "for missing values: train with --missing at-random"
-        )
+    for start, block in blocks(values) if not missing else ():
+        _refuse_gaps(fit, block, start, where)
     binary = fit.identity.get("binarization", "none")
     if binary in ("dynamic", "static"):
         raise UserError(
@@ -222,10 +248,25 @@ def _examples(
             "single likelihood: measure it with iwae evaluate"
         )
     if binary == "threshold":
-        values = (values > 0.5).astype(np.float64)
+        values = converted(values, lambda block, _: (block > 0.5).astype(np.float64), np.float64)
     check_values(values, fit.vae.kind, where, missing=missing)
-    rows = fit.inwards(values)
-    return rows if labels is None else with_labels(rows, labels, len(fit.identity["classes"]))
+    inner = converted(values, lambda block, _: fit.inwards(block), np.float32)
+    if isinstance(values, np.ndarray) or labels is not None:
+        rows = kept(inner)
+        return rows if labels is None else with_labels(rows, labels, len(fit.identity["classes"]))
+    return inner
+
+
+def _refuse_gaps(fit: Fitted, values: np.ndarray, first: int, where: str) -> None:
+    """Raise UserError for a missing value among the rows from the first on."""
+    gaps = np.argwhere(np.isnan(values))
+    if len(gaps):
+        row, column = (int(i) for i in gaps[0])
+        name = repr(fit.columns[column].name) if fit.columns else column + 1
+        raise UserError(
+            f"{where} has no value in row {first + row + 1}, column {name}, and {fit.where} was "
+            "not made for missing values: train with --missing at-random"
+        )
 
 
 def _labels(fit: Fitted, table: Table) -> np.ndarray | None:
@@ -266,13 +307,33 @@ def encode_rows(
     Raises:
         UserError: if the model or the rows cannot be read, or do not fit.
     """
+    return _whole(encode_pieces(run, source, k=k, weights=weights, unknown=unknown, seed=seed)[1])
+
+
+def encode_pieces(
+    run: Path,
+    source: Source,
+    *,
+    k: int | None = None,
+    weights: str | None = None,
+    unknown: str = "error",
+    seed: int = 0,
+) -> tuple[int, Iterator[Cells]]:
+    """The number of rows, and `encode_rows` piece by piece."""
     fit = fitted(run, weights)
     rows = read_rows(fit, source, unknown=unknown)
-    found = encode(fit.model, rows.examples, jax.random.key(seed), k=k)
-    mean, scale = (one.astype(np.float32).T for one in found)  # the digits that they have
-    means = {f"z{i}": one for i, one in enumerate(mean, start=1)}
-    scales = {f"z{i}_sd": one for i, one in enumerate(scale, start=1)}
-    return _joined(rows.ids, {**means, **scales})
+
+    def pieces() -> Iterator[Cells]:
+        done = 0
+        for found in encode_slabs(fit.model, rows.examples, jax.random.key(seed), k=k):
+            mean, scale = (one.astype(np.float32).T for one in found)  # the digits that they have
+            means = {f"z{i}": one for i, one in enumerate(mean, start=1)}
+            scales = {f"z{i}_sd": one for i, one in enumerate(scale, start=1)}
+            last = done + len(found.mean)
+            yield _joined(rows.carried(done, last), {**means, **scales})
+            done = last
+
+    return len(rows.values), pieces()
 
 
 def score_rows(
@@ -297,21 +358,62 @@ def score_rows(
         UserError: if the model or the rows cannot be read or do not fit; or if nothing was held
             out.
     """
+    _, pieces = score_pieces(
+        run,
+        source,
+        k=k,
+        weights=weights,
+        unknown=unknown,
+        data_dir=data_dir,
+        p_values=p_values,
+        seed=seed,
+    )
+    return _whole(pieces)
+
+
+def score_pieces(
+    run: Path,
+    source: Source,
+    *,
+    k: int = 1000,
+    weights: str | None = None,
+    unknown: str = "error",
+    data_dir: Path | None = None,
+    p_values: bool = True,
+    seed: int = 0,
+) -> tuple[int, Iterator[Cells]]:
+    """The number of rows, and `score_rows` piece by piece."""
     fit, (key, held_out_key) = fitted(run, weights), jax.random.split(jax.random.key(seed))
     rows = read_rows(fit, source, unknown=unknown)
-    found = score(fit.model, rows.examples, key, k=k)
-    cells = {
-        "log_likelihood": found.log_likelihood.astype(np.float32),
-        "monte_carlo_error": found.error.astype(np.float32),
-        "pareto_k": found.pareto_k.astype(np.float32),
-    }
+    reference = None
     if p_values:
         held_out = score(fit.model, _held_out(fit, data_dir), held_out_key, k=k)
-        cells["p_value"] = outlier_p_values(found.log_likelihood, held_out.log_likelihood)
-    return _joined(rows.ids, cells)
+        reference = held_out.log_likelihood
+
+    def pieces() -> Iterator[Cells]:
+        done = 0
+        for found in score_slabs(fit.model, rows.examples, key, k=k):
+            cells = {
+                "log_likelihood": found.log_likelihood.astype(np.float32),
+                "monte_carlo_error": found.error.astype(np.float32),
+                "pareto_k": found.pareto_k.astype(np.float32),
+            }
+            if reference is not None:
+                cells["p_value"] = outlier_p_values(found.log_likelihood, reference)
+            last = done + len(found.error)
+            yield _joined(rows.carried(done, last), cells)
+            done = last
+
+    return len(rows.values), pieces()
 
 
-def _held_out(fit: Fitted, data_dir: Path | None) -> np.ndarray:
+def _whole(pieces: Iterator[Cells]) -> Cells:
+    """All pieces of an answer."""
+    found = [*pieces]
+    return {name: np.concatenate([cells[name] for cells in found]) for name in found[0]}
+
+
+def _held_out(fit: Fitted, data_dir: Path | None) -> Examples:
     """The validation examples of a run."""
     remedy = "leave out the p-values (--no-p-values)"
     if not (fit.where / "config.toml").is_file():
@@ -426,17 +528,53 @@ def impute_rows(
     Raises:
         UserError: if the model was not made for missing values, or the rows do not fit.
     """
+    rows, pieces = impute_pieces(
+        run,
+        source,
+        draws=draws,
+        k=k,
+        weights=weights,
+        unknown=unknown,
+        seed=seed,
+        batch_size=batch_size,
+    )
+    found = [*pieces]
+    values = np.concatenate([one.values for one in found], axis=1)
+    return rows, [*values], np.concatenate([one.pareto_k for one in found])
+
+
+def impute_pieces(
+    run: Path,
+    source: Source,
+    *,
+    draws: int | None = None,
+    k: int = 1000,
+    weights: str | None = None,
+    unknown: str = "error",
+    seed: int = 0,
+    batch_size: int | None = None,
+) -> tuple[Rows, Iterator[Imputed]]:
+    """The rows, and piece by piece the completed values `[draws, m, d]` of `impute_rows`."""
     fit, key = fitted(run, weights), jax.random.key(seed)
     if isinstance(fit.model, ConditionalVAE):
         raise UserError(
             f"{run} is conditional, and such models cannot impute: train without --conditional"
         )
     rows = read_rows(fit, source, unknown=unknown)
-    found = imputed(fit.model, rows.examples, key, draws=draws, k=k, batch_size=batch_size)
-    filled = found.values[None] if draws is None else found.values
-    gaps = np.isnan(rows.values)
-    values = [np.where(gaps, fit.outwards(one), rows.values) for one in filled]
-    return rows, values, found.pareto_k
+
+    def pieces() -> Iterator[Imputed]:
+        done = 0
+        slabs = imputed_slabs(
+            fit.model, rows.examples, key, draws=draws, k=k, batch_size=batch_size
+        )
+        for slab in slabs:
+            values = rows.values[done : done + len(slab.pareto_k)]
+            done += len(values)
+            filled = slab.values[None] if draws is None else slab.values
+            whole = np.stack([np.where(np.isnan(values), fit.outwards(x), values) for x in filled])
+            yield Imputed(whole, slab.pareto_k)
+
+    return rows, pieces()
 
 
 def as_cells(fit: Fitted, rows: Float[np.ndarray, "n d"]) -> Cells:

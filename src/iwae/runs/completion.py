@@ -1,6 +1,8 @@
 """Imputation from file to file: what was observed keeps its text, and gaps are filled."""
 
 import csv
+from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -8,10 +10,11 @@ import numpy as np
 
 from iwae.data.columns import to_cells
 from iwae.data.delimited import read_cells
-from iwae.data.tables import SUFFIXES, names_in, write_table
+from iwae.data.tables import SUFFIXES, Cells, names_in, written_by_piece
 from iwae.errors import UserError
+from iwae.evaluation.imputation import Imputed
 from iwae.files import atomic_write
-from iwae.runs.answers import Cells, Fitted, Rows, fitted, impute_rows
+from iwae.runs.answers import Fitted, Rows, fitted, impute_pieces
 
 
 class Completion(NamedTuple):
@@ -63,15 +66,25 @@ def impute_file(
     if khat and KHAT in names_in(file):
         raise UserError(f"{file} has a column {KHAT!r}, the name of the one to add: rename it")
     fit = fitted(run, weights)
-    rows, filled, found = impute_rows(run, file, draws=draws, weights=weights, **options)
-    added = {KHAT: found.astype(np.float32)} if khat else {}
-    for path, values in zip(paths, filled, strict=True):
-        _write(path, file, fit, rows, values, added)
+    rows, pieces = impute_pieces(run, file, draws=draws, weights=weights, **options)
+    if rows.array is None and file.suffix.lower() != ".parquet":
+        every = [*pieces]
+        found = np.concatenate([one.pareto_k for one in every])
+        whole = np.concatenate([one.values for one in every], axis=1)
+        for path, values in zip(paths, whole, strict=True):
+            _write_text(path, file, fit, rows, values, _added(found, khat=khat))
+    else:
+        found = _write_pieces(paths, file, fit, rows, pieces, khat=khat)
     return Completion(paths, found)
 
 
 KHAT = "pareto_k"
 """The column of k-hat."""
+
+
+def _added(found: np.ndarray, *, khat: bool) -> Cells:
+    """The columns to add."""
+    return {KHAT: found.astype(np.float32)} if khat else {}
 
 
 def refuse_existing(path: Path, file: Path, *, overwrite: bool) -> None:
@@ -87,16 +100,34 @@ def numbered(out: Path, i: int) -> Path:
     return out.with_stem(f"{out.stem}-{i}")
 
 
-def _write(
-    path: Path, file: Path, fit: Fitted, rows: Rows, values: np.ndarray, added: Cells
-) -> None:
-    """Write the completed table in the format of the file, with added columns."""
-    if rows.array is not None:
-        write_table(path, {"data": _like(file, rows.array, values)})
-    elif file.suffix.lower() == ".parquet":
-        write_table(path, {**rows.ids, **to_cells(values, fit.columns), **added})
-    else:
-        _write_text(path, file, fit, rows, values, added)
+def _write_pieces(
+    paths: list[Path],
+    file: Path,
+    fit: Fitted,
+    rows: Rows,
+    pieces: Iterator[Imputed],
+    *,
+    khat: bool,
+) -> np.ndarray:
+    """Write the completed tables in the format of the file, all piece by piece; return k-hat."""
+    n, found = len(rows.values), []
+
+    def cells(values: np.ndarray, first: int, added: Cells) -> Cells:
+        last = first + len(values)
+        if rows.array is not None:
+            return {"data": _like(file, rows.array[first:last], values)}
+        return {**rows.carried(first, last), **to_cells(values, fit.columns), **added}
+
+    with ExitStack() as stack:
+        outputs = [stack.enter_context(written_by_piece(path, n)) for path in paths]
+        done = 0
+        for piece in pieces:
+            added = _added(piece.pareto_k, khat=khat)
+            for write, values in zip(outputs, piece.values, strict=True):
+                write(cells(values, done, added))
+            done += len(piece.pareto_k)
+            found.append(piece.pareto_k)
+    return np.concatenate(found)
 
 
 def _like(file: Path, array: np.ndarray, values: np.ndarray) -> np.ndarray:
@@ -126,7 +157,8 @@ def _write_text(
     with atomic_write(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as text:
         writer = csv.writer(text, delimiter=separator, lineterminator="\n")
         writer.writerows([[*header, *added]] if header else [])
-        for number, (line, old, *row) in enumerate(zip(lines, rows.values, *new, strict=True)):
+        old_rows = np.asarray(rows.values)
+        for number, (line, old, *row) in enumerate(zip(lines, old_rows, *new, strict=True)):
             for i, value, cell in zip(places, old, row, strict=True):
                 if np.isnan(value):
                     line[i] = cell.replace(".", ",") if comma else cell

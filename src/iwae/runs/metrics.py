@@ -90,7 +90,7 @@ def open_book(job: Job, folder: Path) -> Book:
     """The book of a run; it monitors held-out examples or, without any, training examples."""
     split = "validation" if len(job.dataset.validation) else "train"
     epochs = np.unique(np.round(np.geomspace(1, job.config.epochs, FRAMES)))
-    monitored = split_examples(job.dataset, split, MONITORED)
+    monitored = np.asarray(split_examples(job.dataset, split, MONITORED))
     return Book(job, folder, set(map(int, epochs)), monitored)
 
 

@@ -12,12 +12,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Int
+from jaxtyping import Array, Int, Key
 
 from iwae.config.experiment import DECAYING, TrainConfig, read_config
 from iwae.data import DATASETS, Dataset, choose, draw, load_dataset
-from iwae.data.own import is_own
-from iwae.data.splits import PSEUDO_INPUTS
+from iwae.data.own import is_large, is_own
+from iwae.data.rows import Examples, converted, kept
+from iwae.data.sampling import PSEUDO_INPUTS, sample
 from iwae.errors import UserError
 from iwae.models.conditional import ConditionalVAE, Model, without_labels
 from iwae.models.declaration import parse_prior
@@ -35,6 +36,7 @@ from iwae.runs.models import (
     load_model,
     read_about,
 )
+from iwae.training.feed import blocks_of
 from iwae.training.hiding import hidden_share
 from iwae.training.loop import Best, Plan, init_best
 from iwae.training.schedules import (
@@ -84,7 +86,7 @@ class Job:
 
 
 def load_config_dataset(config: TrainConfig, data_dir: Path | None = None) -> Dataset:
-    """The data set that a configuration names."""
+    """The data set that a configuration names; in memory, unless it says that they are streamed."""
     return load_dataset(
         config.dataset,
         binarization=config.binarization,
@@ -100,6 +102,7 @@ def load_config_dataset(config: TrainConfig, data_dir: Path | None = None) -> Da
         drop=config.drop or (),
         ids=config.id or (),
         resize=config.resize,
+        stream=bool(config.stream),
         data_dir=data_dir,
     )
 
@@ -248,10 +251,13 @@ def config_network(config: TrainConfig, dataset: Dataset) -> Network:
 
 
 def _known_rows(dataset: Dataset) -> np.ndarray:
-    """The training data in the model's units; for dynamic binarisation, the mean pixels."""
+    """The training data in the model's units; for dynamic binarisation, the mean pixels.
+
+    Streamed data are represented by a fixed random sample: outputs only start at its means.
+    """
     if dataset.binarization == "dynamic":
         return dataset.train_mean[None]
-    return dataset.train
+    return kept(sample(dataset.train) if dataset.is_streamed else dataset.train)
 
 
 def _load_start(config: TrainConfig, dataset: Dataset, run: Path, replicate: int) -> Model:
@@ -369,7 +375,7 @@ def _steps_per_epoch(config: TrainConfig, dataset: Dataset) -> int:
             f"batch_size is {size}, but there are {len(dataset.train)} training "
             "examples: choose a smaller batch"
         )
-    return len(dataset.train) // size
+    return blocks_of(dataset.train, size).steps_per_epoch
 
 
 def batch_size(config: TrainConfig, dataset: Dataset) -> int:
@@ -421,6 +427,8 @@ def make_job(config: TrainConfig, data_dir: Path | None = None, *, resumed: bool
     Raises:
         UserError: for data that cannot be loaded or do not fit.
     """
+    if config.stream is None and not resumed and not config.conditional:
+        config = config.model_copy(update={"stream": is_large(config.dataset) or None})
     dataset = load_config_dataset(config, data_dir)
     config = resolve(config, dataset)
     _check_validation(config, dataset)
@@ -546,22 +554,34 @@ def trained_model(run: Path, weights: str, replicate: int) -> Model:
     return load_model(folder)
 
 
-def split_examples(dataset: Dataset, split: str, count: int | None = None) -> np.ndarray:
+def split_examples(dataset: Dataset, split: str, count: int | None = None) -> Examples:
     """Examples of a split in the model's units; training pixels are drawn once with a fixed key.
 
     Args:
-        count: size of a fixed random subset (all examples, if there are fewer).
+        count: size of a fixed random subset in memory (all examples, if there are fewer).
     """
     raw = dataset.examples(split)
-    if count is not None and count < len(raw):
-        raw = raw[np.sort(choose(len(raw), count))]
+    if count is not None:
+        raw = raw[np.sort(choose(len(raw), count))] if count < len(raw) else kept(raw)
     if split != "train" or dataset.binarization != "dynamic":
         return raw
-    return np.asarray(_draw_all(raw, dataset.binarization))
+    if isinstance(raw, np.ndarray):
+        return np.asarray(_draw_all(raw, _fixed_keys(len(raw)), dataset.binarization))
+    keys = jax.random.key_data(_fixed_keys(len(raw)))
+
+    def drawn(rows: np.ndarray, places: np.ndarray) -> np.ndarray:
+        some = jax.random.wrap_key_data(keys[places])
+        return np.asarray(_draw_all(rows, some, dataset.binarization))
+
+    return converted(raw, drawn, np.uint8)
 
 
-@partial(jax.jit, static_argnums=1)
-def _draw_all(raw: jax.Array, binarization: str) -> jax.Array:
-    keys = jax.random.split(jax.random.key(0), len(raw))
+def _fixed_keys(n: int) -> Key[Array, " n"]:
+    """The keys of the fixed draws of n examples, `[n]`."""
+    return jax.random.split(jax.random.key(0), n)
+
+
+@partial(jax.jit, static_argnums=2)
+def _draw_all(raw: jax.Array, keys: Key[Array, " n"], binarization: str) -> jax.Array:
     pixels = jax.vmap(lambda row, key: draw(row, key, binarization=binarization))(raw, keys)
     return pixels.astype(jnp.uint8)

@@ -13,6 +13,7 @@ from iwae.models.conditional import without_labels
 from iwae.runs.folder import run_config
 from iwae.runs.metrics import read_metrics
 from iwae.runs.setup import Job
+from iwae.training.feed import blocks_of
 
 LAST, RISE = 0.1, 0.1
 """Training ended too soon if the last tenth of the epochs raised the bound by over 0.1 nats."""
@@ -43,6 +44,9 @@ def describe_plan(job: Job) -> str:
     steps = job.stages[0].steps_per_epoch
     batch = f" of {steps:,} steps with {config.batch_size} rows" if config.stages is None else ""
     lines.append(f"training: {most}{config.epochs:,} epochs{batch}{stops}")
+    blocks = blocks_of(job.dataset.train, job.stages[0].settings.batch_size)
+    if blocks.number > 1:
+        lines.append(f"blocks: {blocks.number:,} an epoch, of {blocks.rows:,} rows, read in turn")
     return "\n".join(lines)
 
 

@@ -28,8 +28,8 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from iwae.data import Kind, as_json, as_kind, choose
 from iwae.data.columns import observation as columns_kind
 from iwae.data.kinds import check_values, make_kind
+from iwae.data.sampling import PSEUDO_INPUTS
 from iwae.data.scaling import Scaling
-from iwae.data.splits import PSEUDO_INPUTS
 from iwae.errors import UserError
 from iwae.evaluation.examples import CHAIN_ROWS, ROWS, ExampleFn, gather, map_examples
 from iwae.evaluation.imputation import expected_values, imputed

@@ -51,7 +51,8 @@ def diagnose(
     raw = batch(one, order, data, settings, clock)
     model = replicate_model(template, good.params, broken)
     term = first_non_finite(model, raw, step_key(one), one.extra, settings)
-    step, steps_per_epoch = int(one.step), len(data) // settings.batch_size
+    step = int(one.step)
+    steps_per_epoch = settings.blocks * (len(data) // settings.batch_size)
     epoch = int(clock.epoch) + (step - int(clock.step)) // steps_per_epoch
     return good, (
         f"training stopped at step {step + 1} (epoch {epoch + 1}, replicate "

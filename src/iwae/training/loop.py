@@ -10,19 +10,20 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
+from iwae.data.rows import Examples, Rows
 from iwae.errors import UserError
 from iwae.evaluation.examples import check_positive, gather, map_examples
 from iwae.models.vae import AbstractLatentModel
 from iwae.objectives.objective import Extra, Objective
 from iwae.precision import float32
 from iwae.training.diagnosis import diagnose
+from iwae.training.feed import Feed, blocks_of, feeding
 from iwae.training.schedules import Schedule, check_steps
 from iwae.training.steps import (
     START,
     Clock,
     Settings,
     TrainState,
-    on_all_devices,
     replicate_model,
     run_steps,
     weights,
@@ -31,6 +32,10 @@ from iwae.typing import Example, PRNGKey, Scalar
 
 DISPATCH_SECONDS = 2.0
 """Target duration of a dispatch: long enough for negligible overhead, short enough to stop soon."""
+
+
+SLAB = 2**13
+"""Held-out examples that are read at a time, if they are streamed."""
 
 
 class Best(NamedTuple):
@@ -151,12 +156,12 @@ class NonFiniteError(FloatingPointError):
 def training(
     state: TrainState,
     best: Best,
-    data: np.ndarray,
+    data: Examples,
     schedule: Schedule,
     template: AbstractLatentModel,
     settings: Settings,
     plan: Plan,
-    validation: np.ndarray | None = None,
+    validation: Examples | None = None,
     clock: Clock = START,
 ) -> Iterator[tuple[TrainState, Best, Report]]:
     """Train from `state` to the end of the plan; yield after every dispatch.
@@ -165,7 +170,7 @@ def training(
     result is the same, bit for bit.
 
     Args:
-        data: `[n, ...]` raw training examples.
+        data: `[n, ...]` raw training examples; `Rows` are read block by block (see `feed`).
         validation: `[m, ...]` examples in the model's units, for `plan.validate_every`.
         clock: the step and epoch at which this stage began; the plan's epochs count from there.
 
@@ -175,22 +180,43 @@ def training(
     """
     check_positive("batch_size", settings.batch_size)
     check_positive("validate_every", plan.validate_every)
-    steps_per_epoch = len(data) // settings.batch_size
-    if steps_per_epoch == 0:
+    parts = blocks_of(data, settings.batch_size)
+    if parts.steps == 0:
         raise UserError(
             f"{len(data)} training examples do not fill one batch of {settings.batch_size}; "
             "choose a smaller batch size"
         )
+    settings = settings._replace(blocks=parts.number)
+    check_steps(plan.epochs, parts.steps_per_epoch, int(clock.step))
+    with feeding(data, settings.batch_size, shuffle=settings.shuffle) as feed:
+        yield from _dispatches(
+            state, best, feed, schedule, template, settings, plan, validation, clock
+        )
+
+
+def _dispatches(
+    state: TrainState,
+    best: Best,
+    feed: Feed,
+    schedule: Schedule,
+    template: AbstractLatentModel,
+    settings: Settings,
+    plan: Plan,
+    validation: Examples | None,
+    clock: Clock,
+) -> Iterator[tuple[TrainState, Best, Report]]:
+    """The dispatches of `training`, each within a block."""
+    steps_per_epoch, block_steps = feed.blocks.steps_per_epoch, feed.blocks.steps
     first = int(clock.step)
-    check_steps(plan.epochs, steps_per_epoch, first)
-    raw, last, size = on_all_devices(data), first + plan.epochs * steps_per_epoch, 20
+    last, size = first + plan.epochs * steps_per_epoch, 20
     while (active := _active(best, plan)).any():
         step = int(np.asarray(state.step).max())
         if step >= last:
             break
-        done_epochs = (step - first) // steps_per_epoch
-        end_of_epoch = first + (done_epochs + 1) * steps_per_epoch
-        stop, start = min(step + size, end_of_epoch), time.perf_counter()
+        done_blocks = (step - first) // block_steps
+        stop = min(step + size, first + (done_blocks + 1) * block_steps)
+        raw = feed.at(int(clock.epoch) * feed.blocks.number + done_blocks)
+        start = time.perf_counter()
         stops = jax.device_put(np.where(active, np.int32(stop), state.step))
         new = run_steps(state, stops, raw, schedule, template, settings, clock)
         bounds = np.asarray(new.bound, np.float64)  # waits for the device
@@ -200,7 +226,7 @@ def training(
             raise NonFiniteError(message, good, best)
         epoch, values = int(clock.epoch) + (stop - first) // steps_per_epoch, None
         bound = np.where(active, bounds, np.nan)
-        done = stop == end_of_epoch
+        done = (stop - first) % steps_per_epoch == 0
         if done and validation is not None and epoch % plan.validate_every == 0:
             values = validation_bounds(new, template, settings, validation)
             _refuse_non_finite(values, epoch, state, best)
@@ -255,9 +281,10 @@ def _active(best: Best, plan: Plan) -> np.ndarray:
 
 
 def validation_bounds(
-    state: TrainState, template: AbstractLatentModel, settings: Settings, validation: np.ndarray
+    state: TrainState, template: AbstractLatentModel, settings: Settings, validation: Examples
 ) -> Float[np.ndarray, " R"]:
     """Mean objective of each replicate on held-out data, with the same keys each time."""
+    slab = min(len(validation), SLAB) if isinstance(validation, Rows) else len(validation)
     means, (params, extras) = [], jax.device_get((weights(state), state.extra))
     for replicate in range(len(state.step)):
         model = replicate_model(template, params, replicate)
@@ -268,7 +295,7 @@ def validation_bounds(
             validation,
             jax.random.key(_VALIDATION_SEED),
             batch_size=settings.batch_size,
-            slab_size=len(validation),
+            slab_size=slab,
         )
         means.append(gather(slabs).mean())
     return np.asarray(means)

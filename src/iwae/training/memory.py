@@ -5,10 +5,10 @@ from typing import NamedTuple
 
 import equinox as eqx
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from iwae.data import Dataset
+from iwae.data.rows import Examples
 from iwae.errors import UserError
 from iwae.models.conditional import Model, check_examples, without_labels
 from iwae.models.vae import AbstractLatentModel
@@ -41,7 +41,7 @@ class Trained(NamedTuple):
 @float32
 def train(
     model: AbstractLatentModel,
-    examples: np.ndarray | Dataset,
+    examples: Examples | Dataset,
     objective: Objective | Callable[[AbstractLatentModel, Example, PRNGKey], Scalar],
     *,
     key: PRNGKey,
@@ -51,7 +51,7 @@ def train(
     learning_rate: float | Schedule = 1e-3,
     binarization: str | None = None,
     shuffle: bool = True,
-    validation: np.ndarray | None = None,
+    validation: Examples | None = None,
     validate_every: int = 1,
     patience: int | None = None,
     threshold: float = 0.0,

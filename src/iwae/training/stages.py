@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from iwae.data.rows import Examples
 from iwae.errors import UserError
 from iwae.models.vae import AbstractLatentModel
 from iwae.training.loop import Best, Plan, Report, init_best, training
@@ -108,11 +109,11 @@ def _validates_alike(before: Stage, stage: Stage) -> bool:
 def train_stages(
     state: TrainState,
     best: Best,
-    data: np.ndarray,
+    data: Examples,
     template: AbstractLatentModel,
     stages: Sequence[Stage],
     plan: Plan,
-    validation: np.ndarray | None = None,
+    validation: Examples | None = None,
 ) -> Iterator[tuple[TrainState, Best, Report]]:
     """Run `training` through all stages, from the one that the state is in.
 

@@ -81,6 +81,7 @@ class Settings(NamedTuple):
         validated: the objective measured on held-out examples, if not `objective`.
         ema: decay of the moving average of the parameters; None for no average.
         hide: probability of hiding each observed value, drawn anew at every visit of an example.
+        blocks: parts of an epoch, which are on the device one after another.
     """
 
     objective: Objective
@@ -91,6 +92,7 @@ class Settings(NamedTuple):
     validated: Objective | None = None
     ema: float | None = None
     hide: float = 0.0
+    blocks: int = 1
 
 
 def init_state(
@@ -126,10 +128,12 @@ def step_key(state: TrainState) -> PRNGKey:
 
 
 def epoch_order(state: TrainState, n: int, settings: Settings, clock: Clock) -> Int[Array, " n"]:
-    """The order in which the epoch of one replicate's next step visits the examples."""
+    """The order in which one replicate visits the n examples of its next step's block."""
     done = (state.step - clock.step) // (n // settings.batch_size)
-    epoch = clock.epoch + done if settings.shuffle else 0
+    epoch = clock.epoch + done // settings.blocks if settings.shuffle else 0
     key = jax.random.fold_in(jax.random.fold_in(state.key, _ORDER), epoch)
+    if settings.blocks > 1:
+        key = jax.random.fold_in(key, done % settings.blocks)
     return jax.random.permutation(key, n)
 
 
@@ -236,11 +240,11 @@ def _run_replicate(
     checked: bool,
     clock: Clock,
 ) -> TrainState:
-    """Take steps up to `stop`, all within one epoch; end early if a bound is not finite.
+    """Take steps up to `stop`, all within one block; end early if a bound is not finite.
 
     `checked` also checks every gradient and returns the state before the step that broke.
     """
-    steps_per_epoch = len(data) // settings.batch_size
+    steps_per_epoch = settings.blocks * (len(data) // settings.batch_size)
     order = epoch_order(state, len(data), settings, clock)
 
     def unfinished(carry: tuple[TrainState, Bool[Array, ""]]) -> Bool[Array, ""]:
@@ -281,9 +285,9 @@ def run_steps(
 
     Args:
         state: R replicates.
-        stop: the step to stop at, in the epoch that the replicate is in; a replicate already
-            there is unchanged and costs nothing.
-        data: the raw training examples.
+        stop: the step to stop at, in the block of the epoch that the replicate is in; a replicate
+            already there is unchanged and costs nothing.
+        data: the raw training examples, or those of the block if there are several.
         template: a model of the replicates' kind; its floating-point arrays are not used.
         clock: the step and epoch at which the current stage began.
         checked: whether to check every gradient too; slower, to find the step that broke a run.

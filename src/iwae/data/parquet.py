@@ -1,0 +1,171 @@
+"""Tables of .parquet files that are read piece by piece, and kept on disk as numbers.
+
+PyArrow is imported on first use.
+"""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from iwae.data.columns import Column, to_values
+from iwae.data.rows import Handle, Rows, file_rows
+from iwae.data.tables import Table, frame_table, opened_parquet
+from iwae.errors import UserError
+
+PIECE = 2**16
+"""Rows of a file that are decoded at a time."""
+
+MOST_LEVELS = 10_000
+"""The most different values of a column that are remembered; categories must have fewer."""
+
+
+def values_in(path: Path) -> int:
+    """The number of cells of a file."""
+    about = opened_parquet(path).metadata
+    return about.num_rows * about.num_columns
+
+
+def pieces(path: Path, *, drop: Sequence[str] = (), ids: Sequence[str] = ()) -> Iterator[Table]:
+    """The rows of a file, piece by piece in its order; arguments are those of `read_table`."""
+    import pyarrow as pa
+
+    first = 0
+    for batch in opened_parquet(path).iter_batches(PIECE):
+        frame = pa.Table.from_batches([batch])
+        yield frame_table(frame, drop=drop, ids=ids, where=str(path), first=first)
+        first += len(batch)
+
+
+def digest(tables: Iterator[Table], wanted: Mapping[str, str] | None) -> Table:
+    """A short table from which the rule of `columns` makes the same choices as from all rows.
+
+    A column holds its different values or, if there are more than `MOST_LEVELS`, the first of
+    them, the extremes and a number that is not whole.
+
+    Args:
+        tables: the pieces of the whole table.
+        wanted: kinds that the user names, of columns that may be categories.
+
+    Raises:
+        UserError: for too many categories.
+    """
+    seen: list[_Seen] = []
+    first = 0
+    for table in tables:
+        seen = seen or [_Seen() for _ in table.names]
+        for one, cells in zip(seen, table.columns, strict=True):
+            one.add(cells, first)
+        first += table.n_rows
+    if not seen:
+        raise UserError("the file has no rows: give at least two, to train and to test")
+    for name, one in zip(table.names, seen, strict=True):
+        base = (wanted or {}).get(name, "").partition(":")[0]
+        if base in ("categorical", "bernoulli") and one.is_full:
+            raise UserError(
+                f"{table.where}: column {name!r} has more than {MOST_LEVELS:,} different values: "
+                "leave it out, or give it another kind"
+            )
+    columns = [one.column() for one in seen]
+    longest = max(map(len, columns))
+    rows = [list(one.values.values()) for one in seen]
+
+    def place(row: int, column: int) -> str:
+        return f"row {rows[column][row] + 1}, column {table.names[column]!r}"
+
+    padded = tuple(_padded(one, longest) for one in columns)
+    return table._replace(columns=padded, ids={}, place=place)
+
+
+class _Seen:
+    """The values of a column so far, as far as its kind depends on them."""
+
+    def __init__(self) -> None:
+        self.values: dict[Any, int] = {}  # each with its first row
+        self.marks: dict[str, float] = {}
+        self.count = 0
+        self.is_full = self.has_words = False
+
+    def add(self, cells: np.ndarray, first: int) -> None:
+        """Look at further cells, of which the first is in this row."""
+        self.has_words = cells.dtype == object
+        there = np.flatnonzero(cells != None if self.has_words else ~np.isnan(cells))  # noqa: E711
+        present = cells[there]
+        self.count += len(present)
+        if not len(present):
+            return
+        new, places = np.unique(present, return_index=True)
+        for value, row in zip(new, there[places], strict=True) if not self.is_full else ():
+            self.values.setdefault(value, first + int(row))
+        self.is_full = len(self.values) > MOST_LEVELS
+        if self.has_words:
+            return
+        odd = present[present != np.rint(present)]
+        self.marks["low"] = min(present.min(), self.marks.get("low", np.inf))
+        self.marks["high"] = max(present.max(), self.marks.get("high", -np.inf))
+        if len(odd):
+            self.marks.setdefault("odd", odd[0])
+
+    def column(self) -> np.ndarray:
+        """The column of the short table; values that recur do so here."""
+        values = [*self.values, *self.marks.values()]
+        values += values[:1] * (min(self.count, 2 * len(values)) - len(values))
+        return np.array([*values, None], object)[:-1] if self.has_words else np.array(values, float)
+
+
+def _padded(column: np.ndarray, length: int) -> np.ndarray:
+    gap = None if column.dtype == object else np.nan
+    return np.concatenate([column, np.full(length - len(column), gap, column.dtype)])
+
+
+def stored_values(
+    path: Path, tables: Iterator[Table], columns: Sequence[Column], *, unknown: str
+) -> Rows:
+    """The values of a table, float64 `[n, d]`, in a temporary file that goes with the process.
+
+    Args:
+        path: of the table.
+        tables: its pieces.
+        columns, unknown: as for `columns.to_values`.
+
+    Raises:
+        UserError: if there is too little room; and as for `columns.to_values`.
+    """
+    n, d = opened_parquet(path).metadata.num_rows, len(columns)
+    folder, size = tempfile.gettempdir(), 8 * n * d
+    if (free := shutil.disk_usage(folder).free) < size:
+        raise UserError(
+            f"{path} takes {size / 2**30:.1f} GiB as numbers, but {folder} has only "
+            f"{free / 2**30:.1f} GiB left: let TMPDIR name a folder with more room"
+        )
+    with tempfile.TemporaryFile() as file:
+        for table in tables:
+            file.write(np.ascontiguousarray(to_values(table, columns, unknown=unknown)).data)
+        file.flush()
+        handle = Handle(os.dup(file.fileno()))  # the file goes with it
+    return file_rows(handle, str(path), 0, (n, d), np.dtype(np.float64))
+
+
+def cells_of(path: Path, names: Sequence[str]) -> dict[str, Rows]:
+    """Columns of a file as it stores them, which takes less memory than objects."""
+    table = opened_parquet(path).read([*names])
+    return {
+        name: Rows(_Cells(table.column(name)), None, None, (), np.dtype(object)) for name in names
+    }
+
+
+class _Cells:
+    """A column of Arrow, with the indexing that `Rows` needs."""
+
+    def __init__(self, column: Any):
+        self._column = column
+
+    def __len__(self) -> int:
+        return len(self._column)
+
+    def __getitem__(self, index: np.ndarray) -> np.ndarray:
+        return np.asarray(self._column.take(index).to_numpy())

@@ -1,0 +1,127 @@
+"""The training examples on the devices: all of them or, of streamed data, one block at a time.
+
+An epoch of streamed data is a sequence of K blocks of equal size. A block is put together from many
+short runs of consecutive rows, chosen at random among those of the whole data set, so that a file
+that is sorted by class still gives mixed blocks; within it, each replicate visits the rows in a
+random order of its own. Which runs form a block depends on the epoch and the block alone, and the
+order within a block on the replicate's key too, so that any step can be reached again. To the
+compiled program, a block is a data set: data in memory are one block that never changes.
+"""
+
+import math
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from iwae.data.rows import Examples, Rows
+from iwae.data.sampling import BLOCK_ROWS, generator
+from iwae.training.steps import on_all_devices
+
+BLOCK_BYTES = 2**26
+"""The most bytes of a block: on each device there is one, and the next one is read meanwhile."""
+
+RUNS = 256
+"""Runs of consecutive rows that form a block."""
+
+
+class Blocks(NamedTuple):
+    """The parts of an epoch.
+
+    Attributes:
+        number: blocks in an epoch; 1 for data in memory.
+        rows: of each block. Fewer than `number` rows are left out, others in each shuffled epoch.
+        steps: batches of each block, whose last rows may fill none.
+    """
+
+    number: int
+    rows: int
+    steps: int
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Batches in an epoch."""
+        return self.number * self.steps
+
+
+def blocks_of(data: Examples, batch_size: int) -> Blocks:
+    """The blocks of training examples: as few as `BLOCK_BYTES` allows if they are streamed."""
+    n, count = len(data), 1
+    if isinstance(data, Rows):
+        count = max(1, min(math.ceil(data.nbytes / BLOCK_BYTES), n // batch_size))
+    return Blocks(count, n // count, n // count // batch_size)
+
+
+def block_rows(n: int, blocks: Blocks, epoch: int, block: int) -> np.ndarray:
+    """The rows of a block of an epoch, ascending; no row is in two blocks of an epoch.
+
+    Args:
+        n: rows of the data.
+    """
+    length = max(1, blocks.rows // RUNS)
+    runs = -(-n // length)
+    order = np.argsort(generator(epoch, BLOCK_ROWS).random(runs), kind="stable")
+    starts = order * length
+    sizes = np.minimum(starts + length, n) - starts
+    ends = np.cumsum(sizes)
+    first, last = block * blocks.rows, (block + 1) * blocks.rows
+    mine = np.flatnonzero((ends > first) & (ends - sizes < last))
+    pieces = [
+        np.arange(
+            starts[i] + max(0, first - (ends[i] - sizes[i])),
+            starts[i] + min(sizes[i], last - (ends[i] - sizes[i])),
+        )
+        for i in mine
+    ]
+    return np.sort(np.concatenate(pieces))
+
+
+class Feed:
+    """The blocks of training data on the devices, of which the next one is read ahead."""
+
+    def __init__(
+        self, data: Examples, batch_size: int, *, shuffle: bool, reader: ThreadPoolExecutor
+    ):
+        self.blocks = blocks_of(data, batch_size)
+        self._data, self._shuffle, self._reader = data, shuffle, reader
+        self._ahead: tuple[tuple[int, int], Future[np.ndarray]] | None = None
+        self._place: tuple[int, int] | None = None
+        self._here: jax.Array | None = None
+
+    def at(self, done: int) -> jax.Array:
+        """The block in use after `done` blocks since the start of the run."""
+        place = divmod(done, self.blocks.number)
+        if not isinstance(self._data, Rows) or self.blocks.number == 1:
+            place = (0, 0)
+        if self._here is None or place != self._place:
+            self._here = None  # before the next one is put beside it
+            self._here = on_all_devices(self._read(place))
+            self._place = place
+            self._read_ahead(divmod(done + 1, self.blocks.number))
+        return self._here
+
+    def _read(self, place: tuple[int, int]) -> np.ndarray:
+        """The rows of an epoch's block, which may have been read ahead."""
+        if not isinstance(self._data, Rows):
+            return self._data
+        if self._ahead is not None and self._ahead[0] == place:
+            return self._ahead[1].result()
+        return self._block(self._data, place)
+
+    def _read_ahead(self, place: tuple[int, int]) -> None:
+        if isinstance(self._data, Rows) and self.blocks.number > 1:
+            self._ahead = place, self._reader.submit(self._block, self._data, place)
+
+    def _block(self, data: Rows, place: tuple[int, int]) -> np.ndarray:
+        epoch, block = place
+        return data[block_rows(len(data), self.blocks, epoch if self._shuffle else 0, block)]
+
+
+@contextmanager
+def feeding(data: Examples, batch_size: int, *, shuffle: bool) -> Iterator[Feed]:
+    """A feed of training data, which reads ahead in a thread until the block ends."""
+    with ThreadPoolExecutor(1, "iwae-reader") as reader:
+        yield Feed(data, batch_size, shuffle=shuffle, reader=reader)
