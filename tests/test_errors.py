@@ -277,6 +277,18 @@ def test_the_draws_of_another_bound_are_carried_over(tmp_path):
     assert whole.binarizations.log_likelihood == pytest.approx(whole.whole.log_likelihood - 0.5)
 
 
+def test_draws_of_a_subset_are_named_as_its_own(tmp_path):
+    record_of(tmp_path, "all", {500: HIGH})
+    some = record_of(tmp_path, "some", {50: LOW}, SOME, binarizations=DRAWS)
+    assert "draws of the pixels of the subset" in describe(dict(read_completed(tmp_path))[some])
+
+
+def test_one_example_is_not_carried_over_to_all(tmp_path):
+    record_of(tmp_path, "all", {50: LOW})
+    one = record_of(tmp_path, "one", {500: HIGH}, SOME[:1])
+    assert dict(read_completed(tmp_path))[one].by_k[0].whole is None
+
+
 def test_errors_are_said_by_one_formatter():
     row = SampledRow(k=50, log_likelihood=-9.0, stderr=0.5, monte_carlo_error=0.0123)
     assert error_words(row) == ["Monte Carlo error 0.012"]

@@ -115,7 +115,8 @@ def _part(part: Any, others: _Others, replicate: int | None) -> Any:
 
 def _row(row: Row, i: int, others: _Others, replicate: int | None) -> Row:
     more: dict[str, Whole | Binarizations] = {}
-    if others.control is not None and others.arrays is not None:
+    # One example tells no error of what it is carried over to.
+    if others.control and others.arrays is not None and len(others.arrays["index"]) > 1:
         name, values = others.control
         mine = others.arrays["log_likelihood"][:, i]
         one = (mine.mean(axis=0), values.mean(axis=0))
@@ -155,7 +156,7 @@ def carried_over(
     the two standard deviations on the subset.
 
     Args:
-        subset: nats.
+        subset: nats, of two examples or more.
         control: another bound of the same model, nats.
         places: of the subset among the n.
         name: of the control.
@@ -164,7 +165,7 @@ def carried_over(
     if not (np.isfinite(control).all() and np.isfinite(subset).all()):
         return Whole(n=n, by=name, log_likelihood=None, stderr=None, subset_error=None)
     difference = subset - same
-    spread = np.std(subset) / np.std(same) if m > 1 and np.std(same) > 0 else 1.0
+    spread = np.std(subset) / np.std(same) if np.std(same) > 0 else 1.0
     return Whole(
         n=n,
         by=name,

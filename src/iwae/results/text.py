@@ -169,7 +169,8 @@ def _head(record: Record) -> str:
         subset = f" (a random subset{how})" if record.subset else ""
         what = f"{record.dataset} {record.split}, {record.n} examples{subset}"
     pruned = ", pruned" if record.pruned else ""
-    return f"{what}, {record.weights} weights{pruned}; nats per example{_of(record)}"
+    unit = "" if record.method == Method.CALIBRATION else f"; nats per example{_of(record)}"
+    return f"{what}, {record.weights} weights{pruned}{unit}"
 
 
 def _of(record: Record) -> str:
@@ -381,8 +382,9 @@ def _carried(row: Weights) -> Iterator[str]:
         )
     if (drawn := row.binarizations) is not None:
         by = "" if drawn.by is None else f" (draws of {drawn.by})"
+        own = " of the subset" if whole is not None and drawn.by is None else ""
         yield (
-            f"  mean over {drawn.draws} draws of the pixels {with_error(drawn)}, error of the "
+            f"  mean over {drawn.draws} draws of the pixels{own} {with_error(drawn)}, error of the "
             f"draws {_plain(plus_minus(drawn.draws_error))}, of one draw "
             f"{_plain(plus_minus(drawn.one_draw_error))}{by}"
         )
