@@ -23,7 +23,7 @@ from iwae.results.reading import Estimate, Known, estimates_of
 from iwae.results.records import summary
 from iwae.results.replicates import draws_summary
 from iwae.results.schema import Binarizations, Record, SampledRow, Whole
-from iwae.results.subsets import STRATA, stratified, subset_places
+from iwae.results.subsets import STRATA, choice, stratified, subset_places
 from iwae.results.text import describe, error_words
 from iwae.runs.models import load_model
 from small import finished
@@ -353,18 +353,41 @@ def test_errors_are_said_by_one_formatter():
 
 
 def test_a_new_subset_is_stratified_and_an_old_one_stays(tmp_path):
-    how = {"seed": 0, "weights": "final", "pruned": False}
-    plain, by = subset_places(tmp_path, "test", 10, 100, **how, digests=["m"])
+    how = {"weights": "final", "pruned": False}
+    asked = choice("test", 10, 0, "t")
+    plain, by = subset_places(tmp_path, 100, asked, **how, digests=["m"])
     assert (plain.tolist(), by) == (choose(100, 10).tolist(), None)
     record_of(tmp_path, "old", {500: HIGH}, SOME)
     record_of(tmp_path, "all", {1: HIGH, 50: LOW})
-    new, by = subset_places(tmp_path, "test", 10, 100, **how, digests=["m"])
+    new, by = subset_places(tmp_path, 100, asked, **how, digests=["m"])
     assert (new.tolist(), by) == (stratified(LOW, 10, 0).tolist(), "L_50")
-    again, by = subset_places(tmp_path, "test", 20, 100, **how, digests=["m"])
+    again, by = subset_places(tmp_path, 100, {**asked, "examples": 20}, **how, digests=["m"])
     assert (again.tolist(), by) == (SOME.tolist(), None)
     for other in (["another model"], None):
-        plain, by = subset_places(tmp_path, "test", 10, 100, **how, digests=other)
+        plain, by = subset_places(tmp_path, 100, asked, **how, digests=other)
         assert (plain.tolist(), by) == (choose(100, 10).tolist(), None)
+    for count in (10, 20):  # neither the bounds nor the places of another test set
+        other = choice("test", count, 0, "another test set")
+        plain, by = subset_places(tmp_path, 100, other, **how, digests=["m"])
+        assert (plain.tolist(), by) == (choose(100, count).tolist(), None)
+
+
+def test_a_stopped_measurement_keeps_its_subset(tmp_path):
+    """L_k of all is recorded meanwhile, by which another subset would be stratified."""
+    run = small.unmeasured(finished(), tmp_path / "run")
+
+    def stopped(items, *_):
+        yield next(iter(items))
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        evaluate_run(run, ks=[5], examples=10, batch_size=2, track=stopped)
+    evaluate_run(run, ks=[2])
+    record = evaluate_run(run, ks=[5], examples=10, batch_size=2)
+    index = store.read_arrays(run / "evaluations" / "test-final-k5-n10.json")["index"]
+    np.testing.assert_array_equal(index, choose(50, 10))
+    assert record["subset"] == {"examples": 10, "seed": 0}
+    assert not (run / "evaluations" / "unfinished").exists()
 
 
 def test_a_subset_of_a_run_is_stratified_by_its_record(drawn):
