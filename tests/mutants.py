@@ -642,6 +642,18 @@ MUTANTS = {
     "subset-carried-over-from-other-models": Mutant(
         "results/completing.py", '"digests", "test_sha256")', '"test_sha256")', "errors"
     ),
+    "draws-carried-over-to-looser-bounds": Mutant(
+        "results/completing.py", "if one.k <= row.k]", "if one.k]", "errors"
+    ),
+    "error-of-independent-replicates": Mutant(
+        "results/completing.py",
+        "float(np.mean(np.array(errors, float)))",
+        "float(np.linalg.norm(np.array(errors, float)) / len(errors))",
+        "errors",
+    ),
+    "places-of-another-test-set": Mutant(
+        "results/subsets.py", 'record.test_sha256 or ""', 'asked["test_sha256"]', "errors"
+    ),
     "errors-never-at-least": Mutant(
         "results/text.py", "(row.pareto_k_unreliable or 0) >= UNRELIABLE", "False", "errors"
     ),

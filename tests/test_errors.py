@@ -12,15 +12,18 @@ from iwae.data import choose, load_dataset
 from iwae.data.draws import redrawn
 from iwae.errors import UserError
 from iwae.evaluation.likelihood import log_likelihoods
+from iwae.experiments.annealed import above_samples, mean_above
+from iwae.experiments.cell_errors import mean_over_draws, other_errors
+from iwae.experiments.table import Cell
 from iwae.results import store
-from iwae.results.completing import carried_over, read_completed
+from iwae.results.completing import _over, carried_over, read_completed
 from iwae.results.draws import draw_key
 from iwae.results.frame import results
-from iwae.results.reading import Estimate, estimates_of
+from iwae.results.reading import Estimate, Known, estimates_of
 from iwae.results.records import summary
 from iwae.results.replicates import draws_summary
-from iwae.results.schema import SampledRow, Whole
-from iwae.results.subsets import STRATA, stratified, subset_places
+from iwae.results.schema import Binarizations, Record, SampledRow, Whole
+from iwae.results.subsets import STRATA, choice, stratified, subset_places
 from iwae.results.text import describe, error_words
 from iwae.runs.models import load_model
 from small import finished
@@ -110,7 +113,7 @@ def test_replicates_share_the_draws(tmp_path):
     spread = draws.mean(axis=0)[0].var(axis=0, ddof=1)
     assert record["binarizations"]["one_draw_error"] == pytest.approx(np.sqrt(spread.sum()) / 50)
     errors = [one["monte_carlo_error"] for one in record["replicates"]]
-    assert record["monte_carlo_error"] == pytest.approx(np.linalg.norm(errors) / 2)
+    assert record["monte_carlo_error"] == pytest.approx(np.mean(errors))
 
 
 @pytest.mark.parametrize(
@@ -272,6 +275,8 @@ def test_the_draws_of_another_bound_are_carried_over(tmp_path):
     assert carried.log_likelihood == pytest.approx(HIGH.mean() - 0.5)
     assert carried.draws_error == pytest.approx(0.05)  # 3, 4, 5
     assert carried.one_draw_error == 0.08
+    spread = HIGH.std() / LOW.std()  # L_500 varies as much more over draws as over the usual one
+    assert carried.stderr == pytest.approx(2.0 * spread)
     assert "of one draw 0.080 (draws of L_50)" in describe(found[all_])
     whole = found[some].by_k[0]
     assert whole.binarizations.log_likelihood == pytest.approx(whole.whole.log_likelihood - 0.5)
@@ -289,6 +294,65 @@ def test_one_example_is_not_carried_over_to_all(tmp_path):
     assert dict(read_completed(tmp_path))[one].by_k[0].whole is None
 
 
+def test_draws_are_not_carried_over_to_a_looser_bound(tmp_path):
+    path = record_of(tmp_path, "all", {1: LOW - 9, 5: LOW, 64: HIGH})
+    for name, ks in (("drawn", {5: LOW, 50: LOW}), ("more", {500: HIGH})):
+        record_of(tmp_path, name, ks, binarizations=DRAWS, monte_carlo_error=0.04)
+    found = [row.binarizations for row in dict(read_completed(tmp_path))[path].by_k]
+    assert [one and one.by for one in found] == [None, "L_5", "L_50"]
+
+
+def test_the_error_of_one_model_twice_is_its_own():
+    """Replicates are measured with the same keys, so that a second one may tell nothing new."""
+    row = SampledRow(k=5, log_likelihood=-9.0, stderr=0.5, monte_carlo_error=0.1)
+    assert _over(row, [row, row]).monte_carlo_error == pytest.approx(0.1)
+    assert other_errors([(row, 2), (row, 1)], RECORD, 3) == "Monte Carlo error 0.1000"
+
+
+RECORD = Record.model_construct(split="test", data={})
+
+
+def over_draws(**more):
+    row = SampledRow(k=5000, log_likelihood=-9.0, stderr=0.5, monte_carlo_error=0.1)
+    return row.model_copy(update={"binarizations": Binarizations(**{**DRAWS, **more})})
+
+
+def test_an_unknown_error_of_draws_is_called_so():
+    rows = [(over_draws(), 1), (over_draws(draws_error=None), 1)]
+    found = mean_over_draws(rows)
+    assert (found.draws_error, found.one_draw_error) == (None, 0.08)
+    assert other_errors(rows, RECORD, 2).endswith("pixel draw error unknown (8 draws)")
+    cell = Cell("", None, nll=9.0, draws=over_draws().binarizations, spread=0.1, seeds=2)
+    assert cell.margin > 1
+    assert cell._replace(draws=found).margin is None
+
+
+def test_runs_with_other_draws_are_named():
+    rows = [(over_draws(draws_error=0.0), 3), (over_draws(draws=4, by="L_64"), 1)]
+    assert other_errors(rows, RECORD, 4).endswith(
+        "pixel draw error 0.0075 (8 draws; 4 draws, by L_64)"
+    )
+    exact = [(SampledRow(k=5, log_likelihood=-9.0, stderr=0.5, monte_carlo_error=0.0), 1)]
+    assert other_errors(exact, RECORD, 2) == "Monte Carlo error 0.000"
+
+
+def test_the_annealing_of_each_run_is_carried_over_by_its_own_bound():
+    """Two runs, annealed on different subsets; the second one has two seeds."""
+    found = []
+    for places, seeds in ((SOME, 1), (choose(100, 20, seed=9), 2)):
+        low = Known("L_5000", (0, 5000), False, np.arange(100), np.stack([LOW] * seeds), RECORD)
+        high = np.stack([HIGH[places] + seeds] * seeds)
+        found.append(above_samples(Known("AIS_9", (1, 9), False, places, high, RECORD), low))
+    mean = mean_above(found)
+    first, second = ((HIGH + seeds - LOW)[p] for p, seeds in ((SOME, 1), (places, 2)))
+    assert mean.gap == pytest.approx((first.mean() + 2 * second.mean()) / 3)
+    errors = [one.std(ddof=1) * np.sqrt(0.8 / 20) for one in (first, second)]
+    assert mean.error == pytest.approx((errors[0] + 2 * errors[1]) / 3)
+    assert (mean.estimator, mean.seeds) == ("AIS_9", 3)
+    assert mean_above([]) is None
+    assert mean_above([found[0], found[1]._replace(gap=None)]).gap is None
+
+
 def test_errors_are_said_by_one_formatter():
     row = SampledRow(k=50, log_likelihood=-9.0, stderr=0.5, monte_carlo_error=0.0123)
     assert error_words(row) == ["Monte Carlo error 0.012"]
@@ -301,18 +365,41 @@ def test_errors_are_said_by_one_formatter():
 
 
 def test_a_new_subset_is_stratified_and_an_old_one_stays(tmp_path):
-    how = {"seed": 0, "weights": "final", "pruned": False}
-    plain, by = subset_places(tmp_path, "test", 10, 100, **how, digests=["m"])
+    how = {"weights": "final", "pruned": False}
+    asked = choice("test", 10, 0, "t")
+    plain, by = subset_places(tmp_path, 100, asked, **how, digests=["m"])
     assert (plain.tolist(), by) == (choose(100, 10).tolist(), None)
     record_of(tmp_path, "old", {500: HIGH}, SOME)
     record_of(tmp_path, "all", {1: HIGH, 50: LOW})
-    new, by = subset_places(tmp_path, "test", 10, 100, **how, digests=["m"])
+    new, by = subset_places(tmp_path, 100, asked, **how, digests=["m"])
     assert (new.tolist(), by) == (stratified(LOW, 10, 0).tolist(), "L_50")
-    again, by = subset_places(tmp_path, "test", 20, 100, **how, digests=["m"])
+    again, by = subset_places(tmp_path, 100, {**asked, "examples": 20}, **how, digests=["m"])
     assert (again.tolist(), by) == (SOME.tolist(), None)
     for other in (["another model"], None):
-        plain, by = subset_places(tmp_path, "test", 10, 100, **how, digests=other)
+        plain, by = subset_places(tmp_path, 100, asked, **how, digests=other)
         assert (plain.tolist(), by) == (choose(100, 10).tolist(), None)
+    for count in (10, 20):  # neither the bounds nor the places of another test set
+        other = choice("test", count, 0, "another test set")
+        plain, by = subset_places(tmp_path, 100, other, **how, digests=["m"])
+        assert (plain.tolist(), by) == (choose(100, count).tolist(), None)
+
+
+def test_a_stopped_measurement_keeps_its_subset(tmp_path):
+    """L_k of all is recorded meanwhile, by which another subset would be stratified."""
+    run = small.unmeasured(finished(), tmp_path / "run")
+
+    def stopped(items, *_):
+        yield next(iter(items))
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        evaluate_run(run, ks=[5], examples=10, batch_size=2, track=stopped)
+    evaluate_run(run, ks=[2])
+    record = evaluate_run(run, ks=[5], examples=10, batch_size=2)
+    index = store.read_arrays(run / "evaluations" / "test-final-k5-n10.json")["index"]
+    np.testing.assert_array_equal(index, choose(50, 10))
+    assert record["subset"] == {"examples": 10, "seed": 0}
+    assert not (run / "evaluations" / "unfinished").exists()
 
 
 def test_a_subset_of_a_run_is_stratified_by_its_record(drawn):

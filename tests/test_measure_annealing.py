@@ -164,7 +164,7 @@ def test_a_stopped_evaluation_goes_on_where_it_was(record, tmp_path, monkeypatch
     with pytest.raises(KeyboardInterrupt):
         anneal_run(run, **options, track=interrupt_after(2))
     kept = sorted((run / "evaluations" / "unfinished").iterdir())
-    assert len(kept) == 4  # step sizes and values of two lengths
+    assert len(kept) == 5  # the subset, step sizes and values of two lengths
 
     def slabs(*arguments, first, **more):
         begun.append(first)

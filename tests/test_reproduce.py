@@ -240,7 +240,8 @@ def over_draws(run):
     shift = row["binarizations"]["log_likelihood"] - row["log_likelihood"]
     found = row["binarizations"]
     error = np.hypot(found["draws_error"], row["monte_carlo_error"])
-    return -(whole["log_likelihood"] + shift), found["stderr"], error, found["one_draw_error"]
+    stderr = whole["stderr"] * found["stderr"] / row["stderr"]
+    return -(whole["log_likelihood"] + shift), stderr, error, found["one_draw_error"]
 
 
 def test_a_cell_is_read_from_its_records(copied):
@@ -256,7 +257,7 @@ def test_a_cell_is_read_from_its_records(copied):
     assert cell.difference == pytest.approx(cell.nll - 86.76)
     assert cell.active == tuple(record["active_units"])
     assert (cell.seeds, cell.epochs, cell.spread) == (1, 3280, None)
-    name, gap, error = cell.annealed
+    name, gap, error, _ = cell.annealed
     both = [
         json.loads((copied / "evaluations" / file).read_text())
         for file in ("test-final-ais-T500-c16-l10-sigmoid-posterior-n1000.json",)
@@ -288,7 +289,8 @@ def test_seeds_are_averaged_and_their_deviation_is_shown(copied):
     seeds, draws = 12.706 * cell.spread * np.sqrt(1.5), 1.96 * np.hypot(*over_draws(copied)[2:])
     assert cell.margin == pytest.approx(np.hypot(seeds, draws), rel=1e-4)
     # Annealing is above the second seed's bound by so much less.
-    assert cell.annealed[1] == pytest.approx(alone.annealed[1] - 0.1, abs=1e-6)
+    assert cell.annealed.gap == pytest.approx(alone.annealed.gap - 0.1, abs=1e-6)
+    assert cell.annealed.error == pytest.approx(alone.annealed.error)
     assert "(sd of seeds 0.14)" in table(copied.parents[4], [VAE], Wanted())
 
 

@@ -4,28 +4,32 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from iwae.results.schema import Binarizations, Record, Weights
+from iwae.results.schema import Binarizations, Number, Record, Weights
 from iwae.results.text import monte_carlo_words
 
 Rows = Sequence[tuple[Weights, int]]
 """For each run, its bound with what other records add to it, and its number of seeds."""
 
 
+def mean_over_seeds(values: Sequence[Number], seeds: Sequence[int]) -> Number:
+    """The mean of the values of runs with so many seeds; None if it is unknown of one."""
+    known = [value for value in values if value is not None]
+    return float(np.average(known, weights=seeds)) if len(known) == len(values) else None
+
+
 def mean_over_draws(rows: Rows) -> Binarizations | None:
     """The mean over the draws of a test set's pixels and over all seeds; None unless all have it.
 
-    All runs were measured on the same draws, so the error of the draws is that of one run.
+    The draws of all runs are those of one test set, so the error of the draws is that of one run:
+    the mean over seeds. `draws` and `by` are those of the run with the fewest draws.
     """
-    found = [row.binarizations for row, _ in rows]
-    if any(one is None or one.log_likelihood is None for one in found):
+    found = _drawn(rows)
+    if not found or any(one.log_likelihood is None for one in found):
         return None
     seeds = [number for _, number in rows]
     names = ("log_likelihood", "stderr", "draws_error", "one_draw_error")
-    means = {
-        name: float(np.average([getattr(one, name) for one in found], weights=seeds))
-        for name in names
-    }
-    return None if found[0] is None else found[0].model_copy(update=means)
+    means = {name: mean_over_seeds([getattr(one, name) for one in found], seeds) for name in names}
+    return min(found, key=lambda one: one.draws).model_copy(update=means)
 
 
 def other_errors(rows: Rows, record: Record, digits: int) -> str:
@@ -35,24 +39,32 @@ def other_errors(rows: Rows, record: Record, digits: int) -> str:
         record: of one of the runs.
         digits: of the errors of draws; those of particles have one more.
     """
-    return "; ".join(
-        [*_particles(rows, digits + 1), *_pixels(mean_over_draws(rows), record, digits)]
-    )
+    return "; ".join([*_particles(rows, digits + 1), *_pixels(rows, record, digits)])
+
+
+def _drawn(rows: Rows) -> list[Binarizations]:
+    """The mean over draws of each run; none unless all have one."""
+    found = [row.binarizations for row, _ in rows if row.binarizations is not None]
+    return found if len(found) == len(rows) else []
 
 
 def _particles(rows: Rows, digits: int) -> list[str]:
-    """The Monte Carlo error of the mean over all seeds, whose particles are their own."""
-    known = [(row.monte_carlo_error, seeds) for row, seeds in rows if row.monte_carlo_error]
-    if len(known) < len(rows):
-        return []
-    total = np.linalg.norm([error * seeds for error, seeds in known])
-    mean = float(total / sum(seeds for _, seeds in known))
-    return monte_carlo_words(rows[0][0].model_copy(update={"monte_carlo_error": mean}), digits)
+    """The Monte Carlo error of the mean over all seeds.
+
+    Particles of all runs are drawn with the same keys, so it is bounded by the mean of the errors,
+    what it is if they are perfectly correlated.
+    """
+    each, seeds = zip(*rows, strict=True)
+    mean = mean_over_seeds([row.monte_carlo_error for row in each], seeds)
+    return monte_carlo_words(each[0].model_copy(update={"monte_carlo_error": mean}), digits)
 
 
-def _pixels(drawn: Binarizations | None, record: Record, digits: int) -> list[str]:
-    if drawn is not None:
-        by = "" if drawn.by is None else f", by {drawn.by}"
-        return [f"pixel draw error {drawn.draws_error:.{digits}f} ({drawn.draws} draws{by})"]
-    is_drawn = record.data.get("binarization") == "dynamic"
-    return ["pixel draw error not measured"] if is_drawn else []
+def _pixels(rows: Rows, record: Record, digits: int) -> list[str]:
+    """The error of the draws, with the numbers of draws and the bounds by which it is known."""
+    drawn = mean_over_draws(rows)
+    if drawn is None:
+        return ["pixel draw error not measured"] if record.is_drawn else []
+    error = drawn.draws_error
+    words = "unknown" if error is None else f"{error:.{digits}f}"
+    how = [f"{one.draws} draws" + (f", by {one.by}" if one.by else "") for one in _drawn(rows)]
+    return [f"pixel draw error {words} ({'; '.join(dict.fromkeys(how))})"]

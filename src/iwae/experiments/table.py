@@ -11,6 +11,7 @@ from tabulate import tabulate
 from iwae.config.experiment import config_values, read_config
 from iwae.config.presets import FAST, PRESETS, Preset, same_experiment
 from iwae.errors import UserError
+from iwae.experiments.annealed import Annealed, above_samples, mean_above
 from iwae.experiments.cell_errors import mean_over_draws, other_errors
 from iwae.experiments.cells import Wanted, cell_folder, cell_runs
 from iwae.experiments.costs import hours
@@ -43,8 +44,8 @@ class Cell(NamedTuple):
         spread: standard deviation between seeds; None for one seed.
         truth: minus the mean log density of the same examples, where it is known, nats.
         active: mean active units of each layer.
-        annealed: AIS minus L_5000 on the same examples, with its standard error, as an estimate for
-            all of the test set; None if unknown.
+        annealed: AIS minus L_5000 for all of the test set, with its error from the choice of a
+            subset; None if unknown.
         seeds: how many.
         epochs: how many were trained.
         trouble: why its runs could not be read; such a cell has no number.
@@ -60,7 +61,7 @@ class Cell(NamedTuple):
     spread: float | None = None
     truth: float | None = None
     active: tuple[float, ...] = ()
-    annealed: tuple[str, float, float] | None = None
+    annealed: Annealed | None = None
     seeds: int = 0
     epochs: int = 0
     trouble: str = ""
@@ -76,19 +77,21 @@ class Cell(NamedTuple):
     def margin(self) -> float | None:
         """Distance from our mean within which one more seed falls in 95 of 100 cells, nats.
 
-        None for one seed.
+        None for one seed, and where several draws of the pixels leave their error unknown.
 
         By Student's t, for the published number is one run, of another seed, measured on another
-        draw of the pixels, whose error is added if it is known. The error of the test examples is
-        omitted: both were measured on the same images, or nearly (OMNIGLOT).
+        draw of the pixels, whose error is added if several were measured. The error of the test
+        examples is omitted: both were measured on the same images, or nearly (OMNIGLOT).
         """
         if self.spread is None:
             return None
         of_seeds = student.isf(0.025, self.seeds - 1) * self.spread * np.sqrt(1 + 1 / self.seeds)
-        of_draws = 0.0
-        if self.draws is not None:
-            of_draws = 1.96 * np.hypot(self.draws.draws_error or 0, self.draws.one_draw_error or 0)
-        return float(np.hypot(of_seeds, of_draws))
+        if self.draws is None:
+            return float(of_seeds)
+        of_draws = self.draws.draws_error, self.draws.one_draw_error
+        if None in of_draws:
+            return None
+        return float(np.hypot(of_seeds, 1.96 * np.hypot(*of_draws)))  # type: ignore[arg-type]
 
     @property
     def is_shortened(self) -> bool:
@@ -172,7 +175,7 @@ def read_cell(out: Path, name: str, wanted: Wanted) -> Cell:
         spread=float(each.std(ddof=1)) if len(each) > 1 else None,
         truth=None if density is None else -density,
         active=tuple(np.mean([one.active_units for one in replicates], axis=0).tolist()),
-        annealed=_annealed([one.above for one in found if one.above is not None]),
+        annealed=mean_above([one.above for one in found if one.above is not None]),
         nll_64=float(np.concatenate(looser).mean()) if looser else None,
         seeds=len(each),
         epochs=min(one.epoch or 0 for one in replicates),
@@ -205,22 +208,6 @@ def _refuse_mixed(name: str, found: Sequence["_Finished"]) -> None:
             raise UserError(f"the runs of {name} were trained for different numbers of epochs")
 
 
-class _Above(NamedTuple):
-    """The gap between the longest annealing of a run and L_5000.
-
-    Attributes:
-        estimator: its name.
-        places: of the examples in the test set, `[n]`.
-        gaps: `[R, n]`, nats.
-        total: examples in the test set.
-    """
-
-    estimator: str
-    places: np.ndarray
-    gaps: np.ndarray
-    total: int
-
-
 class _Finished(NamedTuple):
     """The bounds known of a finished run: L_5000 and L_64 on all of the test set, and AIS.
 
@@ -230,7 +217,7 @@ class _Finished(NamedTuple):
     best: Known
     row: Weights
     looser: Known | None
-    above: "_Above | None"
+    above: Annealed | None
 
     def replicates(self) -> Sequence[Part]:
         """The part of the record about each seed."""
@@ -261,7 +248,7 @@ def _finished(run: Path, epochs: int) -> list[_Finished]:
     if "L_5000" not in whole:
         return []
     best = whole["L_5000"]
-    above = _above(longest[-1], best) if longest else None
+    above = above_samples(longest[-1], best) if longest else None
     record = completed(run, best.record, None)
     row = next(row for row in record.by_k if row.k == best.rank[1])
     found = _Finished(best, row, whole.get("L_64"), above)
@@ -275,28 +262,6 @@ def _check(known: Known, run: Path) -> None:
         refuse_damage(f"the record of {known.estimator} in {run} has no epoch")
     if len(known.values) != len(each):
         refuse_damage(f"the values of {known.estimator} in {run} are not of {len(each)} replicates")
-
-
-def _above(annealed: Known, sampled: Known) -> _Above:
-    """The gap between two bounds on the same examples."""
-    same = np.isin(sampled.places, annealed.places)
-    return _Above(
-        annealed.estimator, annealed.places, annealed.values - sampled.values[:, same], same.size
-    )
-
-
-def _annealed(found: Sequence[_Above]) -> tuple[str, float, float] | None:
-    """The mean gap over the seeds of all runs annealed alike, with its standard error."""
-    alike = [
-        one
-        for one in found
-        if one.estimator == found[0].estimator and np.array_equal(one.places, found[0].places)
-    ]
-    if not alike:
-        return None
-    gap = np.concatenate([one.gaps for one in alike]).mean(axis=0)
-    part = 1 - gap.size / alike[0].total if gap.size < alike[0].total else 1.0
-    return alike[0].estimator, float(gap.mean()), float(np.sqrt(part / gap.size) * gap.std(ddof=1))
 
 
 def table(
@@ -378,9 +343,13 @@ def _beside(cell: Cell) -> str:
     """AIS of all test examples, and its difference to L_5000."""
     if cell.annealed is None or cell.nll is None:
         return ""
-    name, gap, error = cell.annealed
+    name, gap, error, seeds = cell.annealed
+    if gap is None:
+        return f"{name} not finite"
     digits = _digits(cell.truth)
-    return f"{name} {cell.nll - gap:.{digits}f} ({plus_minus(-gap, error, digits, sign='+')})"
+    some = f"; {seeds} of {cell.seeds} seeds" if seeds < cell.seeds else ""
+    difference = plus_minus(-gap, error or None, digits, sign="+")
+    return f"{name} {cell.nll - gap:.{digits}f} ({difference}{some})"
 
 
 def _digits(truth: float | None) -> int:

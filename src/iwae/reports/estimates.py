@@ -9,8 +9,9 @@ from jaxtyping import Float
 
 from iwae.config.presets import PRESETS, same_experiment
 from iwae.evaluation.diagnostics import test_sample_error
-from iwae.results.completing import carried_over
-from iwae.results.reading import Known, known_bounds, read_records
+from iwae.results.completing import carried_over, carries_over
+from iwae.results.gaps import both_sides
+from iwae.results.reading import Known, known_bounds
 from iwae.results.schema import Fields, Method, Number, Record
 from iwae.results.text import plus_minus
 
@@ -65,11 +66,7 @@ def estimates_row(run: Path, name: str) -> Row | None:
 
 def _control(samples: Iterable[Known], annealed: Known) -> Known | None:
     """The bound of all examples that carries annealing of a subset over to them, if any."""
-    whole = [
-        one
-        for one in samples
-        if one.record.subset is None and one.record.digests == annealed.record.digests
-    ]
+    whole = [one for one in samples if carries_over(one.record, annealed.record)]
     return whole[-1] if whole and annealed.record.subset is not None else None
 
 
@@ -120,13 +117,8 @@ def _mean_on(one: Known, other: Known) -> str:
 
 def _both_sides(run: Path, record: Record, method: Method) -> Record | None:
     """The bounds from both sides by the same annealing of the same models, on most examples."""
-    wanted = record.annealing, record.weights, record.pruned, record.digests
-    found = [
-        both
-        for _, both in read_records(run, (method,))
-        if (both.annealing, both.weights, both.pruned, both.digests) == wanted
-        and both.split in ("simulated", record.split)
-    ]
+    how = record.annealing, record.split, record.weights, record.pruned
+    found = [both for _, both in both_sides(run, method, *how) if both.digests == record.digests]
     return max(found, key=lambda both: both.n, default=None)
 
 

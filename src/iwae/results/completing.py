@@ -13,7 +13,16 @@ from jaxtyping import Float, Int
 
 from iwae.evaluation.diagnostics import test_sample_error
 from iwae.results.reading import BOUNDING, BUDGETS, read_records, report_damage
-from iwae.results.schema import Binarizations, Method, Number, Part, Record, Row, Whole
+from iwae.results.schema import (
+    Binarizations,
+    Method,
+    Number,
+    Part,
+    Record,
+    Row,
+    SampledRow,
+    Whole,
+)
 from iwae.results.store import Arrays, Damaged, read_arrays
 
 
@@ -39,7 +48,7 @@ def completed(run: Path, record: Record, arrays: Arrays | None) -> Record:
     others = [
         (path, one)
         for path, one in read_records(run, (Method.IMPORTANCE,))
-        if one.by_k and one.subset is None and _alike(one, record)
+        if carries_over(one, record)
     ]
     control = None
     if record.subset is not None and arrays is not None:
@@ -47,16 +56,17 @@ def completed(run: Path, record: Record, arrays: Arrays | None) -> Record:
     drawn = [one for _, one in others if any(map(_own_draws, one.by_k))]
     if record.subset is not None and control is None:
         drawn = []  # the draws are of all examples
-    found = _Others(arrays, control, max(drawn, key=_largest, default=None))
+    found = _Others(arrays, control, drawn)
     parts = [_part(part, found, r) for r, part in enumerate(record.replicates)]
     whole = _part(record, found, None)
     return whole.model_copy(update={"replicates": tuple(parts)}) if parts else whole
 
 
-def _alike(one: Record, other: Record) -> bool:
-    """Whether two records are of the same models and the same examples, or a part of them."""
+def carries_over(one: Record, other: Record) -> bool:
+    """Whether one has L_k of all examples of the split, by the same models, for the other one."""
     names = ("split", "weights", "pruned", "digests", "test_sha256")
-    return all(getattr(one, name) == getattr(other, name) for name in names)
+    alike = all(getattr(one, name) == getattr(other, name) for name in names)
+    return bool(one.by_k) and one.subset is None and alike
 
 
 _LEADING = {
@@ -81,12 +91,12 @@ class _Others(NamedTuple):
     Attributes:
         arrays: the values behind the record.
         control: name of a bound, and its values `[R, n]` for all examples.
-        drawn: a record with several draws.
+        drawn: the records with several draws.
     """
 
     arrays: Arrays | None
     control: tuple[str, Float[np.ndarray, "R n"]] | None
-    drawn: Record | None
+    drawn: Sequence[Record]
 
 
 def _control(others: Sequence[tuple[Path, Record]]) -> tuple[str, np.ndarray] | None:
@@ -124,18 +134,23 @@ def _row(row: Row, i: int, others: _Others, replicate: int | None) -> Row:
             one = (mine[replicate], values[replicate])
         more["whole"] = carried_over(*one, others.arrays["index"], name)
     base = more.get("whole", row)
-    if others.drawn is not None and not _own_draws(row):
-        part = others.drawn if replicate is None else others.drawn.models[replicate]
-        if (found := _shifted(base.log_likelihood, part)) is not None:
-            more["binarizations"] = found
+    parts = others.drawn if replicate is None else [one.models[replicate] for one in others.drawn]
+    drawn = None if _own_draws(row) else _drawn_row(parts, row)
+    found = None if drawn is None else _shifted(base.log_likelihood, base.stderr, drawn)
+    if found is not None:
+        more["binarizations"] = found
     return row.model_copy(update=more) if more else row
 
 
 def _over(row: Row, each: Sequence[Row]) -> Row:
-    """The mean over replicates, with the errors of its particles from each one's."""
+    """The mean over replicates, with the errors of its particles from each one's.
+
+    Replicates are measured with the same keys, and their errors are correlated: that of the mean is
+    bounded by the mean of them, what it is if they are perfectly so.
+    """
     more: dict[str, Number] = {}
     if None not in (errors := [one.monte_carlo_error for one in each]):
-        more["monte_carlo_error"] = float(np.linalg.norm(np.array(errors, float)) / len(errors))
+        more["monte_carlo_error"] = float(np.mean(np.array(errors, float)))
     if None not in (shares := [one.pareto_k_unreliable for one in each]):
         more["pareto_k_unreliable"] = float(np.mean(np.array(shares, float)))
         more["pareto_k_threshold"] = each[0].pareto_k_threshold
@@ -175,20 +190,33 @@ def carried_over(
     )
 
 
-def _shifted(base: Number, part: Part) -> Binarizations | None:
-    """A number of draw 0, carried over to the mean over the draws of another bound.
+def _drawn_row(parts: Sequence[Part], row: Row) -> SampledRow | None:
+    """The bound of the most samples with draws of its own that is no tighter than the row.
+
+    The draws move a tighter bound as they move this one. A looser one has an error of particles
+    that hides it: that of L_1 differs from draw to draw by far more than L_50 moves.
+    """
+    known = [one for part in parts for one in part.by_k if _own_draws(one)]
+    if isinstance(row, SampledRow):
+        known = [one for one in known if one.k <= row.k]
+    return max(known, key=lambda one: one.k, default=None)
+
+
+def _shifted(base: Number, stderr: Number, row: SampledRow) -> Binarizations | None:
+    """A number of draw 0, carried over to the mean over the draws of another bound, the row.
 
     The Monte Carlo error of that bound on draw 0, which its mean over draws does not share, counts
-    as an error of the draws.
+    as an error of the draws. The number's `stderr` changes in the ratio that the row's does.
     """
-    row = [row for row in part.by_k if _own_draws(row)][-1]
     own = row.binarizations
     if own is None or None in (base, row.log_likelihood, own.log_likelihood):
         return None
+    known = None not in (stderr, own.stderr, row.stderr) and row.stderr != 0
     errors = own.draws_error, row.monte_carlo_error
     return own.model_copy(
         update={
             "log_likelihood": base + own.log_likelihood - row.log_likelihood,  # type: ignore[operator]
+            "stderr": stderr * own.stderr / row.stderr if known else None,  # type: ignore[operator]
             "draws_error": None if None in errors else float(np.hypot(*errors)),  # type: ignore[arg-type]
             "monte_carlo_error": None,
             "by": f"L_{row.k}",

@@ -60,10 +60,22 @@ def _bounds(of: Part | object) -> Document:
 def _alike(one: Replicate, annealing: Document, method: Method) -> Iterator[tuple[Path, Record]]:
     """Records by a method of the same model and annealing, on the same split or simulated."""
     subject, number = one.subject, one.number
-    wanted = subject.weights, subject.pruned, Settings(**annealing)
+    how = Settings(**annealing), subject.split, subject.weights, subject.pruned
     mine = model_sha256(subject.run, subject.weights, number)
-    for path, record in read_records(subject.run, (method,)):
-        same = (record.weights, record.pruned, record.annealing) == wanted
-        same = same and record.split in ("simulated", subject.split)
-        if same and record.digests[number : number + 1] == [mine]:
+    for path, record in both_sides(subject.run, method, *how):
+        if record.digests[number : number + 1] == [mine]:
+            yield path, record
+
+
+def both_sides(
+    run: Path, method: Method, annealing: Settings | None, split: str, weights: str, pruned: bool
+) -> Iterator[tuple[Path, Record]]:
+    """Records of a run by such annealing in both directions, of a split or of simulated examples.
+
+    Their models may be others, trained before or after: compare the digests.
+    """
+    wanted = annealing, weights, pruned
+    for path, record in read_records(run, (method,)):
+        same = (record.annealing, record.weights, record.pruned) == wanted
+        if same and record.split in ("simulated", split):
             yield path, record

@@ -18,6 +18,7 @@ from iwae.results.records import Subject, Track, model_facts
 from iwae.results.replicates import over_replicates
 from iwae.results.schema import Document, parse
 from iwae.results.store import write_record
+from iwae.results.subsets import keep_choice
 from iwae.results.unfinished import Slab, Unfinished
 
 
@@ -131,6 +132,8 @@ def measure(
             and the bounds are checked to be in order with the run's others.
     """
     unfinished = Unfinished(subject.run)
+    if subject.subset:
+        keep_choice(unfinished, subject.choice, subject.places, subject.stratified_by)
     each, found = [], []
     for number, model in subject.models():
         begin = time.perf_counter()

@@ -30,7 +30,7 @@ from iwae.evaluation.units import active_units, authors_active_units
 from iwae.inference.kernels import KHAT_LEAST
 from iwae.models.conditional import Model
 from iwae.results.schema import Document
-from iwae.results.subsets import subset_places
+from iwae.results.subsets import choice, subset_places
 from iwae.runs.folder import run_config
 from iwae.runs.models import WEIGHTS, read_about
 from iwae.runs.setup import load_config_dataset, model_folder, run_model, split_examples
@@ -86,6 +86,11 @@ class Subject(NamedTuple):
         for replicate in range(self.config.replicates):
             yield replicate, subject_model(self, replicate)
 
+    @property
+    def choice(self) -> Document:
+        """All that tells its subset from others of the run."""
+        return choice(self.split, len(self.data), self.seed, self.dataset.identity["test_sha256"])
+
     def settings(self, replicate: int, **more: Any) -> dict[str, Any]:
         """All that the numbers of one replicate depend on."""
         return {
@@ -126,9 +131,10 @@ def make_subject(
     places, by = None, None
     if examples is not None:
         check_subset(dataset, split, examples)
-        which: dict[str, Any] = {"seed": seed, "weights": weights, "pruned": pruned}
+        asked = choice(split, examples, seed, dataset.identity["test_sha256"])
+        which: dict[str, Any] = {"weights": weights, "pruned": pruned}
         which["digests"] = known_digests(run, weights, config.replicates)
-        places, by = subset_places(run, split, examples, len(getattr(dataset, split)), **which)
+        places, by = subset_places(run, len(getattr(dataset, split)), asked, **which)
     data, index = chosen_examples(dataset, split, examples, seed, places)
     chosen = split, data, index, examples is not None, seed
     return Subject(run, config, dataset, weights, pruned, *chosen, batch_size, track, by)

@@ -372,6 +372,11 @@ class Record(Part):
         return self.replicates or (self,)
 
     @property
+    def is_drawn(self) -> bool:
+        """Whether its examples are one draw of many, of the pixels of grey images."""
+        return self.split == "test" and self.data.get("binarization") == "dynamic"
+
+    @property
     def digests(self) -> list[str | None]:
         """Digests of the models' weights."""
         return [one.model_sha256 for one in self.models]

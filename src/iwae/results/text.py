@@ -126,8 +126,7 @@ def describe(document: Mapping[str, Any] | Record) -> str:
 def _has_hidden_draw(record: Record) -> bool:
     """Whether its examples are one draw of many, and nobody has measured others."""
     rows: tuple[Weights, ...] = (*record.by_k, *record.by_temperatures)
-    is_drawn = record.split == "test" and record.data.get("binarization") == "dynamic"
-    return bool(rows) and is_drawn and all(row.binarizations is None for row in rows)
+    return bool(rows) and record.is_drawn and all(row.binarizations is None for row in rows)
 
 
 def _name(row: SampledRow | AnnealedRow) -> str:

@@ -65,6 +65,14 @@ class Unfinished:
         _write(path, [{"array": array}])
         return array
 
+    def keep(self, settings: dict[str, Any], slab: Slab) -> None:
+        """Write arrays, to be read by `kept` until they are forgotten."""
+        _write(self._path(settings), [slab])
+
+    def kept(self, settings: dict[str, Any]) -> Slab | None:
+        """The arrays of a call that was stopped, if there was one."""
+        return _read(self._path(settings))
+
     def forget(self) -> None:
         """Remove the files used, now that their numbers are in a record."""
         for path in self.used:
