@@ -13,6 +13,7 @@ from iwae.data import choose, load_dataset
 from iwae.data.draws import redrawn
 from iwae.errors import UserError
 from iwae.evaluation.likelihood import log_likelihoods
+from iwae.experiments import cell_errors
 from iwae.results import completing, store
 from iwae.results.completing import carried_over, read_completed
 from iwae.results.draws import draw_key
@@ -354,6 +355,21 @@ def test_errors_are_said_by_one_formatter():
     assert error_words(SampledRow(k=2, log_likelihood=-9.0, stderr=0.5)) == [
         "Monte Carlo error unknown"
     ]
+
+
+@pytest.mark.parametrize(
+    ("shares", "words"),
+    [
+        ((0.0, 0.05), "Monte Carlo error 0.0"),
+        ((0.0, 0.3), "Monte Carlo error at least 0.0"),
+        ((None, 0.3), "Monte Carlo error at least 0.0"),
+        ((0.0, None), ", k-hat unknown"),
+    ],
+)
+def test_a_cell_has_the_k_hat_of_its_worst_run(shares, words):
+    one = {"k": 50, "log_likelihood": -9.0, "stderr": 0.5, "monte_carlo_error": 0.01}
+    rows = [(SampledRow(**one, pareto_k_unreliable=share), 1) for share in shares]
+    assert words in cell_errors._particles(rows, 3)[0]
 
 
 def test_an_infinite_error_of_one_example_is_said():
