@@ -300,10 +300,13 @@ MUTANTS = {
         "evaluation/sandwich.py", "ratio + log_c - 1)", "ratio + log_w - 1)", "sandwich"
     ),
     "sandwich-heavy-tail-is-converged": Mutant(
-        "evaluation/sandwich.py",
-        "if tail > pareto_threshold(len(gap)):",
-        "if tail > 99:",
-        "sandwich",
+        "evaluation/diagnostics.py", "if tail > pareto_threshold(n):", "if tail > 99:", "sandwich"
+    ),
+    "verdict-without-the-tail": Mutant(
+        "evaluation/diagnostics.py", "elif doubt is not None:", "elif False:", "diagnostics"
+    ),
+    "pilots-with-a-key-in-common": Mutant(
+        "results/annealed.py", "_BETAS_STREAM = 2**32 - 1", "_BETAS_STREAM = 1", "adaptive"
     ),
     "constant-rate-without-progress": Mutant(
         "inference/adaptive.py",
@@ -655,7 +658,7 @@ MUTANTS = {
         "results/subsets.py", 'record.test_sha256 or ""', 'asked["test_sha256"]', "errors"
     ),
     "errors-never-at-least": Mutant(
-        "results/text.py", "(row.pareto_k_unreliable or 0) >= UNRELIABLE", "False", "errors"
+        "results/text.py", "row.pareto_k_unreliable >= UNRELIABLE", "False", "errors"
     ),
 }
 

@@ -1,5 +1,7 @@
 """Temperatures of constant rate progress: exact, on a path known in closed form, and of runs."""
 
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,9 +11,11 @@ import small
 from iwae import anneal_run, bdmc_run
 from iwae.errors import UserError
 from iwae.inference.adaptive import FLOOR, adaptive_schedule, constant_rate
+from iwae.inference.particles import particle_keys
 from iwae.inference.temperatures import as_betas, linear_schedule
 from iwae.results import annealed
 from iwae.results.annealed import Annealing
+from iwae.results.measure import Replicate
 from iwae.testing import LinearGaussian
 
 
@@ -90,6 +94,26 @@ def test_temperatures_are_tuned_on_training_examples_and_frozen(tmp_path, monkey
     used = {*map(str, jax.random.key_data(jnp.stack(annealed.annealing_keys(0, 20))).tolist())}
     assert not used & {str(key) for _, key in seen}
     assert bdmc_run(run, annealing=short, examples=20, k=20)["gap"] > 0
+
+
+def test_the_two_pilots_have_no_key_in_common(monkeypatch):
+    keys = []
+
+    def note(key, result):
+        each = particle_keys(key, jnp.arange(annealed.PILOT_EXAMPLES))
+        used = jax.random.key_data(jnp.concatenate([key[None], each]))
+        keys.append({*map(str, used.tolist())})
+        return result
+
+    for name in ("adaptive_schedule", "tune_step_size"):
+        monkeypatch.setattr(annealed, name, lambda *args, **_: note(args[2], np.ones(20)))
+    subject = SimpleNamespace(seed=0, settings=lambda *_, **more: more)
+    kept = SimpleNamespace(array=lambda settings, make: make())  # noqa: ARG005
+    one = Replicate(subject, 0, None, kept)
+    with jax.debug_key_reuse(False):  # keys are looked at, not drawn from
+        annealed.freeze(one, Annealing(schedule="adaptive"), 20, lambda: None)
+    assert len(keys) == 2
+    assert not keys[0] & keys[1]
 
 
 def test_mistakes_are_user_errors():

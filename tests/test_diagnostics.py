@@ -174,9 +174,20 @@ def test_only_an_ordering_broken_beyond_chance_is_reported():
 def test_the_verdict(longer, gap, tolerance, word):
     given = verdict(longer, values(0.0, 0.1, 2), gap, tolerance)
     assert given.word == word
-    assert verdict(longer, values(0.0, 0.1, 2), None, tolerance, gap).word == word
+    assert verdict(longer, values(0.0, 0.1, 2), None, tolerance, gap, 0.3).word == word
     assert given.converged == (word == "converged")
     assert given.reason
+
+
+@pytest.mark.parametrize("tail", [0.9, float("inf"), float("nan")])
+def test_a_small_gap_with_a_heavy_or_unknown_tail_decides_nothing(tail):
+    real = values(90.02, 0.1)
+    of = values(0.0, 0.1, 1), values(0.0, 0.1, 2), None, 0.1
+    assert verdict(*of, real, 0.3).word == "converged"
+    given = verdict(*of, real, tail)
+    assert given.word == "undecided"
+    assert "the tail of w/c" in given.reason
+    assert verdict(*of, real + 1, tail).word == "not converged"  # nothing excuses a wide gap
 
 
 # Both sides

@@ -1,6 +1,7 @@
 """The errors of a likelihood: of draws of pixels, of subsets and of particles, and their words."""
 
 import json
+import re
 
 import jax
 import numpy as np
@@ -12,15 +13,16 @@ from iwae.data import choose, load_dataset
 from iwae.data.draws import redrawn
 from iwae.errors import UserError
 from iwae.evaluation.likelihood import log_likelihoods
+from iwae.experiments import cell_errors
 from iwae.experiments.annealed import above_samples, mean_above
 from iwae.experiments.cell_errors import mean_over_draws, other_errors
 from iwae.experiments.table import Cell
-from iwae.results import store
+from iwae.results import completing, store
 from iwae.results.completing import _over, carried_over, read_completed
 from iwae.results.draws import draw_key
 from iwae.results.frame import results
 from iwae.results.reading import Estimate, Known, estimates_of
-from iwae.results.records import summary
+from iwae.results.records import summary, weight_summary
 from iwae.results.replicates import draws_summary
 from iwae.results.schema import Binarizations, Record, SampledRow, Whole
 from iwae.results.subsets import STRATA, choice, stratified, subset_places
@@ -250,6 +252,67 @@ def test_a_bound_of_a_subset_is_quoted_for_all_examples_where_they_were_measured
     assert dict(read_completed(tmp_path))[path].whole is None
 
 
+SETTINGS = {"temperatures": 20, "chains": 4, "leapfrog": 2, "schedule": "sigmoid"}
+
+
+def sides_of(run, name, lower, subset=None, **more):
+    """A record of bounds from both sides by hand, whose upper side is 1 nat above the lower."""
+    index = np.arange(len(lower)) if subset is None else subset
+    mean, error = float(lower[index].mean()), 0.1
+    sides = {"lower": mean, "upper": mean + 1, "gap": 1.0}
+    sides |= {f"{side}_stderr": error for side in ("lower", "upper", "gap")}
+    document = {
+        "method": "sandwich",
+        "dataset": "mnist",
+        "split": "test",
+        "weights": "final",
+        "pruned": False,
+        "n": len(index),
+        "subset": None if subset is None else {"examples": len(index), "seed": 0},
+        "test_sha256": "t",
+        "model_sha256": "m",
+        "annealing": SETTINGS,
+        "acceptance_mean": 0.6,
+        "ess_mean": 2.0,
+        "verdict": {"word": "converged", "tolerance": 0.5},
+        "importance": {"k": 50, "ess_mean": 2.0, **sides},
+        **sides,
+        **more,
+    }
+    values = {"lower": lower[index][None], "upper": lower[index][None] + 1}
+    arrays = {"index": index, **values, **{f"importance_{s}": v for s, v in values.items()}}
+    path = run / "evaluations" / f"{name}.json"
+    store.write_files(path, document, arrays)
+    return path
+
+
+def test_both_sides_are_quoted_for_all_examples_and_beside_simulated_ones(tmp_path):
+    path = sides_of(tmp_path, "sandwich", HIGH, SOME)
+    alone = dict(read_completed(tmp_path))[path]
+    assert alone.lower_whole is None
+    assert "all examples" not in describe(alone)
+    assert "simulated examples: not measured with these settings" in describe(alone)
+
+    # What is measured later counts as well.
+    record_of(tmp_path, "all", {50: LOW})
+    simulated = {"method": "bidirectional Monte Carlo", "split": "simulated"}
+    sides_of(tmp_path, "simulated", LOW, **simulated)
+    other = {**SETTINGS, "chains": 5}
+    sides_of(tmp_path, "other", np.append(HIGH, HIGH), **simulated, annealing=other)
+    found = dict(read_completed(tmp_path))[path]
+    expected = LOW.mean() + (HIGH - LOW)[SOME].mean()
+    for part in (found, found.importance):
+        assert part.lower_whole.log_likelihood == pytest.approx(expected)
+        assert part.upper_whole.log_likelihood == pytest.approx(expected + 1)
+        assert part.upper_whole.n == 100
+    assert (found.simulated.n, found.simulated.lower) == (100, pytest.approx(LOW.mean()))
+    assert found.simulated.importance.k == 50
+    words = describe(found)
+    assert re.search(rf"annealing, all examples: +between {expected:.3f} \+- ", words)
+    assert "by L_50 of all 100" in words
+    assert "not measured" not in words
+
+
 def test_bits_are_those_of_all_examples_too():
     whole = Whole(n=50, by="L_5", log_likelihood=-90.0, stderr=1.0, subset_error=0.1)
     bits = {"bits_per_dimension": 1.0, "bits_per_dimension_stderr": 0.02}
@@ -354,14 +417,47 @@ def test_the_annealing_of_each_run_is_carried_over_by_its_own_bound():
 
 
 def test_errors_are_said_by_one_formatter():
-    row = SampledRow(k=50, log_likelihood=-9.0, stderr=0.5, monte_carlo_error=0.0123)
+    known = {"monte_carlo_error": 0.0123, "pareto_k_unreliable": 0.0}
+    row = SampledRow(k=50, log_likelihood=-9.0, stderr=0.5, **known)
     assert error_words(row) == ["Monte Carlo error 0.012"]
     heavy = row.model_copy(update={"pareto_k_unreliable": 0.1})
     assert error_words(heavy, 4) == ["Monte Carlo error at least 0.0123"]
     assert error_words(row.model_copy(update={"pareto_k_unreliable": 0.09})) == error_words(row)
     small = row.model_copy(update={"monte_carlo_error": 0.00018})
     assert error_words(small) == ["Monte Carlo error 2e-04"]
+    few = row.model_copy(update={"pareto_k_unreliable": None})
+    assert error_words(few) == ["Monte Carlo error 0.012, k-hat unknown"]
     assert error_words(SampledRow(k=1, log_likelihood=-9.0, stderr=0.5)) == []
+    assert error_words(SampledRow(k=2, log_likelihood=-9.0, stderr=0.5)) == [
+        "Monte Carlo error unknown"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("shares", "words"),
+    [
+        ((0.0, 0.05), "Monte Carlo error 0.0"),
+        ((0.0, 0.3), "Monte Carlo error at least 0.0"),
+        ((None, 0.3), "Monte Carlo error at least 0.0"),
+        ((0.0, None), ", k-hat unknown"),
+    ],
+)
+def test_a_cell_has_the_k_hat_of_its_worst_run(shares, words):
+    one = {"k": 50, "log_likelihood": -9.0, "stderr": 0.5, "monte_carlo_error": 0.01}
+    rows = [(SampledRow(**one, pareto_k_unreliable=share), 1) for share in shares]
+    assert words in cell_errors._particles(rows, 3)[0]
+
+
+def test_an_infinite_error_of_one_example_is_said():
+    each = np.full(40, 0.5)
+    values = {"log_likelihood": -each, "ess": each, "pareto_k": each, "monte_carlo_error": each}
+    assert "monte_carlo_infinite" not in weight_summary(values, 50)
+    values["monte_carlo_error"] = np.append(each[1:], np.inf)
+    row = SampledRow(k=50, **weight_summary(values, 50))
+    assert error_words(row) == ["Monte Carlo error not finite (1 example)"]
+    other = row.model_copy(update={"monte_carlo_infinite": 2})
+    mean = completing._over(row, [row, other])
+    assert error_words(mean) == ["Monte Carlo error not finite (3 examples)"]
 
 
 def test_a_new_subset_is_stratified_and_an_old_one_stays(tmp_path):

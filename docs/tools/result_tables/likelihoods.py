@@ -5,7 +5,7 @@ from pathlib import Path
 from iwae.config.experiment import make_config
 from iwae.errors import UserError
 from iwae.reports.estimates import Row, estimates_row, published_nll
-from iwae.results.completing import completed
+from iwae.results.completing import completed, read_completed
 from iwae.results.reading import read_records
 from iwae.results.schema import Method, Part, Record, Weights
 from iwae.results.store import refuse_damage
@@ -82,7 +82,7 @@ def sides_table(results: Path) -> str:
     """
     rows = []
     for run in runs_in(results):
-        for _, record in read_records(run, (Method.SANDWICH,), refuse_damage):
+        for _, record in read_completed(run, (Method.SANDWICH,), refuse_damage):
             rows += _sides_rows(str(run.relative_to(results)), record, record.models[0])
     return markdown(rows, f"{results} holds no record of iwae evaluate --method sandwich")
 

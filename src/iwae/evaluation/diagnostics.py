@@ -45,6 +45,15 @@ def pareto_threshold(k: int) -> float:
     return min(1 - 1 / float(np.log10(k)), 0.7) if k > 1 else float("nan")
 
 
+def tail_doubt(tail: float, n: int) -> str | None:
+    """Why a mean over n ratios w/c cannot be trusted, given their k-hat; None if it can."""
+    if np.isnan(tail):
+        return "too few examples to know the tail of w/c"
+    if tail > pareto_threshold(n):
+        return f"the tail of w/c is heavy (k-hat {tail:.2f}): the upper side may be too low"
+    return None
+
+
 def share_unreliable(khat: Float[np.ndarray, " n"], k: int) -> float:
     """The share of examples whose k-hat is above the threshold; nan if none is known."""
     known = khat[~np.isnan(khat)]
@@ -129,7 +138,7 @@ class Verdict(NamedTuple):
 
     Attributes:
         word: "converged", "not converged", or "undecided" if the examples are too few to tell
-            the tolerance from chance.
+            the tolerance from chance, or the tail behind a gap is heavy or unknown.
         difference: AIS at T minus AIS at T/10, on the same examples.
         gap: mean gap of bidirectional Monte Carlo, nats, if there is one.
         tolerance: maximum acceptable error, nats.
@@ -156,6 +165,7 @@ def verdict(
     bdmc_gap: Float[np.ndarray, " m"] | None,
     tolerance: float,
     sandwich_gap: Float[np.ndarray, " l"] | None = None,
+    sandwich_tail: float = float("nan"),
 ) -> Verdict:
     """Judge convergence: T and T/10 must agree, and any gap between two sides must be small.
 
@@ -165,12 +175,15 @@ def verdict(
             mean plus three standard errors must be within the tolerance.
         tolerance: nats.
         sandwich_gap: upper minus lower bound on real examples, if that was run; the same holds.
+        sandwich_tail: k-hat of its ratios w/c, as of `evaluation.sandwich.ratio_tail`; a small gap
+            counts only if that is known and small.
     """
     difference = paired_difference(ais, ais_tenth)
     gaps = {"bidirectional": bdmc_gap, "sandwich": sandwich_gap}
     known = {name: values for name, values in gaps.items() if values is not None}
     means = {name: float(np.mean(values)) for name, values in known.items()}
     wide = [name for name, values in known.items() if not _below(values, tolerance)]
+    doubt = None if sandwich_gap is None else tail_doubt(sandwich_tail, len(sandwich_gap))
     apart = f"T and T/10 differ by {difference.mean:.3f} +- {difference.stderr:.3f} nats"
     if difference.significant:
         word, reason = "not converged", f"{apart}: more than chance explains"
@@ -183,6 +196,9 @@ def verdict(
     elif not STANDARD_ERRORS * difference.stderr <= tolerance:
         word = "undecided"
         reason = f"{apart}, too uncertain to tell {tolerance:g} from chance"
+    elif doubt is not None:
+        word = "undecided"
+        reason = f"{apart}, and the sandwich gap is {means['sandwich']:.3f} nats, but {doubt}"
     else:
         word, reason = "converged", apart
     simulated, real = means.get("bidirectional"), means.get("sandwich")

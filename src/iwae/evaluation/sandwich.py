@@ -17,7 +17,7 @@ from jaxtyping import Array, Float
 
 from iwae.data.rows import Examples
 from iwae.errors import UserError
-from iwae.evaluation.diagnostics import STANDARD_ERRORS, pareto_threshold, test_sample_error
+from iwae.evaluation.diagnostics import STANDARD_ERRORS, tail_doubt, test_sample_error
 from iwae.evaluation.examples import (
     ExampleFn,
     chain_batch,
@@ -221,9 +221,6 @@ def tightness(gap: Float[np.ndarray, " n"], tail: float, tolerance: float) -> Ti
     words = f"the gap is {mean:.3f} +- {error:.3f} nats"
     if not mean + STANDARD_ERRORS * error <= tolerance:
         return Tightness("not converged", f"{words}, not reliably below {tolerance:g}")
-    if np.isnan(tail):
-        return Tightness("undecided", f"{words}, of too few examples to know the tail of w/c")
-    if tail > pareto_threshold(len(gap)):
-        heavy = f"the tail of w/c is heavy (k-hat {tail:.2f})"
-        return Tightness("undecided", f"{words}, but {heavy}: the upper side may be too low")
+    if (doubt := tail_doubt(tail, len(gap))) is not None:
+        return Tightness("undecided", f"{words}, but {doubt}")
     return Tightness("converged", words)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from iwae.results.schema import Binarizations, Number, Record, Weights
-from iwae.results.text import monte_carlo_words
+from iwae.results.text import is_heavy, monte_carlo_words
 
 Rows = Sequence[tuple[Weights, int]]
 """For each run, its bound with what other records add to it, and its number of seeds."""
@@ -56,7 +56,15 @@ def _particles(rows: Rows, digits: int) -> list[str]:
     """
     each, seeds = zip(*rows, strict=True)
     mean = mean_over_seeds([row.monte_carlo_error for row in each], seeds)
-    return monte_carlo_words(each[0].model_copy(update={"monte_carlo_error": mean}), digits)
+    worst = {"monte_carlo_error": mean, "pareto_k_unreliable": _largest_share(rows)}
+    return monte_carlo_words(each[0].model_copy(update=worst), digits)
+
+
+def _largest_share(rows: Rows) -> Number:
+    """The share of too large a k-hat of the worst run; None if it is unknown and none is heavy."""
+    worst, _ = max(rows, key=lambda one: one[0].pareto_k_unreliable or 0.0)
+    unknown = any(row.pareto_k_unreliable is None for row, _ in rows)
+    return None if unknown and not is_heavy(worst) else worst.pareto_k_unreliable
 
 
 def _pixels(rows: Rows, record: Record, digits: int) -> list[str]:

@@ -184,13 +184,15 @@ def _anneal(one: Replicate, annealing: Annealing, tolerance: float) -> Measured:
     both, paths = zip(*(_at_length(one, annealing, length) for length in lengths), strict=True)
     rows = [_row(*values, annealing) for values in zip(lengths, both, paths, strict=True)]
     shorter, longer = (values["log_likelihood"] for values in both)
-    gap = known_gap(one, annealing.values(), Method.BIDIRECTIONAL)
-    real_gap = known_gap(one, annealing.values(), Method.SANDWICH)
+    of = one.subject, one.number, annealing.values()
+    simulated = known_gap(*of, Method.BIDIRECTIONAL)
+    gap = None if simulated is None else simulated.gap
+    real = known_gap(*of, Method.SANDWICH) or ()
     record = {
         **rows[-1],
         "k": annealing.chains,
         "by_temperatures": rows,
-        "verdict": verdict_record(verdict(longer, shorter, gap, tolerance, real_gap)),
+        "verdict": verdict_record(verdict(longer, shorter, gap, tolerance, *real)),
         **unit_counts(one.subject, one.model)[0],
     }
     stacked = {
@@ -231,7 +233,7 @@ def freeze(
     settings = {**annealing.values(), "temperatures": length, **settings}
 
     def adapted() -> np.ndarray:
-        betas_key = jax.random.fold_in(key, _BETAS_STREAM)
+        betas_key = jax.random.fold_in(key, np.uint32(_BETAS_STREAM))
         more = {"chains": PILOT_CHAINS, **annealing.moves()}
         return adaptive_schedule(one.model, examples(), betas_key, length, **more)
 
@@ -246,7 +248,9 @@ def freeze(
     return Frozen(betas, one.array(tuned, method="step sizes", **settings))
 
 
-_BETAS_STREAM = 1  # folded into the pilot's key, which itself tunes the step sizes
+# Folded into the pilot's key, which itself tunes the step sizes: counted from the end, since the
+# examples of a pilot fold in numbers from 0 on.
+_BETAS_STREAM = 2**32 - 1
 
 
 def _at_length(

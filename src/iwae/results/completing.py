@@ -4,7 +4,7 @@ A bound of a subset is carried over to all examples, and a bound of one draw of 
 mean over draws, by its difference to a bound that was measured on more (Cochran 1977, chapter 7).
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from iwae.evaluation.diagnostics import test_sample_error
+from iwae.results.gaps import simulated_bounds
 from iwae.results.reading import BOUNDING, BUDGETS, read_records, report_damage
 from iwae.results.schema import (
     Binarizations,
@@ -31,25 +32,26 @@ def read_completed(
 ) -> Iterator[tuple[Path, Record]]:
     """`read_records`, with what the run's other records add to each."""
     for path, record in read_records(run, methods, damaged):
-        arrays = None
-        if record.method in BOUNDING and record.subset is not None:
-            arrays = read_arrays(path, damaged, ("index", "log_likelihood"))
+        arrays, names = None, _CARRIED.get(record.method)
+        if names is not None and record.subset is not None:
+            arrays = read_arrays(path, damaged, ("index", *names))
         yield path, completed(run, record, arrays)
 
 
 def completed(run: Path, record: Record, arrays: Arrays | None) -> Record:
-    """The record with `whole` and `binarizations` in its rows, where other records allow.
+    """The record with what the run's other records allow.
+
+    Rows of a bound get `whole` and `binarizations`; bounds from both sides `lower_whole` and
+    `upper_whole`, and `simulated`, those of simulated examples by the same settings.
 
     Args:
         arrays: the values behind it; needed of a subset only.
     """
+    if record.method == Method.SANDWICH:
+        return _sandwich(run, record, arrays)
     if record.method not in BOUNDING:
         return record
-    others = [
-        (path, one)
-        for path, one in read_records(run, (Method.IMPORTANCE,))
-        if carries_over(one, record)
-    ]
+    others = _of_all(run, record)
     control = None
     if record.subset is not None and arrays is not None:
         control = _control(others)
@@ -62,6 +64,61 @@ def completed(run: Path, record: Record, arrays: Arrays | None) -> Record:
     return whole.model_copy(update={"replicates": tuple(parts)}) if parts else whole
 
 
+_SIDES = ("lower", "upper")
+_CARRIED: Mapping[Method, tuple[str, ...]] = {
+    **dict.fromkeys(BOUNDING, ("log_likelihood",)),
+    Method.SANDWICH: (*_SIDES, *(f"importance_{side}" for side in _SIDES)),
+}
+"""Method -> names of the values that are carried over from a subset."""
+
+
+_FILLED = ("simulated", "importance", *(f"{side}_whole" for side in _SIDES))
+"""Fields of bounds from both sides that other records fill in."""
+
+
+def _sandwich(run: Path, record: Record, arrays: Arrays | None) -> Record:
+    """Bounds from both sides, with those of simulated examples and those of all examples."""
+    control = None
+    if record.subset is not None and arrays is not None:
+        control = _control(_of_all(run, record))
+    parts = []
+    for r, part in enumerate(record.models):
+        more: dict[str, Any] = {}
+        if (made := simulated_bounds(run, record, r)) is not None:
+            more["simulated"] = made
+        if control is not None and arrays is not None:
+            more |= _whole_sides(arrays, control, r, "")
+            if part.importance is not None:
+                sides = _whole_sides(arrays, control, r, "importance_")
+                more["importance"] = part.importance.model_copy(update=sides)
+        parts.append(part.model_copy(update=more))
+    if not record.replicates:
+        return record.model_copy(update={name: getattr(parts[0], name) for name in _FILLED})
+    return record.model_copy(update={"replicates": tuple(parts)})
+
+
+def _whole_sides(
+    arrays: Arrays, control: tuple[str, np.ndarray], replicate: int, prefix: str
+) -> dict[str, Whole]:
+    """Both sides of one replicate, carried over to all examples."""
+    name, values = control
+    return {
+        f"{side}_whole": carried_over(
+            arrays[prefix + side][replicate], values[replicate], arrays["index"], name
+        )
+        for side in _SIDES
+    }
+
+
+def _of_all(run: Path, record: Record) -> list[tuple[Path, Record]]:
+    """Records of L_k of all examples, of the same models."""
+    return [
+        (path, one)
+        for path, one in read_records(run, (Method.IMPORTANCE,))
+        if carries_over(one, record)
+    ]
+
+
 def carries_over(one: Record, other: Record) -> bool:
     """Whether one has L_k of all examples of the split, by the same models, for the other one."""
     names = ("split", "weights", "pruned", "digests", "test_sha256")
@@ -71,7 +128,7 @@ def carries_over(one: Record, other: Record) -> bool:
 
 _LEADING = {
     *("whole", "binarizations"),
-    *("monte_carlo_error", "pareto_k_unreliable", "pareto_k_threshold"),
+    *("monte_carlo_error", "monte_carlo_infinite", "pareto_k_unreliable", "pareto_k_threshold"),
 }
 """Fields that the last row shares with the record that it leads."""
 
@@ -154,6 +211,8 @@ def _over(row: Row, each: Sequence[Row]) -> Row:
     if None not in (shares := [one.pareto_k_unreliable for one in each]):
         more["pareto_k_unreliable"] = float(np.mean(np.array(shares, float)))
         more["pareto_k_threshold"] = each[0].pareto_k_threshold
+    if infinite := sum(one.monte_carlo_infinite or 0 for one in each):
+        more["monte_carlo_infinite"] = infinite
     return row.model_copy(update=more) if more else row
 
 

@@ -2,69 +2,86 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
+from jaxtyping import Float
 
-from iwae.results.measure import Replicate
+from iwae.evaluation.sandwich import ratio_tail
 from iwae.results.reading import read_records, report_damage
-from iwae.results.records import model_sha256
-from iwae.results.schema import Document, Method, Part, Record, Settings
+from iwae.results.records import Subject, model_sha256
+from iwae.results.schema import Document, Method, Part, Record, Samples, Settings, Simulated
 from iwae.results.store import read_arrays
 
 _SIDES = ("lower", "upper", "gap")
+_VALUES = ("lower", "upper", "ratio")
 
 
-def known_gap(one: Replicate, annealing: Document, method: Method) -> np.ndarray | None:
-    """The gaps of each example by the same annealing of the same model, `[n]` nats, if known.
+class KnownGap(NamedTuple):
+    """Upper minus lower bound of each example, nats, and k-hat of the ratios behind the upper one.
+
+    `tail` is nan where it is unknown, or the upper bounds need none.
+    """
+
+    gap: Float[np.ndarray, " n"]
+    tail: float
+
+
+def known_gap(
+    subject: Subject, number: int, annealing: Document, method: Method
+) -> KnownGap | None:
+    """The gaps by the same annealing of the same model, if known.
 
     Of several records the one with the most examples counts.
 
     Args:
+        number: of the replicate.
         annealing: its settings, as a record has them.
         method: one that bounds log p(x) from both sides.
     """
-    gaps = []
-    for path, _ in _alike(one, annealing, method):
+    found = []
+    digest = model_sha256(subject.run, subject.weights, number)
+    how = Settings(**annealing), subject.split, subject.weights, subject.pruned
+    for path, record in both_sides(subject.run, method, *how):
+        if record.digests[number : number + 1] != [digest]:
+            continue
         values = read_arrays(path, report_damage, ("lower", "upper"))
         if values is not None:
-            gaps.append(values["upper"][one.number] - values["lower"][one.number])
-    return max(gaps, key=len, default=None)
+            own = {name: each[number] for name, each in values.items() if name in _VALUES}
+            tail = ratio_tail(own["ratio"], own["lower"]) if "ratio" in own else np.nan
+            found.append(KnownGap(own["upper"] - own["lower"], tail))
+    return max(found, key=lambda known: len(known.gap), default=None)
 
 
-def simulated_bounds(one: Replicate, annealing: Document, k: int) -> Document | None:
+def simulated_bounds(run: Path, record: Record, number: int) -> Simulated | None:
     """Bounds on simulated examples by the same annealing of the same model, if known.
 
     Those by importance samples are included if there were as many.
 
     Args:
-        annealing: its settings, as a record has them.
-        k: importance samples.
+        record: of bounds on real examples.
+        number: of the replicate.
     """
-    found = [record for _, record in _alike(one, annealing, Method.BIDIRECTIONAL)]
-    if not found:
+    how = record.annealing, record.split, record.weights, record.pruned
+    digest = record.digests[number : number + 1]
+    made = [
+        both
+        for _, both in both_sides(run, Method.BIDIRECTIONAL, *how)
+        if both.digests[number : number + 1] == digest
+    ]
+    found = max(made, key=lambda both: both.n, default=None)
+    if found is None:
         return None
-    record = max(found, key=lambda record: record.n)
-    part: Part = record.models[one.number]
-    both = {"n": record.n, **_bounds(part)}
-    sampled = part.importance
-    if sampled is not None and sampled.k == k:
-        both["importance"] = {"k": k, **_bounds(sampled)}
-    return both
+    part = found.models[number]
+    own, sampled = record.models[number].importance, part.importance
+    alike = own is not None and sampled is not None and sampled.k == own.k
+    samples = Samples(k=sampled.k, **_bounds(sampled)) if alike and sampled else None
+    return Simulated(n=found.n, **_bounds(part), importance=samples)
 
 
-def _bounds(of: Part | object) -> Document:
+def _bounds(of: Part | Samples) -> Document:
     names = [*_SIDES, *(f"{name}_stderr" for name in _SIDES)]
     return {name: getattr(of, name) for name in names}
-
-
-def _alike(one: Replicate, annealing: Document, method: Method) -> Iterator[tuple[Path, Record]]:
-    """Records by a method of the same model and annealing, on the same split or simulated."""
-    subject, number = one.subject, one.number
-    how = Settings(**annealing), subject.split, subject.weights, subject.pruned
-    mine = model_sha256(subject.run, subject.weights, number)
-    for path, record in both_sides(subject.run, method, *how):
-        if record.digests[number : number + 1] == [mine]:
-            yield path, record
 
 
 def both_sides(

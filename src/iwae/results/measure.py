@@ -151,7 +151,7 @@ def measure(
     else:
         record = over_replicates(each, shared, stored, *rows)
         record["ordering"] = check_ordering(subject.run, parse(record), stored)
-        record = completed(subject.run, parse(record), stored).document()
-    written = write_record(subject.run, file, record, stored)
+    full = completed(subject.run, parse(record), stored).document()
+    written = write_record(subject.run, file, full, stored)
     unfinished.forget()
     return written

@@ -322,10 +322,12 @@ def weight_summary(values: Mapping[str, np.ndarray], k: int) -> Document:
     khat = values["pareto_k"]
     looked_at = min(k, KHAT_WEIGHTS)
     known = k >= KHAT_LEAST
+    infinite = int(np.isinf(values["monte_carlo_error"]).sum())
     return {
         **summary(values["log_likelihood"]),
         "monte_carlo_error": number(monte_carlo_error(values["monte_carlo_error"])),
         "monte_carlo_batches": min(k, BATCHES),
+        **({"monte_carlo_infinite": infinite} if infinite else {}),
         "ess_mean": float(values["ess"].mean()),
         "ess_min": float(values["ess"].min()),
         "pareto_k_unreliable": number(share_unreliable(khat, looked_at)) if known else None,

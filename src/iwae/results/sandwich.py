@@ -24,7 +24,6 @@ from iwae.results.annealed import (
     freeze_for_split,
     pilot_split,
 )
-from iwae.results.gaps import simulated_bounds
 from iwae.results.measure import Measured, Replicate, SplitOptions, measure
 from iwae.results.records import (
     make_subject,
@@ -53,7 +52,8 @@ def sandwich_run(
 
     By annealing and by k importance samples; see `evaluation.sandwich.two_sided`. The lower bounds
     are those that `anneal_run` and `evaluate_run` measure. Bounds of `bdmc_run` by the same
-    annealing of the same model, where the run has them, are in the record too, as `simulated`.
+    annealing of the same model, where the run has them, are in the record too, as `simulated`;
+    where it has L_k of all examples, bounds of a subset are also carried over to all.
     Writes `RUN/evaluations/NAME.json` (the record, which is also returned) and `NAME.npz`:
     `index [n]` in the split, `lower`, `upper`, `ratio`, `monte_carlo_error`, `ess`, `pareto_k` and
     `acceptance` `[R, n]`, all but the last also as `importance_...`, `betas_R [T]` and
@@ -120,7 +120,6 @@ def _measure(one: Replicate, annealing: Annealing, k: int, tolerance: float) -> 
         "acceptance_mean": float(annealed["acceptance"].mean()),
         "importance": {"k": k, **_summary(sampled, k)},
         "verdict": {**judged._asdict(), "tolerance": tolerance},
-        "simulated": simulated_bounds(one, annealing.values(), k),
     }
     values = {name: annealed[name] for name in (*_STORED, "acceptance")}
     values |= {f"importance_{name}": sampled[name] for name in _STORED}

@@ -100,6 +100,7 @@ class Weights(Fields):
     bits_per_dimension_stderr: Number = None
     monte_carlo_error: Number = None
     monte_carlo_batches: int | None = None
+    monte_carlo_infinite: int | None = None
     ess_mean: Number = None
     ess_min: Number = None
     pareto_k_unreliable: Number = None
@@ -154,6 +155,8 @@ class Sides(Weights):
     lower_stderr: Number = None
     upper: Number = None
     upper_stderr: Number = None
+    lower_whole: Whole | None = None
+    upper_whole: Whole | None = None
 
 
 class Samples(Sides):
@@ -268,6 +271,8 @@ class Part(Weights):
     lower_stderr: Number = None
     upper: Number = None
     upper_stderr: Number = None
+    lower_whole: Whole | None = None
+    upper_whole: Whole | None = None
     gap: Gap | Number = None
     gap_stderr: Number = None
     importance: Samples | None = None

@@ -18,8 +18,10 @@ from iwae.results.schema import (
     Record,
     SampledRow,
     Settings,
+    Sides,
     Slope,
     Weights,
+    Whole,
     parse,
 )
 
@@ -70,12 +72,21 @@ def monte_carlo_words(row: Weights, digits: int = 3) -> list[str]:
     """The error from particles or chains, if it is known.
 
     Where k-hat is too large for a tenth of the examples, weights that were not drawn may matter:
-    the error is at least what is stated.
+    the error is at least what is stated. Fewer than 25 weights tell no k-hat, one tells no error.
     """
-    if row.monte_carlo_error is None:
-        return []
-    heavy = (row.pareto_k_unreliable or 0) >= UNRELIABLE
-    return [f"Monte Carlo error{' at least' * heavy} {_small(row.monte_carlo_error, digits)}"]
+    share = row.pareto_k_unreliable
+    if row.monte_carlo_error is not None:
+        words = f"{' at least' * is_heavy(row)} {_small(row.monte_carlo_error, digits)}"
+        return [f"Monte Carlo error{words}{', k-hat unknown' * (share is None)}"]
+    if (count := row.monte_carlo_infinite) is not None:
+        return [f"Monte Carlo error not finite ({count} example{'s' * (count != 1)})"]
+    several = (row.monte_carlo_batches or getattr(row, "k", None) or 1) > 1
+    return ["Monte Carlo error unknown"] * several
+
+
+def is_heavy(row: Weights) -> bool:
+    """Whether k-hat is known to be too large for a tenth of the examples."""
+    return row.pareto_k_unreliable is not None and row.pareto_k_unreliable >= UNRELIABLE
 
 
 def _small(error: float, digits: int) -> str:
@@ -221,19 +232,11 @@ def _bidirectional(one: Part) -> Iterator[str]:
 def _sandwich(one: Part) -> Iterator[str]:
     """A table of both kinds of examples, the verdict, and what makes the upper side too low."""
     made, sampled = one.simulated, one.importance
-    rows: list[tuple[str, Fields | None]] = [("annealing", one)]
-    rows.append(("annealing, simulated examples", made))
+    rows = _both_kinds("annealing", one, made)
     if sampled is not None:
-        name = f"{sampled.k} importance samples"
-        rows.append((name, sampled))
-        rows.append((f"{name}, simulated examples", made and made.importance))
+        rows += _both_kinds(f"{sampled.k} importance samples", sampled, made and made.importance)
     width = max(len(name) for name, _ in rows)
-    for name, row in rows:
-        if row is None:
-            cells = "not measured with these settings: iwae evaluate --method bdmc"
-        else:
-            between = f"{with_error(row, 'lower')} and {with_error(row, 'upper')}"
-            cells = f"between {between}, gap {with_error(row, 'gap')}"
+    for name, cells in rows:
         yield f"{name + ':':{width + 1}} {cells}"
     if (found := one.verdict) is not None:
         yield f"{found.word} (tolerance {found.tolerance:g}): {found.reason}"
@@ -242,16 +245,40 @@ def _sandwich(one: Part) -> Iterator[str]:
         yield f"importance samples: {_weights(sampled)}"
 
 
+def _both_kinds(name: str, real: Sides | Part, made: Sides | None) -> list[tuple[str, str]]:
+    """Names and words of bounds on the real examples, on all of their split, and on simulated."""
+    rows = [(name, _between(real))]
+    if real.lower_whole is not None and real.upper_whole is not None:
+        rows.append((f"{name}, all examples", _between_whole(real.lower_whole, real.upper_whole)))
+    unknown = "not measured with these settings: iwae evaluate --method bdmc"
+    return [
+        *rows,
+        (f"{name}, simulated examples", unknown if made is None else _between(made)),
+    ]
+
+
+def _between(row: Fields) -> str:
+    sides = f"{with_error(row, 'lower')} and {with_error(row, 'upper')}"
+    return f"between {sides}, gap {with_error(row, 'gap')}"
+
+
+def _between_whole(lower: Whole, upper: Whole) -> str:
+    errors = " and ".join(_plain(plus_minus(one.subset_error)) for one in (lower, upper))
+    sides = f"{with_error(lower)} and {with_error(upper)}"
+    return f"between {sides}, subset errors {errors}, by {lower.by} of all {lower.n}"
+
+
 def _upper_caution(record: Record) -> str:
     """What an upper side from a sample is worth, and whether the tails are heavy here."""
     rows: list[Weights] = [row for one in record.models for row in (one, one.importance) if row]
-    heavy = any(
-        (row.pareto_k_unreliable or 0) > 0
-        or row.ratio_pareto_k is None
-        or row.ratio_pareto_k > (row.ratio_pareto_k_threshold or 0)
-        for row in rows
-    )
-    warning = "WARNING, a k-hat is too large or unknown: " if heavy else ""
+    tails = [(row.ratio_pareto_k, row.ratio_pareto_k_threshold) for row in rows]
+    known = [tail > limit for tail, limit in tails if tail is not None and limit is not None]
+    unknown = len(known) < len(tails) or any(row.pareto_k_unreliable is None for row in rows)
+    warning = ""
+    if any(known) or any(map(is_heavy, rows)):
+        warning = "WARNING, a k-hat is too large: "
+    elif unknown:
+        warning = "WARNING, a k-hat is unknown: "
     return (
         f"{warning}an upper side holds in expectation; where the tail of the weights is heavy, the "
         "largest were not drawn, and it is too low"
