@@ -324,7 +324,7 @@ MUTANTS = {
         "evaluation/calibration.py", "(equal, weighted)", "(weighted, equal)", "calibration"
     ),
     "bands-of-one-point": Mutant(
-        "evaluation/calibration.py", "p = (point - last) / (1 - last)", "p = point", "calibration"
+        "evaluation/bands.py", "p = (point - last) / (1 - last)", "p = point", "calibration"
     ),
     # Models
     "softplus-of-the-wrong-sign": Mutant(
@@ -393,7 +393,7 @@ MUTANTS = {
     ),
     "order-of-the-first-epoch": Mutant(
         "training/steps.py",
-        "epoch = clock.epoch + done if settings.shuffle else 0",
+        "epoch = clock.epoch + done // settings.blocks if settings.shuffle else 0",
         "epoch = 0",
         "training",
     ),
@@ -478,8 +478,8 @@ MUTANTS = {
     ),
     "record-without-its-error": Mutant(
         "results/schema.py",
-        "    log_likelihood: Number\n    stderr: Number\n",
-        "    log_likelihood: Number\n",
+        'at one budget."""\n\n    log_likelihood: Number\n    stderr: Number\n',
+        'at one budget."""\n\n    log_likelihood: Number\n',
         "records",
     ),
     "record-damage-of-zlib": Mutant(

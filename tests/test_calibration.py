@@ -10,7 +10,8 @@ import small
 from iwae import calibrate_run
 from iwae.cli import main
 from iwae.errors import UserError
-from iwae.evaluation.calibration import coverage, rank_slabs, relative_rank, uniform_bands
+from iwae.evaluation.bands import uniform_bands
+from iwae.evaluation.calibration import coverage, rank_slabs, relative_rank
 from iwae.evaluation.examples import gather
 from iwae.reports import figures
 from iwae.results.schema import parse

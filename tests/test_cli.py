@@ -571,7 +571,7 @@ def test_the_result_in_words_has_the_standard_error(iwae):
     number = r"-\d+\.\d{3} \+- \d+\.\d{3}  \(effective sample size \d+\.\d"
     assert re.fullmatch(
         rf"pictures\.npz test, 50 examples, final weights; nats per example\n"
-        rf"  L_1 = {number}\)\n  L_5 = {number}; Monte Carlo error \d\.\d{{3}}\)\n"
+        rf"  L_1 = {number}\)\n  L_5 = {number}; Monte Carlo error \d\.\d{{3}}, k-hat unknown\)\n"
         rf"  active units 2 \(authors' definition: \d\)\n"
         rf"  pixel draw error not measured: iwae evaluate RUN --k 50 --binarizations 8\n",
         out,

@@ -30,9 +30,7 @@ from iwae.reports.export import export_run
 from iwae.reports.gallery import draw_run, layout_of, samples_figure
 from iwae.results.annealed import Annealing, anneal_run
 from iwae.results.classes import classify_run
-from iwae.results.curves import rate_distortion_run
 from iwae.results.importance import evaluate_run
-from iwae.results.information import information_run
 from iwae.results.simulated import bdmc_run
 from iwae.runs.models import read_about, save_model
 from iwae.runs.setup import make_job, model_folder
@@ -455,6 +453,3 @@ def test_bounds_from_both_sides_of_a_conditional_run(measured, tmp_path):
     assert record["dataset"] == "drawn from the model of halves.npz"
     annealed = anneal_run(run, annealing=short, examples=4)
     assert annealed["replicates"][1]["verdict"]["bdmc_gap"] == one["gap"]
-    for refused_run in (information_run, rate_distortion_run):
-        with pytest.raises(UserError, match="cannot be measured in this way: use evaluate --meth"):
-            refused_run(run)

@@ -266,7 +266,7 @@ def test_a_damaged_file_of_what_was_done_is_reported(tmp_path, caplog):
 @pytest.mark.slow
 def test_bounds_from_both_sides_are_summed_up_and_used_by_the_verdict(run):
     both = bdmc_run(run, annealing=SHORT, examples=30, k=200)
-    values = values_of(run, "simulated-final-bdmc-T20-c4-l2-sigmoid-posterior-n30")
+    values = values_of(run, "simulated-final-bdmc-T20-c4-l2-sigmoid-posterior-k200-n30")
     for name in ("lower", "upper"):
         assert both[name] == pytest.approx(values[name][0].mean())
         assert both["importance"][name] == pytest.approx(values[f"importance_{name}"][0].mean())

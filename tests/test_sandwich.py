@@ -192,7 +192,7 @@ def test_the_verdict_of_a_gap(gap, tail, word):
 # Runs
 
 SHORT = Annealing(temperatures=20, chains=4, leapfrog=2)
-NAME = "test-final-sandwich-T20-c4-l2-sigmoid-posterior-n30"
+NAME = "test-final-sandwich-T20-c4-l2-sigmoid-posterior-k200-n30"
 OPTIONS = {"annealing": SHORT, "k": 200, "examples": 30}
 
 
@@ -231,7 +231,8 @@ def test_the_lower_sides_are_the_likelihoods_of_the_other_methods(run, record):
     values = values_of(run)
     annealed = anneal_run(run, annealing=SHORT, examples=30)
     evaluate_run(run, ks=[200], examples=30)
-    ais = values_of(run, NAME.replace("sandwich", "ais"))["log_likelihood"][0, -1]
+    name = "test-final-ais-T20-c4-l2-sigmoid-posterior-n30"
+    ais = values_of(run, name)["log_likelihood"][0, -1]
     np.testing.assert_allclose(values["lower"][0], ais, rtol=1e-5)
     l_k = values_of(run, "test-final-k200-n30")["log_likelihood"][0, 0]
     np.testing.assert_allclose(values["importance_lower"][0], l_k, rtol=1e-5)

@@ -49,6 +49,6 @@ def jackknife_error(sums: Sums, k: int) -> Scalar:
 
 
 def weights_error(log_w: LogWeights) -> Scalar:
-    """`jackknife_error` of weights that are all there, nats."""
+    """`jackknife_error` of all k weights at once, nats."""
     top = jnp.maximum(jnp.max(log_w), jnp.finfo(log_w.dtype).min)
     return jackknife_error(batch_sums(jnp.exp(log_w - top)), log_w.size)

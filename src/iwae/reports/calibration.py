@@ -5,7 +5,8 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-from iwae.evaluation.calibration import KINDS, uniform_bands
+from iwae.evaluation.bands import uniform_bands
+from iwae.evaluation.calibration import KINDS
 from iwae.reports import figures
 from iwae.results.reading import read_records, report_damage
 from iwae.results.schema import Method, Record

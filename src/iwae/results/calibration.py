@@ -8,7 +8,8 @@ from typing import Unpack
 import jax
 import numpy as np
 
-from iwae.evaluation.calibration import KINDS, Bands, coverage, rank_slabs, uniform_bands
+from iwae.evaluation.bands import Bands, uniform_bands
+from iwae.evaluation.calibration import KINDS, coverage, rank_slabs
 from iwae.evaluation.examples import check_positive
 from iwae.models.conditional import Model
 from iwae.precision import float32

@@ -1,4 +1,4 @@
-"""What a run's other records add to a number: all examples of the split, other draws of them.
+"""Numbers completed by a run's other records: for all examples of a split, and for other draws.
 
 A bound of a subset is carried over to all examples, and a bound of one draw of the pixels to the
 mean over draws, by its difference to a bound that was measured on more (Cochran 1977, chapter 7).
@@ -143,7 +143,7 @@ def _largest(record: Record) -> int:
 
 
 class _Others(NamedTuple):
-    """What is known beside a record: its own values, those of all examples, and several draws.
+    """The knowledge beside a record: its own values, those of all examples, and several draws.
 
     Attributes:
         arrays: the values behind the record.

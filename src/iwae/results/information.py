@@ -23,6 +23,7 @@ from iwae.results.measure import Measured, Replicate, SplitOptions, measure
 from iwae.results.reading import Known, known_bounds
 from iwae.results.records import (
     Subject,
+    k_words,
     make_subject,
     model_sha256,
     number,
@@ -32,8 +33,11 @@ from iwae.results.records import (
 from iwae.results.schema import Document, Method
 from iwae.results.unfinished import Slab
 
+DEFAULT_K = 16
+"""Samples of each example, where none are asked for."""
 
-def information_run(run: Path, *, k: int = 16, **options: Unpack[SplitOptions]) -> Document:
+
+def information_run(run: Path, *, k: int = DEFAULT_K, **options: Unpack[SplitOptions]) -> Document:
     """Rate, distortion and mutual information of every replicate, and the parts of the ELBO's gap.
 
     The gap is split where the run has records of importance sampling and of annealing on these
@@ -54,7 +58,7 @@ def information_run(run: Path, *, k: int = 16, **options: Unpack[SplitOptions]) 
     return measure(
         subject,
         partial(_measure, k=k),
-        file=record_name(subject, Method.INFORMATION),
+        file=record_name(subject, Method.INFORMATION, *k_words(k, DEFAULT_K)),
         shared=shared_record(subject, Method.INFORMATION),
         arrays={"index": subject.places},
     )

@@ -359,6 +359,11 @@ def model_facts(subject: Subject, replicate: int) -> Document:
     }
 
 
+def k_words(k: int, default: int) -> tuple[str, ...]:
+    """The part of a record's name for k, where that is not the default."""
+    return () if k == default else (f"k{k}",)
+
+
 def record_name(subject: Subject, *words: str) -> str:
     """The name of a record's files: what distinguishes it from the run's other records."""
     name = "-".join([subject.split, subject.weights, *["pruned"] * subject.pruned, *words])

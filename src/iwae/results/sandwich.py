@@ -26,6 +26,7 @@ from iwae.results.annealed import (
 )
 from iwae.results.measure import Measured, Replicate, SplitOptions, measure
 from iwae.results.records import (
+    k_words,
     make_subject,
     mean_and_error,
     number,
@@ -36,6 +37,9 @@ from iwae.results.records import (
 from iwae.results.schema import Document, Method
 from iwae.results.unfinished import Slab
 
+DEFAULT_K = 5000
+"""Importance samples, where none are asked for."""
+
 _STORED = ("lower", "upper", "ratio", "monte_carlo_error", "ess", "pareto_k")
 
 
@@ -44,7 +48,7 @@ def sandwich_run(
     run: Path,
     *,
     annealing: Annealing | None = None,
-    k: int = 5000,
+    k: int = DEFAULT_K,
     tolerance: float = 0.5,
     **options: Unpack[SplitOptions],
 ) -> Document:
@@ -79,7 +83,7 @@ def sandwich_run(
     return measure(
         subject,
         partial(_measure, annealing=annealing, k=k, tolerance=tolerance),
-        file=record_name(subject, "sandwich", *annealing.words()),
+        file=record_name(subject, "sandwich", *annealing.words(), *k_words(k, DEFAULT_K)),
         shared={
             **shared_record(subject, Method.SANDWICH),
             "proposal": annealing.start,

@@ -21,9 +21,12 @@ from iwae.models.conditional import Model
 from iwae.precision import float32
 from iwae.results.annealed import PILOT_EXAMPLES, Annealing, annealing_keys, freeze
 from iwae.results.measure import Measured, Options, Replicate, measure
-from iwae.results.records import make_subject, mean_and_error, measurement_facts
+from iwae.results.records import k_words, make_subject, mean_and_error, measurement_facts
 from iwae.results.schema import Document, Method
 from iwae.results.unfinished import Slab
+
+DEFAULT_K = 5000
+"""Importance samples, where none are asked for."""
 
 
 @float32
@@ -32,7 +35,7 @@ def bdmc_run(
     *,
     annealing: Annealing | None = None,
     examples: int = 100,
-    k: int = 5000,
+    k: int = DEFAULT_K,
     **options: Unpack[Options],
 ) -> Document:
     """Bounds on log p(x) of examples drawn from every replicate's model.
@@ -62,7 +65,8 @@ def bdmc_run(
         raise UserError(f"k is {k}; the true latent and at least one proposal make 2")
     subject = make_subject(Path(run), **options)
     words = ["simulated", subject.weights, *["pruned"] * subject.pruned, "bdmc"]
-    words += [*annealing.words(), f"n{examples}", *[f"seed{subject.seed}"] * bool(subject.seed)]
+    words += [*annealing.words(), *k_words(k, DEFAULT_K), f"n{examples}"]
+    words += [f"seed{subject.seed}"] * bool(subject.seed)
     return measure(
         subject,
         partial(_measure, annealing=annealing, examples=examples, k=k),

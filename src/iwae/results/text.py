@@ -269,7 +269,7 @@ def _between_whole(lower: Whole, upper: Whole) -> str:
 
 
 def _upper_caution(record: Record) -> str:
-    """What an upper side from a sample is worth, and whether the tails are heavy here."""
+    """The worth of an upper side from a sample, with a warning if the tails are heavy here."""
     rows: list[Weights] = [row for one in record.models for row in (one, one.importance) if row]
     tails = [(row.ratio_pareto_k, row.ratio_pareto_k_threshold) for row in rows]
     known = [tail > limit for tail, limit in tails if tail is not None and limit is not None]
@@ -341,7 +341,7 @@ def _percent(interval: Coverage) -> str:
 
 
 def _about_ranks(record: Record) -> Iterator[str]:
-    """What exact calibration looks like, and what it does not say."""
+    """The marks of exact calibration, and its limits."""
     yield (
         f"{record.k} draws of each example; of exactly calibrated units, "
         f"{1 - (record.band_level or 0):.0%} are outside by chance; mean rank 0.5 and spread 1 "
@@ -400,7 +400,7 @@ def _weights(row: Weights) -> str:
 
 
 def _carried(row: Weights) -> Iterator[str]:
-    """What an estimate was carried over from, and its mean over draws of the pixels."""
+    """The source of an estimate that was carried over, and its mean over draws of the pixels."""
     if (whole := row.whole) is not None:
         yield (
             f"  from {whole.by} of all and the difference on the subset, whose own mean is "

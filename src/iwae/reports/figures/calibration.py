@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from iwae.errors import UserError
-from iwae.evaluation.calibration import Bands, counts_below
+from iwae.evaluation.bands import Bands, counts_below
 from iwae.reports.figures.style import FAINT, PALE, PALETTE, chart_figure, checked, finish, laid_out
 
 
