@@ -369,7 +369,9 @@ def test_the_error_of_one_model_twice_is_its_own():
     """Replicates are measured with the same keys, so that a second one may tell nothing new."""
     row = SampledRow(k=5, log_likelihood=-9.0, stderr=0.5, monte_carlo_error=0.1)
     assert _over(row, [row, row]).monte_carlo_error == pytest.approx(0.1)
-    assert other_errors([(row, 2), (row, 1)], RECORD, 3) == "Monte Carlo error 0.1000"
+    assert (
+        other_errors([(row, 2), (row, 1)], RECORD, 3) == "Monte Carlo error 0.1000, k-hat unknown"
+    )
 
 
 RECORD = Record.model_construct(split="test", data={})
@@ -396,7 +398,7 @@ def test_runs_with_other_draws_are_named():
         "pixel draw error 0.0075 (8 draws; 4 draws, by L_64)"
     )
     exact = [(SampledRow(k=5, log_likelihood=-9.0, stderr=0.5, monte_carlo_error=0.0), 1)]
-    assert other_errors(exact, RECORD, 2) == "Monte Carlo error 0.000"
+    assert other_errors(exact, RECORD, 2) == "Monte Carlo error 0.000, k-hat unknown"
 
 
 def test_the_annealing_of_each_run_is_carried_over_by_its_own_bound():

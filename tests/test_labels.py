@@ -92,7 +92,9 @@ def test_the_card_says_that_likelihoods_are_given_the_label(measured, shared):
     one = record["replicates"][1]
     (metric,) = matter["model-index"][0]["results"][0]["metrics"]
     assert metric["value"] == one["log_likelihood"]
-    assert metric["name"].startswith("L_20 of x given its label, nats per example, 50 test")
+    assert metric["name"].startswith(
+        "L_20 of x given its label, nats per example, test examples: 50"
+    )
     assert "conditional" in matter["tags"]
     assert "pipeline_tag" not in matter
     assert "Mean log p(x|y) of a test example x given its own label y" in body
@@ -257,7 +259,7 @@ def test_a_record_of_a_classifier_is_what_its_values_say(classified):
         assert one["auroc"] == pytest.approx(wins)
     assert record["others"] == "others.npy"
     assert "Nalisnick et al. 2019" in record["caution"]
-    assert record["subset"] == {"examples": 40, "seed": 0}
+    assert record["subset"] == {"examples": 40, "seed": 0, "stratified_by": "L_20"}
 
 
 def _data(run):

@@ -184,7 +184,7 @@ def test_what_was_really_measured_is_shown(tmp_path):
     for entry in record["by_k"]:
         words = f"{entry['log_likelihood']:.2f} ± {entry['stderr']:.2f} n = 50"
         if entry["k"] > 1:
-            words += f" Monte Carlo error {entry['monte_carlo_error']:.3f}"
+            words += f" Monte Carlo error {entry['monte_carlo_error']:.3f}, k-hat unknown"
         assert row[f"L{entry['k']}"] == words.replace("-", "\N{MINUS SIGN}")
     assert row["active units"] == "+".join(map(str, record["active_units"]))
 
