@@ -182,10 +182,11 @@ def test_what_was_really_measured_is_shown(tmp_path):
     record = evaluate_run(run, ks=(1, 8))
     row = made(tmp_path, run).comparison()["run"]
     for entry in record["by_k"]:
-        words = f"{entry['log_likelihood']:.2f} ± {entry['stderr']:.2f} n = 50"
+        value = f"{entry['log_likelihood']:.2f}".replace("-", "\N{MINUS SIGN}")
+        words = f"{value} ± {entry['stderr']:.2f} n = 50"
         if entry["k"] > 1:
             words += f" Monte Carlo error {entry['monte_carlo_error']:.3f}, k-hat unknown"
-        assert row[f"L{entry['k']}"] == words.replace("-", "\N{MINUS SIGN}")
+        assert row[f"L{entry['k']}"] == words
     assert row["active units"] == "+".join(map(str, record["active_units"]))
 
 
