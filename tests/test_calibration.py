@@ -30,7 +30,7 @@ def ranks_of(k=K, n=N, seed=0, **q):
 
 
 def test_ties_are_broken_so_that_ranks_are_uniform():
-    # Each member of a set is the truth as often as any other: the ranks must tile (0, 1).
+    # Each member of a set is the true latent as often as any other: the ranks must tile (0, 1).
     members, v = np.float32([0, 0, 0, 1, 1, 5]), (np.arange(1000) + 0.5) / 1000
     rank = jax.jit(relative_rank)
     found = [
@@ -119,7 +119,7 @@ def run(tmp_path_factory):
 def test_a_record_its_words_and_its_figure(run, capsys):
     assert main(["calibrate", str(run), "--examples", "100", "--k", "20", "--quiet"]) == 0
     words = capsys.readouterr().out
-    assert "layer 1, weighted draws: central intervals hold the truth, 50%: " in words
+    assert "layer 1, weighted draws: central intervals contain the true latent, 50%: " in words
     assert "inactive units, whose q and posterior are both the prior" in words
     folder, name = run / "evaluations", "simulated-final-calibration-k20-n100"
     assert (folder / f"{name}.png").stat().st_size > 10_000

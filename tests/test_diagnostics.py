@@ -98,7 +98,7 @@ def narrow_proposal(dimensions, variance, n, k):
     [(1, 0.7, 0.3, 1), (10, 0.5, 0.7, 0.85), (50, 0.25, 1.7, 0.45)],
 )
 def test_the_monte_carlo_error_is_the_deviation_between_repeats(dimensions, variance, tail, by_ess):
-    """Of 1,200 repeats: the stated error within 15%, and two of a mean of 20 cover it."""
+    """In 1,200 repeats the error is right within 15%, and two errors of a mean of 20 cover it."""
     log_w = narrow_proposal(dimensions, variance, 1200, 2000)
     found = jax.tree.map(np.asarray, jax.jit(jax.vmap(weight_diagnostics))(log_w))
     assert np.median(found["pareto_k"]) == pytest.approx(tail, abs=0.1)

@@ -217,7 +217,7 @@ def test_with_one_particle_all_methods_are_one():
         "dais": {"temperatures": 1},
     }.items():
         assert_equal(maximised(objective(name, 1, **options)), (value, slope), name)
-    found, gradient = maximised(rws(k=1))  # its encoder climbs something else
+    found, gradient = maximised(rws(k=1))  # its encoder maximises something else
     without = (eqx.tree_at(lambda m: m.encoder, tree, None) for tree in (gradient, slope))
     assert_equal((found, next(without)), (value, next(without)))
 

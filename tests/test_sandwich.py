@@ -142,7 +142,7 @@ def test_both_sides_and_their_errors_cover_the_truth_over_repeats(way):
     x, exact = drawn(WRONG, 200)
     found = [gather(way(WRONG, x, jax.random.key(i))) for i in range(REPEATS)]
     lower, upper = (np.stack([one[side] for one in found]) - exact for side in ("lower", "upper"))
-    # A side equal to the truth misses it in 2.3 % of repeats: over 4 of 30 have probability 5e-4.
+    # A side of mean log p(x) misses it in 2.3 % of repeats: over 4 of 30 have probability 5e-4.
     assert below(upper) <= MISSES
     assert below(-lower) <= MISSES
     assert below(lower) > MISSES  # the power: an upper side that is no better than the lower one

@@ -120,6 +120,10 @@ def test_faults_of_a_streamed_table_are_named(tmp_path, monkeypatch):
     frame.to_parquet(tmp_path / "t.parquet")
     with pytest.raises(UserError, match="row 556, column 'city': '2020-01-31' in"):
         load_dataset(tmp_path / "t.parquet", stream=True, missing=True)
+    frame["city"] = [f"c{i % 60}" for i in range(N)]
+    frame.to_parquet(tmp_path / "t.parquet")
+    with pytest.raises(UserError, match=f"60 different words in {N:,} rows"):
+        load_dataset(tmp_path / "t.parquet", stream=True, missing=True)
     monkeypatch.setattr(parquet, "MOST_LEVELS", 30)
     with pytest.raises(UserError, match="'wage' has more than 30 different values"):
         load_dataset(

@@ -1,4 +1,4 @@
-"""What a run is said to be before training, and what follows after it."""
+"""The summary before training, and the advice after it."""
 
 from iwae import TrainConfig
 from iwae.runs.course import start_run

@@ -134,7 +134,8 @@ def score(arguments: Sequence[str]) -> int:
     from iwae.runs.answers import score_pieces
 
     n, pieces = score_pieces(**_chosen(options))
-    total, khat = 0.0, list["np.ndarray"]()
+    total = 0.0
+    khat: list[np.ndarray] = []
 
     def counted() -> Iterator[Any]:
         nonlocal total

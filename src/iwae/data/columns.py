@@ -27,6 +27,9 @@ FEW = 10
 MANY = 50
 """The most different words that are taken for categories."""
 
+MOST_LEVELS = 10_000
+"""The most different values of a column that are counted or remembered."""
+
 PIXELS = 64
 """So many columns of whole numbers 0..255 could be an image's bytes."""
 
@@ -130,10 +133,13 @@ def _words(table: Table, i: int) -> Column:
     if levels and {level.lower() for level in levels} <= _TRUTH and len(levels) <= 2:
         return _truth(name, levels)
     refuse_numbers(table, i, levels)
-    if len(levels) > max(2, 0.9 * len(present)) or len(levels) > MANY:
+    count = table.counts[i] if table.counts else len(present)
+    if len(levels) > max(2, 0.9 * count) or len(levels) > MANY:
+        most = len(levels) > MOST_LEVELS
+        number = f"more than {MOST_LEVELS:,}" if most else f"{len(levels):,}"
         raise UserError(
-            f"{table.where}: column {name!r} holds {len(levels):,} different words in "
-            f"{len(present):,} rows, too many for categories: "
+            f"{table.where}: column {name!r} holds {number} different words in "
+            f"{count:,} rows, too many for categories: "
             f"{table.remedies.ways(name, f'insist ({_as_categories(table, name)})')}"
         )
     return _category(name, levels, f"{len(levels)} words: {_listed(levels)}")

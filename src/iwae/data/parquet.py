@@ -12,16 +12,13 @@ from typing import Any
 
 import numpy as np
 
-from iwae.data.columns import Column, to_values
+from iwae.data.columns import MOST_LEVELS, Column, to_values
 from iwae.data.rows import Handle, Rows, file_rows
 from iwae.data.tables import Table, frame_table, opened_parquet
 from iwae.errors import UserError
 
-PIECE = 2**16
-"""Rows of a file that are decoded at a time."""
-
-MOST_LEVELS = 10_000
-"""The most different values of a column that are remembered; categories must have fewer."""
+PIECE, VALUES = 2**16, 2**22
+"""Rows of a file that are decoded at a time, and values: fewer rows if there are many columns."""
 
 
 def values_in(path: Path) -> int:
@@ -34,11 +31,13 @@ def pieces(path: Path, *, drop: Sequence[str] = (), ids: Sequence[str] = ()) -> 
     """The rows of a file, piece by piece in its order; arguments are those of `read_table`."""
     import pyarrow as pa
 
-    first = 0
-    for batch in opened_parquet(path).iter_batches(PIECE):
-        frame = pa.Table.from_batches([batch])
-        yield frame_table(frame, drop=drop, ids=ids, where=str(path), first=first)
-        first += len(batch)
+    first, file = 0, opened_parquet(path)
+    most = max(1, min(PIECE, VALUES // max(1, file.metadata.num_columns)))
+    for group in range(file.num_row_groups):  # all at once, Arrow keeps those that it has read
+        for batch in file.iter_batches(most, row_groups=[group]):
+            frame = pa.Table.from_batches([batch])
+            yield frame_table(frame, drop=drop, ids=ids, where=str(path), first=first)
+            first += len(batch)
 
 
 def digest(tables: Iterator[Table], wanted: Mapping[str, str] | None) -> Table:
@@ -78,7 +77,8 @@ def digest(tables: Iterator[Table], wanted: Mapping[str, str] | None) -> Table:
         return f"row {rows[column][row] + 1}, column {table.names[column]!r}"
 
     padded = tuple(_padded(one, longest) for one in columns)
-    return table._replace(columns=padded, ids={}, place=place)
+    counts = tuple(one.count for one in seen)
+    return table._replace(columns=padded, ids={}, place=place, counts=counts)
 
 
 class _Seen:
@@ -99,9 +99,11 @@ class _Seen:
         if not len(present):
             return
         new, places = np.unique(present, return_index=True)
-        for value, row in zip(new, there[places], strict=True) if not self.is_full else ():
+        for value, row in zip(new, there[places], strict=True):
+            if self.is_full:
+                break
             self.values.setdefault(value, first + int(row))
-        self.is_full = len(self.values) > MOST_LEVELS
+            self.is_full = len(self.values) > MOST_LEVELS
         if self.has_words:
             return
         odd = present[present != np.rint(present)]

@@ -70,6 +70,7 @@ class Table(NamedTuple):
         where: the name of the file.
         place: row and column, both from 0 -> the position in the file and the cell, in words.
         remedies: what its reader can do about a column.
+        counts: of a digest of a longer table, the cells of each column that are not missing there.
     """
 
     names: tuple[str, ...]
@@ -79,6 +80,7 @@ class Table(NamedTuple):
     where: str = "the table"
     place: Callable[[int, int], str] = lambda row, column: f"row {row + 1}, column {column + 1}"
     remedies: Remedies = COMMAND
+    counts: tuple[int, ...] = ()
 
     @property
     def n_rows(self) -> int:

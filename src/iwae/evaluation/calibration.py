@@ -80,7 +80,7 @@ def relative_rank(
     weights: Float[Array, " k"],
     v: Float[Array, " units"],
 ) -> Float[Array, " units"]:
-    """The place of the truth in a weighted sample, between 0 and 1.
+    """The rank of the true latents in a weighted sample, relative: between 0 and 1.
 
     With equal weights it is (number of draws below + v (number of equal ones + 1)) / (k + 1):
     uniform if truth and draws are exchangeable.
@@ -96,5 +96,5 @@ def relative_rank(
 
 
 def coverage(ranks: Float[np.ndarray, "n units"], level: float) -> Float[np.ndarray, " n"]:
-    """The share of each example's units whose truth is in the central interval of this level."""
+    """The share of each example's units whose true latent is in the central interval."""
     return np.asarray((np.abs(ranks - 0.5) <= level / 2).mean(axis=1))

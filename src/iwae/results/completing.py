@@ -52,9 +52,7 @@ def completed(run: Path, record: Record, arrays: Arrays | None) -> Record:
     if record.method not in BOUNDING:
         return record
     others = _of_all(run, record)
-    control = None
-    if record.subset is not None and arrays is not None:
-        control = _control(others)
+    control = _control(record, arrays, others)
     drawn = [one for _, one in others if any(map(_own_draws, one.by_k))]
     if record.subset is not None and control is None:
         drawn = []  # the draws are of all examples
@@ -78,9 +76,7 @@ _FILLED = ("simulated", "importance", *(f"{side}_whole" for side in _SIDES))
 
 def _sandwich(run: Path, record: Record, arrays: Arrays | None) -> Record:
     """Bounds from both sides, with those of simulated examples and those of all examples."""
-    control = None
-    if record.subset is not None and arrays is not None:
-        control = _control(_of_all(run, record))
+    control = _control(record, arrays, _of_all(run, record))
     parts = []
     for r, part in enumerate(record.models):
         more: dict[str, Any] = {}
@@ -156,8 +152,15 @@ class _Others(NamedTuple):
     drawn: Sequence[Record]
 
 
-def _control(others: Sequence[tuple[Path, Record]]) -> tuple[str, np.ndarray] | None:
-    """The bound by the most samples of all examples, and its values `[R, n]`."""
+def _control(
+    record: Record, arrays: Arrays | None, others: Sequence[tuple[Path, Record]]
+) -> tuple[str, np.ndarray] | None:
+    """The bound of all examples by the most samples, and its values `[R, n]`, for a subset.
+
+    One example has none, since it tells no error of what would be carried over.
+    """
+    if record.subset is None or arrays is None or len(arrays["index"]) < 2:
+        return None
     for path, one in sorted(others, key=lambda other: _largest(other[1]), reverse=True):
         arrays = read_arrays(path, report_damage, ("log_likelihood",))
         if arrays is not None:
@@ -182,8 +185,7 @@ def _part(part: Any, others: _Others, replicate: int | None) -> Any:
 
 def _row(row: Row, i: int, others: _Others, replicate: int | None) -> Row:
     more: dict[str, Whole | Binarizations] = {}
-    # One example tells no error of what it is carried over to.
-    if others.control and others.arrays is not None and len(others.arrays["index"]) > 1:
+    if others.control is not None and others.arrays is not None:
         name, values = others.control
         mine = others.arrays["log_likelihood"][:, i]
         one = (mine.mean(axis=0), values.mean(axis=0))

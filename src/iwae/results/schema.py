@@ -225,7 +225,7 @@ class Slope(Fields):
 
 
 class Coverage(Fields):
-    """How often a central interval of this level holds the truth."""
+    """The share of true latents that a central interval of this level contains."""
 
     level: float
     coverage: Number

@@ -326,7 +326,7 @@ def _calibration(one: Part) -> Iterator[str]:
         covered = ", ".join(
             f"{interval.level:.0%}: {_percent(interval)}" for interval in layer.coverage
         )
-        yield f"layer {layer.layer}, {name}: central intervals hold the truth, {covered}"
+        yield f"layer {layer.layer}, {name}: central intervals contain the true latent, {covered}"
         worst = "; ".join(
             f"unit {unit.unit}: mean rank {unit.mean_rank:.3f}, spread {unit.spread:.2f}, p "
             + (f"= {unit.p_value:.2g}" if unit.p_value > SMALLEST_P else f"< {SMALLEST_P:g}")

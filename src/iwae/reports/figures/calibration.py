@@ -57,4 +57,4 @@ def _draw(axes: Axes, ranks: np.ndarray, bands: Bands, title: str) -> None:
         for line in lines[chosen]:
             axes.plot(points, line, color=colour, linewidth=0.8, label=label)
             label = "_"
-    finish(axes, f"rank of the truth, {title}", "share below, less uniform")
+    finish(axes, f"rank of the true latent, {title}", "share below, less uniform")
