@@ -45,6 +45,7 @@ BASE: dict[str, Any] = {
 K5 = {"k": 5, "epochs": 20}
 VAE = {"objective": "vae", "k": 1, "epochs": 40}
 SOAP = {"optimizer": "soap"}
+STL, DREG = {**SOAP, "gradient": "stl"}, {**SOAP, "gradient": "dreg"}
 
 TRIALS: dict[str, dict[str, Any]] = {
     "k5/adam-1e-3-batch20-paper": {
@@ -65,6 +66,13 @@ TRIALS: dict[str, dict[str, Any]] = {
     "k5/soap-3e-3-10-epochs": {**K5, **SOAP, "epochs": 10},
     "k5/adam-3e-3-75-epochs": {**K5, "epochs": 75},
     "k5/soap-3e-3-60-epochs": {**K5, **SOAP, "epochs": 60},
+    "k5/soap-dreg-3e-3-10-epochs": {**K5, **DREG, "epochs": 10},
+    "k5/soap-dreg-4e-3-10-epochs": {**K5, **DREG, "epochs": 10, "learning_rate": 4e-3},
+    "k1/soap-3e-3-20-epochs": {**VAE, **SOAP, "epochs": 20},
+    "k1/soap-stl-3e-3-20-epochs": {**VAE, **STL, "epochs": 20},
+    "k1/soap-stl-3e-3-ema-20-epochs": {**VAE, **STL, "epochs": 20, "ema": 0.999},
+    "k1/soap-stl-3e-3-60-epochs": {**VAE, **STL, "epochs": 60},
+    "k1/adam-stl-3e-3-60-epochs": {**VAE, "gradient": "stl", "epochs": 60},
     "k1/adam-3e-3": VAE,
     "k1/soap-3e-3": {**VAE, **SOAP},
     "k1/soap-5e-3": {**VAE, **SOAP, "learning_rate": 5e-3},

@@ -6,7 +6,7 @@ Published negative log-likelihoods are in nats, on the test set, with 5,000 impo
 import difflib
 import json
 import logging
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Set
 from fnmatch import fnmatch
 from functools import lru_cache
 from typing import Any, NamedTuple, NoReturn
@@ -301,9 +301,11 @@ def _fast(name: str, entry: Preset) -> Preset:
         first, few, then, many = _WARM_STAGES[name]
         values = {key: values[key] for key in ("dataset", "objective", "k")}
         start = recipes.stages(first.split()[0], few, first)
-        way = f"{start}, {recipes.ending(then, many)} fresh=true"
+        way = f"{start}, {recipes.ending(then, many, recipes.quiet(then))} fresh=true"
     elif name in _AIWAE:  # the same ending for both objectives
         way = recipes.stages("aiwae", 5, times=recipes.LONGER.get(values["dataset"], 1))
+    elif name in _MIWAE:  # a table of what gradient estimators do
+        way = recipes.stages(values["objective"], recipes.FEW + 1, plain=True)
     source = f"{entry.source}, by a fast recipe"
     fast = recipes.fast(values, way)
     return entry._replace(values=fast, source=source, needs=None, is_fast=True)
@@ -402,6 +404,9 @@ def _unknown(name: str) -> NoReturn:
 _PLACES = {"dataset", "init_from", "log_every", "layers"}
 """Settings that are locations, logging intervals, or implied by other settings."""
 
+_WAY = {"stages", "gradient", "backward", "batch_size", "optimizer", "learning_rate", "schedule"}
+"""Settings of a fast recipe."""
+
 _LENGTH = {"epochs", "seed", "replicates", "validate_every", "data_seed"}
 """Settings in which a run may differ from a preset and still be the same experiment."""
 
@@ -448,6 +453,20 @@ def _made(values: str) -> TrainConfig:
 
 def same_experiment(entry: Preset, config: Mapping[str, Any]) -> bool:
     """Whether a run's resolved configuration is that of a preset, except for seeds and length."""
+    return _same(entry, config, _LENGTH)
+
+
+def is_of_cell(entry: Preset, config: Mapping[str, Any]) -> bool:
+    """Whether a run is the experiment of a cell.
+
+    By a fast recipe it may be trained in any way to the same model and objective, so that a number
+    stays when its recipe is improved.
+    """
+    return _same(entry, config, _LENGTH | (_WAY if entry.is_fast else set()))
+
+
+def _same(entry: Preset, config: Mapping[str, Any], free: Set[str]) -> bool:
+    """Whether a configuration is that of a preset, except for these settings."""
     published, found = (
         _made(json.dumps(values, sort_keys=True, default=str)) for values in (entry.values, config)
     )
@@ -455,5 +474,5 @@ def same_experiment(entry: Preset, config: Mapping[str, Any]) -> bool:
         found.dataset == published.dataset
         and (found.init_from is None) == (entry.needs is None)
         and found.patience is None
-        and not set(differing(published, found)) - _LENGTH
+        and not set(differing(published, found)) - free
     )

@@ -24,6 +24,9 @@ ALONE, START, END = 200, 300, 60
 TURNING_RATE = COMMON["learning_rate"] * END / (START + END)
 """Learning rate between the two stages, so that it decays along one line over both."""
 
+QUIETER = {"elbo": "stl", "vae": "stl", "iwae": "dreg"}
+"""Objective -> an estimator of the same gradient with less noise, which learns faster."""
+
 ENDING_RATE = 1e-3
 """Initial learning rate of a stage that continues a finished model; it decays to zero."""
 
@@ -42,24 +45,36 @@ def fast(values: Mapping[str, Any], way: str | None = None) -> dict[str, Any]:
     return {**COMMON, **values, "stages": way}
 
 
-def stages(objective: str, particles: int, named: str = "", times: int = 1) -> str:
+def stages(
+    objective: str, particles: int, named: str = "", times: int = 1, *, plain: bool = False
+) -> str:
     """The stages towards an objective: few particles for most epochs, all of them at the end.
 
     Args:
         named: objective and k of the last stage, such as `iwae k=50`, if they are not the run's.
         times: factor by which epochs are multiplied.
+        plain: whether the last stage has the objective's own gradient estimator.
     """
+    own = "" if plain else quiet(objective)
     if objective != "aiwae" and particles <= FEW:
-        return _words(named, f"epochs={(ALONE if particles == 1 else START + END) * times}")
+        return _words(named, own, f"epochs={(ALONE if particles == 1 else START + END) * times}")
     first = "elbo k=1" if objective == "vae" else "iwae k=5"
-    last = ending(named, particles, times=times, rate=TURNING_RATE)
-    return f"{first} epochs={START * times} lr_end={TURNING_RATE:g}, {last}"
+    start = _words(first, quiet(first), f"epochs={START * times} lr_end={TURNING_RATE:g}")
+    return f"{start}, {ending(named, particles, own, times=times, rate=TURNING_RATE)}"
 
 
-def ending(named: str, particles: int, *, times: int = 1, rate: float = ENDING_RATE) -> str:
+def ending(
+    named: str, particles: int, gradient: str, *, times: int = 1, rate: float = ENDING_RATE
+) -> str:
     """A last stage that trains a model further, with an objective such as `iwae k=50`."""
     few = f"backward={FEW}" if particles > FEW else ""
-    return _words(named, f"epochs={END * times}", few, f"learning_rate={rate:g}")
+    return _words(named, gradient, f"epochs={END * times}", few, f"learning_rate={rate:g}")
+
+
+def quiet(objective: str) -> str:
+    """The gradient estimator of a stage with an objective such as `iwae k=5`."""
+    name = QUIETER.get(objective.split()[0])
+    return f"gradient={name}" if name else ""
 
 
 def _words(*words: str) -> str:

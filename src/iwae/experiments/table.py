@@ -9,7 +9,7 @@ from scipy.stats import t as student
 from tabulate import tabulate
 
 from iwae.config.experiment import config_values, read_config
-from iwae.config.presets import FAST, PRESETS, Preset, same_experiment
+from iwae.config.presets import FAST, PRESETS, Preset, is_of_cell
 from iwae.errors import UserError
 from iwae.experiments.annealed import Annealed, above_samples, mean_above
 from iwae.experiments.cell_errors import mean_over_draws, other_errors
@@ -146,7 +146,7 @@ def read_cell(out: Path, name: str, wanted: Wanted) -> Cell:
         its = config.seeds()
         if its != seeds:
             raise UserError(f"{run} holds seeds {its[0]} to {its[-1]}: name it after them")
-        if not same_experiment(entry, config_values(config)):
+        if not is_of_cell(entry, config_values(config)):
             raise UserError(
                 f"{run} is not the experiment {name}: remove it, or choose another --out"
             )
@@ -193,7 +193,7 @@ def _check_start(out: Path, run: Path, needs: str, wanted: Wanted) -> None:
         raise UserError(f"{run} continues from {there}, which is missing or not trained to its end")
     found = read_config(there / "config.toml")
     whole = found.epochs == wanted.epochs(PRESETS[needs])
-    if not whole or not same_experiment(PRESETS[needs], config_values(found)):
+    if not whole or not is_of_cell(PRESETS[needs], config_values(found)):
         raise UserError(f"{run} continues from {there}, which is not the experiment {needs}")
 
 
