@@ -603,6 +603,12 @@ MUTANTS = {
     "k-hat-without-gaps": Mutant(
         "evaluation/imputation.py", "jnp.where(jnp.isnan(x).any(), ", "jnp.where(True, ", "missing"
     ),
+    "bad-rows-are-not-annealed": Mutant(
+        "evaluation/imputation.py", "if anneal and (bad", "if not anneal and (bad", "missing"
+    ),
+    "annealed-rows-by-their-number": Mutant(
+        "evaluation/imputation.py", "key, places[bad])", "key, places[: bad.sum()])", "missing"
+    ),
     # Given the label
     "information-across-labels": Mutant(
         "evaluation/information.py", "counts = is_alike & (", "counts = (", "given_labels"

@@ -157,6 +157,28 @@ def test_k_hat_is_that_of_the_weights_of_rows_with_gaps():
         assert np.isnan(khat).tolist() == (~gaps).tolist()
 
 
+def test_rows_with_unreliable_weights_are_imputed_by_annealing():
+    """q is so narrow that what is drawn from it varies too little."""
+    model, rows = holes()
+    x, n = rows[np.isnan(rows[1:]).sum(axis=1).argmax() + 1], 400
+    narrow = WithHoles(model.complete, 0.3)
+    mean, covariance = conditional(x, *moments(model))
+    squares, bad = {}, None
+    for anneal in (False, True):
+        found = imputed(
+            narrow, np.repeat(x[None], n, 0), jax.random.key(0), draws=1, k=50, anneal=anneal
+        )
+        bad = found.pareto_k > 0.7 if bad is None else bad
+        off = (found.values[0][:, np.isnan(x)] - mean) / np.sqrt(np.diag(covariance))
+        squares[anneal] = (off**2).mean(axis=1)[bad]
+    assert squares[False].mean() < 0.8
+    assert_mean(squares[True], 1.0, error_at_most=0.1)
+    _, place = np.flatnonzero(bad)[:2]
+    others = np.concatenate([np.zeros((place, len(x)), np.float32), x[None]])
+    alone = imputed(narrow, others, jax.random.key(0), draws=1, k=50, anneal=True)
+    assert np.array_equal(alone.values[0, place], found.values[0, place])
+
+
 def test_what_is_observed_stays_as_it_is():
     model, rows = holes()
     rows = rows.astype(np.float64) + 1e-12

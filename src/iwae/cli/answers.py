@@ -105,6 +105,8 @@ class Impute(OfRows):
     `iwae.pool`."""
     k: int = 1000
     """Importance samples per row."""
+    anneal: bool = True
+    """Impute rows again whose k-hat is above 0.7, by annealed importance sampling (slower)."""
     khat: bool = False
     """Add a column pareto_k: k-hat of the weights of each row with gaps, unreliable above 0.7."""
     batch_size: int | None = None

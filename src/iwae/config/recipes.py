@@ -73,7 +73,7 @@ def ending(
 
 def quiet(objective: str) -> str:
     """The gradient estimator of a stage with an objective such as `iwae k=5`."""
-    name = QUIETER.get(objective.split()[0])
+    name = QUIETER.get(objective.split(maxsplit=1)[0])
     return f"gradient={name}" if name else ""
 
 

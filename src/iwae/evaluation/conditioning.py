@@ -1,8 +1,7 @@
 """Draws of an example's unknown values given the known ones, from any VAE."""
 
 import copy
-from functools import partial
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple, cast
 
 import equinox as eqx
 import jax
@@ -15,11 +14,9 @@ from iwae.evaluation.examples import ROWS, check_positive
 from iwae.evaluation.imputation import decoder
 from iwae.evaluation.likelihood import KHAT_WEIGHTS
 from iwae.evaluation.posterior import sir
-from iwae.inference.chains import annealed_particles
 from iwae.inference.kernels import pareto_k
 from iwae.inference.particles import Particles, effective_sample_size, importance_particles
-from iwae.inference.step_sizes import tune_step_size
-from iwae.inference.temperatures import sigmoid_schedule
+from iwae.inference.step_sizes import make_annealer
 from iwae.models.vae import VAE, AbstractLatentModel
 from iwae.typing import Example, Latents, PRNGKey, Scalar
 
@@ -151,11 +148,9 @@ def _annealed(model: AbstractLatentModel, x: Example, key: PRNGKey, k: int) -> P
     draw_key, tune_key, chain_key = jax.random.split(key, 3)
     drawn = jax.vmap(lambda key: model.sample(key)[1])(jax.random.split(draw_key, PILOT))
     pilot = np.where(np.isnan(np.asarray(x)), np.nan, np.asarray(drawn))
-    betas = sigmoid_schedule(TEMPERATURES)
-    options: dict[str, Any] = {"betas": betas, "n_leapfrog": LEAPFROG}
-    sizes = tune_step_size(model, pilot, tune_key, chains=PILOT_CHAINS, **options)
-    run = eqx.filter_jit(partial(annealed_particles, n_leapfrog=LEAPFROG))
-    return run(model, x, chain_key, k, betas=betas, step_size=sizes)[0]
+    options = {"temperatures": TEMPERATURES, "n_leapfrog": LEAPFROG, "chains": PILOT_CHAINS}
+    annealer = make_annealer(model, pilot, tune_key, **options)
+    return eqx.filter_jit(annealer)(model, x, chain_key, k)[0]
 
 
 _METHODS = {"is": _importance, "ais": _annealed}

@@ -5,9 +5,10 @@ p(x_mis|z) is known. Both kinds of imputation follow from the two (Mattei & Frel
 """
 
 from collections.abc import Callable, Iterator
-from functools import lru_cache
+from functools import cache
 from typing import Any, NamedTuple
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,14 +16,27 @@ from jaxtyping import Array, Float, Shaped
 
 from iwae.data.rows import Examples
 from iwae.errors import UserError
-from iwae.evaluation.examples import ExampleFn, check_positive, gather, map_by_cost
-from iwae.evaluation.likelihood import KHAT_WEIGHTS
+from iwae.evaluation.examples import CHAIN_ROWS, check_positive, gather, map_by_cost, map_examples
+from iwae.evaluation.likelihood import DOUBTFUL, KHAT_WEIGHTS
 from iwae.evaluation.posterior import sir, snis_mean
 from iwae.inference.kernels import pareto_k
 from iwae.inference.particles import Particles, importance_particles
-from iwae.models.likelihoods import Columns, Imputing
+from iwae.inference.step_sizes import Annealer, make_annealer
+from iwae.models.likelihoods import Columns, Imputing, complete
 from iwae.models.vae import AbstractLatentModel
 from iwae.typing import Example, Latents, PRNGKey, Scalar
+
+TEMPERATURES, LEAPFROG, CHAINS = 50, 5, 32
+"""Settings of annealing, for examples whose importance weights are unreliable."""
+
+PILOT, PILOT_CHAINS, PILOT_HIDDEN = 32, 4, 0.2
+"""Examples drawn from the model on which step sizes are tuned, and how many values they lack."""
+
+AT_A_TIME = 16
+"""Annealed examples of one dispatch; the last one is padded, so that one shape is compiled."""
+
+Sampler = Callable[..., Any]
+"""A function (model, x, key, k) -> (Particles, info)."""
 
 
 class Imputed(NamedTuple):
@@ -46,7 +60,7 @@ def impute(
     *,
     k: int = 1000,
     batch_size: int | None = None,
-    sampler: Callable[..., Any] = importance_particles,
+    sampler: Sampler = importance_particles,
 ) -> Shaped[np.ndarray, "n d"]:
     """Fill each missing value with its expectation given the observed ones, or likeliest category.
 
@@ -81,7 +95,7 @@ def multiple_imputations(
     draws: int,
     k: int = 1000,
     batch_size: int | None = None,
-    sampler: Callable[..., Any] = importance_particles,
+    sampler: Sampler = importance_particles,
 ) -> Shaped[np.ndarray, "draws n d"]:
     """Draw the missing values given the observed ones, a completed data set per draw.
 
@@ -109,13 +123,19 @@ def imputed(
     draws: int | None = None,
     k: int = 1000,
     batch_size: int | None = None,
-    sampler: Callable[..., Any] = importance_particles,
+    sampler: Sampler = importance_particles,
+    anneal: bool = False,
 ) -> Imputed:
     """The values of `impute` or, given `draws`, of `multiple_imputations`, with their k-hat.
 
-    Args and errors are theirs.
+    Args:
+        anneal: impute examples again whose k-hat is above 0.7, from chains that are annealed from
+            q(z|x_obs) to p(z|x_obs). k-hat is then that of the chains' weights.
+
+    Other arguments and errors are theirs.
     """
     options: dict[str, Any] = {"k": k, "batch_size": batch_size, "sampler": sampler}
+    options["anneal"] = anneal
     found = [*imputed_slabs(model, examples, key, draws=draws, **options)]
     values = np.concatenate([one.values for one in found], axis=0 if draws is None else 1)
     return Imputed(values, np.concatenate([one.pareto_k for one in found]))
@@ -129,19 +149,22 @@ def imputed_slabs(
     draws: int | None = None,
     k: int = 1000,
     batch_size: int | None = None,
-    sampler: Callable[..., Any] = importance_particles,
+    sampler: Sampler = importance_particles,
+    anneal: bool = False,
 ) -> Iterator[Imputed]:
     """`imputed`, slab by slab."""
     check_positive("k", k)
-    if draws is None:
-        fn, rows = expected_values(k, sampler), k
-    else:
+    if draws is not None:
         check_positive("draws", draws)
-        fn, rows = drawn_values(k, draws, sampler), max(k, draws)
-    done = 0
-    for slab in map_by_cost(fn, model, examples, key, rows=rows, batch_size=batch_size):
+    annealer, done = cache(lambda: pilot_annealer(model, key)), 0
+    fn = Filling(sampler, k, draws)
+    slabs = map_by_cost(fn, model, examples, key, rows=fn.rows, batch_size=batch_size)
+    for slab in slabs:
         filled, khat = gather(iter([slab]))
-        some = examples[done : done + len(khat)]
+        some, places = examples[done : done + len(khat)], np.arange(done, done + len(khat))
+        if anneal and (bad := khat > DOUBTFUL).any():
+            again = Filling(annealer(), max(CHAINS, draws or 0), draws)
+            filled[bad], khat[bad] = annealed_again(again, model, some[bad], key, places[bad])
         if draws is None:
             values = _completed(some, filled, done)
         else:
@@ -150,38 +173,82 @@ def imputed_slabs(
         yield Imputed(values, khat)
 
 
-@lru_cache
-def expected_values(k: int, sampler: Callable[..., Any] = importance_particles) -> ExampleFn:
-    """An example with the expectations of its missing values, and k-hat."""
+def annealed_again(
+    fn: "Filling",
+    model: AbstractLatentModel,
+    examples: np.ndarray,
+    key: PRNGKey,
+    addresses: np.ndarray,
+) -> Any:
+    """Apply a function that anneals to a few examples, each at its own address of the key."""
+    padding = -len(examples) % (AT_A_TIME * jax.local_device_count())
+    padded, places = (
+        np.concatenate([each, np.repeat(each[-1:], padding, axis=0)])
+        for each in (examples, addresses.astype(np.uint32))
+    )
+    slabs = map_examples(
+        fn,
+        model,
+        padded,
+        jax.random.fold_in(key, 1),
+        batch_size=min(AT_A_TIME, max(1, CHAIN_ROWS // fn.k)),
+        slab_size=AT_A_TIME * jax.local_device_count(),
+        addresses=places,
+    )
+    return jax.tree.map(lambda leaf: leaf[: len(examples)], gather(slabs))
 
-    def fn(
-        model: AbstractLatentModel, x: Example, key: PRNGKey
-    ) -> tuple[Float[Array, " d"], Scalar]:
-        particles, _ = sampler(model, x, key, k)
-        average = snis_mean(particles, lambda z: decoder(model, z).averages())
-        first = jax.tree.map(lambda leaf: leaf[0], particles.z)  # `guess` is the same for all
-        return jnp.where(jnp.isnan(x), decoder(model, first).guess(average), x), _khat(x, particles)
 
-    return fn
+def pilot_annealer(model: AbstractLatentModel, key: PRNGKey) -> Annealer:
+    """A sampler that anneals, tuned on draws of the model of which a fifth of the values is hidden.
+
+    It does not depend on the examples that are imputed, so nor does one of them on the others.
+    """
+    tune_key, draw_key = jax.random.split(jax.random.fold_in(key, 2))
+
+    def one(key: PRNGKey) -> Example:
+        z_key, x_key, hide_key = jax.random.split(key, 3)
+        x = jnp.asarray(complete(decoder(model, model.sample(z_key)[0])).sample(x_key), jnp.float32)
+        return jnp.where(jax.random.bernoulli(hide_key, PILOT_HIDDEN, x.shape), jnp.nan, x)
+
+    with jax.debug_nans(False):  # nan is a hidden value
+        drawn = np.asarray(jax.jit(jax.vmap(one))(jax.random.split(draw_key, PILOT)))
+    options = {"temperatures": TEMPERATURES, "n_leapfrog": LEAPFROG, "chains": PILOT_CHAINS}
+    return make_annealer(model, drawn, tune_key, **options)
 
 
-@lru_cache
-def drawn_values(
-    k: int, draws: int, sampler: Callable[..., Any] = importance_particles
-) -> ExampleFn:
-    """An example with draws of its missing values, `[draws, d]`, and k-hat."""
+class Filling(eqx.Module):
+    """A function of an example: its missing values, `[d]` or `[draws, d]`, and k-hat.
 
-    def fn(
-        model: AbstractLatentModel, x: Example, key: PRNGKey
-    ) -> tuple[Float[Array, "draws d"], Scalar]:
-        particle_key, chosen_key, fill_key = jax.random.split(key, 3)
-        particles, _ = sampler(model, x, particle_key, k)
-        chosen = sir(particles, chosen_key, draws)
-        keys = jax.random.split(fill_key, draws)
-        drawn = jax.vmap(lambda z, key: decoder(model, z).fill(x, key))(chosen, keys)
-        return drawn, _khat(x, particles)
+    Attributes:
+        sampler: of k particles.
+        draws: number of draws; None for expectations.
+    """
 
-    return fn
+    sampler: Sampler
+    k: int = eqx.field(static=True)
+    draws: int | None = eqx.field(static=True, default=None)
+
+    @property
+    def rows(self) -> int:
+        """How often the decoder is evaluated."""
+        return max(self.k, self.draws or 0)
+
+    def __call__(
+        self, model: AbstractLatentModel, x: Example, key: PRNGKey
+    ) -> tuple[Float[Array, "*draws d"], Scalar]:
+        """Fill an example of this model."""
+        if self.draws is None:
+            particles, _ = self.sampler(model, x, key, self.k)
+            average = snis_mean(particles, lambda z: decoder(model, z).averages())
+            first = jax.tree.map(lambda leaf: leaf[0], particles.z)  # `guess` is the same for all
+            filled = jnp.where(jnp.isnan(x), decoder(model, first).guess(average), x)
+        else:
+            particle_key, chosen_key, fill_key = jax.random.split(key, 3)
+            particles, _ = self.sampler(model, x, particle_key, self.k)
+            chosen = sir(particles, chosen_key, self.draws)
+            keys = jax.random.split(fill_key, self.draws)
+            filled = jax.vmap(lambda z, key: decoder(model, z).fill(x, key))(chosen, keys)
+        return filled, _khat(x, particles)
 
 
 def _khat(x: Example, particles: Particles) -> Scalar:

@@ -13,13 +13,20 @@ from iwae.errors import UserError
 from iwae.inference.chains import (
     Chain,
     Temperature,
+    annealed_particles,
     make_path,
     move_chains,
     split_keys,
     start_chains,
 )
-from iwae.inference.particles import particle_keys
-from iwae.inference.temperatures import Betas, as_betas, check_leapfrog, check_step_sizes
+from iwae.inference.particles import Info, Particles, particle_keys
+from iwae.inference.temperatures import (
+    Betas,
+    as_betas,
+    check_leapfrog,
+    check_step_sizes,
+    sigmoid_schedule,
+)
 from iwae.models.vae import AbstractLatentModel
 from iwae.precision import float32
 from iwae.typing import Example, PRNGKey, Scalar
@@ -128,3 +135,35 @@ def pilot(
     states = jax.vmap(begin)(xs, start_keys)
     carry = states, jnp.log(jnp.float32(initial))
     return jax.lax.scan(one, carry, (jnp.arange(schedule.size), schedule))[1]
+
+
+class Annealer(eqx.Module):
+    """A sampler of particles: annealed chains that start at q(z|x), with tuned step sizes."""
+
+    betas: Float[Array, " T"]
+    step_size: Float[Array, " moves"]
+    n_leapfrog: int = eqx.field(static=True)
+
+    def __call__(
+        self, model: AbstractLatentModel, x: Example, key: PRNGKey, k: int
+    ) -> tuple[Particles, Info]:
+        """k chains, as by `annealed_particles`."""
+        betas, sizes = self.betas, self.step_size
+        steps = self.n_leapfrog
+        return annealed_particles(model, x, key, k, betas=betas, step_size=sizes, n_leapfrog=steps)
+
+
+def make_annealer(
+    model: AbstractLatentModel,
+    examples: Shaped[np.ndarray, "n ..."],
+    key: PRNGKey,
+    *,
+    temperatures: int,
+    n_leapfrog: int,
+    chains: int,
+) -> Annealer:
+    """Tune the step sizes of a sigmoid schedule of so many temperatures (`tune_step_size`)."""
+    betas = sigmoid_schedule(temperatures)
+    options: dict[str, Any] = {"betas": betas, "n_leapfrog": n_leapfrog, "chains": chains}
+    sizes = tune_step_size(model, examples, key, **options)
+    return Annealer(jnp.asarray(betas, jnp.float32), jnp.asarray(sizes), n_leapfrog)

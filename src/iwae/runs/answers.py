@@ -514,12 +514,16 @@ def impute_rows(
     *,
     draws: int | None = None,
     k: int = 1000,
+    anneal: bool = True,
     weights: str | None = None,
     unknown: str = "error",
     seed: int = 0,
     batch_size: int | None = None,
 ) -> tuple[Rows, list[np.ndarray], np.ndarray]:
     """Rows with values in place of missing ones: expectations, or several draws.
+
+    Args:
+        anneal: impute rows again whose k-hat is above 0.7, by annealed importance sampling.
 
     Returns:
         The rows; the completed values `[n, d]` in the units of the data, once or for each draw; and
@@ -533,6 +537,7 @@ def impute_rows(
         source,
         draws=draws,
         k=k,
+        anneal=anneal,
         weights=weights,
         unknown=unknown,
         seed=seed,
@@ -549,6 +554,7 @@ def impute_pieces(
     *,
     draws: int | None = None,
     k: int = 1000,
+    anneal: bool = True,
     weights: str | None = None,
     unknown: str = "error",
     seed: int = 0,
@@ -565,7 +571,7 @@ def impute_pieces(
     def pieces() -> Iterator[Imputed]:
         done = 0
         slabs = imputed_slabs(
-            fit.model, rows.examples, key, draws=draws, k=k, batch_size=batch_size
+            fit.model, rows.examples, key, draws=draws, k=k, batch_size=batch_size, anneal=anneal
         )
         for slab in slabs:
             values = rows.values[done : done + len(slab.pareto_k)]

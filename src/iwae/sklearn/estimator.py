@@ -32,9 +32,15 @@ from iwae.data.sampling import PSEUDO_INPUTS
 from iwae.data.scaling import Scaling
 from iwae.errors import UserError
 from iwae.evaluation.examples import CHAIN_ROWS, ROWS, ExampleFn, gather, map_examples
-from iwae.evaluation.imputation import expected_values, imputed
-from iwae.evaluation.likelihood import annealed_bound, chunk_length, streamed_bound
-from iwae.inference.step_sizes import tune_step_size
+from iwae.evaluation.imputation import (
+    CHAINS,
+    Filling,
+    imputed,
+    pilot_annealer,
+)
+from iwae.evaluation.likelihood import DOUBTFUL, annealed_bound, chunk_length, streamed_bound
+from iwae.inference.particles import importance_particles
+from iwae.inference.step_sizes import Annealer, tune_step_size
 from iwae.inference.temperatures import sigmoid_schedule
 from iwae.models.declaration import parse_posterior, parse_prior
 from iwae.models.latent_kinds import latent_kinds
@@ -646,6 +652,7 @@ class ImportanceWeightedAutoencoder(
         *,
         k: int | None = None,
         draws: int | None = None,
+        anneal: bool = True,
         random_state: Any = None,
         return_pareto_k: bool = False,
     ) -> Any:
@@ -660,6 +667,8 @@ class ImportanceWeightedAutoencoder(
             X: `[n, d]`.
             k: importance samples per row; `score_k` if None.
             draws: number of draws from p(x_missing | x_observed) instead (multiple imputation).
+            anneal: impute rows again whose k-hat is above 0.7, by annealed importance sampling,
+                which takes longer (Neal 2001).
             random_state: an int or a RandomState, for reproducible draws; unlike expectations,
                 these depend on the order of the rows.
             return_pareto_k: return k-hat of each row too, instead of warning of rows where it is
@@ -680,18 +689,33 @@ class ImportanceWeightedAutoencoder(
         count = check_count("k", self.score_k if k is None else k)
         inner = self._inwards(rows)
         if draws is None:
-            found = self._map(expected_values(count), inner, max(1, ROWS // count), _IMPUTE)
+            found = self._expected(inner, count, anneal=anneal)
         else:
             check_count("draws", draws)
             seed = int(check_random_state(random_state).randint(2**31 - 1))
             key = jax.random.key(seed)
-            found = imputed(self.model_, inner, key, draws=draws, k=count)
+            found = imputed(self.model_, inner, key, draws=draws, k=count, anneal=anneal)
         filled, pareto_k = found
         if not return_pareto_k:
             warn_doubtful(pareto_k)
         whole = np.where(np.isnan(rows), self._outwards(filled), rows).astype(rows.dtype)
         frame = given_back(self, whole, observed=rows, like=X)
         return (frame, pareto_k) if return_pareto_k else frame
+
+    def _expected(
+        self, inner: np.ndarray, k: int, *, anneal: bool
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Rows completed by expectations, and their k-hat."""
+        filling = Filling(importance_particles, k)
+        values, khat = self._map(filling, inner, max(1, ROWS // k), _IMPUTE)
+        if anneal and (bad := khat > DOUBTFUL).any():
+            again = Filling(self._annealer(), CHAINS)
+            values[bad], khat[bad] = self._map(again, inner[bad], CHAIN_ROWS // CHAINS, _IMPUTE)
+        return values, khat
+
+    @float32
+    def _annealer(self) -> Annealer:
+        return pilot_annealer(self.model_, jax.random.fold_in(jax.random.key(self._key_), _PILOT))
 
     # --- files ------------------------------------------------------------------------------
 

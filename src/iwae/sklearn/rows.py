@@ -117,7 +117,7 @@ def warn_doubtful(pareto_k: Float[np.ndarray, " n"]) -> None:
     if count:
         warnings.warn(
             f"k-hat is above {DOUBTFUL} for {count} rows, whose imputed values are unreliable: "
-            "raise k",
+            "raise k, or anneal",
             UserWarning,
             stacklevel=3,
         )
