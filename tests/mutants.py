@@ -444,10 +444,11 @@ MUTANTS = {
     ),
     "soap-not-rotated-back": Mutant(
         "training/soap.py",
-        "directions.append(d if q is None else _back(d, q, is_first))",
+        "directions.append(d if q is None else _back(jnp.clip(d, -1, 1), q, is_first))",
         "directions.append(d)",
         "training",
     ),
+    "soap-unclipped": Mutant("training/soap.py", "jnp.clip(d, -1, 1)", "d", "training"),
     "stage-forgets-the-optimiser": Mutant(
         "training/stages.py",
         "        opt_state = state.opt_state\n",

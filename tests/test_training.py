@@ -165,7 +165,8 @@ def rotated(grads, *, every, memory, b=0.95, eps=1e-8):
             m = q.T @ m
         h = q.T @ g
         m, v = b * m + (1 - b) * h, b * v + (1 - b) * h**2
-        yield q @ (m / (1 - b ** (t + 1)) / (np.sqrt(v / (1 - b ** (t + 1))) + eps))
+        d = m / (1 - b ** (t + 1)) / (np.sqrt(v / (1 - b ** (t + 1))) + eps)
+        yield q @ np.clip(d, -1, 1)
 
 
 @pytest.mark.parametrize("turned", [False, True])
@@ -188,6 +189,13 @@ def test_soap_leaves_vectors_and_large_matrices_to_adam(shape, largest):
         m, v = 0.95 * m + 0.05 * g, 0.95 * v + 0.05 * g**2
         expected = m / (1 - 0.95**t) / (np.sqrt(v / (1 - 0.95**t)) + 1e-8)
         assert found == pytest.approx(expected, rel=1e-4)
+
+
+def test_soap_makes_no_huge_step_when_the_gradients_turn():
+    """A refresh then turns the first moments, but not the second ones."""
+    sides = np.array([[1, 1e-3, 0]] * 10 + [[1e3, 1e3, 1e3]] * 5)
+    found = directions(soap(), sides[:, :, None] * np.ones(4))
+    assert max(np.linalg.norm(direction) for direction in found) < np.sqrt(3 * 4)
 
 
 # Steps, on an objective whose gradient for the one parameter b that it has is x - b

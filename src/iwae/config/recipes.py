@@ -10,7 +10,7 @@ from typing import Any
 COMMON: dict[str, Any] = {
     "batch_size": 100,
     "optimizer": "soap",
-    "learning_rate": 3e-3,
+    "learning_rate": 5e-3,
     "schedule": "linear",
 }
 """Settings of all stages that the cell or a stage may override."""

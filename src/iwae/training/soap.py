@@ -2,7 +2,8 @@
 
 Vyas et al. 2025, "SOAP: improving and stabilizing Shampoo using Adam" (arXiv 2409.11321),
 algorithm 3, with one-sided eigenvectors (section 4.2.1). Two changes make it cheaper: the first
-moments are kept in the eigenbasis, and the covariance uses only the gradients at refreshes.
+moments are kept in the eigenbasis, and the covariance uses only the gradients at refreshes. A third
+makes it stable: rotated directions are clipped at 1, which they exceed only after a refresh.
 """
 
 from functools import cache
@@ -88,7 +89,8 @@ def soap(
             mu.append(b1 * m + (1 - b1) * h)
             nu.append(b2 * v + (1 - b2) * h**2)
             d = mu[-1] / (1 - b1**t) / (jnp.sqrt(nu[-1] / (1 - b2**t)) + eps)
-            directions.append(d if q is None else _back(d, q, is_first))
+            # With b1 = b2, |m| <= sqrt(v) by Cauchy and Schwarz, unless a refresh turned m but not v.
+            directions.append(d if q is None else _back(jnp.clip(d, -1, 1), q, is_first))
         new = state._replace(steps=state.steps + 1, mu=mu, nu=nu)
         return jax.tree.unflatten(tree, directions), new
 
