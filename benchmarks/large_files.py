@@ -1,6 +1,6 @@
 """Memory for files larger than it: the peak of each command, for a small file and a large one.
 
-    python benchmarks/large_files.py [--gigabytes 0.3 3] [--suffix .npy] [--folder DIR]
+    python benchmarks/large_files.py [--gigabytes 0.3 3] [--suffixes .npy .parquet] [--json FILE]
 
 A file of float64 rows, sorted by their first column, is written in blocks. `train` makes one epoch
 with a tenth held out, streamed, and validates; `train in memory` loads the same file, as a run
@@ -19,6 +19,7 @@ import tempfile
 import time
 from datetime import UTC, datetime
 from importlib.metadata import version
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +28,7 @@ from iwae.data.rows import stored
 from iwae.files import atomic_write
 
 COLUMNS, ROWS = 200, 2**15
+SUFFIXES = (".npy", ".parquet")
 
 
 def write(path: Path, gigabytes: float) -> None:
@@ -103,7 +105,7 @@ def main() -> None:
     """Print the peak of each command for each size."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--gigabytes", nargs="+", type=float, default=[0.3, 3.0])
-    parser.add_argument("--suffix", choices=(".npy", ".parquet"), default=".npy")
+    parser.add_argument("--suffixes", nargs="+", choices=SUFFIXES, default=[*SUFFIXES])
     parser.add_argument("--commands", nargs="+", choices=COMMANDS, default=[*COMMANDS])
     parser.add_argument("--folder", type=Path, help="where there is room for the files")
     parser.add_argument("--json", type=Path, help="also write the numbers to this file")
@@ -116,18 +118,18 @@ def main() -> None:
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
         print(json.dumps({"peak": round(peak, 3), "seconds": round(time.perf_counter() - start)}))
         return
-    results = {}
-    for size in options.gigabytes:
+    results = []
+    for size, suffix in product(options.gigabytes, options.suffixes):
         with tempfile.TemporaryDirectory(dir=options.folder) as folder:
             file = Path(folder) / "rows.npy"
             write(file, size)
-            if options.suffix == ".parquet":
+            if suffix == ".parquet":
                 to_parquet(file, file.with_suffix(".parquet"))
                 file.unlink()
-            file, run = file.with_suffix(options.suffix), Path(folder) / "run"
+            file, run = file.with_suffix(suffix), Path(folder) / "run"
             found = {name: measured(name, file, run) for name in options.commands}
-        results[f"{size:g} GB"] = found
-        print(f"{size:g} GB of {options.suffix}: {json.dumps(found)}", flush=True)
+        results.append({"gigabytes": size, "suffix": suffix, "commands": found})
+        print(f"{size:g} GB of {suffix}: {json.dumps(found)}", flush=True)
     if options.json:
         record = {
             "date": datetime.now(UTC).isoformat(timespec="seconds"),

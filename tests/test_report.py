@@ -194,7 +194,9 @@ def test_trials_of_recipes_are_told_by_their_stages(tmp_path):
         record = {"trial": f"k50/{name}", "config": values, "k": 500, "n": 2000, "cores": 2}
         path.write_text(json.dumps({**record, "bound": -90.125, "stderr": 0.5, "seconds": 61.0}))
     one, two = recipes_table(tmp_path).strip().splitlines()[2:]
-    assert "k=5 batch_size=100 optimizer=soap learning_rate=0.003 schedule=linear" in one
+    assert (
+        "k=5 gradient=None batch_size=100 optimizer=soap learning_rate=0.005 schedule=linear" in one
+    )
     assert "-90.12 ± 0.50" in one
     assert "61 on 2 cores" in one
     assert stages_text(config.stages) in two

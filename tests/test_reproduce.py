@@ -193,7 +193,8 @@ def test_every_cell_was_timed_as_published():
     new = "sbn/"  # no paper's table has them, and nobody has timed them
     cells = [one for name, one in PRESETS.items() if not (one.is_fast or name.startswith(new))]
     assert shapes(cells) <= timed
-    assert timed <= shapes(PRESETS.values())
+    before = {shape for shape in timed if " soap " in shape}  # of cells by an earlier recipe
+    assert timed - before <= shapes(PRESETS.values())
 
 
 def test_hours_are_steps_times_milliseconds():

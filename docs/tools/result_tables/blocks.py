@@ -8,7 +8,6 @@ from pathlib import Path
 from iwae.config.presets import FAST, PRESETS, matching
 from iwae.errors import UserError
 from iwae.experiments.cells import Wanted
-from iwae.experiments.costs import hours
 from iwae.experiments.table import Cell, duration, read_cell, table
 from iwae.files import atomic_write
 from iwae.results.text import plus_minus
@@ -18,7 +17,14 @@ from result_tables.likelihoods import estimates_table, likelihood_table, sides_t
 from result_tables.objectives import differences_table, objectives_table, protocols_table
 from result_tables.own_data import own_densities_table, own_imputations_table
 from result_tables.resampling import resampling_table
-from result_tables.speed import aiwae_table, costs_table, queue_table, schedules_table, speed_table
+from result_tables.speed import (
+    aiwae_table,
+    costs_table,
+    memory_table,
+    queue_table,
+    schedules_table,
+    speed_table,
+)
 from result_tables.tables import markdown
 
 
@@ -55,9 +61,8 @@ def _of(cell: Cell) -> str:
     """A cell in brief; nothing if it was not run."""
     if cell.nll is None:
         return ""
-    cost = hours(cell.entry.config(epochs=cell.epochs, replicates=cell.seeds))
     seeds = [] if cell.spread is None else [f"sd of {cell.seeds} seeds {cell.spread:.2f}"]
-    return _in_brief(cell.nll, cell.stderr, [cell.others, *seeds], cell.active, cost)
+    return _in_brief(cell.nll, cell.stderr, [cell.others, *seeds], cell.active, cell.hours)
 
 
 def _in_brief(
@@ -92,6 +97,7 @@ BLOCKS: dict[str, Callable[[Path], str]] = {
     "recipes": recipes_table,
     "resampling": resampling_table,
     "schedules": schedules_table,
+    "large-files": memory_table,
     "sides": sides_table,
     "queue": queue_table,
     "imputation": imputation_table,

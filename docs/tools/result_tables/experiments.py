@@ -51,7 +51,8 @@ def _stages_of(config: Mapping[str, Any]) -> str:
     if found.stages:
         return stages_text(found.stages)
     return (
-        f"k={found.k} batch_size={found.batch_size} optimizer={found.optimizer} "
+        f"k={found.k} gradient={found.gradient} batch_size={found.batch_size} "
+        f"optimizer={found.optimizer} "
         f"learning_rate={found.learning_rate:g} schedule={found.schedule}"
     )
 

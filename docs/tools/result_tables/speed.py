@@ -129,3 +129,12 @@ def schedules_table(results: Path) -> str:
         gap = plus_minus(cell["gap"], cell["gap_stderr"])
         row[f"T = {cell['temperatures']}"] = f"{gap} ({cell['gap'] * cell['leapfrogs']:.0f})"
     return markdown(rows.values())
+
+
+def memory_table(results: Path) -> str:
+    """Markdown: peaks of resident memory in `benchmarks/large_files.py`, a row for each file."""
+    return markdown(
+        {"file": f"{found['gigabytes']:g} GB, `{found['suffix']}`"}
+        | {f"`{name}`": f"{one['peak']:.2f} GB" for name, one in found["commands"].items()}
+        for found in benchmark(results, "large_files")["results"]
+    )

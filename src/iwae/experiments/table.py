@@ -48,6 +48,7 @@ class Cell(NamedTuple):
             subset; None if unknown.
         seeds: how many.
         epochs: how many were trained.
+        hours: of training all seeds as they were, by measured steps; None if these are unknown.
         trouble: why its runs could not be read; such a cell has no number.
     """
 
@@ -64,6 +65,7 @@ class Cell(NamedTuple):
     annealed: Annealed | None = None
     seeds: int = 0
     epochs: int = 0
+    hours: float | None = None
     trouble: str = ""
 
     @property
@@ -153,6 +155,7 @@ def read_cell(out: Path, name: str, wanted: Wanted) -> Cell:
         if entry.needs is not None:
             _check_start(out, run, entry.needs, wanted)
         found += _finished(run, config.epochs)
+        trained = config
     if not found:
         return Cell(name, entry)
     _refuse_mixed(name, found)
@@ -179,6 +182,8 @@ def read_cell(out: Path, name: str, wanted: Wanted) -> Cell:
         nll_64=float(np.concatenate(looser).mean()) if looser else None,
         seeds=len(each),
         epochs=min(one.epoch or 0 for one in replicates),
+        hours=hours(trained.model_copy(update={"replicates": len(each)}))
+        or hours(entry.config(epochs=trained.epochs, replicates=len(each))),
     )
 
 
@@ -310,8 +315,8 @@ _BESIDE = {
 def _row(cell: Cell, wanted: Wanted) -> dict[str, str]:
     """One line of the table; what is unknown is empty."""
     entry = cell.entry
-    replicates = cell.seeds or wanted.seeds
-    cost = hours(entry.config(epochs=wanted.epochs(entry), replicates=replicates))
+    planned = entry.config(epochs=wanted.epochs(entry), replicates=wanted.seeds)
+    cost = cell.hours if cell.seeds else hours(planned)
     return {
         "cell": cell.name,
         "NLL": _nll(cell),

@@ -89,7 +89,7 @@ def soap(
             mu.append(b1 * m + (1 - b1) * h)
             nu.append(b2 * v + (1 - b2) * h**2)
             d = mu[-1] / (1 - b1**t) / (jnp.sqrt(nu[-1] / (1 - b2**t)) + eps)
-            # With b1 = b2, |m| <= sqrt(v) by Cauchy and Schwarz, unless a refresh turned m but not v.
+            # With b1 = b2, |m| <= sqrt(v) (Cauchy-Schwarz), unless a refresh turned only m.
             directions.append(d if q is None else _back(jnp.clip(d, -1, 1), q, is_first))
         new = state._replace(steps=state.steps + 1, mu=mu, nu=nu)
         return jax.tree.unflatten(tree, directions), new
