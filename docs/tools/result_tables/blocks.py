@@ -1,7 +1,7 @@
 """Marked blocks of Markdown files, filled from the records of a results folder."""
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -35,18 +35,33 @@ def cells_table(results: Path, cells: str) -> str:
 
 
 def run_cells_table(results: Path, cells: str) -> str:
-    """Markdown: a line for each of some cells that was run: NLL, active units, estimated time."""
+    """Markdown: a line for each of some cells that was run, by either schedule."""
     ours, fast = _both(results, cells)
+    both = [(cell, fast.get(cell.name)) for cell in ours]
     rows = [
-        {
-            "NLL, nats (other errors; active units; training time)": cell.name,
-            "published": _in_brief(cell.entry.nll, None, [], cell.entry.active, None),
-            "ours, published schedule": _of(cell),
-            "ours, fast recipe": _of(fast[cell.name]) if cell.name in fast else "",
-        }
-        for cell in ours
+        (cell.name, way, one)
+        for cell, its in both
+        for way, one in zip(WAYS, (cell, its), strict=True)
     ]
-    return markdown(row for row in rows if any(list(row.values())[2:]))
+    return markdown(_line(name, way, one) for name, way, one in rows if one and one.nll is not None)
+
+
+WAYS = ("published", "fast recipe")
+
+
+def _line(name: str, way: str, cell: Cell) -> dict[str, str]:
+    seeds = [] if cell.spread is None else [f"sd of {cell.seeds} seeds {cell.spread:.2f}"]
+    active = "+".join(f"{count:.3g}" for count in cell.active)
+    published = "+".join(map(str, cell.entry.active))
+    return {
+        "cell": name,
+        "schedule": way,
+        "published": plus_minus(cell.entry.nll, None, 2),
+        "NLL": plus_minus(cell.nll, cell.stderr, 2),
+        "other errors": "; ".join(words for words in (cell.others, *seeds) if words),
+        "active units": f"{active} ({published})" if published else active,
+        "time": "" if cell.hours is None else duration(cell.hours),
+    }
 
 
 def _both(results: Path, cells: str) -> tuple[list[Cell], dict[str, Cell]]:
@@ -55,29 +70,6 @@ def _both(results: Path, cells: str) -> tuple[list[Cell], dict[str, Cell]]:
     ours = [read_cell(results, name, Wanted()) for name in names]
     fast = {n: read_cell(results, FAST + n, Wanted()) for n in names if FAST + n in PRESETS}
     return ours, fast
-
-
-def _of(cell: Cell) -> str:
-    """A cell in brief; nothing if it was not run."""
-    if cell.nll is None:
-        return ""
-    seeds = [] if cell.spread is None else [f"sd of {cell.seeds} seeds {cell.spread:.2f}"]
-    return _in_brief(cell.nll, cell.stderr, [cell.others, *seeds], cell.active, cell.hours)
-
-
-def _in_brief(
-    nll: float | None,
-    stderr: float | None,
-    others: Sequence[str],
-    active: Sequence[float | int],
-    cost: float | None,
-) -> str:
-    if nll is None:
-        return ""
-    about = [words for words in others if words]
-    about += ["+".join(f"{count:.3g}" for count in active)] if active else []
-    about += [] if cost is None else [duration(cost)]
-    return plus_minus(nll, stderr, 2) + (f" ({'; '.join(about)})" if about else "")
 
 
 BLOCKS: dict[str, Callable[[Path], str]] = {
