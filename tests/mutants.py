@@ -250,6 +250,24 @@ MUTANTS = {
         '"upper": log_mean_exp(log_w)',
         "annealing diagnostics",
     ),
+    "mixed-upper-side-of-forward-chains-alone": Mutant(
+        "inference/chains.py",
+        "jnp.mean(jnp.logaddexp(-reverse_log_w, log_sum_of_others(log_w)))",
+        "jnp.mean(log_sum_of_others(log_w))",
+        "diagnostics",
+    ),
+    "mixed-upper-side-with-k-forward-chains": Mutant(
+        "inference/chains.py",
+        "jnp.logaddexp(-reverse_log_w, log_sum_of_others(log_w))",
+        "jnp.logaddexp(-reverse_log_w, jax.nn.logsumexp(log_w))",
+        "diagnostics",
+    ),
+    "mixed-upper-side-of-reversed-signs": Mutant(
+        "inference/chains.py",
+        "jnp.logaddexp(-reverse_log_w, log_sum",
+        "jnp.logaddexp(reverse_log_w, log_sum",
+        "diagnostics",
+    ),
     "one-key-for-all-temperatures": Mutant(
         "inference/chains.py",
         "jax.random.fold_in(key, step.number)",
@@ -291,7 +309,7 @@ MUTANTS = {
         "evaluation/sandwich.py", "ratio + log_c - 1)", "ratio + log_c)", "sandwich"
     ),
     "sandwich-c-of-its-own-weight": Mutant(
-        "evaluation/sandwich.py",
+        "inference/particles.py",
         "jax.lax.cumlogsumexp(log_w)[:-1]])",
         "jax.lax.cumlogsumexp(log_w)])[1:]",
         "sandwich",
