@@ -94,6 +94,10 @@ def test_frames_that_are_half_written_are_not_drawn_and_damaged_ones_are_named(t
     np.savez(run / "frames" / "000001.npz", samples=np.zeros((16, 3)))
     with pytest.raises(UserError, match=r"000001\.npz holds no frame"):
         gallery._courses(run, dataset)
+    with np.load(run / "frames" / "000000.npz") as frame:
+        np.savez(run / "frames" / "000001.npz", **{name: rows[:-1] for name, rows in frame.items()})
+    with pytest.raises(UserError, match=r"0000\d\d\.npz holds other images than 0000\d\d\.npz"):
+        gallery._courses(run, dataset)
 
 
 # A full disk

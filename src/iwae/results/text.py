@@ -444,8 +444,16 @@ def describe_comparison(comparison: Mapping[str, Any]) -> str:
             sign = "" if one["significant"] else ", which may be chance"
             difference = plus_minus(one["difference"], one["difference_stderr"], sign="+")
             line += f"  {difference} to the first{sign}"
+        if one["whole"] is not None:
+            line += f"  ({_all_examples(Whole(**one['whole']))})"
         lines.append(_plain(line))
     return "\n".join(lines)
+
+
+def _all_examples(whole: Whole) -> str:
+    """A bound for all examples of a split, from those of a subset."""
+    subset = plus_minus(whole.subset_error)
+    return f"all {whole.n}: {with_error(whole)}, subset error {subset}, by {whole.by}"
 
 
 def describe_gradients(document: Mapping[str, Any] | Record) -> str:
