@@ -337,7 +337,8 @@ def _calibration(one: Part) -> Iterator[str]:
             + (f"= {unit.p_value:.2g}" if unit.p_value > SMALLEST_P else f"< {SMALLEST_P:g}")
             for unit in layer.worst
         )
-        yield f"  {layer.outside} of {layer.units} units outside the band; farthest {worst}"
+        outside = f"{layer.outside} of {counted(layer.units, 'unit')} outside the band"
+        yield f"  {outside}; farthest {worst}"
 
 
 def _percent(interval: Coverage) -> str:
