@@ -664,6 +664,12 @@ MUTANTS = {
     "subset-of-an-infinite-population": Mutant(
         "results/completing.py", " * np.sqrt(1 - m / n)", "", "errors"
     ),
+    "subset-carried-over-by-the-tightest": Mutant(
+        "results/completing.py", "min(reversed(controls), key=error)", "controls[-1]", "errors"
+    ),
+    "values-of-other-budgets": Mutant(
+        "results/reading.py", "numbers.shape != values.shape[1:2] or ", "", "errors"
+    ),
     "subset-not-in-order-of-the-bound": Mutant(
         "results/subsets.py", 'np.argsort(values, kind="stable")', "np.arange(n)", "errors"
     ),
