@@ -250,6 +250,24 @@ MUTANTS = {
         '"upper": log_mean_exp(log_w)',
         "annealing diagnostics",
     ),
+    "mixed-upper-side-of-forward-chains-alone": Mutant(
+        "inference/chains.py",
+        "jnp.mean(jnp.logaddexp(-reverse_log_w, log_sum_of_others(log_w)))",
+        "jnp.mean(log_sum_of_others(log_w))",
+        "diagnostics",
+    ),
+    "mixed-upper-side-with-k-forward-chains": Mutant(
+        "inference/chains.py",
+        "jnp.logaddexp(-reverse_log_w, log_sum_of_others(log_w))",
+        "jnp.logaddexp(-reverse_log_w, jax.nn.logsumexp(log_w))",
+        "diagnostics",
+    ),
+    "mixed-upper-side-of-reversed-signs": Mutant(
+        "inference/chains.py",
+        "jnp.logaddexp(-reverse_log_w, log_sum",
+        "jnp.logaddexp(reverse_log_w, log_sum",
+        "diagnostics",
+    ),
     "one-key-for-all-temperatures": Mutant(
         "inference/chains.py",
         "jax.random.fold_in(key, step.number)",
@@ -291,7 +309,7 @@ MUTANTS = {
         "evaluation/sandwich.py", "ratio + log_c - 1)", "ratio + log_c)", "sandwich"
     ),
     "sandwich-c-of-its-own-weight": Mutant(
-        "evaluation/sandwich.py",
+        "inference/particles.py",
         "jax.lax.cumlogsumexp(log_w)[:-1]])",
         "jax.lax.cumlogsumexp(log_w)])[1:]",
         "sandwich",
@@ -645,6 +663,12 @@ MUTANTS = {
     ),
     "subset-of-an-infinite-population": Mutant(
         "results/completing.py", " * np.sqrt(1 - m / n)", "", "errors"
+    ),
+    "subset-carried-over-by-the-tightest": Mutant(
+        "results/completing.py", "min(reversed(controls), key=error)", "controls[-1]", "errors"
+    ),
+    "values-of-other-budgets": Mutant(
+        "results/reading.py", "numbers.shape != values.shape[1:2] or ", "", "errors"
     ),
     "subset-not-in-order-of-the-bound": Mutant(
         "results/subsets.py", 'np.argsort(values, kind="stable")', "np.arange(n)", "errors"

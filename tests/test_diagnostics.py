@@ -20,6 +20,7 @@ from iwae.evaluation.diagnostics import (
 )
 from iwae.evaluation.likelihood import weight_diagnostics
 from iwae.inference import kernels
+from iwae.inference.chains import mixed_upper
 from iwae.inference.temperatures import linear_schedule
 from iwae.testing import LinearGaussian
 from reference import STANDARD_ERRORS, distance
@@ -226,6 +227,51 @@ def exact_of_examples(key, n, split=3):
         return MODEL.log_evidence(MODEL.sample(model_key)[1])
 
     return np.float64(one(jnp.arange(n)))
+
+
+def test_the_mixed_upper_side_has_one_reverse_chain_among_all_forward_chains_but_one():
+    rng = np.random.default_rng(0)
+    for k in (1, 2, 5):
+        forward, reverse = rng.normal(-300, 3, k), rng.normal(300, 3, k)
+        each = [np.append(np.delete(forward, i), -reverse[i]) for i in range(k)]
+        expected = np.mean([logsumexp(weights) for weights in each]) - np.log(k)
+        found = jax.jit(mixed_upper)(jnp.float32(forward), jnp.float32(reverse))
+        assert float(found) == pytest.approx(expected, rel=1e-6)
+
+
+LOG_P, SPREAD = -300.0, 0.9
+
+
+def sides_by_quadrature(k, nodes=16):
+    """E[lower] and E[mixed upper] of log w = log p -+ s^2/2 + s e, e ~ N(0, 1): + in reverse."""
+    e, weight = np.polynomial.hermite_e.hermegauss(nodes)
+    share = np.prod(np.meshgrid(*[weight / weight.sum()] * (k + 1), indexing="ij"), axis=0).ravel()
+    grid = np.stack(np.meshgrid(*[e] * (k + 1), indexing="ij"), axis=-1).reshape(-1, k + 1)
+    forward = LOG_P - SPREAD**2 / 2 + SPREAD * grid[:, 1:]
+    reverse = np.repeat(LOG_P + SPREAD**2 / 2 + SPREAD * grid[:, :1], k, axis=1)
+    upper = jax.jit(jax.vmap(mixed_upper))(jnp.float32(forward), jnp.float32(-reverse))
+    return [float(share @ side) for side in (logsumexp(forward, axis=1) - np.log(k), upper)]
+
+
+def test_more_chains_bring_the_mixed_upper_side_down_to_the_likelihood():
+    found = {k: sides_by_quadrature(k) for k in (1, 2, 3)}
+    assert found[1][1] == pytest.approx(LOG_P + SPREAD**2 / 2, abs=1e-3)  # a reverse chain alone
+    assert all(lower < LOG_P - 0.05 for lower, _ in found.values())
+    assert found[1][1] > found[2][1] + 0.05 > found[3][1] + 0.1 > LOG_P + 0.15
+    assert found[3][1] > found[1][1] - np.log(3)
+
+
+CHAINS = {"chains": 4, "step_size": 0.4, "n_leapfrog": 2, "betas": linear_schedule(3)}
+
+
+def test_the_mixed_upper_side_of_annealing_is_above_the_likelihood_and_nearer():
+    found = bdmc(LinearGaussian.random(2, 3), jax.random.key(0), n_examples=20, **CHAINS)
+    assert np.abs(found.mixed_gap).max() < 1e-5  # q is the posterior
+    found = bdmc(MODEL, jax.random.key(0), n_examples=2000, **CHAINS)
+    exact = exact_of_examples(jax.random.key(0), 2000)
+    assert distance(found.lower - exact, 0.0) < -STANDARD_ERRORS
+    assert distance(found.mixed_upper - exact, 0.0) > STANDARD_ERRORS
+    assert distance(found.upper - found.mixed_upper, 0.0) > STANDARD_ERRORS
 
 
 @pytest.mark.slow

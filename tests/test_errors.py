@@ -2,6 +2,7 @@
 
 import json
 import re
+import zipfile
 
 import jax
 import numpy as np
@@ -11,22 +12,23 @@ import small
 from iwae import evaluate_run
 from iwae.data import choose, load_dataset
 from iwae.data.draws import redrawn
-from iwae.errors import UserError
+from iwae.errors import UserError, counted
 from iwae.evaluation.likelihood import log_likelihoods
 from iwae.experiments import cell_errors
 from iwae.experiments.annealed import above_samples, mean_above
 from iwae.experiments.cell_errors import mean_over_draws, other_errors
 from iwae.experiments.table import Cell
 from iwae.results import completing, store
+from iwae.results.compare import compare
 from iwae.results.completing import _over, carried_over, read_completed
 from iwae.results.draws import draw_key
 from iwae.results.frame import results
-from iwae.results.reading import Estimate, Known, estimates_of
+from iwae.results.reading import Estimate, Known, estimates_of, known_bounds
 from iwae.results.records import summary, weight_summary
 from iwae.results.replicates import draws_summary
 from iwae.results.schema import Binarizations, Record, SampledRow, Whole
 from iwae.results.subsets import STRATA, choice, stratified, subset_places
-from iwae.results.text import describe, error_words
+from iwae.results.text import describe, describe_comparison, error_words
 from iwae.runs.models import load_model
 from small import finished
 
@@ -356,6 +358,82 @@ def test_one_example_is_not_carried_over_to_all(tmp_path):
     one = record_of(tmp_path, "one", {500: HIGH}, SOME[:1])
     (row,) = dict(read_completed(tmp_path))[one].by_k
     assert (row.whole, row.binarizations) == (None, None)
+
+
+def test_the_bound_that_leaves_the_smallest_error_carries_a_subset_over(tmp_path):
+    """L_1 of the same samples leaves none; one of others more than a tight bound does."""
+    noisy = LOW - np.random.default_rng(5).gamma(2, 3, 100)
+    record_of(tmp_path, "all", {1: noisy, 50: LOW})
+    path = record_of(tmp_path, "some", {1: noisy, 500: HIGH}, SOME)
+    rows = dict(read_completed(tmp_path))[path].by_k
+    assert [row.whole.by for row in rows] == ["L_1", "L_50"]
+    assert rows[0].whole.subset_error == 0
+    assert rows[0].whole.log_likelihood == pytest.approx(noisy.mean())
+    other = LOW - np.random.default_rng(6).gamma(2, 1, 100)
+    path = record_of(tmp_path, "some", {1: other, 500: HIGH}, SOME)
+    rows = dict(read_completed(tmp_path))[path].by_k
+    assert [row.whole.by for row in rows] == ["L_50", "L_50"]
+
+
+def shortened(values):
+    return {**values, "log_likelihood": values["log_likelihood"][..., :-1]}
+
+
+def elsewhere(values):
+    return {**values, "index": values["index"] - 50}
+
+
+def of_other_k(values):
+    return {**values, "k": np.append(values["k"], 7)}
+
+
+@pytest.mark.parametrize("damage", [shortened, elsewhere])
+def test_values_of_other_examples_are_not_carried_over(tmp_path, damage, caplog):
+    record_of(tmp_path, "all", {50: LOW})
+    path = record_of(tmp_path, "some", {500: HIGH}, SOME)
+    with np.load(path.with_suffix(".npz")) as values:
+        np.savez(path.with_suffix(".npz"), **damage(dict(values)))
+    assert dict(read_completed(tmp_path))[path].by_k[0].whole is None
+    assert "some.json is no record of its values: it is omitted" in caplog.text
+
+
+def test_values_of_other_budgets_are_no_bounds(tmp_path, caplog):
+    path = record_of(tmp_path, "all", {50: LOW})
+    with np.load(path.with_suffix(".npz")) as values:
+        np.savez(path.with_suffix(".npz"), **of_other_k(dict(values)))
+    assert known_bounds(tmp_path, split="test", weights="final", pruned=False) == []
+    assert "all.json is no record of its values" in caplog.text
+
+
+def test_a_text_among_the_values_is_no_array(tmp_path, caplog):
+    path = record_of(tmp_path, "all", {50: LOW})
+    with zipfile.ZipFile(path.with_suffix(".npz"), "a") as file:
+        file.writestr("temperatures", "words")
+    assert known_bounds(tmp_path, split="test", weights="final", pruned=False) == []
+    assert "all.npz cannot be read" in caplog.text
+
+
+def test_a_comparison_of_subsets_has_the_bounds_of_all_examples_too(tmp_path):
+    for name, more in (("one", 0.0), ("other", 1.0)):
+        (tmp_path / name).mkdir()
+        small.write_config(tmp_path / name / "config.toml")
+        record_of(tmp_path / name, "all", {50: LOW})
+        record_of(tmp_path / name, "some", {500: HIGH + more}, SOME)
+    found = compare([tmp_path / "one", tmp_path / "other"], estimator="L_500")
+    assert [one["difference"] for one in found["runs"]] == [None, pytest.approx(1.0)]
+    expected = LOW.mean() + (HIGH - LOW)[SOME].mean()
+    for one, mean in zip(found["runs"], (expected, expected + 1), strict=True):
+        assert one["whole"]["log_likelihood"] == pytest.approx(mean)
+        assert one["log_likelihood"] == pytest.approx(HIGH[SOME].mean() + mean - expected)
+    words = describe_comparison(found).splitlines()
+    assert re.search(rf"\(all 100: {expected:.3f} \+- .*, subset error 0\.\d+, by L_50\)", words[1])
+    found = compare([tmp_path / "one", tmp_path / "other"], estimator="L_50")
+    assert [one["whole"] for one in found["runs"]] == [None, None]
+
+
+def test_one_of_something_is_singular():
+    assert [counted(n, "row") for n in (0, 1, 2)] == ["0 rows", "1 row", "2 rows"]
+    assert counted(5000, "draw", ",") == "5,000 draws"
 
 
 def test_draws_are_not_carried_over_to_a_looser_bound(tmp_path):

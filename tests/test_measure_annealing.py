@@ -267,8 +267,9 @@ def test_a_damaged_file_of_what_was_done_is_reported(tmp_path, caplog):
 def test_bounds_from_both_sides_are_summed_up_and_used_by_the_verdict(run):
     both = bdmc_run(run, annealing=SHORT, examples=30, k=200)
     values = values_of(run, "simulated-final-bdmc-T20-c4-l2-sigmoid-posterior-k200-n30")
-    for name in ("lower", "upper"):
+    for name in ("lower", "upper", "mixed_upper"):
         assert both[name] == pytest.approx(values[name][0].mean())
+    for name in ("lower", "upper"):
         assert both["importance"][name] == pytest.approx(values[f"importance_{name}"][0].mean())
     gap = values["upper"][0] - values["lower"][0]
     assert both["gap"] == pytest.approx(gap.mean())
@@ -277,7 +278,8 @@ def test_bounds_from_both_sides_are_summed_up_and_used_by_the_verdict(run):
     # Both are of the same examples: they go up and down together.
     assert np.corrcoef(values["lower"][0], values["importance_lower"][0])[0, 1] > 0.9
     found = anneal_run(run, annealing=SHORT, examples=20)["verdict"]
-    assert found["bdmc_gap"] == pytest.approx(gap.mean())
+    mixed = values["mixed_upper"][0] - values["lower"][0]
+    assert both["mixed_gap"] == found["bdmc_gap"] == pytest.approx(mixed.mean())
     other = Annealing(temperatures=20, chains=4, leapfrog=2, schedule="linear")
     assert anneal_run(run, annealing=other, examples=20)["verdict"]["bdmc_gap"] is None
 

@@ -94,6 +94,10 @@ def test_frames_that_are_half_written_are_not_drawn_and_damaged_ones_are_named(t
     np.savez(run / "frames" / "000001.npz", samples=np.zeros((16, 3)))
     with pytest.raises(UserError, match=r"000001\.npz holds no frame"):
         gallery._courses(run, dataset)
+    with np.load(run / "frames" / "000000.npz") as frame:
+        np.savez(run / "frames" / "000001.npz", **{name: rows[:-1] for name, rows in frame.items()})
+    with pytest.raises(UserError, match=r"0000\d\d\.npz holds other images than 0000\d\d\.npz"):
+        gallery._courses(run, dataset)
 
 
 # A full disk
@@ -300,6 +304,20 @@ def test_an_experiment_file_from_anywhere_is_refused_at_once_in_a_short_line(tmp
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < len(str(path)) + 2500
     assert time.process_time() - start < 2
+
+
+def test_a_long_name_of_data_is_unknown_in_a_short_line(tmp_path):
+    (tmp_path / "experiment.toml").write_text(f"dataset = '{'x' * 5000}'")
+    with pytest.raises(UserError, match="xxx") as caught:
+        next(start_run(read_config(tmp_path / "experiment.toml"), tmp_path / "run"))
+    assert len(str(caught.value)) < 2500
+
+
+def test_rows_too_far_from_the_training_rows_are_refused_without_a_warning(tmp_path):
+    train = np.random.default_rng(0).normal(size=(8, 2)) * 1e-115
+    np.savez(tmp_path / "mine.npz", train=train, test=np.ones((3, 2)))
+    with pytest.raises(UserError, match="too far from the training rows for float32"):
+        load_dataset(tmp_path / "mine.npz")
 
 
 def test_long_lists_over_several_lines_are_values(tmp_path):

@@ -109,6 +109,19 @@ def test_streamed_tables_are_those_in_memory(tmp_path, monkeypatch):
     assert parquet.values_in(tmp_path / "t.parquet") == people().size
 
 
+def test_damaged_pages_of_a_streamed_table_are_one_line(tmp_path):
+    """The description at the end of the file is whole, so opening it finds nothing."""
+    path = tmp_path / "t.parquet"
+    people().to_parquet(path)
+    content = bytearray(path.read_bytes())
+    content[4:300] = bytes(296)
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"t\.parquet cannot be read: [^\n]+$"):
+        load_dataset(path, stream=True, missing=True, ids=["id"])
+    with pytest.raises(UserError, match=r"t\.parquet cannot be read: [^\n]+$"):
+        parquet.cells_of(path, ["id"])
+
+
 @pytest.mark.usefixtures("small_pieces")
 def test_faults_of_a_streamed_table_are_named(tmp_path, monkeypatch):
     frame = people().drop(columns="id")

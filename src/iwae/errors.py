@@ -10,6 +10,11 @@ class UserError(ValueError):
     """
 
 
+def counted(n: int, noun: str, form: str = "") -> str:
+    """So many of something, such as "1 row" or "20 rows", the number in a format."""
+    return f"{n:{form}} {noun}{'s' * (n != 1)}"
+
+
 def shorten(words: Any) -> str:
     """A text, or what is in its place, cut to what a message can hold."""
     text = " ".join(str(words).split())

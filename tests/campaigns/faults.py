@@ -49,16 +49,34 @@ def experiment(folder: Path) -> Path:
     images = np.uint8(np.repeat(rng.choice([40, 200], (160, 1, 2)), [8, 8], axis=2).clip(0, 255))
     images = images.reshape(160, 4, 4) ^ rng.integers(0, 40, (160, 4, 4), dtype=np.uint8)
     np.savez(folder / "pictures.npz", train=images[:120], test=images[120:])
+    np.save(folder / "pictures.npy", images)
     (folder / "experiment.toml").write_text(OPTIONS.format(folder / "pictures.npz"))
     return folder / "experiment.toml"
 
 
+STREAMED = "stream = true\n"
+"""The line of an experiment file that reads the data block by block."""
+
+
+def streamed(experiment: Path) -> None:
+    """Make an experiment read its pictures block by block, of which there are three."""
+    from iwae.training import feed
+
+    feed.BLOCK_BYTES = 700
+    experiment.write_text(experiment.read_text().replace(".npz", ".npy") + STREAMED)
+
+
+TRAINING = ("train", "stream")
+"""Commands that train: with data in memory, and with streamed data."""
+
+ANNEALING = (
+    *("--temperatures", "20", "--chains", "2", "--leapfrog", "2", "--examples", "20", "--quiet"),
+)
 COMMANDS = {
     "evaluate": ("evaluate", "{run}", "--k", "1", "5", "--quiet"),
-    "anneal": (
-        *("evaluate", "{run}", "--method", "ais", "--temperatures", "20", "--chains", "2"),
-        *("--leapfrog", "2", "--examples", "20", "--quiet"),
-    ),
+    "anneal": ("evaluate", "{run}", "--method", "ais", *ANNEALING),
+    "sandwich": ("evaluate", "{run}", "--method", "sandwich", "--k", "5", *ANNEALING),
+    "calibrate": ("calibrate", "{run}", "--examples", "20", "--k", "9", "--quiet"),
     "export": ("export", "{run}", "{run}/exported", "--overwrite"),
 }
 """Commands after training."""
@@ -73,7 +91,9 @@ def train(run: Path) -> tuple[str, ...]:
 
 def words_of(command: str, run: Path) -> tuple[str, ...]:
     """The words of a command."""
-    return train(run) if command == "train" else tuple(w.format(run=run) for w in COMMANDS[command])
+    if command in TRAINING:
+        return train(run)
+    return tuple(word.format(run=run) for word in COMMANDS[command])
 
 
 class Ended(NamedTuple):
@@ -239,7 +259,11 @@ def prepared(root: Path, command: str) -> Path:
     """A folder in which a command can be run: nothing, or a trained run."""
     run = root / "run"
     shutil.rmtree(run, ignore_errors=True)
-    if command != "train":
+    if command == "stream":
+        streamed(experiment(root))
+    elif command == "train":
+        experiment(root)
+    else:
         shutil.copytree(root / "trained", run)
     return run
 
@@ -285,8 +309,7 @@ def damage(root: Path, command: str, file: str, how: str) -> str | None:
 
 def references(root: Path, only: str | None) -> Iterator[tuple[str, int, dict[str, str]]]:
     """Each command with the number of its writes, and what the run then holds."""
-    experiment(root)
-    for command in ("train", *COMMANDS) if only is None else dict.fromkeys(("train", only)):
+    for command in (*TRAINING, *COMMANDS) if only is None else dict.fromkeys(("train", only)):
         run = prepared(root, command)
         counting = Counting(0, lambda: 0, lasting=False)
         hook.before_each_write(run, counting)
@@ -355,7 +378,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--count", type=int, help="faults chosen at random (default: all)")
     parser.add_argument("--kind", choices=[*FAULTS, "damaged file"])
-    parser.add_argument("--command", choices=["train", *COMMANDS])
+    parser.add_argument("--command", choices=[*TRAINING, *COMMANDS])
     options = parser.parse_args()
     start = time.monotonic()
     wrong = campaign(options.seed, options.count, options.kind, options.command)

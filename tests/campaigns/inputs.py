@@ -152,6 +152,8 @@ def _watch(event: str, arguments: tuple[Any, ...]) -> None:
     if not watched["on"]:
         return
     writes = event == "open" and arguments[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
+    if writes and Path(arguments[0]).is_dir():
+        return  # a nameless file in that folder, which is gone when it is closed
     if event in FORBIDDEN or writes:
         watched["seen"] = f"{event} {arguments[:1]}"[:200]
 

@@ -2,10 +2,10 @@
 
     python tests/campaigns/kills.py --seed 0 --count 1000
 
-Training (plain, replicates, stages, patience, annealed), every method of measuring and a sweep are
-ended by SIGKILL, SIGTERM or SIGINT: at a random write, or after a random time. Each command runs in
-a fork of this program, which has imported everything and compiled nothing. Needs Linux and a C
-compiler.
+Training (plain, replicates, stages, patience, annealed, streamed), methods of measuring,
+calibration and a sweep are ended by SIGKILL, SIGTERM or SIGINT: at a random write, or after a
+random time. Each command runs in a fork of this program, which has imported everything and compiled
+nothing. Needs Linux and a C compiler.
 """
 
 import argparse
@@ -29,6 +29,7 @@ TRAINING = {
     "replicates": "replicates = 2\n",
     "patience": "replicates = 2\npatience = 1\nthreshold = 0.05\n",
     "annealed": 'objective = "aiwae"\nleapfrog = 2\ntemperatures = 3\n',
+    "streamed": faults.STREAMED,
     "stages": "[[stages]]\nepochs = 1\n[[stages]]\nepochs = 1\nlearning_rate = 0.01\n",
 }
 """Runs to train, by what their experiment file has beside the common options."""
@@ -42,6 +43,11 @@ MEASURING = {
     "rate-distortion": (*ANNEALING[:6], "--examples", "20"),
 }
 """Methods of `iwae evaluate`, with their options."""
+
+OTHERS = {"calibrate": ("--examples", "20", "--k", "9")}
+"""Other commands that measure, with their options."""
+
+CASES = (*TRAINING, *MEASURING, *OTHERS, "sweep")
 
 KILLS = {signal.SIGKILL: 0.6, signal.SIGTERM: 0.2, signal.SIGINT: 0.2}
 """The signals, with their shares."""
@@ -75,6 +81,8 @@ def command(case: str, folder: Path) -> tuple[str, ...]:
         return ("sweep", str(folder / "sweep.toml"), "--out", str(run), "--k", "5", "--quiet")
     if case in TRAINING:
         return faults.train(run)
+    if case in OTHERS:
+        return (case, str(run), *OTHERS[case], "--quiet")
     return ("evaluate", str(run), "--method", case, *MEASURING[case], "--quiet")
 
 
@@ -86,9 +94,11 @@ def prepare(case: str, folder: Path, trained: Path | None) -> None:
     text = experiment.read_text()
     (folder / "sweep.toml").write_text(text.replace("k = 2", "k = [1, 2]"))
     experiment.write_text(text.replace("epochs = 2\n", "epochs = 2\n" * (case != "stages")))
-    if case in TRAINING:
+    if case == "streamed":
+        faults.streamed(experiment)
+    elif case in TRAINING:
         experiment.write_text(experiment.read_text() + TRAINING[case])
-    if case in MEASURING and trained is not None:
+    if case in (*MEASURING, *OTHERS) and trained is not None:
         shutil.copytree(trained, folder / "run")
 
 
@@ -211,10 +221,10 @@ def disturbed(
 def campaign(seed: int, count: int, only: str | None) -> tuple[int, int]:
     """Kill until there were `count` kills; returns how many there were, and wrong outcomes."""
     done, wrong = Counter[str](), Counter[str]()
-    names = [only] if only else [*TRAINING, *MEASURING, "sweep"]
+    names = [only] if only else list(CASES)
     with tempfile.TemporaryDirectory(prefix="iwae-kills-") as root:
         folder, trained = Path(root) / "case", Path(root) / "trained"
-        if set(names) & set(MEASURING):
+        if set(names) & {*MEASURING, *OTHERS}:
             undisturbed("plain", folder, None)
             shutil.copytree(folder / "run", trained)
         cases: dict[str, Case] = {}
@@ -240,7 +250,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--count", type=int, default=1000)
-    parser.add_argument("--case", choices=[*TRAINING, *MEASURING, "sweep"])
+    parser.add_argument("--case", choices=CASES)
     options = parser.parse_args()
     import iwae.cli  # before the first fork, with all that commands import
     import iwae.experiments.local

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import matplotlib.pyplot as plt
 import numpy as np
 
 from iwae.cli.evaluate import _temperatures
@@ -24,7 +25,11 @@ from iwae.experiments.sweep import read_sweep
 from iwae.models.vae import VAE
 from iwae.objectives.catalogue import objective
 from iwae.reports import gallery
-from iwae.results.reading import known_bounds
+from iwae.reports.calibration import calibration_figure
+from iwae.results.frame import results
+from iwae.results.reading import known_bounds, read_records, report_damage
+from iwae.results.store import read_arrays
+from iwae.results.unfinished import Unfinished
 from iwae.runs.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
 from iwae.runs.metrics import read_metrics, scalars
 from iwae.runs.models import load_model, read_about, save_model
@@ -67,7 +72,7 @@ def digest(*arrays: Any) -> str:
 
 def _loaded(folder: Path, name: str, **options: Any) -> str:
     data = load_dataset(folder / name, **options)
-    return digest(data.train, data.test)
+    return digest(data.train[:], data.test[:])  # of streamed data, what is read from the file
 
 
 def _save_csv(text: str, folder: Path) -> None:
@@ -242,11 +247,11 @@ def _read_frames(folder: Path) -> str:
     return digest(*(course.frames for course in courses.values()))
 
 
-MEASURED = Path(__file__).parents[2] / "results/digits/iwae-k20/seeds-0-3/evaluations"
+RESULTS = Path(__file__).parents[2] / "results"
 
 
-def _records(folder: Path) -> None:
-    shutil.copytree(MEASURED, folder / "evaluations")
+def _records(folder: Path, of: str = "digits") -> None:
+    shutil.copytree(RESULTS / of / "iwae-k20/seeds-0-3/evaluations", folder / "evaluations")
 
 
 def _read_records(folder: Path) -> frozenset[str]:
@@ -255,6 +260,34 @@ def _read_records(folder: Path) -> frozenset[str]:
     for weights in ("final", "best"):
         found += known_bounds(folder, split="test", weights=weights, pruned=False)
     return frozenset(f"{one.estimator} {digest(one.places, one.values)}" for one in found)
+
+
+def _read_all(folder: Path) -> frozenset[str]:
+    """The values of the records of every method, by a digest; their tables and figures are made."""
+    list(results([folder]))
+    for weights in ("final", "best"):
+        calibration_figure(folder, weights)
+    plt.close("all")
+    found = [(path, read_arrays(path, report_damage)) for path, _ in read_records(folder)]
+    return frozenset(
+        f"{path.stem} {name} {digest(array)}"
+        for path, arrays in found
+        for name, array in (arrays or {}).items()
+    )
+
+
+BEGUN = {"examples": 20, "seed": 0}
+"""The settings of a measurement that was stopped."""
+
+
+def _unfinished(folder: Path) -> None:
+    Unfinished(folder).keep(BEGUN, {"lower": REAL[:, 0], "upper": REAL[:, 1]})
+
+
+def _read_unfinished(folder: Path) -> frozenset[str]:
+    """The values that a repeated measurement resumes from; none if it begins anew."""
+    kept = Unfinished(folder).kept(BEGUN) or {}
+    return frozenset(f"{name} {digest(array)}" for name, array in kept.items())
 
 
 def _write(name: str, text: str, folder: Path) -> None:
@@ -266,6 +299,10 @@ NOTES = '{"id": "run-1", "step": -1}\n{"step": 30}\n{"step": 60}\n'
 KINDS = {
     "npy": Kind(
         lambda folder: np.save(folder / "mine.npy", REAL), partial(_loaded, name="mine.npy")
+    ),
+    "npy, streamed": Kind(
+        lambda folder: np.save(folder / "mine.npy", REAL),
+        partial(_loaded, name="mine.npy", stream=True),
     ),
     "npy of bytes": Kind(
         lambda folder: np.save(folder / "mine.npy", np.uint8(REAL * 9).reshape(8, 2, 2)),
@@ -296,6 +333,7 @@ KINDS = {
         partial(_loaded, name="mine.tsv"),
     ),
     "parquet": Kind(_parquet, partial(_loaded, name="mine.parquet", labels="kind")),
+    "parquet, streamed": Kind(_parquet, partial(_loaded, name="mine.parquet", stream=True)),
     "images": Kind(_images, partial(_loaded, name="images"), share=0.5),
     "idx images": Kind(
         _idx_images, partial(_published, reader=readers.idx_images, shapes=IMAGES), exact=True
@@ -326,6 +364,8 @@ KINDS = {
     ),
     "frames": Kind(_frames, _read_frames),
     "records": Kind(_records, _read_records, exact=True, share=0.2),
+    "records of all methods": Kind(partial(_records, of="camel"), _read_all, exact=True, share=0.1),
+    "unfinished measurement": Kind(_unfinished, _read_unfinished, exact=True),
     "temperatures": Kind(
         partial(_write, "betas.txt", "0, 0.25\n0.5 1.0\n"),
         lambda folder: _temperatures(str(folder / "betas.txt"), ()),

@@ -9,7 +9,7 @@ from iwae.results.completing import completed, read_completed
 from iwae.results.reading import read_records
 from iwae.results.schema import Method, Part, Record, Weights
 from iwae.results.store import refuse_damage
-from iwae.results.text import error_words, plus_minus
+from iwae.results.text import MIXED_WORDS, error_words, plus_minus
 from result_tables.tables import markdown, runs_in
 
 
@@ -91,17 +91,20 @@ def _sides_rows(name: str, record: Record, one: Part) -> list[Row]:
     """A line for each way of bounding and kind of examples; those that are known."""
     real, made = f"{record.n:,} of the {record.split} set", one.simulated
     t, sampled = record.annealing.temperatures, one.importance
-    known: list[tuple[str, str, Weights | None]] = [(f"AIS, T = {t}", real, one)]
+    known: list[tuple[str, str, Weights | None, str]] = [(f"AIS, T = {t}", real, one, "")]
     if made is not None:
-        known.append((f"AIS, T = {t}", f"{made.n:,} simulated", made))
-    known.append((f"{sampled.k:,} samples", real, sampled))
+        known.append((f"AIS, T = {t}", f"{made.n:,} simulated", made, ""))
+        mixed = made if made.mixed_gap is not None else None
+        known.append((f"AIS, T = {t}, {MIXED_WORDS}", f"{made.n:,} simulated", mixed, "mixed_"))
+    known.append((f"{sampled.k:,} samples", real, sampled, ""))
     if made is not None:
-        known.append((f"{sampled.k:,} samples", f"{made.n:,} simulated", made.importance))
+        known.append((f"{sampled.k:,} samples", f"{made.n:,} simulated", made.importance, ""))
     rows = []
-    for way, examples, row in known:
+    for way, examples, row, kind in known:
         if row is not None:
-            cells = {side: plus_minus(*row.mean(side), 2) for side in ("lower", "upper")}
-            cells["gap"] = plus_minus(*row.mean("gap"))
+            sides = {"lower": "lower", "upper": f"{kind}upper"}
+            cells = {side: plus_minus(*row.mean(name), 2) for side, name in sides.items()}
+            cells["gap"] = plus_minus(*row.mean(f"{kind}gap"))
             tail = row.ratio_pareto_k
             cells["k-hat of w/c"] = "" if tail is None else f"{tail:.2f}"
             rows.append({"run": name, "by": way, "examples": examples, **cells})

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from iwae.cli import parsing
-from iwae.errors import UserError
+from iwae.errors import UserError, counted
 
 if TYPE_CHECKING:
     import numpy as np
@@ -139,15 +139,15 @@ def score(arguments: Sequence[str]) -> int:
     total = 0.0
     khat: list[np.ndarray] = []
 
-    def counted() -> Iterator[Any]:
+    def summed() -> Iterator[Any]:
         nonlocal total
         for cells in pieces:
             total += cells["log_likelihood"].sum(dtype=float)
             khat.append(cells["pareto_k"])
             yield cells
 
-    write_pieces(options.out, counted(), n)
-    print(f"mean log-likelihood {total / n:.3f} nats over {n:,} rows")
+    write_pieces(options.out, summed(), n)
+    print(f"mean log-likelihood {total / n:.3f} nats over {counted(n, 'row', ',')}")
     _tell_doubtful(khat, "rows, whose Monte Carlo error is at least what is stated")
     print(options.out)
     return 0

@@ -17,7 +17,7 @@ import tyro
 from iwae.cli import parsing
 from iwae.cli.evaluate import Terminated, sigterm_as_ctrl_c
 from iwae.config.presets import cells as matching_cells
-from iwae.errors import UserError
+from iwae.errors import UserError, counted
 
 if TYPE_CHECKING:
     from iwae.experiments.cells import Wanted
@@ -402,9 +402,9 @@ def _plan(options: Any, tasks: Sequence["Task"]) -> int:
             trained = state.status in (Status.TRAINED, Status.DONE)
             cost *= 0.0 if trained else 1 - state.epoch / task.config.epochs
             total += cost
-        seeds = f"{task.config.replicates} seed{'s' * (task.config.replicates > 1)}"
+        seeds = counted(task.config.replicates, "seed")
         print(f"{task.name:44} {state.status:8} {seeds:8} {_time(cost):>9} of training left")
-    print(f"{len(tasks)} runs, {_time(total)} of training, where the costs are known")
+    print(f"{counted(len(tasks), 'run')}, {_time(total)} of training, where the costs are known")
     return 0
 
 

@@ -86,7 +86,12 @@ def is_own(name_or_path: str | os.PathLike[str]) -> bool:
     """Whether this is a file or a folder of a user's own, not the name of a data set."""
     path = Path(name_or_path).expanduser()
     known = name_or_path == "" or (isinstance(name_or_path, str) and name_or_path in DATASETS)
-    return not known and (path.suffix.lower() in SUFFIXES or path.is_dir())
+    if known or path.suffix.lower() in SUFFIXES:
+        return not known
+    try:
+        return path.is_dir()
+    except OSError:  # too long a name
+        return False
 
 
 LARGE = 2**31

@@ -14,7 +14,7 @@ import numpy as np
 
 from iwae.data.columns import MOST_LEVELS, Column, to_values
 from iwae.data.rows import Handle, Rows, file_rows
-from iwae.data.tables import Table, frame_table, opened_parquet
+from iwae.data.tables import Table, frame_table, opened_parquet, refusing_damage
 from iwae.errors import UserError
 
 PIECE, VALUES = 2**16, 2**22
@@ -28,16 +28,27 @@ def values_in(path: Path) -> int:
 
 
 def pieces(path: Path, *, drop: Sequence[str] = (), ids: Sequence[str] = ()) -> Iterator[Table]:
-    """The rows of a file, piece by piece in its order; arguments are those of `read_table`."""
+    """The rows of a file, piece by piece in its order; arguments are those of `read_table`.
+
+    Raises:
+        UserError: if a piece cannot be read; and as for `read_table`.
+    """
+    first = 0
+    for frame in _frames(path):
+        yield frame_table(frame, drop=drop, ids=ids, where=str(path), first=first)
+        first += len(frame)
+
+
+def _frames(path: Path) -> Iterator[Any]:
+    """Consecutive rows of a file, as tables of Arrow."""
     import pyarrow as pa
 
-    first, file = 0, opened_parquet(path)
+    file = opened_parquet(path)
     most = max(1, min(PIECE, VALUES // max(1, file.metadata.num_columns)))
-    for group in range(file.num_row_groups):  # all at once, Arrow keeps those that it has read
-        for batch in file.iter_batches(most, row_groups=[group]):
-            frame = pa.Table.from_batches([batch])
-            yield frame_table(frame, drop=drop, ids=ids, where=str(path), first=first)
-            first += len(batch)
+    with refusing_damage(path):
+        for group in range(file.num_row_groups):  # all at once, Arrow keeps those that it has read
+            for batch in file.iter_batches(most, row_groups=[group]):
+                yield pa.Table.from_batches([batch])
 
 
 def digest(tables: Iterator[Table], wanted: Mapping[str, str] | None) -> Table:
@@ -154,7 +165,9 @@ def stored_values(
 
 def cells_of(path: Path, names: Sequence[str]) -> dict[str, Rows]:
     """Columns of a file as it stores them, which takes less memory than objects."""
-    table = opened_parquet(path).read([*names])
+    file = opened_parquet(path)
+    with refusing_damage(path):
+        table = file.read([*names])
     return {
         name: Rows(_Cells(table.column(name)), None, None, (), np.dtype(object)) for name in names
     }

@@ -155,4 +155,5 @@ def _is_coarse(inner: Float[np.ndarray, " n"]) -> bool:
         return False
     low, median, high = np.percentile(inner, [25, 50, 75])
     spread = (high - low) or inner.std()
-    return bool(np.spacing(np.float32(abs(median))) > COARSEST * spread > 0)
+    with np.errstate(over="ignore", invalid="ignore"):  # too far for float32 is refused later
+        return bool(np.spacing(np.float32(abs(median))) > COARSEST * spread > 0)

@@ -17,7 +17,7 @@ import numpy as np
 from iwae.data.catalogue import DATASETS, DataFile, Source
 from iwae.data.readers import ONLY_PUBLISHED, DamagedError, sha256, unpack
 from iwae.data.splits import test_sha256
-from iwae.errors import UserError
+from iwae.errors import UserError, shorten
 from iwae.files import atomic_write
 
 ENVIRONMENT = "IWAE_DATA"
@@ -151,7 +151,7 @@ def named(name: str) -> Source:
     near = difflib.get_close_matches(name.lower(), DATASETS, n=1)
     hint = f" (did you mean {near[0]!r}?)" if near else ""
     raise UserError(
-        f"unknown data set {name!r}{hint}; known: {', '.join(DATASETS)}, "
+        f"unknown data set {shorten(repr(name))}{hint}; known: {', '.join(DATASETS)}, "
         "or the path of your own .csv, .tsv, .parquet, .npy or .npz file or folder of images"
     )
 

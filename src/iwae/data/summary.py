@@ -7,6 +7,7 @@ from iwae.data.columns import Column
 from iwae.data.moments import gaps_in
 from iwae.data.rows import Examples, blocks
 from iwae.data.splits import Dataset
+from iwae.errors import counted
 
 MOST = 30
 """Columns that are listed one by one."""
@@ -19,7 +20,7 @@ def describe(dataset: Dataset) -> str:
     shape = " x ".join(map(str, dataset.shape))
     taken = "a table" if dataset.kind.columns else dataset.kind.name
     form = "columns" if len(dataset.shape) == 1 else "values"
-    lines = [f"{dataset.name}: {n:,} rows of {shape} {form}, taken as {taken}"]
+    lines = [f"{dataset.name}: {counted(n, 'row', ',')} of {shape} {form}, taken as {taken}"]
     if dataset.binarization != "none":
         lines[0] += f", binarised ({dataset.binarization})"
     if not any(column.why for column in dataset.columns):

@@ -239,11 +239,19 @@ def opened_parquet(path: Path) -> Any:
 
 
 def _parquet(path: Path, read: str = "read_table") -> Any:
-    import pyarrow as pa
     from pyarrow import parquet
 
-    try:
+    with refusing_damage(path):
         return getattr(parquet, read)(path)
+
+
+@contextmanager
+def refusing_damage(path: Path) -> Iterator[None]:
+    """Raise UserError in place of what PyArrow raises for a damaged .parquet file."""
+    import pyarrow as pa
+
+    try:
+        yield
     except (pa.ArrowException, OSError) as error:
         reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
         raise UserError(f"{path} cannot be read: {reason}") from None

@@ -219,18 +219,26 @@ class Bidirectional(NamedTuple):
     Each holds in expectation; a single upper bound can lie below its lower bound by chance.
 
     Attributes:
-        lower, upper: `[n]` float64, nats.
+        lower, upper: `[n]` float64, nats. By annealing, the upper one is from reverse chains.
+        mixed_upper: `[n]` float64, nats, from reverse and forward chains, as of
+            `inference.chains.mixed_upper`. Importance samples have only this one, also as `upper`.
         acceptance: `[n]` mean probability of acceptance; nan for importance sampling.
     """
 
     lower: Float[np.ndarray, " n"]
     upper: Float[np.ndarray, " n"]
+    mixed_upper: Float[np.ndarray, " n"]
     acceptance: Float[np.ndarray, " n"]
 
     @property
     def gap(self) -> Float[np.ndarray, " n"]:
         """Upper minus lower bound, nats: neither is off by more, on average."""
         return self.upper - self.lower
+
+    @property
+    def mixed_gap(self) -> Float[np.ndarray, " n"]:
+        """Mixed upper minus lower bound, nats: the same holds."""
+        return self.mixed_upper - self.lower
 
 
 def bdmc(
@@ -370,6 +378,7 @@ def _importance_bounds(k: int, chunk: int) -> ExampleFn:
         log_w = model.log_joint(x, z) - model.posterior(x).log_prob(z)
         total = jnp.logaddexp(lower + jnp.log(jnp.float32(k - 1)), log_w)
         upper = total - jnp.log(jnp.float32(k))
-        return {"lower": lower, "upper": upper, "acceptance": jnp.float32(jnp.nan)}
+        nothing_moved = jnp.float32(jnp.nan)
+        return {"lower": lower, "upper": upper, "mixed_upper": upper, "acceptance": nothing_moved}
 
     return fn

@@ -34,7 +34,12 @@ from iwae.evaluation.likelihood import (
 )
 from iwae.inference.chains import annealed_particles
 from iwae.inference.kernels import ROUNDING, pareto_k
-from iwae.inference.particles import effective_sample_size, importance_particles, log_mean_exp
+from iwae.inference.particles import (
+    effective_sample_size,
+    importance_particles,
+    log_mean_exp,
+    log_sum_of_others,
+)
 from iwae.inference.temperatures import Betas, StepSize
 from iwae.models.conditional import check_examples
 from iwae.models.vae import AbstractLatentModel
@@ -58,18 +63,10 @@ def two_sided(log_w: LogWeights) -> dict[str, Scalar]:
         `lower` (-inf if all weights are zero), `upper` (inf if fewer than two are not), and
         `ratio`, mean_i w_i / c_i, whose expectation is at least 1.
     """
-    log_c = _log_mean_of_others(log_w)
+    log_c = log_sum_of_others(log_w) - jnp.log(float(log_w.size - 1))
     ratio = jnp.where(jnp.isneginf(log_c), jnp.inf, jnp.exp(log_w - log_c))
     upper = jnp.where(jnp.isneginf(log_c), jnp.inf, ratio + log_c - 1)
     return {"lower": log_mean_exp(log_w), "upper": jnp.mean(upper), "ratio": jnp.mean(ratio)}
-
-
-def _log_mean_of_others(log_w: LogWeights) -> LogWeights:
-    """log of the mean of all weights but the ith; summed, not subtracted, so no digit is lost."""
-    none = jnp.full(1, -jnp.inf)
-    before = jnp.concatenate([none, jax.lax.cumlogsumexp(log_w)[:-1]])
-    after = jnp.concatenate([jax.lax.cumlogsumexp(log_w, reverse=True)[1:], none])
-    return jnp.logaddexp(before, after) - jnp.log(float(log_w.size - 1))
 
 
 def annealed_sandwich_slabs(

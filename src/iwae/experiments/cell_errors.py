@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from iwae.errors import counted
 from iwae.results.schema import Binarizations, Number, Record, Weights
 from iwae.results.text import is_heavy, monte_carlo_words
 
@@ -74,5 +75,7 @@ def _pixels(rows: Rows, record: Record, digits: int) -> list[str]:
         return ["pixel draw error not measured"] if record.is_drawn else []
     error = drawn.draws_error
     words = "unknown" if error is None else f"{error:.{digits}f}"
-    how = [f"{one.draws} draws" + (f", by {one.by}" if one.by else "") for one in _drawn(rows)]
+    how = [
+        counted(one.draws, "draw") + (f", by {one.by}" if one.by else "") for one in _drawn(rows)
+    ]
     return [f"pixel draw error {words} ({'; '.join(dict.fromkeys(how))})"]

@@ -18,7 +18,13 @@ from jaxtyping import Array, Float, Int, Key, PyTree
 from iwae.errors import UserError
 from iwae.inference.kernels import Evaluate, Flat, Move, Point, move
 from iwae.inference.langevin import langevin
-from iwae.inference.particles import Info, Particles, log_mean_exp, particle_keys
+from iwae.inference.particles import (
+    Info,
+    Particles,
+    log_mean_exp,
+    log_sum_of_others,
+    particle_keys,
+)
 from iwae.inference.starts import start_of
 from iwae.inference.temperatures import Betas, StepSize, as_betas, as_step_sizes, check_leapfrog
 from iwae.models.posteriors import Posterior, is_reparameterised
@@ -259,7 +265,8 @@ def reverse_log_weights(
 
     The reverse of `annealed_particles`: at each temperature a move, then a weight. Each weight
     has expectation 1 / p(x), so -log of their mean is an upper bound on log p(x) in expectation
-    (Grosse, Ghahramani & Adams 2015). All chains start from the same z.
+    (Grosse, Ghahramani & Adams 2015; with k > 1 the "coupled reverse" one of Brekelmans et al.
+    2022). All chains start from the same z.
 
     Args:
         z: an exact draw from p(z|x), which only `model.sample` can provide: (z, x) ~ p.
@@ -282,6 +289,28 @@ def reverse_log_weights(
     return chains.log_w.value, info
 
 
+def mixed_upper(log_w: LogWeights, reverse_log_w: LogWeights) -> Scalar:
+    """An upper bound on log p(x) in expectation, nats, from chains in both directions.
+
+    With r_i = exp(-reverse_log_w[i]), what a reverse chain weighs as a forward one, it is
+
+        mean_i log (1/k) (r_i + sum_{j != i} w_j)
+
+    ("independent multi-sample AIS", Brekelmans et al. 2022). Let P be the distribution of k forward
+    chains, and Q the same with one of them, at random, a chain that ends in a draw of p(z|x). Then
+    dQ/dP = mean w / p(x), so that E_Q log mean w = log p(x) + KL(Q || P) >= log p(x). It is nearer
+    to log p(x) than one reverse chain, E log r_i, by at most log k, and tends to it with k.
+
+    Args:
+        log_w: of k forward chains.
+        reverse_log_w: of k reverse chains from one z, given which they and the forward ones are
+            independent.
+    """
+    return jnp.mean(jnp.logaddexp(-reverse_log_w, log_sum_of_others(log_w))) - jnp.log(
+        float(log_w.size)
+    )
+
+
 def bidirectional_bounds(
     model: AbstractLatentModel, key: PRNGKey, k: int, **options: Any
 ) -> dict[str, Array]:
@@ -294,8 +323,8 @@ def bidirectional_bounds(
         options: those of `annealed_particles`.
 
     Returns:
-        `lower`, from forward chains; `upper`, from reverse chains that start at z; and their mean
-        `acceptance`.
+        `lower`, from forward chains; `upper`, from reverse chains that start at z; `mixed_upper`,
+        from both; and their mean `acceptance`.
     """
     model_key, forward_key, reverse_key = jax.random.split(key, 3)
     z, x = model.sample(model_key)
@@ -305,5 +334,6 @@ def bidirectional_bounds(
     return {
         "lower": log_mean_exp(particles.log_w),
         "upper": -log_mean_exp(log_w),
+        "mixed_upper": mixed_upper(particles.log_w, log_w),
         "acceptance": acceptance,
     }

@@ -63,6 +63,14 @@ def log_mean_exp(log_w: LogWeights) -> Scalar:
     return jax.nn.logsumexp(log_w) - jnp.log(float(log_w.size))
 
 
+def log_sum_of_others(log_w: LogWeights) -> LogWeights:
+    """log of the sum of all weights but the ith, nats; added up, so that no digit is lost."""
+    none = jnp.full(1, -jnp.inf)
+    before = jnp.concatenate([none, jax.lax.cumlogsumexp(log_w)[:-1]])
+    after = jnp.concatenate([jax.lax.cumlogsumexp(log_w, reverse=True)[1:], none])
+    return jnp.logaddexp(before, after)
+
+
 def effective_sample_size(log_w: LogWeights) -> Float[Array, ""]:
     """(sum w)^2 / sum w^2, between 1 and k; 0 if every weight is zero."""
     w = jnp.exp(log_w - jnp.maximum(jnp.max(log_w), jnp.finfo(log_w.dtype).min))

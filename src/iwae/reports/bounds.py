@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
+from iwae.errors import counted
 from iwae.evaluation.diagnostics import test_sample_error
 from iwae.reports import figures
 from iwae.reports.estimates import differences_by_budget, mean_of_replicates
@@ -51,7 +52,7 @@ def _curve_name(known: Known, n: int) -> str:
     """The name of the curve that a bound belongs to."""
     how = known.record.annealing
     if how is None:
-        return f"importance sampling, {n:,} examples"
+        return f"importance sampling, {counted(n, 'example', ',')}"
     return f"annealing {path_words(how)}, the same examples"
 
 

@@ -325,6 +325,10 @@ def _courses(run: Path, dataset: Dataset) -> dict[str, _Course]:
         return {}
     epochs = np.asarray([int(path.stem) for path in paths])
     loaded = [_frame(path, dataset) for path in paths]
+    sizes = [{name: len(rows) for name, rows in frame.items()} for frame in loaded]
+    for path, size in zip(paths, sizes, strict=True):
+        if size != sizes[-1]:
+            raise UserError(f"{path} holds other images than {paths[-1].name}: remove one of them")
     data = _images(loaded[-1]["examples"], dataset)
     return {
         name: _Course(np.stack([_images(frame[name], dataset) for frame in loaded]), epochs, rows)

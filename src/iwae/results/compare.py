@@ -8,6 +8,7 @@ import numpy as np
 
 from iwae.errors import UserError
 from iwae.evaluation.diagnostics import paired_difference
+from iwae.results.completing import whole_of
 from iwae.results.reading import Known, known_bounds
 from iwae.results.records import number, summary_over_replicates
 from iwae.results.schema import Document
@@ -43,8 +44,9 @@ def compare(
     Returns:
         A record: `estimator`, `n`, whether they are a `subset` of the split,
         `test_sha256` and, for each of `runs`, its `weights`, its
-        `log_likelihood` and `stderr`, `between_replicates_sd`, and for all but the first
-        `difference`, `difference_stderr` and `significant`, nats.
+        `log_likelihood` and `stderr`, `between_replicates_sd`, for all but the first
+        `difference`, `difference_stderr` and `significant`, nats, and `whole`, its bound carried
+        over from its own subset to all examples of the split, where that can be.
 
     Raises:
         UserError: if a run has no such record, or the runs were measured on different test sets.
@@ -79,6 +81,7 @@ def compare_models(
     index = _shared(chosen)
     if len(index) < 2:
         raise UserError(f"the runs share {len(index)} examples with {name}; a difference needs 2")
+    wholes = [whole_of(run, one) for run, one in zip(runs, chosen, strict=True)]
     values = [one.values[:, np.isin(one.places, index)] for one in chosen]
     rows = [
         {
@@ -86,8 +89,9 @@ def compare_models(
             "weights": weights,
             **summary_over_replicates(each),
             **_difference(each, values[0]),
+            "whole": whole and whole.document(),
         }
-        for (run, weights), each in zip(models, values, strict=True)
+        for (run, weights), each, whole in zip(models, values, wholes, strict=True)
     ]
     return {
         "estimator": name,

@@ -13,7 +13,14 @@ from jaxtyping import Float, Int
 
 from iwae.evaluation.diagnostics import test_sample_error
 from iwae.results.gaps import simulated_bounds
-from iwae.results.reading import BOUNDING, BUDGETS, read_records, report_damage
+from iwae.results.reading import (
+    BOUNDING,
+    BUDGETS,
+    Known,
+    bounds_in,
+    read_records,
+    report_damage,
+)
 from iwae.results.schema import (
     Binarizations,
     Method,
@@ -24,7 +31,7 @@ from iwae.results.schema import (
     SampledRow,
     Whole,
 )
-from iwae.results.store import Arrays, Damaged, read_arrays
+from iwae.results.store import Arrays, Damaged, place, read_arrays
 
 
 def read_completed(
@@ -32,10 +39,27 @@ def read_completed(
 ) -> Iterator[tuple[Path, Record]]:
     """`read_records`, with what the run's other records add to each."""
     for path, record in read_records(run, methods, damaged):
-        arrays, names = None, _CARRIED.get(record.method)
-        if names is not None and record.subset is not None:
-            arrays = read_arrays(path, damaged, ("index", *names))
+        is_carried = record.method in _CARRIED and record.subset is not None
+        arrays = _values(path, record, damaged) if is_carried else None
         yield path, completed(run, record, arrays)
+
+
+def _values(path: Path, record: Record, damaged: Damaged) -> Arrays | None:
+    """The values behind a record of a subset; None if they are not of its models and examples."""
+    names, n = _CARRIED[record.method], record.n
+    arrays = read_arrays(path, damaged, ("index", *names))
+    if arrays is None:
+        return None
+    rows = [len(record.by_k or record.by_temperatures)] if record.method in BOUNDING else []
+    shapes = {arrays[name].shape for name in names}
+    if shapes != {(len(record.models), *rows, n)} or not _are_places(arrays["index"], n):
+        damaged(f"{place(path)} is no record of its values")
+        return None
+    return arrays
+
+
+def _are_places(index: np.ndarray, n: int) -> bool:
+    return index.shape == (n,) and index.dtype.kind in "iu" and bool((index >= 0).all())
 
 
 def completed(run: Path, record: Record, arrays: Arrays | None) -> Record:
@@ -52,11 +76,11 @@ def completed(run: Path, record: Record, arrays: Arrays | None) -> Record:
     if record.method not in BOUNDING:
         return record
     others = _of_all(run, record)
-    control = _control(record, arrays, others)
+    controls = _controls(record, arrays, others)
     drawn = [one for _, one in others if any(map(_own_draws, one.by_k))]
-    if record.subset is not None and control is None:
+    if record.subset is not None and not controls:
         drawn = []  # the draws are of all examples
-    found = _Others(arrays, control, drawn)
+    found = _Others(arrays, controls, drawn)
     parts = [_part(part, found, r) for r, part in enumerate(record.replicates)]
     whole = _part(record, found, None)
     return whole.model_copy(update={"replicates": tuple(parts)}) if parts else whole
@@ -76,16 +100,16 @@ _FILLED = ("simulated", "importance", *(f"{side}_whole" for side in _SIDES))
 
 def _sandwich(run: Path, record: Record, arrays: Arrays | None) -> Record:
     """Bounds from both sides, with those of simulated examples and those of all examples."""
-    control = _control(record, arrays, _of_all(run, record))
+    controls = _controls(record, arrays, _of_all(run, record))
     parts = []
     for r, part in enumerate(record.models):
         more: dict[str, Any] = {}
         if (made := simulated_bounds(run, record, r)) is not None:
             more["simulated"] = made
-        if control is not None and arrays is not None:
-            more |= _whole_sides(arrays, control, r, "")
+        if controls and arrays is not None:
+            more |= _whole_sides(arrays, controls, r, "")
             if part.importance is not None:
-                sides = _whole_sides(arrays, control, r, "importance_")
+                sides = _whole_sides(arrays, controls, r, "importance_")
                 more["importance"] = part.importance.model_copy(update=sides)
         parts.append(part.model_copy(update=more))
     if not record.replicates:
@@ -94,13 +118,14 @@ def _sandwich(run: Path, record: Record, arrays: Arrays | None) -> Record:
 
 
 def _whole_sides(
-    arrays: Arrays, control: tuple[str, np.ndarray], replicate: int, prefix: str
+    arrays: Arrays, controls: Sequence[Known], replicate: int, prefix: str
 ) -> dict[str, Whole]:
-    """Both sides of one replicate, carried over to all examples."""
-    name, values = control
+    """Both sides of one replicate, carried over to all examples by one bound of all."""
+    index = arrays["index"]
+    control = best_control(arrays[f"{prefix}lower"], index, controls)
     return {
         f"{side}_whole": carried_over(
-            arrays[prefix + side][replicate], values[replicate], arrays["index"], name
+            arrays[prefix + side][replicate], control.values[replicate], index, control.estimator
         )
         for side in _SIDES
     }
@@ -133,39 +158,69 @@ def _own_draws(row: Row) -> bool:
     return row.binarizations is not None and row.binarizations.by is None
 
 
-def _largest(record: Record) -> int:
-    """The largest number of samples."""
-    return record.by_k[-1].k
-
-
 class _Others(NamedTuple):
     """The knowledge beside a record: its own values, those of all examples, and several draws.
 
     Attributes:
         arrays: the values behind the record.
-        control: name of a bound, and its values `[R, n]` for all examples.
+        controls: bounds of all examples, loosest first.
         drawn: the records with several draws.
     """
 
     arrays: Arrays | None
-    control: tuple[str, Float[np.ndarray, "R n"]] | None
+    controls: Sequence[Known]
     drawn: Sequence[Record]
 
 
-def _control(
+def _controls(
     record: Record, arrays: Arrays | None, others: Sequence[tuple[Path, Record]]
-) -> tuple[str, np.ndarray] | None:
-    """The bound of all examples by the most samples, and its values `[R, n]`, for a subset.
+) -> list[Known]:
+    """The bounds of all examples that may carry a subset's over, loosest first.
 
     One example has none, since it tells no error of what would be carried over.
     """
     if record.subset is None or arrays is None or len(arrays["index"]) < 2:
+        return []
+    found = [bound for path, one in others for bound in bounds_in(path, one)]
+    known = [one for one in found if one.values.shape[1] > arrays["index"].max()]
+    return sorted(known, key=lambda one: one.rank)
+
+
+def best_control(
+    values: Float[np.ndarray, "R m"], places: Int[np.ndarray, " m"], controls: Sequence[Known]
+) -> Known:
+    """The bound of all examples that carries a subset's over with the smallest subset error.
+
+    That is the L_k of the same samples, which leaves no error, and otherwise usually the tightest:
+    a loose one adds the noise of its samples. Of equal ones it is the tightest.
+
+    Args:
+        values: of the subset, nats.
+        places: of the subset among all.
+        controls: loosest first.
+    """
+
+    def error(one: Known) -> float:
+        means = values.mean(axis=0), one.values.mean(axis=0)
+        found = carried_over(*means, places, one.estimator).subset_error
+        return np.inf if found is None else found
+
+    return min(reversed(controls), key=error)
+
+
+def whole_of(run: Path, known: Known) -> Whole | None:
+    """A bound of a subset, as a mean over replicates, carried over to all examples, if it can be.
+
+    Args:
+        run: the folder that has the bound and the others.
+    """
+    arrays = {"index": known.places}
+    controls = _controls(known.record, arrays, _of_all(run, known.record))
+    if not controls:
         return None
-    for path, one in sorted(others, key=lambda other: _largest(other[1]), reverse=True):
-        arrays = read_arrays(path, report_damage, ("log_likelihood",))
-        if arrays is not None:
-            return f"L_{_largest(one)}", arrays["log_likelihood"][:, -1]
-    return None
+    control = best_control(known.values, known.places, controls)
+    means = known.values.mean(axis=0), control.values.mean(axis=0)
+    return carried_over(*means, known.places, control.estimator)
 
 
 def _part(part: Any, others: _Others, replicate: int | None) -> Any:
@@ -185,13 +240,13 @@ def _part(part: Any, others: _Others, replicate: int | None) -> Any:
 
 def _row(row: Row, i: int, others: _Others, replicate: int | None) -> Row:
     more: dict[str, Whole | Binarizations] = {}
-    if others.control is not None and others.arrays is not None:
-        name, values = others.control
-        mine = others.arrays["log_likelihood"][:, i]
-        one = (mine.mean(axis=0), values.mean(axis=0))
+    if others.controls and others.arrays is not None:
+        mine, index = others.arrays["log_likelihood"][:, i], others.arrays["index"]
+        control = best_control(mine, index, others.controls)
+        one = (mine.mean(axis=0), control.values.mean(axis=0))
         if replicate is not None:
-            one = (mine[replicate], values[replicate])
-        more["whole"] = carried_over(*one, others.arrays["index"], name)
+            one = (mine[replicate], control.values[replicate])
+        more["whole"] = carried_over(*one, index, control.estimator)
     base = more.get("whole", row)
     parts = others.drawn if replicate is None else [one.models[replicate] for one in others.drawn]
     drawn = None if _own_draws(row) else _drawn_row(parts, row)
@@ -241,14 +296,15 @@ def carried_over(
     if not (np.isfinite(control).all() and np.isfinite(subset).all()):
         return Whole(n=n, by=name, log_likelihood=None, stderr=None, subset_error=None)
     difference = subset - same
-    spread = np.std(subset) / np.std(same) if np.std(same) > 0 else 1.0
-    return Whole(
-        n=n,
-        by=name,
-        log_likelihood=_number(control.mean() + difference.mean()),
-        stderr=_number(spread * test_sample_error(control)),
-        subset_error=_number(test_sample_error(difference) * np.sqrt(1 - m / n)),
-    )
+    with np.errstate(over="ignore", invalid="ignore"):  # then an error is not finite
+        spread = np.std(subset) / np.std(same) if np.std(same) > 0 else 1.0
+        return Whole(
+            n=n,
+            by=name,
+            log_likelihood=_number(control.mean() + difference.mean()),
+            stderr=_number(spread * test_sample_error(control)),
+            subset_error=_number(test_sample_error(difference) * np.sqrt(1 - m / n)),
+        )
 
 
 def _drawn_row(parts: Sequence[Part], row: Row) -> SampledRow | None:

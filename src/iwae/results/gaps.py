@@ -10,11 +10,11 @@ from jaxtyping import Float
 from iwae.evaluation.sandwich import ratio_tail
 from iwae.results.reading import read_records, report_damage
 from iwae.results.records import Subject, model_sha256
-from iwae.results.schema import Document, Method, Part, Record, Samples, Settings, Simulated
+from iwae.results.schema import MIXED, Document, Method, Part, Record, Samples, Settings, Simulated
 from iwae.results.store import read_arrays
 
-_SIDES = ("lower", "upper", "gap")
-_VALUES = ("lower", "upper", "ratio")
+_SIDES = ("lower", "upper", "gap", *MIXED)
+_VALUES = ("lower", "upper", "mixed_upper", "ratio")
 
 
 class KnownGap(NamedTuple):
@@ -49,7 +49,8 @@ def known_gap(
         if values is not None:
             own = {name: each[number] for name, each in values.items() if name in _VALUES}
             tail = ratio_tail(own["ratio"], own["lower"]) if "ratio" in own else np.nan
-            found.append(KnownGap(own["upper"] - own["lower"], tail))
+            upper = own.get("mixed_upper", own["upper"])
+            found.append(KnownGap(upper - own["lower"], tail))
     return max(found, key=lambda known: len(known.gap), default=None)
 
 

@@ -118,7 +118,7 @@ def _other_means(record: Record, of: Part) -> Iterator[tuple[str, int, Fields, s
     for name in QUANTITIES.get(record.method, ()):
         if name in of.model_fields_set:
             yield name, 0, of, name
-        if of.importance is not None:
+        if of.importance is not None and name in of.importance.model_fields_set:
             yield f"importance_{name}", of.importance.k, of.importance, name
     for one in of.calibration:
         for interval in one.coverage:
@@ -167,15 +167,23 @@ def known_bounds(
     run: Path, *, split: str, weights: str, pruned: bool, damaged: Damaged = report_damage
 ) -> list[Known]:
     """All bounds in the records of a run for one split and kind of weights, loosest first."""
-    found: list[Known] = []
-    for path, record in read_records(run, BOUNDING, damaged):
-        if (record.split, record.weights, record.pruned) == (split, weights, pruned):
-            arrays = read_arrays(path, damaged, ("index", "log_likelihood"))
-            try:
-                found += [] if arrays is None else bounds_of(record, arrays)
-            except ValueError as error:
-                damaged(f"{place(path)} is no record of its values ({error})")
+    found = [
+        one
+        for path, record in read_records(run, BOUNDING, damaged)
+        if (record.split, record.weights, record.pruned) == (split, weights, pruned)
+        for one in bounds_in(path, record, damaged)
+    ]
     return sorted(found, key=lambda one: one.rank)
+
+
+def bounds_in(path: Path, record: Record, damaged: Damaged = report_damage) -> list[Known]:
+    """The bounds of the record at `path`, with its values; none if these are damaged."""
+    arrays = read_arrays(path, damaged, ("index", "log_likelihood"))
+    try:
+        return [] if arrays is None else list(bounds_of(record, arrays))
+    except ValueError as error:
+        damaged(f"{place(path)} is no record of its values ({error})")
+        return []
 
 
 BOUNDING = (Method.IMPORTANCE, Method.ANNEALED)
@@ -207,13 +215,18 @@ def bounds_of(record: Record, arrays: Arrays) -> Iterator[Known]:
     """The bounds of one record.
 
     Raises:
-        ValueError: if the values are not of so many examples.
+        ValueError: if the values are not of so many examples, or of other budgets.
     """
     index, values = arrays["index"], arrays["log_likelihood"]
     if values.ndim != 3 or values.shape[2] != len(index):
         raise ValueError(f"values {values.shape} of {len(index)} examples")
     for rank, (prefix, (_, budget)) in enumerate(BUDGETS.items()):
-        for i, number in enumerate(arrays.get(budget, ())):
+        numbers = arrays.get(budget)
+        if numbers is None:
+            continue
+        if numbers.shape != values.shape[1:2] or numbers.dtype.kind not in "iu":
+            raise ValueError(f"values {values.shape} by {budget} of {numbers.shape}")
+        for i, number in enumerate(numbers):
             yield Known(
                 f"{prefix}_{number}",
                 (rank, int(number)),

@@ -155,6 +155,10 @@ class Sides(Weights):
     lower_stderr: Number = None
     upper: Number = None
     upper_stderr: Number = None
+    mixed_upper: Number = None
+    mixed_upper_stderr: Number = None
+    mixed_gap: Number = None
+    mixed_gap_stderr: Number = None
     lower_whole: Whole | None = None
     upper_whole: Whole | None = None
 
@@ -275,6 +279,10 @@ class Part(Weights):
     upper_whole: Whole | None = None
     gap: Gap | Number = None
     gap_stderr: Number = None
+    mixed_upper: Number = None
+    mixed_upper_stderr: Number = None
+    mixed_gap: Number = None
+    mixed_gap_stderr: Number = None
     importance: Samples | None = None
     simulated: Simulated | None = None
     rate: Number = None
@@ -402,8 +410,11 @@ class Record(Part):
         return self
 
 
+MIXED = ("mixed_upper", "mixed_gap")
+"""Means that older records of bounds on simulated examples lack."""
+
 QUANTITIES: Mapping[Method, tuple[str, ...]] = {
-    Method.BIDIRECTIONAL: ("lower", "upper", "gap"),
+    Method.BIDIRECTIONAL: ("lower", "upper", "gap", *MIXED),
     Method.SANDWICH: ("lower", "upper", "gap"),
     Method.CURVE: ("log_likelihood",),
     Method.INFORMATION: (
@@ -445,7 +456,7 @@ _MORE: Mapping[Method, tuple[str, ...]] = {
 
 
 def _needed(method: Method) -> list[str]:
-    names = QUANTITIES.get(method, ())
+    names = [name for name in QUANTITIES.get(method, ()) if name not in MIXED]
     errors = ["stderr" if name == "log_likelihood" else f"{name}_stderr" for name in names]
     return [*names, *errors, *_MORE[method]]
 

@@ -1,6 +1,6 @@
 """Bounds from both sides on examples that the model makes itself, for a record."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Unpack
@@ -22,7 +22,7 @@ from iwae.precision import float32
 from iwae.results.annealed import PILOT_EXAMPLES, Annealing, annealing_keys, freeze
 from iwae.results.measure import Measured, Options, Replicate, measure
 from iwae.results.records import k_words, make_subject, mean_and_error, measurement_facts
-from iwae.results.schema import Document, Method
+from iwae.results.schema import MIXED, Document, Method
 from iwae.results.unfinished import Slab
 
 DEFAULT_K = 5000
@@ -43,11 +43,12 @@ def bdmc_run(
     Of a conditional model they are on log p(x|y) of pairs (x, y) that it makes.
 
     Forward chains bound from below, reverse chains that leave the true latent from above (Grosse,
-    Ghahramani & Adams 2015); the same is done with k importance samples, the true latent among
+    Ghahramani & Adams 2015), and so does a reverse chain among forward ones, `mixed_upper`
+    (Brekelmans et al. 2022). The same is done with k importance samples, the true latent among
     them. Step sizes are tuned on other examples of the model. Writes `RUN/evaluations/NAME.json`
-    (the record, which is also returned) and `NAME.npz`: `lower`, `upper`, `acceptance`,
-    `importance_lower` and `importance_upper` `[R, n]`, `betas_R [T]` and `step_sizes_R [T-1]`. A
-    call that was stopped continues when it is repeated.
+    (the record, which is also returned) and `NAME.npz`: `lower`, `upper`, `mixed_upper`,
+    `acceptance`, `importance_lower` and `importance_upper` `[R, n]`, `betas_R [T]` and
+    `step_sizes_R [T-1]`. A call that was stopped continues when it is repeated.
 
     Args:
         annealing: temperatures, chains and moves; by default `Annealing()`.
@@ -88,7 +89,7 @@ _PILOT_STREAM = 1  # folded into the seed's key; annealing folds in T >= 20
 def _measure(one: Replicate, annealing: Annealing, examples: int, k: int) -> Measured:
     subject, length = one.subject, annealing.temperatures
     key = annealing_keys(subject.seed, length)[1]
-    settings = {"simulated": examples, **annealing.values()}
+    settings = {"simulated": examples, "mixed": True, **annealing.values()}
     path = freeze(
         one, annealing, length, lambda: _simulate(one.model, subject.seed), simulated=examples
     )
@@ -117,11 +118,11 @@ def _measure(one: Replicate, annealing: Annealing, examples: int, k: int) -> Mea
     method = f"{Method.BIDIRECTIONAL}, samples"
     sampled = join_bounds(one.slabs(f"{k} samples", samples, examples, method=method, **settings))
     record = {
-        **_bounds(annealed),
+        **_bounds(annealed, ("lower", "upper", "gap", *MIXED)),
         "acceptance_mean": float(annealed.acceptance.mean()),
-        "importance": {"k": k, **_bounds(sampled)},
+        "importance": {"k": k, **_bounds(sampled, ("lower", "upper", "gap"))},
     }
-    values = {name: getattr(annealed, name) for name in ("lower", "upper", "acceptance")}
+    values = annealed._asdict()
     values |= {f"importance_{name}": getattr(sampled, name) for name in ("lower", "upper")}
     return Measured(record, values, path.arrays(str(one.number)))
 
@@ -134,9 +135,9 @@ def _simulate(model: Model, seed: int) -> np.ndarray:
     return np.asarray(draws, jnp.float32)
 
 
-def _bounds(found: Bidirectional) -> Document:
-    """Means and standard errors of both bounds and of their gap, nats."""
+def _bounds(found: Bidirectional, names: Iterable[str]) -> Document:
+    """Means and standard errors of bounds and of gaps, nats."""
     record = {}
-    for name, values in (("lower", found.lower), ("upper", found.upper), ("gap", found.gap)):
-        record[name], record[f"{name}_stderr"] = mean_and_error(values)
+    for name in names:
+        record[name], record[f"{name}_stderr"] = mean_and_error(getattr(found, name))
     return record

@@ -85,7 +85,7 @@ def read_arrays(
     values, packed = path.with_suffix(".npz"), path.with_name(VALUES)
     own = path.exists() or not packed.exists()
     try:
-        arrays = _load(values) if own else _load(packed, f"{path.stem}/")
+        arrays = load_arrays(values) if own else load_arrays(packed, f"{path.stem}/")
         if missing := [name for name in names if name not in arrays]:
             raise LookupError(f"no array {missing[0]}")
         return arrays
@@ -94,12 +94,16 @@ def read_arrays(
         return None
 
 
-def _load(file: Path, prefix: str = "") -> Arrays:
-    """The arrays of a file whose names begin with a prefix, by the rest of their names."""
+def load_arrays(file: Path, prefix: str = "") -> Arrays:
+    """The arrays of a file whose names begin with a prefix, by the rest of their names.
+
+    Raises:
+        LookupError: if there is none, or something else has such a name.
+    """
     with file.open("rb") as opened, np.load(opened, allow_pickle=False) as arrays:
         found = {n.removeprefix(prefix): arrays[n] for n in arrays if n.startswith(prefix)}
-    if not found:
-        raise LookupError(f"no array {prefix}*")
+    if not found or not all(isinstance(one, np.ndarray) for one in found.values()):
+        raise LookupError(f"no array {prefix}*, or not only arrays")
     return found
 
 
@@ -194,7 +198,7 @@ def check_packed(folder: Path) -> int:
     """
     entries = _packed(folder)
     for path, entry in entries.items():
-        values = _load(Path(folder) / VALUES, f"{path.stem}/") if entry.values_sha256 else {}
+        values = load_arrays(Path(folder) / VALUES, f"{path.stem}/") if entry.values_sha256 else {}
         for name, digest in _digests(entry.document, values).items():
             if getattr(entry, name) != digest:
                 refuse_damage(f"{path.stem} in {folder} is not what was packed (its {name})")

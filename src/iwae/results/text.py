@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from iwae.errors import counted
 from iwae.results.schema import (
     AnnealedRow,
     Bias,
@@ -79,7 +80,7 @@ def monte_carlo_words(row: Weights, digits: int = 3) -> list[str]:
         words = f"{' at least' * is_heavy(row)} {_small(row.monte_carlo_error, digits)}"
         return [f"Monte Carlo error{words}{', k-hat unknown' * (share is None)}"]
     if (count := row.monte_carlo_infinite) is not None:
-        return [f"Monte Carlo error not finite ({count} example{'s' * (count != 1)})"]
+        return [f"Monte Carlo error not finite ({counted(count, 'example')})"]
     several = (row.monte_carlo_batches or getattr(row, "k", None) or 1) > 1
     return ["Monte Carlo error unknown"] * several
 
@@ -103,8 +104,8 @@ def path_words(how: Settings) -> str:
     """The settings of annealing, except the number of temperatures."""
     schedule = how.schedule if isinstance(how.schedule, str) else "given"
     return (
-        f"from the {how.start}, {how.chains} chains, {how.leapfrog} leapfrog steps, {schedule} "
-        "schedule"
+        f"from the {how.start}, {counted(how.chains, 'chain')}, "
+        f"{counted(how.leapfrog or 0, 'leapfrog step')}, {schedule} schedule"
     )
 
 
@@ -172,12 +173,12 @@ def _bits(row: Weights) -> str:
 def _head(record: Record) -> str:
     """One line about the subject."""
     if record.split == "simulated":
-        what = f"{record.n} examples {record.dataset}"
+        what = f"{counted(record.n, 'example')} {record.dataset}"
     else:
         by = record.subset.stratified_by if record.subset else None
         how = f", stratified by {by}" if by else ""
         subset = f" (a random subset{how})" if record.subset else ""
-        what = f"{record.dataset} {record.split}, {record.n} examples{subset}"
+        what = f"{record.dataset} {record.split}, {counted(record.n, 'example')}{subset}"
     pruned = ", pruned" if record.pruned else ""
     unit = "" if record.method == Method.CALIBRATION else f"; nats per example{_of(record)}"
     return f"{what}, {record.weights} weights{pruned}{unit}"
@@ -218,15 +219,16 @@ def _acceptance(one: Weights) -> str:
 
 
 def _bidirectional(one: Part) -> Iterator[str]:
-    both: list[tuple[str, Fields]] = [("annealing", one)]
+    yield f"annealing: {_between(one)}"
+    if one.mixed_gap is not None:
+        yield f"annealing, {MIXED_WORDS}: {_between(one, 'mixed_')}"
     if one.importance is not None:
-        both.append((f"{one.importance.k} importance samples", one.importance))
-    for name, row in both:
-        yield (
-            f"{name}: between {with_error(row, 'lower')} and {with_error(row, 'upper')}, gap "
-            f"{with_error(row, 'gap')}"
-        )
+        yield f"{one.importance.k} importance samples: {_between(one.importance)}"
     yield _acceptance(one)
+
+
+MIXED_WORDS = "reverse among forward chains"
+"""The chains of `mixed_upper`; the other upper side is from reverse chains alone."""
 
 
 def _sandwich(one: Part) -> Iterator[str]:
@@ -250,16 +252,19 @@ def _both_kinds(name: str, real: Sides | Part, made: Sides | None) -> list[tuple
     rows = [(name, _between(real))]
     if real.lower_whole is not None and real.upper_whole is not None:
         rows.append((f"{name}, all examples", _between_whole(real.lower_whole, real.upper_whole)))
-    unknown = "not measured with these settings: iwae evaluate --method bdmc"
-    return [
-        *rows,
-        (f"{name}, simulated examples", unknown if made is None else _between(made)),
-    ]
+    name = f"{name}, simulated examples"
+    if made is None:
+        return [*rows, (name, "not measured with these settings: iwae evaluate --method bdmc")]
+    rows.append((name, _between(made)))
+    if made.mixed_gap is not None:
+        rows.append((f"{name}, {MIXED_WORDS}", _between(made, "mixed_")))
+    return rows
 
 
-def _between(row: Fields) -> str:
-    sides = f"{with_error(row, 'lower')} and {with_error(row, 'upper')}"
-    return f"between {sides}, gap {with_error(row, 'gap')}"
+def _between(row: Fields, of: str = "") -> str:
+    """Both sides and their gap; the upper one of those `of` a kind."""
+    sides = f"{with_error(row, 'lower')} and {with_error(row, f'{of}upper')}"
+    return f"between {sides}, gap {with_error(row, f'{of}gap')}"
 
 
 def _between_whole(lower: Whole, upper: Whole) -> str:
@@ -303,7 +308,7 @@ def _information(one: Part) -> Iterator[str]:
     yield f"KL of the average posterior to the prior: at most {with_error(one, 'marginal_kl')}"
     if isinstance(gap := one.gap, Gap):
         yield (
-            f"{gap.log_p} - ELBO = {with_error(gap, 'total')} ({gap.n} examples): "
+            f"{gap.log_p} - ELBO = {with_error(gap, 'total')} ({counted(gap.n, 'example')}): "
             f"{gap.bound} recovers {with_error(gap, 'recovered')}, and leaves "
             f"{with_error(gap, 'remaining')}"
         )
@@ -332,7 +337,8 @@ def _calibration(one: Part) -> Iterator[str]:
             + (f"= {unit.p_value:.2g}" if unit.p_value > SMALLEST_P else f"< {SMALLEST_P:g}")
             for unit in layer.worst
         )
-        yield f"  {layer.outside} of {layer.units} units outside the band; farthest {worst}"
+        outside = f"{layer.outside} of {counted(layer.units, 'unit')} outside the band"
+        yield f"  {outside}; farthest {worst}"
 
 
 def _percent(interval: Coverage) -> str:
@@ -343,7 +349,7 @@ def _percent(interval: Coverage) -> str:
 def _about_ranks(record: Record) -> Iterator[str]:
     """The marks of exact calibration, and its limits."""
     yield (
-        f"{record.k} draws of each example; of exactly calibrated units, "
+        f"{counted(record.k or 0, 'draw')} of each example; of exactly calibrated units, "
         f"{1 - (record.band_level or 0):.0%} are outside by chance; mean rank 0.5 and spread 1 "
         "are exact, a spread above 1 is a q that is too narrow, one below 1 a q that is too wide"
     )
@@ -439,14 +445,22 @@ def describe_comparison(comparison: Mapping[str, Any]) -> str:
             sign = "" if one["significant"] else ", which may be chance"
             difference = plus_minus(one["difference"], one["difference_stderr"], sign="+")
             line += f"  {difference} to the first{sign}"
+        if one["whole"] is not None:
+            line += f"  ({_all_examples(Whole(**one['whole']))})"
         lines.append(_plain(line))
     return "\n".join(lines)
+
+
+def _all_examples(whole: Whole) -> str:
+    """A bound for all examples of a split, from those of a subset."""
+    subset = plus_minus(whole.subset_error)
+    return f"all {whole.n}: {with_error(whole)}, subset error {subset}, by {whole.by}"
 
 
 def describe_gradients(document: Mapping[str, Any] | Record) -> str:
     """Signal, noise and bias of gradients, a line for each k, estimator and group."""
     record = parse(document)
-    batch = f"{record.n} {record.split} examples of {record.dataset}"
+    batch = f"{counted(record.n, f'{record.split} example')} of {record.dataset}"
     draws = f"{record.draws} draws of a batch of {batch}"
     lines = [f"{record.objective}, {draws}; bias against {record.reference}"]
     for row in record.rows:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from iwae.files import atomic_write
-from iwae.results.store import DAMAGES
+from iwae.results.store import DAMAGES, load_arrays
 from iwae.runs.arrays import reason_of
 
 log = logging.getLogger(__name__)
@@ -99,11 +99,10 @@ def _write(path: Path, parts: list[Slab]) -> None:
 
 def _read(path: Path) -> Slab | None:
     try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-            slab = dict(arrays)
-            if len({len(values) for values in slab.values()}) != 1:
-                raise ValueError("its arrays are not of the same examples")
-            return slab
+        slab = load_arrays(path)
+        if len({len(values) for values in slab.values()}) != 1:
+            raise ValueError("its arrays are not of the same examples")
+        return slab
     except FileNotFoundError:
         return None
     except DAMAGES as error:

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from iwae.data.own import is_own
+from iwae.errors import counted
 from iwae.models.conditional import without_labels
 from iwae.runs.folder import run_config
 from iwae.runs.metrics import read_metrics
@@ -43,7 +44,7 @@ def describe_plan(job: Job) -> str:
         stops = f"; it stops after {config.patience} validations without a better bound"
     steps = job.stages[0].steps_per_epoch
     batch = f" of {steps:,} steps with {config.batch_size} rows" if config.stages is None else ""
-    lines.append(f"training: {most}{config.epochs:,} epochs{batch}{stops}")
+    lines.append(f"training: {most}{counted(config.epochs, 'epoch', ',')}{batch}{stops}")
     blocks = blocks_of(job.dataset.train, job.stages[0].settings.batch_size)
     if blocks.number > 1:
         lines.append(f"blocks: {blocks.number:,} an epoch, of {blocks.rows:,} rows, read in turn")
@@ -83,7 +84,7 @@ def what_next(run: Path) -> str:
     if rise is not None and rise > RISE:
         lines.append(
             f"the validation bound was still rising, by {rise:.2f} nats over the last tenth of the "
-            f"{config.epochs:,} epochs: train longer with --epochs"
+            f"{counted(config.epochs, 'epoch', ',')}: train longer with --epochs"
         )
     if is_own(config.dataset) and config.binarization not in ("dynamic", "static"):
         lines.append(f"ask about the rows of a file with: iwae score {run} FILE --out scores.csv")

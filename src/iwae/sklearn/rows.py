@@ -11,6 +11,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from iwae.data import Kind
 from iwae.data.scaling import fit_scaling, is_constant, refuse_merged, scaled_columns
+from iwae.errors import counted
 from iwae.evaluation.likelihood import DOUBTFUL
 from iwae.sklearn.frames import refuse_words
 
@@ -116,8 +117,8 @@ def warn_doubtful(pareto_k: Float[np.ndarray, " n"]) -> None:
     count = int((pareto_k > DOUBTFUL).sum())
     if count:
         warnings.warn(
-            f"k-hat is above {DOUBTFUL} for {count} rows, whose imputed values are unreliable: "
-            "raise k, or anneal",
+            f"k-hat is above {DOUBTFUL} for {counted(count, 'row')}, whose imputed values are "
+            "unreliable: raise k, or anneal",
             UserWarning,
             stacklevel=3,
         )

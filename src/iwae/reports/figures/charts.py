@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from iwae.errors import UserError
+from iwae.errors import UserError, counted
 from iwae.reports.figures.style import (
     FAINT,
     GREY,
@@ -212,7 +212,7 @@ def marginals(
         if levels and levels[number]:
             axes.set_xticks(range(len(levels[number])), [word[:12] for word in levels[number]])
     behind = "" if data is None else f"; grey: {len(data):,} test examples"
-    title = f"{len(samples):,} samples of the model, column by column{more}{behind}"
+    title = f"{counted(len(samples), 'sample', ',')} of the model, column by column{more}{behind}"
     figure.suptitle(title, fontsize=NORMAL, color=INK)
     return laid_out(figure)
 

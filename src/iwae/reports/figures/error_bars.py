@@ -9,7 +9,7 @@ from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from iwae.errors import UserError
+from iwae.errors import UserError, counted
 from iwae.reports.figures.style import (
     FAINT,
     INK,
@@ -110,7 +110,7 @@ def rate_distortion_curve(betas: np.ndarray, rate: np.ndarray, distortion: np.nd
     figure, (axes,) = chart_figure(1)
     means, errors = distortion.mean(axis=0), _standard_error(distortion)
     x = rate.mean(axis=0)
-    label = f"mean of {len(rate):,} examples"
+    label = f"mean of {counted(len(rate), 'example', ',')}"
     if len(rate) > 1:
         label += ", and standard error"
         axes.fill_between(
