@@ -376,12 +376,13 @@ def test_cells_stand_below_their_baseline_with_what_was_measured_of_each(tmp_pat
     run = small.unpacked(ROOT / "results" / baseline, tmp_path / baseline, "*.png")
     other = shutil.copytree(run, tmp_path / cell / "seed-0")
     config = read_config(run / "config.toml").model_copy(update={"prior": "vamp:500"})
+    config = config.model_copy(update={"optimizer": "adam"})
     write_config(config, other / "config.toml")
     sides = {"gap": 0.25, "gap_stderr": 0.01, "lower": -86.0, "lower_stderr": 0.1}
     sides |= {"upper": -85.75, "upper_stderr": 0.1, "verdict": {"word": "converged"}}
     known = small.record_of(other, "test-final-k5000")
     known |= {"method": "sandwich", **sides, "importance": None, "acceptance_mean": 0.8}
-    known |= {"annealing": {"temperatures": 700}, "subset": {"examples": 9}, "n": 9}
+    known |= {"annealing": {"temperatures": 700, "chains": 16}, "subset": {"examples": 9}, "n": 9}
     (other / "evaluations" / "test-final-sandwich.json").write_text(json.dumps(known))
     head, _, *lines = narrow(fill_blocks(block, tmp_path))[1:-1]
     columns, *rows = ([word.strip() for word in row.split("|")[1:-1]] for row in (head, *lines))
@@ -391,6 +392,7 @@ def test_cells_stand_below_their_baseline_with_what_was_measured_of_each(tmp_pat
     assert first["NLL (L_5000), nats"].startswith(f"{nll:.2f} ± ")
     assert first["gap between both sides"] == ""
     assert (second["cell"], second["prior"]) == (cell, "vamp:500")
+    assert (first["trained otherwise"], second["trained otherwise"]) == ("", "optimizer")
     assert second["gap between both sides"] == "0.250 ± 0.010 (T = 700, 9 images)"
 
 

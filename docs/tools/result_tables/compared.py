@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from iwae.config.presets import matching, with_baselines
+from iwae.config.experiment import read_config
+from iwae.config.presets import differing, matching, with_baselines
 from iwae.experiments.annealed import Annealed
 from iwae.experiments.cells import Wanted, cell_folder, cell_runs
 from iwae.experiments.costs import hours
@@ -44,10 +45,27 @@ def _row(results: Path, cell: Cell) -> Row:
         "other errors": cell.others,
         "AIS - L_5000": _annealed(cell.annealed),
         "gap between both sides": _sides(results, cell.name),
+        "trained otherwise": ", ".join(_otherwise(results, cell)),
         "active units": "+".join(f"{count:.3g}" for count in cell.active),
         "epochs": f"{cell.epochs:,}",
         "training": "" if cost is None else duration(cost),
     }
+
+
+def _otherwise(results: Path, cell: Cell) -> list[str]:
+    """The settings, beside the prior, in which a cell's runs differ from those of its baseline."""
+    if cell.entry.beside is None:
+        return []
+    ours, theirs = (
+        [read_config(run / "config.toml") for run in cell_runs(results, Path(name))]
+        for name in (cell.name, cell.entry.beside)
+    )
+    found = {name for one in ours for other in theirs for name in differing(other, one)}
+    return sorted(found - _FREE)
+
+
+_FREE = {"prior", "seed", "replicates"}
+"""Settings in which a cell and its baseline are to differ, or may."""
 
 
 def _annealed(found: Annealed | None) -> str:
