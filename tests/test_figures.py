@@ -869,7 +869,7 @@ def test_a_legend_has_the_powers_that_are_known_and_where_they_begin():
     encoder, decoder = figures.signal_to_noise(SIGNALS, powers, power_from=4).axes
     labels = [text.get_text() for text in encoder.get_legend().get_texts()]
     assert labels == ["dreg: \N{MINUS SIGN}0.46 ± 0.03", "stl"]
-    assert encoder.get_legend().get_title().get_text().endswith("from k = 4")
+    assert encoder.get_legend().get_title().get_text().endswith("from k = 4:")
     assert [text.get_text() for text in decoder.get_legend().get_texts()] == ["dreg"]
     assert decoder.get_legend().get_title().get_text() == ""
 

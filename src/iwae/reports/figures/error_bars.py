@@ -163,9 +163,13 @@ def signal_to_noise(
             _draw_slopes(axes, points)
         longest = max(map(len, names.values()))
         columns = 1 if longest > 2 * LONG_GRADIENT else 2 if longest > LONG_GRADIENT else 3
-        finish(axes, "particles k", f"signal / noise: {group}", columns=min(columns, len(curves)))
-        if its:
-            _title_legend(axes, power_from)
+        finish(
+            axes,
+            "particles k",
+            f"signal / noise: {group}",
+            columns=min(columns, len(curves)),
+            title=_title(power_from) if its else None,
+        )
         plain_numbers(axes)
         axes.yaxis.set_major_formatter("{x:g}")
         axes.yaxis.set_minor_formatter("{x:g}")
@@ -272,15 +276,16 @@ def _looks(names: Iterable[str]) -> dict[str, dict[str, Any]]:
 
 def _with_power(name: str, power: tuple[float, float] | None) -> str:
     """A gradient, and the power of k with which its ratio grows where that is known."""
-    return name if power is None else f"{name}: " + minus(f"{power[0]:+.2f} ± {power[1]:.2f}")
+    if power is None:
+        return name
+    slope = round(power[0], 2) + 0.0  # no "-0.00"
+    return f"{name}: " + minus(f"{slope:+.2f} ± {power[1]:.2f}")
 
 
-def _title_legend(axes: Axes, power_from: int) -> None:
-    """Say what the numbers in a legend are."""
+def _title(power_from: int) -> str:
+    """The meaning of the numbers in a legend."""
     least = f", from k = {power_from}" if power_from > 1 else ""
-    legend = axes.get_legend()
-    legend.set_title(f"grows like k to the power of ...{least}", {"size": SMALL})
-    legend.set_alignment("left")
+    return f"grows like k to the power of{least}:"
 
 
 def _draw_ratio(
