@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 
 from iwae.errors import UserError, counted
 from iwae.reports.figures.style import (
@@ -171,8 +172,7 @@ def signal_to_noise(
             title=_title(power_from) if its else None,
         )
         plain_numbers(axes)
-        axes.yaxis.set_major_formatter("{x:g}")
-        axes.yaxis.set_minor_formatter("{x:g}")
+        _scale_ratios(axes, points[1])
     return laid_out(figure)
 
 
@@ -299,6 +299,16 @@ def _draw_ratio(
     stderr = np.minimum(stderr, 0.99 * ratio)  # a bar down to zero would have no end on this axis
     draw_curve(axes, (k, ratio, stderr), label, **look)
     return np.array([k, ratio])
+
+
+def _scale_ratios(axes: Axes, ratios: np.ndarray) -> None:
+    """Limit the axis by the ratios, as a bar of one hidden by noise has no lower end there."""
+    low, high = axes.get_ylim()
+    if ratios.size:
+        low = max(low, ratios.min() / 2)
+        axes.set_ylim(low, high)
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter("{x:g}" if high < 20 * low else NullFormatter())
 
 
 def _draw_slopes(axes: Axes, points: np.ndarray) -> None:
