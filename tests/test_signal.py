@@ -180,6 +180,7 @@ def test_a_planted_power_is_found_with_the_error_of_ratios_that_err_together(pow
 def test_the_signal_of_one_bit_is_that_of_all_its_draws():
     """Of one bit, the number of ones among k particles is all there is to a draw."""
     model = VAE(2, (1,), ((),), latents="bernoulli", key=jax.random.key(3))
+    model = jax.tree.map(lambda leaf: 2 * leaf, model)  # q is far enough from p(z|x)
     x, n = jnp.float32([1, 1]), 4000
     values = (jnp.float32([[0.0], [1.0]]),)
     log_q = jax.vmap(model.posterior(x).log_prob)(values)
@@ -205,7 +206,7 @@ def test_the_signal_of_one_bit_is_that_of_all_its_draws():
         assert found.snr_stderr < 0.1 * found.snr
         assert abs(found.snr - exact(gradient, 8)) < STANDARD_ERRORS * found.snr_stderr
         ratio = exact(gradient, 800) / exact(gradient, 200)
-        assert np.log(ratio) / np.log(4) == pytest.approx(power, abs=0.03)
+        assert np.log(ratio) / np.log(4) == pytest.approx(power, abs=0.05)
 
 
 def test_two_clear_ratios_make_a_slope_and_fewer_none():
