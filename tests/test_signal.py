@@ -157,7 +157,8 @@ def planted(rng, ks, power, shared, *, draws=200, parameters=5):
         own = rng.normal(size=size)
         noise = np.sqrt(shared) * common + np.sqrt(1 - shared) * own
         each = 0.4 * k**power + noise
-        mean, variance = each.mean(axis=1), each.var(axis=1, ddof=1)
+        moments = (each.mean(axis=1), each.var(axis=1, ddof=1))
+        mean, variance = (jnp.asarray(one, jnp.float32) for one in moments)
         found.append(signal._signal([mean], [variance], draws))
     return found
 

@@ -6,7 +6,6 @@ from iwae.config.experiment import read_config
 from iwae.config.presets import differing, matching, with_baselines
 from iwae.experiments.annealed import Annealed
 from iwae.experiments.cells import Wanted, cell_folder, cell_runs
-from iwae.experiments.costs import hours
 from iwae.experiments.table import Cell, duration, read_cell
 from iwae.reports.estimates import Row
 from iwae.results.reading import read_records
@@ -34,11 +33,10 @@ def compared_table(results: Path, cells: str) -> str:
 def _row(results: Path, cell: Cell) -> Row:
     """One line; what was not measured is empty."""
     assert cell.nll is not None  # noqa: S101 - the caller's condition
-    config = cell.entry.config(epochs=cell.epochs, replicates=cell.seeds)
-    cost = hours(config)
+    config = cell.entry.config()
     return {
         "cell": cell.name,
-        "prior": config.prior,
+        "prior": "" if config.kinds()[-1].is_discrete else config.prior,
         "NLL (L_5000), nats": plus_minus(
             cell.nll, cell.stderr, 2, spread=cell.spread, of=f" of {cell.seeds} seeds"
         ),
@@ -48,7 +46,7 @@ def _row(results: Path, cell: Cell) -> Row:
         "trained otherwise": ", ".join(_otherwise(results, cell)),
         "active units": "+".join(f"{count:.3g}" for count in cell.active),
         "epochs": f"{cell.epochs:,}",
-        "training": "" if cost is None else duration(cost),
+        "training": "" if cell.hours is None else duration(cell.hours),
     }
 
 
