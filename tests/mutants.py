@@ -344,6 +344,18 @@ MUTANTS = {
     "bands-of-one-point": Mutant(
         "evaluation/bands.py", "p = (point - last) / (1 - last)", "p = point", "calibration"
     ),
+    "slope-of-ratios-that-err-apart": Mutant(
+        "evaluation/signal.py",
+        "np.where(np.outer(known, known), together, covariance)",
+        "covariance",
+        "signal",
+    ),
+    "jackknife-of-blocks-as-of-a-mean": Mutant(
+        "evaluation/signal.py",
+        "return (blocks - 1) / blocks * apart",
+        "return 1 / blocks * apart",
+        "signal",
+    ),
     # Models
     "softplus-of-the-wrong-sign": Mutant(
         "models/likelihoods/bernoulli.py",

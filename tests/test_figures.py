@@ -864,6 +864,16 @@ def test_signal_and_noise_are_drawn_against_k_with_the_slopes_of_theory():
     assert sorted(slopes) == pytest.approx([-0.5, 0.5])
 
 
+def test_a_legend_has_the_powers_that_are_known_and_where_they_begin():
+    powers = {"encoder": {"dreg": (-0.456, 0.0321)}}
+    encoder, decoder = figures.signal_to_noise(SIGNALS, powers, power_from=4).axes
+    labels = [text.get_text() for text in encoder.get_legend().get_texts()]
+    assert labels == ["dreg: \N{MINUS SIGN}0.46 ± 0.03", "stl"]
+    assert encoder.get_legend().get_title().get_text().endswith("from k = 4:")
+    assert [text.get_text() for text in decoder.get_legend().get_texts()] == ["dreg"]
+    assert decoder.get_legend().get_title().get_text() == ""
+
+
 def test_gradients_through_a_few_particles_are_told_apart_and_keep_their_colour():
     curve = ([4, 16], [0.1, 0.2], [0.01] * 2)
     names = ("dreg", "dreg, backward 2", "dreg, backward 8", "stl", "stl, backward 2")

@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 
 import small
-from iwae.config.experiment import config_values, stages_text
+from iwae.config.experiment import config_values, read_config, stages_text, write_config
 from iwae.config.presets import preset
 from iwae.errors import UserError
+from iwae.experiments.cells import Wanted
+from iwae.experiments.table import read_cell
 from iwae.results.reading import read_records
 from iwae.results.schema import Method
 from result_tables.blocks import fill_blocks, run_cells_table
@@ -364,6 +366,34 @@ def test_objectives_are_compared_best_first(tmp_path):
         fill_blocks(
             "<!-- results:objectives-mnist -->\n<!-- /results:objectives-mnist -->", tmp_path
         )
+
+
+def test_cells_stand_below_their_baseline_with_what_was_measured_of_each(tmp_path):
+    cell = "fast/prior/mnist/1l/vae-k1-vamp500"
+    block = f"<!-- results:compared-cells:{cell} -->\n<!-- /results:compared-cells:{cell} -->"
+    assert "No cell of these has been measured yet." in fill_blocks(block, tmp_path)
+    baseline = Path("fast") / "table1" / "mnist" / "1l" / "vae-k1" / "seed-0"
+    run = small.unpacked(ROOT / "results" / baseline, tmp_path / baseline, "*.png")
+    other = shutil.copytree(run, tmp_path / cell / "seed-0")
+    config = read_config(run / "config.toml").model_copy(update={"prior": "vamp:500"})
+    config = config.model_copy(update={"optimizer": "adam"})
+    write_config(config, other / "config.toml")
+    sides = {"gap": 0.25, "gap_stderr": 0.01, "lower": -86.0, "lower_stderr": 0.1}
+    sides |= {"upper": -85.75, "upper_stderr": 0.1, "verdict": {"word": "converged"}}
+    known = small.record_of(other, "test-final-k5000")
+    known |= {"method": "sandwich", **sides, "importance": None, "acceptance_mean": 0.8}
+    known |= {"annealing": {"temperatures": 700, "chains": 16}, "subset": {"examples": 9}, "n": 9}
+    (other / "evaluations" / "test-final-sandwich.json").write_text(json.dumps(known))
+    head, _, *lines = narrow(fill_blocks(block, tmp_path))[1:-1]
+    columns, *rows = ([word.strip() for word in row.split("|")[1:-1]] for row in (head, *lines))
+    first, second = (dict(zip(columns, row, strict=True)) for row in rows)
+    nll = read_cell(tmp_path, str(baseline.parent), Wanted()).nll
+    assert (first["cell"], first["prior"]) == (str(baseline.parent), "normal")
+    assert first["NLL (L_5000), nats"].startswith(f"{nll:.2f} ± ")
+    assert first["gap between both sides"] == ""
+    assert (second["cell"], second["prior"]) == (cell, "vamp:500")
+    assert (first["trained otherwise"], second["trained otherwise"]) == ("", "optimizer")
+    assert second["gap between both sides"] == "0.250 ± 0.010 (T = 700, 9 images)"
 
 
 def test_annealing_that_has_not_converged_is_said():

@@ -13,7 +13,15 @@ from iwae import evaluate_run
 from iwae.cli.queue import _listed
 from iwae.cli.queue import reproduce as reproduce_command
 from iwae.config.experiment import config_values, read_config, write_config
-from iwae.config.presets import PRESETS, cells, is_of_cell, matching, preset, same_experiment
+from iwae.config.presets import (
+    PRESETS,
+    cells,
+    is_of_cell,
+    matching,
+    preset,
+    same_experiment,
+    with_baselines,
+)
 from iwae.errors import UserError
 from iwae.experiments import table as cells_table
 from iwae.experiments.cells import Wanted, plan
@@ -562,6 +570,22 @@ def test_every_cell_of_a_published_table_has_a_fast_recipe_to_the_same_model_and
         assert end.schedule == "linear"
 
 
+def test_a_cell_of_no_paper_stands_behind_the_one_that_it_is_compared_with():
+    mnist = "fast/table1/mnist/1l/vae-k1", "fast/table1/mnist/2l/iwae-k50"
+    names = cells(["fast/prior/mnist"], "published")
+    assert len(names) == 4
+    assert with_baselines(names) == [mnist[0], *names[:3], mnist[1], names[3]]
+    assert with_baselines([VAE, names[0]]) == [VAE, names[0]]  # whose line has the fast one beside
+    for name in names:
+        values, baseline = preset(name).config(), preset(preset(name).beside).config()
+        differing = {
+            field
+            for field in type(values).model_fields
+            if getattr(values, field) != getattr(baseline, field)
+        }
+        assert differing == {"prior"}
+
+
 def test_table_2_is_one_run_that_starts_where_its_cells_do():
     for name, first in (("vae-to-iwae", ("vae", 1)), ("iwae-to-vae", ("iwae", 50))):
         config = preset(f"fast/table2/{name}").config()
@@ -573,7 +597,10 @@ def test_cells_are_chosen_by_recipe():
     assert cells(["table2"], "published") == ["table2/vae-to-iwae", "table2/iwae-to-vae"]
     assert cells(["table2"], "fast") == ["fast/table2/vae-to-iwae", "fast/table2/iwae-to-vae"]
     assert cells(["fast/table2"], "published") == cells(["table2"], "fast")
-    assert not any(name.startswith("fast/") for name in cells(["*"], "published"))
+    fast = [name for name in cells(["*"], "published") if name.startswith("fast/")]
+    assert fast == cells(["fast/prior"], "published")  # of no paper, so there is no other
+    assert set(fast) <= set(cells(["*"], "fast"))
+    assert not {f"fast/{name}" for name in fast} & set(cells(["*"], "fast"))
     with pytest.raises(UserError, match="camel/vae-k1 has no fast recipe"):
         cells(["camel"], "fast")
 

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy.stats import binom
 from scipy.stats import t as student
 
 import small
@@ -13,10 +14,15 @@ from expectations import BITS, deep, shallow
 from iwae import gradients_run
 from iwae.errors import UserError
 from iwae.evaluation import signal
-from iwae.objectives.catalogue import objective
+from iwae.models.vae import VAE
+from iwae.objectives.catalogue import estimator_of, objective
+from iwae.objectives.declaration import Declaration, check
+from iwae.objectives.reductions import iwae
 from iwae.results.text import describe_gradients
 from iwae.testing import LinearGaussian
 from reference import STANDARD_ERRORS
+
+KEY = jax.random.key(0)
 
 
 @pytest.mark.slow
@@ -141,6 +147,67 @@ def test_a_slope_does_not_depend_on_what_chance_has_raised_out_of_the_noise():
 
     slopes, errors = simulated(of_clear_logarithms)
     assert ((slopes + 0.5) / errors).mean() > 0.5
+
+
+def planted(rng, ks, power, shared, *, draws=200, parameters=5):
+    """Signals of gradients whose ratios grow like k^power, of random numbers that ks share."""
+    size = signal.BLOCKS, draws // signal.BLOCKS, parameters
+    common, found = rng.normal(size=size), []
+    for k in ks:
+        own = rng.normal(size=size)
+        noise = np.sqrt(shared) * common + np.sqrt(1 - shared) * own
+        each = 0.4 * k**power + noise
+        moments = (each.mean(axis=1), each.var(axis=1, ddof=1))
+        mean, variance = (jnp.asarray(one, jnp.float32) for one in moments)
+        found.append(signal._signal([mean], [variance], draws))
+    return found
+
+
+@pytest.mark.parametrize(("power", "shared"), [(0.5, 0.0), (0.5, 0.9), (-0.25, 0.9)])
+def test_a_planted_power_is_found_with_the_error_of_ratios_that_err_together(power, shared):
+    rng, ks, together, apart = np.random.default_rng(1), (1, 2, 4, 8), [], []
+    for _ in range(200):
+        found = planted(rng, ks, power, shared)
+        points = ks, [one.snr for one in found], [one.snr_stderr for one in found]
+        for z, without in ((apart, None), (together, [one.snr_without for one in found])):
+            slope, error = signal.slope_of(*points, without)
+            z.append((slope - power) / error)
+    assert abs(np.mean(together)) < 0.35
+    assert 0.85 < np.std(together) < 1.4  # Student's t of nine degrees of freedom: 1.13
+    assert shared == 0 or np.std(apart) < 0.8  # as if independent: too large an error
+
+
+@pytest.mark.slow
+def test_the_signal_of_one_bit_is_that_of_all_its_draws():
+    """Of one bit, the number of ones among k particles is all there is to a draw."""
+    model = VAE(2, (1,), ((),), latents="bernoulli", key=jax.random.key(3))
+    model = jax.tree.map(lambda leaf: 2 * leaf, model)  # q is far enough from p(z|x)
+    x, n = jnp.float32([1, 1]), 4000
+    values = (jnp.float32([[0.0], [1.0]]),)
+    log_q = jax.vmap(model.posterior(x).log_prob)(values)
+    log_w = jax.vmap(lambda z: model.log_joint(x, z))(values) - log_q
+    one = float(jnp.exp(log_q[1]))
+
+    def exact(gradient, k):
+        declared = check(Declaration("iwae", k, gradient), 1, discrete=True)
+
+        def of_count(ones):
+            z = (jnp.arange(k) < ones).astype(jnp.float32)
+            table = estimator_of(declared).coefficients(iwae, jnp.where(z > 0, *log_w[::-1]))
+            return -jnp.sum(table.score * (z - one))
+
+        each = np.float64(jax.lax.map(of_count, jnp.arange(k + 1)))
+        chances = binom.pmf(np.arange(k + 1), k, one)
+        mean = chances @ each
+        return abs(mean) / np.sqrt(chances @ (each - mean) ** 2)
+
+    for gradient, power in (("vimco", -0.5), ("vimco-star", 0.5)):
+        draw = signal.gradient_of(objective("iwae", 8, gradient=gradient))
+        found = signal.signals(model, signal.moments(draw, model, x[None], KEY, n), n)["encoder 1"]
+        assert found.snr_stderr < 0.1 * found.snr
+        assert abs(found.snr - exact(gradient, 8)) < STANDARD_ERRORS * found.snr_stderr
+        ratio = exact(gradient, 800) / exact(gradient, 200)
+        assert np.log(ratio) / np.log(4) == pytest.approx(power, abs=0.05)
 
 
 def test_two_clear_ratios_make_a_slope_and_fewer_none():

@@ -11,12 +11,14 @@ from iwae.experiments.cells import Wanted
 from iwae.experiments.table import Cell, duration, read_cell, table
 from iwae.files import atomic_write
 from iwae.results.text import plus_minus
+from result_tables.compared import compared_table
 from result_tables.experiments import densities_table, imputation_table, labels_table, recipes_table
 from result_tables.hide import hide_table
 from result_tables.likelihoods import estimates_table, likelihood_table, sides_table
 from result_tables.objectives import differences_table, objectives_table, protocols_table
 from result_tables.own_data import own_densities_table, own_imputations_table
 from result_tables.resampling import resampling_table
+from result_tables.slopes import slopes_table
 from result_tables.speed import (
     aiwae_table,
     costs_table,
@@ -99,8 +101,13 @@ BLOCKS: dict[str, Callable[[Path], str]] = {
 }
 """Name of a marked block -> its table, for all but those of `_TABLES`."""
 
-_TABLES = {"cells": cells_table, "run-cells": run_cells_table}
-"""Blocks such as `cells:NAME`: all cells of that name, or those that were run."""
+_TABLES = {
+    "cells": cells_table,
+    "run-cells": run_cells_table,
+    "compared-cells": compared_table,
+    "slopes": slopes_table,
+}
+"""Blocks such as `cells:NAME`: of all cells of that name, those that were run, or one run."""
 
 
 def fill_blocks(text: str, results: Path) -> str:
@@ -115,7 +122,7 @@ def fill_blocks(text: str, results: Path) -> str:
             made = BLOCKS[name](results)
         else:
             raise UserError(
-                f"no block {name!r}; known: {', '.join(BLOCKS)}, cells:NAME, run-cells:NAME"
+                f"no block {name!r}; known: {', '.join([*BLOCKS, *(f'{t}:NAME' for t in _TABLES)])}"
             )
         return f"<!-- results:{name} -->\n{made}<!-- /results:{name} -->"
 

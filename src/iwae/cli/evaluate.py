@@ -294,7 +294,10 @@ class Gradients(parsing.OfRun):
     gamma: float | None = None
     """The gradient ovis: 0 is unbiased, 1 adds wake-phi (default: the run's)."""
     reference: str | None = None
-    """Estimator to measure biases against (default: the objective's plain one)."""
+    """Estimator to measure biases against (default: the objective's plain one); none: no biases,
+    in a third of the time."""
+    slope_from: int = 1
+    """Least k of the fit that gives the power of k with which signal over noise grows."""
     examples: int = 20
     """Examples in the batch, a seeded random subset."""
     draws: int = 200

@@ -17,6 +17,7 @@ import tyro
 from iwae.cli import parsing
 from iwae.cli.evaluate import Terminated, sigterm_as_ctrl_c
 from iwae.config.presets import cells as matching_cells
+from iwae.config.presets import with_baselines
 from iwae.errors import UserError, counted
 
 if TYPE_CHECKING:
@@ -115,6 +116,7 @@ def reproduce(arguments: Sequence[str]) -> int:
     _check_out(options)
     _check_action(options)
     if options.action in ("list", "table"):
+        cells = with_baselines(cells) if options.action == "table" else cells
         return _results(options, read_cells(options.out, cells, wanted), wanted)
     if options.action == "status":
         return _status(options, plan(options.out, cells, wanted))

@@ -39,6 +39,7 @@ class Preset(NamedTuple):
         needs: the preset whose finished run `init_from` must name, for a warm start.
         nll_64: the published negative L_64, where the paper reports it.
         is_fast: whether it is trained with a fast recipe instead of as published.
+        beside: the preset that it is compared with, where no number was published.
     """
 
     values: dict[str, Any]
@@ -48,6 +49,7 @@ class Preset(NamedTuple):
     needs: str | None = None
     nll_64: float | None = None
     is_fast: bool = False
+    beside: str | None = None
 
     def config(self, **changes: Any) -> TrainConfig:
         """The configuration, with changes."""
@@ -327,7 +329,8 @@ def _learned(data: str, cell: str, prior: str) -> tuple[str, Preset]:
     values = {**_TABLE_1_CELLS[f"table1/{data}/{cell}"].values, "prior": prior}
     source = f"the network of {BURDA}, Table 1, with another prior, by a fast recipe"
     name = f"{FAST}prior/{data}/{cell}-{prior.replace(':', '')}"
-    return name, Preset(recipes.fast(values), None, (), source, is_fast=True)
+    beside = f"{FAST}table1/{data}/{cell}"
+    return name, Preset(recipes.fast(values), None, (), source, is_fast=True, beside=beside)
 
 
 _FAST = {f"{FAST}{name}": _fast(name, entry) for name, entry in _CELLS.items()}
@@ -364,20 +367,39 @@ def preset(name: str) -> Preset:
 def cells(patterns: Iterable[str], recipe: str) -> list[str]:
     """The cells that match, trained as published (`published`) or with their `fast` recipes.
 
+    Cells of no paper, which have fast recipes only, are among both.
+
     Raises:
         UserError: if one of the patterns matches none.
     """
     matched = matching(patterns)
-    names = [name for name in matched if not PRESETS[name].is_fast]
+    ours = [name for name in matched if PRESETS[name].beside is not None]
+    names = [name for name in matched if name in ours or not PRESETS[name].is_fast]
     if recipe == "published" or not names:
         return names or matched
-    found = [f"{FAST}{name}" for name in names if f"{FAST}{name}" in PRESETS]
-    others = [name for name in names if f"{FAST}{name}" not in PRESETS]
+    fast = {name: name if name in ours else f"{FAST}{name}" for name in names}
+    found = [its for its in fast.values() if its in PRESETS]
+    others = [name for name, its in fast.items() if its not in PRESETS]
     if found and others and list(patterns) != ["*"]:
         log.warning("left out, as they have no fast recipe: %s", ", ".join(others))
     if not found:
         raise UserError(f"{names[0]} has no fast recipe; list all with `iwae presets '{FAST}*'`")
     return found
+
+
+def with_baselines(names: Iterable[str]) -> list[str]:
+    """The cells, with each baseline before the first cell that is compared with it.
+
+    A baseline is omitted if its published counterpart is there, beside which tables show it.
+    """
+    names = list(names)
+    found: dict[str, None] = {}
+    for name in names:
+        beside = PRESETS[name].beside
+        if beside is not None and beside.removeprefix(FAST) not in names:
+            found[beside] = None
+        found[name] = None
+    return list(found)
 
 
 def matching(patterns: Iterable[str]) -> list[str]:

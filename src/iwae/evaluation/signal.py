@@ -101,6 +101,7 @@ class Signal(NamedTuple):
         snr: norm of the mean over the root of the summed variance (Rainforth et al. 2018, eq. 5,
             for a group).
         snr_stderr: of `snr`, by the jackknife over blocks.
+        snr_without: `snr` without each of the blocks in turn.
     """
 
     parameters: int
@@ -108,6 +109,7 @@ class Signal(NamedTuple):
     variance: float
     snr: float
     snr_stderr: float
+    snr_without: tuple[float, ...]
 
 
 def signals(model: AbstractLatentModel, found: Moments, draws: int) -> dict[str, Signal]:
@@ -129,9 +131,16 @@ def _signal(means: list[Array], variances: list[Array], draws: int) -> Signal:
     whole = np.ones(BLOCKS, bool)
     norm, variance = of_blocks(whole)
     without = [of_blocks(np.arange(BLOCKS) != block) for block in range(BLOCKS)]
-    ratios = np.array([_ratio(*parts) for parts in without])
-    stderr = np.sqrt((BLOCKS - 1) / BLOCKS * ((ratios - ratios.mean()) ** 2).sum())
-    return Signal(mean.shape[1], norm, variance, _ratio(norm, variance), float(stderr))
+    ratios = tuple(_ratio(*parts) for parts in without)
+    stderr = float(np.sqrt(_jackknife(np.array([ratios]))[0, 0]))
+    return Signal(mean.shape[1], norm, variance, _ratio(norm, variance), stderr, ratios)
+
+
+def _jackknife(without: Float[np.ndarray, "m blocks"]) -> Float[np.ndarray, "m m"]:
+    """The covariance of m estimates, from each of them without every block in turn."""
+    apart = without - without.mean(axis=1, keepdims=True)
+    blocks = without.shape[1]
+    return (blocks - 1) / blocks * apart @ apart.T
 
 
 def _ratio(norm: float, variance: float) -> float:
@@ -251,7 +260,10 @@ def check_draws(draws: int) -> None:
 
 
 def slope_of(
-    ks: Sequence[int], ratios: Sequence[float], errors: Sequence[float]
+    ks: Sequence[int],
+    ratios: Sequence[float],
+    errors: Sequence[float],
+    without: Sequence[Sequence[float]] | None = None,
 ) -> tuple[float, float] | None:
     """The power of k with which a ratio grows, by weighted least squares, and its error.
 
@@ -259,16 +271,29 @@ def slope_of(
     Otherwise, only small ratios that chance has raised would count, and a falling line would seem
     to fall less. A ratio without an error, such as zero, gets the largest error.
 
-    None if fewer than two ratios stand out from the noise.
+    The error of the slope is that of the draws alone: it does not show whether the ratios are on a
+    line. Ratios at different k are of the same random numbers, so they err together; `without`
+    says how.
+
+    Args:
+        ks: particles, `[m]`.
+        ratios, errors: at each k, and their standard errors, `[m]`.
+        without: the ratios without each block of draws, `[m, blocks]`, for their covariance; if
+            None, the ratios are independent.
+
+    Returns:
+        The slope and its standard error; None if fewer than two ratios stand out from the noise.
     """
     points = np.array([ks, ratios, errors], np.float64)
-    k, ratio, error = points[:, np.isfinite(points).all(axis=0)]
+    finite = np.isfinite(points).all(axis=0)
+    k, ratio, error = points[:, finite]
     clear = (ratio > 2 * error) & (error > 0)
     if clear.sum() < 2:
         return None
     from scipy.optimize import least_squares
 
-    error = np.where(error > 0, error, error.max())
+    known = error > 0
+    error = np.where(known, error, error.max())
     x = np.log(k) - np.log(k[clear]).mean()
     start = np.polyfit(x[clear], np.log(ratio[clear]), 1)[::-1]
 
@@ -276,5 +301,9 @@ def slope_of(
         return (np.exp(line[0] + line[1] * x) - ratio) / error
 
     found = least_squares(misfit, start)
-    covariance = np.linalg.inv(found.jac.T @ found.jac)
-    return float(found.x[1]), float(np.sqrt(covariance[1, 1]))
+    of_errors = np.linalg.pinv(found.jac)[1]  # the slope that moves with each ratio over its error
+    covariance = np.eye(len(k))
+    if without is not None:
+        together = _jackknife(np.array(without, np.float64)[finite] / error[:, None])
+        covariance = np.where(np.outer(known, known), together, covariance)
+    return float(found.x[1]), float(np.sqrt(of_errors @ covariance @ of_errors))

@@ -32,7 +32,7 @@ from iwae.reports.encodings import known_labels, latents_figure
 from iwae.reports.figures.style import minus
 from iwae.results.reading import read_records
 from iwae.results.schema import Method
-from iwae.results.signal import signal_curves
+from iwae.results.signal import signal_curves, signal_powers
 from iwae.runs.folder import run_config
 from iwae.runs.metrics import read_metrics
 from iwae.runs.setup import load_config_dataset, run_model, split_examples
@@ -86,7 +86,9 @@ def draw_gradients(run: Path) -> list[Path]:
     written = []
     for record_file, record in read_records(Path(run), (Method.GRADIENTS,)):
         written.append(record_file.with_suffix(".png"))
-        figures.save_figure(figures.signal_to_noise(signal_curves(record.rows)), written[-1])
+        curves, powers = signal_curves(record.rows), signal_powers(record.slopes)
+        figure = figures.signal_to_noise(curves, powers, power_from=record.slope_from)
+        figures.save_figure(figure, written[-1])
     return written
 
 

@@ -198,10 +198,14 @@ class Bias(Fields):
 
 
 class Group(Fields):
-    """Signal and noise of the gradients of a group of parameters."""
+    """Signal and noise of the gradients of a group of parameters.
+
+    `snr_without` are the ratios without each block of draws; older records do not have them.
+    """
 
     snr: Number
     snr_stderr: Number
+    snr_without: tuple[Number, ...] = ()
     mean_norm: Number
     variance: Number
     bias: Bias | None = None
@@ -371,6 +375,7 @@ class Record(Part):
     band_level: Number = None
     rows: tuple[Gradient, ...] = ()
     slopes: tuple[Slope, ...] = ()
+    slope_from: int = 1
     data: Mapping[str, Any] = {}
     config: Mapping[str, Any] = {}
     unit: str = "nats"

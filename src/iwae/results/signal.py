@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache, partial
 from itertools import product
 from pathlib import Path
@@ -55,6 +55,9 @@ from iwae.runs.folder import run_config
 
 log = logging.getLogger(__name__)
 
+NONE = "none"
+"""The name of no reference."""
+
 TIMED = 5
 """Draws that are timed, one by one; the median counts."""
 
@@ -72,6 +75,7 @@ def gradients_run(
     alpha: float | None = None,
     beta: float | None = None,
     gamma: float | None = None,
+    slope_from: int = 1,
     examples: int = 20,
     draws: int = 200,
     split: str = "train",
@@ -95,18 +99,20 @@ def gradients_run(
             every k with more particles than that. Estimators that cannot be drawn are omitted.
         objective: the run's own if None.
         reference: the estimator that biases are measured against; the objective's plain one
-            if None.
+            if None, and no biases if "none", which takes a third of the time.
         m, alpha, beta, gamma: of the objective or estimator; the run's own if None.
+        slope_from: the least k of the fit that gives the power of k with which a ratio grows.
         examples: of the batch, a seeded random subset of the split.
         draws: of each estimator for its signal, and as many again for its bias.
 
     Raises:
         UserError: for an estimator that does not fit, too few draws, a `backward` that goes with
-            none of the estimators, or as `evaluate_run`.
+            none of the estimators, a `slope_from` with fewer than two k, or as `evaluate_run`.
     """
     check_draws(draws)
     if not ks:
         raise UserError("name at least one k")
+    _check_slope_from(slope_from, ks)
     if run_config(Path(run)).conditional:
         raise UserError(
             f"{run} is conditional, and gradients of such models are not measured: use evaluate or "
@@ -126,14 +132,14 @@ def gradients_run(
     declared = partial(_declared, own=own, layers=layers, discrete=discrete)
     names = gradients or fitting(name, own, discrete=discrete)
     chosen = _chosen(declared, name, sorted(set(ks)), names, all_named=bool(gradients))
-    base = {k: declared(name, reference, k) for k in chosen}
+    base = {} if reference == NONE else {k: declared(name, reference, k) for k in chosen}
     chosen = _with_few(chosen, sorted(set(backward)), layers)
     replicate, model = next(subject.models())
     xs = jnp.asarray(subject.data, jnp.float32)
 
     def rows() -> Iterator[Gradient]:
         for k, declarations in chosen.items():
-            against = _draw(base[k], layers)
+            against = _draw(base[k], layers) if k in base else None
             for declaration in declarations:
                 yield _row(declaration, layers, against, model, xs, seed, draws)
 
@@ -143,17 +149,27 @@ def gradients_run(
         **shared_record(subject, Method.GRADIENTS),
         **model_facts(subject, replicate),
         "objective": name,
-        "reference": reference,
+        "reference": None if reference == NONE else reference,
         "draws": draws,
         "biased_above": biased_above(draws),
         "rows": [row.document() for row in found],
-        "slopes": [slope.document() for slope in _slopes(found)],
+        "slopes": [slope.document() for slope in _slopes(found, slope_from)],
+        "slope_from": slope_from,
     }
     words = [Method.GRADIENTS, *([objective] if objective else []), f"k{max(ks)}"]
     words += [f"backward{max(backward)}"] if backward else []
     file = record_name(subject, *words)
     arrays = {"k": np.array(list(chosen)), "index": subject.places, **_ratios(found)}
     return write_record(subject.run, file, record, arrays)
+
+
+def _check_slope_from(least: int, ks: Sequence[int]) -> None:
+    """Raise UserError for a least k of the slopes' fit that leaves fewer than two points."""
+    if least > 1 and len({k for k in ks if k >= least}) < 2:
+        raise UserError(
+            f"slope_from is {least}, and a slope needs two k from there on: give a smaller one, or "
+            "more k"
+        )
 
 
 def _declared(
@@ -249,7 +265,7 @@ def _draw(declaration: Declaration, layers: int) -> Draw:
 def _row(
     declaration: Declaration,
     layers: int,
-    against: Draw,
+    against: Draw | None,
     model: VAE,
     xs: Array,
     seed: int,
@@ -259,10 +275,13 @@ def _row(
     draw = _draw(declaration, layers)
     first_key, second_key = jax.random.split(jax.random.key(seed))
     found = signals(model, moments(draw, model, xs, first_key, draws), draws)
-    bias = None if draw is against else biases(draw, against, model, xs, second_key, draws)
+    bias = None
+    if against is not None and draw is not against:
+        bias = biases(draw, against, model, xs, second_key, draws)
     groups = {
         name: {
-            **{field: number(float(value)) for field, value in signal._asdict().items()},
+            **{field: number(getattr(signal, field)) for field in _NUMBERS},
+            "snr_without": [number(ratio) for ratio in signal.snr_without],
             "parameters": signal.parameters,
             "bias": None
             if bias is None
@@ -277,6 +296,10 @@ def _row(
         groups={name: Group.model_validate(values) for name, values in groups.items()},
         **cost_of(draw, model, xs),
     )
+
+
+_NUMBERS = ("mean_norm", "variance", "snr", "snr_stderr")
+"""Fields of a `Signal` that a record has as they are."""
 
 
 def cost_of(draw: Draw, model: VAE, xs: Array) -> Document:
@@ -323,23 +346,33 @@ def signal_curves(rows: Sequence[Gradient]) -> dict[str, dict[str, Curve]]:
     return curves
 
 
-def _slopes(rows: Sequence[Gradient]) -> list[Slope]:
-    """The powers of k with which the ratios grow."""
-    of = {name: its[0] for name, its in _by_estimator(rows).items()}
+def _slopes(rows: Sequence[Gradient], least: int) -> list[Slope]:
+    """The powers of k with which the ratios grow from a least k on."""
+    rows = [row for row in rows if row.k >= least]
+    of = _by_estimator(rows)
     slopes = []
     for group, of_group in signal_curves(rows).items():
         for name, curve in of_group.items():
-            fitted = slope_of(*curve)
+            without = [[r or 0.0 for r in row.groups[group].snr_without] for row in of[name]]
+            fitted = slope_of(*curve, without)
             if fitted is not None:
                 found = Slope(
                     group=group,
-                    gradient=of[name].gradient,
-                    backward=of[name].backward,
+                    gradient=of[name][0].gradient,
+                    backward=of[name][0].backward,
                     slope=fitted[0],
                     stderr=fitted[1],
                 )
                 slopes.append(found)
     return slopes
+
+
+def signal_powers(slopes: Iterable[Slope]) -> dict[str, dict[str, tuple[float, float]]]:
+    """group -> estimator -> (power of k, its standard error)."""
+    powers: dict[str, dict[str, tuple[float, float]]] = {}
+    for one in slopes:
+        powers.setdefault(one.group, {})[estimator_name(one)] = (one.slope, one.stderr)
+    return powers
 
 
 def _ratios(rows: Sequence[Gradient]) -> dict[str, np.ndarray]:

@@ -462,21 +462,23 @@ def describe_gradients(document: Mapping[str, Any] | Record) -> str:
     record = parse(document)
     batch = f"{counted(record.n, f'{record.split} example')} of {record.dataset}"
     draws = f"{record.draws} draws of a batch of {batch}"
-    lines = [f"{record.objective}, {draws}; bias against {record.reference}"]
+    against = f"bias against {record.reference}" if record.reference else "bias not measured"
+    lines = [f"{record.objective}, {draws}; {against}"]
     for row in record.rows:
         memory = "" if row.memory_bytes is None else f", {row.memory_bytes / 2**20:.1f} MiB"
         cost = f"{1e3 * row.seconds_per_draw:.1f} ms{memory}"
         lines.append(f"  k = {row.k}, {estimator_name(row)}: {cost}")
         for name, cell in row.groups.items():
-            words = _bias(cell.bias, record.biased_above or 0)
+            words = f"; {_bias(cell.bias, record.biased_above or 0)}" if record.reference else ""
             lines.append(
                 f"    {name:10} signal/noise {cell.snr:.4g} +- {cell.snr_stderr:.2g}, "
-                f"mean {cell.mean_norm:.4g}, variance {cell.variance:.4g}; {words}"
+                f"mean {cell.mean_norm:.4g}, variance {cell.variance:.4g}{words}"
             )
+    least = f" from k = {record.slope_from}" if record.slope_from > 1 else ""
     for one in record.slopes:
         power = _plain(plus_minus(one.slope, one.stderr, 2, sign="+"))
         name = f"{one.group} by {estimator_name(one)}"
-        lines.append(f"  signal/noise of {name} grows like k^({power})")
+        lines.append(f"  signal/noise of {name} grows like k^({power}){least}")
     return "\n".join(lines)
 
 

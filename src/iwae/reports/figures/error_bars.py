@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 
 from iwae.errors import UserError, counted
 from iwae.reports.figures.style import (
@@ -27,7 +28,7 @@ from iwae.reports.figures.style import (
 )
 
 LONG = 30  # with a longer name, a legend of bounds has one column
-LONG_GRADIENT = 12  # with a longer name, a legend of gradients has two columns
+LONG_GRADIENT = 12  # with a longer name, a legend of gradients has two columns; twice that, one
 
 DASHES = ((5, 2), (5, 2, 1, 2), (2, 1.5), (8, 2, 2, 2))
 """Line styles for gradients through a few particles; dotted lines are theoretical slopes."""
@@ -125,7 +126,12 @@ def rate_distortion_curve(betas: np.ndarray, rate: np.ndarray, distortion: np.nd
     return laid_out(figure)
 
 
-def signal_to_noise(groups: Mapping[str, Mapping[str, Curve]]) -> Figure:
+def signal_to_noise(
+    groups: Mapping[str, Mapping[str, Curve]],
+    powers: Mapping[str, Mapping[str, tuple[float, float]]] | None = None,
+    *,
+    power_from: int = 1,
+) -> Figure:
     """Signal-to-noise ratios against k, with a panel for each group of parameters.
 
     Dotted lines have the theoretical slopes. Ratios of zero, hidden by noise, are omitted.
@@ -134,6 +140,9 @@ def signal_to_noise(groups: Mapping[str, Mapping[str, Curve]]) -> Figure:
         groups: by group and gradient, k [m], the ratio there [m] and its standard error [m]. In a
             name such as "dreg, backward 8", the part before the comma determines the colour of the
             line, the rest its dashes and an empty marker.
+        powers: by group and gradient, the power of k with which the ratio grows, and its standard
+            error; the legend has them where they are known.
+        power_from: the least k that the powers are of.
 
     Raises:
         UserError: if there is no curve, or a number is missing, not finite or negative.
@@ -142,18 +151,28 @@ def signal_to_noise(groups: Mapping[str, Mapping[str, Curve]]) -> Figure:
         raise UserError("there are no gradients to draw")
     figure, panels = chart_figure(len(groups))
     for axes, (group, curves) in zip(panels, groups.items(), strict=True):
-        looks = _looks(curves)
-        drawn = [_draw_ratio(axes, name, curve, looks[name]) for name, curve in curves.items()]
+        looks, its = _looks(curves), (powers or {}).get(group, {})
+        names = {name: _with_power(name, its.get(name)) for name in curves}
+        drawn = [
+            _draw_ratio(axes, name, curve, names[name], looks[name])
+            for name, curve in curves.items()
+        ]
         axes.set_xscale("log")
         axes.set_yscale("log")
         points = np.concatenate(drawn, axis=1)
         if points.size:
             _draw_slopes(axes, points)
-        columns = 2 if max(map(len, curves)) > LONG_GRADIENT else 3
-        finish(axes, "particles k", f"signal / noise: {group}", columns=min(columns, len(curves)))
+        longest = max(map(len, names.values()))
+        columns = 1 if longest > 2 * LONG_GRADIENT else 2 if longest > LONG_GRADIENT else 3
+        finish(
+            axes,
+            "particles k",
+            f"signal / noise: {group}",
+            columns=min(columns, len(curves)),
+            title=_title(power_from) if its else None,
+        )
         plain_numbers(axes)
-        axes.yaxis.set_major_formatter("{x:g}")
-        axes.yaxis.set_minor_formatter("{x:g}")
+        _scale_ratios(axes, points[1])
     return laid_out(figure)
 
 
@@ -255,15 +274,41 @@ def _looks(names: Iterable[str]) -> dict[str, dict[str, Any]]:
     return looks
 
 
-def _draw_ratio(axes: Axes, name: str, curve: Curve, look: Mapping[str, Any]) -> np.ndarray:
+def _with_power(name: str, power: tuple[float, float] | None) -> str:
+    """A gradient, and the power of k with which its ratio grows where that is known."""
+    if power is None:
+        return name
+    slope = round(power[0], 2) + 0.0  # no "-0.00"
+    return f"{name}: " + minus(f"{slope:+.2f} ± {power[1]:.2f}")
+
+
+def _title(power_from: int) -> str:
+    """The meaning of the numbers in a legend."""
+    least = f", from k = {power_from}" if power_from > 1 else ""
+    return f"grows like k to the power of{least}:"
+
+
+def _draw_ratio(
+    axes: Axes, name: str, curve: Curve, label: str, look: Mapping[str, Any]
+) -> np.ndarray:
     """Draw a curve with its error bars; returns its points, `[2, m]`."""
     k, ratio, stderr = _checked_curve(curve, name, "k", "ratio")
     if k[0] < 1 or min(ratio.min(), stderr.min()) < 0:
         raise UserError(f"'{name}' needs k of at least 1, and nothing negative")
     k, ratio, stderr = (values[ratio > 0] for values in (k, ratio, stderr))
     stderr = np.minimum(stderr, 0.99 * ratio)  # a bar down to zero would have no end on this axis
-    draw_curve(axes, (k, ratio, stderr), name, **look)
+    draw_curve(axes, (k, ratio, stderr), label, **look)
     return np.array([k, ratio])
+
+
+def _scale_ratios(axes: Axes, ratios: np.ndarray) -> None:
+    """Limit the axis by the ratios, as a bar of one hidden by noise has no lower end there."""
+    low, high = axes.get_ylim()
+    if ratios.size:
+        low = max(low, ratios.min() / 2)
+        axes.set_ylim(low, high)
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter("{x:g}" if high < 20 * low else NullFormatter())
 
 
 def _draw_slopes(axes: Axes, points: np.ndarray) -> None:

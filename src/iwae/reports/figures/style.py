@@ -73,7 +73,9 @@ def laid_out(figure: Figure) -> Figure:
     return figure
 
 
-def finish(axes: Axes, x_label: str, y_label: str, *, columns: int | None = None) -> None:
+def finish(
+    axes: Axes, x_label: str, y_label: str, *, columns: int | None = None, title: str | None = None
+) -> None:
     """Apply the common style: labels, a faint grid, no box, and a legend above the data."""
     axes.set_xlabel(x_label, fontsize=NORMAL, color=INK)
     axes.set_ylabel(y_label, fontsize=NORMAL, color=INK)
@@ -95,6 +97,9 @@ def finish(axes: Axes, x_label: str, y_label: str, *, columns: int | None = None
         ncols=columns or (4 if len(handles) == 4 else 3),
         handlelength=1.4,
         columnspacing=1.2,
+        title=title,
+        title_fontsize=SMALL,
+        alignment="left" if title else "center",
         **LEGEND,
     )
 

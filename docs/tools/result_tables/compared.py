@@ -1,0 +1,83 @@
+"""Cells beside the cell that they are compared with: what was measured of each."""
+
+from pathlib import Path
+
+from iwae.config.experiment import read_config
+from iwae.config.presets import differing, matching, with_baselines
+from iwae.experiments.annealed import Annealed
+from iwae.experiments.cells import Wanted, cell_folder, cell_runs
+from iwae.experiments.table import Cell, duration, read_cell
+from iwae.reports.estimates import Row
+from iwae.results.reading import read_records
+from iwae.results.schema import Method
+from iwae.results.store import refuse_damage
+from iwae.results.text import plus_minus
+from result_tables.tables import markdown
+
+
+def compared_table(results: Path, cells: str) -> str:
+    """Markdown: a line for each of some cells, and of their baselines, that was measured.
+
+    Cells are named as `iwae reproduce` names them, and with commas. Columns that are empty are
+    omitted.
+    """
+    names = with_baselines(matching(cells.split(",")))
+    read = [read_cell(results, name, Wanted()) for name in names]
+    rows = [_row(results, cell) for cell in read if cell.nll is not None]
+    if not rows:
+        return "No cell of these has been measured yet.\n"
+    empty = [column for column in rows[0] if not any(row[column] for row in rows)]
+    return markdown({k: v for k, v in row.items() if k not in empty} for row in rows)
+
+
+def _row(results: Path, cell: Cell) -> Row:
+    """One line; what was not measured is empty."""
+    assert cell.nll is not None  # noqa: S101 - the caller's condition
+    config = cell.entry.config()
+    return {
+        "cell": cell.name,
+        "prior": "" if config.kinds()[-1].is_discrete else config.prior,
+        "NLL (L_5000), nats": plus_minus(
+            cell.nll, cell.stderr, 2, spread=cell.spread, of=f" of {cell.seeds} seeds"
+        ),
+        "other errors": cell.others,
+        "AIS - L_5000": _annealed(cell.annealed),
+        "gap between both sides": _sides(results, cell.name),
+        "trained otherwise": ", ".join(_otherwise(results, cell)),
+        "active units": "+".join(f"{count:.3g}" for count in cell.active),
+        "epochs": f"{cell.epochs:,}",
+        "training": "" if cell.hours is None else duration(cell.hours),
+    }
+
+
+def _otherwise(results: Path, cell: Cell) -> list[str]:
+    """The settings, beside the prior, in which a cell's runs differ from those of its baseline."""
+    if cell.entry.beside is None:
+        return []
+    ours, theirs = (
+        [read_config(run / "config.toml") for run in cell_runs(results, Path(name))]
+        for name in (cell.name, cell.entry.beside)
+    )
+    found = {name for one in ours for other in theirs for name in differing(other, one)}
+    return sorted(found - _FREE)
+
+
+_FREE = {"prior", "seed", "replicates"}
+"""Settings in which a cell and its baseline are to differ, or may."""
+
+
+def _annealed(found: Annealed | None) -> str:
+    """What annealing adds to L_5000."""
+    if found is None:
+        return ""
+    return plus_minus(found.gap, found.stderr or None, 2, sign="+")
+
+
+def _sides(results: Path, name: str) -> str:
+    """The gap between a lower and an upper bound on test examples; of the first such record."""
+    for run in cell_runs(results, cell_folder(name, Wanted())):
+        for _, record in read_records(run, (Method.SANDWICH,), refuse_damage):
+            if record.split == "test" and record.weights == "final" and not record.pruned:
+                settings = f"T = {record.annealing.temperatures}, {record.n:,} images"
+                return f"{plus_minus(*record.models[0].mean('gap'))} ({settings})"
+    return ""
