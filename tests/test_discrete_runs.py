@@ -77,6 +77,7 @@ def test_the_command_line_refuses_what_does_not_apply(tmp_path, capsys):
         make_config({"latent_sizes": (3,)}, "test")
 
 
+@pytest.mark.slow
 def test_the_estimator_has_bits_and_categories(tmp_path):
     X = np.random.default_rng(0).normal(size=(60, 3))
     for latents, columns in (("bernoulli", 2), ("categorical:4", 8)):

@@ -217,8 +217,8 @@ def test_no_output_makes_a_density_or_gradient_that_is_no_number(name):
 
 
 @pytest.mark.parametrize("name", ["logistic-mixture", "discretised-gaussian"])
-@pytest.mark.parametrize("log_scale", [-9.0, -6.0, -3.0, 0.0, 5.0])
-@pytest.mark.parametrize("loc", [-3.0, -1.0, 0.3, 0.999])
+@pytest.mark.parametrize("log_scale", [-9.0, -3.0, 5.0])
+@pytest.mark.parametrize("loc", [-3.0, 0.3, 0.999])
 def test_256_probabilities_sum_to_one(name, loc, log_scale):
     outputs = {
         "logistic-mixture": [0.0, 1.0, loc, -loc, log_scale, -2.0],
