@@ -12,7 +12,7 @@ from jax.extend.core import jaxprs_in_params
 from scipy.special import expit, logsumexp
 from scipy.stats import norm
 
-from cases import quick, quick_rows
+from cases import quick
 from iwae.errors import UserError
 from iwae.evaluation.diagnostics import monte_carlo_error
 from iwae.evaluation.examples import gather, map_examples
@@ -311,9 +311,8 @@ def simulate(model, key, n=SIMULATED, **options):
     return [np.float64(result) for result in results]
 
 
-@pytest.mark.parametrize(
-    ("n_latent", "step_size"), quick_rows([(2, 0.4), (10, 0.45), (50, 0.35)], 0)
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("n_latent", "step_size"), [(2, 0.4), (10, 0.45), (50, 0.35)])
 def test_both_bounds_agree_with_the_closed_form(n_latent, step_size):
     off = 1 / np.sqrt(n_latent)
     options = {

@@ -209,6 +209,7 @@ def test_likelihoods_are_those_of_the_models_given_the_labels():
     assert np.ptp(scores, axis=1).min() > 1e-3
 
 
+@pytest.mark.slow
 def test_a_density_is_that_under_any_label():
     shares = np.array([0.6, 0.3, 0.1])
     plain = VAE(1, (2,), ((5,),), observation="gaussian", key=jax.random.key(0))
@@ -276,7 +277,8 @@ GIVEN = {
 }
 
 
-@pytest.mark.parametrize("name", quick(GIVEN, "elbo-analytic"))
+@pytest.mark.slow
+@pytest.mark.parametrize("name", GIVEN)
 def test_objectives_of_a_vae_are_validated_and_looked_at_given_the_labels(name):
     objective = compose(GIVEN[name], layers=1)
     model, settings = noisy(make()), Settings(objective, adam(), batch_size=3)

@@ -562,6 +562,7 @@ def test_what_would_silently_become_other_numbers_is_refused():
     np.testing.assert_array_equal(fitted().transform(unmasked), fitted().transform(rows()))
 
 
+@pytest.mark.slow
 def test_columns_of_numbers_of_any_type():
     pd = pytest.importorskip("pandas")
     data = pd.DataFrame(np.rint(rows()), columns=["a", "b", "c"])

@@ -104,6 +104,30 @@ def test_the_coefficients_of_dreg_are_those_of_the_papers():
     assert np.asarray(found) == pytest.approx(np.asarray(w - w**2), rel=1e-4)
 
 
+def test_the_covariances_of_the_tvo_are_the_slopes_of_its_weighted_sums():
+    """With the draws, and so the density that they have, held fixed (Masrani et al., eq. 13)."""
+    rng = np.random.default_rng(0)
+    log_p, log_q = jnp.float32(rng.normal(size=(2, 5)) * 2)
+    betas = (0.0, 0.3, 0.6, 1.0)
+
+    @jax.jit
+    def slopes(log_p, log_q):
+        def left_sum(log_p, log_q):
+            total = 0.0
+            for beta, width in zip(betas[:-1], np.diff(betas).tolist(), strict=True):
+                log_f = beta * log_p + (1 - beta) * log_q
+                w = jax.nn.softmax(log_f - jax.lax.stop_gradient(log_q))
+                total += width * jnp.sum(w * (log_p - log_q))
+            return total
+
+        return jax.grad(left_sum, (0, 1))(log_p, log_q)
+
+    decoder, encoder = slopes(log_p, log_q)
+    table = gradients.tvo_score(betas).coefficients(elbo, log_p - log_q)
+    assert np.asarray(table.decoder) == pytest.approx(np.asarray(decoder), abs=1e-5)
+    assert np.asarray(table.score) == pytest.approx(-np.asarray(encoder), abs=1e-5)
+
+
 # Routing
 
 
@@ -157,7 +181,7 @@ def expected_log_q(model, p):
 
 def test_sleep_teaches_q_what_the_model_draws():
     model = LinearGaussian.random(q_shift=0.4, q_scale=0.7)
-    exact = ravel_pytree(eqx.filter_grad(expected_log_q)(model, model))[0]
+    exact = ravel_pytree(eqx.filter_jit(eqx.filter_grad(expected_log_q))(model, model))[0]
     maximised = objective("rws", 2, phase="sleep")
     one, other = (draws_of(maximised, model, jnp.float32(x), 4000) for x in ([2, 1, 0], [0, 1, 3]))
     for name, at in places(model).items():
@@ -181,7 +205,7 @@ def test_sleep_has_nothing_to_teach_the_exact_posterior():
 
 @pytest.mark.parametrize("name", quick(["score", "rws-dreg"], "rws-dreg"))
 def test_both_phases_are_the_mean_of_the_two(name):
-    model, key = shallow(), jax.random.key(0)
+    model, key = deep(), jax.random.key(0)  # draws of its lower layer depend on the decoder
     wake_key, sleep_key = jax.random.split(key)
     awake = gradient(objective("rws", 3, gradient=name), model, BITS, wake_key)
     asleep = gradient(lambda model, _, key: log_q_asleep(model, key), model, BITS, sleep_key)
@@ -189,7 +213,7 @@ def test_both_phases_are_the_mean_of_the_two(name):
     ours = gradient(both, model, BITS, jax.random.clone(key))
     halves = jax.tree.map(lambda a, b: (a + b) / 2, awake.encoder, asleep.encoder)
     assert_same(ours.encoder, halves)
-    for part in ("decoder_hidden", "output"):
+    for part in ("prior_nets", "decoder_hidden", "output"):
         assert_same(getattr(ours, part), getattr(awake, part))
 
 

@@ -125,6 +125,7 @@ def test_rate_and_distortion_make_the_bound_of_the_same_draws():
     assert information(exact, xs, KEY, k=1).elbo == pytest.approx(evidence, abs=2e-5)
 
 
+@pytest.mark.slow
 def test_the_layers_of_an_autoencoder_add_up():
     model = VAE(6, (3, 2), ((4,), (3,)), key=jax.random.key(1))
     xs = np.random.default_rng(0).integers(0, 2, (9, 6)).astype(np.uint8)  # bytes, too

@@ -290,9 +290,9 @@ def test_iwae_of_the_same_particles_is_shown_beside_the_bound(words):
 def test_the_weights_of_dais_have_the_evidence_for_their_mean():
     model = LinearGaussian.random(q_shift=0.5, q_scale=1.3)
     made = differentiable.dais(k=1, temperatures=4, n_leapfrog=2)
-    moved = made.init()._replace(
-        learned=made.init().learned._replace(log_step_size=jnp.log(jnp.float32([0.2, 0.1, 0.3])))
-    )
+    # Long steps and half of the momentum refreshed: a wrong refreshment is 25 errors away.
+    moves = differentiable.Moves(jnp.log(jnp.float32([0.6, 0.3, 0.6])), jnp.float32(0.0))
+    moved = made.init()._replace(learned=moves)
     keys = jax.random.split(jax.random.key(0), 40_000)
     log_w = jax.jit(jax.vmap(lambda key: made.terms(model, X, key, moved)[0]))(keys)
     ratios = np.exp(np.float64(log_w) - float(model.log_evidence(X)))

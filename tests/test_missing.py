@@ -125,6 +125,7 @@ def test_likelihoods_are_of_the_observed_part():
         assert value == pytest.approx(expected, abs=0.05)
 
 
+@pytest.mark.slow
 def test_the_expectation_of_what_is_missing_is_the_conditional_mean():
     model, rows = holes()
     copies = np.repeat(rows, 60, axis=0)

@@ -689,6 +689,7 @@ def test_text_stands_out_by_day_and_by_night(opened, scheme):
     assert (ink > 0.5) == (scheme == "dark")
 
 
+@pytest.mark.slow
 def test_a_click_enlarges_a_picture(opened):
     tab = opened()
     picture = tab.locator("button.enlarge img").first

@@ -138,6 +138,7 @@ def below(differences):
     return np.count_nonzero(differences.mean(axis=1) < -2 * error)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", WAYS)
 def test_both_sides_and_their_errors_cover_the_truth_over_repeats(way):
     x, exact = drawn(WRONG, 200)

@@ -476,6 +476,7 @@ def test_what_is_learned_beside_the_model_is_carried_with_the_optimisers_state()
     assert bits(anew.extra.learned) == bits(jnp.zeros_like(beta))
 
 
+@pytest.mark.slow
 def test_best_weights_of_an_earlier_bound_are_removed(tmp_path):
     stages = [{"objective": "elbo", "epochs": 2}, {"epochs": 1, "k": 3}]
     config = small.config(stages=stages, epochs=3, validate_every=2)
