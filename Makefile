@@ -17,10 +17,10 @@ demo: $(VENV)/installed  ## train an IWAE on the bundled digits, measure it, dra
 CHECKED := --jaxtyping-packages=iwae.models,iwae.inference,iwae.objectives,iwae.evaluation,iwae.training,beartype.beartype
 
 test: setup  ## the tests, but for the long ones
-	$(BIN)/python -m pytest -q -n auto --dist loadfile --durations 10 -m "not slow" $(CHECKED)
+	$(BIN)/python -m pytest -q -n auto --dist worksteal --durations 10 -m "not slow" $(CHECKED)
 
 slow: setup  ## the long ones
-	$(BIN)/python -m pytest -q -n auto --dist loadfile -m slow
+	$(BIN)/python -m pytest -q -n auto --dist worksteal -m slow
 
 mutants: setup  ## plant faults, and see that the tests notice each
 	$(BIN)/python tests/mutants.py

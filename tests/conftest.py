@@ -1,5 +1,6 @@
 """Every test runs under the strictest settings that JAX offers, on two CPU devices."""
 
+import gc
 import os
 import platform
 import shutil
@@ -71,6 +72,13 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if item.get_closest_marker("slow"):
             item.add_marker(pytest.mark.timeout(1800))
+
+
+def pytest_collection_finish():
+    """Look for garbage less often, and not in modules: tracing makes much that is none."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 20)
 
 
 @pytest.hookimpl(trylast=True)

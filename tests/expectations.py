@@ -1,6 +1,6 @@
 """Gradients of small models: one draw, many draws, and what their mean must be, by quadrature."""
 
-from functools import partial
+from functools import cache, partial
 from itertools import product
 from typing import Any, NamedTuple
 
@@ -18,11 +18,13 @@ from iwae.testing import LinearGaussian
 BITS = jnp.float32([1, 0, 1, 1])
 
 
+@cache
 def shallow(latents=2, **options):
     """A VAE of four bits and one stochastic layer; nothing in it is symmetric or at its best."""
     return _moved(VAE(4, (latents,), ((3,),), **options, key=jax.random.key(1)))
 
 
+@cache
 def deep(*sizes, **options):
     """The same with several layers."""
     sizes = sizes or (3, 2)
@@ -31,10 +33,13 @@ def deep(*sizes, **options):
 
 def _moved(model):
     """The model with biases that are not zero, and smooth enough for quadrature."""
-    return jax.tree.map(
-        lambda leaf: leaf + jnp.linspace(-0.4, 0.2, leaf.size) if leaf.ndim == 1 else 0.6 * leaf,
-        model,
-    )
+
+    def moved(leaf):
+        leaf = np.asarray(leaf)
+        other = leaf + np.linspace(-0.4, 0.2, leaf.size) if leaf.ndim == 1 else 0.6 * leaf
+        return jnp.float32(other)
+
+    return jax.tree.map(moved, model)
 
 
 # Draws

@@ -12,6 +12,7 @@ from jax.extend.core import jaxprs_in_params
 from scipy.special import expit, logsumexp
 from scipy.stats import norm
 
+from cases import quick
 from iwae.errors import UserError
 from iwae.evaluation.diagnostics import monte_carlo_error
 from iwae.evaluation.examples import gather, map_examples
@@ -85,7 +86,7 @@ def run(model, key, k=20_000, **options):
 # Particles
 
 
-@pytest.mark.parametrize("start", ["posterior", "prior"])
+@pytest.mark.parametrize("start", quick(["posterior", "prior"], "posterior"))
 def test_annealed_particles_are_properly_weighted(start):
     model = wrong_q(WithPrior)
     particles, info = run(model, jax.random.key(0), start=start)
@@ -212,6 +213,7 @@ def missing_log_q(patch):
     patch(chains, "start_of", lambda *args: Flat(start_of(*args)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "bug",
     [
@@ -231,6 +233,7 @@ def test_a_planted_bug_is_seen(bug, monkeypatch):
     assert max(found) > STRONG
 
 
+@pytest.mark.slow
 def test_a_step_size_adapted_while_measuring_is_seen(monkeypatch):
     move = chains.move_chains
 
@@ -308,14 +311,8 @@ def simulate(model, key, n=SIMULATED, **options):
     return [np.float64(result) for result in results]
 
 
-@pytest.mark.parametrize(
-    ("n_latent", "step_size"),
-    [
-        (2, 0.4),
-        pytest.param(10, 0.45, marks=pytest.mark.slow),
-        pytest.param(50, 0.35, marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("n_latent", "step_size"), [(2, 0.4), (10, 0.45), (50, 0.35)])
 def test_both_bounds_agree_with_the_closed_form(n_latent, step_size):
     off = 1 / np.sqrt(n_latent)
     options = {
@@ -411,6 +408,7 @@ PHASE = jnp.float32([0.3, -1.0, 0.5, 1.2, -0.7, 0.4])
 FLIP = jnp.float32([1, 1, 1, -1, -1, -1])
 
 
+@pytest.mark.slow
 def test_leapfrog_is_reversed_by_flipping_the_momentum_and_preserves_volume():
     go = flow(small_path())
     there = go(PHASE)
@@ -419,6 +417,7 @@ def test_leapfrog_is_reversed_by_flipping_the_momentum_and_preserves_volume():
     assert np.linalg.det(jax.jit(jax.jacfwd(go))(PHASE)) == pytest.approx(1, abs=1e-4)
 
 
+@pytest.mark.slow
 def test_leapfrog_without_a_half_step_is_not_reversed(monkeypatch):
     missing_half_step(monkeypatch.setattr)
     go = flow(small_path())
@@ -457,6 +456,7 @@ def test_hmc_leaves_the_exact_posterior_invariant_and_is_reversible():
     assert np.corrcoef(before[:, 0], after[:, 0])[0, 1] < 0.7  # and it does move
 
 
+@pytest.mark.slow
 def test_a_move_that_accepts_everything_does_not_leave_it_invariant(monkeypatch):
     accept_everything(monkeypatch.setattr)
     before, after, _ = moves_from_the_posterior()
@@ -532,6 +532,7 @@ def test_ten_thousand_increments_lose_no_digit_in_float32(monkeypatch):
     assert np.abs(add_up(terms) - exact).max() > 5e-4  # a printed digit is lost
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("full_compilation")
 def test_a_chain_of_ten_thousand_temperatures_agrees_with_float64():
     model, x = wrong_q(), 8 * X  # log p(x) is about -100 nats
@@ -557,6 +558,7 @@ def test_a_chain_of_ten_thousand_temperatures_agrees_with_float64():
     assert log_w == pytest.approx(exact, abs=1e-4)
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_temperatures():
     model = wrong_q()
 
@@ -591,6 +593,7 @@ def test_a_model_of_binary_data_with_two_layers_sums_to_one_over_all_data():
         assert_mean(np.exp(values - grid.log_evidence), 1.0, error_at_most=0.02)
 
 
+@pytest.mark.slow
 def test_log_likelihoods_take_annealed_particles():
     model = wrong_q()
     xs = np.stack([X, -X, 0 * X])

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from cases import quick_rows
 from iwae import (
     VAE,
     TrainConfig,
@@ -64,7 +65,7 @@ def conditional(known):
 
 @pytest.mark.parametrize(
     ("missing", "method", "k"),
-    [(None, "is", 20_000), ("at-random", "is", 20_000), (None, "ais", 400)],
+    quick_rows([(None, "is", 20_000), ("at-random", "is", 20_000), (None, "ais", 400)], 0, 1),
 )
 def test_draws_given_some_values_have_the_conditional_distribution(missing, method, k):
     known = np.float32([2.0, np.nan, np.nan])
@@ -229,6 +230,7 @@ def test_a_column_of_k_hat_is_added_on_request(run):
         impute_file(run, run.parent / "a.npy", run.parent / "b.npy", khat=True)
 
 
+@pytest.mark.slow
 def test_samples_are_in_the_units_and_words_of_the_table(run):
     cells, weighed = sample_rows(run, 50)
     assert weighed is None

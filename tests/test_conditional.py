@@ -11,6 +11,7 @@ import pytest
 from scipy.special import logsumexp
 
 import small
+from cases import quick
 from iwae.config.experiment import make_config
 from iwae.data import load_dataset
 from iwae.errors import UserError
@@ -134,7 +135,7 @@ def test_it_keeps_the_contract(name):
     check_latent_model(model, example(2), jax.random.key(1), draws=2000)
 
 
-@pytest.mark.parametrize("learned_prior", [False, True])
+@pytest.mark.parametrize("learned_prior", quick([False, True], True))
 def test_a_gradient_reaches_every_parameter_but_the_frequencies(learned_prior):
     model = perturbed(make(learned_prior, **KINDS["two layers"]))
     objective = bound(iwae, k=2)
@@ -208,6 +209,7 @@ def test_likelihoods_are_those_of_the_models_given_the_labels():
     assert np.ptp(scores, axis=1).min() > 1e-3
 
 
+@pytest.mark.slow
 def test_a_density_is_that_under_any_label():
     shares = np.array([0.6, 0.3, 0.1])
     plain = VAE(1, (2,), ((5,),), observation="gaussian", key=jax.random.key(0))
@@ -275,6 +277,7 @@ GIVEN = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", GIVEN)
 def test_objectives_of_a_vae_are_validated_and_looked_at_given_the_labels(name):
     objective = compose(GIVEN[name], layers=1)

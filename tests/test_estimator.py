@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import sparse
 from sklearn.base import clone
@@ -21,6 +21,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import check_estimator
 
+from cases import quick
 from iwae import ImportanceWeightedAutoencoder, UserError, load_model, posterior_grid, save_model
 from iwae.data import Kind
 from iwae.sklearn.rows import addresses, standards
@@ -456,6 +457,7 @@ def test_a_row_that_is_partly_observed_is_as_likely_as_its_part():
     )
 
 
+@pytest.mark.slow
 def test_a_row_without_a_value_has_probability_one_and_the_means(monkeypatch):
     data = gaps().copy()
     data[::8] = np.nan
@@ -560,6 +562,7 @@ def test_what_would_silently_become_other_numbers_is_refused():
     np.testing.assert_array_equal(fitted().transform(unmasked), fitted().transform(rows()))
 
 
+@pytest.mark.slow
 def test_columns_of_numbers_of_any_type():
     pd = pytest.importorskip("pandas")
     data = pd.DataFrame(np.rint(rows()), columns=["a", "b", "c"])
@@ -655,6 +658,7 @@ WRONG = {
     place=st.integers(0, 2),
     data=st.data(),
 )
+@settings(max_examples=30)
 def test_one_wrong_value_anywhere_is_refused_and_fits_nothing(kind, row, place, data):
     bad = np.random.default_rng(0).integers(0, 2, (8, 3)).astype(float)
     bad[row, place] = float(data.draw(WRONG[kind]))
@@ -820,16 +824,24 @@ def test_objectives_take_what_they_need():
 # --- files -----------------------------------------------------------------------------------
 
 
-def test_saved_and_loaded_it_is_the_same(tmp_path):
+def of_counts_and_categories():
     kind = ["gaussian", "poisson", "categorical:3"]
     data = np.abs(np.rint(rows())) % 3
-    for model, X in ((fitted(), rows()), (small(observation=kind).fit(data), data)):
-        model.save(tmp_path / "model")
-        again = ImportanceWeightedAutoencoder.load(tmp_path / "model")
-        np.testing.assert_array_equal(again.score_samples(X), model.score_samples(X))
-        np.testing.assert_array_equal(again.transform(X), model.transform(X))
-        assert again.loss_curve_ == model.loss_curve_
-        assert clone(again).fit(X).score(X) == model.score(X)
+    return small(observation=kind).fit(data), data
+
+
+SAVED = {"real values": lambda: (fitted(), rows()), "kinds": of_counts_and_categories}
+
+
+@pytest.mark.parametrize("name", quick(SAVED, "real values"))
+def test_saved_and_loaded_it_is_the_same(name, tmp_path):
+    model, X = SAVED[name]()
+    model.save(tmp_path / "model")
+    again = ImportanceWeightedAutoencoder.load(tmp_path / "model")
+    np.testing.assert_array_equal(again.score_samples(X), model.score_samples(X))
+    np.testing.assert_array_equal(again.transform(X), model.transform(X))
+    assert again.loss_curve_ == model.loss_curve_
+    assert clone(again).fit(X).score(X) == model.score(X)
     assert load_model(tmp_path / "model").n_data == 3
 
 

@@ -8,6 +8,7 @@ import pytest
 from scipy.special import logsumexp
 
 import reference
+from cases import quick
 from iwae.errors import UserError
 from iwae.evaluation import likelihood, units
 from iwae.evaluation.likelihood import (
@@ -82,6 +83,7 @@ def test_the_number_of_devices_does_not_matter(monkeypatch):
     assert measured(batch_size=2) == pytest.approx(expected, rel=1e-6)
 
 
+@pytest.mark.slow
 def test_bytes_are_the_numbers_that_they_stand_for():
     examples = np.uint8([[0, 1, 1], [1, 0, 1]])
     assert measured(examples).tolist() == measured(np.float32(examples)).tolist()
@@ -102,7 +104,7 @@ def test_a_shape_is_compiled_once():
     assert len(traces) == 2
 
 
-@pytest.mark.parametrize("chunk", [1, 250, 3000, 10_000])
+@pytest.mark.parametrize("chunk", quick([1, 250, 3000, 10_000], 250, 3000))
 def test_the_streamed_bound_is_the_log_mean_exp_of_all_weights(chunk):
     log_w = np.float32(np.random.default_rng(1).normal(-1e4, 3.0, 10_000))
     log_w[::10] = -np.inf
@@ -139,6 +141,7 @@ def test_an_error_that_particles_cannot_tell_is_not_finite():
     assert weight_diagnostics(jnp.float32([0, -80, -81]))["monte_carlo_error"] > 30  # no cancelling
 
 
+@pytest.mark.slow
 def test_a_sum_that_does_not_follow_its_maximum_would_be_seen(monkeypatch):
     def faulty(sums, log_w, first):  # noqa: ARG001
         top, total, squares, batches = sums
@@ -157,6 +160,7 @@ def test_an_example_without_weight_has_minus_infinity_and_no_effective_sample():
     assert (out["log_likelihood"], out["ess"]) == (-jnp.inf, 0.0)
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_k():
     model = LinearGaussian.random()
 
@@ -171,6 +175,7 @@ def test_memory_does_not_grow_with_k():
     assert temporary_bytes(100_000) == temporary_bytes(2 * KHAT_WEIGHTS)
 
 
+@pytest.mark.slow
 def test_a_small_vae_has_the_evidence_found_by_quadrature():
     model = VAE(4, (1,), ((3,),), key=jax.random.key(2))
     model = eqx.tree_at(
@@ -211,7 +216,10 @@ def make(latent=(3, 2), hidden=((4,), (3,)), *, n_data=5, seed=0, **options):
     model = VAE(n_data, latent, hidden, key=jax.random.key(seed), **options)
     params, static = eqx.partition(model, eqx.is_inexact_array)
     rng = np.random.default_rng(seed)
-    noisy = jax.tree.map(lambda p: p + jnp.float32(rng.normal(0, 0.4, p.shape)), params)
+    noisy = jax.tree.map(
+        lambda p: jnp.asarray(p + np.float32(rng.normal(0, 0.4, p.shape))),
+        jax.tree.map(np.asarray, params),
+    )
     return eqx.combine(noisy, static)
 
 
@@ -286,6 +294,7 @@ FAULTS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_variance_of_another_thing_would_be_seen(monkeypatch, fault):
     monkeypatch.setattr(units, *FAULTS[fault])
@@ -348,7 +357,7 @@ def log_weight_with_units_at_zero(model, keep, x, z):
     return log_p
 
 
-@pytest.mark.parametrize("case", PRUNED)
+@pytest.mark.parametrize("case", quick(PRUNED, "three layers", "nothing at the top"))
 def test_a_pruned_model_is_the_model_with_units_fixed_at_zero(case):
     latent, hidden, masks = PRUNED[case]
     model, x = make(latent, hidden, seed=1), binary(1)[0]

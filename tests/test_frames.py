@@ -77,6 +77,7 @@ def test_several_imputations_are_a_list_of_frames():
         pd.testing.assert_frame_equal(frame.mask(gaps), gapped(), check_exact=True)
 
 
+@pytest.mark.slow
 def test_draws_and_means_have_the_words_and_types_of_the_data():
     drawn = fitted().sample(40, random_state=0)
     back = fitted().inverse_transform(pd.DataFrame(fitted().transform(whole()), whole().index))

@@ -118,6 +118,7 @@ def test_points_in_the_plane_are_drawn_beside_samples(tmp_path):
     }
 
 
+@pytest.mark.slow
 def test_other_data_have_the_pictures_that_make_sense(tmp_path):
     np.save(tmp_path / "own.npy", np.random.default_rng(0).normal(size=(50, 3)) * 3)
     sizes = {"latent_sizes": (2, 1), "hidden_sizes": ((5,), (4,))}  # three latents are too many

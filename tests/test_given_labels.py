@@ -9,6 +9,7 @@ from scipy.special import logsumexp
 from scipy.stats import norm
 
 import small
+from cases import quick
 from iwae.data import load_dataset
 from iwae.evaluation.information import information
 from iwae.evaluation.posterior import rate_distortion
@@ -75,6 +76,7 @@ def test_a_draw_is_told_from_the_examples_of_its_label():
         assert got.log_ratio[i] == pytest.approx((log_q[:, i] - marginal).mean(), abs=2e-4)
 
 
+@pytest.mark.slow
 def test_given_one_label_it_is_the_information_of_the_model_given_it():
     model = linear()
     x = rows()[:, :D]
@@ -84,6 +86,7 @@ def test_given_one_label_it_is_the_information_of_the_model_given_it():
         np.testing.assert_allclose(getattr(got, name), getattr(alone, name), rtol=2e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_rate_distortion_curve_starts_at_the_prior_of_the_label_and_bounds_its_likelihood():
     """At beta = 0 the rate is 0; at 1, rate and distortion bound -log p(x|y) in closed form."""
     model, xs = linear(), rows(40)
@@ -142,7 +145,7 @@ SHAPES = {
 }
 
 
-@pytest.mark.parametrize("name", SHAPES)
+@pytest.mark.parametrize("name", quick(SHAPES, "two layers", "no top"))
 def test_a_pruned_unit_is_fixed_at_the_prior_mean_of_its_label(name):
     shape, masks = SHAPES[name]
     model, keep = linear(**shape), [np.array(mask) for mask in masks]

@@ -34,7 +34,7 @@ def loss_and_examples(model, rows, key):
 def complete_rows():
     model = WithHoles(holes()[0].complete, 1.0)  # q is the exact posterior of what it sees
     keys = jax.random.split(jax.random.key(5), SETTINGS.batch_size)
-    return model, jax.vmap(lambda key: model.sample(key)[1])(keys)
+    return model, jax.jit(jax.vmap(lambda key: model.sample(key)[1]))(keys)
 
 
 def test_the_bound_is_on_the_density_of_the_values_that_stay():

@@ -158,6 +158,7 @@ def interrupt_after(slabs):
     return track
 
 
+@pytest.mark.slow
 def test_a_stopped_evaluation_goes_on_where_it_was(record, tmp_path, monkeypatch):
     run, begun = small.unmeasured(finished(), tmp_path / "run"), []
     options = {"annealing": SHORT, "examples": 20, "batch_size": 2}

@@ -8,6 +8,7 @@ import pytest
 from scipy.special import expit
 
 import reference
+from cases import quick, quick_rows
 from iwae.errors import UserError
 from iwae.models.likelihoods import observation
 from iwae.models.networks import Dense
@@ -48,12 +49,15 @@ def dense_layers(model):
 
 @pytest.mark.parametrize(
     ("sizes", "kind", "activation"),
-    [
-        ("one layer", "bernoulli", "tanh"),
-        ("two layers", "gaussian", "softplus"),
-        ("three layers", "bernoulli", "relu"),
-        ("no hidden layers", "gaussian", "tanh"),
-    ],
+    quick_rows(
+        [
+            ("one layer", "bernoulli", "tanh"),
+            ("two layers", "gaussian", "softplus"),
+            ("three layers", "bernoulli", "relu"),
+            ("no hidden layers", "gaussian", "tanh"),
+        ],
+        *(2, 3),
+    ),
 )
 def test_densities_are_those_of_the_second_implementation(sizes, kind, activation):
     model = perturbed(make(*SIZES[sizes], observation=kind, activation=activation))
@@ -115,7 +119,7 @@ def test_sizes_can_be_read_off_the_model():
     assert model.activation == "elu"
 
 
-@pytest.mark.parametrize("size", [1e2, 1e4])
+@pytest.mark.parametrize("size", quick([1e2, 1e4], 1e4))
 def test_log_weights_and_gradients_are_finite_at_extreme_logits(size):
     logits = size * np.array([1.0, -1, 1, -1, 1, -1])
     model = make(output_bias=logits)

@@ -10,6 +10,7 @@ import pytest
 from scipy.signal import correlate
 
 import small
+from cases import quick, quick_rows
 from iwae.config.experiment import ActivationName, make_config
 from iwae.data import make_kind
 from iwae.errors import UserError
@@ -75,7 +76,7 @@ def layer_and_image(layer, h, w):
     return layer, jnp.float32(np.random.default_rng(0).normal(size=(h, w, 2)))
 
 
-SIZES = [(8, 8), (7, 4), (1, 5), (2, 2)]
+SIZES = quick_rows([(8, 8), (7, 4), (1, 5), (2, 2)], 1, 2)
 
 
 @pytest.mark.parametrize(("h", "w"), SIZES)
@@ -113,7 +114,7 @@ def test_a_doubling_is_the_transpose_of_a_halving():
     np.testing.assert_allclose(doubling(jnp.ones((3, 4, 3))), transposed, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("layer", [Convolution, Halving, Doubling])
+@pytest.mark.parametrize("layer", quick([Convolution, Halving, Doubling], Halving))
 def test_convolutions_start_with_glorots_variance(layer):
     there = layer(8, 20, key=jax.random.key(1))
     ones = eqx.tree_at(lambda f: f.weight, there, jnp.ones_like(there.weight))
@@ -155,16 +156,19 @@ def test_an_activation_is_trained_through(name):
 
 @pytest.mark.parametrize(
     ("shape", "channels"),
-    [
-        ((8, 8), (2, 3)),
-        ((28, 28), (2, 3)),
-        ((27, 30), (2, 3, 2)),
-        ((32, 32, 3), (4, 3)),
-        ((64, 64, 3), (2, 2, 2)),
-        ((105, 105), (2, 2)),
-        ((5, 1), (2,)),
-        ((64, 64), (2,) * 6),
-    ],
+    quick_rows(
+        [
+            ((8, 8), (2, 3)),
+            ((28, 28), (2, 3)),
+            ((27, 30), (2, 3, 2)),
+            ((32, 32, 3), (4, 3)),
+            ((64, 64, 3), (2, 2, 2)),
+            ((105, 105), (2, 2)),
+            ((5, 1), (2,)),
+            ((64, 64), (2,) * 6),
+        ],
+        *(2, 3, 6),
+    ),
 )
 @pytest.mark.parametrize("kind", ["bernoulli", "logistic-mixture"])
 def test_images_of_any_size_go_through(shape, channels, kind):
@@ -208,7 +212,9 @@ def test_the_output_bias_is_one_for_each_value(name):
         np.testing.assert_array_equal(a, b)
 
 
-@pytest.mark.parametrize(("name", "shape"), [("gaussian", (4, 6)), ("categorical", (4, 4, 3))])
+@pytest.mark.parametrize(
+    ("name", "shape"), quick_rows([("gaussian", (4, 6)), ("categorical", (4, 4, 3))], 1)
+)
 def test_values_keep_their_places(name, shape):
     """The order of outputs and inputs is that of the observation: value by value, each an image."""
     d = int(np.prod(shape))
@@ -281,7 +287,7 @@ def test_a_gradient_reaches_every_parameter(case):
     assert still == []
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", quick(CASES, "residual conv", "categories"))
 def test_a_model_comes_back_bit_for_bit(case, tmp_path):
     network, kind = CASES[case]
     model = make(network, observation=KINDS[kind])
@@ -314,8 +320,10 @@ MLP = [
 ]
 
 
-@pytest.mark.parametrize("hidden", [(), (5,)])
-@pytest.mark.parametrize("network", [conv(blocks=1), Network(blocks=1)], ids=str)
+@pytest.mark.parametrize(
+    ("network", "hidden"),
+    quick_rows([(n, h) for n in (conv(blocks=1), Network(blocks=1)) for h in ((), (5,))], 2),
+)
 def test_a_pruned_model_leaves_units_at_zero_out(network, hidden):
     model = perturbed(make(network, hidden=(hidden,)))
     keep = np.array([True, False, True])

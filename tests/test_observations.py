@@ -1,5 +1,7 @@
 """Each kind of data has the density, the draws and the first output that it should."""
 
+from functools import cache
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -34,14 +36,14 @@ def test_bernoulli_density_and_gradient_are_finite_at_any_logit(size, x):
         return observation("bernoulli", 2).distribution(logits).log_prob(jnp.full(2, x))
 
     logits = jnp.float32([-size, size])
-    value, gradient = jax.value_and_grad(log_prob)(logits)
+    value, gradient = jax.jit(jax.value_and_grad(log_prob))(logits)
     assert value == pytest.approx(-np.logaddexp(0, -size) * 2 - size, abs=1e-6 + 1e-7 * size)
     assert gradient == pytest.approx(x - expit(np.float64(logits)), abs=1e-6)
 
 
 def test_bernoulli_draws_are_float32_with_the_right_means():
     p = observation("bernoulli", 2).distribution(jnp.float32([-1.5, 2.0]))
-    draws = jax.vmap(p.sample)(jax.random.split(jax.random.key(0), 4000))
+    draws = jax.jit(jax.vmap(p.sample))(jax.random.split(jax.random.key(0), 4000))
     assert draws.dtype == jnp.float32
     assert set(np.unique(draws)) == {0.0, 1.0}
     for column, logits in zip(draws.T, [-1.5, 2.0], strict=True):
@@ -217,8 +219,8 @@ def test_no_output_makes_a_density_or_gradient_that_is_no_number(name):
 
 
 @pytest.mark.parametrize("name", ["logistic-mixture", "discretised-gaussian"])
-@pytest.mark.parametrize("log_scale", [-9.0, -6.0, -3.0, 0.0, 5.0])
-@pytest.mark.parametrize("loc", [-3.0, -1.0, 0.3, 0.999])
+@pytest.mark.parametrize("log_scale", [-9.0, -3.0, 5.0])
+@pytest.mark.parametrize("loc", [-3.0, 0.3, 0.999])
 def test_256_probabilities_sum_to_one(name, loc, log_scale):
     outputs = {
         "logistic-mixture": [0.0, 1.0, loc, -loc, log_scale, -2.0],
@@ -226,14 +228,25 @@ def test_256_probabilities_sum_to_one(name, loc, log_scale):
     }[name]
     probs = np.exp(np.float64(log_probs(name, outputs, 256)))
     assert probs.sum() == pytest.approx(1, abs=2e-5)
-    mean = observation(kind_of(name), 1).distribution(jnp.float32(outputs)).mean
+    mean = mean_of(name)(jnp.float32(outputs))
     assert mean == pytest.approx(probs @ np.arange(256), abs=5e-3)
 
 
 def log_probs(name, outputs, count):
     """log p of 0, 1, ... in one dimension."""
-    p = observation(kind_of(name), 1).distribution(jnp.float32(outputs))
-    return jax.jit(jax.vmap(p.log_prob))(jnp.arange(count, dtype=jnp.float32)[:, None])
+    return log_probs_of(name)(jnp.float32(outputs), jnp.arange(count, dtype=jnp.float32)[:, None])
+
+
+@cache
+def log_probs_of(name):
+    what = observation(kind_of(name), 1)
+    return jax.jit(lambda outputs, x: jax.vmap(what.distribution(outputs).log_prob)(x))
+
+
+@cache
+def mean_of(name):
+    what = observation(kind_of(name), 1)
+    return jax.jit(lambda outputs: what.distribution(outputs).mean)
 
 
 DRAWN = {
@@ -249,7 +262,7 @@ N = 20_000
 
 
 def drawn(p):
-    return np.asarray(jax.vmap(p.sample)(jax.random.split(jax.random.key(1), N)))
+    return np.asarray(jax.jit(jax.vmap(p.sample))(jax.random.split(jax.random.key(1), N)))
 
 
 @pytest.mark.slow
@@ -311,7 +324,7 @@ def test_a_learned_scale_has_a_floor_that_changes_nothing_above_it():
         def score(log_scale, what=what):
             return what.distribution(jnp.stack([jnp.float32(0), log_scale])).log_prob(jnp.zeros(1))
 
-        below, slope = jax.value_and_grad(score)(jnp.float32(-50))
+        below, slope = jax.jit(jax.value_and_grad(score))(jnp.float32(-50))
         assert below == pytest.approx(norm.logpdf(0, 0, LEAST_SCALE), rel=1e-5)
         assert slope == pytest.approx(-1)
         above = what.distribution(jnp.float32([0, -9.1])).base_dist.scale

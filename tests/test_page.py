@@ -154,6 +154,7 @@ def test_every_bound_of_the_records_is_in_the_table(tmp_path):
     assert table["one"]["data"] == "pictures.npz"
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("plain")
 def test_the_committed_results_are_shown_as_they_are(tmp_path):
     folders = (path.parents[1] for path in ROOT.glob("results/**/evaluations/records.jsonl"))
@@ -212,6 +213,7 @@ def test_a_run_without_models_has_no_pictures_but_its_records(tmp_path, caplog):
     assert page.comparison()["run"]["L1"].startswith("\N{MINUS SIGN}16.55 ± 0.21")
 
 
+@pytest.mark.slow
 def test_pictures_that_cannot_be_drawn_are_said_to_be_missing(tmp_path, monkeypatch):
     def some(*arguments, **options):
         yield from islice(run_figures(*arguments, **options), 2)
@@ -487,6 +489,7 @@ def test_a_page_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
     assert "before" not in out.read_text()[:20]
 
 
+@pytest.mark.slow
 def test_a_page_of_one_run_leaves_it_as_it_is(tmp_path):
     run = copy(tmp_path / "run")
     before = sorted(run.rglob("*"))
@@ -497,6 +500,7 @@ def test_a_page_of_one_run_leaves_it_as_it_is(tmp_path):
     assert "compared" not in page.text()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("plain")
 def test_the_best_weights_have_records_of_their_own(tmp_path):
     run = copy(tmp_path / "run")
@@ -685,6 +689,7 @@ def test_text_stands_out_by_day_and_by_night(opened, scheme):
     assert (ink > 0.5) == (scheme == "dark")
 
 
+@pytest.mark.slow
 def test_a_click_enlarges_a_picture(opened):
     tab = opened()
     picture = tab.locator("button.enlarge img").first

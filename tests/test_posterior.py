@@ -31,6 +31,7 @@ def wrong_q(kind=LinearGaussian, n_latent=2):
     return kind(weight, bias, 0.7, q_shift=0.4, q_scale=1.3)
 
 
+@pytest.mark.slow
 def test_the_density_of_points_is_near_the_evidence():
     model = wrong_q()
     exact = [float(model.log_evidence(x)) for x in (X, -X)]

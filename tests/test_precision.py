@@ -11,6 +11,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import pytest
 
 import small
 from iwae import VAE, ImportanceWeightedAutoencoder, bound, iwae, load_model, log_likelihoods, train
@@ -73,6 +74,13 @@ HERE = Path(__file__).parent
 SCRIPT = "import json, test_precision; print(json.dumps(test_precision.digests()))"
 
 
+def test_other_defaults_of_jax_change_no_bit_in_memory():
+    with jax.enable_x64(True), jax.debug_nans(True):
+        found = digest(in_memory())
+    assert found == digest(in_memory())
+
+
+@pytest.mark.slow
 def test_other_defaults_of_jax_change_no_bit():
     assert jax.numpy.zeros(1).dtype == np.float32
     assert not jax.config.jax_debug_nans

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 import small
+from cases import quick, quick_rows
 from iwae import files
 from iwae.cli import main
 from iwae.config.experiment import read_config
@@ -118,7 +119,7 @@ def experiment(tmp_path):
     return tmp_path / "experiment.toml"
 
 
-@pytest.mark.parametrize("written", ["checkpoints", "final-0"])
+@pytest.mark.parametrize("written", quick(["checkpoints", "final-0"], "checkpoints"))
 def test_a_full_disk_is_one_line_and_the_run_resumes(
     iwae, experiment, tmp_path, monkeypatch, written
 ):
@@ -164,8 +165,10 @@ def test_tensorboard_files_differ_where_the_clock_was_set_back(tmp_path, monkeyp
 # A folder that vanishes
 
 
-@pytest.mark.parametrize("moment", ["epoch", "end"])
-@pytest.mark.parametrize("replaced", [False, True])
+@pytest.mark.parametrize(
+    ("moment", "replaced"),
+    quick_rows([("epoch", False), ("epoch", True), ("end", False), ("end", True)], 0, 3),
+)
 def test_a_run_whose_folder_is_removed_ends_with_one_line(
     iwae, experiment, tmp_path, monkeypatch, moment, replaced
 ):
@@ -395,6 +398,7 @@ def test_damaged_files_of_every_kind_load_or_are_refused():
     assert not [words for words in outcomes if words.endswith("WRONG")]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     sys.platform != "linux" or shutil.which("cc") is None, reason="needs Linux and a C compiler"
 )

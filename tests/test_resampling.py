@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from jax.flatten_util import ravel_pytree
 
-from expectations import assert_close, deep, shallow
+from cases import quick, quick_rows
+from expectations import assert_close, deep, gradient, shallow
 from iwae.errors import UserError
 from iwae.inference.particles import importance_particles, particle_keys
 from iwae.inference.resampling import few, inclusion, systematic
@@ -183,11 +184,13 @@ def declared(words, backward, **options):
 
 SIZES = [(words, 2) for words in CASES]
 SIZES += [(words, n) for words in ("iwae", "iwae dreg", "piwae dreg") for n in (1, 3)]
+FEW = [SIZES.index(size) for size in (("iwae dreg", 2), ("piwae dreg", 3), ("rws-dreg", 2))]
 
 
-@pytest.mark.parametrize(("words", "backward"), SIZES)
+@pytest.mark.parametrize(("words", "backward"), quick_rows(SIZES, *FEW))
 def test_the_mean_over_the_draw_is_the_gradient_through_all(monkeypatch, words, backward):
-    draws, whole = mean_and_whole(monkeypatch, declared(words, backward), deep(), BITS)
+    model = shallow() if backward == 2 else deep()
+    draws, whole = mean_and_whole(monkeypatch, declared(words, backward), model, BITS)
     scale = assert_exact(draws, whole)
     if "elbo" not in words:  # one draw alone is another gradient
         assert np.abs(draws - whole).max() > 1e-3 * scale
@@ -203,15 +206,17 @@ CHANGED = {
 }
 
 
-@pytest.mark.parametrize("words", CHANGED)
+@pytest.mark.parametrize(
+    "words", quick(CHANGED, "a warm-up of dreg", "a chunk smaller than the draw")
+)
 def test_the_mean_is_the_same_with(monkeypatch, words):
     options, of, tuned = CHANGED[words]
     declaration = declared(of, 2, **options)
-    assert_exact(*mean_and_whole(monkeypatch, declaration, deep(), BITS, tuned))
+    assert_exact(*mean_and_whole(monkeypatch, declaration, shallow(), BITS, tuned))
 
 
 def with_missing_values():
-    model = VAE(4, (3, 2), ((5,), (4,)), missing="at-random", key=jax.random.key(1))
+    model = VAE(4, (2,), ((5,),), missing="at-random", key=jax.random.key(1))
     return model, jnp.float32([1, jnp.nan, 0, 1])
 
 
@@ -224,6 +229,7 @@ def with_labels():
 MODELS = {"missing values": with_missing_values, "labels": with_labels}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("words", MODELS)
 def test_the_mean_is_exact_for_models_of(monkeypatch, words):
     model, x = MODELS[words]()
@@ -235,49 +241,50 @@ def test_the_mean_is_exact_for_models_of(monkeypatch, words):
 # The bound, and what it is drawn by
 
 
-def spied(notes):
-    """A draw that notes what it is given."""
+def drawn_with(reduction, backward, keys):
+    """Of each key: the key of the draw, what it draws by, and what is drawn."""
 
-    def draw(key, shares, count):
-        notes.append((jax.random.key_data(key), shares))
-        return few(key, shares, count)
+    def of(key):
+        notes = []
 
-    return draw
+        def draw(key, shares, count):
+            index, factor = few(key, shares, count)
+            notes.append((jax.random.key_data(key), shares, index))
+            return index, factor
+
+        bound(reduction, k=4, backward=backward, draw=draw)(shallow(), BITS, key)
+        return notes[0]
+
+    return jax.jit(jax.vmap(of))(keys)
 
 
 def test_particles_are_drawn_by_their_part_in_the_gradient_and_a_key_of_their_own():
-    model, notes = deep(), []
-    made = bound(iwae, k=4, backward=2, draw=spied(notes))
-    eqx.filter_grad(made)(model, BITS, jax.random.key(KEY))
+    drawn_by, shares, _ = drawn_with(iwae, 2, jax.random.key(KEY)[None])
     key = jax.random.key(KEY)
-    log_w = importance_particles(model, BITS, key, 4)[0].log_w
-    (drawn_by, shares), *_ = notes
-    assert np.asarray(shares) == pytest.approx(np.asarray(jax.nn.softmax(log_w)), rel=1e-4)
+    log_w = eqx.filter_jit(importance_particles)(shallow(), BITS, key, 4)[0].log_w
+    assert np.asarray(shares[0]) == pytest.approx(np.asarray(jax.nn.softmax(log_w)), rel=1e-4)
     key = jax.random.key(KEY)
     others = [jax.random.key_data(key), *jax.random.key_data(particle_keys(key, jnp.arange(4)))]
-    assert not any((drawn_by == other).all() for other in others)
+    assert not any((drawn_by[0] == other).all() for other in others)
 
 
 def test_the_draws_of_two_keys_differ():
-    model, notes = deep(), []
-    made = bound(elbo, k=4, backward=1, draw=lambda *args: notes.append(few(*args)) or notes[-1])
-    for seed in range(8):
-        eqx.filter_grad(made)(model, BITS, jax.random.key(seed))
-    assert len({int(index[0]) for index, _ in notes}) > 1
+    keys = jax.vmap(jax.random.key)(jnp.arange(8))
+    assert len(set(np.asarray(drawn_with(elbo, 1, keys)[2]).ravel().tolist())) > 1
 
 
-@pytest.mark.parametrize("words", ["iwae", "piwae dreg", "rws", "ciwae learned"])
+@pytest.mark.parametrize("words", quick(CASES, "iwae"))
 def test_the_bound_is_that_of_all_particles(words):
     def of(backward):
         made = compose(declared(words, backward))
-        return made.terms(deep(), BITS, jax.random.key(KEY), made.init())
+        return eqx.filter_jit(made.terms)(shallow(), BITS, jax.random.key(KEY), made.init())
 
     (value, info), (its, its_info) = of(2), of(None)
     assert float(value) == pytest.approx(float(its), rel=1e-6)
     assert float(info["iwae"]) == pytest.approx(float(its_info["iwae"]), rel=1e-6)
 
 
-@pytest.mark.parametrize("backward", [4, 9])
+@pytest.mark.parametrize("backward", quick([4, 9], 4))
 def test_through_as_many_as_there_are_is_the_plain_gradient_bit_for_bit(backward):
     def of(backward):
         made = compose(declared("piwae dreg", backward))
@@ -286,11 +293,11 @@ def test_through_as_many_as_there_are_is_the_plain_gradient_bit_for_bit(backward
     np.testing.assert_array_equal(of(backward), of(None))
 
 
+@pytest.mark.slow
 def test_the_gradient_of_the_largest_weight_needs_one_particle():
     model = deep()
     some, whole = (
-        eqx.filter_grad(bound(vr_max, k=4, backward=backward))(model, BITS, jax.random.key(KEY))
-        for backward in (1, None)
+        gradient(bound(vr_max, k=4, backward=backward), model, BITS, KEY) for backward in (1, None)
     )
     some, whole = (np.float64(ravel_pytree(each)[0]) for each in (some, whole))
     assert_close(some, whole, model, 1e-5)

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 
 import small
+from cases import quick
 from iwae.config.experiment import read_config, write_config
 from iwae.errors import UserError
 from iwae.files import atomic_write
@@ -168,6 +169,7 @@ def test_the_best_model_is_that_of_the_best_validation():
     assert not (small.unvalidated() / "models" / "best-0").exists()
 
 
+@pytest.mark.slow
 def test_the_seed_the_start_and_the_output_bias_matter(tmp_path):
     def first_picture(**changes):
         return make_job(small.config(**changes)).models[0].output.bias
@@ -189,7 +191,7 @@ def test_the_seed_the_start_and_the_output_bias_matter(tmp_path):
 # Stopped and resumed
 
 
-@pytest.mark.parametrize("at_step", [20, 43, 59])
+@pytest.mark.parametrize("at_step", quick([20, 43, 59], 43))
 @pytest.mark.usefixtures("step_by_step")
 def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(tmp_path, at_step, monkeypatch):
     run = tmp_path / "run"
@@ -429,7 +431,19 @@ def test_where_no_checkpoint_is_left_the_run_is_not_trained_again_unasked(tmp_pa
 
 @pytest.mark.parametrize(
     "line",
-    ["", "{", "[]", "3", "{}", '{"epoch": 1, "step": null}', '{"epoch": 2, "step": 60}', "\xff"],
+    quick(
+        [
+            "",
+            "{",
+            "[]",
+            "3",
+            "{}",
+            '{"epoch": 1, "step": null}',
+            '{"epoch": 2, "step": 60}',
+            "\xff",
+        ],
+        *("{", '{"epoch": 1, "step": null}', '{"epoch": 2, "step": 60}', "\xff"),
+    ),
 )
 def test_a_damaged_line_of_metrics_is_left_out_and_blocks_nothing(tmp_path, caplog, line):
     run = copy_of(finished(), tmp_path)
@@ -481,6 +495,7 @@ def test_other_data_under_the_same_name_are_refused(tmp_path):
         next(resume_run(tmp_path / "run"))
 
 
+@pytest.mark.slow
 def test_data_with_a_validation_set_of_their_own_can_be_resumed(tmp_path):
     run, validation = tmp_path / "run", small.grey()[300:350]
     train_in(run, **small.own_data(tmp_path / "own.npz", validation=validation))
@@ -614,6 +629,7 @@ def test_a_warm_start_that_was_stopped_goes_on_without_the_run_that_it_came_from
     assert bits(newest(run).state) == bits(newest(whole).state)
 
 
+@pytest.mark.slow
 def test_a_warm_start_that_was_killed_at_once_starts_again_from_the_same_weights(tmp_path):
     config = small.config(init_from=finished(), keep_optimizer=True, epochs=1)
     kill(start_run(config, tmp_path / "run"), at_step=1)

@@ -9,6 +9,7 @@ import pytest
 from scipy.special import logsumexp
 
 import small
+from cases import quick
 from iwae import anneal_run, bdmc_run, evaluate_run, sandwich_run
 from iwae.cli import main
 from iwae.errors import UserError
@@ -119,7 +120,7 @@ def test_with_the_exact_posterior_both_sides_are_the_likelihood(way):
     assert ratio_tail(found["ratio"], found["lower"]) == 0  # rounding has no tail
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", quick(WAYS, WAYS[1]))
 def test_the_truth_lies_between_the_sides_on_average(way):
     x, exact = drawn(WRONG, 2000)
     found = gather(way(WRONG, x, jax.random.key(1)))
@@ -137,6 +138,7 @@ def below(differences):
     return np.count_nonzero(differences.mean(axis=1) < -2 * error)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", WAYS)
 def test_both_sides_and_their_errors_cover_the_truth_over_repeats(way):
     x, exact = drawn(WRONG, 200)

@@ -131,6 +131,7 @@ def simulated(fit, runs=1000):
     return np.array([fit(k.astype(int).tolist(), *pair) for pair in pairs]).T
 
 
+@pytest.mark.slow
 def test_a_slope_does_not_depend_on_what_chance_has_raised_out_of_the_noise():
     slopes, errors = simulated(signal.slope_of)
     z = (slopes + 0.5) / errors

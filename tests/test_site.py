@@ -45,6 +45,7 @@ def pages(site):
     )
 
 
+@pytest.mark.slow
 def test_every_chapter_and_notebook_is_a_page(site):
     docs = ROOT / "docs"
     sources = [*docs.rglob("*.md"), *docs.rglob("*.ipynb")]
@@ -52,6 +53,7 @@ def test_every_chapter_and_notebook_is_a_page(site):
     assert not (site / "tools").exists()
 
 
+@pytest.mark.slow
 def test_nothing_is_loaded_from_elsewhere(site):
     for path in pages(site):
         text = (site / path).read_text()
@@ -59,6 +61,7 @@ def test_nothing_is_loaded_from_elsewhere(site):
             assert not re.search(r'(?:src|href)="(?:https?:)?//', tag), (path, tag)
 
 
+@pytest.mark.slow
 def test_formulas_need_no_javascript(site):
     text = (site / "methods.html").read_text()
     assert text.count("<math ") >= 4
@@ -66,6 +69,7 @@ def test_formulas_need_no_javascript(site):
     assert "&amp;#x" not in text
 
 
+@pytest.mark.slow
 def test_notebooks_show_their_figures(site):
     for path in (ROOT / "docs" / "notebooks").glob("*.ipynb"):
         page = (site / "notebooks" / f"{path.stem}.html").read_text()
@@ -89,6 +93,7 @@ def test_every_public_name_is_in_the_reference_once():
     assert sorted(found) == sorted(iwae.__all__)
 
 
+@pytest.mark.slow
 def test_the_reference_is_of_the_public_objects(site):
     for path, identifier in documented():
         module, _, name = identifier.rpartition(".")
@@ -158,6 +163,7 @@ def test_every_page_is_shown_without_fault(browser, site, address, width, colour
     assert not found
 
 
+@pytest.mark.slow
 def test_faults_of_a_page_are_seen(browser, site, address):
     """A picture that is missing, one from elsewhere, and a word that is too wide."""
     page = site / "broken.html"
@@ -170,6 +176,7 @@ def test_faults_of_a_page_are_seen(browser, site, address):
         assert words in wrong
 
 
+@pytest.mark.slow
 def test_search_finds_a_page(browser, address):
     context = browser.new_context(viewport={"width": WIDE, "height": 900})
     tab = context.new_page()

@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import small
+from cases import quick_rows
 from iwae.config.experiment import (
     StageConfig,
     TrainConfig,
@@ -151,18 +152,25 @@ LEARNING = objective("ciwae", 2, beta="learned")
 
 @pytest.mark.parametrize(
     ("before", "after", "kept"),
-    [
-        ({}, {}, True),
-        ({}, {"batch_size": 3}, True),
-        ({}, {"objective": PUSH}, True),
-        ({}, {"objective": PUSH, "fresh": False}, True),
-        ({}, {"fresh": True}, False),
-        ({}, {"optimizer": soap()}, False),
-        ({"optimizer": soap()}, {"optimizer": soap(), "objective": PUSH}, True),
-        ({"optimizer": authors_adam(2)}, {"optimizer": authors_adam(2)}, True),
-        ({"optimizer": authors_adam(2)}, {"optimizer": authors_adam(3), "batch_size": 3}, False),
-        ({}, {"objective": LEARNING}, False),
-    ],
+    quick_rows(
+        [
+            ({}, {}, True),
+            ({}, {"batch_size": 3}, True),
+            ({}, {"objective": PUSH}, True),
+            ({}, {"objective": PUSH, "fresh": False}, True),
+            ({}, {"fresh": True}, False),
+            ({}, {"optimizer": soap()}, False),
+            ({"optimizer": soap()}, {"optimizer": soap(), "objective": PUSH}, True),
+            ({"optimizer": authors_adam(2)}, {"optimizer": authors_adam(2)}, True),
+            (
+                {"optimizer": authors_adam(2)},
+                {"optimizer": authors_adam(3), "batch_size": 3},
+                False,
+            ),
+            ({}, {"objective": LEARNING}, False),
+        ],
+        *(1, 2, 4, 5, 9),
+    ),
 )
 def test_the_optimiser_is_carried_where_it_fits_unless_it_starts_anew(before, after, kept):
     first, second = stages_of(before, after)
@@ -210,6 +218,7 @@ def last_of(config, held_out=None):
     return list(done)[-1][:2], job
 
 
+@pytest.mark.slow
 def test_the_papers_schedule_written_as_stages_gives_the_same_weights():
     plain = small.config(**TINY)
     stages = [
@@ -233,7 +242,8 @@ def staged_run():
     return {**SHORT, "stages": parse_stages(STAGES)}
 
 
-@pytest.mark.parametrize("at_step", [*(pytest.param(at, marks=SLOW) for at in (43, 59)), 89])
+@pytest.mark.slow
+@pytest.mark.parametrize("at_step", [43, 59, 89])
 @pytest.mark.usefixtures("step_by_step")
 def test_a_run_in_stages_that_was_stopped_goes_on_as_if_it_had_not_been(
     tmp_path, at_step, monkeypatch
@@ -466,6 +476,7 @@ def test_what_is_learned_beside_the_model_is_carried_with_the_optimisers_state()
     assert bits(anew.extra.learned) == bits(jnp.zeros_like(beta))
 
 
+@pytest.mark.slow
 def test_best_weights_of_an_earlier_bound_are_removed(tmp_path):
     stages = [{"objective": "elbo", "epochs": 2}, {"epochs": 1, "k": 3}]
     config = small.config(stages=stages, epochs=3, validate_every=2)

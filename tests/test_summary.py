@@ -1,7 +1,7 @@
 """The summary before training, and the advice after it."""
 
 from iwae import TrainConfig
-from iwae.runs.course import start_run
+from iwae.config.experiment import write_config
 from iwae.runs.setup import make_job
 from iwae.runs.summary import describe_plan, late_rise, what_next
 
@@ -45,7 +45,8 @@ def test_what_follows(tmp_path):
     sizes = {"latent_sizes": (1,), "hidden_sizes": ((2,),)}
     for name, more, weights in (("a", {"validation": 0.2}, " --weights best"), ("b", {}, "")):
         run = tmp_path / name
-        list(start_run(own(tmp_path, epochs=1, batch_size=10, **sizes, **more), run))
+        job = make_job(own(tmp_path, epochs=1, batch_size=10, **sizes, **more))
+        write_config(job.config, run / "config.toml")
         assert what_next(run).splitlines() == [
             f"trained models are in {run}/models; measure them with: iwae evaluate {run}{weights}",
             f"ask about the rows of a file with: iwae score {run} FILE --out scores.csv",

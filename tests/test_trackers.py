@@ -297,6 +297,7 @@ def test_mlflow_gets_no_more_at_once_than_it_takes(mlflow, tmp_path):
     assert mlflow.sizes == [1000, 1000, 500]
 
 
+@pytest.mark.slow
 def test_weights_and_biases_itself_offline(tmp_path, monkeypatch):
     pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_MODE", "offline")
@@ -311,6 +312,7 @@ def test_weights_and_biases_itself_offline(tmp_path, monkeypatch):
     assert b"train_bound/replicate_0" in b"".join(file.read_bytes() for file in files)
 
 
+@pytest.mark.slow
 def test_mlflow_itself_in_a_folder(tmp_path, monkeypatch):
     module = pytest.importorskip("mlflow")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", (tmp_path / "store").as_uri())

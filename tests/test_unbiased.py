@@ -11,6 +11,7 @@ import numpyro.distributions as dist
 import pytest
 from jax.flatten_util import ravel_pytree
 
+from cases import quick
 from expectations import (
     BITS,
     CURVED,
@@ -92,11 +93,7 @@ BOUNDS = {
     "tvo": (partial(tvo, betas=tvo_schedule("log", 4)), {"temperatures": 4}),
 }
 CASES = {"linear": (LINEAR, 3), "curved": (CURVED, 2), "layered": (LAYERED, 2)}
-ALL_CASES = [
-    "linear",
-    pytest.param("curved", marks=pytest.mark.slow),
-    pytest.param("layered", marks=pytest.mark.slow),
-]
+ALL_CASES = quick(CASES, "linear")
 
 
 def claiming(name, model):
@@ -108,7 +105,7 @@ def claiming(name, model):
 
 
 @pytest.mark.parametrize("words", ALL_CASES)
-@pytest.mark.parametrize("name", BOUNDS)
+@pytest.mark.parametrize("name", quick(BOUNDS, "iwae", "tvo"))
 def test_the_mean_of_an_estimator_is_the_exact_gradient_and_that_of_stl_is_not(
     mean_of, name, words
 ):
@@ -141,9 +138,7 @@ LEARNED = {
 }
 
 
-@pytest.mark.parametrize(
-    "words", ["vamp", "flow", pytest.param("flow of k", marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("words", quick(LEARNED, "flow"))
 def test_a_prior_made_of_the_encoder_and_a_flow_posterior_keep_the_means(mean_of, words):
     """DReG and STL freeze q where it is a density, but not where it is the prior."""
     case, k = LEARNED[words]

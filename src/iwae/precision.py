@@ -17,8 +17,8 @@ def float32(fn: Callable[P, R]) -> Callable[P, R]:
     Its programs, random numbers and results are then the same bit for bit. A generator computes
     each of its values so; its caller keeps its own default.
     """
-    if inspect.isgeneratorfunction(fn):
-        return cast("Callable[P, R]", wraps(fn)(_steps(fn)))
+    if inspect.isgeneratorfunction(inspect.unwrap(fn)):  # also one whose types are checked
+        return cast("Callable[P, R]", wraps(fn)(_steps(cast("Callable[..., Iterator[Any]]", fn))))
 
     @wraps(fn)
     def narrow(*args: P.args, **kwargs: P.kwargs) -> R:
