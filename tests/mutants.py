@@ -640,6 +640,9 @@ MUTANTS = {
     "annealed-rows-by-their-number": Mutant(
         "evaluation/imputation.py", "key, places[bad])", "key, places[: bad.sum()])", "missing"
     ),
+    "annealed-rows-by-an-examples-key": Mutant(
+        "evaluation/imputation.py", "np.uint32(2**32 - 1), ", "np.uint32(1), ", "missing"
+    ),
     # Given the label
     "information-across-labels": Mutant(
         "evaluation/information.py", "counts = is_alike & (", "counts = (", "given_labels"

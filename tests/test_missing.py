@@ -25,8 +25,9 @@ from iwae import (
 )
 from iwae.data import KINDS, make_kind
 from iwae.errors import UserError
+from iwae.evaluation import imputation
 from iwae.evaluation.imputation import imputed
-from iwae.inference.particles import importance_particles
+from iwae.inference.particles import importance_particles, particle_keys
 from iwae.models.likelihoods import MISSING, Incomplete, observation
 from iwae.models.likelihoods.masking import SelfMasked
 from iwae.models.vae import AbstractLatentModel
@@ -168,8 +169,15 @@ def test_k_hat_is_that_of_the_weights_of_rows_with_gaps():
         assert np.isnan(khat).tolist() == (~gaps).tolist()
 
 
-def test_rows_with_unreliable_weights_are_imputed_by_annealing():
+def test_rows_with_unreliable_weights_are_imputed_by_annealing(monkeypatch):
     """q is so narrow that what is drawn from it varies too little."""
+    keys, again = [], imputation.annealed_again
+
+    def noted(fn, model, examples, key, addresses):
+        keys.append(jax.random.key_data(key))
+        return again(fn, model, examples, key, addresses)
+
+    monkeypatch.setattr(imputation, "annealed_again", noted)
     model, rows = holes()
     x, n = rows[np.isnan(rows[1:]).sum(axis=1).argmax() + 1], 400
     narrow = WithHoles(model.complete, 0.3)
@@ -188,6 +196,8 @@ def test_rows_with_unreliable_weights_are_imputed_by_annealing():
     others = np.concatenate([np.zeros((place, len(x)), np.float32), x[None]])
     alone = imputed(narrow, others, jax.random.key(0), draws=1, k=50, anneal=True)
     assert np.array_equal(alone.values[0, place], found.values[0, place])
+    examples = particle_keys(jax.random.key(0), jnp.arange(n))  # theirs, by their indices
+    assert np.asarray(keys[0]).tolist() not in jax.random.key_data(examples).tolist()
 
 
 def test_what_is_observed_stays_as_it_is():

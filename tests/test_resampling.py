@@ -242,7 +242,7 @@ def test_the_mean_is_exact_for_models_of(monkeypatch, words):
 
 
 def drawn_with(reduction, backward, keys):
-    """Of each key: the key of the draw, what it draws by, and what is drawn."""
+    """The key of the draw, its probabilities and the drawn indices, for each key."""
 
     def of(key):
         notes = []

@@ -180,7 +180,7 @@ def test_a_planted_power_is_found_with_the_error_of_ratios_that_err_together(pow
 
 @pytest.mark.slow
 def test_the_signal_of_one_bit_is_that_of_all_its_draws():
-    """Of one bit, the number of ones among k particles is all there is to a draw."""
+    """With one bit, a draw of k particles is summed up by its number of ones."""
     model = VAE(2, (1,), ((),), latents="bernoulli", key=jax.random.key(3))
     model = jax.tree.map(lambda leaf: 2 * leaf, model)  # q is far enough from p(z|x)
     x, n = jnp.float32([1, 1]), 4000

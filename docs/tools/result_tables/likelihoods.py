@@ -78,7 +78,7 @@ def estimates_table(results: Path) -> str:
 def sides_table(results: Path) -> str:
     """Markdown: bounds from both sides on real and on simulated examples, by the same settings.
 
-    Only the first of several replicates is shown.
+    The rows are of the first replicate.
     """
     rows = []
     for run in runs_in(results):

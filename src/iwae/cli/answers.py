@@ -106,7 +106,7 @@ class Impute(OfRows):
     k: int = 1000
     """Importance samples per row."""
     anneal: bool = True
-    """Impute rows again whose k-hat is above 0.7, by annealed importance sampling (slower)."""
+    """Impute rows whose k-hat is above 0.7 again, by annealed importance sampling (slower)."""
     khat: bool = False
     """Add a column pareto_k: k-hat of the weights of each row with gaps, unreliable above 0.7."""
     batch_size: int | None = None
@@ -148,18 +148,18 @@ def score(arguments: Sequence[str]) -> int:
 
     write_pieces(options.out, summed(), n)
     print(f"mean log-likelihood {total / n:.3f} nats over {counted(n, 'row', ',')}")
-    _tell_doubtful(khat, "rows, whose Monte Carlo error is at least what is stated")
+    _tell_doubtful(khat, "whose Monte Carlo error is at least what is stated")
     print(options.out)
     return 0
 
 
-def _tell_doubtful(pareto_k: "Iterable[np.ndarray]", rows: str) -> None:
+def _tell_doubtful(pareto_k: "Iterable[np.ndarray]", meaning: str) -> None:
     """Print a line if k-hat, given in pieces, is too large for some rows."""
     from iwae.evaluation.likelihood import DOUBTFUL
 
     count = sum(int((piece > DOUBTFUL).sum()) for piece in pareto_k)
     if count:
-        print(f"k-hat is above {DOUBTFUL} for {count:,} {rows}")
+        print(f"k-hat is above {DOUBTFUL} for {counted(count, 'row', ',')}, {meaning}")
 
 
 def sample(arguments: Sequence[str]) -> int:
@@ -213,7 +213,7 @@ def impute(arguments: Sequence[str]) -> int:
 
     chosen = dict(vars(options))
     done = impute_file(chosen.pop("run"), chosen.pop("file"), chosen.pop("out"), **chosen)
-    _tell_doubtful([done.pareto_k], "rows, whose imputed values are unreliable: raise --k")
+    _tell_doubtful([done.pareto_k], "whose imputed values are unreliable: raise --k")
     for path in done.paths:
         print(path)
     return 0

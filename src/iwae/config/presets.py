@@ -481,10 +481,11 @@ def same_experiment(entry: Preset, config: Mapping[str, Any]) -> bool:
 def is_of_cell(entry: Preset, config: Mapping[str, Any]) -> bool:
     """Whether a run is the experiment of a cell.
 
-    By a fast recipe it may be trained in any way to the same model and objective, so that a number
-    stays when its recipe is improved.
+    A fast cell may be trained in any stages to the same model and objective, so that a number stays
+    when its recipe is improved.
     """
-    return _same(entry, config, _LENGTH | (_WAY if entry.is_fast else set()))
+    in_stages = entry.is_fast and config.get("stages") is not None
+    return _same(entry, config, _LENGTH | (_WAY if in_stages else set()))
 
 
 def _same(entry: Preset, config: Mapping[str, Any], free: Set[str]) -> bool:

@@ -33,7 +33,10 @@ PILOT, PILOT_CHAINS, PILOT_HIDDEN = 32, 4, 0.2
 """Examples drawn from the model on which step sizes are tuned, and how many values they lack."""
 
 AT_A_TIME = 16
-"""Annealed examples of one dispatch; the last one is padded, so that one shape is compiled."""
+"""Annealed examples of a dispatch; the last dispatch is padded, so that one shape is compiled."""
+
+_AGAIN, _PILOT = np.uint32(2**32 - 1), np.uint32(2**32 - 2)
+"""Folded into the key, in which the indices of examples are: none is as large."""
 
 Sampler = Callable[..., Any]
 """A function (model, x, key, k) -> (Particles, info)."""
@@ -129,7 +132,7 @@ def imputed(
     """The values of `impute` or, given `draws`, of `multiple_imputations`, with their k-hat.
 
     Args:
-        anneal: impute examples again whose k-hat is above 0.7, from chains that are annealed from
+        anneal: impute examples whose k-hat is above 0.7 again, from chains that are annealed from
             q(z|x_obs) to p(z|x_obs). k-hat is then that of the chains' weights.
 
     Other arguments and errors are theirs.
@@ -156,7 +159,8 @@ def imputed_slabs(
     check_positive("k", k)
     if draws is not None:
         check_positive("draws", draws)
-    annealer, done = cache(lambda: pilot_annealer(model, key)), 0
+    again_key, pilot_key = (jax.random.fold_in(key, part) for part in (_AGAIN, _PILOT))
+    annealer, done = cache(lambda: pilot_annealer(model, pilot_key)), 0
     fn = Filling(sampler, k, draws)
     slabs = map_by_cost(fn, model, examples, key, rows=fn.rows, batch_size=batch_size)
     for slab in slabs:
@@ -164,7 +168,7 @@ def imputed_slabs(
         some, places = examples[done : done + len(khat)], np.arange(done, done + len(khat))
         if anneal and (bad := khat > DOUBTFUL).any():
             again = Filling(annealer(), max(CHAINS, draws or 0), draws)
-            filled[bad], khat[bad] = annealed_again(again, model, some[bad], key, places[bad])
+            filled[bad], khat[bad] = annealed_again(again, model, some[bad], again_key, places[bad])
         if draws is None:
             values = _completed(some, filled, done)
         else:
@@ -190,7 +194,7 @@ def annealed_again(
         fn,
         model,
         padded,
-        jax.random.fold_in(key, 1),
+        key,
         batch_size=min(AT_A_TIME, max(1, CHAIN_ROWS // fn.k)),
         slab_size=AT_A_TIME * jax.local_device_count(),
         addresses=places,
@@ -199,11 +203,11 @@ def annealed_again(
 
 
 def pilot_annealer(model: AbstractLatentModel, key: PRNGKey) -> Annealer:
-    """A sampler that anneals, tuned on draws of the model of which a fifth of the values is hidden.
+    """A sampler that anneals, tuned on draws of the model with a fifth of their values hidden.
 
-    It does not depend on the examples that are imputed, so nor does one of them on the others.
+    It does not depend on the examples to impute, so that none of them depends on the others.
     """
-    tune_key, draw_key = jax.random.split(jax.random.fold_in(key, 2))
+    tune_key, draw_key = jax.random.split(key)
 
     def one(key: PRNGKey) -> Example:
         z_key, x_key, hide_key = jax.random.split(key, 3)

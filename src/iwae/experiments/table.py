@@ -8,7 +8,7 @@ import numpy as np
 from scipy.stats import t as student
 from tabulate import tabulate
 
-from iwae.config.experiment import config_values, read_config
+from iwae.config.experiment import TrainConfig, config_values, read_config
 from iwae.config.presets import FAST, PRESETS, Preset, is_of_cell
 from iwae.errors import UserError
 from iwae.experiments.annealed import Annealed, above_samples, mean_above
@@ -143,6 +143,7 @@ def read_cell(out: Path, name: str, wanted: Wanted) -> Cell:
     """
     entry = PRESETS[name]
     found: list[_Finished] = []
+    trained: TrainConfig | None = None
     for run, seeds in cell_runs(out, cell_folder(name, wanted)).items():
         config = read_config(run / "config.toml")
         its = config.seeds()
@@ -154,9 +155,9 @@ def read_cell(out: Path, name: str, wanted: Wanted) -> Cell:
             )
         if entry.needs is not None:
             _check_start(out, run, entry.needs, wanted)
-        found += _finished(run, config.epochs)
-        trained = config
-    if not found:
+        finished = _finished(run, config.epochs)
+        found, trained = found + finished, config if finished else trained
+    if not found or trained is None:
         return Cell(name, entry)
     _refuse_mixed(name, found)
     values = np.concatenate([one.best.values for one in found])
@@ -183,7 +184,7 @@ def read_cell(out: Path, name: str, wanted: Wanted) -> Cell:
         seeds=len(each),
         epochs=min(one.epoch or 0 for one in replicates),
         hours=hours(trained.model_copy(update={"replicates": len(each)}))
-        or hours(entry.config(epochs=trained.epochs, replicates=len(each))),
+        or (None if entry.is_fast else hours(entry.config(replicates=len(each)))),
     )
 
 

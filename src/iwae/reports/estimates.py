@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from iwae.config.presets import PRESETS, same_experiment
+from iwae.config.presets import PRESETS, is_of_cell
 from iwae.evaluation.diagnostics import test_sample_error
 from iwae.results.completing import carried_over, carries_over
 from iwae.results.gaps import both_sides
@@ -21,7 +21,7 @@ Row = dict[str, str]
 def published_nll(config: dict[str, Any]) -> str:
     """The published number of this experiment and its epochs; "-" if there is nothing."""
     for entry in PRESETS.values():
-        if entry.nll is not None and same_experiment(entry, config):
+        if entry.nll is not None and is_of_cell(entry, config):
             about = [f"{'+'.join(map(str, entry.active))} active"] if entry.active else []
             epochs = f"{entry.config().epochs:,} epochs"
             about.append("not as published" if entry.is_fast else epochs)

@@ -523,7 +523,7 @@ def impute_rows(
     """Rows with values in place of missing ones: expectations, or several draws.
 
     Args:
-        anneal: impute rows again whose k-hat is above 0.7, by annealed importance sampling.
+        anneal: impute rows whose k-hat is above 0.7 again, by annealed importance sampling.
 
     Returns:
         The rows; the completed values `[n, d]` in the units of the data, once or for each draw; and

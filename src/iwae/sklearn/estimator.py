@@ -32,12 +32,7 @@ from iwae.data.sampling import PSEUDO_INPUTS
 from iwae.data.scaling import Scaling
 from iwae.errors import UserError
 from iwae.evaluation.examples import CHAIN_ROWS, ROWS, ExampleFn, gather, map_examples
-from iwae.evaluation.imputation import (
-    CHAINS,
-    Filling,
-    imputed,
-    pilot_annealer,
-)
+from iwae.evaluation.imputation import CHAINS, Filling, imputed, pilot_annealer
 from iwae.evaluation.likelihood import DOUBTFUL, annealed_bound, chunk_length, streamed_bound
 from iwae.inference.particles import importance_particles
 from iwae.inference.step_sizes import Annealer, tune_step_size
@@ -667,8 +662,8 @@ class ImportanceWeightedAutoencoder(
             X: `[n, d]`.
             k: importance samples per row; `score_k` if None.
             draws: number of draws from p(x_missing | x_observed) instead (multiple imputation).
-            anneal: impute rows again whose k-hat is above 0.7, by annealed importance sampling,
-                which takes longer (Neal 2001).
+            anneal: impute rows whose k-hat is above 0.7 again, by annealed importance sampling
+                (Neal 2001), which takes longer.
             random_state: an int or a RandomState, for reproducible draws; unlike expectations,
                 these depend on the order of the rows.
             return_pareto_k: return k-hat of each row too, instead of warning of rows where it is
@@ -710,7 +705,7 @@ class ImportanceWeightedAutoencoder(
         values, khat = self._map(filling, inner, max(1, ROWS // k), _IMPUTE)
         if anneal and (bad := khat > DOUBTFUL).any():
             again = Filling(self._annealer(), CHAINS)
-            values[bad], khat[bad] = self._map(again, inner[bad], CHAIN_ROWS // CHAINS, _IMPUTE)
+            values[bad], khat[bad] = self._map(again, inner[bad], CHAIN_ROWS // CHAINS, _AGAIN)
         return values, khat
 
     @float32
@@ -799,7 +794,7 @@ class ImportanceWeightedAutoencoder(
         return tags
 
 
-_SCORE, _LATENT, _PILOT, _IMPUTE = 1, 2, 3, 4  # folded into the estimator's key
+_SCORE, _LATENT, _PILOT, _IMPUTE, _AGAIN = 1, 2, 3, 4, 5  # folded into the estimator's key
 
 _ARRAYS = ("shift_", "scale_")
 _LEARNT = (

@@ -41,7 +41,7 @@ def soap(
     """The update direction of SOAP, with each matrix rotated on one side.
 
     Args:
-        b1, b2, eps: as in Adam.
+        b1, b2, eps: as in Adam; the two rates are to be equal, as the clipping presumes.
         every: steps between refreshes of the eigenbases, by one step of orthogonal iteration.
         largest: the smaller side of a matrix is rotated if it is at most this; other matrices, and
             vectors, are left to Adam.

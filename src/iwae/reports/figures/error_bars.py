@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullFormatter
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from iwae.errors import UserError, counted
 from iwae.reports.figures.style import (
@@ -308,6 +308,7 @@ def _scale_ratios(axes: Axes, ratios: np.ndarray) -> None:
         low = max(low, ratios.min() / 2)
         axes.set_ylim(low, high)
     axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_locator(LogLocator(subs=(2, 5)))
     axes.yaxis.set_minor_formatter("{x:g}" if high < 20 * low else NullFormatter())
 
 
