@@ -320,6 +320,10 @@ def test_estimates_are_of_the_examples_of_the_longest_annealing_run(tmp_path):
     assert row["verdict"] == "converged"
     assert row["gap of AIS"] == "0.25 ± 0.12"
     assert row["gap of 50 samples"] == "4.00 ± 1.00"
+    mixed = {"mixed_upper": -6.9, "mixed_upper_stderr": 1.0}
+    both |= {"n": 8, **mixed, "mixed_gap": 0.125, "mixed_gap_stderr": 0.25}
+    (evaluations / "y-bdmc.json").write_text(json.dumps({"pruned": False, **both}))
+    assert "| 0.12 ± 0.25" in estimates_table(tmp_path)  # the tighter one, where it is known
     assert row["ESS of L_50"] == "125"
     assert row["k-hat too large"].startswith("50%")
 

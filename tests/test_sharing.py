@@ -110,14 +110,15 @@ def test_every_number_of_the_card_is_of_a_record(measured, tmp_path):
     assert found == {
         "L_1": sampled["by_k"][0]["log_likelihood"],
         "L_20": sampled["log_likelihood"],  # of all 50, not of the subset
-        "AIS_20": annealed["by_temperatures"][-1]["log_likelihood"],
+        "AIS_20": annealed["by_temperatures"][-1]["whole"]["log_likelihood"],  # carried over
     }
     mean, error = sampled["log_likelihood"], sampled["stderr"]
-    words = f"| L_20 | {mean:.3f} ± {error:.3f} | 50 | lower bound by 20 importance samples |"
+    noise = f"Monte Carlo error {sampled['monte_carlo_error']:.3f}, k-hat unknown"
+    words = f"| L_20 | {mean:.3f} ± {error:.3f} | {noise} | 50 | lower bound by 20 "
     assert words in body
     assert f"20 temperatures and 2 chains; {annealed['verdict']['word']} |" in body
     gap = record(measured, next(_names(measured, "bdmc")))["replicates"][1]
-    assert f"{gap['gap']:.3f} ± {gap['gap_stderr']:.3f} nats apart" in body
+    assert f"{gap['mixed_gap']:.3f} ± {gap['mixed_gap_stderr']:.3f} nats apart" in body
     assert f"Active units: {sampled['active_units'][0]} of 2 " in body
     assert sampled["model_sha256"] in body
     assert "| examples | 300 to train, 50 to validate, 50 to test |" in body

@@ -18,6 +18,7 @@ from iwae.objectives.declaration import OBJECTIVES
 from iwae.reports.figures.style import minus
 from iwae.reports.gallery import are_pictures, layout_of
 from iwae.results.completing import read_completed
+from iwae.results.gaps import tighter_gap
 from iwae.results.reading import Estimate, estimates_of, widest
 from iwae.results.records import model_sha256
 from iwae.results.schema import Method, Record
@@ -171,6 +172,7 @@ def _template() -> Any:
         "meaning": _meaning,
         "errors": lambda one: "; ".join(error_words(one.row)),
         "pm": lambda mean, error: minus(plus_minus(mean, error)),
+        "gap": lambda one: minus(plus_minus(*one.mean(tighter_gap([one])))),
     }
     return environment.get_template("card.md.jinja")
 

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from iwae.config.presets import PRESETS, is_of_cell
 from iwae.evaluation.diagnostics import test_sample_error
 from iwae.results.completing import carried_over, carries_over
-from iwae.results.gaps import both_sides
+from iwae.results.gaps import both_sides, tighter_gap
 from iwae.results.reading import Known, known_bounds
 from iwae.results.schema import Fields, Method, Number, Record
 from iwae.results.text import plus_minus
@@ -52,7 +52,7 @@ def estimates_row(run: Path, name: str) -> Row | None:
     row["verdict"] = " / ".join(dict.fromkeys(verdicts))
     if (both := _both_sides(run, record, Method.BIDIRECTIONAL)) is not None:
         sampled = [one.importance for one in both.models if one.importance is not None]
-        row["gap of AIS"] = _plus_minus(both.models, "gap")
+        row["gap of AIS"] = _plus_minus(both.models, tighter_gap(both.models))
         row[f"gap of {sampled[0].k:,} samples"] = _plus_minus(sampled, "gap")
     if (both := _both_sides(run, record, Method.SANDWICH)) is not None:
         row["gap of AIS, test examples"] = _plus_minus(both.models, "gap")

@@ -1,6 +1,6 @@
 """Gaps between bounds from both sides that the records of a run have."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,7 +10,17 @@ from jaxtyping import Float
 from iwae.evaluation.sandwich import ratio_tail
 from iwae.results.reading import read_records, report_damage
 from iwae.results.records import Subject, model_sha256
-from iwae.results.schema import MIXED, Document, Method, Part, Record, Samples, Settings, Simulated
+from iwae.results.schema import (
+    MIXED,
+    Document,
+    Method,
+    Part,
+    Record,
+    Samples,
+    Settings,
+    Sides,
+    Simulated,
+)
 from iwae.results.store import read_arrays
 
 _SIDES = ("lower", "upper", "gap", *MIXED)
@@ -83,6 +93,11 @@ def simulated_bounds(run: Path, record: Record, number: int) -> Simulated | None
 def _bounds(of: Part | Samples) -> Document:
     names = [*_SIDES, *(f"{name}_stderr" for name in _SIDES)]
     return {name: getattr(of, name) for name in names}
+
+
+def tighter_gap(each: Iterable[Part | Sides]) -> str:
+    """The name of the gap to quote: to the mixed upper side where all have measured it."""
+    return "gap" if any(one.mixed_gap is None for one in each) else "mixed_gap"
 
 
 def both_sides(
