@@ -239,6 +239,7 @@ _SBN_CELLS = {
             "k": k,
             **values,
             "batch_size": 100,
+            "learning_rate": 3e-3,
             "schedule": "constant-linear",
             "epochs": 300,
         },
