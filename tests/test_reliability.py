@@ -13,6 +13,7 @@ import zipfile
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 
 import small
@@ -23,6 +24,8 @@ from iwae.config.experiment import read_config
 from iwae.config.toml import read_values
 from iwae.data import load_dataset, readers, store
 from iwae.data.catalogue import DataFile
+from iwae.data.kinds import Kind
+from iwae.data.tables import opened_parquet
 from iwae.errors import UserError
 from iwae.files import atomic_folder, atomic_write
 from iwae.models.vae import VAE
@@ -257,6 +260,19 @@ def test_a_signalling_nan_is_a_missing_value_without_a_warning(tmp_path):
     np.save(tmp_path / "mine.npy", values)
     with pytest.raises(UserError, match=r"is nan at \[2, 1\]: not finite"):
         load_dataset(tmp_path / "mine.npy")
+
+    grey = np.full((2, 4), 0.5, np.float32)
+    grey.view(np.uint32)[1, 2] = 0x7F80_0001
+    assert gallery._images(grey, gallery.Layout((2, 2), Kind("gaussian")))[1, 1, 0] == 0.5
+
+
+def test_a_column_name_that_is_no_text_is_refused(tmp_path):
+    path = tmp_path / "mine.parquet"
+    pd.DataFrame({"h\u00f6he": np.arange(8.0)}).to_parquet(path)
+    path.write_bytes(path.read_bytes().replace("\u00f6".encode(), b"\xeb\xeb"))
+    for read in (load_dataset, opened_parquet):
+        with pytest.raises(UserError, match=r"mine\.parquet cannot be read: .* can't decode"):
+            read(path)
 
 
 @pytest.mark.parametrize("known", [{"sha256": "0" * 64}, {"md5": "0" * 32}])

@@ -242,7 +242,9 @@ def _parquet(path: Path, read: str = "read_table") -> Any:
     from pyarrow import parquet
 
     with refusing_damage(path):
-        return getattr(parquet, read)(path)
+        found = getattr(parquet, read)(path)
+        _ = (found.schema_arrow if read == "ParquetFile" else found.schema).names  # decodes them
+        return found
 
 
 @contextmanager
@@ -252,7 +254,7 @@ def refusing_damage(path: Path) -> Iterator[None]:
 
     try:
         yield
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
         raise UserError(f"{path} cannot be read: {reason}") from None
 

@@ -356,7 +356,8 @@ def _unit(grey: np.ndarray) -> np.ndarray:
 def _images(flat: np.ndarray, dataset: Dataset | Layout) -> np.ndarray:
     """Values of a model as brightness from 0 to 1; what is missing is grey."""
     white = np.float32(KINDS[dataset.kind.name].white)
-    brightness = np.asarray(_outwards(flat, dataset), np.float32) / white
+    with np.errstate(invalid="ignore"):  # a signalling NaN of a damaged file
+        brightness = np.asarray(_outwards(flat, dataset), np.float32) / white
     brightness = np.where(np.isnan(brightness), np.float32(0.5), np.clip(brightness, 0, 1))
     return brightness.reshape(-1, *dataset.shape)
 
