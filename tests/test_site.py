@@ -177,11 +177,12 @@ def test_faults_of_a_page_are_seen(browser, site, address):
 
 
 @pytest.mark.slow
-def test_search_finds_a_page(browser, address):
+@pytest.mark.parametrize("served", [True, False])
+def test_search_finds_a_page(browser, site, address, served):
     context = browser.new_context(viewport={"width": WIDE, "height": 900})
     tab = context.new_page()
     tab.set_default_timeout(20_000)
-    tab.goto(f"{address}index.html")
+    tab.goto(f"{address if served else site.as_uri() + '/'}index.html")
     tab.locator(".md-search__input").first.click()
     tab.locator(".md-search__input").first.press_sequentially("annealed importance")
     tab.locator(".md-search-result__link").first.wait_for(timeout=60_000)
