@@ -643,6 +643,9 @@ MUTANTS = {
     "annealed-rows-by-an-examples-key": Mutant(
         "evaluation/imputation.py", "np.uint32(2**32 - 1), ", "np.uint32(1), ", "missing"
     ),
+    "beginning-of-another-seed": Mutant(
+        "runs/beginnings.py", '"log_every"}', '"log_every", "seed"}', "stages"
+    ),
     # Given the label
     "information-across-labels": Mutant(
         "evaluation/information.py", "counts = is_alike & (", "counts = (", "given_labels"

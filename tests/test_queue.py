@@ -86,6 +86,24 @@ def test_what_is_finished_is_not_done_again(undisturbed, monkeypatch):
     assert words(work(undisturbed, [task()])) == [("a", "done")]
 
 
+def test_a_task_may_begin_from_what_other_runs_of_the_folder_have_trained(
+    undisturbed, tmp_path, monkeypatch, caplog
+):
+    for name in ("a", "deeper/odd"):
+        shutil.copytree(undisturbed / "a", tmp_path / name)
+    (tmp_path / "deeper" / "odd" / "config.toml").write_text("k = ")
+    begun = []
+
+    def start(*_, others, **__):
+        begun.extend(others)
+        return iter(())
+
+    monkeypatch.setattr(here, "start_run", start)
+    here._training(tmp_path, task("b"), None, math.inf, lambda: None)
+    assert begun == [tmp_path / "a"]
+    assert "odd/config.toml cannot be read" in caplog.text
+
+
 def test_only_the_measure_that_is_missing_is_made(undisturbed, tmp_path, monkeypatch):
     shutil.copytree(undisturbed, tmp_path, dirs_exist_ok=True)
     more = task(measures=(QUICK, Measure((2,), examples=20)))

@@ -28,6 +28,7 @@ from iwae.experiments.cells import Wanted, plan
 from iwae.experiments.costs import hours, measured_costs, shape_of, stage_configs
 from iwae.experiments.table import Cell, read_cell, read_cells
 from iwae.experiments.tasks import Measure, state_of
+from iwae.runs.beginnings import shared_stages
 
 RESULTS = Path(__file__).parents[1] / "results"
 VAE = "table1/mnist/1l/vae-k1"
@@ -591,6 +592,20 @@ def test_table_2_is_one_run_that_starts_where_its_cells_do():
         config = preset(f"fast/table2/{name}").config()
         before = config.stage(len(config.stages) - 2, 1)
         assert (before.objective, before.k) == first
+
+
+def test_cells_of_one_network_train_what_they_begin_with_once():
+    def resolved(name):
+        config = preset(f"fast/{name}").config()
+        return config.model_copy(update={"layers": config.layers or 1})
+
+    first = resolved("table1/mnist/1l/iwae-k50")
+    alike = ("table1/mnist/1l/iwae-k5", "miwae/m8-k8", "miwae/piwae-m8-k8", "miwae/ciwae-beta0.5")
+    assert [shared_stages(first, resolved(name)) for name in alike] == [1, 1, 1, 1]
+    for name in ("table2/iwae-to-vae", "dreg/mnist/1l/k50"):
+        assert shared_stages(first, resolved(name)) == 2
+    for name in ("table1/mnist/1l/vae-k50", "table1/mnist/2l/iwae-k50", "aiwae/mnist/iwae-s5"):
+        assert shared_stages(first, resolved(name)) == 0  # objective, layers, batches
 
 
 def test_cells_are_chosen_by_recipe():

@@ -29,7 +29,9 @@ from iwae.errors import UserError
 from iwae.experiments.sweep import read_sweep
 from iwae.objectives.catalogue import objective
 from iwae.objectives.objective import as_objective
+from iwae.runs.beginnings import shared_beginning, shared_stages
 from iwae.runs.course import resume_run, start_run
+from iwae.runs.folder import run_config
 from iwae.runs.metrics import read_metrics
 from iwae.runs.models import load_model
 from iwae.runs.setup import initial_state, make_job
@@ -238,8 +240,8 @@ STAGES = "iwae k=2 epochs=2, elbo k=3 backward=1 epochs=2 optimizer=soap schedul
 SHORT = {"ema": 0.9, "schedule": "constant", "learning_rate": 0.01}
 
 
-def staged_run():
-    return {**SHORT, "stages": parse_stages(STAGES)}
+def staged_run(stages=STAGES, **more):
+    return {**SHORT, "stages": parse_stages(stages), **more}
 
 
 @pytest.mark.slow
@@ -278,6 +280,37 @@ def test_what_is_saved_of_a_run_in_stages_and_logged():
     expected = [0.01, 0.01, 0.01 * (1 - 29 / 60), 0.01 * (1 - 59 / 60)]
     assert [row["learning_rate"] for row in rows] == pytest.approx(expected, rel=1e-4)
     assert newest(run).best.epoch[0] in (3, 4)  # of the last objective
+
+
+def test_a_run_begins_with_the_stages_that_others_have_trained(tmp_path, caplog):
+    other = finished(**staged_run())
+    first, _ = STAGES.split(",")
+    ways = {
+        "alone": {"stages": f"{first}, gradient=stl epochs=2"},
+        "whole": {},
+        "seed": {"seed": 1},
+        "first": {"stages": STAGES.replace("k=2", "k=1", 1)},
+    }
+    alone = finished(**staged_run(**ways["alone"]))
+    jobs = {name: make_job(small.config(**staged_run(**way))) for name, way in ways.items()}
+    shared = {name: shared_stages(job.config, run_config(other)) for name, job in jobs.items()}
+    assert shared == {"alone": 1, "whole": 2, "seed": 0, "first": 0}
+    for name, like in (("alone", alone), ("whole", other)):
+        run = tmp_path / name
+        reports = list(start_run(jobs[name].config, run, others=[finished(), other]))
+        assert sum(report.epoch_done for report in reports) == {"alone": 2, "whole": 0}[name]
+        assert outcome(run) == outcome(like)
+        assert frames(run) == frames(like)
+        assert f"has its {shared[name]} first stage" in caplog.text
+    damaged = shutil.copytree(other, tmp_path / "damaged")
+    for path in (damaged / "checkpoints").iterdir():
+        path.write_bytes(path.read_bytes()[:-1])
+    assert shared_beginning(jobs["alone"], [damaged], jobs["alone"].dataset.identity) is None
+    assert "damaged" in caplog.text
+
+
+def frames(run):
+    return {path.name: path.read_bytes() for path in sorted((run / "frames").iterdir())}
 
 
 def test_the_file_of_a_run_in_stages_resolves_to_itself():

@@ -56,8 +56,8 @@ def stages(
         plain: whether the last stage has the objective's own gradient estimator.
     """
     own = "" if plain else quiet(objective)
-    if objective != "aiwae" and particles <= FEW:
-        return _words(named, own, f"epochs={(ALONE if particles == 1 else START + END) * times}")
+    if objective != "aiwae" and particles == 1:
+        return _words(named, own, f"epochs={ALONE * times}")
     first = "elbo k=1" if objective == "vae" else "iwae k=5"
     start = _words(first, quiet(first), f"epochs={START * times} lr_end={TURNING_RATE:g}")
     return f"{start}, {ending(named, particles, own, times=times, rate=TURNING_RATE)}"

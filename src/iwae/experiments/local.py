@@ -29,6 +29,7 @@ from iwae.experiments.tasks import (
 from iwae.results.annealed import Annealing, anneal_run
 from iwae.results.importance import evaluate_run
 from iwae.results.records import Track, untracked
+from iwae.runs.beginnings import runs_with_checkpoints
 from iwae.runs.course import resume_run, start_run
 from iwae.runs.folder import Claim, Stopped
 from iwae.training.loop import Report
@@ -167,18 +168,20 @@ def do_task(
         forget_failure(out, task)
         refuse_other_run(task, run)
         if not is_trained(run):
-            show(_training(task, run, data_dir, deadline, claim), run)
+            show(_training(out, task, data_dir, deadline, claim), run)
         for measure in task.measures:
             if missing := unmeasured(run, measure):
                 _measure(run, measure, missing, data_dir, _until(deadline, claim, track))
 
 
 def _training(
-    task: Task, run: Path, data_dir: Path | None, deadline: float, claim: Claim
+    out: Path, task: Task, data_dir: Path | None, deadline: float, claim: Claim
 ) -> Iterator[Report]:
-    """The run from its beginning, or from where it was stopped."""
+    """The run from its beginning, or from what it shares with others, or where it was stopped."""
+    run = Path(out) / task.name
     if not (run / "config.toml").is_file():
-        return start_run(task.config, run, data_dir, deadline=deadline, claim=claim)
+        others = runs_with_checkpoints(Path(out), run)
+        return start_run(task.config, run, data_dir, deadline=deadline, claim=claim, others=others)
     return resume_run(run, data_dir, deadline=deadline, claim=claim)
 
 

@@ -5,7 +5,7 @@ import logging
 import math
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,9 +20,10 @@ from iwae.config.experiment import (
     stored,
     write_config,
 )
-from iwae.errors import UserError
+from iwae.errors import UserError, counted
 from iwae.files import atomic_write
 from iwae.precision import float32
+from iwae.runs.beginnings import copy_log, shared_beginning
 from iwae.runs.checkpoints import (
     Checkpoint,
     DamagedCheckpointError,
@@ -66,6 +67,7 @@ def start_run(
     track: Mapping[str, Tracker] = NO_TRACKERS,
     claim: Claim = claimed,
     show: Callable[[Job], None] | None = None,
+    others: Sequence[Path] = (),
 ) -> Iterator[Report]:
     """Train from the beginning in a new folder; yield a report after every dispatch.
 
@@ -74,6 +76,8 @@ def start_run(
         track: experiment trackers by name, such as those of `iwae.runs.trackers.TRACKERS`.
         claim: raises if another process has taken over the folder; called before each write.
         show: called before training, to show what will be trained on what.
+        others: runs that may have trained the first stages of this one: the same settings, data
+            and seed. They are not trained again; the result is the same.
 
     Raises:
         UserError: if the folder is not empty, the data do not fit, or a tracker cannot be used.
@@ -84,12 +88,19 @@ def start_run(
     job = make_job(config, data_dir)
     if show is not None:
         show(job)
-    state, best = initial_state(job)
+    begun = shared_beginning(job, others, _jsonable(job.dataset.identity))
+    state, best = initial_state(job) if begun is None else begun.checkpoint[:2]
     with locked(run, claim) as valid:
         refuse_used(run)  # another process may have been faster
         shutil.rmtree(run / FOLDER, ignore_errors=True)  # from a start that failed
         with tracking(track, run, job.config) as tell:
             write_config(job.config, run / "config.toml")
+            if begun is not None:
+                first = counted(begun.stages, "first stage")
+                log.warning("%s has its %s from %s", run, first, begun.run)
+                copy_log(begun, run)
+                save_checkpoint(run / "checkpoints", Checkpoint(state, best, _notes(job)))
+                _tell_all(run, tell)
             yield from _train(job, run, state, best, deadline, tell, valid)
 
 
@@ -125,9 +136,14 @@ def resume_run(
             state, best = initial_state(job)
         with tracking(track, run, job.config) as tell:
             _forget_after(run, int(np.asarray(state.step).max()))
-            for row in read_metrics(run):
-                tell(row["step"], dict(scalars(row)))
+            _tell_all(run, tell)
             yield from _train(job, run, state, best, deadline, tell, valid)
+
+
+def _tell_all(run: Path, tell: Callable[[int, Scalars], None]) -> None:
+    """Send what was logged before to the trackers."""
+    for row in read_metrics(run):
+        tell(row["step"], dict(scalars(row)))
 
 
 def _checkpoint_to_resume(job: Job, run: Path, stage: int | None) -> Checkpoint | None:
@@ -255,11 +271,7 @@ def _save(run: _Run, state: TrainState, best: Best, *, finished: bool = False) -
     """Write a checkpoint and the current models."""
     run.claim()
     job = run.job
-    notes = {
-        "dataset": _jsonable(job.dataset.identity),
-        "config": config_values(job.config),
-        "version": version("iwae"),
-    }
+    notes = _notes(job)
     folder = run.folder / "checkpoints"
     save_checkpoint(folder, Checkpoint(state, best, notes))
     prune_checkpoints(folder, run.keep_steps)
@@ -278,6 +290,15 @@ def _save(run: _Run, state: TrainState, best: Best, *, finished: bool = False) -
             save_model(model, model_folder(run.folder, "best", replicate), **about)
         else:  # left from an earlier stage, chosen by another bound
             shutil.rmtree(model_folder(run.folder, "best", replicate), ignore_errors=True)
+
+
+def _notes(job: Job) -> dict[str, Any]:
+    """Facts about a run that stand in its checkpoints and models."""
+    return {
+        "dataset": _jsonable(job.dataset.identity),
+        "config": config_values(job.config),
+        "version": version("iwae"),
+    }
 
 
 def _jsonable(value: Any) -> Any:

@@ -1,0 +1,114 @@
+"""Stages that runs have in common from their beginning on, which need to be trained only once."""
+
+import json
+import logging
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from iwae.config.experiment import TrainConfig
+from iwae.errors import UserError
+from iwae.files import atomic_write
+from iwae.runs.checkpoints import CHECKPOINT, Checkpoint, DamagedCheckpointError, load_checkpoint
+from iwae.runs.folder import run_config
+from iwae.runs.metrics import read_metrics
+from iwae.runs.setup import Job, blank_state
+
+log = logging.getLogger("iwae")
+
+_ELSEWHERE = {"dataset", "log_every"}
+"""Settings that may differ: the identity of the data is compared, and logging trains nothing."""
+
+
+class Beginning(NamedTuple):
+    """The first stages of a run as another one has trained them.
+
+    Attributes:
+        run: the folder of that run.
+        stages: how many they are.
+        checkpoint: at the end of the last of them.
+    """
+
+    run: Path
+    stages: int
+    checkpoint: Checkpoint
+
+    @property
+    def step(self) -> int:
+        """The number of steps that need not be done again."""
+        return int(np.asarray(self.checkpoint.state.step).max())
+
+
+def shared_stages(one: TrainConfig, other: TrainConfig) -> int:
+    """The number of stages after which two runs of the same data have the same state.
+
+    Both configurations are resolved, as runs store them.
+    """
+    count = 0
+    for epochs, others in zip(one.stage_epochs(), other.stage_epochs(), strict=False):
+        if epochs != others or _trains(one, count, epochs) != _trains(other, count, epochs):
+            break
+        count += 1
+    return count
+
+
+def _trains(config: TrainConfig, i: int, epochs: int) -> dict[str, Any]:
+    """All that decides what a stage does."""
+    fresh = config.stages[i].fresh if config.stages is not None else None
+    return {**config.stage(i, epochs).model_dump(exclude=_ELSEWHERE), "fresh": fresh}
+
+
+def shared_beginning(job: Job, runs: Iterable[Path], identity: Any) -> Beginning | None:
+    """The longest beginning that other runs have trained, and have kept a checkpoint of.
+
+    Args:
+        runs: their folders.
+        identity: of the data of the job, as checkpoints note it.
+    """
+    found = [(shared_stages(job.config, run_config(run)), run) for run in runs]
+    for stages, run in sorted(found, reverse=True):
+        step = 0
+        if stages:
+            step = job.stage_ends[stages - 1] if job.config.stages else job.stage_ends[-1]
+        path = run / "checkpoints" / f"{step:010d}{CHECKPOINT}"
+        if not step or not path.is_file():
+            continue
+        try:
+            checkpoint = load_checkpoint(path, blank_state(job, step))
+        except DamagedCheckpointError as error:
+            log.warning("%s; its run is not begun from", error)
+            continue
+        if checkpoint.notes["dataset"] == identity:
+            return Beginning(run, stages, checkpoint)
+    return None
+
+
+def copy_log(beginning: Beginning, run: Path) -> None:
+    """Copy the metrics and frames of a beginning into the folder of a run."""
+    rows = [row for row in read_metrics(beginning.run) if row["step"] <= beginning.step]
+    with atomic_write(run / "metrics.jsonl") as path:
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    last = max((row["epoch"] for row in rows), default=0)
+    (run / "frames").mkdir(exist_ok=True)
+    for frame in sorted((beginning.run / "frames").glob("[0-9]*.npz")):
+        if int(frame.stem) <= last:
+            shutil.copyfile(frame, run / "frames" / frame.name)
+
+
+def runs_with_checkpoints(folder: Path, but: Path) -> list[Path]:
+    """The runs below a folder, except one, that have checkpoints and a readable configuration."""
+    found = []
+    for path in sorted(folder.rglob("checkpoints")):
+        run = path.parent
+        if run == but or not (run / "config.toml").is_file():
+            continue
+        try:
+            run_config(run)
+        except UserError as error:
+            log.warning("%s; its run is not begun from", error)
+            continue
+        found.append(run)
+    return found
