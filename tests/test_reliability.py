@@ -242,6 +242,19 @@ def test_a_changed_header_of_an_array_is_noticed(tmp_path, compress, old, new):
         load_dataset(tmp_path / "mine.npz")
 
 
+def test_an_array_that_the_list_of_an_archive_hides_is_missed(tmp_path):
+    path = tmp_path / "mine.npz"
+    np.savez(path, train=np.eye(8), test=np.eye(8))
+    content = bytearray(path.read_bytes())
+    first = content.index(b"PK\x01\x02")
+    content[first + 32] = len(content) - 22 - content.index(b"PK\x01\x02", first + 1)  # a comment
+    path.write_bytes(content)
+    with zipfile.ZipFile(path) as archive:
+        assert archive.namelist() == ["train.npy"]
+    with pytest.raises(UserError, match="1 of 2 arrays are listed"):
+        load_dataset(path)
+
+
 def test_long_names_and_labels_make_no_long_message(tmp_path):
     words = {"train_labels": np.array(list("abababab")), "test_labels": np.array(["z" * 5000] * 8)}
     np.savez(tmp_path / "mine.npz", train=np.eye(8), test=np.eye(8), **words)

@@ -229,9 +229,9 @@ _SBN: dict[str, tuple[dict[str, Any], str]] = {
 """Settings of a gradient, and its paper."""
 
 _SBN_CELLS = {
-    f"sbn/mnist-static/3l/{name}-k{k}": Preset(
+    f"sbn/{dataset}/3l/{name}-k{k}": Preset(
         {
-            "dataset": "mnist-static",
+            "dataset": dataset,
             "latent_sizes": (200, 200, 200),
             "hidden_sizes": ((), (), ()),
             "latents": ("bernoulli",),
@@ -247,6 +247,7 @@ _SBN_CELLS = {
         (),
         f"{source}: sigmoid belief network, trained by our settings",
     )
+    for dataset in ("mnist-static", "mnist")
     for name, (values, source) in _SBN.items()
     for k in (5, 50)
 }

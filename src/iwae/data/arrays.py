@@ -1,11 +1,12 @@
 """Read .npy and .npz files, and look through large arrays in blocks, with little memory."""
 
 import lzma
+import os
 import tokenize
 import zipfile
 import zlib
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 
@@ -54,9 +55,18 @@ def _archive(path: Path) -> dict[str, np.ndarray]:
     with path.open("rb") as file, np.load(file, allow_pickle=False) as loaded:
         unpacked = sum(one.file_size for one in loaded.zip.infolist())
         _refuse_bomb(path, unpacked, path.stat().st_size)
+        stated, found = _members(file, len(loaded.zip.comment)), len(loaded.zip.infolist())
+        if stated not in (found, 0xFFFF):  # a length that is too large hides what comes after it
+            raise zipfile.BadZipFile(f"{found} of {stated} arrays are listed")
         if (changed := loaded.zip.testzip()) is not None:  # reading an array may end too early
             raise zipfile.BadZipFile(f"bad checksum of {changed!r}")
         return {key: loaded[key] for key in loaded.files}
+
+
+def _members(file: IO[bytes], comment: int) -> int:
+    """The number of members that the end of an archive states, 65,535 for any that are more."""
+    file.seek(-22 - comment, os.SEEK_END)
+    return int.from_bytes(file.read(22)[10:12], "little")
 
 
 def _refuse_bomb(path: Path, unpacked: int, packed: int) -> None:
