@@ -572,6 +572,7 @@ CORNERS = """
 """
 
 
+@pytest.mark.slow
 def test_it_opens_from_the_file_system_and_all_images_are_decoded(opened):
     tab = opened()
     widths = tab.evaluate("[...document.images].map(image => image.naturalWidth)")
@@ -598,6 +599,7 @@ def column(tab, title):
     )
 
 
+@pytest.mark.slow
 def test_clicking_a_header_sorts_both_ways_and_what_is_missing_stays_last(opened):
     tab = opened()
     assert [name for name, _, _ in column(tab, "L50")] == ['one <b>&"x', "two", "three"]
@@ -617,6 +619,7 @@ def test_clicking_a_header_sorts_both_ways_and_what_is_missing_stays_last(opened
     assert column(tab, "L50")[0][2] is None
 
 
+@pytest.mark.slow
 def test_numbers_sort_as_numbers(opened):
     tab = opened()
     tab.evaluate(
@@ -633,6 +636,7 @@ def test_numbers_sort_as_numbers(opened):
     assert [name for name, _, _ in column(tab, "L50")] == ["two", 'one <b>&"x', "three"]
 
 
+@pytest.mark.slow
 def test_a_telephone_scrolls_tables_and_not_the_page(opened):
     tab = opened(viewport={"width": 375, "height": 800})
     assert tab.evaluate("document.documentElement.scrollWidth") <= 375
@@ -672,6 +676,7 @@ def luminances(tab, selector):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_text_stands_out_by_day_and_by_night(opened, scheme):
     tab = opened(color_scheme=scheme)

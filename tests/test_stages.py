@@ -236,7 +236,7 @@ def test_the_papers_schedule_written_as_stages_gives_the_same_weights():
 
 # In a folder
 
-STAGES = "iwae k=2 epochs=2, elbo k=3 backward=1 epochs=2 optimizer=soap schedule=linear"
+STAGES = "iwae k=2 epochs=2, elbo k=3 backward=1 epochs=2 optimizer=authors schedule=linear"
 SHORT = {"ema": 0.9, "schedule": "constant", "learning_rate": 0.01}
 
 
