@@ -33,7 +33,6 @@ def drawn(tmp_path_factory):
     return draw_run(small.unmeasured(finished(), tmp_path_factory.mktemp("drawn") / "run"))
 
 
-@pytest.mark.slow
 def test_images_have_all_the_pictures(drawn):
     strips = {f"training_{what}" for what in ("samples", "reconstructions")}
     assert names(drawn) == ALWAYS | {

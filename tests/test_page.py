@@ -383,6 +383,7 @@ def test_names_tell_the_runs_apart(tmp_path):
     assert name_runs([tmp_path / "run" / ".." / "run"]) == ["run"]
 
 
+@pytest.mark.slow
 def test_nothing_is_loaded_and_no_folder_is_told(page_of_two):
     text = page_of_two.read_text(encoding="utf-8")
     page = Reader(text)
@@ -414,6 +415,7 @@ def page_of_two(tmp_path_factory):
     return write_page(runs, folder / "report.html")
 
 
+@pytest.mark.slow
 def test_every_figure_has_a_caption_and_words_for_those_who_do_not_see_it(page_of_two):
     page = read(page_of_two)
     headings = {
@@ -432,6 +434,7 @@ def test_every_figure_has_a_caption_and_words_for_those_who_do_not_see_it(page_o
     assert min(map(len, described)) > 30
 
 
+@pytest.mark.slow
 def test_identifiers_are_unique(page_of_two):
     """Charts that were drawn apart share a document here."""
     attributes = read(page_of_two).attributes
@@ -442,6 +445,7 @@ def test_identifiers_are_unique(page_of_two):
     assert set(re.findall(r'(?:url\(|href=")#([\w-]+)', text)) <= set(names)
 
 
+@pytest.mark.slow
 def test_ink_follows_the_colours_of_the_page(page_of_two):
     charts = re.findall(r"<svg role.*?</svg>", page_of_two.read_text("utf-8"), re.DOTALL)
     assert len(charts) >= 3
