@@ -5,6 +5,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO := runs/demo
 
+# Workers and the commands that the tests start then compile each module of Python once among them.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: demo test slow mutants campaigns check lint types docs tables notebooks setup requirements clean
 
 demo: $(VENV)/installed  ## train an IWAE on the bundled digits, measure it, draw it

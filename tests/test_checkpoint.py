@@ -5,7 +5,6 @@ import shutil
 import struct
 from pathlib import Path
 
-import equinox as eqx
 import hypothesis.strategies as st
 import jax
 import jax.numpy as jnp
@@ -31,6 +30,7 @@ from iwae.training.loop import init_best
 from iwae.training.schedules import adam, authors_adam
 from iwae.training.soap import soap
 from iwae.training.steps import Settings, init_state
+from reference import equal
 
 NOTES = {"dataset": {"name": "none", "sizes": [1, 2]}, "version": "0"}
 
@@ -127,11 +127,11 @@ def test_damage_is_noticed(copy, damage):
 
 
 def test_a_change_of_any_byte_is_noticed(copy):
-    whole = copy.read_bytes()
+    whole, like = copy.read_bytes(), state_of()
     for at in range(0, len(whole), 97):
         copy.write_bytes(whole[:at] + bytes([whole[at] ^ 0x10]) + whole[at + 1 :])
         with pytest.raises(DamagedCheckpointError):
-            load_checkpoint(copy, state_of())
+            load_checkpoint(copy, like)
 
 
 def test_a_write_that_is_cut_off_never_gets_the_name(saved, tmp_path, monkeypatch):
@@ -271,7 +271,7 @@ def test_a_damaged_file_of_weights_is_refused_or_harmless(tmp_path_factory, data
 def test_weights_of_another_model_of_the_same_shapes_are_noticed(folder, tmp_path):
     before = (folder / "model.safetensors").read_bytes()
     model = load_model(folder)
-    save_model(jax.tree.map(lambda leaf: leaf + 1, model), folder)
+    save_model(jax.tree.map(lambda leaf: np.asarray(leaf) + 1, model), folder)
     copy_model(folder, tmp_path / "copy", epoch=3)
     for mixed in (folder, tmp_path / "copy"):
         load_model(mixed)
@@ -406,4 +406,4 @@ def test_a_pickle_is_never_executed(folder):
 def test_saving_changes_nothing_in_the_model(tmp_path):
     model = make()
     save_model(model, tmp_path)
-    assert eqx.tree_equal(model, make())
+    assert equal(model, make())

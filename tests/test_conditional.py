@@ -141,11 +141,12 @@ def test_a_gradient_reaches_every_parameter_but_the_frequencies(learned_prior):
     objective = bound(iwae, k=2)
 
     def loss(model):
-        keys = jax.random.split(jax.random.key(0), C)
-        return sum(
-            objective(*model.condition(example(y)), keys[y])  # each label has weights of its own
-            for y in range(C)
-        )
+        def one(x, key):
+            return objective(*model.condition(x), key)
+
+        # Each label has weights of its own.
+        xs, keys = jnp.stack([example(y) for y in range(C)]), jax.random.split(jax.random.key(0), C)
+        return jax.vmap(one)(xs, keys).sum()
 
     gradient = eqx.filter_jit(eqx.filter_grad(loss))(model)
     still = [

@@ -264,8 +264,9 @@ def test_more_chains_bring_the_mixed_upper_side_down_to_the_likelihood():
 CHAINS = {"chains": 4, "step_size": 0.4, "n_leapfrog": 2, "betas": linear_schedule(3)}
 
 
+@pytest.mark.slow
 def test_the_mixed_upper_side_of_annealing_is_above_the_likelihood_and_nearer():
-    found = bdmc(LinearGaussian.random(2, 3), jax.random.key(0), n_examples=20, **CHAINS)
+    found = bdmc(LinearGaussian.random(2, 3), jax.random.key(0), n_examples=2000, **CHAINS)
     assert np.abs(found.mixed_gap).max() < 1e-5  # q is the posterior
     found = bdmc(MODEL, jax.random.key(0), n_examples=2000, **CHAINS)
     exact = exact_of_examples(jax.random.key(0), 2000)

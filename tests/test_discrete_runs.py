@@ -31,6 +31,7 @@ def run(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_a_run_is_measured_and_its_model_is_that_of_its_description(run):
     config = read_config(run / "config.toml")
     assert (config.latents, config.gradient) == (("categorical:3", "bernoulli"), "vimco")

@@ -67,9 +67,7 @@ def runs(text):
 def with_blocks(*languages):
     """The pages that have blocks to run in these languages, as parameters of a test."""
     return [
-        pytest.param(
-            page, id=relative(page), marks=[pytest.mark.slow] * (relative(page) not in QUICK)
-        )
+        pytest.param(page, id=relative(page), marks=pytest.mark.slow)
         for page in PAGES
         if relative(page) != TOLD and any(runs(text) for _, text in blocks(page, languages))
     ]
@@ -77,10 +75,6 @@ def with_blocks(*languages):
 
 TOLD = "docs/own-data.md"
 """The page that is a story: its Python and its commands run as they stand, one after another."""
-
-
-QUICK = {"docs/methods.md"}
-"""Pages whose code does not take long to run; that of the others is among the long tests."""
 
 
 @pytest.mark.parametrize("page", PAGES, ids=relative)

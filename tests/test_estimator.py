@@ -683,6 +683,7 @@ def test_a_column_without_a_value_is_refused_wherever_it_is(missing, place):
     count=st.one_of(st.integers(-5, 0), st.floats(), st.text(max_size=3), st.booleans(), st.none()),
     name=st.sampled_from(["n_components", "k", "max_iter", "n_iter_no_change", "score_k"]),
 )
+@settings(max_examples=30)
 def test_counts_that_are_none_are_refused(count, name):
     with pytest.raises(ValueError, match=f"{name} == .*, must be a whole number of at least 1"):
         small(**{name: count}).fit(rows()) if name != "n_components" else small(count).fit(rows())
@@ -721,6 +722,7 @@ def test_parameters_that_cannot_be_are_refused(parameters, words):
         small(**parameters).fit(rows())
 
 
+@pytest.mark.slow
 def test_one_row_constant_columns_and_great_batches():
     with pytest.raises(ValueError, match="minimum of 2 is required"):
         small().fit(rows()[:1])

@@ -156,13 +156,12 @@ OF_FORMATS = [(suffix, name) for suffix in (".png", ".pdf", ".svg") for name in 
 )
 def test_a_figure_made_or_saved_again_has_the_same_bytes(suffix, name, tmp_path):
     path = tmp_path / f"x{suffix}"
-    saved = []
-    for figure in (EVERY[name](), EVERY[name]()):
-        for _ in range(2):
-            figures.save_figure(figure, path)
-            saved.append(path.read_bytes())
+    one, saved = EVERY[name](), []
+    for figure in (one, one, EVERY[name]()):
+        figures.save_figure(figure, path)
+        saved.append(path.read_bytes())
     first = saved[0]
-    assert saved == [first] * 4
+    assert saved == [first] * 3
     start = {".png": b"\x89PNG", ".pdf": b"%PDF", ".svg": b"<?xml"}[suffix]
     assert first.startswith(start)
     assert not any(word in first for word in (b"CreationDate", b"<dc:date>", b"Software"))

@@ -150,10 +150,11 @@ def test_a_pruned_unit_is_fixed_at_the_prior_mean_of_its_label(name):
     shape, masks = SHAPES[name]
     model, keep = linear(**shape), [np.array(mask) for mask in masks]
     pruned = prune(model, keep)
-    layers = len([mask for mask in keep if mask.any()])
-    assert pruned.latent_sizes == tuple(mask.sum() for mask in keep)[:layers]
-    for row in rows(4):
-        x = jnp.asarray(row)
+    n_layers = len([mask for mask in keep if mask.any()])
+    assert pruned.latent_sizes == tuple(mask.sum() for mask in keep)[:n_layers]
+
+    @jax.jit
+    def parts(x):
         given, values = model.condition(x)
         part = pruned.posterior(x).sample(KEY)
         fixed = [jnp.zeros(mask.size) for mask in keep[:-1]] + [given.prior().mean]
@@ -161,17 +162,22 @@ def test_a_pruned_unit_is_fixed_at_the_prior_mean_of_its_label(name):
             whole.at[np.flatnonzero(mask)].set(some)
             for whole, mask, some in zip(fixed, keep, (*part, jnp.zeros(0)), strict=False)
         )
-        p, q = given.priors(z), given.posterior(values)
-        kept = [norm.logpdf(h, *moments(one)) for h, one in zip(z, p, strict=True)]
-        log_p = given.log_likelihood(values, z) + sum(
-            v[m].sum() for v, m in zip(kept, keep, strict=True)
+        first = given.posterior(values).first
+        nets = [first, *(net(h) for net, h in zip(given.encoder[1:], z, strict=False))]
+        found = pruned.log_joint(x, part), pruned.posterior(x).log_prob(part)
+        return found, z, (given.priors(z), nets), given.log_likelihood(values, z)
+
+    for row in rows(4):
+        found, z, layers_of, log_x = parts(jnp.asarray(row))
+        log_p, log_q = (
+            sum(
+                norm.logpdf(h, *moments(one))[mask].sum()
+                for h, one, mask in zip(z, layers, keep, strict=True)
+            )
+            for layers in layers_of
         )
-        assert pruned.log_joint(x, part) == pytest.approx(float(log_p), rel=1e-5)
-        nets = [q.first, *(net(h) for net, h in zip(given.encoder[1:], z, strict=False))]
-        log_q = sum(
-            norm.logpdf(h, *moments(one))[m].sum() for h, one, m in zip(z, nets, keep, strict=True)
-        )
-        assert pruned.posterior(x).log_prob(part) == pytest.approx(float(log_q), rel=1e-5)
+        expected = float(log_x) + log_p, log_q
+        assert np.float64(found) == pytest.approx(np.float64(expected), rel=1e-5)
 
 
 # --- runs -------------------------------------------------------------------------------------

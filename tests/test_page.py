@@ -383,6 +383,7 @@ def test_names_tell_the_runs_apart(tmp_path):
     assert name_runs([tmp_path / "run" / ".." / "run"]) == ["run"]
 
 
+@pytest.mark.slow
 def test_nothing_is_loaded_and_no_folder_is_told(page_of_two):
     text = page_of_two.read_text(encoding="utf-8")
     page = Reader(text)
@@ -414,6 +415,7 @@ def page_of_two(tmp_path_factory):
     return write_page(runs, folder / "report.html")
 
 
+@pytest.mark.slow
 def test_every_figure_has_a_caption_and_words_for_those_who_do_not_see_it(page_of_two):
     page = read(page_of_two)
     headings = {
@@ -432,6 +434,7 @@ def test_every_figure_has_a_caption_and_words_for_those_who_do_not_see_it(page_o
     assert min(map(len, described)) > 30
 
 
+@pytest.mark.slow
 def test_identifiers_are_unique(page_of_two):
     """Charts that were drawn apart share a document here."""
     attributes = read(page_of_two).attributes
@@ -442,6 +445,7 @@ def test_identifiers_are_unique(page_of_two):
     assert set(re.findall(r'(?:url\(|href=")#([\w-]+)', text)) <= set(names)
 
 
+@pytest.mark.slow
 def test_ink_follows_the_colours_of_the_page(page_of_two):
     charts = re.findall(r"<svg role.*?</svg>", page_of_two.read_text("utf-8"), re.DOTALL)
     assert len(charts) >= 3
@@ -572,6 +576,7 @@ CORNERS = """
 """
 
 
+@pytest.mark.slow
 def test_it_opens_from_the_file_system_and_all_images_are_decoded(opened):
     tab = opened()
     widths = tab.evaluate("[...document.images].map(image => image.naturalWidth)")
@@ -598,6 +603,7 @@ def column(tab, title):
     )
 
 
+@pytest.mark.slow
 def test_clicking_a_header_sorts_both_ways_and_what_is_missing_stays_last(opened):
     tab = opened()
     assert [name for name, _, _ in column(tab, "L50")] == ['one <b>&"x', "two", "three"]
@@ -617,6 +623,7 @@ def test_clicking_a_header_sorts_both_ways_and_what_is_missing_stays_last(opened
     assert column(tab, "L50")[0][2] is None
 
 
+@pytest.mark.slow
 def test_numbers_sort_as_numbers(opened):
     tab = opened()
     tab.evaluate(
@@ -633,6 +640,7 @@ def test_numbers_sort_as_numbers(opened):
     assert [name for name, _, _ in column(tab, "L50")] == ["two", 'one <b>&"x', "three"]
 
 
+@pytest.mark.slow
 def test_a_telephone_scrolls_tables_and_not_the_page(opened):
     tab = opened(viewport={"width": 375, "height": 800})
     assert tab.evaluate("document.documentElement.scrollWidth") <= 375
@@ -672,6 +680,7 @@ def luminances(tab, selector):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_text_stands_out_by_day_and_by_night(opened, scheme):
     tab = opened(color_scheme=scheme)

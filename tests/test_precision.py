@@ -38,9 +38,12 @@ def in_memory():
     model = VAE(
         3, (2,), ((4,),), observation="gaussian", missing="at-random", key=jax.random.key(0)
     )
+    return model, log_likelihoods(model, gaps(), jax.random.key(2), k=3)
+
+
+def trained():
     options = {"key": jax.random.key(1), "epochs": 2, "batch_size": 10, "validation": gaps()[:10]}
-    trained = train(model, gaps(), bound(iwae, k=2), **options).model
-    return trained, log_likelihoods(trained, gaps(), jax.random.key(2), k=3)
+    return train(in_memory()[0], gaps(), bound(iwae, k=2), **options).model
 
 
 def estimator():
@@ -67,7 +70,7 @@ def run():
 
 
 def digests():
-    return {make.__name__: digest(make()) for make in (in_memory, estimator, run)}
+    return {make.__name__: digest(make()) for make in (in_memory, trained, estimator, run)}
 
 
 HERE = Path(__file__).parent

@@ -31,7 +31,7 @@ from iwae.objectives.penalties import Penalty
 from iwae.objectives.reductions import elbo, iwae
 from iwae.runs.models import load_model, save_model
 from iwae.testing import check_latent_model
-from reference import STANDARD_ERRORS
+from reference import STANDARD_ERRORS, equal
 
 LEARNED = ["mixture:3", "vamp:3", "flow:2"]
 
@@ -93,12 +93,16 @@ def test_narrow_components_far_from_zero_lose_no_digit_that_counts():
 def test_a_vampprior_is_the_mean_of_q_at_the_pseudo_inputs():
     model = make("vamp:3", latent=(3, 2))
     h = jnp.float32([0.4, -1.3])
-    terms = []
-    for u in model.top.inputs:
+
+    @jax.jit
+    def log_q(u):
         middle = model.encoder[0](u).mean  # q of the upper layer at the mean of the lower
-        terms.append(float(model.encoder[1](middle).log_prob(h)))
+        return model.encoder[1](middle).log_prob(h)
+
+    terms = [float(log_q(u)) for u in np.asarray(model.top.inputs)]
     expected = logsumexp(terms) - np.log(3)
-    assert float(model.prior().log_prob(h)) == pytest.approx(expected, rel=1e-5)
+    found = jax.jit(lambda h: model.prior().log_prob(h))(h)
+    assert float(found) == pytest.approx(expected, rel=1e-5)
 
 
 SIDE = np.linspace(-9, 9, 181, dtype=np.float32)
@@ -205,15 +209,14 @@ def linear_gaussian(prior):
 def test_annealed_weights_have_the_exact_likelihood_for_their_mean(prior):
     model, x, exact = linear_gaussian(prior)
     options = {"betas": linear_schedule(6), "step_size": 0.3, "n_leapfrog": 3}
-    for start in ("posterior", "prior"):
-        found, info = jax.jit(
-            lambda key, start=start: annealed_particles(model, x, key, 4000, start=start, **options)
-        )(jax.random.key(2))
-        w = np.exp(np.float64(found.log_w) - exact)
-        error = w.std() / np.sqrt(w.size)
-        assert abs(w.mean() - 1) < STANDARD_ERRORS * error
-        assert error < 0.03
-        assert (info["acceptance"] < 0.99).any()
+    found, info = jax.jit(
+        lambda key: annealed_particles(model, x, key, 4000, start="prior", **options)
+    )(jax.random.key(2))
+    w = np.exp(np.float64(found.log_w) - exact)
+    error = w.std() / np.sqrt(w.size)
+    assert abs(w.mean() - 1) < STANDARD_ERRORS * error
+    assert error < 0.03
+    assert (info["acceptance"] < 0.99).any()
 
 
 @pytest.mark.slow
@@ -316,7 +319,7 @@ def test_some_units_of_a_flow_cannot_be_pruned(which):
         UserError, match=f"the {which} flow:2 couples the units of layer 1, of which 2 of 3"
     ):
         prune(model, [np.array([True, False, True])])
-    assert eqx.tree_equal(prune(model, [np.ones(3, bool)]), model)
+    assert equal(prune(model, [np.ones(3, bool)]), model)
 
 
 def test_a_conditional_vampprior_depends_on_the_label_and_other_priors_do_not():
@@ -350,7 +353,7 @@ def test_a_model_comes_back_bit_for_bit(tmp_path, prior, posterior):
     model = make(prior, posterior, latent=(3, 2))
     save_model(model, tmp_path)
     found = load_model(tmp_path)
-    assert eqx.tree_equal(found, model)
+    assert equal(found, model)
     assert jax.tree.structure(found) == jax.tree.structure(model)
     described = json.loads((tmp_path / "model.json").read_text())["architecture"]
     assert described["prior"] == prior
@@ -360,7 +363,7 @@ def test_a_model_comes_back_bit_for_bit(tmp_path, prior, posterior):
 def test_a_prior_of_ones_own_is_loaded_into_the_same_model(tmp_path):
     model = make(Student(jnp.zeros(2)))
     save_model(model, tmp_path)
-    assert eqx.tree_equal(load_model(tmp_path, like=make(Student(jnp.ones(2)))), model)
+    assert equal(load_model(tmp_path, like=make(Student(jnp.ones(2)))), model)
     with pytest.raises(UserError, match="modules of its author's own"):
         load_model(tmp_path)
 
@@ -420,7 +423,6 @@ def test_a_flow_of_an_affine_map_has_the_scale_in_its_density():
     flow = Flow(2, 1, key=jax.random.key(0))
     loc, scale = jnp.float32([0.5, -1.0]), jnp.float32([0.3, 2.0])
     h = jnp.float32([0.1, 0.4])
-    expected = float(dist.Normal(loc, scale).to_event(1).log_prob(h))
-    assert float(FlowDistribution(flow, loc, scale).log_prob(h)) == pytest.approx(
-        expected, rel=1e-6
-    )
+    expected = norm.logpdf(np.float64(h), np.float64(loc), np.float64(scale)).sum()
+    found = jax.jit(lambda h: FlowDistribution(flow, loc, scale).log_prob(h))(h)
+    assert float(found) == pytest.approx(expected, rel=1e-6)

@@ -84,7 +84,7 @@ def test_no_particle_is_drawn_twice_and_those_that_are_certain_always_are(shares
 
 def test_a_key_draws_each_particle_with_its_chance():
     n, shares = 4000, jnp.float32([5, 0, 2, 1, 0.7, 0.3])
-    index, factor = jax.vmap(partial(few, shares=shares, count=2))(
+    index, factor = jax.jit(jax.vmap(partial(few, shares=shares, count=2)))(
         jax.random.split(jax.random.key(0), n)
     )
     drawn = np.zeros((n, 6))
@@ -184,7 +184,7 @@ def declared(words, backward, **options):
 
 SIZES = [(words, 2) for words in CASES]
 SIZES += [(words, n) for words in ("iwae", "iwae dreg", "piwae dreg") for n in (1, 3)]
-FEW = [SIZES.index(size) for size in (("iwae dreg", 2), ("piwae dreg", 3), ("rws-dreg", 2))]
+FEW = [SIZES.index(size) for size in (("piwae dreg", 3), ("rws-dreg", 2))]
 
 
 @pytest.mark.parametrize(("words", "backward"), quick_rows(SIZES, *FEW))
@@ -206,9 +206,7 @@ CHANGED = {
 }
 
 
-@pytest.mark.parametrize(
-    "words", quick(CHANGED, "a warm-up of dreg", "a chunk smaller than the draw")
-)
+@pytest.mark.parametrize("words", quick(CHANGED, "a chunk smaller than the draw"))
 def test_the_mean_is_the_same_with(monkeypatch, words):
     options, of, tuned = CHANGED[words]
     declaration = declared(of, 2, **options)

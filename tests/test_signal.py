@@ -10,6 +10,7 @@ from scipy.stats import binom
 from scipy.stats import t as student
 
 import small
+from cases import quick_rows
 from expectations import BITS, deep, shallow
 from iwae import gradients_run
 from iwae.errors import UserError
@@ -164,7 +165,7 @@ def planted(rng, ks, power, shared, *, draws=200, parameters=5):
     return found
 
 
-@pytest.mark.parametrize(("power", "shared"), [(0.5, 0.0), (0.5, 0.9), (-0.25, 0.9)])
+@pytest.mark.parametrize(("power", "shared"), quick_rows([(0.5, 0.0), (0.5, 0.9), (-0.25, 0.9)], 1))
 def test_a_planted_power_is_found_with_the_error_of_ratios_that_err_together(power, shared):
     rng, ks, together, apart = np.random.default_rng(1), (1, 2, 4, 8), [], []
     for _ in range(200):

@@ -45,8 +45,6 @@ from iwae.training.steps import Clock, Settings, init_state
 from small import bits, finished, newest, outcome
 from test_runs import exhaust, step_by_step, stop  # noqa: F401 - one is a fixture
 
-SLOW = pytest.mark.slow
-
 # In memory, on objectives whose gradients for the one parameter b that they have are simple
 
 
@@ -91,7 +89,8 @@ def course(stages, start=None, *, held_out=HELD_OUT, **plan):
     return list(train_stages(state, best, DATA, MODEL, stages, plan, held_out))
 
 
-@pytest.mark.parametrize("ema", [pytest.param(None, marks=SLOW), 0.8])
+@pytest.mark.slow
+@pytest.mark.parametrize("ema", [None, 0.8])
 def test_a_run_goes_on_from_a_dispatch_of_any_stage_bit_for_bit(monkeypatch, ema):
     monkeypatch.setattr(loop, "DISPATCH_SECONDS", 0.0)
     parts = [{**part, "ema": ema} for part in PARTS]
@@ -236,7 +235,7 @@ def test_the_papers_schedule_written_as_stages_gives_the_same_weights():
 
 # In a folder
 
-STAGES = "iwae k=2 epochs=2, elbo k=3 backward=1 epochs=2 optimizer=soap schedule=linear"
+STAGES = "iwae k=2 epochs=2, elbo k=3 backward=1 epochs=2 optimizer=authors schedule=linear"
 SHORT = {"ema": 0.9, "schedule": "constant", "learning_rate": 0.01}
 
 

@@ -164,10 +164,10 @@ class VAE(AbstractLatentModel):
         latents: Sequence[str] | str = "normal",
         observation: Kind | Mapping[str, Any] | str = "bernoulli",
         activation: str = "tanh",
-        output_bias: np.ndarray | None = None,
-        statistics: np.ndarray | None = None,
+        output_bias: Array | np.ndarray | None = None,
+        statistics: Array | np.ndarray | None = None,
         missing: str | None = None,
-        log_scale: np.ndarray | bool | None = None,
+        log_scale: Array | np.ndarray | bool | None = None,
         network: Network | Mapping[str, Any] | str = "mlp",
         encoder: Features | None = None,
         decoder: Features | None = None,
@@ -448,7 +448,7 @@ def _check_network(network: Network, kind: Kind, data: Observation, n_data: int)
 
 
 def _with_bias(
-    layer: Output, n_free: int, bias: np.ndarray | None
+    layer: Output, n_free: int, bias: Array | np.ndarray | None
 ) -> tuple[Output, Float[Array, " n_free"] | None]:
     """The layer with its part of the initial outputs as bias, and the free parameters."""
     n_outputs = layer.bias.shape[0]
@@ -458,13 +458,13 @@ def _with_bias(
         raise UserError(
             f"output_bias has shape {bias.shape}; this model needs {(n_outputs + n_free,)}"
         )
-    outputs, free = np.split(bias, [n_outputs])
+    outputs, free = bias[:n_outputs], bias[n_outputs:]
     layer = eqx.tree_at(lambda output: output.bias, layer, jnp.asarray(outputs, jnp.float32))
     return layer, jnp.asarray(free, jnp.float32) if n_free else None
 
 
 def _statistics(
-    data: Observation, given: np.ndarray | None
+    data: Observation, given: Array | np.ndarray | None
 ) -> Float[Array, " n_statistics"] | None:
     """The training-set statistics of the encoder, if it needs any."""
     n = data.encoding.n_statistics if data.encoding else 0
@@ -475,7 +475,9 @@ def _statistics(
     return jnp.zeros(n) if given is None else jnp.asarray(given, jnp.float32)
 
 
-def _log_scale(given: np.ndarray | bool | None, n_data: int) -> Float[Array, " n_data"] | None:
+def _log_scale(
+    given: Array | np.ndarray | bool | None, n_data: int
+) -> Float[Array, " n_data"] | None:
     """The log scales of the values; zeros if `given` is True, as for a model that is to be read."""
     if given is None:
         return None

@@ -181,28 +181,32 @@ def make_models(config: TrainConfig, dataset: Dataset) -> list[Model]:
     bias = likelihood.initial_output(rows) if config.output_bias else None
     statistics = likelihood.encoding.statistics(rows) if likelihood.encoding else None
 
-    @eqx.filter_jit  # otherwise each array of a model takes several programs
-    def make(seed: Seed, pseudo_inputs: Array | np.ndarray | None) -> Model:
-        model = VAE(
-            dataset.n_values,
-            latent_sizes,
-            hidden_sizes,
-            latents=tuple(map(str, config.kinds())),
-            observation=dataset.kind,
-            activation=config.activation,
-            network=network,
-            output_bias=bias,
-            statistics=statistics,
-            missing=config.missing,
-            log_scale=dataset.log_scale,
-            prior=config.prior,
-            posterior=config.posterior,
-            pseudo_inputs=pseudo_inputs,
-            key=_replicate_key(seed, _INIT),
-        )
-        return _with_labels(model, config, dataset)
+    options = {
+        "n_data": dataset.n_values,
+        "latent_sizes": latent_sizes,
+        "hidden_sizes": hidden_sizes,
+        "latents": tuple(map(str, config.kinds())),
+        "observation": dataset.kind,
+        "activation": config.activation,
+        "network": network,
+        "output_bias": bias,
+        "statistics": statistics,
+        "missing": config.missing,
+        "log_scale": dataset.log_scale,
+        "prior": config.prior,
+        "posterior": config.posterior,
+    }
+    models = []
+    for seed in _seeds(config):
+        pseudo_inputs = first_pseudo_inputs(config, dataset, int(seed))
+        model = _first_model(seed, {**options, "pseudo_inputs": pseudo_inputs})
+        models.append(_with_labels(model, config, dataset))
+    return models
 
-    return [make(seed, first_pseudo_inputs(config, dataset, int(seed))) for seed in _seeds(config)]
+
+@eqx.filter_jit  # otherwise each array of a model takes several programs
+def _first_model(seed: Seed, options: dict[str, Any]) -> VAE:
+    return VAE(**options, key=_replicate_key(seed, _INIT))
 
 
 def first_pseudo_inputs(config: TrainConfig, dataset: Dataset, seed: int) -> np.ndarray | None:

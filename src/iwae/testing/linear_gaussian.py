@@ -1,5 +1,6 @@
 """A model whose bounds, gradients and estimates can all be derived by hand."""
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -84,6 +85,7 @@ class LinearGaussian(AbstractLatentModel):
         z = self.prior().sample(z_key)
         return z, self.decode(z).sample(x_key)
 
+    @eqx.filter_jit
     def exact_posterior(self, x: Float[Array, " d"]) -> dist.Distribution:
         """The true posterior p(z|x), which does not depend on q."""
         precision = jnp.eye(self.weight.shape[1]) + self._gram() / jnp.exp(2 * self.log_scale)
@@ -91,6 +93,7 @@ class LinearGaussian(AbstractLatentModel):
         mean = jnp.linalg.solve(precision, residual)
         return dist.MultivariateNormal(mean, precision_matrix=precision)
 
+    @eqx.filter_jit
     def log_evidence(self, x: Float[Array, " d"]) -> Scalar:
         """log p(x) = log N(x; b, W W' + s^2 I), nats."""
         noise = jnp.exp(2 * self.log_scale) * jnp.eye(self.bias.size)

@@ -3,9 +3,11 @@
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Key, PyTree
 
 from iwae.data.rows import Examples
 from iwae.errors import UserError
@@ -84,8 +86,8 @@ def enter(
     keeps all it has learned and tuned. If validation measures another bound, the best weights so
     far are discarded.
     """
-    models = [replicate_model(template, state.params, r) for r in range(len(state.step))]
-    new = init_state(models, state.key, stage.settings)
+    static = eqx.filter(template, eqx.is_inexact_array, inverse=True)
+    new = _first_state(state.params, state.key, static, stage.settings)
     extra, opt_state = new.extra, new.opt_state
     if is_carried(before, stage):
         opt_state = state.opt_state
@@ -98,6 +100,15 @@ def enter(
     if not _validates_alike(before, stage):
         return new, init_best(new)
     return new, best._replace(waited=jnp.zeros_like(best.waited))
+
+
+@eqx.filter_jit
+def _first_state(
+    params: PyTree, keys: Key[Array, " R"], template: AbstractLatentModel, settings: Settings
+) -> TrainState:
+    """The state before the first step of a run that starts from these parameters."""
+    models = [replicate_model(template, params, r) for r in range(len(keys))]
+    return init_state(models, keys, settings)
 
 
 def _validates_alike(before: Stage, stage: Stage) -> bool:

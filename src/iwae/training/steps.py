@@ -95,6 +95,7 @@ class Settings(NamedTuple):
     blocks: int = 1
 
 
+@eqx.filter_jit  # otherwise each array of a state takes several programs
 def init_state(
     models: Sequence[AbstractLatentModel], keys: Key[Array, " R"], settings: Settings
 ) -> TrainState:
