@@ -5,7 +5,8 @@
 Tables that scikit-learn ships, and one of mixed columns that `mixed` makes, are trained on with the
 defaults for one's own data, in process, by the functions behind the commands. All are measured on
 the fifth of the rows that is the test set; rivals learn from all other rows, while `iwae train`
-holds a tenth of these out to stop early.
+holds some of these out to stop early. A table of few rows is split five times, so that every row
+is tested on once, by models that have not seen it.
 
 - Densities, nats per row in the units of the table: against the estimator and a Gaussian of full
   covariance or, for the mixed table, independent columns.
@@ -13,6 +14,8 @@ holds a tenth of these out to stop early.
   deviations of the complete training rows: against column means, scikit-learn's IterativeImputer,
   and the same with random forests, as missForest (Stekhoven & Bühlmann 2012) does. Rivals see
   standardised columns, and words as an indicator for each.
+
+Errors of differences are over the rows, each of which all ways are measured on.
 """
 
 import argparse
@@ -42,6 +45,9 @@ from iwae.data.catalogue import own_split
 from iwae.files import atomic_write
 
 HIDDEN, K = 0.2, 1000
+
+FEW, SPLITS = 200, 5
+"""Up to how many rows a table has several splits, and how many."""
 
 
 def numbers(load: Callable[..., Any], **options: Any) -> pd.DataFrame:
@@ -108,18 +114,48 @@ def kinds(frame: pd.DataFrame) -> dict[str, Any]:
     return {"observation": "gaussian"} if real(frame) else {}
 
 
+def splits(frame: pd.DataFrame) -> list[pd.DataFrame]:
+    """The table as it is and, if it has few rows, in other orders, one for each further fifth.
+
+    Which places are tested on is fixed, so another order is another split. Where five fifths are
+    more than all rows, the last has some of the first.
+    """
+    train, test, _ = own_split(len(frame))
+    rows = np.concatenate([test, np.random.default_rng(0).permutation(train)])
+    orders = []
+    for number in range(SPLITS if len(frame) <= FEW else 1):
+        tested, others = np.split(np.roll(rows, -number * len(test)), [len(test)])
+        order = np.empty_like(rows)
+        order[test], order[train] = np.sort(tested), np.sort(others)
+        orders.append(frame.iloc[order])
+    return orders
+
+
+def over_splits(
+    measure: Callable[[pd.DataFrame, Path, int], pd.DataFrame],
+    frame: pd.DataFrame,
+    folder: Path,
+    seed: int,
+) -> pd.DataFrame:
+    """What is measured on the tested rows of all splits, each row once."""
+    found = pd.concat(
+        measure(one, folder / str(number), seed + number)
+        for number, one in enumerate(splits(frame))
+    )
+    return found[~found.index.duplicated()]
+
+
 # --- densities -------------------------------------------------------------------------------
 
 
-def densities(frame: pd.DataFrame, folder: Path, seed: int, **options: Any) -> dict[str, Any]:
-    """Mean held-out log-likelihood by each way, nats per row, and how far `iwae` is above it."""
+def densities(frame: pd.DataFrame, folder: Path, seed: int) -> pd.DataFrame:
+    """The log-likelihood of each test row by each way, nats."""
     train, test, _ = own_split(len(frame))
     known, new = frame.iloc[train], frame.iloc[test]
-    run = trained(frame, folder, seed=seed, **kinds(frame), **options)
+    run = trained(frame, folder, seed=seed, **kinds(frame))
     new.to_csv(folder / "new.csv", index=False)
     ours = score_rows(run, folder / "new.csv", k=K, p_values=False)["log_likelihood"]
-    found = {"iwae": ours, **rivals(known, new, seed)}
-    return {name: paired(ours, values) for name, values in found.items()}
+    return pd.DataFrame({"iwae": ours, **rivals(known, new, seed)}, index=new.index)
 
 
 def rivals(known: pd.DataFrame, new: pd.DataFrame, seed: int) -> dict[str, np.ndarray]:
@@ -160,12 +196,15 @@ def paired(ours: np.ndarray, values: np.ndarray) -> dict[str, float]:
 # --- imputation ------------------------------------------------------------------------------
 
 
-def imputations(frame: pd.DataFrame, folder: Path, seed: int, **options: Any) -> dict[str, float]:
-    """Root mean squared error of hidden test numbers by each way, in standard deviations."""
+def imputations(frame: pd.DataFrame, folder: Path, seed: int) -> pd.DataFrame:
+    """Of each test row, the number of hidden numbers, and the sum of squared errors of each way.
+
+    Errors are in standard deviations of the complete training rows.
+    """
     train, test, _ = own_split(len(frame))
     hidden = np.random.default_rng(seed).random(frame.shape) < HIDDEN
     holes = frame.astype(object).mask(hidden)
-    run = trained(holes, folder, seed=seed, missing="at-random", **kinds(frame), **options)
+    run = trained(holes, folder, seed=seed, missing="at-random", **kinds(frame))
     holes.iloc[test].to_csv(folder / "new.csv", index=False)
     numeric = [i for i, dtype in enumerate(frame.dtypes) if dtype.kind in "fi"]
     truth = frame.iloc[:, numeric].to_numpy(float)
@@ -181,8 +220,24 @@ def imputations(frame: pd.DataFrame, folder: Path, seed: int, **options: Any) ->
         units = known.std().to_numpy() / scale, (known.mean().to_numpy() - mean) / scale
         found[name] = filled * units[0] + units[1]
     right, gaps = ((truth - mean) / scale)[test], hidden[test][:, numeric]
+    squares = {way: np.sum((each - right) ** 2 * gaps, axis=1) for way, each in found.items()}
+    return pd.DataFrame({"gaps": gaps.sum(axis=1), **squares}, index=frame.index[test])
+
+
+def compared(found: pd.DataFrame) -> dict[str, dict[str, float]]:
+    """Each way's root mean squared error, and how far that of `iwae` is from it.
+
+    The standard error of the difference is by the delta method, over rows.
+    """
+    gaps = found.pop("gaps").to_numpy()
+    errors = np.sqrt(found.sum() / gaps.sum())
+    # The influence of a row on the error, whose mean over rows is zero.
+    rows = (found - np.outer(gaps, errors**2)) / (2 * errors * gaps.sum())
+    against = rows.rsub(rows["iwae"], axis=0)
+    stderr = np.sqrt((against**2).sum() * len(rows) / (len(rows) - 1))
     return {
-        name: float(np.sqrt(np.mean((values - right)[gaps] ** 2))) for name, values in found.items()
+        way: {"error": error, "change": errors["iwae"] - error, "change_stderr": stderr[way]}
+        for way, error in errors.items()
     }
 
 
@@ -219,13 +274,18 @@ def main() -> None:
     for name in options.tables:
         frame, start = TABLES[name](), time.perf_counter()
         with tempfile.TemporaryDirectory() as folder:
+            nats, errors = (
+                over_splits(measure, frame, Path(folder) / measure.__name__, options.seed)
+                for measure in (densities, imputations)
+            )
             found = {
                 "date": datetime.now(UTC).isoformat(timespec="seconds"),
                 "seed": options.seed,
                 "rows": len(frame),
                 "columns": frame.shape[1],
-                "densities": densities(frame, Path(folder) / "densities", options.seed),
-                "imputations": imputations(frame, Path(folder) / "imputations", options.seed),
+                "splits": len(splits(frame)),
+                "densities": {way: paired(nats["iwae"], values) for way, values in nats.items()},
+                "imputations": compared(errors),
             }
         results[name] = found
         print(f"{name}, {time.perf_counter() - start:.0f} s: {json.dumps(found)}", flush=True)

@@ -232,18 +232,22 @@ def test_own_tables_are_compared_with_the_rivals_that_there_are(tmp_path):
     way = lambda nats, lead: {"nats": nats, "lead": lead, "lead_stderr": 0.25}  # noqa: E731
     wine = {"iwae": way(-18.0, 0.0), "estimator": way(-17.9, -0.1), "Gaussian": way(-19.0, 1.0)}
     mixed = {"iwae": way(-28.5, 0.0), "independent": way(-30.5, 2.0)}
+    filled = {
+        "iwae": {"error": 0.5, "change": 0.0, "change_stderr": 0.0},
+        "random forests": {"error": 0.6, "change": -0.1, "change_stderr": 0.03},
+    }
+    table = {"rows": 1780, "columns": 13, "splits": 5, "imputations": filled}
     results = {
-        name: {"rows": 1780, "columns": 13, "densities": ways, "imputations": {"iwae": 0.5}}
-        for name, ways in (("wine", wine), ("mixed", mixed))
+        name: {**table, "densities": ways} for name, ways in (("wine", wine), ("mixed", mixed))
     }
     path = tmp_path / "benchmarks" / "own_data.json"
     path.parent.mkdir()
     path.write_text(json.dumps({"results": results}))
     rows = [re.split(r" *\| *", line) for line in own_densities_table(tmp_path).splitlines()[2:]]
-    assert rows[0][2:5] == ["1,780 x 13", "-18.00", "-0.10 ± 0.25"]
-    assert rows[0][5] == "+1.00 ± 0.25 (a Gaussian)"
-    assert rows[1][4:6] == ["", "+2.00 ± 0.25 (independent columns)"]
-    assert "| wine    | 0.500  |" in own_imputations_table(tmp_path)
+    assert rows[0][2:6] == ["1,780 x 13", "5", "-18.00", "-0.10 ± 0.25"]
+    assert rows[0][6] == "+1.00 ± 0.25 (a Gaussian)"
+    assert rows[1][5:7] == ["", "+2.00 ± 0.25 (independent columns)"]
+    assert "| wine    | 0.500  | 0.600 (-0.100 ± 0.030) |" in own_imputations_table(tmp_path)
 
 
 def test_shares_of_hidden_values_are_compared_over_seeds(tmp_path):

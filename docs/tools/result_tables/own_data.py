@@ -12,7 +12,7 @@ SIMPLE = ("Gaussian", "independent")
 def own_densities_table(results: Path) -> str:
     """Markdown: held-out log-likelihoods of `iwae train`'s defaults, and their lead over others.
 
-    ± is the standard error of the mean difference between the rows of the test set.
+    ± is the standard error of the mean difference between the rows of all test sets.
     """
     rows = []
     for name, found in benchmark(results, "own_data")["results"].items():
@@ -28,6 +28,7 @@ def own_densities_table(results: Path) -> str:
             {
                 "table": name,
                 "rows x columns": f"{found['rows']:,} x {found['columns']}",
+                "splits": str(found["splits"]),
                 "nats per row": f"{each['iwae']['nats']:.2f}",
                 "above the estimator": leads.get("estimator", ""),
                 "above a density without latents": f"{leads[simple]} ({against})",
@@ -37,8 +38,19 @@ def own_densities_table(results: Path) -> str:
 
 
 def own_imputations_table(results: Path) -> str:
-    """Markdown: root mean squared errors of hidden numbers by each way, in standard deviations."""
-    return markdown(
-        {"table": name, **{way: f"{error:.3f}" for way, error in found["imputations"].items()}}
-        for name, found in benchmark(results, "own_data")["results"].items()
-    )
+    """Markdown: root mean squared errors of hidden numbers by each way, in standard deviations.
+
+    In brackets, how far that of `iwae` is from it, with the standard error over rows.
+    """
+    rows = []
+    for name, found in benchmark(results, "own_data")["results"].items():
+        each = found["imputations"]
+        changes = {
+            way: plus_minus(one["change"], one["change_stderr"], sign="+")
+            for way, one in each.items()
+        }
+        rivals = {
+            way: f"{each[way]['error']:.3f} ({changes[way]})" for way in each if way != "iwae"
+        }
+        rows.append({"table": name, "iwae": f"{each['iwae']['error']:.3f}", **rivals})
+    return markdown(rows)
