@@ -46,7 +46,7 @@ from iwae.files import atomic_write
 
 HIDDEN, K = 0.2, 1000
 
-FEW, SPLITS = 200, 5
+FEW, SPLITS = 150, 5
 """Up to how many rows a table has several splits, and how many."""
 
 
@@ -284,7 +284,9 @@ def main() -> None:
                 "rows": len(frame),
                 "columns": frame.shape[1],
                 "splits": len(splits(frame)),
-                "densities": {way: paired(nats["iwae"], values) for way, values in nats.items()},
+                "densities": {
+                    way: paired(nats["iwae"].to_numpy(), nats[way].to_numpy()) for way in nats
+                },
                 "imputations": compared(errors),
             }
         results[name] = found

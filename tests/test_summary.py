@@ -1,5 +1,7 @@
 """The summary before training, and the advice after it."""
 
+from dataclasses import replace
+
 from iwae import TrainConfig
 from iwae.config.experiment import write_config
 from iwae.runs.setup import make_job
@@ -31,7 +33,8 @@ def own(tmp_path, **options):
 
 def test_what_will_be_trained(tmp_path):
     config = own(tmp_path, latent_sizes=(2,), hidden_sizes=((3,),), patience=4, validation=0.1)
-    network, objective, length = describe_plan(make_job(config)).splitlines()
+    job = make_job(config)
+    network, objective, length, average = describe_plan(job).splitlines()
     # Encoder 2*3+3 + 2(3*2+2), decoder 2*3+3 + 3*4+4; the scale of the data is not trained.
     assert network == "network: mlp, 2 - 3 - 2 latents; 50 parameters"
     assert objective == "objective: iwae, k = 16"
@@ -39,6 +42,12 @@ def test_what_will_be_trained(tmp_path):
         "training: at most 400 epochs of 2 steps with 16 rows; it stops after 4 validations "
         "without a better bound"
     )
+    assert average == (
+        "weights: a moving average over about 100 steps, which is validated and saved (--ema None "
+        "for the weights themselves)"
+    )
+    plain = replace(job, config=job.config.model_copy(update={"ema": None}))
+    assert describe_plan(plain).splitlines() == [network, objective, length]
 
 
 def test_what_follows(tmp_path):

@@ -587,6 +587,7 @@ UNTIL_CONVERGED: dict[str, Any] = {
     "patience": 100,
     "batch_size": "auto",
     "schedule": "cosine",
+    "ema": 0.99,  # few held-out rows choose lucky epochs of weights that are not averaged
 }
 """Training on a user's own data, of any size, if no epochs are given: it stops early."""
 

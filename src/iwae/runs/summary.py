@@ -45,6 +45,11 @@ def describe_plan(job: Job) -> str:
     steps = job.stages[0].steps_per_epoch
     batch = f" of {steps:,} steps with {config.batch_size} rows" if config.stages is None else ""
     lines.append(f"training: {most}{counted(config.epochs, 'epoch', ',')}{batch}{stops}")
+    if config.ema is not None:
+        lines.append(
+            f"weights: a moving average over about {1 / (1 - config.ema):,.0f} steps, which is "
+            "validated and saved (--ema None for the weights themselves)"
+        )
     blocks = blocks_of(job.dataset.train, job.stages[0].settings.batch_size)
     if blocks.number > 1:
         lines.append(f"blocks: {blocks.number:,} an epoch, of {blocks.rows:,} rows, read in turn")
