@@ -119,22 +119,15 @@ def _line(axes: Axes, x: np.ndarray, y: np.ndarray, place: int, style: str) -> N
     axes.plot(x[-1:], y[-1:], color=colour, marker=MARKERS[place % len(MARKERS)], markersize=5)
 
 
-class Budgets(NamedTuple):
-    """A chart of bounds, the name of that which was subtracted from all, and of how many examples.
-
-    The one subtracted is the tightest of the first run.
-    """
-
-    figure: Figure
-    reference: str
-    examples: int
-
-
-def budgets(known: Mapping[int, Sequence[Known]]) -> Budgets | None:
+def budgets(known: Mapping[int, Sequence[Known]]) -> tuple[Figure, str, int] | None:
     """Paired differences of bounds by budget, over the examples that all have; None without any.
 
     Args:
         known: the bounds of each run by its place on the page, all of one test set.
+
+    Returns:
+        The chart, the name of the bound subtracted from all, the tightest of the first run, and the
+        number of examples.
     """
     every = [one for bounds in known.values() for one in bounds]
     if len(every) < 2:
@@ -164,7 +157,7 @@ def budgets(known: Mapping[int, Sequence[Known]]) -> Budgets | None:
         f"difference to {reference.estimator} (nats)",
     )
     plain_numbers(axes, NUMBER)
-    return Budgets(laid_out(figure), reference.estimator, len(shared))
+    return laid_out(figure), reference.estimator, len(shared)
 
 
 def _curves(bounds: Sequence[Known]) -> Iterator[tuple[bool, list[Known]]]:
