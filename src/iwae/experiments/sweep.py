@@ -80,7 +80,8 @@ def _runs(
     refuse_shared_seeds(kept)
     found = [(its, path.name) for path, its in kept.items()]
     for its in contiguous(sorted(set(seeds).difference(*kept.values()))):
-        named = {**words, "seed": _seeds_word(its)} if kept or "seed" in words else words
+        seeds_word = f"seed={its[0]}" + f"-{its[-1]}" * (len(its) > 1)
+        named = {**words, "seed": seeds_word} if kept or "seed" in words else words
         found.append((its, _short(",".join(filter(None, named.values())))))
     return [
         (name, config.model_copy(update={"seed": its[0], "replicates": len(its)}))
@@ -121,10 +122,6 @@ def _whole_numbers(seeds: Sequence[Any]) -> list[int]:
     if len(set(seeds)) < len(seeds):
         raise UserError(f"seed: two of {shorten(seeds)} are the same")
     return sorted(seeds)
-
-
-def _seeds_word(seeds: range) -> str:
-    return f"seed={seeds[0]}" if len(seeds) == 1 else f"seed={seeds[0]}-{seeds[-1]}"
 
 
 def contiguous(numbers: Sequence[int]) -> list[range]:

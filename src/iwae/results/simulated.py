@@ -1,6 +1,5 @@
 """Bounds from both sides on examples that the model makes itself, for a record."""
 
-from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 from typing import Unpack
@@ -89,9 +88,9 @@ def _measure(one: Replicate, annealing: Annealing, examples: int, k: int) -> Mea
     of, method = (f"{k} samples", samples, examples), f"{Method.BIDIRECTIONAL}, samples"
     sampled = Bidirectional(**one.values(*of, method=method, **settings))
     record = {
-        **_bounds(annealed, ("lower", "upper", "gap", *MIXED)),
+        **means(**{name: getattr(annealed, name) for name in ("lower", "upper", "gap", *MIXED)}),
         "acceptance_mean": float(annealed.acceptance.mean()),
-        "importance": {"k": k, **_bounds(sampled, ("lower", "upper", "gap"))},
+        "importance": {"k": k, **means(lower=sampled.lower, upper=sampled.upper, gap=sampled.gap)},
     }
     values = annealed._asdict()
     values |= {f"importance_{name}": getattr(sampled, name) for name in ("lower", "upper")}
@@ -104,8 +103,3 @@ def _simulate(model: Model, seed: int) -> np.ndarray:
     with jax.debug_nans(False):  # gaps, of a model of missing values
         draws = jax.vmap(lambda key: model.sample(key)[1])(jax.random.split(key, PILOT_EXAMPLES))
     return np.asarray(draws, jnp.float32)
-
-
-def _bounds(found: Bidirectional, names: Iterable[str]) -> Document:
-    """Means and standard errors of bounds and of gaps, nats."""
-    return means(**{name: getattr(found, name) for name in names})

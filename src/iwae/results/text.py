@@ -1,5 +1,6 @@
 """Records in words, for a terminal, and the one formatter of a mean and its error."""
 
+import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -234,8 +235,7 @@ def _both_kinds(name: str, real: Sides | Part, made: Sides | None) -> list[tuple
 
 def _between(row: Fields, of: str = "") -> str:
     """Both sides and their gap; the upper one of those `of` a kind."""
-    sides = f"{with_error(row, 'lower')} and {with_error(row, f'{of}upper')}"
-    return f"between {sides}, gap {with_error(row, f'{of}gap')}"
+    return _told(f"between {{lower}} and {{{of}upper}}, gap {{{of}gap}}", row)
 
 
 def _between_whole(lower: Whole, upper: Whole) -> str:
@@ -262,29 +262,26 @@ def _about_sides(record: Record) -> Iterator[str]:
 
 
 def _curve(one: Part) -> Iterator[str]:
-    yield f"-(rate + distortion) at beta = 1: {with_error(one)}"
+    yield _told("-(rate + distortion) at beta = 1: {log_likelihood}", one)
     yield f"{_acceptance(one)}; `iwae figures` draws the curve"
 
 
 def _information(one: Part) -> Iterator[str]:
-    yield (
-        f"ELBO {with_error(one)}: rate {with_error(one, 'rate')} and distortion "
-        f"{with_error(one, 'distortion')}"
-    )
-    lower, upper = (with_error(one, f"mutual_information_{side}") for side in ("lower", "upper"))
-    yield (
-        f"mutual information between {lower} (at most {one.mutual_information_limit:.3f} from "
-        f"so many examples) and {upper}"
-    )
-    yield f"KL of the average posterior to the prior: at most {with_error(one, 'marginal_kl')}"
+    yield _told("ELBO {log_likelihood}: rate {rate} and distortion {distortion}", one)
+    limit = f"at most {one.mutual_information_limit:.3f} from so many examples"
+    sides = f"{{mutual_information_lower}} ({limit}) and {{mutual_information_upper}}"
+    yield _told(f"mutual information between {sides}", one)
+    yield _told("KL of the average posterior to the prior: at most {marginal_kl}", one)
     if isinstance(gap := one.gap, Gap):
-        yield (
-            f"{gap.log_p} - ELBO = {with_error(gap, 'total')} ({counted(gap.n, 'example')}): "
-            f"{gap.bound} recovers {with_error(gap, 'recovered')}, and leaves "
-            f"{with_error(gap, 'remaining')}"
-        )
+        total = f"{gap.log_p} - ELBO = {{total}} ({counted(gap.n, 'example')})"
+        yield _told(f"{total}: {gap.bound} recovers {{recovered}}, and leaves {{remaining}}", gap)
     else:
         yield "the gap of the ELBO is split where there are records of is and ais"
+
+
+def _told(words: str, row: Fields) -> str:
+    """Words with the means that are named in braces, and their errors."""
+    return re.sub(r"\{(\w+)\}", lambda name: with_error(row, name[1]), words)
 
 
 NAMES_OF_RANKS = {"q": "q(z|x)", "snis": "weighted draws"}
@@ -328,17 +325,12 @@ def _about_ranks(record: Record) -> Iterator[str]:
 
 
 def _classification(one: Part) -> Iterator[str]:
-    yield f"accuracy {with_error(one, 'accuracy')}"
-    yield (
-        f"L_{one.k} of p(x|y), own label = {with_error(one)}; log p(y|x) = "
-        f"{with_error(one, 'label_log_probability')}; log p(x) = "
-        f"{with_error(one, 'marginal_log_likelihood')}"
-    )
+    yield _told("accuracy {accuracy}", one)
+    likelihoods = "log p(y|x) = {label_log_probability}; log p(x) = {marginal_log_likelihood}"
+    yield _told(f"L_{one.k} of p(x|y), own label = {{log_likelihood}}; {likelihoods}", one)
     if one.auroc is not None:
-        yield (
-            f"AUROC {with_error(one, 'auroc')}: how often log p(x) is above that of other data, "
-            f"{with_error(one, 'others_marginal_log_likelihood')}"
-        )
+        above = "how often log p(x) is above that of other data"
+        yield _told(f"AUROC {{auroc}}: {above}, {{others_marginal_log_likelihood}}", one)
 
 
 def _about_labels(record: Record) -> Iterator[str]:

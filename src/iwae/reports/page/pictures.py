@@ -3,7 +3,7 @@
 import base64
 import io
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import reduce
 from itertools import cycle
 from typing import Any, NamedTuple
@@ -139,35 +139,26 @@ def budgets(known: Mapping[int, Sequence[Known]]) -> tuple[Figure, str, int] | N
     reference = next(bounds for bounds in known.values() if bounds)[-1]
     axes.axhline(0, color=FAINT, linewidth=1.1, linestyle=":", zorder=1)
     for place, bounds in known.items():
-        for sampled, curve in _curves(bounds):
-            draw_curve(
-                axes,
-                differences_by_budget(curve, shared, reference),
-                color=PALETTE[place % len(PALETTE)],
-                marker=MARKERS[place % len(MARKERS)],
-                linestyle="-" if sampled else "--",
-                linewidth=1.5,
-                elinewidth=1,
-                capsize=2.5,
-            )
+        look = {"color": PALETTE[place % len(PALETTE)], "marker": MARKERS[place % len(MARKERS)]}
+        for way, curve in _curves(bounds).items():
+            look["linestyle"] = "-" if way is None else "--"
+            found = differences_by_budget(curve, shared, reference)
+            draw_curve(axes, found, **look, linewidth=1.5, elinewidth=1, capsize=2.5)
     axes.set_xscale("log")
-    finish(
-        axes,
-        "importance samples k, or temperatures T",
-        f"difference to {reference.estimator} (nats)",
-    )
+    label = f"difference to {reference.estimator} (nats)"
+    finish(axes, "importance samples k, or temperatures T", label)
     plain_numbers(axes, NUMBER)
     return laid_out(figure), reference.estimator, len(shared)
 
 
-def _curves(bounds: Sequence[Known]) -> Iterator[tuple[bool, list[Known]]]:
-    """The bounds that make one curve: by sampling, and by each way to anneal."""
+def _curves(bounds: Sequence[Known]) -> dict[Settings | None, list[Known]]:
+    """The bounds that make one curve: by sampling (None), and by each way to anneal."""
     curves: dict[Settings | None, list[Known]] = {}
     for one in bounds:
         how = one.record.annealing
         way = None if how is None else how.model_copy(update={"temperatures": None})
         curves.setdefault(way, []).append(one)
-    yield from ((way is None, curve) for way, curve in curves.items())
+    return curves
 
 
 # --- figures into markup --------------------------------------------------------------------
