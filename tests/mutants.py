@@ -671,13 +671,13 @@ MUTANTS = {
     ),
     "batches-not-in-turn": Mutant("evaluation/jackknife.py", "first % BATCHES)", "0)", "evaluate"),
     "one-draw-for-the-mean": Mutant(
-        "results/replicates.py", "number(one / np.sqrt(draws))", "number(one)", "errors"
+        "results/measure.py", "number(one / np.sqrt(draws))", "number(one)", "errors"
     ),
     "draws-of-one-seed": Mutant(
         "data/draws.py", '["binarization_seed"] + number', '["binarization_seed"] + 1', "errors"
     ),
     "draws-share-particles": Mutant(
-        "results/draws.py", "key if draw == 0 else", "key if draw >= 0 else", "errors"
+        "results/importance.py", "key if draw == 0 else", "key if draw >= 0 else", "errors"
     ),
     "subset-of-an-infinite-population": Mutant(
         "results/completing.py", " * np.sqrt(1 - m / n)", "", "errors"

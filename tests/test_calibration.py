@@ -174,7 +174,6 @@ def test_mistakes_are_user_errors(run):
         with pytest.raises(UserError, match=message):
             calibrate_run(run, **options)
     for ranks, message in (
-        ({}, "no ranks"),
         ({"a": np.full((9, 2), 0.5)}, f"9 ranks, but bands of {N}"),
         ({"a": np.full((N, 2), 1.5)}, "between 0 and 1"),
     ):

@@ -15,17 +15,21 @@ from iwae.data.draws import redrawn
 from iwae.errors import UserError, counted
 from iwae.evaluation.likelihood import log_likelihoods
 from iwae.experiments import cell_errors
-from iwae.experiments.annealed import above_samples, mean_above
-from iwae.experiments.cell_errors import mean_over_draws, other_errors
+from iwae.experiments.cell_errors import (
+    above_samples,
+    mean_above,
+    mean_over_draws,
+    other_errors,
+)
 from iwae.experiments.table import Cell
 from iwae.results import completing, store
 from iwae.results.compare import compare
 from iwae.results.completing import _over, carried_over, read_completed
-from iwae.results.draws import draw_key
 from iwae.results.frame import results
+from iwae.results.importance import draw_key
+from iwae.results.measure import draws_summary
 from iwae.results.reading import Estimate, Known, estimates_of, known_bounds
-from iwae.results.records import summary, weight_summary
-from iwae.results.replicates import draws_summary
+from iwae.results.records import means, weight_summary
 from iwae.results.schema import Binarizations, Record, SampledRow, Whole
 from iwae.results.subsets import STRATA, choice, stratified, subset_places
 from iwae.results.text import describe, describe_comparison, error_words
@@ -193,7 +197,9 @@ def record_of(run, name, by_k, subset=None, **more):
     index = np.arange(100) if subset is None else subset
     values = np.stack([np.asarray(bound)[index] for bound in by_k.values()])[None]
     more = {"ess_mean": 2.0, **more}
-    rows = [{"k": k, **summary(v), **more} for k, v in zip(by_k, values[0], strict=True)]
+    rows = [
+        {"k": k, **means(log_likelihood=v), **more} for k, v in zip(by_k, values[0], strict=True)
+    ]
     document = {
         "method": "importance sampling",
         "dataset": "mnist",

@@ -20,7 +20,7 @@ from iwae.evaluation.likelihood import log_likelihoods
 from iwae.evaluation.units import active_units, authors_active_units
 from iwae.models.vae import VAE
 from iwae.results import records
-from iwae.results.records import summary
+from iwae.results.records import means
 from iwae.runs.models import load_model
 from iwae.runs.setup import split_examples
 from small import PATIENT, finished
@@ -190,8 +190,11 @@ def test_a_number_that_does_not_exist_is_null():
     record = evaluate_run(finished(), ks=[5], examples=1)
     assert record["stderr"] is None
     json.dumps(record, allow_nan=False)
-    assert summary(np.array([-np.inf, 1.0])) == {"log_likelihood": None, "stderr": None}
-    assert summary(np.array([1.0, 3.0])) == {"log_likelihood": 2.0, "stderr": 1.0}
+    assert means(log_likelihood=np.array([-np.inf, 1.0])) == {
+        "log_likelihood": None,
+        "stderr": None,
+    }
+    assert means(log_likelihood=np.array([1.0, 3.0])) == {"log_likelihood": 2.0, "stderr": 1.0}
 
 
 # Pruning

@@ -20,7 +20,7 @@ from iwae.models.likelihoods import MISSING
 from iwae.models.vae import VAE
 from iwae.reports.gallery import draw_run
 from iwae.results.importance import evaluate_run
-from iwae.results.replicates import with_bits
+from iwae.results.measure import with_bits
 from iwae.results.text import describe
 from iwae.runs.completion import impute_file
 from iwae.runs.setup import make_job

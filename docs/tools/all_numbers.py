@@ -19,10 +19,10 @@ from iwae.errors import UserError
 from iwae.experiments.cells import Wanted
 from iwae.experiments.table import read_cells, table
 from iwae.files import atomic_write
-from iwae.reports.bounds import bounds_figure, rate_distortion_figure
 from iwae.reports.card import model_card
 from iwae.reports.page import notices, pictures, tables
 from iwae.reports.page.facts import name_runs, read_run
+from iwae.reports.recorded import bounds_figure, rate_distortion_figure
 from iwae.results.compare import compare
 from iwae.results.reading import Method, known_bounds, read_records
 from iwae.results.text import describe, describe_comparison, describe_gradients
@@ -79,7 +79,7 @@ def _of_runs(folder: Path, runs: list[Path]) -> Iterator[tuple[str, str]]:
     yield f"page, notices {folder}", repr([notices.warnings(read), notices.cautions(read)])
     known = {place: run.known() for place, run in enumerate(read)}
     if (drawn := pictures.budgets(known)) is not None:
-        yield f"page, budgets {folder}", _points(drawn.figure)
+        yield f"page, budgets {folder}", _points(drawn[0])
     for run in runs[1:]:
         for estimator in (None, *read[0].bounds):
             try:

@@ -25,7 +25,7 @@ from iwae.experiments.sweep import read_sweep
 from iwae.models.vae import VAE
 from iwae.objectives.catalogue import objective
 from iwae.reports import gallery
-from iwae.reports.calibration import calibration_figure
+from iwae.reports.recorded import calibration_figure
 from iwae.results.frame import results
 from iwae.results.reading import known_bounds, read_records, report_damage
 from iwae.results.store import read_arrays

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from iwae.config.experiment import read_config
 from iwae.config.presets import differing, matching, with_baselines
-from iwae.experiments.annealed import Annealed
+from iwae.experiments.cell_errors import Annealed
 from iwae.experiments.cells import Wanted, cell_folder, cell_runs
 from iwae.experiments.table import Cell, duration, read_cell
 from iwae.reports.estimates import Row

@@ -256,7 +256,7 @@ def calibrate(arguments: Sequence[str]) -> int:
     """`iwae calibrate`."""
     options = parsing.parse(Calibrate, "calibrate", arguments)
     parsing.set_up_jax()
-    from iwae.reports.calibration import draw_calibration
+    from iwae.reports.recorded import draw_calibration
     from iwae.results.calibration import calibrate_run
     from iwae.runs.progress import tracker
 
@@ -315,7 +315,7 @@ def gradients(arguments: Sequence[str]) -> int:
     """`iwae gradients`."""
     options = parsing.parse(Gradients, "gradients", arguments)
     parsing.set_up_jax()
-    from iwae.reports.gallery import draw_gradients
+    from iwae.reports.recorded import draw_gradients
     from iwae.results.signal import gradients_run
     from iwae.runs.progress import tracker
 

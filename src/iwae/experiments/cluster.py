@@ -104,7 +104,7 @@ def work_on_ray(
         max_retries=LOST, num_cpus=cpus, num_gpus=gpus, runtime_env={"env_vars": env}
     )(_on_worker)
     waiting = list(tasks)
-    running: dict[Any, _Running] = {}
+    running: dict[Any, tuple[Task, ExitStack]] = {}  # and what keeps other queues from each
     missing = {task.name for task in tasks}
     while waiting or running:
         for task in [task for task in waiting if task.needs not in missing]:
@@ -113,7 +113,7 @@ def work_on_ray(
             try:
                 if home is not None:  # whoever works in `out` holds the task
                     lock.enter_context(held(out, task))
-                running[remote.remote(place, task)] = _Running(task, lock)
+                running[remote.remote(place, task)] = task, lock
             except InUseError as error:
                 yield Outcome(task, Status.IN_USE, str(error))
         if not running:  # what these need has failed
@@ -133,13 +133,6 @@ def work_on_ray(
         yield outcome
 
 
-class _Running(NamedTuple):
-    """A task that a worker has, and what keeps other queues from it."""
-
-    task: Task
-    lock: ExitStack
-
-
 def _connect(address: str | None, cpus: int, gpus: float) -> Any:
     """Ray, connected to a cluster that has room for a task."""
     try:
@@ -150,8 +143,10 @@ def _connect(address: str | None, cpus: int, gpus: float) -> Any:
         try:
             # None would look for a cluster that was begun here, even one that died long ago.
             where = address or os.environ.get("RAY_ADDRESS") or "local"
-            if where == "local":
-                _keep_token()
+            # A cluster of this process's own gets a token here, which Ray would else keep in the
+            # user's home: only who has it can connect, and it ends with the cluster's processes.
+            if where == "local" and not any(name.startswith("RAY_AUTH_") for name in os.environ):
+                os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
             ray.init(address=where, include_dashboard=False, log_to_driver=False)
         except Exception as error:  # Ray raises a bare one if the machine is too busy to start it
             raise UserError(f"no Ray cluster at {where}: {shorten(error)}") from error
@@ -159,15 +154,6 @@ def _connect(address: str | None, cpus: int, gpus: float) -> Any:
     if not any(node.get("CPU", 0) >= cpus and node.get("GPU", 0) >= gpus for node in nodes):
         raise UserError(f"no machine of the cluster has {cpus} CPUs and {gpus:g} GPUs for a task")
     return ray
-
-
-def _keep_token() -> None:
-    """Give a cluster of this process's own a token, which Ray would else keep in the user's home.
-
-    Only who has it can connect to the cluster, and it ends with the processes of the cluster.
-    """
-    if not any(name.startswith("RAY_AUTH_") for name in os.environ):
-        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
 
 
 def _result(ray: Any, reference: Any, task: Task) -> Outcome:
@@ -251,15 +237,14 @@ class Home:
 
 def pack(folder: Path) -> bytes:
     """The files of a folder as a tar archive."""
+
+    def whole(member: tarfile.TarInfo) -> tarfile.TarInfo | None:
+        return None if Path(member.name).name.startswith(TEMPORARY) else member
+
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w:gz", compresslevel=1) as archive:
-        archive.add(folder, arcname=".", filter=_is_whole)
+        archive.add(folder, arcname=".", filter=whole)
     return buffer.getvalue()
-
-
-def _is_whole(member: tarfile.TarInfo) -> tarfile.TarInfo | None:
-    """The member of an archive; None for a file that is still being written."""
-    return None if Path(member.name).name.startswith(TEMPORARY) else member
 
 
 def unpack(packed: bytes, folder: Path) -> None:

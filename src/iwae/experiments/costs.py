@@ -16,12 +16,6 @@ def stage_configs(config: TrainConfig) -> list[TrainConfig]:
     return [config.stage(i, length) for i, length in enumerate(epochs) if length]
 
 
-def densities_of(config: TrainConfig) -> dict[str, str]:
-    """The prior and the posterior, where they are not normal."""
-    given = {"prior": config.prior, "posterior": config.posterior}
-    return {name: one for name, one in given.items() if one != "normal"}
-
-
 def shape_of(config: TrainConfig) -> str:
     """The settings that the time of a step depends on, in words; for stages, of each of them."""
     found = config.declaration()
@@ -41,7 +35,11 @@ def shape_of(config: TrainConfig) -> str:
         # A step of the authors' Adam takes as long as one of the paper's.
         *([config.optimizer] if config.optimizer not in ("adam", "authors") else []),
         *(["ema"] if config.ema is not None else []),
-        *(f"{name}-{one}" for name, one in densities_of(config).items()),
+        *(
+            f"{name}-{value}"
+            for name in ("prior", "posterior")
+            if (value := getattr(config, name)) != "normal"
+        ),
         f"batch{config.batch_size}",
     ]
     return " ".join(shape)
@@ -65,14 +63,9 @@ def hours(config: TrainConfig) -> float | None:
         found = measured_costs()["ms_per_step"].get(shape_of(stage))
         if found is None:
             return None
-        total += _stage_hours(stage, found)
+        assert stage.batch_size != "auto"  # noqa: S101 - that is for a user's own data
+        steps = stage.epochs * (DATASETS[stage.dataset].sizes[0] // stage.batch_size)
+        rounds = -(-stage.replicates // measured_costs()["cores"])
+        ms = found["alone"] if stage.replicates == 1 else rounds * found["together"]
+        total += steps * ms / 3.6e6
     return total
-
-
-def _stage_hours(config: TrainConfig, found: dict[str, Any]) -> float:
-    """Hours of a stage whose steps were measured."""
-    assert config.batch_size != "auto"  # noqa: S101 - that is for a user's own data
-    steps = config.epochs * (DATASETS[config.dataset].sizes[0] // config.batch_size)
-    rounds = -(-config.replicates // measured_costs()["cores"])
-    ms = found["alone"] if config.replicates == 1 else rounds * found["together"]
-    return steps * ms / 3.6e6

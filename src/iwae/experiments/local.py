@@ -189,11 +189,7 @@ def _measure(
     run: Path, measure: Measure, missing: set[str], data_dir: Path | None, track: Track
 ) -> None:
     """Measure what the records lack; existing records are not overwritten."""
-    about: dict[str, Any] = {
-        "examples": measure.examples,
-        "data_dir": data_dir,
-        "track": track,
-    }
+    about: Any = {"examples": measure.examples, "data_dir": data_dir, "track": track}
     if measure.temperatures is None:
         evaluate_run(run, ks=[k for k in measure.ks if f"L_{k}" in missing], **about)
     else:

@@ -4,7 +4,7 @@ import hashlib
 import itertools
 import logging
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +53,12 @@ def read_sweep(path: Path, out: Path, measures: tuple[Measure, ...] = (Measure()
         config = make_config(values | settings, f"{path}, {which}")
         words = words or {"": Path(path).stem}
         # What is swept over is compared as it is written: at k = 1 two objectives are the same.
-        alike = {p: one for p, one in there.items() if _agree(config, one, swept.keys() - {"seed"})}
+        names = swept.keys() - {"seed", "dataset", "init_from"}  # files and runs may be moved
+        alike = {
+            place: one
+            for place, one in there.items()
+            if all(getattr(config, name) == getattr(one, name) for name in names)
+        }
         its = _runs(config, seeds or list(config.seeds()), words, alike)
         tasks += [Task(name, one, measures) for name, one in its]
     if len({task.name for task in tasks}) < len(tasks):
@@ -75,7 +80,8 @@ def _runs(
     refuse_shared_seeds(kept)
     found = [(its, path.name) for path, its in kept.items()]
     for its in contiguous(sorted(set(seeds).difference(*kept.values()))):
-        named = {**words, "seed": _seeds_word(its)} if kept or "seed" in words else words
+        seeds_word = f"seed={its[0]}" + f"-{its[-1]}" * (len(its) > 1)
+        named = {**words, "seed": seeds_word} if kept or "seed" in words else words
         found.append((its, _short(",".join(filter(None, named.values())))))
     return [
         (name, config.model_copy(update={"seed": its[0], "replicates": len(its)}))
@@ -92,16 +98,6 @@ def _runs_in(out: Path) -> dict[Path, TrainConfig]:
         except UserError as error:
             log.warning("%s; its run is left as it is", error)
     return found
-
-
-def _agree(wanted: TrainConfig, found: TrainConfig, names: Collection[str]) -> bool:
-    """Whether settings have the same values; files and runs are looked at elsewhere."""
-    return all(
-        getattr(wanted, name) == getattr(found, name) for name in names if name not in _PLACES
-    )
-
-
-_PLACES = {"dataset", "init_from"}
 
 
 def _same_experiment(wanted: TrainConfig, found: TrainConfig) -> bool:
@@ -128,10 +124,6 @@ def _whole_numbers(seeds: Sequence[Any]) -> list[int]:
     return sorted(seeds)
 
 
-def _seeds_word(seeds: range) -> str:
-    return f"seed={seeds[0]}" if len(seeds) == 1 else f"seed={seeds[0]}-{seeds[-1]}"
-
-
 def contiguous(numbers: Sequence[int]) -> list[range]:
     """The runs of numbers that follow on one another."""
     found: list[range] = []
@@ -156,7 +148,12 @@ def _word(value: Any) -> str:
         return "x".join(map(_word, value))
     if isinstance(value, dict):  # a stage
         return "-".join(f"{name}{_word(one)}" for name, one in value.items())
-    return re.sub(r"[^\w.+-]+", "-", str(Path(value).with_suffix("") if _is_path(value) else value))
+    if isinstance(value, str) and ("/" in value or Path(value).suffix in _FILES):
+        value = Path(value).with_suffix("")
+    return re.sub(r"[^\w.+-]+", "-", str(value))
+
+
+_FILES = {".csv", ".tsv", ".parquet", ".npy", ".npz"}
 
 
 LONGEST = 120
@@ -167,9 +164,3 @@ def _short(name: str) -> str:
     if len(name) <= LONGEST:
         return name
     return f"{name[: LONGEST - 9]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
-
-
-def _is_path(value: Any) -> bool:
-    return isinstance(value, str) and (
-        "/" in value or Path(value).suffix in {".csv", ".tsv", ".parquet", ".npy", ".npz"}
-    )

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy.stats import t as student
@@ -11,14 +11,20 @@ from tabulate import tabulate
 from iwae.config.experiment import TrainConfig, config_values, read_config
 from iwae.config.presets import FAST, PRESETS, Preset, is_of_cell
 from iwae.errors import UserError
-from iwae.experiments.annealed import Annealed, above_samples, mean_above
-from iwae.experiments.cell_errors import mean_over_draws, other_errors
+from iwae.experiments.cell_errors import (
+    Annealed,
+    above_samples,
+    mean_above,
+    mean_over_draws,
+    other_errors,
+)
 from iwae.experiments.cells import Wanted, cell_folder, cell_runs
 from iwae.experiments.costs import hours
-from iwae.experiments.tasks import final_models, is_trained
+from iwae.experiments.tasks import is_trained
 from iwae.results.completing import completed
 from iwae.results.reading import Known, known_bounds
-from iwae.results.schema import Binarizations, Part, Weights
+from iwae.results.records import known_digests
+from iwae.results.schema import Binarizations, Weights
 from iwae.results.store import refuse_damage
 from iwae.results.text import plus_minus
 
@@ -155,7 +161,7 @@ def read_cell(out: Path, name: str, wanted: Wanted) -> Cell:
             )
         if entry.needs is not None:
             _check_start(out, run, entry.needs, wanted)
-        finished = _finished(run, config.epochs)
+        finished = _finished(run, config)
         found, trained = found + finished, config if finished else trained
     if not found or trained is None:
         return Cell(name, entry)
@@ -163,9 +169,9 @@ def read_cell(out: Path, name: str, wanted: Wanted) -> Cell:
     values = np.concatenate([one.best.values for one in found])
     density = found[0].best.record.true_log_likelihood
     looser = [-one.looser.values.mean(axis=1) for one in found if one.looser is not None]
-    replicates = [each for one in found for each in one.replicates()]
+    replicates = [each for one in found for each in one.best.record.models]
     each = values.mean(axis=1)
-    rows = [(one.row, len(one.replicates())) for one in found]
+    rows = [(one.row, len(one.best.record.models)) for one in found]
     drawn = mean_over_draws(rows)
     mean = None if drawn is None else drawn.log_likelihood
     stderr = float(values.mean(axis=0).std(ddof=1) / np.sqrt(values.shape[1]))
@@ -182,7 +188,7 @@ def read_cell(out: Path, name: str, wanted: Wanted) -> Cell:
         annealed=mean_above([one.above for one in found if one.above is not None]),
         nll_64=float(np.concatenate(looser).mean()) if looser else None,
         seeds=len(each),
-        epochs=min(one.epoch or 0 for one in replicates),
+        epochs=found[0].epochs,
         hours=hours(trained.model_copy(update={"replicates": len(each)}))
         or (None if entry.is_fast else hours(entry.config(replicates=len(each)))),
     )
@@ -225,30 +231,29 @@ class _Finished(NamedTuple):
     looser: Known | None
     above: Annealed | None
 
-    def replicates(self) -> Sequence[Part]:
-        """The part of the record about each seed."""
-        return self.best.record.models
-
     @property
     def epochs(self) -> int:
         """The epochs of its last seed."""
-        return min(one.epoch or 0 for one in self.replicates())
+        return min(one.epoch or 0 for one in self.best.record.models)
 
 
-def _finished(run: Path, epochs: int) -> list[_Finished]:
-    """The run, if it was trained for so many epochs and measured."""
+def _finished(run: Path, config: TrainConfig) -> list[_Finished]:
+    """The run, if it was trained for all its epochs and measured."""
     if not is_trained(run):
         return []
-    digests = final_models(run)
+    digests = known_digests(run, "final", config.replicates)
+    which: Any = {"split": "test", "weights": "final", "pruned": False}
     known = [
         one
-        for one in known_bounds(
-            run, split="test", weights="final", pruned=False, damaged=refuse_damage
-        )
+        for one in known_bounds(run, **which, damaged=refuse_damage)
         if one.record.digests == digests  # others are of models that were trained on since
     ]
     for one in known:
-        _check(one, run)
+        if None in [part.epoch for part in one.record.models]:
+            refuse_damage(f"the record of {one.estimator} in {run} has no epoch")
+        if (count := len(one.record.models)) != len(one.values):
+            words = f"are not of {count} replicates"
+            refuse_damage(f"the values of {one.estimator} in {run} {words}")
     whole = {one.estimator: one for one in known if one.record.subset is None}
     longest = [one for one in known if one.rank[0] == 1 and not one.short]
     if "L_5000" not in whole:
@@ -258,16 +263,7 @@ def _finished(run: Path, epochs: int) -> list[_Finished]:
     record = completed(run, best.record, None)
     row = next(row for row in record.by_k if row.k == best.rank[1])
     found = _Finished(best, row, whole.get("L_64"), above)
-    return [found] if found.epochs >= epochs else []
-
-
-def _check(known: Known, run: Path) -> None:
-    """Raise UserError unless a record says all that a cell needs to know."""
-    each = known.record.models
-    if None in [one.epoch for one in each]:
-        refuse_damage(f"the record of {known.estimator} in {run} has no epoch")
-    if len(known.values) != len(each):
-        refuse_damage(f"the values of {known.estimator} in {run} are not of {len(each)} replicates")
+    return [found] if found.epochs >= config.epochs else []
 
 
 def table(

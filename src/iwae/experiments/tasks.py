@@ -17,7 +17,7 @@ from iwae.errors import UserError
 from iwae.files import atomic_write
 from iwae.results.annealed import Annealing
 from iwae.results.reading import Known, known_bounds
-from iwae.results.records import model_sha256
+from iwae.results.records import known_digests
 from iwae.results.schema import Settings
 from iwae.runs.folder import Claim, take_lock
 from iwae.runs.metrics import read_metrics
@@ -149,27 +149,15 @@ def is_trained(run: Path) -> bool:
 
 def unmeasured(run: Path, measure: Measure) -> set[str]:
     """The estimators of a measure that the records do not have of the models as they are now."""
-    digests = final_models(run)
+    digests = known_digests(run, "final", read_config(run / "config.toml").replicates)
     found = {
         one.estimator
         for one in known_bounds(run, split="test", weights="final", pruned=False)
         if one.record.digests == digests
-        and _examples(one) == measure.examples
+        and (one.record.subset and one.record.subset.examples) == measure.examples
         and (measure.temperatures is None or _annealed_so(one, measure))
     }
     return measure.estimators() - found
-
-
-def _examples(known: Known) -> int | None:
-    """The number of test examples behind a bound; None for all."""
-    subset = known.record.subset
-    return None if subset is None else subset.examples
-
-
-def final_models(run: Path) -> list[str]:
-    """Digests of the final models of a run."""
-    config = read_config(run / "config.toml")
-    return [model_sha256(run, "final", r) for r in range(config.replicates)]
 
 
 def _annealed_so(known: Known, measure: Measure) -> bool:

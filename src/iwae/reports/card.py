@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from jinja2 import Environment, FunctionLoader, StrictUndefined
 
@@ -15,10 +15,10 @@ from iwae.config.experiment import make_config, stages_text
 from iwae.data.kinds import is_discrete
 from iwae.models.conditional import ConditionalVAE, Model, without_labels
 from iwae.objectives.declaration import OBJECTIVES
+from iwae.reports.estimates import tighter_gap
 from iwae.reports.figures.style import minus
 from iwae.reports.gallery import are_pictures, layout_of
 from iwae.results.completing import read_completed
-from iwae.results.gaps import tighter_gap
 from iwae.results.reading import Estimate, estimates_of, widest
 from iwae.results.records import model_sha256
 from iwae.results.schema import Method, Record
@@ -82,25 +82,12 @@ def model_card(
     )
 
 
-class Labels(NamedTuple):
-    """Facts about labels, for a card.
-
-    Attributes:
-        named: the first ones, `NAMED` at most, with their shares of the training data in words.
-        total: how many there are.
-        prior: p(z) given a label, in words.
-    """
-
-    named: Sequence[tuple[str, str]]
-    total: int
-    prior: str
-
-
 NAMED = 50
 """Labels that a card names."""
 
 
-def _labels(model: ConditionalVAE, names: Sequence[str]) -> Labels:
+def _labels(model: ConditionalVAE, names: Sequence[str]) -> dict[str, Any]:
+    """The first labels with their shares of the training data, their number, and p(z) given one."""
     shares = [f"{share:.1%}" for share in model.frequencies.tolist()]
     named = list(zip(names, shares, strict=True))[:NAMED]
     words = {"normal": "N(0, I) for all labels", "vamp": "a VampPrior that sees the label"}
@@ -108,7 +95,7 @@ def _labels(model: ConditionalVAE, names: Sequence[str]) -> Labels:
     prior = prior if model.tops is None else "a Gaussian for each label, learned"
     if model.vae.latents[-1].is_discrete:
         prior = f"learned, {'the same' if model.tops is None else 'separate'} for all labels"
-    return Labels(named, model.n_classes, prior)
+    return {"named": named, "total": model.n_classes, "prior": prior}
 
 
 _TOLD = (Method.IMPORTANCE, Method.ANNEALED, Method.BIDIRECTIONAL, Method.CLASSIFICATION)

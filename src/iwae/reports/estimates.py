@@ -9,10 +9,9 @@ from jaxtyping import Float
 
 from iwae.config.presets import PRESETS, is_of_cell
 from iwae.evaluation.diagnostics import test_sample_error
-from iwae.results.completing import carried_over, carries_over
-from iwae.results.gaps import both_sides, tighter_gap
+from iwae.results.completing import both_sides, carried_over, carries_over
 from iwae.results.reading import Known, known_bounds
-from iwae.results.schema import Fields, Method, Number, Record
+from iwae.results.schema import Fields, Method, Number, Part, Record, Sides
 from iwae.results.text import plus_minus
 
 Row = dict[str, str]
@@ -41,7 +40,9 @@ def estimates_row(run: Path, name: str) -> Row | None:
     samples = {one.estimator: one for one in bounds if one.rank[0] == 0}
     record = bounds[-1].record
     shorter, longest = (one for one in bounds if one.record is record)
-    control = _control(samples.values(), longest)
+    whole = [one for one in samples.values() if carries_over(one.record, record)]
+    # The bound of all examples that carries annealing of a subset over to them, if any.
+    control = whole[-1] if whole and record.subset is not None else None
     base = longest if control is None else control
     row = {"run": name, "examples": _examples(longest, control)}
     for estimator, one in samples.items():
@@ -62,12 +63,6 @@ def estimates_row(run: Path, name: str) -> Row | None:
         row[f"ESS of {most.estimator}"] = _mean([one.ess_mean for one in last], ".0f")
         row["k-hat too large"] = _mean([one.pareto_k_unreliable for one in last], ".0%")
     return row
-
-
-def _control(samples: Iterable[Known], annealed: Known) -> Known | None:
-    """The bound of all examples that carries annealing of a subset over to them, if any."""
-    whole = [one for one in samples if carries_over(one.record, annealed.record)]
-    return whole[-1] if whole and annealed.record.subset is not None else None
 
 
 def _examples(annealed: Known, control: Known | None) -> str:
@@ -107,9 +102,14 @@ def mean_of_replicates(known: Known, places: np.ndarray) -> Float[np.ndarray, " 
     return known.values[:, np.isin(known.places, places)].mean(axis=0)
 
 
+def tighter_gap(each: Iterable[Part | Sides]) -> str:
+    """The name of the gap to quote: to the mixed upper side where all have measured it."""
+    return "gap" if any(one.mixed_gap is None for one in each) else "mixed_gap"
+
+
 def _mean_on(one: Known, other: Known) -> str:
     """A bound's mean and standard error over the examples of another one."""
-    values = one.values.mean(axis=0)[np.isin(one.places, other.places)]
+    values = mean_of_replicates(one, other.places)
     if len(values) < len(other.places):
         return "-"
     return plus_minus(values.mean(), test_sample_error(values), digits=2)

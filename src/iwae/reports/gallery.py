@@ -1,7 +1,7 @@
 """The pictures of a run, drawn from its models, metrics and frames."""
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,13 +26,9 @@ from iwae.models.networks import Dense
 from iwae.models.priors import VampPrior
 from iwae.precision import float32
 from iwae.reports import figures
-from iwae.reports.bounds import bounds_figure, rate_distortion_figure
-from iwae.reports.calibration import calibration_figure
 from iwae.reports.encodings import known_labels, latents_figure
 from iwae.reports.figures.style import minus
-from iwae.results.reading import read_records
-from iwae.results.schema import Method
-from iwae.results.signal import signal_curves, signal_powers
+from iwae.reports.recorded import bounds_figure, calibration_figure, rate_distortion_figure
 from iwae.runs.folder import run_config
 from iwae.runs.metrics import read_metrics
 from iwae.runs.setup import load_config_dataset, run_model, split_examples
@@ -71,24 +67,16 @@ def draw_run(run: Path, *, weights: str = "final", data_dir: Path | None = None)
     Raises:
         UserError: if there is no trained model, or the data cannot be had.
     """
-    run = Path(run)
-    subject = _subject(run, weights, data_dir)
+    folder = Path(run) / "figures"
+    subject = _subject(Path(run), weights, data_dir)
     written = []
     for name, figure in _figures(subject):
-        path = run / "figures" / f"{name}.png"
-        figures.save_figure(figure, path)
-        written.append(path)
-    return written + _animations(run, subject.dataset)
-
-
-def draw_gradients(run: Path) -> list[Path]:
-    """Draw the signal-to-noise ratios of each record of `iwae gradients` beside it."""
-    written = []
-    for record_file, record in read_records(Path(run), (Method.GRADIENTS,)):
-        written.append(record_file.with_suffix(".png"))
-        curves, powers = signal_curves(record.rows), signal_powers(record.slopes)
-        figure = figures.signal_to_noise(curves, powers, power_from=record.slope_from)
+        written.append(folder / f"{name}.png")
         figures.save_figure(figure, written[-1])
+    courses = _courses(subject.run, subject.dataset) if are_pictures(subject.dataset) else {}
+    for name, course in courses.items():
+        written.append(folder / f"training_{name}.gif")
+        figures.save_animation(figures.training_frames(**course._asdict()), written[-1])
     return written
 
 
@@ -124,14 +112,9 @@ def _shown(dataset: Dataset) -> Dataset:
     """The data in memory; of streamed data a fixed random sample of each split."""
     if not dataset.is_streamed:
         return dataset
-    grey = dataset.grey_test
-    found = replace(
-        dataset,
-        train=kept(sample(dataset.train)),
-        validation=kept(sample(dataset.validation)),
-        test=kept(sample(dataset.test)),
-        grey_test=None if grey is None else kept(sample(grey)),
-    )
+    names = ("train", "validation", "test", *["grey_test"] * (dataset.grey_test is not None))
+    some: dict[str, Any] = {name: kept(sample(getattr(dataset, name))) for name in names}
+    found = replace(dataset, **some)
     log.warning("figures show a fixed random sample of %d test examples", len(found.test))
     return found
 
@@ -151,19 +134,23 @@ def _figures(subject: _Subject) -> Iterator[tuple[str, Figure]]:
         yield "density", _density(model, dataset)
     elif dataset.shape == (2,) and has_density:
         samples = _prior_samples(model, len(test))[1]
-        points = (_outwards(_whole(rows), dataset) for rows in (test[:, :2], samples))
-        yield "scatter", figures.scatter_2d(*points)
+        whole = [rows[~np.isnan(rows).any(axis=1)] for rows in (test[:, :2], samples)]
+        yield "scatter", figures.scatter_2d(*(_outwards(rows, dataset) for rows in whole))
     else:
         yield "marginals", _marginals(model, test[:, : dataset.n_values], dataset)
     if sum(model.latent_sizes) <= 2 and not without_labels(model).has_discrete:
         yield "posterior", _posteriors(model, test)
     yield from _prior_figures(model, dataset, test)
-    if figure := bounds_figure(run, weights):
-        yield "bounds", figure
-    if figure := rate_distortion_figure(run, weights):
-        yield "rate_distortion", figure
-    if figure := calibration_figure(run, weights):
-        yield "calibration", figure
+    for name, draw in _RECORDED.items():
+        if figure := draw(run, weights):
+            yield name, figure
+
+
+_RECORDED = {
+    "bounds": bounds_figure,
+    "rate_distortion": rate_distortion_figure,
+    "calibration": calibration_figure,
+}
 
 
 def _prior_figures(
@@ -202,11 +189,6 @@ def layout_of(model: Model, about: Mapping[str, Any]) -> Layout:
     return Layout(tuple(data.get("shape", [vae.n_data])), vae.kind, tuple(classes), scaling)
 
 
-def _whole(rows: np.ndarray) -> np.ndarray:
-    """The rows of which nothing is missing."""
-    return rows[~np.isnan(rows).any(axis=1)]
-
-
 def are_pictures(dataset: Dataset | Layout) -> bool:
     """Whether examples are grey images, or colour images `[h, w, 3]`."""
     shape = dataset.shape
@@ -231,8 +213,13 @@ def samples_figure(model: Model, layout: Layout) -> Figure:
 
 def _draws(model: Model) -> np.ndarray:
     """Samples `[DRAWN, d]`, without labels."""
-    keys = jax.random.split(jax.random.key(0), DRAWN)
-    return np.asarray(jax.vmap(lambda key: model.condition(model.sample(key)[1])[1])(keys))
+    return _each(lambda key: model.condition(model.sample(key)[1])[1], DRAWN)
+
+
+def _each(draw: Callable[..., Any], count: int, *arrays: Any) -> Any:
+    """`draw(*rows, key)` for so many keys, and as many rows of arrays."""
+    keys = jax.random.split(jax.random.key(0), count)
+    return jax.tree.map(np.asarray, jax.vmap(draw)(*arrays, keys))
 
 
 def _marginals(model: Model, test: np.ndarray, dataset: Dataset) -> Figure:
@@ -245,9 +232,17 @@ def _marginals(model: Model, test: np.ndarray, dataset: Dataset) -> Figure:
 
 
 def _classes_figure(model: ConditionalVAE, layout: Layout | Dataset) -> Figure:
-    """Samples of the first labels, a row for each."""
-    rows = [_images(means, layout) for means in _class_samples(model)]
-    return figures.labelled_rows(np.stack(rows), layout.classes[:MOST_CLASSES])
+    """Means of p(x|z, y) for draws z ~ p(z|y), a row for each of the first labels y."""
+
+    def one(y: jax.Array, key: jax.Array) -> jax.Array:
+        given = model.given(y)
+        return given.decode(given.sample(key)[0]).mean
+
+    keys = jax.random.split(jax.random.key(0), OF_CLASS)  # the same noise for each label
+    rows = jax.vmap(lambda y: jax.vmap(lambda key: one(y, key))(jax.random.clone(keys)))
+    means = np.asarray(rows(jnp.eye(model.n_classes)[:MOST_CLASSES]))
+    pictures = np.stack([_images(each, layout) for each in means])
+    return figures.labelled_rows(pictures, layout.classes[:MOST_CLASSES])
 
 
 def _image_figures(subject: _Subject, test: np.ndarray) -> Iterator[tuple[str, Figure]]:
@@ -256,7 +251,10 @@ def _image_figures(subject: _Subject, test: np.ndarray) -> Iterator[tuple[str, F
     grey = dataset.grey_test
 
     def originals(places: np.ndarray) -> np.ndarray:
-        return _images(pixels[places] if grey is None else _unit(grey[places]), dataset)
+        if grey is None:
+            return _images(pixels[places], dataset)
+        own = grey[places]  # of bytes, or brightness from 0 to 1
+        return _images(own / np.float32(255) if own.dtype == np.uint8 else own, dataset)
 
     yield "data", figures.image_grid(originals(_spread(len(test), SHOWN)))
     means, draws = _prior_samples(model, SHOWN)
@@ -266,10 +264,7 @@ def _image_figures(subject: _Subject, test: np.ndarray) -> Iterator[tuple[str, F
     chosen = _spread(len(test), EXAMPLES)
     made = _images(_reconstructions(model, test[chosen]), dataset)
     inputs = None if grey is None else _images(pixels[chosen], dataset)
-    yield (
-        "reconstructions",
-        figures.reconstructions(originals(chosen), made, inputs=inputs),
-    )
+    yield "reconstructions", figures.reconstructions(originals(chosen), made, inputs=inputs)
     varying = _varying(dataset)
     for name, weights in _filters(model, dataset):
         shaped, title = weights.reshape(-1, *dataset.shape), name.replace("_", " ")
@@ -301,17 +296,6 @@ def _filters(model: Model, dataset: Dataset) -> Iterator[tuple[str, np.ndarray]]
         yield "last_layer", np.asarray(vae.output.weight)[:, : dataset.n_values]
 
 
-def _animations(run: Path, dataset: Dataset) -> list[Path]:
-    if not are_pictures(dataset):
-        return []
-    written = []
-    for name, course in _courses(run, dataset).items():
-        path = run / "figures" / f"training_{name}.gif"
-        figures.save_animation(figures.training_frames(**course._asdict()), path)
-        written.append(path)
-    return written
-
-
 class _Course(NamedTuple):
     """Images `[t, n, h, w]` at epochs `[t]`, and the data `[n, h, w]` that they reconstruct."""
 
@@ -327,9 +311,8 @@ def _courses(run: Path, dataset: Dataset) -> dict[str, _Course]:
         return {}
     epochs = np.asarray([int(path.stem) for path in paths])
     loaded = [_frame(path, dataset) for path in paths]
-    sizes = [{name: len(rows) for name, rows in frame.items()} for frame in loaded]
-    for path, size in zip(paths, sizes, strict=True):
-        if size != sizes[-1]:
+    for path, frame in zip(paths, loaded, strict=True):
+        if [*map(len, frame.values())] != [*map(len, loaded[-1].values())]:
             raise UserError(f"{path} holds other images than {paths[-1].name}: remove one of them")
     data = _images(loaded[-1]["examples"], dataset)
     return {
@@ -345,12 +328,7 @@ def _frame(path: Path, dataset: Dataset) -> dict[str, np.ndarray]:
     for name, width in widths.items():
         if name not in arrays or arrays[name].shape[1:] != (width,):
             raise UserError(f"{path} holds no frame of {dataset.name}: remove it")
-    return {name: rows[:, :d] for name, rows in arrays.items()}
-
-
-def _unit(grey: np.ndarray) -> np.ndarray:
-    """Brightness from 0 to 1 of bytes; other values have it."""
-    return grey / np.float32(255) if grey.dtype == np.uint8 else grey
+    return {name: arrays[name][:, :d] for name in widths}
 
 
 def _images(flat: np.ndarray, dataset: Dataset | Layout) -> np.ndarray:
@@ -380,20 +358,7 @@ def _prior_samples(model: Model, count: int) -> tuple[np.ndarray, np.ndarray]:
         given, x = model.condition(x)
         return given.decode(z).mean, x
 
-    means, draws = jax.vmap(one)(jax.random.split(jax.random.key(0), count))
-    return np.asarray(means), np.asarray(draws)
-
-
-def _class_samples(model: ConditionalVAE) -> np.ndarray:
-    """Means of p(x|z, y) for draws z ~ p(z|y), each row of another label by the same noise."""
-
-    def one(y: jax.Array, key: jax.Array) -> jax.Array:
-        given = model.given(y)
-        return given.decode(given.sample(key)[0]).mean
-
-    keys = jax.random.split(jax.random.key(0), OF_CLASS)
-    rows = jax.vmap(lambda y: jax.vmap(lambda key: one(y, key))(jax.random.clone(keys)))
-    return np.asarray(rows(jnp.eye(model.n_classes)[:MOST_CLASSES]))
+    return _each(one, count)
 
 
 def _reconstructions(model: Model, examples: np.ndarray) -> np.ndarray:
@@ -403,8 +368,7 @@ def _reconstructions(model: Model, examples: np.ndarray) -> np.ndarray:
         given, x = model.condition(x)
         return given.decode(given.posterior(x).sample(key)).mean
 
-    keys = jax.random.split(jax.random.key(0), len(examples))
-    return np.asarray(jax.vmap(one)(jnp.asarray(examples, jnp.float32), keys))
+    return _each(one, len(examples), jnp.asarray(examples, jnp.float32))
 
 
 def _density(model: Model, dataset: Dataset) -> Figure:

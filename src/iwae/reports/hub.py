@@ -162,34 +162,33 @@ def _hub() -> Any:
 @contextmanager
 def _hub_errors(hub: Any, repo_id: str, revision: str | None) -> Iterator[None]:
     """The hub's objection, as a line with the remedy."""
-    errors = hub.errors
-    login = "log in by `hf auth login`, or set HF_TOKEN"
+    errors, login = hub.errors, "log in by `hf auth login`, or set HF_TOKEN"
+    known = {  # a kind before those that it is one of; after a colon comes the library's reason
+        errors.HFValidationError: f"{repo_id!r} is no name on the hub: give OWNER/NAME",
+        errors.RevisionNotFoundError: (
+            f"{repo_id} has no revision {(revision or 'main')!r} on the hub"
+        ),
+        errors.RepositoryNotFoundError: (
+            f"{repo_id} is not on the hub, or not for you: check the name, and {login}"
+        ),
+        errors.LocalTokenNotFoundError: f"the hub wants to know who you are: {login}",
+        errors.LocalEntryNotFoundError: (
+            f"the hub cannot be reached, and {repo_id} is not in the cache: "
+        ),
+        errors.OfflineModeIsEnabled: "the hub cannot be reached: ",
+        errors.HfHubHTTPError: f"the hub refuses {repo_id}: ",
+        Exception: "the hub cannot be used: ",
+    }
     try:
         yield
-    except errors.HFValidationError as error:
-        raise UserError(f"{repo_id!r} is no name on the hub: give OWNER/NAME") from error
-    except errors.RevisionNotFoundError as error:
-        raise UserError(f"{repo_id} has no revision {(revision or 'main')!r} on the hub") from error
-    except errors.RepositoryNotFoundError as error:
-        raise UserError(
-            f"{repo_id} is not on the hub, or not for you: check the name, and {login}"
-        ) from error
-    except errors.LocalTokenNotFoundError as error:
-        raise UserError(f"the hub wants to know who you are: {login}") from error
-    except errors.LocalEntryNotFoundError as error:
-        raise UserError(
-            f"the hub cannot be reached, and {repo_id} is not in the cache: {_reason(error)}"
-        ) from error
-    except errors.OfflineModeIsEnabled as error:
-        raise UserError(f"the hub cannot be reached: {_reason(error)}") from error
-    except errors.HfHubHTTPError as error:
-        denied = getattr(error.response, "status_code", None) in (401, 403)
-        remedy = f"; {login}" if denied else ""
-        raise UserError(f"the hub refuses {repo_id}: {_reason(error)}{remedy}") from error
     except UserError:
         raise
     except _failures(hub) as error:
-        raise UserError(f"the hub cannot be used: {_reason(error)}") from error
+        words = next(words for kind, words in known.items() if isinstance(error, kind))
+        reason = _reason(error) if words.endswith(": ") else ""
+        status = getattr(getattr(error, "response", None), "status_code", None)
+        denied = words.startswith("the hub refuses") and status in (401, 403)
+        raise UserError(words + reason + f"; {login}" * denied) from error
 
 
 def _failures(hub: Any) -> tuple[type[Exception], ...]:

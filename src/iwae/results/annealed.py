@@ -1,6 +1,6 @@
 """Log-likelihoods by annealed importance sampling, for a record: at two lengths, with a verdict."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, Unpack
 
 import jax
 import numpy as np
+from jaxtyping import Float
 
 from iwae.data import choose
 from iwae.errors import UserError
@@ -15,24 +16,26 @@ from iwae.evaluation.diagnostics import Verdict, verdict
 from iwae.evaluation.examples import check_positive
 from iwae.evaluation.jackknife import BATCHES
 from iwae.evaluation.likelihood import annealed_slabs
+from iwae.evaluation.sandwich import ratio_tail
 from iwae.inference.adaptive import adaptive_schedule
 from iwae.inference.starts import STARTS
 from iwae.inference.step_sizes import tune_step_size
 from iwae.inference.temperatures import as_betas, check_leapfrog, linear_schedule, sigmoid_schedule
 from iwae.precision import float32
-from iwae.results.gaps import known_gap
+from iwae.results.completing import both_sides
 from iwae.results.measure import Measured, Replicate, SplitOptions, measure
+from iwae.results.reading import report_damage
 from iwae.results.records import (
     Subject,
     make_subject,
+    model_sha256,
     number,
     record_name,
-    shared_record,
     unit_counts,
     weight_summary,
 )
-from iwae.results.schema import Document, Method
-from iwae.results.unfinished import Slab
+from iwae.results.schema import Document, Method, Settings
+from iwae.results.store import read_arrays
 from iwae.runs.setup import split_examples
 from iwae.typing import PRNGKey
 
@@ -96,9 +99,9 @@ class Annealing:
         places = np.linspace(0, self.temperatures - 1, temperatures)
         return np.interp(places, np.arange(self.temperatures), self.schedule)
 
-    def moves(self) -> dict[str, Any]:
-        """Arguments of the functions that anneal, beside temperatures, step sizes and chains."""
-        return {"n_leapfrog": self.leapfrog, "start": self.start}
+    def moves(self, chains: int, **path: np.ndarray) -> dict[str, Any]:
+        """Arguments of the functions that anneal so many chains along a path."""
+        return {"chains": chains, "n_leapfrog": self.leapfrog, "start": self.start, **path}
 
     def values(self) -> Document:
         """For a record."""
@@ -109,6 +112,10 @@ class Annealing:
             "schedule": self.schedule if isinstance(self.schedule, str) else list(self.schedule),
             "start": self.start,
         }
+
+    def facts(self, subject: Subject) -> Document:
+        """For a record of a split."""
+        return {"proposal": self.start, "annealing": self.values(), "pilot": pilot_facts(subject)}
 
     def words(self) -> list[str]:
         """For the name of a record."""
@@ -154,15 +161,10 @@ def anneal_run(
     subject = make_subject(Path(run), **options)
     return measure(
         subject,
+        Method.ANNEALED,
         partial(_anneal, annealing=annealing, tolerance=tolerance),
         file=record_name(subject, "ais", *annealing.words()),
-        shared={
-            **shared_record(subject, Method.ANNEALED),
-            "proposal": annealing.start,
-            "annealing": annealing.values(),
-            "pilot": {"split": pilot_split(subject), "examples": PILOT_EXAMPLES},
-            "k": annealing.chains,
-        },
+        shared={**annealing.facts(subject), "k": annealing.chains},
         arrays={"temperatures": np.asarray(_lengths(annealing)), "index": subject.places},
         rows=("by_temperatures", "temperatures"),
     )
@@ -184,15 +186,13 @@ def _anneal(one: Replicate, annealing: Annealing, tolerance: float) -> Measured:
     both, paths = zip(*(_at_length(one, annealing, length) for length in lengths), strict=True)
     rows = [_row(*values, annealing) for values in zip(lengths, both, paths, strict=True)]
     shorter, longer = (values["log_likelihood"] for values in both)
-    of = one.subject, one.number, annealing.values()
-    simulated = known_gap(*of, Method.BIDIRECTIONAL)
-    gap = None if simulated is None else simulated.gap
-    real = known_gap(*of, Method.SANDWICH) or ()
+    gap, *_ = _known_gap(one, annealing, Method.BIDIRECTIONAL) or (None,)
+    real = _known_gap(one, annealing, Method.SANDWICH) or ()
     record = {
         **rows[-1],
         "k": annealing.chains,
         "by_temperatures": rows,
-        "verdict": verdict_record(verdict(longer, shorter, gap, tolerance, *real)),
+        "verdict": _verdict(verdict(longer, shorter, gap, tolerance, *real)),
         **unit_counts(one.subject, one.model)[0],
     }
     stacked = {
@@ -203,6 +203,34 @@ def _anneal(one: Replicate, annealing: Annealing, tolerance: float) -> Measured:
     for length, path in zip(lengths, paths, strict=True):
         own |= path.arrays(f"{one.number}_{length}")
     return Measured(record, stacked, own)
+
+
+def _known_gap(
+    one: Replicate, annealing: Annealing, method: Method
+) -> tuple[Float[np.ndarray, " n"], float] | None:
+    """Upper minus lower bounds by the same annealing of the same model, nats, if the run has them.
+
+    Of several records the one with the most examples counts.
+
+    Args:
+        method: one that bounds log p(x) from both sides.
+
+    Returns:
+        The gap of each example, and k-hat of the ratios behind the upper bounds; nan where it is
+        unknown, or they need none.
+    """
+    found, subject, number = [], one.subject, one.number
+    digest = model_sha256(subject.run, subject.weights, number)
+    how = Settings(**annealing.values()), subject.split, subject.weights, subject.pruned
+    for path, record in both_sides(subject.run, method, *how):
+        if record.digests[number : number + 1] != [digest]:
+            continue
+        values = read_arrays(path, report_damage, ("lower", "upper"))
+        if values is not None:
+            lower, upper = values["lower"][number], values.get("mixed_upper", values["upper"])
+            tail = ratio_tail(values["ratio"][number], lower) if "ratio" in values else np.nan
+            found.append((upper[number] - lower, tail))
+    return max(found, key=lambda known: len(known[0]), default=None)
 
 
 class Frozen(NamedTuple):
@@ -234,11 +262,11 @@ def freeze(
 
     def adapted() -> np.ndarray:
         betas_key = jax.random.fold_in(key, np.uint32(_BETAS_STREAM))
-        more = {"chains": PILOT_CHAINS, **annealing.moves()}
+        more = annealing.moves(PILOT_CHAINS)
         return adaptive_schedule(one.model, examples(), betas_key, length, **more)
 
     def tuned() -> np.ndarray:
-        more = {"betas": betas, "chains": PILOT_CHAINS, **annealing.moves()}
+        more = annealing.moves(PILOT_CHAINS, betas=betas)
         return tune_step_size(one.model, examples(), key, **more)
 
     if annealing.schedule == ADAPTIVE:
@@ -257,21 +285,9 @@ def _at_length(
     one: Replicate, annealing: Annealing, length: int
 ) -> tuple[dict[str, np.ndarray], Frozen]:
     """Values of each example, and the path, frozen before anything is measured."""
-    subject = one.subject
     path = freeze_for_split(one, annealing, length)
-
-    def slabs(first: int) -> Iterator[Slab]:
-        return annealed_slabs(
-            one.model,
-            subject.data,
-            annealing_keys(subject.seed, length)[1],
-            chains=annealing.chains,
-            **path._asdict(),
-            **annealing.moves(),
-            batch_size=subject.batch_size,
-            first=first,
-        )
-
+    of = one.model, one.subject.data, annealing_keys(one.subject.seed, length)[1]
+    slabs = partial(annealed_slabs, *of, **annealing.moves(annealing.chains, **path._asdict()))
     how = {**annealing.values(), "temperatures": length, "batches": BATCHES}
     return one.values(f"{length} temperatures", slabs, method=Method.ANNEALED, **how), path
 
@@ -291,6 +307,11 @@ def annealing_keys(seed: int, length: int) -> tuple[PRNGKey, PRNGKey]:
 def pilot_split(subject: Subject) -> str:
     """Where the pilot's examples come from; never what is measured."""
     return "train" if subject.split != "train" else "validation"
+
+
+def pilot_facts(subject: Subject) -> Document:
+    """For a record: the examples that step sizes are tuned on."""
+    return {"split": pilot_split(subject), "examples": PILOT_EXAMPLES}
 
 
 def pilot_examples(subject: Subject) -> np.ndarray:
@@ -319,14 +340,14 @@ def _row(
     }
 
 
-def verdict_record(found: Verdict) -> Document:
+def _verdict(found: Verdict) -> Document:
     """A verdict as a record has it."""
     return {
         "word": found.word,
         "reason": found.reason,
         "difference": number(found.difference.mean),
         "difference_stderr": number(found.difference.stderr),
-        "bdmc_gap": None if found.gap is None else number(found.gap),
-        "sandwich_gap": None if found.sandwich_gap is None else number(found.sandwich_gap),
+        "bdmc_gap": number(found.gap),
+        "sandwich_gap": number(found.sandwich_gap),
         "tolerance": found.tolerance,
     }

@@ -1,6 +1,5 @@
 """Calibration of the encoder on pairs that the model makes, for a record and a figure."""
 
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Unpack
@@ -11,12 +10,10 @@ import numpy as np
 from iwae.evaluation.bands import Bands, uniform_bands
 from iwae.evaluation.calibration import KINDS, coverage, rank_slabs
 from iwae.evaluation.examples import check_positive
-from iwae.models.conditional import Model
 from iwae.precision import float32
 from iwae.results.measure import Measured, Options, Replicate, measure
-from iwae.results.records import make_subject, mean_and_error, measurement_facts
+from iwae.results.records import make_subject, means, record_name, simulated
 from iwae.results.schema import Document, Method
-from iwae.results.unfinished import Slab
 
 LEVELS = (0.5, 0.8, 0.95)
 """Levels of the central intervals."""
@@ -52,55 +49,31 @@ def calibrate_run(
     """
     check_positive("examples", examples)
     check_positive("k", k)
-    subject = make_subject(Path(run), **options)
-    words = ["simulated", subject.weights, *["pruned"] * subject.pruned, Method.CALIBRATION]
-    words += [f"k{k}", f"n{examples}", *[f"seed{subject.seed}"] * bool(subject.seed)]
+    subject = simulated(make_subject(Path(run), **options))
     return measure(
         subject,
+        Method.CALIBRATION,
         partial(_measure, examples=examples, k=k, bands=uniform_bands(examples, BAND)),
-        file="-".join(words),
-        shared={
-            "n": examples,
-            "k": k,
-            "split": "simulated",
-            "dataset": f"drawn from the model of {subject.dataset.name}",
-            "band_level": BAND,
-            **measurement_facts(subject, Method.CALIBRATION),
-        },
-        arrays={},
+        file=record_name(subject, Method.CALIBRATION, f"k{k}", f"n{examples}"),
+        shared={"n": examples, "k": k, "band_level": BAND},
     )
 
 
-def unit_layers(model: Model) -> np.ndarray:
-    """The layer, from 1, of each number of a flat latent; a category of C has C of them."""
-    leaves = jax.tree.leaves(jax.eval_shape(model.sample, jax.random.key(0))[0])
-    return np.repeat(np.arange(1, len(leaves) + 1), [leaf.size for leaf in leaves])
-
-
 def _measure(one: Replicate, examples: int, k: int, bands: Bands) -> Measured:
-    subject = one.subject
-
-    def slabs(first: int) -> Iterator[Slab]:
-        return rank_slabs(
-            one.model,
-            jax.random.key(subject.seed),
-            n_examples=examples,
-            k=k,
-            batch_size=subject.batch_size,
-            first=first,
-        )
-
+    key = jax.random.key(one.subject.seed)
+    slabs = partial(rank_slabs, one.model, key, n_examples=examples, k=k)
     settings = {"simulated": examples, "k": k}
     found = one.values("ranks", slabs, examples, method=Method.CALIBRATION, **settings)
-    layers = unit_layers(one.model)
+    # The layer, from 1, of each number of a flat latent; a category of C has C of them.
+    leaves = jax.tree.leaves(jax.eval_shape(one.model.sample, jax.random.key(0))[0])
+    layers = np.repeat(np.arange(1, len(leaves) + 1), [leaf.size for leaf in leaves])
     rows = [
         _row(found[kind][:, layers == layer], layer, kind, bands)
         for layer in np.unique(layers).tolist()
         for kind in KINDS
     ]
     own = {f"{kind}_{one.number}": found[kind].astype(np.float32) for kind in KINDS}
-    own[f"layers_{one.number}"] = layers
-    return Measured({"calibration": rows}, {}, own)
+    return Measured({"calibration": rows}, {}, {**own, f"layers_{one.number}": layers})
 
 
 def _row(ranks: np.ndarray, layer: int, kind: str, bands: Bands) -> Document:
@@ -111,10 +84,7 @@ def _row(ranks: np.ndarray, layer: int, kind: str, bands: Bands) -> Document:
     """
     tails = bands.smallest_tail(ranks)
     worst = np.argsort(tails, kind="stable")[:WORST]
-    levels = []
-    for level in LEVELS:
-        mean, stderr = mean_and_error(coverage(ranks, level))
-        levels.append({"level": level, "coverage": mean, "coverage_stderr": stderr})
+    levels = [{"level": one, **means(coverage=coverage(ranks, one))} for one in LEVELS]
     return {
         "layer": layer,
         "of": kind,

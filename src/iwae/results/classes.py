@@ -1,14 +1,14 @@
 """A conditional model as a classifier, and as a judge of what is none of its data, for a record."""
 
-from collections.abc import Iterator
+import re
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, Unpack
+from typing import NamedTuple, Unpack
 
 import jax
 import numpy as np
 
-from iwae.data import Dataset, load_dataset, test_sha256
+from iwae.data import Dataset, choose, load_dataset, test_sha256
 from iwae.errors import UserError
 from iwae.evaluation.classes import (
     auroc,
@@ -17,19 +17,17 @@ from iwae.evaluation.classes import (
     label_log_probabilities,
     marginal_log_likelihoods,
 )
-from iwae.evaluation.diagnostics import test_sample_error
 from iwae.results.measure import Measured, Replicate, SplitOptions, measure
 from iwae.results.records import (
     Subject,
-    chosen_examples,
+    check_subset,
+    examples_at,
     make_subject,
-    mean_and_error,
+    means,
     number,
     record_name,
-    shared_record,
 )
 from iwae.results.schema import Document, Method
-from iwae.results.unfinished import Slab
 from iwae.runs.folder import run_config
 
 CAUTION = (
@@ -40,21 +38,11 @@ CAUTION = (
 
 
 class Others(NamedTuple):
-    """Examples of other data, on which the run was not trained.
+    """Test examples `[m, d]` of other data than the run's, without labels, and their places."""
 
-    Attributes:
-        name: of the data.
-        data: `[m, d]` in the model's units, without labels.
-        places: `[m]` where they are in the test split.
-        subset: whether they are not all of it.
-        identity: of the data, for the record.
-    """
-
-    name: str
+    dataset: Dataset
     data: np.ndarray
     places: np.ndarray
-    subset: bool
-    identity: dict[str, Any]
 
 
 def classify_run(
@@ -91,12 +79,13 @@ def classify_run(
     if against is not None:
         others = _others(subject, against, options.get("examples"), options.get("data_dir"))
         arrays["others_index"] = others.places
-        words += ["against", _file_word(others.name)]
+        words += ["against", re.sub(r"[^\w.-]|_", "_", others.dataset.name)]
     return measure(
         subject,
+        Method.CLASSIFICATION,
         partial(_measure, others=others, k=k),
         file=record_name(subject, *words),
-        shared={**shared_record(subject, Method.CLASSIFICATION), "k": k, **_about(others)},
+        shared={"k": k, **_about(others)},
         arrays=arrays,
     )
 
@@ -112,8 +101,10 @@ def _measure(one: Replicate, others: Others | None, k: int) -> Measured:
     record = {"k": k, **_summary(own["log_likelihood"], _labels(subject), shares)}
     if others is None:
         return Measured(record, own)
-    theirs = _scores(one, others.data, _OTHERS, k, f", {others.name}")
-    record |= _separation(own["marginal"], theirs["marginal"])
+    theirs = _scores(one, others.data, _OTHERS, k, f", {others.dataset.name}")
+    area, error = auroc(own["marginal"], theirs["marginal"])
+    record |= {"auroc": area, "auroc_stderr": number(error)}
+    record |= means(others_marginal_log_likelihood=theirs["marginal"])
     return Measured(record, {**own, **{f"others_{name}": v for name, v in theirs.items()}})
 
 
@@ -121,23 +112,12 @@ def _scores(
     one: Replicate, rows: np.ndarray, stream: int, k: int, name: str
 ) -> dict[str, np.ndarray]:
     """log p(x|y) of rows under every label, `[n, C]`, and log p(x), `[n]`, nats."""
-    model, subject = one.model, one.subject
-    key = jax.random.fold_in(jax.random.key(subject.seed), stream)
-
-    def slabs(first: int) -> Iterator[Slab]:
-        return class_log_likelihood_slabs(
-            model, rows, key, k=k, batch_size=subject.batch_size, first=first
-        )
-
-    given = one.values(
-        f"{model.n_classes} labels, k={k}{name}",
-        slabs,
-        len(rows),
-        method=Method.CLASSIFICATION,
-        k=k,
-        rows=test_sha256(np.ascontiguousarray(rows)),
-        stream=stream,
-    )["log_likelihood"]
+    model, key = one.model, jax.random.fold_in(jax.random.key(one.subject.seed), stream)
+    slabs = partial(class_log_likelihood_slabs, model, rows, key, k=k)
+    how = {"method": Method.CLASSIFICATION, "k": k, "stream": stream}
+    how["rows"] = test_sha256(np.ascontiguousarray(rows))
+    label = f"{model.n_classes} labels, k={k}{name}"
+    given = one.values(label, slabs, len(rows), **how)["log_likelihood"]
     shares = np.asarray(model.frequencies)
     return {"log_likelihood": given, "marginal": marginal_log_likelihoods(given, shares)}
 
@@ -158,15 +138,6 @@ def _others(subject: Subject, name: str, examples: int | None, data_dir: Path | 
         missing=config.missing is not None,
         data_dir=data_dir,
     )
-    _check_others(subject, dataset)
-    total = len(dataset.test)
-    count = None if examples is None or examples >= total else examples
-    data, places = chosen_examples(dataset, "test", count, subject.seed)
-    return Others(dataset.name, np.asarray(data), places, count is not None, dataset.identity)
-
-
-def _check_others(subject: Subject, dataset: Dataset) -> None:
-    """Raise UserError if examples of other data are none that the run's models can score."""
     own = subject.dataset
     if dataset.shape != own.shape:
         raise UserError(
@@ -175,6 +146,9 @@ def _check_others(subject: Subject, dataset: Dataset) -> None:
         )
     if dataset.identity["test_sha256"] == own.identity["test_sha256"]:
         raise UserError(f"against {dataset.name}: these are the run's own data; name others")
+    total = check_subset(dataset, "test", None)
+    places = choose(total, min(examples or total, total), seed=subject.seed)
+    return Others(dataset, np.asarray(examples_at(dataset, "test", places)), places)
 
 
 def _summary(scores: np.ndarray, labels: np.ndarray, shares: np.ndarray) -> Document:
@@ -183,31 +157,15 @@ def _summary(scores: np.ndarray, labels: np.ndarray, shares: np.ndarray) -> Docu
     found = log_p.argmax(axis=1)
     own = np.arange(len(labels)), labels
     right = (found == labels).astype(np.float64)
-    likelihood, stderr = mean_and_error(scores[own])
     return {
-        "log_likelihood": likelihood,  # of x given its own label
-        "stderr": stderr,
-        "accuracy": float(right.mean()),
-        "accuracy_stderr": number(test_sample_error(right)),
-        **_named("label_log_probability", log_p[own]),
-        **_named("marginal_log_likelihood", marginal_log_likelihoods(scores, shares)),
+        **means(
+            log_likelihood=scores[own],  # of x given its own label
+            accuracy=right,
+            label_log_probability=log_p[own],
+            marginal_log_likelihood=marginal_log_likelihoods(scores, shares),
+        ),
         "confusion": confusion_matrix(labels, found, len(shares)).tolist(),
     }
-
-
-def _separation(own: np.ndarray, others: np.ndarray) -> Document:
-    """How well log p(x) separates examples from other data: AUROC."""
-    area, error = auroc(own, others)
-    return {
-        "auroc": area,
-        "auroc_stderr": number(error),
-        **_named("others_marginal_log_likelihood", others),
-    }
-
-
-def _named(name: str, values: np.ndarray) -> Document:
-    mean, error = mean_and_error(values)
-    return {name: mean, f"{name}_stderr": error}
 
 
 def _about(others: Others | None) -> Document:
@@ -215,15 +173,10 @@ def _about(others: Others | None) -> Document:
     if others is None:
         return {"others": None}
     return {
-        "others": others.name,
+        "others": others.dataset.name,
         "others_n": len(others.data),
-        "others_subset": others.subset,
-        "others_data": others.identity,
+        "others_subset": len(others.data) < len(others.dataset.test),
+        "others_data": others.dataset.identity,
         "others_examples_sha256": test_sha256(np.ascontiguousarray(others.data)),
         "caution": CAUTION,
     }
-
-
-def _file_word(name: str) -> str:
-    """The name of data as a part of a file's name."""
-    return "".join(letter if letter.isalnum() or letter in "-." else "_" for letter in name)

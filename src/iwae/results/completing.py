@@ -12,7 +12,6 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from iwae.evaluation.diagnostics import test_sample_error
-from iwae.results.gaps import simulated_bounds
 from iwae.results.reading import (
     BOUNDING,
     BUDGETS,
@@ -21,15 +20,22 @@ from iwae.results.reading import (
     read_records,
     report_damage,
 )
+from iwae.results.records import number
 from iwae.results.schema import (
+    MIXED,
     Binarizations,
+    Document,
     Method,
     Number,
     Part,
     Record,
     Row,
     SampledRow,
+    Samples,
+    Settings,
+    Simulated,
     Whole,
+    fields_of,
 )
 from iwae.results.store import Arrays, Damaged, place, read_arrays
 
@@ -51,15 +57,12 @@ def _values(path: Path, record: Record, damaged: Damaged) -> Arrays | None:
     if arrays is None:
         return None
     rows = [len(record.by_k or record.by_temperatures)] if record.method in BOUNDING else []
-    shapes = {arrays[name].shape for name in names}
-    if shapes != {(len(record.models), *rows, n)} or not _are_places(arrays["index"], n):
+    shapes, index = {arrays[name].shape for name in names}, arrays["index"]
+    are_places = index.shape == (n,) and index.dtype.kind in "iu" and (index >= 0).all()
+    if shapes != {(len(record.models), *rows, n)} or not are_places:
         damaged(f"{place(path)} is no record of its values")
         return None
     return arrays
-
-
-def _are_places(index: np.ndarray, n: int) -> bool:
-    return index.shape == (n,) and index.dtype.kind in "iu" and bool((index >= 0).all())
 
 
 def completed(run: Path, record: Record, arrays: Arrays | None) -> Record:
@@ -301,9 +304,9 @@ def carried_over(
         return Whole(
             n=n,
             by=name,
-            log_likelihood=_number(control.mean() + difference.mean()),
-            stderr=_number(spread * test_sample_error(control)),
-            subset_error=_number(test_sample_error(difference) * np.sqrt(1 - m / n)),
+            log_likelihood=number(control.mean() + difference.mean()),
+            stderr=number(spread * test_sample_error(control)),
+            subset_error=number(test_sample_error(difference) * np.sqrt(1 - m / n)),
         )
 
 
@@ -341,5 +344,52 @@ def _shifted(base: Number, stderr: Number, row: SampledRow) -> Binarizations | N
     )
 
 
-def _number(value: float) -> Number:
-    return float(value) if np.isfinite(value) else None
+# --- the same annealing of simulated examples ------------------------------------------------
+
+
+def simulated_bounds(run: Path, record: Record, number: int) -> Simulated | None:
+    """Bounds on simulated examples by the same annealing of the same model, if known.
+
+    Those by importance samples are included if there were as many.
+
+    Args:
+        record: of bounds on real examples.
+        number: of the replicate.
+    """
+    how = record.annealing, record.split, record.weights, record.pruned
+    digest = record.digests[number : number + 1]
+    made = [
+        both
+        for _, both in both_sides(run, Method.BIDIRECTIONAL, *how)
+        if both.digests[number : number + 1] == digest
+    ]
+    found = max(made, key=lambda both: both.n, default=None)
+    if found is None:
+        return None
+    part = found.models[number]
+    own, sampled = record.models[number].importance, part.importance
+    alike = own is not None and sampled is not None and sampled.k == own.k
+    samples = Samples(k=sampled.k, **_bounds(sampled)) if alike and sampled else None
+    return Simulated(n=found.n, **_bounds(part), importance=samples)
+
+
+def _bounds(of: Part | Samples) -> Document:
+    return {
+        field: getattr(of, field)
+        for name in ("lower", "upper", "gap", *MIXED)
+        for field in fields_of(name)
+    }
+
+
+def both_sides(
+    run: Path, method: Method, annealing: Settings | None, split: str, weights: str, pruned: bool
+) -> Iterator[tuple[Path, Record]]:
+    """Records of a run by such annealing in both directions, of a split or of simulated examples.
+
+    Their models may be others, trained before or after: compare the digests.
+    """
+    wanted = annealing, weights, pruned
+    for path, record in read_records(run, (method,)):
+        same = (record.annealing, record.weights, record.pruned) == wanted
+        if same and record.split in ("simulated", split):
+            yield path, record

@@ -81,27 +81,24 @@ def _results(run: Path) -> Iterator[Result]:
                 yield _result(run, path.stem, one, part)
 
 
+_OF_RECORD = ("dataset", "split", "weights", "pruned", "seed", "n")
+"""Columns that are fields of the record."""
+
+
 def _result(run: Path, name: str, one: Estimate, part: Part) -> Result:
-    record = one.record
+    record, whole = one.record, getattr(one.row, "whole", None)
     is_mean = part is record and len(record.models) > 1
-    whole = getattr(one.row, "whole", None)
     drawn = getattr(one.row, "binarizations", None)
     return Result(
         run=str(run),
         record=name,
-        dataset=record.dataset,
-        split=record.split,
-        weights=record.weights,
-        pruned=record.pruned,
         method=record.method.value,
-        seed=record.seed,
         replicate=None if is_mean else part.replicate,
         quantity=one.name,
         budget=one.rank[1] or None,
         mean=one.mean,
         stderr=one.stderr,
         between_replicates_sd=one.spread,
-        n=one.n,
         subset=record.subset is not None,
         model_sha256=part.model_sha256,
         monte_carlo_error=getattr(one.row, "monte_carlo_error", None) if one.is_bound else None,
@@ -109,6 +106,7 @@ def _result(run: Path, name: str, one: Estimate, part: Part) -> Result:
         whole_mean=whole and whole.log_likelihood,
         whole_stderr=whole and whole.stderr,
         subset_error=whole and whole.subset_error,
+        **{column: getattr(record, column) for column in _OF_RECORD},
     )
 
 

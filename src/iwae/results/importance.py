@@ -1,28 +1,23 @@
 """Log-likelihoods by importance sampling, for a record."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Unpack
 
+import jax
 import numpy as np
 
+from iwae.data.draws import redrawn
 from iwae.errors import UserError
 from iwae.evaluation.jackknife import BATCHES
 from iwae.evaluation.likelihood import log_likelihood_slabs
-from iwae.results.draws import draw_key, redrawn_subjects
-from iwae.results.measure import Measured, Replicate, SplitOptions, measure
-from iwae.results.records import (
-    Subject,
-    make_subject,
-    record_name,
-    shared_record,
-    unit_counts,
-    weight_summary,
-)
-from iwae.results.replicates import draws_summary
+from iwae.results.measure import Measured, Replicate, SplitOptions, draws_summary, measure
+from iwae.results.records import Subject, make_subject, record_name, unit_counts, weight_summary
 from iwae.results.schema import Document, Method
 from iwae.results.unfinished import Slab
+from iwae.runs.setup import split_examples
+from iwae.typing import PRNGKey
 
 
 def evaluate_run(
@@ -59,9 +54,10 @@ def evaluate_run(
     words = [f"k{ks[-1]}", *([] if binarizations is None else [f"draws{binarizations}"])]
     return measure(
         subject,
+        Method.IMPORTANCE,
         partial(_measure, ks=ks, drawn=drawn),
         file=record_name(subject, *words),
-        shared={**shared_record(subject, Method.IMPORTANCE), "proposal": "posterior"},
+        shared={"proposal": "posterior"},
         arrays={"k": np.asarray(ks), "index": subject.places},
         rows=("by_k", "k"),
     )
@@ -83,14 +79,9 @@ def _measure(one: Replicate, ks: Sequence[int], drawn: Sequence[Subject]) -> Mea
 
 def _values(one: Replicate, k: int, draw: int, subject: Subject) -> Slab:
     """The values of one replicate on one draw of the examples."""
-
-    def slabs(first: int) -> Iterator[Slab]:
-        key = draw_key(subject.seed, draw)
-        return log_likelihood_slabs(
-            one.model, subject.data, key, k=k, batch_size=subject.batch_size, first=first
-        )
-
-    how = {"method": Method.IMPORTANCE, "k": k, "batches": BATCHES}
+    of = one.model, subject.data, draw_key(subject.seed, draw)
+    slabs = partial(log_likelihood_slabs, *of, k=k)
+    how: Document = {"method": Method.IMPORTANCE, "k": k, "batches": BATCHES}
     name = f"k={k}" if draw == 0 else f"k={k}, draw {draw}"
     # The examples tell draws apart, and draw 0 may resume what was begun without the others.
     return one._replace(subject=subject).values(name, slabs, **how)
@@ -107,3 +98,31 @@ def _row(k: int, draws: Sequence[Slab]) -> Document:
 
 def _each(draws: Sequence[Slab], name: str) -> np.ndarray:
     return np.stack([one[name] for one in draws])
+
+
+# --- draws of the pixels --------------------------------------------------------------------
+
+
+def redrawn_subjects(subject: Subject, draws: int) -> list[Subject]:
+    """The subject with each of so many draws of its test pixels; the first is its own.
+
+    Raises:
+        UserError: unless these are two draws or more, of a test set that has several.
+    """
+    if draws < 2:
+        raise UserError(f"binarizations is {draws}; their spread needs at least 2")
+    if subject.split != "test":
+        raise UserError(
+            f"binarizations are draws of the test split, not of {subject.split}: leave out one "
+            "of both"
+        )
+    sets = [redrawn(subject.dataset, draw) for draw in range(draws)]
+    others = [split_examples(one, "test")[subject.places] for one in sets[1:]]
+    return [subject, *(subject._replace(data=data) for data in others)]
+
+
+def draw_key(seed: int, draw: int) -> PRNGKey:
+    """The key of the particles of a draw; that of draw 0 is the usual one."""
+    key = jax.random.key(seed)
+    # Counted from the end: examples and particles fold in numbers from 0 on.
+    return key if draw == 0 else jax.random.fold_in(key, np.uint32(2**32 - draw))

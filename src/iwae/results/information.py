@@ -1,6 +1,5 @@
 """Rate, distortion and mutual information of a run, for a record."""
 
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Unpack
@@ -9,29 +8,12 @@ import jax
 import numpy as np
 
 from iwae.evaluation.examples import check_positive
-from iwae.evaluation.information import (
-    Estimate,
-    Information,
-    estimate,
-    gap_split,
-    join_information,
-    rate_slabs,
-    ratio_slabs,
-)
-from iwae.models.conditional import Model, sizes_of_labels
+from iwae.evaluation.information import Information, gap_split, rate_slabs, ratio_slabs
+from iwae.models.conditional import sizes_of_labels
 from iwae.results.measure import Measured, Replicate, SplitOptions, measure
-from iwae.results.reading import Known, known_bounds
-from iwae.results.records import (
-    Subject,
-    k_words,
-    make_subject,
-    model_sha256,
-    number,
-    record_name,
-    shared_record,
-)
-from iwae.results.schema import Document, Method
-from iwae.results.unfinished import Slab
+from iwae.results.reading import known_bounds
+from iwae.results.records import Subject, make_subject, means, model_sha256, record_name
+from iwae.results.schema import Document, Method, fields_of
 
 DEFAULT_K = 16
 """Samples of each example, where none are asked for."""
@@ -57,54 +39,36 @@ def information_run(run: Path, *, k: int = DEFAULT_K, **options: Unpack[SplitOpt
     subject = make_subject(Path(run), **options)
     return measure(
         subject,
+        Method.INFORMATION,
         partial(_measure, k=k),
-        file=record_name(subject, Method.INFORMATION, *k_words(k, DEFAULT_K)),
-        shared=shared_record(subject, Method.INFORMATION),
+        file=record_name(subject, Method.INFORMATION, *[f"k{k}"] * (k != DEFAULT_K)),
         arrays={"index": subject.places},
     )
 
 
 def _measure(one: Replicate, k: int) -> Measured:
     """One replicate: what each example costs, then how well a draw tells it from the others."""
-    subject, key = one.subject, jax.random.key(one.subject.seed)
-    of = one.model, subject.data, key
-
-    def rates(first: int) -> Iterator[Slab]:
-        return rate_slabs(*of, k=k, batch_size=subject.batch_size, first=first)
-
-    def ratios(first: int) -> Iterator[Slab]:
-        return ratio_slabs(*of, batch_size=subject.batch_size, first=first)
-
-    found = join_information(
-        one.slabs("rate", rates, method=f"{Method.INFORMATION}, rate", k=k),
-        one.slabs("mutual information", ratios, method=f"{Method.INFORMATION}, mutual information"),
-    )
+    subject, method = one.subject, Method.INFORMATION
+    of = one.model, subject.data, jax.random.key(subject.seed)
+    rates, ratios = partial(rate_slabs, *of, k=k), partial(ratio_slabs, *of)
+    rate = one.values("rate", rates, method=f"{method}, rate", k=k)
+    ratio = one.values("mutual information", ratios, method=f"{method}, mutual information")
+    found = Information(**rate, **ratio)
     record = {
-        **_summary(found, subject, one.model),
+        **means(
+            log_likelihood=found.elbo,  # what rate and distortion add up to
+            rate=found.rate,
+            distortion=found.distortion,
+            mutual_information_lower=found.log_ratio,
+            mutual_information_upper=found.rate,
+            marginal_kl=found.rate - found.log_ratio,
+        ),
+        # Given the labels, if the model is conditional.
+        "mutual_information_limit": float(np.log(sizes_of_labels(one.model, subject.data)).mean()),
         "k": k,
         "gap": _gap(subject, one.number, found),
     }
     return Measured(record, found._asdict())
-
-
-def _summary(found: Information, subject: Subject, model: Model) -> Document:
-    """Means and standard errors, nats; given the labels, if the model is conditional."""
-    below, above = found.mutual_information
-    elbo = estimate(found.elbo)
-    return {
-        "log_likelihood": number(elbo.mean),  # the ELBO: what rate and distortion add up to
-        "stderr": number(elbo.stderr),
-        **_named("rate", estimate(found.rate)),
-        **_named("distortion", estimate(found.distortion)),
-        **_named("mutual_information_lower", below),
-        **_named("mutual_information_upper", above),
-        "mutual_information_limit": float(np.log(sizes_of_labels(model, subject.data)).mean()),
-        **_named("marginal_kl", found.marginal_kl),
-    }
-
-
-def _named(name: str, value: Estimate) -> Document:
-    return {name: number(value.mean), f"{name}_stderr": number(value.stderr)}
 
 
 def _gap(subject: Subject, replicate: int, found: Information) -> Document | None:
@@ -126,19 +90,12 @@ def _gap(subject: Subject, replicate: int, found: Information) -> Document | Non
     if len(places) < 2:
         return None
     elbo = found.elbo[np.isin(subject.places, places)]
-    bounds = _on(best, replicate, places), _on(exact, replicate, places)
+    bounds = [one.values[replicate, np.isin(one.places, places)] for one in (best, exact)]
     if not np.isfinite([elbo, *bounds]).all():
         return None
     split = gap_split(elbo, *bounds)
-    return {
-        "log_p": exact.estimator,
-        "bound": best.estimator,
-        "n": len(places),
-        **_named("total", split.gap),
-        **_named("recovered", split.recovered),
-        **_named("remaining", split.remaining),
-    }
-
-
-def _on(known: Known, replicate: int, places: np.ndarray) -> np.ndarray:
-    return known.values[replicate, np.isin(known.places, places)]
+    named = {"total": split.gap, "recovered": split.recovered, "remaining": split.remaining}
+    parts: Document = {"log_p": exact.estimator, "bound": best.estimator, "n": len(places)}
+    for name, value in named.items():
+        parts |= dict(zip(fields_of(name), value, strict=True))
+    return parts

@@ -3,23 +3,38 @@
 A method is a function of one replicate; its file says what it computes and how it is summarised.
 """
 
+import logging
+import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import combinations, zip_longest
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple, TypedDict
 
 import numpy as np
+from jaxtyping import Float
 
+from iwae.data import KINDS, as_kind
+from iwae.evaluation.diagnostics import monte_carlo_error, ordering_violations
 from iwae.evaluation.examples import gather
 from iwae.precision import float32
 from iwae.results.completing import completed
-from iwae.results.ordering import check_ordering
-from iwae.results.records import Subject, Track, model_facts
-from iwae.results.replicates import over_replicates
-from iwae.results.schema import Document, parse
-from iwae.results.store import write_record
-from iwae.results.subsets import keep_choice
+from iwae.results.reading import bounds_of, known_bounds
+from iwae.results.records import (
+    Subject,
+    Track,
+    means,
+    model_facts,
+    number,
+    shared_record,
+    summary_over_replicates,
+)
+from iwae.results.schema import Document, Method, Record, parse
+from iwae.results.store import Arrays, write_record
 from iwae.results.unfinished import Slab, Unfinished
+
+log = logging.getLogger(__name__)
 
 
 class Options(TypedDict, total=False):
@@ -69,25 +84,31 @@ class Replicate(NamedTuple):
     model: Any
     unfinished: Unfinished
 
-    def slabs(
+    def values(
         self,
         label: str,
-        make: Callable[[int], Iterator[Slab]],
+        slabs: Callable[..., Iterator[Slab]],
         total: int | None = None,
         **settings: Any,
-    ) -> Iterator[Slab]:
-        """The slabs of `make(first)`, with progress, from the first example not yet measured.
+    ) -> Slab:
+        """All `slabs(batch_size=..., first=...)`, from the first example not yet measured on.
 
         Args:
+            label: of the progress bar.
+            total: the number of examples; by default the subject's.
             settings: all that the numbers depend on beside model, examples and seed.
-        """
-        kept = self.unfinished.slabs(self.subject.settings(self.number, **settings), make)
-        total = len(self.subject.data) if total is None else total
-        return iter(self.subject.track(kept, total, f"replicate {self.number}, {label}"))
 
-    def values(self, *args: Any, **options: Any) -> Slab:
-        """All of `slabs` as one dictionary of `[n, ...]` float64 arrays."""
-        return gather(self.slabs(*args, **options))
+        Returns:
+            `[n, ...]` arrays by name, floats in float64.
+        """
+        subject = self.subject
+
+        def make(first: int) -> Iterator[Slab]:
+            return slabs(batch_size=subject.batch_size, first=first)
+
+        kept = self.unfinished.slabs(subject.settings(self.number, **settings), make)
+        total = len(subject.data) if total is None else total
+        return gather(iter(subject.track(kept, total, f"replicate {self.number}, {label}")))
 
     def array(self, make: Callable[[], np.ndarray], **settings: Any) -> np.ndarray:
         """`make()`, or its result before an interruption."""
@@ -111,11 +132,12 @@ class Measured(NamedTuple):
 @float32
 def measure(
     subject: Subject,
-    method: Callable[[Replicate], Measured],
+    method: Method,
+    one: Callable[[Replicate], Measured],
     *,
     file: str,
-    shared: Document,
-    arrays: Mapping[str, np.ndarray],
+    shared: Mapping[str, Any] = MappingProxyType({}),
+    arrays: Mapping[str, np.ndarray] = MappingProxyType({}),
     rows: tuple[str, str] | None = None,
 ) -> Document:
     """Measure every replicate of a run, and write `RUN/evaluations/FILE.json` and `FILE.npz`.
@@ -124,28 +146,30 @@ def measure(
     is null. Results of a call that was stopped are used.
 
     Args:
+        one: measures a replicate.
         file: the name of both files.
-        shared: the record's part that all replicates have in common.
+        shared: what all replicates have in common, beside the facts of `shared_record`.
         arrays: what is stored beside the values of the replicates.
         rows: for a method that bounds log p(x) at several budgets: the record's list of them, and
             the column that tells them apart. `Measured.values["log_likelihood"]` is then `[m, n]`,
             and the bounds are checked to be in order with the run's others.
     """
+    shared = {**shared_record(subject, method), **shared}
     unfinished = Unfinished(subject.run)
-    if subject.subset:
-        keep_choice(unfinished, subject.choice, subject.places, subject.stratified_by)
+    if subject.subset:  # kept until a record has it: what it was chosen by may change meanwhile
+        by = np.full(len(subject.places), subject.stratified_by or "")
+        unfinished.keep(subject.choice, {"index": subject.places, "by": by})
     each, found = [], []
-    for number, model in subject.models():
+    for replicate, model in subject.models():
         begin = time.perf_counter()
-        one = method(Replicate(subject, number, model, unfinished))
+        found.append(one(Replicate(subject, replicate, model, unfinished)))
         seconds = time.perf_counter() - begin
-        each.append({**one.record, "seconds": seconds, **model_facts(subject, number)})
-        found.append(one)
+        each.append({**found[-1].record, "seconds": seconds, **model_facts(subject, replicate)})
     stored = dict(arrays)
     for name in found[0].values:
-        stored[name] = np.stack([one.values[name] for one in found])
-    for one in found:
-        stored |= one.own
+        stored[name] = np.stack([its.values[name] for its in found])
+    for its in found:
+        stored |= its.own
     if rows is None:
         record = {**(each[0] if len(each) == 1 else {"replicates": each}), **shared}
     else:
@@ -155,3 +179,130 @@ def measure(
     written = write_record(subject.run, file, full, stored)
     unfinished.forget()
     return written
+
+
+def check_ordering(run: Path, record: Record, arrays: Arrays) -> dict[str, list[str]]:
+    """Whether L_1 <= L_50 <= L_5000 <= AIS, for this new record and the run's older ones.
+
+    Only bounds on examples that two of them share are compared, and only of the same models.
+    The shorter of two annealing runs is no part of the order: it may be looser than 5,000 samples.
+
+    Returns:
+        `checked`, the names of the bounds compared, and `violations` in words, which are also
+        logged as warnings.
+    """
+    older = known_bounds(run, split=record.split, weights=record.weights, pruned=record.pruned)
+    known = {one.estimator: one for one in older if one.record.digests == record.digests}
+    known |= {one.estimator: one for one in bounds_of(record, arrays)}
+    known = dict(sorted(known.items(), key=lambda item: item[1].rank))
+    samples = [one for one in known.values() if one.rank[0] == 0]
+    ordered = samples + [one for one in known.values() if one.rank[0] == 1][-1:]
+    checked, violations = set(), []
+    for low, high in combinations(ordered, 2):
+        _, mine, theirs = np.intersect1d(low.places, high.places, return_indices=True)
+        if len(mine) < 2:
+            continue
+        checked |= {low.estimator, high.estimator}
+        for replicate, (a, b) in enumerate(zip(low.values, high.values, strict=True)):
+            found = ordering_violations({low.estimator: a[mine], high.estimator: b[theirs]})
+            name = f"replicate {replicate}: " if len(low.values) > 1 else ""
+            violations += [name + words for words in found]
+    for words in violations:
+        log.warning("THE BOUNDS ARE NOT IN ORDER: %s", words)
+    return {
+        "checked": [one.estimator for one in ordered if one.estimator in checked],
+        "violations": violations,
+    }
+
+
+# --- over replicates ------------------------------------------------------------------------
+
+
+def over_replicates(
+    each: Sequence[Document],
+    shared: Document,
+    arrays: Mapping[str, np.ndarray],
+    rows_of: str,
+    column: str,
+) -> Document:
+    """One record for all replicates; `replicates` has each one's own.
+
+    Args:
+        arrays: `log_likelihood [R, m, n]` for each of m rows, and `draws [R, m, J, n]` if there
+            are some; the last row leads.
+        rows_of: where a replicate's record has its rows, such as `by_k`.
+        column: of the rows, the same for all replicates.
+    """
+    each = [with_bits(one, shared["data"]) for one in each]
+    if len(each) == 1:
+        return {**each[0], **shared}
+    what = {name: shared[name] for name in ("dataset", "split", "n", "test_sha256")}
+    values = arrays["log_likelihood"]
+    rows = [
+        {column: each[0][rows_of][i][column], **summary_over_replicates(values[:, i])}
+        for i in range(values.shape[1])
+    ]
+    if "draws" in arrays:
+        mean = arrays["draws"].mean(axis=0)
+        both = zip(rows, map(draws_summary, mean), strict=True)
+        rows = [{**row, "binarizations": drawn} for row, drawn in both]
+    rows = [with_bits(row, shared["data"]) for row in rows]
+    units = {}
+    for name in ("active_units", "active_units_authors"):
+        layers = zip_longest(*(one[name] for one in each), fillvalue=0)  # if one is pruned away
+        units[name] = [float(np.mean(counts)) for counts in layers]
+    return {
+        **rows[-1],
+        rows_of: rows,
+        **units,
+        **shared,
+        "replicates": [{**one, **what} for one in each],
+    }
+
+
+def draws_summary(
+    values: Float[np.ndarray, "J n"], errors: Float[np.ndarray, "J n"] | None = None
+) -> Document:
+    """The mean over J draws of n examples, and its errors, for a record.
+
+    Pixels are drawn independently, so the variance of a mean over examples is the sum of those of
+    each example between its draws: J - 1 degrees of freedom for each of them.
+
+    Args:
+        values: log-likelihoods, nats, each from particles of its own.
+        errors: their Monte Carlo errors, nats.
+    """
+    draws, n = values.shape
+    values = values if np.isfinite(values).all() else np.full_like(values, np.nan)
+    one = np.sqrt(values.var(axis=0, ddof=1).sum()) / n
+    found = {
+        "draws": draws,
+        **means(log_likelihood=values.mean(axis=0)),
+        "draws_error": number(one / np.sqrt(draws)),
+        "one_draw_error": number(one),
+    }
+    if errors is not None:
+        found["monte_carlo_error"] = number(monte_carlo_error(errors.ravel()))
+    return found
+
+
+def with_bits(record: Document, identity: Document) -> Document:
+    """A record, and its rows, with bits per dimension beside the nats where data are quantised.
+
+    Where values may be missing, examples have no number of dimensions in common.
+
+    Args:
+        identity: of the data.
+    """
+    if "missing" in identity or not KINDS[as_kind(identity["observation"]).name].quantised:
+        return record
+    bits = -1 / (math.prod(identity["shape"]) * math.log(2))
+    more: Document = {}
+    for name, value in record.items():
+        if isinstance(value, list) and value and isinstance(value[0], dict):
+            more[name] = [with_bits(row, identity) for row in value]
+    if "log_likelihood" in record:
+        mean, error = record["log_likelihood"], record["stderr"]
+        more["bits_per_dimension"] = None if mean is None else bits * mean
+        more["bits_per_dimension_stderr"] = None if error is None else -bits * error
+    return {**record, **more}

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 from iwae.config.experiment import TrainConfig, config_values, without_folders
-from iwae.data import Dataset, choose, test_sha256
+from iwae.data import Dataset, test_sha256
 from iwae.data.rows import Examples, Rows, subset
 from iwae.errors import UserError
 from iwae.evaluation.diagnostics import (
@@ -29,7 +29,7 @@ from iwae.evaluation.pruning import prune
 from iwae.evaluation.units import active_units, authors_active_units
 from iwae.inference.kernels import KHAT_LEAST
 from iwae.models.conditional import Model
-from iwae.results.schema import Document
+from iwae.results.schema import Document, fields_of
 from iwae.results.subsets import choice, subset_places
 from iwae.runs.folder import run_config
 from iwae.runs.models import WEIGHTS, read_about
@@ -38,6 +38,9 @@ from iwae.runs.setup import load_config_dataset, model_folder, run_model, split_
 Track = Callable[[Iterable[Any], int, str], Iterable[Any]]
 
 SPLITS = ("train", "validation", "test")
+
+SIMULATED = "simulated"
+"""The split of examples that a model makes itself."""
 
 AUTHORS_EXAMPLES = 500
 """The paper's published code counts active units on its first training examples."""
@@ -82,9 +85,13 @@ class Subject(NamedTuple):
     stratified_by: str | None = None
 
     def models(self) -> Iterator[tuple[int, Any]]:
-        """Each replicate's number and model."""
+        """Each replicate's number and model, pruned if that is asked for."""
         for replicate in range(self.config.replicates):
-            yield replicate, subject_model(self, replicate)
+            model = run_model(self.run, self.weights, replicate, self.dataset)
+            if self.pruned:
+                train = split_examples(self.dataset, "train")
+                model = prune(model, active_units(model, train, jax.random.key(self.seed)).masks)
+            yield replicate, model
 
     @property
     def choice(self) -> Document:
@@ -128,15 +135,14 @@ def make_subject(
     config = run_config(run)
     dataset = load_config_dataset(config, data_dir)
     _check_data(run, config, weights, dataset)
-    places, by = None, None
+    total = check_subset(dataset, split, examples)
+    places, by = np.arange(total), None
     if examples is not None:
-        check_subset(dataset, split, examples)
         asked = choice(split, examples, seed, dataset.identity["test_sha256"])
         which: dict[str, Any] = {"weights": weights, "pruned": pruned}
         which["digests"] = known_digests(run, weights, config.replicates)
-        places, by = subset_places(run, len(getattr(dataset, split)), asked, **which)
-    data, index = chosen_examples(dataset, split, examples, seed, places)
-    chosen = split, data, index, examples is not None, seed
+        places, by = subset_places(run, total, asked, **which)
+    chosen = split, examples_at(dataset, split, places), places, examples is not None, seed
     return Subject(run, config, dataset, weights, pruned, *chosen, batch_size, track, by)
 
 
@@ -156,21 +162,10 @@ def _check_data(run: Path, config: TrainConfig, weights: str, dataset: Dataset) 
             )
 
 
-def chosen_examples(
-    dataset: Dataset, split: str, count: int | None, seed: int, places: np.ndarray | None = None
-) -> tuple[Examples, np.ndarray]:
-    """The examples of a split, all or a seeded subset, in the model's units, and their places.
-
-    Args:
-        places: of the subset, if it is chosen already.
-    """
-    total = check_subset(dataset, split, count)
-    if places is None:
-        places = np.arange(total) if count is None else choose(total, count, seed=seed)
+def examples_at(dataset: Dataset, split: str, places: np.ndarray) -> Examples:
+    """The examples of a split at some places, in the model's units."""
     examples = split_examples(dataset, split)
-    if isinstance(examples, Rows):
-        return subset(examples, places), places
-    return examples[places], places
+    return subset(examples, places) if isinstance(examples, Rows) else examples[places]
 
 
 def check_subset(dataset: Dataset, split: str, count: int | None) -> int:
@@ -185,15 +180,6 @@ def check_subset(dataset: Dataset, split: str, count: int | None) -> int:
     return total
 
 
-def subject_model(subject: Subject, replicate: int) -> Any:
-    """The model of one replicate, pruned if that is asked for."""
-    model = run_model(subject.run, subject.weights, replicate, subject.dataset)
-    if not subject.pruned:
-        return model
-    train = split_examples(subject.dataset, "train")
-    return prune(model, active_units(model, train, jax.random.key(subject.seed)).masks)
-
-
 def model_sha256(run: Path, weights: str, replicate: int) -> str:
     """SHA-256 of the file with a model's weights."""
     path = model_folder(run, weights, replicate) / WEIGHTS
@@ -202,46 +188,38 @@ def model_sha256(run: Path, weights: str, replicate: int) -> str:
 
 def known_digests(run: Path, weights: str, replicates: int) -> list[str] | None:
     """Digests of the models that are there now; None unless all are."""
-    folders = [model_folder(run, weights, replicate) for replicate in range(replicates)]
-    if not all((folder / WEIGHTS).is_file() for folder in folders):
+    try:
+        return [model_sha256(run, weights, replicate) for replicate in range(replicates)]
+    except FileNotFoundError:
         return None
-    return [model_sha256(run, weights, replicate) for replicate in range(replicates)]
 
 
 def shared_record(subject: Subject, method: str) -> Document:
-    """The facts about the subject, for a record."""
-    dataset, data = subject.dataset, subject.data
-    return {
-        "dataset": dataset.name,
-        "split": subject.split,
-        "n": len(data),
-        "subset": _subset(subject),
-        "test_sha256": dataset.identity["test_sha256"],
-        "examples_sha256": test_sha256(np.ascontiguousarray(data)),
-        **measurement_facts(subject, method),
-        "true_log_likelihood": _truth(dataset, data),
-        "data": dataset.identity,
-        "config": config_values(without_folders(subject.config)),
-    }
-
-
-def _subset(subject: Subject) -> Document | None:
-    if not subject.subset:
-        return None
-    found = {"examples": len(subject.data), "seed": subject.seed}
-    by = subject.stratified_by
-    return found if by is None else {**found, "stratified_by": by}
-
-
-def measurement_facts(subject: Subject, method: str) -> Document:
-    """The facts about the method and the machine, for a record."""
-    return {
+    """The facts about the subject, the method and the machine, for a record."""
+    dataset, data, by = subject.dataset, subject.data, subject.stratified_by
+    facts = {
         "method": method,
+        "split": subject.split,
         "unit": "nats",
         "weights": subject.weights,
         "pruned": subject.pruned,
         "seed": subject.seed,
         **provenance(),
+    }
+    if subject.split == SIMULATED:
+        return {"dataset": f"drawn from the model of {dataset.name}", **facts}
+    subset = {"examples": len(data), "seed": subject.seed} | ({"stratified_by": by} if by else {})
+    density = dataset.log_density
+    return {
+        "dataset": dataset.name,
+        "n": len(data),
+        "subset": subset if subject.subset else None,
+        "test_sha256": dataset.identity["test_sha256"],
+        "examples_sha256": test_sha256(np.ascontiguousarray(data)),
+        **facts,
+        "true_log_likelihood": density and float(density(np.asarray(data, np.float64)).mean()),
+        "data": dataset.identity,
+        "config": config_values(without_folders(subject.config)),
     }
 
 
@@ -281,30 +259,25 @@ def _commit() -> dict[str, Any]:
         return {}
 
 
-def _truth(dataset: Dataset, data: Examples) -> float | None:
-    """The mean log density of the examples under the distribution that they come from, nats."""
-    if dataset.log_density is None:
-        return None
-    return float(dataset.log_density(np.asarray(data, np.float64)).mean())
-
-
 # --- numbers --------------------------------------------------------------------------------
 
 
-def number(value: float) -> float | None:
+def number(value: float | None) -> float | None:
     """A number as JSON has it: what is not finite is null."""
-    return float(value) if np.isfinite(value) else None
+    return None if value is None or not np.isfinite(value) else float(value)
 
 
-def summary(values: np.ndarray) -> dict[str, float | None]:
-    """Mean over examples and its standard error from the sample of examples, nats."""
-    mean, stderr = mean_and_error(values)
-    return {"log_likelihood": mean, "stderr": stderr}
+def means(**values: np.ndarray) -> Document:
+    """Means over examples by name, and their standard errors from the sample of examples."""
+    found: Document = {}
+    for name, each in values.items():
+        found |= dict(zip(fields_of(name), mean_and_error(each), strict=True))
+    return found
 
 
 def summary_over_replicates(values: np.ndarray) -> dict[str, float | None]:
     """The summary of values `[R, n]`, and the standard deviation between replicates, nats."""
-    total = summary(values.mean(axis=0))
+    total = means(log_likelihood=values.mean(axis=0))
     known = len(values) > 1 and total["log_likelihood"] is not None
     spread = np.std(values.mean(axis=1), ddof=1) if known else np.nan
     return {**total, "between_replicates_sd": number(spread)}
@@ -324,7 +297,7 @@ def weight_summary(values: Mapping[str, np.ndarray], k: int) -> Document:
     known = k >= KHAT_LEAST
     infinite = int(np.isinf(values["monte_carlo_error"]).sum())
     return {
-        **summary(values["log_likelihood"]),
+        **means(log_likelihood=values["log_likelihood"]),
         "monte_carlo_error": number(monte_carlo_error(values["monte_carlo_error"])),
         "monte_carlo_batches": min(k, BATCHES),
         **({"monte_carlo_infinite": infinite} if infinite else {}),
@@ -359,9 +332,9 @@ def model_facts(subject: Subject, replicate: int) -> Document:
     }
 
 
-def k_words(k: int, default: int) -> tuple[str, ...]:
-    """The part of a record's name for k, where that is not the default."""
-    return () if k == default else (f"k{k}",)
+def simulated(subject: Subject) -> Subject:
+    """The subject of a measurement of examples that its models make, instead of a split's."""
+    return subject._replace(split=SIMULATED)
 
 
 def record_name(subject: Subject, *words: str) -> str:

@@ -1,6 +1,5 @@
 """Bounds from both sides on real examples, for a record, beside those on simulated ones."""
 
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Unpack
@@ -17,23 +16,13 @@ from iwae.evaluation.sandwich import (
 )
 from iwae.precision import float32
 from iwae.results.annealed import (
-    PILOT_EXAMPLES,
     Annealing,
     annealing_keys,
     check_tolerance,
     freeze_for_split,
-    pilot_split,
 )
 from iwae.results.measure import Measured, Replicate, SplitOptions, measure
-from iwae.results.records import (
-    k_words,
-    make_subject,
-    mean_and_error,
-    number,
-    record_name,
-    shared_record,
-    weight_summary,
-)
+from iwae.results.records import make_subject, means, number, record_name, weight_summary
 from iwae.results.schema import Document, Method
 from iwae.results.unfinished import Slab
 
@@ -80,16 +69,13 @@ def sandwich_run(
         if value < 2:
             raise UserError(f"{name} is {value}; an upper bound needs at least 2 weights")
     subject = make_subject(Path(run), **options)
+    words = ["sandwich", *annealing.words(), *[f"k{k}"] * (k != DEFAULT_K)]
     return measure(
         subject,
+        Method.SANDWICH,
         partial(_measure, annealing=annealing, k=k, tolerance=tolerance),
-        file=record_name(subject, "sandwich", *annealing.words(), *k_words(k, DEFAULT_K)),
-        shared={
-            **shared_record(subject, Method.SANDWICH),
-            "proposal": annealing.start,
-            "annealing": annealing.values(),
-            "pilot": {"split": pilot_split(subject), "examples": PILOT_EXAMPLES},
-        },
+        file=record_name(subject, *words),
+        shared=annealing.facts(subject),
         arrays={"index": subject.places},
     )
 
@@ -97,23 +83,10 @@ def sandwich_run(
 def _measure(one: Replicate, annealing: Annealing, k: int, tolerance: float) -> Measured:
     subject, length = one.subject, annealing.temperatures
     path = freeze_for_split(one, annealing, length)
-
-    def chains(first: int) -> Iterator[Slab]:
-        return annealed_sandwich_slabs(
-            one.model,
-            subject.data,
-            annealing_keys(subject.seed, length)[1],
-            chains=annealing.chains,
-            **path._asdict(),
-            **annealing.moves(),
-            batch_size=subject.batch_size,
-            first=first,
-        )
-
-    def samples(first: int) -> Iterator[Slab]:
-        of = one.model, subject.data, jax.random.key(subject.seed)
-        return sandwich_slabs(*of, k=k, batch_size=subject.batch_size, first=first)
-
+    of, key = (one.model, subject.data), annealing_keys(subject.seed, length)[1]
+    moves = annealing.moves(annealing.chains, **path._asdict())
+    chains = partial(annealed_sandwich_slabs, *of, key, **moves)
+    samples = partial(sandwich_slabs, *of, jax.random.key(subject.seed), k=k)
     method = f"{Method.SANDWICH}, annealing"
     annealed = one.values(f"{length} temperatures", chains, method=method, **annealing.values())
     sampled = one.values(f"{k} samples", samples, method=f"{Method.SANDWICH}, samples", k=k)
@@ -132,14 +105,10 @@ def _measure(one: Replicate, annealing: Annealing, k: int, tolerance: float) -> 
 
 def _summary(values: Slab, k: int) -> Document:
     """Means and errors of both sides and of the gap, nats, and what the k weights say of them."""
-    sides = {"lower": values["lower"], "upper": values["upper"]}
-    record = weight_summary({**values, "log_likelihood": values["lower"]}, k)
-    for name, side in {**sides, "gap": values["upper"] - values["lower"]}.items():
-        record[name], record[f"{name}_stderr"] = mean_and_error(side)
-    tail = ratio_tail(values["ratio"], values["lower"])
-    threshold = pareto_threshold(len(values["ratio"]))
+    lower, upper = values["lower"], values["upper"]
     return {
-        **record,
-        "ratio_pareto_k": number(tail),
-        "ratio_pareto_k_threshold": number(threshold),
+        **weight_summary({**values, "log_likelihood": lower}, k),
+        **means(lower=lower, upper=upper, gap=upper - lower),
+        "ratio_pareto_k": number(ratio_tail(values["ratio"], lower)),
+        "ratio_pareto_k_threshold": number(pareto_threshold(len(lower))),
     }

@@ -44,6 +44,11 @@ class Mean(NamedTuple):
     stderr: Number
 
 
+def fields_of(mean: str) -> tuple[str, str]:
+    """The fields of a mean and of its standard error, by the name of the mean."""
+    return mean, "stderr" if mean == "log_likelihood" else f"{mean}_stderr"
+
+
 class Fields(BaseModel):
     """Fields of a record. Those that no class names are kept as they are."""
 
@@ -51,8 +56,7 @@ class Fields(BaseModel):
 
     def mean(self, name: str = "log_likelihood") -> Mean:
         """A mean and its standard error, by the name of the mean."""
-        error = "stderr" if name == "log_likelihood" else f"{name}_stderr"
-        return Mean(getattr(self, name), getattr(self, error))
+        return Mean(*(getattr(self, field) for field in fields_of(name)))
 
     def document(self) -> Document:
         """The fields that were given, as JSON has them."""
@@ -408,8 +412,10 @@ class Record(Part):
     @model_validator(mode="after")
     def _complete(self) -> "Record":
         """Refuse a record that lacks what its method measures."""
+        means = [name for name in QUANTITIES.get(self.method, ()) if name not in MIXED]
+        fields = [field for name in means for field in fields_of(name)]
         for one in self.models:
-            for name in _needed(self.method):
+            for name in (*fields, *_MORE[self.method]):
                 if name not in self.model_fields_set | one.model_fields_set:
                     raise ValueError(f"no {name}")
         return self
@@ -458,12 +464,6 @@ _MORE: Mapping[Method, tuple[str, ...]] = {
     Method.GRADIENTS: ("objective", "reference", "draws", "biased_above", "rows", "slopes"),
 }
 """Other fields without which a record by a method is damaged."""
-
-
-def _needed(method: Method) -> list[str]:
-    names = [name for name in QUANTITIES.get(method, ()) if name not in MIXED]
-    errors = ["stderr" if name == "log_likelihood" else f"{name}_stderr" for name in names]
-    return [*names, *errors, *_MORE[method]]
 
 
 def _from_1(document: Document) -> Document:

@@ -48,7 +48,7 @@ from iwae.results.records import (
     shared_record,
     untracked,
 )
-from iwae.results.schema import Document, Gradient, Group, Method, Slope
+from iwae.results.schema import Document, Gradient, Method, Slope
 from iwae.results.store import write_record
 from iwae.results.text import estimator_name
 from iwae.runs.folder import run_config
@@ -112,7 +112,11 @@ def gradients_run(
     check_draws(draws)
     if not ks:
         raise UserError("name at least one k")
-    _check_slope_from(slope_from, ks)
+    if slope_from > 1 and len({k for k in ks if k >= slope_from}) < 2:
+        raise UserError(
+            f"slope_from is {slope_from}, and a slope needs two k from there on: give a smaller "
+            "one, or more k"
+        )
     if run_config(Path(run)).conditional:
         raise UserError(
             f"{run} is conditional, and gradients of such models are not measured: use evaluate or "
@@ -129,11 +133,10 @@ def gradients_run(
     kinds = subject.config.kinds()
     layers, discrete = len(kinds), any(kind.is_discrete for kind in kinds)
     reference = reference or gradients_of(name, discrete=discrete)[0]
-    declared = partial(_declared, own=own, layers=layers, discrete=discrete)
-    names = gradients or fitting(name, own, discrete=discrete)
-    chosen = _chosen(declared, name, sorted(set(ks)), names, all_named=bool(gradients))
-    base = {} if reference == NONE else {k: declared(name, reference, k) for k in chosen}
-    chosen = _with_few(chosen, sorted(set(backward)), layers)
+    declared = partial(_declared, name, own=own, layers=layers, discrete=discrete)
+    names, counts = gradients or fitting(name, own, discrete=discrete), sorted(set(backward))
+    chosen = _chosen(declared, sorted(set(ks)), names, counts, layers, all_named=bool(gradients))
+    base = {} if reference == NONE else {k: declared(reference, k) for k in chosen}
     replicate, model = next(subject.models())
     xs = jnp.asarray(subject.data, jnp.float32)
 
@@ -163,15 +166,6 @@ def gradients_run(
     return write_record(subject.run, file, record, arrays)
 
 
-def _check_slope_from(least: int, ks: Sequence[int]) -> None:
-    """Raise UserError for a least k of the slopes' fit that leaves fewer than two points."""
-    if least > 1 and len({k for k in ks if k >= least}) < 2:
-        raise UserError(
-            f"slope_from is {least}, and a slope needs two k from there on: give a smaller one, or "
-            "more k"
-        )
-
-
 def _declared(
     objective: str, gradient: str, k: int, *, own: dict[str, Any], layers: int, discrete: bool
 ) -> Declaration:
@@ -182,53 +176,43 @@ def _declared(
 
 
 def _chosen(
-    declared: Callable[[str, str, int], Declaration],
-    name: str,
+    declared: Callable[[str, int], Declaration],
     ks: Sequence[int],
     gradients: Sequence[str],
+    counts: Sequence[int],
+    layers: int,
     *,
     all_named: bool,
 ) -> dict[int, list[Declaration]]:
-    """The estimators of each k: all those named, or those that go with so many particles."""
-    gradients = tuple(dict.fromkeys(gradients))
-    if all_named:
-        return {k: [declared(name, g, k) for g in gradients] for k in ks}
-    chosen: dict[int, list[Declaration]] = {}
-    reasons: list[UserError] = []
-    for k, gradient in product(ks, gradients):
-        try:
-            chosen.setdefault(k, []).append(declared(name, gradient, k))
-        except UserError as reason:
-            log.info("omitted: %s with k = %d: %s", gradient, k, reason)
-            reasons.append(reason)
-    if not any(chosen.values()):
-        raise reasons[0]
-    return {k: found for k, found in chosen.items() if found}
+    """The estimators of each k: all those named, or those that go with so many particles.
 
-
-def _with_few(
-    chosen: dict[int, list[Declaration]], counts: Sequence[int], layers: int
-) -> dict[int, list[Declaration]]:
-    """Each estimator, and after it the same one through so many particles where that is possible.
+    After each one the same through so many particles of it as `counts` has, where that is possible.
 
     Raises:
-        UserError: if a count is not positive, or goes with none of the estimators.
+        UserError: if one that is named, or all others, go with none of the k, or a count goes with
+            none of the estimators.
     """
-    found: dict[int, list[Declaration]] = {k: [] for k in chosen}
-    reasons: dict[int, UserError] = {}
-    for k, declarations in chosen.items():
-        for full, count in product(declarations, (None, *counts)):
+    chosen: dict[int, list[Declaration]] = {}
+    reasons: dict[int | None, UserError] = {}
+    for k, gradient in product(ks, dict.fromkeys(gradients)):
+        is_first = k not in chosen
+        for count in (None, *counts):
             try:
-                found[k].append(_through(full, count, layers))
+                one = declared(gradient, k)
+                chosen.setdefault(k, []).append(_through(one, count, layers))
             except UserError as reason:
-                log.info("omitted: %s with k = %d: %s", full.gradient, k, reason)
-                if full is declarations[0] or count not in reasons:
-                    reasons[count or 0] = reason
-    possible = {declaration.backward for its in found.values() for declaration in its}
-    for count in counts:
+                if all_named and count is None:
+                    raise
+                log.info("omitted: %s with k = %d: %s", gradient, k, reason)
+                if count not in reasons or (is_first and count is not None):
+                    reasons[count] = reason
+                if count is None:
+                    break
+    possible = {one.backward for its in chosen.values() for one in its}
+    for count in (None, *counts):
         if count not in possible:
             raise reasons[count]
-    return found
+    return chosen
 
 
 def _through(full: Declaration, count: int | None, layers: int) -> Declaration:
@@ -278,24 +262,15 @@ def _row(
     bias = None
     if against is not None and draw is not against:
         bias = biases(draw, against, model, xs, second_key, draws)
-    groups = {
-        name: {
-            **{field: number(getattr(signal, field)) for field in _NUMBERS},
-            "snr_without": [number(ratio) for ratio in signal.snr_without],
-            "parameters": signal.parameters,
-            "bias": None
-            if bias is None
-            else {field: number(value) for field, value in bias[name]._asdict().items()},
-        }
-        for name, signal in found.items()
-    }
-    return Gradient(
-        k=declaration.k,
-        gradient=str(declaration.gradient),
-        backward=declaration.backward,
-        groups={name: Group.model_validate(values) for name, values in groups.items()},
-        **cost_of(draw, model, xs),
-    )
+    groups: Document = {}
+    for name, signal in found.items():
+        groups[name] = {field: number(getattr(signal, field)) for field in _NUMBERS}
+        groups[name]["snr_without"] = [number(ratio) for ratio in signal.snr_without]
+        groups[name]["parameters"] = signal.parameters
+        its = None if bias is None else bias[name]._asdict()
+        groups[name]["bias"] = its and {field: number(value) for field, value in its.items()}
+    row = {"k": declaration.k, "gradient": declaration.gradient, "backward": declaration.backward}
+    return Gradient.model_validate({**row, "groups": groups, **cost_of(draw, model, xs)})
 
 
 _NUMBERS = ("mean_norm", "variance", "snr", "snr_stderr")
@@ -354,16 +329,10 @@ def _slopes(rows: Sequence[Gradient], least: int) -> list[Slope]:
     for group, of_group in signal_curves(rows).items():
         for name, curve in of_group.items():
             without = [[r or 0.0 for r in row.groups[group].snr_without] for row in of[name]]
-            fitted = slope_of(*curve, without)
-            if fitted is not None:
-                found = Slope(
-                    group=group,
-                    gradient=of[name][0].gradient,
-                    backward=of[name][0].backward,
-                    slope=fitted[0],
-                    stderr=fitted[1],
-                )
-                slopes.append(found)
+            if (fitted := slope_of(*curve, without)) is not None:
+                row = of[name][0]
+                found = {"gradient": row.gradient, "backward": row.backward, "slope": fitted[0]}
+                slopes.append(Slope.model_validate({"group": group, **found, "stderr": fitted[1]}))
     return slopes
 
 

@@ -1,6 +1,5 @@
 """Bounds from both sides on examples that the model makes itself, for a record."""
 
-from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Unpack
@@ -10,20 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from iwae.errors import UserError
-from iwae.evaluation.diagnostics import (
-    Bidirectional,
-    bdmc_importance_slabs,
-    bdmc_slabs,
-    join_bounds,
-)
+from iwae.evaluation.diagnostics import Bidirectional, bdmc_importance_slabs, bdmc_slabs
 from iwae.evaluation.examples import check_positive
 from iwae.models.conditional import Model
 from iwae.precision import float32
 from iwae.results.annealed import PILOT_EXAMPLES, Annealing, annealing_keys, freeze
 from iwae.results.measure import Measured, Options, Replicate, measure
-from iwae.results.records import k_words, make_subject, mean_and_error, measurement_facts
+from iwae.results.records import make_subject, means, record_name, simulated
 from iwae.results.schema import MIXED, Document, Method
-from iwae.results.unfinished import Slab
 
 DEFAULT_K = 5000
 """Importance samples, where none are asked for."""
@@ -64,22 +57,14 @@ def bdmc_run(
     check_positive("examples", examples)
     if k < 2:
         raise UserError(f"k is {k}; the true latent and at least one proposal make 2")
-    subject = make_subject(Path(run), **options)
-    words = ["simulated", subject.weights, *["pruned"] * subject.pruned, "bdmc"]
-    words += [*annealing.words(), *k_words(k, DEFAULT_K), f"n{examples}"]
-    words += [f"seed{subject.seed}"] * bool(subject.seed)
+    subject = simulated(make_subject(Path(run), **options))
+    words = [*annealing.words(), *[f"k{k}"] * (k != DEFAULT_K), f"n{examples}"]
     return measure(
         subject,
+        Method.BIDIRECTIONAL,
         partial(_measure, annealing=annealing, examples=examples, k=k),
-        file="-".join(words),
-        shared={
-            "n": examples,
-            "split": "simulated",
-            "dataset": f"drawn from the model of {subject.dataset.name}",
-            "annealing": annealing.values(),
-            **measurement_facts(subject, Method.BIDIRECTIONAL),
-        },
-        arrays={},
+        file=record_name(subject, "bdmc", *words),
+        shared={"n": examples, "annealing": annealing.values()},
     )
 
 
@@ -94,33 +79,18 @@ def _measure(one: Replicate, annealing: Annealing, examples: int, k: int) -> Mea
         one, annealing, length, lambda: _simulate(one.model, subject.seed), simulated=examples
     )
 
-    def chains(first: int) -> Iterator[Slab]:
-        return bdmc_slabs(
-            one.model,
-            key,
-            n_examples=examples,
-            chains=annealing.chains,
-            **path._asdict(),
-            **annealing.moves(),
-            batch_size=subject.batch_size,
-            first=first,
-        )
-
-    def samples(first: int) -> Iterator[Slab]:
-        return bdmc_importance_slabs(
-            one.model, key, n_examples=examples, k=k, batch_size=subject.batch_size, first=first
-        )
-
-    annealed = join_bounds(
-        one.slabs("both ways", chains, examples, method=Method.BIDIRECTIONAL, **settings)
-    )
+    moves = annealing.moves(annealing.chains, **path._asdict())
+    chains = partial(bdmc_slabs, one.model, key, n_examples=examples, **moves)
+    samples = partial(bdmc_importance_slabs, one.model, key, n_examples=examples, k=k)
+    of = "both ways", chains, examples
+    annealed = Bidirectional(**one.values(*of, method=Method.BIDIRECTIONAL, **settings))
     settings = {"simulated": examples, "k": k, "temperatures": length}  # the key is of this length
-    method = f"{Method.BIDIRECTIONAL}, samples"
-    sampled = join_bounds(one.slabs(f"{k} samples", samples, examples, method=method, **settings))
+    of, method = (f"{k} samples", samples, examples), f"{Method.BIDIRECTIONAL}, samples"
+    sampled = Bidirectional(**one.values(*of, method=method, **settings))
     record = {
-        **_bounds(annealed, ("lower", "upper", "gap", *MIXED)),
+        **means(**{name: getattr(annealed, name) for name in ("lower", "upper", "gap", *MIXED)}),
         "acceptance_mean": float(annealed.acceptance.mean()),
-        "importance": {"k": k, **_bounds(sampled, ("lower", "upper", "gap"))},
+        "importance": {"k": k, **means(lower=sampled.lower, upper=sampled.upper, gap=sampled.gap)},
     }
     values = annealed._asdict()
     values |= {f"importance_{name}": getattr(sampled, name) for name in ("lower", "upper")}
@@ -133,11 +103,3 @@ def _simulate(model: Model, seed: int) -> np.ndarray:
     with jax.debug_nans(False):  # gaps, of a model of missing values
         draws = jax.vmap(lambda key: model.sample(key)[1])(jax.random.split(key, PILOT_EXAMPLES))
     return np.asarray(draws, jnp.float32)
-
-
-def _bounds(found: Bidirectional, names: Iterable[str]) -> Document:
-    """Means and standard errors of bounds and of gaps, nats."""
-    record = {}
-    for name in names:
-        record[name], record[f"{name}_stderr"] = mean_and_error(getattr(found, name))
-    return record

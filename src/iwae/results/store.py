@@ -160,7 +160,8 @@ def pack(folder: Path) -> list[Path]:
     Raises:
         UserError: if a record or its values cannot be read; nothing is removed then.
     """
-    own = [file for path in sorted(Path(folder).glob("[!.]*.json")) for file in _files(path)]
+    paths = sorted(Path(folder).glob("[!.]*.json"))
+    own = [file for path in paths for file in (path, path.with_suffix(".npz")) if file.exists()]
     times = {file: file.stat().st_mtime_ns for file in own}
     if not own:
         return []
@@ -205,17 +206,11 @@ def check_packed(folder: Path) -> int:
     return len(entries)
 
 
-def _files(path: Path) -> list[Path]:
-    """The files of a record that has some of its own."""
-    return [file for file in (path, path.with_suffix(".npz")) if file.exists()]
-
-
 def _values(path: Path) -> Arrays:
     """The values behind a record; none if it has none."""
-    if path.exists():
-        return (read_arrays(path) or {}) if path.with_suffix(".npz").exists() else {}
-    entry = _packed(path.parent)[path]
-    return (read_arrays(path) or {}) if entry.values_sha256 else {}
+    own = path.exists()
+    has = path.with_suffix(".npz").exists() if own else _packed(path.parent)[path].values_sha256
+    return (read_arrays(path) or {}) if has else {}
 
 
 def _digests(document: Mapping[str, Any], values: Arrays) -> dict[str, str | None]:

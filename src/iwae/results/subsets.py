@@ -22,13 +22,6 @@ def choice(split: str, examples: int, seed: int, test_sha256: str) -> Document:
     return {"split": split, "examples": examples, "seed": seed, "test_sha256": test_sha256}
 
 
-def keep_choice(
-    unfinished: Unfinished, asked: Document, places: Int[np.ndarray, " m"], by: str | None
-) -> None:
-    """Keep the chosen places until a record has them: what is known may change meanwhile."""
-    unfinished.keep(asked, {"index": places, "by": np.full(len(places), by or "")})
-
-
 def subset_places(
     run: Path,
     total: int,

@@ -1,5 +1,6 @@
 """Records in words, for a terminal, and the one formatter of a mean and its error."""
 
+import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -116,17 +117,14 @@ def describe(document: Mapping[str, Any] | Record) -> str:
     for number, one in enumerate(record.models):
         name = f"replicate {number}: " if len(record.models) > 1 else ""
         lines += [f"  {name}{line}" for line in LINES[record.method](one)]
-    if record.replicates:
-        rows: tuple[SampledRow | AnnealedRow, ...] = (*record.by_k, *record.by_temperatures)
-        for row in rows:
-            lines += [f"  mean {_spread(row)}", *(f"  {words}" for words in _carried(row))]
-    if record.method == Method.CLASSIFICATION:
-        lines += [f"  {words}" for words in _about_labels(record)]
-    if record.method == Method.SANDWICH:
-        lines.append(f"  {_upper_caution(record)}")
-    if record.method == Method.CALIBRATION:
-        lines += [f"  {words}" for words in _about_ranks(record)]
-    if _has_hidden_draw(record):
+    rows: tuple[SampledRow | AnnealedRow, ...] = (*record.by_k, *record.by_temperatures)
+    for row in rows if record.replicates else ():
+        spread = row.between_replicates_sd
+        words = "" if spread is None else f", standard deviation between replicates {spread:.3f}"
+        lines += [f"  mean {_value(row)}{words}", *(f"  {words}" for words in _carried(row))]
+    if record.method in ABOUT:
+        lines += [f"  {words}" for words in ABOUT[record.method](record)]
+    if rows and record.is_drawn and all(row.binarizations is None for row in rows):
         more = " --pruned" * record.pruned + " --weights best" * (record.weights == "best")
         lines.append(
             "  pixel draw error not measured: iwae evaluate RUN --k 50 --binarizations 8" + more
@@ -135,32 +133,13 @@ def describe(document: Mapping[str, Any] | Record) -> str:
     return "\n".join([*lines, *(f"  NOT IN ORDER: {words}" for words in violations)])
 
 
-def _has_hidden_draw(record: Record) -> bool:
-    """Whether its examples are one draw of many, and nobody has measured others."""
-    rows: tuple[Weights, ...] = (*record.by_k, *record.by_temperatures)
-    return bool(rows) and record.is_drawn and all(row.binarizations is None for row in rows)
-
-
-def _name(row: SampledRow | AnnealedRow) -> str:
-    """The name of a row's estimate."""
-    return f"L_{row.k}" if isinstance(row, SampledRow) else f"AIS_{row.temperatures}"
-
-
 def _value(row: SampledRow | AnnealedRow) -> str:
     """An estimate and its error from the choice of examples, for all of them if that is known."""
+    name = f"L_{row.k}" if isinstance(row, SampledRow) else f"AIS_{row.temperatures}"
     if (whole := row.whole) is None:
-        return f"{_name(row)} = {with_error(row)}{_bits(row)}"
+        return f"{name} = {with_error(row)}{_bits(row)}"
     subset = _plain(plus_minus(whole.subset_error))
-    return f"{_name(row)} = {with_error(whole)} for all {whole.n} examples, subset error {subset}"
-
-
-def _spread(row: SampledRow | AnnealedRow) -> str:
-    """A mean over replicates."""
-    spread = row.between_replicates_sd
-    words = _value(row)
-    return (
-        words if spread is None else f"{words}, standard deviation between replicates {spread:.3f}"
-    )
+    return f"{name} = {with_error(whole)} for all {whole.n} examples, subset error {subset}"
 
 
 def _bits(row: Weights) -> str:
@@ -179,18 +158,11 @@ def _head(record: Record) -> str:
         how = f", stratified by {by}" if by else ""
         subset = f" (a random subset{how})" if record.subset else ""
         what = f"{record.dataset} {record.split}, {counted(record.n, 'example')}{subset}"
-    pruned = ", pruned" if record.pruned else ""
-    unit = "" if record.method == Method.CALIBRATION else f"; nats per example{_of(record)}"
-    return f"{what}, {record.weights} weights{pruned}{unit}"
-
-
-def _of(record: Record) -> str:
-    """The values that the densities are of, where some are missing."""
     missing = record.config.get("missing")
-    if missing is None:
-        return ""
-    gaps = "" if missing == "at-random" else " and of which they are"
-    return f", of the observed values{gaps}"
+    gaps = ", of the observed values" * (missing is not None)
+    gaps += " and of which they are" * (missing not in (None, "at-random"))
+    unit = "" if record.method == Method.CALIBRATION else f"; nats per example{gaps}"
+    return f"{what}, {record.weights} weights{', pruned' * record.pruned}{unit}"
 
 
 def _importance(one: Part) -> Iterator[str]:
@@ -263,8 +235,7 @@ def _both_kinds(name: str, real: Sides | Part, made: Sides | None) -> list[tuple
 
 def _between(row: Fields, of: str = "") -> str:
     """Both sides and their gap; the upper one of those `of` a kind."""
-    sides = f"{with_error(row, 'lower')} and {with_error(row, f'{of}upper')}"
-    return f"between {sides}, gap {with_error(row, f'{of}gap')}"
+    return _told(f"between {{lower}} and {{{of}upper}}, gap {{{of}gap}}", row)
 
 
 def _between_whole(lower: Whole, upper: Whole) -> str:
@@ -273,7 +244,7 @@ def _between_whole(lower: Whole, upper: Whole) -> str:
     return f"between {sides}, subset errors {errors}, by {lower.by} of all {lower.n}"
 
 
-def _upper_caution(record: Record) -> str:
+def _about_sides(record: Record) -> Iterator[str]:
     """The worth of an upper side from a sample, with a warning if the tails are heavy here."""
     rows: list[Weights] = [row for one in record.models for row in (one, one.importance) if row]
     tails = [(row.ratio_pareto_k, row.ratio_pareto_k_threshold) for row in rows]
@@ -284,36 +255,33 @@ def _upper_caution(record: Record) -> str:
         warning = "WARNING, a k-hat is too large: "
     elif unknown:
         warning = "WARNING, a k-hat is unknown: "
-    return (
+    yield (
         f"{warning}an upper side holds in expectation; where the tail of the weights is heavy, the "
         "largest were not drawn, and it is too low"
     )
 
 
 def _curve(one: Part) -> Iterator[str]:
-    yield f"-(rate + distortion) at beta = 1: {with_error(one)}"
+    yield _told("-(rate + distortion) at beta = 1: {log_likelihood}", one)
     yield f"{_acceptance(one)}; `iwae figures` draws the curve"
 
 
 def _information(one: Part) -> Iterator[str]:
-    yield (
-        f"ELBO {with_error(one)}: rate {with_error(one, 'rate')} and distortion "
-        f"{with_error(one, 'distortion')}"
-    )
-    lower, upper = (with_error(one, f"mutual_information_{side}") for side in ("lower", "upper"))
-    yield (
-        f"mutual information between {lower} (at most {one.mutual_information_limit:.3f} from "
-        f"so many examples) and {upper}"
-    )
-    yield f"KL of the average posterior to the prior: at most {with_error(one, 'marginal_kl')}"
+    yield _told("ELBO {log_likelihood}: rate {rate} and distortion {distortion}", one)
+    limit = f"at most {one.mutual_information_limit:.3f} from so many examples"
+    sides = f"{{mutual_information_lower}} ({limit}) and {{mutual_information_upper}}"
+    yield _told(f"mutual information between {sides}", one)
+    yield _told("KL of the average posterior to the prior: at most {marginal_kl}", one)
     if isinstance(gap := one.gap, Gap):
-        yield (
-            f"{gap.log_p} - ELBO = {with_error(gap, 'total')} ({counted(gap.n, 'example')}): "
-            f"{gap.bound} recovers {with_error(gap, 'recovered')}, and leaves "
-            f"{with_error(gap, 'remaining')}"
-        )
+        total = f"{gap.log_p} - ELBO = {{total}} ({counted(gap.n, 'example')})"
+        yield _told(f"{total}: {gap.bound} recovers {{recovered}}, and leaves {{remaining}}", gap)
     else:
         yield "the gap of the ELBO is split where there are records of is and ais"
+
+
+def _told(words: str, row: Fields) -> str:
+    """Words with the means that are named in braces, and their errors."""
+    return re.sub(r"\{(\w+)\}", lambda name: with_error(row, name[1]), words)
 
 
 NAMES_OF_RANKS = {"q": "q(z|x)", "snis": "weighted draws"}
@@ -357,17 +325,12 @@ def _about_ranks(record: Record) -> Iterator[str]:
 
 
 def _classification(one: Part) -> Iterator[str]:
-    yield f"accuracy {with_error(one, 'accuracy')}"
-    yield (
-        f"L_{one.k} of p(x|y), own label = {with_error(one)}; log p(y|x) = "
-        f"{with_error(one, 'label_log_probability')}; log p(x) = "
-        f"{with_error(one, 'marginal_log_likelihood')}"
-    )
+    yield _told("accuracy {accuracy}", one)
+    likelihoods = "log p(y|x) = {label_log_probability}; log p(x) = {marginal_log_likelihood}"
+    yield _told(f"L_{one.k} of p(x|y), own label = {{log_likelihood}}; {likelihoods}", one)
     if one.auroc is not None:
-        yield (
-            f"AUROC {with_error(one, 'auroc')}: how often log p(x) is above that of other data, "
-            f"{with_error(one, 'others_marginal_log_likelihood')}"
-        )
+        above = "how often log p(x) is above that of other data"
+        yield _told(f"AUROC {{auroc}}: {above}, {{others_marginal_log_likelihood}}", one)
 
 
 def _about_labels(record: Record) -> Iterator[str]:
@@ -393,6 +356,13 @@ LINES: dict[Method, Callable[[Part], Iterator[str]]] = {
     Method.CALIBRATION: _calibration,
 }
 """Method -> the lines about one replicate."""
+
+ABOUT: dict[Method, Callable[[Record], Iterator[str]]] = {
+    Method.SANDWICH: _about_sides,
+    Method.CLASSIFICATION: _about_labels,
+    Method.CALIBRATION: _about_ranks,
+}
+"""Method -> the lines about all replicates."""
 
 
 def _weights(row: Weights) -> str:
@@ -446,15 +416,11 @@ def describe_comparison(comparison: Mapping[str, Any]) -> str:
             difference = plus_minus(one["difference"], one["difference_stderr"], sign="+")
             line += f"  {difference} to the first{sign}"
         if one["whole"] is not None:
-            line += f"  ({_all_examples(Whole(**one['whole']))})"
+            whole = Whole(**one["whole"])
+            line += f"  (all {whole.n}: {with_error(whole)}, subset error "
+            line += f"{plus_minus(whole.subset_error)}, by {whole.by})"
         lines.append(_plain(line))
     return "\n".join(lines)
-
-
-def _all_examples(whole: Whole) -> str:
-    """A bound for all examples of a split, from those of a subset."""
-    subset = plus_minus(whole.subset_error)
-    return f"all {whole.n}: {with_error(whole)}, subset error {subset}, by {whole.by}"
 
 
 def describe_gradients(document: Mapping[str, Any] | Record) -> str:

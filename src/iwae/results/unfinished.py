@@ -45,7 +45,7 @@ class Unfinished:
         yield from parts
         written, last = len(parts), time.monotonic()
         try:
-            for slab in make(sum(_length(part) for part in parts)):
+            for slab in make(sum(len(next(iter(part.values()))) for part in parts)):
                 parts.append(slab)
                 if time.monotonic() - last > SAVE_SECONDS:
                     _write(path, parts)
@@ -57,13 +57,11 @@ class Unfinished:
 
     def array(self, settings: dict[str, Any], make: Callable[[], np.ndarray]) -> np.ndarray:
         """`make()`, or what it was before the interruption."""
-        path = self._path(settings)
-        done = _read(path)
-        if done is not None and "array" in done:
-            return done["array"]
-        array = make()
-        _write(path, [{"array": array}])
-        return array
+        done = self.kept(settings) or {}
+        if "array" not in done:
+            done = {"array": make()}
+            self.keep(settings, done)
+        return done["array"]
 
     def keep(self, settings: dict[str, Any], slab: Slab) -> None:
         """Write arrays, to be read by `kept` until they are forgotten."""
@@ -85,10 +83,6 @@ class Unfinished:
         path = self.folder / f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.npz"
         self.used.append(path)
         return path
-
-
-def _length(slab: Slab) -> int:
-    return len(next(iter(slab.values())))
 
 
 def _write(path: Path, parts: list[Slab]) -> None:

@@ -5,7 +5,6 @@ drawing changes no global setting, so figures can be made in threads and without
 input (NaN, a wrong rank, nothing to draw) raises `UserError`.
 """
 
-from iwae.reports.figures.calibration import ecdf_differences
 from iwae.reports.figures.charts import (
     density_1d,
     log_variance_histogram,
@@ -15,6 +14,7 @@ from iwae.reports.figures.charts import (
 )
 from iwae.reports.figures.error_bars import (
     bounds_against_budget,
+    ecdf_differences,
     rate_distortion_curve,
     signal_to_noise,
 )
@@ -27,8 +27,7 @@ from iwae.reports.figures.images import (
     training_frames,
     training_strip,
 )
-from iwae.reports.figures.latents import latent_map
-from iwae.reports.figures.posteriors import posterior_panels, prior_panel
+from iwae.reports.figures.latents import latent_map, posterior_panels, prior_panel
 from iwae.reports.figures.saving import save_animation, save_figure
 
 __all__ = [

@@ -26,7 +26,6 @@ from iwae.reports.figures.style import (
     finish,
     laid_out,
     minus,
-    same_shape,
     scale_epochs,
     whole_ticks,
 )
@@ -40,11 +39,14 @@ MOST = 12
 UNITS = "active units"
 """The label of the axis that starts at zero: a lost unit is small beside those that are left."""
 
+FLOOR = 1e-10
+"""Least variance on a logarithmic axis."""
+
 WHOLE = 60
 """Whole numbers have a bar each if they span less than this."""
 
 
-def training_curves(rows: Sequence[Mapping[str, Any]], *, title: str | None = None) -> Figure:
+def training_curves(rows: Sequence[Mapping[str, Any]]) -> Figure:
     """Training curves from the rows of metrics.jsonl, with one panel per quantity.
 
     A row may have `epoch`; `train_bound`, `train_iwae` (drawn if it is another bound),
@@ -58,9 +60,10 @@ def training_curves(rows: Sequence[Mapping[str, Any]], *, title: str | None = No
     has its own panel. Long training has a logarithmic axis of epochs. If low values in the first
     seventh of the axis would squash the rest of a curve, the vertical axis leaves them out.
     """
+    has_other = any(row.get("train_iwae") != row.get("train_bound") for row in rows)
     panels = {
         "bound (nats)": _curves(rows, "train_bound", "training")
-        | _beside_the_bound(rows)
+        | (_curves(rows, "train_iwae", "training, IWAE-k") if has_other else {})
         | _curves(rows, "validation_bound", "validation"),
         "reconstruction (nats)": _curves(rows, "reconstruction", "log p(x | z)"),
         "KL (nats)": _curves(rows, "kl", None),
@@ -76,7 +79,7 @@ def training_curves(rows: Sequence[Mapping[str, Any]], *, title: str | None = No
     steps = _rate_steps(rates)
     if len(steps) > 12:
         panels["learning rate"], steps = rates, {}
-    figure, charts = chart_figure(len(panels), title)
+    figure, charts = chart_figure(len(panels))
     x_label = "epoch" if any("epoch" in row for row in rows) else "record"
     for axes, (label, curves) in zip(charts, panels.items(), strict=True):
         for (name, curve), colour in zip(curves.items(), cycle(PALETTE), strict=False):
@@ -97,56 +100,36 @@ def training_curves(rows: Sequence[Mapping[str, Any]], *, title: str | None = No
     return laid_out(figure)
 
 
-def log_variance_histogram(
-    variances: Sequence[np.ndarray], threshold: float = 0.01, *, floor: float = 1e-10
-) -> Figure:
+def log_variance_histogram(variances: Sequence[np.ndarray], threshold: float) -> Figure:
     """Activity of each layer's units (Burda, Grosse and Salakhutdinov 2016).
 
     `variances` has one array [d] per stochastic layer, the first nearest the data: for each unit,
     the variance over examples of its posterior mean. A unit is active above `threshold`. The
-    histogram is of log10 of the variance; values below `floor`, such as 0, are drawn at `floor`.
+    histogram is of log10 of the variance; values below `FLOOR`, such as 0, are drawn at it.
     """
     layers = [checked(layer, f"variances[{i}]", "d") for i, layer in enumerate(variances)]
-    if not layers:
-        raise UserError("there are no variances: give one array per stochastic layer")
-    if min(layer.min() for layer in layers) < 0:
-        raise UserError("variances must not be negative")
-    if not 0 < floor < threshold < np.inf:
-        raise UserError(
-            f"floor {floor:g} and threshold {threshold:g} must satisfy 0 < floor < threshold"
-        )
-    bins = _log_bins(np.concatenate(layers), threshold, floor)
+    bins = _log_bins(np.concatenate(layers), threshold)
     figure, charts = chart_figure(len(layers))
     for number, (axes, layer) in enumerate(zip(charts, layers, strict=True), 1):
-        _draw_variances(axes, layer, threshold, floor, bins)
-        at_floor = np.count_nonzero(layer < floor)
-        note = f"\n({at_floor} below {floor:g} are drawn at it)" if at_floor else ""
+        _draw_variances(axes, layer, threshold, bins)
+        at_floor = np.count_nonzero(layer < FLOOR)
+        note = f"\n({at_floor} below {FLOOR:g} are drawn at it)" if at_floor else ""
         units = f"units of layer {number}" if len(layers) > 1 else "units"
         finish(axes, f"log10 of the variance of the posterior mean{note}", units)
     return laid_out(figure)
 
 
-def density_1d(
-    grid: np.ndarray, curves: Mapping[str, np.ndarray], *, data: np.ndarray | None = None
-) -> Figure:
+def density_1d(grid: np.ndarray, curves: Mapping[str, np.ndarray], *, data: np.ndarray) -> Figure:
     """Densities [g] by name on an increasing grid [g], over a histogram of data [n].
 
     The first curve, drawn in black, is the reference for the others, usually the true density.
     """
-    grid = checked(grid, "grid", "g")
-    if len(grid) < 2 or np.any(np.diff(grid) <= 0):
-        raise UserError("grid must increase and have at least two points")
-    if not curves:
-        raise UserError("there are no densities to draw")
     figure, (axes,) = chart_figure(1)
     for (name, values), colour in zip(curves.items(), cycle((INK, *PALETTE)), strict=False):
-        density = checked(values, f"density '{name}'", "g")
-        same_shape(grid, density, f"grid and density '{name}'")
-        if density.min() < 0:
-            raise UserError(f"density '{name}' has negative values: give densities, not their logs")
-        axes.plot(grid, density, color=colour, linewidth=1.6, label=name)
-    if data is not None:
-        draw_histogram(axes, checked(data, "data", "n"), float(grid[0]), float(grid[-1]), "data")
+        axes.plot(
+            grid, checked(values, f"density '{name}'"), color=colour, linewidth=1.6, label=name
+        )
+    draw_histogram(axes, checked(data, "data"), float(grid[0]), float(grid[-1]), "data")
     axes.set_xlim(grid[0], grid[-1])
     axes.set_ylim(bottom=0)
     finish(axes, "x", "density")
@@ -158,20 +141,17 @@ def scatter_2d(data: np.ndarray, samples: np.ndarray) -> Figure:
 
     The data are also drawn behind the samples, in grey.
     """
-    pairs = {"data": checked(data, "data", "n 2"), "samples": checked(samples, "samples", "m 2")}
-    for name, points in pairs.items():
-        if points.shape[1] != 2:
-            raise UserError(f"{name} must have the shape (n, 2), but have {points.shape}")
-    everything = np.concatenate(list(pairs.values()))
+    pairs = checked(data, "data"), checked(samples, "samples")
+    everything = np.concatenate(pairs)
     low, high = everything.min(axis=0), everything.max(axis=0)
     pad = 0.05 * (high - low).max() or 1.0
     low, high = low - pad, high + pad
     shape = (high - low)[1] / (high - low)[0]
     figure, charts = chart_figure(2, height=float(np.clip(3.2 * shape + 0.9, 1.6, 6)))
     titles = ["data ({})", "samples of the model ({}; grey: data)"]
-    for axes, points, colour, title in zip(charts, pairs.values(), PALETTE, titles, strict=False):
+    for axes, points, colour, title in zip(charts, pairs, PALETTE, titles, strict=False):
         if axes is charts[1]:
-            _draw_points(axes, pairs["data"], GREY)
+            _draw_points(axes, pairs[0], GREY)
         _draw_points(axes, points, colour)
         axes.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]), aspect="equal")
         axes.set_title(title.format(len(points)), fontsize=NORMAL, color=INK)
@@ -233,12 +213,6 @@ class _Curve(NamedTuple):
         return np.nanmean(self.values, axis=1)
 
 
-def _beside_the_bound(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """IWAE on the same samples, unless it is the training bound."""
-    other = any(row.get("train_iwae") != row.get("train_bound") for row in rows)
-    return _curves(rows, "train_iwae", "training, IWAE-k") if other else {}
-
-
 def _curves(rows: Sequence[Mapping[str, Any]], key: str, name: str | None) -> dict[str, _Curve]:
     """The curve of one key by name; without a name, one curve per layer; {} if no row has any."""
     found: dict[float, np.ndarray] = {}
@@ -248,7 +222,8 @@ def _curves(rows: Sequence[Mapping[str, Any]], key: str, name: str | None) -> di
             continue
         values = _replicates(value, key, number, layers=name is None)
         if not np.isnan(values).all(axis=0).any():
-            found[_epoch(row, number)] = values
+            epoch = checked(row.get("epoch", number), f"the epoch in row {number}", "")
+            found[float(epoch)] = values
     if not found:
         return {}
     if len({values.shape for values in found.values()}) > 1:
@@ -257,10 +232,6 @@ def _curves(rows: Sequence[Mapping[str, Any]], key: str, name: str | None) -> di
     values = np.stack([found[epoch] for epoch in epochs])
     names = [name or f"layer {i + 1}" for i in range(values.shape[2])]
     return {name: _Curve(epochs, values[..., i]) for i, name in enumerate(names)}
-
-
-def _epoch(row: Mapping[str, Any], number: int) -> float:
-    return float(checked(row.get("epoch", number), f"the epoch in row {number}", ""))
 
 
 def _replicates(value: Any, key: str, number: int, *, layers: bool) -> Float[np.ndarray, "r l"]:
@@ -339,23 +310,19 @@ def _share_epochs(charts: Sequence[Axes], curves: Sequence[_Curve]) -> None:
             axes.set_xlim(first - pad, last + pad)
 
 
-def _log_bins(values: np.ndarray, threshold: float, floor: float) -> list[float]:
+def _log_bins(values: np.ndarray, threshold: float) -> list[float]:
     """Bins of log10, a quarter wide, with an edge at the threshold, so that no bar straddles it."""
-    logs, edge, width = np.log10(np.maximum(values, floor)), np.log10(threshold), 0.25
+    logs, edge, width = np.log10(np.maximum(values, FLOOR)), np.log10(threshold), 0.25
     low = min(np.floor((logs.min() - edge) / width), -2)
     high = max(np.ceil((logs.max() - edge) / width) + 1, 2)
     return list(edge + width * np.arange(low, high + 1))
 
 
 def _draw_variances(
-    axes: Axes,
-    variances: Float[np.ndarray, " d"],
-    threshold: float,
-    floor: float,
-    bins: list[float],
+    axes: Axes, variances: Float[np.ndarray, " d"], threshold: float, bins: list[float]
 ) -> None:
     """Draw a layer's histogram: inactive units in grey left of the threshold, active ones right."""
-    line, log, active = np.log10(threshold), np.log10(variances.clip(floor)), variances > threshold
+    line, log, active = np.log10(threshold), np.log10(variances.clip(FLOOR)), variances > threshold
     # A unit exactly at the threshold is inactive, and is drawn left of it.
     below = np.minimum(log[~active], np.nextafter(line, -np.inf))
     axes.hist(below, bins=bins, color=GREY, label=f"{len(below)} inactive")

@@ -1,4 +1,4 @@
-"""Estimates with error bars: bounds and gradients against their cost, the rate-distortion curve."""
+"""Estimates with their errors: bounds, gradients, the rate-distortion curve, ranks in a band."""
 
 from collections.abc import Iterable, Mapping
 from itertools import cycle
@@ -11,10 +11,12 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
 from iwae.errors import UserError, counted
+from iwae.evaluation.bands import Bands, counts_below
 from iwae.reports.figures.style import (
     FAINT,
     INK,
     MARKERS,
+    PALE,
     PALETTE,
     SMALL,
     Numbers,
@@ -44,39 +46,30 @@ Curve: TypeAlias = tuple[Numbers, Numbers, Numbers]
 
 
 def bounds_against_budget(
-    curves: Mapping[str, Curve],
-    *,
-    upper: Mapping[str, tuple[float | int, float | int]] | None = None,
-    reference: tuple[str, float, float] | None = None,
+    curves: Mapping[str, Curve], *, reference: tuple[str, float, float] | None = None
 ) -> Figure:
     """Lower bounds on log p(x) against their cost (Wu et al. 2017, sec. 4).
 
     Args:
         curves: by name, a budget [m] (k importance samples or T temperatures; at least 1), the
             mean bound there [m] and its standard error [m], nats, in any order.
-        upper: by name, an upper bound and its standard error, nats, for a dashed line in a band.
         reference: the name, mean and standard error of a bound that was subtracted from all
             others; the curves are paired differences to it, and a dotted line at zero stands for
             it.
 
     Raises:
-        UserError: if there is no curve, or a number is missing, not finite or negative.
+        UserError: if a number is missing or not finite.
     """
-    if not curves:
-        raise UserError("there are no bounds to draw")
     figure, (axes,) = chart_figure(1)
     # The scale of an axis is set before anything that determines its limits.
-    names = [] if reference is None else [_draw_zero(axes, *reference)]
+    names = [*([] if reference is None else [_draw_zero(axes, *reference)]), *curves]
     looks = zip(cycle(PALETTE), cycle(MARKERS), strict=False)
-    budgets = [
-        _draw_bound(axes, name, curve, color=colour, marker=marker)
-        for (name, curve), (colour, marker) in zip(curves.items(), looks, strict=False)
-    ]
-    colours = cycle((INK, *reversed(PALETTE[:-1])))
-    for (name, bound), colour in zip((upper or {}).items(), colours, strict=False):
-        _draw_level(axes, name, bound, colour)
+    budgets = []
+    for (name, curve), (colour, marker) in zip(curves.items(), looks, strict=False):
+        ordered = _ordered(curve, name)
+        draw_curve(axes, ordered, name, color=colour, marker=marker)
+        budgets.append(ordered[0])
     axes.set_xscale("log")
-    names += [*curves, *(upper or {})]
     label = "bound ± standard error" if reference is None else f"difference to {reference[0]}"
     _finish(axes, "importance samples k, or temperatures T", f"{label} (nats)", names)
     budget = np.unique(np.concatenate(budgets))
@@ -99,15 +92,12 @@ def rate_distortion_curve(betas: np.ndarray, rate: np.ndarray, distortion: np.nd
         rate, distortion: for each of n examples and each beta, [n, T], nats.
 
     Raises:
-        UserError: if the shapes do not fit, the betas do not increase, or a number is not finite.
+        UserError: if the shapes do not fit, or a number is not finite.
     """
     betas = checked(betas, "betas", "t")
     rate, distortion = checked(rate, "rate", "n t"), checked(distortion, "distortion", "n t")
     same_shape(rate, distortion, "rate and distortion")
-    if len(betas) != rate.shape[1]:
-        raise UserError(f"there are {len(betas)} betas, but rates at {rate.shape[1]}")
-    if len(betas) < 2 or np.any(np.diff(betas) <= 0):
-        raise UserError("betas must increase, and there must be two or more")
+    same_shape(betas, rate[0], "betas and the rates of an example")
     figure, (axes,) = chart_figure(1)
     means, errors = distortion.mean(axis=0), _standard_error(distortion)
     x = rate.mean(axis=0)
@@ -128,7 +118,7 @@ def rate_distortion_curve(betas: np.ndarray, rate: np.ndarray, distortion: np.nd
 
 def signal_to_noise(
     groups: Mapping[str, Mapping[str, Curve]],
-    powers: Mapping[str, Mapping[str, tuple[float, float]]] | None = None,
+    powers: Mapping[str, Mapping[str, tuple[float, float]]],
     *,
     power_from: int = 1,
 ) -> Figure:
@@ -145,16 +135,16 @@ def signal_to_noise(
         power_from: the least k that the powers are of.
 
     Raises:
-        UserError: if there is no curve, or a number is missing, not finite or negative.
+        UserError: if there is no curve, or a number is missing or not finite.
     """
-    if not groups or not all(groups.values()):
+    if not groups:
         raise UserError("there are no gradients to draw")
     figure, panels = chart_figure(len(groups))
     for axes, (group, curves) in zip(panels, groups.items(), strict=True):
-        looks, its = _looks(curves), (powers or {}).get(group, {})
+        looks, its = _looks(curves), powers.get(group, {})
         names = {name: _with_power(name, its.get(name)) for name in curves}
         drawn = [
-            _draw_ratio(axes, name, curve, names[name], looks[name])
+            _draw_ratio(axes, _ordered(curve, name), names[name], looks[name])
             for name, curve in curves.items()
         ]
         axes.set_xscale("log")
@@ -164,29 +154,45 @@ def signal_to_noise(
             _draw_slopes(axes, points)
         longest = max(map(len, names.values()))
         columns = 1 if longest > 2 * LONG_GRADIENT else 2 if longest > LONG_GRADIENT else 3
-        finish(
-            axes,
-            "particles k",
-            f"signal / noise: {group}",
-            columns=min(columns, len(curves)),
-            title=_title(power_from) if its else None,
-        )
+        least = f", from k = {power_from}" if power_from > 1 else ""
+        title = f"grows like k to the power of{least}:" if its else None
+        labels = "particles k", f"signal / noise: {group}"
+        finish(axes, *labels, columns=min(columns, len(curves)), title=title)
         plain_numbers(axes)
         _scale_ratios(axes, points[1])
     return laid_out(figure)
 
 
-def _checked_curve(
-    curve: Curve, name: str, place: str, mean: str
-) -> tuple[Float[np.ndarray, " m"], Float[np.ndarray, " m"], Float[np.ndarray, " m"]]:
+def ecdf_differences(panels: Mapping[str, Float[np.ndarray, "n units"]], bands: Bands) -> Figure:
+    """Distribution functions of ranks less the uniform one, a line for each unit.
+
+    Units that leave the band somewhere are drawn in colour (Säilynoja, Bürkner & Vehtari 2022).
+    A q that is too narrow has more small and large ranks: its line rises, then falls below zero
+    and comes back. A shifted q has a line on one side of zero.
+
+    Args:
+        panels: by title, relative ranks between 0 and 1.
+        bands: of as many uniform numbers.
+
+    Raises:
+        UserError: if the numbers are not those of the bands, or a rank is not between 0 and 1.
+    """
+    figure, charts = chart_figure(len(panels))
+    for axes, (title, ranks) in zip(charts, panels.items(), strict=True):
+        _draw_ranks(axes, checked(ranks, f"the ranks of '{title}'", "n units"), bands, title)
+    low = min(axes.get_ylim()[0] for axes in charts)
+    high = max(axes.get_ylim()[1] for axes in charts)
+    for axes in charts:
+        axes.set_ylim(low, high)
+    return laid_out(figure)
+
+
+def _ordered(curve: Curve, name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """A curve in the order of its places; errors name the quantities."""
-    quantities = (place, mean, "standard error")
     x, y, stderr = (
         checked(values, f"the {quantity} of '{name}'", "m")
-        for quantity, values in zip(quantities, curve, strict=True)
+        for quantity, values in zip(("budget", "mean", "standard error"), curve, strict=True)
     )
-    same_shape(x, y, f"{place} and {mean} of '{name}'")
-    same_shape(x, stderr, f"{place} and standard error of '{name}'")
     order = np.argsort(x)
     return x[order], y[order], stderr[order]
 
@@ -196,26 +202,6 @@ def draw_curve(axes: Axes, curve: Curve, name: str | None = None, **look: Any) -
     widths = {"markersize": 4, "linewidth": 1.6, "elinewidth": 1.2, "capsize": 3}
     container = axes.errorbar(*curve, **(widths | look))
     container.lines[0].set_label(name)  # legends list a container after all lines
-
-
-def _draw_bound(axes: Axes, name: str, curve: Curve, **look: Any) -> Float[np.ndarray, " m"]:
-    """Draw a curve with its error bars; returns its budgets."""
-    budget, mean, stderr = _checked_curve(curve, name, "budget", "mean")
-    if budget[0] < 1 or stderr.min() < 0:
-        raise UserError(
-            f"'{name}' needs budgets of at least 1 and standard errors that are not negative"
-        )
-    draw_curve(axes, (budget, mean, stderr), name, **look)
-    return budget
-
-
-def _draw_level(axes: Axes, name: str, bound: Numbers, colour: str) -> None:
-    """Draw a dashed horizontal line in a band of one standard error."""
-    level, half = checked(bound, f"the upper bound '{name}'", "m")
-    if half < 0:
-        raise UserError(f"the standard error of '{name}' must not be negative")
-    axes.axhspan(level - half, level + half, color=colour, alpha=0.12, linewidth=0)
-    axes.axhline(level, color=colour, linewidth=1.2, linestyle="--", label=name)
 
 
 def _draw_zero(axes: Axes, name: str, mean: float, stderr: float) -> str:
@@ -282,20 +268,9 @@ def _with_power(name: str, power: tuple[float, float] | None) -> str:
     return f"{name}: " + minus(f"{slope:+.2f} ± {power[1]:.2f}")
 
 
-def _title(power_from: int) -> str:
-    """The meaning of the numbers in a legend."""
-    least = f", from k = {power_from}" if power_from > 1 else ""
-    return f"grows like k to the power of{least}:"
-
-
-def _draw_ratio(
-    axes: Axes, name: str, curve: Curve, label: str, look: Mapping[str, Any]
-) -> np.ndarray:
-    """Draw a curve with its error bars; returns its points, `[2, m]`."""
-    k, ratio, stderr = _checked_curve(curve, name, "k", "ratio")
-    if k[0] < 1 or min(ratio.min(), stderr.min()) < 0:
-        raise UserError(f"'{name}' needs k of at least 1, and nothing negative")
-    k, ratio, stderr = (values[ratio > 0] for values in (k, ratio, stderr))
+def _draw_ratio(axes: Axes, curve: Curve, label: str, look: Mapping[str, Any]) -> np.ndarray:
+    """Draw an ordered curve with its error bars; returns its points, `[2, m]`."""
+    k, ratio, stderr = (np.asarray(values)[np.asarray(curve[1]) > 0] for values in curve)
     stderr = np.minimum(stderr, 0.99 * ratio)  # a bar down to zero would have no end on this axis
     draw_curve(axes, (k, ratio, stderr), label, **look)
     return np.array([k, ratio])
@@ -324,3 +299,24 @@ def _draw_slopes(axes: Axes, points: np.ndarray) -> None:
         axes.plot(ends, line, color=FAINT, linewidth=1.1, linestyle=":", zorder=1)
         axes.annotate(label, (ends[1], line[1]), (3, 0), textcoords="offset points", fontsize=SMALL)
     axes.set_xlim(limits[0])
+
+
+def _draw_ranks(axes: Axes, ranks: np.ndarray, bands: Bands, title: str) -> None:
+    n = len(ranks)
+    if n != len(bands.tails) - 1:
+        raise UserError(f"{n} ranks, but bands of {len(bands.tails) - 1} numbers")
+    if ranks.min() < 0 or ranks.max() > 1:
+        raise UserError("relative ranks lie between 0 and 1")
+    points = np.concatenate([[0], bands.points, [1]])
+    low, high = (np.pad(side - bands.points, 1) for side in (bands.lower, bands.upper))
+    axes.fill_between(points, low, high, color=PALE, linewidth=0, zorder=0, label="95% band")
+    outside = bands.smallest_tail(ranks) <= bands.critical
+    lines = counts_below(ranks, bands.points) / n - bands.points
+    lines = np.pad(lines, ((0, 0), (1, 1)))
+    styles = ((~outside, FAINT, "units inside"), (outside, PALETTE[1], "units outside"))
+    for chosen, colour, words in styles:
+        label = f"{np.count_nonzero(chosen)} {words}"
+        for line in lines[chosen]:
+            axes.plot(points, line, color=colour, linewidth=0.8, label=label)
+            label = "_"
+    finish(axes, f"rank of the true latent, {title}", "share below, less uniform")

@@ -38,13 +38,12 @@ def image_grid(
     return _grid(_tiles(images, "images"), columns, title or "").figure
 
 
-def samples(means: np.ndarray, draws: np.ndarray, *, columns: int | None = None) -> Figure:
+def samples(means: np.ndarray, draws: np.ndarray) -> Figure:
     """Prior samples [n, h, w] in [0, 1]: the decoder's means, and beside them a draw from each."""
     left, right = _tiles(means, "means"), _tiles(draws, "draws")
     same_shape(left, right, "means and draws")
-    columns = _columns(left, columns, side_by_side=2)
+    columns = _columns(left, None, side_by_side=2)
     row, column = np.divmod(np.arange(len(left)), columns)
-    titles = ["means", "draws"]
     sheet = _sheet(
         np.concatenate([left, right]),
         np.concatenate([row, row]),
@@ -52,7 +51,7 @@ def samples(means: np.ndarray, draws: np.ndarray, *, columns: int | None = None)
         columns_apart=columns,
         top=TITLE,
     )
-    for start, title in zip(sheet.lefts[::columns], titles, strict=True):
+    for start, title in zip(sheet.lefts[::columns], ("means", "draws"), strict=True):
         _write(sheet, title, int(start), -8, ha="left")
     return sheet.figure
 
@@ -78,11 +77,7 @@ def reconstructions(
 
 
 def training_strip(
-    frames: np.ndarray,
-    epochs: Numbers,
-    *,
-    data: np.ndarray | None = None,
-    title: str | None = None,
+    frames: np.ndarray, epochs: Numbers, *, data: np.ndarray | None = None
 ) -> Figure:
     """The same n images during training, frames [t, n, h, w] in [0, 1]: a row per epoch [t].
 
@@ -92,7 +87,7 @@ def training_strip(
     labels = [f"epoch {first}", *labels]
     if data is not None:
         course, labels = np.concatenate([_data(data, course)[None], course]), ["data", *labels]
-    return _rows(course, labels, title=title or "").figure
+    return _rows(course, labels).figure
 
 
 def labelled_rows(images: np.ndarray, labels: Sequence[str]) -> Figure:
@@ -101,11 +96,7 @@ def labelled_rows(images: np.ndarray, labels: Sequence[str]) -> Figure:
 
 
 def training_frames(
-    frames: np.ndarray,
-    epochs: Numbers,
-    *,
-    data: np.ndarray | None = None,
-    columns: int | None = None,
+    frames: np.ndarray, epochs: Numbers, *, data: np.ndarray | None = None
 ) -> list[np.ndarray]:
     """The rows of `training_strip` as uint8 pictures [height, width, 3] for `save_animation`.
 
@@ -115,30 +106,27 @@ def training_frames(
     titles = [f"epoch {label}" for label in labels]
     # Every frame has room for the longest title, so that all have the same size.
     widest = max(titles, key=_text_width)
-    if data is None:
-        sheets = [_grid(*each, fit=widest) for each in zip(course, cycle([columns]), titles)]
-    else:
-        columns, above = columns or -(-course.shape[1] // 2), _data(data, course)
-        sheets = [
-            _rows(np.stack([above, tiles]), ["data", "model"], columns, title, fit=widest)
-            for tiles, title in zip(course, titles, strict=True)
-        ]
-    return [_render(sheet.figure) for sheet in sheets]
+    above = None if data is None else _data(data, course)
+    pictures = []
+    for tiles, title in zip(course, titles, strict=True):
+        if above is None:
+            sheet = _grid(tiles, None, title, fit=widest)
+        else:
+            both, columns = np.stack([above, tiles]), -(-len(tiles) // 2)
+            sheet = _rows(both, ["data", "model"], columns, title, fit=widest)
+        canvas = FigureCanvasAgg(sheet.figure)
+        canvas.draw()
+        pictures.append(np.array(canvas.buffer_rgba())[..., :3])
+    return pictures
 
 
 def filters(
-    weights: np.ndarray,
-    *,
-    columns: int | None = None,
-    title: str | None = None,
-    shared_scale: bool = False,
-    varying: np.ndarray | None = None,
-    most: int | None = None,
+    weights: np.ndarray, *, varying: np.ndarray, most: int, title: str | None = None
 ) -> Figure:
     """Filters [n, h, w] in colours that diverge from white at 0: blue below, red above.
 
-    The filters of the largest norm come first. Each is scaled by its own largest magnitude, or with
-    `shared_scale` by the largest of all; the colour bar says which. A filter of zeros is white.
+    The filters of the largest norm come first. Each is scaled by its own largest magnitude. A
+    filter of zeros is white.
 
     Args:
         varying: the pixels [h, w] that vary in the data. The weights of all others, such as those
@@ -146,20 +134,17 @@ def filters(
         most: draw the first of the filters only.
     """
     weights = checked(weights, "weights", "n h w")
-    varying = np.ones(weights.shape[1:], bool) if varying is None else np.asarray(varying, bool)
-    same_shape(weights[0], varying, "a filter and the pixels that vary")
     weights = np.where(varying, weights, 0)
     weights = weights[np.argsort(-np.linalg.norm(weights, axis=(1, 2)), kind="stable")[:most]]
-    largest = np.abs(weights).max(axis=None if shared_scale else (1, 2), keepdims=True)
+    largest = np.abs(weights).max(axis=(1, 2), keepdims=True)
     largest = np.where(largest > 0, largest, 1)
     colours = colormaps["RdBu_r"]
     tiles = colours((weights / largest + 1) / 2, bytes=True)[..., :3]
     tiles[:, ~varying] = UNUSED
-    limit = float(largest.max()) if shared_scale else 1.0
-    note = "weight, one scale for all" if shared_scale else "weight / largest of its filter"
+    note = "weight / largest of its filter"
     note += "" if varying.all() else "; grey: pixels that hardly vary"
-    sheet = _grid(tiles, columns, title or "", fit=note, below=70)
-    _colour_bar(sheet, ScalarMappable(Normalize(-limit, limit), colours), limit, note)
+    sheet = _grid(tiles, None, title or "", fit=note, below=70)
+    _colour_bar(sheet, ScalarMappable(Normalize(-1, 1), colours), note)
     return sheet.figure
 
 
@@ -248,7 +233,11 @@ def _sheet(
     spare = max(0, _text_width(fit) - width + 1) // 2
     corner = (MARGIN + max(left, spare), MARGIN + below)
     page = (corner[0] + width + MARGIN + spare, corner[1] + height + MARGIN + top)
-    figure, axes = _page(page, corner, (width, height))
+    # A quarter of a pixel extra, so that rounding inches down loses no pixel.
+    outer = np.array(page) + 0.25
+    figure = Figure(figsize=tuple(outer / DPI), dpi=DPI, facecolor="white")
+    axes = figure.add_axes(tuple(np.array([*corner, width, height]) / np.tile(outer, 2)))
+    axes.set_axis_off()
     axes.imshow(
         _mosaic(tiles, tops[row], lefts[column], (height, width)),
         extent=(0, width, height, 0),
@@ -256,18 +245,6 @@ def _sheet(
         aspect="auto",
     )
     return _Sheet(figure, axes, tops, lefts, tiles.shape[1], corner, (width, height))
-
-
-def _page(
-    size: tuple[int, int], corner: tuple[int, int], inner: tuple[int, int]
-) -> tuple[Figure, Axes]:
-    """A page of (width, height) pixels and bare axes of `inner` pixels on it."""
-    # A quarter of a pixel extra, so that rounding inches down loses no pixel.
-    outer = np.array(size) + 0.25
-    figure = Figure(figsize=tuple(outer / DPI), dpi=DPI, facecolor="white")
-    axes = figure.add_axes(tuple(np.array([*corner, *inner]) / np.tile(outer, 2)))
-    axes.set_axis_off()
-    return figure, axes
 
 
 def _mosaic(
@@ -367,22 +344,15 @@ def _text_width(text: str) -> int:
     return int(np.ceil(points * DPI / 72)) + 2
 
 
-def _colour_bar(sheet: _Sheet, colours: ScalarMappable, limit: float, note: str) -> None:
-    """A thin colour bar from -limit to limit, centred below the sheet."""
+def _colour_bar(sheet: _Sheet, colours: ScalarMappable, note: str) -> None:
+    """A thin colour bar from -1 to 1, centred below the sheet."""
     page = sheet.figure.get_size_inches() * DPI
     width = min(400, sheet.size[0])
     left = sheet.corner[0] + (sheet.size[0] - width) / 2
     box = np.array([left, sheet.corner[1] - 24, width, 10]) / np.tile(page, 2)
     inner = sheet.figure.add_axes(tuple(box))
     bar = sheet.figure.colorbar(colours, cax=inner, orientation="horizontal")
-    bar.set_ticks([-limit, 0, limit], labels=[f"\N{MINUS SIGN}{limit:.2g}", "0", f"{limit:.2g}"])
+    bar.set_ticks([-1, 0, 1], labels=["\N{MINUS SIGN}1", "0", "1"])
     bar.set_label(note, fontsize=SMALL, color=INK, labelpad=1)
     bar.outline.set_visible(False)
     inner.tick_params(labelsize=SMALL, labelcolor=INK, length=2, pad=1.5)
-
-
-def _render(figure: Figure) -> UInt8[np.ndarray, "height width 3"]:
-    """The figure as pixels."""
-    canvas = FigureCanvasAgg(figure)
-    canvas.draw()
-    return np.array(canvas.buffer_rgba())[..., :3]

@@ -1,17 +1,20 @@
-"""Examples in the space of the latents."""
+"""The space of the latents: posteriors of a few examples, a prior, and where examples lie."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import cycle
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from jaxtyping import Float
 from matplotlib import colormaps
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.collections import PathCollection
+from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
 
-from iwae.errors import UserError
 from iwae.reports.figures.style import (
     INK,
     LEGEND,
@@ -20,10 +23,164 @@ from iwae.reports.figures.style import (
     PALETTE,
     chart_figure,
     checked,
+    draw_histogram,
     finish,
     laid_out,
-    same_shape,
 )
+
+MASSES = (0.5, 0.95)
+"""Fractions of a density's mass on the grid that its contours enclose."""
+
+SHOWN = 0.999
+"""Minimum fraction of the mass of each density that a panel shows."""
+
+TRUE, Q = PALETTE[0], PALETTE[1]
+Grid: TypeAlias = Sequence[np.ndarray]
+Density: TypeAlias = Float[np.ndarray, "..."]
+
+SHADES = LinearSegmentedColormap.from_list("white to blue", ["white", "#8fc3e6"])
+
+
+def posterior_panels(grids: Sequence[Any], titles: Sequence[str]) -> Figure:
+    """The true posterior p(z|x) beside q(z|x), and draws from p(z|x): one panel per example.
+
+    With one latent, a panel has two curves over a histogram of the draws. With two, it has a map of
+    p(z|x), contours that enclose 50% and 95% of the mass of each density, and a dot for each draw.
+    A panel shows the region that holds 99.9% of each density and all the draws.
+
+    Args:
+        grids: one or more `evaluation.posterior.PosteriorGrid`, of one or two latents.
+        titles: one for each panel.
+
+    Raises:
+        UserError: if a density is not finite.
+    """
+    figure, charts = chart_figure(len(grids))
+    handles: dict[str, Artist] = {}
+    for axes, grid, title in zip(charts, grids, titles, strict=True):
+        p, q = _density(grid.log_posterior, "log_posterior"), _density(grid.log_q, "log_q")
+        draw = _draw_curves if len(grid.axes) == 1 else _draw_map
+        *sides, draws = (np.asarray(each, np.float64) for each in (*grid.axes, grid.draws))
+        handles |= draw(axes, sides, p, q, draws)
+        axes.set_title(title, fontsize=NORMAL, color=INK)
+    return _with_legend(figure, handles, 3)
+
+
+def prior_panel(
+    axes: Sequence[np.ndarray], log_prior: np.ndarray, draws: np.ndarray, *, title: str = ""
+) -> Figure:
+    """The prior of two latents as a map, and a dot for a draw of q for each example.
+
+    Where the dots lie thick and the map is white, or the other way round, the prior does not fit
+    the aggregate posterior.
+
+    Args:
+        axes: the grid of each latent, [g].
+        log_prior: on the grid, [g, h] (first latent first), nats.
+        draws: from q, [n, 2].
+
+    Raises:
+        UserError: if the density is not finite.
+    """
+    *axes, draws = (np.asarray(each, np.float64) for each in (*axes, draws))
+    density = _density(log_prior, "log_prior")
+    figure, (panel,) = chart_figure(1)
+    dot = _draw_shades(panel, axes, density, density, draws)
+    _draw_contours(panel, axes, density, TRUE, "solid")
+    panel.set_title(title, fontsize=NORMAL, color=INK)
+    handles = {
+        "prior; lines hold 50% and 95%": Line2D([], [], color=TRUE, linewidth=1.2),
+        "a draw of q for each example": dot,
+    }
+    return _with_legend(figure, handles, 2)
+
+
+def _with_legend(figure: Figure, handles: Mapping[str, Artist], columns: int) -> Figure:
+    """The figure with a legend below its panels, laid out."""
+    below = {**LEGEND, "loc": "outside lower center", "ncols": columns}
+    figure.legend(handles.values(), handles.keys(), **below)
+    return laid_out(figure)
+
+
+def _density(log_density: np.ndarray, name: str) -> Density:
+    """The density; minus infinity is a density of zero."""
+    with np.errstate(over="ignore"):
+        return checked(np.exp(np.asarray(log_density, np.float64)), f"the density of {name}")
+
+
+def _draw_curves(
+    axes: Axes, grid: Grid, p: Density, q: Density, draws: np.ndarray
+) -> dict[str, Artist]:
+    """Draw two curves over a histogram of draws."""
+    ((low, high),) = _limits(grid, p, q, draws)
+    bars = draw_histogram(axes, draws[:, 0], low, high)
+    (of_p,) = axes.plot(*grid, p, color=TRUE, linewidth=1.6)
+    (of_q,) = axes.plot(*grid, q, color=Q, linewidth=1.6, linestyle="--")
+    axes.set_xlim(low, high)
+    axes.set_ylim(bottom=0)
+    finish(axes, "latent", "density")
+    return {"true posterior p(z | x)": of_p, "q(z | x)": of_q, "draws from p(z | x)": bars}
+
+
+def _draw_map(
+    axes: Axes, grid: Grid, p: Density, q: Density, draws: np.ndarray
+) -> dict[str, Artist]:
+    """Draw a map of p under the contours of p and q, and the draws."""
+    dot = _draw_shades(axes, grid, p, q, draws)
+    for density, colour, style in ((p, TRUE, "solid"), (q, Q, "dashed")):
+        _draw_contours(axes, grid, density, colour, style)
+    return {
+        "true posterior p(z | x)": Line2D([], [], color=TRUE, linewidth=1.2),
+        "q(z | x); lines hold 50% and 95%": Line2D([], [], color=Q, linewidth=1.2, linestyle="--"),
+        "draws from p(z | x)": dot,
+    }
+
+
+def _draw_shades(axes: Axes, grid: Grid, p: Density, q: Density, draws: np.ndarray) -> Artist:
+    """Draw a map of p and the draws; return the legend's dot."""
+    # Viewers struggle with tens of thousands of cells as vectors.
+    axes.pcolormesh(*grid, p.T, cmap=SHADES, rasterized=True, zorder=0)
+    size = float(np.clip(600 / len(draws), 0.5, 4))
+    x, y = draws.T
+    axes.scatter(x, y, size, color=INK, linewidths=0, zorder=2, rasterized=True)
+    across, up = _limits(grid, p, q, draws)
+    axes.set(xlim=across, ylim=up)
+    axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
+    finish(axes, "first latent", "second latent")
+    axes.grid(visible=False)
+    dot: dict[str, Any] = {"marker": "o", "markersize": 3, "linestyle": "none"}
+    return Line2D([], [], color=INK, **dot)
+
+
+def _draw_contours(axes: Axes, grid: Grid, density: Density, colour: str, style: str) -> None:
+    low, high = density.min(), density.max()
+    levels = sorted({one for mass in MASSES if low < (one := _least(density, mass)) < high})
+    if levels:
+        look: dict[str, Any] = {"linewidths": 1.2, "linestyles": style, "zorder": 3}
+        axes.contour(*grid, density.T, levels=levels, colors=colour, **look)
+
+
+def _least(density: Density, mass: float) -> float:
+    """The density above which the cells of the grid hold at least this fraction of its mass."""
+    falling = np.sort(density, axis=None)[::-1]
+    total = np.cumsum(falling)
+    last = np.searchsorted(total, mass * total[-1])
+    return float(falling[min(last, len(falling) - 1)])
+
+
+def _limits(grid: Grid, p: Density, q: Density, draws: np.ndarray) -> list[tuple[float, float]]:
+    """For each latent, the limits of the visible mass and draws, with a margin."""
+    seen = np.zeros(p.shape, bool)
+    for density in (p, q):
+        seen |= density >= max(_least(density, SHOWN), np.finfo(np.float64).tiny)
+    places = np.argwhere(seen) if seen.any() else np.argwhere(~seen)
+    limits = []
+    for axis, at, drawn in zip(grid, places.T, draws.T, strict=True):
+        low, high = min(axis[at.min()], drawn.min()), max(axis[at.max()], drawn.max())
+        pad = 0.04 * (high - low) or float(np.diff(axis).max())
+        limits.append((float(low - pad), float(high + pad)))
+    return limits
+
 
 NAMED = 20
 """Maximum number of labels in a legend; of more, the points have colours alone."""
@@ -33,11 +190,11 @@ def latent_map(
     points: np.ndarray,
     axis_names: tuple[str, str],
     *,
-    labels: np.ndarray | None = None,
-    classes: Sequence[str] = (),
-    outliers: np.ndarray | None = None,
-    outlier_name: str = "outliers",
-    title: str = "",
+    labels: np.ndarray | None,
+    classes: Sequence[str],
+    outliers: np.ndarray,
+    outlier_name: str,
+    title: str,
 ) -> Figure:
     """Points [n, 2], one for each example, with a colour for each label and rings at outliers.
 
@@ -49,37 +206,34 @@ def latent_map(
         outlier_name: what the legend calls them; their number is added.
 
     Raises:
-        UserError: if the shapes do not fit, or a coordinate is not finite.
+        UserError: if a coordinate is not finite.
     """
-    points = checked(points, "points", "n 2")
-    if points.shape[1] != 2:
-        raise UserError(f"points must have the shape (n, 2), but have {points.shape}")
-    labels = np.zeros(len(points), int) if labels is None else np.asarray(labels)
-    ringed = np.zeros(len(points), bool) if outliers is None else np.asarray(outliers, bool)
-    for name, values in (("labels", labels), ("outliers", ringed)):
-        same_shape(points[:, 0], values, f"a coordinate of the points and {name}")
+    points = checked(points, "points")
+    labels = np.zeros(len(points), int) if labels is None else labels
     figure, (axes,) = chart_figure(1)
     figure.set_size_inches(6.4, 4.8)
     finish(axes, *axis_names)
     axes.set_title(title, fontsize=NORMAL, color=INK)
-    named = _draw_points(axes, points, labels, classes)
+    named = _draw_labelled(axes, points, labels, classes)
     if 0 < len(named) <= NAMED:
         figure.legend(handles=named, loc="outside right upper", markerscale=1.6, **LEGEND)
-    if ringed.any():
+    if outliers.any():
         look: dict[str, Any] = {"facecolors": "none", "edgecolors": INK, "linewidths": 0.9}
-        x, y = points[ringed].T
+        x, y = points[outliers].T
         rings = axes.scatter(x, y, s=42, zorder=3, rasterized=True, **look)
-        rings.set_label(f"{outlier_name} ({ringed.sum():,} of {len(points):,})")
+        rings.set_label(f"{outlier_name} ({outliers.sum():,} of {len(points):,})")
         figure.legend(handles=[rings], loc="outside lower center", **LEGEND)
     return laid_out(figure)
 
 
-def _draw_points(
+def _draw_labelled(
     axes: Axes, points: Float[np.ndarray, "n 2"], labels: np.ndarray, classes: Sequence[str]
 ) -> list[PathCollection]:
     """Draw the points in the colours of their labels; returns those of each named label."""
     size = float(np.clip(9000 / len(points), 4, 22))
-    colours = _colours(max(1, len(classes)))
+    n = max(1, len(classes))
+    few, more = PALETTE[:n], colormaps["tab10" if n <= 10 else "turbo"].resampled(n)(range(n))
+    colours = few if n <= len(PALETTE) else more
     drawn = []
     for label, (colour, marker) in enumerate(zip(colours, cycle(MARKERS), strict=False)):
         look: dict[str, Any] = {"color": colour, "marker": marker, "linewidths": 0, "alpha": 0.8}
@@ -89,10 +243,3 @@ def _draw_points(
     for one, name in zip(drawn, classes, strict=False):
         one.set_label(name)
     return drawn if classes else []
-
-
-def _colours(n: int) -> list[Any]:
-    """A colour for each of n labels."""
-    if n <= len(PALETTE):
-        return [*PALETTE[:n]]
-    return list(colormaps["tab10" if n <= 10 else "turbo"].resampled(n)(range(n)))

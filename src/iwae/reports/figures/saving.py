@@ -36,43 +36,17 @@ def save_figure(figure: Figure, path: str | os.PathLike[str]) -> None:
         figure.savefig(temporary, format=suffix[1:], dpi="figure", metadata=_METADATA[suffix])
 
 
-def save_animation(
-    frames: Sequence[np.ndarray],
-    path: str | os.PathLike[str],
-    *,
-    seconds: float = 0.3,
-    last_seconds: float = 2.0,
-) -> None:
+def save_animation(frames: Sequence[np.ndarray], path: str | os.PathLike[str]) -> None:
     """Write frames, uint8 [height, width, 3] of one shape, as a looping .gif, atomically.
 
-    Each frame lasts for `seconds` and the last one for `last_seconds`. A frame equal to the one
-    before it is not stored again; the earlier one lasts longer instead.
+    Each frame lasts for 0.3 seconds and the last one for two. A frame equal to the one before it is
+    not stored again; the earlier one lasts longer instead.
     """
     from PIL import Image
 
-    path = Path(path)
-    if path.suffix.lower() != ".gif":
-        raise UserError(f"cannot save an animation as '{path.name}': end it in .gif")
-    _check_frames(frames)
-    # A GIF counts time in hundredths of a second; pillow takes milliseconds.
-    times = [10 * max(1, round(100 * seconds))] * len(frames)
-    times[-1] = 10 * max(1, round(100 * last_seconds))
+    times = [300] * (len(frames) - 1) + [2000]  # milliseconds
     first, *others = [Image.fromarray(frame) for frame in frames]
-    with atomic_write(path) as temporary:
+    with atomic_write(Path(path)) as temporary:
         first.save(
             temporary, format="GIF", save_all=True, append_images=others, duration=times, loop=0
         )
-
-
-def _check_frames(frames: Sequence[np.ndarray]) -> None:
-    if len(frames) == 0:
-        raise UserError("an animation needs at least one frame")
-    shape = np.shape(frames[0])
-    for number, frame in enumerate(frames):
-        if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3 or not frame.size:
-            raise UserError(
-                f"frame {number} must be uint8 [height, width, 3], "
-                f"but is {frame.dtype} {frame.shape}"
-            )
-        if frame.shape != shape:
-            raise UserError(f"frame {number} has the shape {frame.shape}, but frame 0 has {shape}")

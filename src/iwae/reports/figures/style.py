@@ -24,12 +24,12 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 LEGEND: dict[str, Any] = {"fontsize": SMALL, "labelcolor": INK, "frameon": False}
 
 
-def checked(values: object, name: str, axes: str) -> Float[np.ndarray, "..."]:
-    """The values as a float64 array with the named axes ("n h w"), non-empty and finite."""
+def checked(values: object, name: str, axes: str | None = None) -> Float[np.ndarray, "..."]:
+    """The values as a float64 array, non-empty and finite, with the axes if named ("n h w")."""
     array = np.asarray(values)
     if array.dtype.kind not in "biuf":
         raise UserError(f"{name} must be an array of numbers, but its type is {array.dtype}")
-    if array.ndim != len(axes.split()):
+    if axes is not None and array.ndim != len(axes.split()):
         wanted = axes.replace(" ", ", ")
         raise UserError(f"{name} must have the axes [{wanted}], but its shape is {array.shape}")
     if array.size == 0:
@@ -49,17 +49,13 @@ def same_shape(first: np.ndarray, second: np.ndarray, names: str) -> None:
         )
 
 
-def chart_figure(
-    count: int, title: str | None = None, *, height: float = 2.9
-) -> tuple[Figure, list[Axes]]:
+def chart_figure(count: int, *, height: float = 2.9) -> tuple[Figure, list[Axes]]:
     """A figure of `count` panels, each `height` inches high."""
     columns = {1: 1, 2: 2, 4: 2}.get(count, 3)
     rows = -(-count // columns)
     size = (6.0, 3.6) if count == 1 else (3.6 * columns + 0.4, height * rows)
     figure = Figure(figsize=size, dpi=DPI, facecolor="white", layout="constrained")
     charts = [figure.add_subplot(rows, columns, i + 1) for i in range(count)]
-    if title:
-        figure.suptitle(title, fontsize=NORMAL + 1, color=INK)
     return figure, charts
 
 

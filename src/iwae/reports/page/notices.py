@@ -13,6 +13,7 @@ from iwae.reports.page.tables import (
     verdicts,
 )
 from iwae.results.compare import measured_with
+from iwae.results.schema import Record
 from iwae.results.text import UNRELIABLE, path_words
 
 
@@ -109,8 +110,7 @@ def _test_sets(runs: Sequence[Run]) -> list[str]:
 def _examples(runs: Sequence[Run]) -> list[str]:
     """Columns whose cells are of different examples of one test set."""
     found = []
-    for name in dict.fromkeys(name for run in runs for name in run.bounds):
-        records = [run.bounds[name].record for run in runs if name in run.bounds]
+    for name, records in _columns(runs).items():
         for test in dict.fromkeys(record.test_sha256 for record in records):
             same = [record for record in records if record.test_sha256 == test]
             if len({record.examples_sha256 for record in same}) > 1:
@@ -122,12 +122,14 @@ def _examples(runs: Sequence[Run]) -> list[str]:
 def _settings(runs: Sequence[Run]) -> list[str]:
     """Columns of annealing whose cells were not annealed alike."""
     found = []
-    for name in dict.fromkeys(name for run in runs for name in run.bounds):
-        ways = [
-            path_words(how)
-            for run in runs
-            if name in run.bounds and (how := run.bounds[name].record.annealing) is not None
-        ]
-        if len(set(ways)) > 1:
-            found.append(f"{name}: " + " or ".join(dict.fromkeys(ways)))
+    for name, records in _columns(runs).items():
+        hows = [record.annealing for record in records if record.annealing is not None]
+        if len(ways := dict.fromkeys(map(path_words, hows))) > 1:
+            found.append(f"{name}: " + " or ".join(ways))
     return found
+
+
+def _columns(runs: Sequence[Run]) -> dict[str, list[Record]]:
+    """The records behind each column of bounds."""
+    names = dict.fromkeys(name for run in runs for name in run.bounds)
+    return {name: [run.bounds[name].record for run in runs if name in run.bounds] for name in names}

@@ -3,7 +3,7 @@
 import base64
 import io
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import reduce
 from itertools import cycle
 from typing import Any, NamedTuple
@@ -119,22 +119,15 @@ def _line(axes: Axes, x: np.ndarray, y: np.ndarray, place: int, style: str) -> N
     axes.plot(x[-1:], y[-1:], color=colour, marker=MARKERS[place % len(MARKERS)], markersize=5)
 
 
-class Budgets(NamedTuple):
-    """A chart of bounds, the name of that which was subtracted from all, and of how many examples.
-
-    The one subtracted is the tightest of the first run.
-    """
-
-    figure: Figure
-    reference: str
-    examples: int
-
-
-def budgets(known: Mapping[int, Sequence[Known]]) -> Budgets | None:
+def budgets(known: Mapping[int, Sequence[Known]]) -> tuple[Figure, str, int] | None:
     """Paired differences of bounds by budget, over the examples that all have; None without any.
 
     Args:
         known: the bounds of each run by its place on the page, all of one test set.
+
+    Returns:
+        The chart, the name of the bound subtracted from all, the tightest of the first run, and the
+        number of examples.
     """
     every = [one for bounds in known.values() for one in bounds]
     if len(every) < 2:
@@ -146,35 +139,26 @@ def budgets(known: Mapping[int, Sequence[Known]]) -> Budgets | None:
     reference = next(bounds for bounds in known.values() if bounds)[-1]
     axes.axhline(0, color=FAINT, linewidth=1.1, linestyle=":", zorder=1)
     for place, bounds in known.items():
-        for sampled, curve in _curves(bounds):
-            draw_curve(
-                axes,
-                differences_by_budget(curve, shared, reference),
-                color=PALETTE[place % len(PALETTE)],
-                marker=MARKERS[place % len(MARKERS)],
-                linestyle="-" if sampled else "--",
-                linewidth=1.5,
-                elinewidth=1,
-                capsize=2.5,
-            )
+        look = {"color": PALETTE[place % len(PALETTE)], "marker": MARKERS[place % len(MARKERS)]}
+        for way, curve in _curves(bounds).items():
+            look["linestyle"] = "-" if way is None else "--"
+            found = differences_by_budget(curve, shared, reference)
+            draw_curve(axes, found, **look, linewidth=1.5, elinewidth=1, capsize=2.5)
     axes.set_xscale("log")
-    finish(
-        axes,
-        "importance samples k, or temperatures T",
-        f"difference to {reference.estimator} (nats)",
-    )
+    label = f"difference to {reference.estimator} (nats)"
+    finish(axes, "importance samples k, or temperatures T", label)
     plain_numbers(axes, NUMBER)
-    return Budgets(laid_out(figure), reference.estimator, len(shared))
+    return laid_out(figure), reference.estimator, len(shared)
 
 
-def _curves(bounds: Sequence[Known]) -> Iterator[tuple[bool, list[Known]]]:
-    """The bounds that make one curve: by sampling, and by each way to anneal."""
+def _curves(bounds: Sequence[Known]) -> dict[Settings | None, list[Known]]:
+    """The bounds that make one curve: by sampling (None), and by each way to anneal."""
     curves: dict[Settings | None, list[Known]] = {}
     for one in bounds:
         how = one.record.annealing
         way = None if how is None else how.model_copy(update={"temperatures": None})
         curves.setdefault(way, []).append(one)
-    yield from ((way is None, curve) for way, curve in curves.items())
+    return curves
 
 
 # --- figures into markup --------------------------------------------------------------------

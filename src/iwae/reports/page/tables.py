@@ -12,7 +12,7 @@ from iwae.reports.figures.style import minus
 from iwae.reports.page.facts import Run
 from iwae.results.compare import compare_models
 from iwae.results.reading import Estimate
-from iwae.results.schema import Record, Verdict
+from iwae.results.schema import Verdict
 from iwae.results.text import UNRELIABLE, error_words, plus_minus
 
 
@@ -43,6 +43,8 @@ class Column(NamedTuple):
 
 def comparison(runs: Sequence[Run]) -> list[Column]:
     """The columns of the table of all runs; those in which nothing is known are omitted."""
+    bounds = {name: one for run in runs for name, one in run.bounds.items()}
+    hint = "Mean bound on log p(x) ± standard error, nats per example; higher is better."
     columns = [
         _column("data", "", runs, _data, False),
         _column("objective", "", runs, _objective, False),
@@ -50,7 +52,10 @@ def comparison(runs: Sequence[Run]) -> list[Column]:
         _column("layers", "Sizes of the latent layers, nearest the data first.", runs, _layers),
         _column("epochs", "", runs, _epochs),
         _column("seeds", "", runs, _seeds),
-        *_bound_columns(runs),
+        *(
+            Column(name, hint, [_bound(run.bounds.get(name)) for run in runs])
+            for name in sorted(bounds, key=lambda name: bounds[name].rank)
+        ),
         _column("true log p(x)", "Of the distribution that made the data.", runs, _truth),
         _column("active units", "Of each layer; means over the seeds.", runs, _active),
         _column("published NLL", "What the paper reports of this experiment.", runs, _published),
@@ -64,15 +69,6 @@ def _column(
     title: str, hint: str, runs: Sequence[Run], cell: Callable[[Run], Cell], numeric: bool = True
 ) -> Column:
     return Column(title, hint, [cell(run) for run in runs], numeric)
-
-
-def _bound_columns(runs: Sequence[Run]) -> list[Column]:
-    bounds = {name: one for run in runs for name, one in run.bounds.items()}
-    hint = "Mean bound on log p(x) ± standard error, nats per example; higher is better."
-    return [
-        Column(name, hint, [_bound(run.bounds.get(name)) for run in runs])
-        for name, one in sorted(bounds.items(), key=lambda item: item[1].rank)
-    ]
 
 
 def _bound(bound: Estimate | None) -> Cell:
@@ -98,21 +94,18 @@ def short_path(value: object) -> str:
 
 
 def _layers(run: Run) -> Cell:
-    sizes = run.config.sizes()[0]
+    config = run.config
+    sizes = config.sizes()[0]
     note = "of " + " + ".join(map(str, sizes))
-    if run.config.latents is not None:
-        note += f" ({', '.join(run.config.latents)})"
-    if run.config.network != "mlp" or run.config.blocks:
-        note += f"\n{_network(run.config)}"
+    if config.latents is not None:
+        note += f" ({', '.join(config.latents)})"
+    if config.network != "mlp" or config.blocks:
+        note += "\n" + " ".join([config.network, *map(str, config.channels or ())])
+        note += f", {config.blocks} residual blocks" if config.blocks else ""
     for name in ("prior", "posterior"):
-        if (value := getattr(run.config, name)) != "normal":
+        if (value := getattr(config, name)) != "normal":
             note += f"\n{name} {value}"
     return Cell(str(len(sizes)), len(sizes), note)
-
-
-def _network(config: TrainConfig) -> str:
-    words = " ".join([config.network, *map(str, config.channels or ())])
-    return f"{words}, {config.blocks} residual blocks" if config.blocks else words
 
 
 def _objective(run: Run) -> Cell:
@@ -148,18 +141,19 @@ def _seeds(run: Run) -> Cell:
     return Cell(str(run.config.replicates), run.config.replicates)
 
 
-def _widest(run: Run) -> Record | None:
-    """The record of the most examples."""
-    return max(run.records, key=lambda record: record.n, default=None)
+def _of_widest(run: Run, name: str) -> Any:
+    """A field of the record of the most examples; None without one."""
+    record = max(run.records, key=lambda record: record.n, default=None)
+    return None if record is None else getattr(record, name)
 
 
 def _truth(run: Run) -> Cell:
-    truth = record.true_log_likelihood if (record := _widest(run)) else None
+    truth = _of_widest(run, "true_log_likelihood")
     return Cell() if truth is None else Cell(minus(f"{truth:.4f}"), truth)
 
 
 def _active(run: Run) -> Cell:
-    units = record.active_units if (record := _widest(run)) else ()
+    units = _of_widest(run, "active_units")
     return Cell("+".join(f"{count:g}" for count in units), sum(units)) if units else Cell()
 
 

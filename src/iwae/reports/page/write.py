@@ -211,7 +211,8 @@ def _charts(runs: Sequence[Run]) -> Iterator[Chart]:
     """The charts in which runs share the axes."""
     places_of = {run.name: place for place, run in enumerate(runs)}
     # Both models of a run have one course.
-    first = [place for place, run in enumerate(runs) if run.path not in _paths(runs[:place])]
+    paths = [run.path for run in runs]
+    first = [place for place, path in enumerate(paths) if path not in paths[:place]]
     for number, places in enumerate(_same_data(runs, first)):
         some = [runs[place] for place in places]
         if (figure := pictures.training(some, places)) is not None:
@@ -221,9 +222,10 @@ def _charts(runs: Sequence[Run]) -> Iterator[Chart]:
         known = {places_of[run.name]: run.known() for run in group}
         known = {place: bounds for place, bounds in known.items() if bounds}
         if (found := pictures.budgets(known)) is not None:
+            figure, reference, n = found
             name = runs[next(iter(known))].name
-            caption = BUDGETS.format(n=found.examples, reference=found.reference, run=name)
-            yield _chart(runs, list(known), found.figure, f"budget{number}", caption)
+            caption = BUDGETS.format(n=n, reference=reference, run=name)
+            yield _chart(runs, list(known), figure, f"budget{number}", caption)
     if (figure := pictures.units([runs[place] for place in first], first)) is not None:
         layered = any(len(run.config.sizes()[0]) > 1 for run in runs)
         caption = UNITS + LAYERED * layered
@@ -236,10 +238,6 @@ def _chart(
     drawn = [(place, runs[place]) for place in places]
     alt = f"{caption} Runs: {', '.join(run.name for _, run in drawn)}."
     return drawn, Picture(svg(figure, name, alt), caption, alt)
-
-
-def _paths(runs: Sequence[Run]) -> set[Path]:
-    return {run.path for run in runs}
 
 
 def _same_data(runs: Sequence[Run], places: Sequence[int]) -> list[list[int]]:

@@ -1,5 +1,6 @@
-"""Figures of what the records of a run hold: bounds by their budgets, the rate-distortion curve."""
+"""Figures of what the records of a run hold: bounds, curves, ranks and gradients."""
 
+from collections.abc import Callable
 from functools import reduce
 from pathlib import Path
 
@@ -7,13 +8,16 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from iwae.errors import counted
+from iwae.evaluation.bands import uniform_bands
+from iwae.evaluation.calibration import KINDS
 from iwae.evaluation.diagnostics import test_sample_error
 from iwae.reports import figures
 from iwae.reports.estimates import differences_by_budget, mean_of_replicates
 from iwae.results.reading import Known, known_bounds, read_records, report_damage
-from iwae.results.schema import Method
+from iwae.results.schema import Method, Record
+from iwae.results.signal import signal_curves, signal_powers
 from iwae.results.store import read_arrays
-from iwae.results.text import path_words
+from iwae.results.text import NAMES_OF_RANKS, path_words
 
 
 def bounds_figure(run: Path, weights: str = "final") -> Figure | None:
@@ -71,3 +75,53 @@ def rate_distortion_figure(run: Path, weights: str) -> Figure | None:
     if curve is None:
         return None
     return figures.rate_distortion_curve(curve["betas"], curve["rate"][0], curve["distortion"][0])
+
+
+def draw_calibration(run: Path) -> list[Path]:
+    """Draw the ranks of the first replicate of each record of `iwae calibrate` beside it."""
+    return _draw_beside(run, Method.CALIBRATION, _ranks)
+
+
+def draw_gradients(run: Path) -> list[Path]:
+    """Draw the signal-to-noise ratios of each record of `iwae gradients` beside it."""
+    return _draw_beside(run, Method.GRADIENTS, _gradients)
+
+
+def _draw_beside(
+    run: Path, method: Method, draw: Callable[[Path, Record], Figure | None]
+) -> list[Path]:
+    """Draw each record of a method beside it, and return the files written."""
+    written = []
+    for path, record in read_records(Path(run), (method,)):
+        if (figure := draw(path, record)) is not None:
+            written.append(path.with_suffix(".png"))
+            figures.save_figure(figure, written[-1])
+    return written
+
+
+def calibration_figure(run: Path, weights: str) -> Figure | None:
+    """The ranks of the first replicate, of the record of most examples; None without one."""
+    found = [
+        (path, record)
+        for path, record in read_records(run, (Method.CALIBRATION,))
+        if (record.weights, record.pruned) == (weights, False)
+    ]
+    return _ranks(*max(found, key=lambda pair: pair[1].n)) if found else None
+
+
+def _ranks(path: Path, record: Record) -> Figure | None:
+    """A panel for each layer and kind of rank; None if the values are damaged."""
+    values = read_arrays(path, report_damage, [f"{name}_0" for name in (*KINDS, "layers")])
+    if values is None:
+        return None
+    panels, layers = {}, values["layers_0"]
+    for layer in np.unique(layers):
+        for kind in KINDS:
+            ranks = values[f"{kind}_0"][:, layers == layer]
+            panels[f"layer {layer}, {NAMES_OF_RANKS[kind]}"] = ranks
+    return figures.ecdf_differences(panels, uniform_bands(record.n, record.band_level or 0.95))
+
+
+def _gradients(_: Path, record: Record) -> Figure:
+    curves, powers = signal_curves(record.rows), signal_powers(record.slopes)
+    return figures.signal_to_noise(curves, powers, power_from=record.slope_from)
