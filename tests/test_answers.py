@@ -247,6 +247,7 @@ def test_samples_are_in_the_units_and_words_of_the_table(run):
         ({"town": "x"}, "no column 'town'"),
         ({"city": "Rome"}, "no level 'Rome'"),
         ({"paid": "1"}, "no level '1'; known: False, True"),
+        ({"age": "nan"}, "age is a number, not 'nan'"),  # which would be no condition
     ):
         with pytest.raises(UserError, match=words):
             sample_rows(run, 5, given=wrong)

@@ -215,6 +215,7 @@ def test_from_a_file_with_gaps_to_one_without(tmp_path, missing, capsys):
     assert np.isfinite(record["log_likelihood"])
     assert record["data"]["missing"]["test"] > 0
     assert main(["impute", str(run), str(tmp_path / "a.csv"), "--out", str(out), "--k", "20"]) == 0
+    assert "with k below 25, no k-hat says" in capsys.readouterr().out
     before, after = lines(tmp_path / "a.csv"), lines(out)
     assert after[0] == ["a", "b b", "c"]
     assert len(after) == 61

@@ -32,6 +32,7 @@ from iwae.models.vae import VAE
 from iwae.reports import gallery
 from iwae.runs import trackers
 from iwae.runs.course import start_run
+from iwae.runs.folder import run_config
 from iwae.runs.metrics import read_metrics, tensorboard
 from iwae.runs.models import check_depth, load_model, save_model
 from iwae.runs.setup import load_config_dataset
@@ -240,6 +241,12 @@ def test_a_changed_header_of_an_array_is_noticed(tmp_path, compress, old, new):
     (tmp_path / "mine.npz").write_bytes(content)
     with pytest.raises(UserError, match=r"mine\.npz .*bad checksum of 'train\.npy'"):
         load_dataset(tmp_path / "mine.npz")
+
+
+def test_an_emptied_configuration_of_a_run_is_not_one_of_defaults(tmp_path):
+    (tmp_path / "config.toml").write_text("")
+    with pytest.raises(UserError, match=r"config\.toml is damaged: a run stores"):
+        run_config(tmp_path)
 
 
 def test_an_array_that_the_list_of_an_archive_hides_is_missed(tmp_path):

@@ -128,6 +128,7 @@ def test_own_data_have_defaults_of_their_own():
     assert {name: getattr(own, name) for name in UNTIL_CONVERGED} == UNTIL_CONVERGED
     assert (own.k, own.latent_sizes) == (16, (10,))
     assert TrainConfig(dataset="my.csv", epochs=7).patience is None
+    assert TrainConfig(dataset="my.csv", validation=0).patience is None  # of what is held out
     assert TrainConfig(dataset="my.csv", layers=2).latent_sizes is None
     named = TrainConfig(dataset="mnist", objective="iwae"), TrainConfig(objective="vae")
     assert [(one.k, one.epochs, one.batch_size) for one in named] == [(16, 3280, 20), (1, 3280, 20)]

@@ -172,7 +172,7 @@ def sample(arguments: Sequence[str]) -> int:
     from iwae.evaluation.likelihood import DOUBTFUL
     from iwae.runs.answers import sample_rows
 
-    k = options.k or (100_000 if options.method == "is" else 1000)
+    k = {"is": 100_000, "ais": 1000}[options.method] if options.k is None else options.k
     cells, found = sample_rows(
         options.run,
         options.n,
@@ -209,11 +209,15 @@ def impute(arguments: Sequence[str]) -> int:
     """`iwae impute`."""
     options = parsing.parse(Impute, "impute", arguments)
     parsing.set_up_jax()
+    from iwae.inference.kernels import KHAT_LEAST
     from iwae.runs.completion import impute_file
 
     chosen = dict(vars(options))
     done = impute_file(chosen.pop("run"), chosen.pop("file"), chosen.pop("out"), **chosen)
-    _tell_doubtful([done.pareto_k], "whose imputed values are unreliable: raise --k")
+    remedy = "train longer, or with --hide" if options.anneal else "leave out --no-anneal"
+    _tell_doubtful([done.pareto_k], f"whose imputed values are unreliable: {remedy}")
+    if options.k < KHAT_LEAST:
+        print(f"with k below {KHAT_LEAST}, no k-hat says whether imputed values are reliable")
     for path in done.paths:
         print(path)
     return 0

@@ -120,7 +120,7 @@ def _base_config(arguments: Sequence[str]) -> tuple[TrainConfig, list[str]]:
     rest = list(arguments)
     file = rest.pop(0) if rest and not rest[0].startswith("-") else None
     peek = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    for option in ("--preset", "--stages", "--epochs", "--dataset", "--objective"):
+    for option in ("--preset", "--stages", "--epochs", "--dataset", "--objective", "--validation"):
         peek.add_argument(option, nargs="?")  # tyro reports one without a value
     given, _ = peek.parse_known_args(rest)
     if file is not None and given.preset is not None:
@@ -139,7 +139,7 @@ def _from_data(given: argparse.Namespace, arguments: Sequence[str]) -> TrainConf
     """The defaults for the data set and the objective that the options name."""
     names = [word.partition("=")[0] for word in arguments if word.startswith("--")]
     chosen = {name.removeprefix("--").replace("-", "_") for name in names}
-    return TrainConfig(**usual(given.dataset, given.objective, chosen))
+    return TrainConfig(**usual(given.dataset, given.objective, chosen, given.validation))
 
 
 def _stages(text: str) -> tuple[StageConfig, ...]:

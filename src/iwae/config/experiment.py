@@ -415,7 +415,8 @@ class TrainConfig(BaseModel):
         if stages and isinstance(stages, list | tuple) and "epochs" not in values:
             # Without any epochs, the error is that of a stage.
             values["epochs"] = max(1, sum(_epochs_of(stage) for stage in stages))
-        return {**usual(values.get("dataset"), values.get("objective"), values.keys()), **values}
+        dataset, objective = values.get("dataset"), values.get("objective")
+        return {**usual(dataset, objective, values.keys(), values.get("validation")), **values}
 
     @model_validator(mode="after")
     def _consistent(self) -> "TrainConfig":
@@ -595,16 +596,21 @@ SMALL: dict[str, Any] = {"latent_sizes": (10,), "hidden_sizes": ((100, 100),)}
 """The network for a user's own table, if none is given."""
 
 
-def usual(dataset: Any, objective: Any, given: Container[str]) -> dict[str, Any]:
+def usual(
+    dataset: Any, objective: Any, given: Container[str], validation: Any = None
+) -> dict[str, Any]:
     """The settings that take their default from the data and the objective.
 
     Args:
         given: the settings that a user has chosen, which are not among the result.
+        validation: the chosen share or number; patience needs some.
     """
     found: dict[str, Any] = {}
     own = isinstance(dataset, str) and is_own(dataset)
     if own and "epochs" not in given and "stages" not in given:
         found |= UNTIL_CONVERGED
+        if str(validation) in ("0", "0.0"):
+            del found["patience"]
     is_table = own and Path(dataset).suffix.lower() in TABLES
     if is_table and not any(name in given for name in ("layers", "network", *SMALL)):
         found |= SMALL
@@ -669,7 +675,10 @@ def read_config(path: Path) -> TrainConfig:
 
 def read_stored(path: Path) -> TrainConfig:
     """Read the configuration that a run stored; UserError as from `read_config`."""
-    return make_config(stored(read_values(path)), str(path))
+    values = read_values(path)
+    if "dataset" not in values:
+        raise UserError(f"{path} is damaged: a run stores the name of its data set there")
+    return make_config(stored(values), str(path))
 
 
 def stored(values: dict[str, Any]) -> dict[str, Any]:

@@ -490,9 +490,12 @@ def _value(column: Column, word: str) -> float:
             )
         return codes[word]
     try:
-        return float(word)
+        value = float(word)
     except ValueError:
-        raise UserError(f"given: {column.name} is a number, not {word!r}") from None
+        value = math.nan
+    if math.isnan(value):
+        raise UserError(f"given: {column.name} is a number, not {word!r}")
+    return value
 
 
 def _drawn(model: Model, key: Any, n: int) -> np.ndarray:

@@ -692,7 +692,7 @@ class ImportanceWeightedAutoencoder(
             found = imputed(self.model_, inner, key, draws=draws, k=count, anneal=anneal)
         filled, pareto_k = found
         if not return_pareto_k:
-            warn_doubtful(pareto_k)
+            warn_doubtful(pareto_k, anneal=anneal)
         whole = np.where(np.isnan(rows), self._outwards(filled), rows).astype(rows.dtype)
         frame = given_back(self, whole, observed=rows, like=X)
         return (frame, pareto_k) if return_pareto_k else frame

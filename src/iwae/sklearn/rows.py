@@ -112,13 +112,13 @@ def standards(
     return found
 
 
-def warn_doubtful(pareto_k: Float[np.ndarray, " n"]) -> None:
+def warn_doubtful(pareto_k: Float[np.ndarray, " n"], *, anneal: bool) -> None:
     """Warn of rows whose imputed values are unreliable by k-hat of their weights."""
     count = int((pareto_k > DOUBTFUL).sum())
     if count:
         warnings.warn(
             f"k-hat is above {DOUBTFUL} for {counted(count, 'row')}, whose imputed values are "
-            "unreliable: raise k, or anneal",
+            f"unreliable: {'raise max_iter, or hide' if anneal else 'anneal them'}",
             UserWarning,
             stacklevel=3,
         )
