@@ -69,7 +69,7 @@ def _annealed(found: Annealed | None) -> str:
     """How far the annealed likelihood is above L_5000, nats."""
     if found is None:
         return ""
-    return plus_minus(found.gap, found.stderr or None, 2, sign="+")
+    return plus_minus(found.gap, found.error or None, 2, sign="+")
 
 
 def _sides(results: Path, name: str) -> str:
