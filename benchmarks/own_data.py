@@ -137,7 +137,7 @@ def over_splits(
     folder: Path,
     seed: int,
 ) -> pd.DataFrame:
-    """What is measured on the tested rows of all splits, each row once."""
+    """Measure the test rows of all splits, and return a line for each row of the table tested."""
     found = pd.concat(
         measure(one, folder / str(number), seed + number)
         for number, one in enumerate(splits(frame))
@@ -197,7 +197,7 @@ def paired(ours: np.ndarray, values: np.ndarray) -> dict[str, float]:
 
 
 def imputations(frame: pd.DataFrame, folder: Path, seed: int) -> pd.DataFrame:
-    """Of each test row, the number of hidden numbers, and the sum of squared errors of each way.
+    """Count the hidden numbers of each test row, and sum the squared errors of each method.
 
     Errors are in standard deviations of the complete training rows.
     """
