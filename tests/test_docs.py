@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib
+import itertools
 import re
 import shlex
 import shutil
@@ -208,18 +209,35 @@ FEW = {"--temperatures": "20", "--chains": "2", "--leapfrog": "2", "--examples":
 """An annealing that takes seconds."""
 
 
+def values(words, name):
+    """The words that follow an option, up to the next."""
+    after = words[words.index(name) + 1 :]
+    return list(itertools.takewhile(lambda word: not word.startswith("--"), after))
+
+
 def replaced(words, options, *, added=True):
     """The words with other values for these options, which are added where they are not given."""
     words = list(words)
     for name, value in options.items():
         if name in words:
-            start = end = words.index(name) + 1
-            while end < len(words) and not words[end].startswith("--"):
-                end += 1
-            words[start:end] = value.split()
+            start = words.index(name) + 1
+            words[start : start + len(values(words, name))] = value.split()
         elif added:
             words += [name, *value.split()]
     return words
+
+
+def sizes(words):
+    """Small sizes for a training, for as many layers as it has."""
+    given = {name: TINY[name] for name in TINY if name != "--k" or name in words}
+    for name in {"--latent-sizes", "--hidden-sizes"} & set(words):
+        given[name] = " ".join([TINY[name]] * len(values(words, name)))
+    if "conv" in words:
+        given["--channels"] = "2 3"
+    if "--layers" in words:
+        given |= {"--latent-sizes": "2 2", "--hidden-sizes": "5 5"}
+        del words[words.index("--layers") : words.index("--layers") + 2]
+    return given
 
 
 def cut(words):
@@ -234,13 +252,7 @@ def cut(words):
         elif "--dataset" not in words and words[1].startswith("-"):
             words += ["--dataset", "digits"]
         words = replaced(words, {"--validation": "100"}, added=False)
-        given = {name: TINY[name] for name in TINY if name != "--k" or name in words}
-        if "conv" in words:
-            given["--channels"] = "2 3"
-        if "--layers" in words:
-            given |= {"--latent-sizes": "2 2", "--hidden-sizes": "5 5"}
-            del words[words.index("--layers") : words.index("--layers") + 2]
-        words = replaced(words, given)
+        words = replaced(words, sizes(words))
     elif command == "evaluate":
         annealed = {"ais", "bdmc", "sandwich", "rate-distortion"} & set(words)
         few = FEW if annealed else {"--examples": "50"}

@@ -3,9 +3,9 @@
     python tests/campaigns/kills.py --seed 0 --count 1000
 
 Training (plain, replicates, stages, patience, annealed, streamed), methods of measuring,
-calibration and a sweep are ended by SIGKILL, SIGTERM or SIGINT: at a random write, or after a
-random time. Each command runs in a fork of this program, which has imported everything and compiled
-nothing. Needs Linux and a C compiler.
+calibration, a cell of a table and a sweep, here and by Ray, are ended by SIGKILL, SIGTERM or
+SIGINT: at a random write, or after a random time. Each command runs in a fork of this program,
+which has imported everything and compiled nothing. Needs Linux and a C compiler.
 """
 
 import argparse
@@ -47,7 +47,14 @@ MEASURING = {
 OTHERS = {"calibrate": ("--examples", "20", "--k", "9")}
 """Other commands that measure, with their options."""
 
-CASES = (*TRAINING, *MEASURING, *OTHERS, "sweep")
+QUEUES = {
+    "reproduce": ("reproduce", "run", "two-clusters", "--epochs-scale", "0.005"),
+    "sweep": ("sweep", "{folder}/sweep.toml", "--k", "5"),
+    "ray": ("sweep", "{folder}/sweep.toml", "--k", "5", "--engine", "ray"),
+}
+"""Commands that train and measure several runs, or one of a table."""
+
+CASES = (*TRAINING, *MEASURING, *OTHERS, *QUEUES)
 
 KILLS = {signal.SIGKILL: 0.6, signal.SIGTERM: 0.2, signal.SIGINT: 0.2}
 """The signals, with their shares."""
@@ -77,8 +84,9 @@ class Ended(NamedTuple):
 def command(case: str, folder: Path) -> tuple[str, ...]:
     """The words of a command, which resume it if it was begun."""
     run = folder / "run"
-    if case == "sweep":
-        return ("sweep", str(folder / "sweep.toml"), "--out", str(run), "--k", "5", "--quiet")
+    if case in QUEUES:
+        words = (word.format(folder=folder) for word in QUEUES[case])
+        return (*words, "--out", str(run), "--quiet")
     if case in TRAINING:
         return faults.train(run)
     if case in OTHERS:
@@ -117,12 +125,14 @@ def _child(words: tuple[str, ...], folder: Path, moment: Moment | None, err: Pat
         counting = faults.Counting(at, lambda: -moment.number, lasting=False)
         hook.before_each_write(folder / "run", counting)
         from iwae.cli import main
+        from iwae.experiments.cells import Measure, Wanted
         from iwae.results import unfinished
         from iwae.runs import course
         from iwae.training import loop
 
         course.CHECKPOINT_SECONDS, loop.DISPATCH_SECONDS = 0.05, 0.0
         unfinished.SAVE_SECONDS = 0.0
+        Wanted.measures = lambda *_: (Measure((1, 5)),)  # L_5000 takes half a minute
         status = main(words)
         os.write(2, f"\nwrites {counting.seen}".encode())
     except BaseException:
