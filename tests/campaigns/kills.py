@@ -116,7 +116,6 @@ def _child(words: tuple[str, ...], folder: Path, moment: Moment | None, err: Pat
     try:
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.SIG_DFL)
-        signal.signal(signal.SIGINT, signal.default_int_handler)
         file = os.open(err, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         os.dup2(file, 2)
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
@@ -133,6 +132,7 @@ def _child(words: tuple[str, ...], folder: Path, moment: Moment | None, err: Pat
         course.CHECKPOINT_SECONDS, loop.DISPATCH_SECONDS = 0.05, 0.0
         unfinished.SAVE_SECONDS = 0.0
         Wanted.measures = lambda *_: (Measure((1, 5)),)  # L_5000 takes half a minute
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         status = main(words)
         os.write(2, f"\nwrites {counting.seen}".encode())
     except BaseException:
@@ -263,6 +263,7 @@ def main() -> int:
     parser.add_argument("--case", choices=CASES)
     options = parser.parse_args()
     import iwae.cli  # before the first fork, with all that commands import
+    import iwae.experiments.cells
     import iwae.experiments.local
     import iwae.runs.progress  # noqa: F401
 
