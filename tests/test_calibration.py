@@ -170,7 +170,7 @@ def test_layers_of_any_kind_are_ranked(changes, tmp_path):
 
 
 def test_mistakes_are_user_errors(run):
-    for options, message in (({"examples": 0}, "examples is 0"), ({"k": 0}, "k is 0")):
+    for options, message in (({"examples": 9}, "examples is 9"), ({"k": 0}, "k is 0")):
         with pytest.raises(UserError, match=message):
             calibrate_run(run, **options)
     for ranks, message in (

@@ -7,6 +7,7 @@ from typing import Unpack
 import jax
 import numpy as np
 
+from iwae.errors import UserError
 from iwae.evaluation.bands import Bands, uniform_bands
 from iwae.evaluation.calibration import KINDS, coverage, rank_slabs
 from iwae.evaluation.examples import check_positive
@@ -17,6 +18,9 @@ from iwae.results.schema import Document, Method
 
 LEVELS = (0.5, 0.8, 0.95)
 """Levels of the central intervals."""
+
+FEWEST = 10
+"""Pairs without which no band of calibration says anything."""
 
 BAND = 0.95
 """Probability that the ranks of an exactly calibrated unit stay inside the band everywhere."""
@@ -47,7 +51,8 @@ def calibrate_run(
     Raises:
         UserError: if the run or its weights are not there, or an option makes no sense.
     """
-    check_positive("examples", examples)
+    if examples < FEWEST:
+        raise UserError(f"examples is {examples}; to calibrate, give at least {FEWEST}")
     check_positive("k", k)
     subject = simulated(make_subject(Path(run), **options))
     return measure(
