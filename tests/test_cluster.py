@@ -311,3 +311,32 @@ def test_without_an_address_a_cluster_is_started_here(
         cluster._connect(address, 1, 0.0)
     # Ray would keep a token of its own in the user's home.
     assert ("RAY_AUTH_TOKEN" in os.environ) == (where == "local")
+
+
+@pytest.mark.parametrize("during", [False, True], ids=["afterwards", "during the start"])
+def test_a_termination_is_not_left_to_ray(during, monkeypatch):
+    class Terminated(BaseException):
+        """What the handler of the program raises."""
+
+    def ours(*_):
+        raise Terminated
+
+    def init(**_):
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+        if during:
+            signal.raise_signal(signal.SIGTERM)
+
+    def connect_and_stop():
+        cluster._connect(None, 1, 0.0)
+        signal.raise_signal(signal.SIGTERM)
+
+    nodes = [{"Alive": True, "Resources": {"CPU": 1}}]
+    fake = SimpleNamespace(is_initialized=lambda: False, init=init, nodes=lambda: nodes)
+    monkeypatch.setitem(sys.modules, "ray", fake)
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "")
+    before = signal.signal(signal.SIGTERM, ours)
+    try:
+        with pytest.raises(Terminated):
+            connect_and_stop()
+    finally:
+        signal.signal(signal.SIGTERM, before)

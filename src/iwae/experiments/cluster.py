@@ -5,10 +5,12 @@ import math
 import os
 import secrets
 import shutil
+import signal
 import tarfile
+import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -147,13 +149,32 @@ def _connect(address: str | None, cpus: int, gpus: float) -> Any:
             # user's home: only who has it can connect, and it ends with the cluster's processes.
             if where == "local" and not any(name.startswith("RAY_AUTH_") for name in os.environ):
                 os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
-            ray.init(address=where, include_dashboard=False, log_to_driver=False)
+            with _own_sigterm():
+                ray.init(address=where, include_dashboard=False, log_to_driver=False)
         except Exception as error:  # Ray raises a bare one if the machine is too busy to start it
             raise UserError(f"no Ray cluster at {where}: {shorten(error)}") from error
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     if not any(node.get("CPU", 0) >= cpus and node.get("GPU", 0) >= gpus for node in nodes):
         raise UserError(f"no machine of the cluster has {cpus} CPUs and {gpus:g} GPUs for a task")
     return ray
+
+
+@contextmanager
+def _own_sigterm() -> Iterator[None]:
+    """Keep Ray's handler of SIGTERM, which exits without a word, inside this block."""
+    if threading.current_thread() is not threading.main_thread():  # where Ray sets none
+        yield
+        return
+    before = signal.getsignal(signal.SIGTERM)
+    stopped = False
+    try:
+        yield
+    except SystemExit:
+        stopped = True
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    if stopped:
+        signal.raise_signal(signal.SIGTERM)
 
 
 def _result(ray: Any, reference: Any, task: Task) -> Outcome:
