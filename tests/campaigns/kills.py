@@ -56,6 +56,9 @@ QUEUES = {
 
 CASES = (*TRAINING, *MEASURING, *OTHERS, *QUEUES)
 
+RARE = {"ray": 0.25}
+"""How often a case that takes long is killed, where another is once."""
+
 KILLS = {signal.SIGKILL: 0.6, signal.SIGTERM: 0.2, signal.SIGINT: 0.2}
 """The signals, with their shares."""
 
@@ -232,6 +235,7 @@ def campaign(seed: int, count: int, only: str | None) -> tuple[int, int]:
     """Kill until there were `count` kills; returns how many there were, and wrong outcomes."""
     done, wrong = Counter[str](), Counter[str]()
     names = [only] if only else list(CASES)
+    shares = np.array([RARE.get(name, 1.0) for name in names])
     with tempfile.TemporaryDirectory(prefix="iwae-kills-") as root:
         folder, trained = Path(root) / "case", Path(root) / "trained"
         if set(names) & {*MEASURING, *OTHERS}:
@@ -241,7 +245,7 @@ def campaign(seed: int, count: int, only: str | None) -> tuple[int, int]:
         i = 0
         while done.total() < count:
             rng = np.random.default_rng([seed, i])
-            name, i = names[rng.integers(0, len(names))], i + 1
+            name, i = names[rng.choice(len(names), p=shares / shares.sum())], i + 1
             if name not in cases:
                 cases[name] = undisturbed(name, folder, trained)
             kills, reason = disturbed(name, cases[name], folder, trained, rng)
