@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 
 import small
+from iwae.cli.evaluate import Terminated, sigterm_as_ctrl_c
 from iwae.errors import UserError
 from iwae.experiments import cluster
 from iwae.experiments.cluster import Home, Place, _on_worker, pack, unpack, work_on_ray
@@ -313,11 +314,19 @@ def test_without_an_address_a_cluster_is_started_here(
     assert ("RAY_AUTH_TOKEN" in os.environ) == (where == "local")
 
 
+def test_a_termination_that_a_library_takes_for_ctrl_c_stays_one():
+    def wait():
+        """Wait as Ray does, which raises another exception for that of the handler."""
+        with suppress(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGTERM)
+        raise KeyboardInterrupt
+
+    with pytest.raises(Terminated), sigterm_as_ctrl_c():
+        wait()
+
+
 @pytest.mark.parametrize("during", [False, True], ids=["afterwards", "during the start"])
 def test_a_termination_is_not_left_to_ray(during, monkeypatch):
-    class Terminated(BaseException):
-        """What the handler of the program raises."""
-
     def ours(*_):
         raise Terminated
 

@@ -334,6 +334,30 @@ def test_a_kill_while_models_are_written_is_made_good(undisturbed, tmp_path, mis
     assert numbers(tmp_path, "a") == numbers(undisturbed, "a")
 
 
+@pytest.mark.parametrize("write", [1, 2])
+def test_a_kill_between_two_models_is_made_good(undisturbed, tmp_path, monkeypatch, write):
+    class Killed(BaseException):
+        """The end of the process."""
+
+    def save(model, folder, **about):
+        written.append(folder)
+        if len(written) == write:
+            raise Killed
+        save_model(model, folder, **about)
+
+    shutil.copytree(undisturbed, tmp_path, dirs_exist_ok=True)
+    description, written = tmp_path / "a" / "models" / "final-0" / "model.json", []
+    words_of = description.read_text().replace('"finished": true', '"finished": false')
+    description.write_text(words_of)
+    monkeypatch.setattr(course, "save_model", save)
+    with pytest.raises(Killed):
+        list(work(tmp_path, [task()]))
+    monkeypatch.setattr(course, "save_model", save_model)
+    assert state_of(tmp_path, task()).status == "stopped"
+    assert words(work(tmp_path, [task()])) == [("a", "done")]
+    assert numbers(tmp_path, "a") == numbers(undisturbed, "a")
+
+
 def test_what_another_process_of_the_same_command_failed_at_is_not_tried_again(tmp_path):
     tried = []
 

@@ -173,13 +173,19 @@ def _temperatures(name: str, known: Iterable[str]) -> tuple[float, ...]:
 @contextlib.contextmanager
 def sigterm_as_ctrl_c() -> Iterator[None]:
     """Let SIGTERM end an evaluation as Ctrl-C does: finished work is kept."""
+    received = []
 
-    def stop(*_: Any) -> None:
+    def stop(number: int, *_: Any) -> None:
+        received.append(number)
         raise Terminated
 
     before = signal.signal(signal.SIGTERM, stop)
     try:
         yield
+    except KeyboardInterrupt as stopped:
+        if received and not isinstance(stopped, Terminated):  # Ray raises one of its own for it
+            raise Terminated from stopped
+        raise
     finally:
         signal.signal(signal.SIGTERM, before)
 

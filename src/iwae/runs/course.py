@@ -278,18 +278,17 @@ def _save(run: _Run, state: TrainState, best: Best, *, finished: bool = False) -
     steps, params, best = jax.device_get((state.step, weights(state), best))
     for replicate in range(job.config.replicates):
         about = {**notes, "replicate": replicate}
+        kept = model_folder(run.folder, "best", replicate)
+        if len(job.dataset.validation) and best.epoch[replicate] > 0:
+            model = replicate_model(job.models[0], best.params, replicate)
+            epoch, value = int(best.epoch[replicate]), float(best.value[replicate])
+            save_model(model, kept, **about, epoch=epoch, validation=value)
+        else:  # left from an earlier stage, chosen by another bound
+            shutil.rmtree(kept, ignore_errors=True)
+        # A final model tells that the run is finished, so it is written last.
         model, step = replicate_model(job.models[0], params, replicate), int(steps[replicate])
         done = {"epoch": job.stage_of(step).epoch_of(step), "finished": finished}
         save_model(model, model_folder(run.folder, "final", replicate), **done, **about)
-        if len(job.dataset.validation) and best.epoch[replicate] > 0:
-            model = replicate_model(job.models[0], best.params, replicate)
-            about |= {
-                "epoch": int(best.epoch[replicate]),
-                "validation": float(best.value[replicate]),
-            }
-            save_model(model, model_folder(run.folder, "best", replicate), **about)
-        else:  # left from an earlier stage, chosen by another bound
-            shutil.rmtree(model_folder(run.folder, "best", replicate), ignore_errors=True)
 
 
 def _notes(job: Job) -> dict[str, Any]:

@@ -528,7 +528,8 @@ def is_finished(run: Path, config: TrainConfig) -> bool:
 
 def _is_final(about: dict[str, Any], epochs: int) -> bool:
     """Whether training of a model had ended, by patience or after all epochs."""
-    return about.get("finished", False) or about.get("epoch", 0) >= epochs
+    # The models of the last epoch are written once before the run is finished. Old ones do not say.
+    return about.get("finished", about.get("epoch", 0) >= epochs)
 
 
 def run_model(run: Path, weights: str, replicate: int, dataset: Dataset) -> Model:
