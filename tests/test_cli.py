@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 import tomllib
 
 import equinox as eqx
@@ -171,6 +172,20 @@ def test_ctrl_c_is_no_traceback_while_modules_are_imported():
         [sys.executable, "-c", INTERRUPTED], capture_output=True, text=True, check=False
     )
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "interrupted\n")
+
+
+def test_ctrl_c_in_a_finaliser_is_not_lost(monkeypatch, capsys):
+    class Trap:
+        def __del__(self):
+            signal.raise_signal(signal.SIGINT)
+
+    def work(_):
+        Trap()
+        time.sleep(30)
+
+    monkeypatch.setitem(COMMANDS, "presets", COMMANDS["presets"]._replace(run=work))
+    assert main(["presets"]) == 130
+    assert capsys.readouterr().err == "interrupted\n"
 
 
 def jax_options(monkeypatch):

@@ -3,11 +3,14 @@
 Only commands that compute import JAX, so help and lists answer at once.
 """
 
+import _thread
 import difflib
 import errno
 import logging
 import os
+import signal
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from typing import NamedTuple
@@ -105,6 +108,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(words: Sequence[str]) -> int:
     """Run a command and return its exit status; print a failure as one line."""
+    before, sys.unraisablehook = sys.unraisablehook, _interrupt_again
     try:
         return _command(words[0])(words[1:])
     except UserError as error:
@@ -119,6 +123,18 @@ def _run(words: Sequence[str]) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
+    finally:
+        sys.unraisablehook = before
+
+
+def _interrupt_again(lost: "sys.UnraisableHookArgs") -> None:
+    """Repeat a Ctrl-C that Python could not raise, since it came in a callback or a finaliser."""
+    if not issubclass(lost.exc_type, KeyboardInterrupt):
+        sys.__unraisablehook__(lost)
+        return
+    stopped = issubclass(lost.exc_type, evaluate.Terminated)
+    number = signal.SIGTERM if stopped else signal.SIGINT
+    threading.Timer(0.05, _thread.interrupt_main, [number]).start()
 
 
 def _failure(error: Exception) -> str:
