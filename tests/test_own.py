@@ -15,7 +15,8 @@ from hypothesis import given
 
 from iwae.data import arrays, choose, delimited, readers
 from iwae.data import load_dataset as load_standardised
-from iwae.data.tables import read_table
+from iwae.data.summary import describe
+from iwae.data.tables import read_table, write_table
 from iwae.errors import UserError
 
 load_dataset = partial(load_standardised, standardize=False)
@@ -175,7 +176,7 @@ def spoiled(value, dtype=np.float64):
 @pytest.mark.parametrize(
     ("array", "reason"),
     [
-        (REAL[:1], "has one example: give at least two"),
+        (REAL[:9], "has 9 examples: give at least 10, of which a fifth is the test set"),
         (REAL[:0], "holds no numbers"),
         (REAL[:, :0], "holds no numbers"),
         (REAL[:, 0], "reshape to [n, 1]"),
@@ -184,17 +185,35 @@ def spoiled(value, dtype=np.float64):
         (REAL + 0j, "has dtype complex128"),
         (np.zeros(3, [("a", "f4")]), "has dtype"),
         (REAL.astype("M8[s]"), "has dtype"),
-        (spoiled(np.nan), "is nan at [12, 5]: not finite"),
-        (spoiled(-np.inf), "is -inf at [12, 5]: not finite"),
-        (spoiled(np.nan, np.float16), "is nan at [12, 5]"),
-        (spoiled(1e300), "is 1e+300 at [12, 5]: too large for float32"),
+        (
+            spoiled(np.nan),
+            "array 'data': row 13, column 6 is not a number; if it is a missing value",
+        ),
+        (spoiled(-np.inf), "row 13, column 6 is infinite (-inf): correct it, or remove its row"),
+        (spoiled(np.nan, np.float16), "row 13, column 6 is not a number"),
+        (spoiled(1e300), "row 13, column 6 is 1e+300, too large for single precision"),
+        (spoiled(np.inf).reshape(50, 2, 3), "example 13, at [1, 2], is infinite"),
+        (
+            spoiled(2**53 + 1, np.int64),
+            "row 13, column 6 is 9007199254740993, a whole number beyond",
+        ),
+        (np.full((12, 2), 2**63 + 1, np.uint64), "9223372036854775809, a whole number beyond 2^53"),
+        (
+            REAL * 1e-300,
+            "mine.npy, column 1: its values are too small to be standardised: multiply",
+        ),
+        (
+            spoiled(1e30)[[12, *range(12), *range(13, 50)]],
+            "column 6: float32 merges 38 of 40 distinct values: remove extreme",
+        ),
     ],
 )
 def test_arrays_that_are_no_examples(save, array, reason):
     path = save(array)
     with pytest.raises(UserError, match=re.escape(reason)) as caught:
-        load_dataset(path)
-    assert str(path) in str(caught.value)
+        load_standardised(path)
+    assert path.name in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
 def test_pickles_are_never_opened(tmp_path):
@@ -334,9 +353,9 @@ def test_csv(tmp_path, header, newline, bom):
 
 def test_csv_of_one_column_and_of_bits(tmp_path):
     path = tmp_path / "mine.csv"
-    path.write_text("x\n1.5\n2.5\n-3.5\n\n")
+    path.write_text("x\n" + "1.5\n2.5\n-3.5\n" * 4 + "\n")
     assert load_dataset(path).shape == (1,)
-    path.write_text('0,1,1\n1,"0",1\n0,0,1\n')
+    path.write_text('0,1,1\n1,"0",1\n0,0,1\n' * 4)
     data = load_dataset(path)
     assert (data.binarization, data.train.dtype) == ("none", np.uint8)
 
@@ -353,8 +372,12 @@ def test_csv_of_one_column_and_of_bits(tmp_path):
         ("a,b\n", "holds no lines of values"),
         ("\n\n", "holds no lines of values"),
         ("1,2\n3,nan\n5,6\n", "line 2, column 2: 'nan' is not a number or a word; if it is a miss"),
-        ("1,2\n3,inf\n5,6\n", r"is inf at \[1, 1\]"),
-        ("1,2\n", "has one example"),
+        ("1,2\n3,inf\n5,6\n", r"line 2, column 2: 'inf' is infinite \(inf\): correct it"),
+        ("1,2\n", "has 1 example: give at least 10"),
+        (
+            "a\n9007199254740993\n1\n",
+            r"'a' holds 9007199254740993, a whole number .*\(--id a\), sub",
+        ),
         ("1\n\n3\n4\n", "line 2, column 1: '' is not a number or a word; if it is a missing"),
         ("x\n\n3\n4\n", "line 2, column 1: '' is not a number"),
         ("1_000\n900\n800\n", "line 1, column 1: '1_000' is not a number; write numbers like"),
@@ -364,6 +387,12 @@ def test_csv_of_one_column_and_of_bits(tmp_path):
         ("5%\n6\n7\n", "line 1, column 1: '5%' is not a number"),
         ("$5\n6\n7\n", "line 1, column 1: '.5' is not a number"),
         ("1 000\n6\n7\n", "line 1, column 1: '1 000' is not a number"),
+        ("a;b\n1.234,5;0,5\n2;3\n", r"line 2, column 1: '1.234,5' .* \(without '\.', if it sep"),
+        (
+            "1\u202f234.5\n6\n7\n",
+            r"line 1, column 1: .* \(without the space, if it separates thous",
+        ),
+        ("x\n5 €\n6\n7\n", "line 2, column 1: '5 €' is not a number; write numbers like"),
         ("1d5\n6\n7\n", "line 1, column 1: '1d5' is not a number"),
         ("3,4\n\u0661,\u0662\n5,6\n", "line 2, column 1: '\u0661' is not a number"),
         ("\u0661,\u0662\n3,4\n5,6\n", "line 1, column 1: '\u0661' is not a number"),
@@ -399,6 +428,61 @@ def test_bad_csv(tmp_path, text, reason, missing):
         load_dataset(path, missing=missing)
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "separator"), [("a,b\n1,2\n3,4\n", ","), ("1.5;2\n3;4\n", ";"), ("x,y|b\n1|2\n", "|")]
+)
+def test_a_tsv_file_without_tabs_says_what_separates_its_columns(tmp_path, text, separator):
+    path = tmp_path / "mine.tsv"
+    path.write_text(text)
+    with pytest.raises(UserError, match=f"columns are separated by '{re.escape(separator)}', not"):
+        read_table(path)
+
+
+def test_a_tsv_file_of_one_column(tmp_path):
+    path = tmp_path / "mine.tsv"
+    for text in ("x\n1,5\n2,5\n", "1,5\n2,5\n"):
+        path.write_text(text)
+        np.testing.assert_array_equal(read_table(path).columns, [[1.5, 2.5]])
+
+
+@pytest.mark.parametrize(
+    ("cells", "remark"),
+    [
+        (["1,234", "-5,678", "9"], "column 'a': 1,234 is taken as 1.234, not as 1234"),
+        (["900", "", "1.234"], "column 'a': 1.234 is taken as 1.234, not as 1234"),
+        (["1,234", "5,67", "9"], None),
+        (["0,234", "0,678", "9"], None),
+        (["1234", "5678", "9"], None),
+    ],
+)
+def test_marks_that_could_separate_thousands_are_told(tmp_path, cells, remark):
+    path = tmp_path / "mine.csv"
+    path.write_text("\n".join(["a;b", *(f"{cell};{i}" for i, cell in enumerate(4 * cells))]))
+    data = load_dataset(path, missing=True, drop=["b"])
+    assert data.remarks == (() if remark is None else (remark,))
+    assert all(line in describe(data).splitlines() for line in data.remarks)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"drop": ["w"], "ids": [" w"]}, "'w' is named by both drop and id, but it is either left"),
+        ({"drop": ["w"], "labels": "w"}, "'w' is named by both drop and label"),
+        ({"ids": ["w"], "columns": {"w": "categorical"}}, "'w' is named by both id and columns"),
+        ({"drop": ["w"], "columns": {"w": "categorical"}}, "'w' is named by both drop and columns"),
+    ],
+)
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+def test_a_column_has_one_purpose(tmp_path, options, message, suffix):
+    path = tmp_path / f"mine{suffix}"
+    write_table(path, {"w": np.arange(20) % 3, "x": np.arange(20) + 0.5})
+    with pytest.raises(UserError, match=message):
+        load_dataset(path, **options)
+    if suffix == ".parquet" and "labels" not in options:
+        with pytest.raises(UserError, match=message):
+            load_dataset(path, stream=True, **options)
 
 
 @pytest.mark.parametrize(

@@ -482,12 +482,39 @@ def test_colour_images_are_levels_and_are_binarised_on_request(tmp_path):
         load_dataset(tmp_path / "a.npy")
 
 
+@pytest.mark.parametrize(
+    ("modes", "shape", "remark"),
+    [
+        (
+            "LLLLLRRRRR",
+            (3, 2, 3),
+            "5 are grey (such as 0.png), 5 are in colour (such as 5.png); all",
+        ),
+        ("PPPPPPPPPP", (3, 2, 3), "10 have a palette (such as 0.png); all are read as colour"),
+        ("L111111111", (3, 2), "1 are grey (such as 0.png), 9 are black and white (such as 1.png)"),
+        ("RRRRRRRRRR", (3, 2, 3), None),
+        ("LLLLLLLLLL", (3, 2), None),
+    ],
+)
+def test_images_that_are_made_alike_are_told(tmp_path, modes, shape, remark):
+    for i, mode in enumerate(modes):
+        pixels = np.random.default_rng(i).integers(0, 256, (3, 2, 3), np.uint8)
+        image = Image.fromarray(pixels).convert({"R": "RGB"}.get(mode, mode))
+        image.save(tmp_path / f"{i}.png")
+    data = load_dataset(tmp_path)
+    assert data.shape == shape
+    assert (f"images: {remark}" in describe(data)) if remark else data.remarks == ()
+    image.convert("L").save(tmp_path / "9.png", transparency=0)
+    with pytest.raises(UserError, match=r"9\.png has transparency: save grey or colour images"):
+        load_dataset(tmp_path)
+
+
 def test_folders_that_are_refused(tmp_path):
     folder = tmp_path / "p"
     folder.mkdir()
     for make, words in (
         (lambda: None, r"holds no images \(\.png, \.jpg, \.jpeg\)"),
-        (lambda: draw(folder / "b.png"), "has one example"),
+        (lambda: draw(folder / "b.png"), "has 1 example: give at least 10"),
         (lambda: draw(folder / "c.png", (6, 5)), r"c\.png has 6 x 5 pixels, but b\.png 6 x 4"),
         (lambda: (folder / "c.png").write_bytes(b"GIF"), r"c\.png is no image that can be read"),
         (lambda: draw(folder / "cat/d.png"), "images beside sub-folders"),
@@ -503,16 +530,17 @@ def test_folders_that_are_refused(tmp_path):
 
 
 def test_the_summary_says_what_was_taken_for_what():
-    frame = people().assign(same=5.5, code=range(1000, 1000 + N))
+    frame = people().assign(same=5.5, code=range(1000, 1000 + N), time=1.7e9 + np.arange(N) / 4)
     frame.loc[:5, "city"] = None
     words = describe(load_dataset(frame, drop=["id"], missing=True, validation=4))
     for part in (
-        "frame: 60 rows of 7 columns, taken as a table",
+        "frame: 60 rows of 8 columns, taken as a table",
+        "numbers from 1700000000 to 1700000014.75",
         "city    categorical:3      3 words: Bergen, Oslo, Å; 10.0% missing",
         "visits  negative-binomial  whole numbers from 0 to 16",
         "all different (if they name the rows, --id code)",
         "same    gaussian           constant: 5.5 in every row",
-        "constant in the training rows: 1 of 7 (same)",
+        "constant in the training rows: 1 of 8 (same)",
         "splits: 44 to train, 4 to validate, 12 to test",
     ):
         assert part in words

@@ -5,12 +5,13 @@ import os
 import tokenize
 import zipfile
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 import numpy as np
 
-from iwae.data.delimited import MISSING_REMEDY
+from iwae.data.delimited import LARGEST_EXACT, MISSING_REMEDY
 from iwae.data.rows import Examples, blocks
 from iwae.errors import UserError
 
@@ -36,6 +37,11 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
         raise
     except _UNREADABLE as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        if "Python objects" in reason or "Object arrays" in reason:
+            raise UserError(
+                f"{path} does not hold arrays of numbers but of Python objects, which are not "
+                "read: convert them (astype(float)) and save them again, or save a table as .csv"
+            ) from None
         raise UserError(
             f"{path} is truncated, corrupt, or does not hold arrays of numbers: {reason}"
         ) from None
@@ -86,10 +92,22 @@ _UNREADABLE = (
 
 
 def check_array(
-    where: str, key: str, array: Examples, *, first_row: int, missing: bool = False
+    where: str,
+    key: str,
+    array: Examples,
+    *,
+    place: Callable[[int, int], str] | None = None,
+    missing: bool = False,
 ) -> None:
-    """Raise UserError unless the array is a table of numbers, finite (or missing if allowed)."""
-    where = f"{where}: array {key!r}"
+    """Raise UserError unless the array is a table of numbers, finite (or missing if allowed).
+
+    Args:
+        where, key: names of the file and of the array in messages.
+        array: `[n, ...]`.
+        place: of a table, row and column, both from 0 -> the position in the file, in words.
+        missing: whether values may be missing.
+    """
+    file, where = where, f"{where}: array {key!r}"
     if array.dtype.kind not in "biuf":
         raise UserError(f"{where} has dtype {array.dtype}: examples must be real numbers")
     if array.ndim < 2:
@@ -100,6 +118,7 @@ def check_array(
     if 0 in array.shape:
         raise UserError(f"{where} has shape {array.shape}: it holds no numbers")
     if array.dtype.kind != "f":
+        _refuse_inexact(where, array)
         return
     for start, block in blocks(array):
         with np.errstate(over="ignore", invalid="ignore"):
@@ -107,16 +126,42 @@ def check_array(
         legal = np.isfinite(single) | (np.isnan(single) & missing)
         if not legal.all():
             index = tuple(int(i) for i in np.argwhere(~legal)[0])
-            _refuse_value(where, block[index], (start + index[0], *index[1:]), first_row)
+            index = (start + index[0], *index[1:])
+            spot = f"{where}: {_spot(index)}" if place is None else f"{file}: {place(*index)}"
+            raise UserError(f"{spot} {_reason(block[index[0] - start, *index[1:]])}")
 
 
-def _refuse_value(where: str, value: Any, index: tuple[int, ...], first_row: int) -> None:
-    reason = "too large for float32" if np.isfinite(value) else "not finite"
-    reason += f"; {MISSING_REMEDY}" if np.isnan(value) else ""
-    place = f"[{', '.join(map(str, index))}]"
-    if first_row:
-        place += f" (row {index[0] + 1} of numbers, column {index[1] + 1})"
-    raise UserError(f"{where} is {value} at {place}: {reason}")
+def _spot(index: tuple[int, ...]) -> str:
+    """The position of a value in an array, in words."""
+    if len(index) == 2:
+        return f"row {index[0] + 1}, column {index[1] + 1}"
+    return f"example {index[0] + 1}, at [{', '.join(map(str, index[1:]))}],"
+
+
+def _reason(value: Any) -> str:
+    """The reason for refusing a value, and the remedy."""
+    if np.isnan(value):
+        return f"is not a number; {MISSING_REMEDY}"
+    if np.isinf(value):
+        return f"is infinite ({value}): correct it, or remove its row"
+    return (
+        f"is {value:g}, too large for single precision (3.4e38): divide such values by a constant"
+    )
+
+
+def _refuse_inexact(where: str, array: Examples) -> None:
+    """Raise UserError for whole numbers that float64 rounds."""
+    for start, block in blocks(array) if array.dtype.itemsize == 8 else ():
+        far = (block > LARGEST_EXACT) | (block < -LARGEST_EXACT)
+        for index in np.argwhere(far):
+            value = block[tuple(index)]
+            if int(value) != int(float(value)):
+                spot = _spot((start + int(index[0]), *map(int, index[1:])))
+                raise UserError(
+                    f"{where}: {spot} is {value}, a whole number beyond 2^53 whose last digits "
+                    "would be lost: subtract a constant, or convert the array (astype(float)) if "
+                    "they do not matter"
+                )
 
 
 class Extent(NamedTuple):

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from iwae.data.delimited import is_almost, is_number
+from iwae.data.delimited import in_digits, is_almost, is_number
 from iwae.data.kinds import LARGEST_COUNT, Kind, column_kinds, make_kind
 from iwae.data.tables import Table, dates, few
 from iwae.errors import UserError
@@ -120,11 +120,17 @@ def _chosen(table: Table, i: int) -> Column:
         levels = _levels(cells)
         why = f"{values.size} different whole numbers: {_listed(levels)}"
         return _category(name, levels, why, whole=True)
-    why = ("whole " if whole else "") + f"numbers from {values[0]:.6g} to {values[-1]:.6g}"
+    why = ("whole " if whole else "") + f"numbers from {_span(values[0], values[-1])}"
     if whole and values.size == len(cells):
         why += f", all different (if they name the rows, {table.remedies.naming.format(name=name)})"
     is_count = whole and values[0] in (0, 1) and values[-1] <= LARGEST_COUNT
     return Column(name, "negative-binomial" if is_count else "gaussian", why=why, whole=whole)
+
+
+def _span(low: float, high: float) -> str:
+    """Two numbers in words, with as many digits as tell them apart."""
+    digits = next((n for n in range(6, 17) if f"{low:.{n - 3}g}" != f"{high:.{n - 3}g}"), 17)
+    return f"{low:.{digits}g} to {high:.{digits}g}"
 
 
 def _words(table: Table, i: int) -> Column:
@@ -172,10 +178,7 @@ def refuse_numbers(table: Table, i: int, levels: Iterable[str]) -> None:
         )
     odd = next((one for one in levels if is_almost(one) and not is_number(one)), None)
     if odd is not None:
-        raise UserError(
-            f"{_cell(table, i, odd)} is not a number; write numbers like 1234.5 or 1.2345e3, or "
-            f"{remedy}"
-        )
+        raise UserError(f"{_cell(table, i, odd)} is not a number; {in_digits(odd)}, or {remedy}")
     numbers = sum(map(is_number, levels))
     if numbers and numbers == len(levels):
         raise UserError(
@@ -354,7 +357,7 @@ def _refuse_word(table: Table, i: int) -> None:
     if word is None:
         refuse_numbers(table, i, (one for one in table.columns[i] if one is not None))
     else:
-        almost = "; write numbers like 1234.5 or 1.2345e3" if is_almost(word) else ""
+        almost = f"; {in_digits(word)}" if is_almost(word) else ""
         raise UserError(f"{_cell(table, i, word)} is not a number{almost}")
 
 

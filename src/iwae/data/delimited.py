@@ -8,7 +8,7 @@ name in the first line. PyArrow is imported on first use.
 import codecs
 import csv
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,13 +24,23 @@ MISSING_REMEDY = "if it is a missing value, use missing 'at-random' (--missing a
 
 SEPARATORS = (",", ";", "\t", "|")
 
+LARGEST_EXACT = 2**53
+"""Not all whole numbers beyond it are exact in float64."""
+
 _POINT = r"[+-]?(?:(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?|(?i:inf|infinity))"
 _COMMA = r"[+-]?(?:[0-9]+,?[0-9]*|,[0-9]+)(?:[eE][+-]?[0-9]+)?"
 _NUMBER, _COMMA_NUMBER = re.compile(_POINT), re.compile(_COMMA)
 """A number, with a decimal point or comma; infinity is refused later, with its position."""
 
-_ALMOST = re.compile(r"[-+−$€£¥]?(?:0x[\da-f]+|[.,]?\d[\d\s.,_'’]*(?:[ed][+-]?\d+)?\s*%?)", re.I)
+_ALMOST = re.compile(
+    r"[-+−]?[$€£¥]?\s*[-+−]?(?:0x[\da-f]+|[.,]?\d[\d\s.,_'’]*(?:[ed][+-]?\d+)?\s*[%$€£¥]?)", re.I
+)
 """A number in another notation, which cannot be a column name."""
+
+_GROUPED = re.compile(r"[-+−]?\d{1,3}([.,\s_'’])\d{3}(?:\1\d{3})*(?:(?!\1)[.,]\d*)?")
+"""A number whose thousands are separated."""
+_AMBIGUOUS = "^[+-]?[1-9][0-9]{0,2}[.,][0-9]{3}$"
+"""A number whose decimal mark could separate thousands."""
 
 _LINE = re.compile(rb"[^\r\n]*(?:\r\n|\r|\n)|[^\r\n]+")
 
@@ -43,6 +53,15 @@ def is_number(word: str) -> bool:
 def is_almost(word: str) -> bool:
     """Whether a word is a number in any notation."""
     return is_number(word) or _ALMOST.fullmatch(word.strip()) is not None
+
+
+def in_digits(word: str) -> str:
+    """How to write a word that is almost a number."""
+    grouped = _GROUPED.fullmatch(word.strip())
+    if grouped is None:
+        return "write numbers like 1234.5 or 1.2345e3"
+    mark = "the space" if grouped[1].isspace() else repr(grouped[1])
+    return f"write numbers like 1234.5 or 1.2345e3 (without {mark}, if it separates thousands)"
 
 
 def is_missing(word: str) -> bool:
@@ -97,8 +116,10 @@ def parse(path: Path) -> tuple[Layout, Any]:
 
 def _layout(path: Path, content: bytes) -> Layout:
     _check_text(path, content)
-    heads = _heads(path, content, "\t" if path.suffix.lower() == ".tsv" else SEPARATORS)
+    heads = _heads(path, content, SEPARATORS)
     separator = max(heads, key=lambda one: _fits(heads[one], one))
+    if path.suffix.lower() == ".tsv":
+        separator = _tabs(path, heads, separator)
     head = heads[separator]
     header = head[0] if head and _are_names(head[0].cells) else None
     rows = head[1:] if header else head
@@ -191,7 +212,21 @@ def _fits(head: Sequence[Record], separator: str) -> tuple[bool, float]:
 
 
 def _is_decimal(cell: str, separator: str) -> bool:
-    return separator != "," and _COMMA_NUMBER.fullmatch(cell) is not None
+    """Whether a cell is a number with a decimal comma, perhaps with separated thousands."""
+    return separator != "," and any(one.fullmatch(cell) for one in (_COMMA_NUMBER, _GROUPED))
+
+
+def _tabs(path: Path, heads: Mapping[str, Sequence[Record]], best: str) -> str:
+    """The tab; UserError if the lines have none, but another separator in each."""
+    widths = {len(one.cells) for one in heads["\t"]} if "\t" in heads else {1}
+    found = {len(one.cells) for one in heads[best]}
+    decimal = all(_COMMA_NUMBER.fullmatch(",".join(one.cells)) for one in heads[best])
+    if widths == {1} and best != "\t" and len(found) == 1 and not (best == "," and decimal):
+        raise UserError(
+            f"{path} is no .tsv file: its columns are separated by {best!r}, not by tabs; rename "
+            "it to .csv"
+        )
+    return "\t"
 
 
 def _are_names(row: list[str]) -> bool:
@@ -258,8 +293,24 @@ def _refuse_line(path: Path, content: bytes, layout: Layout) -> None:
             )
 
 
-def as_values(cells: Any, *, comma: bool) -> tuple[np.ndarray, str]:
-    """A column of text as numbers, if all are, else as words; and its decimal mark, if it shows."""
+class Values(NamedTuple):
+    """A column of text.
+
+    Attributes:
+        cells: numbers, if all are, else words.
+        mark: the decimal mark, if it shows.
+        doubt: a cell whose mark could separate thousands, as could all others in the column.
+        inexact: a whole number that float64 rounds.
+    """
+
+    cells: np.ndarray
+    mark: str = ""
+    doubt: str = ""
+    inexact: str = ""
+
+
+def as_values(cells: Any, *, comma: bool) -> Values:
+    """A column of text as numbers or words; `comma`: numbers may have a decimal comma."""
     import pyarrow as pa
     from pyarrow import compute as pc
 
@@ -272,10 +323,30 @@ def as_values(cells: Any, *, comma: bool) -> tuple[np.ndarray, str]:
         found = pc.match_substring_regex(text, f"^(?:{_POINT})$")
         if comma and not mark and not _all(found):
             found = pc.match_substring_regex(text, f"^(?:{_COMMA})$")
-            text, mark = pc.replace_substring(text, ",", ".") if _all(found) else text, ","
+            mark = ","
     if not _all(found):
-        return _objects(text), ""
-    return pc.cast(pc.utf8_ltrim(text, "+"), pa.float64()).to_numpy(), mark
+        return Values(_objects(text))
+    doubt = _first_doubt(text, mark) if comma and mark else ""
+    text = pc.utf8_ltrim(pc.replace_substring(text, ",", "."), "+")
+    numbers = pc.cast(text, pa.float64()).to_numpy()
+    return Values(numbers, mark, doubt, _first_inexact(text, numbers))
+
+
+def _first_doubt(text: Any, mark: str) -> str:
+    """The first cell with a decimal mark, if those of all cells could separate thousands."""
+    from pyarrow import compute as pc
+
+    marked = pc.drop_null(pc.filter(text, pc.match_substring(text, mark)))
+    return marked[0].as_py() if _all(pc.match_substring_regex(marked, _AMBIGUOUS)) else ""
+
+
+def _first_inexact(text: Any, numbers: np.ndarray) -> str:
+    """The first whole number that float64 rounds."""
+    for i in np.flatnonzero(np.abs(numbers) >= LARGEST_EXACT):
+        cell = text[int(i)].as_py()
+        if cell.lstrip("-").isdigit() and int(cell) != int(numbers[i]):
+            return cell
+    return ""
 
 
 def _all(found: Any) -> bool:

@@ -1,6 +1,7 @@
 """Read a folder of images: one array of bytes, with labels from sub-folders."""
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -21,12 +22,14 @@ class Images(NamedTuple):
         labels: `[n]`, the names of the sub-folders; None if there are none.
         ids: `[n]`, the paths of the files in the folder.
         sha256: a digest of the names and the content of all files.
+        remarks: how images of several modes were made alike, as lines for a person.
     """
 
     pixels: np.ndarray
     labels: np.ndarray | None
     ids: np.ndarray
     sha256: str
+    remarks: tuple[str, ...] = ()
 
 
 def read_images(folder: Path, resize: int | Sequence[int] | None = None) -> Images:
@@ -49,7 +52,8 @@ def read_images(folder: Path, resize: int | Sequence[int] | None = None) -> Imag
     digest = hashlib.sha256()
     for path in paths:
         digest.update(f"{path.relative_to(folder).as_posix()}\n".encode() + path.read_bytes())
-    arrays = [_pixels(path, size) for path in paths]
+    read = [_pixels(path, size) for path in paths]
+    arrays, modes = [array for array, _ in read], [mode for _, mode in read]
     if not all(array.ndim == 2 for array in arrays):
         arrays = [one if one.ndim == 3 else np.repeat(one[..., None], 3, 2) for one in arrays]
     for path, array in zip(paths, arrays, strict=True):
@@ -60,7 +64,18 @@ def read_images(folder: Path, resize: int | Sequence[int] | None = None) -> Imag
             )
     ids = np.array([path.relative_to(folder).as_posix() for path in paths], object)
     labels = None if inside == {True} else np.array([path.parent.name for path in paths])
-    return Images(np.stack(arrays), labels, ids, digest.hexdigest())
+    return Images(np.stack(arrays), labels, ids, digest.hexdigest(), _remarks(modes, ids))
+
+
+def _remarks(modes: Sequence[str], ids: np.ndarray) -> tuple[str, ...]:
+    """A line if images of several modes, or with palettes, were made alike."""
+    first = {_MODES[mode]: str(ids[modes.index(mode)]) for mode in reversed(modes)}
+    if first.keys() in ({"are grey"}, {"are in colour"}):
+        return ()
+    counts = Counter(_MODES[mode] for mode in modes)
+    kinds = ", ".join(f"{count:,} {kind} (such as {first[kind]})" for kind, count in counts.items())
+    taken = "colour" if {"RGB", "P"} & {*modes} else "grey"
+    return (f"images: {kinds}; all are read as {taken}",)
 
 
 def _files(folder: Path) -> list[Path]:
@@ -93,19 +108,29 @@ def _size(resize: int | Sequence[int] | None) -> tuple[int, int] | None:
     return size
 
 
-def _pixels(path: Path, size: tuple[int, int] | None) -> np.ndarray:
-    """The pixels of a file: grey `[h, w]` or colour `[h, w, 3]`."""
+_MODES = {
+    "L": "are grey",
+    "1": "are black and white",
+    "RGB": "are in colour",
+    "P": "have a palette",
+}
+"""Modes that are read, and what they are called."""
+
+
+def _pixels(path: Path, size: tuple[int, int] | None) -> tuple[np.ndarray, str]:
+    """The pixels of a file, grey `[h, w]` or colour `[h, w, 3]`, and its mode."""
     try:
         with Image.open(path) as image:
-            if image.mode not in ("L", "1", "RGB", "P"):
+            if image.mode not in _MODES or "transparency" in image.info:
+                found = f"the mode {image.mode}" if image.mode not in _MODES else "transparency"
                 raise UserError(
-                    f"{path} has the mode {image.mode}: save grey or colour images of 8 bits, "
-                    "without transparency"
+                    f"{path} has {found}: save grey or colour images of 8 bits, without "
+                    "transparency"
                 )
             plain = image.convert("L" if image.mode in ("L", "1") else "RGB")
             if size is not None:
                 plain = plain.resize(size[::-1], Image.Resampling.BILINEAR)
-            return np.asarray(plain, np.uint8)
+            return np.asarray(plain, np.uint8), image.mode
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
         if isinstance(error, UserError):
             raise

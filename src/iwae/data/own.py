@@ -12,6 +12,7 @@ the user allows them, and the rules ignore them.
 import hashlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import combinations
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,12 +24,12 @@ from iwae.data.catalogue import DATASETS, own_split
 from iwae.data.columns import Column, choose_columns, given_columns, observation, to_values
 from iwae.data.delimited import MISSING_REMEDY
 from iwae.data.kinds import KINDS, Kind, check_values, make_kind
-from iwae.data.parquet import digest, pieces, stored_values, values_in
+from iwae.data.parquet import digest, pieces, places, stored_values, values_in
 from iwae.data.readers import are_bytes, sha256, to_bytes
 from iwae.data.rows import Examples, blocks, converted, flat, kept, stored, subset
 from iwae.data.splits import Raw
 from iwae.data.tables import Table, as_labels, frame_table, read_table
-from iwae.errors import UserError, shorten
+from iwae.errors import UserError, counted, shorten
 
 SUFFIXES = (".npy", ".npz", *tables.SUFFIXES)
 
@@ -73,6 +74,7 @@ class Found(NamedTuple):
         columns: of a table with names.
         kind: the kind of data, if it is declared or follows from the columns.
         values: their meaning and the rule, if they follow from the columns.
+        remarks: what a person should know about how they were read, as lines.
     """
 
     arrays: Mapping[str, Examples]
@@ -80,6 +82,7 @@ class Found(NamedTuple):
     columns: tuple[Column, ...] = ()
     kind: Kind | None = None
     values: tuple[str, str] | None = None
+    remarks: tuple[str, ...] = ()
 
 
 def is_own(name_or_path: str | os.PathLike[str]) -> bool:
@@ -142,6 +145,7 @@ def read_own(source: Any, wish: Wish) -> tuple[Raw, Kind | None]:
         classes=classes,
         label=wish.labels if isinstance(wish.labels, str) else None,
         is_own=True,
+        remarks=found.remarks,
         notes={name: list(given) for name in ("drop", "ids") if (given := getattr(wish, name))},
     )
     return raw, kind
@@ -183,6 +187,7 @@ def _table(source: Any, wish: Wish) -> Table:
             f"{source if isinstance(source, Path) else 'the frame'} is a table: name the column of "
             "its labels with --label COLUMN"
         )
+    _refuse_clash(source, wish)
     carried = [*wish.ids, *([wish.labels] if wish.labels else [])]
     read = read_table if isinstance(source, Path) else frame_table
     table = read(source, drop=wish.drop, ids=carried)
@@ -195,6 +200,30 @@ def _table(source: Any, wish: Wish) -> Table:
     if not wish.missing:
         _refuse_gaps(table)
     return table
+
+
+def _refuse_clash(source: Any, wish: Wish) -> None:
+    """Raise UserError for a column with two purposes: dropped, carried through, label, or value."""
+    label = [wish.labels] if isinstance(wish.labels, str) else []
+    kinds = wish.columns if isinstance(wish.columns, Mapping) else ()
+    uses = {"drop": wish.drop, "id": wish.ids, "label": label, "columns": kinds}
+    for (one, names), (other, others) in combinations(uses.items(), 2):
+        same = {name.strip() for name in names} & {name.strip() for name in others}
+        if same and {one, other} != {"id", "label"}:
+            raise UserError(
+                f"{source if isinstance(source, Path) else 'the frame'}: column {min(same)!r} is "
+                f"named by both {one} and {other}, but it is either {_USES[one]} or "
+                f"{_USES[other]}: leave out one of them"
+            )
+
+
+_USES = {
+    "drop": "left out",
+    "id": "carried through",
+    "label": "the label",
+    "columns": "a value with a kind",
+}
+"""Options that name columns, and what these columns are."""
 
 
 def _refuse_gaps(table: Table) -> None:
@@ -218,16 +247,19 @@ def _columns(table: Table, wish: Wish) -> Found:
     columns, kind, values = _kinds(table, wish)
     positional = columns or given_columns(table.names, make_kind("gaussian"), len(table.names))
     rows = to_values(table, positional, unknown=wish.unknown)
-    check_array(table.where, "data", rows, first_row=1, missing=wish.missing)
+    check_array(table.where, "data", rows, place=table.place, missing=wish.missing)
     labels = {}
     if isinstance(wish.labels, str):
         labels = {"data": as_labels(table, wish.labels.strip())}
-    return Found({"data": rows}, labels, columns if table.named else (), kind, values)
+    named = columns if table.named else ()
+    return Found({"data": rows}, labels, named, kind, values, table.remarks)
 
 
 def _stored_columns(path: Path, wish: Wish) -> Found:
     """`_columns` of a .parquet file whose values are to stay on disk."""
     wanted = wish.columns if isinstance(wish.columns, Mapping) else None
+
+    _refuse_clash(path, wish)
 
     def tables() -> Iterator[Table]:
         for table in pieces(path, drop=wish.drop, ids=wish.ids):
@@ -239,7 +271,7 @@ def _stored_columns(path: Path, wish: Wish) -> Found:
     columns, kind, values = _kinds(table, wish)
     positional = columns or given_columns(table.names, make_kind("gaussian"), len(table.names))
     rows = stored_values(path, tables(), positional, unknown=wish.unknown)
-    check_array(str(path), "data", rows, first_row=1, missing=wish.missing)
+    check_array(str(path), "data", rows, place=places(positional), missing=wish.missing)
     return Found({"data": rows}, {}, columns, kind, values)
 
 
@@ -305,7 +337,8 @@ def _folder(folder: Path, wish: Wish) -> tuple[Found, list[dict[str, str]]]:
         labels = {"data": images.labels}
     files = [{"name": folder.name, "sha256": images.sha256, "verified": "a user's folder"}]
     arrays = {"data": images.pixels}
-    return Found(arrays, labels, kind=_array_kind(str(folder), arrays, wish)), files
+    kind = _array_kind(str(folder), arrays, wish)
+    return Found(arrays, labels, kind=kind, remarks=images.remarks), files
 
 
 def _array_kind(where: str, arrays: Mapping[str, Examples], wish: Wish) -> Kind | None:
@@ -338,7 +371,7 @@ def _read_arrays(path: Path, wish: Wish) -> Found:
         _drop_labels(arrays)
     lazy = {key: stored(array) for key, array in arrays.items()}
     for key, array in lazy.items():
-        check_array(str(path), key, array, first_row=0, missing=wish.missing)
+        check_array(str(path), key, array, missing=wish.missing)
     return Found(lazy, labels, kind=_array_kind(str(path), lazy, wish))
 
 
@@ -387,6 +420,10 @@ def _classes(
     return places, tuple(map(str, values))
 
 
+LEAST = 10
+"""Examples to split: two to test, so that a mean has an error, one to validate, seven to train."""
+
+
 def _splits(where: str, arrays: Mapping[str, Examples]) -> tuple[Mapping[str, Examples], str]:
     """The splits: train, test and perhaps validation by name, or one array split here."""
     if {"train", "test"} <= arrays.keys() <= {"train", "test", "validation"}:
@@ -397,8 +434,11 @@ def _splits(where: str, arrays: Mapping[str, Examples]) -> tuple[Mapping[str, Ex
             "and test (and optionally validation), or keep a single one"
         )
     (array,) = arrays.values()
-    if len(array) < 2:
-        raise UserError(f"{where} has one example: give at least two, to train and to test")
+    if len(array) < LEAST:
+        raise UserError(
+            f"{where} has {counted(len(array), 'example')}: give at least {LEAST}, of which a "
+            "fifth is the test set"
+        )
     train, test, rule = own_split(len(array))
     return {"train": subset(array, train), "test": subset(array, test)}, rule
 
@@ -414,6 +454,7 @@ def _common_shape(where: str, splits: Mapping[str, Examples]) -> tuple[int, ...]
 def _values(where: str, splits: Mapping[str, Examples], kind: Kind | None) -> tuple[str, str]:
     """The meaning of the numbers, and the rule that decides it from all splits together."""
     if kind is not None and KINDS[kind.name].as_stored:
+        # These words are in checkpoints, which a resumed run compares.
         return "stored", f"as stored, by the user's word: {kind}"
     extents = [extent(array) for array in splits.values()]
     if not all(one.size for one in extents):

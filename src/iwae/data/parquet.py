@@ -6,7 +6,7 @@ PyArrow is imported on first use.
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +72,7 @@ def digest(tables: Iterator[Table], wanted: Mapping[str, str] | None) -> Table:
             one.add(cells, first)
         first += table.n_rows
     if not seen:
-        raise UserError("the file has no rows: give at least two, to train and to test")
+        raise UserError("the file has no rows: add some")
     for name, one in zip(table.names, seen, strict=True):
         base = (wanted or {}).get(name, "").partition(":")[0]
         if base in ("categorical", "bernoulli") and one.is_full:
@@ -161,6 +161,11 @@ def stored_values(
         file.flush()
         handle = Handle(os.dup(file.fileno()))  # the file goes with it
     return file_rows(handle, str(path), 0, (n, d), np.dtype(np.float64))
+
+
+def places(columns: Sequence[Column]) -> Callable[[int, int], str]:
+    """Row and column of `stored_values`, both from 0 -> the position in the file, in words."""
+    return lambda row, column: f"row {row + 1}, column {columns[column].name!r}"
 
 
 def cells_of(path: Path, names: Sequence[str]) -> dict[str, Rows]:

@@ -18,6 +18,9 @@ SCALED = {"gaussian", "gaussian-shared"}
 COARSEST = 1e-3
 """Largest step of float32 between values of a column, in units of the column's spread."""
 
+SMALLEST = 1e-150
+"""Smallest standard deviation of a column: the squares of smaller values lose digits in float64."""
+
 
 class Scaling(NamedTuple):
     """The values in a model are (x - shift) / scale of those in the data.
@@ -88,7 +91,9 @@ def scaled_columns(kind: Kind, d: int) -> np.ndarray:
     return np.array([one.name in SCALED for one in column_kinds(kind) or (kind,) * d])
 
 
-def fit_scaling(rows: Examples, chosen: np.ndarray, where: str) -> Scaling:
+def fit_scaling(
+    rows: Examples, chosen: np.ndarray, where: str, names: Sequence[str] = ()
+) -> Scaling:
     """Mean and standard deviation of the observed values of the chosen columns.
 
     A constant column is centred and not scaled.
@@ -97,17 +102,20 @@ def fit_scaling(rows: Examples, chosen: np.ndarray, where: str) -> Scaling:
         rows: `[n, d]`, training rows only.
         chosen: bool `[d]`; the other columns keep their values.
         where: name of the data in messages.
+        names: names of the columns; empty if they have none.
 
     Raises:
-        UserError: for a column whose standard deviation is beyond float64.
+        UserError: for a column whose squares are beyond float64, or lose digits there.
     """
     columns = np.flatnonzero(chosen)
     shift, scale = np.zeros(len(chosen)), np.ones(len(chosen))
     mean, spread, varies = moments(rows, columns)
     for j, its_mean, its_spread, several in zip(columns, mean, spread, varies, strict=True):
-        if not np.isfinite(its_spread):
+        if not np.isfinite(its_spread) or (several and its_spread < SMALLEST):
+            size, way = ("small", "multiply") if np.isfinite(its_spread) else ("large", "divide")
             raise UserError(
-                f"column {j + 1} of {where} is too large to be standardised: rescale it"
+                f"{where}, column {j + 1}{_named(names, int(j))}: its values are too {size} to be "
+                f"standardised: {way} them by a constant, or drop the column"
             )
         shift[j] = its_mean
         if several:
@@ -136,24 +144,30 @@ def refuse_merged(
     for j, column in enumerate(sample(rows)[:].T):
         shift, scale = (0.0, 1.0) if scaling is None else (one[j] for one in scaling)
         values = column[~np.isnan(column)].astype(np.float64)
-        if not _is_coarse((values - shift) / scale):
+        if not _is_coarse(values, shift, scale):
             continue
         distinct = np.unique(values)
         merged = len(distinct) - len(np.unique(((distinct - shift) / scale).astype(np.float32)))
         if merged:
-            named = f" ({names[j]!r})" if names else ""
             remedy = "remove extreme values" if scale != 1 else "standardise the column"
             raise UserError(
-                f"{where}, column {j + 1}{named}: float32 merges {merged:,} of {len(distinct):,} "
-                f"distinct values: {remedy}, subtract a constant, or drop it"
+                f"{where}, column {j + 1}{_named(names, j)}: float32 merges {merged:,} of "
+                f"{len(distinct):,} distinct values: {remedy}, subtract a constant, or drop it"
             )
 
 
-def _is_coarse(inner: Float[np.ndarray, " n"]) -> bool:
+def _is_coarse(values: Float[np.ndarray, " n"], shift: float, scale: float) -> bool:
     """Whether the step of float32 at the median is large beside the spread of the values."""
-    if not inner.size:
+    if not values.size:
         return False
-    low, median, high = np.percentile(inner, [25, 50, 75])
-    spread = (high - low) or inner.std()
+    low, median, high = np.percentile(values, [25, 50, 75])
+    # Not of the standardised values, which are equal beside an extreme one.
+    spread = ((high - low) or values.std()) / scale
     with np.errstate(over="ignore", invalid="ignore"):  # too far for float32 is refused later
-        return bool(np.spacing(np.float32(abs(median))) > COARSEST * spread > 0)
+        step = np.spacing(np.float32(abs((median - shift) / scale)))
+        return bool(step > COARSEST * spread > 0)
+
+
+def _named(names: Sequence[str], j: int) -> str:
+    """The name of a column in brackets, if it has one."""
+    return f" ({names[j]!r})" if names else ""

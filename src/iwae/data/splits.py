@@ -92,6 +92,7 @@ class Dataset:
     scaling: Scaling | None = None  # of the values, if they are standardised
     given_labels: Labels | None = field(default=None, repr=False)
     grey_test: Examples | None = field(default=None, repr=False)  # [n, d] before binarisation
+    remarks: tuple[str, ...] = ()  # on how they were read, for a person
 
     @property
     def log_scale(self) -> np.ndarray | None:
@@ -167,6 +168,7 @@ class Raw(NamedTuple):
     label: str | None = None  # the column that holds them, if a user named one
     is_own: bool = False  # a user's file: real values are standardised by default
     notes: Mapping[str, Any] = {}
+    remarks: tuple[str, ...] = ()  # of `Dataset`
 
 
 class HeldOut(NamedTuple):
@@ -297,6 +299,7 @@ def assemble(raw: Raw, choices: Choices) -> Dataset:
         scaling=scaling,
         columns=raw.columns,
         given_labels=labels,
+        remarks=raw.remarks,
         grey_test=None if binarization == "none" else raw.splits["test"],
     )
 
@@ -316,8 +319,8 @@ def _scaling(raw: Raw, kind: Kind, rows: Index, choices: Choices) -> Scaling | N
         raise UserError(
             f"{raw.name} has no real values of learned scale ({kind}): leave out standardize"
         )
-    scaling = fit_scaling(train, chosen, raw.name) if chosen.any() else None
     names = [one.name for one in raw.columns]
+    scaling = fit_scaling(train, chosen, raw.name, names) if chosen.any() else None
     for split, array in raw.splits.items() if is_real else ():
         refuse_merged(array, scaling, names, f"{raw.name}: {split}")
     return scaling

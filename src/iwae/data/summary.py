@@ -18,13 +18,15 @@ def describe(dataset: Dataset) -> str:
     rows = [dataset.train, dataset.validation, dataset.test]
     n = sum(map(len, rows))
     shape = " x ".join(map(str, dataset.shape))
-    taken = "a table" if dataset.kind.columns else dataset.kind.name
+    taken = "a table" if dataset.kind.columns else str(dataset.kind)
     form = "columns" if len(dataset.shape) == 1 else "values"
     lines = [f"{dataset.name}: {counted(n, 'row', ',')} of {shape} {form}, taken as {taken}"]
     if dataset.binarization != "none":
         lines[0] += f", binarised ({dataset.binarization})"
-    if not any(column.why for column in dataset.columns):
+    is_declared = dataset.identity["values"] == "stored"
+    if not is_declared and not any(column.why for column in dataset.columns):
         lines.append(f"values: {dataset.identity['values_rule']}")
+    lines += dataset.remarks
     if dataset.columns:
         lines.append(_columns(dataset.columns, rows))
     elif missing := dataset.identity.get("missing"):

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from iwae.data import delimited
-from iwae.data.delimited import is_number
+from iwae.data.delimited import LARGEST_EXACT, is_number
 from iwae.errors import UserError, shorten
 from iwae.files import atomic_write
 
@@ -70,6 +70,7 @@ class Table(NamedTuple):
         where: the name of the file.
         place: row and column, both from 0 -> the position in the file and the cell, in words.
         remedies: what its reader can do about a column.
+        remarks: what its reader should know about how it was read, as lines.
         counts: of a digest of a longer table, the cells of each column that are not missing there.
     """
 
@@ -81,6 +82,7 @@ class Table(NamedTuple):
     place: Callable[[int, int], str] = lambda row, column: f"row {row + 1}, column {column + 1}"
     remedies: Remedies = COMMAND
     counts: tuple[int, ...] = ()
+    remarks: tuple[str, ...] = ()
 
     @property
     def n_rows(self) -> int:
@@ -109,22 +111,28 @@ def _text_table(path: Path, drop: Sequence[str], ids: Sequence[str]) -> Table:
     layout, cells = delimited.parse(path)
     names = delimited.names_of(layout)
     kept, carried = _select(str(path), names, bool(layout.header), drop, ids)
-    columns, marks = [], set[str]()
-    for i in kept:
-        column, mark = delimited.as_values(cells.column(i), comma=layout.separator != ",")
-        columns.append(column)
-        marks.add(mark)
-    if {".", ","} <= marks:
+    read = [delimited.as_values(cells.column(i), comma=layout.separator != ",") for i in kept]
+    for i, one in zip(kept, read, strict=True):
+        if one.inexact:
+            raise UserError(f"{path}: {inexact(names[i], one.inexact, COMMAND)}")
+    if {".", ","} <= {one.mark for one in read}:
         raise UserError(
-            f"{path} has columns with decimal points and others with decimal commas: use one mark"
+            f"{path} has columns with decimal points and others with decimal commas: use one mark, "
+            "and none for thousands"
         )
     table = Table(
         tuple(names[i] for i in kept),
-        tuple(columns),
+        tuple(one.cells for one in read),
         {names[i]: delimited.as_words(cells.column(i)) for i in carried},
         bool(layout.header),
         str(path),
         partial(delimited.place_of, path, layout, (*kept, *carried)),
+        remarks=tuple(
+            f"column {names[i]!r}: {one.doubt} is taken as {one.doubt.replace(',', '.')}, not as "
+            f"{re.sub('[.,]', '', one.doubt)}"
+            for i, one in zip(kept, read, strict=True)
+            if one.doubt
+        ),
     )
     _refuse_index(table, [bool(layout.header) and not layout.header[i].strip() for i in kept])
     if table.named:
@@ -186,8 +194,13 @@ def _counts(column: np.ndarray) -> bool:
     return np.array_equal(column, steps) or np.array_equal(column, steps + 1)
 
 
-LARGEST_LABEL = 2**53
-"""Whole numbers beyond it are labels as written, because not all are exact in float64."""
+def inexact(name: str, value: Any, remedies: Remedies) -> str:
+    """The reason for refusing whole numbers that float64 rounds, and the remedies."""
+    more = "subtract a constant", "make it decimal numbers if their last digits do not matter"
+    return (
+        f"column {name!r} holds {value}, a whole number beyond 2^53 whose last digits would be "
+        f"lost: {remedies.ways(name, *more)}"
+    )
 
 
 def as_labels(table: Table, name: str) -> np.ndarray:
@@ -226,7 +239,8 @@ def _whole(where: str, name: str, cells: np.ndarray) -> np.ndarray:
             f"{where}: the column {name!r} holds {cells[odd[0]]}, but labels must be words or "
             "whole numbers"
         )
-    is_exact = bool((np.abs(numbers) <= LARGEST_LABEL).all())
+    # Beyond, they are labels as written.
+    is_exact = bool((np.abs(numbers) <= LARGEST_EXACT).all())
     return numbers.astype(np.int64) if is_exact else cells.astype(str)
 
 
@@ -329,7 +343,13 @@ def _series(where: str, name: str, series: Any, remedies: Remedies) -> np.ndarra
     if series.dtype.is_temporal():
         raise UserError(f"{where}: column {name!r} holds {dates(name, remedies)}")
     if series.dtype.is_numeric():
-        return np.array(series.cast(nw.Float64).to_numpy(), np.float64)
+        numbers = np.array(series.cast(nw.Float64).to_numpy(), np.float64)
+        for i in (
+            np.flatnonzero(np.abs(numbers) >= LARGEST_EXACT) if series.dtype.is_integer() else ()
+        ):
+            if int(series[int(i)]) != int(numbers[i]):
+                raise UserError(f"{where}: {inexact(name, series[int(i)], remedies)}")
+        return numbers
     cells = [None if _is_null(one) else one for one in series.to_list()]
     present = [one for one in cells if one is not None]
     bits = [isinstance(one, bool | np.bool) for one in present]

@@ -19,7 +19,7 @@ from iwae.data.columns import Column, codes_of, from_json, given_columns, to_cel
 from iwae.data.images import read_images
 from iwae.data.kinds import check_values
 from iwae.data.own import is_large
-from iwae.data.parquet import cells_of, pieces, stored_values
+from iwae.data.parquet import cells_of, pieces, places, stored_values
 from iwae.data.rows import Examples, blocks, converted, flat, kept, stored
 from iwae.data.scaling import Scaling, scaling_from
 from iwae.data.tables import SUFFIXES, Table, as_labels, frame_table, names_in, read_table
@@ -200,7 +200,7 @@ def _stored_rows(fit: Fitted, path: Path, unknown: str) -> Rows:
     names = [name for name in present if name not in {*ids, *drop}]
     columns = _wanted(fit, names, str(path))
     values = stored_values(path, pieces(path, drop=drop, ids=ids), columns, unknown=unknown)
-    check_array(str(path), "data", values, first_row=1, missing=True)
+    check_array(str(path), "data", values, place=places(columns), missing=True)
     return Rows(values, _examples(fit, values, str(path), None), cells_of(path, ids))
 
 
@@ -218,7 +218,7 @@ def _array_rows(fit: Fitted, path: Path) -> Rows:
                 f"{path} is an .npz file by its content: save the table of rows with np.save"
             )
         array = stored(arrays["data"])
-    check_array(str(path), "data", array, first_row=0, missing=True)
+    check_array(str(path), "data", array, missing=True)
     rows = flat(array)
     if rows.shape[1] != fit.vae.n_data:
         what = "columns" if array.ndim == 2 else "values an example"
