@@ -23,6 +23,7 @@ from iwae import (
     score_rows,
     start_run,
 )
+from iwae.cli.answers import _given
 from iwae.runs.answers import fitted, read_rows
 from iwae.runs.completion import impute_file
 
@@ -251,6 +252,27 @@ def test_samples_are_in_the_units_and_words_of_the_table(run):
     ):
         with pytest.raises(UserError, match=words):
             sample_rows(run, 5, given=wrong)
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ('age=40, city = New York ,size=5"', {"age": "40", "city": "New York", "size": '5"'}),
+        ('city="Oslo, ""North""", "a=b, c"=a=b', {"city": 'Oslo, "North"', "a=b, c": "a=b"}),
+        (' "x"="" ', {"x": ""}),
+    ],
+)
+def test_given_values_are_quoted_as_in_a_csv_file(text, found):
+    assert _given(text) == found
+    assert _given(None) == {}
+
+
+@pytest.mark.parametrize("text", ["", "age", "age=", "=4", "age=1,,b=2", 'a="1, b=2', 'a="1"2'])
+def test_given_values_of_another_form_are_refused(text):
+    with pytest.raises(
+        UserError, match=r"--given: .* is not NAME=VALUE, such as 'age=40, city=Oslo'"
+    ):
+        _given(text)
 
 
 def test_rows_that_do_not_fit_are_refused(run):

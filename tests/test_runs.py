@@ -491,7 +491,10 @@ def test_other_data_under_the_same_name_are_refused(tmp_path):
     validation = small.grey()[300:350]
     train_in(tmp_path / "run", **small.own_data(tmp_path / "own.npz", validation=validation))
     small.own_data(tmp_path / "own.npz", seed=1, validation=validation)
-    with pytest.raises(UserError, match="the data found now are not those"):
+    with pytest.raises(UserError, match=r"the data found now .*: restore .*own\.npz to resume, or"):
+        next(resume_run(tmp_path / "run"))
+    np.savez(tmp_path / "own.npz", train=np.zeros((9, 3)), other=np.zeros(3))
+    with pytest.raises(UserError, match=r"own\.npz must be as it was when the run began"):
         next(resume_run(tmp_path / "run"))
 
 

@@ -1,6 +1,7 @@
 """`iwae encode`, `score`, `sample` and `impute`: answers of a run's model about rows of a file."""
 
 import dataclasses
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -8,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from iwae.cli import parsing
+from iwae.config.experiment import unquoted
 from iwae.errors import UserError, counted
 
 if TYPE_CHECKING:
@@ -83,7 +85,8 @@ class Sample(OfModel):
     n: int
     """Number of rows."""
     given: str | None = None
-    """Values of some columns, e.g. "age=40, city=Oslo"."""
+    """Values of some columns, e.g. "age=40, city=Oslo"; a name or value with commas, equals signs
+    or quotes in double quotes, as in a .csv file."""
     k: int | None = None
     """With --given: particles to draw from (default: 100000; 1000 chains for ais)."""
     method: Literal["is", "ais"] = "is"
@@ -192,16 +195,29 @@ def sample(arguments: Sequence[str]) -> int:
     return 0
 
 
+_PART = re.compile(
+    r'\s*("(?:[^"]|"")*"|[^",=\s][^,=]*?)\s*=\s*("(?:[^"]|"")*"|[^",\s][^,]*?)\s*(?:,|$)'
+)
+"""NAME=VALUE up to the next comma; either may be quoted as in a .csv file."""
+
+
 def _given(text: str | None) -> dict[str, str]:
     """The values of columns from "age=40, city=Oslo"."""
     found: dict[str, str] = {}
-    for part in text.split(",") if text is not None else ():
-        name, equals, value = (one.strip() for one in part.partition("="))
-        if not (name and equals and value):
-            raise UserError(f'--given: {part.strip()!r} is not NAME=VALUE, such as "age=40"')
+    rest = text or ""
+    while rest.strip() or (text is not None and not found):
+        part = _PART.match(rest)
+        if part is None:
+            raise UserError(
+                f"--given: {rest.strip()!r} is not NAME=VALUE, such as 'age=40, city=Oslo'; put a "
+                "name or value with commas, equals signs or quotes in double quotes, such as "
+                'city="Oslo, ""North"""'
+            )
+        name, value = map(unquoted, part.groups())
         if name in found:
             raise UserError(f"--given names {name!r} twice")
         found[name] = value
+        rest = rest[part.end() :]
     return found
 
 

@@ -204,14 +204,26 @@ Lists = tyro.constructors.PrimitiveConstructorSpec(
 """The command line's parser of lists of sizes."""
 
 
-_COLUMN = re.compile(r"\s*([^=]+?)\s*=\s*([a-z-]+(?::[\w.+-]+)?)\s*(?:,|$)")
-"""A column and its kind; a comma separates it from the next."""
+_COLUMN = re.compile(r'\s*("(?:[^"]|"")*"|[^=]+?)\s*=\s*([a-z-]+(?::[\w.+-]+)?)\s*(?:,|$)')
+"""A column, perhaps in quotes, and its kind; a comma separates it from the next."""
+
+
+def quoted(name: str) -> str:
+    """A name as a word that `unquoted` reads, in quotes if it has an equals sign or a quote."""
+    return '"' + name.replace('"', '""') + '"' if {"=", '"'} & {*name} else name
+
+
+def unquoted(word: str) -> str:
+    """A word without the quotes around it, which are doubled inside, as in a .csv file."""
+    is_quoted = len(word) > 1 and word[0] == word[-1] == '"'
+    return word[1:-1].replace('""', '"') if is_quoted else word
 
 
 def parse_columns(words: Sequence[str]) -> dict[str, str]:
     """The kinds of columns by name, from words such as "age=gaussian, city=categorical".
 
-    Empty if no word has an equals sign; the kinds are then meant for all columns in order.
+    A name with an equals sign is in quotes. Empty if no word has such a sign; the kinds are then
+    meant for all columns in order.
 
     Raises:
         ValueError: names the word that is not of this form, or a column that occurs twice.
@@ -223,12 +235,13 @@ def parse_columns(words: Sequence[str]) -> dict[str, str]:
         rest = word
         while rest:
             match = _COLUMN.match(rest)
-            if match is None or match[1] in found:
-                reason = "is no NAME=KIND" if match is None else f"names {match[1]!r} twice"
+            name = "" if match is None else unquoted(match[1])
+            if match is None or name in found:
+                reason = "is no NAME=KIND" if match is None else f"names {name!r} twice"
                 raise ValueError(
                     f'columns: {rest!r} {reason}: give such as "age=gaussian, city=categorical"'
                 )
-            found[match[1]] = match[2]
+            found[name] = match[2]
             rest = rest[match.end() :]
     return found
 

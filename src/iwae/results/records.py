@@ -158,7 +158,7 @@ def _check_data(run: Path, config: TrainConfig, weights: str, dataset: Dataset) 
         if model.is_dir() and read_about(model).get("dataset", identity) != identity:
             raise UserError(
                 f"the data found now as {dataset.name} are not those that {run} was trained with: "
-                "their files or their splits differ"
+                "their files or their splits differ; restore them, or train on them as they are"
             )
 
 

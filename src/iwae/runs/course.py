@@ -20,6 +20,7 @@ from iwae.config.experiment import (
     stored,
     write_config,
 )
+from iwae.data.own import is_own
 from iwae.errors import UserError, counted
 from iwae.files import atomic_write
 from iwae.precision import float32
@@ -126,7 +127,14 @@ def resume_run(
             of the run.
     """
     config = run_config(run)
-    job = make_job(config, data_dir, resumed=True)
+    try:
+        job = make_job(config, data_dir, resumed=True)
+    except UserError as error:
+        if not is_own(config.dataset):
+            raise
+        raise UserError(
+            f"{error} (to resume {run}, {config.dataset} must be as it was when the run began)"
+        ) from None
     with locked(run, claim) as valid:
         checkpoint = _checkpoint_to_resume(job, run, stage)
         if checkpoint is not None:
@@ -165,7 +173,11 @@ def _checkpoint_to_resume(job: Job, run: Path, stage: int | None) -> Checkpoint 
             log.warning("%s; trying the previous one", error)
             continue
         if checkpoint.notes["dataset"] != _jsonable(job.dataset.identity):
-            raise UserError(f"the data found now are not those that {run} was trained on")
+            raise UserError(
+                f"the data found now are not those that {run} was trained on: restore "
+                f"{job.config.dataset} to resume, or train on it as it is now: "
+                f"iwae train {run}/config.toml --out NEW"
+            )
         _refuse_other_config(job, run, checkpoint.notes["config"])
         return checkpoint
     if stage is not None:

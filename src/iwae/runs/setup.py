@@ -14,7 +14,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Int, Key
 
-from iwae.config.experiment import DECAYING, TrainConfig, read_config
+from iwae.config.experiment import DECAYING, TrainConfig, quoted, read_config
 from iwae.data import DATASETS, Dataset, choose, draw, load_dataset
 from iwae.data.own import is_large, is_own
 from iwae.data.rows import Examples, converted, kept
@@ -152,7 +152,7 @@ def _has_gaps(dataset: Dataset) -> bool:
 def _columns_by_name(dataset: Dataset) -> dict[str, tuple[str, ...]]:
     """The kinds of columns that were chosen by their values, as the option `columns`."""
     by_name = any(column.why for column in dataset.columns)
-    words = tuple(f"{column.name}={column.kind}" for column in dataset.columns)
+    words = tuple(f"{quoted(column.name)}={column.kind}" for column in dataset.columns)
     return {"columns": words} if by_name else {}
 
 
