@@ -115,6 +115,13 @@ def test_help_names_every_command_and_every_option(iwae, monkeypatch):
     shown = re.findall(r"^│ --([a-z-]+)", out, re.MULTILINE)
     fields = [field.replace("_", "-") for field in TrainConfig.model_fields]
     assert shown[-len(fields) :] == fields
+    plain = " ".join(re.sub(r"[│\n]", " ", out).split())
+    for words in (
+        "(default: 3280; 400 for your own files, with early stopping)",
+        "(default: 1; 16 for your own files, and with --objective iwae)",
+        "(default: never; 100 for your own files without --epochs)",
+    ):
+        assert words in plain
     groups = re.findall(r"─ (\w+) options ─", out)
     assert groups == ["data", "model", "objective", "optimisation", "run"]
     for group, first in zip(

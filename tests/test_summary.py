@@ -2,8 +2,15 @@
 
 from dataclasses import replace
 
+import numpy as np
+import pytest
+
 from iwae import TrainConfig
+from iwae.cli import parsing
+from iwae.cli.train import Train, _base_config
 from iwae.config.experiment import write_config
+from iwae.experiments.costs import measured_costs
+from iwae.runs import summary
 from iwae.runs.setup import make_job
 from iwae.runs.summary import describe_plan, late_rise, what_next
 
@@ -34,7 +41,7 @@ def own(tmp_path, **options):
 def test_what_will_be_trained(tmp_path):
     config = own(tmp_path, latent_sizes=(2,), hidden_sizes=((3,),), patience=4, validation=0.1)
     job = make_job(config)
-    network, objective, length, average = describe_plan(job).splitlines()
+    network, objective, length, time, average = describe_plan(job).splitlines()
     # Encoder 2*3+3 + 2(3*2+2), decoder 2*3+3 + 3*4+4; the scale of the data is not trained.
     assert network == "network: mlp, 2 - 3 - 2 latents; 50 parameters"
     assert objective == "objective: iwae, k = 16"
@@ -42,12 +49,41 @@ def test_what_will_be_trained(tmp_path):
         "training: at most 400 epochs of 2 steps with 16 rows; it stops after 4 validations "
         "without a better bound"
     )
+    # 10 s to start, and 400 epochs of 12 ms; 31 parameters cost nothing beside these.
+    assert time == (
+        "time: about 15 s on two cores, less if it stops early; the time left is measured as it "
+        "trains"
+    )
     assert average == (
         "weights: a moving average over about 100 steps, which is validated and saved (--ema None "
         "for the weights themselves)"
     )
     plain = replace(job, config=job.config.model_copy(update={"ema": None}))
-    assert describe_plan(plain).splitlines() == [network, objective, length]
+    assert describe_plan(plain).splitlines() == [network, objective, length, time]
+
+
+@pytest.mark.parametrize("k", [5, 50])
+def test_the_expected_time_of_a_step_is_about_the_measured_one(tmp_path, k):
+    np.save(tmp_path / "bits.npy", np.random.default_rng(0).integers(0, 2, (50, 784)))
+    sizes = {"latent_sizes": (50,), "hidden_sizes": ((200, 200),), "batch_size": 20}
+    job = make_job(TrainConfig(dataset=str(tmp_path / "bits.npy"), k=k, epochs=1, **sizes))
+    steps = 2 + summary.EPOCH_STEPS
+    found = (summary.expected_seconds(job) - summary.START_SECONDS) / steps * 1000
+    measured = measured_costs()["ms_per_step"][f"28x28 1l 50 iwae k{k} batch20"]["alone"]
+    assert 2 / 3 < found / measured < 3 / 2
+
+
+def test_the_advice_to_train_longer_keeps_all_other_settings(tmp_path, monkeypatch):
+    run, sizes = tmp_path / "run", {"latent_sizes": (1,), "hidden_sizes": ((2,),)}
+    config = make_job(own(tmp_path, columns=("a=gaussian-shared",), **sizes)).config
+    write_config(config, run / "config.toml")
+    monkeypatch.setattr(summary, "read_metrics", lambda _: rows(*[-5.0] * 399, -3.0))
+    advice = what_next(run).splitlines()[1]
+    assert "still rising, by 2.00 nats over the last tenth of the 400 epochs" in advice
+    base, rest = _base_config(advice.partition("iwae train ")[2].split())
+    chosen = parsing.parse(Train, "train", rest, default=Train(base))
+    assert chosen.config == config.model_copy(update={"epochs": 800})
+    assert (config.patience, config.ema) == (100, 0.99)
 
 
 def test_what_follows(tmp_path):

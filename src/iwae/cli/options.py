@@ -18,7 +18,7 @@ from tyro.constructors import (
     StructTypeInfo,
 )
 
-from iwae.config.experiment import TrainConfig
+from iwae.config.experiment import OWN_DEFAULTS, TrainConfig
 
 GROUPS = {
     "data": "dataset",
@@ -72,8 +72,9 @@ def _in_words(hidden: Collection[str]) -> Callable[[StructTypeInfo], StructConst
     def rule(info: StructTypeInfo) -> StructConstructorSpec | None:
         if _SEEN in info.markers or not dataclasses.is_dataclass(info.type):
             return None
-        spec = _by_tyro(info)
-        return dataclasses.replace(spec, fields=tuple(_described(f, hidden) for f in spec.fields))
+        spec, own = _by_tyro(info), OWN_DEFAULTS if info.type.__name__ in GROUPS else {}
+        fields = (_described(f, hidden, own.get(f.name, "")) for f in spec.fields)
+        return dataclasses.replace(spec, fields=tuple(fields))
 
     return rule
 
@@ -86,17 +87,24 @@ def _by_tyro(info: StructTypeInfo) -> StructConstructorSpec:
     return spec
 
 
-def _described(field: StructFieldSpec, hidden: Collection[str]) -> StructFieldSpec:
-    """A field whose text ends with its default: the value, or words of its own if there is none."""
+def _described(field: StructFieldSpec, hidden: Collection[str], own: str) -> StructFieldSpec:
+    """A field whose text ends with its default: the value, or words of its own if there is none.
+
+    Args:
+        own: the default for a user's own data, if it is another one.
+    """
     given = field.default is not None and field.default != ()
     # Of positional ones that may be several, tyro says that none is the default.
-    hint = (lambda label: f"(default: {label})." if label else "(required)") if given else ""
+    more = f"; {own}" if own else ""
+    hint = (lambda label: f"(default: {label}{more})." if label else "(required)") if given else ""
     marks = (tyro.conf.Suppress,) if field.name in hidden else ()
     kind: Any = Annotated[(field.type, tyro.conf.arg(help_behavior_hint=hint), *marks)]
 
     def text() -> str:
         words = _text(field)
-        return re.sub(r"( \((no default|default: [^()]*)\))?\.$", "", words) if given else words
+        if given:
+            return re.sub(r"( \((no default|default: [^()]*)\))?\.$", "", words)
+        return re.sub(r"\)\.$", f"{more}).", words)
 
     return dataclasses.replace(field, type=kind, helptext=text)
 

@@ -609,6 +609,19 @@ SMALL: dict[str, Any] = {"latent_sizes": (10,), "hidden_sizes": ((100, 100),)}
 """The network for a user's own table, if none is given."""
 
 
+OWN_DEFAULTS = {
+    **{
+        name: f"{value} for your own files without --epochs"
+        for name, value in UNTIL_CONVERGED.items()
+    },
+    "epochs": f"{UNTIL_CONVERGED['epochs']} for your own files, with early stopping",
+    "latent_sizes": "10 for your own tables",
+    "hidden_sizes": "100,100 for your own tables",
+    "k": f"{SEVERAL} for your own files, and with --objective iwae",
+}
+"""The defaults of `usual` in words."""
+
+
 def usual(
     dataset: Any, objective: Any, given: Container[str], validation: Any = None
 ) -> dict[str, Any]:

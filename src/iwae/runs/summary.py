@@ -1,5 +1,6 @@
 """Summaries for a person: the plan of a run before training, and the next steps after it."""
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from iwae.runs.folder import run_config
 from iwae.runs.metrics import read_metrics
 from iwae.runs.setup import Job
 from iwae.training.feed import blocks_of
+from iwae.training.progress import in_words
 
 LAST, RISE = 0.1, 0.1
 """Training ended too soon if the last tenth of the epochs raised the bound by over 0.1 nats."""
@@ -45,6 +47,11 @@ def describe_plan(job: Job) -> str:
     steps = job.stages[0].steps_per_epoch
     batch = f" of {steps:,} steps with {config.batch_size} rows" if config.stages is None else ""
     lines.append(f"training: {most}{counted(config.epochs, 'epoch', ',')}{batch}{stops}")
+    about = in_words(expected_seconds(job))
+    lines.append(
+        f"time: about {about} on two cores{', less if it stops early' if stops else ''}; the time "
+        "left is measured as it trains"
+    )
     if config.ema is not None:
         lines.append(
             f"weights: a moving average over about {1 / (1 - config.ema):,.0f} steps, which is "
@@ -54,6 +61,28 @@ def describe_plan(job: Job) -> str:
     if blocks.number > 1:
         lines.append(f"blocks: {blocks.number:,} an epoch, of {blocks.rows:,} rows, read in turn")
     return "\n".join(lines)
+
+
+def expected_seconds(job: Job) -> float:
+    """A rough time of training on two cores of a CPU, from the work of its steps."""
+    places = math.prod(job.dataset.shape[:2]) / 8  # where a kernel is used, with strides of 2
+    leaves = jax.tree.leaves(eqx.filter(job.models[0], eqx.is_inexact_array))
+    products = sum(leaf.size * (places if leaf.ndim == 4 else 1) for leaf in leaves)
+    total = START_SECONDS
+    for stage in job.stages:
+        # Half of the products are the decoder's, of which a stage's cost is a multiple.
+        work = 6 * stage.settings.batch_size * stage.cost * products / 2
+        steps = stage.epochs * (stage.steps_per_epoch + EPOCH_STEPS)
+        total += job.config.replicates * steps * (STEP_SECONDS + work / OPERATIONS)
+    return total
+
+
+START_SECONDS, STEP_SECONDS, EPOCH_STEPS, OPERATIONS = 10.0, 1e-3, 10, 1e11
+"""Start and compilation; each step; validation and logs of an epoch, in steps; operations a second.
+
+Measured on two cores: with Adam and dense layers, a step then takes what it does in
+`experiments/costs.json` within a third, and twice that with aiwae.
+"""
 
 
 def late_rise(epochs: int, rows: Sequence[Mapping[str, Any]]) -> float | None:
@@ -89,7 +118,8 @@ def what_next(run: Path) -> str:
     if rise is not None and rise > RISE:
         lines.append(
             f"the validation bound was still rising, by {rise:.2f} nats over the last tenth of the "
-            f"{counted(config.epochs, 'epoch', ',')}: train longer with --epochs"
+            f"{counted(config.epochs, 'epoch', ',')}: train longer, with all other settings as "
+            f"they are: iwae train {run}/config.toml --epochs {2 * config.epochs} --out LONGER"
         )
     if is_own(config.dataset) and config.binarization not in ("dynamic", "static"):
         lines.append(f"ask about the rows of a file with: iwae score {run} FILE --out scores.csv")

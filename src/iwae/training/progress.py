@@ -96,12 +96,15 @@ class Speed:
 
 
 def _left(seconds: float | None) -> str:
-    """The time left in a suitable unit, or nothing while it is unknown."""
-    if seconds is None:
-        return ""
+    """The time left, or nothing while it is unknown."""
+    return "" if seconds is None else f"{in_words(seconds)} left"
+
+
+def in_words(seconds: float) -> str:
+    """A time in a suitable unit."""
     if seconds < 100:
-        return f"{seconds:.0f} s left"
-    return f"{seconds / 60:.0f} min left" if seconds < 7200 else f"{seconds / 3600:.1f} h left"
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
 def _words(report: Report) -> str:
