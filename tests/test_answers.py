@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
 
 from cases import quick_rows
 from iwae import (
@@ -24,7 +25,7 @@ from iwae import (
     start_run,
 )
 from iwae.cli.answers import _given
-from iwae.runs.answers import fitted, read_rows
+from iwae.runs.answers import Fitted, fitted, read_rows
 from iwae.runs.completion import impute_file
 
 WEIGHT, BIAS, SCALE = np.float32([[1.5, -0.5, 0.8]]), np.float32([1.0, 0.0, -2.0]), 0.5
@@ -252,6 +253,17 @@ def test_samples_are_in_the_units_and_words_of_the_table(run):
     ):
         with pytest.raises(UserError, match=words):
             sample_rows(run, 5, given=wrong)
+
+
+def test_grey_images_are_rows_of_a_model_of_colour(tmp_path):
+    """As they are in training, beside images in colour."""
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 3, 2), np.uint8)
+    for i, one in enumerate(pixels):
+        Image.fromarray(one).save(tmp_path / f"{i}.png")
+    model = VAE(18, (1,), ((2,),), observation="logistic-mixture", key=key())
+    fit = Fitted(model, (), None, {"shape": [3, 2, 3]}, tmp_path)
+    values = np.asarray(read_rows(fit, tmp_path).values)
+    np.testing.assert_array_equal(values.reshape(2, 3, 2, 3), np.stack([pixels] * 3, axis=-1))
 
 
 @pytest.mark.parametrize(

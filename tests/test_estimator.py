@@ -386,7 +386,7 @@ def test_kinds_of_data(kind, draw, wrong):
         assert abs(back[:, 0].mean() - 50) < 5
     data[3, 1] = wrong
     for act in (model.score_samples, small(observation=kind).fit):
-        with pytest.raises(ValueError, match="in row 4, column 2"):
+        with pytest.raises(ValueError, match="row 4, column 2 is"):
             act(data)
 
 

@@ -143,14 +143,14 @@ def test_a_start_from_another_kind_is_refused(tmp_path):
         (
             "poisson",
             -1,
-            r"array 'data' is -1 in row 8, column 2: observation 'poisson' takes whole ",
+            r"array 'data': row 8, column 2 is -1: observation 'poisson' takes whole ",
         ),
-        ("poisson", 2.5, r"is 2\.5 in row 8, column 2.*round counts"),
-        ("negative-binomial", 1e8, "is 1e.08 in row 8, column 2.*16,777,216"),
+        ("poisson", 2.5, r"row 8, column 2 is 2\.5: .*round counts"),
+        ("negative-binomial", 1e8, "row 8, column 2 is 1e.08: .*16,777,216"),
         ("logistic-mixture", 256, r"takes whole numbers from 0 to 255; multiply grey levels"),
         ("discretised-gaussian", 0.5, r"multiply grey levels within \[0, 1\] by 255"),
         ("categorical", 7, "number the categories from 0, or raise"),
-        ("table", 7, r"is 7 in row 8, column 2: observation 'categorical \(categories 3\)'"),
+        ("table", 7, r"row 8, column 2 is 7: observation 'categorical \(categories 3\)'"),
     ],
 )
 def test_values_that_a_kind_does_not_take_are_refused(tmp_path, name, value, words):
@@ -171,7 +171,7 @@ def test_values_that_a_kind_does_not_take_are_refused(tmp_path, name, value, wor
 
 def test_named_sets_are_checked_and_never_binarised():
     assert load_dataset("digits", observation="logistic-mixture").test.max() == 255
-    with pytest.raises(UserError, match=r"camel: train is .* in row 1, column 1.*'poisson' takes"):
+    with pytest.raises(UserError, match=r"camel: train: row 1, column 1 is .*'poisson' takes"):
         load_dataset("camel", observation="poisson")
     with pytest.raises(UserError, match="'dynamic' contradicts observation 'discretised-gaussian'"):
         load_dataset("digits", observation="discretised-gaussian", binarization="dynamic")

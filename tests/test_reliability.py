@@ -278,7 +278,7 @@ def test_a_signalling_nan_is_a_missing_value_without_a_warning(tmp_path):
     values = np.random.default_rng(0).normal(size=(8, 4))
     values.view(np.uint64)[2, 1] = 0x7FF0_0000_0000_0001
     np.save(tmp_path / "mine.npy", values)
-    with pytest.raises(UserError, match=r"is nan at \[2, 1\]: not finite"):
+    with pytest.raises(UserError, match="row 3, column 2 is not a number"):
         load_dataset(tmp_path / "mine.npy")
 
     grey = np.full((2, 4), 0.5, np.float32)

@@ -39,8 +39,8 @@ from iwae.training.schedules import adam
 from iwae.training.steps import Settings, init_state
 
 RNG = np.random.default_rng(0)
-REAL = RNG.normal(size=(8, 4))
-LABELS = np.arange(8) % 2
+REAL = RNG.normal(size=(12, 4))
+LABELS = np.arange(12) % 2
 
 
 class Kind(NamedTuple):
@@ -101,10 +101,10 @@ def _parquet(folder: Path) -> None:
 def _images(folder: Path) -> None:
     from PIL import Image
 
-    for i, label in enumerate(("cat", "dog", "cat", "dog", "cat", "dog")):
+    for i, label in enumerate(("cat", "dog") * 6):
         path = folder / "images" / label / f"{i}.{'png' if i % 3 else 'jpg'}"
         path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(PIXELS[i].reshape(2, 2) * np.uint8(255)).save(path)
+        Image.fromarray(PIXELS[i % 6].reshape(2, 2) * np.uint8(255)).save(path)
 
 
 PIXELS = RNG.integers(0, 2, (6, 4), dtype=np.uint8)
@@ -305,7 +305,7 @@ KINDS = {
         partial(_loaded, name="mine.npy", stream=True),
     ),
     "npy of bytes": Kind(
-        lambda folder: np.save(folder / "mine.npy", np.uint8(REAL * 9).reshape(8, 2, 2)),
+        lambda folder: np.save(folder / "mine.npy", np.uint8(REAL * 9).reshape(12, 2, 2)),
         partial(_loaded, name="mine.npy"),
     ),
     "npz": Kind(

@@ -55,7 +55,7 @@ def read_images(folder: Path, resize: int | Sequence[int] | None = None) -> Imag
     read = [_pixels(path, size) for path in paths]
     arrays, modes = [array for array, _ in read], [mode for _, mode in read]
     if not all(array.ndim == 2 for array in arrays):
-        arrays = [one if one.ndim == 3 else np.repeat(one[..., None], 3, 2) for one in arrays]
+        arrays = [one if one.ndim == 3 else in_colour(one) for one in arrays]
     for path, array in zip(paths, arrays, strict=True):
         if array.shape != arrays[0].shape:
             raise UserError(
@@ -65,6 +65,11 @@ def read_images(folder: Path, resize: int | Sequence[int] | None = None) -> Imag
     ids = np.array([path.relative_to(folder).as_posix() for path in paths], object)
     labels = None if inside == {True} else np.array([path.parent.name for path in paths])
     return Images(np.stack(arrays), labels, ids, digest.hexdigest(), _remarks(modes, ids))
+
+
+def in_colour(grey: np.ndarray) -> np.ndarray:
+    """Grey pixels `[..., h, w]` as three equal channels `[..., h, w, 3]`."""
+    return np.repeat(grey[..., None], 3, axis=-1)
 
 
 def _remarks(modes: Sequence[str], ids: np.ndarray) -> tuple[str, ...]:

@@ -96,7 +96,7 @@ _BIT = (
     "write binary values as 0 and 1; binarise grey levels first, or choose another observation",
     lambda values, _: (values == 0) | (values == 1),
 )
-_REAL = ("finite numbers", "remove rows with missing values", lambda values, _: np.isfinite(values))
+_REAL = ("finite numbers", "correct it, or remove its row", lambda values, _: np.isfinite(values))
 _LEVEL = (
     "whole numbers from 0 to 255",
     "multiply grey levels within [0, 1] by 255 and store them as uint8",
@@ -244,6 +244,6 @@ def check_values(rows: Examples, kind: Kind, where: str, *, missing: bool = Fals
             one = kind if kind.columns is None else column_kinds(kind)[column]
             about = KINDS[one.name]
             raise UserError(
-                f"{where} is {block[row, column]:g} in row {start + row + 1}, column {column + 1}: "
+                f"{where}: row {start + row + 1}, column {column + 1} is {block[row, column]:g}: "
                 f"observation {str(one)!r} takes {about.values}; {about.remedy}"
             )

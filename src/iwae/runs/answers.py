@@ -16,7 +16,7 @@ from jaxtyping import Float
 
 from iwae.data.arrays import check_array, read_arrays
 from iwae.data.columns import Column, codes_of, from_json, given_columns, to_cells, to_values
-from iwae.data.images import read_images
+from iwae.data.images import in_colour, read_images
 from iwae.data.kinds import check_values
 from iwae.data.own import is_large
 from iwae.data.parquet import cells_of, pieces, places, stored_values
@@ -63,17 +63,20 @@ class Fitted(NamedTuple):
         """The model of the values, without labels."""
         return without_labels(self.model)
 
+    @property
+    def units(self) -> Scaling:
+        """The scaling of the values, which may be that of the units of the data themselves."""
+        d = self.vae.n_data
+        return self.scaling or Scaling(np.zeros(d), np.ones(d))
+
     def inwards(self, values: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n d"]:
         """Values in the units of the model, float32."""
-        if self.scaling is None:
-            return np.asarray(values, np.float32)
-        return self.scaling.inwards(values)
+        return self.units.inwards(values)
 
     def outwards(self, rows: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n d"]:
         """Values in the units of the data, float64, without digits that float32 did not have."""
-        d = self.vae.n_data
-        scaling = self.scaling or Scaling(np.zeros(d), np.ones(d))
-        each = zip(scaling.outwards(np.asarray(rows, np.float64)).T, *scaling, strict=True)
+        wide = self.units.outwards(np.asarray(rows, np.float64))
+        each = zip(wide.T, *self.units, strict=True)
         return np.stack([_rounded(*one) for one in each], axis=1)
 
 
@@ -209,7 +212,9 @@ def _array_rows(fit: Fitted, path: Path) -> Rows:
     if path.is_dir():
         has_run = (fit.where / "config.toml").is_file()
         images = read_images(path, run_config(fit.where).resize if has_run else None)
-        array: Examples = images.pixels
+        pixels = images.pixels
+        is_colour = fit.identity.get("shape") == [*pixels.shape[1:], 3]
+        array: Examples = in_colour(pixels) if is_colour else pixels
         ids = {"file": images.ids}
     else:
         arrays, ids = read_arrays(path), {}
