@@ -8,7 +8,13 @@ import sys
 import time
 
 import numpy as np
+import pandas as pd
 import pytest
+from scipy.stats import multivariate_normal
+from sklearn.datasets import load_breast_cancer, load_diabetes
+
+from iwae.cli import main
+from iwae.data import load_dataset
 
 TRAIN = (
     *("train", "--dataset", "digits", "--validation", "97", "--objective", "iwae", "--k", "2"),
@@ -113,3 +119,102 @@ def test_a_mistake_gets_one_line_and_status_2(run, tmp_path, monkeypatch):
     assert "did you mean iwae" in done.stderr
     assert done.stdout == ""
     assert not (tmp_path / "x").exists()
+
+
+# A file of one's own, with the defaults of the command line
+
+
+@pytest.fixture
+def command(capsys):
+    """A function that runs a command in this process and returns what it prints."""
+
+    def call(*arguments):
+        assert main(list(map(str, arguments))) == 0
+        return capsys.readouterr().out
+
+    return call
+
+
+def measured(command, run):
+    """The record of L_50 of a run, and the values of its test rows."""
+    record = json.loads(command("evaluate", run, "--weights", "best", "--k", "50", "--json"))
+    (path,) = (run / "evaluations").glob("test-best-*.npz")
+    return record, np.load(path)["log_likelihood"][0, -1]
+
+
+@pytest.mark.slow
+def test_a_table_with_a_large_mean_is_measured_and_completed_like_one_without(command, tmp_path):
+    """A time of mean 1.7e9 and a value that depends on it; both are 10 b and b, b = z + 0.1 e."""
+    rng = np.random.default_rng(0)
+    z = rng.normal(size=1000)
+    b = np.stack([z + 0.1 * rng.normal(size=1000) for _ in range(2)], axis=1)
+    runs, values = {}, {}
+    for name, mean in (("clock", 1.7e9), ("plain", 0.0)):
+        file, runs[name] = tmp_path / f"{name}.csv", tmp_path / name
+        lines = [f"{mean + 10 * first:.3f},{second}" for first, second in b]
+        file.write_text("\n".join(["time,y", *lines]) + "\n")
+        command("train", "--dataset", file, "--missing", "at-random", "--out", runs[name])
+        values[name] = measured(command, runs[name])[1]
+    data = load_dataset(tmp_path / "plain.csv")
+    truth = multivariate_normal([0, 0], [[101, 10], [10, 1.01]])
+    exact = truth.logpdf(data.outwards(data.test))
+    assert exact.mean() == pytest.approx(-3.1, abs=0.1)  # that of the distribution is -3.19
+    for name in runs:
+        assert -0.2 < (values[name] - exact).mean() < 0.05
+    assert abs((values["clock"] - values["plain"]).mean()) < 0.1
+
+    hidden, gaps = np.random.default_rng(1).random(1000) < 0.2, tmp_path / "gaps.csv"
+    lines = [
+        f"{'' if hole else f'{1.7e9 + 10 * first:.3f}'},{second}"
+        for hole, (first, second) in zip(hidden, b, strict=True)
+    ]
+    gaps.write_text("\n".join(["time,y", *lines]) + "\n")
+    command("impute", runs["clock"], gaps, "--out", tmp_path / "filled.csv")
+    filled = pd.read_csv(tmp_path / "filled.csv")["time"] - 1.7e9
+    error = np.sqrt(np.mean((filled - 10 * b[:, 0])[hidden] ** 2))
+    # The conditional standard deviation is 1.41, that of the column 10; 190 rows tell 5 %.
+    assert error < 1.41 * 1.2
+
+
+@pytest.mark.slow
+def test_a_real_table_with_holes_is_completed_better_than_by_its_means(command, tmp_path):
+    whole = load_diabetes(as_frame=True).data.astype(float)
+    holes = np.random.default_rng(0).random(whole.shape) < 0.2
+    file, full = tmp_path / "holes.csv", tmp_path / "full.csv"
+    whole.mask(holes).to_csv(file, index=False)
+    command("train", "--dataset", file, "--missing", "at-random", "--out", tmp_path / "run")
+    command("impute", tmp_path / "run", file, "--out", full)
+
+    def error(filled):
+        return np.sqrt(np.mean(((filled - whole) / whole.std()).to_numpy()[holes] ** 2))
+
+    found = pd.read_csv(full)
+    pd.testing.assert_frame_equal(found.mask(holes), whole.mask(holes), rtol=1e-12)
+    assert error(whole.mask(holes).fillna(whole.mask(holes).mean())) > 0.95
+    assert error(found) < 0.73  # the estimator's
+
+
+@pytest.mark.slow
+def test_columns_of_any_scale_are_measured_as_if_standardised_by_hand(command, tmp_path):
+    names = [
+        "fractal dimension error",
+        "smoothness error",
+        "mean radius",
+        "mean area",
+        "area error",
+    ]
+    table = load_breast_cancer(as_frame=True).data[names]
+    table["mean area"] *= 300  # in other units
+    scale = table.std()
+    assert scale.min() < 3e-3
+    assert scale.max() > 1e5
+    found = {}
+    for name, frame in (("raw", table), ("by-hand", (table - table.mean()) / scale)):
+        frame.to_csv(tmp_path / f"{name}.csv", index=False)
+        command("train", "--dataset", tmp_path / f"{name}.csv", "--out", tmp_path / name)
+        found[name] = measured(command, tmp_path / name)
+    (record, raw), (_, by_hand) = found["raw"], found["by-hand"]
+    difference = raw + np.log(scale).sum() - by_hand
+    assert abs(difference.mean()) < 0.1 + 3 * difference.std() / np.sqrt(len(raw))
+    assert raw.std() / np.sqrt(len(raw)) < 1  # it would tell a column that is not scaled, by nats
+    assert sum(record["active_units"]) > 0
