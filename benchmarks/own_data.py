@@ -209,7 +209,7 @@ def imputations(frame: pd.DataFrame, folder: Path, seed: int) -> pd.DataFrame:
     numeric = [i for i, dtype in enumerate(frame.dtypes) if dtype.kind in "fi"]
     truth = frame.iloc[:, numeric].to_numpy(float)
     mean, scale = truth[train].mean(axis=0), truth[train].std(axis=0)
-    ours = impute_rows(run, folder / "new.csv", k=K)[1][0][:, numeric]
+    ours = impute_rows(run, folder / "new.csv", k=K)[1].values[0][:, numeric]
     rows = standardised(holes, numeric, train)
     found = {"iwae": (ours - mean) / scale}
     for name, imputer in imputers(seed).items():

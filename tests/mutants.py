@@ -637,6 +637,12 @@ MUTANTS = {
     "bad-rows-are-not-annealed": Mutant(
         "evaluation/imputation.py", "if anneal and (bad", "if not anneal and (bad", "missing"
     ),
+    "annealed-rows-by-the-threshold-of-many": Mutant(
+        "evaluation/imputation.py", "pareto_threshold(again.k)", "pareto_threshold(k)", "missing"
+    ),
+    "threshold-for-any-number-of-weights": Mutant(
+        "evaluation/diagnostics.py", "min(1 - 1 / float(np.log10(k)), 0.7)", "0.7", "diagnostics"
+    ),
     "annealed-rows-by-their-number": Mutant(
         "evaluation/imputation.py", "key, places[bad])", "key, places[: bad.sum()])", "missing"
     ),

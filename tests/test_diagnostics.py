@@ -72,8 +72,10 @@ def test_weights_that_differ_by_rounding_have_no_tail(monkeypatch):
 
 
 def test_the_threshold_of_khat_falls_for_few_weights():
-    assert pareto_threshold(5000) == 0.7
-    assert pareto_threshold(100) == pytest.approx(0.5)
+    assert pareto_threshold(2200) == pareto_threshold(5000) == 0.7
+    for k, expected in {1000: 2 / 3, 100: 0.5, 32: 0.3356}.items():
+        assert pareto_threshold(k) == pytest.approx(expected, abs=1e-4)
+    assert np.isnan(pareto_threshold(1))
     k = np.array([0.1, 0.45, 0.55, np.nan, np.inf])
     assert share_unreliable(k, 100) == 0.5
     assert np.isnan(share_unreliable(np.array([np.nan]), 16))

@@ -110,7 +110,7 @@ def reader(tmp_path, monkeypatch):
 @pytest.mark.parametrize("page", with_blocks("python"))
 @pytest.mark.usefixtures("reader")
 @pytest.mark.filterwarnings("ignore:the validation bound was still rising")  # examples are short
-@pytest.mark.filterwarnings("ignore:k-hat is above")
+@pytest.mark.filterwarnings("ignore:k-hat is too large")
 def test_python_runs(page):
     """With no data but those that need no download: another block has to say that it is not run."""
     namespace = {"__name__": "documentation"}

@@ -24,11 +24,13 @@ from sklearn.utils.estimator_checks import check_estimator
 from cases import quick
 from iwae import ImportanceWeightedAutoencoder, UserError, load_model, posterior_grid, save_model
 from iwae.data import Kind
+from iwae.evaluation.diagnostics import pareto_threshold
+from iwae.evaluation.imputation import CHAINS
 from iwae.sklearn.rows import addresses, standards
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning"),
-    pytest.mark.filterwarnings("ignore:k-hat is above 0.7"),
+    pytest.mark.filterwarnings("ignore:k-hat is too large"),
 ]
 
 SMALL = {
@@ -467,10 +469,13 @@ def test_a_row_without_a_value_has_probability_one_and_the_means(monkeypatch):
     drawn = model.sample(4000, random_state=0)
     error = drawn.std(axis=0) / np.sqrt(1000)  # of the imputed means; those of the draws are half
     assert (np.abs(model.impute(nothing, k=1000)[0] - drawn.mean(axis=0)) < 6 * error).all()
-    filled, khat = model.impute(data, k=1000, return_pareto_k=True)
+    filled, khat, threshold = model.impute(data, k=1000, anneal=False, return_pareto_k=True)
     assert np.isnan(khat).tolist() == (~np.isnan(data).any(axis=1)).tolist()
-    monkeypatch.setattr("iwae.sklearn.rows.DOUBTFUL", -9.0)
-    words = f"k-hat is above -9.0 for {np.isfinite(khat).sum()} rows, whose imputed values are unr"
+    assert (threshold == pareto_threshold(1000)).all()
+    *_, found = model.impute(data, k=1000, return_pareto_k=True)
+    assert (found == np.where(khat > threshold, pareto_threshold(CHAINS), threshold)).all()
+    monkeypatch.setattr("iwae.sklearn.estimator.pareto_threshold", lambda _: -9.0)
+    words = f"k-hat is too large for {np.isfinite(khat).sum()} rows, whose imputed values are unr"
     with pytest.warns(UserWarning, match=words):
         np.testing.assert_array_equal(model.impute(data, k=1000), filled)
 

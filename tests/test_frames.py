@@ -15,7 +15,7 @@ pl = pytest.importorskip("polars")
 pytestmark = [
     pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning"),
     pytest.mark.filterwarnings("ignore:Features .* are constant"),
-    pytest.mark.filterwarnings("ignore:k-hat is above 0.7"),
+    pytest.mark.filterwarnings("ignore:k-hat is too large"),
 ]
 
 N = 60

@@ -26,6 +26,7 @@ from iwae import (
 from iwae.data import KINDS, make_kind
 from iwae.errors import UserError
 from iwae.evaluation import imputation
+from iwae.evaluation.diagnostics import pareto_threshold
 from iwae.evaluation.imputation import imputed
 from iwae.inference.particles import importance_particles, particle_keys
 from iwae.models.likelihoods import MISSING, Incomplete, observation
@@ -187,7 +188,9 @@ def test_rows_with_unreliable_weights_are_imputed_by_annealing(monkeypatch):
         found = imputed(
             narrow, np.repeat(x[None], n, 0), jax.random.key(0), draws=1, k=50, anneal=anneal
         )
-        bad = found.pareto_k > 0.7 if bad is None else bad
+        bad = found.pareto_k > pareto_threshold(50) if bad is None else bad
+        chains = np.where(anneal & bad, imputation.CHAINS, 50)
+        assert found.threshold.tolist() == [pareto_threshold(int(each)) for each in chains]
         off = (found.values[0][:, np.isnan(x)] - mean) / np.sqrt(np.diag(covariance))
         squares[anneal] = (off**2).mean(axis=1)[bad]
     assert squares[False].mean() < 0.8

@@ -2,18 +2,15 @@
 
 import dataclasses
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
 from iwae.cli import parsing
 from iwae.config.experiment import unquoted
 from iwae.errors import UserError, counted
-
-if TYPE_CHECKING:
-    import numpy as np
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -61,9 +58,9 @@ class Encode(OfRows):
 class Score(OfRows):
     """Write the log-likelihood of each row, and how unusual it is.
 
-    log_likelihood is in nats, with its Monte Carlo error; pareto_k above 0.7 marks a row whose
-    error is at least what is stated. p_value is the share of the rows held out from training that
-    are at most as likely: small for outliers.
+    log_likelihood is in nats, with its Monte Carlo error; pareto_k above 1 - 1/log10(k), or 0.7 if
+    k is 2,200 or more, marks a row whose error is at least what is stated. p_value is the share of
+    the rows held out from training that are at most as likely: small for outliers.
     """
 
     out: Out
@@ -109,9 +106,10 @@ class Impute(OfRows):
     k: int = 1000
     """Importance samples per row."""
     anneal: bool = True
-    """Impute rows whose k-hat is above 0.7 again, by annealed importance sampling (slower)."""
+    """Impute rows whose k-hat is too large again, by annealed importance sampling (slower)."""
     khat: bool = False
-    """Add a column pareto_k: k-hat of the weights of each row with gaps, unreliable above 0.7."""
+    """Add columns for rows with gaps: pareto_k, k-hat of the weights, and pareto_k_threshold, above
+    which imputed values are unreliable."""
     batch_size: int | None = None
     """Rows per batch; affects speed, not results (default: automatic)."""
 
@@ -136,33 +134,31 @@ def score(arguments: Sequence[str]) -> int:
     _check_out(options.out, options.file, overwrite=options.overwrite)
     parsing.set_up_jax()
     from iwae.data.tables import write_pieces
+    from iwae.evaluation.diagnostics import pareto_threshold
     from iwae.runs.answers import score_pieces
 
     n, pieces = score_pieces(**_chosen(options))
-    total = 0.0
-    khat: list[np.ndarray] = []
+    total, doubtful, threshold = 0.0, 0, pareto_threshold(options.k)
 
     def summed() -> Iterator[Any]:
-        nonlocal total
+        nonlocal total, doubtful
         for cells in pieces:
             total += cells["log_likelihood"].sum(dtype=float)
-            khat.append(cells["pareto_k"])
+            doubtful += int((cells["pareto_k"] > threshold).sum())
             yield cells
 
     write_pieces(options.out, summed(), n)
     print(f"mean log-likelihood {total / n:.3f} nats over {counted(n, 'row', ',')}")
-    _tell_doubtful(khat, "whose Monte Carlo error is at least what is stated")
+    error = "whose Monte Carlo error is at least what is stated"
+    _tell_doubtful(doubtful, f"above {threshold:.2f}", error)
     print(options.out)
     return 0
 
 
-def _tell_doubtful(pareto_k: "Iterable[np.ndarray]", meaning: str) -> None:
-    """Print a line if k-hat, given in pieces, is too large for some rows."""
-    from iwae.evaluation.likelihood import DOUBTFUL
-
-    count = sum(int((piece > DOUBTFUL).sum()) for piece in pareto_k)
+def _tell_doubtful(count: int, size: str, meaning: str) -> None:
+    """Print a line if k-hat is too large for some rows."""
     if count:
-        print(f"k-hat is above {DOUBTFUL} for {counted(count, 'row', ',')}, {meaning}")
+        print(f"k-hat is {size} for {counted(count, 'row', ',')}, {meaning}")
 
 
 def sample(arguments: Sequence[str]) -> int:
@@ -172,7 +168,7 @@ def sample(arguments: Sequence[str]) -> int:
     given = _given(options.given)
     parsing.set_up_jax()
     from iwae.data.tables import write_table
-    from iwae.evaluation.likelihood import DOUBTFUL
+    from iwae.evaluation.diagnostics import pareto_threshold
     from iwae.runs.answers import sample_rows
 
     k = {"is": 100_000, "ais": 1000}[options.method] if options.k is None else options.k
@@ -187,9 +183,11 @@ def sample(arguments: Sequence[str]) -> int:
     )
     write_table(options.out, cells)
     if found is not None:
+        threshold = pareto_threshold(k)
+        doubt = f": above {threshold:.2f}, so these rows are unreliable"
         print(
             f"effective sample size {found.ess:,.1f} of {k:,} particles, k-hat {found.pareto_k:.2f}"
-            + (": above 0.7, so these rows are unreliable" if found.pareto_k > DOUBTFUL else "")
+            + (doubt if found.pareto_k > threshold else "")
         )
     print(options.out)
     return 0
@@ -231,7 +229,8 @@ def impute(arguments: Sequence[str]) -> int:
     chosen = dict(vars(options))
     done = impute_file(chosen.pop("run"), chosen.pop("file"), chosen.pop("out"), **chosen)
     remedy = "train longer, or with --hide" if options.anneal else "leave out --no-anneal"
-    _tell_doubtful([done.pareto_k], f"whose imputed values are unreliable: {remedy}")
+    count = int((done.pareto_k > done.threshold).sum())
+    _tell_doubtful(count, "too large", f"whose imputed values are unreliable: {remedy}")
     if options.k < KHAT_LEAST:
         print(f"with k below {KHAT_LEAST}, no k-hat says whether imputed values are reliable")
     for path in done.paths:

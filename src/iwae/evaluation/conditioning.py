@@ -32,7 +32,8 @@ class Given(NamedTuple):
     Attributes:
         rows: `[n, d]`, with the known values in place.
         ess: effective number of the particles that they were drawn from.
-        pareto_k: k-hat of these particles' weights: above 0.7, the draws are unreliable.
+        pareto_k: k-hat of these particles' weights; above `pareto_threshold` of their number, 0.7
+            for 2,200 or more, the draws are unreliable.
     """
 
     rows: Float[np.ndarray, "n d"]

@@ -34,9 +34,6 @@ from iwae.typing import Example, LogWeights, PRNGKey, Scalar
 KHAT_WEIGHTS = 5000
 """Number of an example's first weights whose tail is examined, whatever k is."""
 
-DOUBTFUL = 0.7
-"""k-hat above which what is computed from weights is unreliable (Vehtari et al. 2024)."""
-
 
 @lru_cache
 def streamed_bound(

@@ -177,7 +177,7 @@ def _check_two(name: str, value: int) -> None:
 
 
 def ratio_tail(ratio: Float[np.ndarray, " n"], lower: Float[np.ndarray, " n"]) -> float:
-    """k-hat of the ratios w / c over examples: above 0.7, their mean is likely to be too low.
+    """k-hat of the ratios w / c over examples; above `pareto_threshold`, their mean may be too low.
 
     A sample mean understates an expectation that rare large values make. 0 if the ratios differ by
     no more than the rounding of log-likelihoods such as `lower`; nan for fewer than 25 examples.

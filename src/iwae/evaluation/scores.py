@@ -114,7 +114,8 @@ class Scores(NamedTuple):
 
     Attributes:
         log_likelihood: `[n]`, L_k: a lower bound in expectation.
-        error: `[n]`, its Monte Carlo error; it is at least that where `pareto_k` is above 0.7.
+        error: `[n]`, its Monte Carlo error; it is at least that where `pareto_k` is above
+            `iwae.evaluation.diagnostics.pareto_threshold` of k.
         pareto_k: `[n]`, k-hat of the weights; nan for fewer than 25.
     """
 

@@ -25,7 +25,7 @@ from iwae.data.scaling import Scaling, scaling_from
 from iwae.data.tables import SUFFIXES, Table, as_labels, frame_table, names_in, read_table
 from iwae.errors import UserError
 from iwae.evaluation.conditioning import Given, sample_given
-from iwae.evaluation.imputation import Imputed, imputed_slabs
+from iwae.evaluation.imputation import Imputed, imputed_slabs, joined
 from iwae.evaluation.scores import encode_slabs, outlier_p_values, score, score_slabs
 from iwae.models.conditional import ConditionalVAE, Model, with_labels, without_labels
 from iwae.models.likelihoods import complete
@@ -527,15 +527,16 @@ def impute_rows(
     unknown: str = "error",
     seed: int = 0,
     batch_size: int | None = None,
-) -> tuple[Rows, list[np.ndarray], np.ndarray]:
+) -> tuple[Rows, Imputed]:
     """Rows with values in place of missing ones: expectations, or several draws.
 
     Args:
-        anneal: impute rows whose k-hat is above 0.7 again, by annealed importance sampling.
+        anneal: impute rows whose k-hat is above its threshold again, by annealed importance
+            sampling.
 
     Returns:
-        The rows; the completed values `[n, d]` in the units of the data, once or for each draw; and
-        k-hat `[n]` of the weights behind them (`iwae.evaluation.imputation.Imputed`).
+        The rows, and `iwae.evaluation.imputation.Imputed`: the completed values `[draws, n, d]` in
+        the units of the data, `[1, n, d]` of expectations, and k-hat of the weights behind them.
 
     Raises:
         UserError: if the model was not made for missing values, or the rows do not fit.
@@ -551,9 +552,7 @@ def impute_rows(
         seed=seed,
         batch_size=batch_size,
     )
-    found = [*pieces]
-    values = np.concatenate([one.values for one in found], axis=1)
-    return rows, [*values], np.concatenate([one.pareto_k for one in found])
+    return rows, joined(pieces, axis=1)
 
 
 def impute_pieces(
@@ -586,7 +585,7 @@ def impute_pieces(
             done += len(values)
             filled = slab.values[None] if draws is None else slab.values
             whole = np.stack([np.where(np.isnan(values), fit.outwards(x), values) for x in filled])
-            yield Imputed(whole, slab.pareto_k)
+            yield slab._replace(values=whole)
 
     return rows, pieces()
 

@@ -12,7 +12,7 @@ from iwae.data.columns import to_cells
 from iwae.data.delimited import read_cells
 from iwae.data.tables import SUFFIXES, Cells, names_in, written_by_piece
 from iwae.errors import UserError
-from iwae.evaluation.imputation import Imputed
+from iwae.evaluation.imputation import Imputed, joined
 from iwae.files import atomic_write
 from iwae.runs.answers import Fitted, Rows, fitted, impute_pieces
 
@@ -23,10 +23,12 @@ class Completion(NamedTuple):
     Attributes:
         paths: the files written.
         pareto_k: `[n]`, k-hat of each row's weights; nan without gaps.
+        threshold: `[n]`, k-hat above which imputed values are unreliable.
     """
 
     paths: list[Path]
     pareto_k: np.ndarray
+    threshold: np.ndarray
 
 
 def impute_file(
@@ -48,7 +50,8 @@ def impute_file(
         out: path of the same suffix. With `draws`, the files are numbered from 1: `out-1.csv` ...
         draws: number of multiple imputations; None for the expectations.
         overwrite: replace existing files, but never the input table itself.
-        khat: add a column `pareto_k` with k-hat of each row that had gaps.
+        khat: add columns with k-hat of each row that had gaps, `pareto_k`, and the threshold above
+            which imputed values are unreliable, `pareto_k_threshold`.
         weights, options: as for `iwae.runs.answers.impute_rows`.
 
     Raises:
@@ -63,28 +66,29 @@ def impute_file(
         refuse_existing(path, file, overwrite=overwrite)
     if khat and file.suffix.lower() == ".npy":
         raise UserError(f"{out} has no columns to add k-hat to: give a table, or leave out khat")
-    if khat and KHAT in names_in(file):
-        raise UserError(f"{file} has a column {KHAT!r}, the name of the one to add: rename it")
+    if khat and (taken := [name for name in KHAT if name in names_in(file)]):
+        raise UserError(f"{file} has a column {taken[0]!r}, the name of one to add: rename it")
     fit = fitted(run, weights)
     rows, pieces = impute_pieces(run, file, draws=draws, weights=weights, **options)
     if rows.array is None and file.suffix.lower() != ".parquet":
-        every = [*pieces]
-        found = np.concatenate([one.pareto_k for one in every])
-        whole = np.concatenate([one.values for one in every], axis=1)
-        for path, values in zip(paths, whole, strict=True):
+        found = joined(pieces, axis=1)
+        for path, values in zip(paths, found.values, strict=True):
             _write_text(path, file, fit, rows, values, _added(found, khat=khat))
-    else:
-        found = _write_pieces(paths, file, fit, rows, pieces, khat=khat)
-    return Completion(paths, found)
+        return Completion(paths, found.pareto_k, found.threshold)
+    return Completion(paths, *_write_pieces(paths, file, fit, rows, pieces, khat=khat))
 
 
-KHAT = "pareto_k"
-"""The column of k-hat."""
+KHAT = ("pareto_k", "pareto_k_threshold")
+"""The columns of k-hat."""
 
 
-def _added(found: np.ndarray, *, khat: bool) -> Cells:
-    """The columns to add."""
-    return {KHAT: found.astype(np.float32)} if khat else {}
+def _added(found: Imputed, *, khat: bool) -> Cells:
+    """The columns to add, without cells for rows that had no gaps."""
+    if not khat:
+        return {}
+    threshold = np.where(np.isnan(found.pareto_k), np.nan, found.threshold)
+    each = found.pareto_k, threshold
+    return {name: one.astype(np.float32) for name, one in zip(KHAT, each, strict=True)}
 
 
 def refuse_existing(path: Path, file: Path, *, overwrite: bool) -> None:
@@ -108,8 +112,12 @@ def _write_pieces(
     pieces: Iterator[Imputed],
     *,
     khat: bool,
-) -> np.ndarray:
-    """Write the completed tables in the format of the file, all piece by piece; return k-hat."""
+) -> tuple[np.ndarray, np.ndarray]:
+    """Write the completed tables in the format of the file, all piece by piece.
+
+    Returns:
+        k-hat and its threshold, `[n]` each.
+    """
     n, found = len(rows.values), []
 
     def cells(values: np.ndarray, first: int, added: Cells) -> Cells:
@@ -122,12 +130,13 @@ def _write_pieces(
         outputs = [stack.enter_context(written_by_piece(path, n)) for path in paths]
         done = 0
         for piece in pieces:
-            added = _added(piece.pareto_k, khat=khat)
+            added = _added(piece, khat=khat)
             for write, values in zip(outputs, piece.values, strict=True):
                 write(cells(values, done, added))
             done += len(piece.pareto_k)
-            found.append(piece.pareto_k)
-    return np.concatenate(found)
+            found.append((piece.pareto_k, piece.threshold))
+    khats, thresholds = zip(*found, strict=True)
+    return np.concatenate(khats), np.concatenate(thresholds)
 
 
 def _like(file: Path, array: np.ndarray, values: np.ndarray) -> np.ndarray:

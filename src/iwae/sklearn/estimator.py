@@ -31,9 +31,10 @@ from iwae.data.kinds import check_values, make_kind
 from iwae.data.sampling import PSEUDO_INPUTS
 from iwae.data.scaling import Scaling
 from iwae.errors import UserError
+from iwae.evaluation.diagnostics import pareto_threshold
 from iwae.evaluation.examples import CHAIN_ROWS, ROWS, ExampleFn, gather, map_examples
-from iwae.evaluation.imputation import CHAINS, Filling, imputed, pilot_annealer
-from iwae.evaluation.likelihood import DOUBTFUL, annealed_bound, chunk_length, streamed_bound
+from iwae.evaluation.imputation import CHAINS, Filling, Imputed, imputed, pilot_annealer
+from iwae.evaluation.likelihood import annealed_bound, chunk_length, streamed_bound
 from iwae.inference.particles import importance_particles
 from iwae.inference.step_sizes import Annealer, tune_step_size
 from iwae.inference.temperatures import sigmoid_schedule
@@ -662,18 +663,18 @@ class ImportanceWeightedAutoencoder(
             X: `[n, d]`.
             k: importance samples per row; `score_k` if None.
             draws: number of draws from p(x_missing | x_observed) instead (multiple imputation).
-            anneal: impute rows whose k-hat is above 0.7 again, by annealed importance sampling
-                (Neal 2001), which takes longer.
+            anneal: impute rows whose k-hat is above its threshold again, by annealed importance
+                sampling (Neal 2001), which takes longer.
             random_state: an int or a RandomState, for reproducible draws; unlike expectations,
                 these depend on the order of the rows.
-            return_pareto_k: return k-hat of each row too, instead of warning of rows where it is
-                too large.
+            return_pareto_k: return k-hat of each row and its threshold too, instead of warning of
+                rows where it is above this.
 
         Returns:
             `[n, d]`, or `[draws, n, d]`; observed values are unchanged. Of a frame, a frame, or a
             list of `draws` frames, with whole numbers where the column has no others. With
-            `return_pareto_k`, a tuple of this and k-hat `[n]` of the weights of each row (nan for
-            rows without gaps). Where it is above 0.7, imputed values are unreliable.
+            `return_pareto_k`, a tuple of this, k-hat `[n]` of the weights of each row (nan for rows
+            without gaps) and the threshold `[n]` above which imputed values are unreliable.
 
         Raises:
             ValueError: if it was not fitted with `missing`, or for rows unlike those of `fit`.
@@ -690,23 +691,22 @@ class ImportanceWeightedAutoencoder(
             seed = int(check_random_state(random_state).randint(2**31 - 1))
             key = jax.random.key(seed)
             found = imputed(self.model_, inner, key, draws=draws, k=count, anneal=anneal)
-        filled, pareto_k = found
         if not return_pareto_k:
-            warn_doubtful(pareto_k, anneal=anneal)
-        whole = np.where(np.isnan(rows), self._outwards(filled), rows).astype(rows.dtype)
+            warn_doubtful(found, anneal=anneal)
+        whole = np.where(np.isnan(rows), self._outwards(found.values), rows).astype(rows.dtype)
         frame = given_back(self, whole, observed=rows, like=X)
-        return (frame, pareto_k) if return_pareto_k else frame
+        return (frame, found.pareto_k, found.threshold) if return_pareto_k else frame
 
-    def _expected(
-        self, inner: np.ndarray, k: int, *, anneal: bool
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Rows completed by expectations, and their k-hat."""
+    def _expected(self, inner: np.ndarray, k: int, *, anneal: bool) -> Imputed:
+        """Rows completed by expectations."""
         filling = Filling(importance_particles, k)
         values, khat = self._map(filling, inner, max(1, ROWS // k), _IMPUTE)
-        if anneal and (bad := khat > DOUBTFUL).any():
+        threshold = np.full(len(khat), pareto_threshold(k))
+        if anneal and (bad := khat > threshold).any():
             again = Filling(self._annealer(), CHAINS)
             values[bad], khat[bad] = self._map(again, inner[bad], CHAIN_ROWS // CHAINS, _AGAIN)
-        return values, khat
+            threshold[bad] = pareto_threshold(CHAINS)
+        return Imputed(values, khat, threshold)
 
     @float32
     def _annealer(self) -> Annealer:

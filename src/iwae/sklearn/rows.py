@@ -12,7 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 from iwae.data import Kind
 from iwae.data.scaling import fit_scaling, is_constant, refuse_merged, scaled_columns
 from iwae.errors import counted
-from iwae.evaluation.likelihood import DOUBTFUL
+from iwae.evaluation.imputation import Imputed
 from iwae.sklearn.frames import refuse_words
 
 
@@ -112,12 +112,12 @@ def standards(
     return found
 
 
-def warn_doubtful(pareto_k: Float[np.ndarray, " n"], *, anneal: bool) -> None:
+def warn_doubtful(found: Imputed, *, anneal: bool) -> None:
     """Warn of rows whose imputed values are unreliable by k-hat of their weights."""
-    count = int((pareto_k > DOUBTFUL).sum())
+    count = int((found.pareto_k > found.threshold).sum())
     if count:
         warnings.warn(
-            f"k-hat is above {DOUBTFUL} for {counted(count, 'row')}, whose imputed values are "
+            f"k-hat is too large for {counted(count, 'row')}, whose imputed values are "
             f"unreliable: {'raise max_iter, or hide' if anneal else 'anneal them'}",
             UserWarning,
             stacklevel=3,
