@@ -29,7 +29,11 @@ def main() -> None:
 
     def fit() -> None:
         ImportanceWeightedAutoencoder(
-            max_iter=options.epochs, batch_size=100, early_stopping=False, random_state=0
+            max_iter=options.epochs,
+            batch_size=100,
+            ema=None,
+            early_stopping=False,
+            random_state=0,
         ).fit(rows)
 
     def trainer() -> None:

@@ -274,6 +274,16 @@ def test_a_second_fit_of_the_same_shape_compiles_nothing():
         jax.monitoring.unregister_event_duration_listener(listen)
 
 
+def test_the_weights_are_a_moving_average_of_which_less_is_the_start():
+    one_step = {"early_stopping": False, "max_iter": 1, "batch_size": 64}
+    start = small(ema=None, learning_rate_init=1e-12, **one_step).fit(rows()).model_
+    end = small(ema=None, **one_step).fit(rows()).model_
+    expected = jax.tree.map(lambda a, b: 0.1 * a + 0.9 * b, start, end)
+    found = small(**one_step).fit(rows()).model_
+    for leaf, mean in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(leaf, mean, rtol=1e-5, atol=1e-7)
+
+
 @pytest.mark.slow
 def test_early_stopping_gives_the_best_weights_and_says_when_it_was_too_early():
     # Twelve rows are learnt by heart, which the others do not like.
@@ -477,7 +487,7 @@ def test_a_row_without_a_value_has_probability_one_and_the_means(monkeypatch):
     monkeypatch.setattr("iwae.sklearn.estimator.pareto_threshold", lambda _: -9.0)
     words = f"k-hat is too large for {np.isfinite(khat).sum()} rows, whose imputed values are unr"
     with pytest.warns(UserWarning, match=words):
-        np.testing.assert_array_equal(model.impute(data, k=1000), filled)
+        np.testing.assert_array_equal(model.impute(data, k=1000, anneal=False), filled)
 
 
 def test_what_says_nothing_is_refused():
@@ -699,6 +709,7 @@ def test_counts_that_are_none_are_refused(count, name):
     [
         ({"learning_rate_init": 0.0}, "learning_rate_init == 0.0"),
         ({"validation_fraction": 1.0}, "validation_fraction"),
+        ({"ema": 1.0}, "ema == 1.0, must be a number between 0 and 1, or None"),
         ({"tol": -1.0}, "tol == -1.0"),
         ({"tol": "0"}, "tol == '0'"),
         ({"observation": 5}, "observation == 5"),

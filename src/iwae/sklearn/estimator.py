@@ -63,6 +63,7 @@ from iwae.sklearn.rows import (
     check_gaps,
     check_hide,
     check_labels,
+    check_number,
     check_option,
     check_order,
     check_source,
@@ -77,7 +78,7 @@ from iwae.training.hiding import hidden_share
 from iwae.training.loop import Best, Plan, Report, init_best, training
 from iwae.training.progress import show_training
 from iwae.training.schedules import StagedSchedule, adam, staged
-from iwae.training.steps import Settings, init_state, replicate_model
+from iwae.training.steps import Settings, init_state, replicate_model, weights
 from iwae.typing import PRNGKey
 
 AT_A_TIME = 32
@@ -134,6 +135,8 @@ class ImportanceWeightedAutoencoder(
             Likelihoods, samples and reconstructions are in the units of the data.
         learning_rate_init: initial learning rate of Adam; it falls to 0.3 and 0.1 of this after a
             half and three quarters of `max_iter`.
+        ema: decay of a moving average of the weights, over about 1 / (1 - ema) steps, which is what
+            is validated and kept; None for no average.
         batch_size: rows per step; "auto" is a fiftieth of the rows, between 16 and 100.
         max_iter: maximum number of passes over the training rows.
         early_stopping: hold out some rows, and stop when their bound no longer rises. The weights
@@ -185,6 +188,7 @@ class ImportanceWeightedAutoencoder(
         posterior: Any = "normal",
         standardize: Any = True,
         learning_rate_init: Any = 1e-3,
+        ema: Any = 0.99,
         batch_size: Any = "auto",
         max_iter: Any = 400,
         early_stopping: Any = True,
@@ -210,6 +214,7 @@ class ImportanceWeightedAutoencoder(
         self.posterior = posterior
         self.standardize = standardize
         self.learning_rate_init = learning_rate_init
+        self.ema = ema
         self.batch_size = batch_size
         self.max_iter = max_iter
         self.early_stopping = early_stopping
@@ -256,7 +261,7 @@ class ImportanceWeightedAutoencoder(
         blank, batch_size = self._blank(kind, train, init_key), self._batch(len(train))
         declared = check(self._declaration(), 1, discrete=blank.has_discrete)
         share = hidden_share(self.hide, self.missing, gaps=bool(np.isnan(train).any()))
-        settings = _settings(declared, batch_size, share)
+        settings = _settings(declared, batch_size, share, self.ema)
         plan = Plan(
             self.max_iter,
             patience=self.n_iter_no_change if self.early_stopping else None,
@@ -276,9 +281,9 @@ class ImportanceWeightedAutoencoder(
                 yield report
 
         def learnt() -> dict[str, Any]:
-            weights = best.params if self.early_stopping else state.params
+            chosen = best.params if self.early_stopping else weights(state)
             curves = self._curves(reports, best, validation)
-            return {"model_": replicate_model(blank, weights, 0), **curves}
+            return {"model_": replicate_model(blank, chosen, 0), **curves}
 
         self._n_features_out = blank.widths[0]
         show_training(with_tasks(self, X, run(), learnt), quiet=not self.verbose)
@@ -355,10 +360,10 @@ class ImportanceWeightedAutoencoder(
             ("validation_fraction", lambda value: 0 < value < 1, "between 0 and 1"),
             ("tol", lambda value: 0 <= value < math.inf, "of at least 0"),
         ):
-            value = getattr(self, name)
-            if not isinstance(value, int | float | np.number) or not legal(value):
-                raise ValueError(f"{name} == {value!r}, must be a number {words}")
+            check_number(name, getattr(self, name), legal, words)
         check_hide(self.hide, self.missing)
+        if self.ema is not None:
+            check_number("ema", self.ema, lambda value: 0 < value < 1, "between 0 and 1, or None")
         for name in ("standardize", "early_stopping"):
             if not isinstance(getattr(self, name), bool | np.bool_):
                 raise ValueError(f"{name} == {getattr(self, name)!r}, must be True or False")
@@ -809,8 +814,11 @@ def _is_none(node: Any) -> bool:
 
 
 @lru_cache
-def _settings(declaration: Declaration, batch_size: int, hide: float | None) -> Settings:
+def _settings(
+    declaration: Declaration, batch_size: int, hide: float | None, ema: float | None
+) -> Settings:
     """Settings of training; cached, because programs are compiled for the object."""
     plain_bound = compose(unmodified(declaration), 1)
     objective, share = compose(declaration, 1), float(hide or 0.0)
-    return Settings(objective, adam(), batch_size, validated=plain_bound, hide=share)
+    decay = None if ema is None else float(ema)
+    return Settings(objective, adam(), batch_size, validated=plain_bound, ema=decay, hide=share)

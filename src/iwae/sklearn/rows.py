@@ -2,7 +2,7 @@
 
 import warnings
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,12 @@ def check_count(name: str, value: Any) -> int:
     if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < 1:
         raise ValueError(f"{name} == {value!r}, must be a whole number of at least 1")
     return int(value)
+
+
+def check_number(name: str, value: Any, legal: Callable[[Any], bool], words: str) -> None:
+    """Raise ValueError if the value is not a number that is legal, as the words say."""
+    if not isinstance(value, int | float | np.number) or not legal(value):
+        raise ValueError(f"{name} == {value!r}, must be a number {words}")
 
 
 def check_option(name: str, value: Any, hint: Any) -> None:
