@@ -1,11 +1,17 @@
-"""Memory for files larger than it: the peak of each command, for a small file and a large one.
+"""Memory for large files: the peak of each command, for a small file and a large one.
 
     python benchmarks/large_files.py [--gigabytes 0.3 3] [--suffixes .npy .parquet] [--json FILE]
+    python benchmarks/large_files.py --csv 100000 [--json FILE]
 
 A file of float64 rows, sorted by their first column, is written in blocks. `train` makes one epoch
 with a tenth held out, streamed, and validates; `train in memory` loads the same file, as a run
 without streaming does, and stops after the first dispatch; `encode` writes the latents of all rows.
-Each runs in a process of its own, whose largest resident set is reported, with its seconds.
+
+With `--csv`, a table of so many rows with empty cells is written instead. `read` parses it, and
+`score` is `iwae score --k 100` of all its rows, by a model of the default size.
+
+Each runs in a process of its own, whose largest resident set is reported, with its seconds and,
+since other processes may share the cores, the seconds of processor time.
 """
 
 import argparse
@@ -18,9 +24,11 @@ import sys
 import tempfile
 import time
 from datetime import UTC, datetime
+from functools import partial
 from importlib.metadata import version
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -28,6 +36,7 @@ from iwae.data.rows import stored
 from iwae.files import atomic_write
 
 COLUMNS, ROWS = 200, 2**15
+CSV_COLUMNS, EMPTY = 50, 0.1
 SUFFIXES = (".npy", ".parquet")
 
 
@@ -60,6 +69,18 @@ def to_parquet(source: Path, path: Path) -> None:
             writer.write_table(pa.table(dict(zip(names, columns, strict=True))))
 
 
+def write_csv(path: Path, n: int) -> None:
+    """Write a table of real numbers that depend, a tenth of whose cells are empty."""
+    import pandas as pd
+
+    rng = np.random.default_rng(0)
+    rows = rng.normal(size=(n, 5)) @ rng.normal(size=(5, CSV_COLUMNS))
+    rows += 0.1 * rng.normal(size=rows.shape)
+    rows[rng.random(rows.shape) < EMPTY] = np.nan
+    names = [f"c{i}" for i in range(CSV_COLUMNS)]
+    pd.DataFrame(rows, columns=names).to_csv(path, index=False, float_format="%.6g")
+
+
 def train(file: Path, run: Path, *, stream: bool) -> None:
     """An epoch of a small model, or the first dispatch of one in memory."""
     from iwae import TrainConfig, start_run
@@ -87,11 +108,51 @@ def encode(file: Path, run: Path) -> None:
     encode([str(run), str(file), "--out", str(run.parent / "latents.npy"), "--overwrite"])
 
 
+def train_csv(file: Path, run: Path) -> None:
+    """An epoch of a model of the default size for tables."""
+    from iwae import TrainConfig, start_run
+
+    config = TrainConfig(
+        dataset=str(file), missing="at-random", epochs=1, validation=0.1, batch_size=1000
+    )
+    for _ in start_run(config, run):
+        pass
+
+
+def read(file: Path, run: Path) -> None:  # noqa: ARG001 - as the other commands
+    """Parse the file."""
+    from iwae.data.tables import read_table
+
+    read_table(file)
+
+
+def score(file: Path, run: Path) -> None:
+    """Log-likelihoods of all rows, and their p-values."""
+    from iwae.cli.answers import score
+
+    score([str(run), str(file), "--k", "100", "--out", str(run.with_suffix(".csv"))])
+
+
 COMMANDS = {
     "train": lambda file, run: train(file, run, stream=True),
     "train in memory": lambda file, run: train(file, run.with_name("memory"), stream=False),
     "encode": encode,
 }
+CSV_COMMANDS = {"read": read, "train csv": train_csv, "score": score}
+
+
+def measure(name: str, file: Path, run: Path) -> None:
+    """Run a command in this process, and print its peak in GB and its seconds."""
+    start = time.perf_counter()
+    {**COMMANDS, **CSV_COMMANDS}[name](file, run)
+    seconds = time.perf_counter() - start
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    found = {
+        "peak": round(used.ru_maxrss * 1024 / 1e9, 3),
+        "seconds": round(seconds, 1),
+        "processor": round(used.ru_utime + used.ru_stime, 1),
+    }
+    print(json.dumps(found))
 
 
 def measured(name: str, file: Path, run: Path) -> dict[str, float]:
@@ -101,40 +162,55 @@ def measured(name: str, file: Path, run: Path) -> dict[str, float]:
     return json.loads(done.stdout.splitlines()[-1])
 
 
+def of_size(gigabytes: float, suffix: str, commands: list[str], folder: Path) -> dict[str, Any]:
+    """What each command takes for a file of one size."""
+    file, run = folder / "rows.npy", folder / "run"
+    write(file, gigabytes)
+    if suffix == ".parquet":
+        to_parquet(file, file.with_suffix(suffix))
+        file.unlink()
+    found = {name: measured(name, file.with_suffix(suffix), run) for name in commands}
+    return {"gigabytes": gigabytes, "suffix": suffix, "commands": found}
+
+
+def of_csv(rows: int, folder: Path) -> dict[str, Any]:
+    """What each command takes for a table of text."""
+    file = folder / "table.csv"
+    write_csv(file, rows)
+    found = {name: measured(name, file, folder / "run") for name in CSV_COMMANDS}
+    size = round(file.stat().st_size / 1e9, 3)
+    return {"gigabytes": size, "rows": rows, "columns": CSV_COLUMNS, "commands": found}
+
+
 def main() -> None:
     """Print the peak of each command for each size."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--gigabytes", nargs="+", type=float, default=[0.3, 3.0])
     parser.add_argument("--suffixes", nargs="+", choices=SUFFIXES, default=[*SUFFIXES])
     parser.add_argument("--commands", nargs="+", choices=COMMANDS, default=[*COMMANDS])
+    parser.add_argument("--csv", type=int, help="instead: rows of a table with empty cells")
     parser.add_argument("--folder", type=Path, help="where there is room for the files")
     parser.add_argument("--json", type=Path, help="also write the numbers to this file")
     parser.add_argument("--command", nargs=3, metavar=("NAME", "FILE", "RUN"), help="used inside")
     options = parser.parse_args()
     if options.command:
         name, file, run = options.command
-        start = time.perf_counter()
-        COMMANDS[name](Path(file), Path(run))
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
-        print(json.dumps({"peak": round(peak, 3), "seconds": round(time.perf_counter() - start)}))
+        measure(name, Path(file), Path(run))
         return
+    cases = [
+        partial(of_size, size, suffix, options.commands)
+        for size, suffix in product(options.gigabytes, options.suffixes)
+    ]
     results = []
-    for size, suffix in product(options.gigabytes, options.suffixes):
+    for case in cases if options.csv is None else [partial(of_csv, options.csv)]:
         with tempfile.TemporaryDirectory(dir=options.folder) as folder:
-            file = Path(folder) / "rows.npy"
-            write(file, size)
-            if suffix == ".parquet":
-                to_parquet(file, file.with_suffix(".parquet"))
-                file.unlink()
-            file, run = file.with_suffix(suffix), Path(folder) / "run"
-            found = {name: measured(name, file, run) for name in options.commands}
-        results.append({"gigabytes": size, "suffix": suffix, "commands": found})
-        print(f"{size:g} GB of {suffix}: {json.dumps(found)}", flush=True)
+            results.append(case(Path(folder)))
+        print(json.dumps(results[-1]), flush=True)
     if options.json:
         record = {
             "date": datetime.now(UTC).isoformat(timespec="seconds"),
             "machine": platform.machine(),
-            "cores": os.cpu_count(),
+            "cores": len(os.sched_getaffinity(0)),
             "version": version("iwae"),
             "results": results,
         }

@@ -22,6 +22,7 @@ from result_tables.slopes import slopes_table
 from result_tables.speed import (
     aiwae_table,
     costs_table,
+    csv_table,
     memory_table,
     queue_table,
     schedules_table,
@@ -92,6 +93,7 @@ BLOCKS: dict[str, Callable[[Path], str]] = {
     "resampling": resampling_table,
     "schedules": schedules_table,
     "large-files": memory_table,
+    "large-csv": csv_table,
     "sides": sides_table,
     "queue": queue_table,
     "imputation": imputation_table,

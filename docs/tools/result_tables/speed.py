@@ -138,3 +138,24 @@ def memory_table(results: Path) -> str:
         | {f"`{name}`": f"{one['peak']:.2f} GB" for name, one in found["commands"].items()}
         for found in benchmark(results, "large_files")["results"]
     )
+
+
+CSV_WORDS = {
+    "read": "reading the file",
+    "train csv": "`iwae train`, one epoch",
+    "score": "`iwae score --k 100`",
+}
+"""What a command of the record does."""
+
+
+def csv_table(results: Path) -> str:
+    """Markdown: processor time and memory for a table of text in `benchmarks/large_files.py`."""
+    (found,) = benchmark(results, "large_csv")["results"]
+    return markdown(
+        {
+            "what": CSV_WORDS[name],
+            "processor time": f"{one['processor']:.1f} s",
+            "memory": f"{one['peak']:.2f} GB",
+        }
+        for name, one in found["commands"].items()
+    )
