@@ -143,7 +143,7 @@ def memory_table(results: Path) -> str:
 CSV_WORDS = {
     "read": "reading the file",
     "train csv": "`iwae train`, one epoch",
-    "score": "`iwae score --k 100`",
+    "score": "`iwae score`, k = 100",
 }
 """What a command of the record does."""
 

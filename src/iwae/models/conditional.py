@@ -180,7 +180,7 @@ def check_examples(model: AbstractLatentModel, examples: Examples, *, values: bo
     _check_shape(model, vae, rows.shape)
     if values and vae.kind.name in KINDS:
         given = rows[:, : vae.n_data]  # without labels
-        check_values(given, vae.kind, "a value of examples", missing=vae.missing is not None)
+        check_values(given, vae.kind, "examples", missing=vae.missing is not None)
 
 
 def _check_shape(model: Model, vae: VAE, shape: tuple[int, ...]) -> None:
