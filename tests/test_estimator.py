@@ -768,7 +768,7 @@ def test_columns_of_any_size_are_standardised(dtype):
     shift, scale = standards(data.astype(dtype), Kind("gaussian"), standardize=True)
     np.testing.assert_allclose(shift, data.mean(axis=0), rtol=1e-6)
     np.testing.assert_allclose(scale, data.std(axis=0), rtol=1e-5)
-    with pytest.raises(ValueError, match="X, column 2: its values are too large to be standardised"):
+    with pytest.raises(ValueError, match="X, column 2: its values are too large to be"):
         standards(rows() * np.array([1.0, 1e200, 1.0]), Kind("gaussian"), standardize=True)
 
 

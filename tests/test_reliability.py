@@ -30,6 +30,7 @@ from iwae.errors import UserError
 from iwae.files import atomic_folder, atomic_write
 from iwae.models.vae import VAE
 from iwae.reports import gallery
+from iwae.results.store import write_files
 from iwae.runs import trackers
 from iwae.runs.course import start_run
 from iwae.runs.folder import run_config
@@ -204,6 +205,22 @@ def test_a_run_whose_folder_is_removed_ends_with_one_line(
     assert (status, err.count("\n")) == (1, 1)
     assert f"iwae: {run} was removed or replaced during training" in err
     assert not (run / "models").exists()
+
+
+@pytest.mark.parametrize("file", [".npz", ".json"])
+def test_a_record_whose_run_is_removed_is_missed(tmp_path, monkeypatch, file):
+    def replace(self, path):
+        self.rename(path)
+        if path.suffix == file:
+            shutil.rmtree(tmp_path / "run")
+
+    monkeypatch.setattr(files, "_sync", lambda _: None)
+    monkeypatch.setattr(Path, "replace", replace)
+    path = tmp_path / "run" / "evaluations" / "record.json"
+    path.parent.mkdir(parents=True)
+    with pytest.raises(FileNotFoundError, match=r"record|evaluations"):
+        write_files(path, {"a": 1}, {"values": np.zeros(3)})
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("name", [".lock", "metrics.jsonl"])

@@ -706,7 +706,9 @@ def test_grey_levels_have_no_likelihood_under_bernoulli(value):
         lambda: train(model, binary, bound(iwae, k=2), validation=grey, **options),
         lambda: log_likelihoods(model, grey, key, k=2),
     ):
-        with pytest.raises(UserError, match=rf"examples: row 1, column 1 is {value}: .* takes 0 or 1; "):
+        with pytest.raises(
+            UserError, match=rf"examples: row 1, column 1 is {value}: .* takes 0 or 1; "
+        ):
             call()
 
 

@@ -15,14 +15,17 @@ TEMPORARY = ".iwae-"
 
 
 @contextmanager
-def atomic_write(path: Path) -> Iterator[Path]:
+def atomic_write(path: Path, *, parents: bool = True) -> Iterator[Path]:
     """Yield a temporary path beside `path`, and move it to `path` if the block succeeds.
 
     A reader sees either the old file or the new one, never part of one, even after a power cut.
     What an earlier process left unfinished in the folder, because it was killed, is removed.
+
+    Args:
+        parents: make the folders above that of the file, too.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    path.parent.mkdir(parents=parents, exist_ok=True)
     # Keep the suffix: matplotlib and NumPy choose the file format by it.
     with _temporary(path.parent, path.suffix) as temporary, _named(path, temporary):
         yield temporary

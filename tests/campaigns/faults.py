@@ -236,7 +236,8 @@ def strike(root: Path, command: str, name: str, at: int, whole: Mapping[str, str
         return None  # there is no n-th write
     if ended.status or fault.fails:
         wrong = judge_failure(ended) if ended.status or name != "full disk for a moment" else None
-        if wrong or not fault.fails:
+        done_by_the_other = bool(second) and not second[0].status
+        if wrong or not (fault.fails or done_by_the_other):
             return f"failed: {wrong or ended.err}"
     if second and second[0].status and (wrong := judge_failure(second[0])):
         return f"the second writer failed: {wrong}"

@@ -5,6 +5,7 @@ the finished ones of a folder into `records.jsonl` and `values.npz`. What is the
 name replaces what is packed under that name.
 """
 
+import errno
 import hashlib
 import json
 import lzma
@@ -132,12 +133,18 @@ def write_record(
 
 
 def write_files(path: Path, document: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> None:
-    """Write a record, and the values behind it if it has any, as files of their own."""
+    """Write a record, and the values behind it if it has any, as files of their own.
+
+    Raises:
+        FileNotFoundError: if the run was removed meanwhile; no part of it is made again.
+    """
     if arrays:
-        with atomic_write(path.with_suffix(".npz")) as temporary:
+        with atomic_write(path.with_suffix(".npz"), parents=False) as temporary:
             np.savez_compressed(temporary, allow_pickle=False, **arrays)
-    with atomic_write(path) as temporary:
+    with atomic_write(path, parents=False) as temporary:
         temporary.write_text(text_of(document))
+    if not path.exists():
+        raise FileNotFoundError(errno.ENOENT, "removed while it was written", str(path))
 
 
 def text_of(document: Mapping[str, Any]) -> str:
