@@ -11,6 +11,7 @@ from PIL import Image
 from cases import quick_rows
 from iwae import (
     VAE,
+    ConditionalVAE,
     TrainConfig,
     UserError,
     encode,
@@ -25,8 +26,11 @@ from iwae import (
     start_run,
 )
 from iwae.cli.answers import _given
-from iwae.runs.answers import Fitted, fitted, read_rows
-from iwae.runs.completion import impute_file
+from iwae.data.columns import Column
+from iwae.data.delimited import read_cells
+from iwae.evaluation.imputation import Imputed
+from iwae.runs.answers import Fitted, Rows, _value, fitted, read_rows
+from iwae.runs.completion import _commas, _write_pieces, impute_file
 
 WEIGHT, BIAS, SCALE = np.float32([[1.5, -0.5, 0.8]]), np.float32([1.0, 0.0, -2.0]), 0.5
 COVARIANCE = WEIGHT.T @ WEIGHT + SCALE**2 * np.eye(3)
@@ -217,6 +221,13 @@ def test_completed_tables_keep_what_was_observed(run):
         np.testing.assert_array_equal(one[~gaps], rows.values[~gaps])
 
 
+def test_a_carriage_return_in_a_cell_ends_no_line_of_the_completed_table(run):
+    file, out = run.parent / "returns.csv", run.parent / "returned.csv"
+    file.write_text(TABLE.replace("b;;", '"b\rb";;'), newline="")
+    impute_file(run, file, out, k=20)
+    assert [line[0] for line in read_cells(out)[2]] == ["a", "b\rb", "c"]
+
+
 def test_a_column_of_k_hat_is_added_on_request(run):
     file, out = run.parent / "new.csv", run.parent / "khat.csv"
     done = impute_file(run, file, out, k=25, khat=True, anneal=False)
@@ -250,7 +261,6 @@ def test_samples_are_in_the_units_and_words_of_the_table(run):
         ({"town": "x"}, "no column 'town'"),
         ({"city": "Rome"}, "no level 'Rome'"),
         ({"paid": "1"}, "no level '1'; known: False, True"),
-        ({"age": "nan"}, "age is a number, not 'nan'"),  # which would be no condition
     ):
         with pytest.raises(UserError, match=words):
             sample_rows(run, 5, given=wrong)
@@ -265,6 +275,59 @@ def test_grey_images_are_rows_of_a_model_of_colour(tmp_path):
     fit = Fitted(model, (), None, {"shape": [3, 2, 3]}, tmp_path)
     values = np.asarray(read_rows(fit, tmp_path).values)
     np.testing.assert_array_equal(values.reshape(2, 3, 2, 3), np.stack([pixels] * 3, axis=-1))
+
+
+def test_images_of_another_shape_are_refused_though_they_have_as_many_values(tmp_path):
+    """Read row by row, a picture that lies on its side would get the likelihood of another."""
+    Image.fromarray(np.zeros((2, 3), np.uint8)).save(tmp_path / "lying.png")
+    np.save(tmp_path / "flat.npy", np.zeros((2, 6), np.uint8))
+    model = VAE(6, (1,), ((2,),), observation="logistic-mixture", key=key())
+    fit = Fitted(model, (), None, {"shape": [3, 2]}, tmp_path)
+    with pytest.raises(
+        UserError, match=r"has examples of 2 x 3, but .* examples of 3 x 2: turn"
+    ):
+        read_rows(fit, tmp_path)
+    assert read_rows(fit, tmp_path / "flat.npy").values.shape == (2, 6)
+
+
+def test_sub_folders_are_the_labels_of_a_conditional_model(tmp_path):
+    for i, label in enumerate(["cat", "dog", "cat"]):
+        (tmp_path / "in" / label).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.full((2, 2), i, np.uint8)).save(tmp_path / "in" / label / f"{i}.png")
+    model = ConditionalVAE(VAE(4, (1,), ((2,),), observation="logistic-mixture", key=key()), 3)
+    fit = Fitted(model, (), None, {"shape": [2, 2], "classes": ["ant", "dog", "cat"]}, tmp_path)
+    rows = read_rows(fit, tmp_path / "in")
+    assert rows.ids["file"].tolist() == ["cat/0.png", "cat/2.png", "dog/1.png"]
+    np.testing.assert_array_equal(rows.examples[:, 4:], np.eye(3)[[2, 2, 1]])
+    with pytest.raises(UserError, match="cat has no labels: give a folder of images in sub-fold"):
+        read_rows(fit, tmp_path / "in" / "cat")
+    (tmp_path / "in" / "dog").rename(tmp_path / "in" / "cow")
+    with pytest.raises(UserError, match=r"in has the label 'cow'; .* knows ant, dog, cat"):
+        read_rows(fit, tmp_path / "in")
+
+
+def test_observed_fractions_stay_in_a_parquet_column_that_was_whole(tmp_path):
+    columns = (Column("age", "gaussian", whole=True), Column("kids", "gaussian", whole=True))
+    values, full = np.array([[30.5, 2], [40, np.nan]]), np.array([[30.5, 2], [40, 3.2]])
+    ids = {"id": np.array(["a", "b"], object)}
+    rows = Rows(values, values.astype(np.float32), ids, columns=columns)
+    pieces = iter([Imputed(full[None, i : i + 1], *[np.array([np.nan])] * 2) for i in range(2)])
+    path = tmp_path / "full.parquet"
+    _write_pieces([path], tmp_path / "x.parquet", rows, pieces, khat=False)
+    expected = pd.DataFrame({"id": ["a", "b"], "age": [30.5, 40.0], "kids": [2, 3]})
+    pd.testing.assert_frame_equal(pd.read_parquet(path), expected, check_dtype=False)
+
+
+def test_decimal_commas_are_those_of_the_numbers():
+    """Commas and points in words say nothing, and words keep theirs."""
+    columns = (
+        Column("age", "gaussian"),
+        Column("city", "categorical:2", ("Oslo, North", "St. Ives")),
+        Column("kids", "gaussian"),
+    )
+    for cell, comma in (("40.5", False), ("40,5", True)):
+        lines = [[cell, "Oslo, North", "1"], ["", "", "2"]]
+        assert _commas(lines, range(3), columns) == [comma, False, comma]
 
 
 @pytest.mark.parametrize(
@@ -286,6 +349,13 @@ def test_given_values_of_another_form_are_refused(text):
         UserError, match=r"--given: .* is not NAME=VALUE, such as 'age=40, city=Oslo'"
     ):
         _given(text)
+
+
+@pytest.mark.parametrize("word", ["old", "nan", "inf", "1_0", "٤٠", "31,5"])
+def test_given_numbers_are_those_of_a_file(word):
+    """Python takes 1_0 for 10, and NaN would be no condition."""
+    with pytest.raises(UserError, match="age is a number, not"):
+        _value(Column("age", "gaussian"), word)
 
 
 def test_rows_that_do_not_fit_are_refused(run):

@@ -188,6 +188,8 @@ def test_frames_unlike_that_of_fit_are_refused(change, words):
         (_day, "'day' holds dates or times: leave it out, or write numbers"),
         (lambda frame: frame.assign(w=[f"w{i}" for i in range(N)]), "leave it out, or insist"),
         (lambda frame: frame.assign(w=list(map(str, range(N)))), "'w' holds numbers as text"),
+        (lambda frame: frame.assign(w=None), "column 9 of X has no value in any row: leave it out"),
+        (lambda frame: frame[:0], r"0 sample\(s\)"),
         (lambda frame: frame.rename(columns={"age": "size"}), "several columns of one name"),
         (lambda frame: frame.rename(columns={"age": 3}), "column name 3, which is not a string"),
     ],

@@ -160,6 +160,16 @@ def test_a_wide_table_of_bytes_is_not_guessed(tmp_path):
     assert load_dataset(tmp_path / "a.csv", observation="poisson").columns[0].kind == "poisson"
 
 
+def test_an_empty_column_does_not_hide_the_others_of_a_wide_table(tmp_path):
+    """Whose extent would be NaN, and a warning of NumPy."""
+    rows = np.random.default_rng(0).integers(0, 999, (20, 64)).astype(str)
+    names = ",".join(f"p{i}" for i in range(65))
+    lines = [names, *(",".join([*row, ""]) for row in rows)]
+    (tmp_path / "a.csv").write_text("\n".join(lines) + "\n")
+    with pytest.raises(UserError, match=r"column 65 \('p64'\) has no value in any training row"):
+        load_dataset(tmp_path / "a.csv", missing=True)
+
+
 def test_a_long_line_is_no_single_cell(tmp_path):
     names = ",".join(f"column{i}" for i in range(20_000))
     row = ",".join(["0.123456"] * 20_000)

@@ -18,6 +18,7 @@ import numpy as np
 
 from iwae.data.delimited import in_digits, is_almost, is_number
 from iwae.data.kinds import LARGEST_COUNT, Kind, column_kinds, make_kind
+from iwae.data.rows import Examples, blocks
 from iwae.data.tables import Table, dates, few
 from iwae.errors import UserError
 
@@ -136,7 +137,9 @@ def _span(low: float, high: float) -> str:
 def _words(table: Table, i: int) -> Column:
     name, present = table.names[i], [cell for cell in table.columns[i] if cell is not None]
     levels = tuple(sorted(set(present)))
-    if levels and {level.lower() for level in levels} <= _TRUTH and len(levels) <= 2:
+    if not levels:
+        return Column(name, "gaussian", why="no value")
+    if {level.lower() for level in levels} <= _TRUTH and len(levels) <= 2:
         return _truth(name, levels)
     refuse_numbers(table, i, levels)
     count = table.counts[i] if table.counts else len(present)
@@ -208,8 +211,9 @@ def _refuse_bytes(table: Table) -> None:
     numeric = [column for column in table.columns if column.dtype != object]
     if len(numeric) < max(PIXELS, len(table.columns)):
         return
-    low, high = (np.array([f(column) for column in numeric]) for f in (np.nanmin, np.nanmax))
-    if low.min() < 0 or high.max() > 255 or high.max() <= 1:
+    some = [column for column in numeric if not np.isnan(column).all()]
+    low, high = (f([f(column) for column in some], initial=0) for f in (np.nanmin, np.nanmax))
+    if low < 0 or high > 255 or high <= 1:
         return
     if all(_are_whole(column) for column in numeric):
         raise UserError(
@@ -368,6 +372,17 @@ def to_cells(values: np.ndarray, columns: Sequence[Column]) -> dict[str, np.ndar
     if no value of the column is missing, else float64. Codes are rounded to the nearest level.
     """
     return {column.name: _cells(values[:, j], column) for j, column in enumerate(columns)}
+
+
+def with_fractions(columns: Sequence[Column], values: Examples) -> tuple[Column, ...]:
+    """The columns, those with fractions among some values `[n, d]` as no longer whole."""
+    whole = np.ones(len(columns), bool)
+    for _, block in blocks(values):
+        whole &= (np.isnan(block) | (block == np.rint(block))).all(axis=0)
+    return tuple(
+        one._replace(whole=one.whole and bool(is_whole))
+        for one, is_whole in zip(columns, whole, strict=True)
+    )
 
 
 def _cells(values: np.ndarray, column: Column) -> np.ndarray:

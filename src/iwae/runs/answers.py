@@ -16,6 +16,7 @@ from jaxtyping import Float
 
 from iwae.data.arrays import check_array, read_arrays
 from iwae.data.columns import Column, codes_of, from_json, given_columns, to_cells, to_values
+from iwae.data.delimited import is_number
 from iwae.data.images import in_colour, read_images
 from iwae.data.kinds import check_values
 from iwae.data.own import is_large
@@ -97,12 +98,14 @@ class Rows(NamedTuple):
         examples: the same as the model takes them, float32.
         ids: columns to carry through, by name.
         array: the rows as they were, if they are an array; None for a table.
+        columns: of a table, in the order of the values; empty for an array.
     """
 
     values: Examples
     examples: Examples
     ids: Mapping[str, Examples]
     array: Examples | None = None
+    columns: tuple[Column, ...] = ()
 
     def carried(self, first: int, last: int) -> Cells:
         """The columns to carry through, of some of the rows."""
@@ -174,9 +177,11 @@ def read_rows(fit: Fitted, source: Source, *, unknown: str = "error") -> Rows:
         table = frame_table(source, drop=drop, ids=ids)
     else:
         table = read_table(path, drop=drop, ids=ids)
-    values = to_values(table, _wanted(fit, table.names, table.where), unknown=unknown)
+    columns = _wanted(fit, table.names, table.where)
+    values = to_values(table, columns, unknown=unknown)
     carried = {name: cells for name, cells in table.ids.items() if name != label}
-    return Rows(values, _examples(fit, values, table.where, _labels(fit, table)), carried)
+    examples = _examples(fit, values, table.where, _labels(fit, table))
+    return Rows(values, examples, carried, columns=columns)
 
 
 def _wanted(fit: Fitted, names: Sequence[str], where: str) -> tuple[Column, ...]:
@@ -204,7 +209,8 @@ def _stored_rows(fit: Fitted, path: Path, unknown: str) -> Rows:
     columns = _wanted(fit, names, str(path))
     values = stored_values(path, pieces(path, drop=drop, ids=ids), columns, unknown=unknown)
     check_array(str(path), "data", values, place=places(columns), missing=True)
-    return Rows(values, _examples(fit, values, str(path), None), cells_of(path, ids))
+    examples = _examples(fit, values, str(path), None)
+    return Rows(values, examples, cells_of(path, ids), columns=columns)
 
 
 def _array_rows(fit: Fitted, path: Path) -> Rows:
@@ -215,15 +221,16 @@ def _array_rows(fit: Fitted, path: Path) -> Rows:
         pixels = images.pixels
         is_colour = fit.identity.get("shape") == [*pixels.shape[1:], 3]
         array: Examples = in_colour(pixels) if is_colour else pixels
-        ids = {"file": images.ids}
+        ids, words = {"file": images.ids}, images.labels
     else:
-        arrays, ids = read_arrays(path), {}
+        arrays, ids, words = read_arrays(path), {}, None
         if list(arrays) != ["data"]:
             raise UserError(
                 f"{path} is an .npz file by its content: save the table of rows with np.save"
             )
         array = stored(arrays["data"])
     check_array(str(path), "data", array, missing=True)
+    _refuse_shape(fit, path, array.shape[1:])
     rows = flat(array)
     if rows.shape[1] != fit.vae.n_data:
         what = "columns" if array.ndim == 2 else "values an example"
@@ -233,16 +240,30 @@ def _array_rows(fit: Fitted, path: Path) -> Rows:
         )
     white = 255 if fit.identity.get("values") == "grey" and array.dtype == np.uint8 else 1
     values = converted(rows, lambda block, _: block.astype(np.float64) / white, np.float64)
-    return Rows(values, _examples(fit, values, str(path), None), ids, array)
+    labels = None
+    if isinstance(fit.model, ConditionalVAE) and words is not None:
+        labels = _classes(fit, str(path), words)
+    return Rows(values, _examples(fit, values, str(path), labels), ids, array)
+
+
+def _refuse_shape(fit: Fitted, path: Path, shape: Sequence[int]) -> None:
+    """Raise UserError for images of another shape, even one of as many values, such as turned."""
+    found, known = ([n for n in one if n > 1] for one in (shape, fit.identity.get("shape", ())))
+    if len(shape) > 1 and len(known) > 1 and found != known:
+        its, trained = (" x ".join(map(str, one)) for one in (shape, fit.identity["shape"]))
+        raise UserError(
+            f"{path} has examples of {its}, but {fit.where} was trained on examples of {trained}: "
+            "turn or resize them"
+        )
 
 
 def _examples(fit: Fitted, values: Examples, where: str, labels: np.ndarray | None) -> Examples:
     """The rows in the units of the model, followed by their labels if it is conditional."""
     if isinstance(fit.model, ConditionalVAE) and labels is None:
-        raise UserError(
-            f"{fit.where} is conditional: give a table with the column of labels that it was "
-            f"trained with ({fit.identity.get('label', 'as in its data')!r})"
-        )
+        name = fit.identity.get("label")
+        named = f"a table with the column {name!r}, which holds them"
+        source = named if name else "a folder of images in sub-folders, whose names are labels"
+        raise UserError(f"{fit.where} is conditional, and {where} has no labels: give {source}")
     missing = fit.vae.missing is not None
     for start, block in blocks(values) if not missing else ():
         _refuse_gaps(fit, block, start, where)
@@ -281,12 +302,17 @@ def _labels(fit: Fitted, table: Table) -> np.ndarray | None:
         return None
     if name not in table.ids:
         raise UserError(f"{table.where} lacks the column {name!r}, which holds the labels")
+    return _classes(fit, table.where, as_labels(table, name))
+
+
+def _classes(fit: Fitted, where: str, labels: np.ndarray) -> np.ndarray:
+    """The index of each label into the classes of a model."""
     classes = {word: place for place, word in enumerate(fit.identity["classes"])}
-    words = list(map(str, as_labels(table, name)))
+    words = list(map(str, labels))
     odd = next((word for word in words if word not in classes), None)
     if odd is not None:
         known = ", ".join(list(classes)[:10])
-        raise UserError(f"{table.where} has the label {odd!r}; {fit.where} knows {known}")
+        raise UserError(f"{where} has the label {odd!r}; {fit.where} knows {known}")
     return np.array([classes[word] for word in words])
 
 
@@ -494,13 +520,9 @@ def _value(column: Column, word: str) -> float:
                 f"given: {column.name} has no level {word!r}; known: {', '.join(column.levels)}"
             )
         return codes[word]
-    try:
-        value = float(word)
-    except ValueError:
-        value = math.nan
-    if math.isnan(value):
+    if not is_number(word) or not math.isfinite(float(word)):  # which takes 1_0 and nan too
         raise UserError(f"given: {column.name} is a number, not {word!r}")
-    return value
+    return float(word)
 
 
 def _drawn(model: Model, key: Any, n: int) -> np.ndarray:

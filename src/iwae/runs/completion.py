@@ -1,15 +1,15 @@
 """Imputation from file to file: what was observed keeps its text, and gaps are filled."""
 
 import csv
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from iwae.data.columns import to_cells
-from iwae.data.delimited import read_cells
+from iwae.data.columns import Column, to_cells, with_fractions
+from iwae.data.delimited import is_number, read_cells
 from iwae.data.tables import SUFFIXES, Cells, names_in, written_by_piece
 from iwae.errors import UserError
 from iwae.evaluation.imputation import Imputed, joined
@@ -75,7 +75,7 @@ def impute_file(
         for path, values in zip(paths, found.values, strict=True):
             _write_text(path, file, fit, rows, values, _added(found, khat=khat))
         return Completion(paths, found.pareto_k, found.threshold)
-    return Completion(paths, *_write_pieces(paths, file, fit, rows, pieces, khat=khat))
+    return Completion(paths, *_write_pieces(paths, file, rows, pieces, khat=khat))
 
 
 KHAT = ("pareto_k", "pareto_k_threshold")
@@ -107,7 +107,6 @@ def numbered(out: Path, i: int) -> Path:
 def _write_pieces(
     paths: list[Path],
     file: Path,
-    fit: Fitted,
     rows: Rows,
     pieces: Iterator[Imputed],
     *,
@@ -119,12 +118,13 @@ def _write_pieces(
         k-hat and its threshold, `[n]` each.
     """
     n, found = len(rows.values), []
+    columns = with_fractions(rows.columns, rows.values) if rows.array is None else ()
 
     def cells(values: np.ndarray, first: int, added: Cells) -> Cells:
         last = first + len(values)
         if rows.array is not None:
             return {"data": _like(file, rows.array[first:last], values)}
-        return {**rows.carried(first, last), **to_cells(values, fit.columns), **added}
+        return {**rows.carried(first, last), **to_cells(values, columns), **added}
 
     with ExitStack() as stack:
         outputs = [stack.enter_context(written_by_piece(path, n)) for path in paths]
@@ -157,26 +157,46 @@ def _write_text(
 ) -> None:
     separator, header, lines = read_cells(file)
     names = names_in(file)
-    by_name = bool(fit.columns and header)
-    found = to_cells(values, fit.columns) if by_name else dict(zip(names, values.T, strict=True))
-    places = [names.index(name) for name in found]
-    new = [_text(one) for one in found.values()]
-    more = [["" if np.isnan(one) else str(one) for one in column] for column in added.values()]
-    comma = separator != "," and any("," in line[i] for line in lines for i in places)
+    found = to_cells(values, rows.columns)
+    by_name = bool(header) or not fit.columns
+    places = [names.index(name) for name in found] if by_name else list(range(len(found)))
+    commas = _commas(lines, places, rows.columns) if separator != "," else [False] * len(places)
+    new = [_text(one, comma=comma) for one, comma in zip(found.values(), commas, strict=True)]
+    more = [_text(one, comma=any(commas)) for one in added.values()]
     with atomic_write(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as text:
-        writer = csv.writer(text, delimiter=separator, lineterminator="\n")
-        writer.writerows([[*header, *added]] if header else [])
+        # A writer quotes a line feed in a cell, but no carriage return, which ends lines too.
+        plain, quoted = (
+            csv.writer(text, delimiter=separator, lineterminator="\n", quoting=one)
+            for one in (csv.QUOTE_MINIMAL, csv.QUOTE_ALL)
+        )
+        plain.writerows([[*header, *added]] if header else [])
         old_rows = np.asarray(rows.values)
         for number, (line, old, *row) in enumerate(zip(lines, old_rows, *new, strict=True)):
             for i, value, cell in zip(places, old, row, strict=True):
                 if np.isnan(value):
-                    line[i] = cell.replace(".", ",") if comma else cell
-            tail = [column[number] for column in more]
-            writer.writerow([*line, *(one.replace(".", ",") if comma else one for one in tail)])
+                    line[i] = cell
+            line += [column[number] for column in more]
+            (quoted if any("\r" in cell for cell in line) else plain).writerow(line)
 
 
-def _text(cells: np.ndarray) -> list[str]:
-    """Cells as text: words, whole numbers, or the shortest digits of float32."""
+def _commas(
+    lines: Sequence[Sequence[str]], places: Sequence[int], columns: Sequence[Column]
+) -> list[bool]:
+    """Whether each column has decimal commas: as the others, if it has numbers without marks."""
+    words = [any(not is_number(level) for level in one.levels) for one in columns]
+    marks = [
+        set() if is_words else {mark for line in lines for mark in ",." if mark in line[i]}
+        for i, is_words in zip(places, words, strict=True)
+    ]
+    every = set().union(*marks)
+    both = zip(marks, words, strict=True)
+    return [not is_words and "," in (own or every) for own, is_words in both]
+
+
+def _text(cells: np.ndarray, *, comma: bool) -> list[str]:
+    """Cells as text: words, whole numbers, or the shortest digits of float32; gaps are empty."""
     if cells.dtype.kind in "bO":
-        return list(map(str, cells))
-    return [np.format_float_positional(one, trim="-") for one in cells]
+        text = list(map(str, cells))
+    else:
+        text = ["" if one != one else np.format_float_positional(one, trim="-") for one in cells]  # noqa: PLR0124 - NaN
+    return [one.replace(".", ",") for one in text] if comma else text

@@ -8,7 +8,15 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from iwae.data.columns import Column, as_json, choose_columns, from_json, to_cells, to_values
+from iwae.data.columns import (
+    Column,
+    as_json,
+    choose_columns,
+    from_json,
+    to_cells,
+    to_values,
+    with_fractions,
+)
 from iwae.data.kinds import column_kinds, make_kind
 from iwae.data.tables import Remedies, Table, frame_table
 from iwae.errors import UserError
@@ -200,10 +208,7 @@ def to_frame(
     import narwhals as nw
 
     if observed is not None:
-        columns = [
-            one._replace(whole=one.whole and bool((gaps | (x == np.rint(x))).all()))
-            for one, x, gaps in zip(columns, observed.T, np.isnan(observed).T, strict=True)
-        ]
+        columns = with_fractions(columns, observed)
     cells, types = {}, {}
     for (name, column), dtype in zip(to_cells(values, columns).items(), form.dtypes, strict=True):
         cells[name], types[name] = _restored(column, dtype)
