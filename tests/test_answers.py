@@ -283,9 +283,7 @@ def test_images_of_another_shape_are_refused_though_they_have_as_many_values(tmp
     np.save(tmp_path / "flat.npy", np.zeros((2, 6), np.uint8))
     model = VAE(6, (1,), ((2,),), observation="logistic-mixture", key=key())
     fit = Fitted(model, (), None, {"shape": [3, 2]}, tmp_path)
-    with pytest.raises(
-        UserError, match=r"has examples of 2 x 3, but .* examples of 3 x 2: turn"
-    ):
+    with pytest.raises(UserError, match=r"has examples of 2 x 3, but .* examples of 3 x 2: turn"):
         read_rows(fit, tmp_path)
     assert read_rows(fit, tmp_path / "flat.npy").values.shape == (2, 6)
 

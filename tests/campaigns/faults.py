@@ -351,13 +351,13 @@ def all_faults(root: Path, only: str | None) -> list[tuple[str, str, Strike]]:
     return found
 
 
-def campaign(seed: int, count: int | None, kind: str | None, only: str | None) -> int:
-    """Commit faults and print what is wrong; returns how many were."""
+def campaign(seed: int, chosen: slice, kind: str | None, only: str | None) -> int:
+    """Commit a slice of all faults in random order and print what is wrong; returns how many."""
     done, wrong = Counter[str](), Counter[str]()
     with tempfile.TemporaryDirectory(prefix="iwae-faults-") as folder:
         faults = [one for one in all_faults(Path(folder), only) if kind in (None, one[0])]
         order = np.random.default_rng(seed).permutation(len(faults))
-        for i in order[: count if count is not None else len(faults)]:
+        for i in order[chosen]:
             name, words, commit = faults[i]
             done[name] += 1
             if (reason := commit()) is not None:
@@ -377,12 +377,16 @@ def main() -> int:
     hook.load()
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--first", type=int, default=0, help="faults to leave out, of an earlier call"
+    )
     parser.add_argument("--count", type=int, help="faults chosen at random (default: all)")
     parser.add_argument("--kind", choices=[*FAULTS, "damaged file"])
     parser.add_argument("--command", choices=[*TRAINING, *COMMANDS])
     options = parser.parse_args()
     start = time.monotonic()
-    wrong = campaign(options.seed, options.count, options.kind, options.command)
+    end = None if options.count is None else options.first + options.count
+    wrong = campaign(options.seed, slice(options.first, end), options.kind, options.command)
     print(f", {time.monotonic() - start:.0f} s")
     shutil.rmtree(os.environ[hook.LOADED], ignore_errors=True)
     return int(wrong > 0)

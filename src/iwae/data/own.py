@@ -251,7 +251,8 @@ def _columns(table: Table, wish: Wish) -> Found:
     labels = {}
     if isinstance(wish.labels, str):
         labels = {"data": as_labels(table, wish.labels.strip())}
-    named = columns if table.named else ()
+    # Numbers without names are rows of an array; words are not read again without their levels.
+    named = columns if table.named or any(column.levels for column in columns) else ()
     return Found({"data": rows}, labels, named, kind, values, table.remarks)
 
 

@@ -19,7 +19,7 @@ _METADATA: dict[str, dict[str, None]] = {
     ".svg": {"Date": None, "Creator": None},
 }
 # `savefig` has no arguments for two settings; the lock keeps threads from mixing these up.
-_settings_lock = threading.Lock()
+_settings_lock = threading.RLock()
 
 
 def save_figure(figure: Figure, path: str | os.PathLike[str]) -> None:
