@@ -18,6 +18,7 @@ from iwae import (
     train,
 )
 from iwae.config.experiment import UNTIL_CONVERGED, write_config
+from iwae.data.scaling import fit_scaling, refuse_merged
 from iwae.objectives.catalogue import compose
 from iwae.objectives.declaration import Declaration, check
 from iwae.runs.folder import run_config
@@ -104,6 +105,37 @@ def test_rounding_that_would_merge_values_is_refused(clock):
         load_dataset(clock, standardize=False)
     with pytest.raises(UserError, match="no real values of learned scale"):
         load_dataset("digits", standardize=True)
+
+
+N = 1000
+NORMAL = np.random.default_rng(0).normal(size=N)
+AWAY = np.where(NORMAL < 0, 0, 1.7e9)
+
+
+@pytest.mark.parametrize(
+    ("column", "told"),
+    [
+        (AWAY + 0.37 * np.arange(N), "refused"),  # two clusters
+        (np.where(NORMAL < -1.3, 0, 1.7e9) + 0.37 * np.arange(N), "refused"),  # a small one
+        (np.exp(6 * NORMAL), "refused"),  # a heavy tail
+        (np.append(NORMAL[1:], 1e30), "refused"),  # a single value far away
+        (np.resize([1, 2, 1e30], N), "refused"),
+        (AWAY + 1e5 * np.arange(N), ""),  # clusters that keep their resolution
+        (np.resize([0.3, 0.1 + 0.2, 0.7, 1.0], N), ""),  # rounding of sums
+        (np.random.default_rng(0).standard_cauchy(100 * N), ""),
+        (np.exp(3 * np.random.default_rng(0).normal(size=100 * N)), "told"),
+    ],
+)
+def test_values_that_single_precision_merges_are_counted(column, told):
+    scaling = fit_scaling(column[:, None], np.array([True]), "x")
+    if told == "refused":
+        message = r"x, column 1: float32 merges [\d,]+ of [\d,]+ distinct values: take its log"
+        with pytest.raises(UserError, match=message):
+            refuse_merged(column[:, None], scaling, (), "x")
+        return
+    remarks = refuse_merged(column[:, None], scaling, (), "x")
+    assert len(remarks) == (told == "told")
+    assert all("which hardly differ" in one for one in remarks)
 
 
 def test_a_stored_run_without_the_option_is_not_standardised(tmp_path):

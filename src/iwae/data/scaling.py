@@ -15,8 +15,17 @@ from iwae.errors import UserError
 SCALED = {"gaussian", "gaussian-shared"}
 """Kinds of values to standardise: densities of real values whose scale is learned."""
 
-COARSEST = 1e-3
-"""Largest step of float32 between values of a column, in units of the column's spread."""
+NOISE = 2e-13
+"""Values that differ by less, relative to their size, differ by the rounding of earlier sums."""
+
+WINDOW = 20
+"""Each run of one in so many of a column's distinct values must keep its resolution ..."""
+
+FEWEST = 100
+"""... which is lost if float32 has fewer numbers than these between its ends."""
+
+NEGLIGIBLE = 0.02
+"""The share of distinct values that float32 may merge without a word."""
 
 SMALLEST = 1e-150
 """Smallest standard deviation of a column: the squares of smaller values lose digits in float64."""
@@ -130,42 +139,76 @@ def is_constant(rows: Shaped[np.ndarray, "n d"]) -> np.ndarray:
 
 def refuse_merged(
     rows: Examples, scaling: Scaling | None, names: Sequence[str], where: str
-) -> None:
+) -> list[str]:
     """Raise UserError for a column whose values float32 would round too coarsely in the model.
+
+    Values are too coarse if more than `NEGLIGIBLE` of those that are distinct are merged where
+    float32 is coarse beside their neighbours (`WINDOW`, `FEWEST`), as in a cluster that collapses.
 
     Args:
         rows: `[n, d]`, in the units of the data; of many, a fixed sample is judged.
         scaling: of the columns; None if none is standardised.
         names: names of the columns; empty if they have none.
         where: name of the rows in messages.
+
+    Returns:
+        A line for each other column of which as many are merged, all of them close neighbours.
     """
+    remarks: list[str] = []
     if scaling is None and rows.dtype.itemsize <= np.dtype(np.float32).itemsize:
-        return
+        return remarks
     for j, column in enumerate(sample(rows)[:].T):
         shift, scale = (0.0, 1.0) if scaling is None else (one[j] for one in scaling)
-        values = column[~np.isnan(column)].astype(np.float64)
-        if not _is_coarse(values, shift, scale):
+        distinct = _distinct(column)
+        merged, lost = _merged(distinct, shift, scale)
+        if merged <= NEGLIGIBLE * len(distinct):
             continue
-        distinct = np.unique(values)
-        merged = len(distinct) - len(np.unique(((distinct - shift) / scale).astype(np.float32)))
-        if merged:
-            remedy = "remove extreme values" if scale != 1 else "standardise the column"
-            raise UserError(
-                f"{where}, column {j + 1}{_named(names, j)}: float32 merges {merged:,} of "
-                f"{len(distinct):,} distinct values: {remedy}, subtract a constant, or drop it"
-            )
+        what = (
+            f"{where}, column {j + 1}{_named(names, j)}: float32 merges {merged:,} of "
+            f"{len(distinct):,} distinct values"
+        )
+        if lost > NEGLIGIBLE * len(distinct):
+            remedy = _APART if scale != 1 else "standardise the column, subtract a constant"
+            raise UserError(f"{what}: {remedy}, or drop it; round it if they differ by noise")
+        remarks.append(f"{what}, which hardly differ beside their neighbours")
+    return remarks
 
 
-def _is_coarse(values: Float[np.ndarray, " n"], shift: float, scale: float) -> bool:
-    """Whether the step of float32 at the median is large beside the spread of the values."""
+_APART = "take its logarithm or its differences, split it in two, remove extreme values"
+"""What to do about values whose sizes or clusters are too far apart for one scale."""
+
+
+def _distinct(column: Shaped[np.ndarray, " n"]) -> Float[np.ndarray, " m"]:
+    """The observed values in ascending order, without those that differ by rounding noise."""
+    values = np.sort(column[~np.isnan(column)]).astype(np.float64)
     if not values.size:
-        return False
-    low, median, high = np.percentile(values, [25, 50, 75])
-    # Not of the standardised values, which are equal beside an extreme one.
-    spread = ((high - low) or values.std()) / scale
+        return values
+    size = np.maximum(abs(values[1:]), abs(values[:-1]))
+    with np.errstate(over="ignore"):
+        return values[np.append(True, np.diff(values) > NOISE * size)]
+
+
+def _merged(distinct: Float[np.ndarray, " m"], shift: float, scale: float) -> tuple[int, int]:
+    """How many values float32 merges with the one before, and how many of these in coarse runs."""
     with np.errstate(over="ignore", invalid="ignore"):  # too far for float32 is refused later
-        step = np.spacing(np.float32(abs((median - shift) / scale)))
-        return bool(step > COARSEST * spread > 0)
+        single = ((distinct - shift) / scale).astype(np.float32)
+    merged = single[1:] == single[:-1]
+    if merged.sum() <= NEGLIGIBLE * len(distinct):
+        return int(merged.sum()), 0
+    length = max(1, len(distinct) // WINDOW)
+    places = _places(single)
+    coarse = np.append(0, np.cumsum(places[length:] - places[:-length] < FEWEST))
+    pairs = np.arange(len(merged))  # each is in the runs that begin in the `length` places up to it
+    runs = (
+        coarse[np.minimum(pairs + 1, len(coarse) - 1)] - coarse[np.maximum(pairs + 1 - length, 0)]
+    )
+    return int(merged.sum()), int((merged & (runs > 0)).sum())
+
+
+def _places(single: Float[np.ndarray, " m"]) -> np.ndarray:
+    """The place of each among all numbers of float32 in ascending order, 0 for 0."""
+    bits = single.view(np.int32).astype(np.int64)
+    return np.where(bits < 0, -(bits & 0x7FFFFFFF), bits)
 
 
 def _named(names: Sequence[str], j: int) -> str:

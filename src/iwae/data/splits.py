@@ -241,7 +241,7 @@ def assemble(raw: Raw, choices: Choices) -> Dataset:
             raise UserError(f"{name} must not be negative, not {getattr(choices, name)}")
     shape = _shape(raw, choices.shape)
     held_out = _held_out(raw, choices)
-    scaling = _scaling(raw, what, held_out.train, choices)
+    scaling, remarks = _scaling(raw, what, held_out.train, choices)
     kind = _Drawing(observation, binarization, choices.binarization_seed, scaling)
     train = _train(raw.splits["train"], raw.values, kind, held_out.train)
     if "validation" in raw.splits:
@@ -299,17 +299,21 @@ def assemble(raw: Raw, choices: Choices) -> Dataset:
         scaling=scaling,
         columns=raw.columns,
         given_labels=labels,
-        remarks=raw.remarks,
+        remarks=(*raw.remarks, *remarks),
         grey_test=None if binarization == "none" else raw.splits["test"],
     )
 
 
-def _scaling(raw: Raw, kind: Kind, rows: Index, choices: Choices) -> Scaling | None:
-    """The scaling of real values, from the training rows; None if they keep their values.
+def _scaling(
+    raw: Raw, kind: Kind, rows: Index, choices: Choices
+) -> tuple[Scaling | None, list[str]]:
+    """The scaling of real values, from the training rows, and what float32 merges, as lines.
+
+    None for values that are kept as they are.
 
     Raises:
-        UserError: if there are none and the user asked for it, or for values that are not
-            standardised and whose differences float32 loses.
+        UserError: if there are none and the user asked for it, or for values whose differences
+            float32 loses.
     """
     wanted = raw.is_own if choices.standardize is None else choices.standardize
     train = subset(raw.splits["train"], rows)
@@ -321,9 +325,10 @@ def _scaling(raw: Raw, kind: Kind, rows: Index, choices: Choices) -> Scaling | N
         )
     names = [one.name for one in raw.columns]
     scaling = fit_scaling(train, chosen, raw.name, names) if chosen.any() else None
+    remarks: list[str] = []
     for split, array in raw.splits.items() if is_real else ():
-        refuse_merged(array, scaling, names, f"{raw.name}: {split}")
-    return scaling
+        remarks += refuse_merged(array, scaling, names, f"{raw.name}: {split}")
+    return scaling, remarks
 
 
 def _labels(raw: Raw, splits: Mapping[str, Examples], held_out: HeldOut) -> Labels | None:
