@@ -198,10 +198,8 @@ def _merged(distinct: Float[np.ndarray, " m"], shift: float, scale: float) -> tu
     length = max(1, len(distinct) // WINDOW)
     places = _places(single)
     coarse = np.append(0, np.cumsum(places[length:] - places[:-length] < FEWEST))
-    pairs = np.arange(len(merged))  # each is in the runs that begin in the `length` places up to it
-    runs = (
-        coarse[np.minimum(pairs + 1, len(coarse) - 1)] - coarse[np.maximum(pairs + 1 - length, 0)]
-    )
+    after = np.arange(1, len(distinct))  # a pair is in the runs that begin in `length` places
+    runs = coarse[np.minimum(after, len(coarse) - 1)] - coarse[np.maximum(after - length, 0)]
     return int(merged.sum()), int((merged & (runs > 0)).sum())
 
 
