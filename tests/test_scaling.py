@@ -116,7 +116,7 @@ AWAY = np.where(NORMAL < 0, 0, 1.7e9)
     ("column", "told"),
     [
         (AWAY + 0.37 * np.arange(N), "refused"),  # two clusters
-        (np.where(NORMAL < -1.3, 0, 1.7e9) + 0.37 * np.arange(N), "refused"),  # a small one
+        (np.where(NORMAL < -1.3, 0.37, 1.7e9) * np.arange(N), "refused"),  # a small one
         (np.exp(6 * NORMAL), "refused"),  # a heavy tail
         (np.append(NORMAL[1:], 1e30), "refused"),  # a single value far away
         (np.resize([1, 2, 1e30], N), "refused"),

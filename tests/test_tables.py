@@ -2,6 +2,7 @@
 
 import datetime as dt
 import json
+import re
 import tracemalloc
 
 import hypothesis.strategies as st
@@ -13,6 +14,7 @@ import pytest
 from hypothesis import given, settings
 from PIL import Image
 
+from iwae import TrainConfig, start_run
 from iwae.config.experiment import make_config, parse_columns
 from iwae.data import columns as columns_module
 from iwae.data import delimited, load_dataset
@@ -559,3 +561,34 @@ def test_the_summary_says_what_was_taken_for_what():
     ):
         assert part in words
     assert Column("a", "gaussian").why == ""
+
+
+def test_the_summary_of_many_columns(tmp_path):
+    rng = np.random.default_rng(0)
+    frame = pd.DataFrame({f"c{i}": rng.normal(size=60) for i in range(40)})
+    frame = frame.mask(rng.random(frame.shape) < 0.2)
+    frame = frame.assign(w=rng.choice(["a", "b"], 60), same=5.5)
+    frame.to_csv(tmp_path / "wide.csv", index=False)
+    lines = describe(load_dataset(tmp_path / "wide.csv", missing=True)).splitlines()
+    assert lines[1:5] == [
+        "  40 columns: gaussian, numbers (c0, c1, c2 and 37 more)",
+        "  1 column: categorical:2, 2 words (w)",
+        "  1 column: gaussian, constant (same)",
+        "  each column: columns.txt in the run's folder",
+    ]
+    gaps = frame.isna().to_numpy().mean()
+    shares = [float(one) for one in re.findall(r"([\d.]+)% of (?:train|test)", lines[5])]
+    assert lines[5].startswith("missing: ")
+    assert abs(np.dot(shares, [0.8, 0.2]) - 100 * gaps) < 0.1
+    assert lines[6] == "constant in the training rows: 1 of 42 (same)"
+    config = TrainConfig(
+        dataset=str(tmp_path / "wide.csv"),
+        missing="at-random",
+        latent_sizes=(1,),
+        hidden_sizes=((2,),),
+        epochs=1,
+    )
+    list(start_run(config, tmp_path / "run"))
+    listed = (tmp_path / "run" / "columns.txt").read_text().splitlines()
+    assert len(listed) == 42
+    assert re.match(r"  c7 +gaussian +numbers from .*% missing", listed[7])

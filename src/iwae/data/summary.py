@@ -1,5 +1,9 @@
 """A short description of a data set: what it was taken for, and why."""
 
+import re
+from collections import defaultdict
+from collections.abc import Sequence
+
 import numpy as np
 from tabulate import tabulate
 
@@ -7,10 +11,16 @@ from iwae.data.columns import Column
 from iwae.data.moments import gaps_in
 from iwae.data.rows import Examples, blocks
 from iwae.data.splits import Dataset
-from iwae.errors import counted
+from iwae.errors import counted, shorten
 
 MOST = 30
 """Columns that are listed one by one."""
+
+NAMED = 3
+"""Columns that are named of those of a kind, if there are more than `MOST`."""
+
+LISTING = "columns.txt"
+"""The file in a run's folder that lists more columns than `MOST` one by one."""
 
 
 def describe(dataset: Dataset) -> str:
@@ -27,9 +37,11 @@ def describe(dataset: Dataset) -> str:
     if not is_declared and not any(column.why for column in dataset.columns):
         lines.append(f"values: {dataset.identity['values_rule']}")
     lines += dataset.remarks
-    if dataset.columns:
-        lines.append(_columns(dataset.columns, rows))
-    elif missing := dataset.identity.get("missing"):
+    if is_wide(dataset):
+        lines += [*_groups(dataset.columns), f"  each column: {LISTING} in the run's folder"]
+    elif dataset.columns:
+        lines.append(list_columns(dataset))
+    if missing := dataset.identity.get("missing"):
         shares = ", ".join(f"{share:.1%} of {split}" for split, share in missing.items() if share)
         lines.append(f"missing: {shares or 'none'}")
     lines += _constant(dataset, rows[0])
@@ -47,11 +59,14 @@ def describe(dataset: Dataset) -> str:
     return "\n".join([*lines, f"splits: {sizes} ({dataset.identity['split']})"])
 
 
-def _columns(columns: tuple[Column, ...], rows: list[Examples]) -> str:
-    """A line for each column, or for each kind if there are many columns."""
-    if len(columns) > MOST:
-        kinds = [column.kind for column in columns]
-        return "\n".join(f"  {kinds.count(kind)} columns: {kind}" for kind in dict.fromkeys(kinds))
+def is_wide(dataset: Dataset) -> bool:
+    """Whether a data set has too many columns to show them one by one."""
+    return len(dataset.columns) > MOST
+
+
+def list_columns(dataset: Dataset) -> str:
+    """A line for each column: its kind, the reason, and its share of gaps."""
+    columns, rows = dataset.columns, (dataset.train, dataset.validation, dataset.test)
     gaps = sum(map(gaps_in, rows)) / sum(map(len, rows))
     table = [
         (one.name, one.kind, one.why + (f"; {gap:.1%} missing" if gap else ""))
@@ -59,6 +74,27 @@ def _columns(columns: tuple[Column, ...], rows: list[Examples]) -> str:
     ]
     plain = tabulate(table, tablefmt="plain", disable_numparse=True)
     return "\n".join(f"  {line}".rstrip() for line in plain.splitlines())
+
+
+def _groups(columns: Sequence[Column]) -> list[str]:
+    """A line for the columns of a kind that have one reason: how many, and some names."""
+    groups = defaultdict(list)
+    for one in columns:
+        groups[one.kind, _SPECIFIC.sub("", one.why)].append(one.name)
+    return [
+        f"  {counted(len(names), 'column', ',')}: {kind}{f', {why}' if why else ''} ({_few(names)})"
+        for (kind, why), names in groups.items()
+    ]
+
+
+_SPECIFIC = re.compile(r": .*| from \S+ to [^ ,]+| \(if they name.*")
+"""The part of a reason that only one column has."""
+
+
+def _few(names: Sequence[str], most: int = NAMED) -> str:
+    """The first names, and how many more there are."""
+    more = len(names) - most
+    return ", ".join(map(shorten, names[:most])) + (f" and {more:,} more" if more > 0 else "")
 
 
 def _constant(dataset: Dataset, train: Examples) -> list[str]:
@@ -69,10 +105,9 @@ def _constant(dataset: Dataset, train: Examples) -> list[str]:
     places = np.flatnonzero(low == high)
     if not places.size:
         return []
-    names = [dataset.columns[i].name if dataset.columns else str(i + 1) for i in places[:10]]
-    more = ", ..." if places.size > 10 else ""
+    names = [dataset.columns[i].name if dataset.columns else str(i + 1) for i in places]
     what = f"constant in the training rows: {places.size} of {train.shape[1]}"
-    return [f"{what} ({', '.join(names)}{more})"]
+    return [f"{what} ({_few(names, 10)})"]
 
 
 def _bytes(rows: list[Examples]) -> str:

@@ -1,6 +1,7 @@
 """Run folders: training that can be stopped and resumed at any time.
 
 RUN/config.toml       the resolved configuration, which trains the same models again
+RUN/columns.txt       of a table with more than 30 columns: the kind of each, why, and its gaps
 RUN/metrics.jsonl     one line per logged epoch
 RUN/tensorboard/      the same metrics as TensorBoard scalars
 RUN/checkpoints/      the state needed to resume the run (safetensors)

@@ -21,6 +21,7 @@ from iwae.config.experiment import (
     write_config,
 )
 from iwae.data.own import is_own
+from iwae.data.summary import LISTING, is_wide, list_columns
 from iwae.errors import UserError, counted
 from iwae.files import atomic_write
 from iwae.precision import float32
@@ -96,6 +97,9 @@ def start_run(
         shutil.rmtree(run / FOLDER, ignore_errors=True)  # from a start that failed
         with tracking(track, run, job.config) as tell:
             write_config(job.config, run / "config.toml")
+            if is_wide(job.dataset):
+                with atomic_write(run / LISTING) as path:
+                    path.write_text(list_columns(job.dataset) + "\n")
             if begun is not None:
                 first = counted(begun.stages, "first stage")
                 log.warning("%s has its %s from %s", run, first, begun.run)
