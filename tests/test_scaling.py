@@ -129,7 +129,7 @@ AWAY = np.where(NORMAL < 0, 0, 1.7e9)
 def test_values_that_single_precision_merges_are_counted(column, told):
     scaling = fit_scaling(column[:, None], np.array([True]), "x")
     if told == "refused":
-        message = r"x, column 1: float32 merges [\d,]+ of [\d,]+ distinct values: take its log"
+        message = r"x, column 1: float32 merges [\d,]+ of [\d,]+ distinct values: remove extreme"
         with pytest.raises(UserError, match=message):
             refuse_merged(column[:, None], scaling, (), "x")
         return

@@ -493,9 +493,35 @@ def test_colour_images_are_levels_and_are_binarised_on_request(tmp_path):
     np.save(tmp_path / "a.npy", pixels)
     assert load_dataset(tmp_path / "a.npy").observation == "logistic-mixture"
     assert load_dataset(tmp_path / "a.npy", binarization="dynamic").observation == "bernoulli"
-    np.save(tmp_path / "a.npy", pixels.transpose(0, 3, 1, 2))
-    with pytest.raises(UserError, match=r"shape \[10, 3, 6, 4\].*move the channels last"):
-        load_dataset(tmp_path / "a.npy")
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.float64])
+@pytest.mark.parametrize("flat", [False, True])
+def test_the_shape_of_images_is_one_decision(tmp_path, dtype, flat):
+    def load(*shape, **options):
+        array = np.random.default_rng(0).random((10, *shape))
+        array = (255 * array).astype(dtype) if dtype == np.uint8 else array
+        np.save(tmp_path / "a.npy", array.reshape(10, -1) if flat else array)
+        return load_dataset(tmp_path / "a.npy", **({"shape": shape} if flat else {}), **options)
+
+    colour, levels = load(4, 5, 3), "logistic-mixture" if dtype == np.uint8 else "gaussian"
+    assert (colour.shape, colour.observation, colour.binarization) == ((4, 5, 3), levels, "none")
+    assert load(4, 5, 3, binarization="dynamic").observation == "bernoulli"
+    for shape in ((4, 5), (4, 5, 1)):
+        grey = load(*shape)
+        assert (grey.shape, grey.observation, grey.binarization) == ((4, 5), "bernoulli", "dynamic")
+    for shape, remedy in (
+        ((3, 4, 5), "move the channels last"),
+        ((1, 4, 5), "move the channels last"),
+        ((4, 5, 4), r"leave out transparency \(array\[..., :3\]\)"),
+        ((2, 4, 5), r"rows \[n, d\]"),
+        ((2, 2, 4, 3), r"rows \[n, d\]"),
+    ):
+        for options in ({}, {"observation": "gaussian"}):
+            with pytest.raises(
+                UserError, match=rf"a\.npy has .* \[{', '.join(map(str, shape))}\].*{remedy}"
+            ):
+                load(*shape, **options)
 
 
 @pytest.mark.parametrize(

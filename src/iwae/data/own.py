@@ -338,23 +338,7 @@ def _folder(folder: Path, wish: Wish) -> tuple[Found, list[dict[str, str]]]:
         labels = {"data": images.labels}
     files = [{"name": folder.name, "sha256": images.sha256, "verified": "a user's folder"}]
     arrays = {"data": images.pixels}
-    kind = _array_kind(str(folder), arrays, wish)
-    return Found(arrays, labels, kind=kind, remarks=images.remarks), files
-
-
-def _array_kind(where: str, arrays: Mapping[str, Examples], wish: Wish) -> Kind | None:
-    """The declared kind, or levels for colour images that are not to be binarised."""
-    bytes_4d = [one for one in arrays.values() if one.dtype == np.uint8 and one.ndim == 4]
-    for array in bytes_4d:
-        if array.shape[1] == 3 != array.shape[3]:
-            raise UserError(
-                f"{where} holds bytes of shape {list(array.shape)}: if they are colour images, "
-                "move the channels last ([n, h, w, 3])"
-            )
-    colour = len(bytes_4d) == len(arrays) > 0 and all(one.shape[3] == 3 for one in bytes_4d)
-    if wish.kind is None and colour and wish.binarization in (None, "none"):
-        return make_kind("logistic-mixture")
-    return wish.kind
+    return Found(arrays, labels, kind=wish.kind, remarks=images.remarks), files
 
 
 def _read_arrays(path: Path, wish: Wish) -> Found:
@@ -373,7 +357,7 @@ def _read_arrays(path: Path, wish: Wish) -> Found:
     lazy = {key: stored(array) for key, array in arrays.items()}
     for key, array in lazy.items():
         check_array(str(path), key, array, missing=wish.missing)
-    return Found(lazy, labels, kind=_array_kind(str(path), lazy, wish))
+    return Found(lazy, labels, kind=wish.kind)
 
 
 def _take_labels(path: Path, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -174,7 +174,7 @@ def refuse_merged(
     return remarks
 
 
-_APART = "take its logarithm or its differences, split it in two, remove extreme values"
+_APART = "remove extreme values, take its logarithm or its differences, split it in two"
 """What to do about values whose sizes or clusters are too far apart for one scale."""
 
 

@@ -233,13 +233,14 @@ def assemble(raw: Raw, choices: Choices) -> Dataset:
 
     Raises `UserError` for choices that contradict the data or each other.
     """
+    shape = _shape(raw, choices.shape)
+    raw, choices = _in_colour(raw, shape, choices)
     wanted = choices.observation and choices.observation.name
     observation, binarization = resolve(raw.values, wanted, choices.binarization)
     what = choices.observation or make_kind(observation)
     for name in ("seed", "binarization_seed"):
         if getattr(choices, name) < 0:
             raise UserError(f"{name} must not be negative, not {getattr(choices, name)}")
-    shape = _shape(raw, choices.shape)
     held_out = _held_out(raw, choices)
     scaling, remarks = _scaling(raw, what, held_out.train, choices)
     kind = _Drawing(observation, binarization, choices.binarization_seed, scaling)
@@ -497,13 +498,55 @@ def _held_out(raw: Raw, choices: Choices) -> HeldOut:
 
 
 def _shape(raw: Raw, wanted: Sequence[int] | None) -> tuple[int, ...]:
-    shape = raw.shape if wanted is None else tuple(wanted)
+    """The shape of an example: the one that is wanted, or that of the data."""
+    shape = _image_shape(raw.name, raw.shape)
+    if wanted is not None:
+        shape = tuple(wanted)
     width = raw.splits["train"].shape[1]
     if math.prod(shape) != width or min(shape, default=0) < 1:
         raise UserError(
             f"shape {list(shape)} does not fit {raw.name}: an example has {width} values"
         )
-    return shape
+    return _image_shape(raw.name, shape)
+
+
+def _image_shape(name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape of vectors `[d]`, of grey images `[h, w]`, or of colour images `[h, w, 3]`.
+
+    Raises:
+        UserError: for any other shape but `[h, w, 1]`, which is that of grey images.
+    """
+    if len(shape) < 3 or (len(shape) == 3 and shape[2] == COLOURS):
+        return shape
+    if len(shape) == 3 and shape[2] == 1:
+        return shape[:2]
+    if len(shape) == 3 and shape[2] == COLOURS + 1:
+        remedy = "leave out transparency (array[..., :3])"
+    elif len(shape) == 3 and shape[0] in (1, COLOURS, COLOURS + 1):
+        remedy = "move the channels last (np.moveaxis(array, 1, -1))"
+    else:
+        remedy = "make others rows [n, d]"
+    raise UserError(
+        f"{name} has examples of shape {list(shape)}, but images are [h, w] or [h, w, 3]: {remedy}"
+    )
+
+
+COLOURS = 3
+"""The number of channels of colour."""
+
+
+def _in_colour(raw: Raw, shape: tuple[int, ...], choices: Choices) -> tuple[Raw, Choices]:
+    """Colour as levels or real values: it is binarised only if the user says so."""
+    said = choices.observation is not None or choices.binarization not in (None, "none")
+    if len(shape) < 3 or raw.values != "grey" or said:
+        return raw, choices
+    if raw.splits["train"].dtype != np.uint8:
+        rule = "all within [0, 1], but in colour: real values"
+        return raw._replace(values="real", values_rule=rule), choices
+    kind = make_kind("logistic-mixture")
+    # These words are in checkpoints, which a resumed run compares.
+    rule = f"as stored, by the user's word: {kind}"
+    return raw._replace(values="stored", values_rule=rule), choices._replace(observation=kind)
 
 
 def _missing(
