@@ -414,6 +414,11 @@ def test_csv_of_one_column_and_of_bits(tmp_path):
         ("x,y,\n1,2\n3,4\n", "line 1 names 3 columns, but line 2 has 2 cells"),
         (",b\n0,2\n1,4\n2,7\n", r"column '1' has no name and counts the rows: .*\(--drop 1\)"),
         ("a,b\n1,2\n3,4,5\n", "line 3 has 3 columns, but the lines above have 2"),
+        ("12:30\n12:45\n", "its lines have 2 cells separated by ':': separate columns by commas"),
+        ("a:b\nu:2\nu\n", "its lines have 1 or 2 cells separated by ':': separate columns by"),
+        ("a b\n1 2\n3  4\n", "its lines have 2 or 3 cells separated by ' ': separate columns by"),
+        ("1 2\n3 4\n", "or name them in the first line and give each line"),
+        ("big n\n1 000\n2 000\n", "line 2, column 1: '1 000' is not a number; write numbers"),
         ("a,a\n1,2\n3,4\n", "several columns called 'a': rename all but one"),
         ("a,b\nred,x\na,y\nred,y\n", "'a' in the first line is also a value of its column"),
     ],
@@ -431,7 +436,8 @@ def test_bad_csv(tmp_path, text, reason, missing):
 
 
 @pytest.mark.parametrize(
-    ("text", "separator"), [("a,b\n1,2\n3,4\n", ","), ("1.5;2\n3;4\n", ";"), ("x,y|b\n1|2\n", "|")]
+    ("text", "separator"),
+    [("a,b\n1,2\n3,4\n", ","), ("1.5;2\n3;4\n", ";"), ("x,y|b\n1|2\n", "|"), ("a:b\n1:2\n", ":")],
 )
 def test_a_tsv_file_without_tabs_says_what_separates_its_columns(tmp_path, text, separator):
     path = tmp_path / "mine.tsv"
@@ -500,6 +506,9 @@ def test_a_column_has_one_purpose(tmp_path, options, message, suffix):
         ("a\tb, c\n1\t2\n3\t4\n", ("a", "b, c")),
         ("a|b;c\n1|2\n3|4\n", ("a", "b;c")),
         ("a;x,b\n1,2\n3,4\n", ("a;x", "b")),
+        ("a:b\n1:2\n3:4\n", ("a", "b")),
+        ('"a b" c\n1,0 2\n3 4\n', ("a b", "c")),
+        ("a^b\n1^2,0\n3^4\n", ("a", "b")),
     ],
 )
 def test_layouts_of_csv(tmp_path, text, names):
@@ -508,6 +517,13 @@ def test_layouts_of_csv(tmp_path, text, names):
     table = read_table(path)
     assert table.names == names
     np.testing.assert_array_equal(table.columns, [[1.0, 3.0], [2.0, 4.0]])
+
+
+def test_words_with_blanks_or_colons_are_one_column(tmp_path):
+    path = tmp_path / "mine.csv"
+    for text in ("the fruit\nred apple\nred pear\n", "level\n1: low\n2: high\n"):
+        path.write_text(text)
+        assert len(read_table(path).names) == 1
 
 
 def test_a_first_line_without_values_is_an_example(tmp_path):

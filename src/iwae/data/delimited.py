@@ -24,6 +24,9 @@ MISSING_REMEDY = "if it is a missing value, use missing 'at-random' (--missing a
 
 SEPARATORS = (",", ";", "\t", "|")
 
+OTHERS = (":", " ", "^", "~", "#")
+"""Separators of files whose first line has none of `SEPARATORS`."""
+
 LARGEST_EXACT = 2**53
 """Not all whole numbers beyond it are exact in float64."""
 
@@ -118,6 +121,10 @@ def _layout(path: Path, content: bytes) -> Layout:
     _check_text(path, content)
     heads = _heads(path, content, SEPARATORS)
     separator = max(heads, key=lambda one: _fits(heads[one], one))
+    if not any(len(one.cells) > 1 for head in heads.values() for one in head[:1]):
+        others = _heads(path, content, OTHERS)
+        separator = _other(path, others) or separator
+        heads |= others
     if path.suffix.lower() == ".tsv":
         separator = _tabs(path, heads, separator)
     head = heads[separator]
@@ -135,7 +142,7 @@ def _layout(path: Path, content: bytes) -> Layout:
         _refuse_header(path, header, rows[0])
     start = header.end if header else _bom(content)
     names = tuple(header.cells) if header else ()
-    end = _end(content, b"\r\n " if separator == "\t" else b"\r\n \t")
+    end = _end(content, b"\r\n \t".replace(separator.encode(), b""))
     return Layout(separator, names, width, start, end, header.line if header else 0)
 
 
@@ -209,6 +216,37 @@ def _fits(head: Sequence[Record], separator: str) -> tuple[bool, float]:
     others = [one for one in SEPARATORS if one != separator]
     good = [not any(o in cell for o in others) or _is_decimal(cell, separator) for cell in cells]
     return len(widths) == 1 and widths != {1}, sum(good) / max(len(good), 1)
+
+
+def _other(path: Path, heads: Mapping[str, Sequence[Record]]) -> str | None:
+    """One of `OTHERS`, if it is in most lines, and not only between words or thousands.
+
+    Raises:
+        UserError: unless it makes equal columns with names, since 12:30 may be one cell or two.
+    """
+    for separator, head in heads.items():
+        sizes = [len(one.cells) for one in head]
+        if 2 * sum(size > 1 for size in sizes) <= len(sizes) or sizes[0] == 1:
+            continue
+        if _fits(head, separator)[1] < 1 or _is_text(head, separator):
+            continue
+        widths = sorted(set(sizes))
+        if len(widths) == 1 and len(head) > 1 and _are_names(head[0].cells):
+            return separator
+        raise UserError(
+            f"{path}: its lines have {' or '.join(map(str, widths[:2]))} cells separated by "
+            f"{separator!r}: separate columns by commas, or name them in the first line and give "
+            f"each line as many; put a cell that holds {separator!r} in double quotes"
+        )
+    return None
+
+
+def _is_text(head: Sequence[Record], separator: str) -> bool:
+    """Whether blanks stand between the words or the thousands of single cells."""
+    rows = [one.cells for one in head[1:] or head]
+    numbers = any(all(map(is_number, column)) for column in zip(*rows, strict=False))
+    thousands = all(_GROUPED.fullmatch(separator.join(cells)) for cells in rows)
+    return separator == " " and (thousands or not numbers)
 
 
 def _is_decimal(cell: str, separator: str) -> bool:
