@@ -551,6 +551,21 @@ def test_images_that_are_made_alike_are_told(tmp_path, modes, shape, remark):
         load_dataset(tmp_path)
 
 
+@pytest.mark.parametrize(("orientation", "turns"), [(1, 0), (3, 2), (6, 3), (8, 1)])
+@pytest.mark.parametrize("channels", [(), (3,)])
+def test_photographs_are_upright(tmp_path, orientation, turns, channels):
+    seen = np.zeros((24, 16, *channels), np.uint8)  # as it was seen: a light top left corner
+    seen[:8, :8] = 240
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    for i in range(10):  # the camera stores what its sensor saw, 6: turned anticlockwise
+        turned = Image.fromarray(np.ascontiguousarray(np.rot90(seen, -turns)))
+        turned.save(tmp_path / f"{i}.jpg", quality=100, subsampling=0, exif=exif)
+    data = load_dataset(tmp_path, observation="logistic-mixture")
+    assert data.shape == seen.shape
+    assert np.abs(data.train.reshape(-1, *seen.shape) - seen.astype(float)).max() < 8
+
+
 def test_folders_that_are_refused(tmp_path):
     folder = tmp_path / "p"
     folder.mkdir()

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from iwae.errors import UserError
 
@@ -34,6 +34,8 @@ class Images(NamedTuple):
 
 def read_images(folder: Path, resize: int | Sequence[int] | None = None) -> Images:
     """Read the PNG and JPEG files of a folder, or of its sub-folders, whose names are labels.
+
+    They are turned as their EXIF orientation says.
 
     Args:
         folder: path of the folder; hidden files are ignored.
@@ -132,7 +134,8 @@ def _pixels(path: Path, size: tuple[int, int] | None) -> tuple[np.ndarray, str]:
                     f"{path} has {found}: save grey or colour images of 8 bits, without "
                     "transparency"
                 )
-            plain = image.convert("L" if image.mode in ("L", "1") else "RGB")
+            upright = ImageOps.exif_transpose(image)  # cameras note how they were held
+            plain = upright.convert("L" if image.mode in ("L", "1") else "RGB")
             if size is not None:
                 plain = plain.resize(size[::-1], Image.Resampling.BILINEAR)
             return np.asarray(plain, np.uint8), image.mode
