@@ -495,17 +495,20 @@ def test_colour_images_are_levels_and_are_binarised_on_request(tmp_path):
     assert load_dataset(tmp_path / "a.npy", binarization="dynamic").observation == "bernoulli"
 
 
-@pytest.mark.parametrize("dtype", [np.uint8, np.float64])
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32, np.float64])
 @pytest.mark.parametrize("flat", [False, True])
 def test_the_shape_of_images_is_one_decision(tmp_path, dtype, flat):
     def load(*shape, **options):
         array = np.random.default_rng(0).random((10, *shape))
-        array = (255 * array).astype(dtype) if dtype == np.uint8 else array
+        if dtype != np.float64:  # float32: levels / 255
+            array = (255 * array).astype(np.uint8) / dtype(1 if dtype == np.uint8 else 255)
+            array = array.astype(dtype)
         np.save(tmp_path / "a.npy", array.reshape(10, -1) if flat else array)
         return load_dataset(tmp_path / "a.npy", **({"shape": shape} if flat else {}), **options)
 
     colour, levels = load(4, 5, 3), "logistic-mixture" if dtype == np.uint8 else "gaussian"
     assert (colour.shape, colour.observation, colour.binarization) == ((4, 5, 3), levels, "none")
+    assert (colour.outwards(colour.train).max() > 1) == (dtype == np.uint8)
     assert load(4, 5, 3, binarization="dynamic").observation == "bernoulli"
     for shape in ((4, 5), (4, 5, 1)):
         grey = load(*shape)

@@ -27,7 +27,7 @@ from iwae.data.kinds import KINDS, Kind, check_values, make_kind
 from iwae.data.parquet import digest, pieces, places, stored_values, values_in
 from iwae.data.readers import are_bytes, sha256, to_bytes
 from iwae.data.rows import Examples, blocks, converted, flat, kept, stored, subset
-from iwae.data.splits import Raw
+from iwae.data.splits import BYTES, Raw
 from iwae.data.tables import Table, as_labels, frame_table, read_table
 from iwae.errors import UserError, counted, shorten
 
@@ -450,7 +450,7 @@ def _values(where: str, splits: Mapping[str, Examples], kind: Kind | None) -> tu
         return "binary", "only 0 and 1: binary"
     are_bytes = {array.dtype == np.uint8 for array in splits.values()}
     if are_bytes == {True}:
-        return "grey", "uint8: grey levels 0..255"
+        return "grey", BYTES
     if True in are_bytes:
         kinds = ", ".join(f"{split} {array.dtype}" for split, array in splits.items())
         raise UserError(f"{where} mixes bytes with other numbers ({kinds}): use one dtype")

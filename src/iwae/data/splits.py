@@ -534,15 +534,18 @@ def _image_shape(name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
 COLOURS = 3
 """The number of channels of colour."""
 
+BYTES = "uint8: grey levels 0..255"
+"""The rule by which bytes are grey."""
+
 
 def _in_colour(raw: Raw, shape: tuple[int, ...], choices: Choices) -> tuple[Raw, Choices]:
     """Colour as levels or real values: it is binarised only if the user says so."""
     said = choices.observation is not None or choices.binarization not in (None, "none")
     if len(shape) < 3 or raw.values != "grey" or said:
         return raw, choices
-    if raw.splits["train"].dtype != np.uint8:
+    if raw.values_rule != BYTES:  # of which bytes are made where that is exact
         rule = "all within [0, 1], but in colour: real values"
-        return raw._replace(values="real", values_rule=rule), choices
+        return raw._replace(values_rule=rule), choices._replace(observation=make_kind("gaussian"))
     kind = make_kind("logistic-mixture")
     # These words are in checkpoints, which a resumed run compares.
     rule = f"as stored, by the user's word: {kind}"
