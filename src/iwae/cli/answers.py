@@ -233,6 +233,8 @@ def impute(arguments: Sequence[str]) -> int:
     _tell_doubtful(count, "too large", f"whose imputed values are unreliable: {remedy}")
     if options.k < KHAT_LEAST:
         print(f"with k below {KHAT_LEAST}, no k-hat says whether imputed values are reliable")
+    for line in done.widened:
+        print(line)
     for path in done.paths:
         print(path)
     return 0
