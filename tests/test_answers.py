@@ -1,12 +1,16 @@
 """Answers about rows of a file: latents, scores, conditional draws, completed tables."""
 
+from decimal import Decimal
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 from PIL import Image
+from pyarrow import parquet
 
 from cases import quick_rows
 from iwae import (
@@ -17,6 +21,7 @@ from iwae import (
     encode,
     encode_rows,
     impute_rows,
+    load_dataset,
     outlier_p_values,
     pool,
     sample_given,
@@ -28,9 +33,13 @@ from iwae import (
 from iwae.cli.answers import _given
 from iwae.data.columns import Column
 from iwae.data.delimited import read_cells
-from iwae.evaluation.imputation import Imputed
+from iwae.data.draws import redrawn
+from iwae.data.kinds import make_kind
+from iwae.evaluation.imputation import Imputed, impute, multiple_imputations
 from iwae.runs.answers import Fitted, Rows, _value, fitted, read_rows
-from iwae.runs.completion import _commas, _write_pieces, impute_file
+from iwae.runs.completion import _commas, _fill_parquet, impute_file
+from iwae.runs.filling import Piece, filled
+from iwae.runs.splicing import Changes, spliced
 
 WEIGHT, BIAS, SCALE = np.float32([[1.5, -0.5, 0.8]]), np.float32([1.0, 0.0, -2.0]), 0.5
 COVARIANCE = WEIGHT.T @ WEIGHT + SCALE**2 * np.eye(3)
@@ -84,6 +93,48 @@ def test_draws_given_some_values_have_the_conditional_distribution(missing, meth
     assert (np.abs(BIAS[1:] - mean) > 8 * error).all()  # without the known value, seen
     np.testing.assert_allclose(np.cov(drawn.T), covariance, atol=0.15)
     assert np.abs(COVARIANCE[1:, 1:] - covariance).max() > 0.3
+
+
+GRID = np.linspace(-8, 8, 801, dtype=np.float32)[:, None]
+BITS = np.float32([[0, 0], [0, 1], [1, 0], [1, 1]])
+
+
+def mixed(latents, missing):
+    """A real value, a category of three and a bit, which depend strongly on the latents."""
+    kind = make_kind("table", columns=("gaussian", "categorical:3", "bernoulli"))
+    n = 2 if latents == "bernoulli" else 1
+    model = VAE(3, (n,), ((),), latents=latents, observation=kind, missing=missing, key=key(4))
+    rng, where = np.random.default_rng(11), lambda m: (m.output.weight, m.output.bias)
+    values = (1.5 * rng.normal(size=one.shape).astype(np.float32) for one in where(model))
+    return eqx.tree_at(where, model, tuple(map(jnp.asarray, values)))
+
+
+def category_probabilities(model, x, points):
+    """p(category|the other values), by a sum over latents: all of them, or a grid."""
+    rows = np.repeat(np.float32(x)[None], 3, axis=0)
+    rows[:, 1] = range(3)
+    each = jax.vmap(lambda row: jax.vmap(lambda z: model.log_joint(row, (z,)))(points))(rows)
+    return np.asarray(jax.nn.softmax(jax.nn.logsumexp(each, axis=1)), float)
+
+
+@pytest.mark.parametrize(("latents", "points"), [("bernoulli", BITS), ("normal", GRID)])
+def test_categories_have_the_probabilities_of_enumeration(latents, points):
+    x, draws, k = np.float32([0.8, np.nan, 1.0]), 4000, 20_000
+    for missing in (None, "at-random"):
+        model = mixed(latents, missing)
+        exact = category_probabilities(model, x, points)
+        given = sample_given(model, x, key(1), draws, k=k)
+        found = [(given.rows[:, 1], given.ess)]
+        if missing:
+            filled = multiple_imputations(model, x[None], key(2), draws=draws, k=k)[:, 0]
+            found.append((filled[:, 1], given.ess))  # of particles from q(z|x), as many
+            assert impute(model, x[None], key(3), k=k)[0, 1] == exact.argmax()
+        for drawn, ess in found:
+            share = np.bincount(drawn.astype(int), minlength=3) / draws
+            error = np.sqrt(exact * (1 - exact) * (1 / draws + 1 / ess))
+            assert (np.abs(share - exact) < 4 * error).all()
+        wrong = category_probabilities(model, [-x[0], np.nan, 0.0], points)
+        assert np.abs(exact - wrong).max() > 8 * error.max()  # what is known matters
 
 
 def test_too_few_effective_particles_are_refused():
@@ -205,9 +256,11 @@ def test_answers_keep_the_order_the_ids_and_the_words(run):
 
 
 def test_completed_tables_keep_what_was_observed(run):
-    (path,) = impute_file(run, run.parent / "new.csv", run.parent / "full.csv", k=20).paths
-    lines = path.read_text().splitlines()
-    assert lines[:2] == TABLE.splitlines()[:2]
+    written = "\ufeff" + TABLE.replace("a;31,5", '"a";"31,50"').replace("\n", "\r\n")
+    (run.parent / "written.csv").write_text(written, newline="")
+    (path,) = impute_file(run, run.parent / "written.csv", run.parent / "full.csv", k=20).paths
+    lines = path.read_bytes().decode().split("\r\n")
+    assert lines[:2] == written.split("\r\n")[:2]
     name, age, *others = lines[2].split(";")
     assert (name, *others) == ("b", "Paris", "False", "y")
     assert 10 < float(age.replace(",", ".")) < 70
@@ -226,6 +279,98 @@ def test_a_carriage_return_in_a_cell_ends_no_line_of_the_completed_table(run):
     file.write_text(TABLE.replace("b;;", '"b\rb";;'), newline="")
     impute_file(run, file, out, k=20)
     assert [line[0] for line in read_cells(out)[2]] == ["a", "b\rb", "c"]
+
+
+@pytest.mark.parametrize(
+    ("text", "rows", "names", "found"),
+    [
+        (
+            "\ufeff'a','n'\r\n'1.50',''\r\n\r\n2,\r\n",
+            [{1: "x"}, {1: "x,y"}],
+            (),
+            "\ufeff'a','n'\r\n'1.50','x'\r\n\r\n2,'x,y'\r\n",
+        ),
+        ("a,n\r'q''s,\r\n',NA", [{1: "u'v"}], ("k", "t"), "a,n,k,t\r'q''s,\r\n','u''v',0,1"),
+        ("1,\n,2\n", [{1: "7"}, {0: "8"}], None, "1,7\n8,2\n"),
+    ],
+)
+def test_text_around_gaps_stays_as_it_was_written(text, rows, names, found, tmp_path):
+    """Byte order mark, quotes (here single ones), line ends, empty lines."""
+    (tmp_path / "in.csv").write_text(text.replace("'", '"'), newline="")
+    added = [str(i) for i in range(len(names or ()))]
+    changes = [Changes({i: one.replace("'", '"') for i, one in row.items()}, added) for row in rows]
+    parts = spliced(tmp_path / "in.csv", ",", 2, changes, names=names)
+    assert "".join(parts).replace('"', "'") == found
+    with pytest.raises(UserError, match="changed while it was read"):
+        list(spliced(tmp_path / "in.csv", ",", 2, [*changes, changes[0]], names=names))
+
+
+def test_an_empty_line_of_a_single_column_is_a_row(tmp_path):
+    (tmp_path / "in.csv").write_text("\nx\n1\n\n\n2\n\n")
+    rows = [Changes({}, ()), Changes({0: "7"}, ()), Changes({0: "8"}, ()), Changes({}, ())]
+    found = spliced(tmp_path / "in.csv", ",", 1, rows, names=())
+    assert "".join(found) == "\nx\n1\n7\n8\n2\n\n"
+
+
+def test_completed_parquet_files_keep_their_columns_and_types(run):
+    """Its dictionary lacks a category that may be imputed."""
+    city = pa.array(["Oslo", None, "Oslo", "Oslo"]).dictionary_encode()
+    table = pa.table(
+        {
+            "note": pa.array(["x", None, "y", "z"], pa.large_string()),
+            "paid": [True, None, False, None],
+            "city": city.cast(pa.dictionary(pa.int8(), pa.string())),
+            "age": pa.array([31.5, None, 52.25, None], pa.float32()),
+            "name": ["a", "b", "c", "d"],
+        }
+    ).replace_schema_metadata({"made": "by hand"})
+    file, out = run.parent / "typed.parquet", run.parent / "typed-full.parquet"
+    parquet.write_table(table, file, row_group_size=3)
+    assert not impute_file(run, file, out, k=20, anneal=False, khat=True, overwrite=True).widened
+    found = parquet.read_table(out)
+    assert found.schema.names == [*table.schema.names, "pareto_k", "pareto_k_threshold"]
+    found = found.select(table.schema.names)
+    assert found.schema.equals(table.schema, check_metadata=True)
+    assert found["note"].equals(table["note"])
+    for old, new in zip(table.to_pylist(), found.drop_columns("note").to_pylist(), strict=True):
+        assert None not in new.values()
+        assert all(new[name] == old[name] for name in new if old[name] is not None)
+
+
+DECIMAL, VIEW = pa.decimal128(6, 2), pa.string_view()
+NARROW, WIDE = (pa.dictionary(one, pa.string()) for one in (pa.int8(), pa.int32()))
+MANY = [f"w{i}" for i in range(150)]
+
+
+@pytest.mark.parametrize(
+    ("kind", "new", "found", "wanted"),
+    [
+        (pa.int8(), [[5, 300]], [[5, 300]], pa.int64()),
+        (pa.int8(), [[5, 6], [300]], [[5, 6], [300]], pa.int64()),  # 5 was written as int8
+        (pa.int32(), [[5, 0.5]], [[5, 0.5]], pa.float64()),
+        (pa.float32(), [[5, 2**24 + 1]], [[5, 2**24]], pa.float32()),
+        (pa.float32(), [[5, 1e39]], [[5, 1e39]], pa.float64()),
+        (DECIMAL, [[5, 0.123]], [[Decimal("5.00"), Decimal("0.12")]], DECIMAL),
+        (pa.null(), [["a", "b"]], [["a", "b"]], pa.string()),
+        (VIEW, [["a", "b"]], [["a", "b"]], VIEW),
+        (pa.bool_(), [[True, False]], [[True, False]], pa.bool_()),
+        (pa.string(), [[True, False]], [["True", "False"]], pa.string()),
+        (NARROW, [["a"], MANY], [["a"], MANY], WIDE),
+    ],
+)
+def test_types_widen_only_if_they_have_to(kind, new, found, wanted, tmp_path):
+    path = tmp_path / "out.parquet"
+    with filled(path) as (write, lines):
+        for cells in new:  # a cell that stays as it is, and gaps
+            column = pa.array([None] * (len(cells) + 1), kind)
+            there = np.arange(len(cells) + 1) == 0
+            whole = np.array(cells[:1] + cells, object if isinstance(cells[0], str) else None)
+            write(pa.table({"x": column}), Piece({"x": whole}, {"x": ~there}, {}))
+    told = [f"column 'x' is {wanted}: {kind} does not hold imputed values"]
+    assert lines == (told if wanted != kind else [])
+    column = parquet.read_table(path)["x"]
+    assert column.type == wanted
+    assert column.to_pylist() == [one for cells in found for one in (None, *cells)]
 
 
 def test_a_column_of_k_hat_is_added_on_request(run):
@@ -297,6 +442,11 @@ def test_sub_folders_are_the_labels_of_a_conditional_model(tmp_path):
     rows = read_rows(fit, tmp_path / "in")
     assert rows.ids["file"].tolist() == ["cat/0.png", "cat/2.png", "dog/1.png"]
     np.testing.assert_array_equal(rows.examples[:, 4:], np.eye(3)[[2, 2, 1]])
+    np.savez(tmp_path / "in.npz", data=rows.array, labels=np.array(["cat", "cat", "dog"]))
+    np.testing.assert_array_equal(read_rows(fit, tmp_path / "in.npz").examples, rows.examples)
+    np.savez(tmp_path / "few.npz", data=rows.array, labels=np.array(["cat", "dog"]))
+    with pytest.raises(UserError, match=r"has 3 examples, but labels of shape \(2,\)"):
+        read_rows(fit, tmp_path / "few.npz")
     with pytest.raises(UserError, match="cat has no labels: give a folder of images in sub-fold"):
         read_rows(fit, tmp_path / "in" / "cat")
     (tmp_path / "in" / "dog").rename(tmp_path / "in" / "cow")
@@ -304,16 +454,34 @@ def test_sub_folders_are_the_labels_of_a_conditional_model(tmp_path):
         read_rows(fit, tmp_path / "in")
 
 
+def test_grey_levels_are_binarised_by_the_rule_of_the_run(tmp_path):
+    """Those of a test set are the draws that `evaluate` measures."""
+    grey = np.random.default_rng(0).integers(0, 256, (40, 2, 3), np.uint8)
+    np.save(tmp_path / "grey.npy", grey)
+    data = load_dataset(tmp_path / "grey.npy")
+    assert data.binarization == "dynamic"
+    np.save(tmp_path / "test.npy", np.asarray(data.grey_test))
+    model = VAE(6, (1,), ((2,),), key=key())
+    fit = Fitted(model, (), None, data.identity, tmp_path)
+    for seed in (0, 1):
+        rows = read_rows(fit, tmp_path / "test.npy", seed=seed)
+        np.testing.assert_array_equal(rows.examples, redrawn(data, seed).test)
+    np.save(tmp_path / "wrong.npy", grey.reshape(40, 6) / 100)
+    with pytest.raises(UserError, match="has values beyond 0 and 1, which are no grey levels"):
+        read_rows(fit, tmp_path / "wrong.npy")
+
+
 def test_observed_fractions_stay_in_a_parquet_column_that_was_whole(tmp_path):
     columns = (Column("age", "gaussian", whole=True), Column("kids", "gaussian", whole=True))
-    values, full = np.array([[30.5, 2], [40, np.nan]]), np.array([[30.5, 2], [40, 3.2]])
-    ids = {"id": np.array(["a", "b"], object)}
-    rows = Rows(values, values.astype(np.float32), ids, columns=columns)
+    table = pa.table({"id": ["a", "b"], "age": [30.5, None], "kids": [2, None]})
+    parquet.write_table(table, tmp_path / "in.parquet")
+    values, full = np.array([[30.5, 2], [np.nan, np.nan]]), np.array([[30.5, 2], [40.2, 3.2]])
+    rows = Rows(values, values.astype(np.float32), {}, columns=columns)
     pieces = iter([Imputed(full[None, i : i + 1], *[np.array([np.nan])] * 2) for i in range(2)])
     path = tmp_path / "full.parquet"
-    _write_pieces([path], tmp_path / "x.parquet", rows, pieces, khat=False)
-    expected = pd.DataFrame({"id": ["a", "b"], "age": [30.5, 40.0], "kids": [2, 3]})
-    pd.testing.assert_frame_equal(pd.read_parquet(path), expected, check_dtype=False)
+    _fill_parquet([path], tmp_path / "in.parquet", rows, pieces, khat=False)
+    expected = pa.table({"id": ["a", "b"], "age": [30.5, 40.2], "kids": [2, 3]})
+    assert parquet.read_table(path).equals(expected)
 
 
 def test_decimal_commas_are_those_of_the_numbers():

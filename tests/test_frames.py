@@ -12,6 +12,7 @@ from iwae.sklearn.frames import describe
 
 pd = pytest.importorskip("pandas")
 pl = pytest.importorskip("polars")
+pl_testing = pytest.importorskip("polars.testing")
 pytestmark = [
     pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning"),
     pytest.mark.filterwarnings("ignore:Features .* are constant"),
@@ -153,6 +154,52 @@ def test_polars_in_polars_out(tmp_path):
     assert drawn.schema == source.schema
 
 
+@cache
+def numbers():
+    rng = np.random.default_rng(1)
+    found = {
+        "size": rng.normal(170, 10, N).astype("float32"),
+        "age": rng.integers(18, 90, N).astype("int8"),
+        "member": rng.random(N) < 0.3,
+    }
+    frame = pd.DataFrame(found, index=np.arange(N) + 1000)
+    frame.loc[1003, "size"] = np.nan
+    return frame
+
+
+def _labelled(frame):
+    return frame.set_axis([7, 8, 9], axis=1)
+
+
+@pytest.mark.parametrize(
+    ("make", "check"),
+    [
+        (lambda frame: frame, pd.testing.assert_frame_equal),
+        (_labelled, pd.testing.assert_frame_equal),
+        (pl.from_pandas, pl_testing.assert_frame_equal),
+    ],
+)
+def test_a_frame_of_numbers_comes_back_whatever_the_observation(make, check, tmp_path):
+    source = make(numbers())
+    model = small(observation="gaussian").fit(source)
+    filled = model.impute(source, anneal=False)
+    assert type(filled) is type(source)
+    for part in (slice(3), slice(4, None)):
+        check(filled[part], source[part])
+    assert np.isfinite(np.asarray(filled, float)).all()
+    model.save(tmp_path)
+    latents = model.set_output(transform="pandas").transform(source)
+    for one in (model, ImportanceWeightedAutoencoder.load(tmp_path)):
+        back, drawn = one.inverse_transform(latents), one.sample(5, random_state=0)
+        assert type(back) is type(drawn) is type(source)
+        assert list(back.columns) == list(drawn.columns) == list(source.columns)
+        # Means and draws of a Gaussian are fractions, which int8 and bool do not hold.
+        types = [str(dtype).lower() for dtype in drawn.dtypes]
+        assert types == ["float32", "float64", "float64"]
+    if isinstance(back, pd.DataFrame):
+        assert back.index.equals(latents.index)
+
+
 def test_another_observation_forgets_the_frame(tmp_path):
     other = copy.copy(fitted()).set_params(observation="gaussian")
     with pytest.raises(ValueError, match="changed after fit"):
@@ -162,6 +209,21 @@ def test_another_observation_forgets_the_frame(tmp_path):
     assert not hasattr(other, "columns_")
 
 
+def test_an_unknown_word_is_a_gap_on_request():
+    model = copy.copy(fitted()).set_params(unknown="missing")
+    odd, gap = gapped().copy(), gapped().copy()
+    odd.loc[1010, "city"], gap.loc[1010, "city"] = "Paris", None
+    np.testing.assert_array_equal(model.transform(odd), fitted().transform(gap))
+    assert model.impute(odd).loc[1010, "city"] in ("Bern", "Oslo", "Rome")
+    for wrong, words in (
+        ({"unknown": "ignore"}, "unknown == 'ignore', must be 'error' or 'missing'"),
+        ({"unknown": "missing", "missing": None}, "needs observation='auto' and missing="),
+        ({"unknown": "missing", "observation": "gaussian"}, "needs observation='auto' and missi"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            small(**wrong).fit(whole())
+
+
 def _day(frame):
     return frame.assign(day=pd.Timestamp("2020-01-01"))
 
@@ -169,7 +231,10 @@ def _day(frame):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda frame: frame.assign(city="Paris"), "no level 'Paris'; known: Bern, Oslo, Rome"),
+        (
+            lambda frame: frame.assign(city="Paris"),
+            "'Paris'; known: Bern, Oslo, Rome: .*unknown='mis",
+        ),
         (lambda frame: frame.drop(columns="age"), "lacks the columns 'age'"),
         (lambda frame: frame.assign(more=1), "X has the columns 'more'"),
         (lambda frame: frame.to_numpy(), "X is a ndarray, but observation='auto' takes a data fra"),

@@ -59,8 +59,9 @@ class Score(OfRows):
     """Write the log-likelihood of each row, and how unusual it is.
 
     log_likelihood is in nats, with its Monte Carlo error; pareto_k above 1 - 1/log10(k), or 0.7 if
-    k is 2,200 or more, marks a row whose error is at least what is stated. p_value is the share of
-    the rows held out from training that are at most as likely: small for outliers.
+    k is 2,200 or more, marks a row whose error is at least what is stated. p_value, small for
+    outliers, is one more than the number of the m rows held out from training that are at most as
+    likely, over m + 1.
     """
 
     out: Out
@@ -124,6 +125,7 @@ def encode(arguments: Sequence[str]) -> int:
 
     n, pieces = encode_pieces(**_chosen(options))
     write_pieces(options.out, pieces, n)
+    _tell_binarized(options)
     print(options.out)
     return 0
 
@@ -151,8 +153,20 @@ def score(arguments: Sequence[str]) -> int:
     print(f"mean log-likelihood {total / n:.3f} nats over {counted(n, 'row', ',')}")
     error = "whose Monte Carlo error is at least what is stated"
     _tell_doubtful(doubtful, f"above {threshold:.2f}", error)
+    _tell_binarized(options)
     print(options.out)
     return 0
+
+
+def _tell_binarized(options: OfRows) -> None:
+    """Print a line if the rows were binarised by chance."""
+    from iwae.runs.answers import binarized_at_random, fitted
+
+    if binarized_at_random(fitted(options.run, options.weights)):
+        print(
+            f"grey levels were binarised at random, as in training (--seed {options.seed}; another "
+            "seed draws other pixels)"
+        )
 
 
 def _tell_doubtful(count: int, size: str, meaning: str) -> None:
@@ -233,6 +247,8 @@ def impute(arguments: Sequence[str]) -> int:
     _tell_doubtful(count, "too large", f"whose imputed values are unreliable: {remedy}")
     if options.k < KHAT_LEAST:
         print(f"with k below {KHAT_LEAST}, no k-hat says whether imputed values are reliable")
+    for line in done.widened:
+        print(line)
     for path in done.paths:
         print(path)
     return 0

@@ -6,6 +6,7 @@ any order; answers have the order of the rows, and the columns that were carried
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,7 +23,9 @@ from iwae.data.kinds import check_values
 from iwae.data.own import is_large
 from iwae.data.parquet import cells_of, pieces, places, stored_values
 from iwae.data.rows import Examples, blocks, converted, flat, kept, stored
+from iwae.data.sampling import TEST_DRAW
 from iwae.data.scaling import Scaling, scaling_from
+from iwae.data.splits import bernoulli
 from iwae.data.tables import SUFFIXES, Table, as_labels, frame_table, names_in, read_table
 from iwae.errors import UserError
 from iwae.evaluation.conditioning import Given, sample_given
@@ -154,18 +157,19 @@ def _columns(identity: Mapping[str, Any], vae: VAE) -> tuple[Column, ...]:
 # --- rows in ---------------------------------------------------------------------------------
 
 
-def read_rows(fit: Fitted, source: Source, *, unknown: str = "error") -> Rows:
+def read_rows(fit: Fitted, source: Source, *, unknown: str = "error", seed: int = 0) -> Rows:
     """Read rows for a model.
 
     Args:
         unknown: treatment of a word that the training data do not have: "error" or "missing".
+        seed: added to that of the run's binarisation, if its grey levels are binarised at random.
 
     Raises:
         UserError: names the source, the place and the remedy.
     """
     path = Path(source).expanduser() if isinstance(source, str | Path) else None
     if path is not None and path.suffix.lower() not in SUFFIXES:
-        return _array_rows(fit, path)
+        return _array_rows(fit, path, seed)
     if path is not None and is_large(path):
         return _stored_rows(fit, path, unknown)
     drop, ids = (list(fit.identity.get(name, ())) for name in ("drop", "ids"))
@@ -213,7 +217,7 @@ def _stored_rows(fit: Fitted, path: Path, unknown: str) -> Rows:
     return Rows(values, examples, cells_of(path, ids), columns=columns)
 
 
-def _array_rows(fit: Fitted, path: Path) -> Rows:
+def _array_rows(fit: Fitted, path: Path, seed: int) -> Rows:
     """The rows of an .npy file or a folder of images."""
     if path.is_dir():
         has_run = (fit.where / "config.toml").is_file()
@@ -223,10 +227,12 @@ def _array_rows(fit: Fitted, path: Path) -> Rows:
         array: Examples = in_colour(pixels) if is_colour else pixels
         ids, words = {"file": images.ids}, images.labels
     else:
-        arrays, ids, words = read_arrays(path), {}, None
+        arrays, ids = read_arrays(path), {}
+        words = arrays.pop("labels", None)
         if list(arrays) != ["data"]:
             raise UserError(
-                f"{path} is an .npz file by its content: save the table of rows with np.save"
+                f"{path} is an .npz file by its content, whose arrays are not data and perhaps "
+                "labels: rename them, or save the table of rows with np.save"
             )
         array = stored(arrays["data"])
     check_array(str(path), "data", array, missing=True)
@@ -239,11 +245,37 @@ def _array_rows(fit: Fitted, path: Path) -> Rows:
             f"{fit.vae.n_data}"
         )
     white = 255 if fit.identity.get("values") == "grey" and array.dtype == np.uint8 else 1
-    values = converted(rows, lambda block, _: block.astype(np.float64) / white, np.float64)
+    values: Examples = converted(
+        rows, lambda block, _: block.astype(np.float64) / white, np.float64
+    )
     labels = None
     if isinstance(fit.model, ConditionalVAE) and words is not None:
+        if words.shape != rows.shape[:1]:
+            raise UserError(f"{path} has {len(rows)} examples, but labels of shape {words.shape}")
         labels = _classes(fit, str(path), words)
+    if binarized_at_random(fit):
+        values = _binarized(fit, values, str(path), seed)
     return Rows(values, _examples(fit, values, str(path), labels), ids, array)
+
+
+def binarized_at_random(fit: Fitted) -> bool:
+    """Whether grey levels are binarised by chance for a model."""
+    return fit.identity.get("binarization", "none") in ("dynamic", "static")
+
+
+def _binarized(fit: Fitted, values: Examples, where: str, seed: int) -> Examples:
+    """A draw of pixels, which are 1 with the probability of their grey level.
+
+    Seed i gives the pixels of a test set those of its draw i (`iwae.data.draws`).
+    """
+    for _, block in blocks(values):
+        if not (np.nanmin(block) >= 0 and np.nanmax(block) <= 1):
+            raise UserError(f"{where} has values beyond 0 and 1, which are no grey levels")
+    seed += fit.identity.get("binarization_seed") or 0
+    if seed < 0:
+        raise UserError(f"the seed of the binarisation is {seed}: give one of at least 0")
+    draw = partial(bernoulli, seed=seed, stream=TEST_DRAW)
+    return converted(values, lambda *some: draw(*some).astype(np.float64), np.float64)
 
 
 def _refuse_shape(fit: Fitted, path: Path, shape: Sequence[int]) -> None:
@@ -262,18 +294,15 @@ def _examples(fit: Fitted, values: Examples, where: str, labels: np.ndarray | No
     if isinstance(fit.model, ConditionalVAE) and labels is None:
         name = fit.identity.get("label")
         named = f"a table with the column {name!r}, which holds them"
-        source = named if name else "a folder of images in sub-folders, whose names are labels"
+        arrays = "an .npz file of data and labels"
+        source = (
+            named if name else f"a folder of images in sub-folders of their labels, or {arrays}"
+        )
         raise UserError(f"{fit.where} is conditional, and {where} has no labels: give {source}")
     missing = fit.vae.missing is not None
     for start, block in blocks(values) if not missing else ():
         _refuse_gaps(fit, block, start, where)
-    binary = fit.identity.get("binarization", "none")
-    if binary in ("dynamic", "static"):
-        raise UserError(
-            f"{fit.where} was trained on images that are binarised at random, so that a row has no "
-            "single likelihood: measure it with iwae evaluate"
-        )
-    if binary == "threshold":
+    if fit.identity.get("binarization") == "threshold":
         values = converted(values, lambda block, _: (block > 0.5).astype(np.float64), np.float64)
     check_values(values, fit.vae.kind, where, missing=missing)
     inner = converted(values, lambda block, _: fit.inwards(block), np.float32)
@@ -352,7 +381,7 @@ def encode_pieces(
 ) -> tuple[int, Iterator[Cells]]:
     """The number of rows, and `encode_rows` piece by piece."""
     fit = fitted(run, weights)
-    rows = read_rows(fit, source, unknown=unknown)
+    rows = read_rows(fit, source, unknown=unknown, seed=seed)
 
     def pieces() -> Iterator[Cells]:
         done = 0
@@ -415,7 +444,7 @@ def score_pieces(
 ) -> tuple[int, Iterator[Cells]]:
     """The number of rows, and `score_rows` piece by piece."""
     fit, (key, held_out_key) = fitted(run, weights), jax.random.split(jax.random.key(seed))
-    rows = read_rows(fit, source, unknown=unknown)
+    rows = read_rows(fit, source, unknown=unknown, seed=seed)
     reference = None
     if p_values:
         held_out = score(fit.model, _held_out(fit, data_dir), held_out_key, k=k)

@@ -1,6 +1,5 @@
 """Imputation from file to file: what was observed keeps its text, and gaps are filled."""
 
-import csv
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -10,11 +9,14 @@ import numpy as np
 
 from iwae.data.columns import Column, to_cells, with_fractions
 from iwae.data.delimited import is_number, read_cells
+from iwae.data.rows import Examples
 from iwae.data.tables import SUFFIXES, Cells, names_in, written_by_piece
 from iwae.errors import UserError
 from iwae.evaluation.imputation import Imputed, joined
 from iwae.files import atomic_write
 from iwae.runs.answers import Fitted, Rows, fitted, impute_pieces
+from iwae.runs.filling import Piece, filled, rows_of
+from iwae.runs.splicing import Changes, spliced
 
 
 class Completion(NamedTuple):
@@ -24,11 +26,13 @@ class Completion(NamedTuple):
         paths: the files written.
         pareto_k: `[n]`, k-hat of each row's weights; nan without gaps.
         threshold: `[n]`, k-hat above which imputed values are unreliable.
+        widened: a line for each column of a .parquet file whose type did not hold imputed values.
     """
 
     paths: list[Path]
     pareto_k: np.ndarray
     threshold: np.ndarray
+    widened: Sequence[str] = ()
 
 
 def impute_file(
@@ -45,8 +49,9 @@ def impute_file(
     """Write a copy of a table with missing values imputed by the first model of a run.
 
     Args:
-        file: .csv, .tsv, .parquet or .npy, with the columns that the model was trained on. Observed
-            cells of a text file, its header and its separator stay as they are.
+        file: .csv, .tsv, .parquet or .npy, with the columns that the model was trained on. The text
+            around gaps of a text file stays as it is, as do all columns
+            of a .parquet file, their order and, if these hold the imputed values, their types.
         out: path of the same suffix. With `draws`, the files are numbered from 1: `out-1.csv` ...
         draws: number of multiple imputations; None for the expectations.
         overwrite: replace existing files, but never the input table itself.
@@ -70,12 +75,14 @@ def impute_file(
         raise UserError(f"{file} has a column {taken[0]!r}, the name of one to add: rename it")
     fit = fitted(run, weights)
     rows, pieces = impute_pieces(run, file, draws=draws, weights=weights, **options)
-    if rows.array is None and file.suffix.lower() != ".parquet":
+    if file.suffix.lower() == ".parquet":
+        return _fill_parquet(paths, file, rows, pieces, khat=khat)
+    if rows.array is None:
         found = joined(pieces, axis=1)
         for path, values in zip(paths, found.values, strict=True):
             _write_text(path, file, fit, rows, values, _added(found, khat=khat))
         return Completion(paths, found.pareto_k, found.threshold)
-    return Completion(paths, *_write_pieces(paths, file, rows, pieces, khat=khat))
+    return Completion(paths, *_write_array(paths, file, rows.array, pieces))
 
 
 KHAT = ("pareto_k", "pareto_k_threshold")
@@ -104,36 +111,49 @@ def numbered(out: Path, i: int) -> Path:
     return out.with_stem(f"{out.stem}-{i}")
 
 
-def _write_pieces(
+def _fill_parquet(
     paths: list[Path],
     file: Path,
     rows: Rows,
     pieces: Iterator[Imputed],
     *,
     khat: bool,
+) -> Completion:
+    """Write copies of a .parquet file with its gaps filled, all piece by piece."""
+    columns, found, done = with_fractions(rows.columns, rows.values), [], 0
+    with ExitStack() as stack:
+        outputs = [stack.enter_context(filled(path)) for path in paths]
+        take = rows_of(file)
+        for piece in pieces:
+            count = len(piece.pareto_k)
+            table, missing = take(count), np.isnan(rows.values[done : done + count])
+            gaps = {one.name: missing[:, j] for j, one in enumerate(columns)}
+            added = _added(piece, khat=khat)
+            for (write, _), values in zip(outputs, piece.values, strict=True):
+                write(table, Piece(to_cells(values, columns), gaps, added))
+            done += count
+            found.append((piece.pareto_k, piece.threshold))
+    lines = dict.fromkeys(line for _, some in outputs for line in some)
+    khats, thresholds = zip(*found, strict=True)
+    return Completion(paths, np.concatenate(khats), np.concatenate(thresholds), [*lines])
+
+
+def _write_array(
+    paths: list[Path], file: Path, array: Examples, pieces: Iterator[Imputed]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Write the completed tables in the format of the file, all piece by piece.
+    """Write completed arrays, all piece by piece.
 
     Returns:
         k-hat and its threshold, `[n]` each.
     """
-    n, found = len(rows.values), []
-    columns = with_fractions(rows.columns, rows.values) if rows.array is None else ()
-
-    def cells(values: np.ndarray, first: int, added: Cells) -> Cells:
-        last = first + len(values)
-        if rows.array is not None:
-            return {"data": _like(file, rows.array[first:last], values)}
-        return {**rows.carried(first, last), **to_cells(values, columns), **added}
-
+    found, done = [], 0
     with ExitStack() as stack:
-        outputs = [stack.enter_context(written_by_piece(path, n)) for path in paths]
-        done = 0
+        outputs = [stack.enter_context(written_by_piece(path, len(array))) for path in paths]
         for piece in pieces:
-            added = _added(piece, khat=khat)
+            old = array[done : done + len(piece.pareto_k)]
             for write, values in zip(outputs, piece.values, strict=True):
-                write(cells(values, done, added))
-            done += len(piece.pareto_k)
+                write({"data": _like(file, old, values)})
+            done += len(old)
             found.append((piece.pareto_k, piece.threshold))
     khats, thresholds = zip(*found, strict=True)
     return np.concatenate(khats), np.concatenate(thresholds)
@@ -163,20 +183,16 @@ def _write_text(
     commas = _commas(lines, places, rows.columns) if separator != "," else [False] * len(places)
     new = [_text(one, comma=comma) for one, comma in zip(found.values(), commas, strict=True)]
     more = [_text(one, comma=any(commas)) for one in added.values()]
-    with atomic_write(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as text:
-        # A writer quotes a line feed in a cell, but no carriage return, which ends lines too.
-        plain, quoted = (
-            csv.writer(text, delimiter=separator, lineterminator="\n", quoting=one)
-            for one in (csv.QUOTE_MINIMAL, csv.QUOTE_ALL)
-        )
-        plain.writerows([[*header, *added]] if header else [])
-        old_rows = np.asarray(rows.values)
-        for number, (line, old, *row) in enumerate(zip(lines, old_rows, *new, strict=True)):
-            for i, value, cell in zip(places, old, row, strict=True):
-                if np.isnan(value):
-                    line[i] = cell
-            line += [column[number] for column in more]
-            (quoted if any("\r" in cell for cell in line) else plain).writerow(line)
+
+    def changes() -> Iterator[Changes]:
+        for number, (old, *row) in enumerate(zip(np.asarray(rows.values), *new, strict=True)):
+            each = zip(places, old, row, strict=True)
+            cells = {i: cell for i, value, cell in each if np.isnan(value)}
+            yield Changes(cells, [column[number] for column in more])
+
+    text = spliced(file, separator, len(names), changes(), names=[*added] if header else None)
+    with atomic_write(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as out:
+        out.writelines(text)
 
 
 def _commas(

@@ -49,6 +49,8 @@ from iwae.runs.models import load_model, read_about, save_model
 from iwae.sklearn.callbacks import CallbackSupportMixin, with_callbacks, with_tasks
 from iwae.sklearn.frames import (
     describe,
+    form_from,
+    form_of,
     frame_from,
     frame_json,
     frame_values,
@@ -67,6 +69,7 @@ from iwae.sklearn.rows import (
     check_option,
     check_order,
     check_source,
+    check_unknown,
     column_labels,
     names_of_each,
     one_each,
@@ -113,7 +116,7 @@ class ImportanceWeightedAutoencoder(
             "negative-binomial", "logistic-mixture", "discretised-gaussian"; with its parameter,
             `{"name": "categorical", "categories": 4}`; or a list with the kind of each column,
             `["gaussian", "poisson", "categorical:4"]`; or "auto" for a data frame, whose columns
-            are taken for what `columns_` then shows. Rows that come out are then frames, too.
+            are taken for what `columns_` then shows.
         missing: "at-random" if values may be missing (NaN), in `fit` and afterwards: the bounds are
             then on the observed values (Mattei & Frellsen 2019). "not-at-random" if whether a
             Gaussian value is missing may depend on the value (Ipsen et al. 2021),
@@ -122,6 +125,8 @@ class ImportanceWeightedAutoencoder(
         hide: with "at-random", the probability of hiding each observed value whenever training
             visits its row, so that the encoder learns to read gaps; None for 0.1 if the rows of
             `fit` have no gaps, otherwise 0.
+        unknown: with "auto", what a word that `fit` has not seen is afterwards: "error" to refuse
+            it, "missing" to take it for a missing value.
         objective: the bound to maximise; `iwae objectives` lists them.
         objective_params: further options of the objective, such as `{"m": 4}` for "miwae" or
             `{"beta": 0.5}` for "ciwae".
@@ -179,6 +184,7 @@ class ImportanceWeightedAutoencoder(
         observation: Any = "gaussian",
         missing: Any = None,
         hide: Any = None,
+        unknown: Any = "error",
         objective: Any = "iwae",
         objective_params: Any = None,
         k: Any = 5,
@@ -205,6 +211,7 @@ class ImportanceWeightedAutoencoder(
         self.observation = observation
         self.missing = missing
         self.hide = hide
+        self.unknown = unknown
         self.objective = objective
         self.objective_params = objective_params
         self.k = k
@@ -241,12 +248,17 @@ class ImportanceWeightedAutoencoder(
             FloatingPointError: if a number in training is not finite.
         """
         self._check_parameters()
-        for name in ("model_", "columns_"):  # a fit that fails keeps nothing of an earlier one
+        for name in (
+            "model_",
+            "columns_",
+            "_form_",
+        ):  # a fit that fails keeps nothing of an earlier one
             self.__dict__.pop(name, None)
         if is_auto(self.observation):
             set_columns(self, *describe(X))
         kind = self._kind()
         rows = self._rows(X, kind, reset=True)
+        self._form_ = form_of(X)
         random = check_random_state(self.random_state)
         self._key_ = int(random.randint(2**31 - 1))
         train, validation = self._held_out(rows, random)
@@ -362,6 +374,7 @@ class ImportanceWeightedAutoencoder(
         ):
             check_number(name, getattr(self, name), legal, words)
         check_hide(self.hide, self.missing)
+        check_unknown(self.unknown, self.missing, is_frame=is_auto(self.observation))
         if self.ema is not None:
             check_number("ema", self.ema, lambda value: 0 < value < 1, "between 0 and 1, or None")
         for name in ("standardize", "early_stopping"):
@@ -464,7 +477,8 @@ class ImportanceWeightedAutoencoder(
         missing = self.missing if reset else self.model_.missing
         validate = partial(validate_data, self, reset=reset)
         if hasattr(self, "columns_"):
-            X = frame_values(X, self.columns_, missing=missing is not None)
+            gaps = missing is not None
+            X = frame_values(X, self.columns_, missing=gaps, unknown=self.unknown)
             validate = partial(check_array, estimator=self, input_name="X")
         check_source(X)
         rows = validate(
@@ -564,7 +578,7 @@ class ImportanceWeightedAutoencoder(
                 "X holds values beyond float32: give latents such as `transform` returns"
             )
         out = self._map(decoded, z.astype(np.float32), AT_A_TIME, _LATENT)
-        return given_back(self, self._outwards(out).astype(z.dtype), like=X)
+        return given_back(self, self._outwards(out).astype(z.dtype), self._form_, like=X)
 
     def sample(self, n_samples: Any = 1, random_state: Any = None) -> Any:
         """Rows drawn from the model, `[n_samples, d]`, a frame if `fit` had one.
@@ -584,7 +598,7 @@ class ImportanceWeightedAutoencoder(
             batch_size=AT_A_TIME,
             slab_size=n_samples,
         )
-        return given_back(self, self._outwards(gather(slabs)))
+        return given_back(self, self._outwards(gather(slabs)), self._form_)
 
     def score_samples(
         self, X: Any, *, method: Any = "is", k: Any = None, temperatures: Any = 200
@@ -677,7 +691,8 @@ class ImportanceWeightedAutoencoder(
 
         Returns:
             `[n, d]`, or `[draws, n, d]`; observed values are unchanged. Of a frame, a frame, or a
-            list of `draws` frames, with whole numbers where the column has no others. With
+            list of `draws` frames, with whole numbers where the column has no others, and types
+            that hold the values. With
             `return_pareto_k`, a tuple of this, k-hat `[n]` of the weights of each row (nan for rows
             without gaps) and the threshold `[n]` above which imputed values are unreliable.
 
@@ -699,7 +714,8 @@ class ImportanceWeightedAutoencoder(
         if not return_pareto_k:
             warn_doubtful(found, anneal=anneal)
         whole = np.where(np.isnan(rows), self._outwards(found.values), rows).astype(rows.dtype)
-        frame = given_back(self, whole, observed=rows, like=X)
+        form = self._form_ if hasattr(self, "columns_") else form_of(X)
+        frame = given_back(self, whole, form, observed=rows, like=X)
         return (frame, found.pareto_k, found.threshold) if return_pareto_k else frame
 
     def _expected(self, inner: np.ndarray, k: int, *, anneal: bool) -> Imputed:
@@ -736,7 +752,8 @@ class ImportanceWeightedAutoencoder(
         learnt["_labels_"] = self._labels_
         if is_auto(self.observation):
             parameters["observation"] = self.observation
-            learnt["frame"] = frame_json(self.columns_, self._form_)
+        if self._form_ is not None:
+            learnt["frame"] = frame_json(getattr(self, "columns_", ()), self._form_)
         facts = plain({"parameters": parameters, "learnt": learnt})
         save_model(self.model_, folder, estimator=facts)
 
@@ -751,12 +768,16 @@ class ImportanceWeightedAutoencoder(
         try:
             parameters, learnt = dict(facts["parameters"]), dict(facts["learnt"])
             found = cls(**parameters)
+            found._form_ = None
             for name in _LEARNT:
                 setattr(found, name, learnt[name])
             found.shift_, found.scale_ = (one_each(learnt[name], model.n_data) for name in _ARRAYS)
             found._check_parameters()
             if is_auto(found.observation):
                 set_columns(found, *frame_from(learnt["frame"]))
+            elif "frame" in learnt:
+                found._form_ = form_from(learnt["frame"], ())
+                names_of_each([*map(str, found._form_.names)], model.n_data)
             found._check_loaded(model)
             found._labels_ = check_labels(learnt["_labels_"], model.n_data)
             if "feature_names_in_" in learnt:

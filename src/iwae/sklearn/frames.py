@@ -17,6 +17,7 @@ from iwae.data.columns import (
     to_values,
     with_fractions,
 )
+from iwae.data.delimited import LARGEST_EXACT
 from iwae.data.kinds import column_kinds, make_kind
 from iwae.data.tables import Remedies, Table, frame_table
 from iwae.errors import UserError
@@ -24,7 +25,13 @@ from iwae.errors import UserError
 _NUMBER = re.compile(r"u?int(8|16|32|64)|float(16|32|64)?|double")
 _BIT = re.compile(r"bool(ean)?")
 
-REMEDIES = Remedies("leave it out", "", "leave it out", "by a categorical dtype", "make it missing")
+REMEDIES = Remedies(
+    "leave it out",
+    "",
+    "leave it out",
+    "by a categorical dtype",
+    "count unknown words as missing (unknown='missing')",
+)
 """The remedies that messages about a column of a frame give."""
 
 
@@ -44,10 +51,17 @@ class Dtype(NamedTuple):
 
 
 class Form(NamedTuple):
-    """The form of a frame: its library, as narwhals calls it, and the type of each column."""
+    """The form of a frame.
+
+    Attributes:
+        library: as narwhals calls it.
+        dtypes: the type of each column.
+        names: the label of each column; in pandas it need not be a string.
+    """
 
     library: Any
     dtypes: tuple[Dtype, ...]
+    names: tuple[Any, ...]
 
 
 # --- frames in -------------------------------------------------------------------------------
@@ -70,7 +84,6 @@ def describe(X: Any) -> tuple[tuple[Column, ...], Form]:
 
     table = _table(X)
     data = nw.from_native(X, eager_only=True)
-    is_pandas = data.implementation.is_pandas()
     if odd := [one for one in data.columns if not isinstance(one, str)]:
         raise UserError(f"X has the column name {odd[0]!r}, which is not a string: rename it")
     wanted = {
@@ -78,9 +91,24 @@ def describe(X: Any) -> tuple[tuple[Column, ...], Form]:
         for series in data.iter_columns()
         if series.dtype in (nw.Categorical, nw.Enum) and series.drop_nulls().n_unique() > 1
     }
-    columns = choose_columns(table, wanted)
-    dtypes = (_pandas_dtype if is_pandas else _dtype)(series for series in data.iter_columns())
-    return columns, Form(str(data.implementation.value), tuple(dtypes))
+    return choose_columns(table, wanted), _form(X)
+
+
+def form_of(X: Any) -> Form | None:
+    """The form of a frame; None if X is none."""
+    import narwhals as nw
+
+    return _form(X) if nw.dependencies.is_into_dataframe(X) else None
+
+
+def _form(X: Any) -> Form:
+    import narwhals as nw
+
+    data = nw.from_native(X, eager_only=True)
+    is_pandas = data.implementation.is_pandas()
+    dtypes = (_pandas_dtype if is_pandas else _dtype)(data.iter_columns())
+    names = X.columns.tolist() if is_pandas else data.columns
+    return Form(str(data.implementation.value), tuple(dtypes), tuple(names))
 
 
 def set_columns(estimator: Any, columns: tuple[Column, ...], form: Form) -> None:
@@ -112,17 +140,20 @@ def _pandas_dtype(columns: Any) -> list[Dtype]:
     return found
 
 
-def frame_values(X: Any, columns: Sequence[Column], *, missing: bool) -> Float[np.ndarray, "n d"]:
+def frame_values(
+    X: Any, columns: Sequence[Column], *, missing: bool, unknown: str = "error"
+) -> Float[np.ndarray, "n d"]:
     """The values of a frame, float64, NaN where missing; its columns are found by name.
 
     Args:
         columns: those of the frame of `fit`.
         missing: whether values may be missing.
+        unknown: as for `iwae.data.columns.to_values`.
 
     Raises:
         UserError: if X is no frame, its columns are others, or a word or a gap is refused.
     """
-    values = to_values(_table(X), columns)
+    values = to_values(_table(X), columns, unknown=unknown)
     if not missing and np.isnan(values).any():
         row, column = np.argwhere(np.isnan(values))[0]
         raise UserError(
@@ -174,18 +205,27 @@ def refuse_words(X: Any) -> None:
 # --- frames out ------------------------------------------------------------------------------
 
 
-def given_back(estimator: Any, rows: np.ndarray, **like: Any) -> Any:
-    """Rows as an estimator gives them: frames, if it was fitted to one with `auto`.
+def given_back(estimator: Any, rows: np.ndarray, form: Form | None, **like: Any) -> Any:
+    """Rows as an estimator gives them: frames of a form, arrays if there is none.
 
     Args:
         rows: `[n, d]`, or `[draws, n, d]`, of which there is then a list of frames.
+        form: of the frame of `fit`; with other columns than those of `auto`, that of any frame.
         like: `observed` and `like` of `to_frame`.
     """
-    if not hasattr(estimator, "columns_"):
+    if form is None:
         return rows
     if rows.ndim == 3:
-        return [given_back(estimator, one, **like) for one in rows]
-    return to_frame(rows, estimator.columns_, estimator._form_, **like)
+        return [given_back(estimator, one, form, **like) for one in rows]
+    columns = getattr(estimator, "columns_", None) or _plain(rows, form)
+    return to_frame(rows, columns, form, **like)
+
+
+def _plain(rows: np.ndarray, form: Form) -> tuple[Column, ...]:
+    """Columns of numbers, which are whole if all values in these rows are."""
+    whole = ((rows == np.rint(rows)) & (np.abs(rows) < LARGEST_EXACT)).all(axis=0)
+    named = zip(form.names, whole, strict=True)
+    return tuple(Column(str(name), "gaussian", whole=bool(one)) for name, one in named)
 
 
 def to_frame(
@@ -209,40 +249,58 @@ def to_frame(
 
     if observed is not None:
         columns = with_fractions(columns, observed)
+    _refuse_absent(form.library)
+    numbered = [one._replace(name=str(i)) for i, one in enumerate(columns)]
+    found = to_cells(values, numbered).values()
     cells, types = {}, {}
-    for (name, column), dtype in zip(to_cells(values, columns).items(), form.dtypes, strict=True):
-        cells[name], types[name] = _restored(column, dtype)
+    for i, (column, dtype) in enumerate(zip(found, form.dtypes, strict=True)):
+        cells[i], types[i] = _restored(column, dtype)
     if form.library != "pandas":
         series = {
-            name: nw.new_series(name, one, _narwhals(types[name]), backend=form.library)
-            for name, one in cells.items()
+            name: nw.new_series(name, cells[i], _narwhals(types[i]), backend=form.library)
+            for i, name in enumerate(form.names)
         }
         return nw.from_dict(series).to_native()
     import pandas as pd
 
     index = like.index if isinstance(like, pd.DataFrame) else None
     frame = pd.DataFrame(cells, index=index)
-    return frame.astype({name: _pandas(one) for name, one in types.items() if one is not None})
+    frame = frame.astype({i: _pandas(one) for i, one in types.items() if one is not None})
+    return frame.set_axis(pd.Index(form.names), axis=1)
 
 
 def _restored(cells: np.ndarray, dtype: Dtype) -> tuple[np.ndarray, Dtype | None]:
     """The cells as a type takes them, and the type; None if it does not take them."""
     name = dtype.name.partition("[")[0].lower()
+    found: np.ndarray | None = cells
     if dtype.categories is not None:
-        words = {_word(one): one for one in dtype.categories}
-        return np.array([*(words[_word(one)] for one in cells), None], object)[:-1], dtype
-    if _BIT.fullmatch(name):
-        return np.array([str(one).lower() == "true" for one in cells]), dtype
-    if cells.dtype == object:
-        return cells, dtype
-    if not _NUMBER.fullmatch(name):
-        return cells, None
-    if "int" in name:
+        found = _categories(cells, dtype.categories)
+    elif _BIT.fullmatch(name):
+        found = _bits(cells)
+    elif cells.dtype != object and "int" in name and _NUMBER.fullmatch(name):
         held = np.iinfo(name)
         whole = cells.dtype.kind == "i" and len(cells) > 0
         if not whole or cells.min() < held.min or cells.max() > held.max:
-            return cells, None
-    return cells, dtype
+            found = None
+    elif cells.dtype != object and not _NUMBER.fullmatch(name):
+        found = None
+    return (cells, None) if found is None else (found, dtype)
+
+
+def _categories(cells: np.ndarray, categories: Sequence[Any]) -> np.ndarray | None:
+    """The cells as categories; None if one is none of them."""
+    known = {_word(one): one for one in categories}
+    words = [_word(one) for one in cells]
+    if not known.keys() >= set(words):
+        return None
+    return np.array([*(known[one] for one in words), None], object)[:-1]
+
+
+def _bits(cells: np.ndarray) -> np.ndarray | None:
+    """The cells as booleans; None if one is a number other than 0 and 1."""
+    if cells.dtype.kind in "if":
+        return cells.astype(bool) if np.isin(cells, (0, 1)).all() else None
+    return np.array([str(one).lower() == "true" for one in cells])
 
 
 def _word(one: Any) -> str:
@@ -271,26 +329,52 @@ def _pandas(dtype: Dtype) -> Any:
 
 
 def frame_json(columns: Sequence[Column], form: Form) -> dict[str, Any]:
-    """Columns and form as JSON."""
-    dtypes = [one._asdict() for one in form.dtypes]
-    return {"columns": as_json(columns), "library": form.library, "dtypes": dtypes}
+    """Columns and form as JSON; labels that are neither strings nor whole numbers as `repr`."""
+    return {
+        "columns": as_json(columns),
+        "library": form.library,
+        "dtypes": [one._asdict() for one in form.dtypes],
+        "names": [one if type(one) in (str, int) else repr(one) for one in form.names],
+    }
+
+
+def form_from(facts: Mapping[str, Any], names: Sequence[str]) -> Form:
+    """The form of `frame_json`.
+
+    Args:
+        facts: what that made.
+        names: the labels that older files leave out.
+
+    Raises:
+        ValueError: if its parts disagree.
+    """
+    found = tuple(facts.get("names", names))
+    form = Form(facts["library"], tuple(Dtype(**one) for one in facts["dtypes"]), found)
+    if not len(form.dtypes) == len(found) == len(set(found)):
+        raise ValueError("its columns are not those of a frame")
+    return form
 
 
 def frame_from(facts: Mapping[str, Any]) -> tuple[tuple[Column, ...], Form]:
-    """The inverse of `frame_json`.
+    """The inverse of `frame_json`, of a frame of `auto`.
 
     Raises:
         ValueError: if they do not describe the same frame, or its library is not installed.
     """
     columns = from_json(facts["columns"])
-    form = Form(facts["library"], tuple(Dtype(**one) for one in facts["dtypes"]))
-    if not len(form.dtypes) == len(columns) == len({one.name for one in columns}):
+    form = form_from(facts, names := [one.name for one in columns])
+    if list(form.names) != names:
         raise ValueError("its columns are not those of a frame")
     kinds = column_kinds(make_kind("table", columns=tuple(one.kind for one in columns)))
     for kind, column in zip(kinds, columns, strict=True):
         known = {"categorical": (kind.categories,), "bernoulli": (1, 2)}.get(kind.name, ())
         if column.levels and len(column.levels) not in known:
             raise ValueError(f"column {column.name!r} has {len(column.levels)} levels")
-    if importlib.util.find_spec(str(form.library)) is None:
-        raise ValueError(f"its frames are of {form.library!r}, which is not installed")
+    _refuse_absent(form.library)
     return columns, form
+
+
+def _refuse_absent(library: Any) -> None:
+    """Raise UserError if a library of frames is not installed."""
+    if importlib.util.find_spec(str(library)) is None:
+        raise UserError(f"its frames are of {library!r}, which is not installed: install it")

@@ -47,6 +47,14 @@ def check_hide(hide: Any, missing: Any) -> None:
         raise ValueError(f"hide == {hide!r} needs missing='at-random'")
 
 
+def check_unknown(unknown: Any, missing: Any, *, is_frame: bool) -> None:
+    """Raise ValueError for another treatment of unknown words, or one that the model has not."""
+    if not isinstance(unknown, str) or unknown not in ("error", "missing"):
+        raise ValueError(f"unknown == {unknown!r}, must be 'error' or 'missing'")
+    if unknown == "missing" and (missing is None or not is_frame):
+        raise ValueError("unknown == 'missing' needs observation='auto' and missing='at-random'")
+
+
 def check_source(X: Any) -> None:
     """Raise ValueError for values that scikit-learn would silently convert to wrong numbers."""
     refuse_words(X)

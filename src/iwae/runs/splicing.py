@@ -1,0 +1,81 @@
+"""The text of a file of cells with some of them replaced: all else stays as it was written."""
+
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from iwae.data.delimited import read_bytes
+from iwae.errors import UserError
+
+BOM = "\ufeff"
+
+
+class Changes(NamedTuple):
+    """The changes of a row.
+
+    Attributes:
+        cells: new cells, by the number of their column from 0.
+        added: cells to add at the end.
+    """
+
+    cells: Mapping[int, str]
+    added: Sequence[str]
+
+
+def spliced(
+    file: Path,
+    separator: str,
+    width: int,
+    rows: Iterable[Changes],
+    *,
+    names: Sequence[str] | None = None,
+) -> Iterator[str]:
+    """The text of a file with changed cells, line by line.
+
+    A byte order mark, quotes, line ends and empty lines stay. A new cell is quoted if the old one
+    was, or if it has to be.
+
+    Args:
+        file: UTF-8 text.
+        separator: of its cells.
+        width: number of cells of a row. An empty line is a row only if that is one.
+        rows: the changes of each row, in order.
+        names: names of the columns to add; None if the file has no line of names.
+
+    Raises:
+        UserError: if the file has fewer rows.
+    """
+    text, left, is_header = read_bytes(file).decode(), iter(rows), names is not None
+    if text.startswith(BOM):
+        yield BOM
+    for cells, end in _records(text.removeprefix(BOM), separator):
+        if cells != [""] or (width == 1 and not is_header):
+            found = Changes({}, names or ()) if is_header else next(left, Changes({}, ()))
+            is_header = False
+            for i, cell in found.cells.items():
+                cells[i] = _written(cell, separator, quoted=cells[i].startswith('"'))
+            cells += [_written(cell, separator) for cell in found.added]
+        yield separator.join(cells) + end
+    if next(left, None) is not None:
+        raise UserError(f"{file} changed while it was read: try again")
+
+
+def _records(text: str, separator: str) -> Iterator[tuple[list[str], str]]:
+    """The cells of each line as they are written, and its end."""
+    mark = re.escape(separator)
+    plain = rf"[^{mark}\r\n]*"
+    cell = re.compile(rf'("[^"]*(?:""[^"]*)*"{plain}|{plain})({mark}|\r\n|\r|\n|\Z)')
+    cells = []
+    for match in cell.finditer(text):
+        cells.append(match[1])
+        if match[2] != separator:
+            yield cells, match[2]
+            cells = []
+
+
+def _written(cell: str, separator: str, *, quoted: bool = False) -> str:
+    """A cell as text, in quotes if it needs them."""
+    if not quoted and not any(mark in cell for mark in (separator, '"', "\r", "\n")):
+        return cell
+    return '"' + cell.replace('"', '""') + '"'
