@@ -274,6 +274,28 @@ def test_completed_tables_keep_what_was_observed(run):
         np.testing.assert_array_equal(one[~gaps], rows.values[~gaps])
 
 
+def test_words_and_ids_of_a_table_without_a_header_are_found_again(tmp_path):
+    lines = [f"p{i},{['Oslo', 'Paris'][i % 2]},{i % 7 + 0.25}" for i in range(40)]
+    (tmp_path / "table.csv").write_text("\n".join(lines) + "\n")
+    config = TrainConfig(
+        dataset=str(tmp_path / "table.csv"),
+        id=("1",),
+        missing="at-random",
+        latent_sizes=(1,),
+        hidden_sizes=((3,),),
+        epochs=1,
+        k=2,
+    )
+    list(start_run(config, tmp_path / "run"))
+    file = tmp_path / "gaps.csv"
+    file.write_text("p1,,0.5\np0,Oslo,\n")
+    (path,) = impute_file(tmp_path / "run", file, tmp_path / "full.csv", k=20).paths
+    second, first = (line.split(",") for line in path.read_text().splitlines())
+    assert (first[:2], second[0], second[2]) == (["p0", "Oslo"], "p1", "0.5")
+    assert second[1] in ("Oslo", "Paris")
+    assert float(first[2]) > -10
+
+
 def test_a_carriage_return_in_a_cell_ends_no_line_of_the_completed_table(run):
     file, out = run.parent / "returns.csv", run.parent / "returned.csv"
     file.write_text(TABLE.replace("b;;", '"b\rb";;'), newline="")

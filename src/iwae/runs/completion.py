@@ -14,7 +14,7 @@ from iwae.data.tables import SUFFIXES, Cells, names_in, written_by_piece
 from iwae.errors import UserError
 from iwae.evaluation.imputation import Imputed, joined
 from iwae.files import atomic_write
-from iwae.runs.answers import Fitted, Rows, fitted, impute_pieces
+from iwae.runs.answers import Rows, impute_pieces
 from iwae.runs.filling import Piece, filled, rows_of
 from iwae.runs.splicing import Changes, spliced
 
@@ -73,14 +73,13 @@ def impute_file(
         raise UserError(f"{out} has no columns to add k-hat to: give a table, or leave out khat")
     if khat and (taken := [name for name in KHAT if name in names_in(file)]):
         raise UserError(f"{file} has a column {taken[0]!r}, the name of one to add: rename it")
-    fit = fitted(run, weights)
     rows, pieces = impute_pieces(run, file, draws=draws, weights=weights, **options)
     if file.suffix.lower() == ".parquet":
         return _fill_parquet(paths, file, rows, pieces, khat=khat)
     if rows.array is None:
         found = joined(pieces, axis=1)
         for path, values in zip(paths, found.values, strict=True):
-            _write_text(path, file, fit, rows, values, _added(found, khat=khat))
+            _write_text(path, file, rows, values, _added(found, khat=khat))
         return Completion(paths, found.pareto_k, found.threshold)
     return Completion(paths, *_write_array(paths, file, rows.array, pieces))
 
@@ -172,13 +171,11 @@ def _like(file: Path, array: np.ndarray, values: np.ndarray) -> np.ndarray:
     return whole
 
 
-def _write_text(
-    path: Path, file: Path, fit: Fitted, rows: Rows, values: np.ndarray, added: Cells
-) -> None:
+def _write_text(path: Path, file: Path, rows: Rows, values: np.ndarray, added: Cells) -> None:
     separator, header, lines = read_cells(file)
     names = names_in(file)
     found = to_cells(values, rows.columns)
-    by_name = bool(header) or not fit.columns
+    by_name = set(found) <= set(names)  # or the file has no header, and columns in order
     places = [names.index(name) for name in found] if by_name else list(range(len(found)))
     commas = _commas(lines, places, rows.columns) if separator != "," else [False] * len(places)
     new = [_text(one, comma=comma) for one, comma in zip(found.values(), commas, strict=True)]
