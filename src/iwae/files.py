@@ -1,5 +1,6 @@
 """Atomic writes of files and folders."""
 
+import errno
 import fcntl
 import os
 import shutil
@@ -22,7 +23,11 @@ def atomic_write(path: Path, *, parents: bool = True) -> Iterator[Path]:
     What an earlier process left unfinished in the folder, because it was killed, is removed.
 
     Args:
-        parents: make the folders above that of the file, too.
+        parents: make the folders above that of the file, too. Without them, one that is removed
+            meanwhile is missed, and not made again.
+
+    Raises:
+        FileNotFoundError: without `parents`, if the folder was removed.
     """
     path = Path(path)
     path.parent.mkdir(parents=parents, exist_ok=True)
@@ -33,6 +38,8 @@ def atomic_write(path: Path, *, parents: bool = True) -> Iterator[Path]:
         _sync(temporary)
         temporary.replace(path)
         _sync(path.parent)
+        if not (parents or path.exists()):
+            raise FileNotFoundError(errno.ENOENT, "removed while it was written", str(path))
 
 
 @contextmanager

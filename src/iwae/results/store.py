@@ -5,7 +5,6 @@ the finished ones of a folder into `records.jsonl` and `values.npz`. What is the
 name replaces what is packed under that name.
 """
 
-import errno
 import hashlib
 import json
 import lzma
@@ -143,8 +142,6 @@ def write_files(path: Path, document: Mapping[str, Any], arrays: Mapping[str, np
             np.savez_compressed(temporary, allow_pickle=False, **arrays)
     with atomic_write(path, parents=False) as temporary:
         temporary.write_text(text_of(document))
-    if not path.exists():
-        raise FileNotFoundError(errno.ENOENT, "removed while it was written", str(path))
 
 
 def text_of(document: Mapping[str, Any]) -> str:

@@ -29,7 +29,7 @@ def save_figure(figure: Figure, path: str | os.PathLike[str]) -> None:
     if suffix not in _METADATA:
         raise UserError(f"cannot save a figure as '{path.name}': end it in .png, .pdf or .svg")
     with (
-        atomic_write(path) as temporary,
+        atomic_write(path, parents=False) as temporary,
         _settings_lock,
         mpl.rc_context({"svg.hashsalt": "iwae", "savefig.bbox": "standard"}),
     ):
@@ -46,7 +46,7 @@ def save_animation(frames: Sequence[np.ndarray], path: str | os.PathLike[str]) -
 
     times = [300] * (len(frames) - 1) + [2000]  # milliseconds
     first, *others = [Image.fromarray(frame) for frame in frames]
-    with atomic_write(Path(path)) as temporary:
+    with atomic_write(Path(path), parents=False) as temporary:
         first.save(
             temporary, format="GIF", save_all=True, append_images=others, duration=times, loop=0
         )
