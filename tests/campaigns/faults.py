@@ -187,12 +187,14 @@ def _move_clock(by: int, *_: object) -> int:
     return 0
 
 
+gone: list[bool] = []
+second: list[Ended] = []
+
+
 def _vanish(run: Path, _: str) -> int:
+    gone.append(run.exists())
     shutil.rmtree(run, ignore_errors=True)
     return 0
-
-
-second: list[Ended] = []
 
 
 def _write_too(run: Path, command: str) -> int:
@@ -228,12 +230,13 @@ def strike(root: Path, command: str, name: str, at: int, whole: Mapping[str, str
     fault, run = FAULTS[name], prepared(root, command)
     counting = Counting(at, lambda: fault.act(run, command), lasting=fault.lasting)
     second.clear()
+    gone.clear()
     hook.before_each_write(run, counting)
     ended = called(words_of(command, run))
     hook.before_each_write(run, None)
     hook.set_clock(0)
-    if counting.seen < at:
-        return None  # there is no n-th write
+    if counting.seen < at or gone == [False]:
+        return None  # there is no n-th write, or no folder yet
     if ended.status or fault.fails:
         wrong = judge_failure(ended) if ended.status or name != "full disk for a moment" else None
         done_by_the_other = bool(second) and not second[0].status
