@@ -345,7 +345,7 @@ def test_an_archive_under_the_name_of_an_array_is_refused(tmp_path):
     run = run_of(vae(), tmp_path)
     np.savez(tmp_path / "b.npz", train=np.zeros((2, 3)), test=np.zeros((2, 3)))
     (tmp_path / "b.npz").rename(tmp_path / "b.npy")
-    with pytest.raises(UserError, match=r"b\.npy is an \.npz file by its content: save the table"):
+    with pytest.raises(UserError, match=r"b\.npy is an \.npz file by its content, .* save the"):
         impute_file(run, tmp_path / "b.npy", tmp_path / "out.npy")
 
 

@@ -33,6 +33,7 @@ SAMPLED = {
 def written(run, name="a", **changes):
     """A small record and its values, as a measurement writes them."""
     path = run / "evaluations" / f"{name}.json"
+    run.mkdir(parents=True, exist_ok=True)
     values = np.arange(8.0).reshape(1, 2, 4) - 9
     arrays = {"k": np.array([1, 50]), "index": np.arange(4), "log_likelihood": values}
     store.write_files(path, {**SAMPLED, **changes}, arrays)
