@@ -235,8 +235,10 @@ def strike(root: Path, command: str, name: str, at: int, whole: Mapping[str, str
     ended = called(words_of(command, run))
     hook.before_each_write(run, None)
     hook.set_clock(0)
-    if counting.seen < at or gone == [False]:
-        return None  # there is no n-th write, or no folder yet
+    if gone == [False]:
+        return None  # there was no folder yet
+    if counting.seen < at:
+        return f"it ended before: {ended.err[-1500:]}" if ended.status else None
     if ended.status or fault.fails:
         wrong = judge_failure(ended) if ended.status or name != "full disk for a moment" else None
         done_by_the_other = bool(second) and not second[0].status
