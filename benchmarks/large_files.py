@@ -163,7 +163,7 @@ def measured(name: str, file: Path, run: Path) -> dict[str, float]:
 
 
 def of_size(gigabytes: float, suffix: str, commands: list[str], folder: Path) -> dict[str, Any]:
-    """What each command takes for a file of one size."""
+    """Measure memory and time of each command on an array of one size."""
     file, run = folder / "rows.npy", folder / "run"
     write(file, gigabytes)
     if suffix == ".parquet":
@@ -174,7 +174,7 @@ def of_size(gigabytes: float, suffix: str, commands: list[str], folder: Path) ->
 
 
 def of_csv(rows: int, folder: Path) -> dict[str, Any]:
-    """What each command takes for a table of text."""
+    """Measure memory and time of each command on a table of text."""
     file = folder / "table.csv"
     write_csv(file, rows)
     found = {name: measured(name, file, folder / "run") for name in CSV_COMMANDS}

@@ -145,7 +145,7 @@ CSV_WORDS = {
     "train csv": "`iwae train`, one epoch",
     "score": "`iwae score`, k = 100",
 }
-"""What a command of the record does."""
+"""Command, as the record names it -> its words in the table."""
 
 
 def csv_table(results: Path) -> str:

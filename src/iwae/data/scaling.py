@@ -175,7 +175,7 @@ def refuse_merged(
 
 
 _APART = "remove extreme values, take its logarithm or its differences, split it in two"
-"""What to do about values whose sizes or clusters are too far apart for one scale."""
+"""Remedies for a column that spans many orders of magnitude, or has clusters far apart."""
 
 
 def _distinct(column: Shaped[np.ndarray, " n"]) -> Float[np.ndarray, " m"]:

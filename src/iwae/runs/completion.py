@@ -211,5 +211,5 @@ def _text(cells: np.ndarray, *, comma: bool) -> list[str]:
     if cells.dtype.kind in "bO":
         text = list(map(str, cells))
     else:
-        text = ["" if one != one else np.format_float_positional(one, trim="-") for one in cells]  # noqa: PLR0124 - NaN
+        text = ["" if np.isnan(one) else np.format_float_positional(one, trim="-") for one in cells]
     return [one.replace(".", ",") for one in text] if comma else text
