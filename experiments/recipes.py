@@ -47,6 +47,10 @@ VAE = {"objective": "vae", "k": 1, "epochs": 40}
 SOAP = {"optimizer": "soap"}
 STL, DREG = {**SOAP, "gradient": "stl"}, {**SOAP, "gradient": "dreg"}
 
+LEARNED = {**VAE, **SOAP, "epochs": 10, "learning_rate": 5e-3}
+VAMP = {**LEARNED, "prior": "vamp:500"}
+MIXTURE = {**LEARNED, **STL, "prior": "mixture:500"}
+
 TRIALS: dict[str, dict[str, Any]] = {
     "k5/adam-1e-3-batch20-paper": {
         **K5,
@@ -73,11 +77,43 @@ TRIALS: dict[str, dict[str, Any]] = {
     "k1/soap-stl-3e-3-ema-20-epochs": {**VAE, **STL, "epochs": 20, "ema": 0.999},
     "k1/soap-stl-3e-3-60-epochs": {**VAE, **STL, "epochs": 60},
     "k1/soap-stl-5e-3-20-epochs": {**VAE, **STL, "epochs": 20, "learning_rate": 5e-3},
+    "k1/soap-stl-5e-3-warmup-20-epochs": {
+        **VAE,
+        **STL,
+        "epochs": 20,
+        "learning_rate": 5e-3,
+        "kl_warmup": 4,
+    },
     "k1/soap-stl-8e-3-20-epochs": {**VAE, **STL, "epochs": 20, "learning_rate": 8e-3},
     "k1/adam-stl-3e-3-60-epochs": {**VAE, "gradient": "stl", "epochs": 60},
     "k1/adam-3e-3": VAE,
     "k1/soap-3e-3": {**VAE, **SOAP},
     "k1/soap-5e-3": {**VAE, **SOAP, "learning_rate": 5e-3},
+    "prior/vamp-soap-5e-3-10-epochs": VAMP,
+    "prior/vamp-soap-2e-3-10-epochs": {**VAMP, "learning_rate": 2e-3},
+    "prior/vamp-adam-2e-3-10-epochs": {**VAMP, "optimizer": "adam", "learning_rate": 2e-3},
+    "prior/vamp-soap-stl-1e-3-10-epochs": {**VAMP, **STL, "learning_rate": 1e-3},
+    "prior/vamp-soap-stl-2e-3-10-epochs": {**VAMP, **STL, "learning_rate": 2e-3},
+    "prior/vamp-soap-stl-5e-3-10-epochs": {**VAMP, **STL},
+    "prior/vamp-soap-stl-2e-3-warmup-10-epochs": {
+        **VAMP,
+        **STL,
+        "learning_rate": 2e-3,
+        "kl_warmup": 4,
+    },
+    "prior/vamp-soap-stl-2e-3-20-epochs": {**VAMP, **STL, "learning_rate": 2e-3, "epochs": 20},
+    "prior/vamp-soap-stl-3e-3-20-epochs": {**VAMP, **STL, "learning_rate": 3e-3, "epochs": 20},
+    "prior/vamp-soap-stl-3e-3-warmup-20-epochs": {
+        **VAMP,
+        **STL,
+        "learning_rate": 3e-3,
+        "epochs": 20,
+        "kl_warmup": 4,
+    },
+    "prior/vamp-soap-stl-5e-3-warmup-20-epochs": {**VAMP, **STL, "epochs": 20, "kl_warmup": 4},
+    "prior/mixture-soap-stl-5e-3-10-epochs": MIXTURE,
+    "prior/mixture-soap-stl-5e-3-20-epochs": {**MIXTURE, "epochs": 20},
+    "prior/mixture-soap-stl-5e-3-warmup-20-epochs": {**MIXTURE, "epochs": 20, "kl_warmup": 4},
     "k50/soap-k5-then-50-backward-4": {
         **SOAP,
         "k": 50,

@@ -54,6 +54,8 @@ def _stages_of(config: Mapping[str, Any]) -> str:
         f"k={found.k} gradient={found.gradient} batch_size={found.batch_size} "
         f"optimizer={found.optimizer} "
         f"learning_rate={found.learning_rate:g} schedule={found.schedule}"
+        + f" kl_warmup={found.kl_warmup}" * bool(found.kl_warmup)
+        + f" prior={found.prior}" * (found.prior != "normal")
     )
 
 

@@ -24,6 +24,9 @@ ALONE, START, END = 200, 300, 60
 TURNING_RATE = COMMON["learning_rate"] * END / (START + END)
 """Learning rate between the two stages, so that it decays along one line over both."""
 
+WARMUP = 20
+"""Epochs of KL warm-up with a learned prior, which at first has no use for most latent units."""
+
 QUIETER = {"elbo": "stl", "vae": "stl", "iwae": "dreg"}
 """Objective -> an estimator of the same gradient with less noise, which learns faster."""
 
@@ -41,12 +44,19 @@ def fast(values: Mapping[str, Any], way: str | None = None) -> dict[str, Any]:
         way: the stages, if they are not those of the cell's objective.
     """
     particles, times = values.get("k", 1) * values.get("m", 1), LONGER.get(values["dataset"], 1)
-    way = way or stages(values["objective"], particles, times=times)
+    warmup = WARMUP * times if values.get("prior", "normal") != "normal" else 0
+    way = way or stages(values["objective"], particles, times=times, warmup=warmup)
     return {**COMMON, **values, "stages": way}
 
 
 def stages(
-    objective: str, particles: int, named: str = "", times: int = 1, *, plain: bool = False
+    objective: str,
+    particles: int,
+    named: str = "",
+    times: int = 1,
+    *,
+    plain: bool = False,
+    warmup: int = 0,
 ) -> str:
     """The stages towards an objective: few particles for most epochs, all of them at the end.
 
@@ -54,12 +64,14 @@ def stages(
         named: objective and k of the last stage, such as `iwae k=50`, if they are not the run's.
         times: factor by which epochs are multiplied.
         plain: whether the last stage has the objective's own gradient estimator.
+        warmup: epochs of KL warm-up in the first stage.
     """
+    warm = f"kl_warmup={warmup}" if warmup else ""
     own = "" if plain else quiet(objective)
     if objective != "aiwae" and particles == 1:
-        return _words(named, own, f"epochs={ALONE * times}")
+        return _words(named, own, f"epochs={ALONE * times}", warm)
     first = "elbo k=1" if objective == "vae" else "iwae k=5"
-    start = _words(first, quiet(first), f"epochs={START * times} lr_end={TURNING_RATE:g}")
+    start = _words(first, quiet(first), f"epochs={START * times} lr_end={TURNING_RATE:g}", warm)
     return f"{start}, {ending(named, particles, own, times=times, rate=TURNING_RATE)}"
 
 
