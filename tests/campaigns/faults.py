@@ -146,7 +146,8 @@ def contents(run: Path) -> dict[str, str]:
 
 def _lasting(table: dict[str, Any]) -> dict[str, Any]:
     """A part of a record without the time that it took and the state of the code."""
-    return {name: value for name, value in table.items() if name not in ("seconds", "versions")}
+    passing = ("seconds", "seconds_per_draw", "versions")
+    return {name: value for name, value in table.items() if name not in passing}
 
 
 # --- faults at writes -----------------------------------------------------------------------
