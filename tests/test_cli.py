@@ -475,7 +475,12 @@ def test_what_the_system_refuses_is_one_line(iwae, tmp_path):
 
 @pytest.mark.parametrize(
     "error",
-    [MemoryError(), jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory\nallocating")],
+    [
+        MemoryError(),
+        jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory\nallocating"),
+        jax.errors.JaxRuntimeError("INTERNAL: Error dispatching computation: Out of memory"),
+        SystemError("error return without exception set"),
+    ],
 )
 def test_too_little_memory_is_one_line(iwae, tmp_path, monkeypatch, error):
     monkeypatch.setattr(course, "start_run", lambda *_, **__: raised(error))
@@ -485,9 +490,10 @@ def test_too_little_memory_is_one_line(iwae, tmp_path, monkeypatch, error):
 
 
 def test_faults_of_the_program_are_not_hidden(iwae, tmp_path, monkeypatch):
-    for error in (jax.errors.JaxRuntimeError("INTERNAL: something"), RuntimeError("something")):
+    for kind in (jax.errors.JaxRuntimeError, RuntimeError, SystemError):
+        error = kind("INTERNAL: something")
         monkeypatch.setattr(course, "start_run", lambda *_, error=error, **__: raised(error))
-        with pytest.raises(RuntimeError, match="something"):
+        with pytest.raises(kind, match="something"):
             iwae("train", "--out", tmp_path / "run")
 
 

@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from iwae.cli import answers, evaluate, lists, outputs, queue, train
 from iwae.cli.parsing import FAILURE, USAGE_ERROR
-from iwae.errors import UserError
+from iwae.errors import OUT_OF_MEMORY, UserError, is_out_of_memory
 
 
 class Command(NamedTuple):
@@ -117,7 +117,7 @@ def _run(words: Sequence[str]) -> int:
     except BrokenPipeError:  # the reader of our output closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + 13
-    except (FloatingPointError, OSError, RuntimeError, MemoryError) as error:
+    except (FloatingPointError, OSError, RuntimeError, MemoryError, SystemError) as error:
         print(f"iwae: {_failure(error)}", file=sys.stderr)
         return FAILURE
     except KeyboardInterrupt:
@@ -146,10 +146,8 @@ def _failure(error: Exception) -> str:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         remedy = "; free some space, then repeat the command, or resume the run" if full else ""
         return f"{place}{error.strerror or error}{remedy}"
-    # Recognised by name, since JAX may not have been imported.
-    jax_exhausted = type(error).__name__ == "JaxRuntimeError" and "RESOURCE_EXHAUSTED" in str(error)
-    if jax_exhausted or isinstance(error, MemoryError):
-        return "out of memory: choose a smaller k, batch size or model"
+    if is_out_of_memory(error):
+        return OUT_OF_MEMORY
     raise error
 
 
