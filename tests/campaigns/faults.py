@@ -255,11 +255,13 @@ def after(run: Path, command: str, whole: Mapping[str, str]) -> str | None:
     ended = called(words_of(command, run))
     if ended.status != 0:
         return f"afterwards: {ended.err[-1500:]}"
-    found = contents(run)
-    if found != whole:
-        odd = sorted(n for n in found.keys() | whole.keys() if found.get(n) != whole.get(n))
-        return f"afterwards: other contents of {', '.join(odd)[:300]}"
-    return None
+    return difference(contents(run), whole)
+
+
+def difference(found: Mapping[str, str], whole: Mapping[str, str]) -> str | None:
+    """The files that a run should have and has not, or others; None if all are right."""
+    odd = sorted(n for n in found.keys() | whole.keys() if found.get(n) != whole.get(n))
+    return f"afterwards: other contents of {', '.join(odd)[:300]}" if odd else None
 
 
 def prepared(root: Path, command: str) -> Path:
