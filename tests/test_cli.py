@@ -181,13 +181,16 @@ def test_ctrl_c_is_no_traceback_while_modules_are_imported():
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "interrupted\n")
 
 
-def test_ctrl_c_in_a_finaliser_is_not_lost(monkeypatch, capsys):
+@pytest.mark.parametrize("broken", [False, True])
+def test_ctrl_c_in_a_finaliser_is_not_lost(monkeypatch, capsys, broken):
     class Trap:
         def __del__(self):
             signal.raise_signal(signal.SIGINT)
 
     def work(_):
         Trap()
+        if broken:  # as by a module of which only half was imported
+            raise AttributeError("partially initialized module")
         time.sleep(30)
 
     monkeypatch.setitem(COMMANDS, "presets", COMMANDS["presets"]._replace(run=work))
@@ -198,6 +201,7 @@ def test_ctrl_c_in_a_finaliser_is_not_lost(monkeypatch, capsys):
     finally:
         signal.signal(signal.SIGINT, before)
     assert capsys.readouterr().err == "interrupted\n"
+    time.sleep(0.1)  # it is not repeated later
 
 
 def jax_options(monkeypatch):
@@ -480,6 +484,7 @@ def test_what_the_system_refuses_is_one_line(iwae, tmp_path):
         jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory\nallocating"),
         jax.errors.JaxRuntimeError("INTERNAL: Error dispatching computation: Out of memory"),
         SystemError("error return without exception set"),
+        ImportError("lib.so: failed to map segment from shared object"),
     ],
 )
 def test_too_little_memory_is_one_line(iwae, tmp_path, monkeypatch, error):
