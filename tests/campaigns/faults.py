@@ -146,8 +146,8 @@ def contents(run: Path) -> dict[str, str]:
 
 def _lasting(table: dict[str, Any]) -> dict[str, Any]:
     """A part of a record without the time that it took and the state of the code."""
-    passing = ("seconds", "seconds_per_draw", "versions")
-    return {name: value for name, value in table.items() if name not in passing}
+    passing = {"seconds", "seconds_per_draw", "versions"}
+    return {name: table[name] for name in table if name not in passing}
 
 
 # --- faults at writes -----------------------------------------------------------------------
@@ -385,9 +385,7 @@ def main() -> int:
     hook.load()
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument(
-        "--first", type=int, default=0, help="faults to leave out, of an earlier call"
-    )
+    parser.add_argument("--first", type=int, default=0, help="faults to leave out")
     parser.add_argument("--count", type=int, help="faults chosen at random (default: all)")
     parser.add_argument("--kind", choices=[*FAULTS, "damaged file"])
     parser.add_argument("--command", choices=[*TRAINING, *COMMANDS])

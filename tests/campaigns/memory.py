@@ -111,6 +111,7 @@ def measured(folder: Path, cases: Sequence[str]) -> dict[str, Whole]:
         wholes = {case: undisturbed(case, folder) for case in cases}
         (folder / "wholes.json").write_text(json.dumps(wholes))
 
+    kills.prepare("streamed", folder / "case", folder)  # sets the size of a block in all forks
     if in_fork(work):
         raise AssertionError("a case failed without a fault")
     return {
