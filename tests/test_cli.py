@@ -483,6 +483,7 @@ def test_what_the_system_refuses_is_one_line(iwae, tmp_path):
         MemoryError(),
         jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory\nallocating"),
         jax.errors.JaxRuntimeError("INTERNAL: Error dispatching computation: Out of memory"),
+        ValueError("RESOURCE_EXHAUSTED: Out of memory allocating 2048 bytes."),
         SystemError("error return without exception set"),
         ImportError("lib.so: failed to map segment from shared object"),
     ],

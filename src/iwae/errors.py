@@ -21,9 +21,9 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, ImportError):  # of a library that does not fit
         return "failed to map segment" in str(error)
     # Recognised by name, since JAX may not have been imported.
-    in_jax = type(error).__name__ == "JaxRuntimeError"
-    exhausted = re.search("RESOURCE_EXHAUSTED|Out of memory", str(error)) is not None
-    return isinstance(error, MemoryError) or (in_jax and exhausted)
+    named = type(error).__name__ == "JaxRuntimeError" and "Out of memory" in str(error)
+    in_jax = named or str(error).startswith("RESOURCE_EXHAUSTED")  # also a ValueError's
+    return in_jax or isinstance(error, MemoryError)
 
 
 def counted(n: int, noun: str, form: str = "") -> str:
