@@ -28,9 +28,10 @@ slow: setup  ## the long ones
 mutants: setup  ## plant faults, and see that the tests notice each
 	$(BIN)/python tests/mutants.py
 
-campaigns: setup  ## kills, faults and damaged files, in great numbers (hours)
+campaigns: setup  ## kills, faults, exhausted memory and damaged files, in great numbers (hours)
 	$(BIN)/python tests/campaigns/inputs.py --count 100000
 	$(BIN)/python tests/campaigns/faults.py
+	$(BIN)/python tests/campaigns/memory.py
 	$(BIN)/python tests/campaigns/kills.py --count 1000
 
 check: setup lint types docs test  ## what CI runs

@@ -11,12 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file, save, save_file
 
 from iwae.errors import UserError
 from iwae.models.vae import VAE
 from iwae.objectives.catalogue import objective
 from iwae.runs import checkpoints as checkpoint
+from iwae.runs.arrays import write_arrays
 from iwae.runs.checkpoints import (
     Checkpoint,
     DamagedCheckpointError,
@@ -221,6 +222,20 @@ def test_a_saved_model_is_two_plain_files(folder):
     arrays = load_file(folder / "model.safetensors")
     assert {array.dtype for array in arrays.values()} == {np.dtype(np.float32)}
     np.testing.assert_array_equal(arrays["output.weight"], make().output.weight)
+
+
+def test_arrays_are_written_as_the_library_writes_them(tmp_path):
+    named = {
+        "b": np.arange(6, dtype=np.float32).reshape(2, 3),
+        "a": np.uint8([1, 2, 3]),
+        "number": np.ones((), np.int32),
+        "none": np.zeros((0, 3), np.float32),
+        'a "name" é': np.array([True, False]),
+    }
+    write_arrays(named, tmp_path / "file", {"notes": "one"})
+    assert (tmp_path / "file").read_bytes() == save(named, {"notes": "one"})
+    write_arrays({"turned": named["b"].T}, tmp_path / "file", {})
+    np.testing.assert_array_equal(load_file(tmp_path / "file")["turned"], named["b"].T)
 
 
 def refused(folder, match=None):

@@ -181,13 +181,16 @@ def test_ctrl_c_is_no_traceback_while_modules_are_imported():
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "interrupted\n")
 
 
-def test_ctrl_c_in_a_finaliser_is_not_lost(monkeypatch, capsys):
+@pytest.mark.parametrize("broken", [False, True])
+def test_ctrl_c_in_a_finaliser_is_not_lost(monkeypatch, capsys, broken):
     class Trap:
         def __del__(self):
             signal.raise_signal(signal.SIGINT)
 
     def work(_):
         Trap()
+        if broken:  # as by a module of which only half was imported
+            raise AttributeError("partially initialized module")
         time.sleep(30)
 
     monkeypatch.setitem(COMMANDS, "presets", COMMANDS["presets"]._replace(run=work))
@@ -198,6 +201,7 @@ def test_ctrl_c_in_a_finaliser_is_not_lost(monkeypatch, capsys):
     finally:
         signal.signal(signal.SIGINT, before)
     assert capsys.readouterr().err == "interrupted\n"
+    time.sleep(0.1)  # it is not repeated later
 
 
 def jax_options(monkeypatch):
@@ -475,7 +479,14 @@ def test_what_the_system_refuses_is_one_line(iwae, tmp_path):
 
 @pytest.mark.parametrize(
     "error",
-    [MemoryError(), jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory\nallocating")],
+    [
+        MemoryError(),
+        jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory\nallocating"),
+        jax.errors.JaxRuntimeError("INTERNAL: Error dispatching computation: Out of memory"),
+        ValueError("RESOURCE_EXHAUSTED: Out of memory allocating 2048 bytes."),
+        SystemError("error return without exception set"),
+        ImportError("lib.so: failed to map segment from shared object"),
+    ],
 )
 def test_too_little_memory_is_one_line(iwae, tmp_path, monkeypatch, error):
     monkeypatch.setattr(course, "start_run", lambda *_, **__: raised(error))
@@ -485,9 +496,10 @@ def test_too_little_memory_is_one_line(iwae, tmp_path, monkeypatch, error):
 
 
 def test_faults_of_the_program_are_not_hidden(iwae, tmp_path, monkeypatch):
-    for error in (jax.errors.JaxRuntimeError("INTERNAL: something"), RuntimeError("something")):
+    for kind in (jax.errors.JaxRuntimeError, RuntimeError, SystemError):
+        error = kind("INTERNAL: something")
         monkeypatch.setattr(course, "start_run", lambda *_, error=error, **__: raised(error))
-        with pytest.raises(RuntimeError, match="something"):
+        with pytest.raises(kind, match="something"):
             iwae("train", "--out", tmp_path / "run")
 
 

@@ -10,13 +10,14 @@ from pathlib import Path
 import hypothesis.extra.numpy as hnp
 import hypothesis.strategies as st
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given
 
 from iwae.data import arrays, choose, delimited, readers
 from iwae.data import load_dataset as load_standardised
 from iwae.data.summary import describe
-from iwae.data.tables import read_table, write_table
+from iwae.data.tables import read_table, refusing_damage, write_table
 from iwae.errors import UserError
 
 load_dataset = partial(load_standardised, standardize=False)
@@ -246,6 +247,28 @@ def test_a_header_that_claims_more_than_there_is_memory_for(save):
         np.lib.format.write_array_header_1_0(file, header)
     with pytest.raises(UserError, match=r"mine\.npy is truncated, corrupt"):
         load_dataset(path)
+
+
+def test_a_member_that_claims_more_than_there_is_memory_for(save, monkeypatch):
+    path, packed = save(train=REAL), io.BytesIO()
+    header = {"descr": "<f8", "fortran_order": False, "shape": (10**6, 5 * 10**6)}
+    np.lib.format.write_array_header_1_0(packed, header)
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("test.npy", packed.getvalue())
+    with pytest.raises(UserError, match=r"corrupt.*: it claims to hold 40,000,000,000,000 bytes"):
+        load_dataset(path)
+    monkeypatch.setattr(arrays, "MOST_RATIO", 10**12)  # as if it were so large
+    with pytest.raises(MemoryError):
+        load_dataset(path)
+
+
+@pytest.mark.parametrize("size", [10**6, 10**15])
+def test_memory_that_is_exhausted_is_no_damage(tmp_path, size):
+    path = tmp_path / "mine.parquet"
+    path.touch()
+    wrong = pa.lib.ArrowMemoryError(f"malloc of size {size} failed")
+    with pytest.raises(UserError if size > 10**9 else MemoryError), refusing_damage(path):
+        raise wrong
 
 
 def test_an_archive_that_unpacks_to_more_than_it_may(save, monkeypatch):

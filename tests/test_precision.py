@@ -120,3 +120,20 @@ def test_the_caller_of_a_generator_keeps_its_default():
         next(other := types())
         other.close()
     assert seen == ["closed"] * 2
+
+
+LIMITED = """
+import os, resource
+if {limited}:
+    resource.setrlimit(resource.RLIMIT_AS, 2 * [2**46])
+import iwae.precision
+print(os.environ.get("TENSORFLOW_USE_CUSTOM_CONTRACTION_KERNEL"))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems refuse no memory")
+@pytest.mark.parametrize(("limited", "found"), [(True, "false"), (False, "None")])
+def test_no_product_is_left_out_where_memory_can_be_refused(limited, found):
+    words = [sys.executable, "-c", LIMITED.format(limited=limited)]
+    done = subprocess.run(words, check=True, capture_output=True, text=True)
+    assert done.stdout.strip() == found

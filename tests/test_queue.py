@@ -21,7 +21,7 @@ import pytest
 
 import small
 from iwae.config.experiment import TrainConfig, write_config
-from iwae.errors import UserError
+from iwae.errors import OUT_OF_MEMORY, UserError
 from iwae.experiments import local as here
 from iwae.experiments import tasks
 from iwae.experiments.local import work
@@ -248,6 +248,14 @@ def test_a_failure_of_our_own_keeps_its_traceback_and_is_tried_again(tmp_path, m
     assert "a bug" in reason
     assert words(work(tmp_path, [task(epochs=1)])) == [("a", "done")]
     assert state_of(tmp_path, task(epochs=1)).status == "done"
+
+
+def test_exhausted_memory_is_told_in_one_line(tmp_path, monkeypatch):
+    def exhausted(*_, **__):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory\nallocating")
+
+    monkeypatch.setattr(here, "start_run", exhausted)
+    assert list(work(tmp_path, [task()])) == [(task(), "failed", OUT_OF_MEMORY)]
 
 
 def test_another_process_at_work_is_left_alone(tmp_path):

@@ -460,6 +460,7 @@ def test_damaged_files_of_every_kind_load_or_are_refused():
     [
         ("faults.py", "--count", "2", "--command", "train", "--kind", "full disk"),
         ("kills.py", "--count", "1", "--case", "plain"),
+        ("memory.py", "--count", "2", "--case", "plain"),
     ],
     ids=lambda words: words[0],
 )

@@ -1,5 +1,6 @@
 """The exception raised for a user's mistake."""
 
+import re
 from typing import Any
 
 
@@ -8,6 +9,21 @@ class UserError(ValueError):
 
     The command line prints the message and exits with status 2.
     """
+
+
+OUT_OF_MEMORY = "out of memory: choose a smaller k, batch size or model"
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether Python, NumPy or JAX was refused memory."""
+    if isinstance(error, SystemError):  # NumPy's indexing and Python's compiler say no more
+        return re.search("without (setting an )?exception", str(error)) is not None
+    if isinstance(error, ImportError):  # of a library that does not fit
+        return "failed to map segment" in str(error)
+    # Recognised by name, since JAX may not have been imported.
+    named = type(error).__name__ == "JaxRuntimeError" and "Out of memory" in str(error)
+    in_jax = named or str(error).startswith("RESOURCE_EXHAUSTED")  # also a ValueError's
+    return in_jax or isinstance(error, MemoryError)
 
 
 def counted(n: int, noun: str, form: str = "") -> str:

@@ -1,14 +1,31 @@
-"""Arithmetic in float32, whatever JAX's default type is (JAX_ENABLE_X64)."""
+"""Arithmetic in float32, whatever JAX's default type is (JAX_ENABLE_X64), and whole products."""
 
 import inspect
+import os
+import resource
 from collections.abc import Callable, Iterator
 from functools import wraps
+from pathlib import Path
 from typing import Any, ParamSpec, TypeVar, cast
 
 import jax
 
 P = ParamSpec("P")
 R = TypeVar("R")
+
+
+def _may_be_refused_memory() -> bool:
+    """Whether the system can refuse this process memory, where others are killed without it."""
+    limits = map(resource.getrlimit, (resource.RLIMIT_AS, resource.RLIMIT_DATA))
+    accounting = Path("/proc/sys/vm/overcommit_memory")
+    strict = accounting.exists() and accounting.read_text().strip() == "2"
+    return strict or any(soft != resource.RLIM_INFINITY for soft, _ in limits)
+
+
+if _may_be_refused_memory():
+    # oneDNN, which multiplies matrices for XLA on a CPU, leaves a product out where it is refused
+    # memory, and XLA takes no notice. Eigen ends the process instead.
+    os.environ.setdefault("TENSORFLOW_USE_CUSTOM_CONTRACTION_KERNEL", "false")
 
 
 def float32(fn: Callable[P, R]) -> Callable[P, R]:

@@ -146,7 +146,8 @@ def contents(run: Path) -> dict[str, str]:
 
 def _lasting(table: dict[str, Any]) -> dict[str, Any]:
     """A part of a record without the time that it took and the state of the code."""
-    return {name: value for name, value in table.items() if name not in ("seconds", "versions")}
+    passing = {"seconds", "seconds_per_draw", "versions"}
+    return {name: table[name] for name in table if name not in passing}
 
 
 # --- faults at writes -----------------------------------------------------------------------
@@ -254,11 +255,13 @@ def after(run: Path, command: str, whole: Mapping[str, str]) -> str | None:
     ended = called(words_of(command, run))
     if ended.status != 0:
         return f"afterwards: {ended.err[-1500:]}"
-    found = contents(run)
-    if found != whole:
-        odd = sorted(n for n in found.keys() | whole.keys() if found.get(n) != whole.get(n))
-        return f"afterwards: other contents of {', '.join(odd)[:300]}"
-    return None
+    return difference(contents(run), whole)
+
+
+def difference(found: Mapping[str, str], whole: Mapping[str, str]) -> str | None:
+    """The files that a run should have and has not, or others; None if all are right."""
+    odd = sorted(n for n in found.keys() | whole.keys() if found.get(n) != whole.get(n))
+    return f"afterwards: other contents of {', '.join(odd)[:300]}" if odd else None
 
 
 def prepared(root: Path, command: str) -> Path:
@@ -382,9 +385,7 @@ def main() -> int:
     hook.load()
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument(
-        "--first", type=int, default=0, help="faults to leave out, of an earlier call"
-    )
+    parser.add_argument("--first", type=int, default=0, help="faults to leave out")
     parser.add_argument("--count", type=int, help="faults chosen at random (default: all)")
     parser.add_argument("--kind", choices=[*FAULTS, "damaged file"])
     parser.add_argument("--command", choices=[*TRAINING, *COMMANDS])

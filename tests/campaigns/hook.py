@@ -1,7 +1,7 @@
 """A function that is called before every write within a folder, whoever writes: Python, C or Rust.
 
 A small shared library is compiled and loaded before all others (LD_PRELOAD, so this needs Linux and
-a C compiler). It stands before the system's functions that write, create and rename.
+a C compiler). It stands before the system's functions that write, create, rename and allocate.
 """
 
 import ctypes
@@ -19,6 +19,7 @@ SOURCE = r"""
 #include <fcntl.h>
 #include <signal.h>
 #include <stdarg.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -108,6 +109,61 @@ int clock_gettime(clockid_t clock, struct timespec *time) {
     if (clock == CLOCK_REALTIME) time->tv_sec += offset;
     return status;
 }
+
+extern void *__libc_malloc(size_t), *__libc_calloc(size_t, size_t);
+extern void *__libc_realloc(void *, size_t), *__libc_memalign(size_t, size_t);
+
+static atomic_long allocations;
+static long refused_at;
+static int counting, refused_since;
+
+void fire_memory(long at, int lasting) {
+    counting = 0;
+    allocations = 0;
+    refused_at = at;
+    refused_since = lasting;
+    counting = at >= 0;
+}
+
+long fire_allocations(void) { return allocations; }
+
+static int allocates(const char *library, size_t size, int aligned) {
+    if (aligned) return !!strstr(library, "libjax_common");
+    if (strstr(library, "/numpy/")) return 1;
+    const char *slash = strrchr(library, '/'), *name = slash ? slash + 1 : library;
+    return size >= 16384 && (!strncmp(name, "libpython", 9) || !strncmp(name, "python", 6));
+}
+
+static int no_memory(size_t size, void *caller, int aligned) {
+    if (!counting || size < 2048 || inside) return 0;
+    inside = 1;
+    Dl_info from;
+    int now = 0;
+    if (dladdr(caller, &from) && from.dli_fname && allocates(from.dli_fname, size, aligned)) {
+        long n = ++allocations;
+        now = n == refused_at || (refused_since && refused_at && n > refused_at);
+    }
+    inside = 0;
+    if (now) errno = ENOMEM;
+    return now;
+}
+
+#define ALLOCATING(name, size, parameters, ...) \
+    void *name parameters { \
+        return no_memory(size, __builtin_return_address(0), 0) ? 0 : __libc_##name(__VA_ARGS__); \
+    }
+
+ALLOCATING(malloc, n, (size_t n), n)
+ALLOCATING(calloc, m * n, (size_t m, size_t n), m, n)
+ALLOCATING(realloc, n, (void *p, size_t n), p, n)
+
+int posix_memalign(void **p, size_t alignment, size_t n) {
+    void *found = 0;
+    if (!no_memory(n, __builtin_return_address(0), 1)) found = __libc_memalign(alignment, n);
+    if (!found) return ENOMEM;
+    *p = found;
+    return 0;
+}
 """
 
 LOADED = "IWAE_CAMPAIGN_HOOK"
@@ -128,13 +184,30 @@ def load() -> None:
 
 def before_each_write(folder: Path, function: Callable[[], int] | None) -> None:
     """Call a function before each write in a folder; it returns 0, an error, or minus a signal."""
-    library = ctypes.CDLL(f"{os.environ[LOADED]}/hook.so")
     kind = ctypes.CFUNCTYPE(ctypes.c_int)
     called = kind(function) if function is not None else kind()
     _kept[:] = [called]
-    library.fire_hook(str(folder).encode(), called)
+    _library().fire_hook(str(folder).encode(), called)
 
 
 def set_clock(seconds: int) -> None:
     """Move the clock, as seen by this process, away from the true time."""
-    ctypes.CDLL(f"{os.environ[LOADED]}/hook.so").fire_clock(ctypes.c_long(seconds))
+    _library().fire_clock(ctypes.c_long(seconds))
+
+
+def refuse_memory(at: int, *, lasting: bool) -> None:
+    """Count the large allocations from here on, and refuse the n-th one, or all from there on."""
+    _library().fire_memory(ctypes.c_long(at), int(lasting))
+
+
+def allocations() -> int:
+    """The number of large allocations that were counted; none is any more."""
+    count = _library().fire_allocations
+    count.restype = ctypes.c_long
+    seen = int(count())
+    _library().fire_memory(ctypes.c_long(-1), 0)
+    return seen
+
+
+def _library() -> ctypes.CDLL:
+    return ctypes.CDLL(f"{os.environ[LOADED]}/hook.so")

@@ -12,12 +12,13 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Sequence
+from functools import partial
 from importlib.metadata import version
 from typing import NamedTuple
 
 from iwae.cli import answers, evaluate, lists, outputs, queue, train
 from iwae.cli.parsing import FAILURE, USAGE_ERROR
-from iwae.errors import UserError
+from iwae.errors import OUT_OF_MEMORY, UserError, is_out_of_memory
 
 
 class Command(NamedTuple):
@@ -108,33 +109,52 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(words: Sequence[str]) -> int:
     """Run a command and return its exit status; print a failure as one line."""
-    before, sys.unraisablehook = sys.unraisablehook, _interrupt_again
+    lost: Lost = []
+    before, sys.unraisablehook = sys.unraisablehook, partial(_interrupt_again, lost)
     try:
-        return _command(words[0])(words[1:])
+        return _interrupted_rather(partial(_command(words[0]), words[1:]), lost)
     except UserError as error:
         print(f"iwae: {error}", file=sys.stderr)
         return USAGE_ERROR
     except BrokenPipeError:  # the reader of our output closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + 13
-    except (FloatingPointError, OSError, RuntimeError, MemoryError) as error:
+    except Exception as error:
         print(f"iwae: {_failure(error)}", file=sys.stderr)
         return FAILURE
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stopped:
         print("interrupted", file=sys.stderr)
-        return 130
+        return 143 if isinstance(stopped, evaluate.Terminated) else 130
     finally:
         sys.unraisablehook = before
 
 
-def _interrupt_again(lost: "sys.UnraisableHookArgs") -> None:
+Lost = list[tuple[type[BaseException], threading.Timer]]
+"""What stopped the command but was not raised, and the timers that repeat it."""
+
+
+def _interrupted_rather(command: Callable[[], int], lost: Lost) -> int:
+    """Run a command; what fails once a Ctrl-C was lost, such as a half-done import, is that one."""
+    try:
+        return command()
+    except Exception as error:
+        if not lost:
+            raise
+        for _, timer in lost:
+            timer.cancel()
+        raise lost[0][0] from error
+
+
+def _interrupt_again(lost: Lost, error: "sys.UnraisableHookArgs") -> None:
     """Repeat a Ctrl-C that Python could not raise, since it came in a callback or a finaliser."""
-    if not issubclass(lost.exc_type, KeyboardInterrupt):
-        sys.__unraisablehook__(lost)
+    if not issubclass(error.exc_type, KeyboardInterrupt):
+        sys.__unraisablehook__(error)
         return
-    stopped = issubclass(lost.exc_type, evaluate.Terminated)
+    stopped = issubclass(error.exc_type, evaluate.Terminated)
     number = signal.SIGTERM if stopped else signal.SIGINT
-    threading.Timer(0.05, _thread.interrupt_main, [number]).start()
+    timer = threading.Timer(0.05, _thread.interrupt_main, [number])
+    lost.append((error.exc_type, timer))
+    timer.start()
 
 
 def _failure(error: Exception) -> str:
@@ -146,10 +166,8 @@ def _failure(error: Exception) -> str:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         remedy = "; free some space, then repeat the command, or resume the run" if full else ""
         return f"{place}{error.strerror or error}{remedy}"
-    # Recognised by name, since JAX may not have been imported.
-    jax_exhausted = type(error).__name__ == "JaxRuntimeError" and "RESOURCE_EXHAUSTED" in str(error)
-    if jax_exhausted or isinstance(error, MemoryError):
-        return "out of memory: choose a smaller k, batch size or model"
+    if is_out_of_memory(error):
+        return OUT_OF_MEMORY
     raise error
 
 

@@ -1,11 +1,14 @@
 """Read .npy and .npz files, and look through large arrays in blocks, with little memory."""
 
 import lzma
+import math
 import os
+import re
 import tokenize
 import zipfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -32,7 +35,8 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
     if not start:
         raise UserError(f"{path} is empty")
     try:
-        arrays = _archive(path) if start == b"PK" else _mapped(path)
+        with honest_sizes(path):
+            arrays = _archive(path) if start == b"PK" else _mapped(path)
     except UserError:
         raise
     except _UNREADABLE as error:
@@ -51,6 +55,31 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
                 f"{path} holds {key!r}, which is not an array: keep only arrays of numbers"
             )
     return arrays
+
+
+@contextmanager
+def honest_sizes(path: Path) -> Iterator[None]:
+    """Let a file that claims more memory than it can need be an EOFError.
+
+    Raises:
+        MemoryError: if its arrays are of the size that they should have, and memory is exhausted.
+    """
+    try:
+        yield
+    except MemoryError as error:
+        size = _asked(error)
+        if size <= max(MOST_UNPACKED, MOST_RATIO * path.stat().st_size):
+            raise
+        raise EOFError(f"it claims to hold {size:,} bytes") from None
+
+
+def _asked(error: MemoryError) -> int:
+    """The bytes that NumPy or PyArrow could not have; zero if unknown."""
+    if len(error.args) == 2:  # NumPy's
+        shape, dtype = error.args
+        return math.prod(shape) * int(dtype.itemsize)
+    found = re.search(r"alloc of size (\d+)", str(error))
+    return int(found[1]) if found else 0
 
 
 def _mapped(path: Path) -> dict[str, np.ndarray]:
@@ -84,11 +113,11 @@ def _refuse_bomb(path: Path, unpacked: int, packed: int) -> None:
 
 
 _UNREADABLE = (
-    *(ValueError, OSError, EOFError, KeyError, MemoryError, TypeError, IndexError),
+    *(ValueError, OSError, EOFError, KeyError, TypeError, IndexError),
     *(OverflowError, RuntimeError, SyntaxError, tokenize.TokenError),
     *(zlib.error, lzma.LZMAError, zipfile.BadZipFile),
 )
-"""The exceptions of NumPy for a damaged file, whose header may claim terabytes."""
+"""The exceptions of NumPy for a damaged file."""
 
 
 def check_array(

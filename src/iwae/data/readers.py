@@ -165,6 +165,8 @@ def _matlab(content: bytes, keys: Iterable[str]) -> Mapping[str, object]:
 
     try:
         return scipy.io.loadmat(io.BytesIO(content), variable_names=list(keys))
+    except MemoryError:
+        raise
     except Exception as error:  # scipy raises a dozen types for a bad file
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         raise DamagedError(f"truncated, corrupt, or not a MATLAB 5 file ({reason})") from None

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from iwae.data import delimited
+from iwae.data.arrays import honest_sizes
 from iwae.data.delimited import LARGEST_EXACT, is_number
 from iwae.errors import UserError, shorten
 from iwae.files import atomic_write
@@ -267,8 +268,11 @@ def refusing_damage(path: Path) -> Iterator[None]:
     import pyarrow as pa
 
     try:
-        yield
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        with honest_sizes(path):
+            yield
+    except MemoryError:
+        raise
+    except (pa.ArrowException, EOFError, OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
         raise UserError(f"{path} cannot be read: {reason}") from None
 

@@ -87,6 +87,7 @@ def map_examples(
         xs, address = jax.device_put((examples[index], address), split)
         with jax.debug_nans(False):  # nan is a result too, as of k-hat; callers refuse others
             out = _map_slab(fn, model, xs, address, key, batch_size, mesh)
+        jax.block_until_ready(out)  # raises what NumPy's view of it would end the process by
         count = min(slab, len(examples) - start)
         yield jax.tree.map(lambda leaf, count=count: np.asarray(leaf)[:count], out)
 

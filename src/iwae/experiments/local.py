@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from iwae.errors import UserError
+from iwae.errors import OUT_OF_MEMORY, UserError, is_out_of_memory
 from iwae.experiments.tasks import (
     Failure,
     InUseError,
@@ -131,14 +131,21 @@ def attempt(out: Path, task: Task, do: Callable[[Path, Task], None], command: st
             raise
         return Outcome(task, Status.STOPPED, "the time is up")
     except Exception as error:  # it is told and kept, and the other tasks go on
-        known = isinstance(error, UserError | FloatingPointError | OSError)
-        words = str(error) if known else "".join(traceback.format_exception(error)).strip()
+        words = _words_of(error)
         try:
             write_failure(out, task, Failure(words, command))
         except OSError as unkept:
             words += f" (which could not be kept: {unkept})"
         return Outcome(task, Status.FAILED, words)
     return Outcome(task, Status.DONE)
+
+
+def _words_of(error: Exception) -> str:
+    """What to say of a failure: a line, or all of a fault of the program."""
+    if is_out_of_memory(error):
+        return OUT_OF_MEMORY
+    known = isinstance(error, UserError | FloatingPointError | OSError)
+    return str(error) if known else "".join(traceback.format_exception(error)).strip()
 
 
 def do_task(

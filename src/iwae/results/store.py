@@ -17,6 +17,7 @@ from zipfile import BadZipFile
 
 import numpy as np
 
+from iwae.data.arrays import honest_sizes
 from iwae.errors import UserError
 from iwae.files import atomic_write
 from iwae.results.schema import REMEDY, VERSION, Document, parse
@@ -30,7 +31,6 @@ Arrays = dict[str, np.ndarray]
 DAMAGES = (
     *(*UNREADABLE, LookupError, EOFError, BadZipFile, zlib.error, lzma.LZMAError, SyntaxError),
     tokenize.TokenError,  # by the header of an array
-    MemoryError,  # by a size that is not the true one
     RuntimeError,  # by an unknown compression, or a bit that says "encrypted"
 )
 """Exceptions that reading a damaged JSON or .npz file can raise."""
@@ -100,7 +100,11 @@ def load_arrays(file: Path, prefix: str = "") -> Arrays:
     Raises:
         LookupError: if there is none, or something else has such a name.
     """
-    with file.open("rb") as opened, np.load(opened, allow_pickle=False) as arrays:
+    with (
+        honest_sizes(file),
+        file.open("rb") as opened,
+        np.load(opened, allow_pickle=False) as arrays,
+    ):
         found = {n.removeprefix(prefix): arrays[n] for n in arrays if n.startswith(prefix)}
     if not found or not all(isinstance(one, np.ndarray) for one in found.values()):
         raise LookupError(f"no array {prefix}*, or not only arrays")

@@ -1,6 +1,7 @@
 """Named arrays, as stored in files: a pytree to and from a dictionary, and its digest."""
 
 import hashlib
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,6 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 from safetensors import SafetensorError
-from safetensors.numpy import save
 
 from iwae.errors import UserError
 
@@ -18,6 +18,7 @@ from iwae.errors import UserError
 def to_arrays(tree: PyTree) -> dict[str, np.ndarray]:
     """Each leaf by its path; random keys as their data."""
     named = {}
+    jax.block_until_ready(tree)  # raises what NumPy's view of it would end the process by
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         named[jax.tree_util.keystr(path)] = np.asarray(_raw(leaf))
     return named
@@ -73,13 +74,35 @@ def digest_of(named: dict[str, np.ndarray], notes: str) -> str:
     return total.hexdigest()
 
 
+DTYPES = {
+    "BF16": "bfloat16",
+    "BOOL": "bool",
+    **{f"F{bits}": f"float{bits}" for bits in (16, 32, 64)},
+    **{f"I{bits}": f"int{bits}" for bits in (8, 16, 32, 64)},
+    **{f"U{bits}": f"uint{bits}" for bits in (8, 16, 32, 64)},
+}
+"""Names of dtypes in safetensors -> in NumPy."""
+
+
 def write_arrays(named: dict[str, np.ndarray], path: Path, metadata: dict[str, str]) -> None:
-    """Write arrays to a safetensors file.
+    """Write arrays to a safetensors file: a header in JSON, and the numbers, large ones first.
 
     The library's own `save_file` writes to a file with a name that it makes up, which a kill leaves
-    behind, and reports a full disk in words alone.
+    behind, and reports a full disk in words alone; its `save` panics where memory is exhausted.
     """
-    path.write_bytes(save(named, metadata))
+    codes = {dtype: code for code, dtype in DTYPES.items()}
+    header: dict[str, Any] = {"__metadata__": metadata}
+    parts: list[Any] = []
+    end = 0
+    for name in sorted(named, key=lambda name: (-named[name].dtype.itemsize, name)):
+        array = named[name]
+        start, end = end, end + array.nbytes
+        code = codes[array.dtype.name]
+        header[name] = {"dtype": code, "shape": array.shape, "data_offsets": [start, end]}
+        parts.append(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    path.write_bytes(b"".join([len(text).to_bytes(8, "little"), text, *parts]))
 
 
 def reason_of(error: Exception) -> str:

@@ -21,6 +21,7 @@ from iwae.models.conditional import ConditionalVAE, Model, check_frequencies
 from iwae.models.vae import VAE
 from iwae.precision import float32
 from iwae.runs.arrays import (
+    DTYPES,
     UNREADABLE,
     check_fit,
     digest_of,
@@ -277,20 +278,10 @@ def _check_header(path: Path) -> None:
         raise UserError(f"{path} cannot be read: its header claims to have {length:,} bytes")
 
 
-_DTYPES = {
-    "BF16": "bfloat16",
-    "BOOL": "bool",
-    **{f"F{bits}": f"float{bits}" for bits in (16, 32, 64)},
-    **{f"I{bits}": f"int{bits}" for bits in (8, 16, 32, 64)},
-    **{f"U{bits}": f"uint{bits}" for bits in (8, 16, 32, 64)},
-}
-"""Names of dtypes in safetensors -> in NumPy."""
-
-
 def _declared(tensor: Any) -> str:
     """The signature of a tensor that has not been read yet."""
     dtype = tensor.get_dtype()
-    return f"{_DTYPES.get(dtype, dtype)}{tuple(tensor.get_shape())}"
+    return f"{DTYPES.get(dtype, dtype)}{tuple(tensor.get_shape())}"
 
 
 def read_about(folder: str | Path) -> dict[str, Any]:
