@@ -97,7 +97,7 @@ def _check_flows(model: VAE, keep: Sequence[Bool[np.ndarray, " _"]]) -> None:
     for l, mask in enumerate(keep):
         is_top = l == len(model.encoder) - 1
         tied = is_top and not isinstance(model.top, MixturePrior | VampPrior | LabelPrior | None)
-        if not mask.all() and (tied or model.posterior_name.name == "flow"):
+        if not mask.all() and (tied or getattr(model.encoder[l], "flow", None) is not None):
             what = f"prior {model.prior_name}" if tied else f"posterior {model.posterior_name}"
             raise UserError(
                 f"the {what} couples the units of layer {l + 1}, of which {mask.sum()} of "
