@@ -46,9 +46,10 @@ types: setup
 docs: setup  ## the documentation site, into site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
-tables: setup  ## fill in the tables of all pages from the records in results/
+tables: setup  ## fill in the tables of all pages and redraw their figures from the records in results/
 	$(BIN)/python docs/tools/pack.py
 	$(BIN)/python docs/tools/tables.py
+	$(BIN)/python docs/tools/figures.py
 
 notebooks: setup  ## run the notebooks of the documentation, and store what they show
 	$(BIN)/python docs/tools/notebooks.py docs/notebooks/*.ipynb

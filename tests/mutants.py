@@ -387,6 +387,18 @@ MUTANTS = {
         "jnp.sqrt(1 + self.slope**2)",
         "missing_data observations missing",
     ),
+    "pruned-bits-at-zero": Mutant(
+        "evaluation/pruning.py",
+        "return jnp.asarray(means[l], jnp.float32)",
+        "return jnp.zeros(width)",
+        "discrete",
+    ),
+    "flow-in-every-layer": Mutant(
+        "models/declaration.py",
+        "(posterior.size, *(0,) * (len(kinds) - 1))",
+        "(posterior.size,) * len(kinds)",
+        "priors",
+    ),
     "vampprior-not-normalised": Mutant(
         "models/priors.py", "jnp.full(size, -jnp.log(float(size)))", "jnp.zeros(size)", "priors"
     ),
@@ -616,7 +628,7 @@ MUTANTS = {
         "scaling",
     ),
     "rounding-unchecked": Mutant(
-        "data/scaling.py", "        if merged:\n", "        if 0:\n", "scaling"
+        "data/scaling.py", "if merged <= NEGLIGIBLE * len(distinct):", "if True:", "scaling"
     ),
     "p-value-of-ties": Mutant("evaluation/scores.py", 'side="right"', 'side="left"', "answers"),
     "pool-without-correction": Mutant(

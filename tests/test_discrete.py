@@ -1,7 +1,7 @@
 """Bits and categories as latents: all that is enumerated must come out exactly."""
 
 from functools import partial
-from itertools import product
+from itertools import combinations_with_replacement, product
 
 import equinox as eqx
 import jax
@@ -24,7 +24,7 @@ from iwae.models.conditional import ConditionalVAE
 from iwae.models.vae import VAE, LayeredPosterior
 from iwae.objectives import bounds, score_function
 from iwae.objectives.bounds import bound
-from iwae.objectives.catalogue import objective
+from iwae.objectives.catalogue import estimator_of, objective, reduction_of
 from iwae.objectives.declaration import Declaration, check, gradients_of
 from iwae.objectives.reductions import elbo, iwae, renyi
 from iwae.objectives.score_function import log_remainder, signal
@@ -137,6 +137,38 @@ def mean_of(monkeypatch):
     return mean_of
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("phase", ["sleep", "both"])
+def test_the_means_of_the_sleep_phase_are_exact(mean_of, monkeypatch, phase):
+    """Over all z and x that the model dreams, whatever the particles of the data."""
+    z, k, now = every_z(DEEP), 2, {}
+    xs = jnp.float32(list(product([0, 1], repeat=4)))
+    monkeypatch.setattr(VAE, "sample", lambda *_: now["dream"])
+
+    def over_dreams(f):
+        def mean(model):
+            log_p = jnp.stack([densities(DEEP, z, x)[0] for x in xs])
+            each = jnp.stack([jax.vmap(partial(f, model, x))(z) for x in xs])
+            return jnp.sum(jnp.exp(log_p) * each)
+
+        return mean
+
+    def dreamt(model, x, key):
+        def value(model, seen, one):
+            now["dream"] = one, seen
+            return objective("rws", k, phase=phase)(model, x, jax.random.clone(key))
+
+        return over_dreams(value)(model)
+
+    def log_q(model, x, one):
+        return model.posterior(x).log_prob(one)
+
+    asleep = flat_gradient(over_dreams(log_q), DEEP)
+    awake = wake_phi(DEEP, k) if phase == "both" else asleep
+    exactly = halves_of(exact(of_bound(iwae), DEEP, k), (asleep + awake) / 2, DEEP)
+    assert_close(mean_of(dreamt, DEEP, k), exactly, DEEP, TOLERANCE)
+
+
 def draws_of(model, k):
     """All draws of k particles, by the numbers of their z, `[N^k, k]`."""
     n = len(every_z(model)[0])
@@ -223,6 +255,63 @@ def test_the_means_for_groups_are_those_of_their_bounds(mean_of):
     assert_close(found, few, DEEP, TOLERANCE)
     found = mean_of(objective("piwae", 2, m=2, gradient="vimco-arithmetic"), DEEP, 4)
     assert_close(found, halves_of(many, few, DEEP), DEEP, TOLERANCE)
+
+
+EVERY = (
+    Declaration("iwae", gradient="vimco"),
+    Declaration("iwae", gradient="vimco-arithmetic"),
+    Declaration("iwae", gradient="vimco-star"),
+    Declaration("iwae", gradient="ovis", gamma=0.3),
+    Declaration("ciwae", gradient="vimco", beta=0.3),
+    Declaration("vr-iwae", gradient="vimco", alpha=0.4),
+    Declaration("elbo", gradient="reinforce"),
+)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("declared", EVERY, ids=lambda d: f"{d.objective}-{d.gradient}")
+@pytest.mark.parametrize("k", [2, 3])
+def test_every_mean_in_a_belief_network_of_three_layers_of_three_bits_is_exact(k, declared):
+    """The coefficients of a particle, averaged over all draws of the other particles."""
+    z = every_z(BELIEF)
+    log_p, log_q = densities(BELIEF, z)
+    chances = k * jnp.exp(log_q)
+
+    def gradient(of_p, of_q):
+        def weighted(model):
+            parts = zip((of_p, of_q), densities(model, z), strict=True)
+            return sum(jnp.sum(chances * of * log_density) for of, log_density in parts)
+
+        return flat_gradient(weighted, BELIEF)
+
+    found = means_of_others(partial(coefficients, declared), log_p - log_q, log_q, k)
+    value, a, weight, decoder, score = found
+    exactly = gradient(a, value - a + (declared.gamma or 0.0) * weight)
+    assert_close(gradient(decoder, -score), exactly, BELIEF, TOLERANCE)
+    with pytest.raises(AssertionError, match="encoder"):
+        assert_close(gradient(decoder, -0.98 * score), exactly, BELIEF, TOLERANCE)
+
+
+def coefficients(declared, log_w):
+    """The bound, its derivative in the first weight, that weight, and what an estimator has."""
+    reduction = reduction_of(declared)
+    decoder, _, score = estimator_of(declared).coefficients(reduction, log_w)
+    value, a = jax.value_and_grad(reduction)(log_w)
+    return value, a[0], jax.nn.softmax(log_w)[0], decoder[0], score[0]
+
+
+def means_of_others(f, log_w, log_q, k):
+    """E[f(log weights of k draws)] for each z as the first draw, over all draws of the others."""
+    others = jnp.asarray(list(combinations_with_replacement(range(len(log_w)), k - 1)))
+    orders = 1 + jnp.sum(jnp.diff(others) > 0, axis=1)  # of two others at most
+    chances = jnp.float32(orders) * jnp.exp(log_q[others].sum(axis=1))
+
+    @jax.jit
+    def of_first(first):
+        drawn = jnp.concatenate([jnp.full((len(others), 1), first), log_w[others]], axis=1)
+        return jax.tree.map(lambda values: chances @ values, jax.vmap(f)(drawn))
+
+    return jax.tree.map(lambda *each: jnp.stack(each), *(of_first(first) for first in log_w))
 
 
 FAULTS = {
@@ -367,16 +456,59 @@ def test_unknown_kinds_are_refused(latents, words):
         VAE(4, (2, 2), ((), ()), latents=latents, key=jax.random.key(0))
 
 
-def test_pruning_and_grids_are_refused_and_active_units_are_counted():
-    with pytest.raises(UserError, match="cannot be pruned"):
-        prune(SMALL, [np.ones(1, bool)] * 3)
+def test_grids_are_refused_and_active_units_are_counted():
     with pytest.raises(UserError, match="continuous latents"):
         posterior_grid(model_of("bernoulli", (2,)), BITS, jax.random.key(0))
     data = np.uint8(list(product([0, 1], repeat=4)))
     found = active_units(SMALL, data, jax.random.key(0))
     means = np.stack([np.asarray(SMALL.posterior(jnp.float32(x)).first.mean) for x in data])
     assert [len(one) for one in found.variances] == [1, 1, 1]
+    assert found.means[0] == pytest.approx(means.mean(axis=0), rel=1e-4)
     assert found.variances[0] == pytest.approx(means.var(axis=0).max(), rel=1e-4)
+
+
+KEPT = {
+    "some units": ([[1, 0, 1], [0, 1], [1, 0]], 3),
+    "no unit of the top": ([[1, 0, 1], [0, 1], [0, 0]], 2),
+}
+
+
+@pytest.mark.parametrize("words", KEPT)
+def test_pruning_fixes_units_at_their_means_and_drops_their_factors(words):
+    """Densities are linear in a unit, so that they are known at its mean too."""
+    model = model_of(("bernoulli", "categorical:3", "bernoulli"), (3, 2, 2), hidden=(3,))
+    masks, n = KEPT[words]
+    keep = [np.array(mask, bool) for mask in masks]
+    wide = [np.repeat(mask, one.width) for mask, one in zip(keep, model.latents, strict=True)]
+    rng = np.random.default_rng(0)
+    means = [rng.uniform(0.1, 0.9, mask.size) for mask in wide]
+    small = prune(model, keep, means)
+    z = tuple(jnp.float32(rng.integers(0, 2, mask.sum())) for mask in wide)
+    pairs = zip(z, wide, means, strict=True)
+    whole = tuple(jnp.float32(mean).at[mask].set(h) for h, mask, mean in pairs)
+
+    def of_kept(layers):
+        """The log density of the units that are kept, of the layers that are left."""
+        total = 0.0
+        for p, h, mask in list(zip(layers, whole, wide, strict=True))[:n]:
+            logits = p.logits.ravel() if hasattr(p, "logits") else p.base_dist.logits
+            terms = h * logits - (0.0 if hasattr(p, "logits") else jnp.logaddexp(0.0, logits))
+            total += jnp.sum(jnp.where(mask, terms, 0.0))
+        return float(total)
+
+    expected = float(model.log_likelihood(BITS, whole)) + of_kept(model.priors(whole))
+    assert float(small.log_joint(BITS, z[:n])) == pytest.approx(expected, rel=1e-4)
+    found = small.posterior(BITS).log_prob(z[:n])
+    assert float(found) == pytest.approx(of_kept(model.posterior(BITS).layers(whole)), rel=1e-4)
+    assert small.latent_sizes == tuple(int(mask.sum()) for mask in keep[:n])
+    with pytest.raises(UserError, match="fixed at their means, which layer 1 needs with shape"):
+        prune(model, keep)
+    labelled = ConditionalVAE(model, 2, learned_prior=True)
+    labelled = eqx.tree_at(lambda m: m.tops, labelled, jnp.float32([[0, 1], [2, 3]]))
+    both = prune(labelled, keep, means)
+    for y in jnp.eye(2):
+        one, other = both.given(y), prune(labelled.given(y), keep, means)
+        assert one.log_joint(BITS, z[:n]) == pytest.approx(float(other.log_joint(BITS, z[:n])))
 
 
 def test_a_discrete_top_has_a_prior_for_each_label():

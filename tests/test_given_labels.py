@@ -156,7 +156,7 @@ def test_a_pruned_unit_is_fixed_at_the_prior_mean_of_its_label(name):
     @jax.jit
     def parts(x):
         given, values = model.condition(x)
-        part = pruned.posterior(x).sample(KEY)
+        part = pruned.posterior(x).sample(jax.random.clone(KEY))
         fixed = [jnp.zeros(mask.size) for mask in keep[:-1]] + [given.prior().mean]
         z = tuple(
             whole.at[np.flatnonzero(mask)].set(some)

@@ -56,7 +56,7 @@ def drawn(counts, sizes, monkeypatch):
         np.arange(d, 0, -1) * np.repeat([1.0, 1e-6], [n, d - n])
         for n, d in zip(counts, sizes, strict=True)
     )
-    units = ActiveUnits(variances, 50, 16, 0.01)
+    units = ActiveUnits(variances, variances, 50, 16, 0.01)
     found = {}
     monkeypatch.setattr(
         encodings.figures,

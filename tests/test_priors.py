@@ -312,6 +312,22 @@ def test_a_top_layer_without_active_units_takes_its_prior_with_it():
         assert prune(make(prior, latent=(3, 2)), keep).top is None
 
 
+def test_a_flow_in_the_first_layer_alone_leaves_those_above_as_they_are():
+    keep = [np.ones(3, bool), np.array([True, False])]
+    normal = make(posterior="flow-first:2", latent=(3, 2))
+    mixed = make(posterior="flow-first:2", latent=(3, 2), latents=BELOW)
+    for model in (normal, mixed):
+        layers = model.posterior(BITS).layers((jnp.zeros(3), jnp.zeros(2)))
+        assert [isinstance(q, FlowDistribution) for q in layers] == [True, False]
+        assert str(model.posterior_name) == "flow-first:2"
+    assert prune(normal, keep).latent_sizes == (3, 1)
+    with pytest.raises(UserError, match="posterior flow-first:2 couples the units of layer 1"):
+        prune(normal, [np.array([True, False, True]), np.ones(2, bool)])
+
+
+BELOW = ("normal", "bernoulli")
+
+
 @pytest.mark.parametrize("which", ["prior", "posterior"])
 def test_some_units_of_a_flow_cannot_be_pruned(which):
     model = make(**{which: "flow:2"}, latent=(3,))
@@ -347,7 +363,8 @@ def test_pseudo_inputs_start_at_what_the_encoder_sees_of_rows_with_gaps():
 
 
 @pytest.mark.parametrize(
-    ("prior", "posterior"), [*((p, "normal") for p in LEARNED), ("vamp:2", "flow:2")]
+    ("prior", "posterior"),
+    [*((p, "normal") for p in LEARNED), ("vamp:2", "flow:2"), ("normal", "flow-first:2")],
 )
 def test_a_model_comes_back_bit_for_bit(tmp_path, prior, posterior):
     model = make(prior, posterior, latent=(3, 2))
@@ -356,7 +373,7 @@ def test_a_model_comes_back_bit_for_bit(tmp_path, prior, posterior):
     assert equal(found, model)
     assert jax.tree.structure(found) == jax.tree.structure(model)
     described = json.loads((tmp_path / "model.json").read_text())["architecture"]
-    assert described["prior"] == prior
+    assert described.get("prior", "normal") == prior
     assert described.get("posterior", "normal") == posterior
 
 
@@ -401,6 +418,8 @@ def test_a_name_that_is_none_is_refused(text, message):
     ("options", "message"),
     [
         ({"prior": "flow:2", "latent": (1,)}, "at least 2, not 1"),
+        ({"posterior": "flow-first:2"}, "one only: use flow:2"),
+        ({"posterior": "flow:2", "latent": (2, 2), "latents": BELOW}, "a layer has bernoulli ones"),
         ({"prior": "mixture:2", "pseudo_inputs": np.zeros((2, 4))}, "takes none"),
         ({"prior": "vamp:3", "pseudo_inputs": np.zeros((2, 4))}, r"those of shape \[3, 4\]"),
         ({"prior": lambda model: dist.Normal(jnp.zeros(2), 1.0)}, "scalar"),  # noqa: ARG005

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import small
+from figures import priors_figure
 from iwae.config.experiment import config_values, read_config, stages_text, write_config
 from iwae.config.presets import preset
 from iwae.errors import UserError
@@ -403,6 +404,23 @@ def test_cells_stand_below_their_baseline_with_what_was_measured_of_each(tmp_pat
     assert (second["cell"], second["prior"]) == (cell, "vamp:500")
     assert (first["trained otherwise"], second["trained otherwise"]) == ("", "optimizer")
     assert second["gap between both sides"] == "0.250 ± 0.010 (T = 700, 9 images)"
+
+
+def test_priors_are_drawn_at_their_cost_with_the_likelihood_at_the_end():
+    """The course of a cell is as long as its training, whatever its stages."""
+    results = ROOT / "results"
+    (axes, *_) = priors_figure(results).axes
+    curves = [one.get_xydata() for one in axes.lines if len(one.get_xydata()) > 1]
+    names = ["fast/table1/mnist/1l/vae-k1", "fast/prior/mnist/1l/vae-k1-mixture500"]
+    for cell in (read_cell(results, name, Wanted()) for name in names):
+        points = [one.lines[0].get_xydata()[0] for one in axes.containers]
+        (at,) = np.flatnonzero(np.isclose([y for _, y in points], -cell.nll))
+        curve = curves[at]
+        assert curve[-1][0] == pytest.approx(points[at][0]) == pytest.approx(60 * cell.hours)
+        assert curve[cell.epochs // 2 - 1][0] == pytest.approx(30 * cell.hours)
+        assert curve[-1][1] < points[at][1]  # the bound of one sample, and log p(x)
+    with pytest.raises(UserError, match="no cell with a learned prior"):
+        priors_figure(results / "camel")
 
 
 def test_annealing_that_has_not_converged_is_said():

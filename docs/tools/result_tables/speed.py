@@ -159,3 +159,22 @@ def csv_table(results: Path) -> str:
         }
         for name, one in found["commands"].items()
     )
+
+
+def priors_table(results: Path) -> str:
+    """Markdown: a training step with each prior and posterior, by `benchmarks/prior_step.py`.
+
+    Medians over the blocks of that run, as multiples of a step with N(0, I) and Gaussians.
+    """
+    record = benchmark(results, "prior_step")
+    medians = {name: float(np.median(ms)) for name, ms in record["ms_per_step"].items()}
+    usual = medians["prior normal"]
+    times = "processor time" if record["clock"] == "cpu" else "time"
+    return markdown(
+        {
+            "option": f"`--{name}`",
+            f"{times} of a step, ms": f"{ms:.2f}",
+            "ratio": f"{ms / usual:.2f}",
+        }
+        for name, ms in medians.items()
+    )

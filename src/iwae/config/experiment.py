@@ -22,7 +22,7 @@ from iwae.data.own import is_own
 from iwae.data.tables import SUFFIXES as TABLES
 from iwae.errors import UserError, shorten
 from iwae.files import atomic_write
-from iwae.models.declaration import check_continuous, parse_posterior, parse_prior
+from iwae.models.declaration import check_continuous, coupling_layers, parse_posterior, parse_prior
 from iwae.models.latent_kinds import LatentKind, latent_kinds
 from iwae.objectives.declaration import (
     OPTIONS,
@@ -327,7 +327,8 @@ class TrainConfig(BaseModel):
     """Prior of the top layer: normal; or learned: mixture:K (Gaussians), vamp:K (pseudo-inputs),
     flow:N (coupling layers)."""
     posterior: str = "normal"
-    """Encoder's distribution of every stochastic layer: normal, or flow:N (coupling layers)."""
+    """Encoder's distribution of every stochastic layer: normal, or flow:N (coupling layers);
+    flow-first:N has them in the first layer only."""
     output_bias: bool = True
     """Initialise the decoder's output at the training data's mean."""
 
@@ -484,7 +485,8 @@ class TrainConfig(BaseModel):
         prior, posterior = parse_prior(self.prior), parse_posterior(self.posterior)
         kinds = self.kinds()
         check_continuous("prior", prior, kinds[-1])
-        check_continuous("posterior", posterior, *kinds)
+        sizes = self.sizes()[0]
+        flows = coupling_layers(posterior, kinds)
         if self.label_prior and prior.name != "normal":
             raise ValueError(
                 f"label_prior learns a Gaussian p(z|y) for each label, and prior {self.prior!r} is "
@@ -496,8 +498,8 @@ class TrainConfig(BaseModel):
                 f"{closed[0]} elbo-analytic has a closed form for prior and posterior 'normal' "
                 "only: use elbo"
             )
-        smallest = min(self.sizes()[0]) if posterior.name == "flow" else self.sizes()[0][-1]
-        if "flow" in (prior.name, posterior.name) and smallest < 2:
+        flows = (*flows[:-1], flows[-1] or int(prior.name == "flow"))
+        if any(flow and size < 2 for flow, size in zip(flows, sizes, strict=True)):
             raise ValueError(
                 "a flow couples units with each other, so it needs layers of at least 2: use more "
                 "latents, or no flow"

@@ -13,22 +13,28 @@ from jaxtyping import Array, Bool, Float
 from iwae.errors import UserError
 from iwae.evaluation.units import as_vae
 from iwae.models.conditional import ConditionalVAE, Model, label_layers
+from iwae.models.discrete import DiscreteNet
 from iwae.models.networks import ConvDecoder, Dense, OwnDecoder
 from iwae.models.posteriors import LatentNet
-from iwae.models.priors import LabelPrior, MixturePrior, VampPrior
+from iwae.models.priors import DiscretePrior, LabelPrior, MixturePrior, VampPrior
 from iwae.models.vae import VAE, AbstractLatentModel
 from iwae.precision import float32
 
 
 @float32
-def prune(model: AbstractLatentModel, keep: Sequence[Bool[np.ndarray, " _"]]) -> Model:
+def prune(
+    model: AbstractLatentModel,
+    keep: Sequence[Bool[np.ndarray, " _"]],
+    means: Sequence[Float[np.ndarray, " _"]] | None = None,
+) -> Model:
     """Return a smaller model without the units that are not kept; the given model is unchanged.
 
-    A removed unit is fixed at 0, and its factors of p and q are dropped. If no unit of a layer
+    A removed unit is fixed at 0, or one of bits or categories at its mean, and its factors of p and
+    q are dropped. If no unit of a layer
     l > 1 is kept, the layer carries no information up or down, so the layers above it are removed
-    too (their weights have mean one), and layer l - 1 becomes the top. Its prior p(h_{l-1}|h_l = 0)
-    is then a constant Gaussian; standardising the latents makes it the N(0, I) of a VAE. This
-    change of variables does not affect log weights.
+    too (their weights have mean one), and layer l - 1 becomes the top. Its prior, p(h_{l-1}|h_l)
+    at the fixed h_l, is then a constant. Standardising the latents makes a Gaussian one the N(0, I)
+    of a VAE. This change of variables does not affect log weights.
 
     A conditional model is pruned given each label. A unit with a Gaussian prior for each label is
     fixed at its mean; if a layer becomes the top, its constant Gaussians for the labels are the
@@ -39,16 +45,19 @@ def prune(model: AbstractLatentModel, keep: Sequence[Bool[np.ndarray, " _"]]) ->
 
     Args:
         keep: for each layer a mask, `[d_l]`, such as `active_units(...).masks`.
+        means: for each layer the means of its units, such as `active_units(...).means`; only those
+            of bits and categories, `[d_l]` or `[d_l C]`, are used.
 
     Raises:
-        UserError: if the model is not a VAE or has discrete latents, the masks do not fit it, no
-            unit of the first layer is kept (the data would not depend on the latents at all), a
-            user-defined decoder reads that layer directly, or only some units of a layer with a
-            flow are kept.
+        UserError: if the model is not a VAE, the masks or means do not fit it, there are no means
+            for units of a discrete layer, no unit of the first layer is kept (the data would not
+            depend on the latents at all), a user-defined decoder reads that layer directly, or only
+            some units of a layer with a flow are kept.
     """
     if isinstance(model, ConditionalVAE):
-        return _joined(model, [_pruned(model.given(y), keep) for y in jnp.eye(model.n_classes)])
-    pruned = _pruned(as_vae(model), keep)
+        labels = jnp.eye(model.n_classes)
+        return _joined(model, [_pruned(model.given(y), keep, means) for y in labels])
+    pruned = _pruned(as_vae(model), keep, means)
     if not isinstance(pruned.top, LabelPrior):
         return pruned
     return _standardised(pruned, pruned.top)
@@ -57,10 +66,12 @@ def prune(model: AbstractLatentModel, keep: Sequence[Bool[np.ndarray, " _"]]) ->
 def _joined(model: ConditionalVAE, given: Sequence[VAE]) -> ConditionalVAE:
     """The conditional model that is each of `given`, which differ in what depends on a label."""
     tops = [one.top.parameters for one in given if isinstance(one.top, LabelPrior)]
+    if model.tops is not None or len(given[0].encoder) < len(model.vae.encoder):
+        tops += [one.top.logits for one in given if isinstance(one.top, DiscretePrior)]
     layers = [[dense.bias for dense in label_layers(one)] for one in given]
     shifts = tuple(jnp.stack(biases) - biases[0][None] for biases in zip(*layers, strict=True))
     vae = given[0]
-    if tops:
+    if isinstance(vae.top, LabelPrior):
         vae = eqx.tree_at(lambda m: m.top, vae, None)
     return eqx.tree_at(
         lambda m: (m.vae, m.shifts, m.tops),
@@ -70,13 +81,12 @@ def _joined(model: ConditionalVAE, given: Sequence[VAE]) -> ConditionalVAE:
     )
 
 
-def _pruned(vae: VAE, keep: Sequence[Bool[np.ndarray, " _"]]) -> VAE:
-    """The model with the units that are kept; a new top has the `LabelPrior` that it had below."""
-    if vae.has_discrete:
-        raise UserError(
-            "a model with bernoulli or categorical latents cannot be pruned: pruning fixes a unit "
-            "at 0, the mean of a normal one, but an inactive bit has another mean"
-        )
+def _pruned(
+    vae: VAE,
+    keep: Sequence[Bool[np.ndarray, " _"]],
+    means: Sequence[Float[np.ndarray, " _"]] | None,
+) -> VAE:
+    """The model with the units that are kept; a new top has a constant prior."""
     if tuple(mask.size for mask in keep) != vae.latent_sizes:
         sizes = tuple(mask.size for mask in keep)
         raise UserError(f"masks of sizes {sizes} do not fit latent sizes {vae.latent_sizes}")
@@ -85,19 +95,41 @@ def _pruned(vae: VAE, keep: Sequence[Bool[np.ndarray, " _"]]) -> VAE:
     empty = [l for l, mask in enumerate(keep) if not mask.any()]
     n_layers = min(empty, default=len(keep))
     _check_flows(vae, keep[:n_layers])
-    vae = _change_prior(vae, keep)
-    for l, mask in enumerate(keep[:n_layers]):
+    fixed = [_fixed(vae, l, mask, means) for l, mask in enumerate(keep)]
+    wide = [np.repeat(mask, kind.width) for mask, kind in zip(keep, vae.latents, strict=True)]
+    vae = _change_prior(vae, wide)
+    for l, mask in enumerate(wide[:n_layers]):
         vae = _change(vae, _writers(vae, l), partial(_keep_outputs, mask))
-        vae = _change(vae, _readers(vae, l), partial(_keep_inputs, mask))
-    return _without_top(vae, n_layers) if empty else vae
+        vae = _change(vae, _readers(vae, l), partial(_keep_inputs, mask, fixed[l]))
+    return _without_top(vae, n_layers, fixed[n_layers]) if empty else vae
+
+
+def _fixed(
+    vae: VAE,
+    l: int,
+    mask: Bool[np.ndarray, " _"],
+    means: Sequence[Float[np.ndarray, " _"]] | None,
+) -> Float[Array, " n"]:
+    """Where the units of layer l (from 0) are fixed, if they are removed."""
+    width = vae.widths[l]
+    if not vae.latents[l].is_discrete or mask.all():
+        return jnp.zeros(width)
+    if means is None or means[l].shape != (width,):
+        found = "none" if means is None else f"shape {list(means[l].shape)}"
+        raise UserError(
+            f"removed units of {vae.latents[l]} latents are fixed at their means, which layer "
+            f"{l + 1} needs with shape [{width}], and there are {found}: give prune those of "
+            "active_units(...).means"
+        )
+    return jnp.asarray(means[l], jnp.float32)
 
 
 def _check_flows(model: VAE, keep: Sequence[Bool[np.ndarray, " _"]]) -> None:
     """Raise UserError if only some units of a layer with a flow are kept."""
     for l, mask in enumerate(keep):
         is_top = l == len(model.encoder) - 1
-        tied = is_top and not isinstance(model.top, MixturePrior | VampPrior | LabelPrior | None)
-        if not mask.all() and (tied or model.posterior_name.name == "flow"):
+        tied = is_top and not isinstance(model.top, _WITH_MARGINALS)
+        if not mask.all() and (tied or getattr(model.encoder[l], "flow", None) is not None):
             what = f"prior {model.prior_name}" if tied else f"posterior {model.posterior_name}"
             raise UserError(
                 f"the {what} couples the units of layer {l + 1}, of which {mask.sum()} of "
@@ -105,10 +137,16 @@ def _check_flows(model: VAE, keep: Sequence[Bool[np.ndarray, " _"]]) -> None:
             )
 
 
+_WITH_MARGINALS = MixturePrior | VampPrior | LabelPrior | DiscretePrior | None
+"""Priors of which the marginal of some units is known."""
+
+
 def _change_prior(model: VAE, keep: Sequence[Bool[np.ndarray, " _"]]) -> VAE:
     """The model with the marginal of p(h_L) of the units that are kept."""
     if isinstance(model.top, LabelPrior):
         return _at_mean(model, model.top.parameters, keep[-1])
+    if isinstance(model.top, DiscretePrior):
+        return eqx.tree_at(lambda m: m.top.logits, model, model.top.logits[keep[-1]])
     if not isinstance(model.top, MixturePrior):
         return model  # a VampPrior consists of the encoder, whose outputs are removed
     return eqx.tree_at(
@@ -172,23 +210,29 @@ def _keep_outputs(mask: np.ndarray, dense: Dense) -> Dense:
     return _with(dense, dense.weight[:, mask], dense.bias[mask])
 
 
-def _keep_inputs(mask: np.ndarray, dense: Dense) -> Dense:
-    return _with(dense, dense.weight[mask], dense.bias)
+def _keep_inputs(mask: np.ndarray, fixed: Float[Array, " n"], dense: Dense) -> Dense:
+    removed = jnp.where(mask, 0.0, fixed)
+    return _with(dense, dense.weight[mask], dense.bias + removed @ dense.weight)
 
 
 def _with(dense: Dense, weight: Float[Array, "n m"], bias: Float[Array, " m"]) -> Dense:
     return eqx.tree_at(lambda d: (d.weight, d.bias), dense, (weight, bias))
 
 
-def _without_top(model: VAE, n_layers: int) -> VAE:
-    """The first `n_layers` layers of a model whose next layer is fixed at zero."""
+def _without_top(model: VAE, n_layers: int, above: Float[Array, " n"]) -> VAE:
+    """The first `n_layers` layers of a model whose next layer is fixed at `above`."""
     top = n_layers - 1
-    prior: Any = model.prior_nets[top](jnp.zeros(model.latent_sizes[n_layers]))
-    gaussian = LabelPrior(jnp.stack([prior.mean, jnp.log(prior.variance) / 2]))
+    net = model.prior_nets[top]
+    constant: LabelPrior | DiscretePrior
+    if isinstance(net, DiscreteNet):
+        constant = DiscretePrior(net.logits(net.hidden(above)), net.kind)
+    else:
+        prior: Any = net(above)
+        constant = LabelPrior(jnp.stack([prior.mean, jnp.log(prior.variance) / 2]))
     model = eqx.tree_at(
         lambda m: (m.encoder, m.prior_nets, m.top),
         model,
-        (model.encoder[:n_layers], model.prior_nets[:top], gaussian),
+        (model.encoder[:n_layers], model.prior_nets[:top], constant),
         is_leaf=lambda node: node is None,
     )
     object.__setattr__(model, "latents", model.latents[:n_layers])  # tree_at made a new module

@@ -67,12 +67,15 @@ class ActiveUnits(NamedTuple):
     Attributes:
         variances: for each layer l, `[d_l]` float64: the variance of E_q[h_l|x] over examples; of a
             unit with categories, that of the probability that varies most.
+        means: for each layer l, the mean of E_q[h_l|x] over examples, `[d_l]` float64, or `[d_l C]`
+            of categories.
         n: examples.
         samples: ancestral draws per example.
         threshold: a unit whose variance is above it is active.
     """
 
     variances: tuple[Float[np.ndarray, " _"], ...]
+    means: tuple[Float[np.ndarray, " _"], ...]
     n: int
     samples: int
     threshold: float
@@ -127,7 +130,8 @@ def active_units(
         for first, square, noise in zip(*sums, strict=True)
     )
     of_units = tuple(variance.max(axis=-1) for variance in variances)
-    return ActiveUnits(of_units, n, samples, threshold)
+    means = tuple((first / n).ravel() for first in sums[0])
+    return ActiveUnits(of_units, means, n, samples, threshold)
 
 
 def posterior_means(

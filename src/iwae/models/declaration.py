@@ -1,5 +1,6 @@
 """Names of priors and posteriors with their sizes, such as `vamp:500`; checked without JAX."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from iwae.errors import UserError
@@ -24,8 +25,8 @@ class Named(NamedTuple):
 PRIORS = {"normal": 0, "mixture": 100_000, "vamp": 100_000, "flow": 64}
 """Priors of the top layer -> the largest size; 0: it takes none."""
 
-POSTERIORS = {"normal": 0, "flow": 64}
-"""The same for q of every stochastic layer."""
+POSTERIORS = {"normal": 0, "flow": 64, "flow-first": 64}
+"""The same for q: of every stochastic layer, or flows in the first alone."""
 
 
 def parse_prior(text: str) -> Named:
@@ -38,12 +39,30 @@ def parse_prior(text: str) -> Named:
 
 
 def parse_posterior(text: str) -> Named:
-    """Parse `normal` or `flow:N`.
+    """Parse `normal`, `flow:N` or `flow-first:N`.
 
     Raises:
         UserError: for anything else.
     """
     return _parse("posterior", text, POSTERIORS)
+
+
+def coupling_layers(posterior: Named, kinds: Sequence[LatentKind]) -> tuple[int, ...]:
+    """The coupling layers in q of each stochastic layer; 0: it has no flow.
+
+    Raises:
+        UserError: for a flow of bits or categories, or `flow-first` with one stochastic layer.
+    """
+    is_first = posterior.name == "flow-first"
+    check_continuous("posterior", posterior, *(kinds[:1] if is_first else kinds))
+    if not is_first:
+        return (posterior.size,) * len(kinds)
+    if len(kinds) == 1:
+        raise UserError(
+            f"posterior {str(posterior)!r} tells the first stochastic layer from those above it, "
+            f"and there is one only: use flow:{posterior.size}"
+        )
+    return (posterior.size, *(0,) * (len(kinds) - 1))
 
 
 def check_continuous(what: str, wanted: Named, *kinds: LatentKind) -> None:
@@ -75,5 +94,5 @@ def _parse(what: str, text: str, known: dict[str, int]) -> Named:
     return Named(name, int(size))
 
 
-EXAMPLES = {"mixture": 500, "vamp": 500, "flow": 4}
+EXAMPLES = {"mixture": 500, "vamp": 500, "flow": 4, "flow-first": 4}
 """Usual sizes."""

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float
 from iwae.data import Kind, as_json, as_kind
 from iwae.errors import UserError
 from iwae.models import likelihoods as observations
-from iwae.models.declaration import Named, check_continuous, parse_posterior
+from iwae.models.declaration import Named, coupling_layers, parse_posterior
 from iwae.models.latent_kinds import LatentKind, latent_kinds
 from iwae.models.likelihoods import Observation
 from iwae.models.networks import (
@@ -128,7 +128,8 @@ class VAE(AbstractLatentModel):
             encoder at K learned pseudo-inputs, "flow:N" for N coupling layers; or a module of your
             own, a function from the model to a distribution.
         posterior: q(h_l|h_{l-1}) of every layer: "normal", or "flow:N" for N coupling layers that
-            see what the mean and scale are computed from.
+            see what the mean and scale are computed from; "flow-first:N" has them in q(h_1|x)
+            alone.
         pseudo_inputs: the examples at which those of `vamp:K` start, `[K, n_data]`, such as
             random training rows (noise if None).
         key: for initialisation; every layer gets its own key.
@@ -193,7 +194,7 @@ class VAE(AbstractLatentModel):
         kinds = self.latents = latent_kinds(latents, n_layers)
         widths = tuple(n * kind.width for n, kind in zip(latent_sizes, kinds, strict=True))
         inputs = (n_features, *widths[:-1])
-        check_continuous("posterior", parse_posterior(posterior), *kinds)
+        flows = coupling_layers(parse_posterior(posterior), kinds)
         self.encoder = tuple(
             make_net(
                 kinds[l],
@@ -202,7 +203,7 @@ class VAE(AbstractLatentModel):
                 activation,
                 features=features if l == 0 else None,
                 blocks=blocks if l == 0 else 0,
-                flow=parse_posterior(posterior).size,
+                flow=flows[l],
                 key=k,
             )
             for l, k in enumerate(jax.random.split(encoder_key, n_layers))
@@ -311,8 +312,10 @@ class VAE(AbstractLatentModel):
     @property
     def posterior_name(self) -> Named:
         """The kind of q(h_l|h_{l-1}) and its size."""
-        flow = getattr(self.encoder[0], "flow", None)
-        return Named("normal") if flow is None else Named("flow", flow.layers)
+        first, *above = (getattr(net, "flow", None) for net in self.encoder)
+        if first is None:
+            return Named("normal")
+        return Named("flow-first" if None in above else "flow", first.layers)
 
     def posterior(self, x: Float[Array, " n_data"]) -> LayeredPosterior:
         """q(z|x)."""

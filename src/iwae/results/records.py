@@ -90,7 +90,8 @@ class Subject(NamedTuple):
             model = run_model(self.run, self.weights, replicate, self.dataset)
             if self.pruned:
                 train = split_examples(self.dataset, "train")
-                model = prune(model, active_units(model, train, jax.random.key(self.seed)).masks)
+                units = active_units(model, train, jax.random.key(self.seed))
+                model = prune(model, units.masks, units.means)
             yield replicate, model
 
     @property

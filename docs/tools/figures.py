@@ -1,0 +1,139 @@
+"""Draw the figures of pages that are made from records: `python docs/tools/figures.py`."""
+
+import sys
+from itertools import cycle, groupby
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from iwae.config.experiment import TrainConfig, read_config
+from iwae.config.presets import FAST, PRESETS, matching
+from iwae.errors import UserError
+from iwae.experiments.cells import Wanted, cell_runs
+from iwae.experiments.costs import hours, stage_configs
+from iwae.experiments.table import Cell, read_cell
+from iwae.reports.figures import save_figure
+from iwae.reports.figures.style import (
+    LEGEND,
+    MARKERS,
+    NORMAL,
+    PALETTE,
+    chart_figure,
+    cut_start,
+    finish,
+    laid_out,
+)
+from iwae.runs.metrics import read_metrics
+
+ROOT = Path(__file__).parents[2]
+
+
+class Course(NamedTuple):
+    """The training of a cell.
+
+    Attributes:
+        cell: its results.
+        prior: its name.
+        minutes: of training until each epoch, by measured steps, `[e]`.
+        bound: the mean of the objective over that epoch, nats, `[e]`.
+    """
+
+    cell: Cell
+    prior: str
+    minutes: Float[np.ndarray, " e"]
+    bound: Float[np.ndarray, " e"]
+
+
+def priors_figure(results: Path) -> Figure:
+    """What a learned prior buys at the same cost: a panel for each cell that has them.
+
+    A line is the training bound, and the point at its end log p(x) of the test images by L_5000,
+    with its standard error.
+
+    Raises:
+        UserError: if no cell with a learned prior was measured.
+    """
+    names = matching([f"{FAST}prior"])
+    panels = {}
+    for beside, its in groupby(names, lambda name: str(PRESETS[name].beside)):
+        courses = [one for name in (beside, *its) if (one := read_course(results, name))]
+        if {"normal"} < {one.prior for one in courses}:
+            panels[beside.removeprefix(f"{FAST}table1/")] = courses
+    if not panels:
+        raise UserError(f"{results} holds no cell with a learned prior beside its baseline")
+    figure, charts = chart_figure(len(panels), height=3.4)
+    for axes, (name, courses) in zip(charts, panels.items(), strict=True):
+        _draw_courses(axes, courses)
+        axes.set_title(name, fontsize=NORMAL)
+    return laid_out(figure)
+
+
+def read_course(results: Path, name: str) -> Course | None:
+    """The training of a cell; None if it was not measured, or the time of its steps is unknown."""
+    cell = read_cell(results, name, Wanted())
+    runs = list(cell_runs(results, Path(name)))
+    if cell.nll is None or not runs:
+        return None
+    config, rows = read_config(runs[0] / "config.toml"), read_metrics(runs[0])
+    epochs = np.array([row["epoch"] for row in rows], float)
+    minutes = _minutes(config, epochs)
+    if minutes is None:
+        return None
+    bound = np.array([np.mean(row["train_bound"]) for row in rows])
+    return Course(cell, config.prior, minutes, bound)
+
+
+def _minutes(config: TrainConfig, epochs: np.ndarray) -> np.ndarray | None:
+    """Minutes until the end of each epoch: the steps of a stage take equally long."""
+    stages = stage_configs(config)
+    each = [hours(stage) for stage in stages]
+    if None in each:
+        return None
+    ends = np.cumsum([0, *(stage.epochs for stage in stages)])
+    return np.interp(epochs, ends, 60 * np.cumsum([0, *each]))
+
+
+def _draw_courses(axes: Axes, courses: list[Course]) -> None:
+    for course, colour, marker in zip(courses, cycle(PALETTE), cycle(MARKERS), strict=False):
+        axes.plot(course.minutes, course.bound, color=colour, linewidth=1.4)
+        axes.errorbar(
+            course.minutes[-1:],
+            [-float(course.cell.nll or 0)],
+            yerr=course.cell.stderr,
+            color=colour,
+            marker=marker,
+            markersize=5,
+            capsize=2,
+            linestyle="none",
+            label=course.prior,
+        )
+    cut_start(axes, [(course.minutes, course.bound) for course in courses])
+    low, _ = axes.get_ylim()
+    tops = [(one.cell.stderr or 0) - float(one.cell.nll or 0) for one in courses]
+    axes.set_ylim(low, max(tops) + 0.5)
+    axes.set_xlim(left=0)
+    finish(
+        axes, "minutes of training on two cores", "line: training bound; point: test L_5000 (nats)"
+    )
+    axes.legend(loc="lower right", **LEGEND)
+
+
+FIGURES = {"priors-cost": priors_figure}
+"""Name of a picture in docs/images -> the function that draws it from the results."""
+
+
+def main(results: str | Path = ROOT / "results", images: str | Path = ROOT / "docs/images") -> None:
+    """Draw all figures."""
+    for name, draw in FIGURES.items():
+        save_figure(draw(Path(results)), Path(images) / f"{name}.png")
+
+
+if __name__ == "__main__":
+    try:
+        main(*sys.argv[1:])
+    except UserError as error:
+        sys.exit(f"figures.py: {error}")
