@@ -1,7 +1,7 @@
 """Draw the figures of pages that are made from records: `python docs/tools/figures.py`."""
 
 import sys
-from itertools import cycle, groupby
+from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple
 
@@ -39,7 +39,8 @@ class Course(NamedTuple):
         cell: its results.
         prior: its name.
         minutes: of training until each epoch, by measured steps, `[e]`.
-        bound: the mean of the objective over that epoch, nats, `[e]`.
+        bound: the mean of the objective over that epoch, nats, `[e]`; nan during KL warm-up, when
+            it is none.
     """
 
     cell: Cell
@@ -65,9 +66,11 @@ def priors_figure(results: Path) -> Figure:
             panels[beside.removeprefix(f"{FAST}table1/")] = courses
     if not panels:
         raise UserError(f"{results} holds no cell with a learned prior beside its baseline")
+    priors = dict.fromkeys(one.prior for courses in panels.values() for one in courses)
+    styles = dict(zip(priors, zip(PALETTE, MARKERS, strict=False), strict=False))
     figure, charts = chart_figure(len(panels), height=3.4)
     for axes, (name, courses) in zip(charts, panels.items(), strict=True):
-        _draw_courses(axes, courses)
+        _draw_courses(axes, courses, styles)
         axes.set_title(name, fontsize=NORMAL)
     return laid_out(figure)
 
@@ -84,6 +87,7 @@ def read_course(results: Path, name: str) -> Course | None:
     if minutes is None:
         return None
     bound = np.array([np.mean(row["train_bound"]) for row in rows])
+    bound[epochs <= stage_configs(config)[0].kl_warmup] = np.nan
     return Course(cell, config.prior, minutes, bound)
 
 
@@ -97,8 +101,10 @@ def _minutes(config: TrainConfig, epochs: np.ndarray) -> np.ndarray | None:
     return np.interp(epochs, ends, 60 * np.cumsum([0, *each]))
 
 
-def _draw_courses(axes: Axes, courses: list[Course]) -> None:
-    for course, colour, marker in zip(courses, cycle(PALETTE), cycle(MARKERS), strict=False):
+def _draw_courses(axes: Axes, courses: list[Course], styles: dict[str, tuple[str, str]]) -> None:
+    """Draw the courses in the colour and marker of their priors."""
+    for course in courses:
+        colour, marker = styles[course.prior]
         axes.plot(course.minutes, course.bound, color=colour, linewidth=1.4)
         axes.errorbar(
             course.minutes[-1:],
