@@ -11,6 +11,7 @@ import tyro
 from iwae.cli import parsing
 from iwae.config.experiment import unquoted
 from iwae.errors import UserError, counted
+from iwae.files import check_output
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -153,19 +154,24 @@ def score(arguments: Sequence[str]) -> int:
     print(f"mean log-likelihood {total / n:.3f} nats over {counted(n, 'row', ',')}")
     error = "whose Monte Carlo error is at least what is stated"
     _tell_doubtful(doubtful, f"above {threshold:.2f}", error)
-    _tell_binarized(options)
+    _tell_binarized(options, "monte_carlo_error")
     print(options.out)
     return 0
 
 
-def _tell_binarized(options: OfRows) -> None:
-    """Print a line if the rows were binarised by chance."""
+def _tell_binarized(options: OfRows, error: str = "") -> None:
+    """Print a line if the rows were binarised by chance.
+
+    Args:
+        error: what does not include the error of this choice.
+    """
     from iwae.runs.answers import binarized_at_random, fitted
 
     if binarized_at_random(fitted(options.run, options.weights)):
+        without = f", and {error} does not include that" if error else ""
         print(
             f"grey levels were binarised at random, as in training (--seed {options.seed}; another "
-            "seed draws other pixels)"
+            f"seed draws other pixels{without})"
         )
 
 
@@ -269,9 +275,4 @@ def _check_out(out: Path, file: Path | None, *, overwrite: bool) -> None:
 
     if out.suffix.lower() not in WRITERS:
         raise UserError(f"{out} must have one of the suffixes {', '.join(WRITERS)}")
-    if file is not None and out.resolve() == file.resolve():
-        raise UserError(f"{out} is the input: choose another name")
-    if out.exists() and not overwrite:
-        raise UserError(f"{out} already exists: choose another, or give --overwrite")
-    if not out.resolve().parent.is_dir():
-        raise UserError(f"there is no folder {out.resolve().parent}: create it first")
+    check_output(out, file, overwrite=overwrite)
