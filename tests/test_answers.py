@@ -549,6 +549,31 @@ def test_given_numbers_are_those_of_a_file(word):
         _value(Column("age", "gaussian"), word)
 
 
+def test_rows_of_a_conditional_model_come_with_their_labels(tmp_path, capsys):
+    lines = [f"{i % 7 + 0.25},{'ab'[i % 3 == 0]}" for i in range(60)]
+    (tmp_path / "t.csv").write_text("\n".join(["size,kind", *lines]) + "\n")
+    config = TrainConfig(
+        dataset=str(tmp_path / "t.csv"),
+        conditional=True,
+        label="kind",
+        latent_sizes=(1,),
+        hidden_sizes=((3,),),
+        epochs=1,
+        k=2,
+    )
+    list(start_run(config, tmp_path / "run"))
+    cells, _ = sample_rows(tmp_path / "run", 20, seed=3)
+    assert list(cells) == ["kind", "size"]
+    model = fitted(tmp_path / "run").model
+    for key, kind in zip(jax.random.split(jax.random.key(3), 20), cells["kind"], strict=True):
+        _, drawn = model.sample(jax.random.split(key)[0])
+        assert kind == "ab"[int(drawn[1:].argmax())]
+    out = tmp_path / "rows.npy"
+    assert main(["sample", str(tmp_path / "run"), "--n", "4", "--out", str(out)]) == 0
+    assert np.load(out).shape == (4,)
+    assert "without the labels" in capsys.readouterr().out
+
+
 def test_no_answer_makes_a_folder(run, capsys):
     file, folder = str(run.parent / "new.csv"), run.parent / "none"
     for command in ("encode", "score", "impute"):

@@ -1,6 +1,7 @@
 """The number of epochs by cross-validation, and the p-values that come with it."""
 
 import itertools
+from dataclasses import replace
 
 import jax
 import numpy as np
@@ -59,6 +60,17 @@ def test_every_row_is_held_out_once_and_the_best_epoch_is_that_of_all(run):
         state = init_state([model], jax.random.split(jax.random.key(0), 1), settings)
         found += [validation_bounds(state, model, settings, rows[folds.fold_of == i])[0]]
     assert np.mean(found) == pytest.approx(folds.bounds.max(), abs=1e-5)
+
+
+def test_no_model_has_seen_its_fold(tmp_path):
+    config = TrainConfig(dataset=table(tmp_path / "t.csv"), **SMALL, folds=2, epochs=1)
+    job = make_job(config)
+    first = cross_validate(job)
+    rows = job.dataset.train.copy()
+    rows[first.fold_of == 1] += 1
+    other = cross_validate(replace(job, dataset=replace(job.dataset, train=rows)))
+    assert not equal(first.models[0], other.models[0])
+    assert equal(first.models[1], other.models[1])
 
 
 def test_the_model_is_trained_on_all_rows_for_as_many_epochs(run, tmp_path):

@@ -77,7 +77,8 @@ class Score(OfRows):
 class Sample(OfModel):
     """Write rows drawn from the model, in the units and words of the training data.
 
-    With --given, rows are draws of the other columns given the values of some.
+    Those of a conditional model have a first column of their labels, except in an .npy file, which
+    has no names. With --given, rows are draws of the other columns given the values of some.
     """
 
     out: Out
@@ -189,7 +190,8 @@ def sample(arguments: Sequence[str]) -> int:
     parsing.set_up_jax()
     from iwae.data.tables import write_table
     from iwae.evaluation.diagnostics import pareto_threshold
-    from iwae.runs.answers import sample_rows
+    from iwae.models.conditional import ConditionalVAE
+    from iwae.runs.answers import fitted, label_of, sample_rows
 
     k = {"is": 100_000, "ais": 1000}[options.method] if options.k is None else options.k
     cells, found = sample_rows(
@@ -201,6 +203,11 @@ def sample(arguments: Sequence[str]) -> int:
         weights=options.weights,
         seed=options.seed,
     )
+    if options.out.suffix.lower() == ".npy" and len(cells) > 1:
+        fit = fitted(options.run, options.weights)
+        if isinstance(fit.model, ConditionalVAE):
+            del cells[label_of(fit)]
+            print("without the labels of the rows, which other suffixes have")
     write_table(options.out, cells)
     if found is not None:
         threshold = pareto_threshold(k)

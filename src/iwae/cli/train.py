@@ -90,7 +90,9 @@ def train(arguments: Sequence[str]) -> int:
         print(f"{stopped}; resume with: iwae train --resume {run}", file=sys.stderr)
         return stopped.status
     except NonFiniteError as error:
-        print(f"iwae: {error}; the last good state is in {run}/checkpoints", file=sys.stderr)
+        folder = run / "checkpoints"  # there is none yet in cross-validation
+        kept = f"; the last good state is in {folder}" if folder.is_dir() else ""
+        print(f"iwae: {error}{kept}", file=sys.stderr)
         return parsing.FAILURE
     if not options.quiet:
         print(what_next(run))

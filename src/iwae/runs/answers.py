@@ -523,6 +523,8 @@ def sample_rows(
 ) -> tuple[Cells, Given | None]:
     """Rows drawn from the model, and how well they are if some values are given: ESS and k-hat.
 
+    Rows of a conditional model have a first column of their labels, drawn as often as in training.
+
     Args:
         n: number of rows.
         given: values of some columns, as words: rows are then draws of the others given these.
@@ -536,9 +538,14 @@ def sample_rows(
     if n < 1:
         raise UserError(f"n is {n}; it must be at least 1")
     if not given:
-        return as_cells(fit, _drawn(fit.model, key, n)), None
+        rows, labels = _drawn(fit.model, key, n)
+        named = {} if labels is None else {label_of(fit): as_classes(fit, labels)}
+        return _joined(named, as_cells(fit, rows)), None
     if isinstance(fit.model, ConditionalVAE):
-        raise UserError(f"{fit.where} is conditional, and cannot be given values of columns too")
+        raise UserError(
+            f"{fit.where} is conditional, and cannot be given values of columns too: train without "
+            "--conditional"
+        )
     known = fit.inwards(_known(fit, given))[0]
     found = sample_given(fit.model, known, key, n, k=k, method=method)
     return as_cells(fit, found.rows), found
@@ -572,17 +579,30 @@ def _value(column: Column, word: str) -> float:
     return float(word)
 
 
-def _drawn(model: Model, key: Any, n: int) -> np.ndarray:
-    """Rows without missing values, without their labels."""
+def _drawn(model: Model, key: Any, n: int) -> tuple[np.ndarray, np.ndarray | None]:
+    """Rows without missing values, and the index of the label of each from a conditional model."""
 
     def one(key: Any) -> Any:
         z_key, x_key = jax.random.split(key)
         z, x = model.sample(z_key)
-        given = model.condition(x)[0]
-        return jnp.asarray(complete(given.decode(z)).sample(x_key), jnp.float32)
+        given, values = model.condition(x)
+        row = jnp.asarray(complete(given.decode(z)).sample(x_key), jnp.float32)
+        return row, jnp.argmax(x[len(values) :]) if isinstance(model, ConditionalVAE) else None
 
     keys = jax.random.split(key, n)
-    return np.asarray(jax.jit(lambda keys: jax.lax.map(one, keys, batch_size=1000))(keys))
+    rows, labels = jax.jit(lambda keys: jax.lax.map(one, keys, batch_size=1000))(keys)
+    return np.asarray(rows), None if labels is None else np.asarray(labels)
+
+
+def label_of(fit: Fitted) -> str:
+    """The name of the labels of a conditional model: that of their column in a table, or label."""
+    return fit.identity.get("label") or "label"
+
+
+def as_classes(fit: Fitted, labels: np.ndarray) -> np.ndarray:
+    """Labels by their indices, as words, or as whole numbers if all of them are."""
+    words = list(fit.identity["classes"])
+    return np.array(words, int if all(map(is_number, words)) else object)[labels]
 
 
 def impute_rows(
