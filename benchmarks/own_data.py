@@ -4,9 +4,9 @@
 
 Tables that scikit-learn ships, and one of mixed columns that `mixed` makes, are trained on with the
 defaults for one's own data, in process, by the functions behind the commands. All are measured on
-the fifth of the rows that is the test set; rivals learn from all other rows, while `iwae train`
-holds some of these out to stop early. A table of few rows is split five times, so that every row
-is tested on once, by models that have not seen it.
+the fifth of the rows that is the test set; all learn from the other rows, of which the estimator
+and, on tables with more than 200 of them, `iwae train` hold some out to stop early. A table of few
+rows is split five times, so that every row is tested on once, by models that have not seen it.
 
 - Densities, nats per row in the units of the table: against the estimator and a Gaussian of full
   covariance or, for the mixed table, independent columns.

@@ -631,6 +631,12 @@ MUTANTS = {
         "data/scaling.py", "if merged <= NEGLIGIBLE * len(distinct):", "if True:", "scaling"
     ),
     "p-value-of-ties": Mutant("evaluation/scores.py", 'side="right"', 'side="left"', "answers"),
+    "fold-seen-in-training": Mutant(
+        "runs/folds.py", "rows[fold_of != i]", "rows[fold_of != i + 1]", "folds"
+    ),
+    "p-values-of-one-fold": Mutant(
+        "evaluation/scores.py", "below += np.searchsorted", "below = np.searchsorted", "folds"
+    ),
     "pool-without-correction": Mutant(
         "evaluation/pooling.py", "(1 + 1 / m) * between", "between", "answers"
     ),

@@ -1,5 +1,6 @@
 """Answers about rows of a file: latents, scores, conditional draws, completed tables."""
 
+import shutil
 from decimal import Decimal
 
 import equinox as eqx
@@ -30,14 +31,15 @@ from iwae import (
     score_rows,
     start_run,
 )
+from iwae.cli import main
 from iwae.cli.answers import _given
 from iwae.data.columns import Column
-from iwae.data.delimited import read_cells
 from iwae.data.draws import redrawn
 from iwae.data.kinds import make_kind
+from iwae.data.tables import read_table
 from iwae.evaluation.imputation import Imputed, impute, multiple_imputations
 from iwae.runs.answers import Fitted, Rows, _value, fitted, read_rows
-from iwae.runs.completion import _commas, _fill_parquet, impute_file
+from iwae.runs.completion import _fill_parquet, impute_file
 from iwae.runs.filling import Piece, filled
 from iwae.runs.splicing import Changes, spliced
 
@@ -300,7 +302,7 @@ def test_a_carriage_return_in_a_cell_ends_no_line_of_the_completed_table(run):
     file, out = run.parent / "returns.csv", run.parent / "returned.csv"
     file.write_text(TABLE.replace("b;;", '"b\rb";;'), newline="")
     impute_file(run, file, out, k=20)
-    assert [line[0] for line in read_cells(out)[2]] == ["a", "b\rb", "c"]
+    assert list(read_table(out, ids=["name"]).ids["name"]) == ["a", "b\rb", "c"]
 
 
 @pytest.mark.parametrize(
@@ -320,18 +322,23 @@ def test_text_around_gaps_stays_as_it_was_written(text, rows, names, found, tmp_
     """Byte order mark, quotes (here single ones), line ends, empty lines."""
     (tmp_path / "in.csv").write_text(text.replace("'", '"'), newline="")
     added = [str(i) for i in range(len(names or ()))]
-    changes = [Changes({i: one.replace("'", '"') for i, one in row.items()}, added) for row in rows]
-    parts = spliced(tmp_path / "in.csv", ",", 2, changes, names=names)
-    assert "".join(parts).replace('"', "'") == found
+    changes = [
+        (Changes({}, added), Changes({i: one.replace("'", '"') for i, one in row.items()}, added))
+        for row in rows
+    ]
+    parts = spliced(tmp_path / "in.csv", ",", 2, changes, names=names, copies=2)
+    same, changed = ("".join(part).replace('"', "'") for part in zip(*parts, strict=True))
+    assert changed == found
+    assert names or same == text
     with pytest.raises(UserError, match="changed while it was read"):
-        list(spliced(tmp_path / "in.csv", ",", 2, [*changes, changes[0]], names=names))
+        list(spliced(tmp_path / "in.csv", ",", 2, [*changes, changes[0]], names=names, copies=2))
 
 
 def test_an_empty_line_of_a_single_column_is_a_row(tmp_path):
     (tmp_path / "in.csv").write_text("\nx\n1\n\n\n2\n\n")
-    rows = [Changes({}, ()), Changes({0: "7"}, ()), Changes({0: "8"}, ()), Changes({}, ())]
+    rows = [[Changes(cells, ())] for cells in ({}, {0: "7"}, {0: "8"}, {})]
     found = spliced(tmp_path / "in.csv", ",", 1, rows, names=())
-    assert "".join(found) == "\nx\n1\n7\n8\n2\n\n"
+    assert "".join(line for (line,) in found) == "\nx\n1\n7\n8\n2\n\n"
 
 
 def test_completed_parquet_files_keep_their_columns_and_types(run):
@@ -506,16 +513,12 @@ def test_observed_fractions_stay_in_a_parquet_column_that_was_whole(tmp_path):
     assert parquet.read_table(path).equals(expected)
 
 
-def test_decimal_commas_are_those_of_the_numbers():
-    """Commas and points in words say nothing, and words keep theirs."""
-    columns = (
-        Column("age", "gaussian"),
-        Column("city", "categorical:2", ("Oslo, North", "St. Ives")),
-        Column("kids", "gaussian"),
-    )
+def test_decimal_commas_are_those_of_the_numbers(tmp_path):
+    """Commas and points in words say nothing, and a column without marks follows the others."""
     for cell, comma in (("40.5", False), ("40,5", True)):
-        lines = [[cell, "Oslo, North", "1"], ["", "", "2"]]
-        assert _commas(lines, range(3), columns) == [comma, False, comma]
+        (tmp_path / "in.csv").write_text(f"age;city;kids\n{cell};Oslo, St. North;1\n;;2\n")
+        text = read_table(tmp_path / "in.csv").text
+        assert text.commas == {"age": comma, "kids": comma}
 
 
 @pytest.mark.parametrize(
@@ -544,6 +547,53 @@ def test_given_numbers_are_those_of_a_file(word):
     """Python takes 1_0 for 10, and NaN would be no condition."""
     with pytest.raises(UserError, match="age is a number, not"):
         _value(Column("age", "gaussian"), word)
+
+
+def test_rows_of_a_conditional_model_come_with_their_labels(tmp_path, capsys):
+    lines = [f"{i % 7 + 0.25},{'ab'[i % 3 == 0]}" for i in range(60)]
+    (tmp_path / "t.csv").write_text("\n".join(["size,kind", *lines]) + "\n")
+    config = TrainConfig(
+        dataset=str(tmp_path / "t.csv"),
+        conditional=True,
+        label="kind",
+        latent_sizes=(1,),
+        hidden_sizes=((3,),),
+        epochs=1,
+        k=2,
+    )
+    list(start_run(config, tmp_path / "run"))
+    cells, _ = sample_rows(tmp_path / "run", 20, seed=3)
+    assert list(cells) == ["kind", "size"]
+    model = fitted(tmp_path / "run").model
+    for key, kind in zip(jax.random.split(jax.random.key(3), 20), cells["kind"], strict=True):
+        _, drawn = model.sample(jax.random.split(key)[0])
+        assert kind == "ab"[int(drawn[1:].argmax())]
+    out = tmp_path / "rows.npy"
+    assert main(["sample", str(tmp_path / "run"), "--n", "4", "--out", str(out)]) == 0
+    assert np.load(out).shape == (4,)
+    assert "without the labels" in capsys.readouterr().out
+
+
+def test_no_answer_makes_a_folder(run, capsys):
+    file, folder = str(run.parent / "new.csv"), run.parent / "none"
+    for command in ("encode", "score", "impute"):
+        assert main([command, str(run), file, "--out", str(folder / "x.csv")]) == 2
+        assert f"there is no folder {folder}: create it first" in capsys.readouterr().err
+    assert not folder.exists()
+
+
+def test_a_run_that_is_not_finished_says_how_to_resume(run, caplog):
+    file, copy = run.parent / "new.csv", run.parent / "unfinished"
+    shutil.copytree(run, copy)
+    encode_rows(copy, file)
+    assert not caplog.text
+    about = copy / "models" / "final-0" / "model.json"
+    about.write_text(about.read_text().replace('"finished": true', '"finished": false'))
+    encode_rows(copy, file)
+    assert f"resume it with: iwae train --resume {copy}" in caplog.text
+    shutil.rmtree(copy / "models")
+    with pytest.raises(UserError, match=f"no model in .*: iwae train --resume {copy}"):
+        encode_rows(copy, file)
 
 
 def test_rows_that_do_not_fit_are_refused(run):

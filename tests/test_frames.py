@@ -11,6 +11,7 @@ from iwae import ImportanceWeightedAutoencoder, UserError
 from iwae.sklearn.frames import describe
 
 pd = pytest.importorskip("pandas")
+pa = pytest.importorskip("pyarrow")
 pl = pytest.importorskip("polars")
 pl_testing = pytest.importorskip("polars.testing")
 pytestmark = [
@@ -288,6 +289,30 @@ def test_the_default_observation_names_the_remedy(make):
         with pytest.raises(ValueError, match=words) as caught:
             small(observation="gaussian", missing=None).fit(make(frame))
         assert "\n" not in str(caught.value)
+
+
+def test_a_table_of_pyarrow_is_what_a_frame_of_the_same_numbers_is():
+    frame = whole()[["age", "size"]]
+    arrow = pa.Table.from_pandas(frame, preserve_index=False)
+    model, other = (small(observation="gaussian").fit(one) for one in (arrow, frame))
+    np.testing.assert_array_equal(model.transform(arrow), other.transform(frame))
+    assert model.feature_names_in_.tolist() == ["age", "size"]
+    assert isinstance(model.impute(arrow), pa.Table)
+    with pytest.raises(ValueError, match="feature names should match"):
+        model.transform(arrow.select(["size", "age"]))
+
+
+def test_frames_without_rows_or_numbers_are_refused_in_one_line():
+    cut = whole()[["age"]].assign(part=pd.cut(np.arange(N), 3))
+    lazy = pl.from_pandas(whole()).lazy()
+    for observation in ("gaussian", "auto"):
+        for frame, words in (
+            (lazy, "a LazyFrame, which has no rows yet"),
+            (cut, "Interval objects"),
+        ):
+            with pytest.raises(ValueError, match=words) as caught:
+                small(observation=observation).fit(frame)
+            assert "\n" not in str(caught.value)
 
 
 def test_equal_names_are_refused_by_the_default_too():

@@ -14,9 +14,10 @@ from iwae.evaluation.likelihood import log_likelihoods
 from iwae.evaluation.units import ActiveUnits, active_units, posterior_means
 from iwae.models.vae import VAE
 from iwae.reports import encodings
+from iwae.reports.encodings import Labelled, known_labels, latents_figure
 from iwae.reports.encodings import _fence as fence
 from iwae.reports.encodings import _plane as plane
-from iwae.reports.encodings import known_labels, latents_figure
+from iwae.runs.setup import load_config_dataset
 
 RNG = np.random.default_rng(0)
 
@@ -49,6 +50,34 @@ def test_what_lies_far_below_the_lower_quartile_is_unlikely():
     assert fence(np.append(np.arange(101.0), [-np.inf, 101.0])) == 24.5 - 3 * 51
 
 
+def test_a_table_has_the_colours_of_its_carried_column_or_of_its_only_category(tmp_path):
+    """An id names rows, a column of few words may be carried through, and a gap is a colour."""
+    kinds = np.array(["b", "c", "a"])[np.arange(80) % 3]
+    lines = [f"p{i},{i / 7},{kind}" for i, kind in enumerate(kinds)]
+    lines[0] = "p0,0.0,"
+    (tmp_path / "own.csv").write_text("\n".join(["name,size,kind", *lines]) + "\n")
+
+    def found(file="own.csv", **options):
+        values = {**small.OPTIONS, "validation": 0, "dataset": str(tmp_path / file), **options}
+        config = make_config(values, "test")
+        data = load_config_dataset(config)
+        test = np.round(data.outwards(data.test)[:, 0] * 7).astype(int)
+        return test, known_labels(config, data, None)
+
+    rows, (labels, names, column) = found(id=("name",), missing="at-random")
+    assert column == "kind"
+    words = ["missing" if i == 0 else kinds[i] for i in rows]
+    assert [names[one] for one in labels] == words
+    whole = (tmp_path / "own.csv").read_text().replace("p0,0.0,", "p0,0.0,b")
+    (tmp_path / "whole.csv").write_text(whole)
+    rows, (labels, names, column) = found("whole.csv", drop=("name",), id=("kind",))
+    assert (column, names) == ("kind", ("a", "b", "c"))
+    assert [names[one] for one in labels] == [kinds[i] for i in rows]
+    twice = [f"{line},{line.rpartition(',')[2]}2" for line in whole.splitlines()]
+    (tmp_path / "two.csv").write_text("\n".join(twice) + "\n")
+    assert found("two.csv", id=("name",))[1] is None
+
+
 def drawn(counts, sizes, monkeypatch):
     """The figure's arguments for a model of this many active units in layers of these sizes."""
     model = VAE(16, sizes, tuple((5,) for _ in sizes), key=jax.random.key(0))
@@ -64,7 +93,7 @@ def drawn(counts, sizes, monkeypatch):
         lambda points, names, **rest: found.update(points=points, names=names, **rest) or Figure(),
     )
     dataset = load_dataset(small.pictures(), validation=50)
-    latents_figure(model, dataset, units, (np.arange(50) % 3, ("a", "b", "c")))
+    latents_figure(model, dataset, units, Labelled(np.arange(50) % 3, ("a", "b", "c")))
     return model, dataset, found
 
 
@@ -114,14 +143,14 @@ def labels_of(dataset, **options):
 
 
 def test_models_without_labels_are_drawn_with_those_of_their_data(tmp_path):
-    labels, classes = labels_of("digits")
+    labels, classes, _ = labels_of("digits")
     expected = load_dataset("digits", validation=50, labels=True)
     assert np.array_equal(labels, expected.labels("test"))
     assert classes == expected.classes
     own = {"train": small.grey()[:350], "test": small.grey()[350:]}
     words = np.array(["left", "right"])[np.arange(400) % 2]
     np.savez(tmp_path / "own.npz", **own, train_labels=words[:350], test_labels=words[350:])
-    labels, classes = labels_of(tmp_path / "own.npz")
+    labels, classes, _ = labels_of(tmp_path / "own.npz")
     assert labels.tolist() == [0, 1] * 25
     assert classes == ("left", "right")
 

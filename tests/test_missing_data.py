@@ -228,7 +228,7 @@ def test_from_a_file_with_gaps_to_one_without(tmp_path, missing, capsys):
     assert "already exists" in capsys.readouterr().err
     assert main([*again, str(out), "--overwrite"]) == 0
     assert main([*again, str(tmp_path / "a.csv"), "--overwrite"]) == 2
-    assert "is the input table" in capsys.readouterr().err
+    assert "is the input:" in capsys.readouterr().err
     swapped = [[line[1], line[0], line[2]] for line in before]
     (tmp_path / "swapped.csv").write_text("".join(f"{','.join(line)}\n" for line in swapped))
     other = tmp_path / "other.csv"

@@ -535,6 +535,10 @@ def test_best_weights_stand_beside_final_ones_and_are_pointed_out(tmp_path):
     _, (first, _), (second, cell) = page.tables[1]
     assert (first, second) == ("run, final", "run, best")
     assert cell.startswith("\N{MINUS SIGN}0.500 ± 0.000")
+    write_record(run, {5: -8.4, 50: -8.2}, annealed=True, weights="best", model_sha256=digest)
+    annealed = made(tmp_path, run, weights="both").tables[2]
+    assert [row[0] for row in annealed] == ["run", "run, best"]
+    assert any(cell.startswith("\N{MINUS SIGN}5.75 ± ") for cell in annealed[1])
 
 
 # --- in a browser -------------------------------------------------------------------------------

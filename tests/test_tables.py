@@ -13,6 +13,7 @@ import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from PIL import Image
+from pyarrow import parquet
 
 from iwae import TrainConfig, start_run
 from iwae.config.experiment import make_config, parse_columns
@@ -355,6 +356,16 @@ def test_arrays_are_written_alone_or_as_columns(tmp_path):
             write_table(tmp_path / name, {"w": np.array(["x"], object)})
 
 
+def test_a_parquet_column_is_found_beside_one_whose_name_continues_its_own(tmp_path):
+    """PyArrow reads a.b too if it is asked for a, since a could be a structure."""
+    cells = {"a.b": [1.5, 2.5], "a": [0.5, None], "i": ["x", "y"]}
+    parquet.write_table(pa.table(cells), tmp_path / "a.parquet")
+    found = read_table(tmp_path / "a.parquet", ids=["i"])
+    assert found.names == ("a.b", "a")
+    np.testing.assert_array_equal(found.columns, [[1.5, 2.5], [0.5, np.nan]])
+    assert found.ids["i"].tolist() == ["x", "y"]
+
+
 # --- what is refused --------------------------------------------------------------------------
 
 
@@ -377,6 +388,14 @@ def test_arrays_are_written_alone_or_as_columns(tmp_path):
         ),
         (pd.DataFrame({"a": [1j, 2j] * 2}), "column 'a' holds complex objects"),
         (np.zeros((4, 2)), "a ndarray is no data frame"),
+        (
+            pl.DataFrame({"a": [1.5] * 4}).lazy(),
+            r"a LazyFrame, which has no rows yet: collect\(\) it",
+        ),
+        (
+            pd.DataFrame({"a": pd.cut([1, 2, 3, 4], 2)}),
+            r"column 'a' holds Interval objects, .* or make them words, as .astype\(str\) does",
+        ),
         (pd.DataFrame({"Unnamed: 0": range(4), "a": [1.5] * 4}), "has no name and counts the rows"),
     ],
 )

@@ -142,6 +142,21 @@ def refuse_folder(path: Path) -> None:
         raise UserError(f"{path} is a folder, where a file is needed: remove it")
 
 
+def check_output(path: Path, source: Path | None = None, *, overwrite: bool = False) -> None:
+    """Raise UserError if an answer cannot be written to a file, before anything is computed.
+
+    Args:
+        source: the file that the answer is about, which is never replaced.
+    """
+    if source is not None and path.resolve() == source.resolve():
+        raise UserError(f"{path} is the input: choose another name")
+    if path.exists() and not overwrite:
+        raise UserError(f"{path} already exists: choose another, or give --overwrite")
+    refuse_folder(path)
+    if not path.resolve().parent.is_dir():
+        raise UserError(f"there is no folder {path.resolve().parent}: create it first")
+
+
 def _umask() -> int:
     """The permission bits that the user withholds from new files."""
     umask = os.umask(0)

@@ -11,6 +11,7 @@ import tyro
 from iwae.cli import parsing
 from iwae.config.experiment import unquoted
 from iwae.errors import UserError, counted
+from iwae.files import check_output
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -76,7 +77,8 @@ class Score(OfRows):
 class Sample(OfModel):
     """Write rows drawn from the model, in the units and words of the training data.
 
-    With --given, rows are draws of the other columns given the values of some.
+    Those of a conditional model have a first column of their labels, except in an .npy file, which
+    has no names. With --given, rows are draws of the other columns given the values of some.
     """
 
     out: Out
@@ -153,19 +155,24 @@ def score(arguments: Sequence[str]) -> int:
     print(f"mean log-likelihood {total / n:.3f} nats over {counted(n, 'row', ',')}")
     error = "whose Monte Carlo error is at least what is stated"
     _tell_doubtful(doubtful, f"above {threshold:.2f}", error)
-    _tell_binarized(options)
+    _tell_binarized(options, "monte_carlo_error")
     print(options.out)
     return 0
 
 
-def _tell_binarized(options: OfRows) -> None:
-    """Print a line if the rows were binarised by chance."""
+def _tell_binarized(options: OfRows, error: str = "") -> None:
+    """Print a line if the rows were binarised by chance.
+
+    Args:
+        error: what does not include the error of this choice.
+    """
     from iwae.runs.answers import binarized_at_random, fitted
 
     if binarized_at_random(fitted(options.run, options.weights)):
+        without = f", and {error} does not include that" if error else ""
         print(
             f"grey levels were binarised at random, as in training (--seed {options.seed}; another "
-            "seed draws other pixels)"
+            f"seed draws other pixels{without})"
         )
 
 
@@ -183,7 +190,8 @@ def sample(arguments: Sequence[str]) -> int:
     parsing.set_up_jax()
     from iwae.data.tables import write_table
     from iwae.evaluation.diagnostics import pareto_threshold
-    from iwae.runs.answers import sample_rows
+    from iwae.models.conditional import ConditionalVAE
+    from iwae.runs.answers import fitted, label_of, sample_rows
 
     k = {"is": 100_000, "ais": 1000}[options.method] if options.k is None else options.k
     cells, found = sample_rows(
@@ -195,6 +203,11 @@ def sample(arguments: Sequence[str]) -> int:
         weights=options.weights,
         seed=options.seed,
     )
+    if options.out.suffix.lower() == ".npy" and len(cells) > 1:
+        fit = fitted(options.run, options.weights)
+        if isinstance(fit.model, ConditionalVAE):
+            del cells[label_of(fit)]
+            print("without the labels of the rows, which other suffixes have")
     write_table(options.out, cells)
     if found is not None:
         threshold = pareto_threshold(k)
@@ -269,9 +282,4 @@ def _check_out(out: Path, file: Path | None, *, overwrite: bool) -> None:
 
     if out.suffix.lower() not in WRITERS:
         raise UserError(f"{out} must have one of the suffixes {', '.join(WRITERS)}")
-    if file is not None and out.resolve() == file.resolve():
-        raise UserError(f"{out} is the input: choose another name")
-    if out.exists() and not overwrite:
-        raise UserError(f"{out} already exists: choose another, or give --overwrite")
-    if not out.resolve().parent.is_dir():
-        raise UserError(f"there is no folder {out.resolve().parent}: create it first")
+    check_output(out, file, overwrite=overwrite)

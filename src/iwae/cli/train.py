@@ -90,7 +90,9 @@ def train(arguments: Sequence[str]) -> int:
         print(f"{stopped}; resume with: iwae train --resume {run}", file=sys.stderr)
         return stopped.status
     except NonFiniteError as error:
-        print(f"iwae: {error}; the last good state is in {run}/checkpoints", file=sys.stderr)
+        folder = run / "checkpoints"  # there is none yet in cross-validation
+        kept = f"; the last good state is in {folder}" if folder.is_dir() else ""
+        print(f"iwae: {error}{kept}", file=sys.stderr)
         return parsing.FAILURE
     if not options.quiet:
         print(what_next(run))
@@ -115,13 +117,17 @@ def _refuse_all_but(names: Sequence[str], arguments: Sequence[str]) -> None:
             raise UserError(f"--resume takes the configuration from the run: leave out {word}")
 
 
+_PEEKED = ("preset", "stages", "epochs", "dataset", "objective", "validation", "folds")
+"""Options on which the defaults of others depend."""
+
+
 def _base_config(arguments: Sequence[str]) -> tuple[TrainConfig, list[str]]:
     """The configuration that the options change: a file's, a preset's or the defaults."""
     rest = list(arguments)
     file = rest.pop(0) if rest and not rest[0].startswith("-") else None
     peek = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    for option in ("--preset", "--stages", "--epochs", "--dataset", "--objective", "--validation"):
-        peek.add_argument(option, nargs="?")  # tyro reports one without a value
+    for option in _PEEKED:
+        peek.add_argument(f"--{option}", nargs="?")  # tyro reports one without a value
     given, _ = peek.parse_known_args(rest)
     if file is not None and given.preset is not None:
         raise UserError("give an experiment file or --preset, not both")
@@ -139,7 +145,10 @@ def _from_data(given: argparse.Namespace, arguments: Sequence[str]) -> TrainConf
     """The defaults for the data set and the objective that the options name."""
     names = [word.partition("=")[0] for word in arguments if word.startswith("--")]
     chosen = {name.removeprefix("--").replace("-", "_") for name in names}
-    return TrainConfig(**usual(given.dataset, given.objective, chosen, given.validation))
+    found = usual(given.dataset, given.objective, chosen, given.validation, given.folds)
+    if (given.folds or "").isdigit():
+        found["folds"] = int(given.folds)  # without them, patience would need a held-out part
+    return TrainConfig(**found)
 
 
 def _stages(text: str) -> tuple[StageConfig, ...]:

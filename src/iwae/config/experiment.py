@@ -271,7 +271,8 @@ class TrainConfig(BaseModel):
     drop: Annotated[tuple[str, ...], Field(strict=False)] | None = None
     """Columns of a table to leave out: names, or numbers from 1 of columns without a name."""
     id: Annotated[tuple[str, ...], Field(strict=False)] | None = None
-    """Columns of a table that are no values, and are carried through to every output."""
+    """Columns of a table that are no values, and are carried through to every output; one that has
+    few different values colours latents.png."""
     resize: Annotated[Sizes, Field(min_length=1, max_length=2)] | None = None
     """Height and width to give to the images of a folder, e.g. 28, or 28 40."""
     missing: Missing | None = None
@@ -288,6 +289,9 @@ class TrainConfig(BaseModel):
     validation: Validation | None = None
     """Number (or share, e.g. 0.1) of training examples to hold out for validation, or `authors` for
     the published code's choice (default: the data set's own)."""
+    folds: Annotated[int, Field(ge=2)] | Literal["auto"] | None = None
+    """Choose the number of epochs, up to --epochs, by cross-validation, which holds each of so many
+    parts of the training rows out once; then train on all rows for as long (default: none)."""
     stream: bool | None = None
     """Read your own .npy or .parquet file from disk block by block (default: from 2 GiB of
     values on)."""
@@ -430,23 +434,30 @@ class TrainConfig(BaseModel):
             # Without any epochs, the error is that of a stage.
             values["epochs"] = max(1, sum(_epochs_of(stage) for stage in stages))
         dataset, objective = values.get("dataset"), values.get("objective")
-        return {**usual(dataset, objective, values.keys(), values.get("validation")), **values}
+        validation, folds = values.get("validation"), values.get("folds")
+        return {**usual(dataset, objective, values.keys(), validation, folds), **values}
 
     @model_validator(mode="after")
     def _consistent(self) -> "TrainConfig":
         self._check_sizes()
         self._check_densities()
-        for name in ("label_prior", "label"):
-            if getattr(self, name) and not self.conditional:
-                raise ValueError(f"{name} needs conditional")
+        if self.label_prior and not self.conditional:
+            raise ValueError("label_prior needs conditional")
+        if self.label and not self.conditional:
+            raise ValueError(
+                "label needs conditional; a column that is to colour latents.png only is carried "
+                "through with id"
+            )
         if self.hide and self.missing != "at-random":
             raise ValueError(
                 "hide needs missing 'at-random', which is how the values that it hides are missing"
             )
         if self.channels is not None and self.network != "conv":
             raise ValueError("channels needs network 'conv'")
+        if self.folds is not None:
+            self._check_folds()
         for name in ("patience", "threshold"):
-            if getattr(self, name) and self.validation == 0:
+            if getattr(self, name) and self.validation == 0 and self.folds is None:
                 raise ValueError(f"{name} needs held-out examples: set validation")
         if self.keep_optimizer and self.init_from is None:
             raise ValueError("keep_optimizer needs init_from")
@@ -463,6 +474,20 @@ class TrainConfig(BaseModel):
             raise ValueError(f"lr_end needs schedule {', '.join(DECAYING)}; it is {self.schedule}")
         self.declaration()
         return self
+
+    def _check_folds(self) -> None:
+        """Raise ValueError for settings that cross-validation of the epochs excludes."""
+        if self.stages is not None:
+            raise ValueError("folds chooses the epochs of a run without stages: leave one out")
+        if self.folds == "auto":
+            return
+        if self.validation:
+            raise ValueError("folds holds every training row out once: leave out validation")
+        if self.schedule != "constant":
+            raise ValueError(
+                "folds needs schedule 'constant': another depends on the number of epochs, which "
+                "is still to be chosen"
+            )
 
     def _check_sizes(self) -> None:
         """Raise ValueError for sizes of layers that contradict each other."""
@@ -604,8 +629,12 @@ UNTIL_CONVERGED: dict[str, Any] = {
     "batch_size": "auto",
     "schedule": "cosine",
     "ema": 0.99,  # few held-out rows choose lucky epochs of weights that are not averaged
+    "folds": "auto",
 }
 """Training on a user's own data, of any size, if no epochs are given: it stops early."""
+
+BY_FOLDS: dict[str, Any] = {"validation": 0, "schedule": "constant"}
+"""Settings of a run whose epochs are chosen by cross-validation."""
 
 SMALL: dict[str, Any] = {"latent_sizes": (10,), "hidden_sizes": ((100, 100),)}
 """The network for a user's own table, if none is given."""
@@ -617,6 +646,7 @@ OWN_DEFAULTS = {
         for name, value in UNTIL_CONVERGED.items()
     },
     "epochs": f"{UNTIL_CONVERGED['epochs']} for your own files, with early stopping",
+    "folds": "5 for your own files of at most 200 training rows without --epochs or --validation",
     "latent_sizes": "10 for your own tables",
     "hidden_sizes": "100,100 for your own tables",
     "k": f"{SEVERAL} for your own files, and with --objective iwae",
@@ -625,20 +655,29 @@ OWN_DEFAULTS = {
 
 
 def usual(
-    dataset: Any, objective: Any, given: Container[str], validation: Any = None
+    dataset: Any,
+    objective: Any,
+    given: Container[str],
+    validation: Any = None,
+    folds: Any = None,
 ) -> dict[str, Any]:
     """The settings that take their default from the data and the objective.
 
     Args:
         given: the settings that a user has chosen, which are not among the result.
         validation: the chosen share or number; patience needs some.
+        folds: the chosen number, if any.
     """
     found: dict[str, Any] = {}
     own = isinstance(dataset, str) and is_own(dataset)
     if own and "epochs" not in given and "stages" not in given:
         found |= UNTIL_CONVERGED
-        if str(validation) in ("0", "0.0"):
-            del found["patience"]
+        if any(name in given for name in ("validation", "validate_every", "patience", "schedule")):
+            del found["folds"]
+    if str(folds) not in ("None", "auto"):
+        found |= BY_FOLDS
+    elif str(validation) in ("0", "0.0"):
+        found.pop("patience", None)
     is_table = own and Path(dataset).suffix.lower() in TABLES
     if is_table and not any(name in given for name in ("layers", "network", *SMALL)):
         found |= SMALL

@@ -414,14 +414,6 @@ def read_header(path: Path) -> tuple[str, list[str]]:
     return layout.separator, names_of(layout)
 
 
-def read_cells(path: Path) -> tuple[str, list[str], list[list[str]]]:
-    """The separator of a text file, the cells of its header, if any, and those of its rows."""
-    content = read_bytes(path)
-    layout = _layout(path, content)
-    rows = [list(one.cells) or [""] for one in _rows(path, content, layout)]
-    return layout.separator, list(layout.header), rows
-
-
 def names_of(layout: Layout) -> list[str]:
     """The names of columns: without blanks around them, or their numbers from 1."""
     written = [cell.strip() for cell in layout.header] or [""] * layout.width

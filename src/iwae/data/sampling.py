@@ -10,7 +10,7 @@ from iwae.data.rows import Examples, subset
 
 # The purpose of a stream of random numbers: the second word of its seed.
 TRAIN_DRAW, VALIDATION_DRAW, TEST_DRAW, HOLD_OUT, TEST_ROWS, PSEUDO_INPUTS = range(6)
-SAMPLE, BLOCK_ROWS = 6, 7
+SAMPLE, BLOCK_ROWS, FOLDS = 6, 7, 8
 
 SAMPLED = 2**22
 """The most values of the sample that stands for data, where something needs all rows at once."""

@@ -59,6 +59,22 @@ COMMAND = Remedies(
 """The remedies of the command line."""
 
 
+class Text(NamedTuple):
+    """The form of a file of text.
+
+    Attributes:
+        separator: of its cells.
+        names: of all its columns; their numbers, from 1, where they have none.
+        header: whether it names them.
+        commas: the names of columns of numbers -> whether these have decimal commas.
+    """
+
+    separator: str
+    names: tuple[str, ...]
+    header: bool
+    commas: Mapping[str, bool]
+
+
 class Table(NamedTuple):
     """A table as it was written, before anything is decided about its columns.
 
@@ -73,6 +89,7 @@ class Table(NamedTuple):
         remedies: what its reader can do about a column.
         remarks: what its reader should know about how it was read, as lines.
         counts: of a digest of a longer table, the cells of each column that are not missing there.
+        text: the form of its file, if that is text.
     """
 
     names: tuple[str, ...]
@@ -84,6 +101,7 @@ class Table(NamedTuple):
     remedies: Remedies = COMMAND
     counts: tuple[int, ...] = ()
     remarks: tuple[str, ...] = ()
+    text: Text | None = None
 
     @property
     def n_rows(self) -> int:
@@ -103,7 +121,7 @@ def read_table(path: Path, *, drop: Sequence[str] = (), ids: Sequence[str] = ())
         UserError: names the file, and the line or the column that is wrong.
     """
     if path.suffix.lower() == ".parquet":
-        return frame_table(_parquet(path), drop=drop, ids=ids, where=str(path))
+        return _parquet_table(path, drop, ids)
     return _text_table(path, drop, ids)
 
 
@@ -134,11 +152,26 @@ def _text_table(path: Path, drop: Sequence[str], ids: Sequence[str]) -> Table:
             for i, one in zip(kept, read, strict=True)
             if one.doubt
         ),
+        text=Text(
+            layout.separator,
+            tuple(names),
+            bool(layout.header),
+            _commas([names[i] for i in kept], read),
+        ),
     )
     _refuse_index(table, [bool(layout.header) and not layout.header[i].strip() for i in kept])
     if table.named:
         _refuse_first(table)
     return table
+
+
+def _commas(names: Sequence[str], read: Sequence[delimited.Values]) -> dict[str, bool]:
+    """Whether columns of numbers have decimal commas: as the others, if theirs have no marks."""
+    numbers = {
+        name: one.mark for name, one in zip(names, read, strict=True) if one.cells.dtype != object
+    }
+    common = "," in numbers.values()
+    return {name: "," in mark or (common and not mark) for name, mark in numbers.items()}
 
 
 # --- columns ---------------------------------------------------------------------------------
@@ -250,16 +283,27 @@ def _whole(where: str, name: str, cells: np.ndarray) -> np.ndarray:
 
 def opened_parquet(path: Path) -> Any:
     """A .parquet file of which nothing but the description is read; UserError if it is none."""
-    return _parquet(path, "ParquetFile")
-
-
-def _parquet(path: Path, read: str = "read_table") -> Any:
     from pyarrow import parquet
 
     with refusing_damage(path):
-        found = getattr(parquet, read)(path)
-        _ = (found.schema_arrow if read == "ParquetFile" else found.schema).names  # decodes them
+        found = parquet.ParquetFile(path)
+        _ = found.schema_arrow.names  # decodes them
         return found
+
+
+def _parquet_table(path: Path, drop: Sequence[str], ids: Sequence[str]) -> Table:
+    """The table of a .parquet file, read column by column: Arrow's copy is never of all of them."""
+    import narwhals as nw
+
+    with opened_parquet(path) as file:
+        names = [str(name) for name in file.schema_arrow.names]
+
+        def column(i: int) -> Any:
+            with refusing_damage(path):  # by this name, PyArrow also reads columns like name.more
+                cells = file.read(columns=[names[i]]).column(names[i])
+            return nw.from_native(cells, series_only=True)
+
+        return _table(names, column, drop, ids, str(path), COMMAND, 0)
 
 
 @contextmanager
@@ -280,12 +324,34 @@ def refusing_damage(path: Path) -> Iterator[None]:
 def names_in(source: Any) -> list[str]:
     """The names of the columns of a file or a frame, by number if they have none."""
     if not isinstance(source, Path):
-        import narwhals as nw
-
-        return [str(name) for name in nw.from_native(source, eager_only=True).columns]
+        return [str(name) for name in opened_frame(source).columns]
     if source.suffix.lower() == ".parquet":
         return [str(name) for name in opened_parquet(source).schema_arrow.names]
     return delimited.read_header(source)[1]
+
+
+def opened_frame(frame: Any, where: str = "the frame") -> Any:
+    """A data frame as narwhals has it.
+
+    Raises:
+        UserError: if it is none, has no rows in memory, or several columns of one name.
+    """
+    import narwhals as nw
+
+    try:
+        data = nw.from_native(frame, eager_only=True)
+        _ = data.columns
+    except nw.exceptions.DuplicateError:
+        raise UserError(f"{where} has several columns of one name: rename all but one") from None
+    except TypeError:
+        kind = f"a {type(frame).__name__}"
+        if hasattr(frame, "collect"):
+            raise UserError(f"{where} is {kind}, which has no rows yet: collect() it") from None
+        raise UserError(
+            f"{kind} is no data frame of pandas, Polars or PyArrow, and no path: save arrays as "
+            ".npy"
+        ) from None
+    return data
 
 
 def frame_table(
@@ -309,24 +375,27 @@ def frame_table(
     Raises:
         UserError: names the column that holds neither numbers nor words.
     """
-    import narwhals as nw
-
-    try:
-        data = nw.from_native(frame, eager_only=True)
-        names = [str(name) for name in data.columns]
-    except nw.exceptions.DuplicateError:
-        raise UserError(f"{where} has several columns of one name: rename all but one") from None
-    except TypeError:
-        raise UserError(
-            f"a {type(frame).__name__} is no data frame of pandas, Polars or PyArrow, and no path: "
-            "save arrays as .npy"
-        ) from None
-    kept, carried = _select(where, names, True, drop, ids)
+    data = opened_frame(frame, where)
     series = list(data.iter_columns())
+    names = [str(name) for name in data.columns]
+    return _table(names, series.__getitem__, drop, ids, where, remedies, first)
+
+
+def _table(
+    names: Sequence[str],
+    series: Callable[[int], Any],
+    drop: Sequence[str],
+    ids: Sequence[str],
+    where: str,
+    remedies: Remedies,
+    first: int,
+) -> Table:
+    """The table of columns of narwhals, by their number; the rest is as for `frame_table`."""
+    kept, carried = _select(where, names, True, drop, ids)
     table = Table(
         tuple(names[i] for i in kept),
-        tuple(_series(where, names[i], series[i], remedies) for i in kept),
-        {names[i]: series[i].to_numpy() for i in carried},
+        tuple(_series(where, names[i], series(i), remedies) for i in kept),
+        {names[i]: series(i).to_numpy() for i in carried},
         True,
         where,
         lambda row, column: f"row {first + row + 1}, column {names[(*kept, *carried)[column]]!r}",
@@ -361,8 +430,8 @@ def _series(where: str, name: str, series: Any, remedies: Remedies) -> np.ndarra
         return np.array([np.nan if one is None else one for one in cells], np.float64)
     odd = next((one for one in present if not isinstance(one, str | bool | np.bool)), None)
     if odd is not None and not isinstance(odd, int | float | np.number):
-        out = remedies.drop.format(name=name)
-        plain = f"{type(odd).__name__} objects, not numbers or words: {out}"
+        ways = remedies.ways(name, "make them words, as .astype(str) does")
+        plain = f"{type(odd).__name__} objects, not numbers or words: {ways}"
         what = dates(name, remedies) if hasattr(odd, "isoformat") else plain
         raise UserError(f"{where}: column {name!r} holds {what}")
     return np.array([None if one is None else str(one) for one in [*cells, None]], object)[:-1]

@@ -1,6 +1,6 @@
 """Answers about single examples: latents, log-likelihoods with their errors, outlier p-values."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -162,5 +162,22 @@ def outlier_p_values(
         scores: log-likelihoods, nats.
         reference: those of examples that were held out from training.
     """
-    below = np.searchsorted(np.sort(reference), scores, side="right")
-    return np.asarray((1 + below) / (len(reference) + 1))
+    return cross_p_values([scores], [reference])
+
+
+def cross_p_values(
+    scores: Sequence[Float[np.ndarray, " n"]], references: Sequence[Float[np.ndarray, " _"]]
+) -> Float[np.ndarray, " n"]:
+    """`outlier_p_values` by several models, each of which has not seen other examples.
+
+    Each model compares the examples with those that it has not seen; m is the number of all of
+    these (Vovk 2015, "Cross-conformal predictors").
+
+    Args:
+        scores: log-likelihoods by each model, nats.
+        references: those of the examples that it has not seen, by each model.
+    """
+    below = np.zeros(np.shape(scores[0]), int)
+    for one, held_out in zip(scores, references, strict=True):
+        below += np.searchsorted(np.sort(held_out), one, side="right")
+    return np.asarray((1 + below) / (sum(map(len, references)) + 1))

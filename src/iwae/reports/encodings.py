@@ -2,6 +2,7 @@
 
 import logging
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -10,12 +11,14 @@ from matplotlib.figure import Figure
 
 from iwae.config.experiment import TrainConfig
 from iwae.data import Dataset
+from iwae.data.columns import to_cells
 from iwae.data.load import has_labels
 from iwae.errors import UserError
 from iwae.evaluation.likelihood import log_likelihoods
 from iwae.evaluation.units import ActiveUnits, posterior_means
 from iwae.models.conditional import ConditionalVAE, Model
 from iwae.reports import figures
+from iwae.reports.figures.latents import NAMED
 from iwae.reports.figures.style import minus
 from iwae.runs.setup import load_config_dataset, split_examples
 
@@ -31,11 +34,22 @@ FENCE = 3
 """A likelihood so many interquartile ranges below the lower quartile is an outlier (Tukey)."""
 
 
+class Labelled(NamedTuple):
+    """Labels of test examples.
+
+    Attributes:
+        places: index into `names` of each example, `[n]`.
+        names: of the labels.
+        column: that holds them in a table; empty elsewhere.
+    """
+
+    places: np.ndarray
+    names: tuple[str, ...]
+    column: str = ""
+
+
 def latents_figure(
-    model: Model,
-    dataset: Dataset,
-    units: ActiveUnits,
-    labels: tuple[np.ndarray, tuple[str, ...]] | None = None,
+    model: Model, dataset: Dataset, units: ActiveUnits, labels: Labelled | None = None
 ) -> Figure:
     """The posterior means of test examples, in the plane of two latents or of two components.
 
@@ -48,7 +62,7 @@ def latents_figure(
 
     Args:
         units: of the model, on all test examples.
-        labels: of each test example an index into the names of the labels, and these.
+        labels: of the test examples.
     """
     test, (key, bound_key) = split_examples(dataset, "test"), jax.random.split(jax.random.key(0))
     chosen = np.unique(np.linspace(0, len(test) - 1, min(MOST, len(test))).astype(int))
@@ -62,12 +76,12 @@ def latents_figure(
         points, names = _plane(means, units.variances[layer], units.masks[layer])
     of_layer = f" of layer {layer + 1}" if len(units.counts) > 1 else ""
     limit = _fence(bounds)
-    known, classes = labels or (None, ())
     return figures.latent_map(
         points,
         names,
-        labels=None if known is None else known[chosen],
-        classes=classes,
+        labels=None if labels is None else labels.places[chosen],
+        classes=() if labels is None else labels.names,
+        label_name="" if labels is None else labels.column,
         outliers=bounds < limit,
         outlier_name=minus(f"unlikely: {what} below {limit:.1f} nats"),
         title=f"posterior means{of_layer}, {units.counts[layer]} active units of {means.shape[1]}",
@@ -102,21 +116,49 @@ def _fence(values: Float[np.ndarray, " n"]) -> float:
     return float(lower - FENCE * (upper - lower))
 
 
-def known_labels(
-    config: TrainConfig, dataset: Dataset, data_dir: Path | None
-) -> tuple[np.ndarray, tuple[str, ...]] | None:
-    """The label of each test example and the names of labels; None if there are none here.
+def known_labels(config: TrainConfig, dataset: Dataset, data_dir: Path | None) -> Labelled | None:
+    """The label of each test example; None if there are none here.
 
     A model that was trained without labels is drawn with those that its data have, if these are
-    on this machine.
+    on this machine. Of a table, these are a column that was carried through and has few different
+    values, or else its only column of categories.
     """
     if not dataset.classes:
-        if not has_labels(config.dataset, data_dir):
-            return None
+        if config.id or not has_labels(config.dataset, data_dir):
+            return _carried(config, dataset, data_dir) or _category(dataset)
         try:
             with_labels = config.model_copy(update={"conditional": True})
             dataset = load_config_dataset(with_labels, data_dir)
         except UserError as error:
             log.warning("the figure of latents is without labels: %s", error)
             return None
-    return dataset.labels("test"), dataset.classes
+    return Labelled(dataset.labels("test"), dataset.classes, config.label or "")
+
+
+def _carried(config: TrainConfig, dataset: Dataset, data_dir: Path | None) -> Labelled | None:
+    """The first column that was carried through and can be a label."""
+    for name in () if dataset.is_streamed else config.id or ():
+        with_label = config.model_copy(update={"conditional": True, "label": name})
+        try:
+            found = load_config_dataset(with_label, data_dir)
+        except UserError:
+            continue  # it names the rows, as most ids do
+        if len(found.classes) <= NAMED:
+            return Labelled(found.labels("test"), found.classes, name)
+    return None
+
+
+def _category(dataset: Dataset) -> Labelled | None:
+    """The only column of categories, of which missing ones are one more."""
+    kinds = [column.kind.partition(":")[0] for column in dataset.columns]
+    places = [j for j, kind in enumerate(kinds) if kind in ("bernoulli", "categorical")]
+    if len(places) != 1:
+        return None
+    column = dataset.columns[places[0]]
+    values = dataset.outwards(np.asarray(dataset.test))[:, places]
+    cells = to_cells(values, [column])[column.name]
+    gaps = np.isnan(values[:, 0])
+    words = ["missing" if gap else str(one) for gap, one in zip(gaps, cells, strict=True)]
+    levels = [one for one in column.levels if one in words]
+    names = [*levels, *sorted({*words} - {*levels})]
+    return Labelled(np.array([names.index(word) for word in words]), tuple(names), column.name)

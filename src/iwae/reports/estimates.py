@@ -28,13 +28,13 @@ def published_nll(config: dict[str, Any]) -> str:
     return "-"
 
 
-def estimates_row(run: Path, name: str) -> Row | None:
-    """One line of the table of estimates; None for a run that was not annealed.
+def estimates_row(run: Path, name: str, weights: str = "final") -> Row | None:
+    """One line of the table of estimates; None for a run whose models were not annealed.
 
     All numbers are of the same examples: of all of the test set where L_k of all is known, to which
     annealing of a subset is carried over, and otherwise of the subset.
     """
-    bounds = known_bounds(run, split="test", weights="final", pruned=False)
+    bounds = known_bounds(run, split="test", weights=weights, pruned=False)
     if not bounds or bounds[-1].rank[0] == 0:
         return None
     samples = {one.estimator: one for one in bounds if one.rank[0] == 0}

@@ -26,7 +26,7 @@ from iwae.models.networks import Dense
 from iwae.models.priors import VampPrior
 from iwae.precision import float32
 from iwae.reports import figures
-from iwae.reports.encodings import known_labels, latents_figure
+from iwae.reports.encodings import Labelled, known_labels, latents_figure
 from iwae.reports.figures.style import minus
 from iwae.reports.recorded import bounds_figure, calibration_figure, rate_distortion_figure
 from iwae.runs.folder import run_config
@@ -98,7 +98,7 @@ class _Subject(NamedTuple):
     weights: str
     model: Model
     dataset: Dataset
-    labels: tuple[np.ndarray, tuple[str, ...]] | None
+    labels: Labelled | None
 
 
 def _subject(run: Path, weights: str, data_dir: Path | None) -> _Subject:

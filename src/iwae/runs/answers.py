@@ -26,17 +26,24 @@ from iwae.data.rows import Examples, blocks, converted, flat, kept, stored
 from iwae.data.sampling import TEST_DRAW
 from iwae.data.scaling import Scaling, scaling_from
 from iwae.data.splits import bernoulli
-from iwae.data.tables import SUFFIXES, Table, as_labels, frame_table, names_in, read_table
+from iwae.data.tables import SUFFIXES, Table, Text, as_labels, frame_table, names_in, read_table
 from iwae.errors import UserError
 from iwae.evaluation.conditioning import Given, sample_given
 from iwae.evaluation.imputation import Imputed, imputed_slabs, joined
-from iwae.evaluation.scores import encode_slabs, outlier_p_values, score, score_slabs
+from iwae.evaluation.scores import cross_p_values, encode_slabs, score, score_slabs
 from iwae.models.conditional import ConditionalVAE, Model, with_labels, without_labels
 from iwae.models.likelihoods import complete
 from iwae.models.vae import VAE
 from iwae.runs.folder import run_config
+from iwae.runs.folds import has_folds, load_folds
 from iwae.runs.models import DESCRIPTION, load_model, read_about
-from iwae.runs.setup import load_config_dataset, model_folder, split_examples, trained_model
+from iwae.runs.setup import (
+    load_config_dataset,
+    model_folder,
+    split_examples,
+    trained_model,
+    warn_unfinished,
+)
 
 Source = Any
 """The path of a file or of a folder of images, or a data frame."""
@@ -102,6 +109,7 @@ class Rows(NamedTuple):
         ids: columns to carry through, by name.
         array: the rows as they were, if they are an array; None for a table.
         columns: of a table, in the order of the values; empty for an array.
+        text: the form of its file, if that is text.
     """
 
     values: Examples
@@ -109,6 +117,7 @@ class Rows(NamedTuple):
     ids: Mapping[str, Examples]
     array: Examples | None = None
     columns: tuple[Column, ...] = ()
+    text: Text | None = None
 
     def carried(self, first: int, last: int) -> Cells:
         """The columns to carry through, of some of the rows."""
@@ -129,10 +138,9 @@ def fitted(folder: Path, weights: str | None = None) -> Fitted:
             raise UserError(f"{folder} holds a single model: leave out weights")
         model, about = load_model(folder), read_about(folder)
     else:
-        if not (folder / "models").is_dir():
-            run_config(folder)  # or the message that this is no run
         chosen = weights or ("best" if model_folder(folder, "best", 0).is_dir() else "final")
         model = trained_model(folder, chosen, 0)
+        warn_unfinished(folder)
         about = read_about(model_folder(folder, chosen, 0))
     identity = about.get("dataset") or {}
     vae = without_labels(model)
@@ -185,7 +193,7 @@ def read_rows(fit: Fitted, source: Source, *, unknown: str = "error", seed: int 
     values = to_values(table, columns, unknown=unknown)
     carried = {name: cells for name, cells in table.ids.items() if name != label}
     examples = _examples(fit, values, table.where, _labels(fit, table))
-    return Rows(values, examples, carried, columns=columns)
+    return Rows(values, examples, carried, columns=columns, text=table.text)
 
 
 def _wanted(fit: Fitted, names: Sequence[str], where: str) -> tuple[Column, ...]:
@@ -445,21 +453,28 @@ def score_pieces(
     """The number of rows, and `score_rows` piece by piece."""
     fit, (key, held_out_key) = fitted(run, weights), jax.random.split(jax.random.key(seed))
     rows = read_rows(fit, source, unknown=unknown, seed=seed)
-    reference = None
-    if p_values:
-        held_out = score(fit.model, _held_out(fit, data_dir), held_out_key, k=k)
-        reference = held_out.log_likelihood
+    judges = _judges(fit, data_dir) if p_values else []
+    references = [
+        score(model, held_out, jax.random.fold_in(held_out_key, i) if i else held_out_key, k=k)
+        for i, (model, held_out) in enumerate(judges)
+    ]
+    # The model itself, if rows were held out from it, needs no second score.
+    others = [model for model, _ in judges if model is not fit.model]
 
     def pieces() -> Iterator[Cells]:
         done = 0
-        for found in score_slabs(fit.model, rows.examples, key, k=k):
+        slabs = (score_slabs(model, rows.examples, key, k=k) for model in (fit.model, *others))
+        for found, *judged in zip(*slabs, strict=True):
             cells = {
                 "log_likelihood": found.log_likelihood.astype(np.float32),
                 "monte_carlo_error": found.error.astype(np.float32),
                 "pareto_k": found.pareto_k.astype(np.float32),
             }
-            if reference is not None:
-                cells["p_value"] = outlier_p_values(found.log_likelihood, reference)
+            if references:
+                cells["p_value"] = cross_p_values(
+                    [one.log_likelihood for one in judged or [found]],
+                    [one.log_likelihood for one in references],
+                )
             last = done + len(found.error)
             yield _joined(rows.carried(done, last), cells)
             done = last
@@ -473,20 +488,23 @@ def _whole(pieces: Iterator[Cells]) -> Cells:
     return {name: np.concatenate([cells[name] for cells in found]) for name in found[0]}
 
 
-def _held_out(fit: Fitted, data_dir: Path | None) -> Examples:
-    """The validation examples of a run."""
+def _judges(fit: Fitted, data_dir: Path | None) -> list[tuple[Model, Examples]]:
+    """Models, and examples that each has not seen: those held out from a run, or from its folds."""
     remedy = "leave out the p-values (--no-p-values)"
     if not (fit.where / "config.toml").is_file():
         raise UserError(f"{fit.where} is a model without its data: {remedy}")
     data = load_config_dataset(run_config(fit.where), data_dir)
-    if not len(data.validation):
+    if not (len(data.validation) or has_folds(fit.where)):
         raise UserError(
             f"{fit.where} held no rows out from training, so outliers cannot be judged: {remedy}, "
             "or train with --validation 0.1"
         )
     if any(data.identity.get(name) != fit.identity.get(name) for name in _DIGESTS):
         raise UserError(f"the data of {fit.where} have changed since it was trained: {remedy}")
-    return split_examples(data, "validation")
+    if len(data.validation):
+        return [(fit.model, split_examples(data, "validation"))]
+    rows, folds = np.asarray(data.examples("train")), load_folds(fit.where, data)
+    return [(model, rows[folds.fold_of == i]) for i, model in enumerate(folds.models)]
 
 
 _DIGESTS = ("test_sha256", "validation_sha256")
@@ -505,6 +523,8 @@ def sample_rows(
 ) -> tuple[Cells, Given | None]:
     """Rows drawn from the model, and how well they are if some values are given: ESS and k-hat.
 
+    Rows of a conditional model have a first column of their labels, drawn as often as in training.
+
     Args:
         n: number of rows.
         given: values of some columns, as words: rows are then draws of the others given these.
@@ -518,9 +538,14 @@ def sample_rows(
     if n < 1:
         raise UserError(f"n is {n}; it must be at least 1")
     if not given:
-        return as_cells(fit, _drawn(fit.model, key, n)), None
+        rows, labels = _drawn(fit.model, key, n)
+        named = {} if labels is None else {label_of(fit): as_classes(fit, labels)}
+        return _joined(named, as_cells(fit, rows)), None
     if isinstance(fit.model, ConditionalVAE):
-        raise UserError(f"{fit.where} is conditional, and cannot be given values of columns too")
+        raise UserError(
+            f"{fit.where} is conditional, and cannot be given values of columns too: train without "
+            "--conditional"
+        )
     known = fit.inwards(_known(fit, given))[0]
     found = sample_given(fit.model, known, key, n, k=k, method=method)
     return as_cells(fit, found.rows), found
@@ -554,17 +579,30 @@ def _value(column: Column, word: str) -> float:
     return float(word)
 
 
-def _drawn(model: Model, key: Any, n: int) -> np.ndarray:
-    """Rows without missing values, without their labels."""
+def _drawn(model: Model, key: Any, n: int) -> tuple[np.ndarray, np.ndarray | None]:
+    """Rows without missing values, and the index of the label of each from a conditional model."""
 
     def one(key: Any) -> Any:
         z_key, x_key = jax.random.split(key)
         z, x = model.sample(z_key)
-        given = model.condition(x)[0]
-        return jnp.asarray(complete(given.decode(z)).sample(x_key), jnp.float32)
+        given, values = model.condition(x)
+        row = jnp.asarray(complete(given.decode(z)).sample(x_key), jnp.float32)
+        return row, jnp.argmax(x[len(values) :]) if isinstance(model, ConditionalVAE) else None
 
     keys = jax.random.split(key, n)
-    return np.asarray(jax.jit(lambda keys: jax.lax.map(one, keys, batch_size=1000))(keys))
+    rows, labels = jax.jit(lambda keys: jax.lax.map(one, keys, batch_size=1000))(keys)
+    return np.asarray(rows), None if labels is None else np.asarray(labels)
+
+
+def label_of(fit: Fitted) -> str:
+    """The name of the labels of a conditional model: that of their column in a table, or label."""
+    return fit.identity.get("label") or "label"
+
+
+def as_classes(fit: Fitted, labels: np.ndarray) -> np.ndarray:
+    """Labels by their indices, as words, or as whole numbers if all of them are."""
+    words = list(fit.identity["classes"])
+    return np.array(words, int if all(map(is_number, words)) else object)[labels]
 
 
 def impute_rows(

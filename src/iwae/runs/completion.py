@@ -7,13 +7,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from iwae.data.columns import Column, to_cells, with_fractions
-from iwae.data.delimited import is_number, read_cells
+from iwae.data.columns import to_cells, with_fractions
+from iwae.data.delimited import is_number
 from iwae.data.rows import Examples
-from iwae.data.tables import SUFFIXES, Cells, names_in, written_by_piece
+from iwae.data.tables import SUFFIXES, Cells, Text, names_in, written_by_piece
 from iwae.errors import UserError
 from iwae.evaluation.imputation import Imputed, joined
-from iwae.files import atomic_write
+from iwae.files import atomic_write, check_output
 from iwae.runs.answers import Rows, impute_pieces
 from iwae.runs.filling import Piece, filled, rows_of
 from iwae.runs.splicing import Changes, spliced
@@ -68,7 +68,7 @@ def impute_file(
         raise UserError(f"{file} and {out} must have the same suffix, {' or '.join(suffixes)}")
     paths = [out] if draws is None else [numbered(out, i) for i in range(1, draws + 1)]
     for path in paths:
-        refuse_existing(path, file, overwrite=overwrite)
+        check_output(path, file, overwrite=overwrite)
     if khat and file.suffix.lower() == ".npy":
         raise UserError(f"{out} has no columns to add k-hat to: give a table, or leave out khat")
     if khat and (taken := [name for name in KHAT if name in names_in(file)]):
@@ -76,12 +76,12 @@ def impute_file(
     rows, pieces = impute_pieces(run, file, draws=draws, weights=weights, **options)
     if file.suffix.lower() == ".parquet":
         return _fill_parquet(paths, file, rows, pieces, khat=khat)
-    if rows.array is None:
-        found = joined(pieces, axis=1)
-        for path, values in zip(paths, found.values, strict=True):
-            _write_text(path, file, rows, values, _added(found, khat=khat))
-        return Completion(paths, found.pareto_k, found.threshold)
-    return Completion(paths, *_write_array(paths, file, rows.array, pieces))
+    if rows.array is not None:
+        return Completion(paths, *_write_array(paths, file, rows.array, pieces))
+    assert rows.text is not None  # noqa: S101 - it is a table of text
+    found = joined(pieces, axis=1)
+    _write_text(paths, file, rows, rows.text, found, _added(found, khat=khat))
+    return Completion(paths, found.pareto_k, found.threshold)
 
 
 KHAT = ("pareto_k", "pareto_k_threshold")
@@ -95,14 +95,6 @@ def _added(found: Imputed, *, khat: bool) -> Cells:
     threshold = np.where(np.isnan(found.pareto_k), np.nan, found.threshold)
     each = found.pareto_k, threshold
     return {name: one.astype(np.float32) for name, one in zip(KHAT, each, strict=True)}
-
-
-def refuse_existing(path: Path, file: Path, *, overwrite: bool) -> None:
-    """Raise UserError if an output exists and may not be replaced, or is the input."""
-    if path.exists() and not overwrite:
-        raise UserError(f"{path} already exists: choose another, or give --overwrite")
-    if path.resolve() == file.resolve():
-        raise UserError(f"{path} is the input table: choose another name")
 
 
 def numbered(out: Path, i: int) -> Path:
@@ -171,39 +163,46 @@ def _like(file: Path, array: np.ndarray, values: np.ndarray) -> np.ndarray:
     return whole
 
 
-def _write_text(path: Path, file: Path, rows: Rows, values: np.ndarray, added: Cells) -> None:
-    separator, header, lines = read_cells(file)
-    names = names_in(file)
-    found = to_cells(values, rows.columns)
-    by_name = set(found) <= set(names)  # or the file has no header, and columns in order
-    places = [names.index(name) for name in found] if by_name else list(range(len(found)))
-    commas = _commas(lines, places, rows.columns) if separator != "," else [False] * len(places)
-    new = [_text(one, comma=comma) for one, comma in zip(found.values(), commas, strict=True)]
-    more = [_text(one, comma=any(commas)) for one in added.values()]
-
-    def changes() -> Iterator[Changes]:
-        for number, (old, *row) in enumerate(zip(np.asarray(rows.values), *new, strict=True)):
-            each = zip(places, old, row, strict=True)
-            cells = {i: cell for i, value, cell in each if np.isnan(value)}
-            yield Changes(cells, [column[number] for column in more])
-
-    text = spliced(file, separator, len(names), changes(), names=[*added] if header else None)
-    with atomic_write(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as out:
-        out.writelines(text)
-
-
-def _commas(
-    lines: Sequence[Sequence[str]], places: Sequence[int], columns: Sequence[Column]
-) -> list[bool]:
-    """Whether each column has decimal commas: as the others, if it has numbers without marks."""
-    words = [any(not is_number(level) for level in one.levels) for one in columns]
-    marks = [
-        set() if is_words else {mark for line in lines for mark in ",." if mark in line[i]}
-        for i, is_words in zip(places, words, strict=True)
+def _write_text(
+    paths: Sequence[Path], file: Path, rows: Rows, text: Text, found: Imputed, added: Cells
+) -> None:
+    """Write copies of a text file with its gaps filled, in one pass over its lines."""
+    names = list(text.names)
+    columns = [to_cells(values, rows.columns) for values in found.values]
+    by_name = {*columns[0]} <= {*names}  # or the file has no header, and columns in order
+    places = [names.index(name) if by_name else i for i, name in enumerate(columns[0])]
+    commas = [
+        text.commas.get(names[place], False) and all(map(is_number, column.levels))
+        for place, column in zip(places, rows.columns, strict=True)
     ]
-    every = set().union(*marks)
-    both = zip(marks, words, strict=True)
-    return [not is_words and "," in (own or every) for own, is_words in both]
+    new = [
+        [_text(one, comma=comma) for one, comma in zip(cells.values(), commas, strict=True)]
+        for cells in columns
+    ]
+    more = [_text(one, comma=any(text.commas.values())) for one in added.values()]
+
+    def changes() -> Iterator[list[Changes]]:
+        for number, old in enumerate(np.asarray(rows.values)):
+            gaps = np.flatnonzero(np.isnan(old))
+            last = [column[number] for column in more]
+            yield [Changes({places[j]: one[j][number] for j in gaps}, last) for one in new]
+
+    lines = spliced(
+        file,
+        text.separator,
+        len(names),
+        changes(),
+        names=[*added] if text.header else None,
+        copies=len(paths),
+    )
+    with ExitStack() as stack:
+        temporary = [stack.enter_context(atomic_write(path)) for path in paths]
+        files = [
+            stack.enter_context(path.open("w", encoding="utf-8", newline="")) for path in temporary
+        ]
+        for each in lines:
+            for one, line in zip(files, each, strict=True):
+                one.write(line)
 
 
 def _text(cells: np.ndarray, *, comma: bool) -> list[str]:

@@ -35,6 +35,7 @@ from iwae.runs.checkpoints import (
     save_checkpoint,
 )
 from iwae.runs.folder import (
+    FOLDS,
     Claim,
     Stopped,
     claimed,
@@ -43,6 +44,7 @@ from iwae.runs.folder import (
     run_config,
     stop_signals,
 )
+from iwae.runs.folds import cross_validate, on_all_rows, save_folds
 from iwae.runs.metrics import log_epoch, open_book, read_metrics, save_frame, scalars, tensorboard
 from iwae.runs.models import save_model
 from iwae.runs.setup import Job, blank_state, initial_state, make_job, model_folder
@@ -94,7 +96,12 @@ def start_run(
     state, best = initial_state(job) if begun is None else begun.checkpoint[:2]
     with locked(run, claim) as valid:
         refuse_used(run)  # another process may have been faster
-        shutil.rmtree(run / FOLDER, ignore_errors=True)  # from a start that failed
+        for name in (FOLDER, FOLDS):
+            shutil.rmtree(run / name, ignore_errors=True)  # from a start that failed
+        if job.config.folds is not None:
+            folds = cross_validate(job)
+            job = on_all_rows(job, folds.epochs)
+            save_folds(folds, job, run, **_notes(job))
         with tracking(track, run, job.config) as tell:
             write_config(job.config, run / "config.toml")
             if is_wide(job.dataset):

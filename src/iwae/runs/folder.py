@@ -14,6 +14,9 @@ from iwae.errors import UserError
 from iwae.files import refuse_folder
 from iwae.runs.trackers import FOLDER
 
+FOLDS = "folds"
+"""The folder of the models of cross-validation, each of which has not seen some training rows."""
+
 Claim = Callable[[], None]
 """Raises if another process has taken over the folder and continues the run from there."""
 
@@ -128,6 +131,6 @@ def refuse_used(run: Path) -> None:
         raise UserError(
             f"{run} already holds a run; continue it with --resume {run}, or choose another"
         )
-    others = [path for path in run.glob("[!.]*") if path.name != FOLDER]
+    others = [path for path in run.glob("[!.]*") if path.name not in (FOLDER, FOLDS)]
     if others:
         raise UserError(f"{run} is not empty; choose another folder for the run")

@@ -14,7 +14,13 @@ import numpy as np
 import optax
 from jaxtyping import Array, Int, Key
 
-from iwae.config.experiment import DECAYING, TrainConfig, quoted, read_config
+from iwae.config.experiment import (
+    BY_FOLDS,
+    DECAYING,
+    TrainConfig,
+    quoted,
+    read_config,
+)
 from iwae.data import DATASETS, Dataset, choose, draw, load_dataset
 from iwae.data.own import is_large, is_own
 from iwae.data.rows import Examples, converted, kept
@@ -28,6 +34,7 @@ from iwae.models.vae import VAE
 from iwae.objectives.catalogue import compose
 from iwae.objectives.declaration import particles, unmodified
 from iwae.runs.checkpoints import list_checkpoints, load_checkpoint
+from iwae.runs.folder import run_config
 from iwae.runs.models import (
     DESCRIPTION,
     WEIGHTS,
@@ -434,6 +441,10 @@ def make_job(config: TrainConfig, data_dir: Path | None = None, *, resumed: bool
     if config.stream is None and not resumed and not config.conditional:
         config = config.model_copy(update={"stream": is_large(config.dataset) or None})
     dataset = load_config_dataset(config, data_dir)
+    if config.folds is not None:
+        config = _with_folds(config, dataset)
+        if config.folds is not None and len(dataset.validation):
+            dataset = load_config_dataset(config, data_dir)
     config = resolve(config, dataset)
     _check_validation(config, dataset)
     stages, ends = make_stages(config, dataset)
@@ -448,11 +459,37 @@ def make_job(config: TrainConfig, data_dir: Path | None = None, *, resumed: bool
     )
 
 
+FEW, FOLDS = 200, 5
+"""Up to how many training rows the folds of a run are not none by default, and how many."""
+
+
+def _with_folds(config: TrainConfig, dataset: Dataset) -> TrainConfig:
+    """The configuration with a number of folds, or none, in place of `auto`.
+
+    Raises:
+        UserError: for a number of them that the data do not allow.
+    """
+    n = len(dataset.train) + len(dataset.validation)
+    fits = dataset.binarization != "dynamic" and not dataset.is_streamed
+    if config.folds == "auto":
+        is_few = fits and FOLDS <= n <= FEW
+        return config.model_copy(update={"folds": FOLDS, **BY_FOLDS} if is_few else {"folds": None})
+    if not fits:
+        raise UserError(
+            "folds needs data in memory, whose pixels are not drawn anew in each epoch: leave it "
+            "out"
+        )
+    if config.folds is not None and config.folds > n:
+        raise UserError(f"folds is {config.folds}, but there are {n} training rows: choose fewer")
+    return config
+
+
 def _check_validation(config: TrainConfig, dataset: Dataset) -> None:
     """Raise UserError for settings of validation without held-out examples."""
     for name in ("patience", "threshold", "validate_every"):
         default = TrainConfig.model_fields[name].default
-        if getattr(config, name) != default and len(dataset.validation) == 0:
+        by_folds = config.folds is not None and name != "validate_every"
+        if getattr(config, name) != default and len(dataset.validation) == 0 and not by_folds:
             raise UserError(f"{name} needs held-out examples: set validation, e.g. 1000")
     if config.validate_every > config.epochs:
         raise UserError(
@@ -526,6 +563,18 @@ def is_finished(run: Path, config: TrainConfig) -> bool:
     )
 
 
+def warn_unfinished(run: Path) -> None:
+    """Say of a run whose training has not ended that its weights are not the final ones."""
+    config = run_config(run)
+    if not is_finished(run, config):
+        log.warning(
+            "%s is not trained to its end, and its weights are those of the last checkpoint; "
+            "resume it with: iwae train --resume %s",
+            run,
+            run,
+        )
+
+
 def _is_final(about: dict[str, Any], epochs: int) -> bool:
     """Whether training of a model had ended, by patience or after all epochs."""
     # The models of the last epoch are written once before the run is finished. Old ones do not say.
@@ -551,6 +600,12 @@ def run_model(run: Path, weights: str, replicate: int, dataset: Dataset) -> Mode
 def trained_model(run: Path, weights: str, replicate: int) -> Model:
     """A trained model of a run; UserError if it has no such weights."""
     folder = model_folder(run, weights, replicate)
+    if not folder.parent.exists():
+        run_config(run)  # or the message that this is no run
+        raise UserError(
+            f"no model in {run}: its training was stopped before the first checkpoint, or is under "
+            f"way; resume it with: iwae train --resume {run}"
+        )
     if weights == "best" and not folder.exists():
         raise UserError(
             f"{run} has no best weights: nothing was held out for validation, or no validation "

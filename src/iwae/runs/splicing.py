@@ -27,11 +27,12 @@ def spliced(
     file: Path,
     separator: str,
     width: int,
-    rows: Iterable[Changes],
+    rows: Iterable[Sequence[Changes]],
     *,
     names: Sequence[str] | None = None,
-) -> Iterator[str]:
-    """The text of a file with changed cells, line by line.
+    copies: int = 1,
+) -> Iterator[list[str]]:
+    """The texts of copies of a file with changed cells, a line of each at a time.
 
     A byte order mark, quotes, line ends and empty lines stay. A new cell is quoted if the old one
     was, or if it has to be.
@@ -40,25 +41,33 @@ def spliced(
         file: UTF-8 text.
         separator: of its cells.
         width: number of cells of a row. An empty line is a row only if that is one.
-        rows: the changes of each row, in order.
+        rows: the changes of each row in each copy, in order.
         names: names of the columns to add; None if the file has no line of names.
+        copies: number of copies.
 
     Raises:
         UserError: if the file has fewer rows.
     """
     text, left, is_header = read_bytes(file).decode(), iter(rows), names is not None
     if text.startswith(BOM):
-        yield BOM
+        yield [BOM] * copies
+    same = [Changes({}, ())] * copies
     for cells, end in _records(text.removeprefix(BOM), separator):
+        each: Sequence[Changes] = same
         if cells != [""] or (width == 1 and not is_header):
-            found = Changes({}, names or ()) if is_header else next(left, Changes({}, ()))
+            each = [Changes({}, names or ())] * copies if is_header else next(left, same)
             is_header = False
-            for i, cell in found.cells.items():
-                cells[i] = _written(cell, separator, quoted=cells[i].startswith('"'))
-            cells += [_written(cell, separator) for cell in found.added]
-        yield separator.join(cells) + end
+        yield [_changed(cells, changes, separator) + end for changes in each]
     if next(left, None) is not None:
         raise UserError(f"{file} changed while it was read: try again")
+
+
+def _changed(cells: Sequence[str], changes: Changes, separator: str) -> str:
+    """A line of text with changed and added cells."""
+    cells = [*cells, *(_written(cell, separator) for cell in changes.added)]
+    for i, cell in changes.cells.items():
+        cells[i] = _written(cell, separator, quoted=cells[i].startswith('"'))
+    return separator.join(cells)
 
 
 def _records(text: str, separator: str) -> Iterator[tuple[list[str], str]]:

@@ -12,7 +12,8 @@ import numpy as np
 from iwae.data.own import is_own
 from iwae.errors import counted
 from iwae.models.conditional import without_labels
-from iwae.runs.folder import run_config
+from iwae.runs.folder import FOLDS, run_config
+from iwae.runs.folds import has_folds
 from iwae.runs.metrics import read_metrics
 from iwae.runs.setup import Job
 from iwae.training.feed import blocks_of
@@ -44,6 +45,13 @@ def describe_plan(job: Job) -> str:
     if config.patience is not None:
         most = "at most "
         stops = f"; it stops after {config.patience} validations without a better bound"
+    if config.folds is not None:
+        n = len(job.dataset.train)
+        lines.append(
+            f"epochs: chosen by {config.folds} models, each without another part of the {n:,} "
+            "training rows; then a model is trained on all of them for so many (--validation 0.1 "
+            "holds rows out instead)"
+        )
     steps = job.stages[0].steps_per_epoch
     batch = f" of {steps:,} steps with {config.batch_size} rows" if config.stages is None else ""
     lines.append(f"training: {most}{counted(config.epochs, 'epoch', ',')}{batch}{stops}")
@@ -74,7 +82,7 @@ def expected_seconds(job: Job) -> float:
         work = 6 * stage.settings.batch_size * stage.cost * products / 2
         steps = stage.epochs * (stage.steps_per_epoch + EPOCH_STEPS)
         total += job.config.replicates * steps * (STEP_SECONDS + work / OPERATIONS)
-    return total
+    return total * (1 + int(job.config.folds or 0))
 
 
 START_SECONDS, STEP_SECONDS, EPOCH_STEPS, OPERATIONS = 10.0, 1e-3, 10, 1e11
@@ -114,6 +122,11 @@ def what_next(run: Path) -> str:
     config = run_config(run)
     weights = " --weights best" if config.validation else ""
     lines = [f"trained models are in {run}/models; measure them with: iwae evaluate {run}{weights}"]
+    if has_folds(run):
+        lines.append(
+            f"cross-validation chose {counted(config.epochs, 'epoch', ',')}; the bounds of all "
+            f"epochs are in {run}/{FOLDS}"
+        )
     rise = None if config.stages else late_rise(config.epochs, read_metrics(run))
     if rise is not None and rise > RISE:
         lines.append(

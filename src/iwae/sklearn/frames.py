@@ -166,6 +166,7 @@ def frame_values(
 def _table(X: Any) -> Table:
     import narwhals as nw
 
+    refuse_lazy(X)
     if not nw.dependencies.is_into_dataframe(X):
         raise UserError(
             f"X is a {type(X).__name__}, but observation='auto' takes a data frame (pandas, "
@@ -174,10 +175,17 @@ def _table(X: Any) -> Table:
     return frame_table(X, where="X", remedies=REMEDIES)
 
 
+def refuse_lazy(X: Any) -> None:
+    """Raise UserError for a frame that has no rows yet."""
+    if hasattr(X, "collect"):
+        raise UserError(f"X is a {type(X).__name__}, which has no rows yet: collect() it")
+
+
 def refuse_words(X: Any) -> None:
     """Raise ValueError for a frame whose columns are not all numbers, or share a name."""
     import narwhals as nw
 
+    refuse_lazy(X)
     if not nw.dependencies.is_into_dataframe(X):
         return
     try:
@@ -199,6 +207,13 @@ def refuse_words(X: Any) -> None:
             raise ValueError(
                 f"X holds words in column {name!r}, such as {word[:40]!r}: fit with "
                 "observation='auto', or convert the column to numbers"
+            )
+        others = (one for one in cells if one is not None and str(one) != "<NA>")
+        odd = next((one for one in others if not hasattr(one, "__float__")), None)
+        if odd is not None:
+            raise ValueError(
+                f"X holds {type(odd).__name__} objects in column {name!r}, not numbers: convert "
+                "them first, to words for observation='auto'"
             )
 
 

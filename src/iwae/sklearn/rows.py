@@ -63,7 +63,7 @@ def check_source(X: Any) -> None:
             "X is a masked array, whose mask would be ignored: give X.filled(np.nan), with "
             "missing='at-random'"
         )
-    dtypes = X.dtypes if hasattr(X, "columns") else [getattr(X, "dtype", None)]
+    dtypes = X.dtypes if hasattr(X, "dtypes") else [getattr(X, "dtype", None)]
     if any(getattr(dtype, "kind", None) in ("m", "M") for dtype in dtypes):
         raise ValueError(
             "X holds dates or times, not numbers: convert them first, to days for instance"
@@ -75,7 +75,8 @@ def column_labels(X: Any) -> list[str] | None:
 
     A label may be a number, a date or a tuple; its `repr` is kept, which any file can store.
     """
-    return [repr(label) for label in X.columns] if hasattr(X, "columns") else None
+    names = getattr(X, "column_names", None) or getattr(X, "columns", None)  # PyArrow's, or labels
+    return None if names is None else [repr(label) for label in names]
 
 
 def check_order(labels: list[str] | None, known: list[str] | None) -> None:

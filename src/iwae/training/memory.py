@@ -91,6 +91,12 @@ def train(
         if validation is None and len(examples.validation):
             validation = examples.examples("validation")
         examples = examples.examples("train")
+    for rows in (examples, validation):
+        if hasattr(rows, "columns") or hasattr(rows, "collect"):
+            raise UserError(
+                f"train takes arrays or a data set, not a {type(rows).__name__}: give "
+                "load_dataset(frame)"
+            )
     binarization = binarization or "none"
     settings = Settings(
         as_objective(objective),

@@ -192,6 +192,7 @@ def latent_map(
     *,
     labels: np.ndarray | None,
     classes: Sequence[str],
+    label_name: str = "",
     outliers: np.ndarray,
     outlier_name: str,
     title: str,
@@ -202,6 +203,7 @@ def latent_map(
         axis_names: of the two coordinates.
         labels: index into `classes` of each example, [n].
         classes: names of the labels.
+        label_name: what they are; empty if that needs no words.
         outliers: which examples have a ring, [n] bool.
         outlier_name: what the legend calls them; their number is added.
 
@@ -216,9 +218,12 @@ def latent_map(
     axes.set_title(title, fontsize=NORMAL, color=INK)
     named = _draw_labelled(axes, points, labels, classes)
     if 0 < len(named) <= NAMED:
-        figure.legend(handles=named, loc="outside right upper", markerscale=1.6, **LEGEND)
+        look: dict[str, Any] = {"markerscale": 1.6, **LEGEND}
+        if label_name:
+            look |= {"title": label_name, "title_fontsize": LEGEND["fontsize"]}
+        figure.legend(handles=named, loc="outside right upper", **look)
     if outliers.any():
-        look: dict[str, Any] = {"facecolors": "none", "edgecolors": INK, "linewidths": 0.9}
+        look = {"facecolors": "none", "edgecolors": INK, "linewidths": 0.9}
         x, y = points[outliers].T
         rings = axes.scatter(x, y, s=42, zorder=3, rasterized=True, **look)
         rings.set_label(f"{outlier_name} ({outliers.sum():,} of {len(points):,})")

@@ -276,8 +276,8 @@ def estimates(runs: Sequence[Run]) -> Table | None:
     rows = [
         row
         for run in runs
-        if run.weights == "final" and not run.stale  # the only ones that it knows
-        if (row := estimates_row(run.path, run.name)) is not None
+        if not run.stale
+        if (row := estimates_row(run.path, run.name, run.weights)) is not None
     ]
     if not rows:
         return None

@@ -1,0 +1,137 @@
+"""The number of epochs by cross-validation, for data of few rows.
+
+A tenth of a small table is a dozen rows, and the epoch that suits these best is a lucky one. With
+folds, every training row is held out once, and the epoch is that of the best bound over all of
+them. The model is then trained on all rows for so many epochs.
+"""
+
+import json
+from collections.abc import Generator
+from contextlib import ExitStack, closing
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Float, Int, PyTree
+
+from iwae.data import Dataset, sampling
+from iwae.data.rows import Examples
+from iwae.data.splits import test_sha256
+from iwae.errors import UserError
+from iwae.files import atomic_folder
+from iwae.models.conditional import Model
+from iwae.runs.folder import FOLDS
+from iwae.runs.models import load_model, save_model
+from iwae.runs.setup import Job, initial_state, make_stages
+from iwae.training.loop import Plan, training
+from iwae.training.steps import replicate_model, weights
+
+FACTS = "folds.json"
+
+
+class Folds(NamedTuple):
+    """The result of cross-validation.
+
+    Attributes:
+        epochs: the number of epochs with the best bound.
+        bounds: `[E]`, the mean bound of all rows, each by the model that has not seen it, after
+            each epoch, nats.
+        fold_of: `[n]`, the fold of each training row.
+        models: the model of each fold after `epochs` epochs.
+    """
+
+    epochs: int
+    bounds: Float[np.ndarray, " E"]
+    fold_of: Int[np.ndarray, " n"]
+    models: list[Model]
+
+
+def cross_validate(job: Job) -> Folds:
+    """Train a model without each fold, side by side, until the bound of all rows is at its best.
+
+    Training ends with the patience of the run, whose replicates are averaged; the models are those
+    of the first.
+    """
+    rows, number = job.dataset.examples("train"), int(job.config.folds or 0)
+    order = sampling.shuffled(len(rows), seed=job.config.data_seed, stream=sampling.FOLDS)
+    fold_of = np.empty(len(rows), int)
+    fold_of[order] = np.arange(len(rows)) % number
+    shares = np.bincount(fold_of) / len(rows)
+    bounds: list[float] = []
+    epochs, best, kept = 0, -np.inf, []
+    with ExitStack() as stack:
+        courses = [
+            stack.enter_context(closing(_course(job, rows[fold_of != i], rows[fold_of == i])))
+            for i in range(number)
+        ]
+        for epoch, each in enumerate(zip(*courses, strict=True), start=1):
+            bounds.append(float(shares @ [bound for _, bound in each]))
+            if bounds[-1] > best + job.plan.threshold:
+                epochs, best, kept = epoch, bounds[-1], [params for params, _ in each]
+            elif job.plan.patience is not None and epoch - epochs >= job.plan.patience:
+                break
+    models = [replicate_model(job.models[0], params, 0) for params in kept]
+    return Folds(epochs, np.array(bounds), fold_of, models)
+
+
+def _course(job: Job, rows: Examples, held_out: Examples) -> Generator[tuple[PyTree, float]]:
+    """The weights after each epoch of training on some rows, and the mean bound of others."""
+    (stage,), first = job.stages, initial_state(job)
+    settings = stage.settings._replace(batch_size=min(stage.settings.batch_size, len(rows)))
+    plan = Plan(job.plan.epochs)
+    for state, _, report in training(
+        *first, rows, stage.schedule, job.models[0], settings, plan, held_out
+    ):
+        if report.validation is not None:
+            yield weights(state), float(report.validation.mean())
+
+
+def on_all_rows(job: Job, epochs: int) -> Job:
+    """The job of training on all rows, once the number of epochs is known."""
+    chosen = {"epochs": epochs, "folds": None, "patience": None, "threshold": 0.0}
+    config = job.config.model_copy(update=chosen)
+    stages, ends = make_stages(config, job.dataset)
+    return replace(job, config=config, stages=stages, stage_ends=ends, plan=Plan(epochs))
+
+
+# --- files -----------------------------------------------------------------------------------
+
+
+def save_folds(folds: Folds, job: Job, run: Path, **about: Any) -> None:
+    """Write the folds of a run, whole or not at all."""
+    facts = {
+        "epochs": folds.epochs,
+        "bounds": folds.bounds.tolist(),
+        "fold_of": folds.fold_of.tolist(),
+        "train_sha256": test_sha256(job.dataset.train),
+    }
+    with atomic_folder(run / FOLDS) as folder:
+        for i, model in enumerate(folds.models):
+            save_model(model, folder / str(i), **about, fold=i, epoch=folds.epochs)
+        (folder / FACTS).write_text(json.dumps(facts) + "\n")
+
+
+def has_folds(run: Path) -> bool:
+    """Whether a run chose its epochs by cross-validation."""
+    return (run / FOLDS / FACTS).is_file()
+
+
+def load_folds(run: Path, dataset: Dataset) -> Folds:
+    """The folds of a run.
+
+    Raises:
+        UserError: if they cannot be read, or the data are not those of the run.
+    """
+    path = run / FOLDS / FACTS
+    try:
+        facts = json.loads(path.read_text())
+        fold_of = np.array(facts["fold_of"], int)
+        same = facts["train_sha256"] == test_sha256(dataset.train)
+        found = int(facts["epochs"]), np.array(facts["bounds"], float)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is damaged ({error}): train again") from None
+    if not same:
+        raise UserError(f"the data of {run} have changed since it was trained")
+    models = [load_model(run / FOLDS / str(i)) for i in range(int(fold_of.max()) + 1)]
+    return Folds(*found, fold_of, models)
