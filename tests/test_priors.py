@@ -16,6 +16,7 @@ from expectations import BITS, assert_same, gradient
 from iwae.errors import UserError
 from iwae.evaluation.pruning import prune
 from iwae.inference.chains import annealed_particles, bidirectional_bounds
+from iwae.inference.particles import particle_keys
 from iwae.inference.temperatures import linear_schedule
 from iwae.models.conditional import ConditionalVAE
 from iwae.models.declaration import parse_posterior, parse_prior
@@ -248,7 +249,7 @@ def test_a_settled_prior_is_the_same_and_stays_with_its_own_encoder():
 @pytest.mark.parametrize("estimator", ["reparam", "stl", "dreg"])
 def test_gradients_through_one_of_the_particles_add_up_for_flow_posteriors(estimator):
     """Each particle in turn with probability 1/k and the factor k: their mean is the gradient."""
-    model, k = make("vamp:2", "flow:2"), 3
+    model, k = make("vamp:2", "flow:2", latent=(3, 2)), 3
     chosen = {"reparam": {}, "stl": {"estimator": stl()}, "dreg": {"estimator": dreg()}}[estimator]
     whole = gradient(bound(iwae, k=k, **chosen), model, BITS)
 
@@ -262,6 +263,21 @@ def test_gradients_through_one_of_the_particles_add_up_for_flow_posteriors(estim
 
     parts = [through(model, jnp.asarray(i)) for i in range(k)]
     assert_same(jax.tree.map(lambda *leaves: sum(leaves) / k, *parts), whole, 1e-4)
+
+
+def test_dreg_goes_through_the_draws_of_flows_in_two_layers_and_nothing_else():
+    """The gradient of sum_i w_i^2 log w_i through z_i alone, w normalised (Tucker et al. 2019)."""
+    model, key, k = make(posterior="flow:2", latent=(3, 2)), jax.random.key(6), 3
+    found = gradient(bound(iwae, k=k, estimator=dreg()), model, BITS, key)
+
+    def through_draws(learned):
+        keys = particle_keys(jax.random.clone(key), jnp.arange(k))
+        z = jax.vmap(learned.posterior(BITS).sample)(keys)
+        q = model.posterior(BITS)
+        log_w = jax.vmap(lambda z: model.log_joint(BITS, z) - q.log_prob(z))(z)
+        return jnp.sum(jax.lax.stop_gradient(jax.nn.softmax(log_w)) ** 2 * log_w)
+
+    assert_same(found.encoder, eqx.filter_jit(eqx.filter_grad(through_draws))(model).encoder)
 
 
 def test_a_layer_that_does_not_split_into_units_is_penalised_as_one():
