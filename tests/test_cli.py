@@ -490,6 +490,7 @@ def test_what_the_system_refuses_is_one_line(iwae, tmp_path):
         ValueError("RESOURCE_EXHAUSTED: Out of memory allocating 2048 bytes."),
         SystemError("error return without exception set"),
         ImportError("lib.so: failed to map segment from shared object"),
+        RuntimeError("can't start new thread"),
     ],
 )
 def test_too_little_memory_is_one_line(iwae, tmp_path, monkeypatch, error):
