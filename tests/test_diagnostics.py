@@ -49,7 +49,7 @@ def test_khat_is_that_of_arviz(case):
 
 @pytest.mark.parametrize(("tail", "expected"), [(212, 0.1963), (213, 0.6861)])
 def test_the_tail_of_5000_weights_is_212_as_in_arviz(tail, expected):
-    """All but so many are lowered, which is no matter below the tail (arviz_stats 1.3.3)."""
+    """All but so many are lowered, which is no matter below the tail (arviz_stats 0.8.0)."""
     log_w = pareto_weights(0.7, 5000)
     low = jnp.argsort(log_w)[:-tail]
     assert khat(log_w.at[low].add(-5.0)) == pytest.approx(expected, abs=2e-3)

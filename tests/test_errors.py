@@ -353,6 +353,13 @@ def test_the_draws_of_another_bound_are_carried_over(tmp_path):
     assert whole.binarizations.log_likelihood == pytest.approx(whole.whole.log_likelihood - 0.5)
 
 
+def test_draws_of_a_bound_of_unknown_error_are_of_unknown_error(tmp_path):
+    all_ = record_of(tmp_path, "all", {500: HIGH})
+    record_of(tmp_path, "drawn", {1: LOW}, binarizations=DRAWS, monte_carlo_error=None)
+    words = describe(dict(read_completed(tmp_path))[all_])
+    assert "error of the draws unknown, of one draw 0.080 (draws of L_1)" in words
+
+
 def test_draws_of_a_subset_are_named_as_its_own(tmp_path):
     record_of(tmp_path, "all", {500: HIGH})
     some = record_of(tmp_path, "some", {50: LOW}, SOME, binarizations=DRAWS)

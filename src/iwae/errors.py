@@ -18,6 +18,8 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether Python, NumPy or JAX was refused memory."""
     if isinstance(error, SystemError):  # NumPy's indexing and Python's compiler say no more
         return re.search("without (setting an )?exception", str(error)) is not None
+    if isinstance(error, RuntimeError) and str(error) == "can't start new thread":
+        return True  # its stack does not fit
     if isinstance(error, ImportError):  # of a library that does not fit
         return "failed to map segment" in str(error)
     # Recognised by name, since JAX may not have been imported.

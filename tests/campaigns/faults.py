@@ -373,10 +373,8 @@ def campaign(seed: int, chosen: slice, kind: str | None, only: str | None) -> in
                 print(f"{words}: {reason}", flush=True)
     for name, n in sorted(done.items()):
         print(f"{n:8} {name}, {wrong[name]} wrong")
-    print(
-        f"faults: seed {seed}, {done.total()} of {len(faults)} faults, {wrong.total()} wrong",
-        end="",
-    )
+    share = f"{done.total()} of {len(faults)} faults"
+    print(f"faults: seed {seed}, {share}, {wrong.total()} wrong", end="")
     return wrong.total()
 
 

@@ -140,9 +140,10 @@ def _interrupted_rather(command: Callable[[], int], lost: Lost) -> int:
     except Exception as error:
         if not lost:
             raise
+        raise lost[0][0] from error
+    finally:  # also if it ends by itself, when nothing is left to stop
         for _, timer in lost:
             timer.cancel()
-        raise lost[0][0] from error
 
 
 def _interrupt_again(lost: Lost, error: "sys.UnraisableHookArgs") -> None:

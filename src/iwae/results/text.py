@@ -387,9 +387,12 @@ def _carried(row: Weights) -> Iterator[str]:
         own = " of the subset" if whole is not None and drawn.by is None else ""
         yield (
             f"  mean over {drawn.draws} draws of the pixels{own} {with_error(drawn)}, error of the "
-            f"draws {_plain(plus_minus(drawn.draws_error))}, of one draw "
-            f"{_plain(plus_minus(drawn.one_draw_error))}{by}"
+            f"draws {_known(drawn.draws_error)}, of one draw {_known(drawn.one_draw_error)}{by}"
         )
+
+
+def _known(error: Number) -> str:
+    return "unknown" if error is None else plus_minus(error)
 
 
 def _units(one: Part) -> str:

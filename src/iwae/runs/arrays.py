@@ -85,7 +85,7 @@ DTYPES = {
 
 
 def write_arrays(named: dict[str, np.ndarray], path: Path, metadata: dict[str, str]) -> None:
-    """Write arrays to a safetensors file: a header in JSON, and the numbers, large ones first.
+    """Write arrays to a safetensors file: a header in JSON, and the numbers, the widest first.
 
     The library's own `save_file` writes to a file with a name that it makes up, which a kill leaves
     behind, and reports a full disk in words alone; its `save` panics where memory is exhausted.
@@ -95,7 +95,7 @@ def write_arrays(named: dict[str, np.ndarray], path: Path, metadata: dict[str, s
     parts: list[Any] = []
     end = 0
     for name in sorted(named, key=lambda name: (-named[name].dtype.itemsize, name)):
-        array = named[name]
+        array = named[name].astype(named[name].dtype.newbyteorder("<"), copy=False)
         start, end = end, end + array.nbytes
         code = codes[array.dtype.name]
         header[name] = {"dtype": code, "shape": array.shape, "data_offsets": [start, end]}
