@@ -451,7 +451,6 @@ def test_damaged_files_of_every_kind_load_or_are_refused():
     assert not [words for words in outcomes if words.endswith("WRONG")]
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(
     sys.platform != "linux" or shutil.which("cc") is None, reason="needs Linux and a C compiler"
 )
