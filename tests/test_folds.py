@@ -1,5 +1,6 @@
 """The number of epochs by cross-validation, and the p-values that come with it."""
 
+import contextlib
 import itertools
 from dataclasses import replace
 
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 
 from iwae import TrainConfig, UserError, load_model, resume_run, score, score_rows, start_run
+from iwae.cli import main
 from iwae.cli.train import _base_config
 from iwae.config.experiment import make_config
 from iwae.runs.folder import run_config
@@ -135,7 +137,12 @@ def test_few_rows_are_held_out_in_turn_and_more_are_not(tmp_path):
     for name, value in {"validation": 0.2, "patience": 5, "schedule": "cosine"}.items():
         assert TrainConfig(dataset=few, **{name: value}).folds is None
     base, _ = _base_config(["--dataset", few, "--folds", "3"])
-    assert (base.folds, base.validation, base.schedule, base.patience) == (3, 0, "constant", 100)
+    assert (base.folds, base.validation, base.schedule, base.patience) == (
+        "auto",
+        0,
+        "constant",
+        100,
+    )
 
 
 @pytest.mark.parametrize(
@@ -152,6 +159,16 @@ def test_folds_that_cannot_be_made_are_refused(options, words, tmp_path):
     values = {"dataset": table(tmp_path / "t.csv"), **SMALL, **options}
     with pytest.raises(UserError, match=words):
         make_job(make_config(values, "test"))
+
+
+@pytest.mark.parametrize("word", ["1", "-3", "few"])
+def test_a_number_of_folds_that_is_none_is_one_line(word, tmp_path, capsys):
+    own = table(tmp_path / "t.csv")
+    words = ["train", "--dataset", own, "--folds", word, "--out", str(tmp_path / "run")]
+    with contextlib.suppress(SystemExit):
+        assert main(words) == 2
+    assert "folds" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
 
 
 def test_no_fold_is_larger_than_what_a_batch_leaves(tmp_path):
