@@ -1,5 +1,6 @@
 """The number of epochs by cross-validation, and the p-values that come with it."""
 
+import contextlib
 import itertools
 from dataclasses import replace
 
@@ -8,11 +9,12 @@ import numpy as np
 import pytest
 
 from iwae import TrainConfig, UserError, load_model, resume_run, score, score_rows, start_run
+from iwae.cli import main
 from iwae.cli.train import _base_config
 from iwae.config.experiment import make_config
 from iwae.runs.folder import run_config
 from iwae.runs.folds import cross_validate, load_folds
-from iwae.runs.setup import load_config_dataset, make_job
+from iwae.runs.setup import load_config_dataset, make_job, make_models
 from iwae.training.loop import validation_bounds
 from iwae.training.steps import init_state
 from reference import equal
@@ -63,14 +65,34 @@ def test_every_row_is_held_out_once_and_the_best_epoch_is_that_of_all(run):
 
 
 def test_no_model_has_seen_its_fold(tmp_path):
-    config = TrainConfig(dataset=table(tmp_path / "t.csv"), **SMALL, folds=2, epochs=1)
+    """Nor does a VampPrior start at rows of it."""
+    own = table(tmp_path / "t.csv")
+    config = TrainConfig(dataset=own, **SMALL, prior="vamp:6", folds=2, epochs=1, output_bias=False)
     job = make_job(config)
     first = cross_validate(job)
     rows = job.dataset.train.copy()
     rows[first.fold_of == 1] += 1
-    other = cross_validate(replace(job, dataset=replace(job.dataset, train=rows)))
+    changed = replace(job.dataset, train=rows)
+    models = make_models(job.config, changed)
+    other = cross_validate(replace(job, dataset=changed, models=models))
     assert not equal(first.models[0], other.models[0])
     assert equal(first.models[1], other.models[1])
+
+
+def test_a_run_is_no_shorter_than_its_warm_up(tmp_path):
+    """At this rate the first epoch is the best, and a shorter run could not be read again."""
+    config = TrainConfig(
+        dataset=table(tmp_path / "t.csv"),
+        **SMALL,
+        folds=2,
+        epochs=4,
+        kl_warmup=2,
+        lr_warmup=2.5,
+        learning_rate=1.0,
+    )
+    found = cross_validate(make_job(config))
+    assert found.bounds.argmax() < 2
+    assert found.epochs >= 3
 
 
 def test_the_model_is_trained_on_all_rows_for_as_many_epochs(run, tmp_path):
@@ -132,10 +154,20 @@ def test_few_rows_are_held_out_in_turn_and_more_are_not(tmp_path):
     assert [job.config.folds for job in found] == [5, None]
     assert [job.config.schedule for job in found] == ["constant", "cosine"]
     assert [len(job.dataset.validation) for job in found] == [0, 20]
-    for name, value in {"validation": 0.2, "patience": 5, "schedule": "cosine"}.items():
+    for name, value in {
+        "validation": 0.2,
+        "patience": 5,
+        "schedule": "cosine",
+        "init_from": tmp_path,
+    }.items():
         assert TrainConfig(dataset=few, **{name: value}).folds is None
     base, _ = _base_config(["--dataset", few, "--folds", "3"])
-    assert (base.folds, base.validation, base.schedule, base.patience) == (3, 0, "constant", 100)
+    assert (base.folds, base.validation, base.schedule, base.patience) == (
+        "auto",
+        0,
+        "constant",
+        100,
+    )
 
 
 @pytest.mark.parametrize(
@@ -144,6 +176,7 @@ def test_few_rows_are_held_out_in_turn_and_more_are_not(tmp_path):
         ({"folds": 3, "validation": 0.1}, "leave out validation"),
         ({"folds": 3, "schedule": "cosine"}, "needs schedule 'constant'"),
         ({"folds": 3, "stages": "epochs=2, epochs=2"}, "without stages"),
+        ({"folds": 3, "init_from": "other"}, "models that have not seen the rows"),
         ({"folds": 41}, "there are 32 training rows"),
         ({"folds": 3, "dataset": "digits"}, "drawn anew in each epoch"),
     ],
@@ -152,6 +185,16 @@ def test_folds_that_cannot_be_made_are_refused(options, words, tmp_path):
     values = {"dataset": table(tmp_path / "t.csv"), **SMALL, **options}
     with pytest.raises(UserError, match=words):
         make_job(make_config(values, "test"))
+
+
+@pytest.mark.parametrize("word", ["1", "-3", "few"])
+def test_a_number_of_folds_that_is_none_is_one_line(word, tmp_path, capsys):
+    own = table(tmp_path / "t.csv")
+    words = ["train", "--dataset", own, "--folds", word, "--out", str(tmp_path / "run")]
+    with contextlib.suppress(SystemExit):
+        assert main(words) == 2
+    assert "folds" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
 
 
 def test_no_fold_is_larger_than_what_a_batch_leaves(tmp_path):

@@ -146,8 +146,8 @@ def _from_data(given: argparse.Namespace, arguments: Sequence[str]) -> TrainConf
     names = [word.partition("=")[0] for word in arguments if word.startswith("--")]
     chosen = {name.removeprefix("--").replace("-", "_") for name in names}
     found = usual(given.dataset, given.objective, chosen, given.validation, given.folds)
-    if (given.folds or "").isdigit():
-        found["folds"] = int(given.folds)  # without them, patience would need a held-out part
+    if given.folds not in (None, "None"):
+        found["folds"] = "auto"  # until it is read: without any, patience needs a held-out part
     return TrainConfig(**found)
 
 

@@ -479,6 +479,11 @@ class TrainConfig(BaseModel):
         """Raise ValueError for settings that cross-validation of the epochs excludes."""
         if self.stages is not None:
             raise ValueError("folds chooses the epochs of a run without stages: leave one out")
+        if self.init_from is not None:
+            raise ValueError(
+                "folds needs models that have not seen the rows held out: leave out folds or "
+                "init_from"
+            )
         if self.folds == "auto":
             return
         if self.validation:
@@ -636,6 +641,9 @@ UNTIL_CONVERGED: dict[str, Any] = {
 BY_FOLDS: dict[str, Any] = {"validation": 0, "schedule": "constant"}
 """Settings of a run whose epochs are chosen by cross-validation."""
 
+NOT_BY_FOLDS = ("validation", "validate_every", "patience", "schedule", "init_from")
+"""Settings with which cross-validation is not the default."""
+
 SMALL: dict[str, Any] = {"latent_sizes": (10,), "hidden_sizes": ((100, 100),)}
 """The network for a user's own table, if none is given."""
 
@@ -672,7 +680,7 @@ def usual(
     own = isinstance(dataset, str) and is_own(dataset)
     if own and "epochs" not in given and "stages" not in given:
         found |= UNTIL_CONVERGED
-        if any(name in given for name in ("validation", "validate_every", "patience", "schedule")):
+        if any(name in given for name in NOT_BY_FOLDS):
             del found["folds"]
     if str(folds) not in ("None", "auto"):
         found |= BY_FOLDS

@@ -6,6 +6,7 @@ them. The model is then trained on all rows for so many epochs.
 """
 
 import json
+import math
 from collections.abc import Generator
 from contextlib import ExitStack, closing
 from dataclasses import replace
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Int, PyTree
+from jaxtyping import Bool, Float, Int, PyTree
 
 from iwae.data import Dataset, sampling
 from iwae.data.rows import Examples
@@ -23,7 +24,7 @@ from iwae.files import atomic_folder
 from iwae.models.conditional import Model
 from iwae.runs.folder import FOLDS
 from iwae.runs.models import load_model, save_model
-from iwae.runs.setup import Job, initial_state, make_stages
+from iwae.runs.setup import Job, initial_state, make_models, make_stages
 from iwae.training.loop import Plan, training
 from iwae.training.steps import replicate_model, weights
 
@@ -50,23 +51,27 @@ class Folds(NamedTuple):
 def cross_validate(job: Job) -> Folds:
     """Train a model without each fold, side by side, until the bound of all rows is at its best.
 
-    Training ends with the patience of the run, whose replicates are averaged; the models are those
-    of the first.
+    Epochs within a warm-up are not chosen. Training ends with the patience of the run, whose
+    replicates are averaged; the models are those of the first.
     """
     rows, number = job.dataset.examples("train"), int(job.config.folds or 0)
     order = sampling.shuffled(len(rows), seed=job.config.data_seed, stream=sampling.FOLDS)
     fold_of = np.empty(len(rows), int)
     fold_of[order] = np.arange(len(rows)) % number
     shares = np.bincount(fold_of) / len(rows)
+    # With fewer epochs, training on all rows would end before its warm-up.
+    first = max(1, job.config.kl_warmup, math.ceil(job.config.lr_warmup))
     bounds: list[float] = []
     epochs, best, kept = 0, -np.inf, []
     with ExitStack() as stack:
         courses = [
-            stack.enter_context(closing(_course(job, rows[fold_of != i], rows[fold_of == i])))
+            stack.enter_context(closing(_course(_without(job, fold_of == i), rows[fold_of == i])))
             for i in range(number)
         ]
         for epoch, each in enumerate(zip(*courses, strict=True), start=1):
             bounds.append(float(shares @ [bound for _, bound in each]))
+            if epoch < first:
+                continue
             if bounds[-1] > best + job.plan.threshold:
                 epochs, best, kept = epoch, bounds[-1], [params for params, _ in each]
             elif job.plan.patience is not None and epoch - epochs >= job.plan.patience:
@@ -75,13 +80,33 @@ def cross_validate(job: Job) -> Folds:
     return Folds(epochs, np.array(bounds), fold_of, models)
 
 
-def _course(job: Job, rows: Examples, held_out: Examples) -> Generator[tuple[PyTree, float]]:
-    """The weights after each epoch of training on some rows, and the mean bound of others."""
-    (stage,), first = job.stages, initial_state(job)
-    settings = stage.settings._replace(batch_size=min(stage.settings.batch_size, len(rows)))
-    plan = Plan(job.plan.epochs)
+def _without(job: Job, held_out: Bool[np.ndarray, " n"]) -> Job:
+    """The job of training without some rows, at none of which a prior starts.
+
+    Means and scales of columns are those of all rows: bounds have the same units, and a column
+    without values in the other rows has a mean.
+    """
+    data, seen = job.dataset, ~held_out
+    labels = data.given_labels and data.given_labels._replace(train=data.labels.train[seen])
+    fewer = replace(data, train=data.train[seen], given_labels=labels)
+    size = min(job.stages[0].settings.batch_size, len(fewer.train))
+    config = job.config.model_copy(update={"batch_size": size})
+    stages, ends = make_stages(config, fewer)
+    models = make_models(config, data, fewer)
+    return replace(job, config=config, dataset=fewer, models=models, stages=stages, stage_ends=ends)
+
+
+def _course(job: Job, held_out: Examples) -> Generator[tuple[PyTree, float]]:
+    """The weights after each epoch of training, and the mean bound of other rows."""
+    (stage,), first, rows = job.stages, initial_state(job), job.dataset.examples("train")
     for state, _, report in training(
-        *first, rows, stage.schedule, job.models[0], settings, plan, held_out
+        *first,
+        rows,
+        stage.schedule,
+        job.models[0],
+        stage.settings,
+        Plan(job.plan.epochs),
+        held_out,
     ):
         if report.validation is not None:
             yield weights(state), float(report.validation.mean())

@@ -176,8 +176,14 @@ def _replicate_key(seed: Seed, purpose: int) -> PRNGKey:
     return jax.random.fold_in(jax.random.key(seed), purpose)
 
 
-def make_models(config: TrainConfig, dataset: Dataset) -> list[Model]:
-    """The models before training, one for each replicate."""
+def make_models(
+    config: TrainConfig, dataset: Dataset, trained_on: Dataset | None = None
+) -> list[Model]:
+    """The models before training, one for each replicate.
+
+    Args:
+        trained_on: some of the data, if others must not be among the first pseudo-inputs.
+    """
     if config.init_from is not None:
         return [_load_start(config, dataset, config.init_from, r) for r in _replicates(config)]
     latent_sizes, hidden_sizes = config.sizes()
@@ -205,7 +211,7 @@ def make_models(config: TrainConfig, dataset: Dataset) -> list[Model]:
     }
     models = []
     for seed in _seeds(config):
-        pseudo_inputs = first_pseudo_inputs(config, dataset, int(seed))
+        pseudo_inputs = first_pseudo_inputs(config, trained_on or dataset, int(seed))
         model = _first_model(seed, {**options, "pseudo_inputs": pseudo_inputs})
         models.append(_with_labels(model, config, dataset))
     return models
