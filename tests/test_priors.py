@@ -12,9 +12,10 @@ from scipy.special import logsumexp
 from scipy.stats import multivariate_normal, norm
 
 from cases import quick
-from expectations import BITS, assert_same, gradient
+from expectations import BITS, assert_same, gradient, nodes
 from iwae.errors import UserError
 from iwae.evaluation.pruning import prune
+from iwae.evaluation.scores import DRAWS, encode
 from iwae.inference.chains import annealed_particles, bidirectional_bounds
 from iwae.inference.particles import particle_keys
 from iwae.inference.temperatures import linear_schedule
@@ -155,6 +156,17 @@ def test_a_flow_starts_as_the_identity_and_its_inverse_takes_its_images_back(n_c
     np.testing.assert_allclose(back, noise, atol=1e-5)
     np.testing.assert_allclose(other, -log_det, atol=1e-4)
     assert float(log_det[0]) == pytest.approx(float(jacobian(flow, noise[0])), abs=1e-4)
+
+
+def test_latents_of_a_flow_posterior_are_the_moments_of_its_draws():
+    model, (noise, weights) = make(posterior="flow:2"), nodes(2, 20)
+    h = np.float64(jax.vmap(model.posterior(BITS).first.place)(noise))
+    mean = np.float64(weights) @ h
+    sd = np.sqrt(np.float64(weights) @ (h - mean) ** 2)
+    found = encode(model, np.asarray(BITS)[None], jax.random.key(8))
+    error = STANDARD_ERRORS * sd / np.sqrt(DRAWS)
+    assert (np.abs(found.mean[0] - mean) < error).all()
+    assert (np.abs(found.scale[0] - sd) < error).all()
 
 
 def test_two_flows_of_the_same_sizes_are_one_program():

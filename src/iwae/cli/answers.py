@@ -47,7 +47,8 @@ class Encode(OfRows):
     """Write the latents of each row: posterior means and standard deviations.
 
     Columns z1, z2, ... are means and z1_sd, ... standard deviations of the first stochastic layer,
-    after the columns that were carried through with --id.
+    after the columns that were carried through with --id. Those of a flow posterior are of 1,000
+    draws.
     """
 
     out: Out

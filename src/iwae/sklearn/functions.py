@@ -11,8 +11,8 @@ from jaxtyping import Array, Float
 
 from iwae.evaluation.examples import ExampleFn
 from iwae.evaluation.posterior import snis_mean
+from iwae.evaluation.scores import encoder_moments
 from iwae.inference.particles import importance_particles
-from iwae.models.flows import FlowDistribution
 from iwae.models.likelihoods import complete, typical
 from iwae.models.vae import VAE
 from iwae.typing import Example, PRNGKey, Scalar
@@ -29,15 +29,8 @@ class Likelihood(eqx.Module):
 
 
 def q_mean(model: VAE, x: Example, key: PRNGKey) -> Float[Array, " m"]:
-    """E_q[z|x]; of a flow, the mean of `DRAWS` draws."""
-    q: Any = model.posterior(x).first
-    if not isinstance(q, FlowDistribution):
-        return q.mean
-    return jnp.mean(jax.vmap(q.sample)(jax.random.split(key, DRAWS)), axis=0)
-
-
-DRAWS = 1000
-"""Draws for the mean of a posterior whose mean has no closed form."""
+    """E_q[z|x], as `encode` has it."""
+    return encoder_moments(model, x, key)[0]
 
 
 @lru_cache
