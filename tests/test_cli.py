@@ -517,7 +517,11 @@ def test_a_run_that_breaks_has_status_one_and_says_where(iwae, tmp_path, monkeyp
     state, best = small.newest(finished())[:2]
     error = NonFiniteError("training stopped at step 7: the bound is not finite", state, best)
 
-    monkeypatch.setattr(course, "start_run", lambda *_, **__: raised(error))
+    def broken(*_, **__):
+        (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+        yield from raised(error)
+
+    monkeypatch.setattr(course, "start_run", broken)
     status, out, err = iwae("train", "--out", tmp_path / "run")
     assert (status, out) == (1, "")
     assert err == (

@@ -399,9 +399,9 @@ def test_old_checkpoints_are_removed_but_those_of_stages_are_not(tmp_path, monke
 
 
 def damage(path):
-    """Change one byte in the middle of a file."""
+    """Change one byte of a file, behind its header."""
     content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 0x10
+    content[len(content) * 3 // 4] ^= 0x10
     path.write_bytes(content)
 
 

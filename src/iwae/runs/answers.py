@@ -140,7 +140,8 @@ def fitted(folder: Path, weights: str | None = None) -> Fitted:
     else:
         chosen = weights or ("best" if model_folder(folder, "best", 0).is_dir() else "final")
         model = trained_model(folder, chosen, 0)
-        warn_unfinished(folder)
+        if (folder / "config.toml").is_file():
+            warn_unfinished(folder)
         about = read_about(model_folder(folder, chosen, 0))
     identity = about.get("dataset") or {}
     vae = without_labels(model)
