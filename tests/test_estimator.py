@@ -96,7 +96,9 @@ def test_other_units_are_the_same_model_with_the_density_of_these_units():
     assert ours.best_validation_score_ == pytest.approx(
         theirs.best_validation_score_ + np.log(units).sum()
     )
-    np.testing.assert_array_equal(ours.transform(rows()), theirs.transform(rows() * units))
+    # The density in other units is another program, whose compiler rounds in its own way.
+    ours, theirs = ours.transform(rows()), theirs.transform(rows() * units)
+    np.testing.assert_allclose(ours, theirs, rtol=1e-6, atol=1e-7)
 
 
 @pytest.mark.slow
