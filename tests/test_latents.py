@@ -50,7 +50,7 @@ def test_what_lies_far_below_the_lower_quartile_is_unlikely():
     assert fence(np.append(np.arange(101.0), [-np.inf, 101.0])) == 24.5 - 3 * 51
 
 
-def test_a_table_has_the_colours_of_its_carried_column_or_of_its_only_category(tmp_path):
+def test_a_table_has_the_colours_of_its_carried_column_or_of_its_only_category(tmp_path, caplog):
     """An id names rows, a column of few words may be carried through, and a gap is a colour."""
     kinds = np.array(["b", "c", "a"])[np.arange(80) % 3]
     lines = [f"p{i},{i / 7},{kind}" for i, kind in enumerate(kinds)]
@@ -76,6 +76,10 @@ def test_a_table_has_the_colours_of_its_carried_column_or_of_its_only_category(t
     twice = [f"{line},{line.rpartition(',')[2]}2" for line in whole.splitlines()]
     (tmp_path / "two.csv").write_text("\n".join(twice) + "\n")
     assert found("two.csv", id=("name",))[1] is None
+    assert caplog.messages == []
+    assert found(id=("name", "kind"))[1] is None
+    (message,) = caplog.messages
+    assert message.startswith("latents.png is without the colours of kind: ")
 
 
 def drawn(counts, sizes, monkeypatch):

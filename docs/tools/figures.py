@@ -50,7 +50,7 @@ class Course(NamedTuple):
 
 
 def priors_figure(results: Path) -> Figure:
-    """What a learned prior buys at the same cost: a panel for each cell that has them.
+    """Compare learned priors at equal training cost, with one panel for each cell that has them.
 
     A line is the training bound, and the point at its end log p(x) of the test images by L_5000,
     with its standard error.

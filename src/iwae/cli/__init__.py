@@ -130,7 +130,7 @@ def _run(words: Sequence[str]) -> int:
 
 
 Lost = list[tuple[type[BaseException], threading.Timer]]
-"""What stopped the command but was not raised, and the timers that repeat it."""
+"""Interrupts that Python could not raise, each with the timer that sends it again."""
 
 
 def _interrupted_rather(command: Callable[[], int], lost: Lost) -> int:

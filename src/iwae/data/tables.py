@@ -237,11 +237,16 @@ def inexact(name: str, value: Any, remedies: Remedies) -> str:
     )
 
 
+class MissingLabelError(UserError):
+    """A row without a label."""
+
+
 def as_labels(table: Table, name: str) -> np.ndarray:
     """A column that was carried through, as labels `[n]`: whole numbers if all are, else words.
 
     Raises:
-        UserError: if a label is missing, a number is not whole, or no two rows share one.
+        MissingLabelError: if a row has none.
+        UserError: if a number is not whole, or no two rows share a label.
     """
     cells = np.array(
         [None if _is_null(one) else str(one).strip() for one in table.ids[name]], object
@@ -249,7 +254,7 @@ def as_labels(table: Table, name: str) -> np.ndarray:
     gaps = np.flatnonzero(cells == None)  # noqa: E711
     if gaps.size:
         line = table.place(int(gaps[0]), len(table.columns) + list(table.ids).index(name))
-        raise UserError(
+        raise MissingLabelError(
             f"{table.where}: {line.partition(',')[0]} has no label (column {name!r}): remove such "
             "rows"
         )

@@ -141,7 +141,7 @@ def attempt(out: Path, task: Task, do: Callable[[Path, Task], None], command: st
 
 
 def _words_of(error: Exception) -> str:
-    """What to say of a failure: a line, or all of a fault of the program."""
+    """The message of a failure: one line, or the traceback if the program is at fault."""
     if is_out_of_memory(error):
         return OUT_OF_MEMORY
     known = isinstance(error, UserError | FloatingPointError | OSError)

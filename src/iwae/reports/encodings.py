@@ -13,6 +13,7 @@ from iwae.config.experiment import TrainConfig
 from iwae.data import Dataset
 from iwae.data.columns import to_cells
 from iwae.data.load import has_labels
+from iwae.data.tables import MissingLabelError
 from iwae.errors import UserError
 from iwae.evaluation.likelihood import log_likelihoods
 from iwae.evaluation.units import ActiveUnits, posterior_means
@@ -141,6 +142,9 @@ def _carried(config: TrainConfig, dataset: Dataset, data_dir: Path | None) -> La
         with_label = config.model_copy(update={"conditional": True, "label": name})
         try:
             found = load_config_dataset(with_label, data_dir)
+        except MissingLabelError as error:
+            log.warning("latents.png is without the colours of %s: %s", name, error)
+            continue
         except UserError:
             continue  # it names the rows, as most ids do
         if len(found.classes) <= NAMED:
