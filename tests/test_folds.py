@@ -2,6 +2,7 @@
 
 import contextlib
 import itertools
+import signal
 from dataclasses import replace
 
 import jax
@@ -62,6 +63,17 @@ def test_every_row_is_held_out_once_and_the_best_epoch_is_that_of_all(run):
         state = init_state([model], jax.random.split(jax.random.key(0), 1), settings)
         found += [validation_bounds(state, model, settings, rows[folds.fold_of == i])[0]]
     assert np.mean(found) == pytest.approx(folds.bounds.max(), abs=1e-5)
+
+
+def test_a_signal_ends_the_folds_after_an_epoch_and_keeps_nothing(tmp_path, monkeypatch, capsys):
+    own = table(tmp_path / "t.csv")
+    monkeypatch.setattr(
+        "iwae.runs.folds.stop_signals", lambda: contextlib.nullcontext([signal.SIGTERM])
+    )
+    words = ["--latent-sizes", "1", "--hidden-sizes", "3", "--folds", "2", "--epochs", "2"]
+    assert main(["train", "--dataset", own, *words, "--out", str(tmp_path / "run")]) == 143
+    assert capsys.readouterr().err.endswith("\nstopped by SIGTERM; repeat the command\n")
+    assert not (tmp_path / "run" / "config.toml").exists()
 
 
 def test_no_model_has_seen_its_fold(tmp_path):

@@ -87,7 +87,9 @@ def train(arguments: Sequence[str]) -> int:
     try:
         show_training(reports, quiet=options.quiet, verbose=options.verbose)
     except Stopped as stopped:
-        print(f"{stopped}; resume with: iwae train --resume {run}", file=sys.stderr)
+        begun = (run / "config.toml").is_file()  # not in cross-validation
+        way = f"resume with: iwae train --resume {run}" if begun else "repeat the command"
+        print(f"{stopped}; {way}", file=sys.stderr)
         return stopped.status
     except NonFiniteError as error:
         folder = run / "checkpoints"  # there is none yet in cross-validation

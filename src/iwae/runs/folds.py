@@ -22,7 +22,7 @@ from iwae.data.splits import test_sha256
 from iwae.errors import UserError
 from iwae.files import atomic_folder
 from iwae.models.conditional import Model
-from iwae.runs.folder import FOLDS
+from iwae.runs.folder import FOLDS, Stopped, stop_signals
 from iwae.runs.models import load_model, save_model
 from iwae.runs.setup import Job, initial_state, make_models, make_stages
 from iwae.training.loop import Plan, training
@@ -64,11 +64,14 @@ def cross_validate(job: Job) -> Folds:
     bounds: list[float] = []
     epochs, best, kept = 0, -np.inf, []
     with ExitStack() as stack:
+        signals = stack.enter_context(stop_signals())  # an exit in mid-step can crash XLA
         courses = [
             stack.enter_context(closing(_course(_without(job, fold_of == i), rows[fold_of == i])))
             for i in range(number)
         ]
         for epoch, each in enumerate(zip(*courses, strict=True), start=1):
+            if signals:
+                raise Stopped(signals[0])
             bounds.append(float(shares @ [bound for _, bound in each]))
             if epoch < first:
                 continue
