@@ -8,16 +8,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from iwae.data.columns import (
-    Column,
-    as_json,
-    choose_columns,
-    from_json,
-    to_cells,
-    to_values,
-    with_fractions,
-)
-from iwae.data.delimited import LARGEST_EXACT
+from iwae.data.cells import LARGEST_EXACT
+from iwae.data.coding import to_cells, to_values, with_fractions
+from iwae.data.columns import Column, as_json, choose_columns, from_json
 from iwae.data.kinds import column_kinds, make_kind
 from iwae.data.tables import Remedies, Table, frame_table
 from iwae.errors import UserError
