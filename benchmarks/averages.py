@@ -19,7 +19,7 @@ from typing import Any
 from sklearn.exceptions import ConvergenceWarning
 
 from iwae import ImportanceWeightedAutoencoder
-from iwae.data.catalogue import own_split
+from iwae.data.held_out import own_split
 from own_data import TABLES, K, paired, write
 
 DECAYS = (None, 0.99)

@@ -25,7 +25,7 @@ import numpy as np
 import pandas as pd
 
 from iwae import TrainConfig, impute, score
-from iwae.data.catalogue import own_split
+from iwae.data.held_out import own_split
 from iwae.runs.setup import initial_state, make_job
 from iwae.training.stages import train_stages
 from iwae.training.steps import replicate_model

@@ -41,7 +41,7 @@ from sklearn.experimental import enable_iterative_imputer  # noqa: F401 - scikit
 from sklearn.impute import IterativeImputer, SimpleImputer
 
 from iwae import ImportanceWeightedAutoencoder, TrainConfig, impute_rows, score_rows, start_run
-from iwae.data.catalogue import own_split
+from iwae.data.held_out import own_split
 from iwae.files import atomic_write
 
 HIDDEN, K = 0.2, 1000

@@ -29,7 +29,7 @@ from sklearn.experimental import enable_iterative_imputer  # noqa: F401 - Iterat
 from sklearn.impute import IterativeImputer, KNNImputer, SimpleImputer
 
 from iwae import VAE, bound, impute, iwae, train
-from iwae.data.splits import test_sha256
+from iwae.data import test_sha256
 from iwae.models.likelihoods import observation
 from iwae.results.records import provenance
 from iwae.results.store import is_stored, write_files

@@ -698,7 +698,10 @@ MUTANTS = {
         "results/measure.py", "number(one / np.sqrt(draws))", "number(one)", "errors"
     ),
     "draws-of-one-seed": Mutant(
-        "data/draws.py", '["binarization_seed"] + number', '["binarization_seed"] + 1', "errors"
+        "data/binarisation.py",
+        '["binarization_seed"] + number',
+        '["binarization_seed"] + 1',
+        "errors",
     ),
     "draws-share-particles": Mutant(
         "results/importance.py", "key if draw == 0 else", "key if draw >= 0 else", "errors"

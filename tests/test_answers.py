@@ -33,8 +33,8 @@ from iwae import (
 )
 from iwae.cli import main
 from iwae.cli.answers import _given
+from iwae.data.binarisation import redrawn
 from iwae.data.columns import Column
-from iwae.data.draws import redrawn
 from iwae.data.kinds import make_kind
 from iwae.data.tables import read_table
 from iwae.evaluation.imputation import Imputed, impute, multiple_imputations

@@ -30,19 +30,20 @@ from hypothesis import given, settings
 from iwae.data import (
     BINARIZATIONS,
     DATASETS,
+    binarisation,
     choose,
     draw,
     fetch,
     list_datasets,
     load_dataset,
     readers,
-    splits,
     store,
     test_sha256,
     verify,
 )
+from iwae.data.binarisation import bernoulli, resolve
 from iwae.data.readers import DamagedError
-from iwae.data.splits import TEST_DRAW, TRAIN_DRAW, bernoulli, resolve
+from iwae.data.sampling import TEST_DRAW, TRAIN_DRAW
 from iwae.errors import UserError
 
 REAL_DATA = os.environ.get("IWAE_DATA")
@@ -302,7 +303,7 @@ def test_host_draws_at_the_ends_of_the_uniform_numbers(monkeypatch):
             bit_generator=SimpleNamespace(state=0, advance=lambda _: None),
             random=lambda shape, u=uniform: np.full(shape, u),
         )
-        monkeypatch.setattr(splits, "generator", lambda *_, generator=generator: generator)
+        monkeypatch.setattr(binarisation, "generator", lambda *_, generator=generator: generator)
         np.testing.assert_array_equal(bernoulli(pixels, seed=0, stream=TEST_DRAW), expected)
 
 
@@ -622,7 +623,7 @@ def test_the_test_tensor_depends_on_the_binarization_seed_alone(mnist):
 
 
 def test_authors_hold_out(mnist, monkeypatch):
-    from iwae.data.catalogue import HeldOut
+    from iwae.data.held_out import HeldOut
 
     last = lambda n: HeldOut(np.arange(n)[:-4], np.arange(n)[-4:], "the last 4")  # noqa: E731
     monkeypatch.setitem(DATASETS, "mnist", replace(DATASETS["mnist"], authors=last))

@@ -11,7 +11,7 @@ import pytest
 import small
 from iwae import evaluate_run
 from iwae.data import choose, load_dataset
-from iwae.data.draws import redrawn
+from iwae.data.binarisation import redrawn
 from iwae.errors import UserError, counted
 from iwae.evaluation.likelihood import log_likelihoods
 from iwae.experiments import cell_errors

@@ -486,7 +486,7 @@ def test_a_row_without_a_value_has_probability_one_and_the_means(monkeypatch):
     assert (threshold == pareto_threshold(1000)).all()
     *_, found = model.impute(data, k=1000, return_pareto_k=True)
     assert (found == np.where(khat > threshold, pareto_threshold(CHAINS), threshold)).all()
-    monkeypatch.setattr("iwae.sklearn.estimator.pareto_threshold", lambda _: -9.0)
+    monkeypatch.setattr("iwae.sklearn.mapping.pareto_threshold", lambda _: -9.0)
     words = f"k-hat is too large for {np.isfinite(khat).sum()} rows, whose imputed values are unr"
     with pytest.warns(UserWarning, match=words):
         np.testing.assert_array_equal(model.impute(data, k=1000, anneal=False), filled)

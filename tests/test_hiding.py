@@ -6,13 +6,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import iwae.sklearn.estimator as estimators
 from iwae import ImportanceWeightedAutoencoder, bound, iwae, train
 from iwae.config.experiment import config_values, make_config, stored
 from iwae.errors import UserError
 from iwae.objectives.objective import as_objective
 from iwae.runs.setup import make_job
 from iwae.runs.summary import describe_plan
+from iwae.sklearn import fitting
 from iwae.training.schedules import adam
 from iwae.training.steps import Settings, example, mean_loss
 from test_conditional import C, D, make
@@ -128,7 +128,7 @@ def test_the_estimator_has_the_same_default(monkeypatch, gaps, given, hidden):
     def stop(*arguments):
         raise Seen(arguments[5].hide)
 
-    monkeypatch.setattr(estimators, "training", stop)
+    monkeypatch.setattr(fitting, "training", stop)
     x = np.random.default_rng(0).normal(size=(40, 3))
     x[:20:2, 0] = np.nan if gaps else 0.0
     model = ImportanceWeightedAutoencoder(1, missing="at-random", hide=given, early_stopping=False)

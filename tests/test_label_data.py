@@ -15,9 +15,10 @@ from hypothesis import given, settings
 import small
 from iwae.config.experiment import make_config, read_config
 from iwae.data import load_dataset, make_kind
-from iwae.data.catalogue import own_split
+from iwae.data.held_out import own_split
+from iwae.data.labels import as_labels
 from iwae.data.readers import DamagedError, idx_labels, omniglot_labels
-from iwae.data.tables import as_labels, read_table
+from iwae.data.tables import read_table
 from iwae.errors import UserError
 from iwae.results.classes import classify_run
 from iwae.runs.setup import make_job
@@ -126,7 +127,7 @@ def test_alphabets_are_read_and_checked():
         (mat(target=two, testtarget=ones["test"]), "'target' is not one-hot for each"),
         (mat(target=0 * two, testtarget=ones["test"]), "'target' is not one-hot for each"),
         (mat(target=ones["train"][:, :3], testtarget=ones["test"]), "'target' is 50 x 3, not 50 x"),
-        (mat(target=ones["train"]), "'testtarget' is missing, not 50 x 2"),
+        (mat(target=ones["train"]), "has no variable 'testtarget'"),
         (b"none", "not a MATLAB 5 file"),
     ):
         with pytest.raises(DamagedError, match=words):

@@ -14,7 +14,7 @@ from iwae import impute, load_dataset, load_model, save_model
 from iwae.cli import main
 from iwae.config.experiment import Missing, make_config
 from iwae.data import make_kind
-from iwae.data.delimited import MISSING_WORDS
+from iwae.data.cells import MISSING_WORDS
 from iwae.errors import UserError
 from iwae.models.likelihoods import MISSING
 from iwae.models.vae import VAE

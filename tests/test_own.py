@@ -14,10 +14,11 @@ import pyarrow as pa
 import pytest
 from hypothesis import given
 
-from iwae.data import arrays, choose, delimited, readers
+from iwae.data import arrays, cells, choose, layout, readers
 from iwae.data import load_dataset as load_standardised
 from iwae.data.summary import describe
-from iwae.data.tables import read_table, refusing_damage, write_table
+from iwae.data.tables import read_table, refusing_damage
+from iwae.data.writers import write_table
 from iwae.errors import UserError
 
 load_dataset = partial(load_standardised, standardize=False)
@@ -563,10 +564,10 @@ def test_a_first_line_without_values_is_an_example(tmp_path):
         st.tuples(st.integers(2, 5), st.integers(1, 3)),
         elements=st.floats(-1e30, 1e30) | st.just(np.nan),
     ),
-    word=st.sampled_from(delimited.MISSING_WORDS),
+    word=st.sampled_from(cells.MISSING_WORDS),
     header=st.booleans(),
     ends=st.sampled_from(["\n", "\r\n", "\r"]),
-    separator=st.sampled_from(delimited.SEPARATORS),
+    separator=st.sampled_from(layout.SEPARATORS),
 )
 def test_no_row_of_a_csv_file_is_lost(tmp_path_factory, rows, word, header, ends, separator):
     rows[-1, -1] = 5.0  # an empty line at the end is no row

@@ -315,10 +315,10 @@ def test_a_column_name_that_is_no_text_is_refused(tmp_path):
 @pytest.mark.parametrize("known", [{"sha256": "0" * 64}, {"md5": "0" * 32}])
 def test_matlab_files_are_parsed_only_if_they_are_the_published_ones(tmp_path, monkeypatch, known):
     (tmp_path / "chardata.mat").write_bytes(b"MATLAB 5.0")
-    monkeypatch.setattr(readers, "_matlab", lambda *_: pytest.fail("was parsed"))
+    monkeypatch.setattr(readers, "_matrices", lambda *_: pytest.fail("was parsed"))
     file = DataFile("chardata.mat", readers.omniglot_mat, {}, **known)
     with pytest.raises(readers.DamagedError, match="not the published one"):
-        store._check(file, tmp_path / "chardata.mat")
+        store.check_file(file, tmp_path / "chardata.mat")
 
 
 def test_a_small_archive_of_much_is_refused_unread(tmp_path):

@@ -11,7 +11,7 @@ from iwae.data import moments, own, parquet, rows
 from iwae.data.moments import moments as moments_of
 from iwae.data.rows import converted, kept, stored, subset
 from iwae.data.summary import describe
-from iwae.data.tables import write_table, written_by_piece
+from iwae.data.writers import write_table, written_by_piece
 from iwae.runs import course
 from iwae.runs.metrics import read_metrics
 from iwae.runs.models import load_model

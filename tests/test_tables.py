@@ -20,10 +20,13 @@ from iwae.config.experiment import make_config, parse_columns
 from iwae.data import columns as columns_module
 from iwae.data import delimited, load_dataset
 from iwae.data.arrays import read_arrays
-from iwae.data.columns import Column, choose_columns, from_json, to_cells, to_values
-from iwae.data.own import Wish, read_own
+from iwae.data.coding import to_cells, to_values
+from iwae.data.columns import Column, choose_columns, from_json
+from iwae.data.own import read_own
+from iwae.data.splits import Options
 from iwae.data.summary import describe
-from iwae.data.tables import frame_table, read_table, write_table
+from iwae.data.tables import frame_table, read_table
+from iwae.data.writers import write_table
 from iwae.errors import UserError
 from iwae.runs.setup import load_config_dataset, resolve
 
@@ -438,7 +441,7 @@ def test_nine_digits_are_kept_up_to_the_splits(tmp_path):
     np.savetxt(tmp_path / "a.csv", numbers, "%.1f", ",", header="a,b", comments="")
     np.save(tmp_path / "a.npy", numbers)
     for name in ("a.csv", "a.npy"):
-        raw, _ = read_own(tmp_path / name, Wish())
+        raw, _ = read_own(tmp_path / name, Options())
         found = np.concatenate([raw.splits["train"], raw.splits["test"]])
         np.testing.assert_array_equal(np.sort(found, axis=0), numbers)
 

@@ -1,6 +1,7 @@
 """The exception raised for a user's mistake."""
 
 import re
+from collections.abc import Iterable
 from typing import Any
 
 
@@ -16,24 +17,35 @@ OUT_OF_MEMORY = "out of memory: choose a smaller k, batch size or model"
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether Python, NumPy or JAX was refused memory."""
-    if isinstance(error, SystemError):  # NumPy's indexing and Python's compiler say no more
+    if isinstance(error, SystemError):  # of NumPy's indexing or Python's compiler
         return re.search("without (setting an )?exception", str(error)) is not None
     if isinstance(error, RuntimeError) and str(error) == "can't start new thread":
-        return True  # its stack does not fit
-    if isinstance(error, ImportError):  # of a library that does not fit
+        return True  # no memory for its stack
+    if isinstance(error, ImportError):  # no memory for a library
         return "failed to map segment" in str(error)
     # Recognised by name, since JAX may not have been imported.
     named = type(error).__name__ == "JaxRuntimeError" and "Out of memory" in str(error)
-    in_jax = named or str(error).startswith("RESOURCE_EXHAUSTED")  # also a ValueError's
+    in_jax = named or str(error).startswith("RESOURCE_EXHAUSTED")  # JAX also raises ValueError
     return in_jax or isinstance(error, MemoryError)
 
 
 def counted(n: int, noun: str, form: str = "") -> str:
-    """So many of something, such as "1 row" or "20 rows", the number in a format."""
+    """A number with its noun, such as "1 row" or "20 rows"; `form` formats the number."""
     return f"{n:{form}} {noun}{'s' * (n != 1)}"
 
 
+def listed(words: Iterable[str], most: int) -> str:
+    """The first words of a list, separated by commas."""
+    words = [*words]
+    return ", ".join(words[:most]) + (", ..." if len(words) > most else "")
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, or its type if there is no message."""
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
+
+
 def shorten(words: Any) -> str:
-    """A text, or what is in its place, cut to what a message can hold."""
+    """A value as text on a single line, cut to a length that fits a message."""
     text = " ".join(str(words).split())
     return text if len(text) <= 300 else f"{text[:300]} ..."

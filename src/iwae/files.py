@@ -20,19 +20,20 @@ def atomic_write(path: Path, *, parents: bool = True) -> Iterator[Path]:
     """Yield a temporary path beside `path`, and move it to `path` if the block succeeds.
 
     A reader sees either the old file or the new one, never part of one, even after a power cut.
-    What an earlier process left unfinished in the folder, because it was killed, is removed.
+    Temporary files that a killed process left in the folder are removed.
 
     Args:
-        parents: make the folders above that of the file, too. Without them, one that is removed
-            meanwhile is missed, and not made again.
+        path: path of the file.
+        parents: whether to create the folders above that of the file. Without them, a folder that
+            is removed meanwhile is an error.
 
     Raises:
-        FileNotFoundError: without `parents`, if the folder was removed.
+        FileNotFoundError: without `parents`, if a folder does not exist or is removed meanwhile.
     """
     path = Path(path)
     path.parent.mkdir(parents=parents, exist_ok=True)
     # Keep the suffix: matplotlib and NumPy choose the file format by it.
-    with _temporary(path.parent, path.suffix) as temporary, _named(path, temporary):
+    with _temporary(path.parent, path.suffix) as temporary, _naming(path, temporary):
         yield temporary
         temporary.chmod(0o666 & ~_umask())
         _sync(temporary)
@@ -60,8 +61,8 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def _named(path: Path, temporary: Path) -> Iterator[None]:
-    """Let an error of the system, such as a full disk, name the file and not the temporary one."""
+def _naming(path: Path, temporary: Path) -> Iterator[None]:
+    """Let a system error, such as a full disk, name the file instead of the temporary one."""
     try:
         yield
     except OSError as error:
@@ -72,14 +73,14 @@ def _named(path: Path, temporary: Path) -> Iterator[None]:
 
 @contextmanager
 def temporary_folder(parent: Path) -> Iterator[Path]:
-    """Yield a new hidden folder within `parent`, which is removed at the end."""
+    """Yield a new hidden folder in `parent`, which is removed at the end."""
     with _temporary(parent, None) as temporary:
         yield temporary
 
 
 @contextmanager
 def _temporary(parent: Path, suffix: str | None) -> Iterator[Path]:
-    """Yield a new temporary file with a suffix, or folder, locked for as long as it is in use."""
+    """Yield a new temporary file with a suffix, or a folder, locked while it is in use."""
     _remove_left_over(parent)
     temporary, handle = _locked_temporary(parent, suffix)
     try:
@@ -90,18 +91,18 @@ def _temporary(parent: Path, suffix: str | None) -> Iterator[Path]:
 
 
 def _locked_temporary(parent: Path, suffix: str | None) -> tuple[Path, int]:
-    """A new temporary file, or folder if there is no suffix, and a handle that holds its lock."""
+    """Create a temporary file, or a folder if there is no suffix, and a handle that locks it."""
     while True:
         if suffix is None:
             name = tempfile.mkdtemp(dir=parent, prefix=TEMPORARY)
             handle = os.open(name, os.O_RDONLY)
         else:
             handle, name = tempfile.mkstemp(dir=parent, prefix=TEMPORARY, suffix=suffix)
-        with suppress(OSError):  # a file system without locks, where nothing is cleared away
+        with suppress(OSError):  # a file system without locks, on which left-over files stay
             fcntl.flock(handle, fcntl.LOCK_EX)
         if Path(name).exists():
             return Path(name), handle
-        os.close(handle)  # another process took it for one left over before it was locked
+        os.close(handle)  # another process took it for left over before it was locked
 
 
 def _remove_left_over(parent: Path) -> None:
@@ -124,7 +125,7 @@ def _remove(path: Path) -> None:
 
 
 def _replace_folder(new: Path, path: Path, old: Path) -> None:
-    """Rename a folder; an existing one is moved to the empty folder `old`, or back on failure."""
+    """Rename a folder, and move an existing one to the empty folder `old`, or back on failure."""
     if not path.exists():
         new.rename(path)
         return
@@ -137,16 +138,21 @@ def _replace_folder(new: Path, path: Path, old: Path) -> None:
 
 
 def refuse_folder(path: Path) -> None:
-    """Raise UserError if there is a folder in the place of a file."""
+    """Raise UserError if a folder is in the place of a file."""
     if path.is_dir():
         raise UserError(f"{path} is a folder, where a file is needed: remove it")
 
 
 def check_output(path: Path, source: Path | None = None, *, overwrite: bool = False) -> None:
-    """Raise UserError if an answer cannot be written to a file, before anything is computed.
+    """Check, before anything is computed, that an answer can be written to a file.
 
     Args:
-        source: the file that the answer is about, which is never replaced.
+        path: path of the file.
+        source: the input of the answer, which is never replaced.
+        overwrite: whether an existing file may be replaced.
+
+    Raises:
+        UserError: if the file exists, is the input or a folder, or has no folder to be in.
     """
     if source is not None and path.resolve() == source.resolve():
         raise UserError(f"{path} is the input: choose another name")

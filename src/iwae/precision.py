@@ -1,4 +1,4 @@
-"""Arithmetic in float32, whatever JAX's default type is (JAX_ENABLE_X64), and whole products."""
+"""Arithmetic in float32, whatever JAX's default type (JAX_ENABLE_X64), and complete products."""
 
 import inspect
 import os
@@ -15,7 +15,7 @@ R = TypeVar("R")
 
 
 def _may_be_refused_memory() -> bool:
-    """Whether the system can refuse this process memory, where others are killed without it."""
+    """Whether the system can refuse memory to this process, instead of killing it."""
     limits = map(resource.getrlimit, (resource.RLIMIT_AS, resource.RLIMIT_DATA))
     accounting = Path("/proc/sys/vm/overcommit_memory")
     strict = accounting.exists() and accounting.read_text().strip() == "2"
@@ -23,16 +23,16 @@ def _may_be_refused_memory() -> bool:
 
 
 if _may_be_refused_memory():
-    # oneDNN, which multiplies matrices for XLA on a CPU, leaves a product out where it is refused
-    # memory, and XLA takes no notice. Eigen ends the process instead.
+    # oneDNN, which multiplies matrices for XLA on a CPU, omits a product if it is refused memory,
+    # and XLA does not notice. Eigen ends the process instead.
     os.environ.setdefault("TENSORFLOW_USE_CUSTOM_CONTRACTION_KERNEL", "false")
 
 
 def float32(fn: Callable[P, R]) -> Callable[P, R]:
-    """The function with 32-bit numbers by default, as JAX has them without JAX_ENABLE_X64.
+    """Run a function, or each step of a generator, with 32-bit numbers as JAX's default.
 
-    Its programs, random numbers and results are then the same bit for bit. A generator computes
-    each of its values so; its caller keeps its own default.
+    Its programs, random numbers and results are then the same bit for bit with and without
+    JAX_ENABLE_X64. The caller of a generator keeps its own default.
     """
     if inspect.isgeneratorfunction(inspect.unwrap(fn)):  # also one whose types are checked
         return cast("Callable[P, R]", wraps(fn)(_steps(cast("Callable[..., Iterator[Any]]", fn))))

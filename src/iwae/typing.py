@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def __getattr__(name: str) -> Any:
-    """Build the array types on first use: importing JAX takes most of a second."""
+    """Build the array types on first use, since importing JAX takes most of a second."""
     if name not in {"Scalar", "PRNGKey", "LogWeights", "Example", "Latents"}:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from jax import Array

@@ -140,7 +140,7 @@ def _published(folder: Path, reader: Callable[..., Any], shapes: Mapping[str, An
     (path,) = folder.iterdir()
     known = FIRST.setdefault(path, readers.sha256(path.read_bytes()))
     file = DataFile(path.name, reader, shapes, sha256=known if path.suffix == ".mat" else None)
-    return digest(*store._check(file, path).splits.values())
+    return digest(*store.check_file(file, path).splits.values())
 
 
 IMAGES, TWO = {"train": (6, 2, 2)}, {"train": (6, 2, 2), "test": (6, 2, 2)}

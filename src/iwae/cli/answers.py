@@ -123,7 +123,7 @@ def encode(arguments: Sequence[str]) -> int:
     options = parsing.parse(Encode, "encode", arguments)
     _check_out(options.out, options.file, overwrite=options.overwrite)
     parsing.set_up_jax()
-    from iwae.data.tables import write_pieces
+    from iwae.data.writers import write_pieces
     from iwae.runs.answers import encode_pieces
 
     n, pieces = encode_pieces(**_chosen(options))
@@ -138,7 +138,7 @@ def score(arguments: Sequence[str]) -> int:
     options = parsing.parse(Score, "score", arguments)
     _check_out(options.out, options.file, overwrite=options.overwrite)
     parsing.set_up_jax()
-    from iwae.data.tables import write_pieces
+    from iwae.data.writers import write_pieces
     from iwae.evaluation.diagnostics import pareto_threshold
     from iwae.runs.answers import score_pieces
 
@@ -189,7 +189,7 @@ def sample(arguments: Sequence[str]) -> int:
     _check_out(options.out, None, overwrite=options.overwrite)
     given = _given(options.given)
     parsing.set_up_jax()
-    from iwae.data.tables import write_table
+    from iwae.data.writers import write_table
     from iwae.evaluation.diagnostics import pareto_threshold
     from iwae.models.conditional import ConditionalVAE
     from iwae.runs.answers import fitted, label_of, sample_rows
@@ -279,7 +279,7 @@ _OF_OUTPUT = ("out", "overwrite")
 
 def _check_out(out: Path, file: Path | None, *, overwrite: bool) -> None:
     """Raise UserError for an output that cannot be written, before anything is computed."""
-    from iwae.data.tables import WRITERS
+    from iwae.data.writers import WRITERS
 
     if out.suffix.lower() not in WRITERS:
         raise UserError(f"{out} must have one of the suffixes {', '.join(WRITERS)}")

@@ -1,22 +1,29 @@
 """Load named data sets and users' own files as checked, identified and binarised splits.
 
-The modules follow the path of the data: `readers` (published formats), `synthetic` (known
-densities), `rows` (read when they are asked for), `sampling` (random choices of them), `moments`
-(of columns), `kinds` (the values that each kind of data takes), `splits` (held-out examples,
-binarisation, identity), `catalogue` (the table of named sets), `store` (folder, cache, download),
-`delimited` (text), `tables` (text, .parquet, data frames), `parquet` (piece by piece), `columns`
-(their kinds and levels), `arrays` (.npy, .npz), `images` (folders), `own` (all of a user's own),
-`load` (the entry point), `summary` (what data were taken for), `device` (`draw`). Only `draw` needs
-JAX, which is imported on first use, as are PyArrow, narwhals and Pillow.
+- Rows: `rows` (read on demand), `sampling` (random choices), `moments` (of columns), `kinds` (legal
+  values of each kind of data), `scaling` (standardised columns).
+- Named sets: `catalogue` (their table), `readers` (published formats), `synthetic` (known
+  densities), `store` (folder, cache, download).
+- A user's tables: `cells` (numbers, words, gaps), `layout` and `delimited` (text), `tables` (text,
+  .parquet, data frames), `columns` (kinds and levels), `coding` (cells to numbers and back),
+  `parquet` (piece by piece), `writers` (tables written).
+- A user's other data: `arrays` (.npy, .npz), `images` (folders), `labels`, `meaning` (binary, grey
+  or real), `own` (all of a user's own).
+- Data sets: `held_out` (test and validation examples), `binarisation`, `splits` (assembly),
+  `dataset` (the result), `load` (the entry point), `summary` (a description).
+
+Only `draw` (`device`) needs JAX, which is imported on first use, as are PyArrow, narwhals and
+Pillow.
 """
 
 from typing import TYPE_CHECKING, Any
 
+from iwae.data.binarisation import BINARIZATIONS, OBSERVATIONS
 from iwae.data.catalogue import DATASETS
+from iwae.data.dataset import Dataset, test_sha256
 from iwae.data.kinds import KINDS, Kind, as_json, as_kind, make_kind
 from iwae.data.load import load_dataset
 from iwae.data.sampling import choose
-from iwae.data.splits import BINARIZATIONS, OBSERVATIONS, Dataset, test_sha256
 from iwae.data.store import Listing, cache_dir, fetch, list_datasets, verify
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""Read .npy and .npz files, and look through large arrays in blocks, with little memory."""
+"""Read .npy and .npz files, and check large arrays block by block."""
 
 import lzma
 import math
@@ -10,23 +10,24 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, Any
 
 import numpy as np
 
-from iwae.data.delimited import LARGEST_EXACT, MISSING_REMEDY
+from iwae.data.cells import LARGEST_EXACT, MISSING_REMEDY
 from iwae.data.rows import Examples, blocks
-from iwae.errors import UserError
+from iwae.errors import UserError, first_line
 
 MOST_UNPACKED, MOST_RATIO = 2**28, 100
-"""The most bytes that any file may unpack to; beyond, it may unpack to that many times its size."""
-
-ROUNDING = 1e-6
-"""Grey levels that lie outside [0, 1] by less are probably rounded."""
+"""A file may unpack to that many bytes, or to that many times its own size if this is more."""
 
 
 def read_arrays(path: Path) -> dict[str, np.ndarray]:
-    """The arrays of an .npy file (not read but mapped) or an .npz file; nothing is unpickled."""
+    """The arrays of an .npy file, memory-mapped, or of an .npz file; nothing is unpickled.
+
+    Raises:
+        UserError: if the file cannot be read, or does not hold arrays of numbers.
+    """
     try:
         with path.open("rb") as file:
             start = file.read(2)
@@ -36,11 +37,14 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
         raise UserError(f"{path} is empty")
     try:
         with honest_sizes(path):
-            arrays = _archive(path) if start == b"PK" else _mapped(path)
+            if start == b"PK":
+                arrays = _archive(path)
+            else:
+                arrays = {"data": np.load(path, mmap_mode="r", allow_pickle=False)}
     except UserError:
         raise
     except _UNREADABLE as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = first_line(error)
         if "Python objects" in reason or "Object arrays" in reason:
             raise UserError(
                 f"{path} does not hold arrays of numbers but of Python objects, which are not "
@@ -59,22 +63,23 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
 
 @contextmanager
 def honest_sizes(path: Path) -> Iterator[None]:
-    """Let a file that claims more memory than it can need be an EOFError.
+    """Raise EOFError in place of MemoryError if a file claims an implausible size.
 
     Raises:
-        MemoryError: if its arrays are of the size that they should have, and memory is exhausted.
+        EOFError: if the size is far beyond that of the file.
+        MemoryError: if the size is plausible, so that memory is exhausted.
     """
     try:
         yield
     except MemoryError as error:
-        size = _asked(error)
+        size = _requested_bytes(error)
         if size <= max(MOST_UNPACKED, MOST_RATIO * path.stat().st_size):
             raise
         raise EOFError(f"it claims to hold {size:,} bytes") from None
 
 
-def _asked(error: MemoryError) -> int:
-    """The bytes that NumPy or PyArrow could not have; zero if unknown."""
+def _requested_bytes(error: MemoryError) -> int:
+    """The bytes that NumPy or PyArrow failed to allocate; 0 if unknown."""
     if len(error.args) == 2:  # NumPy's
         shape, dtype = error.args
         return math.prod(shape) * int(dtype.itemsize)
@@ -82,29 +87,26 @@ def _asked(error: MemoryError) -> int:
     return int(found[1]) if found else 0
 
 
-def _mapped(path: Path) -> dict[str, np.ndarray]:
-    return {"data": np.load(path, mmap_mode="r", allow_pickle=False)}
-
-
 def _archive(path: Path) -> dict[str, np.ndarray]:
     with path.open("rb") as file, np.load(file, allow_pickle=False) as loaded:
         unpacked = sum(one.file_size for one in loaded.zip.infolist())
         _refuse_bomb(path, unpacked, path.stat().st_size)
-        stated, found = _members(file, len(loaded.zip.comment)), len(loaded.zip.infolist())
-        if stated not in (found, 0xFFFF):  # a length that is too large hides what comes after it
+        stated, found = _stated_members(file, len(loaded.zip.comment)), len(loaded.zip.infolist())
+        if stated not in (found, 0xFFFF):  # a member of too large a stated length hides the next
             raise zipfile.BadZipFile(f"{found} of {stated} arrays are listed")
-        if (changed := loaded.zip.testzip()) is not None:  # reading an array may end too early
+        if (changed := loaded.zip.testzip()) is not None:  # NumPy may stop short of the end
             raise zipfile.BadZipFile(f"bad checksum of {changed!r}")
         return {key: loaded[key] for key in loaded.files}
 
 
-def _members(file: IO[bytes], comment: int) -> int:
-    """The number of members that the end of an archive states, 65,535 for any that are more."""
+def _stated_members(file: IO[bytes], comment: int) -> int:
+    """The number of members that the end of an archive states; 65,535 stands for any more."""
     file.seek(-22 - comment, os.SEEK_END)
     return int.from_bytes(file.read(22)[10:12], "little")
 
 
 def _refuse_bomb(path: Path, unpacked: int, packed: int) -> None:
+    """Raise UserError for an archive that unpacks to an implausible size."""
     if unpacked > max(MOST_UNPACKED, MOST_RATIO * packed):
         raise UserError(
             f"{path} has {packed:,} bytes but unpacks to {unpacked:,}, so it is not read; if you "
@@ -117,7 +119,7 @@ _UNREADABLE = (
     *(OverflowError, RuntimeError, SyntaxError, tokenize.TokenError),
     *(zlib.error, lzma.LZMAError, zipfile.BadZipFile),
 )
-"""The exceptions of NumPy for a damaged file."""
+"""NumPy's exceptions for a damaged file."""
 
 
 def check_array(
@@ -128,13 +130,16 @@ def check_array(
     place: Callable[[int, int], str] | None = None,
     missing: bool = False,
 ) -> None:
-    """Raise UserError unless the array is a table of numbers, finite (or missing if allowed).
+    """Check that an array holds examples: finite numbers, or missing values if allowed.
 
     Args:
         where, key: names of the file and of the array in messages.
         array: `[n, ...]`.
-        place: of a table, row and column, both from 0 -> the position in the file, in words.
+        place: for a table, row and column, both from 0 -> the position in the file, in words.
         missing: whether values may be missing.
+
+    Raises:
+        UserError: names the first invalid value, its position and the remedy.
     """
     file, where = where, f"{where}: array {key!r}"
     if array.dtype.kind not in "biuf":
@@ -156,19 +161,19 @@ def check_array(
         if not legal.all():
             index = tuple(int(i) for i in np.argwhere(~legal)[0])
             index = (start + index[0], *index[1:])
-            spot = f"{where}: {_spot(index)}" if place is None else f"{file}: {place(*index)}"
-            raise UserError(f"{spot} {_reason(block[index[0] - start, *index[1:]])}")
+            spot = f"{where}: {_place(index)}" if place is None else f"{file}: {place(*index)}"
+            raise UserError(f"{spot} {_fault(block[index[0] - start, *index[1:]])}")
 
 
-def _spot(index: tuple[int, ...]) -> str:
+def _place(index: tuple[int, ...]) -> str:
     """The position of a value in an array, in words."""
     if len(index) == 2:
         return f"row {index[0] + 1}, column {index[1] + 1}"
     return f"example {index[0] + 1}, at [{', '.join(map(str, index[1:]))}],"
 
 
-def _reason(value: Any) -> str:
-    """The reason for refusing a value, and the remedy."""
+def _fault(value: Any) -> str:
+    """The fault of a value that is refused, and the remedy."""
     if np.isnan(value):
         return f"is not a number; {MISSING_REMEDY}"
     if np.isinf(value):
@@ -185,42 +190,9 @@ def _refuse_inexact(where: str, array: Examples) -> None:
         for index in np.argwhere(far):
             value = block[tuple(index)]
             if int(value) != int(float(value)):
-                spot = _spot((start + int(index[0]), *map(int, index[1:])))
+                spot = _place((start + int(index[0]), *map(int, index[1:])))
                 raise UserError(
                     f"{where}: {spot} is {value}, a whole number beyond 2^53 whose last digits "
                     "would be lost: subtract a constant, or convert the array (astype(float)) if "
                     "they do not matter"
                 )
-
-
-class Extent(NamedTuple):
-    """The extent of an array's values, without missing ones.
-
-    Attributes:
-        low, high: the least and the largest; infinite if there are none.
-        whole: whether all are whole numbers.
-        near: how many lie outside [0, 1] by less than `ROUNDING`.
-        size: how many there are.
-    """
-
-    low: float
-    high: float
-    whole: bool
-    near: int
-    size: int
-
-
-def extent(array: Examples) -> Extent:
-    """The extent of an array, in one pass over blocks of it."""
-    low, high, whole, near, count = np.inf, -np.inf, True, 0, 0
-    for _, block in blocks(array):
-        some = block[~np.isnan(block)] if array.dtype.kind == "f" else block
-        if not some.size:
-            continue
-        low, high = min(low, some.min()), max(high, some.max())
-        count += some.size
-        if array.dtype.kind == "f":
-            whole = whole and bool((some == np.rint(some)).all())
-            outside = ((some < 0) & (some > -ROUNDING)) | ((some > 1) & (some < 1 + ROUNDING))
-            near += int(outside.sum())
-    return Extent(float(low), float(high), whole, near, count)

@@ -1,7 +1,7 @@
-"""The table of named data sets. Nothing in it is read or imported until it is requested.
+"""The table of named data sets, none of which is read before it is requested.
 
 Checksums are of the unpacked content, so that a recompressed copy is accepted. The SHA-256 of MNIST
-and of the statically binarised MNIST are those of files whose MD5 is the published one.
+and of statically binarised MNIST are those of files with the published MD5.
 """
 
 import gzip
@@ -14,15 +14,14 @@ from typing import Any
 import numpy as np
 
 from iwae.data import readers, synthetic
-from iwae.data.sampling import TEST_ROWS, choose
-from iwae.data.splits import HeldOut
+from iwae.data.held_out import HeldOut, last_400, own_split, shuffled_1345
 
 Reader = Callable[[bytes, readers.Shapes], readers.Splits]
 
 
 @dataclass(frozen=True)
 class DataFile:
-    """One published file: its usual names (without .gz), content, checksums and mirrors."""
+    """A published file: its usual names (without .gz), content, checksums and mirrors."""
 
     name: str
     read: Reader
@@ -34,32 +33,41 @@ class DataFile:
     archive_md5: str | None = None  # of the published .gz, if no checksum of the content is known
     other_names: tuple[str, ...] = ()
     classes: tuple[str, ...] = ()  # names of its labels, if not those of the source
-    note: str = ""  # what a reader of the results must know about this file
+    note: str = ""  # a warning about this file, for readers of the results
+
+
+Variants = tuple[tuple[DataFile, ...], ...]
+"""Sets of files, any one of which holds a data set."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """A named data set: read from one of several sets of files, or built in (`generate`).
+    """A named data set, read from files or built in (`generate`).
 
-    The first of `variants` is preferred, and is the one downloaded.
+    The first of `variants` is preferred, and the only one that is downloaded.
     """
 
     name: str
     description: str
-    shape: tuple[int, ...]
     sizes: tuple[int, int, int]  # train, validation (0 unless published), test
-    values: str  # "binary", "grey" or "real": see splits.resolve
-    split_rule: str
+    shape: tuple[int, ...] = (28, 28)
+    values: str = "grey"  # or "binary" or "real": see binarisation.resolve
+    split_rule: str = "as published"
     folders: tuple[str, ...] = ()
-    variants: tuple[tuple[DataFile, ...], ...] = ()
+    variants: Variants = ()
     generate: Callable[[], readers.Splits] | None = None
     generated_sha256: str | None = None  # `test_sha256` of the raw test array of `generate`
     origin: str = ""  # where a built-in set comes from
     authors: Callable[[int], HeldOut] | None = None
     log_density: synthetic.LogDensity | None = None
-    label_variants: tuple[tuple[DataFile, ...], ...] = ()  # one for each of `variants`
+    label_variants: Variants = ()  # one for each of `variants`
     generate_labels: Callable[[], readers.Splits] | None = None
     classes: tuple[str, ...] = ()
+
+    @property
+    def files(self) -> dict[str, DataFile]:
+        """The files of all variants, by name."""
+        return {file.name: file for variant in self.variants for file in variant}
 
     @property
     def binarization(self) -> str:
@@ -77,23 +85,9 @@ class Source:
         return self.sizes[1]
 
 
-def own_split(n: int) -> tuple[np.ndarray, np.ndarray, str]:
-    """Training and test rows of data in a single array, and the rule in words.
-
-    The rule takes no seed, so that all runs are measured on the same test examples.
-    """
-    count = -(-n // 5)
-    test = choose(n, count, seed=0, stream=TEST_ROWS)
-    rule = f"test: {count} of {n} rows (a fifth) chosen by numpy PCG64([0, {TEST_ROWS}])"
-    return np.delete(np.arange(n), test), test, rule
-
-
 def digits() -> readers.Splits:
     """Scikit-learn's bundled 8 x 8 digits: whole numbers v in 0..16, as bytes 255 v / 16."""
-    levels = _digits_table()[:, :-1]
-    if levels.shape != (1797, 64) or levels.min() < 0 or levels.max() > 16:
-        raise readers.DamagedError("scikit-learn's digits are not 1797 x 64 values 0..16")
-    grey = np.rint(levels * 255 / 16).astype(np.uint8)
+    grey = np.rint(_digits_table()[:, :-1] * 255 / 16).astype(np.uint8)
     train, test, _ = own_split(len(grey))
     return {"train": grey[train], "test": grey[test]}
 
@@ -101,8 +95,6 @@ def digits() -> readers.Splits:
 def digit_labels() -> readers.Splits:
     """The labels of `digits`, split in the same way."""
     labels = _digits_table()[:, -1].astype(int)
-    if labels.shape != (1797,) or set(labels) != set(range(10)):
-        raise readers.DamagedError("scikit-learn's digit labels are not 1797 values 0..9")
     train, test, _ = own_split(len(labels))
     return {"train": labels[train], "test": labels[test]}
 
@@ -115,29 +107,17 @@ def _digits_table() -> np.ndarray:
     path = Path(found.origin).parent / "datasets" / "data" / "digits.csv.gz"
     try:
         with gzip.open(path, "rt", encoding="utf-8") as file:
-            return np.loadtxt(file, delimiter=",")
+            table = np.loadtxt(file, delimiter=",")
     except (OSError, EOFError, ValueError) as error:
         raise readers.DamagedError(f"scikit-learn's {path} cannot be read ({error})") from error
+    if table.shape != (1797, 65) or table.min() < 0 or table.max() > 16:
+        raise readers.DamagedError("scikit-learn's digits are not 1797 x 64 values 0..16")
+    if set(table[:, -1]) != set(range(10)):
+        raise readers.DamagedError("scikit-learn's digit labels are not 1797 values 0..9")
+    return table
 
 
 DIGITS = tuple("0123456789")
-
-
-def last_400(n: int) -> HeldOut:
-    """The MNIST split of the authors' code."""
-    rows = np.arange(n)
-    return HeldOut(rows[:-400], rows[-400:], "authors: the last 400 training images")
-
-
-def shuffled_1345(n: int) -> HeldOut:
-    """The OMNIGLOT split of the authors' code, shuffled into the authors' order.
-
-    NumPy has frozen the legacy generator that they use, so that the permutation is the same.
-    """
-    rows = np.random.RandomState(123).permutation(n)
-    rule = "authors: shuffled by numpy RandomState(123), the last 1345 held out"
-    return HeldOut(rows[:-1345], rows[-1345:], rule)
-
 
 _IDX = {
     "images": (readers.idx_images, "idx3-ubyte", (28, 28)),
@@ -146,14 +126,14 @@ _IDX = {
 """The reader of an MNIST-like file, its format, and the shape of one example."""
 
 
-def _idx_files(what: str, mirrors: tuple[str, ...], **sums: Any) -> tuple[DataFile, ...]:
+def _idx_variants(what: str, mirrors: tuple[str, ...], **sums: Any) -> Variants:
     """The training and test files of an MNIST-like set: "images", or "labels" for their classes.
 
     Args:
-        sums: the checksums of both files, under the name of their field of `DataFile`.
+        sums: the checksums of both files, by their field of `DataFile`.
     """
     read, form, shape = _IDX[what]
-    return tuple(
+    files = (
         DataFile(
             name=f"{stem}-{what}-{form}",
             other_names=(f"{stem}-{what}.{form}",),
@@ -166,6 +146,7 @@ def _idx_files(what: str, mirrors: tuple[str, ...], **sums: Any) -> tuple[DataFi
             (("train", "train", 60_000), ("test", "t10k", 10_000))
         )
     )
+    return (tuple(files),)
 
 
 _MNIST_MIRRORS = (
@@ -178,12 +159,13 @@ _FASHION_MIRRORS = (
 )
 
 
-def _amats(sums: Mapping[str, tuple[int, str, str]]) -> tuple[Any, ...]:
+def _amat_variants(sums: Mapping[str, tuple[int, str, str]]) -> Variants:
+    """The files of static MNIST, from their number of images, SHA-256 and SHA-256 of the values."""
     mirrors = (
         "http://www.cs.toronto.edu/~larocheh/public/datasets/binarized_mnist",
         "https://github.com/riannevdberg/sylvester-flows/raw/master/data/MNIST_static",
     )
-    return tuple(
+    files = (
         DataFile(
             name=f"binarized_mnist_{stem}.amat",
             read=readers.amat,
@@ -194,6 +176,7 @@ def _amats(sums: Mapping[str, tuple[int, str, str]]) -> tuple[Any, ...]:
         )
         for stem, (count, sha256, values_sha256) in sums.items()
     )
+    return (tuple(files),)
 
 
 _ALPHABETS = tuple(
@@ -211,7 +194,7 @@ _ALPHABETS = tuple(
 )
 """The alphabets of OMNIGLOT, named as its published folders (Lake et al. 2015).
 
-In the order of their numbers in `omniglot28.mat`, which is alphabetical."""
+They are in the order of their numbers in `omniglot28.mat`, which is alphabetical."""
 
 _OMNIGLOT_SHAPES = {"train": (24_345, 28, 28), "test": (8_070, 28, 28)}
 _CHARDATA = "yburda/iwae/{}master/datasets/OMNIGLOT/chardata.mat"
@@ -244,30 +227,23 @@ _FILES = (
     Source(
         name="mnist",
         description="handwritten digits, grey (LeCun et al. 1998)",
-        shape=(28, 28),
         sizes=(60_000, 0, 10_000),
-        values="grey",
-        split_rule="as published",
         folders=("mnist", "MNIST/raw", "MNIST"),
         authors=last_400,
-        variants=(
-            _idx_files(
-                "images",
-                _MNIST_MIRRORS,
-                sha256=(
-                    "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
-                    "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
-                ),
+        variants=_idx_variants(
+            "images",
+            _MNIST_MIRRORS,
+            sha256=(
+                "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
+                "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
             ),
         ),
-        label_variants=(
-            _idx_files(
-                "labels",
-                _MNIST_MIRRORS,
-                sha256=(
-                    "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
-                    "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
-                ),
+        label_variants=_idx_variants(
+            "labels",
+            _MNIST_MIRRORS,
+            sha256=(
+                "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
+                "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
             ),
         ),
         classes=DIGITS,
@@ -275,40 +251,33 @@ _FILES = (
     Source(
         name="mnist-static",
         description="handwritten digits, binarised once (Larochelle & Murray 2011)",
-        shape=(28, 28),
         sizes=(50_000, 10_000, 10_000),
         values="binary",
-        split_rule="as published",
         folders=("binarized_mnist", "mnist-static", "MNIST_static", "BinaryMNIST"),
-        variants=(
-            _amats(
-                {
-                    "train": (
-                        50_000,
-                        "ad693b29f94c14277b095f5238ddefbbdaaae0939789dd2f4f0205278cee3e4d",
-                        "e93c37812c84f500afe331e63615115736a16ab61dbd00577542faed0c83dced",
-                    ),
-                    "valid": (
-                        10_000,
-                        "1de3d397c40fe8eeb33dafd4099a1f665ec01e96d9be234aaeeac8a34930e2e2",
-                        "a2c529ee2c547817a651c0202c0ccb5856748510efbd7c74f0e25bcb219a9feb",
-                    ),
-                    "test": (
-                        10_000,
-                        "e6687bfea3f820c174f33b7865140b2a2dd2930ef786f35d45795fc193b5ab2c",
-                        "8b00d0ad400da3fa9298df984f5eb3a012041de9ea9e89efa7979d4628f3a235",
-                    ),
-                }
-            ),
+        variants=_amat_variants(
+            {
+                "train": (
+                    50_000,
+                    "ad693b29f94c14277b095f5238ddefbbdaaae0939789dd2f4f0205278cee3e4d",
+                    "e93c37812c84f500afe331e63615115736a16ab61dbd00577542faed0c83dced",
+                ),
+                "valid": (
+                    10_000,
+                    "1de3d397c40fe8eeb33dafd4099a1f665ec01e96d9be234aaeeac8a34930e2e2",
+                    "a2c529ee2c547817a651c0202c0ccb5856748510efbd7c74f0e25bcb219a9feb",
+                ),
+                "test": (
+                    10_000,
+                    "e6687bfea3f820c174f33b7865140b2a2dd2930ef786f35d45795fc193b5ab2c",
+                    "8b00d0ad400da3fa9298df984f5eb3a012041de9ea9e89efa7979d4628f3a235",
+                ),
+            }
         ),
     ),
     Source(
         name="omniglot",
         description="characters of 50 alphabets, grey (Lake et al. 2015)",
-        shape=(28, 28),
         sizes=(24_345, 0, 8_070),
-        values="grey",
-        split_rule="as published",
         folders=("omniglot", "OMNIGLOT"),
         authors=shuffled_1345,
         variants=tuple(_OMNIGLOT.values()),
@@ -328,29 +297,22 @@ _FILES = (
     Source(
         name="fashion-mnist",
         description="articles of clothing, grey (Xiao et al. 2017)",
-        shape=(28, 28),
         sizes=(60_000, 0, 10_000),
-        values="grey",
-        split_rule="as published",
         folders=("fashion-mnist", "FashionMNIST/raw", "FashionMNIST", "fashion_mnist", "fashion"),
-        variants=(
-            _idx_files(
-                "images",
-                _FASHION_MIRRORS,
-                archive_md5=(
-                    "8d4fb7e6c68d591d4c3dfef9ec88bf0d",
-                    "bef4ecab320f06d8554ea6380940ec79",
-                ),
+        variants=_idx_variants(
+            "images",
+            _FASHION_MIRRORS,
+            archive_md5=(
+                "8d4fb7e6c68d591d4c3dfef9ec88bf0d",
+                "bef4ecab320f06d8554ea6380940ec79",
             ),
         ),
-        label_variants=(
-            _idx_files(
-                "labels",
-                _FASHION_MIRRORS,
-                archive_md5=(
-                    "25c81989df183df01b3e8a0aad5dffbe",
-                    "bb300cfdad3c16e7a12a480ee83cd310",
-                ),
+        label_variants=_idx_variants(
+            "labels",
+            _FASHION_MIRRORS,
+            archive_md5=(
+                "25c81989df183df01b3e8a0aad5dffbe",
+                "bb300cfdad3c16e7a12a480ee83cd310",
             ),
         ),
         classes=(
@@ -365,7 +327,6 @@ _DIGITS = Source(
     description="handwritten digits, 8 x 8, grey (bundled with scikit-learn)",
     shape=(8, 8),
     sizes=(1_437, 0, 360),
-    values="grey",
     split_rule=own_split(1_797)[2],
     generate=digits,
     generate_labels=digit_labels,
@@ -378,6 +339,7 @@ _DIGITS = Source(
 def _synthetic(
     name: str, description: str, distribution: synthetic.Synthetic, d: int, sha256: str
 ) -> Source:
+    """A synthetic set of d values, whose test examples have a known digest."""
     return Source(
         name=name,
         description=description,

@@ -6,7 +6,7 @@ import numpy as np
 from jax import Array
 from jaxtyping import Float, Shaped
 
-from iwae.data.splits import BINARIZATIONS
+from iwae.data.binarisation import BINARIZATIONS
 from iwae.errors import UserError
 from iwae.typing import PRNGKey
 

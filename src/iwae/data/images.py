@@ -1,4 +1,4 @@
-"""Read a folder of images: one array of bytes, with labels from sub-folders."""
+"""Read a folder of images as one array of bytes, with labels from sub-folders."""
 
 import hashlib
 from collections import Counter
@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from iwae.errors import UserError
+from iwae.errors import UserError, first_line
 
 SUFFIXES = (".png", ".jpg", ".jpeg")
 
@@ -22,7 +22,7 @@ class Images(NamedTuple):
         labels: `[n]`, the names of the sub-folders; None if there are none.
         ids: `[n]`, the paths of the files in the folder.
         sha256: a digest of the names and the content of all files.
-        remarks: how images of several modes were made alike, as lines for a person.
+        remarks: how images of several modes were converted, as lines.
     """
 
     pixels: np.ndarray
@@ -35,7 +35,7 @@ class Images(NamedTuple):
 def read_images(folder: Path, resize: int | Sequence[int] | None = None) -> Images:
     """Read the PNG and JPEG files of a folder, or of its sub-folders, whose names are labels.
 
-    They are turned as their EXIF orientation says.
+    Images are rotated by their EXIF orientation.
 
     Args:
         folder: path of the folder; hidden files are ignored.
@@ -45,16 +45,17 @@ def read_images(folder: Path, resize: int | Sequence[int] | None = None) -> Imag
     Raises:
         UserError: if there are no images, some cannot be read, or their sizes differ.
     """
-    size, paths = _size(resize), _files(folder)
+    size, paths = _size(resize), _image_files(folder)
     inside = {path.parent == folder for path in paths}
     if len(inside) > 1:
         raise UserError(
             f"{folder} holds images beside sub-folders of images: move them into one, or apart"
         )
+    ids = [path.relative_to(folder).as_posix() for path in paths]
     digest = hashlib.sha256()
-    for path in paths:
-        digest.update(f"{path.relative_to(folder).as_posix()}\n".encode() + path.read_bytes())
-    read = [_pixels(path, size) for path in paths]
+    for path, name in zip(paths, ids, strict=True):
+        digest.update(f"{name}\n".encode() + path.read_bytes())
+    read = [_read_image(path, size) for path in paths]
     arrays, modes = [array for array, _ in read], [mode for _, mode in read]
     if not all(array.ndim == 2 for array in arrays):
         arrays = [one if one.ndim == 3 else in_colour(one) for one in arrays]
@@ -64,9 +65,9 @@ def read_images(folder: Path, resize: int | Sequence[int] | None = None) -> Imag
                 f"{path} has {array.shape[0]} x {array.shape[1]} pixels, but {paths[0].name} "
                 f"{arrays[0].shape[0]} x {arrays[0].shape[1]}: give all one size (--resize 28)"
             )
-    ids = np.array([path.relative_to(folder).as_posix() for path in paths], object)
     labels = None if inside == {True} else np.array([path.parent.name for path in paths])
-    return Images(np.stack(arrays), labels, ids, digest.hexdigest(), _remarks(modes, ids))
+    remarks = _remarks(modes, ids)
+    return Images(np.stack(arrays), labels, np.array(ids, object), digest.hexdigest(), remarks)
 
 
 def in_colour(grey: np.ndarray) -> np.ndarray:
@@ -74,9 +75,9 @@ def in_colour(grey: np.ndarray) -> np.ndarray:
     return np.repeat(grey[..., None], 3, axis=-1)
 
 
-def _remarks(modes: Sequence[str], ids: np.ndarray) -> tuple[str, ...]:
-    """A line if images of several modes, or with palettes, were made alike."""
-    first = {_MODES[mode]: str(ids[modes.index(mode)]) for mode in reversed(modes)}
+def _remarks(modes: Sequence[str], ids: Sequence[str]) -> tuple[str, ...]:
+    """A line on the conversion of images of several modes, or with palettes."""
+    first = {_MODES[mode]: ids[modes.index(mode)] for mode in reversed(modes)}
     if first.keys() in ({"are grey"}, {"are in colour"}):
         return ()
     counts = Counter(_MODES[mode] for mode in modes)
@@ -85,8 +86,8 @@ def _remarks(modes: Sequence[str], ids: np.ndarray) -> tuple[str, ...]:
     return (f"images: {kinds}; all are read as {taken}",)
 
 
-def _files(folder: Path) -> list[Path]:
-    """The image files of a folder and its sub-folders, in the order of their names."""
+def _image_files(folder: Path) -> list[Path]:
+    """The image files of a folder and its sub-folders, in order of their names."""
     found = sorted(path for path in _visible(folder) if path.suffix.lower() in SUFFIXES)
     if not found:
         raise UserError(
@@ -96,6 +97,7 @@ def _files(folder: Path) -> list[Path]:
 
 
 def _visible(folder: Path) -> Iterator[Path]:
+    """The files of a folder and its sub-folders, except hidden ones."""
     for path in folder.iterdir():
         if path.name.startswith("."):
             continue
@@ -106,7 +108,7 @@ def _visible(folder: Path) -> Iterator[Path]:
 
 
 def _size(resize: int | Sequence[int] | None) -> tuple[int, int] | None:
-    """Height and width."""
+    """Height and width; None if images keep their size."""
     if resize is None:
         return None
     size = (resize, resize) if isinstance(resize, int) else tuple(resize) * (3 - len(resize))
@@ -121,10 +123,10 @@ _MODES = {
     "RGB": "are in colour",
     "P": "have a palette",
 }
-"""Modes that are read, and what they are called."""
+"""The modes that are read, in words."""
 
 
-def _pixels(path: Path, size: tuple[int, int] | None) -> tuple[np.ndarray, str]:
+def _read_image(path: Path, size: tuple[int, int] | None) -> tuple[np.ndarray, str]:
     """The pixels of a file, grey `[h, w]` or colour `[h, w, 3]`, and its mode."""
     try:
         with Image.open(path) as image:
@@ -134,7 +136,7 @@ def _pixels(path: Path, size: tuple[int, int] | None) -> tuple[np.ndarray, str]:
                     f"{path} has {found}: save grey or colour images of 8 bits, without "
                     "transparency"
                 )
-            upright = ImageOps.exif_transpose(image)  # cameras note how they were held
+            upright = ImageOps.exif_transpose(image)  # cameras store their orientation
             plain = upright.convert("L" if image.mode in ("L", "1") else "RGB")
             if size is not None:
                 plain = plain.resize(size[::-1], Image.Resampling.BILINEAR)
@@ -142,5 +144,4 @@ def _pixels(path: Path, size: tuple[int, int] | None) -> tuple[np.ndarray, str]:
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
         if isinstance(error, UserError):
             raise
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"{path} is no image that can be read: {reason}") from None
+        raise UserError(f"{path} is no image that can be read: {first_line(error)}") from None

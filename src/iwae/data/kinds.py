@@ -18,13 +18,12 @@ LEVELS = 256
 LARGEST_COUNT = 2**24
 """The largest count: float32 cannot represent every whole number above it."""
 
-
 MISSING = ("at-random", "not-at-random", "not-at-random-high", "not-at-random-low")
-"""Why values are missing: at random given the observed ones, or because of their own values."""
+"""Mechanisms of missing values: at random given the observed values, or not."""
 
 
 class Kind(NamedTuple):
-    """A kind of data with its parameters; those that do not apply are None.
+    """A kind of data with its parameters, None for parameters of other kinds.
 
     Attributes:
         name: a name in `KINDS`.
@@ -56,19 +55,19 @@ BERNOULLI = Kind("bernoulli")
 Legal = Callable[[np.ndarray, Kind], np.ndarray]
 
 
-class About(NamedTuple):
-    """The properties of a kind that do not need its distribution.
+class Traits(NamedTuple):
+    """The properties of a kind, apart from its distribution.
 
     Attributes:
         values: the legal values, in words.
         remedy: what to do about other values.
-        legal: numbers `[n, d]` -> which of them are legal, `[n, d]`.
+        legal: numbers `[n, d]` and the kind -> which numbers are legal, `[n, d]`.
         parameter: the one parameter of `Kind` that it takes, if any.
         default: the default of that parameter; None if it is required.
-        as_stored: the numbers are used as stored; otherwise `splits.resolve` decides.
+        as_stored: the numbers are used as stored; otherwise `binarisation.resolve` decides.
         discrete: the likelihood is a probability, not a density.
-        quantised: 8-bit levels, whose likelihood is also reported in bits per dimension.
-        white: the value shown as white in an image; None if the values are not an image.
+        quantised: the values are 8-bit levels; likelihoods are also in bits per dimension.
+        white: the value of white in an image; None if the values are not an image.
     """
 
     values: str
@@ -82,7 +81,7 @@ class About(NamedTuple):
     white: float | None = None
 
 
-def _is_whole(values: np.ndarray, largest: int) -> np.ndarray:
+def _whole_up_to(values: np.ndarray, largest: int) -> np.ndarray:
     return (values >= 0) & (values <= largest) & (values == np.rint(values))
 
 
@@ -100,35 +99,35 @@ _REAL = ("finite numbers", "correct it, or remove its row", lambda values, _: np
 _LEVEL = (
     "whole numbers from 0 to 255",
     "multiply grey levels within [0, 1] by 255 and store them as uint8",
-    lambda values, _: _is_whole(values, LEVELS - 1),
+    lambda values, _: _whole_up_to(values, LEVELS - 1),
 )
 _CATEGORY = (
     "whole numbers from 0 to `categories` - 1",
     "number the categories from 0, or raise `categories`",
-    lambda values, kind: _is_whole(values, kind.categories - 1),
+    lambda values, kind: _whole_up_to(values, kind.categories - 1),
 )
 _COUNT = (
     f"whole numbers from 0 to {LARGEST_COUNT:,}",
     "round counts and remove rows with missing values; use 'gaussian' for other numbers",
-    lambda values, _: _is_whole(values, LARGEST_COUNT),
+    lambda values, _: _whole_up_to(values, LARGEST_COUNT),
 )
 _TABLE = ("the values of each column's kind", "", _fits_columns)
 
-KINDS: dict[str, About] = {
-    "bernoulli": About(*_BIT, discrete=True, white=1.0),
-    "gaussian": About(*_REAL, white=1.0),
-    "gaussian-shared": About(*_REAL, white=1.0),
-    "gaussian-fixed": About(*_REAL, "scale", white=1.0),
-    "logistic-mixture": About(
+KINDS: dict[str, Traits] = {
+    "bernoulli": Traits(*_BIT, discrete=True, white=1.0),
+    "gaussian": Traits(*_REAL, white=1.0),
+    "gaussian-shared": Traits(*_REAL, white=1.0),
+    "gaussian-fixed": Traits(*_REAL, "scale", white=1.0),
+    "logistic-mixture": Traits(
         *_LEVEL, "mixtures", 5, as_stored=True, discrete=True, quantised=True, white=255.0
     ),
-    "discretised-gaussian": About(
+    "discretised-gaussian": Traits(
         *_LEVEL, as_stored=True, discrete=True, quantised=True, white=255.0
     ),
-    "categorical": About(*_CATEGORY, "categories", as_stored=True, discrete=True),
-    "poisson": About(*_COUNT, as_stored=True, discrete=True),
-    "negative-binomial": About(*_COUNT, as_stored=True, discrete=True),
-    "table": About(*_TABLE, "columns", as_stored=True, discrete=True),
+    "categorical": Traits(*_CATEGORY, "categories", as_stored=True, discrete=True),
+    "poisson": Traits(*_COUNT, as_stored=True, discrete=True),
+    "negative-binomial": Traits(*_COUNT, as_stored=True, discrete=True),
+    "table": Traits(*_TABLE, "columns", as_stored=True, discrete=True),
 }
 """The choices for `--observation`."""
 
@@ -139,7 +138,7 @@ def make_kind(name: str, **parameters: Any) -> Kind:
     """Build a kind by name; a parameter that is None or left out takes its default.
 
     Raises:
-        UserError: for an unknown name, or a parameter that is invalid, missing or another kind's.
+        UserError: for an unknown name, or a parameter that is invalid, missing or of another kind.
     """
     if name not in KINDS:
         raise UserError(f"unknown observation {name!r}; known: {', '.join(KINDS)}")
@@ -179,7 +178,7 @@ def _check_parameters(kind: Kind) -> None:
 def as_kind(kind: "Kind | Mapping[str, Any] | str") -> Kind:
     """Build a kind from its JSON form: a name alone, or a name with parameters.
 
-    A name that is not in `KINDS` is accepted here and checked when its distribution is looked up.
+    A name that is not in `KINDS` may be a user's own: looking up its distribution checks it.
     """
     if isinstance(kind, Kind):
         return kind
@@ -194,16 +193,16 @@ def as_json(kind: Kind) -> str | dict[str, Any]:
 
 
 def is_discrete(kind: Kind) -> bool:
-    """Whether likelihoods are probabilities, not densities; for a table, in every column."""
+    """Whether likelihoods are probabilities instead of densities; for a table, in every column."""
     return all(KINDS[one.name].discrete for one in column_kinds(kind) or (kind,))
 
 
 def column_kinds(kind: Kind) -> tuple[Kind, ...]:
     """The kind of each column of a table; empty for other kinds."""
-    return tuple(map(_column, kind.columns or ()))
+    return tuple(map(_parse_column, kind.columns or ()))
 
 
-def _column(words: str) -> Kind:
+def _parse_column(words: str) -> Kind:
     """Parse the kind of a column: `poisson`, or with a parameter, `categorical:3`."""
     name, colon, value = words.partition(":")
     known = [name for name, about in KINDS.items() if about.parameter != "columns"]
@@ -221,22 +220,29 @@ def _column(words: str) -> Kind:
     return make_kind(name, **{parameter: number})
 
 
-def check_values(rows: Examples, kind: Kind, where: str, *, missing: bool = False) -> None:
-    """Raise UserError unless the kind takes all values `[n, ...]`; `where` names their array.
-
-    Args:
-        missing: whether values may be missing (NaN).
-
-    Raises:
-        UserError: names the first invalid value, its row and column (from 1), and the remedy.
-    """
-    d = math.prod(rows.shape[1:])
+def check_width(kind: Kind, d: int, where: str) -> None:
+    """Raise UserError unless a kind names as many columns as an array has."""
     if kind.columns is not None and len(kind.columns) != d:
         raise UserError(
             f"{where} has {d} columns, but columns names {len(kind.columns)} kinds: "
             "name one for each column"
         )
-    for start, some in blocks(rows):  # the masks need little memory
+
+
+def check_values(rows: Examples, kind: Kind, where: str, *, missing: bool = False) -> None:
+    """Check that a kind of data takes all values.
+
+    Args:
+        rows: `[n, ...]`.
+        kind: the kind of data.
+        where: name of the array in messages.
+        missing: whether values may be missing (NaN).
+
+    Raises:
+        UserError: names the first invalid value, its row and column (from 1), and the remedy.
+    """
+    check_width(kind, math.prod(rows.shape[1:]), where)
+    for start, some in blocks(rows):  # so that the masks need little memory
         block = some.reshape(len(some), -1)
         legal = KINDS[kind.name].legal(block, kind) | (np.isnan(block) & missing)
         if not legal.all():

@@ -11,10 +11,11 @@ import numpy as np
 
 from iwae.data.catalogue import DATASETS, Source
 from iwae.data.columns import Column
+from iwae.data.dataset import Dataset
 from iwae.data.kinds import KINDS, MISSING, Kind, as_kind, check_values, make_kind
-from iwae.data.own import STREAMED, Wish, is_own, read_own
+from iwae.data.own import STREAMED, is_own, read_own
 from iwae.data.readers import DamagedError
-from iwae.data.splits import Choices, Dataset, Raw, assemble
+from iwae.data.splits import Options, Raw, assemble
 from iwae.data.store import Checked, locate, named, obtain
 from iwae.errors import UserError
 
@@ -41,71 +42,87 @@ def load_dataset(
     download: bool = True,
     progress: bool = True,
 ) -> Dataset:
-    """Load a named data set or a user's own data, split and ready to train on.
+    """Load a named data set or your own data, split and ready to train on.
 
-    `name_or_path` is a name, the path of a .csv, .tsv, .parquet, .npy or .npz file or of a folder
-    of images, or a data frame (pandas, Polars, PyArrow).
+    Files are looked up in `data_dir`, then in the user's cache.
 
-    `binarization` and `observation` default to what the values call for (`splits.resolve`). An
-    observation is a name in `kinds.KINDS`, or a `Kind` if it needs a parameter. Without one, each
-    column of a table that names its columns or holds words has a kind of its own, chosen by the
-    rule of `columns`; `columns` overrides kinds by name, or is the columns of other data
-    (`Dataset.columns`), which these must have too, with the same levels. `unknown` says what a word
-    is then that they do not have: an "error", or "missing". `drop` names columns of a table to
-    leave out, `ids` others that are no values.
+    Args:
+        name_or_path: a name; the path of a .csv, .tsv, .parquet, .npy or .npz file or of a folder
+            of images; or a data frame (pandas, Polars, PyArrow).
+        binarization: the binarisation; by default, that of the values (`binarisation.resolve`).
+        validation: the number or share of training examples to hold out, or "authors" for those of
+            the code of Burda et al.; by default, none.
+        seed: seed of the choice of these examples.
+        binarization_seed: seed of the draws of the validation and test examples (and of all under
+            `static`), independent of `seed`, so that runs with different seeds are measured on the
+            same tensor.
+        data_dir: folder of the files; by default, the environment variable IWAE_DATA.
+        shape: the shape of one example, in place of that of the data.
+        observation: the kind of data: a name in `kinds.KINDS`, or a `Kind` if it needs a parameter.
+            By default, it follows from the values; each column of a table that names its columns or
+            holds words then has its own kind, chosen by the rule of `columns`.
+        missing: whether values of your own data may be missing (NaN, or empty cells of a text
+            file): True, or a mechanism such as "at-random".
+        labels: whether each example is followed by its label (see `Dataset`). For a table, the name
+            of the column that holds the labels, or its number from 1 if the columns have no names;
+            for a folder, the labels are the names of its sub-folders.
+        drop: columns of a table to leave out.
+        ids: columns of a table to carry through beside the values.
+        columns: kinds of columns by name, in place of those of the rule; or the columns of other
+            data (`Dataset.columns`), which these data must have too, with the same levels.
+        unknown: "error" or "missing", for a word that is not among these levels.
+        resize: height and width of a folder's images.
+        standardize: whether to scale real values to mean 0 and standard deviation 1 over the
+            training rows (see `Dataset.scaling`); by default, only those of your own data.
+        stream: whether to read an .npy or .parquet file block by block, on demand: the splits are
+            then `rows.Rows`, not arrays, with the same values and statistics.
+        download: whether to download missing files into the cache.
+        progress: whether to show the progress of downloads.
 
-    `standardize` scales real values to mean 0 and standard deviation 1 over the training rows (see
-    `Dataset.scaling`); by default, those of your own data.
-    `validation` examples (a number, or a share between 0 and 1) are held out of the training set,
-    chosen by `seed`; "authors" holds out the same examples as the code of Burda et al.
-    `binarization_seed` fixes the draws of the validation and test examples (and of all under
-    `static`), independently of `seed`, so that runs with different seeds are measured on the same
-    tensor. `shape` overrides that of one example, and
-    `resize` is the size of a folder's images.
-    With `missing` (True, or a mechanism such as "at-random"), values of your own data may be
-    missing: NaN, or empty cells of a text file.
-    With `labels`, each example is followed by its label (see `Dataset`). For a table, `labels` is
-    the column that holds them: its name, or its number from 1 if the columns have no names. For a
-    folder, they are its sub-folders.
-    With `stream`, an .npy or .parquet file is read block by block as it is needed: the splits of
-    the data set are then `rows.Rows`, not arrays, with the same values and statistics.
-    Files are looked up in `data_dir` (or the environment variable IWAE_DATA), then in the user's
-    cache. Missing files are downloaded into the cache if `download` is true.
-
-    Raises `UserError` for unknown names, contradictory choices, and files that are missing,
-    truncated, corrupt, of the wrong shape or out of range.
+    Raises:
+        UserError: for unknown names, contradictory choices, and files that are missing, truncated,
+            corrupt, of the wrong shape or out of range.
     """
-    kind = None if observation is None else _checked_kind(as_kind(observation))
-    may_miss = _may_miss(missing)
-    wish = Wish(kind, may_miss, labels, drop, ids, columns, unknown, binarization, resize, stream)
+    # The kind with the default of its parameter; `as_kind` may not have checked it.
+    kind = None if observation is None else make_kind(**as_kind(observation)._asdict())
+    if isinstance(missing, str) and missing not in MISSING:
+        raise UserError(f"unknown missing {missing!r}; known: {', '.join(MISSING)}")
+    options = Options(
+        kind=kind,
+        binarization=binarization,
+        validation=validation,
+        seed=seed,
+        binarization_seed=binarization_seed,
+        shape=shape,
+        missing=bool(missing),
+        labels=labels,
+        drop=drop,
+        ids=ids,
+        columns=columns,
+        unknown=unknown,
+        resize=resize,
+        standardize=standardize,
+        stream=stream,
+    )
     if stream:
-        refuse_stream(name_or_path, labels)
+        _refuse_stream(name_or_path, labels)
     if not isinstance(name_or_path, str | os.PathLike):
-        raw, kind = read_own(name_or_path, wish)
+        raw, kind = read_own(name_or_path, options)
     elif is_own(name_or_path):
-        raw, kind = read_own(Path(name_or_path).expanduser(), wish)
+        raw, kind = read_own(Path(name_or_path).expanduser(), options)
     else:
         find = partial(obtain, data_dir=data_dir, download=download, progress=progress)
         raw = _read_named(os.fspath(name_or_path), find)
-        _refuse_own(raw.name, wish)
+        _refuse_own(raw.name, options)
         if labels:
             raw = _with_labels(raw, find)
         if kind is not None and KINDS[kind.name].as_stored:
             for split, rows in raw.splits.items():
                 check_values(rows, kind, f"{raw.name}: {split}")
-    seeds = seed, binarization_seed
-    choices = Choices(kind, binarization, validation, *seeds, shape, may_miss, standardize, stream)
-    return assemble(raw, choices)
+    return assemble(raw, options._replace(kind=kind))
 
 
-def _may_miss(missing: bool | str) -> bool:
-    """Whether values may be missing. The mechanism is the model's, but its name is known here."""
-    if isinstance(missing, str) and missing not in MISSING:
-        raise UserError(f"unknown missing {missing!r}; known: {', '.join(MISSING)}")
-    return bool(missing)
-
-
-def refuse_stream(source: Any, labels: bool | str = False) -> None:
+def _refuse_stream(source: Any, labels: bool | str) -> None:
     """Raise UserError for data that cannot be read block by block."""
     path = Path(source) if isinstance(source, str | os.PathLike) else None
     if path is None or not is_own(path) or path.suffix.lower() not in STREAMED:
@@ -117,24 +134,24 @@ def refuse_stream(source: Any, labels: bool | str = False) -> None:
         raise UserError(f"{path} cannot be streamed with labels: leave out stream")
 
 
-def _refuse_own(name: str, wish: Wish) -> None:
+def _refuse_own(name: str, options: Options) -> None:
     """Raise UserError for choices that only a user's own data have."""
-    if isinstance(wish.labels, str):
+    if isinstance(options.labels, str):
         raise UserError(
-            f"label {wish.labels!r} names a column of a table, but {name} is a named data set: use "
-            "conditional alone"
+            f"label {options.labels!r} names a column of a table, but {name} is a named data set: "
+            "use conditional alone"
         )
     for option in ("drop", "ids", "columns", "resize"):
-        if getattr(wish, option):
+        if getattr(options, option):
             raise UserError(f"{option} is for your own data, but {name} is a named data set")
 
 
 def has_labels(
     name_or_path: str | os.PathLike[str], data_dir: str | os.PathLike[str] | None = None
 ) -> bool:
-    """Whether `load_dataset(..., labels=True)` finds labels on this machine, which are not read.
+    """Whether `load_dataset(..., labels=True)` finds labels on this machine, without reading them.
 
-    Those of a table are in a column that only its user knows.
+    The labels of a table do not count: only its user knows their column.
     """
     path = Path(name_or_path).expanduser()
     if not is_own(name_or_path):
@@ -151,7 +168,7 @@ def has_labels(
 
 
 def check_name(name_or_path: str | os.PathLike[str]) -> None:
-    """Raise `UserError` for an unknown name or a missing file, as `load_dataset` does."""
+    """Raise UserError for an unknown name or a missing file, as `load_dataset` does."""
     path = Path(name_or_path).expanduser()
     if not is_own(name_or_path):
         named(os.fspath(name_or_path))
@@ -159,12 +176,8 @@ def check_name(name_or_path: str | os.PathLike[str]) -> None:
         raise UserError(f"{path} cannot be read: No such file or directory")
 
 
-def _checked_kind(kind: Kind) -> Kind:
-    """The kind, checked and with the default of its parameter."""
-    return make_kind(**kind._asdict())
-
-
 def _read_named(name: str, find: Callable[[Source], list[Checked]]) -> Raw:
+    """Read the splits of a named set."""
     source = named(name)
     files: list[dict[str, str]] = []
     if source.generate:
@@ -174,7 +187,7 @@ def _read_named(name: str, find: Callable[[Source], list[Checked]]) -> Raw:
             raise UserError(f"data set {name!r} cannot be generated: {damage}") from None
     else:
         checked = find(source)
-        splits = {split: rows for file in checked for split, rows in file.splits.items()}
+        splits = _merged_splits(checked)
         files = [_file_identity(each) for each in checked]
     return Raw(
         name=name,
@@ -199,14 +212,19 @@ def _with_labels(raw: Raw, find: Callable[[Source], list[Checked]]) -> Raw:
     checked = find(replace(source, variants=source.label_variants))
     files = map(_file_identity, checked)
     return raw._replace(
-        labels={split: rows for file in checked for split, rows in file.splits.items()},
+        labels=_merged_splits(checked),
         classes=checked[0].file.classes or source.classes,
         files=[*raw.files, *(one for one in files if one not in raw.files)],
     )
 
 
+def _merged_splits(checked: Sequence[Checked]) -> dict[str, np.ndarray]:
+    """The splits of several files."""
+    return {split: rows for file in checked for split, rows in file.splits.items()}
+
+
 def _file_identity(checked: Checked) -> dict[str, str]:
-    """The description of a file in records: without its path, which differs between machines."""
+    """The description of a file in records, without its path, which differs between machines."""
     identity = {
         "name": checked.file.name,
         "sha256": checked.sha256,

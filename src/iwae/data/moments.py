@@ -1,7 +1,7 @@
-"""Means and standard deviations of columns, read in blocks, with the bits of a whole column's.
+"""Means and standard deviations of columns that are read in blocks.
 
-NumPy adds a column in a tree of halves. The same tree is followed here by numbers that come block
-by block, so that a scaling is the same to the bit whether the data are in memory or not.
+NumPy sums a column pairwise, in a tree of halves. The same tree is followed here block by block, so
+that the moments are bit-identical whether the data are in memory or not.
 """
 
 from collections.abc import Callable, Generator, Iterator
@@ -11,19 +11,19 @@ import numpy as np
 from iwae.data.rows import Examples, blocks
 
 LEAF = 2**16
-"""Numbers that NumPy adds at once; the rest of the tree is followed here."""
+"""The most numbers that NumPy sums at once; the tree above them is followed here."""
 
 
 def moments(rows: Examples, columns: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Mean and standard deviation of the observed values of columns, and whether these vary.
+    """Mean and standard deviation of the observed values of columns, and whether the values vary.
 
     Args:
         rows: `[n, d]`, NaN where missing.
-        columns: places of the m columns.
+        columns: indices of the m columns.
 
     Returns:
-        Three arrays `[m]`: in float64, equal to `mean()` and `std()` of each column as an array,
-        and 0 if a column has no value; infinite or NaN beyond float64.
+        Three arrays `[m]`. Mean and standard deviation are bit-identical to `mean()` and `std()` of
+        the column in float64; 0 if it has no value, infinite or NaN if they are beyond float64.
     """
     count, low, high = (np.full(len(columns), start) for start in (0, np.inf, -np.inf))
     for j, values in _pieces(rows, columns):
@@ -37,7 +37,7 @@ def moments(rows: Examples, columns: np.ndarray) -> tuple[np.ndarray, np.ndarray
 
 
 def sums(rows: Examples) -> np.ndarray:
-    """The sum of each column in float64, one row after another as NumPy does; NaN counts as 0."""
+    """The sum of each column in float64, row by row as in NumPy; NaN counts as 0."""
     total = np.zeros(rows.shape[1])
     for _, block in blocks(rows, 2**19):
         values = np.where(np.isnan(block), 0.0, block.astype(np.float64))
@@ -54,9 +54,9 @@ def gaps_in(rows: Examples) -> np.ndarray:
 
 
 def _pieces(rows: Examples, columns: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
-    """The observed values of each of the columns in float64, block by block."""
+    """The observed values of each column in float64, block by block."""
     for _, block in blocks(rows):
-        # Squares of float32 may overflow.
+        # In float32, squares may overflow.
         wide = np.ascontiguousarray(block[:, columns].T, np.float64)
         gaps = np.isnan(wide)
         for j, values in enumerate(wide):
@@ -67,20 +67,20 @@ def _sums(
     rows: Examples,
     columns: np.ndarray,
     count: np.ndarray,
-    of: Callable[[np.ndarray, int], np.ndarray],
+    term: Callable[[np.ndarray, int], np.ndarray],
 ) -> np.ndarray:
-    """The sum over each column of a function of its values and its place, as NumPy adds them."""
-    running = [_Sum(int(n)) for n in count]
+    """The pairwise sum over each column of a function of its values and its index."""
+    running = [_PairwiseSum(int(n)) for n in count]
     for j, values in _pieces(rows, columns):
-        running[j].add(of(values, j))
+        running[j].add(term(values, j))
     return np.array([one.total for one in running])
 
 
-class _Sum:
-    """`np.add.reduce` of n numbers that come in pieces, to the bit."""
+class _PairwiseSum:
+    """The sum of n numbers that come in pieces, bit-identical to `np.add.reduce` of them all."""
 
     def __init__(self, n: int):
-        self.total, self._kept, self._tree = 0.0, np.empty(0), _tree(n)
+        self.total, self._kept, self._tree = 0.0, np.empty(0), _pairwise(n)
         self._need = next(self._tree) if n else 1
 
     def add(self, values: np.ndarray) -> None:
@@ -95,12 +95,12 @@ class _Sum:
         self._kept = kept.copy()  # not a view, which would keep the whole block
 
 
-def _tree(n: int) -> Generator[int, np.ndarray, float]:
-    """The pairwise sum of n numbers, which asks for those of each leaf in turn."""
+def _pairwise(n: int) -> Generator[int, np.ndarray, float]:
+    """Sum n numbers pairwise: yield the size of each leaf in order, and receive its numbers."""
     if n <= LEAF:
         return float(np.add.reduce((yield n)))
     half = n // 2
     half -= half % 8
-    left = yield from _tree(half)
-    right = yield from _tree(n - half)
+    left = yield from _pairwise(half)
+    right = yield from _pairwise(n - half)
     return left + right

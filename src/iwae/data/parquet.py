@@ -1,4 +1,4 @@
-"""Tables of .parquet files that are read piece by piece, and kept on disk as numbers.
+"""Read tables of .parquet files piece by piece, and keep them on disk as numbers.
 
 PyArrow is imported on first use.
 """
@@ -12,13 +12,15 @@ from typing import Any
 
 import numpy as np
 
-from iwae.data.columns import MOST_LEVELS, Column, to_values
-from iwae.data.rows import Handle, Rows, file_rows
+from iwae.data.cells import as_objects, is_empty
+from iwae.data.coding import to_values
+from iwae.data.columns import MOST_LEVELS, Column
+from iwae.data.rows import File, Handle, Rows, as_rows
 from iwae.data.tables import Table, frame_table, opened_parquet, refusing_damage
 from iwae.errors import UserError
 
 PIECE, VALUES = 2**16, 2**22
-"""Rows of a file that are decoded at a time, and values: fewer rows if there are many columns."""
+"""The most rows of a file that are decoded at a time, and the most values."""
 
 
 def values_in(path: Path) -> int:
@@ -28,7 +30,7 @@ def values_in(path: Path) -> int:
 
 
 def pieces(path: Path, *, drop: Sequence[str] = (), ids: Sequence[str] = ()) -> Iterator[Table]:
-    """The rows of a file, piece by piece in its order; arguments are those of `read_table`.
+    """The rows of a file in order, piece by piece; arguments as for `read_table`.
 
     Raises:
         UserError: if a piece cannot be read; and as for `read_table`.
@@ -40,13 +42,13 @@ def pieces(path: Path, *, drop: Sequence[str] = (), ids: Sequence[str] = ()) -> 
 
 
 def _frames(path: Path) -> Iterator[Any]:
-    """Consecutive rows of a file, as tables of Arrow."""
+    """Consecutive rows of a file, as PyArrow tables."""
     import pyarrow as pa
 
     file = opened_parquet(path)
     most = max(1, min(PIECE, VALUES // max(1, file.metadata.num_columns)))
     with refusing_damage(path):
-        for group in range(file.num_row_groups):  # all at once, Arrow keeps those that it has read
+        for group in range(file.num_row_groups):  # over several, PyArrow keeps all that it reads
             for batch in file.iter_batches(most, row_groups=[group]):
                 yield pa.Table.from_batches([batch])
 
@@ -54,20 +56,20 @@ def _frames(path: Path) -> Iterator[Any]:
 def digest(tables: Iterator[Table], wanted: Mapping[str, str] | None) -> Table:
     """A short table from which the rule of `columns` makes the same choices as from all rows.
 
-    A column holds its different values or, if there are more than `MOST_LEVELS`, the first of
-    them, the extremes and a number that is not whole.
+    A column holds its distinct values or, if there are more than `MOST_LEVELS`, the first of them,
+    the extremes and a number that is not whole.
 
     Args:
         tables: the pieces of the whole table.
-        wanted: kinds that the user names, of columns that may be categories.
+        wanted: the kinds of columns that the user declares, by name.
 
     Raises:
         UserError: for too many categories.
     """
-    seen: list[_Seen] = []
+    seen: list[_Digest] = []
     first = 0
     for table in tables:
-        seen = seen or [_Seen() for _ in table.names]
+        seen = seen or [_Digest() for _ in table.names]
         for one, cells in zip(seen, table.columns, strict=True):
             one.add(cells, first)
         first += table.n_rows
@@ -92,8 +94,8 @@ def digest(tables: Iterator[Table], wanted: Mapping[str, str] | None) -> Table:
     return table._replace(columns=padded, ids={}, place=place, counts=counts)
 
 
-class _Seen:
-    """The values of a column so far, as far as its kind depends on them."""
+class _Digest:
+    """The values that the kind of a column depends on, among those added so far."""
 
     def __init__(self) -> None:
         self.values: dict[Any, int] = {}  # each with its first row
@@ -102,9 +104,9 @@ class _Seen:
         self.is_full = self.has_words = False
 
     def add(self, cells: np.ndarray, first: int) -> None:
-        """Look at further cells, of which the first is in this row."""
+        """Add further cells, the first of which is in row `first`."""
         self.has_words = cells.dtype == object
-        there = np.flatnonzero(cells != None if self.has_words else ~np.isnan(cells))  # noqa: E711
+        there = np.flatnonzero(~is_empty(cells))
         present = cells[there]
         self.count += len(present)
         if not len(present):
@@ -124,10 +126,10 @@ class _Seen:
             self.marks.setdefault("odd", odd[0])
 
     def column(self) -> np.ndarray:
-        """The column of the short table; values that recur do so here."""
+        """The column of the short table, where a value recurs if it does in the whole."""
         values = [*self.values, *self.marks.values()]
         values += values[:1] * (min(self.count, 2 * len(values)) - len(values))
-        return np.array([*values, None], object)[:-1] if self.has_words else np.array(values, float)
+        return as_objects(values) if self.has_words else np.array(values, float)
 
 
 def _padded(column: np.ndarray, length: int) -> np.ndarray:
@@ -138,15 +140,15 @@ def _padded(column: np.ndarray, length: int) -> np.ndarray:
 def stored_values(
     path: Path, tables: Iterator[Table], columns: Sequence[Column], *, unknown: str
 ) -> Rows:
-    """The values of a table, float64 `[n, d]`, in a temporary file that goes with the process.
+    """The values of a table, float64 `[n, d]`, in a temporary file deleted with the process.
 
     Args:
-        path: of the table.
-        tables: its pieces.
-        columns, unknown: as for `columns.to_values`.
+        path: path of the table.
+        tables: the pieces of the table.
+        columns, unknown: as for `coding.to_values`.
 
     Raises:
-        UserError: if there is too little room; and as for `columns.to_values`.
+        UserError: if the disk has too little room; and as for `coding.to_values`.
     """
     n, d = opened_parquet(path).metadata.num_rows, len(columns)
     folder, size = tempfile.gettempdir(), 8 * n * d
@@ -159,8 +161,8 @@ def stored_values(
         for table in tables:
             file.write(np.ascontiguousarray(to_values(table, columns, unknown=unknown)).data)
         file.flush()
-        handle = Handle(os.dup(file.fileno()))  # the file goes with it
-    return file_rows(handle, str(path), 0, (n, d), np.dtype(np.float64))
+        handle = Handle(os.dup(file.fileno()))  # the file is deleted with its last handle
+    return as_rows(File(handle, str(path), 0, (n, d), np.dtype(np.float64)))
 
 
 def places(columns: Sequence[Column]) -> Callable[[int, int], str]:
@@ -169,7 +171,7 @@ def places(columns: Sequence[Column]) -> Callable[[int, int], str]:
 
 
 def cells_of(path: Path, names: Sequence[str]) -> dict[str, Rows]:
-    """Columns of a file as it stores them, which takes less memory than objects."""
+    """Columns of a file in Arrow's format, which takes less memory than objects."""
     file = opened_parquet(path)
     with refusing_damage(path):
         table = file.read([*names])
@@ -179,7 +181,7 @@ def cells_of(path: Path, names: Sequence[str]) -> dict[str, Rows]:
 
 
 class _Cells:
-    """A column of Arrow, with the indexing that `Rows` needs."""
+    """A PyArrow column with the indexing that `Rows` needs."""
 
     def __init__(self, column: Any):
         self._column = column

@@ -2,7 +2,7 @@
 
 A reader takes the unpacked bytes of one file and the shapes that its splits must have. It returns
 one array `[n, d]` per split: uint8 0..255 (grey), uint8 0/1 (binary), or float32 in [0, 1] (grey
-that bytes cannot represent exactly). For anything else it raises `DamagedError` with the reason.
+that bytes cannot represent exactly). Other content is a `DamagedError` with the reason.
 """
 
 import gzip
@@ -11,7 +11,7 @@ import io
 import math
 import struct
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -24,7 +24,7 @@ class DamagedError(Exception):
 
 
 def unpack(packed: bytes) -> bytes:
-    """The content of a file, decompressed if its first bytes (not its name) mark it as gzip."""
+    """The content of a file, decompressed if its first bytes mark it as gzip, whatever its name."""
     if not packed:
         raise DamagedError("the file is empty")
     if not packed.startswith(b"\x1f\x8b"):
@@ -43,7 +43,7 @@ def sha256(content: bytes | memoryview) -> str:
 
 
 def only(shapes: Shapes) -> tuple[str, tuple[int, ...]]:
-    """The name and shape of the split, in a file that holds a single one."""
+    """The name and shape of the only split in a file."""
     ((split, shape),) = shapes.items()
     return split, shape
 
@@ -91,8 +91,8 @@ def idx_labels(content: bytes, shapes: Shapes) -> Splits:
 def amat(content: bytes, shapes: Shapes) -> Splits:
     """Binary images `[n, d]`, uint8, from text with one image per line and 0 or 1 for each pixel.
 
-    Text laid out as published (one digit, one separator) is read in one pass over 16-bit words;
-    other white space (tabs, CRLF, trailing blanks) is read more slowly into the same array.
+    The published layout (one digit, one separator) is read in one pass over 16-bit words; other
+    white space (tabs, CRLF, trailing blanks) is read more slowly into the same array.
     """
     split, (count, *dims) = only(shapes)
     width = math.prod(dims)
@@ -106,7 +106,7 @@ def amat(content: bytes, shapes: Shapes) -> Splits:
 
 
 def _amat_words(content: bytes, width: int) -> np.ndarray | None:
-    """Read the published layout, digits with one blank between them; None for another layout."""
+    """Read the published layout, digits separated by one blank; None for another layout."""
     if len(content) % (2 * width):
         return None
     words = np.frombuffer(content, "<u2").reshape(-1, width)
@@ -124,7 +124,7 @@ def _amat_words(content: bytes, width: int) -> np.ndarray | None:
 
 
 def _amat_lines(content: bytes, width: int) -> np.ndarray:
-    """Read digits between any white space; an error names the line."""
+    """Read digits separated by any white space; an error names the line."""
     rows = []
     for number, line in enumerate(content.splitlines(), start=1):
         cells = line.split()
@@ -142,81 +142,76 @@ def _amat_lines(content: bytes, width: int) -> np.ndarray:
     return np.array(rows, np.uint8).reshape(-1, width)
 
 
+ALPHABETS = 50
+"""The number of rows of OMNIGLOT's `target`."""
+
+
 def omniglot_mat(content: bytes, shapes: Shapes) -> Splits:
     """Upright OMNIGLOT images, row-major `[n, 784]`, from `chardata.mat` or `omniglot28.mat`.
 
     The file has one image per column, and a column's pixels run down the image (MATLAB's order).
     """
     keys = {"train": "data", "test": "testdata"}
-    matrices = _matlab(content, keys.values())
-    return {split: _columns(matrices, keys[split], shape) for split, shape in shapes.items()}
+    matrices = _matrices(content, {keys[one]: (h * w, n) for one, (n, h, w) in shapes.items()})
+    found = {}
+    for split, (count, height, width) in shapes.items():
+        matrix = matrices[keys[split]]
+        # `not (...)` rather than `<` and `>`, so that NaN is refused too.
+        if not (matrix.min() >= 0 and matrix.max() <= 1):
+            raise DamagedError(f"{keys[split]!r} has values outside [0, 1]")
+        rows = to_bytes(np.ascontiguousarray(matrix.T, np.float32))
+        upright = rows.reshape(count, width, height).transpose(0, 2, 1)
+        found[split] = upright.reshape(count, -1)
+    return found
 
 
 def omniglot_labels(content: bytes, shapes: Shapes) -> Splits:
     """The alphabet of each image, `[n]` from 0, from `target` (one-hot) in the same files."""
     keys = {"train": "target", "test": "testtarget"}
-    matrices = _matlab(content, keys.values())
-    return {split: _ones(matrices, keys[split], count) for split, (count,) in shapes.items()}
+    matrices = _matrices(content, {keys[one]: (ALPHABETS, n) for one, (n,) in shapes.items()})
+    for key, matrix in matrices.items():
+        if not (((matrix == 0) | (matrix == 1)).all() and (matrix.sum(axis=0) == 1).all()):
+            raise DamagedError(f"{key!r} is not one-hot for each image")
+    return {split: matrices[keys[split]].argmax(axis=0) for split in shapes}
 
 
-def _matlab(content: bytes, keys: Iterable[str]) -> Mapping[str, object]:
-    """The named variables of a MATLAB 5 file."""
+def _matrices(content: bytes, shapes: Shapes) -> dict[str, np.ndarray]:
+    """The named matrices of a MATLAB 5 file, which must be numbers of these shapes."""
     import scipy.io
 
     try:
-        return scipy.io.loadmat(io.BytesIO(content), variable_names=list(keys))
+        matrices = scipy.io.loadmat(io.BytesIO(content), variable_names=list(shapes))
     except MemoryError:
         raise
     except Exception as error:  # scipy raises a dozen types for a bad file
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         raise DamagedError(f"truncated, corrupt, or not a MATLAB 5 file ({reason})") from None
+    for key, shape in shapes.items():
+        matrix = matrices.get(key)
+        if matrix is None:
+            raise DamagedError(f"has no variable {key!r}")
+        if not isinstance(matrix, np.ndarray) or matrix.dtype.kind not in "fiub":
+            raise DamagedError(f"{key!r} is not an array of numbers")
+        if matrix.shape != shape:
+            raise DamagedError(f"{key!r} is {_times(matrix.shape)}, not {_times(shape)}")
+    return {key: matrices[key] for key in shapes}
 
 
 ONLY_PUBLISHED = (omniglot_mat, omniglot_labels)
-"""Readers that may crash on a damaged file, as SciPy's does: a known checksum is compared first."""
-
-ALPHABETS = 50
-"""The number of rows of OMNIGLOT's `target`."""
-
-
-def _ones(matrices: Mapping[str, object], key: str, count: int) -> np.ndarray:
-    """The row of the one in each of `count` one-hot columns."""
-    matrix = matrices.get(key)
-    if not isinstance(matrix, np.ndarray) or matrix.shape != (ALPHABETS, count):
-        found = _times(matrix.shape) if isinstance(matrix, np.ndarray) else "missing"
-        raise DamagedError(f"{key!r} is {found}, not {ALPHABETS} x {count}")
-    if not (((matrix == 0) | (matrix == 1)).all() and (matrix.sum(axis=0) == 1).all()):
-        raise DamagedError(f"{key!r} is not one-hot for each image")
-    return matrix.argmax(axis=0)
-
-
-def _columns(matrices: Mapping[str, object], key: str, shape: tuple[int, ...]) -> np.ndarray:
-    count, height, width = shape
-    matrix = matrices.get(key)
-    if matrix is None:
-        raise DamagedError(f"has no variable {key!r}")
-    if not isinstance(matrix, np.ndarray) or matrix.dtype.kind not in "fiub":
-        raise DamagedError(f"{key!r} is not an array of numbers")
-    if matrix.shape != (height * width, count):
-        raise DamagedError(f"{key!r} is {_times(matrix.shape)}, not {height * width} x {count}")
-    # `not (...)` rather than `<` and `>`, so that NaN is refused too.
-    if not (matrix.min() >= 0 and matrix.max() <= 1):
-        raise DamagedError(f"{key!r} has values outside [0, 1]")
-    rows = to_bytes(np.ascontiguousarray(matrix.T, np.float32))
-    return rows.reshape(count, width, height).transpose(0, 2, 1).reshape(count, -1)
+"""Readers that may crash on a damaged file, so that a known checksum is compared first."""
 
 
 def to_bytes(grey: np.ndarray) -> np.ndarray:
     """Grey float32 in [0, 1] as uint8 0..255 if that is exact, else unchanged."""
-    return _levels(grey).astype(np.uint8) if are_bytes(grey) else grey
+    return _byte_levels(grey).astype(np.uint8) if are_bytes(grey) else grey
 
 
 def are_bytes(grey: np.ndarray) -> bool:
     """Whether grey float32 in [0, 1] is exact as uint8 0..255."""
-    return np.array_equal(_levels(grey) / np.float32(255), grey)
+    return np.array_equal(_byte_levels(grey) / np.float32(255), grey)
 
 
-def _levels(grey: np.ndarray) -> np.ndarray:
+def _byte_levels(grey: np.ndarray) -> np.ndarray:
     return np.rint(grey * np.float32(255))
 
 

@@ -1,8 +1,8 @@
-"""Rows that are read and converted only when they are asked for: data larger than memory.
+"""Rows that are read and converted on demand, for data larger than memory.
 
-A `Rows` stands where an array `[n, ...]` stands: it has a length, a shape and a dtype, and indexing
-it reads those rows into an array. In memory and from disk, data take the same path, at whose end
-those that fit are kept (`kept`) in a single array.
+A `Rows` takes the place of an array `[n, ...]`: it has a length, a shape and a dtype, and indexing
+reads rows into an array. Data in memory and on disk take the same path, at the end of which data
+that fit into memory become a single array (`kept`).
 """
 
 import math
@@ -22,16 +22,16 @@ Index = np.ndarray | slice
 ALL = slice(None)
 
 Convert = Callable[[np.ndarray, np.ndarray], np.ndarray]
-"""Values of rows, and the places of these rows in the array that they are converted from."""
+"""Values of rows and the places of these rows in the whole array -> converted values."""
 
 GAP_BYTES = 2**16
-"""Rows of a file that are farther apart are read separately."""
+"""The largest gap between rows of a file that are read together."""
 
 CONVERTED = 2**20
 """Values that are converted at a time."""
 
 PIECE_BYTES = 2**24
-"""The most bytes of a file that are read at a time, beside the rows that are asked for."""
+"""The most bytes of a file that are read at a time, beside those of the result."""
 
 
 class Handle:
@@ -44,13 +44,13 @@ class Handle:
 
 @dataclass(frozen=True)
 class File:
-    """An array in the C order of a file, of which only the rows that are asked for are read.
+    """An array in a file, in C order, whose rows are read on demand.
 
-    Unlike those of a memory map, these bytes do not count as the process's memory.
+    Unlike a memory map, it does not count as memory of the process.
     """
 
     handle: Handle
-    where: str  # its name in messages
+    where: str  # name of the file in messages
     offset: int
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
@@ -64,8 +64,8 @@ class File:
         order = None if (np.diff(index) >= 0).all() else np.argsort(index, kind="stable")
         done = 0
         for run in self._runs(index if order is None else index[order]):
-            where = slice(done, done + len(run))
-            found[where if order is None else order[where]] = self._read(run)
+            part = slice(done, done + len(run))
+            found[part if order is None else order[part]] = self._read(run)
             done += len(run)
         return found
 
@@ -87,7 +87,7 @@ class File:
         left = block.reshape(-1).view(np.uint8)
         start = self.offset + int(run[0]) * self._row_bytes
         while len(left):
-            try:  # unlike a seek and a read, this may happen in two threads at once
+            try:  # unlike seek and read, this is safe in two threads at once
                 done = os.preadv(self.handle.descriptor, [left.data], start)
             except OSError as error:
                 raise UserError(f"{self.where} cannot be read: {error.strerror}") from None
@@ -102,10 +102,10 @@ class Rows:
     """Rows of an array or a file, in a chosen order, converted when they are read.
 
     Attributes:
-        base: an array, a `File`, other `Rows`, or whatever is indexed by arrays of places.
+        base: an array, a `File`, other `Rows`, or any object indexed by arrays of places.
         index: places in the base; None for all.
-        convert: of the values that are read; None for none.
-        row_shape, dtype: of a converted row.
+        convert: the conversion of the values that are read, if any.
+        row_shape, dtype: the shape and dtype of a converted row.
     """
 
     base: Any
@@ -118,7 +118,7 @@ class Rows:
         return len(self.base) if self.index is None else len(self.index)
 
     def __getitem__(self, key: Any) -> np.ndarray:
-        """Read rows; further indices apply to what was read."""
+        """Read rows; further indices apply to the result."""
         first, *rest = key if isinstance(key, tuple) else (key,)
         if rest:
             return self[first][:, *rest]
@@ -128,7 +128,7 @@ class Rows:
         return found[0] if np.ndim(first) == 0 and not isinstance(first, slice) else found
 
     def _read(self, inner: np.ndarray) -> np.ndarray:
-        """Read places of the base, and convert them few at a time, since that may take memory."""
+        """Read places of the base, and convert them a few at a time to save memory."""
         if self.convert is None:
             return np.asarray(self.base[inner])
         step = max(1, CONVERTED // max(1, math.prod(self.row_shape)))
@@ -156,16 +156,16 @@ class Rows:
 
     @property
     def nbytes(self) -> int:
-        """The size that they would have in memory."""
+        """The size of the rows in memory."""
         return math.prod(self.shape) * self.dtype.itemsize
 
 
 Examples = np.ndarray | Rows
-"""Rows in memory or to be read."""
+"""Rows in memory, or read on demand."""
 
 
 def stored(array: np.ndarray) -> Examples:
-    """The rows of an array; those of a memory map are read from its file, if it is in C order."""
+    """The rows of an array; of a memory map in C order, they are read from the file on demand."""
     if (
         not isinstance(array, np.memmap)
         or not array.flags.c_contiguous
@@ -174,29 +174,22 @@ def stored(array: np.ndarray) -> Examples:
         return array
     path = Path(str(array.filename))
     handle = Handle(os.open(path, os.O_RDONLY))
-    return file_rows(handle, str(path), array.offset, array.shape, array.dtype)
-
-
-def file_rows(
-    handle: Handle, where: str, offset: int, shape: tuple[int, ...], dtype: np.dtype[Any]
-) -> Rows:
-    """All rows of an array in an open file."""
-    return Rows(File(handle, where, offset, shape, dtype), None, None, shape[1:], dtype)
+    return as_rows(File(handle, str(path), array.offset, array.shape, array.dtype))
 
 
 def _is_all(rows: Index) -> bool:
     return isinstance(rows, slice) and rows == ALL
 
 
-def as_rows(array: Examples) -> Rows:
-    """The same rows, to be read when they are needed."""
+def as_rows(array: Examples | File) -> Rows:
+    """The same rows, read on demand."""
     if isinstance(array, Rows):
         return array
     return Rows(array, None, None, array.shape[1:], array.dtype)
 
 
 def subset(array: Examples, rows: Index) -> Examples:
-    """Some rows; a slice of all of them leaves the array as it is."""
+    """Some rows of an array, or the array itself if they are all rows."""
     if _is_all(rows):
         return array
     return Rows(array, np.arange(len(array))[rows], None, array.shape[1:], array.dtype)
@@ -210,7 +203,7 @@ def converted(
     rows: Index = ALL,
     row_shape: tuple[int, ...] | None = None,
 ) -> Rows:
-    """Rows of an array as a function makes them of their values and their places in the array."""
+    """Rows of an array, converted by a function of their values and their places in the array."""
     index = None if _is_all(rows) else np.arange(len(array))[rows]
     return Rows(array, index, convert, row_shape or array.shape[1:], np.dtype(dtype))
 
@@ -228,7 +221,7 @@ def flat(array: Examples) -> Examples:
 
 
 def kept(array: Examples) -> np.ndarray:
-    """The rows in memory, read and converted block by block into one array."""
+    """The rows in memory, read and converted block by block."""
     if isinstance(array, np.ndarray):
         return array
     whole = np.empty(array.shape, array.dtype)
@@ -238,6 +231,6 @@ def kept(array: Examples) -> np.ndarray:
 
 
 def blocks(array: Examples, size: int = 2**22) -> Iterator[tuple[int, np.ndarray]]:
-    """Blocks of rows with about `size` numbers and the index of their first row: little memory."""
+    """Blocks of rows with about `size` numbers, each with the index of its first row."""
     step = max(1, size // max(1, math.prod(array.shape[1:])))
     return ((start, array[start : start + step]) for start in range(0, len(array), step))

@@ -13,14 +13,14 @@ TRAIN_DRAW, VALIDATION_DRAW, TEST_DRAW, HOLD_OUT, TEST_ROWS, PSEUDO_INPUTS = ran
 SAMPLE, BLOCK_ROWS, FOLDS = 6, 7, 8
 
 SAMPLED = 2**22
-"""The most values of the sample that stands for data, where something needs all rows at once."""
+"""The most values of the sample that replaces data which do not fit into memory."""
 
 LEAST = 1000
 """The fewest rows of that sample."""
 
 
 def generator(seed: int, stream: int) -> np.random.Generator:
-    """The random numbers of a seed for a purpose."""
+    """The generator of a seed and a purpose."""
     return np.random.Generator(np.random.PCG64([seed, stream]))
 
 

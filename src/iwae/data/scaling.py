@@ -1,4 +1,4 @@
-"""Standardised columns: the model's units, those of the data, and the way between the two."""
+"""Standardise columns: the units of a model, and their conversion to those of the data."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -13,26 +13,26 @@ from iwae.data.sampling import sample
 from iwae.errors import UserError
 
 SCALED = {"gaussian", "gaussian-shared"}
-"""Kinds of values to standardise: densities of real values whose scale is learned."""
+"""Kinds of data to standardise: real values whose scale the model learns."""
 
 NOISE = 2e-13
-"""Values that differ by less, relative to their size, differ by the rounding of earlier sums."""
+"""The largest relative difference of values that is due to rounding in earlier arithmetic."""
 
 WINDOW = 20
-"""Each run of one in so many of a column's distinct values must keep its resolution ..."""
+"""The resolution of a column is judged in runs of one in so many of its distinct values."""
 
 FEWEST = 100
-"""... which is lost if float32 has fewer numbers than these between its ends."""
+"""A run loses its resolution if float32 has fewer numbers than these between its ends."""
 
 NEGLIGIBLE = 0.02
-"""The share of distinct values that float32 may merge without a word."""
+"""The share of distinct values that float32 may merge without a remark."""
 
 SMALLEST = 1e-150
 """Smallest standard deviation of a column: the squares of smaller values lose digits in float64."""
 
 
 class Scaling(NamedTuple):
-    """The values in a model are (x - shift) / scale of those in the data.
+    """The map between the values x of the data and the values (x - shift) / scale of a model.
 
     It is applied in float64, before any rounding to float32, so that a large mean costs no digits.
 
@@ -46,7 +46,7 @@ class Scaling(NamedTuple):
     def inwards(
         self, rows: Shaped[np.ndarray, "n d"], where: str = "the data"
     ) -> Float[np.ndarray, "n d"]:
-        """Rows in the units of the model, float32, from those of the data.
+        """Rows in the units of the model, float32, from rows in those of the data.
 
         Args:
             where: name of the rows in messages.
@@ -65,7 +65,7 @@ class Scaling(NamedTuple):
         return inner
 
     def outwards(self, rows: Float[np.ndarray, "*n d"]) -> Float[np.ndarray, "*n d"]:
-        """Rows in the units of the data, float64, from those of the model."""
+        """Rows in the units of the data, float64, from rows in those of the model."""
         return rows * self.scale + self.shift
 
     @property
@@ -74,12 +74,12 @@ class Scaling(NamedTuple):
         return np.log(self.scale)
 
     def as_json(self) -> dict[str, list[float]]:
-        """Plain lists, from which `scaling_from` makes the same numbers."""
+        """The scaling as lists, the input of `scaling_from`."""
         return {"shift": self.shift.tolist(), "scale": self.scale.tolist()}
 
 
 def scaling_from(values: Any, d: int) -> Scaling:
-    """The scaling that `as_json` described.
+    """The inverse of `Scaling.as_json`.
 
     Raises:
         UserError: if these are not d finite shifts and positive scales.
@@ -114,45 +114,46 @@ def fit_scaling(
         names: names of the columns; empty if they have none.
 
     Raises:
-        UserError: for a column whose squares are beyond float64, or lose digits there.
+        UserError: for a column whose squares overflow in float64, or lose digits.
     """
     columns = np.flatnonzero(chosen)
     shift, scale = np.zeros(len(chosen)), np.ones(len(chosen))
     mean, spread, varies = moments(rows, columns)
-    for j, its_mean, its_spread, several in zip(columns, mean, spread, varies, strict=True):
-        if not np.isfinite(its_spread) or (several and its_spread < SMALLEST):
-            size, way = ("small", "multiply") if np.isfinite(its_spread) else ("large", "divide")
+    for j, sd, several in zip(columns, spread, varies, strict=True):
+        if not np.isfinite(sd) or (several and sd < SMALLEST):
+            size, way = ("small", "multiply") if np.isfinite(sd) else ("large", "divide")
             raise UserError(
-                f"{where}, column {j + 1}{_named(names, int(j))}: its values are too {size} to be "
-                f"standardised: {way} them by a constant, or drop the column"
+                f"{where}, column {j + 1}{_in_brackets(names, int(j))}: its values are too {size} "
+                f"to be standardised: {way} them by a constant, or drop the column"
             )
-        shift[j] = its_mean
-        if several:
-            scale[j] = its_spread
+    shift[columns], scale[columns] = mean, np.where(varies, spread, 1.0)
     return Scaling(shift, scale)
 
 
 def is_constant(rows: Shaped[np.ndarray, "n d"]) -> np.ndarray:
-    """Which columns hold at most one value, apart from missing ones, bool `[d]`."""
+    """Which columns hold at most one distinct value, bool `[d]`; missing values do not count."""
     return np.array([len(np.unique(column[~np.isnan(column)])) < 2 for column in rows.T])
 
 
 def refuse_merged(
     rows: Examples, scaling: Scaling | None, names: Sequence[str], where: str
 ) -> list[str]:
-    """Raise UserError for a column whose values float32 would round too coarsely in the model.
+    """Refuse columns whose values float32 rounds too coarsely in the units of the model.
 
-    Values are too coarse if more than `NEGLIGIBLE` of those that are distinct are merged where
-    float32 is coarse beside their neighbours (`WINDOW`, `FEWEST`), as in a cluster that collapses.
+    The rounding is too coarse if float32 merges more than `NEGLIGIBLE` of the distinct values of a
+    column within runs that lose their resolution (`WINDOW`, `FEWEST`): a cluster has collapsed.
 
     Args:
-        rows: `[n, d]`, in the units of the data; of many, a fixed sample is judged.
-        scaling: of the columns; None if none is standardised.
+        rows: `[n, d]`, in the units of the data; of many rows, a fixed sample is judged.
+        scaling: the scaling of the columns; None if none is standardised.
         names: names of the columns; empty if they have none.
         where: name of the rows in messages.
 
     Returns:
-        A line for each other column of which as many are merged, all of them close neighbours.
+        A line for each other column with as many merged values, all of which are close neighbours.
+
+    Raises:
+        UserError: names the first column that is refused, and the remedy.
     """
     remarks: list[str] = []
     if scaling is None and rows.dtype.itemsize <= np.dtype(np.float32).itemsize:
@@ -164,7 +165,7 @@ def refuse_merged(
         if merged <= NEGLIGIBLE * len(distinct):
             continue
         what = (
-            f"{where}, column {j + 1}{_named(names, j)}: float32 merges {merged:,} of "
+            f"{where}, column {j + 1}{_in_brackets(names, j)}: float32 merges {merged:,} of "
             f"{len(distinct):,} distinct values"
         )
         if lost > NEGLIGIBLE * len(distinct):
@@ -175,11 +176,11 @@ def refuse_merged(
 
 
 _APART = "remove extreme values, take its logarithm or its differences, split it in two"
-"""Remedies for a column that spans many orders of magnitude, or has clusters far apart."""
+"""Remedies for a column that spans orders of magnitude, or has clusters far apart."""
 
 
 def _distinct(column: Shaped[np.ndarray, " n"]) -> Float[np.ndarray, " m"]:
-    """The observed values in ascending order, without those that differ by rounding noise."""
+    """The observed values in ascending order, without repetitions up to rounding noise."""
     values = np.sort(column[~np.isnan(column)]).astype(np.float64)
     if not values.size:
         return values
@@ -189,26 +190,26 @@ def _distinct(column: Shaped[np.ndarray, " n"]) -> Float[np.ndarray, " m"]:
 
 
 def _merged(distinct: Float[np.ndarray, " m"], shift: float, scale: float) -> tuple[int, int]:
-    """How many values float32 merges with the one before, and how many of these in coarse runs."""
+    """The number of values that float32 merges with the one before, in all and in coarse runs."""
     with np.errstate(over="ignore", invalid="ignore"):  # too far for float32 is refused later
         single = ((distinct - shift) / scale).astype(np.float32)
     merged = single[1:] == single[:-1]
     if merged.sum() <= NEGLIGIBLE * len(distinct):
         return int(merged.sum()), 0
     length = max(1, len(distinct) // WINDOW)
-    places = _places(single)
-    coarse = np.append(0, np.cumsum(places[length:] - places[:-length] < FEWEST))
+    ranks = _ranks(single)
+    coarse = np.append(0, np.cumsum(ranks[length:] - ranks[:-length] < FEWEST))
     after = np.arange(1, len(distinct))  # a pair is in the runs that begin in `length` places
     runs = coarse[np.minimum(after, len(coarse) - 1)] - coarse[np.maximum(after - length, 0)]
     return int(merged.sum()), int((merged & (runs > 0)).sum())
 
 
-def _places(single: Float[np.ndarray, " m"]) -> np.ndarray:
-    """The place of each among all numbers of float32 in ascending order, 0 for 0."""
+def _ranks(single: Float[np.ndarray, " m"]) -> np.ndarray:
+    """The rank of each number among all numbers of float32, in ascending order from 0 for 0."""
     bits = single.view(np.int32).astype(np.int64)
     return np.where(bits < 0, -(bits & 0x7FFFFFFF), bits)
 
 
-def _named(names: Sequence[str], j: int) -> str:
-    """The name of a column in brackets, if it has one."""
+def _in_brackets(names: Sequence[str], j: int) -> str:
+    """The name of a column in brackets, if columns have names."""
     return f" ({names[j]!r})" if names else ""

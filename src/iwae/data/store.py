@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from iwae.data.catalogue import DATASETS, DataFile, Source
+from iwae.data.dataset import test_sha256
 from iwae.data.readers import ONLY_PUBLISHED, DamagedError, sha256, unpack
-from iwae.data.splits import test_sha256
 from iwae.errors import UserError, shorten
 from iwae.files import atomic_write
 
@@ -42,8 +42,8 @@ def cache_dir() -> Path:
 
 
 def locate(source: Source, data_dir: str | os.PathLike[str] | None) -> dict[str, Path | None]:
-    """The path of each file of a set, None if missing; all in one place if possible."""
-    places = _places(source, data_dir)
+    """The path of each file of a set, None if it is missing; all in one place if possible."""
+    places = _search_folders(source, data_dir)
     for folders in places:
         for variant in source.variants:
             found = {file.name: _find(file, folders) for file in variant}
@@ -59,24 +59,25 @@ def obtain(
     download: bool = True,
     progress: bool = True,
 ) -> list[Checked]:
-    """Obtain and check every file of a set; those not at hand are downloaded into the cache.
+    """Check every file of a set, after downloading missing files into the cache.
 
-    Raises `UserError` for a damaged file, and a single one for all missing files.
+    Raises:
+        UserError: for a damaged file, or for missing files, all of which it names.
     """
     paths = locate(source, data_dir)
-    files = {file.name: file for variant in source.variants for file in variant}
     found: dict[str, Checked] = {}
     failures: dict[str, list[str]] = {}
     for name, path in paths.items():
-        checked = None if path is None else _open(files[name], path, download)
-        # Once every mirror of one file has failed, trying the next file only wastes time.
+        file = source.files[name]
+        checked = None if path is None else _read_at_hand(file, path, download)
+        # Once all mirrors of one file have failed, those of the next are not tried.
         if checked is None and download and not any(failures.values()):
-            checked, failures[name] = _download(files[name], cache_dir() / source.name, progress)
+            checked, failures[name] = _download(file, cache_dir() / source.name, progress)
         if checked is not None:
             found[name] = checked
-    missing = [files[name] for name in paths if name not in found]
+    missing = [source.files[name] for name in paths if name not in found]
     if missing:
-        raise UserError(_missing(source, missing, failures, data_dir))
+        raise UserError(_missing_message(source, missing, failures, data_dir))
     return [found[name] for name in paths]
 
 
@@ -93,11 +94,10 @@ def fetch(
 def verify(
     name: str, data_dir: str | os.PathLike[str] | None = None
 ) -> list[tuple[str, bool, str]]:
-    """Check every file of a named set without downloading: (file, is it correct, details)."""
+    """Check every file of a named set without downloading: (file, whether correct, details)."""
     source = named(name)
     if source.generate:
         return [_verify_generated(source)]
-    files = {file.name: file for variant in source.variants for file in variant}
     rows = []
     for file_name, path in locate(source, data_dir).items():
         if path is None:
@@ -105,8 +105,8 @@ def verify(
             rows.append((file_name, False, message))
             continue
         try:
-            checked = _check(files[file_name], path)
-            words = "; ".join(filter(None, (_WORDS[checked.verified], checked.file.note)))
+            checked = check_file(source.files[file_name], path)
+            words = "; ".join(filter(None, (_VERIFIED[checked.verified], checked.file.note)))
             rows.append((str(path), True, f"{words}; sha256 {checked.sha256}"))
         except DamagedError as damage:
             rows.append((str(path), False, str(damage)))
@@ -127,7 +127,7 @@ class Listing(NamedTuple):
 
 
 def list_datasets(data_dir: str | os.PathLike[str] | None = None) -> list[Listing]:
-    """Every named data set, and whether it is at hand (`verify` checks its content)."""
+    """All named data sets, and whether each is at hand (`verify` checks its content)."""
     return [
         Listing(
             source.name,
@@ -143,7 +143,11 @@ def list_datasets(data_dir: str | os.PathLike[str] | None = None) -> list[Listin
 
 
 def named(name: str) -> Source:
-    """The named data set; the error for an unknown name gives the nearest and all known ones."""
+    """The named data set.
+
+    Raises:
+        UserError: for an unknown name, with the nearest one and all known names.
+    """
     if name in DATASETS:
         return DATASETS[name]
     import difflib
@@ -156,7 +160,7 @@ def named(name: str) -> Source:
     )
 
 
-_WORDS = {
+_VERIFIED = {
     "sha256": "the expected content",
     "values": "the expected values, in another text layout",
     "md5": "the published file",
@@ -164,8 +168,8 @@ _WORDS = {
 }
 
 
-def _places(source: Source, data_dir: str | os.PathLike[str] | None) -> list[list[Path]]:
-    """The folders to search: those inside the user's folder, if one is given, then the cache."""
+def _search_folders(source: Source, data_dir: str | os.PathLike[str] | None) -> list[list[Path]]:
+    """The folders to search: in the user's folder, if there is one, then the cache."""
     given = data_dir if data_dir is not None else os.environ.get(ENVIRONMENT) or None
     places = [[cache_dir() / source.name]]
     if given is not None:
@@ -187,6 +191,7 @@ def _find(file: DataFile, folders: Iterable[Path]) -> Path | None:
 
 
 def _whereabouts(source: Source, data_dir: str | os.PathLike[str] | None) -> tuple[bool, str]:
+    """Whether all files of a set are at hand, and where."""
     if source.generate:
         return True, source.origin
     paths = list(locate(source, data_dir).values())
@@ -196,7 +201,8 @@ def _whereabouts(source: Source, data_dir: str | os.PathLike[str] | None) -> tup
     return True, ", ".join(folders)
 
 
-def _check(file: DataFile, path: Path) -> Checked:
+def check_file(file: DataFile, path: Path) -> Checked:
+    """Read a file and check its content; DamagedError if it is another one."""
     try:
         packed = path.read_bytes()
     except OSError as error:
@@ -214,7 +220,7 @@ def _check(file: DataFile, path: Path) -> Checked:
 def _verified(
     file: DataFile, packed: bytes, content: bytes, digest: str, splits: dict[str, np.ndarray]
 ) -> str:
-    """The way a well-formed file was verified; `DamagedError` if its content is another file's."""
+    """The method that verifies a well-formed file; DamagedError if it is another file."""
     if file.sha256 == digest:
         return "sha256"
     if file.values_sha256 and file.values_sha256 == test_sha256(*splits.values()):
@@ -223,33 +229,26 @@ def _verified(
         raise DamagedError(
             f"its content is not the published one (sha256 {digest}, not {file.sha256})"
         )
-    if (owner := _owner(digest)) is not None:
-        raise DamagedError(f"it is a file of the data set {owner!r}")
+    for source in DATASETS.values():  # MNIST and other sets share the names of files
+        if any(other.sha256 == digest for other in source.files.values()):
+            raise DamagedError(f"it is a file of the data set {source.name!r}")
     if file.md5 == _md5(content) or file.archive_md5 == _md5(packed):
         return "md5"
     return "structure"
-
-
-def _owner(digest: str) -> str | None:
-    """The data set that this content belongs to, if known: MNIST and others share file names."""
-    for source in DATASETS.values():
-        for variant in source.variants:
-            if any(file.sha256 == digest for file in variant):
-                return source.name
-    return None
 
 
 def _md5(content: bytes) -> str:
     return hashlib.md5(content, usedforsecurity=False).hexdigest()
 
 
-def _open(file: DataFile, path: Path, download: bool) -> Checked | None:
-    """Read and check a file at hand; None for a damaged one in the cache, to download again.
+def _read_at_hand(file: DataFile, path: Path, download: bool) -> Checked | None:
+    """Read and check a file; None if it is damaged in the cache, to be downloaded again.
 
-    Raises `UserError` naming the path and the reason.
+    Raises:
+        UserError: if it is damaged elsewhere.
     """
     try:
-        return _check(file, path)
+        return check_file(file, path)
     except DamagedError as damage:
         if download and file.mirrors and path.is_relative_to(cache_dir()):
             return None
@@ -259,18 +258,18 @@ def _open(file: DataFile, path: Path, download: bool) -> Checked | None:
 
 
 def _download(file: DataFile, folder: Path, progress: bool) -> tuple[Checked | None, list[str]]:
-    """The file from the first mirror that has it, or the failure of each mirror."""
+    """Download a file from the first mirror that has it, or list the failures of all mirrors."""
     failures = []
     for address in file.mirrors:
         try:
             return _download_from(address, file, folder, progress), []
         except (OSError, DamagedError, ValueError) as error:  # requests' exceptions are OSErrors
-            failures.append(f"{address} ({_reason(error)})")
+            failures.append(f"{address} ({_failure(error)})")
     return None, failures
 
 
 def _download_from(address: str, file: DataFile, folder: Path, progress: bool) -> Checked:
-    """Download a file, check it, and only then put it in place."""
+    """Download a file from a mirror, and check it before it is put in place."""
     import pooch
 
     target = folder / address.rsplit("/", 1)[1]
@@ -278,14 +277,14 @@ def _download_from(address: str, file: DataFile, folder: Path, progress: bool) -
     with atomic_write(target) as temporary, _bar(file.name, visible) as bar:
         get = pooch.HTTPDownloader(progressbar=bar, chunk_size=1 << 16, timeout=TIMEOUT)
         get(address, str(temporary), None)
-        checked = _check(file, temporary)
+        checked = check_file(file, temporary)
         if checked.verified == "structure":
             raise DamagedError(f"its content is not the published one (sha256 {checked.sha256})")
     return checked._replace(path=target)
 
 
 def _bar(name: str, visible: bool) -> AbstractContextManager[Any]:
-    """A progress bar for pooch, which fills in the total; False for none."""
+    """A progress bar whose total pooch sets; False for none."""
     if not visible:
         return nullcontext(False)
     from tqdm import tqdm
@@ -294,8 +293,8 @@ def _bar(name: str, visible: bool) -> AbstractContextManager[Any]:
     return tqdm(desc=name, total=1, unit="B", unit_scale=True, leave=False, file=sys.stderr)
 
 
-def _reason(error: Exception) -> str:
-    """A few words for people: the messages of connection errors are long and internal."""
+def _failure(error: Exception) -> str:
+    """The reason for a failed download, in a few words; requests has long ones."""
     import requests
 
     if isinstance(error, requests.HTTPError) and error.response is not None:
@@ -307,13 +306,13 @@ def _reason(error: Exception) -> str:
     return str(error)
 
 
-def _missing(
+def _missing_message(
     source: Source,
     missing: Sequence[DataFile],
     failures: dict[str, list[str]],
     data_dir: str | os.PathLike[str] | None,
 ) -> str:
-    """The message: which files are missing, why no mirror had them, and where to put them."""
+    """The message that names missing files, the failures of mirrors and where to put the files."""
     tried = any(failures.values())
     lines = [
         f"data set {source.name!r} is not on this machine"
@@ -333,6 +332,7 @@ def _missing(
 
 
 def _verify_generated(source: Source) -> tuple[str, bool, str]:
+    """Check the test examples of a built-in set."""
     assert source.generate is not None  # noqa: S101 - for the type checker
     digest = test_sha256(source.generate()["test"])
     if digest == source.generated_sha256:

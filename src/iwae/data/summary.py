@@ -1,4 +1,4 @@
-"""A short description of a data set: what it was taken for, and why."""
+"""Describe a data set in a few lines: the kinds of its values, the reasons, gaps and splits."""
 
 import re
 from collections import defaultdict
@@ -8,23 +8,23 @@ import numpy as np
 from tabulate import tabulate
 
 from iwae.data.columns import Column
+from iwae.data.dataset import Dataset
 from iwae.data.moments import gaps_in
 from iwae.data.rows import Examples, blocks
-from iwae.data.splits import Dataset
-from iwae.errors import counted, shorten
+from iwae.errors import counted, listed, shorten
 
 MOST = 30
-"""Columns that are listed one by one."""
+"""The most columns that are listed one by one."""
 
 NAMED = 3
-"""Columns that are named of those of a kind, if there are more than `MOST`."""
+"""The columns of a kind that are named if there are more than `MOST` columns."""
 
 LISTING = "columns.txt"
-"""The file in a run's folder that lists more columns than `MOST` one by one."""
+"""The file in a run's folder that lists the columns of a wide table."""
 
 
 def describe(dataset: Dataset) -> str:
-    """Rows, columns with kinds and reasons, gaps, constant columns and splits, as lines of text."""
+    """Lines on rows, columns with kinds and reasons, gaps, constant columns and splits."""
     rows = [dataset.train, dataset.validation, dataset.test]
     n = sum(map(len, rows))
     shape = " x ".join(map(str, dataset.shape))
@@ -46,8 +46,7 @@ def describe(dataset: Dataset) -> str:
         lines.append(f"missing: {shares or 'none'}")
     lines += _constant(dataset, rows[0])
     if dataset.classes:
-        few = ", ".join(dataset.classes[:10]) + (", ..." if len(dataset.classes) > 10 else "")
-        lines.append(f"labels: {len(dataset.classes)} classes: {few}")
+        lines.append(f"labels: {len(dataset.classes)} classes: {listed(dataset.classes, 10)}")
     if dataset.is_streamed:
         lines.append(
             f"streamed: {_bytes(rows)} of values stay on disk (--stream False keeps them in memory)"
@@ -60,7 +59,7 @@ def describe(dataset: Dataset) -> str:
 
 
 def is_wide(dataset: Dataset) -> bool:
-    """Whether a data set has too many columns to show them one by one."""
+    """Whether a data set has too many columns to list them one by one."""
     return len(dataset.columns) > MOST
 
 
@@ -77,28 +76,29 @@ def list_columns(dataset: Dataset) -> str:
 
 
 def _groups(columns: Sequence[Column]) -> list[str]:
-    """A line for the columns of a kind that have one reason: how many, and some names."""
+    """A line for all columns with the same kind and reason: their number, and some names."""
     groups = defaultdict(list)
     for one in columns:
         groups[one.kind, _SPECIFIC.sub("", one.why)].append(one.name)
     return [
-        f"  {counted(len(names), 'column', ',')}: {kind}{f', {why}' if why else ''} ({_few(names)})"
+        f"  {counted(len(names), 'column', ',')}: {kind}{f', {why}' if why else ''}"
+        f" ({_first_names(names)})"
         for (kind, why), names in groups.items()
     ]
 
 
 _SPECIFIC = re.compile(r": .*| from \S+ to [^ ,]+| \(if they name.*")
-"""The part of a reason that only one column has."""
+"""The part of a reason that is specific to a column."""
 
 
-def _few(names: Sequence[str], most: int = NAMED) -> str:
-    """The first names, and how many more there are."""
+def _first_names(names: Sequence[str], most: int = NAMED) -> str:
+    """The first names, and the number of others."""
     more = len(names) - most
     return ", ".join(map(shorten, names[:most])) + (f" and {more:,} more" if more > 0 else "")
 
 
 def _constant(dataset: Dataset, train: Examples) -> list[str]:
-    """A line about values that are the same in every training row."""
+    """A line on the values that are the same in every training row."""
     low, high = np.full(train.shape[1], np.inf), np.full(train.shape[1], -np.inf)
     for _, block in blocks(train):
         low, high = np.fmin(low, np.fmin.reduce(block)), np.fmax(high, np.fmax.reduce(block))
@@ -107,7 +107,7 @@ def _constant(dataset: Dataset, train: Examples) -> list[str]:
         return []
     names = [dataset.columns[i].name if dataset.columns else str(i + 1) for i in places]
     what = f"constant in the training rows: {places.size} of {train.shape[1]}"
-    return [f"{what} ({_few(names, 10)})"]
+    return [f"{what} ({_first_names(names, 10)})"]
 
 
 def _bytes(rows: list[Examples]) -> str:

@@ -1,6 +1,6 @@
-"""Synthetic data sets whose true density is known, and with it the best possible likelihood.
+"""Synthetic data sets whose true density, and so the best possible likelihood, is known.
 
-Each is drawn from one fixed seed, whatever the seed of a run, so that all runs share the same data.
+Each is drawn from one fixed seed, so that all runs share the same data whatever their own seeds.
 `log_density` is the exact log p(x) in nats, for `x` of shape `[n, d]` and dtype float64.
 """
 

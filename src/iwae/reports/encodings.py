@@ -11,9 +11,9 @@ from matplotlib.figure import Figure
 
 from iwae.config.experiment import TrainConfig
 from iwae.data import Dataset
-from iwae.data.columns import to_cells
+from iwae.data.coding import to_cells
+from iwae.data.labels import MissingLabelError
 from iwae.data.load import has_labels
-from iwae.data.tables import MissingLabelError
 from iwae.errors import UserError
 from iwae.evaluation.likelihood import log_likelihoods
 from iwae.evaluation.units import ActiveUnits, posterior_means

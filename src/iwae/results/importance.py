@@ -8,7 +8,7 @@ from typing import Unpack
 import jax
 import numpy as np
 
-from iwae.data.draws import redrawn
+from iwae.data.binarisation import redrawn
 from iwae.errors import UserError
 from iwae.evaluation.jackknife import BATCHES
 from iwae.evaluation.likelihood import log_likelihood_slabs

@@ -7,10 +7,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from iwae.data.columns import to_cells, with_fractions
-from iwae.data.delimited import is_number
+from iwae.data.cells import is_number
+from iwae.data.coding import to_cells, with_fractions
 from iwae.data.rows import Examples
-from iwae.data.tables import SUFFIXES, Cells, Text, names_in, written_by_piece
+from iwae.data.tables import SUFFIXES, Text, names_in
+from iwae.data.writers import Cells, written_by_piece
 from iwae.errors import UserError
 from iwae.evaluation.imputation import Imputed, joined
 from iwae.files import atomic_write, check_output

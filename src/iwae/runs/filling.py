@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Bool
 
-from iwae.data.tables import Cells, opened_parquet, refusing_damage
+from iwae.data.tables import opened_parquet, refusing_damage
+from iwae.data.writers import Cells
 from iwae.errors import UserError
 from iwae.files import atomic_write, temporary_folder
 

@@ -17,8 +17,8 @@ import numpy as np
 from jaxtyping import Bool, Float, Int, PyTree
 
 from iwae.data import Dataset, sampling
+from iwae.data.dataset import test_sha256
 from iwae.data.rows import Examples
-from iwae.data.splits import test_sha256
 from iwae.errors import UserError
 from iwae.files import atomic_folder
 from iwae.models.conditional import Model

@@ -1,4 +1,4 @@
-"""Callbacks by scikit-learn's convention, which it has from version 1.9 on."""
+"""Callbacks by the convention of scikit-learn 1.9 and newer."""
 
 import importlib.util
 from collections.abc import Callable, Iterator, Mapping
@@ -14,12 +14,16 @@ if importlib.util.find_spec("sklearn.callback") is not None:
     def with_tasks(
         estimator: Any, X: Any, reports: Iterator[Report], learnt: Callable[[], Mapping[str, Any]]
     ) -> Iterator[Report]:
-        """The reports of a fit of at most `max_iter` epochs, each a task for its callbacks.
+        """The reports of a fit of at most `max_iter` epochs, each of which is a task of callbacks.
 
-        They end after an epoch at which a callback returns True.
+        They end with the epoch in which a callback returns True.
 
         Args:
-            learnt: the attributes of the estimator as if fit had ended now.
+            estimator: the estimator in `fit`.
+            X: the data of the fit.
+            reports: the reports of training.
+            learnt: a function that returns the attributes which the estimator would have if `fit`
+                ended now.
         """
         fit = estimator._init_callback_context(max_subtasks=estimator.max_iter)
         fit.call_on_fit_task_begin(estimator=estimator, X=X)
@@ -38,7 +42,7 @@ if importlib.util.find_spec("sklearn.callback") is not None:
 else:
 
     class CallbackSupportMixin:  # type: ignore[no-redef]
-        """Nothing, as this version has no callbacks."""
+        """A stand-in for versions without callbacks."""
 
     def with_callbacks(method: Any) -> Any:
         """The method."""

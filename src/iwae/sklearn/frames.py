@@ -1,4 +1,4 @@
-"""Data frames of the estimator: their columns as values, and values as frames of the same form."""
+"""Data frames of the estimator: values from frames, and frames of the same form from values."""
 
 import importlib.util
 import re
@@ -8,22 +8,15 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from iwae.data.columns import (
-    Column,
-    as_json,
-    choose_columns,
-    from_json,
-    to_cells,
-    to_values,
-    with_fractions,
-)
-from iwae.data.delimited import LARGEST_EXACT
+from iwae.data.cells import LARGEST_EXACT, as_objects, shortest
+from iwae.data.coding import to_cells, to_values, with_fractions
+from iwae.data.columns import Column, as_json, choose_columns, from_json
 from iwae.data.kinds import column_kinds, make_kind
-from iwae.data.tables import Remedies, Table, frame_table
+from iwae.data.tables import Remedies, Table, frame_table, opened_frame
 from iwae.errors import UserError
 
-_NUMBER = re.compile(r"u?int(8|16|32|64)|float(16|32|64)?|double")
-_BIT = re.compile(r"bool(ean)?")
+_NUMERIC_DTYPE = re.compile(r"u?int(8|16|32|64)|float(16|32|64)?|double")
+_BOOLEAN_DTYPE = re.compile(r"bool(ean)?")
 
 REMEDIES = Remedies(
     "leave it out",
@@ -32,16 +25,16 @@ REMEDIES = Remedies(
     "by a categorical dtype",
     "count unknown words as missing (unknown='missing')",
 )
-"""The remedies that messages about a column of a frame give."""
+"""The remedies for a column of a frame that is refused."""
 
 
 class Dtype(NamedTuple):
     """The type of a column of a frame.
 
     Attributes:
-        name: of the type: pandas' own, or that of narwhals for other frames.
-        categories: of a categorical column, in order; None for others, and where the library keeps
-            none with the type (Polars' Categorical).
+        name: the name of the type: pandas' own, or that of narwhals for other libraries.
+        categories: the categories of a categorical column, in order; None for other columns, and
+            if the type does not state them (Polars' Categorical).
         ordered: whether the categories have an order.
     """
 
@@ -54,7 +47,7 @@ class Form(NamedTuple):
     """The form of a frame.
 
     Attributes:
-        library: as narwhals calls it.
+        library: the name of its library in narwhals.
         dtypes: the type of each column.
         names: the label of each column; in pandas it need not be a string.
     """
@@ -68,21 +61,21 @@ class Form(NamedTuple):
 
 
 def is_auto(observation: Any) -> bool:
-    """Whether the kinds of the data are to be taken from the columns of a frame."""
+    """Whether `observation` leaves the kinds of data to the columns of a frame."""
     return isinstance(observation, str) and observation == "auto"
 
 
 def describe(X: Any) -> tuple[tuple[Column, ...], Form]:
     """The columns of a frame, by the rule of `iwae.data.columns`, and its form.
 
-    A column with a categorical dtype is a category, whatever the rule says of its values.
+    A column with a categorical dtype is a category, whatever its values.
 
     Raises:
-        UserError: if X is no frame, or names the column that the rule refuses.
+        UserError: if X is not a frame, or names a column that the rule refuses.
     """
     import narwhals as nw
 
-    table = _table(X)
+    table = _frame_table(X)
     data = nw.from_native(X, eager_only=True)
     if odd := [one for one in data.columns if not isinstance(one, str)]:
         raise UserError(f"X has the column name {odd[0]!r}, which is not a string: rename it")
@@ -106,38 +99,30 @@ def _form(X: Any) -> Form:
 
     data = nw.from_native(X, eager_only=True)
     is_pandas = data.implementation.is_pandas()
-    dtypes = (_pandas_dtype if is_pandas else _dtype)(data.iter_columns())
+    dtypes = map(_pandas_dtype if is_pandas else _dtype, data.iter_columns())
     names = X.columns.tolist() if is_pandas else data.columns
     return Form(str(data.implementation.value), tuple(dtypes), tuple(names))
 
 
 def set_columns(estimator: Any, columns: tuple[Column, ...], form: Form) -> None:
-    """Set the attributes of an estimator that say what frames it takes."""
+    """Set the attributes of an estimator that describe the frames it takes."""
     estimator.columns_, estimator._form_ = columns, form
     estimator.feature_names_in_ = np.array([one.name for one in columns], object)
     estimator.n_features_in_ = len(columns)
 
 
-def _dtype(columns: Any) -> list[Dtype]:
-    found = []
-    for series in columns:
-        categories = getattr(series.dtype, "categories", None)
-        name = type(series.dtype).__name__
-        found.append(Dtype(name, None if categories is None else list(categories)))
-    return found
+def _dtype(series: Any) -> Dtype:
+    categories = getattr(series.dtype, "categories", None)
+    return Dtype(type(series.dtype).__name__, None if categories is None else list(categories))
 
 
-def _pandas_dtype(columns: Any) -> list[Dtype]:
-    found = []
-    for series in columns:
-        native = series.to_native()
-        dtype = native.dtype
-        if str(dtype) == "category":
-            found.append(Dtype("category", dtype.categories.tolist(), bool(dtype.ordered)))
-        else:
-            is_bit = dtype.kind == "O" and all(isinstance(one, bool) for one in native.dropna())
-            found.append(Dtype("bool" if is_bit else str(dtype)))
-    return found
+def _pandas_dtype(series: Any) -> Dtype:
+    native = series.to_native()
+    dtype = native.dtype
+    if str(dtype) == "category":
+        return Dtype("category", dtype.categories.tolist(), bool(dtype.ordered))
+    is_bit = dtype.kind == "O" and all(isinstance(one, bool) for one in native.dropna())
+    return Dtype("bool" if is_bit else str(dtype))
 
 
 def frame_values(
@@ -146,14 +131,14 @@ def frame_values(
     """The values of a frame, float64, NaN where missing; its columns are found by name.
 
     Args:
-        columns: those of the frame of `fit`.
+        columns: the columns of the frame of `fit`.
         missing: whether values may be missing.
-        unknown: as for `iwae.data.columns.to_values`.
+        unknown: as for `iwae.data.coding.to_values`.
 
     Raises:
-        UserError: if X is no frame, its columns are others, or a word or a gap is refused.
+        UserError: if X is not a frame, has other columns, or holds a word or a gap that is refused.
     """
-    values = to_values(_table(X), columns, unknown=unknown)
+    values = to_values(_frame_table(X), columns, unknown=unknown)
     if not missing and np.isnan(values).any():
         row, column = np.argwhere(np.isnan(values))[0]
         raise UserError(
@@ -163,10 +148,10 @@ def frame_values(
     return values
 
 
-def _table(X: Any) -> Table:
+def _frame_table(X: Any) -> Table:
     import narwhals as nw
 
-    refuse_lazy(X)
+    _refuse_lazy(X)
     if not nw.dependencies.is_into_dataframe(X):
         raise UserError(
             f"X is a {type(X).__name__}, but observation='auto' takes a data frame (pandas, "
@@ -175,8 +160,8 @@ def _table(X: Any) -> Table:
     return frame_table(X, where="X", remedies=REMEDIES)
 
 
-def refuse_lazy(X: Any) -> None:
-    """Raise UserError for a frame that has no rows yet."""
+def _refuse_lazy(X: Any) -> None:
+    """Raise UserError for a lazy frame."""
     if hasattr(X, "collect"):
         raise UserError(f"X is a {type(X).__name__}, which has no rows yet: collect() it")
 
@@ -185,15 +170,11 @@ def refuse_words(X: Any) -> None:
     """Raise ValueError for a frame whose columns are not all numbers, or share a name."""
     import narwhals as nw
 
-    refuse_lazy(X)
+    _refuse_lazy(X)
     if not nw.dependencies.is_into_dataframe(X):
         return
-    try:
-        data = nw.from_native(X, eager_only=True)
-        names = data.columns
-    except nw.exceptions.DuplicateError:
-        raise ValueError("X has several columns of one name: rename all but one") from None
-    for name, series in zip(names, data.iter_columns(), strict=True):
+    data = opened_frame(X, "X")
+    for name, series in zip(data.columns, data.iter_columns(), strict=True):
         if series.dtype.is_numeric() or series.dtype == nw.Boolean:
             continue
         cells = series.to_list()
@@ -220,24 +201,24 @@ def refuse_words(X: Any) -> None:
 # --- frames out ------------------------------------------------------------------------------
 
 
-def given_back(estimator: Any, rows: np.ndarray, form: Form | None, **like: Any) -> Any:
-    """Rows as an estimator gives them: frames of a form, arrays if there is none.
+def to_output(estimator: Any, rows: np.ndarray, form: Form | None, **like: Any) -> Any:
+    """Rows as an estimator returns them: frames of a form, or arrays if there is none.
 
     Args:
-        rows: `[n, d]`, or `[draws, n, d]`, of which there is then a list of frames.
-        form: of the frame of `fit`; with other columns than those of `auto`, that of any frame.
+        rows: `[n, d]`, or `[draws, n, d]` for a list of frames.
+        form: the form of the frame of `fit`; unless `observation` is "auto", that of any frame.
         like: `observed` and `like` of `to_frame`.
     """
     if form is None:
         return rows
     if rows.ndim == 3:
-        return [given_back(estimator, one, form, **like) for one in rows]
-    columns = getattr(estimator, "columns_", None) or _plain(rows, form)
+        return [to_output(estimator, one, form, **like) for one in rows]
+    columns = getattr(estimator, "columns_", None) or _numeric_columns(rows, form)
     return to_frame(rows, columns, form, **like)
 
 
-def _plain(rows: np.ndarray, form: Form) -> tuple[Column, ...]:
-    """Columns of numbers, which are whole if all values in these rows are."""
+def _numeric_columns(rows: np.ndarray, form: Form) -> tuple[Column, ...]:
+    """Columns of numbers, whole if all their values in these rows are whole."""
     whole = ((rows == np.rint(rows)) & (np.abs(rows) < LARGEST_EXACT)).all(axis=0)
     named = zip(form.names, whole, strict=True)
     return tuple(Column(str(name), "gaussian", whole=bool(one)) for name, one in named)
@@ -251,14 +232,14 @@ def to_frame(
     observed: np.ndarray | None = None,
     like: Any = None,
 ) -> Any:
-    """A frame of the form of that of `fit`, from values without gaps.
+    """A frame of the form of the frame of `fit`, from values without gaps.
 
-    Words, booleans and categories come back as they were. Whole numbers are rounded, except in a
-    column of `observed` with fractions; those that its integer type cannot hold are int64.
+    Words, booleans and categories have their types. Whole numbers are rounded, except in a column
+    with fractions in `observed`; those beyond the integer type of the column are int64.
 
     Args:
-        observed: values `[n, d]` that must come back unchanged, NaN where there is none.
-        like: a frame whose index the rows have, if it is one of pandas and so is the result.
+        observed: observed values `[n, d]`, which stay unchanged; NaN where there is none.
+        like: a frame whose index the rows have, if both frames are of pandas.
     """
     import narwhals as nw
 
@@ -269,10 +250,10 @@ def to_frame(
     found = to_cells(values, numbered).values()
     cells, types = {}, {}
     for i, (column, dtype) in enumerate(zip(found, form.dtypes, strict=True)):
-        cells[i], types[i] = _restored(column, dtype)
+        cells[i], types[i] = _cast(column, dtype)
     if form.library != "pandas":
         series = {
-            name: nw.new_series(name, cells[i], _narwhals(types[i]), backend=form.library)
+            name: nw.new_series(name, cells[i], _narwhals_dtype(types[i]), backend=form.library)
             for i, name in enumerate(form.names)
         }
         return nw.from_dict(series).to_native()
@@ -280,51 +261,51 @@ def to_frame(
 
     index = like.index if isinstance(like, pd.DataFrame) else None
     frame = pd.DataFrame(cells, index=index)
-    frame = frame.astype({i: _pandas(one) for i, one in types.items() if one is not None})
+    frame = frame.astype({i: _pandas_type(one) for i, one in types.items() if one is not None})
     return frame.set_axis(pd.Index(form.names), axis=1)
 
 
-def _restored(cells: np.ndarray, dtype: Dtype) -> tuple[np.ndarray, Dtype | None]:
-    """The cells as a type takes them, and the type; None if it does not take them."""
+def _cast(cells: np.ndarray, dtype: Dtype) -> tuple[np.ndarray, Dtype | None]:
+    """The cells converted for a type, and the type; None for a type that cannot hold them."""
     name = dtype.name.partition("[")[0].lower()
     found: np.ndarray | None = cells
     if dtype.categories is not None:
-        found = _categories(cells, dtype.categories)
-    elif _BIT.fullmatch(name):
-        found = _bits(cells)
-    elif cells.dtype != object and "int" in name and _NUMBER.fullmatch(name):
+        found = _to_categories(cells, dtype.categories)
+    elif _BOOLEAN_DTYPE.fullmatch(name):
+        found = _to_booleans(cells)
+    elif cells.dtype != object and "int" in name and _NUMERIC_DTYPE.fullmatch(name):
         held = np.iinfo(name)
         whole = cells.dtype.kind == "i" and len(cells) > 0
         if not whole or cells.min() < held.min or cells.max() > held.max:
             found = None
-    elif cells.dtype != object and not _NUMBER.fullmatch(name):
+    elif cells.dtype != object and not _NUMERIC_DTYPE.fullmatch(name):
         found = None
     return (cells, None) if found is None else (found, dtype)
 
 
-def _categories(cells: np.ndarray, categories: Sequence[Any]) -> np.ndarray | None:
-    """The cells as categories; None if one is none of them."""
-    known = {_word(one): one for one in categories}
-    words = [_word(one) for one in cells]
+def _to_categories(cells: np.ndarray, categories: Sequence[Any]) -> np.ndarray | None:
+    """The cells as categories; None unless all are among them."""
+    known = {_level_of(one): one for one in categories}
+    words = [_level_of(one) for one in cells]
     if not known.keys() >= set(words):
         return None
-    return np.array([*(known[one] for one in words), None], object)[:-1]
+    return as_objects(known[one] for one in words)
 
 
-def _bits(cells: np.ndarray) -> np.ndarray | None:
+def _to_booleans(cells: np.ndarray) -> np.ndarray | None:
     """The cells as booleans; None if one is a number other than 0 and 1."""
     if cells.dtype.kind in "if":
         return cells.astype(bool) if np.isin(cells, (0, 1)).all() else None
     return np.array([str(one).lower() == "true" for one in cells])
 
 
-def _word(one: Any) -> str:
-    """A category as a level's word."""
+def _level_of(one: Any) -> str:
+    """The level of a category."""
     is_number = isinstance(one, int | float | np.number) and not isinstance(one, bool)
-    return np.format_float_positional(float(one), trim="-") if is_number else str(one)
+    return shortest(float(one)) if is_number else str(one)
 
 
-def _narwhals(dtype: Dtype | None) -> Any:
+def _narwhals_dtype(dtype: Dtype | None) -> Any:
     import narwhals as nw
 
     if dtype is None or dtype.name == "Object":
@@ -332,7 +313,7 @@ def _narwhals(dtype: Dtype | None) -> Any:
     return nw.Enum(dtype.categories) if dtype.categories is not None else getattr(nw, dtype.name)
 
 
-def _pandas(dtype: Dtype) -> Any:
+def _pandas_type(dtype: Dtype) -> Any:
     import pandas as pd
 
     if dtype.categories is None:
@@ -357,8 +338,8 @@ def form_from(facts: Mapping[str, Any], names: Sequence[str]) -> Form:
     """The form of `frame_json`.
 
     Args:
-        facts: what that made.
-        names: the labels that older files leave out.
+        facts: the result of `frame_json`.
+        names: the labels of the columns, which older files leave out.
 
     Raises:
         ValueError: if its parts disagree.
@@ -371,10 +352,10 @@ def form_from(facts: Mapping[str, Any], names: Sequence[str]) -> Form:
 
 
 def frame_from(facts: Mapping[str, Any]) -> tuple[tuple[Column, ...], Form]:
-    """The inverse of `frame_json`, of a frame of `auto`.
+    """The inverse of `frame_json` for a frame of "auto".
 
     Raises:
-        ValueError: if they do not describe the same frame, or its library is not installed.
+        ValueError: if the facts do not describe a frame, or its library is not installed.
     """
     columns = from_json(facts["columns"])
     form = form_from(facts, names := [one.name for one in columns])

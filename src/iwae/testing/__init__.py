@@ -1,4 +1,4 @@
-"""A test of the contract of a latent variable model, and a model known in closed form.
+"""The contract of a latent variable model as a test, and a model known in closed form.
 
 `check_latent_model(model, example, key)` passes for every model that `iwae` can train and
 measure. `LinearGaussian` has a closed form for everything, so it can test every estimator.

@@ -1,4 +1,4 @@
-"""Checks of what `iwae` requires of a latent variable model; a failure names the fault."""
+"""Check the requirements of `iwae` for a latent variable model; a failure names the fault."""
 
 from typing import Any
 
@@ -29,7 +29,7 @@ def check_latent_model(model: Any, example: Example, key: PRNGKey, *, draws: int
 
     Exact: shapes, types and finite values; a draw depends on the key and on nothing else; `vmap`
     over examples and particles agrees with single calls; `stop_gradient` on the posterior, which
-    must therefore be a pytree, cuts it off from every parameter; each parameter that affects log q
+    must therefore be a pytree, detaches it from every parameter; each parameter that affects log q
     affects its draws. Nothing is required of gradients through draws of a posterior whose
     `has_rsample` is False.
 
@@ -167,7 +167,7 @@ def _index(tree: PyTree, index: Any) -> PyTree:
 
 
 def _check_gradients(model: Model, x: Example, key: PRNGKey) -> None:
-    """`stop_gradient` cuts q off; what affects log q affects its draws; gradients are finite."""
+    """`stop_gradient` detaches q; parameters of log q affect its draws; gradients are finite."""
     z_key, key = jax.random.split(key)
     through_stop, of_log_q, of_draw, of_log_w = _gradients(model, x, _draw_q(model, x, z_key), key)
     if not is_reparameterised(model.posterior(x)):

@@ -1,4 +1,4 @@
-"""A model whose bounds, gradients and estimates can all be derived by hand."""
+"""A model whose bounds, gradients and estimates have closed forms."""
 
 import equinox as eqx
 import jax
@@ -14,8 +14,8 @@ from iwae.typing import PRNGKey, Scalar
 class LinearGaussian(AbstractLatentModel):
     """p(z) = N(0, I), p(x|z) = N(W z + b, s^2 I), with q(z|x) = N(A x + c, T T').
 
-    q has its own parameters. They start at the true posterior, or at a known distance from it, so
-    that every bound, gradient and estimate can be derived.
+    q has its own parameters, initialised at the true posterior or at a known distance from it, so
+    that every bound, gradient and estimate has a closed form.
 
     Args:
         weight: W, `[d, m]`.
@@ -58,7 +58,7 @@ class LinearGaussian(AbstractLatentModel):
         q_shift: float | np.ndarray = 0.0,
         q_scale: float = 1.0,
     ) -> "LinearGaussian":
-        """A model with W ~ N(0, 1), b ~ N(1, 1) and s = 0.7: correlated, without symmetry."""
+        """A model with W ~ N(0, 1), b ~ N(1, 1) and s = 0.7: correlated and asymmetric."""
         rng = np.random.default_rng(seed)
         weight, bias = rng.normal(size=(n_data, n_latent)), rng.normal(1.0, 1.0, n_data)
         return LinearGaussian(weight, bias, 0.7, q_shift=q_shift, q_scale=q_scale)
@@ -88,7 +88,8 @@ class LinearGaussian(AbstractLatentModel):
     @eqx.filter_jit
     def exact_posterior(self, x: Float[Array, " d"]) -> dist.Distribution:
         """The true posterior p(z|x), which does not depend on q."""
-        precision = jnp.eye(self.weight.shape[1]) + self._gram() / jnp.exp(2 * self.log_scale)
+        gram = self.weight.T @ self.weight
+        precision = jnp.eye(len(gram)) + gram / jnp.exp(2 * self.log_scale)
         residual = self.weight.T @ (x - self.bias) / jnp.exp(2 * self.log_scale)
         mean = jnp.linalg.solve(precision, residual)
         return dist.MultivariateNormal(mean, precision_matrix=precision)
@@ -99,6 +100,3 @@ class LinearGaussian(AbstractLatentModel):
         noise = jnp.exp(2 * self.log_scale) * jnp.eye(self.bias.size)
         covariance = self.weight @ self.weight.T + noise
         return dist.MultivariateNormal(self.bias, covariance_matrix=covariance).log_prob(x)
-
-    def _gram(self) -> Float[Array, "m m"]:
-        return self.weight.T @ self.weight

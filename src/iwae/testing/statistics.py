@@ -16,10 +16,10 @@ from iwae.models.vae import AbstractLatentModel as Model
 from iwae.typing import Example, Latents, LogWeights, PRNGKey, Scalar
 
 STANDARD_ERRORS = 7.0
-"""A mean this far from its required value is a fault; by chance, once in 10^11 if normal."""
+"""The error of a mean, in standard errors, that is a fault; by chance, once in 10^11 if normal."""
 
 UNLIKELY = 1e6
-"""A mean of positive numbers with expectation 1 exceeds this once in 10^6 at most (Markov)."""
+"""A mean of positive numbers with expectation 1 is larger once in 10^6 at most (Markov)."""
 
 WIDER, NARROWER = 1.1, 0.9
 """Scales of the Gaussians that q is compared with, in units of its standard deviations."""
@@ -32,7 +32,7 @@ def require(condition: Any, message: str) -> None:
 
 
 def named(tree: PyTree) -> list[tuple[str, Array]]:
-    """The arrays of a pytree shaped like a model or like z, with their names."""
+    """The arrays of a pytree with the structure of a model or of z, with their names."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     names = [jax.tree_util.keystr(path) for path, _ in leaves]
     return [
@@ -42,10 +42,10 @@ def named(tree: PyTree) -> list[tuple[str, Array]]:
 
 
 class Bulk(eqx.Module):
-    """The location and spread of q: mean and standard deviation of its draws, flat.
+    """Mean and standard deviation of draws of q, as flat vectors.
 
-    `everywhere` says whether densities are also finite around it. If not, latents do not live on
-    all of R^m, and identities that need this are not checked.
+    `everywhere` states whether densities are also finite around the draws. If not, the support of
+    the latents is not R^m, and identities that require this are not checked.
     """
 
     mean: Float[Array, " m"]
@@ -60,7 +60,7 @@ class Bulk(eqx.Module):
 
 @eqx.filter_jit
 def bulk_of_q(model: Model, x: Example, key: PRNGKey, draws: int) -> Bulk:
-    """Estimate the bulk of q from draws, and check both densities a little outside it."""
+    """Estimate the bulk of q from draws, and evaluate both densities a little outside it."""
     key, outside_key = jax.random.split(key)
     q, flat = model.posterior(x), _flat_draws(model, x, key, draws)
     bulk = Bulk(jnp.mean(flat, axis=0), jnp.std(flat, axis=0), jnp.array(True))
@@ -70,7 +70,7 @@ def bulk_of_q(model: Model, x: Example, key: PRNGKey, draws: int) -> Bulk:
         return q.log_prob(z) + model.log_joint(x, z)
 
     finite = jnp.isfinite(jax.vmap(log_densities)(bulk.outside(outside_key, 1000)))
-    everywhere = finite.all() & is_reparameterised(q)  # bits and categories live on a few points
+    everywhere = finite.all() & is_reparameterised(q)  # bits and categories take a few values only
     return eqx.tree_at(lambda b: b.everywhere, bulk, everywhere)
 
 
