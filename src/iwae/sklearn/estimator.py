@@ -35,8 +35,8 @@ from iwae.evaluation.diagnostics import pareto_threshold
 from iwae.evaluation.examples import CHAIN_ROWS, ROWS, ExampleFn, gather, map_examples
 from iwae.evaluation.imputation import CHAINS, Filling, Imputed, imputed, pilot_annealer
 from iwae.evaluation.likelihood import annealed_bound, chunk_length, streamed_bound
-from iwae.inference.particles import importance_particles
-from iwae.inference.step_sizes import Annealer, tune_step_size
+from iwae.inference.particles import Sampler, importance_particles
+from iwae.inference.step_sizes import tune_step_size
 from iwae.inference.temperatures import sigmoid_schedule
 from iwae.models.declaration import parse_posterior, parse_prior
 from iwae.models.latent_kinds import latent_kinds
@@ -730,7 +730,7 @@ class ImportanceWeightedAutoencoder(
         return Imputed(values, khat, threshold)
 
     @float32
-    def _annealer(self) -> Annealer:
+    def _annealer(self) -> Sampler:
         return pilot_annealer(self.model_, jax.random.fold_in(jax.random.key(self._key_), _PILOT))
 
     # --- files ------------------------------------------------------------------------------
