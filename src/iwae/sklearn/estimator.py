@@ -43,7 +43,8 @@ from iwae.models.latent_kinds import latent_kinds
 from iwae.models.likelihoods import observation
 from iwae.models.vae import VAE
 from iwae.objectives.catalogue import compose
-from iwae.objectives.declaration import Declaration, check, unmodified
+from iwae.objectives.combinations import check
+from iwae.objectives.declaration import Declaration, unmodified
 from iwae.precision import float32
 from iwae.runs.models import load_model, read_about, save_model
 from iwae.sklearn.callbacks import CallbackSupportMixin, with_callbacks, with_tasks
