@@ -94,7 +94,7 @@ class Difference(NamedTuple):
 
     @property
     def significant(self) -> bool:
-        """Whether it is farther from zero than chance and rounding explain."""
+        """Whether it is further from zero than chance and rounding explain."""
         return abs(self.mean) > STANDARD_ERRORS * self.stderr + self.rounding
 
 
