@@ -135,10 +135,10 @@ def imputed(
 ) -> Imputed:
     """Join the slabs of `imputed_slabs`, to which the options are passed."""
     slabs = imputed_slabs(model, examples, key, draws=draws, **options)
-    return join_imputed(slabs, axis=0 if draws is None else 1)
+    return joined(slabs, axis=0 if draws is None else 1)
 
 
-def join_imputed(pieces: Iterable[Imputed], *, axis: int) -> Imputed:
+def joined(pieces: Iterable[Imputed], *, axis: int) -> Imputed:
     """Join pieces along the axis of the values that counts examples."""
     values, *others = zip(*pieces, strict=True)
     return Imputed(np.concatenate(values, axis=axis), *map(np.concatenate, others))

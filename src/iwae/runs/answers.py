@@ -29,7 +29,7 @@ from iwae.data.splits import bernoulli
 from iwae.data.tables import SUFFIXES, Table, Text, as_labels, frame_table, names_in, read_table
 from iwae.errors import UserError
 from iwae.evaluation.conditioning import Given, sample_given
-from iwae.evaluation.imputation import Imputed, imputed_slabs, join_imputed
+from iwae.evaluation.imputation import Imputed, imputed_slabs, joined
 from iwae.evaluation.scores import cross_p_values, encode_slabs, score, score_slabs
 from iwae.models.conditional import ConditionalVAE, Model, with_labels, without_labels
 from iwae.models.likelihoods import complete
@@ -642,7 +642,7 @@ def impute_rows(
         seed=seed,
         batch_size=batch_size,
     )
-    return rows, join_imputed(pieces, axis=1)
+    return rows, joined(pieces, axis=1)
 
 
 def impute_pieces(

@@ -12,7 +12,7 @@ from iwae.data.delimited import is_number
 from iwae.data.rows import Examples
 from iwae.data.tables import SUFFIXES, Cells, Text, names_in, written_by_piece
 from iwae.errors import UserError
-from iwae.evaluation.imputation import Imputed, join_imputed
+from iwae.evaluation.imputation import Imputed, joined
 from iwae.files import atomic_write, check_output
 from iwae.runs.answers import Rows, impute_pieces
 from iwae.runs.filling import Piece, filled, rows_of
@@ -79,7 +79,7 @@ def impute_file(
     if rows.array is not None:
         return Completion(paths, *_write_array(paths, file, rows.array, pieces))
     assert rows.text is not None  # noqa: S101 - it is a table of text
-    found = join_imputed(pieces, axis=1)
+    found = joined(pieces, axis=1)
     _write_text(paths, file, rows, rows.text, found, _added(found, khat=khat))
     return Completion(paths, found.pareto_k, found.threshold)
 
