@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from iwae.evaluation.likelihood import log_likelihoods
-from iwae.models.networks import Dense
+from iwae.models.layers import Dense
 from iwae.models.vae import VAE
 
 

@@ -106,7 +106,7 @@ MUTANTS = {
         "discrete",
     ),
     "vimco-baseline-of-another-particle": Mutant(
-        "objectives/score_function.py",
+        "inference/particles.py",
         "jax.lax.cumlogsumexp(log_w)[:-1]])",
         "jax.lax.cumlogsumexp(log_w)[1:]])",
         "discrete",
@@ -164,8 +164,8 @@ MUTANTS = {
     ),
     "curvature-of-renyi": Mutant(
         "objectives/gradients.py",
-        "(1 - alpha) * _spread((1 - alpha) * log_w)",
-        "_spread((1 - alpha) * log_w)",
+        "(1 - alpha) * _iwae_curvature((1 - alpha) * log_w)",
+        "_iwae_curvature((1 - alpha) * log_w)",
         "gradients",
     ),
     "score-not-subtracted": Mutant(

@@ -537,7 +537,7 @@ def test_ten_thousand_increments_lose_no_digit_in_float32(monkeypatch):
 def test_a_chain_of_ten_thousand_temperatures_agrees_with_float64():
     model, x = wrong_q(), 8 * X  # log p(x) is about -100 nats
     betas = sigmoid_schedule(10_000)
-    steps = chains.temperatures(betas, 0.5, 1)
+    steps = chains.schedule_steps(betas, 0.5, 1)
 
     @jax.jit
     def run(key):

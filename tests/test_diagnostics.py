@@ -8,8 +8,9 @@ from scipy.special import logsumexp
 
 from iwae.errors import UserError
 from iwae.evaluation.diagnostics import (
+    Bidirectional,
     bdmc,
-    bdmc_importance,
+    bdmc_importance_slabs,
     monte_carlo_error,
     ordering_violations,
     paired_difference,
@@ -18,6 +19,7 @@ from iwae.evaluation.diagnostics import (
     test_sample_error,
     verdict,
 )
+from iwae.evaluation.examples import gather
 from iwae.evaluation.likelihood import weight_diagnostics
 from iwae.inference import kernels
 from iwae.inference.chains import mixed_upper
@@ -219,6 +221,10 @@ def test_bidirectional_bounds_hold_the_truth_between_them():
     )
 
 
+def bdmc_importance(key, **options):
+    return Bidirectional(**gather(bdmc_importance_slabs(MODEL, key, **options)))
+
+
 def exact_of_examples(key, n, split=3):
     """log p(x) of the examples that `bdmc` draws (`bdmc_importance` splits its keys in 2)."""
 
@@ -289,12 +295,10 @@ def test_results_do_not_depend_on_the_batch():
 
 @pytest.mark.slow
 def test_importance_sampling_with_the_truth_among_the_particles_is_an_upper_bound():
-    gaps = {
-        k: bdmc_importance(MODEL, jax.random.key(2), n_examples=400, k=k).gap for k in (2, 20, 200)
-    }
+    gaps = {k: bdmc_importance(jax.random.key(2), n_examples=400, k=k).gap for k in (2, 20, 200)}
     assert all(distance(gap, 0.0) > STANDARD_ERRORS for gap in gaps.values())
     assert gaps[2].mean() > 2 * gaps[20].mean() > 8 * gaps[200].mean()
-    both = bdmc_importance(MODEL, jax.random.key(2), n_examples=400, k=2)
+    both = bdmc_importance(jax.random.key(2), n_examples=400, k=2)
     exact = exact_of_examples(jax.random.key(2), 400, split=2)
     assert distance(both.lower - exact, 0.0) < -STANDARD_ERRORS
     assert distance(both.upper - exact, 0.0) > STANDARD_ERRORS
@@ -305,7 +309,7 @@ def test_importance_sampling_with_the_truth_among_the_particles_is_an_upper_boun
     [
         (lambda key, o: bdmc(MODEL, key, n_examples=0, **o), "n_examples is 0"),
         (lambda key, o: bdmc(MODEL, key, n_examples=1, chains=0, **o), "chains is 0"),
-        (lambda key, o: bdmc_importance(MODEL, key, n_examples=1, k=1), "k is 1"),  # noqa: ARG005
+        (lambda key, o: bdmc_importance(key, n_examples=1, k=1), "k is 1"),  # noqa: ARG005
     ],
 )
 def test_mistakes_are_user_errors(call, message):

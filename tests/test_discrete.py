@@ -25,7 +25,8 @@ from iwae.models.vae import VAE, LayeredPosterior
 from iwae.objectives import bounds, score_function
 from iwae.objectives.bounds import bound
 from iwae.objectives.catalogue import estimator_of, objective, reduction_of
-from iwae.objectives.declaration import Declaration, check, gradients_of
+from iwae.objectives.combinations import check, gradients_of
+from iwae.objectives.declaration import Declaration
 from iwae.objectives.reductions import elbo, iwae, renyi
 from iwae.objectives.score_function import log_remainder, signal
 from iwae.testing import check_latent_model

@@ -20,7 +20,8 @@ from iwae.objectives import differentiable
 from iwae.objectives.annealed import LARGEST_STEP, LEAST_STEP, adapt
 from iwae.objectives.bounds import bound
 from iwae.objectives.catalogue import compose, objective
-from iwae.objectives.declaration import DEFAULTS, GRADIENTS, OBJECTIVES, Declaration, check
+from iwae.objectives.combinations import check
+from iwae.objectives.declaration import DEFAULTS, GRADIENTS, OBJECTIVES, Declaration
 from iwae.objectives.objective import Extra
 from iwae.objectives.penalties import Penalty
 from iwae.objectives.reductions import (

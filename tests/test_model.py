@@ -10,8 +10,8 @@ from scipy.special import expit
 import reference
 from cases import quick, quick_rows
 from iwae.errors import UserError
+from iwae.models.layers import Dense
 from iwae.models.likelihoods import observation
-from iwae.models.networks import Dense
 from iwae.models.vae import VAE
 from iwae.testing import LinearGaussian
 from reference import assert_mean, equal

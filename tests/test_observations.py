@@ -13,8 +13,10 @@ from scipy.stats import bernoulli, chisquare, kstest, logistic, nbinom, norm, po
 
 from iwae.data import KINDS, as_json, as_kind, make_kind
 from iwae.errors import UserError
-from iwae.models.likelihoods import LEAST_SCALE, MEAN_CLIP, OBSERVATIONS, observation
+from iwae.models.likelihoods import OBSERVATIONS, observation
+from iwae.models.likelihoods.bernoulli import MEAN_CLIP
 from iwae.models.likelihoods.counts import LOG_SIZES
+from iwae.models.likelihoods.gaussian import LEAST_SCALE
 from iwae.models.likelihoods.levels import LEAST_LOG_SCALE
 from iwae.models.vae import VAE
 from reference import assert_mean

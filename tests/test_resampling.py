@@ -22,7 +22,8 @@ from iwae.objectives import catalogue as methods
 from iwae.objectives import sleeping
 from iwae.objectives.bounds import bound
 from iwae.objectives.catalogue import compose, objective
-from iwae.objectives.declaration import Declaration, check, particles
+from iwae.objectives.combinations import check
+from iwae.objectives.declaration import Declaration, particles
 from iwae.objectives.reductions import elbo, iwae, vr_max
 from reference import STANDARD_ERRORS
 

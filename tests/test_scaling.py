@@ -20,7 +20,8 @@ from iwae import (
 from iwae.config.experiment import UNTIL_CONVERGED, write_config
 from iwae.data.scaling import fit_scaling, refuse_merged
 from iwae.objectives.catalogue import compose
-from iwae.objectives.declaration import Declaration, check
+from iwae.objectives.combinations import check
+from iwae.objectives.declaration import Declaration
 from iwae.runs.folder import run_config
 from iwae.runs.setup import make_job
 

@@ -17,7 +17,8 @@ from iwae.errors import UserError
 from iwae.evaluation import signal
 from iwae.models.vae import VAE
 from iwae.objectives.catalogue import estimator_of, objective
-from iwae.objectives.declaration import Declaration, check
+from iwae.objectives.combinations import check
+from iwae.objectives.declaration import Declaration
 from iwae.objectives.reductions import iwae
 from iwae.results.text import describe_gradients
 from iwae.testing import LinearGaussian

@@ -24,13 +24,13 @@ from iwae.errors import UserError, shorten
 from iwae.files import atomic_write
 from iwae.models.declaration import check_continuous, coupling_layers, parse_posterior, parse_prior
 from iwae.models.latent_kinds import LatentKind, latent_kinds
+from iwae.objectives.combinations import check
 from iwae.objectives.declaration import (
     OPTIONS,
     BetaSchedule,
     Declaration,
     EncoderObjective,
     Phase,
-    check,
     described,
 )
 

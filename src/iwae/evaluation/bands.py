@@ -1,4 +1,4 @@
-"""Bands that hold the distribution function of uniform ranks at all points at once."""
+"""Simultaneous confidence bands for the distribution function of uniform ranks."""
 
 from typing import NamedTuple
 
@@ -10,22 +10,23 @@ from scipy.stats import binom
 from iwae.errors import UserError
 
 GRID = 100
-"""Intervals of (0, 1) at whose ends the distribution of ranks is compared with the uniform one."""
+"""Intervals of (0, 1), at whose ends the distribution of ranks is compared with the uniform one."""
 
 BISECTIONS = 12
-"""Halvings of the range of log tails that the bands are looked for in: to a part in 1,000."""
+"""Bisections of the range of the log critical tail: to one part in a thousand."""
 
 
 class Bands(NamedTuple):
-    """Bands that hold the distribution function of n uniform numbers at all points at once.
+    """Simultaneous bands for the distribution function of n uniform numbers.
 
     Säilynoja, Bürkner & Vehtari (2022), with the exact probability by recursion over the points.
 
     Attributes:
         points: `[m]`, inside (0, 1).
         tails: `[n+1, m]`, twice the smaller tail probability of a count at a point.
-        critical: the tail below which a count is outside.
-        lower, upper: `[m]`, the smallest and largest share of numbers below a point inside.
+        critical: a count whose tail is not above this is outside the bands.
+        lower, upper: `[m]`, the smallest and largest share of numbers below a point that is inside
+            the bands.
     """
 
     points: Float[np.ndarray, " m"]
@@ -35,7 +36,7 @@ class Bands(NamedTuple):
     upper: Float[np.ndarray, " m"]
 
     def smallest_tail(self, ranks: Float[np.ndarray, "n units"]) -> Float[np.ndarray, " units"]:
-        """The smallest tail of each unit over all points; outside if not above `critical`."""
+        """The smallest tail of each unit over all points; outside if it is not above `critical`."""
         counts = counts_below(ranks, self.points)
         return np.asarray(self.tails[counts, np.arange(len(self.points))].min(axis=1))
 
@@ -47,17 +48,17 @@ class Bands(NamedTuple):
 def counts_below(
     ranks: Float[np.ndarray, "n units"], points: Float[np.ndarray, " m"]
 ) -> Int[np.ndarray, "units m"]:
-    """How many of each unit's ranks are below each point."""
+    """The number of ranks of each unit below each point."""
     return np.stack([np.searchsorted(np.sort(column), points) for column in ranks.T])
 
 
 def uniform_bands(n: int, level: float = 0.95, points: int = GRID) -> Bands:
-    """Bands for n numbers that all hold at once with at least the given probability.
+    """Bands that contain n uniform numbers at all points with at least the given probability.
 
     Args:
-        n: how many numbers.
+        n: number of ranks.
         level: probability that uniform numbers stay inside.
-        points: intervals of (0, 1), at whose inner ends the bands are.
+        points: number of intervals of (0, 1), at whose inner ends the bands are computed.
     """
     if n < 1:
         raise UserError("there are no ranks to compare with uniform ones")
@@ -65,7 +66,7 @@ def uniform_bands(n: int, level: float = 0.95, points: int = GRID) -> Bands:
     counts = np.arange(n + 1)[:, None]
     below, above = binom.cdf(counts, n, z[None]), binom.sf(counts - 1, n, z[None])
     tails = np.minimum(1.0, 2 * np.minimum(below, above))
-    low, high = (1 - level) / points, 1 - level  # by the union bound, and of one point alone
+    low, high = (1 - level) / points, 1 - level  # by the union bound, and for a single point
     for _ in range(BISECTIONS):
         middle = float(np.sqrt(low * high))
         inside = _inside_probability(tails, z, middle) >= level
@@ -79,9 +80,9 @@ def uniform_bands(n: int, level: float = 0.95, points: int = GRID) -> Bands:
 def _inside_probability(
     tails: Float[np.ndarray, "n1 m"], points: Float[np.ndarray, " m"], critical: float
 ) -> float:
-    """The probability that counts of n uniform numbers have larger tails than this everywhere.
+    """The probability that counts of n uniform numbers have tails above `critical` at all points.
 
-    Numbers below the next point are binomial given those below the last one.
+    The count below the next point is binomial given the count below the last one.
     """
     n, log_factorial = len(tails) - 1, gammaln(np.arange(len(tails)) + 1.0)
     counts, probability, last = np.zeros(1, int), np.ones(1), 0.0

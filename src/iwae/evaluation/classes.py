@@ -1,8 +1,8 @@
-"""Conditional models as classifiers, by the likelihood of each label."""
+"""Conditional models as classifiers, by the likelihood under each label."""
 
 from collections.abc import Iterator
-from functools import lru_cache
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Int
 from scipy.special import log_softmax, logsumexp
 
 from iwae.errors import UserError
-from iwae.evaluation.examples import ExampleFn, gather, map_by_cost, refuse_nan
+from iwae.evaluation.examples import gather, map_by_cost, refuse_nan
 from iwae.evaluation.likelihood import chunk_length, streamed_bound
 from iwae.models.conditional import ConditionalVAE, check_examples
 from iwae.models.vae import AbstractLatentModel
@@ -25,9 +25,9 @@ def class_log_likelihoods(
     k: int,
     batch_size: int | None = None,
 ) -> Float[np.ndarray, "n C"]:
-    """log p(x|y) of every example under every label, in nats, as from `log_likelihoods`.
+    """log p(x|y) of every example under every label, nats, by `log_likelihoods`.
 
-    All labels of an example are scored with the same noise.
+    All labels of an example share the same noise.
 
     Args:
         examples: `[n, d]` in the model's units, without labels.
@@ -62,7 +62,7 @@ def class_log_likelihood_slabs(
         )
     check_examples(model.vae, examples)
     slabs = map_by_cost(
-        _under_every_label(k, chunk),
+        eqx.Partial(_under_every_label, k=k, chunk=chunk),
         model,
         examples,
         key,
@@ -74,18 +74,16 @@ def class_log_likelihood_slabs(
     return refuse_nan(slabs, first)
 
 
-@lru_cache
-def _under_every_label(k: int, chunk: int) -> ExampleFn:
-    """L_k of one example given each label in turn, with the same noise, `[C]` nats."""
+def _under_every_label(
+    model: ConditionalVAE, x: Example, key: PRNGKey, *, k: int, chunk: int
+) -> dict[str, Float[Array, " C"]]:
+    """L_k of one example under each label, with the same noise, `[C]`, nats."""
     score = streamed_bound(k, chunk)
 
-    def fn(model: ConditionalVAE, x: Example, key: PRNGKey) -> dict[str, Float[Array, " C"]]:
-        def given(y: Float[Array, " C"]) -> Scalar:
-            return score(model.given(y), x, jax.random.clone(key))["log_likelihood"]
+    def given(y: Float[Array, " C"]) -> Scalar:
+        return score(model.given(y), x, jax.random.clone(key))["log_likelihood"]
 
-        return {"log_likelihood": jax.lax.map(given, jnp.eye(model.n_classes))}
-
-    return fn
+    return {"log_likelihood": jax.lax.map(given, jnp.eye(model.n_classes))}
 
 
 def label_log_probabilities(
@@ -108,7 +106,7 @@ def label_log_probabilities(
 def marginal_log_likelihoods(
     log_likelihoods: Float[np.ndarray, "n C"], frequencies: Float[np.ndarray, " C"]
 ) -> Float[np.ndarray, " n"]:
-    """log p(x) = log sum_y p(y) p(x|y), nats: how likely an example is under any label."""
+    """log p(x) = log sum_y p(y) p(x|y), nats: the likelihood with the label marginalised."""
     return np.asarray(logsumexp(log_likelihoods + _log(frequencies), axis=1))
 
 
@@ -125,8 +123,8 @@ def auroc(own: Float[np.ndarray, " n"], others: Float[np.ndarray, " m"]) -> tupl
     """The probability that an example scores above one of other data, and the standard error.
 
     This is the area under the receiver operating characteristic curve of the score. Ties count
-    half; 1/2 is chance. The error covers the choice of both samples, and is nan if either has only
-    one example.
+    half; 1/2 is chance. The error accounts for the choice of both samples, and is nan if either has
+    only one example.
 
     Source: DeLong, DeLong & Clarke-Pearson (1988), "Comparing the areas under two or more
     correlated receiver operating characteristic curves", for one curve.

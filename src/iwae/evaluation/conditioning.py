@@ -1,7 +1,7 @@
-"""Draws of an example's unknown values given the known ones, from any VAE."""
+"""Draws of the unknown values of an example given the known ones, from any VAE."""
 
 import copy
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 import equinox as eqx
 import jax
@@ -16,12 +16,13 @@ from iwae.evaluation.likelihood import KHAT_WEIGHTS
 from iwae.evaluation.posterior import sir
 from iwae.inference.kernels import pareto_k
 from iwae.inference.particles import Particles, effective_sample_size, importance_particles
+from iwae.inference.starts import Prior
 from iwae.inference.step_sizes import make_annealer
 from iwae.models.vae import VAE, AbstractLatentModel
 from iwae.typing import Example, Latents, PRNGKey, Scalar
 
 LEAST_ESS = 10.0
-"""With fewer effective samples, draws would be a handful of repeated latents."""
+"""With fewer effective samples, draws would repeat a handful of latents."""
 
 TEMPERATURES, LEAPFROG, PILOT, PILOT_CHAINS = 200, 10, 16, 4
 
@@ -31,9 +32,9 @@ class Given(NamedTuple):
 
     Attributes:
         rows: `[n, d]`, with the known values in place.
-        ess: effective number of the particles that they were drawn from.
-        pareto_k: k-hat of these particles' weights; above `pareto_threshold` of their number, 0.7
-            for 2,200 or more, the draws are unreliable.
+        ess: effective sample size of the particles from which they were drawn.
+        pareto_k: k-hat of the weights of these particles. Above `pareto_threshold` of their number
+            (0.7 for 2,200 or more), the draws are unreliable.
     """
 
     rows: Float[np.ndarray, "n d"]
@@ -77,7 +78,7 @@ def sample_given(
             "give fewer values, or use method 'ais'"
         )
     z = sir(particles, draw_key, n)
-    rows = _filled(model, x, z, jax.random.split(fill_key, n))
+    rows = _filled_rows(model, x, z, jax.random.split(fill_key, n))
     return Given(np.asarray(rows), ess, float(_khat(particles.log_w[:KHAT_WEIGHTS])))
 
 
@@ -85,7 +86,7 @@ _khat = jax.jit(pareto_k)
 
 
 @eqx.filter_jit
-def _filled(
+def _filled_rows(
     model: VAE, x: Float[Array, " d"], z: Latents, keys: Key[Array, " n"]
 ) -> Float[Array, "n d"]:
     """x with its missing values drawn given each z."""
@@ -93,9 +94,9 @@ def _filled(
 
 
 def _with_gaps(model: VAE) -> VAE:
-    """The same model, with the density of the observed values of an example.
+    """The same model with the density of the observed values of an example.
 
-    Unless it was made for missing values, its encoder cannot read such an example.
+    The encoder of a model not made for missing values cannot read such an example.
     """
     if model.missing is not None:
         return model
@@ -109,30 +110,22 @@ class FromPrior(AbstractLatentModel):
 
     vae: VAE
 
-    def posterior(self, x: Example) -> "_Prior":  # noqa: ARG002
+    def posterior(self, x: Example) -> Prior:  # noqa: ARG002
         """p(z)."""
-        return _Prior(self.vae)
+        return Prior(self.vae)
 
     def log_joint(self, x: Example, z: Latents) -> Scalar:
         """log p(x, z), nats."""
         return self.vae.log_joint(x, z)
 
     def sample(self, key: PRNGKey) -> tuple[Latents, Example]:
-        """An ancestral draw."""
+        """Draw (z, x) ~ p by ancestral sampling."""
         return self.vae.sample(key)
 
 
-class _Prior(eqx.Module):
-    vae: VAE
-
-    def sample(self, key: PRNGKey) -> Latents:
-        return self.vae.sample(key)[0]
-
-    def log_prob(self, z: Latents) -> Scalar:
-        return cast("Scalar", sum(self.vae.layer_log_priors(z)))
-
-
-def _importance(model: AbstractLatentModel, x: Example, key: PRNGKey, k: int) -> Particles:
+def _importance_in_chunks(
+    model: AbstractLatentModel, x: Example, key: PRNGKey, k: int
+) -> Particles:
     chunk = min(k, ROWS)
     found = [_chunk(model, x, key, chunk, jnp.int32(first)) for first in range(0, k, chunk)]
     whole = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *found)
@@ -144,7 +137,7 @@ def _chunk(model: AbstractLatentModel, x: Example, key: PRNGKey, k: int, first: 
     return importance_particles(model, x, key, k, first=first)[0]
 
 
-def _annealed(model: AbstractLatentModel, x: Example, key: PRNGKey, k: int) -> Particles:
+def _annealed_chains(model: AbstractLatentModel, x: Example, key: PRNGKey, k: int) -> Particles:
     """Chains whose step sizes are tuned on draws of the model with the same values missing."""
     draw_key, tune_key, chain_key = jax.random.split(key, 3)
     drawn = jax.vmap(lambda key: model.sample(key)[1])(jax.random.split(draw_key, PILOT))
@@ -154,4 +147,4 @@ def _annealed(model: AbstractLatentModel, x: Example, key: PRNGKey, k: int) -> P
     return eqx.filter_jit(annealer)(model, x, chain_key, k)[0]
 
 
-_METHODS = {"is": _importance, "ais": _annealed}
+_METHODS = {"is": _importance_in_chunks, "ais": _annealed_chains}

@@ -1,12 +1,11 @@
 """Reliability of a likelihood: bounds from both sides, tails of weights, agreement.
 
-The errors of a mean log-likelihood are kept apart: `monte_carlo_error` (chains and particles),
-`test_sample_error` (which examples happen to be in the test set), the error of one draw of their
-pixels, and the deviation between seeds, which is that of the means themselves.
+A mean log-likelihood has separate errors: `monte_carlo_error` (chains and particles),
+`test_sample_error` (the choice of test examples), the error of one draw of their pixels, and the
+deviation of the means between seeds.
 """
 
 from collections.abc import Iterator, Mapping
-from functools import lru_cache
 from itertools import combinations
 from typing import Any, NamedTuple
 
@@ -19,11 +18,11 @@ from jaxtyping import Array, Float
 from iwae.errors import UserError
 from iwae.evaluation.examples import (
     ROWS,
-    ExampleFn,
-    chain_batch,
     check_positive,
     gather,
+    map_chains,
     map_examples,
+    placeholders,
 )
 from iwae.evaluation.likelihood import checked_schedule, streamed_bound
 from iwae.inference.chains import bidirectional_bounds
@@ -46,7 +45,7 @@ def pareto_threshold(k: int) -> float:
 
 
 def tail_doubt(tail: float, n: int) -> str | None:
-    """Why a mean over n ratios w/c cannot be trusted, given their k-hat; None if it can."""
+    """The reason to doubt a mean over n ratios w/c, given their k-hat; None if there is none."""
     if np.isnan(tail):
         return "too few examples to know the tail of w/c"
     if tail > pareto_threshold(n):
@@ -61,16 +60,17 @@ def share_unreliable(khat: Float[np.ndarray, " n"], k: int) -> float:
 
 
 def monte_carlo_error(errors: Float[np.ndarray, " n"]) -> float:
-    """Standard error of the mean of n log-likelihoods that is due to their particles, nats.
+    """Standard error of the mean of n log-likelihoods due to their particles, nats.
 
     Args:
-        errors: of each, nats, as of `evaluation.jackknife`; examples have particles of their own.
+        errors: the Monte Carlo error of each example, nats, as from `evaluation.jackknife`;
+            examples have independent particles.
     """
     return float(np.sqrt((errors**2).sum()) / len(errors))
 
 
 def test_sample_error(values: Float[np.ndarray, " n"]) -> float:
-    """Standard error of the mean that is due to the choice of examples: sd / sqrt(n), nats."""
+    """Standard error of the mean due to the choice of examples: sd / sqrt(n), nats."""
     n = len(values)
     return float(np.std(values, ddof=1) / np.sqrt(n)) if n > 1 else float("nan")
 
@@ -85,7 +85,7 @@ class Difference(NamedTuple):
     """Mean of a - b over the same examples, and its standard error, nats.
 
     The error is that of the per-example differences, in which common variation cancels.
-    `rounding` is what float32 may add to the difference.
+    `rounding` bounds the rounding error of float32 in the difference.
     """
 
     mean: float
@@ -99,7 +99,7 @@ class Difference(NamedTuple):
 
 
 def paired_difference(a: Float[np.ndarray, " n"], b: Float[np.ndarray, " m"]) -> Difference:
-    """The mean of a - b and its standard error, or UserError unless n = m."""
+    """The mean of a - b and its standard error; UserError unless n = m."""
     if a.shape != b.shape:
         raise UserError(f"{len(a)} and {len(b)} examples: a paired comparison needs the same ones")
     d = np.asarray(a, np.float64) - np.asarray(b, np.float64)
@@ -137,13 +137,14 @@ class Verdict(NamedTuple):
     """Whether an annealed likelihood can be quoted.
 
     Attributes:
-        word: "converged", "not converged", or "undecided" if the examples are too few to tell
-            the tolerance from chance, or the tail behind a gap is heavy or unknown.
+        word: "converged", "not converged", or "undecided" if the examples are too few to resolve
+            the tolerance, or the tail behind a gap is heavy or unknown.
         difference: AIS at T minus AIS at T/10, on the same examples.
-        gap: mean gap of bidirectional Monte Carlo, nats, if there is one.
+        gap: mean gap of bidirectional Monte Carlo, nats; None if it was not run.
         tolerance: maximum acceptable error, nats.
         reason: the explanation.
-        sandwich_gap: mean gap of the bounds from both sides on real examples, if there is one.
+        sandwich_gap: mean gap of the bounds from both sides on real examples; None if they were not
+            computed.
     """
 
     word: str
@@ -155,7 +156,7 @@ class Verdict(NamedTuple):
 
     @property
     def converged(self) -> bool:
-        """Whether the word is "converged"."""
+        """Whether the verdict is "converged"."""
         return self.word == "converged"
 
 
@@ -169,30 +170,28 @@ def verdict(
 ) -> Verdict:
     """Judge convergence: T and T/10 must agree, and any gap between two sides must be small.
 
+    A gap is small if its mean plus three standard errors is within the tolerance.
+
     Args:
         ais, ais_tenth: log-likelihoods at T and at T/10 temperatures, of the same examples.
-        bdmc_gap: upper minus lower bound on examples drawn from the model, if that was run; its
-            mean plus three standard errors must be within the tolerance.
+        bdmc_gap: upper minus lower bound on examples drawn from the model; None if it was not run.
         tolerance: nats.
-        sandwich_gap: upper minus lower bound on real examples, if that was run; the same holds.
-        sandwich_tail: k-hat of its ratios w/c, as of `evaluation.sandwich.ratio_tail`; a small gap
-            counts only if that is known and small.
+        sandwich_gap: upper minus lower bound on real examples; None if it was not computed.
+        sandwich_tail: k-hat of its ratios w/c, as from `evaluation.sandwich.ratio_tail`; a small
+            gap counts only if this is known and small.
     """
     difference = paired_difference(ais, ais_tenth)
     gaps = {"bidirectional": bdmc_gap, "sandwich": sandwich_gap}
     known = {name: values for name, values in gaps.items() if values is not None}
     means = {name: float(np.mean(values)) for name, values in known.items()}
-    wide = [name for name, values in known.items() if not _below(values, tolerance)]
+    wide = [name for name, values in known.items() if not _is_reliably_below(values, tolerance)]
     doubt = None if sandwich_gap is None else tail_doubt(sandwich_tail, len(sandwich_gap))
     apart = f"T and T/10 differ by {difference.mean:.3f} +- {difference.stderr:.3f} nats"
     if difference.significant:
         word, reason = "not converged", f"{apart}: more than chance explains"
     elif wide:
-        word, words = (
-            "not converged",
-            [f"the {name} gap is {means[name]:.3f} nats" for name in wide],
-        )
-        reason = f"{' and '.join(words)}, not reliably below {tolerance:g}"
+        wide_gaps = " and ".join(f"the {name} gap is {means[name]:.3f} nats" for name in wide)
+        word, reason = "not converged", f"{wide_gaps}, not reliably below {tolerance:g}"
     elif not STANDARD_ERRORS * difference.stderr <= tolerance:
         word = "undecided"
         reason = f"{apart}, too uncertain to tell {tolerance:g} from chance"
@@ -205,7 +204,7 @@ def verdict(
     return Verdict(word, difference, simulated, tolerance, reason, real)
 
 
-def _below(values: Float[np.ndarray, " m"], tolerance: float) -> bool:
+def _is_reliably_below(values: Float[np.ndarray, " m"], tolerance: float) -> bool:
     upper = np.mean(values) + STANDARD_ERRORS * test_sample_error(values)
     return bool(upper <= tolerance)
 
@@ -219,9 +218,9 @@ class Bidirectional(NamedTuple):
     Each holds in expectation; a single upper bound can lie below its lower bound by chance.
 
     Attributes:
-        lower, upper: `[n]` float64, nats. By annealing, the upper one is from reverse chains.
-        mixed_upper: `[n]` float64, nats, from reverse and forward chains, as of
-            `inference.chains.mixed_upper`. Importance samples have only this one, also as `upper`.
+        lower, upper: `[n]` float64, nats. With annealing, `upper` is from reverse chains.
+        mixed_upper: `[n]` float64, nats, from reverse and forward chains, as from
+            `inference.chains.mixed_upper`. With importance samples, `upper` is the same.
         acceptance: `[n]` mean probability of acceptance; nan for importance sampling.
     """
 
@@ -232,7 +231,7 @@ class Bidirectional(NamedTuple):
 
     @property
     def gap(self) -> Float[np.ndarray, " n"]:
-        """Upper minus lower bound, nats: neither is off by more, on average."""
+        """Upper minus lower bound, nats: on average, neither is in error by more."""
         return self.upper - self.lower
 
     @property
@@ -258,8 +257,8 @@ def bdmc(
     Example i, its latents and all chains depend only on `fold_in(key, i)`.
 
     Args:
-        n_examples: pairs (z, x) to draw from the model.
-        chains: per example, in each direction.
+        n_examples: number of pairs (z, x) to draw from the model.
+        chains: number of chains per example, in each direction.
         betas, step_size, n_leapfrog, start: as for `annealed_particles`; step sizes from a
             pilot with another key.
         batch_size: examples at a time on each device; changes the speed, not the numbers.
@@ -279,7 +278,7 @@ def bdmc(
         start=start,
         batch_size=batch_size,
     )
-    return join_bounds(slabs)
+    return Bidirectional(**gather(slabs))
 
 
 def bdmc_slabs(
@@ -287,39 +286,16 @@ def bdmc_slabs(
     key: PRNGKey,
     *,
     n_examples: int,
-    chains: int = 16,
-    betas: Betas,
-    step_size: StepSize,
-    n_leapfrog: int,
-    start: str = "posterior",
+    chains: int,
     batch_size: int | None = None,
     first: int = 0,
+    **path: Any,
 ) -> Iterator[dict[str, np.ndarray]]:
     """`bdmc` from example `first` on, slab by slab, to show progress and keep partial results."""
-    schedule = checked_schedule(chains, betas, step_size)
-    fn = eqx.Partial(_annealed_bounds, **schedule, n_leapfrog=n_leapfrog, start=start)
-    return _simulated(fn, model, key, n_examples, batch_size or chain_batch(chains), first)
-
-
-def bdmc_importance(
-    model: AbstractLatentModel,
-    key: PRNGKey,
-    *,
-    n_examples: int,
-    k: int,
-    batch_size: int | None = None,
-) -> Bidirectional:
-    """Bounds from importance samples: the lower from k - 1, the upper with the true z as kth.
-
-    If z ~ p(z|x) is one of the k particles and q draws the others, E log mean w is no longer
-    below log p(x) but above it (Grosse et al. 2015, sec. 4.1, with one temperature).
-
-    Args:
-        k: particles, at least two; memory does not depend on it.
-    """
-    return join_bounds(
-        bdmc_importance_slabs(model, key, n_examples=n_examples, k=k, batch_size=batch_size)
-    )
+    fn = eqx.Partial(_annealed_bounds, **checked_schedule(chains=chains, **path))
+    check_positive("n_examples", n_examples)
+    batch, nothing = batch_size or None, placeholders(n_examples)
+    return map_chains(fn, model, nothing, key, chains=chains, batch_size=batch, first=first)
 
 
 def bdmc_importance_slabs(
@@ -331,30 +307,23 @@ def bdmc_importance_slabs(
     batch_size: int | None = None,
     first: int = 0,
 ) -> Iterator[dict[str, np.ndarray]]:
-    """`bdmc_importance` from example `first` on, slab by slab."""
+    """Bounds from importance samples: the lower from k - 1, the upper with the true z as k-th.
+
+    If z ~ p(z|x) is one of the k particles and q draws the others, E log mean w is no longer
+    below log p(x) but above it (Grosse et al. 2015, sec. 4.1, with one temperature).
+
+    Args:
+        k: particles, at least two; memory does not depend on it.
+
+    Yields:
+        The fields of `Bidirectional`, from example `first` on, slab by slab.
+    """
     if k < 2:
         raise UserError(f"k is {k}; it must be at least 2: the true latent and a proposal")
-    fn = _importance_bounds(k, min(k - 1, ROWS // 4))
-    return _simulated(fn, model, key, n_examples, batch_size or 4, first)
-
-
-def join_bounds(slabs: Iterator[dict[str, np.ndarray]]) -> Bidirectional:
-    """Join all slabs."""
-    return Bidirectional(**gather(slabs))
-
-
-def _simulated(
-    fn: ExampleFn,
-    model: AbstractLatentModel,
-    key: PRNGKey,
-    n: int,
-    batch_size: int,
-    first: int = 0,
-) -> Iterator[dict[str, np.ndarray]]:
-    """Map `fn` over n examples that it draws itself, each with its own key."""
-    check_positive("n_examples", n)
-    nothing = np.zeros((n, 1), np.uint8)
-    return map_examples(fn, model, nothing, key, batch_size=batch_size, first=first)
+    check_positive("n_examples", n_examples)
+    fn = eqx.Partial(_importance_bounds, k=k, chunk=min(k - 1, ROWS // 4))
+    nothing = placeholders(n_examples)
+    return map_examples(fn, model, nothing, key, batch_size=batch_size or 4, first=first)
 
 
 def _annealed_bounds(
@@ -366,19 +335,20 @@ def _annealed_bounds(
     return bidirectional_bounds(model, key, **options)
 
 
-@lru_cache
-def _importance_bounds(k: int, chunk: int) -> ExampleFn:
-    proposals = streamed_bound(k - 1, chunk)
-
-    def fn(model: AbstractLatentModel, nothing: Example, key: PRNGKey) -> dict[str, Scalar]:  # noqa: ARG001
-        model_key, q_key = jax.random.split(key)
-        z, x = model.sample(model_key)
-        model, x = model.condition(x)
-        lower = proposals(model, x, q_key)["log_likelihood"]
-        log_w = model.log_joint(x, z) - model.posterior(x).log_prob(z)
-        total = jnp.logaddexp(lower + jnp.log(jnp.float32(k - 1)), log_w)
-        upper = total - jnp.log(jnp.float32(k))
-        nothing_moved = jnp.float32(jnp.nan)
-        return {"lower": lower, "upper": upper, "mixed_upper": upper, "acceptance": nothing_moved}
-
-    return fn
+def _importance_bounds(
+    model: AbstractLatentModel,
+    nothing: Example,  # noqa: ARG001
+    key: PRNGKey,
+    *,
+    k: int,
+    chunk: int,
+) -> dict[str, Scalar]:
+    model_key, q_key = jax.random.split(key)
+    z, x = model.sample(model_key)
+    model, x = model.condition(x)
+    lower = streamed_bound(k - 1, chunk)(model, x, q_key)["log_likelihood"]
+    log_w = model.log_joint(x, z) - model.posterior(x).log_prob(z)
+    total = jnp.logaddexp(lower + jnp.log(jnp.float32(k - 1)), log_w)
+    upper = total - jnp.log(jnp.float32(k))
+    nothing_moved = jnp.float32(jnp.nan)
+    return {"lower": lower, "upper": upper, "mixed_upper": upper, "acceptance": nothing_moved}

@@ -1,6 +1,6 @@
 """Map a function of one example over a split: batched, padded, sharded, slab by slab.
 
-Example i gets the key `fold_in(key, i)`, or that of its address if addresses are given; its result
+Example i has the key `fold_in(key, i)`, or that of its address if addresses are given. Its result
 does not depend on the other examples. Slabs are yielded as they finish, so that a caller can show
 progress or stop.
 """
@@ -52,11 +52,11 @@ def map_examples(
 
     Args:
         fn: a function of one example; its result is a pytree of arrays.
-        model: a model, or whatever else the function takes first.
+        model: the first argument of the function, usually a model.
         examples: `[n, ...]`; bytes become float32 on the device. `Rows` are read slab by slab.
         batch_size: examples under one `vmap`, on each device; capped at the examples it gets.
         slab_size: examples per dispatch over all devices, rounded up to whole batches.
-        first: index of the first example, to resume what was stopped there.
+        first: index of the first example, to resume an interrupted measurement.
         addresses: 32-bit numbers to fold into the key instead of the examples' indices.
 
     Yields:
@@ -74,7 +74,7 @@ def map_examples(
     arrays, static = eqx.partition((model, key), eqx.is_array)
     arrays = jax.device_put(arrays, whole)
     model, key = eqx.combine(arrays, static)
-    batch_size = min(batch_size, -(-len(examples) // mesh.size))  # do not compute padding
+    batch_size = min(batch_size, -(-len(examples) // mesh.size))  # less padding
     if isinstance(examples, Rows):
         slab_size = min(slab_size, max(1, SLAB_VALUES // math.prod(examples.shape[1:])))
     batch = mesh.size * batch_size
@@ -85,9 +85,9 @@ def map_examples(
         index = np.minimum(np.arange(start, start + slab), len(examples) - 1)
         address = np.int32(index) if addresses is None else addresses[index]
         xs, address = jax.device_put((examples[index], address), split)
-        with jax.debug_nans(False):  # nan is a result too, as of k-hat; callers refuse others
+        with jax.debug_nans(False):  # nan can be a result, as for k-hat; callers refuse others
             out = _map_slab(fn, model, xs, address, key, batch_size, mesh)
-        jax.block_until_ready(out)  # raises what NumPy's view of it would end the process by
+        jax.block_until_ready(out)  # raises errors that NumPy's view would turn into an abort
         count = min(slab, len(examples) - start)
         yield jax.tree.map(lambda leaf, count=count: np.asarray(leaf)[:count], out)
 
@@ -106,7 +106,7 @@ def map_by_cost(
     """`map_examples` of a function that evaluates the decoder `rows` times for each example.
 
     Args:
-        at_once: how many of the rows of an example are in memory at a time; all if None.
+        at_once: rows of an example that are in memory at the same time; all if None.
         batch_size: examples at a time on each device; if None, as many as suit `at_once`.
     """
     return map_examples(
@@ -118,6 +118,25 @@ def map_by_cost(
         slab_size=max(1, SLAB_ROWS // rows) * jax.local_device_count(),
         first=first,
     )
+
+
+def map_chains(
+    fn: ExampleFn,
+    model: PyTree,
+    examples: Examples,
+    key: PRNGKey,
+    *,
+    chains: int,
+    batch_size: int | None = None,
+    first: int = 0,
+) -> Iterator[PyTree]:
+    """`map_examples` of a function that runs `chains` chains for each example.
+
+    Args:
+        batch_size: examples at a time on each device; if None, as many as suit the chains.
+    """
+    batch = max(1, CHAIN_ROWS // chains) if batch_size is None else batch_size
+    return map_examples(fn, model, examples, key, batch_size=batch, first=first)
 
 
 @eqx.filter_jit
@@ -167,11 +186,11 @@ def refuse_nan(
     quantity: str = "log-likelihood",
     names: Sequence[str] = ("log_likelihood",),
 ) -> Iterator[dict[str, np.ndarray]]:
-    """The slabs, or FloatingPointError if an array `[n, ...]` of one of these names holds nan.
+    """Pass slabs on; FloatingPointError if one of the named arrays `[n, ...]` contains nan.
 
     Args:
         done: index of the first example.
-        quantity: the arrays in words, for the message.
+        quantity: description of the arrays, for the message.
     """
     for slab in slabs:
         for name in names:
@@ -191,6 +210,6 @@ def check_positive(name: str, value: int) -> None:
         raise UserError(f"{name} is {value}; it must be at least 1")
 
 
-def chain_batch(chains: int) -> int:
-    """Examples at a time if each has `chains` chains."""
-    return max(1, CHAIN_ROWS // chains)
+def placeholders(n: int) -> np.ndarray:
+    """Bytes in place of n examples, for a function that draws its own."""
+    return np.zeros((n, 1), np.uint8)

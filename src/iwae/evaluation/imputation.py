@@ -1,10 +1,10 @@
-"""Imputation of missing values: by their expectation given the observed values, or by draws.
+"""Imputation of missing values, by their expectation given the observed values or by draws.
 
 A model of examples with missing values (NaN) has particles of p(z|x_obs) like any other model, and
-p(x_mis|z) is known. Both kinds of imputation follow from the two (Mattei & Frellsen 2019).
+p(x_mis|z) is known. Both kinds of imputation follow (Mattei & Frellsen 2019).
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -21,9 +21,11 @@ from iwae.evaluation.examples import CHAIN_ROWS, check_positive, gather, map_by_
 from iwae.evaluation.likelihood import KHAT_WEIGHTS
 from iwae.evaluation.posterior import sir, snis_mean
 from iwae.inference.kernels import pareto_k
-from iwae.inference.particles import Particles, importance_particles
-from iwae.inference.step_sizes import Annealer, make_annealer
-from iwae.models.likelihoods import Columns, Imputing, complete
+from iwae.inference.particles import Particles, Sampler, importance_particles
+from iwae.inference.step_sizes import make_annealer
+from iwae.models.likelihoods import complete
+from iwae.models.likelihoods.missing import Imputing
+from iwae.models.likelihoods.table import Columns
 from iwae.models.vae import AbstractLatentModel
 from iwae.typing import Example, Latents, PRNGKey, Scalar
 
@@ -34,29 +36,26 @@ A hundred chains take 1.7 times as long and impute scikit-learn's breast cancer 
 """
 
 PILOT, PILOT_CHAINS, PILOT_HIDDEN = 32, 4, 0.2
-"""Examples drawn from the model on which step sizes are tuned, and how many values they lack."""
+"""Number of examples drawn from the model to tune step sizes, its chains, and share of gaps."""
 
 AT_A_TIME = 16
-"""Annealed examples of a dispatch; the last dispatch is padded, so that one shape is compiled."""
+"""Annealed examples per dispatch; padding the last one saves the compilation of another shape."""
 
 _AGAIN, _PILOT = np.uint32(2**32 - 1), np.uint32(2**32 - 2)
-"""Folded into the key, in which the indices of examples are: none is as large."""
-
-Sampler = Callable[..., Any]
-"""A function (model, x, key, k) -> (Particles, info)."""
+"""Folded into the key like the indices of examples, none of which is as large."""
 
 
 class Imputed(NamedTuple):
-    """Completed examples, and how far the weights behind them can be trusted.
+    """Completed examples, and the reliability of the weights behind them.
 
     Attributes:
-        values: `[n, d]`, or `[draws, n, d]`: the examples, in their own type, with numbers in the
-            place of NaN.
+        values: `[n, d]`, or `[draws, n, d]`: the examples, in their own type, with numbers in place
+            of NaN.
         pareto_k: `[n]`, k-hat of each example's weights; nan for examples without gaps, and for
             fewer than 25 particles.
-        threshold: `[n]`, k-hat above which what is imputed is unreliable, as of
-            `iwae.evaluation.diagnostics.pareto_threshold`: lower the fewer weights there are, and
-            those of an example that is annealed are few.
+        threshold: `[n]`, k-hat above which imputed values are unreliable, as from
+            `iwae.evaluation.diagnostics.pareto_threshold`. It is lower for examples that were
+            annealed, because they have fewer weights.
     """
 
     values: Shaped[np.ndarray, "... n d"]
@@ -76,11 +75,11 @@ def impute(
     """Fill each missing value with its expectation given the observed ones, or likeliest category.
 
     E[x_mis|x_obs] by self-normalised importance sampling, biased by 1/k (Mattei & Frellsen 2019).
-    No other value has a smaller expected squared error. As data, such values vary too little: to
-    compute anything from a filled table, use `multiple_imputations`.
+    It minimises the expected squared error, but varies too little as data: to compute statistics of
+    a filled table, use `multiple_imputations`.
 
     Args:
-        model: one whose `decode(z)` is `iwae.models.likelihoods.Imputing`, such as
+        model: one whose `decode(z)` is `iwae.models.likelihoods.missing.Imputing`, such as
             `VAE(..., missing="at-random")`.
         examples: `[n, d]` in the model's units, NaN where a value is missing.
         k: particles per example.
@@ -108,12 +107,12 @@ def multiple_imputations(
     batch_size: int | None = None,
     sampler: Sampler = importance_particles,
 ) -> Shaped[np.ndarray, "draws n d"]:
-    """Draw the missing values given the observed ones, a completed data set per draw.
+    """Draw the missing values given the observed ones: one completed data set per draw.
 
-    z comes from sampling importance resampling, and x_mis from p(x_mis|z) (Mattei & Frellsen 2019).
-    As k grows, these are draws from p(x_mis|x_obs); if one particle has nearly all the weight, they
-    vary too little. The spread of any statistic over the data sets is the uncertainty that the
-    missing values leave (Rubin 1987).
+    z is drawn by sampling importance resampling, and x_mis from p(x_mis|z) (Mattei & Frellsen
+    2019). As k grows, these are draws from p(x_mis|x_obs); if one particle has nearly all the
+    weight, they vary too little. The spread of any statistic over the data sets measures the
+    uncertainty due to missing values (Rubin 1987).
 
     Args:
         draws: number of data sets.
@@ -132,27 +131,15 @@ def imputed(
     key: PRNGKey,
     *,
     draws: int | None = None,
-    k: int = 1000,
-    batch_size: int | None = None,
-    sampler: Sampler = importance_particles,
-    anneal: bool = False,
+    **options: Any,
 ) -> Imputed:
-    """The values of `impute` or, given `draws`, of `multiple_imputations`, with their k-hat.
-
-    Args:
-        anneal: impute examples whose k-hat is above its threshold again, from chains that are
-            annealed from q(z|x_obs) to p(z|x_obs). k-hat is then that of the chains' weights.
-
-    Other arguments and errors are theirs.
-    """
-    options: dict[str, Any] = {"k": k, "batch_size": batch_size, "sampler": sampler}
-    options["anneal"] = anneal
-    found = imputed_slabs(model, examples, key, draws=draws, **options)
-    return joined(found, axis=0 if draws is None else 1)
+    """Join the slabs of `imputed_slabs`, to which the options are passed."""
+    slabs = imputed_slabs(model, examples, key, draws=draws, **options)
+    return joined(slabs, axis=0 if draws is None else 1)
 
 
 def joined(pieces: Iterable[Imputed], *, axis: int) -> Imputed:
-    """All pieces in one; this axis of the values is that of examples."""
+    """Join pieces along the axis of the values that counts examples."""
     values, *others = zip(*pieces, strict=True)
     return Imputed(np.concatenate(values, axis=axis), *map(np.concatenate, others))
 
@@ -168,7 +155,14 @@ def imputed_slabs(
     sampler: Sampler = importance_particles,
     anneal: bool = False,
 ) -> Iterator[Imputed]:
-    """`imputed`, slab by slab."""
+    """The values of `impute` or, given `draws`, of `multiple_imputations`, with their k-hat.
+
+    Args:
+        anneal: impute examples whose k-hat is above its threshold again, from chains that are
+            annealed from q(z|x_obs) to p(z|x_obs). k-hat is then that of the chains' weights.
+
+    Other arguments and errors are theirs.
+    """
     check_positive("k", k)
     if draws is not None:
         check_positive("draws", draws)
@@ -199,7 +193,7 @@ def annealed_again(
     key: PRNGKey,
     addresses: np.ndarray,
 ) -> Any:
-    """Apply a function that anneals to a few examples, each at its own address of the key."""
+    """Apply a function that anneals to a few examples, each with the key of its address."""
     padding = -len(examples) % (AT_A_TIME * jax.local_device_count())
     padded, places = (
         np.concatenate([each, np.repeat(each[-1:], padding, axis=0)])
@@ -217,10 +211,10 @@ def annealed_again(
     return jax.tree.map(lambda leaf: leaf[: len(examples)], gather(slabs))
 
 
-def pilot_annealer(model: AbstractLatentModel, key: PRNGKey) -> Annealer:
+def pilot_annealer(model: AbstractLatentModel, key: PRNGKey) -> Sampler:
     """A sampler that anneals, tuned on draws of the model with a fifth of their values hidden.
 
-    It does not depend on the examples to impute, so that none of them depends on the others.
+    It does not depend on the examples to impute, so that each is imputed independently.
     """
     tune_key, draw_key = jax.random.split(key)
 
@@ -236,10 +230,11 @@ def pilot_annealer(model: AbstractLatentModel, key: PRNGKey) -> Annealer:
 
 
 class Filling(eqx.Module):
-    """A function of an example: its missing values, `[d]` or `[draws, d]`, and k-hat.
+    """A function of one example: the completed example, `[d]` or `[draws, d]`, and k-hat.
 
     Attributes:
-        sampler: of k particles.
+        sampler: draws the particles.
+        k: number of particles.
         draws: number of draws; None for expectations.
     """
 
@@ -249,7 +244,7 @@ class Filling(eqx.Module):
 
     @property
     def rows(self) -> int:
-        """How often the decoder is evaluated."""
+        """Number of evaluations of the decoder."""
         return max(self.k, self.draws or 0)
 
     def __call__(
@@ -267,11 +262,11 @@ class Filling(eqx.Module):
             chosen = sir(particles, chosen_key, self.draws)
             keys = jax.random.split(fill_key, self.draws)
             filled = jax.vmap(lambda z, key: decoder(model, z).fill(x, key))(chosen, keys)
-        return filled, _khat(x, particles)
+        return filled, _khat_of_gaps(x, particles)
 
 
-def _khat(x: Example, particles: Particles) -> Scalar:
-    """k-hat of the weights of an example with gaps, nan for others."""
+def _khat_of_gaps(x: Example, particles: Particles) -> Scalar:
+    """k-hat of the weights of an example with gaps; nan for other examples."""
     return jnp.where(jnp.isnan(x).any(), pareto_k(particles.log_w[:KHAT_WEIGHTS]), jnp.nan)
 
 
@@ -294,7 +289,7 @@ def decoder(model: AbstractLatentModel, z: Latents) -> Imputing:
 def _completed(
     examples: Shaped[np.ndarray, "n d"], filled: Float[np.ndarray, "n d"], first: int
 ) -> Shaped[np.ndarray, "n d"]:
-    """Examples, the first of which has this number, with only their missing values replaced."""
+    """Replace the missing values of examples, the first of which has the index `first`."""
     if np.isnan(filled).any():
         row, column = np.argwhere(np.isnan(filled))[0]
         raise FloatingPointError(

@@ -1,7 +1,7 @@
 """Rate, distortion and mutual information of the approximate posterior.
 
-Of a conditional model, everything is given the label y. The rate is KL(q(z|x, y) || p(z|y)), and
-the information is I_q(x; z | y): a draw is told from the examples of its own label only.
+For a conditional model, all quantities are given the label y. The rate is KL(q(z|x, y) || p(z|y)),
+and the information is I_q(x; z | y): a draw is compared with examples of its own label only.
 """
 
 from collections.abc import Iterator
@@ -26,7 +26,7 @@ from iwae.typing import Example, PRNGKey, Scalar
 Slab = dict[str, np.ndarray]
 
 OTHERS = 128
-"""Posteriors under which a draw is scored at a time."""
+"""Number of posteriors under which a draw is scored at a time."""
 
 
 class Estimate(NamedTuple):
@@ -62,17 +62,17 @@ class Information(NamedTuple):
     def mutual_information(self) -> tuple[Estimate, Estimate]:
         """Lower and upper bounds on I_q(x; z), nats; each holds in expectation.
 
-        The lower bound is the mean of `log_ratio`: how well a draw identifies its example among
-        these n. It is the mutual information of z and the index of an example (Hoffman & Johnson
-        2016), and lies below that of z and x if the examples are a sample of all possible x (Poole
-        et al. 2019, "structured bounds with tractable encoders"). It is at most log n; a value near
-        log n only says that n is too small.
+        The lower bound is the mean of `log_ratio`, which measures how well a draw identifies its
+        example among these n. It is the mutual information of z and the index of an example
+        (Hoffman & Johnson 2016), and lies below that of z and x if the examples are a sample of all
+        possible x (Poole et al. 2019, "structured bounds with tractable encoders"). It is at most
+        log n; a value near log n only shows that n is too small.
 
         The upper bound is the mean rate, the sum of the information and KL(q(z) || p(z)) (Hoffman &
         Johnson 2016; Alemi et al. 2018, sec. 2).
 
-        The error of the lower bound treats examples as independent, although all of them enter the
-        average over j.
+        The error of the lower bound treats examples as independent, although the average over j
+        includes all of them.
         """
         return estimate(self.log_ratio), estimate(self.rate)
 
@@ -90,8 +90,8 @@ class GapSplit(NamedTuple):
 
     Attributes:
         gap: log p(x) - ELBO, which is KL(q(z|x) || p(z|x)).
-        recovered: L_k - ELBO: the part that k samples recover.
-        remaining: log p(x) - L_k: the part that they do not.
+        recovered: L_k - ELBO, the part that k samples recover.
+        remaining: log p(x) - L_k, the rest.
     """
 
     gap: Estimate
@@ -110,13 +110,14 @@ def information(
 ) -> Information:
     """Rate and distortion of each example, and how well z identifies its example.
 
-    Of a `ConditionalVAE`, all is given the label (see the module). Time grows with n^2 * draws,
-    memory with n.
+    For a `ConditionalVAE`, all quantities are given the label (see the module). Time grows with
+    n^2 * draws, memory with n.
 
     Args:
         examples: `[n, ...]` in the model's units.
         k: samples per example for `rate` and `distortion`.
-        draws: how many of them, from the first, are scored under the posteriors of all examples.
+        draws: number of these, from the first, that are scored under the posteriors of all
+            examples.
         batch_size: examples at a time on each device; changes the speed, not the numbers.
 
     Raises:
@@ -127,15 +128,8 @@ def information(
     check_positive("k", k)
     if not 1 <= draws <= k:
         raise UserError(f"draws is {draws}; it must be between 1 and k, which is {k}")
-    both = (
-        rate_slabs(model, examples, key, k=k, batch_size=batch_size),
-        ratio_slabs(model, examples, key, draws=draws, batch_size=batch_size),
-    )
-    return join_information(*both)
-
-
-def join_information(rates: Iterator[Slab], ratios: Iterator[Slab]) -> Information:
-    """Join all slabs of `rate_slabs` and of `ratio_slabs`."""
+    rates = rate_slabs(model, examples, key, k=k, batch_size=batch_size)
+    ratios = ratio_slabs(model, examples, key, draws=draws, batch_size=batch_size)
     return Information(**gather(rates), **gather(ratios))
 
 
@@ -185,7 +179,7 @@ def gap_split(
     bound_k: Float[np.ndarray, "..."],
     log_p: Float[np.ndarray, "..."],
 ) -> GapSplit:
-    """The gap log p(x) - ELBO, and the parts of it that k samples do and do not recover.
+    """Split the gap log p(x) - ELBO into the part that k samples recover and the rest.
 
     The gap is KL(q(z|x) || p(z|x)) (Burda et al. 2016, sec. 2). Differences are per example,
     so their errors are not those of the likelihoods.
@@ -193,7 +187,7 @@ def gap_split(
     Args:
         elbo: `[n]`, L_1 of each example, nats.
         bound_k: `[n]`, L_k of the same examples, nats.
-        log_p: `[n]`, their best estimates of log p(x), nats; any shortfall is missing from the gap.
+        log_p: `[n]`, their best estimates of log p(x), nats; the gap is too small by any shortfall.
 
     Raises:
         UserError: if the shapes do not match, or a number is not finite.
@@ -243,9 +237,9 @@ def _log_ratio(
     n: int,
     draws: int,
 ) -> dict[str, Scalar]:
-    """Mean over the first draws of log q(z|x) - log (1/n) sum_j q(z|x_j), nats.
+    """Mean over the first draws of log q(z|x) - log (1/m) sum_j q(z|x_j), nats.
 
-    The sum is over the examples of the label of x, and n is their number.
+    The sum is over the m examples, out of n, that have the label of x.
     """
     posterior, label = model.posterior(x), label_of(model, x)
     z = jax.vmap(posterior.sample)(particle_keys(key, jnp.arange(draws)))
@@ -273,7 +267,7 @@ def _log_ratio(
 
 
 def _chunks(examples: Examples) -> Shaped[Array, "chunks chunk ..."]:
-    """All examples in rows of equal length, the last one padded with the last example."""
+    """All examples in chunks of equal length, the last one padded with the last example."""
     n = len(examples)
     chunk = min(OTHERS, max(n, 1))
     index = np.minimum(np.arange(-(-n // chunk) * chunk), n - 1)

@@ -1,9 +1,9 @@
 """The Monte Carlo error of a log-likelihood, from its particles in batches.
 
-The delta method, (k / ESS - 1) / (k - 1) for the variance of log(mean w), understates the error
-where few weights dominate: a sample that happens to lack them looks even. Leaving out batches shows
-what the large ones do. Beside repeated draws, the error of a mean over examples is right within
-15% for k-hat from 0.3 to 1.7, where the delta method states down to half of it.
+The delta method, (k / ESS - 1) / (k - 1) for the variance of log(mean w), understates the error if
+few weights dominate: a sample that happens to lack them looks even. Leaving out batches shows the
+effect of large weights. Compared with repeated draws, the error of a mean over examples is correct
+to 15% for k-hat from 0.3 to 1.7, where the delta method states as little as half of it.
 """
 
 import jax.numpy as jnp
@@ -31,7 +31,7 @@ def jackknife_error(sums: Sums, k: int) -> Scalar:
 
     Args:
         sums: of the weights in each batch, in any unit.
-        k: number of particles behind them.
+        k: number of particles.
 
     Returns:
         nan for a single particle; inf if all weight is in one batch.
@@ -40,7 +40,7 @@ def jackknife_error(sums: Sums, k: int) -> Scalar:
     if b < 2:
         return jnp.float32(jnp.nan)
     sizes = (k - jnp.arange(b) + b - 1) // b
-    # Sums of the others, and not differences from the total: one batch may hold nearly all of it.
+    # Sums of the others instead of differences from the total, of which one may be nearly all.
     own = jnp.eye(b, dtype=bool)
     others = jnp.sum(jnp.where(own, 0.0, sums[None, :b]), axis=1)
     left = jnp.log(others) - jnp.log((k - sizes).astype(jnp.float32))

@@ -15,34 +15,37 @@ from iwae.errors import UserError
 from iwae.evaluation.examples import (
     ROWS,
     ExampleFn,
-    chain_batch,
     check_positive,
     gather,
     map_by_cost,
-    map_examples,
+    map_chains,
     refuse_nan,
 )
 from iwae.evaluation.jackknife import BATCHES, batch_sums, jackknife_error, weights_error
 from iwae.inference.chains import annealed_particles
 from iwae.inference.kernels import pareto_k
-from iwae.inference.particles import effective_sample_size, importance_particles, log_mean_exp
+from iwae.inference.particles import (
+    Sampler,
+    effective_sample_size,
+    importance_particles,
+    log_mean_exp,
+)
 from iwae.inference.temperatures import Betas, StepSize, as_betas, as_step_sizes
 from iwae.models.conditional import check_examples
 from iwae.models.vae import AbstractLatentModel
 from iwae.typing import Example, LogWeights, PRNGKey, Scalar
 
 KHAT_WEIGHTS = 5000
-"""Number of an example's first weights whose tail is examined, whatever k is."""
+"""Number of weights of an example, from the first, whose tail is examined whatever k is."""
 
 
 @lru_cache
-def streamed_bound(
-    k: int, chunk: int, sampler: Callable[..., Any] = importance_particles
-) -> ExampleFn:
+def streamed_bound(k: int, chunk: int, sampler: Sampler = importance_particles) -> ExampleFn:
     """L_k of one example and diagnostics of its weights, from chunks of particles.
 
-    Only the running maximum, sums and sum of squares of the weights and the first `KHAT_WEIGHTS` of
-    them are kept, so memory does not grow with k. Particle i has the same key whatever the chunk.
+    Memory does not grow with k: it holds the running maximum, sums and sum of squares of the
+    weights, and the first `KHAT_WEIGHTS` of them. The key of particle i does not depend on the
+    chunk.
 
     Returns:
         A function of (model, x, key) whose result has `log_likelihood` (nats), its
@@ -50,7 +53,7 @@ def streamed_bound(
         k-hat (nan for fewer than 25 weights).
     """
     examined = min(k, KHAT_WEIGHTS)
-    slots = -(-examined // chunk)  # chunks that are kept; one extra slot takes all others
+    slots = -(-examined // chunk)  # chunks that are kept; an extra slot takes all others
 
     def fn(model: AbstractLatentModel, x: Example, key: PRNGKey) -> dict[str, Scalar]:
         model, x = model.condition(x)
@@ -79,7 +82,7 @@ def streamed_bound(
 
 
 def chunk_length(k: int, longest: int | None = None) -> int:
-    """Particles at a time out of k; chunks of equal length waste the fewest.
+    """Particles at a time out of k: chunks of equal length, which waste the fewest particles.
 
     Raises:
         UserError: if k or a length is not positive, or k is beyond 32 bits.
@@ -97,7 +100,7 @@ Sums = tuple[Scalar, Scalar, Scalar, Float[Array, " b"]]
 
 
 def _add_weights(sums: Sums, log_w: LogWeights, first: Array) -> Sums:
-    """Fold weights into (max log w, sum w / max, sum (w / max)^2, sums of batches / max)."""
+    """Add weights to (max log w, sum w / max, sum (w / max)^2, sums of batches / max)."""
     top, total, squares, batches = sums
     new_top = jnp.maximum(top, jnp.max(log_w))
     shift = jnp.where(jnp.isneginf(new_top), 0.0, new_top)  # all weights zero so far
@@ -114,7 +117,7 @@ def log_likelihood_slabs(
     k: int,
     batch_size: int | None = None,
     chunk_size: int | None = None,
-    sampler: Callable[..., Any] = importance_particles,
+    sampler: Sampler = importance_particles,
     first: int = 0,
 ) -> Iterator[dict[str, np.ndarray]]:
     """`log_likelihoods` from example `first` on, slab by slab, with weight diagnostics."""
@@ -141,7 +144,7 @@ def log_likelihoods(
     k: int,
     batch_size: int | None = None,
     chunk_size: int | None = None,
-    sampler: Callable[..., Any] = importance_particles,
+    sampler: Sampler = importance_particles,
 ) -> Float[np.ndarray, " n"]:
     """The importance weighted bound L_k of each example (Burda et al. 2016, eq. 8).
 
@@ -160,7 +163,7 @@ def log_likelihoods(
     Raises:
         UserError: if there are no examples, k or a size is not positive, k is beyond 32 bits, or
             values are invalid for the model's kind of data.
-        FloatingPointError: if a number is nan; `-inf` is an example that the model rules out.
+        FloatingPointError: if a number is nan; `-inf` means that the model rules the example out.
     """
     slabs = log_likelihood_slabs(
         model,
@@ -180,44 +183,47 @@ def annealed_slabs(
     key: PRNGKey,
     *,
     chains: int,
-    betas: Betas,
-    step_size: StepSize,
-    n_leapfrog: int,
-    start: str = "posterior",
     batch_size: int | None = None,
     first: int = 0,
+    **path: Any,
 ) -> Iterator[dict[str, np.ndarray]]:
     """Log-likelihoods by annealed importance sampling from example `first` on, slab by slab.
 
     Args:
         chains: number of chains per example.
-        betas, step_size, n_leapfrog, start: as for `iwae.inference.chains.annealed_particles`.
         batch_size: examples at a time on each device; changes the speed, not the numbers.
+        path: `betas`, `step_size`, `n_leapfrog` and `start` of `annealed_particles`.
 
     Yields:
         As `log_likelihood_slabs` does, and the mean `acceptance` of each example.
     """
     check_examples(model, examples)
-    fn = annealed_bound(
-        chains=chains, betas=betas, step_size=step_size, n_leapfrog=n_leapfrog, start=start
-    )
-    batch = chain_batch(chains) if batch_size is None else batch_size
-    slabs = map_examples(fn, model, examples, key, batch_size=batch, first=first)
+    fn = annealed_bound(chains=chains, **path)
+    slabs = map_chains(fn, model, examples, key, chains=chains, batch_size=batch_size, first=first)
     return refuse_nan(slabs, first)
 
 
-def annealed_bound(
-    *, chains: int, betas: Betas, step_size: StepSize, n_leapfrog: int, start: str = "posterior"
-) -> ExampleFn:
-    """Log-likelihood of one example by annealed importance sampling, as in `annealed_slabs`."""
-    schedule = checked_schedule(chains, betas, step_size)
-    return eqx.Partial(_annealed, **schedule, n_leapfrog=n_leapfrog, start=start)
+Estimates = Callable[[LogWeights], dict[str, Scalar]]
+
+
+def _likelihood(log_w: LogWeights) -> dict[str, Scalar]:
+    return {"log_likelihood": log_mean_exp(log_w)}
+
+
+def annealed_bound(estimates: Estimates = _likelihood, *, chains: int, **path: Any) -> ExampleFn:
+    """A function of one example: estimates from annealed chains and diagnostics of the weights.
+
+    Args:
+        estimates: log weights -> estimates, nats.
+        path: as for `annealed_slabs`.
+    """
+    return eqx.Partial(_annealed_estimates, estimates, **checked_schedule(chains=chains, **path))
 
 
 def checked_schedule(
-    chains: int, betas: Betas, step_size: StepSize, end: float | None = 1.0
+    *, chains: int, betas: Betas, step_size: StepSize, end: float | None = 1.0, **others: Any
 ) -> dict[str, Any]:
-    """Number of chains, temperatures and step sizes, as arguments of an annealing function.
+    """The arguments of a function that anneals, with temperatures and step sizes checked.
 
     Bind them by `eqx.Partial`, a pytree: other temperatures then need no new compilation.
 
@@ -226,25 +232,28 @@ def checked_schedule(
     """
     check_positive("chains", chains)
     b = as_betas(betas, end=end)
-    return {"k": chains, "betas": b, "step_size": as_step_sizes(step_size, len(b) - 1)}
+    return {"k": chains, "betas": b, "step_size": as_step_sizes(step_size, len(b) - 1), **others}
 
 
-def _annealed(
-    model: AbstractLatentModel, x: Example, key: PRNGKey, *, k: int, **options: Any
+def _annealed_estimates(
+    estimates: Estimates,
+    model: AbstractLatentModel,
+    x: Example,
+    key: PRNGKey,
+    *,
+    k: int,
+    **path: Any,
 ) -> dict[str, Scalar]:
     model, x = model.condition(x)
-    particles, info = annealed_particles(model, x, key, k, **options)
-    return {
-        "log_likelihood": log_mean_exp(particles.log_w),
-        **weight_diagnostics(particles.log_w),
-        "acceptance": jnp.mean(info["acceptance"]),
-    }
+    (_, log_w), info = annealed_particles(model, x, key, k, **path)
+    found = {**estimates(log_w), **weight_diagnostics(log_w)}
+    return {**found, "acceptance": jnp.mean(info["acceptance"])}
 
 
 def weight_diagnostics(log_w: LogWeights) -> dict[str, Scalar]:
     """Monte Carlo error (nats), effective sample size and k-hat of one example's weights.
 
-    k-hat is nan for fewer than 25 weights: the tail of 16 chains is too short.
+    k-hat is nan for fewer than 25 weights, such as those of 16 chains: their tail is too short.
     """
     return {
         "monte_carlo_error": weights_error(log_w),

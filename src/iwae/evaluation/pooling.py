@@ -12,7 +12,7 @@ class Pooled(NamedTuple):
 
     Attributes:
         estimate: the mean over tables.
-        error: standard error, which includes the uncertainty that missing values leave.
+        error: standard error, including the uncertainty due to missing values.
         within, between: variance of the estimate within a table, and of estimates between tables.
         df: degrees of freedom of the t distribution of (estimate - truth) / error.
         missing_information: fraction of the information that is missing.

@@ -1,7 +1,7 @@
 """Densities of a model, posterior means and draws, and rate-distortion curves."""
 
-from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Key, PyTree
 from iwae.data.rows import Examples
 from iwae.errors import UserError
 from iwae.evaluation.classes import class_log_likelihoods, marginal_log_likelihoods
-from iwae.evaluation.examples import ROWS, chain_batch, gather, map_examples
+from iwae.evaluation.examples import ROWS, gather, map_chains
 from iwae.evaluation.likelihood import checked_schedule, log_likelihoods
 from iwae.inference.particles import Particles, importance_particles
 from iwae.inference.rate_distortion import rate_distortion_bounds
@@ -30,7 +30,7 @@ def model_density(
 ) -> Float[np.ndarray, " n"]:
     """log p(x) at each of `points` `[n, d]`, nats, from k importance samples.
 
-    For a conditional model, that is log sum_y p(y) p(x|y).
+    For a conditional model, this is log sum_y p(y) p(x|y).
     """
     points, key = np.asarray(points, np.float32), jax.random.key(seed)
     if isinstance(model, ConditionalVAE):
@@ -58,8 +58,8 @@ def snis_mean(particles: Particles, f: Callable[[Latents], PyTree] = lambda z: z
 def sir(particles: Particles, key: PRNGKey, draws: int) -> Latents:
     """Draws from p(z|x) by sampling importance resampling (Rubin 1988): leaves `[draws, ...]`.
 
-    Particles are drawn in proportion to their weights, with replacement; if k is small, draws
-    repeat.
+    Particles are drawn in proportion to their weights, with replacement, so that draws repeat if k
+    is small.
     """
     k = particles.log_w.size
     index = jax.random.choice(key, k, (draws,), p=jax.nn.softmax(particles.log_w))
@@ -70,13 +70,13 @@ def sir(particles: Particles, key: PRNGKey, draws: int) -> Latents:
 
 
 class PosteriorGrid(NamedTuple):
-    """The true posterior of one example beside q, on a grid over its one or two latents.
+    """The true posterior of one example and q, on a grid over one or two latents.
 
     Attributes:
         axes: the grid of each latent, `[g]`.
         log_posterior: log p(z|x), `[g]` or `[g, g]` (first latent first), nats; normalised on
             the grid.
-        log_q: log q(z|x) there, nats; not renormalised.
+        log_q: log q(z|x) on the grid, nats; not renormalised.
         log_evidence: log p(x) by quadrature, nats. If it is far below other estimates, the grid
             misses a part of the posterior.
         draws: `[n, 1]` or `[n, 2]` draws from the posterior by SIR.
@@ -100,14 +100,14 @@ def posterior_grid(
     particles: int = 5000,
     limits: tuple[tuple[float, float], ...] | None = None,
 ) -> PosteriorGrid:
-    """p(z|x) and q(z|x) of a model with one or two latents, and draws from the former.
+    """p(z|x) and q(z|x) of a model with one or two latents, and draws from p(z|x).
 
     Args:
         points: grid points along each latent.
         draws: number of draws from the posterior, by SIR.
-        particles: importance samples, for the draws and to find the limits.
-        limits: lowest and highest value of each latent; by default, the range of the particles
-            of q and of the draws, extended by a third on either side.
+        particles: number of importance samples, which provide the draws and the limits.
+        limits: lowest and highest value of each latent; by default, the range of the importance
+            samples and of the draws, extended by a third on either side.
 
     Raises:
         UserError: if the model has more than two latents, counted over all its layers, or discrete
@@ -117,13 +117,11 @@ def posterior_grid(
         raise UserError("a grid needs continuous latents, and this model has bits or categories")
     particle_key, draw_key = jax.random.split(key)
     found, _ = _particles(model, x, particle_key, particles)
-    flat, unravel = jax.vmap(lambda z: ravel_pytree(z)[0])(found.z), _unravel(found.z)
+    flat, unravel = jax.vmap(lambda z: ravel_pytree(z)[0])(found.z), _unravel_like(found.z)
     if flat.shape[1] > 2:
         raise UserError(f"a grid needs one or two latents; this model has {flat.shape[1]}")
     chosen = np.asarray(sir(Particles(flat, found.log_w), draw_key, draws))
-    limits = limits or _limits(np.concatenate([np.asarray(flat), chosen]))
-    axes = tuple(np.linspace(low, high, points, dtype=np.float32) for low, high in limits)
-    grid = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1)
+    axes, grid = _grid(limits or _axis_limits(np.concatenate([np.asarray(flat), chosen])), points)
     values = _densities(model, x, jnp.asarray(grid.reshape(-1, flat.shape[1])), unravel)
     log_p, log_q = (np.asarray(value, np.float64).reshape(grid.shape[:-1]) for value in values)
     cell = sum(np.log(axis[1] - axis[0]) for axis in axes)
@@ -134,15 +132,23 @@ def posterior_grid(
 _particles = eqx.filter_jit(importance_particles)
 
 
-def _unravel(z: Latents) -> Callable[[Float[Array, " m"]], Latents]:
-    """A flat latent -> latents like one of `z`, whose leaves are `[k, ...]`."""
+def _unravel_like(z: Latents) -> Callable[[Float[Array, " m"]], Latents]:
+    """A function from a flat latent to one like those in `z`, whose leaves are `[k, ...]`."""
     return ravel_pytree(jax.tree.map(lambda leaf: leaf[0], z))[1]
 
 
-def _limits(points: Float[np.ndarray, "n m"]) -> tuple[tuple[float, float], ...]:
+def _axis_limits(points: Float[np.ndarray, "n m"]) -> tuple[tuple[float, float], ...]:
     low, high = points.min(axis=0), points.max(axis=0)
     margin = (high - low) / 3
     return tuple(zip((low - margin).tolist(), (high + margin).tolist(), strict=True))
+
+
+def _grid(
+    limits: Sequence[tuple[float, float]], points: int
+) -> tuple[tuple[Float[np.ndarray, " g"], ...], Float[np.ndarray, "... m"]]:
+    """The axes between some limits, and all points of their grid."""
+    axes = tuple(np.linspace(low, high, points, dtype=np.float32) for low, high in limits)
+    return axes, np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1)
 
 
 @eqx.filter_jit
@@ -177,7 +183,7 @@ class PriorGrid(NamedTuple):
 
 
 def prior_grid(model: VAE, examples: np.ndarray, key: PRNGKey, *, points: int = 200) -> PriorGrid:
-    """The prior of a model with two units in its top layer beside draws of q for all examples.
+    """The prior of a model with two units in its top layer, and draws of q for all examples.
 
     Args:
         examples: `[n, d]` in the model's units.
@@ -191,11 +197,9 @@ def prior_grid(model: VAE, examples: np.ndarray, key: PRNGKey, *, points: int = 
     q_key, p_key = jax.random.split(key)
     draws = np.asarray(_top_draws(model, jnp.asarray(examples, jnp.float32), q_key))
     of_prior = np.asarray(_prior_draws(model, jax.random.split(p_key, len(draws))))
-    limits = _limits(np.concatenate([draws, of_prior]))
-    axes = tuple(np.linspace(low, high, points, dtype=np.float32) for low, high in limits)
-    grid = jnp.asarray(np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, 2))
-    log_prior = np.asarray(_log_prior(model, grid), np.float64).reshape(points, points)
-    return PriorGrid(axes, log_prior, draws)
+    axes, grid = _grid(_axis_limits(np.concatenate([draws, of_prior])), points)
+    log_prior = np.asarray(_log_prior(model, jnp.asarray(grid.reshape(-1, 2))), np.float64)
+    return PriorGrid(axes, log_prior.reshape(points, points), draws)
 
 
 @eqx.filter_jit
@@ -257,19 +261,10 @@ def rate_distortion(
         UserError: if there are no examples, the temperatures do not increase from 0, or the
             model does not define its prior.
     """
-    slabs = rate_distortion_slabs(
-        model,
-        examples,
-        key,
-        betas=betas,
-        step_size=step_size,
-        n_leapfrog=n_leapfrog,
-        chains=chains,
-        batch_size=batch_size,
-    )
-    out = gather(slabs)
-    curves = out["rate"], out["distortion"], out["acceptance"]
-    return RateDistortion(np.asarray(as_betas(betas, end=None), np.float64), *curves)
+    path = {"betas": betas, "step_size": step_size, "n_leapfrog": n_leapfrog}
+    options: dict[str, Any] = {"chains": chains, "batch_size": batch_size, **path}
+    curves = gather(rate_distortion_slabs(model, examples, key, **options))
+    return RateDistortion(np.asarray(as_betas(betas, end=None), np.float64), **curves)
 
 
 def rate_distortion_slabs(
@@ -277,15 +272,12 @@ def rate_distortion_slabs(
     examples: Examples,
     key: PRNGKey,
     *,
-    betas: Betas,
-    step_size: StepSize,
-    n_leapfrog: int,
-    chains: int = 16,
+    chains: int,
     batch_size: int | None = None,
     first: int = 0,
+    **path: Any,
 ) -> Iterator[dict[str, np.ndarray]]:
     """`rate_distortion` from example `first` on, slab by slab: `rate`, `distortion` `[m, T]`."""
-    schedule = checked_schedule(chains, betas, step_size, end=None)
-    fn = eqx.Partial(rate_distortion_bounds, **schedule, n_leapfrog=n_leapfrog)
-    batch = chain_batch(chains) if batch_size is None else batch_size
-    return map_examples(fn, model, examples, key, batch_size=batch, first=first)
+    schedule = checked_schedule(chains=chains, end=None, **path)
+    fn = eqx.Partial(rate_distortion_bounds, **schedule)
+    return map_chains(fn, model, examples, key, chains=chains, batch_size=batch_size, first=first)

@@ -12,10 +12,10 @@ from jaxtyping import Array, Bool, Float
 
 from iwae.errors import UserError
 from iwae.evaluation.units import as_vae
-from iwae.models.conditional import ConditionalVAE, Model, label_layers
+from iwae.models.conditional import ConditionalVAE, Model, first_map_of_decoder, label_layers
 from iwae.models.discrete import DiscreteNet
-from iwae.models.networks import ConvDecoder, Dense, OwnDecoder
-from iwae.models.posteriors import LatentNet
+from iwae.models.layers import Dense
+from iwae.models.posteriors import first_maps
 from iwae.models.priors import DiscretePrior, LabelPrior, MixturePrior, VampPrior
 from iwae.models.vae import VAE, AbstractLatentModel
 from iwae.precision import float32
@@ -29,19 +29,20 @@ def prune(
 ) -> Model:
     """Return a smaller model without the units that are not kept; the given model is unchanged.
 
-    A removed unit is fixed at 0, or one of bits or categories at its mean, and its factors of p and
-    q are dropped. If no unit of a layer
-    l > 1 is kept, the layer carries no information up or down, so the layers above it are removed
-    too (their weights have mean one), and layer l - 1 becomes the top. Its prior, p(h_{l-1}|h_l)
-    at the fixed h_l, is then a constant. Standardising the latents makes a Gaussian one the N(0, I)
-    of a VAE. This change of variables does not affect log weights.
+    A removed unit is fixed at 0 (a unit of bits or categories at its mean), and its factors of p
+    and q are dropped. If no unit of a layer l > 1 is kept, the layer carries no information up or
+    down. The layers above it are then removed too (their weights have mean one), and layer l - 1
+    becomes the top, whose prior p(h_{l-1}|h_l) at the fixed h_l is a constant. A constant Gaussian
+    becomes the N(0, I) of a VAE by standardising the latents, a change of variables that does not
+    affect log weights.
 
     A conditional model is pruned given each label. A unit with a Gaussian prior for each label is
-    fixed at its mean; if a layer becomes the top, its constant Gaussians for the labels are the
+    fixed at its mean. If a layer becomes the top, its constant Gaussians for the labels become the
     priors of the result, and nothing is standardised.
 
-    The units that are kept have the marginal of a learned mixture or VampPrior. That of a flow has
-    no closed form, so a layer with a flow as its prior or posterior loses all of its units or none.
+    A learned mixture or VampPrior is replaced by its marginal over the units that are kept. That of
+    a flow has no closed form: a layer with a flow as its prior or posterior loses all its units or
+    none.
 
     Args:
         keep: for each layer a mask, `[d_l]`, such as `active_units(...).masks`.
@@ -49,22 +50,22 @@ def prune(
             of bits and categories, `[d_l]` or `[d_l C]`, are used.
 
     Raises:
-        UserError: if the model is not a VAE, the masks or means do not fit it, there are no means
-            for units of a discrete layer, no unit of the first layer is kept (the data would not
-            depend on the latents at all), a user-defined decoder reads that layer directly, or only
-            some units of a layer with a flow are kept.
+        UserError: if the model is not a VAE, the masks or means do not fit it, means of a discrete
+            layer are missing, no unit of the first layer is kept (the data would not depend on the
+            latents), a user's own decoder reads that layer directly, or only some units of a layer
+            with a flow are kept.
     """
     if isinstance(model, ConditionalVAE):
         labels = jnp.eye(model.n_classes)
-        return _joined(model, [_pruned(model.given(y), keep, means) for y in labels])
+        return _combined(model, [_pruned(model.given(y), keep, means) for y in labels])
     pruned = _pruned(as_vae(model), keep, means)
     if not isinstance(pruned.top, LabelPrior):
         return pruned
     return _standardised(pruned, pruned.top)
 
 
-def _joined(model: ConditionalVAE, given: Sequence[VAE]) -> ConditionalVAE:
-    """The conditional model that is each of `given`, which differ in what depends on a label."""
+def _combined(model: ConditionalVAE, given: Sequence[VAE]) -> ConditionalVAE:
+    """Combine the models given each label, which differ only in parts that depend on the label."""
     tops = [one.top.parameters for one in given if isinstance(one.top, LabelPrior)]
     if model.tops is not None or len(given[0].encoder) < len(model.vae.encoder):
         tops += [one.top.logits for one in given if isinstance(one.top, DiscretePrior)]
@@ -86,7 +87,7 @@ def _pruned(
     keep: Sequence[Bool[np.ndarray, " _"]],
     means: Sequence[Float[np.ndarray, " _"]] | None,
 ) -> VAE:
-    """The model with the units that are kept; a new top has a constant prior."""
+    """The model with the kept units only; a new top layer has a constant prior."""
     if tuple(mask.size for mask in keep) != vae.latent_sizes:
         sizes = tuple(mask.size for mask in keep)
         raise UserError(f"masks of sizes {sizes} do not fit latent sizes {vae.latent_sizes}")
@@ -110,7 +111,7 @@ def _fixed(
     mask: Bool[np.ndarray, " _"],
     means: Sequence[Float[np.ndarray, " _"]] | None,
 ) -> Float[Array, " n"]:
-    """Where the units of layer l (from 0) are fixed, if they are removed."""
+    """The values at which units of layer l (from 0) are fixed if they are removed."""
     width = vae.widths[l]
     if not vae.latents[l].is_discrete or mask.all():
         return jnp.zeros(width)
@@ -138,11 +139,11 @@ def _check_flows(model: VAE, keep: Sequence[Bool[np.ndarray, " _"]]) -> None:
 
 
 _WITH_MARGINALS = MixturePrior | VampPrior | LabelPrior | DiscretePrior | None
-"""Priors of which the marginal of some units is known."""
+"""Priors whose marginals over some of the units are known."""
 
 
 def _change_prior(model: VAE, keep: Sequence[Bool[np.ndarray, " _"]]) -> VAE:
-    """The model with the marginal of p(h_L) of the units that are kept."""
+    """Replace p(h_L) by its marginal over the units that are kept."""
     if isinstance(model.top, LabelPrior):
         return _at_mean(model, model.top.parameters, keep[-1])
     if isinstance(model.top, DiscretePrior):
@@ -157,47 +158,32 @@ def _change_prior(model: VAE, keep: Sequence[Bool[np.ndarray, " _"]]) -> VAE:
 
 
 def _at_mean(model: VAE, parameters: Float[Array, "2 d"], keep: Bool[np.ndarray, " d"]) -> VAE:
-    """The model whose readers take removed units of the top layer at their prior mean."""
+    """Fix removed units of the top layer at their prior mean in the maps that read them."""
     fixed = jnp.where(keep, 0.0, parameters[0])
 
     def read(dense: Dense) -> Dense:
-        return _with(dense, dense.weight, dense.bias + fixed @ dense.weight)
+        return _replaced(dense, dense.weight, dense.bias + fixed @ dense.weight)
 
     model = _change(model, _readers(model, len(model.encoder) - 1), read)
     return eqx.tree_at(lambda m: m.top.parameters, model, parameters[:, keep])
 
 
 def _writers(model: VAE, l: int) -> list[Dense]:
-    """The linear maps whose outputs are units of layer l (from 0): of its q, and of its p."""
+    """The linear maps whose outputs are units of layer l (from 0), in q and in p."""
     nets = model.encoder[l : l + 1] + model.prior_nets[l : l + 1]
     return [dense for net in nets for dense in net.outputs]
 
 
 def _readers(model: VAE, l: int) -> list[Dense]:
-    """The linear maps whose inputs are units of layer l (from 0): of the layers above and below."""
-
-    def first(net: LatentNet) -> tuple[Dense, ...]:
-        return net.hidden.layers[:1] or net.outputs
-
-    above = [dense for net in model.encoder[l + 1 : l + 2] for dense in first(net)]
+    """The linear maps whose inputs are units of layer l (from 0), in the layers above and below."""
+    above = [dense for net in model.encoder[l + 1 : l + 2] for dense in first_maps(net)]
     if l == 0:
-        return [*above, *_first_of_decoder(model)]
-    return [*above, *first(model.prior_nets[l - 1])]
-
-
-def _first_of_decoder(model: VAE) -> tuple[Dense, ...]:
-    if model.decoder_hidden.layers:
-        return model.decoder_hidden.layers[:1]
-    if isinstance(model.output, OwnDecoder):
-        raise UserError(
-            "a decoder of your own that takes h_1 directly cannot be pruned: put a dense layer "
-            "between them (hidden_sizes[0]), or do not prune the model"
-        )
-    return (model.output.start if isinstance(model.output, ConvDecoder) else model.output,)
+        return [*above, first_map_of_decoder(model, "cannot be pruned")]
+    return [*above, *first_maps(model.prior_nets[l - 1])]
 
 
 def _change(model: VAE, maps: Sequence[Dense], change: Callable[[Dense], Dense]) -> VAE:
-    """The model with some of its linear maps changed."""
+    """Apply a change to some of the linear maps of a model."""
     chosen = {id(dense) for dense in maps}
     return jax.tree.map(
         lambda dense: change(dense) if id(dense) in chosen else dense,
@@ -207,15 +193,15 @@ def _change(model: VAE, maps: Sequence[Dense], change: Callable[[Dense], Dense])
 
 
 def _keep_outputs(mask: np.ndarray, dense: Dense) -> Dense:
-    return _with(dense, dense.weight[:, mask], dense.bias[mask])
+    return _replaced(dense, dense.weight[:, mask], dense.bias[mask])
 
 
 def _keep_inputs(mask: np.ndarray, fixed: Float[Array, " n"], dense: Dense) -> Dense:
     removed = jnp.where(mask, 0.0, fixed)
-    return _with(dense, dense.weight[mask], dense.bias + removed @ dense.weight)
+    return _replaced(dense, dense.weight[mask], dense.bias + removed @ dense.weight)
 
 
-def _with(dense: Dense, weight: Float[Array, "n m"], bias: Float[Array, " m"]) -> Dense:
+def _replaced(dense: Dense, weight: Float[Array, "n m"], bias: Float[Array, " m"]) -> Dense:
     return eqx.tree_at(lambda d: (d.weight, d.bias), dense, (weight, bias))
 
 
@@ -246,13 +232,13 @@ def _standardised(model: VAE, prior: LabelPrior) -> VAE:
 
     # q's outputs are those of u, and readers take u.
     def read(dense: Dense) -> Dense:
-        return _with(dense, scale[:, None] * dense.weight, dense.bias + mean @ dense.weight)
+        return _replaced(dense, scale[:, None] * dense.weight, dense.bias + mean @ dense.weight)
 
     def write_loc(dense: Dense) -> Dense:
-        return _with(dense, dense.weight / scale[None, :], (dense.bias - mean) / scale)
+        return _replaced(dense, dense.weight / scale[None, :], (dense.bias - mean) / scale)
 
     def write_log_scale(dense: Dense) -> Dense:
-        return _with(dense, dense.weight, dense.bias - log_scale)
+        return _replaced(dense, dense.weight, dense.bias - log_scale)
 
     model = eqx.tree_at(lambda m: m.top, model, None)
     for part, write in enumerate((write_loc, write_log_scale)):

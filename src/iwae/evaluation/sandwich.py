@@ -6,7 +6,6 @@ of the other weights is. No draw from the true posterior is needed.
 """
 
 from collections.abc import Iterator
-from functools import lru_cache
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -18,21 +17,9 @@ from jaxtyping import Array, Float
 from iwae.data.rows import Examples
 from iwae.errors import UserError
 from iwae.evaluation.diagnostics import STANDARD_ERRORS, tail_doubt, test_sample_error
-from iwae.evaluation.examples import (
-    ExampleFn,
-    chain_batch,
-    map_by_cost,
-    map_examples,
-    refuse_nan,
-)
+from iwae.evaluation.examples import map_by_cost, map_chains, refuse_nan
 from iwae.evaluation.jackknife import weights_error
-from iwae.evaluation.likelihood import (
-    KHAT_WEIGHTS,
-    checked_schedule,
-    chunk_length,
-    weight_diagnostics,
-)
-from iwae.inference.chains import annealed_particles
+from iwae.evaluation.likelihood import KHAT_WEIGHTS, annealed_bound, chunk_length
 from iwae.inference.kernels import ROUNDING, pareto_k
 from iwae.inference.particles import (
     effective_sample_size,
@@ -40,7 +27,6 @@ from iwae.inference.particles import (
     log_mean_exp,
     log_sum_of_others,
 )
-from iwae.inference.temperatures import Betas, StepSize
 from iwae.models.conditional import check_examples
 from iwae.models.vae import AbstractLatentModel
 from iwae.typing import Example, LogWeights, PRNGKey, Scalar
@@ -56,8 +42,8 @@ def two_sided(log_w: LogWeights) -> dict[str, Scalar]:
         lower = log mean_i w_i,    upper = mean_i (w_i / c_i + log c_i - 1).
 
     Each holds in expectation, and upper >= lower for any weights, with equality if all are equal.
-    Two halves that swap roles, c being the mean of the other half, would be the same with k = 2
-    weights, the means of the halves; c from all other weights is nearer p(x).
+    (Two halves of the weights that swap roles would be the same with k = 2 weights, the means of
+    the halves; c from all other weights is closer to p(x).)
 
     Returns:
         `lower` (-inf if all weights are zero), `upper` (inf if fewer than two are not), and
@@ -75,12 +61,9 @@ def annealed_sandwich_slabs(
     key: PRNGKey,
     *,
     chains: int,
-    betas: Betas,
-    step_size: StepSize,
-    n_leapfrog: int,
-    start: str = "posterior",
     batch_size: int | None = None,
     first: int = 0,
+    **path: Any,
 ) -> Iterator[dict[str, np.ndarray]]:
     """`two_sided` bounds of each example by annealing, slab by slab.
 
@@ -88,8 +71,8 @@ def annealed_sandwich_slabs(
 
     Args:
         chains: per example, at least two.
-        betas, step_size, n_leapfrog, start: as for `annealed_particles`; step sizes from a pilot on
-            other examples with another key.
+        path: `betas`, `step_size`, `n_leapfrog` and `start` of `annealed_particles`; step sizes
+            from a pilot on other examples with another key.
 
     Yields:
         `lower`, `upper`, `ratio`, `monte_carlo_error` of the lower bound, `ess`, `pareto_k` and
@@ -101,21 +84,9 @@ def annealed_sandwich_slabs(
     """
     _check_two("chains", chains)
     check_examples(model, examples)
-    schedule = checked_schedule(chains, betas, step_size)
-    fn = eqx.Partial(_annealed, **schedule, n_leapfrog=n_leapfrog, start=start)
-    batch = chain_batch(chains) if batch_size is None else batch_size
-    slabs = map_examples(fn, model, examples, key, batch_size=batch, first=first)
+    fn = annealed_bound(two_sided, chains=chains, **path)
+    slabs = map_chains(fn, model, examples, key, chains=chains, batch_size=batch_size, first=first)
     return refuse_nan(slabs, first, names=SIDES)
-
-
-def _annealed(
-    model: AbstractLatentModel, x: Example, key: PRNGKey, *, k: int, **options: Any
-) -> dict[str, Scalar]:
-    model, x = model.condition(x)
-    particles, info = annealed_particles(model, x, key, k, **options)
-    log_w = particles.log_w
-    acceptance = jnp.mean(info["acceptance"])
-    return {**two_sided(log_w), **weight_diagnostics(log_w), "acceptance": acceptance}
 
 
 def sandwich_slabs(
@@ -142,30 +113,28 @@ def sandwich_slabs(
     _check_two("k", k)
     check_examples(model, examples)
     chunk = chunk_length(k)
-    fn = _sampled(k, chunk)
+    fn = eqx.Partial(_importance_sandwich, k=k, chunk=chunk)
     slabs = map_by_cost(
         fn, model, examples, key, rows=k, at_once=chunk, batch_size=batch_size, first=first
     )
     return refuse_nan(slabs, first, names=SIDES)
 
 
-@lru_cache
-def _sampled(k: int, chunk: int) -> ExampleFn:
-    def fn(model: AbstractLatentModel, x: Example, key: PRNGKey) -> dict[str, Scalar]:
-        model, x = model.condition(x)
+def _importance_sandwich(
+    model: AbstractLatentModel, x: Example, key: PRNGKey, *, k: int, chunk: int
+) -> dict[str, Scalar]:
+    model, x = model.condition(x)
 
-        def weights(i: Array) -> LogWeights:
-            return importance_particles(model, x, key, chunk, first=i * chunk)[0].log_w
+    def weights(i: Array) -> LogWeights:
+        return importance_particles(model, x, key, chunk, first=i * chunk)[0].log_w
 
-        log_w = jax.lax.map(weights, jnp.arange(-(-k // chunk))).ravel()[:k]
-        return {
-            **two_sided(log_w),
-            "monte_carlo_error": weights_error(log_w),
-            "ess": effective_sample_size(log_w),
-            "pareto_k": pareto_k(log_w[:KHAT_WEIGHTS]),
-        }
-
-    return fn
+    log_w = jax.lax.map(weights, jnp.arange(-(-k // chunk))).ravel()[:k]
+    return {
+        **two_sided(log_w),
+        "monte_carlo_error": weights_error(log_w),
+        "ess": effective_sample_size(log_w),
+        "pareto_k": pareto_k(log_w[:KHAT_WEIGHTS]),
+    }
 
 
 def _check_two(name: str, value: int) -> None:
@@ -179,8 +148,8 @@ def _check_two(name: str, value: int) -> None:
 def ratio_tail(ratio: Float[np.ndarray, " n"], lower: Float[np.ndarray, " n"]) -> float:
     """k-hat of the ratios w / c over examples; above `pareto_threshold`, their mean may be too low.
 
-    A sample mean understates an expectation that rare large values make. 0 if the ratios differ by
-    no more than the rounding of log-likelihoods such as `lower`; nan for fewer than 25 examples.
+    A sample mean understates an expectation dominated by rare large values. 0 if the ratios differ
+    by no more than the rounding of log-likelihoods such as `lower`; nan for fewer than 25 examples.
     """
     if not np.isfinite([ratio, lower]).all():
         return float("inf")
@@ -191,7 +160,7 @@ def ratio_tail(ratio: Float[np.ndarray, " n"], lower: Float[np.ndarray, " n"]) -
 
 
 class Tightness(NamedTuple):
-    """Whether bounds from both sides fix the mean log-likelihood to within the tolerance.
+    """Whether bounds from both sides determine the mean log-likelihood to within the tolerance.
 
     Attributes:
         word: "converged", "not converged", or "undecided" if the tail of the ratios is too heavy
@@ -208,7 +177,7 @@ def tightness(gap: Float[np.ndarray, " n"], tail: float, tolerance: float) -> Ti
 
     Args:
         gap: upper minus lower bound of each example, nats.
-        tail: `ratio_tail`. A heavy tail cannot excuse a gap that is too large as it is.
+        tail: from `ratio_tail`. A heavy tail does not excuse a gap that is too large.
         tolerance: nats.
     """
     if not np.isfinite(gap).all():

@@ -1,4 +1,4 @@
-"""Answers about single examples: latents, log-likelihoods with their errors, outlier p-values."""
+"""Scores of single examples: latents, log-likelihoods with their errors, outlier p-values."""
 
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
@@ -44,8 +44,8 @@ def encode(
 
     Args:
         examples: `[n, ...]` in the model's units.
-        k: importance samples per example, for the moments of the true posterior p(h_1|x), biased by
-            1/k; None for those of the encoder's q(h_1|x) (of a flow, by 1,000 draws).
+        k: importance samples per example for the moments of the true posterior p(h_1|x), biased by
+            1/k; None for the moments of the encoder's q(h_1|x) (for a flow, from 1,000 draws).
         batch_size: examples at a time on each device; changes the speed, not the numbers.
 
     Raises:
@@ -85,7 +85,7 @@ def encoder_moments(
     x: Example,
     key: PRNGKey,
 ) -> tuple[Float[Array, " m"], Float[Array, " m"]]:
-    """Mean and standard deviation of q(h_1|x); of `DRAWS` draws where there is no closed form."""
+    """Mean and standard deviation of q(h_1|x), from `DRAWS` draws if there is no closed form."""
     given, x = model.condition(x)
     if not isinstance(given, VAE):
         raise UserError(f"a {type(given).__name__} has no encoder to read: give k")
@@ -97,7 +97,7 @@ def encoder_moments(
 
 
 DRAWS = 1000
-"""Draws for the moments of a posterior that has none in closed form, such as a flow."""
+"""Draws for the moments of a posterior without closed form, such as a flow."""
 
 
 @lru_cache
@@ -120,7 +120,7 @@ class Scores(NamedTuple):
 
     Attributes:
         log_likelihood: `[n]`, L_k: a lower bound in expectation.
-        error: `[n]`, its Monte Carlo error; it is at least that where `pareto_k` is above
+        error: `[n]`, its Monte Carlo error; a lower limit of it if `pareto_k` is above
             `iwae.evaluation.diagnostics.pareto_threshold` of k.
         pareto_k: `[n]`, k-hat of the weights; nan for fewer than 25.
     """
@@ -138,7 +138,7 @@ def score(
     k: int,
     batch_size: int | None = None,
 ) -> Scores:
-    """Log-likelihoods with their errors; arguments and errors are those of `log_likelihoods`."""
+    """Log-likelihoods with their errors; arguments and exceptions as for `log_likelihoods`."""
     return gather(score_slabs(model, examples, key, k=k, batch_size=batch_size))
 
 
@@ -174,14 +174,14 @@ def outlier_p_values(
 def cross_p_values(
     scores: Sequence[Float[np.ndarray, " n"]], references: Sequence[Float[np.ndarray, " _"]]
 ) -> Float[np.ndarray, " n"]:
-    """`outlier_p_values` by several models, each of which has not seen other examples.
+    """`outlier_p_values` by several models, each with its own held-out examples.
 
-    Each model compares the examples with those that it has not seen; m is the number of all of
+    Each model compares the examples with those held out from its training; m is the total number of
     these (Vovk 2015, "Cross-conformal predictors").
 
     Args:
         scores: log-likelihoods by each model, nats.
-        references: those of the examples that it has not seen, by each model.
+        references: for each model, the log-likelihoods of the examples held out from its training.
     """
     below = np.zeros(np.shape(scores[0]), int)
     for one, held_out in zip(scores, references, strict=True):

@@ -21,7 +21,7 @@ from iwae.objectives.objective import Objective
 from iwae.typing import PRNGKey, Scalar
 
 BLOCKS = 10
-"""Blocks of draws, whose spread gives the standard errors."""
+"""Number of blocks of draws, whose spread yields the standard errors."""
 
 Draw = Callable[[AbstractLatentModel, Shaped[Array, "n ..."], PRNGKey], PyTree]
 
@@ -71,10 +71,10 @@ def moments(draw: Draw, model: AbstractLatentModel, xs: Array, key: PRNGKey, dra
 
 
 def groups_of(gradient: PyTree, model: AbstractLatentModel) -> dict[str, list[Any]]:
-    """The leaves of a model's gradient, grouped by the network that they belong to.
+    """Group the leaves of a model's gradient by network.
 
-    For a VAE: the networks of encoder and prior by layer, a learned prior of the top layer, and the
-    decoder. For another model, every leaf is its own group.
+    The groups of a VAE are the networks of encoder and prior by layer, a learned prior of the top
+    layer, and the decoder. For another model, every leaf is a group of its own.
     """
     groups: dict[str, list[Any]] = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(gradient):
@@ -137,14 +137,14 @@ def _signal(means: list[Array], variances: list[Array], draws: int) -> Signal:
 
 
 def _jackknife(without: Float[np.ndarray, "m blocks"]) -> Float[np.ndarray, "m m"]:
-    """The covariance of m estimates, from each of them without every block in turn."""
+    """The covariance of m estimates, from those without each of the blocks, `[m, blocks]`."""
     apart = without - without.mean(axis=1, keepdims=True)
     blocks = without.shape[1]
     return (blocks - 1) / blocks * apart @ apart.T
 
 
 def _ratio(norm: float, variance: float) -> float:
-    """Signal over noise; a gradient that is zero has no signal."""
+    """Signal over noise; 0 for a gradient that is zero."""
     return norm / np.sqrt(variance) if variance > 0 else (np.inf if norm > 0 else 0.0)
 
 
@@ -152,7 +152,7 @@ class Bias(NamedTuple):
     """Difference between the means of two estimators on the same random numbers.
 
     Attributes:
-        difference: of the means, along the direction in which other draws differ most clearly.
+        difference: between the means, along the mean difference of another set of draws.
         stderr: standard error of the difference.
         relative: the difference over the norm of the reference's mean.
         z: the difference over its standard error.
@@ -165,14 +165,14 @@ class Bias(NamedTuple):
 
 
 FALSE_ALARM = 1 / 30_000
-"""Rate at which the paired test reports a bias, of either sign, where there is none."""
+"""Rate at which the paired test reports a bias, of either sign, if there is none."""
 
 
 def biased_above(draws: int) -> float:
     """Number of standard errors above which a difference is a bias.
 
-    A quantile of Student's t, because the error is estimated too, from the second half of the
-    draws. The false-alarm rate is exact for normal differences.
+    A quantile of Student's t, because the error is estimated from the second half of the draws. The
+    false-alarm rate is exact for normal differences.
     """
     return -float(stdtrit(_tested(draws) - 1, FALSE_ALARM / 2))
 
@@ -191,33 +191,37 @@ def biases(
 ) -> dict[str, Bias]:
     """The bias of every group of parameters against a reference estimator, by a paired test.
 
-    The first half of the draws determines the direction; the second half is tested along it.
+    The first half of the draws determines a direction, along which the second half is tested.
     """
     first_key, second_key = jax.random.split(key)
-    ours, theirs = (_mean(one, model, xs, first_key, draws // 2) for one in (draw, reference))
+    ours, theirs = (
+        _mean_gradient(one, model, xs, first_key, draws // 2) for one in (draw, reference)
+    )
     difference = jax.tree.map(lambda a, b: a - b, ours, theirs)
     found = _components(draw, reference, model, xs, second_key, _tested(draws), difference)
     result = {}
     for name, leaves in groups_of(difference, model).items():
         norm = float(np.sqrt(sum(float(jnp.sum(leaf**2)) for leaf in leaves)))
         size = np.sqrt(sum(float(jnp.sum(g**2)) for g in groups_of(theirs, model)[name]))
-        result[name] = _bias(np.float64(found[name]) / (norm or 1.0), float(size))
+        result[name] = _bias_along(np.float64(found[name]) / (norm or 1.0), float(size))
     return result
 
 
-def _bias(along: Any, size: float) -> Bias:
+def _bias_along(along: Any, size: float) -> Bias:
     mean, stderr = along.mean(), along.std(ddof=1) / np.sqrt(len(along))
-    # Estimators that agree draw by draw differ by rounding only, which is not a bias.
+    # Estimators that agree on every draw differ by rounding only, which is not a bias.
     z = float(mean / max(stderr, ROUNDING * size)) if size > 0 else 0.0
     return Bias(float(mean), float(stderr), float(mean / size) if size > 0 else 0.0, z)
 
 
 ROUNDING = 1e-7
-"""Least standard error, as a share of the gradient: that of rounding."""
+"""Smallest standard error as a share of the gradient: that of rounding."""
 
 
 @eqx.filter_jit
-def _mean(draw: Draw, model: AbstractLatentModel, xs: Array, key: PRNGKey, draws: int) -> PyTree:
+def _mean_gradient(
+    draw: Draw, model: AbstractLatentModel, xs: Array, key: PRNGKey, draws: int
+) -> PyTree:
     def add(mean: PyTree, step: tuple[Any, ...]) -> tuple[PyTree, None]:
         number, key = step
         gradient = draw(model, xs, key)
@@ -238,7 +242,7 @@ def _components(
     draws: int,
     direction: PyTree,
 ) -> dict[str, Float[Array, " draws"]]:
-    """The product of each draw's difference with the direction, group by group."""
+    """For each group, the product of the direction and the difference of each draw."""
 
     def one(key: PRNGKey) -> dict[str, Scalar]:
         again = jax.random.clone(key)
@@ -268,12 +272,12 @@ def slope_of(
     """The power of k with which a ratio grows, by weighted least squares, and its error.
 
     The fit is to the ratios, not to their logarithms, so that ratios hidden by noise count too.
-    Otherwise, only small ratios that chance has raised would count, and a falling line would seem
-    to fall less. A ratio without an error, such as zero, gets the largest error.
+    Otherwise, only small ratios raised by chance would count, and a falling line would seem to fall
+    less. A ratio without an error, such as zero, gets the largest error.
 
-    The error of the slope is that of the draws alone: it does not show whether the ratios are on a
-    line. Ratios at different k are of the same random numbers, so they err together; `without`
-    says how.
+    The error of the slope is due to the draws alone: it does not show whether the ratios are on a
+    line. Ratios at different k are based on the same random numbers, so their errors are
+    correlated; `without` has the covariance.
 
     Args:
         ks: particles, `[m]`.
@@ -282,7 +286,7 @@ def slope_of(
             None, the ratios are independent.
 
     Returns:
-        The slope and its standard error; None if fewer than two ratios stand out from the noise.
+        The slope and its standard error; None if fewer than two ratios exceed the noise.
     """
     points = np.array([ks, ratios, errors], np.float64)
     finite = np.isfinite(points).all(axis=0)
@@ -301,7 +305,7 @@ def slope_of(
         return (np.exp(line[0] + line[1] * x) - ratio) / error
 
     found = least_squares(misfit, start)
-    of_errors = np.linalg.pinv(found.jac)[1]  # the slope that moves with each ratio over its error
+    of_errors = np.linalg.pinv(found.jac)[1]  # d slope / d (ratio over its error)
     covariance = np.eye(len(k))
     if without is not None:
         together = _jackknife(np.array(without, np.float64)[finite] / error[:, None])

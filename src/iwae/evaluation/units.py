@@ -27,8 +27,8 @@ AUTHORS_EXAMPLES = 500
 def layer_terms(k: int) -> ExampleFn:
     """The parts of a VAE's evidence lower bound: ELBO = reconstruction - sum(kl).
 
-    Each is an average over the same k draws z ~ q(z|x). Only the last of `kl` is an average of
-    divergences; that of a lower layer, where p conditions on the layer above and q on the layer
+    All are averages over the same k draws z ~ q(z|x). Only the last of `kl` is an average of
+    divergences. Those of lower layers, where p conditions on the layer above and q on the layer
     below, can be negative.
 
     Returns:
@@ -65,13 +65,13 @@ class ActiveUnits(NamedTuple):
     """Variance of each latent unit's posterior mean over examples.
 
     Attributes:
-        variances: for each layer l, `[d_l]` float64: the variance of E_q[h_l|x] over examples; of a
-            unit with categories, that of the probability that varies most.
+        variances: for each layer l, the variance of E_q[h_l|x] over examples, `[d_l]` float64; for
+            a unit with categories, that of the probability that varies most.
         means: for each layer l, the mean of E_q[h_l|x] over examples, `[d_l]` float64, or `[d_l C]`
-            of categories.
-        n: examples.
+            for categories.
+        n: number of examples.
         samples: ancestral draws per example.
-        threshold: a unit whose variance is above it is active.
+        threshold: variance above which a unit is active.
     """
 
     variances: tuple[Float[np.ndarray, " _"], ...]
@@ -82,12 +82,12 @@ class ActiveUnits(NamedTuple):
 
     @property
     def masks(self) -> tuple[Bool[np.ndarray, " _"], ...]:
-        """For each layer, which units are active."""
+        """For each layer, the mask of the active units."""
         return tuple(variance > self.threshold for variance in self.variances)
 
     @property
     def counts(self) -> tuple[int, ...]:
-        """For each layer, how many units are active."""
+        """For each layer, the number of active units."""
         return tuple(int(mask.sum()) for mask in self.masks)
 
 
@@ -102,14 +102,14 @@ def active_units(
     """The variance over examples of each unit's posterior mean (Burda et al. 2016, sec. 5.2).
 
     For the first layer, the mean E_q[h_1|x] is known exactly. For a higher layer, it is estimated
-    by the average of E[h_l|h_{l-1}] over `samples` ancestral draws of the layers below. The
-    variance that the noise of this average adds is estimated from the draws and subtracted (the
-    result is at least zero). One draw gives no estimate of its noise, so with `samples=1` nothing
-    is subtracted, and noise counts as activity.
+    by the average of E[h_l|h_{l-1}] over `samples` ancestral draws of the layers below. The noise
+    of this average adds to the variance; its contribution is estimated from the draws and
+    subtracted (the result is at least zero). A single draw does not reveal its noise: with
+    `samples=1` nothing is subtracted, and noise counts as activity.
 
-    Where a conditional model learns a Gaussian p(h_L|y) for each label, the units of h_L are first
-    standardised by it. Such a unit is inactive if q(h_L|x, y) stays at p(h_L|y), and so has no KL
-    divergence, although its mean differs between labels.
+    If a conditional model learns a Gaussian p(h_L|y) for each label, the units of h_L are first
+    standardised by it. Such a unit is inactive if q(h_L|x, y) equals p(h_L|y), with a KL divergence
+    of zero, although its mean differs between labels.
 
     The variance divides by n, not n - 1. Memory does not grow with the number of examples.
 
@@ -139,7 +139,7 @@ def posterior_means(
 ) -> tuple[Float[np.ndarray, "n _"], ...]:
     """E_q[h_l|x] of each example, `[n, d_l]` float64 for each layer l; see `active_units`.
 
-    Of a unit with categories, it is the probability that varies most over the examples.
+    For a unit with categories, it is the probability that varies most over the examples.
 
     Args:
         examples: `[n, ...]` in the model's units.
@@ -150,11 +150,11 @@ def posterior_means(
     """
     check_positive("samples", samples)
     means, _ = gather(map_by_cost(_posterior_means(samples), model, examples, key, rows=samples))
-    return tuple(map(_of_units, means))
+    return tuple(map(_most_varying, means))
 
 
-def _of_units(means: Float[np.ndarray, "n d width"]) -> Float[np.ndarray, "n d"]:
-    """One number for each unit."""
+def _most_varying(means: Float[np.ndarray, "n d width"]) -> Float[np.ndarray, "n d"]:
+    """For each unit, the number that varies most over the examples."""
     most = means.var(axis=0).argmax(axis=-1)
     return np.asarray(np.take_along_axis(means, most[None, :, None], axis=-1)[..., 0])
 
@@ -176,7 +176,7 @@ def _posterior_means(samples: int, *, standardised: bool = False) -> ExampleFn:
     """For each layer, the estimate of E_q[h_l|x] and the variance of its noise, `[d_l width]`.
 
     Args:
-        standardised: by the prior of a label, if it has one.
+        standardised: whether to standardise the top layer by the Gaussian prior of the label.
     """
 
     def fn(model: AbstractLatentModel, x: Example, key: PRNGKey) -> tuple[list[Any], list[Any]]:
@@ -198,6 +198,6 @@ def _posterior_means(samples: int, *, standardised: bool = False) -> ExampleFn:
 
 
 def _moment_sums(slab: tuple[list[Any], list[Any]]) -> tuple[list[Any], list[Any], list[Any]]:
-    """Sums over examples of means, squared means and noise; float64 loses nothing that matters."""
+    """Sums over examples of means, squared means and noise, in float64."""
     means, noise = jax.tree.map(lambda leaf: leaf.astype(np.float64), slab)
     return [m.sum(0) for m in means], [(m**2).sum(0) for m in means], [v.sum(0) for v in noise]

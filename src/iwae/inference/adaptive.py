@@ -15,10 +15,10 @@ from iwae.precision import float32
 from iwae.typing import PRNGKey, Scalar
 
 GRID = 200
-"""Temperatures of the pilot, where the rate of progress is estimated."""
+"""Temperatures of the pilot run, at which the rate of progress is estimated."""
 
 FLOOR = 0.01
-"""Share of the temperatures that are spread evenly, wherever the rate is close to zero."""
+"""Share of the temperatures that is spread evenly, for intervals where the rate is near zero."""
 
 
 @float32
@@ -36,8 +36,8 @@ def adaptive_schedule(
 
     Along the geometric path this KL falls at the rate (1 - beta) Var_beta[log p(x, z) - log
     start(z)] (Goshtasbpour, Cohen & Perez-Cruz 2023, constant rate progress for the inverse KL).
-    Pilot chains estimate the variance at `GRID` temperatures; its mean over examples gives one
-    schedule for all. Use it on other examples with another key, and tune step sizes for it.
+    Pilot chains estimate the variance at `GRID` temperatures; its mean over examples determines one
+    schedule for all of them. Tune step sizes for it, and use it on other examples with another key.
 
     Args:
         examples: a few dozen examples in the model's units that will not be measured.

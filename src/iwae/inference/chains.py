@@ -36,9 +36,9 @@ class Path(NamedTuple):
     """The annealing path of one example, on flat latents.
 
     Attributes:
-        sample: a key -> a flat draw from the start.
-        evaluate: a flat latent -> its `Point`; one evaluation of the model and its gradient.
-        unravel: a flat latent -> the model's latents.
+        sample: key -> a flat draw from the start.
+        evaluate: flat latent -> its `Point`: one evaluation of the model and its gradient.
+        unravel: flat latent -> the model's latents.
         move: the kernel: HMC, or Langevin proposals if some latents are discrete.
     """
 
@@ -49,7 +49,7 @@ class Path(NamedTuple):
 
 
 class Total(NamedTuple):
-    """A compensated float32 sum that loses no digit over 10^4 terms (Kahan 1965)."""
+    """A compensated float32 sum, exact to the last digits over 10^4 terms (Kahan 1965)."""
 
     value: Float[Array, "*k"]
     excess: Float[Array, "*k"]
@@ -58,12 +58,12 @@ class Total(NamedTuple):
         """Add one term; a sum of -inf stays -inf."""
         term = term - self.excess
         value = self.value + term
-        excess = (value - self.value) - term  # the excess added by rounding
+        excess = (value - self.value) - term  # added by rounding
         return Total(value, jnp.where(jnp.isfinite(value), excess, 0.0))
 
 
 class Chain(NamedTuple):
-    """State of a chain: its flat latent, the model there, and its log weight so far, nats."""
+    """State of a chain: flat latent, its `Point`, and the log weight so far, nats."""
 
     z: Flat
     point: Point
@@ -71,7 +71,7 @@ class Chain(NamedTuple):
 
 
 class Temperature(NamedTuple):
-    """One step of the schedule: a weight of `delta`, and a move at `beta`."""
+    """One step of the schedule: a weight update by `delta`, and a move at `beta`."""
 
     number: Int[Array, "*T"]
     beta: Float[Array, "*T"]
@@ -80,9 +80,9 @@ class Temperature(NamedTuple):
 
 
 def make_path(model: AbstractLatentModel, x: Example, start: str) -> Path:
-    """The path of one example, with the start's parameters computed once.
+    """The annealing path of one example, with the parameters of its start computed once.
 
-    No gradient flows through it, so memory does not grow with the number of temperatures.
+    No gradient flows through it, so that memory does not grow with the number of temperatures.
 
     Raises:
         UserError: for an unknown start, or latents that no kernel moves.
@@ -104,7 +104,7 @@ def make_path(model: AbstractLatentModel, x: Example, start: str) -> Path:
 
 
 def kernel_of(model: AbstractLatentModel, q: Posterior, unravel: Callable[[Flat], Latents]) -> Move:
-    """The kernel for the latents of a model, of which q is the posterior of one example."""
+    """The kernel that moves the latents of a model, given the posterior q of one example."""
     if isinstance(model, VAE) and model.has_discrete:
         return langevin(model.latents, unravel)
     if not is_reparameterised(q):
@@ -115,10 +115,10 @@ def kernel_of(model: AbstractLatentModel, q: Posterior, unravel: Callable[[Flat]
     return move
 
 
-def temperatures(
+def schedule_steps(
     betas: Betas, step_size: StepSize, n_leapfrog: int, *, end: float | None = 1.0
 ) -> Temperature:
-    """The T - 1 steps of a schedule, or UserError if they do not define valid moves."""
+    """The T - 1 steps of a schedule, checked."""
     check_leapfrog(n_leapfrog)
     b = as_betas(betas, end=end)
     moves = b.size - 1
@@ -126,13 +126,12 @@ def temperatures(
 
 
 def start_chains(path: Path, keys: Key[Array, " k"]) -> Chain:
-    """Chains at draws from the start, each with a weight of one."""
+    """Start chains at draws from the start density, each with a weight of one."""
+    return jax.vmap(lambda key: _start_at(path, path.sample(key)))(keys)
 
-    def begin(key: PRNGKey) -> Chain:
-        z = path.sample(key)
-        return Chain(z, path.evaluate(z), Total(jnp.float32(0), jnp.float32(0)))
 
-    return jax.vmap(begin)(keys)
+def _start_at(path: Path, z: Flat) -> Chain:
+    return Chain(z, path.evaluate(z), Total(jnp.float32(0), jnp.float32(0)))
 
 
 def split_keys(
@@ -183,11 +182,11 @@ def anneal(
     n_leapfrog: int,
     observe: Observe = lambda chains, step: {},  # noqa: ARG005
 ) -> tuple[Chain, Info]:
-    """Run the chains along the path: at each temperature weight, then move, then observe.
+    """Run chains along the path: at each temperature, update the weights, move, and observe.
 
     Returns:
-        The chains at the end, and for every temperature, `[T-1]`, what `observe` returned
-        and the mean `acceptance`.
+        The chains at the end; and for each temperature, `[T-1]`, the result of `observe` and the
+        mean `acceptance`.
     """
 
     def one(chains: Chain, step: Temperature) -> tuple[Chain, Info]:
@@ -213,30 +212,30 @@ def annealed_particles(
 ) -> tuple[Particles, Info]:
     """k chains of annealed importance sampling with HMC (Neal 2001; Wu et al. 2017).
 
-    The weights belong to the ends of the chains at beta = 1, so whatever holds for importance
-    samples holds for these particles. The last move comes after the weights are fixed. No gradient
+    The weights belong to the ends of the chains at beta = 1, so these particles can replace
+    importance samples everywhere. The last move comes after the weights are fixed. No gradient
     flows through the chains; memory does not depend on the number of temperatures.
 
     Args:
         betas: T temperatures that increase from 0 to 1; see `linear_schedule`.
-        step_size: step size of the leapfrog integrator: one number, or one for each temperature
-            after the first, `[T-1]`, as `tune_step_size` finds on other examples.
+        step_size: of the leapfrog integrator: one number, or one for each temperature after the
+            first, `[T-1]`, as `tune_step_size` finds on other examples.
         n_leapfrog: leapfrog steps per move; with discrete latents, proposals.
         start: "posterior" for q(z|x), or "prior" for p(z).
-        first: the index of the first chain; chains `first ... first + k - 1` of this `key` are
-            the same in whatever chunks they are drawn.
+        first: index of the first chain; chains `first ... first + k - 1` of this `key` do not
+            depend on the chunks in which they are drawn.
         last_move: whether to move at beta = 1, after the weights are fixed.
 
     Returns:
-        Particles, and an info with the mean `acceptance` of each move, `[T-1]` (one fewer
-        without the last), and `start_log_w`, `[k]`, log p(x, z) - log start(z) before the first
-        move: the importance weights if chains start at q(z|x).
+        Particles; and an info with the mean `acceptance` of each move, `[T-1]` (one fewer
+        without the last move), and `start_log_w`, `[k]`, log p(x, z) - log start(z) before the
+        first move: the importance weights if chains start at q(z|x).
 
     Raises:
         UserError: if the temperatures or step sizes are not a valid schedule, `start` is
             unknown, or the model does not define its prior.
     """
-    steps = temperatures(betas, step_size, n_leapfrog)
+    steps = schedule_steps(betas, step_size, n_leapfrog)
     path = make_path(model, x, start)
     start_keys, move_keys = split_keys(key, first + jnp.arange(k))
     chains = start_chains(path, start_keys)
@@ -263,10 +262,10 @@ def reverse_log_weights(
 ) -> tuple[LogWeights, Info]:
     """Log weights of k chains from an exact draw of p(z|x) back to the start, nats, `[k]`.
 
-    The reverse of `annealed_particles`: at each temperature a move, then a weight. Each weight
-    has expectation 1 / p(x), so -log of their mean is an upper bound on log p(x) in expectation
-    (Grosse, Ghahramani & Adams 2015; with k > 1 the "coupled reverse" one of Brekelmans et al.
-    2022). All chains start from the same z.
+    The reverse of `annealed_particles`: at each temperature, a move precedes the weight update.
+    Each weight has expectation 1 / p(x), so -log of their mean is an upper bound on log p(x) in
+    expectation (Grosse, Ghahramani & Adams 2015; for k > 1 the "coupled reverse" bound of
+    Brekelmans et al. 2022). All chains start from the same z.
 
     Args:
         z: an exact draw from p(z|x), which only `model.sample` can provide: (z, x) ~ p.
@@ -274,11 +273,10 @@ def reverse_log_weights(
     Returns:
         Log weights, and an info with the mean `acceptance` at each temperature, `[T-1]`.
     """
-    steps = temperatures(betas, step_size, n_leapfrog)
+    steps = schedule_steps(betas, step_size, n_leapfrog)
     path = make_path(model, x, start)
     _, keys = split_keys(key, jnp.arange(k))
-    flat = ravel_pytree(z)[0]
-    chain = Chain(flat, path.evaluate(flat), Total(jnp.float32(0), jnp.float32(0)))
+    chain = _start_at(path, ravel_pytree(z)[0])
     chains = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (k, *leaf.shape)), chain)
 
     def one(chains: Chain, step: Temperature) -> tuple[Chain, Info]:
@@ -292,7 +290,7 @@ def reverse_log_weights(
 def mixed_upper(log_w: LogWeights, reverse_log_w: LogWeights) -> Scalar:
     """An upper bound on log p(x) in expectation, nats, from chains in both directions.
 
-    With r_i = exp(-reverse_log_w[i]), what a reverse chain weighs as a forward one, it is
+    With r_i = exp(-reverse_log_w[i]), the weight of a reverse chain as a forward one, the bound is
 
         mean_i log (1/k) (r_i + sum_{j != i} w_j)
 
@@ -302,8 +300,8 @@ def mixed_upper(log_w: LogWeights, reverse_log_w: LogWeights) -> Scalar:
     to log p(x) than one reverse chain, E log r_i, by at most log k, and tends to it with k.
 
     Args:
-        log_w: of k forward chains.
-        reverse_log_w: of k reverse chains from one z, given which they and the forward ones are
+        log_w: log weights of k forward chains.
+        reverse_log_w: log weights of k reverse chains from one z. Given z, all chains are
             independent.
     """
     return jnp.mean(jnp.logaddexp(-reverse_log_w, log_sum_of_others(log_w))) - jnp.log(
@@ -314,9 +312,9 @@ def mixed_upper(log_w: LogWeights, reverse_log_w: LogWeights) -> Scalar:
 def bidirectional_bounds(
     model: AbstractLatentModel, key: PRNGKey, k: int, **options: Any
 ) -> dict[str, Array]:
-    """Both bounds on log p(x), nats, for one (z, x) drawn from the model.
+    """Lower and upper bounds on log p(x), nats, for one (z, x) drawn from the model.
 
-    For a conditional model, the bounds are on log p(x|y), and the label is drawn with x.
+    For a conditional model, a label y is drawn with x, and the bounds are on log p(x|y).
 
     Args:
         k: chains in each direction.

@@ -1,8 +1,8 @@
-"""The only code that calls BlackJAX, whose interfaces change often: HMC and PSIS.
+"""HMC and PSIS by BlackJAX, which no other file calls: its interfaces change often.
 
-A chain lives on flat vectors. It carries the log densities of both ends of its path and their
-gradients, so its target at the next temperature needs no further evaluation of the model.
-BlackJAX carries the `Point` where it would carry a gradient.
+Chains live on flat vectors. A chain carries the log densities of both ends of its path and their
+gradients, so that its target at the next temperature needs no further evaluation of the model.
+BlackJAX carries a `Point` in place of a gradient.
 """
 
 from collections.abc import Callable
@@ -53,7 +53,7 @@ class Point(NamedTuple):
 
 
 def _mix(start: Array, joint: Array, beta: Scalar) -> Array:
-    """(1 - beta) start + beta joint, where an infinite end with weight zero does not count."""
+    """(1 - beta) start + beta joint; an infinite end with weight zero does not count."""
     first = jnp.where(beta == 1, 0.0, (1 - beta) * start)
     return first + jnp.where(beta == 0, 0.0, beta * joint)
 
@@ -84,7 +84,7 @@ def leapfrog(beta: Scalar, steps: int) -> Callable[[Evaluate, Callable[..., Any]
 
 
 def _verlet(beta: Scalar, evaluate: Evaluate, kinetic_energy: Callable[..., Any]) -> Step:
-    """BlackJAX's velocity Verlet step, with a `Point` for a gradient."""
+    """BlackJAX's velocity Verlet step, with a `Point` in place of a gradient."""
     integrators = _blackjax().mcmc.integrators
     kick = integrators.euclidean_momentum_update_fn(kinetic_energy)
 
@@ -141,7 +141,7 @@ Move = Callable[..., tuple[Flat, Point, Scalar]]
 """A kernel with the arguments and results of `move`."""
 
 ROUNDING = 1e-5
-"""Weights that differ by less, relative to the size of their logarithms, are equal in float32."""
+"""Relative to the size of the log weights, differences below this are rounding of float32."""
 
 KHAT_LEAST = 25
 """Fewest weights for which the shape of the tail can be estimated."""

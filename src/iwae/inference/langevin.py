@@ -1,7 +1,7 @@
-"""Metropolis moves for latents some of which are discrete, with the interface of HMC.
+"""Metropolis moves of latents that are partly discrete, with the interface of HMC.
 
-A coordinate's proposal is a Langevin step restricted to the values that it can take: for a step of
-size eps from z, with g the gradient of log f_beta at z,
+The proposal is a Langevin step restricted to the values that a unit can take. For a step of size
+eps from z, with g the gradient of log f_beta at z, it is
 
     r(z'|z) proportional to exp(g (z' - z) / 2 - |z' - z|^2 / (2 eps^2))
 
@@ -29,8 +29,8 @@ def proposal(kind: LatentKind, z: Flat, g: Flat, eps: Scalar) -> dist.Distributi
     """r(z'|z) of the units of one layer."""
     if not kind.is_discrete:
         return dist.Normal(z + eps**2 / 2 * g, eps).to_event(1)
-    # Changing a bit costs 1 / (2 eps^2), and a category, which moves by the square root of 2, twice
-    # as much; in logits of the new value, staying is worth that much.
+    # A change of a bit costs 1 / (2 eps^2). A change of category moves by the square root of 2 and
+    # costs twice as much. In the logits of the new value, the old value gains that cost.
     here = z if kind.categories else z - 0.5
     return discrete(kind, g / 2 + here / eps**2)
 
@@ -39,16 +39,16 @@ def langevin(kinds: Sequence[LatentKind], unravel: Any) -> Move:
     """A kernel for latents of these kinds: `n_leapfrog` proposals, each accepted or rejected.
 
     Args:
-        kinds: of each layer.
-        unravel: a flat latent -> the layers.
+        kinds: the kind of each layer.
+        unravel: flat latent -> the layers.
     """
 
     def proposals(z: Flat, point: Point, beta: Scalar, eps: Scalar) -> list[dist.Distribution]:
         layers = zip(kinds, unravel(z), unravel(point.grad_f(beta)), strict=True)
         return [proposal(kind, h, g, eps) for kind, h, g in layers]
 
-    def log_prob(there: Flat, ways: list[dist.Distribution]) -> Scalar:
-        return sum(way.log_prob(h) for way, h in zip(ways, unravel(there), strict=True))
+    def log_prob(z: Flat, layers: list[dist.Distribution]) -> Scalar:
+        return sum(r.log_prob(h) for r, h in zip(layers, unravel(z), strict=True))
 
     def move(
         key: PRNGKey,
@@ -63,7 +63,7 @@ def langevin(kinds: Sequence[LatentKind], unravel: Any) -> Move:
         def one(state: tuple[Flat, Point], i: Int[Array, ""]) -> tuple[tuple[Flat, Point], Scalar]:
             accept_key, *keys = jax.random.split(jax.random.fold_in(key, i), 1 + len(kinds))
             forth = proposals(*state, beta, step_size)
-            drawn = tuple(way.sample(key) for way, key in zip(forth, keys, strict=True))
+            drawn = tuple(r.sample(key) for r, key in zip(forth, keys, strict=True))
             new = ravel_pytree(drawn)[0]
             there = new, evaluate(new)
             back = proposals(*there, beta, step_size)

@@ -24,11 +24,12 @@ class Particles(NamedTuple):
 
 
 Info = dict[str, Any]
-Sampler = Callable[[AbstractLatentModel, Example, PRNGKey], tuple[Particles, Info]]
+Sampler = Callable[..., tuple[Particles, Info]]
+"""A function (model, x, key, k) -> (Particles, info)."""
 
 
 def particle_keys(key: PRNGKey, indices: Int[Array, " k"]) -> Key[Array, " k"]:
-    """The key of each particle: a function of its index alone, so chunks do not matter."""
+    """The key of each particle, a function of its index alone, whatever the chunks."""
     return jax.vmap(lambda i: jax.random.fold_in(key, i))(indices)
 
 
@@ -38,8 +39,8 @@ def importance_particles(
     """k draws z_i ~ q(z|x) with weights p(x, z_i) / q(z_i|x) (Burda et al. 2016, eq. 7).
 
     Args:
-        first: the index of the first particle; particles `first ... first + k - 1` of this
-            `key` are the same in whatever chunks they are drawn.
+        first: index of the first particle; particles `first ... first + k - 1` of this `key` do
+            not depend on the chunks in which they are drawn.
 
     Returns:
         Particles and an empty info.
@@ -64,10 +65,10 @@ def log_mean_exp(log_w: LogWeights) -> Scalar:
 
 
 def log_sum_of_others(log_w: LogWeights) -> LogWeights:
-    """log of the sum of all weights but the ith, nats; added up, so that no digit is lost."""
-    none = jnp.full(1, -jnp.inf)
-    before = jnp.concatenate([none, jax.lax.cumlogsumexp(log_w)[:-1]])
-    after = jnp.concatenate([jax.lax.cumlogsumexp(log_w, reverse=True)[1:], none])
+    """log of the sum of all weights but the i-th, nats, `[k]`, without cancellation."""
+    nothing = jnp.full(1, -jnp.inf, log_w.dtype)
+    before = jnp.concatenate([nothing, jax.lax.cumlogsumexp(log_w)[:-1]])
+    after = jnp.concatenate([jax.lax.cumlogsumexp(log_w, reverse=True)[1:], nothing])
     return jnp.logaddexp(before, after)
 
 

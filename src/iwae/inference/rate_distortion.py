@@ -4,15 +4,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from iwae.inference.chains import (
-    Chain,
-    Temperature,
-    anneal,
-    make_path,
-    split_keys,
-    start_chains,
-    temperatures,
-)
+from iwae.inference import chains as annealing
+from iwae.inference.chains import Chain, Temperature
 from iwae.inference.particles import log_mean_exp
 from iwae.inference.temperatures import Betas, StepSize
 from iwae.models.vae import AbstractLatentModel
@@ -31,8 +24,8 @@ def rate_distortion_bounds(
 ) -> dict[str, Float[Array, " T"]]:
     """Distortion and an upper bound on the rate at every beta (Huang et al. 2020, sec. 4).
 
-    One annealing run of k chains from the prior. With the distortion -log p(x|z), the density
-    at beta is p(z) p(x|z)^beta / Z_beta, whose rate is KL to the prior,
+    From one annealing run of k chains that start at the prior. With the distortion -log p(x|z), the
+    density at beta is p(z) p(x|z)^beta / Z_beta. Its rate is its KL divergence from the prior,
     -log Z_beta - beta * distortion; the chains bound log Z_beta from below.
 
     Args:
@@ -41,16 +34,16 @@ def rate_distortion_bounds(
     Returns:
         `rate` and `distortion`, `[T]`, nats; and the mean `acceptance`, `[T-1]`.
     """
-    steps = temperatures(betas, step_size, n_leapfrog, end=None)
-    path = make_path(model, x, "prior")
-    start_keys, move_keys = split_keys(key, jnp.arange(k))
-    chains = start_chains(path, start_keys)
+    steps = annealing.schedule_steps(betas, step_size, n_leapfrog, end=None)
+    path = annealing.make_path(model, x, "prior")
+    start_keys, move_keys = annealing.split_keys(key, jnp.arange(k))
+    chains = annealing.start_chains(path, start_keys)
     first = _rate_distortion(chains, jnp.float32(0))
 
     def observe(chains: Chain, step: Temperature) -> dict[str, Scalar]:
         return _rate_distortion(chains, step.beta)
 
-    _, info = anneal(path, chains, move_keys, steps, n_leapfrog, observe)
+    _, info = annealing.anneal(path, chains, move_keys, steps, n_leapfrog, observe)
     curves = {name: jnp.concatenate([first[name][None], info[name]]) for name in first}
     return {**curves, "acceptance": info["acceptance"]}
 

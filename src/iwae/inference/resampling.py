@@ -1,7 +1,7 @@
-"""Gradients through a few of the particles: which ones, and by what factor each counts.
+"""Resampling of the particles that a gradient goes through, with a factor for each.
 
-A gradient is a sum over k particles. An unbiased estimate needs only S of them, if particle i is
-chosen with probability r_i and its term divided by r_i (Horvitz & Thompson 1952). Burda et al.
+A gradient is a sum over k particles. S of them are enough for an unbiased estimate, if particle i
+is chosen with probability r_i and its term divided by r_i (Horvitz & Thompson 1952). Burda et al.
 (2016, sec. 3) mention the case S = 1.
 """
 
@@ -23,9 +23,9 @@ Draw = Callable[[PRNGKey, Float[Array, " k"], int], Drawn]
 def few(key: PRNGKey, shares: Float[Array, " k"], count: int) -> Drawn:
     """Draw at most `count` distinct particles: the largest always, the others by their shares.
 
-    r_i = min(1, share_i / c), with c such that the r_i sum to `count`: the probabilities for which
-    the factors 1 / r_i vary least (Fearnhead & Clifford 2003, sec. 5). The draw is systematic, with
-    a single uniform number, so no particle is drawn twice.
+    r_i = min(1, share_i / c), with c such that the r_i sum to `count`, minimises the variance of
+    the factors 1 / r_i (Fearnhead & Clifford 2003, sec. 5). The draw is systematic, from a single
+    uniform number, so that no particle is drawn twice.
 
     Args:
         shares: non-negative; their scale does not matter. A particle with share 0 is never drawn.

@@ -1,4 +1,4 @@
-"""Step sizes tuned in a pilot run, and frozen before anything is measured."""
+"""Step sizes, tuned in a pilot run and frozen before anything is measured."""
 
 from collections.abc import Callable
 from typing import Any
@@ -19,7 +19,7 @@ from iwae.inference.chains import (
     split_keys,
     start_chains,
 )
-from iwae.inference.particles import Info, Particles, particle_keys
+from iwae.inference.particles import Sampler, particle_keys
 from iwae.inference.temperatures import (
     Betas,
     as_betas,
@@ -35,16 +35,16 @@ TARGET = 0.65
 """The best mean acceptance of HMC in many dimensions (Beskos et al. 2013)."""
 
 GAIN = 0.5
-"""Share of the distance to the target that one move adds to the log step size."""
+"""Change of the log step size after a move, per unit of acceptance above the target."""
 
 WARM_UP = 30
 """Moves at the first temperature, to recover from a poor initial step size."""
 
 LARGEST = 7.0
-"""Largest log step size: of bits, a longer one changes no proposal, however many are accepted."""
+"""Largest log step size. For bits, a longer step would no longer change the proposals."""
 
 MOVES = 100
-"""Fewest moves in the pilot: if there are few temperatures, each gets several."""
+"""Fewest moves in the pilot run; with few temperatures, several moves at each."""
 
 
 @float32
@@ -63,9 +63,9 @@ def tune_step_size(
 ) -> Float[np.ndarray, " moves"]:
     """Find the step size at each temperature whose mean acceptance is the target.
 
-    The chains of all examples run through the schedule together, and the step size follows their
-    mean acceptance after each move. Measure on other examples, with another key: step sizes adapted
-    to the chains that they move invalidate the bound.
+    The chains of all examples run through the schedule together, and each move adapts the step size
+    to their mean acceptance. Measure on other examples, with another key: a bound does not hold for
+    the chains to which its step sizes were adapted.
 
     Args:
         examples: a few dozen examples in the model's units that will not be measured.
@@ -106,10 +106,7 @@ def pilot(
     initial: float,
     observe: Callable[[Chain], PyTree] = lambda chains: (),  # noqa: ARG005
 ) -> tuple[Float[Array, " moves"], PyTree]:
-    """The log step size after each joint move of the chains of all examples.
-
-    Also what `observe` returned for the chains `[n, k]` after each move.
-    """
+    """Log step size, and result of `observe` for the chains `[n, k]`, after each joint move."""
     # Examples are batched here because their joint acceptance sets the next step size.
     xs = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), examples)
     example_keys = particle_keys(key, jnp.arange(len(xs)))
@@ -137,22 +134,6 @@ def pilot(
     return jax.lax.scan(one, carry, (jnp.arange(schedule.size), schedule))[1]
 
 
-class Annealer(eqx.Module):
-    """A sampler of particles: annealed chains that start at q(z|x), with tuned step sizes."""
-
-    betas: Float[Array, " T"]
-    step_size: Float[Array, " moves"]
-    n_leapfrog: int = eqx.field(static=True)
-
-    def __call__(
-        self, model: AbstractLatentModel, x: Example, key: PRNGKey, k: int
-    ) -> tuple[Particles, Info]:
-        """k chains, as by `annealed_particles`."""
-        betas, sizes = self.betas, self.step_size
-        steps = self.n_leapfrog
-        return annealed_particles(model, x, key, k, betas=betas, step_size=sizes, n_leapfrog=steps)
-
-
 def make_annealer(
     model: AbstractLatentModel,
     examples: Shaped[np.ndarray, "n ..."],
@@ -161,9 +142,17 @@ def make_annealer(
     temperatures: int,
     n_leapfrog: int,
     chains: int,
-) -> Annealer:
-    """Tune the step sizes of a sigmoid schedule of so many temperatures (`tune_step_size`)."""
-    betas = sigmoid_schedule(temperatures)
-    options: dict[str, Any] = {"betas": betas, "n_leapfrog": n_leapfrog, "chains": chains}
-    sizes = tune_step_size(model, examples, key, **options)
-    return Annealer(jnp.asarray(betas, jnp.float32), jnp.asarray(sizes), n_leapfrog)
+) -> Sampler:
+    """`annealed_particles` on a sigmoid schedule, with step sizes from `tune_step_size`.
+
+    Args:
+        temperatures: T.
+        chains: chains of each example in the pilot run.
+
+    Returns:
+        A sampler: a function (model, x, key, k) -> (Particles, info).
+    """
+    betas = jnp.asarray(sigmoid_schedule(temperatures))
+    options: dict[str, Any] = {"betas": betas, "n_leapfrog": n_leapfrog}
+    sizes = tune_step_size(model, examples, key, chains=chains, **options)
+    return eqx.Partial(annealed_particles, step_size=jnp.asarray(sizes), **options)

@@ -15,7 +15,7 @@ StepSize = Float[Array, "*T"] | Float[np.ndarray, "*T"] | Sequence[float] | floa
 
 
 def linear_schedule(temperatures: int) -> Float[np.ndarray, " T"]:
-    """T temperatures from 0 to 1, equally spaced; T = 2 is importance weighting and one move."""
+    """T equally spaced temperatures from 0 to 1; T = 2 is importance weighting and one move."""
     check_count(temperatures)
     return np.linspace(0.0, 1.0, temperatures, dtype=np.float32)
 
@@ -27,7 +27,7 @@ def sigmoid_schedule(temperatures: int, delta: float = 4.0) -> Float[np.ndarray,
 
     Args:
         temperatures: T.
-        delta: how dense; the smaller, the closer to linear.
+        delta: density at the ends; the smaller, the closer to linear.
     """
     check_count(temperatures)
     if not delta > 0:
@@ -38,13 +38,14 @@ def sigmoid_schedule(temperatures: int, delta: float = 4.0) -> Float[np.ndarray,
 
 
 def as_betas(betas: Betas, *, end: float | None = 1.0) -> Float[Array, " T"]:
-    """Temperatures in float32, or UserError unless they increase from 0 to `end`.
-
-    Inside a compiled function, the values are unknown and pass unchecked.
+    """Convert temperatures to float32.
 
     Args:
-        betas: the temperatures.
         end: required last temperature; None for any.
+
+    Raises:
+        UserError: unless they increase from 0 to `end`. Inside a compiled function, the values are
+            unknown and pass unchecked.
     """
     if not isinstance(betas, jax.core.Tracer):
         betas = np.asarray(betas, np.float32)
@@ -73,7 +74,7 @@ def _check_increase(betas: np.ndarray, end: float | None) -> None:
 
 
 def as_step_sizes(step_size: StepSize, moves: int) -> Float[Array, " moves"]:
-    """One step size per move, or UserError; a single number applies to all moves."""
+    """One step size for each move, checked; a single number applies to all moves."""
     if not isinstance(step_size, jax.core.Tracer):
         step_size = np.asarray(step_size, np.float32)
     if step_size.shape not in ((), (moves,)):

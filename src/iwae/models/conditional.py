@@ -1,7 +1,6 @@
 """Conditional models p(x|y): a VAE whose biases, and optionally its prior, depend on a label y."""
 
 import math
-from collections.abc import Iterator
 from typing import Any
 
 import equinox as eqx
@@ -13,10 +12,11 @@ from jaxtyping import Array, Float, Int
 from iwae.data.kinds import KINDS, check_values
 from iwae.data.rows import Examples, Rows
 from iwae.errors import UserError
-from iwae.models.networks import ConvDecoder, Dense, OwnDecoder
-from iwae.models.posteriors import LatentNet
+from iwae.models.layers import Dense
+from iwae.models.networks import ConvDecoder, OwnDecoder
+from iwae.models.posteriors import Posterior, first_maps
 from iwae.models.priors import DiscretePrior, LabelPrior
-from iwae.models.vae import VAE, AbstractLatentModel, Posterior
+from iwae.models.vae import VAE, AbstractLatentModel
 from iwae.typing import Latents, PRNGKey, Scalar
 
 
@@ -24,25 +24,25 @@ class ConditionalVAE(AbstractLatentModel):
     """p(x, z|y) and q(z|x, y) (Kingma et al. 2014; Sohn et al. 2015).
 
     An example is x followed by its one-hot label: `[n_data + C]`. The label is an additional input
-    of the first dense layer of every network, with its own weights, and so adds to the biases.
-    Given y, the model is a `VAE`, which `given` returns. A VampPrior then consists of
-    q(h_L|u_j, y), and so depends on the label; other priors of `vae` are the same for all.
+    of the first dense layer of every network, with its own weights, which amounts to a shift of the
+    biases. Given y, the model is a `VAE`, which `given` returns. A VampPrior then consists of
+    q(h_L|u_j, y), and so depends on the label; other priors of `vae` are the same for all labels.
 
     Args:
         vae: the model of x without labels.
         n_classes: C.
-        learned_prior: p(h_L|y) is a separate Gaussian for each label, not the prior of `vae`, which
-            must then be N(0, I); for bits and categories it has logits for each label.
-        frequencies: of the labels in the training set, `[C]`; uniform if None.
+        learned_prior: each label has its own Gaussian p(h_L|y) (logits for bits and categories)
+            instead of the prior of `vae`, which must then be N(0, I).
+        frequencies: relative frequencies of the labels in the training set, `[C]`; uniform if None.
 
     Raises:
         UserError: for fewer than two classes, frequencies that are not C shares adding up to 1, two
-            priors, or a decoder of the user's own that reads h_1 directly.
+            priors, or a user's own decoder that reads h_1 directly.
     """
 
     vae: VAE
     shifts: tuple[Float[Array, "C _"], ...]  # added to the biases of `label_layers`
-    tops: Float[Array, "C ..."] | None  # of p(h_L|y): means, log sds [2 d], or logits
+    tops: Float[Array, "C ..."] | None  # p(h_L|y): means and log sds [2 d], or logits
     frequencies: Float[Array, " C"]  # constants: no gradient
 
     def __init__(
@@ -91,7 +91,7 @@ class ConditionalVAE(AbstractLatentModel):
         return self.vae.latent_sizes
 
     def architecture(self) -> dict[str, Any]:
-        """The architecture of the `VAE`, and that of the labels."""
+        """The architecture of the `VAE`, and the arguments that concern labels."""
         labels = {"n_classes": self.n_classes, "learned_prior": self.tops is not None}
         return {**self.vae.architecture(), "labels": labels}
 
@@ -113,7 +113,7 @@ class ConditionalVAE(AbstractLatentModel):
         return eqx.tree_at(lambda m: m.top, model, top, is_leaf=lambda node: node is None)
 
     def condition(self, x: Float[Array, " n"]) -> tuple[VAE, Float[Array, " n_data"]]:
-        """The model given the label of an example, and the rest of the example."""
+        """The model given the label of an example, and the example without its label."""
         values, y = jnp.split(x, [self.vae.n_data])
         return self.given(y).settled(), values
 
@@ -128,7 +128,7 @@ class ConditionalVAE(AbstractLatentModel):
         return model.log_joint(x, z)
 
     def sample(self, key: PRNGKey) -> tuple[Latents, Float[Array, " n"]]:
-        """A label drawn with its training-set frequency, and an ancestral draw given it."""
+        """Draw a label with its training-set frequency, then (z, x) by ancestral sampling."""
         label_key, key = jax.random.split(key)
         shares = jnp.log(jax.lax.stop_gradient(self.frequencies))
         y = jax.nn.one_hot(jax.random.categorical(label_key, shares), self.n_classes)
@@ -151,7 +151,7 @@ def label_of(model: AbstractLatentModel, x: Float[Array, " n"]) -> Float[Array, 
 
 
 def sizes_of_labels(model: AbstractLatentModel, examples: Examples) -> Int[np.ndarray, " n"]:
-    """How many of the examples have the label of each; all n for a model without labels."""
+    """For each example, the number of examples with its label; n for a model without labels."""
     if not isinstance(model, ConditionalVAE):
         return np.full(len(examples), len(examples))
     labels = np.argmax(examples[:, model.vae.n_data :], axis=1)
@@ -159,32 +159,30 @@ def sizes_of_labels(model: AbstractLatentModel, examples: Examples) -> Int[np.nd
 
 
 def check_examples(model: AbstractLatentModel, examples: Examples, *, values: bool = True) -> None:
-    """Refuse examples of another shape, or without a likelihood, such as grey values of Bernoulli.
+    """Raise UserError for examples of another shape, or with values outside the model's support.
 
-    Models of a user's own class accept all examples, and kinds of a user's own all values.
+    Grey values are outside that of Bernoulli pixels, for example. Models of a user's own class
+    accept all examples, and kinds of a user's own all values.
 
     Args:
         examples: `[n, d]`; with labels, `[n, d + C]`.
-        values: check the values too, which are not yet the model's if they are to be binarised.
-
-    Raises:
-        UserError: for a shape or values that the model does not take.
+        values: whether to check the values too; examples still to be binarised are not in the
+            model's units.
     """
     if not isinstance(model, Model):
         return
     vae = without_labels(model)
-    if isinstance(examples, Rows):  # whose values were checked when their file was opened
-        _check_shape(model, vae, examples.shape)
-        return
-    rows = np.asarray(examples)
+    rows = examples if isinstance(examples, Rows) else np.asarray(examples)
     _check_shape(model, vae, rows.shape)
+    if isinstance(rows, Rows):  # their values were checked when the file was opened
+        return
     if values and vae.kind.name in KINDS:
-        given = rows[:, : vae.n_data]  # without labels
-        check_values(given, vae.kind, "examples", missing=vae.missing is not None)
+        without = rows[:, : vae.n_data]
+        check_values(without, vae.kind, "examples", missing=vae.missing is not None)
 
 
 def _check_shape(model: Model, vae: VAE, shape: tuple[int, ...]) -> None:
-    """Raise UserError unless examples of this shape are rows that the model takes."""
+    """Raise UserError unless the model takes examples of this shape."""
     size = model.example_size
     if shape[1:] == (size,):
         return
@@ -210,27 +208,31 @@ def check_frequencies(frequencies: np.ndarray, n_classes: int) -> None:
 
 
 _SHARES_ERROR = 1e-3
-"""The tolerance of their sum, above the rounding error of float32."""
+"""Tolerance of the sum of shares, above the rounding error of float32."""
 
 
 def label_layers(vae: VAE) -> list[Dense]:
-    """The first dense layer of every network, which a label enters."""
-    hidden = [(net.hidden.layers[:1] or net.outputs) for net in _nets(vae)]
-    return [dense for some in (*hidden, (_decoder_label_layer(vae),)) for dense in some]
+    """The first dense layers of all networks, whose input includes the label."""
+    nets = (*vae.encoder, *vae.prior_nets)
+    decoder = first_map_of_decoder(vae, "has no layer for a label to enter")
+    return [*(dense for net in nets for dense in first_maps(net)), decoder]
 
 
-def _nets(vae: VAE) -> Iterator[LatentNet]:
-    yield from vae.encoder
-    yield from vae.prior_nets
+def first_map_of_decoder(vae: VAE, problem: str) -> Dense:
+    """The linear map of the decoder that reads h_1.
 
+    Args:
+        problem: the consequence of a user's own module that reads h_1 directly, for the error.
 
-def _decoder_label_layer(vae: VAE) -> Dense:
+    Raises:
+        UserError: if there is such a module.
+    """
     if vae.decoder_hidden.layers:
         return vae.decoder_hidden.layers[0]
     if isinstance(vae.output, OwnDecoder):
         raise UserError(
-            "a decoder of your own that reads h_1 directly has no layer for a label to enter: give "
-            "the model a dense layer before it (hidden_sizes[0])"
+            f"a decoder of your own that reads h_1 directly {problem}: give the model a dense "
+            "layer before it (hidden_sizes[0])"
         )
     return vae.output.start if isinstance(vae.output, ConvDecoder) else vae.output
 

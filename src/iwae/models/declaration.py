@@ -1,4 +1,4 @@
-"""Names of priors and posteriors with their sizes, such as `vamp:500`; checked without JAX."""
+"""Names of priors and posteriors with their sizes, such as `vamp:500`. No JAX here."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -23,10 +23,10 @@ class Named(NamedTuple):
 
 
 PRIORS = {"normal": 0, "mixture": 100_000, "vamp": 100_000, "flow": 64}
-"""Priors of the top layer -> the largest size; 0: it takes none."""
+"""Prior of the top layer -> its largest size; 0 for a prior without a size."""
 
 POSTERIORS = {"normal": 0, "flow": 64, "flow-first": 64}
-"""The same for q: of every stochastic layer, or flows in the first alone."""
+"""Posterior of every stochastic layer -> its largest size; `flow-first` is of the first alone."""
 
 
 def parse_prior(text: str) -> Named:
@@ -48,7 +48,7 @@ def parse_posterior(text: str) -> Named:
 
 
 def coupling_layers(posterior: Named, kinds: Sequence[LatentKind]) -> tuple[int, ...]:
-    """The coupling layers in q of each stochastic layer; 0: it has no flow.
+    """Count the coupling layers in q of each stochastic layer; 0 for a layer without a flow.
 
     Raises:
         UserError: for a flow of bits or categories, or `flow-first` with one stochastic layer.
@@ -59,26 +59,26 @@ def coupling_layers(posterior: Named, kinds: Sequence[LatentKind]) -> tuple[int,
         return (posterior.size,) * len(kinds)
     if len(kinds) == 1:
         raise UserError(
-            f"posterior {str(posterior)!r} tells the first stochastic layer from those above it, "
-            f"and there is one only: use flow:{posterior.size}"
+            f"posterior {str(posterior)!r} distinguishes the first stochastic layer from those "
+            f"above it, but the model has only one: use flow:{posterior.size}"
         )
     return (posterior.size, *(0,) * (len(kinds) - 1))
 
 
 def check_continuous(what: str, wanted: Named, *kinds: LatentKind) -> None:
-    """Raise UserError for a prior or posterior of normal layers if one of the layers is not."""
-    odd = [str(kind) for kind in kinds if kind.is_discrete]
-    if odd and wanted.name != "normal":
+    """Raise UserError if a prior or posterior of normal latents meets a discrete layer."""
+    discrete = [str(kind) for kind in kinds if kind.is_discrete]
+    if discrete and wanted.name != "normal":
         raise UserError(
-            f"{what} {str(wanted)!r} is for normal latents, and a layer has {odd[0]} ones: leave "
-            f"{what} out (a discrete top layer has a learned prior anyway)"
+            f"{what} {str(wanted)!r} is for normal latents, but a layer has {discrete[0]} ones: "
+            f"leave {what} out (a discrete top layer has a learned prior anyway)"
         )
 
 
 def _parse(what: str, text: str, known: dict[str, int]) -> Named:
     name, colon, size = text.partition(":")
     if name not in known:
-        forms = ", ".join(f"{one}:N" if largest else one for one, largest in known.items())
+        forms = ", ".join(f"{form}:N" if largest else form for form, largest in known.items())
         raise UserError(f"no {what} {text!r}; known: {forms}")
     largest = known[name]
     if not largest:

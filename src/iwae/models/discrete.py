@@ -1,4 +1,4 @@
-"""Layers of bits and categories: their distributions, and the networks that give the logits."""
+"""Layers of bits and categories: their distributions, and networks that compute the logits."""
 
 from collections.abc import Sequence
 
@@ -10,16 +10,17 @@ from jaxtyping import Array, Float
 from numpyro.distributions import constraints
 
 from iwae.models.latent_kinds import LatentKind
+from iwae.models.layers import Dense
 from iwae.models.likelihoods.bernoulli import BernoulliFromLogits
-from iwae.models.networks import Dense, Features, Hidden
+from iwae.models.networks import Features, Hidden
 from iwae.typing import PRNGKey
 
 
 class OneHots(dist.Distribution):
     """Independent categorical units, each a one-hot vector: a flat vector `[n C]` of 0 and 1.
 
-    The log density is linear in its value, so that its gradient says what a change of category
-    would change.
+    The log density is linear in the value, so that its gradient gives the effect of a change of
+    category.
     """
 
     arg_constraints = {"logits": constraints.real_matrix}  # noqa: RUF012 - NumPyro's
@@ -52,7 +53,7 @@ class OneHots(dist.Distribution):
 
 
 def discrete(kind: LatentKind, logits: Float[Array, " n"]) -> dist.Distribution:
-    """The units of a discrete layer, independent given the logits, one for each number."""
+    """Independent units of a discrete layer, with one logit for each number."""
     if kind.categories is None:
         return BernoulliFromLogits(logits).to_event(1)
     return OneHots(logits.reshape(-1, kind.categories))

@@ -1,4 +1,4 @@
-"""Coupling flows between N(0, I) and a density of one's own, from FlowJAX."""
+"""Coupling flows that map N(0, I) to a learned density, from FlowJAX."""
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -23,17 +23,17 @@ LARGEST_LOG_SCALE = 2.0
 class Flow(eqx.Module):
     """A RealNVP (Dinh et al. 2017, arXiv 1605.08803), optionally given a condition.
 
-    Each of `layers` coupling layers keeps half of the units and maps the others by an affine
-    function, whose parameters a network computes from the kept ones and the condition. It starts
-    as the identity.
+    Each coupling layer keeps half of the units and maps the others by an affine function, whose
+    parameters a network computes from the kept units and the condition. The initial flow is the
+    identity.
 
-    Only the networks' arrays are stored: FlowJAX's functions, which differ between two flows of
-    the same sizes, would make programs compile again.
+    Only the arrays of the networks are stored: FlowJAX's functions, which differ between two flows
+    of the same sizes, would cause recompilation.
 
     Args:
-        size: units, at least 2.
-        layers: coupling layers.
-        n_condition: size of the condition; 0: there is none.
+        size: number of units, at least 2.
+        layers: number of coupling layers.
+        n_condition: size of the condition; 0 for none.
         key: for the hidden layers of the networks.
 
     Raises:
@@ -97,7 +97,7 @@ def _build(size: int, layers: int, n_condition: int, key: PRNGKey) -> Any:
 @lru_cache
 def _flowjax() -> tuple[Any, Any]:
     """FlowJAX's bijections, and the affine function of one unit that a network controls."""
-    from flowjax import bijections  # imported for models that have flows only
+    from flowjax import bijections  # only models with flows need the import
     from paramax import Parameterize
 
     kinds: Any = bijections
@@ -110,10 +110,10 @@ def _flowjax() -> tuple[Any, Any]:
 
 
 def _apart(make: Callable[[], Any]) -> Any:
-    """The result of a function that another thread runs.
+    """Run a function in another thread and return its result.
 
-    There no program is being traced and no devices are being mapped over, so that the result can be
-    kept for other programs.
+    No program is traced there and no devices are mapped over, so the result can be kept for other
+    programs.
     """
     with ThreadPoolExecutor(1) as thread:
         return thread.submit(make).result()
@@ -135,7 +135,7 @@ class FlowDistribution(eqx.Module):
 
     Attributes:
         flow: f.
-        loc, scale: of an affine map after it, `[d]`; None: 0 and 1.
+        loc, scale: parameters of the affine map after f, `[d]`; None for 0 and 1.
         condition: an input of the networks in f.
     """
 
@@ -149,7 +149,7 @@ class FlowDistribution(eqx.Module):
         return self.place(jax.random.normal(key, (self.flow.size,)))
 
     def place(self, noise: Float[Array, " d"]) -> Float[Array, " d"]:
-        """The draw whose noise this is."""
+        """Map noise to its draw."""
         h, _ = self.flow.forward(noise, self.condition)
         return h if self.loc is None or self.scale is None else self.loc + self.scale * h
 

@@ -1,4 +1,4 @@
-"""Kinds of stochastic layers by name. No JAX here: the command line checks names first."""
+"""Kinds of stochastic layers by name. No JAX here: the command line checks the names."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -22,7 +22,7 @@ class LatentKind(NamedTuple):
 
     @property
     def width(self) -> int:
-        """The numbers that represent one unit: C of a one-hot vector, else one."""
+        """The count of numbers that represent one unit: C for a one-hot vector, otherwise 1."""
         return self.categories or 1
 
     @property
@@ -32,33 +32,33 @@ class LatentKind(NamedTuple):
 
 
 LATENT_KINDS = ("normal", "bernoulli", "categorical:C")
-"""The kinds of stochastic layers, as they are written."""
+"""The forms of the names."""
 
 
-def latent_kinds(words: Sequence[str] | str, layers: int) -> tuple[LatentKind, ...]:
-    """The kind of each layer, from `bernoulli` for all or `("bernoulli", "categorical:10")`.
+def latent_kinds(names: Sequence[str] | str, layers: int) -> tuple[LatentKind, ...]:
+    """Parse the kind of each layer: one name for all layers, or a list with one for each.
 
     Raises:
         UserError: for an unknown kind, fewer than two categories, or a list of another length than
             `layers`.
     """
-    given = (words,) if isinstance(words, str) else tuple(words)
+    given = (names,) if isinstance(names, str) else tuple(names)
     if len(given) not in (1, layers):
         raise UserError(
             f"latents names {len(given)} kinds, but there are {layers} stochastic layers: give one "
             "for each, or a single one for all"
         )
-    return tuple(_latent_kind(str(word)) for word in given * (layers if len(given) == 1 else 1))
+    return tuple(_latent_kind(str(text)) for text in given * (layers if len(given) == 1 else 1))
 
 
-def _latent_kind(word: str) -> LatentKind:
-    name, colon, count = word.partition(":")
+def _latent_kind(text: str) -> LatentKind:
+    name, colon, count = text.partition(":")
     if name == "categorical":
         if not count.isascii() or not count.isdigit() or int(count) < 2:
             raise UserError(
-                f"latents {word!r} needs its number of categories, at least 2, as categorical:10"
+                f"latents {text!r} needs a number of categories, at least 2, such as categorical:10"
             )
         return LatentKind(name, int(count))
     if colon or name not in LATENT_KINDS:
-        raise UserError(f"no kind of latents {word!r}; known: {', '.join(LATENT_KINDS)}")
+        raise UserError(f"no kind of latents {text!r}; known: {', '.join(LATENT_KINDS)}")
     return LatentKind(name)

@@ -1,4 +1,4 @@
-"""The deterministic networks of a model: dense layers, convolutions, residual blocks.
+"""The deterministic networks of a model: dense and convolutional.
 
 Each takes one example; `jax.vmap` adds batches and particles.
 """
@@ -13,22 +13,16 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from iwae.errors import UserError
+from iwae.models.layers import (
+    ACTIVATIONS,
+    Convolution,
+    Dense,
+    Doubling,
+    Halving,
+    Residual,
+    residual_blocks,
+)
 from iwae.typing import PRNGKey
-
-ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
-    "tanh": jnp.tanh,
-    "relu": jax.nn.relu,
-    "leaky_relu": jax.nn.leaky_relu,
-    "elu": jax.nn.elu,
-    "celu": jax.nn.celu,
-    "selu": jax.nn.selu,
-    "gelu": jax.nn.gelu,
-    "silu": jax.nn.silu,
-    "mish": jax.nn.mish,
-    "sigmoid": jax.nn.sigmoid,
-    "softplus": jax.nn.softplus,
-}
-"""Nonlinearities by name; add your own under a new name."""
 
 NETWORKS = ("mlp", "conv")
 
@@ -42,15 +36,16 @@ MOST_BLOCKS = 100
 class Network(NamedTuple):
     """The layers between the data and the first stochastic layer.
 
-    In the encoder these layers come before the dense ones of `hidden_sizes[0]`; in the decoder
-    they come after them, mirrored. The `blocks` of an `mlp` follow each of those dense layers.
+    In the encoder, these layers precede the dense ones of `hidden_sizes[0]`; in the decoder, their
+    mirror image follows them. An `mlp` has no layers of its own: its `blocks` follow each of the
+    dense layers.
 
     Attributes:
         name: `mlp` for dense layers alone, `conv` for convolutions between them and an image.
-        channels: for `conv`, those of each convolution, from the data on; each halves height and
-            width.
+        channels: for `conv`, the channels of each convolution, starting at the data; each
+            convolution halves height and width.
         blocks: residual blocks after each layer of this network.
-        shape: for `conv`, that of one example, `(h, w)` or `(h, w, c)`.
+        shape: for `conv`, the shape of an example, `(h, w)` or `(h, w, c)`.
     """
 
     name: str = "mlp"
@@ -59,8 +54,8 @@ class Network(NamedTuple):
     shape: tuple[int, ...] = ()
 
     def __str__(self) -> str:
-        words = [self.name, *map(str, self.channels)]
-        return " ".join(words) + (f", {self.blocks} residual blocks" if self.blocks else "")
+        blocks = f", {self.blocks} residual blocks" if self.blocks else ""
+        return " ".join([self.name, *map(str, self.channels)]) + blocks
 
 
 def make_network(
@@ -70,11 +65,11 @@ def make_network(
     blocks: int = 0,
     shape: Sequence[int] | None = None,
 ) -> Network:
-    """Build a network by name; an argument that is None takes its default.
+    """Build a network by name; None stands for the default of an argument.
 
     Raises:
-        UserError: for an unknown name, or an argument that is invalid, missing or another
-            network's.
+        UserError: for an unknown name, or an argument that is invalid, missing, or does not apply
+            to this network.
     """
     if name not in NETWORKS:
         raise UserError(f"no network {name!r}; known: {', '.join(NETWORKS)}")
@@ -103,7 +98,7 @@ def make_network(
 
 
 def as_network(network: Network | Mapping[str, Any] | str) -> Network:
-    """Build a checked network from its JSON form: a name alone, or a name with other fields.
+    """Build a network from its JSON form: a name, or a name with the other fields.
 
     Raises:
         UserError: as `make_network`.
@@ -112,145 +107,6 @@ def as_network(network: Network | Mapping[str, Any] | str) -> Network:
         return make_network(network)
     given = network._asdict() if isinstance(network, Network) else network
     return make_network(**given)
-
-
-# --- layers ---------------------------------------------------------------------------------
-
-
-class Dense(eqx.Module):
-    """y = x W + b, initialised with Glorot uniform W of gain 1 and b = 0."""
-
-    weight: Float[Array, "fan_in fan_out"]
-    bias: Float[Array, " fan_out"]
-
-    def __init__(self, fan_in: int, fan_out: int, *, key: PRNGKey):
-        self.weight = jax.nn.initializers.glorot_uniform()(key, (fan_in, fan_out), jnp.float32)
-        self.bias = jnp.zeros(fan_out)
-
-    def __call__(self, x: Float[Array, " fan_in"]) -> Float[Array, " fan_out"]:
-        """The affine map of x."""
-        return x @ self.weight + self.bias
-
-
-class Convolution(eqx.Module):
-    """A convolution with 3 x 3 weights and zero padding, which keeps the number of pixels."""
-
-    weight: Float[Array, "3 3 c_in c_out"]
-    bias: Float[Array, " c_out"]
-
-    def __init__(self, c_in: int, c_out: int, *, key: PRNGKey):
-        self.weight = _glorot(key, (3, 3, c_in, c_out), 9 * c_in, 9 * c_out)
-        self.bias = jnp.zeros(c_out)
-
-    def __call__(self, x: Float[Array, "h w c_in"]) -> Float[Array, "h w c_out"]:
-        """The cross-correlation of x and the weights."""
-        padded = jnp.pad(x, ((1, 1), (1, 1), (0, 0)))
-        return _windows(padded, 3) @ _flat(self.weight) + self.bias[None, None]
-
-
-class Halving(eqx.Module):
-    """A 4 x 4 convolution with stride 2, which halves the height and width, rounded up."""
-
-    weight: Float[Array, "4 4 c_in c_out"]
-    bias: Float[Array, " c_out"]
-
-    def __init__(self, c_in: int, c_out: int, *, key: PRNGKey):
-        self.weight = _glorot(key, (4, 4, c_in, c_out), 16 * c_in, 4 * c_out)
-        self.bias = jnp.zeros(c_out)
-
-    def __call__(self, x: Float[Array, "h w c_in"]) -> Float[Array, "h2 w2 c_out"]:
-        """The cross-correlation of x and the weights, with stride 2."""
-        padded = jnp.pad(x, ((1, 1 + x.shape[0] % 2), (1, 1 + x.shape[1] % 2), (0, 0)))
-        return _windows(padded, 4, 2) @ _flat(self.weight) + self.bias[None, None]
-
-
-class Doubling(eqx.Module):
-    """The transpose of `Halving` (with its own weights), which doubles the height and width."""
-
-    weight: Float[Array, "4 4 c_in c_out"]
-    bias: Float[Array, " c_out"] | None
-
-    def __init__(self, c_in: int, c_out: int, *, use_bias: bool = True, key: PRNGKey):
-        self.weight = _glorot(key, (4, 4, c_in, c_out), 4 * c_in, 16 * c_out)
-        self.bias = jnp.zeros(c_out) if use_bias else None
-
-    def __call__(self, x: Float[Array, "h w c_in"]) -> Float[Array, "h2 w2 c_out"]:
-        """The cross-correlation of the weights and x with a zero after each row and column.
-
-        Pixels (2 i + a, 2 j + b) see the 2 x 2 window at (i + a, j + b), each of the four (a, b)
-        through every second weight, so that nothing is multiplied by those zeros.
-        """
-        h, w, c_in = x.shape
-        c_out = self.weight.shape[-1]
-        split = self.weight.reshape(2, 2, 2, 2, c_in, c_out).transpose(0, 2, 4, 1, 3, 5)
-        windows = _windows(jnp.pad(x, ((1, 1), (1, 1), (0, 0))), 2)
-        seen = windows @ split.reshape(4 * c_in, 4 * c_out)
-        seen = seen.reshape(h + 1, w + 1, 2, 2, c_out)
-        rows = [
-            jnp.stack([seen[a : a + h, b : b + w, a, b] for b in range(2)], axis=2)
-            for a in range(2)
-        ]
-        out = jnp.stack(rows, axis=1).reshape(2 * h, 2 * w, c_out)
-        return out if self.bias is None else out + self.bias[None, None]
-
-
-def _windows(x: Float[Array, "h w c"], size: int, stride: int = 1) -> Float[Array, "h2 w2 n"]:
-    """All windows of size x size pixels, each flattened in the order (row, column, channel).
-
-    Their product with a weight matrix is a convolution, which stays one batched product under
-    `vmap` over weights.
-    """
-    last = [n - size + 1 for n in x.shape[:2]]
-    shifted = [
-        x[i : i + last[0] : stride, j : j + last[1] : stride]
-        for i in range(size)
-        for j in range(size)
-    ]
-    return jnp.concatenate(shifted, axis=-1)
-
-
-def _flat(weight: Float[Array, "r s c_in c_out"]) -> Float[Array, "n c_out"]:
-    return weight.reshape(-1, weight.shape[-1])
-
-
-def _glorot(key: PRNGKey, shape: tuple[int, ...], fan_in: int, fan_out: int) -> Array:
-    """Glorot uniform weights of gain 1, for `fan_in` inputs per output and `fan_out` per input."""
-    limit = math.sqrt(6 / (fan_in + fan_out))
-    return jax.random.uniform(key, shape, jnp.float32, -limit, limit)
-
-
-class Residual(eqx.Module):
-    """x + f(x), where f has one hidden layer of the same size (He et al. 2016).
-
-    f is initialised to zero, so that any number of blocks leaves the initial network unchanged
-    (Goyal et al. 2017, sec. 5.1).
-    """
-
-    first: Dense | Convolution
-    second: Dense | Convolution
-    activation: str = eqx.field(static=True)
-
-    def __init__(
-        self, layer: type[Dense] | type[Convolution], n: int, activation: str, *, key: PRNGKey
-    ):
-        first_key, second_key = jax.random.split(key)
-        self.first, second = layer(n, n, key=first_key), layer(n, n, key=second_key)
-        self.second = eqx.tree_at(lambda f: f.weight, second, jnp.zeros_like(second.weight))
-        self.activation = activation
-
-    def __call__(self, x: Float[Array, "*n"]) -> Float[Array, "*n"]:
-        """x + f(x)."""
-        return x + self.second(ACTIVATIONS[self.activation](self.first(x)))
-
-
-def _residuals(
-    layer: type[Dense] | type[Convolution], n: int, blocks: int, activation: str, key: PRNGKey
-) -> tuple[Residual, ...]:
-    keys = jax.random.split(key, blocks) if blocks else ()
-    return tuple(Residual(layer, n, activation, key=k) for k in keys)
-
-
-# --- networks -------------------------------------------------------------------------------
 
 
 class Hidden(eqx.Module):
@@ -266,10 +122,8 @@ class Hidden(eqx.Module):
             Dense(fan_in, fan_out, key=k)
             for fan_in, fan_out, k in zip(sizes[:-1], sizes[1:], keys[1:], strict=True)
         )
-        self.blocks = tuple(
-            _residuals(Dense, n, blocks, activation, k)
-            for n, k in zip(sizes[1:], jax.random.split(keys[0], len(sizes))[1:], strict=True)
-        )
+        block_keys = jax.random.split(keys[0], len(sizes))[1:]
+        self.blocks = residual_blocks(Dense, sizes[1:], blocks, activation, block_keys)
         self.activation = activation
 
     def __call__(self, x: Float[Array, " n"]) -> Float[Array, " m"]:
@@ -282,7 +136,7 @@ class Hidden(eqx.Module):
 
 
 class ConvEncoder(eqx.Module):
-    """Convolutions that halve an image, from the encoder's inputs to a vector."""
+    """Convolutions that each halve an image, from the encoder's inputs to a vector."""
 
     halvings: tuple[Halving, ...]
     blocks: tuple[tuple[Residual, ...], ...]
@@ -291,17 +145,19 @@ class ConvEncoder(eqx.Module):
 
     def __init__(self, network: Network, n_inputs: int, activation: str, *, key: PRNGKey):
         per_pixel = n_inputs // math.prod(network.shape[:2])
-        halving_keys, block_keys = _keys(key, network)
+        halving_keys, block_keys = _layer_keys(key, network)
         channels = (per_pixel, *network.channels)
         self.halvings = tuple(
             Halving(c_in, c_out, key=k)
             for c_in, c_out, k in zip(channels[:-1], channels[1:], halving_keys, strict=True)
         )
-        self.blocks = _block_groups(network, network.channels, activation, block_keys)
+        self.blocks = residual_blocks(
+            Convolution, network.channels, network.blocks, activation, block_keys
+        )
         self.activation, self.shape = activation, network.shape
 
     def __call__(self, x: Float[Array, " n_inputs"]) -> Float[Array, " m"]:
-        """The last image as a vector; x holds the same number of inputs for each value."""
+        """The last image as a vector; x has the same number of inputs for each value."""
         h, w, *colours = self.shape
         image = jnp.moveaxis(x.reshape(-1, h, w, *colours), 0, 2).reshape(h, w, -1)
         for halving, blocks in zip(self.halvings, self.blocks, strict=True):
@@ -314,8 +170,8 @@ class ConvEncoder(eqx.Module):
 class ConvDecoder(eqx.Module):
     """The mirror image of `ConvEncoder`: a dense layer, then convolutions that double an image.
 
-    The last one gives the outputs of the observation. `bias` has one number for each output, so
-    that the decoder can start at any constant image.
+    The last convolution returns the outputs of the observation. `bias` has one number for each
+    output, so that the decoder can start at any constant image.
     """
 
     start: Dense
@@ -329,8 +185,8 @@ class ConvDecoder(eqx.Module):
         self, network: Network, n_inputs: int, n_outputs: int, activation: str, *, key: PRNGKey
     ):
         start_key, key = jax.random.split(key)
-        doubling_keys, block_keys = _keys(key, network)
-        h, w = _sizes(network.shape, len(network.channels))[0]
+        doubling_keys, block_keys = _layer_keys(key, network)
+        h, w = _image_sizes(network.shape, len(network.channels))[0]
         channels = network.channels[::-1]
         self.start = Dense(n_inputs, h * w * channels[0], key=start_key)
         per_pixel = n_outputs // math.prod(network.shape[:2])
@@ -339,13 +195,13 @@ class ConvDecoder(eqx.Module):
             Doubling(c_in, c_out, use_bias=l < len(channels) - 1, key=k)
             for l, (c_in, c_out, k) in enumerate(zip(channels, outputs, doubling_keys, strict=True))
         )
-        self.blocks = _block_groups(network, channels, activation, block_keys)
+        self.blocks = residual_blocks(Convolution, channels, network.blocks, activation, block_keys)
         self.bias = jnp.zeros(n_outputs)
         self.activation, self.shape = activation, network.shape
 
     def __call__(self, x: Float[Array, " n_inputs"]) -> Float[Array, " n_outputs"]:
-        """The outputs, the same number for each value, in the order of `Observation`."""
-        sizes = _sizes(self.shape, len(self.doublings))
+        """The outputs in the order of `Observation`, the same number for each value."""
+        sizes = _image_sizes(self.shape, len(self.doublings))
         image = self.start(x).reshape(*sizes[0], -1)
         for doubling, blocks, (h, w) in zip(self.doublings, self.blocks, sizes[1:], strict=True):
             image = ACTIVATIONS[self.activation](image)
@@ -357,29 +213,20 @@ class ConvDecoder(eqx.Module):
         return outputs.ravel() + self.bias
 
 
-def _sizes(shape: tuple[int, ...], n: int) -> list[tuple[int, int]]:
-    """Heights and widths of an image that is halved n times, smallest first."""
+def _image_sizes(shape: tuple[int, ...], n: int) -> list[tuple[int, int]]:
+    """Heights and widths of an image that is halved n times, the smallest first."""
     return [(-(-shape[0] // 2**l), -(-shape[1] // 2**l)) for l in range(n, -1, -1)]
 
 
-def _keys(key: PRNGKey, network: Network) -> tuple[Array, Array]:
-    """One key for each convolution, and one for the blocks after it."""
+def _layer_keys(key: PRNGKey, network: Network) -> tuple[Array, Array]:
+    """A key for each convolution, and another for the blocks that follow it."""
     convolution_key, block_key = jax.random.split(key)
     n = len(network.channels)
     return jax.random.split(convolution_key, n), jax.random.split(block_key, n)
 
 
-def _block_groups(
-    network: Network, channels: Sequence[int], activation: str, keys: Array
-) -> tuple[tuple[Residual, ...], ...]:
-    return tuple(
-        _residuals(Convolution, n, network.blocks, activation, k)
-        for n, k in zip(channels, keys, strict=True)
-    )
-
-
 class OwnDecoder(eqx.Module):
-    """A user's module, with `bias` added to its output."""
+    """A user's module, to whose output `bias` is added."""
 
     module: Callable[[Array], Array]
     bias: Float[Array, " n_outputs"]
@@ -389,11 +236,8 @@ class OwnDecoder(eqx.Module):
         return self.module(x) + self.bias
 
 
-# --- parts of a model -----------------------------------------------------------------------
-
-
 Features = Callable[[Float[Array, " n"]], Float[Array, " m"]]
-"""A map from the encoder's inputs to what its dense layers see."""
+"""A map from the encoder's inputs to the inputs of its dense layers."""
 
 Output = Dense | ConvDecoder | OwnDecoder
 """The map from the decoder's dense layers to its outputs, with one `bias` for each output."""
@@ -402,7 +246,7 @@ Output = Dense | ConvDecoder | OwnDecoder
 def make_features(
     network: Network, own: Features | None, n_inputs: int, activation: str, *, key: PRNGKey
 ) -> tuple[Features | None, int]:
-    """The map before the encoder's dense layers (None if there is none), and its output size.
+    """Make the map before the encoder's dense layers (None: the identity); return its output size.
 
     Args:
         own: a user's module, which replaces that of the network.
@@ -425,7 +269,7 @@ def make_output(
     *,
     key: PRNGKey,
 ) -> Output:
-    """The map after the decoder's dense layers, from `n_inputs` to `n_outputs` numbers.
+    """Make the map after the decoder's dense layers, from `n_inputs` to `n_outputs` numbers.
 
     Args:
         own: a user's module, which replaces that of the network.

@@ -1,4 +1,4 @@
-"""Approximate posteriors q(z|x): a layer of latents given the one below, and all layers."""
+"""Approximate posteriors q(z|x): one layer of latents given the layer below, and all layers."""
 
 from collections.abc import Sequence
 from typing import Any, Protocol, cast, runtime_checkable
@@ -12,13 +12,14 @@ from jaxtyping import Array, Float
 from iwae.models.discrete import DiscreteNet
 from iwae.models.flows import Flow, FlowDistribution
 from iwae.models.latent_kinds import LatentKind
-from iwae.models.networks import Dense, Features, Hidden
+from iwae.models.layers import Dense
+from iwae.models.networks import Features, Hidden
 from iwae.typing import Latents, PRNGKey, Scalar
 
 
 @runtime_checkable
 class Posterior(Protocol):
-    """q(z|x) of one example: a pytree, so that `stop_gradient` reaches all of its parameters."""
+    """q(z|x) of one example: a pytree, so that `stop_gradient` reaches all its parameters."""
 
     def sample(self, key: PRNGKey) -> Latents:
         """A draw z ~ q(z|x), reparameterised unless the attribute `has_rsample` is False."""
@@ -28,15 +29,15 @@ class Posterior(Protocol):
 
 
 def is_reparameterised(q: Posterior) -> bool:
-    """Whether gradients flow through draws of q, as they do unless its `has_rsample` is False."""
+    """Whether gradients flow through draws of q: they do unless its `has_rsample` is False."""
     return bool(getattr(q, "has_rsample", True))
 
 
 class GaussianNet(eqx.Module):
     """A diagonal Gaussian whose mean and log standard deviation are functions of the input.
 
-    With a flow given the output h of the hidden layers, the layer's noise is the image of N(0, I)
-    instead. It starts as the identity.
+    With a flow, the noise of the layer is the image of N(0, I) under a flow conditioned on the
+    output h of the hidden layers, initially the identity.
     """
 
     features: Features | None  # from the input to the hidden layers; None: the identity
@@ -67,7 +68,7 @@ class GaussianNet(eqx.Module):
             self.flow = Flow(n_latent, flow, n_condition=sizes[-1], key=flow_key)
 
     def __call__(self, x: Float[Array, " n"]) -> dist.Distribution | FlowDistribution:
-        """N(loc(h), exp(log_scale(h))^2), where h is the output of the hidden layers."""
+        """N(loc(h), exp(log_scale(h))^2), with h the output of the hidden layers."""
         h = self.hidden(x if self.features is None else self.features(x))
         loc, scale = self.loc(h), jnp.exp(self.log_scale(h))
         if self.flow is not None:
@@ -92,17 +93,22 @@ def make_net(
     flow: int = 0,
     **options: Any,
 ) -> LatentNet:
-    """The network from `sizes[0]` numbers through dense layers to `n_latent` units of a kind."""
+    """A network from `sizes[0]` inputs through dense layers to `n_latent` units of this kind."""
     if kind.is_discrete:
         return DiscreteNet(sizes, n_latent, activation, kind=kind, **options)
     return GaussianNet(sizes, n_latent, activation, flow=flow, **options)
+
+
+def first_maps(net: LatentNet) -> tuple[Dense, ...]:
+    """The linear maps that read the input of a network, or the features of the input."""
+    return net.hidden.layers[:1] or net.outputs
 
 
 _FLOW = 3  # folded into the key, whose splits are 0 to 2
 
 
 def is_gaussian(p: Any) -> bool:
-    """Whether this is a diagonal Gaussian, whose units are independent."""
+    """Whether p is a diagonal Gaussian, whose units are independent."""
     return isinstance(p, dist.Independent) and isinstance(p.base_dist, dist.Normal)
 
 
@@ -120,7 +126,7 @@ class LayeredPosterior(eqx.Module):
     above: tuple[LatentNet, ...]
 
     def sample(self, key: PRNGKey) -> Latents:
-        """A draw, from the bottom up; reparameterised unless there are bits or categories."""
+        """Draw from the bottom up; reparameterised unless there are bits or categories."""
         first_key, *keys = jax.random.split(key, 1 + len(self.above))
         z: tuple[Any, ...] = (self.first.sample(first_key),)
         for net, k in zip(self.above, keys, strict=True):
@@ -146,9 +152,10 @@ class LayeredPosterior(eqx.Module):
         return cast("Scalar", sum(self.layer_log_probs(z)))
 
     def layer_means(self, z: Latents) -> tuple[Float[Array, " _"], ...]:
-        """E[h_l|h_{l-1}] for l = 1 ... L, with h_0 = x: only the first depends on x alone.
+        """E[h_l|h_{l-1}] for l = 1 ... L, with h_0 = x; only the first depends on x alone.
 
-        The mean of a flow is not known: h_l stands in for it, an unbiased estimate if z is a draw.
+        The mean of a flow is unknown. Its place is taken by h_l, an unbiased estimate if z is a
+        draw.
         """
         layers: tuple[Any, ...] = self.layers(z)
         pairs = zip(layers, z, strict=True)

@@ -1,7 +1,7 @@
 """Priors p(h_L) of the top layer.
 
-Each is a module called with the model, because a VampPrior consists of the model's own encoder at
-learned inputs. It returns a distribution with `sample(key)` and `log_prob(h)`.
+A prior is a module that is called with the model, because a VampPrior consists of the model's own
+encoder at learned inputs. It returns a distribution with `sample(key)` and `log_prob(h)`.
 """
 
 from functools import partial
@@ -37,31 +37,21 @@ class LabelPrior(eqx.Module):
 
     parameters: Float[Array, "2 d"]
 
-    @property
-    def named(self) -> Named:
-        """The name of a Gaussian."""
-        return Named("normal")
-
     def __call__(self, model: Any) -> dist.Distribution:  # noqa: ARG002
         """N(mean, sd^2)."""
         return dist.Normal(self.parameters[0], jnp.exp(self.parameters[1])).to_event(1)
 
 
 class DiscretePrior(eqx.Module):
-    """Independent bits or categories with learned logits, which start at a uniform distribution.
+    """Independent bits or categories with learned logits, initially uniform.
 
-    Args:
-        kind: of the top layer.
+    Attributes:
         logits: `[n]` for bits, `[n C]` for categories.
+        kind: the kind of the top layer.
     """
 
     logits: Float[Array, " n"]
     kind: LatentKind = eqx.field(static=True)
-
-    @property
-    def named(self) -> Named:
-        """The name of the usual prior of a layer."""
-        return Named("normal")
 
     def __call__(self, model: Any) -> dist.Distribution:  # noqa: ARG002
         """The units given the logits."""
@@ -97,9 +87,10 @@ class Mixture(eqx.Module):
 def _gaussians(units: dist.Normal, h: Float[Array, " d"]) -> Float[Array, " K"]:
     """log N(h; loc_j, scale_j^2) of each component, nats.
 
-    As a quadratic function of h, so that particles and components meet in two matrix products: the
-    obvious form takes twenty times a training step. The terms cancel less around the mean of all
-    components; what is left of the rounding is some 1e-7 of sum_i (h_i - loc_i)^2 / scale_i^2.
+    Written as a quadratic function of h, so that particles and components meet in two matrix
+    products: the obvious form takes as long as twenty training steps. Centring at the mean of all
+    components reduces cancellation; the remaining rounding error is about 1e-7 of
+    sum_i (h_i - loc_i)^2 / scale_i^2.
     """
     centre = jax.lax.stop_gradient(jnp.mean(units.loc, axis=0))
     loc, h = units.loc - centre[None], h - centre
@@ -112,7 +103,7 @@ def _gaussians(units: dist.Normal, h: Float[Array, " d"]) -> Float[Array, " K"]:
 class MixturePrior(eqx.Module):
     """A mixture of K diagonal Gaussians with learned weights, means and standard deviations.
 
-    It starts with equal weights, mean 0 and variance 1 in every direction.
+    The initial weights are equal; the initial mixture has mean 0 and variance 1 in every direction.
 
     Args:
         size: K.
@@ -152,12 +143,12 @@ class VampPrior(eqx.Module):
     """The mixture 1/K sum_j q(h_L|u_j) over learned pseudo-inputs u_j.
 
     Tomczak & Welling 2018 (arXiv 1705.07120), eq. 9. The pseudo-inputs are inputs of the encoder's
-    network, in its units: standardised where the encoder standardises, with a mask of ones and
-    zeros where values may be missing. Between stochastic layers, q is taken at the centre of the
-    layer below.
+    network, in its units: standardised if the encoder standardises, followed by a mask of ones and
+    zeros if values may be missing. With several stochastic layers, q of each is conditioned on the
+    centre of the layer below.
 
     Args:
-        inputs: where u starts, `[K, n_inputs]`.
+        inputs: the initial pseudo-inputs, `[K, n_inputs]`.
     """
 
     inputs: Float[Array, "K n_inputs"]
@@ -190,7 +181,7 @@ class FlowPrior(eqx.Module):
 
 
 class Settled(eqx.Module):
-    """A prior that has been computed: a function of the model no longer."""
+    """A prior that has been computed and no longer depends on the model."""
 
     distribution: Posterior
     named: Named = eqx.field(static=True)
@@ -205,8 +196,13 @@ OWN = "own"
 
 
 def named(prior: Prior | None) -> Named:
-    """The name and size of a prior; None is N(0, I)."""
-    return Named("normal") if prior is None else getattr(prior, "named", Named(OWN))
+    """The name and size of a prior.
+
+    The priors of a label and of discrete layers have the name of N(0, I), which is None.
+    """
+    if prior is None or isinstance(prior, LabelPrior | DiscretePrior):
+        return Named("normal")
+    return getattr(prior, "named", Named(OWN))
 
 
 def make_prior(
@@ -214,15 +210,16 @@ def make_prior(
 ) -> Prior | None:
     """The prior of a model before training; None is N(0, I).
 
-    That of a discrete top layer is learned, under the name of the usual one.
+    "normal" for a discrete top layer means a prior with learned logits.
 
     Args:
-        prior: a name, or a user's own.
+        prior: a name, or a user's own module.
         model: a `VAE` whose encoder is complete.
-        rows: the examples at which the pseudo-inputs of `vamp` start, `[K, n_data]`; noise if None.
+        rows: examples that initialise the pseudo-inputs of `vamp`, `[K, n_data]`; noise if None.
 
     Raises:
-        UserError: for an unknown name, rows that do not fit it, or a prior that is not one.
+        UserError: for an unknown name, rows that do not fit it, or a module that returns no density
+            of h_L.
     """
     wanted = parse_prior(prior) if isinstance(prior, str) else Named(OWN)
     kind = model.latents[-1]
@@ -250,7 +247,7 @@ def make_prior(
 
 
 def _check_own(prior: Any, model: Any) -> None:
-    """Raise UserError if a user's prior does not give a density of h_L."""
+    """Raise UserError if a user's prior does not return a density of h_L."""
     size = model.widths[-1]
     h = jax.ShapeDtypeStruct((size,), jnp.float32)
     try:

@@ -1,9 +1,8 @@
 """The interface of latent variable models, and the autoencoder with L stochastic layers."""
 
 import abc
-import math
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import equinox as eqx
 import jax
@@ -14,39 +13,19 @@ from jaxtyping import Array, Float
 
 from iwae.data import Kind, as_json, as_kind
 from iwae.errors import UserError
+from iwae.models import arguments, networks
 from iwae.models import likelihoods as observations
 from iwae.models.declaration import Named, coupling_layers, parse_posterior
 from iwae.models.latent_kinds import LatentKind, latent_kinds
-from iwae.models.likelihoods import Observation
-from iwae.models.networks import (
-    ACTIVATIONS,
-    ConvEncoder,
-    Features,
-    Hidden,
-    Network,
-    Output,
-    OwnDecoder,
-    as_network,
-    make_features,
-    make_output,
-)
-from iwae.models.posteriors import (
-    GaussianNet,
-    LatentNet,
-    LayeredPosterior,
-    Posterior,
-    is_gaussian,
-    make_net,
-)
+from iwae.models.likelihoods.observation import Observation
+from iwae.models.posteriors import LatentNet, LayeredPosterior, Posterior, is_gaussian, make_net
 from iwae.models.priors import OWN, LabelPrior, Prior, Settled, make_prior, named
 from iwae.precision import float32
 from iwae.typing import Example, Latents, PRNGKey, Scalar
 
-__all__ = ["VAE", "AbstractLatentModel", "GaussianNet", "LayeredPosterior", "Posterior"]
-
 
 class Code(NamedTuple):
-    """Mean and standard deviation of q of the first latents, one of each for every unit."""
+    """Mean and standard deviation of every unit of the first layer under q."""
 
     mean: Float[Array, " d"]
     scale: Float[Array, " d"]
@@ -57,7 +36,7 @@ class AbstractLatentModel(eqx.Module):
 
     @abc.abstractmethod
     def posterior(self, x: Example) -> Posterior:
-        """q(z|x), made once per example and shared by all of its particles."""
+        """q(z|x), computed once per example and shared by all of its particles."""
 
     @abc.abstractmethod
     def log_joint(self, x: Example, z: Latents) -> Scalar:
@@ -65,27 +44,29 @@ class AbstractLatentModel(eqx.Module):
 
     @abc.abstractmethod
     def sample(self, key: PRNGKey) -> tuple[Latents, Example]:
-        """An ancestral draw (z, x) ~ p."""
+        """Draw (z, x) ~ p by ancestral sampling."""
 
     def encode(self, x: Example) -> Code:
-        """Mean and standard deviation of q of the first latents, those nearest the data, given x.
+        """Mean and standard deviation of q(h_1|x), the layer nearest the data.
 
         Raises:
-            UserError: if that q is no NumPyro distribution, which would have both in closed form.
+            UserError: if q(h_1|x) is not a NumPyro distribution, which has both in closed form.
         """
         q = self.posterior(x)
         first = getattr(q, "first", q)
         if not isinstance(first, dist.Distribution):
             raise UserError(
-                f"a {type(first).__name__} does not state its mean and scale: take those of draws, "
-                "model.posterior(x).sample(key)"
+                f"a {type(first).__name__} does not state its mean and scale: estimate them from "
+                "draws, model.posterior(x).sample(key)"
             )
         return Code(first.mean, jnp.sqrt(first.variance))
 
     def condition(self, x: Example) -> tuple[Any, Example]:
-        """The model given the part of x that is not random, such as a label, and the random part.
+        """Condition the model on the part of x that is not random, such as a label.
 
-        All of x is random unless a subclass overrides this.
+        Returns:
+            The conditioned model, and the random part of x: all of it, unless a subclass overrides
+            this method.
         """
         return self, x
 
@@ -95,8 +76,8 @@ class VAE(AbstractLatentModel):
 
     q(z|x) = q(h_1|x) q(h_2|h_1) ...; p(x, z) = p(x|h_1) p(h_1|h_2) ... p(h_L), p(h_L) = N(0, I).
     All latents are diagonal Gaussians, unless `latents`, `prior` or `posterior` says otherwise. `z`
-    is the tuple (h_1, ..., h_L): h_1 is nearest the data. A discrete layer holds 0 and 1 as
-    float32, `[d_l]` bits or `[d_l C]` for one-hot categories.
+    is the tuple (h_1, ..., h_L), in which h_1 is nearest the data. A discrete layer holds 0 and 1
+    as float32: `[d_l]` for bits, `[d_l C]` for one-hot categories.
 
     Args:
         n_data: dimensions of one example (flat).
@@ -113,25 +94,26 @@ class VAE(AbstractLatentModel):
         statistics: the training-set statistics that the encoder needs, from
             `Observation.encoding` (zeros if None).
         missing: a name in `iwae.models.likelihoods.MISSING`, if values may be missing (NaN in
-            an example). The densities are then those of what is observed.
+            an example). The densities are then those of the observed values.
         log_scale: `[n_data]`, log |d data / d model| of each value, if examples are standardised:
             all densities are then in the units of the data (`Dataset.scaling` has it).
-        network: other layers between the data and h_1: a name in `iwae.models.networks.NETWORKS`,
-            or a `Network` (or its fields as a mapping, as `architecture` gives them).
+        network: the other layers between the data and h_1: a name in
+            `iwae.models.networks.NETWORKS`, or a `Network` (or its fields as a mapping, as
+            `architecture` gives them).
         encoder: a module of your own in place of the network's part of the encoder: a function from
             the encoder's inputs, `[n_inputs]` (the example, unless the observation has an
-            `Encoding`), to a vector of any size, which the layers of `hidden_sizes[0]` follow.
+            `Encoding`), to a vector of any size. The layers of `hidden_sizes[0]` follow it.
         decoder: a module of your own in place of the network's part of the decoder: a function from
-            the last of its dense layers (h_1 if there are none) to `[n_outputs]` of the
+            the last of the dense layers (h_1 if there are none) to the `[n_outputs]` outputs of the
             observation.
         prior: p(h_L): "normal" for N(0, I), "mixture:K" for K learned Gaussians, "vamp:K" for the
             encoder at K learned pseudo-inputs, "flow:N" for N coupling layers; or a module of your
             own, a function from the model to a distribution.
-        posterior: q(h_l|h_{l-1}) of every layer: "normal", or "flow:N" for N coupling layers that
-            see what the mean and scale are computed from; "flow-first:N" has them in q(h_1|x)
-            alone.
-        pseudo_inputs: the examples at which those of `vamp:K` start, `[K, n_data]`, such as
-            random training rows (noise if None).
+        posterior: q(h_l|h_{l-1}) of every layer: "normal", or "flow:N" for N coupling layers,
+            conditioned on the features from which mean and scale are computed; "flow-first:N" has
+            them in q(h_1|x) alone.
+        pseudo_inputs: the initial pseudo-inputs of `vamp:K`, `[K, n_data]`, such as random training
+            rows (noise if None).
         key: for initialisation; every layer gets its own key.
 
     Raises:
@@ -143,8 +125,8 @@ class VAE(AbstractLatentModel):
 
     encoder: tuple[LatentNet, ...]
     prior_nets: tuple[LatentNet, ...]
-    decoder_hidden: Hidden
-    output: Output
+    decoder_hidden: networks.Hidden
+    output: networks.Output
     free: Float[Array, " n_free"] | None  # outputs that do not depend on z
     statistics: Float[Array, " n_statistics"] | None  # constants: no gradient
     top: Prior | None  # p(h_L); None: N(0, I)
@@ -152,7 +134,7 @@ class VAE(AbstractLatentModel):
     kind: Kind = eqx.field(static=True)
     n_data: int = eqx.field(static=True)
     missing: str | None = eqx.field(static=True)
-    network: Network = eqx.field(static=True)
+    network: networks.Network = eqx.field(static=True)
     latents: tuple[LatentKind, ...] = eqx.field(static=True)
 
     @float32
@@ -169,24 +151,26 @@ class VAE(AbstractLatentModel):
         statistics: Array | np.ndarray | None = None,
         missing: str | None = None,
         log_scale: Array | np.ndarray | bool | None = None,
-        network: Network | Mapping[str, Any] | str = "mlp",
-        encoder: Features | None = None,
-        decoder: Features | None = None,
+        network: networks.Network | Mapping[str, Any] | str = "mlp",
+        encoder: networks.Features | None = None,
+        decoder: networks.Features | None = None,
         prior: Prior | str = "normal",
         posterior: str = "normal",
         pseudo_inputs: Array | np.ndarray | None = None,
         key: PRNGKey,
     ):
-        _check_sizes(n_data, latent_sizes, hidden_sizes, activation)
+        arguments.check_sizes(n_data, latent_sizes, hidden_sizes, activation)
         features_key = jax.random.fold_in(key, _FEATURES)
         encoder_key, prior_key, hidden_key, output_key = jax.random.split(key, 4)
         self.kind, self.n_data, self.missing = as_kind(observation), n_data, missing
-        self.network = as_network(network)
+        self.network = networks.as_network(network)
         data, n_layers = self._data(), len(latent_sizes)
-        _check_network(self.network, self.kind, data, n_data)
-        if encoder is not None and decoder is not None and self.network.name == "conv":
-            raise UserError("encoder and decoder replace all of network 'conv': leave it out")
-        features, n_features = make_features(
+        if self.network.name == "conv":
+            sizes = n_data, self.n_inputs, data.n_outputs
+            arguments.check_conv(self.network, self.kind, *sizes)
+            if encoder is not None and decoder is not None:
+                raise UserError("encoder and decoder replace all of network 'conv': leave it out")
+        features, n_features = networks.make_features(
             self.network, encoder, self.n_inputs, activation, key=features_key
         )
         # Residual blocks of a conv network follow its convolutions instead of the dense layers.
@@ -194,40 +178,27 @@ class VAE(AbstractLatentModel):
         kinds = self.latents = latent_kinds(latents, n_layers)
         widths = tuple(n * kind.width for n, kind in zip(latent_sizes, kinds, strict=True))
         inputs = (n_features, *widths[:-1])
+        up = [(n, *hidden) for n, hidden in zip(inputs, hidden_sizes, strict=True)]
+        down = [(n, *reversed(hidden)) for n, hidden in zip(widths, hidden_sizes, strict=True)]
         flows = coupling_layers(parse_posterior(posterior), kinds)
+        options: list[dict[str, Any]] = [{"flow": flow} for flow in flows]
+        options[0] |= {"features": features, "blocks": blocks}
         self.encoder = tuple(
-            make_net(
-                kinds[l],
-                (inputs[l], *hidden_sizes[l]),
-                latent_sizes[l],
-                activation,
-                features=features if l == 0 else None,
-                blocks=blocks if l == 0 else 0,
-                flow=flows[l],
-                key=k,
-            )
+            make_net(kinds[l], up[l], latent_sizes[l], activation, key=k, **options[l])
             for l, k in enumerate(jax.random.split(encoder_key, n_layers))
         )
-        prior_keys = jax.random.split(prior_key, n_layers)[1:]
         self.prior_nets = tuple(
-            make_net(
-                kinds[l - 1],
-                (widths[l], *reversed(hidden_sizes[l])),
-                latent_sizes[l - 1],
-                activation,
-                key=k,
-            )
-            for l, k in enumerate(prior_keys, start=1)
+            make_net(kinds[l], down[l + 1], latent_sizes[l], activation, key=k)
+            for l, k in enumerate(jax.random.split(prior_key, n_layers)[1:])
         )
-        sizes = (widths[0], *reversed(hidden_sizes[0]))
-        self.decoder_hidden = Hidden(sizes, activation, blocks=blocks, key=hidden_key)
-        output = make_output(
-            self.network, decoder, sizes[-1], data.n_outputs, activation, key=output_key
+        self.decoder_hidden = networks.Hidden(down[0], activation, blocks=blocks, key=hidden_key)
+        output = networks.make_output(
+            self.network, decoder, down[0][-1], data.n_outputs, activation, key=output_key
         )
-        self.output, self.free = _with_bias(output, data.n_free, output_bias)
-        self.statistics = _statistics(data, statistics)
-        self.log_scale = _log_scale(log_scale, n_data)
-        self.top = None  # until there is a prior, the model has N(0, I)
+        self.output, self.free = arguments.with_bias(output, data.n_free, output_bias)
+        self.statistics = arguments.encoder_statistics(data, statistics)
+        self.log_scale = arguments.value_scales(log_scale, n_data)
+        self.top = None  # N(0, I), while the prior itself is made
         self.top = make_prior(prior, self, pseudo_inputs, key=jax.random.fold_in(key, _PRIOR))
 
     @property
@@ -270,15 +241,14 @@ class VAE(AbstractLatentModel):
         return self.decoder_hidden.activation
 
     def architecture(self) -> dict[str, Any]:
-        """The arguments, except for the key, that make a model of this shape.
+        """The arguments, without the key, that make a model of this shape.
 
-        They cannot include a user's own modules; `own` says where there are any.
+        A user's own modules are not among them; `own` names the parts that they replace.
         """
-        hidden = [net.hidden for net in self.encoder]
         unusual = {
             "missing": self.missing,
             "log_scale": None if self.log_scale is None else True,
-            "network": None if self.network == Network() else self.network._asdict(),
+            "network": None if self.network == networks.Network() else self.network._asdict(),
             "prior": None if self.prior_name.name in ("normal", OWN) else str(self.prior_name),
             "posterior": None if self.posterior_name.name == "normal" else str(self.posterior_name),
             "latents": list(map(str, self.latents)) if self.has_discrete else None,
@@ -287,19 +257,19 @@ class VAE(AbstractLatentModel):
         return {
             "n_data": self.n_data,
             "latent_sizes": self.latent_sizes,
-            "hidden_sizes": [[layer.bias.shape[0] for layer in h.layers] for h in hidden],
+            "hidden_sizes": [list(sizes) for sizes in self.hidden_sizes],
             "observation": as_json(self.kind),
-            "activation": self.decoder_hidden.activation,
+            "activation": self.activation,
             **{name: value for name, value in unusual.items() if value is not None},
         }
 
     @property
     def own(self) -> tuple[str, ...]:
-        """Which of `encoder`, `decoder` and `prior` are a user's own modules."""
+        """The parts, out of `encoder`, `decoder` and `prior`, that are a user's own modules."""
         features = self.encoder[0].features
         parts = {
-            "encoder": features is not None and not isinstance(features, ConvEncoder),
-            "decoder": isinstance(self.output, OwnDecoder),
+            "encoder": features is not None and not isinstance(features, networks.ConvEncoder),
+            "decoder": isinstance(self.output, networks.OwnDecoder),
             "prior": self.prior_name.name == OWN,
         }
         return tuple(name for name, is_own in parts.items() if is_own)
@@ -340,11 +310,11 @@ class VAE(AbstractLatentModel):
         return encoding.n_inputs if encoding else self.n_data
 
     def condition(self, x: Float[Array, " n_data"]) -> tuple["VAE", Float[Array, " n_data"]]:
-        """The model with its prior computed, and the example."""
+        """The model with its prior computed once, and the example."""
         return self.settled(), x
 
     def settled(self) -> "VAE":
-        """The same model, whose prior is computed once for all evaluations of `log_joint`."""
+        """The same model with its prior computed once for all evaluations of `log_joint`."""
         if self.top is None or isinstance(self.top, Settled | LabelPrior):
             return self
         top = Settled(self.prior(), named(self.top))
@@ -355,7 +325,7 @@ class VAE(AbstractLatentModel):
         return observations.observation(self.kind, self.n_data, self.missing)
 
     def prior(self) -> Posterior:
-        """p(h_L): N(0, I), unless it is learned, as that of bits and categories always is."""
+        """p(h_L): N(0, I) unless it is learned; that of bits and categories always is."""
         if self.top is not None:
             return self.top(self)
         return dist.Normal(jnp.zeros(self.latent_sizes[-1]), 1.0).to_event(1)
@@ -368,7 +338,7 @@ class VAE(AbstractLatentModel):
         return self._data().distribution(outputs)
 
     def log_likelihood(self, x: Float[Array, " n_data"], z: Latents) -> Scalar:
-        """log p(x|h_1), nats: of the observed values, in the units of the data."""
+        """log p(x|h_1) of the observed values, nats, in the units of the data."""
         log_p = self.decode(z).log_prob(x)
         if self.log_scale is None:
             return log_p
@@ -385,11 +355,11 @@ class VAE(AbstractLatentModel):
         return (*between, self.prior())
 
     def redraw(self, z: Latents) -> Latents:
-        """z as a function of the prior's parameters: the draw from p(z) whose noise gives z.
+        """z as a function of the prior's parameters: the draw from p(z) whose noise yields z.
 
-        Its value is z. Gradients reach the networks p(h_l|h_{l+1}), with the noise held fixed, and
-        p(h_L) if it is Gaussian: draws of a mixture are not reparameterised. Not for discrete
-        layers.
+        The value is z. With the noise held fixed, gradients reach the networks of p(h_l|h_{l+1}),
+        and p(h_L) if it is Gaussian: draws of a mixture are not reparameterised. Discrete layers
+        are not supported.
         """
         z = jax.lax.stop_gradient(z)
         top = self.prior()
@@ -399,9 +369,13 @@ class VAE(AbstractLatentModel):
             drawn = (_by_noise(net(drawn[0]), net(above), h), *drawn)
         return drawn
 
+    def log_prior(self, z: Latents) -> Scalar:
+        """log p(z) = sum_l log p(h_l|h_{l+1}), nats."""
+        return cast("Scalar", sum(self.layer_log_priors(z)))
+
     def log_joint(self, x: Float[Array, " n_data"], z: Latents) -> Scalar:
-        """log p(x|h_1) + sum_l log p(h_l|h_{l+1}), nats."""
-        return self.log_likelihood(x, z) + sum(self.layer_log_priors(z))
+        """log p(x|h_1) + log p(z), nats."""
+        return self.log_likelihood(x, z) + self.log_prior(z)
 
     def sample(self, key: PRNGKey) -> tuple[Latents, Float[Array, " n_data"]]:
         """An ancestral draw, from the top down."""
@@ -412,80 +386,10 @@ class VAE(AbstractLatentModel):
         return z, self.decode(z).sample(x_key).astype(jnp.float32)
 
 
-def _check_sizes(
-    n_data: int, latent_sizes: Sequence[int], hidden_sizes: Sequence[Sequence[int]], activation: str
-) -> None:
-    if not latent_sizes or len(latent_sizes) != len(hidden_sizes):
-        raise UserError(
-            f"{len(latent_sizes)} latent sizes but {len(hidden_sizes)} lists of hidden sizes: "
-            "give one of each for every stochastic layer"
-        )
-    if min(n_data, *latent_sizes, *(size for sizes in hidden_sizes for size in sizes)) < 1:
-        raise UserError("every layer needs at least one unit")
-    if activation not in ACTIVATIONS:
-        raise UserError(f"no activation {activation!r}; known: {', '.join(ACTIVATIONS)}")
-
-
-def _by_noise(p: dist.Distribution, there: dist.Distribution, h: Array) -> Array:
-    """The draw from p with the noise, held fixed, that gives h under `there`."""
-    one, other = p.base_dist, there.base_dist
-    return one.loc + one.scale * jax.lax.stop_gradient((h - other.loc) / other.scale)
+def _by_noise(p: dist.Distribution, other: dist.Distribution, h: Array) -> Array:
+    """The draw from p with the noise, held fixed, of the draw h from `other`."""
+    p, other = p.base_dist, other.base_dist
+    return p.loc + p.scale * jax.lax.stop_gradient((h - other.loc) / other.scale)
 
 
 _FEATURES, _PRIOR = 4, 5  # folded into the key, whose splits are 0 to 3
-
-
-def _check_network(network: Network, kind: Kind, data: Observation, n_data: int) -> None:
-    """Raise UserError if the data are not images that the network takes."""
-    if network.name != "conv":
-        return
-    shape, n = list(network.shape), math.prod(network.shape)
-    if n != n_data:
-        raise UserError(f"images of shape {shape} have {n} values, but an example has {n_data}")
-    n_inputs = data.encoding.n_inputs if data.encoding else n_data
-    if n_inputs % n or data.n_outputs % n or kind.columns is not None:
-        raise UserError(
-            "network 'conv' needs the same number of outputs for each value, which "
-            f"{kind.name!r} does not have: use network 'mlp'"
-        )
-
-
-def _with_bias(
-    layer: Output, n_free: int, bias: Array | np.ndarray | None
-) -> tuple[Output, Float[Array, " n_free"] | None]:
-    """The layer with its part of the initial outputs as bias, and the free parameters."""
-    n_outputs = layer.bias.shape[0]
-    if bias is None:
-        return layer, jnp.zeros(n_free) if n_free else None
-    if bias.shape != (n_outputs + n_free,):
-        raise UserError(
-            f"output_bias has shape {bias.shape}; this model needs {(n_outputs + n_free,)}"
-        )
-    outputs, free = bias[:n_outputs], bias[n_outputs:]
-    layer = eqx.tree_at(lambda output: output.bias, layer, jnp.asarray(outputs, jnp.float32))
-    return layer, jnp.asarray(free, jnp.float32) if n_free else None
-
-
-def _statistics(
-    data: Observation, given: Array | np.ndarray | None
-) -> Float[Array, " n_statistics"] | None:
-    """The training-set statistics of the encoder, if it needs any."""
-    n = data.encoding.n_statistics if data.encoding else 0
-    if given is not None and given.shape != (n,):
-        raise UserError(f"statistics has shape {given.shape}; this model needs {(n,)}")
-    if n == 0:
-        return None
-    return jnp.zeros(n) if given is None else jnp.asarray(given, jnp.float32)
-
-
-def _log_scale(
-    given: Array | np.ndarray | bool | None, n_data: int
-) -> Float[Array, " n_data"] | None:
-    """The log scales of the values; zeros if `given` is True, as for a model that is to be read."""
-    if given is None:
-        return None
-    if given is True:
-        return jnp.zeros(n_data)
-    if np.shape(given) != (n_data,):
-        raise UserError(f"log_scale has shape {np.shape(given)}; this model needs {(n_data,)}")
-    return jnp.asarray(given, jnp.float32)

@@ -1,4 +1,4 @@
-"""AIWAE: the decoder learns from annealed particles, whose chains carry no gradient."""
+"""AIWAE: the decoder learns from annealed particles, through whose chains no gradient flows."""
 
 import jax
 import jax.numpy as jnp
@@ -20,9 +20,9 @@ WANTED_ACCEPTANCE, LARGER, SMALLER = 0.6, 1.002, 0.998
 
 
 def adapt(step_size: Float[Array, " T"], acceptance: Float[Array, " T"]) -> Float[Array, " T"]:
-    """Lengthen steps where proposals are accepted often enough; shorten them elsewhere.
+    """Lengthen steps where enough proposals are accepted, and shorten them elsewhere.
 
-    One step size for each temperature after the first (Ding & Freedman 2019, sec. 4).
+    There is one step size for each temperature after the first (Ding & Freedman 2019, sec. 4).
     """
     factor = jnp.where(acceptance >= WANTED_ACCEPTANCE, LARGER, SMALLER)
     return jnp.clip(step_size * factor, LEAST_STEP, LARGEST_STEP)
@@ -43,7 +43,7 @@ def aiwae(
     log mean w, a lower bound on log p(x) in expectation.
 
     Args:
-        k: chains per example, which start at q(z|x).
+        k: chains per example, starting at q(z|x).
         temperatures: T, equally spaced from 0 to 1.
         n_leapfrog: leapfrog steps per move.
         encoder: the objective of the encoder; if None, the ELBO of one sample.

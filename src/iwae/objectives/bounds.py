@@ -10,10 +10,10 @@ from jaxtyping import Array, Key, PyTree
 from numpyro.distributions import kl_divergence
 
 from iwae.errors import UserError
-from iwae.inference.particles import Info, particle_keys
+from iwae.inference.particles import Info, Sampler, particle_keys
 from iwae.inference.resampling import Draw, few
-from iwae.models.posteriors import is_gaussian, is_reparameterised
-from iwae.models.vae import VAE, AbstractLatentModel, LayeredPosterior, Posterior
+from iwae.models.posteriors import LayeredPosterior, Posterior, is_gaussian, is_reparameterised
+from iwae.models.vae import VAE, AbstractLatentModel
 from iwae.objectives.objective import Extra, Objective, frozen
 from iwae.objectives.penalties import Penalty, Terms, plain_terms
 from iwae.objectives.reductions import Reduction, ciwae, iwae, miwae
@@ -43,15 +43,15 @@ def _check_particles(k: int, chunk: int | None, backward: int | None = None) -> 
 def over_particles(
     function: Callable[[PyTree], Tree], keys: PyTree[Key[Array, " k"]], chunk: int | None
 ) -> Tree:
-    """Apply the function to each particle's key or keys, `chunk` particles at a time.
+    """Map a function over the keys of particles, `chunk` particles at a time.
 
-    The backward pass recomputes each chunk, so memory does not grow with k; values and gradients
-    are the same.
+    The backward pass recomputes each chunk, so that memory does not grow with k. Values and
+    gradients do not depend on the chunks.
     """
     if chunk is None or chunk >= len(jax.tree.leaves(keys)[0]):
         return jax.vmap(function)(keys)
 
-    # As raw data: a chunk uses its keys twice, which JAX's key-reuse checker would refuse.
+    # Raw data, because JAX's key-reuse checker would refuse the recomputation of a chunk.
     impl = jax.random.key_impl(jax.tree.leaves(keys)[0])
 
     def of_data(data: PyTree) -> Tree:
@@ -65,7 +65,7 @@ def bound(
     reduction: Reduction,
     *,
     k: int,
-    sampler: Callable[..., Any] | None = None,
+    sampler: Sampler | None = None,
     estimator: Estimator = REPARAM,
     penalty: Penalty | None = None,
     chunk: int | None = None,
@@ -77,17 +77,17 @@ def bound(
     Args:
         reduction: log weights -> nats.
         k: particles.
-        sampler: draws the particles; importance sampling from q(z|x) if None. Any other sampler
-            uses the gradient of its own weights, which annealed ones do not have: train the decoder
-            on those with `wake`.
+        sampler: draws the particles; importance sampling from q(z|x) if None. The gradient is that
+            of the sampler's weights. Annealed weights have none: train the decoder on annealed
+            particles with `wake`.
         estimator: the gradient estimator; see `iwae.objectives`.
         penalty: a modification of the weights, such as KL warm-up.
         chunk: particles at a time; bounds memory, changes nothing else.
-        backward: the number S of particles that the gradient goes through. The value is the bound
-            of all k; S of them are drawn and differentiated such that the gradient keeps its
-            expectation. With `chunk`, memory does not grow with k. The bound must have derivatives
-            df/dlog w_i >= 0, which the TVO does not. None, or S >= k: all k.
-        draw: chooses those particles, given the contribution of each to the gradient.
+        backward: the number S of particles that the gradient goes through; all k if None or S >= k.
+            The value is the bound of all k particles. S of them are drawn and differentiated such
+            that the gradient keeps its expectation. With `chunk`, memory does not grow with k. The
+            bound must have derivatives df/dlog w_i >= 0, unlike the TVO.
+        draw: draws those particles, given the share of each in the gradient.
 
     Raises:
         UserError: if k, chunk or backward is not positive, or an option cannot be combined with a
@@ -125,7 +125,7 @@ def bound(
             parts, _ = over_particles(partial(particle, frozen(model), frozen(q), x), keys, chunk)
             log_p, log_q = jax.lax.stop_gradient(densities(parts))
             table = table_of(reduction, adapted, log_p - log_q)
-            # PIWAE has two bounds: a particle's share is the mean of its shares in both.
+            # PIWAE has two bounds: the share of a particle is the mean over both.
             shares = (table.decoder + jax.grad(reduction)(log_p - log_q)) / 2
             drawn = draw(jax.random.fold_in(key, _DRAWN), shares, count)
             index, factor = jax.lax.stop_gradient(drawn)
@@ -139,12 +139,10 @@ def bound(
         value, parts = through_few(cast(int, backward)) if few_only else through_all()
         return value, {"iwae": iwae_of(parts, penalty)}
 
-    if penalty is None:
-        return Objective(terms)
-    return Objective(terms, lambda: Extra((), penalty.init()), penalty.tune)
+    return penalised(terms, penalty)
 
 
-_DRAWN = 2**32 - 2  # folded into the key of the draw: no particle has this index
+_DRAWN = 2**32 - 2  # folded into the key of the draw; no particle has this index
 
 
 def weigh(
@@ -156,7 +154,7 @@ def weigh(
     estimator: Estimator,
     terms: Callable[..., Terms],
 ) -> tuple[Terms, Tags]:
-    """The densities of one particle, with the paths that the estimator differentiates along."""
+    """The densities of one particle, connected to the parameters as the estimator requires."""
     z = q.sample(key)
     if not estimator.path:
         z = jax.lax.stop_gradient(z)
@@ -179,12 +177,12 @@ def check_reparameterised(q: Posterior, estimator: Estimator) -> None:
 
 
 def iwae_of(parts: Terms, penalty: Penalty | None) -> Scalar:
-    """IWAE-k of the particles, to be reported only: it has no gradient."""
+    """IWAE-k of the particles, for reports: it has no gradient."""
     log_p, log_q = jax.lax.stop_gradient(penalty.plain(parts) if penalty else parts)
     return iwae(log_p - log_q)
 
 
-def _bound_of(sampler: Callable[..., Any], reduction: Reduction, k: int) -> Objective:
+def _bound_of(sampler: Sampler, reduction: Reduction, k: int) -> Objective:
     def terms(
         model: AbstractLatentModel, x: Example, key: PRNGKey, _: Extra
     ) -> tuple[Scalar, Info]:
@@ -196,7 +194,7 @@ def _bound_of(sampler: Callable[..., Any], reduction: Reduction, k: int) -> Obje
 def grouped(
     reduction: Callable[..., Scalar] = miwae, *, m: int, k: int, **options: Any
 ) -> Objective:
-    """The objective of m groups of k importance samples; options are those of `bound`.
+    """The objective of m groups of k importance samples, with the options of `bound`.
 
     Raises:
         UserError: if m or k is not positive.
@@ -237,8 +235,8 @@ def analytic_elbo(*, k: int, penalty: Penalty | None = None, chunk: int | None =
     The evidence lower bound of a VAE with one stochastic layer (Kingma & Welling 2014, eq. 10).
 
     Raises:
-        UserError: if k is not positive; on first evaluation, if the model is any other, whose
-            divergence has no closed form.
+        UserError: if k is not positive; on first evaluation, for any other model, whose divergence
+            has no closed form.
     """
     _check_particles(k, chunk)
 
@@ -262,7 +260,7 @@ def analytic_elbo(*, k: int, penalty: Penalty | None = None, chunk: int | None =
         def particle(key: PRNGKey) -> tuple[Scalar, Scalar]:
             z = posterior.sample(key)
             log_likelihood = model.log_likelihood(x, z)
-            ratio = sum(model.layer_log_priors(z)) - posterior.log_prob(z)
+            ratio = model.log_prior(z) - posterior.log_prob(z)
             return log_likelihood, jax.lax.stop_gradient(log_likelihood + ratio)
 
         keys = particle_keys(key, jnp.arange(k))
@@ -274,6 +272,11 @@ def analytic_elbo(*, k: int, penalty: Penalty | None = None, chunk: int | None =
             divergence = kl_divergence(q, p)
         return jnp.mean(reconstruction) - divergence, {"iwae": iwae(log_w)}
 
+    return penalised(terms, penalty)
+
+
+def penalised(terms: Callable[..., tuple[Scalar, Info]], penalty: Penalty | None) -> Objective:
+    """The objective with these terms, and with the state of the penalty if there is one."""
     if penalty is None:
         return Objective(terms)
     return Objective(terms, lambda: Extra((), penalty.init()), penalty.tune)

@@ -1,28 +1,19 @@
-"""Objectives by name: the one place that turns a declaration into functions."""
+"""Objectives by name: the only place that turns a declaration into functions."""
 
 from collections.abc import Callable
 from functools import lru_cache, partial
 from typing import Any, TypeVar, cast
 
-from iwae.objectives import gradients, score_function
+from iwae.objectives import gradients, reductions, score_function
 from iwae.objectives.annealed import aiwae
 from iwae.objectives.bounds import analytic_elbo, bound, learned_ciwae
-from iwae.objectives.declaration import Declaration, Phase, check, particles
+from iwae.objectives.combinations import check
+from iwae.objectives.declaration import Declaration, Phase, particles
 from iwae.objectives.differentiable import dais
 from iwae.objectives.layered import gdreg
 from iwae.objectives.objective import Objective
 from iwae.objectives.penalties import Penalty
-from iwae.objectives.reductions import (
-    Reduction,
-    ciwae,
-    elbo,
-    iwae,
-    miwae,
-    renyi,
-    tvo,
-    tvo_schedule,
-    vr_max,
-)
+from iwae.objectives.reductions import Reduction
 from iwae.objectives.sleeping import WAKE, rws
 from iwae.objectives.surrogates import REPARAM, Estimator
 
@@ -31,9 +22,8 @@ Option = TypeVar("Option")
 LARGE_K, LARGE_CHUNK = 500, 100
 """Above LARGE_K particles, LARGE_CHUNK at a time unless the declaration says otherwise."""
 
-
 FORWARD_CHUNK = 50
-"""Particles at a time if the gradient goes through a few: memory does not grow with k."""
+"""Particles at a time if the gradient goes through a few, so that memory does not grow with k."""
 
 
 def objective(name: str, k: int, **options: Any) -> Objective:
@@ -65,8 +55,8 @@ def _compose(declaration: Declaration, layers: int | None) -> Objective:
     return _MAKERS.get(declaration.objective, _importance)(declaration, layers)
 
 
-def _given(option: Option | None) -> Option:
-    """An option that `check` has made sure of."""
+def _checked(option: Option | None) -> Option:
+    """An option whose presence `check` guarantees."""
     assert option is not None  # noqa: S101
     return option
 
@@ -85,51 +75,51 @@ def chunk_of(d: Declaration) -> int | None:
 
 
 def _options(d: Declaration) -> dict[str, Any]:
-    """The options of all objectives of importance samples."""
+    """Options of all objectives of importance samples."""
     return {"penalty": _penalty(d), "chunk": chunk_of(d)}
 
 
 def _sampled(d: Declaration) -> dict[str, Any]:
-    """The options of bounds whose gradient may go through a few of the importance samples."""
+    """Options of bounds whose gradient may go through a few of the importance samples."""
     return {**_options(d), "estimator": estimator_of(d), "backward": d.backward}
 
 
 def reduction_of(d: Declaration) -> Reduction:
     """The bound of a declaration, as a function of all its log weights."""
     table: dict[str, Callable[[], Reduction]] = {
-        "elbo": lambda: elbo,
-        "vae": lambda: elbo,
-        "iwae": lambda: iwae,
-        "miwae": lambda: partial(miwae, m=_given(d.m)),
-        "piwae": lambda: partial(miwae, m=_given(d.m)),
-        "ciwae": lambda: partial(ciwae, beta=cast("float", d.beta)),
-        "vr-iwae": lambda: partial(renyi, alpha=_given(d.alpha)),
-        "vr-max": lambda: vr_max,
-        "tvo": lambda: partial(tvo, betas=_betas(d)),
+        "elbo": lambda: reductions.elbo,
+        "vae": lambda: reductions.elbo,
+        "iwae": lambda: reductions.iwae,
+        "miwae": lambda: partial(reductions.miwae, m=_checked(d.m)),
+        "piwae": lambda: partial(reductions.miwae, m=_checked(d.m)),
+        "ciwae": lambda: partial(reductions.ciwae, beta=cast("float", d.beta)),
+        "vr-iwae": lambda: partial(reductions.renyi, alpha=_checked(d.alpha)),
+        "vr-max": lambda: reductions.vr_max,
+        "tvo": lambda: partial(reductions.tvo, betas=_betas(d)),
     }
     return table[d.objective]()
 
 
 def _betas(d: Declaration) -> Any:
-    return tvo_schedule(_given(d.beta_schedule), _given(d.temperatures))
+    return reductions.tvo_schedule(_checked(d.beta_schedule), _checked(d.temperatures))
 
 
 def estimator_of(d: Declaration) -> Estimator:
-    """The gradient of a declaration, as a table of coefficients."""
+    """The gradient estimator of a declaration."""
     table: dict[str, Callable[[], Estimator]] = {
         "reparam": lambda: REPARAM,
         "stl": gradients.stl,
         "dreg": gradients.dreg,
-        "dreg-alpha": lambda: gradients.dreg_alpha(_given(d.alpha)),
+        "dreg-alpha": lambda: gradients.dreg_alpha(_checked(d.alpha)),
         "rws-dreg": gradients.rws_dreg,
-        "reinforce": score_function.vimco,  # with one weight each, the bound is the ELBO
+        "reinforce": score_function.vimco,  # VIMCO of the ELBO
         "vimco": score_function.vimco,
         "vimco-arithmetic": lambda: score_function.vimco("arithmetic"),
         "vimco-star": lambda: score_function.ovis(0.0),
-        "ovis": lambda: score_function.ovis(_given(d.gamma)),
+        "ovis": lambda: score_function.ovis(_checked(d.gamma)),
         "score": lambda: WAKE if d.objective == "rws" else gradients.tvo_score(_betas(d)),
     }
-    return table[_given(d.gradient)]()
+    return table[_checked(d.gradient)]()
 
 
 def _importance(d: Declaration, _: int | None) -> Objective:
@@ -144,28 +134,28 @@ def _importance(d: Declaration, _: int | None) -> Objective:
 
 def _piwae(d: Declaration, _: int | None) -> Objective:
     options = _sampled(d)
-    options["estimator"] = gradients.apart(iwae, options["estimator"])
+    options["estimator"] = gradients.apart(reductions.iwae, options["estimator"])
     return bound(reduction_of(d), k=particles(d), **options)
 
 
 def _rws(d: Declaration, _: int | None) -> Objective:
-    phase = cast(Phase, _given(d.phase))
+    phase = cast(Phase, _checked(d.phase))
     sampled = {"chunk": chunk_of(d), "backward": d.backward}
     return rws(k=d.k, estimator=estimator_of(d), phase=phase, **sampled)
 
 
-def _annealing(d: Declaration) -> dict[str, Any]:
-    return {"temperatures": _given(d.temperatures), "n_leapfrog": _given(d.leapfrog)}
+def _annealing_options(d: Declaration) -> dict[str, Any]:
+    return {"temperatures": _checked(d.temperatures), "n_leapfrog": _checked(d.leapfrog)}
 
 
 def _dais(d: Declaration, _: int | None) -> Objective:
-    return dais(k=d.k, **_options(d), **_annealing(d))
+    return dais(k=d.k, **_options(d), **_annealing_options(d))
 
 
 def _aiwae(d: Declaration, layers: int | None) -> Objective:
     name = d.encoder_objective or ("elbo-analytic" if layers == 1 else "elbo")
-    encoder = analytic_elbo if name == "elbo-analytic" else partial(bound, elbo)
-    return aiwae(k=d.k, encoder=encoder(k=1, penalty=_penalty(d)), **_annealing(d))
+    encoder = analytic_elbo if name == "elbo-analytic" else partial(bound, reductions.elbo)
+    return aiwae(k=d.k, encoder=encoder(k=1, penalty=_penalty(d)), **_annealing_options(d))
 
 
 _MAKERS: dict[str, Callable[[Declaration, int | None], Objective]] = {

@@ -1,13 +1,13 @@
-"""Names and descriptions of objectives and gradients, and which combinations are valid.
+"""Names and descriptions of objectives, of gradients and of their options.
 
 No JAX here: the command line lists and checks names before anything is computed.
-`iwae.objectives.catalogue` turns names into functions.
+`iwae.objectives.combinations` checks a declaration, and `iwae.objectives.catalogue` turns it into
+functions.
 """
 
 from collections.abc import Iterable
 from difflib import get_close_matches
-from math import inf
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple
 
 from iwae.errors import UserError
 
@@ -20,7 +20,7 @@ class Described(NamedTuple):
         bounds: the quantity that it bounds.
         source: the paper.
         gradients: the valid estimators, the default first.
-        options: its options besides k; those without a default in `DEFAULTS` must be given.
+        options: the options besides k; those without a default in `DEFAULTS` are required.
     """
 
     formula: str
@@ -164,10 +164,10 @@ a_i and h_i are the first and second derivatives of the bound in log w_i; w~ is 
 """
 
 BASELINES = ("reinforce", "vimco", "vimco-arithmetic", "vimco-star", "ovis")
-"""Score-function gradients with baselines: far noisier than those through the draws."""
+"""Score-function gradients with baselines, far noisier than gradients through the draws."""
 
 FIXED_DRAWS = ("score", *BASELINES)
-"""Gradients that hold the draws of q fixed: those for bernoulli and categorical latents."""
+"""Gradients that hold the draws of q fixed, as bernoulli and categorical latents require."""
 
 GRADIENT_OPTIONS = {"dreg-alpha": ("alpha",), "ovis": ("gamma",)}
 """Options that a gradient needs, whatever the objective."""
@@ -184,23 +184,16 @@ MODIFIERS: dict[str, tuple[str, tuple[str, ...], str]] = {
         "Kingma et al. 2016",
     ),
 }
-"""Changes of the weights in training -> (effect, gradients that they work with, source)."""
+"""Modification of the weights in training -> (effect, compatible gradients, source)."""
 
-_UNFIT: dict[str, str] = {
-    "reparam": "this objective holds its draws of q fixed, so no gradient flows through them",
-    "stl": "it drops the score, which this objective needs or does not have",
-    "dreg": "it needs a smooth bound of reparameterised draws of q, and for the elbo it is stl",
-    "dreg-alpha": "it mixes wake-phi with iwae only",
-    "rws-dreg": "it is the gradient of wake-phi, which only rws uses",
-    "gdreg": "it needs one smooth bound of importance samples for both decoder and encoder",
-    "score": "the encoder of this objective learns through reparameterised draws of q",
-    "reinforce": "it is the gradient of the elbo, and of other bounds vimco",
-    "vimco": "it needs a bound of importance samples, and for the elbo is reinforce",
-    "vimco-arithmetic": "it needs a bound of importance samples, and for the elbo is reinforce",
-    "vimco-star": "its baseline is known for iwae only",
-    "ovis": "its baseline is known for iwae only",
+NOT_THROUGH_FEW = {
+    "elbo-analytic": ", whose particles all count equally: use a smaller k",
+    "tvo": ", whose derivatives in the log weights may be negative and so cannot be "
+    "probabilities: leave it out",
+    "dais": ", whose gradient goes through every chain: leave it out",
+    "aiwae": ", whose chains carry no gradient anyway: leave it out",
 }
-"""Gradient -> why an objective may not allow it."""
+"""Objectives whose gradient cannot go through a few of the particles, and why."""
 
 DEFAULTS: dict[str, dict[str, Any]] = {
     "tvo": {"temperatures": 6, "beta_schedule": "log"},
@@ -208,7 +201,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "rws": {"phase": "wake"},
     "aiwae": {"temperatures": 5, "leapfrog": 5, "encoder_objective": None},
 }
-"""Values of options that need not be given."""
+"""Default values of optional options."""
 
 OPTIONS: dict[str, str] = {
     "m": "m = 8",
@@ -221,10 +214,10 @@ OPTIONS: dict[str, str] = {
     "phase": 'phase = "wake"',
     "encoder_objective": 'encoder_objective = "elbo"',
 }
-"""Options of some objectives only, each with an example."""
+"""Options that only some objectives have, each with an example."""
 
 ALL_OPTIONS = (*OPTIONS, *MODIFIERS, "backward")
-"""Everything that changes an objective or its gradient, besides k and the gradient's name."""
+"""All options that change an objective or its gradient, besides k and the gradient's name."""
 
 Phase = Literal["wake", "sleep", "both"]
 BetaSchedule = Literal["linear", "log", "moments"]
@@ -253,11 +246,12 @@ class Declaration(NamedTuple):
 
 
 def described(name: str) -> Described:
-    """The description of the objective `name`, or UserError with the nearest known name."""
-    return OBJECTIVES[_known(name, OBJECTIVES, "objective")]
+    """The description of an objective; UserError with the nearest name if it is unknown."""
+    return OBJECTIVES[known_name(name, OBJECTIVES, "objective")]
 
 
-def _known(name: str, table: Iterable[str], kind: str) -> str:
+def known_name(name: str, table: Iterable[str], kind: str) -> str:
+    """The name itself; UserError with the nearest name if the table lacks it."""
     if name not in table:
         near = get_close_matches(name.lower(), table, n=1)
         hint = f"did you mean {near[0]}? " if near else ""
@@ -265,174 +259,11 @@ def _known(name: str, table: Iterable[str], kind: str) -> str:
     return name
 
 
-def gradients_of(name: str, *, discrete: bool) -> tuple[str, ...]:
-    """The gradients of an objective, the default first.
-
-    Args:
-        discrete: for a model with bernoulli or categorical latents.
-
-    Raises:
-        UserError: if there are none.
-    """
-    every = described(name).gradients
-    found = tuple(g for g in every if g in FIXED_DRAWS) if discrete else every
-    if not found:
-        others = [other for other, its in OBJECTIVES.items() if {*its.gradients} & {*FIXED_DRAWS}]
-        raise UserError(
-            f"{name} needs gradients through the draws of q, which bernoulli and categorical "
-            f"latents do not have: use {', '.join(others)}"
-        )
-    return found
-
-
-def check(
-    declaration: Declaration, layers: int | None = None, *, discrete: bool = False
-) -> Declaration:
-    """The declaration with its defaults filled in.
-
-    Args:
-        layers: number of stochastic layers of the model, if known.
-        discrete: the model has bernoulli or categorical latents.
-
-    Raises:
-        UserError: for an invalid combination, with the reason.
-    """
-    name, entry = declaration.objective, described(declaration.objective)
-    needed = entry.options + GRADIENT_OPTIONS.get(declaration.gradient or "", ())
-    for option in OPTIONS:
-        if getattr(declaration, option) is not None and option not in needed:
-            raise UserError(f"{option} does not apply to {name}; it applies to {_takers(option)}")
-    filled = {
-        option: value
-        for option, value in DEFAULTS.get(name, {}).items()
-        if getattr(declaration, option) is None
-    }
-    fitting = gradients_of(name, discrete=discrete)
-    gradient = _known(declaration.gradient or fitting[0], GRADIENTS, "gradient")
-    declaration = declaration._replace(**filled, gradient=gradient)
-    for option in needed:
-        if getattr(declaration, option) is None and option != "encoder_objective":
-            raise UserError(f"{name} needs {option}, e.g. {OPTIONS[option]}")
-    if gradient not in entry.gradients:
-        takers = [other for other, its in OBJECTIVES.items() if gradient in its.gradients]
-        raise UserError(
-            f"the gradient {gradient} does not work with {name}: {_UNFIT[gradient]}; use it with "
-            f"{', '.join(takers)}, or {name} with {', '.join(entry.gradients)}"
-        )
-    if gradient not in fitting:
-        raise UserError(
-            f"the gradient {gradient} goes through the draws of q, and those of bernoulli and "
-            f"categorical latents have no gradient: use {name} with {', '.join(fitting)}"
-        )
-    _check_values(declaration)
-    _check_together(declaration, layers)
-    return declaration
-
-
-def _takers(option: str) -> str:
-    names = [name for name, entry in OBJECTIVES.items() if option in entry.options]
-    takers = [gradient for gradient, its in GRADIENT_OPTIONS.items() if option in its]
-    return ", ".join(names + [f"the gradient {gradient}" for gradient in takers])
-
-
-def _check_values(d: Declaration) -> None:
-    """Raise UserError for a number that is out of range, or an unknown word."""
-    if isinstance(d.beta, str) and d.beta != "learned":
-        raise UserError(f'beta is {d.beta!r}; it must be a number or "learned"')
-    steps = 1 if d.objective == "dais" else 2
-    ranges: tuple[tuple[str, Any, float, float, str], ...] = (
-        ("k", d.k, 1, inf, "an objective needs at least 1 particle"),
-        ("m", d.m, 1, inf, "there must be at least 1 group"),
-        ("beta", None if d.beta == "learned" else d.beta, 0, 1, "it must lie between 0 and 1"),
-        ("alpha", d.alpha, 0, 1, "it must lie between 0 and 1"),
-        ("gamma", d.gamma, 0, 1, "it must lie between 0 and 1"),
-        ("temperatures", d.temperatures, steps, inf, f"{d.objective} needs at least {steps}"),
-        ("leapfrog", d.leapfrog, 1, inf, "a move needs at least 1 step"),
-        ("chunk", d.chunk, 1, inf, "it must be at least 1 particle"),
-        ("backward", d.backward, 1, inf, "a gradient needs at least 1 particle"),
-        ("free_bits", d.free_bits, 0, 1e30, "give a number of nats, 0 for none"),
-        ("kl_warmup", d.kl_warmup_steps, 0, inf, "it must not be negative"),
-    )
-    for name, value, least, most, rule in ranges:
-        if value is not None and not least <= value <= most:
-            raise UserError(f"{name} is {value}; {rule}")
-    for name, allowed in _CHOICES.items():
-        value = getattr(d, name)
-        if value is not None and value not in allowed:
-            raise UserError(f"{name} is {value!r}; it must be one of {', '.join(allowed)}")
-
-
-_CHOICES = {
-    "beta_schedule": get_args(BetaSchedule),
-    "phase": get_args(Phase),
-    "encoder_objective": get_args(EncoderObjective),
-}
-
-
-def _check_together(d: Declaration, layers: int | None) -> None:
-    """Raise UserError for options that are valid alone but not together."""
-    several = layers is not None and layers > 1
-    closed_form = "has a closed form for one stochastic layer only"
-    wrong = {
-        f"elbo-analytic {closed_form}: use elbo": d.objective == "elbo-analytic" and several,
-        f"encoder_objective elbo-analytic {closed_form}: use elbo": (
-            d.encoder_objective == "elbo-analytic" and several
-        ),
-        "kl_warmup and free_bits change a bound, but rws maximises none: leave them out": (
-            d.objective == "rws" and (d.kl_warmup_steps > 0 or d.free_bits > 0)
-        ),
-        **{
-            f"{option} does not work with {d.objective} and the gradient {d.gradient}, which "
-            f"relies on weights p/q; use one of the gradients {', '.join(fits)}": is_given
-            and d.gradient not in fits
-            and d.objective != "rws"
-            for (option, (_, fits, _)), is_given in zip(
-                MODIFIERS.items(), (d.kl_warmup_steps > 0, d.free_bits > 0), strict=True
-            )
-        },
-        f"{d.objective} with the gradient {d.gradient} needs k of at least 2: a single "
-        "normalised weight is always 1 and carries no information": d.k == 1
-        and (d.gradient in ("score", "rws-dreg") and d.phase != "sleep"),
-        f"the gradient {d.gradient} needs k of at least 2: its baseline comes from the other "
-        "particles": d.k == 1 and d.gradient in FIXED_DRAWS and d.gradient != "score",
-        "the gradient rws-dreg belongs to the wake phase: use phase wake or both": (
-            d.gradient == "rws-dreg" and d.phase == "sleep"
-        ),
-        "the gradient dreg does not work with beta_schedule moments, where the temperatures depend "
-        "on the weights: use linear or log": (
-            d.gradient in ("dreg", "gdreg") and d.beta_schedule == "moments"
-        ),
-        f"backward does not work with {d.objective}{NOT_THROUGH_FEW.get(d.objective, '')}": (
-            d.backward is not None and d.objective in NOT_THROUGH_FEW
-        ),
-        "backward does not work with the gradient gdreg, which is not a table of coefficients: use "
-        "dreg": d.backward is not None and d.gradient == "gdreg",
-        f"backward does not work with the gradient {d.gradient}, to which particles of small "
-        "weight contribute too: use vimco-star, or leave it out": d.backward is not None
-        and d.gradient in ("reinforce", *_VIMCO, "ovis"),
-        "chunk does not apply to aiwae, whose chains store nothing for the backward pass: leave "
-        "it out": (d.chunk is not None and d.objective == "aiwae"),
-    }
-    for message, is_wrong in wrong.items():
-        if is_wrong:
-            raise UserError(message)
-
-
-NOT_THROUGH_FEW = {
-    "elbo-analytic": ", whose particles all count equally: use a smaller k",
-    "tvo": ", whose derivatives in the log weights may be negative and so cannot be "
-    "probabilities: leave it out",
-    "dais": ", whose gradient goes through every chain: leave it out",
-    "aiwae": ", whose chains carry no gradient anyway: leave it out",
-}
-"""Objectives whose gradient cannot go through a few of the particles, and why."""
-
-
 def unmodified(declaration: Declaration) -> Declaration:
-    """The objective without its training-only options, as validation measures it."""
+    """The objective without the options that apply in training only, as in validation."""
     return declaration._replace(kl_warmup_steps=0, free_bits=0.0, backward=None)
 
 
 def particles(declaration: Declaration) -> int:
-    """Particles per example in one step."""
+    """Number of particles per example in one step."""
     return declaration.k * (declaration.m or 1)

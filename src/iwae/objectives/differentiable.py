@@ -1,4 +1,4 @@
-"""DAIS: annealing without rejection, which gradients can flow through."""
+"""DAIS: annealing without rejection, through which gradients flow."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -27,7 +27,7 @@ FIRST_STEP, FIRST_KEPT = 0.1, 0.9
 
 
 class Moves(NamedTuple):
-    """Parameters of the chains' moves, learned together with the model's.
+    """Parameters of the moves, learned together with those of the model.
 
     Attributes:
         log_step_size: one for each temperature after the first.
@@ -49,21 +49,22 @@ def dais(
 ) -> Objective:
     """Differentiable annealed importance sampling: gradients flow through unrejected chains.
 
-    A chain has the log weight
+    The log weight of a chain is
 
-    log p(x, z_T) - log q(z_0|x) + sum_t (log N(v_t'; 0, I) - log N(v_t; 0, I)), with leapfrog
-    steps along q^(1 - beta) p^beta that take v_t to v_t', and partly refreshed momenta (Zhang et
-    al. 2021, algorithm 1; Geffner & Domke 2021, who call it UHA). The weight has expectation p(x)
-    whatever the step sizes.
+        log p(x, z_T) - log q(z_0|x) + sum_t (log N(v_t'; 0, I) - log N(v_t; 0, I))
+
+    where leapfrog steps along q^(1 - beta) p^beta take v_t to v_t', and momenta are partly
+    refreshed (Zhang et al. 2021, algorithm 1; Geffner & Domke 2021, who call it UHA). The weight
+    has expectation p(x) whatever the step sizes.
 
     Args:
         k: chains per example.
-        temperatures: T, equally spaced from 0 to 1; with T = 1 nothing moves, and the weights are
+        temperatures: T, equally spaced from 0 to 1; with T = 1, nothing moves, and the weights are
             those of importance sampling.
         n_leapfrog: leapfrog steps at each temperature.
         reduction: the chains' log weights -> nats.
-        penalty: a modification of the weights. The momenta of a unit count as part of its
-            divergence; the chains move as they would without it.
+        penalty: a modification of the weights, which does not affect the moves. The momenta of a
+            unit count as part of its divergence.
         chunk: chains at a time; bounds memory, changes nothing else.
 
     Raises:
@@ -138,7 +139,7 @@ def leapfrog_chain(
 ) -> tuple[Flat, Flat]:
     """Run a chain from z; return its end and the log ratios of its momentum densities.
 
-    The backward pass recomputes the moves of each temperature, so memory holds one at a time.
+    The backward pass recomputes the moves, so that memory holds those of one temperature.
     """
     kept = jax.nn.sigmoid(moves.kept_logit)
     noise = jax.random.normal(key, (betas.size + 1, z.size))
@@ -162,7 +163,7 @@ def leapfrog_chain(
     return z, ratios
 
 
-_MOMENTA = 2**32 - 1  # folded into the key of all momenta: no particle has this index
+_MOMENTA = 2**32 - 1  # folded into the key of all momenta; no particle has this index
 
 
 def leapfrog(

@@ -14,20 +14,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int
 
-from iwae.objectives.reductions import (
-    Betas,
-    Reduction,
-    ciwae,
-    elbo,
-    expected_log_w,
-    iwae,
-    miwae,
-    renyi,
-    tempered_weights,
-    tvo,
-    tvo_betas,
-)
-from iwae.objectives.surrogates import Coefficients, Estimator
+from iwae.objectives import reductions
+from iwae.objectives.reductions import Betas, Reduction
+from iwae.objectives.surrogates import Coefficients, Estimator, table_of
 from iwae.typing import LogWeights, Scalar
 
 
@@ -42,8 +31,8 @@ def stl() -> Estimator:
 def dreg() -> Estimator:
     """Doubly reparameterised gradient (Tucker et al. 2019, eq. 6), of any smooth bound.
 
-    Smooth means that the first derivatives in log w are continuous. Where they jump, as for sorted
-    weights or the largest weight, the estimator is biased.
+    The first derivatives in log w must be continuous. Where they jump, as for sorted weights or the
+    largest weight, the estimator is biased.
 
     For IWAE the path coefficients are w_i^2, for VR-IWAE alpha v_i + (1 - alpha) v_i^2 (Daudel et
     al. 2023, theorem 2), for MIWAE w^2 within each group over m, for CIWAE beta/k +
@@ -77,20 +66,15 @@ def rws_dreg() -> Estimator:
 
 
 def apart(decoder: Reduction, encoder: Estimator) -> Estimator:
-    """Maximise another bound of the same particles in the decoder (PIWAE: Rainforth et al. 2018).
+    """The decoder maximises another bound of the same particles (PIWAE: Rainforth et al. 2018).
 
     Args:
-        decoder: the bound that the decoder maximises.
-        encoder: the encoder's estimator, for the bound that the combined estimator is applied to.
+        decoder: the decoder's bound.
+        encoder: the encoder's estimator, for the bound to which the result is applied.
     """
 
     def coefficients(reduction: Reduction, log_w: LogWeights) -> Coefficients:
-        if encoder.coefficients is None:
-            a = jax.grad(reduction)(log_w)
-            table = Coefficients(a, a, a)
-        else:
-            table = encoder.coefficients(reduction, log_w)
-        return table._replace(decoder=jax.grad(decoder)(log_w))
+        return table_of(reduction, encoder, log_w)._replace(decoder=jax.grad(decoder)(log_w))
 
     return encoder._replace(coefficients=coefficients)
 
@@ -98,17 +82,17 @@ def apart(decoder: Reduction, encoder: Estimator) -> Estimator:
 def tvo_score(betas: Betas) -> Estimator:
     """The gradient of the TVO from covariances, not through draws (Masrani et al. 2019, eq. 13).
 
-    Each term of the left sum has the gradient E[grad log w] + Cov(grad log f_beta, log w), with
-    log f_beta = (1 - beta) log q + beta log p under the expectation of that beta.
+    The gradient of each term of the left sum is E[grad log w] + Cov(grad log f_beta, log w), with
+    log f_beta = (1 - beta) log q + beta log p and moments under the density of that beta.
     """
 
     def coefficients(_: Reduction, log_w: LogWeights) -> Coefficients:
-        b = tvo_betas(log_w, betas)
+        b = reductions.tvo_betas(log_w, betas)
         finite = jnp.where(jnp.isfinite(log_w), log_w, 0.0)
 
         def term(beta: Scalar, width: Scalar) -> tuple[LogWeights, LogWeights]:
-            w = tempered_weights(log_w, beta)
-            spread = w * (finite - expected_log_w(log_w, beta[None])[0])
+            w = reductions.tempered_weights(log_w, beta)
+            spread = w * (finite - reductions.expected_log_w(log_w, beta[None])[0])
             return width * (w + beta * spread), width * (w - (1 - beta) * spread)
 
         decoder, score = jax.vmap(term)(b[:-1], jnp.diff(b))
@@ -122,9 +106,9 @@ def tvo_score(betas: Betas) -> Estimator:
 
 
 def curvature(reduction: Reduction, log_w: LogWeights) -> LogWeights:
-    """The diagonal of second derivatives d^2 f / d(log w_i)^2, in closed form if known, `[k]`.
+    """The second derivatives d^2 f / d(log w_i)^2, `[k]`, in closed form if it is known.
 
-    Other bounds use automatic differentiation, at the cost of k gradients.
+    Otherwise by automatic differentiation, at the cost of k gradients.
     """
     of_reduction, options = unwrap(reduction)
     if of_reduction in _CURVATURE:
@@ -138,42 +122,42 @@ def curvature(reduction: Reduction, log_w: LogWeights) -> LogWeights:
 
 
 def unwrap(reduction: Reduction) -> tuple[Callable[..., Any], dict[str, Any]]:
-    """The function and the options of a reduction, which may be a partial."""
+    """Split a reduction, which may be a `partial`, into its function and its options."""
     if isinstance(reduction, partial):
         return reduction.func, reduction.keywords
     return reduction, {}
 
 
-def _spread(log_w: LogWeights) -> LogWeights:
+def _iwae_curvature(log_w: LogWeights) -> LogWeights:
     w = jax.nn.softmax(log_w)
     return w - w**2
 
 
-def _of_miwae(log_w: LogWeights, *, m: int) -> LogWeights:
-    return jax.vmap(_spread)(log_w.reshape(m, -1)).ravel() / m
+def _miwae_curvature(log_w: LogWeights, *, m: int) -> LogWeights:
+    return jax.vmap(_iwae_curvature)(log_w.reshape(m, -1)).ravel() / m
 
 
-def _of_renyi(log_w: LogWeights, *, alpha: float) -> LogWeights:
-    return (1 - alpha) * _spread((1 - alpha) * log_w)
+def _renyi_curvature(log_w: LogWeights, *, alpha: float) -> LogWeights:
+    return (1 - alpha) * _iwae_curvature((1 - alpha) * log_w)
 
 
-def _of_tvo(log_w: LogWeights, *, betas: Betas, upper: bool = False) -> LogWeights:
-    b = tvo_betas(log_w, betas)
+def _tvo_curvature(log_w: LogWeights, *, betas: Betas, upper: bool = False) -> LogWeights:
+    b = reductions.tvo_betas(log_w, betas)
     finite = jnp.where(jnp.isfinite(log_w), log_w, 0.0)
 
     def term(beta: Scalar, width: Scalar) -> LogWeights:
-        w = tempered_weights(log_w, beta)
-        share = 1 + beta * (finite - expected_log_w(log_w, beta[None])[0])
+        w = reductions.tempered_weights(log_w, beta)
+        share = 1 + beta * (finite - reductions.expected_log_w(log_w, beta[None])[0])
         return width * beta * w * ((1 - 2 * w) * share + 1)
 
     return jnp.sum(jax.vmap(term)(b[1:] if upper else b[:-1], jnp.diff(b)), axis=0)
 
 
 _CURVATURE: dict[Callable[..., Any], Callable[..., LogWeights]] = {
-    elbo: jnp.zeros_like,
-    iwae: _spread,
-    miwae: _of_miwae,
-    ciwae: lambda log_w, *, beta: (1 - beta) * _spread(log_w),
-    renyi: _of_renyi,
-    tvo: _of_tvo,
+    reductions.elbo: jnp.zeros_like,
+    reductions.iwae: _iwae_curvature,
+    reductions.miwae: _miwae_curvature,
+    reductions.ciwae: lambda log_w, *, beta: (1 - beta) * _iwae_curvature(log_w),
+    reductions.renyi: _renyi_curvature,
+    reductions.tvo: _tvo_curvature,
 }

@@ -5,7 +5,8 @@ import jax
 from jaxtyping import PyTree
 
 from iwae.inference.particles import Info
-from iwae.models.vae import VAE, AbstractLatentModel, Posterior
+from iwae.models.posteriors import Posterior
+from iwae.models.vae import VAE, AbstractLatentModel
 from iwae.objectives.objective import Extra, Objective, frozen
 from iwae.typing import Example, Latents, PRNGKey, Scalar
 
@@ -25,7 +26,7 @@ class Halves(AbstractLatentModel):
         return self.generative.log_joint(x, z)
 
     def sample(self, key: PRNGKey) -> tuple[Latents, Example]:
-        """(z, x) ~ p."""
+        """Draw (z, x) ~ p by ancestral sampling."""
         return self.generative.sample(key)
 
 
@@ -34,7 +35,7 @@ def halves(
 ) -> AbstractLatentModel:
     """The decoder of one model with the encoder of another; a VAE if both are.
 
-    A VampPrior stays that of the generative model's own encoder.
+    A VampPrior remains that of the encoder of the generative model.
     """
     if isinstance(generative, VAE) and isinstance(recognition, VAE):
         generative = generative.settled()
@@ -45,7 +46,8 @@ def halves(
 def split(*, decoder: Objective, encoder: Objective) -> Objective:
     """One objective for p(x, z) and another for q(z|x), each with the other half held fixed.
 
-    Both get the same key and therefore the same importance samples. The value is the decoder's.
+    Both use the same key and therefore the same importance samples. The value is that of the
+    decoder's objective.
     """
 
     def terms(

@@ -1,4 +1,4 @@
-"""GDReG: doubly reparameterised gradients also for the prior networks of layered models."""
+"""GDReG: doubly reparameterised gradients, also for the prior networks of layered models."""
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,7 @@ from iwae.typing import Example, Latents, PRNGKey, Scalar
 
 @jax.custom_vjp
 def tag_both(of_q: Latents, of_p: Latents) -> tuple[Latents, Scalar, Scalar]:
-    """Return z, the value of both inputs, and a tag for the gradient to each."""
+    """Return z, the common value of both inputs, and a tag for the gradient of each."""
     del of_p
     return of_q, blank_tag(of_q), blank_tag(of_q)
 
@@ -33,14 +33,14 @@ tag_both.defvjp(lambda of_q, of_p: (tag_both(of_q, of_p), None), _tag_both_back)
 def gdreg(reduction: Reduction, *, k: int, chunk: int | None = None) -> Objective:
     """A bound of k importance samples with the GDReG estimator (Bauer & Mnih 2021, sec. 5).
 
-    The encoder's gradient is DReG (for the ELBO, STL). The networks of p(h_l|h_{l+1}) learn from
-    scores at draws of q, which are replaced too. With a and c the coefficients of decoder and
+    The encoder's gradient is DReG (for the ELBO, STL). GDReG also replaces the scores at draws of q
+    from which the networks of p(h_l|h_{l+1}) learn. With a and c the coefficients of decoder and
     path,
 
         sum_i a_i grad_theta log p_theta(z_i)  becomes
         sum_i (a_i d log p(x|z_i)/dz - c_i d log w_i/dz) d z(noise_i; theta)/d theta
 
-    where z(noise; theta) is the prior's own draw of z_i. The expectation is the same and the
+    where z(noise; theta) reparameterises z_i by the prior. The expectation is the same and the
     variance lower. With one stochastic layer and the prior N(0, I), this is DReG. A learned prior
     p(h_L) that is not Gaussian keeps its score, as in the plain gradient.
 
@@ -63,7 +63,7 @@ def gdreg(reduction: Reduction, *, k: int, chunk: int | None = None) -> Objectiv
             to_data, *data_tags = tag_both(z, model.redraw(z))
             to_prior, *prior_tags = tag_both(z, model.redraw(z))
             log_likelihood = model.log_likelihood(x, to_data)
-            log_ratio = sum(fixed.layer_log_priors(to_prior)) - fixed_q.log_prob(to_prior)
+            log_ratio = fixed.log_prior(to_prior) - fixed_q.log_prob(to_prior)
             score = () if by_noise else (top.log_prob(jax.lax.stop_gradient(z[-1])),)
             return log_likelihood, log_ratio, *data_tags, *prior_tags, *score
 

@@ -1,4 +1,4 @@
-"""Objectives: a value to maximise, its gradient, and what it learns and tunes itself."""
+"""Objectives: a value to maximise, its gradient, and arrays that it learns or tunes."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -27,15 +27,15 @@ class Extra(NamedTuple):
     tuned: PyTree = ()
 
 
-def _same(tuned: PyTree, info: Info) -> PyTree:  # noqa: ARG001
+def _unchanged(tuned: PyTree, info: Info) -> PyTree:  # noqa: ARG001
     return tuned
 
 
 @dataclass(frozen=True, eq=False)
 class Objective:
-    """A bound to maximise with its gradient estimator, for one example at a time, nats.
+    """A bound to maximise and its gradient estimator, for one example at a time.
 
-    Called with (model, x, key), it returns the bound, whose gradient is the estimator.
+    A call with (model, x, key) returns the bound, nats, whose gradient is the estimator.
 
     Attributes:
         terms: (model, x, key, extra) -> the bound, and an info.
@@ -46,7 +46,7 @@ class Objective:
 
     terms: Callable[[AbstractLatentModel, Example, PRNGKey, Extra], tuple[Scalar, Info]]
     init: Callable[[], Extra] = Extra
-    tune: Callable[[PyTree, Info], PyTree] = _same
+    tune: Callable[[PyTree, Info], PyTree] = _unchanged
     metrics: tuple[str, ...] = ("iwae",)
 
     def __call__(self, model: AbstractLatentModel, x: Example, key: PRNGKey) -> Scalar:
@@ -62,6 +62,6 @@ def as_objective(function: Callable[[AbstractLatentModel, Example, PRNGKey], Sca
 
 
 def frozen(tree: Tree) -> Tree:
-    """The same tree, with no gradient to its arrays."""
+    """The same tree, to whose arrays no gradient flows."""
     arrays, static = eqx.partition(tree, eqx.is_inexact_array)
     return eqx.combine(jax.lax.stop_gradient(arrays), static)

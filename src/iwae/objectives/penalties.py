@@ -1,4 +1,4 @@
-"""Modified weights that keep latents in use early in training: KL warm-up and free bits.
+"""KL warm-up and free bits: modified weights that keep latents in use early in training.
 
 With log w = log p(x|z) - sum_j (log q(z_j) - log p(z_j)) over latent units j, training replaces the
 log weights by
@@ -8,11 +8,11 @@ log weights by
 
 where the weight rises from 0 to 1. KL_j is the divergence KL(q || p) of the unit, in closed form
 given its neighbours and averaged over the particles of the example; no gradient flows through it.
-These weights are no longer p/q, so an estimator that relies on p/q is excluded or has to be
-adapted.
+These weights are no longer p/q, so that an estimator that relies on p/q is excluded or adapted.
 
 A layer whose p or q is not a diagonal Gaussian, such as one with a learned prior, counts as one
-unit: its density does not split, and its divergence is the particles' mean of log q - log p.
+unit: its density does not factorise, and its divergence is the mean of log q - log p over the
+particles.
 """
 
 from dataclasses import dataclass
@@ -26,20 +26,20 @@ from numpyro.distributions import kl_divergence
 
 from iwae.errors import UserError
 from iwae.inference.particles import Info
-from iwae.models.posteriors import is_gaussian
-from iwae.models.vae import VAE, AbstractLatentModel, LayeredPosterior, Posterior
+from iwae.models.posteriors import LayeredPosterior, Posterior, is_gaussian
+from iwae.models.vae import VAE, AbstractLatentModel
 from iwae.objectives.reductions import Reduction
 from iwae.objectives.surrogates import Coefficients, Estimator
 from iwae.typing import Example, Latents, LogWeights, Scalar
 
 Terms = Any
-"""(log p(x, z), log q(z|x)) of particles, each in total or in parts."""
+"""log p(x, z) and log q(z|x) of particles, in total or in parts."""
 
 
 def plain_terms(
     model: AbstractLatentModel, q: Posterior, x: Example, to_joint: Latents, to_q: Latents
 ) -> tuple[Scalar, Scalar]:
-    """log p(x, z) and log q(z|x); z is given twice, because gradients may differ."""
+    """log p(x, z) and log q(z|x), with separate z because gradients may differ."""
     return model.log_joint(x, to_joint), q.log_prob(to_q)
 
 
@@ -79,9 +79,9 @@ class Penalty:
         to_joint: Latents,
         to_q: Latents,
     ) -> Terms:
-        """log p(x|z); and for every unit log p, log q and measures of its divergence, `[1 d]`.
+        """log p(x|z); and for each layer, log p, log q and the divergence of its units.
 
-        A layer that counts as one unit has d = 1.
+        Log densities are `[d]` and divergences `[1 d]`; a layer that counts as one unit has d = 1.
         """
         if not isinstance(model, VAE) or not isinstance(q, LayeredPosterior):
             raise UserError(
@@ -89,7 +89,10 @@ class Penalty:
                 "them out"
             )
         layers = zip(model.priors(to_joint), q.layers(to_q), to_joint, to_q, strict=True)
-        return (model.log_likelihood(x, to_joint), *zip(*starmap(_units, layers), strict=True))
+        return (
+            model.log_likelihood(x, to_joint),
+            *zip(*starmap(_unit_densities, layers), strict=True),
+        )
 
     def combine(self, parts: Terms, tuned: PyTree) -> tuple[LogWeights, LogWeights]:
         """Modified log p and log q of the particles; their difference is the log weight to use."""
@@ -109,17 +112,17 @@ class Penalty:
         return log_likelihood + _total(log_priors), _total(log_qs)
 
     def among(self, some: Terms, every: Terms) -> Terms:
-        """The parts of some particles, with the divergences of all from which they were drawn."""
+        """The parts of some particles, with the divergences of all particles."""
         return *some[:-1], every[-1]
 
     def moved(self, after: Terms, before: Terms, ratios: Latents) -> Terms:
         """The parts at the end of a chain, with the ratios of its momentum densities.
 
-        A unit is free only if neither its divergence at the chain's start nor the chain's own cost
-        for it exceeds the free bits. Otherwise, moving would cost nothing.
+        A unit is free only if neither its divergence at the start of the chain nor its cost at the
+        end exceeds the free bits. Otherwise, moving would cost nothing.
         """
         log_likelihood, log_priors, log_qs, _ = after
-        log_priors = tuple(p + _of_units(r, p) for p, r in zip(log_priors, ratios, strict=True))
+        log_priors = tuple(p + _summed_like(r, p) for p, r in zip(log_priors, ratios, strict=True))
         paid = (q - p for p, q in zip(log_priors, log_qs, strict=True))
         known = tuple(
             jnp.concatenate([start, cost[None]])
@@ -148,8 +151,8 @@ class Penalty:
         return self.weight(tuned) * jnp.sum(jnp.maximum(units, self.free_bits))
 
 
-def _units(p: Any, q: Any, to_p: Any, to_q: Any) -> tuple[Array, Array, Array]:
-    """log p and log q of each unit of a layer `[d]`, and measures of its divergence `[1 d]`."""
+def _unit_densities(p: Any, q: Any, to_p: Any, to_q: Any) -> tuple[Array, Array, Array]:
+    """log p and log q of each unit of a layer, `[d]`, and its divergence, `[1 d]`."""
     if is_gaussian(p) and is_gaussian(q):
         p, q = p.base_dist, q.base_dist
         return p.log_prob(to_p), q.log_prob(to_q), kl_divergence(q, p)[None]
@@ -157,8 +160,8 @@ def _units(p: Any, q: Any, to_p: Any, to_q: Any) -> tuple[Array, Array, Array]:
     return log_p, log_q, (log_q - log_p)[None]
 
 
-def _of_units(ratios: Float[Array, " m"], like: Float[Array, " d"]) -> Float[Array, " d"]:
-    """A number for each latent, or their sum if the layer counts as one unit."""
+def _summed_like(ratios: Float[Array, " m"], like: Float[Array, " d"]) -> Float[Array, " d"]:
+    """One ratio for each latent, or their sum if the layer counts as one unit."""
     return ratios if ratios.shape == like.shape else jnp.sum(ratios, keepdims=True)
 
 

@@ -1,4 +1,4 @@
-"""Log weights -> a bound on log p(x), nats. Each is one equation of one paper."""
+"""Functions of log weights: bounds on log p(x), nats, each an equation of a paper."""
 
 from collections.abc import Callable, Sequence
 
@@ -48,7 +48,7 @@ def renyi(log_w: LogWeights, *, alpha: float) -> Scalar:
     if alpha == 1:
         return elbo(log_w)
     power, mean = 1 - alpha, jnp.mean(log_w)
-    # Near the limit, the logarithm takes a number close to 1, and float32 would lose every digit.
+    # Near the limit, the argument of the logarithm is close to 1, where float32 loses all digits.
     moved = power * (log_w - mean)
     near = jnp.max(jnp.abs(moved)) < 1
     excess = jnp.log1p(jnp.mean(jnp.expm1(jnp.where(near, moved, 0.0))))
@@ -105,9 +105,9 @@ def expected_log_w(log_w: LogWeights, betas: Float[Array, " T"]) -> Float[Array,
 def tvo_schedule(name: str, temperatures: int) -> Betas:
     """The temperatures from the TVO papers: "linear", "log" or "moments".
 
-    log: zero, then equal factors from 10^-1.09 to 1 (Masrani et al. 2019, sec. 7). moments: where
-    E_beta[log w] takes equal steps, found for each example from its own weights (Brekelmans et
-    al. 2020, sec. 6).
+    log: zero, then equal factors from 10^-1.09 to 1 (Masrani et al. 2019, sec. 7). moments: equal
+    steps of E_beta[log w], computed for each example from its own weights (Brekelmans et al. 2020,
+    sec. 6).
 
     Raises:
         UserError: if the schedule is unknown.
@@ -127,7 +127,7 @@ BISECTIONS = 24
 
 
 def moment_betas(log_w: LogWeights, temperatures: int) -> Float[Array, " T"]:
-    """T temperatures between which E_beta[log w], which increases with beta, takes equal steps."""
+    """T temperatures at equal steps of E_beta[log w], which increases with beta."""
     ends = expected_log_w(log_w, jnp.float32([0, 1]))
 
     def solve(wanted: Scalar) -> Scalar:

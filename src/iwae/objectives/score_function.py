@@ -1,12 +1,12 @@
-"""Score-function gradients with baselines: for latents whose draws have no gradient.
+"""Score-function gradients with baselines, for latents whose draws have no gradient.
 
 The gradient of a bound f of k draws, held fixed, is
 
     sum_i a_i grad log w_i + sum_i s_i grad_phi log q(z_i|x),   s_i = f(log w) - c_i
 
-with a_i = df/dlog w_i. The learning signal s_i has a baseline c_i, which may be any function of the
-other draws: the expectation stays the same, and the variance falls (Mnih & Rezende 2016, eq. 7).
-In memory and time linear in k.
+with a_i = df/dlog w_i. The baseline c_i of the learning signal s_i may be any function of the other
+draws: it reduces the variance and does not change the expectation (Mnih & Rezende 2016, eq. 7).
+Memory and time are linear in k.
 """
 
 from collections.abc import Callable
@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Int
 
 from iwae.errors import UserError
+from iwae.inference.particles import log_sum_of_others
 from iwae.objectives.gradients import unwrap
 from iwae.objectives.reductions import Reduction, ciwae, elbo, iwae, miwae, renyi
 from iwae.objectives.surrogates import Coefficients, Estimator
@@ -31,8 +32,8 @@ def vimco(mean: Mean = "geometric") -> Estimator:
     """VIMCO (Mnih & Rezende 2016, eqs. 7 to 10): unbiased for the bound.
 
     The baseline is the bound with w_i replaced by a mean of the others: the geometric mean, or the
-    arithmetic one in the scale in which the bound sums them, with which the baseline is the bound
-    of the other draws. For the ELBO both are REINFORCE with the mean of the others as a baseline.
+    arithmetic mean on the scale on which the bound sums weights, which makes the baseline the bound
+    of the other draws. For the ELBO, both are REINFORCE with the mean of the others as baseline.
     """
 
     def coefficients(reduction: Reduction, log_w: LogWeights) -> Coefficients:
@@ -69,11 +70,11 @@ def ovis(gamma: float) -> Estimator:
 def signal(reduction: Reduction, log_w: LogWeights, mean: Mean) -> LogWeights:
     """f(log w) - f(log w with the i-th replaced by a mean of the others), nats, `[k]`.
 
-    In closed form for the bounds in `_SIGNALS`; by k evaluations, one after another, for others.
+    In closed form for the bounds in `_SIGNALS`, otherwise by k successive evaluations.
     """
     of_reduction, options = unwrap(reduction)
     if of_reduction in _SIGNALS:
-        return _SIGNALS[of_reduction](log_w, partial(_of_iwae, mean=mean), **options)
+        return _SIGNALS[of_reduction](log_w, partial(_iwae_signal, mean=mean), **options)
     others, whole = mean_of_others(log_w, mean), reduction(log_w)
 
     def baseline(i: Int[Array, ""]) -> Scalar:
@@ -82,16 +83,8 @@ def signal(reduction: Reduction, log_w: LogWeights, mean: Mean) -> LogWeights:
     return whole - jax.lax.map(baseline, jnp.arange(log_w.size))
 
 
-def log_sum_of_others(log_w: LogWeights) -> LogWeights:
-    """log of the sum of all weights but the i-th, `[k]`, without a difference that cancels."""
-    nothing = jnp.full(1, -jnp.inf, log_w.dtype)
-    before = jnp.concatenate([nothing, jax.lax.cumlogsumexp(log_w)[:-1]])
-    after = jnp.concatenate([jax.lax.cumlogsumexp(log_w, reverse=True)[1:], nothing])
-    return jnp.logaddexp(before, after)
-
-
 def log_remainder(log_w: LogWeights) -> LogWeights:
-    """log(1 - w_i) with w normalised, `[k]`, to the last digits of small weights and of large."""
+    """log(1 - w_i) with w normalised, `[k]`, accurate for small weights and for large ones."""
     w = jax.nn.softmax(log_w)
     of_others = log_sum_of_others(log_w) - jax.nn.logsumexp(log_w)
     return jnp.where(w < 0.5, jnp.log1p(-jnp.minimum(w, 0.5)), of_others)
@@ -103,40 +96,40 @@ def mean_of_others(log_w: LogWeights, mean: Mean) -> LogWeights:
     if mean == "arithmetic":
         return log_sum_of_others(log_w) - jnp.log(float(n))
     zero = ~jnp.isfinite(log_w)
-    middle = jnp.mean(jnp.where(zero, 0.0, log_w))  # subtracted, for the digits of a long sum
+    middle = jnp.mean(jnp.where(zero, 0.0, log_w))  # subtracted against rounding of a long sum
     apart = jnp.where(zero, 0.0, log_w - middle)
     others = middle + (jnp.sum(apart) - apart) / n
     return jnp.where(jnp.sum(zero) > zero.astype(int), -jnp.inf, others)
 
 
-def _of_iwae(log_w: LogWeights, *, mean: Mean) -> LogWeights:
-    log_w = log_w - jnp.max(log_w)  # for the digits of a small difference
+def _iwae_signal(log_w: LogWeights, *, mean: Mean) -> LogWeights:
+    log_w = log_w - jnp.max(log_w)  # against rounding of a small difference
     replaced = jnp.logaddexp(log_sum_of_others(log_w), mean_of_others(log_w, mean))
     return jax.nn.logsumexp(log_w) - replaced
 
 
-def _of_elbo(log_w: LogWeights, _: Signal) -> LogWeights:
+def _elbo_signal(log_w: LogWeights, _: Signal) -> LogWeights:
     return (log_w - jnp.mean(log_w)) / (log_w.size - 1)
 
 
-def _of_miwae(log_w: LogWeights, of_group: Signal, *, m: int) -> LogWeights:
+def _miwae_signal(log_w: LogWeights, of_group: Signal, *, m: int) -> LogWeights:
     return jax.vmap(of_group)(log_w.reshape(m, -1)).ravel() / m
 
 
-def _of_ciwae(log_w: LogWeights, of_all: Signal, *, beta: float | Scalar) -> LogWeights:
-    return beta * _of_elbo(log_w, of_all) + (1 - beta) * of_all(log_w)
+def _ciwae_signal(log_w: LogWeights, of_all: Signal, *, beta: float | Scalar) -> LogWeights:
+    return beta * _elbo_signal(log_w, of_all) + (1 - beta) * of_all(log_w)
 
 
-def _of_renyi(log_w: LogWeights, of_all: Signal, *, alpha: float) -> LogWeights:
+def _renyi_signal(log_w: LogWeights, of_all: Signal, *, alpha: float) -> LogWeights:
     if alpha == 1:
-        return _of_elbo(log_w, of_all)
+        return _elbo_signal(log_w, of_all)
     return of_all((1 - alpha) * log_w) / (1 - alpha)
 
 
 _SIGNALS: dict[Callable[..., Any], Callable[..., LogWeights]] = {
-    elbo: _of_elbo,
+    elbo: _elbo_signal,
     iwae: lambda log_w, of_all: of_all(log_w),
-    miwae: _of_miwae,
-    ciwae: _of_ciwae,
-    renyi: _of_renyi,
+    miwae: _miwae_signal,
+    ciwae: _ciwae_signal,
+    renyi: _renyi_signal,
 }

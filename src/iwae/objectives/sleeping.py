@@ -1,13 +1,12 @@
-"""Reweighted wake-sleep: decoder and encoder learn from log densities at fixed particles."""
+"""Reweighted wake-sleep: decoder and encoder learn from log densities of fixed particles."""
 
-from collections.abc import Callable
 from functools import partial
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 
-from iwae.inference.particles import Info, Particles, log_mean_exp
+from iwae.inference.particles import Info, Particles, Sampler, log_mean_exp
 from iwae.models.vae import AbstractLatentModel
 from iwae.objectives.bounds import bound
 from iwae.objectives.objective import Extra, Objective, frozen
@@ -38,10 +37,10 @@ WAKE_DECODER = Estimator(_wake_theta, path=False, score=False)
 """Wake-theta alone."""
 
 
-def wake(sampler: Callable[..., Any], *, k: int) -> Objective:
-    """sum_i w_i grad log p(x, z_i) on k particles of any sampler; the encoder gets no gradient.
+def wake(sampler: Sampler, *, k: int) -> Objective:
+    """sum_i w_i grad log p(x, z_i) for k particles of any sampler; the encoder gets no gradient.
 
-    The gradient of log p(x) in the decoder's parameters, estimated by self-normalised weights
+    This estimates the gradient of log p(x) in the decoder's parameters by self-normalised weights
     (Ding & Freedman 2019, eq. 7). No gradient flows through the particles or their weights. The
     value is log mean w, a bound.
     """
@@ -74,8 +73,8 @@ def rws(
     Args:
         k: particles of the wake phase.
         estimator: the gradient estimator of wake-theta and wake-phi.
-        phase: what q learns from: "wake" for the particles of the data, "sleep" for a draw of
-            the model itself, "both" for the mean of the two.
+        phase: source of the encoder's gradient: "wake" for the particles of the data, "sleep" for a
+            draw from the model, "both" for the mean of the two.
         chunk, backward: as in `bound`.
     """
     of_phase = _of_phase(estimator, phase)
@@ -111,6 +110,6 @@ def _of_phase(estimator: Estimator, phase: Phase) -> Estimator:
 
 
 def asleep(model: AbstractLatentModel, key: PRNGKey) -> Scalar:
-    """log q(z|x) of a draw (z, x) ~ p, nats; its gradient in q's parameters is sleep-phi."""
+    """log q(z|x) of a draw (z, x) ~ p, nats, whose gradient in q's parameters is sleep-phi."""
     z, x = jax.lax.stop_gradient(frozen(model).sample(key))
     return model.posterior(x).log_prob(z)

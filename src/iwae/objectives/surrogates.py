@@ -1,4 +1,4 @@
-"""Gradient estimators for bounds of importance samples, and the surrogates that they differentiate.
+"""Gradient estimators for bounds of importance samples, and the surrogates to differentiate.
 
 A gradient estimator is a table of coefficients. For particles z_i ~ q(z|x) it is
 
@@ -21,7 +21,7 @@ from iwae.typing import Latents, LogWeights, Scalar
 
 
 class Coefficients(NamedTuple):
-    """The contribution of each particle to the gradient; see the top of this file."""
+    """The coefficients of each particle in the gradient; see the top of this file."""
 
     decoder: LogWeights
     path: LogWeights
@@ -32,10 +32,11 @@ class Estimator(NamedTuple):
     """A gradient estimator for a bound of importance samples.
 
     Attributes:
-        coefficients: (bound, log weights) -> the table; None for the bound's own gradient,
+        coefficients: (bound, log weights) -> the table; None for the gradient of the bound itself,
             from which `path` and `score` may drop terms.
-        path: gradients flow through the draws of q; otherwise that column is ignored.
-        score: gradients flow through log q(z|x) at fixed z; otherwise that column is ignored.
+        path: whether gradients flow through the draws of q; otherwise that column is ignored.
+        score: whether gradients flow through log q(z|x) at fixed z; otherwise that column is
+            ignored.
     """
 
     coefficients: Callable[[Reduction, LogWeights], Coefficients] | None = None
@@ -49,17 +50,17 @@ REPARAM = Estimator()
 
 @jax.custom_vjp
 def tagged(z: Latents) -> tuple[Latents, Scalar]:
-    """Return z and a tag: the cotangent of the tag multiplies the gradient that reaches z.
+    """Return z and a tag, whose cotangent is a factor on the gradient that reaches z.
 
-    The factor depends on all weights, which are known only once every particle has been evaluated.
-    It travels back along the tag, so a single backward pass serves decoder and encoder, whose
+    The factor depends on all weights, which are known only after every particle has been evaluated.
+    It travels back along the tag, so that a single backward pass serves decoder and encoder, whose
     coefficients differ.
     """
     return z, blank_tag(z)
 
 
 def blank_tag(z: Latents) -> Scalar:
-    """Zero, computed from z so that under `vmap` every particle of every example has its own."""
+    """Zero, computed from z so that `vmap` gives every particle of every example its own tag."""
     return 0 * jax.tree.leaves(z)[0].ravel()[0]
 
 
@@ -85,7 +86,7 @@ def _deliver_back(factors: Array, _: Scalar) -> tuple[Array, Array]:
 deliver.defvjp(lambda factors, tags: (deliver(factors, tags), factors), _deliver_back)
 
 FLOOR = 1e-20
-"""Least absolute value of a coefficient used as a divisor, far below rounding."""
+"""Smallest absolute value of a coefficient used as a divisor, far below rounding."""
 
 
 def floored(coefficients: LogWeights) -> LogWeights:
@@ -143,7 +144,7 @@ def surrogate(
 
 
 def table_of(reduction: Reduction, estimator: Estimator, log_w: LogWeights) -> Coefficients:
-    """The coefficients of an estimator; a bound's own gradient has df/dlog w_i in each column."""
+    """The coefficients of an estimator; df/dlog w_i in all columns for the bound's own gradient."""
     if estimator.coefficients is not None:
         return estimator.coefficients(reduction, log_w)
     a = jax.grad(reduction)(log_w)

@@ -21,8 +21,8 @@ from iwae.errors import UserError
 from iwae.evaluation.posterior import model_density, posterior_grid, prior_grid
 from iwae.evaluation.units import active_units
 from iwae.models.conditional import ConditionalVAE, Model, without_labels
-from iwae.models.likelihoods import SIGNS
-from iwae.models.networks import Dense
+from iwae.models.layers import Dense
+from iwae.models.likelihoods.masking import SIGNS
 from iwae.models.priors import VampPrior
 from iwae.precision import float32
 from iwae.reports import figures

@@ -28,14 +28,13 @@ from iwae.evaluation.signal import (
 )
 from iwae.models.vae import VAE
 from iwae.objectives.catalogue import compose
+from iwae.objectives.combinations import check, gradients_of
 from iwae.objectives.declaration import (
     BASELINES,
     GRADIENT_OPTIONS,
     OPTIONS,
     Declaration,
-    check,
     described,
-    gradients_of,
     particles,
 )
 from iwae.precision import float32

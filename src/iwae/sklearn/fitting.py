@@ -15,7 +15,8 @@ from iwae.models.declaration import parse_prior
 from iwae.models.likelihoods import observation
 from iwae.models.vae import VAE
 from iwae.objectives.catalogue import compose
-from iwae.objectives.declaration import Declaration, check, unmodified
+from iwae.objectives.combinations import check
+from iwae.objectives.declaration import Declaration, unmodified
 from iwae.sklearn.callbacks import with_tasks
 from iwae.sklearn.parameters import declaration_of, hidden_sizes
 from iwae.training.hiding import hidden_share

@@ -16,8 +16,8 @@ from iwae.evaluation.imputation import CHAINS, Filling, Imputed, pilot_annealer
 from iwae.evaluation.likelihood import annealed_bound
 from iwae.evaluation.posterior import snis_mean
 from iwae.evaluation.scores import encoder_moments
-from iwae.inference.particles import importance_particles
-from iwae.inference.step_sizes import Annealer, tune_step_size
+from iwae.inference.particles import Sampler, importance_particles
+from iwae.inference.step_sizes import tune_step_size
 from iwae.inference.temperatures import sigmoid_schedule
 from iwae.models.likelihoods import complete, typical
 from iwae.models.vae import VAE
@@ -133,5 +133,5 @@ def expected(estimator: Any, rows: np.ndarray, k: int, *, anneal: bool) -> Imput
 
 
 @float32
-def _annealer(estimator: Any) -> Annealer:
+def _annealer(estimator: Any) -> Sampler:
     return pilot_annealer(estimator.model_, _key(estimator, _PILOT))

@@ -1,4 +1,4 @@
-"""Diagnosis of a broken run: the step and the first quantity that is not finite."""
+"""Diagnosis of a run that broke: the step, and the first quantity that is not finite."""
 
 from collections.abc import Iterator
 
@@ -11,23 +11,13 @@ from jaxtyping import Array, Int, PyTree, Shaped
 from iwae.inference.particles import Info, particle_keys
 from iwae.models.vae import AbstractLatentModel
 from iwae.objectives.objective import Extra
+from iwae.training import steps
 from iwae.training.schedules import Schedule
-from iwae.training.steps import (
-    Clock,
-    Settings,
-    TrainState,
-    batch,
-    epoch_order,
-    example,
-    mean_loss,
-    replicate_model,
-    run_steps,
-    step_key,
-)
+from iwae.training.steps import Clock, Settings, TrainState
 from iwae.typing import PRNGKey
 
 DIAGNOSED = 64
-"""Particles examined: the first ones of the step, whatever its k."""
+"""Number of particles of the step that are examined, from the first, whatever k is."""
 
 
 def diagnose(
@@ -39,18 +29,18 @@ def diagnose(
     settings: Settings,
     clock: Clock,
 ) -> tuple[TrainState, str]:
-    """Rerun the dispatch that broke, checking every gradient.
+    """Rerun the dispatch that broke and check every gradient.
 
     Returns:
         The last good state, and a message that names the step and the first broken term.
     """
-    good = run_steps(state, stop, data, schedule, template, settings, clock, checked=True)
+    good = steps.run_steps(state, stop, data, schedule, template, settings, clock, checked=True)
     broken = int(np.argmax(np.asarray(good.step < stop)))
     one = jax.tree.map(lambda leaf: leaf[broken], good)
-    order = epoch_order(one, len(data), settings, clock)
-    raw = batch(one, order, data, settings, clock)
-    model = replicate_model(template, good.params, broken)
-    term = first_non_finite(model, raw, step_key(one), one.extra, settings)
+    order = steps.epoch_order(one, len(data), settings, clock)
+    raw = steps.batch(one, order, data, settings, clock)
+    model = steps.replicate_model(template, good.params, broken)
+    term = first_non_finite(model, raw, steps.step_key(one), one.extra, settings)
     step = int(one.step)
     steps_per_epoch = settings.blocks * (len(data) // settings.batch_size)
     epoch = int(clock.epoch) + (step - int(clock.step)) // steps_per_epoch
@@ -106,8 +96,8 @@ def _terms(
     """The quantities named by `TERMS`, for each example of a batch."""
 
     def one(raw: Shaped[Array, "..."], position: Array) -> tuple[PyTree, ...]:
-        given, x, latent_key = example(model, raw, position, key, settings)
-        has_gaps = getattr(given, "missing", None) is not None  # then a nan is no fault
+        given, x, latent_key = steps.example(model, raw, position, key, settings)
+        has_gaps = getattr(given, "missing", None) is not None  # then nan is a missing value
         seen = jnp.where(jnp.isnan(x), 0.0, x) if has_gaps else x
         q = given.posterior(x)
         z = jax.vmap(q.sample)(particle_keys(latent_key, jnp.arange(DIAGNOSED)))
@@ -126,6 +116,6 @@ def _loss_and_gradient(
 ) -> tuple[tuple[Array, Info], PyTree]:
     def loss(trained: tuple[AbstractLatentModel, PyTree]) -> tuple[Array, Info]:
         model, learned = trained
-        return mean_loss(model, raw, key, extra._replace(learned=learned), settings)
+        return steps.mean_loss(model, raw, key, extra._replace(learned=learned), settings)
 
     return eqx.filter_value_and_grad(loss, has_aux=True)(trained)

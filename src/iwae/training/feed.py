@@ -1,11 +1,11 @@
-"""The training examples on the devices: all of them or, of streamed data, one block at a time.
+"""Training examples on the devices: the whole data set or, for streamed data, a block at a time.
 
-An epoch of streamed data is a sequence of K blocks of equal size. A block is put together from many
-short runs of consecutive rows, chosen at random among those of the whole data set, so that a file
-that is sorted by class still gives mixed blocks; within it, each replicate visits the rows in a
-random order of its own. Which runs form a block depends on the epoch and the block alone, and the
-order within a block on the replicate's key too, so that any step can be reached again. To the
-compiled program, a block is a data set: data in memory are one block that never changes.
+An epoch of streamed data is a sequence of K blocks of equal size. A block consists of many short
+runs of consecutive rows, drawn from the whole data set, so that a file sorted by class still yields
+mixed blocks. Within a block, each replicate visits the rows in a random order of its own. The runs
+of a block depend on the epoch and the block alone, the order of the rows also on the replicate's
+key, so that any step can be reproduced. To the compiled program, a block is a data set: data in
+memory are one block that never changes.
 """
 
 import math
@@ -22,10 +22,10 @@ from iwae.data.sampling import BLOCK_ROWS, generator
 from iwae.training.steps import on_all_devices
 
 BLOCK_BYTES = 2**26
-"""The most bytes of a block: on each device there is one, and the next one is read meanwhile."""
+"""Largest size of a block in bytes. Each device holds one, while the next one is read."""
 
 RUNS = 256
-"""Runs of consecutive rows that form a block."""
+"""Number of runs of consecutive rows in a block."""
 
 
 class Blocks(NamedTuple):
@@ -33,8 +33,9 @@ class Blocks(NamedTuple):
 
     Attributes:
         number: blocks in an epoch; 1 for data in memory.
-        rows: of each block. Fewer than `number` rows are left out, others in each shuffled epoch.
-        steps: batches of each block, whose last rows may fill none.
+        rows: rows in each block. Fewer than `number` rows of an epoch are left out, different ones
+            in each shuffled epoch.
+        steps: full batches in each block.
     """
 
     number: int
@@ -48,7 +49,7 @@ class Blocks(NamedTuple):
 
 
 def blocks_of(data: Examples, batch_size: int) -> Blocks:
-    """The blocks of training examples: as few as `BLOCK_BYTES` allows if they are streamed."""
+    """The blocks of training examples; for streamed data, as few as `BLOCK_BYTES` allows."""
     n, count = len(data), 1
     if isinstance(data, Rows):
         count = max(1, min(math.ceil(data.nbytes / BLOCK_BYTES), n // batch_size))
@@ -56,10 +57,10 @@ def blocks_of(data: Examples, batch_size: int) -> Blocks:
 
 
 def block_rows(n: int, blocks: Blocks, epoch: int, block: int) -> np.ndarray:
-    """The rows of a block of an epoch, ascending; no row is in two blocks of an epoch.
+    """The rows of a block of an epoch, ascending; the blocks of an epoch are disjoint.
 
     Args:
-        n: rows of the data.
+        n: number of rows of the data.
     """
     length = max(1, blocks.rows // RUNS)
     runs = -(-n // length)
@@ -80,7 +81,7 @@ def block_rows(n: int, blocks: Blocks, epoch: int, block: int) -> np.ndarray:
 
 
 class Feed:
-    """The blocks of training data on the devices, of which the next one is read ahead."""
+    """The blocks of training data on the devices; the next one is read ahead."""
 
     def __init__(
         self, data: Examples, batch_size: int, *, shuffle: bool, reader: ThreadPoolExecutor
@@ -97,14 +98,14 @@ class Feed:
         if not isinstance(self._data, Rows) or self.blocks.number == 1:
             place = (0, 0)
         if self._here is None or place != self._place:
-            self._here = None  # before the next one is put beside it
+            self._here = None  # frees its memory before the next block needs it
             self._here = on_all_devices(self._read(place))
             self._place = place
             self._read_ahead(divmod(done + 1, self.blocks.number))
         return self._here
 
     def _read(self, place: tuple[int, int]) -> np.ndarray:
-        """The rows of an epoch's block, which may have been read ahead."""
+        """The rows of a block of an epoch, which may have been read ahead."""
         if not isinstance(self._data, Rows):
             return self._data
         if self._ahead is not None and self._ahead[0] == place:
@@ -122,6 +123,6 @@ class Feed:
 
 @contextmanager
 def feeding(data: Examples, batch_size: int, *, shuffle: bool) -> Iterator[Feed]:
-    """A feed of training data, which reads ahead in a thread until the block ends."""
+    """A feed of training data that reads ahead in a thread, for the length of a `with` block."""
     with ThreadPoolExecutor(1, "iwae-reader") as reader:
         yield Feed(data, batch_size, shuffle=shuffle, reader=reader)

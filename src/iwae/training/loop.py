@@ -33,9 +33,8 @@ from iwae.typing import Example, PRNGKey, Scalar
 DISPATCH_SECONDS = 2.0
 """Target duration of a dispatch: long enough for negligible overhead, short enough to stop soon."""
 
-
 SLAB = 2**13
-"""Held-out examples that are read at a time, if they are streamed."""
+"""Held-out examples read at a time if they are streamed."""
 
 
 class Best(NamedTuple):
@@ -43,9 +42,9 @@ class Best(NamedTuple):
 
     Attributes:
         params: as in `TrainState`.
-        value: the best validation bound, nats; `-inf` before the first.
+        value: the best validation bound, nats; `-inf` before the first validation.
         epoch: the epoch of that bound.
-        waited: validations since then without an improvement by more than the threshold.
+        waited: number of validations since the last improvement by more than the threshold.
     """
 
     params: PyTree
@@ -69,13 +68,13 @@ def update_best(
     epoch: int,
     threshold: float = 0.0,
 ) -> Best:
-    """Keep weights that improve the bound by strictly more than `threshold` nats.
+    """Keep weights that improve the bound by more than `threshold` nats.
 
     Replicates that are not `active` are unchanged.
     """
     values, old = np.float32(value), np.asarray(best.value)
     better = active & (values > old + np.float32(threshold))
-    # All arrays in one program.
+    # All arrays in a single program.
     epochs, none = np.full(better.shape, epoch, np.int32), np.zeros(better.shape, np.int32)
     kept = (best.params, best.value, best.epoch, np.asarray(best.waited) + np.int32(active))
     return Best(*_choose(better, (params, values, epochs, none), kept))
@@ -83,7 +82,7 @@ def update_best(
 
 @jax.jit
 def _choose(better: Bool[Array, " R"], new: PyTree, old: PyTree) -> PyTree:
-    """Each replicate's leaves from one of two trees."""
+    """For each replicate, the leaves of one of two trees."""
     return jax.tree.map(
         lambda a, b: jnp.where(better.reshape(-1, *[1] * (a.ndim - 1)), a, b), new, old
     )
@@ -96,7 +95,7 @@ class Plan(NamedTuple):
         epochs: passes over the training data; examples that do not fill a batch are left out,
             different ones in each shuffled epoch.
         validate_every: epochs between validations.
-        patience: validations without improvement after which a replicate stops; None: never.
+        patience: validations without improvement after which a replicate stops; None for never.
         threshold: nats by which a validation bound must exceed the best one to count.
     """
 
@@ -116,8 +115,8 @@ class Report(NamedTuple):
         steps_per_epoch: batches in an epoch.
         bound: `[R]` mean training bound of the epoch so far, nats; nan for stopped replicates.
         metrics: name -> `[R]`, means of the objective's metrics besides its bound, such as `iwae`.
-        validation: `[R]` validation bound, nats, where this dispatch ended in a validation.
-        active: `[R]` which replicates were training.
+        validation: `[R]` validation bound, nats; None if this dispatch ended without a validation.
+        active: `[R]`, whether each replicate was training.
         steps: steps per replicate in this dispatch.
         seconds: duration of the dispatch.
         stage: stage of the run, from 0.
@@ -166,8 +165,8 @@ def training(
 ) -> Iterator[tuple[TrainState, Best, Report]]:
     """Train from `state` to the end of the plan; yield after every dispatch.
 
-    The caller may stop between any two dispatches and resume later from what was yielded: the
-    result is the same, bit for bit.
+    The caller may stop after any dispatch and resume later from the yielded state: the result is
+    the same, bit for bit.
 
     Args:
         data: `[n, ...]` raw training examples; `Rows` are read block by block (see `feed`).
@@ -209,7 +208,7 @@ def _dispatches(
     steps_per_epoch, block_steps = feed.blocks.steps_per_epoch, feed.blocks.steps
     first = int(clock.step)
     last, size = first + plan.epochs * steps_per_epoch, 20
-    while (active := _active(best, plan)).any():
+    while (active := _has_patience(best, plan)).any():
         step = int(np.asarray(state.step).max())
         if step >= last:
             break
@@ -258,7 +257,7 @@ def _dispatches(
 
 
 def _refuse_non_finite(values: np.ndarray, epoch: int, good: TrainState, best: Best) -> None:
-    """Raise NonFiniteError if a validation bound is not finite and so cannot be compared."""
+    """Raise NonFiniteError if a validation bound is not finite, and so cannot be compared."""
     if not np.isfinite(values).all():
         broken = int(np.argmin(np.isfinite(values)))
         raise NonFiniteError(
@@ -275,7 +274,7 @@ def _all_finite(tree: PyTree) -> Bool[Array, ""]:
     return jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]).all()
 
 
-def _active(best: Best, plan: Plan) -> np.ndarray:
+def _has_patience(best: Best, plan: Plan) -> np.ndarray:
     """Mask of the replicates that have not run out of patience."""
     return np.asarray(best.waited) < (np.inf if plan.patience is None else plan.patience)
 
@@ -283,7 +282,7 @@ def _active(best: Best, plan: Plan) -> np.ndarray:
 def validation_bounds(
     state: TrainState, template: AbstractLatentModel, settings: Settings, validation: Examples
 ) -> Float[np.ndarray, " R"]:
-    """Mean objective of each replicate on held-out data, with the same keys each time."""
+    """Mean objective of each replicate on held-out data, with the same keys at each call."""
     slab = min(len(validation), SLAB) if isinstance(validation, Rows) else len(validation)
     means, (params, extras) = [], jax.device_get((weights(state), state.extra))
     for replicate in range(len(state.step)):

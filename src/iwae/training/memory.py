@@ -30,7 +30,7 @@ class Trained(NamedTuple):
     Attributes:
         model: with the last weights.
         best: with the weights of the best validation bound; `model` if nothing was held out.
-        history: the report of every epoch.
+        history: the reports of all epochs.
     """
 
     model: AbstractLatentModel
@@ -64,9 +64,11 @@ def train(
 
     Args:
         model: any model that passes `iwae.testing.check_latent_model`.
-        examples: `[n, ...]`, or a data set: its training examples, binarised as it says, with its
-            validation examples held out; a `VAE` then has densities in the units of its data.
-        binarization: "dynamic" binarises bytes afresh at every access; "none" if not given.
+        examples: `[n, ...]`, or a data set. A data set provides the training examples, their
+            binarisation and the held-out validation examples; a `VAE` then has densities in the
+            units of its data.
+        binarization: "dynamic" binarises bytes afresh at every access; by default "none", or that
+            of the data set.
         objective: maximised, e.g. `bound(iwae, k=50)`, or any function (model, x, key) -> nats.
         optimizer: an Optax transformation without its learning rate; the paper's Adam if None.
         learning_rate: a number, or a function of the step such as any Optax schedule.
@@ -75,14 +77,14 @@ def train(
         ema: decay of a moving average of the parameters; if given, the average is validated and
             returned.
         hide: probability of hiding each observed value from a model of values missing at random,
-            drawn anew whenever training visits its example; see `iwae.training.hiding`.
+            drawn anew at every visit of its example; see `iwae.training.hiding`.
         progress: show epoch, speed, bounds and time left on standard error.
-        callbacks: functions of the report of each epoch; if one returns True, training stops there.
+        callbacks: functions of the report of each epoch; training stops if one returns True.
 
     Raises:
         UserError: if there are fewer examples than a batch holds, their shape or values are
-            invalid for the model, or it does not take values that are missing at random but some
-            are to be hidden.
+            invalid for the model, or values are to be hidden from a model that does not take values
+            missing at random.
         NonFiniteError: names the step and the first term that is not finite.
     """
     if isinstance(examples, Dataset):
@@ -133,7 +135,7 @@ def train(
 
 
 def _check_hide(share: float, model: AbstractLatentModel) -> None:
-    """Raise UserError for a share that is none, or a model without values missing at random."""
+    """Raise UserError for an invalid share, or a model without values missing at random."""
     if not 0 <= share < 1:
         raise UserError(f"hide is {share}; it must be at least 0 and below 1")
     if share and isinstance(model, Model) and without_labels(model).missing != "at-random":
@@ -141,7 +143,7 @@ def _check_hide(share: float, model: AbstractLatentModel) -> None:
 
 
 def _in_units_of(model: AbstractLatentModel, data: Dataset) -> AbstractLatentModel:
-    """The model with the scale of standardised data, so that its densities are in their units."""
+    """The model with the scale of standardised data, for densities in the units of the data."""
     vae = without_labels(model) if isinstance(model, Model) else None
     if data.log_scale is None or vae is None or vae.log_scale is not None:
         return model

@@ -15,7 +15,7 @@ LINE_SECONDS = 10.0
 
 
 def make_bar(left: ProgressColumn) -> Progress:
-    """A bar of progress; `left` is its column for the time left."""
+    """A progress bar; `left` is the column for the time left."""
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),
@@ -28,7 +28,7 @@ def make_bar(left: ProgressColumn) -> Progress:
 
 
 def show_training(reports: Iterable[Report], *, quiet: bool = False, verbose: bool = False) -> None:
-    """Consume `reports` and show epoch, steps per second, training bound and time left.
+    """Consume reports and show epoch, steps per second, training bound and time left.
 
     Args:
         quiet: print nothing.
@@ -49,28 +49,27 @@ def _training_bar(reports: Iterable[Report]) -> None:
         for report in reports:
             speed.add(report)
             left = _left(speed.left(report))
-            bar.update(task, completed=report.share, words=_words(report), left=left)
+            bar.update(task, completed=report.share, words=_status_line(report), left=left)
 
 
 def _training_lines(reports: Iterable[Report], every: float) -> None:
     last, speed = time.monotonic(), Speed()
-    report = shown = None
+    report = printed = None
     for report in reports:
         speed.add(report)
         now = time.monotonic()
         if report.epoch_done and now - last >= every:
-            words = ", ".join(filter(None, (_words(report), _left(speed.left(report)))))
+            words = ", ".join(filter(None, (_status_line(report), _left(speed.left(report)))))
             print(words, file=sys.stderr, flush=True)
-            last, shown = now, report
-    if report is not None and report is not shown:
-        print(_words(report), file=sys.stderr, flush=True)
+            last, printed = now, report
+    if report is not None and report is not printed:
+        print(_status_line(report), file=sys.stderr, flush=True)
 
 
 class Speed:
-    """Speed of a stage, without what is mostly compilation.
+    """Speed of a stage, without the work that is mostly compilation.
 
-    That is the first dispatch, and what happens at the end of the first epoch: validation, and the
-    metrics and frames that are logged.
+    This is the first dispatch, and the end of the first epoch with validation and logging.
     """
 
     def __init__(self) -> None:
@@ -88,7 +87,7 @@ class Speed:
             self.seconds += self.last - before
 
     def left(self, report: Report) -> float | None:
-        """Seconds to the end of the run; None if too little is known."""
+        """Seconds to the end of the run; None while it cannot be estimated."""
         done = report.share - self.start
         if self.seconds < 2 or done <= 0:
             return None
@@ -107,7 +106,7 @@ def in_words(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
-def _words(report: Report) -> str:
+def _status_line(report: Report) -> str:
     bound = " ".join(f"{value:.2f}" for value in np.atleast_1d(report.bound))
     words = f"epoch {report.epoch}, {report.steps / report.seconds:.0f} steps/s, bound {bound}"
     if report.validation is not None:

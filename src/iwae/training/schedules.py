@@ -1,6 +1,6 @@
 """Optimisers and learning rates of the paper's text and of its published code.
 
-Repeated calls return the same optimiser object, because programs are compiled for it.
+Repeated calls return the same optimiser, because programs are compiled for the object.
 """
 
 from collections.abc import Callable, Sequence
@@ -45,8 +45,8 @@ def authors_adam(batch_size: int) -> optax.GradientTransformation:
     """The optimiser of the paper's published code, which differs from the paper's text.
 
     beta1 is 0.99. The second moments start at one, but the bias correction is the usual one. A step
-    uses the moments of the previous step, so the first step changes nothing. The gradient is the
-    sum over the batch, so epsilon = 1e-4 corresponds to a smaller one for the mean.
+    uses the moments of the previous step, so that the first step changes nothing. The gradient is
+    the sum over the batch, so that epsilon = 1e-4 corresponds to a smaller one for the mean.
     """
     b1, b2, eps = 0.99, 0.999, 1e-4
 
@@ -76,7 +76,7 @@ def authors_adam(batch_size: int) -> optax.GradientTransformation:
 
 
 class StagedSchedule(eqx.Module):
-    """A learning rate that is constant within stages; its numbers are not compiled in.
+    """A learning rate that is constant within stages; its numbers are not compile-time constants.
 
     Attributes:
         ends: the step at which each stage ends.
@@ -101,14 +101,14 @@ def staged(
 
 
 class DecayingSchedule(eqx.Module):
-    """A learning rate that is constant up to one step and falls to its last value at another.
+    """A learning rate that is constant up to one step and then decays to its final value.
 
     Attributes:
         rate: initial rate.
         last: final rate.
-        turn: the step at which it starts to fall.
+        turn: the step at which the decay starts.
         end: the step at which it reaches `last`.
-        cosine: whether it falls as half a period of a cosine; otherwise linearly.
+        cosine: whether it decays as half a period of a cosine, or else linearly.
     """
 
     rate: Float[Array, ""]
@@ -128,7 +128,7 @@ class DecayingSchedule(eqx.Module):
 def decaying(
     rate: float, last: float, turn: int, end: int, *, cosine: bool = False
 ) -> DecayingSchedule:
-    """The schedule that holds `rate` up to step `turn` and falls to `last` at step `end`."""
+    """The schedule that holds `rate` up to step `turn` and decays to `last` at step `end`."""
     rates = jnp.float32(rate), jnp.float32(last)
     return DecayingSchedule(*rates, jnp.int32(turn), jnp.int32(end), cosine)
 
@@ -152,7 +152,7 @@ def warming_up(schedule: Schedule, first: int, steps: int) -> WarmUp:
 
 
 def check_steps(epochs: int, steps_per_epoch: int, first: int = 0) -> None:
-    """Raise UserError if the steps overflow their 32-bit counter."""
+    """Raise UserError if the number of steps overflows the 32-bit counter."""
     if first + epochs * steps_per_epoch >= 2**31:
         raise UserError(
             f"epochs is {epochs}, but steps are counted in 32 bits: with {steps_per_epoch} steps "
@@ -166,10 +166,9 @@ AUTHORS_RATES = tuple(1e-3 * r for r in (1.0, 0.72, 0.52, 0.37, 0.27, 0.19, 0.14
 
 
 def stage_epochs(total: int) -> tuple[int, ...]:
-    """The paper's eight stages, 3^i epochs each, stretched or squeezed to `total` epochs.
+    """The paper's eight stages of 3^i epochs, scaled to `total` epochs (3,280 in the paper).
 
-    Stage ends are rounded, so that short runs skip the short early stages; 3,280 epochs are the
-    paper's own.
+    Stage ends are rounded, so that short runs skip the short early stages.
     """
     ends = np.round(np.cumsum(PAPER_EPOCHS) * total / sum(PAPER_EPOCHS)).astype(int)
     return tuple(int(n) for n in np.diff(ends, prepend=0))

@@ -3,7 +3,7 @@
 Vyas et al. 2025, "SOAP: improving and stabilizing Shampoo using Adam" (arXiv 2409.11321),
 algorithm 3, with one-sided eigenvectors (section 4.2.1). Two changes make it cheaper: the first
 moments are kept in the eigenbasis, and the covariance uses only the gradients at refreshes. A third
-makes it stable: rotated directions are clipped at 1, which they exceed only after a refresh.
+change makes it stable: rotated directions are clipped at 1, which they exceed only after a refresh.
 """
 
 from functools import cache
@@ -41,15 +41,15 @@ def soap(
     """The update direction of SOAP, with each matrix rotated on one side.
 
     Args:
-        b1, b2, eps: as in Adam; the two rates are to be equal, as the clipping presumes.
+        b1, b2, eps: as in Adam; clipping requires that the two rates be equal.
         every: steps between refreshes of the eigenbases, by one step of orthogonal iteration.
-        largest: the smaller side of a matrix is rotated if it is at most this; other matrices, and
-            vectors, are left to Adam.
+        largest: largest side to rotate. The smaller side of a matrix is rotated; matrices beyond
+            this limit, and vectors, are left to Adam.
         memory: share of the old covariance that a refresh keeps.
     """
 
     def rotated(leaves: list[Array]) -> dict[str, bool]:
-        """Index of each matrix to rotate -> whether its first side is rotated."""
+        """For each matrix to rotate, by its index, whether the first side is rotated."""
         sizes = {str(i): leaf.shape for i, leaf in enumerate(leaves) if leaf.ndim == 2}
         return {i: m <= n for i, (m, n) in sizes.items() if min(m, n) <= largest}
 

@@ -26,7 +26,7 @@ class Stage(NamedTuple):
         epochs: number of epochs.
         steps_per_epoch: batches in an epoch.
         clock: the step and the epoch at which the stage begins.
-        fresh: whether the optimiser starts afresh; None: only if its state cannot be carried over.
+        fresh: whether to reset the optimiser; None to reset it only if its state does not fit.
         cost: cost of an epoch, in any unit common to all stages.
         number: index of the stage among those declared, from 0.
     """
@@ -51,7 +51,7 @@ class Stage(NamedTuple):
 
 
 def stage_at(stages: Sequence[Stage], step: int) -> int:
-    """Index of the stage after `step` steps; the end of a stage still belongs to it."""
+    """Index of the stage after `step` steps; the last step of a stage belongs to it."""
     return next((i for i, stage in enumerate(stages) if step <= stage.end), len(stages) - 1)
 
 
@@ -59,7 +59,7 @@ def is_carried(before: Stage, stage: Stage) -> bool:
     """Whether the optimiser's state passes from one stage to the next.
 
     Raises:
-        UserError: if the stage is declared not fresh, but the state does not fit it.
+        UserError: if the stage must not be fresh, but the state does not fit it.
     """
     same = before.settings.optimizer is stage.settings.optimizer
     fits = same and _learned_shapes(before) == _learned_shapes(stage)
@@ -81,13 +81,13 @@ def enter(
 ) -> tuple[TrainState, Best]:
     """The state before the first step of a stage, from the state after the last step of another.
 
-    All replicates continue, including those that ran out of patience. If the optimiser's state is
-    carried over, so is what the objective has learned besides the model; an unchanged objective
-    keeps all it has learned and tuned. If validation measures another bound, the best weights so
-    far are discarded.
+    All replicates continue, including those that ran out of patience. The arrays that the objective
+    learns besides the model are carried over with the optimiser's state; an unchanged objective
+    keeps all arrays that it has learned or tuned. If validation measures another bound, the best
+    weights so far are discarded.
     """
     static = eqx.filter(template, eqx.is_inexact_array, inverse=True)
-    new = _first_state(state.params, state.key, static, stage.settings)
+    new = _initial_state(state.params, state.key, static, stage.settings)
     extra, opt_state = new.extra, new.opt_state
     if is_carried(before, stage):
         opt_state = state.opt_state
@@ -103,7 +103,7 @@ def enter(
 
 
 @eqx.filter_jit
-def _first_state(
+def _initial_state(
     params: PyTree, keys: Key[Array, " R"], template: AbstractLatentModel, settings: Settings
 ) -> TrainState:
     """The state before the first step of a run that starts from these parameters."""
@@ -128,10 +128,11 @@ def train_stages(
 ) -> Iterator[tuple[TrainState, Best, Report]]:
     """Run `training` through all stages, from the one that the state is in.
 
-    Training can be resumed from whatever was yielded, even at the end of a stage.
+    Training can be resumed from any yielded state, even at the end of a stage.
 
     Args:
-        plan: of the whole run, with the epochs of each stage. A stage ends when patience runs out.
+        plan: of the whole run; `epochs` is replaced by that of each stage. A stage ends when
+            patience runs out.
 
     Raises:
         UserError, NonFiniteError: as `training`.

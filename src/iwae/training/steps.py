@@ -1,8 +1,8 @@
 """The compiled program: many steps of many replicates in one dispatch.
 
-A replicate's `TrainState` holds everything that the next step needs; all states carry a leading
+The `TrainState` of a replicate holds everything that the next step needs; all states have a leading
 axis over replicates. Every random number of step s is addressed by (replicate's key, s, position in
-the batch), so a run that is stopped, resumed or split into other dispatches stays the same run.
+the batch), so that stopping, resuming or other dispatches do not change a run.
 """
 
 from collections.abc import Callable, Sequence
@@ -39,7 +39,7 @@ class TrainState(NamedTuple):
         bound: mean of the batches' bounds in the epoch of the last step, nats.
         extra: arrays that the objective learns and tunes besides the model.
         metrics: means, over the same steps, of the objective's metrics besides its bound.
-        ema: the exponential moving average of `params`, where `Settings.ema` asks for one.
+        ema: the exponential moving average of `params`; () unless `Settings.ema` is given.
     """
 
     params: PyTree
@@ -53,12 +53,12 @@ class TrainState(NamedTuple):
 
 
 def weights(state: TrainState) -> PyTree:
-    """The parameters to evaluate and to save: their moving average where there is one."""
+    """The parameters to evaluate and to save: their moving average if there is one."""
     return state.ema if jax.tree.leaves(state.ema) else state.params
 
 
 class Clock(NamedTuple):
-    """The step and the epoch at which a stage of the run begins."""
+    """The step and the epoch at which a stage begins."""
 
     step: Int[Array, ""] | int = 0
     epoch: Int[Array, ""] | int = 0
@@ -69,7 +69,7 @@ START = Clock()
 
 
 class Settings(NamedTuple):
-    """Everything fixed while a program runs; hashable, so that it can be a static argument.
+    """The constants of a program; hashable, so that they can be a static argument.
 
     Attributes:
         objective: maximised, one example at a time.
@@ -78,10 +78,10 @@ class Settings(NamedTuple):
         batch_size: examples per step.
         binarization: how raw examples become the model's input, see `iwae.data.draw`.
         shuffle: whether every epoch has a new order; otherwise all have that of the first epoch.
-        validated: the objective measured on held-out examples, if not `objective`.
+        validated: the objective to measure on held-out examples; None for `objective`.
         ema: decay of the moving average of the parameters; None for no average.
         hide: probability of hiding each observed value, drawn anew at every visit of an example.
-        blocks: parts of an epoch, which are on the device one after another.
+        blocks: number of blocks of an epoch, which are on the device one after another.
     """
 
     objective: Objective
@@ -115,7 +115,7 @@ def _stack(trees: Sequence[PyTree]) -> PyTree:
 
 
 def replicate_model(template: Model, params: PyTree, replicate: int) -> Model:
-    """The model of one replicate; `template` supplies what is not trained."""
+    """The model of one replicate; `template` provides everything that is not trained."""
     static = eqx.filter(template, eqx.is_inexact_array, inverse=True)
     return eqx.combine(jax.tree.map(lambda leaf: leaf[replicate], params), static)
 
@@ -158,7 +158,7 @@ def mean_loss(
     extra: Extra,
     settings: Settings,
 ) -> tuple[Scalar, Info]:
-    """Minus the mean objective of a batch: the one place that negates and averages."""
+    """Minus the mean objective of a batch: the only place that negates and averages."""
 
     def one(raw: Shaped[Array, "..."], position: Array) -> tuple[Scalar, Info]:
         given, x, latent_key = example(model, raw, position, key, settings)
@@ -225,7 +225,7 @@ def _one_step(
 
 
 def _averaged(state: TrainState, params: PyTree, decay: float) -> PyTree:
-    """The moving average after a step; a shorter memory in the first steps forgets the start."""
+    """The moving average after a step, with a shorter memory in the first steps."""
     done = state.step.astype(jnp.float32)
     rate = 1 - jnp.minimum(decay, (1 + done) / (10 + done))
     return jax.tree.map(lambda mean, p: mean + rate * (p - mean), state.ema, params)
@@ -286,20 +286,20 @@ def run_steps(
 
     Args:
         state: R replicates.
-        stop: the step to stop at, in the block of the epoch that the replicate is in; a replicate
+        stop: the step to stop at, within the current block of the epoch; a replicate that is
             already there is unchanged and costs nothing.
         data: the raw training examples, or those of the block if there are several.
-        template: a model of the replicates' kind; its floating-point arrays are not used.
+        template: a model of the same structure, whose floating-point arrays are not used.
         clock: the step and epoch at which the current stage began.
-        checked: whether to check every gradient too; slower, to find the step that broke a run.
+        checked: whether to check every gradient too, which is slower, to find the step that broke.
 
     Returns:
         The new states. A replicate whose bound is not finite has stopped where it broke.
     """
-    # All devices take part whatever R is, so that the same program always runs. Keys are folded,
+    # All devices take part whatever R is, so that the same program always runs. Keys are folded and
     # never consumed, so that a dispatch may be rerun from the same state.
     replicates, mesh = len(state.step), Mesh(np.asarray(jax.local_devices()), ("replicate",))
-    idle = -replicates % mesh.size  # copies that have nothing to do
+    idle = -replicates % mesh.size  # copies with nothing to do
     split = NamedSharding(mesh, PartitionSpec("replicate"))
     state = _with_idle(state, idle, split)
     stops = np.concatenate([stop, np.asarray(state.step)[replicates:]])
@@ -308,7 +308,7 @@ def run_steps(
     static = eqx.filter(template, eqx.is_inexact_array, inverse=True)
     clock = Clock(*jax.device_put([np.asarray(at, np.int32) for at in clock]))
     out = _run_replicates(state, stop, data, (schedule, clock), static, settings, checked, mesh)
-    return _first(out, replicates) if idle else out
+    return _first_states(out, replicates) if idle else out
 
 
 def on_all_devices(data: Shaped[Array, "n ..."] | Shaped[np.ndarray, "n ..."]) -> Array:
@@ -329,16 +329,16 @@ def _with_idle(state: TrainState, idle: int, sharding: NamedSharding | None = No
         padded = jax.lax.concatenate(pieces, 0)
         return padded if sharding is None else jax.lax.with_sharding_constraint(padded, sharding)
 
-    return _each(pad, state)
+    return _map_leaves(pad, state)
 
 
 @partial(jax.jit, static_argnames="count")
-def _first(state: TrainState, count: int) -> TrainState:
+def _first_states(state: TrainState, count: int) -> TrainState:
     """The states of the first replicates."""
-    return _each(lambda leaf: jax.lax.slice_in_dim(leaf, 0, count), state)
+    return _map_leaves(lambda leaf: jax.lax.slice_in_dim(leaf, 0, count), state)
 
 
-def _each(fn: Callable[[Array], Array], state: TrainState) -> TrainState:
+def _map_leaves(fn: Callable[[Array], Array], state: TrainState) -> TrainState:
     """Apply a function to every leaf, and to the raw data of keys so that they can be copied."""
     data, impl = jax.random.key_data(state.key), jax.random.key_impl(state.key)
     made = jax.tree.map(fn, state._replace(key=data))
@@ -375,7 +375,7 @@ def _run_replicates(
         # The compiler would turn a loop over one replicate into another program, with different
         # rounding. With an idle copy, a replicate is bit-for-bit the same whatever runs beside it.
         twice, stops = _with_idle(states, 1), jnp.concatenate([stops, states.step])
-        return _first(jax.lax.map(run_unless_done, (twice, stops)), 1)
+        return _first_states(jax.lax.map(run_unless_done, (twice, stops)), 1)
 
     split, whole = PartitionSpec("replicate"), PartitionSpec()
     return jax.shard_map(

@@ -1,9 +1,9 @@
-"""Kinds of data: the decoder's last layer as a NumPyro distribution over one example.
+"""Kinds of data: the decoder's outputs as parameters of a NumPyro distribution over an example.
 
 An `Observation` turns the decoder's outputs for an example into a distribution whose event is the
-whole example. It also gives the constant output that describes the training set best (the initial
-bias of that layer), and the inputs of the encoder. The values that a kind takes, and its
-parameters, are in `iwae.data.kinds`.
+whole example. It also returns the constant output with the highest likelihood on the training set
+(the initial bias of the last layer), and the inputs of the encoder. `iwae.data.kinds` has the
+support of each kind and its parameters.
 """
 
 from collections.abc import Callable
@@ -16,33 +16,15 @@ from jaxtyping import Array, Float
 from iwae.data import Kind, as_kind
 from iwae.data.kinds import MISSING, column_kinds
 from iwae.errors import UserError
-from iwae.models.likelihoods.bernoulli import MEAN_CLIP, BernoulliFromLogits, bernoulli
+from iwae.models.likelihoods.bernoulli import bernoulli
 from iwae.models.likelihoods.categories import Categorical, categorical
 from iwae.models.likelihoods.counts import negative_binomial, poisson
-from iwae.models.likelihoods.gaussian import LEAST_SCALE, gaussian, gaussian_fixed, gaussian_shared
+from iwae.models.likelihoods.gaussian import gaussian, gaussian_fixed, gaussian_shared
 from iwae.models.likelihoods.levels import discretised_gaussian, logistic_mixture
 from iwae.models.likelihoods.masking import SIGNS, SelfMasked, self_masked
-from iwae.models.likelihoods.missing import Imputing, Incomplete, incomplete
-from iwae.models.likelihoods.observation import Encoding, Observation
+from iwae.models.likelihoods.missing import Incomplete, incomplete
+from iwae.models.likelihoods.observation import Observation
 from iwae.models.likelihoods.table import Columns, table
-
-__all__ = [
-    "GAUSSIANS",
-    "LEAST_SCALE",
-    "MEAN_CLIP",
-    "MISSING",
-    "OBSERVATIONS",
-    "SIGNS",
-    "BernoulliFromLogits",
-    "Columns",
-    "Encoding",
-    "Imputing",
-    "Incomplete",
-    "Observation",
-    "complete",
-    "observation",
-    "typical",
-]
 
 
 def observation(kind: Kind | str, d: int, missing: str | None = None) -> Observation:
@@ -68,13 +50,13 @@ def observation(kind: Kind | str, d: int, missing: str | None = None) -> Observa
             "missing values can be integrated out in closed form: use at-random"
         )
     if kind.columns is not None:
-        return table(kind, d, partial(_part, missing=missing))
+        return table(kind, d, partial(_columns_of_kind, missing=missing))
     data = OBSERVATIONS[kind.name](kind, d)
     return self_masked(data, d, missing) if missing in SIGNS else incomplete(data, d)
 
 
-def _part(kind: Kind, d: int, missing: str) -> Observation:
-    """Columns of a table; those that are not Gaussian are assumed to be missing at random."""
+def _columns_of_kind(kind: Kind, d: int, missing: str) -> Observation:
+    """The columns of a table of one kind; only Gaussian ones are missing not at random."""
     return observation(kind, d, missing if _has_gaussian(kind) else "at-random")
 
 
@@ -94,7 +76,7 @@ def typical(p: dist.Distribution) -> Float[Array, " d"]:
 
 
 def complete(p: dist.Distribution) -> dist.Distribution:
-    """The distribution of a whole example, without missing values."""
+    """The distribution of a whole example, none of whose values is missing."""
     if isinstance(p, Columns):
         return Columns(tuple(map(complete, p.each)), p.places)
     p = p.values if isinstance(p, SelfMasked) else p

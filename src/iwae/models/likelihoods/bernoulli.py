@@ -36,7 +36,7 @@ class BernoulliFromLogits(dist.BernoulliLogits):
 def _softplus(a: Float[Array, "*d"]) -> Float[Array, "*d"]:
     """log(1 + exp(a)), to within 6e-8 and rounding; cheaper than log1p.
 
-    The derivative is defined explicitly because that of |a| is wrong at 0.
+    The derivative is given explicitly because automatic differentiation of |a| is wrong at 0.
     """
     return jnp.maximum(a, 0) + jnp.log(1 + jnp.exp(-jnp.abs(a)))
 
@@ -49,14 +49,10 @@ def _softplus_jvp(primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[
 
 def bernoulli(kind: Kind, d: int) -> Observation:  # noqa: ARG001
     """One logit for each dimension."""
-    return Observation(d, _distribution, _start)
+    return Observation(d, lambda a: BernoulliFromLogits(a).to_event(1), _logits_of_means)
 
 
-def _distribution(outputs: Float[Array, " d"]) -> dist.Distribution:
-    return BernoulliFromLogits(outputs).to_event(1)
-
-
-def _start(rows: Rows) -> np.ndarray:
-    """Logits of the clipped means."""
+def _logits_of_means(rows: Rows) -> np.ndarray:
+    """Logits of the clipped means of the columns."""
     mean = np.clip(np.nanmean(rows, axis=0, dtype=np.float64), MEAN_CLIP, 1 - MEAN_CLIP)
     return np.log(mean) - np.log1p(-mean)

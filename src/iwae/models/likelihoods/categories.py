@@ -24,7 +24,7 @@ class Categorical(dist.CategoricalLogits):
 
 
 def categorical(kind: Kind, d: int) -> Observation:
-    """K logits for each dimension, which the encoder sees one-hot."""
+    """K logits for each dimension; the encoder's inputs are one-hot vectors."""
     k = kind.categories
     assert k is not None  # noqa: S101 - by `make_kind`
 

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 from scipy.special import digamma
 
 from iwae.data import Kind
-from iwae.models.likelihoods.gaussian import at_least
+from iwae.models.likelihoods.gaussian import between
 from iwae.models.likelihoods.observation import Observation, Rows, standardised
 from iwae.typing import PRNGKey
 
@@ -24,11 +24,7 @@ MOST_LOG_MEAN = 60.0
 LOG_SIZES = (-10.0, 15.0)
 """Floor and ceiling of the log size of a negative binomial.
 
-The variance is mean + mean^2 / size, so that it is in effect a Poisson at the ceiling."""
-
-
-def _between(a: Float[Array, "..."], low: float, high: float) -> Float[Array, "..."]:
-    return -at_least(-at_least(a, low), -high)
+Its variance is mean + mean^2 / size: at the ceiling, it is in effect a Poisson."""
 
 
 class Poisson(dist.Poisson):
@@ -38,7 +34,7 @@ class Poisson(dist.Poisson):
     pytree_data_fields = ("rate",)
 
     def __init__(self, log_mean: Float[Array, " d"]):
-        self.log_mean = _between(log_mean, -MOST_LOG_MEAN, MOST_LOG_MEAN)
+        self.log_mean = between(log_mean, -MOST_LOG_MEAN, MOST_LOG_MEAN)
         super().__init__(jnp.exp(self.log_mean))
 
     def sample(self, key: PRNGKey, sample_shape: tuple[int, ...] = ()) -> Float[Array, "*d"]:
@@ -60,8 +56,8 @@ class NegativeBinomial(dist.NegativeBinomial2):
     pytree_data_fields = ("concentration", "rate", "_gamma")
 
     def __init__(self, log_mean: Float[Array, " d"], log_size: Float[Array, " d"]):
-        self.log_mean = _between(log_mean, -MOST_LOG_MEAN, MOST_LOG_MEAN)
-        self.log_size = _between(log_size, *LOG_SIZES)
+        self.log_mean = between(log_mean, -MOST_LOG_MEAN, MOST_LOG_MEAN)
+        self.log_size = between(log_size, *LOG_SIZES)
         super().__init__(jnp.exp(self.log_mean), jnp.exp(self.log_size))
 
     @property
@@ -93,7 +89,7 @@ class NegativeBinomial(dist.NegativeBinomial2):
 
 
 def _divergence(t: Float[Array, " d"], log_1_t: Float[Array, " d"]) -> Float[Array, " d"]:
-    """t - log(1 + t), from both arguments; from t alone where it is small."""
+    """t - log(1 + t), from t alone if it is small and from both arguments otherwise."""
     small = jnp.abs(t) < 0.5
     near = jnp.where(small, t, 0.0)
     return jnp.where(small, near - jnp.log1p(near), t - log_1_t)
@@ -115,11 +111,8 @@ def _stirling_error(n: Float[Array, " d"]) -> Float[Array, " d"]:
 
 def poisson(kind: Kind, d: int) -> Observation:  # noqa: ARG001
     """A log mean for each dimension."""
-
-    def distribution(outputs: Float[Array, " d"]) -> dist.Distribution:
-        return Poisson(outputs).to_event(1)
-
-    return Observation(d, distribution, _log_mean, encoding=standardised(d, jnp.log1p, np.log1p))
+    encoding = standardised(d, jnp.log1p, np.log1p)
+    return Observation(d, lambda o: Poisson(o).to_event(1), _log_mean, encoding=encoding)
 
 
 def negative_binomial(kind: Kind, d: int) -> Observation:  # noqa: ARG001
@@ -137,13 +130,13 @@ def negative_binomial(kind: Kind, d: int) -> Observation:  # noqa: ARG001
 
 
 def _log_mean(rows: Rows) -> np.ndarray:
-    """Log means; for a column of zeros, that of less than one count in all the rows."""
+    """Log means; for a column of zeros, the log of a mean below one count in all rows."""
     mean = np.nanmean(rows, axis=0, dtype=np.float64)
     return np.log(np.maximum(mean, 1 / (np.sum(~np.isnan(rows), axis=0) + 1)))
 
 
 def _log_size(column: np.ndarray, mean: float) -> float:
-    """The most likely log size: the root of the likelihood's slope, or the limit nearest to it."""
+    """The maximum-likelihood log size: the root of the score, or the limit nearest to it."""
     from scipy.optimize import brentq
 
     x, counts = np.unique(np.asarray(column[~np.isnan(column)], np.float64), return_counts=True)

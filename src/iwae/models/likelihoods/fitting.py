@@ -1,4 +1,4 @@
-"""Maximum-likelihood constant outputs, where there is no closed form."""
+"""Maximum-likelihood constant outputs of kinds of data without a closed form."""
 
 from collections.abc import Callable
 from typing import Any
@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Int
 
 STEPS = 40
 AT_ONCE = 64
-"""Dimensions fitted together: enough to keep a core busy, few enough to fit its memory."""
+"""Dimensions fitted together: enough to keep a core busy, few enough for its memory."""
 
 
 def most_likely(
@@ -20,7 +20,7 @@ def most_likely(
 ) -> Float[np.ndarray, "d p"]:
     """The maximum-likelihood outputs of each dimension, near a starting point.
 
-    Newton's method with Levenberg's damping; a step without an improvement is undone.
+    By Newton's method with Levenberg's damping; a step that does not improve is undone.
 
     Args:
         log_probs: the log probabilities of all v values, for the outputs of one dimension.

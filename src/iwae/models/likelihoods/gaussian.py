@@ -13,30 +13,35 @@ from iwae.data import Kind
 from iwae.models.likelihoods.observation import Observation, Rows
 
 LEAST_SCALE = 1e-4
-"""The floor of a learned scale, so that no density is unbounded (on a repeated value, say).
+"""The floor of a learned scale, which keeps densities bounded (on a repeated value, say).
 
-It is in the data's units: rescale values that vary by less."""
+In the units of the data: rescale values that vary by less."""
 
 LEAST_INITIAL_SCALE = 1e-3
 """The smallest initial scale, for constant columns."""
 
 
 def at_least(log_scale: Float[Array, "..."], floor: float) -> Float[Array, "..."]:
-    """A log scale, raised to the floor if below it and otherwise unchanged, bit for bit.
+    """Raise a log scale to the floor if it is below, and leave it unchanged otherwise, bit for bit.
 
-    The gradient at the floor is that of the density there, so that a scale can leave it again.
+    At the floor, the gradient is that of the density there, so that a scale can leave it again.
     """
     return log_scale - jax.lax.stop_gradient(jnp.minimum(log_scale - floor, 0.0))
 
 
+def between(a: Float[Array, "..."], low: float, high: float) -> Float[Array, "..."]:
+    """Values limited to an interval, with the gradient of `at_least` at both ends."""
+    return -at_least(-at_least(a, low), -high)
+
+
 def gaussian(kind: Kind, d: int) -> Observation:  # noqa: ARG001
     """A mean and a log scale for each dimension."""
-    return Observation(2 * d, _distribution, _start)
+    return Observation(2 * d, _normal, _mean_and_log_scale)
 
 
 def gaussian_shared(kind: Kind, d: int) -> Observation:  # noqa: ARG001
     """A mean for each dimension; its log scale is a free parameter."""
-    return Observation(d, _distribution, _start, n_free=d)
+    return Observation(d, _normal, _mean_and_log_scale, n_free=d)
 
 
 def gaussian_fixed(kind: Kind, d: int) -> Observation:
@@ -47,21 +52,21 @@ def gaussian_fixed(kind: Kind, d: int) -> Observation:
     def distribution(outputs: Float[Array, " d"]) -> dist.Distribution:
         return dist.Normal(outputs, jnp.full_like(outputs, scale)).to_event(1)
 
-    return Observation(d, distribution, _mean)
+    return Observation(d, distribution, _means)
 
 
-def _distribution(outputs: Float[Array, " o"]) -> dist.Distribution:
+def _normal(outputs: Float[Array, " o"]) -> dist.Distribution:
     loc, log_scale = jnp.split(outputs, 2)
     return dist.Normal(loc, jnp.exp(at_least(log_scale, math.log(LEAST_SCALE)))).to_event(1)
 
 
-def _start(rows: Rows) -> np.ndarray:
+def _mean_and_log_scale(rows: Rows) -> np.ndarray:
     """Means and log standard deviations."""
     scale = np.nanstd(np.asarray(rows, np.float64), axis=0)
-    return np.concatenate([_mean(rows), np.log(np.maximum(scale, LEAST_INITIAL_SCALE))])
+    return np.concatenate([_means(rows), np.log(np.maximum(scale, LEAST_INITIAL_SCALE))])
 
 
-def _mean(rows: Rows) -> np.ndarray:
+def _means(rows: Rows) -> np.ndarray:
     return np.asarray(np.nanmean(rows, axis=0, dtype=np.float64))
 
 
@@ -70,7 +75,7 @@ def _mean(rows: Rows) -> np.ndarray:
 LOG_ROOT_2PI = 0.5 * math.log(2 * math.pi)
 
 MILLS_FROM, MILLS_TERMS = 3.0, 16
-"""Where the continued fraction takes over, and its length: exact in float32 from there on."""
+"""From where on the continued fraction is used, and its length: exact in float32 from there on."""
 
 
 def mills(a: Float[Array, "..."]) -> Float[Array, "..."]:

@@ -1,7 +1,7 @@
 """Levels 0 to 255: a continuous distribution, integrated over 256 bins.
 
-Level x is the bin from x - 1/2 to x + 1/2; that of 0 has no lower edge and that of 255 no upper
-one, so that the probabilities sum to one. Locations and scales are those of levels on [-1, 1].
+Level x is the bin from x - 1/2 to x + 1/2. The bin of 0 has no lower edge and that of 255 no upper
+edge, so that the probabilities sum to one. Locations and scales refer to levels mapped to [-1, 1].
 """
 
 import math
@@ -17,7 +17,7 @@ from jaxtyping import Array, Float
 from iwae.data import Kind
 from iwae.data.kinds import LEVELS
 from iwae.models.likelihoods.fitting import most_likely
-from iwae.models.likelihoods.gaussian import LOG_ROOT_2PI, at_least, log_phi, mills
+from iwae.models.likelihoods.gaussian import LOG_ROOT_2PI, between, log_phi, mills
 from iwae.models.likelihoods.observation import Encoding, Observation, Rows
 from iwae.typing import PRNGKey
 
@@ -27,11 +27,11 @@ LEAST_LOG_SCALE = -7.0
 """The smallest log scale on [-1, 1]: about a ninth of a level (PixelCNN++, Salimans 2017)."""
 
 MOST_LOG_SCALE = 10.0
-"""The largest log scale: beyond it, levels between the ends are equally likely to all digits."""
+"""The largest log scale: beyond it, float32 cannot tell the levels between the ends apart."""
 
 
 class Levels(dist.Distribution):
-    """Whole levels `[d]`, as float32: a continuous variable on [-1, 1] and beyond, rounded."""
+    """Integer levels `[d]` as float32: a continuous variable on [-1, 1] and beyond, rounded."""
 
     support = dist.constraints.integer_interval(0, LEVELS - 1)
 
@@ -50,7 +50,7 @@ class Levels(dist.Distribution):
 
     @property
     def mean(self) -> Float[Array, " d"]:
-        """E[x], the sum over levels of P(x above the level), one level at a time to save memory."""
+        """E[x] = sum over levels of P(x above the level); one level at a time saves memory."""
         edges = unit(jnp.arange(0.5, LEVELS - 1))
         zeros = jnp.zeros(self.batch_shape, jnp.float32)
         return jax.lax.scan(lambda sum_, edge: (sum_ + self.above(edge), None), zeros, edges)[0]
@@ -61,19 +61,15 @@ def unit(level: Float[Array, "..."]) -> Float[Array, "..."]:
     return level / HALF - 1
 
 
-def _bounded(log_scale: Float[Array, "..."]) -> Float[Array, "..."]:
-    return -at_least(-at_least(log_scale, LEAST_LOG_SCALE), -MOST_LOG_SCALE)
-
-
 TRACE = 0.01
-"""The weight of one added training example with all levels at once, before the first step."""
+"""Total weight of the pseudo-counts that every level gets in the initial fit."""
 
 
 # --- mixtures of logistics ------------------------------------------------------------------
 
 
 class LogisticMixture(Levels):
-    """Each dimension is its own mixture of M logistics; all parameters are `[M, d]`."""
+    """An independent mixture of M logistics for each dimension; all parameters are `[M, d]`."""
 
     arg_constraints = dict.fromkeys(("logits", "loc", "log_scale"), dist.constraints.real_matrix)
 
@@ -83,7 +79,8 @@ class LogisticMixture(Levels):
         loc: Float[Array, "m d"],
         log_scale: Float[Array, "m d"],
     ):
-        self.logits, self.loc, self.log_scale = logits, loc, _bounded(log_scale)
+        self.logits, self.loc = logits, loc
+        self.log_scale = between(log_scale, LEAST_LOG_SCALE, MOST_LOG_SCALE)
         super().__init__(batch_shape=jnp.shape(loc)[-1:])
 
     def draw(self, key: PRNGKey, shape: tuple[int, ...]) -> Float[Array, "*d"]:
@@ -108,9 +105,9 @@ class LogisticMixture(Levels):
 def _log_logistic_bin(
     x: Float[Array, "1 d"], loc: Float[Array, "m d"], log_scale: Float[Array, "m d"]
 ) -> Float[Array, "m d"]:
-    """log[s(b) - s(a)] with the sigmoid s at the edges a < b, where s(-inf) = 0 and s(inf) = 1.
+    """log[s(b) - s(a)] with the sigmoid s and the edges a < b, where s(-inf) = 0 and s(inf) = 1.
 
-    It is log s(b) + log s(-a) + log(1 - exp(a - b)), in which nothing cancels.
+    Computed as log s(b) + log s(-a) + log(1 - exp(a - b)), without cancellation.
     """
     sharpness = jnp.exp(-log_scale)
     lower, upper = ((unit(x + half) - loc) * sharpness for half in (-0.5, 0.5))
@@ -140,19 +137,19 @@ def logistic_mixture(kind: Kind, d: int) -> Observation:
         logits, log_scale = np.zeros_like(loc), np.repeat(np.log(scale)[:, None], m, axis=1)
         return _fitted(distribution, np.concatenate([logits, loc, log_scale], axis=1), shares)
 
-    return Observation(3 * m * d, distribution, start, encoding=_encoding(d))
+    return Observation(3 * m * d, distribution, start, encoding=Encoding(d, lambda x, _: unit(x)))
 
 
 # --- Gaussians ------------------------------------------------------------------------------
 
 
 class DiscretisedGaussian(Levels):
-    """Each dimension is a rounded Gaussian; both parameters are `[d]`."""
+    """An independent rounded Gaussian for each dimension; both parameters are `[d]`."""
 
     arg_constraints = dict.fromkeys(("loc", "log_scale"), dist.constraints.real_vector)
 
     def __init__(self, loc: Float[Array, " d"], log_scale: Float[Array, " d"]):
-        self.loc, self.log_scale = loc, _bounded(log_scale)
+        self.loc, self.log_scale = loc, between(log_scale, LEAST_LOG_SCALE, MOST_LOG_SCALE)
         super().__init__(batch_shape=jnp.shape(loc))
 
     def draw(self, key: PRNGKey, shape: tuple[int, ...]) -> Float[Array, "*d"]:
@@ -178,8 +175,8 @@ def _log_phi_between(
 ) -> Float[Array, "..."]:
     """The log of the standard normal probability of an interval, without cancellation.
 
-    A narrow interval uses three-point Gauss quadrature, a wide one on one side of 0 Mills' ratios,
-    and a wide one across 0 the error function.
+    By three-point Gauss quadrature for a narrow interval, by Mills' ratios for a wide one on one
+    side of 0, and by the error function for a wide one across 0.
     """
     m = jnp.abs(middle)
     narrow, across = width * (1 + m) < 0.5, m < width / 2
@@ -219,18 +216,14 @@ def discretised_gaussian(kind: Kind, d: int) -> Observation:  # noqa: ARG001
         fitted = _fitted(distribution, np.stack([loc, np.log(scale)], axis=1), shares)
         return np.concatenate([fitted[:d], np.maximum(fitted[d:], math.log(0.5 / HALF))])
 
-    return Observation(2 * d, distribution, start, encoding=_encoding(d))
+    return Observation(2 * d, distribution, start, encoding=Encoding(d, lambda x, _: unit(x)))
 
 
 # --- shared by both -------------------------------------------------------------------------
 
 
-def _encoding(d: int) -> Encoding:
-    return Encoding(d, lambda x, _: unit(x))
-
-
 def _shares(rows: Rows) -> Float[np.ndarray, "d 256"]:
-    """The relative frequency of each level, with a trace of every level for those never seen."""
+    """The relative frequency of each level, smoothed by `TRACE` for levels that never occur."""
     columns = [column[~np.isnan(column)] for column in np.ascontiguousarray(rows.T)]
     counts = np.stack([np.bincount(c.astype(np.intp), minlength=LEVELS) for c in columns])
     return (counts + TRACE / LEVELS) / (counts.sum(axis=1, keepdims=True) + TRACE)

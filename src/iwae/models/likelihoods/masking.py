@@ -1,15 +1,15 @@
-"""Real values that go missing depending on their own value, by a probit (self-masking).
+"""Self-masking: real values that go missing depending on their own value, by a probit.
 
     p(missing_j | x_j) = Phi(b_j + a_j x_j)
 
-with the distribution function Phi of a standard normal, and b_j, a_j learned for each column j.
-This is the not-at-random bound of Ipsen, Mattei & Frellsen (2021), who draw the missing values and
-score them by a logistic function. With a probit, they can be integrated out in closed form:
+with Phi the standard normal distribution function, and b_j, a_j learned for each column j. This is
+the not-at-random bound of Ipsen, Mattei & Frellsen (2021), who draw the missing values and score
+them by a logistic function. With a probit, the missing values can be integrated out in closed form:
 
     E[Phi(b + a x)] = Phi((b + a mu) / sqrt(1 + a^2 sigma^2)),    x ~ N(mu, sigma^2)
 
-so that latents, weights and everything computed from them are as in the model without missing
-values, without noise from drawing them. (Phi(u) is a logistic function of 1.7 u to within 0.01.)
+so that the latents and the weights are those of the model without missing values, and drawing
+missing values adds no noise. (Phi(u) is a logistic function of 1.7 u to within 0.01.)
 """
 
 from collections.abc import Callable
@@ -75,7 +75,7 @@ class SelfMasked(dist.Distribution):
         return self.values.mean
 
     def averages(self) -> PyTree:
-        """E[x|z] of values that are missing: mu + a sigma^2 phi(eta) / (spread Phi(eta))."""
+        """E[x|z] of missing values: mu + a sigma^2 phi(eta) / (spread Phi(eta))."""
         shift = self.slope * self._scale**2 / self._spread()
         return self._loc + shift * _hazard(self._eta())
 
@@ -87,7 +87,8 @@ class SelfMasked(dist.Distribution):
         """The example with its missing values drawn from p(x_mis|z, s).
 
         A value x is missing if t < b + a x with t ~ N(0, 1), that is, if v = t - a x is below b.
-        So draw v from its normal distribution below b, and x from its normal distribution given v.
+        Hence v is drawn from its normal distribution truncated at b, and x from its normal
+        distribution given v.
         """
         v_key, x_key = jax.random.split(key)
         uniform = jax.random.uniform(v_key, x.shape, minval=jnp.finfo(jnp.float32).tiny)
@@ -135,11 +136,11 @@ def _below(eta: Float[Array, " d"], u: Float[Array, " d"]) -> Float[Array, " d"]
 
 
 def self_masked(data: Observation, d: int, missing: str) -> Observation:
-    """The same kind of data, a Gaussian, with values that go missing depending on themselves.
+    """A Gaussian kind of data with values that go missing depending on themselves.
 
-    The intercepts and slopes are free parameters, after the kind's own. They start where each
-    column's share of missing values is right, at a slope of zero, or near zero if its sign is
-    known.
+    The intercepts and slopes are free parameters, which follow those of the kind. Initially, the
+    slope is zero, or near zero if its sign is known, and the intercept reproduces each column's
+    share of missing values.
 
     Args:
         missing: a name in `SIGNS`.

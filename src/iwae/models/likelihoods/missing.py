@@ -1,8 +1,8 @@
 """Examples with missing values (NaN): the density of the observed ones.
 
 The mechanism of missing values (Rubin 1976) is a name in `MISSING`. If values are missing at random
-given the observed ones, the mechanism says nothing about the model, and the density is that of the
-observed values (Mattei & Frellsen 2019). If not, the mechanism is a part of the model: see
+given the observed ones, the mechanism is ignorable, and the density is that of the observed values
+(Mattei & Frellsen 2019). Otherwise, the mechanism is a part of the model: see
 `iwae.models.likelihoods.masking`.
 """
 
@@ -36,7 +36,7 @@ class Incomplete(dist.Distribution):
 
     Args:
         complete: the distribution of the whole example.
-        legal: a value that the kind takes. It stands in for missing ones where a density is
+        legal: a value in the support of the kind. It replaces missing values where a density is
             computed but not used, so that no gradient is nan.
 
     Raises:
@@ -89,11 +89,11 @@ class Incomplete(dist.Distribution):
 def incomplete(data: Observation, d: int) -> Observation:
     """The same kind of data, with values missing at random.
 
-    The encoder sees its usual inputs (standardised values if these were the example itself), with
-    zeros for missing values. A mask of the observed values, as ones and zeros, follows them.
+    The encoder's inputs are the usual ones (standardised values in place of the example itself),
+    with zeros for missing values, followed by a mask: 1 for observed values, 0 for missing ones.
 
     Raises:
-        UserError: if the encoder does not see the same number of inputs for each dimension.
+        UserError: if the encoder does not have the same number of inputs for each dimension.
     """
 
     def distribution(outputs: Float[Array, " o"]) -> dist.Distribution:
@@ -104,11 +104,11 @@ def incomplete(data: Observation, d: int) -> Observation:
 
 
 def _with_mask(encoding: Encoding, d: int, legal: float) -> Encoding:
-    """The inputs, zero for missing values, followed by a mask of `d` values, 1 for observed."""
+    """The inputs with zeros for missing values, and a mask of `d` values, 1 for observed ones."""
     if encoding.n_inputs % d:
         raise UserError(
-            f"the encoder sees {encoding.n_inputs} inputs for {d} values: with missing values it "
-            "must see the same number for each"
+            f"the encoder has {encoding.n_inputs} inputs for {d} values: with missing values it "
+            "must have the same number for each"
         )
 
     def transform(x: Float[Array, " d"], statistics: Float[Array, " s"]) -> Float[Array, " i"]:

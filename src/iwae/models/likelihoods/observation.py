@@ -19,8 +19,8 @@ class Encoding(NamedTuple):
         n_inputs: the number of inputs. If values may be missing it is a multiple of d, and input i
             belongs to dimension i modulo d.
         transform: an example `[d]` and statistics `[n_statistics]` -> `[n_inputs]`.
-        n_statistics: the number of training-set statistics that it needs. All of them zero must
-            mean that nothing is known.
+        n_statistics: the number of training-set statistics that it needs; zeros must mean that
+            nothing is known.
         statistics: training set -> statistics.
     """
 
@@ -36,11 +36,11 @@ class Observation(NamedTuple):
     Attributes:
         n_outputs: the number of outputs of the decoder for an example.
         distribution: outputs `[n_outputs + n_free]` -> distribution over `x [d]` (event rank 1).
-        initial_output: training set -> outputs `[n_outputs + n_free]` of the constant decoder of
+        initial_output: training set -> outputs `[n_outputs + n_free]` of the constant decoder with
             the highest likelihood.
         n_free: the number of outputs that do not depend on z: free parameters, which come last.
-        encoding: the inputs of the encoder; None if they are the example itself.
-        legal: a value that the kind takes.
+        encoding: the inputs of the encoder; None for the example itself.
+        legal: a value in the support of the kind.
     """
 
     n_outputs: int
@@ -54,11 +54,11 @@ class Observation(NamedTuple):
 def standardised(
     d: int, of: Callable[..., Any] = lambda x: x, of_rows: Callable[..., Any] = lambda x: x
 ) -> Encoding:
-    """A function of the values minus its mean, over its standard deviation, so that 0 is the mean.
+    """Standardise a function of the values: subtract its mean, divide by its standard deviation.
 
     Args:
         of: the function of an example, in JAX.
-        of_rows: the same of the training set, in NumPy and float64.
+        of_rows: the same function of the training set, in NumPy and float64.
     """
 
     def transform(x: Float[Array, " d"], statistics: Float[Array, " s"]) -> Float[Array, " d"]:

@@ -76,10 +76,10 @@ class Columns(dist.Distribution):
 
 
 def table(kind: Kind, d: int, make: Callable[[Kind, int], Observation]) -> Observation:
-    """The observation of a table: the outputs of each part, then their free parameters.
+    """The observation of a table: the outputs of all parts, followed by their free parameters.
 
     Args:
-        make: builds the observation of a number of columns of one kind.
+        make: (kind, number of columns) -> the observation of these columns.
 
     Raises:
         UserError: if the numbers of kinds and columns differ.
@@ -109,11 +109,11 @@ def table(kind: Kind, d: int, make: Callable[[Kind, int], Observation]) -> Obser
         pieces = [np.split(one, [n]) for one, n in zip(each, outputs, strict=True)]
         return np.concatenate([first for first, _ in pieces] + [last for _, last in pieces])
 
-    return Observation(sum(outputs), distribution, start, sum(free), _encoding(parts))
+    return Observation(sum(outputs), distribution, start, sum(free), _joint_encoding(parts))
 
 
-def _encoding(parts: list[Part]) -> Encoding:
-    """The inputs of the encoder for each part, one part after another."""
+def _joint_encoding(parts: list[Part]) -> Encoding:
+    """The inputs of the encoder for all parts, one part after another."""
     encodings = [part.observation.encoding or _identity(len(part.places)) for part in parts]
     cuts = np.cumsum([one.n_statistics for one in encodings])[:-1]
     places = [list(part.places) for part in parts]
