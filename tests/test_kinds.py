@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 import small
-from iwae.config.experiment import ObservationName, make_config
+from iwae.config.experiment import make_config
+from iwae.config.types import ObservationName
 from iwae.data import KINDS, load_dataset, make_kind
 from iwae.errors import UserError
 from iwae.reports.gallery import draw_run

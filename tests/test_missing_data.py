@@ -12,7 +12,8 @@ import pytest
 import small
 from iwae import impute, load_dataset, load_model, save_model
 from iwae.cli import main
-from iwae.config.experiment import Missing, make_config
+from iwae.config.experiment import make_config
+from iwae.config.types import Missing
 from iwae.data import make_kind
 from iwae.data.delimited import MISSING_WORDS
 from iwae.errors import UserError

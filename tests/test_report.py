@@ -10,7 +10,8 @@ import pytest
 
 import small
 from figures import priors_figure
-from iwae.config.experiment import config_values, read_config, stages_text, write_config
+from iwae.config.experiment import config_values, read_config, write_config
+from iwae.config.stages import stages_text
 from iwae.config.presets import preset
 from iwae.errors import UserError
 from iwae.experiments.cells import Wanted

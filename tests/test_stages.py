@@ -16,15 +16,13 @@ from hypothesis import strategies as st
 import small
 from cases import quick_rows
 from iwae.config.experiment import (
-    StageConfig,
     TrainConfig,
     config_values,
     make_config,
-    parse_stages,
     read_config,
-    stages_text,
     write_config,
 )
+from iwae.config.stages import StageConfig, parse_stages, stages_text
 from iwae.errors import UserError
 from iwae.experiments.sweep import read_sweep
 from iwae.objectives.catalogue import objective

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from iwae.cli import parsing
-from iwae.config.experiment import unquoted
+from iwae.config.columns import unquoted
 from iwae.errors import UserError, counted
 from iwae.files import check_output
 

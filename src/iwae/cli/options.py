@@ -18,7 +18,8 @@ from tyro.constructors import (
     StructTypeInfo,
 )
 
-from iwae.config.experiment import OWN_DEFAULTS, TrainConfig
+from iwae.config.experiment import TrainConfig
+from iwae.config.defaults import OWN_DEFAULTS
 
 GROUPS = {
     "data": "dataset",

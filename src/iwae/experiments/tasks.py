@@ -12,7 +12,7 @@ from typing import NamedTuple
 from uuid import uuid4
 
 from iwae.config.experiment import TrainConfig, read_config
-from iwae.config.presets import differing
+from iwae.config.comparison import differing
 from iwae.errors import UserError
 from iwae.files import atomic_write
 from iwae.results.annealed import Annealing

@@ -14,13 +14,10 @@ import numpy as np
 import optax
 from jaxtyping import Array, Int, Key
 
-from iwae.config.experiment import (
-    BY_FOLDS,
-    DECAYING,
-    TrainConfig,
-    quoted,
-    read_config,
-)
+from iwae.config.experiment import TrainConfig, read_config
+from iwae.config.columns import quoted
+from iwae.config.types import DECAYING
+from iwae.config.defaults import BY_FOLDS
 from iwae.data import DATASETS, Dataset, choose, draw, load_dataset
 from iwae.data.own import is_large, is_own
 from iwae.data.rows import Examples, converted, kept
