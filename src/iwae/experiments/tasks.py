@@ -21,7 +21,7 @@ from iwae.results.records import known_digests
 from iwae.results.schema import Settings
 from iwae.runs.folder import Claim, take_lock
 from iwae.runs.metrics import read_metrics
-from iwae.runs.setup import is_finished
+from iwae.runs.trained import is_finished
 
 
 class Measure(NamedTuple):

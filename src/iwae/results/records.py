@@ -33,7 +33,8 @@ from iwae.results.schema import Document, fields_of
 from iwae.results.subsets import choice, subset_places
 from iwae.runs.folder import run_config
 from iwae.runs.models import WEIGHTS, read_about
-from iwae.runs.setup import load_config_dataset, model_folder, run_model, split_examples
+from iwae.runs.setup import load_config_dataset, split_examples
+from iwae.runs.trained import model_folder, run_model
 
 Track = Callable[[Iterable[Any], int, str], Iterable[Any]]
 

@@ -14,7 +14,8 @@ from iwae.data.tables import SUFFIXES, Cells, Text, names_in, written_by_piece
 from iwae.errors import UserError
 from iwae.evaluation.imputation import Imputed, joined
 from iwae.files import atomic_write, check_output
-from iwae.runs.answers import Rows, impute_pieces
+from iwae.runs.answers import impute_pieces
+from iwae.runs.rows import Rows
 from iwae.runs.filling import Piece, filled, rows_of
 from iwae.runs.splicing import Changes, spliced
 

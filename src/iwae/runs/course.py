@@ -47,7 +47,8 @@ from iwae.runs.folder import (
 from iwae.runs.folds import cross_validate, on_all_rows, save_folds
 from iwae.runs.metrics import log_epoch, open_book, read_metrics, save_frame, scalars, tensorboard
 from iwae.runs.models import save_model
-from iwae.runs.setup import Job, blank_state, initial_state, make_job, model_folder
+from iwae.runs.setup import Job, blank_state, initial_state, make_job
+from iwae.runs.trained import model_folder
 from iwae.runs.trackers import FOLDER, Scalars, Tracker, tracking
 from iwae.training.loop import Best, NonFiniteError, Report
 from iwae.training.stages import train_stages
