@@ -37,3 +37,9 @@ def shorten(words: Any) -> str:
     """A text, or what is in its place, cut to what a message can hold."""
     text = " ".join(str(words).split())
     return text if len(text) <= 300 else f"{text[:300]} ..."
+
+
+def reason_of(error: BaseException) -> str:
+    """The first line of a library's message, or the name of an error without one."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines or [type(error).__name__])[0][:200]

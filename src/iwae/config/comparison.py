@@ -70,7 +70,7 @@ def is_of_cell(entry: Preset, config: Mapping[str, Any]) -> bool:
 
 
 def same_experiment(entry: Preset, config: Mapping[str, Any], free: Set[str] = LENGTH) -> bool:
-    """Whether a run's resolved configuration is that of a preset, except for the `free` settings."""
+    """Whether a run's resolved configuration is that of a preset but for the `free` settings."""
     published, found = (
         _parsed(json.dumps(values, sort_keys=True, default=str))
         for values in (entry.values, config)

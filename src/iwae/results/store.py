@@ -21,7 +21,8 @@ from iwae.data.arrays import honest_sizes
 from iwae.errors import UserError
 from iwae.files import atomic_write
 from iwae.results.schema import REMEDY, VERSION, Document, parse
-from iwae.runs.arrays import UNREADABLE, digest_of, reason_of
+from iwae.runs.arrays import UNREADABLE, digest_of
+from iwae.errors import reason_of
 
 RECORDS, VALUES = "records.jsonl", "values.npz"
 """Files of a folder that was packed."""

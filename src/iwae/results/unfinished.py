@@ -12,7 +12,7 @@ import numpy as np
 
 from iwae.files import atomic_write
 from iwae.results.store import DAMAGES, load_arrays
-from iwae.runs.arrays import reason_of
+from iwae.errors import reason_of
 
 log = logging.getLogger(__name__)
 

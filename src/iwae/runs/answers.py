@@ -51,7 +51,7 @@ def encode_rows(
     Raises:
         UserError: if the model or the rows cannot be read, or do not fit.
     """
-    return _concatenated(encode_pieces(run, source, k=k, weights=weights, unknown=unknown, seed=seed)[1])
+    return _all_of(encode_pieces(run, source, k=k, weights=weights, unknown=unknown, seed=seed)[1])
 
 
 def encode_pieces(
@@ -108,7 +108,7 @@ def score_rows(
         p_values=p_values,
         seed=seed,
     )
-    return _concatenated(pieces)
+    return _all_of(pieces)
 
 
 def score_pieces(
@@ -160,7 +160,7 @@ def _after_ids(rows: Rows, pieces: Iterator[Cells]) -> Iterator[Cells]:
         done = last
 
 
-def _concatenated(pieces: Iterator[Cells]) -> Cells:
+def _all_of(pieces: Iterator[Cells]) -> Cells:
     found = [*pieces]
     return {name: np.concatenate([cells[name] for cells in found]) for name in found[0]}
 

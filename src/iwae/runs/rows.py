@@ -266,8 +266,8 @@ def _refuse_shape(fit: Fitted, path: Path, shape: Sequence[int]) -> None:
     if len(shape) > 1 and len(known) > 1 and found != known:
         given, trained = (" x ".join(map(str, one)) for one in (shape, fit.identity["shape"]))
         raise UserError(
-            f"{path} has examples of {given}, but {fit.where} was trained on examples of {trained}: "
-            "turn or resize them"
+            f"{path} has examples of {given}, but {fit.where} was trained on examples of "
+            f"{trained}: turn or resize them"
         )
 
 
