@@ -32,7 +32,8 @@ from iwae.results.reading import Estimate, Known, estimates_of, known_bounds
 from iwae.results.records import means, weight_summary
 from iwae.results.schema import Binarizations, Record, SampledRow, Whole
 from iwae.results.subsets import STRATA, choice, stratified, subset_places
-from iwae.results.text import describe, describe_comparison, error_words
+from iwae.results.text import error_words
+from iwae.results.description import describe, describe_comparison
 from iwae.runs.models import load_model
 from small import finished
 

@@ -15,7 +15,7 @@ from iwae.data import KINDS, load_dataset, make_kind
 from iwae.errors import UserError
 from iwae.reports.gallery import draw_run
 from iwae.results.importance import evaluate_run
-from iwae.results.text import describe
+from iwae.results.description import describe
 from iwae.runs.models import load_model
 from iwae.runs.setup import make_job
 

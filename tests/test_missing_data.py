@@ -22,7 +22,7 @@ from iwae.models.vae import VAE
 from iwae.reports.gallery import draw_run
 from iwae.results.importance import evaluate_run
 from iwae.results.measure import with_bits
-from iwae.results.text import describe
+from iwae.results.description import describe
 from iwae.runs.completion import impute_file
 from iwae.runs.setup import make_job
 

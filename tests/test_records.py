@@ -11,7 +11,8 @@ from iwae.results import store
 from iwae.results.frame import Result, results, results_frame, write_csv
 from iwae.results.reading import known_bounds, read_records
 from iwae.results.schema import VERSION, Fields, Method, parse
-from iwae.results.text import describe, describe_gradients, plus_minus
+from iwae.results.text import plus_minus
+from iwae.results.description import describe, describe_gradients
 
 RESULTS = Path(__file__).parents[1] / "results"
 

@@ -19,7 +19,7 @@ from iwae.models.vae import VAE
 from iwae.objectives.catalogue import estimator_of, objective
 from iwae.objectives.declaration import Declaration, check
 from iwae.objectives.reductions import iwae
-from iwae.results.text import describe_gradients
+from iwae.results.description import describe_gradients
 from iwae.testing import LinearGaussian
 from reference import STANDARD_ERRORS
 

@@ -1,6 +1,7 @@
-"""The driver of all measurements: one replicate after another, resumed, summed up, written.
+"""The driver of all measurements, replicate by replicate: resume, summarise, write.
 
-A method is a function of one replicate; its file says what it computes and how it is summarised.
+A method is a function of one replicate, in a file that says what it computes and how that is
+summarised.
 """
 
 import logging
@@ -45,8 +46,8 @@ class Options(TypedDict, total=False):
         pruned: measure the models without their inactive units.
         seed: of all random numbers, 0 by default.
         batch_size: examples at a time on each device; changes the speed, not the numbers.
-        data_dir: where the data files are looked for first.
-        track: wraps an iterable of slabs, its length and a label into a progress bar.
+        data_dir: folder to search first for the data files.
+        track: function (slabs, total examples, label) -> slabs that shows progress.
     """
 
     weights: str
@@ -70,12 +71,12 @@ class SplitOptions(Options, total=False):
 
 
 class Replicate(NamedTuple):
-    """One trained model of a run, and how to measure it.
+    """One trained model of a run, to be measured.
 
     Attributes:
         subject: the run and its examples.
         number: of the replicate, from 0.
-        model: with the weights that are measured.
+        model: with the weights to measure.
         unfinished: results of a call that was stopped.
     """
 
@@ -91,12 +92,12 @@ class Replicate(NamedTuple):
         total: int | None = None,
         **settings: Any,
     ) -> Slab:
-        """All `slabs(batch_size=..., first=...)`, from the first example not yet measured on.
+        """All of `slabs(batch_size=..., first=...)`, resumed at the first unmeasured example.
 
         Args:
             label: of the progress bar.
             total: the number of examples; by default the subject's.
-            settings: all that the numbers depend on beside model, examples and seed.
+            settings: everything that the numbers depend on besides model, examples and seed.
 
         Returns:
             `[n, ...]` arrays by name, floats in float64.
@@ -111,7 +112,7 @@ class Replicate(NamedTuple):
         return gather(iter(subject.track(kept, total, f"replicate {self.number}, {label}")))
 
     def array(self, make: Callable[[], np.ndarray], **settings: Any) -> np.ndarray:
-        """`make()`, or its result before an interruption."""
+        """`make()`, or its result from before an interruption."""
         return self.unfinished.array(self.subject.settings(self.number, **settings), make)
 
 
@@ -120,7 +121,7 @@ class Measured(NamedTuple):
 
     Attributes:
         record: its part of the record.
-        values: arrays of one shape for all replicates, which are stacked.
+        values: arrays of the same shape for all replicates, to be stacked.
         own: arrays by names that no other replicate uses.
     """
 
@@ -142,21 +143,21 @@ def measure(
 ) -> Document:
     """Measure every replicate of a run, and write `RUN/evaluations/FILE.json` and `FILE.npz`.
 
-    The record of several replicates has each one's under `replicates`. A number that is not finite
-    is null. Results of a call that was stopped are used.
+    A record of several replicates has a part for each under `replicates`. Numbers that are not
+    finite are null. Results of a call that was stopped are reused.
 
     Args:
         one: measures a replicate.
         file: the name of both files.
-        shared: what all replicates have in common, beside the facts of `shared_record`.
-        arrays: what is stored beside the values of the replicates.
-        rows: for a method that bounds log p(x) at several budgets: the record's list of them, and
-            the column that tells them apart. `Measured.values["log_likelihood"]` is then `[m, n]`,
-            and the bounds are checked to be in order with the run's others.
+        shared: facts about all replicates, besides those of `shared_record`.
+        arrays: stored beside the values of the replicates.
+        rows: for a method that bounds log p(x) at several budgets, the name of the record's rows
+            and of the column with the budget. `Measured.values["log_likelihood"]` is then
+            `[m, n]`, and the order of these and the run's other bounds is checked.
     """
     shared = {**shared_record(subject, method), **shared}
     unfinished = Unfinished(subject.run)
-    if subject.subset:  # kept until a record has it: what it was chosen by may change meanwhile
+    if subject.subset:  # kept until a record has it, since its strata may change meanwhile
         by = np.full(len(subject.places), subject.stratified_by or "")
         unfinished.keep(subject.choice, {"index": subject.places, "by": by})
     each, found = [], []
@@ -182,13 +183,13 @@ def measure(
 
 
 def check_ordering(run: Path, record: Record, arrays: Arrays) -> dict[str, list[str]]:
-    """Whether L_1 <= L_50 <= L_5000 <= AIS, for this new record and the run's older ones.
+    """Check that L_1 <= L_50 <= L_5000 <= AIS, for a new record and the run's older ones.
 
-    Only bounds on examples that two of them share are compared, and only of the same models.
-    The shorter of two annealing runs is no part of the order: it may be looser than 5,000 samples.
+    Bounds of the same models are compared on the examples that they share. The shorter of two
+    annealing runs does not count: it may be looser than 5,000 samples.
 
     Returns:
-        `checked`, the names of the bounds compared, and `violations` in words, which are also
+        `checked`, the names of the compared bounds, and `violations` in words, which are also
         logged as warnings.
     """
     older = known_bounds(run, split=record.split, weights=record.weights, pruned=record.pruned)
@@ -215,9 +216,6 @@ def check_ordering(run: Path, record: Record, arrays: Arrays) -> dict[str, list[
     }
 
 
-# --- over replicates ------------------------------------------------------------------------
-
-
 def over_replicates(
     each: Sequence[Document],
     shared: Document,
@@ -225,18 +223,18 @@ def over_replicates(
     rows_of: str,
     column: str,
 ) -> Document:
-    """One record for all replicates; `replicates` has each one's own.
+    """One record for all replicates, with a part for each under `replicates`.
 
     Args:
-        arrays: `log_likelihood [R, m, n]` for each of m rows, and `draws [R, m, J, n]` if there
-            are some; the last row leads.
-        rows_of: where a replicate's record has its rows, such as `by_k`.
+        arrays: `log_likelihood [R, m, n]` for m rows, and `draws [R, m, J, n]` if any; the record
+            leads with the last row.
+        rows_of: the field with a replicate's rows, such as `by_k`.
         column: of the rows, the same for all replicates.
     """
     each = [with_bits(one, shared["data"]) for one in each]
     if len(each) == 1:
         return {**each[0], **shared}
-    what = {name: shared[name] for name in ("dataset", "split", "n", "test_sha256")}
+    common = {name: shared[name] for name in ("dataset", "split", "n", "test_sha256")}
     values = arrays["log_likelihood"]
     rows = [
         {column: each[0][rows_of][i][column], **summary_over_replicates(values[:, i])}
@@ -249,14 +247,14 @@ def over_replicates(
     rows = [with_bits(row, shared["data"]) for row in rows]
     units = {}
     for name in ("active_units", "active_units_authors"):
-        layers = zip_longest(*(one[name] for one in each), fillvalue=0)  # if one is pruned away
+        layers = zip_longest(*(one[name] for one in each), fillvalue=0)  # pruned layers
         units[name] = [float(np.mean(counts)) for counts in layers]
     return {
         **rows[-1],
         rows_of: rows,
         **units,
         **shared,
-        "replicates": [{**one, **what} for one in each],
+        "replicates": [{**one, **common} for one in each],
     }
 
 
@@ -265,11 +263,11 @@ def draws_summary(
 ) -> Document:
     """The mean over J draws of n examples, and its errors, for a record.
 
-    Pixels are drawn independently, so the variance of a mean over examples is the sum of those of
-    each example between its draws: J - 1 degrees of freedom for each of them.
+    Pixels are drawn independently, so the variance of a mean over examples is the mean of their
+    variances between draws, each with J - 1 degrees of freedom, over n.
 
     Args:
-        values: log-likelihoods, nats, each from particles of its own.
+        values: log-likelihoods, nats, with independent particles.
         errors: their Monte Carlo errors, nats.
     """
     draws, n = values.shape
@@ -287,9 +285,9 @@ def draws_summary(
 
 
 def with_bits(record: Document, identity: Document) -> Document:
-    """A record, and its rows, with bits per dimension beside the nats where data are quantised.
+    """A record with bits per dimension beside the nats, in its rows too, for quantised data.
 
-    Where values may be missing, examples have no number of dimensions in common.
+    Data with missing values have none: their examples differ in dimension.
 
     Args:
         identity: of the data.
