@@ -24,9 +24,10 @@ def differing(wanted: TrainConfig, found: TrainConfig) -> list[str]:
 
     A setting left to the data is that of a known data set; for a file, it may have any value.
     """
-    these, those = dict(_resolved(wanted)), _resolved(found)
-    these |= {name: value for name, value in _left_to_data(wanted) if those[name] is not None}
-    return [name for name in these if these[name] is not None and those[name] != these[name]]
+    expected, actual = dict(_resolved(wanted)), _resolved(found)
+    expected |= {name: value for name, value in _left_to_data(wanted) if actual[name] is not None}
+    known = {name: value for name, value in expected.items() if value is not None}
+    return [name for name, value in known.items() if actual[name] != value]
 
 
 def _left_to_data(config: TrainConfig) -> Iterator[tuple[str, Any]]:

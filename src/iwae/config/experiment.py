@@ -16,29 +16,13 @@ from iwae.config.columns import parse_columns
 from iwae.config.defaults import defaults_for
 from iwae.config.stages import StageConfig, StagesText, parse_stages
 from iwae.config.toml import explain, read_values, unknown_key
-from iwae.config.types import (
-    ActivationName,
-    Lists,
-    Missing,
-    ObservationName,
-    OptimizerName,
-    ScheduleName,
-    Sizes,
-    Validation,
-)
+from iwae.config import types
 from iwae.data import Kind, make_kind
 from iwae.data.own import is_own
 from iwae.errors import UserError
 from iwae.files import atomic_write
 from iwae.models.latent_kinds import LatentKind, latent_kinds
-from iwae.objectives.declaration import (
-    OPTIONS,
-    BetaSchedule,
-    Declaration,
-    EncoderObjective,
-    Phase,
-    check,
-)
+from iwae.objectives import declaration as objectives
 
 
 class TrainConfig(BaseModel):
@@ -51,7 +35,7 @@ class TrainConfig(BaseModel):
     folder of images."""
     binarization: Literal["dynamic", "static", "threshold", "none"] | None = None
     """Conversion of grey values to the model's input (default: the data set's own)."""
-    observation: ObservationName | None = None
+    observation: types.ObservationName | None = None
     """The decoder's distribution over the data (default: the data set's own)."""
     mixtures: Annotated[int, Field(ge=1)] | None = None
     """logistic-mixture: mixture components per value (default: 5)."""
@@ -68,9 +52,9 @@ class TrainConfig(BaseModel):
     id: Annotated[tuple[str, ...], Field(strict=False)] | None = None
     """Columns of a table that are no values, and are carried through to every output; one that has
     few different values colours latents.png."""
-    resize: Annotated[Sizes, Field(min_length=1, max_length=2)] | None = None
+    resize: Annotated[types.Sizes, Field(min_length=1, max_length=2)] | None = None
     """Height and width to give to the images of a folder, e.g. 28, or 28 40."""
-    missing: Missing | None = None
+    missing: types.Missing | None = None
     """Allow missing values: missing at random, or depending on their own values, not-at-random
     (default: refuse them)."""
     hide: Annotated[float, Field(ge=0, lt=1)] | None = None
@@ -79,9 +63,9 @@ class TrainConfig(BaseModel):
     standardize: bool | None = None
     """Standardise real values inside the model; likelihoods and samples keep the units of the file
     (default: for your own files)."""
-    shape: Sizes | None = None
+    shape: types.Sizes | None = None
     """Shape of one example in your own file of flat rows, e.g. 28 28 (default: that of a row)."""
-    validation: Validation | None = None
+    validation: types.Validation | None = None
     """Number (or share, e.g. 0.1) of training examples to hold out for validation, or `authors` for
     the published code's choice (default: the data set's own)."""
     folds: Annotated[int, Field(ge=2)] | Literal["auto"] | None = None
@@ -98,20 +82,20 @@ class TrainConfig(BaseModel):
     layers: Annotated[int, Field(ge=1)] | None = None
     """Number of stochastic layers of the published sizes; for other sizes, give these instead
     (default: 1)."""
-    latent_sizes: Annotated[Sizes, Field(min_length=1)] | None = None
+    latent_sizes: Annotated[types.Sizes, Field(min_length=1)] | None = None
     """Units of each stochastic layer, nearest the data first, e.g. 100 50 (default: those of
     --layers)."""
-    hidden_sizes: Annotated[tuple[Sizes, ...] | None, Lists, Field(strict=False)] = None
+    hidden_sizes: Annotated[tuple[types.Sizes, ...] | None, types.Lists, Field(strict=False)] = None
     """Deterministic layers before each stochastic one, e.g. 200,200 100,100, or none (default:
     those of --layers)."""
     latents: Annotated[tuple[str, ...] | None, Field(strict=False, min_length=1)] = None
     """Kind of each stochastic layer, or one for all: normal (the default), bernoulli or
     categorical:C, e.g. bernoulli."""
-    activation: ActivationName = "tanh"
+    activation: types.ActivationName = "tanh"
     """Nonlinearity of the deterministic layers."""
     network: Literal["mlp", "conv"] = "mlp"
     """Layers between data and first stochastic layer: dense (mlp), or convolutions too (conv)."""
-    channels: Annotated[Sizes, Field(min_length=1)] | None = None
+    channels: Annotated[types.Sizes, Field(min_length=1)] | None = None
     """conv: channels of each convolution, nearest the image first (default: 32 64)."""
     conditional: bool = False
     """Model p(x|y), for examples x with labels y."""
@@ -150,12 +134,12 @@ class TrainConfig(BaseModel):
     """tvo, dais, aiwae: number of temperatures from 0 to 1 (default: 6, 5, 5)."""
     leapfrog: Annotated[int, Field(ge=1)] | None = None
     """dais, aiwae: leapfrog steps per temperature (default: 1, 5)."""
-    beta_schedule: BetaSchedule | None = None
+    beta_schedule: objectives.BetaSchedule | None = None
     """tvo: placement of the temperatures (default: log)."""
-    phase: Phase | None = None
+    phase: objectives.Phase | None = None
     """rws: train the encoder on data (wake), on samples from the model (sleep) or both (default:
     wake)."""
-    encoder_objective: EncoderObjective | None = None
+    encoder_objective: objectives.EncoderObjective | None = None
     """aiwae: objective of the encoder; elbo-analytic needs a KL divergence in closed form
     (default: elbo-analytic with one stochastic layer, else elbo)."""
     kl_warmup: Annotated[int, Field(ge=0)] = 0
@@ -173,10 +157,10 @@ class TrainConfig(BaseModel):
     """Examples per step; auto is a fiftieth of the training examples, from 16 to 100."""
     learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1e-3
     """Initial learning rate of the schedule; short runs skip its short early stages."""
-    optimizer: OptimizerName = "adam"
+    optimizer: types.OptimizerName = "adam"
     """Adam as in the paper (adam or paper) or as in its authors' published code (authors), or SOAP,
     which makes more progress per step, at a higher cost."""
-    schedule: ScheduleName = "paper"
+    schedule: types.ScheduleName = "paper"
     """Learning rate: 8 stages of 3^i epochs with the paper's rates, or the authors' rounded ones;
     constant; or decaying to --lr-end: linearly, as a cosine, or linearly in the second half."""
     lr_end: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
@@ -243,7 +227,7 @@ class TrainConfig(BaseModel):
             return self
         given, values = self.stages[i].given(), dict(self)
         if given.get("objective", self.objective) != self.objective:
-            values |= dict.fromkeys(("gradient", *OPTIONS))
+            values |= dict.fromkeys(("gradient", *objectives.OPTIONS))
         given.pop("fresh", None)
         return TrainConfig(**{**values, **given, "stages": None, "epochs": epochs})
 
@@ -280,12 +264,15 @@ class TrainConfig(BaseModel):
         """The kinds of columns that are given by name."""
         return parse_columns(self.columns or ())
 
-    def declaration(self, steps_per_epoch: int = 1) -> Declaration:
+    def declaration(self, steps_per_epoch: int = 1) -> objectives.Declaration:
         """The objective with its defaults, checked, for epochs of `steps_per_epoch` steps."""
-        same = {name: getattr(self, name) for name in Declaration._fields if hasattr(self, name)}
-        declared = Declaration(**same, kl_warmup_steps=self.kl_warmup * steps_per_epoch)
+        names = [name for name in objectives.Declaration._fields if hasattr(self, name)]
+        declared = objectives.Declaration(
+            **{name: getattr(self, name) for name in names},
+            kl_warmup_steps=self.kl_warmup * steps_per_epoch,
+        )
         discrete = any(kind.is_discrete for kind in self.kinds())
-        return check(declared, len(self.sizes()[0]), discrete=discrete)
+        return objectives.check(declared, len(self.sizes()[0]), discrete=discrete)
 
     def seeds(self) -> range:
         """The seed of each replicate."""

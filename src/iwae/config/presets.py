@@ -354,8 +354,8 @@ def cells(patterns: Iterable[str], recipe: str) -> list[str]:
     if recipe == "published" or not names:
         return names or matched
     fast = {name: name if name in ours else f"{FAST}{name}" for name in names}
-    found = [its for its in fast.values() if its in PRESETS]
-    others = [name for name, its in fast.items() if its not in PRESETS]
+    found = [cell for cell in fast.values() if cell in PRESETS]
+    others = [name for name, cell in fast.items() if cell not in PRESETS]
     if found and others and list(patterns) != ["*"]:
         log.warning("left out, as they have no fast recipe: %s", ", ".join(others))
     if not found:

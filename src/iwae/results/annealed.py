@@ -25,15 +25,7 @@ from iwae.precision import float32
 from iwae.results.completing import both_sides
 from iwae.results.measure import Measured, Replicate, SplitOptions, measure
 from iwae.results.reading import report_damage
-from iwae.results.records import (
-    Subject,
-    make_subject,
-    model_sha256,
-    number,
-    record_name,
-    unit_counts,
-    weight_summary,
-)
+from iwae.results import records
 from iwae.results.schema import Document, Method, Settings
 from iwae.results.store import read_arrays
 from iwae.runs.setup import split_examples
@@ -107,7 +99,7 @@ class Annealing:
         """The settings, for a record."""
         return asdict(self)
 
-    def facts(self, subject: Subject) -> Document:
+    def facts(self, subject: records.Subject) -> Document:
         """The facts about annealing, for a record of a split."""
         return {"proposal": self.start, "annealing": self.values(), "pilot": pilot_facts(subject)}
 
@@ -147,12 +139,12 @@ def anneal_run(
     annealing = annealing or Annealing()
     annealing.check()
     check_tolerance(tolerance)
-    subject = make_subject(Path(run), **options)
+    subject = records.make_subject(Path(run), **options)
     return measure(
         subject,
         Method.ANNEALED,
         partial(_measure, annealing=annealing, tolerance=tolerance),
-        file=record_name(subject, "ais", *annealing.words()),
+        file=records.record_name(subject, "ais", *annealing.words()),
         shared={**annealing.facts(subject), "k": annealing.chains},
         arrays={"temperatures": np.asarray(_lengths(annealing)), "index": subject.places},
         rows=("by_temperatures", "temperatures"),
@@ -182,7 +174,7 @@ def _measure(one: Replicate, annealing: Annealing, tolerance: float) -> Measured
         "k": annealing.chains,
         "by_temperatures": rows,
         "verdict": _verdict_fields(verdict(longer, shorter, gap, tolerance, *real)),
-        **unit_counts(one.subject, one.model)[0],
+        **records.unit_counts(one.subject, one.model)[0],
     }
     stacked = {
         name: np.stack([values[name] for values in both])
@@ -197,19 +189,14 @@ def _measure(one: Replicate, annealing: Annealing, tolerance: float) -> Measured
 def _known_gap(
     one: Replicate, annealing: Annealing, method: Method
 ) -> tuple[Float[np.ndarray, " n"], float] | None:
-    """Upper minus lower bounds by the same annealing of the same model, nats, if the run has them.
-
-    The record with the most examples counts.
-
-    Args:
-        method: one that bounds log p(x) from both sides.
+    """Gaps between bounds from both sides by the same annealing of the same model, nats, if known.
 
     Returns:
-        The gap of each example, and k-hat of the ratios behind the upper bounds; nan where it is
-        unknown or not needed.
+        The gap of each example, from the record with the most, and k-hat of the ratios behind the
+        upper bounds, nan where it is unknown or not needed.
     """
     found, subject, number = [], one.subject, one.number
-    digest = model_sha256(subject.run, subject.weights, number)
+    digest = records.model_sha256(subject.run, subject.weights, number)
     settings = Settings(**annealing.values())
     where = subject.split, subject.weights, subject.pruned
     for path, record in both_sides(subject.run, method, settings, *where):
@@ -295,17 +282,17 @@ def annealing_keys(seed: int, length: int) -> tuple[PRNGKey, PRNGKey]:
     return pilot_key, key
 
 
-def pilot_split(subject: Subject) -> str:
+def pilot_split(subject: records.Subject) -> str:
     """The split of the pilot's examples, which is not the measured one."""
     return "train" if subject.split != "train" else "validation"
 
 
-def pilot_facts(subject: Subject) -> Document:
+def pilot_facts(subject: records.Subject) -> Document:
     """The facts about the pilot's examples, for a record."""
     return {"split": pilot_split(subject), "examples": PILOT_EXAMPLES}
 
 
-def pilot_examples(subject: Subject) -> np.ndarray:
+def pilot_examples(subject: records.Subject) -> np.ndarray:
     """Examples for tuning step sizes, which are not measured."""
     examples = split_examples(subject.dataset, pilot_split(subject))
     if len(examples) == 0:
@@ -322,7 +309,7 @@ def _length_row(
     """The row of a record for one number of temperatures."""
     return {
         "temperatures": length,
-        **weight_summary(values, annealing.chains),
+        **records.weight_summary(values, annealing.chains),
         "acceptance_mean": float(values["acceptance"].mean()),
         "acceptance_min": float(values["acceptance"].min()),
         "step_size_min": float(path.step_size.min()),
@@ -335,9 +322,9 @@ def _verdict_fields(found: Verdict) -> Document:
     return {
         "word": found.word,
         "reason": found.reason,
-        "difference": number(found.difference.mean),
-        "difference_stderr": number(found.difference.stderr),
-        "bdmc_gap": number(found.gap),
-        "sandwich_gap": number(found.sandwich_gap),
+        "difference": records.number(found.difference.mean),
+        "difference_stderr": records.number(found.difference.stderr),
+        "bdmc_gap": records.number(found.gap),
+        "sandwich_gap": records.number(found.sandwich_gap),
         "tolerance": found.tolerance,
     }

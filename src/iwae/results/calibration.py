@@ -13,7 +13,7 @@ from iwae.evaluation.calibration import KINDS, coverage, rank_slabs
 from iwae.evaluation.examples import check_positive
 from iwae.precision import float32
 from iwae.results.measure import Measured, Options, Replicate, measure
-from iwae.results.records import make_subject, means, record_name, simulated
+from iwae.results.records import SIMULATED, make_subject, means, record_name
 from iwae.results.schema import Document, Method
 
 LEVELS = (0.5, 0.8, 0.95)
@@ -54,7 +54,7 @@ def calibrate_run(
     if examples < FEWEST:
         raise UserError(f"examples is {examples}; to calibrate, give at least {FEWEST}")
     check_positive("k", k)
-    subject = simulated(make_subject(Path(run), **options))
+    subject = make_subject(Path(run), **options)._replace(split=SIMULATED)
     return measure(
         subject,
         Method.CALIBRATION,

@@ -12,15 +12,7 @@ from iwae.data import Dataset, choose, load_dataset, test_sha256
 from iwae.errors import UserError
 from iwae.evaluation import classes
 from iwae.results.measure import Measured, Replicate, SplitOptions, measure
-from iwae.results.records import (
-    Subject,
-    check_subset,
-    examples_at,
-    make_subject,
-    means,
-    number,
-    record_name,
-)
+from iwae.results import records
 from iwae.results.schema import Document, Method
 from iwae.runs.folder import run_config
 
@@ -67,7 +59,7 @@ def classify_run(
     run = Path(run)
     if not run_config(run).conditional:
         raise UserError(f"{run} knows no labels: train with --conditional to classify")
-    subject = make_subject(run, **options)
+    subject = records.make_subject(run, **options)
     arrays = {"index": subject.places, "label": _labels_of(subject)}
     words = ["classify", f"k{k}"]
     others = None
@@ -79,13 +71,13 @@ def classify_run(
         subject,
         Method.CLASSIFICATION,
         partial(_measure, others=others, k=k),
-        file=record_name(subject, *words),
+        file=records.record_name(subject, *words),
         shared={"k": k, **_about(others)},
         arrays=arrays,
     )
 
 
-def _labels_of(subject: Subject) -> np.ndarray:
+def _labels_of(subject: records.Subject) -> np.ndarray:
     """The label of each example, `[n]`."""
     return getattr(subject.dataset.labels, subject.split)[subject.places]
 
@@ -96,11 +88,11 @@ def _measure(one: Replicate, others: Others | None, k: int) -> Measured:
     record = {"k": k, **_class_summary(own["log_likelihood"], _labels_of(subject), shares)}
     if others is None:
         return Measured(record, own)
-    theirs = _scores(one, others.data, _OTHERS, k, f", {others.dataset.name}")
-    area, error = classes.auroc(own["marginal"], theirs["marginal"])
-    record |= {"auroc": area, "auroc_stderr": number(error)}
-    record |= means(others_marginal_log_likelihood=theirs["marginal"])
-    return Measured(record, {**own, **{f"others_{name}": v for name, v in theirs.items()}})
+    other = _scores(one, others.data, _OTHERS, k, f", {others.dataset.name}")
+    area, error = classes.auroc(own["marginal"], other["marginal"])
+    record |= {"auroc": area, "auroc_stderr": records.number(error)}
+    record |= records.means(others_marginal_log_likelihood=other["marginal"])
+    return Measured(record, {**own, **{f"others_{name}": v for name, v in other.items()}})
 
 
 def _scores(
@@ -121,7 +113,9 @@ _OWN, _OTHERS = 0, 1
 """Numbers folded into the seed's key, so that the two use different noise."""
 
 
-def _other_data(subject: Subject, name: str, examples: int | None, data_dir: Path | None) -> Others:
+def _other_data(
+    subject: records.Subject, name: str, examples: int | None, data_dir: Path | None
+) -> Others:
     """Test examples of other data, prepared as those of the run are."""
     config = subject.config
     grey = config.binarization in ("static", "threshold")  # `dynamic` draws test sets once as well
@@ -141,9 +135,9 @@ def _other_data(subject: Subject, name: str, examples: int | None, data_dir: Pat
         )
     if dataset.identity["test_sha256"] == own.identity["test_sha256"]:
         raise UserError(f"against {dataset.name}: these are the run's own data; name others")
-    total = check_subset(dataset, "test", None)
+    total = records.check_subset(dataset, "test", None)
     places = choose(total, min(examples or total, total), seed=subject.seed)
-    return Others(dataset, np.asarray(examples_at(dataset, "test", places)), places)
+    return Others(dataset, np.asarray(records.examples_at(dataset, "test", places)), places)
 
 
 def _class_summary(scores: np.ndarray, labels: np.ndarray, shares: np.ndarray) -> Document:
@@ -153,7 +147,7 @@ def _class_summary(scores: np.ndarray, labels: np.ndarray, shares: np.ndarray) -
     own = np.arange(len(labels)), labels
     right = (found == labels).astype(np.float64)
     return {
-        **means(
+        **records.means(
             log_likelihood=scores[own],  # of x given its own label
             accuracy=right,
             label_log_probability=log_p[own],

@@ -160,7 +160,7 @@ def _refuse_other(first: Known, one: Known, first_run: Path, run: Path, split: s
 
 def _paired(values: np.ndarray, first: np.ndarray) -> Document:
     """The paired difference of a run's mean to that of the first."""
-    found = paired_paired(values.mean(axis=0), first.mean(axis=0))
+    found = paired_difference(values.mean(axis=0), first.mean(axis=0))
     return {
         "difference": number(found.mean),
         "difference_stderr": number(found.stderr),

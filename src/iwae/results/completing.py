@@ -333,14 +333,14 @@ def simulated_bounds(run: Path, record: Record, number: int) -> schema.Simulated
         record: of bounds on real examples.
         number: of the replicate.
     """
-    how = record.annealing, record.split, record.weights, record.pruned
+    settings = record.annealing, record.split, record.weights, record.pruned
     digest = record.digests[number : number + 1]
-    made = [
+    known = [
         both
-        for _, both in both_sides(run, Method.BIDIRECTIONAL, *how)
+        for _, both in both_sides(run, Method.BIDIRECTIONAL, *settings)
         if both.digests[number : number + 1] == digest
     ]
-    found = max(made, key=lambda both: both.n, default=None)
+    found = max(known, key=lambda both: both.n, default=None)
     if found is None:
         return None
     part = found.models[number]

@@ -13,7 +13,6 @@ from iwae.results.text import (
     MIXED_WORDS,
     NAMES_OF_RANKS,
     ascii_only,
-    error_words,
     estimator_name,
     is_heavy,
     monte_carlo_words,
@@ -66,17 +65,17 @@ def _bits_words(row: schema.Weights) -> str:
 def _head(record: Record) -> str:
     """One line about the subject."""
     if record.split == "simulated":
-        what = f"{counted(record.n, 'example')} {record.dataset}"
+        examples = f"{counted(record.n, 'example')} {record.dataset}"
     else:
         by = record.subset.stratified_by if record.subset else None
-        how = f", stratified by {by}" if by else ""
-        subset = f" (a random subset{how})" if record.subset else ""
-        what = f"{record.dataset} {record.split}, {counted(record.n, 'example')}{subset}"
+        strata = f", stratified by {by}" if by else ""
+        subset = f" (a random subset{strata})" if record.subset else ""
+        examples = f"{record.dataset} {record.split}, {counted(record.n, 'example')}{subset}"
     missing = record.config.get("missing")
     gaps = ", of the observed values" * (missing is not None)
     gaps += " and of which they are" * (missing not in (None, "at-random"))
     unit = "" if record.method == Method.CALIBRATION else f"; nats per example{gaps}"
-    return f"{what}, {record.weights} weights{', pruned' * record.pruned}{unit}"
+    return f"{examples}, {record.weights} weights{', pruned' * record.pruned}{unit}"
 
 
 def _importance_lines(one: Part) -> Iterator[str]:
@@ -318,8 +317,8 @@ def describe_comparison(comparison: Mapping[str, Any]) -> str:
     """A comparison as a table."""
     runs, subset = comparison["runs"], ", a subset of the split" * comparison["subset"]
     estimator, split = comparison["estimator"], comparison["split"]
-    what = f"{estimator}, {split}, {comparison['n']} examples in common{subset}"
-    lines = [f"{what}, {comparison['weights']} weights; nats per example"]
+    examples = f"{estimator}, {split}, {comparison['n']} examples in common{subset}"
+    lines = [f"{examples}, {comparison['weights']} weights; nats per example"]
     several = len({one["weights"] for one in runs}) > 1
     names = [one["run"] + f", {one['weights']}" * several for one in runs]
     width = max(map(len, names))

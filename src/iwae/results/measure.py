@@ -22,15 +22,7 @@ from iwae.evaluation.examples import gather
 from iwae.precision import float32
 from iwae.results.completing import completed
 from iwae.results.reading import bounds_of, known_bounds
-from iwae.results.records import (
-    Subject,
-    Track,
-    means,
-    model_facts,
-    number,
-    shared_record,
-    summary_over_replicates,
-)
+from iwae.results import records
 from iwae.results.schema import Document, Method, Record, parse
 from iwae.results.store import Arrays, write_record
 from iwae.results.unfinished import Slab, Unfinished
@@ -55,7 +47,7 @@ class Options(TypedDict, total=False):
     seed: int
     batch_size: int | None
     data_dir: Path | None
-    track: Track
+    track: records.Track
 
 
 class SplitOptions(Options, total=False):
@@ -80,7 +72,7 @@ class Replicate(NamedTuple):
         unfinished: results of a call that was stopped.
     """
 
-    subject: Subject
+    subject: records.Subject
     number: int
     model: Any
     unfinished: Unfinished
@@ -132,7 +124,7 @@ class Measured(NamedTuple):
 
 @float32
 def measure(
-    subject: Subject,
+    subject: records.Subject,
     method: Method,
     one: Callable[[Replicate], Measured],
     *,
@@ -155,7 +147,7 @@ def measure(
             and of the column with the budget. `Measured.values["log_likelihood"]` is then
             `[m, n]`, and the order of these and the run's other bounds is checked.
     """
-    shared = {**shared_record(subject, method), **shared}
+    shared = {**records.shared_record(subject, method), **shared}
     unfinished = Unfinished(subject.run)
     if subject.subset:  # kept until a record has it, since its strata may change meanwhile
         by = np.full(len(subject.places), subject.stratified_by or "")
@@ -165,12 +157,13 @@ def measure(
         begin = time.perf_counter()
         found.append(one(Replicate(subject, replicate, model, unfinished)))
         seconds = time.perf_counter() - begin
-        each.append({**found[-1].record, "seconds": seconds, **model_facts(subject, replicate)})
+        facts = records.model_facts(subject, replicate)
+        each.append({**found[-1].record, "seconds": seconds, **facts})
     stored = dict(arrays)
     for name in found[0].values:
-        stored[name] = np.stack([its.values[name] for its in found])
-    for its in found:
-        stored |= its.own
+        stored[name] = np.stack([measured.values[name] for measured in found])
+    for measured in found:
+        stored |= measured.own
     if rows is None:
         record = {**(each[0] if len(each) == 1 else {"replicates": each}), **shared}
     else:
@@ -200,14 +193,14 @@ def check_ordering(run: Path, record: Record, arrays: Arrays) -> dict[str, list[
     ordered = samples + [one for one in known.values() if one.rank[0] == 1][-1:]
     checked, violations = set(), []
     for low, high in combinations(ordered, 2):
-        _, mine, theirs = np.intersect1d(low.places, high.places, return_indices=True)
-        if len(mine) < 2:
+        _, places, other_places = np.intersect1d(low.places, high.places, return_indices=True)
+        if len(places) < 2:
             continue
         checked |= {low.estimator, high.estimator}
         for replicate, (a, b) in enumerate(zip(low.values, high.values, strict=True)):
-            found = ordering_violations({low.estimator: a[mine], high.estimator: b[theirs]})
+            both = {low.estimator: a[places], high.estimator: b[other_places]}
             name = f"replicate {replicate}: " if len(low.values) > 1 else ""
-            violations += [name + words for words in found]
+            violations += [name + words for words in ordering_violations(both)]
     for words in violations:
         log.warning("THE BOUNDS ARE NOT IN ORDER: %s", words)
     return {
@@ -237,7 +230,7 @@ def over_replicates(
     common = {name: shared[name] for name in ("dataset", "split", "n", "test_sha256")}
     values = arrays["log_likelihood"]
     rows = [
-        {column: each[0][rows_of][i][column], **summary_over_replicates(values[:, i])}
+        {column: each[0][rows_of][i][column], **records.summary_over_replicates(values[:, i])}
         for i in range(values.shape[1])
     ]
     if "draws" in arrays:
@@ -275,12 +268,12 @@ def draws_summary(
     one = np.sqrt(values.var(axis=0, ddof=1).sum()) / n
     found = {
         "draws": draws,
-        **means(log_likelihood=values.mean(axis=0)),
-        "draws_error": number(one / np.sqrt(draws)),
-        "one_draw_error": number(one),
+        **records.means(log_likelihood=values.mean(axis=0)),
+        "draws_error": records.number(one / np.sqrt(draws)),
+        "one_draw_error": records.number(one),
     }
     if errors is not None:
-        found["monte_carlo_error"] = number(monte_carlo_error(errors.ravel()))
+        found["monte_carlo_error"] = records.number(monte_carlo_error(errors.ravel()))
     return found
 
 

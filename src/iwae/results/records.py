@@ -326,11 +326,6 @@ def model_facts(subject: Subject, replicate: int) -> Document:
     }
 
 
-def simulated(subject: Subject) -> Subject:
-    """The subject for a measurement of examples drawn from its models."""
-    return subject._replace(split=SIMULATED)
-
-
 def record_name(subject: Subject, *words: str) -> str:
     """The name of a record's files, which distinguishes it from the run's other records."""
     name = "-".join([subject.split, subject.weights, *["pruned"] * subject.pruned, *words])

@@ -94,7 +94,7 @@ def _two_sided_summary(values: Slab, k: int) -> Document:
     """Means and errors of both sides and of the gap, nats, and diagnostics of the k weights."""
     lower, upper = values["lower"], values["upper"]
     return {
-        **weight_two_sided_summary({**values, "log_likelihood": lower}, k),
+        **weight_summary({**values, "log_likelihood": lower}, k),
         **means(lower=lower, upper=upper, gap=upper - lower),
         "ratio_pareto_k": number(sandwich.ratio_tail(values["ratio"], lower)),
         "ratio_pareto_k_threshold": number(pareto_threshold(len(lower))),

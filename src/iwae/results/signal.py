@@ -19,26 +19,10 @@ from iwae.errors import UserError
 from iwae.evaluation import signal
 from iwae.models.vae import VAE
 from iwae.objectives.catalogue import compose
-from iwae.objectives.declaration import (
-    BASELINES,
-    GRADIENT_OPTIONS,
-    OPTIONS,
-    Declaration,
-    check,
-    described,
-    gradients_of,
-    particles,
-)
+from iwae.objectives import declaration as objectives
+from iwae.objectives.declaration import Declaration
 from iwae.precision import float32
-from iwae.results.records import (
-    Track,
-    make_subject,
-    model_facts,
-    number,
-    record_name,
-    shared_record,
-    untracked,
-)
+from iwae.results import records
 from iwae.results.schema import Document, Gradient, Method, Slope
 from iwae.results.store import write_record
 from iwae.results.text import estimator_name
@@ -73,7 +57,7 @@ def gradients_run(
     weights: str = "final",
     seed: int = 0,
     data_dir: Path | None = None,
-    track: Track = untracked,
+    track: records.Track = records.untracked,
 ) -> Document:
     """Mean, variance, signal-to-noise ratio and bias of gradients, for each k and estimator.
 
@@ -101,16 +85,16 @@ def gradients_run(
             none of the estimators, a `slope_from` with fewer than two k, or as `evaluate_run`.
     """
     _check_options(Path(run), ks, slope_from, draws)
-    subject = make_subject(
+    subject = records.make_subject(
         Path(run), split=split, weights=weights, examples=examples, seed=seed, data_dir=data_dir
     )
     trained, kinds = subject.config.final(), subject.config.kinds()
     name = objective or trained.objective
-    own = {option: getattr(trained, option) for option in OPTIONS}
+    own = {option: getattr(trained, option) for option in objectives.OPTIONS}
     given = {"m": m, "alpha": alpha, "beta": beta, "gamma": gamma}
     own |= {option: value for option, value in given.items() if value is not None}
     layers, discrete = len(kinds), any(kind.is_discrete for kind in kinds)
-    reference = reference or gradients_of(name, discrete=discrete)[0]
+    reference = reference or objectives.gradients_of(name, discrete=discrete)[0]
     declared = partial(_declared, name, own=own, layers=layers, discrete=discrete)
     names, counts = gradients or fitting(name, own, discrete=discrete), sorted(set(backward))
     chosen = _chosen(declared, sorted(set(ks)), names, counts, layers, all_named=bool(gradients))
@@ -126,8 +110,8 @@ def gradients_run(
     total = sum(map(len, chosen.values()))
     found = [slab["row"][0] for slab in track(rows, total, "gradients")]
     record = {
-        **shared_record(subject, Method.GRADIENTS),
-        **model_facts(subject, replicate),
+        **records.shared_record(subject, Method.GRADIENTS),
+        **records.model_facts(subject, replicate),
         "objective": name,
         "reference": None if reference == NONE else reference,
         "draws": draws,
@@ -138,7 +122,7 @@ def gradients_run(
     }
     words = [Method.GRADIENTS, *([objective] if objective else []), f"k{max(ks)}"]
     words += [f"backward{max(backward)}"] if backward else []
-    file = record_name(subject, *words)
+    file = records.record_name(subject, *words)
     arrays = {"k": np.array(list(chosen)), "index": subject.places, **_ratios(found)}
     return write_record(subject.run, file, record, arrays)
 
@@ -164,9 +148,11 @@ def _declared(
     objective: str, gradient: str, k: int, *, own: dict[str, Any], layers: int, discrete: bool
 ) -> Declaration:
     """An objective with an estimator and those of the run's options that apply to them."""
-    known = {*described(objective).options, *GRADIENT_OPTIONS.get(gradient, ())}
+    of_gradient = objectives.GRADIENT_OPTIONS.get(gradient, ())
+    known = {*objectives.described(objective).options, *of_gradient}
     options = {option: value for option, value in own.items() if option in known}
-    return check(Declaration(objective, k, gradient, **options), layers, discrete=discrete)
+    declaration = Declaration(objective, k, gradient, **options)
+    return objectives.check(declaration, layers, discrete=discrete)
 
 
 def _chosen(
@@ -202,7 +188,7 @@ def _chosen(
                     reasons[count] = reason
                 if count is None:
                     break
-    possible = {one.backward for its in chosen.values() for one in its}
+    possible = {one.backward for estimators in chosen.values() for one in estimators}
     for count in (None, *counts):
         if count not in possible:
             raise reasons[count]
@@ -211,11 +197,11 @@ def _chosen(
 
 def _through(full: Declaration, count: int | None, layers: int) -> Declaration:
     """An estimator carried by `count` of its particles; UserError if it has no such gradient."""
-    few = check(full._replace(backward=count), layers)
-    if count is not None and count >= particles(full):
+    few = objectives.check(full._replace(backward=count), layers)
+    if count is not None and count >= objectives.particles(full):
         raise UserError(
-            f"backward is {count}, and there are {particles(full)} particles: give a smaller "
-            "backward, or a larger k"
+            f"backward is {count}, and there are {objectives.particles(full)} particles: give a "
+            "smaller backward, or a larger k"
         )
     return few
 
@@ -229,9 +215,9 @@ def fitting(
     """
     return tuple(
         name
-        for name in gradients_of(objective, discrete=discrete)
-        if all(own.get(option) is not None for option in GRADIENT_OPTIONS.get(name, ()))
-        and (discrete or name not in BASELINES)
+        for name in objectives.gradients_of(objective, discrete=discrete)
+        if all(own.get(option) is not None for option in objectives.GRADIENT_OPTIONS.get(name, ()))
+        and (discrete or name not in objectives.BASELINES)
     )
 
 
@@ -258,11 +244,11 @@ def _estimator_row(
         biases = signal.biases(draw, against, model, xs, second_key, draws)
     groups: Document = {}
     for name, one in found.items():
-        groups[name] = {field: number(getattr(one, field)) for field in _NUMBERS}
-        groups[name]["snr_without"] = [number(ratio) for ratio in one.snr_without]
+        groups[name] = {field: records.number(getattr(one, field)) for field in _NUMBERS}
+        groups[name]["snr_without"] = [records.number(ratio) for ratio in one.snr_without]
         groups[name]["parameters"] = one.parameters
         bias = biases[name]._asdict() if biases else None
-        groups[name]["bias"] = bias and {field: number(value) for field, value in bias.items()}
+        groups[name]["bias"] = bias and {field: records.number(bias[field]) for field in bias}
     row = {"k": declaration.k, "gradient": declaration.gradient, "backward": declaration.backward}
     return Gradient.model_validate({**row, "groups": groups, **cost_of(draw, model, xs)})
 
@@ -271,7 +257,7 @@ _NUMBERS = ("mean_norm", "variance", "snr", "snr_stderr")
 """Fields of a `Signal` that a record has unchanged."""
 
 
-def cost_of(draw: Draw, model: VAE, xs: Array) -> Document:
+def cost_of(draw: signal.Draw, model: VAE, xs: Array) -> Document:
     """Seconds of one draw, and the memory of its program besides its arguments."""
     arrays, static = eqx.partition(model, eqx.is_array)
 
@@ -305,12 +291,13 @@ Curve = tuple[list[int], list[float], list[float]]
 def signal_curves(rows: Sequence[Gradient]) -> dict[str, dict[str, Curve]]:
     """group -> estimator -> (k, ratios of signal to noise, their standard errors)."""
     curves: dict[str, dict[str, Curve]] = {}
-    for name, its in _by_estimator(rows).items():
-        for group in its[0].groups:
-            cells = [row.groups[group] for row in its]
+    for name, same in _by_estimator(rows).items():
+        ks = [row.k for row in same]
+        for group in same[0].groups:
+            cells = [row.groups[group] for row in same]
             ratios = [cell.snr or 0.0 for cell in cells]
             errors = [cell.snr_stderr or 0.0 for cell in cells]
-            curves.setdefault(group, {})[name] = ([row.k for row in its], ratios, errors)
+            curves.setdefault(group, {})[name] = (ks, ratios, errors)
     return curves
 
 
@@ -321,11 +308,11 @@ def _slopes(rows: Sequence[Gradient], least: int) -> list[Slope]:
     slopes = []
     for group, curves in signal_curves(rows).items():
         for name, curve in curves.items():
-            its = by_estimator[name]
-            without = [[ratio or 0.0 for ratio in row.groups[group].snr_without] for row in its]
+            same = by_estimator[name]
+            without = [[ratio or 0.0 for ratio in row.groups[group].snr_without] for row in same]
             if (fitted := signal.slope_of(*curve, without)) is not None:
                 slope, stderr = fitted
-                which = {"group": group, "gradient": its[0].gradient, "backward": its[0].backward}
+                which = {"group": group, "gradient": same[0].gradient, "backward": same[0].backward}
                 slopes.append(Slope.model_validate({**which, "slope": slope, "stderr": stderr}))
     return slopes
 

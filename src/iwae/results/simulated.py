@@ -16,7 +16,7 @@ from iwae.precision import float32
 from iwae.results.annealed import PILOT_EXAMPLES, Annealing, annealing_keys, freeze
 from iwae.results.importance import DEFAULT_K
 from iwae.results.measure import Measured, Options, Replicate, measure
-from iwae.results.records import make_subject, means, record_name, simulated
+from iwae.results.records import SIMULATED, make_subject, means, record_name
 from iwae.results.schema import MIXED, Document, Method
 
 
@@ -55,7 +55,7 @@ def bdmc_run(
     check_positive("examples", examples)
     if k < 2:
         raise UserError(f"k is {k}; the true latent and at least one proposal make 2")
-    subject = simulated(make_subject(Path(run), **options))
+    subject = make_subject(Path(run), **options)._replace(split=SIMULATED)
     words = [*annealing.words(), *[f"k{k}"] * (k != DEFAULT_K), f"n{examples}"]
     return measure(
         subject,

@@ -121,11 +121,7 @@ def _fill_parquet(
     *,
     khat: bool,
 ) -> list[str]:
-    """Write copies of a .parquet file with its gaps filled, piece by piece.
-
-    Returns:
-        A line for each column whose type was widened.
-    """
+    """Write filled copies of a .parquet file piece by piece; lines about columns widened for it."""
     columns, done = with_fractions(rows.columns, rows.values), 0
     with ExitStack() as stack:
         outputs = [stack.enter_context(filled(path)) for path in paths]

@@ -116,11 +116,7 @@ def _widened(old: Any, new: Any) -> list[str]:
 
 
 def _filled_table(table: Any, piece: Piece, schema: Any) -> Any:
-    """The rows with their gaps filled.
-
-    Args:
-        schema: the column types so far; None for those of the table.
-    """
+    """The rows with their gaps filled, in the column types so far or, without any, their own."""
     import pyarrow as pa
 
     columns, fields = [], []
@@ -140,11 +136,7 @@ def _filled_table(table: Any, piece: Piece, schema: Any) -> Any:
 
 
 def _filled_column(name: str, old: Any, new: np.ndarray, gaps: np.ndarray, wanted: Any) -> Any:
-    """A column with new cells in its gaps, in the wanted type or the first that holds them.
-
-    Raises:
-        UserError: if none does.
-    """
+    """A column with new cells in its gaps, in the wanted type or the first that holds them."""
     import pyarrow as pa
 
     if not len(new) and old.type == wanted:

@@ -67,11 +67,12 @@ def cross_validate(job: Job) -> Folds:
     epochs, best, kept = 0, -np.inf, []
     with ExitStack() as stack:
         signals = stack.enter_context(stop_signals())  # an exit in mid-step can crash XLA
-        courses = [
-            stack.enter_context(closing(_epochs_of_fold(_without(job, fold_of == i), rows[fold_of == i])))
-            for i in range(number)
+        folds = [
+            _train_fold(_without(job, fold_of == i), rows[fold_of == i]) for i in range(number)
         ]
-        for epoch, each in enumerate(zip(*courses, strict=True), start=1):
+        for fold in folds:
+            stack.enter_context(closing(fold))
+        for epoch, each in enumerate(zip(*folds, strict=True), start=1):
             if signals:
                 raise Stopped(signals[0])
             bounds.append(float(shares @ [bound for _, bound in each]))
@@ -101,7 +102,7 @@ def _without(job: Job, held_out: Bool[np.ndarray, " n"]) -> Job:
     return replace(job, config=config, dataset=fewer, models=models, stages=stages, stage_ends=ends)
 
 
-def _epochs_of_fold(job: Job, held_out: Examples) -> Generator[tuple[PyTree, float]]:
+def _train_fold(job: Job, held_out: Examples) -> Generator[tuple[PyTree, float]]:
     """The weights after each epoch of training, and the mean bound of the held-out rows, nats."""
     (stage,) = job.stages
     for state, _, report in training(

@@ -132,10 +132,7 @@ def config_network(config: TrainConfig, dataset: Dataset) -> Network:
 
 
 def _reference_rows(dataset: Dataset) -> np.ndarray:
-    """The training data in the model's units; for dynamic binarisation, the mean pixels.
-
-    A fixed random sample represents streamed data: it only sets where the outputs start.
-    """
+    """Training data for the initial outputs: all, a sample of streamed data, or mean pixels."""
     if dataset.binarization == "dynamic":
         return dataset.train_mean[None]
     return kept(sample(dataset.train) if dataset.is_streamed else dataset.train)

@@ -193,9 +193,10 @@ def _read_description(path: Path) -> dict[str, Any]:
     if description.get("format") != 1:
         found = repr(description.get("format"))[:50]
         raise UserError(f"the model in {path.parent} has format {found}, not 1")
-    odd = sorted(description.keys() - {"format", "architecture", "weights", "about"})
-    if odd:
-        raise UserError(f"{path} has the unknown key {odd[0][:50]!r}: it was not written by iwae")
+    unknown = sorted(description.keys() - {"format", "architecture", "weights", "about"})
+    if unknown:
+        key = unknown[0][:50]
+        raise UserError(f"{path} has the unknown key {key!r}: it was not written by iwae")
     return description
 
 

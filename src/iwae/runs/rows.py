@@ -154,11 +154,9 @@ def read_rows(fit: Fitted, source: Source, *, unknown: str = "error", seed: int 
         return _array_rows(fit, path, seed)
     if path is not None and is_large(path):
         return _stored_rows(fit, path, unknown)
-    drop, ids = (list(fit.identity.get(name, ())) for name in ("drop", "ids"))
-    label = fit.identity.get("label")
-    present = names_in(source if path is None else path)
-    ids = [name for name in (*ids, *([label] if label else [])) if name in present]
-    drop = [name for name in drop if name in present]
+    label, present = fit.identity.get("label"), names_in(source if path is None else path)
+    ids = [name for name in (*fit.identity.get("ids", ()), label) if name in present]
+    drop = [name for name in fit.identity.get("drop", ()) if name in present]
     if path is None:
         table = frame_table(source, drop=drop, ids=ids)
     else:
@@ -187,10 +185,9 @@ def _stored_rows(fit: Fitted, path: Path, unknown: str) -> Rows:
         raise UserError(
             f"{path} is too large to be read at once, which a conditional model needs: split it"
         )
-    label = fit.identity.get("label")
-    present = names_in(path)
-    ids = [one for one in fit.identity.get("ids", ()) if one in present]
-    drop = [one for one in (*fit.identity.get("drop", ()), label) if one in present]
+    label, present = fit.identity.get("label"), names_in(path)
+    ids = [name for name in fit.identity.get("ids", ()) if name in present]
+    drop = [name for name in (*fit.identity.get("drop", ()), label) if name in present]
     names = [name for name in present if name not in {*ids, *drop}]
     columns = _wanted(fit, names, str(path))
     values = stored_values(path, pieces(path, drop=drop, ids=ids), columns, unknown=unknown)
@@ -221,9 +218,9 @@ def _array_rows(fit: Fitted, path: Path, seed: int) -> Rows:
     _refuse_shape(fit, path, array.shape[1:])
     rows = flat(array)
     if rows.shape[1] != fit.vae.n_data:
-        what = "columns" if array.ndim == 2 else "values an example"
+        unit = "columns" if array.ndim == 2 else "values an example"
         raise UserError(
-            f"{path} has {rows.shape[1]} {what}, but {fit.where} was trained on data with "
+            f"{path} has {rows.shape[1]} {unit}, but {fit.where} was trained on data with "
             f"{fit.vae.n_data}"
         )
     white = 255 if fit.identity.get("values") == "grey" and array.dtype == np.uint8 else 1
@@ -321,8 +318,8 @@ def _class_indices(fit: Fitted, where: str, labels: np.ndarray) -> np.ndarray:
     """Labels as indices into the classes of a model."""
     classes = {word: place for place, word in enumerate(fit.identity["classes"])}
     words = list(map(str, labels))
-    odd = next((word for word in words if word not in classes), None)
-    if odd is not None:
+    unknown = next((word for word in words if word not in classes), None)
+    if unknown is not None:
         known = ", ".join(list(classes)[:10])
-        raise UserError(f"{where} has the label {odd!r}; {fit.where} knows {known}")
+        raise UserError(f"{where} has the label {unknown!r}; {fit.where} knows {known}")
     return np.array([classes[word] for word in words])

@@ -156,11 +156,7 @@ FEW, FOLDS = 200, 5
 
 
 def _with_folds(config: TrainConfig, dataset: Dataset) -> TrainConfig:
-    """The configuration with a number of folds, or none, in place of `auto`.
-
-    Raises:
-        UserError: for a number of folds that does not go with the data.
-    """
+    """The configuration with a number of folds, or none, in place of `auto`; checks a given one."""
     n = len(dataset.train) + len(dataset.validation)
     fits = dataset.binarization != "dynamic" and not dataset.is_streamed
     if config.folds == "auto":
