@@ -22,12 +22,11 @@ def check_consistent(config: "TrainConfig") -> None:
         raise ValueError("label_prior needs conditional")
     if config.label and not config.conditional:
         raise ValueError(
-            "label needs conditional; a column that is to colour latents.png only is carried "
-            "through with id"
+            "label needs conditional; for a column that only colours latents.png, give id instead"
         )
     if config.hide and config.missing != "at-random":
         raise ValueError(
-            "hide needs missing 'at-random', which is how the values that it hides are missing"
+            "hide needs missing 'at-random', since it hides values at random"
         )
     if config.channels is not None and config.network != "conv":
         raise ValueError("channels needs network 'conv'")
@@ -96,8 +95,8 @@ def _check_densities(config: "TrainConfig") -> None:
     flows = coupling_layers(posterior, kinds)
     if config.label_prior and prior.name != "normal":
         raise ValueError(
-            f"label_prior learns a Gaussian p(z|y) for each label, and prior {config.prior!r} is "
-            "another prior: leave one of the two out"
+            f"label_prior learns a Gaussian p(z|y) for each label, which excludes prior "
+            f"{config.prior!r}: leave one of the two out"
         )
     parts = (config, *(config.stages or ()))
     closed = [
@@ -113,7 +112,7 @@ def _check_densities(config: "TrainConfig") -> None:
     flows = (*flows[:-1], flows[-1] or int(prior.name == "flow"))
     if any(flow and size < 2 for flow, size in zip(flows, sizes, strict=True)):
         raise ValueError(
-            "a flow couples units with each other, so it needs layers of at least 2: use more "
+            "a flow couples units with each other, so its layers need at least 2 units: use more "
             "latents, or no flow"
         )
 

@@ -44,22 +44,22 @@ class TrainConfig(BaseModel):
     scale: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     """gaussian-fixed: the standard deviation (no default)."""
     columns: Annotated[tuple[str, ...], Field(strict=False)] | None = None
-    """Kinds of columns by name, e.g. "age=gaussian, city=categorical", where they are not to follow
-    from the values; or of all in order (observation table), e.g. gaussian categorical:3
+    """Kinds of columns by name, e.g. "age=gaussian, city=categorical", instead of those chosen from
+    the values; or of all columns in order (observation table), e.g. gaussian categorical:3
     (default: from the values)."""
     drop: Annotated[tuple[str, ...], Field(strict=False)] | None = None
     """Columns of a table to leave out: names, or numbers from 1 of columns without a name."""
     id: Annotated[tuple[str, ...], Field(strict=False)] | None = None
-    """Columns of a table that are no values, and are carried through to every output; one that has
-    few different values colours latents.png."""
+    """Columns of a table that are not modelled but copied to every output; one with few different
+    values colours latents.png."""
     resize: Annotated[types.Sizes, Field(min_length=1, max_length=2)] | None = None
     """Height and width to give to the images of a folder, e.g. 28, or 28 40."""
     missing: types.Missing | None = None
     """Allow missing values: missing at random, or depending on their own values, not-at-random
     (default: refuse them)."""
     hide: Annotated[float, Field(ge=0, lt=1)] | None = None
-    """With --missing at-random: probability of hiding each observed value, drawn anew whenever
-    training visits its row (default: 0.1 if the training rows have no gaps, else 0)."""
+    """With --missing at-random: probability of hiding each observed value, drawn anew at every
+    visit of its row (default: 0.1 if the training rows have no gaps, else 0)."""
     standardize: bool | None = None
     """Standardise real values inside the model; likelihoods and samples keep the units of the file
     (default: for your own files)."""
@@ -69,18 +69,18 @@ class TrainConfig(BaseModel):
     """Number (or share, e.g. 0.1) of training examples to hold out for validation, or `authors` for
     the published code's choice (default: the data set's own)."""
     folds: Annotated[int, Field(ge=2)] | Literal["auto"] | None = None
-    """Choose the number of epochs, up to --epochs, by cross-validation, which holds each of so many
-    parts of the training rows out once; then train on all rows for as long (default: none)."""
+    """Choose the number of epochs, up to --epochs, by cross-validation with this number of folds;
+    then train on all rows for as long (default: none)."""
     stream: bool | None = None
     """Read your own .npy or .parquet file from disk block by block (default: from 2 GiB of
     values on)."""
     data_seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
-    """Random seed of the choice of held-out examples."""
+    """Random seed for choosing the held-out examples."""
     binarization_seed: Annotated[int, Field(ge=0)] = 0
-    """Random seed of a binarisation drawn once; another seed also gives another test set."""
+    """Random seed of a binarisation drawn once; another seed gives another test set."""
 
     layers: Annotated[int, Field(ge=1)] | None = None
-    """Number of stochastic layers of the published sizes; for other sizes, give these instead
+    """Number of stochastic layers with the published sizes; give --latent-sizes for others
     (default: 1)."""
     latent_sizes: Annotated[types.Sizes, Field(min_length=1)] | None = None
     """Units of each stochastic layer, nearest the data first, e.g. 100 50 (default: those of
@@ -149,7 +149,7 @@ class TrainConfig(BaseModel):
     chunk: Annotated[int, Field(ge=1)] | None = None
     """Particles at a time: less memory, same result (default: all up to k = 500, else 100)."""
     backward: Annotated[int, Field(ge=1)] | None = None
-    """Particles that the gradient goes through, drawn from all k without bias (default: all)."""
+    """Particles that carry the gradient, drawn from all k without bias (default: all)."""
 
     epochs: Annotated[int, Field(ge=1)] = 3280
     """Passes over the training data; the stages of a run are scaled to this total."""
@@ -182,7 +182,7 @@ class TrainConfig(BaseModel):
     """Number of independently seeded models to train at once."""
 
     log_every: Annotated[int, Field(ge=1)] | None = None
-    """Epochs between measurements of KL, reconstruction, active units (default: epochs / 200)."""
+    """Epochs between records of KL, reconstruction and active units (default: epochs / 200)."""
     validate_every: Annotated[int, Field(ge=1)] = 1
     """Epochs between validations, if examples are held out."""
     patience: Annotated[int, Field(ge=1)] | None = None

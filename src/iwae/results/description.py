@@ -191,7 +191,7 @@ def _information_lines(one: Part) -> Iterator[str]:
         parts = f"{gap.bound} recovers {{recovered}}, and leaves {{remaining}}"
         yield _filled_in(f"{total}: {parts}", gap)
     else:
-        yield "the gap of the ELBO is split where there are records of is and ais"
+        yield "to split the gap of the ELBO, measure with --method is and ais, then repeat this"
 
 
 def _filled_in(words: str, row: schema.Fields) -> str:
@@ -240,7 +240,7 @@ def _classification_lines(one: Part) -> Iterator[str]:
     likelihoods = "log p(y|x) = {label_log_probability}; log p(x) = {marginal_log_likelihood}"
     yield _filled_in(f"L_{one.k} of p(x|y), own label = {{log_likelihood}}; {likelihoods}", one)
     if one.auroc is not None:
-        above = "how often log p(x) is above that of other data"
+        above = "share of pairs whose log p(x) is above that of the other data"
         yield _filled_in(f"AUROC {{auroc}}: {above}, {{others_marginal_log_likelihood}}", one)
 
 

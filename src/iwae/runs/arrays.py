@@ -53,8 +53,8 @@ def signatures(named: Mapping[str, Any]) -> dict[str, str]:
 def check_fit(found: Mapping[str, str], expected: Mapping[str, str], source: Path) -> None:
     """Raise UserError unless both have the same arrays with the same signatures."""
     if found.keys() != expected.keys():
-        single = min(found.keys() ^ expected.keys())[:200]
-        raise UserError(f"{source} does not fit this configuration: {single} is in only one of them")
+        extra = min(found.keys() ^ expected.keys())[:200]
+        raise UserError(f"{source} does not fit this configuration: {extra} is in only one of them")
     for name, signature in expected.items():
         if found[name] != signature:
             raise UserError(
