@@ -246,7 +246,7 @@ class TrainConfig(BaseModel):
         return self.stage(len(lengths) - 1, lengths[-1])
 
     def kind(self) -> Kind | None:
-        """The kind of data with its parameters; None if the values of a table decide."""
+        """The kind of data with its parameters; None if it is left to the data."""
         given = {
             name: value for name in Kind._fields[1:] if (value := getattr(self, name)) is not None
         }

@@ -195,13 +195,23 @@ def whole_of(run: Path, known: Known) -> Whole | None:
     Args:
         run: the folder of the run.
     """
-    arrays = {"index": known.places}
-    controls = _controls(known.record, arrays, _of_all(run, known.record))
-    if not controls:
-        return None
-    control = best_control(known.values, known.places, controls)
-    means = known.values.mean(axis=0), control.values.mean(axis=0)
-    return carried_over(*means, known.places, control.estimator)
+    controls = _controls(known.record, {"index": known.places}, _of_all(run, known.record))
+    return _carried_over(known.values, known.places, controls) if controls else None
+
+
+def _carried_over(
+    values: Float[np.ndarray, "R m"],
+    places: Int[np.ndarray, " m"],
+    controls: Sequence[Known],
+    replicate: int | None = None,
+) -> Whole:
+    """A subset's bound, of a replicate or averaged over all, carried over by the best control."""
+    control = best_control(values, places, controls)
+    pair = [
+        one.mean(axis=0) if replicate is None else one[replicate]
+        for one in (values, control.values)
+    ]
+    return carried_over(*pair, places, control.estimator)
 
 
 def _completed_part(part: Any, known: _Knowledge, replicate: int | None) -> Any:
@@ -223,11 +233,8 @@ def _completed_row(
 ) -> schema.Row:
     more: dict[str, Whole | schema.Binarizations] = {}
     if known.controls and known.arrays is not None:
-        values, index = known.arrays["log_likelihood"][:, i], known.arrays["index"]
-        control = best_control(values, index, known.controls)
-        both = values, control.values
-        pair = [one.mean(axis=0) if replicate is None else one[replicate] for one in both]
-        more["whole"] = carried_over(*pair, index, control.estimator)
+        values = known.arrays["log_likelihood"][:, i]
+        more["whole"] = _carried_over(values, known.arrays["index"], known.controls, replicate)
     base = more.get("whole", row)
     parts = known.drawn if replicate is None else [one.models[replicate] for one in known.drawn]
     drawn = None if _own_draws(row) else _drawn_row(parts, row)

@@ -323,9 +323,8 @@ def describe_comparison(comparison: Mapping[str, Any]) -> str:
     names = [one["run"] + f", {one['weights']}" * several for one in runs]
     width = max(map(len, names))
     for name, one in zip(names, runs, strict=True):
-        line = f"  {name:{width}}  {plus_minus(one['log_likelihood'], one['stderr'])}"
-        if one["between_replicates_sd"] is not None:
-            line += f"  (sd of replicates {one['between_replicates_sd']:.3f})"
+        numbers, spread = (one["log_likelihood"], one["stderr"]), one["between_replicates_sd"]
+        line = f"  {name:{width}}  {plus_minus(*numbers, spread=spread, of=' of replicates')}"
         if one["difference"] is not None:
             sign = "" if one["significant"] else ", which may be chance"
             difference = plus_minus(one["difference"], one["difference_stderr"], sign="+")
