@@ -66,13 +66,8 @@ def compare_models(
     estimator: str | None = None,
 ) -> Document:
     """`compare` for folders, each with its weights, "final" or "best"."""
-    runs, known = [run for run, _ in models], []
-    for run, weights in models:
-        run_config(run)
-        bounds = known_bounds(run, split=split, weights=weights, pruned=pruned)
-        if not bounds:
-            raise UserError(_unmeasured(run, weights, split, pruned))
-        known.append({one.estimator: one for one in bounds})
+    runs = [run for run, _ in models]
+    known = [_bounds_by_name(run, weights, split, pruned) for run, weights in models]
     name = _common(runs, known, estimator)
     chosen = [bounds[name] for bounds in known]
     for run, one in zip(runs, chosen, strict=True):
@@ -105,13 +100,17 @@ def compare_models(
     }
 
 
-def _unmeasured(run: Path, weights: str, split: str, pruned: bool) -> str:
-    """The remedy for models that have not been measured."""
+def _bounds_by_name(run: Path, weights: str, split: str, pruned: bool) -> dict[str, Known]:
+    """The bounds of a run's models; UserError, with the remedy, if there are none."""
+    run_config(run)  # or the message that this is no run
+    bounds = known_bounds(run, split=split, weights=weights, pruned=pruned)
+    if bounds:
+        return {one.estimator: one for one in bounds}
     other = "best" if weights == "final" else "final"
     if known_bounds(run, split=split, weights=other, pruned=pruned):
-        return f"{run} was {measured_with(other)}, or measure the {weights} ones"
+        raise UserError(f"{run} was {measured_with(other)}, or measure the {weights} ones")
     more = "" if weights == "final" else f" --weights {weights}"
-    return f"{run} has not been measured: iwae evaluate {run}{more}"
+    raise UserError(f"{run} has not been measured: iwae evaluate {run}{more}")
 
 
 def measured_with(weights: str) -> str:

@@ -26,14 +26,7 @@ LAST, RISE = 0.1, 0.1
 
 def describe_plan(job: Job) -> str:
     """Lines about the network, the objective and the length of training."""
-    config = job.config
-    vae = without_labels(job.models[0])
-    constant = 0 if vae.log_scale is None else vae.log_scale.size
-    count = sum(leaf.size for leaf in _parameters(job)) - constant
-    sizes = [str(vae.n_data)]
-    for hidden, latent in zip(config.hidden_sizes or (), config.latent_sizes or (), strict=True):
-        sizes += [*map(str, hidden), f"{latent} latents"]
-    lines = [f"network: {config.network}, {' - '.join(sizes)}; {count:,} parameters"]
+    config, lines = job.config, [_network_line(job)]
     if config.stages is None:
         lines.append(f"objective: {config.objective}, k = {config.k}")
     if config.hide:
@@ -48,9 +41,9 @@ def describe_plan(job: Job) -> str:
     if config.folds is not None:
         n = len(job.dataset.train)
         lines.append(
-            f"epochs: chosen by {config.folds} models, each without another part of the {n:,} "
-            "training rows; then a model is trained on all of them for so many (--validation 0.1 "
-            "holds rows out instead)"
+            f"epochs: chosen by {config.folds} models, each trained without a different part of the "
+            f"{n:,} training rows; then a model is trained on all rows for as many epochs "
+            "(--validation 0.1 holds rows out instead)"
         )
     steps = job.stages[0].steps_per_epoch
     batch = f" of {steps:,} steps with {config.batch_size} rows" if config.stages is None else ""
@@ -69,6 +62,16 @@ def describe_plan(job: Job) -> str:
     if blocks.number > 1:
         lines.append(f"blocks: {blocks.number:,} an epoch, of {blocks.rows:,} rows, read in turn")
     return "\n".join(lines)
+
+
+def _network_line(job: Job) -> str:
+    config, vae = job.config, without_labels(job.models[0])
+    constant = 0 if vae.log_scale is None else vae.log_scale.size
+    count = sum(leaf.size for leaf in _parameters(job)) - constant
+    sizes = [str(vae.n_data)]
+    for hidden, latent in zip(config.hidden_sizes or (), config.latent_sizes or (), strict=True):
+        sizes += [*map(str, hidden), f"{latent} latents"]
+    return f"network: {config.network}, {' - '.join(sizes)}; {count:,} parameters"
 
 
 def _parameters(job: Job) -> list[Array]:
