@@ -2,7 +2,7 @@
 
 import difflib
 import tomllib
-from collections.abc import Iterable
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +49,7 @@ def explain(error: ValidationError) -> str:
     return f"{place[0]}: {reason} (given: {shorten(repr(first['input']))})"
 
 
-def unknown_key(key: str, known: Iterable[str]) -> str:
+def unknown_key(key: str, known: Collection[str]) -> str:
     """A message that names the nearest known key, or all of them."""
     near = difflib.get_close_matches(key[:100].lower(), known, 1)
     hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
