@@ -39,9 +39,9 @@ from iwae.data.kinds import make_kind
 from iwae.data.tables import read_table
 from iwae.evaluation.imputation import Imputed, impute, multiple_imputations
 from iwae.runs.answers import _value
-from iwae.runs.rows import Fitted, Rows, fitted, read_rows
 from iwae.runs.completion import _fill_parquet, impute_file
 from iwae.runs.filling import Piece, filled
+from iwae.runs.rows import Fitted, Rows, fitted, read_rows
 from iwae.runs.splicing import Changes, spliced
 
 WEIGHT, BIAS, SCALE = np.float32([[1.5, -0.5, 0.8]]), np.float32([1.0, 0.0, -2.0]), 0.5

@@ -20,9 +20,9 @@ from iwae.errors import UserError
 from iwae.models.likelihoods import MISSING
 from iwae.models.vae import VAE
 from iwae.reports.gallery import draw_run
+from iwae.results.description import describe
 from iwae.results.importance import evaluate_run
 from iwae.results.measure import with_bits
-from iwae.results.description import describe
 from iwae.runs.completion import impute_file
 from iwae.runs.setup import make_job
 

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 from iwae.cli import parsing
-from iwae.config.experiment import TrainConfig, read_config
 from iwae.config.defaults import defaults_for
-from iwae.config.stages import StageConfig, parse_stages
+from iwae.config.experiment import TrainConfig, read_config
 from iwae.config.presets import preset
+from iwae.config.stages import StageConfig, parse_stages
 from iwae.data.load import check_name
 from iwae.data.own import is_own
 from iwae.errors import UserError

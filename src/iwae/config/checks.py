@@ -25,9 +25,7 @@ def check_consistent(config: "TrainConfig") -> None:
             "label needs conditional; for a column that only colours latents.png, give id instead"
         )
     if config.hide and config.missing != "at-random":
-        raise ValueError(
-            "hide needs missing 'at-random', since it hides values at random"
-        )
+        raise ValueError("hide needs missing 'at-random', since it hides values at random")
     if config.channels is not None and config.network != "conv":
         raise ValueError("channels needs network 'conv'")
     if config.folds is not None:

@@ -11,12 +11,12 @@ from typing import Annotated, Any, Literal
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from iwae.config import types
 from iwae.config.checks import check_consistent
 from iwae.config.columns import parse_columns
 from iwae.config.defaults import defaults_for
 from iwae.config.stages import StageConfig, StagesText, parse_stages
 from iwae.config.toml import explain, read_values, unknown_key
-from iwae.config import types
 from iwae.data import Kind, make_kind
 from iwae.data.own import is_own
 from iwae.errors import UserError

@@ -52,7 +52,7 @@ class Preset(NamedTuple):
         return make_config({**self.values, **changes}, "preset")
 
 
-_TABLES = {  # table, data set, layers -> rows of (objective, k, NLL, active units)
+_TABLES: dict[tuple[int, str, int], Any] = {
     (1, "mnist", 1): [
         ("vae", 1, 86.76, (19,)),
         ("vae", 5, 86.47, (20,)),
@@ -96,6 +96,7 @@ _TABLES = {  # table, data set, layers -> rows of (objective, k, NLL, active uni
         ("iwae", 50, 85.32, (24, 7)),
     ],
 }
+"""Table, data set and layers -> rows of (objective, k, NLL, active units)."""
 
 
 def _cells(number: int) -> dict[str, Preset]:

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import NamedTuple
 from uuid import uuid4
 
-from iwae.config.experiment import TrainConfig, read_config
 from iwae.config.comparison import differing
+from iwae.config.experiment import TrainConfig, read_config
 from iwae.errors import UserError
 from iwae.files import atomic_write
 from iwae.results.annealed import Annealing

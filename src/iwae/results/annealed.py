@@ -22,10 +22,10 @@ from iwae.inference.starts import STARTS
 from iwae.inference.step_sizes import tune_step_size
 from iwae.inference.temperatures import as_betas, check_leapfrog, linear_schedule, sigmoid_schedule
 from iwae.precision import float32
+from iwae.results import records
 from iwae.results.completing import both_sides
 from iwae.results.measure import Measured, Replicate, SplitOptions, measure
 from iwae.results.reading import report_damage
-from iwae.results import records
 from iwae.results.schema import Document, Method, Settings
 from iwae.results.store import read_arrays
 from iwae.runs.setup import split_examples

@@ -11,8 +11,8 @@ import numpy as np
 from iwae.data import Dataset, choose, load_dataset, test_sha256
 from iwae.errors import UserError
 from iwae.evaluation import classes
-from iwae.results.measure import Measured, Replicate, SplitOptions, measure
 from iwae.results import records
+from iwae.results.measure import Measured, Replicate, SplitOptions, measure
 from iwae.results.schema import Document, Method
 from iwae.runs.folder import run_config
 

@@ -207,10 +207,9 @@ def _carried_over(
 ) -> Whole:
     """A subset's bound, of a replicate or averaged over all, carried over by the best control."""
     control = best_control(values, places, controls)
-    pair = [
-        one.mean(axis=0) if replicate is None else one[replicate]
-        for one in (values, control.values)
-    ]
+    pair = values.mean(axis=0), control.values.mean(axis=0)
+    if replicate is not None:
+        pair = values[replicate], control.values[replicate]
     return carried_over(*pair, places, control.estimator)
 
 
@@ -228,9 +227,7 @@ def _completed_part(part: Any, known: _Knowledge, replicate: int | None) -> Any:
     return part
 
 
-def _completed_row(
-    row: schema.Row, i: int, known: _Knowledge, replicate: int | None
-) -> schema.Row:
+def _completed_row(row: schema.Row, i: int, known: _Knowledge, replicate: int | None) -> schema.Row:
     more: dict[str, Whole | schema.Binarizations] = {}
     if known.controls and known.arrays is not None:
         values = known.arrays["log_likelihood"][:, i]
@@ -307,9 +304,7 @@ def _drawn_row(parts: Sequence[Part], row: schema.Row) -> schema.SampledRow | No
     return max(known, key=lambda one: one.k, default=None)
 
 
-def _shifted(
-    base: Number, stderr: Number, row: schema.SampledRow
-) -> schema.Binarizations | None:
+def _shifted(base: Number, stderr: Number, row: schema.SampledRow) -> schema.Binarizations | None:
     """A number of draw 0, carried over to the mean over the draws of another bound, the row.
 
     The Monte Carlo error of the row on draw 0, which its mean over draws does not share, counts as

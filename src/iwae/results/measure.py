@@ -20,9 +20,9 @@ from iwae.data import KINDS, as_kind
 from iwae.evaluation.diagnostics import monte_carlo_error, ordering_violations
 from iwae.evaluation.examples import gather
 from iwae.precision import float32
+from iwae.results import records
 from iwae.results.completing import completed
 from iwae.results.reading import bounds_of, known_bounds
-from iwae.results import records
 from iwae.results.schema import Document, Method, Record, parse
 from iwae.results.store import Arrays, write_record
 from iwae.results.unfinished import Slab, Unfinished

@@ -7,8 +7,8 @@ from typing import Unpack
 import jax
 
 from iwae.errors import UserError
-from iwae.evaluation.diagnostics import pareto_threshold
 from iwae.evaluation import sandwich
+from iwae.evaluation.diagnostics import pareto_threshold
 from iwae.precision import float32
 from iwae.results.annealed import Annealing, annealing_keys, check_tolerance, freeze_for_split
 from iwae.results.importance import DEFAULT_K

@@ -18,8 +18,8 @@ from jaxtyping import Array
 from iwae.errors import UserError
 from iwae.evaluation import signal
 from iwae.models.vae import VAE
-from iwae.objectives.catalogue import compose
 from iwae.objectives import declaration as objectives
+from iwae.objectives.catalogue import compose
 from iwae.objectives.declaration import Declaration
 from iwae.precision import float32
 from iwae.results import records

@@ -18,11 +18,10 @@ from zipfile import BadZipFile
 import numpy as np
 
 from iwae.data.arrays import honest_sizes
-from iwae.errors import UserError
+from iwae.errors import UserError, reason_of
 from iwae.files import atomic_write
 from iwae.results.schema import REMEDY, VERSION, Document, parse
 from iwae.runs.arrays import UNREADABLE, digest_of
-from iwae.errors import reason_of
 
 RECORDS, VALUES = "records.jsonl", "values.npz"
 """Files of a packed folder."""

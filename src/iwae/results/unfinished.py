@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from iwae.errors import reason_of
 from iwae.files import atomic_write
 from iwae.results.store import DAMAGES, load_arrays
-from iwae.errors import reason_of
 
 log = logging.getLogger(__name__)
 

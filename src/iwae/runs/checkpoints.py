@@ -7,10 +7,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from safetensors import safe_open
 
-from iwae.errors import UserError
+from iwae.errors import UserError, reason_of
 from iwae.files import atomic_write
 from iwae.runs.arrays import UNREADABLE, digest_of, from_arrays, to_arrays, write_arrays
-from iwae.errors import reason_of
 from iwae.training.loop import Best
 from iwae.training.steps import TrainState
 

@@ -15,8 +15,8 @@ from iwae.errors import UserError
 from iwae.evaluation.imputation import Imputed, joined
 from iwae.files import atomic_write, check_output
 from iwae.runs.answers import impute_pieces
-from iwae.runs.rows import Rows
 from iwae.runs.filling import Piece, filled, rows_of
+from iwae.runs.rows import Rows
 from iwae.runs.splicing import Changes, spliced
 
 
@@ -137,9 +137,7 @@ def _fill_parquet(
     return list(dict.fromkeys(line for _, lines in outputs for line in lines))
 
 
-def _write_array(
-    paths: list[Path], file: Path, array: Examples, pieces: Iterator[Imputed]
-) -> None:
+def _write_array(paths: list[Path], file: Path, array: Examples, pieces: Iterator[Imputed]) -> None:
     """Write completed arrays, piece by piece."""
     done = 0
     with ExitStack() as stack:

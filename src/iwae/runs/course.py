@@ -50,8 +50,8 @@ from iwae.runs.metrics import (
 )
 from iwae.runs.models import save_model
 from iwae.runs.setup import Job, blank_state, initial_state, make_job
-from iwae.runs.trained import model_folder
 from iwae.runs.trackers import FOLDER, Scalars, Tracker, tracking
+from iwae.runs.trained import model_folder
 from iwae.training.loop import Best, NonFiniteError, Report
 from iwae.training.stages import train_stages
 from iwae.training.steps import TrainState, replicate_model, weights

@@ -23,10 +23,10 @@ from iwae.errors import UserError
 from iwae.files import atomic_folder
 from iwae.models.conditional import Model
 from iwae.runs.folder import FOLDS, Stopped, stop_signals
+from iwae.runs.initial_models import make_models
 from iwae.runs.models import load_model, save_model
 from iwae.runs.setup import Job, initial_state
 from iwae.runs.stages import make_stages
-from iwae.runs.initial_models import make_models
 from iwae.training.loop import Plan, training
 from iwae.training.steps import replicate_model, weights
 

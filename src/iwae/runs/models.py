@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import PyTree
 from safetensors import safe_open
 
-from iwae.errors import UserError
+from iwae.errors import UserError, reason_of
 from iwae.files import atomic_write
 from iwae.models.conditional import ConditionalVAE, Model, check_frequencies
 from iwae.models.vae import VAE
@@ -30,7 +30,6 @@ from iwae.runs.arrays import (
     to_arrays,
     write_arrays,
 )
-from iwae.errors import reason_of
 
 WEIGHTS, DESCRIPTION = "model.safetensors", "model.json"
 

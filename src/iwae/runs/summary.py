@@ -41,7 +41,7 @@ def describe_plan(job: Job) -> str:
     if config.folds is not None:
         n = len(job.dataset.train)
         lines.append(
-            f"epochs: chosen by {config.folds} models, each trained without a different part of the "
+            f"epochs: chosen by {config.folds} models, each trained without another part of the "
             f"{n:,} training rows; then a model is trained on all rows for as many epochs "
             "(--validation 0.1 holds rows out instead)"
         )
