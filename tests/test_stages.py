@@ -380,7 +380,7 @@ def test_words_that_are_no_stages_are_refused(words, message):
     [
         ({"stages": []}, "stages is empty: leave it out"),
         ({"stages": 5}, "stages must be a list of tables"),
-        ({"stages": [5]}, "stages: .*StageConfig"),
+        ({"stages": [5]}, "stage 1: .*StageConfig"),
         ({"stages": [{"k": 1}]}, "stage 1: epochs: Field required"),
         ({"stages": [{"epochs": 1, "ks": 1}]}, "stage 1: unknown key 'ks'; did you mean 'k'?"),
         ({"stages": [{"epochs": 1}, {"epochs": 1, "k": 0}]}, "stage 2: k: .*greater"),
