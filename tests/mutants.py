@@ -632,7 +632,7 @@ MUTANTS = {
     ),
     "p-value-of-ties": Mutant("evaluation/scores.py", 'side="right"', 'side="left"', "answers"),
     "fold-seen-in-training": Mutant(
-        "runs/folds.py", "rows[fold_of != i]", "rows[fold_of != i + 1]", "folds"
+        "runs/folds.py", "train=data.train[seen]", "train=data.train", "folds"
     ),
     "p-values-of-one-fold": Mutant(
         "evaluation/scores.py", "below += np.searchsorted", "below = np.searchsorted", "folds"
@@ -731,7 +731,7 @@ MUTANTS = {
         "errors",
     ),
     "places-of-another-test-set": Mutant(
-        "results/subsets.py", 'record.test_sha256 or ""', 'asked["test_sha256"]', "errors"
+        "results/subsets.py", 'record.test_sha256 or ""', 'wanted["test_sha256"]', "errors"
     ),
     "errors-never-at-least": Mutant(
         "results/text.py", "row.pareto_k_unreliable >= UNRELIABLE", "False", "errors"

@@ -15,7 +15,8 @@ from iwae.results import store
 from iwae.runs.checkpoints import list_checkpoints, load_checkpoint
 from iwae.runs.course import start_run
 from iwae.runs.models import save_model
-from iwae.runs.setup import blank_state, make_job, model_folder
+from iwae.runs.setup import blank_state, make_job
+from iwae.runs.trained import model_folder
 from iwae.training.loop import Report
 
 _folder = tempfile.TemporaryDirectory(prefix="iwae-tests-")

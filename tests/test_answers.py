@@ -38,9 +38,10 @@ from iwae.data.columns import Column
 from iwae.data.kinds import make_kind
 from iwae.data.tables import read_table
 from iwae.evaluation.imputation import Imputed, impute, multiple_imputations
-from iwae.runs.answers import Fitted, Rows, _value, fitted, read_rows
+from iwae.runs.answers import _value
 from iwae.runs.completion import _fill_parquet, impute_file
 from iwae.runs.filling import Piece, filled
+from iwae.runs.rows import Fitted, Rows, fitted, read_rows
 from iwae.runs.splicing import Changes, spliced
 
 WEIGHT, BIAS, SCALE = np.float32([[1.5, -0.5, 0.8]]), np.float32([1.0, 0.0, -2.0]), 0.5
@@ -622,7 +623,7 @@ def test_large_tables_are_read_from_disk(run, monkeypatch):
         return [{name: list(one[name]) for name in one} for one in found]
 
     memory = answers()
-    monkeypatch.setattr("iwae.runs.answers.is_large", lambda _: True)
+    monkeypatch.setattr("iwae.runs.rows.is_large", lambda _: True)
     monkeypatch.setattr("iwae.evaluation.examples.SLAB_ROWS", 1)
     assert not isinstance(read_rows(fitted(run), file).values, np.ndarray)
     for one, other in zip(answers(), memory, strict=True):

@@ -19,8 +19,9 @@ import pytest
 import small
 from iwae.cli import COMMANDS, main, parsing, queue
 from iwae.cli.train import Train
-from iwae.config.experiment import TrainConfig, parse_stages, write_config
+from iwae.config.experiment import TrainConfig, write_config
 from iwae.config.presets import PRESETS
+from iwae.config.stages import parse_stages
 from iwae.objectives.declaration import GRADIENTS, OBJECTIVES
 from iwae.runs import course, summary
 from iwae.runs.models import load_model

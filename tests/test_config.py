@@ -19,7 +19,7 @@ from iwae.config.presets import PRESETS, preset
 from iwae.data import DATASETS
 from iwae.errors import UserError
 from iwae.objectives.declaration import OBJECTIVES
-from iwae.runs.setup import make_schedule
+from iwae.runs.stages import make_schedule
 from iwae.training.schedules import AUTHORS_RATES, PAPER_RATES
 
 sizes = st.integers(1, 1000)

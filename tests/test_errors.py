@@ -25,6 +25,7 @@ from iwae.experiments.table import Cell
 from iwae.results import completing, store
 from iwae.results.compare import compare
 from iwae.results.completing import _over, carried_over, read_completed
+from iwae.results.description import describe, describe_comparison
 from iwae.results.frame import results
 from iwae.results.importance import draw_key
 from iwae.results.measure import draws_summary
@@ -32,7 +33,7 @@ from iwae.results.reading import Estimate, Known, estimates_of, known_bounds
 from iwae.results.records import means, weight_summary
 from iwae.results.schema import Binarizations, Record, SampledRow, Whole
 from iwae.results.subsets import STRATA, choice, stratified, subset_places
-from iwae.results.text import describe, describe_comparison, error_words
+from iwae.results.text import error_words
 from iwae.runs.models import load_model
 from small import finished
 

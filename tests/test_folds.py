@@ -15,7 +15,8 @@ from iwae.cli.train import _base_config
 from iwae.config.experiment import make_config
 from iwae.runs.folder import run_config
 from iwae.runs.folds import cross_validate, load_folds
-from iwae.runs.setup import load_config_dataset, make_job, make_models
+from iwae.runs.initial_models import make_models
+from iwae.runs.setup import load_config_dataset, make_job
 from iwae.training.loop import validation_bounds
 from iwae.training.steps import init_state
 from reference import equal

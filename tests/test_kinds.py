@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 
 import small
-from iwae.config.experiment import ObservationName, make_config
+from iwae.config.experiment import make_config
+from iwae.config.types import ObservationName
 from iwae.data import KINDS, load_dataset, make_kind
 from iwae.errors import UserError
 from iwae.reports.gallery import draw_run
+from iwae.results.description import describe
 from iwae.results.importance import evaluate_run
-from iwae.results.text import describe
 from iwae.runs.models import load_model
 from iwae.runs.setup import make_job
 

@@ -33,7 +33,8 @@ from iwae.results.classes import classify_run
 from iwae.results.importance import evaluate_run
 from iwae.results.simulated import bdmc_run
 from iwae.runs.models import read_about, save_model
-from iwae.runs.setup import make_job, model_folder
+from iwae.runs.setup import make_job
+from iwae.runs.trained import model_folder
 from result_tables.experiments import labels_table
 from test_conditional import noisy, two_halves
 from test_sharing import FakeHub, card_of, front, refused

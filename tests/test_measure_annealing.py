@@ -18,7 +18,7 @@ from iwae.evaluation.likelihood import annealed_slabs
 from iwae.inference.temperatures import linear_schedule, sigmoid_schedule
 from iwae.results import annealed, unfinished
 from iwae.results.annealed import Annealing
-from iwae.results.text import describe_comparison
+from iwae.results.description import describe_comparison
 from iwae.runs.models import load_model
 from iwae.runs.setup import split_examples
 from small import PATIENT, finished

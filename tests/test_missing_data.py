@@ -12,16 +12,17 @@ import pytest
 import small
 from iwae import impute, load_dataset, load_model, save_model
 from iwae.cli import main
-from iwae.config.experiment import Missing, make_config
+from iwae.config.experiment import make_config
+from iwae.config.types import Missing
 from iwae.data import make_kind
 from iwae.data.cells import MISSING_WORDS
 from iwae.errors import UserError
 from iwae.models.likelihoods import MISSING
 from iwae.models.vae import VAE
 from iwae.reports.gallery import draw_run
+from iwae.results.description import describe
 from iwae.results.importance import evaluate_run
 from iwae.results.measure import with_bits
-from iwae.results.text import describe
 from iwae.runs.completion import impute_file
 from iwae.runs.setup import make_job
 

@@ -11,7 +11,8 @@ from scipy.signal import correlate
 
 import small
 from cases import quick, quick_rows
-from iwae.config.experiment import ActivationName, make_config
+from iwae.config.experiment import make_config
+from iwae.config.types import ActivationName
 from iwae.data import make_kind
 from iwae.errors import UserError
 from iwae.evaluation.likelihood import log_likelihoods

@@ -8,10 +8,11 @@ import pytest
 
 from iwae import UserError
 from iwae.results import store
+from iwae.results.description import describe, describe_gradients
 from iwae.results.frame import Result, results, results_frame, write_csv
 from iwae.results.reading import known_bounds, read_records
 from iwae.results.schema import VERSION, Fields, Method, parse
-from iwae.results.text import describe, describe_gradients, plus_minus
+from iwae.results.text import plus_minus
 
 RESULTS = Path(__file__).parents[1] / "results"
 

@@ -10,8 +10,9 @@ import pytest
 
 import small
 from figures import priors_figure
-from iwae.config.experiment import config_values, read_config, stages_text, write_config
+from iwae.config.experiment import config_values, read_config, write_config
 from iwae.config.presets import preset
+from iwae.config.stages import stages_text
 from iwae.errors import UserError
 from iwae.experiments.cells import Wanted
 from iwae.experiments.table import read_cell

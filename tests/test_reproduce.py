@@ -12,16 +12,9 @@ import small
 from iwae import evaluate_run
 from iwae.cli.queue import _listed
 from iwae.cli.queue import reproduce as reproduce_command
+from iwae.config.comparison import is_of_cell, same_experiment
 from iwae.config.experiment import config_values, read_config, write_config
-from iwae.config.presets import (
-    PRESETS,
-    cells,
-    is_of_cell,
-    matching,
-    preset,
-    same_experiment,
-    with_baselines,
-)
+from iwae.config.presets import PRESETS, cells, matching, preset, with_baselines
 from iwae.errors import UserError
 from iwae.experiments import table as cells_table
 from iwae.experiments.cells import Wanted, plan

@@ -17,7 +17,8 @@ from iwae import (
     load_dataset,
     train,
 )
-from iwae.config.experiment import UNTIL_CONVERGED, write_config
+from iwae.config.defaults import UNTIL_CONVERGED
+from iwae.config.experiment import write_config
 from iwae.data.scaling import fit_scaling, refuse_merged
 from iwae.objectives.catalogue import compose
 from iwae.objectives.combinations import check

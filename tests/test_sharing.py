@@ -28,7 +28,7 @@ from iwae.results.annealed import Annealing, anneal_run
 from iwae.results.importance import evaluate_run
 from iwae.results.simulated import bdmc_run
 from iwae.runs.models import read_about, save_model
-from iwae.runs.setup import model_folder
+from iwae.runs.trained import model_folder
 from small import finished
 
 

@@ -20,7 +20,7 @@ from iwae.objectives.catalogue import estimator_of, objective
 from iwae.objectives.combinations import check
 from iwae.objectives.declaration import Declaration
 from iwae.objectives.reductions import iwae
-from iwae.results.text import describe_gradients
+from iwae.results.description import describe_gradients
 from iwae.testing import LinearGaussian
 from reference import STANDARD_ERRORS
 

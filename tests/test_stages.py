@@ -16,15 +16,13 @@ from hypothesis import strategies as st
 import small
 from cases import quick_rows
 from iwae.config.experiment import (
-    StageConfig,
     TrainConfig,
     config_values,
     make_config,
-    parse_stages,
     read_config,
-    stages_text,
     write_config,
 )
+from iwae.config.stages import StageConfig, parse_stages, stages_text
 from iwae.errors import UserError
 from iwae.experiments.sweep import read_sweep
 from iwae.objectives.catalogue import objective
@@ -382,7 +380,7 @@ def test_words_that_are_no_stages_are_refused(words, message):
     [
         ({"stages": []}, "stages is empty: leave it out"),
         ({"stages": 5}, "stages must be a list of tables"),
-        ({"stages": [5]}, "stages: .*StageConfig"),
+        ({"stages": [5]}, "stage 1: .*StageConfig"),
         ({"stages": [{"k": 1}]}, "stage 1: epochs: Field required"),
         ({"stages": [{"epochs": 1, "ks": 1}]}, "stage 1: unknown key 'ks'; did you mean 'k'?"),
         ({"stages": [{"epochs": 1}, {"epochs": 1, "k": 0}]}, "stage 2: k: .*greater"),

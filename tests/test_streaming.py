@@ -15,7 +15,8 @@ from iwae.data.writers import write_table, written_by_piece
 from iwae.runs import course
 from iwae.runs.metrics import read_metrics
 from iwae.runs.models import load_model
-from iwae.runs.setup import make_job, model_folder, split_examples
+from iwae.runs.setup import make_job, split_examples
+from iwae.runs.trained import model_folder
 from iwae.training import feed, loop
 from iwae.training.feed import Blocks, block_rows, blocks_of
 

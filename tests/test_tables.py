@@ -16,7 +16,8 @@ from PIL import Image
 from pyarrow import parquet
 
 from iwae import TrainConfig, start_run
-from iwae.config.experiment import make_config, parse_columns
+from iwae.config.columns import parse_columns
+from iwae.config.experiment import make_config
 from iwae.data import columns as columns_module
 from iwae.data import delimited, load_dataset
 from iwae.data.arrays import read_arrays

@@ -25,7 +25,7 @@ from iwae.objectives.bounds import bound
 from iwae.objectives.catalogue import objective
 from iwae.objectives.objective import as_objective
 from iwae.objectives.reductions import iwae
-from iwae.runs.setup import make_schedule
+from iwae.runs.stages import make_schedule
 from iwae.testing import LinearGaussian
 from iwae.training import loop
 from iwae.training.loop import NonFiniteError, Plan, init_best, training, update_best

@@ -24,8 +24,8 @@ from iwae.reports.page import notices, pictures, tables
 from iwae.reports.page.facts import name_runs, read_run
 from iwae.reports.recorded import bounds_figure, rate_distortion_figure
 from iwae.results.compare import compare
+from iwae.results.description import describe, describe_comparison, describe_gradients
 from iwae.results.reading import Method, known_bounds, read_records
-from iwae.results.text import describe, describe_comparison, describe_gradients
 from iwae.runs.models import load_model, read_about
 from result_tables.blocks import fill_blocks
 

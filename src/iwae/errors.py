@@ -49,3 +49,9 @@ def shorten(words: Any) -> str:
     """A value as text on a single line, cut to a length that fits a message."""
     text = " ".join(str(words).split())
     return text if len(text) <= 300 else f"{text[:300]} ..."
+
+
+def reason_of(error: BaseException) -> str:
+    """The first line of a library's message, or the name of an error without one."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines or [type(error).__name__])[0][:200]

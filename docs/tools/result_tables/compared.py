@@ -2,8 +2,9 @@
 
 from pathlib import Path
 
+from iwae.config.comparison import differing
 from iwae.config.experiment import read_config
-from iwae.config.presets import differing, matching, with_baselines
+from iwae.config.presets import matching, with_baselines
 from iwae.experiments.cell_errors import Annealed
 from iwae.experiments.cells import Wanted, cell_folder, cell_runs
 from iwae.experiments.table import Cell, duration, read_cell

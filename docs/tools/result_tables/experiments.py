@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from iwae.config.experiment import make_config, stages_text
+from iwae.config.experiment import make_config
+from iwae.config.stages import stages_text
 from iwae.results.reading import known_bounds, read_records
 from iwae.results.records import mean_and_error
 from iwae.results.schema import Method, Record

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from iwae.cli import parsing
-from iwae.config.experiment import unquoted
+from iwae.config.columns import unquoted
 from iwae.errors import UserError, counted
 from iwae.files import check_output
 
@@ -167,7 +167,7 @@ def _tell_binarized(options: OfRows, error: str = "") -> None:
     Args:
         error: what does not include the error of this choice.
     """
-    from iwae.runs.answers import binarized_at_random, fitted
+    from iwae.runs.rows import binarized_at_random, fitted
 
     if binarized_at_random(fitted(options.run, options.weights)):
         without = f", and {error} does not include that" if error else ""
@@ -192,7 +192,8 @@ def sample(arguments: Sequence[str]) -> int:
     from iwae.data.writers import write_table
     from iwae.evaluation.diagnostics import pareto_threshold
     from iwae.models.conditional import ConditionalVAE
-    from iwae.runs.answers import fitted, label_of, sample_rows
+    from iwae.runs.answers import label_of, sample_rows
+    from iwae.runs.rows import fitted
 
     k = {"is": 100_000, "ais": 1000}[options.method] if options.k is None else options.k
     cells, found = sample_rows(

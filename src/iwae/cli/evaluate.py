@@ -15,7 +15,7 @@ import tyro
 import iwae
 from iwae.cli import parsing
 from iwae.errors import UserError, shorten
-from iwae.results.text import describe, describe_comparison, describe_gradients
+from iwae.results.description import describe, describe_comparison, describe_gradients
 
 Method = Literal["is", "ais", "bdmc", "sandwich", "rate-distortion", "information"]
 

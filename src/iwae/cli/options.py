@@ -18,7 +18,8 @@ from tyro.constructors import (
     StructTypeInfo,
 )
 
-from iwae.config.experiment import OWN_DEFAULTS, TrainConfig
+from iwae.config.defaults import OWN_DEFAULTS
+from iwae.config.experiment import TrainConfig
 
 GROUPS = {
     "data": "dataset",

@@ -13,7 +13,7 @@ import tyro
 from pydantic import ValidationError
 
 from iwae.cli.options import registry
-from iwae.config.experiment import explain
+from iwae.config.toml import explain
 from iwae.errors import UserError
 
 USAGE_ERROR, FAILURE = 2, 1

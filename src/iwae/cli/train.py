@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 from iwae.cli import parsing
-from iwae.config.experiment import StageConfig, TrainConfig, parse_stages, read_config, usual
+from iwae.config.defaults import defaults_for
+from iwae.config.experiment import TrainConfig, read_config
 from iwae.config.presets import preset
+from iwae.config.stages import StageConfig, parse_stages
 from iwae.data.load import check_name
 from iwae.data.own import is_own
 from iwae.errors import UserError
@@ -147,7 +149,7 @@ def _from_data(given: argparse.Namespace, arguments: Sequence[str]) -> TrainConf
     """The defaults for the data set and the objective that the options name."""
     names = [word.partition("=")[0] for word in arguments if word.startswith("--")]
     chosen = {name.removeprefix("--").replace("-", "_") for name in names}
-    found = usual(given.dataset, given.objective, chosen, given.validation, given.folds)
+    found = defaults_for(given.dataset, given.objective, chosen, given.validation, given.folds)
     if given.folds not in (None, "None"):
         found["folds"] = "auto"  # until it is read: without any, patience needs a held-out part
     return TrainConfig(**found)

@@ -4,16 +4,13 @@ Published negative log-likelihoods are in nats, on the test set, with 5,000 impo
 """
 
 import difflib
-import json
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Set
+from collections.abc import Iterable
 from fnmatch import fnmatch
-from functools import lru_cache
 from typing import Any, NamedTuple, NoReturn
 
 from iwae.config import recipes
 from iwae.config.experiment import TrainConfig, make_config
-from iwae.data import DATASETS
 from iwae.errors import UserError
 
 log = logging.getLogger("iwae")
@@ -23,9 +20,8 @@ RAINFORTH = "Rainforth et al. 2018 (arXiv 1802.04537)"
 DING = "Ding & Freedman 2019 (arXiv 1906.04904)"
 TUCKER = "Tucker et al. 2019 (arXiv 1810.04152)"
 
-
 FAST = "fast/"
-"""Prefix of the names of cells that are trained with a fast recipe."""
+"""Prefix of the names of cells with a fast recipe."""
 
 
 class Preset(NamedTuple):
@@ -33,19 +29,19 @@ class Preset(NamedTuple):
 
     Attributes:
         values: the settings that it fixes in a configuration.
-        nll: the published negative log-likelihood, nats; None where there is none.
+        nll: the published negative log-likelihood, nats; None without one.
         active: the published active units per layer.
         source: paper and table.
-        needs: the preset whose finished run `init_from` must name, for a warm start.
+        needs: for a warm start, the preset of the run that `init_from` must name.
         nll_64: the published negative L_64, where the paper reports it.
         is_fast: whether it is trained with a fast recipe instead of as published.
-        beside: the preset that it is compared with, where no number was published.
+        beside: without a published number, the preset that it is compared with.
     """
 
     values: dict[str, Any]
-    nll: float | None
-    active: tuple[int, ...]
-    source: str
+    nll: float | None = None
+    active: tuple[int, ...] = ()
+    source: str = ""
     needs: str | None = None
     nll_64: float | None = None
     is_fast: bool = False
@@ -56,46 +52,43 @@ class Preset(NamedTuple):
         return make_config({**self.values, **changes}, "preset")
 
 
-_TABLE_1 = {  # data set, layers -> rows of (objective, k, NLL, active units)
-    ("mnist", 1): [
+_TABLES: dict[tuple[int, str, int], Any] = {
+    (1, "mnist", 1): [
         ("vae", 1, 86.76, (19,)),
         ("vae", 5, 86.47, (20,)),
         ("vae", 50, 86.35, (20,)),
         ("iwae", 5, 85.54, (22,)),
         ("iwae", 50, 84.78, (25,)),
     ],
-    ("mnist", 2): [
+    (1, "mnist", 2): [
         ("vae", 1, 85.33, (16, 5)),
         ("vae", 5, 85.01, (17, 5)),
         ("vae", 50, 84.78, (17, 5)),
         ("iwae", 5, 83.89, (21, 5)),
         ("iwae", 50, 82.90, (26, 7)),
     ],
-    ("omniglot", 1): [
+    (1, "omniglot", 1): [
         ("vae", 1, 108.11, (28,)),
         ("vae", 5, 107.62, (28,)),
         ("vae", 50, 107.80, (28,)),
         ("iwae", 5, 106.12, (34,)),
         ("iwae", 50, 104.67, (41,)),
     ],
-    ("omniglot", 2): [
+    (1, "omniglot", 2): [
         ("vae", 1, 107.58, (28, 4)),
         ("vae", 5, 106.31, (30, 5)),
         ("vae", 50, 106.30, (30, 5)),
         ("iwae", 5, 104.79, (38, 6)),
         ("iwae", 50, 103.38, (44, 7)),
     ],
-}
-
-_TABLE_3 = {
-    ("mnist-static", 1): [
+    (3, "mnist-static", 1): [
         ("vae", 1, 88.71, (19,)),
         ("vae", 5, 88.83, (19,)),
         ("vae", 50, 89.05, (20,)),
         ("iwae", 5, 87.63, (22,)),
         ("iwae", 50, 87.10, (24,)),
     ],
-    ("mnist-static", 2): [
+    (3, "mnist-static", 2): [
         ("vae", 1, 88.08, (16, 5)),
         ("vae", 5, 87.63, (17, 5)),
         ("vae", 50, 87.86, (17, 6)),
@@ -103,9 +96,11 @@ _TABLE_3 = {
         ("iwae", 50, 85.32, (24, 7)),
     ],
 }
+"""Table, data set and layers -> rows of (objective, k, NLL, active units)."""
 
 
-def _cells(table: dict[tuple[str, int], Any], number: int) -> dict[str, Preset]:
+def _cells(number: int) -> dict[str, Preset]:
+    """The cells of a table."""
     return {
         f"table{number}/{dataset}/{layers}l/{name}-k{k}": Preset(
             {"dataset": dataset, "layers": layers, "objective": name, "k": k},
@@ -113,12 +108,13 @@ def _cells(table: dict[tuple[str, int], Any], number: int) -> dict[str, Preset]:
             active,
             f"{BURDA}, Table {number}",
         )
-        for (dataset, layers), rows in table.items()
+        for (table, dataset, layers), rows in _TABLES.items()
         for name, k, nll, active in rows
+        if table == number
     }
 
 
-_TABLE_1_CELLS = _cells(_TABLE_1, 1)
+_TABLE_1_CELLS = _cells(1)
 
 _OMNIGLOT = "table1/omniglot/2l/vae-k1"
 """The only cell at k = 1 for which the paper reports another number for IWAE, the same bound."""
@@ -133,7 +129,7 @@ AS_PUBLISHED_CODE: dict[str, Any] = {
     "shuffle": False,
     "validation": "authors",
 }
-"""Settings in which the paper's published code differs from the paper."""
+"""Settings of the paper's published code that differ from the paper."""
 
 
 def _as_published_code(cells: dict[str, Preset]) -> dict[str, Preset]:
@@ -149,20 +145,13 @@ def _as_published_code(cells: dict[str, Preset]) -> dict[str, Preset]:
 _WARM_START = {"dataset": "mnist", "schedule": "constant", "learning_rate": 1e-4, "epochs": 3**7}
 
 _TABLE_2 = {
-    "table2/vae-to-iwae": Preset(
-        {**_WARM_START, "objective": "iwae", "k": 50},
-        84.88,
-        (22,),
-        f"{BURDA}, Table 2",
-        "table1/mnist/1l/vae-k1",
-    ),
-    "table2/iwae-to-vae": Preset(
-        {**_WARM_START, "objective": "vae", "k": 1},
-        86.02,
-        (23,),
-        f"{BURDA}, Table 2",
-        "table1/mnist/1l/iwae-k50",
-    ),
+    f"table2/{start}-to-{name}": Preset(
+        {**_WARM_START, "objective": name, "k": k}, nll, active, f"{BURDA}, Table 2", needs
+    )
+    for start, needs, name, k, nll, active in (
+        ("vae", "table1/mnist/1l/vae-k1", "iwae", 50, 84.88, (22,)),
+        ("iwae", "table1/mnist/1l/iwae-k50", "vae", 1, 86.02, (23,)),
+    )
 }
 
 _SYNTHETIC: dict[str, Any] = {
@@ -177,7 +166,7 @@ _SYNTHETIC: dict[str, Any] = {
 def _synthetic(dataset: str, latent: int, hidden: int, objective: str, k: int) -> Preset:
     sizes = {"latent_sizes": (latent,), "hidden_sizes": ((hidden, hidden),)}
     values = {**_SYNTHETIC, **sizes, "dataset": dataset, "objective": objective, "k": k}
-    return Preset(values, None, (), "synthetic data with a known density")
+    return Preset(values, source="synthetic data with a known density")
 
 
 _RAINFORTH: dict[str, tuple[dict[str, Any], float | None, float | None]] = {
@@ -193,7 +182,7 @@ _RAINFORTH: dict[str, tuple[dict[str, Any], float | None, float | None]] = {
 """With M K = 64: settings of a row, its NLL, and its negative L_64."""
 
 _MIWAE = {
-    f"miwae/{name}": Preset({"dataset": "mnist", **values}, nll, (), RAINFORTH, None, nll_64)
+    f"miwae/{name}": Preset({"dataset": "mnist", **values}, nll, source=RAINFORTH, nll_64=nll_64)
     for name, (values, nll, nll_64) in _RAINFORTH.items()
 }
 
@@ -207,7 +196,7 @@ _DING: dict[str, dict[str, Any]] = {
 }
 
 _AIWAE = {
-    f"aiwae/{dataset}/{name}": Preset({"dataset": dataset, **_S5, **values}, None, (), DING)
+    f"aiwae/{dataset}/{name}": Preset({"dataset": dataset, **_S5, **values}, source=DING)
     for dataset in ("mnist", "omniglot")
     for name, values in _DING.items()
 }
@@ -215,9 +204,7 @@ _AIWAE = {
 _DREG = {
     f"dreg/mnist/1l/k{k}": Preset(
         {"dataset": "mnist", "layers": 1, "objective": "iwae", "k": k, "gradient": "dreg"},
-        None,
-        (),
-        TUCKER,
+        source=TUCKER,
     )
     for k in (1, 5, 50)
 }
@@ -247,10 +234,8 @@ _SBN_CELLS = {
             "batch_size": 100,
             **length,
         },
-        None,
-        (),
-        f"{source}: sigmoid belief network, trained by our settings",
-        None if k == 5 else f"sbn/{dataset}/3l/{name}-k5",
+        source=f"{source}: sigmoid belief network, trained by our settings",
+        needs=None if k == 5 else f"sbn/{dataset}/3l/{name}-k5",
     )
     for dataset in ("mnist-static", "mnist")
     for name, (values, source) in _SBN.items()
@@ -274,9 +259,7 @@ _EXPERIMENTS = {
             "epochs": 200,
             "learning_rate": 5e-3,
         },
-        None,
-        (),
-        "scikit-learn's bundled digits: the demonstration",
+        source="scikit-learn's bundled digits: the demonstration",
     ),
     "sbn/digits/vimco-k5": Preset(
         {
@@ -290,9 +273,7 @@ _EXPERIMENTS = {
             "epochs": 100,
             "learning_rate": 5e-3,
         },
-        None,
-        (),
-        "scikit-learn's bundled digits: a sigmoid belief network of two layers",
+        source="scikit-learn's bundled digits: a sigmoid belief network of two layers",
     ),
 }
 
@@ -300,35 +281,33 @@ _WARM_STAGES = {
     "table2/vae-to-iwae": ("vae k=1", 1, "iwae k=50", 50),
     "table2/iwae-to-vae": ("iwae k=50", 50, "vae k=1", 1),
 }
-"""Table 2 in one run: objective and k of the start, then of the end."""
+"""Table 2 in one run: objective and k of the first stage, then of the last."""
 
 
 def _fast(name: str, entry: Preset) -> Preset:
-    """A cell with its fast recipe, which starts from no other run."""
-    values, way = entry.values, None
+    """A cell with its fast recipe, which needs no other run."""
+    values, stages = entry.values, None
     if name in _WARM_STAGES:
         first, few, then, many = _WARM_STAGES[name]
         values = {key: values[key] for key in ("dataset", "objective", "k")}
         start = recipes.stages(first.split()[0], few, first)
-        way = f"{start}, {recipes.ending(then, many, recipes.quiet(then))} fresh=true"
+        stages = f"{start}, {recipes.ending(then, many, recipes.quiet(then))} fresh=true"
     elif name in _AIWAE:  # the same ending for both objectives
-        way = recipes.stages("aiwae", 5, times=recipes.LONGER.get(values["dataset"], 1))
+        stages = recipes.stages("aiwae", 5, times=recipes.LONGER.get(values["dataset"], 1))
     elif name in _MIWAE:  # a table of what gradient estimators do
-        way = recipes.stages(values["objective"], recipes.FEW + 1, plain=True)
+        stages = recipes.stages(values["objective"], recipes.FEW + 1, plain=True)
     source = f"{entry.source}, by a fast recipe"
-    fast = recipes.fast(values, way)
+    fast = recipes.fast(values, stages)
     return entry._replace(values=fast, source=source, needs=None, is_fast=True)
 
 
-_TABLE_3_CELLS = _cells(_TABLE_3, 3)
-
-_CELLS = {**_TABLE_1_CELLS, **_TABLE_2, **_TABLE_3_CELLS, **_MIWAE, **_AIWAE, **_DREG}
+_CELLS = {**_TABLE_1_CELLS, **_TABLE_2, **_cells(3), **_MIWAE, **_AIWAE, **_DREG}
 
 _LEARNED = {
     "1l/vae-k1": ("mixture:500", "vamp:500", "flow:4"),
     "2l/iwae-k50": ("vamp:500",),
 }
-"""Layers, objective and k of a cell of table 1 -> learned priors that it is trained with too."""
+"""Layers, objective and k of a cell of table 1 -> learned priors that replace its own."""
 
 
 def _learned(data: str, cell: str, prior: str) -> tuple[str, Preset]:
@@ -337,7 +316,7 @@ def _learned(data: str, cell: str, prior: str) -> tuple[str, Preset]:
     source = f"the network of {BURDA}, Table 1, with another prior, by a fast recipe"
     name = f"{FAST}prior/{data}/{cell}-{prior.replace(':', '')}"
     beside = f"{FAST}table1/{data}/{cell}"
-    return name, Preset(recipes.fast(values), None, (), source, is_fast=True, beside=beside)
+    return name, Preset(recipes.fast(values), source=source, is_fast=True, beside=beside)
 
 
 _FAST = {f"{FAST}{name}": _fast(name, entry) for name, entry in _CELLS.items()}
@@ -345,11 +324,7 @@ _FAST = {f"{FAST}{name}": _fast(name, entry) for name, entry in _CELLS.items()}
 PRESETS: dict[str, Preset] = {
     **_TABLE_1_CELLS,
     **_as_published_code(_TABLE_1_CELLS),
-    **_TABLE_2,
-    **_TABLE_3_CELLS,
-    **_MIWAE,
-    **_AIWAE,
-    **_DREG,
+    **_CELLS,
     **_SBN_CELLS,
     **_EXPERIMENTS,
     **_FAST,
@@ -368,13 +343,13 @@ def preset(name: str) -> Preset:
     Raises:
         UserError: names the nearest ones, if there is no such preset.
     """
-    return PRESETS[name] if name in PRESETS else _unknown(name)
+    return PRESETS[name] if name in PRESETS else _refuse_unknown(name)
 
 
 def cells(patterns: Iterable[str], recipe: str) -> list[str]:
-    """The cells that match, trained as published (`published`) or with their `fast` recipes.
+    """The matching cells, trained as published (`published`) or with their `fast` recipes.
 
-    Cells of no paper, which have fast recipes only, are among both.
+    Both include the cells of no paper, which have fast recipes only.
 
     Raises:
         UserError: if one of the patterns matches none.
@@ -385,8 +360,8 @@ def cells(patterns: Iterable[str], recipe: str) -> list[str]:
     if recipe == "published" or not names:
         return names or matched
     fast = {name: name if name in ours else f"{FAST}{name}" for name in names}
-    found = [its for its in fast.values() if its in PRESETS]
-    others = [name for name, its in fast.items() if its not in PRESETS]
+    found = [cell for cell in fast.values() if cell in PRESETS]
+    others = [name for name, cell in fast.items() if cell not in PRESETS]
     if found and others and list(patterns) != ["*"]:
         log.warning("left out, as they have no fast recipe: %s", ", ".join(others))
     if not found:
@@ -397,7 +372,7 @@ def cells(patterns: Iterable[str], recipe: str) -> list[str]:
 def with_baselines(names: Iterable[str]) -> list[str]:
     """The cells, with each baseline before the first cell that is compared with it.
 
-    A baseline is omitted if its published counterpart is there, beside which tables show it.
+    A baseline is omitted if its published counterpart is among the cells.
     """
     names = list(names)
     found: dict[str, None] = {}
@@ -410,7 +385,7 @@ def with_baselines(names: Iterable[str]) -> list[str]:
 
 
 def matching(patterns: Iterable[str]) -> list[str]:
-    """The experiments with such a name, below it, or matching such a pattern, in order.
+    """The experiments that have such a name, are below it or match the pattern, in order.
 
     Raises:
         UserError: if one of the patterns matches none.
@@ -418,91 +393,13 @@ def matching(patterns: Iterable[str]) -> list[str]:
     found: set[str] = set()
     for pattern in patterns:
         named = {n for n in PRESETS if fnmatch(n, pattern) or n.startswith(f"{pattern}/")}
-        found |= named or {_unknown(pattern)}
+        found |= named or {_refuse_unknown(pattern)}
     return [name for name in PRESETS if name in found]
 
 
-def _unknown(name: str) -> NoReturn:
+def _refuse_unknown(name: str) -> NoReturn:
     near = difflib.get_close_matches(name, PRESETS, 3, cutoff=0.3)
     raise UserError(
         f"unknown preset {name!r}; nearest: {', '.join(near) or 'none'}; "
         "list all with `iwae presets`"
-    )
-
-
-_PLACES = {"dataset", "init_from", "log_every", "layers"}
-"""Settings that are locations, logging intervals, or implied by other settings."""
-
-_WAY = {"stages", "gradient", "backward", "batch_size", "optimizer", "learning_rate", "schedule"}
-"""Settings of a fast recipe."""
-
-_LENGTH = {"epochs", "seed", "replicates", "validate_every", "data_seed"}
-"""Settings in which a run may differ from a preset and still be the same experiment."""
-
-
-def differing(wanted: TrainConfig, found: TrainConfig) -> list[str]:
-    """The settings of a run that differ from the wanted ones.
-
-    A setting left to the data is that of a known data set, and may have any value for a file.
-    """
-    one, other = dict(_filled(wanted)), _filled(found)
-    one |= {name: value for name, value in _left_to_data(wanted) if other[name] is not None}
-    return [name for name in one if one[name] is not None and other[name] != one[name]]
-
-
-def _left_to_data(config: TrainConfig) -> Iterator[tuple[str, Any]]:
-    """The values that a known data set gives to settings that were omitted."""
-    data = DATASETS.get(config.dataset)
-    if data is None:
-        return
-    if config.validation is None:
-        yield "validation", data.validation
-    if config.binarization is None and config.observation is None:  # one follows from the other
-        yield from (("binarization", data.binarization), ("observation", data.observation))
-
-
-@lru_cache(512)
-def _filled(config: TrainConfig) -> dict[str, Any]:
-    """All settings except `_PLACES`, with the defaults of the objective filled in."""
-    latent_sizes, hidden_sizes = config.sizes()
-    values = {**config.model_dump(), "latent_sizes": latent_sizes, "hidden_sizes": hidden_sizes}
-    values["latents"] = tuple(map(str, config.kinds()))
-    declared = config.final().declaration()._asdict()
-    values |= {name: value for name, value in declared.items() if name in values}
-    if config.k * (config.m or 1) == 1 and config.objective in ("vae", "elbo", "iwae"):
-        values["objective"] = "elbo"  # with one sample these bounds are the same
-    return {name: value for name, value in values.items() if name not in _PLACES}
-
-
-@lru_cache(512)
-def _made(values: str) -> TrainConfig:
-    """A configuration from JSON; one run is compared with every preset."""
-    return make_config(json.loads(values), "the configuration of a run")
-
-
-def same_experiment(entry: Preset, config: Mapping[str, Any]) -> bool:
-    """Whether a run's resolved configuration is that of a preset, except for seeds and length."""
-    return _same(entry, config, _LENGTH)
-
-
-def is_of_cell(entry: Preset, config: Mapping[str, Any]) -> bool:
-    """Whether a run is the experiment of a cell.
-
-    A fast cell may be trained in any stages to the same model and objective, so that a number stays
-    when its recipe is improved.
-    """
-    in_stages = entry.is_fast and config.get("stages") is not None
-    return _same(entry, config, _LENGTH | (_WAY if in_stages else set()))
-
-
-def _same(entry: Preset, config: Mapping[str, Any], free: Set[str]) -> bool:
-    """Whether a configuration is that of a preset, except for these settings."""
-    published, found = (
-        _made(json.dumps(values, sort_keys=True, default=str)) for values in (entry.values, config)
-    )
-    return (
-        found.dataset == published.dataset
-        and (found.init_from is None) == (entry.needs is None)
-        and found.patience is None
-        and not set(differing(published, found)) - free
     )

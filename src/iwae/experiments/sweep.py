@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from iwae.config.comparison import differing
 from iwae.config.experiment import TrainConfig, make_config, read_config
-from iwae.config.presets import differing
 from iwae.config.toml import read_values
 from iwae.errors import UserError, shorten
 from iwae.experiments.tasks import Measure, Task

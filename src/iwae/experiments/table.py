@@ -8,8 +8,9 @@ import numpy as np
 from scipy.stats import t as student
 from tabulate import tabulate
 
+from iwae.config.comparison import is_of_cell
 from iwae.config.experiment import TrainConfig, config_values, read_config
-from iwae.config.presets import FAST, PRESETS, Preset, is_of_cell
+from iwae.config.presets import FAST, PRESETS, Preset
 from iwae.errors import UserError
 from iwae.experiments.cell_errors import (
     Annealed,

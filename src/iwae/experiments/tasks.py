@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import NamedTuple
 from uuid import uuid4
 
+from iwae.config.comparison import differing
 from iwae.config.experiment import TrainConfig, read_config
-from iwae.config.presets import differing
 from iwae.errors import UserError
 from iwae.files import atomic_write
 from iwae.results.annealed import Annealing
@@ -21,7 +21,7 @@ from iwae.results.records import known_digests
 from iwae.results.schema import Settings
 from iwae.runs.folder import Claim, take_lock
 from iwae.runs.metrics import read_metrics
-from iwae.runs.setup import is_finished
+from iwae.runs.trained import is_finished
 
 
 class Measure(NamedTuple):

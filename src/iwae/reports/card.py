@@ -11,7 +11,8 @@ from typing import Any
 
 from jinja2 import Environment, FunctionLoader, StrictUndefined
 
-from iwae.config.experiment import make_config, stages_text
+from iwae.config.experiment import make_config
+from iwae.config.stages import stages_text
 from iwae.data.kinds import is_discrete
 from iwae.models.conditional import ConditionalVAE, Model, without_labels
 from iwae.objectives.declaration import OBJECTIVES

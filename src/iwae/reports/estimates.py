@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from iwae.config.presets import PRESETS, is_of_cell
+from iwae.config.comparison import is_of_cell
+from iwae.config.presets import PRESETS
 from iwae.evaluation.diagnostics import test_sample_error
 from iwae.results.completing import both_sides, carried_over, carries_over
 from iwae.results.reading import Known, known_bounds

@@ -11,7 +11,7 @@ from iwae.reports.card import model_card
 from iwae.reports.gallery import layout_of, samples_figure
 from iwae.runs.folder import run_config
 from iwae.runs.models import DESCRIPTION, WEIGHTS, copy_model, load_model, read_about
-from iwae.runs.setup import model_folder
+from iwae.runs.trained import model_folder
 
 CONFIG, CARD, PICTURE = "config.toml", "README.md", "samples.png"
 

@@ -31,7 +31,8 @@ from iwae.reports.figures.style import minus
 from iwae.reports.recorded import bounds_figure, calibration_figure, rate_distortion_figure
 from iwae.runs.folder import run_config
 from iwae.runs.metrics import read_metrics
-from iwae.runs.setup import load_config_dataset, run_model, split_examples
+from iwae.runs.setup import load_config_dataset, split_examples
+from iwae.runs.trained import run_model
 
 log = logging.getLogger("iwae")
 

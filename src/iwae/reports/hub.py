@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from iwae.errors import UserError
+from iwae.errors import UserError, reason_of
 from iwae.models.conditional import Model
 from iwae.reports.export import CARD, FILES
 from iwae.runs.models import LIMITS, load_model, read_model, refuse_larger
@@ -136,8 +136,8 @@ def _cached(hub: Any, repo_id: str, fetch: Callable[..., str], unreachable: Exce
     try:
         folder = fetch(local_files_only=True)
         warnings.warn(
-            f"the hub cannot be asked ({_reason(unreachable)}): this is the copy of {repo_id} that "
-            f"was fetched before, {Path(folder).name}",
+            f"the hub cannot be asked ({reason_of(unreachable)}): this is the copy of {repo_id} "
+            f"that was fetched before, {Path(folder).name}",
             stacklevel=4,
         )
         return folder
@@ -145,7 +145,8 @@ def _cached(hub: Any, repo_id: str, fetch: Callable[..., str], unreachable: Exce
         if isinstance(unreachable, hub.errors.HfHubHTTPError | hub.errors.LocalTokenNotFoundError):
             raise unreachable from None
         raise UserError(
-            f"the hub cannot be reached, and {repo_id} is not in the cache: {_reason(unreachable)}"
+            f"the hub cannot be reached, and {repo_id} is not in the cache: "
+            f"{reason_of(unreachable)}"
         ) from error
 
 
@@ -185,7 +186,7 @@ def _hub_errors(hub: Any, repo_id: str, revision: str | None) -> Iterator[None]:
         raise
     except _failures(hub) as error:
         words = next(words for kind, words in known.items() if isinstance(error, kind))
-        reason = _reason(error) if words.endswith(": ") else ""
+        reason = reason_of(error) if words.endswith(": ") else ""
         status = getattr(getattr(error, "response", None), "status_code", None)
         denied = words.startswith("the hub refuses") and status in (401, 403)
         raise UserError(words + reason + f"; {login}" * denied) from error
@@ -201,9 +202,3 @@ def _failures(hub: Any) -> tuple[type[Exception], ...]:
     named = [value for value in vars(hub.errors).values() if isinstance(value, type)]
     errors = [value for value in named if issubclass(value, Exception)]
     return (*errors, OSError, ValueError, RuntimeError)
-
-
-def _reason(error: Exception) -> str:
-    """The library's message, in one line."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (lines or [type(error).__name__])[0][:200]

@@ -1,7 +1,7 @@
-"""Log-likelihoods by annealed importance sampling, for a record: at two lengths, with a verdict."""
+"""Log-likelihoods by annealed importance sampling at two lengths, with a verdict."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Unpack
@@ -22,18 +22,10 @@ from iwae.inference.starts import STARTS
 from iwae.inference.step_sizes import tune_step_size
 from iwae.inference.temperatures import as_betas, check_leapfrog, linear_schedule, sigmoid_schedule
 from iwae.precision import float32
+from iwae.results import records
 from iwae.results.completing import both_sides
 from iwae.results.measure import Measured, Replicate, SplitOptions, measure
 from iwae.results.reading import report_damage
-from iwae.results.records import (
-    Subject,
-    make_subject,
-    model_sha256,
-    number,
-    record_name,
-    unit_counts,
-    weight_summary,
-)
 from iwae.results.schema import Document, Method, Settings
 from iwae.results.store import read_arrays
 from iwae.runs.setup import split_examples
@@ -45,10 +37,10 @@ SCHEDULES: dict[str, Callable[[int], np.ndarray]] = {
 }
 
 ADAPTIVE = "adaptive"
-"""The schedule whose temperatures come from a pilot run, as step sizes do."""
+"""The schedule whose temperatures, like the step sizes, come from a pilot run."""
 
 PILOT_EXAMPLES, PILOT_CHAINS = 32, 4
-"""Data for tuning step sizes: training examples, and chains of each."""
+"""Training examples for tuning step sizes, and chains of each."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +49,7 @@ class Annealing:
 
     Attributes:
         temperatures: T; the cost is proportional to it.
-        chains: of each example.
+        chains: per example.
         leapfrog: leapfrog steps of each HMC move.
         schedule: a name of `SCHEDULES`, `ADAPTIVE`, or the temperatures themselves, from 0 to 1.
         start: "posterior" for q(z|x), or "prior".
@@ -70,7 +62,7 @@ class Annealing:
     start: str = "posterior"
 
     def check(self) -> None:
-        """Raise UserError unless this is a way to anneal, at this length and a tenth of it."""
+        """Raise UserError unless these settings are valid, at this length and a tenth of it."""
         if self.temperatures < 20:
             raise UserError(
                 f"temperatures is {self.temperatures}; a tenth of them is run as well, and needs "
@@ -93,39 +85,29 @@ class Annealing:
         as_betas(self.betas(self.temperatures))
 
     def betas(self, temperatures: int) -> np.ndarray:
-        """A fixed schedule at a length; temperatures that were given are thinned out evenly."""
+        """A fixed schedule of so many temperatures; a given one is thinned out evenly."""
         if isinstance(self.schedule, str):
             return SCHEDULES[self.schedule](temperatures)
         places = np.linspace(0, self.temperatures - 1, temperatures)
         return np.interp(places, np.arange(self.temperatures), self.schedule)
 
     def moves(self, chains: int, **path: np.ndarray) -> dict[str, Any]:
-        """Arguments of the functions that anneal so many chains along a path."""
+        """Arguments for the functions that anneal so many chains along a path."""
         return {"chains": chains, "n_leapfrog": self.leapfrog, "start": self.start, **path}
 
     def values(self) -> Document:
-        """For a record."""
-        return {
-            "temperatures": self.temperatures,
-            "chains": self.chains,
-            "leapfrog": self.leapfrog,
-            "schedule": self.schedule if isinstance(self.schedule, str) else list(self.schedule),
-            "start": self.start,
-        }
+        """The settings, for a record."""
+        return asdict(self)
 
-    def facts(self, subject: Subject) -> Document:
-        """For a record of a split."""
+    def facts(self, subject: records.Subject) -> Document:
+        """The facts about annealing, for a record of a split."""
         return {"proposal": self.start, "annealing": self.values(), "pilot": pilot_facts(subject)}
 
     def words(self) -> list[str]:
-        """For the name of a record."""
-        return [
-            f"T{self.temperatures}",
-            f"c{self.chains}",
-            f"l{self.leapfrog}",
-            self.schedule if isinstance(self.schedule, str) else "given",
-            self.start,
-        ]
+        """The settings, for the name of a record."""
+        schedule = self.schedule if isinstance(self.schedule, str) else "given"
+        lengths = [f"T{self.temperatures}", f"c{self.chains}", f"l{self.leapfrog}"]
+        return [*lengths, schedule, self.start]
 
 
 @float32
@@ -138,13 +120,12 @@ def anneal_run(
 ) -> Document:
     """Log-likelihoods of every replicate of a run by annealed importance sampling.
 
-    Runs T and T/10 temperatures with keys of their own, and says whether the two agree. Step sizes
+    Runs T and T/10 temperatures with different keys, and says whether the two agree. Step sizes
     (and adaptive temperatures) are tuned on training examples, with yet another key, before
-    anything is measured. Writes
-    `RUN/evaluations/NAME.json` (the record, which is also returned) and `NAME.npz`: for R
-    replicates and n examples `temperatures [2]`, `index [n]` in the split, `log_likelihood`, `ess`
-    and `acceptance` `[R, 2, n]`, `betas_R_T [T]` and `step_sizes_R_T [T-1]`. A call that was
-    stopped continues when it is repeated.
+    anything is measured. Writes `RUN/evaluations/NAME.json` (the record, which is also returned)
+    and `NAME.npz`: for R replicates and n examples `temperatures [2]`, `index [n]` in the split,
+    `log_likelihood`, `ess` and `acceptance` `[R, 2, n]`, `betas_R_T [T]` and
+    `step_sizes_R_T [T-1]`. A call that was stopped continues when it is repeated.
 
     Args:
         annealing: temperatures, chains and moves; by default `Annealing()`.
@@ -158,12 +139,12 @@ def anneal_run(
     annealing = annealing or Annealing()
     annealing.check()
     check_tolerance(tolerance)
-    subject = make_subject(Path(run), **options)
+    subject = records.make_subject(Path(run), **options)
     return measure(
         subject,
         Method.ANNEALED,
-        partial(_anneal, annealing=annealing, tolerance=tolerance),
-        file=record_name(subject, "ais", *annealing.words()),
+        partial(_measure, annealing=annealing, tolerance=tolerance),
+        file=records.record_name(subject, "ais", *annealing.words()),
         shared={**annealing.facts(subject), "k": annealing.chains},
         arrays={"temperatures": np.asarray(_lengths(annealing)), "index": subject.places},
         rows=("by_temperatures", "temperatures"),
@@ -177,14 +158,14 @@ def check_tolerance(tolerance: float) -> None:
 
 
 def _lengths(annealing: Annealing) -> tuple[int, int]:
-    """T/10 and T."""
+    """Numbers of temperatures: T/10 and T."""
     return annealing.temperatures // 10, annealing.temperatures
 
 
-def _anneal(one: Replicate, annealing: Annealing, tolerance: float) -> Measured:
+def _measure(one: Replicate, annealing: Annealing, tolerance: float) -> Measured:
     lengths = _lengths(annealing)
     both, paths = zip(*(_at_length(one, annealing, length) for length in lengths), strict=True)
-    rows = [_row(*values, annealing) for values in zip(lengths, both, paths, strict=True)]
+    rows = [_length_row(*values, annealing) for values in zip(lengths, both, paths, strict=True)]
     shorter, longer = (values["log_likelihood"] for values in both)
     gap, *_ = _known_gap(one, annealing, Method.BIDIRECTIONAL) or (None,)
     real = _known_gap(one, annealing, Method.SANDWICH) or ()
@@ -192,8 +173,8 @@ def _anneal(one: Replicate, annealing: Annealing, tolerance: float) -> Measured:
         **rows[-1],
         "k": annealing.chains,
         "by_temperatures": rows,
-        "verdict": _verdict(verdict(longer, shorter, gap, tolerance, *real)),
-        **unit_counts(one.subject, one.model)[0],
+        "verdict": _verdict_fields(verdict(longer, shorter, gap, tolerance, *real)),
+        **records.unit_counts(one.subject, one.model)[0],
     }
     stacked = {
         name: np.stack([values[name] for values in both])
@@ -208,21 +189,17 @@ def _anneal(one: Replicate, annealing: Annealing, tolerance: float) -> Measured:
 def _known_gap(
     one: Replicate, annealing: Annealing, method: Method
 ) -> tuple[Float[np.ndarray, " n"], float] | None:
-    """Upper minus lower bounds by the same annealing of the same model, nats, if the run has them.
-
-    Of several records the one with the most examples counts.
-
-    Args:
-        method: one that bounds log p(x) from both sides.
+    """Gaps between bounds from both sides by the same annealing of the same model, nats, if known.
 
     Returns:
-        The gap of each example, and k-hat of the ratios behind the upper bounds; nan where it is
-        unknown, or they need none.
+        The gap of each example, from the record with the most, and k-hat of the ratios behind the
+        upper bounds, nan where it is unknown or not needed.
     """
     found, subject, number = [], one.subject, one.number
-    digest = model_sha256(subject.run, subject.weights, number)
-    how = Settings(**annealing.values()), subject.split, subject.weights, subject.pruned
-    for path, record in both_sides(subject.run, method, *how):
+    digest = records.model_sha256(subject.run, subject.weights, number)
+    settings = Settings(**annealing.values())
+    where = subject.split, subject.weights, subject.pruned
+    for path, record in both_sides(subject.run, method, settings, *where):
         if record.digests[number : number + 1] != [digest]:
             continue
         values = read_arrays(path, report_damage, ("lower", "upper"))
@@ -234,13 +211,13 @@ def _known_gap(
 
 
 class Frozen(NamedTuple):
-    """Temperatures `[T]` and step sizes `[T-1]`, fixed before anything is measured."""
+    """Temperatures `[T]` and step sizes `[T-1]`, frozen before anything is measured."""
 
     betas: np.ndarray
     step_size: np.ndarray
 
     def arrays(self, suffix: str) -> dict[str, np.ndarray]:
-        """For the values of a record."""
+        """The path, for the values of a record."""
         return {f"betas_{suffix}": self.betas, f"step_sizes_{suffix}": self.step_size}
 
 
@@ -251,11 +228,11 @@ def freeze(
     examples: Callable[[], np.ndarray],
     **settings: Any,
 ) -> Frozen:
-    """Tune temperatures, if they are adaptive, and step sizes on examples that are not measured.
+    """Tune step sizes and adaptive temperatures on examples that are not measured.
 
     Args:
         length: the number of temperatures.
-        settings: all that the results depend on beside model, seed and annealing.
+        settings: everything else that the results depend on, besides model, seed and annealing.
     """
     key, _ = annealing_keys(one.subject.seed, length)
     settings = {**annealing.values(), "temperatures": length, **settings}
@@ -276,24 +253,25 @@ def freeze(
     return Frozen(betas, one.array(tuned, method="step sizes", **settings))
 
 
-# Folded into the pilot's key, which itself tunes the step sizes: counted from the end, since the
-# examples of a pilot fold in numbers from 0 on.
+# Folded into the pilot's key, which itself tunes the step sizes; counted from the end, since the
+# pilot's examples fold in numbers from 0 on.
 _BETAS_STREAM = 2**32 - 1
 
 
 def _at_length(
     one: Replicate, annealing: Annealing, length: int
 ) -> tuple[dict[str, np.ndarray], Frozen]:
-    """Values of each example, and the path, frozen before anything is measured."""
+    """The values of each example, and the path."""
     path = freeze_for_split(one, annealing, length)
-    of = one.model, one.subject.data, annealing_keys(one.subject.seed, length)[1]
-    slabs = partial(annealed_slabs, *of, **annealing.moves(annealing.chains, **path._asdict()))
-    how = {**annealing.values(), "temperatures": length, "batches": BATCHES}
-    return one.values(f"{length} temperatures", slabs, method=Method.ANNEALED, **how), path
+    key = annealing_keys(one.subject.seed, length)[1]
+    moves = annealing.moves(annealing.chains, **path._asdict())
+    slabs = partial(annealed_slabs, one.model, one.subject.data, key, **moves)
+    settings = {**annealing.values(), "temperatures": length, "batches": BATCHES}
+    return one.values(f"{length} temperatures", slabs, method=Method.ANNEALED, **settings), path
 
 
 def freeze_for_split(one: Replicate, annealing: Annealing, length: int) -> Frozen:
-    """`freeze` on examples of another split than the one that is measured."""
+    """`freeze` on examples of a split that is not measured."""
     pilot = pilot_split(one.subject)
     return freeze(one, annealing, length, lambda: pilot_examples(one.subject), pilot=pilot)
 
@@ -304,20 +282,19 @@ def annealing_keys(seed: int, length: int) -> tuple[PRNGKey, PRNGKey]:
     return pilot_key, key
 
 
-def pilot_split(subject: Subject) -> str:
-    """Where the pilot's examples come from; never what is measured."""
+def pilot_split(subject: records.Subject) -> str:
+    """The split of the pilot's examples, which is not the measured one."""
     return "train" if subject.split != "train" else "validation"
 
 
-def pilot_facts(subject: Subject) -> Document:
-    """For a record: the examples that step sizes are tuned on."""
+def pilot_facts(subject: records.Subject) -> Document:
+    """The facts about the pilot's examples, for a record."""
     return {"split": pilot_split(subject), "examples": PILOT_EXAMPLES}
 
 
-def pilot_examples(subject: Subject) -> np.ndarray:
-    """Examples that will not be measured, to tune step sizes on."""
-    name = pilot_split(subject)
-    examples = split_examples(subject.dataset, name)
+def pilot_examples(subject: records.Subject) -> np.ndarray:
+    """Examples for tuning step sizes, which are not measured."""
+    examples = split_examples(subject.dataset, pilot_split(subject))
     if len(examples) == 0:
         raise UserError(
             "step sizes are tuned on examples that are not measured: to measure the training "
@@ -326,13 +303,13 @@ def pilot_examples(subject: Subject) -> np.ndarray:
     return examples[np.sort(choose(len(examples), min(PILOT_EXAMPLES, len(examples))))]
 
 
-def _row(
+def _length_row(
     length: int, values: dict[str, np.ndarray], path: Frozen, annealing: Annealing
 ) -> Document:
-    """The part of a record about one length."""
+    """The row of a record for one number of temperatures."""
     return {
         "temperatures": length,
-        **weight_summary(values, annealing.chains),
+        **records.weight_summary(values, annealing.chains),
         "acceptance_mean": float(values["acceptance"].mean()),
         "acceptance_min": float(values["acceptance"].min()),
         "step_size_min": float(path.step_size.min()),
@@ -340,14 +317,14 @@ def _row(
     }
 
 
-def _verdict(found: Verdict) -> Document:
-    """A verdict as a record has it."""
+def _verdict_fields(found: Verdict) -> Document:
+    """The fields of a verdict, for a record."""
     return {
         "word": found.word,
         "reason": found.reason,
-        "difference": number(found.difference.mean),
-        "difference_stderr": number(found.difference.stderr),
-        "bdmc_gap": number(found.gap),
-        "sandwich_gap": number(found.sandwich_gap),
+        "difference": records.number(found.difference.mean),
+        "difference_stderr": records.number(found.difference.stderr),
+        "bdmc_gap": records.number(found.gap),
+        "sandwich_gap": records.number(found.sandwich_gap),
         "tolerance": found.tolerance,
     }

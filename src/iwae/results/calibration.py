@@ -1,4 +1,4 @@
-"""Calibration of the encoder on pairs that the model makes, for a record and a figure."""
+"""Calibration of the encoder on pairs drawn from the model."""
 
 from functools import partial
 from pathlib import Path
@@ -13,20 +13,20 @@ from iwae.evaluation.calibration import KINDS, coverage, rank_slabs
 from iwae.evaluation.examples import check_positive
 from iwae.precision import float32
 from iwae.results.measure import Measured, Options, Replicate, measure
-from iwae.results.records import make_subject, means, record_name, simulated
+from iwae.results.records import SIMULATED, make_subject, means, record_name
 from iwae.results.schema import Document, Method
 
 LEVELS = (0.5, 0.8, 0.95)
 """Levels of the central intervals."""
 
 FEWEST = 10
-"""Pairs without which no band of calibration says anything."""
+"""Minimum pairs: with fewer, a calibration band is uninformative."""
 
 BAND = 0.95
-"""Probability that the ranks of an exactly calibrated unit stay inside the band everywhere."""
+"""Probability that the ranks of an exactly calibrated unit lie inside the band everywhere."""
 
 WORST = 3
-"""Units of each layer that a record names."""
+"""Worst units of each layer to list in a record."""
 
 
 @float32
@@ -46,7 +46,7 @@ def calibrate_run(
     Args:
         examples: pairs to draw.
         k: draws of q(z|x) for each.
-        options: those of `Options`; nothing of the data is measured.
+        options: those of `Options`; no data are measured.
 
     Raises:
         UserError: if the run or its weights are not there, or an option makes no sense.
@@ -54,7 +54,7 @@ def calibrate_run(
     if examples < FEWEST:
         raise UserError(f"examples is {examples}; to calibrate, give at least {FEWEST}")
     check_positive("k", k)
-    subject = simulated(make_subject(Path(run), **options))
+    subject = make_subject(Path(run), **options)._replace(split=SIMULATED)
     return measure(
         subject,
         Method.CALIBRATION,
@@ -69,11 +69,11 @@ def _measure(one: Replicate, examples: int, k: int, bands: Bands) -> Measured:
     slabs = partial(rank_slabs, one.model, key, n_examples=examples, k=k)
     settings = {"simulated": examples, "k": k}
     found = one.values("ranks", slabs, examples, method=Method.CALIBRATION, **settings)
-    # The layer, from 1, of each number of a flat latent; a category of C has C of them.
+    # The layer, from 1, of each number of a flat latent; a categorical unit has C of them.
     leaves = jax.tree.leaves(jax.eval_shape(one.model.sample, jax.random.key(0))[0])
     layers = np.repeat(np.arange(1, len(leaves) + 1), [leaf.size for leaf in leaves])
     rows = [
-        _row(found[kind][:, layers == layer], layer, kind, bands)
+        _layer_row(found[kind][:, layers == layer], layer, kind, bands)
         for layer in np.unique(layers).tolist()
         for kind in KINDS
     ]
@@ -81,12 +81,8 @@ def _measure(one: Replicate, examples: int, k: int, bands: Bands) -> Measured:
     return Measured({"calibration": rows}, {}, {**own, f"layers_{one.number}": layers})
 
 
-def _row(ranks: np.ndarray, layer: int, kind: str, bands: Bands) -> Document:
-    """One layer's part of a record.
-
-    Args:
-        ranks: `[n, units]`.
-    """
+def _layer_row(ranks: np.ndarray, layer: int, kind: str, bands: Bands) -> Document:
+    """The part of a record about one layer, from ranks `[n, units]`."""
     tails = bands.smallest_tail(ranks)
     worst = np.argsort(tails, kind="stable")[:WORST]
     levels = [{"level": one, **means(coverage=coverage(ranks, one))} for one in LEVELS]
@@ -96,12 +92,11 @@ def _row(ranks: np.ndarray, layer: int, kind: str, bands: Bands) -> Document:
         "units": len(tails),
         "outside": int(np.count_nonzero(tails <= bands.critical)),
         "coverage": levels,
-        "worst": [_unit(ranks[:, i], int(i), bands.p_value(tails[i])) for i in worst],
+        "worst": [_unit_facts(ranks[:, i], int(i), bands.p_value(tails[i])) for i in worst],
     }
 
 
-def _unit(ranks: np.ndarray, number: int, p_value: float) -> Document:
-    """Facts about one unit. A uniform number has mean 1/2 and standard deviation 1/sqrt(12)."""
-    spread = float(ranks.std() * np.sqrt(12))
-    mean = float(ranks.mean())
+def _unit_facts(ranks: np.ndarray, number: int, p_value: float) -> Document:
+    """Facts about one unit; a uniform variable has mean 1/2 and standard deviation 1/sqrt(12)."""
+    mean, spread = float(ranks.mean()), float(ranks.std() * np.sqrt(12))
     return {"unit": number, "p_value": p_value, "mean_rank": mean, "spread": spread}

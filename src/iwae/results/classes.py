@@ -1,4 +1,4 @@
-"""A conditional model as a classifier, and as a judge of what is none of its data, for a record."""
+"""A conditional model as a classifier and as a detector of other data."""
 
 import re
 from functools import partial
@@ -10,23 +10,9 @@ import numpy as np
 
 from iwae.data import Dataset, choose, load_dataset, test_sha256
 from iwae.errors import UserError
-from iwae.evaluation.classes import (
-    auroc,
-    class_log_likelihood_slabs,
-    confusion_matrix,
-    label_log_probabilities,
-    marginal_log_likelihoods,
-)
+from iwae.evaluation import classes
+from iwae.results import records
 from iwae.results.measure import Measured, Replicate, SplitOptions, measure
-from iwae.results.records import (
-    Subject,
-    check_subset,
-    examples_at,
-    make_subject,
-    means,
-    number,
-    record_name,
-)
 from iwae.results.schema import Document, Method
 from iwae.runs.folder import run_config
 
@@ -34,7 +20,7 @@ CAUTION = (
     "likelihoods alone are a weak test of whether examples are of the same kind: other, simpler "
     "data can have higher ones (Nalisnick et al. 2019)"
 )
-"""The caution beside every number that compares likelihoods of different data."""
+"""A caution beside every comparison of likelihoods of different data."""
 
 
 class Others(NamedTuple):
@@ -48,7 +34,7 @@ class Others(NamedTuple):
 def classify_run(
     run: Path, *, k: int = 100, against: str | None = None, **options: Unpack[SplitOptions]
 ) -> Document:
-    """Every replicate of a conditional run as a classifier, by the likelihood of every label.
+    """Every replicate of a conditional run as a classifier, by the likelihood of each label.
 
     L_k of log p(x|y) gives log p(y|x) by Bayes' rule, with p(y) of the training data, and
     log p(x) = log sum_y p(y) p(x|y). Writes `RUN/evaluations/NAME.json` (the record, which is also
@@ -59,38 +45,39 @@ def classify_run(
 
     Args:
         k: importance samples for each example and label.
-        against: other data, a name or a file, of examples of the same shape. The record then says
-            how often log p(x) of an example is above that of one of their test examples (AUROC).
+        against: other data, a name or a file, with examples of the same shape. The record then has
+            the share of pairs in which log p(x) of an example is above that of one of their test
+            examples (AUROC).
         options: see `SplitOptions`; conditional models are not pruned. `examples` is also the
-            largest number of examples of the other data.
+            maximum number of examples of the other data.
 
     Raises:
-        UserError: if the run, its weights or data are not there, it is not conditional, or the
-            other data have examples of another shape or kind.
+        UserError: if the run, its weights or data are missing, it is not conditional, or the other
+            data have examples of another shape or kind.
         FloatingPointError: if a number is nan.
     """
     run = Path(run)
     if not run_config(run).conditional:
         raise UserError(f"{run} knows no labels: train with --conditional to classify")
-    subject = make_subject(run, **options)
-    arrays = {"index": subject.places, "label": _labels(subject)}
+    subject = records.make_subject(run, **options)
+    arrays = {"index": subject.places, "label": _labels_of(subject)}
     words = ["classify", f"k{k}"]
     others = None
     if against is not None:
-        others = _others(subject, against, options.get("examples"), options.get("data_dir"))
+        others = _other_data(subject, against, options.get("examples"), options.get("data_dir"))
         arrays["others_index"] = others.places
         words += ["against", re.sub(r"[^\w.-]|_", "_", others.dataset.name)]
     return measure(
         subject,
         Method.CLASSIFICATION,
         partial(_measure, others=others, k=k),
-        file=record_name(subject, *words),
+        file=records.record_name(subject, *words),
         shared={"k": k, **_about(others)},
         arrays=arrays,
     )
 
 
-def _labels(subject: Subject) -> np.ndarray:
+def _labels_of(subject: records.Subject) -> np.ndarray:
     """The label of each example, `[n]`."""
     return getattr(subject.dataset.labels, subject.split)[subject.places]
 
@@ -98,14 +85,14 @@ def _labels(subject: Subject) -> np.ndarray:
 def _measure(one: Replicate, others: Others | None, k: int) -> Measured:
     subject, shares = one.subject, np.asarray(one.model.frequencies)
     own = _scores(one, subject.data[:, : subject.dataset.n_values], _OWN, k, "")
-    record = {"k": k, **_summary(own["log_likelihood"], _labels(subject), shares)}
+    record = {"k": k, **_class_summary(own["log_likelihood"], _labels_of(subject), shares)}
     if others is None:
         return Measured(record, own)
-    theirs = _scores(one, others.data, _OTHERS, k, f", {others.dataset.name}")
-    area, error = auroc(own["marginal"], theirs["marginal"])
-    record |= {"auroc": area, "auroc_stderr": number(error)}
-    record |= means(others_marginal_log_likelihood=theirs["marginal"])
-    return Measured(record, {**own, **{f"others_{name}": v for name, v in theirs.items()}})
+    other = _scores(one, others.data, _OTHERS, k, f", {others.dataset.name}")
+    area, error = classes.auroc(own["marginal"], other["marginal"])
+    record |= {"auroc": area, "auroc_stderr": records.number(error)}
+    record |= records.means(others_marginal_log_likelihood=other["marginal"])
+    return Measured(record, {**own, **{f"others_{name}": v for name, v in other.items()}})
 
 
 def _scores(
@@ -113,21 +100,23 @@ def _scores(
 ) -> dict[str, np.ndarray]:
     """log p(x|y) of rows under every label, `[n, C]`, and log p(x), `[n]`, nats."""
     model, key = one.model, jax.random.fold_in(jax.random.key(one.subject.seed), stream)
-    slabs = partial(class_log_likelihood_slabs, model, rows, key, k=k)
-    how = {"method": Method.CLASSIFICATION, "k": k, "stream": stream}
-    how["rows"] = test_sha256(np.ascontiguousarray(rows))
+    slabs = partial(classes.class_log_likelihood_slabs, model, rows, key, k=k)
+    settings = {"method": Method.CLASSIFICATION, "k": k, "stream": stream}
+    settings["rows"] = test_sha256(np.ascontiguousarray(rows))
     label = f"{model.n_classes} labels, k={k}{name}"
-    given = one.values(label, slabs, len(rows), **how)["log_likelihood"]
+    given = one.values(label, slabs, len(rows), **settings)["log_likelihood"]
     shares = np.asarray(model.frequencies)
-    return {"log_likelihood": given, "marginal": marginal_log_likelihoods(given, shares)}
+    return {"log_likelihood": given, "marginal": classes.marginal_log_likelihoods(given, shares)}
 
 
 _OWN, _OTHERS = 0, 1
-"""Numbers folded into the seed's key, so that no noise is used twice."""
+"""Numbers folded into the seed's key, so that the two use different noise."""
 
 
-def _others(subject: Subject, name: str, examples: int | None, data_dir: Path | None) -> Others:
-    """Test examples of other data, made ready as those of the run are."""
+def _other_data(
+    subject: records.Subject, name: str, examples: int | None, data_dir: Path | None
+) -> Others:
+    """Test examples of other data, prepared as those of the run are."""
     config = subject.config
     grey = config.binarization in ("static", "threshold")  # `dynamic` draws test sets once as well
     dataset = load_dataset(
@@ -146,25 +135,25 @@ def _others(subject: Subject, name: str, examples: int | None, data_dir: Path | 
         )
     if dataset.identity["test_sha256"] == own.identity["test_sha256"]:
         raise UserError(f"against {dataset.name}: these are the run's own data; name others")
-    total = check_subset(dataset, "test", None)
+    total = records.check_subset(dataset, "test", None)
     places = choose(total, min(examples or total, total), seed=subject.seed)
-    return Others(dataset, np.asarray(examples_at(dataset, "test", places)), places)
+    return Others(dataset, np.asarray(records.examples_at(dataset, "test", places)), places)
 
 
-def _summary(scores: np.ndarray, labels: np.ndarray, shares: np.ndarray) -> Document:
-    """Summary of the scores `[n, C]` of examples with these labels, with standard errors."""
-    log_p = label_log_probabilities(scores, shares)
+def _class_summary(scores: np.ndarray, labels: np.ndarray, shares: np.ndarray) -> Document:
+    """Summary of the scores `[n, C]` of labelled examples, with standard errors."""
+    log_p = classes.label_log_probabilities(scores, shares)
     found = log_p.argmax(axis=1)
     own = np.arange(len(labels)), labels
     right = (found == labels).astype(np.float64)
     return {
-        **means(
+        **records.means(
             log_likelihood=scores[own],  # of x given its own label
             accuracy=right,
             label_log_probability=log_p[own],
-            marginal_log_likelihood=marginal_log_likelihoods(scores, shares),
+            marginal_log_likelihood=classes.marginal_log_likelihoods(scores, shares),
         ),
-        "confusion": confusion_matrix(labels, found, len(shares)).tolist(),
+        "confusion": classes.confusion_matrix(labels, found, len(shares)).tolist(),
     }
 
 

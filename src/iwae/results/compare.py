@@ -1,4 +1,4 @@
-"""Runs against each other, example by example."""
+"""Runs compared with each other, example by example."""
 
 from collections.abc import Sequence
 from functools import reduce
@@ -15,11 +15,10 @@ from iwae.results.schema import Document
 from iwae.runs.folder import run_config
 
 ENOUGH = 100
-"""Examples that an estimator needs before it is preferred to a looser one of more examples."""
-
+"""Minimum examples of an estimator that is preferred to a looser one on more examples."""
 
 WEIGHTS = {"final": ("final",), "best": ("best",), "both": ("final", "best")}
-"""Which models of a run are compared, by the name of the choice."""
+"""The option `weights` -> the weights of each run to compare."""
 
 
 def compare(
@@ -32,21 +31,21 @@ def compare(
 ) -> Document:
     """The difference of each run to the first, from their records, on the same examples.
 
-    What the examples have in common cancels in a paired difference, so that its standard error is
-    far below those of the two likelihoods. Replicates are averaged, example by example.
+    Variation between examples cancels in a paired difference, so that its standard error is far
+    below those of the two likelihoods. Replicates are averaged, example by example.
 
     Args:
         runs: folders of two or more runs that have been measured; one is enough for "both".
         weights: "final" or "best", or "both" of each run beside each other.
         estimator: such as "L_5000" or "AIS_500"; by default the tightest that all runs have on
-            enough examples: 100, or as many as any.
+            enough examples: 100, or as many as any estimator has.
 
     Returns:
-        A record: `estimator`, `n`, whether they are a `subset` of the split,
-        `test_sha256` and, for each of `runs`, its `weights`, its
-        `log_likelihood` and `stderr`, `between_replicates_sd`, for all but the first
-        `difference`, `difference_stderr` and `significant`, nats, and `whole`, its bound carried
-        over from its own subset to all examples of the split, where that can be.
+        A record: `estimator`, `n`, whether the examples are a `subset` of the split, `test_sha256`
+        and, for each of `runs`, `weights`, `log_likelihood`, `stderr`, `between_replicates_sd`
+        and, for all but the first, `difference`, `difference_stderr` and `significant`, nats;
+        `whole` is the bound carried over from the run's own subset to all examples of the split,
+        where possible.
 
     Raises:
         UserError: if a run has no such record, or the runs were measured on different test sets.
@@ -66,14 +65,9 @@ def compare_models(
     pruned: bool = False,
     estimator: str | None = None,
 ) -> Document:
-    """The same for folders, each with its weights, "final" or "best"; see `compare`."""
-    runs, known = [run for run, _ in models], []
-    for run, weights in models:
-        run_config(run)
-        bounds = known_bounds(run, split=split, weights=weights, pruned=pruned)
-        if not bounds:
-            raise UserError(_unmeasured(run, weights, split, pruned))
-        known.append({one.estimator: one for one in bounds})
+    """`compare` for folders, each with its weights, "final" or "best"."""
+    runs = [run for run, _ in models]
+    known = [_bounds_by_name(run, weights, split, pruned) for run, weights in models]
     name = _common(runs, known, estimator)
     chosen = [bounds[name] for bounds in known]
     for run, one in zip(runs, chosen, strict=True):
@@ -88,7 +82,7 @@ def compare_models(
             "run": str(run),
             "weights": weights,
             **summary_over_replicates(each),
-            **_difference(each, values[0]),
+            **_paired(each, values[0]),
             "whole": whole and whole.document(),
         }
         for (run, weights), each, whole in zip(models, values, wholes, strict=True)
@@ -106,22 +100,26 @@ def compare_models(
     }
 
 
-def _unmeasured(run: Path, weights: str, split: str, pruned: bool) -> str:
-    """The remedy for models without a record."""
+def _bounds_by_name(run: Path, weights: str, split: str, pruned: bool) -> dict[str, Known]:
+    """The bounds of a run's models; UserError, with the remedy, if there are none."""
+    run_config(run)  # or the message that this is no run
+    bounds = known_bounds(run, split=split, weights=weights, pruned=pruned)
+    if bounds:
+        return {one.estimator: one for one in bounds}
     other = "best" if weights == "final" else "final"
     if known_bounds(run, split=split, weights=other, pruned=pruned):
-        return f"{run} was {measured_with(other)}, or measure the {weights} ones"
+        raise UserError(f"{run} was {measured_with(other)}, or measure the {weights} ones")
     more = "" if weights == "final" else f" --weights {weights}"
-    return f"{run} has not been measured: iwae evaluate {run}{more}"
+    raise UserError(f"{run} has not been measured: iwae evaluate {run}{more}")
 
 
 def measured_with(weights: str) -> str:
-    """The remedy for a run whose other models were measured, in words."""
+    """The remedy for a run measured with other weights, in words."""
     return f"measured with {weights} weights: add --weights {weights}"
 
 
 def _common(runs: Sequence[Path], known: Sequence[dict[str, Known]], estimator: str | None) -> str:
-    """The estimator to compare by."""
+    """The estimator of the comparison."""
     for run, bounds in zip(runs, known, strict=True):
         if estimator is not None and estimator not in bounds:
             raise UserError(f"{run} has no {estimator}; it has {', '.join(bounds)}")
@@ -140,17 +138,17 @@ def _common(runs: Sequence[Path], known: Sequence[dict[str, Known]], estimator: 
 
 
 def _shared(known: Sequence[Known]) -> np.ndarray:
-    """The examples that all have."""
+    """The examples that all bounds have in common."""
     return reduce(np.intersect1d, [one.places for one in known])
 
 
 def _refuse_other(first: Known, one: Known, first_run: Path, run: Path, split: str) -> None:
     """Raise UserError unless two bounds are of the same examples by the same method."""
-    what = "test_sha256" if split == "test" else "data"  # another split is part of the identity
-    if getattr(first.record, what) != getattr(one.record, what):
+    field = "test_sha256" if split == "test" else "data"  # other splits are part of the identity
+    if getattr(first.record, field) != getattr(one.record, field):
         raise UserError(
-            f"{first_run} and {run} were measured on different {split} sets (their {what} differ): "
-            "likelihoods of different data cannot be compared"
+            f"{first_run} and {run} were measured on different {split} sets (their {field} "
+            "differ): likelihoods of different data cannot be compared"
         )
     if first.record.annealing != one.record.annealing:
         raise UserError(
@@ -159,8 +157,8 @@ def _refuse_other(first: Known, one: Known, first_run: Path, run: Path, split: s
         )
 
 
-def _difference(values: np.ndarray, first: np.ndarray) -> Document:
-    """A run's mean less that of the first, paired."""
+def _paired(values: np.ndarray, first: np.ndarray) -> Document:
+    """The paired difference of a run's mean to that of the first."""
     found = paired_difference(values.mean(axis=0), first.mean(axis=0))
     return {
         "difference": number(found.mean),

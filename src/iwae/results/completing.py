@@ -1,4 +1,4 @@
-"""Numbers completed by a run's other records: for all examples of a split, and for other draws.
+"""Bounds carried over, by a run's other records, to all examples of a split and to other draws.
 
 A bound of a subset is carried over to all examples, and a bound of one draw of the pixels to the
 mean over draws, by its difference to a bound that was measured on more (Cochran 1977, chapter 7).
@@ -12,46 +12,25 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from iwae.evaluation.diagnostics import test_sample_error
-from iwae.results.reading import (
-    BOUNDING,
-    BUDGETS,
-    Known,
-    bounds_in,
-    read_records,
-    report_damage,
-)
+from iwae.results import schema
+from iwae.results.reading import BOUNDING, BUDGETS, Known, bounds_in, read_records, report_damage
 from iwae.results.records import number
-from iwae.results.schema import (
-    MIXED,
-    Binarizations,
-    Document,
-    Method,
-    Number,
-    Part,
-    Record,
-    Row,
-    SampledRow,
-    Samples,
-    Settings,
-    Simulated,
-    Whole,
-    fields_of,
-)
+from iwae.results.schema import Method, Number, Part, Record, Settings, Whole
 from iwae.results.store import Arrays, Damaged, place, read_arrays
 
 
 def read_completed(
     run: Path, methods: Sequence[str] = tuple(Method), damaged: Damaged = report_damage
 ) -> Iterator[tuple[Path, Record]]:
-    """`read_records`, with what the run's other records add to each."""
+    """`read_records`, each completed by the run's other records."""
     for path, record in read_records(run, methods, damaged):
         is_carried = record.method in _CARRIED and record.subset is not None
-        arrays = _values(path, record, damaged) if is_carried else None
+        arrays = _subset_values(path, record, damaged) if is_carried else None
         yield path, completed(run, record, arrays)
 
 
-def _values(path: Path, record: Record, damaged: Damaged) -> Arrays | None:
-    """The values behind a record of a subset; None if they are not of its models and examples."""
+def _subset_values(path: Path, record: Record, damaged: Damaged) -> Arrays | None:
+    """The values behind a record of a subset; None if they do not fit its models and examples."""
     names, n = _CARRIED[record.method], record.n
     arrays = read_arrays(path, damaged, ("index", *names))
     if arrays is None:
@@ -66,16 +45,16 @@ def _values(path: Path, record: Record, damaged: Damaged) -> Arrays | None:
 
 
 def completed(run: Path, record: Record, arrays: Arrays | None) -> Record:
-    """The record with what the run's other records allow.
+    """The record, completed by the run's other records.
 
-    Rows of a bound get `whole` and `binarizations`; bounds from both sides `lower_whole` and
-    `upper_whole`, and `simulated`, those of simulated examples by the same settings.
+    Rows of a bound get `whole` and `binarizations`. Bounds from both sides get `lower_whole`,
+    `upper_whole` and `simulated`, the bounds on simulated examples with the same settings.
 
     Args:
-        arrays: the values behind it; needed of a subset only.
+        arrays: the values behind the record; needed for a subset only.
     """
     if record.method == Method.SANDWICH:
-        return _sandwich(run, record, arrays)
+        return _completed_sides(run, record, arrays)
     if record.method not in BOUNDING:
         return record
     others = _of_all(run, record)
@@ -83,10 +62,10 @@ def completed(run: Path, record: Record, arrays: Arrays | None) -> Record:
     drawn = [one for _, one in others if any(map(_own_draws, one.by_k))]
     if record.subset is not None and not controls:
         drawn = []  # the draws are of all examples
-    found = _Others(arrays, controls, drawn)
-    parts = [_part(part, found, r) for r, part in enumerate(record.replicates)]
-    whole = _part(record, found, None)
-    return whole.model_copy(update={"replicates": tuple(parts)}) if parts else whole
+    known = _Knowledge(arrays, controls, drawn)
+    parts = tuple(_completed_part(part, known, r) for r, part in enumerate(record.replicates))
+    whole = _completed_part(record, known, None)
+    return whole.model_copy(update={"replicates": parts}) if parts else whole
 
 
 _SIDES = ("lower", "upper")
@@ -96,19 +75,18 @@ _CARRIED: Mapping[Method, tuple[str, ...]] = {
 }
 """Method -> names of the values that are carried over from a subset."""
 
-
 _FILLED = ("simulated", "importance", *(f"{side}_whole" for side in _SIDES))
-"""Fields of bounds from both sides that other records fill in."""
+"""Fields of bounds from both sides that other records complete."""
 
 
-def _sandwich(run: Path, record: Record, arrays: Arrays | None) -> Record:
-    """Bounds from both sides, with those of simulated examples and those of all examples."""
+def _completed_sides(run: Path, record: Record, arrays: Arrays | None) -> Record:
+    """Bounds from both sides, with those on simulated examples and on all examples."""
     controls = _controls(record, arrays, _of_all(run, record))
     parts = []
     for r, part in enumerate(record.models):
         more: dict[str, Any] = {}
-        if (made := simulated_bounds(run, record, r)) is not None:
-            more["simulated"] = made
+        if (simulated := simulated_bounds(run, record, r)) is not None:
+            more["simulated"] = simulated
         if controls and arrays is not None:
             more |= _whole_sides(arrays, controls, r, "")
             if part.importance is not None:
@@ -123,7 +101,7 @@ def _sandwich(run: Path, record: Record, arrays: Arrays | None) -> Record:
 def _whole_sides(
     arrays: Arrays, controls: Sequence[Known], replicate: int, prefix: str
 ) -> dict[str, Whole]:
-    """Both sides of one replicate, carried over to all examples by one bound of all."""
+    """Both sides of one replicate, carried over to all examples by the same control."""
     index = arrays["index"]
     control = best_control(arrays[f"{prefix}lower"], index, controls)
     return {
@@ -135,7 +113,7 @@ def _whole_sides(
 
 
 def _of_all(run: Path, record: Record) -> list[tuple[Path, Record]]:
-    """Records of L_k of all examples, of the same models."""
+    """Records of L_k of all examples by the same models."""
     return [
         (path, one)
         for path, one in read_records(run, (Method.IMPORTANCE,))
@@ -144,7 +122,7 @@ def _of_all(run: Path, record: Record) -> list[tuple[Path, Record]]:
 
 
 def carries_over(one: Record, other: Record) -> bool:
-    """Whether one has L_k of all examples of the split, by the same models, for the other one."""
+    """Whether a record has L_k of all examples of the other's split, by the same models."""
     names = ("split", "weights", "pruned", "digests", "test_sha256")
     alike = all(getattr(one, name) == getattr(other, name) for name in names)
     return bool(one.by_k) and one.subset is None and alike
@@ -154,20 +132,20 @@ _LEADING = {
     *("whole", "binarizations"),
     *("monte_carlo_error", "monte_carlo_infinite", "pareto_k_unreliable", "pareto_k_threshold"),
 }
-"""Fields that the last row shares with the record that it leads."""
+"""Fields that a record has from its last row."""
 
 
-def _own_draws(row: Row) -> bool:
+def _own_draws(row: schema.Row) -> bool:
     return row.binarizations is not None and row.binarizations.by is None
 
 
-class _Others(NamedTuple):
-    """The knowledge beside a record: its own values, those of all examples, and several draws.
+class _Knowledge(NamedTuple):
+    """Everything that completes a record.
 
     Attributes:
         arrays: the values behind the record.
         controls: bounds of all examples, loosest first.
-        drawn: the records with several draws.
+        drawn: records with several draws of the pixels.
     """
 
     arrays: Arrays | None
@@ -178,9 +156,9 @@ class _Others(NamedTuple):
 def _controls(
     record: Record, arrays: Arrays | None, others: Sequence[tuple[Path, Record]]
 ) -> list[Known]:
-    """The bounds of all examples that may carry a subset's over, loosest first.
+    """The bounds of all examples that can carry over those of a subset, loosest first.
 
-    One example has none, since it tells no error of what would be carried over.
+    None for a subset of one example, which does not give a subset error.
     """
     if record.subset is None or arrays is None or len(arrays["index"]) < 2:
         return []
@@ -192,13 +170,13 @@ def _controls(
 def best_control(
     values: Float[np.ndarray, "R m"], places: Int[np.ndarray, " m"], controls: Sequence[Known]
 ) -> Known:
-    """The bound of all examples that carries a subset's over with the smallest subset error.
+    """The bound of all examples that carries a subset's bound over with the smallest subset error.
 
-    That is the L_k of the same samples, which leaves no error, and otherwise usually the tightest:
-    a loose one adds the noise of its samples. Of equal ones it is the tightest.
+    L_k of the same samples has no subset error. Otherwise the tightest bound is usually best, since
+    a loose one adds the noise of its samples. Ties go to the tightest.
 
     Args:
-        values: of the subset, nats.
+        values: the bound of the subset, nats.
         places: of the subset among all.
         controls: loosest first.
     """
@@ -212,46 +190,50 @@ def best_control(
 
 
 def whole_of(run: Path, known: Known) -> Whole | None:
-    """A bound of a subset, as a mean over replicates, carried over to all examples, if it can be.
+    """A subset's bound, averaged over replicates, carried over to all examples; None if it cannot.
 
     Args:
-        run: the folder that has the bound and the others.
+        run: the folder of the run.
     """
-    arrays = {"index": known.places}
-    controls = _controls(known.record, arrays, _of_all(run, known.record))
-    if not controls:
-        return None
-    control = best_control(known.values, known.places, controls)
-    means = known.values.mean(axis=0), control.values.mean(axis=0)
-    return carried_over(*means, known.places, control.estimator)
+    controls = _controls(known.record, {"index": known.places}, _of_all(run, known.record))
+    return _carried_over(known.values, known.places, controls) if controls else None
 
 
-def _part(part: Any, others: _Others, replicate: int | None) -> Any:
+def _carried_over(
+    values: Float[np.ndarray, "R m"],
+    places: Int[np.ndarray, " m"],
+    controls: Sequence[Known],
+    replicate: int | None = None,
+) -> Whole:
+    """A subset's bound, of a replicate or averaged over all, carried over by the best control."""
+    control = best_control(values, places, controls)
+    pair = values.mean(axis=0), control.values.mean(axis=0)
+    if replicate is not None:
+        pair = values[replicate], control.values[replicate]
+    return carried_over(*pair, places, control.estimator)
+
+
+def _completed_part(part: Any, known: _Knowledge, replicate: int | None) -> Any:
     """A record, or its part about one model, with completed rows."""
     for name, _ in BUDGETS.values():
         if rows := getattr(part, name):
-            full = tuple(_row(row, i, others, replicate) for i, row in enumerate(rows))
+            full = tuple(_completed_row(row, i, known, replicate) for i, row in enumerate(rows))
             if replicate is None and part.replicates:
                 each = zip(*(getattr(one, name) for one in part.replicates), strict=True)
                 full = tuple(_over(row, ones) for row, ones in zip(full, each, strict=True))
             leading = full[-1].model_dump(include=_LEADING, exclude_none=True)
-            return part.model_copy(
-                update={name: full, **{each: getattr(full[-1], each) for each in leading}}
-            )
+            own = {field: getattr(full[-1], field) for field in leading}
+            return part.model_copy(update={name: full, **own})
     return part
 
 
-def _row(row: Row, i: int, others: _Others, replicate: int | None) -> Row:
-    more: dict[str, Whole | Binarizations] = {}
-    if others.controls and others.arrays is not None:
-        mine, index = others.arrays["log_likelihood"][:, i], others.arrays["index"]
-        control = best_control(mine, index, others.controls)
-        one = (mine.mean(axis=0), control.values.mean(axis=0))
-        if replicate is not None:
-            one = (mine[replicate], control.values[replicate])
-        more["whole"] = carried_over(*one, index, control.estimator)
+def _completed_row(row: schema.Row, i: int, known: _Knowledge, replicate: int | None) -> schema.Row:
+    more: dict[str, Whole | schema.Binarizations] = {}
+    if known.controls and known.arrays is not None:
+        values = known.arrays["log_likelihood"][:, i]
+        more["whole"] = _carried_over(values, known.arrays["index"], known.controls, replicate)
     base = more.get("whole", row)
-    parts = others.drawn if replicate is None else [one.models[replicate] for one in others.drawn]
+    parts = known.drawn if replicate is None else [one.models[replicate] for one in known.drawn]
     drawn = None if _own_draws(row) else _drawn_row(parts, row)
     found = None if drawn is None else _shifted(base.log_likelihood, base.stderr, drawn)
     if found is not None:
@@ -259,11 +241,11 @@ def _row(row: Row, i: int, others: _Others, replicate: int | None) -> Row:
     return row.model_copy(update=more) if more else row
 
 
-def _over(row: Row, each: Sequence[Row]) -> Row:
-    """The mean over replicates, with the errors of its particles from each one's.
+def _over(row: schema.Row, each: Sequence[schema.Row]) -> schema.Row:
+    """The mean over replicates, with a Monte Carlo error from those of the replicates.
 
-    Replicates are measured with the same keys, and their errors are correlated: that of the mean is
-    bounded by the mean of them, what it is if they are perfectly so.
+    Replicates are measured with the same keys, so their errors are correlated: the error of the
+    mean is at most the mean of the errors, which it is under perfect correlation.
     """
     more: dict[str, Number] = {}
     if None not in (errors := [one.monte_carlo_error for one in each]):
@@ -282,12 +264,12 @@ def carried_over(
     places: Int[np.ndarray, " m"],
     name: str,
 ) -> Whole:
-    """A bound of m examples, carried over to the n that they are a random subset of.
+    """A bound of m examples, a random subset, carried over to all n examples.
 
-    The mean of the control over all n plus the mean difference to it on the subset. The
-    difference's error has the finite-population correction sqrt(1 - m / n); it is that of a simple
-    random sample, and too large for a stratified one. `stderr` is the control's, in the ratio of
-    the two standard deviations on the subset.
+    The mean of the control over all n plus the mean difference to it on the subset. The error of
+    the difference has the finite-population correction sqrt(1 - m / n); it is that of a simple
+    random sample, and too large for a stratified one. `stderr` is the control's, scaled by the
+    ratio of the two standard deviations on the subset.
 
     Args:
         subset: nats, of two examples or more.
@@ -310,23 +292,23 @@ def carried_over(
         )
 
 
-def _drawn_row(parts: Sequence[Part], row: Row) -> SampledRow | None:
-    """The bound of the most samples with draws of its own that is no tighter than the row.
+def _drawn_row(parts: Sequence[Part], row: schema.Row) -> schema.SampledRow | None:
+    """The bound of the most samples that has draws of its own and is no tighter than the row.
 
-    The draws move a tighter bound as they move this one. A looser one has an error of particles
-    that hides it: that of L_1 differs from draw to draw by far more than L_50 moves.
+    Draws move a tighter bound as they move this one. They cannot be carried over to a looser one,
+    whose Monte Carlo error hides the shift: L_1 varies by far more than L_50 shifts.
     """
     known = [one for part in parts for one in part.by_k if _own_draws(one)]
-    if isinstance(row, SampledRow):
+    if isinstance(row, schema.SampledRow):
         known = [one for one in known if one.k <= row.k]
     return max(known, key=lambda one: one.k, default=None)
 
 
-def _shifted(base: Number, stderr: Number, row: SampledRow) -> Binarizations | None:
+def _shifted(base: Number, stderr: Number, row: schema.SampledRow) -> schema.Binarizations | None:
     """A number of draw 0, carried over to the mean over the draws of another bound, the row.
 
-    The Monte Carlo error of that bound on draw 0, which its mean over draws does not share, counts
-    as an error of the draws. The number's `stderr` changes in the ratio that the row's does.
+    The Monte Carlo error of the row on draw 0, which its mean over draws does not share, counts as
+    an error of the draws. `stderr` is scaled as the row's is.
     """
     own = row.binarizations
     if own is None or None in (base, row.log_likelihood, own.log_likelihood):
@@ -344,49 +326,43 @@ def _shifted(base: Number, stderr: Number, row: SampledRow) -> Binarizations | N
     )
 
 
-# --- the same annealing of simulated examples ------------------------------------------------
-
-
-def simulated_bounds(run: Path, record: Record, number: int) -> Simulated | None:
+def simulated_bounds(run: Path, record: Record, number: int) -> schema.Simulated | None:
     """Bounds on simulated examples by the same annealing of the same model, if known.
 
-    Those by importance samples are included if there were as many.
+    With bounds by importance samples, if as many were drawn.
 
     Args:
         record: of bounds on real examples.
         number: of the replicate.
     """
-    how = record.annealing, record.split, record.weights, record.pruned
+    settings = record.annealing, record.split, record.weights, record.pruned
     digest = record.digests[number : number + 1]
-    made = [
+    known = [
         both
-        for _, both in both_sides(run, Method.BIDIRECTIONAL, *how)
+        for _, both in both_sides(run, Method.BIDIRECTIONAL, *settings)
         if both.digests[number : number + 1] == digest
     ]
-    found = max(made, key=lambda both: both.n, default=None)
+    found = max(known, key=lambda both: both.n, default=None)
     if found is None:
         return None
     part = found.models[number]
     own, sampled = record.models[number].importance, part.importance
     alike = own is not None and sampled is not None and sampled.k == own.k
-    samples = Samples(k=sampled.k, **_bounds(sampled)) if alike and sampled else None
-    return Simulated(n=found.n, **_bounds(part), importance=samples)
+    samples = schema.Samples(k=sampled.k, **_bounds(sampled)) if alike and sampled else None
+    return schema.Simulated(n=found.n, **_bounds(part), importance=samples)
 
 
-def _bounds(of: Part | Samples) -> Document:
-    return {
-        field: getattr(of, field)
-        for name in ("lower", "upper", "gap", *MIXED)
-        for field in fields_of(name)
-    }
+def _bounds(part: Part | schema.Samples) -> schema.Document:
+    names = ("lower", "upper", "gap", *schema.MIXED)
+    return {field: getattr(part, field) for name in names for field in schema.fields_of(name)}
 
 
 def both_sides(
     run: Path, method: Method, annealing: Settings | None, split: str, weights: str, pruned: bool
 ) -> Iterator[tuple[Path, Record]]:
-    """Records of a run by such annealing in both directions, of a split or of simulated examples.
+    """Records of bounds from both sides with some settings, on a split or on simulated examples.
 
-    Their models may be others, trained before or after: compare the digests.
+    They may be of earlier or later models of the run: compare the digests.
     """
     wanted = annealing, weights, pruned
     for path, record in read_records(run, (method,)):

@@ -1,4 +1,4 @@
-"""The rate-distortion curve of a run, for a record and a figure."""
+"""The rate-distortion curve of a run."""
 
 from functools import partial
 from pathlib import Path
@@ -16,10 +16,10 @@ from iwae.results.records import make_subject, means, record_name
 from iwae.results.schema import Document, Method
 
 KEPT = 101
-"""Points of the curve that are kept, evenly along the schedule."""
+"""Points of the curve to keep, evenly along the schedule."""
 
 END = 4.0
-"""The curve continues beyond beta = 1, the posterior, to where less distortion costs more rate."""
+"""Largest beta: beyond the posterior, at 1, less distortion costs more rate."""
 
 
 def rate_distortion_run(
@@ -51,16 +51,16 @@ def rate_distortion_run(
     subject = make_subject(Path(run), **options)
     below = np.linspace(0, 1, temperatures) ** 4  # dense near the prior
     betas = np.append(below, np.geomspace(1, END, temperatures // 4 + 1)[1:])
-    kept = np.append(np.linspace(0, len(betas) - 1, KEPT).astype(int), temperatures - 1)
-    kept = np.unique(kept)
-    how: Document = {"temperatures": temperatures, "chains": chains, "leapfrog": leapfrog}
+    evenly = np.linspace(0, len(betas) - 1, KEPT).astype(int)
+    kept = np.unique(np.append(evenly, temperatures - 1))
+    settings: Document = {"temperatures": temperatures, "chains": chains, "leapfrog": leapfrog}
     name = record_name(subject, f"T{temperatures}", f"c{chains}", f"l{leapfrog}")
     return measure(
         subject,
         Method.CURVE,
-        partial(_measure, betas=betas, kept=kept, **how),
+        partial(_measure, betas=betas, kept=kept, **settings),
         file=f"{name}-{Method.CURVE}",
-        shared={"annealing": how, "pilot": pilot_facts(subject)},
+        shared={"annealing": settings, "pilot": pilot_facts(subject)},
         arrays={"betas": betas[kept], "index": subject.places},
     )
 
@@ -73,7 +73,7 @@ def _measure(
     chains: int,
     leapfrog: int,
 ) -> Measured:
-    """One replicate. `kept`: the places of the points to keep."""
+    """The curve of one replicate at the points with indices `kept`."""
     subject = one.subject
     pilot_key, key = annealing_keys(subject.seed, len(betas))
     settings = {"betas": betas.tolist(), "chains": chains, "leapfrog": leapfrog}

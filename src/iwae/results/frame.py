@@ -22,17 +22,17 @@ class Result(NamedTuple):
         run: the folder of the run.
         record: the name of the record.
         dataset, split, weights, pruned, method, seed: what was measured, and how.
-        replicate: which model of the run; None for the mean over all of them.
+        replicate: number of the model; None for the mean over all of them.
         quantity: such as "L_5000", "AIS_500", "accuracy" or "rate".
-        budget: samples or temperatures behind it, where it has a budget.
+        budget: samples or temperatures, where the quantity has a budget.
         mean, stderr: over examples; nats, unless the quantity is a share. None if not finite.
         between_replicates_sd: standard deviation between replicates, of a mean over them.
         n: number of examples.
         subset: whether they are a random subset of the split.
         model_sha256: of the model's weights.
         monte_carlo_error: of the mean, from particles or chains.
-        one_draw_error: of the mean, from the draw of the pixels, where others were measured.
-        whole_mean, whole_stderr: for all examples of the split, from a subset of them.
+        one_draw_error: of the mean, from the draw of the pixels, where several were measured.
+        whole_mean, whole_stderr: over all examples of the split, carried over from a subset.
         subset_error: of `whole_mean`, from the choice of the subset.
     """
 

@@ -1,4 +1,4 @@
-"""Log-likelihoods by importance sampling, for a record."""
+"""Log-likelihoods by importance sampling."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -19,11 +19,14 @@ from iwae.results.unfinished import Slab
 from iwae.runs.setup import split_examples
 from iwae.typing import PRNGKey
 
+DEFAULT_K = 5000
+"""Default number of importance samples."""
+
 
 def evaluate_run(
     run: Path,
     *,
-    ks: Sequence[int] = (5000,),
+    ks: Sequence[int] = (DEFAULT_K,),
     binarizations: int | None = None,
     **options: Unpack[SplitOptions],
 ) -> Document:
@@ -38,8 +41,9 @@ def evaluate_run(
 
     Args:
         ks: numbers of importance samples; the record leads with the largest.
-        binarizations: J, draws of the pixels of a dynamically binarised test set to measure, the
-            usual one first; each row of the record then has the mean over them, `binarizations`.
+        binarizations: J, the number of draws of the pixels of a dynamically binarised test set to
+            measure, the usual one first; each row of the record then has the mean over them,
+            `binarizations`.
         options: see `SplitOptions`.
 
     Raises:
@@ -64,57 +68,54 @@ def evaluate_run(
 
 
 def _measure(one: Replicate, ks: Sequence[int], drawn: Sequence[Subject]) -> Measured:
-    found = [[_values(one, k, draw, drawn[draw]) for draw in range(len(drawn))] for k in ks]
-    by_k = [_row(k, draws) for k, draws in zip(ks, found, strict=True)]
+    found = [[_draw_values(one, k, draw, drawn[draw]) for draw in range(len(drawn))] for k in ks]
+    by_k = [_k_row(k, draws) for k, draws in zip(ks, found, strict=True)]
     counts, variances = unit_counts(one.subject, one.model)
     stacked = {
         name: np.stack([draws[0][name] for draws in found])
         for name in ("log_likelihood", "monte_carlo_error", "ess", "pareto_k")
     }
     if len(drawn) > 1:
-        stacked["draws"] = np.stack([_each(draws, "log_likelihood") for draws in found])
+        stacked["draws"] = np.stack([_stacked(draws, "log_likelihood") for draws in found])
     own = {f"variances_{one.number}_{layer}": v for layer, v in enumerate(variances, start=1)}
     return Measured({**by_k[-1], "by_k": by_k, **counts}, stacked, own)
 
 
-def _values(one: Replicate, k: int, draw: int, subject: Subject) -> Slab:
+def _draw_values(one: Replicate, k: int, draw: int, subject: Subject) -> Slab:
     """The values of one replicate on one draw of the examples."""
-    of = one.model, subject.data, draw_key(subject.seed, draw)
-    slabs = partial(log_likelihood_slabs, *of, k=k)
-    how: Document = {"method": Method.IMPORTANCE, "k": k, "batches": BATCHES}
+    key = draw_key(subject.seed, draw)
+    slabs = partial(log_likelihood_slabs, one.model, subject.data, key, k=k)
+    settings: Document = {"method": Method.IMPORTANCE, "k": k, "batches": BATCHES}
     name = f"k={k}" if draw == 0 else f"k={k}, draw {draw}"
-    # The examples tell draws apart, and draw 0 may resume what was begun without the others.
-    return one._replace(subject=subject).values(name, slabs, **how)
+    # Draws differ in their examples, so draw 0 can resume a measurement without other draws.
+    return one._replace(subject=subject).values(name, slabs, **settings)
 
 
-def _row(k: int, draws: Sequence[Slab]) -> Document:
-    """The part of a record about one k, and about its draws if there are several."""
+def _k_row(k: int, draws: Sequence[Slab]) -> Document:
+    """The row of a record for one k, with the mean over draws if there are several."""
     row = {"k": k, **weight_summary(draws[0], k)}
     if len(draws) == 1:
         return row
-    values = (_each(draws, name) for name in ("log_likelihood", "monte_carlo_error"))
+    values = (_stacked(draws, name) for name in ("log_likelihood", "monte_carlo_error"))
     return {**row, "binarizations": draws_summary(*values)}
 
 
-def _each(draws: Sequence[Slab], name: str) -> np.ndarray:
+def _stacked(draws: Sequence[Slab], name: str) -> np.ndarray:
     return np.stack([one[name] for one in draws])
 
 
-# --- draws of the pixels --------------------------------------------------------------------
-
-
 def redrawn_subjects(subject: Subject, draws: int) -> list[Subject]:
-    """The subject with each of so many draws of its test pixels; the first is its own.
+    """The subject with each of so many draws of its test pixels; the first draw is its own.
 
     Raises:
-        UserError: unless these are two draws or more, of a test set that has several.
+        UserError: for fewer than two draws, or examples that have no other draws.
     """
     if draws < 2:
         raise UserError(f"binarizations is {draws}; their spread needs at least 2")
     if subject.split != "test":
         raise UserError(
-            f"binarizations are draws of the test split, not of {subject.split}: leave out one "
-            "of both"
+            f"binarizations are draws of the test split, not of {subject.split}: leave out one of "
+            "the two"
         )
     sets = [redrawn(subject.dataset, draw) for draw in range(draws)]
     others = [split_examples(one, "test")[subject.places] for one in sets[1:]]
@@ -122,7 +123,7 @@ def redrawn_subjects(subject: Subject, draws: int) -> list[Subject]:
 
 
 def draw_key(seed: int, draw: int) -> PRNGKey:
-    """The key of the particles of a draw; that of draw 0 is the usual one."""
+    """The key of the particles of a draw; draw 0 has the usual one."""
     key = jax.random.key(seed)
-    # Counted from the end: examples and particles fold in numbers from 0 on.
+    # Counted from the end, since examples and particles fold in numbers from 0 on.
     return key if draw == 0 else jax.random.fold_in(key, np.uint32(2**32 - draw))

@@ -1,8 +1,8 @@
-"""Rate, distortion and mutual information of a run, for a record."""
+"""Rate, distortion and mutual information of a run."""
 
 from functools import partial
 from pathlib import Path
-from typing import Unpack
+from typing import Any, Unpack
 
 import jax
 import numpy as np
@@ -16,7 +16,7 @@ from iwae.results.records import Subject, make_subject, means, model_sha256, rec
 from iwae.results.schema import Document, Method, fields_of
 
 DEFAULT_K = 16
-"""Samples of each example, where none are asked for."""
+"""Default number of samples per example."""
 
 
 def information_run(run: Path, *, k: int = DEFAULT_K, **options: Unpack[SplitOptions]) -> Document:
@@ -47,7 +47,6 @@ def information_run(run: Path, *, k: int = DEFAULT_K, **options: Unpack[SplitOpt
 
 
 def _measure(one: Replicate, k: int) -> Measured:
-    """One replicate: what each example costs, then how well a draw tells it from the others."""
     subject, method = one.subject, Method.INFORMATION
     of = one.model, subject.data, jax.random.key(subject.seed)
     rates, ratios = partial(rate_slabs, *of, k=k), partial(ratio_slabs, *of)
@@ -66,23 +65,21 @@ def _measure(one: Replicate, k: int) -> Measured:
         # Given the labels, if the model is conditional.
         "mutual_information_limit": float(np.log(sizes_of_labels(one.model, subject.data)).mean()),
         "k": k,
-        "gap": _gap(subject, one.number, found),
+        "gap": _gap_parts(subject, one.number, found),
     }
     return Measured(record, found._asdict())
 
 
-def _gap(subject: Subject, replicate: int, found: Information) -> Document | None:
-    """Where the gap of the ELBO goes, on the examples that all three numbers are known of."""
-    mine = model_sha256(subject.run, subject.weights, replicate)
+def _gap_parts(subject: Subject, replicate: int, found: Information) -> Document | None:
+    """The parts of the ELBO's gap, over the examples of which all three bounds are known."""
+    digest = model_sha256(subject.run, subject.weights, replicate)
+    where: dict[str, Any] = {"split": subject.split, "weights": subject.weights}
     known = [
         one
-        for one in known_bounds(
-            subject.run, split=subject.split, weights=subject.weights, pruned=subject.pruned
-        )
-        if one.record.digests[replicate : replicate + 1] == [mine]
+        for one in known_bounds(subject.run, **where, pruned=subject.pruned)
+        if one.record.digests[replicate : replicate + 1] == [digest]
     ]
-    samples = [one for one in known if one.rank[0] == 0]
-    annealed = [one for one in known if one.rank[0] == 1]
+    samples, annealed = ([one for one in known if one.rank[0] == rank] for rank in (0, 1))
     if not samples or not annealed:
         return None
     best, exact = samples[-1], annealed[-1]

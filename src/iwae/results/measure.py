@@ -1,6 +1,7 @@
-"""The driver of all measurements: one replicate after another, resumed, summed up, written.
+"""The driver of all measurements, replicate by replicate: resume, summarise, write.
 
-A method is a function of one replicate; its file says what it computes and how it is summarised.
+A method is a function of one replicate, in a file that says what it computes and how that is
+summarised.
 """
 
 import logging
@@ -19,17 +20,9 @@ from iwae.data import KINDS, as_kind
 from iwae.evaluation.diagnostics import monte_carlo_error, ordering_violations
 from iwae.evaluation.examples import gather
 from iwae.precision import float32
+from iwae.results import records
 from iwae.results.completing import completed
 from iwae.results.reading import bounds_of, known_bounds
-from iwae.results.records import (
-    Subject,
-    Track,
-    means,
-    model_facts,
-    number,
-    shared_record,
-    summary_over_replicates,
-)
 from iwae.results.schema import Document, Method, Record, parse
 from iwae.results.store import Arrays, write_record
 from iwae.results.unfinished import Slab, Unfinished
@@ -45,8 +38,8 @@ class Options(TypedDict, total=False):
         pruned: measure the models without their inactive units.
         seed: of all random numbers, 0 by default.
         batch_size: examples at a time on each device; changes the speed, not the numbers.
-        data_dir: where the data files are looked for first.
-        track: wraps an iterable of slabs, its length and a label into a progress bar.
+        data_dir: folder to search first for the data files.
+        track: function (slabs, total examples, label) -> slabs that shows progress.
     """
 
     weights: str
@@ -54,7 +47,7 @@ class Options(TypedDict, total=False):
     seed: int
     batch_size: int | None
     data_dir: Path | None
-    track: Track
+    track: records.Track
 
 
 class SplitOptions(Options, total=False):
@@ -70,16 +63,16 @@ class SplitOptions(Options, total=False):
 
 
 class Replicate(NamedTuple):
-    """One trained model of a run, and how to measure it.
+    """One trained model of a run, to be measured.
 
     Attributes:
         subject: the run and its examples.
         number: of the replicate, from 0.
-        model: with the weights that are measured.
+        model: with the weights to measure.
         unfinished: results of a call that was stopped.
     """
 
-    subject: Subject
+    subject: records.Subject
     number: int
     model: Any
     unfinished: Unfinished
@@ -91,12 +84,12 @@ class Replicate(NamedTuple):
         total: int | None = None,
         **settings: Any,
     ) -> Slab:
-        """All `slabs(batch_size=..., first=...)`, from the first example not yet measured on.
+        """All of `slabs(batch_size=..., first=...)`, resumed at the first unmeasured example.
 
         Args:
             label: of the progress bar.
             total: the number of examples; by default the subject's.
-            settings: all that the numbers depend on beside model, examples and seed.
+            settings: everything that the numbers depend on besides model, examples and seed.
 
         Returns:
             `[n, ...]` arrays by name, floats in float64.
@@ -111,7 +104,7 @@ class Replicate(NamedTuple):
         return gather(iter(subject.track(kept, total, f"replicate {self.number}, {label}")))
 
     def array(self, make: Callable[[], np.ndarray], **settings: Any) -> np.ndarray:
-        """`make()`, or its result before an interruption."""
+        """`make()`, or its result from before an interruption."""
         return self.unfinished.array(self.subject.settings(self.number, **settings), make)
 
 
@@ -120,7 +113,7 @@ class Measured(NamedTuple):
 
     Attributes:
         record: its part of the record.
-        values: arrays of one shape for all replicates, which are stacked.
+        values: arrays of the same shape for all replicates, to be stacked.
         own: arrays by names that no other replicate uses.
     """
 
@@ -131,7 +124,7 @@ class Measured(NamedTuple):
 
 @float32
 def measure(
-    subject: Subject,
+    subject: records.Subject,
     method: Method,
     one: Callable[[Replicate], Measured],
     *,
@@ -142,21 +135,21 @@ def measure(
 ) -> Document:
     """Measure every replicate of a run, and write `RUN/evaluations/FILE.json` and `FILE.npz`.
 
-    The record of several replicates has each one's under `replicates`. A number that is not finite
-    is null. Results of a call that was stopped are used.
+    A record of several replicates has a part for each under `replicates`. Numbers that are not
+    finite are null. Results of a call that was stopped are reused.
 
     Args:
         one: measures a replicate.
         file: the name of both files.
-        shared: what all replicates have in common, beside the facts of `shared_record`.
-        arrays: what is stored beside the values of the replicates.
-        rows: for a method that bounds log p(x) at several budgets: the record's list of them, and
-            the column that tells them apart. `Measured.values["log_likelihood"]` is then `[m, n]`,
-            and the bounds are checked to be in order with the run's others.
+        shared: facts about all replicates, besides those of `shared_record`.
+        arrays: stored beside the values of the replicates.
+        rows: for a method that bounds log p(x) at several budgets, the name of the record's rows
+            and of the column with the budget. `Measured.values["log_likelihood"]` is then
+            `[m, n]`, and the order of these and the run's other bounds is checked.
     """
-    shared = {**shared_record(subject, method), **shared}
+    shared = {**records.shared_record(subject, method), **shared}
     unfinished = Unfinished(subject.run)
-    if subject.subset:  # kept until a record has it: what it was chosen by may change meanwhile
+    if subject.subset:  # kept until a record has it, since its strata may change meanwhile
         by = np.full(len(subject.places), subject.stratified_by or "")
         unfinished.keep(subject.choice, {"index": subject.places, "by": by})
     each, found = [], []
@@ -164,12 +157,13 @@ def measure(
         begin = time.perf_counter()
         found.append(one(Replicate(subject, replicate, model, unfinished)))
         seconds = time.perf_counter() - begin
-        each.append({**found[-1].record, "seconds": seconds, **model_facts(subject, replicate)})
+        facts = records.model_facts(subject, replicate)
+        each.append({**found[-1].record, "seconds": seconds, **facts})
     stored = dict(arrays)
     for name in found[0].values:
-        stored[name] = np.stack([its.values[name] for its in found])
-    for its in found:
-        stored |= its.own
+        stored[name] = np.stack([measured.values[name] for measured in found])
+    for measured in found:
+        stored |= measured.own
     if rows is None:
         record = {**(each[0] if len(each) == 1 else {"replicates": each}), **shared}
     else:
@@ -182,13 +176,13 @@ def measure(
 
 
 def check_ordering(run: Path, record: Record, arrays: Arrays) -> dict[str, list[str]]:
-    """Whether L_1 <= L_50 <= L_5000 <= AIS, for this new record and the run's older ones.
+    """Check that L_1 <= L_50 <= L_5000 <= AIS, for a new record and the run's older ones.
 
-    Only bounds on examples that two of them share are compared, and only of the same models.
-    The shorter of two annealing runs is no part of the order: it may be looser than 5,000 samples.
+    Bounds of the same models are compared on the examples that they share. The shorter of two
+    annealing runs does not count: it may be looser than 5,000 samples.
 
     Returns:
-        `checked`, the names of the bounds compared, and `violations` in words, which are also
+        `checked`, the names of the compared bounds, and `violations` in words, which are also
         logged as warnings.
     """
     older = known_bounds(run, split=record.split, weights=record.weights, pruned=record.pruned)
@@ -199,23 +193,20 @@ def check_ordering(run: Path, record: Record, arrays: Arrays) -> dict[str, list[
     ordered = samples + [one for one in known.values() if one.rank[0] == 1][-1:]
     checked, violations = set(), []
     for low, high in combinations(ordered, 2):
-        _, mine, theirs = np.intersect1d(low.places, high.places, return_indices=True)
-        if len(mine) < 2:
+        _, places, other_places = np.intersect1d(low.places, high.places, return_indices=True)
+        if len(places) < 2:
             continue
         checked |= {low.estimator, high.estimator}
         for replicate, (a, b) in enumerate(zip(low.values, high.values, strict=True)):
-            found = ordering_violations({low.estimator: a[mine], high.estimator: b[theirs]})
+            both = {low.estimator: a[places], high.estimator: b[other_places]}
             name = f"replicate {replicate}: " if len(low.values) > 1 else ""
-            violations += [name + words for words in found]
+            violations += [name + words for words in ordering_violations(both)]
     for words in violations:
         log.warning("THE BOUNDS ARE NOT IN ORDER: %s", words)
     return {
         "checked": [one.estimator for one in ordered if one.estimator in checked],
         "violations": violations,
     }
-
-
-# --- over replicates ------------------------------------------------------------------------
 
 
 def over_replicates(
@@ -225,21 +216,21 @@ def over_replicates(
     rows_of: str,
     column: str,
 ) -> Document:
-    """One record for all replicates; `replicates` has each one's own.
+    """One record for all replicates, with a part for each under `replicates`.
 
     Args:
-        arrays: `log_likelihood [R, m, n]` for each of m rows, and `draws [R, m, J, n]` if there
-            are some; the last row leads.
-        rows_of: where a replicate's record has its rows, such as `by_k`.
+        arrays: `log_likelihood [R, m, n]` for m rows, and `draws [R, m, J, n]` if any; the record
+            leads with the last row.
+        rows_of: the field with a replicate's rows, such as `by_k`.
         column: of the rows, the same for all replicates.
     """
     each = [with_bits(one, shared["data"]) for one in each]
     if len(each) == 1:
         return {**each[0], **shared}
-    what = {name: shared[name] for name in ("dataset", "split", "n", "test_sha256")}
+    common = {name: shared[name] for name in ("dataset", "split", "n", "test_sha256")}
     values = arrays["log_likelihood"]
     rows = [
-        {column: each[0][rows_of][i][column], **summary_over_replicates(values[:, i])}
+        {column: each[0][rows_of][i][column], **records.summary_over_replicates(values[:, i])}
         for i in range(values.shape[1])
     ]
     if "draws" in arrays:
@@ -249,14 +240,14 @@ def over_replicates(
     rows = [with_bits(row, shared["data"]) for row in rows]
     units = {}
     for name in ("active_units", "active_units_authors"):
-        layers = zip_longest(*(one[name] for one in each), fillvalue=0)  # if one is pruned away
+        layers = zip_longest(*(one[name] for one in each), fillvalue=0)  # pruned layers
         units[name] = [float(np.mean(counts)) for counts in layers]
     return {
         **rows[-1],
         rows_of: rows,
         **units,
         **shared,
-        "replicates": [{**one, **what} for one in each],
+        "replicates": [{**one, **common} for one in each],
     }
 
 
@@ -265,11 +256,11 @@ def draws_summary(
 ) -> Document:
     """The mean over J draws of n examples, and its errors, for a record.
 
-    Pixels are drawn independently, so the variance of a mean over examples is the sum of those of
-    each example between its draws: J - 1 degrees of freedom for each of them.
+    Pixels are drawn independently, so the variance of a mean over examples is the mean of their
+    variances between draws, each with J - 1 degrees of freedom, over n.
 
     Args:
-        values: log-likelihoods, nats, each from particles of its own.
+        values: log-likelihoods, nats, with independent particles.
         errors: their Monte Carlo errors, nats.
     """
     draws, n = values.shape
@@ -277,19 +268,19 @@ def draws_summary(
     one = np.sqrt(values.var(axis=0, ddof=1).sum()) / n
     found = {
         "draws": draws,
-        **means(log_likelihood=values.mean(axis=0)),
-        "draws_error": number(one / np.sqrt(draws)),
-        "one_draw_error": number(one),
+        **records.means(log_likelihood=values.mean(axis=0)),
+        "draws_error": records.number(one / np.sqrt(draws)),
+        "one_draw_error": records.number(one),
     }
     if errors is not None:
-        found["monte_carlo_error"] = number(monte_carlo_error(errors.ravel()))
+        found["monte_carlo_error"] = records.number(monte_carlo_error(errors.ravel()))
     return found
 
 
 def with_bits(record: Document, identity: Document) -> Document:
-    """A record, and its rows, with bits per dimension beside the nats where data are quantised.
+    """A record with bits per dimension beside the nats, in its rows too, for quantised data.
 
-    Where values may be missing, examples have no number of dimensions in common.
+    Data with missing values have none: their examples differ in dimension.
 
     Args:
         identity: of the data.

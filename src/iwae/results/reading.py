@@ -1,6 +1,6 @@
-"""The one reader of records: the estimates in them, and the values of each example beside them.
+"""The one reader of records: their estimates, and the per-example values beside them.
 
-A record that is damaged, or lacks what every record of its method has, is reported and omitted.
+Records that are damaged, or lack a field that their method requires, are reported and omitted.
 """
 
 import logging
@@ -12,41 +12,32 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from iwae.errors import UserError
-from iwae.results.schema import (
-    QUANTITIES,
-    REMEDY,
-    Fields,
-    Mean,
-    Method,
-    Number,
-    Part,
-    Record,
-    Whole,
-    parse,
-)
+from iwae.results import schema
+from iwae.results.schema import Mean, Method, Number, Part, Record, Whole
 from iwae.results.store import Arrays, Damaged, place, read_arrays, read_documents
 from iwae.results.text import estimator_name
 
 log = logging.getLogger(__name__)
 
 BUDGETS = {"L": ("by_k", "k"), "AIS": ("by_temperatures", "temperatures")}
-"""Name of a bound -> the record's list of its estimates, and the column of their budgets.
+"""Name of a bound -> the record's field with its rows, and their column of budgets.
 
-A bound that comes later here is the tighter one, and of two by one name that of the larger budget.
+A later bound is tighter, and so is a larger budget of the same bound.
 """
 
 
 class Estimate(NamedTuple):
-    """The mean of one quantity over examples, and over replicates if it is of several.
+    """The mean of one quantity over examples and, of several replicates, over these.
 
     Attributes:
         name: such as "L_5000", "AIS_500" or "accuracy".
-        rank: of a bound on log p(x); a bound of higher rank is tighter. The second is its budget.
+        rank: place among the bounds, and budget. A bound of higher rank is tighter; the place of
+            other quantities is -1.
         mean: nats, unless it is a share; None if it is not finite.
         stderr: of the mean, from the choice of examples.
-        spread: standard deviation between replicates; None with one of them.
-        row: what else the record says of it.
-        record: the record that it is from.
+        spread: standard deviation between replicates; None for a single one.
+        row: the part of the record that it is from.
+        record: the record.
     """
 
     name: str
@@ -59,33 +50,33 @@ class Estimate(NamedTuple):
 
     @property
     def n(self) -> int:
-        """The number of examples behind it."""
+        """The number of examples."""
         return self.record.n
 
     @property
     def is_of_subset(self) -> bool:
-        """Whether it is known of a subset of the split alone."""
+        """Whether it is known for a subset of the split only."""
         return self.record.subset is not None and self._whole is None
 
     @property
     def quoted(self) -> Mean:
-        """Mean and standard error for all examples where they are known, else for the subset's."""
+        """Mean and standard error over all examples, where these are known, or over the subset."""
         return Mean(self.mean, self.stderr) if self._whole is None else self._whole.mean()
 
     @property
     def quoted_bits(self) -> Mean | None:
-        """`quoted` in bits per dimension, where the data are levels."""
+        """`quoted` in bits per dimension, for quantised data."""
         if getattr(self.row, "bits_per_dimension", None) is None:
             return None
         own, mean = self.row.mean("bits_per_dimension"), self.quoted
         if self._whole is None or None in (self.mean, *mean):
             return own
-        unit = own.mean / self.mean  # bits of a nat, and negative
+        unit = own.mean / self.mean  # bits per nat, negative
         return Mean(unit * mean.mean, -unit * mean.stderr)
 
     @property
     def examples(self) -> str:
-        """The examples that `quoted` is of, in words."""
+        """The examples behind `quoted`, in words."""
         if self._whole is not None:
             return f"{self._whole.n:,}, from {self.n:,} and {self._whole.by} of all"
         return f"{self.n:,}" + (", a random subset" if self.record.subset else "")
@@ -113,9 +104,9 @@ def estimates_of(record: Record, part: Part | None = None) -> Iterator[Estimate]
         yield Estimate(name, (-1, spent), mean, stderr, None, fields, record)
 
 
-def _other_means(record: Record, of: Part) -> Iterator[tuple[str, int, Fields, str]]:
-    """Names, budgets and places of the means that are no bounds at several budgets."""
-    for name in QUANTITIES.get(record.method, ()):
+def _other_means(record: Record, of: Part) -> Iterator[tuple[str, int, schema.Fields, str]]:
+    """Name, budget, part and field of each mean that is not a bound at several budgets."""
+    for name in schema.QUANTITIES.get(record.method, ()):
         if name in of.model_fields_set:
             yield name, 0, of, name
         if of.importance is not None and name in of.importance.model_fields_set:
@@ -130,7 +121,7 @@ def _other_means(record: Record, of: Part) -> Iterator[tuple[str, int, Fields, s
 
 
 def widest(estimates: Iterable[Estimate]) -> dict[str, Estimate]:
-    """By name, loosest first; of two by one name the one of most examples, or the later one."""
+    """Estimates by name, loosest first; of several, the last of those with the most examples."""
     chosen: dict[str, Estimate] = {}
     for one in estimates:
         if one.name not in chosen or one.n >= chosen[one.name].n:
@@ -143,11 +134,11 @@ class Known(NamedTuple):
 
     Attributes:
         estimator: its name, such as "L_5000" or "AIS_1000".
-        rank: where it belongs: a bound of higher rank is the tighter one.
-        short: whether it is the tenth of an annealing run that the verdict needs.
-        places: `[n]` of the examples in the split.
+        rank: as of `Estimate`: a bound of higher rank is tighter.
+        short: whether it is the short annealing run, by a tenth of the temperatures.
+        places: `[n]` indices of the examples in the split.
         values: `[R, n]` float64, nats.
-        record: the record it is from.
+        record: the record that it is from.
     """
 
     estimator: str
@@ -160,7 +151,7 @@ class Known(NamedTuple):
 
 def report_damage(words: str) -> None:
     """Warn that a damaged record is omitted."""
-    log.warning("%s: it is omitted; %s", words, REMEDY)
+    log.warning("%s: it is omitted; %s", words, schema.REMEDY)
 
 
 def known_bounds(
@@ -177,7 +168,7 @@ def known_bounds(
 
 
 def bounds_in(path: Path, record: Record, damaged: Damaged = report_damage) -> list[Known]:
-    """The bounds of the record at `path`, with its values; none if these are damaged."""
+    """The bounds of the record at `path`; none if its values are damaged."""
     arrays = read_arrays(path, damaged, ("index", "log_likelihood"))
     try:
         return [] if arrays is None else list(bounds_of(record, arrays))
@@ -187,24 +178,24 @@ def bounds_in(path: Path, record: Record, damaged: Damaged = report_damage) -> l
 
 
 BOUNDING = (Method.IMPORTANCE, Method.ANNEALED)
-"""The methods whose records hold bounds on log-likelihoods of examples."""
+"""Methods whose records hold per-example bounds on log-likelihoods."""
 
 
 def read_records(
     run: Path, methods: Sequence[str] = tuple(Method), damaged: Damaged = report_damage
 ) -> Iterator[tuple[Path, Record]]:
-    """The records of a run by some methods, by name; those that are packed too.
+    """The records of a run, packed or not, sorted by name.
 
     Args:
-        run: its folder.
+        run: folder of the run.
         methods: names as in `Method`; by default all.
-        damaged: is told of what is no record; by default it warns, and the record is omitted.
+        damaged: called with a description of a damaged record, which is omitted; warns by default.
     """
     for path, document in read_documents(Path(run) / "evaluations", damaged).items():
         if isinstance(document, Mapping) and document.get("method", methods[0]) not in methods:
             continue
         try:
-            record = parse(document)
+            record = schema.parse(document)
         except UserError as error:
             damaged(f"{place(path)} is no record ({error})")
         else:
@@ -212,10 +203,10 @@ def read_records(
 
 
 def bounds_of(record: Record, arrays: Arrays) -> Iterator[Known]:
-    """The bounds of one record.
+    """The bounds of one record, given its values.
 
     Raises:
-        ValueError: if the values are not of so many examples, or of other budgets.
+        ValueError: if the values do not fit the examples or the budgets.
     """
     index, values = arrays["index"], arrays["log_likelihood"]
     if values.ndim != 3 or values.shape[2] != len(index):
@@ -227,11 +218,5 @@ def bounds_of(record: Record, arrays: Arrays) -> Iterator[Known]:
         if numbers.shape != values.shape[1:2] or numbers.dtype.kind not in "iu":
             raise ValueError(f"values {values.shape} by {budget} of {numbers.shape}")
         for i, number in enumerate(numbers):
-            yield Known(
-                f"{prefix}_{number}",
-                (rank, int(number)),
-                rank == 1 and i == 0,
-                index,
-                values[:, i],
-                record,
-            )
+            name, short = f"{prefix}_{number}", rank == 1 and i == 0
+            yield Known(name, (rank, int(number)), short, index, values[:, i], record)

@@ -17,12 +17,7 @@ from iwae.config.experiment import TrainConfig, config_values, without_folders
 from iwae.data import Dataset, test_sha256
 from iwae.data.rows import Examples, Rows, subset
 from iwae.errors import UserError
-from iwae.evaluation.diagnostics import (
-    monte_carlo_error,
-    pareto_threshold,
-    share_unreliable,
-    test_sample_error,
-)
+from iwae.evaluation import diagnostics
 from iwae.evaluation.jackknife import BATCHES
 from iwae.evaluation.likelihood import KHAT_WEIGHTS
 from iwae.evaluation.pruning import prune
@@ -33,17 +28,18 @@ from iwae.results.schema import Document, fields_of
 from iwae.results.subsets import choice, subset_places
 from iwae.runs.folder import run_config
 from iwae.runs.models import WEIGHTS, read_about
-from iwae.runs.setup import load_config_dataset, model_folder, run_model, split_examples
+from iwae.runs.setup import load_config_dataset, split_examples
+from iwae.runs.trained import model_folder, run_model
 
 Track = Callable[[Iterable[Any], int, str], Iterable[Any]]
 
 SPLITS = ("train", "validation", "test")
 
 SIMULATED = "simulated"
-"""The split of examples that a model makes itself."""
+"""The split of examples drawn from a model."""
 
 AUTHORS_EXAMPLES = 500
-"""The paper's published code counts active units on its first training examples."""
+"""First training examples on which the paper's published code counts active units."""
 
 
 def untracked(items: Iterable[Any], total: int, label: str) -> Iterable[Any]:  # noqa: ARG001
@@ -52,7 +48,7 @@ def untracked(items: Iterable[Any], total: int, label: str) -> Iterable[Any]:  #
 
 
 class Subject(NamedTuple):
-    """The models and examples that are measured.
+    """The models and examples to measure.
 
     Attributes:
         run: the run's folder.
@@ -62,12 +58,12 @@ class Subject(NamedTuple):
         pruned: without the inactive units.
         split: the split's name.
         data: `[n, d]` examples in the model's units.
-        places: `[n]` where they are in the split.
-        subset: whether they are not all of the split.
+        places: `[n]` indices of the examples in the split.
+        subset: whether they are only some of the split.
         seed: of all random numbers.
         batch_size: examples at a time on each device; None leaves it to the method.
         track: shows progress.
-        stratified_by: the bound that the subset was stratified by, if it was.
+        stratified_by: the bound that stratifies the subset; None without one.
     """
 
     run: Path
@@ -85,7 +81,7 @@ class Subject(NamedTuple):
     stratified_by: str | None = None
 
     def models(self) -> Iterator[tuple[int, Any]]:
-        """Each replicate's number and model, pruned if that is asked for."""
+        """Each replicate's number and model, pruned if requested."""
         for replicate in range(self.config.replicates):
             model = run_model(self.run, self.weights, replicate, self.dataset)
             if self.pruned:
@@ -96,11 +92,11 @@ class Subject(NamedTuple):
 
     @property
     def choice(self) -> Document:
-        """All that tells its subset from others of the run."""
+        """The facts that identify its subset among those of the run."""
         return choice(self.split, len(self.data), self.seed, self.dataset.identity["test_sha256"])
 
     def settings(self, replicate: int, **more: Any) -> dict[str, Any]:
-        """All that the numbers of one replicate depend on."""
+        """Everything that the numbers of one replicate depend on."""
         return {
             "model": model_sha256(self.run, self.weights, replicate),
             "pruned": self.pruned,
@@ -129,7 +125,7 @@ def make_subject(
         examples: a seeded random subset of the split instead of all of it.
 
     Raises:
-        UserError: if the run, its data or the split are not there, or are not that large.
+        UserError: if the run, its data or the split are missing, or the split is too small.
     """
     if not 0 <= seed < 2**31:
         raise UserError(f"seed is {seed}; it must be between 0 and {2**31 - 1}")
@@ -139,10 +135,11 @@ def make_subject(
     total = check_subset(dataset, split, examples)
     places, by = np.arange(total), None
     if examples is not None:
-        asked = choice(split, examples, seed, dataset.identity["test_sha256"])
-        which: dict[str, Any] = {"weights": weights, "pruned": pruned}
-        which["digests"] = known_digests(run, weights, config.replicates)
-        places, by = subset_places(run, total, asked, **which)
+        wanted = choice(split, examples, seed, dataset.identity["test_sha256"])
+        digests = known_digests(run, weights, config.replicates)
+        places, by = subset_places(
+            run, total, wanted, weights=weights, pruned=pruned, digests=digests
+        )
     chosen = split, examples_at(dataset, split, places), places, examples is not None, seed
     return Subject(run, config, dataset, weights, pruned, *chosen, batch_size, track, by)
 
@@ -164,13 +161,13 @@ def _check_data(run: Path, config: TrainConfig, weights: str, dataset: Dataset) 
 
 
 def examples_at(dataset: Dataset, split: str, places: np.ndarray) -> Examples:
-    """The examples of a split at some places, in the model's units."""
+    """The examples of a split at some indices, in the model's units."""
     examples = split_examples(dataset, split)
     return subset(examples, places) if isinstance(examples, Rows) else examples[places]
 
 
 def check_subset(dataset: Dataset, split: str, count: int | None) -> int:
-    """The number of examples of a split, or UserError unless a subset can have so many of them."""
+    """The number of examples of a split; UserError for a subset of more than these."""
     if split not in SPLITS:
         raise UserError(f"no split {split!r}; known: {', '.join(SPLITS)}")
     total = len(getattr(dataset, split))
@@ -188,7 +185,7 @@ def model_sha256(run: Path, weights: str, replicate: int) -> str:
 
 
 def known_digests(run: Path, weights: str, replicates: int) -> list[str] | None:
-    """Digests of the models that are there now; None unless all are."""
+    """Digests of the present models; None if some are missing."""
     try:
         return [model_sha256(run, weights, replicate) for replicate in range(replicates)]
     except FileNotFoundError:
@@ -239,14 +236,14 @@ def provenance(*packages: str) -> Document:
 
 @cache
 def _commit() -> dict[str, Any]:
-    """The commit of a checkout, and whether code or dependencies were changed since."""
+    """The commit of a checkout, and whether code or dependencies have changed since."""
     root = Path(__file__).parents[3]
     if not (root / ".git").exists():
         return {}
 
     def git(*words: str) -> str:
-        done = subprocess.run(  # noqa: S603 - the words are ours
-            ["git", "-C", str(root), *words],  # noqa: S607 - git is found as the shell finds it
+        done = subprocess.run(  # noqa: S603 - fixed arguments
+            ["git", "-C", str(root), *words],  # noqa: S607 - git as the shell finds it
             capture_output=True,
             text=True,
             check=True,
@@ -260,16 +257,13 @@ def _commit() -> dict[str, Any]:
         return {}
 
 
-# --- numbers --------------------------------------------------------------------------------
-
-
 def number(value: float | None) -> float | None:
-    """A number as JSON has it: what is not finite is null."""
+    """A number for JSON: None if it is not finite."""
     return None if value is None or not np.isfinite(value) else float(value)
 
 
 def means(**values: np.ndarray) -> Document:
-    """Means over examples by name, and their standard errors from the sample of examples."""
+    """Means over examples and their standard errors, as fields by name."""
     found: Document = {}
     for name, each in values.items():
         found |= dict(zip(fields_of(name), mean_and_error(each), strict=True))
@@ -285,32 +279,31 @@ def summary_over_replicates(values: np.ndarray) -> dict[str, float | None]:
 
 
 def mean_and_error(values: np.ndarray) -> tuple[float | None, float | None]:
-    """A mean and its standard error; None where they do not exist."""
+    """A mean and its standard error; None where they are not finite."""
     if not np.isfinite(values).all():
         return None, None
-    return float(values.mean()), number(test_sample_error(values))
+    return float(values.mean()), number(diagnostics.test_sample_error(values))
 
 
 def weight_summary(values: Mapping[str, np.ndarray], k: int) -> Document:
-    """A likelihood, its errors apart, and what k weights of each example say of it."""
-    khat = values["pareto_k"]
-    looked_at = min(k, KHAT_WEIGHTS)
-    known = k >= KHAT_LEAST
+    """A log-likelihood with its errors, and diagnostics of the k weights of each example."""
+    weights, known = min(k, KHAT_WEIGHTS), k >= KHAT_LEAST  # weights that k-hat is fitted to
+    share = diagnostics.share_unreliable(values["pareto_k"], weights) if known else None
     infinite = int(np.isinf(values["monte_carlo_error"]).sum())
     return {
         **means(log_likelihood=values["log_likelihood"]),
-        "monte_carlo_error": number(monte_carlo_error(values["monte_carlo_error"])),
+        "monte_carlo_error": number(diagnostics.monte_carlo_error(values["monte_carlo_error"])),
         "monte_carlo_batches": min(k, BATCHES),
         **({"monte_carlo_infinite": infinite} if infinite else {}),
         "ess_mean": float(values["ess"].mean()),
         "ess_min": float(values["ess"].min()),
-        "pareto_k_unreliable": number(share_unreliable(khat, looked_at)) if known else None,
-        "pareto_k_threshold": pareto_threshold(looked_at) if known else None,
+        "pareto_k_unreliable": number(share),
+        "pareto_k_threshold": diagnostics.pareto_threshold(weights) if known else None,
     }
 
 
 def unit_counts(subject: Subject, model: Model) -> tuple[Document, tuple[np.ndarray, ...]]:
-    """Active units by both definitions, for a record, and the variances behind them."""
+    """Active units by both definitions, for a record, and the variances that decide them."""
     key = jax.random.key(subject.seed)
     units = active_units(model, subject.data, key)
     first = split_examples(subject.dataset, "train")[:AUTHORS_EXAMPLES]
@@ -324,7 +317,7 @@ def unit_counts(subject: Subject, model: Model) -> tuple[Document, tuple[np.ndar
 
 
 def model_facts(subject: Subject, replicate: int) -> Document:
-    """Which model it was."""
+    """The facts that identify a model."""
     about = read_about(model_folder(subject.run, subject.weights, replicate))
     return {
         "replicate": about.get("replicate"),
@@ -333,13 +326,8 @@ def model_facts(subject: Subject, replicate: int) -> Document:
     }
 
 
-def simulated(subject: Subject) -> Subject:
-    """The subject of a measurement of examples that its models make, instead of a split's."""
-    return subject._replace(split=SIMULATED)
-
-
 def record_name(subject: Subject, *words: str) -> str:
-    """The name of a record's files: what distinguishes it from the run's other records."""
+    """The name of a record's files, which distinguishes it from the run's other records."""
     name = "-".join([subject.split, subject.weights, *["pruned"] * subject.pruned, *words])
     name += f"-n{len(subject.data)}" if subject.subset else ""
     return name + ("" if subject.seed == 0 else f"-seed{subject.seed}")

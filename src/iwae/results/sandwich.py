@@ -1,4 +1,4 @@
-"""Bounds from both sides on real examples, for a record, beside those on simulated ones."""
+"""Bounds from both sides on real examples, beside those on simulated ones."""
 
 from functools import partial
 from pathlib import Path
@@ -7,27 +7,15 @@ from typing import Unpack
 import jax
 
 from iwae.errors import UserError
+from iwae.evaluation import sandwich
 from iwae.evaluation.diagnostics import pareto_threshold
-from iwae.evaluation.sandwich import (
-    annealed_sandwich_slabs,
-    ratio_tail,
-    sandwich_slabs,
-    tightness,
-)
 from iwae.precision import float32
-from iwae.results.annealed import (
-    Annealing,
-    annealing_keys,
-    check_tolerance,
-    freeze_for_split,
-)
+from iwae.results.annealed import Annealing, annealing_keys, check_tolerance, freeze_for_split
+from iwae.results.importance import DEFAULT_K
 from iwae.results.measure import Measured, Replicate, SplitOptions, measure
 from iwae.results.records import make_subject, means, number, record_name, weight_summary
 from iwae.results.schema import Document, Method
 from iwae.results.unfinished import Slab
-
-DEFAULT_K = 5000
-"""Importance samples, where none are asked for."""
 
 _STORED = ("lower", "upper", "ratio", "monte_carlo_error", "ess", "pareto_k")
 
@@ -82,20 +70,19 @@ def sandwich_run(
 
 def _measure(one: Replicate, annealing: Annealing, k: int, tolerance: float) -> Measured:
     subject, length = one.subject, annealing.temperatures
-    path = freeze_for_split(one, annealing, length)
-    of, key = (one.model, subject.data), annealing_keys(subject.seed, length)[1]
-    moves = annealing.moves(annealing.chains, **path._asdict())
-    chains = partial(annealed_sandwich_slabs, *of, key, **moves)
-    samples = partial(sandwich_slabs, *of, jax.random.key(subject.seed), k=k)
+    path, key = freeze_for_split(one, annealing, length), annealing_keys(subject.seed, length)[1]
+    moves, of = annealing.moves(annealing.chains, **path._asdict()), (one.model, subject.data)
+    chains = partial(sandwich.annealed_sandwich_slabs, *of, key, **moves)
+    samples = partial(sandwich.sandwich_slabs, *of, jax.random.key(subject.seed), k=k)
     method = f"{Method.SANDWICH}, annealing"
     annealed = one.values(f"{length} temperatures", chains, method=method, **annealing.values())
     sampled = one.values(f"{k} samples", samples, method=f"{Method.SANDWICH}, samples", k=k)
-    tail = ratio_tail(annealed["ratio"], annealed["lower"])
-    judged = tightness(annealed["upper"] - annealed["lower"], tail, tolerance)
+    tail = sandwich.ratio_tail(annealed["ratio"], annealed["lower"])
+    judged = sandwich.tightness(annealed["upper"] - annealed["lower"], tail, tolerance)
     record = {
-        **_summary(annealed, annealing.chains),
+        **_two_sided_summary(annealed, annealing.chains),
         "acceptance_mean": float(annealed["acceptance"].mean()),
-        "importance": {"k": k, **_summary(sampled, k)},
+        "importance": {"k": k, **_two_sided_summary(sampled, k)},
         "verdict": {**judged._asdict(), "tolerance": tolerance},
     }
     values = {name: annealed[name] for name in (*_STORED, "acceptance")}
@@ -103,12 +90,12 @@ def _measure(one: Replicate, annealing: Annealing, k: int, tolerance: float) -> 
     return Measured(record, values, path.arrays(str(one.number)))
 
 
-def _summary(values: Slab, k: int) -> Document:
-    """Means and errors of both sides and of the gap, nats, and what the k weights say of them."""
+def _two_sided_summary(values: Slab, k: int) -> Document:
+    """Means and errors of both sides and of the gap, nats, and diagnostics of the k weights."""
     lower, upper = values["lower"], values["upper"]
     return {
         **weight_summary({**values, "log_likelihood": lower}, k),
         **means(lower=lower, upper=upper, gap=upper - lower),
-        "ratio_pareto_k": number(ratio_tail(values["ratio"], lower)),
+        "ratio_pareto_k": number(sandwich.ratio_tail(values["ratio"], lower)),
         "ratio_pareto_k_threshold": number(pareto_threshold(len(lower))),
     }

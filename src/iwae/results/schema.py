@@ -1,4 +1,4 @@
-"""The record of a measurement, typed, frozen and versioned: the one place that knows its fields.
+"""The record of a measurement, typed, frozen and versioned. No other module declares its fields.
 
 A field of these classes is a key of the JSON file `RUN/evaluations/NAME.json`.
 """
@@ -45,30 +45,30 @@ class Mean(NamedTuple):
 
 
 def fields_of(mean: str) -> tuple[str, str]:
-    """The fields of a mean and of its standard error, by the name of the mean."""
+    """The fields that hold a mean and its standard error."""
     return mean, "stderr" if mean == "log_likelihood" else f"{mean}_stderr"
 
 
 class Fields(BaseModel):
-    """Fields of a record. Those that no class names are kept as they are."""
+    """Fields of a record. Undeclared ones are kept as they are."""
 
     model_config = ConfigDict(frozen=True, extra="allow")
 
     def mean(self, name: str = "log_likelihood") -> Mean:
-        """A mean and its standard error, by the name of the mean."""
+        """A mean of this name and its standard error."""
         return Mean(*(getattr(self, field) for field in fields_of(name)))
 
     def document(self) -> Document:
-        """The fields that were given, as JSON has them."""
+        """The given fields, as JSON values."""
         return self.model_dump(mode="json", exclude_unset=True)
 
 
 class Binarizations(Fields):
     """A log-likelihood as a mean over draws of a test set's pixels, nats per example.
 
-    `stderr` is from the choice of examples, `draws_error` from the draws behind this mean,
-    `one_draw_error` that of the mean of a single draw. `by` names the bound whose draws these are,
-    where it is another one: its difference to draw 0 is added to this one's.
+    `stderr` is from the choice of examples, `draws_error` from the draws behind this mean, and
+    `one_draw_error` is the error of a single draw. If the draws are those of another bound, `by`
+    names it: its difference to draw 0 is added to draw 0 of this one.
     """
 
     draws: int
@@ -83,7 +83,7 @@ class Binarizations(Fields):
 class Whole(Fields):
     """A log-likelihood of a subset, carried over to all examples of its split, nats per example.
 
-    The mean of another bound, `by`, over all n examples, and the mean difference to it on the
+    The mean of another bound, `by`, over all n examples plus the mean difference to it on the
     subset. `stderr` is from the choice of the n examples, `subset_error` from that of the subset.
     """
 
@@ -133,13 +133,13 @@ class SampledRow(Row):
 
 
 class AnnealedRow(Row):
-    """The bound by so many temperatures."""
+    """The bound by a number of temperatures."""
 
     temperatures: int
 
 
 class Verdict(Fields):
-    """Whether annealing at T and T / 10 temperatures agrees, or two sides are close."""
+    """Whether T and T / 10 temperatures agree, or bounds from both sides are close."""
 
     word: str
     reason: str = ""
@@ -181,7 +181,7 @@ class Simulated(Sides):
 
 
 class Gap(Fields):
-    """The gap between the ELBO and log p(x), and the parts that a bound closes and leaves, nats."""
+    """The gap between ELBO and log p(x), and the parts that a bound recovers and leaves, nats."""
 
     log_p: str
     bound: str
@@ -204,7 +204,7 @@ class Bias(Fields):
 class Group(Fields):
     """Signal and noise of the gradients of a group of parameters.
 
-    `snr_without` are the ratios without each block of draws; older records do not have them.
+    `snr_without` are the ratios without each block of draws; older records lack them.
     """
 
     snr: Number
@@ -216,7 +216,7 @@ class Group(Fields):
 
 
 class Gradient(Fields):
-    """One gradient estimator at one k. `backward`: particles that it goes through, if not all."""
+    """One gradient estimator at one k. `backward`: particles that carry it, if not all do."""
 
     k: int
     gradient: str
@@ -245,7 +245,7 @@ class Coverage(Fields):
 
 
 class Ranks(Fields):
-    """The ranks of one unit: of exact calibration, the mean is 0.5 and the spread 1."""
+    """The ranks of one unit; mean 0.5 and spread 1 under exact calibration."""
 
     unit: int
     p_value: float
@@ -319,7 +319,7 @@ class Part(Weights):
 
 
 class Subset(Fields):
-    """A seeded random subset of a split; `stratified_by` a bound of all examples, if it was."""
+    """A seeded random subset of a split, perhaps `stratified_by` a bound of all examples."""
 
     examples: int
     seed: int = 0
@@ -327,7 +327,7 @@ class Subset(Fields):
 
 
 class Settings(Fields):
-    """Settings of annealing. `schedule` may be the temperatures themselves."""
+    """Settings of annealing; `schedule` is a name or the temperatures themselves."""
 
     temperatures: int | None = None
     chains: int
@@ -346,7 +346,7 @@ class Ordering(Fields):
 class Record(Part):
     """A measurement: the run, its weights, the method and its settings, numbers and provenance.
 
-    A record of one model is also its own `Part`; one of several has theirs in `replicates`.
+    The record of a single model is its own `Part`; `replicates` has those of several models.
     """
 
     version: int
@@ -395,7 +395,7 @@ class Record(Part):
 
     @property
     def is_drawn(self) -> bool:
-        """Whether its examples are one draw of many, of the pixels of grey images."""
+        """Whether its examples are one draw of the pixels of grey images."""
         return self.split == "test" and self.data.get("binarization") == "dynamic"
 
     @property
@@ -404,14 +404,14 @@ class Record(Part):
         return [one.model_sha256 for one in self.models]
 
     def only(self, replicate: int) -> "Record":
-        """The record as if it were of one of its models alone."""
+        """The record of one of its models."""
         part = self.models[replicate]
         own = {name: getattr(part, name) for name in part.model_fields_set}
         return self.model_copy(update={**own, "replicates": ()})
 
     @model_validator(mode="after")
     def _complete(self) -> "Record":
-        """Refuse a record that lacks what its method measures."""
+        """Refuse a record that lacks a field of its method."""
         means = [name for name in QUANTITIES.get(self.method, ()) if name not in MIXED]
         fields = [field for name in means for field in fields_of(name)]
         for one in self.models:
@@ -422,7 +422,7 @@ class Record(Part):
 
 
 MIXED = ("mixed_upper", "mixed_gap")
-"""Means that older records of bounds on simulated examples lack."""
+"""Means that older records of simulated examples lack."""
 
 QUANTITIES: Mapping[Method, tuple[str, ...]] = {
     Method.BIDIRECTIONAL: ("lower", "upper", "gap", *MIXED),
@@ -443,7 +443,7 @@ QUANTITIES: Mapping[Method, tuple[str, ...]] = {
         "marginal_log_likelihood",
     ),
 }
-"""Means that a method measures of each model, beside bounds at several budgets."""
+"""Method -> means for each model, besides bounds at several budgets."""
 
 _MORE: Mapping[Method, tuple[str, ...]] = {
     Method.IMPORTANCE: ("subset", "test_sha256", "by_k", "active_units"),
@@ -463,11 +463,11 @@ _MORE: Mapping[Method, tuple[str, ...]] = {
     Method.CALIBRATION: ("k", "calibration", "band_level"),
     Method.GRADIENTS: ("objective", "reference", "draws", "biased_above", "rows", "slopes"),
 }
-"""Other fields without which a record by a method is damaged."""
+"""Method -> other fields without which its record is damaged."""
 
 
 def _from_1(document: Document) -> Document:
-    """Version 1 has no version, and gradients go through all particles unless it says otherwise."""
+    """Version 1 lacks `version`, and `backward` where all particles carry a gradient."""
     full = {**document, "version": 2}
     for name in {"rows", "slopes"} & document.keys():
         full[name] = [{"backward": None, **row} for row in document[name]]
@@ -475,14 +475,14 @@ def _from_1(document: Document) -> Document:
 
 
 MIGRATIONS: Mapping[int, Callable[[Document], Document]] = {1: _from_1}
-"""Version of a layout -> the function that makes the next one of it."""
+"""Version of a layout -> the function that converts it to the next version."""
 
 
 def parse(document: Any) -> Record:
     """The record in a JSON document of this or an older version.
 
     Raises:
-        UserError: if it is none: names the field that is missing or of another type.
+        UserError: names the first field that is missing or of another type.
     """
     if isinstance(document, Record):
         return document
@@ -496,13 +496,13 @@ def parse(document: Any) -> Record:
             raise UserError(f"its version is {version}, and this iwae knows {VERSION}: update iwae")
         return Record.model_validate(found)
     except ValidationError as error:
-        raise UserError(_first(error)) from None
+        raise UserError(_first_mistake(error)) from None
     except TypeError as error:
         raise UserError(str(error)) from None
 
 
-def _first(error: ValidationError) -> str:
-    """The first mistake: the field, and what is wrong with it."""
+def _first_mistake(error: ValidationError) -> str:
+    """The field with the first mistake, and the mistake."""
     found = error.errors()[0]
     name = ".".join(map(str, found["loc"]))
     if found["type"] == "missing":

@@ -1,8 +1,8 @@
-"""Signal, noise and bias of the gradients of a trained model, for a record and a figure."""
+"""Signal, noise and bias of the gradients of a trained model."""
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache, partial
 from itertools import product
 from pathlib import Path
@@ -16,37 +16,13 @@ import numpy as np
 from jaxtyping import Array
 
 from iwae.errors import UserError
-from iwae.evaluation.signal import (
-    Draw,
-    biased_above,
-    biases,
-    check_draws,
-    gradient_of,
-    moments,
-    signals,
-    slope_of,
-)
+from iwae.evaluation import signal
 from iwae.models.vae import VAE
+from iwae.objectives import declaration as objectives
 from iwae.objectives.catalogue import compose
-from iwae.objectives.combinations import check, gradients_of
-from iwae.objectives.declaration import (
-    BASELINES,
-    GRADIENT_OPTIONS,
-    OPTIONS,
-    Declaration,
-    described,
-    particles,
-)
+from iwae.objectives.declaration import Declaration
 from iwae.precision import float32
-from iwae.results.records import (
-    Track,
-    make_subject,
-    model_facts,
-    number,
-    record_name,
-    shared_record,
-    untracked,
-)
+from iwae.results import records
 from iwae.results.schema import Document, Gradient, Method, Slope
 from iwae.results.store import write_record
 from iwae.results.text import estimator_name
@@ -55,10 +31,10 @@ from iwae.runs.folder import run_config
 log = logging.getLogger(__name__)
 
 NONE = "none"
-"""The name of no reference."""
+"""The option `reference` for no biases."""
 
 TIMED = 5
-"""Draws that are timed, one by one; the median counts."""
+"""Number of draws to time, one by one; the median counts."""
 
 
 @float32
@@ -81,21 +57,21 @@ def gradients_run(
     weights: str = "final",
     seed: int = 0,
     data_dir: Path | None = None,
-    track: Track = untracked,
+    track: records.Track = records.untracked,
 ) -> Document:
     """Mean, variance, signal-to-noise ratio and bias of gradients, for each k and estimator.
 
     Of the first replicate. One draw is the gradient of the mean objective over the same batch of
-    examples; what an objective learns or tunes beside the model is as at the start of training, and
-    KL warm-up and free bits are omitted. Writes `RUN/evaluations/NAME.json` (the record, which is
-    also returned) and `NAME.npz` with the ratios `[k]` by estimator and group (NaN where it does
-    not go with that k).
+    examples. Arrays that an objective learns or tunes beside the model have their initial values,
+    and KL warm-up and free bits are omitted. Writes `RUN/evaluations/NAME.json` (the record, which
+    is also returned) and `NAME.npz` with the ratios `[k]` by estimator and group (NaN where an
+    estimator does not go with that k).
 
     Args:
         ks: particles (of each group, where the objective has groups).
         gradients: names of estimators; if None, those of `fitting` that go with so many particles.
-        backward: numbers S of particles: beside each estimator, the same one through S of them, at
-            every k with more particles than that. Estimators that cannot be drawn are omitted.
+        backward: numbers S of particles: beside each estimator, the same one carried by S of them,
+            at every k with more particles. Estimators without such a gradient are omitted.
         objective: the run's own if None.
         reference: the estimator that biases are measured against; the objective's plain one
             if None, and no biases if "none", which takes a third of the time.
@@ -108,7 +84,52 @@ def gradients_run(
         UserError: for an estimator that does not fit, too few draws, a `backward` that goes with
             none of the estimators, a `slope_from` with fewer than two k, or as `evaluate_run`.
     """
-    check_draws(draws)
+    _check_options(Path(run), ks, slope_from, draws)
+    subject = records.make_subject(
+        Path(run), split=split, weights=weights, examples=examples, seed=seed, data_dir=data_dir
+    )
+    trained, kinds = subject.config.final(), subject.config.kinds()
+    name = objective or trained.objective
+    own = {option: getattr(trained, option) for option in objectives.OPTIONS}
+    given = {"m": m, "alpha": alpha, "beta": beta, "gamma": gamma}
+    own |= {option: value for option, value in given.items() if value is not None}
+    layers, discrete = len(kinds), any(kind.is_discrete for kind in kinds)
+    reference = reference or objectives.gradients_of(name, discrete=discrete)[0]
+    declared = partial(_declared, name, own=own, layers=layers, discrete=discrete)
+    names, counts = gradients or fitting(name, own, discrete=discrete), sorted(set(backward))
+    chosen = _chosen(declared, sorted(set(ks)), names, counts, layers, all_named=bool(gradients))
+    known = {} if reference == NONE else {k: declared(reference, k) for k in chosen}
+    references = {k: _draw(one, layers) for k, one in known.items()}
+    replicate, model = next(subject.models())
+    xs = jnp.asarray(subject.data, jnp.float32)
+    rows = (
+        {"row": [_estimator_row(one, layers, references.get(k), model, xs, seed, draws)]}
+        for k, declarations in chosen.items()
+        for one in declarations
+    )
+    total = sum(map(len, chosen.values()))
+    found = [slab["row"][0] for slab in track(rows, total, "gradients")]
+    record = {
+        **records.shared_record(subject, Method.GRADIENTS),
+        **records.model_facts(subject, replicate),
+        "objective": name,
+        "reference": None if reference == NONE else reference,
+        "draws": draws,
+        "biased_above": signal.biased_above(draws),
+        "rows": [row.document() for row in found],
+        "slopes": [slope.document() for slope in _slopes(found, slope_from)],
+        "slope_from": slope_from,
+    }
+    words = [Method.GRADIENTS, *([objective] if objective else []), f"k{max(ks)}"]
+    words += [f"backward{max(backward)}"] if backward else []
+    file = records.record_name(subject, *words)
+    arrays = {"k": np.array(list(chosen)), "index": subject.places, **_ratios(found)}
+    return write_record(subject.run, file, record, arrays)
+
+
+def _check_options(run: Path, ks: Sequence[int], slope_from: int, draws: int) -> None:
+    """Raise UserError for options that make no sense, or a run without such gradients."""
+    signal.check_draws(draws)
     if not ks:
         raise UserError("name at least one k")
     if slope_from > 1 and len({k for k in ks if k >= slope_from}) < 2:
@@ -116,62 +137,22 @@ def gradients_run(
             f"slope_from is {slope_from}, and a slope needs two k from there on: give a smaller "
             "one, or more k"
         )
-    if run_config(Path(run)).conditional:
+    if run_config(run).conditional:
         raise UserError(
             f"{run} is conditional, and gradients of such models are not measured: use evaluate or "
             "classify"
         )
-    subject = make_subject(
-        Path(run), split=split, weights=weights, examples=examples, seed=seed, data_dir=data_dir
-    )
-    trained = subject.config.final()
-    name = objective or trained.objective
-    own = {option: getattr(trained, option) for option in OPTIONS}
-    given = {"m": m, "alpha": alpha, "beta": beta, "gamma": gamma}
-    own |= {option: value for option, value in given.items() if value is not None}
-    kinds = subject.config.kinds()
-    layers, discrete = len(kinds), any(kind.is_discrete for kind in kinds)
-    reference = reference or gradients_of(name, discrete=discrete)[0]
-    declared = partial(_declared, name, own=own, layers=layers, discrete=discrete)
-    names, counts = gradients or fitting(name, own, discrete=discrete), sorted(set(backward))
-    chosen = _chosen(declared, sorted(set(ks)), names, counts, layers, all_named=bool(gradients))
-    base = {} if reference == NONE else {k: declared(reference, k) for k in chosen}
-    replicate, model = next(subject.models())
-    xs = jnp.asarray(subject.data, jnp.float32)
-
-    def rows() -> Iterator[Gradient]:
-        for k, declarations in chosen.items():
-            against = _draw(base[k], layers) if k in base else None
-            for declaration in declarations:
-                yield _row(declaration, layers, against, model, xs, seed, draws)
-
-    total = sum(map(len, chosen.values()))
-    found = [row["row"][0] for row in track(({"row": [r]} for r in rows()), total, "gradients")]
-    record = {
-        **shared_record(subject, Method.GRADIENTS),
-        **model_facts(subject, replicate),
-        "objective": name,
-        "reference": None if reference == NONE else reference,
-        "draws": draws,
-        "biased_above": biased_above(draws),
-        "rows": [row.document() for row in found],
-        "slopes": [slope.document() for slope in _slopes(found, slope_from)],
-        "slope_from": slope_from,
-    }
-    words = [Method.GRADIENTS, *([objective] if objective else []), f"k{max(ks)}"]
-    words += [f"backward{max(backward)}"] if backward else []
-    file = record_name(subject, *words)
-    arrays = {"k": np.array(list(chosen)), "index": subject.places, **_ratios(found)}
-    return write_record(subject.run, file, record, arrays)
 
 
 def _declared(
     objective: str, gradient: str, k: int, *, own: dict[str, Any], layers: int, discrete: bool
 ) -> Declaration:
-    """An objective with an estimator; of the run's options, those that the two have."""
-    has = {*described(objective).options, *GRADIENT_OPTIONS.get(gradient, ())}
-    options = {option: value for option, value in own.items() if option in has}
-    return check(Declaration(objective, k, gradient, **options), layers, discrete=discrete)
+    """An objective with an estimator and those of the run's options that apply to them."""
+    of_gradient = objectives.GRADIENT_OPTIONS.get(gradient, ())
+    known = {*objectives.described(objective).options, *of_gradient}
+    options = {option: value for option, value in own.items() if option in known}
+    declaration = Declaration(objective, k, gradient, **options)
+    return objectives.check(declaration, layers, discrete=discrete)
 
 
 def _chosen(
@@ -183,13 +164,13 @@ def _chosen(
     *,
     all_named: bool,
 ) -> dict[int, list[Declaration]]:
-    """The estimators of each k: all those named, or those that go with so many particles.
+    """The estimators of each k: all that are named, or those that go with so many particles.
 
-    After each one the same through so many particles of it as `counts` has, where that is possible.
+    Each is followed by the same estimator carried by `counts` of its particles, where possible.
 
     Raises:
-        UserError: if one that is named, or all others, go with none of the k, or a count goes with
-            none of the estimators.
+        UserError: for a named estimator that does not go with one of the k, if no estimator goes
+            with any k, or a count with any estimator.
     """
     chosen: dict[int, list[Declaration]] = {}
     reasons: dict[int | None, UserError] = {}
@@ -207,7 +188,7 @@ def _chosen(
                     reasons[count] = reason
                 if count is None:
                     break
-    possible = {one.backward for its in chosen.values() for one in its}
+    possible = {one.backward for estimators in chosen.values() for one in estimators}
     for count in (None, *counts):
         if count not in possible:
             raise reasons[count]
@@ -215,12 +196,12 @@ def _chosen(
 
 
 def _through(full: Declaration, count: int | None, layers: int) -> Declaration:
-    """An estimator through so many of its particles, or UserError if it has no such gradient."""
-    few = check(full._replace(backward=count), layers)
-    if count is not None and count >= particles(full):
+    """An estimator carried by `count` of its particles; UserError if it has no such gradient."""
+    few = objectives.check(full._replace(backward=count), layers)
+    if count is not None and count >= objectives.particles(full):
         raise UserError(
-            f"backward is {count}, and there are {particles(full)} particles: give a smaller "
-            "backward, or a larger k"
+            f"backward is {count}, and there are {objectives.particles(full)} particles: give a "
+            "smaller backward, or a larger k"
         )
     return few
 
@@ -230,54 +211,54 @@ def fitting(
 ) -> tuple[str, ...]:
     """The estimators that go with an objective and need no option besides `own`.
 
-    Score-function estimators with baselines are among them only for discrete latents.
+    Score-function estimators with baselines are included for discrete latents only.
     """
     return tuple(
         name
-        for name in gradients_of(objective, discrete=discrete)
-        if all(own.get(option) is not None for option in GRADIENT_OPTIONS.get(name, ()))
-        and (discrete or name not in BASELINES)
+        for name in objectives.gradients_of(objective, discrete=discrete)
+        if all(own.get(option) is not None for option in objectives.GRADIENT_OPTIONS.get(name, ()))
+        and (discrete or name not in objectives.BASELINES)
     )
 
 
 @lru_cache
-def _draw(declaration: Declaration, layers: int) -> Draw:
-    return gradient_of(compose(declaration, layers))
+def _draw(declaration: Declaration, layers: int) -> signal.Draw:
+    return signal.gradient_of(compose(declaration, layers))
 
 
-def _row(
+def _estimator_row(
     declaration: Declaration,
     layers: int,
-    against: Draw | None,
+    against: signal.Draw | None,
     model: VAE,
     xs: Array,
     seed: int,
     draws: int,
 ) -> Gradient:
-    """The row of one estimator at one k."""
+    """The row of a record for one estimator at one k."""
     draw = _draw(declaration, layers)
     first_key, second_key = jax.random.split(jax.random.key(seed))
-    found = signals(model, moments(draw, model, xs, first_key, draws), draws)
-    bias = None
+    found = signal.signals(model, signal.moments(draw, model, xs, first_key, draws), draws)
+    biases: Mapping[str, Any] = {}
     if against is not None and draw is not against:
-        bias = biases(draw, against, model, xs, second_key, draws)
+        biases = signal.biases(draw, against, model, xs, second_key, draws)
     groups: Document = {}
-    for name, signal in found.items():
-        groups[name] = {field: number(getattr(signal, field)) for field in _NUMBERS}
-        groups[name]["snr_without"] = [number(ratio) for ratio in signal.snr_without]
-        groups[name]["parameters"] = signal.parameters
-        its = None if bias is None else bias[name]._asdict()
-        groups[name]["bias"] = its and {field: number(value) for field, value in its.items()}
+    for name, one in found.items():
+        groups[name] = {field: records.number(getattr(one, field)) for field in _NUMBERS}
+        groups[name]["snr_without"] = [records.number(ratio) for ratio in one.snr_without]
+        groups[name]["parameters"] = one.parameters
+        bias = biases[name]._asdict() if biases else None
+        groups[name]["bias"] = bias and {field: records.number(bias[field]) for field in bias}
     row = {"k": declaration.k, "gradient": declaration.gradient, "backward": declaration.backward}
     return Gradient.model_validate({**row, "groups": groups, **cost_of(draw, model, xs)})
 
 
 _NUMBERS = ("mean_norm", "variance", "snr", "snr_stderr")
-"""Fields of a `Signal` that a record has as they are."""
+"""Fields of a `Signal` that a record has unchanged."""
 
 
-def cost_of(draw: Draw, model: VAE, xs: Array) -> Document:
-    """Seconds of one draw, and the memory that its program needs beside its arguments."""
+def cost_of(draw: signal.Draw, model: VAE, xs: Array) -> Document:
+    """Seconds of one draw, and the memory of its program besides its arguments."""
     arrays, static = eqx.partition(model, eqx.is_array)
 
     def step(arrays: Any, xs: Array, key: Array) -> Any:
@@ -308,30 +289,31 @@ Curve = tuple[list[int], list[float], list[float]]
 
 
 def signal_curves(rows: Sequence[Gradient]) -> dict[str, dict[str, Curve]]:
-    """group -> estimator -> (k, ratio, its standard error)."""
+    """group -> estimator -> (k, ratios of signal to noise, their standard errors)."""
     curves: dict[str, dict[str, Curve]] = {}
-    for name, its in _by_estimator(rows).items():
-        for group in its[0].groups:
-            ks = [row.k for row in its]
-            cells = [row.groups[group] for row in its]
-            ratio = [cell.snr or 0.0 for cell in cells]
-            stderr = [cell.snr_stderr or 0.0 for cell in cells]
-            curves.setdefault(group, {})[name] = (ks, ratio, stderr)
+    for name, same in _by_estimator(rows).items():
+        ks = [row.k for row in same]
+        for group in same[0].groups:
+            cells = [row.groups[group] for row in same]
+            ratios = [cell.snr or 0.0 for cell in cells]
+            errors = [cell.snr_stderr or 0.0 for cell in cells]
+            curves.setdefault(group, {})[name] = (ks, ratios, errors)
     return curves
 
 
 def _slopes(rows: Sequence[Gradient], least: int) -> list[Slope]:
-    """The powers of k with which the ratios grow from a least k on."""
+    """The powers of k with which the ratios grow, fitted to k from `least` on."""
     rows = [row for row in rows if row.k >= least]
-    of = _by_estimator(rows)
+    by_estimator = _by_estimator(rows)
     slopes = []
-    for group, of_group in signal_curves(rows).items():
-        for name, curve in of_group.items():
-            without = [[r or 0.0 for r in row.groups[group].snr_without] for row in of[name]]
-            if (fitted := slope_of(*curve, without)) is not None:
-                row = of[name][0]
-                found = {"gradient": row.gradient, "backward": row.backward, "slope": fitted[0]}
-                slopes.append(Slope.model_validate({"group": group, **found, "stderr": fitted[1]}))
+    for group, curves in signal_curves(rows).items():
+        for name, curve in curves.items():
+            same = by_estimator[name]
+            without = [[ratio or 0.0 for ratio in row.groups[group].snr_without] for row in same]
+            if (fitted := signal.slope_of(*curve, without)) is not None:
+                slope, stderr = fitted
+                which = {"group": group, "gradient": same[0].gradient, "backward": same[0].backward}
+                slopes.append(Slope.model_validate({**which, "slope": slope, "stderr": stderr}))
     return slopes
 
 
@@ -344,10 +326,11 @@ def signal_powers(slopes: Iterable[Slope]) -> dict[str, dict[str, tuple[float, f
 
 
 def _ratios(rows: Sequence[Gradient]) -> dict[str, np.ndarray]:
+    """The ratios `[k]` by estimator and group, NaN where there is none."""
     all_ks = sorted({row.k for row in rows})
-    ratios = {}
-    for group, of_group in signal_curves(rows).items():
-        for name, (ks, ratio, _) in of_group.items():
-            known = dict(zip(ks, ratio, strict=True))
-            ratios[f"{name}, {group}"] = np.array([known.get(k, np.nan) for k in all_ks])
-    return ratios
+    found = {}
+    for group, curves in signal_curves(rows).items():
+        for name, (ks, ratios, _) in curves.items():
+            known = dict(zip(ks, ratios, strict=True))
+            found[f"{name}, {group}"] = np.array([known.get(k, np.nan) for k in all_ks])
+    return found

@@ -1,4 +1,4 @@
-"""Bounds from both sides on examples that the model makes itself, for a record."""
+"""Bounds from both sides on examples drawn from the model itself."""
 
 from functools import partial
 from pathlib import Path
@@ -14,12 +14,10 @@ from iwae.evaluation.examples import check_positive
 from iwae.models.conditional import Model
 from iwae.precision import float32
 from iwae.results.annealed import PILOT_EXAMPLES, Annealing, annealing_keys, freeze
+from iwae.results.importance import DEFAULT_K
 from iwae.results.measure import Measured, Options, Replicate, measure
-from iwae.results.records import make_subject, means, record_name, simulated
+from iwae.results.records import SIMULATED, make_subject, means, record_name
 from iwae.results.schema import MIXED, Document, Method
-
-DEFAULT_K = 5000
-"""Importance samples, where none are asked for."""
 
 
 @float32
@@ -33,7 +31,7 @@ def bdmc_run(
 ) -> Document:
     """Bounds on log p(x) of examples drawn from every replicate's model.
 
-    Of a conditional model they are on log p(x|y) of pairs (x, y) that it makes.
+    For a conditional model they are bounds on log p(x|y) of pairs (x, y) drawn from it.
 
     Forward chains bound from below, reverse chains that leave the true latent from above (Grosse,
     Ghahramani & Adams 2015), and so does a reverse chain among forward ones, `mixed_upper`
@@ -57,7 +55,7 @@ def bdmc_run(
     check_positive("examples", examples)
     if k < 2:
         raise UserError(f"k is {k}; the true latent and at least one proposal make 2")
-    subject = simulated(make_subject(Path(run), **options))
+    subject = make_subject(Path(run), **options)._replace(split=SIMULATED)
     words = [*annealing.words(), *[f"k{k}"] * (k != DEFAULT_K), f"n{examples}"]
     return measure(
         subject,
@@ -73,20 +71,19 @@ _PILOT_STREAM = 1  # folded into the seed's key; annealing folds in T >= 20
 
 def _measure(one: Replicate, annealing: Annealing, examples: int, k: int) -> Measured:
     subject, length = one.subject, annealing.temperatures
-    key = annealing_keys(subject.seed, length)[1]
-    settings = {"simulated": examples, "mixed": True, **annealing.values()}
+    key, method = annealing_keys(subject.seed, length)[1], Method.BIDIRECTIONAL
     path = freeze(
         one, annealing, length, lambda: _simulate(one.model, subject.seed), simulated=examples
     )
-
     moves = annealing.moves(annealing.chains, **path._asdict())
     chains = partial(bdmc_slabs, one.model, key, n_examples=examples, **moves)
+    settings = {"simulated": examples, "mixed": True, **annealing.values()}
+    found = one.values("both ways", chains, examples, method=method, **settings)
+    annealed = Bidirectional(**found)
     samples = partial(bdmc_importance_slabs, one.model, key, n_examples=examples, k=k)
-    of = "both ways", chains, examples
-    annealed = Bidirectional(**one.values(*of, method=Method.BIDIRECTIONAL, **settings))
-    settings = {"simulated": examples, "k": k, "temperatures": length}  # the key is of this length
-    of, method = (f"{k} samples", samples, examples), f"{Method.BIDIRECTIONAL}, samples"
-    sampled = Bidirectional(**one.values(*of, method=method, **settings))
+    settings = {"simulated": examples, "k": k, "temperatures": length}  # which the key depends on
+    found = one.values(f"{k} samples", samples, examples, method=f"{method}, samples", **settings)
+    sampled = Bidirectional(**found)
     record = {
         **means(**{name: getattr(annealed, name) for name in ("lower", "upper", "gap", *MIXED)}),
         "acceptance_mean": float(annealed.acceptance.mean()),
@@ -98,8 +95,8 @@ def _measure(one: Replicate, annealing: Annealing, examples: int, k: int) -> Mea
 
 
 def _simulate(model: Model, seed: int) -> np.ndarray:
-    """Examples of the model to tune step sizes on."""
+    """Examples drawn from the model, for tuning step sizes."""
     key = jax.random.fold_in(jax.random.key(seed), _PILOT_STREAM)
-    with jax.debug_nans(False):  # gaps, of a model of missing values
+    with jax.debug_nans(False):  # gaps of a model of missing values
         draws = jax.vmap(lambda key: model.sample(key)[1])(jax.random.split(key, PILOT_EXAMPLES))
     return np.asarray(draws, jnp.float32)

@@ -1,8 +1,8 @@
 """Files of records: `NAME.json` with the values behind it, `NAME.npz`, or many packed into two.
 
-A measurement writes files of its own, so that two at once cannot lose each other's. `pack` moves
-the finished ones of a folder into `records.jsonl` and `values.npz`. What is there under its own
-name replaces what is packed under that name.
+A measurement writes files of its own, so that concurrent ones cannot lose each other's. `pack`
+moves the finished ones of a folder into `records.jsonl` and `values.npz`. A file of its own takes
+precedence over a packed record of the same name.
 """
 
 import hashlib
@@ -18,13 +18,13 @@ from zipfile import BadZipFile
 import numpy as np
 
 from iwae.data.arrays import honest_sizes
-from iwae.errors import UserError
+from iwae.errors import UserError, reason_of
 from iwae.files import atomic_write
 from iwae.results.schema import REMEDY, VERSION, Document, parse
-from iwae.runs.arrays import UNREADABLE, digest_of, reason_of
+from iwae.runs.arrays import UNREADABLE, digest_of
 
 RECORDS, VALUES = "records.jsonl", "values.npz"
-"""Files of a folder that was packed."""
+"""Files of a packed folder."""
 
 Arrays = dict[str, np.ndarray]
 
@@ -36,16 +36,16 @@ DAMAGES = (
 """Exceptions that reading a damaged JSON or .npz file can raise."""
 
 Damaged = Callable[[str], None]
-"""Called with a description of what is no record or has no values; it may raise."""
+"""Called with a description of a damaged record or of damaged values; it may raise."""
 
 
 def refuse_damage(words: str) -> NoReturn:
-    """Raise UserError for what cannot be read."""
+    """Raise UserError for damage, with the remedy."""
     raise UserError(f"{words}: {REMEDY}")
 
 
 def read_documents(folder: Path, damaged: Damaged = refuse_damage) -> dict[Path, Any]:
-    """The JSON documents of a folder, sorted by the path that each has or had before packing."""
+    """The JSON documents of a folder, sorted by the path that each has, or had before packing."""
     found = {path: entry.document for path, entry in _packed(folder, damaged).items()}
     for path in Path(folder).glob("[!.]*.json"):
         found.pop(path, None)
@@ -98,7 +98,7 @@ def load_arrays(file: Path, prefix: str = "") -> Arrays:
     """The arrays of a file whose names begin with a prefix, by the rest of their names.
 
     Raises:
-        LookupError: if there is none, or something else has such a name.
+        LookupError: if there is none, or a member with such a name is no array.
     """
     with (
         honest_sizes(file),
@@ -112,7 +112,7 @@ def load_arrays(file: Path, prefix: str = "") -> Arrays:
 
 
 def place(path: Path) -> str:
-    """Where the record is that has this path, or had it before packing, in words."""
+    """The place of the record that has this path, or had it before packing, in words."""
     return str(path) if path.exists() else f"{path.with_name(RECORDS)}, {path.stem},"
 
 
@@ -136,10 +136,10 @@ def write_record(
 
 
 def write_files(path: Path, document: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> None:
-    """Write a record, and the values behind it if it has any, as files of their own.
+    """Write a record, and the values behind it if any, as files of their own.
 
     Raises:
-        FileNotFoundError: if the run was removed meanwhile; no part of it is made again.
+        FileNotFoundError: if the run was removed meanwhile; its folder is not created again.
     """
     if arrays:
         with atomic_write(path.with_suffix(".npz"), parents=False) as temporary:
@@ -153,14 +153,11 @@ def text_of(document: Mapping[str, Any]) -> str:
     return json.dumps(document, indent=1, default=str) + "\n"
 
 
-# --- packing --------------------------------------------------------------------------------
-
-
 def pack(folder: Path) -> list[Path]:
     """Move the records of a folder that have files of their own into two files.
 
-    The new files are written whole before an old one is removed, and one that was written anew
-    meanwhile stays.
+    The new files are written whole before an old one is removed. An old file that has been written
+    again meanwhile stays.
 
     Returns:
         The files removed.
@@ -175,7 +172,7 @@ def pack(folder: Path) -> list[Path]:
         return []
     lines, arrays = [], Arrays()
     for path, document in read_documents(folder).items():
-        values = _values(path)
+        values = _values_behind(path)
         arrays |= {f"{path.stem}/{name}": array for name, array in values.items()}
         entry = {"name": path.stem, **_digests(document, values), "record": document}
         lines.append(json.dumps(entry) + "\n")
@@ -191,10 +188,10 @@ def pack(folder: Path) -> list[Path]:
 
 
 def unpack(folder: Path) -> None:
-    """Give each packed record of a folder files of its own again."""
+    """Give each packed record of a folder its own files again."""
     for path, document in read_documents(folder).items():
         if not path.exists():
-            write_files(path, document, _values(path))
+            write_files(path, document, _values_behind(path))
     for name in (RECORDS, VALUES):
         (Path(folder) / name).unlink(missing_ok=True)
 
@@ -214,7 +211,7 @@ def check_packed(folder: Path) -> int:
     return len(entries)
 
 
-def _values(path: Path) -> Arrays:
+def _values_behind(path: Path) -> Arrays:
     """The values behind a record; none if it has none."""
     own = path.exists()
     has = path.with_suffix(".npz").exists() if own else _packed(path.parent)[path].values_sha256

@@ -1,34 +1,17 @@
-"""Records in words, for a terminal, and the one formatter of a mean and its error."""
-
-import re
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any
-
-import numpy as np
+"""Numbers in words, and the one formatter of a mean and its error."""
 
 from iwae.errors import counted
-from iwae.results.schema import (
-    AnnealedRow,
-    Bias,
-    Coverage,
-    Fields,
-    Gap,
-    Gradient,
-    Method,
-    Number,
-    Part,
-    Record,
-    SampledRow,
-    Settings,
-    Sides,
-    Slope,
-    Weights,
-    Whole,
-    parse,
-)
+from iwae.results import schema
+from iwae.results.schema import Number
 
 UNRELIABLE = 0.1
-"""The share of examples with too large a k-hat from which on an error is at least what it says."""
+"""Share of examples with too large a k-hat above which an error is a lower bound."""
+
+MIXED_WORDS = "reverse among forward chains"
+"""The chains of `mixed_upper`; the other upper side is from reverse chains alone."""
+
+NAMES_OF_RANKS = {"q": "q(z|x)", "snis": "weighted draws"}
+"""Distributions in which true latents are ranked -> their names."""
 
 
 def plus_minus(
@@ -40,12 +23,12 @@ def plus_minus(
     spread: Number = None,
     of: str = "",
 ) -> str:
-    """A mean, its standard error and the deviation between seeds, as far as they exist.
+    """A mean, its standard error and the standard deviation between seeds, where they exist.
 
     Args:
-        sign: "+" for a difference, which is then shown with its sign.
+        sign: "+" to show the sign of a difference.
         spread: standard deviation between seeds.
-        of: words after "sd" in front of it.
+        of: words between "sd" and `spread`.
     """
     if mean is None:
         return "not finite"
@@ -53,14 +36,14 @@ def plus_minus(
     return words if spread is None else f"{words} (sd{of} {spread:.{digits}f})"
 
 
-def with_error(row: Fields, name: str = "log_likelihood") -> str:
-    """A mean and its standard error, by the name of the mean, for a terminal."""
-    return _plain(plus_minus(*row.mean(name)))
+def with_error(row: schema.Fields, name: str = "log_likelihood") -> str:
+    """A mean of a row and its standard error, for a terminal."""
+    return ascii_only(plus_minus(*row.mean(name)))
 
 
-def error_words(row: Fields, digits: int = 3) -> list[str]:
-    """The errors of a log-likelihood beside its `±`, those that are known, nats."""
-    if not isinstance(row, Weights):
+def error_words(row: schema.Fields, digits: int = 3) -> list[str]:
+    """The known errors of a log-likelihood, nats, besides the one after its `±`."""
+    if not isinstance(row, schema.Weights):
         return []
     words = monte_carlo_words(row, digits)
     if row.whole is not None and row.whole.subset_error is not None:
@@ -70,11 +53,11 @@ def error_words(row: Fields, digits: int = 3) -> list[str]:
     return words
 
 
-def monte_carlo_words(row: Weights, digits: int = 3) -> list[str]:
-    """The error from particles or chains, if it is known.
+def monte_carlo_words(row: schema.Weights, digits: int = 3) -> list[str]:
+    """The error from particles or chains, as a list of one text, or none for a single weight.
 
-    Where k-hat is too large for a tenth of the examples, weights that were not drawn may matter:
-    the error is at least what is stated. Fewer than 25 weights tell no k-hat, one tells no error.
+    Where k-hat is too large for a tenth of the examples, weights that were not drawn may matter, so
+    the error is a lower bound. Fewer than 25 weights do not give a k-hat.
     """
     share = row.pareto_k_unreliable
     if row.monte_carlo_error is not None:
@@ -86,382 +69,31 @@ def monte_carlo_words(row: Weights, digits: int = 3) -> list[str]:
     return ["Monte Carlo error unknown"] * several
 
 
-def is_heavy(row: Weights) -> bool:
+def is_heavy(row: schema.Weights) -> bool:
     """Whether k-hat is known to be too large for a tenth of the examples."""
     return row.pareto_k_unreliable is not None and row.pareto_k_unreliable >= UNRELIABLE
 
 
 def _small(error: float, digits: int) -> str:
-    """An error; with one significant digit where these digits would show none."""
+    """An error, with one significant digit where so few decimals would show none."""
     words = f"{error:.{digits}f}"
     return words if error == 0 or float(words) else f"{error:.0e}"
 
 
-def _plain(words: str) -> str:
+def ascii_only(words: str) -> str:
+    """A text without "±", which some terminals lack."""
     return words.replace("±", "+-")
 
 
-def path_words(how: Settings) -> str:
-    """The settings of annealing, except the number of temperatures."""
-    schedule = how.schedule if isinstance(how.schedule, str) else "given"
+def path_words(settings: schema.Settings) -> str:
+    """The settings of annealing but for the number of temperatures."""
+    schedule = settings.schedule if isinstance(settings.schedule, str) else "given"
     return (
-        f"from the {how.start}, {counted(how.chains, 'chain')}, "
-        f"{counted(how.leapfrog or 0, 'leapfrog step')}, {schedule} schedule"
+        f"from the {settings.start}, {counted(settings.chains, 'chain')}, "
+        f"{counted(settings.leapfrog or 0, 'leapfrog step')}, {schedule} schedule"
     )
 
 
-def describe(document: Mapping[str, Any] | Record) -> str:
-    """A record in a few lines."""
-    record = parse(document)
-    lines = [_head(record)]
-    for number, one in enumerate(record.models):
-        name = f"replicate {number}: " if len(record.models) > 1 else ""
-        lines += [f"  {name}{line}" for line in LINES[record.method](one)]
-    rows: tuple[SampledRow | AnnealedRow, ...] = (*record.by_k, *record.by_temperatures)
-    for row in rows if record.replicates else ():
-        spread = row.between_replicates_sd
-        words = "" if spread is None else f", standard deviation between replicates {spread:.3f}"
-        lines += [f"  mean {_value(row)}{words}", *(f"  {words}" for words in _carried(row))]
-    if record.method in ABOUT:
-        lines += [f"  {words}" for words in ABOUT[record.method](record)]
-    if rows and record.is_drawn and all(row.binarizations is None for row in rows):
-        more = " --pruned" * record.pruned + " --weights best" * (record.weights == "best")
-        lines.append(
-            "  pixel draw error not measured: iwae evaluate RUN --k 50 --binarizations 8" + more
-        )
-    violations = record.ordering.violations
-    return "\n".join([*lines, *(f"  NOT IN ORDER: {words}" for words in violations)])
-
-
-def _value(row: SampledRow | AnnealedRow) -> str:
-    """An estimate and its error from the choice of examples, for all of them if that is known."""
-    name = f"L_{row.k}" if isinstance(row, SampledRow) else f"AIS_{row.temperatures}"
-    if (whole := row.whole) is None:
-        return f"{name} = {with_error(row)}{_bits(row)}"
-    subset = _plain(plus_minus(whole.subset_error))
-    return f"{name} = {with_error(whole)} for all {whole.n} examples, subset error {subset}"
-
-
-def _bits(row: Weights) -> str:
-    """The same per dimension, where the data are levels."""
-    if row.bits_per_dimension is None:
-        return ""
-    return f" = {with_error(row, 'bits_per_dimension')} bits per dimension"
-
-
-def _head(record: Record) -> str:
-    """One line about the subject."""
-    if record.split == "simulated":
-        what = f"{counted(record.n, 'example')} {record.dataset}"
-    else:
-        by = record.subset.stratified_by if record.subset else None
-        how = f", stratified by {by}" if by else ""
-        subset = f" (a random subset{how})" if record.subset else ""
-        what = f"{record.dataset} {record.split}, {counted(record.n, 'example')}{subset}"
-    missing = record.config.get("missing")
-    gaps = ", of the observed values" * (missing is not None)
-    gaps += " and of which they are" * (missing not in (None, "at-random"))
-    unit = "" if record.method == Method.CALIBRATION else f"; nats per example{gaps}"
-    return f"{what}, {record.weights} weights{', pruned' * record.pruned}{unit}"
-
-
-def _importance(one: Part) -> Iterator[str]:
-    for row in one.by_k:
-        yield f"{_value(row)}  ({_weights(row)})"
-        yield from _carried(row)
-    yield _units(one)
-
-
-def _annealed(one: Part) -> Iterator[str]:
-    for row in one.by_temperatures:
-        yield f"{_value(row)}  ({_weights(row)}; {_acceptance(row)})"
-        yield from _carried(row)
-    if (found := one.verdict) is not None:
-        yield f"{found.word} (tolerance {found.tolerance:g}): {found.reason}"
-        if found.bdmc_gap is None and found.sandwich_gap is None:
-            yield (
-                "no bounds from both sides with these settings yet: iwae evaluate --method bdmc "
-                "or sandwich"
-            )
-    yield _units(one)
-
-
-def _acceptance(one: Weights) -> str:
-    return f"acceptance {one.acceptance_mean:.2f}"
-
-
-def _bidirectional(one: Part) -> Iterator[str]:
-    yield f"annealing: {_between(one)}"
-    if one.mixed_gap is not None:
-        yield f"annealing, {MIXED_WORDS}: {_between(one, 'mixed_')}"
-    if one.importance is not None:
-        yield f"{one.importance.k} importance samples: {_between(one.importance)}"
-    yield _acceptance(one)
-
-
-MIXED_WORDS = "reverse among forward chains"
-"""The chains of `mixed_upper`; the other upper side is from reverse chains alone."""
-
-
-def _sandwich(one: Part) -> Iterator[str]:
-    """A table of both kinds of examples, the verdict, and what makes the upper side too low."""
-    made, sampled = one.simulated, one.importance
-    rows = _both_kinds("annealing", one, made)
-    if sampled is not None:
-        rows += _both_kinds(f"{sampled.k} importance samples", sampled, made and made.importance)
-    width = max(len(name) for name, _ in rows)
-    for name, cells in rows:
-        yield f"{name + ':':{width + 1}} {cells}"
-    if (found := one.verdict) is not None:
-        yield f"{found.word} (tolerance {found.tolerance:g}): {found.reason}"
-    yield f"annealing: {_weights(one)}; {_acceptance(one)}"
-    if sampled is not None:
-        yield f"importance samples: {_weights(sampled)}"
-
-
-def _both_kinds(name: str, real: Sides | Part, made: Sides | None) -> list[tuple[str, str]]:
-    """Names and words of bounds on the real examples, on all of their split, and on simulated."""
-    rows = [(name, _between(real))]
-    if real.lower_whole is not None and real.upper_whole is not None:
-        rows.append((f"{name}, all examples", _between_whole(real.lower_whole, real.upper_whole)))
-    name = f"{name}, simulated examples"
-    if made is None:
-        return [*rows, (name, "not measured with these settings: iwae evaluate --method bdmc")]
-    rows.append((name, _between(made)))
-    if made.mixed_gap is not None:
-        rows.append((f"{name}, {MIXED_WORDS}", _between(made, "mixed_")))
-    return rows
-
-
-def _between(row: Fields, of: str = "") -> str:
-    """Both sides and their gap; the upper one of those `of` a kind."""
-    return _told(f"between {{lower}} and {{{of}upper}}, gap {{{of}gap}}", row)
-
-
-def _between_whole(lower: Whole, upper: Whole) -> str:
-    errors = " and ".join(_plain(plus_minus(one.subset_error)) for one in (lower, upper))
-    sides = f"{with_error(lower)} and {with_error(upper)}"
-    return f"between {sides}, subset errors {errors}, by {lower.by} of all {lower.n}"
-
-
-def _about_sides(record: Record) -> Iterator[str]:
-    """The worth of an upper side from a sample, with a warning if the tails are heavy here."""
-    rows: list[Weights] = [row for one in record.models for row in (one, one.importance) if row]
-    tails = [(row.ratio_pareto_k, row.ratio_pareto_k_threshold) for row in rows]
-    known = [tail > limit for tail, limit in tails if tail is not None and limit is not None]
-    unknown = len(known) < len(tails) or any(row.pareto_k_unreliable is None for row in rows)
-    warning = ""
-    if any(known) or any(map(is_heavy, rows)):
-        warning = "WARNING, a k-hat is too large: "
-    elif unknown:
-        warning = "WARNING, a k-hat is unknown: "
-    yield (
-        f"{warning}an upper side holds in expectation; where the tail of the weights is heavy, the "
-        "largest were not drawn, and it is too low"
-    )
-
-
-def _curve(one: Part) -> Iterator[str]:
-    yield _told("-(rate + distortion) at beta = 1: {log_likelihood}", one)
-    yield f"{_acceptance(one)}; `iwae figures` draws the curve"
-
-
-def _information(one: Part) -> Iterator[str]:
-    yield _told("ELBO {log_likelihood}: rate {rate} and distortion {distortion}", one)
-    limit = f"at most {one.mutual_information_limit:.3f} from so many examples"
-    sides = f"{{mutual_information_lower}} ({limit}) and {{mutual_information_upper}}"
-    yield _told(f"mutual information between {sides}", one)
-    yield _told("KL of the average posterior to the prior: at most {marginal_kl}", one)
-    if isinstance(gap := one.gap, Gap):
-        total = f"{gap.log_p} - ELBO = {{total}} ({counted(gap.n, 'example')})"
-        yield _told(f"{total}: {gap.bound} recovers {{recovered}}, and leaves {{remaining}}", gap)
-    else:
-        yield "the gap of the ELBO is split where there are records of is and ais"
-
-
-def _told(words: str, row: Fields) -> str:
-    """Words with the means that are named in braces, and their errors."""
-    return re.sub(r"\{(\w+)\}", lambda name: with_error(row, name[1]), words)
-
-
-NAMES_OF_RANKS = {"q": "q(z|x)", "snis": "weighted draws"}
-"""Distributions in which true latents are ranked -> their names."""
-
-
-SMALLEST_P = 1e-9
-"""Probabilities near 0 that are 1 less a sum: smaller ones are rounding."""
-
-
-def _calibration(one: Part) -> Iterator[str]:
-    """Coverage, units outside the bands, and the worst of them, by layer."""
-    for layer in one.calibration:
-        name = NAMES_OF_RANKS[layer.of]
-        covered = ", ".join(
-            f"{interval.level:.0%}: {_percent(interval)}" for interval in layer.coverage
-        )
-        yield f"layer {layer.layer}, {name}: central intervals contain the true latent, {covered}"
-        worst = "; ".join(
-            f"unit {unit.unit}: mean rank {unit.mean_rank:.3f}, spread {unit.spread:.2f}, p "
-            + (f"= {unit.p_value:.2g}" if unit.p_value > SMALLEST_P else f"< {SMALLEST_P:g}")
-            for unit in layer.worst
-        )
-        outside = f"{layer.outside} of {counted(layer.units, 'unit')} outside the band"
-        yield f"  {outside}; farthest {worst}"
-
-
-def _percent(interval: Coverage) -> str:
-    mean, error = (value and 100 * value for value in interval.mean("coverage"))
-    return f"{_plain(plus_minus(mean, error, 1))} %"
-
-
-def _about_ranks(record: Record) -> Iterator[str]:
-    """The marks of exact calibration, and its limits."""
-    yield (
-        f"{counted(record.k or 0, 'draw')} of each example; of exactly calibrated units, "
-        f"{1 - (record.band_level or 0):.0%} are outside by chance; mean rank 0.5 and spread 1 "
-        "are exact, a spread above 1 is a q that is too narrow, one below 1 a q that is too wide"
-    )
-    yield "inactive units, whose q and posterior are both the prior, are calibrated exactly"
-
-
-def _classification(one: Part) -> Iterator[str]:
-    yield _told("accuracy {accuracy}", one)
-    likelihoods = "log p(y|x) = {label_log_probability}; log p(x) = {marginal_log_likelihood}"
-    yield _told(f"L_{one.k} of p(x|y), own label = {{log_likelihood}}; {likelihoods}", one)
-    if one.auroc is not None:
-        above = "how often log p(x) is above that of other data"
-        yield _told(f"AUROC {{auroc}}: {above}, {{others_marginal_log_likelihood}}", one)
-
-
-def _about_labels(record: Record) -> Iterator[str]:
-    """Which labels were taken for which most often, over all replicates, and a caution."""
-    names = record.data["classes"]
-    counts = np.sum([one.confusion for one in record.models], axis=0)
-    pairs = [(int(n), i, j) for (i, j), n in np.ndenumerate(counts) if i != j and n]
-    for n, i, j in sorted(pairs, reverse=True)[:5]:
-        yield f"{names[i]} taken for {names[j]}: {n} of {counts[i].sum()}"
-    if record.others is not None:
-        others = f"{record.others}, {record.others_n} test examples"
-        yield f"the other data are {others}; {record.caution}"
-
-
-LINES: dict[Method, Callable[[Part], Iterator[str]]] = {
-    Method.IMPORTANCE: _importance,
-    Method.ANNEALED: _annealed,
-    Method.BIDIRECTIONAL: _bidirectional,
-    Method.SANDWICH: _sandwich,
-    Method.CURVE: _curve,
-    Method.INFORMATION: _information,
-    Method.CLASSIFICATION: _classification,
-    Method.CALIBRATION: _calibration,
-}
-"""Method -> the lines about one replicate."""
-
-ABOUT: dict[Method, Callable[[Record], Iterator[str]]] = {
-    Method.SANDWICH: _about_sides,
-    Method.CLASSIFICATION: _about_labels,
-    Method.CALIBRATION: _about_ranks,
-}
-"""Method -> the lines about all replicates."""
-
-
-def _weights(row: Weights) -> str:
-    """Diagnostics of the weights behind a number."""
-    words = f"effective sample size {row.ess_mean:.1f}"
-    if row.pareto_k_unreliable is not None:
-        words += f"; k-hat above {row.pareto_k_threshold:.2f} for {row.pareto_k_unreliable:.0%}"
-    if row.ratio_pareto_k is not None:
-        words += f"; k-hat of w/c {row.ratio_pareto_k:.2f}"
-    return "; ".join([words, *monte_carlo_words(row)])
-
-
-def _carried(row: Weights) -> Iterator[str]:
-    """The source of an estimate that was carried over, and its mean over draws of the pixels."""
-    if (whole := row.whole) is not None:
-        yield (
-            f"  from {whole.by} of all and the difference on the subset, whose own mean is "
-            f"{with_error(row)}{_bits(row)}"
-        )
-    if (drawn := row.binarizations) is not None:
-        by = "" if drawn.by is None else f" (draws of {drawn.by})"
-        own = " of the subset" if whole is not None and drawn.by is None else ""
-        yield (
-            f"  mean over {drawn.draws} draws of the pixels{own} {with_error(drawn)}, error of the "
-            f"draws {_known(drawn.draws_error)}, of one draw {_known(drawn.one_draw_error)}{by}"
-        )
-
-
-def _known(error: Number) -> str:
-    return "unknown" if error is None else plus_minus(error)
-
-
-def _units(one: Part) -> str:
-    units = "+".join(map(str, one.active_units))
-    authors = "+".join(map(str, one.active_units_authors))
-    return f"active units {units} (authors' definition: {authors})"
-
-
-def describe_comparison(comparison: Mapping[str, Any]) -> str:
-    """A comparison as a table."""
-    found = comparison
-    subset = ", a subset of the split" if found["subset"] else ""
-    what = f"{found['estimator']}, {found['split']}, {found['n']} examples in common{subset}"
-    lines = [f"{what}, {found['weights']} weights; nats per example"]
-    several = len({one["weights"] for one in found["runs"]}) > 1
-    names = [one["run"] + f", {one['weights']}" * several for one in found["runs"]]
-    width = max(map(len, names))
-    for name, one in zip(names, found["runs"], strict=True):
-        line = f"  {name:{width}}  {plus_minus(one['log_likelihood'], one['stderr'])}"
-        if one["between_replicates_sd"] is not None:
-            line += f"  (sd of replicates {one['between_replicates_sd']:.3f})"
-        if one["difference"] is not None:
-            sign = "" if one["significant"] else ", which may be chance"
-            difference = plus_minus(one["difference"], one["difference_stderr"], sign="+")
-            line += f"  {difference} to the first{sign}"
-        if one["whole"] is not None:
-            whole = Whole(**one["whole"])
-            line += f"  (all {whole.n}: {with_error(whole)}, subset error "
-            line += f"{plus_minus(whole.subset_error)}, by {whole.by})"
-        lines.append(_plain(line))
-    return "\n".join(lines)
-
-
-def describe_gradients(document: Mapping[str, Any] | Record) -> str:
-    """Signal, noise and bias of gradients, a line for each k, estimator and group."""
-    record = parse(document)
-    batch = f"{counted(record.n, f'{record.split} example')} of {record.dataset}"
-    draws = f"{record.draws} draws of a batch of {batch}"
-    against = f"bias against {record.reference}" if record.reference else "bias not measured"
-    lines = [f"{record.objective}, {draws}; {against}"]
-    for row in record.rows:
-        memory = "" if row.memory_bytes is None else f", {row.memory_bytes / 2**20:.1f} MiB"
-        cost = f"{1e3 * row.seconds_per_draw:.1f} ms{memory}"
-        lines.append(f"  k = {row.k}, {estimator_name(row)}: {cost}")
-        for name, cell in row.groups.items():
-            words = f"; {_bias(cell.bias, record.biased_above or 0)}" if record.reference else ""
-            lines.append(
-                f"    {name:10} signal/noise {cell.snr:.4g} +- {cell.snr_stderr:.2g}, "
-                f"mean {cell.mean_norm:.4g}, variance {cell.variance:.4g}{words}"
-            )
-    least = f" from k = {record.slope_from}" if record.slope_from > 1 else ""
-    for one in record.slopes:
-        power = _plain(plus_minus(one.slope, one.stderr, 2, sign="+"))
-        name = f"{one.group} by {estimator_name(one)}"
-        lines.append(f"  signal/noise of {name} grows like k^({power}){least}")
-    return "\n".join(lines)
-
-
-def estimator_name(row: Gradient | Slope) -> str:
-    """An estimator of a gradient, and the particles that it goes through if they are not all."""
-    few = row.backward
-    return row.gradient if few is None else f"{row.gradient}, backward {few}"
-
-
-def _bias(bias: Bias | None, limit: float) -> str:
-    """The result of the paired test."""
-    if bias is None:
-        return "the reference"
-    if bias.z is None or bias.relative is None:
-        return "the bias is not finite"
-    found = "BIASED" if abs(bias.z) > limit else "no bias seen"
-    return f"{found}: {100 * bias.relative:+.2f} % of the mean, {abs(bias.z):.1f} standard errors"
+def estimator_name(row: schema.Gradient | schema.Slope) -> str:
+    """A gradient estimator, and the number of particles that carry it if not all do."""
+    return row.gradient if row.backward is None else f"{row.gradient}, backward {row.backward}"

@@ -1,4 +1,4 @@
-"""Results of an interrupted evaluation, so that repeating it resumes there."""
+"""Results of an interrupted measurement, so that repeating it resumes there."""
 
 import hashlib
 import json
@@ -10,22 +10,22 @@ from typing import Any
 
 import numpy as np
 
+from iwae.errors import reason_of
 from iwae.files import atomic_write
 from iwae.results.store import DAMAGES, load_arrays
-from iwae.runs.arrays import reason_of
 
 log = logging.getLogger(__name__)
 
 Slab = dict[str, np.ndarray]
 
 SAVE_SECONDS = 10.0
-"""Time between writes of what is done."""
+"""Time between writes of partial results."""
 
 
 class Unfinished:
-    """Results example by example, one file for each series of them, until the record is written.
+    """Per-example results, in a file for each series of them, until the record is written.
 
-    A file is named after a digest of all that its numbers depend on, so another model, seed or
+    A file is named by a digest of everything that its numbers depend on, so another model, seed or
     method never resumes from it.
     """
 
@@ -36,27 +36,27 @@ class Unfinished:
     def slabs(
         self, settings: dict[str, Any], make: Callable[[int], Iterator[Slab]]
     ) -> Iterator[Slab]:
-        """Yield what is done already, then `make(first)` from the first example that is not.
+        """Yield the known results, then `make(first)` from the first example without one.
 
-        Written every few seconds and whenever the caller or an interruption ends it.
+        Results are written every few seconds, and when the caller or an interruption ends this.
         """
         path = self._path(settings)
-        parts = [] if (done := _read(path)) is None else [done]
+        parts = [] if (done := _read_slab(path)) is None else [done]
         yield from parts
         written, last = len(parts), time.monotonic()
         try:
             for slab in make(sum(len(next(iter(part.values()))) for part in parts)):
                 parts.append(slab)
                 if time.monotonic() - last > SAVE_SECONDS:
-                    _write(path, parts)
+                    _write_slabs(path, parts)
                     written, last = len(parts), time.monotonic()
                 yield slab
         finally:
             if len(parts) > written:
-                _write(path, parts)
+                _write_slabs(path, parts)
 
     def array(self, settings: dict[str, Any], make: Callable[[], np.ndarray]) -> np.ndarray:
-        """`make()`, or what it was before the interruption."""
+        """`make()`, or its result from before an interruption."""
         done = self.kept(settings) or {}
         if "array" not in done:
             done = {"array": make()}
@@ -64,15 +64,15 @@ class Unfinished:
         return done["array"]
 
     def keep(self, settings: dict[str, Any], slab: Slab) -> None:
-        """Write arrays, to be read by `kept` until they are forgotten."""
-        _write(self._path(settings), [slab])
+        """Write arrays for `kept` to read, until `forget`."""
+        _write_slabs(self._path(settings), [slab])
 
     def kept(self, settings: dict[str, Any]) -> Slab | None:
-        """The arrays of a call that was stopped, if there was one."""
-        return _read(self._path(settings))
+        """The arrays of an interrupted call; None without one."""
+        return _read_slab(self._path(settings))
 
     def forget(self) -> None:
-        """Remove the files used, now that their numbers are in a record."""
+        """Remove the used files, whose numbers are in a record now."""
         for path in self.used:
             path.unlink(missing_ok=True)
         if self.folder.is_dir() and not any(self.folder.iterdir()):
@@ -85,13 +85,13 @@ class Unfinished:
         return path
 
 
-def _write(path: Path, parts: list[Slab]) -> None:
+def _write_slabs(path: Path, parts: list[Slab]) -> None:
     with atomic_write(path) as temporary:
         joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
         np.savez(temporary, allow_pickle=False, **joined)
 
 
-def _read(path: Path) -> Slab | None:
+def _read_slab(path: Path) -> Slab | None:
     try:
         slab = load_arrays(path)
         if len({len(values) for values in slab.values()}) != 1:
@@ -100,6 +100,5 @@ def _read(path: Path) -> Slab | None:
     except FileNotFoundError:
         return None
     except DAMAGES as error:
-        reason = reason_of(error)
-        log.warning("%s is damaged (%s): its examples are measured again", path, reason)
+        log.warning("%s is damaged (%s): its examples are measured again", path, reason_of(error))
         return None

@@ -1,10 +1,10 @@
 """Run folders: training that can be stopped and resumed at any time.
 
 RUN/config.toml       the resolved configuration, which trains the same models again
-RUN/columns.txt       of a table with more than 30 columns: the kind of each, why, and its gaps
+RUN/columns.txt       for a table of more than 30 columns: the kind of each, the reason, its gaps
 RUN/metrics.jsonl     one line per logged epoch
 RUN/tensorboard/      the same metrics as TensorBoard scalars
-RUN/checkpoints/      the state needed to resume the run (safetensors)
+RUN/checkpoints/      states to resume the run from (safetensors)
 RUN/models/           `final-R` and `best-R` for each replicate R (safetensors)
 RUN/frames/           arrays of pictures taken during training
 RUN/figures/          figures, written by `iwae figures`

@@ -17,11 +17,9 @@ from iwae.errors import UserError
 
 def to_arrays(tree: PyTree) -> dict[str, np.ndarray]:
     """Each leaf by its path; random keys as their data."""
-    named = {}
-    jax.block_until_ready(tree)  # raises what NumPy's view of it would end the process by
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        named[jax.tree_util.keystr(path)] = np.asarray(_raw(leaf))
-    return named
+    jax.block_until_ready(tree)  # raises errors that would end the process within NumPy
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(path): np.asarray(_raw(leaf)) for path, leaf in leaves}
 
 
 def from_arrays(named: dict[str, np.ndarray], like: PyTree, source: Path) -> PyTree:
@@ -48,15 +46,15 @@ def _restore_leaf(value: np.ndarray, like: Any) -> jax.Array:
 
 
 def signatures(named: Mapping[str, Any]) -> dict[str, str]:
-    """Dtype and shape of each array, such as `float32(6, 4)`."""
+    """Dtype and shape of each array, e.g. `float32(6, 4)`."""
     return {name: f"{leaf.dtype}{tuple(leaf.shape)}" for name, leaf in named.items()}
 
 
 def check_fit(found: Mapping[str, str], expected: Mapping[str, str], source: Path) -> None:
     """Raise UserError unless both have the same arrays with the same signatures."""
     if found.keys() != expected.keys():
-        odd = sorted(found.keys() ^ expected.keys())[0][:200]
-        raise UserError(f"{source} does not fit this configuration: {odd} is in only one of them")
+        extra = min(found.keys() ^ expected.keys())[:200]
+        raise UserError(f"{source} does not fit this configuration: {extra} is in only one of them")
     for name, signature in expected.items():
         if found[name] != signature:
             raise UserError(
@@ -85,10 +83,10 @@ DTYPES = {
 
 
 def write_arrays(named: dict[str, np.ndarray], path: Path, metadata: dict[str, str]) -> None:
-    """Write arrays to a safetensors file: a header in JSON, and the numbers, the widest first.
+    """Write arrays to a safetensors file: a header in JSON, then the numbers, widest dtype first.
 
-    The library's own `save_file` writes to a file with a name that it makes up, which a kill leaves
-    behind, and reports a full disk in words alone; its `save` panics where memory is exhausted.
+    The library's own `save_file` writes to a temporary file of its own, which a kill leaves behind,
+    and gives no error number for a full disk; its `save` panics when memory is exhausted.
     """
     codes = {dtype: code for code, dtype in DTYPES.items()}
     header: dict[str, Any] = {"__metadata__": metadata}
@@ -103,11 +101,6 @@ def write_arrays(named: dict[str, np.ndarray], path: Path, metadata: dict[str, s
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
     path.write_bytes(b"".join([len(text).to_bytes(8, "little"), text, *parts]))
-
-
-def reason_of(error: Exception) -> str:
-    """The first line of a library's error message."""
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]
 
 
 UNREADABLE = (

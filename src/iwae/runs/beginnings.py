@@ -1,6 +1,5 @@
-"""Stages that runs have in common from their beginning on, which need to be trained only once."""
+"""First stages that runs share, so that they are trained only once."""
 
-import json
 import logging
 import shutil
 from collections.abc import Iterable
@@ -11,25 +10,24 @@ import numpy as np
 
 from iwae.config.experiment import TrainConfig
 from iwae.errors import UserError
-from iwae.files import atomic_write
 from iwae.runs.checkpoints import CHECKPOINT, Checkpoint, DamagedCheckpointError, load_checkpoint
 from iwae.runs.folder import run_config
-from iwae.runs.metrics import read_metrics
+from iwae.runs.metrics import copy_metrics
 from iwae.runs.setup import Job, blank_state
 
 log = logging.getLogger("iwae")
 
 _ELSEWHERE = {"dataset", "log_every"}
-"""Settings that may differ: the identity of the data is compared, and logging trains nothing."""
+"""Settings that may differ: the data are compared by identity, and logging trains nothing."""
 
 
 class Beginning(NamedTuple):
-    """The first stages of a run as another one has trained them.
+    """First stages that another run has trained.
 
     Attributes:
         run: the folder of that run.
-        stages: how many they are.
-        checkpoint: at the end of the last of them.
+        stages: the number of them.
+        checkpoint: at the end of the last one.
     """
 
     run: Path
@@ -38,14 +36,15 @@ class Beginning(NamedTuple):
 
     @property
     def step(self) -> int:
-        """The number of steps that need not be done again."""
+        """The number of steps of these stages."""
         return int(np.asarray(self.checkpoint.state.step).max())
 
 
 def shared_stages(one: TrainConfig, other: TrainConfig) -> int:
-    """The number of stages after which two runs of the same data have the same state.
+    """The number of stages after which two runs on the same data have the same state.
 
-    Both configurations are resolved, as runs store them.
+    Args:
+        one, other: resolved configurations, as runs store them.
     """
     count = 0
     for epochs, others in zip(one.stage_epochs(), other.stage_epochs(), strict=False):
@@ -56,17 +55,17 @@ def shared_stages(one: TrainConfig, other: TrainConfig) -> int:
 
 
 def _trains(config: TrainConfig, i: int, epochs: int) -> dict[str, Any]:
-    """All that decides what a stage does."""
+    """All settings that the result of a stage depends on."""
     fresh = config.stages[i].fresh if config.stages is not None else None
     return {**config.stage(i, epochs).model_dump(exclude=_ELSEWHERE), "fresh": fresh}
 
 
 def shared_beginning(job: Job, runs: Iterable[Path], identity: Any) -> Beginning | None:
-    """The longest beginning that other runs have trained, and have kept a checkpoint of.
+    """The longest beginning for which one of some runs has a checkpoint.
 
     Args:
-        runs: their folders.
-        identity: of the data of the job, as checkpoints note it.
+        runs: folders.
+        identity: of the job's data, as in the notes of a checkpoint.
     """
     found = [(shared_stages(job.config, run_config(run)), run) for run in runs]
     for stages, run in sorted(found, reverse=True):
@@ -79,7 +78,7 @@ def shared_beginning(job: Job, runs: Iterable[Path], identity: Any) -> Beginning
         try:
             checkpoint = load_checkpoint(path, blank_state(job, step))
         except DamagedCheckpointError as error:
-            log.warning("%s; its run is not begun from", error)
+            log.warning("%s; no stage of its run is reused", error)
             continue
         if checkpoint.notes["dataset"] == identity:
             return Beginning(run, stages, checkpoint)
@@ -88,9 +87,7 @@ def shared_beginning(job: Job, runs: Iterable[Path], identity: Any) -> Beginning
 
 def copy_log(beginning: Beginning, run: Path) -> None:
     """Copy the metrics and frames of a beginning into the folder of a run."""
-    rows = [row for row in read_metrics(beginning.run) if row["step"] <= beginning.step]
-    with atomic_write(run / "metrics.jsonl") as path:
-        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    rows = copy_metrics(beginning.run, run, beginning.step)
     last = max((row["epoch"] for row in rows), default=0)
     (run / "frames").mkdir(exist_ok=True)
     for frame in sorted((beginning.run / "frames").glob("[0-9]*.npz")):
@@ -108,7 +105,7 @@ def runs_with_checkpoints(folder: Path, but: Path) -> list[Path]:
         try:
             run_config(run)
         except UserError as error:
-            log.warning("%s; its run is not begun from", error)
+            log.warning("%s; no stage of its run is reused", error)
             continue
         found.append(run)
     return found

@@ -7,16 +7,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from safetensors import safe_open
 
-from iwae.errors import UserError
+from iwae.errors import UserError, reason_of
 from iwae.files import atomic_write
-from iwae.runs.arrays import (
-    UNREADABLE,
-    digest_of,
-    from_arrays,
-    reason_of,
-    to_arrays,
-    write_arrays,
-)
+from iwae.runs.arrays import UNREADABLE, digest_of, from_arrays, to_arrays, write_arrays
 from iwae.training.loop import Best
 from iwae.training.steps import TrainState
 
@@ -30,7 +23,7 @@ class Checkpoint(NamedTuple):
 
 
 def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
-    """Write a checkpoint to a file named by its step; an interrupted write leaves no such file."""
+    """Write a checkpoint to a file named by its step, whole or not at all."""
     path = folder / f"{int(np.asarray(checkpoint.state.step).max()):010d}{CHECKPOINT}"
     if path.exists():
         return path  # the same step of the same run has the same contents
@@ -85,7 +78,7 @@ def list_checkpoints(folder: Path) -> list[Path]:
 
 
 def prune_checkpoints(folder: Path, keep_steps: set[int], keep_last: int = 2) -> None:
-    """Remove all checkpoints except the newest ones and those at `keep_steps`."""
+    """Remove all checkpoints but the newest ones and those at `keep_steps`."""
     for path in list_checkpoints(folder)[:-keep_last]:
         if int(path.stem) not in keep_steps:
             path.unlink()

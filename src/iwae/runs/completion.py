@@ -1,4 +1,4 @@
-"""Imputation from file to file: what was observed keeps its text, and gaps are filled."""
+"""Imputation from file to file: gaps are filled, and observed cells keep their text."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
@@ -15,8 +15,9 @@ from iwae.data.writers import Cells, written_by_piece
 from iwae.errors import UserError
 from iwae.evaluation.imputation import Imputed, joined
 from iwae.files import atomic_write, check_output
-from iwae.runs.answers import Rows, impute_pieces
+from iwae.runs.answers import impute_pieces
 from iwae.runs.filling import Piece, filled, rows_of
+from iwae.runs.rows import Rows
 from iwae.runs.splicing import Changes, spliced
 
 
@@ -27,7 +28,7 @@ class Completion(NamedTuple):
         paths: the files written.
         pareto_k: `[n]`, k-hat of each row's weights; nan without gaps.
         threshold: `[n]`, k-hat above which imputed values are unreliable.
-        widened: a line for each column of a .parquet file whose type did not hold imputed values.
+        widened: a line for each column of a .parquet file whose type cannot hold imputed values.
     """
 
     paths: list[Path]
@@ -50,19 +51,19 @@ def impute_file(
     """Write a copy of a table with missing values imputed by the first model of a run.
 
     Args:
-        file: .csv, .tsv, .parquet or .npy, with the columns that the model was trained on. The text
-            around gaps of a text file stays as it is, as do all columns
-            of a .parquet file, their order and, if these hold the imputed values, their types.
-        out: path of the same suffix. With `draws`, the files are numbered from 1: `out-1.csv` ...
+        file: .csv, .tsv, .parquet or .npy, with the columns that the model was trained on. A text
+            file keeps its text but for the gaps. A .parquet file keeps its columns, their order
+            and, where these can hold the imputed values, their types.
+        out: path of the same suffix; with `draws`, of files numbered from 1, such as `out-1.csv`.
         draws: number of multiple imputations; None for the expectations.
         overwrite: replace existing files, but never the input table itself.
-        khat: add columns with k-hat of each row that had gaps, `pareto_k`, and the threshold above
-            which imputed values are unreliable, `pareto_k_threshold`.
+        khat: add the columns `pareto_k`, k-hat of each row with gaps, and `pareto_k_threshold`,
+            above which imputed values are unreliable.
         weights, options: as for `iwae.runs.answers.impute_rows`.
 
     Raises:
-        UserError: if the run's model does not support missing values, the table does not fit it, or
-            it has no place for k-hat.
+        UserError: if the model does not support missing values, the table does not fit it, or has
+            no place for k-hat.
     """
     suffixes = (*SUFFIXES, ".npy")
     if file.suffix.lower() not in suffixes or out.suffix.lower() != file.suffix.lower():
@@ -75,14 +76,24 @@ def impute_file(
     if khat and (taken := [name for name in KHAT if name in names_in(file)]):
         raise UserError(f"{file} has a column {taken[0]!r}, the name of one to add: rename it")
     rows, pieces = impute_pieces(run, file, draws=draws, weights=weights, **options)
+    reliability: list[tuple[np.ndarray, np.ndarray]] = []
+
+    def noted() -> Iterator[Imputed]:
+        for piece in pieces:
+            reliability.append((piece.pareto_k, piece.threshold))
+            yield piece
+
+    widened: Sequence[str] = ()
     if file.suffix.lower() == ".parquet":
-        return _fill_parquet(paths, file, rows, pieces, khat=khat)
-    if rows.array is not None:
-        return Completion(paths, *_write_array(paths, file, rows.array, pieces))
-    assert rows.text is not None  # noqa: S101 - it is a table of text
-    found = joined(pieces, axis=1)
-    _write_text(paths, file, rows, rows.text, found, _added(found, khat=khat))
-    return Completion(paths, found.pareto_k, found.threshold)
+        widened = _fill_parquet(paths, file, rows, noted(), khat=khat)
+    elif rows.array is not None:
+        _write_array(paths, file, rows.array, noted())
+    else:
+        assert rows.text is not None  # noqa: S101 - it is a table of text
+        found = joined(noted(), axis=1)
+        _write_text(paths, file, rows, rows.text, found, _added(found, khat=khat))
+    khats, thresholds = (np.concatenate(each) for each in zip(*reliability, strict=True))
+    return Completion(paths, khats, thresholds, widened)
 
 
 KHAT = ("pareto_k", "pareto_k_threshold")
@@ -110,9 +121,9 @@ def _fill_parquet(
     pieces: Iterator[Imputed],
     *,
     khat: bool,
-) -> Completion:
-    """Write copies of a .parquet file with its gaps filled, all piece by piece."""
-    columns, found, done = with_fractions(rows.columns, rows.values), [], 0
+) -> list[str]:
+    """Write filled copies of a .parquet file piece by piece; lines about columns widened for it."""
+    columns, done = with_fractions(rows.columns, rows.values), 0
     with ExitStack() as stack:
         outputs = [stack.enter_context(filled(path)) for path in paths]
         take = rows_of(file)
@@ -124,21 +135,12 @@ def _fill_parquet(
             for (write, _), values in zip(outputs, piece.values, strict=True):
                 write(table, Piece(to_cells(values, columns), gaps, added))
             done += count
-            found.append((piece.pareto_k, piece.threshold))
-    lines = dict.fromkeys(line for _, some in outputs for line in some)
-    khats, thresholds = zip(*found, strict=True)
-    return Completion(paths, np.concatenate(khats), np.concatenate(thresholds), [*lines])
+    return list(dict.fromkeys(line for _, lines in outputs for line in lines))
 
 
-def _write_array(
-    paths: list[Path], file: Path, array: Examples, pieces: Iterator[Imputed]
-) -> tuple[np.ndarray, np.ndarray]:
-    """Write completed arrays, all piece by piece.
-
-    Returns:
-        k-hat and its threshold, `[n]` each.
-    """
-    found, done = [], 0
+def _write_array(paths: list[Path], file: Path, array: Examples, pieces: Iterator[Imputed]) -> None:
+    """Write completed arrays, piece by piece."""
+    done = 0
     with ExitStack() as stack:
         outputs = [stack.enter_context(written_by_piece(path, len(array))) for path in paths]
         for piece in pieces:
@@ -146,13 +148,10 @@ def _write_array(
             for write, values in zip(outputs, piece.values, strict=True):
                 write({"data": _like(file, old, values)})
             done += len(old)
-            found.append((piece.pareto_k, piece.threshold))
-    khats, thresholds = zip(*found, strict=True)
-    return np.concatenate(khats), np.concatenate(thresholds)
 
 
 def _like(file: Path, array: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """The array in its own dtype and shape, with values in place of missing ones."""
+    """An array in its own dtype and shape, with imputed values in its gaps."""
     if array.dtype.kind != "f":
         return array  # no NaN in such a dtype
     with np.errstate(over="ignore"):
@@ -168,6 +167,26 @@ def _write_text(
     paths: Sequence[Path], file: Path, rows: Rows, text: Text, found: Imputed, added: Cells
 ) -> None:
     """Write copies of a text file with its gaps filled, in one pass over its lines."""
+    lines = spliced(
+        file,
+        text.separator,
+        len(text.names),
+        _changes(rows, text, found, added),
+        names=[*added] if text.header else None,
+        copies=len(paths),
+    )
+    with ExitStack() as stack:
+        temporary = [stack.enter_context(atomic_write(path)) for path in paths]
+        files = [
+            stack.enter_context(path.open("w", encoding="utf-8", newline="")) for path in temporary
+        ]
+        for copies in lines:
+            for copy, line in zip(files, copies, strict=True):
+                copy.write(line)
+
+
+def _changes(rows: Rows, text: Text, found: Imputed, added: Cells) -> Iterator[list[Changes]]:
+    """The changes of each row of a text file in each of its copies."""
     names = list(text.names)
     columns = [to_cells(values, rows.columns) for values in found.values]
     by_name = {*columns[0]} <= {*names}  # or the file has no header, and columns in order
@@ -177,37 +196,18 @@ def _write_text(
         for place, column in zip(places, rows.columns, strict=True)
     ]
     new = [
-        [_text(one, comma=comma) for one, comma in zip(cells.values(), commas, strict=True)]
+        [_as_text(one, comma=comma) for one, comma in zip(cells.values(), commas, strict=True)]
         for cells in columns
     ]
-    more = [_text(one, comma=any(text.commas.values())) for one in added.values()]
-
-    def changes() -> Iterator[list[Changes]]:
-        for number, old in enumerate(np.asarray(rows.values)):
-            gaps = np.flatnonzero(np.isnan(old))
-            last = [column[number] for column in more]
-            yield [Changes({places[j]: one[j][number] for j in gaps}, last) for one in new]
-
-    lines = spliced(
-        file,
-        text.separator,
-        len(names),
-        changes(),
-        names=[*added] if text.header else None,
-        copies=len(paths),
-    )
-    with ExitStack() as stack:
-        temporary = [stack.enter_context(atomic_write(path)) for path in paths]
-        files = [
-            stack.enter_context(path.open("w", encoding="utf-8", newline="")) for path in temporary
-        ]
-        for each in lines:
-            for one, line in zip(files, each, strict=True):
-                one.write(line)
+    more = [_as_text(one, comma=any(text.commas.values())) for one in added.values()]
+    for number, old in enumerate(np.asarray(rows.values)):
+        gaps = np.flatnonzero(np.isnan(old))
+        last = [column[number] for column in more]
+        yield [Changes({places[j]: one[j][number] for j in gaps}, last) for one in new]
 
 
-def _text(cells: np.ndarray, *, comma: bool) -> list[str]:
-    """Cells as text: words, whole numbers, or the shortest digits of float32; gaps are empty."""
+def _as_text(cells: np.ndarray, *, comma: bool) -> list[str]:
+    """Cells as text: words, whole numbers, or the shortest digits of float32; empty for nan."""
     if cells.dtype.kind in "bO":
         text = list(map(str, cells))
     else:

@@ -13,13 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from iwae.config.experiment import (
-    TrainConfig,
-    config_values,
-    make_config,
-    stored,
-    write_config,
-)
+from iwae.config.experiment import TrainConfig, config_values, make_config, stored, write_config
 from iwae.data.own import is_own
 from iwae.data.summary import LISTING, is_wide, list_columns
 from iwae.errors import UserError, counted
@@ -45,10 +39,19 @@ from iwae.runs.folder import (
     stop_signals,
 )
 from iwae.runs.folds import cross_validate, on_all_rows, save_folds
-from iwae.runs.metrics import log_epoch, open_book, read_metrics, save_frame, scalars, tensorboard
+from iwae.runs.metrics import (
+    copy_metrics,
+    log_epoch,
+    open_book,
+    read_metrics,
+    save_frame,
+    scalars,
+    tensorboard,
+)
 from iwae.runs.models import save_model
-from iwae.runs.setup import Job, blank_state, initial_state, make_job, model_folder
+from iwae.runs.setup import Job, blank_state, initial_state, make_job
 from iwae.runs.trackers import FOLDER, Scalars, Tracker, tracking
+from iwae.runs.trained import model_folder
 from iwae.training.loop import Best, NonFiniteError, Report
 from iwae.training.stages import train_stages
 from iwae.training.steps import TrainState, replicate_model, weights
@@ -56,7 +59,7 @@ from iwae.training.steps import TrainState, replicate_model, weights
 log = logging.getLogger("iwae")
 
 CHECKPOINT_SECONDS = 180.0
-"""Time between checkpoints: the most that a kill can cost."""
+"""Time between checkpoints, and the most that a kill can cost."""
 
 NO_TRACKERS: Mapping[str, Tracker] = {}
 
@@ -79,9 +82,9 @@ def start_run(
         deadline: when to stop, on the clock of `time.monotonic`.
         track: experiment trackers by name, such as those of `iwae.runs.trackers.TRACKERS`.
         claim: raises if another process has taken over the folder; called before each write.
-        show: called before training, to show what will be trained on what.
-        others: runs that may have trained the first stages of this one: the same settings, data
-            and seed. They are not trained again; the result is the same.
+        show: called with the job before training.
+        others: runs that may share the first stages of this one: settings, data and seed. These
+            stages are copied instead of trained again; the result is the same.
 
     Raises:
         UserError: if the folder is not empty, the data do not fit, or a tracker cannot be used.
@@ -113,7 +116,7 @@ def start_run(
                 copy_log(begun, run)
                 save_checkpoint(run / "checkpoints", Checkpoint(state, best, _notes(job)))
                 _tell_all(run, tell)
-            yield from _train(job, run, state, best, deadline, tell, valid)
+            yield from _train(_Run(job, run, deadline, tell, valid), state, best)
 
 
 @float32
@@ -156,11 +159,11 @@ def resume_run(
         with tracking(track, run, job.config) as tell:
             _forget_after(run, int(np.asarray(state.step).max()))
             _tell_all(run, tell)
-            yield from _train(job, run, state, best, deadline, tell, valid)
+            yield from _train(_Run(job, run, deadline, tell, valid), state, best)
 
 
 def _tell_all(run: Path, tell: Callable[[int, Scalars], None]) -> None:
-    """Send what was logged before to the trackers."""
+    """Send all logged epochs to the trackers."""
     for row in read_metrics(run):
         tell(row["step"], dict(scalars(row)))
 
@@ -222,39 +225,40 @@ def _refuse_other_config(job: Job, run: Path, noted: dict[str, Any]) -> None:
 
 
 def _forget_after(run: Path, step: int) -> None:
-    """Remove what was written after `step`, since it will be written again."""
+    """Remove what was written after `step`: training writes it again."""
     for path in list_checkpoints(run / "checkpoints"):
         if int(path.stem) > step:
             path.replace(path.with_name(f"abandoned-{path.name}"))
-    rows = [row for row in read_metrics(run) if row["step"] <= step]
-    with atomic_write(run / "metrics.jsonl") as path:
-        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    copy_metrics(run, run, step)
 
 
 class _Run(NamedTuple):
-    """Constants of a run during training."""
+    """A run during training.
+
+    Attributes:
+        deadline: when to stop, on the clock of `time.monotonic`.
+        tell: sends the scalars of a step to the trackers.
+        claim: raises if the folder was removed or replaced, or has another owner.
+    """
 
     job: Job
     folder: Path
-    keep_steps: set[int]
+    deadline: float
+    tell: Callable[[int, Scalars], None]
     claim: Claim
 
+    @property
+    def keep_steps(self) -> set[int]:
+        """The ends of stages, whose checkpoints stay."""
+        return {*self.job.stage_ends, *(stage.end for stage in self.job.stages)}
 
-def _train(
-    job: Job,
-    folder: Path,
-    start: TrainState,
-    best_so_far: Best,
-    deadline: float,
-    tell: Callable[[int, Scalars], None],
-    claim: Claim,
-) -> Iterator[Report]:
+
+def _train(run: _Run, start: TrainState, best_so_far: Best) -> Iterator[Report]:
     """Train, keep the folder up to date, and send metrics to the trackers."""
-    keep = {*job.stage_ends, *(stage.end for stage in job.stages)}
-    run, book = _Run(job, folder, keep, claim), open_book(job, folder)
+    job, book, first = run.job, open_book(run.job, run.folder), int(np.asarray(start.step).max())
     validation = job.dataset.examples("validation") if len(job.dataset.validation) else None
     state, best, saved = start, best_so_far, time.monotonic()
-    if not np.asarray(start.step).any():
+    if first == 0:
         save_frame(book, start, 0)
     steps = train_stages(
         start,
@@ -265,17 +269,17 @@ def _train(
         job.plan,
         validation,
     )
-    with stop_signals() as signals, tensorboard(folder, int(np.asarray(start.step).max())) as board:
+    with stop_signals() as signals, tensorboard(run.folder, first) as board:
         try:
             for state, best, report in steps:
-                claim()
+                run.claim()
                 if report.epoch_done:
                     logged = log_epoch(book, state, report)
                     board(report.step, logged)
-                    tell(report.step, logged)
+                    run.tell(report.step, logged)
                 stage_end = report.epoch_done and report.step in run.keep_steps
                 # A later signal waits for the next dispatch.
-                late = [None] if time.monotonic() > deadline else []
+                late = [None] if time.monotonic() > run.deadline else []
                 stop = signals[:1] or late
                 if stage_end or stop or time.monotonic() - saved > CHECKPOINT_SECONDS:
                     _save(run, state, best)
@@ -287,15 +291,13 @@ def _train(
             _save(run, error.state, error.best)
             raise
     _save(run, state, best, finished=True)
-    claim()
+    run.claim()
 
 
 def _save(run: _Run, state: TrainState, best: Best, *, finished: bool = False) -> None:
     """Write a checkpoint and the current models."""
     run.claim()
-    job = run.job
-    notes = _notes(job)
-    folder = run.folder / "checkpoints"
+    job, notes, folder = run.job, _notes(run.job), run.folder / "checkpoints"
     save_checkpoint(folder, Checkpoint(state, best, notes))
     prune_checkpoints(folder, run.keep_steps)
     steps, params, best = jax.device_get((state.step, weights(state), best))
@@ -306,16 +308,16 @@ def _save(run: _Run, state: TrainState, best: Best, *, finished: bool = False) -
             model = replicate_model(job.models[0], best.params, replicate)
             epoch, value = int(best.epoch[replicate]), float(best.value[replicate])
             save_model(model, kept, **about, epoch=epoch, validation=value)
-        else:  # left from an earlier stage, chosen by another bound
+        else:  # of an earlier stage, chosen by another bound
             shutil.rmtree(kept, ignore_errors=True)
-        # A final model tells that the run is finished, so it is written last.
+        # A final model marks the run as finished, so it is written last.
         model, step = replicate_model(job.models[0], params, replicate), int(steps[replicate])
         done = {"epoch": job.stage_of(step).epoch_of(step), "finished": finished}
         save_model(model, model_folder(run.folder, "final", replicate), **done, **about)
 
 
 def _notes(job: Job) -> dict[str, Any]:
-    """Facts about a run that stand in its checkpoints and models."""
+    """Facts about a run for its checkpoints and models."""
     return {
         "dataset": _jsonable(job.dataset.identity),
         "config": config_values(job.config),

@@ -1,6 +1,7 @@
-"""A .parquet file with its gaps filled: all columns, their order and their types stay.
+"""Copies of a .parquet file with imputed values in its gaps.
 
-A type that cannot hold an imputed value is widened. PyArrow is imported on first use.
+Columns, their order and their types stay; a type that cannot hold an imputed value is widened.
+PyArrow is imported on first use.
 """
 
 import shutil
@@ -22,9 +23,9 @@ class Piece(NamedTuple):
     """Consecutive rows.
 
     Attributes:
-        cells: the completed columns, by name.
-        gaps: which of these cells were missing, by name, `[n]` each.
-        added: columns to add.
+        cells: completed columns, by name.
+        gaps: which of their cells were missing, by name, `[n]` each.
+        added: columns to add, by name.
     """
 
     cells: Cells
@@ -65,10 +66,10 @@ def _tables(path: Path) -> Iterator[Any]:
 
 @contextmanager
 def filled(path: Path) -> Iterator[tuple[Fill, list[str]]]:
-    """A function that writes rows to a .parquet file, and lines on columns that were widened.
+    """A function that writes rows to a .parquet file, and lines about columns that were widened.
 
-    The file appears whole at the end, or not at all; the lines are complete then. Rows that were
-    written before a column was widened are cast.
+    At the end the file appears, whole or not at all, and the lines are complete. Rows written
+    before a column was widened are cast.
     """
     from pyarrow import parquet
 
@@ -80,7 +81,7 @@ def filled(path: Path) -> Iterator[tuple[Fill, list[str]]]:
             writers: list[Any] = []
 
             def write(table: Any, piece: Piece) -> None:
-                found = _filled(table, piece, schemas[-1] if schemas else None)
+                found = _filled_table(table, piece, schemas[-1] if schemas else None)
                 if not schemas or not found.schema.equals(schemas[-1]):
                     schemas.append(found.schema)
                     part = folder / f"{len(schemas)}.parquet"
@@ -93,21 +94,21 @@ def filled(path: Path) -> Iterator[tuple[Fill, list[str]]]:
         if len(parts) == 1:
             shutil.copyfile(parts[0], temporary)
         else:
-            _joined(parts, schemas[-1], temporary)
+            _concatenate(parts, schemas[-1], temporary)
 
 
-def _joined(parts: list[Path], schema: Any, path: Path) -> None:
-    """Write the rows of several files with the types of one schema."""
+def _concatenate(parts: list[Path], schema: Any, path: Path) -> None:
+    """Write the rows of several files to one, with the types of a schema."""
     from pyarrow import parquet
 
     with parquet.ParquetWriter(path, schema) as writer:
         for part in parts:
             for table in _tables(part):
-                writer.write_table(_filled(table, Piece({}, {}, {}), schema))
+                writer.write_table(_filled_table(table, Piece({}, {}, {}), schema))
 
 
 def _widened(old: Any, new: Any) -> list[str]:
-    """A line for each column that has another type than before."""
+    """A line for each column whose type has changed."""
     return [
         f"column {field.name!r} is {new.field(i).type}: {field.type} does not hold imputed values"
         for i, field in enumerate(old)
@@ -115,12 +116,8 @@ def _widened(old: Any, new: Any) -> list[str]:
     ]
 
 
-def _filled(table: Any, piece: Piece, schema: Any) -> Any:
-    """The rows with their gaps filled.
-
-    Args:
-        schema: the types that columns have so far; None if they are those of the table.
-    """
+def _filled_table(table: Any, piece: Piece, schema: Any) -> Any:
+    """The rows with their gaps filled, in the column types so far or, without any, their own."""
     import pyarrow as pa
 
     columns, fields = [], []
@@ -128,7 +125,7 @@ def _filled(table: Any, piece: Piece, schema: Any) -> Any:
         wanted = field.type if schema is None else schema.field(i).type
         gaps = piece.gaps.get(field.name, np.zeros(len(table), bool))
         new = piece.cells[field.name][gaps] if gaps.any() else np.zeros(0)
-        columns.append(_column(field.name, table.column(i), new, gaps, wanted))
+        columns.append(_filled_column(field.name, table.column(i), new, gaps, wanted))
         fields.append(field.with_type(columns[-1].type))
     for name, cells in piece.added.items():
         columns.append(pa.array(cells, from_pandas=True))
@@ -139,12 +136,8 @@ def _filled(table: Any, piece: Piece, schema: Any) -> Any:
     return pa.table(columns, schema=pa.schema(fields, about or None))
 
 
-def _column(name: str, old: Any, new: np.ndarray, gaps: np.ndarray, wanted: Any) -> Any:
-    """A column with new cells in its gaps, as the type that is wanted or the first that holds them.
-
-    Raises:
-        UserError: if none does.
-    """
+def _filled_column(name: str, old: Any, new: np.ndarray, gaps: np.ndarray, wanted: Any) -> Any:
+    """A column with new cells in its gaps, in the wanted type or the first that holds them."""
     import pyarrow as pa
 
     if not len(new) and old.type == wanted:
@@ -156,28 +149,28 @@ def _column(name: str, old: Any, new: np.ndarray, gaps: np.ndarray, wanted: Any)
         kinds += [pa.array(new).type, pa.float64()]
     for kind in kinds:
         try:
-            return _with(old, new, gaps, kind)
+            return _merged(old, new, gaps, kind)
         except (pa.ArrowException, OverflowError):
             continue
     raise UserError(f"column {name!r} of type {old.type} cannot hold imputed values: convert it")
 
 
-def _with(old: Any, new: np.ndarray, gaps: np.ndarray, kind: Any) -> Any:
-    """The column as a type; raises ArrowException or OverflowError if that cannot hold it."""
+def _merged(old: Any, new: np.ndarray, gaps: np.ndarray, kind: Any) -> Any:
+    """The filled column in a type; ArrowException or OverflowError if that cannot hold it."""
     import pyarrow as pa
 
     places = np.arange(len(gaps))
     places[gaps] = len(gaps) + np.arange(gaps.sum())
     if pa.types.is_dictionary(kind):
-        return _in_dictionary(old, _held(new, kind.value_type), places, kind)
+        return _in_dictionary(old, _cast(new, kind.value_type), places, kind)
     if pa.types.is_dictionary(old.type):
         old = old.cast(old.type.value_type)
-    plain = pa.string() if pa.types.is_string_view(kind) else kind  # of which nothing is taken
-    both = pa.chunked_array([*old.cast(plain).chunks, _held(new, plain)], plain)
+    plain = pa.string() if pa.types.is_string_view(kind) else kind  # views lack `take`
+    both = pa.chunked_array([*old.cast(plain).chunks, _cast(new, plain)], plain)
     return both.take(pa.array(places)).cast(kind)
 
 
-def _held(new: np.ndarray, kind: Any) -> Any:
+def _cast(new: np.ndarray, kind: Any) -> Any:
     """New cells as an array of a type."""
     import pyarrow as pa
 
@@ -192,7 +185,7 @@ def _held(new: np.ndarray, kind: Any) -> Any:
 
 
 def _in_dictionary(old: Any, new: Any, places: np.ndarray, kind: Any) -> Any:
-    """A column of indices, whose dictionary gets the new cells that it lacks."""
+    """A dictionary column, whose dictionary is extended by the new cells that it lacks."""
     import pyarrow as pa
     from pyarrow import compute as pc
 

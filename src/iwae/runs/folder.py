@@ -15,14 +15,14 @@ from iwae.files import refuse_folder
 from iwae.runs.trackers import FOLDER
 
 FOLDS = "folds"
-"""The folder of the models of cross-validation, each of which has not seen some training rows."""
+"""The folder for the models of cross-validation, each trained without some rows."""
 
 Claim = Callable[[], None]
 """Raises if another process has taken over the folder and continues the run from there."""
 
 
 def claimed() -> None:
-    """The claim of a process that no other disputes."""
+    """A claim that no other process disputes."""
 
 
 def run_config(run: Path) -> TrainConfig:
@@ -37,7 +37,7 @@ def locked(run: Path, also: Claim = claimed) -> Iterator[Claim]:
     """Lock the folder, so that no second process trains in it.
 
     Args:
-        also: another claim to check.
+        also: a further claim to check.
 
     Yields:
         The claim: raises OSError once the folder has been removed, moved or replaced.
@@ -66,7 +66,7 @@ def locked(run: Path, also: Claim = claimed) -> Iterator[Claim]:
 
 
 def take_lock(handle: IO[Any], kind: int = fcntl.LOCK_EX) -> bool:
-    """Whether an open file could be locked; the lock lasts until the file is closed.
+    """Lock an open file until it is closed; False if another process has locked it.
 
     Raises:
         UserError: if the file system does not support locks.
@@ -85,7 +85,7 @@ def take_lock(handle: IO[Any], kind: int = fcntl.LOCK_EX) -> bool:
 
 @contextmanager
 def stop_signals() -> Iterator[list[int]]:
-    """Collect Ctrl-C and SIGTERM instead of ending the process; a second one interrupts."""
+    """Collect Ctrl-C and SIGTERM instead of ending the process; a second one interrupts it."""
     received: list[int] = []
 
     def note(number: int, _frame: Any) -> None:
@@ -106,7 +106,7 @@ def stop_signals() -> Iterator[list[int]]:
 
 
 class Stopped(Exception):  # noqa: N818 - nothing went wrong
-    """Training has saved its state and stopped, on a signal or because its time is up."""
+    """Training has saved its state and stopped, on a signal or at its deadline."""
 
     def __init__(self, signal_number: int | None):
         named = signal_number is not None and f"by {signal.Signals(signal_number).name}"

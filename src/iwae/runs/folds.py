@@ -23,8 +23,10 @@ from iwae.errors import UserError
 from iwae.files import atomic_folder
 from iwae.models.conditional import Model
 from iwae.runs.folder import FOLDS, Stopped, stop_signals
+from iwae.runs.initial_models import make_models
 from iwae.runs.models import load_model, save_model
-from iwae.runs.setup import Job, initial_state, make_models, make_stages
+from iwae.runs.setup import Job, initial_state
+from iwae.runs.stages import make_stages
 from iwae.training.loop import Plan, training
 from iwae.training.steps import replicate_model, weights
 
@@ -49,27 +51,28 @@ class Folds(NamedTuple):
 
 
 def cross_validate(job: Job) -> Folds:
-    """Train a model without each fold, side by side, until the bound of all rows is at its best.
+    """Train a model without each fold, side by side, and find the epoch with the best mean bound.
 
-    Epochs within a warm-up are not chosen. Training ends with the patience of the run, whose
-    replicates are averaged; the models are those of the first.
+    Epochs within a warm-up do not count. Training ends with the patience of the run. The bounds are
+    means over its replicates; the models are those of the first.
     """
     rows, number = job.dataset.examples("train"), int(job.config.folds or 0)
     order = sampling.shuffled(len(rows), seed=job.config.data_seed, stream=sampling.FOLDS)
     fold_of = np.empty(len(rows), int)
     fold_of[order] = np.arange(len(rows)) % number
     shares = np.bincount(fold_of) / len(rows)
-    # With fewer epochs, training on all rows would end before its warm-up.
+    # With fewer epochs, training on all rows would end during its warm-up.
     first = max(1, job.config.kl_warmup, math.ceil(job.config.lr_warmup))
     bounds: list[float] = []
     epochs, best, kept = 0, -np.inf, []
     with ExitStack() as stack:
         signals = stack.enter_context(stop_signals())  # an exit in mid-step can crash XLA
-        courses = [
-            stack.enter_context(closing(_course(_without(job, fold_of == i), rows[fold_of == i])))
-            for i in range(number)
+        folds = [
+            _train_fold(_without(job, fold_of == i), rows[fold_of == i]) for i in range(number)
         ]
-        for epoch, each in enumerate(zip(*courses, strict=True), start=1):
+        for fold in folds:
+            stack.enter_context(closing(fold))
+        for epoch, each in enumerate(zip(*folds, strict=True), start=1):
             if signals:
                 raise Stopped(signals[0])
             bounds.append(float(shares @ [bound for _, bound in each]))
@@ -84,10 +87,10 @@ def cross_validate(job: Job) -> Folds:
 
 
 def _without(job: Job, held_out: Bool[np.ndarray, " n"]) -> Job:
-    """The job of training without some rows, at none of which a prior starts.
+    """The job of training without some rows, which are not among the first pseudo-inputs either.
 
-    Means and scales of columns are those of all rows: bounds have the same units, and a column
-    without values in the other rows has a mean.
+    Columns are standardised by all rows, so that bounds have the same units, and every column with
+    a value has a mean.
     """
     data, seen = job.dataset, ~held_out
     labels = data.given_labels and data.given_labels._replace(train=data.labels.train[seen])
@@ -99,12 +102,12 @@ def _without(job: Job, held_out: Bool[np.ndarray, " n"]) -> Job:
     return replace(job, config=config, dataset=fewer, models=models, stages=stages, stage_ends=ends)
 
 
-def _course(job: Job, held_out: Examples) -> Generator[tuple[PyTree, float]]:
-    """The weights after each epoch of training, and the mean bound of other rows."""
-    (stage,), first, rows = job.stages, initial_state(job), job.dataset.examples("train")
+def _train_fold(job: Job, held_out: Examples) -> Generator[tuple[PyTree, float]]:
+    """The weights after each epoch of training, and the mean bound of the held-out rows, nats."""
+    (stage,) = job.stages
     for state, _, report in training(
-        *first,
-        rows,
+        *initial_state(job),
+        job.dataset.examples("train"),
         stage.schedule,
         job.models[0],
         stage.settings,
@@ -116,14 +119,11 @@ def _course(job: Job, held_out: Examples) -> Generator[tuple[PyTree, float]]:
 
 
 def on_all_rows(job: Job, epochs: int) -> Job:
-    """The job of training on all rows, once the number of epochs is known."""
+    """The job of training on all rows for the chosen number of epochs."""
     chosen = {"epochs": epochs, "folds": None, "patience": None, "threshold": 0.0}
     config = job.config.model_copy(update=chosen)
     stages, ends = make_stages(config, job.dataset)
     return replace(job, config=config, stages=stages, stage_ends=ends, plan=Plan(epochs))
-
-
-# --- files -----------------------------------------------------------------------------------
 
 
 def save_folds(folds: Folds, job: Job, run: Path, **about: Any) -> None:

@@ -25,14 +25,14 @@ from iwae.training.steps import TrainState, replicate_model, weights
 log = logging.getLogger("iwae")
 
 FRAMES = 16
-"""Pictures of the model taken during training, at logarithmically spaced epochs."""
+"""Pictures of the model during training, at logarithmically spaced epochs."""
 
 MONITORED = 1000
 """Examples on which reconstruction, KL and active units are logged."""
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:
-    """The logged epochs of a run, oldest first, without truncated or damaged lines."""
+    """The logged epochs of a run, oldest first; truncated or damaged lines are skipped."""
     path = run / "metrics.jsonl"
     if not path.exists():
         return []
@@ -42,6 +42,14 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
     if None in rows:
         log.warning("%s: line %d is damaged and skipped", path, rows.index(None) + 1)
     return [row for row in rows if row is not None]
+
+
+def copy_metrics(source: Path, run: Path, step: int) -> list[dict[str, Any]]:
+    """Write the logged epochs of a run up to a step to a run's folder, and return them."""
+    rows = [row for row in read_metrics(source) if row["step"] <= step]
+    with atomic_write(run / "metrics.jsonl") as path:
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return rows
 
 
 def _metrics_row(line: bytes) -> dict[str, Any] | None:
@@ -59,15 +67,15 @@ def _metrics_row(line: bytes) -> dict[str, Any] | None:
 
 
 def _entries(values: Any) -> Iterator[Any]:
-    """The entries of a list, of one for each replicate or for each of its layers."""
+    """The numbers of a list with an entry per replicate, or a list of one per layer."""
     if not isinstance(values, list):
-        raise TypeError(f"{type(values)} in the place of a list")
+        raise TypeError(f"{type(values)} in place of a list")
     for value in values:
         yield from value if isinstance(value, list) else (value,)
 
 
 SINGLE = ("epoch", "step", "stage", "learning_rate")
-"""Entries that a line of metrics holds once; all others list a value for each replicate."""
+"""Entries of a line of metrics that are not lists of a value for each replicate."""
 
 
 class Book(NamedTuple):
@@ -87,7 +95,7 @@ class Book(NamedTuple):
 
 
 def open_book(job: Job, folder: Path) -> Book:
-    """The book of a run; it monitors held-out examples or, without any, training examples."""
+    """The book of a run, which monitors held-out examples or, without any, training examples."""
     split = "validation" if len(job.dataset.validation) else "train"
     epochs = np.unique(np.round(np.geomspace(1, job.config.epochs, FRAMES)))
     monitored = np.asarray(split_examples(job.dataset, split, MONITORED))
@@ -143,7 +151,7 @@ def _finite(row: Any) -> Any:
 
 
 def scalars(row: dict[str, Any]) -> Iterator[tuple[str, float]]:
-    """A line of metrics in the form for trackers: names with replicate and layer, and values."""
+    """The numbers of a line of metrics, by names with replicate and layer."""
     yield "learning_rate", row["learning_rate"]
     for name in (name for name in row if name not in SINGLE):
         for replicate, value in enumerate(row[name]):
@@ -158,8 +166,8 @@ def scalars(row: dict[str, Any]) -> Iterator[tuple[str, float]]:
 def tensorboard(folder: Path, step: int) -> Iterator[Callable[[int, Mapping[str, float]], None]]:
     """A function (step, scalars) that writes a TensorBoard file for the steps after `step`.
 
-    The library's own SummaryWriter writes in a thread: on a full disk that one dies, and training
-    would wait for it for ever.
+    The library's own SummaryWriter writes in a thread, which dies on a full disk; training would
+    then wait for ever.
     """
     from tensorboardX.event_file_writer import EventsWriter
     from tensorboardX.proto.event_pb2 import Event, SessionLog
@@ -167,7 +175,7 @@ def tensorboard(folder: Path, step: int) -> Iterator[Callable[[int, Mapping[str,
     from tensorboardX.summary import scalar
 
     (folder / "tensorboard").mkdir(exist_ok=True)
-    # With the step, names of files differ even where the clock was set back.
+    # With the step, file names differ even if the clock was set back.
     writer = EventsWriter(str(folder / "tensorboard" / "events"), f".{step}")
 
     def write(step: int, scalars: Mapping[str, float]) -> None:
@@ -177,7 +185,7 @@ def tensorboard(folder: Path, step: int) -> Iterator[Callable[[int, Mapping[str,
         writer.flush()
 
     with closing(writer):
-        # Viewers then hide what an earlier process wrote after this step.
+        # So that viewers hide what an earlier process wrote after this step.
         start = SessionLog(status=SessionLog.START)
         writer.write_event(Event(wall_time=time.time(), step=step + 1, session_log=start))
         yield write
@@ -188,13 +196,13 @@ def save_frame(book: Book, state: TrainState, epoch: int) -> None:
     model = replicate_model(book.job.models[0], jax.device_get(weights(state)), 0)
     test = book.job.dataset.examples("test")
     examples = test[:: max(1, len(test) // 16)][:16]
-    means, reconstructions = _frame(model, jax.device_put(np.float32(examples)))
+    samples, reconstructions = _frame_means(model, jax.device_put(np.float32(examples)))
     with atomic_write(book.folder / "frames" / f"{epoch:06d}.npz") as path:
-        np.savez(path, samples=means, reconstructions=reconstructions, examples=examples)
+        np.savez(path, samples=samples, reconstructions=reconstructions, examples=examples)
 
 
 @eqx.filter_jit
-def _frame(model: Model, examples: Array) -> tuple[Array, Array]:
+def _frame_means(model: Model, examples: Array) -> tuple[Array, Array]:
     """Means of p(x|z) for 16 fixed prior draws, and for a draw from q(z|x) of each example."""
     draws, encodings = jax.random.split(jax.random.key(0))
 
@@ -206,6 +214,5 @@ def _frame(model: Model, examples: Array) -> tuple[Array, Array]:
         z, x = model.sample(key)
         return model.condition(x)[0].decode(z).mean
 
-    samples = jax.vmap(make)
     keys = jax.random.split(encodings, len(examples))
-    return samples(jax.random.split(draws, 16)), jax.vmap(reconstruct)(examples, keys)
+    return jax.vmap(make)(jax.random.split(draws, 16)), jax.vmap(reconstruct)(examples, keys)

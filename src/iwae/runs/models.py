@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import PyTree
 from safetensors import safe_open
 
-from iwae.errors import UserError
+from iwae.errors import UserError, reason_of
 from iwae.files import atomic_write
 from iwae.models.conditional import ConditionalVAE, Model, check_frequencies
 from iwae.models.vae import VAE
@@ -26,7 +26,6 @@ from iwae.runs.arrays import (
     check_fit,
     digest_of,
     from_arrays,
-    reason_of,
     signatures,
     to_arrays,
     write_arrays,
@@ -35,7 +34,7 @@ from iwae.runs.arrays import (
 WEIGHTS, DESCRIPTION = "model.safetensors", "model.json"
 
 LARGEST_WEIGHTS, LARGEST_TEXT = 2**32, 2**24
-"""Maximum bytes of a weights file, and of a description or a header: larger is not read."""
+"""Maximum bytes of a weights file, and of a description or a header; larger ones are not read."""
 
 LIMITS = {WEIGHTS: LARGEST_WEIGHTS, DESCRIPTION: LARGEST_TEXT}
 """The files of a model -> maximum bytes of each."""
@@ -45,11 +44,11 @@ MOST_SIZES = 1000
 
 
 MOST_LAYERS = 64
-"""Maximum depth of a model: the time to read a description grows with it, up to some seconds."""
+"""Maximum depth of a model; the time to read a description, up to seconds, grows with it."""
 
 
 def check_depth(architecture: Mapping[str, Any]) -> None:
-    """Raise UserError for a model with more than `MOST_LAYERS` layers on the way from x to z."""
+    """Raise UserError for a model with more than `MOST_LAYERS` layers between x and z."""
     hidden, network = architecture["hidden_sizes"], architecture.get("network") or {}
     channels, blocks = (), 0
     if isinstance(network, dict):
@@ -65,29 +64,24 @@ def save_model(model: Model, folder: str | Path, **about: Any) -> None:
     """Write a model as `model.safetensors` and `model.json` into a folder.
 
     Args:
-        about: JSON-able facts to store beside the architecture, such as the origin of the model.
+        about: facts to store beside the architecture, as JSON values.
 
     Raises:
         UserError: for a model of more than `MOST_LAYERS` layers, which could not be read again.
     """
     check_depth(model.architecture())
-    folder, arrays = Path(folder), _named(model)
+    folder, leaves = Path(folder), to_arrays(eqx.filter(model, eqx.is_array))
+    arrays = {name.lstrip("."): value for name, value in leaves.items()}
     digest = digest_of(arrays, "")
     with atomic_write(folder / WEIGHTS) as path:
         write_arrays(arrays, path, {"sha256": digest})
     _write_description(folder, model.architecture(), digest, about)
 
 
-def _named(model: Model) -> dict[str, np.ndarray]:
-    """The arrays of a model by their names in a file."""
-    arrays = to_arrays(eqx.filter(model, eqx.is_array))
-    return {name.lstrip("."): value for name, value in arrays.items()}
-
-
 def _write_description(
     folder: Path, architecture: Any, digest: str | None, about: Mapping[str, Any]
 ) -> None:
-    """Write `model.json`, with the digest of the arrays beside it."""
+    """Write `model.json`, with the digest of the arrays that belong to it."""
     known = {} if digest is None else {"weights": digest}
     description = {"format": 1, "architecture": architecture, **known, "about": about}
     with atomic_write(folder / DESCRIPTION) as path:
@@ -95,7 +89,7 @@ def _write_description(
 
 
 def copy_model(source: Path, folder: Path, **about: Any) -> None:
-    """Copy a model to another folder, with other facts and the same bytes of weights."""
+    """Copy a model to another folder: the same bytes of weights, with other facts."""
     description = _read_description(source / DESCRIPTION)
     with atomic_write(folder / WEIGHTS) as path:
         shutil.copyfile(source / WEIGHTS, path)
@@ -105,11 +99,12 @@ def copy_model(source: Path, folder: Path, **about: Any) -> None:
 def load_model(folder: str | Path, like: Model | None = None) -> Any:
     """Read a model written by `save_model` or `export_run`, without running code from the files.
 
-    A file that is too large, or whose shapes are not those of the description, is refused unread.
+    Files that are too large, and weights whose shapes do not fit the description, are refused
+    without being read.
 
     Args:
-        like: a model of the same architecture. It is needed if `VAE` was given modules of your
-            own, since these are code and not stored; its arrays are not used.
+        like: a model of the same architecture, whose arrays are not used. It is needed if `VAE` was
+            given modules of your own, since these are code and not stored.
 
     Raises:
         UserError: if a file is missing, a link, too large, unreadable, damaged, does not fit the
@@ -125,9 +120,9 @@ def load_model(folder: str | Path, like: Model | None = None) -> Any:
 
 
 def is_one_model(folder: Path) -> bool:
-    """Whether weights and description were saved together, as far as the weights' header tells.
+    """Whether weights and description were saved together, by the digest in the weights' header.
 
-    True for a header that cannot be read; `load_model` says what is wrong with it.
+    True for an unreadable header; `load_model` says what is wrong with it.
     """
     described = _read_description(folder / DESCRIPTION).get("weights")
     try:
@@ -141,7 +136,7 @@ def is_one_model(folder: Path) -> bool:
 
 @float32
 def read_model(weights: Path, description: Path, *, like: Model | None = None) -> Any:
-    """`load_model` for two files in any place."""
+    """`load_model` from two files anywhere."""
     described = _read_description(description)
     skeleton = _skeleton(described["architecture"], description, like)
     shapes, static = eqx.partition(skeleton, lambda leaf: isinstance(leaf, jax.ShapeDtypeStruct))
@@ -168,24 +163,24 @@ def _check_labels(
         raise UserError(f"{weights} is not a trained model: {error}") from error
     data = about.get("dataset")
     names = data.get("classes") if isinstance(data, dict) else None
-    if names is not None and not _are_names(names, model.n_classes):
+    if names is not None and not _are_label_names(names, model.n_classes):
         raise UserError(f"{description} does not have the names of {model.n_classes} labels")
 
 
-def _are_names(names: Any, count: int) -> bool:
+def _are_label_names(names: Any, count: int) -> bool:
     """Whether this is a list of `count` different strings."""
     is_list = isinstance(names, list) and all(isinstance(name, str) for name in names)
     return is_list and len(names) == len(set(names)) == count
 
 
 def refuse_larger(what: Path | str, size: int, limit: int) -> None:
-    """Raise UserError if a file, named in words or by its path, has more bytes than allowed."""
+    """Raise UserError if a file has more bytes than a model may have."""
     if size > limit:
         raise UserError(f"{what} has {size:,} bytes; a model has at most {limit:,}: it is not read")
 
 
 def _read_description(path: Path) -> dict[str, Any]:
-    """The contents of `model.json`, without unknown keys."""
+    """The contents of `model.json`; UserError for unknown keys or another format."""
     refuse_larger(path, path.stat().st_size, LARGEST_TEXT)
     try:
         description = json.loads(path.read_text())
@@ -197,18 +192,19 @@ def _read_description(path: Path) -> dict[str, Any]:
     if description.get("format") != 1:
         found = repr(description.get("format"))[:50]
         raise UserError(f"the model in {path.parent} has format {found}, not 1")
-    odd = sorted(description.keys() - {"format", "architecture", "weights", "about"})
-    if odd:
-        raise UserError(f"{path} has the unknown key {odd[0][:50]!r}: it was not written by iwae")
+    unknown = sorted(description.keys() - {"format", "architecture", "weights", "about"})
+    if unknown:
+        key = unknown[0][:50]
+        raise UserError(f"{path} has the unknown key {key!r}: it was not written by iwae")
     return description
 
 
 def _skeleton(architecture: Any, path: Path, like: Model | None) -> Model:
-    """The model with shapes in place of arrays, so that nothing of its size is allocated."""
+    """The model with shapes in place of arrays, so that no memory for these is allocated."""
     if like is not None:
-        asked = json.loads(json.dumps(like.architecture()))
-        if asked != architecture:
-            raise UserError(f"{path} describes another model than {asked}: build the same one")
+        wanted = json.loads(json.dumps(like.architecture()))
+        if wanted != architecture:
+            raise UserError(f"{path} describes another model than {wanted}: build the same one")
         return eqx.filter_eval_shape(lambda: like)
     if isinstance(architecture, dict) and "own" in architecture:
         raise UserError(
@@ -222,12 +218,12 @@ def _skeleton(architecture: Any, path: Path, like: Model | None) -> Model:
         if max(numbers, words) > MOST_SIZES:
             raise ValueError(f"more than {MOST_SIZES:,} sizes or different words")
         check_depth(architecture)
-        return eqx.filter_eval_shape(_made, **architecture)
+        return eqx.filter_eval_shape(_build, **architecture)
     except UNREADABLE as error:
         raise UserError(f"{path} describes no model: {reason_of(error)}") from error
 
 
-def _made(*, labels: Any = None, **architecture: Any) -> Model:
+def _build(*, labels: Any = None, **architecture: Any) -> Model:
     """A new model of an architecture."""
     vae = VAE(**architecture, key=jax.random.key(0))
     return vae if labels is None else ConditionalVAE(vae, **labels)
@@ -243,7 +239,7 @@ def _leaves(value: Any) -> Iterator[Any]:
 
 
 def _read_weights(path: Path, like: PyTree) -> tuple[dict[str, np.ndarray], str]:
-    """The arrays of a file and their digest; checks that they fit `like` and are finite."""
+    """The arrays of a file and their digest; UserError unless they fit `like` and are finite."""
     refuse_larger(path, path.stat().st_size, LARGEST_WEIGHTS)
     leaves = jax.tree_util.tree_leaves_with_path(like)
     expected = signatures({jax.tree_util.keystr(at): leaf for at, leaf in leaves})
@@ -251,7 +247,7 @@ def _read_weights(path: Path, like: PyTree) -> tuple[dict[str, np.ndarray], str]
         _check_header(path)
         with safe_open(path, framework="numpy") as file:
             names = list(file.keys())
-            found = {f".{name}": _declared(file.get_slice(name)) for name in names}
+            found = {f".{name}": _signature(file.get_slice(name)) for name in names}
             check_fit(found, expected, path)
             arrays = {name: file.get_tensor(name) for name in names}
             stated = (file.metadata() or {}).get("sha256")
@@ -278,7 +274,7 @@ def _check_header(path: Path) -> None:
         raise UserError(f"{path} cannot be read: its header claims to have {length:,} bytes")
 
 
-def _declared(tensor: Any) -> str:
+def _signature(tensor: Any) -> str:
     """The signature of a tensor that has not been read yet."""
     dtype = tensor.get_dtype()
     return f"{DTYPES.get(dtype, dtype)}{tuple(tensor.get_shape())}"

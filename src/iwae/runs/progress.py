@@ -17,11 +17,8 @@ def tracker(*, quiet: bool) -> Any:
     def track(slabs: Iterable[dict[str, np.ndarray]], total: int, label: str) -> Iterable[Any]:
         if quiet:
             return slabs
-        return (
-            _slab_bar(slabs, total, label)
-            if sys.stderr.isatty()
-            else _slab_lines(slabs, total, label)
-        )
+        show = _slab_bar if sys.stderr.isatty() else _slab_lines
+        return show(slabs, total, label)
 
     return track
 
@@ -35,7 +32,7 @@ def _slab_bar(slabs: Iterable[dict[str, np.ndarray]], total: int, label: str) ->
 
 
 def _slab_lines(slabs: Iterable[dict[str, np.ndarray]], total: int, label: str) -> Iterator[Any]:
-    """Print a line now and then; the time left follows from the speed after the first slab."""
+    """Print a line every few seconds; the first slab does not count for the time left."""
     done = first_done = 0
     first = last = time.monotonic()
     for slab in slabs:

@@ -1,7 +1,5 @@
 """From a configuration to its data, models, objective and schedule."""
 
-import logging
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -11,64 +9,27 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
-from jaxtyping import Array, Int, Key
+from jaxtyping import Array, Key
 
-from iwae.config.experiment import (
-    BY_FOLDS,
-    DECAYING,
-    TrainConfig,
-    quoted,
-    read_config,
-)
+from iwae.config.columns import quoted
+from iwae.config.defaults import BY_FOLDS
+from iwae.config.experiment import TrainConfig, read_config
 from iwae.data import DATASETS, Dataset, choose, draw, load_dataset
 from iwae.data.own import is_large, is_own
 from iwae.data.rows import Examples, converted, kept
-from iwae.data.sampling import PSEUDO_INPUTS, sample
 from iwae.errors import UserError
-from iwae.models.conditional import ConditionalVAE, Model, without_labels
-from iwae.models.declaration import parse_prior
-from iwae.models.likelihoods import observation
-from iwae.models.networks import Network, make_network
-from iwae.models.vae import VAE
+from iwae.models.conditional import Model
 from iwae.objectives.catalogue import compose
-from iwae.objectives.declaration import particles, unmodified
+from iwae.runs import initial_models
 from iwae.runs.checkpoints import list_checkpoints, load_checkpoint
-from iwae.runs.folder import run_config
-from iwae.runs.models import (
-    DESCRIPTION,
-    WEIGHTS,
-    check_depth,
-    is_one_model,
-    load_model,
-    read_about,
-)
-from iwae.training.feed import blocks_of
+from iwae.runs.stages import batch_size, make_stages
 from iwae.training.hiding import hidden_share
 from iwae.training.loop import Best, Plan, init_best
-from iwae.training.schedules import (
-    AUTHORS_RATES,
-    PAPER_RATES,
-    Schedule,
-    adam,
-    authors_adam,
-    check_steps,
-    decaying,
-    stage_epochs,
-    staged,
-    warming_up,
-)
-from iwae.training.soap import soap
-from iwae.training.stages import Stage, is_carried, stage_at
-from iwae.training.steps import Clock, Settings, TrainState, init_state
-from iwae.typing import PRNGKey
-
-log = logging.getLogger("iwae")
+from iwae.training.stages import Stage, stage_at
+from iwae.training.steps import Settings, TrainState, init_state
 
 LOGGED = 200
 """Default number of measurements of KL, reconstruction and active units in a run."""
-
-_INIT, _TRAIN = 0, 1  # folded into a replicate's seed key
 
 
 @dataclass(frozen=True)
@@ -93,7 +54,7 @@ class Job:
 
 
 def load_config_dataset(config: TrainConfig, data_dir: Path | None = None) -> Dataset:
-    """The data set that a configuration names; in memory, unless it says that they are streamed."""
+    """The data set of a configuration; in memory, unless the configuration streams it."""
     return load_dataset(
         config.dataset,
         binarization=config.binarization,
@@ -121,11 +82,12 @@ def data_place(dataset: str) -> str:
 
 
 def resolve(config: TrainConfig, dataset: Dataset) -> TrainConfig:
-    """Fill in what the configuration leaves to the data set, the defaults and the folder."""
+    """The configuration with all settings that depend on the data filled in."""
     latent_sizes, hidden_sizes = config.sizes()
     validation = config.validation
     if validation is None or isinstance(validation, float):
         validation = len(dataset.validation)
+    has_gaps = bool(dataset.identity.get("missing", {}).get("train"))
     # Stages have their own defaults.
     declared = {} if config.stages is not None else config.declaration()._asdict()
     return config.model_copy(
@@ -137,309 +99,33 @@ def resolve(config: TrainConfig, dataset: Dataset) -> TrainConfig:
             "dataset": data_place(config.dataset),
             "validation": validation,
             "batch_size": batch_size(config, dataset),
-            "hide": hidden_share(config.hide, config.missing, gaps=_has_gaps(dataset)),
+            "hide": hidden_share(config.hide, config.missing, gaps=has_gaps),
             "standardize": None if dataset.name in DATASETS else dataset.scaling is not None,
             "log_every": config.log_every or -(-config.epochs // LOGGED),
             "layers": len(latent_sizes),
             "latent_sizes": latent_sizes,
             "hidden_sizes": hidden_sizes,
             "latents": config.latents and tuple(map(str, config.kinds())),
-            "channels": config_network(config, dataset).channels or None,
+            "channels": initial_models.config_network(config, dataset).channels or None,
             "init_from": config.init_from and config.init_from.resolve(),
             **{name: value for name, value in declared.items() if hasattr(config, name)},
         }
     )
 
 
-def _has_gaps(dataset: Dataset) -> bool:
-    """Whether values are missing in the training rows."""
-    return bool(dataset.identity.get("missing", {}).get("train"))
-
-
 def _columns_by_name(dataset: Dataset) -> dict[str, tuple[str, ...]]:
-    """The kinds of columns that were chosen by their values, as the option `columns`."""
+    """The option `columns` with the kinds that follow from the values."""
     by_name = any(column.why for column in dataset.columns)
     words = tuple(f"{quoted(column.name)}={column.kind}" for column in dataset.columns)
     return {"columns": words} if by_name else {}
-
-
-Seed = np.int32 | Int[Array, ""]  # an array within a compiled program
-
-
-def _seeds(config: TrainConfig) -> list[Seed]:
-    """The seed of each replicate, the same as in a run of that replicate alone."""
-    return list(np.asarray(config.seeds(), np.int64).astype(np.int32))
-
-
-def _replicate_key(seed: Seed, purpose: int) -> PRNGKey:
-    """The key of one replicate."""
-    return jax.random.fold_in(jax.random.key(seed), purpose)
-
-
-def make_models(
-    config: TrainConfig, dataset: Dataset, trained_on: Dataset | None = None
-) -> list[Model]:
-    """The models before training, one for each replicate.
-
-    Args:
-        trained_on: some of the data, if others must not be among the first pseudo-inputs.
-    """
-    if config.init_from is not None:
-        return [_load_start(config, dataset, config.init_from, r) for r in _replicates(config)]
-    latent_sizes, hidden_sizes = config.sizes()
-    network = config_network(config, dataset)
-    check_depth({"hidden_sizes": hidden_sizes, "network": network._asdict()})
-    likelihood = observation(dataset.kind, dataset.n_values, config.missing)
-    rows = _known_rows(dataset)
-    bias = likelihood.initial_output(rows) if config.output_bias else None
-    statistics = likelihood.encoding.statistics(rows) if likelihood.encoding else None
-
-    options = {
-        "n_data": dataset.n_values,
-        "latent_sizes": latent_sizes,
-        "hidden_sizes": hidden_sizes,
-        "latents": tuple(map(str, config.kinds())),
-        "observation": dataset.kind,
-        "activation": config.activation,
-        "network": network,
-        "output_bias": bias,
-        "statistics": statistics,
-        "missing": config.missing,
-        "log_scale": dataset.log_scale,
-        "prior": config.prior,
-        "posterior": config.posterior,
-    }
-    models = []
-    for seed in _seeds(config):
-        pseudo_inputs = first_pseudo_inputs(config, trained_on or dataset, int(seed))
-        model = _first_model(seed, {**options, "pseudo_inputs": pseudo_inputs})
-        models.append(_with_labels(model, config, dataset))
-    return models
-
-
-@eqx.filter_jit  # otherwise each array of a model takes several programs
-def _first_model(seed: Seed, options: dict[str, Any]) -> VAE:
-    return VAE(**options, key=_replicate_key(seed, _INIT))
-
-
-def first_pseudo_inputs(config: TrainConfig, dataset: Dataset, seed: int) -> np.ndarray | None:
-    """Random training examples in the model's units `[K, d]`, if the prior is a VampPrior of K.
-
-    Where pixels are binarised at every use, these are their means.
-
-    Raises:
-        UserError: if there are fewer training examples.
-    """
-    prior, n = parse_prior(config.prior), len(dataset.train)
-    if prior.name != "vamp":
-        return None
-    if prior.size > n:
-        raise UserError(
-            f"prior {config.prior} starts at {prior.size:,} training examples, but there are "
-            f"{n:,}: choose a smaller number"
-        )
-    rows = dataset.train[choose(n, prior.size, seed=seed, stream=PSEUDO_INPUTS)]
-    is_grey = dataset.binarization == "dynamic" and rows.dtype == np.uint8
-    return rows[:, : dataset.n_values].astype(np.float32) / np.float32(255 if is_grey else 1)
-
-
-def _with_labels(model: VAE, config: TrainConfig, dataset: Dataset) -> Model:
-    """The model conditioned on labels, if the configuration is conditional."""
-    if not config.conditional:
-        return model
-    counts = np.bincount(dataset.labels.train, minlength=len(dataset.classes))
-    return ConditionalVAE(
-        model,
-        len(dataset.classes),
-        learned_prior=config.label_prior,
-        frequencies=counts / counts.sum(),
-    )
-
-
-def config_network(config: TrainConfig, dataset: Dataset) -> Network:
-    """The network of a configuration, for the examples of a data set.
-
-    Raises:
-        UserError: if the network is for images and the examples are not images.
-    """
-    return make_network(
-        config.network, channels=config.channels, blocks=config.blocks, shape=dataset.shape
-    )
-
-
-def _known_rows(dataset: Dataset) -> np.ndarray:
-    """The training data in the model's units; for dynamic binarisation, the mean pixels.
-
-    Streamed data are represented by a fixed random sample: outputs only start at its means.
-    """
-    if dataset.binarization == "dynamic":
-        return dataset.train_mean[None]
-    return kept(sample(dataset.train) if dataset.is_streamed else dataset.train)
-
-
-def _load_start(config: TrainConfig, dataset: Dataset, run: Path, replicate: int) -> Model:
-    """Load a trained model to start from, and check it against the configuration and the data."""
-    folder = model_folder(run, "final", replicate)
-    whole, about = load_model(folder), read_about(folder)
-    labels = (len(dataset.classes), config.label_prior) if config.conditional else None
-    model, its_labels = without_labels(whole), None
-    if isinstance(whole, ConditionalVAE):
-        its_labels = whole.n_classes, whole.tops is not None
-    latent_sizes, hidden_sizes = config.sizes()
-    for name, found, wanted in (
-        ("the number of labels and their prior", its_labels, labels),
-        ("the size of an example", model.n_data, dataset.n_values),
-        ("observation", model.kind, dataset.kind),
-        ("missing", model.missing, config.missing),
-        ("latent_sizes", model.latent_sizes, latent_sizes),
-        ("hidden_sizes", model.hidden_sizes, hidden_sizes),
-        ("latents", model.latents, config.kinds()),
-        ("activation", model.activation, config.activation),
-        ("network", model.network, config_network(config, dataset)),
-        ("standardize", model.log_scale is not None, dataset.scaling is not None),
-        ("prior", str(model.prior_name), config.prior),
-        ("posterior", str(model.posterior_name), config.posterior),
-    ):
-        if found != wanted:
-            raise UserError(f"init_from: {name} of the model in {run} is {found}, here {wanted}")
-    epoch, epochs = about.get("epoch"), (about.get("config") or {}).get("epochs", 0)
-    if epoch is not None and not _is_final(about, epochs):
-        log.warning("init_from: %s is not finished: epoch %d of %d", run, epoch, epochs)
-    return whole
-
-
-def _replicates(config: TrainConfig) -> range:
-    return range(config.replicates)
-
-
-_TABLES = {"paper": PAPER_RATES, "authors": AUTHORS_RATES}
-"""Schedules whose rate changes from stage to stage -> the rates of the stages."""
-
-
-def make_schedule(
-    config: TrainConfig, steps_per_epoch: int, first: int = 0
-) -> tuple[Schedule, tuple[int, ...]]:
-    """The learning rates from the step `first`, and the epochs at which their stages end."""
-    check_steps(config.epochs, steps_per_epoch, first)
-    table = _TABLES.get(config.schedule, (1.0,))
-    lengths = (config.epochs,) if len(table) == 1 else stage_epochs(config.epochs)
-    if config.schedule in DECAYING:
-        steps = config.epochs * steps_per_epoch
-        schedule: Schedule = decaying(
-            config.learning_rate,
-            config.lr_end,
-            turn=first + round(DECAYING[config.schedule] * steps),
-            end=first + steps,
-            cosine=config.schedule == "cosine",
-        )
-    else:
-        rates = [config.learning_rate * rate / table[0] for rate in table]
-        schedule = staged(rates, lengths, steps_per_epoch, first)
-    if config.lr_warmup:
-        steps = max(1, round(config.lr_warmup * steps_per_epoch))
-        schedule = warming_up(schedule, first, steps)
-    return schedule, tuple(np.cumsum(lengths).tolist())
-
-
-def make_stages(config: TrainConfig, dataset: Dataset) -> tuple[tuple[Stage, ...], tuple[int, ...]]:
-    """The stages of a run that have epochs, and the steps at which all its stages end.
-
-    Raises:
-        UserError: if a batch is larger than the training data, or an optimiser's state does not
-            fit the stage to which it is carried over.
-    """
-    step = epoch = 0
-    stages: list[Stage] = []
-    ends: list[int] = []
-    for i, epochs in enumerate(config.stage_epochs()):
-        if epochs:
-            try:
-                stage, its_ends = _make_stage(config, i, epochs, dataset, Clock(step, epoch))
-                if stages:
-                    is_carried(stages[-1], stage)
-            except UserError as error:
-                raise UserError(f"stage {i + 1}: {error}" if config.stages else error) from error
-            stages.append(stage)
-            step, epoch = stage.end, epoch + epochs
-        ends += [step] if config.stages else its_ends
-    return tuple(stages), tuple(ends)
-
-
-def _make_stage(
-    config: TrainConfig, i: int, epochs: int, dataset: Dataset, clock: Clock
-) -> tuple[Stage, list[int]]:
-    """A stage, and the steps at which the stages of its schedule end, if it is the only one."""
-    its = config.stage(i, epochs)
-    steps_per_epoch = _steps_per_epoch(its, dataset)
-    schedule, ends = make_schedule(its, steps_per_epoch, int(clock.step))
-    stage = Stage(
-        _settings(its, dataset, steps_per_epoch),
-        schedule,
-        epochs,
-        steps_per_epoch,
-        clock,
-        config.stages[i].fresh if config.stages else None,
-        _cost(its),
-        i,
-    )
-    return stage, [end * steps_per_epoch for end in ends]
-
-
-def _steps_per_epoch(config: TrainConfig, dataset: Dataset) -> int:
-    size = batch_size(config, dataset)
-    if size > len(dataset.train):
-        raise UserError(
-            f"batch_size is {size}, but there are {len(dataset.train)} training "
-            "examples: choose a smaller batch"
-        )
-    return blocks_of(dataset.train, size).steps_per_epoch
-
-
-def batch_size(config: TrainConfig, dataset: Dataset) -> int:
-    """Examples per step."""
-    if config.batch_size != "auto":
-        return config.batch_size
-    n = len(dataset.train)
-    return min(n, max(16, min(100, n // 50)))
-
-
-_OPTIMIZERS: dict[str, Callable[[int], optax.GradientTransformation]] = {
-    "adam": lambda _: adam(),
-    "authors": authors_adam,
-    "soap": lambda _: soap(),
-}
-"""Name -> function from a batch size to the optimiser."""
-
-
-def _settings(config: TrainConfig, dataset: Dataset, steps_per_epoch: int) -> Settings:
-    declaration, layers = config.declaration(steps_per_epoch), len(config.sizes()[0])
-    size = batch_size(config, dataset)
-    return Settings(
-        compose(declaration, layers),
-        _OPTIMIZERS[config.optimizer](size),
-        size,
-        dataset.binarization,
-        config.shuffle,
-        compose(unmodified(declaration), layers),
-        config.ema,
-        config.hide or 0.0,
-    )
-
-
-def _cost(config: TrainConfig) -> float:
-    """Cost per example in passes through the decoder; a third for one without a backward pass."""
-    forward = particles(config.declaration())
-    back = min(config.backward or forward, forward)
-    moves = (config.temperatures or 1) * (config.leapfrog or 1)  # of dais and aiwae
-    return 1.0 + moves * back + (0 if back == forward else forward / 3)
 
 
 def make_job(config: TrainConfig, data_dir: Path | None = None, *, resumed: bool = False) -> Job:
     """Load and build everything that `config` names.
 
     Args:
-        resumed: the weights will come from a checkpoint, so `init_from`, which may no longer
-            exist, is ignored.
+        resumed: ignore `init_from`, which may no longer exist: the weights will come from a
+            checkpoint.
 
     Raises:
         UserError: for data that cannot be loaded or do not fit.
@@ -458,7 +144,7 @@ def make_job(config: TrainConfig, data_dir: Path | None = None, *, resumed: bool
     return Job(
         config,
         dataset,
-        make_models(start, dataset),
+        initial_models.make_models(start, dataset),
         stages,
         ends,
         Plan(config.epochs, config.validate_every, config.patience, config.threshold),
@@ -466,15 +152,11 @@ def make_job(config: TrainConfig, data_dir: Path | None = None, *, resumed: bool
 
 
 FEW, FOLDS = 200, 5
-"""Up to how many training rows the folds of a run are not none by default, and how many."""
+"""Maximum training rows for cross-validation by default, and its number of folds then."""
 
 
 def _with_folds(config: TrainConfig, dataset: Dataset) -> TrainConfig:
-    """The configuration with a number of folds, or none, in place of `auto`.
-
-    Raises:
-        UserError: for a number of them that the data do not allow.
-    """
+    """The configuration with a number of folds, or none, in place of `auto`; checks a given one."""
     n = len(dataset.train) + len(dataset.validation)
     fits = dataset.binarization != "dynamic" and not dataset.is_streamed
     if config.folds == "auto":
@@ -505,15 +187,16 @@ def _check_validation(config: TrainConfig, dataset: Dataset) -> None:
 
 
 def blank_state(job: Job, step: int = 0) -> tuple[TrainState, Best]:
-    """The state of a job's models with a new optimiser, as in the stage of a step."""
-    return _first_state(job.models, _seeds(job.config), job.stage_of(step).settings)
+    """The state of a job's models with a new optimiser, for the stage of a step."""
+    seeds = initial_models.replicate_seeds(job.config)
+    return _first_state(job.models, seeds, job.stage_of(step).settings)
 
 
 @eqx.filter_jit
 def _first_state(
-    models: list[Model], seeds: list[Seed], settings: Settings
+    models: list[Model], seeds: list[initial_models.Seed], settings: Settings
 ) -> tuple[TrainState, Best]:
-    keys = jnp.stack([_replicate_key(seed, _TRAIN) for seed in seeds])
+    keys = jnp.stack([initial_models.replicate_key(seed, initial_models.TRAIN) for seed in seeds])
     state = init_state(models, keys, settings)
     return state, init_best(state)
 
@@ -533,91 +216,27 @@ def _optimizer_of(run: Path, job: Job) -> Any:
     paths = list_checkpoints(run / "checkpoints")
     if not paths:
         raise UserError(f"{run} has no checkpoint to take the optimiser's state from")
-    its = read_config(run / "config.toml").final()
-    theirs = compose(its.declaration(), len(its.sizes()[0]))
-    first, now = job.stages[0], job.config.stage(job.stages[0].number, job.stages[0].epochs)
-    one, other = (jax.tree.leaves(o.init().learned) for o in (theirs, first.settings.objective))
-    if [leaf.shape for leaf in one] != [leaf.shape for leaf in other]:
+    old = read_config(run / "config.toml").final()
+    objective = compose(old.declaration(), len(old.sizes()[0]))
+    first = job.stages[0]
+    new = job.config.stage(first.number, first.epochs)
+    learned, wanted = (
+        [leaf.shape for leaf in jax.tree.leaves(one.init().learned)]
+        for one in (objective, first.settings.objective)
+    )
+    if learned != wanted:
         raise UserError(
-            f"keep_optimizer: {run} was trained with {its.objective}, and {now.objective} "
+            f"keep_optimizer: {run} was trained with {old.objective}, and {new.objective} "
             "learns other arrays beside the model; leave out keep_optimizer"
         )
-    if its.optimizer != now.optimizer:
+    if old.optimizer != new.optimizer:
         raise UserError(
-            f"keep_optimizer: {run} was trained with the optimizer {its.optimizer}, here it is "
-            f"{now.optimizer}; leave out keep_optimizer"
+            f"keep_optimizer: {run} was trained with the optimizer {old.optimizer}, here it is "
+            f"{new.optimizer}; leave out keep_optimizer"
         )
-    settings = first.settings._replace(objective=theirs, ema=its.ema)
+    settings = first.settings._replace(objective=objective, ema=old.ema)
     like = replace(job, stages=(first._replace(settings=settings),))
     return load_checkpoint(paths[-1], blank_state(like)).state.opt_state
-
-
-def model_folder(run: Path, weights: str, replicate: int) -> Path:
-    """The folder of one replicate's model in a run; `weights` is "final" or "best"."""
-    return Path(run) / "models" / f"{weights}-{replicate}"
-
-
-def is_finished(run: Path, config: TrainConfig) -> bool:
-    """Whether all final models of a run exist and are trained to its end."""
-    folders = [model_folder(run, "final", replicate) for replicate in _replicates(config)]
-    return all(
-        (folder / WEIGHTS).is_file()
-        and (folder / DESCRIPTION).is_file()
-        and _is_final(read_about(folder), config.epochs)
-        and is_one_model(folder)  # otherwise a write was interrupted: keep training
-        for folder in folders
-    )
-
-
-def warn_unfinished(run: Path) -> None:
-    """Say of a run whose training has not ended that its weights are not the final ones."""
-    config = run_config(run)
-    if not is_finished(run, config):
-        log.warning(
-            "%s is not trained to its end, and its weights are those of the last checkpoint; "
-            "resume it with: iwae train --resume %s",
-            run,
-            run,
-        )
-
-
-def _is_final(about: dict[str, Any], epochs: int) -> bool:
-    """Whether training of a model had ended, by patience or after all epochs."""
-    # The models of the last epoch are written once before the run is finished. Old ones do not say.
-    return about.get("finished", about.get("epoch", 0) >= epochs)
-
-
-def run_model(run: Path, weights: str, replicate: int, dataset: Dataset) -> Model:
-    """A trained model of a run, for use on `dataset`.
-
-    Raises:
-        UserError: if the run has no such weights, or they do not fit the data.
-    """
-    model = trained_model(run, weights, replicate)
-    found, wanted = dataset.examples("train").shape[1], model.example_size
-    if found != wanted:
-        raise UserError(
-            f"the examples of {dataset.name} have {found} values, but those that {run} was "
-            f"trained on have {wanted}"
-        )
-    return model
-
-
-def trained_model(run: Path, weights: str, replicate: int) -> Model:
-    """A trained model of a run; UserError if it has no such weights."""
-    folder = model_folder(run, weights, replicate)
-    if not folder.parent.exists():
-        run_config(run)  # or the message that this is no run
-        raise UserError(
-            f"no model in {run}: its training was stopped before the first checkpoint, or is under "
-            f"way; resume it with: iwae train --resume {run}"
-        )
-    if weights == "best" and not folder.exists():
-        raise UserError(
-            f"{run} has no best weights: nothing was held out for validation, or no validation "
-            "has been reached yet; use the final weights"
-        )
-    return load_model(folder)
 
 
 def split_examples(dataset: Dataset, split: str, count: int | None = None) -> Examples:

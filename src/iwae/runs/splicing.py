@@ -1,4 +1,4 @@
-"""The text of a file of cells with some of them replaced: all else stays as it was written."""
+"""Copies of a text file of cells in which only some cells are replaced."""
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -32,17 +32,17 @@ def spliced(
     names: Sequence[str] | None = None,
     copies: int = 1,
 ) -> Iterator[list[str]]:
-    """The texts of copies of a file with changed cells, a line of each at a time.
+    """The text of changed copies of a file: a list with a line of each copy, line by line.
 
     A byte order mark, quotes, line ends and empty lines stay. A new cell is quoted if the old one
-    was, or if it has to be.
+    was, or if it needs quotes.
 
     Args:
         file: UTF-8 text.
-        separator: of its cells.
-        width: number of cells of a row. An empty line is a row only if that is one.
-        rows: the changes of each row in each copy, in order.
-        names: names of the columns to add; None if the file has no line of names.
+        separator: of the cells.
+        width: number of cells of a row; an empty line is a row only if it is one.
+        rows: for each row, its changes in each copy.
+        names: names of the columns to add; None if the file has no header.
         copies: number of copies.
 
     Raises:
@@ -52,7 +52,7 @@ def spliced(
     if text.startswith(BOM):
         yield [BOM] * copies
     same = [Changes({}, ())] * copies
-    for cells, end in _records(text.removeprefix(BOM), separator):
+    for cells, end in _lines(text.removeprefix(BOM), separator):
         each: Sequence[Changes] = same
         if cells != [""] or (width == 1 and not is_header):
             each = [Changes({}, names or ())] * copies if is_header else next(left, same)
@@ -64,14 +64,14 @@ def spliced(
 
 def _changed(cells: Sequence[str], changes: Changes, separator: str) -> str:
     """A line of text with changed and added cells."""
-    cells = [*cells, *(_written(cell, separator) for cell in changes.added)]
+    cells = [*cells, *(_quoted(cell, separator) for cell in changes.added)]
     for i, cell in changes.cells.items():
-        cells[i] = _written(cell, separator, quoted=cells[i].startswith('"'))
+        cells[i] = _quoted(cell, separator, quoted=cells[i].startswith('"'))
     return separator.join(cells)
 
 
-def _records(text: str, separator: str) -> Iterator[tuple[list[str], str]]:
-    """The cells of each line as they are written, and its end."""
+def _lines(text: str, separator: str) -> Iterator[tuple[list[str], str]]:
+    """The cells of each line as written, and its end."""
     mark = re.escape(separator)
     plain = rf"[^{mark}\r\n]*"
     cell = re.compile(rf'("[^"]*(?:""[^"]*)*"{plain}|{plain})({mark}|\r\n|\r|\n|\Z)')
@@ -83,7 +83,7 @@ def _records(text: str, separator: str) -> Iterator[tuple[list[str], str]]:
             cells = []
 
 
-def _written(cell: str, separator: str, *, quoted: bool = False) -> str:
+def _quoted(cell: str, separator: str, *, quoted: bool = False) -> str:
     """A cell as text, in quotes if it needs them."""
     if not quoted and not any(mark in cell for mark in (separator, '"', "\r", "\n")):
         return cell

@@ -8,6 +8,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import numpy as np
+from jaxtyping import Array
 
 from iwae.data.own import is_own
 from iwae.errors import counted
@@ -20,20 +21,12 @@ from iwae.training.feed import blocks_of
 from iwae.training.progress import in_words
 
 LAST, RISE = 0.1, 0.1
-"""Training ended too soon if the last tenth of the epochs raised the bound by over 0.1 nats."""
+"""Training ended too soon if the bound rose by over 0.1 nats in the last tenth of the epochs."""
 
 
 def describe_plan(job: Job) -> str:
-    """The network with its parameters, the objective and the length of training, as lines."""
-    config = job.config
-    vae = without_labels(job.models[0])
-    leaves = jax.tree.leaves(eqx.filter(job.models[0], eqx.is_inexact_array))
-    constant = 0 if vae.log_scale is None else vae.log_scale.size
-    count = sum(leaf.size for leaf in leaves) - constant
-    sizes = [str(vae.n_data)]
-    for hidden, latent in zip(config.hidden_sizes or (), config.latent_sizes or (), strict=True):
-        sizes += [*map(str, hidden), f"{latent} latents"]
-    lines = [f"network: {config.network}, {' - '.join(sizes)}; {count:,} parameters"]
+    """Lines about the network, the objective and the length of training."""
+    config, lines = job.config, [_network_line(job)]
     if config.stages is None:
         lines.append(f"objective: {config.objective}, k = {config.k}")
     if config.hide:
@@ -48,9 +41,9 @@ def describe_plan(job: Job) -> str:
     if config.folds is not None:
         n = len(job.dataset.train)
         lines.append(
-            f"epochs: chosen by {config.folds} models, each without another part of the {n:,} "
-            "training rows; then a model is trained on all of them for so many (--validation 0.1 "
-            "holds rows out instead)"
+            f"epochs: chosen by {config.folds} models, each trained without another part of the "
+            f"{n:,} training rows; then a model is trained on all rows for as many epochs "
+            "(--validation 0.1 holds rows out instead)"
         )
     steps = job.stages[0].steps_per_epoch
     batch = f" of {steps:,} steps with {config.batch_size} rows" if config.stages is None else ""
@@ -71,14 +64,27 @@ def describe_plan(job: Job) -> str:
     return "\n".join(lines)
 
 
+def _network_line(job: Job) -> str:
+    config, vae = job.config, without_labels(job.models[0])
+    constant = 0 if vae.log_scale is None else vae.log_scale.size
+    count = sum(leaf.size for leaf in _parameters(job)) - constant
+    sizes = [str(vae.n_data)]
+    for hidden, latent in zip(config.hidden_sizes or (), config.latent_sizes or (), strict=True):
+        sizes += [*map(str, hidden), f"{latent} latents"]
+    return f"network: {config.network}, {' - '.join(sizes)}; {count:,} parameters"
+
+
+def _parameters(job: Job) -> list[Array]:
+    return jax.tree.leaves(eqx.filter(job.models[0], eqx.is_inexact_array))
+
+
 def expected_seconds(job: Job) -> float:
-    """A rough time of training on two cores of a CPU, from the work of its steps."""
-    places = math.prod(job.dataset.shape[:2]) / 8  # where a kernel is used, with strides of 2
-    leaves = jax.tree.leaves(eqx.filter(job.models[0], eqx.is_inexact_array))
-    products = sum(leaf.size * (places if leaf.ndim == 4 else 1) for leaf in leaves)
+    """A rough training time on two cores of a CPU, seconds, from the work of its steps."""
+    places = math.prod(job.dataset.shape[:2]) / 8  # positions of a kernel, with strides of 2
+    products = sum(leaf.size * (places if leaf.ndim == 4 else 1) for leaf in _parameters(job))
     total = START_SECONDS
     for stage in job.stages:
-        # Half of the products are the decoder's, of which a stage's cost is a multiple.
+        # A stage's cost is in passes through the decoder, which has half of the products.
         work = 6 * stage.settings.batch_size * stage.cost * products / 2
         steps = stage.epochs * (stage.steps_per_epoch + EPOCH_STEPS)
         total += job.config.replicates * steps * (STEP_SECONDS + work / OPERATIONS)
@@ -88,8 +94,8 @@ def expected_seconds(job: Job) -> float:
 START_SECONDS, STEP_SECONDS, EPOCH_STEPS, OPERATIONS = 10.0, 1e-3, 10, 1e11
 """Start and compilation; each step; validation and logs of an epoch, in steps; operations a second.
 
-Measured on two cores: with Adam and dense layers, a step then takes what it does in
-`experiments/costs.json` within a third, and twice that with aiwae.
+With Adam and dense layers on two cores, the time of a step is within a third of that in
+`experiments/costs.json`; with aiwae it is twice that.
 """
 
 
@@ -97,11 +103,11 @@ def late_rise(epochs: int, rows: Sequence[Mapping[str, Any]]) -> float | None:
     """Nats by which the last tenth of all epochs raised the best validation bound.
 
     Args:
-        epochs: the most epochs that training could take.
-        rows: lines of metrics, as `read_metrics` gives them.
+        epochs: maximum epochs of the run.
+        rows: lines of metrics, as `read_metrics` returns them.
 
     Returns:
-        None if training stopped earlier, or if there are no validations to compare.
+        None if training stopped earlier, or without validations to compare.
     """
     bounds = {row["epoch"]: np.mean(row["validation_bound"]) for row in rows if _validated(row)}
     first = epochs - max(1, round(LAST * epochs))
@@ -118,7 +124,7 @@ def _validated(row: Mapping[str, Any]) -> bool:
 
 
 def what_next(run: Path) -> str:
-    """The next steps with a finished run, as lines: train longer, measure, ask about rows."""
+    """Lines about the next steps with a finished run: measure, train longer, ask about rows."""
     config = run_config(run)
     weights = " --weights best" if config.validation else ""
     lines = [f"trained models are in {run}/models; measure them with: iwae evaluate {run}{weights}"]

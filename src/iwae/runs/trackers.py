@@ -2,7 +2,7 @@
 
 A tracker is a function (run's folder, configuration, id or None) -> `Tracked`. The id is the
 tracker's name for a run that it already knows. RUN/trackers/NAME.jsonl keeps the id and the steps
-that were sent, so that a resumed run is the same run there, and nothing is sent twice.
+that were sent, so that a resumed run has the same id, and nothing is sent twice.
 """
 
 import importlib
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, final
 
 from iwae.config.experiment import TrainConfig, config_values, without_folders
-from iwae.errors import UserError
+from iwae.errors import UserError, reason_of
 from iwae.files import atomic_write
 
 log = logging.getLogger("iwae")
@@ -48,10 +48,9 @@ Tracker = Callable[[Path, TrainConfig, str | None], Tracked]
 def tracking(
     trackers: Mapping[str, Tracker], run: Path, config: TrainConfig
 ) -> Iterator[Callable[[int, Scalars], None]]:
-    """A function (step, scalars) that sends each tracker what it has not received before.
+    """A function (step, scalars) that sends each tracker what it has not received yet.
 
-    A tracker that fails during training is not used again; one warning is logged, and training
-    continues.
+    Training continues without a tracker that fails, after one warning.
 
     Args:
         trackers: by name.
@@ -61,21 +60,21 @@ def tracking(
         UserError: if a tracker cannot be used at the start.
     """
     with ExitStack() as stack:
-        lines = []
+        connections = []
         for name, tracker in trackers.items():
-            lines.append(_Line(name, tracker, run, config))
-            stack.push(lines[-1].close)
+            connections.append(_Connection(name, tracker, run, config))
+            stack.push(connections[-1].close)
 
         def write(step: int, scalars: Scalars) -> None:
-            for line in lines:
-                line.write(step, scalars)
+            for connection in connections:
+                connection.write(step, scalars)
 
         yield write
 
 
 @final
-class _Line:
-    """The connection to one tracker: the last step sent, and whether it has failed."""
+class _Connection:
+    """A tracker, the last step sent to it, and whether it has failed."""
 
     def __init__(self, name: str, tracker: Tracker, run: Path, config: TrainConfig):
         self.name, self.run, self.lost = name, run, False
@@ -101,7 +100,7 @@ class _Line:
         self._attempt(self.tracked.close, kind is None)
 
     def _attempt(self, call: Callable[..., None], *arguments: Any) -> None:
-        """Call a tracker; log its first error of any kind, which must not stop training."""
+        """Call a tracker; log its first error, of any kind, so that training continues."""
         try:
             call(*arguments)
         except Exception as error:
@@ -109,7 +108,7 @@ class _Line:
                 log.warning(
                     "%s failed and receives no more of this run: %s; training continues, and "
                     "`iwae train --resume %s --track %s` sends the rest",
-                    *(self.name, _reason(error), self.run, self.name),
+                    *(self.name, reason_of(error), self.run, self.name),
                 )
             self.lost = True
 
@@ -123,14 +122,9 @@ def _open(
         raise
     except Exception as error:
         raise UserError(
-            f"{name} cannot be used: {_reason(error)}; leave out --track {name} to train without it"
+            f"{name} cannot be used: {reason_of(error)}; leave out --track {name} to train "
+            "without it"
         ) from error
-
-
-def _reason(error: Exception) -> str:
-    """The first line of a library's error message."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (lines or [type(error).__name__])[0][:200]
 
 
 def _read_notes(path: Path) -> tuple[str | None, int]:
@@ -163,7 +157,7 @@ def wandb(run: Path, config: TrainConfig, known: str | None) -> Tracked:
     module = _extra("wandb")
     folder = run / FOLDER
     folder.mkdir(exist_ok=True)
-    there = module.init(
+    tracked = module.init(
         project=os.environ.get("WANDB_PROJECT", "iwae"),
         name=run.resolve().name,
         id=known,
@@ -174,9 +168,9 @@ def wandb(run: Path, config: TrainConfig, known: str | None) -> Tracked:
     )
 
     def write(step: int, scalars: Scalars) -> None:
-        there.log(dict(scalars), step=step)
+        tracked.log(dict(scalars), step=step)
 
-    return Tracked(there.id, write, lambda ended: there.finish(exit_code=0 if ended else 1))
+    return Tracked(tracked.id, write, lambda ended: tracked.finish(exit_code=0 if ended else 1))
 
 
 MLFLOW_BATCH, MLFLOW_TEXT = 1000, 500
@@ -186,7 +180,7 @@ MLFLOW_BATCH, MLFLOW_TEXT = 1000, 500
 def mlflow(run: Path, config: TrainConfig, known: str | None) -> Tracked:
     """MLflow: the store MLFLOW_TRACKING_URI, the experiment MLFLOW_EXPERIMENT_NAME or `iwae`."""
     client, entities = _extra("mlflow").MlflowClient(), _extra("mlflow.entities")
-    there = known or _new_mlflow_run(client, entities, run, config)
+    run_id = known or _new_mlflow_run(client, entities, run, config)
     if known:
         client.update_run(known, status="RUNNING")
 
@@ -194,12 +188,12 @@ def mlflow(run: Path, config: TrainConfig, known: str | None) -> Tracked:
         now = time.time_ns() // 1_000_000
         metrics = [entities.Metric(name, value, now, step) for name, value in scalars.items()]
         for first in range(0, len(metrics), MLFLOW_BATCH):
-            client.log_batch(there, metrics=metrics[first : first + MLFLOW_BATCH])
+            client.log_batch(run_id, metrics=metrics[first : first + MLFLOW_BATCH])
 
     def close(ended: bool) -> None:
-        client.set_terminated(there, status="FINISHED" if ended else "KILLED")
+        client.set_terminated(run_id, status="FINISHED" if ended else "KILLED")
 
-    return Tracked(there, write, close)
+    return Tracked(run_id, write, close)
 
 
 def _new_mlflow_run(client: Any, entities: Any, run: Path, config: TrainConfig) -> str:
@@ -207,11 +201,11 @@ def _new_mlflow_run(client: Any, entities: Any, run: Path, config: TrainConfig) 
     name = os.environ.get("MLFLOW_EXPERIMENT_NAME", "iwae")
     found = client.get_experiment_by_name(name)
     experiment = found.experiment_id if found else client.create_experiment(name)
-    there = client.create_run(experiment, run_name=run.resolve().name).info.run_id
+    run_id = client.create_run(experiment, run_name=run.resolve().name).info.run_id
     values = config_values(without_folders(config))
     parameters = [entities.Param(key, str(value)[:MLFLOW_TEXT]) for key, value in values.items()]
-    client.log_batch(there, params=parameters)
-    return there
+    client.log_batch(run_id, params=parameters)
+    return run_id
 
 
 TRACKERS: dict[str, Tracker] = {"wandb": wandb, "mlflow": mlflow}
