@@ -8,7 +8,8 @@ from pathlib import Path
 from iwae.config.presets import FAST, PRESETS, matching
 from iwae.errors import UserError
 from iwae.experiments.cells import Wanted
-from iwae.experiments.table import Cell, duration, read_cell, table
+from iwae.experiments.costs import duration
+from iwae.experiments.table import Cell, read_cell, table
 from iwae.files import atomic_write
 from iwae.results.text import plus_minus
 from result_tables.compared import compared_table

@@ -6,7 +6,8 @@ from iwae.config.experiment import read_config
 from iwae.config.presets import differing, matching, with_baselines
 from iwae.experiments.cell_errors import Annealed
 from iwae.experiments.cells import Wanted, cell_folder, cell_runs
-from iwae.experiments.table import Cell, duration, read_cell
+from iwae.experiments.costs import duration
+from iwae.experiments.table import Cell, read_cell
 from iwae.reports.estimates import Row
 from iwae.results.reading import read_records
 from iwae.results.schema import Method
