@@ -36,7 +36,7 @@ SPECIFIC = {name for _, names in METHODS.values() for name in names}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Evaluate(parsing.OfRun):
+class Evaluate(parsing.RunOptions):
     """Measure the models of a run. Writes a record and the per-example values to RUN/evaluations.
 
     What each method measures:
@@ -165,7 +165,7 @@ def _temperatures(name: str, known: Iterable[str]) -> tuple[float, ...]:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Classify(parsing.OfRun):
+class Classify(parsing.RunOptions):
     """Measure how well a conditional run classifies examples and detects other data.
 
     Each example is scored under every label; p(y|x) follows from Bayes' rule. Writes a record and
@@ -200,7 +200,7 @@ def classify(arguments: Sequence[str]) -> int:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Calibrate(parsing.OfRun):
+class Calibrate(parsing.RunOptions):
     """Measure the calibration of q(z|x) on examples simulated from the model.
 
     Ranks the true latents among draws of q(z|x), and among the same draws with their weights; ranks
@@ -235,7 +235,7 @@ def calibrate(arguments: Sequence[str]) -> int:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Gradients(parsing.OfRun):
+class Gradients(parsing.RunOptions):
     """Measure signal, noise and bias of gradient estimators on the models of a run.
 
     For each k, estimator and group of parameters: mean, variance, signal-to-noise ratio, bias
