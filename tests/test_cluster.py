@@ -207,7 +207,7 @@ class Actor:
 @pytest.fixture
 def a_place(tmp_path, monkeypatch):
     """Makes places of workers that share nothing but a home."""
-    monkeypatch.setattr(cluster, "_asked", lambda answer: answer)
+    monkeypatch.setattr(cluster, "_get", lambda answer: answer)
     return lambda home, name: Place(tmp_path / name, None, math.inf, Actor(home), 0.0)
 
 

@@ -10,7 +10,7 @@ import pytest
 
 import small
 from iwae import evaluate_run
-from iwae.cli.reproduce import _listed
+from iwae.cli.reproduce import _list_line
 from iwae.cli.reproduce import reproduce as reproduce_command
 from iwae.config.experiment import config_values, read_config, write_config
 from iwae.config.presets import (
@@ -463,8 +463,8 @@ def test_a_known_density_is_beside_ours():
 
 def test_a_list_marks_what_was_trained_for_fewer_epochs():
     cell = Cell(VAE, preset(VAE), nll=86.1, stderr=0.2, seeds=1, epochs=3280)
-    assert "shortened" not in _listed(cell, Wanted())
-    assert "86.10 (shortened: no reproduction)" in _listed(cell._replace(epochs=33), Wanted())
+    assert "shortened" not in _list_line(cell, Wanted())
+    assert "86.10 (shortened: no reproduction)" in _list_line(cell._replace(epochs=33), Wanted())
 
 
 def test_a_warm_start_is_of_the_cell_that_it_needs(copied):

@@ -127,7 +127,7 @@ def encode(arguments: Sequence[str]) -> int:
     from iwae.data.tables import write_pieces
     from iwae.runs.answers import encode_pieces
 
-    n, pieces = encode_pieces(**_chosen(options))
+    n, pieces = encode_pieces(**_as_arguments(options))
     write_pieces(options.out, pieces, n)
     _print_binarized(options)
     print(options.out)
@@ -143,7 +143,7 @@ def score(arguments: Sequence[str]) -> int:
     from iwae.evaluation.diagnostics import pareto_threshold
     from iwae.runs.answers import score_pieces
 
-    n, pieces = score_pieces(**_chosen(options))
+    n, pieces = score_pieces(**_as_arguments(options))
     total, unreliable, threshold = 0.0, 0, pareto_threshold(options.k)
 
     def summed() -> Iterator[Any]:
@@ -188,7 +188,7 @@ def sample(arguments: Sequence[str]) -> int:
     """`iwae sample`."""
     options = parsing.parse(Sample, "sample", arguments)
     _check_out(options.out, None, overwrite=options.overwrite)
-    given = _given(options.given)
+    given = _parse_given(options.given)
     parsing.set_up_jax()
     from iwae.data.tables import write_table
     from iwae.evaluation.diagnostics import pareto_threshold
@@ -228,7 +228,7 @@ _PART = re.compile(
 """NAME=VALUE up to the next comma; either may be quoted as in a .csv file."""
 
 
-def _given(text: str | None) -> dict[str, str]:
+def _parse_given(text: str | None) -> dict[str, str]:
     """The values of columns from "age=40, city=Oslo"."""
     found: dict[str, str] = {}
     rest = text or ""
@@ -269,7 +269,7 @@ def impute(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _chosen(options: RowOptions) -> dict[str, Any]:
+def _as_arguments(options: RowOptions) -> dict[str, Any]:
     """The options as arguments of a function of rows, which writes no file."""
     chosen = dict(vars(options))
     del chosen["out"], chosen["overwrite"]

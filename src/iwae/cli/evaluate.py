@@ -93,13 +93,13 @@ def evaluate(arguments: Sequence[str]) -> int:
     function, names = METHODS[options.method]
     if "schedule" in names:
         path = {name: chosen.pop(name) for name in _PATH if name in chosen}
-        chosen["annealing"] = _annealing(path)
+        chosen["annealing"] = _annealing_settings(path)
     common = vars(options).keys() - SPECIFIC - {"method"}
     chosen |= {name: getattr(options, name) for name in common}
-    return _measure(getattr(iwae, function), **chosen)
+    return _run_measurement(getattr(iwae, function), **chosen)
 
 
-def _measure(
+def _run_measurement(
     function: Callable[..., dict[str, Any]], *, json: bool, quiet: bool, **options: Any
 ) -> int:
     """Measure, print the record and return the exit status; a stop keeps finished work."""
@@ -140,7 +140,7 @@ def _method_options(options: Evaluate) -> dict[str, Any]:
     return given
 
 
-def _annealing(given: dict[str, Any]) -> Any:
+def _annealing_settings(given: dict[str, Any]) -> Any:
     """Build the annealing settings; any other name of a schedule is that of a file."""
     from iwae.results.annealed import ADAPTIVE, SCHEDULES, Annealing
 
@@ -196,7 +196,7 @@ def classify(arguments: Sequence[str]) -> int:
     """`iwae classify`."""
     options = parsing.parse(Classify, "classify", arguments)
     parsing.set_up_jax()
-    return _measure(iwae.classify_run, **vars(options))
+    return _run_measurement(iwae.classify_run, **vars(options))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -229,7 +229,7 @@ def calibrate(arguments: Sequence[str]) -> int:
     parsing.set_up_jax()
     from iwae.reports.recorded import draw_calibration
 
-    status = _measure(iwae.calibrate_run, **vars(options))
+    status = _run_measurement(iwae.calibrate_run, **vars(options))
     draw_calibration(options.run)
     return status
 

@@ -99,9 +99,9 @@ def work(options: Any, tasks: Sequence["Task"], arguments: Sequence[str]) -> int
     Args:
         arguments: the command line, which worker processes repeat.
     """
-    _check(options)
+    _check_options(options)
     if options.dry_run:
-        return _plan(options, tasks)
+        return _print_plan(options, tasks)
     _check_writable(options.out)
     from iwae.experiments.tasks import Status
     from iwae.runs.folder import Stopped
@@ -124,7 +124,7 @@ def work(options: Any, tasks: Sequence["Task"], arguments: Sequence[str]) -> int
     return parsing.FAILURE if failed else 0
 
 
-def _check(options: Any) -> None:
+def _check_options(options: Any) -> None:
     """Raise UserError for options that are invalid or contradict each other."""
     if options.budget is not None:
         seconds(options.budget)
@@ -247,7 +247,7 @@ def _outcomes(
     return work(options.out, tasks, command=command, show=show, track=track, begin=begin, **shared)
 
 
-def _plan(options: Any, tasks: Sequence["Task"]) -> int:
+def _print_plan(options: Any, tasks: Sequence["Task"]) -> int:
     """Print what would be done; returns the exit status."""
     from iwae.experiments.costs import duration, hours
     from iwae.experiments.tasks import Status, state_of

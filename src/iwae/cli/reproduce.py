@@ -82,9 +82,9 @@ def reproduce(arguments: Sequence[str]) -> int:
     _check_action(options)
     if options.action in ("list", "table"):
         cells = with_baselines(cells) if options.action == "table" else cells
-        return _results(options, read_cells(options.out, cells, wanted), wanted)
+        return _print_results(options, read_cells(options.out, cells, wanted), wanted)
     if options.action == "status":
-        return _status(options, plan(options.out, cells, wanted))
+        return _print_status(options, plan(options.out, cells, wanted))
     return queue.work(options, plan(options.out, cells, wanted), ["reproduce", *arguments])
 
 
@@ -105,7 +105,7 @@ def _check_action(options: Any) -> None:
         queue.refuse(options, {"examples"}, "is the number of examples to anneal: it needs --ais")
 
 
-def _results(options: Any, cells: Sequence["Cell"], wanted: "Wanted") -> int:
+def _print_results(options: Any, cells: Sequence["Cell"], wanted: "Wanted") -> int:
     """Print the results of cells, and at the end why some cannot be read."""
     from iwae.experiments.table import read_cells, table
 
@@ -115,14 +115,14 @@ def _results(options: Any, cells: Sequence["Cell"], wanted: "Wanted") -> int:
         print(table(cells, wanted, options.format, fast), end="", flush=True)
         cells = [*cells, *fast]
     else:
-        print("\n".join(_listed(cell, wanted) for cell in cells), flush=True)
+        print("\n".join(_list_line(cell, wanted) for cell in cells), flush=True)
     errors = [cell.error for cell in cells if cell.error]
     for error in errors:
         print(f"iwae: {error}", file=sys.stderr)
     return parsing.FAILURE if errors else 0
 
 
-def _listed(cell: "Cell", wanted: "Wanted") -> str:
+def _list_line(cell: "Cell", wanted: "Wanted") -> str:
     """A line of the list of cells."""
     from iwae.experiments.costs import duration, hours
 
@@ -139,7 +139,7 @@ def _listed(cell: "Cell", wanted: "Wanted") -> str:
     )
 
 
-def _status(options: Any, tasks: Sequence["Task"]) -> int:
+def _print_status(options: Any, tasks: Sequence["Task"]) -> int:
     """Print the progress of tasks; omit those that have not started, unless cells are named."""
     from iwae.experiments.tasks import Status, state_of
 

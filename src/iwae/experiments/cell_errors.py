@@ -27,7 +27,7 @@ def mean_over_draws(rows: Rows) -> Binarizations | None:
     All runs share the draws, so the error of the draws is that of one run: the mean over seeds.
     `draws` and `by` are those of the run with the fewest draws.
     """
-    found = _drawn(rows)
+    found = _draw_means(rows)
     if not found or any(one.log_likelihood is None for one in found):
         return None
     seeds = [number for _, number in rows]
@@ -43,16 +43,16 @@ def other_errors(rows: Rows, record: Record, digits: int) -> str:
         record: the record of any of the runs.
         digits: digits of the errors from draws; those from particles have one more.
     """
-    return "; ".join([*_particles(rows, digits + 1), *_pixels(rows, record, digits)])
+    return "; ".join([*_particle_errors(rows, digits + 1), *_draw_errors(rows, record, digits)])
 
 
-def _drawn(rows: Rows) -> list[Binarizations]:
+def _draw_means(rows: Rows) -> list[Binarizations]:
     """The mean over draws of each run; empty unless all have one."""
     found = [row.binarizations for row, _ in rows if row.binarizations is not None]
     return found if len(found) == len(rows) else []
 
 
-def _particles(rows: Rows, digits: int) -> list[str]:
+def _particle_errors(rows: Rows, digits: int) -> list[str]:
     """The Monte Carlo error of the mean over all seeds.
 
     All runs draw particles with the same keys. The mean of the errors is an upper bound, reached
@@ -71,7 +71,7 @@ def _largest_share(rows: Rows) -> Number:
     return None if unknown and not is_heavy(worst) else worst.pareto_k_unreliable
 
 
-def _pixels(rows: Rows, record: Record, digits: int) -> list[str]:
+def _draw_errors(rows: Rows, record: Record, digits: int) -> list[str]:
     """The error from draws of the pixels, the numbers of draws, and the bounds measured."""
     drawn = mean_over_draws(rows)
     if drawn is None:
@@ -79,7 +79,7 @@ def _pixels(rows: Rows, record: Record, digits: int) -> list[str]:
     error = drawn.draws_error
     words = "unknown" if error is None else f"{error:.{digits}f}"
     draws = [
-        counted(one.draws, "draw") + (f", by {one.by}" if one.by else "") for one in _drawn(rows)
+        counted(one.draws, "draw") + (f", by {one.by}" if one.by else "") for one in _draw_means(rows)
     ]
     return [f"pixel draw error {words} ({'; '.join(dict.fromkeys(draws))})"]
 

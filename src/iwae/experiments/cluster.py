@@ -125,7 +125,7 @@ def work_on_ray(
         (ready,), _ = ray.wait(list(running))
         task, lock = running.pop(ready)
         with lock:
-            outcome = _result(ray, ready, task)
+            outcome = _task_outcome(ray, ready, task)
         forget_failure(out, outcome.task)
         if outcome.status == Status.FAILED:  # the worker may have stored it in its scratch
             write_failure(out, outcome.task, Failure(outcome.reason))
@@ -176,7 +176,7 @@ def _own_sigterm() -> Iterator[None]:
         signal.raise_signal(signal.SIGTERM)
 
 
-def _result(ray: Any, reference: Any, task: Task) -> Outcome:
+def _task_outcome(ray: Any, reference: Any, task: Task) -> Outcome:
     """The outcome of a task; a failure if too many workers died at it."""
     try:
         return Outcome(task, *ray.get(reference))
@@ -301,9 +301,9 @@ class _Copying:
         """The task, with the runs that it starts from fetched to this machine."""
         if self.place.home is None:
             return task
-        self.attempt = _asked(self.place.home.begin.remote(task.name))
+        self.attempt = _get(self.place.home.begin.remote(task.name))
         for name in filter(None, (task.name, task.needs)):
-            packed = _asked(self.place.home.read.remote(name))
+            packed = _get(self.place.home.read.remote(name))
             shutil.rmtree(self.place.out / name, ignore_errors=True)  # perhaps of another queue
             if packed is not None:
                 unpack(packed, self.place.out / name)
@@ -325,7 +325,7 @@ class _Copying:
         run = self.place.out / self.task.name
         if self.attempt is not None and run.is_dir():
             home = self.place.home
-            if not _asked(home.write.remote(self.task.name, self.attempt, pack(run))):
+            if not _get(home.write.remote(self.task.name, self.attempt, pack(run))):
                 raise TakenOverError(f"another worker took over {self.task.name}")
         self.last, self.checkpoint = time.monotonic(), self._newest()
 
@@ -349,7 +349,7 @@ class _Copying:
                 self.bring()
 
 
-def _asked(reference: Any) -> Any:
+def _get(reference: Any) -> Any:
     """The result of an actor's method."""
     import ray
 

@@ -131,7 +131,7 @@ def attempt(out: Path, task: Task, do: Callable[[Path, Task], None], command: st
             raise
         return Outcome(task, Status.STOPPED, "the time is up")
     except Exception as error:  # reported and stored, so that other tasks continue
-        reason = _reason(error)
+        reason = _failure_reason(error)
         try:
             write_failure(out, task, Failure(reason, command))
         except OSError as not_stored:
@@ -140,7 +140,7 @@ def attempt(out: Path, task: Task, do: Callable[[Path, Task], None], command: st
     return Outcome(task, Status.DONE)
 
 
-def _reason(error: Exception) -> str:
+def _failure_reason(error: Exception) -> str:
     """The message of an error: one line, or the traceback of an unexpected error."""
     if is_out_of_memory(error):
         return OUT_OF_MEMORY
@@ -178,7 +178,7 @@ def do_task(
             show(_training(out, task, data_dir, deadline, claim), run)
         for measure in task.measures:
             if missing := unmeasured(run, measure):
-                _measure(run, measure, missing, data_dir, _until(deadline, claim, track))
+                _measure_missing(run, measure, missing, data_dir, _until(deadline, claim, track))
 
 
 def _training(
@@ -192,7 +192,7 @@ def _training(
     return resume_run(run, data_dir, deadline=deadline, claim=claim)
 
 
-def _measure(
+def _measure_missing(
     run: Path, measure: Measure, missing: set[str], data_dir: Path | None, track: Track
 ) -> None:
     """Measure the missing estimators; existing records are not overwritten."""

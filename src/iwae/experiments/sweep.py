@@ -59,14 +59,14 @@ def read_sweep(path: Path, out: Path, measures: tuple[Measure, ...] = (Measure()
             for run, found in present.items()
             if all(getattr(config, name) == getattr(found, name) for name in names)
         }
-        runs = _runs(config, seeds or list(config.seeds()), labels, alike)
+        runs = _experiment_runs(config, seeds or list(config.seeds()), labels, alike)
         tasks += [Task(name, run_config, measures) for name, run_config in runs]
     if len({task.name for task in tasks}) < len(tasks):
         raise UserError(f"{path}: two values of a list are the same, or give the same folder name")
     return tasks
 
 
-def _runs(
+def _experiment_runs(
     config: TrainConfig,
     seeds: Sequence[int],
     labels: Mapping[str, str],
@@ -83,7 +83,7 @@ def _runs(
     for its in contiguous(sorted(set(seeds).difference(*kept.values()))):
         seed_label = f"seed={its[0]}" + f"-{its[-1]}" * (len(its) > 1)
         named = {**labels, "seed": seed_label} if kept or "seed" in labels else labels
-        found.append((its, _short(",".join(filter(None, named.values())))))
+        found.append((its, _cut_name(",".join(filter(None, named.values())))))
     return [
         (name, config.model_copy(update={"seed": its[0], "replicates": len(its)}))
         for its, name in sorted(found, key=lambda run: run[0].start)
@@ -161,7 +161,7 @@ LONGEST = 120
 """Characters of a folder's name; a longer name is cut and ends in a digest."""
 
 
-def _short(name: str) -> str:
+def _cut_name(name: str) -> str:
     if len(name) <= LONGEST:
         return name
     return f"{name[: LONGEST - 9]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"

@@ -288,12 +288,12 @@ def table(
     """
     if style not in FORMATS:
         raise UserError(f"no format {style!r}; known: {', '.join(FORMATS)}")
-    fast_rows = {cell.name.removeprefix(FAST): _row(cell, wanted) for cell in fast}
+    fast_rows = {cell.name.removeprefix(FAST): _cell_row(cell, wanted) for cell in fast}
     rows = []
     for cell in cells:
         fast_row = fast_rows.get(cell.name, {})
         more = {name: fast_row.get(column, "") for name, column in FAST_COLUMNS.items()}
-        rows.append(_row(cell, wanted) | more)
+        rows.append(_cell_row(cell, wanted) | more)
     columns = [name for name in rows[0] if any(row[name] for row in rows)]
     body = [[row[name] for name in columns] for row in rows]
     text = tabulate(body, columns, FORMATS[style], disable_numparse=True, stralign="left")
@@ -313,7 +313,7 @@ FAST_COLUMNS = {
 """Column of a cell with its fast recipe -> the column of the fast cell's own row."""
 
 
-def _row(cell: Cell, wanted: Wanted) -> dict[str, str]:
+def _cell_row(cell: Cell, wanted: Wanted) -> dict[str, str]:
     """One row of the table; unknown values are empty."""
     entry = cell.entry
     planned = entry.config(epochs=wanted.epochs(entry), replicates=wanted.seeds)
@@ -321,15 +321,15 @@ def _row(cell: Cell, wanted: Wanted) -> dict[str, str]:
     return {
         "cell": cell.name,
         "NLL": _nll(cell),
-        "published": _number(entry.nll),
-        "NLL of the true density": _number(cell.truth, ".3f"),
-        "difference": _number(cell.difference, "+.2f"),
+        "published": _fixed(entry.nll),
+        "NLL of the true density": _fixed(cell.truth, ".3f"),
+        "difference": _fixed(cell.difference, "+.2f"),
         "verdict": cell.verdict,
-        "-L_64": _number(cell.nll_64),
-        "published -L_64": _number(entry.nll_64),
+        "-L_64": _fixed(cell.nll_64),
+        "published -L_64": _fixed(entry.nll_64),
         "active units": "+".join(f"{count:.3g}" for count in cell.active),
         "published active": "+".join(map(str, entry.active)),
-        "AIS beside L_5000": _annealing(cell),
+        "AIS beside L_5000": _annealing_text(cell),
         "other errors": cell.others,
         "seeds": str(cell.seeds or ""),
         "epochs": f"{cell.epochs:,}" if cell.epochs else "",
@@ -345,7 +345,7 @@ def _nll(cell: Cell) -> str:
     )
 
 
-def _annealing(cell: Cell) -> str:
+def _annealing_text(cell: Cell) -> str:
     """The NLL by AIS on the whole test set, and its difference from that by L_5000."""
     if cell.annealed is None or cell.nll is None:
         return ""
@@ -363,5 +363,5 @@ def _digits(truth: float | None) -> int:
     return 2 if truth is None else 3
 
 
-def _number(value: float | None, form: str = ".2f") -> str:
+def _fixed(value: float | None, form: str = ".2f") -> str:
     return "" if value is None else f"{value:{form}}"

@@ -1,4 +1,4 @@
-"""Figures for a page: charts whose ink follows the page's colours, and pictures of pixels."""
+"""Figures on the page: charts that follow the page's colours, and pictures of pixels."""
 
 import base64
 import io
@@ -36,7 +36,7 @@ from iwae.results.reading import Known
 from iwae.results.schema import Settings
 
 NUMBER = "{x:,.0f}"
-"""Numbers of a logarithmic axis, as in the text of the page."""
+"""Format of numbers on a logarithmic axis, as in the text of the page."""
 
 STYLES: tuple[Any, ...] = ("-", "--", ":", "-.")
 
@@ -53,17 +53,20 @@ class Picture(NamedTuple):
 
 
 def training(runs: Sequence[Run], places: Sequence[int]) -> Figure | None:
-    """The training bound (solid) and the validation bound (dashed); runs of the same data.
+    """The training bound (solid) and validation bound (dashed) of runs on the same data.
 
     Args:
-        runs: those to draw.
-        places: the place of each on the page, which gives its colour.
+        runs: runs to draw.
+        places: the place of each on the page, which determines its colour.
+
+    Returns:
+        The chart; None without any bound.
     """
     drawn = []
-    figure, axes = _chart()
+    figure, axes = _empty_chart()
     for run, place in zip(runs, places, strict=True):
         for key, style in (("train_bound", "-"), ("validation_bound", "--")):
-            epochs, values = _course(run, key)
+            epochs, values = _mean_course(run, key)
             if len(epochs):
                 _line(axes, epochs, values, place, style)
                 drawn.append((epochs, values))
@@ -76,11 +79,11 @@ def training(runs: Sequence[Run], places: Sequence[int]) -> Figure | None:
 
 
 def units(runs: Sequence[Run], places: Sequence[int]) -> Figure | None:
-    """Active units through training; layers by the style of the line. See `training`."""
+    """Active units through training, with a line style for each layer; see `training`."""
     drawn = []
-    figure, axes = _chart()
-    for place, run in zip(places, runs, strict=True):
-        epochs, values = _course(run, "active_units")
+    figure, axes = _empty_chart()
+    for run, place in zip(runs, places, strict=True):
+        epochs, values = _mean_course(run, "active_units")
         for layer, style in zip(range(values.shape[-1] if values.ndim > 1 else 0), cycle(STYLES)):
             _line(axes, epochs, values[:, layer], place, style)
             drawn.append(epochs)
@@ -93,7 +96,7 @@ def units(runs: Sequence[Run], places: Sequence[int]) -> Figure | None:
     return laid_out(figure)
 
 
-def _course(run: Run, key: str) -> tuple[np.ndarray, np.ndarray]:
+def _mean_course(run: Run, key: str) -> tuple[np.ndarray, np.ndarray]:
     """Epochs `[t]`, and means over the replicates that have a value, `[t]` or `[t, layers]`."""
     found: dict[int, Any] = {}
     for row in run.metrics:
@@ -106,44 +109,44 @@ def _course(run: Run, key: str) -> tuple[np.ndarray, np.ndarray]:
     return np.array(epochs), np.array([found[epoch] for epoch in epochs])
 
 
-def _chart() -> tuple[Figure, Axes]:
+def _empty_chart() -> tuple[Figure, Axes]:
     figure, (axes,) = chart_figure(1)
     figure.set_size_inches(5.0, 3.2)  # small, so that the letters are large on a telephone
     return figure, axes
 
 
 def _line(axes: Axes, x: np.ndarray, y: np.ndarray, place: int, style: str) -> None:
-    """A line with the mark of its run at the end."""
+    """Draw a line with the marker of its run at the end."""
     colour = PALETTE[place % len(PALETTE)]
     axes.plot(x, y, color=colour, linestyle=style, linewidth=1.5)
     axes.plot(x[-1:], y[-1:], color=colour, marker=MARKERS[place % len(MARKERS)], markersize=5)
 
 
 def budgets(known: Mapping[int, Sequence[Known]]) -> tuple[Figure, str, int] | None:
-    """Paired differences of bounds by budget, over the examples that all have; None without any.
+    """Paired differences of bounds by budget, on the examples that all bounds share.
 
     Args:
-        known: the bounds of each run by its place on the page, all of one test set.
+        known: the bounds of each run by its place on the page, all on one test set.
 
     Returns:
-        The chart, the name of the bound subtracted from all, the tightest of the first run, and the
-        number of examples.
+        The chart; the name of the bound subtracted from all, the tightest of the first run; and
+        the number of examples. None unless two bounds share two examples.
     """
-    every = [one for bounds in known.values() for one in bounds]
-    if len(every) < 2:
+    all_bounds = [bound for bounds in known.values() for bound in bounds]
+    if len(all_bounds) < 2:
         return None
-    shared = reduce(np.intersect1d, [one.places for one in every])
+    shared = reduce(np.intersect1d, [bound.places for bound in all_bounds])
     if len(shared) < 2:
         return None
-    figure, axes = _chart()
+    figure, axes = _empty_chart()
     reference = next(bounds for bounds in known.values() if bounds)[-1]
     axes.axhline(0, color=FAINT, linewidth=1.1, linestyle=":", zorder=1)
     for place, bounds in known.items():
         look = {"color": PALETTE[place % len(PALETTE)], "marker": MARKERS[place % len(MARKERS)]}
-        for way, curve in _curves(bounds).items():
-            look["linestyle"] = "-" if way is None else "--"
-            found = differences_by_budget(curve, shared, reference)
-            draw_curve(axes, found, **look, linewidth=1.5, elinewidth=1, capsize=2.5)
+        for annealing, curve in _by_method(bounds).items():
+            look["linestyle"] = "-" if annealing is None else "--"
+            points = differences_by_budget(curve, shared, reference)
+            draw_curve(axes, points, **look, linewidth=1.5, elinewidth=1, capsize=2.5)
     axes.set_xscale("log")
     label = f"difference to {reference.estimator} (nats)"
     finish(axes, "importance samples k, or temperatures T", label)
@@ -151,17 +154,18 @@ def budgets(known: Mapping[int, Sequence[Known]]) -> tuple[Figure, str, int] | N
     return laid_out(figure), reference.estimator, len(shared)
 
 
-def _curves(bounds: Sequence[Known]) -> dict[Settings | None, list[Known]]:
-    """The bounds that make one curve: by sampling (None), and by each way to anneal."""
+def _by_method(bounds: Sequence[Known]) -> dict[Settings | None, list[Known]]:
+    """The bounds of each curve, by its annealing settings; None for importance sampling."""
     curves: dict[Settings | None, list[Known]] = {}
-    for one in bounds:
-        how = one.record.annealing
-        way = None if how is None else how.model_copy(update={"temperatures": None})
-        curves.setdefault(way, []).append(one)
+    for bound in bounds:
+        settings = bound.record.annealing
+        if settings is not None:
+            settings = settings.model_copy(update={"temperatures": None})
+        curves.setdefault(settings, []).append(bound)
     return curves
 
 
-# --- figures into markup --------------------------------------------------------------------
+# --- markup ---------------------------------------------------------------------------------
 
 COLOURS = {
     INK: "currentColor",
@@ -170,15 +174,15 @@ COLOURS = {
     "#ffffff": "var(--paper)",
     **{colour.lower(): f"var(--run-{i})" for i, colour in enumerate(PALETTE)},
 }
-"""Colours of a chart as the page names them, so that they fit its light and its dark face."""
+"""Colour of a chart -> its name on the page, which has a light and a dark theme."""
 
 
 def svg(figure: Figure, name: str, alt: str) -> Markup:
-    """A chart as SVG inside the page.
+    """A chart as inline SVG.
 
     Args:
-        name: letters and digits that no other chart of the page has: its identifiers start so.
-        alt: what it shows, for those who do not see it.
+        name: prefix of its identifiers, unique on the page; letters and digits.
+        alt: alternative text.
     """
     buffer = io.StringIO()
     with mpl.rc_context({"svg.hashsalt": "iwae", "svg.fonttype": "none"}):
@@ -196,7 +200,7 @@ def svg(figure: Figure, name: str, alt: str) -> Markup:
 
 
 def png(figure: Figure, alt: str) -> Markup:
-    """A picture of pixels as an image inside the page."""
+    """A picture of pixels as an inline image, with an alternative text."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi="figure", metadata={"Software": None})
     width, height = (round(DPI * side) for side in figure.get_size_inches())
