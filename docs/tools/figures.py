@@ -17,16 +17,7 @@ from iwae.experiments.cells import Wanted, cell_runs
 from iwae.experiments.costs import hours, stage_configs
 from iwae.experiments.table import Cell, read_cell
 from iwae.reports.figures import save_figure
-from iwae.reports.figures.style import (
-    LEGEND,
-    MARKERS,
-    NORMAL,
-    PALETTE,
-    chart_figure,
-    cut_start,
-    finish,
-    laid_out,
-)
+from iwae.reports.figures import style
 from iwae.runs.metrics import read_metrics
 
 ROOT = Path(__file__).parents[2]
@@ -67,12 +58,12 @@ def priors_figure(results: Path) -> Figure:
     if not panels:
         raise UserError(f"{results} holds no cell with a learned prior beside its baseline")
     priors = dict.fromkeys(one.prior for courses in panels.values() for one in courses)
-    styles = dict(zip(priors, zip(PALETTE, MARKERS, strict=False), strict=False))
-    figure, charts = chart_figure(len(panels), height=3.4)
+    styles = dict(zip(priors, zip(style.PALETTE, style.MARKERS, strict=False), strict=False))
+    figure, charts = style.chart_figure(len(panels), height=3.4)
     for axes, (name, courses) in zip(charts, panels.items(), strict=True):
         _draw_courses(axes, courses, styles)
-        axes.set_title(name, fontsize=NORMAL)
-    return laid_out(figure)
+        axes.set_title(name, fontsize=style.NORMAL)
+    return style.laid_out(figure)
 
 
 def read_course(results: Path, name: str) -> Course | None:
@@ -117,15 +108,15 @@ def _draw_courses(axes: Axes, courses: list[Course], styles: dict[str, tuple[str
             linestyle="none",
             label=course.prior,
         )
-    cut_start(axes, [(course.minutes, course.bound) for course in courses])
+    style.cut_start(axes, [(course.minutes, course.bound) for course in courses])
     low, _ = axes.get_ylim()
     tops = [(one.cell.stderr or 0) - float(one.cell.nll or 0) for one in courses]
     axes.set_ylim(low, max(tops) + 0.5)
     axes.set_xlim(left=0)
-    finish(
+    style.finish(
         axes, "minutes of training on two cores", "line: training bound; point: test L_5000 (nats)"
     )
-    axes.legend(loc="lower right", **LEGEND)
+    axes.legend(loc="lower right", **style.LEGEND)
 
 
 FIGURES = {"priors-cost": priors_figure}

@@ -12,26 +12,10 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from iwae.errors import UserError, counted
-from iwae.reports.figures.style import (
-    FAINT,
-    GREY,
-    INK,
-    LEGEND,
-    NORMAL,
-    PALETTE,
-    chart_figure,
-    checked,
-    cut_start,
-    draw_histogram,
-    finish,
-    laid_out,
-    minus,
-    scale_epochs,
-    whole_ticks,
-)
+from iwae.reports.figures import style
 
 THIN: dict[str, Any] = {"linewidth": 0.7, "alpha": 0.45}
-DOTTED: dict[str, Any] = {"color": FAINT, "linewidth": 0.9, "linestyle": ":"}
+DOTTED: dict[str, Any] = {"color": style.FAINT, "linewidth": 0.9, "linestyle": ":"}
 
 MOST = 12
 """Maximum number of columns in a figure."""
@@ -68,25 +52,25 @@ def training_curves(rows: Sequence[Mapping[str, Any]]) -> Figure:
     steps = _rate_steps(rates)
     if len(steps) > 12:
         panels["learning rate"], steps = rates, {}
-    figure, charts = chart_figure(len(panels))
+    figure, charts = style.chart_figure(len(panels))
     x_label = "epoch" if any("epoch" in row for row in rows) else "record"
     for axes, (label, curves) in zip(charts, panels.items(), strict=True):
-        for (name, curve), colour in zip(curves.items(), cycle(PALETTE), strict=False):
+        for (name, curve), colour in zip(curves.items(), cycle(style.PALETTE), strict=False):
             _draw_curve(axes, curve, name, colour)
         for epoch in steps:
             axes.axvline(epoch, zorder=1, **DOTTED)
-        finish(axes, x_label, label)
+        style.finish(axes, x_label, label)
     drawn = [curve for curves in panels.values() for curve in curves.values()]
     _share_epochs(charts, drawn)
     for axes, curves in zip(charts, panels.values(), strict=True):
         if all(_are_whole(curve.values[~np.isnan(curve.values)]) for curve in curves.values()):
-            axes.yaxis.set_major_locator(whole_ticks())
+            axes.yaxis.set_major_locator(style.whole_ticks())
         if axes.get_ylabel() == UNITS:
             axes.set_ylim(0, 1.05 * axes.get_ylim()[1])
         else:
-            cut_start(axes, list(curves.values()))
+            style.cut_start(axes, list(curves.values()))
     _note_lines(figure, steps, max(curve.values.shape[1] for curve in drawn))
-    return laid_out(figure)
+    return style.laid_out(figure)
 
 
 def _training_panels(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, "_Curve"]]:
@@ -116,16 +100,16 @@ def log_variance_histogram(variances: Sequence[np.ndarray], threshold: float) ->
     the variance over examples of its posterior mean. A unit is active above `threshold`. The
     histogram shows log10 of the variance; values below `FLOOR`, such as 0, are drawn at `FLOOR`.
     """
-    layers = [checked(layer, f"variances[{i}]", "d") for i, layer in enumerate(variances)]
+    layers = [style.checked(layer, f"variances[{i}]", "d") for i, layer in enumerate(variances)]
     bins = _log_bins(np.concatenate(layers), threshold)
-    figure, charts = chart_figure(len(layers))
+    figure, charts = style.chart_figure(len(layers))
     for number, (axes, layer) in enumerate(zip(charts, layers, strict=True), 1):
         _draw_variances(axes, layer, threshold, bins)
         at_floor = np.count_nonzero(layer < FLOOR)
         note = f"\n({at_floor} below {FLOOR:g} are drawn at it)" if at_floor else ""
         units = f"units of layer {number}" if len(layers) > 1 else "units"
-        finish(axes, f"log10 of the variance of the posterior mean{note}", units)
-    return laid_out(figure)
+        style.finish(axes, f"log10 of the variance of the posterior mean{note}", units)
+    return style.laid_out(figure)
 
 
 def density_1d(grid: np.ndarray, curves: Mapping[str, np.ndarray], *, data: np.ndarray) -> Figure:
@@ -133,16 +117,16 @@ def density_1d(grid: np.ndarray, curves: Mapping[str, np.ndarray], *, data: np.n
 
     The first curve is black, as the reference for the others: usually the true density.
     """
-    figure, (axes,) = chart_figure(1)
-    for (name, values), colour in zip(curves.items(), cycle((INK, *PALETTE)), strict=False):
-        axes.plot(
-            grid, checked(values, f"density '{name}'"), color=colour, linewidth=1.6, label=name
-        )
-    draw_histogram(axes, checked(data, "data"), float(grid[0]), float(grid[-1]), "data")
+    figure, (axes,) = style.chart_figure(1)
+    colours = cycle((style.INK, *style.PALETTE))
+    for (name, values), colour in zip(curves.items(), colours, strict=False):
+        density = style.checked(values, f"density '{name}'")
+        axes.plot(grid, density, color=colour, linewidth=1.6, label=name)
+    style.draw_histogram(axes, style.checked(data, "data"), float(grid[0]), float(grid[-1]), "data")
     axes.set_xlim(grid[0], grid[-1])
     axes.set_ylim(bottom=0)
-    finish(axes, "x", "density")
-    return laid_out(figure)
+    style.finish(axes, "x", "density")
+    return style.laid_out(figure)
 
 
 def scatter_2d(data: np.ndarray, samples: np.ndarray) -> Figure:
@@ -150,23 +134,23 @@ def scatter_2d(data: np.ndarray, samples: np.ndarray) -> Figure:
 
     The data are also behind the samples, in grey.
     """
-    pairs = checked(data, "data"), checked(samples, "samples")
+    pairs = style.checked(data, "data"), style.checked(samples, "samples")
     everything = np.concatenate(pairs)
     low, high = everything.min(axis=0), everything.max(axis=0)
     pad = 0.05 * (high - low).max() or 1.0
     low, high = low - pad, high + pad
     shape = (high - low)[1] / (high - low)[0]
-    figure, charts = chart_figure(2, height=float(np.clip(3.2 * shape + 0.9, 1.6, 6)))
+    figure, charts = style.chart_figure(2, height=float(np.clip(3.2 * shape + 0.9, 1.6, 6)))
     titles = ["data ({})", "samples of the model ({}; grey: data)"]
-    for axes, points, colour, title in zip(charts, pairs, PALETTE, titles, strict=False):
+    for axes, points, colour, title in zip(charts, pairs, style.PALETTE, titles, strict=False):
         if axes is charts[1]:
-            _draw_points(axes, pairs[0], GREY)
+            _draw_points(axes, pairs[0], style.GREY)
         _draw_points(axes, points, colour)
         axes.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]), aspect="equal")
-        axes.set_title(title.format(len(points)), fontsize=NORMAL, color=INK)
+        axes.set_title(title.format(len(points)), fontsize=style.NORMAL, color=style.INK)
         axes.yaxis.set_major_locator(MaxNLocator(int(np.clip(8 * shape, 2, 8))))
-        finish(axes, "x[0]", "x[1]")
-    return laid_out(figure)
+        style.finish(axes, "x[0]", "x[1]")
+    return style.laid_out(figure)
 
 
 def marginals(
@@ -189,28 +173,27 @@ def marginals(
     drawn = _observed_columns(samples, "samples", gaps)
     known = [np.empty(0)] * len(drawn) if data is None else _observed_columns(data, "data", gaps)
     more = f" (of {samples.shape[1]:,})" if samples.shape[1] > MOST else ""
-    figure, charts = chart_figure(len(drawn), height=2.2)
+    figure, charts = style.chart_figure(len(drawn), height=2.2)
     for number, (axes, *columns) in enumerate(zip(charts, known, drawn, strict=True)):
-        # In front of data, the bars of samples are outlines.
-        outline = {"histtype": "step", "linewidth": 1.4} if data is not None else {}
-        looks: tuple[dict[str, Any], ...]
-        looks = {"color": GREY, "zorder": 1}, {"color": PALETTE[0], "zorder": 2, **outline}
-        for values, look in zip(columns, looks, strict=True):
+        front: dict[str, Any] = {"color": style.PALETTE[0], "zorder": 2}
+        if data is not None:  # in front of them, the bars of samples are outlines
+            front |= {"histtype": "step", "linewidth": 1.4}
+        for values, look in zip(columns, ({"color": style.GREY}, front), strict=True):
             if len(values):
                 axes.hist(values, _edges(np.concatenate(columns)), density=data is not None, **look)
-        finish(axes, names[number] if names else f"x[{number}]", "")
+        style.finish(axes, names[number] if names else f"x[{number}]", "")
         if levels and levels[number]:
             axes.set_xticks(range(len(levels[number])), [word[:12] for word in levels[number]])
     behind = "" if data is None else f"; grey: {len(data):,} test examples"
     title = f"{counted(len(samples), 'sample', ',')} of the model, column by column{more}{behind}"
-    figure.suptitle(title, fontsize=NORMAL, color=INK)
-    return laid_out(figure)
+    figure.suptitle(title, fontsize=style.NORMAL, color=style.INK)
+    return style.laid_out(figure)
 
 
 def _observed_columns(rows: np.ndarray, name: str, gaps: bool) -> list[Float[np.ndarray, " _"]]:
     """The observed values of the first columns of rows [n, d]."""
     missing = np.isnan(rows) if gaps else np.zeros(np.shape(rows), bool)
-    values = checked(np.where(missing, 0, rows), name, "n d")
+    values = style.checked(np.where(missing, 0, rows), name, "n d")
     return [column[~gap] for column, gap in zip(values.T, missing.T, strict=True)][:MOST]
 
 
@@ -234,7 +217,7 @@ def _read_curves(
             continue
         values = _replicate_values(value, key, number, layers=name is None)
         if not np.isnan(values).all(axis=0).any():
-            epoch = checked(row.get("epoch", number), f"the epoch in row {number}", "")
+            epoch = style.checked(row.get("epoch", number), f"the epoch in row {number}", "")
             found[float(epoch)] = values
     if not found:
         return {}
@@ -277,12 +260,12 @@ def _note_lines(figure: Figure, steps: Mapping[float, float], replicates: int) -
     """Explain dotted and thin lines in a legend below the panels."""
     notes = {}
     if replicates > 1:
-        notes[f"one of {replicates} replicates"] = Line2D([], [], color=PALETTE[0], **THIN)
+        notes[f"one of {replicates} replicates"] = Line2D([], [], color=style.PALETTE[0], **THIN)
     if steps:
         rates = ", ".join(f"{rate:.2g}" for rate in steps.values())
         notes[f"learning rate changes to {rates}"] = Line2D([], [], **DOTTED)
     if notes:
-        below = {**LEGEND, "loc": "outside lower center", "ncols": 2}
+        below = {**style.LEGEND, "loc": "outside lower center", "ncols": 2}
         figure.legend(notes.values(), notes.keys(), **below)
 
 
@@ -309,14 +292,15 @@ def _are_whole(values: np.ndarray) -> bool:
 
 def _number_text(value: float, *, whole: bool) -> str:
     """A number with two decimals; with none if `whole`, with three digits if small."""
-    return minus(f"{value:.0f}" if whole else f"{value:.2f}" if abs(value) >= 1 else f"{value:.3g}")
+    form = ".0f" if whole else ".2f" if abs(value) >= 1 else ".3g"
+    return style.minus(f"{value:{form}}")
 
 
 def _share_epochs(charts: Sequence[Axes], curves: Sequence[_Curve]) -> None:
     """Set a common axis of epochs: logarithmic for long training, as in the published schedule."""
     first, last = min(c.epochs[0] for c in curves), max(c.epochs[-1] for c in curves)
     for axes in charts:
-        scale_epochs(axes, [curve.epochs for curve in curves])
+        style.scale_epochs(axes, [curve.epochs for curve in curves])
         if axes.get_xscale() == "log":
             axes.set_xlim(first / 1.1, last * 1.1)
         else:
@@ -339,10 +323,11 @@ def _draw_variances(
     line, log, active = np.log10(threshold), np.log10(variances.clip(FLOOR)), variances > threshold
     # A unit exactly at the threshold is inactive, so it is drawn left of it.
     below = np.minimum(log[~active], np.nextafter(line, -np.inf))
-    axes.hist(below, bins=bins, color=GREY, label=f"{len(below)} inactive")
-    axes.hist(log[active], bins=bins, color=PALETTE[0], label=f"{active.sum()} active")
-    axes.axvline(line, color=INK, linewidth=1, linestyle="--", label=f"threshold {threshold:g}")
-    axes.yaxis.set_major_locator(whole_ticks())
+    axes.hist(below, bins=bins, color=style.GREY, label=f"{len(below)} inactive")
+    axes.hist(log[active], bins=bins, color=style.PALETTE[0], label=f"{active.sum()} active")
+    label = f"threshold {threshold:g}"
+    axes.axvline(line, color=style.INK, linewidth=1, linestyle="--", label=label)
+    axes.yaxis.set_major_locator(style.whole_ticks())
 
 
 def _draw_points(axes: Axes, points: Float[np.ndarray, "n 2"], colour: str) -> None:

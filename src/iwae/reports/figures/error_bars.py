@@ -12,22 +12,7 @@ from matplotlib.ticker import LogLocator, NullFormatter
 
 from iwae.errors import UserError, counted
 from iwae.evaluation.bands import Bands, counts_below
-from iwae.reports.figures.style import (
-    FAINT,
-    INK,
-    MARKERS,
-    PALE,
-    PALETTE,
-    SMALL,
-    Numbers,
-    chart_figure,
-    checked,
-    finish,
-    laid_out,
-    minus,
-    plain_numbers,
-    same_shape,
-)
+from iwae.reports.figures import style
 
 LONG = 30  # longest name in a legend of bounds with two columns
 LONG_GRADIENT = 12  # longest name in a legend of gradients with three columns; twice that, with two
@@ -38,10 +23,13 @@ DASHES = ((5, 2), (5, 2, 1, 2), (2, 1.5), (8, 2, 2, 2))
 LINEAR = 0.01
 """Largest difference on the linear part of the axis, nats."""
 
+NOTE: dict[str, Any] = {"textcoords": "offset points", "fontsize": style.SMALL}
+"""The look of an annotation."""
+
 SLOPES = {0.5: "$k^{1/2}$", -0.5: "$k^{-1/2}$"}
 """Theoretical slopes at large k (Rainforth et al. 2018; Tucker et al. 2019)."""
 
-Curve: TypeAlias = tuple[Numbers, Numbers, Numbers]
+Curve: TypeAlias = tuple[style.Numbers, style.Numbers, style.Numbers]
 """Positions, means and standard errors, each [m]."""
 
 
@@ -59,10 +47,10 @@ def bounds_against_budget(
     Raises:
         UserError: if a number is missing or not finite.
     """
-    figure, (axes,) = chart_figure(1)
+    figure, (axes,) = style.chart_figure(1)
     # The scale of an axis must be set before its limits are.
     names = [*([] if reference is None else [_draw_zero(axes, *reference)]), *curves]
-    looks = zip(cycle(PALETTE), cycle(MARKERS), strict=False)
+    looks = zip(cycle(style.PALETTE), cycle(style.MARKERS), strict=False)
     budgets = []
     for (name, curve), (colour, marker) in zip(curves.items(), looks, strict=False):
         ordered = _ordered(curve, name)
@@ -75,8 +63,8 @@ def bounds_against_budget(
     places = np.log10(budget)
     if np.all(np.diff(places) > 0.08 * np.ptp(places)):
         axes.set_xticks(budget)
-    plain_numbers(axes)
-    return laid_out(figure)
+    style.plain_numbers(axes)
+    return style.laid_out(figure)
 
 
 def rate_distortion_curve(betas: np.ndarray, rate: np.ndarray, distortion: np.ndarray) -> Figure:
@@ -93,26 +81,27 @@ def rate_distortion_curve(betas: np.ndarray, rate: np.ndarray, distortion: np.nd
     Raises:
         UserError: if shapes do not match, or a number is not finite.
     """
-    betas = checked(betas, "betas", "t")
-    rate, distortion = checked(rate, "rate", "n t"), checked(distortion, "distortion", "n t")
-    same_shape(rate, distortion, "rate and distortion")
-    same_shape(betas, rate[0], "betas and the rates of an example")
-    figure, (axes,) = chart_figure(1)
+    betas = style.checked(betas, "betas", "t")
+    rate = style.checked(rate, "rate", "n t")
+    distortion = style.checked(distortion, "distortion", "n t")
+    style.same_shape(rate, distortion, "rate and distortion")
+    style.same_shape(betas, rate[0], "betas and the rates of an example")
+    figure, (axes,) = style.chart_figure(1)
     means, errors = distortion.mean(axis=0), _standard_error(distortion)
     x = rate.mean(axis=0)
     label = f"mean of {counted(len(rate), 'example', ',')}"
     if len(rate) > 1:
         label += ", and standard error"
         axes.fill_between(
-            x, means - errors, means + errors, color=PALETTE[0], alpha=0.25, linewidth=0
+            x, means - errors, means + errors, color=style.PALETTE[0], alpha=0.25, linewidth=0
         )
-    axes.plot(x, means, color=PALETTE[0], linewidth=1.6, label=label)
+    axes.plot(x, means, color=style.PALETTE[0], linewidth=1.6, label=label)
     at_one = np.flatnonzero(np.isclose(betas, 1, rtol=0, atol=1e-6))
     if at_one.size:
         _mark_likelihood(axes, rate[:, at_one[0]], distortion[:, at_one[0]])
     names = axes.get_legend_handles_labels()[1]
     _finish(axes, "rate (nats)", "distortion \N{MINUS SIGN}log p(x | z) (nats)", names)
-    return laid_out(figure)
+    return style.laid_out(figure)
 
 
 def signal_to_noise(
@@ -138,7 +127,7 @@ def signal_to_noise(
     """
     if not groups:
         raise UserError("there are no gradients to draw")
-    figure, panels = chart_figure(len(groups))
+    figure, panels = style.chart_figure(len(groups))
     for axes, (group, curves) in zip(panels, groups.items(), strict=True):
         group_powers = powers.get(group, {})
         names = {name: _with_power(name, group_powers.get(name)) for name in curves}
@@ -148,10 +137,10 @@ def signal_to_noise(
         least = f", from k = {power_from}" if power_from > 1 else ""
         title = f"grows like k to the power of{least}:" if group_powers else None
         labels = "particles k", f"signal / noise: {group}"
-        finish(axes, *labels, columns=min(columns, len(curves)), title=title)
-        plain_numbers(axes)
+        style.finish(axes, *labels, columns=min(columns, len(curves)), title=title)
+        style.plain_numbers(axes)
         _scale_ratios(axes, ratios)
-    return laid_out(figure)
+    return style.laid_out(figure)
 
 
 def ecdf_differences(panels: Mapping[str, Float[np.ndarray, "n units"]], bands: Bands) -> Figure:
@@ -169,20 +158,20 @@ def ecdf_differences(panels: Mapping[str, Float[np.ndarray, "n units"]], bands: 
         UserError: if there are more or fewer ranks than the bands are for, or a rank is not between
             0 and 1.
     """
-    figure, charts = chart_figure(len(panels))
+    figure, charts = style.chart_figure(len(panels))
     for axes, (title, ranks) in zip(charts, panels.items(), strict=True):
-        _draw_ranks(axes, checked(ranks, f"the ranks of '{title}'", "n units"), bands, title)
+        _draw_ranks(axes, style.checked(ranks, f"the ranks of '{title}'", "n units"), bands, title)
     low = min(axes.get_ylim()[0] for axes in charts)
     high = max(axes.get_ylim()[1] for axes in charts)
     for axes in charts:
         axes.set_ylim(low, high)
-    return laid_out(figure)
+    return style.laid_out(figure)
 
 
 def _ordered(curve: Curve, name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """A curve in order of position; errors name the quantities."""
     x, y, stderr = (
-        checked(values, f"the {quantity} of '{name}'", "m")
+        style.checked(values, f"the {quantity} of '{name}'", "m")
         for quantity, values in zip(("budget", "mean", "standard error"), curve, strict=True)
     )
     order = np.argsort(x)
@@ -203,8 +192,8 @@ def _draw_zero(axes: Axes, name: str, mean: float, stderr: float) -> str:
     """
     axes.set_yscale("symlog", linthresh=LINEAR)
     axes.yaxis.set_major_formatter("{x:g}")
-    label = minus(f"{name} = {mean:.2f} ± {stderr:.2f} nats")
-    axes.axhline(0, color=FAINT, linewidth=1.1, linestyle=":", zorder=1, label=label)
+    label = style.minus(f"{name} = {mean:.2f} ± {stderr:.2f} nats")
+    axes.axhline(0, **style.GUIDE, zorder=1, label=label)
     return label
 
 
@@ -213,16 +202,16 @@ def _mark_likelihood(
 ) -> None:
     """Mark the point at beta = 1, and draw the line of constant rate + distortion through it."""
     total, x, y = (rate + distortion)[:, None], rate.mean(), distortion.mean()
-    label = minus(f"rate + distortion = {total.mean():.2f}")
+    label = style.minus(f"rate + distortion = {total.mean():.2f}")
     if len(rate) > 1:
         label += f" ± {_standard_error(total)[0]:.2f} nats"
         errors = (_standard_error(one[:, None])[0] for one in (rate, distortion))
-        axes.errorbar(x, y, *reversed([*errors]), color=PALETTE[1], elinewidth=1.2, capsize=3)
-    axes.plot(x, y, "o", color=PALETTE[1], markersize=5, zorder=3)
+        axes.errorbar(x, y, *reversed([*errors]), color=style.PALETTE[1], elinewidth=1.2, capsize=3)
+    axes.plot(x, y, "o", color=style.PALETTE[1], markersize=5, zorder=3)
     limits = axes.get_xlim(), axes.get_ylim()
-    axes.axline((x, y), slope=-1, color=FAINT, linewidth=1.1, linestyle=":", label=label)
+    axes.axline((x, y), slope=-1, **style.GUIDE, label=label)
     axes.set(xlim=limits[0], ylim=limits[1])
-    axes.annotate("β = 1", (x, y), (6, 5), textcoords="offset points", fontsize=SMALL, color=INK)
+    axes.annotate("β = 1", (x, y), (6, 5), color=style.INK, **NOTE)
 
 
 def _standard_error(values: Float[np.ndarray, "n t"]) -> Float[np.ndarray, " t"]:
@@ -233,7 +222,7 @@ def _standard_error(values: Float[np.ndarray, "n t"]) -> Float[np.ndarray, " t"]
 
 def _finish(axes: Axes, x_label: str, y_label: str, names: list[str]) -> None:
     """Apply the common style, with as many columns in the legend as fit."""
-    finish(axes, x_label, y_label, columns=1 if max(map(len, names)) > LONG else 2)
+    style.finish(axes, x_label, y_label, columns=1 if max(map(len, names)) > LONG else 2)
 
 
 def _looks(names: Iterable[str]) -> dict[str, dict[str, Any]]:
@@ -244,8 +233,8 @@ def _looks(names: Iterable[str]) -> dict[str, dict[str, Any]]:
     looks: dict[str, dict[str, Any]] = {}
     for name, (gradient, few) in parts.items():
         place = gradients.index(gradient)
-        colour, shape = PALETTE[place % len(PALETTE)], fews.index(few) if few else place
-        looks[name] = {"color": colour, "marker": MARKERS[shape % len(MARKERS)]}
+        colour, shape = style.PALETTE[place % len(style.PALETTE)], fews.index(few) if few else place
+        looks[name] = {"color": colour, "marker": style.MARKERS[shape % len(style.MARKERS)]}
         if few:
             looks[name]["linestyle"] = (0, DASHES[shape % len(DASHES)])
             looks[name]["markerfacecolor"] = "white"
@@ -257,7 +246,7 @@ def _with_power(name: str, power: tuple[float, float] | None) -> str:
     if power is None:
         return name
     slope = round(power[0], 2) + 0.0  # no negative zero
-    return f"{name}: " + minus(f"{slope:+.2f} ± {power[1]:.2f}")
+    return f"{name}: " + style.minus(f"{slope:+.2f} ± {power[1]:.2f}")
 
 
 def _draw_ratios(axes: Axes, curves: Mapping[str, Curve], names: Mapping[str, str]) -> np.ndarray:
@@ -303,8 +292,8 @@ def _draw_slopes(axes: Axes, points: np.ndarray) -> None:
         return
     for power, label in SLOPES.items():
         line = centre[1] * (ends / centre[0]) ** power
-        axes.plot(ends, line, color=FAINT, linewidth=1.1, linestyle=":", zorder=1)
-        axes.annotate(label, (ends[1], line[1]), (3, 0), textcoords="offset points", fontsize=SMALL)
+        axes.plot(ends, line, **style.GUIDE, zorder=1)
+        axes.annotate(label, (ends[1], line[1]), (3, 0), **NOTE)
     axes.set_xlim(limits[0])
 
 
@@ -317,14 +306,14 @@ def _draw_ranks(axes: Axes, ranks: np.ndarray, bands: Bands, title: str) -> None
         raise UserError("relative ranks lie between 0 and 1")
     points = np.concatenate([[0], bands.points, [1]])
     low, high = (np.pad(side - bands.points, 1) for side in (bands.lower, bands.upper))
-    axes.fill_between(points, low, high, color=PALE, linewidth=0, zorder=0, label="95% band")
+    axes.fill_between(points, low, high, color=style.PALE, linewidth=0, zorder=0, label="95% band")
     outside = bands.smallest_tail(ranks) <= bands.critical
     lines = counts_below(ranks, bands.points) / n - bands.points
     lines = np.pad(lines, ((0, 0), (1, 1)))
-    styles = ((~outside, FAINT, "units inside"), (outside, PALETTE[1], "units outside"))
+    styles = ((~outside, style.FAINT, "units inside"), (outside, style.PALETTE[1], "units outside"))
     for chosen, colour, words in styles:
         label = f"{np.count_nonzero(chosen)} {words}"
         for line in lines[chosen]:
             axes.plot(points, line, color=colour, linewidth=0.8, label=label)
             label = "_"
-    finish(axes, f"rank of the true latent, {title}", "share below, less uniform")
+    style.finish(axes, f"rank of the true latent, {title}", "share below, less uniform")

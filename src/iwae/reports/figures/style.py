@@ -22,6 +22,7 @@ PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 # In addition to colours, which not everybody can distinguish.
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 LEGEND: dict[str, Any] = {"fontsize": SMALL, "labelcolor": INK, "frameon": False}
+GUIDE: dict[str, Any] = {"color": FAINT, "linewidth": 1.1, "linestyle": ":"}  # lines of reference
 
 
 def checked(values: object, name: str, axes: str | None = None) -> Float[np.ndarray, "..."]:

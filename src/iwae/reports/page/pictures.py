@@ -16,21 +16,7 @@ from matplotlib.figure import Figure
 
 from iwae.reports.estimates import differences_by_budget
 from iwae.reports.figures.error_bars import draw_curve
-from iwae.reports.figures.style import (
-    DPI,
-    FAINT,
-    INK,
-    MARKERS,
-    PALE,
-    PALETTE,
-    chart_figure,
-    cut_start,
-    finish,
-    laid_out,
-    plain_numbers,
-    scale_epochs,
-    whole_ticks,
-)
+from iwae.reports.figures import style
 from iwae.reports.page.facts import Run
 from iwae.results.reading import Known
 from iwae.results.schema import Settings
@@ -38,7 +24,7 @@ from iwae.results.schema import Settings
 NUMBER = "{x:,.0f}"
 """Format of numbers on a logarithmic axis, as in the text of the page."""
 
-STYLES: tuple[Any, ...] = ("-", "--", ":", "-.")
+LINES: tuple[Any, ...] = ("-", "--", ":", "-.")
 
 
 class Picture(NamedTuple):
@@ -65,17 +51,17 @@ def training(runs: Sequence[Run], places: Sequence[int]) -> Figure | None:
     drawn = []
     figure, axes = _empty_chart()
     for run, place in zip(runs, places, strict=True):
-        for key, style in (("train_bound", "-"), ("validation_bound", "--")):
+        for key, line in (("train_bound", "-"), ("validation_bound", "--")):
             epochs, values = _mean_course(run, key)
             if len(epochs):
-                _line(axes, epochs, values, place, style)
+                _draw_line(axes, epochs, values, place, line)
                 drawn.append((epochs, values))
     if not drawn:
         return None
-    scale_epochs(axes, [epochs for epochs, _ in drawn], NUMBER)
-    cut_start(axes, drawn)
-    finish(axes, "epoch", "bound (nats)")
-    return laid_out(figure)
+    style.scale_epochs(axes, [epochs for epochs, _ in drawn], NUMBER)
+    style.cut_start(axes, drawn)
+    style.finish(axes, "epoch", "bound (nats)")
+    return style.laid_out(figure)
 
 
 def units(runs: Sequence[Run], places: Sequence[int]) -> Figure | None:
@@ -84,16 +70,16 @@ def units(runs: Sequence[Run], places: Sequence[int]) -> Figure | None:
     figure, axes = _empty_chart()
     for run, place in zip(runs, places, strict=True):
         epochs, values = _mean_course(run, "active_units")
-        for layer, style in zip(range(values.shape[-1] if values.ndim > 1 else 0), cycle(STYLES)):
-            _line(axes, epochs, values[:, layer], place, style)
+        for layer, line in zip(range(values.shape[-1] if values.ndim > 1 else 0), cycle(LINES)):
+            _draw_line(axes, epochs, values[:, layer], place, line)
             drawn.append(epochs)
     if not drawn:
         return None
-    scale_epochs(axes, drawn, NUMBER)
+    style.scale_epochs(axes, drawn, NUMBER)
     axes.set_ylim(0, 1.05 * axes.get_ylim()[1])
-    axes.yaxis.set_major_locator(whole_ticks())
-    finish(axes, "epoch", "active units")
-    return laid_out(figure)
+    axes.yaxis.set_major_locator(style.whole_ticks())
+    style.finish(axes, "epoch", "active units")
+    return style.laid_out(figure)
 
 
 def _mean_course(run: Run, key: str) -> tuple[np.ndarray, np.ndarray]:
@@ -110,16 +96,22 @@ def _mean_course(run: Run, key: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _empty_chart() -> tuple[Figure, Axes]:
-    figure, (axes,) = chart_figure(1)
+    figure, (axes,) = style.chart_figure(1)
     figure.set_size_inches(5.0, 3.2)  # small, so that the letters are large on a telephone
     return figure, axes
 
 
-def _line(axes: Axes, x: np.ndarray, y: np.ndarray, place: int, style: str) -> None:
+def _draw_line(axes: Axes, x: np.ndarray, y: np.ndarray, place: int, line: str) -> None:
     """Draw a line with the marker of its run at the end."""
-    colour = PALETTE[place % len(PALETTE)]
-    axes.plot(x, y, color=colour, linestyle=style, linewidth=1.5)
-    axes.plot(x[-1:], y[-1:], color=colour, marker=MARKERS[place % len(MARKERS)], markersize=5)
+    look = _look(place)
+    axes.plot(x, y, color=look["color"], linestyle=line, linewidth=1.5)
+    axes.plot(x[-1:], y[-1:], **look, markersize=5)
+
+
+def _look(place: int) -> dict[str, Any]:
+    """The colour and marker of a run."""
+    palette, markers = style.PALETTE, style.MARKERS
+    return {"color": palette[place % len(palette)], "marker": markers[place % len(markers)]}
 
 
 def budgets(known: Mapping[int, Sequence[Known]]) -> tuple[Figure, str, int] | None:
@@ -140,18 +132,17 @@ def budgets(known: Mapping[int, Sequence[Known]]) -> tuple[Figure, str, int] | N
         return None
     figure, axes = _empty_chart()
     reference = next(bounds for bounds in known.values() if bounds)[-1]
-    axes.axhline(0, color=FAINT, linewidth=1.1, linestyle=":", zorder=1)
+    axes.axhline(0, **style.GUIDE, zorder=1)
     for place, bounds in known.items():
-        look = {"color": PALETTE[place % len(PALETTE)], "marker": MARKERS[place % len(MARKERS)]}
         for annealing, curve in _by_method(bounds).items():
-            look["linestyle"] = "-" if annealing is None else "--"
             points = differences_by_budget(curve, shared, reference)
+            look = _look(place) | {"linestyle": "-" if annealing is None else "--"}
             draw_curve(axes, points, **look, linewidth=1.5, elinewidth=1, capsize=2.5)
     axes.set_xscale("log")
     label = f"difference to {reference.estimator} (nats)"
-    finish(axes, "importance samples k, or temperatures T", label)
-    plain_numbers(axes, NUMBER)
-    return laid_out(figure), reference.estimator, len(shared)
+    style.finish(axes, "importance samples k, or temperatures T", label)
+    style.plain_numbers(axes, NUMBER)
+    return style.laid_out(figure), reference.estimator, len(shared)
 
 
 def _by_method(bounds: Sequence[Known]) -> dict[Settings | None, list[Known]]:
@@ -168,11 +159,11 @@ def _by_method(bounds: Sequence[Known]) -> dict[Settings | None, list[Known]]:
 # --- markup ---------------------------------------------------------------------------------
 
 COLOURS = {
-    INK: "currentColor",
-    FAINT: "var(--faint)",
-    PALE: "var(--pale)",
+    style.INK: "currentColor",
+    style.FAINT: "var(--faint)",
+    style.PALE: "var(--pale)",
     "#ffffff": "var(--paper)",
-    **{colour.lower(): f"var(--run-{i})" for i, colour in enumerate(PALETTE)},
+    **{colour.lower(): f"var(--run-{i})" for i, colour in enumerate(style.PALETTE)},
 }
 """Colour of a chart -> its name on the page, which has a light and a dark theme."""
 
@@ -203,7 +194,7 @@ def png(figure: Figure, alt: str) -> Markup:
     """A picture of pixels as an inline image, with an alternative text."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi="figure", metadata={"Software": None})
-    width, height = (round(DPI * side) for side in figure.get_size_inches())
+    width, height = (round(style.DPI * side) for side in figure.get_size_inches())
     data = base64.b64encode(buffer.getvalue()).decode()
     return Markup('<img alt="{}" width="{}" height="{}" src="data:image/png;base64,{}">').format(
         alt, width, height, data
