@@ -3,7 +3,7 @@
 import argparse
 import dataclasses
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -18,6 +18,7 @@ from iwae.errors import UserError
 
 if TYPE_CHECKING:
     from iwae.runs.setup import Job
+    from iwae.training.loop import Report
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,29 +62,12 @@ def train(arguments: Sequence[str]) -> int:
     else:
         check_name(options.config.dataset)  # before importing JAX, to answer at once
     parsing.set_up_jax()
-    from iwae.runs.course import resume_run, start_run
     from iwae.runs.folder import Stopped
     from iwae.runs.summary import what_next
-    from iwae.runs.trackers import TRACKERS
     from iwae.training.loop import NonFiniteError
     from iwae.training.progress import show_training
 
-    track = {name: TRACKERS[name] for name in options.track}
-    if options.resume is not None:
-        run = options.resume
-        reports = resume_run(run, options.data_dir, options.stage, track=track)
-    elif options.stage is not None:
-        raise UserError("--stage needs --resume RUN")
-    elif options.out is None:
-        raise UserError("name a folder for the run: --out RUN")
-    elif options.preset and preset(options.preset).needs and options.config.init_from is None:
-        needs = preset(options.preset).needs
-        raise UserError(f"{options.preset} starts from a finished run of {needs}: --init-from RUN")
-    else:
-        run = options.out
-        show = None if options.quiet else _show_data
-        reports = start_run(options.config, run, options.data_dir, track=track, show=show)
-
+    run, reports = _start(options)
     try:
         show_training(reports, quiet=options.quiet, verbose=options.verbose)
     except Stopped as stopped:
@@ -99,6 +83,26 @@ def train(arguments: Sequence[str]) -> int:
     if not options.quiet:
         print(what_next(run))
     return 0
+
+
+def _start(options: Train) -> tuple[Path, Iterator["Report"]]:
+    """Start or resume a run; returns its folder and its reports, which train it."""
+    from iwae.runs.course import resume_run, start_run
+    from iwae.runs.trackers import TRACKERS
+
+    config, track = options.config, {name: TRACKERS[name] for name in options.track}
+    if options.resume is not None:
+        run = options.resume
+        return run, resume_run(run, options.data_dir, options.stage, track=track)
+    if options.stage is not None:
+        raise UserError("--stage needs --resume RUN")
+    if options.out is None:
+        raise UserError("name a folder for the run: --out RUN")
+    needs = preset(options.preset).needs if options.preset else None
+    if needs and config.init_from is None:
+        raise UserError(f"{options.preset} starts from a finished run of {needs}: --init-from RUN")
+    show = None if options.quiet else _show_data
+    return options.out, start_run(config, options.out, options.data_dir, track=track, show=show)
 
 
 def _show_data(job: "Job") -> None:

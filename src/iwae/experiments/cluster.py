@@ -9,7 +9,7 @@ import signal
 import tarfile
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
@@ -105,17 +105,29 @@ def work_on_ray(
     remote = ray.remote(
         max_retries=LOST, num_cpus=cpus, num_gpus=gpus, runtime_env={"env_vars": env}
     )(_on_worker)
+    return _outcomes(ray, partial(remote.remote, place), out, tasks, lock=home is not None)
+
+
+def _outcomes(
+    ray: Any, start: Callable[[Task], Any], out: Path, tasks: Sequence[Task], *, lock: bool
+) -> Iterator[Outcome]:
+    """Start each task once the task that it needs is done; yield outcomes as tasks end.
+
+    Args:
+        start: starts a task on a worker, and returns the reference of its result.
+        lock: whether to lock tasks here; otherwise, workers in `out` lock them.
+    """
     waiting = list(tasks)
-    running: dict[Any, tuple[Task, ExitStack]] = {}  # with the lock against other queues
+    running: dict[Any, tuple[Task, ExitStack]] = {}
     missing = {task.name for task in tasks}
     while waiting or running:
         for task in [task for task in waiting if task.needs not in missing]:
             waiting.remove(task)
-            lock = ExitStack()
+            locked = ExitStack()
             try:
-                if home is not None:  # otherwise the worker, in `out`, holds the task
-                    lock.enter_context(held(out, task))
-                running[remote.remote(place, task)] = task, lock
+                if lock:
+                    locked.enter_context(held(out, task))
+                running[start(task)] = task, locked
             except InUseError as error:
                 yield Outcome(task, Status.IN_USE, str(error))
         if not running:  # the tasks that these need have failed
@@ -123,8 +135,8 @@ def work_on_ray(
                 yield Outcome(task, Status.WAITING, f"it starts from {task.needs}")
             return
         (ready,), _ = ray.wait(list(running))
-        task, lock = running.pop(ready)
-        with lock:
+        task, locked = running.pop(ready)
+        with locked:
             outcome = _task_outcome(ray, ready, task)
         forget_failure(out, outcome.task)
         if outcome.status == Status.FAILED:  # the worker may have stored it in its scratch

@@ -48,7 +48,7 @@ def training_curves(rows: Sequence[Mapping[str, Any]]) -> Figure:
         UserError: if no row has a curve, or a value is invalid.
     """
     panels = _training_panels(rows)
-    rates = _read_curves(rows, "learning_rate", "learning rate")
+    rates = read_curves(rows, "learning_rate", "learning rate")
     steps = _rate_steps(rates)
     if len(steps) > 12:
         panels["learning rate"], steps = rates, {}
@@ -73,16 +73,16 @@ def training_curves(rows: Sequence[Mapping[str, Any]]) -> Figure:
     return style.laid_out(figure)
 
 
-def _training_panels(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, "_Curve"]]:
+def _training_panels(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, "TrainingCurve"]]:
     """The curves of each panel by the label of its axis; UserError if there are none."""
     has_other = any(row.get("train_iwae") != row.get("train_bound") for row in rows)
     panels = {
-        "bound (nats)": _read_curves(rows, "train_bound", "training")
-        | (_read_curves(rows, "train_iwae", "training, IWAE-k") if has_other else {})
-        | _read_curves(rows, "validation_bound", "validation"),
-        "reconstruction (nats)": _read_curves(rows, "reconstruction", "log p(x | z)"),
-        "KL (nats)": _read_curves(rows, "kl", None),
-        UNITS: _read_curves(rows, "active_units", None),
+        "bound (nats)": read_curves(rows, "train_bound", "training")
+        | (read_curves(rows, "train_iwae", "training, IWAE-k") if has_other else {})
+        | read_curves(rows, "validation_bound", "validation"),
+        "reconstruction (nats)": read_curves(rows, "reconstruction", "log p(x | z)"),
+        "KL (nats)": read_curves(rows, "kl", None),
+        UNITS: read_curves(rows, "active_units", None),
     }
     panels = {label: curves for label, curves in panels.items() if curves}
     if not panels:
@@ -197,7 +197,9 @@ def _observed_columns(rows: np.ndarray, name: str, gaps: bool) -> list[Float[np.
     return [column[~gap] for column, gap in zip(values.T, missing.T, strict=True)][:MOST]
 
 
-class _Curve(NamedTuple):
+class TrainingCurve(NamedTuple):
+    """A quantity by epoch."""
+
     epochs: Float[np.ndarray, " t"]
     values: Float[np.ndarray, "t r"]  # a column per replicate; NaN for no value
 
@@ -206,10 +208,13 @@ class _Curve(NamedTuple):
         return np.nanmean(self.values, axis=1)
 
 
-def _read_curves(
+def read_curves(
     rows: Sequence[Mapping[str, Any]], key: str, name: str | None
-) -> dict[str, _Curve]:
-    """The curve of a key by name, or a curve per layer without a name; {} without values."""
+) -> dict[str, TrainingCurve]:
+    """The curve of a key in the rows of metrics.jsonl, by name; {} without values.
+
+    Without a name, there is a curve for each layer.
+    """
     found: dict[float, np.ndarray] = {}
     for number, row in enumerate(rows, 1):
         value = row.get(key)
@@ -226,7 +231,7 @@ def _read_curves(
     epochs = np.array(sorted(found))
     values = np.stack([found[epoch] for epoch in epochs])
     names = [name or f"layer {i + 1}" for i in range(values.shape[2])]
-    return {name: _Curve(epochs, values[..., i]) for i, name in enumerate(names)}
+    return {name: TrainingCurve(epochs, values[..., i]) for i, name in enumerate(names)}
 
 
 def _replicate_values(
@@ -246,7 +251,7 @@ def _replicate_values(
     return np.atleast_2d(array) if layers else array.reshape(-1, 1)
 
 
-def _rate_steps(rates: Mapping[str, _Curve]) -> dict[float, float]:
+def _rate_steps(rates: Mapping[str, TrainingCurve]) -> dict[float, float]:
     """The epochs after which the learning rate changes -> its new value."""
     if not rates:
         return {}
@@ -269,7 +274,7 @@ def _note_lines(figure: Figure, steps: Mapping[float, float], replicates: int) -
         figure.legend(notes.values(), notes.keys(), **below)
 
 
-def _draw_curve(axes: Axes, curve: _Curve, name: str, colour: str) -> None:
+def _draw_curve(axes: Axes, curve: TrainingCurve, name: str, colour: str) -> None:
     """Draw the mean over replicates, and each replicate as a thin line."""
     mean = curve.mean()
     marker = "o" if len(mean) <= 25 else None
@@ -296,7 +301,7 @@ def _number_text(value: float, *, whole: bool) -> str:
     return style.minus(f"{value:{form}}")
 
 
-def _share_epochs(charts: Sequence[Axes], curves: Sequence[_Curve]) -> None:
+def _share_epochs(charts: Sequence[Axes], curves: Sequence[TrainingCurve]) -> None:
     """Set a common axis of epochs: logarithmic for long training, as in the published schedule."""
     first, last = min(c.epochs[0] for c in curves), max(c.epochs[-1] for c in curves)
     for axes in charts:

@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 from iwae.reports.estimates import differences_by_budget
 from iwae.reports.figures.error_bars import draw_curve
 from iwae.reports.figures import style
+from iwae.reports.figures.charts import read_curves
 from iwae.reports.page.facts import Run
 from iwae.results.reading import Known
 from iwae.results.schema import Settings
@@ -52,10 +53,9 @@ def training(runs: Sequence[Run], places: Sequence[int]) -> Figure | None:
     figure, axes = _empty_chart()
     for run, place in zip(runs, places, strict=True):
         for key, line in (("train_bound", "-"), ("validation_bound", "--")):
-            epochs, values = _mean_course(run, key)
-            if len(epochs):
-                _draw_line(axes, epochs, values, place, line)
-                drawn.append((epochs, values))
+            for curve in read_curves(run.metrics, key, key).values():
+                drawn.append((curve.epochs, curve.mean()))
+                _draw_line(axes, *drawn[-1], place, line)
     if not drawn:
         return None
     style.scale_epochs(axes, [epochs for epochs, _ in drawn], NUMBER)
@@ -69,10 +69,10 @@ def units(runs: Sequence[Run], places: Sequence[int]) -> Figure | None:
     drawn = []
     figure, axes = _empty_chart()
     for run, place in zip(runs, places, strict=True):
-        epochs, values = _mean_course(run, "active_units")
-        for layer, line in zip(range(values.shape[-1] if values.ndim > 1 else 0), cycle(LINES)):
-            _draw_line(axes, epochs, values[:, layer], place, line)
-            drawn.append(epochs)
+        layers = read_curves(run.metrics, "active_units", None).values()
+        for curve, line in zip(layers, cycle(LINES), strict=False):
+            _draw_line(axes, curve.epochs, curve.mean(), place, line)
+            drawn.append(curve.epochs)
     if not drawn:
         return None
     style.scale_epochs(axes, drawn, NUMBER)
@@ -80,19 +80,6 @@ def units(runs: Sequence[Run], places: Sequence[int]) -> Figure | None:
     axes.yaxis.set_major_locator(style.whole_ticks())
     style.finish(axes, "epoch", "active units")
     return style.laid_out(figure)
-
-
-def _mean_course(run: Run, key: str) -> tuple[np.ndarray, np.ndarray]:
-    """Epochs `[t]`, and means over the replicates that have a value, `[t]` or `[t, layers]`."""
-    found: dict[int, Any] = {}
-    for row in run.metrics:
-        if row.get(key) is not None:
-            values = np.array(row[key], dtype=np.float64)
-            values = np.atleast_2d(values) if key == "active_units" else np.atleast_1d(values)
-            if not np.isnan(values).all():
-                found[row["epoch"]] = np.nanmean(values, axis=0)
-    epochs = sorted(found)
-    return np.array(epochs), np.array([found[epoch] for epoch in epochs])
 
 
 def _empty_chart() -> tuple[Figure, Axes]:
