@@ -1,11 +1,11 @@
-"""Cost of a step for every cell of the published tables: one model alone, and one per core.
+"""Time of a step for every cell of the published tables: one model alone, and one per core.
 
-    python benchmarks/cells.py --json src/iwae/reproduce/costs.json [--cells 'table1/*']
+    python benchmarks/cells.py --json src/iwae/experiments/costs.json [--cells 'table1/*']
 
-Needs the data sets of the cells (IWAE_DATA or a network). `iwae reproduce list` turns the record
-into hours; those of a run in stages are the sum over its stages, each of which is timed by itself.
+Needs the data sets of the cells (IWAE_DATA or a network). `iwae reproduce list` converts the record
+to hours; those of a run in stages are the sum over its stages, each of which is timed by itself.
 Earlier measurements are kept unless they are repeated. Medians are over the blocks in which no
-other program was busy, if there are any; the record holds their number. Shapes without that number
+other program was busy, if there are any; the record has their number. Shapes without that number
 were timed by an earlier version, which did not check.
 """
 
@@ -62,7 +62,7 @@ def configs(pattern: str) -> Iterable[tuple[str, TrainConfig]]:
 
 
 def main() -> None:
-    """Measure, print, and write the record after every shape."""
+    """Measure each shape, print it, and write the record."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--cells", default="*", help="only cells whose names match")
     parser.add_argument("--seconds", type=float, default=3.0)

@@ -57,10 +57,10 @@ def forget_peak() -> float | None:
 def time_steps(
     declared: dict, replicates: int, seconds: float, batch: int, network: str, blocks: int
 ) -> tuple[list[Block], float | None]:
-    """Milliseconds per step and replicate, one block for each dispatch of the training loop.
+    """Milliseconds per step and replicate, and peak memory besides data, states and programs, MiB.
 
-    The loop chooses the length of a dispatch; the short ones at the start are left out. Also the
-    MiB that the steps need at their peak, besides data, states and programs.
+    Each dispatch of the training loop, which chooses its length, is a block; the short ones at the
+    start are left out.
     """
     shaped = make_network(network, blocks=blocks, shape=(28, 28))
     models = [VAE(PIXELS, network=shaped, key=jax.random.key(s)) for s in range(replicates)]

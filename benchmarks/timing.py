@@ -7,8 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-# Other programs that take more than this many cores spoil a block: the threads of a matrix product
-# wait for each other, so another program costs far more than its share.
+# Use of the cores by other programs above which a block is disturbed: the threads of a matrix
+# product wait for each other, so another program costs far more than its share.
 QUIET_CORES = 0.1
 
 
@@ -63,9 +63,9 @@ class Stopwatch:
 def time_blocks(
     call: Callable[[int], object], *, seconds: float, blocks: int = 5, warm_up: int = 10
 ) -> list[Block]:
-    """Time `call(n)`, which does the work n times and waits for it, for `seconds` in all.
+    """Time `call(n)`, which does the work n times and waits for it, for `seconds` in total.
 
-    The first call, with all compilation, is not counted.
+    The first call, which includes compilation, is not counted.
     """
     call(warm_up)
     watch = Stopwatch()
@@ -79,7 +79,7 @@ def time_blocks(
 
 
 class Timing(NamedTuple):
-    """Blocks of one thing in one table row, milliseconds per call."""
+    """A summary of blocks for a row of a table, milliseconds per call."""
 
     median: float
     low: float
