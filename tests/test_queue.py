@@ -128,7 +128,7 @@ def test_a_measurement_of_other_models_does_not_count(undisturbed, tmp_path):
 def stopping_at(step, how):
     """Exhausts the reports of a run, and does something once it has reached a step."""
 
-    def show(reports, _run):
+    def show(reports):
         done = False
         for report in reports:
             if report.step >= step and not done:

@@ -9,6 +9,7 @@ import sys
 import time
 import uuid
 from collections.abc import Collection, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -100,19 +101,19 @@ def work(options: Any, tasks: Sequence["Task"], arguments: Sequence[str]) -> int
         arguments: the command line, which worker processes repeat.
     """
     _check_options(options)
+    budget = math.inf if options.budget is None else seconds(options.budget)
     if options.dry_run:
         return _print_plan(options, tasks)
     _check_writable(options.out)
     from iwae.experiments.tasks import Status
     from iwae.runs.folder import Stopped
 
-    command = os.environ.get(COMMAND) or uuid.uuid4().hex
-    deadline = math.inf if options.budget is None else time.monotonic() + seconds(options.budget)
+    command, deadline = os.environ.get(COMMAND) or uuid.uuid4().hex, time.monotonic() + budget
     failed = 0
     try:
         with sigterm_as_ctrl_c():
             if options.workers > 1:
-                _share_out(options, tasks, arguments, command)
+                _run_processes(options, tasks, arguments, command)
             for outcome in _outcomes(options, tasks, deadline, command):
                 reason = f": {outcome.reason}" if outcome.reason else ""
                 print(f"{outcome.task.name}: {outcome.status}{reason}", flush=True)
@@ -126,8 +127,6 @@ def work(options: Any, tasks: Sequence["Task"], arguments: Sequence[str]) -> int
 
 def _check_options(options: Any) -> None:
     """Raise UserError for options that are invalid or contradict each other."""
-    if options.budget is not None:
-        seconds(options.budget)
     if options.engine != "ray":
         refuse(options, {"address", "scratch", "cpus", "gpus"}, "needs --engine ray")
     if options.cpus < 1 or options.gpus < 0:
@@ -163,13 +162,13 @@ COMMAND = "IWAE_COMMAND"
 """Environment variable with the name that the processes of one command share."""
 
 
-def _share_out(
+def _run_processes(
     options: Any, tasks: Sequence["Task"], arguments: Sequence[str], command: str
 ) -> None:
     """Run the tasks in several processes, and wait for them.
 
-    Each process takes tasks that no other is working on. Tasks that start from one in use
-    are left to the caller.
+    Each process takes tasks that no other is working on. They leave tasks that start from one in
+    use to the caller.
     """
     cores = parsing.cores()
     shares = [cores[i :: options.workers] for i in range(options.workers)]
@@ -219,8 +218,8 @@ def _outcomes(
     options: Any, tasks: Sequence["Task"], deadline: float, command: str
 ) -> Iterator["Outcome"]:
     """The outcomes of the tasks, in the order in which they end."""
+    from iwae.experiments import local
     from iwae.experiments.cluster import work_on_ray
-    from iwae.experiments.local import work
     from iwae.runs.progress import tracker
     from iwae.training.progress import show_training
 
@@ -236,15 +235,19 @@ def _outcomes(
             **shared,
         )
 
-    def show(reports: Any, run: Path) -> None:  # noqa: ARG001
-        show_training(reports, quiet=options.quiet)
-
     def begin(task: "Task") -> None:
         if not options.quiet:
             print(f"{task.name} ({tasks.index(task) + 1} of {len(tasks)})", file=sys.stderr)
 
-    track = tracker(quiet=options.quiet)
-    return work(options.out, tasks, command=command, show=show, track=track, begin=begin, **shared)
+    return local.work(
+        options.out,
+        tasks,
+        command=command,
+        show=partial(show_training, quiet=options.quiet),
+        track=tracker(quiet=options.quiet),
+        begin=begin,
+        **shared,
+    )
 
 
 def _print_plan(options: Any, tasks: Sequence["Task"]) -> int:

@@ -344,7 +344,7 @@ class _Copying:
     def _is_time(self) -> bool:
         return self.attempt is not None and time.monotonic() - self.last > self.place.every
 
-    def show(self, reports: Iterable[Report], run: Path) -> None:  # noqa: ARG002
+    def show(self, reports: Iterable[Report]) -> None:
         """Train; copy new checkpoints and the final state home."""
         for _ in reports:
             if self._is_time():

@@ -37,10 +37,10 @@ from iwae.training.loop import Report
 KEPT = 20
 """Tasks between clearings of compiled programs: a process cannot map those of hundreds."""
 
-Show = Callable[[Iterable[Report], Path], None]
+Show = Callable[[Iterable[Report]], None]
 
 
-def exhaust(reports: Iterable[Report], run: Path) -> None:  # noqa: ARG001
+def exhaust(reports: Iterable[Report]) -> None:
     """Train without showing progress."""
     for _ in reports:
         pass
@@ -175,7 +175,7 @@ def do_task(
         forget_failure(out, task)
         refuse_other_run(task, run)
         if not is_trained(run):
-            show(_training(out, task, data_dir, deadline, claim), run)
+            show(_training(out, task, data_dir, deadline, claim))
         for measure in task.measures:
             if missing := unmeasured(run, measure):
                 _measure_missing(run, measure, missing, data_dir, _until(deadline, claim, track))
