@@ -152,10 +152,10 @@ def do_task(
     out: Path,
     task: Task,
     *,
-    data_dir: Path | None = None,
-    deadline: float = math.inf,
-    show: Show = exhaust,
-    track: Track = untracked,
+    data_dir: Path | None,
+    deadline: float,
+    show: Show,
+    track: Track,
     prepare: Callable[[Task], Task] = lambda task: task,
 ) -> None:
     """Train a task's run and measure it, unless that is done.

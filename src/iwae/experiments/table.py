@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from scipy.stats import t as student
@@ -200,17 +200,17 @@ def _own_config(out: Path, run: Path, seeds: range, name: str, wanted: Wanted) -
 
 def _check_start(out: Path, run: Path, needs: str, wanted: Wanted) -> None:
     """Raise UserError unless a run continues from that of the cell it needs, trained to its end."""
-    start = read_config(run / "config.toml").init_from
-    source = cell_folder(needs, wanted) / run.name
-    if start is None or start.parts[-len(source.parts) :] != source.parts:
-        raise UserError(f"{run} continues from {start}, and not from the same seeds of {needs}")
-    there = Path(out) / source
-    if not is_trained(there):
-        raise UserError(f"{run} continues from {there}, which is missing or not trained to its end")
-    found = read_config(there / "config.toml")
+    init_from = read_config(run / "config.toml").init_from
+    name = cell_folder(needs, wanted) / run.name
+    if init_from is None or init_from.parts[-len(name.parts) :] != name.parts:
+        raise UserError(f"{run} continues from {init_from}, and not from the same seeds of {needs}")
+    start = Path(out) / name
+    if not is_trained(start):
+        raise UserError(f"{run} continues from {start}, which is missing or not trained to its end")
+    found = read_config(start / "config.toml")
     whole = found.epochs == wanted.epochs(PRESETS[needs])
     if not whole or not is_of_cell(PRESETS[needs], config_values(found)):
-        raise UserError(f"{run} continues from {there}, which is not the experiment {needs}")
+        raise UserError(f"{run} continues from {start}, which is not the experiment {needs}")
 
 
 def _refuse_mixed(name: str, runs: Sequence["_Finished"]) -> None:
@@ -247,12 +247,9 @@ def _finished(run: Path, config: TrainConfig) -> _Finished | None:
     if not is_trained(run):
         return None
     digests = known_digests(run, "final", config.replicates)
-    which: Any = {"split": "test", "weights": "final", "pruned": False}
-    known = [
-        one
-        for one in known_bounds(run, **which, damaged=refuse_damage)
-        if one.record.digests == digests  # not of models before further training
-    ]
+    bounds = known_bounds(run, split="test", weights="final", pruned=False, damaged=refuse_damage)
+    # Other digests are of models before further training.
+    known = [one for one in bounds if one.record.digests == digests]
     for one in known:
         if None in [model.epoch for model in one.record.models]:
             refuse_damage(f"the record of {one.estimator} in {run} has no epoch")

@@ -228,16 +228,18 @@ def _finish(axes: Axes, x_label: str, y_label: str, names: list[str]) -> None:
 def _looks(names: Iterable[str]) -> dict[str, dict[str, Any]]:
     """A colour and marker for each gradient; with few particles, other markers and dashes."""
     parts = {name: name.partition(", ")[::2] for name in names}
-    gradients, fews = (list(dict.fromkeys(column)) for column in zip(*parts.values(), strict=True))
-    fews = [few for few in fews if few]
+    gradients, suffixes = (
+        list(dict.fromkeys(filter(None, column))) for column in zip(*parts.values(), strict=True)
+    )
     looks: dict[str, dict[str, Any]] = {}
-    for name, (gradient, few) in parts.items():
+    for name, (gradient, suffix) in parts.items():
         place = gradients.index(gradient)
-        colour, shape = style.PALETTE[place % len(style.PALETTE)], fews.index(few) if few else place
+        shape = suffixes.index(suffix) if suffix else place
+        colour = style.PALETTE[place % len(style.PALETTE)]
         looks[name] = {"color": colour, "marker": style.MARKERS[shape % len(style.MARKERS)]}
-        if few:
-            looks[name]["linestyle"] = (0, DASHES[shape % len(DASHES)])
-            looks[name]["markerfacecolor"] = "white"
+        if suffix:
+            dashes = (0, DASHES[shape % len(DASHES)])
+            looks[name] |= {"linestyle": dashes, "markerfacecolor": "white"}
     return looks
 
 

@@ -231,8 +231,8 @@ def _draw_labelled(
     """Draw points in the colours of their labels; returns the points of each named label."""
     size = float(np.clip(9000 / len(points), 4, 22))
     n = max(1, len(classes))
-    few, more = style.PALETTE[:n], colormaps["tab10" if n <= 10 else "turbo"].resampled(n)(range(n))
-    colours = few if n <= len(style.PALETTE) else more
+    colormap = colormaps["tab10" if n <= 10 else "turbo"].resampled(n)
+    colours = style.PALETTE[:n] if n <= len(style.PALETTE) else colormap(range(n))
     drawn = []
     for label, (colour, marker) in enumerate(zip(colours, cycle(style.MARKERS), strict=False)):
         look: dict[str, Any] = {"color": colour, "marker": marker, "linewidths": 0, "alpha": 0.8}

@@ -215,9 +215,8 @@ def _charts(runs: Sequence[Run]) -> Iterator[Chart]:
     paths = [run.path for run in runs]
     first = [place for place, path in enumerate(paths) if path not in paths[:place]]
     for number, places in enumerate(_same_data(runs, first)):
-        some = [runs[place] for place in places]
-        if (figure := pictures.training(some, places)) is not None:
-            caption = TRAINING.format(data=tables.short_path(some[0].config.dataset))
+        if (figure := pictures.training([runs[place] for place in places], places)) is not None:
+            caption = TRAINING.format(data=tables.short_path(runs[places[0]].config.dataset))
             yield _captioned(runs, places, figure, f"training{number}", caption)
     for number, group in enumerate(tables.by_test_set(runs).values()):
         known = {places_of[run.name]: run.known() for run in group}
@@ -269,4 +268,5 @@ def _shelves(runs: Sequence[Run], data_dir: Path | None) -> tuple[list[Shelf], l
         except UserError as error:
             log.warning("%s: not all pictures are on the page: %s", run.path, error)
             undrawn.append(run)
-    return [Shelf(name, *CAPTIONS[name], some) for name, some in found.items() if some], undrawn
+    shelves = [Shelf(name, *CAPTIONS[name], drawn) for name, drawn in found.items() if drawn]
+    return shelves, undrawn
