@@ -435,10 +435,11 @@ def test_annealing_that_has_not_converged_is_said():
 
 
 def test_levels_are_also_in_bits_per_dimension():
-    row = objective_row(final_bounds(ROOT / "results" / "objectives" / "kinds" / "logistic-mixture"))
+    kinds = ROOT / "results" / "objectives" / "kinds"
+    row = objective_row(final_bounds(kinds / "logistic-mixture"))
     nats = float(row["L_5000, nats"].split()[0])
     assert float(row["bits per dimension"]) == pytest.approx(-nats / 64 / np.log(2), abs=2e-3)
-    row = objective_row(final_bounds(ROOT / "results" / "objectives" / "kinds" / "poisson"))
+    row = objective_row(final_bounds(kinds / "poisson"))
     assert "bits per dimension" not in row
 
 

@@ -16,8 +16,7 @@ from iwae.errors import UserError
 from iwae.experiments.cells import Wanted, cell_runs
 from iwae.experiments.costs import hours, stage_configs
 from iwae.experiments.table import Cell, read_cell
-from iwae.reports.figures import save_figure
-from iwae.reports.figures import style
+from iwae.reports.figures import save_figure, style
 from iwae.runs.metrics import read_metrics
 
 ROOT = Path(__file__).parents[2]

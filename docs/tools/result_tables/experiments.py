@@ -14,6 +14,7 @@ from iwae.results.store import read_documents
 from iwae.results.text import plus_minus
 from result_tables.tables import LABELS_FOLDER, Row, final_bounds, markdown, mean_and_spread
 
+
 def recipes_table(results: Path) -> str:
     """Markdown: the trials of `experiments/recipes.py`, by the bound of held-out images."""
     folder = Path(results) / "recipes"

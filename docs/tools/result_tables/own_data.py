@@ -62,7 +62,7 @@ def hide_table(results: Path) -> str:
     Differences are to no hidden values; ± is the standard error of their mean over seeds.
     """
     return markdown(
-        {"table": name, "hidden": f"{float(share):.0%}", "seeds": len(seeds), **_cells(seeds, share)}
+        {"table": name, "hidden": f"{float(share):.0%}", "seeds": len(seeds)} | _cells(seeds, share)
         for name, seeds in benchmark(results, "hide")["results"].items()
         for share in next(iter(seeds.values()))
     )

@@ -101,7 +101,7 @@ def _described(field: StructFieldSpec, hidden: Collection[str], own: str) -> Str
     kind: Any = Annotated[(field.type, tyro.conf.arg(help_behavior_hint=hint), *marks)]
 
     def text() -> str:
-        words = _paragraph(field)
+        words = _help(field)
         if given:
             return re.sub(r"( \((no default|default: [^()]*)\))?\.$", "", words)
         return re.sub(r"\)\.$", f"{more}).", words)
@@ -109,7 +109,7 @@ def _described(field: StructFieldSpec, hidden: Collection[str], own: str) -> Str
     return dataclasses.replace(field, type=kind, helptext=text)
 
 
-def _paragraph(field: StructFieldSpec) -> str:
+def _help(field: StructFieldSpec) -> str:
     """The text of a field in one paragraph."""
     text = field.helptext() if callable(field.helptext) else field.helptext
     return " ".join((text or "").split())
@@ -135,7 +135,7 @@ def _grouped(info: StructTypeInfo) -> StructConstructorSpec | None:
 
 def _group(title: str, fields: tuple[StructFieldSpec, ...]) -> StructFieldSpec:
     """A group of options, as a field that holds a dataclass of them."""
-    entries = [(f.name, f.type, dataclasses.field(metadata={"help": _paragraph(f)})) for f in fields]
+    entries = [(f.name, f.type, dataclasses.field(metadata={"help": _help(f)})) for f in fields]
     kind = dataclasses.make_dataclass(title, entries, frozen=True, namespace={"__doc__": ""})
     values = kind(**{field.name: field.default for field in fields})
     shown: Any = Annotated[kind, tyro.conf.OmitArgPrefixes, tyro.conf.arg(help="")]

@@ -27,7 +27,7 @@ def mean_over_draws(rows: Rows) -> Binarizations | None:
     All runs share the draws, so the error of the draws is that of one run: the mean over seeds.
     `draws` and `by` are those of the run with the fewest draws.
     """
-    found = _draw_means(rows)
+    found = _by_run(rows)
     if not found or any(one.log_likelihood is None for one in found):
         return None
     seeds = [number for _, number in rows]
@@ -46,7 +46,7 @@ def other_errors(rows: Rows, record: Record, digits: int) -> str:
     return "; ".join([*_particle_errors(rows, digits + 1), *_draw_errors(rows, record, digits)])
 
 
-def _draw_means(rows: Rows) -> list[Binarizations]:
+def _by_run(rows: Rows) -> list[Binarizations]:
     """The mean over draws of each run; empty unless all have one."""
     found = [row.binarizations for row, _ in rows if row.binarizations is not None]
     return found if len(found) == len(rows) else []
@@ -79,7 +79,7 @@ def _draw_errors(rows: Rows, record: Record, digits: int) -> list[str]:
     error = drawn.draws_error
     words = "unknown" if error is None else f"{error:.{digits}f}"
     draws = [
-        counted(one.draws, "draw") + (f", by {one.by}" if one.by else "") for one in _draw_means(rows)
+        counted(one.draws, "draw") + (f", by {one.by}" if one.by else "") for one in _by_run(rows)
     ]
     return [f"pixel draw error {words} ({'; '.join(dict.fromkeys(draws))})"]
 

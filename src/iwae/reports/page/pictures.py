@@ -15,9 +15,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from iwae.reports.estimates import differences_by_budget
-from iwae.reports.figures.error_bars import draw_curve
 from iwae.reports.figures import style
 from iwae.reports.figures.charts import read_curves
+from iwae.reports.figures.error_bars import draw_curve
 from iwae.reports.page.facts import Run
 from iwae.results.reading import Known
 from iwae.results.schema import Settings

@@ -47,8 +47,7 @@ CAPTIONS = {
     ),
     "log_variances": (
         "Activity of the latent units",
-        "Variance over test examples of each unit's posterior mean. Active units are right of the "
-        "line.",
+        "Variance over test examples of each unit's posterior mean. Right of the line is active.",
     ),
     "posterior": ("Posteriors", "p(z|x) beside q(z|x) of a few test examples."),
     "training_curves": ("Training curves", "The bound and its parts by epoch, nats."),
