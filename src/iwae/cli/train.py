@@ -67,7 +67,7 @@ def train(arguments: Sequence[str]) -> int:
     from iwae.training.loop import NonFiniteError
     from iwae.training.progress import show_training
 
-    run, reports = _start(options)
+    run, reports = _start_or_resume(options)
     try:
         show_training(reports, quiet=options.quiet, verbose=options.verbose)
     except Stopped as stopped:
@@ -85,7 +85,7 @@ def train(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _start(options: Train) -> tuple[Path, Iterator["Report"]]:
+def _start_or_resume(options: Train) -> tuple[Path, Iterator["Report"]]:
     """Start or resume a run; returns its folder and its reports, which train it."""
     from iwae.runs.course import resume_run, start_run
     from iwae.runs.trackers import TRACKERS

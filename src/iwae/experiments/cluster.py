@@ -105,10 +105,10 @@ def work_on_ray(
     remote = ray.remote(
         max_retries=LOST, num_cpus=cpus, num_gpus=gpus, runtime_env={"env_vars": env}
     )(_on_worker)
-    return _outcomes(ray, partial(remote.remote, place), out, tasks, lock=home is not None)
+    return _schedule(ray, partial(remote.remote, place), out, tasks, lock=home is not None)
 
 
-def _outcomes(
+def _schedule(
     ray: Any, start: Callable[[Task], Any], out: Path, tasks: Sequence[Task], *, lock: bool
 ) -> Iterator[Outcome]:
     """Start each task once the task that it needs is done; yield outcomes as tasks end.

@@ -318,12 +318,12 @@ def _cell_row(cell: Cell, wanted: Wanted) -> dict[str, str]:
     return {
         "cell": cell.name,
         "NLL": _nll(cell),
-        "published": _fixed(entry.nll),
-        "NLL of the true density": _fixed(cell.truth, ".3f"),
-        "difference": _fixed(cell.difference, "+.2f"),
+        "published": _number_text(entry.nll),
+        "NLL of the true density": _number_text(cell.truth, ".3f"),
+        "difference": _number_text(cell.difference, "+.2f"),
         "verdict": cell.verdict,
-        "-L_64": _fixed(cell.nll_64),
-        "published -L_64": _fixed(entry.nll_64),
+        "-L_64": _number_text(cell.nll_64),
+        "published -L_64": _number_text(entry.nll_64),
         "active units": "+".join(f"{count:.3g}" for count in cell.active),
         "published active": "+".join(map(str, entry.active)),
         "AIS beside L_5000": _annealing_text(cell),
@@ -360,5 +360,5 @@ def _digits(truth: float | None) -> int:
     return 2 if truth is None else 3
 
 
-def _fixed(value: float | None, form: str = ".2f") -> str:
+def _number_text(value: float | None, form: str = ".2f") -> str:
     return "" if value is None else f"{value:{form}}"

@@ -65,7 +65,7 @@ def rate_distortion_figure(run: Path, weights: str) -> Figure | None:
 
     Of several records, the last by name counts.
     """
-    found = _records(run, Method.CURVE, weights)
+    found = _unpruned_records(run, Method.CURVE, weights)
     paths = [path for path, record in found if record.split == "test"]
     names = ("betas", "rate", "distortion")
     curve = read_arrays(paths[-1], report_damage, names) if paths else None
@@ -98,11 +98,11 @@ def _draw_beside(
 
 def calibration_figure(run: Path, weights: str) -> Figure | None:
     """The first replicate's ranks in the record with the most examples; None without one."""
-    found = _records(run, Method.CALIBRATION, weights)
+    found = _unpruned_records(run, Method.CALIBRATION, weights)
     return _rank_figure(*max(found, key=lambda pair: pair[1].n)) if found else None
 
 
-def _records(run: Path, method: Method, weights: str) -> list[tuple[Path, Record]]:
+def _unpruned_records(run: Path, method: Method, weights: str) -> list[tuple[Path, Record]]:
     """The records of a method for these weights, unpruned."""
     return [
         (path, record)

@@ -63,7 +63,7 @@ def training_curves(rows: Sequence[Mapping[str, Any]]) -> Figure:
     drawn = [curve for curves in panels.values() for curve in curves.values()]
     _share_epochs(charts, drawn)
     for axes, curves in zip(charts, panels.values(), strict=True):
-        if all(_are_whole(curve.values[~np.isnan(curve.values)]) for curve in curves.values()):
+        if all(_are_integers(curve.values[~np.isnan(curve.values)]) for curve in curves.values()):
             axes.yaxis.set_major_locator(style.whole_ticks())
         if axes.get_ylabel() == UNITS:
             axes.set_ylim(0, 1.05 * axes.get_ylim()[1])
@@ -285,17 +285,17 @@ def _draw_curve(axes: Axes, curve: TrainingCurve, name: str, colour: str) -> Non
         linewidth=1.6,
         marker=marker,
         markersize=3,
-        label=f"{name} (last {_number_text(mean[-1], whole=_are_whole(mean))})",
+        label=f"{name} (last {_curve_value(mean[-1], whole=_are_integers(mean))})",
     )
     if curve.values.shape[1] > 1:
         axes.plot(curve.epochs, curve.values, color=colour, **THIN)
 
 
-def _are_whole(values: np.ndarray) -> bool:
+def _are_integers(values: np.ndarray) -> bool:
     return bool(np.all(values == np.rint(values)))
 
 
-def _number_text(value: float, *, whole: bool) -> str:
+def _curve_value(value: float, *, whole: bool) -> str:
     """A number with two decimals; with none if `whole`, with three digits if small."""
     form = ".0f" if whole else ".2f" if abs(value) >= 1 else ".3g"
     return style.minus(f"{value:{form}}")

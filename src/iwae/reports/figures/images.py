@@ -52,7 +52,7 @@ def samples(means: np.ndarray, draws: np.ndarray) -> Figure:
         top=TITLE,
     )
     for start, title in zip(sheet.lefts[::columns], ("means", "draws"), strict=True):
-        _write_text(sheet, title, int(start), -8, ha="left")
+        _write_on_sheet(sheet, title, int(start), -8, ha="left")
     return sheet.figure
 
 
@@ -201,7 +201,7 @@ def _row_sheet(
         fit=max(title, fit, key=_text_width),
     )
     for text, top in zip(cycle(labels), sheet.tops, strict=False):
-        _write_text(sheet, text, -8, top + sheet.tile_height / 2, ha="right", va="center")
+        _write_on_sheet(sheet, text, -8, top + sheet.tile_height / 2, ha="right", va="center")
     _write_title(sheet, title)
     return sheet
 
@@ -327,7 +327,7 @@ def _data_tiles(
     return tiles
 
 
-def _write_text(
+def _write_on_sheet(
     sheet: _Sheet, text: str, x: float | int, y: float | int, *, ha: str, va: str = "bottom"
 ) -> None:
     """Write a text on the sheet, or beside it if a coordinate is negative."""
@@ -336,7 +336,7 @@ def _write_text(
 
 def _write_title(sheet: _Sheet, title: str) -> None:
     """Write a title above the middle of the sheet."""
-    _write_text(sheet, title, sheet.size[0] / 2, -8, ha="center")
+    _write_on_sheet(sheet, title, sheet.size[0] / 2, -8, ha="center")
 
 
 def _text_width(text: str) -> int:

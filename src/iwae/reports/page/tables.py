@@ -46,7 +46,7 @@ def comparison(runs: Sequence[Run]) -> list[Column]:
     """The columns of the table of all runs, without empty ones."""
     bounds = {name: one for run in runs for name, one in run.bounds.items()}
     hint = "Mean bound on log p(x) ± standard error, nats per example; higher is better."
-    column = partial(_column, runs)
+    column = partial(_column_of, runs)
     columns = [
         column("data", "", _data_cell, False),
         column("objective", "", _objective_cell, False),
@@ -67,7 +67,7 @@ def comparison(runs: Sequence[Run]) -> list[Column]:
     return [column for column in columns if any(cell.text for cell in column.cells)]
 
 
-def _column(
+def _column_of(
     runs: Sequence[Run], title: str, hint: str, cell: Callable[[Run], Cell], numeric: bool = True
 ) -> Column:
     return Column(title, hint, [cell(run) for run in runs], numeric)
