@@ -1,6 +1,7 @@
 """All bounds of a run in one row, and the published number of its experiment."""
 
 from collections.abc import Iterable, Sequence
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +81,14 @@ def _annealed_text(one: Known, control: Known | None) -> str:
     found = carried_over(values, control.values.mean(axis=0), one.places, control.estimator)
     text = plus_minus(found.log_likelihood, found.stderr, digits=2)
     return f"{text}, subset ± {found.subset_error:.2f}" if found.subset_error else text
+
+
+def shared_places(bounds: Sequence[Known]) -> np.ndarray | None:
+    """The places of the examples that all bounds share; None unless two share two examples."""
+    if len(bounds) < 2:
+        return None
+    places = reduce(np.intersect1d, [bound.places for bound in bounds])
+    return places if len(places) >= 2 else None
 
 
 def differences_by_budget(

@@ -1,7 +1,6 @@
 """Figures from the records of a run: bounds, curves, ranks and gradients."""
 
 from collections.abc import Callable
-from functools import reduce
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +11,7 @@ from iwae.evaluation.bands import uniform_bands
 from iwae.evaluation.calibration import KINDS
 from iwae.evaluation.diagnostics import test_sample_error
 from iwae.reports import figures
-from iwae.reports.estimates import differences_by_budget, mean_of_replicates
+from iwae.reports.estimates import differences_by_budget, mean_of_replicates, shared_places
 from iwae.results.reading import Known, known_bounds, read_records, report_damage
 from iwae.results.schema import Method, Record
 from iwae.results.signal import signal_curves, signal_powers
@@ -35,19 +34,16 @@ def bounds_figure(run: Path, weights: str = "final") -> Figure | None:
         The figure; None unless there are two bounds on common examples.
     """
     known = known_bounds(run, split="test", weights=weights, pruned=False)
-    known = [one for one in known if one.record.digests == known[-1].record.digests]
-    if len(known) < 2:
-        return None
-    places = reduce(np.intersect1d, [one.places for one in known])
-    if len(places) < 2:
+    known = [bound for bound in known if bound.record.digests == known[-1].record.digests]
+    if (places := shared_places(known)) is None:
         return None
     tightest = known[-1]
     mean = mean_of_replicates(tightest, places)
     curves: dict[str, list[Known]] = {}
-    for one in known:
-        curves.setdefault(_curve_name(one, len(places)), []).append(one)
+    for bound in known:
+        curves.setdefault(_curve_name(bound, len(places)), []).append(bound)
     return figures.bounds_against_budget(
-        {name: differences_by_budget(some, places, tightest) for name, some in curves.items()},
+        {name: differences_by_budget(each, places, tightest) for name, each in curves.items()},
         reference=(tightest.estimator, mean.mean(), test_sample_error(mean)),
     )
 

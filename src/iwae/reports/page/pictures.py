@@ -4,7 +4,6 @@ import base64
 import io
 import re
 from collections.abc import Mapping, Sequence
-from functools import reduce
 from itertools import cycle
 from typing import Any, NamedTuple
 
@@ -14,7 +13,7 @@ from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from iwae.reports.estimates import differences_by_budget
+from iwae.reports.estimates import differences_by_budget, shared_places
 from iwae.reports.figures import style
 from iwae.reports.figures.charts import read_curves
 from iwae.reports.figures.error_bars import draw_curve
@@ -39,19 +38,18 @@ class Picture(NamedTuple):
 # --- charts of all runs ---------------------------------------------------------------------
 
 
-def training(runs: Sequence[Run], places: Sequence[int]) -> Figure | None:
+def training(runs: Mapping[int, Run]) -> Figure | None:
     """The training bound (solid) and validation bound (dashed) of runs on the same data.
 
     Args:
-        runs: runs to draw.
-        places: the place of each on the page, which determines its colour.
+        runs: the runs by their place on the page, which determines their colour.
 
     Returns:
         The chart; None without any bound.
     """
     drawn = []
     figure, axes = _empty_chart()
-    for run, place in zip(runs, places, strict=True):
+    for place, run in runs.items():
         for key, line in (("train_bound", "-"), ("validation_bound", "--")):
             for curve in read_curves(run.metrics, key, key).values():
                 drawn.append((curve.epochs, curve.mean()))
@@ -64,11 +62,11 @@ def training(runs: Sequence[Run], places: Sequence[int]) -> Figure | None:
     return style.laid_out(figure)
 
 
-def units(runs: Sequence[Run], places: Sequence[int]) -> Figure | None:
+def units(runs: Mapping[int, Run]) -> Figure | None:
     """Active units through training, with a line style for each layer; see `training`."""
     drawn = []
     figure, axes = _empty_chart()
-    for run, place in zip(runs, places, strict=True):
+    for place, run in runs.items():
         layers = read_curves(run.metrics, "active_units", None).values()
         for curve, line in zip(layers, cycle(LINES), strict=False):
             _draw_line(axes, curve.epochs, curve.mean(), place, line)
@@ -111,11 +109,8 @@ def budgets(known: Mapping[int, Sequence[Known]]) -> tuple[Figure, str, int] | N
         The chart; the name of the bound subtracted from all, the tightest of the first run; and
         the number of examples. None unless two bounds share two examples.
     """
-    all_bounds = [bound for bounds in known.values() for bound in bounds]
-    if len(all_bounds) < 2:
-        return None
-    shared = reduce(np.intersect1d, [bound.places for bound in all_bounds])
-    if len(shared) < 2:
+    shared = shared_places([bound for bounds in known.values() for bound in bounds])
+    if shared is None:
         return None
     figure, axes = _empty_chart()
     reference = next(bounds for bounds in known.values() if bounds)[-1]

@@ -5,7 +5,7 @@ import hashlib
 import logging
 import re
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from importlib.resources import files
@@ -209,44 +209,43 @@ LAYERED = " Layer 1, nearest the data, is solid; further layers are dashed."
 
 def _charts(runs: Sequence[Run]) -> Iterator[Chart]:
     """The charts in which runs share axes."""
-    places_of = {run.name: place for place, run in enumerate(runs)}
+    places = {run.name: place for place, run in enumerate(runs)}
     # The final and best weights of a run share one training.
     paths = [run.path for run in runs]
-    first = [place for place, path in enumerate(paths) if path not in paths[:place]]
-    for number, places in enumerate(_same_data(runs, first)):
-        if (figure := pictures.training([runs[place] for place in places], places)) is not None:
-            caption = TRAINING.format(data=tables.short_path(runs[places[0]].config.dataset))
-            yield _captioned(runs, places, figure, f"training{number}", caption)
-    for number, group in enumerate(tables.by_test_set(runs).values()):
-        known = {places_of[run.name]: run.known() for run in group}
-        known = {place: bounds for place, bounds in known.items() if bounds}
+    trained = {place: run for place, run in enumerate(runs) if run.path not in paths[:place]}
+    for number, group in enumerate(_same_data(trained)):
+        if (figure := pictures.training(group)) is not None:
+            caption = TRAINING.format(data=tables.short_path(_first(group).config.dataset))
+            yield _captioned(group, figure, f"training{number}", caption)
+    for number, measured in enumerate(tables.by_test_set(runs).values()):
+        known = {places[run.name]: bounds for run in measured if (bounds := run.known())}
         if (found := pictures.budgets(known)) is not None:
             figure, reference, n = found
-            name = runs[next(iter(known))].name
-            caption = BUDGETS.format(n=n, reference=reference, run=name)
-            yield _captioned(runs, list(known), figure, f"budget{number}", caption)
-    if (figure := pictures.units([runs[place] for place in first], first)) is not None:
+            group = {place: runs[place] for place in known}
+            caption = BUDGETS.format(n=n, reference=reference, run=_first(group).name)
+            yield _captioned(group, figure, f"budget{number}", caption)
+    if (figure := pictures.units(trained)) is not None:
         layered = any(len(run.config.sizes()[0]) > 1 for run in runs)
-        caption = UNITS + LAYERED * layered
-        yield _captioned(runs, first, figure, "units", caption)
+        yield _captioned(trained, figure, "units", UNITS + LAYERED * layered)
 
 
-def _captioned(
-    runs: Sequence[Run], places: Sequence[int], figure: Figure, name: str, caption: str
-) -> Chart:
-    drawn = [(place, runs[place]) for place in places]
-    alt = f"{caption} Runs: {', '.join(run.name for _, run in drawn)}."
-    return drawn, Picture(svg(figure, name, alt), caption, alt)
+def _first(runs: Mapping[int, Run]) -> Run:
+    return next(iter(runs.values()))
 
 
-def _same_data(runs: Sequence[Run], places: Sequence[int]) -> list[list[int]]:
-    """The places of runs on each data set: only bounds on the same data share an axis."""
-    groups: dict[tuple[object, ...], list[int]] = {}
-    for place in places:
-        config = runs[place].config
-        key = (config.dataset, config.binarization, config.kind())
-        groups.setdefault(key, []).append(place)
-    return list(groups.values())
+def _captioned(runs: Mapping[int, Run], figure: Figure, name: str, caption: str) -> Chart:
+    """A figure of runs, by place, as a chart."""
+    alt = f"{caption} Runs: {', '.join(run.name for run in runs.values())}."
+    return list(runs.items()), Picture(svg(figure, name, alt), caption, alt)
+
+
+def _same_data(runs: Mapping[int, Run]) -> Iterable[dict[int, Run]]:
+    """The runs, by place, on each data set: only bounds on the same data share an axis."""
+    groups: dict[tuple[object, ...], dict[int, Run]] = {}
+    for place, run in runs.items():
+        key = (run.config.dataset, run.config.binarization, run.config.kind())
+        groups.setdefault(key, {})[place] = run
+    return groups.values()
 
 
 def _shelves(runs: Sequence[Run], data_dir: Path | None) -> tuple[list[Shelf], list[Run]]:
