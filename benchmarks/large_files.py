@@ -156,7 +156,7 @@ def measure(name: str, file: Path, run: Path) -> None:
 
 
 def measured(name: str, file: Path, run: Path) -> dict[str, float]:
-    """Peak of a command in GB, and its seconds, in a process of its own."""
+    """Peak of a command in GB, and its seconds, in its own process."""
     words = [sys.executable, __file__, "--command", name, str(file), str(run)]
     done = subprocess.run(words, check=True, stdout=subprocess.PIPE, text=True)
     return json.loads(done.stdout.splitlines()[-1])

@@ -125,7 +125,7 @@ def imputation_table(results: Path) -> str:
 
 
 def imputation_row(case: tuple[str, str, float], records: Sequence[dict[str, Any]]) -> Row:
-    """One line: the root mean squared error of each method, mean ± standard error over seeds."""
+    """A row: the root mean squared error of each method, mean ± standard error over seeds."""
     name, mechanism, share = case
     sizes = records[0]["sizes"]
     row = {

@@ -109,7 +109,7 @@ class Cell(NamedTuple):
 
     @property
     def verdict(self) -> str:
-        """How our number compares with the published one; empty if either is unknown."""
+        """Comparison of our number with the published one; empty if either is unknown."""
         if self.nll is None:
             return ""
         if not np.isfinite(self.nll):
