@@ -29,9 +29,7 @@ from iwae.config.presets import PRESETS
 from iwae.experiments.costs import shape_of, stage_configs
 from iwae.runs.setup import initial_state, make_job
 from iwae.training.stages import train_stages
-from timing import Stopwatch, Timing, cores, summary
-
-WARM_UP = 3  # dispatches: the first compiles, and the next ones are shorter than the target
+from timing import Timing, cores, summary, time_dispatches
 
 
 def time_steps(config: TrainConfig, seconds: float) -> Timing:
@@ -39,14 +37,7 @@ def time_steps(config: TrainConfig, seconds: float) -> Timing:
     job = make_job(config)
     state, best = initial_state(job)
     run = train_stages(state, best, job.dataset.train, job.models[0], job.stages, job.plan)
-    blocks, watch, lasted = [], Stopwatch(), 0.0
-    for number, (_, _, report) in enumerate(run):
-        block = watch.lap(report.steps)
-        if number >= WARM_UP:
-            blocks.append(block)
-            lasted += report.seconds
-        if lasted > seconds:
-            break
+    blocks = time_dispatches(run, seconds)
     jax.clear_caches()
     return summary(blocks)
 

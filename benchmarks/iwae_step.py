@@ -26,11 +26,10 @@ from iwae.objectives.declaration import Declaration
 from iwae.training.loop import Plan, init_best, training
 from iwae.training.schedules import adam, staged
 from iwae.training.steps import Settings, init_state
-from timing import Block, Stopwatch, time_blocks
+from timing import Block, time_blocks, time_dispatches
 
 PIXELS, BATCH, IMAGES = 784, 20, 60_000
 EPOCHS = 1000  # more than will be run
-WARM_UP = 3  # dispatches: the first compiles, and the next ones are shorter than the target
 PROCESS = Path("/proc/self")
 
 
@@ -68,18 +67,11 @@ def time_steps(
     state = init_state(models, jax.random.split(jax.random.key(replicates), replicates), settings)
     schedule, plan = staged([1e-3], [EPOCHS], IMAGES // batch), Plan(EPOCHS)
     run = training(state, init_best(state), random_images(), schedule, models[0], settings, plan)
-    blocks, watch, lasted, idle = [], Stopwatch(), 0.0, None
-    for number, (_, _, report) in enumerate(run):
-        block = watch.lap(report.steps)
-        if number == WARM_UP - 1:
-            idle = forget_peak()
-        if number >= WARM_UP:
-            blocks.append(Block(block.ms / replicates, block.others))
-            lasted += report.seconds
-        if lasted > seconds:
-            break
+    idle: list[float | None] = []
+    timed = time_dispatches(run, seconds, lambda: idle.append(forget_peak()))
     peak = resident("VmHWM")
-    return blocks, None if peak is None or idle is None else peak - idle
+    working = None if peak is None or idle[0] is None else peak - idle[0]
+    return [Block(block.ms / replicates, block.others) for block in timed], working
 
 
 def time_evaluation(k: int, seconds: float) -> list[Block]:

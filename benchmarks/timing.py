@@ -3,9 +3,9 @@
 import os
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 # Use of the cores by other programs above which a block is disturbed: the threads of a matrix
 # product wait for each other, so another program costs far more than its share.
@@ -76,6 +76,31 @@ def time_blocks(
         call(n)
         times.append(watch.lap(n))
     return times
+
+
+WARM_UP = 3  # dispatches: the first compiles, and the next ones are shorter than the target
+
+
+def time_dispatches(
+    run: Iterable[Any], seconds: float, warm: Callable[[], object] = lambda: None
+) -> list[Block]:
+    """Time the dispatches of a training loop, a block each, for `seconds` after the warm-up.
+
+    Args:
+        run: (state, best, report) of each dispatch.
+        warm: called once after the warm-up.
+    """
+    blocks, watch, lasted = [], Stopwatch(), 0.0
+    for number, (_, _, report) in enumerate(run, 1):
+        block = watch.lap(report.steps)
+        if number == WARM_UP:
+            warm()
+        elif number > WARM_UP:
+            blocks.append(block)
+            lasted += report.seconds
+        if lasted > seconds:
+            break
+    return blocks
 
 
 class Timing(NamedTuple):
