@@ -90,7 +90,8 @@ def _start_or_resume(options: Train) -> tuple[Path, Iterator["Report"]]:
     from iwae.runs.course import resume_run, start_run
     from iwae.runs.trackers import TRACKERS
 
-    config, track = options.config, {name: TRACKERS[name] for name in options.track}
+    config = options.config
+    track = {str(name): TRACKERS[name] for name in options.track}
     if options.resume is not None:
         run = options.resume
         return run, resume_run(run, options.data_dir, options.stage, track=track)
