@@ -3,13 +3,13 @@
     python benchmarks/annealing.py [--rounds 3] [--json FILE] [--torch-python PYTHON]
 
 The unit of work is a chain-leapfrog: one leapfrog step of one chain, which evaluates the decoder
-50-200-200-784 and its gradient in z once. 16 chains for each of 64 binary images go through the
-same few temperatures with 10 leapfrog steps a move, from q(z|x), with the same step size; see
-`torch_annealing.py` for the other side.
+50-200-200-784 and its gradient in z once. 16 chains for each of 64 binary images start from q(z|x)
+and pass the same few temperatures, with 10 leapfrog steps per move and the same step size; see
+`torch_annealing.py` for PyTorch.
 
-Each measurement runs in a process of its own. They take turns, round after round; blocks during
-which other programs used the same cores are left out. Multiplications are counted from the shapes
-and compared with the fastest float32 matrix product of the same session.
+Each measurement runs in its own process. They take turns, round after round; blocks during which
+other programs used the same cores are left out. Multiplications are counted from the shapes and
+compared with the fastest float32 matrix product of the same session.
 """
 
 import argparse
@@ -80,7 +80,7 @@ def contestants(torch_python: str | None) -> list[Contestant]:
 
 
 def torch_arguments() -> tuple[str, ...]:
-    """Arguments that make the PyTorch side do the same work."""
+    """Arguments that give PyTorch the same work."""
     sizes = {"images": IMAGES, "chains": CHAINS, "moves": MOVES, "leapfrog": LEAPFROG}
     return tuple(
         word
@@ -90,7 +90,7 @@ def torch_arguments() -> tuple[str, ...]:
 
 
 def row(name: str, timing: Timing, peak: float, rival: Timing | None) -> str:
-    """One line of the table; blocks disturbed by other programs are not compared."""
+    """One row of the table; blocks disturbed by other programs are not compared."""
     ratio = share = "busy"
     rate = LEAPFROGS / timing.median * 1e3
     if timing.quiet:
@@ -101,14 +101,14 @@ def row(name: str, timing: Timing, peak: float, rival: Timing | None) -> str:
 
 
 def main() -> None:
-    """Measure everything and print the table; with `--devices`, only this side in this process."""
+    """Measure and print the table; with `--devices`, time `iwae` alone in this process."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=4.0, help="of each measurement")
     parser.add_argument("--torch-python", default=sys.executable, help="interpreter with PyTorch")
     parser.add_argument("--json", type=Path, help="also write all blocks to this file")
     parser.add_argument("--cores", type=int, default=cores(), help="use only this many cores")
-    parser.add_argument("--devices", type=int, help="time only this side, here; print JSON")
+    parser.add_argument("--devices", type=int, help="time only iwae, in this process; print JSON")
     args = parser.parse_args()
     if args.devices:
         blocks = time_annealing(args.devices, args.seconds)
@@ -120,7 +120,7 @@ def main() -> None:
 
 
 def compare(args: argparse.Namespace) -> None:
-    """Let all sides take turns, and print the table."""
+    """Time all contestants in turn, and print the table."""
     use_cores(args.cores)
     torch_python = args.torch_python if has_torch(args.torch_python) else None
     if torch_python is None:

@@ -1,11 +1,11 @@
-"""Cost of a step for every cell of the published tables: one model alone, and one per core.
+"""Time of a step for every cell of the published tables: one model alone, and one per core.
 
-    python benchmarks/cells.py --json src/iwae/reproduce/costs.json [--cells 'table1/*']
+    python benchmarks/cells.py --json src/iwae/experiments/costs.json [--cells 'table1/*']
 
-Needs the data sets of the cells (IWAE_DATA or a network). `iwae reproduce list` turns the record
-into hours; those of a run in stages are the sum over its stages, each of which is timed by itself.
+Needs the data sets of the cells (IWAE_DATA or a network). `iwae reproduce list` converts the record
+to hours; those of a run in stages are the sum over its stages, each of which is timed by itself.
 Earlier measurements are kept unless they are repeated. Medians are over the blocks in which no
-other program was busy, if there are any; the record holds their number. Shapes without that number
+other program was busy, if there are any; the record has their number. Shapes without that number
 were timed by an earlier version, which did not check.
 """
 
@@ -29,9 +29,7 @@ from iwae.config.presets import PRESETS
 from iwae.experiments.costs import shape_of, stage_configs
 from iwae.runs.setup import initial_state, make_job
 from iwae.training.stages import train_stages
-from timing import Stopwatch, Timing, cores, summary
-
-WARM_UP = 3  # dispatches: the first compiles, and the next ones are shorter than the target
+from timing import Timing, cores, summary, time_dispatches
 
 
 def time_steps(config: TrainConfig, seconds: float) -> Timing:
@@ -39,14 +37,7 @@ def time_steps(config: TrainConfig, seconds: float) -> Timing:
     job = make_job(config)
     state, best = initial_state(job)
     run = train_stages(state, best, job.dataset.train, job.models[0], job.stages, job.plan)
-    blocks, watch, lasted = [], Stopwatch(), 0.0
-    for number, (_, _, report) in enumerate(run):
-        block = watch.lap(report.steps)
-        if number >= WARM_UP:
-            blocks.append(block)
-            lasted += report.seconds
-        if lasted > seconds:
-            break
+    blocks = time_dispatches(run, seconds)
     jax.clear_caches()
     return summary(blocks)
 
@@ -62,7 +53,7 @@ def configs(pattern: str) -> Iterable[tuple[str, TrainConfig]]:
 
 
 def main() -> None:
-    """Measure, print, and write the record after every shape."""
+    """Measure each shape, print it, and write the record."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--cells", default="*", help="only cells whose names match")
     parser.add_argument("--seconds", type=float, default=3.0)

@@ -26,11 +26,10 @@ from iwae.objectives.declaration import Declaration
 from iwae.training.loop import Plan, init_best, training
 from iwae.training.schedules import adam, staged
 from iwae.training.steps import Settings, init_state
-from timing import Block, Stopwatch, time_blocks
+from timing import Block, time_blocks, time_dispatches
 
 PIXELS, BATCH, IMAGES = 784, 20, 60_000
 EPOCHS = 1000  # more than will be run
-WARM_UP = 3  # dispatches: the first compiles, and the next ones are shorter than the target
 PROCESS = Path("/proc/self")
 
 
@@ -57,10 +56,10 @@ def forget_peak() -> float | None:
 def time_steps(
     declared: dict, replicates: int, seconds: float, batch: int, network: str, blocks: int
 ) -> tuple[list[Block], float | None]:
-    """Milliseconds per step and replicate, one block for each dispatch of the training loop.
+    """Milliseconds per step and replicate, and peak memory besides data, states and programs, MiB.
 
-    The loop chooses the length of a dispatch; the short ones at the start are left out. Also the
-    MiB that the steps need at their peak, besides data, states and programs.
+    Each dispatch of the training loop, which chooses its length, is a block; the short ones at the
+    start are left out.
     """
     shaped = make_network(network, blocks=blocks, shape=(28, 28))
     models = [VAE(PIXELS, network=shaped, key=jax.random.key(s)) for s in range(replicates)]
@@ -68,18 +67,11 @@ def time_steps(
     state = init_state(models, jax.random.split(jax.random.key(replicates), replicates), settings)
     schedule, plan = staged([1e-3], [EPOCHS], IMAGES // batch), Plan(EPOCHS)
     run = training(state, init_best(state), random_images(), schedule, models[0], settings, plan)
-    blocks, watch, lasted, idle = [], Stopwatch(), 0.0, None
-    for number, (_, _, report) in enumerate(run):
-        block = watch.lap(report.steps)
-        if number == WARM_UP - 1:
-            idle = forget_peak()
-        if number >= WARM_UP:
-            blocks.append(Block(block.ms / replicates, block.others))
-            lasted += report.seconds
-        if lasted > seconds:
-            break
+    idle: list[float | None] = []
+    timed = time_dispatches(run, seconds, lambda: idle.append(forget_peak()))
     peak = resident("VmHWM")
-    return blocks, None if peak is None or idle is None else peak - idle
+    working = None if peak is None or idle[0] is None else peak - idle[0]
+    return [Block(block.ms / replicates, block.others) for block in timed], working
 
 
 def time_evaluation(k: int, seconds: float) -> list[Block]:

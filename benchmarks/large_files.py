@@ -1,17 +1,17 @@
-"""Memory for large files: the peak of each command, for a small file and a large one.
+"""Peak memory of commands on a small and a large file.
 
     python benchmarks/large_files.py [--gigabytes 0.3 3] [--suffixes .npy .parquet] [--json FILE]
     python benchmarks/large_files.py --csv 100000 [--json FILE]
 
-A file of float64 rows, sorted by their first column, is written in blocks. `train` makes one epoch
-with a tenth held out, streamed, and validates; `train in memory` loads the same file, as a run
-without streaming does, and stops after the first dispatch; `encode` writes the latents of all rows.
+A file of float64 rows, sorted by their first column, is written in blocks. `train` streams one
+epoch with a tenth held out, and validates; `train in memory` loads the same file, as a run without
+streaming does, and stops after the first dispatch; `encode` writes the latents of all rows.
 
-With `--csv`, a table of so many rows with empty cells is written instead. `read` parses it, and
-`score` is `iwae score --k 100` of all its rows, by a model of the default size.
+With `--csv`, a table of that many rows with empty cells is written instead. `read` parses it, and
+`score` is `iwae score --k 100` on all its rows, with a model of the default size.
 
-Each runs in a process of its own, whose largest resident set is reported, with its seconds and,
-since other processes may share the cores, the seconds of processor time.
+Each command runs in its own process. Its maximum resident set, its seconds and, since other
+processes may share the cores, its processor time are reported.
 """
 
 import argparse
@@ -70,7 +70,7 @@ def to_parquet(source: Path, path: Path) -> None:
 
 
 def write_csv(path: Path, n: int) -> None:
-    """Write a table of real numbers that depend, a tenth of whose cells are empty."""
+    """Write a table of dependent real numbers, a tenth of whose cells are empty."""
     import pandas as pd
 
     rng = np.random.default_rng(0)
@@ -156,7 +156,7 @@ def measure(name: str, file: Path, run: Path) -> None:
 
 
 def measured(name: str, file: Path, run: Path) -> dict[str, float]:
-    """Peak of a command in GB, and its seconds, in a process of its own."""
+    """Peak of a command in GB, and its seconds, in its own process."""
     words = [sys.executable, __file__, "--command", name, str(file), str(run)]
     done = subprocess.run(words, check=True, stdout=subprocess.PIPE, text=True)
     return json.loads(done.stdout.splitlines()[-1])

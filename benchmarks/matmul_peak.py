@@ -1,9 +1,9 @@
-"""The most float32 operations per second that a matrix product reaches on this machine.
+"""The peak of float32 operations per second in a matrix product on this machine.
 
     python benchmarks/matmul_peak.py --library jax                  # prints one JSON object
 
-Steps are compared with this, not with a data sheet: it is what the cores deliver at their current
-clock, with all cores in use.
+Steps are compared with this rather than with a data sheet: it is the rate of the cores at their
+current clock, with all cores in use.
 """
 
 import argparse

@@ -6,9 +6,9 @@ All use batches of 20 of the published one-layer model (784-200-200-50), with th
 particles per example; MIWAE and PIWAE have them in groups. The ratio is to the IWAE with as many
 particles, timed in the same run; the memory is what the steps need at their peak besides data,
 states and programs. The last lines are AIWAE's own setting (S = T = L = 5, batch 128) here and in
-plain PyTorch (`torch_aiwae.py`). Each measurement runs in a process of its own. They take turns,
-round after round; blocks during which other programs used the cores are left out. In an existing
-record, new measurements replace those of the same settings.
+plain PyTorch (`torch_aiwae.py`). Each measurement runs in its own process. They take turns, round
+after round; blocks during which other programs used the cores are left out. In an existing record,
+new measurements replace those of the same settings.
 """
 
 import argparse
@@ -54,7 +54,7 @@ OWN_SETTING = {"objective": "aiwae", "k": 5, "temperatures": 5, "leapfrog": 5}
 
 
 def declared(variant: dict, k: int) -> dict:
-    """A declaration with k particles per example, in groups of equal size if it has groups."""
+    """A declaration with k particles per example, in equal groups if the objective has groups."""
     groups = variant.get("m", 1) if k % variant.get("m", 1) == 0 else 1
     return {**variant, "k": k // groups, **({"m": groups} if "m" in variant else {})}
 

@@ -1,21 +1,21 @@
-"""Tables of one's own: `iwae train`, then `iwae score` or `iwae impute`, against simple rivals.
+"""A user's own tables: `iwae train`, then `iwae score` or `iwae impute`, against simple methods.
 
     python benchmarks/own_data.py [--tables wine mixed] [--seed 0] [--json FILE]
 
-Tables that scikit-learn ships, and one of mixed columns that `mixed` makes, are trained on with the
-defaults for one's own data, in process, by the functions behind the commands. All are measured on
-the fifth of the rows that is the test set; all learn from the other rows, of which the estimator
-and, on tables with more than 200 of them, `iwae train` hold some out to stop early. A table of few
-rows is split five times, so that every row is tested on once, by models that have not seen it.
+Models of tables from scikit-learn, and of one with mixed columns (`mixed`), are trained with the
+defaults for a user's own data, in process, by the functions behind the commands. All methods are
+tested on a fifth of the rows and learn from the others, of which the estimator and, for tables with
+more than 200 rows, `iwae train` hold some out for early stopping. A table of few rows is split five
+times, so that each row is tested once, by models that have not seen it.
 
 - Densities, nats per row in the units of the table: against the estimator and a Gaussian of full
   covariance or, for the mixed table, independent columns.
 - Imputation: a fifth of all values is hidden. Root mean squared error of the numbers, in standard
   deviations of the complete training rows: against the estimator, column means, scikit-learn's
-  IterativeImputer, and the same with random forests, as missForest (Stekhoven & Bühlmann 2012)
-  does. The last three see standardised columns, and words as an indicator for each.
+  IterativeImputer, and the same with random forests, as in missForest (Stekhoven & Bühlmann 2012).
+  The last three are given standardised columns, and an indicator for each word.
 
-Errors of differences are over the rows, each of which all ways are measured on.
+Errors of differences are over rows, on all of which all methods are tested.
 """
 
 import argparse
@@ -25,9 +25,10 @@ import platform
 import tempfile
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -47,16 +48,16 @@ from iwae.files import atomic_write
 HIDDEN, K = 0.2, 1000
 
 FEW, SPLITS = 200, 5
-"""Up to how many rows a table has several splits, and how many."""
+"""Maximum number of rows of a table with several splits, and the number of splits."""
 
 
 def numbers(load: Callable[..., Any], **options: Any) -> pd.DataFrame:
-    """The columns of a table of scikit-learn, as real numbers."""
+    """The columns of a table from scikit-learn, as real numbers."""
     return load(as_frame=True, **options).data.astype(float)
 
 
 def mixed(n: int = 3000, seed: int = 0) -> pd.DataFrame:
-    """A table like the census's "adult": words, a bit, a count and real numbers that depend.
+    """A table like the census's "adult": dependent words, a bit, a count and real numbers.
 
     A person has an ability a ~ N(0, 1) and an age. Schooling follows a; the occupation follows
     schooling; being married follows age; hours follow occupation; log income is linear in a, the
@@ -85,7 +86,7 @@ def mixed(n: int = 3000, seed: int = 0) -> pd.DataFrame:
 
 
 TABLES: dict[str, Callable[[], pd.DataFrame]] = {
-    # Its column of two numbers has no density.
+    # A column of two numbers has no density.
     "diabetes": lambda: numbers(datasets.load_diabetes, scaled=False).drop(columns="sex"),
     "wine": lambda: numbers(datasets.load_wine),
     "breast cancer": lambda: numbers(datasets.load_breast_cancer),
@@ -110,15 +111,15 @@ def real(frame: pd.DataFrame) -> bool:
 
 
 def kinds(frame: pd.DataFrame) -> dict[str, Any]:
-    """Take all numbers of a table of real numbers as such, even whole ones."""
+    """The options for a table of real numbers, some of which may be whole."""
     return {"observation": "gaussian"} if real(frame) else {}
 
 
 def splits(frame: pd.DataFrame) -> list[pd.DataFrame]:
-    """The table as it is and, if it has few rows, in other orders, one for each further fifth.
+    """The table and, if it has few rows, other orders of it: one for each further split.
 
-    Which places are tested on is fixed, so another order is another split. Where five fifths are
-    more than all rows, the last has some of the first.
+    The positions of test rows are fixed, so another order is another split. If five test sets
+    exceed the table, the last contains some rows of the first.
     """
     train, test, _ = own_split(len(frame))
     rows = np.concatenate([test, np.random.default_rng(0).permutation(train)])
@@ -137,7 +138,7 @@ def over_splits(
     folder: Path,
     seed: int,
 ) -> pd.DataFrame:
-    """Measure the test rows of all splits, and return a line for each row of the table tested."""
+    """Measure the test rows of all splits; returns a row for each row of the table."""
     found = pd.concat(
         measure(one, folder / str(number), seed + number)
         for number, one in enumerate(splits(frame))
@@ -149,7 +150,7 @@ def over_splits(
 
 
 def densities(frame: pd.DataFrame, folder: Path, seed: int) -> pd.DataFrame:
-    """The log-likelihood of each test row by each way, nats."""
+    """The log-likelihood of each test row by each method, nats."""
     train, test, _ = own_split(len(frame))
     known, new = frame.iloc[train], frame.iloc[test]
     run = trained(frame, folder, seed=seed, **kinds(frame))
@@ -159,24 +160,24 @@ def densities(frame: pd.DataFrame, folder: Path, seed: int) -> pd.DataFrame:
 
 
 def rivals(known: pd.DataFrame, new: pd.DataFrame, seed: int) -> dict[str, np.ndarray]:
-    """The log-likelihood of each new row by other ways, nats."""
+    """The log-likelihood of each new row by other methods, nats."""
     found = {"estimator": estimator(known, seed).fit(known).score_samples(new)}
     if not real(known):
         independent = np.sum([alone(known[name], new[name]) for name in known], axis=0)
         return {**found, "independent": independent}
-    scale = known.std()  # columns of far apart scales have no covariance that can be inverted
+    scale = known.std()  # with very different scales, the covariance is singular
     gaussian = stats.multivariate_normal(known.mean() / scale, np.cov((known / scale).T, bias=True))
     return {**found, "Gaussian": gaussian.logpdf(new / scale) - np.log(scale).sum()}
 
 
 def estimator(frame: pd.DataFrame, seed: int, **options: Any) -> ImportanceWeightedAutoencoder:
-    """The estimator for a table, with its defaults."""
+    """The estimator for a table, with default options."""
     kind = "gaussian" if real(frame) else "auto"
     return ImportanceWeightedAutoencoder(observation=kind, random_state=seed, score_k=K, **options)
 
 
 def alone(known: pd.Series, new: pd.Series) -> np.ndarray:
-    """Log-density of a column by itself: a Gaussian, a negative binomial or smoothed shares."""
+    """The log-density of one column: Gaussian, negative binomial or smoothed frequencies."""
     if known.dtype.kind == "f":
         return stats.norm(known.mean(), known.std(ddof=0)).logpdf(new)
     if known.dtype.kind == "i":
@@ -187,7 +188,7 @@ def alone(known: pd.Series, new: pd.Series) -> np.ndarray:
 
 
 def paired(ours: np.ndarray, values: np.ndarray) -> dict[str, float]:
-    """A mean, and how far ours is above it, with the standard error of the difference."""
+    """A mean, and the lead of ours over it with its standard error."""
     lead = np.asarray(ours, np.float64) - values
     stderr = lead.std(ddof=1) / len(lead) ** 0.5
     return {
@@ -201,7 +202,7 @@ def paired(ours: np.ndarray, values: np.ndarray) -> dict[str, float]:
 
 
 def imputations(frame: pd.DataFrame, folder: Path, seed: int) -> pd.DataFrame:
-    """Count the hidden numbers of each test row, and sum the squared errors of each method.
+    """The count of hidden numbers in each test row, and the sum of squared errors by method.
 
     Errors are in standard deviations of the complete training rows.
     """
@@ -228,12 +229,12 @@ def imputations(frame: pd.DataFrame, folder: Path, seed: int) -> pd.DataFrame:
         units = known.std().to_numpy() / scale, (known.mean().to_numpy() - mean) / scale
         found[name] = filled * units[0] + units[1]
     right, gaps = ((truth - mean) / scale)[test], hidden[test][:, numeric]
-    squares = {way: np.sum((each - right) ** 2 * gaps, axis=1) for way, each in found.items()}
+    squares = {name: np.sum((each - right) ** 2 * gaps, axis=1) for name, each in found.items()}
     return pd.DataFrame({"gaps": gaps.sum(axis=1), **squares}, index=frame.index[test])
 
 
 def compared(found: pd.DataFrame) -> dict[str, dict[str, float]]:
-    """Each way's root mean squared error, and how far that of `iwae` is from it.
+    """The root mean squared error of each method, and that of `iwae` minus it.
 
     The standard error of the difference is by the delta method, over rows.
     """
@@ -244,13 +245,13 @@ def compared(found: pd.DataFrame) -> dict[str, dict[str, float]]:
     against = rows.rsub(rows["iwae"], axis=0)
     stderr = np.sqrt((against**2).sum() * len(rows) / (len(rows) - 1))
     return {
-        way: {"error": error, "change": errors["iwae"] - error, "change_stderr": stderr[way]}
-        for way, error in errors.items()
+        name: {"error": error, "change": errors["iwae"] - error, "change_stderr": stderr[name]}
+        for name, error in errors.items()
     }
 
 
 def standardised(holes: pd.DataFrame, numeric: list[int], train: np.ndarray) -> np.ndarray:
-    """The numbers, then an indicator for each word but the last; by the observed training rows."""
+    """The numbers, then an indicator for each word but the last, by observed training rows."""
     columns = [holes.iloc[:, i].astype(float) for i in numeric]
     for i in sorted(set(range(holes.shape[1])) - set(numeric)):
         words = holes.iloc[:, i]
@@ -261,7 +262,7 @@ def standardised(holes: pd.DataFrame, numeric: list[int], train: np.ndarray) -> 
 
 
 def imputers(seed: int) -> dict[str, Any]:
-    """The rivals in filling gaps."""
+    """The other methods of imputation."""
     forest = RandomForestRegressor(100, max_features="sqrt", n_jobs=-1, random_state=seed)
     return {
         "column means": SimpleImputer(),
@@ -271,14 +272,11 @@ def imputers(seed: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Print what each way reaches on each table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--tables", nargs="+", choices=TABLES, default=list(TABLES))
+    """Print the results of each method on each table."""
+    parser = table_parser(TABLES, __doc__)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--json", type=Path, help="also write the numbers to this file, or into it")
     options = parser.parse_args()
-    known = options.json is not None and options.json.is_file()
-    results: dict[str, Any] = json.loads(options.json.read_text())["results"] if known else {}
+    results = known_results(options.json)
     for name in options.tables:
         frame, start = TABLES[name](), time.perf_counter()
         with tempfile.TemporaryDirectory() as folder:
@@ -293,7 +291,7 @@ def main() -> None:
                 "columns": frame.shape[1],
                 "splits": len(splits(frame)),
                 "densities": {
-                    way: paired(nats["iwae"].to_numpy(), nats[way].to_numpy()) for way in nats
+                    name: paired(nats["iwae"].to_numpy(), nats[name].to_numpy()) for name in nats
                 },
                 "imputations": compared(errors),
             }
@@ -303,8 +301,38 @@ def main() -> None:
             write(options.json, {one: results[one] for one in TABLES if one in results})
 
 
+def over_seeds(
+    compare: Callable[[str, int], dict[str, Any]], names: Sequence[str], about: str
+) -> None:
+    """The main function of a benchmark: print `compare(table, seed)`, and write the record."""
+    parser = table_parser(names, about)
+    parser.add_argument("--seeds", type=int, default=3)
+    options = parser.parse_args()
+    results = known_results(options.json)
+    for name, seed in product(options.tables, range(options.seeds)):
+        start = time.perf_counter()
+        found = compare(name, seed)
+        results.setdefault(name, {})[str(seed)] = found
+        print(f"{name}, {time.perf_counter() - start:.0f} s: {json.dumps(found)}", flush=True)
+        if options.json:
+            write(options.json, results)
+
+
+def table_parser(names: Iterable[str], about: str) -> argparse.ArgumentParser:
+    """A parser of the options that the benchmarks of tables share."""
+    parser = argparse.ArgumentParser(description=about.splitlines()[0])
+    parser.add_argument("--tables", nargs="+", choices=names, default=list(names))
+    parser.add_argument("--json", type=Path, help="also write the numbers to this file, or into it")
+    return parser
+
+
+def known_results(file: Path | None) -> dict[str, Any]:
+    """The results in an earlier record; empty without one."""
+    return json.loads(file.read_text())["results"] if file is not None and file.is_file() else {}
+
+
 def write(file: Path, results: dict[str, Any]) -> None:
-    """Write the record of all tables so far."""
+    """Write the record of all results so far."""
     record = {
         "machine": platform.machine(),
         "cores": os.cpu_count(),

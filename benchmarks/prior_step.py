@@ -3,7 +3,7 @@
     python benchmarks/prior_step.py --clock cpu --json results/benchmarks/prior_step.json
 
 The network of table 1 with one stochastic layer and binary images of 28 x 28 pixels. Times are
-medians of blocks that take turns, so that a busy machine is as unfair to all; with `--clock cpu`
+medians of blocks that take turns, so that a busy machine affects all equally; with `--clock cpu`
 they are processor time, which other programs do not lengthen.
 """
 

@@ -17,7 +17,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -34,44 +33,52 @@ TEN_MINUTES = 600.0
 IWAE = (sys.executable, "-m", "iwae")
 
 
+def commands(file: Path, out: str, *, ray: bool) -> dict[str, list[list[str]]]:
+    """The commands of each method, which train and measure the run of a file."""
+    sweep = ["sweep", str(file), "--out", out]
+    found = {
+        "train and evaluate": [
+            ["train", str(file), "--out", out],
+            ["evaluate", out, "--k", "5000"],
+        ],
+        "sweep": [sweep],
+    }
+    return found | ({"sweep on Ray": [[*sweep, "--engine", "ray"]]} if ray else {})
+
+
+def seconds(file: Path, rounds: int, *, ray: bool) -> dict[str, list[float]]:
+    """Seconds of each method in each round; the methods take turns."""
+    times: dict[str, list[float]] = {name: [] for name in commands(file, "", ray=ray)}
+    for number in range(rounds + 1):  # the first compiles
+        for place, name in enumerate(times):
+            out = str(file.with_name(f"{number}-{place}"))
+            start = time.perf_counter()
+            for command in commands(file, out, ray=ray)[name]:
+                subprocess.run([*IWAE, *command, "--quiet"], check=True, capture_output=True)
+            if number:
+                times[name].append(time.perf_counter() - start)
+    return times
+
+
 def main() -> None:
-    """Print the median seconds of each way, and how much longer it takes than the first."""
+    """Print the median seconds of each method, and its overhead over the first."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--epochs", type=int, default=400)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--ray", action="store_true", help="also with Ray")
     parser.add_argument("--json", type=Path, help="also write the numbers to this file")
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as name:
-        file = Path(name) / "run.toml"
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "run.toml"
         file.write_text(RUN.format(epochs=options.epochs))
-        ways: dict[str, Callable[[str], list[list[str]]]] = {
-            "train and evaluate": lambda out: [
-                ["train", str(file), "--out", out],
-                ["evaluate", out, "--k", "5000"],
-            ],
-            "sweep": lambda out: [["sweep", str(file), "--out", out]],
-        }
-        if options.ray:
-            ways["sweep on Ray"] = lambda out: [
-                ["sweep", str(file), "--out", out, "--engine", "ray"]
-            ]
-        times: dict[str, list[float]] = {way: [] for way in ways}
-        for number in range(options.rounds + 1):  # the first is for compilation
-            for way, commands in ways.items():
-                out = str(Path(name) / f"{number}-{way.replace(' ', '-')}")
-                start = time.perf_counter()
-                for command in commands(out):
-                    subprocess.run([*IWAE, *command, "--quiet"], check=True, capture_output=True)
-                if number:
-                    times[way].append(time.perf_counter() - start)
+        times = seconds(file, options.rounds, ray=options.ray)
     first = times["train and evaluate"]
-    longer = {way: [b - a for a, b in zip(first, each, strict=True)] for way, each in times.items()}
-    for way, each in times.items():
-        more = statistics.median(longer[way])
+    for name, each in times.items():
+        longer = [b - a for a, b in zip(first, each, strict=True)]
+        more = statistics.median(longer)
         print(
-            f"{way}: {statistics.median(each):.1f} s, {more:+.1f} s "
-            f"({min(longer[way]):+.1f} to {max(longer[way]):+.1f}), "
+            f"{name}: {statistics.median(each):.1f} s, {more:+.1f} s "
+            f"({min(longer):+.1f} to {max(longer):+.1f}), "
             f"{more / TEN_MINUTES:+.2%} of ten minutes"
         )
     if options.json:

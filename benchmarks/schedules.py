@@ -5,8 +5,8 @@
 At each length T, all schedules anneal the same simulated examples of a stored model with the same
 keys. Their step sizes, and the temperatures of the adaptive one, come from a pilot on other
 simulated examples with other keys, and are frozen. The gap falls like 1/T, so the gap times the
-leapfrog steps of a chain is a number of the schedule: the smaller, the better. Differences to the
-default schedule are paired. Cells that the record has already are kept.
+leapfrog steps of a chain characterises the schedule: smaller is better. Differences to the default
+schedule are paired. Existing cells of the record are kept.
 """
 
 import argparse
@@ -35,13 +35,13 @@ DEFAULT = "sigmoid"
 
 
 def pilot_data(model: Model, key: jax.Array) -> np.ndarray:
-    """Examples of the model that are not measured."""
+    """Simulated examples for the pilot, which are not measured."""
     draw = jax.jit(jax.vmap(lambda key: model.sample(key)[1]))
     return np.asarray(draw(jax.random.split(key, PILOT_EXAMPLES)), np.float32)
 
 
 def gaps(model: Model, schedule: str, length: int, start: str) -> np.ndarray:
-    """The gap of each example, nats, after a pilot of its own."""
+    """The gap of each example, nats, after a pilot for the schedule."""
     data_key, betas_key, sizes_key, key = jax.random.split(jax.random.key(length), 4)
     examples, moves = pilot_data(model, data_key), {"n_leapfrog": LEAPFROG, "start": start}
     pilot = {"chains": PILOT_CHAINS, **moves}
@@ -70,7 +70,7 @@ def cells(model: Model, start: str, length: int) -> list[dict[str, Any]]:
 
 
 def main() -> None:
-    """Measure the cells missing from the record."""
+    """Measure the cells that the record lacks."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json", type=Path, required=True, help="the record")
     args = parser.parse_args()

@@ -3,12 +3,12 @@
 import os
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-# Other programs that take more than this many cores spoil a block: the threads of a matrix product
-# wait for each other, so another program costs far more than its share.
+# Use of the cores by other programs above which a block is disturbed: the threads of a matrix
+# product wait for each other, so another program costs far more than its share.
 QUIET_CORES = 0.1
 
 
@@ -63,9 +63,9 @@ class Stopwatch:
 def time_blocks(
     call: Callable[[int], object], *, seconds: float, blocks: int = 5, warm_up: int = 10
 ) -> list[Block]:
-    """Time `call(n)`, which does the work n times and waits for it, for `seconds` in all.
+    """Time `call(n)`, which does the work n times and waits for it, for `seconds` in total.
 
-    The first call, with all compilation, is not counted.
+    The first call, which includes compilation, is not counted.
     """
     call(warm_up)
     watch = Stopwatch()
@@ -78,8 +78,33 @@ def time_blocks(
     return times
 
 
+WARM_UP = 3  # dispatches: the first compiles, and the next ones are shorter than the target
+
+
+def time_dispatches(
+    run: Iterable[Any], seconds: float, warm: Callable[[], object] = lambda: None
+) -> list[Block]:
+    """Time the dispatches of a training loop, a block each, for `seconds` after the warm-up.
+
+    Args:
+        run: (state, best, report) of each dispatch.
+        warm: called once after the warm-up.
+    """
+    blocks, watch, lasted = [], Stopwatch(), 0.0
+    for number, (_, _, report) in enumerate(run, 1):
+        block = watch.lap(report.steps)
+        if number == WARM_UP:
+            warm()
+        elif number > WARM_UP:
+            blocks.append(block)
+            lasted += report.seconds
+        if lasted > seconds:
+            break
+    return blocks
+
+
 class Timing(NamedTuple):
-    """Blocks of one thing in one table row, milliseconds per call."""
+    """A summary of blocks for a row of a table, milliseconds per call."""
 
     median: float
     low: float

@@ -1,8 +1,8 @@
 """Annealed importance sampling in plain PyTorch, to compare `iwae` with.
 
 HMC along the geometric path from q(z|x) to p(x, z), for the model of `torch_step.py`, as a careful
-user of PyTorch would write it: the encoder once per image, no gradient of the weights, densities
-by hand, one loop over the leapfrog steps.
+user of PyTorch would write it: the encoder once per image, no gradients of weights, densities by
+hand, one loop over leapfrog steps.
 
     python benchmarks/torch_annealing.py                            # prints one JSON object
 """

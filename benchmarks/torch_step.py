@@ -2,9 +2,9 @@
 
 One stochastic layer as published (Burda et al. 2016): encoder 784-200-200-(mean, log sd) 50,
 decoder 50-200-200-784 logits, tanh, batches of 20 binarised afresh at every step, Adam with
-eps 1e-4. It is written as a careful user of PyTorch would write it: densities by hand rather than
-through `torch.distributions` (which is slower), the encoder once per example and not once per
-sample, the fused Adam, no gradient fetched or printed in the loop.
+eps 1e-4. It is the code of a careful user of PyTorch: densities by hand rather than through
+`torch.distributions` (which is slower), the encoder once per example and not per sample, the fused
+Adam, nothing fetched or printed in the loop.
 
     python benchmarks/torch_step.py --k 5 --variant compiled        # prints one JSON object
     python benchmarks/torch_step.py --k 5000 --evaluate

@@ -21,7 +21,7 @@ from sklearn.model_selection import train_test_split
 from sklearn.preprocessing import StandardScaler
 
 from iwae import ImportanceWeightedAutoencoder
-from iwae.results.records import provenance
+from iwae.results.records import mean_and_error, provenance
 from iwae.results.store import is_stored, write_files
 from iwae.sklearn.rows import plain
 
@@ -31,7 +31,7 @@ SPLITS = {"digits": 5, "breast-cancer": 20, "curved": 5}
 COMPONENTS = (1, 2, 3, 5, 8, 12, 20, 30, 45, 65, 100, 150)
 COVARIANCES = ("full", "tied", "diag", "spherical")
 STARTS = 2
-"""Fits of each mixture from different centres, of which the likeliest counts."""
+"""Fits of each mixture from different centres; the likeliest counts."""
 
 
 def digits() -> np.ndarray:
@@ -46,7 +46,7 @@ def breast_cancer() -> np.ndarray:
 
 
 def curved() -> np.ndarray:
-    """12,500 rows in 50 columns near a curved surface of five dimensions."""
+    """12,500 rows in 50 columns near a curved five-dimensional surface."""
     rng = np.random.default_rng(0)
     z = rng.normal(size=(12_500, 5))
     hidden = np.sin(1.5 * z @ rng.normal(size=(5, 30)) + rng.uniform(0, 2 * np.pi, 30))
@@ -61,7 +61,7 @@ SETS: dict[str, Callable[[], np.ndarray]] = {
 
 
 def mixture(train: np.ndarray, seed: int) -> tuple[GaussianMixture, dict[str, float]]:
-    """The Gaussian mixture with the lowest BIC, and the BIC of all that were tried.
+    """The Gaussian mixture with the lowest BIC, and the BIC of all mixtures tried.
 
     For each form of covariance, more components are tried until the criterion has risen twice.
     """
@@ -80,7 +80,7 @@ def mixture(train: np.ndarray, seed: int) -> tuple[GaussianMixture, dict[str, fl
 
 
 def measure(rows: np.ndarray, seed: int) -> tuple[dict, dict[str, np.ndarray]]:
-    """A record of one split, and both log densities of its test rows, nats."""
+    """The record of one split, and the log densities of its test rows by both models, nats."""
     train, test = train_test_split(rows, test_size=0.2, random_state=seed)
     started = time.perf_counter()
     ours = ImportanceWeightedAutoencoder(random_state=seed).fit(train)
@@ -114,11 +114,9 @@ def measure(rows: np.ndarray, seed: int) -> tuple[dict, dict[str, np.ndarray]]:
     return record, {"ours": values, "mixture": theirs}
 
 
-def _summary(values: np.ndarray) -> dict[str, float]:
-    return {
-        "mean": float(values.mean()),
-        "stderr": float(values.std(ddof=1) / np.sqrt(len(values))),
-    }
+def _summary(values: np.ndarray) -> dict[str, float | None]:
+    """The mean and its standard error, for a record."""
+    return dict(zip(("mean", "stderr"), mean_and_error(values), strict=True))
 
 
 def main(*names: str) -> None:

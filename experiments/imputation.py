@@ -3,12 +3,11 @@
     python experiments/imputation.py                   # all; a quarter of an hour on a core
     python experiments/imputation.py wine diabetes     # these tables only
 
-Values of each table are hidden at several rates: completely at random, or larger ones more often
-(by a logistic function of the value). A fifth of the rows, different ones for each seed, is held
-out. Every method learns from the training rows with gaps and fills the held-out rows with gaps;
-nothing is chosen by the held-out rows. Each seed is a record in `results/imputation`, with the
-errors of single values beside it; existing records are kept. Then `python docs/tools/tables.py`
-makes the table.
+Values of each table are hidden at several rates: completely at random, or larger values more often
+(by a logistic function of the value). A fifth of the rows, a different one for each seed, is held
+out. All methods learn from the incomplete training rows and impute the incomplete held-out rows,
+which choose nothing. Each seed is a record in `results/imputation`, with the errors of single
+values beside it; existing records are kept. Then `python docs/tools/tables.py` makes the table.
 """
 
 import os
@@ -47,7 +46,7 @@ HELD_OUT = 0.2
 
 RANDOM, LARGER = "at random", "larger values"
 CASES = ((RANDOM, 0.1), (RANDOM, 0.3), (RANDOM, 0.5), (LARGER, 0.3))
-"""Mechanisms that hide values, and the share that they hide."""
+"""Mechanisms that hide values, and shares of hidden values."""
 
 STEEPNESS = 3.0
 """Slope of the logistic function that hides larger values, per standard deviation."""
@@ -57,7 +56,7 @@ OURS = {
     "iwae, not-at-random": "not-at-random",
     "iwae, not-at-random-high": "not-at-random-high",
 }
-"""The last two are used where larger values are hidden."""
+"""The last two are used only if larger values are hidden."""
 
 THEIRS = {
     "mean": SimpleImputer,
@@ -79,7 +78,7 @@ OBJECTIVE = bound(iwae, k=K)
 
 
 def main(*names: str) -> None:
-    """Make the missing records."""
+    """Write the missing records."""
     for seed, name, (mechanism, share) in product(range(SEEDS), names or TABLES, CASES):
         path = RESULTS / f"{name}-{mechanism}-{share:g}-{seed}.json".replace(" ", "-")
         if not is_stored(path):
@@ -124,7 +123,7 @@ def compared(
 
 
 def hide(rows: np.ndarray, mechanism: str, share: float, rng: np.random.Generator) -> np.ndarray:
-    """Mask of the hidden values, `[n, d]`; each row and column keeps at least one."""
+    """The mask of hidden values, `[n, d]`; at least one value of each row remains."""
     probability = np.full(rows.shape, share)
     if mechanism == LARGER:
         standard = (rows - rows.mean(axis=0)) / rows.std(axis=0)
@@ -147,7 +146,7 @@ def offset(standard: np.ndarray, share: float) -> float:
 def imputed(
     rows: np.ndarray, test: np.ndarray, mechanism: str, seed: int, unfinished: list[str]
 ) -> Iterator[tuple[str, np.ndarray]]:
-    """Each method with the test rows that it fills; note those that did not converge."""
+    """The imputed test rows of each method; those that did not converge join `unfinished`."""
     for method, make in THEIRS.items():
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", ConvergenceWarning)

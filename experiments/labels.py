@@ -3,7 +3,7 @@
     python experiments/labels.py digits      # minutes; four seeds
     python experiments/labels.py mnist       # an hour; needs IWAE_DATA or a network
 
-The run of each line is kept in `runs/labels/TABLE/NAME`, its records in `results/labels`; existing
+The run of each row is in `runs/labels/TABLE/NAME`, its records in `results/labels`; existing
 records are kept. Then `python docs/tools/tables.py` makes the table from the records.
 """
 
@@ -32,29 +32,29 @@ TABLES = {
     "digits": ({**DIGITS, "replicates": 4}, Measure((5000,)), None),
     "mnist": (MNIST, Measure((5000,), examples=1000), "omniglot"),
 }
-"""Table -> shared settings of its runs, measurements, and other data to tell apart."""
+"""Table -> shared settings of its runs, measurements, and other data to detect."""
 
 EXAMPLES = 1000
 """Maximum number of test examples to classify, as a random subset."""
 
 
 def main(table: str) -> None:
-    """Train, measure and classify by the runs of a table; exit status 1 if one fails."""
+    """Train, measure and classify with the runs of a table; exit status 1 if one fails."""
     shared, measure, others = TABLES[table]
     tasks = [
         Task(name, make_config({**SHARED, **shared, **line}, name), (measure,))
         for name, line in LINES.items()
         if not (RESULTS / table / name).exists()
     ]
-    judge = partial(classify, others=others)
-    sys.exit(train_and_keep(tasks, RUNS / table, RESULTS / table, judge))
+    extra = partial(classify, others=others)
+    sys.exit(train_and_keep(tasks, RUNS / table, RESULTS / table, extra))
 
 
 def classify(run: Path, others: str | None) -> None:
     """`iwae classify` on all test examples or a random subset of them.
 
     Args:
-        others: name of other data to tell from the run's, or None.
+        others: name of other data to distinguish from the run's, or None.
     """
     total = len(load_config_dataset(read_config(run / "config.toml")).test)
     count = EXAMPLES if total > EXAMPLES else None

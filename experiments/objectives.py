@@ -6,7 +6,7 @@
     python experiments/objectives.py mnist             # hours; needs IWAE_DATA or a network
     python experiments/objectives.py protocols         # an hour; other training protocols
 
-Every line of a table is a run in `runs/objectives/TABLE/NAME`, whose records are kept in
+Each row of a table is a run in `runs/objectives/TABLE/NAME`, whose records are kept in
 `results/objectives`. Existing records are kept, and interrupted runs resume. Then
 `python docs/tools/tables.py` makes the tables from the records.
 """
@@ -124,7 +124,7 @@ PROTOCOLS = {
     "output-bias": {"output_bias": False},
     "seed": {"seed": 1},
 }
-"""The paper's schedule, squeezed, and the choices of other code, all together and each alone."""
+"""The paper's schedule, shortened, and the choices of other code, together and separately."""
 
 TABLES = {
     "protocols": (
@@ -153,30 +153,30 @@ TABLES = {
         (Measure((1, 5000), examples=1000), Measure(temperatures=200, chains=8, examples=1000)),
     ),
 }
-"""Table -> shared settings, lines, and measurements of their models."""
+"""Table -> shared settings, settings of each run, and measurements."""
 
 
 def main(table: str, *names: str) -> None:
-    """Train and measure the lines of a table, or those named; exit status 1 if one fails."""
-    shared, lines, measures = TABLES[table]
+    """Train and measure the runs of a table, or those named; exit status 1 if one fails."""
+    shared, runs, measures = TABLES[table]
     if table == "kinds":
         with atomic_write(LEVELS) as temporary:
             np.save(temporary, load_digits().data.astype(np.uint8))
     tasks = [
-        Task(name, make_config({**shared, **lines[name]}, name), measures)
-        for name in names or lines
+        Task(name, make_config({**shared, **runs[name]}, name), measures)
+        for name in names or runs
         if not (RESULTS / table / name).exists()
     ]
     sys.exit(train_and_keep(tasks, RUNS / table, RESULTS / table))
 
 
 def train_and_keep(
-    tasks: Sequence[Task], runs: Path, results: Path, judge: Callable[[Path], object] | None = None
+    tasks: Sequence[Task], runs: Path, results: Path, extra: Callable[[Path], object] | None = None
 ) -> int:
-    """Train and measure runs, keep the records of those that are done; return the exit status.
+    """Train and measure runs, and keep the records of finished ones; returns the exit status.
 
     Args:
-        judge: a further measurement of a run before its records are kept.
+        extra: a further measurement of a run before its records are kept.
     """
     statuses = []
     try:
@@ -184,8 +184,8 @@ def train_and_keep(
             statuses.append(outcome.status)
             print(f"{outcome.task.name}: {outcome.status} {outcome.reason}", flush=True)
             if outcome.status == Status.DONE:
-                if judge is not None:
-                    judge(runs / outcome.task.name)
+                if extra is not None:
+                    extra(runs / outcome.task.name)
                 keep(runs / outcome.task.name, results / outcome.task.name)
     except Stopped as stopped:
         print(f"{stopped}; repeat the command to resume", file=sys.stderr)

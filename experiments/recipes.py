@@ -1,10 +1,10 @@
-"""Trials of optimisers, learning rates, batches and stages, judged on held-out training images.
+"""Trials of optimisers, learning rates, batches and stages, measured on held-out training images.
 
     python experiments/recipes.py [PATTERN ...]
 
 Each trial is one record in `results/recipes/`, with the bound L_500 on 2,000 MNIST images held out
-of the training data and the seconds of training; existing records are kept. Test data are not used.
-The fast recipes in `iwae.config.recipes` were chosen by these records.
+of the training data and the training time; existing records are kept. Test data are not used. The
+fast recipes in `iwae.config.recipes` were chosen by these records.
 """
 
 import sys
@@ -30,7 +30,7 @@ from iwae.training.steps import replicate_model, weights  # noqa: E402
 RESULTS = Path(__file__).parents[1] / "results" / "recipes"
 HELD_OUT, K = 2000, 500
 POINTS = (0.25, 0.5, 0.75)
-"""Shares of a trial's epochs after which it is measured too."""
+"""Shares of a trial's epochs after which it is also measured."""
 
 BASE: dict[str, Any] = {
     "dataset": "mnist",
@@ -134,20 +134,20 @@ TRIALS: dict[str, dict[str, Any]] = {
 
 
 def bound(job: Job, params: Any) -> np.ndarray:
-    """L_500 of each held-out image, nats; the same draws for every trial."""
+    """L_500 of each held-out image, nats, with the same draws for every trial."""
     model = replicate_model(job.models[0], params, 0)
     return np.asarray(log_likelihoods(model, job.dataset.validation, jax.random.key(0), k=K))
 
 
 def trial(name: str) -> dict[str, Any]:
-    """Train one model, measuring it along the way."""
+    """Train one model, and measure it at several epochs."""
     job = make_job(make_config({**BASE, **TRIALS[name]}, name))
     epochs, seconds, points = job.config.epochs, 0.0, []
-    looks = {max(1, round(share * epochs)) for share in POINTS}
+    measured = {max(1, round(share * epochs)) for share in POINTS}
     start, data = initial_state(job), job.dataset.train
     for state, _, report in train_stages(*start, data, job.models[0], job.stages, job.plan):
         seconds += report.seconds
-        if report.epoch_done and report.epoch in looks:
+        if report.epoch_done and report.epoch in measured:
             value = float(bound(job, weights(state)).mean())
             points.append({"epoch": report.epoch, "seconds": seconds, "bound": value})
     values = bound(job, weights(state)).astype(np.float64)

@@ -37,7 +37,7 @@ from iwae.objectives.bounds import bound
 from iwae.objectives.gradients import dreg
 from iwae.objectives.reductions import iwae
 from iwae.objectives.surrogates import REPARAM, Estimator
-from iwae.results.records import make_subject, model_facts, provenance
+from iwae.results.records import make_subject, mean_and_error, model_facts, provenance
 from iwae.typing import PRNGKey, Scalar
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
@@ -53,7 +53,7 @@ SEED = 0
 
 
 def in_proportion(shares: Float[Array, " k"], points: Float[Array, " S"]) -> Drawn:
-    """The particles whose segments of [0, 1) contain the points, with duplicates."""
+    """The particles, with duplicates, whose segments of [0, 1) contain the points."""
     chances = shares / jnp.sum(shares)
     index = jnp.sum(jnp.cumsum(chances)[:, None] <= points[None], axis=0)
     index = jnp.minimum(index, shares.size - 1)
@@ -74,7 +74,7 @@ def stratified_with_duplicates(key: PRNGKey, shares: Float[Array, " k"], count: 
     return in_proportion(shares, (numbers + jnp.arange(count, dtype=jnp.float32)) / count)
 
 
-WAYS: dict[str, Draw] = {
+SCHEMES: dict[str, Draw] = {
     "systematic": systematic_with_duplicates,
     "stratified": stratified_with_duplicates,
     "largest exactly": few,
@@ -83,16 +83,16 @@ WAYS: dict[str, Draw] = {
 
 @lru_cache
 def program(gradient: str, k: int, count: int | None) -> Any:
-    """(model, examples, key, way) -> a gradient of IWAE, through `count` particles or through all.
+    """(model, examples, key, scheme) -> a gradient of IWAE, through `count` particles or all.
 
-    The scheme is a number, so that all schemes share a program: only the draw differs.
+    The scheme is a number, so that all schemes share a program except for the draw.
     """
 
     @eqx.filter_jit
-    def run(model: VAE, xs: Array, key: PRNGKey, way: Array) -> PyTree:
+    def run(model: VAE, xs: Array, key: PRNGKey, scheme: Array) -> PyTree:
         def draw(key: PRNGKey, shares: Array, count: int) -> Drawn:
-            branches = [lambda key, shares, f=f: f(key, shares, count) for f in WAYS.values()]
-            return jax.lax.switch(way, branches, key, shares)
+            branches = [lambda key, shares, f=f: f(key, shares, count) for f in SCHEMES.values()]
+            return jax.lax.switch(scheme, branches, key, shares)
 
         objective = bound(iwae, k=k, estimator=GRADIENTS[gradient], backward=count, draw=draw)
         return gradient_of(objective)(model, xs, key)
@@ -114,35 +114,37 @@ def timed(run: Any, *arguments: Any) -> tuple[PyTree, float]:
 
 
 def measured(model: VAE, batches: Array, gradient: str, k: int) -> dict[str, Any]:
-    """The full gradient, and those through a few by each scheme, on the same particles."""
-    cases = [(name, count) for count in COUNTS if count < k for name in WAYS]
+    """The full gradient, and gradients through a few particles by scheme, on the same particles."""
+    cases = [(name, count) for count in COUNTS if count < k for name in SCHEMES]
     full_run = program(gradient, k, None)
-    ways = {name: jnp.asarray(i) for i, name in enumerate(WAYS)}
+    schemes = {name: jnp.asarray(i) for i, name in enumerate(SCHEMES)}
     key = jax.random.key(SEED)
     for count in (None, *(count for _, count in cases)):
-        timed(program(gradient, k, count), model, batches[0], key, ways["systematic"])
+        timed(program(gradient, k, count), model, batches[0], key, schemes["systematic"])
     added: dict[tuple[str, int], list[float]] = {case: [] for case in cases}
     seconds: dict[Any, list[float]] = {case: [] for case in (None, *cases)}
     own, across, last = [], [], None
     for i, xs in enumerate(batches):
         one, other = (jax.random.fold_in(jax.random.fold_in(key, i), half) for half in (0, 1))
-        full, spent = timed(full_run, model, xs, one, ways["systematic"])
-        again, _ = timed(full_run, model, xs, other, ways["systematic"])
+        full, spent = timed(full_run, model, xs, one, schemes["systematic"])
+        again, _ = timed(full_run, model, xs, other, schemes["systematic"])
         seconds[None].append(spent)
         own.append(float(squared_distance(full, again)) / 2)
         if i % 2:
             across.append(float(squared_distance(full, last)) / 2)
         last = full
         for name, count in cases:
-            found, spent = timed(program(gradient, k, count), model, xs, one, ways[name])
+            found, spent = timed(program(gradient, k, count), model, xs, one, schemes[name])
             added[name, count].append(float(squared_distance(found, full)))
             seconds[name, count].append(spent)
     base = float(np.median(seconds[None]))
+    variance, variance_stderr = mean_and_error(np.array(own))
+    of_batches, of_batches_stderr = mean_and_error(np.array(across))
     return {
-        "variance": float(np.mean(own)),
-        "variance_stderr": stderr_of_mean(own),
-        "variance_of_batches": float(np.mean(across)),
-        "variance_of_batches_stderr": stderr_of_mean(across),
+        "variance": variance,
+        "variance_stderr": variance_stderr,
+        "variance_of_batches": of_batches,
+        "variance_of_batches_stderr": of_batches_stderr,
         "seconds": base,
         "few": [
             few_row(name, count, added[name, count], own, seconds[name, count], base)
@@ -161,23 +163,19 @@ def few_row(
 ) -> dict[str, Any]:
     """The variance that a scheme adds to that of the full gradient, and its cost."""
     relative, error = ratio_of_means(added, own)
+    mean, stderr = mean_and_error(np.array(added))
     ratio = float(np.median(seconds)) / base
     return {
         "draw": name,
         "backward": count,
-        "added_variance": float(np.mean(added)),
-        "added_variance_stderr": stderr_of_mean(added),
+        "added_variance": mean,
+        "added_variance_stderr": stderr,
         "relative": relative,
         "relative_stderr": error,
         "seconds": float(np.median(seconds)),
         "variance_times_seconds": (1 + relative) * ratio,
         "variance_times_seconds_stderr": error * ratio,
     }
-
-
-def stderr_of_mean(values: Sequence[float]) -> float:
-    """The standard error of a mean."""
-    return float(np.std(values, ddof=1) / np.sqrt(len(values)))
 
 
 def ratio_of_means(above: Sequence[float], below: Sequence[float]) -> tuple[float, float]:
@@ -192,7 +190,7 @@ def ratio_of_means(above: Sequence[float], below: Sequence[float]) -> tuple[floa
 
 
 def main() -> None:
-    """Measure the cells missing from the record."""
+    """Measure the cells that the record lacks."""
     cells = json.loads(RECORD.read_text())["cells"] if RECORD.exists() else []
     done = {(cell["run"], cell["gradient"], cell["k"]) for cell in cells}
     for k, draws in DRAWS.items():

@@ -32,7 +32,7 @@ from iwae import (
     start_run,
 )
 from iwae.cli import main
-from iwae.cli.answers import _given
+from iwae.cli.answers import _parse_given
 from iwae.data.binarisation import redrawn
 from iwae.data.columns import Column
 from iwae.data.kinds import make_kind
@@ -531,8 +531,8 @@ def test_decimal_commas_are_those_of_the_numbers(tmp_path):
     ],
 )
 def test_given_values_are_quoted_as_in_a_csv_file(text, found):
-    assert _given(text) == found
-    assert _given(None) == {}
+    assert _parse_given(text) == found
+    assert _parse_given(None) == {}
 
 
 @pytest.mark.parametrize("text", ["", "age", "age=", "=4", "age=1,,b=2", 'a="1, b=2', 'a="1"2'])
@@ -540,7 +540,7 @@ def test_given_values_of_another_form_are_refused(text):
     with pytest.raises(
         UserError, match=r"--given: .* is not NAME=VALUE, such as 'age=40, city=Oslo'"
     ):
-        _given(text)
+        _parse_given(text)
 
 
 @pytest.mark.parametrize("word", ["old", "nan", "inf", "1_0", "٤٠", "31,5"])

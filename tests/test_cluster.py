@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 import small
-from iwae.cli.evaluate import Terminated, sigterm_as_ctrl_c
+from iwae.cli.interrupts import Terminated, sigterm_as_ctrl_c
 from iwae.errors import UserError
 from iwae.experiments import cluster
 from iwae.experiments.cluster import Home, Place, _on_worker, pack, unpack, work_on_ray
@@ -207,7 +207,7 @@ class Actor:
 @pytest.fixture
 def a_place(tmp_path, monkeypatch):
     """Makes places of workers that share nothing but a home."""
-    monkeypatch.setattr(cluster, "_asked", lambda answer: answer)
+    monkeypatch.setattr(cluster, "_get", lambda answer: answer)
     return lambda home, name: Place(tmp_path / name, None, math.inf, Actor(home), 0.0)
 
 
@@ -224,7 +224,7 @@ def test_a_worker_that_was_given_up_and_comes_back_brings_nothing(tmp_path, a_pl
             return super().write(name, attempt, packed)
 
     first = _on_worker(a_place(GivenUp(tmp_path / "home"), "first"), task)
-    assert first == ("taken over", "another worker went on with a")
+    assert first == ("taken over", "another worker took over a")
     assert left["outcome"] == ("done", "")
     assert len(left["numbers"]) > 2
     assert numbers(tmp_path / "home") == left["numbers"]

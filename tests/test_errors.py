@@ -540,7 +540,7 @@ def test_errors_are_said_by_one_formatter():
 def test_a_cell_has_the_k_hat_of_its_worst_run(shares, words):
     one = {"k": 50, "log_likelihood": -9.0, "stderr": 0.5, "monte_carlo_error": 0.01}
     rows = [(SampledRow(**one, pareto_k_unreliable=share), 1) for share in shares]
-    assert words in cell_errors._particles(rows, 3)[0]
+    assert words in cell_errors._particle_errors(rows, 3)[0]
 
 
 def test_an_infinite_error_of_one_example_is_said():

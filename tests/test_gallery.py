@@ -14,7 +14,7 @@ from iwae.errors import UserError
 from iwae.evaluation.likelihood import log_likelihoods
 from iwae.models.vae import VAE
 from iwae.reports import gallery
-from iwae.reports.gallery import _density as density  # the figure behind density.png
+from iwae.reports.gallery import _density_figure as density  # the figure behind density.png
 from iwae.reports.gallery import draw_run
 from iwae.reports.recorded import bounds_figure
 from iwae.runs.models import load_model

@@ -223,7 +223,7 @@ def test_pictures_that_cannot_be_drawn_are_said_to_be_missing(tmp_path, monkeypa
     page = made(tmp_path, copy(tmp_path / "run"))
     assert "Pictures are missing" in page.text()
     assert str(tmp_path) not in page.text()
-    assert "Course of training" in page.text()
+    assert "Training curves" in page.text()
 
 
 @pytest.mark.usefixtures("plain")
@@ -419,7 +419,7 @@ def page_of_two(tmp_path_factory):
 def test_every_figure_has_a_caption_and_words_for_those_who_do_not_see_it(page_of_two):
     page = read(page_of_two)
     headings = {
-        *("Samples", "Reconstructions", "Posteriors", "Course of training"),
+        *("Samples", "Reconstructions", "Posteriors", "Training curves"),
         *("Filters of the decoder", "Samples through training"),
     }
     assert all(heading in page.text() for heading in headings)

@@ -128,7 +128,7 @@ def test_a_measurement_of_other_models_does_not_count(undisturbed, tmp_path):
 def stopping_at(step, how):
     """Exhausts the reports of a run, and does something once it has reached a step."""
 
-    def show(reports, _run):
+    def show(reports):
         done = False
         for report in reports:
             if report.step >= step and not done:
@@ -284,7 +284,7 @@ def test_who_comes_back_after_another_took_over_writes_nothing(tmp_path, monkeyp
         left.update(every_file(tmp_path / "a"))
 
     (outcome,) = work(tmp_path, [task()], show=stopping_at(1, take_over))
-    assert (outcome.status, outcome.reason) == ("taken over", "another process went on with a")
+    assert (outcome.status, outcome.reason) == ("taken over", "another process took over a")
     assert every_file(tmp_path / "a") == left
     assert state_of(tmp_path, task()).status == "done"
     assert not any((tmp_path / ".queue").glob("*.failure"))

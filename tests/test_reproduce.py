@@ -10,8 +10,8 @@ import pytest
 
 import small
 from iwae import evaluate_run
-from iwae.cli.queue import _listed
-from iwae.cli.queue import reproduce as reproduce_command
+from iwae.cli.reproduce import _list_line
+from iwae.cli.reproduce import reproduce as reproduce_command
 from iwae.config.comparison import is_of_cell, same_experiment
 from iwae.config.experiment import config_values, read_config, write_config
 from iwae.config.presets import PRESETS, cells, matching, preset, with_baselines
@@ -99,9 +99,9 @@ def test_what_is_measured(tmp_path):
 
 
 @pytest.mark.parametrize("wrong", [{"seeds": 0}, {"epochs_scale": 0.0}, {"epochs_scale": 1.5}])
-def test_what_cannot_be_wanted_is_refused(tmp_path, wrong):
+def test_what_cannot_be_wanted_is_refused(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
-        plan(tmp_path, [VAE], Wanted(**wrong))
+        Wanted(**wrong).check()
 
 
 # Names
@@ -391,10 +391,10 @@ def test_a_damaged_folder_is_named_and_is_no_result(copied, file, damage, messag
     damage(copied / file)
     broken, whole = read_cells(out, [VAE, other], Wanted())
     assert broken.nll is None
-    assert broken.trouble.startswith(f"{VAE}: ")
-    assert str(copied) in broken.trouble
-    assert re.search(message, broken.trouble)
-    assert "\n" not in broken.trouble
+    assert broken.error.startswith(f"{VAE}: ")
+    assert str(copied) in broken.error
+    assert re.search(message, broken.error)
+    assert "\n" not in broken.error
     assert whole == read_cell(out, other, Wanted())
     rows = table(out, [VAE, other], Wanted()).splitlines()
     assert "cannot be read" in rows[2]
@@ -456,8 +456,8 @@ def test_a_known_density_is_beside_ours():
 
 def test_a_list_marks_what_was_trained_for_fewer_epochs():
     cell = Cell(VAE, preset(VAE), nll=86.1, stderr=0.2, seeds=1, epochs=3280)
-    assert "shortened" not in _listed(cell, Wanted())
-    assert "86.10 (shortened: no reproduction)" in _listed(cell._replace(epochs=33), Wanted())
+    assert "shortened" not in _list_line(cell, Wanted())
+    assert "86.10 (shortened: no reproduction)" in _list_line(cell._replace(epochs=33), Wanted())
 
 
 def test_a_warm_start_is_of_the_cell_that_it_needs(copied):
@@ -487,7 +487,7 @@ def test_a_warm_start_is_of_the_cell_that_it_needs(copied):
 def test_seeds_of_a_warm_start_that_are_now_trained_with_others_are_refused(tmp_path):
     begun(tmp_path, "table2/vae-to-iwae/seed-0", preset(VAE).config())
     begun(tmp_path, f"{VAE}/seeds-0-1", preset(VAE).config(replicates=2))
-    with pytest.raises(UserError, match=r"seed-0 is of seeds that .*seeds-0-1 now holds"):
+    with pytest.raises(UserError, match=r"seed-0 has seeds that .*seeds-0-1 now holds"):
         plan(tmp_path, ["table2/vae-to-iwae"], Wanted(seeds=2))
 
 

@@ -1,8 +1,8 @@
-"""Every number that the records in results/ lead to, as text: run before and after a change.
+"""All numbers that follow from the records in results/, as text, to compare before and after.
 
-`python docs/tools/all_numbers.py FILE` writes what `iwae evaluate`, `iwae compare`,
-`iwae reproduce table`, the page, the card, the figures and the tables of the Markdown pages say of
-the records below `results`, as one JSON file. A change that moves no number leaves it as it is.
+`python docs/tools/all_numbers.py FILE` writes one JSON file with the output of `iwae evaluate`,
+`iwae compare`, `iwae reproduce table`, the page, the card, the figures and the tables of the
+Markdown pages. A change that moves no number leaves the file as it is.
 """
 
 import json
@@ -32,8 +32,8 @@ from result_tables.blocks import fill_blocks
 RESULTS = Path("results")
 
 
-def said() -> Iterator[tuple[str, str]]:
-    """Each text, and what it is of."""
+def texts() -> Iterator[tuple[str, str]]:
+    """The name of each text, and the text."""
     for page in (Path("README.md"), RESULTS / "README.md", *sorted(Path("docs").glob("*.md"))):
         yield f"tables of {page}", fill_blocks(page.read_text(), RESULTS)
     yield "reproduce", table(read_cells(RESULTS, PRESETS, Wanted()), Wanted())
@@ -61,7 +61,7 @@ def _of_run(run: Path) -> Iterator[tuple[str, str]]:
 
 
 def _points(figure: Figure) -> str:
-    """The points of a figure's lines, and its words."""
+    """The points of a figure's lines, and its texts."""
     lines = [line.get_xydata() for axes in figure.axes for line in axes.get_lines()]
     words = [text.get_text() for axes in figure.axes for text in axes.findobj() if _is_text(text)]
     return repr(([np.asarray(line).tolist() for line in lines], words))
@@ -72,7 +72,7 @@ def _is_text(artist: object) -> bool:
 
 
 def _of_runs(folder: Path, runs: list[Path]) -> Iterator[tuple[str, str]]:
-    """The page of the runs in one folder, and each run against the first."""
+    """The page of the runs in one folder, and each run compared with the first."""
     read = [read_run(run, name, "final") for run, name in zip(runs, name_runs(runs), strict=True)]
     for make in (tables.comparison, tables.differences, tables.estimates):
         yield f"page, {make.__name__} {folder}", repr(make(read))
@@ -91,4 +91,4 @@ def _of_runs(folder: Path, runs: list[Path]) -> Iterator[tuple[str, str]]:
 
 if __name__ == "__main__":
     with atomic_write(Path(sys.argv[1])) as path:
-        path.write_text(json.dumps(dict(said()), indent=1) + "\n")
+        path.write_text(json.dumps(dict(texts()), indent=1) + "\n")

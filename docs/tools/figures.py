@@ -1,4 +1,4 @@
-"""Draw the figures of pages that are made from records: `python docs/tools/figures.py`."""
+"""Draw the figures of pages from records: `python docs/tools/figures.py`."""
 
 import sys
 from itertools import groupby
@@ -16,17 +16,7 @@ from iwae.errors import UserError
 from iwae.experiments.cells import Wanted, cell_runs
 from iwae.experiments.costs import hours, stage_configs
 from iwae.experiments.table import Cell, read_cell
-from iwae.reports.figures import save_figure
-from iwae.reports.figures.style import (
-    LEGEND,
-    MARKERS,
-    NORMAL,
-    PALETTE,
-    chart_figure,
-    cut_start,
-    finish,
-    laid_out,
-)
+from iwae.reports.figures import save_figure, style
 from iwae.runs.metrics import read_metrics
 
 ROOT = Path(__file__).parents[2]
@@ -36,11 +26,11 @@ class Course(NamedTuple):
     """The training of a cell.
 
     Attributes:
-        cell: its results.
-        prior: its name.
-        minutes: of training until each epoch, by measured steps, `[e]`.
-        bound: the mean of the objective over that epoch, nats, `[e]`; nan during KL warm-up, when
-            it is none.
+        cell: results of the cell.
+        prior: name of the prior.
+        minutes: training time until the end of each epoch, by measured steps, `[e]`.
+        bound: mean of the objective over each epoch, nats, `[e]`; NaN during KL warm-up, when the
+            objective is no bound.
     """
 
     cell: Cell
@@ -50,33 +40,33 @@ class Course(NamedTuple):
 
 
 def priors_figure(results: Path) -> Figure:
-    """Compare learned priors at equal training cost, with one panel for each cell that has them.
+    """Compare learned priors at equal training cost, with a panel for each cell that has them.
 
-    A line is the training bound, and the point at its end log p(x) of the test images by L_5000,
-    with its standard error.
+    Lines are training bounds; the point at the end of a line is log p(x) of the test images by
+    L_5000, with its standard error.
 
     Raises:
         UserError: if no cell with a learned prior was measured.
     """
     names = matching([f"{FAST}prior"])
     panels = {}
-    for beside, its in groupby(names, lambda name: str(PRESETS[name].beside)):
-        courses = [one for name in (beside, *its) if (one := read_course(results, name))]
+    for baseline, cells in groupby(names, lambda name: str(PRESETS[name].beside)):
+        courses = [one for name in (baseline, *cells) if (one := read_course(results, name))]
         if {"normal"} < {one.prior for one in courses}:
-            panels[beside.removeprefix(f"{FAST}table1/")] = courses
+            panels[baseline.removeprefix(f"{FAST}table1/")] = courses
     if not panels:
         raise UserError(f"{results} holds no cell with a learned prior beside its baseline")
     priors = dict.fromkeys(one.prior for courses in panels.values() for one in courses)
-    styles = dict(zip(priors, zip(PALETTE, MARKERS, strict=False), strict=False))
-    figure, charts = chart_figure(len(panels), height=3.4)
+    styles = dict(zip(priors, zip(style.PALETTE, style.MARKERS, strict=False), strict=False))
+    figure, charts = style.chart_figure(len(panels), height=3.4)
     for axes, (name, courses) in zip(charts, panels.items(), strict=True):
         _draw_courses(axes, courses, styles)
-        axes.set_title(name, fontsize=NORMAL)
-    return laid_out(figure)
+        axes.set_title(name, fontsize=style.NORMAL)
+    return style.laid_out(figure)
 
 
 def read_course(results: Path, name: str) -> Course | None:
-    """The training of a cell; None if it was not measured, or the time of its steps is unknown."""
+    """The training of a cell; None if it was not measured, or its time per step is unknown."""
     cell = read_cell(results, name, Wanted())
     runs = list(cell_runs(results, Path(name)))
     if cell.nll is None or not runs:
@@ -92,7 +82,7 @@ def read_course(results: Path, name: str) -> Course | None:
 
 
 def _minutes(config: TrainConfig, epochs: np.ndarray) -> np.ndarray | None:
-    """Minutes until the end of each epoch: the steps of a stage take equally long."""
+    """Minutes until the end of each epoch; None if the time of a step is unknown."""
     stages = stage_configs(config)
     each = [hours(stage) for stage in stages]
     if None in each:
@@ -117,19 +107,19 @@ def _draw_courses(axes: Axes, courses: list[Course], styles: dict[str, tuple[str
             linestyle="none",
             label=course.prior,
         )
-    cut_start(axes, [(course.minutes, course.bound) for course in courses])
+    style.cut_start(axes, [(course.minutes, course.bound) for course in courses])
     low, _ = axes.get_ylim()
     tops = [(one.cell.stderr or 0) - float(one.cell.nll or 0) for one in courses]
     axes.set_ylim(low, max(tops) + 0.5)
     axes.set_xlim(left=0)
-    finish(
+    style.finish(
         axes, "minutes of training on two cores", "line: training bound; point: test L_5000 (nats)"
     )
-    axes.legend(loc="lower right", **LEGEND)
+    axes.legend(loc="lower right", **style.LEGEND)
 
 
 FIGURES = {"priors-cost": priors_figure}
-"""Name of a picture in docs/images -> the function that draws it from the results."""
+"""Name of a figure in docs/images -> the function that draws it from the results."""
 
 
 def main(results: str | Path = ROOT / "results", images: str | Path = ROOT / "docs/images") -> None:

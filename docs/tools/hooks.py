@@ -1,4 +1,4 @@
-"""What MkDocs does beyond its plugins: notebooks as pages, and formulas without JavaScript."""
+"""Hooks of MkDocs: notebooks as pages, and formulas without JavaScript."""
 
 import re
 import sys
@@ -16,22 +16,22 @@ import notebooks
 
 
 def formula(code: str, *_: Any, **__: Any) -> str:
-    """A ```math block as MathML, which browsers show by themselves."""
+    """A ```math block as MathML, which browsers display without JavaScript."""
     try:
         return f'<div class="formula">{convert(code.strip(), display="block")}</div>'
-    except Exception as error:  # any other kind would leave the formula as it is, and be silent
+    except Exception as error:  # other exceptions would silently leave the formula as it is
         raise SuperFencesException(f"no formula: {code}") from error
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
-    """Have the fences of formulas drawn by `formula`."""
+    """Render fences of formulas by `formula`."""
     fences = config.mdx_configs.setdefault("pymdownx.superfences", {})
     fences["custom_fences"] = [{"name": "math", "class": "formula", "format": formula}]
     return config
 
 
 def on_files(files: Files, *, config: MkDocsConfig) -> Files:
-    """A page, and its pictures, for each notebook; the notebook itself can be downloaded."""
+    """Add a page and its pictures for each notebook, which remains for download."""
     for file in [file for file in files if file.src_uri.endswith(".ipynb")]:
         path = Path(file.abs_src_path or "")
         folder = Path(file.src_uri).parent
@@ -47,10 +47,10 @@ def on_files(files: Files, *, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
-    """Links to notebooks lead to their pages, but for the one to the page's own notebook."""
+    """Point links to notebooks to their pages, except that to the page's own notebook."""
 
-    def lead(link: re.Match[str]) -> str:
+    def to_page(link: re.Match[str]) -> str:
         own = Path(link[1]).name == Path(page.file.src_uri).stem
         return link[0] if own else f"]({link[1]}.md)"
 
-    return re.sub(r"\]\(((?!https?:)[^)\s]+)\.ipynb\)", lead, markdown)
+    return re.sub(r"\]\(((?!https?:)[^)\s]+)\.ipynb\)", to_page, markdown)

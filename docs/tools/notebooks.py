@@ -1,7 +1,7 @@
-"""Notebooks: run them, and turn them into pages.
+"""Run notebooks, and convert them to pages.
 
 `python docs/tools/notebooks.py docs/notebooks/*.ipynb` runs each notebook from top to bottom and
-writes what its cells print and draw into it. Outputs are never edited by hand.
+stores the outputs of its cells in it. Outputs are never edited by hand.
 """
 
 import ast
@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from iwae.files import atomic_write
 
 DPI = 110
-"""Of figures: crisp at the width of a page, and still small files."""
+"""Resolution of figures: sharp at the width of a page, in small files."""
 
 Cell = dict[str, Any]
 
@@ -61,7 +61,7 @@ def run(notebook: dict[str, Any]) -> dict[str, Any]:
 
 
 def run_cell(code: str, name: str, namespace: dict[str, Any]) -> list[Cell]:
-    """Run one cell as Jupyter does: its last expression is shown, and so is what it prints."""
+    """Run one cell as Jupyter does: show its printed text and the value of its last expression."""
     tree = ast.parse(code, name)
     last = tree.body.pop() if tree.body and isinstance(tree.body[-1], ast.Expr) else None
     printed, value = io.StringIO(), None
@@ -79,7 +79,7 @@ def run_cell(code: str, name: str, namespace: dict[str, Any]) -> list[Cell]:
 
 
 def shown(value: Any) -> dict[str, Any]:
-    """What is stored of a value: a figure is a PNG, all else is its text."""
+    """The stored form of a value: a PNG of a figure, otherwise text."""
     if isinstance(value, Figure):
         png = io.BytesIO()
         value.savefig(png, format="png", dpi=DPI, metadata={"Software": None})
@@ -88,17 +88,20 @@ def shown(value: Any) -> dict[str, Any]:
 
 
 def write(notebook: dict[str, Any], path: Path) -> None:
-    """Store a notebook as Jupyter lays it out."""
+    """Store a notebook in Jupyter's format."""
     with atomic_write(path) as temporary:
         text = json.dumps(notebook, indent=1, ensure_ascii=False, sort_keys=True)
         temporary.write_text(text + "\n", encoding="utf-8")
 
 
-# --- showing ----------------------------------------------------------------------------------
+# --- pages ------------------------------------------------------------------------------------
 
 
 def page(notebook: dict[str, Any], name: str) -> Page:
-    """The notebook as Markdown, with its pictures beside it as `NAME-1.png`, `NAME-2.png`, ..."""
+    """The notebook as Markdown, with its pictures beside it as `NAME-1.png`, `NAME-2.png`, ...
+
+    The alternative text of a picture is `alt` in the metadata of its cell.
+    """
     parts, pictures = [], {}
     for cell in notebook["cells"]:
         if cell["cell_type"] == "markdown":
@@ -110,15 +113,10 @@ def page(notebook: dict[str, Any], name: str) -> Page:
             if "image/png" in data:
                 file = f"{name}-{len(pictures) + 1}.png"
                 pictures[file] = base64.b64decode(data["image/png"])
-                parts.append(f"![{alternative(cell)}]({file})")
+                parts.append(f"![{cell['metadata']['alt']}]({file})")
             else:
                 parts.append(f"```text\n{''.join(data['text/plain']).rstrip()}\n```")
     return Page("\n\n".join(parts) + "\n", pictures)
-
-
-def alternative(cell: Cell) -> str:
-    """What a picture shows, for those who do not see it: `alt` in the metadata of its cell."""
-    return cell["metadata"]["alt"]
 
 
 def main(*files: str) -> None:

@@ -7,11 +7,11 @@ from iwae.errors import UserError
 from iwae.results.store import check_packed, pack
 
 APART = {"models", "benchmarks"}
-"""Folders whose JSON files are no records of measurements."""
+"""Folders whose JSON files are not records of measurements."""
 
 
 def main(root: str = "results") -> None:
-    """Pack each folder of records in or below a folder, and check what was packed."""
+    """Pack all folders of records in or below a folder, and check the packed files."""
     for folder in sorted({path.parent for path in Path(root).rglob("[!.]*.json")}):
         if not APART & set(folder.relative_to(root).parts):
             removed = pack(folder)

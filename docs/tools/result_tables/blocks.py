@@ -8,59 +8,41 @@ from pathlib import Path
 from iwae.config.presets import FAST, PRESETS, matching
 from iwae.errors import UserError
 from iwae.experiments.cells import Wanted
-from iwae.experiments.table import Cell, duration, read_cell, table
+from iwae.experiments.costs import duration
+from iwae.experiments.table import Cell, read_cell, table
 from iwae.files import atomic_write
 from iwae.results.text import plus_minus
+from result_tables import experiments, gradients, likelihoods, objectives, own_data, speed
 from result_tables.compared import compared_table
-from result_tables.experiments import densities_table, imputation_table, labels_table, recipes_table
-from result_tables.hide import hide_table
-from result_tables.likelihoods import estimates_table, likelihood_table, sides_table
-from result_tables.objectives import differences_table, objectives_table, protocols_table
-from result_tables.own_data import own_densities_table, own_imputations_table
-from result_tables.resampling import resampling_table
-from result_tables.slopes import slopes_table
-from result_tables.speed import (
-    aiwae_table,
-    costs_table,
-    csv_table,
-    memory_table,
-    priors_table,
-    queue_table,
-    schedules_table,
-    speed_table,
-    training_table,
-)
 from result_tables.tables import markdown
 
 
 def cells_table(results: Path, cells: str) -> str:
-    """Markdown: cells of published tables, named as `iwae reproduce` names them and with commas."""
+    """Markdown: cells of published tables; patterns as for `iwae reproduce`, with commas."""
     ours, fast = _both(results, cells)
     return table(ours, Wanted(), fast=fast.values())
 
 
 def run_cells_table(results: Path, cells: str) -> str:
-    """Markdown: a line for each of some cells that was run, by either schedule."""
-    ours, fast = _both(results, cells)
-    both = [(cell, fast.get(cell.name)) for cell in ours]
+    """Markdown: a row for each schedule, published or fast, by which one of some cells was run."""
+    published, fast = _both(results, cells)
     rows = [
-        (cell.name, way, one)
-        for cell, its in both
-        for way, one in zip(WAYS, (cell, its), strict=True)
+        _run_row(cell.name, schedule, one)
+        for cell in published
+        for schedule, one in (("published", cell), ("fast recipe", fast.get(cell.name)))
+        if one is not None and one.nll is not None
     ]
-    return markdown(_line(name, way, one) for name, way, one in rows if one and one.nll is not None)
+    return markdown(rows)
 
 
-WAYS = ("published", "fast recipe")
-
-
-def _line(name: str, way: str, cell: Cell) -> dict[str, str]:
+def _run_row(name: str, schedule: str, cell: Cell) -> dict[str, str]:
+    """The row of a cell that was run."""
     seeds = [] if cell.spread is None else [f"sd of {cell.seeds} seeds {cell.spread:.2f}"]
     active = "+".join(f"{count:.3g}" for count in cell.active)
     published = "+".join(map(str, cell.entry.active))
     return {
         "cell": name,
-        "schedule": way,
+        "schedule": schedule,
         "published": plus_minus(cell.entry.nll, None, 2),
         "NLL": plus_minus(cell.nll, cell.stderr, 2),
         "other errors": "; ".join(words for words in (cell.others, *seeds) if words),
@@ -78,46 +60,46 @@ def _both(results: Path, cells: str) -> tuple[list[Cell], dict[str, Cell]]:
 
 
 BLOCKS: dict[str, Callable[[Path], str]] = {
-    "likelihoods": likelihood_table,
-    "estimates": estimates_table,
-    "objectives-digits": partial(objectives_table, name="digits"),
-    "objectives-mnist": partial(objectives_table, name="mnist"),
-    "labels": labels_table,
-    "networks-digits": partial(objectives_table, name="networks"),
-    "kinds-digits": partial(objectives_table, name="kinds"),
-    "differences": differences_table,
-    "protocols": protocols_table,
-    "costs": costs_table,
-    "aiwae-step": aiwae_table,
-    "densities": densities_table,
-    "speed": speed_table,
-    "time-to-nll": training_table,
-    "recipes": recipes_table,
-    "resampling": resampling_table,
-    "schedules": schedules_table,
-    "large-files": memory_table,
-    "large-csv": csv_table,
-    "prior-step": priors_table,
-    "sides": sides_table,
-    "queue": queue_table,
-    "imputation": imputation_table,
-    "hide": hide_table,
-    "own-densities": own_densities_table,
-    "own-imputations": own_imputations_table,
+    "likelihoods": likelihoods.likelihood_table,
+    "estimates": likelihoods.estimates_table,
+    "objectives-digits": partial(objectives.objectives_table, name="digits"),
+    "objectives-mnist": partial(objectives.objectives_table, name="mnist"),
+    "labels": experiments.labels_table,
+    "networks-digits": partial(objectives.objectives_table, name="networks"),
+    "kinds-digits": partial(objectives.objectives_table, name="kinds"),
+    "differences": objectives.differences_table,
+    "protocols": objectives.protocols_table,
+    "costs": speed.costs_table,
+    "aiwae-step": speed.aiwae_table,
+    "densities": experiments.densities_table,
+    "speed": speed.speed_table,
+    "time-to-nll": speed.training_table,
+    "recipes": experiments.recipes_table,
+    "resampling": gradients.resampling_table,
+    "schedules": speed.schedules_table,
+    "large-files": speed.memory_table,
+    "large-csv": speed.csv_table,
+    "prior-step": speed.priors_table,
+    "sides": likelihoods.sides_table,
+    "queue": speed.queue_table,
+    "imputation": experiments.imputation_table,
+    "hide": own_data.hide_table,
+    "own-densities": own_data.own_densities_table,
+    "own-imputations": own_data.own_imputations_table,
 }
-"""Name of a marked block -> its table, for all but those of `_TABLES`."""
+"""Name of a marked block -> its table; those with an argument are in `_TABLES`."""
 
 _TABLES = {
     "cells": cells_table,
     "run-cells": run_cells_table,
     "compared-cells": compared_table,
-    "slopes": slopes_table,
+    "slopes": gradients.slopes_table,
 }
-"""Blocks such as `cells:NAME`: of all cells of that name, those that were run, or one run."""
+"""Blocks with an argument, such as `cells:NAME` -> their tables of cells, or of one run."""
 
 
 def fill_blocks(text: str, results: Path) -> str:
-    """The text with every marked block made anew from the records."""
+    """The text with all marked blocks rewritten from the records."""
 
     def fill(match: re.Match[str]) -> str:
         name = match[1]
@@ -144,6 +126,6 @@ def main(results: str | Path = ROOT / "results", *files: str | Path) -> None:
     for file in files or pages:
         path = Path(file)
         if not path.is_file():
-            raise UserError(f"no file {path} whose blocks could be filled")
+            raise UserError(f"there is no file {path}")
         with atomic_write(path) as temporary:
             temporary.write_text(fill_blocks(path.read_text(), Path(results)))

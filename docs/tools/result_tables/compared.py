@@ -1,4 +1,4 @@
-"""Cells beside the cell that they are compared with: what was measured of each."""
+"""Cells beside the baseline that they are compared with."""
 
 from pathlib import Path
 
@@ -7,7 +7,8 @@ from iwae.config.experiment import read_config
 from iwae.config.presets import matching, with_baselines
 from iwae.experiments.cell_errors import Annealed
 from iwae.experiments.cells import Wanted, cell_folder, cell_runs
-from iwae.experiments.table import Cell, duration, read_cell
+from iwae.experiments.costs import duration
+from iwae.experiments.table import Cell, read_cell
 from iwae.reports.estimates import Row
 from iwae.results.reading import read_records
 from iwae.results.schema import Method
@@ -17,14 +18,13 @@ from result_tables.tables import markdown
 
 
 def compared_table(results: Path, cells: str) -> str:
-    """Markdown: a line for each of some cells, and of their baselines, that was measured.
+    """Markdown: a row for each measured cell of some, and of their baselines.
 
-    Cells are named as `iwae reproduce` names them, and with commas. Columns that are empty are
-    omitted.
+    Patterns are as for `iwae reproduce`, with commas. Empty columns are omitted.
     """
     names = with_baselines(matching(cells.split(",")))
-    read = [read_cell(results, name, Wanted()) for name in names]
-    rows = [_row(results, cell) for cell in read if cell.nll is not None]
+    found = [read_cell(results, name, Wanted()) for name in names]
+    rows = [_row(results, cell) for cell in found if cell.nll is not None]
     if not rows:
         return "No cell of these has been measured yet.\n"
     empty = [column for column in rows[0] if not any(row[column] for row in rows)]
@@ -32,7 +32,7 @@ def compared_table(results: Path, cells: str) -> str:
 
 
 def _row(results: Path, cell: Cell) -> Row:
-    """One line; what was not measured is empty."""
+    """One row; unmeasured values are empty."""
     config = cell.entry.config()
     return {
         "cell": cell.name,
@@ -51,7 +51,7 @@ def _row(results: Path, cell: Cell) -> Row:
 
 
 def _otherwise(results: Path, cell: Cell) -> list[str]:
-    """The settings, beside the prior, in which a cell's runs differ from those of its baseline."""
+    """The settings, besides the prior, in which a cell's runs differ from its baseline's."""
     if cell.entry.beside is None:
         return []
     ours, theirs = (
@@ -63,18 +63,18 @@ def _otherwise(results: Path, cell: Cell) -> list[str]:
 
 
 _FREE = {"prior", "seed", "replicates"}
-"""Settings in which a cell and its baseline are to differ, or may."""
+"""Settings in which a cell and its baseline must differ, or may."""
 
 
 def _annealed(found: Annealed | None) -> str:
-    """How far the annealed likelihood is above L_5000, nats."""
+    """The annealed log-likelihood minus L_5000, nats."""
     if found is None:
         return ""
     return plus_minus(found.gap, found.error or None, 2, sign="+")
 
 
 def _sides(results: Path, name: str) -> str:
-    """The gap between a lower and an upper bound on test examples; of the first such record."""
+    """The gap between a lower and an upper bound on test examples, from the first record."""
     for run in cell_runs(results, cell_folder(name, Wanted())):
         for _, record in read_records(run, (Method.SANDWICH,), refuse_damage):
             if record.split == "test" and record.weights == "final" and not record.pruned:

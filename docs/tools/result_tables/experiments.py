@@ -8,27 +8,17 @@ import numpy as np
 
 from iwae.config.experiment import make_config
 from iwae.config.stages import stages_text
-from iwae.results.reading import known_bounds, read_records
+from iwae.results.reading import read_records
 from iwae.results.records import mean_and_error
 from iwae.results.schema import Method, Record
 from iwae.results.store import read_documents
 from iwae.results.text import plus_minus
-from result_tables.tables import LABELS_FOLDER, Row, markdown, mean_and_spread
-
-IMPUTATION_FOLDER = "imputation"
-"""Where `experiments/imputation.py` keeps its records."""
-
-DENSITIES_FOLDER = "densities"
-"""Where `experiments/densities.py` keeps its records."""
-
-
-RECIPES_FOLDER = "recipes"
-"""Where `experiments/recipes.py` keeps its records."""
+from result_tables.tables import LABELS_FOLDER, Row, final_bounds, markdown, mean_and_spread
 
 
 def recipes_table(results: Path) -> str:
     """Markdown: the trials of `experiments/recipes.py`, by the bound of held-out images."""
-    folder = Path(results) / RECIPES_FOLDER
+    folder = Path(results) / "recipes"
     records = [one for its in sorted(folder.glob("*/")) for one in read_documents(its).values()]
     rows = (
         {
@@ -47,7 +37,7 @@ def recipes_table(results: Path) -> str:
 
 
 def _stages_of(config: Mapping[str, Any]) -> str:
-    """The stages of a trial, as one writes them."""
+    """The stages of a trial, as in an experiment file."""
     found = make_config(dict(config), "the configuration of a trial")
     if found.stages:
         return stages_text(found.stages)
@@ -72,15 +62,17 @@ def labels_table(results: Path) -> str:
 
 
 def _labels_row(run: Path, record: Record) -> Row:
-    """One line: means over seeds, with the error from the examples and the deviation of seeds."""
-    known = known_bounds(run, split="test", weights="final", pruned=False)
+    """A row of means over seeds, with the error from examples and the deviation of seeds."""
     seeds = record.models
     row = {
         "data": record.dataset,
         "p(z)": "of each label" if record.config.get("label_prior") else "N(0, I)",
         "seeds": str(len(seeds)),
         "examples": f"{record.n:,}",
-        **{f"{one.estimator} of p(x given y), nats": mean_and_spread(one) for one in known},
+        **{
+            f"{one.estimator} of p(x given y), nats": mean_and_spread(one)
+            for one in final_bounds(run)
+        },
     }
     for name, title in (("accuracy", "accuracy"), ("auroc", f"AUROC against {record.others}")):
         each = [one.mean(name) for one in seeds if name in one.model_fields_set]
@@ -96,7 +88,7 @@ def densities_table(results: Path) -> str:
 
     Means over splits, with the standard error of their mean.
     """
-    folder, rows = Path(results) / DENSITIES_FOLDER, []
+    folder, rows = Path(results) / "densities", []
     for name in sorted(path.name for path in folder.glob("*/")):
         records = list(read_documents(folder / name).values())
         first = records[0]
@@ -124,7 +116,7 @@ def imputation_table(results: Path) -> str:
 
     A dagger says that a method had not converged at one of the seeds.
     """
-    folder = Path(results) / IMPUTATION_FOLDER
+    folder = Path(results) / "imputation"
     cases: dict[tuple[str, str, float], list[dict[str, Any]]] = {}
     for record in read_documents(folder).values():
         case = record["table"], record["mechanism"], record["share"]
@@ -134,7 +126,7 @@ def imputation_table(results: Path) -> str:
 
 
 def imputation_row(case: tuple[str, str, float], records: Sequence[dict[str, Any]]) -> Row:
-    """One line: the root mean squared error of each method, mean ± standard error over seeds."""
+    """A row: the root mean squared error of each method, mean ± standard error over seeds."""
     name, mechanism, share = case
     sizes = records[0]["sizes"]
     row = {

@@ -1,4 +1,4 @@
-"""Runs that were measured on a whole test set, or annealed."""
+"""Runs that were measured on the whole test set, or annealed."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from result_tables.tables import markdown, runs_in
 
 
 def largest_records(results: Path) -> dict[str, Record]:
-    """The likelihood record of the largest k of every run, by the run's folder."""
+    """The likelihood record with the largest k of each run, by the run's folder."""
     records: dict[str, Record] = {}
     for run in runs_in(results):
         name = str(run.relative_to(results))
@@ -28,12 +28,12 @@ def largest_records(results: Path) -> dict[str, Record]:
 
 
 def likelihood_row(name: str, record: Record, published: str) -> Row:
-    """One line of the likelihood table: NLL is minus the mean bound, nats per example."""
+    """A row of the likelihood table: NLL is minus the mean bound, nats per example."""
     config = record.config
     final = make_config(dict(config), f"the record of {name}").final()
-    each, truth = record.models, record.true_log_likelihood
-    epochs = {one.epoch for one in each}
-    digits = 2 if truth is None else 4  # more mean something where the density is known
+    models, truth = record.models, record.true_log_likelihood
+    epochs = {model.epoch for model in models}
+    digits = 2 if truth is None else 4
     nll, spread = -record.log_likelihood, record.between_replicates_sd
     return {
         "run": name,
@@ -42,7 +42,7 @@ def likelihood_row(name: str, record: Record, published: str) -> Row:
         "objective": f"{final.objective}, k = {final.k}",
         "epochs": "/".join(str(epoch) for epoch in sorted(epochs)),
         f"NLL (L_{record.k})": plus_minus(
-            nll, record.stderr, digits, spread=spread, of=f" of {len(each)} seeds"
+            nll, record.stderr, digits, spread=spread, of=f" of {len(models)} seeds"
         ),
         "NLL of the true density": "-" if truth is None else f"{-truth:.{digits}f}",
         "other errors": "; ".join(error_words(record, digits + 1)),
@@ -53,7 +53,7 @@ def likelihood_row(name: str, record: Record, published: str) -> Row:
 
 
 def likelihood_table(results: Path) -> str:
-    """Markdown: every run under `results` that has been measured on its whole test set."""
+    """Markdown: all runs under `results` that were measured on the whole test set."""
     rows = [
         likelihood_row(name, record, published_nll(record.config))
         for name, record in largest_records(results).items()
@@ -62,10 +62,10 @@ def likelihood_table(results: Path) -> str:
 
 
 def estimates_table(results: Path) -> str:
-    """Markdown: every bound known of each run that was annealed, on the same examples.
+    """Markdown: all bounds of each annealed run, on the same examples.
 
-    They are all of the test set where L_k of all is known, to which annealing of a subset is
-    carried over; otherwise the subset.
+    These are the whole test set if L_k is known there, to which annealing of a subset is carried
+    over; otherwise the subset.
     """
     rows = [
         row
@@ -76,10 +76,7 @@ def estimates_table(results: Path) -> str:
 
 
 def sides_table(results: Path) -> str:
-    """Markdown: bounds from both sides on real and on simulated examples, by the same settings.
-
-    The rows are of the first replicate.
-    """
+    """Markdown: two-sided bounds on real and simulated examples, of the first replicates."""
     rows = []
     for run in runs_in(results):
         for _, record in read_completed(run, (Method.SANDWICH,), refuse_damage):
@@ -88,24 +85,25 @@ def sides_table(results: Path) -> str:
 
 
 def _sides_rows(name: str, record: Record, one: Part) -> list[Row]:
-    """A line for each way of bounding and kind of examples; those that are known."""
-    real, made = f"{record.n:,} of the {record.split} set", one.simulated
-    t, sampled = record.annealing.temperatures, one.importance
-    known: list[tuple[str, str, Weights | None, str]] = [(f"AIS, T = {t}", real, one, "")]
-    if made is not None:
-        known.append((f"AIS, T = {t}", f"{made.n:,} simulated", made, ""))
-        mixed = made if made.mixed_gap is not None else None
-        known.append((f"AIS, T = {t}, {MIXED_WORDS}", f"{made.n:,} simulated", mixed, "mixed_"))
-    known.append((f"{sampled.k:,} samples", real, sampled, ""))
-    if made is not None:
-        known.append((f"{sampled.k:,} samples", f"{made.n:,} simulated", made.importance, ""))
+    """A row for each known pair of bounds, by method and kind of examples."""
+    real, simulated = f"{record.n:,} of the {record.split} set", one.simulated
+    annealed, sampled = f"AIS, T = {record.annealing.temperatures}", f"{one.importance.k:,} samples"
+    known: list[tuple[str, str, Weights | None, str]] = [(annealed, real, one, "")]
+    if simulated is not None:
+        made = f"{simulated.n:,} simulated"
+        known.append((annealed, made, simulated, ""))
+        mixed = simulated if simulated.mixed_gap is not None else None
+        known.append((f"{annealed}, {MIXED_WORDS}", made, mixed, "mixed_"))
+    known.append((sampled, real, one.importance, ""))
+    if simulated is not None:
+        known.append((sampled, made, simulated.importance, ""))
     rows = []
-    for way, examples, row, kind in known:
+    for method, examples, row, kind in known:
         if row is not None:
             sides = {"lower": "lower", "upper": f"{kind}upper"}
             cells = {side: plus_minus(*row.mean(name), 2) for side, name in sides.items()}
             cells["gap"] = plus_minus(*row.mean(f"{kind}gap"))
             tail = row.ratio_pareto_k
             cells["k-hat of w/c"] = "" if tail is None else f"{tail:.2f}"
-            rows.append({"run": name, "by": way, "examples": examples, **cells})
+            rows.append({"run": name, "by": method, "examples": examples, **cells})
     return rows

@@ -1,4 +1,4 @@
-"""Runs that compare objectives and networks, and why numbers differ."""
+"""Runs that compare objectives, networks and protocols, and the reasons why numbers differ."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,29 +8,29 @@ import numpy as np
 from iwae.errors import UserError
 from iwae.evaluation.diagnostics import paired_difference, test_sample_error
 from iwae.objectives.declaration import ALL_OPTIONS, OBJECTIVES
-from iwae.results.reading import Known, known_bounds
+from iwae.results.reading import Known
 from iwae.results.text import plus_minus
-from result_tables.tables import OBJECTIVES_FOLDER, Row, markdown, mean_and_spread, runs_in
+from result_tables.tables import (
+    OBJECTIVES_FOLDER,
+    Row,
+    final_bounds,
+    markdown,
+    mean_and_spread,
+    runs_in,
+    runs_of,
+)
 
 
 def objectives_table(results: Path, name: str) -> str:
-    """Markdown: the lines of a table of `experiments/objectives.py`, the best first."""
+    """Markdown: the runs of a table of `experiments/objectives.py`, the best first."""
     folder = Path(results) / OBJECTIVES_FOLDER / name
-    rows = [
-        row
-        for run in sorted(path.parent for path in folder.glob("*/config.toml"))
-        if (row := objective_row(run)) is not None
-    ]
-    best_first = (row for _, row in sorted(rows, key=lambda pair: -pair[0]))
+    best_first = sorted(runs_of(folder).values(), key=lambda known: -known[-1].values.mean())
     none = f"{folder} holds no records: python experiments/objectives.py {name}"
-    return markdown(best_first, none)
+    return markdown(map(objective_row, best_first), none)
 
 
-def objective_row(run: Path) -> tuple[float, Row] | None:
-    """The best bound known of a run, and its line; None if it was not measured."""
-    known = known_bounds(run, split="test", weights="final", pruned=False)
-    if not known:
-        return None
+def objective_row(known: Sequence[Known]) -> Row:
+    """The row of a run, from its bounds, loosest first."""
     config = known[0].record.config
     options = [
         f"{name.replace('_', ' ')} {config[name]}"
@@ -58,35 +58,31 @@ def objective_row(run: Path) -> tuple[float, Row] | None:
         row["bits per dimension"] = f"{bits:.3f}"
     if known[-1].rank[0] > 0:
         each = known[-1].record.models
-        sure = sum(one.verdict.word == "converged" for one in each)
-        row["converged"] = f"{sure} of {len(each)}"
+        converged = sum(one.verdict.word == "converged" for one in each)
+        row["converged"] = f"{converged} of {len(each)}"
     if len(sampled) > 1:
         low, high = sampled[0], sampled[-1]
         gap = high.values.mean() - low.values.mean()
         row[f"{high.estimator} - {low.estimator}"] = f"{gap:.2f}"
     counts = known[0].record.active_units
     row["active units"] = "+".join(f"{count:.1f}" for count in counts)
-    return float(known[-1].values.mean()), row
+    return row
 
 
 def protocols_table(results: Path) -> str:
-    """Markdown: the same model and objective, trained in other ways, beside the paper's.
+    """Markdown: the same model and objective with other training protocols than the paper's.
 
-    Differences are paired by test example; their errors say nothing of another seed, which has a
-    line of its own.
+    Differences are paired by test example; their errors exclude the choice of the seed, which has
+    its own row.
     """
     folder = Path(results) / OBJECTIVES_FOLDER / "protocols"
-    known = {
-        run.name: bounds[-1]
-        for run in sorted(path.parent for path in folder.glob("*/config.toml"))
-        if (bounds := known_bounds(run, split="test", weights="final", pruned=False))
-    }
+    known = {name: bounds[-1] for name, bounds in runs_of(folder).items()}
     if BASELINE not in known:
         raise UserError(f"{folder} has no {BASELINE}: python experiments/objectives.py protocols")
     base, rows = known.pop(BASELINE), []
     for one in (base, *known.values()):
         if (one.estimator, one.places.tolist()) != (base.estimator, base.places.tolist()):
-            raise UserError(f"the runs in {folder} were not measured alike: measure them again")
+            raise UserError(f"runs in {folder} have different bounds or examples: measure again")
         config, its = base.record.config, one.record.config
         changed = [f"{name} = {value}" for name, value in its.items() if config[name] != value]
         row = {
@@ -104,14 +100,14 @@ def protocols_table(results: Path) -> str:
 
 
 BASELINE = "paper"
-"""The line of `protocols_table` that the others are compared with."""
+"""The run of `protocols_table` that the others are compared with."""
 
 
 def differences_table(results: Path) -> str:
-    """Markdown: how much the choice of estimator, examples, seed and objective moves a number."""
+    """Markdown: the effect of the estimator, examples, seed and objective on a number."""
     rows = []
     for run in runs_in(results):
-        known = known_bounds(run, split="test", weights="final", pruned=False)
+        known = final_bounds(run)
         if known and known[0].record.config["replicates"] == 1:
             rows += _rows_of_estimators(known, str(run.relative_to(results)))
     rows += _rows_of_training(Path(results) / OBJECTIVES_FOLDER / "digits")
@@ -128,7 +124,7 @@ REASONS = (
     "k in training",
     "seed",
 )
-"""Why numbers differ, in the order of the table."""
+"""Reasons why numbers differ, in the order of the table."""
 
 
 def _rows_of_estimators(known: Sequence[Known], name: str) -> list[Row]:
@@ -155,11 +151,8 @@ def _rows_of_estimators(known: Sequence[Known], name: str) -> list[Row]:
 
 
 def _rows_of_training(folder: Path) -> list[Row]:
-    """What the objective, k and the seed are worth, between lines of the table of objectives."""
-    known = {
-        run.parent.name: known_bounds(run.parent, split="test", weights="final", pruned=False)[-1]
-        for run in sorted(folder.glob("*/config.toml"))
-    }
+    """The effects of the objective, k and the seed, from runs of the table of objectives."""
+    known = {name: bounds[-1] for name, bounds in runs_of(folder).items()}
     means = {name: one.values.mean() for name, one in known.items()}
     spreads = [one.values.mean(axis=1).std(ddof=1) for one in known.values()]
     order, where = sorted(means, key=means.__getitem__), f"{OBJECTIVES_FOLDER}/digits"

@@ -1,28 +1,32 @@
-"""The record of `benchmarks/own_data.py`: tables of one's own against simple rivals."""
+"""Records of `benchmarks/own_data.py` and `benchmarks/hide.py`: models of a user's own tables."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from iwae.results.text import plus_minus
 from result_tables.tables import benchmark, markdown
 
 SIMPLE = ("Gaussian", "independent")
-"""The densities without latents; a table has one of them."""
+"""The densities without latents, of which each table has one."""
 
 
 def own_densities_table(results: Path) -> str:
     """Markdown: held-out log-likelihoods of `iwae train`'s defaults, and their lead over others.
 
-    ± is the standard error of the mean difference between the rows of all test sets.
+    ± is the standard error of the mean difference over the rows of all test sets.
     """
     rows = []
     for name, found in benchmark(results, "own_data")["results"].items():
         each = found["densities"]
         leads = {
-            way: plus_minus(one["lead"], one["lead_stderr"], 2, sign="+")
-            for way, one in each.items()
-            if way != "iwae"
+            method: plus_minus(one["lead"], one["lead_stderr"], 2, sign="+")
+            for method, one in each.items()
+            if method != "iwae"
         }
-        simple = next(way for way in SIMPLE if way in each)
+        simple = next(method for method in SIMPLE if method in each)
         against = "a Gaussian" if simple == "Gaussian" else "independent columns"
         rows.append(
             {
@@ -38,19 +42,46 @@ def own_densities_table(results: Path) -> str:
 
 
 def own_imputations_table(results: Path) -> str:
-    """Markdown: root mean squared errors of hidden numbers by each way, in standard deviations.
+    """Markdown: root mean squared errors of hidden numbers by method, in standard deviations.
 
-    In brackets, how far that of `iwae` is from it, with the standard error over rows.
+    Brackets have the error of `iwae` minus that of the method, with the standard error over rows.
     """
     rows = []
     for name, found in benchmark(results, "own_data")["results"].items():
-        each = found["imputations"]
-        changes = {
-            way: plus_minus(one["change"], one["change_stderr"], sign="+")
-            for way, one in each.items()
-        }
-        rivals = {
-            way: f"{each[way]['error']:.3f} ({changes[way]})" for way in each if way != "iwae"
-        }
-        rows.append({"table": name, "iwae": f"{each['iwae']['error']:.3f}", **rivals})
+        row = {"table": name}
+        for method, one in found["imputations"].items():
+            change = plus_minus(one["change"], one["change_stderr"], sign="+")
+            row[method] = f"{one['error']:.3f}" + f" ({change})" * (method != "iwae")
+        rows.append(row)
     return markdown(rows)
+
+
+def hide_table(results: Path) -> str:
+    """Markdown: errors of imputed values, and likelihoods, by the share of values hidden.
+
+    Differences are to no hidden values; ± is the standard error of their mean over seeds.
+    """
+    return markdown(
+        {"table": name, "hidden": f"{float(share):.0%}", "seeds": len(seeds)} | _cells(seeds, share)
+        for name, seeds in benchmark(results, "hide")["results"].items()
+        for share in next(iter(seeds.values()))
+    )
+
+
+def _cells(seeds: Mapping[str, Any], share: str) -> dict[str, str]:
+    """The cells of one share of one table."""
+    each = list(seeds.values())
+    errors = np.array([found[share]["error"] for found in each])
+    against = errors - [found["0.0"]["error"] for found in each]
+    leads = np.array([found[share]["lead"] for found in each])
+    changes = {
+        "change": plus_minus(*_mean_and_error(against), 3, sign="+"),
+        "nats per row": plus_minus(*_mean_and_error(leads), 2, sign="+"),
+    }
+    return {"error": f"{errors.mean():.3f}", **(changes if float(share) else {})}
+
+
+def _mean_and_error(values: np.ndarray) -> tuple[float, float | None]:
+    """The mean and its standard error; None for one seed."""
+    error = values.std(ddof=1) / len(values) ** 0.5 if len(values) > 1 else None
+    return float(values.mean()), error

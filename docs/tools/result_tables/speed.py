@@ -1,4 +1,4 @@
-"""Records of `benchmarks/`."""
+"""Records of the benchmarks of speed and memory."""
 
 import re
 from pathlib import Path
@@ -73,8 +73,8 @@ def costs_table(results: Path) -> str:
     """Markdown: a training step of every objective in the run of `benchmarks/objective_step.py`.
 
     Medians over the undisturbed blocks of that run; in brackets the ratio to the IWAE of as many
-    particles, and what the steps need at their peak beside data, states and programs. "busy" marks
-    what was never undisturbed, or has nothing undisturbed to be compared with.
+    particles, and the steps' peak memory besides data, states and programs. "busy" marks steps that
+    were never undisturbed, or whose IWAE was not.
     """
     steps = benchmark(results, "objective_step")["results"]
     rows: dict[str, Row] = {}
@@ -90,7 +90,7 @@ def costs_table(results: Path) -> str:
 
 
 def aiwae_table(results: Path) -> str:
-    """Markdown: AIWAE's step here and in plain PyTorch, timed in turn, and what bounds it.
+    """Markdown: AIWAE's step here and in plain PyTorch, timed in turn, and its lower bound.
 
     The bound is the time of the chains' multiplications alone at the fastest matrix product of
     `benchmarks/annealing.py`: S chains of each of 128 examples make T - 1 moves of L leapfrogs.
@@ -100,8 +100,8 @@ def aiwae_table(results: Path) -> str:
     ours, theirs = (_timing(steps, name)[0] for name in (AIWAE_STEP, f"torch {AIWAE_STEP}"))
     bound = LEAPFROGS * peak["flops"] / peak["peak_gflops"] / 1e6
     return markdown(
-        {"a step of AIWAE, S = T = L = 5, batch 128": what, "ms": f"{ms:.0f}", "ratio": ratio}
-        for what, ms, ratio in (
+        {"a step of AIWAE, S = T = L = 5, batch 128": name, "ms": f"{ms:.0f}", "ratio": ratio}
+        for name, ms, ratio in (
             ("plain PyTorch", theirs, ""),
             ("here", ours, f"{theirs / ours:.1f}"),
             ("the leapfrogs' multiplications at the cores' peak", bound, f"{theirs / bound:.1f}"),
@@ -110,25 +110,22 @@ def aiwae_table(results: Path) -> str:
 
 
 def queue_table(results: Path) -> str:
-    """Markdown: what the queue, and Ray, add to a run, by `benchmarks/queue_overhead.py`.
+    """Markdown: the overhead of the queue, and of Ray, by `benchmarks/queue_overhead.py`.
 
-    Medians over the rounds of that run, with the lowest and the highest.
+    Medians over the rounds of that run, with the range.
     """
     seconds = benchmark(results, "queue_overhead")["seconds"]
     (_, first), *others = seconds.items()
-    rows = []
-    for way, each in others:
-        longer = np.subtract(each, first)
-        more = np.median(longer)
-        rows.append(
-            {
-                "one run by": way,
-                "rounds": str(len(each)),
-                "longer by, s": f"{more:+.1f} ({longer.min():+.1f} to {longer.max():+.1f})",
-                "of ten minutes": f"{more / 600:+.1%}",
-            }
-        )
-    return markdown(rows)
+    longer = [(method, np.subtract(each, first)) for method, each in others]
+    return markdown(
+        {
+            "one run by": method,
+            "rounds": str(len(more)),
+            "longer by, s": f"{np.median(more):+.1f} ({more.min():+.1f} to {more.max():+.1f})",
+            "of ten minutes": f"{np.median(more) / 600:+.1%}",
+        }
+        for method, more in longer
+    )
 
 
 def _timing(steps: dict[str, Any], name: str) -> list[Any]:
@@ -145,8 +142,8 @@ def schedules_table(results: Path) -> str:
     """
     rows: dict[tuple[str, str], Row] = {}
     for cell in benchmark(results, "schedules")["cells"]:
-        what = {"start": cell["start"], "schedule": cell["schedule"]}
-        row = rows.setdefault((cell["start"], cell["schedule"]), what)
+        setting = {"start": cell["start"], "schedule": cell["schedule"]}
+        row = rows.setdefault((cell["start"], cell["schedule"]), setting)
         gap = plus_minus(cell["gap"], cell["gap_stderr"])
         row[f"T = {cell['temperatures']}"] = f"{gap} ({cell['gap'] * cell['leapfrogs']:.0f})"
     return markdown(rows.values())
@@ -166,7 +163,7 @@ CSV_WORDS = {
     "train csv": "`iwae train`, one epoch",
     "score": "`iwae score`, k = 100",
 }
-"""Command, as the record names it -> its words in the table."""
+"""Command in the record -> its name in the table."""
 
 
 def csv_table(results: Path) -> str:

@@ -7,15 +7,13 @@ import difflib
 import errno
 import logging
 import os
-import signal
 import sys
-import threading
 from collections.abc import Callable, Sequence
 from functools import partial
 from importlib.metadata import version
 from typing import NamedTuple
 
-from iwae.cli import answers, evaluate, lists, outputs, queue, train
+from iwae.cli import answers, evaluate, interrupts, lists, outputs, queue, reproduce, train
 from iwae.cli.parsing import FAILURE, USAGE_ERROR
 from iwae.errors import OUT_OF_MEMORY, UserError, is_out_of_memory
 
@@ -26,12 +24,12 @@ class Command(NamedTuple):
     Attributes:
         options: dataclass of its options.
         run: takes the arguments after its name; returns the exit status.
-        words: one-line description.
+        summary: one-line description.
     """
 
     options: type
     run: Callable[[Sequence[str]], int]
-    words: str
+    summary: str
 
 
 COMMANDS = {
@@ -68,7 +66,7 @@ COMMANDS = {
     ),
     "push": Command(outputs.Push, outputs.push, "upload an exported model to the Hugging Face Hub"),
     "reproduce": Command(
-        queue.Reproduce, queue.reproduce, "reproduce published tables, cell by cell"
+        reproduce.Reproduce, reproduce.reproduce, "reproduce published tables, cell by cell"
     ),
     "sweep": Command(
         queue.Sweep, queue.sweep, "run every combination of an experiment file's lists"
@@ -83,7 +81,7 @@ COMMANDS = {
 
 def usage() -> str:
     """The text of `iwae --help`."""
-    lines = "\n".join(f"  {name:10} {words}" for name, (_, _, words) in COMMANDS.items())
+    lines = "\n".join(f"  {name:10} {command.summary}" for name, command in COMMANDS.items())
     return (
         "usage: iwae COMMAND [OPTIONS]\n\n"
         "Train importance weighted autoencoders and measure their held-out log-likelihood.\n\n"
@@ -94,24 +92,24 @@ def usage() -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status (2 for a user's mistake)."""
-    words = list(sys.argv[1:] if arguments is None else arguments)
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
     logging.basicConfig(format="iwae: %(message)s", level=logging.WARNING)
     logging.getLogger("absl").setLevel(logging.CRITICAL)  # it raises what it logs
-    if not words or words[0] in ("-h", "--help", "help"):
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(usage())
-        return 0 if words else USAGE_ERROR
-    if words[0] == "--version":
+        return 0 if arguments else USAGE_ERROR
+    if arguments[0] == "--version":
         print(f"iwae {version('iwae')}")
         return 0
-    return _run(words)
+    return _run(*arguments)
 
 
-def _run(words: Sequence[str]) -> int:
+def _run(name: str, *arguments: str) -> int:
     """Run a command and return its exit status; print a failure as one line."""
-    lost: Lost = []
-    before, sys.unraisablehook = sys.unraisablehook, partial(_interrupt_again, lost)
+    lost: interrupts.Lost = []
+    before, sys.unraisablehook = sys.unraisablehook, partial(interrupts.send_again, lost)
     try:
-        return _interrupted_rather(partial(_command(words[0]), words[1:]), lost)
+        return interrupts.interrupt_first(partial(_command(name), arguments), lost)
     except UserError as error:
         print(f"iwae: {error}", file=sys.stderr)
         return USAGE_ERROR
@@ -123,43 +121,13 @@ def _run(words: Sequence[str]) -> int:
         return FAILURE
     except KeyboardInterrupt as stopped:
         print("interrupted", file=sys.stderr)
-        return 143 if isinstance(stopped, evaluate.Terminated) else 130
+        return 143 if isinstance(stopped, interrupts.Terminated) else 130
     finally:
         sys.unraisablehook = before
 
 
-Lost = list[tuple[type[BaseException], threading.Timer]]
-"""Interrupts that Python could not raise, each with the timer that sends it again."""
-
-
-def _interrupted_rather(command: Callable[[], int], lost: Lost) -> int:
-    """Run a command; what fails once a Ctrl-C was lost, such as a half-done import, is that one."""
-    try:
-        return command()
-    except Exception as error:
-        if not lost:
-            raise
-        raise lost[0][0] from error
-    finally:  # also if it ends by itself, when nothing is left to stop
-        for _, timer in lost:
-            timer.cancel()
-
-
-def _interrupt_again(lost: Lost, error: "sys.UnraisableHookArgs") -> None:
-    """Repeat a Ctrl-C that Python could not raise, since it came in a callback or a finaliser."""
-    if not issubclass(error.exc_type, KeyboardInterrupt):
-        sys.__unraisablehook__(error)
-        return
-    stopped = issubclass(error.exc_type, evaluate.Terminated)
-    number = signal.SIGTERM if stopped else signal.SIGINT
-    # Python runs handlers in the main thread, which this is; a signal to it ends a system call.
-    timer = threading.Timer(0.05, signal.pthread_kill, [threading.get_ident(), number])
-    lost.append((error.exc_type, timer))
-    timer.start()
-
-
 def _failure(error: Exception) -> str:
-    """Describe a nan result, a full disk or exhausted memory; re-raise any other error."""
+    """Describe a NaN result, a full disk or exhausted memory; re-raise any other error."""
     if isinstance(error, FloatingPointError):
         return str(error)
     if isinstance(error, OSError):
@@ -173,6 +141,7 @@ def _failure(error: Exception) -> str:
 
 
 def _command(name: str) -> Callable[[Sequence[str]], int]:
+    """The function of a command; UserError for an unknown name."""
     if name not in COMMANDS:
         near = difflib.get_close_matches(name, COMMANDS, 1)
         hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(COMMANDS)}"

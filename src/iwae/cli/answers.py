@@ -1,4 +1,4 @@
-"""`iwae encode`, `score`, `sample` and `impute`: answers of a run's model about rows of a file."""
+"""`iwae encode`, `score`, `sample` and `impute`: apply a run's model to rows, or draw rows."""
 
 import dataclasses
 import re
@@ -15,8 +15,8 @@ from iwae.files import check_output
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class OfModel:
-    """Options of every command that uses a model."""
+class ModelOptions:
+    """Options of all commands that use a model."""
 
     run: tyro.conf.Positional[Path]
     """Folder of the run, or of an exported model."""
@@ -29,57 +29,57 @@ class OfModel:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class OfRows(OfModel):
-    """Options of every command that reads rows."""
+class RowOptions(ModelOptions):
+    """Options of all commands that read rows."""
 
     file: tyro.conf.Positional[Path]
     """Rows: a .csv, .tsv, .parquet or .npy file, or a folder of images, with the columns that the
     run was trained on, in any order."""
     unknown: Literal["error", "missing"] = "error"
-    """Treatment of a word that the training data do not have."""
+    """Treatment of a word that the training data lack."""
 
 
 Out = Annotated[Path, tyro.conf.arg(help="File to write: .csv, .tsv, .parquet, .npy or .npz")]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Encode(OfRows):
+class Encode(RowOptions):
     """Write the latents of each row: posterior means and standard deviations.
 
     Columns z1, z2, ... are means and z1_sd, ... standard deviations of the first stochastic layer,
-    after the columns that were carried through with --id. Those of a flow posterior are of 1,000
+    after the columns carried through with --id. For a flow posterior, they are estimated from 1,000
     draws.
     """
 
     out: Out
     k: int | None = None
-    """Importance samples per row, for the true posterior instead of the encoder's."""
+    """Importance samples per row, to describe the true posterior instead of the encoder's."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Score(OfRows):
+class Score(RowOptions):
     """Write the log-likelihood of each row, and how unusual it is.
 
-    log_likelihood is in nats, with its Monte Carlo error; pareto_k above 1 - 1/log10(k), or 0.7 if
-    k is 2,200 or more, marks a row whose error is at least what is stated. p_value, small for
-    outliers, is one more than the number of the m rows held out from training that are at most as
-    likely, over m + 1.
+    log_likelihood is in nats, with its Monte Carlo error, which may be larger than stated where
+    pareto_k is above 1 - 1/log10(k), or above 0.7 if k is 2,200 or more. p_value is small for
+    outliers: one plus the number of the m rows held out from training that are at most as likely,
+    over m + 1.
     """
 
     out: Out
     k: int = 1000
     """Importance samples per row."""
     p_values: bool = True
-    """Compare with the rows that the run held out. This needs the training data."""
+    """Compare with the rows that the run held out; needs the training data."""
     data_dir: parsing.DataDir = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Sample(OfModel):
+class Sample(ModelOptions):
     """Write rows drawn from the model, in the units and words of the training data.
 
-    Those of a conditional model have a first column of their labels, except in an .npy file, which
-    has no names. With --given, rows are draws of the other columns given the values of some.
+    Rows of a conditional model start with a column of labels, except in an .npy file, which has no
+    names. With --given, they are draws of the other columns given the values of some.
     """
 
     out: Out
@@ -91,15 +91,16 @@ class Sample(OfModel):
     k: int | None = None
     """With --given: particles to draw from (default: 100000; 1000 chains for ais)."""
     method: Literal["is", "ais"] = "is"
-    """With --given: importance sampling, or annealing, for values that are hard to meet."""
+    """With --given: importance sampling, or annealing, for improbable values."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Impute(OfRows):
+class Impute(RowOptions):
     """Fill in the missing values of a table with a run's model.
 
-    The run must have been trained with --missing. Each missing value becomes its expectation given
-    the observed values of its row (a category: the most likely one) or, with --draws, a draw.
+    The run must have been trained with --missing. Each missing value is replaced by its expectation
+    given the observed values of its row (a category: by the most likely one) or, with --draws, by
+    a draw.
     """
 
     out: Path
@@ -110,7 +111,7 @@ class Impute(OfRows):
     k: int = 1000
     """Importance samples per row."""
     anneal: bool = True
-    """Impute rows whose k-hat is too large again, by annealed importance sampling (slower)."""
+    """Repeat rows whose k-hat is too large by annealed importance sampling (slower)."""
     khat: bool = False
     """Add columns for rows with gaps: pareto_k, k-hat of the weights, and pareto_k_threshold, above
     which imputed values are unreliable."""
@@ -126,9 +127,9 @@ def encode(arguments: Sequence[str]) -> int:
     from iwae.data.writers import write_pieces
     from iwae.runs.answers import encode_pieces
 
-    n, pieces = encode_pieces(**_chosen(options))
+    n, pieces = encode_pieces(**_as_arguments(options))
     write_pieces(options.out, pieces, n)
-    _tell_binarized(options)
+    _print_binarized(options)
     print(options.out)
     return 0
 
@@ -142,30 +143,30 @@ def score(arguments: Sequence[str]) -> int:
     from iwae.evaluation.diagnostics import pareto_threshold
     from iwae.runs.answers import score_pieces
 
-    n, pieces = score_pieces(**_chosen(options))
-    total, doubtful, threshold = 0.0, 0, pareto_threshold(options.k)
+    n, pieces = score_pieces(**_as_arguments(options))
+    total, unreliable, threshold = 0.0, 0, pareto_threshold(options.k)
 
     def summed() -> Iterator[Any]:
-        nonlocal total, doubtful
+        nonlocal total, unreliable
         for cells in pieces:
             total += cells["log_likelihood"].sum(dtype=float)
-            doubtful += int((cells["pareto_k"] > threshold).sum())
+            unreliable += int((cells["pareto_k"] > threshold).sum())
             yield cells
 
     write_pieces(options.out, summed(), n)
     print(f"mean log-likelihood {total / n:.3f} nats over {counted(n, 'row', ',')}")
-    error = "whose Monte Carlo error is at least what is stated"
-    _tell_doubtful(doubtful, f"above {threshold:.2f}", error)
-    _tell_binarized(options, "monte_carlo_error")
+    meaning = "whose Monte Carlo error may be larger than stated"
+    _print_unreliable(unreliable, f"above {threshold:.2f}", meaning)
+    _print_binarized(options, "monte_carlo_error")
     print(options.out)
     return 0
 
 
-def _tell_binarized(options: OfRows, error: str = "") -> None:
-    """Print a line if the rows were binarised by chance.
+def _print_binarized(options: RowOptions, error: str = "") -> None:
+    """Print a line if the rows were binarised at random.
 
     Args:
-        error: what does not include the error of this choice.
+        error: column of an error that does not include the error of the binarisation.
     """
     from iwae.runs.rows import binarized_at_random, fitted
 
@@ -177,7 +178,7 @@ def _tell_binarized(options: OfRows, error: str = "") -> None:
         )
 
 
-def _tell_doubtful(count: int, size: str, meaning: str) -> None:
+def _print_unreliable(count: int, size: str, meaning: str) -> None:
     """Print a line if k-hat is too large for some rows."""
     if count:
         print(f"k-hat is {size} for {counted(count, 'row', ',')}, {meaning}")
@@ -187,7 +188,7 @@ def sample(arguments: Sequence[str]) -> int:
     """`iwae sample`."""
     options = parsing.parse(Sample, "sample", arguments)
     _check_out(options.out, None, overwrite=options.overwrite)
-    given = _given(options.given)
+    given = _parse_given(options.given)
     parsing.set_up_jax()
     from iwae.data.writers import write_table
     from iwae.evaluation.diagnostics import pareto_threshold
@@ -209,14 +210,14 @@ def sample(arguments: Sequence[str]) -> int:
         fit = fitted(options.run, options.weights)
         if isinstance(fit.model, ConditionalVAE):
             del cells[label_of(fit)]
-            print("without the labels of the rows, which other suffixes have")
+            print("without the labels of the rows, which files with other suffixes have")
     write_table(options.out, cells)
     if found is not None:
         threshold = pareto_threshold(k)
-        doubt = f": above {threshold:.2f}, so these rows are unreliable"
+        warning = f": above {threshold:.2f}, so these rows are unreliable"
         print(
             f"effective sample size {found.ess:,.1f} of {k:,} particles, k-hat {found.pareto_k:.2f}"
-            + (doubt if found.pareto_k > threshold else "")
+            + (warning if found.pareto_k > threshold else "")
         )
     print(options.out)
     return 0
@@ -228,7 +229,7 @@ _PART = re.compile(
 """NAME=VALUE up to the next comma; either may be quoted as in a .csv file."""
 
 
-def _given(text: str | None) -> dict[str, str]:
+def _parse_given(text: str | None) -> dict[str, str]:
     """The values of columns from "age=40, city=Oslo"."""
     found: dict[str, str] = {}
     rest = text or ""
@@ -259,7 +260,7 @@ def impute(arguments: Sequence[str]) -> int:
     done = impute_file(chosen.pop("run"), chosen.pop("file"), chosen.pop("out"), **chosen)
     remedy = "train longer, or with --hide" if options.anneal else "leave out --no-anneal"
     count = int((done.pareto_k > done.threshold).sum())
-    _tell_doubtful(count, "too large", f"whose imputed values are unreliable: {remedy}")
+    _print_unreliable(count, "too large", f"whose imputed values are unreliable: {remedy}")
     if options.k < KHAT_LEAST:
         print(f"with k below {KHAT_LEAST}, no k-hat says whether imputed values are reliable")
     for line in done.widened:
@@ -269,17 +270,15 @@ def impute(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _chosen(options: OfRows) -> dict[str, Any]:
-    """The options of a function that answers about rows; the output is the command's."""
-    chosen = {name: value for name, value in vars(options).items() if name not in _OF_OUTPUT}
+def _as_arguments(options: RowOptions) -> dict[str, Any]:
+    """The options as arguments of a function of rows, which writes no file."""
+    chosen = dict(vars(options))
+    del chosen["out"], chosen["overwrite"]
     return {"source": chosen.pop("file"), **chosen}
 
 
-_OF_OUTPUT = ("out", "overwrite")
-
-
 def _check_out(out: Path, file: Path | None, *, overwrite: bool) -> None:
-    """Raise UserError for an output that cannot be written, before anything is computed."""
+    """Raise UserError for an output that cannot be written, before any computation."""
     from iwae.data.writers import WRITERS
 
     if out.suffix.lower() not in WRITERS:

@@ -1,12 +1,10 @@
 """`iwae evaluate`, `classify`, `calibrate`, `gradients`, `compare`: measure and compare runs."""
 
-import contextlib
 import dataclasses
 import json
 import signal
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import partial
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -14,6 +12,7 @@ import tyro
 
 import iwae
 from iwae.cli import parsing
+from iwae.cli.interrupts import Terminated, sigterm_as_ctrl_c
 from iwae.errors import UserError, shorten
 from iwae.results.description import describe, describe_comparison, describe_gradients
 
@@ -32,9 +31,12 @@ METHODS: dict[str, tuple[str, tuple[str, ...]]] = {
 }
 """The function of `iwae` for each method, and the options that only some methods take."""
 
+SPECIFIC = {name for _, names in METHODS.values() for name in names}
+"""All options that only some methods take."""
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Evaluate(parsing.OfRun):
+class Evaluate(parsing.RunOptions):
     """Measure the models of a run. Writes a record and the per-example values to RUN/evaluations.
 
     What each method measures:
@@ -84,39 +86,33 @@ class Evaluate(parsing.OfRun):
 
 
 def evaluate(arguments: Sequence[str]) -> int:
-    """`iwae evaluate`, `classify`, `gradients` and `compare`: measure runs and compare them."""
+    """`iwae evaluate`."""
     options = parsing.parse(Evaluate, "evaluate", arguments)
-    function, chosen = _method_options(options)
+    chosen = _method_options(options)
     parsing.set_up_jax()
-    if "schedule" in METHODS[options.method][1]:
+    function, names = METHODS[options.method]
+    if "schedule" in names:
         path = {name: chosen.pop(name) for name in _PATH if name in chosen}
-        chosen["annealing"] = _annealing(path)
+        chosen["annealing"] = _annealing_settings(path)
+    common = vars(options).keys() - SPECIFIC - {"method"}
+    chosen |= {name: getattr(options, name) for name in common}
+    return _run_measurement(getattr(iwae, function), **chosen)
+
+
+def _run_measurement(
+    function: Callable[..., dict[str, Any]], *, json: bool, quiet: bool, **options: Any
+) -> int:
+    """Measure, print the record and return the exit status; a stop keeps finished work."""
     from iwae.runs.progress import tracker
 
-    measured = partial(
-        getattr(iwae, function),
-        options.run,
-        weights=options.weights,
-        pruned=options.pruned,
-        seed=options.seed,
-        batch_size=options.batch_size,
-        data_dir=options.data_dir,
-        track=tracker(quiet=options.quiet),
-        **chosen,
-    )
-    return _print_measured(measured, as_json=options.json)
-
-
-def _print_measured(measure: Callable[[], dict[str, Any]], *, as_json: bool) -> int:
-    """Print a measurement's record and return the exit status; a stop keeps finished work."""
     try:
         with sigterm_as_ctrl_c():
-            record = measure()
+            record = function(track=tracker(quiet=quiet), **options)
     except KeyboardInterrupt as stopped:
         number = signal.SIGTERM if isinstance(stopped, Terminated) else signal.SIGINT
         print(f"stopped by {number.name}; repeat the command to resume", file=sys.stderr)
         return 128 + number
-    return _print(record, describe, as_json=as_json)
+    return _print(record, describe, as_json=json)
 
 
 def _print(record: dict[str, Any], words: Callable[[dict[str, Any]], str], *, as_json: bool) -> int:
@@ -125,14 +121,12 @@ def _print(record: dict[str, Any], words: Callable[[dict[str, Any]], str], *, as
     return 0
 
 
-def _method_options(options: Evaluate) -> tuple[str, dict[str, Any]]:
-    """Return the function of a method and the options given for it."""
-    function, allowed = METHODS[options.method]
-    specific = {name for _, names in METHODS.values() for name in names}
-    given = {name: value for name in specific if (value := getattr(options, name)) is not None}
+def _method_options(options: Evaluate) -> dict[str, Any]:
+    """The options given that only some methods take; UserError for one that this does not take."""
+    given = {name: value for name in SPECIFIC if (value := getattr(options, name)) is not None}
     for name in given:
-        if name not in allowed:
-            takers = [method for method, (_, names) in METHODS.items() if name in names]
+        takers = [method for method, (_, names) in METHODS.items() if name in names]
+        if options.method not in takers:
             raise UserError(
                 f"--{name} does not apply to --method {options.method}; it applies to "
                 f"{', '.join(takers)}"
@@ -143,11 +137,11 @@ def _method_options(options: Evaluate) -> tuple[str, dict[str, Any]]:
         if len(given["k"]) != 1:
             raise UserError(f"--method {options.method} takes one --k")
         (given["k"],) = given["k"]
-    return function, given
+    return given
 
 
-def _annealing(given: dict[str, Any]) -> Any:
-    """Build the annealing settings; a schedule without a known name is a file."""
+def _annealing_settings(given: dict[str, Any]) -> Any:
+    """Build the annealing settings; any other name of a schedule is that of a file."""
     from iwae.results.annealed import ADAPTIVE, SCHEDULES, Annealing
 
     known = (*SCHEDULES, ADAPTIVE)
@@ -170,32 +164,8 @@ def _temperatures(name: str, known: Iterable[str]) -> tuple[float, ...]:
         raise UserError(f"{path} is not a list of numbers: {shorten(error)}") from error
 
 
-@contextlib.contextmanager
-def sigterm_as_ctrl_c() -> Iterator[None]:
-    """Let SIGTERM end an evaluation as Ctrl-C does: finished work is kept."""
-    received = []
-
-    def stop(number: int, *_: Any) -> None:
-        received.append(number)
-        raise Terminated
-
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    except KeyboardInterrupt as stopped:
-        if received and not isinstance(stopped, Terminated):  # Ray raises one of its own for it
-            raise Terminated from stopped
-        raise
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-class Terminated(KeyboardInterrupt):
-    """SIGTERM as an exception."""
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Classify(parsing.OfRun):
+class Classify(parsing.RunOptions):
     """Measure how well a conditional run classifies examples and detects other data.
 
     Each example is scored under every label; p(y|x) follows from Bayes' rule. Writes a record and
@@ -226,21 +196,16 @@ def classify(arguments: Sequence[str]) -> int:
     """`iwae classify`."""
     options = parsing.parse(Classify, "classify", arguments)
     parsing.set_up_jax()
-    from iwae.results.classes import classify_run
-    from iwae.runs.progress import tracker
-
-    chosen = dict(vars(options))
-    as_json, track = chosen.pop("json"), tracker(quiet=chosen.pop("quiet"))
-    return _print_measured(partial(classify_run, track=track, **chosen), as_json=as_json)
+    return _run_measurement(iwae.classify_run, **vars(options))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Calibrate(parsing.OfRun):
-    """Measure the calibration of q(z|x) on examples that the model makes.
+class Calibrate(parsing.RunOptions):
+    """Measure the calibration of q(z|x) on examples simulated from the model.
 
-    Where do true latents lie among draws of q(z|x), and among the same draws with their weights?
-    Ranks are uniform if q is the posterior. Writes a record with coverage and the worst units, and
-    a figure with the band of exact calibration, to RUN/evaluations.
+    Ranks the true latents among draws of q(z|x), and among the same draws with their weights; ranks
+    are uniform if q is the posterior. Writes a record with coverage and the worst units, and a
+    figure with the band of exact calibration, to RUN/evaluations.
     """
 
     k: int = 1000
@@ -263,18 +228,14 @@ def calibrate(arguments: Sequence[str]) -> int:
     options = parsing.parse(Calibrate, "calibrate", arguments)
     parsing.set_up_jax()
     from iwae.reports.recorded import draw_calibration
-    from iwae.results.calibration import calibrate_run
-    from iwae.runs.progress import tracker
 
-    chosen = dict(vars(options))
-    as_json, track = chosen.pop("json"), tracker(quiet=chosen.pop("quiet"))
-    status = _print_measured(partial(calibrate_run, track=track, **chosen), as_json=as_json)
+    status = _run_measurement(iwae.calibrate_run, **vars(options))
     draw_calibration(options.run)
     return status
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Gradients(parsing.OfRun):
+class Gradients(parsing.RunOptions):
     """Measure signal, noise and bias of gradient estimators on the models of a run.
 
     For each k, estimator and group of parameters: mean, variance, signal-to-noise ratio, bias
@@ -285,8 +246,8 @@ class Gradients(parsing.OfRun):
     k: tuple[int, ...] = (1, 10, 100)
     """Number of particles, one or several."""
     gradients: tuple[str, ...] | None = None
-    """Estimators (default: all that apply to the objective; vimco and the other score-function ones
-    only for bits and categories as latents; see `iwae objectives`)."""
+    """Estimators (default: all that apply to the objective; vimco and other score-function ones
+    only with discrete latents; see `iwae objectives`)."""
     backward: tuple[int, ...] = ()
     """Also measure each estimator through this many particles, where k is larger."""
     objective: str | None = None
@@ -300,10 +261,10 @@ class Gradients(parsing.OfRun):
     gamma: float | None = None
     """The gradient ovis: 0 is unbiased, 1 adds wake-phi (default: the run's)."""
     reference: str | None = None
-    """Estimator to measure biases against (default: the objective's plain one); none: no biases,
-    in a third of the time."""
+    """Estimator to measure biases against (default: the objective's plain one); none: no biases, in
+    a third of the time."""
     slope_from: int = 1
-    """Least k of the fit that gives the power of k with which signal over noise grows."""
+    """Least k of the fit of signal over noise by a power of k."""
     examples: int = 20
     """Examples in the batch, a seeded random subset."""
     draws: int = 200
@@ -322,12 +283,11 @@ def gradients(arguments: Sequence[str]) -> int:
     options = parsing.parse(Gradients, "gradients", arguments)
     parsing.set_up_jax()
     from iwae.reports.recorded import draw_gradients
-    from iwae.results.signal import gradients_run
     from iwae.runs.progress import tracker
 
     chosen = dict(vars(options))
     run, as_json, quiet = (chosen.pop(name) for name in ("run", "json", "quiet"))
-    record = gradients_run(run, ks=chosen.pop("k"), track=tracker(quiet=quiet), **chosen)
+    record = iwae.gradients_run(run, ks=chosen.pop("k"), track=tracker(quiet=quiet), **chosen)
     draw_gradients(run)
     return _print(record, describe_gradients, as_json=as_json)
 
@@ -353,11 +313,10 @@ class Compare:
 def compare(arguments: Sequence[str]) -> int:
     """`iwae compare`."""
     options = parsing.parse(Compare, "compare", arguments)
-    from iwae.results.compare import compare as compare_runs
     from iwae.results.frame import write_csv
 
     chosen = dict(vars(options))
     as_json, csv = chosen.pop("json"), chosen.pop("csv")
     if csv is not None:
         write_csv(options.runs, csv)
-    return _print(compare_runs(**chosen), describe_comparison, as_json=as_json)
+    return _print(iwae.compare(**chosen), describe_comparison, as_json=as_json)

@@ -37,8 +37,8 @@ def objectives(arguments: Sequence[str]) -> int:
         option = f"--{name.replace('_', '-')}"
         print(f"{option:15} {description}; with the gradients {', '.join(fits)}; {source}")
     print("\ngradients through a subset of the particles, with the same expectation")
-    others = ", ".join(NOT_THROUGH_FEW)
-    print(f"{'--backward':15} with any objective but {others}, and any gradient but gdreg")
+    excluded = ", ".join(NOT_THROUGH_FEW)
+    print(f"{'--backward':15} with any objective but {excluded}, and any gradient but gdreg")
     return 0
 
 

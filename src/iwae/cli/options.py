@@ -1,4 +1,4 @@
-"""Options as tyro shows them: in groups, optional values without `None`, defaults in words."""
+"""The help of options, by tyro: groups, optional values without `None`, defaults in words."""
 
 import dataclasses
 import re
@@ -28,18 +28,18 @@ GROUPS = {
     "optimisation": "epochs",
     "run": "seed",
 }
-"""Groups of the configuration's options -> the first option of each, in the order of `TrainConfig`.
+"""Group of the configuration's options -> its first option, in the order of `TrainConfig`.
 
-A new field is in the group of the field before it."""
+A new field joins the group of the field before it."""
 
-_SEEN = object()  # a marker: the rule has been applied, and tyro's own comes next
+_SEEN = object()  # marks a type to which our rule was applied: tyro's own rule comes next
 
 
 def registry(hidden: Collection[str] = ()) -> ConstructorRegistry:
-    """tyro's rules for types, and these.
+    """tyro's rules for types, extended by those of this module.
 
     Args:
-        hidden: options to leave out.
+        hidden: options to omit from the help.
     """
     rules = ConstructorRegistry()
     rules.primitive_rule(_optional)
@@ -49,11 +49,11 @@ def registry(hidden: Collection[str] = ()) -> ConstructorRegistry:
 
 
 def _optional(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
-    """An optional value: the help lists no `None`, but the word is understood."""
+    """The rule of optional values: the help lists no `None`, but the parser accepts it."""
     kinds = get_args(info.type)
     if type(None) not in kinds:
         return None
-    kind = reduce(or_, (one for one in kinds if one is not type(None)))
+    kind = reduce(or_, (kind for kind in kinds if kind is not type(None)))
     spec = ConstructorRegistry.get_primitive_spec(PrimitiveTypeInfo.make(kind, info.markers))
     if not isinstance(spec, PrimitiveConstructorSpec):
         return None
@@ -68,7 +68,7 @@ def _optional(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
 
 
 def _in_words(hidden: Collection[str]) -> Callable[[StructTypeInfo], StructConstructorSpec | None]:
-    """The rule that describes the default of each option of a dataclass."""
+    """The rule of dataclasses: the help of each option ends with its default."""
 
     def rule(info: StructTypeInfo) -> StructConstructorSpec | None:
         if _SEEN in info.markers or not dataclasses.is_dataclass(info.type):
@@ -89,20 +89,20 @@ def _by_tyro(info: StructTypeInfo) -> StructConstructorSpec:
 
 
 def _described(field: StructFieldSpec, hidden: Collection[str], own: str) -> StructFieldSpec:
-    """A field whose text ends with its default: the value, or words of its own if there is none.
+    """A field whose help ends with its default, unless the text states one.
 
     Args:
-        own: the default for a user's own data, if it is another one.
+        own: the default for a user's own data, if it differs.
     """
     given = field.default is not None and field.default != ()
-    # Of positional ones that may be several, tyro says that none is the default.
+    # For repeatable positional options, tyro states an empty default.
     more = f"; {own}" if own else ""
     hint = (lambda label: f"(default: {label}{more})." if label else "(required)") if given else ""
     marks = (tyro.conf.Suppress,) if field.name in hidden else ()
     kind: Any = Annotated[(field.type, tyro.conf.arg(help_behavior_hint=hint), *marks)]
 
     def text() -> str:
-        words = _text(field)
+        words = _help(field)
         if given:
             return re.sub(r"( \((no default|default: [^()]*)\))?\.$", "", words)
         return re.sub(r"\)\.$", f"{more}).", words)
@@ -110,14 +110,14 @@ def _described(field: StructFieldSpec, hidden: Collection[str], own: str) -> Str
     return dataclasses.replace(field, type=kind, helptext=text)
 
 
-def _text(field: StructFieldSpec) -> str:
+def _help(field: StructFieldSpec) -> str:
     """The text of a field in one paragraph."""
     text = field.helptext() if callable(field.helptext) else field.helptext
     return " ".join((text or "").split())
 
 
 def _grouped(info: StructTypeInfo) -> StructConstructorSpec | None:
-    """The rule that lists the options of a configuration in groups."""
+    """The rule of `TrainConfig`: its options are in groups."""
     if _SEEN in info.markers or info.type is not TrainConfig:
         return None
     fields = _by_tyro(info).fields
@@ -136,7 +136,7 @@ def _grouped(info: StructTypeInfo) -> StructConstructorSpec | None:
 
 def _group(title: str, fields: tuple[StructFieldSpec, ...]) -> StructFieldSpec:
     """A group of options, as a field that holds a dataclass of them."""
-    entries = [(f.name, f.type, dataclasses.field(metadata={"help": _text(f)})) for f in fields]
+    entries = [(f.name, f.type, dataclasses.field(metadata={"help": _help(f)})) for f in fields]
     kind = dataclasses.make_dataclass(title, entries, frozen=True, namespace={"__doc__": ""})
     values = kind(**{field.name: field.default for field in fields})
     shown: Any = Annotated[kind, tyro.conf.OmitArgPrefixes, tyro.conf.arg(help="")]

@@ -11,7 +11,7 @@ from iwae.cli import parsing
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Figures(parsing.OfRun):
+class Figures(parsing.RunOptions):
     """Draw the figures of a run into RUN/figures."""
 
     data_dir: parsing.DataDir = None
@@ -30,7 +30,7 @@ def draw_figures(arguments: Sequence[str]) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class ReportPage:
-    """Show runs side by side on one page that needs no network and no other file."""
+    """Write one HTML page of runs side by side that needs no network and no other file."""
 
     runs: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN ...")]
     """Folders of the runs."""
@@ -52,7 +52,7 @@ def report(arguments: Sequence[str]) -> int:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Export(parsing.OfRun):
+class Export(parsing.RunOptions):
     """Export a model of a run to share it: weights, card and picture, but no data.
 
     The numbers on the card are those that `iwae evaluate` has measured for this model.

@@ -37,8 +37,8 @@ Quiet = Annotated[bool, tyro.conf.arg(help="Show no progress")]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class OfRun:
-    """Options of every command that reads the models of one run."""
+class RunOptions:
+    """Options of all commands that read the models of one run."""
 
     run: tyro.conf.Positional[Path]
     """The run's folder."""
@@ -56,7 +56,7 @@ def parse(
     """Parse the options that `kind` declares; exit with status 2 for any other.
 
     Args:
-        hidden: options to leave out, for a help that does not list them.
+        hidden: options to omit from the help.
     """
     try:
         found = tyro.cli(
@@ -84,13 +84,13 @@ def matching(table: Iterable[str], pattern: str, kind: str) -> list[str]:
 
 
 CACHE_BYTES = 2**30
-"""The size of the cache of compiled programs; the least recently used ones are removed."""
+"""Maximum size of the cache of compiled programs; the least recently used ones are removed."""
 
 
 def set_up_jax() -> None:
     """Use float32 and one JAX device per CPU core, and cache compiled programs on disk."""
-    # Imported and traced objects stay alive. With the default thresholds, repeated garbage
-    # collection over them takes a tenth of a short run.
+    # Imported and traced objects stay alive. With the default thresholds, garbage collection
+    # traverses them so often that it takes a tenth of a short run.
     gc.set_threshold(50_000, 20, 100)
     import jax
     import platformdirs
@@ -134,7 +134,7 @@ def trim(folder: Path, limit: int) -> None:
 
 
 def cores() -> list[int]:
-    """CPU cores available to this process; all cores where the system does not say."""
+    """CPU cores available to this process; all cores if the system does not report them."""
     if hasattr(os, "sched_getaffinity"):
         return sorted(os.sched_getaffinity(0))
     return list(range(os.cpu_count() or 1))

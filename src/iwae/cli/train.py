@@ -3,7 +3,7 @@
 import argparse
 import dataclasses
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -20,6 +20,7 @@ from iwae.errors import UserError
 
 if TYPE_CHECKING:
     from iwae.runs.setup import Job
+    from iwae.training.loop import Report
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,12 +41,12 @@ class Train:
     preset: str | None = None
     """Start from the configuration of a published experiment; see `iwae presets`."""
     resume: Path | None = None
-    """Resume the run in this folder, exactly where it stopped."""
+    """Resume the run in this folder exactly where it stopped."""
     stage: int | None = None
-    """With --resume: return to the end of this stage of the schedule (0 is the first)."""
+    """With --resume: return to the end of this stage of the schedule (from 0)."""
     data_dir: parsing.DataDir = None
     track: tuple[Literal["wandb", "mlflow"], ...] = ()
-    """Log every epoch's scalars to these trackers too; with --resume, also those they missed."""
+    """Also log every epoch's scalars to these trackers; with --resume, also those they missed."""
     quiet: bool = False
     """Print only warnings and errors."""
     verbose: bool = False
@@ -59,52 +60,56 @@ def train(arguments: Sequence[str]) -> int:
     if options.quiet and options.verbose:
         raise UserError("--quiet and --verbose contradict each other: give one")
     if options.resume is not None:
-        _refuse_all_but(("resume", "stage", "data-dir", "track", "quiet", "verbose"), arguments)
+        _refuse_others(("resume", "stage", "data-dir", "track", "quiet", "verbose"), arguments)
     else:
         check_name(options.config.dataset)  # before importing JAX, to answer at once
     parsing.set_up_jax()
-    from iwae.runs.course import resume_run, start_run
     from iwae.runs.folder import Stopped
     from iwae.runs.summary import what_next
-    from iwae.runs.trackers import TRACKERS
     from iwae.training.loop import NonFiniteError
     from iwae.training.progress import show_training
 
-    track = {name: TRACKERS[name] for name in options.track}
-    if options.resume is not None:
-        run = options.resume
-        reports = resume_run(run, options.data_dir, options.stage, track=track)
-    elif options.stage is not None:
-        raise UserError("--stage needs --resume RUN")
-    elif options.out is None:
-        raise UserError("name a folder for the run: --out RUN")
-    elif options.preset and preset(options.preset).needs and options.config.init_from is None:
-        needs = preset(options.preset).needs
-        raise UserError(f"{options.preset} starts from a finished run of {needs}: --init-from RUN")
-    else:
-        run = options.out
-        show = None if options.quiet else _show_data
-        reports = start_run(options.config, run, options.data_dir, track=track, show=show)
-
+    run, reports = _start_or_resume(options)
     try:
         show_training(reports, quiet=options.quiet, verbose=options.verbose)
     except Stopped as stopped:
-        begun = (run / "config.toml").is_file()  # not in cross-validation
-        way = f"resume with: iwae train --resume {run}" if begun else "repeat the command"
-        print(f"{stopped}; {way}", file=sys.stderr)
+        started = (run / "config.toml").is_file()  # not during cross-validation
+        remedy = f"resume with: iwae train --resume {run}" if started else "repeat the command"
+        print(f"{stopped}; {remedy}", file=sys.stderr)
         return stopped.status
     except NonFiniteError as error:
-        folder = run / "checkpoints"  # there is none yet in cross-validation
-        kept = f"; the last good state is in {folder}" if folder.is_dir() else ""
-        print(f"iwae: {error}{kept}", file=sys.stderr)
+        folder = run / "checkpoints"  # does not exist during cross-validation
+        state = f"; the last good state is in {folder}" if folder.is_dir() else ""
+        print(f"iwae: {error}{state}", file=sys.stderr)
         return parsing.FAILURE
     if not options.quiet:
         print(what_next(run))
     return 0
 
 
+def _start_or_resume(options: Train) -> tuple[Path, Iterator["Report"]]:
+    """Start or resume a run; returns its folder and its reports, which train it."""
+    from iwae.runs.course import resume_run, start_run
+    from iwae.runs.trackers import TRACKERS
+
+    config = options.config
+    track = {str(name): TRACKERS[name] for name in options.track}
+    if options.resume is not None:
+        run = options.resume
+        return run, resume_run(run, options.data_dir, options.stage, track=track)
+    if options.stage is not None:
+        raise UserError("--stage needs --resume RUN")
+    if options.out is None:
+        raise UserError("name a folder for the run: --out RUN")
+    needs = preset(options.preset).needs if options.preset else None
+    if needs and config.init_from is None:
+        raise UserError(f"{options.preset} starts from a finished run of {needs}: --init-from RUN")
+    show = None if options.quiet else _show_data
+    return options.out, start_run(config, options.out, options.data_dir, track=track, show=show)
+
+
 def _show_data(job: "Job") -> None:
-    """Print what a user's own data were taken for, and what will be trained on them."""
+    """Print how a user's own data were interpreted, and the plan of training."""
     from iwae.data.summary import describe
     from iwae.runs.summary import describe_plan
 
@@ -112,8 +117,8 @@ def _show_data(job: "Job") -> None:
         print(describe(job.dataset), describe_plan(job), sep="\n", file=sys.stderr)
 
 
-def _refuse_all_but(names: Sequence[str], arguments: Sequence[str]) -> None:
-    """Raise UserError if --resume comes with configuration options, even unchanged ones."""
+def _refuse_others(names: Sequence[str], arguments: Sequence[str]) -> None:
+    """Raise UserError if --resume comes with other options, even at their defaults."""
     given = [word for word in arguments if word.startswith("--")]
     for word in given if arguments[0].startswith("-") else arguments[:1]:
         name = word.partition("=")[0].lstrip("-").replace("_", "-").removeprefix("no-")
@@ -122,7 +127,7 @@ def _refuse_all_but(names: Sequence[str], arguments: Sequence[str]) -> None:
 
 
 _PEEKED = ("preset", "stages", "epochs", "dataset", "objective", "validation", "folds")
-"""Options on which the defaults of others depend."""
+"""Options that the defaults of others depend on."""
 
 
 def _base_config(arguments: Sequence[str]) -> tuple[TrainConfig, list[str]]:
@@ -151,7 +156,8 @@ def _from_data(given: argparse.Namespace, arguments: Sequence[str]) -> TrainConf
     chosen = {name.removeprefix("--").replace("-", "_") for name in names}
     found = defaults_for(given.dataset, given.objective, chosen, given.validation, given.folds)
     if given.folds not in (None, "None"):
-        found["folds"] = "auto"  # until it is read: without any, patience needs a held-out part
+        # Until the option is parsed: without folds, patience would need a held-out part.
+        found["folds"] = "auto"
     return TrainConfig(**found)
 
 

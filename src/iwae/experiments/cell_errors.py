@@ -1,4 +1,4 @@
-"""Means over the runs of a cell: their errors beside those of examples and seeds, and AIS."""
+"""Means over the runs of a cell: errors from particles and draws of pixels, and AIS."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -12,22 +12,22 @@ from iwae.results.schema import Binarizations, Number, Record, Weights
 from iwae.results.text import is_heavy, monte_carlo_words
 
 Rows = Sequence[tuple[Weights, int]]
-"""For each run, its bound with what other records add to it, and its number of seeds."""
+"""For each run, the row of its bound, completed from other records, and its number of seeds."""
 
 
 def mean_over_seeds(values: Sequence[Number], seeds: Sequence[int]) -> Number:
-    """The mean of the values of runs with so many seeds; None if it is unknown of one."""
+    """The mean over all seeds of values of runs; None if one value is unknown."""
     known = [value for value in values if value is not None]
     return float(np.average(known, weights=seeds)) if len(known) == len(values) else None
 
 
 def mean_over_draws(rows: Rows) -> Binarizations | None:
-    """The mean over the draws of a test set's pixels and over all seeds; None unless all have it.
+    """The mean over draws of the test set's pixels and over all seeds; None unless all have it.
 
-    The draws of all runs are those of one test set, so the error of the draws is that of one run:
-    the mean over seeds. `draws` and `by` are those of the run with the fewest draws.
+    All runs share the draws, so the error of the draws is that of one run: the mean over seeds.
+    `draws` and `by` are those of the run with the fewest draws.
     """
-    found = _drawn(rows)
+    found = _by_run(rows)
     if not found or any(one.log_likelihood is None for one in found):
         return None
     seeds = [number for _, number in rows]
@@ -40,23 +40,23 @@ def other_errors(rows: Rows, record: Record, digits: int) -> str:
     """The errors from particles and from draws of pixels, in words.
 
     Args:
-        record: of one of the runs.
-        digits: of the errors of draws; those of particles have one more.
+        record: the record of any of the runs.
+        digits: digits of the errors from draws; those from particles have one more.
     """
-    return "; ".join([*_particles(rows, digits + 1), *_pixels(rows, record, digits)])
+    return "; ".join([*_particle_errors(rows, digits + 1), *_draw_errors(rows, record, digits)])
 
 
-def _drawn(rows: Rows) -> list[Binarizations]:
-    """The mean over draws of each run; none unless all have one."""
+def _by_run(rows: Rows) -> list[Binarizations]:
+    """The mean over draws of each run; empty unless all have one."""
     found = [row.binarizations for row, _ in rows if row.binarizations is not None]
     return found if len(found) == len(rows) else []
 
 
-def _particles(rows: Rows, digits: int) -> list[str]:
+def _particle_errors(rows: Rows, digits: int) -> list[str]:
     """The Monte Carlo error of the mean over all seeds.
 
-    Particles of all runs are drawn with the same keys, so it is bounded by the mean of the errors,
-    what it is if they are perfectly correlated.
+    All runs draw particles with the same keys. The mean of the errors is an upper bound, reached
+    if they are perfectly correlated.
     """
     each, seeds = zip(*rows, strict=True)
     mean = mean_over_seeds([row.monte_carlo_error for row in each], seeds)
@@ -65,33 +65,33 @@ def _particles(rows: Rows, digits: int) -> list[str]:
 
 
 def _largest_share(rows: Rows) -> Number:
-    """The share of too large a k-hat of the worst run; None if it is unknown and none is heavy."""
+    """The largest share of examples with too large a k-hat; None if unknown and none is heavy."""
     worst, _ = max(rows, key=lambda one: one[0].pareto_k_unreliable or 0.0)
     unknown = any(row.pareto_k_unreliable is None for row, _ in rows)
     return None if unknown and not is_heavy(worst) else worst.pareto_k_unreliable
 
 
-def _pixels(rows: Rows, record: Record, digits: int) -> list[str]:
-    """The error of the draws, with the numbers of draws and the bounds by which it is known."""
+def _draw_errors(rows: Rows, record: Record, digits: int) -> list[str]:
+    """The error from draws of the pixels, the numbers of draws, and the bounds measured."""
     drawn = mean_over_draws(rows)
     if drawn is None:
         return ["pixel draw error not measured"] if record.is_drawn else []
     error = drawn.draws_error
     words = "unknown" if error is None else f"{error:.{digits}f}"
-    how = [
-        counted(one.draws, "draw") + (f", by {one.by}" if one.by else "") for one in _drawn(rows)
+    draws = [
+        counted(one.draws, "draw") + (f", by {one.by}" if one.by else "") for one in _by_run(rows)
     ]
-    return [f"pixel draw error {words} ({'; '.join(dict.fromkeys(how))})"]
+    return [f"pixel draw error {words} ({'; '.join(dict.fromkeys(draws))})"]
 
 
 class Annealed(NamedTuple):
-    """AIS minus L_5000 of all test examples, as the mean over the seeds that were annealed.
+    """AIS minus L_5000 on the whole test set, the mean over the seeds that were annealed.
 
     Attributes:
-        estimator: the name of AIS.
+        estimator: name of the AIS bound.
         gap: nats; None if it is not finite.
         error: from the choice of subsets; 0 if all examples were annealed, None if not finite.
-        seeds: how many.
+        seeds: number of seeds.
     """
 
     estimator: str
@@ -101,7 +101,7 @@ class Annealed(NamedTuple):
 
 
 def above_samples(annealed: Known, sampled: Known) -> Annealed:
-    """The AIS of a run minus its L_5000, to all of whose examples AIS is carried over."""
+    """A run's AIS, carried over to all examples of its L_5000, minus that L_5000."""
     control = sampled.values.mean(axis=0)
     found = carried_over(annealed.values.mean(axis=0), control, annealed.places, sampled.estimator)
     known = found.log_likelihood
@@ -110,10 +110,10 @@ def above_samples(annealed: Known, sampled: Known) -> Annealed:
 
 
 def mean_above(found: Sequence[Annealed]) -> Annealed | None:
-    """The mean gap over the seeds of all runs annealed as long as the first, and its error.
+    """The mean gap over the seeds of all runs annealed as long as the first; None without runs.
 
-    The subsets of runs may differ but have most examples in common, so the error is bounded by the
-    mean of the runs' errors. None without runs.
+    The subsets of runs may differ, but share most examples: the mean of their errors is an upper
+    bound.
     """
     alike = [one for one in found if one.estimator == found[0].estimator]
     if not alike:

@@ -1,4 +1,4 @@
-"""Cells of published tables: what to run for them, and what came of it."""
+"""Cells of published tables: their runs, and the tasks that complete them."""
 
 import re
 from collections.abc import Iterable
@@ -13,17 +13,17 @@ from iwae.experiments.sweep import contiguous, refuse_shared_seeds
 from iwae.experiments.tasks import Measure, Task
 
 SEEDS = re.compile(r"seeds?-(\d+)(?:-(\d+))?")
-"""Name of the folder of a cell's seeds: seed-0, or seeds-1-4."""
+"""Name of the folder of some seeds of a cell: seed-0, or seeds-1-4."""
 
 
 class Wanted(NamedTuple):
     """Options for running cells.
 
     Attributes:
-        seeds: 0 to `seeds - 1` of each.
+        seeds: number of seeds of each cell, from 0.
         epochs_scale: 1 for the published schedule, less for a shortened one.
-        temperatures: of annealed importance sampling beside L_5000; None to go without.
-        examples: test examples to measure by annealing; None for all.
+        temperatures: number for annealed importance sampling beside L_5000; None for no annealing.
+        examples: number of test examples to anneal; None for all.
     """
 
     seeds: int = 1
@@ -32,7 +32,7 @@ class Wanted(NamedTuple):
     examples: int | None = 1000
 
     def check(self) -> None:
-        """Raise UserError unless this can be run."""
+        """Raise UserError for options out of range."""
         if self.seeds < 1:
             raise UserError(f"seeds is {self.seeds}; give at least 1")
         if not 0 < self.epochs_scale <= 1:
@@ -42,13 +42,13 @@ class Wanted(NamedTuple):
 
     def measures(self, entry: Preset) -> tuple[Measure, ...]:
         """The measurements of a cell's models."""
-        k = entry.config().k
-        ks = {1, k, 64, 5000} if entry.nll_64 else {1, k, 5000}
+        config = entry.config()
+        ks = {1, config.k, 5000} | ({64} if entry.nll_64 else set())
         sampled = Measure(tuple(sorted(ks)))
         if self.temperatures is None:
             return (sampled,)
-        data = DATASETS[entry.config().dataset]
-        examples = None if self.examples is None else min(self.examples, data.sizes[2])
+        total = DATASETS[config.dataset].sizes[2]
+        examples = None if self.examples is None else min(self.examples, total)
         return sampled, Measure(temperatures=self.temperatures, examples=examples)
 
     def epochs(self, entry: Preset) -> int:
@@ -57,19 +57,19 @@ class Wanted(NamedTuple):
 
 
 def cell_folder(name: str, wanted: Wanted) -> Path:
-    """Where the runs of a cell are, below the folder of all runs."""
-    # Shortened runs have a folder of their own, so that none can be taken for a reproduction.
+    """The folder of a cell's runs, relative to that of all runs."""
+    # Shortened runs have their own folder, so that none can be mistaken for a reproduction.
     scale = "" if wanted.epochs_scale == 1 else f"shortened-{wanted.epochs_scale:g}"
     return Path(scale) / name
 
 
 def cell_runs(out: Path, folder: Path) -> dict[Path, range]:
-    """The runs that there are of a cell, and the seeds of each.
+    """The runs of a cell that exist, and the seeds of each.
 
-    Folders are taken for what they are called; whoever reads a run sees whether it is that.
+    Names of folders are trusted; their contents are checked when they are read.
 
     Raises:
-        UserError: if a folder's name is not of that kind, or two of them share seeds.
+        UserError: if a folder is not named after its seeds, or two of them share seeds.
     """
     found: dict[Path, range] = {}
     for path in sorted((Path(out) / folder).glob("seed*")):
@@ -85,14 +85,13 @@ def cell_runs(out: Path, folder: Path) -> dict[Path, range]:
 
 
 def plan(out: Path, cells: Iterable[str], wanted: Wanted) -> list[Task]:
-    """The tasks for some cells, and for those that they start from, in order.
+    """The tasks of some cells, each after those of the cell that it starts from.
 
     Seeds that have a run keep it; the others are trained together, as replicates of one program.
 
     Raises:
-        UserError: for seeds or epochs that are not possible.
+        UserError: if existing runs share seeds or have seeds that were to be trained together.
     """
-    wanted.check()
     tasks: dict[str, Task] = {}
     for name in cells:
         for one in filter(None, (preset(name).needs, name)):
@@ -104,37 +103,30 @@ def plan(out: Path, cells: Iterable[str], wanted: Wanted) -> list[Task]:
 def _tasks(out: Path, name: str, wanted: Wanted) -> list[Task]:
     """The tasks of one cell."""
     entry, folder = preset(name), cell_folder(name, wanted)
-    if entry.needs is not None:  # a run for each run that it starts from, of the same seeds
-        return [_warm_start(out, name, one, wanted) for one in _tasks(out, entry.needs, wanted)]
-    there = cell_runs(out, folder)
-    missing = sorted(set(range(wanted.seeds)).difference(*there.values()))
-    chosen = [seeds for seeds in there.values() if seeds.start < wanted.seeds]
-    chosen += contiguous(missing)
+    if entry.needs is not None:  # a run for each run that it starts from, with the same seeds
+        return [_warm_start(out, name, task, wanted) for task in _tasks(out, entry.needs, wanted)]
+    present = cell_runs(out, folder).values()
+    missing = sorted(set(range(wanted.seeds)).difference(*present))
+    chosen = [seeds for seeds in present if seeds.start < wanted.seeds] + contiguous(missing)
+    measures = wanted.measures(entry)
     return [
-        Task(
-            str(folder / _seeds_name(seeds)),
-            _config(entry, seeds, wanted),
-            wanted.measures(entry),
-        )
+        Task(str(folder / _seeds_name(seeds)), _config(entry, seeds, wanted), measures)
         for seeds in sorted(chosen, key=lambda seeds: seeds.start)
     ]
 
 
 def _warm_start(out: Path, name: str, needed: Task, wanted: Wanted) -> Task:
-    """A run that starts from the models of another one."""
-    entry, seeds = preset(name), Path(needed.name).name
-    for path, its in cell_runs(out, cell_folder(name, wanted)).items():
-        if path.name != seeds and set(its) & set(needed.config.seeds()):
+    """The task of a run that starts from the models of another task."""
+    entry, folder, seeds = preset(name), cell_folder(name, wanted), needed.config.seeds()
+    own_name = Path(needed.name).name
+    for path, own_seeds in cell_runs(out, folder).items():
+        if path.name != own_name and set(own_seeds) & set(seeds):
             raise UserError(
-                f"{path} is of seeds that {needed.name} now holds with others: remove one of them"
+                f"{path} has seeds that {needed.name} now holds with others: remove one of them"
             )
-    config = _config(entry, needed.config.seeds(), wanted)
-    return Task(
-        str(cell_folder(name, wanted) / seeds),
-        config.model_copy(update={"init_from": Path(out).resolve() / needed.name}),
-        wanted.measures(entry),
-        needed.name,
-    )
+    start = {"init_from": Path(out).resolve() / needed.name}
+    config = _config(entry, seeds, wanted).model_copy(update=start)
+    return Task(str(folder / own_name), config, wanted.measures(entry), needed.name)
 
 
 def _config(entry: Preset, seeds: range, wanted: Wanted) -> TrainConfig:

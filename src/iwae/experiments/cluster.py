@@ -1,4 +1,4 @@
-"""Doing what is to be done on many machines, with Ray (`pip install 'iwae[ray]'`)."""
+"""The queue on many machines, with Ray (`pip install 'iwae[ray]'`)."""
 
 import io
 import math
@@ -9,7 +9,7 @@ import signal
 import tarfile
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
@@ -34,24 +34,24 @@ from iwae.runs.models import DESCRIPTION
 from iwae.training.loop import Report
 
 LOST = 10
-"""Workers that may die under one task before it counts as failed."""
+"""Workers that may die at one task before it fails."""
 
 PATIENCE = 24
-"""How often a task that another worker seems to be at work on is tried, every five seconds."""
+"""Further tries, every five seconds, of a task that another worker seems to be working on."""
 
 FATAL = 75
-"""Exit status of a worker whose machine is taken away; Ray does its task again elsewhere."""
+"""Exit status of a worker whose machine is taken away; Ray restarts its task elsewhere."""
 
 
 class Place(NamedTuple):
-    """Where and with what a worker does a task.
+    """The working place of a task on a worker's machine.
 
     Attributes:
-        out: the folder of all runs, as the worker sees it.
-        data_dir: where data files are looked for first, on the worker's machine.
-        end: when to stop, in seconds since 1970; machines share no other clock.
-        home: brings runs home where `out` is not shared; an actor, or None.
-        every: seconds between looks for a new checkpoint to bring home.
+        out: folder of all runs on that machine.
+        data_dir: folder to search first for data files on that machine.
+        end: when to stop, in seconds since 1970: machines share no other clock.
+        home: actor of `Home` if `out` is not shared, otherwise None.
+        every: seconds between checks for a new checkpoint to copy home.
     """
 
     out: Path
@@ -73,25 +73,25 @@ def work_on_ray(
     data_dir: Path | None = None,
     deadline: float = math.inf,
 ) -> Iterator[Outcome]:
-    """Do the tasks on a Ray cluster, as many at once as it has room for.
+    """Work on tasks on a Ray cluster, as many at once as it has room for.
 
-    A task whose worker dies is done again elsewhere, from its last checkpoint.
+    A task whose worker dies is resumed elsewhere, from its last checkpoint.
 
     Args:
-        out: the folder of all runs. All machines see it, unless there is a `scratch`.
-        tasks: what another one needs before it.
-        address: of a cluster, such as "auto"; a cluster on this machine if None.
-        scratch: a folder of each machine's own to work in; checkpoints and results come to `out`
+        out: folder of all runs, shared by all machines unless `scratch` is given.
+        tasks: tasks in order, each after the one that it needs.
+        address: address of a cluster, such as "auto"; None starts one on this machine.
+        scratch: local working folder on each machine; checkpoints and results are copied to `out`
             through Ray.
-        cpus: for each task, which are also its JAX devices.
-        gpus: for each task.
-        every: with a scratch, seconds between looks for a new checkpoint to bring home.
-        data_dir: where data files are looked for first, on every machine.
-        deadline: when to stop, on the clock of `time.monotonic`.
+        cpus: CPU cores for each task, and its number of JAX devices.
+        gpus: GPUs for each task.
+        every: with `scratch`, seconds between checks for a new checkpoint to copy.
+        data_dir: folder to search first for data files, on every machine.
+        deadline: when to stop, by `time.monotonic`.
 
     Raises:
-        UserError: if Ray is not installed, the cluster has no room for one task, or the scratch is
-            `out` itself.
+        UserError: if Ray is not installed, no machine has room for a task, or the scratch is `out`
+            itself.
     """
     out = Path(out).resolve()
     work_in = out if scratch is None else Path(scratch).resolve()
@@ -105,30 +105,41 @@ def work_on_ray(
     remote = ray.remote(
         max_retries=LOST, num_cpus=cpus, num_gpus=gpus, runtime_env={"env_vars": env}
     )(_on_worker)
+    return _schedule(ray, partial(remote.remote, place), out, tasks, lock=home is not None)
+
+
+def _schedule(
+    ray: Any, start: Callable[[Task], Any], out: Path, tasks: Sequence[Task], *, lock: bool
+) -> Iterator[Outcome]:
+    """Start each task once the task that it needs is done; yield outcomes as tasks end.
+
+    Args:
+        start: starts a task on a worker, and returns the reference of its result.
+        lock: whether to lock tasks here; otherwise, workers in `out` lock them.
+    """
     waiting = list(tasks)
-    running: dict[Any, tuple[Task, ExitStack]] = {}  # and what keeps other queues from each
+    running: dict[Any, tuple[Task, ExitStack]] = {}
     missing = {task.name for task in tasks}
     while waiting or running:
         for task in [task for task in waiting if task.needs not in missing]:
             waiting.remove(task)
-            lock = ExitStack()
+            locked = ExitStack()
             try:
-                if home is not None:  # whoever works in `out` holds the task
-                    lock.enter_context(held(out, task))
-                running[remote.remote(place, task)] = task, lock
+                if lock:
+                    locked.enter_context(held(out, task))
+                running[start(task)] = task, locked
             except InUseError as error:
                 yield Outcome(task, Status.IN_USE, str(error))
-        if not running:  # what these need has failed
-            yield from (
-                Outcome(one, Status.WAITING, f"it starts from {one.needs}") for one in waiting
-            )
+        if not running:  # the tasks that these need have failed
+            for task in waiting:
+                yield Outcome(task, Status.WAITING, f"it starts from {task.needs}")
             return
         (ready,), _ = ray.wait(list(running))
-        task, lock = running.pop(ready)
-        with lock:
-            outcome = _result(ray, ready, task)
+        task, locked = running.pop(ready)
+        with locked:
+            outcome = _task_outcome(ray, ready, task)
         forget_failure(out, outcome.task)
-        if outcome.status == Status.FAILED:  # a worker may have kept it where nobody looks
+        if outcome.status == Status.FAILED:  # the worker may have stored it in its scratch
             write_failure(out, outcome.task, Failure(outcome.reason))
         if outcome.status == Status.DONE:
             missing.remove(outcome.task.name)
@@ -136,17 +147,17 @@ def work_on_ray(
 
 
 def _connect(address: str | None, cpus: int, gpus: float) -> Any:
-    """Ray, connected to a cluster that has room for a task."""
+    """The module of Ray, connected to a cluster that has room for a task."""
     try:
         import ray
     except ImportError as error:
         raise UserError("Ray is not installed: pip install 'iwae[ray]'") from error
     if not ray.is_initialized():
         try:
-            # None would look for a cluster that was begun here, even one that died long ago.
+            # None would look for a cluster started here earlier, even one that died long ago.
             where = address or os.environ.get("RAY_ADDRESS") or "local"
-            # A cluster of this process's own gets a token here, which Ray would else keep in the
-            # user's home: only who has it can connect, and it ends with the cluster's processes.
+            # A local cluster gets its token here: Ray would store one in the user's home. Only
+            # holders of the token can connect, and it ends with the cluster's processes.
             if where == "local" and not any(name.startswith("RAY_AUTH_") for name in os.environ):
                 os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
             with _own_sigterm():
@@ -161,8 +172,8 @@ def _connect(address: str | None, cpus: int, gpus: float) -> Any:
 
 @contextmanager
 def _own_sigterm() -> Iterator[None]:
-    """Keep Ray's handler of SIGTERM, which exits without a word, inside this block."""
-    if threading.current_thread() is not threading.main_thread():  # where Ray sets none
+    """Restrict Ray's handler of SIGTERM, which exits silently, to this block."""
+    if threading.current_thread() is not threading.main_thread():  # Ray sets no handler there
         yield
         return
     before = signal.getsignal(signal.SIGTERM)
@@ -177,8 +188,8 @@ def _own_sigterm() -> Iterator[None]:
         signal.raise_signal(signal.SIGTERM)
 
 
-def _result(ray: Any, reference: Any, task: Task) -> Outcome:
-    """The outcome of a task; a failure if too many workers died of it."""
+def _task_outcome(ray: Any, reference: Any, task: Task) -> Outcome:
+    """The outcome of a task; a failure if too many workers died at it."""
     try:
         return Outcome(task, *ray.get(reference))
     except ray.exceptions.RayTaskError as error:
@@ -188,9 +199,9 @@ def _result(ray: Any, reference: Any, task: Task) -> Outcome:
 
 
 def _on_worker(place: Place, task: Task) -> tuple[Status, str]:
-    """Do a task on the machine where this runs."""
+    """Work on a task on the machine where this runs."""
     deadline = time.monotonic() + place.end - time.time()
-    home = _Bringing(place, task)
+    home = _Copying(place, task)
     do = partial(
         do_task,
         data_dir=place.data_dir,
@@ -204,12 +215,12 @@ def _on_worker(place: Place, task: Task) -> tuple[Status, str]:
             return Status.STOPPED, "the time is up"
         try:
             outcome = attempt(place.out, task, do)
-        except Stopped:  # by a signal, as a machine that is taken away gives: elsewhere, then
+        except Stopped:  # by a signal: the machine is taken away, so Ray continues elsewhere
             home.bring()
             os._exit(FATAL)
         if outcome.status != Status.IN_USE or patience == 0:
             break
-        time.sleep(5)  # the worker that died may not have let go of it yet
+        time.sleep(5)  # a worker that died may still hold the lock
     try:
         home.bring()
     except TakenOverError as error:
@@ -217,11 +228,11 @@ def _on_worker(place: Place, task: Task) -> tuple[Status, str]:
     return outcome.status, outcome.reason
 
 
-# --- where there is no shared folder ----------------------------------------------------------
+# --- without a shared folder ------------------------------------------------------------------
 
 
 def _home(ray: Any, out: Path) -> Any:
-    """An actor beside the driver that puts runs into `out` and reads them from there."""
+    """An actor of `Home` on the driver's machine."""
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
@@ -231,8 +242,8 @@ def _home(ray: Any, out: Path) -> Any:
 class Home:
     """The folder of all runs, for workers on other machines.
 
-    A worker that was given up and comes back brings nothing: each attempt at a run has a number,
-    and only the last one may write.
+    Each attempt at a run has a number, and only the last may write: a worker that was given up
+    and returns changes nothing.
     """
 
     def __init__(self, out: Path):
@@ -240,16 +251,16 @@ class Home:
         self.attempts: dict[str, int] = {}
 
     def begin(self, name: str) -> int:
-        """The number of a new attempt at a run, which ends those before it."""
+        """The number of a new attempt at a run, which supersedes those before."""
         self.attempts[name] = self.attempts.get(name, 0) + 1
         return self.attempts[name]
 
     def read(self, name: str) -> bytes | None:
-        """A run as it is now; None if there is none."""
+        """The files of a run, packed; None if it does not exist."""
         return pack(self.out / name) if (self.out / name).is_dir() else None
 
     def write(self, name: str, attempt: int, packed: bytes) -> bool:
-        """A run into its folder; whether it was, for it is not if the attempt is not the last."""
+        """Write a run into its folder; returns False for an attempt that is not the last."""
         if attempt != self.attempts[name]:
             return False
         unpack(packed, self.out / name)
@@ -269,18 +280,18 @@ def pack(folder: Path) -> bytes:
 
 
 def unpack(packed: bytes, folder: Path) -> None:
-    """Put the files that were packed into a folder, each of them whole or not at all.
+    """Move packed files into a folder, each whole or not at all.
 
-    Checkpoints that the packed folder had no longer are removed; other files stay. Whoever
-    resumes from a folder of which a part came finds the newest checkpoint that is whole.
+    Checkpoints that the packed folder lacks are removed; other files stay. After an interrupted
+    copy, a run resumes from the newest checkpoint that is whole.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with temporary_folder(folder) as fresh:
         with tarfile.open(fileobj=io.BytesIO(packed)) as archive:
-            archive.extractall(fresh, filter="data")  # nothing outside of the folder
+            archive.extractall(fresh, filter="data")  # nothing outside the folder
         kept = {path.name for path in list_checkpoints(fresh / "checkpoints")}
         files = [path for path in fresh.rglob("*") if path.is_file()]
-        # What describes a model comes last, so that a part of them is no finished run.
+        # Model descriptions come last, so that an interrupted copy is no finished run.
         for path in sorted(files, key=lambda path: (path.name == DESCRIPTION, path)):
             there = folder / path.relative_to(fresh)
             there.parent.mkdir(parents=True, exist_ok=True)
@@ -290,8 +301,8 @@ def unpack(packed: bytes, folder: Path) -> None:
             path.unlink()
 
 
-class _Bringing:
-    """Fetches a run, and brings it home now and then, where there is no shared folder."""
+class _Copying:
+    """Fetches a run from home and copies it back now and then, without a shared folder."""
 
     def __init__(self, place: Place, task: Task):
         self.place, self.task = place, task
@@ -302,10 +313,10 @@ class _Bringing:
         """The task, with the runs that it starts from fetched to this machine."""
         if self.place.home is None:
             return task
-        self.attempt = _asked(self.place.home.begin.remote(task.name))
+        self.attempt = _get(self.place.home.begin.remote(task.name))
         for name in filter(None, (task.name, task.needs)):
-            packed = _asked(self.place.home.read.remote(name))
-            shutil.rmtree(self.place.out / name, ignore_errors=True)  # left by another queue, maybe
+            packed = _get(self.place.home.read.remote(name))
+            shutil.rmtree(self.place.out / name, ignore_errors=True)  # perhaps of another queue
             if packed is not None:
                 unpack(packed, self.place.out / name)
         self.checkpoint = self._newest()
@@ -318,23 +329,23 @@ class _Bringing:
         return list_checkpoints(self.place.out / self.task.name / "checkpoints")[-1:]
 
     def bring(self) -> None:
-        """Bring it home as it is.
+        """Copy the run home as it is.
 
         Raises:
-            TakenOverError: if another worker was given the task since.
+            TakenOverError: if another worker was given the task meanwhile.
         """
         run = self.place.out / self.task.name
         if self.attempt is not None and run.is_dir():
             home = self.place.home
-            if not _asked(home.write.remote(self.task.name, self.attempt, pack(run))):
-                raise TakenOverError(f"another worker went on with {self.task.name}")
+            if not _get(home.write.remote(self.task.name, self.attempt, pack(run))):
+                raise TakenOverError(f"another worker took over {self.task.name}")
         self.last, self.checkpoint = time.monotonic(), self._newest()
 
     def _is_time(self) -> bool:
         return self.attempt is not None and time.monotonic() - self.last > self.place.every
 
-    def show(self, reports: Iterable[Report], run: Path) -> None:  # noqa: ARG002
-        """Train, and bring new checkpoints home, and what it ends with."""
+    def show(self, reports: Iterable[Report]) -> None:
+        """Train; copy new checkpoints and the final state home."""
         for _ in reports:
             if self._is_time():
                 self.last = time.monotonic()
@@ -343,15 +354,15 @@ class _Bringing:
         self.bring()
 
     def track(self, slabs: Iterable[Any], total: int, label: str) -> Iterator[Any]:  # noqa: ARG002
-        """Bring home what has been measured."""
+        """Track a measurement; copy its finished part home."""
         for slab in slabs:
             yield slab
             if self._is_time():
                 self.bring()
 
 
-def _asked(reference: Any) -> Any:
-    """The answer of an actor."""
+def _get(reference: Any) -> Any:
+    """The result of an actor's method."""
     import ray
 
     return ray.get(reference)

@@ -1,4 +1,4 @@
-"""Training time of a cell, from times of its steps that `benchmarks/cells.py` measured."""
+"""Training time of a cell, from the times of steps that `benchmarks/cells.py` measured."""
 
 import json
 from functools import cache
@@ -11,13 +11,13 @@ from iwae.objectives.declaration import particles
 
 
 def stage_configs(config: TrainConfig) -> list[TrainConfig]:
-    """The configuration of each stage that has epochs; the run's own if it has no stages."""
+    """The configuration of each stage that has epochs; the run's own without stages."""
     epochs = config.stage_epochs()
     return [config.stage(i, length) for i, length in enumerate(epochs) if length]
 
 
 def shape_of(config: TrainConfig) -> str:
-    """The settings that the time of a step depends on, in words; for stages, of each of them."""
+    """The settings of a stage that the time of a step depends on, in words."""
     found = config.declaration()
     few = found.backward
     shape = [
@@ -47,25 +47,34 @@ def shape_of(config: TrainConfig) -> str:
 
 @cache
 def measured_costs() -> dict[str, Any]:
-    """The record of `benchmarks/cells.py`."""
+    """The record that `benchmarks/cells.py` wrote."""
     return json.loads(files("iwae.experiments").joinpath("costs.json").read_text())
 
 
 def hours(config: TrainConfig) -> float | None:
-    """Hours of training on the machine of the record; None for what was not measured there.
+    """Hours of training on the machine of the record; None if a step was not measured there.
 
-    Its replicates are trained at once, several to each of the machine's devices.
+    Replicates are trained at once, divided among the machine's devices.
     """
-    if config.dataset not in DATASETS:  # a file of the user's own
+    if config.dataset not in DATASETS:  # the user's own data
         return None
     total = 0.0
     for stage in stage_configs(config):
         found = measured_costs()["ms_per_step"].get(shape_of(stage))
         if found is None:
             return None
-        assert stage.batch_size != "auto"  # noqa: S101 - that is for a user's own data
+        assert stage.batch_size != "auto"  # noqa: S101 - for the user's own data only
         steps = stage.epochs * (DATASETS[stage.dataset].sizes[0] // stage.batch_size)
         rounds = -(-stage.replicates // measured_costs()["cores"])
         ms = found["alone"] if stage.replicates == 1 else rounds * found["together"]
         total += steps * ms / 3.6e6
     return total
+
+
+def duration(hours: float | None) -> str:
+    """Hours in words; "-" if they are unknown."""
+    if hours is None:
+        return "-"
+    if 0 < hours < 1 / 60:
+        return "< 1 min"
+    return f"{60 * hours:.0f} min" if hours < 2 else f"{hours:.0f} h"

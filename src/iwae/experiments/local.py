@@ -1,4 +1,4 @@
-"""Doing what is to be done, here."""
+"""The queue on this machine: train and measure tasks one after another."""
 
 import math
 import time
@@ -35,13 +35,13 @@ from iwae.runs.folder import Claim, Stopped
 from iwae.training.loop import Report
 
 KEPT = 20
-"""Tasks whose compiled programs are kept: a process may not map those of hundreds."""
+"""Tasks between clearings of compiled programs: a process cannot map those of hundreds."""
 
-Show = Callable[[Iterable[Report], Path], None]
+Show = Callable[[Iterable[Report]], None]
 
 
-def exhaust(reports: Iterable[Report], run: Path) -> None:  # noqa: ARG001
-    """Train without showing anything."""
+def exhaust(reports: Iterable[Report]) -> None:
+    """Train without showing progress."""
     for _ in reports:
         pass
 
@@ -52,7 +52,7 @@ class Outcome(NamedTuple):
     Attributes:
         task: the task.
         status: how the attempt at it ended.
-        reason: of anything but success.
+        reason: why it did not succeed.
     """
 
     task: Task
@@ -71,27 +71,27 @@ def work(
     track: Track = untracked,
     begin: Callable[[Task], None] = lambda _: None,
 ) -> Iterator[Outcome]:
-    """Do the tasks one after another; each resumes where it was stopped.
+    """Work on tasks one after another; each resumes where it was stopped.
 
-    A task that fails is reported with its reason, and the others go on. What is finished is not
-    done again. Several processes may work on the same folder: each takes what no other has.
+    A task that fails is reported with its reason, and the others continue. Finished work is not
+    repeated. Several processes may share the folder: each takes tasks that no other is working on.
 
     Args:
-        out: the folder of all runs.
-        tasks: in this order, what another one needs before it.
-        data_dir: where data files are looked for first.
-        deadline: when to stop, on the clock of `time.monotonic`.
-        command: a name that the processes of one command share: what failed in one of them is not
-            tried again by the others.
-        show: exhausts the reports of a run that is being trained.
+        out: folder of all runs.
+        tasks: tasks in order, each after the one that it needs.
+        data_dir: folder to search first for data files.
+        deadline: when to stop, by `time.monotonic`.
+        command: name that the processes of one command share: a task that failed in one of them is
+            not tried again by the others.
+        show: exhausts the reports of a run in training.
         track: shows the progress of measurements.
-        begin: is told each task before anything is done.
+        begin: called with each task before work on it.
 
     Raises:
         Stopped: after Ctrl-C or SIGTERM in training, once a checkpoint is written.
-        KeyboardInterrupt: after Ctrl-C in a measurement, of which what was done is kept.
+        KeyboardInterrupt: after Ctrl-C in a measurement, whose finished part is kept.
     """
-    missing: set[str] = set()  # what others may need, and there is not
+    missing: set[str] = set()  # tasks that are not done, which others may need
     begun = 0
 
     def do(out: Path, task: Task) -> None:
@@ -119,7 +119,7 @@ def work(
 
 
 def attempt(out: Path, task: Task, do: Callable[[Path, Task], None], command: str = "") -> Outcome:
-    """Do a task; whatever goes wrong with it is its outcome, and is kept."""
+    """Work on a task, and return the outcome; a failure is stored."""
     try:
         do(out, task)
     except InUseError as error:
@@ -130,18 +130,18 @@ def attempt(out: Path, task: Task, do: Callable[[Path, Task], None], command: st
         if stopped.signal_number is not None:
             raise
         return Outcome(task, Status.STOPPED, "the time is up")
-    except Exception as error:  # it is told and kept, and the other tasks go on
-        words = _words_of(error)
+    except Exception as error:  # reported and stored, so that other tasks continue
+        reason = _failure_reason(error)
         try:
-            write_failure(out, task, Failure(words, command))
-        except OSError as unkept:
-            words += f" (which could not be kept: {unkept})"
-        return Outcome(task, Status.FAILED, words)
+            write_failure(out, task, Failure(reason, command))
+        except OSError as not_stored:
+            reason += f" (which could not be stored: {not_stored})"
+        return Outcome(task, Status.FAILED, reason)
     return Outcome(task, Status.DONE)
 
 
-def _words_of(error: Exception) -> str:
-    """The message of a failure: one line, or the traceback if the program is at fault."""
+def _failure_reason(error: Exception) -> str:
+    """The message of an error: one line, or the traceback of an unexpected error."""
     if is_out_of_memory(error):
         return OUT_OF_MEMORY
     known = isinstance(error, UserError | FloatingPointError | OSError)
@@ -152,21 +152,21 @@ def do_task(
     out: Path,
     task: Task,
     *,
-    data_dir: Path | None = None,
-    deadline: float = math.inf,
-    show: Show = exhaust,
-    track: Track = untracked,
+    data_dir: Path | None,
+    deadline: float,
+    show: Show,
+    track: Track,
     prepare: Callable[[Task], Task] = lambda task: task,
 ) -> None:
-    """Train what is not trained, and measure what is not measured.
+    """Train a task's run and measure it, unless that is done.
 
     Args:
-        prepare: puts what there is of the task in its place, once no other process can.
+        prepare: brings existing files of the task into place, once the task is locked.
 
     Raises:
-        UserError: for data that cannot be had, or a run in the folder that is another one.
-        InUseError: if another process is at work on the task.
-        TakenOverError: if another process has gone on with it.
+        UserError: for unavailable data, or if the folder holds another run.
+        InUseError: if another process is working on the task.
+        TakenOverError: if another process has taken it over.
         Stopped: at the deadline, or after a signal.
     """
     run = Path(out) / task.name
@@ -175,16 +175,16 @@ def do_task(
         forget_failure(out, task)
         refuse_other_run(task, run)
         if not is_trained(run):
-            show(_training(out, task, data_dir, deadline, claim), run)
+            show(_training(out, task, data_dir, deadline, claim))
         for measure in task.measures:
             if missing := unmeasured(run, measure):
-                _measure(run, measure, missing, data_dir, _until(deadline, claim, track))
+                _measure_missing(run, measure, missing, data_dir, _until(deadline, claim, track))
 
 
 def _training(
     out: Path, task: Task, data_dir: Path | None, deadline: float, claim: Claim
 ) -> Iterator[Report]:
-    """The run from its beginning, or from what it shares with others, or where it was stopped."""
+    """The reports of a run: new, from the beginning that it shares with others, or resumed."""
     run = Path(out) / task.name
     if not (run / "config.toml").is_file():
         others = runs_with_checkpoints(Path(out), run)
@@ -192,23 +192,20 @@ def _training(
     return resume_run(run, data_dir, deadline=deadline, claim=claim)
 
 
-def _measure(
+def _measure_missing(
     run: Path, measure: Measure, missing: set[str], data_dir: Path | None, track: Track
 ) -> None:
-    """Measure what the records lack; existing records are not overwritten."""
-    about: Any = {"examples": measure.examples, "data_dir": data_dir, "track": track}
+    """Measure the missing estimators; existing records are not overwritten."""
+    options: Any = {"examples": measure.examples, "data_dir": data_dir, "track": track}
     if measure.temperatures is None:
-        evaluate_run(run, ks=[k for k in measure.ks if f"L_{k}" in missing], **about)
+        evaluate_run(run, ks=[k for k in measure.ks if f"L_{k}" in missing], **options)
     else:
         annealing = Annealing(measure.temperatures, measure.chains, measure.leapfrog)
-        anneal_run(run, annealing=annealing, **about)
+        anneal_run(run, annealing=annealing, **options)
 
 
 def _until(deadline: float, claim: Claim, track: Track) -> Track:
-    """A tracker that ends the measurement when its time is up, or when another process does it.
-
-    What is done is kept.
-    """
+    """A tracker that stops a measurement at the deadline, or once another process took it over."""
 
     def tracked(slabs: Iterable[Any], total: int, label: str) -> Iterator[Any]:
         for slab in track(slabs, total, label):

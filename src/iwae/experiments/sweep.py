@@ -1,4 +1,4 @@
-"""An experiment file with lists is a sweep: one run for each combination of their values."""
+"""Sweeps: a run for each combination of the values in an experiment file's lists."""
 
 import hashlib
 import itertools
@@ -19,21 +19,21 @@ log = logging.getLogger(__name__)
 
 LISTS = ("latent_sizes", "latents", "shape", "columns", "drop", "id", "resize", "channels")
 DEPTHS = {"hidden_sizes": 2, **dict.fromkeys(LISTS, 1)}
-"""Settings that are lists themselves, and how deep: a sweep over one is a list of these."""
+"""Settings that are lists themselves -> their depth; a sweep over one is a list of these."""
 
 
 def read_sweep(path: Path, out: Path, measures: tuple[Measure, ...] = (Measure(),)) -> list[Task]:
     """The runs of an experiment file (TOML), in the order of its lists.
 
-    Seeds that follow on one another are replicates of one run. Lists may grow, or become lists: a
-    run of the same experiment that is in `out` is kept under its name, with the seeds that it has.
-    A new one is named after what it does not share with the others, `k=5,objective=iwae`.
+    Consecutive seeds are replicates of one run. A list may grow, and a value become a list: a run
+    of the same experiment in `out` keeps its name and its seeds. A new run is named after its
+    values of the lists, such as `k=5,objective=iwae`.
 
     Args:
-        out: the folder of all runs.
+        out: folder of all runs.
 
     Raises:
-        UserError: if the file cannot be read, one of its combinations is not valid, or two runs in
+        UserError: if the file cannot be read, one of its combinations is invalid, or two runs in
             `out` are of the same experiment and share seeds.
     """
     values = read_values(Path(path))
@@ -44,53 +44,54 @@ def read_sweep(path: Path, out: Path, measures: tuple[Measure, ...] = (Measure()
     if "replicates" in swept or ("seed" in swept and "replicates" in values):
         raise UserError(f"{path}: a list of seeds is trained as replicates; leave replicates out")
     seeds = _whole_numbers(swept["seed"]) if "seed" in swept else None
-    there, tasks = _runs_in(out), []
+    present, tasks = _runs_in(out), []
     choices = swept | {"seed": seeds[:1]} if seeds else swept
     for chosen in itertools.product(*choices.values()):
         settings = dict(zip(choices, chosen, strict=True))
-        words = {name: f"{name}={_word(value)}" for name, value in settings.items()}
-        which = shorten(",".join(words.values()) or "alone")
-        config = make_config(values | settings, f"{path}, {which}")
-        words = words or {"": Path(path).stem}
-        # What is swept over is compared as it is written: at k = 1 two objectives are the same.
+        labels = {name: f"{name}={_label(value)}" for name, value in settings.items()}
+        where = shorten(",".join(labels.values()) or "alone")
+        config = make_config(values | settings, f"{path}, {where}")
+        labels = labels or {"": Path(path).stem}
+        # Swept settings are compared as written: with k = 1, two objectives may be the same.
         names = swept.keys() - {"seed", "dataset", "init_from"}  # files and runs may be moved
         alike = {
-            place: one
-            for place, one in there.items()
-            if all(getattr(config, name) == getattr(one, name) for name in names)
+            run: found
+            for run, found in present.items()
+            if all(getattr(config, name) == getattr(found, name) for name in names)
         }
-        its = _runs(config, seeds or list(config.seeds()), words, alike)
-        tasks += [Task(name, one, measures) for name, one in its]
+        runs = _experiment_runs(config, seeds or list(config.seeds()), labels, alike)
+        tasks += [Task(name, run_config, measures) for name, run_config in runs]
     if len({task.name for task in tasks}) < len(tasks):
-        raise UserError(f"{path}: two values of a list are the same, or too like to name a folder")
+        raise UserError(f"{path}: two values of a list are the same, or give the same folder name")
     return tasks
 
 
-def _runs(
+def _experiment_runs(
     config: TrainConfig,
     seeds: Sequence[int],
-    words: Mapping[str, str],
-    there: Mapping[Path, TrainConfig],
+    labels: Mapping[str, str],
+    present: Mapping[Path, TrainConfig],
 ) -> list[tuple[str, TrainConfig]]:
-    """Names and configurations of the runs of one experiment: those there are, and new ones."""
-    kept: dict[Path, range] = {}
-    for path, run in there.items():
-        if _same_experiment(config, run) and set(run.seeds()) & set(seeds):
-            kept[path] = run.seeds()
+    """Names and configurations of the runs of one experiment, those present and new ones."""
+    kept = {
+        path: run.seeds()
+        for path, run in present.items()
+        if _same_experiment(config, run) and set(run.seeds()) & set(seeds)
+    }
     refuse_shared_seeds(kept)
     found = [(its, path.name) for path, its in kept.items()]
     for its in contiguous(sorted(set(seeds).difference(*kept.values()))):
-        seeds_word = f"seed={its[0]}" + f"-{its[-1]}" * (len(its) > 1)
-        named = {**words, "seed": seeds_word} if kept or "seed" in words else words
-        found.append((its, _short(",".join(filter(None, named.values())))))
+        seed_label = f"seed={its[0]}" + f"-{its[-1]}" * (len(its) > 1)
+        named = {**labels, "seed": seed_label} if kept or "seed" in labels else labels
+        found.append((its, _cut_name(",".join(filter(None, named.values())))))
     return [
         (name, config.model_copy(update={"seed": its[0], "replicates": len(its)}))
-        for its, name in sorted(found, key=lambda one: one[0].start)
+        for its, name in sorted(found, key=lambda run: run[0].start)
     ]
 
 
 def _runs_in(out: Path) -> dict[Path, TrainConfig]:
-    """The runs in a folder; one that cannot be read is none of ours, and is said so."""
+    """The runs in a folder; one that cannot be read is skipped with a warning."""
     found = {}
     for path in sorted(Path(out).glob("*/config.toml")):
         try:
@@ -101,11 +102,11 @@ def _runs_in(out: Path) -> dict[Path, TrainConfig]:
 
 
 def _same_experiment(wanted: TrainConfig, found: TrainConfig) -> bool:
-    """Whether a run is of the experiment wanted, but for its seeds."""
+    """Whether a run is of the experiment wanted, whatever its seeds."""
     same_data = data_place(wanted.dataset) == data_place(found.dataset)
-    starts = [one.init_from and one.init_from.resolve() for one in (wanted, found)]
+    ours, theirs = (one.init_from and one.init_from.resolve() for one in (wanted, found))
     others = set(differing(wanted, found)) - {"seed", "replicates"}
-    return same_data and starts[0] == starts[1] and not others
+    return same_data and ours == theirs and not others
 
 
 def _depth(value: Any) -> int:
@@ -116,7 +117,7 @@ def _depth(value: Any) -> int:
 
 
 def _whole_numbers(seeds: Sequence[Any]) -> list[int]:
-    """Seeds in their order, or UserError for what are none, or the same twice."""
+    """The seeds in increasing order; UserError for a repeated seed or one that is no integer."""
     if any(not isinstance(seed, int) or isinstance(seed, bool) for seed in seeds):
         raise UserError(f"seed: {shorten(seeds)} are not whole numbers")
     if len(set(seeds)) < len(seeds):
@@ -125,7 +126,7 @@ def _whole_numbers(seeds: Sequence[Any]) -> list[int]:
 
 
 def contiguous(numbers: Sequence[int]) -> list[range]:
-    """The runs of numbers that follow on one another."""
+    """Increasing numbers as ranges of consecutive ones."""
     found: list[range] = []
     for number in numbers:
         if found and found[-1].stop == number:
@@ -137,17 +138,17 @@ def contiguous(numbers: Sequence[int]) -> list[range]:
 
 def refuse_shared_seeds(runs: Mapping[Path, range]) -> None:
     """Raise UserError if two runs of an experiment have a seed in common."""
-    for (one, its), (other, others) in itertools.combinations(runs.items(), 2):
-        if set(its) & set(others):
-            raise UserError(f"{one} and {other} hold the same seeds: remove one of them")
+    for (first, seeds), (second, others) in itertools.combinations(runs.items(), 2):
+        if set(seeds) & set(others):
+            raise UserError(f"{first} and {second} hold the same seeds: remove one of them")
 
 
-def _word(value: Any) -> str:
-    """A value as a part of a folder's name."""
+def _label(value: Any) -> str:
+    """A value as part of a folder's name."""
     if isinstance(value, list):
-        return "x".join(map(_word, value))
+        return "x".join(map(_label, value))
     if isinstance(value, dict):  # a stage
-        return "-".join(f"{name}{_word(one)}" for name, one in value.items())
+        return "-".join(f"{name}{_label(one)}" for name, one in value.items())
     if isinstance(value, str) and ("/" in value or Path(value).suffix in _FILES):
         value = Path(value).with_suffix("")
     return re.sub(r"[^\w.+-]+", "-", str(value))
@@ -157,10 +158,10 @@ _FILES = {".csv", ".tsv", ".parquet", ".npy", ".npz"}
 
 
 LONGEST = 120
-"""Characters of a folder's name; what is longer ends in a digest of itself."""
+"""Characters of a folder's name; a longer name is cut and ends in a digest."""
 
 
-def _short(name: str) -> str:
+def _cut_name(name: str) -> str:
     if len(name) <= LONGEST:
         return name
     return f"{name[: LONGEST - 9]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"

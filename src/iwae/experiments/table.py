@@ -1,8 +1,8 @@
-"""Results of the cells: our numbers, made from records, beside the published ones."""
+"""Results of cells: our numbers, from records, beside the published ones."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from scipy.stats import t as student
@@ -20,7 +20,7 @@ from iwae.experiments.cell_errors import (
     other_errors,
 )
 from iwae.experiments.cells import Wanted, cell_folder, cell_runs
-from iwae.experiments.costs import hours
+from iwae.experiments.costs import duration, hours
 from iwae.experiments.tasks import is_trained
 from iwae.results.completing import completed
 from iwae.results.reading import Known, known_bounds
@@ -30,33 +30,33 @@ from iwae.results.store import refuse_damage
 from iwae.results.text import plus_minus
 
 FORMATS = {"markdown": "github", "latex": "latex_booktabs", "html": "html"}
-"""How a table is written, and what `tabulate` calls it."""
+"""Format of a table -> its name in `tabulate`."""
 
 TOLERANCE = 0.3
-"""Nats by which honest implementations of one cell differ."""
+"""Typical difference between sound implementations of one cell, nats."""
 
 
 class Cell(NamedTuple):
     """The results of a cell.
 
     Attributes:
-        name: of the cell.
+        name: name of the cell.
         entry: its preset.
         nll: mean over seeds of minus the mean L_5000 on the whole test set, nats; None if unknown.
-            Where several draws of its pixels were measured by any k, as their mean.
-        nll_64: the same by 64 samples, of one draw.
-        stderr: its standard error from the test examples.
-        draws: the draws behind it; None if the pixels were drawn once.
+            If several draws of the pixels were measured, for any k, the mean over draws.
+        nll_64: the same with 64 samples, for one draw.
+        stderr: its standard error from the choice of test examples.
+        draws: the mean over draws of the pixels; None if they were drawn once.
         others: its errors from particles and draws, in words.
         spread: standard deviation between seeds; None for one seed.
-        truth: minus the mean log density of the same examples, where it is known, nats.
+        truth: minus the mean log density of the same examples, if it is known, nats.
         active: mean active units of each layer.
-        annealed: AIS minus L_5000 for all of the test set, with its error from the choice of a
+        annealed: AIS minus L_5000 for the whole test set, with its error from the choice of a
             subset; None if unknown.
-        seeds: how many.
-        epochs: how many were trained.
-        hours: of training all seeds as they were, by measured steps; None if these are unknown.
-        trouble: why its runs could not be read; such a cell has no number.
+        seeds: number of seeds.
+        epochs: number of epochs trained.
+        hours: training time of all seeds by measured steps; None if these are unknown.
+        error: why the runs cannot be read; such a cell has no number.
     """
 
     name: str
@@ -73,7 +73,7 @@ class Cell(NamedTuple):
     seeds: int = 0
     epochs: int = 0
     hours: float | None = None
-    trouble: str = ""
+    error: str = ""
 
     @property
     def difference(self) -> float | None:
@@ -84,23 +84,24 @@ class Cell(NamedTuple):
 
     @property
     def margin(self) -> float | None:
-        """Distance from our mean within which one more seed falls in 95 of 100 cells, nats.
+        """Half-width of the 95% prediction interval for one more run, nats.
 
-        None for one seed, and where several draws of the pixels leave their error unknown.
+        None for one seed, or if the error from draws of the pixels is unknown.
 
-        By Student's t, for the published number is one run, of another seed, measured on another
-        draw of the pixels, whose error is added if several were measured. The error of the test
-        examples is omitted: both were measured on the same images, or nearly (OMNIGLOT).
+        The published number is one run with another seed, so the interval is Student's t for a new
+        observation. It was measured on another draw of the pixels, whose error is added if several
+        draws were measured. The error from the choice of test examples is omitted: both used the
+        same images, or nearly the same (OMNIGLOT).
         """
         if self.spread is None:
             return None
-        of_seeds = student.isf(0.025, self.seeds - 1) * self.spread * np.sqrt(1 + 1 / self.seeds)
+        seeds = student.isf(0.025, self.seeds - 1) * self.spread * np.sqrt(1 + 1 / self.seeds)
         if self.draws is None:
-            return float(of_seeds)
-        of_draws = self.draws.draws_error, self.draws.one_draw_error
-        if None in of_draws:
+            return float(seeds)
+        draws = self.draws.draws_error, self.draws.one_draw_error
+        if None in draws:
             return None
-        return float(np.hypot(of_seeds, 1.96 * np.hypot(*of_draws)))  # type: ignore[arg-type]
+        return float(np.hypot(seeds, 1.96 * np.hypot(*draws)))  # type: ignore[arg-type]
 
     @property
     def is_shortened(self) -> bool:
@@ -109,7 +110,7 @@ class Cell(NamedTuple):
 
     @property
     def verdict(self) -> str:
-        """Whether ours is the published number; empty if it is unknown."""
+        """Comparison of our number with the published one; empty if either is unknown."""
         if self.nll is None:
             return ""
         if not np.isfinite(self.nll):
@@ -131,13 +132,13 @@ class Cell(NamedTuple):
 
 
 def read_cells(out: Path, names: Iterable[str], wanted: Wanted) -> list[Cell]:
-    """Read the records of some cells; a cell that cannot be read says why."""
+    """Read the records of some cells; the `error` of a cell says why it cannot be read."""
     cells = []
     for name in names:
         try:
             cells.append(read_cell(out, name, wanted))
         except UserError as error:
-            cells.append(Cell(name, PRESETS[name], trouble=f"{name}: {error}"))
+            cells.append(Cell(name, PRESETS[name], error=f"{name}: {error}"))
     return cells
 
 
@@ -149,84 +150,88 @@ def read_cell(out: Path, name: str, wanted: Wanted) -> Cell:
             that its folder is named after, or runs cannot be averaged.
     """
     entry = PRESETS[name]
-    found: list[_Finished] = []
-    trained: TrainConfig | None = None
-    for run, seeds in cell_runs(out, cell_folder(name, wanted)).items():
-        config = read_config(run / "config.toml")
-        its = config.seeds()
-        if its != seeds:
-            raise UserError(f"{run} holds seeds {its[0]} to {its[-1]}: name it after them")
-        if not is_of_cell(entry, config_values(config)):
-            raise UserError(
-                f"{run} is not the experiment {name}: remove it, or choose another --out"
-            )
-        if entry.needs is not None:
-            _check_start(out, run, entry.needs, wanted)
-        finished = _finished(run, config)
-        found, trained = found + finished, config if finished else trained
-    if not found or trained is None:
+    runs = [
+        run
+        for path, seeds in cell_runs(out, cell_folder(name, wanted)).items()
+        if (run := _finished(path, _own_config(out, path, seeds, name, wanted))) is not None
+    ]
+    if not runs:
         return Cell(name, entry)
-    _refuse_mixed(name, found)
-    values = np.concatenate([one.best.values for one in found])
-    density = found[0].best.record.true_log_likelihood
-    looser = [-one.looser.values.mean(axis=1) for one in found if one.looser is not None]
-    replicates = [each for one in found for each in one.best.record.models]
-    each = values.mean(axis=1)
-    rows = [(one.row, len(one.best.record.models)) for one in found]
+    _refuse_mixed(name, runs)
+    values = np.concatenate([run.best.values for run in runs])
+    means = values.mean(axis=1)
+    density = runs[0].best.record.true_log_likelihood
+    looser = [-run.looser.values.mean(axis=1) for run in runs if run.looser is not None]
+    models = [model for run in runs for model in run.best.record.models]
+    rows = [(run.row, len(run.best.record.models)) for run in runs]
     drawn = mean_over_draws(rows)
     mean = None if drawn is None else drawn.log_likelihood
     stderr = float(values.mean(axis=0).std(ddof=1) / np.sqrt(values.shape[1]))
     return Cell(
         name,
         entry,
-        nll=-(float(each.mean()) if mean is None else mean),
+        nll=-(float(means.mean()) if mean is None else mean),
         stderr=stderr if drawn is None else drawn.stderr,
         draws=drawn,
-        others=other_errors(rows, found[0].best.record, _digits(density)),
-        spread=float(each.std(ddof=1)) if len(each) > 1 else None,
+        others=other_errors(rows, runs[0].best.record, _digits(density)),
+        spread=float(means.std(ddof=1)) if len(means) > 1 else None,
         truth=None if density is None else -density,
-        active=tuple(np.mean([one.active_units for one in replicates], axis=0).tolist()),
-        annealed=mean_above([one.above for one in found if one.above is not None]),
+        active=tuple(np.mean([model.active_units for model in models], axis=0).tolist()),
+        annealed=mean_above([run.above for run in runs if run.above is not None]),
         nll_64=float(np.concatenate(looser).mean()) if looser else None,
-        seeds=len(each),
-        epochs=found[0].epochs,
-        hours=hours(trained.model_copy(update={"replicates": len(each)}))
-        or (None if entry.is_fast else hours(entry.config(replicates=len(each)))),
+        seeds=len(means),
+        epochs=runs[0].epochs,
+        hours=hours(runs[-1].config.model_copy(update={"replicates": len(means)}))
+        or (None if entry.is_fast else hours(entry.config(replicates=len(means)))),
     )
+
+
+def _own_config(out: Path, run: Path, seeds: range, name: str, wanted: Wanted) -> TrainConfig:
+    """The configuration of a run; UserError unless it is of the cell and of these seeds."""
+    config, entry = read_config(run / "config.toml"), PRESETS[name]
+    found = config.seeds()
+    if found != seeds:
+        raise UserError(f"{run} holds seeds {found[0]} to {found[-1]}: name it after them")
+    if not is_of_cell(entry, config_values(config)):
+        raise UserError(f"{run} is not the experiment {name}: remove it, or choose another --out")
+    if entry.needs is not None:
+        _check_start(out, run, entry.needs, wanted)
+    return config
 
 
 def _check_start(out: Path, run: Path, needs: str, wanted: Wanted) -> None:
     """Raise UserError unless a run continues from that of the cell it needs, trained to its end."""
-    start = read_config(run / "config.toml").init_from
-    source = cell_folder(needs, wanted) / run.name
-    if start is None or start.parts[-len(source.parts) :] != source.parts:
-        raise UserError(f"{run} continues from {start}, and not from the same seeds of {needs}")
-    there = Path(out) / source
-    if not is_trained(there):
-        raise UserError(f"{run} continues from {there}, which is missing or not trained to its end")
-    found = read_config(there / "config.toml")
+    init_from = read_config(run / "config.toml").init_from
+    name = cell_folder(needs, wanted) / run.name
+    if init_from is None or init_from.parts[-len(name.parts) :] != name.parts:
+        raise UserError(f"{run} continues from {init_from}, and not from the same seeds of {needs}")
+    start = Path(out) / name
+    if not is_trained(start):
+        raise UserError(f"{run} continues from {start}, which is missing or not trained to its end")
+    found = read_config(start / "config.toml")
     whole = found.epochs == wanted.epochs(PRESETS[needs])
     if not whole or not is_of_cell(PRESETS[needs], config_values(found)):
-        raise UserError(f"{run} continues from {there}, which is not the experiment {needs}")
+        raise UserError(f"{run} continues from {start}, which is not the experiment {needs}")
 
 
-def _refuse_mixed(name: str, found: Sequence["_Finished"]) -> None:
+def _refuse_mixed(name: str, runs: Sequence["_Finished"]) -> None:
     """Raise UserError unless the runs of a cell can be averaged."""
-    first = found[0]
-    for one in found[1:]:
-        same = one.best.record.test_sha256 == first.best.record.test_sha256
-        if not same or not np.array_equal(one.best.places, first.best.places):
+    first = runs[0]
+    for run in runs[1:]:
+        same = run.best.record.test_sha256 == first.best.record.test_sha256
+        if not same or not np.array_equal(run.best.places, first.best.places):
             raise UserError(f"the runs of {name} were measured on different test sets")
-        if one.epochs != first.epochs:
+        if run.epochs != first.epochs:
             raise UserError(f"the runs of {name} were trained for different numbers of epochs")
 
 
 class _Finished(NamedTuple):
-    """The bounds known of a finished run: L_5000 and L_64 on all of the test set, and AIS.
+    """A finished run and its bounds: L_5000 and L_64 on the whole test set, and AIS.
 
-    `row` is that of L_5000, with what the run's other records add to it.
+    `row` is the estimate L_5000, completed from the run's other records.
     """
 
+    config: TrainConfig
     best: Known
     row: Weights
     looser: Known | None
@@ -234,37 +239,32 @@ class _Finished(NamedTuple):
 
     @property
     def epochs(self) -> int:
-        """The epochs of its last seed."""
-        return min(one.epoch or 0 for one in self.best.record.models)
+        """The least number of epochs of any seed."""
+        return min(model.epoch or 0 for model in self.best.record.models)
 
 
-def _finished(run: Path, config: TrainConfig) -> list[_Finished]:
+def _finished(run: Path, config: TrainConfig) -> _Finished | None:
     """The run, if it was trained for all its epochs and measured."""
     if not is_trained(run):
-        return []
+        return None
     digests = known_digests(run, "final", config.replicates)
-    which: Any = {"split": "test", "weights": "final", "pruned": False}
-    known = [
-        one
-        for one in known_bounds(run, **which, damaged=refuse_damage)
-        if one.record.digests == digests  # others are of models that were trained on since
-    ]
+    bounds = known_bounds(run, split="test", weights="final", pruned=False, damaged=refuse_damage)
+    # Other digests are of models before further training.
+    known = [one for one in bounds if one.record.digests == digests]
     for one in known:
-        if None in [part.epoch for part in one.record.models]:
+        if None in [model.epoch for model in one.record.models]:
             refuse_damage(f"the record of {one.estimator} in {run} has no epoch")
         if (count := len(one.record.models)) != len(one.values):
-            words = f"are not of {count} replicates"
-            refuse_damage(f"the values of {one.estimator} in {run} {words}")
+            refuse_damage(f"the values of {one.estimator} in {run} are not of {count} replicates")
     whole = {one.estimator: one for one in known if one.record.subset is None}
     longest = [one for one in known if one.rank[0] == 1 and not one.short]
     if "L_5000" not in whole:
-        return []
+        return None
     best = whole["L_5000"]
     above = above_samples(longest[-1], best) if longest else None
-    record = completed(run, best.record, None)
-    row = next(row for row in record.by_k if row.k == best.rank[1])
-    found = _Finished(best, row, whole.get("L_64"), above)
-    return [found] if found.epochs >= config.epochs else []
+    row = next(row for row in completed(run, best.record, None).by_k if row.k == best.rank[1])
+    found = _Finished(config, best, row, whole.get("L_64"), above)
+    return found if found.epochs >= config.epochs else None
 
 
 def table(
@@ -273,24 +273,25 @@ def table(
     style: str = "markdown",
     fast: Iterable[Cell] = (),
 ) -> str:
-    """The cells as a table; what was not run has its hours instead of a number.
+    """The cells as a table; a cell that was not run has its estimated time alone.
 
     Args:
-        cells: what their records say.
-        wanted: how they were run.
-        style: a name of `FORMATS`.
-        fast: the same cells by their fast recipes, to stand beside them.
+        cells: results of the cells.
+        wanted: options that they were run with.
+        style: a name in `FORMATS`.
+        fast: results of the same cells with their fast recipes, for further columns.
 
     Raises:
-        UserError: for another style.
+        UserError: for an unknown style.
     """
     if style not in FORMATS:
         raise UserError(f"no format {style!r}; known: {', '.join(FORMATS)}")
-    beside = {cell.name.removeprefix(FAST): _row(cell, wanted) for cell in fast}
+    fast_rows = {cell.name.removeprefix(FAST): _cell_row(cell, wanted) for cell in fast}
     rows = []
     for cell in cells:
-        its = beside.get(cell.name, {})
-        rows.append(_row(cell, wanted) | {name: its.get(of, "") for name, of in _BESIDE.items()})
+        fast_row = fast_rows.get(cell.name, {})
+        more = {name: fast_row.get(column, "") for name, column in FAST_COLUMNS.items()}
+        rows.append(_cell_row(cell, wanted) | more)
     columns = [name for name in rows[0] if any(row[name] for row in rows)]
     body = [[row[name] for name in columns] for row in rows]
     text = tabulate(body, columns, FORMATS[style], disable_numparse=True, stralign="left")
@@ -301,49 +302,49 @@ def table(
     return f"{text}\n"
 
 
-_BESIDE = {
+FAST_COLUMNS = {
     "fast NLL": "NLL",
     "fast active": "active units",
     "fast AIS beside L_5000": "AIS beside L_5000",
     "fast time": "time",
 }
-"""Columns of a cell's fast recipe -> the columns of its own line."""
+"""Column of a cell with its fast recipe -> the column of the fast cell's own row."""
 
 
-def _row(cell: Cell, wanted: Wanted) -> dict[str, str]:
-    """One line of the table; what is unknown is empty."""
+def _cell_row(cell: Cell, wanted: Wanted) -> dict[str, str]:
+    """One row of the table; unknown values are empty."""
     entry = cell.entry
     planned = entry.config(epochs=wanted.epochs(entry), replicates=wanted.seeds)
     cost = cell.hours if cell.seeds else hours(planned)
     return {
         "cell": cell.name,
         "NLL": _nll(cell),
-        "published": _number(entry.nll),
-        "NLL of the true density": _number(cell.truth, ".3f"),
-        "difference": _number(cell.difference, "+.2f"),
+        "published": _number_text(entry.nll),
+        "NLL of the true density": _number_text(cell.truth, ".3f"),
+        "difference": _number_text(cell.difference, "+.2f"),
         "verdict": cell.verdict,
-        "-L_64": _number(cell.nll_64),
-        "published -L_64": _number(entry.nll_64),
+        "-L_64": _number_text(cell.nll_64),
+        "published -L_64": _number_text(entry.nll_64),
         "active units": "+".join(f"{count:.3g}" for count in cell.active),
         "published active": "+".join(map(str, entry.active)),
-        "AIS beside L_5000": _beside(cell),
+        "AIS beside L_5000": _annealing_text(cell),
         "other errors": cell.others,
         "seeds": str(cell.seeds or ""),
         "epochs": f"{cell.epochs:,}" if cell.epochs else "",
-        "time": "" if cost is None or cell.trouble else duration(cost),
+        "time": "" if cost is None or cell.error else duration(cost),
     }
 
 
 def _nll(cell: Cell) -> str:
     if cell.nll is None:
-        return "cannot be read" if cell.trouble else "not run"
+        return "cannot be read" if cell.error else "not run"
     return plus_minus(
         cell.nll, cell.stderr, _digits(cell.truth), spread=cell.spread, of=" of seeds"
     )
 
 
-def _beside(cell: Cell) -> str:
-    """AIS of all test examples, and its difference to L_5000."""
+def _annealing_text(cell: Cell) -> str:
+    """The NLL by AIS on the whole test set, and its difference from that by L_5000."""
     if cell.annealed is None or cell.nll is None:
         return ""
     name, gap, error, seeds = cell.annealed
@@ -356,16 +357,9 @@ def _beside(cell: Cell) -> str:
 
 
 def _digits(truth: float | None) -> int:
-    """Digits of a likelihood: more mean something where the density is known."""
+    """Digits of a likelihood: one more if the true density is known."""
     return 2 if truth is None else 3
 
 
-def _number(value: float | None, form: str = ".2f") -> str:
+def _number_text(value: float | None, form: str = ".2f") -> str:
     return "" if value is None else f"{value:{form}}"
-
-
-def duration(hours: float) -> str:
-    """Hours in words."""
-    if 0 < hours < 1 / 60:
-        return "< 1 min"
-    return f"{60 * hours:.0f} min" if hours < 2 else f"{hours:.0f} h"

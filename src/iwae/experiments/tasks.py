@@ -1,4 +1,4 @@
-"""Tasks and their progress, which is read from the run folders alone."""
+"""Tasks, and their progress as the run folders show it."""
 
 import fcntl
 import os
@@ -25,14 +25,14 @@ from iwae.runs.trained import is_finished
 
 
 class Measure(NamedTuple):
-    """Bounds on the log-likelihoods of test examples that a finished run is measured by.
+    """A measurement of a finished run: bounds on the log-likelihoods of test examples.
 
     Attributes:
         ks: numbers of importance samples.
-        temperatures: of annealed importance sampling, instead of importance sampling.
-        chains: of annealed importance sampling.
-        leapfrog: steps of its moves.
-        examples: a seeded random subset of the test set instead of all of it.
+        temperatures: number for annealed importance sampling, which replaces importance sampling.
+        chains: number of annealed chains per example.
+        leapfrog: leapfrog steps per move.
+        examples: size of a seeded random subset of the test set; None for all of it.
     """
 
     ks: tuple[int, ...] = (5000,)
@@ -42,9 +42,9 @@ class Measure(NamedTuple):
     examples: int | None = None
 
     def check(self) -> None:
-        """Raise UserError unless this can be measured."""
+        """Raise UserError for settings out of range."""
         if not self.ks:
-            raise UserError("no number of importance samples; name at least one k")
+            raise UserError("there is no number of importance samples; give at least one k")
         for name, value in (("k", min(self.ks)), ("examples", self.examples)):
             if value is not None and value < 1:
                 raise UserError(f"{name} is {value}; it must be at least 1")
@@ -52,20 +52,20 @@ class Measure(NamedTuple):
             Annealing(self.temperatures, self.chains, self.leapfrog).check()
 
     def estimators(self) -> set[str]:
-        """The names of the bounds in the records."""
+        """The names of the bounds in records."""
         if self.temperatures is not None:
             return {f"AIS_{self.temperatures}"}
         return {f"L_{k}" for k in self.ks}
 
 
 class Task(NamedTuple):
-    """A run to train and to measure.
+    """A run to train and measure.
 
     Attributes:
-        name: of its folder.
-        config: what to train.
-        measures: what to measure once it is trained.
-        needs: the task whose trained models it starts from; its folder is `config.init_from`.
+        name: its folder, relative to that of all runs.
+        config: its configuration.
+        measures: measurements of the trained models.
+        needs: name of the task whose models it starts from, in the folder `config.init_from`.
     """
 
     name: str
@@ -75,23 +75,23 @@ class Task(NamedTuple):
 
 
 class Status(StrEnum):
-    """Where a task stands, or how an attempt at it ended."""
+    """The state of a task, or the result of an attempt at it."""
 
     WAITING = "waiting"
-    STOPPED = "stopped"  # in training; of an attempt: the time is up
+    STOPPED = "stopped"  # in training; of an attempt: at the deadline
     TRAINED = "trained"
     DONE = "done"
     FAILED = "failed"
     IN_USE = "in use"  # by another process
-    TAKEN_OVER = "taken over"  # by another process, while this one was at work
+    TAKEN_OVER = "taken over"  # by another process, during this attempt
 
 
 class State(NamedTuple):
     """The progress of a task.
 
     Attributes:
-        status: where it stands.
-        epoch: of the replicate that is behind the others.
+        status: its state.
+        epoch: epochs trained.
         reason: why it failed.
     """
 
@@ -101,7 +101,7 @@ class State(NamedTuple):
 
 
 def state_of(out: Path, task: Task) -> State:
-    """The progress of a task, from its folder alone."""
+    """The progress of a task, read from its folder."""
     run = Path(out) / task.name
     epoch = max((row["epoch"] for row in read_metrics(run)), default=0)
     if _in_use(out, task):
@@ -130,74 +130,74 @@ def is_done(out: Path, task: Task) -> bool:
 
 
 def refuse_other_run(task: Task, run: Path) -> None:
-    """Raise UserError if the run in a task's folder is not the task's."""
+    """Raise UserError if the folder holds the run of another experiment or other seeds."""
     if not (run / "config.toml").is_file():
         return
-    there = read_config(run / "config.toml")
-    same_data = Path(task.config.dataset).name == Path(there.dataset).name  # files may move
-    for name in ["dataset"] * (not same_data) + differing(task.config, there):
+    found = read_config(run / "config.toml")
+    same_data = Path(task.config.dataset).name == Path(found.dataset).name  # files may move
+    for name in ["dataset"] * (not same_data) + differing(task.config, found):
         raise UserError(
-            f"{run} holds another run: its {name} is {getattr(there, name)}, not "
+            f"{run} holds another run: its {name} is {getattr(found, name)}, not "
             f"{getattr(task.config, name)}; remove it, or choose another folder"
         )
 
 
 def is_trained(run: Path) -> bool:
-    """Whether the models of a run are the final ones."""
+    """Whether a run exists and is trained to its end."""
     return (run / "config.toml").is_file() and is_finished(run, read_config(run / "config.toml"))
 
 
 def unmeasured(run: Path, measure: Measure) -> set[str]:
-    """The estimators of a measure that the records do not have of the models as they are now."""
+    """The estimators of a measure that are missing from the records of the present models."""
     digests = known_digests(run, "final", read_config(run / "config.toml").replicates)
     found = {
         one.estimator
         for one in known_bounds(run, split="test", weights="final", pruned=False)
         if one.record.digests == digests
         and (one.record.subset and one.record.subset.examples) == measure.examples
-        and (measure.temperatures is None or _annealed_so(one, measure))
+        and (measure.temperatures is None or _has_settings(one, measure))
     }
     return measure.estimators() - found
 
 
-def _annealed_so(known: Known, measure: Measure) -> bool:
-    """Whether a bound is by the same annealing, and not the tenth of a longer one."""
+def _has_settings(known: Known, measure: Measure) -> bool:
+    """Whether a bound was annealed with these settings, as the longer of two runs."""
     wanted = Annealing(measure.temperatures or 0, measure.chains, measure.leapfrog).values()
     return not known.short and known.record.annealing == Settings(**wanted)
 
 
-# --- who is at work, and what went wrong ------------------------------------------------------
+# --- locks and failures -----------------------------------------------------------------------
 
 
 class InUseError(UserError):
-    """Another process is at work on the task."""
+    """Another process is working on the task."""
 
 
 class TakenOverError(UserError):
-    """Another process has gone on with the task, which was this one's."""
+    """Another process has taken the task over from this one."""
 
 
 @contextmanager
 def held(out: Path, task: Task) -> Iterator[Claim]:
-    """Keep other processes from the task.
+    """Lock a task against other processes.
 
-    The lock is the file system's. It may be lost by a machine that was asleep or cut off, and some
-    network file systems only pretend to have locks; so the file also says whose it is.
+    The lock is the file system's. A machine that was asleep or disconnected may lose it, and some
+    network file systems do not enforce locks; so the file also names the owner.
 
     Yields:
-        The claim: raises TakenOverError once another process has gone on with the task.
+        The claim: raises TakenOverError once another process has taken the task over.
 
     Raises:
-        InUseError: if another process is at work on it.
+        InUseError: if another process is working on it.
         UserError: if the file system has no locks.
     """
-    path, owner = _note(out, task, "lock"), f"{socket.gethostname()} {os.getpid()} {uuid4()}"
+    path, owner = _queue_file(out, task, "lock"), f"{socket.gethostname()} {os.getpid()} {uuid4()}"
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a") as handle:
-        for patience in (1, 1, 1, 0):  # one who only looks holds it for an instant
+        for tries_left in (3, 2, 1, 0):  # a process that only looks holds it for an instant
             if take_lock(handle):
                 break
-            if not patience:
+            if not tries_left:
                 raise InUseError(f"{task.name} is in use by another process")
             time.sleep(0.1)
         handle.truncate(0)
@@ -206,35 +206,35 @@ def held(out: Path, task: Task) -> Iterator[Claim]:
 
         def claim() -> None:
             if not path.is_file() or path.read_text(errors="replace") != owner:
-                raise TakenOverError(f"another process went on with {task.name}")
+                raise TakenOverError(f"another process took over {task.name}")
 
         yield claim
 
 
 def _in_use(out: Path, task: Task) -> bool:
-    """Whether another process is at work on the task; leaves no trace."""
-    if not _note(out, task, "lock").exists():
+    """Whether another process is working on the task; leaves no trace."""
+    if not _queue_file(out, task, "lock").exists():
         return False
-    with _note(out, task, "lock").open() as handle:
+    with _queue_file(out, task, "lock").open() as handle:
         return not take_lock(handle, fcntl.LOCK_SH)
 
 
 class Failure(NamedTuple):
-    """Why a task failed, and in which command, if that has a name."""
+    """Why a task failed, and the command in which it did, if that has a name."""
 
     reason: str = ""
     command: str = ""
 
 
 def write_failure(out: Path, task: Task, failure: Failure) -> None:
-    """Keep why a task failed, for `state_of` and for other processes of the command."""
-    with atomic_write(_note(out, task, "failure")) as path:
+    """Store why a task failed, for `state_of` and other processes of the command."""
+    with atomic_write(_queue_file(out, task, "failure")) as path:
         path.write_text(f"{failure.command}\n{failure.reason}")
 
 
 def read_failure(out: Path, task: Task) -> Failure:
     """Why a task failed; an empty reason if it did not."""
-    path = _note(out, task, "failure")
+    path = _queue_file(out, task, "failure")
     if not path.is_file():
         return Failure()
     command, _, reason = path.read_text(errors="replace").partition("\n")
@@ -242,9 +242,9 @@ def read_failure(out: Path, task: Task) -> Failure:
 
 
 def forget_failure(out: Path, task: Task) -> None:
-    """The task is tried again."""
-    _note(out, task, "failure").unlink(missing_ok=True)
+    """Remove the stored failure of a task that is tried again."""
+    _queue_file(out, task, "failure").unlink(missing_ok=True)
 
 
-def _note(out: Path, task: Task, kind: str) -> Path:
+def _queue_file(out: Path, task: Task, kind: str) -> Path:
     return Path(out) / ".queue" / f"{task.name.replace('/', '--')}.{kind}"

@@ -1,4 +1,4 @@
-"""The card of a shared model: what it is and how good, written from records."""
+"""The card of a shared model: its description and its results, from records."""
 
 import json
 import logging
@@ -28,7 +28,7 @@ from iwae.results.text import error_words, plus_minus
 log = logging.getLogger(__name__)
 
 HUB_DATASETS = {"mnist": "ylecun/mnist", "fashion": "zalando-datasets/fashion_mnist"}
-"""Where the hub has the data that some names stand for."""
+"""Name of a data set -> its repository on the hub."""
 
 
 def model_card(
@@ -42,11 +42,12 @@ def model_card(
     """The card as Markdown, with the front matter that the Hugging Face hub reads.
 
     Args:
-        run: the folder with the records.
-        about: what goes with the model: its data, its configuration, its epoch.
+        run: folder of the run, with its records.
+        model: the model.
+        about: its stored description: data, configuration, epoch.
         weights: "final" or "best".
-        replicate: which of the run's models.
-        licence: of the model; None if it is not known.
+        replicate: index of the model in the run.
+        licence: licence of the model; None if it is unknown.
     """
     data = about.get("dataset", {})
     config = make_config(about["config"], "the model")
@@ -65,15 +66,15 @@ def model_card(
         final=final,
         stages=stages_text(config.stages or ()),
         model=vae,
-        labels=_labels(model, layout.classes) if isinstance(model, ConditionalVAE) else None,
+        labels=_label_facts(model, layout.classes) if isinstance(model, ConditionalVAE) else None,
         objective=OBJECTIVES[final.objective],
         gradient=final.declaration().gradient,
         discrete=is_discrete(vae.kind),
         estimates=list(widest(_estimates(found)).values()),
         gaps=[one for one in found if one.method == Method.BIDIRECTIONAL],
-        classified=_most(found, "accuracy", "k"),
-        truth=_most(found, "true_log_likelihood"),
-        active=_most(found, "active_units", "active_units"),
+        classified=_widest_with(found, "accuracy", "k"),
+        truth=_widest_with(found, "true_log_likelihood"),
+        active=_widest_with(found, "active_units", "active_units"),
         licence=licence,
         weights={"final": "last", "best": "best"}[weights],
         measure=shlex.join(["iwae", "evaluate", "RUN", *options]),
@@ -84,29 +85,31 @@ def model_card(
 
 
 NAMED = 50
-"""Labels that a card names."""
+"""Maximum number of labels that a card names."""
 
 
-def _labels(model: ConditionalVAE, names: Sequence[str]) -> dict[str, Any]:
-    """The first labels with their shares of the training data, their number, and p(z) given one."""
+def _label_facts(model: ConditionalVAE, names: Sequence[str]) -> dict[str, Any]:
+    """The first labels with their shares of the training data, the number of labels, and p(z|y)."""
     shares = [f"{share:.1%}" for share in model.frequencies.tolist()]
     named = list(zip(names, shares, strict=True))[:NAMED]
-    words = {"normal": "N(0, I) for all labels", "vamp": "a VampPrior that sees the label"}
-    prior = words.get(model.vae.prior_name.name, f"{model.vae.prior_name} for all labels")
-    prior = prior if model.tops is None else "a Gaussian for each label, learned"
     if model.vae.latents[-1].is_discrete:
         prior = f"learned, {'the same' if model.tops is None else 'separate'} for all labels"
+    elif model.tops is not None:
+        prior = "a Gaussian for each label, learned"
+    else:
+        known = {"normal": "N(0, I) for all labels", "vamp": "a VampPrior that sees the label"}
+        prior = known.get(model.vae.prior_name.name, f"{model.vae.prior_name} for all labels")
     return {"named": named, "total": model.n_classes, "prior": prior}
 
 
-_TOLD = (Method.IMPORTANCE, Method.ANNEALED, Method.BIDIRECTIONAL, Method.CLASSIFICATION)
-"""The methods that a card tells of."""
+_METHODS = (Method.IMPORTANCE, Method.ANNEALED, Method.BIDIRECTIONAL, Method.CLASSIFICATION)
+"""The methods whose results a card states."""
 
 
 def _measured(run: Path, weights: str, replicate: int) -> Iterator[Record]:
-    """The records of the model that is there now; damaged ones are omitted."""
+    """The records of the present model, without damaged ones."""
     digest = model_sha256(run, weights, replicate)
-    for path, record in read_completed(run, _TOLD):
+    for path, record in read_completed(run, _METHODS):
         wanted = "simulated" if record.method == Method.BIDIRECTIONAL else "test"
         if (record.split, record.weights, record.pruned) != (wanted, weights, False):
             continue
@@ -117,37 +120,37 @@ def _measured(run: Path, weights: str, replicate: int) -> Iterator[Record]:
 
 
 def _estimates(found: list[Record]) -> Iterator[Estimate]:
-    """The estimates, loosest first; of annealing the longest, as the other is for the verdict."""
-    for one in found:
-        bounds = [estimate for estimate in estimates_of(one) if estimate.is_bound]
-        yield from bounds[-1:] if one.method == Method.ANNEALED else bounds
+    """The bounds; of annealing the longer run alone, as the shorter serves its verdict."""
+    for record in found:
+        bounds = [estimate for estimate in estimates_of(record) if estimate.is_bound]
+        yield from bounds[-1:] if record.method == Method.ANNEALED else bounds
 
 
 def _meaning(one: Estimate) -> str:
-    """The kind of number that an estimate is."""
+    """The definition of an estimate, in words."""
     budget = one.rank[1]
-    how, found = one.record.annealing, one.record.verdict
-    if how is not None and found is not None:
+    annealing, verdict = one.record.annealing, one.record.verdict
+    if annealing is not None and verdict is not None:
         return (
             f"lower bound by annealed importance sampling, {budget:,} temperatures and "
-            f"{how.chains} chains; {found.word}"
+            f"{annealing.chains} chains; {verdict.word}"
         )
     if budget == 1:
         return "the ELBO, a lower bound"
     return f"lower bound by {budget:,} importance samples"
 
 
-def _most(found: list[Record], name: str, *ties: str) -> Record | None:
-    """The record of the most examples that has a value by this name; `ties` decide by size."""
-    having = [one for one in found if getattr(one, name) not in (None, ())]
-    return max(having, key=lambda one: [getattr(one, each) for each in ("n", *ties)], default=None)
+def _widest_with(found: list[Record], name: str, *ties: str) -> Record | None:
+    """The record with the most examples that has the field; the largest `ties` break ties."""
+    known = [record for record in found if getattr(record, name) not in (None, ())]
+    return max(known, key=lambda one: [getattr(one, field) for field in ("n", *ties)], default=None)
 
 
 # --- the template ---------------------------------------------------------------------------
 
 
 def _template() -> Any:
-    environment = Environment(  # noqa: S701 - Markdown is no HTML; names from outside are quoted
+    environment = Environment(  # noqa: S701 - the card is Markdown; external names are quoted
         loader=FunctionLoader(lambda name: (files("iwae.reports") / name).read_text("utf-8")),
         undefined=StrictUndefined,
         trim_blocks=True,
@@ -166,10 +169,10 @@ def _template() -> Any:
 
 
 def _quoted(value: Any) -> str:
-    """A string of YAML, which JSON's is."""
+    """A YAML string: JSON strings are valid YAML."""
     return json.dumps(str(value))
 
 
 def _code(value: Any) -> str:
-    """A name from outside as inline code, which no name can leave."""
+    """An external name as inline code that it cannot break out of."""
     return "`" + " ".join(str(value).replace("`", "'").split()).replace("|", "/") + "`"

@@ -1,4 +1,4 @@
-"""Where test examples lie among the latents."""
+"""The figure of test examples in the space of the latents, and the labels that colour it."""
 
 import logging
 from pathlib import Path
@@ -26,13 +26,13 @@ from iwae.runs.setup import load_config_dataset, split_examples
 log = logging.getLogger(__name__)
 
 MOST = 2000
-"""Test examples in the figure, from all over the split."""
+"""Maximum number of test examples in the figure, evenly spread over the split."""
 
 SAMPLES = 50
-"""Importance samples of each example, to find the unlikely ones."""
+"""Importance samples per example, to find unlikely examples."""
 
 FENCE = 3
-"""A likelihood so many interquartile ranges below the lower quartile is an outlier (Tukey)."""
+"""Interquartile ranges below the lower quartile from which a likelihood is an outlier (Tukey)."""
 
 
 class Labelled(NamedTuple):
@@ -40,8 +40,8 @@ class Labelled(NamedTuple):
 
     Attributes:
         places: index into `names` of each example, `[n]`.
-        names: of the labels.
-        column: that holds them in a table; empty elsewhere.
+        names: names of the labels.
+        column: the column of a table that holds them; otherwise empty.
     """
 
     places: np.ndarray
@@ -52,27 +52,28 @@ class Labelled(NamedTuple):
 def latents_figure(
     model: Model, dataset: Dataset, units: ActiveUnits, labels: Labelled | None = None
 ) -> Figure:
-    """The posterior means of test examples, in the plane of two latents or of two components.
+    """The posterior means of test examples in the plane of two latents or principal components.
 
-    The layer is the highest with two active units, or else with one. Two units are drawn as they
-    are, the two most active if no more than two are. More active units are drawn by the first two
-    principal components of their means; a single latent is drawn against the log-likelihood.
-    Examples have the colours of their labels. A ring marks a log-likelihood, by importance
-    sampling, that lies more than three interquartile ranges below the lower quartile, which Tukey
-    (1977) calls far out: likelihoods have a long lower tail.
+    The layer is the highest with two active units, or otherwise with one. Up to two active units
+    are drawn directly, as the two most active units; more by the first two principal components of
+    their means; a single latent against the log-likelihood. Colours are labels. A ring marks a
+    log-likelihood, by importance sampling, more than three interquartile ranges below the lower
+    quartile, which Tukey (1977) calls far out: likelihoods have a long lower tail.
 
     Args:
-        units: of the model, on all test examples.
-        labels: of the test examples.
+        model: the model.
+        dataset: its data.
+        units: activity of its units on all test examples.
+        labels: labels of the test examples.
     """
     test, (key, bound_key) = split_examples(dataset, "test"), jax.random.split(jax.random.key(0))
     chosen = np.unique(np.linspace(0, len(test) - 1, min(MOST, len(test))).astype(int))
     layer = max(range(len(units.counts)), key=lambda i: (min(units.counts[i], 2), i))
     means = posterior_means(model, test[chosen], key)[layer]
     bounds = log_likelihoods(model, test[chosen], bound_key, k=SAMPLES)
-    what = "log p(x|y)" if isinstance(model, ConditionalVAE) else "log p(x)"
+    density = "log p(x|y)" if isinstance(model, ConditionalVAE) else "log p(x)"
     if means.shape[1] == 1:
-        points, names = np.column_stack([means, bounds]), ("unit 1", f"{what} (nats)")
+        points, names = np.column_stack([means, bounds]), ("unit 1", f"{density} (nats)")
     else:
         points, names = _plane(means, units.variances[layer], units.masks[layer])
     of_layer = f" of layer {layer + 1}" if len(units.counts) > 1 else ""
@@ -84,7 +85,7 @@ def latents_figure(
         classes=() if labels is None else labels.names,
         label_name="" if labels is None else labels.column,
         outliers=bounds < limit,
-        outlier_name=minus(f"unlikely: {what} below {limit:.1f} nats"),
+        outlier_name=minus(f"unlikely: {density} below {limit:.1f} nats"),
         title=f"posterior means{of_layer}, {units.counts[layer]} active units of {means.shape[1]}",
     )
 
@@ -101,7 +102,7 @@ def _plane(
         return means[:, pair], (first, second)
     centred = (means - means.mean(axis=0))[:, active]
     _, spread, axes = np.linalg.svd(centred, full_matrices=False)
-    # An axis has no direction of its own: its largest coefficient is made positive.
+    # The sign of an axis is arbitrary: its largest coefficient is made positive.
     largest = np.abs(axes).argmax(axis=1, keepdims=True)
     axes = axes * np.sign(np.take_along_axis(axes, largest, axis=1))
     first, second, *_ = (
@@ -112,21 +113,21 @@ def _plane(
 
 
 def _fence(values: Float[np.ndarray, " n"]) -> float:
-    """The value below which values are outliers."""
+    """The limit below which values are outliers."""
     lower, upper = np.quantile(np.maximum(values, np.finfo(np.float32).min), (0.25, 0.75))
     return float(lower - FENCE * (upper - lower))
 
 
 def known_labels(config: TrainConfig, dataset: Dataset, data_dir: Path | None) -> Labelled | None:
-    """The label of each test example; None if there are none here.
+    """The label of each test example; None if none are available.
 
-    A model that was trained without labels is drawn with those that its data have, if these are
-    on this machine. Of a table, these are a column that was carried through and has few different
-    values, or else its only column of categories.
+    For a model trained without labels, they are the labels of its data, if these are on this
+    machine. For a table, they are a column carried through with few different values, or otherwise
+    its only column of categories.
     """
     if not dataset.classes:
         if config.id or not has_labels(config.dataset, data_dir):
-            return _carried(config, dataset, data_dir) or _category(dataset)
+            return _carried_column(config, dataset, data_dir) or _only_category(dataset)
         try:
             with_labels = config.model_copy(update={"conditional": True})
             dataset = load_config_dataset(with_labels, data_dir)
@@ -136,8 +137,10 @@ def known_labels(config: TrainConfig, dataset: Dataset, data_dir: Path | None) -
     return Labelled(dataset.labels("test"), dataset.classes, config.label or "")
 
 
-def _carried(config: TrainConfig, dataset: Dataset, data_dir: Path | None) -> Labelled | None:
-    """The first column that was carried through and can be a label."""
+def _carried_column(
+    config: TrainConfig, dataset: Dataset, data_dir: Path | None
+) -> Labelled | None:
+    """The first column carried through that can be a label."""
     for name in () if dataset.is_streamed else config.id or ():
         with_label = config.model_copy(update={"conditional": True, "label": name})
         try:
@@ -146,14 +149,14 @@ def _carried(config: TrainConfig, dataset: Dataset, data_dir: Path | None) -> La
             log.warning("latents.png is without the colours of %s: %s", name, error)
             continue
         except UserError:
-            continue  # it names the rows, as most ids do
+            continue  # as most ids, it identifies rows
         if len(found.classes) <= NAMED:
             return Labelled(found.labels("test"), found.classes, name)
     return None
 
 
-def _category(dataset: Dataset) -> Labelled | None:
-    """The only column of categories, of which missing ones are one more."""
+def _only_category(dataset: Dataset) -> Labelled | None:
+    """The only column of categories, with missing values as another category."""
     kinds = [column.kind.partition(":")[0] for column in dataset.columns]
     places = [j for j, kind in enumerate(kinds) if kind in ("bernoulli", "categorical")]
     if len(places) != 1:

@@ -1,4 +1,4 @@
-"""A model of a run as a folder for others."""
+"""Export a model of a run as a folder to share."""
 
 from pathlib import Path
 
@@ -29,24 +29,24 @@ def export_run(
     license: str | None = None,  # noqa: A002 - the hub's word
     overwrite: bool = False,
 ) -> Path:
-    """Put one model of a run into a folder that others can use: weights, facts, card and picture.
+    """Export one model of a run as a folder to share: weights, description, card and picture.
 
-    The card's numbers are those of the records of this very model on the test set. Nothing of the
-    data goes into the folder, and no path of this machine. The folder appears whole or not at all.
+    The card states the records of this very model on the test set. The folder contains no data and
+    no local path, and is written whole or not at all.
 
     Args:
-        run: the run's folder.
-        folder: what to write; new or empty.
+        run: folder of the run.
+        folder: the folder to write; new or empty.
         weights: "final" or "best".
-        replicate: which of the run's models, from 0.
-        license: of the model, by its identifier on the Hugging Face hub, such as "mit".
-        overwrite: replace an earlier export; a folder with other files is refused all the same.
+        replicate: index of the model in the run, from 0.
+        license: licence of the model by its identifier on the Hugging Face hub, such as "mit".
+        overwrite: replace an earlier export, but no folder with other files.
 
     Returns:
         The folder.
 
     Raises:
-        UserError: if there is no such model, or the folder holds something else.
+        UserError: if there is no such model, or the folder holds other files.
     """
     run, folder = Path(run), Path(folder)
     config = run_config(run)
@@ -57,7 +57,7 @@ def export_run(
         raise UserError(f"{run} has no {weights} weights of replicate {replicate}")
     _refuse_used(folder, overwrite=overwrite)
     model, about = load_model(source), read_about(source)
-    trained = about.get("config", config_values(config))  # that of the folder may be edited since
+    trained = about.get("config", config_values(config))  # the run's file may be edited
     shared = without_folders(make_config(trained, str(source)))
     about = {**about, "config": config_values(shared), "weights": weights}
     with atomic_folder(folder) as unfinished:
@@ -70,7 +70,7 @@ def export_run(
 
 
 def _refuse_used(folder: Path, *, overwrite: bool) -> None:
-    """Raise UserError if a model cannot be put there."""
+    """Raise UserError if the folder cannot hold an export."""
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder} is a file; name a folder for the model")
     found = {path.name for path in folder.iterdir()} if folder.exists() else set()

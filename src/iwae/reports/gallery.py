@@ -1,4 +1,4 @@
-"""The pictures of a run, drawn from its models, metrics and frames."""
+"""The figures of a run, drawn from its models, metrics and frames."""
 
 import logging
 from collections.abc import Callable, Iterator, Mapping
@@ -46,27 +46,27 @@ OF_CLASS = 12
 """Prior samples of each label."""
 
 MOST_CLASSES = 64
-"""Labels in a picture."""
+"""Maximum number of labels in a picture."""
 
 VARIANCES, LEAST_VARIANCE = 5000, 0.05
-"""Training examples that show which pixels vary, and their least variance, of the largest one."""
+"""Training examples to find pixels that vary; their least variance, as a share of the largest."""
 
 EXAMPLES = 20
-"""Test examples whose reconstructions are shown."""
+"""Test examples in the figure of reconstructions."""
 
 POSTERIORS = 4
-"""Test examples whose posteriors are shown, if they have one or two latents."""
+"""Test examples in the figure of posteriors, for models of one or two latents."""
 
 
 @float32
 def draw_run(run: Path, *, weights: str = "final", data_dir: Path | None = None) -> list[Path]:
-    """Draw everything there is to see of the first replicate of a run into `RUN/figures`.
+    """Draw all figures of the first replicate of a run into `RUN/figures`.
 
     Returns:
         The files written.
 
     Raises:
-        UserError: if there is no trained model, or the data cannot be had.
+        UserError: if there is no trained model, or the data are unavailable.
     """
     folder = Path(run) / "figures"
     subject = _subject(Path(run), weights, data_dir)
@@ -84,10 +84,10 @@ def draw_run(run: Path, *, weights: str = "final", data_dir: Path | None = None)
 def run_figures(
     run: Path, *, weights: str = "final", data_dir: Path | None = None
 ) -> Iterator[tuple[str, Figure]]:
-    """The pictures that `draw_run` writes, with their names; nothing is written.
+    """The figures of `draw_run` with their names; nothing is written.
 
     Raises:
-        UserError: if there is no trained model, or the data cannot be had.
+        UserError: if there is no trained model, or the data are unavailable.
     """
     yield from _figures(_subject(Path(run), weights, data_dir))
 
@@ -104,20 +104,19 @@ class _Subject(NamedTuple):
 
 def _subject(run: Path, weights: str, data_dir: Path | None) -> _Subject:
     config = run_config(run)
-    dataset = _shown(load_config_dataset(config, data_dir))
+    dataset = _in_memory(load_config_dataset(config, data_dir))
     model = run_model(run, weights, 0, dataset)
     return _Subject(run, weights, model, dataset, known_labels(config, dataset, data_dir))
 
 
-def _shown(dataset: Dataset) -> Dataset:
-    """The data in memory; of streamed data a fixed random sample of each split."""
+def _in_memory(dataset: Dataset) -> Dataset:
+    """The data in memory; for streamed data, a fixed random sample of each split."""
     if not dataset.is_streamed:
         return dataset
     names = ("train", "validation", "test", *["grey_test"] * (dataset.grey_test is not None))
-    some: dict[str, Any] = {name: kept(sample(getattr(dataset, name))) for name in names}
-    found = replace(dataset, **some)
-    log.warning("figures show a fixed random sample of %d test examples", len(found.test))
-    return found
+    samples: dict[str, Any] = {name: kept(sample(getattr(dataset, name))) for name in names}
+    log.warning("figures show a fixed random sample of %d test examples", len(samples["test"]))
+    return replace(dataset, **samples)
 
 
 def _figures(subject: _Subject) -> Iterator[tuple[str, Figure]]:
@@ -132,15 +131,15 @@ def _figures(subject: _Subject) -> Iterator[tuple[str, Figure]]:
     if are_pictures(dataset):
         yield from _image_figures(subject, test)
     elif dataset.shape == (1,) and has_density:
-        yield "density", _density(model, dataset)
+        yield "density", _density_figure(model, dataset)
     elif dataset.shape == (2,) and has_density:
         samples = _prior_samples(model, len(test))[1]
         whole = [rows[~np.isnan(rows).any(axis=1)] for rows in (test[:, :2], samples)]
         yield "scatter", figures.scatter_2d(*(_outwards(rows, dataset) for rows in whole))
     else:
-        yield "marginals", _marginals(model, test[:, : dataset.n_values], dataset)
+        yield "marginals", _marginals_figure(model, test[:, : dataset.n_values], dataset)
     if sum(model.latent_sizes) <= 2 and not without_labels(model).has_discrete:
-        yield "posterior", _posteriors(model, test)
+        yield "posterior", _posterior_figure(model, test)
     yield from _prior_figures(model, dataset, test)
     for name, draw in _RECORDED.items():
         if figure := draw(run, weights):
@@ -157,13 +156,13 @@ _RECORDED = {
 def _prior_figures(
     model: Model, dataset: Dataset, test: np.ndarray
 ) -> Iterator[tuple[str, Figure]]:
-    """The pseudo-inputs of a VampPrior, and any learned prior of two units beside draws of q."""
+    """The pseudo-inputs of a VampPrior, and a learned prior of two units beside draws of q."""
     vae = without_labels(model)
     if isinstance(vae.top, VampPrior) and are_pictures(dataset):
-        shown = np.asarray(vae.top.inputs[:SHOWN, : dataset.n_values])  # without a mask
+        inputs = np.asarray(vae.top.inputs[:SHOWN, : dataset.n_values])  # without a mask
         if vae.n_inputs != dataset.n_values or dataset.kind.name != "bernoulli":  # standardised
-            shown = (shown - shown.min()) / max(np.ptp(shown), np.finfo(np.float32).tiny)
-        pictures = np.clip(shown, 0, 1).reshape(-1, *dataset.shape)
+            inputs = (inputs - inputs.min()) / max(np.ptp(inputs), np.finfo(np.float32).tiny)
+        pictures = np.clip(inputs, 0, 1).reshape(-1, *dataset.shape)
         yield "pseudo_inputs", figures.image_grid(pictures, title="pseudo-inputs")
     if vae is model and vae.prior_name.name != "normal" and vae.latent_sizes[-1] == 2:
         grid = prior_grid(vae, test, jax.random.key(0))
@@ -172,7 +171,7 @@ def _prior_figures(
 
 
 class Layout(NamedTuple):
-    """Facts about data that a picture needs; the last two are names of labels and the units."""
+    """The layout of examples in a picture, with the names of labels and the units of the data."""
 
     shape: tuple[int, ...]
     kind: Kind
@@ -181,7 +180,7 @@ class Layout(NamedTuple):
 
 
 def layout_of(model: Model, about: Mapping[str, Any]) -> Layout:
-    """The data layout that a model alone tells; examples are flat if nothing says more."""
+    """The layout of a model's data, from the description stored with it; flat by default."""
     data, vae = about.get("dataset", {}), without_labels(model)
     classes = data.get("classes", [])
     if isinstance(model, ConditionalVAE) and not classes:
@@ -198,36 +197,36 @@ def are_pictures(dataset: Dataset | Layout) -> bool:
 
 
 def samples_figure(model: Model, layout: Layout) -> Figure:
-    """Samples of a model, without its data: pictures, or else histograms of columns.
+    """Samples of a model without its data: pictures, or otherwise histograms of columns.
 
-    Pictures of a conditional model are means, a row for each label.
+    For a conditional model, pictures are means, a row for each label.
     """
-    # Where values go missing for what they are, samples have missing values too.
+    # If missingness depends on the values, samples have missing values too.
     gaps = without_labels(model).missing in SIGNS
     if are_pictures(layout) and not gaps:
         if isinstance(model, ConditionalVAE):
             return _classes_figure(model, layout)
         means, draws = _prior_samples(model, SHOWN)
         return figures.samples(_images(means, layout), _images(draws, layout))
-    return figures.marginals(_outwards(_draws(model), layout), gaps=gaps)
+    return figures.marginals(_outwards(_sample_rows(model), layout), gaps=gaps)
 
 
-def _draws(model: Model) -> np.ndarray:
+def _sample_rows(model: Model) -> np.ndarray:
     """Samples `[DRAWN, d]`, without labels."""
-    return _each(lambda key: model.condition(model.sample(key)[1])[1], DRAWN)
+    return _map_keys(lambda key: model.condition(model.sample(key)[1])[1], DRAWN)
 
 
-def _each(draw: Callable[..., Any], count: int, *arrays: Any) -> Any:
-    """`draw(*rows, key)` for so many keys, and as many rows of arrays."""
+def _map_keys(draw: Callable[..., Any], count: int, *arrays: Any) -> Any:
+    """Map `draw(*rows, key)` over `count` keys and the rows of arrays."""
     keys = jax.random.split(jax.random.key(0), count)
     return jax.tree.map(np.asarray, jax.vmap(draw)(*arrays, keys))
 
 
-def _marginals(model: Model, test: np.ndarray, dataset: Dataset) -> Figure:
-    """Test examples and samples, column by column."""
+def _marginals_figure(model: Model, test: np.ndarray, dataset: Dataset) -> Figure:
+    """Histograms of samples over test examples, column by column."""
     names = [column.name for column in dataset.columns]
     levels = [column.levels for column in dataset.columns]
-    draws, data = _outwards(_draws(model), dataset), _outwards(test, dataset)
+    draws, data = _outwards(_sample_rows(model), dataset), _outwards(test, dataset)
     gaps = "missing" in dataset.identity
     return figures.marginals(draws, data=data, gaps=gaps, names=names, levels=levels)
 
@@ -239,7 +238,7 @@ def _classes_figure(model: ConditionalVAE, layout: Layout | Dataset) -> Figure:
         given = model.given(y)
         return given.decode(given.sample(key)[0]).mean
 
-    keys = jax.random.split(jax.random.key(0), OF_CLASS)  # the same noise for each label
+    keys = jax.random.split(jax.random.key(0), OF_CLASS)  # the same noise for all labels
     rows = jax.vmap(lambda y: jax.vmap(lambda key: one(y, key))(jax.random.clone(keys)))
     means = np.asarray(rows(jnp.eye(model.n_classes)[:MOST_CLASSES]))
     pictures = np.stack([_images(each, layout) for each in means])
@@ -248,23 +247,22 @@ def _classes_figure(model: ConditionalVAE, layout: Layout | Dataset) -> Figure:
 
 def _image_figures(subject: _Subject, test: np.ndarray) -> Iterator[tuple[str, Figure]]:
     run, _, model, dataset, _ = subject
-    pixels = test[:, : dataset.n_values]
-    grey = dataset.grey_test
+    values, grey = test[:, : dataset.n_values], dataset.grey_test
 
     def originals(places: np.ndarray) -> np.ndarray:
         if grey is None:
-            return _images(pixels[places], dataset)
-        own = grey[places]  # of bytes, or brightness from 0 to 1
-        return _images(own / np.float32(255) if own.dtype == np.uint8 else own, dataset)
+            return _images(values[places], dataset)
+        pixels = grey[places]  # bytes, or brightness from 0 to 1
+        return _images(pixels / np.float32(255) if pixels.dtype == np.uint8 else pixels, dataset)
 
-    yield "data", figures.image_grid(originals(_spread(len(test), SHOWN)))
+    yield "data", figures.image_grid(originals(_spread_indices(len(test), SHOWN)))
     means, draws = _prior_samples(model, SHOWN)
     yield "samples", figures.samples(_images(means, dataset), _images(draws, dataset))
     if isinstance(model, ConditionalVAE):
         yield "samples_of_classes", _classes_figure(model, dataset)
-    chosen = _spread(len(test), EXAMPLES)
+    chosen = _spread_indices(len(test), EXAMPLES)
     made = _images(_reconstructions(model, test[chosen]), dataset)
-    inputs = None if grey is None else _images(pixels[chosen], dataset)
+    inputs = None if grey is None else _images(values[chosen], dataset)
     yield "reconstructions", figures.reconstructions(originals(chosen), made, inputs=inputs)
     varying = _varying(dataset)
     for name, weights in _filters(model, dataset):
@@ -279,15 +277,15 @@ def _image_figures(subject: _Subject, test: np.ndarray) -> Iterator[tuple[str, F
 
 
 def _varying(dataset: Dataset) -> np.ndarray:
-    """The pixels `[h, w]` that vary in the training data; those at a border may hardly do."""
-    some = dataset.train[_spread(len(dataset.train), VARIANCES), : dataset.n_values]
-    variances = np.ma.masked_invalid(_outwards(some, dataset)).var(axis=0).filled(0)
+    """The pixels `[h, w]` that vary in the training data; those at a border may not."""
+    rows = dataset.train[_spread_indices(len(dataset.train), VARIANCES), : dataset.n_values]
+    variances = np.ma.masked_invalid(_outwards(rows, dataset)).var(axis=0).filled(0)
     return (variances > LEAST_VARIANCE * variances.max()).reshape(dataset.shape)
 
 
 def _filters(model: Model, dataset: Dataset) -> Iterator[tuple[str, np.ndarray]]:
-    """Weights of units that see or make a whole image, `[n, d]`; a convolution's see a corner."""
-    if len(dataset.shape) != 2:  # a filter has a sign, which leaves no room for colours
+    """Weights `[n, d]` of units connected to a whole image, which those of convolutions are not."""
+    if len(dataset.shape) != 2:  # colours show the sign of a weight, so an image must be grey
         return
     vae = without_labels(model)
     if vae.encoder[0].features is None:
@@ -298,7 +296,7 @@ def _filters(model: Model, dataset: Dataset) -> Iterator[tuple[str, np.ndarray]]
 
 
 class _Course(NamedTuple):
-    """Images `[t, n, h, w]` at epochs `[t]`, and the data `[n, h, w]` that they reconstruct."""
+    """Images `[t, n, h, w]` at epochs `[t]`, and the data `[n, h, w]` of reconstructions."""
 
     frames: np.ndarray
     epochs: np.ndarray
@@ -306,12 +304,12 @@ class _Course(NamedTuple):
 
 
 def _courses(run: Path, dataset: Dataset) -> dict[str, _Course]:
-    """The frames taken through training, by name; empty if there are none."""
+    """The frames recorded during training, by name; empty if there are none."""
     paths = sorted(path for path in (run / "frames").glob("[0-9]*.npz") if path.stem.isdigit())
     if not paths:
         return {}
     epochs = np.asarray([int(path.stem) for path in paths])
-    loaded = [_frame(path, dataset) for path in paths]
+    loaded = [_read_frame(path, dataset) for path in paths]
     for path, frame in zip(paths, loaded, strict=True):
         if [*map(len, frame.values())] != [*map(len, loaded[-1].values())]:
             raise UserError(f"{path} holds other images than {paths[-1].name}: remove one of them")
@@ -322,7 +320,7 @@ def _courses(run: Path, dataset: Dataset) -> dict[str, _Course]:
     }
 
 
-def _frame(path: Path, dataset: Dataset) -> dict[str, np.ndarray]:
+def _read_frame(path: Path, dataset: Dataset) -> dict[str, np.ndarray]:
     """The arrays of a frame, without labels; UserError if it is damaged."""
     arrays, d = read_arrays(path), dataset.n_values
     widths = {"samples": d, "reconstructions": d, "examples": d + len(dataset.classes)}
@@ -333,7 +331,7 @@ def _frame(path: Path, dataset: Dataset) -> dict[str, np.ndarray]:
 
 
 def _images(flat: np.ndarray, dataset: Dataset | Layout) -> np.ndarray:
-    """Values of a model as brightness from 0 to 1; what is missing is grey."""
+    """Values of a model as brightness from 0 to 1; missing ones are grey."""
     white = np.float32(KINDS[dataset.kind.name].white)
     with np.errstate(invalid="ignore"):  # a signalling NaN of a damaged file
         brightness = np.asarray(_outwards(flat, dataset), np.float32) / white
@@ -342,12 +340,12 @@ def _images(flat: np.ndarray, dataset: Dataset | Layout) -> np.ndarray:
 
 
 def _outwards(rows: np.ndarray, dataset: Dataset | Layout) -> np.ndarray:
-    """Rows in the units of the data, from those of a model."""
+    """Rows of a model's values in the units of the data."""
     return rows if dataset.scaling is None else dataset.scaling.outwards(rows)
 
 
-def _spread(n: int, count: int) -> np.ndarray:
-    """Indices of examples from all over the split: files are often sorted by class."""
+def _spread_indices(n: int, count: int) -> np.ndarray:
+    """Evenly spread indices of examples: files are often sorted by class."""
     return np.arange(0, n, max(1, n // count))[:count]
 
 
@@ -359,7 +357,7 @@ def _prior_samples(model: Model, count: int) -> tuple[np.ndarray, np.ndarray]:
         given, x = model.condition(x)
         return given.decode(z).mean, x
 
-    return _each(one, count)
+    return _map_keys(one, count)
 
 
 def _reconstructions(model: Model, examples: np.ndarray) -> np.ndarray:
@@ -369,11 +367,11 @@ def _reconstructions(model: Model, examples: np.ndarray) -> np.ndarray:
         given, x = model.condition(x)
         return given.decode(given.posterior(x).sample(key)).mean
 
-    return _each(one, len(examples), jnp.asarray(examples, jnp.float32))
+    return _map_keys(one, len(examples), jnp.asarray(examples, jnp.float32))
 
 
-def _density(model: Model, dataset: Dataset) -> Figure:
-    """True against model density on a line."""
+def _density_figure(model: Model, dataset: Dataset) -> Figure:
+    """The true density and the model's on a line."""
     test = np.asarray(dataset.test, np.float64)[:, 0]
     margin = 0.25 * np.ptp(test)
     grid = np.linspace(test.min() - margin, test.max() + margin, 400)
@@ -385,16 +383,16 @@ def _density(model: Model, dataset: Dataset) -> Figure:
     return figures.density_1d(x[:, 0], curves, data=data[:, 0])
 
 
-def _posteriors(model: Model, test: np.ndarray) -> Figure:
-    """p(z|x) beside q(z|x) of a few test examples with one or two latents."""
-    chosen, key = _spread(len(test), POSTERIORS), jax.random.key(0)
+def _posterior_figure(model: Model, test: np.ndarray) -> Figure:
+    """p(z|x) beside q(z|x) for a few test examples, with one or two latents."""
+    chosen, key = _spread_indices(len(test), POSTERIORS), jax.random.key(0)
     grids = [
         posterior_grid(model, jnp.asarray(test[i], jnp.float32), jax.random.fold_in(key, int(i)))
         for i in chosen
     ]
-    what = "p(x|y)" if isinstance(model, ConditionalVAE) else "p(x)"
+    evidence = "p(x|y)" if isinstance(model, ConditionalVAE) else "p(x)"
     titles = [
-        minus(f"test example {i}: log {what} = {grid.log_evidence:.2f}")
+        minus(f"test example {i}: log {evidence} = {grid.log_evidence:.2f}")
         for i, grid in zip(chosen, grids, strict=True)
     ]
     return figures.posterior_panels(grids, titles=titles)

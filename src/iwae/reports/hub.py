@@ -1,4 +1,4 @@
-"""Models on the Hugging Face hub: only the files of a model go there, and only they are fetched."""
+"""Models on the Hugging Face hub: only a model's own files are uploaded and fetched."""
 
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -13,7 +13,7 @@ from iwae.reports.export import CARD, FILES
 from iwae.runs.models import LIMITS, load_model, read_model, refuse_larger
 
 SERVER_FAULT = 500
-"""From this status on, an answer is about the hub itself and not about what it was asked for."""
+"""The least HTTP status of a failure of the hub itself, rather than of the request."""
 
 
 def push_to_hub(
@@ -25,21 +25,21 @@ def push_to_hub(
     message: str = "Model exported by iwae",
     token: str | None = None,
 ) -> str:
-    """Put an exported model on the Hugging Face hub, as one commit.
+    """Upload an exported model to the Hugging Face hub, as one commit.
 
     Args:
-        folder: what `export_run` wrote.
-        repo_id: OWNER/NAME; made if it is not there.
-        private: whether a repository that is made is for its owner alone.
-        revision: a branch; made if it is not there (by default the main one).
-        message: of the commit.
-        token: of the hub; by default that of `hf auth login` or of HF_TOKEN.
+        folder: folder that `export_run` wrote.
+        repo_id: OWNER/NAME; created if it does not exist.
+        private: whether a repository is private when it is created.
+        revision: a branch, created if it does not exist (default: the main branch).
+        message: commit message.
+        token: token of the hub; by default that of `hf auth login` or HF_TOKEN.
 
     Returns:
-        The address of the commit.
+        The URL of the commit.
 
     Raises:
-        UserError: if the folder holds no export, or the hub cannot be used or refuses.
+        UserError: if the folder holds no export, or the hub is unavailable or refuses it.
     """
     folder = Path(folder)
     load_model(folder)
@@ -68,19 +68,19 @@ def from_pretrained(
     token: str | None = None,
     cache_dir: str | Path | None = None,
 ) -> Model:
-    """A model from the Hugging Face hub, or from the cache of it. Runs no code from there.
+    """Load a model from the Hugging Face hub or its local cache; runs no code from there.
 
-    Its two files are fetched if the hub says that they are no larger than `load_model` takes. The
-    cache serves, with a warning, where the hub cannot be asked.
+    Its two files are fetched if they are, by the hub's word, no larger than `load_model` accepts.
+    If the hub is unreachable, the cached copy is used, with a warning.
 
     Args:
         repo_id: OWNER/NAME.
-        revision: a branch, a tag or a commit; name a commit to get the same model always.
-        token: of the hub, for a private model.
-        cache_dir: where the files are kept; by default where the hub's other models are.
+        revision: a branch, tag or commit; a commit always names the same model.
+        token: token of the hub, for a private model.
+        cache_dir: folder of the cache (default: that of the hub's other models).
 
     Raises:
-        UserError: if it cannot be had, or is no model (see `load_model`).
+        UserError: if it is unavailable, or no model (see `load_model`).
     """
     hub = _hub()
     fetch = partial(
@@ -93,29 +93,29 @@ def from_pretrained(
     )
     with _hub_errors(hub, repo_id, revision):
         try:
-            sizes = _sizes(hub.HfApi(token=token), repo_id, revision)
+            sizes = _file_sizes(hub.HfApi(token=token), repo_id, revision)
         except (hub.errors.HFValidationError, hub.errors.RevisionNotFoundError):
             raise
         except _failures(hub) as error:
             folder = _cached(hub, repo_id, fetch, error)
         else:
-            _check_sizes(repo_id, sizes)
+            _check_files(repo_id, sizes)
             folder = fetch()
     paths = [Path(folder) / name for name in LIMITS]
     for path in paths:
         if not path.is_file():
             raise UserError(f"{repo_id} is no model of iwae: it has no {path.name}")
-    return read_model(*(path.resolve() for path in paths))  # the hub's cache is made of links
+    return read_model(*(path.resolve() for path in paths))  # the cache consists of links
 
 
-def _sizes(api: Any, repo_id: str, revision: str | None) -> dict[str, int | None]:
-    """The size in bytes of each file in a repository, as the hub states it."""
+def _file_sizes(api: Any, repo_id: str, revision: str | None) -> dict[str, int | None]:
+    """The size in bytes of each file in a repository, as stated by the hub."""
     info = api.model_info(repo_id, revision=revision, files_metadata=True)
     return {file.rfilename: file.size for file in info.siblings or ()}
 
 
-def _check_sizes(repo_id: str, sizes: Mapping[str, int | None]) -> None:
-    """Raise UserError if a file of a model is not there, or too large to be fetched."""
+def _check_files(repo_id: str, sizes: Mapping[str, int | None]) -> None:
+    """Raise UserError if a file of the model is missing, or too large to be fetched."""
     for name, limit in LIMITS.items():
         if name not in sizes:
             raise UserError(f"{repo_id} is no model of iwae: it has no {name}")
@@ -126,9 +126,9 @@ def _check_sizes(repo_id: str, sizes: Mapping[str, int | None]) -> None:
 
 
 def _cached(hub: Any, repo_id: str, fetch: Callable[..., str], unreachable: Exception) -> str:
-    """The folder of a model that was fetched before; if there is none, why the hub has none.
+    """The cached folder of a model; raises the error of the hub if there is none.
 
-    A hub that answers is believed: what it refuses or no longer has is not taken from the cache.
+    The cache does not replace an answer: a model that the hub refuses or has deleted stays refused.
     """
     status = getattr(getattr(unreachable, "response", None), "status_code", None)
     if status is not None and status < SERVER_FAULT:
@@ -144,9 +144,9 @@ def _cached(hub: Any, repo_id: str, fetch: Callable[..., str], unreachable: Exce
     except hub.errors.LocalEntryNotFoundError as error:
         if isinstance(unreachable, hub.errors.HfHubHTTPError | hub.errors.LocalTokenNotFoundError):
             raise unreachable from None
+        reason = reason_of(unreachable)
         raise UserError(
-            f"the hub cannot be reached, and {repo_id} is not in the cache: "
-            f"{reason_of(unreachable)}"
+            f"the hub cannot be reached, and {repo_id} is not in the cache: {reason}"
         ) from error
 
 
@@ -154,7 +154,7 @@ def _hub() -> Any:
     """The library, or UserError with the command that installs it."""
     try:
         import huggingface_hub
-        import huggingface_hub.errors  # which it does not load by itself
+        import huggingface_hub.errors  # the package does not import it
     except ImportError as error:
         raise UserError("sharing needs huggingface_hub: pip install 'iwae[hub]'") from error
     return huggingface_hub
@@ -162,9 +162,9 @@ def _hub() -> Any:
 
 @contextmanager
 def _hub_errors(hub: Any, repo_id: str, revision: str | None) -> Iterator[None]:
-    """The hub's objection, as a line with the remedy."""
+    """Turn an error of the hub into a UserError with the remedy."""
     errors, login = hub.errors, "log in by `hf auth login`, or set HF_TOKEN"
-    known = {  # a kind before those that it is one of; after a colon comes the library's reason
+    known = {  # subclasses first; after a final colon comes the library's reason
         errors.HFValidationError: f"{repo_id!r} is no name on the hub: give OWNER/NAME",
         errors.RevisionNotFoundError: (
             f"{repo_id} has no revision {(revision or 'main')!r} on the hub"
@@ -193,11 +193,11 @@ def _hub_errors(hub: Any, repo_id: str, revision: str | None) -> Iterator[None]:
 
 
 def _failures(hub: Any) -> tuple[type[Exception], ...]:
-    """Exceptions of the library if the hub is unusable: nothing that a fault of ours would raise.
+    """Exceptions of the library if the hub is unusable, none of which a bug of ours would raise.
 
-    These are the errors that it names, among them its HTTP client's, which is another one in each
-    major version; `ValueError` for an answer that it does not understand; and `RuntimeError` for an
-    upload that fails.
+    These are the errors that it names, including those of its HTTP client, which differs between
+    major versions; `ValueError` for an answer that it cannot parse; and `RuntimeError` for a failed
+    upload.
     """
     named = [value for value in vars(hub.errors).values() if isinstance(value, type)]
     errors = [value for value in named if issubclass(value, Exception)]

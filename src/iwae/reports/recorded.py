@@ -1,7 +1,6 @@
-"""Figures of what the records of a run hold: bounds, curves, ranks and gradients."""
+"""Figures from the records of a run: bounds, curves, ranks and gradients."""
 
 from collections.abc import Callable
-from functools import reduce
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +11,7 @@ from iwae.evaluation.bands import uniform_bands
 from iwae.evaluation.calibration import KINDS
 from iwae.evaluation.diagnostics import test_sample_error
 from iwae.reports import figures
-from iwae.reports.estimates import differences_by_budget, mean_of_replicates
+from iwae.reports.estimates import differences_by_budget, mean_of_replicates, shared_places
 from iwae.results.reading import Known, known_bounds, read_records, report_damage
 from iwae.results.schema import Method, Record
 from iwae.results.signal import signal_curves, signal_powers
@@ -21,70 +20,64 @@ from iwae.results.text import NAMES_OF_RANKS, path_words
 
 
 def bounds_figure(run: Path, weights: str = "final") -> Figure | None:
-    """The bounds on log p(x) that the records of a run hold, less the tightest, by their budgets.
+    """The recorded bounds on log p(x) less the tightest one, by their budgets.
 
-    The differences are paired, example by example, so that their errors are of the budgets and not
-    of the choice of examples. All are of the same models and the same test examples, those that
-    all records share. Replicates are averaged.
+    Differences are paired by example, so that the choice of examples does not add to their errors.
+    All bounds are of the same models, on the test examples that all records share, and averaged
+    over replicates.
 
     Args:
-        run: its folder.
+        run: folder of the run.
         weights: which models, "final" or "best".
 
     Returns:
-        The figure, or None if the records hold fewer than two bounds on common examples.
+        The figure; None unless there are two bounds on common examples.
     """
     known = known_bounds(run, split="test", weights=weights, pruned=False)
-    known = [one for one in known if one.record.digests == known[-1].record.digests]
-    if len(known) < 2:
-        return None
-    places = reduce(np.intersect1d, [one.places for one in known])
-    if len(places) < 2:
+    known = [bound for bound in known if bound.record.digests == known[-1].record.digests]
+    if (places := shared_places(known)) is None:
         return None
     tightest = known[-1]
     mean = mean_of_replicates(tightest, places)
     curves: dict[str, list[Known]] = {}
-    for one in known:
-        curves.setdefault(_curve_name(one, len(places)), []).append(one)
+    for bound in known:
+        curves.setdefault(_curve_name(bound, len(places)), []).append(bound)
     return figures.bounds_against_budget(
-        {name: differences_by_budget(some, places, tightest) for name, some in curves.items()},
+        {name: differences_by_budget(each, places, tightest) for name, each in curves.items()},
         reference=(tightest.estimator, mean.mean(), test_sample_error(mean)),
     )
 
 
 def _curve_name(known: Known, n: int) -> str:
     """The name of the curve that a bound belongs to."""
-    how = known.record.annealing
-    if how is None:
+    settings = known.record.annealing
+    if settings is None:
         return f"importance sampling, {counted(n, 'example', ',')}"
-    return f"annealing {path_words(how)}, the same examples"
+    return f"annealing {path_words(settings)}, the same examples"
 
 
 def rate_distortion_figure(run: Path, weights: str) -> Figure | None:
-    """The rate-distortion curve of the first replicate: the last record of test examples by name.
+    """The first replicate's rate-distortion curve on test examples; None without a record.
 
-    None without a record.
+    Of several records, the last by name counts.
     """
-    found = [
-        path
-        for path, record in read_records(run, (Method.CURVE,))
-        if (record.split, record.weights, record.pruned) == ("test", weights, False)
-    ]
+    found = _unpruned_records(run, Method.CURVE, weights)
+    paths = [path for path, record in found if record.split == "test"]
     names = ("betas", "rate", "distortion")
-    curve = read_arrays(found[-1], report_damage, names) if found else None
+    curve = read_arrays(paths[-1], report_damage, names) if paths else None
     if curve is None:
         return None
     return figures.rate_distortion_curve(curve["betas"], curve["rate"][0], curve["distortion"][0])
 
 
 def draw_calibration(run: Path) -> list[Path]:
-    """Draw the ranks of the first replicate of each record of `iwae calibrate` beside it."""
-    return _draw_beside(run, Method.CALIBRATION, _ranks)
+    """Draw the first replicate's ranks beside each record of `iwae calibrate`."""
+    return _draw_beside(run, Method.CALIBRATION, _rank_figure)
 
 
 def draw_gradients(run: Path) -> list[Path]:
-    """Draw the signal-to-noise ratios of each record of `iwae gradients` beside it."""
-    return _draw_beside(run, Method.GRADIENTS, _gradients)
+    """Draw signal-to-noise ratios beside each record of `iwae gradients`."""
+    return _draw_beside(run, Method.GRADIENTS, _gradient_figure)
 
 
 def _draw_beside(
@@ -100,17 +93,22 @@ def _draw_beside(
 
 
 def calibration_figure(run: Path, weights: str) -> Figure | None:
-    """The ranks of the first replicate, of the record of most examples; None without one."""
-    found = [
+    """The first replicate's ranks in the record with the most examples; None without one."""
+    found = _unpruned_records(run, Method.CALIBRATION, weights)
+    return _rank_figure(*max(found, key=lambda pair: pair[1].n)) if found else None
+
+
+def _unpruned_records(run: Path, method: Method, weights: str) -> list[tuple[Path, Record]]:
+    """The records of a method for these weights, unpruned."""
+    return [
         (path, record)
-        for path, record in read_records(run, (Method.CALIBRATION,))
+        for path, record in read_records(run, (method,))
         if (record.weights, record.pruned) == (weights, False)
     ]
-    return _ranks(*max(found, key=lambda pair: pair[1].n)) if found else None
 
 
-def _ranks(path: Path, record: Record) -> Figure | None:
-    """A panel for each layer and kind of rank; None if the values are damaged."""
+def _rank_figure(path: Path, record: Record) -> Figure | None:
+    """The ranks in a record, a panel for each layer and kind; None if values are damaged."""
     values = read_arrays(path, report_damage, [f"{name}_0" for name in (*KINDS, "layers")])
     if values is None:
         return None
@@ -122,6 +120,6 @@ def _ranks(path: Path, record: Record) -> Figure | None:
     return figures.ecdf_differences(panels, uniform_bands(record.n, record.band_level or 0.95))
 
 
-def _gradients(_: Path, record: Record) -> Figure:
+def _gradient_figure(_: Path, record: Record) -> Figure:
     curves, powers = signal_curves(record.rows), signal_powers(record.slopes)
     return figures.signal_to_noise(curves, powers, power_from=record.slope_from)

@@ -1,8 +1,8 @@
-"""All figures: functions from NumPy arrays to a matplotlib figure, and two that save.
+"""Figures: functions from NumPy arrays to a matplotlib figure, and two functions that save.
 
 Figures use matplotlib's object interface and explicit styles: `pyplot` is never imported, and
-drawing changes no global setting, so figures can be made in threads and without a display. Invalid
-input (NaN, a wrong rank, nothing to draw) raises `UserError`.
+drawing changes no global setting, so it works in threads and without a display. Invalid input (NaN,
+a wrong rank, nothing to draw) raises `UserError`.
 """
 
 from iwae.reports.figures.charts import (

@@ -1,4 +1,4 @@
-"""Curves, histograms and points: training, units, densities, two-dimensional sets."""
+"""Charts of training, units and densities: curves, histograms and points."""
 
 from collections.abc import Mapping, Sequence
 from itertools import cycle
@@ -12,44 +12,28 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from iwae.errors import UserError, counted
-from iwae.reports.figures.style import (
-    FAINT,
-    GREY,
-    INK,
-    LEGEND,
-    NORMAL,
-    PALETTE,
-    chart_figure,
-    checked,
-    cut_start,
-    draw_histogram,
-    finish,
-    laid_out,
-    minus,
-    scale_epochs,
-    whole_ticks,
-)
+from iwae.reports.figures import style
 
 THIN: dict[str, Any] = {"linewidth": 0.7, "alpha": 0.45}
-DOTTED: dict[str, Any] = {"color": FAINT, "linewidth": 0.9, "linestyle": ":"}
+DOTTED: dict[str, Any] = {"color": style.FAINT, "linewidth": 0.9, "linestyle": ":"}
 
 MOST = 12
 """Maximum number of columns in a figure."""
 
 UNITS = "active units"
-"""The label of the axis that starts at zero: a lost unit is small beside those that are left."""
+"""Label of the axis that starts at zero, so that the loss of a unit looks no larger than it is."""
 
 FLOOR = 1e-10
-"""Least variance on a logarithmic axis."""
+"""Smallest variance on a logarithmic axis."""
 
 WHOLE = 60
-"""Whole numbers have a bar each if they span less than this."""
+"""Range below which each whole number has a bar of its own."""
 
 
 def training_curves(rows: Sequence[Mapping[str, Any]]) -> Figure:
     """Training curves from the rows of metrics.jsonl, with one panel per quantity.
 
-    A row may have `epoch`; `train_bound`, `train_iwae` (drawn if it is another bound),
+    A row may have `epoch`; `train_bound`, `train_iwae` (drawn if it differs from `train_bound`),
     `validation_bound` and `reconstruction` (nats) and `learning_rate`, each a number or a list with
     one per replicate; `kl` (nats) and `active_units`, each a list with one number per layer, or one
     such list per replicate. None means no value, as for a replicate that has stopped. If two rows
@@ -57,17 +41,48 @@ def training_curves(rows: Sequence[Mapping[str, Any]]) -> Figure:
 
     Thin lines are replicates, and a thick line is the mean of those that have a value; the legend
     gives the last mean. Dotted lines mark changes of the learning rate; a rate that changes often
-    has its own panel. Long training has a logarithmic axis of epochs. If low values in the first
-    seventh of the axis would squash the rest of a curve, the vertical axis leaves them out.
+    has its own panel. Long training has a logarithmic axis of epochs. The vertical axis omits low
+    values in the first seventh of the horizontal axis if they would squash the rest of a curve.
+
+    Raises:
+        UserError: if no row has a curve, or a value is invalid.
     """
+    panels = _training_panels(rows)
+    rates = read_curves(rows, "learning_rate", "learning rate")
+    steps = _rate_steps(rates)
+    if len(steps) > 12:
+        panels["learning rate"], steps = rates, {}
+    figure, charts = style.chart_figure(len(panels))
+    x_label = "epoch" if any("epoch" in row for row in rows) else "record"
+    for axes, (label, curves) in zip(charts, panels.items(), strict=True):
+        for (name, curve), colour in zip(curves.items(), cycle(style.PALETTE), strict=False):
+            _draw_curve(axes, curve, name, colour)
+        for epoch in steps:
+            axes.axvline(epoch, zorder=1, **DOTTED)
+        style.finish(axes, x_label, label)
+    drawn = [curve for curves in panels.values() for curve in curves.values()]
+    _share_epochs(charts, drawn)
+    for axes, curves in zip(charts, panels.values(), strict=True):
+        if all(_are_integers(curve.values[~np.isnan(curve.values)]) for curve in curves.values()):
+            axes.yaxis.set_major_locator(style.whole_ticks())
+        if axes.get_ylabel() == UNITS:
+            axes.set_ylim(0, 1.05 * axes.get_ylim()[1])
+        else:
+            style.cut_start(axes, list(curves.values()))
+    _note_lines(figure, steps, max(curve.values.shape[1] for curve in drawn))
+    return style.laid_out(figure)
+
+
+def _training_panels(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, "TrainingCurve"]]:
+    """The curves of each panel by the label of its axis; UserError if there are none."""
     has_other = any(row.get("train_iwae") != row.get("train_bound") for row in rows)
     panels = {
-        "bound (nats)": _curves(rows, "train_bound", "training")
-        | (_curves(rows, "train_iwae", "training, IWAE-k") if has_other else {})
-        | _curves(rows, "validation_bound", "validation"),
-        "reconstruction (nats)": _curves(rows, "reconstruction", "log p(x | z)"),
-        "KL (nats)": _curves(rows, "kl", None),
-        UNITS: _curves(rows, "active_units", None),
+        "bound (nats)": read_curves(rows, "train_bound", "training")
+        | (read_curves(rows, "train_iwae", "training, IWAE-k") if has_other else {})
+        | read_curves(rows, "validation_bound", "validation"),
+        "reconstruction (nats)": read_curves(rows, "reconstruction", "log p(x | z)"),
+        "KL (nats)": read_curves(rows, "kl", None),
+        UNITS: read_curves(rows, "active_units", None),
     }
     panels = {label: curves for label, curves in panels.items() if curves}
     if not panels:
@@ -75,29 +90,7 @@ def training_curves(rows: Sequence[Mapping[str, Any]]) -> Figure:
             "no training curve to draw: no row has train_bound, validation_bound, "
             "reconstruction, kl or active_units"
         )
-    rates = _curves(rows, "learning_rate", "learning rate")
-    steps = _rate_steps(rates)
-    if len(steps) > 12:
-        panels["learning rate"], steps = rates, {}
-    figure, charts = chart_figure(len(panels))
-    x_label = "epoch" if any("epoch" in row for row in rows) else "record"
-    for axes, (label, curves) in zip(charts, panels.items(), strict=True):
-        for (name, curve), colour in zip(curves.items(), cycle(PALETTE), strict=False):
-            _draw_curve(axes, curve, name, colour)
-        for epoch in steps:
-            axes.axvline(epoch, zorder=1, **DOTTED)
-        finish(axes, x_label, label)
-    drawn = [curve for curves in panels.values() for curve in curves.values()]
-    _share_epochs(charts, drawn)
-    for axes, curves in zip(charts, panels.values(), strict=True):
-        if all(_is_whole(curve.values[~np.isnan(curve.values)]) for curve in curves.values()):
-            axes.yaxis.set_major_locator(whole_ticks())
-        if axes.get_ylabel() == UNITS:
-            axes.set_ylim(0, 1.05 * axes.get_ylim()[1])
-        else:
-            cut_start(axes, list(curves.values()))
-    _note_lines(figure, steps, max(curve.values.shape[1] for curve in drawn))
-    return laid_out(figure)
+    return panels
 
 
 def log_variance_histogram(variances: Sequence[np.ndarray], threshold: float) -> Figure:
@@ -105,59 +98,59 @@ def log_variance_histogram(variances: Sequence[np.ndarray], threshold: float) ->
 
     `variances` has one array [d] per stochastic layer, the first nearest the data: for each unit,
     the variance over examples of its posterior mean. A unit is active above `threshold`. The
-    histogram is of log10 of the variance; values below `FLOOR`, such as 0, are drawn at it.
+    histogram shows log10 of the variance; values below `FLOOR`, such as 0, are drawn at `FLOOR`.
     """
-    layers = [checked(layer, f"variances[{i}]", "d") for i, layer in enumerate(variances)]
+    layers = [style.checked(layer, f"variances[{i}]", "d") for i, layer in enumerate(variances)]
     bins = _log_bins(np.concatenate(layers), threshold)
-    figure, charts = chart_figure(len(layers))
+    figure, charts = style.chart_figure(len(layers))
     for number, (axes, layer) in enumerate(zip(charts, layers, strict=True), 1):
         _draw_variances(axes, layer, threshold, bins)
         at_floor = np.count_nonzero(layer < FLOOR)
         note = f"\n({at_floor} below {FLOOR:g} are drawn at it)" if at_floor else ""
         units = f"units of layer {number}" if len(layers) > 1 else "units"
-        finish(axes, f"log10 of the variance of the posterior mean{note}", units)
-    return laid_out(figure)
+        style.finish(axes, f"log10 of the variance of the posterior mean{note}", units)
+    return style.laid_out(figure)
 
 
 def density_1d(grid: np.ndarray, curves: Mapping[str, np.ndarray], *, data: np.ndarray) -> Figure:
     """Densities [g] by name on an increasing grid [g], over a histogram of data [n].
 
-    The first curve, drawn in black, is the reference for the others, usually the true density.
+    The first curve is black, as the reference for the others: usually the true density.
     """
-    figure, (axes,) = chart_figure(1)
-    for (name, values), colour in zip(curves.items(), cycle((INK, *PALETTE)), strict=False):
-        axes.plot(
-            grid, checked(values, f"density '{name}'"), color=colour, linewidth=1.6, label=name
-        )
-    draw_histogram(axes, checked(data, "data"), float(grid[0]), float(grid[-1]), "data")
+    figure, (axes,) = style.chart_figure(1)
+    colours = cycle((style.INK, *style.PALETTE))
+    for (name, values), colour in zip(curves.items(), colours, strict=False):
+        density = style.checked(values, f"density '{name}'")
+        axes.plot(grid, density, color=colour, linewidth=1.6, label=name)
+    style.draw_histogram(axes, style.checked(data, "data"), float(grid[0]), float(grid[-1]), "data")
     axes.set_xlim(grid[0], grid[-1])
     axes.set_ylim(bottom=0)
-    finish(axes, "x", "density")
-    return laid_out(figure)
+    style.finish(axes, "x", "density")
+    return style.laid_out(figure)
 
 
 def scatter_2d(data: np.ndarray, samples: np.ndarray) -> Figure:
     """Data [n, 2] and a model's samples [m, 2] side by side on the same scale.
 
-    The data are also drawn behind the samples, in grey.
+    The data are also behind the samples, in grey.
     """
-    pairs = checked(data, "data"), checked(samples, "samples")
+    pairs = style.checked(data, "data"), style.checked(samples, "samples")
     everything = np.concatenate(pairs)
     low, high = everything.min(axis=0), everything.max(axis=0)
     pad = 0.05 * (high - low).max() or 1.0
     low, high = low - pad, high + pad
     shape = (high - low)[1] / (high - low)[0]
-    figure, charts = chart_figure(2, height=float(np.clip(3.2 * shape + 0.9, 1.6, 6)))
+    figure, charts = style.chart_figure(2, height=float(np.clip(3.2 * shape + 0.9, 1.6, 6)))
     titles = ["data ({})", "samples of the model ({}; grey: data)"]
-    for axes, points, colour, title in zip(charts, pairs, PALETTE, titles, strict=False):
+    for axes, points, colour, title in zip(charts, pairs, style.PALETTE, titles, strict=False):
         if axes is charts[1]:
-            _draw_points(axes, pairs[0], GREY)
+            _draw_points(axes, pairs[0], style.GREY)
         _draw_points(axes, points, colour)
         axes.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]), aspect="equal")
-        axes.set_title(title.format(len(points)), fontsize=NORMAL, color=INK)
+        axes.set_title(title.format(len(points)), fontsize=style.NORMAL, color=style.INK)
         axes.yaxis.set_major_locator(MaxNLocator(int(np.clip(8 * shape, 2, 8))))
-        finish(axes, "x[0]", "x[1]")
-    return laid_out(figure)
+        style.finish(axes, "x[0]", "x[1]")
+    return style.laid_out(figure)
 
 
 def marginals(
@@ -171,58 +164,65 @@ def marginals(
     """Histograms of the first columns of samples [n, d]; whole numbers have a bar each.
 
     Args:
+        samples: samples of a model.
         data: examples [m, d], in grey behind the samples.
-        gaps: NaN is a missing value, and the histograms are of the observed values.
-        names: of the columns.
-        levels: of each column, the words for 0, 1, ...; empty if it holds numbers.
+        gaps: whether NaN is a missing value; histograms show the observed values.
+        names: names of the columns.
+        levels: for each column, the words for 0, 1, ...; empty for a column of numbers.
     """
-    drawn = _columns(samples, "samples", gaps)
-    known = [np.empty(0)] * len(drawn) if data is None else _columns(data, "data", gaps)
+    drawn = _observed_columns(samples, "samples", gaps)
+    known = [np.empty(0)] * len(drawn) if data is None else _observed_columns(data, "data", gaps)
     more = f" (of {samples.shape[1]:,})" if samples.shape[1] > MOST else ""
-    figure, charts = chart_figure(len(drawn), height=2.2)
+    figure, charts = style.chart_figure(len(drawn), height=2.2)
     for number, (axes, *columns) in enumerate(zip(charts, known, drawn, strict=True)):
-        # Over data, the bars of samples are an outline.
-        outline = {"histtype": "step", "linewidth": 1.4} if data is not None else {}
-        looks: tuple[dict[str, Any], ...]
-        looks = {"color": GREY, "zorder": 1}, {"color": PALETTE[0], "zorder": 2, **outline}
-        for values, look in zip(columns, looks, strict=True):
+        front: dict[str, Any] = {"color": style.PALETTE[0], "zorder": 2}
+        if data is not None:  # in front of them, the bars of samples are outlines
+            front |= {"histtype": "step", "linewidth": 1.4}
+        for values, look in zip(columns, ({"color": style.GREY}, front), strict=True):
             if len(values):
                 axes.hist(values, _edges(np.concatenate(columns)), density=data is not None, **look)
-        finish(axes, names[number] if names else f"x[{number}]", "")
+        style.finish(axes, names[number] if names else f"x[{number}]", "")
         if levels and levels[number]:
             axes.set_xticks(range(len(levels[number])), [word[:12] for word in levels[number]])
     behind = "" if data is None else f"; grey: {len(data):,} test examples"
     title = f"{counted(len(samples), 'sample', ',')} of the model, column by column{more}{behind}"
-    figure.suptitle(title, fontsize=NORMAL, color=INK)
-    return laid_out(figure)
+    figure.suptitle(title, fontsize=style.NORMAL, color=style.INK)
+    return style.laid_out(figure)
 
 
-def _columns(rows: np.ndarray, name: str, gaps: bool) -> list[Float[np.ndarray, " _"]]:
+def _observed_columns(rows: np.ndarray, name: str, gaps: bool) -> list[Float[np.ndarray, " _"]]:
     """The observed values of the first columns of rows [n, d]."""
     missing = np.isnan(rows) if gaps else np.zeros(np.shape(rows), bool)
-    values = checked(np.where(missing, 0, rows), name, "n d")
+    values = style.checked(np.where(missing, 0, rows), name, "n d")
     return [column[~gap] for column, gap in zip(values.T, missing.T, strict=True)][:MOST]
 
 
-class _Curve(NamedTuple):
+class TrainingCurve(NamedTuple):
+    """A quantity by epoch."""
+
     epochs: Float[np.ndarray, " t"]
-    values: Float[np.ndarray, "t r"]  # a column per replicate; NaN where it has none
+    values: Float[np.ndarray, "t r"]  # a column per replicate; NaN for no value
 
     def mean(self) -> Float[np.ndarray, " t"]:
         """The mean over the replicates that have a value."""
         return np.nanmean(self.values, axis=1)
 
 
-def _curves(rows: Sequence[Mapping[str, Any]], key: str, name: str | None) -> dict[str, _Curve]:
-    """The curve of one key by name; without a name, one curve per layer; {} if no row has any."""
+def read_curves(
+    rows: Sequence[Mapping[str, Any]], key: str, name: str | None
+) -> dict[str, TrainingCurve]:
+    """The curve of a key in the rows of metrics.jsonl, by name; {} without values.
+
+    Without a name, there is a curve for each layer.
+    """
     found: dict[float, np.ndarray] = {}
     for number, row in enumerate(rows, 1):
         value = row.get(key)
         if value is None:
             continue
-        values = _replicates(value, key, number, layers=name is None)
+        values = _replicate_values(value, key, number, layers=name is None)
         if not np.isnan(values).all(axis=0).any():
-            epoch = checked(row.get("epoch", number), f"the epoch in row {number}", "")
+            epoch = style.checked(row.get("epoch", number), f"the epoch in row {number}", "")
             found[float(epoch)] = values
     if not found:
         return {}
@@ -231,25 +231,27 @@ def _curves(rows: Sequence[Mapping[str, Any]], key: str, name: str | None) -> di
     epochs = np.array(sorted(found))
     values = np.stack([found[epoch] for epoch in epochs])
     names = [name or f"layer {i + 1}" for i in range(values.shape[2])]
-    return {name: _Curve(epochs, values[..., i]) for i, name in enumerate(names)}
+    return {name: TrainingCurve(epochs, values[..., i]) for i, name in enumerate(names)}
 
 
-def _replicates(value: Any, key: str, number: int, *, layers: bool) -> Float[np.ndarray, "r l"]:
-    """A row's value with an axis for replicates and one for layers; NaN in place of None."""
+def _replicate_values(
+    value: Any, key: str, number: int, *, layers: bool
+) -> Float[np.ndarray, "r l"]:
+    """A row's value with an axis of replicates and an axis of layers; NaN in place of None."""
     try:
         array = np.array(value, dtype=np.float64)
     except (TypeError, ValueError):
         raise UserError(f"row {number}: '{key}' is not a number or a table of them") from None
     if not array.size or array.ndim > 1 + layers:
         raise UserError(f"row {number}: '{key}' has the shape {array.shape}")
-    # In float64 None is NaN too, but only None may stand for no value.
+    # None becomes NaN in float64, but NaN itself is no valid value.
     missing = np.array(value, dtype=object) == np.array(None)
     if not np.all(np.isfinite(array) | missing):
         raise UserError(f"row {number}: '{key}' is NaN or infinite")
     return np.atleast_2d(array) if layers else array.reshape(-1, 1)
 
 
-def _rate_steps(rates: Mapping[str, _Curve]) -> dict[float, float]:
+def _rate_steps(rates: Mapping[str, TrainingCurve]) -> dict[float, float]:
     """The epochs after which the learning rate changes -> its new value."""
     if not rates:
         return {}
@@ -260,19 +262,19 @@ def _rate_steps(rates: Mapping[str, _Curve]) -> dict[float, float]:
 
 
 def _note_lines(figure: Figure, steps: Mapping[float, float], replicates: int) -> None:
-    """Explain the dotted and the thin lines in a legend below the panels."""
+    """Explain dotted and thin lines in a legend below the panels."""
     notes = {}
     if replicates > 1:
-        notes[f"one of {replicates} replicates"] = Line2D([], [], color=PALETTE[0], **THIN)
+        notes[f"one of {replicates} replicates"] = Line2D([], [], color=style.PALETTE[0], **THIN)
     if steps:
         rates = ", ".join(f"{rate:.2g}" for rate in steps.values())
         notes[f"learning rate changes to {rates}"] = Line2D([], [], **DOTTED)
     if notes:
-        below = {**LEGEND, "loc": "outside lower center", "ncols": 2}
+        below = {**style.LEGEND, "loc": "outside lower center", "ncols": 2}
         figure.legend(notes.values(), notes.keys(), **below)
 
 
-def _draw_curve(axes: Axes, curve: _Curve, name: str, colour: str) -> None:
+def _draw_curve(axes: Axes, curve: TrainingCurve, name: str, colour: str) -> None:
     """Draw the mean over replicates, and each replicate as a thin line."""
     mean = curve.mean()
     marker = "o" if len(mean) <= 25 else None
@@ -283,26 +285,27 @@ def _draw_curve(axes: Axes, curve: _Curve, name: str, colour: str) -> None:
         linewidth=1.6,
         marker=marker,
         markersize=3,
-        label=f"{name} (last {_short(mean[-1], whole=_is_whole(mean))})",
+        label=f"{name} (last {_curve_value(mean[-1], whole=_are_integers(mean))})",
     )
     if curve.values.shape[1] > 1:
         axes.plot(curve.epochs, curve.values, color=colour, **THIN)
 
 
-def _is_whole(values: np.ndarray) -> bool:
+def _are_integers(values: np.ndarray) -> bool:
     return bool(np.all(values == np.rint(values)))
 
 
-def _short(value: float, *, whole: bool) -> str:
-    """Format with two decimals, none, or three digits if small."""
-    return minus(f"{value:.0f}" if whole else f"{value:.2f}" if abs(value) >= 1 else f"{value:.3g}")
+def _curve_value(value: float, *, whole: bool) -> str:
+    """A number with two decimals; with none if `whole`, with three digits if small."""
+    form = ".0f" if whole else ".2f" if abs(value) >= 1 else ".3g"
+    return style.minus(f"{value:{form}}")
 
 
-def _share_epochs(charts: Sequence[Axes], curves: Sequence[_Curve]) -> None:
+def _share_epochs(charts: Sequence[Axes], curves: Sequence[TrainingCurve]) -> None:
     """Set a common axis of epochs: logarithmic for long training, as in the published schedule."""
     first, last = min(c.epochs[0] for c in curves), max(c.epochs[-1] for c in curves)
     for axes in charts:
-        scale_epochs(axes, [curve.epochs for curve in curves])
+        style.scale_epochs(axes, [curve.epochs for curve in curves])
         if axes.get_xscale() == "log":
             axes.set_xlim(first / 1.1, last * 1.1)
         else:
@@ -311,7 +314,7 @@ def _share_epochs(charts: Sequence[Axes], curves: Sequence[_Curve]) -> None:
 
 
 def _log_bins(values: np.ndarray, threshold: float) -> list[float]:
-    """Bins of log10, a quarter wide, with an edge at the threshold, so that no bar straddles it."""
+    """Bins of log10, a quarter wide; an edge is at the threshold, so that no bar straddles it."""
     logs, edge, width = np.log10(np.maximum(values, FLOOR)), np.log10(threshold), 0.25
     low = min(np.floor((logs.min() - edge) / width), -2)
     high = max(np.ceil((logs.max() - edge) / width) + 1, 2)
@@ -321,14 +324,15 @@ def _log_bins(values: np.ndarray, threshold: float) -> list[float]:
 def _draw_variances(
     axes: Axes, variances: Float[np.ndarray, " d"], threshold: float, bins: list[float]
 ) -> None:
-    """Draw a layer's histogram: inactive units in grey left of the threshold, active ones right."""
+    """Draw a layer's histogram: inactive units, left of the threshold, are grey."""
     line, log, active = np.log10(threshold), np.log10(variances.clip(FLOOR)), variances > threshold
-    # A unit exactly at the threshold is inactive, and is drawn left of it.
+    # A unit exactly at the threshold is inactive, so it is drawn left of it.
     below = np.minimum(log[~active], np.nextafter(line, -np.inf))
-    axes.hist(below, bins=bins, color=GREY, label=f"{len(below)} inactive")
-    axes.hist(log[active], bins=bins, color=PALETTE[0], label=f"{active.sum()} active")
-    axes.axvline(line, color=INK, linewidth=1, linestyle="--", label=f"threshold {threshold:g}")
-    axes.yaxis.set_major_locator(whole_ticks())
+    axes.hist(below, bins=bins, color=style.GREY, label=f"{len(below)} inactive")
+    axes.hist(log[active], bins=bins, color=style.PALETTE[0], label=f"{active.sum()} active")
+    label = f"threshold {threshold:g}"
+    axes.axvline(line, color=style.INK, linewidth=1, linestyle="--", label=label)
+    axes.yaxis.set_major_locator(style.whole_ticks())
 
 
 def _draw_points(axes: Axes, points: Float[np.ndarray, "n 2"], colour: str) -> None:
@@ -338,7 +342,7 @@ def _draw_points(axes: Axes, points: Float[np.ndarray, "n 2"], colour: str) -> N
 
 
 def _edges(column: Float[np.ndarray, " n"]) -> list[float]:
-    """Edges of the bars."""
+    """The edges of a histogram's bars."""
     low, high = column.min(), column.max()
     if high - low < WHOLE and (column == np.rint(column)).all():
         return np.arange(low - 0.5, high + 1.0).tolist()

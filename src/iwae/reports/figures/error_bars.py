@@ -1,4 +1,4 @@
-"""Estimates with their errors: bounds, gradients, the rate-distortion curve, ranks in a band."""
+"""Charts of estimates with errors: bounds, gradients, rate and distortion, ranks in a band."""
 
 from collections.abc import Iterable, Mapping
 from itertools import cycle
@@ -12,37 +12,25 @@ from matplotlib.ticker import LogLocator, NullFormatter
 
 from iwae.errors import UserError, counted
 from iwae.evaluation.bands import Bands, counts_below
-from iwae.reports.figures.style import (
-    FAINT,
-    INK,
-    MARKERS,
-    PALE,
-    PALETTE,
-    SMALL,
-    Numbers,
-    chart_figure,
-    checked,
-    finish,
-    laid_out,
-    minus,
-    plain_numbers,
-    same_shape,
-)
+from iwae.reports.figures import style
 
-LONG = 30  # with a longer name, a legend of bounds has one column
-LONG_GRADIENT = 12  # with a longer name, a legend of gradients has two columns; twice that, one
+LONG = 30  # longest name in a legend of bounds with two columns
+LONG_GRADIENT = 12  # longest name in a legend of gradients with three columns; twice that, with two
 
 DASHES = ((5, 2), (5, 2, 1, 2), (2, 1.5), (8, 2, 2, 2))
-"""Line styles for gradients through a few particles; dotted lines are theoretical slopes."""
+"""Line styles of gradients through a few particles; dotted lines are theoretical slopes."""
 
 LINEAR = 0.01
-"""Differences up to this size are on a linear part of the axis, nats."""
+"""Largest difference on the linear part of the axis, nats."""
+
+NOTE: dict[str, Any] = {"textcoords": "offset points", "fontsize": style.SMALL}
+"""The look of an annotation."""
 
 SLOPES = {0.5: "$k^{1/2}$", -0.5: "$k^{-1/2}$"}
 """Theoretical slopes at large k (Rainforth et al. 2018; Tucker et al. 2019)."""
 
-Curve: TypeAlias = tuple[Numbers, Numbers, Numbers]
-"""Places, means there and their standard errors, each [m]."""
+Curve: TypeAlias = tuple[style.Numbers, style.Numbers, style.Numbers]
+"""Positions, means and standard errors, each [m]."""
 
 
 def bounds_against_budget(
@@ -51,19 +39,18 @@ def bounds_against_budget(
     """Lower bounds on log p(x) against their cost (Wu et al. 2017, sec. 4).
 
     Args:
-        curves: by name, a budget [m] (k importance samples or T temperatures; at least 1), the
-            mean bound there [m] and its standard error [m], nats, in any order.
-        reference: the name, mean and standard error of a bound that was subtracted from all
-            others; the curves are paired differences to it, and a dotted line at zero stands for
-            it.
+        curves: by name, budgets [m] (k importance samples or T temperatures, at least 1, in any
+            order), mean bounds [m] and their standard errors [m], nats.
+        reference: name, mean and standard error of a bound that was subtracted from all others:
+            the curves are paired differences to it, and a dotted line at zero represents it.
 
     Raises:
         UserError: if a number is missing or not finite.
     """
-    figure, (axes,) = chart_figure(1)
-    # The scale of an axis is set before anything that determines its limits.
+    figure, (axes,) = style.chart_figure(1)
+    # The scale of an axis must be set before its limits are.
     names = [*([] if reference is None else [_draw_zero(axes, *reference)]), *curves]
-    looks = zip(cycle(PALETTE), cycle(MARKERS), strict=False)
+    looks = zip(cycle(style.PALETTE), cycle(style.MARKERS), strict=False)
     budgets = []
     for (name, curve), (colour, marker) in zip(curves.items(), looks, strict=False):
         ordered = _ordered(curve, name)
@@ -76,8 +63,8 @@ def bounds_against_budget(
     places = np.log10(budget)
     if np.all(np.diff(places) > 0.08 * np.ptp(places)):
         axes.set_xticks(budget)
-    plain_numbers(axes)
-    return laid_out(figure)
+    style.plain_numbers(axes)
+    return style.laid_out(figure)
 
 
 def rate_distortion_curve(betas: np.ndarray, rate: np.ndarray, distortion: np.ndarray) -> Figure:
@@ -85,35 +72,36 @@ def rate_distortion_curve(betas: np.ndarray, rate: np.ndarray, distortion: np.nd
 
     The band is the standard error of the distortion over examples; the cross at beta = 1 shows the
     standard errors of both. There, rate + distortion is an upper bound on -log p(x) in expectation,
-    and the dotted line of constant sum touches the curve. Without a beta of 1, both are omitted.
+    and the dotted line of constant sum touches the curve. Both are omitted without a beta of 1.
 
     Args:
-        betas: increasing, [T].
-        rate, distortion: for each of n examples and each beta, [n, T], nats.
+        betas: increasing values of beta, [T].
+        rate, distortion: values for each example and beta, [n, T], nats.
 
     Raises:
-        UserError: if the shapes do not fit, or a number is not finite.
+        UserError: if shapes do not match, or a number is not finite.
     """
-    betas = checked(betas, "betas", "t")
-    rate, distortion = checked(rate, "rate", "n t"), checked(distortion, "distortion", "n t")
-    same_shape(rate, distortion, "rate and distortion")
-    same_shape(betas, rate[0], "betas and the rates of an example")
-    figure, (axes,) = chart_figure(1)
+    betas = style.checked(betas, "betas", "t")
+    rate = style.checked(rate, "rate", "n t")
+    distortion = style.checked(distortion, "distortion", "n t")
+    style.same_shape(rate, distortion, "rate and distortion")
+    style.same_shape(betas, rate[0], "betas and the rates of an example")
+    figure, (axes,) = style.chart_figure(1)
     means, errors = distortion.mean(axis=0), _standard_error(distortion)
     x = rate.mean(axis=0)
     label = f"mean of {counted(len(rate), 'example', ',')}"
     if len(rate) > 1:
         label += ", and standard error"
         axes.fill_between(
-            x, means - errors, means + errors, color=PALETTE[0], alpha=0.25, linewidth=0
+            x, means - errors, means + errors, color=style.PALETTE[0], alpha=0.25, linewidth=0
         )
-    axes.plot(x, means, color=PALETTE[0], linewidth=1.6, label=label)
+    axes.plot(x, means, color=style.PALETTE[0], linewidth=1.6, label=label)
     at_one = np.flatnonzero(np.isclose(betas, 1, rtol=0, atol=1e-6))
     if at_one.size:
         _mark_likelihood(axes, rate[:, at_one[0]], distortion[:, at_one[0]])
     names = axes.get_legend_handles_labels()[1]
     _finish(axes, "rate (nats)", "distortion \N{MINUS SIGN}log p(x | z) (nats)", names)
-    return laid_out(figure)
+    return style.laid_out(figure)
 
 
 def signal_to_noise(
@@ -127,70 +115,63 @@ def signal_to_noise(
     Dotted lines have the theoretical slopes. Ratios of zero, hidden by noise, are omitted.
 
     Args:
-        groups: by group and gradient, k [m], the ratio there [m] and its standard error [m]. In a
-            name such as "dreg, backward 8", the part before the comma determines the colour of the
-            line, the rest its dashes and an empty marker.
-        powers: by group and gradient, the power of k with which the ratio grows, and its standard
-            error; the legend has them where they are known.
-        power_from: the least k that the powers are of.
+        groups: by group and gradient, k [m], the ratio [m] and its standard error [m]. In a name
+            such as "dreg, backward 8", the part before the comma determines the colour of the line,
+            and the rest its dashes and an empty marker.
+        powers: by group and gradient, the power of k by which the ratio grows, and its standard
+            error, for the legend.
+        power_from: the least k in the fit of the powers.
 
     Raises:
         UserError: if there is no curve, or a number is missing or not finite.
     """
     if not groups:
         raise UserError("there are no gradients to draw")
-    figure, panels = chart_figure(len(groups))
+    figure, panels = style.chart_figure(len(groups))
     for axes, (group, curves) in zip(panels, groups.items(), strict=True):
-        looks, its = _looks(curves), powers.get(group, {})
-        names = {name: _with_power(name, its.get(name)) for name in curves}
-        drawn = [
-            _draw_ratio(axes, _ordered(curve, name), names[name], looks[name])
-            for name, curve in curves.items()
-        ]
-        axes.set_xscale("log")
-        axes.set_yscale("log")
-        points = np.concatenate(drawn, axis=1)
-        if points.size:
-            _draw_slopes(axes, points)
+        group_powers = powers.get(group, {})
+        names = {name: _with_power(name, group_powers.get(name)) for name in curves}
+        ratios = _draw_ratios(axes, curves, names)
         longest = max(map(len, names.values()))
         columns = 1 if longest > 2 * LONG_GRADIENT else 2 if longest > LONG_GRADIENT else 3
         least = f", from k = {power_from}" if power_from > 1 else ""
-        title = f"grows like k to the power of{least}:" if its else None
+        title = f"grows like k to the power of{least}:" if group_powers else None
         labels = "particles k", f"signal / noise: {group}"
-        finish(axes, *labels, columns=min(columns, len(curves)), title=title)
-        plain_numbers(axes)
-        _scale_ratios(axes, points[1])
-    return laid_out(figure)
+        style.finish(axes, *labels, columns=min(columns, len(curves)), title=title)
+        style.plain_numbers(axes)
+        _scale_ratios(axes, ratios)
+    return style.laid_out(figure)
 
 
 def ecdf_differences(panels: Mapping[str, Float[np.ndarray, "n units"]], bands: Bands) -> Figure:
-    """Distribution functions of ranks less the uniform one, a line for each unit.
+    """Distribution functions of ranks less the uniform one, with a line for each unit.
 
-    Units that leave the band somewhere are drawn in colour (Säilynoja, Bürkner & Vehtari 2022).
-    A q that is too narrow has more small and large ranks: its line rises, then falls below zero
-    and comes back. A shifted q has a line on one side of zero.
+    Units that leave the band are in colour (Säilynoja, Bürkner & Vehtari 2022). If q is too narrow,
+    small and large ranks are more frequent: the line rises, falls below zero and returns. If q is
+    shifted, the line stays on one side of zero.
 
     Args:
         panels: by title, relative ranks between 0 and 1.
-        bands: of as many uniform numbers.
+        bands: simultaneous bands of as many uniform numbers.
 
     Raises:
-        UserError: if the numbers are not those of the bands, or a rank is not between 0 and 1.
+        UserError: if there are more or fewer ranks than the bands are for, or a rank is not between
+            0 and 1.
     """
-    figure, charts = chart_figure(len(panels))
+    figure, charts = style.chart_figure(len(panels))
     for axes, (title, ranks) in zip(charts, panels.items(), strict=True):
-        _draw_ranks(axes, checked(ranks, f"the ranks of '{title}'", "n units"), bands, title)
+        _draw_ranks(axes, style.checked(ranks, f"the ranks of '{title}'", "n units"), bands, title)
     low = min(axes.get_ylim()[0] for axes in charts)
     high = max(axes.get_ylim()[1] for axes in charts)
     for axes in charts:
         axes.set_ylim(low, high)
-    return laid_out(figure)
+    return style.laid_out(figure)
 
 
 def _ordered(curve: Curve, name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """A curve in the order of its places; errors name the quantities."""
+    """A curve in order of position; errors name the quantities."""
     x, y, stderr = (
-        checked(values, f"the {quantity} of '{name}'", "m")
+        style.checked(values, f"the {quantity} of '{name}'", "m")
         for quantity, values in zip(("budget", "mean", "standard error"), curve, strict=True)
     )
     order = np.argsort(x)
@@ -205,14 +186,14 @@ def draw_curve(axes: Axes, curve: Curve, name: str | None = None, **look: Any) -
 
 
 def _draw_zero(axes: Axes, name: str, mean: float, stderr: float) -> str:
-    """Draw the zero of differences as the bound that it stands for; returns its name.
+    """Draw the reference bound at a difference of zero; returns its label.
 
     The axis is logarithmic away from zero: L_1 may be a hundred times as far from it as L_50.
     """
     axes.set_yscale("symlog", linthresh=LINEAR)
     axes.yaxis.set_major_formatter("{x:g}")
-    label = minus(f"{name} = {mean:.2f} ± {stderr:.2f} nats")
-    axes.axhline(0, color=FAINT, linewidth=1.1, linestyle=":", zorder=1, label=label)
+    label = style.minus(f"{name} = {mean:.2f} ± {stderr:.2f} nats")
+    axes.axhline(0, **style.GUIDE, zorder=1, label=label)
     return label
 
 
@@ -221,63 +202,80 @@ def _mark_likelihood(
 ) -> None:
     """Mark the point at beta = 1, and draw the line of constant rate + distortion through it."""
     total, x, y = (rate + distortion)[:, None], rate.mean(), distortion.mean()
-    label = minus(f"rate + distortion = {total.mean():.2f}")
+    label = style.minus(f"rate + distortion = {total.mean():.2f}")
     if len(rate) > 1:
         label += f" ± {_standard_error(total)[0]:.2f} nats"
         errors = (_standard_error(one[:, None])[0] for one in (rate, distortion))
-        axes.errorbar(x, y, *reversed([*errors]), color=PALETTE[1], elinewidth=1.2, capsize=3)
-    axes.plot(x, y, "o", color=PALETTE[1], markersize=5, zorder=3)
+        axes.errorbar(x, y, *reversed([*errors]), color=style.PALETTE[1], elinewidth=1.2, capsize=3)
+    axes.plot(x, y, "o", color=style.PALETTE[1], markersize=5, zorder=3)
     limits = axes.get_xlim(), axes.get_ylim()
-    axes.axline((x, y), slope=-1, color=FAINT, linewidth=1.1, linestyle=":", label=label)
+    axes.axline((x, y), slope=-1, **style.GUIDE, label=label)
     axes.set(xlim=limits[0], ylim=limits[1])
-    axes.annotate("β = 1", (x, y), (6, 5), textcoords="offset points", fontsize=SMALL, color=INK)
+    axes.annotate("β = 1", (x, y), (6, 5), color=style.INK, **NOTE)
 
 
 def _standard_error(values: Float[np.ndarray, "n t"]) -> Float[np.ndarray, " t"]:
-    """The standard error of the mean over examples; 0 for one example, where it is unknown."""
+    """The standard error of the mean over examples; 0 for a single example."""
     n = len(values)
     return values.std(axis=0, ddof=min(1, n - 1)) / np.sqrt(n)
 
 
 def _finish(axes: Axes, x_label: str, y_label: str, names: list[str]) -> None:
-    """Apply the common style, with as many legend columns as there is room for."""
-    finish(axes, x_label, y_label, columns=1 if max(map(len, names)) > LONG else 2)
+    """Apply the common style, with as many columns in the legend as fit."""
+    style.finish(axes, x_label, y_label, columns=1 if max(map(len, names)) > LONG else 2)
 
 
 def _looks(names: Iterable[str]) -> dict[str, dict[str, Any]]:
-    """A colour and marker for each gradient; other markers and dashes through a few particles."""
+    """A colour and marker for each gradient; with few particles, other markers and dashes."""
     parts = {name: name.partition(", ")[::2] for name in names}
-    gradients, fews = (list(dict.fromkeys(column)) for column in zip(*parts.values(), strict=True))
-    fews = [few for few in fews if few]
+    gradients, suffixes = (
+        list(dict.fromkeys(filter(None, column))) for column in zip(*parts.values(), strict=True)
+    )
     looks: dict[str, dict[str, Any]] = {}
-    for name, (gradient, few) in parts.items():
+    for name, (gradient, suffix) in parts.items():
         place = gradients.index(gradient)
-        colour, shape = PALETTE[place % len(PALETTE)], fews.index(few) if few else place
-        looks[name] = {"color": colour, "marker": MARKERS[shape % len(MARKERS)]}
-        if few:
-            looks[name]["linestyle"] = (0, DASHES[shape % len(DASHES)])
-            looks[name]["markerfacecolor"] = "white"
+        shape = suffixes.index(suffix) if suffix else place
+        colour = style.PALETTE[place % len(style.PALETTE)]
+        looks[name] = {"color": colour, "marker": style.MARKERS[shape % len(style.MARKERS)]}
+        if suffix:
+            dashes = (0, DASHES[shape % len(DASHES)])
+            looks[name] |= {"linestyle": dashes, "markerfacecolor": "white"}
     return looks
 
 
 def _with_power(name: str, power: tuple[float, float] | None) -> str:
-    """A gradient, and the power of k with which its ratio grows where that is known."""
+    """A gradient, with the power of k by which its ratio grows, if known."""
     if power is None:
         return name
-    slope = round(power[0], 2) + 0.0  # no "-0.00"
-    return f"{name}: " + minus(f"{slope:+.2f} ± {power[1]:.2f}")
+    slope = round(power[0], 2) + 0.0  # no negative zero
+    return f"{name}: " + style.minus(f"{slope:+.2f} ± {power[1]:.2f}")
+
+
+def _draw_ratios(axes: Axes, curves: Mapping[str, Curve], names: Mapping[str, str]) -> np.ndarray:
+    """Draw the curves of a panel and the theoretical slopes; returns all positive ratios."""
+    looks = _looks(curves)
+    drawn = [
+        _draw_ratio(axes, _ordered(curve, name), names[name], looks[name])
+        for name, curve in curves.items()
+    ]
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    points = np.concatenate(drawn, axis=1)
+    if points.size:
+        _draw_slopes(axes, points)
+    return points[1]
 
 
 def _draw_ratio(axes: Axes, curve: Curve, label: str, look: Mapping[str, Any]) -> np.ndarray:
     """Draw an ordered curve with its error bars; returns its points, `[2, m]`."""
     k, ratio, stderr = (np.asarray(values)[np.asarray(curve[1]) > 0] for values in curve)
-    stderr = np.minimum(stderr, 0.99 * ratio)  # a bar down to zero would have no end on this axis
+    stderr = np.minimum(stderr, 0.99 * ratio)  # a logarithmic axis has no zero
     draw_curve(axes, (k, ratio, stderr), label, **look)
     return np.array([k, ratio])
 
 
 def _scale_ratios(axes: Axes, ratios: np.ndarray) -> None:
-    """Limit the axis by the ratios, as a bar of one hidden by noise has no lower end there."""
+    """Limit the axis by the ratios: the error bar of a noisy ratio may end near zero."""
     low, high = axes.get_ylim()
     if ratios.size:
         low = max(low, ratios.min() / 2)
@@ -296,12 +294,13 @@ def _draw_slopes(axes: Axes, points: np.ndarray) -> None:
         return
     for power, label in SLOPES.items():
         line = centre[1] * (ends / centre[0]) ** power
-        axes.plot(ends, line, color=FAINT, linewidth=1.1, linestyle=":", zorder=1)
-        axes.annotate(label, (ends[1], line[1]), (3, 0), textcoords="offset points", fontsize=SMALL)
+        axes.plot(ends, line, **style.GUIDE, zorder=1)
+        axes.annotate(label, (ends[1], line[1]), (3, 0), **NOTE)
     axes.set_xlim(limits[0])
 
 
 def _draw_ranks(axes: Axes, ranks: np.ndarray, bands: Bands, title: str) -> None:
+    """Draw a panel of `ecdf_differences`."""
     n = len(ranks)
     if n != len(bands.tails) - 1:
         raise UserError(f"{n} ranks, but bands of {len(bands.tails) - 1} numbers")
@@ -309,14 +308,14 @@ def _draw_ranks(axes: Axes, ranks: np.ndarray, bands: Bands, title: str) -> None
         raise UserError("relative ranks lie between 0 and 1")
     points = np.concatenate([[0], bands.points, [1]])
     low, high = (np.pad(side - bands.points, 1) for side in (bands.lower, bands.upper))
-    axes.fill_between(points, low, high, color=PALE, linewidth=0, zorder=0, label="95% band")
+    axes.fill_between(points, low, high, color=style.PALE, linewidth=0, zorder=0, label="95% band")
     outside = bands.smallest_tail(ranks) <= bands.critical
     lines = counts_below(ranks, bands.points) / n - bands.points
     lines = np.pad(lines, ((0, 0), (1, 1)))
-    styles = ((~outside, FAINT, "units inside"), (outside, PALETTE[1], "units outside"))
+    styles = ((~outside, style.FAINT, "units inside"), (outside, style.PALETTE[1], "units outside"))
     for chosen, colour, words in styles:
         label = f"{np.count_nonzero(chosen)} {words}"
         for line in lines[chosen]:
             axes.plot(points, line, color=colour, linewidth=0.8, label=label)
             label = "_"
-    finish(axes, f"rank of the true latent, {title}", "share below, less uniform")
+    style.finish(axes, f"rank of the true latent, {title}", "share below, less uniform")

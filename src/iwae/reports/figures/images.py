@@ -1,7 +1,7 @@
 """Figures of images and filters: sheets of tiles, sharp at any size.
 
 Images are grey, [n, h, w], or in colour, [n, h, w, 3]. Each pixel of an image becomes a square of
-whole pixels, so that nothing is blurred or uneven.
+whole pixels, so that no pixel is blurred or uneven.
 """
 
 import math
@@ -28,21 +28,21 @@ GUTTER, GAP, MARGIN, TITLE = 2, 27, 15, 30
 PAGE, TILE, LONGEST_SIDE = 1200, 160, 20_000
 # The colour between tiles: neither black nor white, which are common at the edges of images.
 FRAME = (128, 128, 128)
-UNUSED = (216, 216, 216)  # of a filter's weights for pixels that do not vary
+UNUSED = (216, 216, 216)  # colour of weights for pixels that do not vary
 
 
 def image_grid(
     images: np.ndarray, *, columns: int | None = None, title: str | None = None
 ) -> Figure:
-    """Images [n, h, w] in [0, 1] in a grid, row by row; by default about as wide as tall."""
-    return _grid(_tiles(images, "images"), columns, title or "").figure
+    """Images [n, h, w] in [0, 1] in a grid, row by row; by default nearly square."""
+    return _grid_sheet(_tiles(images, "images"), columns, title or "").figure
 
 
 def samples(means: np.ndarray, draws: np.ndarray) -> Figure:
-    """Prior samples [n, h, w] in [0, 1]: the decoder's means, and beside them a draw from each."""
+    """Prior samples [n, h, w] in [0, 1]: the decoder's means on the left, draws on the right."""
     left, right = _tiles(means, "means"), _tiles(draws, "draws")
     same_shape(left, right, "means and draws")
-    columns = _columns(left, None, side_by_side=2)
+    columns = _n_columns(left, None, side_by_side=2)
     row, column = np.divmod(np.arange(len(left)), columns)
     sheet = _sheet(
         np.concatenate([left, right]),
@@ -52,7 +52,7 @@ def samples(means: np.ndarray, draws: np.ndarray) -> Figure:
         top=TITLE,
     )
     for start, title in zip(sheet.lefts[::columns], ("means", "draws"), strict=True):
-        _write(sheet, title, int(start), -8, ha="left")
+        _write_on_sheet(sheet, title, int(start), -8, ha="left")
     return sheet.figure
 
 
@@ -63,9 +63,9 @@ def reconstructions(
     inputs: np.ndarray | None = None,
     columns: int | None = None,
 ) -> Figure:
-    """Images [n, h, w] in [0, 1] in groups of rows: the data above, the reconstructions below.
+    """Images [n, h, w] in [0, 1] in groups of rows: data above, reconstructions below.
 
-    Between them are the inputs of the model, if these are not the data: pixels drawn from grey.
+    Between them are the model's inputs, if these differ from the data, as binarised pixels do.
     """
     rows = {"data": (originals, "originals")}
     rows |= {} if inputs is None else {"input": (inputs, "inputs")}
@@ -73,26 +73,27 @@ def reconstructions(
     tiles = [_tiles(*row) for row in rows.values()]
     for row, (_, name) in zip(tiles, rows.values(), strict=True):
         same_shape(tiles[0], row, f"originals and {name}")
-    return _rows(np.stack(tiles), [*rows], 10 if columns is None else columns).figure
+    return _row_sheet(np.stack(tiles), [*rows], 10 if columns is None else columns).figure
 
 
 def training_strip(
     frames: np.ndarray, epochs: Numbers, *, data: np.ndarray | None = None
 ) -> Figure:
-    """The same n images during training, frames [t, n, h, w] in [0, 1]: a row per epoch [t].
+    """The same n images through training, frames [t, n, h, w] in [0, 1]: a row per epoch [t].
 
-    The first row has the data [n, h, w] that they reconstruct, if these are given.
+    The first row shows the data [n, h, w] that they reconstruct, if given.
     """
-    course, (first, *labels) = _course(frames, epochs)
+    course, (first, *labels) = _frame_tiles(frames, epochs)
     labels = [f"epoch {first}", *labels]
     if data is not None:
-        course, labels = np.concatenate([_data(data, course)[None], course]), ["data", *labels]
-    return _rows(course, labels).figure
+        course = np.concatenate([_data_tiles(data, course)[None], course])
+        labels = ["data", *labels]
+    return _row_sheet(course, labels).figure
 
 
 def labelled_rows(images: np.ndarray, labels: Sequence[str]) -> Figure:
     """Images [t, n, h, w] in [0, 1]: a row for each of t labels."""
-    return _rows(_tiles(images, "images", "t n h w"), list(labels)).figure
+    return _row_sheet(_tiles(images, "images", "t n h w"), list(labels)).figure
 
 
 def training_frames(
@@ -102,18 +103,18 @@ def training_frames(
 
     With data [n, h, w], each image is below the one that it reconstructs.
     """
-    course, labels = _course(frames, epochs)
+    course, labels = _frame_tiles(frames, epochs)
     titles = [f"epoch {label}" for label in labels]
-    # Every frame has room for the longest title, so that all have the same size.
+    # All frames fit the longest title, so that they have the same size.
     widest = max(titles, key=_text_width)
-    above = None if data is None else _data(data, course)
+    above = None if data is None else _data_tiles(data, course)
     pictures = []
     for tiles, title in zip(course, titles, strict=True):
         if above is None:
-            sheet = _grid(tiles, None, title, fit=widest)
+            sheet = _grid_sheet(tiles, None, title, fit=widest)
         else:
             both, columns = np.stack([above, tiles]), -(-len(tiles) // 2)
-            sheet = _rows(both, ["data", "model"], columns, title, fit=widest)
+            sheet = _row_sheet(both, ["data", "model"], columns, title, fit=widest)
         canvas = FigureCanvasAgg(sheet.figure)
         canvas.draw()
         pictures.append(np.array(canvas.buffer_rgba())[..., :3])
@@ -125,13 +126,15 @@ def filters(
 ) -> Figure:
     """Filters [n, h, w] in colours that diverge from white at 0: blue below, red above.
 
-    The filters of the largest norm come first. Each is scaled by its own largest magnitude. A
-    filter of zeros is white.
+    Filters are in decreasing order of norm. Each is scaled by its largest magnitude; a filter of
+    zeros is white.
 
     Args:
-        varying: the pixels [h, w] that vary in the data. The weights of all others, such as those
-            at a black border, are left out of norms and scales, and are drawn in grey.
-        most: draw the first of the filters only.
+        weights: the filters.
+        varying: mask [h, w] of the pixels that vary in the data. Weights of other pixels, such as a
+            black border, do not count in norms and scales, and are grey.
+        most: maximum number of filters to draw.
+        title: title of the figure.
     """
     weights = checked(weights, "weights", "n h w")
     weights = np.where(varying, weights, 0)
@@ -143,7 +146,7 @@ def filters(
     tiles[:, ~varying] = UNUSED
     note = "weight / largest of its filter"
     note += "" if varying.all() else "; grey: pixels that hardly vary"
-    sheet = _grid(tiles, None, title or "", fit=note, below=70)
+    sheet = _grid_sheet(tiles, None, title or "", fit=note, below=70)
     _colour_bar(sheet, ScalarMappable(Normalize(-1, 1), colours), note)
     return sheet.figure
 
@@ -160,7 +163,7 @@ class _Sheet(NamedTuple):
     size: tuple[int, int]  # of the axes: width, height
 
 
-def _grid(
+def _grid_sheet(
     tiles: UInt8[np.ndarray, "n h w 3"],
     columns: int | None,
     title: str,
@@ -168,15 +171,15 @@ def _grid(
     fit: str = "",
     below: int = 0,
 ) -> _Sheet:
-    """Tiles row by row under a title, on a page wide enough for the text `fit` as well."""
-    row, column = np.divmod(np.arange(len(tiles)), _columns(tiles, columns))
+    """Tiles row by row under a title, on a page wide enough for the text `fit`."""
+    row, column = np.divmod(np.arange(len(tiles)), _n_columns(tiles, columns))
     fit = max(title, fit, key=_text_width)
     sheet = _sheet(tiles, row, column, top=TITLE if title else 0, below=below, fit=fit)
-    _above(sheet, title)
+    _write_title(sheet, title)
     return sheet
 
 
-def _rows(
+def _row_sheet(
     tiles: UInt8[np.ndarray, "t n h w 3"],
     labels: list[str],
     columns: int | None = None,
@@ -184,9 +187,9 @@ def _rows(
     *,
     fit: str = "",
 ) -> _Sheet:
-    """Rows of tiles beside their t labels, under a title; all t again after so many columns."""
+    """Rows of tiles beside their t labels, under a title, in blocks of `columns` columns."""
     t, n, *shape = tiles.shape
-    columns = n if columns is None else _columns(tiles[0], columns)
+    columns = n if columns is None else _n_columns(tiles[0], columns)
     block, column = np.divmod(np.arange(n), columns)
     sheet = _sheet(
         tiles.reshape(t * n, *shape),
@@ -198,8 +201,8 @@ def _rows(
         fit=max(title, fit, key=_text_width),
     )
     for text, top in zip(cycle(labels), sheet.tops, strict=False):
-        _write(sheet, text, -8, top + sheet.tile_height / 2, ha="right", va="center")
-    _above(sheet, title)
+        _write_on_sheet(sheet, text, -8, top + sheet.tile_height / 2, ha="right", va="center")
+    _write_title(sheet, title)
     return sheet
 
 
@@ -215,10 +218,10 @@ def _sheet(
     below: int = 0,
     fit: str = "",
 ) -> _Sheet:
-    """Tile i at (row[i], column[i]), with a wider gap after every `rows_apart` or `columns_apart`.
+    """Tile i at (row[i], column[i]), with wider gaps after `rows_apart` and `columns_apart`.
 
-    `left`, `top` and `below` are free pixels around the tiles, in addition to a margin. The page
-    is wide enough for the text `fit`.
+    `left`, `top` and `below` are free pixels around the tiles, in addition to a margin. The page is
+    wide enough for the text `fit`.
     """
     rows, columns = int(row.max()) + 1, int(column.max()) + 1
     scale = _scale(rows, columns, *tiles.shape[1:3])
@@ -233,7 +236,7 @@ def _sheet(
     spare = max(0, _text_width(fit) - width + 1) // 2
     corner = (MARGIN + max(left, spare), MARGIN + below)
     page = (corner[0] + width + MARGIN + spare, corner[1] + height + MARGIN + top)
-    # A quarter of a pixel extra, so that rounding inches down loses no pixel.
+    # An extra quarter of a pixel, so that rounding inches down loses no pixel.
     outer = np.array(page) + 0.25
     figure = Figure(figsize=tuple(outer / DPI), dpi=DPI, facecolor="white")
     axes = figure.add_axes(tuple(np.array([*corner, width, height]) / np.tile(outer, 2)))
@@ -253,7 +256,7 @@ def _mosaic(
     lefts: Int[np.ndarray, " n"],
     size: tuple[int, int],
 ) -> UInt8[np.ndarray, "height width 3"]:
-    """The tiles in their places on white, each in a frame shared with its neighbours."""
+    """Tiles in place on white, each in a frame shared with its neighbours."""
     mosaic = np.full((*size, 3), 255, np.uint8)
     height, width = tiles.shape[1:3]
     for tile, top, left in zip(tiles, tops, lefts, strict=True):
@@ -263,7 +266,7 @@ def _mosaic(
 
 
 def _starts(count: int, size: int, apart: int | None) -> tuple[Int[np.ndarray, " count"], int]:
-    """Starts of `count` cells of `size` pixels, with a gap after every `apart`; and the end."""
+    """Starts of `count` cells of `size` pixels with a gap after every `apart`, and the end."""
     index = np.arange(count)
     gaps = index // apart * (GAP - GUTTER) if apart else 0
     starts = GUTTER + index * (size + GUTTER) + gaps
@@ -277,10 +280,10 @@ def _scale(rows: int, columns: int, height: int, width: int) -> int:
     )
 
 
-def _columns(
+def _n_columns(
     tiles: UInt8[np.ndarray, "n h w 3"], columns: int | None, *, side_by_side: int = 1
 ) -> int:
-    """The requested number of columns, or one that makes the sheet nearly square with full rows."""
+    """The number of columns; by default one that gives a nearly square sheet with full rows."""
     n, height, width, _ = tiles.shape
     width *= side_by_side
     if columns is not None:
@@ -292,7 +295,7 @@ def _columns(
 
 
 def _tiles(images: np.ndarray, name: str, axes: str = "n h w") -> UInt8[np.ndarray, "... 3"]:
-    """Images in [0, 1], grey with these axes or in colour with one more, as RGB bytes."""
+    """Images in [0, 1], grey with these axes or colour with one more, as RGB bytes."""
     colour = np.ndim(images) == len(axes.split()) + 1 and np.shape(images)[-1] == 3
     values = checked(images, name, axes + " 3" * colour)
     low, high = values.min(), values.max()
@@ -304,10 +307,10 @@ def _tiles(images: np.ndarray, name: str, axes: str = "n h w") -> UInt8[np.ndarr
     return levels if colour else np.repeat(levels[..., None], 3, axis=-1)
 
 
-def _course(
+def _frame_tiles(
     frames: np.ndarray, epochs: Numbers
 ) -> tuple[UInt8[np.ndarray, "t n h w 3"], list[str]]:
-    """Tiles, and a label for each epoch."""
+    """Frames as tiles, and a label for each epoch."""
     tiles = _tiles(frames, "frames", "t n h w")
     labels = [f"{epoch:.10g}" for epoch in checked(epochs, "epochs", "t")]
     if len(labels) != len(tiles):
@@ -315,25 +318,25 @@ def _course(
     return tiles, labels
 
 
-def _data(
+def _data_tiles(
     images: np.ndarray, course: UInt8[np.ndarray, "t n h w 3"]
 ) -> UInt8[np.ndarray, "n h w 3"]:
-    """The tiles of the data beside a course."""
+    """The data as tiles of the same shape as a frame."""
     tiles = _tiles(images, "data")
     same_shape(tiles, course[0], "data and a frame")
     return tiles
 
 
-def _write(
+def _write_on_sheet(
     sheet: _Sheet, text: str, x: float | int, y: float | int, *, ha: str, va: str = "bottom"
 ) -> None:
-    """Write a text on the sheet, or beside it where a coordinate is negative."""
+    """Write a text on the sheet, or beside it if a coordinate is negative."""
     sheet.axes.text(x, y, text, fontsize=NORMAL, color=INK, ha=ha, va=va)
 
 
-def _above(sheet: _Sheet, title: str) -> None:
+def _write_title(sheet: _Sheet, title: str) -> None:
     """Write a title above the middle of the sheet."""
-    _write(sheet, title, sheet.size[0] / 2, -8, ha="center")
+    _write_on_sheet(sheet, title, sheet.size[0] / 2, -8, ha="center")
 
 
 def _text_width(text: str) -> int:

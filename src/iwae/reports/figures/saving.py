@@ -18,7 +18,7 @@ _METADATA: dict[str, dict[str, None]] = {
     ".pdf": {"CreationDate": None, "Creator": None, "Producer": None},
     ".svg": {"Date": None, "Creator": None},
 }
-# `savefig` has no arguments for two settings; the lock keeps threads from mixing these up.
+# `savefig` has no arguments for two settings; the lock protects them from other threads.
 _settings_lock = threading.RLock()
 
 
@@ -39,8 +39,8 @@ def save_figure(figure: Figure, path: str | os.PathLike[str]) -> None:
 def save_animation(frames: Sequence[np.ndarray], path: str | os.PathLike[str]) -> None:
     """Write frames, uint8 [height, width, 3] of one shape, as a looping .gif, atomically.
 
-    Each frame lasts for 0.3 seconds and the last one for two. A frame equal to the one before it is
-    not stored again; the earlier one lasts longer instead.
+    Each frame lasts 0.3 seconds, and the last one two. A frame that equals the one before is not
+    stored again; the earlier one lasts longer instead.
     """
     from PIL import Image
 

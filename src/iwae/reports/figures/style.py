@@ -1,4 +1,4 @@
-"""Fonts, colours, chart style and input checks shared by the figures."""
+"""Fonts, colours, the style of charts, and input checks."""
 
 from collections.abc import Sequence
 from typing import Any, TypeAlias
@@ -19,9 +19,10 @@ SMALL, NORMAL = 8, 9  # font sizes, points
 INK, FAINT, GREY, PALE = "#222222", "#8a8a8a", "#b4b4b4", "#e8e8e8"
 # Okabe and Ito's colours, distinguishable with any common colour blindness.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-# Beside colours, as one of the two alone does not tell curves apart for everybody.
+# In addition to colours, which not everybody can distinguish.
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 LEGEND: dict[str, Any] = {"fontsize": SMALL, "labelcolor": INK, "frameon": False}
+GUIDE: dict[str, Any] = {"color": FAINT, "linewidth": 1.1, "linestyle": ":"}  # lines of reference
 
 
 def checked(values: object, name: str, axes: str | None = None) -> Float[np.ndarray, "..."]:
@@ -60,9 +61,9 @@ def chart_figure(count: int, *, height: float = 2.9) -> tuple[Figure, list[Axes]
 
 
 def laid_out(figure: Figure) -> Figure:
-    """The figure with its layout fixed.
+    """Fix the layout of a figure, and return it.
 
-    Each layout starts from the one before, so repeating it at each save would change the pixels.
+    Each layout starts from the one before: repeated at each save, it would change the pixels.
     """
     figure.draw_without_rendering()
     figure.set_layout_engine("none")
@@ -107,7 +108,7 @@ def plain_numbers(axes: Axes, number: str = "{x:g}") -> None:
 
 
 def minus(text: str) -> str:
-    """Numbers with a minus sign in place of a hyphen, as on axes."""
+    """Replace hyphens by minus signs, as on axes."""
     return text.replace("-", "\N{MINUS SIGN}")
 
 
@@ -117,8 +118,8 @@ def whole_ticks() -> MaxNLocator:
 
 
 def scale_epochs(axes: Axes, epochs: Sequence[np.ndarray], number: str = "{x:g}") -> None:
-    """Scale an axis of increasing epochs; logarithmic for long training, as in the papers."""
-    first, last = min(one[0] for one in epochs), max(one[-1] for one in epochs)
+    """Scale an axis of increasing epochs: logarithmic for long training, as in the papers."""
+    first, last = min(each[0] for each in epochs), max(each[-1] for each in epochs)
     if first > 0 and last >= 100 * first:
         axes.set_xscale("log")
         plain_numbers(axes, number)
@@ -127,7 +128,7 @@ def scale_epochs(axes: Axes, epochs: Sequence[np.ndarray], number: str = "{x:g}"
 
 
 def cut_start(axes: Axes, curves: Sequence[tuple[np.ndarray, np.ndarray]]) -> None:
-    """Cut off a start of curves (epochs, values) that takes more than half of the height.
+    """Omit the start of curves (epochs, values) if it would take more than half of the height.
 
     The start is the first seventh of the horizontal axis.
     """
@@ -146,7 +147,7 @@ def cut_start(axes: Axes, curves: Sequence[tuple[np.ndarray, np.ndarray]]) -> No
 def draw_histogram(
     axes: Axes, data: Float[np.ndarray, " n"], low: float, high: float, label: str | None = None
 ) -> Artist:
-    """Draw the density of the data from low to high; it is normalised over all the data."""
+    """Draw the density of the data from low to high, normalised over all the data."""
     bins = min(80, max(10, round(len(data) ** 0.5)))
     weights = np.full(len(data), bins / (high - low) / len(data))
     span = (low, high)

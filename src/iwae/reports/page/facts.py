@@ -1,4 +1,4 @@
-"""Facts read from the folder of a run."""
+"""The facts on the page, read from the folder of a run."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -8,14 +8,7 @@ from typing import Any, NamedTuple
 from iwae.config.experiment import TrainConfig
 from iwae.errors import UserError
 from iwae.results.completing import read_completed
-from iwae.results.reading import (
-    BOUNDING,
-    Estimate,
-    Known,
-    estimates_of,
-    known_bounds,
-    widest,
-)
+from iwae.results.reading import BOUNDING, Estimate, Known, estimates_of, known_bounds, widest
 from iwae.results.records import known_digests
 from iwae.results.schema import Record
 from iwae.runs.folder import run_config
@@ -23,19 +16,19 @@ from iwae.runs.metrics import read_metrics
 
 
 class Run(NamedTuple):
-    """A run as the page sees it.
+    """A run on the page.
 
     Attributes:
         path: its folder.
-        folder: what commands on the page call it.
-        name: what it is called on the page, which no other run is.
+        folder: its folder in commands on the page.
+        name: its unique name on the page.
         config: its configuration.
         weights: which of its models, "final" or "best".
-        bounds: by name, each from the record of the most examples.
-        records: those on the test set, of these weights and of the models that are there now.
-        stale: whether there are records of other models too.
+        bounds: bounds by name, each from the record with the most examples.
+        records: records on the test set, of these weights and the present models.
+        stale: whether there are also records of other models.
         others: the other weights, "final" or "best", that have records on the test set.
-        trained: whether all models are there.
+        trained: whether all models exist.
         metrics: the logged epochs.
     """
 
@@ -53,7 +46,7 @@ class Run(NamedTuple):
 
     @property
     def test_sets(self) -> set[str]:
-        """Digests of the test sets that it was measured on."""
+        """Digests of the test sets that the run was measured on."""
         return {str(record.test_sha256) for record in self.records}
 
     @property
@@ -62,21 +55,21 @@ class Run(NamedTuple):
         return max(self.bounds.values(), key=lambda one: one.rank, default=None)
 
     def known(self) -> list[Known]:
-        """The bounds example by example, of the models that are there now."""
+        """The bounds of the present models, example by example."""
         found = known_bounds(self.path, split="test", weights=self.weights, pruned=False)
         ours = [record.digests for record in self.records]
         return [one for one in found if one.record.digests in ours]
 
 
 def read_run(path: Path, folder: str, weights: str, name: str | None = None) -> Run:
-    """Read the configuration, records and metrics of a run, whose name is by default its folder."""
+    """Read the configuration, records and metrics of a run; its default name is its folder."""
     config = run_config(path)
-    every = [
+    all_weights = [
         record
         for _, record in read_completed(path, BOUNDING)
         if record.split == "test" and not record.pruned
     ]
-    records = [record for record in every if record.weights == weights]
+    records = [record for record in all_weights if record.weights == weights]
     digests = known_digests(path, weights, config.replicates)
     ours = [one for one in records if digests is None or one.digests == digests]
     return Run(
@@ -88,16 +81,16 @@ def read_run(path: Path, folder: str, weights: str, name: str | None = None) -> 
         widest(one for record in ours for one in estimates_of(record)),
         ours,
         len(ours) < len(records),
-        {record.weights for record in every} - {weights},
+        {record.weights for record in all_weights} - {weights},
         digests is not None,
         read_metrics(path),
     )
 
 
 def name_runs(paths: Sequence[Path]) -> list[str]:
-    """The names of the folders, and as many of those above as it takes to tell them apart.
+    """The names of the folders, each with as many parent folders as make it unique.
 
-    A folder named by its seeds alone goes with the one above, which names the experiment.
+    A folder named by its seeds alone includes its parent, which names the experiment.
 
     Raises:
         UserError: if there are none, or one is named twice.
@@ -114,7 +107,7 @@ def name_runs(paths: Sequence[Path]) -> list[str]:
     ]
     for number, path in enumerate(resolved):
         marks = [i for i, part in enumerate(path.parts) if part.startswith("shortened-")]
-        if marks:  # so that nobody takes it for a reproduction
+        if marks:  # so that nobody mistakes it for a reproduction
             names[number] = "/".join(path.parts[marks[0] :])
     length = 1
     while len(set(names)) < len(names):

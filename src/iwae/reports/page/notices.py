@@ -1,4 +1,4 @@
-"""Warnings, and which numbers must not be compared."""
+"""The notices of the page: warnings, and numbers that must not be compared."""
 
 import shlex
 from collections.abc import Iterable, Sequence
@@ -18,14 +18,14 @@ from iwae.results.text import UNRELIABLE, path_words
 
 
 class Notice(NamedTuple):
-    """Something to know before the table is read."""
+    """A notice above the table."""
 
     title: str
     items: list[str]
 
 
 def warnings(runs: Sequence[Run]) -> list[Notice]:
-    """Faults, and possible faults."""
+    """Errors, and possible errors."""
     violations = [
         f"{run.name}: {minus_pairs(words)}"
         for run in runs
@@ -47,7 +47,7 @@ def warnings(runs: Sequence[Run]) -> list[Notice]:
     stale = [
         f"{run.name}: measure it again: {command('evaluate', run)}" for run in runs if run.stale
     ]
-    return _some(
+    return _non_empty(
         ("The bounds are not in order", violations),
         ("Records of other models are omitted: the run was trained on since", stale),
         ("Annealing has not converged", unconverged),
@@ -55,14 +55,14 @@ def warnings(runs: Sequence[Run]) -> list[Notice]:
     )
 
 
-def _some(*notices: tuple[str, Iterable[str]]) -> list[Notice]:
-    """Those that have items, each once."""
+def _non_empty(*notices: tuple[str, Iterable[str]]) -> list[Notice]:
+    """The notices that have items, without repeated items."""
     found = [Notice(title, list(dict.fromkeys(items))) for title, items in notices]
     return [notice for notice in found if notice.items]
 
 
 def minus_pairs(words: str) -> str:
-    """Plus and minus as one sign."""
+    """Write "+-" as one sign."""
     return words.replace("+-", "±")
 
 
@@ -73,24 +73,24 @@ def command(name: str, run: Run) -> str:
 
 
 def cautions(runs: Sequence[Run]) -> list[Notice]:
-    """Which numbers must not be compared, though they stand in one table."""
-    shown = [one for run in runs for one in run.bounds.values()]
-    subsets = {one.name for one in shown if one.is_of_subset}
-    whole = {one.name for one in shown if not one.is_of_subset}
+    """Numbers in one table that must not be compared."""
+    bounds = [bound for run in runs for bound in run.bounds.values()]
+    subsets = any(bound.is_of_subset for bound in bounds)
+    whole = any(not bound.is_of_subset for bound in bounds)
     mixed = (
         "Bounds marked “a subset” are means over a random part of the test set, those beside them "
         "over all of it. The tables below compare the same examples only."
     )
-    here = {(run.path, run.weights) for run in runs}
+    present = {(run.path, run.weights) for run in runs}
     unmeasured = []
     for run in (run for run in runs if not run.bounds):
-        others = [one for one in sorted(run.others) if (run.path, one) not in here]
+        others = [weights for weights in sorted(run.others) if (run.path, weights) not in present]
         remedies = [*map(measured_with, others), command("evaluate", run)]
         unmeasured.append(f"{run.name}: {', or '.join(remedies)}")
-    return _some(
+    return _non_empty(
         ("The runs were measured on different test sets: do not compare them", _test_sets(runs)),
-        ("A column holds bounds of different examples", _examples(runs)),
-        ("Runs were annealed in different ways", _settings(runs)),
+        ("A column holds bounds of different examples", _different_examples(runs)),
+        ("Runs were annealed in different ways", _different_annealing(runs)),
         ("Not all bounds are of the same examples", [mixed] if subsets and whole else []),
         ("Not measured yet", unmeasured),
     )
@@ -107,10 +107,10 @@ def _test_sets(runs: Sequence[Run]) -> list[str]:
     ]
 
 
-def _examples(runs: Sequence[Run]) -> list[str]:
-    """Columns whose cells are of different examples of one test set."""
+def _different_examples(runs: Sequence[Run]) -> list[str]:
+    """Columns whose cells average over different examples of one test set."""
     found = []
-    for name, records in _columns(runs).items():
+    for name, records in _records_by_column(runs).items():
         for test in dict.fromkeys(record.test_sha256 for record in records):
             same = [record for record in records if record.test_sha256 == test]
             if len({record.examples_sha256 for record in same}) > 1:
@@ -119,17 +119,17 @@ def _examples(runs: Sequence[Run]) -> list[str]:
     return found
 
 
-def _settings(runs: Sequence[Run]) -> list[str]:
-    """Columns of annealing whose cells were not annealed alike."""
+def _different_annealing(runs: Sequence[Run]) -> list[str]:
+    """Columns whose cells were annealed with different settings."""
     found = []
-    for name, records in _columns(runs).items():
-        hows = [record.annealing for record in records if record.annealing is not None]
-        if len(ways := dict.fromkeys(map(path_words, hows))) > 1:
-            found.append(f"{name}: " + " or ".join(ways))
+    for name, records in _records_by_column(runs).items():
+        settings = [record.annealing for record in records if record.annealing is not None]
+        if len(different := dict.fromkeys(map(path_words, settings))) > 1:
+            found.append(f"{name}: " + " or ".join(different))
     return found
 
 
-def _columns(runs: Sequence[Run]) -> dict[str, list[Record]]:
+def _records_by_column(runs: Sequence[Run]) -> dict[str, list[Record]]:
     """The records behind each column of bounds."""
     names = dict.fromkeys(name for run in runs for name in run.bounds)
     return {name: [run.bounds[name].record for run in runs if name in run.bounds] for name in names}

@@ -1,10 +1,9 @@
-"""Figures for a page: charts whose ink follows the page's colours, and pictures of pixels."""
+"""Figures on the page: charts that follow the page's colours, and pictures of pixels."""
 
 import base64
 import io
 import re
 from collections.abc import Mapping, Sequence
-from functools import reduce
 from itertools import cycle
 from typing import Any, NamedTuple
 
@@ -14,31 +13,18 @@ from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from iwae.reports.estimates import differences_by_budget
+from iwae.reports.estimates import differences_by_budget, shared_places
+from iwae.reports.figures import style
+from iwae.reports.figures.charts import read_curves
 from iwae.reports.figures.error_bars import draw_curve
-from iwae.reports.figures.style import (
-    DPI,
-    FAINT,
-    INK,
-    MARKERS,
-    PALE,
-    PALETTE,
-    chart_figure,
-    cut_start,
-    finish,
-    laid_out,
-    plain_numbers,
-    scale_epochs,
-    whole_ticks,
-)
 from iwae.reports.page.facts import Run
 from iwae.results.reading import Known
 from iwae.results.schema import Settings
 
 NUMBER = "{x:,.0f}"
-"""Numbers of a logarithmic axis, as in the text of the page."""
+"""Format of numbers on a logarithmic axis, as in the text of the page."""
 
-STYLES: tuple[Any, ...] = ("-", "--", ":", "-.")
+LINES: tuple[Any, ...] = ("-", "--", ":", "-.")
 
 
 class Picture(NamedTuple):
@@ -52,133 +38,124 @@ class Picture(NamedTuple):
 # --- charts of all runs ---------------------------------------------------------------------
 
 
-def training(runs: Sequence[Run], places: Sequence[int]) -> Figure | None:
-    """The training bound (solid) and the validation bound (dashed); runs of the same data.
+def training(runs: Mapping[int, Run]) -> Figure | None:
+    """The training bound (solid) and validation bound (dashed) of runs on the same data.
 
     Args:
-        runs: those to draw.
-        places: the place of each on the page, which gives its colour.
+        runs: the runs by their place on the page, which determines their colour.
+
+    Returns:
+        The chart; None without any bound.
     """
     drawn = []
-    figure, axes = _chart()
-    for run, place in zip(runs, places, strict=True):
-        for key, style in (("train_bound", "-"), ("validation_bound", "--")):
-            epochs, values = _course(run, key)
-            if len(epochs):
-                _line(axes, epochs, values, place, style)
-                drawn.append((epochs, values))
+    figure, axes = _empty_chart()
+    for place, run in runs.items():
+        for key, line in (("train_bound", "-"), ("validation_bound", "--")):
+            for curve in read_curves(run.metrics, key, key).values():
+                drawn.append((curve.epochs, curve.mean()))
+                _draw_line(axes, *drawn[-1], place, line)
     if not drawn:
         return None
-    scale_epochs(axes, [epochs for epochs, _ in drawn], NUMBER)
-    cut_start(axes, drawn)
-    finish(axes, "epoch", "bound (nats)")
-    return laid_out(figure)
+    style.scale_epochs(axes, [epochs for epochs, _ in drawn], NUMBER)
+    style.cut_start(axes, drawn)
+    style.finish(axes, "epoch", "bound (nats)")
+    return style.laid_out(figure)
 
 
-def units(runs: Sequence[Run], places: Sequence[int]) -> Figure | None:
-    """Active units through training; layers by the style of the line. See `training`."""
+def units(runs: Mapping[int, Run]) -> Figure | None:
+    """Active units through training, with a line style for each layer; see `training`."""
     drawn = []
-    figure, axes = _chart()
-    for place, run in zip(places, runs, strict=True):
-        epochs, values = _course(run, "active_units")
-        for layer, style in zip(range(values.shape[-1] if values.ndim > 1 else 0), cycle(STYLES)):
-            _line(axes, epochs, values[:, layer], place, style)
-            drawn.append(epochs)
+    figure, axes = _empty_chart()
+    for place, run in runs.items():
+        layers = read_curves(run.metrics, "active_units", None).values()
+        for curve, line in zip(layers, cycle(LINES), strict=False):
+            _draw_line(axes, curve.epochs, curve.mean(), place, line)
+            drawn.append(curve.epochs)
     if not drawn:
         return None
-    scale_epochs(axes, drawn, NUMBER)
+    style.scale_epochs(axes, drawn, NUMBER)
     axes.set_ylim(0, 1.05 * axes.get_ylim()[1])
-    axes.yaxis.set_major_locator(whole_ticks())
-    finish(axes, "epoch", "active units")
-    return laid_out(figure)
+    axes.yaxis.set_major_locator(style.whole_ticks())
+    style.finish(axes, "epoch", "active units")
+    return style.laid_out(figure)
 
 
-def _course(run: Run, key: str) -> tuple[np.ndarray, np.ndarray]:
-    """Epochs `[t]`, and means over the replicates that have a value, `[t]` or `[t, layers]`."""
-    found: dict[int, Any] = {}
-    for row in run.metrics:
-        if row.get(key) is not None:
-            values = np.array(row[key], dtype=np.float64)
-            values = np.atleast_2d(values) if key == "active_units" else np.atleast_1d(values)
-            if not np.isnan(values).all():
-                found[row["epoch"]] = np.nanmean(values, axis=0)
-    epochs = sorted(found)
-    return np.array(epochs), np.array([found[epoch] for epoch in epochs])
-
-
-def _chart() -> tuple[Figure, Axes]:
-    figure, (axes,) = chart_figure(1)
+def _empty_chart() -> tuple[Figure, Axes]:
+    figure, (axes,) = style.chart_figure(1)
     figure.set_size_inches(5.0, 3.2)  # small, so that the letters are large on a telephone
     return figure, axes
 
 
-def _line(axes: Axes, x: np.ndarray, y: np.ndarray, place: int, style: str) -> None:
-    """A line with the mark of its run at the end."""
-    colour = PALETTE[place % len(PALETTE)]
-    axes.plot(x, y, color=colour, linestyle=style, linewidth=1.5)
-    axes.plot(x[-1:], y[-1:], color=colour, marker=MARKERS[place % len(MARKERS)], markersize=5)
+def _draw_line(axes: Axes, x: np.ndarray, y: np.ndarray, place: int, line: str) -> None:
+    """Draw a line with the marker of its run at the end."""
+    look = _look(place)
+    axes.plot(x, y, color=look["color"], linestyle=line, linewidth=1.5)
+    axes.plot(x[-1:], y[-1:], **look, markersize=5)
+
+
+def _look(place: int) -> dict[str, Any]:
+    """The colour and marker of a run."""
+    palette, markers = style.PALETTE, style.MARKERS
+    return {"color": palette[place % len(palette)], "marker": markers[place % len(markers)]}
 
 
 def budgets(known: Mapping[int, Sequence[Known]]) -> tuple[Figure, str, int] | None:
-    """Paired differences of bounds by budget, over the examples that all have; None without any.
+    """Paired differences of bounds by budget, on the examples that all bounds share.
 
     Args:
-        known: the bounds of each run by its place on the page, all of one test set.
+        known: the bounds of each run by its place on the page, all on one test set.
 
     Returns:
-        The chart, the name of the bound subtracted from all, the tightest of the first run, and the
-        number of examples.
+        The chart; the name of the bound subtracted from all, the tightest of the first run; and
+        the number of examples. None unless two bounds share two examples.
     """
-    every = [one for bounds in known.values() for one in bounds]
-    if len(every) < 2:
+    shared = shared_places([bound for bounds in known.values() for bound in bounds])
+    if shared is None:
         return None
-    shared = reduce(np.intersect1d, [one.places for one in every])
-    if len(shared) < 2:
-        return None
-    figure, axes = _chart()
+    figure, axes = _empty_chart()
     reference = next(bounds for bounds in known.values() if bounds)[-1]
-    axes.axhline(0, color=FAINT, linewidth=1.1, linestyle=":", zorder=1)
+    axes.axhline(0, **style.GUIDE, zorder=1)
     for place, bounds in known.items():
-        look = {"color": PALETTE[place % len(PALETTE)], "marker": MARKERS[place % len(MARKERS)]}
-        for way, curve in _curves(bounds).items():
-            look["linestyle"] = "-" if way is None else "--"
-            found = differences_by_budget(curve, shared, reference)
-            draw_curve(axes, found, **look, linewidth=1.5, elinewidth=1, capsize=2.5)
+        for annealing, curve in _by_method(bounds).items():
+            points = differences_by_budget(curve, shared, reference)
+            look = _look(place) | {"linestyle": "-" if annealing is None else "--"}
+            draw_curve(axes, points, **look, linewidth=1.5, elinewidth=1, capsize=2.5)
     axes.set_xscale("log")
     label = f"difference to {reference.estimator} (nats)"
-    finish(axes, "importance samples k, or temperatures T", label)
-    plain_numbers(axes, NUMBER)
-    return laid_out(figure), reference.estimator, len(shared)
+    style.finish(axes, "importance samples k, or temperatures T", label)
+    style.plain_numbers(axes, NUMBER)
+    return style.laid_out(figure), reference.estimator, len(shared)
 
 
-def _curves(bounds: Sequence[Known]) -> dict[Settings | None, list[Known]]:
-    """The bounds that make one curve: by sampling (None), and by each way to anneal."""
+def _by_method(bounds: Sequence[Known]) -> dict[Settings | None, list[Known]]:
+    """The bounds of each curve, by its annealing settings; None for importance sampling."""
     curves: dict[Settings | None, list[Known]] = {}
-    for one in bounds:
-        how = one.record.annealing
-        way = None if how is None else how.model_copy(update={"temperatures": None})
-        curves.setdefault(way, []).append(one)
+    for bound in bounds:
+        settings = bound.record.annealing
+        if settings is not None:
+            settings = settings.model_copy(update={"temperatures": None})
+        curves.setdefault(settings, []).append(bound)
     return curves
 
 
-# --- figures into markup --------------------------------------------------------------------
+# --- markup ---------------------------------------------------------------------------------
 
 COLOURS = {
-    INK: "currentColor",
-    FAINT: "var(--faint)",
-    PALE: "var(--pale)",
+    style.INK: "currentColor",
+    style.FAINT: "var(--faint)",
+    style.PALE: "var(--pale)",
     "#ffffff": "var(--paper)",
-    **{colour.lower(): f"var(--run-{i})" for i, colour in enumerate(PALETTE)},
+    **{colour.lower(): f"var(--run-{i})" for i, colour in enumerate(style.PALETTE)},
 }
-"""Colours of a chart as the page names them, so that they fit its light and its dark face."""
+"""Colour of a chart -> its name on the page, which has a light and a dark theme."""
 
 
 def svg(figure: Figure, name: str, alt: str) -> Markup:
-    """A chart as SVG inside the page.
+    """A chart as inline SVG.
 
     Args:
-        name: letters and digits that no other chart of the page has: its identifiers start so.
-        alt: what it shows, for those who do not see it.
+        name: prefix of its identifiers, unique on the page; letters and digits.
+        alt: alternative text.
     """
     buffer = io.StringIO()
     with mpl.rc_context({"svg.hashsalt": "iwae", "svg.fonttype": "none"}):
@@ -196,10 +173,10 @@ def svg(figure: Figure, name: str, alt: str) -> Markup:
 
 
 def png(figure: Figure, alt: str) -> Markup:
-    """A picture of pixels as an image inside the page."""
+    """A picture of pixels as an inline image, with an alternative text."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi="figure", metadata={"Software": None})
-    width, height = (round(DPI * side) for side in figure.get_size_inches())
+    width, height = (round(style.DPI * side) for side in figure.get_size_inches())
     data = base64.b64encode(buffer.getvalue()).decode()
     return Markup('<img alt="{}" width="{}" height="{}" src="data:image/png;base64,{}">').format(
         alt, width, height, data

@@ -1,6 +1,7 @@
-"""Facts into tables. Every number is one of a record."""
+"""The tables of the page. Every number comes from a record."""
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,10 +21,10 @@ class Cell(NamedTuple):
     """One cell of a table.
 
     Attributes:
-        text: what is shown; "" if nothing is known.
-        value: what the column is sorted by.
-        note: smaller, below the text.
-        alarm: whether it must not be overlooked.
+        text: the text; "" if nothing is known.
+        value: the key by which the column is sorted.
+        note: smaller text below.
+        alarm: whether the cell is highlighted as a warning.
     """
 
     text: str = ""
@@ -33,7 +34,7 @@ class Cell(NamedTuple):
 
 
 class Column(NamedTuple):
-    """A column of the comparison: its title, what it means, and a cell for each run."""
+    """A column of the comparison: its title, an explanation, and a cell for each run."""
 
     title: str
     hint: str
@@ -42,58 +43,59 @@ class Column(NamedTuple):
 
 
 def comparison(runs: Sequence[Run]) -> list[Column]:
-    """The columns of the table of all runs; those in which nothing is known are omitted."""
+    """The columns of the table of all runs, without empty ones."""
     bounds = {name: one for run in runs for name, one in run.bounds.items()}
     hint = "Mean bound on log p(x) ± standard error, nats per example; higher is better."
+    column = partial(_column_of, runs)
     columns = [
-        _column("data", "", runs, _data, False),
-        _column("objective", "", runs, _objective, False),
-        _column("gradient", "Where it is not the objective's own.", runs, _gradient, False),
-        _column("layers", "Sizes of the latent layers, nearest the data first.", runs, _layers),
-        _column("epochs", "", runs, _epochs),
-        _column("seeds", "", runs, _seeds),
+        column("data", "", _data_cell, False),
+        column("objective", "", _objective_cell, False),
+        column("gradient", "Where it is not the objective's own.", _gradient_cell, False),
+        column("layers", "Sizes of the latent layers, nearest the data first.", _layers_cell),
+        column("epochs", "", _epochs_cell),
+        column("seeds", "", _seeds_cell),
         *(
-            Column(name, hint, [_bound(run.bounds.get(name)) for run in runs])
+            Column(name, hint, [_bound_cell(run.bounds.get(name)) for run in runs])
             for name in sorted(bounds, key=lambda name: bounds[name].rank)
         ),
-        _column("true log p(x)", "Of the distribution that made the data.", runs, _truth),
-        _column("active units", "Of each layer; means over the seeds.", runs, _active),
-        _column("published NLL", "What the paper reports of this experiment.", runs, _published),
-        _column("annealing", "The verdict on the longest annealing run.", runs, _verdict, False),
-        _column("k̂ too large", "Share of examples with unreliable weights.", runs, _khat),
+        column("true log p(x)", "Of the distribution that made the data.", _truth_cell),
+        column("active units", "Of each layer; means over the seeds.", _active_cell),
+        column("published NLL", "What the paper reports of this experiment.", _published_cell),
+        column("annealing", "The verdict on the longest annealing run.", _verdict_cell, False),
+        column("k̂ too large", "Share of examples with unreliable weights.", _khat_cell),
     ]
     return [column for column in columns if any(cell.text for cell in column.cells)]
 
 
-def _column(
-    title: str, hint: str, runs: Sequence[Run], cell: Callable[[Run], Cell], numeric: bool = True
+def _column_of(
+    runs: Sequence[Run], title: str, hint: str, cell: Callable[[Run], Cell], numeric: bool = True
 ) -> Column:
     return Column(title, hint, [cell(run) for run in runs], numeric)
 
 
-def _bound(bound: Estimate | None) -> Cell:
+def _bound_cell(bound: Estimate | None) -> Cell:
     if bound is None:
         return Cell()
     digits = 2 if bound.record.true_log_likelihood is None else 4
     mean, stderr = bound.quoted
-    of = [f"n = {bound.examples}", *error_words(bound.row, digits + 1)]
+    notes = [f"n = {bound.examples}", *error_words(bound.row, digits + 1)]
     if bound.spread is not None:
-        of.append(f"sd of seeds {bound.spread:.{digits}f}")
+        notes.append(f"sd of seeds {bound.spread:.{digits}f}")
     text = minus(plus_minus(mean, stderr, digits))
-    return Cell(text, mean, "\n".join(of), alarm=mean is None)
+    return Cell(text, mean, "\n".join(notes), alarm=mean is None)
 
 
-def _data(run: Run) -> Cell:
+def _data_cell(run: Run) -> Cell:
     name = short_path(run.config.dataset)
     return Cell(name, name)
 
 
 def short_path(value: object) -> str:
-    """The last part of an absolute path: the rest is nobody's business."""
+    """The last part of an absolute path, so that the page does not expose private folders."""
     return Path(str(value)).name if Path(str(value)).is_absolute() else str(value)
 
 
-def _layers(run: Run) -> Cell:
+def _layers_cell(run: Run) -> Cell:
     config = run.config
     sizes = config.sizes()[0]
     note = "of " + " + ".join(map(str, sizes))
@@ -108,7 +110,7 @@ def _layers(run: Run) -> Cell:
     return Cell(str(len(sizes)), len(sizes), note)
 
 
-def _objective(run: Run) -> Cell:
+def _objective_cell(run: Run) -> Cell:
     config = run.config.final()
     options = [
         f"{name.replace('_', ' ')} {value}"
@@ -121,14 +123,14 @@ def _objective(run: Run) -> Cell:
     return Cell(text, text, ", ".join(options))
 
 
-def _gradient(run: Run) -> Cell:
+def _gradient_cell(run: Run) -> Cell:
     config = run.config.final()
     own = OBJECTIVES[config.objective].gradients[0]
     name = config.declaration().gradient or own
     return Cell() if name == own else Cell(name, name)
 
 
-def _epochs(run: Run) -> Cell:
+def _epochs_cell(run: Run) -> Cell:
     trained = {one.epoch for record in run.records for one in record.models if one.epoch}
     trained = trained or {row["epoch"] for row in run.metrics[-1:]}
     if not trained:
@@ -137,27 +139,27 @@ def _epochs(run: Run) -> Cell:
     return Cell("/".join(f"{epoch:,}" for epoch in sorted(trained)), max(trained), note)
 
 
-def _seeds(run: Run) -> Cell:
+def _seeds_cell(run: Run) -> Cell:
     return Cell(str(run.config.replicates), run.config.replicates)
 
 
-def _of_widest(run: Run, name: str) -> Any:
-    """A field of the record of the most examples; None without one."""
+def _field_of_widest(run: Run, name: str) -> Any:
+    """A field of the record with the most examples; None without records."""
     record = max(run.records, key=lambda record: record.n, default=None)
     return None if record is None else getattr(record, name)
 
 
-def _truth(run: Run) -> Cell:
-    truth = _of_widest(run, "true_log_likelihood")
+def _truth_cell(run: Run) -> Cell:
+    truth = _field_of_widest(run, "true_log_likelihood")
     return Cell() if truth is None else Cell(minus(f"{truth:.4f}"), truth)
 
 
-def _active(run: Run) -> Cell:
-    units = _of_widest(run, "active_units")
+def _active_cell(run: Run) -> Cell:
+    units = _field_of_widest(run, "active_units")
     return Cell("+".join(f"{count:g}" for count in units), sum(units)) if units else Cell()
 
 
-def _published(run: Run) -> Cell:
+def _published_cell(run: Run) -> Cell:
     latent, hidden = run.config.sizes()
     sizes = {"latent_sizes": list(latent), "hidden_sizes": [list(one) for one in hidden]}
     text = published_nll(run.config.model_dump(mode="json") | sizes)
@@ -168,7 +170,7 @@ def _published(run: Run) -> Cell:
 
 
 def longest_annealing(run: Run) -> Estimate | None:
-    """The best bound of a run, if it is by annealing."""
+    """The tightest bound of a run, if it is by annealing."""
     best = run.best
     return best if best is not None and best.record.annealing is not None else None
 
@@ -178,15 +180,15 @@ def verdicts(bound: Estimate) -> list[Verdict]:
     return [one.verdict for one in bound.record.models if one.verdict is not None]
 
 
-def _verdict(run: Run) -> Cell:
+def _verdict_cell(run: Run) -> Cell:
     bound = longest_annealing(run)
     found = verdicts(bound) if bound else []
-    words = " / ".join(dict.fromkeys(one.word for one in found))
-    return Cell(words, words or None, alarm=any(one.word != "converged" for one in found))
+    text = " / ".join(dict.fromkeys(one.word for one in found))
+    return Cell(text, text or None, alarm=any(one.word != "converged" for one in found))
 
 
 def khat_share(run: Run) -> tuple[Estimate, float] | None:
-    """The bound by the most samples, and the share of examples whose k-hat is too large."""
+    """The bound with the most samples, and the share of examples whose k-hat is too large."""
     sampled = [one for one in run.bounds.values() if one.record.by_k]
     if not sampled:
         return None
@@ -200,7 +202,7 @@ def khat_share(run: Run) -> tuple[Estimate, float] | None:
     return (most, sum(shares) / len(shares)) if shares else None
 
 
-def _khat(run: Run) -> Cell:
+def _khat_cell(run: Run) -> Cell:
     found = khat_share(run)
     if found is None:
         return Cell()
@@ -208,17 +210,17 @@ def _khat(run: Run) -> Cell:
     return Cell(f"{share:.0%}", share, f"of {bound.name}", alarm=share >= UNRELIABLE)
 
 
-# --- the same examples ----------------------------------------------------------------------
+# --- paired differences and estimates on the same examples ----------------------------------
 
 
 def by_test_set(runs: Sequence[Run]) -> dict[str, list[Run]]:
-    """The runs that were measured, by the digest of the test set; a run may be in two."""
+    """The measured runs by the digest of their test set; a run may have several."""
     digests = dict.fromkeys(digest for run in runs for digest in sorted(run.test_sets))
     return {digest: [run for run in runs if digest in run.test_sets] for digest in digests}
 
 
 class Table(NamedTuple):
-    """A plain table, and what it shows."""
+    """A plain table with its caption."""
 
     caption: str
     columns: list[Cell]
@@ -231,25 +233,25 @@ def differences(runs: Sequence[Run]) -> list[Table]:
         [run for run in group if not run.stale and run.bounds]
         for group in by_test_set(runs).values()
     ]
-    tables = (_differences(group) for group in groups if len(group) > 1)
+    tables = (_differences_table(group) for group in groups if len(group) > 1)
     return [table for table in tables if table is not None]
 
 
-def _differences(runs: Sequence[Run]) -> Table | None:
+def _differences_table(runs: Sequence[Run]) -> Table | None:
     columns: dict[Cell, dict[str, Cell]] = {}
     for name in runs[0].bounds:
-        having = [run for run in runs if name in run.bounds]
-        if len(having) < 2:
+        measured = [run for run in runs if name in run.bounds]
+        if len(measured) < 2:
             continue
         try:
-            record = compare_models([(run.path, run.weights) for run in having], estimator=name)
+            record = compare_models([(run.path, run.weights) for run in measured], estimator=name)
         except UserError:
-            continue  # not alike
+            continue  # not comparable
         first, *others = record["runs"]
-        cells = [Cell(_mean(first)), *map(_difference, others)]
-        names = [run.name for run in having]
-        of = f"n = {record['n']:,}" + (", a subset" if record["subset"] else "")
-        columns[Cell(name, note=of)] = dict(zip(names, cells, strict=True))
+        cells = [Cell(_mean_text(first)), *map(_difference_cell, others)]
+        names = [run.name for run in measured]
+        note = f"n = {record['n']:,}" + (", a subset" if record["subset"] else "")
+        columns[Cell(name, note=note)] = dict(zip(names, cells, strict=True))
     if not columns:
         return None
     rows = [
@@ -259,41 +261,37 @@ def _differences(runs: Sequence[Run]) -> Table | None:
     return Table(f"Difference to {runs[0].name}", [Cell("run"), *columns], rows)
 
 
-def _mean(row: Mapping[str, Any]) -> str:
+def _mean_text(row: Mapping[str, Any]) -> str:
     return minus(plus_minus(row["log_likelihood"], row["stderr"]))
 
 
-def _difference(row: Mapping[str, Any]) -> Cell:
+def _difference_cell(row: Mapping[str, Any]) -> Cell:
     if row["difference"] is None:
         return Cell("not finite", alarm=True)
-    words = plus_minus(row["difference"], row["difference_stderr"], sign="+")
+    text = plus_minus(row["difference"], row["difference_stderr"], sign="+")
     chance = [] if row["significant"] else ["may be chance"]
-    return Cell(minus(words), note="\n".join([*chance, f"mean {_mean(row)}"]))
+    return Cell(minus(text), note="\n".join([*chance, f"mean {_mean_text(row)}"]))
 
 
 def estimates(runs: Sequence[Run]) -> Table | None:
-    """Every bound of the runs that were annealed, each row for the same examples."""
-    rows = [
-        row
-        for run in runs
-        if not run.stale
-        if (row := estimates_row(run.path, run.name, run.weights)) is not None
-    ]
+    """All bounds of the annealed runs, each row on the same examples."""
+    current = [run for run in runs if not run.stale]
+    rows = list(filter(None, (estimates_row(run.path, run.name, run.weights) for run in current)))
     if not rows:
         return None
     columns = list(dict.fromkeys(name for row in rows for name in row))
     return Table(
         "Nats per example, each row on the same examples",
         [Cell(name) for name in columns],
-        [[_estimate(row, name) for name in columns] for row in rows],
+        [[_estimate_cell(row, name) for name in columns] for row in rows],
     )
 
 
-def _estimate(row: Row, name: str) -> Cell:
+def _estimate_cell(row: Row, name: str) -> Cell:
     text = row.get(name, "-")
     if name == "run" or text == "-":
         return Cell(text.removeprefix("-") if text == "-" else text)
-    text, _, note = minus(text).partition(" (")  # "AIS, long" has its temperatures in brackets
+    text, _, note = minus(text).partition(" (")  # the number of temperatures is in brackets
     return Cell(text, note=note.removesuffix(")"))
 
 
@@ -302,17 +300,17 @@ def _estimate(row: Row, name: str) -> Cell:
 
 def configurations(runs: Sequence[Run]) -> list[tuple[str, list[str], bool]]:
     """Each key, its value in each run, and whether the values differ."""
-    every = [run.config.model_dump(mode="json") for run in runs]
+    configs = [run.config.model_dump(mode="json") for run in runs]
     rows = []
     for key in TrainConfig.model_fields:
-        values = [_words(config[key]) for config in every]
+        values = [_option_text(config[key]) for config in configs]
         if any(values):
             rows.append((key, values, len(set(values)) > 1))
     return rows
 
 
-def _words(value: Any) -> str:
-    """A value as the command line has it."""
+def _option_text(value: Any) -> str:
+    """A value as written on the command line."""
     if value is None:
         return ""
     if isinstance(value, bool):

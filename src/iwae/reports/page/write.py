@@ -1,11 +1,11 @@
-"""A page from runs: facts, tables and pictures into one HTML file."""
+"""Write the page: facts, tables and pictures of runs in one HTML file."""
 
 import base64
 import hashlib
 import logging
 import re
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from importlib.resources import files
@@ -46,21 +46,21 @@ CAPTIONS = {
         "Posterior means of test examples. Colours are labels, rings mark unlikely examples.",
     ),
     "log_variances": (
-        "How far the latent units react to the data",
+        "Activity of the latent units",
         "Variance over test examples of each unit's posterior mean. Right of the line is active.",
     ),
     "posterior": ("Posteriors", "p(z|x) beside q(z|x) of a few test examples."),
-    "training_curves": ("Course of training", "By epoch: the bound and its parts, nats."),
+    "training_curves": ("Training curves", "The bound and its parts by epoch, nats."),
     "rate_distortion": (
         "Rate and distortion",
-        "What annealing traces from the prior to the posterior and beyond.",
+        "The curve that annealing traces from the prior to the posterior and beyond.",
     ),
     "calibration": (
         "Calibration of q",
         (
             "Ranks of true latents among draws of q(z|x) and among weighted draws, on simulated "
-            "examples: how far their distribution is from the uniform one, by unit. Of exactly "
-            "calibrated units, inactive ones too, 95% stay inside the grey band."
+            "examples: the distance of their distribution from the uniform one, by unit. Of "
+            "exactly calibrated units, including inactive ones, 95% stay inside the grey band."
         ),
     ),
     "training_samples": ("Samples through training", "The same draws z, at a few epochs."),
@@ -77,9 +77,9 @@ CAPTIONS = {
         "Weights from the pixels to its first layer, the largest first.",
     ),
 }
-"""Heading and caption of what `run_figures` draws, in the order of the page.
+"""Name of a figure of `run_figures` -> heading and caption, in the order of the page.
 
-The chart of bounds is missing: all runs share one.
+The chart of bounds is missing, since all runs share one.
 """
 
 CHARTS = {
@@ -90,7 +90,7 @@ CHARTS = {
     "rate_distortion",
     "calibration",
 }
-"""Lines and bars. All others have pixels, and stay on white."""
+"""Figures of lines and bars; all others have pixels and stay on white."""
 
 
 class Shelf(NamedTuple):
@@ -99,29 +99,29 @@ class Shelf(NamedTuple):
     name: str
     heading: str
     caption: str
-    pictures: list[tuple[int, Picture]]  # the place of the run, and its picture
+    pictures: list[tuple[int, Picture]]  # place of the run, and its picture
 
 
 @float32
 def write_page(
     runs: Sequence[Path], path: Path, *, weights: str = "final", data_dir: Path | None = None
 ) -> Path:
-    """Write one HTML page that compares runs, and needs no other file and no network.
+    """Write one HTML page that compares runs; it needs no other file and no network.
 
-    A run that was not measured is on it with empty cells; one whose models or data are not there
-    has no pictures, and the page says so.
+    A run without measurements has empty cells; one whose models or data are unavailable has no
+    pictures, and the page says so.
 
     Args:
-        runs: their folders; differences are to the first.
-        path: the file to write, whole or not at all.
-        weights: which models of each run, "final" or "best", or "both" beside each other.
-        data_dir: where data files are looked for first.
+        runs: folders of the runs; differences are to the first.
+        path: the file, which is written whole or not at all.
+        weights: which models of each run: "final", "best", or "both" beside each other.
+        data_dir: folder to search first for data files.
 
     Returns:
         The path.
 
     Raises:
-        UserError: if there is no run, a folder holds none, one is named twice, or the path is a
+        UserError: if there is no run, a folder is no run, one is named twice, or the path is a
             folder.
     """
     path = Path(path)
@@ -131,12 +131,12 @@ def write_page(
         raise UserError(f"{path} is a folder; name a file for the page, such as report.html")
     folders = [Path(run) for run in runs]
     kinds = WEIGHTS[weights]
-    read = [
+    found = [
         read_run(folder, name, kind, f"{name}, {kind}" if len(kinds) > 1 else None)
         for folder, name in zip(folders, name_runs(folders), strict=True)
         for kind in kinds
     ]
-    text = _render(read, weights, data_dir, path.name)
+    text = _render(found, weights, data_dir, path.name)
     with atomic_write(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
     return path
@@ -180,7 +180,7 @@ def _render(runs: Sequence[Run], weights: str, data_dir: Path | None, file: str)
 
 
 def _subscripts(text: str) -> Markup:
-    """L_50 with a lower 50."""
+    """Write L_50 with a subscript."""
     return Markup(re.sub(r"\b(L|AIS)_(\d+)", r"\1<sub>\2</sub>", str(escape(text))))  # noqa: S704
 
 
@@ -190,7 +190,7 @@ def _source(name: str) -> str:
 
 
 Chart = tuple[list[tuple[int, Run]], Picture]
-"""A chart, and who is in it: places on the page, and the runs."""
+"""The runs in a chart, with their places on the page, and the chart."""
 
 TRAINING = (
     "Training on {data}: the training bound of each run, and dashed its validation bound. Bounds "
@@ -198,63 +198,60 @@ TRAINING = (
 )
 
 BUDGETS = (
-    "Bounds on log p(x) less {reference} of {run}, against what was spent on them: importance "
-    "samples (solid) or temperatures of annealing (dashed). Paired differences over the {n:,} test "
+    "Bounds on log p(x) less {reference} of {run}, against their budget: importance samples "
+    "(solid) or temperatures of annealing (dashed). Paired differences over the {n:,} test "
     "examples that all of these bounds share."
 )
 
 UNITS = "Active latent units through training."
-LAYERED = " Layer 1, nearest the data, is solid; the next are dashed."
+LAYERED = " Layer 1, nearest the data, is solid; further layers are dashed."
 
 
 def _charts(runs: Sequence[Run]) -> Iterator[Chart]:
-    """The charts in which runs share the axes."""
-    places_of = {run.name: place for place, run in enumerate(runs)}
-    # Both models of a run have one course.
+    """The charts in which runs share axes."""
+    places = {run.name: place for place, run in enumerate(runs)}
+    # The final and best weights of a run share one training.
     paths = [run.path for run in runs]
-    first = [place for place, path in enumerate(paths) if path not in paths[:place]]
-    for number, places in enumerate(_same_data(runs, first)):
-        some = [runs[place] for place in places]
-        if (figure := pictures.training(some, places)) is not None:
-            caption = TRAINING.format(data=tables.short_path(some[0].config.dataset))
-            yield _chart(runs, places, figure, f"training{number}", caption)
-    for number, group in enumerate(tables.by_test_set(runs).values()):
-        known = {places_of[run.name]: run.known() for run in group}
-        known = {place: bounds for place, bounds in known.items() if bounds}
+    trained = {place: run for place, run in enumerate(runs) if run.path not in paths[:place]}
+    for number, group in enumerate(_same_data(trained)):
+        if (figure := pictures.training(group)) is not None:
+            caption = TRAINING.format(data=tables.short_path(_first(group).config.dataset))
+            yield _captioned(group, figure, f"training{number}", caption)
+    for number, measured in enumerate(tables.by_test_set(runs).values()):
+        known = {places[run.name]: bounds for run in measured if (bounds := run.known())}
         if (found := pictures.budgets(known)) is not None:
             figure, reference, n = found
-            name = runs[next(iter(known))].name
-            caption = BUDGETS.format(n=n, reference=reference, run=name)
-            yield _chart(runs, list(known), figure, f"budget{number}", caption)
-    if (figure := pictures.units([runs[place] for place in first], first)) is not None:
+            group = {place: runs[place] for place in known}
+            caption = BUDGETS.format(n=n, reference=reference, run=_first(group).name)
+            yield _captioned(group, figure, f"budget{number}", caption)
+    if (figure := pictures.units(trained)) is not None:
         layered = any(len(run.config.sizes()[0]) > 1 for run in runs)
-        caption = UNITS + LAYERED * layered
-        yield _chart(runs, first, figure, "units", caption)
+        yield _captioned(trained, figure, "units", UNITS + LAYERED * layered)
 
 
-def _chart(
-    runs: Sequence[Run], places: Sequence[int], figure: Figure, name: str, caption: str
-) -> Chart:
-    drawn = [(place, runs[place]) for place in places]
-    alt = f"{caption} Runs: {', '.join(run.name for _, run in drawn)}."
-    return drawn, Picture(svg(figure, name, alt), caption, alt)
+def _first(runs: Mapping[int, Run]) -> Run:
+    return next(iter(runs.values()))
 
 
-def _same_data(runs: Sequence[Run], places: Sequence[int]) -> list[list[int]]:
-    """The places of runs that were trained on the same data: only their bounds share an axis."""
-    groups: dict[tuple[object, ...], list[int]] = {}
-    for place in places:
-        config = runs[place].config
-        key = (config.dataset, config.binarization, config.kind())
-        groups.setdefault(key, []).append(place)
-    return list(groups.values())
+def _captioned(runs: Mapping[int, Run], figure: Figure, name: str, caption: str) -> Chart:
+    """A figure of runs, by place, as a chart."""
+    alt = f"{caption} Runs: {', '.join(run.name for run in runs.values())}."
+    return list(runs.items()), Picture(svg(figure, name, alt), caption, alt)
+
+
+def _same_data(runs: Mapping[int, Run]) -> Iterable[dict[int, Run]]:
+    """The runs, by place, on each data set: only bounds on the same data share an axis."""
+    groups: dict[tuple[object, ...], dict[int, Run]] = {}
+    for place, run in runs.items():
+        key = (run.config.dataset, run.config.binarization, run.config.kind())
+        groups.setdefault(key, {})[place] = run
+    return groups.values()
 
 
 def _shelves(runs: Sequence[Run], data_dir: Path | None) -> tuple[list[Shelf], list[Run]]:
-    """The pictures of each run, side by side with those of the same kind.
+    """The pictures of all runs by kind, and the runs of which some could not be drawn.
 
-    Also the runs of which not all could be drawn. The reason goes to the log: it may name folders,
-    which are nobody else's business.
+    The reason goes to the log alone, since it may name private folders.
     """
     undrawn = []
     found: dict[str, list[tuple[int, Picture]]] = {name: [] for name in CAPTIONS}
@@ -269,4 +266,5 @@ def _shelves(runs: Sequence[Run], data_dir: Path | None) -> tuple[list[Shelf], l
         except UserError as error:
             log.warning("%s: not all pictures are on the page: %s", run.path, error)
             undrawn.append(run)
-    return [Shelf(name, *CAPTIONS[name], some) for name, some in found.items() if some], undrawn
+    shelves = [Shelf(name, *CAPTIONS[name], drawn) for name, drawn in found.items() if drawn]
+    return shelves, undrawn
