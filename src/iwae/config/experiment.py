@@ -23,6 +23,7 @@ from iwae.errors import UserError
 from iwae.files import atomic_write
 from iwae.models.latent_kinds import LatentKind, latent_kinds
 from iwae.objectives import declaration as objectives
+from iwae.objectives.combinations import check
 
 
 class TrainConfig(BaseModel):
@@ -272,7 +273,7 @@ class TrainConfig(BaseModel):
             kl_warmup_steps=self.kl_warmup * steps_per_epoch,
         )
         discrete = any(kind.is_discrete for kind in self.kinds())
-        return objectives.check(declared, len(self.sizes()[0]), discrete=discrete)
+        return check(declared, len(self.sizes()[0]), discrete=discrete)
 
     def seeds(self) -> range:
         """The seed of each replicate."""

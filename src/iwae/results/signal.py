@@ -20,6 +20,7 @@ from iwae.evaluation import signal
 from iwae.models.vae import VAE
 from iwae.objectives import declaration as objectives
 from iwae.objectives.catalogue import compose
+from iwae.objectives.combinations import check, gradients_of
 from iwae.objectives.declaration import Declaration
 from iwae.precision import float32
 from iwae.results import records
@@ -94,7 +95,7 @@ def gradients_run(
     given = {"m": m, "alpha": alpha, "beta": beta, "gamma": gamma}
     own |= {option: value for option, value in given.items() if value is not None}
     layers, discrete = len(kinds), any(kind.is_discrete for kind in kinds)
-    reference = reference or objectives.gradients_of(name, discrete=discrete)[0]
+    reference = reference or gradients_of(name, discrete=discrete)[0]
     declared = partial(_declared, name, own=own, layers=layers, discrete=discrete)
     names, counts = gradients or fitting(name, own, discrete=discrete), sorted(set(backward))
     chosen = _chosen(declared, sorted(set(ks)), names, counts, layers, all_named=bool(gradients))
@@ -152,7 +153,7 @@ def _declared(
     known = {*objectives.described(objective).options, *of_gradient}
     options = {option: value for option, value in own.items() if option in known}
     declaration = Declaration(objective, k, gradient, **options)
-    return objectives.check(declaration, layers, discrete=discrete)
+    return check(declaration, layers, discrete=discrete)
 
 
 def _chosen(
@@ -197,7 +198,7 @@ def _chosen(
 
 def _through(full: Declaration, count: int | None, layers: int) -> Declaration:
     """An estimator carried by `count` of its particles; UserError if it has no such gradient."""
-    few = objectives.check(full._replace(backward=count), layers)
+    few = check(full._replace(backward=count), layers)
     if count is not None and count >= objectives.particles(full):
         raise UserError(
             f"backward is {count}, and there are {objectives.particles(full)} particles: give a "
@@ -215,7 +216,7 @@ def fitting(
     """
     return tuple(
         name
-        for name in objectives.gradients_of(objective, discrete=discrete)
+        for name in gradients_of(objective, discrete=discrete)
         if all(own.get(option) is not None for option in objectives.GRADIENT_OPTIONS.get(name, ()))
         and (discrete or name not in objectives.BASELINES)
     )

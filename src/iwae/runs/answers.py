@@ -13,8 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from iwae.data.columns import Column, codes_of, to_cells
-from iwae.data.delimited import is_number
+from iwae.data.cells import is_number
+from iwae.data.coding import codes_of, to_cells
+from iwae.data.columns import Column
 from iwae.data.kinds import check_values
 from iwae.data.rows import Examples
 from iwae.errors import UserError

@@ -13,16 +13,18 @@ import numpy as np
 from jaxtyping import Float
 
 from iwae.data.arrays import check_array, read_arrays
-from iwae.data.columns import Column, from_json, given_columns, to_values
+from iwae.data.binarisation import bernoulli
+from iwae.data.coding import to_values
+from iwae.data.columns import Column, from_json, given_columns
 from iwae.data.images import in_colour, read_images
 from iwae.data.kinds import check_values
+from iwae.data.labels import as_labels
 from iwae.data.own import is_large
 from iwae.data.parquet import cells_of, pieces, places, stored_values
 from iwae.data.rows import Examples, blocks, converted, flat, kept, stored
 from iwae.data.sampling import TEST_DRAW
 from iwae.data.scaling import Scaling, scaling_from
-from iwae.data.splits import bernoulli
-from iwae.data.tables import SUFFIXES, Table, Text, as_labels, frame_table, names_in, read_table
+from iwae.data.tables import SUFFIXES, Table, Text, frame_table, names_in, read_table
 from iwae.errors import UserError
 from iwae.models.conditional import ConditionalVAE, Model, with_labels, without_labels
 from iwae.models.vae import VAE
@@ -245,7 +247,7 @@ def binarized_at_random(fit: Fitted) -> bool:
 def _binarized(fit: Fitted, values: Examples, where: str, seed: int) -> Examples:
     """Pixels that are 1 with the probability of their grey level.
 
-    For a test set, seed i gives its draw i (`iwae.data.draws`).
+    For a test set, seed i gives its draw i (`iwae.data.binarisation`).
     """
     for _, block in blocks(values):
         if not (np.nanmin(block) >= 0 and np.nanmax(block) <= 1):
