@@ -446,7 +446,7 @@ def test_a_name_that_is_none_is_refused(text, message):
     ("options", "message"),
     [
         ({"prior": "flow:2", "latent": (1,)}, "at least 2, not 1"),
-        ({"posterior": "flow-first:2"}, "one only: use flow:2"),
+        ({"posterior": "flow-first:2"}, "only one: use flow:2"),
         ({"posterior": "flow:2", "latent": (2, 2), "latents": BELOW}, "a layer has bernoulli ones"),
         ({"prior": "mixture:2", "pseudo_inputs": np.zeros((2, 4))}, "takes none"),
         ({"prior": "vamp:3", "pseudo_inputs": np.zeros((2, 4))}, r"those of shape \[3, 4\]"),
