@@ -50,6 +50,7 @@ tables: setup  ## fill in the tables of all pages and redraw their figures from 
 	$(BIN)/python docs/tools/pack.py
 	$(BIN)/python docs/tools/tables.py
 	$(BIN)/python docs/tools/figures.py
+	$(BIN)/python benchmarks/time_to_nll.py --json results/benchmarks/time_to_nll.json --figure docs/images/time-to-nll.png
 
 notebooks: setup  ## run the notebooks of the documentation, and store what they show
 	$(BIN)/python docs/tools/notebooks.py docs/notebooks/*.ipynb

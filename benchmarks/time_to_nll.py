@@ -15,7 +15,8 @@ and random numbers for all.
 The published schedule takes days, so contestants are compared at the NLL that PyTorch has reached
 when its budget is spent, or at `--target`. The learning rate of the fast recipe falls to zero over
 its whole length, so a long run reaches the target late. `--epochs` scales the recipe to several
-lengths, each trained in turn; the table marks the one that reaches the target first.
+lengths, each trained in turn; the table marks the one that reaches the target first. `--add` trains
+further lengths later, and keeps the runs that the record has.
 
 The record keeps all points, and the runs of any other k.
 """
@@ -83,7 +84,7 @@ def contestants(args: argparse.Namespace, folder: Path) -> Iterator[Contestant]:
     """Yield all in turn; write their data and experiment files to the folder."""
     write_data(folder / "data.npz")
     for k in args.k:
-        if args.torch_python:
+        if args.torch_python and not args.add:
             variant = args.variant or fastest_variant(k, args.torch_python)
             command = [args.torch_python, HERE / "nll_torch.py", "--k", str(k)]
             command += ["--variant", variant, "--data", folder / "data.npz"]
@@ -91,7 +92,7 @@ def contestants(args: argparse.Namespace, folder: Path) -> Iterator[Contestant]:
             yield Contestant(k, TORCH, variant, args.published_epochs, command)
         published = [(PUBLISHED, f"table1/mnist/1l/{cell(k)}", args.published_epochs)]
         fast = [(FAST, args.fast.format(cell=cell(k)), epochs) for epochs in args.epochs]
-        for number, (name, source, epochs) in enumerate(published + fast):
+        for number, (name, source, epochs) in enumerate(fast if args.add else published + fast):
             config, path = experiment(source, k, epochs), folder / f"k{k}-{number}.toml"
             write_config(config, path)
             command = [sys.executable, HERE / "nll_iwae.py", "--config", path]
@@ -276,20 +277,11 @@ def draw(record: dict[str, Any], path: Path) -> None:
 
 
 def label_gap(axes: Axes, ends: list[float], y: float, words: str) -> None:
-    """Draw an arrow between two times at a height, with words below it."""
+    """Draw an arrow between two times at a height, with words at its left end."""
     arrow = {"arrowstyle": "<->", "color": INK, "linewidth": 0.8, "shrinkA": 0, "shrinkB": 0}
     axes.annotate("", (ends[0], y), (ends[1], y), arrowprops=arrow)
-    axes.annotate(
-        words,
-        (float(np.sqrt(ends[0] * ends[1])), y),
-        (0, -3),
-        textcoords="offset points",
-        ha="center",
-        va="top",
-        fontsize=SMALL + 1,
-        color=INK,
-        bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.8},
-    )
+    style = {"ha": "right", "va": "top", "fontsize": SMALL + 1, "color": INK}
+    axes.annotate(words, (ends[0], y), (-3, -3), textcoords="offset points", **style)
 
 
 def cpu() -> str:
@@ -308,6 +300,7 @@ def main() -> None:
         "--fast", default="fast/table1/mnist/1l/{cell}", help="preset or .toml file"
     )
     parser.add_argument("--epochs", type=int, nargs="+", default=[None], help="of the fast recipe")
+    parser.add_argument("--add", action="store_true", help="only add --epochs to the runs of --k")
     parser.add_argument("--published-epochs", type=int, default=3280, help="of the published one")
     parser.add_argument("--target", type=float, help="compare at this NLL")
     parser.add_argument("--torch-python", default=sys.executable, help="interpreter with PyTorch")
@@ -318,10 +311,29 @@ def main() -> None:
     record = json.loads(args.json.read_text()) if args.json.exists() else {"runs": []}
     record["target"] = args.target or record.get("target")
     if args.figure:
+        write(args.json, record)  # with the seconds to another target, if there is one
         draw(record, args.figure)
     else:
         record = measure_all(args, record)
     print("\n".join(table(record)))
+
+
+def write(path: Path, record: dict[str, Any]) -> None:
+    """Write the record, with the times of its runs compared."""
+    path.write_text(json.dumps({**record, "compared": summaries(record)}, indent=1) + "\n")
+
+
+def summaries(record: dict[str, Any]) -> list[dict[str, Any]]:
+    """A row for each k: the target, and seconds to it and ratio of the fastest run of a name."""
+    rows = []
+    for k in dict.fromkeys(run["k"] for run in record["runs"]):
+        compared = compare(record, k)
+        fastest = {
+            name: {"seconds": compared.seconds[i], "ratio": ratio(compared, i)}
+            for name, i in sorted(compared.first.items(), key=lambda item: item[1])
+        }
+        rows.append({"k": k, "target": compared.target, "fastest": fastest})
+    return rows
 
 
 def measure_all(args: argparse.Namespace, record: dict[str, Any]) -> dict[str, Any]:
@@ -329,7 +341,7 @@ def measure_all(args: argparse.Namespace, record: dict[str, Any]) -> dict[str, A
     if not has_torch(args.torch_python):
         print(MISSING_TORCH.format(python=args.torch_python), file=sys.stderr)
         args.torch_python = None
-    kept = [run for run in record["runs"] if run["k"] not in args.k]
+    kept = [run for run in record["runs"] if args.add or run["k"] not in args.k]
     about = {"machine": platform.machine(), "cpu": cpu(), "cores": cores(), "seconds": args.seconds}
     runs: list[Run] = []
     with tempfile.TemporaryDirectory() as folder:
@@ -345,7 +357,7 @@ def measure_all(args: argparse.Namespace, record: dict[str, Any]) -> dict[str, A
                 "target": args.target,
                 "runs": every,
             }
-            args.json.write_text(json.dumps(record, indent=1) + "\n")
+            write(args.json, record)
     return record
 
 

@@ -28,6 +28,7 @@ from result_tables.speed import (
     queue_table,
     schedules_table,
     speed_table,
+    training_table,
 )
 from result_tables.tables import markdown
 
@@ -90,6 +91,7 @@ BLOCKS: dict[str, Callable[[Path], str]] = {
     "aiwae-step": aiwae_table,
     "densities": densities_table,
     "speed": speed_table,
+    "time-to-nll": training_table,
     "recipes": recipes_table,
     "resampling": resampling_table,
     "schedules": schedules_table,

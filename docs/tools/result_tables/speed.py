@@ -48,6 +48,27 @@ def speed_table(results: Path) -> str:
     return markdown(rows)
 
 
+def training_table(results: Path) -> str:
+    """Markdown: seconds of training to one held-out NLL, by `benchmarks/time_to_nll.py`.
+
+    A ratio is that of PyTorch's seconds, by the published recipe, to those of the column.
+    """
+    return markdown(
+        {
+            "k": str(row["k"]),
+            "held-out NLL": f"{row['target']:.2f}",
+            **{name: _seconds(**found) for name, found in row["fastest"].items()},
+        }
+        for row in benchmark(results, "time_to_nll")["compared"]
+    )
+
+
+def _seconds(seconds: float | None, ratio: float | None) -> str:
+    if seconds is None:
+        return "not reached"
+    return f"{seconds:.0f} s" + ("" if ratio in (None, 1) else f" ({ratio:.1f}x)")
+
+
 def costs_table(results: Path) -> str:
     """Markdown: a training step of every objective in the run of `benchmarks/objective_step.py`.
 

@@ -3,7 +3,6 @@
 Only commands that compute import JAX, so help and lists answer at once.
 """
 
-import _thread
 import difflib
 import errno
 import logging
@@ -153,7 +152,8 @@ def _interrupt_again(lost: Lost, error: "sys.UnraisableHookArgs") -> None:
         return
     stopped = issubclass(error.exc_type, evaluate.Terminated)
     number = signal.SIGTERM if stopped else signal.SIGINT
-    timer = threading.Timer(0.05, _thread.interrupt_main, [number])
+    # Python runs handlers in the main thread, which this is; a signal to it ends a system call.
+    timer = threading.Timer(0.05, signal.pthread_kill, [threading.get_ident(), number])
     lost.append((error.exc_type, timer))
     timer.start()
 
