@@ -157,7 +157,6 @@ _SYNTHETIC: dict[str, Any] = {
     "schedule": "paper",
     "epochs": 200,
     "learning_rate": 5e-3,
-    "k": 20,
 }
 
 
