@@ -35,7 +35,7 @@ TASKS = """
 import json, sys, threading, time
 from pathlib import Path
 
-from iwae.config import make_config
+from iwae.config.experiment import make_config
 from iwae.experiments.cluster import work_on_ray
 from iwae.experiments.local import work
 from iwae.experiments.tasks import Measure, Task

@@ -191,7 +191,7 @@ import jax
 jax.config.update("jax_num_cpu_devices", 2)
 sys.path.insert(0, {tests!r})
 import test_queue as tests
-from iwae.config import make_config
+from iwae.config.experiment import make_config
 from iwae.experiments.local import work
 from iwae.experiments.tasks import Task
 from iwae.runs import course
