@@ -41,17 +41,12 @@ def listed(words: Iterable[str], most: int) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's message, or its type if there is no message."""
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
+    """The first line of an error's message that is not blank, or its type if there is none."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines or [type(error).__name__])[0][:200]
 
 
 def shorten(words: Any) -> str:
     """A value as text on a single line, cut to a length that fits a message."""
     text = " ".join(str(words).split())
     return text if len(text) <= 300 else f"{text[:300]} ..."
-
-
-def reason_of(error: BaseException) -> str:
-    """The first line of a library's message, or the name of an error without one."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (lines or [type(error).__name__])[0][:200]

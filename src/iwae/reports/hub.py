@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from iwae.errors import UserError, reason_of
+from iwae.errors import UserError, first_line
 from iwae.models.conditional import Model
 from iwae.reports.export import CARD, FILES
 from iwae.runs.models import LIMITS, load_model, read_model, refuse_larger
@@ -136,7 +136,7 @@ def _cached(hub: Any, repo_id: str, fetch: Callable[..., str], unreachable: Exce
     try:
         folder = fetch(local_files_only=True)
         warnings.warn(
-            f"the hub cannot be asked ({reason_of(unreachable)}): this is the copy of {repo_id} "
+            f"the hub cannot be asked ({first_line(unreachable)}): this is the copy of {repo_id} "
             f"that was fetched before, {Path(folder).name}",
             stacklevel=4,
         )
@@ -144,7 +144,7 @@ def _cached(hub: Any, repo_id: str, fetch: Callable[..., str], unreachable: Exce
     except hub.errors.LocalEntryNotFoundError as error:
         if isinstance(unreachable, hub.errors.HfHubHTTPError | hub.errors.LocalTokenNotFoundError):
             raise unreachable from None
-        reason = reason_of(unreachable)
+        reason = first_line(unreachable)
         raise UserError(
             f"the hub cannot be reached, and {repo_id} is not in the cache: {reason}"
         ) from error
@@ -186,7 +186,7 @@ def _hub_errors(hub: Any, repo_id: str, revision: str | None) -> Iterator[None]:
         raise
     except _failures(hub) as error:
         words = next(words for kind, words in known.items() if isinstance(error, kind))
-        reason = reason_of(error) if words.endswith(": ") else ""
+        reason = first_line(error) if words.endswith(": ") else ""
         status = getattr(getattr(error, "response", None), "status_code", None)
         denied = words.startswith("the hub refuses") and status in (401, 403)
         raise UserError(words + reason + f"; {login}" * denied) from error

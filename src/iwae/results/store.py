@@ -18,7 +18,7 @@ from zipfile import BadZipFile
 import numpy as np
 
 from iwae.data.arrays import honest_sizes
-from iwae.errors import UserError, reason_of
+from iwae.errors import UserError, first_line
 from iwae.files import atomic_write
 from iwae.results.schema import REMEDY, VERSION, Document, parse
 from iwae.runs.arrays import UNREADABLE, digest_of
@@ -52,7 +52,7 @@ def read_documents(folder: Path, damaged: Damaged = refuse_damage) -> dict[Path,
         try:
             found[path] = json.loads(path.read_text())
         except DAMAGES as error:
-            damaged(f"{path} is no record ({reason_of(error)})")
+            damaged(f"{path} is no record ({first_line(error)})")
     return dict(sorted(found.items()))
 
 
@@ -74,7 +74,7 @@ def _packed(folder: Path, damaged: Damaged = refuse_damage) -> dict[Path, _Entry
             path = Path(folder) / f"{entry['name']}.json"
             found[path] = _Entry(entry["record"], entry["record_sha256"], entry["values_sha256"])
         except DAMAGES as error:
-            damaged(f"{file}, line {number}, is no record ({reason_of(error)})")
+            damaged(f"{file}, line {number}, is no record ({first_line(error)})")
     return found
 
 
@@ -90,7 +90,7 @@ def read_arrays(
             raise LookupError(f"no array {missing[0]}")
         return arrays
     except DAMAGES as error:
-        damaged(f"{values if own else packed} cannot be read ({reason_of(error)})")
+        damaged(f"{values if own else packed} cannot be read ({first_line(error)})")
         return None
 
 

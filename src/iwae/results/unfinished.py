@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from iwae.errors import reason_of
+from iwae.errors import first_line
 from iwae.files import atomic_write
 from iwae.results.store import DAMAGES, load_arrays
 
@@ -100,5 +100,5 @@ def _read_slab(path: Path) -> Slab | None:
     except FileNotFoundError:
         return None
     except DAMAGES as error:
-        log.warning("%s is damaged (%s): its examples are measured again", path, reason_of(error))
+        log.warning("%s is damaged (%s): its examples are measured again", path, first_line(error))
         return None

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from safetensors import safe_open
 
-from iwae.errors import UserError, reason_of
+from iwae.errors import UserError, first_line
 from iwae.files import atomic_write
 from iwae.runs.arrays import UNREADABLE, digest_of, from_arrays, to_arrays, write_arrays
 from iwae.training.loop import Best
@@ -46,7 +46,7 @@ def load_checkpoint(path: Path, like: tuple[TrainState, Best]) -> Checkpoint:
             notes, expected = (file.metadata()[name] for name in ("notes", "sha256"))
     except UNREADABLE as error:
         raise DamagedCheckpointError(
-            f"checkpoint {path} cannot be read: {reason_of(error)}"
+            f"checkpoint {path} cannot be read: {first_line(error)}"
         ) from error
     if digest_of(named, notes) != expected:
         raise DamagedCheckpointError(f"checkpoint {path} is damaged: its checksum does not match")

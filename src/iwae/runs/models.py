@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import PyTree
 from safetensors import safe_open
 
-from iwae.errors import UserError, reason_of
+from iwae.errors import UserError, first_line
 from iwae.files import atomic_write
 from iwae.models.conditional import ConditionalVAE, Model, check_frequencies
 from iwae.models.vae import VAE
@@ -188,7 +188,9 @@ def _read_description(path: Path) -> dict[str, Any]:
         if not isinstance(description.get("about", {}), dict):
             raise TypeError(f"'about' in {DESCRIPTION} is not a table of facts")
     except UNREADABLE as error:
-        raise UserError(f"the model in {path.parent} cannot be read: {reason_of(error)}") from error
+        raise UserError(
+            f"the model in {path.parent} cannot be read: {first_line(error)}"
+        ) from error
     if description.get("format") != 1:
         found = repr(description.get("format"))[:50]
         raise UserError(f"the model in {path.parent} has format {found}, not 1")
@@ -220,7 +222,7 @@ def _skeleton(architecture: Any, path: Path, like: Model | None) -> Model:
         check_depth(architecture)
         return eqx.filter_eval_shape(_build, **architecture)
     except UNREADABLE as error:
-        raise UserError(f"{path} describes no model: {reason_of(error)}") from error
+        raise UserError(f"{path} describes no model: {first_line(error)}") from error
 
 
 def _build(*, labels: Any = None, **architecture: Any) -> Model:
@@ -254,7 +256,7 @@ def _read_weights(path: Path, like: PyTree) -> tuple[dict[str, np.ndarray], str]
     except UserError:
         raise
     except UNREADABLE as error:
-        raise UserError(f"{path} cannot be read: {reason_of(error)}") from error
+        raise UserError(f"{path} cannot be read: {first_line(error)}") from error
     digest = digest_of(arrays, "")
     if stated not in (None, digest):
         raise UserError(f"{path} is damaged: its checksum does not match")

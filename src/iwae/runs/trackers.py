@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, final
 
 from iwae.config.experiment import TrainConfig, config_values, without_folders
-from iwae.errors import UserError, reason_of
+from iwae.errors import UserError, first_line
 from iwae.files import atomic_write
 
 log = logging.getLogger("iwae")
@@ -108,7 +108,7 @@ class _Connection:
                 log.warning(
                     "%s failed and receives no more of this run: %s; training continues, and "
                     "`iwae train --resume %s --track %s` sends the rest",
-                    *(self.name, reason_of(error), self.run, self.name),
+                    *(self.name, first_line(error), self.run, self.name),
                 )
             self.lost = True
 
@@ -122,7 +122,7 @@ def _open(
         raise
     except Exception as error:
         raise UserError(
-            f"{name} cannot be used: {reason_of(error)}; leave out --track {name} to train "
+            f"{name} cannot be used: {first_line(error)}; leave out --track {name} to train "
             "without it"
         ) from error
 
