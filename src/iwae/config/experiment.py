@@ -223,10 +223,17 @@ class TrainConfig(BaseModel):
         return self
 
     def stage(self, i: int, epochs: int) -> "TrainConfig":
-        """The configuration of a run of `epochs` epochs that consists of stage `i` alone."""
+        """The configuration of a run of `epochs` epochs that consists of stage `i` alone.
+
+        A stage of another length keeps its share of warm-up.
+        """
         if self.stages is None:
             return self
         given, values = self.stages[i].given(), dict(self)
+        times = epochs / given["epochs"]
+        if times != 1:
+            warmups = {"kl_warmup": round, "lr_warmup": float}
+            given |= {key: to(given[key] * times) for key, to in warmups.items() if key in given}
         if given.get("objective", self.objective) != self.objective:
             values |= dict.fromkeys(("gradient", *objectives.OPTIONS))
         given.pop("fresh", None)
