@@ -67,10 +67,10 @@ def time_steps(
     state = init_state(models, jax.random.split(jax.random.key(replicates), replicates), settings)
     schedule, plan = staged([1e-3], [EPOCHS], IMAGES // batch), Plan(EPOCHS)
     run = training(state, init_best(state), random_images(), schedule, models[0], settings, plan)
-    idle: list[float | None] = []
+    idle: list[float | None] = [None]
     timed = time_dispatches(run, seconds, lambda: idle.append(forget_peak()))
     peak = resident("VmHWM")
-    working = None if peak is None or idle[0] is None else peak - idle[0]
+    working = None if peak is None or idle[-1] is None else peak - idle[-1]
     return [Block(block.ms / replicates, block.others) for block in timed], working
 
 

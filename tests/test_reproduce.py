@@ -99,9 +99,9 @@ def test_what_is_measured(tmp_path):
 
 
 @pytest.mark.parametrize("wrong", [{"seeds": 0}, {"epochs_scale": 0.0}, {"epochs_scale": 1.5}])
-def test_what_cannot_be_wanted_is_refused(wrong):
+def test_what_cannot_be_wanted_is_refused(tmp_path, wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
-        Wanted(**wrong).check()
+        plan(tmp_path, [VAE], Wanted(**wrong))
 
 
 # Names

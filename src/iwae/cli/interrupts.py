@@ -49,6 +49,12 @@ def interrupt_first(command: Callable[[], int], lost: Lost) -> int:
             timer.cancel()
 
 
+def _send(number: int, thread: int) -> None:
+    """Send a signal to a thread, which ends its system call, while Python has a handler."""
+    if callable(signal.getsignal(number)):  # otherwise it would kill the process
+        signal.pthread_kill(thread, number)
+
+
 def send_again(lost: Lost, error: "sys.UnraisableHookArgs") -> None:
     """Repeat an interrupt that Python could not raise, since it came in a callback or finaliser."""
     if not issubclass(error.exc_type, KeyboardInterrupt):
@@ -56,7 +62,7 @@ def send_again(lost: Lost, error: "sys.UnraisableHookArgs") -> None:
         return
     stopped = issubclass(error.exc_type, Terminated)
     number = signal.SIGTERM if stopped else signal.SIGINT
-    # Python runs handlers in the main thread, which this is; a signal to it ends a system call.
-    timer = threading.Timer(0.05, signal.pthread_kill, [threading.get_ident(), number])
+    # Python runs handlers in the main thread, which this is.
+    timer = threading.Timer(0.05, _send, [number, threading.get_ident()])
     lost.append((error.exc_type, timer))
     timer.start()

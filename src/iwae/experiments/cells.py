@@ -90,8 +90,10 @@ def plan(out: Path, cells: Iterable[str], wanted: Wanted) -> list[Task]:
     Seeds that have a run keep it; the others are trained together, as replicates of one program.
 
     Raises:
-        UserError: if existing runs share seeds or have seeds that were to be trained together.
+        UserError: for seeds or epochs that are not possible, and if existing runs share seeds or
+            have seeds that were to be trained together.
     """
+    wanted.check()
     tasks: dict[str, Task] = {}
     for name in cells:
         for one in filter(None, (preset(name).needs, name)):

@@ -2,6 +2,7 @@
 
 import base64
 import io
+import logging
 import re
 from collections.abc import Mapping, Sequence
 from itertools import cycle
@@ -13,13 +14,16 @@ from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from iwae.errors import UserError
 from iwae.reports.estimates import differences_by_budget, shared_places
 from iwae.reports.figures import style
-from iwae.reports.figures.charts import read_curves
+from iwae.reports.figures.charts import TrainingCurve, read_curves
 from iwae.reports.figures.error_bars import draw_curve
 from iwae.reports.page.facts import Run
 from iwae.results.reading import Known
 from iwae.results.schema import Settings
+
+log = logging.getLogger(__name__)
 
 NUMBER = "{x:,.0f}"
 """Format of numbers on a logarithmic axis, as in the text of the page."""
@@ -51,7 +55,7 @@ def training(runs: Mapping[int, Run]) -> Figure | None:
     figure, axes = _empty_chart()
     for place, run in runs.items():
         for key, line in (("train_bound", "-"), ("validation_bound", "--")):
-            for curve in read_curves(run.metrics, key, key).values():
+            for curve in _curves(run, key, key).values():
                 drawn.append((curve.epochs, curve.mean()))
                 _draw_line(axes, *drawn[-1], place, line)
     if not drawn:
@@ -67,7 +71,7 @@ def units(runs: Mapping[int, Run]) -> Figure | None:
     drawn = []
     figure, axes = _empty_chart()
     for place, run in runs.items():
-        layers = read_curves(run.metrics, "active_units", None).values()
+        layers = _curves(run, "active_units", None).values()
         for curve, line in zip(layers, cycle(LINES), strict=False):
             _draw_line(axes, curve.epochs, curve.mean(), place, line)
             drawn.append(curve.epochs)
@@ -78,6 +82,15 @@ def units(runs: Mapping[int, Run]) -> Figure | None:
     axes.yaxis.set_major_locator(style.whole_ticks())
     style.finish(axes, "epoch", "active units")
     return style.laid_out(figure)
+
+
+def _curves(run: Run, key: str, name: str | None) -> dict[str, TrainingCurve]:
+    """The curves of a metric; none, with a warning, if rows of the log do not fit together."""
+    try:
+        return read_curves(run.metrics, key, name)
+    except UserError as error:
+        log.warning("%s: a curve is not on the page: %s", run.path, error)
+        return {}
 
 
 def _empty_chart() -> tuple[Figure, Axes]:
