@@ -439,7 +439,9 @@ def test_what_a_stage_leaves_out_it_has_from_the_run(run, stage, expected):
 def test_a_shortened_stage_keeps_its_share_of_warm_up():
     stages = "elbo k=1 epochs=150 kl_warmup=30 lr_warmup=3, iwae k=5 epochs=50"
     short = TrainConfig(stages=stages, epochs=20).stage(0, 15)
-    assert (short.epochs, short.kl_warmup, short.lr_warmup) == (15, 3, pytest.approx(0.3))
+    assert (short.epochs, short.kl_warmup, short.lr_warmup) == (15, 3, 0.3)
+    whole = TrainConfig(stages="epochs=25 lr_warmup=25", epochs=7).stage(0, 7)
+    assert whole.lr_warmup == 7
 
 
 @given(st.lists(st.integers(1, 500), min_size=1, max_size=6), st.integers(1, 3000))

@@ -230,10 +230,11 @@ class TrainConfig(BaseModel):
         if self.stages is None:
             return self
         given, values = self.stages[i].given(), dict(self)
-        times = epochs / given["epochs"]
-        if times != 1:
-            warmups = {"kl_warmup": round, "lr_warmup": float}
-            given |= {key: to(given[key] * times) for key, to in warmups.items() if key in given}
+        length = given["epochs"]
+        if "kl_warmup" in given:
+            given["kl_warmup"] = round(given["kl_warmup"] * epochs / length)
+        if "lr_warmup" in given and epochs != length:
+            given["lr_warmup"] = given["lr_warmup"] * epochs / length
         if given.get("objective", self.objective) != self.objective:
             values |= dict.fromkeys(("gradient", *objectives.OPTIONS))
         given.pop("fresh", None)

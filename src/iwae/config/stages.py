@@ -51,7 +51,7 @@ class StageConfig(BaseModel):
     def _refuse_unknown(cls, values: Any) -> Any:
         for key in values if isinstance(values, dict) else ():
             if key not in cls.model_fields:
-                raise ValueError(unknown_key(key, cls.model_fields))
+                raise ValueError(unknown_key(str(key), cls.model_fields))
         return values
 
     def given(self) -> dict[str, Any]:

@@ -98,7 +98,7 @@ def assemble(raw: Raw, options: Options) -> Dataset:
     seed = options.binarization_seed
     convert = Conversion(raw.values, observation, binarization, seed, scaling)
     splits = _convert_splits(raw, held_out, convert, stream=options.stream)
-    labels = _split_labels(raw, held_out)
+    labels = _split_labels(raw, held_out, splits)
     for array in (*splits.values(), *(labels or ())):
         if isinstance(array, np.ndarray):
             array.setflags(write=False)
@@ -207,7 +207,7 @@ def _scaling(
     return scaling, remarks
 
 
-def _split_labels(raw: Raw, held_out: HeldOut) -> Labels | None:
+def _split_labels(raw: Raw, held_out: HeldOut, splits: Mapping[str, Examples]) -> Labels | None:
     """The labels of the splits, if there are any."""
     if raw.labels is None:
         return None
@@ -224,6 +224,11 @@ def _split_labels(raw: Raw, held_out: HeldOut) -> Labels | None:
             f"{raw.name}: the label {name} has no training example once test and validation "
             "examples are held out: remove its rows, or add more of them"
         )
+    for split, rows in splits.items():
+        if len(rows) != len(labels[split]):
+            raise UserError(
+                f"{raw.name} has {len(rows)} examples in a split, but {len(labels[split])} labels"
+            )
     return Labels(**labels)
 
 

@@ -201,7 +201,11 @@ def _refuse_index(table: Table, nameless: Sequence[bool]) -> None:
     """Raise UserError for a column without a name that counts the rows, as spreadsheets do."""
     steps = np.arange(table.n_rows)
     for name, column, blank in zip(table.names, table.columns, nameless, strict=True):
-        if blank and any(np.array_equal(column, steps + start) for start in (0, 1)):
+        if (
+            blank
+            and column.dtype != object
+            and any(np.array_equal(column, steps + start) for start in (0, 1))
+        ):
             raise UserError(
                 f"{table.where}: column {name!r} has no name and counts the rows: "
                 f"{table.remedies.ways(name)}"
@@ -212,7 +216,7 @@ def _refuse_first(table: Table) -> None:
     """Raise UserError if the first line of a table of words could be an example."""
     has_numbers = any(column.dtype != object for column in table.columns)
     for name, column in zip(table.names, table.columns, strict=True):
-        if name in column and not has_numbers:
+        if not has_numbers and name in column:
             raise UserError(
                 f"{table.where}: {name!r} in the first line is also a value of its column: put a "
                 "line of names above, or choose other names"

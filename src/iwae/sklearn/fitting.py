@@ -86,7 +86,7 @@ def fit_model(
         setattr(estimator, name, value)
     if validation is None or estimator.n_iter_ < estimator.max_iter:
         return
-    if best.waited[0] < estimator.n_iter_no_change:
+    if int(best.waited[0]) < estimator.n_iter_no_change:
         warnings.warn(
             f"the validation bound was still rising after max_iter={estimator.max_iter} passes; "
             "raise max_iter, or n_iter_no_change and tol",
