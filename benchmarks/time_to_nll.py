@@ -338,7 +338,7 @@ def summaries(record: dict[str, Any]) -> list[dict[str, Any]]:
 
 def measure_all(args: argparse.Namespace, record: dict[str, Any]) -> dict[str, Any]:
     """The record with the runs of each k replaced by new ones; written after each run."""
-    if not has_torch(args.torch_python):
+    if not args.add and not has_torch(args.torch_python):
         print(MISSING_TORCH.format(python=args.torch_python), file=sys.stderr)
         args.torch_python = None
     kept = [run for run in record["runs"] if args.add or run["k"] not in args.k]

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 import small
-from iwae.cli import COMMANDS, main, parsing, queue
+from iwae.cli import COMMANDS, interrupts, main, parsing, queue
 from iwae.cli.train import Train
 from iwae.config.experiment import TrainConfig, write_config
 from iwae.config.presets import PRESETS
@@ -207,6 +207,15 @@ def test_ctrl_c_in_a_finaliser_is_not_lost(monkeypatch, capsys, then, status, er
     finally:
         signal.signal(signal.SIGINT, before)
     assert capsys.readouterr().err == err
+
+
+@pytest.mark.parametrize(("handler", "sent"), [(signal.SIG_DFL, []), (lambda *_: None, [5])])
+def test_a_lost_interrupt_is_not_sent_without_a_handler(monkeypatch, handler, sent):
+    calls = []
+    monkeypatch.setattr(signal, "getsignal", lambda _: handler)
+    monkeypatch.setattr(signal, "pthread_kill", lambda thread, _: calls.append(thread))
+    interrupts._send(signal.SIGTERM, 5)
+    assert calls == sent
 
 
 def jax_options(monkeypatch):

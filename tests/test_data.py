@@ -44,6 +44,7 @@ from iwae.data import (
 from iwae.data.binarisation import bernoulli, resolve
 from iwae.data.readers import DamagedError
 from iwae.data.sampling import TEST_DRAW, TRAIN_DRAW
+from iwae.data.splits import Options, Raw, assemble
 from iwae.errors import UserError
 
 REAL_DATA = os.environ.get("IWAE_DATA")
@@ -1240,3 +1241,12 @@ def test_real_omniglot_is_upright(real):
     column = scipy.io.loadmat(folder, variable_names=["data"])["data"][:, 1000]
     upright = column.reshape(28, 28, order="F")
     np.testing.assert_array_equal(data.train[1000].reshape(28, 28), upright > 0.5)
+
+
+def test_a_split_with_another_number_of_labels_is_refused():
+    values = np.eye(4, dtype=np.uint8)
+    labels = {"train": np.array([0, 1, 0, 1]), "test": np.array([0, 1, 0])}
+    raw = Raw("here", {"train": values, "test": values}, (4,), "binary", (), "given")
+    raw = raw._replace(labels=labels, classes=("a", "b"))
+    with pytest.raises(UserError, match="4 examples in a split, but 3 labels"):
+        assemble(raw, Options(validation=1))

@@ -15,8 +15,8 @@ import pytest
 import small
 from iwae.errors import UserError
 from iwae.reports.gallery import run_figures
-from iwae.reports.page import write
-from iwae.reports.page.facts import name_runs
+from iwae.reports.page import pictures, write
+from iwae.reports.page.facts import name_runs, read_run
 from iwae.reports.page.write import write_page
 from iwae.results.importance import evaluate_run
 from iwae.results.reading import BOUNDING, read_records
@@ -491,6 +491,14 @@ def test_a_page_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
     assert out.read_text() == "before"
     write_page([run], out)
     assert "before" not in out.read_text()[:20]
+
+
+def test_a_curve_whose_rows_do_not_fit_together_is_left_out(tmp_path, caplog):
+    run = read_run(copy(tmp_path / "run"), "run", "final")
+    odd = [{"epoch": 1, "train_bound": [-2.0]}, {"epoch": 2, "train_bound": [-1.0, -3.0]}]
+    assert pictures.training({0: run._replace(metrics=odd)}) is None
+    assert "number of values of 'train_bound' changes" in caplog.text
+    assert pictures.training({0: run, 1: run._replace(metrics=odd)}) is not None
 
 
 @pytest.mark.slow
