@@ -47,6 +47,8 @@ VAE = {"objective": "vae", "k": 1, "epochs": 40}
 SOAP = {"optimizer": "soap"}
 STL, DREG = {**SOAP, "gradient": "stl"}, {**SOAP, "gradient": "dreg"}
 
+DEEP = {**K5, **DREG, "layers": 2, "learning_rate": 5e-3}
+
 LEARNED = {**VAE, **SOAP, "epochs": 10, "learning_rate": 5e-3}
 VAMP = {**LEARNED, "prior": "vamp:500"}
 MIXTURE = {**LEARNED, **STL, "prior": "mixture:500"}
@@ -72,6 +74,14 @@ TRIALS: dict[str, dict[str, Any]] = {
     "k5/soap-3e-3-60-epochs": {**K5, **SOAP, "epochs": 60},
     "k5/soap-dreg-3e-3-10-epochs": {**K5, **DREG, "epochs": 10},
     "k5/soap-dreg-5e-3-10-epochs": {**K5, **DREG, "epochs": 10, "learning_rate": 5e-3},
+    "k5/soap-dreg-5e-3-60-epochs": {**K5, **DREG, "epochs": 60, "learning_rate": 5e-3},
+    "k5/soap-dreg-5e-3-warmup-60-epochs": {
+        **K5,
+        **DREG,
+        "epochs": 60,
+        "learning_rate": 5e-3,
+        "kl_warmup": 6,
+    },
     "k1/soap-3e-3-20-epochs": {**VAE, **SOAP, "epochs": 20},
     "k1/soap-stl-3e-3-20-epochs": {**VAE, **STL, "epochs": 20},
     "k1/soap-stl-3e-3-ema-20-epochs": {**VAE, **STL, "epochs": 20, "ema": 0.999},
@@ -114,6 +124,9 @@ TRIALS: dict[str, dict[str, Any]] = {
     "prior/mixture-soap-stl-5e-3-10-epochs": MIXTURE,
     "prior/mixture-soap-stl-5e-3-20-epochs": {**MIXTURE, "epochs": 20},
     "prior/mixture-soap-stl-5e-3-warmup-20-epochs": {**MIXTURE, "epochs": 20, "kl_warmup": 4},
+    "2l/soap-dreg-3e-3": {**DEEP, "learning_rate": 3e-3},
+    "2l/soap-dreg-5e-3": DEEP,
+    "2l/soap-dreg-5e-3-warmup": {**DEEP, "kl_warmup": 4},
     "k50/soap-k5-then-50-backward-4": {
         **SOAP,
         "k": 50,

@@ -18,14 +18,15 @@ COMMON: dict[str, Any] = {
 FEW = 8
 """Maximum particles that carry the gradient."""
 
-ALONE, START, END = 200, 300, 60
+ALONE, START, END = 400, 500, 60
 """Epochs of the only stage of a single particle; of the first and the last of two stages."""
 
 TURNING_RATE = COMMON["learning_rate"] * END / (START + END)
 """Learning rate between the two stages, so that it decays along one line over both."""
 
-WARMUP = 20
-"""Epochs of KL warm-up with a learned prior, which at first ignores most latent units."""
+LEARNED, WARMUP = 200, 20
+"""Epochs with a learned prior and a single particle; those of KL warm-up, since such a prior at
+first ignores most latent units."""
 
 QUIETER = {"elbo": "stl", "vae": "stl", "iwae": "dreg"}
 """Objective -> an estimator of the same gradient with less variance, which learns faster."""
@@ -44,8 +45,8 @@ def fast(values: Mapping[str, Any], own: str | None = None) -> dict[str, Any]:
         own: stages of its own, instead of those of its objective.
     """
     particles, times = values.get("k", 1) * values.get("m", 1), LONGER.get(values["dataset"], 1)
-    warmup = WARMUP * times if values.get("prior", "normal") != "normal" else 0
-    own = own or stages(values["objective"], particles, times=times, warmup=warmup)
+    learned = values.get("prior", "normal") != "normal"
+    own = own or stages(values["objective"], particles, times=times, learned=learned)
     return {**COMMON, **values, "stages": own}
 
 
@@ -56,7 +57,7 @@ def stages(
     times: int = 1,
     *,
     plain: bool = False,
-    warmup: int = 0,
+    learned: bool = False,
 ) -> str:
     """The stages for an objective: few particles for most epochs, all of them at the end.
 
@@ -64,12 +65,12 @@ def stages(
         last: objective and k of the last stage, such as `iwae k=50`; by default the run's.
         times: factor of the epochs.
         plain: whether the last stage keeps the objective's own gradient estimator.
-        warmup: epochs of KL warm-up in the first stage.
+        learned: whether the prior is learned.
     """
-    warm = f"kl_warmup={warmup}" if warmup else ""
+    alone, warm = (LEARNED, f"kl_warmup={WARMUP * times}") if learned else (ALONE, "")
     own = "" if plain else quiet(objective)
     if objective != "aiwae" and particles == 1:
-        return _line(last, own, f"epochs={ALONE * times}", warm)
+        return _line(last, own, f"epochs={alone * times}", warm)
     first = "elbo k=1" if objective == "vae" else "iwae k=5"
     start = _line(first, quiet(first), f"epochs={START * times} lr_end={TURNING_RATE:g}", warm)
     return f"{start}, {ending(last, particles, own, times=times, rate=TURNING_RATE)}"
