@@ -125,6 +125,7 @@ TRIALS: dict[str, dict[str, Any]] = {
     "prior/mixture-soap-stl-5e-3-20-epochs": {**MIXTURE, "epochs": 20},
     "prior/mixture-soap-stl-5e-3-warmup-20-epochs": {**MIXTURE, "epochs": 20, "kl_warmup": 4},
     "2l/soap-dreg-3e-3": {**DEEP, "learning_rate": 3e-3},
+    "2l/soap-dreg-3e-3-warmup": {**DEEP, "learning_rate": 3e-3, "kl_warmup": 4},
     "2l/soap-dreg-5e-3": DEEP,
     "2l/soap-dreg-5e-3-warmup": {**DEEP, "kl_warmup": 4},
     "k50/soap-k5-then-50-backward-4": {

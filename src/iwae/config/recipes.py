@@ -24,9 +24,12 @@ ALONE, START, END = 400, 500, 60
 TURNING_RATE = COMMON["learning_rate"] * END / (START + END)
 """Learning rate between the two stages, so that it decays along one line over both."""
 
-LEARNED, WARMUP = 200, 20
-"""Epochs with a learned prior and a single particle; those of KL warm-up, since such a prior at
-first ignores most latent units."""
+LEARNED = 200
+"""Epochs with a learned prior and a single particle."""
+
+WARM = 0.1
+"""Share of the first stage for KL warm-up, with a learned prior or several stochastic layers: both
+ignore most latent units at first."""
 
 QUIETER = {"elbo": "stl", "vae": "stl", "iwae": "dreg"}
 """Objective -> an estimator of the same gradient with less variance, which learns faster."""
@@ -45,8 +48,9 @@ def fast(values: Mapping[str, Any], own: str | None = None) -> dict[str, Any]:
         own: stages of its own, instead of those of its objective.
     """
     particles, times = values.get("k", 1) * values.get("m", 1), LONGER.get(values["dataset"], 1)
-    learned = values.get("prior", "normal") != "normal"
-    own = own or stages(values["objective"], particles, times=times, learned=learned)
+    learned, deep = values.get("prior", "normal") != "normal", values.get("layers", 1) > 1
+    alone, warm = (LEARNED if learned else ALONE), (WARM if learned or deep else 0)
+    own = own or stages(values["objective"], particles, times=times, alone=alone, warm=warm)
     return {**COMMON, **values, "stages": own}
 
 
@@ -57,7 +61,8 @@ def stages(
     times: int = 1,
     *,
     plain: bool = False,
-    learned: bool = False,
+    alone: int = ALONE,
+    warm: float = 0,
 ) -> str:
     """The stages for an objective: few particles for most epochs, all of them at the end.
 
@@ -65,14 +70,15 @@ def stages(
         last: objective and k of the last stage, such as `iwae k=50`; by default the run's.
         times: factor of the epochs.
         plain: whether the last stage keeps the objective's own gradient estimator.
-        learned: whether the prior is learned.
+        alone: epochs of the only stage of a single particle.
+        warm: share of the first stage's epochs for KL warm-up.
     """
-    alone, warm = (LEARNED, f"kl_warmup={WARMUP * times}") if learned else (ALONE, "")
     own = "" if plain else quiet(objective)
     if objective != "aiwae" and particles == 1:
-        return _line(last, own, f"epochs={alone * times}", warm)
+        return _line(last, own, *_length(alone * times, warm))
     first = "elbo k=1" if objective == "vae" else "iwae k=5"
-    start = _line(first, quiet(first), f"epochs={START * times} lr_end={TURNING_RATE:g}", warm)
+    length = _length(START * times, warm)
+    start = _line(first, quiet(first), *length, f"lr_end={TURNING_RATE:g}")
     return f"{start}, {ending(last, particles, own, times=times, rate=TURNING_RATE)}"
 
 
@@ -88,6 +94,10 @@ def quiet(objective: str) -> str:
     """The setting of the less noisy estimator for an objective such as `iwae k=5`."""
     name = QUIETER.get(objective.split(maxsplit=1)[0])
     return f"gradient={name}" if name else ""
+
+
+def _length(epochs: int, warm: float) -> tuple[str, str]:
+    return f"epochs={epochs}", f"kl_warmup={round(warm * epochs)}" if warm else ""
 
 
 def _line(*words: str) -> str:
