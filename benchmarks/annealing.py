@@ -40,8 +40,8 @@ def time_annealing(devices: int, seconds: float) -> list[Block]:
     import equinox as eqx
     import numpy as np
 
-    from iwae.evaluation.examples import gather, map_examples
-    from iwae.inference.chains import annealed_particles
+    from iwae.evaluation.examples import gather_examples, map_examples
+    from iwae.inference.annealing import annealed_particles
     from iwae.inference.temperatures import linear_schedule
     from iwae.models.vae import VAE
 
@@ -57,7 +57,7 @@ def time_annealing(devices: int, seconds: float) -> list[Block]:
     def sweep(n: int) -> None:
         for i in range(n):
             slabs = map_examples(fn, model, x, jax.random.key(i), batch_size=IMAGES // devices)
-            if not np.isfinite(gather(slabs)).all():
+            if not np.isfinite(gather_examples(slabs)).all():
                 raise FloatingPointError("a log weight is not finite")
 
     return time_blocks(sweep, seconds=seconds, warm_up=2)

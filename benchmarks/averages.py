@@ -15,7 +15,7 @@ from typing import Any
 from sklearn.exceptions import ConvergenceWarning
 
 from iwae import ImportanceWeightedAutoencoder
-from iwae.data.held_out import own_split
+from iwae.data.held_out import hold_out_fifth
 from own_data import TABLES, K, over_seeds, paired
 
 DECAYS = (None, 0.99)
@@ -25,9 +25,9 @@ NAMES = ("diabetes", "wine", "breast cancer", "iris")
 def compared(name: str, seed: int) -> dict[str, Any]:
     """The gain of each decay over no average, nats per row, and the epochs of its fit."""
     frame = TABLES[name]()
-    rest, _, _ = own_split(len(frame))
+    rest, _, _ = hold_out_fifth(len(frame))
     rows = frame.iloc[rest].sample(frac=1.0, random_state=seed).to_numpy()
-    train, test, _ = own_split(len(rows))
+    train, test, _ = hold_out_fifth(len(rows))
     fits = {
         decay: ImportanceWeightedAutoencoder(ema=decay, random_state=seed, score_k=K).fit(
             rows[train]

@@ -26,8 +26,8 @@ import jax
 
 from iwae.config.experiment import TrainConfig
 from iwae.config.presets import PRESETS
-from iwae.experiments.costs import shape_of, stage_configs
-from iwae.runs.setup import initial_state, make_job
+from iwae.experiments.costs import costed_stages, step_cost_key
+from iwae.runs.jobs import initial_job_state, make_job
 from iwae.training.stages import train_stages
 from timing import Timing, cores, summary, time_dispatches
 
@@ -35,7 +35,7 @@ from timing import Timing, cores, summary, time_dispatches
 def time_steps(config: TrainConfig, seconds: float) -> Timing:
     """Milliseconds per step of all replicates together, one block for each dispatch of the loop."""
     job = make_job(config)
-    state, best = initial_state(job)
+    state, best = initial_job_state(job)
     run = train_stages(state, best, job.dataset.train, job.models[0], job.stages, job.plan)
     blocks = time_dispatches(run, seconds)
     jax.clear_caches()
@@ -47,8 +47,8 @@ def configs(pattern: str) -> Iterable[tuple[str, TrainConfig]]:
     shapes = {}
     for name, entry in PRESETS.items():
         if fnmatch(name, pattern):
-            for stage in stage_configs(entry.config()):
-                shapes.setdefault(shape_of(stage), stage)
+            for stage in costed_stages(entry.config()):
+                shapes.setdefault(step_cost_key(stage), stage)
     return shapes.items()
 
 

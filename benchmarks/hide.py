@@ -22,10 +22,10 @@ import numpy as np
 import pandas as pd
 
 from iwae import TrainConfig, impute, score
-from iwae.data.held_out import own_split
-from iwae.runs.setup import initial_state, make_job
+from iwae.data.held_out import hold_out_fifth
+from iwae.runs.jobs import initial_job_state, make_job
+from iwae.training.replicates import replicate_model
 from iwae.training.stages import train_stages
-from iwae.training.steps import replicate_model
 from own_data import HIDDEN, TABLES, K, kinds, over_seeds, paired
 
 SHARES = (0.0, 0.1, 0.2, 0.5)
@@ -38,7 +38,7 @@ def trained(frame: pd.DataFrame, folder: Path, seed: int, share: float) -> tuple
     given = {"missing": "at-random", "hide": share, "seed": seed, **kinds(frame)}
     job = make_job(TrainConfig(dataset=str(folder / "table.csv"), **given))
     train, validation = (job.dataset.examples(one) for one in ("train", "validation"))
-    steps = *initial_state(job), train, job.models[0], job.stages, job.plan, validation
+    steps = *initial_job_state(job), train, job.models[0], job.stages, job.plan, validation
     for state in train_stages(*steps):
         best = state[1]
     return replicate_model(job.models[0], best.params, 0), job.dataset.test
@@ -57,7 +57,7 @@ def measured(frame: pd.DataFrame, folder: Path, seed: int, share: float) -> dict
 def compared(name: str, seed: int) -> dict[str, Any]:
     """The error with each share, and its gain over no hidden values, nats per row."""
     frame = TABLES[name]()
-    train, _, _ = own_split(len(frame))
+    train, _, _ = hold_out_fifth(len(frame))
     frame = frame.iloc[train].sample(frac=1.0, random_state=seed)
     with tempfile.TemporaryDirectory() as folder:
         found = {share: measured(frame, Path(folder), seed, share) for share in SHARES}

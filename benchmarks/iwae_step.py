@@ -21,10 +21,11 @@ import numpy as np
 from iwae.evaluation.likelihood import log_likelihoods
 from iwae.models.networks import NETWORKS, make_network
 from iwae.models.vae import VAE
-from iwae.objectives.catalogue import compose
+from iwae.objectives.building import build_objective
 from iwae.objectives.declaration import Declaration
-from iwae.training.loop import Plan, init_best, training
-from iwae.training.schedules import adam, staged
+from iwae.training.loop import Plan, init_best, training_loop
+from iwae.training.optimizers import adam
+from iwae.training.schedules import staged_schedule
 from iwae.training.steps import Settings, init_state
 from timing import Block, time_blocks, time_dispatches
 
@@ -63,10 +64,12 @@ def time_steps(
     """
     shaped = make_network(network, blocks=blocks, shape=(28, 28))
     models = [VAE(PIXELS, network=shaped, key=jax.random.key(s)) for s in range(replicates)]
-    settings = Settings(compose(Declaration(**declared), 1), adam(), batch, "dynamic")
+    settings = Settings(build_objective(Declaration(**declared), 1), adam(), batch, "dynamic")
     state = init_state(models, jax.random.split(jax.random.key(replicates), replicates), settings)
-    schedule, plan = staged([1e-3], [EPOCHS], IMAGES // batch), Plan(EPOCHS)
-    run = training(state, init_best(state), random_images(), schedule, models[0], settings, plan)
+    schedule, plan = staged_schedule([1e-3], [EPOCHS], IMAGES // batch), Plan(EPOCHS)
+    run = training_loop(
+        state, init_best(state), random_images(), schedule, models[0], settings, plan
+    )
     idle: list[float | None] = [None]
     timed = time_dispatches(run, seconds, lambda: idle.append(forget_peak()))
     peak = resident("VmHWM")

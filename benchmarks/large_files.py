@@ -103,9 +103,9 @@ def train(file: Path, run: Path, *, stream: bool) -> None:
 
 def encode(file: Path, run: Path) -> None:
     """The latents of all rows, as an array."""
-    from iwae.cli.answers import encode
+    from iwae.cli.answers import encode_command
 
-    encode([str(run), str(file), "--out", str(run.parent / "latents.npy"), "--overwrite"])
+    encode_command([str(run), str(file), "--out", str(run.parent / "latents.npy"), "--overwrite"])
 
 
 def train_csv(file: Path, run: Path) -> None:
@@ -128,9 +128,9 @@ def read(file: Path, run: Path) -> None:  # noqa: ARG001 - as the other commands
 
 def score(file: Path, run: Path) -> None:
     """Log-likelihoods of all rows, and their p-values."""
-    from iwae.cli.answers import score
+    from iwae.cli.answers import score_command
 
-    score([str(run), str(file), "--k", "100", "--out", str(run.with_suffix(".csv"))])
+    score_command([str(run), str(file), "--k", "100", "--out", str(run.with_suffix(".csv"))])
 
 
 COMMANDS = {

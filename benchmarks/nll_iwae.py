@@ -12,10 +12,11 @@ from pathlib import Path
 
 import jax
 
-from iwae.config.experiment import read_config
-from iwae.runs.setup import initial_state, make_job
+from iwae.config.toml import read_config
+from iwae.runs.jobs import initial_job_state, make_job
+from iwae.training.replicates import replicate_model, replicate_weights
 from iwae.training.stages import train_stages
-from iwae.training.steps import TrainState, replicate_model, weights
+from iwae.training.steps import TrainState
 from nll_course import Course, options
 from nll_evaluate import dense_layers
 
@@ -28,10 +29,10 @@ def main() -> None:
     course, job = Course(args), make_job(read_config(args.config))
 
     def layers(state: TrainState) -> Iterator[tuple[jax.Array, jax.Array]]:
-        model = replicate_model(job.models[0], weights(state), 0)
+        model = replicate_model(job.models[0], replicate_weights(state), 0)
         yield from ((layer.weight, layer.bias) for layer in dense_layers(model))
 
-    start, best = initial_state(job)
+    start, best = initial_job_state(job)
     run = train_stages(start, best, job.dataset.train, job.models[0], job.stages, job.plan)
     for state, _, report in run:
         if course.is_over() or report.share == 1:

@@ -42,7 +42,7 @@ from sklearn.experimental import enable_iterative_imputer  # noqa: F401 - scikit
 from sklearn.impute import IterativeImputer, SimpleImputer
 
 from iwae import ImportanceWeightedAutoencoder, TrainConfig, impute_rows, score_rows, start_run
-from iwae.data.held_out import own_split
+from iwae.data.held_out import hold_out_fifth
 from iwae.files import atomic_write
 
 HIDDEN, K = 0.2, 1000
@@ -121,7 +121,7 @@ def splits(frame: pd.DataFrame) -> list[pd.DataFrame]:
     The positions of test rows are fixed, so another order is another split. If five test sets
     exceed the table, the last contains some rows of the first.
     """
-    train, test, _ = own_split(len(frame))
+    train, test, _ = hold_out_fifth(len(frame))
     rows = np.concatenate([test, np.random.default_rng(0).permutation(train)])
     orders = []
     for number in range(SPLITS if len(frame) <= FEW else 1):
@@ -151,7 +151,7 @@ def over_splits(
 
 def densities(frame: pd.DataFrame, folder: Path, seed: int) -> pd.DataFrame:
     """The log-likelihood of each test row by each method, nats."""
-    train, test, _ = own_split(len(frame))
+    train, test, _ = hold_out_fifth(len(frame))
     known, new = frame.iloc[train], frame.iloc[test]
     run = trained(frame, folder, seed=seed, **kinds(frame))
     new.to_csv(folder / "new.csv", index=False)
@@ -206,7 +206,7 @@ def imputations(frame: pd.DataFrame, folder: Path, seed: int) -> pd.DataFrame:
 
     Errors are in standard deviations of the complete training rows.
     """
-    train, test, _ = own_split(len(frame))
+    train, test, _ = hold_out_fifth(len(frame))
     hidden = np.random.default_rng(seed).random(frame.shape) < HIDDEN
     holes = frame.astype(object).mask(hidden)
     run = trained(holes, folder, seed=seed, missing="at-random", **kinds(frame))

@@ -19,8 +19,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from iwae.models.vae import VAE
-from iwae.objectives.bounds import bound
-from iwae.objectives.reductions import iwae
+from iwae.objectives.bounds import iwae
+from iwae.objectives.particle_objectives import bound
 
 CASES: dict[str, dict[str, str]] = {
     "prior normal": {},

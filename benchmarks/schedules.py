@@ -18,13 +18,16 @@ from typing import Any
 import jax
 import numpy as np
 
-from iwae.evaluation.diagnostics import bdmc, paired_difference
+from iwae.evaluation.bdmc import bdmc
+from iwae.evaluation.differences import paired_difference
 from iwae.files import atomic_write
 from iwae.inference.adaptive import adaptive_schedule
-from iwae.inference.step_sizes import tune_step_size
+from iwae.inference.tuning import tune_step_size
 from iwae.models.conditional import Model
-from iwae.results.annealed import ADAPTIVE, PILOT_CHAINS, PILOT_EXAMPLES, SCHEDULES
-from iwae.results.records import make_subject, mean_and_error, model_facts, provenance
+from iwae.results.ais import ADAPTIVE, PILOT_CHAINS, PILOT_EXAMPLES, SCHEDULES
+from iwae.results.provenance import record_provenance
+from iwae.results.subjects import make_subject, subject_model_facts
+from iwae.results.summaries import summarise_mean
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
 RUN = "digits/iwae-k20/seeds-0-3"
@@ -59,7 +62,7 @@ def cells(model: Model, start: str, length: int) -> list[dict[str, Any]]:
     found = {name: gaps(model, name, length, start) for name in (*SCHEDULES, ADAPTIVE)}
     steps, rows = LEAPFROG * (length - 1), []
     for name, values in found.items():
-        gap, stderr = mean_and_error(values)
+        gap, stderr = summarise_mean(values)
         difference = paired_difference(values, found[DEFAULT])
         row = {"start": start, "schedule": name, "temperatures": length, "leapfrogs": steps}
         row |= {"gap": gap, "gap_stderr": stderr}
@@ -79,7 +82,7 @@ def main() -> None:
     rows = json.loads(args.json.read_text())["cells"] if args.json.exists() else []
     done = {(row["start"], row["temperatures"]) for row in rows}
     record = {"run": RUN, "chains": CHAINS, "examples": EXAMPLES, "leapfrog": LEAPFROG}
-    record |= {**model_facts(subject, replicate), **provenance()}
+    record |= {**subject_model_facts(subject, replicate), **record_provenance()}
     for start, length in product(STARTS, LENGTHS):
         if (start, length) not in done:
             rows += cells(model, start, length)

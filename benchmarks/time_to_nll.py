@@ -42,18 +42,14 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from iwae.config.experiment import (
-    TrainConfig,
-    config_values,
-    make_config,
-    read_config,
-    write_config,
-)
+from iwae.config.experiment import TrainConfig, make_config
 from iwae.config.presets import preset
+from iwae.config.toml import config_toml_values, read_config, write_config
 from iwae.data import load_dataset
 from iwae.models.likelihoods import observation
+from iwae.reports.figures.axis_scales import plain_axis_ticks
 from iwae.reports.figures.saving import save_figure
-from iwae.reports.figures.style import FAINT, INK, PALETTE, SMALL, finish, laid_out, plain_numbers
+from iwae.reports.figures.style import FAINT, INK, PALETTE, SMALL, apply_style, fix_figure_layout
 from nll_course import POINTS
 from nll_evaluate import nll
 from timing import QUIET_CORES, cores, summary
@@ -104,7 +100,7 @@ def experiment(source: str, k: int, epochs: int | None) -> TrainConfig:
     path = Path(source)
     base = read_config(path) if path.suffix == ".toml" else preset(source).config()
     changes = {"validation": HELD_OUT, **({"epochs": epochs} if epochs else {})}
-    config = make_config({**config_values(base), **changes}, source)
+    config = make_config({**config_toml_values(base), **changes}, source)
     final = config.final().declaration()
     if (final.k, config.sizes()) != (k, ((50,), ((200, 200),))) or config.dataset != "mnist":
         raise SystemExit(f"{source} needs k = {k}, one layer and MNIST: name another --fast")
@@ -257,8 +253,8 @@ def draw(record: dict[str, Any], path: Path) -> None:
             label_gap(axes, ends, compared.target, f"{times:.1f}×")
         axes.set_xscale("log")
         axes.set_title(f"k = {k}", fontsize=SMALL + 1, color=INK)
-        finish(axes, "seconds", "held-out NLL, nats" if axes is panels[0] else "")
-        plain_numbers(axes)
+        apply_style(axes, "seconds", "held-out NLL, nats" if axes is panels[0] else "")
+        plain_axis_ticks(axes)
         axes.axhline(compared.target, color=FAINT, linewidth=0.6, linestyle=":", zorder=0)
     lowest = min(p["nll"] for run in record["runs"] for p in run["points"])
     panels[0].set_ylim(lowest - 2, max(compared.target for compared in every) + 15)
@@ -273,7 +269,7 @@ def draw(record: dict[str, Any], path: Path) -> None:
         labelcolor=INK,
         frameon=False,
     )
-    save_figure(laid_out(figure), path)
+    save_figure(fix_figure_layout(figure), path)
 
 
 def label_gap(axes: Axes, ends: list[float], y: float, words: str) -> None:

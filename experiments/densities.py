@@ -21,9 +21,10 @@ from sklearn.model_selection import train_test_split
 from sklearn.preprocessing import StandardScaler
 
 from iwae import ImportanceWeightedAutoencoder
-from iwae.results.records import mean_and_error, provenance
-from iwae.results.store import is_stored, write_files
-from iwae.sklearn.rows import plain
+from iwae.results.provenance import record_provenance
+from iwae.results.record_files import has_record_files, write_record_files
+from iwae.results.summaries import summarise_mean
+from iwae.sklearn.parameters import plain_parameters
 
 RESULTS = Path(__file__).parents[1] / "results" / "densities"
 SPLITS = {"digits": 5, "breast-cancer": 20, "curved": 5}
@@ -108,15 +109,15 @@ def measure(rows: np.ndarray, seed: int) -> tuple[dict, dict[str, np.ndarray]]:
             "bic": tried,
         },
         "difference": _summary(values - theirs),
-        "parameters": plain(ours.get_params()),
-        **provenance("scikit-learn"),
+        "parameters": plain_parameters(ours.get_params()),
+        **record_provenance("scikit-learn"),
     }
     return record, {"ours": values, "mixture": theirs}
 
 
 def _summary(values: np.ndarray) -> dict[str, float | None]:
     """The mean and its standard error, for a record."""
-    return dict(zip(("mean", "stderr"), mean_and_error(values), strict=True))
+    return dict(zip(("mean", "stderr"), summarise_mean(values), strict=True))
 
 
 def main(*names: str) -> None:
@@ -124,11 +125,11 @@ def main(*names: str) -> None:
     for name in names or SETS:
         for seed in range(SPLITS[name]):
             path = RESULTS / name / f"split-{seed}.json"
-            if is_stored(path):
+            if has_record_files(path):
                 continue
             found, values = measure(SETS[name](), seed)
             record = {"dataset": name, **found}
-            write_files(path, record, values)
+            write_record_files(path, record, values)
             print(name, seed, record["ours"], record["mixture"], record["difference"], flush=True)
 
 

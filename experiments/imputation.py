@@ -30,8 +30,8 @@ from sklearn.impute import IterativeImputer, KNNImputer, SimpleImputer
 from iwae import VAE, bound, impute, iwae, train
 from iwae.data import test_sha256
 from iwae.models.likelihoods import observation
-from iwae.results.records import provenance
-from iwae.results.store import is_stored, write_files
+from iwae.results.provenance import record_provenance
+from iwae.results.record_files import has_record_files, write_record_files
 
 RESULTS = Path(__file__).resolve().parents[1] / "results" / "imputation"
 
@@ -81,9 +81,9 @@ def main(*names: str) -> None:
     """Write the missing records."""
     for seed, name, (mechanism, share) in product(range(SEEDS), names or TABLES, CASES):
         path = RESULTS / f"{name}-{mechanism}-{share:g}-{seed}.json".replace(" ", "-")
-        if not is_stored(path):
+        if not has_record_files(path):
             record, errors = compared(name, mechanism, share, seed)
-            write_files(path, record, errors)
+            write_record_files(path, record, errors)
             print(path.stem, {k: round(v, 3) for k, v in record["rmse"].items()}, flush=True)
 
 
@@ -117,7 +117,7 @@ def compared(
         "training": {"steps": STEPS, "batch_size": BATCH, "learning_rate": RATE, "k": K},
         "imputation": {"k": IMPUTE_K},
         "test_sha256": test_sha256(np.ascontiguousarray(test)),
-        **provenance("scikit-learn"),
+        **record_provenance("scikit-learn"),
     }
     return record, errors
 

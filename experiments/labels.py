@@ -14,11 +14,12 @@ from pathlib import Path
 
 os.environ.setdefault("JAX_NUM_CPU_DEVICES", str(len(os.sched_getaffinity(0))))
 
-from iwae.config.experiment import make_config, read_config
+from iwae.config.experiment import make_config
+from iwae.config.toml import read_config
 from iwae.experiments.tasks import Measure, Task
 from iwae.results.classes import classify_run
-from iwae.runs.progress import tracker
-from iwae.runs.setup import load_config_dataset
+from iwae.runs.jobs import load_job_dataset
+from iwae.runs.measurement_progress import measurement_progress
 from objectives import DIGITS, MNIST, train_and_keep
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -56,9 +57,9 @@ def classify(run: Path, others: str | None) -> None:
     Args:
         others: name of other data to distinguish from the run's, or None.
     """
-    total = len(load_config_dataset(read_config(run / "config.toml")).test)
+    total = len(load_job_dataset(read_config(run / "config.toml")).test)
     count = EXAMPLES if total > EXAMPLES else None
-    classify_run(run, against=others, examples=count, track=tracker(quiet=False))
+    classify_run(run, against=others, examples=count, track=measurement_progress(quiet=False))
 
 
 if __name__ == "__main__":

@@ -22,13 +22,14 @@ os.environ.setdefault("JAX_NUM_CPU_DEVICES", str(len(os.sched_getaffinity(0))))
 import numpy as np
 from sklearn.datasets import load_digits
 
-from iwae.config.experiment import make_config, read_config, without_folders, write_config
+from iwae.config.experiment import config_without_folders, make_config
 from iwae.config.presets import AS_PUBLISHED_CODE, preset
+from iwae.config.toml import read_config, write_config
 from iwae.experiments.local import work
 from iwae.experiments.tasks import Measure, Status, Task
 from iwae.files import atomic_write
-from iwae.runs.folder import Stopped
-from iwae.runs.progress import tracker
+from iwae.runs.measurement_progress import measurement_progress
+from iwae.runs.stopping import Stopped
 from iwae.training.progress import show_training
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -180,7 +181,9 @@ def train_and_keep(
     """
     statuses = []
     try:
-        for outcome in work(runs, tasks, show=show_training, track=tracker(quiet=False)):
+        for outcome in work(
+            runs, tasks, show=show_training, track=measurement_progress(quiet=False)
+        ):
             statuses.append(outcome.status)
             print(f"{outcome.task.name}: {outcome.status} {outcome.reason}", flush=True)
             if outcome.status == Status.DONE:
@@ -199,7 +202,9 @@ def keep(run: Path, folder: Path) -> None:
     shutil.rmtree(unfinished, ignore_errors=True)
     shutil.copytree(run / "evaluations", unfinished / "evaluations")
     shutil.copy(run / "metrics.jsonl", unfinished / "metrics.jsonl")
-    write_config(without_folders(read_config(run / "config.toml")), unfinished / "config.toml")
+    write_config(
+        config_without_folders(read_config(run / "config.toml")), unfinished / "config.toml"
+    )
     unfinished.rename(folder)
 
 

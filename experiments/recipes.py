@@ -15,17 +15,18 @@ from typing import Any
 import jax
 import numpy as np
 
-from iwae.cli.parsing import cores, set_up_jax
+from iwae.cli.jax_setup import cores_for_jax, set_up_jax
 
 set_up_jax()  # before anything else makes an array
 
 from iwae import log_likelihoods  # noqa: E402
-from iwae.config.experiment import config_values, make_config  # noqa: E402
-from iwae.results.records import provenance  # noqa: E402
-from iwae.results.store import is_stored, write_files  # noqa: E402
-from iwae.runs.setup import Job, initial_state, make_job  # noqa: E402
+from iwae.config.experiment import make_config  # noqa: E402
+from iwae.config.toml import config_toml_values  # noqa: E402
+from iwae.results.provenance import record_provenance  # noqa: E402
+from iwae.results.record_files import has_record_files, write_record_files  # noqa: E402
+from iwae.runs.jobs import Job, initial_job_state, make_job  # noqa: E402
+from iwae.training.replicates import replicate_model, replicate_weights  # noqa: E402
 from iwae.training.stages import train_stages  # noqa: E402
-from iwae.training.steps import replicate_model, weights  # noqa: E402
 
 RESULTS = Path(__file__).parents[1] / "results" / "recipes"
 HELD_OUT, K = 2000, 500
@@ -158,25 +159,25 @@ def trial(name: str) -> dict[str, Any]:
     job = make_job(make_config({**BASE, **TRIALS[name]}, name))
     epochs, seconds, points = job.config.epochs, 0.0, []
     measured = {max(1, round(share * epochs)) for share in POINTS}
-    start, data = initial_state(job), job.dataset.train
+    start, data = initial_job_state(job), job.dataset.train
     for state, _, report in train_stages(*start, data, job.models[0], job.stages, job.plan):
         seconds += report.seconds
         if report.epoch_done and report.epoch in measured:
-            value = float(bound(job, weights(state)).mean())
+            value = float(bound(job, replicate_weights(state)).mean())
             points.append({"epoch": report.epoch, "seconds": seconds, "bound": value})
-    values = bound(job, weights(state)).astype(np.float64)
+    values = bound(job, replicate_weights(state)).astype(np.float64)
     return {
         "trial": name,
-        "config": config_values(job.config),
+        "config": config_toml_values(job.config),
         "k": K,
         "n": len(values),
         "bound": values.mean(),
         "stderr": values.std(ddof=1) / np.sqrt(len(values)),
         "train_bound": float(report.bound[0]),
         "seconds": seconds,
-        "cores": len(cores()),
+        "cores": len(cores_for_jax()),
         "points": points,
-        **provenance(),
+        **record_provenance(),
     }
 
 
@@ -184,10 +185,12 @@ def main(*patterns: str) -> None:
     """Run the matching trials that have no record yet."""
     for name in TRIALS:
         path = RESULTS / f"{name}.json"
-        if is_stored(path) or not any(fnmatch(name, pattern) for pattern in patterns or ("*",)):
+        if has_record_files(path) or not any(
+            fnmatch(name, pattern) for pattern in patterns or ("*",)
+        ):
             continue
         record = trial(name)
-        write_files(path, record, {})
+        write_record_files(path, record, {})
         print(f"{name:32} {record['bound']:.3f} in {record['seconds']:.0f} s", flush=True)
 
 

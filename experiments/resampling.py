@@ -29,15 +29,17 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
-from iwae.evaluation.signal import gradient_of
+from iwae.evaluation.gradient_signal import gradient_signal_sample
 from iwae.files import atomic_write
-from iwae.inference.resampling import Draw, Drawn, few
+from iwae.inference.resampling import Draw, Drawn, resample_few
 from iwae.models.vae import VAE
-from iwae.objectives.bounds import bound
-from iwae.objectives.gradients import dreg
-from iwae.objectives.reductions import iwae
+from iwae.objectives.bounds import iwae
+from iwae.objectives.gradient_estimators import dreg
+from iwae.objectives.particle_objectives import bound
 from iwae.objectives.surrogates import REPARAM, Estimator
-from iwae.results.records import make_subject, mean_and_error, model_facts, provenance
+from iwae.results.provenance import record_provenance
+from iwae.results.subjects import make_subject, subject_model_facts
+from iwae.results.summaries import summarise_mean
 from iwae.typing import PRNGKey, Scalar
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
@@ -77,7 +79,7 @@ def stratified_with_duplicates(key: PRNGKey, shares: Float[Array, " k"], count: 
 SCHEMES: dict[str, Draw] = {
     "systematic": systematic_with_duplicates,
     "stratified": stratified_with_duplicates,
-    "largest exactly": few,
+    "largest exactly": resample_few,
 }
 
 
@@ -95,7 +97,7 @@ def program(gradient: str, k: int, count: int | None) -> Any:
             return jax.lax.switch(scheme, branches, key, shares)
 
         objective = bound(iwae, k=k, estimator=GRADIENTS[gradient], backward=count, draw=draw)
-        return gradient_of(objective)(model, xs, key)
+        return gradient_signal_sample(objective)(model, xs, key)
 
     return run
 
@@ -138,8 +140,8 @@ def measured(model: VAE, batches: Array, gradient: str, k: int) -> dict[str, Any
             added[name, count].append(float(squared_distance(found, full)))
             seconds[name, count].append(spent)
     base = float(np.median(seconds[None]))
-    variance, variance_stderr = mean_and_error(np.array(own))
-    of_batches, of_batches_stderr = mean_and_error(np.array(across))
+    variance, variance_stderr = summarise_mean(np.array(own))
+    of_batches, of_batches_stderr = summarise_mean(np.array(across))
     return {
         "variance": variance,
         "variance_stderr": variance_stderr,
@@ -163,7 +165,7 @@ def few_row(
 ) -> dict[str, Any]:
     """The variance that a scheme adds to that of the full gradient, and its cost."""
     relative, error = ratio_of_means(added, own)
-    mean, stderr = mean_and_error(np.array(added))
+    mean, stderr = summarise_mean(np.array(added))
     ratio = float(np.median(seconds)) / base
     return {
         "draw": name,
@@ -203,8 +205,8 @@ def main() -> None:
                 if (run, gradient, k) in done:
                     continue
                 cell = {"run": run, "gradient": gradient, "k": k, "draws": draws}
-                cell |= {"examples": BATCH, "seed": SEED, **model_facts(subject, replicate)}
-                cell |= {**provenance(), **measured(model, batches, gradient, k)}
+                cell |= {"examples": BATCH, "seed": SEED, **subject_model_facts(subject, replicate)}
+                cell |= {**record_provenance(), **measured(model, batches, gradient, k)}
                 cells.append(cell)
                 with atomic_write(RECORD) as path:
                     path.write_text(json.dumps({"cells": cells}, indent=1) + "\n")

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
 
-from iwae.evaluation.signal import groups_of
+from iwae.evaluation.gradient_signal import gradient_groups
 from iwae.models.flows import FlowDistribution
 from iwae.models.vae import VAE, LayeredPosterior
 from iwae.testing import LinearGaussian
@@ -88,7 +88,7 @@ def places(model):
     ends = np.cumsum([leaf.size for leaf in leaves])
     numbers = np.split(np.arange(ends[-1]), ends[:-1])
     numbered = [at.reshape(leaf.shape) for at, leaf in zip(numbers, leaves, strict=True)]
-    groups = groups_of(structure.unflatten(numbered), model)
+    groups = gradient_groups(structure.unflatten(numbered), model)
     return {
         name: np.concatenate([np.ravel(leaf) for leaf in leaves]).astype(int)
         for name, leaves in groups.items()

@@ -33,49 +33,52 @@ class Mutant(NamedTuple):
     tests: str
 
 
-_WEIGH = "        chains = add_weights(chains, step.delta)\n"
-_MOVE = "        chains, acceptance = move_chains(path, chains, keys, step, n_leapfrog)\n"
+_WEIGH = "        chains = anneal_weights(chains, step.delta)\n"
+_MOVE = "        chains, acceptance = annealing_move(path, chains, keys, step, n_leapfrog)\n"
 
 MUTANTS = {
     # Bounds
     "miwae-axes": Mutant(
-        "objectives/reductions.py",
+        "objectives/bounds.py",
         "jax.vmap(log_mean_exp)(log_w.reshape(m, -1))",
         "jax.vmap(log_mean_exp)(log_w.reshape(m, -1).T)",
         "methods objectives",
     ),
     "miwae-groups-interleaved": Mutant(
-        "objectives/reductions.py",
+        "objectives/bounds.py",
         "(log_w.reshape(m, -1)))",
         "(log_w.reshape(-1, m).T))",
         "methods objectives",
     ),
     "ciwae-shares": Mutant(
-        "objectives/reductions.py",
+        "objectives/bounds.py",
         "beta * elbo(log_w) + (1 - beta) * iwae(log_w)",
         "(1 - beta) * elbo(log_w) + beta * iwae(log_w)",
         "objectives methods gradients",
     ),
     "renyi-sign": Mutant(
-        "objectives/reductions.py", "power, mean = 1 -", "power, mean = 1 +", "methods objectives"
+        "objectives/bounds.py",
+        "power, mean = 1 -",
+        "power, mean = 1 +",
+        "methods objectives",
     ),
     "tvo-right-sum": Mutant(
-        "objectives/reductions.py",
+        "objectives/tvo.py",
         "b[1:] if upper else b[:-1]",
         "b[:-1] if upper else b[1:]",
         "methods objectives",
     ),
     "moments-bisection": Mutant(
-        "objectives/reductions.py",
+        "objectives/tvo.py",
         "jnp.where(below, middle, low), jnp.where(below, high, middle)",
         "jnp.where(below, low, middle), jnp.where(below, middle, high)",
         "methods objectives",
     ),
     "log-mean-exp-without-k": Mutant(
-        "inference/particles.py", " - jnp.log(float(log_w.size))", "", "particles"
+        "inference/log_weights.py", " - jnp.log(float(log_w.size))", "", "particles"
     ),
     "ess-of-squares": Mutant(
-        "inference/particles.py", "jnp.sum(w) ** 2 /", "jnp.sum(w) /", "particles"
+        "inference/log_weights.py", "jnp.sum(w) ** 2 /", "jnp.sum(w) /", "particles"
     ),
     "same-key-for-all-particles": Mutant(
         "inference/particles.py",
@@ -91,22 +94,25 @@ MUTANTS = {
     ),
     # Gradients
     "stl-keeps-the-score": Mutant(
-        "objectives/gradients.py",
+        "objectives/gradient_estimators.py",
         "    return Estimator(score=False)",
         "    return Estimator()",
         "gradients unbiased",
     ),
     "dreg-without-curvature": Mutant(
-        "objectives/gradients.py", "a - curvature(reduction, log_w), jnp", "a, jnp", "gradients"
+        "objectives/gradient_estimators.py",
+        "a - second_derivatives(reduction, log_w), jnp",
+        "a, jnp",
+        "gradients",
     ),
     "vimco-sign": Mutant(
         "objectives/score_function.py",
-        "jnp.zeros_like(a), a - signal(",
-        "jnp.zeros_like(a), a + signal(",
+        "jnp.zeros_like(a), a - score_function_signal(",
+        "jnp.zeros_like(a), a + score_function_signal(",
         "discrete",
     ),
     "vimco-baseline-of-another-particle": Mutant(
-        "inference/particles.py",
+        "inference/log_weights.py",
         "jax.lax.cumlogsumexp(log_w)[:-1]])",
         "jax.lax.cumlogsumexp(log_w)[1:]])",
         "discrete",
@@ -142,36 +148,39 @@ MUTANTS = {
         "discrete",
     ),
     "dreg-alpha-weights": Mutant(
-        "objectives/gradients.py", "(1 - 2 * alpha) * w**2", "(1 - alpha) * w**2", "gradients"
+        "objectives/gradient_estimators.py",
+        "(1 - 2 * alpha) * w**2",
+        "(1 - alpha) * w**2",
+        "gradients",
     ),
     "piwae-encoder-bound": Mutant(
-        "objectives/gradients.py",
+        "objectives/gradient_estimators.py",
         "decoder=jax.grad(decoder)(log_w)",
         "decoder=table.decoder",
         "gradients methods",
     ),
     "tvo-covariance": Mutant(
-        "objectives/gradients.py",
+        "objectives/tvo.py",
         "width * (w - (1 - beta) * spread)",
         "width * (w + (1 - beta) * spread)",
         "gradients unbiased",
     ),
     "curvature-of-miwae": Mutant(
-        "objectives/gradients.py",
+        "objectives/gradient_estimators.py",
         "log_w.reshape(m, -1)).ravel() / m",
         "log_w.reshape(m, -1)).ravel()",
         "gradients",
     ),
     "curvature-of-renyi": Mutant(
-        "objectives/gradients.py",
+        "objectives/gradient_estimators.py",
         "(1 - alpha) * _iwae_curvature((1 - alpha) * log_w)",
         "_iwae_curvature((1 - alpha) * log_w)",
         "gradients",
     ),
     "score-not-subtracted": Mutant(
         "objectives/surrogates.py",
-        "return zero - slope(score, log_q)",
-        "return zero + slope(score, log_q)",
+        "return zero - density_surrogate(score, log_q)",
+        "return zero + density_surrogate(score, log_q)",
         "gradients unbiased",
     ),
     "path-without-decoder-share": Mutant(
@@ -196,14 +205,14 @@ MUTANTS = {
         "resampling",
     ),
     "wake-sleep-share": Mutant(
-        "objectives/sleeping.py",
+        "objectives/wake_sleep.py",
         'share = 1.0 if phase == "sleep" else 0.5',
         "share = 1.0",
         "methods gradients unbiased",
     ),
     "sleep-gradient-through-the-draw": Mutant(
-        "objectives/sleeping.py",
-        "z, x = jax.lax.stop_gradient(frozen(model).sample(key))",
+        "objectives/wake_sleep.py",
+        "z, x = jax.lax.stop_gradient(stop_gradients(model).sample(key))",
         "z, x = model.sample(key)",
         "gradients methods unbiased",
     ),
@@ -220,62 +229,62 @@ MUTANTS = {
         "methods",
     ),
     "dais-momentum-not-refreshed": Mutant(
-        "objectives/differentiable.py",
+        "objectives/dais.py",
         "kept * pushed + jnp.sqrt(1 - kept**2) * fresh",
         "kept * pushed + (1 - kept) * fresh",
         "methods objectives",
     ),
     "dais-last-half-step": Mutant(
-        "objectives/differentiable.py",
+        "objectives/dais.py",
         "step_size if i < steps - 1 else step_size / 2",
         "step_size",
         "methods objectives",
     ),
     # Annealing
     "weight-after-the-move": Mutant(
-        "inference/chains.py",
+        "inference/annealing.py",
         _WEIGH + _MOVE,
         _MOVE + _WEIGH,
         "annealing",
     ),
     "reverse-chain-sign": Mutant(
-        "inference/chains.py",
-        "add_weights(chains, -step.delta)",
-        "add_weights(chains, step.delta)",
+        "inference/annealing.py",
+        "anneal_weights(chains, -step.delta)",
+        "anneal_weights(chains, step.delta)",
         "annealing",
     ),
     "upper-bound-sign": Mutant(
-        "inference/chains.py",
+        "evaluation/bdmc.py",
         '"upper": -log_mean_exp(log_w)',
         '"upper": log_mean_exp(log_w)',
         "annealing diagnostics",
     ),
     "mixed-upper-side-of-forward-chains-alone": Mutant(
-        "inference/chains.py",
-        "jnp.mean(jnp.logaddexp(-reverse_log_w, log_sum_of_others(log_w)))",
-        "jnp.mean(log_sum_of_others(log_w))",
+        "evaluation/bdmc.py",
+        "jnp.mean(jnp.logaddexp(-reverse_log_w, log_sum_of_other_weights(log_w)))",
+        "jnp.mean(log_sum_of_other_weights(log_w))",
         "diagnostics",
     ),
     "mixed-upper-side-with-k-forward-chains": Mutant(
-        "inference/chains.py",
-        "jnp.logaddexp(-reverse_log_w, log_sum_of_others(log_w))",
+        "evaluation/bdmc.py",
+        "jnp.logaddexp(-reverse_log_w, log_sum_of_other_weights(log_w))",
         "jnp.logaddexp(-reverse_log_w, jax.nn.logsumexp(log_w))",
         "diagnostics",
     ),
     "mixed-upper-side-of-reversed-signs": Mutant(
-        "inference/chains.py",
+        "evaluation/bdmc.py",
         "jnp.logaddexp(-reverse_log_w, log_sum",
         "jnp.logaddexp(reverse_log_w, log_sum",
         "diagnostics",
     ),
     "one-key-for-all-temperatures": Mutant(
-        "inference/chains.py",
+        "inference/annealing.py",
         "jax.random.fold_in(key, step.number)",
         "jax.random.fold_in(key, 0)",
         "annealing",
     ),
     "sum-not-compensated": Mutant(
-        "inference/chains.py",
+        "inference/annealing.py",
         "jnp.where(jnp.isfinite(value), excess, 0.0)",
         "jnp.zeros_like(excess)",
         "annealing",
@@ -306,25 +315,25 @@ MUTANTS = {
         "evaluation/units.py", "ACTIVE_THRESHOLD = 0.01", "ACTIVE_THRESHOLD = 0.1", "evaluate"
     ),
     "sandwich-without-one": Mutant(
-        "evaluation/sandwich.py", "ratio + log_c - 1)", "ratio + log_c)", "sandwich"
+        "evaluation/two_sided_bounds.py", "ratio + log_c - 1)", "ratio + log_c)", "sandwich"
     ),
     "sandwich-c-of-its-own-weight": Mutant(
-        "inference/particles.py",
+        "inference/log_weights.py",
         "jax.lax.cumlogsumexp(log_w)[:-1]])",
         "jax.lax.cumlogsumexp(log_w)])[1:]",
         "sandwich",
     ),
     "sandwich-log-of-the-wrong-weight": Mutant(
-        "evaluation/sandwich.py", "ratio + log_c - 1)", "ratio + log_w - 1)", "sandwich"
+        "evaluation/two_sided_bounds.py", "ratio + log_c - 1)", "ratio + log_w - 1)", "sandwich"
     ),
     "sandwich-heavy-tail-is-converged": Mutant(
-        "evaluation/diagnostics.py", "if tail > pareto_threshold(n):", "if tail > 99:", "sandwich"
+        "evaluation/tails.py", "if tail > pareto_threshold(n):", "if tail > 99:", "sandwich"
     ),
     "verdict-without-the-tail": Mutant(
-        "evaluation/diagnostics.py", "elif doubt is not None:", "elif False:", "diagnostics"
+        "evaluation/convergence.py", "elif doubt is not None:", "elif False:", "diagnostics"
     ),
     "pilots-with-a-key-in-common": Mutant(
-        "results/annealed.py", "_BETAS_STREAM = 2**32 - 1", "_BETAS_STREAM = 1", "adaptive"
+        "results/ais.py", "_BETAS_STREAM = 2**32 - 1", "_BETAS_STREAM = 1", "adaptive"
     ),
     "constant-rate-without-progress": Mutant(
         "inference/adaptive.py",
@@ -342,16 +351,16 @@ MUTANTS = {
         "evaluation/calibration.py", "(equal, weighted)", "(weighted, equal)", "calibration"
     ),
     "bands-of-one-point": Mutant(
-        "evaluation/bands.py", "p = (point - last) / (1 - last)", "p = point", "calibration"
+        "evaluation/ecdf_bands.py", "p = (point - last) / (1 - last)", "p = point", "calibration"
     ),
     "slope-of-ratios-that-err-apart": Mutant(
-        "evaluation/signal.py",
+        "evaluation/gradient_signal.py",
         "np.where(np.outer(known, known), together, covariance)",
         "covariance",
         "signal",
     ),
     "jackknife-of-blocks-as-of-a-mean": Mutant(
-        "evaluation/signal.py",
+        "evaluation/gradient_signal.py",
         "return (blocks - 1) / blocks * apart",
         "return 1 / blocks * apart",
         "signal",
@@ -365,7 +374,7 @@ MUTANTS = {
     ),
     "scale-without-a-floor": Mutant(
         "models/likelihoods/gaussian.py",
-        "jnp.exp(at_least(log_scale, math.log(LEAST_SCALE)))",
+        "jnp.exp(limit_below(log_scale, math.log(LEAST_SCALE)))",
         "jnp.exp(log_scale)",
         "observations",
     ),
@@ -394,7 +403,7 @@ MUTANTS = {
         "discrete",
     ),
     "flow-in-every-layer": Mutant(
-        "models/declaration.py",
+        "models/named_densities.py",
         "(posterior.size, *(0,) * (len(kinds) - 1))",
         "(posterior.size,) * len(kinds)",
         "priors",
@@ -412,8 +421,8 @@ MUTANTS = {
         "objectives/halves.py", "generative = generative.settled()", "pass", "priors"
     ),
     "mixture-gradient-lost-by-gdreg": Mutant(
-        "objectives/layered.py",
-        "value += sum(slope(floored(a), score) for score in scores)",
+        "objectives/gdreg.py",
+        "value += sum(density_surrogate(surrogate_coefficients(a), score) for score in scores)",
         "del scores",
         "priors",
     ),
@@ -461,10 +470,10 @@ MUTANTS = {
         "training runs",
     ),
     "adam-epsilon": Mutant(
-        "training/schedules.py", "b2=0.999, eps=1e-4)", "b2=0.999, eps=1e-8)", "training"
+        "training/optimizers.py", "b2=0.999, eps=1e-4)", "b2=0.999, eps=1e-8)", "training"
     ),
     "authors-adam-moments": Mutant(
-        "training/schedules.py",
+        "training/optimizers.py",
         "jax.tree.map(jnp.ones_like, params)",
         "jax.tree.map(jnp.zeros_like, params)",
         "training",
@@ -482,15 +491,15 @@ MUTANTS = {
         "training/schedules.py", "(step + 1 - self.first)", "(step + 1)", "training stages"
     ),
     "soap-second-moment": Mutant(
-        "training/soap.py", "(1 - b2) * h**2", "(1 - b2) * jnp.abs(h)", "training"
+        "training/optimizers.py", "(1 - b2) * h**2", "(1 - b2) * jnp.abs(h)", "training"
     ),
     "soap-not-rotated-back": Mutant(
-        "training/soap.py",
+        "training/optimizers.py",
         "directions.append(d if q is None else _back(jnp.clip(d, -1, 1), q, is_first))",
         "directions.append(d)",
         "training",
     ),
-    "soap-unclipped": Mutant("training/soap.py", "jnp.clip(d, -1, 1)", "d", "training"),
+    "soap-unclipped": Mutant("training/optimizers.py", "jnp.clip(d, -1, 1)", "d", "training"),
     "stage-forgets-the-optimiser": Mutant(
         "training/stages.py",
         "        opt_state = state.opt_state\n",
@@ -502,13 +511,16 @@ MUTANTS = {
     ),
     # Files, records and published numbers
     "checkpoint-unchecked": Mutant(
-        "runs/checkpoints.py", "if digest_of(named, notes) != expected:", "if False:", "checkpoint"
+        "runs/checkpoints.py",
+        "if digest_named_arrays(named, notes) != expected:",
+        "if False:",
+        "checkpoint",
     ),
     "published-number": Mutant(
         "config/presets.py", '("iwae", 50, 84.78', '("iwae", 50, 84.87', "reproduce config"
     ),
     "error-of-the-mean": Mutant(
-        "evaluation/diagnostics.py",
+        "evaluation/standard_errors.py",
         "ddof=1) / np.sqrt(n)) if",
         "ddof=1) / n) if",
         "diagnostics measure",
@@ -526,20 +538,26 @@ MUTANTS = {
         "records",
     ),
     "record-damage-of-zlib": Mutant(
-        "results/store.py", "BadZipFile, zlib.error", "BadZipFile", "records"
+        "results/record_files.py", "BadZipFile, zlib.error", "BadZipFile", "records"
     ),
-    "record-damage-of-zip": Mutant("results/store.py", "    RuntimeError,", "", "records"),
+    "record-damage-of-zip": Mutant("results/record_files.py", "    RuntimeError,", "", "records"),
     "record-packed-before-loose": Mutant(
-        "results/store.py",
+        "results/record_files.py",
         "    own = path.exists() or not packed.exists()\n",
         "    own = not packed.exists()\n",
         "records",
     ),
     "record-measured-while-packing": Mutant(
-        "results/store.py", "if file.stat().st_mtime_ns == times[file]", "if times[file]", "records"
+        "results/record_files.py",
+        "if file.stat().st_mtime_ns == times[file]",
+        "if times[file]",
+        "records",
     ),
     "record-values-unchecked": Mutant(
-        "results/store.py", 'digest_of(values, "") if values else None', "None", "records"
+        "results/record_files.py",
+        'digest_named_arrays(values, "") if values else None',
+        "None",
+        "records",
     ),
     "record-of-the-first-model": Mutant(
         "results/reading.py", "    of = part or record\n", "    of = record\n", "records"
@@ -547,14 +565,16 @@ MUTANTS = {
     # Data larger than memory
     "blocks-of-consecutive-rows": Mutant(
         "training/feed.py",
-        'np.argsort(generator(epoch, BLOCK_ROWS).random(runs), kind="stable")',
+        'np.argsort(sampling_generator(epoch, BLOCK_ROWS).random(runs), kind="stable")',
         "np.arange(runs)",
         "streaming",
     ),
     "rows-read-between-repeated-ones": Mutant(
         "data/rows.py", "(np.diff(run) == 1).all()", "len(block) == len(run)", "streaming"
     ),
-    "sums-in-another-order": Mutant("data/moments.py", "    half -= half % 8\n", "", "streaming"),
+    "sums-in-another-order": Mutant(
+        "data/column_statistics.py", "    half -= half % 8\n", "", "streaming"
+    ),
     "draws-at-places-in-a-block": Mutant(
         "data/rows.py",
         "found[part] = self.convert(self.base[inner[part]], inner[part])",
@@ -562,7 +582,7 @@ MUTANTS = {
         "streaming",
     ),
     "older-runs-streamed": Mutant(
-        "runs/setup.py",
+        "runs/jobs.py",
         "config.stream is None and not resumed",
         "config.stream is None",
         "streaming",
@@ -578,7 +598,7 @@ MUTANTS = {
         "runs/metrics.py", " and math.isfinite(one) for one in", " for one in", "reliability"
     ),
     "model-depth": Mutant(
-        "runs/models.py", "if depth > MOST_LAYERS:", "if depth < 0:", "reliability"
+        "runs/model_files.py", "if depth > MOST_LAYERS:", "if depth < 0:", "reliability"
     ),
     "vanished-folder": Mutant(
         "runs/folder.py",
@@ -602,20 +622,23 @@ MUTANTS = {
         "reliability",
     ),
     "matlab-unchecked": Mutant(
-        "data/store.py", "if file.read in ONLY_PUBLISHED and", "if not file and", "reliability"
+        "data/dataset_files.py",
+        "if file.read in ONLY_PUBLISHED and",
+        "if not file and",
+        "reliability",
     ),
     # Pictures
     "bounds-drawn-unpaired": Mutant(
-        "reports/estimates.py", "(one, places) - zero", "(one, places) - zero.mean()", "gallery"
+        "results/compare.py", "(one, places) - zero", "(one, places) - zero.mean()", "gallery"
     ),
     "filters-with-their-border": Mutant(
         "reports/figures/images.py", "np.where(varying, weights, 0)", "weights", "figures"
     ),
     "latents-of-idle-units": Mutant(
-        "reports/encodings.py", "axis=0))[:, active]", "axis=0))", "latents"
+        "reports/latent_figure.py", "axis=0))[:, active]", "axis=0))", "latents"
     ),
     "latents-unlikely-above-the-fence": Mutant(
-        "reports/encodings.py", "lower - FENCE", "upper - FENCE", "latents"
+        "reports/latent_figure.py", "lower - FENCE", "upper - FENCE", "latents"
     ),
     # One's own data
     "scale-of-missing-values": Mutant(
@@ -659,16 +682,19 @@ MUTANTS = {
         "evaluation/imputation.py", "pareto_threshold(again.k)", "pareto_threshold(k)", "missing"
     ),
     "threshold-for-any-number-of-weights": Mutant(
-        "evaluation/diagnostics.py", "min(1 - 1 / float(np.log10(k)), 0.7)", "0.7", "diagnostics"
+        "evaluation/tails.py", "min(1 - 1 / float(np.log10(k)), 0.7)", "0.7", "diagnostics"
     ),
     "annealed-rows-by-their-number": Mutant(
-        "evaluation/imputation.py", "key, places[bad])", "key, places[: bad.sum()])", "missing"
+        "evaluation/imputation.py",
+        "again_key, places[bad]",
+        "again_key, places[: bad.sum()]",
+        "missing",
     ),
     "annealed-rows-by-an-examples-key": Mutant(
         "evaluation/imputation.py", "np.uint32(2**32 - 1), ", "np.uint32(1), ", "missing"
     ),
     "beginning-of-another-seed": Mutant(
-        "runs/beginnings.py", '"log_every"}', '"log_every", "seed"}', "stages"
+        "runs/shared_stages.py", '"log_every"}', '"log_every", "seed"}', "stages"
     ),
     # Given the label
     "information-across-labels": Mutant(
@@ -684,18 +710,20 @@ MUTANTS = {
         "given_labels",
     ),
     "given-values-unweighted": Mutant(
-        "evaluation/conditioning.py",
+        "evaluation/conditional_sampling.py",
         "return self.vae.log_joint(x, z)",
         "return sum(self.vae.layer_log_priors(z))",
         "answers",
     ),
     # Errors of a likelihood
     "jackknife-factor": Mutant(
-        "evaluation/jackknife.py", "jnp.sqrt((b - 1) / b *", "jnp.sqrt(1 / b *", "evaluate"
+        "evaluation/standard_errors.py", "jnp.sqrt((b - 1) / b *", "jnp.sqrt(1 / b *", "evaluate"
     ),
-    "batches-not-in-turn": Mutant("evaluation/jackknife.py", "first % BATCHES)", "0)", "evaluate"),
+    "batches-not-in-turn": Mutant(
+        "evaluation/standard_errors.py", "first % BATCHES)", "0)", "evaluate"
+    ),
     "one-draw-for-the-mean": Mutant(
-        "results/measure.py", "number(one / np.sqrt(draws))", "number(one)", "errors"
+        "results/summaries.py", "number(one / np.sqrt(draws))", "number(one)", "errors"
     ),
     "draws-of-one-seed": Mutant(
         "data/binarisation.py",
@@ -707,10 +735,10 @@ MUTANTS = {
         "results/importance.py", "key if draw == 0 else", "key if draw >= 0 else", "errors"
     ),
     "subset-of-an-infinite-population": Mutant(
-        "results/completing.py", " * np.sqrt(1 - m / n)", "", "errors"
+        "results/carrying_over.py", " * np.sqrt(1 - m / n)", "", "errors"
     ),
     "subset-carried-over-by-the-tightest": Mutant(
-        "results/completing.py", "min(reversed(controls), key=error)", "controls[-1]", "errors"
+        "results/carrying_over.py", "min(reversed(controls), key=error)", "controls[-1]", "errors"
     ),
     "values-of-other-budgets": Mutant(
         "results/reading.py", "numbers.shape != values.shape[1:2] or ", "", "errors"
@@ -719,13 +747,13 @@ MUTANTS = {
         "results/subsets.py", 'np.argsort(values, kind="stable")', "np.arange(n)", "errors"
     ),
     "subset-carried-over-from-other-models": Mutant(
-        "results/completing.py", '"digests", "test_sha256")', '"test_sha256")', "errors"
+        "results/carrying_over.py", '"digests", "test_sha256")', '"test_sha256")', "errors"
     ),
     "draws-carried-over-to-looser-bounds": Mutant(
-        "results/completing.py", "if one.k <= row.k]", "if one.k]", "errors"
+        "results/carrying_over.py", "if one.k <= row.k]", "if one.k]", "errors"
     ),
     "error-of-independent-replicates": Mutant(
-        "results/completing.py",
+        "results/carrying_over.py",
         "float(np.mean(np.array(errors, float)))",
         "float(np.linalg.norm(np.array(errors, float)) / len(errors))",
         "errors",
@@ -734,7 +762,7 @@ MUTANTS = {
         "results/subsets.py", 'record.test_sha256 or ""', 'wanted["test_sha256"]', "errors"
     ),
     "errors-never-at-least": Mutant(
-        "results/text.py", "row.pareto_k_unreliable >= UNRELIABLE", "False", "errors"
+        "results/formatting.py", "row.pareto_k_unreliable >= UNRELIABLE", "False", "errors"
     ),
 }
 

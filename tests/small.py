@@ -9,14 +9,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from iwae.config import experiment as config_module
-from iwae.config.experiment import make_config, read_config
-from iwae.results import store
+from iwae.config import toml
+from iwae.config.experiment import make_config
+from iwae.config.toml import read_config
+from iwae.results import record_files
 from iwae.runs.checkpoints import list_checkpoints, load_checkpoint
-from iwae.runs.course import start_run
-from iwae.runs.models import save_model
-from iwae.runs.setup import blank_state, make_job
-from iwae.runs.trained import model_folder
+from iwae.runs.jobs import blank_job_state, make_job
+from iwae.runs.model_files import save_model
+from iwae.runs.start_and_resume import start_run
+from iwae.runs.trained import trained_model_folder
 from iwae.training.loop import Report
 
 _folder = tempfile.TemporaryDirectory(prefix="iwae-tests-")
@@ -90,13 +91,13 @@ def unmeasured(run, folder):
 def unpacked(run, folder, *without):
     """A copy of a committed run, without some files, whose records have files of their own."""
     shutil.copytree(run, folder, ignore=shutil.ignore_patterns(*without))
-    store.unpack(folder / "evaluations")
+    record_files.unpack(folder / "evaluations")
     return folder
 
 
 def record_of(run, name):
     """A record of a run, packed or not, by its name."""
-    return store.read_documents(run / "evaluations")[run / "evaluations" / f"{name}.json"]
+    return record_files.read_documents(run / "evaluations")[run / "evaluations" / f"{name}.json"]
 
 
 @cache
@@ -108,9 +109,11 @@ def unvalidated():
 def by_hand(run, models, **changes):
     """A run whose models, one for each replicate, were not trained but made."""
     resolved = make_job(config(replicates=len(models), **changes)).config
-    config_module.write_config(resolved, run / "config.toml")
+    toml.write_config(resolved, run / "config.toml")
     for replicate, model in enumerate(models):
-        save_model(model, model_folder(run, "final", replicate), replicate=replicate, epoch=0)
+        save_model(
+            model, trained_model_folder(run, "final", replicate), replicate=replicate, epoch=0
+        )
     return run
 
 
@@ -128,7 +131,7 @@ def bits(tree):
 def _like(config_toml, step):
     path = Path(tempfile.mkdtemp(dir=FOLDER)) / "config.toml"
     path.write_text(config_toml)
-    return blank_state(make_job(read_config(path), resumed=True), step)
+    return blank_job_state(make_job(read_config(path), resumed=True), step)
 
 
 def newest(run):
@@ -152,7 +155,7 @@ def outcome(run):
 
 def write_config(path):
     """The configuration of `finished()` as an experiment file."""
-    config_module.write_config(config(), path)
+    toml.write_config(config(), path)
 
 
 def report(**changes):

@@ -11,18 +11,18 @@ import small
 from cases import quick
 from iwae import anneal_run, bdmc_run
 from iwae.errors import UserError
-from iwae.inference.adaptive import FLOOR, adaptive_schedule, constant_rate
+from iwae.inference.adaptive import FLOOR, adaptive_schedule, adaptive_temperatures
 from iwae.inference.particles import particle_keys
 from iwae.inference.temperatures import as_betas, linear_schedule
-from iwae.results import annealed
-from iwae.results.annealed import Annealing
+from iwae.results import ais
+from iwae.results.ais import Annealing
 from iwae.results.measure import Replicate
 from iwae.testing import LinearGaussian
 
 
 def test_with_a_constant_variance_the_rate_is_that_of_the_closed_form():
     grid = np.linspace(0, 1, 2001)
-    betas = constant_rate(grid, np.full(2000, 3.0), 11).astype(np.float64)
+    betas = adaptive_temperatures(grid, np.full(2000, 3.0), 11).astype(np.float64)
     # The integral of 1 - beta is beta - beta^2 / 2, of which 1/2 in all; the floor adds beta.
     reached = (1 - FLOOR) * (2 * betas - betas**2) + FLOOR * betas
     np.testing.assert_allclose(reached, np.linspace(0, 1, 11), atol=1e-6)
@@ -31,12 +31,14 @@ def test_with_a_constant_variance_the_rate_is_that_of_the_closed_form():
 def test_temperatures_lie_where_the_variance_is():
     grid = np.linspace(0, 1, 101)
     variances = np.where(grid[1:] < 0.1, 100.0, 0.0)
-    betas = constant_rate(grid, variances, 1001)
+    betas = adaptive_temperatures(grid, variances, 1001)
     assert np.mean(betas < 0.1) == pytest.approx(1 - FLOOR * 0.9, abs=2e-3)
     as_betas(betas)
-    np.testing.assert_allclose(constant_rate(grid, np.zeros(100), 5), linear_schedule(5), atol=1e-6)
+    np.testing.assert_allclose(
+        adaptive_temperatures(grid, np.zeros(100), 5), linear_schedule(5), atol=1e-6
+    )
     with pytest.raises(UserError, match="not finite where some chains start"):
-        constant_rate(grid, np.full(100, np.nan), 5)
+        adaptive_temperatures(grid, np.full(100, np.nan), 5)
 
 
 def remaining(beta, q, p):
@@ -83,7 +85,7 @@ def test_temperatures_are_tuned_on_training_examples_and_frozen(tmp_path, monkey
         seen.append((len(examples), jax.random.key_data(key).tolist()))
         return adaptive_schedule(model, examples, key, temperatures, **more)
 
-    monkeypatch.setattr(annealed, "adaptive_schedule", adapt)
+    monkeypatch.setattr(ais, "adaptive_schedule", adapt)
     short = Annealing(temperatures=20, chains=4, leapfrog=2, schedule="adaptive")
     record = anneal_run(run, annealing=short, examples=20)
     name = "test-final-ais-T20-c4-l2-adaptive-posterior-n20"
@@ -92,7 +94,7 @@ def test_temperatures_are_tuned_on_training_examples_and_frozen(tmp_path, monkey
     assert (len(betas), len(sizes), betas[0], betas[-1]) == (20, 19, 0, 1)
     assert record["annealing"]["schedule"] == "adaptive"
     assert [count for count, _ in seen] == [32, 32]
-    used = {*map(str, jax.random.key_data(jnp.stack(annealed.annealing_keys(0, 20))).tolist())}
+    used = {*map(str, jax.random.key_data(jnp.stack(ais.ais_keys(0, 20))).tolist())}
     assert not used & {str(key) for _, key in seen}
     assert bdmc_run(run, annealing=short, examples=20, k=20)["gap"] > 0
 
@@ -101,18 +103,18 @@ def test_the_two_pilots_have_no_key_in_common(monkeypatch):
     keys = []
 
     def note(key, result):
-        each = particle_keys(key, jnp.arange(annealed.PILOT_EXAMPLES))
+        each = particle_keys(key, jnp.arange(ais.PILOT_EXAMPLES))
         used = jax.random.key_data(jnp.concatenate([key[None], each]))
         keys.append({*map(str, used.tolist())})
         return result
 
     for name in ("adaptive_schedule", "tune_step_size"):
-        monkeypatch.setattr(annealed, name, lambda *args, **_: note(args[2], np.ones(20)))
+        monkeypatch.setattr(ais, name, lambda *args, **_: note(args[2], np.ones(20)))
     subject = SimpleNamespace(seed=0, settings=lambda *_, **more: more)
     kept = SimpleNamespace(array=lambda settings, make: make())  # noqa: ARG005
     one = Replicate(subject, 0, None, kept)
     with jax.debug_key_reuse(False):  # keys are looked at, not drawn from
-        annealed.freeze(one, Annealing(schedule="adaptive"), 20, lambda: None)
+        ais.freeze_ais(one, Annealing(schedule="adaptive"), 20, lambda: None)
     assert len(keys) == 2
     assert not keys[0] & keys[1]
 

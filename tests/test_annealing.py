@@ -14,20 +14,18 @@ from scipy.stats import norm
 
 from cases import quick
 from iwae.errors import UserError
-from iwae.evaluation.diagnostics import monte_carlo_error
-from iwae.evaluation.examples import gather, map_examples
-from iwae.evaluation.jackknife import weights_error
+from iwae.evaluation import bdmc
+from iwae.evaluation.bdmc import bidirectional_bounds
+from iwae.evaluation.examples import gather_examples, map_examples
 from iwae.evaluation.likelihood import log_likelihoods
 from iwae.evaluation.posterior import posterior_grid
-from iwae.inference import chains, kernels
-from iwae.inference.chains import annealed_particles, bidirectional_bounds, reverse_log_weights
-from iwae.inference.particles import (
-    Particles,
-    importance_particles,
-    log_mean_exp,
-)
-from iwae.inference.step_sizes import tune_step_size
+from iwae.evaluation.standard_errors import jackknife_error_of_weights, monte_carlo_error
+from iwae.inference import annealing, kernels
+from iwae.inference.annealing import annealed_particles, reverse_annealed_log_weights
+from iwae.inference.log_weights import log_mean_exp
+from iwae.inference.particles import Particles, importance_particles
 from iwae.inference.temperatures import linear_schedule, sigmoid_schedule
+from iwae.inference.tuning import tune_step_size
 from iwae.models.vae import VAE
 from iwae.testing import LinearGaussian
 from reference import STANDARD_ERRORS, assert_mean, distance
@@ -103,7 +101,7 @@ def test_two_temperatures_are_importance_weighting_and_one_move():
     @jax.jit
     def by_hand(key):
         q = model.posterior(X)
-        draws = jax.vmap(q.sample)(chains.split_keys(key, jnp.arange(5))[0])
+        draws = jax.vmap(q.sample)(annealing.annealing_chain_keys(key, jnp.arange(5))[0])
         return draws, jax.vmap(lambda z: model.log_joint(X, z) - q.log_prob(z))(draws)
 
     draws, log_w = by_hand(jax.random.clone(key))
@@ -119,7 +117,7 @@ def test_with_the_exact_posterior_every_weight_is_the_evidence_both_ways():
         forward, backward = jax.random.split(key)
         z = jnp.float32([3.0, -3.0])
         particles, _ = annealed_particles(model, X, forward, 50, **COARSE)
-        return particles.log_w, reverse_log_weights(model, X, z, backward, 50, **COARSE)[0]
+        return particles.log_w, reverse_annealed_log_weights(model, X, z, backward, 50, **COARSE)[0]
 
     forward, backward = both(jax.random.key(2))
     assert forward == pytest.approx(np.full(50, moments(model)[2]), rel=1e-5)
@@ -161,24 +159,24 @@ def test_where_the_joint_is_zero_weights_are_zero_and_stay():
 
 
 def weigh_after_the_move(patch):
-    move, add = chains.move_chains, chains.add_weights
+    move, add = annealing.annealing_move, annealing.anneal_weights
 
     def move_then_weigh(path, states, keys, step, n_leapfrog):
         states, acceptance = move(path, states, keys, step, n_leapfrog)
         return add(states, step.delta), acceptance
 
-    patch(chains, "add_weights", lambda states, delta: states)  # noqa: ARG005
-    patch(chains, "move_chains", move_then_weigh)
+    patch(annealing, "anneal_weights", lambda states, delta: states)  # noqa: ARG005
+    patch(annealing, "annealing_move", move_then_weigh)
 
 
 def move_at_the_old_temperature(patch):
-    move = chains.move_chains
+    move = annealing.annealing_move
 
     def move_late(path, states, keys, step, n_leapfrog):
         old = step._replace(beta=step.beta - step.delta)
         return move(path, states, keys, old, n_leapfrog)
 
-    patch(chains, "move_chains", move_late)
+    patch(annealing, "annealing_move", move_late)
 
 
 def accept_everything(patch):
@@ -204,13 +202,13 @@ def missing_half_step(patch):
 
 
 def missing_log_q(patch):
-    start_of = chains.start_of
+    start_of = annealing.start_density
 
     class Flat:
         def __init__(self, q):
             self.sample, self.log_prob = q.sample, lambda z: 0 * q.log_prob(z)
 
-    patch(chains, "start_of", lambda *args: Flat(start_of(*args)))
+    patch(annealing, "start_density", lambda *args: Flat(start_of(*args)))
 
 
 @pytest.mark.slow
@@ -235,14 +233,14 @@ def test_a_planted_bug_is_seen(bug, monkeypatch):
 
 @pytest.mark.slow
 def test_a_step_size_adapted_while_measuring_is_seen(monkeypatch):
-    move = chains.move_chains
+    move = annealing.annealing_move
 
     def adapt(path, states, keys, step, n_leapfrog):
         _, acceptance = move(path, states, keys, step, n_leapfrog)
         better = step.step_size * jnp.exp(jnp.mean(acceptance) - 0.65)
         return move(path, states, keys, step._replace(step_size=better), n_leapfrog)
 
-    monkeypatch.setattr(chains, "move_chains", adapt)
+    monkeypatch.setattr(annealing, "annealing_move", adapt)
     with pytest.raises(AssertionError):
         test_a_chain_is_the_same_in_whatever_chunk_it_is_run()
 
@@ -250,8 +248,8 @@ def test_a_step_size_adapted_while_measuring_is_seen(monkeypatch):
 def test_minimum_for_maximum_in_the_sum_of_exponentials_is_seen(monkeypatch):
     log_w = jnp.float32([-500.0, -100.0])
     fake = Particles(jnp.zeros((2, 2)), log_w), {"acceptance": jnp.ones(1)}
-    monkeypatch.setattr(chains, "annealed_particles", lambda *_, **__: fake)
-    monkeypatch.setattr(chains, "reverse_log_weights", lambda *_, **__: (-log_w, fake[1]))
+    monkeypatch.setattr(bdmc, "annealed_particles", lambda *_, **__: fake)
+    monkeypatch.setattr(bdmc, "reverse_annealed_log_weights", lambda *_, **__: (-log_w, fake[1]))
 
     class Stub(LinearGaussian):
         def sample(self, key):  # noqa: ARG002
@@ -267,7 +265,7 @@ def test_minimum_for_maximum_in_the_sum_of_exponentials_is_seen(monkeypatch):
         low = jnp.min(log_w)
         return low + jnp.log(jnp.mean(jnp.exp(log_w - low)))
 
-    monkeypatch.setattr(chains, "log_mean_exp", with_minimum)
+    monkeypatch.setattr(bdmc, "log_mean_exp", with_minimum)
     assert not np.isfinite(bounds()).any()
 
 
@@ -298,7 +296,7 @@ def errors_of_log_weights(model, keys, options):
         keys = jax.random.split(key, 4)
         z, x = model.sample(keys[0])
         forward, _ = annealed_particles(model, x, keys[1], CHAINS, **options)
-        backward, _ = reverse_log_weights(model, x, z, keys[2], CHAINS, **options)
+        backward, _ = reverse_annealed_log_weights(model, x, z, keys[2], CHAINS, **options)
         importance, _ = importance_particles(model, x, keys[3], 200)
         log_p = model.log_evidence(x)
         return forward.log_w - log_p, backward + log_p, importance.log_w - log_p
@@ -333,7 +331,9 @@ def test_both_bounds_agree_with_the_closed_form(n_latent, step_size):
         assert distance(upper, 0.0) > -STANDARD_ERRORS
         assert distance(upper - lower, 0.0) > -STANDARD_ERRORS
         for values, log_w in ((lower, forward), (bound, importance)):
-            error = monte_carlo_error(np.asarray(jax.vmap(weights_error)(jnp.float32(log_w))))
+            error = monte_carlo_error(
+                np.asarray(jax.vmap(jackknife_error_of_weights)(jnp.float32(log_w)))
+            )
             assert error < 0.05
             assert abs(values.mean()) < STANDARD_ERRORS * error
 
@@ -355,7 +355,9 @@ def rates():
             keys = jax.random.split(key, 3)
             z, x = model.sample(keys[0])
             forward, _ = annealed_particles(model, x, keys[1], CHAINS, betas=betas, **options)
-            backward, _ = reverse_log_weights(model, x, z, keys[2], CHAINS, betas=betas, **options)
+            backward, _ = reverse_annealed_log_weights(
+                model, x, z, keys[2], CHAINS, betas=betas, **options
+            )
             log_p = model.log_evidence(x)
             return forward.log_w - log_p, backward + log_p
 
@@ -372,7 +374,7 @@ def test_both_gaps_fall_like_one_over_the_number_of_temperatures(monkeypatch):
     def stay(path, states, keys, step, n_leapfrog):  # noqa: ARG001
         return states, jnp.ones(CHAINS)
 
-    monkeypatch.setattr(chains, "move_chains", stay)
+    monkeypatch.setattr(annealing, "annealing_move", stay)
     assert abs(rates()[0]) < 0.1  # strong enough: without moves nothing falls
 
 
@@ -382,7 +384,7 @@ def test_both_gaps_fall_like_one_over_the_number_of_temperatures(monkeypatch):
 def small_path():
     model = VAE(4, (3,), ((5,),), key=jax.random.key(0))
     model = eqx.tree_at(lambda m: m.output.weight, model, replace_fn=lambda w: 5 * w)
-    return chains.make_path(model, jnp.float32([1, 0, 1, 1]), "posterior")
+    return annealing.annealing_path(model, jnp.float32([1, 0, 1, 1]), "posterior")
 
 
 def flow(path, beta=0.6, step_size=0.4, n_leapfrog=3):
@@ -428,8 +430,8 @@ def test_leapfrog_without_a_half_step_is_not_reversed(monkeypatch):
 def moves_from_the_posterior():
     """Exact posterior draws and where one HMC move at beta = 1 takes them, standardised."""
     model, n = wrong_q(), 20_000
-    path = chains.make_path(model, X, "posterior")
-    z_keys, keys = chains.split_keys(jax.random.key(9), jnp.arange(n))
+    path = annealing.annealing_path(model, X, "posterior")
+    z_keys, keys = annealing.annealing_chain_keys(jax.random.key(9), jnp.arange(n))
 
     @jax.jit
     def run(z, keys):
@@ -515,7 +517,7 @@ def add_up(terms):
         return total.add(term), None
 
     return np.float64(
-        jax.jit(lambda t: jax.lax.scan(add, chains.Total(zero, zero), t)[0].value)(terms)
+        jax.jit(lambda t: jax.lax.scan(add, annealing.Total(zero, zero), t)[0].value)(terms)
     )
 
 
@@ -526,9 +528,9 @@ def test_ten_thousand_increments_lose_no_digit_in_float32(monkeypatch):
     assert np.abs(add_up(terms) - exact).max() <= 0.5001 * np.spacing(np.float32(550))
 
     def plain(total, term):
-        return chains.Total(total.value + term, total.excess)
+        return annealing.Total(total.value + term, total.excess)
 
-    monkeypatch.setattr(chains.Total, "add", plain)
+    monkeypatch.setattr(annealing.Total, "add", plain)
     assert np.abs(add_up(terms) - exact).max() > 5e-4  # a printed digit is lost
 
 
@@ -537,18 +539,18 @@ def test_ten_thousand_increments_lose_no_digit_in_float32(monkeypatch):
 def test_a_chain_of_ten_thousand_temperatures_agrees_with_float64():
     model, x = wrong_q(), 8 * X  # log p(x) is about -100 nats
     betas = sigmoid_schedule(10_000)
-    steps = chains.schedule_steps(betas, 0.5, 1)
+    steps = annealing.annealing_steps(betas, 0.5, 1)
 
     @jax.jit
     def run(key):
-        path = chains.make_path(model, x, "posterior")
-        start_keys, keys = chains.split_keys(key, jnp.arange(2))
-        begun = chains.start_chains(path, start_keys)
+        path = annealing.annealing_path(model, x, "posterior")
+        start_keys, keys = annealing.annealing_chain_keys(key, jnp.arange(2))
+        begun = annealing.start_annealing(path, start_keys)
 
         def ratio(states, step):  # noqa: ARG001
             return {"ratio": jax.vmap(kernels.Point.log_ratio)(states.point)}
 
-        end, info = chains.anneal(path, begun, keys, steps, 1, ratio)
+        end, info = annealing.anneal(path, begun, keys, steps, 1, ratio)
         return end.log_w.value, ratio(begun, None)["ratio"], info["ratio"]
 
     log_w, first, others = (np.float64(value) for value in run(jax.random.key(10)))
@@ -585,7 +587,7 @@ def test_a_model_of_binary_data_with_two_layers_sums_to_one_over_all_data():
     def weights(model, x, key):
         return sampler(model, x, key, 2000)[0].log_w
 
-    log_w = gather(map_examples(weights, model, xs, jax.random.key(11), batch_size=4))
+    log_w = gather_examples(map_examples(weights, model, xs, jax.random.key(11), batch_size=4))
     assert_mean(np.exp(log_w).sum(axis=0), 1.0, error_at_most=0.01)
     for x, values in zip(xs, log_w, strict=True):
         limits = ((-7.0, 7.0), (-7.0, 7.0))

@@ -33,16 +33,16 @@ from iwae import (
 )
 from iwae.cli import main
 from iwae.cli.answers import _parse_given
-from iwae.data.binarisation import redrawn
+from iwae.data.binarisation import redraw_binarisation
 from iwae.data.columns import Column
 from iwae.data.kinds import make_kind
 from iwae.data.tables import read_table
 from iwae.evaluation.imputation import Imputed, impute, multiple_imputations
-from iwae.runs.answers import _value
-from iwae.runs.completion import _fill_parquet, impute_file
-from iwae.runs.filling import Piece, filled
-from iwae.runs.rows import Fitted, Rows, fitted, read_rows
-from iwae.runs.splicing import Changes, spliced
+from iwae.runs.file_imputation import _fill_parquet, impute_file
+from iwae.runs.parquet_filling import Piece, filled_parquet
+from iwae.runs.row_answers import _value
+from iwae.runs.row_reading import Fitted, Rows, read_rows, row_reading_model
+from iwae.runs.text_filling import Changes, filled_text
 
 WEIGHT, BIAS, SCALE = np.float32([[1.5, -0.5, 0.8]]), np.float32([1.0, 0.0, -2.0]), 0.5
 COVARIANCE = WEIGHT.T @ WEIGHT + SCALE**2 * np.eye(3)
@@ -327,18 +327,20 @@ def test_text_around_gaps_stays_as_it_was_written(text, rows, names, found, tmp_
         (Changes({}, added), Changes({i: one.replace("'", '"') for i, one in row.items()}, added))
         for row in rows
     ]
-    parts = spliced(tmp_path / "in.csv", ",", 2, changes, names=names, copies=2)
+    parts = filled_text(tmp_path / "in.csv", ",", 2, changes, names=names, copies=2)
     same, changed = ("".join(part).replace('"', "'") for part in zip(*parts, strict=True))
     assert changed == found
     assert names or same == text
     with pytest.raises(UserError, match="changed while it was read"):
-        list(spliced(tmp_path / "in.csv", ",", 2, [*changes, changes[0]], names=names, copies=2))
+        list(
+            filled_text(tmp_path / "in.csv", ",", 2, [*changes, changes[0]], names=names, copies=2)
+        )
 
 
 def test_an_empty_line_of_a_single_column_is_a_row(tmp_path):
     (tmp_path / "in.csv").write_text("\nx\n1\n\n\n2\n\n")
     rows = [[Changes(cells, ())] for cells in ({}, {0: "7"}, {0: "8"}, {})]
-    found = spliced(tmp_path / "in.csv", ",", 1, rows, names=())
+    found = filled_text(tmp_path / "in.csv", ",", 1, rows, names=())
     assert "".join(line for (line,) in found) == "\nx\n1\n7\n8\n2\n\n"
 
 
@@ -390,7 +392,7 @@ MANY = [f"w{i}" for i in range(150)]
 )
 def test_types_widen_only_if_they_have_to(kind, new, found, wanted, tmp_path):
     path = tmp_path / "out.parquet"
-    with filled(path) as (write, lines):
+    with filled_parquet(path) as (write, lines):
         for cells in new:  # a cell that stays as it is, and gaps
             column = pa.array([None] * (len(cells) + 1), kind)
             there = np.arange(len(cells) + 1) == 0
@@ -406,7 +408,7 @@ def test_types_widen_only_if_they_have_to(kind, new, found, wanted, tmp_path):
 def test_a_column_of_k_hat_is_added_on_request(run):
     file, out = run.parent / "new.csv", run.parent / "khat.csv"
     done = impute_file(run, file, out, k=25, khat=True, anneal=False)
-    (path,), gaps = done.paths, np.isnan(read_rows(fitted(run), file).values).any(axis=1)
+    (path,), gaps = done.paths, np.isnan(read_rows(row_reading_model(run), file).values).any(axis=1)
     assert np.isnan(done.pareto_k).tolist() == (~gaps).tolist()
     header, *lines = (line.split(";") for line in path.read_text().splitlines())
     assert header == [*TABLE.splitlines()[0].split(";"), "pareto_k", "pareto_k_threshold"]
@@ -495,7 +497,7 @@ def test_grey_levels_are_binarised_by_the_rule_of_the_run(tmp_path):
     fit = Fitted(model, (), None, data.identity, tmp_path)
     for seed in (0, 1):
         rows = read_rows(fit, tmp_path / "test.npy", seed=seed)
-        np.testing.assert_array_equal(rows.examples, redrawn(data, seed).test)
+        np.testing.assert_array_equal(rows.examples, redraw_binarisation(data, seed).test)
     np.save(tmp_path / "wrong.npy", grey.reshape(40, 6) / 100)
     with pytest.raises(UserError, match="has values beyond 0 and 1, which are no grey levels"):
         read_rows(fit, tmp_path / "wrong.npy")
@@ -565,7 +567,7 @@ def test_rows_of_a_conditional_model_come_with_their_labels(tmp_path, capsys):
     list(start_run(config, tmp_path / "run"))
     cells, _ = sample_rows(tmp_path / "run", 20, seed=3)
     assert list(cells) == ["kind", "size"]
-    model = fitted(tmp_path / "run").model
+    model = row_reading_model(tmp_path / "run").model
     for key, kind in zip(jax.random.split(jax.random.key(3), 20), cells["kind"], strict=True):
         _, drawn = model.sample(jax.random.split(key)[0])
         assert kind == "ab"[int(drawn[1:].argmax())]
@@ -623,9 +625,9 @@ def test_large_tables_are_read_from_disk(run, monkeypatch):
         return [{name: list(one[name]) for name in one} for one in found]
 
     memory = answers()
-    monkeypatch.setattr("iwae.runs.rows.is_large", lambda _: True)
+    monkeypatch.setattr("iwae.runs.row_reading.is_large_own_file", lambda _: True)
     monkeypatch.setattr("iwae.evaluation.examples.SLAB_ROWS", 1)
-    assert not isinstance(read_rows(fitted(run), file).values, np.ndarray)
+    assert not isinstance(read_rows(row_reading_model(run), file).values, np.ndarray)
     for one, other in zip(answers(), memory, strict=True):
         assert one.keys() == other.keys()
         for name, cells in one.items():

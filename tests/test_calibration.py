@@ -10,9 +10,9 @@ import small
 from iwae import calibrate_run
 from iwae.cli import main
 from iwae.errors import UserError
-from iwae.evaluation.bands import uniform_bands
-from iwae.evaluation.calibration import coverage, rank_slabs, relative_rank
-from iwae.evaluation.examples import gather
+from iwae.evaluation.calibration import rank_coverage, rank_slabs, relative_rank
+from iwae.evaluation.ecdf_bands import uniform_bands
+from iwae.evaluation.examples import gather_examples
 from iwae.reports import figures
 from iwae.results.schema import parse
 from iwae.testing import LinearGaussian
@@ -23,7 +23,7 @@ BANDS = uniform_bands(N)
 
 def ranks_of(k=K, n=N, seed=0, **q):
     model = LinearGaussian.random(2, 3, **q)
-    return gather(rank_slabs(model, jax.random.key(seed), n_examples=n, k=k))
+    return gather_examples(rank_slabs(model, jax.random.key(seed), n_examples=n, k=k))
 
 
 # Ranks
@@ -59,7 +59,7 @@ def test_an_exact_q_is_calibrated():
     for ranks in found.values():
         assert min(map(BANDS.p_value, BANDS.smallest_tail(ranks))) > 1e-3
         for level in (0.5, 0.95):
-            covered = coverage(ranks, level)
+            covered = rank_coverage(ranks, level)
             assert covered.mean() == pytest.approx(level, abs=5 * covered.std() / np.sqrt(N))
     np.testing.assert_allclose(found["snis"], found["q"], atol=2e-3)  # its weights are equal
 
@@ -80,8 +80,8 @@ def test_a_wrong_q_is_seen_and_weights_correct_it(q, spread, shift):
 
 def test_ranks_do_not_depend_on_batches_or_where_they_resume():
     model, key = LinearGaussian.random(2, 3), jax.random.key(3)
-    whole = gather(rank_slabs(model, key, n_examples=7, k=5))
-    part = gather(rank_slabs(model, key, n_examples=7, k=5, batch_size=1, first=4))
+    whole = gather_examples(rank_slabs(model, key, n_examples=7, k=5))
+    part = gather_examples(rank_slabs(model, key, n_examples=7, k=5, batch_size=1, first=4))
     for name, values in part.items():
         np.testing.assert_allclose(values, whole[name][4:], atol=1e-6)
 

@@ -15,9 +15,8 @@ from safetensors.numpy import load_file, save, save_file
 
 from iwae.errors import UserError
 from iwae.models.vae import VAE
-from iwae.objectives.catalogue import objective
+from iwae.objectives.building import objective
 from iwae.runs import checkpoints as checkpoint
-from iwae.runs.arrays import write_arrays
 from iwae.runs.checkpoints import (
     Checkpoint,
     DamagedCheckpointError,
@@ -26,10 +25,10 @@ from iwae.runs.checkpoints import (
     prune_checkpoints,
     save_checkpoint,
 )
-from iwae.runs.models import copy_model, load_model, read_about, save_model
+from iwae.runs.model_files import copy_model_files, load_model, read_model_facts, save_model
+from iwae.runs.named_arrays import write_arrays
 from iwae.training.loop import init_best
-from iwae.training.schedules import adam, authors_adam
-from iwae.training.soap import soap
+from iwae.training.optimizers import adam, authors_adam, soap
 from iwae.training.steps import Settings, init_state
 from reference import equal
 
@@ -207,7 +206,7 @@ def test_a_model_comes_back_bit_for_bit(tmp_path, options):
 
 
 def test_facts_are_kept_beside_the_model(folder):
-    assert read_about(folder) == {"epoch": 3}
+    assert read_model_facts(folder) == {"epoch": 3}
 
 
 @pytest.mark.parametrize("about", [[], "text", 3, None])
@@ -290,7 +289,7 @@ def test_weights_of_another_model_of_the_same_shapes_are_noticed(folder, tmp_pat
     before = (folder / "model.safetensors").read_bytes()
     model = load_model(folder)
     save_model(jax.tree.map(lambda leaf: np.asarray(leaf) + 1, model), folder)
-    copy_model(folder, tmp_path / "copy", epoch=3)
+    copy_model_files(folder, tmp_path / "copy", epoch=3)
     for mixed in (folder, tmp_path / "copy"):
         load_model(mixed)
         (mixed / "model.safetensors").write_bytes(before)  # a late writer's

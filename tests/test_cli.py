@@ -18,14 +18,16 @@ import pytest
 
 import small
 from iwae.cli import COMMANDS, interrupts, main, parsing, queue
+from iwae.cli.jax_setup import cores_for_jax, set_up_jax, trim_jax_cache
 from iwae.cli.train import Train
-from iwae.config.experiment import TrainConfig, write_config
+from iwae.config.experiment import TrainConfig
 from iwae.config.presets import PRESETS
-from iwae.config.stages import parse_stages
+from iwae.config.stages import stages_from_text
+from iwae.config.toml import write_config
 from iwae.objectives.declaration import GRADIENTS, OBJECTIVES
-from iwae.runs import course, summary
-from iwae.runs.models import load_model
-from iwae.runs.progress import tracker
+from iwae.runs import planning, start_and_resume
+from iwae.runs.measurement_progress import measurement_progress
+from iwae.runs.model_files import load_model
 from iwae.training import progress
 from iwae.training.loop import NonFiniteError, Report
 from iwae.training.progress import show_training
@@ -67,9 +69,9 @@ def chosen(monkeypatch):
 
         return instead
 
-    monkeypatch.setattr(course, "start_run", note("start"))
-    monkeypatch.setattr(course, "resume_run", note("resume"))
-    monkeypatch.setattr(summary, "what_next", lambda run: f"after {run}")
+    monkeypatch.setattr(start_and_resume, "start_run", note("start"))
+    monkeypatch.setattr(start_and_resume, "resume_run", note("resume"))
+    monkeypatch.setattr(planning, "plan_next_steps", lambda run: f"after {run}")
     return calls
 
 
@@ -223,7 +225,7 @@ def jax_options(monkeypatch):
     options = {}
     monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
     monkeypatch.setattr(jax.config, "update", options.__setitem__)
-    parsing.set_up_jax()
+    set_up_jax()
     return options
 
 
@@ -238,9 +240,9 @@ def test_programs_not_used_for_longest_leave_a_cache_that_is_too_large(tmp_path)
         (tmp_path / name).write_bytes(bytes(100))
         os.utime(tmp_path / name, (1e9 - 100 * age,) * 2)
     os.utime(tmp_path / "read", (1e9, 1e8))  # compiled long ago, and used since
-    parsing.trim(tmp_path, 300)
+    trim_jax_cache(tmp_path, 300)
     assert len(list(tmp_path.iterdir())) == 3
-    parsing.trim(tmp_path, 299)
+    trim_jax_cache(tmp_path, 299)
     assert {path.name for path in tmp_path.iterdir()} == {"new", "read"}
 
 
@@ -319,12 +321,12 @@ def test_stages_have_their_own_epochs_unless_told(iwae, monkeypatch, tmp_path, w
     assert iwae("train", *words, "--out", tmp_path / "run")[0] == 0
     ((_, config, *_),) = calls
     assert config.epochs == epochs
-    assert config.stages == parse_stages(STAGES)
+    assert config.stages == stages_from_text(STAGES)
 
 
 def test_epochs_stretch_the_stages_of_a_file(iwae, monkeypatch, tmp_path):
     calls = chosen(monkeypatch)
-    write_config(TrainConfig(stages=parse_stages(STAGES)), tmp_path / "own.toml")
+    write_config(TrainConfig(stages=stages_from_text(STAGES)), tmp_path / "own.toml")
     words = ("train", tmp_path / "own.toml", "--out", tmp_path / "run")
     for more in ((), ("--epochs", "10"), ("--stages", "epochs=4"), ("--backward", "3")):
         assert iwae(*words, *more)[0] == 0
@@ -504,7 +506,7 @@ def test_what_the_system_refuses_is_one_line(iwae, tmp_path):
     ],
 )
 def test_too_little_memory_is_one_line(iwae, tmp_path, monkeypatch, error):
-    monkeypatch.setattr(course, "start_run", lambda *_, **__: raised(error))
+    monkeypatch.setattr(start_and_resume, "start_run", lambda *_, **__: raised(error))
     status, out, err = iwae("train", "--out", tmp_path / "run")
     assert (status, out) == (1, "")
     assert err == "iwae: out of memory: choose a smaller k, batch size or model\n"
@@ -513,7 +515,9 @@ def test_too_little_memory_is_one_line(iwae, tmp_path, monkeypatch, error):
 def test_faults_of_the_program_are_not_hidden(iwae, tmp_path, monkeypatch):
     for kind in (jax.errors.JaxRuntimeError, RuntimeError, SystemError):
         error = kind("INTERNAL: something")
-        monkeypatch.setattr(course, "start_run", lambda *_, error=error, **__: raised(error))
+        monkeypatch.setattr(
+            start_and_resume, "start_run", lambda *_, error=error, **__: raised(error)
+        )
         with pytest.raises(kind, match="something"):
             iwae("train", "--out", tmp_path / "run")
 
@@ -531,7 +535,7 @@ def test_a_run_that_breaks_has_status_one_and_says_where(iwae, tmp_path, monkeyp
         (tmp_path / "run" / "checkpoints").mkdir(parents=True)
         yield from raised(error)
 
-    monkeypatch.setattr(course, "start_run", broken)
+    monkeypatch.setattr(start_and_resume, "start_run", broken)
     status, out, err = iwae("train", "--out", tmp_path / "run")
     assert (status, out) == (1, "")
     assert err == (
@@ -693,7 +697,7 @@ def test_a_terminal_shows_a_bar(monkeypatch):
     assert "epoch 2, 300 steps/s, bound -9.50, validation -9.00" in sys.stderr.getvalue()
     assert "50%" in sys.stderr.getvalue()
     slabs = [{"ess": np.zeros(20)}, {"ess": np.zeros(30)}]
-    assert list(tracker(quiet=False)(iter(slabs), 50, "replicate 0, k=5")) == slabs
+    assert list(measurement_progress(quiet=False)(iter(slabs), 50, "replicate 0, k=5")) == slabs
     assert "replicate 0, k=5" in sys.stderr.getvalue()
 
 
@@ -997,7 +1001,7 @@ def test_a_sweep_trains_all_combinations(iwae, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(len(parsing.cores()) < 2, reason="two workers need two cores")
+@pytest.mark.skipif(len(cores_for_jax()) < 2, reason="two workers need two cores")
 def test_workers_share_a_sweep_out(iwae, tmp_path, monkeypatch):
     commands, popen = set(), subprocess.Popen
 
@@ -1018,7 +1022,7 @@ def test_workers_share_a_sweep_out(iwae, tmp_path, monkeypatch):
         json.loads(path.read_text())["devices"]
         for path in sorted((tmp_path / "out").glob("*/evaluations/*.json"))
     ]
-    assert devices == [len(parsing.cores()) // 2] * 3  # none was left for this process
+    assert devices == [len(cores_for_jax()) // 2] * 3  # none was left for this process
     assert len(commands) == 1
 
 
@@ -1068,7 +1072,7 @@ def test_wrong_words_to_the_queue(iwae, tmp_path, monkeypatch, words, message):
     [("2h", 7200), ("90m", 5400), ("1h30m", 5400), ("1.5h", 5400), ("45s", 45)],
 )
 def test_budgets(words, seconds):
-    assert queue.seconds(words) == seconds
+    assert queue.queue_budget_seconds(words) == seconds
 
 
 def test_compilation_is_no_part_of_the_time_left(monkeypatch):

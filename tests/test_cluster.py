@@ -22,7 +22,7 @@ from iwae.cli.interrupts import Terminated, sigterm_as_ctrl_c
 from iwae.errors import UserError
 from iwae.experiments import cluster
 from iwae.experiments.cluster import Home, Place, _on_worker, pack, unpack, work_on_ray
-from iwae.experiments.tasks import Measure, Task, held, state_of
+from iwae.experiments.tasks import Measure, Task, lock_task, task_state
 
 NEEDS_RAY = pytest.mark.skipif(
     find_spec("ray") is None, reason="Ray is not installed: pip install 'iwae[ray]'"
@@ -228,7 +228,7 @@ def test_a_worker_that_was_given_up_and_comes_back_brings_nothing(tmp_path, a_pl
     assert left["outcome"] == ("done", "")
     assert len(left["numbers"]) > 2
     assert numbers(tmp_path / "home") == left["numbers"]
-    assert state_of(tmp_path / "home", task).status == "done"
+    assert task_state(tmp_path / "home", task).status == "done"
 
 
 class Immediate:
@@ -251,11 +251,11 @@ def test_what_another_queue_is_at_work_on_is_left_to_it(tmp_path, monkeypatch):
     monkeypatch.setattr(cluster, "_connect", lambda *_: Immediate())
     monkeypatch.setattr(cluster, "_home", lambda *_: "home")
     monkeypatch.setattr(
-        cluster, "_on_worker", lambda _, task: (state_of(tmp_path, task).status, task.name)
+        cluster, "_on_worker", lambda _, task: (task_state(tmp_path, task).status, task.name)
     )
     tasks = [Task(name, small.config()) for name in ("a", "b")]
     tasks.append(Task("c", small.config(init_from=tmp_path / "a"), needs="a"))
-    with held(tmp_path, tasks[0]):
+    with lock_task(tmp_path, tasks[0]):
         found = list(work_on_ray(tmp_path, tasks, scratch=tmp_path / "scratch"))
     assert [(one.task.name, one.status) for one in found] == [
         ("a", "in use"),
@@ -263,7 +263,7 @@ def test_what_another_queue_is_at_work_on_is_left_to_it(tmp_path, monkeypatch):
         ("c", "waiting"),
     ]
     assert (found[0].reason, found[1].reason) == ("a is in use by another process", "b")
-    assert state_of(tmp_path, tasks[1]).status == "waiting"  # it has let go of it
+    assert task_state(tmp_path, tasks[1]).status == "waiting"  # it has let go of it
     with pytest.raises(UserError, match="leave scratch out"):
         next(work_on_ray(tmp_path, tasks, scratch=tmp_path))
 

@@ -15,31 +15,31 @@ from cases import quick
 from iwae.config.experiment import make_config
 from iwae.data import load_dataset
 from iwae.errors import UserError
-from iwae.evaluation.classes import (
+from iwae.evaluation.classification import (
     class_log_likelihoods,
     label_log_probabilities,
-    marginal_log_likelihoods,
+    marginalise_classes,
 )
+from iwae.evaluation.gradient_signal import gradient_signal_sample
 from iwae.evaluation.likelihood import log_likelihoods
-from iwae.evaluation.posterior import model_density
-from iwae.evaluation.signal import gradient_of
+from iwae.evaluation.scores import marginal_scores
 from iwae.evaluation.units import active_units
-from iwae.models.conditional import ConditionalVAE, with_labels
+from iwae.models.conditional import ConditionalVAE, conditional_examples
 from iwae.models.networks import Network
 from iwae.models.priors import LabelPrior
 from iwae.models.vae import VAE
-from iwae.objectives.bounds import bound
-from iwae.objectives.catalogue import compose
+from iwae.objectives.bounds import iwae
+from iwae.objectives.building import build_objective
 from iwae.objectives.declaration import Declaration
-from iwae.objectives.reductions import iwae
-from iwae.reports.gallery import draw_run
+from iwae.objectives.particle_objectives import bound
+from iwae.reports.gallery import draw_gallery
+from iwae.results.gradient_signal import gradients_run
 from iwae.results.importance import evaluate_run
-from iwae.results.signal import gradients_run
 from iwae.runs.metrics import read_metrics
-from iwae.runs.models import load_model, save_model
+from iwae.runs.model_files import load_model, save_model
 from iwae.testing import check_latent_model
 from iwae.training.loop import validation_bounds
-from iwae.training.schedules import adam
+from iwae.training.optimizers import adam
 from iwae.training.steps import Settings, init_state
 from test_model import perturbed
 
@@ -186,7 +186,7 @@ def test_a_description_of_labels_that_are_none_is_refused(labels, tmp_path):
 
 def test_an_example_has_its_label_after_it_and_is_taken_apart_again():
     rows = np.arange(3 * D, dtype=np.float32).reshape(3, D)
-    examples = with_labels(rows, np.array([2, 0, 1]), C)
+    examples = conditional_examples(rows, np.array([2, 0, 1]), C)
     np.testing.assert_array_equal(examples[:, :D], rows)
     np.testing.assert_array_equal(examples[:, D:], [[0, 0, 1], [1, 0, 0], [0, 1, 0]])
     model = noisy(make())
@@ -221,7 +221,7 @@ def test_a_density_is_that_under_any_label():
         for y in range(C)
     ]
     expected = logsumexp(np.stack(given, axis=1) + np.log(shares), axis=1)
-    np.testing.assert_allclose(model_density(model, points, k=20), expected, rtol=1e-5)
+    np.testing.assert_allclose(marginal_scores(model, points, k=20), expected, rtol=1e-5)
 
 
 def test_labels_have_the_probabilities_of_bayes_rule():
@@ -230,9 +230,7 @@ def test_labels_have_the_probabilities_of_bayes_rule():
     joint = scores + np.log(frequencies)
     expected = joint - logsumexp(joint, axis=1, keepdims=True)
     np.testing.assert_allclose(label_log_probabilities(scores, frequencies), expected)
-    np.testing.assert_allclose(
-        marginal_log_likelihoods(scores, frequencies), logsumexp(joint, axis=1)
-    )
+    np.testing.assert_allclose(marginalise_classes(scores, frequencies), logsumexp(joint, axis=1))
     never = label_log_probabilities(scores, np.array([0.5, 0.5, 0.0]))
     assert (never[:, 2] == -np.inf).all()
     np.testing.assert_allclose(np.exp(never).sum(axis=1), 1)
@@ -241,7 +239,7 @@ def test_labels_have_the_probabilities_of_bayes_rule():
 def test_active_units_are_counted_given_the_labels():
     model = perturbed(make(learned_prior=False), size=0.5)
     rows = np.random.default_rng(0).integers(0, 2, (30, D)).astype(np.float32)
-    both = with_labels(rows, np.arange(30) % 2, C)
+    both = conditional_examples(rows, np.arange(30) % 2, C)
     found = active_units(model, both, jax.random.key(0)).variances[0]
     means = [model.encode(jnp.asarray(row)).mean for row in both]
     np.testing.assert_allclose(found, np.var(means, axis=0), rtol=1e-3)
@@ -260,9 +258,9 @@ def test_mistakes_are_user_errors():
     with pytest.raises(UserError, match="has no layer for a label"):
         ConditionalVAE(own, 2)
     with pytest.raises(UserError, match="there are 2 examples, but 3 labels"):
-        with_labels(np.zeros((2, D)), np.zeros(3, int), C)
+        conditional_examples(np.zeros((2, D)), np.zeros(3, int), C)
     with pytest.raises(UserError, match="labels must be whole numbers from 0 to 2"):
-        with_labels(np.zeros((1, D)), np.array([3]), C)
+        conditional_examples(np.zeros((1, D)), np.array([3]), C)
     rows = np.zeros((2, D), np.float32)
     with pytest.raises(UserError, match="a VAE is not conditional"):
         class_log_likelihoods(vae(), rows, jax.random.key(0), k=2)
@@ -281,7 +279,7 @@ GIVEN = {
 @pytest.mark.slow
 @pytest.mark.parametrize("name", GIVEN)
 def test_objectives_of_a_vae_are_validated_and_looked_at_given_the_labels(name):
-    objective = compose(GIVEN[name], layers=1)
+    objective = build_objective(GIVEN[name], layers=1)
     model, settings = noisy(make()), Settings(objective, adam(), batch_size=3)
     rows = np.random.default_rng(0).integers(0, 2, (6, D)).astype(np.float32)
 
@@ -289,9 +287,9 @@ def test_objectives_of_a_vae_are_validated_and_looked_at_given_the_labels(name):
         state = init_state([model], jax.random.key(0)[None], settings)
         return validation_bounds(state, model, settings, rows)[0]
 
-    labelled = with_labels(rows, np.ones(6, int), C)
+    labelled = conditional_examples(rows, np.ones(6, int), C)
     assert validated(model, labelled) == pytest.approx(validated(model.given(label(1)), rows))
-    draw, key = gradient_of(objective), jax.random.key(1)
+    draw, key = gradient_signal_sample(objective), jax.random.key(1)
     ours = draw(model, jnp.asarray(labelled), key)
     its = draw(model.given(label(1)), jnp.asarray(rows), jax.random.clone(key))
     np.testing.assert_allclose(ours.vae.output.weight, its.output.weight, rtol=1e-4, atol=1e-6)
@@ -330,7 +328,7 @@ def test_a_conditional_run_is_trained_measured_drawn_and_classifies(tmp_path):
     expected = log_likelihoods(model, data.examples("test"), key, k=50).mean()
     assert record["log_likelihood"] == pytest.approx(expected)
     assert record["data"]["classes"] == ["a", "b"]
-    drawn = {path.stem for path in draw_run(run)}
+    drawn = {path.stem for path in draw_gallery(run)}
     assert {"samples", "samples_of_classes", "reconstructions", "filters_last_layer"} <= drawn
     scores = class_log_likelihoods(model, data.test[:, :16], jax.random.key(1), k=20)
     found = label_log_probabilities(scores, np.asarray(model.frequencies)).argmax(axis=1)

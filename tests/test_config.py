@@ -8,18 +8,13 @@ import pytest
 from hypothesis import given
 from pydantic import ValidationError
 
-from iwae.config.experiment import (
-    TrainConfig,
-    config_values,
-    make_config,
-    read_config,
-    write_config,
-)
+from iwae.config.experiment import TrainConfig, make_config
 from iwae.config.presets import PRESETS, preset
+from iwae.config.toml import config_toml_values, read_config, write_config
 from iwae.data import DATASETS
 from iwae.errors import UserError
 from iwae.objectives.declaration import OBJECTIVES
-from iwae.runs.stages import make_schedule
+from iwae.runs.configured_stages import configured_schedule
 from iwae.training.schedules import AUTHORS_RATES, PAPER_RATES
 
 sizes = st.integers(1, 1000)
@@ -67,7 +62,7 @@ def test_a_configuration_comes_back_from_its_file(tmp_path_factory, values):
     path = tmp_path_factory.mktemp("config") / "config.toml"
     write_config(config, path)
     assert read_config(path) == config
-    assert tomllib.loads(path.read_text()) == config_values(config)
+    assert tomllib.loads(path.read_text()) == config_toml_values(config)
 
 
 def test_defaults_are_those_of_the_paper():
@@ -184,7 +179,7 @@ def test_every_preset_is_a_valid_configuration_of_known_names(name):
     assert config.objective in OBJECTIVES
     assert len(entry.active) in (0, len(config.sizes()[0]))
     assert entry.needs is None or entry.needs in PRESETS
-    assert config == make_config(config_values(config), "its file")
+    assert config == make_config(config_toml_values(config), "its file")
 
 
 def test_the_published_tables_are_there():
@@ -204,7 +199,7 @@ def test_the_published_tables_are_there():
 def test_warm_starts_train_3_to_the_7_epochs_at_a_tenth_of_the_rate():
     for name, k in (("table2/vae-to-iwae", 50), ("table2/iwae-to-vae", 1)):
         config = preset(name).config(init_from="run")
-        schedule, ends = make_schedule(config, 3000)
+        schedule, ends = configured_schedule(config, 3000)
         assert ends == (3**7,)
         assert float(schedule.rates[0]) == pytest.approx(1e-4)
         assert config.k == k
@@ -239,7 +234,7 @@ def test_an_unknown_preset_names_those_near_it():
 @pytest.mark.parametrize("scale", [1.0, 0.3])
 def test_schedules_are_scaled_and_stretched(options, rates, ends, scale):
     config = TrainConfig(learning_rate=1e-3 * scale, **options)
-    schedule, found = make_schedule(config, 50)
+    schedule, found = configured_schedule(config, 50)
     assert found == ends
     assert schedule.rates == pytest.approx([scale * rate for rate in rates])
     assert schedule.ends.tolist() == [50 * end for end in ends]
@@ -252,7 +247,7 @@ def test_schedules_are_scaled_and_stretched(options, rates, ends, scale):
 def test_more_steps_than_their_counter_holds_are_refused(options, most):
     for epochs in (most + 1, 10**19):
         with pytest.raises(UserError, match=f"epochs is {epochs}, .* at most {most}"):
-            make_schedule(TrainConfig(epochs=epochs, **options), 3)
-    schedule, _ = make_schedule(TrainConfig(epochs=most, **options), 3)
+            configured_schedule(TrainConfig(epochs=epochs, **options), 3)
+    schedule, _ = configured_schedule(TrainConfig(epochs=most, **options), 3)
     assert (np.diff(schedule.ends) > 0).all()
     assert schedule.ends[-1] == 3 * most

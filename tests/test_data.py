@@ -32,20 +32,22 @@ from iwae.data import (
     DATASETS,
     binarisation,
     choose,
+    dataset_files,
     draw,
     fetch,
     list_datasets,
     load_dataset,
     readers,
-    store,
     test_sha256,
     verify,
 )
-from iwae.data.binarisation import bernoulli, resolve
+from iwae.data.binarisation import binarise_at_random, resolve
+from iwae.data.grey_levels import grey_to_bytes
 from iwae.data.readers import DamagedError
 from iwae.data.sampling import TEST_DRAW, TRAIN_DRAW
-from iwae.data.splits import Options, Raw, assemble
+from iwae.data.splits import Options, Raw, assemble_splits
 from iwae.errors import UserError
+from iwae.files import file_content_sha256
 
 REAL_DATA = os.environ.get("IWAE_DATA")
 SYNTHETIC = ("camel", "two-clusters", "linear-2d", "four-gaussians", "circle")
@@ -57,7 +59,7 @@ def isolated(monkeypatch, tmp_path):
     """No test sees this machine's data, cache or proxy."""
     monkeypatch.delenv("IWAE_DATA", raising=False)
     monkeypatch.setenv("NO_PROXY", "*")
-    monkeypatch.setattr(store, "cache_dir", lambda: tmp_path / "cache")
+    monkeypatch.setattr(dataset_files, "cache_dir", lambda: tmp_path / "cache")
 
 
 # ------------------------------------------------------------------ tiny files of every format
@@ -129,7 +131,7 @@ def shrink(monkeypatch, name, mirrors=(), **sums):
             return small
         arrays = file.read(content, shapes).values()
         values = test_sha256(*arrays) if file.values_sha256 else None
-        known = {"sha256": readers.sha256(content), "values_sha256": values}
+        known = {"sha256": file_content_sha256(content), "values_sha256": values}
         return replace(small, **(known | sums))
 
     variants = tuple(tuple(map(tiny, variant)) for variant in DATASETS[name].variants)
@@ -289,9 +291,9 @@ def test_choose_is_never_a_prefix_and_depends_on_the_seed():
 )
 def test_host_draws_belong_to_their_row(pixels, data, seed):
     rows = np.array(data.draw(st.lists(st.integers(0, len(pixels) - 1))), int)
-    everything = bernoulli(pixels, seed=seed, stream=TRAIN_DRAW)
+    everything = binarise_at_random(pixels, seed=seed, stream=TRAIN_DRAW)
     np.testing.assert_array_equal(
-        bernoulli(pixels[rows], rows, seed=seed, stream=TRAIN_DRAW), everything[rows]
+        binarise_at_random(pixels[rows], rows, seed=seed, stream=TRAIN_DRAW), everything[rows]
     )
     assert np.all(everything[pixels == 0] == 0)
     assert np.all(everything[pixels == 255] == 1)
@@ -304,26 +306,30 @@ def test_host_draws_at_the_ends_of_the_uniform_numbers(monkeypatch):
             bit_generator=SimpleNamespace(state=0, advance=lambda _: None),
             random=lambda shape, u=uniform: np.full(shape, u),
         )
-        monkeypatch.setattr(binarisation, "generator", lambda *_, generator=generator: generator)
-        np.testing.assert_array_equal(bernoulli(pixels, seed=0, stream=TEST_DRAW), expected)
+        monkeypatch.setattr(
+            binarisation, "sampling_generator", lambda *_, generator=generator: generator
+        )
+        np.testing.assert_array_equal(
+            binarise_at_random(pixels, seed=0, stream=TEST_DRAW), expected
+        )
 
 
 def test_host_draws_cross_blocks_of_rows():
     """More rows than are drawn at a time: the stream must go on where the last block ended."""
     pixels = np.full((2500, 3), 128, np.uint8)
-    drawn = bernoulli(pixels, seed=0, stream=TEST_DRAW)
+    drawn = binarise_at_random(pixels, seed=0, stream=TEST_DRAW)
     uniform = np.random.Generator(np.random.PCG64([0, TEST_DRAW])).random((2500, 3))
     np.testing.assert_array_equal(drawn, uniform < 128 / 255)
 
 
 def test_host_draws_have_the_right_mean_and_separate_streams():
     pixels = np.full((20_000, 2), [10, 200], np.uint8)
-    one = bernoulli(pixels, seed=0, stream=TRAIN_DRAW)
+    one = binarise_at_random(pixels, seed=0, stream=TRAIN_DRAW)
     probability = np.array([10, 200]) / 255
     error = np.sqrt(probability * (1 - probability) / len(pixels))
     assert np.all(np.abs(one.mean(0) - probability) < 5 * error)
     for other in ({"seed": 1, "stream": TRAIN_DRAW}, {"seed": 0, "stream": TEST_DRAW}):
-        assert not np.array_equal(bernoulli(pixels, **other), one)
+        assert not np.array_equal(binarise_at_random(pixels, **other), one)
 
 
 # --------------------------------------------------- what may be asked of which kind of values
@@ -372,7 +378,7 @@ IDX_SHAPES = {"train": (4, 28, 28)}
 
 def test_idx():
     images = grey(4)
-    read = readers.idx_images(idx(images), IDX_SHAPES)
+    read = readers.read_idx_images(idx(images), IDX_SHAPES)
     assert list(read) == ["train"]
     np.testing.assert_array_equal(read["train"], images.reshape(4, 784))
 
@@ -392,7 +398,7 @@ def test_idx():
 )
 def test_bad_idx(content, reason):
     with pytest.raises(DamagedError, match=re.escape(reason)):
-        readers.idx_images(content, IDX_SHAPES)
+        readers.read_idx_images(content, IDX_SHAPES)
 
 
 def test_unpack_goes_by_content():
@@ -431,7 +437,7 @@ def test_corrupt_gzip():
 def test_amat_in_any_layout(rows, cell, line, ends):
     content = amat(rows, cell, line)
     content = content if ends else content.rstrip()
-    read = readers.amat(content, {"test": (len(rows), rows.shape[1], 1)})["test"]
+    read = readers.read_amat(content, {"test": (len(rows), rows.shape[1], 1)})["test"]
     np.testing.assert_array_equal(read, rows)
     assert read.dtype == np.uint8
 
@@ -439,7 +445,7 @@ def test_amat_in_any_layout(rows, cell, line, ends):
 def test_published_layout_of_amat_takes_the_fast_way(monkeypatch):
     monkeypatch.setattr(readers, "_amat_lines", None)
     rows = binary(5000)[:, 0]
-    read = readers.amat(amat(rows), {"test": (5000, 28, 1)})["test"]
+    read = readers.read_amat(amat(rows), {"test": (5000, 28, 1)})["test"]
     np.testing.assert_array_equal(read, rows)
 
 
@@ -462,14 +468,14 @@ def test_published_layout_of_amat_takes_the_fast_way(monkeypatch):
 )
 def test_bad_amat(content, reason):
     with pytest.raises(DamagedError, match=re.escape(reason)):
-        readers.amat(content, {"test": (2, 3, 1)})
+        readers.read_amat(content, {"test": (2, 3, 1)})
 
 
 MAT_SHAPES = {"train": (60, 28, 28), "test": (30, 28, 28)}
 
 
 def test_mat_images_are_upright_and_row_major():
-    read = readers.omniglot_mat(CHARDATA, MAT_SHAPES)
+    read = readers.read_omniglot_mat(CHARDATA, MAT_SHAPES)
     assert read["train"].dtype == read["test"].dtype == np.uint8
     np.testing.assert_array_equal(read["train"].reshape(60, 28, 28), grey(60, 3))
     np.testing.assert_array_equal(read["test"].reshape(30, 28, 28), grey(30, 4))
@@ -478,7 +484,7 @@ def test_mat_images_are_upright_and_row_major():
 def test_mat_off_the_grid_of_bytes_stays_floating_point():
     images = np.random.default_rng(0).random((60, 28, 28))
     content = mat(data=columns(images), testdata=columns(grey(30)) / 255)
-    read = readers.omniglot_mat(content, MAT_SHAPES)
+    read = readers.read_omniglot_mat(content, MAT_SHAPES)
     assert read["train"].dtype == np.float32
     np.testing.assert_array_equal(read["train"].reshape(images.shape), images.astype(np.float32))
     assert read["test"].dtype == np.uint8
@@ -514,13 +520,13 @@ TEST_COLUMNS = columns(grey(30)) / 255
 )
 def test_bad_mat(content, reason):
     with pytest.raises(DamagedError, match=re.escape(reason)):
-        readers.omniglot_mat(content, MAT_SHAPES)
+        readers.read_omniglot_mat(content, MAT_SHAPES)
 
 
 @given(hnp.arrays(np.uint8, (3, 4)))
 def test_bytes_survive_floating_point(levels):
     for floats in (levels / np.float32(255), (levels / 255).astype(np.float32)):
-        np.testing.assert_array_equal(readers.to_bytes(floats), levels)
+        np.testing.assert_array_equal(grey_to_bytes(floats), levels)
 
 
 # ---------------------------------------------------- named sets: splits, binarisation, identity
@@ -655,7 +661,7 @@ def test_identity_is_json_and_names_no_place(mnist, tmp_path):
     assert identity["binarization_seed"] == 0
     names = CONTENTS["mnist"]
     assert identity["files"] == [
-        {"name": name, "sha256": readers.sha256(names[name]), "verified": "sha256"}
+        {"name": name, "sha256": file_content_sha256(names[name]), "verified": "sha256"}
         for name in names
     ]
 
@@ -710,7 +716,7 @@ def test_omniglot_takes_either_file(monkeypatch, tmp_path):
     with pytest.raises(UserError, match=r"omniglot28\.mat cannot be used: .* not the published"):
         load()
     files = DATASETS["omniglot"].variants
-    trusted = (files[0], (replace(files[1][0], sha256=readers.sha256(other)),))
+    trusted = (files[0], (replace(files[1][0], sha256=file_content_sha256(other)),))
     monkeypatch.setitem(DATASETS, "omniglot", replace(DATASETS["omniglot"], variants=trusted))
     data = load()
     np.testing.assert_array_equal(data.train.reshape(60, 28, 28), grey(60, 11))
@@ -728,7 +734,7 @@ def test_omniglot_of_unknown_sum_is_taken_by_its_structure(monkeypatch, tmp_path
     (file,) = load_dataset("omniglot", data_dir=tmp_path).identity["files"]
     assert file == {
         "name": "chardata.mat",
-        "sha256": readers.sha256(CHARDATA),
+        "sha256": file_content_sha256(CHARDATA),
         "verified": "structure",
     }
 
@@ -792,17 +798,17 @@ def test_folder_of_the_environment(monkeypatch, tmp_path):
 
 def test_cache_comes_second_and_may_complete_a_folder(monkeypatch, tmp_path):
     shrink(monkeypatch, "mnist")
-    write(store.cache_dir() / "mnist", "mnist")
+    write(dataset_files.cache_dir() / "mnist", "mnist")
     assert len(load_dataset("mnist", download=False).train) == 60
     folder = write(tmp_path / "data", "mnist")
     train, test = fetch("mnist", data_dir=folder)
     assert train.parent == test.parent == folder
     test.unlink()
     train, test = fetch("mnist", data_dir=folder)
-    assert (train.parent, test.parent) == (store.cache_dir() / "mnist",) * 2
-    (store.cache_dir() / "mnist" / train.name).unlink()
+    assert (train.parent, test.parent) == (dataset_files.cache_dir() / "mnist",) * 2
+    (dataset_files.cache_dir() / "mnist" / train.name).unlink()
     train, test = fetch("mnist", data_dir=folder)
-    assert (train.parent, test.parent) == (folder, store.cache_dir() / "mnist")
+    assert (train.parent, test.parent) == (folder, dataset_files.cache_dir() / "mnist")
 
 
 def test_a_data_dir_that_is_no_folder(mnist, tmp_path):
@@ -913,7 +919,7 @@ NOWHERE = "http://127.0.0.1:9"  # the discard port: nothing listens
 
 
 def cached():
-    folder = store.cache_dir() / "mnist"
+    folder = dataset_files.cache_dir() / "mnist"
     return sorted(path.name for path in folder.iterdir()) if folder.exists() else []
 
 
@@ -925,7 +931,9 @@ def test_download_into_the_cache_once(monkeypatch, mirror, capsys):
     assert cached() == ["t10k-images-idx3-ubyte.gz", "train-images-idx3-ubyte.gz"]
     first = len(requests)
     assert load_dataset("mnist").identity == data.identity
-    assert fetch("mnist") == [store.cache_dir() / "mnist" / f"{n}.gz" for n in CONTENTS["mnist"]]
+    assert fetch("mnist") == [
+        dataset_files.cache_dir() / "mnist" / f"{n}.gz" for n in CONTENTS["mnist"]
+    ]
     assert len(requests) == first
     assert capsys.readouterr() == ("", "")
 
@@ -974,7 +982,7 @@ def test_without_network_one_message_says_it_all(monkeypatch, mirror, tmp_path):
     assert "(no connection)" in message
     assert "(HTTP 404)" in message
     assert str(tmp_path / "mine" / "mnist") in message
-    assert str(store.cache_dir() / "mnist") in message
+    assert str(dataset_files.cache_dir() / "mnist") in message
     assert "IWAE_DATA" in message
     # The second file is not asked for when every address of the first has failed.
     assert requests
@@ -1249,4 +1257,4 @@ def test_a_split_with_another_number_of_labels_is_refused():
     raw = Raw("here", {"train": values, "test": values}, (4,), "binary", (), "given")
     raw = raw._replace(labels=labels, classes=("a", "b"))
     with pytest.raises(UserError, match="4 examples in a split, but 3 labels"):
-        assemble(raw, Options(validation=1))
+        assemble_splits(raw, Options(validation=1))

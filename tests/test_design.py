@@ -7,8 +7,8 @@ from pathlib import Path
 import iwae
 
 ORDER = """
-    typing errors files precision data models inference objectives evaluation training config runs
-    results experiments reports cli sklearn testing
+    typing errors wording files precision data models inference objectives evaluation training
+    config runs results experiments reports cli sklearn testing
 """.split()  # noqa: SIM905
 
 

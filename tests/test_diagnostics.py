@@ -7,22 +7,14 @@ import pytest
 from scipy.special import logsumexp
 
 from iwae.errors import UserError
-from iwae.evaluation.diagnostics import (
-    Bidirectional,
-    bdmc,
-    bdmc_importance_slabs,
-    monte_carlo_error,
-    ordering_violations,
-    paired_difference,
-    pareto_threshold,
-    share_unreliable,
-    test_sample_error,
-    verdict,
-)
-from iwae.evaluation.examples import gather
-from iwae.evaluation.likelihood import weight_diagnostics
+from iwae.evaluation.bdmc import Bidirectional, bdmc, bdmc_importance_slabs, bdmc_mixed_upper
+from iwae.evaluation.convergence import convergence_verdict
+from iwae.evaluation.differences import paired_difference, reversed_differences
+from iwae.evaluation.examples import gather_examples
+from iwae.evaluation.likelihood import likelihood_diagnostics
+from iwae.evaluation.standard_errors import monte_carlo_error, standard_error
+from iwae.evaluation.tails import heavy_tailed_share, pareto_threshold
 from iwae.inference import kernels
-from iwae.inference.chains import mixed_upper
 from iwae.inference.temperatures import linear_schedule
 from iwae.testing import LinearGaussian
 from reference import STANDARD_ERRORS, distance
@@ -37,7 +29,7 @@ def pareto_weights(shape, n):
 
 
 def khat(log_w):
-    return float(jax.jit(weight_diagnostics)(log_w)["pareto_k"])
+    return float(jax.jit(likelihood_diagnostics)(log_w)["pareto_k"])
 
 
 ARVIZ = {(0.2, 1000): 0.2368, (0.7, 1000): 0.6699, (1.5, 1000): 1.3631, (0.7, 100): 0.6063}
@@ -69,7 +61,7 @@ def test_weights_that_differ_by_rounding_have_no_tail(monkeypatch):
     log_w = jnp.float32(-700 + 5e-3 * tails / np.ptp(tails))
     assert khat(log_w) == 0.0
     monkeypatch.setattr(kernels, "ROUNDING", 0.0)
-    anew = jax.jit(lambda log_w: weight_diagnostics(log_w)["pareto_k"])
+    anew = jax.jit(lambda log_w: likelihood_diagnostics(log_w)["pareto_k"])
     assert anew(log_w) > 0.5
 
 
@@ -79,12 +71,12 @@ def test_the_threshold_of_khat_falls_for_few_weights():
         assert pareto_threshold(k) == pytest.approx(expected, abs=1e-4)
     assert np.isnan(pareto_threshold(1))
     k = np.array([0.1, 0.45, 0.55, np.nan, np.inf])
-    assert share_unreliable(k, 100) == 0.5
-    assert np.isnan(share_unreliable(np.array([np.nan]), 16))
+    assert heavy_tailed_share(k, 100) == 0.5
+    assert np.isnan(heavy_tailed_share(np.array([np.nan]), 16))
 
 
 def test_the_effective_sample_size_is_known_by_hand():
-    ess = jax.jit(weight_diagnostics)(jnp.log(jnp.float32([1, 1, 2])))["ess"]
+    ess = jax.jit(likelihood_diagnostics)(jnp.log(jnp.float32([1, 1, 2])))["ess"]
     assert ess == pytest.approx(16 / 6)
 
 
@@ -105,7 +97,7 @@ def narrow_proposal(dimensions, variance, n, k):
 def test_the_monte_carlo_error_is_the_deviation_between_repeats(dimensions, variance, tail, by_ess):
     """In 1,200 repeats the error is right within 15%, and two errors of a mean of 20 cover it."""
     log_w = narrow_proposal(dimensions, variance, 1200, 2000)
-    found = jax.tree.map(np.asarray, jax.jit(jax.vmap(weight_diagnostics))(log_w))
+    found = jax.tree.map(np.asarray, jax.jit(jax.vmap(likelihood_diagnostics))(log_w))
     assert np.median(found["pareto_k"]) == pytest.approx(tail, abs=0.1)
     values = logsumexp(np.float64(log_w), axis=1) - np.log(log_w.shape[1])
     actual, errors = values.std(), found["monte_carlo_error"]
@@ -118,8 +110,8 @@ def test_the_monte_carlo_error_is_the_deviation_between_repeats(dimensions, vari
 
 
 def test_the_test_sample_error_is_that_of_a_mean():
-    assert test_sample_error(np.array([1.0, 2.0, 3.0])) == pytest.approx(1 / np.sqrt(3))
-    assert np.isnan(test_sample_error(np.array([1.0])))
+    assert standard_error(np.array([1.0, 2.0, 3.0])) == pytest.approx(1 / np.sqrt(3))
+    assert np.isnan(standard_error(np.array([1.0])))
 
 
 # Agreement
@@ -144,7 +136,7 @@ def test_rounding_is_no_difference():
     rounded = exact - np.float64(np.spacing(np.float32(700)))
     assert not paired_difference(rounded, exact).significant
     assert paired_difference(rounded - 0.01, exact).significant
-    assert ordering_violations({"L_1": exact, "L_50": rounded}) == []
+    assert reversed_differences({"L_1": exact, "L_50": rounded}) == []
 
 
 def test_only_an_ordering_broken_beyond_chance_is_reported():
@@ -155,12 +147,12 @@ def test_only_an_ordering_broken_beyond_chance_is_reported():
         "L_5000": shared + values(0, 0.1, 2) + 90,
         "AIS": shared + 1,
     }
-    assert ordering_violations(bounds) == []
-    broken = ordering_violations(bounds | {"AIS": shared - 1})
+    assert reversed_differences(bounds) == []
+    broken = reversed_differences(bounds | {"AIS": shared - 1})
     assert len(broken) == 2
     assert broken[0].startswith("AIS is 0.9")
     assert "below L_50, but should be above it: the annealing is too short" in broken[0]
-    (broken,) = ordering_violations({"L_1": shared, "L_50": shared - 1 + values(0, 0.1, 1)})
+    (broken,) = reversed_differences({"L_1": shared, "L_50": shared - 1 + values(0, 0.1, 1)})
     assert "above it: something is broken" in broken
 
 
@@ -177,9 +169,9 @@ def test_only_an_ordering_broken_beyond_chance_is_reported():
     ],
 )
 def test_the_verdict(longer, gap, tolerance, word):
-    given = verdict(longer, values(0.0, 0.1, 2), gap, tolerance)
+    given = convergence_verdict(longer, values(0.0, 0.1, 2), gap, tolerance)
     assert given.word == word
-    assert verdict(longer, values(0.0, 0.1, 2), None, tolerance, gap, 0.3).word == word
+    assert convergence_verdict(longer, values(0.0, 0.1, 2), None, tolerance, gap, 0.3).word == word
     assert given.converged == (word == "converged")
     assert given.reason
 
@@ -188,11 +180,13 @@ def test_the_verdict(longer, gap, tolerance, word):
 def test_a_small_gap_with_a_heavy_or_unknown_tail_decides_nothing(tail):
     real = values(90.02, 0.1)
     of = values(0.0, 0.1, 1), values(0.0, 0.1, 2), None, 0.1
-    assert verdict(*of, real, 0.3).word == "converged"
-    given = verdict(*of, real, tail)
+    assert convergence_verdict(*of, real, 0.3).word == "converged"
+    given = convergence_verdict(*of, real, tail)
     assert given.word == "undecided"
     assert "the tail of w/c" in given.reason
-    assert verdict(*of, real + 1, tail).word == "not converged"  # nothing excuses a wide gap
+    assert (
+        convergence_verdict(*of, real + 1, tail).word == "not converged"
+    )  # nothing excuses a wide gap
 
 
 # Both sides
@@ -222,7 +216,7 @@ def test_bidirectional_bounds_hold_the_truth_between_them():
 
 
 def bdmc_importance(key, **options):
-    return Bidirectional(**gather(bdmc_importance_slabs(MODEL, key, **options)))
+    return Bidirectional(**gather_examples(bdmc_importance_slabs(MODEL, key, **options)))
 
 
 def exact_of_examples(key, n, split=3):
@@ -243,7 +237,7 @@ def test_the_mixed_upper_side_has_one_reverse_chain_among_all_forward_chains_but
         forward, reverse = rng.normal(-300, 3, k), rng.normal(300, 3, k)
         each = [np.append(np.delete(forward, i), -reverse[i]) for i in range(k)]
         expected = np.mean([logsumexp(weights) for weights in each]) - np.log(k)
-        found = jax.jit(mixed_upper)(jnp.float32(forward), jnp.float32(reverse))
+        found = jax.jit(bdmc_mixed_upper)(jnp.float32(forward), jnp.float32(reverse))
         assert float(found) == pytest.approx(expected, rel=1e-6)
 
 
@@ -257,7 +251,7 @@ def sides_by_quadrature(k, nodes=16):
     grid = np.stack(np.meshgrid(*[e] * (k + 1), indexing="ij"), axis=-1).reshape(-1, k + 1)
     forward = LOG_P - SPREAD**2 / 2 + SPREAD * grid[:, 1:]
     reverse = np.repeat(LOG_P + SPREAD**2 / 2 + SPREAD * grid[:, :1], k, axis=1)
-    upper = jax.jit(jax.vmap(mixed_upper))(jnp.float32(forward), jnp.float32(-reverse))
+    upper = jax.jit(jax.vmap(bdmc_mixed_upper))(jnp.float32(forward), jnp.float32(-reverse))
     return [float(share @ side) for side in (logsumexp(forward, axis=1) - np.log(k), upper)]
 
 

@@ -12,23 +12,25 @@ from jax.flatten_util import ravel_pytree
 
 from expectations import BITS, assert_close, halves_of
 from iwae.errors import UserError
+from iwae.evaluation.bdmc import bidirectional_bounds
 from iwae.evaluation.posterior import posterior_grid
 from iwae.evaluation.pruning import prune
 from iwae.evaluation.units import active_units
-from iwae.inference import chains
-from iwae.inference.chains import annealed_particles, bidirectional_bounds
+from iwae.inference import annealing
+from iwae.inference.annealing import annealed_particles
+from iwae.inference.log_weights import log_share_of_others
 from iwae.inference.particles import importance_particles
-from iwae.inference.step_sizes import tune_step_size
 from iwae.inference.temperatures import linear_schedule
+from iwae.inference.tuning import tune_step_size
 from iwae.models.conditional import ConditionalVAE
 from iwae.models.vae import VAE, LayeredPosterior
-from iwae.objectives import bounds, score_function
-from iwae.objectives.bounds import bound
-from iwae.objectives.catalogue import estimator_of, objective, reduction_of
-from iwae.objectives.combinations import check, gradients_of
+from iwae.objectives import particle_objectives, score_function
+from iwae.objectives.bounds import elbo, iwae, renyi
+from iwae.objectives.building import build_gradient_estimator, build_reduction, objective
+from iwae.objectives.compatibility import check_compatibility, compatible_gradients
 from iwae.objectives.declaration import Declaration
-from iwae.objectives.reductions import elbo, iwae, renyi
-from iwae.objectives.score_function import log_remainder, signal
+from iwae.objectives.particle_objectives import bound
+from iwae.objectives.score_function import score_function_signal
 from iwae.testing import check_latent_model
 from reference import STANDARD_ERRORS
 
@@ -118,7 +120,7 @@ def mean_of(monkeypatch):
         return jax.tree.map(lambda leaf: leaf[jax.random.key_data(key)[1]], now["z"])
 
     monkeypatch.setattr(LayeredPosterior, "sample", sample)
-    monkeypatch.setattr(bounds, "particle_keys", lambda *_: now["keys"])
+    monkeypatch.setattr(particle_objectives, "particle_keys", lambda *_: now["keys"])
 
     def mean_of(maximised, model, k):
         now["z"] = every_z(model)
@@ -295,8 +297,8 @@ def test_every_mean_in_a_belief_network_of_three_layers_of_three_bits_is_exact(k
 
 def coefficients(declared, log_w):
     """The bound, its derivative in the first weight, that weight, and what an estimator has."""
-    reduction = reduction_of(declared)
-    decoder, _, score = estimator_of(declared).coefficients(reduction, log_w)
+    reduction = build_reduction(declared)
+    decoder, _, score = build_gradient_estimator(declared).coefficients(reduction, log_w)
     value, a = jax.value_and_grad(reduction)(log_w)
     return value, a[0], jax.nn.softmax(log_w)[0], decoder[0], score[0]
 
@@ -317,20 +319,20 @@ def means_of_others(f, log_w, log_q, k):
 
 FAULTS = {
     "the index of the particle left out": (
-        "log_sum_of_others",
+        "log_sum_of_other_weights",
         lambda right: lambda log_w: jnp.roll(right(log_w), 1),
     ),
     "a baseline of all particles": (
-        "log_sum_of_others",
+        "log_sum_of_other_weights",
         lambda _: lambda log_w: jnp.full_like(log_w, jax.nn.logsumexp(log_w)),
     ),
     "a mean of all particles": (
         "mean_of_others",
         lambda _: lambda log_w, _: jnp.full_like(log_w, log_w.mean()),
     ),
-    "the sign of the signal": ("signal", lambda right: lambda *args: -right(*args)),
+    "the sign of the signal": ("score_function_signal", lambda right: lambda *args: -right(*args)),
     "no correction for the weight of a particle": (
-        "signal",
+        "score_function_signal",
         lambda right: lambda f, log_w, mean: right(f, log_w, mean) + jax.grad(f)(log_w),
     ),
 }
@@ -368,14 +370,16 @@ def test_a_signal_replaces_one_weight_at_a_time(log_w):
             middle = others.mean() if mean == "geometric" else arithmetic
             replaced = np.append(others, middle)
             expected.append(np.logaddexp.reduce(w) - np.logaddexp.reduce(replaced))
-        assert signal(iwae, jnp.float32(log_w), mean) == pytest.approx(expected, rel=1e-4, abs=1e-4)
+        assert score_function_signal(iwae, jnp.float32(log_w), mean) == pytest.approx(
+            expected, rel=1e-4, abs=1e-4
+        )
 
 
 def test_the_remainder_has_the_digits_of_small_weights_and_of_large():
     log_w = np.random.default_rng(0).normal(-300, 2, 1000)
     log_w[:2] = -250, -400
     w = np.exp(log_w - np.logaddexp.reduce(log_w))
-    found = np.float64(log_remainder(jnp.float32(log_w)))
+    found = np.float64(log_share_of_others(jnp.float32(log_w)))
     others = [np.logaddexp.reduce(np.delete(log_w, i)) for i in range(3)]
     assert found[:3] == pytest.approx(np.array(others) - np.logaddexp.reduce(log_w), rel=1e-4)
     assert found[3:] == pytest.approx(np.log1p(-w[3:]), rel=1e-3)
@@ -383,13 +387,15 @@ def test_the_remainder_has_the_digits_of_small_weights_and_of_large():
 
 def test_a_bound_of_ones_own_has_the_signal_of_its_definition():
     log_w = jnp.float32([-3, -1, 0.5, -2])
-    found = signal(jax.nn.logsumexp, log_w, "geometric")
-    assert found == pytest.approx(np.asarray(signal(iwae, log_w, "geometric")), abs=1e-5)
+    found = score_function_signal(jax.nn.logsumexp, log_w, "geometric")
+    assert found == pytest.approx(
+        np.asarray(score_function_signal(iwae, log_w, "geometric")), abs=1e-5
+    )
 
 
 def test_a_weight_of_zero_makes_the_geometric_mean_of_others_zero():
     log_w = jnp.float32([-3, -jnp.inf, -1])
-    found = signal(iwae, log_w, "geometric")
+    found = score_function_signal(iwae, log_w, "geometric")
     assert found[0] == pytest.approx(np.logaddexp(-3, -1) + 1, abs=1e-5)
     assert np.isfinite(found).all()
 
@@ -397,7 +403,7 @@ def test_a_weight_of_zero_makes_the_geometric_mean_of_others_zero():
 @pytest.mark.slow
 def test_memory_is_linear_in_k():
     def used(k):
-        f = jax.jit(lambda w: signal(iwae, w, "geometric"))
+        f = jax.jit(lambda w: score_function_signal(iwae, w, "geometric"))
         return f.lower(jnp.zeros(k)).compile().memory_analysis().temp_size_in_bytes
 
     assert used(4000) < 8 * max(used(1000), 4000)
@@ -410,13 +416,13 @@ def test_gradients_through_draws_are_refused_with_what_applies():
     for gradient in ("reparam", "stl", "dreg", "dreg-alpha", "gdreg"):
         alpha = 0.5 if gradient == "dreg-alpha" else None
         with pytest.raises(UserError, match="no gradient: use iwae with vimco"):
-            check(Declaration("iwae", 5, gradient, alpha=alpha), 3, discrete=True)
+            check_compatibility(Declaration("iwae", 5, gradient, alpha=alpha), 3, discrete=True)
     for name in ("elbo-analytic", "dais", "aiwae", "vr-max"):
         with pytest.raises(UserError, match="bernoulli and categorical latents do not have: use"):
-            check(Declaration(name, 5), 1, discrete=True)
-    assert check(Declaration("iwae", 5), 3, discrete=True).gradient == "vimco"
-    assert check(Declaration("iwae", 5), 3).gradient == "reparam"
-    assert gradients_of("rws", discrete=True) == ("score",)
+            check_compatibility(Declaration(name, 5), 1, discrete=True)
+    assert check_compatibility(Declaration("iwae", 5), 3, discrete=True).gradient == "vimco"
+    assert check_compatibility(Declaration("iwae", 5), 3).gradient == "reparam"
+    assert compatible_gradients("rws", discrete=True) == ("score",)
     for maximised in (
         bound(iwae, k=2),
         objective("iwae", 2, gradient="gdreg"),
@@ -437,7 +443,7 @@ def test_unfit_options_are_refused():
         (Declaration("ciwae", 5, "ovis", beta=0.5, gamma=0.5), "iwae only"),
     ):
         with pytest.raises(UserError, match=words):
-            check(given)
+            check_compatibility(given)
     with pytest.raises(UserError, match="iwae only"):
         bound(elbo, k=2, estimator=score_function.ovis(1.0))(SMALL, BITS, jax.random.key(0))
 
@@ -570,7 +576,7 @@ def test_moves_leave_the_density_invariant(model):
 
 @eqx.filter_jit
 def _moves(model, z, beta):
-    path = chains.make_path(model, BITS, "posterior")
+    path = annealing.annealing_path(model, BITS, "posterior")
 
     def one(z, key):
         options = {"beta": beta, "step_size": jnp.float32(1.0), "n_leapfrog": 1}
@@ -587,7 +593,7 @@ def test_moves_of_a_model_with_a_normal_layer_leave_its_moments_invariant():
     drawn = jax.vmap(model.sample)(jax.random.split(jax.random.key(0), n))
 
     def one(z, x, key):
-        path = chains.make_path(model, x, "posterior")
+        path = annealing.annealing_path(model, x, "posterior")
         flat = jnp.concatenate(z)
         options = {"beta": jnp.float32(1), "step_size": jnp.float32(1.0), "n_leapfrog": 2}
         return path.move(key, flat, path.evaluate(flat), path.evaluate, **options)[::2]

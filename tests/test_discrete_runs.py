@@ -8,11 +8,12 @@ import pytest
 import small
 from iwae import anneal_run, bdmc_run, evaluate_run, load_model
 from iwae.cli import main
-from iwae.config.experiment import make_config, read_config
+from iwae.config.experiment import make_config
+from iwae.config.toml import read_config
 from iwae.errors import UserError
-from iwae.reports.gallery import draw_run
-from iwae.results.annealed import Annealing
-from iwae.results.signal import gradients_run
+from iwae.reports.gallery import draw_gallery
+from iwae.results.ais import Annealing
+from iwae.results.gradient_signal import gradients_run
 from iwae.sklearn.estimator import ImportanceWeightedAutoencoder
 
 MIXED = {
@@ -50,7 +51,7 @@ def test_a_model_without_discrete_latents_is_described_as_before():
 
 @pytest.mark.slow
 def test_figures_gradients_and_both_sided_bounds_of_a_run(run):
-    assert "posterior.png" not in {path.name for path in draw_run(run)}
+    assert "posterior.png" not in {path.name for path in draw_gallery(run)}
     record = gradients_run(run, ks=(4,), draws=20, examples=4, gamma=1.0)
     names = {row["gradient"] for row in record["rows"]}
     assert names == {"vimco", "vimco-arithmetic", "vimco-star", "ovis"}

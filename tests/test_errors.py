@@ -11,30 +11,30 @@ import pytest
 import small
 from iwae import evaluate_run
 from iwae.data import choose, load_dataset
-from iwae.data.binarisation import redrawn
-from iwae.errors import UserError, counted
+from iwae.data.binarisation import redraw_binarisation
+from iwae.errors import UserError
 from iwae.evaluation.likelihood import log_likelihoods
-from iwae.experiments import cell_errors
-from iwae.experiments.cell_errors import (
-    above_samples,
-    mean_above,
-    mean_over_draws,
-    other_errors,
+from iwae.experiments import cell_means
+from iwae.experiments.cell_means import (
+    cell_mean_errors,
+    cell_mean_gap,
+    cell_mean_gap_of_run,
+    cell_mean_over_draws,
 )
-from iwae.experiments.table import Cell
-from iwae.results import completing, store
+from iwae.experiments.cell_results import Cell
+from iwae.results import carrying_over, record_files
+from iwae.results.carrying_over import _over, carried_over_bound, read_carried_over
 from iwae.results.compare import compare
-from iwae.results.completing import _over, carried_over, read_completed
-from iwae.results.description import describe, describe_comparison
+from iwae.results.description import comparison_description, describe
+from iwae.results.formatting import format_errors
 from iwae.results.frame import results
-from iwae.results.importance import draw_key
-from iwae.results.measure import draws_summary
-from iwae.results.reading import Estimate, Known, estimates_of, known_bounds
-from iwae.results.records import means, weight_summary
+from iwae.results.importance import importance_key
+from iwae.results.reading import Estimate, Known, read_bounds, read_estimates
 from iwae.results.schema import Binarizations, Record, SampledRow, Whole
-from iwae.results.subsets import STRATA, choice, stratified, subset_places
-from iwae.results.text import error_words
-from iwae.runs.models import load_model
+from iwae.results.subsets import STRATA, stratified_subset, subset_facts, subset_places
+from iwae.results.summaries import summarise_draws, summarise_means, summarise_weights
+from iwae.runs.model_files import load_model
+from iwae.wording import count_in_words
 from small import finished
 
 # Draws of pixels
@@ -42,9 +42,9 @@ from small import finished
 
 def test_a_draw_is_that_of_its_binarisation_seed():
     data = load_dataset(small.pictures(), validation=50, binarization_seed=3)
-    assert redrawn(data, 0) is data
+    assert redraw_binarisation(data, 0) is data
     other = load_dataset(small.pictures(), validation=50, binarization_seed=5)
-    again = redrawn(data, 2)
+    again = redraw_binarisation(data, 2)
     np.testing.assert_array_equal(again.test, other.test)
     assert again.identity == {
         **other.identity,
@@ -64,7 +64,7 @@ def test_a_draw_is_that_of_its_binarisation_seed():
 def test_a_test_set_without_other_draws_says_why(options, reason):
     data = load_dataset(small.pictures(), **options)
     with pytest.raises(UserError, match=f"pictures.npz has no other draws: {reason}"):
-        redrawn(data, 0)
+        redraw_binarisation(data, 0)
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +76,7 @@ def drawn(tmp_path_factory):
 def test_the_mean_over_draws_stands_beside_the_usual_draw(drawn):
     run, record = drawn
     usual = evaluate_run(finished(), ks=[1, 5])
-    values = store.read_arrays(run / "evaluations" / "test-final-k5-draws3.json")
+    values = record_files.read_record_arrays(run / "evaluations" / "test-final-k5-draws3.json")
     assert values["draws"].shape == (1, 2, 3, 50)
     np.testing.assert_array_equal(values["draws"][:, :, 0], values["log_likelihood"])
     model = load_model(run / "models" / "final-0")
@@ -84,7 +84,7 @@ def test_the_mean_over_draws_stands_beside_the_usual_draw(drawn):
         row, draws = record["by_k"][i], values["draws"][0, i]
         assert row["log_likelihood"] == usual["by_k"][i]["log_likelihood"]
         other = load_dataset(small.pictures(), validation=50, binarization_seed=2).test
-        expected = log_likelihoods(model, other, draw_key(0, 2), k=k)
+        expected = log_likelihoods(model, other, importance_key(0, 2), k=k)
         np.testing.assert_array_equal(draws[2], expected)
         found = row["binarizations"]
         assert found["draws"] == 3
@@ -101,7 +101,7 @@ def test_the_error_of_draws_is_the_deviation_between_repeats():
     rng = np.random.default_rng(0)
     examples, noise = rng.normal(-90, 20, 30), np.linspace(0.5, 3, 30)
     repeats = examples + noise * rng.normal(size=(2000, 4, 30))
-    told = [draws_summary(one) for one in repeats]
+    told = [summarise_draws(one) for one in repeats]
     assert np.std([one["log_likelihood"] for one in told]) == pytest.approx(
         np.sqrt(np.mean([one["draws_error"] ** 2 for one in told])), rel=0.06
     )
@@ -109,14 +109,16 @@ def test_the_error_of_draws_is_the_deviation_between_repeats():
         np.sqrt(np.mean([one["one_draw_error"] ** 2 for one in told])), rel=0.06
     )
     impossible = np.where(np.arange(30) == 7, -np.inf, repeats[0])
-    assert draws_summary(impossible)["log_likelihood"] is None
+    assert summarise_draws(impossible)["log_likelihood"] is None
 
 
 @pytest.mark.slow
 def test_replicates_share_the_draws(tmp_path):
     run = small.unmeasured(finished(replicates=2, **small.PATIENT), tmp_path / "run")
     record = evaluate_run(run, ks=[5], binarizations=2)
-    draws = store.read_arrays(run / "evaluations" / "test-final-k5-draws2.json")["draws"]
+    draws = record_files.read_record_arrays(run / "evaluations" / "test-final-k5-draws2.json")[
+        "draws"
+    ]
     assert draws.shape == (2, 1, 2, 50)
     assert record["binarizations"]["log_likelihood"] == pytest.approx(draws.mean())
     spread = draws.mean(axis=0)[0].var(axis=0, ddof=1)
@@ -138,10 +140,10 @@ def test_draws_that_cannot_be_are_refused(options, message):
 
 
 def test_each_draw_has_particles_of_its_own():
-    keys = {jax.random.key_data(draw_key(0, draw)).tobytes() for draw in range(4)}
+    keys = {jax.random.key_data(importance_key(0, draw)).tobytes() for draw in range(4)}
     assert len(keys) == 4
-    assert jax.random.key_data(draw_key(5, 0)).tolist() == [0, 5]
-    children = [jax.random.fold_in(draw_key(0, 0), i) for i in range(4)]  # of examples
+    assert jax.random.key_data(importance_key(5, 0)).tolist() == [0, 5]
+    children = [jax.random.fold_in(importance_key(0, 0), i) for i in range(4)]  # of examples
     assert not keys & {jax.random.key_data(key).tobytes() for key in children}
 
 
@@ -151,13 +153,16 @@ def test_each_draw_has_particles_of_its_own():
 def test_a_subset_is_carried_over_by_its_difference():
     control = np.array([-90.0, -80.0, -70.0, -100.0])
     places = np.array([1, 2])
-    found = carried_over(control[places] + [1.0, 3.0], control, places, "L_5")
+    found = carried_over_bound(control[places] + [1.0, 3.0], control, places, "L_5")
     assert (found.n, found.by, found.log_likelihood) == (4, "L_5", -85.0 + 2.0)
     assert found.subset_error == pytest.approx(np.sqrt(2 / 2 * (1 - 2 / 4)))  # sd sqrt(2), m = 2
     assert found.stderr == pytest.approx(12 / 10 * control.std(ddof=1) / 2)
-    whole = carried_over(control + 1, control, np.arange(4), "L_5")
+    whole = carried_over_bound(control + 1, control, np.arange(4), "L_5")
     assert (whole.log_likelihood, whole.subset_error) == (-84.0, 0.0)
-    assert carried_over(control[places], np.append(control, -np.inf), places, "L_5").stderr is None
+    assert (
+        carried_over_bound(control[places], np.append(control, -np.inf), places, "L_5").stderr
+        is None
+    )
 
 
 def test_the_error_of_a_subset_is_its_deviation_around_the_whole():
@@ -168,7 +173,7 @@ def test_the_error_of_a_subset_is_its_deviation_around_the_whole():
     off = []
     for seed in range(1000):
         places = choose(200, 100, seed=seed)
-        found = carried_over(bound[places], control, places, "L_5")
+        found = carried_over_bound(bound[places], control, places, "L_5")
         off.append((found.log_likelihood - bound.mean()) / found.subset_error)
     assert np.std(off) == pytest.approx(1, abs=0.09)  # 4 standard errors
     assert abs(np.mean(off)) < 0.13
@@ -177,19 +182,19 @@ def test_the_error_of_a_subset_is_its_deviation_around_the_whole():
 def test_a_stratified_subset_has_its_share_of_each_tenth():
     rng = np.random.default_rng(0)
     values = rng.normal(-90, 25, 1000)
-    places = stratified(values, 100, 0)
+    places = stratified_subset(values, 100, 0)
     tenth = np.argsort(np.argsort(values))[places] // (1000 // STRATA)
     assert np.bincount(tenth).tolist() == [10] * STRATA
     assert sorted(set(places.tolist())) == places.tolist()
-    other = stratified(values + rng.normal(0, 1, 1000), 100, 0)  # another, similar model
+    other = stratified_subset(values + rng.normal(0, 1, 1000), 100, 0)  # another, similar model
     assert np.isin(places, other).mean() > 0.9
     assert np.isin(places, choose(1000, 100)).mean() > 0.7  # compares with plain subsets too
-    assert stratified(values, 100, 1).tolist() != places.tolist()
-    assert stratified(values, 1000, 0).tolist() == list(range(1000))
+    assert stratified_subset(values, 100, 1).tolist() != places.tolist()
+    assert stratified_subset(values, 1000, 0).tolist() == list(range(1000))
     # Every example is as likely where the tenths cannot have equal shares.
     counts = np.zeros(60)
     for seed in range(2000):
-        counts[stratified(values[:60], 15, seed)] += 1
+        counts[stratified_subset(values[:60], 15, seed)] += 1
     assert np.abs(counts / 500 - 1).max() < 0.2  # 5 standard errors
 
 
@@ -199,7 +204,8 @@ def record_of(run, name, by_k, subset=None, **more):
     values = np.stack([np.asarray(bound)[index] for bound in by_k.values()])[None]
     more = {"ess_mean": 2.0, **more}
     rows = [
-        {"k": k, **means(log_likelihood=v), **more} for k, v in zip(by_k, values[0], strict=True)
+        {"k": k, **summarise_means(log_likelihood=v), **more}
+        for k, v in zip(by_k, values[0], strict=True)
     ]
     document = {
         "method": "importance sampling",
@@ -219,7 +225,7 @@ def record_of(run, name, by_k, subset=None, **more):
     }
     arrays = {"k": np.array(list(by_k)), "index": index, "log_likelihood": values}
     path = run / "evaluations" / f"{name}.json"
-    store.write_files(path, json.loads(json.dumps(document)), arrays)
+    record_files.write_record_files(path, json.loads(json.dumps(document)), arrays)
     return path
 
 
@@ -237,8 +243,8 @@ DRAWS = {
 
 def test_a_bound_of_a_subset_is_quoted_for_all_examples_where_they_were_measured(tmp_path):
     path = record_of(tmp_path, "some", {500: HIGH}, SOME)
-    (_, alone), *_ = read_completed(tmp_path)
-    (estimate,) = estimates_of(alone)
+    (_, alone), *_ = read_carried_over(tmp_path)
+    (estimate,) = read_estimates(alone)
     assert alone.by_k[0].whole is None
     assert estimate.quoted.mean == pytest.approx(HIGH[SOME].mean())
     assert estimate.examples == "20, a random subset"
@@ -246,8 +252,8 @@ def test_a_bound_of_a_subset_is_quoted_for_all_examples_where_they_were_measured
     assert "(a random subset)" in describe(alone)
 
     record_of(tmp_path, "all", {50: LOW})
-    found = dict(read_completed(tmp_path))[path]
-    (estimate,) = estimates_of(found)
+    found = dict(read_carried_over(tmp_path))[path]
+    (estimate,) = read_estimates(found)
     expected = LOW.mean() + (HIGH - LOW)[SOME].mean()
     assert estimate.quoted.mean == found.whole.log_likelihood == pytest.approx(expected)
     assert estimate.examples == "100, from 20 and L_50 of all"
@@ -258,7 +264,7 @@ def test_a_bound_of_a_subset_is_quoted_for_all_examples_where_they_were_measured
 
     text = path.with_name("all.json").read_text()
     path.with_name("all.json").write_text(text.replace('"m"', '"another model"'))
-    assert dict(read_completed(tmp_path))[path].whole is None
+    assert dict(read_carried_over(tmp_path))[path].whole is None
 
 
 SETTINGS = {"temperatures": 20, "chains": 4, "leapfrog": 2, "schedule": "sigmoid"}
@@ -291,13 +297,13 @@ def sides_of(run, name, lower, subset=None, **more):
     values = {"lower": lower[index][None], "upper": lower[index][None] + 1}
     arrays = {"index": index, **values, **{f"importance_{s}": v for s, v in values.items()}}
     path = run / "evaluations" / f"{name}.json"
-    store.write_files(path, document, arrays)
+    record_files.write_record_files(path, document, arrays)
     return path
 
 
 def test_both_sides_are_quoted_for_all_examples_and_beside_simulated_ones(tmp_path):
     path = sides_of(tmp_path, "sandwich", HIGH, SOME)
-    alone = dict(read_completed(tmp_path))[path]
+    alone = dict(read_carried_over(tmp_path))[path]
     assert alone.lower_whole is None
     assert "all examples" not in describe(alone)
     assert "simulated examples: not measured with these settings" in describe(alone)
@@ -308,7 +314,7 @@ def test_both_sides_are_quoted_for_all_examples_and_beside_simulated_ones(tmp_pa
     sides_of(tmp_path, "simulated", LOW, **simulated)
     other = {**SETTINGS, "chains": 5}
     sides_of(tmp_path, "other", np.append(HIGH, HIGH), **simulated, annealing=other)
-    found = dict(read_completed(tmp_path))[path]
+    found = dict(read_carried_over(tmp_path))[path]
     expected = LOW.mean() + (HIGH - LOW)[SOME].mean()
     for part in (found, found.importance):
         assert part.lower_whole.log_likelihood == pytest.approx(expected)
@@ -338,9 +344,9 @@ def test_the_draws_of_another_bound_are_carried_over(tmp_path):
         record_of(tmp_path, "all", {500: HIGH}),
         record_of(tmp_path, "some", {500: HIGH}, SOME),
     )
-    assert "pixel draw error not measured" in describe(dict(read_completed(tmp_path))[all_])
+    assert "pixel draw error not measured" in describe(dict(read_carried_over(tmp_path))[all_])
     own = record_of(tmp_path, "drawn", {50: LOW}, binarizations=DRAWS, monte_carlo_error=0.04)
-    found = dict(read_completed(tmp_path))
+    found = dict(read_carried_over(tmp_path))
     assert found[own].by_k[0].binarizations.by is None
     carried = found[all_].by_k[0].binarizations
     assert carried.by == "L_50"
@@ -357,20 +363,20 @@ def test_the_draws_of_another_bound_are_carried_over(tmp_path):
 def test_draws_of_a_bound_of_unknown_error_are_of_unknown_error(tmp_path):
     all_ = record_of(tmp_path, "all", {500: HIGH})
     record_of(tmp_path, "drawn", {1: LOW}, binarizations=DRAWS, monte_carlo_error=None)
-    words = describe(dict(read_completed(tmp_path))[all_])
+    words = describe(dict(read_carried_over(tmp_path))[all_])
     assert "error of the draws unknown, of one draw 0.080 (draws of L_1)" in words
 
 
 def test_draws_of_a_subset_are_named_as_its_own(tmp_path):
     record_of(tmp_path, "all", {500: HIGH})
     some = record_of(tmp_path, "some", {50: LOW}, SOME, binarizations=DRAWS)
-    assert "draws of the pixels of the subset" in describe(dict(read_completed(tmp_path))[some])
+    assert "draws of the pixels of the subset" in describe(dict(read_carried_over(tmp_path))[some])
 
 
 def test_one_example_is_not_carried_over_to_all(tmp_path):
     record_of(tmp_path, "all", {50: LOW}, binarizations=DRAWS, monte_carlo_error=0.04)
     one = record_of(tmp_path, "one", {500: HIGH}, SOME[:1])
-    (row,) = dict(read_completed(tmp_path))[one].by_k
+    (row,) = dict(read_carried_over(tmp_path))[one].by_k
     assert (row.whole, row.binarizations) == (None, None)
 
 
@@ -379,13 +385,13 @@ def test_the_bound_that_leaves_the_smallest_error_carries_a_subset_over(tmp_path
     noisy = LOW - np.random.default_rng(5).gamma(2, 3, 100)
     record_of(tmp_path, "all", {1: noisy, 50: LOW})
     path = record_of(tmp_path, "some", {1: noisy, 500: HIGH}, SOME)
-    rows = dict(read_completed(tmp_path))[path].by_k
+    rows = dict(read_carried_over(tmp_path))[path].by_k
     assert [row.whole.by for row in rows] == ["L_1", "L_50"]
     assert rows[0].whole.subset_error == 0
     assert rows[0].whole.log_likelihood == pytest.approx(noisy.mean())
     other = LOW - np.random.default_rng(6).gamma(2, 1, 100)
     path = record_of(tmp_path, "some", {1: other, 500: HIGH}, SOME)
-    rows = dict(read_completed(tmp_path))[path].by_k
+    rows = dict(read_carried_over(tmp_path))[path].by_k
     assert [row.whole.by for row in rows] == ["L_50", "L_50"]
 
 
@@ -407,7 +413,7 @@ def test_values_of_other_examples_are_not_carried_over(tmp_path, damage, caplog)
     path = record_of(tmp_path, "some", {500: HIGH}, SOME)
     with np.load(path.with_suffix(".npz")) as values:
         np.savez(path.with_suffix(".npz"), **damage(dict(values)))
-    assert dict(read_completed(tmp_path))[path].by_k[0].whole is None
+    assert dict(read_carried_over(tmp_path))[path].by_k[0].whole is None
     assert "some.json is no record of its values: it is omitted" in caplog.text
 
 
@@ -415,7 +421,7 @@ def test_values_of_other_budgets_are_no_bounds(tmp_path, caplog):
     path = record_of(tmp_path, "all", {50: LOW})
     with np.load(path.with_suffix(".npz")) as values:
         np.savez(path.with_suffix(".npz"), **of_other_k(dict(values)))
-    assert known_bounds(tmp_path, split="test", weights="final", pruned=False) == []
+    assert read_bounds(tmp_path, split="test", weights="final", pruned=False) == []
     assert "all.json is no record of its values" in caplog.text
 
 
@@ -423,7 +429,7 @@ def test_a_text_among_the_values_is_no_array(tmp_path, caplog):
     path = record_of(tmp_path, "all", {50: LOW})
     with zipfile.ZipFile(path.with_suffix(".npz"), "a") as file:
         file.writestr("temperatures", "words")
-    assert known_bounds(tmp_path, split="test", weights="final", pruned=False) == []
+    assert read_bounds(tmp_path, split="test", weights="final", pruned=False) == []
     assert "all.npz cannot be read" in caplog.text
 
 
@@ -439,22 +445,22 @@ def test_a_comparison_of_subsets_has_the_bounds_of_all_examples_too(tmp_path):
     for one, mean in zip(found["runs"], (expected, expected + 1), strict=True):
         assert one["whole"]["log_likelihood"] == pytest.approx(mean)
         assert one["log_likelihood"] == pytest.approx(HIGH[SOME].mean() + mean - expected)
-    words = describe_comparison(found).splitlines()
+    words = comparison_description(found).splitlines()
     assert re.search(rf"\(all 100: {expected:.3f} \+- .*, subset error 0\.\d+, by L_50\)", words[1])
     found = compare([tmp_path / "one", tmp_path / "other"], estimator="L_50")
     assert [one["whole"] for one in found["runs"]] == [None, None]
 
 
 def test_one_of_something_is_singular():
-    assert [counted(n, "row") for n in (0, 1, 2)] == ["0 rows", "1 row", "2 rows"]
-    assert counted(5000, "draw", ",") == "5,000 draws"
+    assert [count_in_words(n, "row") for n in (0, 1, 2)] == ["0 rows", "1 row", "2 rows"]
+    assert count_in_words(5000, "draw", ",") == "5,000 draws"
 
 
 def test_draws_are_not_carried_over_to_a_looser_bound(tmp_path):
     path = record_of(tmp_path, "all", {1: LOW - 9, 5: LOW, 64: HIGH})
     for name, ks in (("drawn", {5: LOW, 50: LOW}), ("more", {500: HIGH})):
         record_of(tmp_path, name, ks, binarizations=DRAWS, monte_carlo_error=0.04)
-    found = [row.binarizations for row in dict(read_completed(tmp_path))[path].by_k]
+    found = [row.binarizations for row in dict(read_carried_over(tmp_path))[path].by_k]
     assert [one and one.by for one in found] == [None, "L_5", "L_50"]
 
 
@@ -463,7 +469,8 @@ def test_the_error_of_one_model_twice_is_its_own():
     row = SampledRow(k=5, log_likelihood=-9.0, stderr=0.5, monte_carlo_error=0.1)
     assert _over(row, [row, row]).monte_carlo_error == pytest.approx(0.1)
     assert (
-        other_errors([(row, 2), (row, 1)], RECORD, 3) == "Monte Carlo error 0.1000, k-hat unknown"
+        cell_mean_errors([(row, 2), (row, 1)], RECORD, 3)
+        == "Monte Carlo error 0.1000, k-hat unknown"
     )
 
 
@@ -477,9 +484,9 @@ def over_draws(**more):
 
 def test_an_unknown_error_of_draws_is_called_so():
     rows = [(over_draws(), 1), (over_draws(draws_error=None), 1)]
-    found = mean_over_draws(rows)
+    found = cell_mean_over_draws(rows)
     assert (found.draws_error, found.one_draw_error) == (None, 0.08)
-    assert other_errors(rows, RECORD, 2).endswith("pixel draw error unknown (8 draws)")
+    assert cell_mean_errors(rows, RECORD, 2).endswith("pixel draw error unknown (8 draws)")
     cell = Cell("", None, nll=9.0, draws=over_draws().binarizations, spread=0.1, seeds=2)
     assert cell.margin > 1
     assert cell._replace(draws=found).margin is None
@@ -487,11 +494,11 @@ def test_an_unknown_error_of_draws_is_called_so():
 
 def test_runs_with_other_draws_are_named():
     rows = [(over_draws(draws_error=0.0), 3), (over_draws(draws=4, by="L_64"), 1)]
-    assert other_errors(rows, RECORD, 4).endswith(
+    assert cell_mean_errors(rows, RECORD, 4).endswith(
         "pixel draw error 0.0075 (8 draws; 4 draws, by L_64)"
     )
     exact = [(SampledRow(k=5, log_likelihood=-9.0, stderr=0.5, monte_carlo_error=0.0), 1)]
-    assert other_errors(exact, RECORD, 2) == "Monte Carlo error 0.000, k-hat unknown"
+    assert cell_mean_errors(exact, RECORD, 2) == "Monte Carlo error 0.000, k-hat unknown"
 
 
 def test_the_annealing_of_each_run_is_carried_over_by_its_own_bound():
@@ -500,30 +507,30 @@ def test_the_annealing_of_each_run_is_carried_over_by_its_own_bound():
     for places, seeds in ((SOME, 1), (choose(100, 20, seed=9), 2)):
         low = Known("L_5000", (0, 5000), False, np.arange(100), np.stack([LOW] * seeds), RECORD)
         high = np.stack([HIGH[places] + seeds] * seeds)
-        found.append(above_samples(Known("AIS_9", (1, 9), False, places, high, RECORD), low))
-    mean = mean_above(found)
+        found.append(cell_mean_gap_of_run(Known("AIS_9", (1, 9), False, places, high, RECORD), low))
+    mean = cell_mean_gap(found)
     first, second = ((HIGH + seeds - LOW)[p] for p, seeds in ((SOME, 1), (places, 2)))
     assert mean.gap == pytest.approx((first.mean() + 2 * second.mean()) / 3)
     errors = [one.std(ddof=1) * np.sqrt(0.8 / 20) for one in (first, second)]
     assert mean.error == pytest.approx((errors[0] + 2 * errors[1]) / 3)
     assert (mean.estimator, mean.seeds) == ("AIS_9", 3)
-    assert mean_above([]) is None
-    assert mean_above([found[0], found[1]._replace(gap=None)]).gap is None
+    assert cell_mean_gap([]) is None
+    assert cell_mean_gap([found[0], found[1]._replace(gap=None)]).gap is None
 
 
 def test_errors_are_said_by_one_formatter():
     known = {"monte_carlo_error": 0.0123, "pareto_k_unreliable": 0.0}
     row = SampledRow(k=50, log_likelihood=-9.0, stderr=0.5, **known)
-    assert error_words(row) == ["Monte Carlo error 0.012"]
+    assert format_errors(row) == ["Monte Carlo error 0.012"]
     heavy = row.model_copy(update={"pareto_k_unreliable": 0.1})
-    assert error_words(heavy, 4) == ["Monte Carlo error at least 0.0123"]
-    assert error_words(row.model_copy(update={"pareto_k_unreliable": 0.09})) == error_words(row)
+    assert format_errors(heavy, 4) == ["Monte Carlo error at least 0.0123"]
+    assert format_errors(row.model_copy(update={"pareto_k_unreliable": 0.09})) == format_errors(row)
     small = row.model_copy(update={"monte_carlo_error": 0.00018})
-    assert error_words(small) == ["Monte Carlo error 2e-04"]
+    assert format_errors(small) == ["Monte Carlo error 2e-04"]
     few = row.model_copy(update={"pareto_k_unreliable": None})
-    assert error_words(few) == ["Monte Carlo error 0.012, k-hat unknown"]
-    assert error_words(SampledRow(k=1, log_likelihood=-9.0, stderr=0.5)) == []
-    assert error_words(SampledRow(k=2, log_likelihood=-9.0, stderr=0.5)) == [
+    assert format_errors(few) == ["Monte Carlo error 0.012, k-hat unknown"]
+    assert format_errors(SampledRow(k=1, log_likelihood=-9.0, stderr=0.5)) == []
+    assert format_errors(SampledRow(k=2, log_likelihood=-9.0, stderr=0.5)) == [
         "Monte Carlo error unknown"
     ]
 
@@ -540,37 +547,37 @@ def test_errors_are_said_by_one_formatter():
 def test_a_cell_has_the_k_hat_of_its_worst_run(shares, words):
     one = {"k": 50, "log_likelihood": -9.0, "stderr": 0.5, "monte_carlo_error": 0.01}
     rows = [(SampledRow(**one, pareto_k_unreliable=share), 1) for share in shares]
-    assert words in cell_errors._particle_errors(rows, 3)[0]
+    assert words in cell_means._particle_errors(rows, 3)[0]
 
 
 def test_an_infinite_error_of_one_example_is_said():
     each = np.full(40, 0.5)
     values = {"log_likelihood": -each, "ess": each, "pareto_k": each, "monte_carlo_error": each}
-    assert "monte_carlo_infinite" not in weight_summary(values, 50)
+    assert "monte_carlo_infinite" not in summarise_weights(values, 50)
     values["monte_carlo_error"] = np.append(each[1:], np.inf)
-    row = SampledRow(k=50, **weight_summary(values, 50))
-    assert error_words(row) == ["Monte Carlo error not finite (1 example)"]
+    row = SampledRow(k=50, **summarise_weights(values, 50))
+    assert format_errors(row) == ["Monte Carlo error not finite (1 example)"]
     other = row.model_copy(update={"monte_carlo_infinite": 2})
-    mean = completing._over(row, [row, other])
-    assert error_words(mean) == ["Monte Carlo error not finite (3 examples)"]
+    mean = carrying_over._over(row, [row, other])
+    assert format_errors(mean) == ["Monte Carlo error not finite (3 examples)"]
 
 
 def test_a_new_subset_is_stratified_and_an_old_one_stays(tmp_path):
     how = {"weights": "final", "pruned": False}
-    asked = choice("test", 10, 0, "t")
+    asked = subset_facts("test", 10, 0, "t")
     plain, by = subset_places(tmp_path, 100, asked, **how, digests=["m"])
     assert (plain.tolist(), by) == (choose(100, 10).tolist(), None)
     record_of(tmp_path, "old", {500: HIGH}, SOME)
     record_of(tmp_path, "all", {1: HIGH, 50: LOW})
     new, by = subset_places(tmp_path, 100, asked, **how, digests=["m"])
-    assert (new.tolist(), by) == (stratified(LOW, 10, 0).tolist(), "L_50")
+    assert (new.tolist(), by) == (stratified_subset(LOW, 10, 0).tolist(), "L_50")
     again, by = subset_places(tmp_path, 100, {**asked, "examples": 20}, **how, digests=["m"])
     assert (again.tolist(), by) == (SOME.tolist(), None)
     for other in (["another model"], None):
         plain, by = subset_places(tmp_path, 100, asked, **how, digests=other)
         assert (plain.tolist(), by) == (choose(100, 10).tolist(), None)
     for count in (10, 20):  # neither the bounds nor the places of another test set
-        other = choice("test", count, 0, "another test set")
+        other = subset_facts("test", count, 0, "another test set")
         plain, by = subset_places(tmp_path, 100, other, **how, digests=["m"])
         assert (plain.tolist(), by) == (choose(100, count).tolist(), None)
 
@@ -587,7 +594,7 @@ def test_a_stopped_measurement_keeps_its_subset(tmp_path):
         evaluate_run(run, ks=[5], examples=10, batch_size=2, track=stopped)
     evaluate_run(run, ks=[2])
     record = evaluate_run(run, ks=[5], examples=10, batch_size=2)
-    index = store.read_arrays(run / "evaluations" / "test-final-k5-n10.json")["index"]
+    index = record_files.read_record_arrays(run / "evaluations" / "test-final-k5-n10.json")["index"]
     np.testing.assert_array_equal(index, choose(50, 10))
     assert record["subset"] == {"examples": 10, "seed": 0}
     assert not (run / "evaluations" / "unfinished").exists()
@@ -597,7 +604,9 @@ def test_a_subset_of_a_run_is_stratified_by_its_record(drawn):
     run, _ = drawn
     record = evaluate_run(run, ks=[5], examples=10)
     assert record["subset"] == {"examples": 10, "seed": 0, "stratified_by": "L_5"}
-    whole = store.read_arrays(run / "evaluations" / "test-final-k5-draws3.json")
-    some = store.read_arrays(run / "evaluations" / "test-final-k5-n10.json")
-    np.testing.assert_array_equal(some["index"], stratified(whole["log_likelihood"][0, 1], 10, 0))
+    whole = record_files.read_record_arrays(run / "evaluations" / "test-final-k5-draws3.json")
+    some = record_files.read_record_arrays(run / "evaluations" / "test-final-k5-n10.json")
+    np.testing.assert_array_equal(
+        some["index"], stratified_subset(whole["log_likelihood"][0, 1], 10, 0)
+    )
     assert (record["whole"]["n"], record["whole"]["by"]) == (50, "L_5")

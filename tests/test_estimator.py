@@ -24,9 +24,9 @@ from sklearn.utils.estimator_checks import check_estimator
 from cases import quick
 from iwae import ImportanceWeightedAutoencoder, UserError, load_model, posterior_grid, save_model
 from iwae.data import Kind
-from iwae.evaluation.diagnostics import pareto_threshold
 from iwae.evaluation.imputation import CHAINS
-from iwae.sklearn.rows import addresses, standards
+from iwae.evaluation.tails import pareto_threshold
+from iwae.sklearn.input_rows import input_row_addresses, input_row_standards
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning"),
@@ -767,17 +767,19 @@ def test_one_row_constant_columns_and_great_batches():
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_columns_of_any_size_are_standardised(dtype):
     data = rows() * np.array([1e-30, 1.0, 1e30])
-    shift, scale = standards(data.astype(dtype), Kind("gaussian"), standardize=True)
+    shift, scale = input_row_standards(data.astype(dtype), Kind("gaussian"), standardize=True)
     np.testing.assert_allclose(shift, data.mean(axis=0), rtol=1e-6)
     np.testing.assert_allclose(scale, data.std(axis=0), rtol=1e-5)
     with pytest.raises(ValueError, match="X, column 2: its values are too large to be"):
-        standards(rows() * np.array([1.0, 1e200, 1.0]), Kind("gaussian"), standardize=True)
+        input_row_standards(
+            rows() * np.array([1.0, 1e200, 1.0]), Kind("gaussian"), standardize=True
+        )
 
 
 def test_equal_rows_have_equal_keys():
     one = np.float32([[0.0, np.nan], [1.0, 2.0]])
     other = np.float32([[-0.0, -np.nan], [1.0, 3.0]])
-    same, different = addresses(one) == addresses(other)
+    same, different = input_row_addresses(one) == input_row_addresses(other)
     assert same
     assert not different
 

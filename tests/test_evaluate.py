@@ -11,15 +11,16 @@ import reference
 from cases import quick
 from iwae.errors import UserError
 from iwae.evaluation import likelihood, units
+from iwae.evaluation.elbo_terms import elbo_terms
 from iwae.evaluation.likelihood import (
     KHAT_WEIGHTS,
+    likelihood_diagnostics,
     log_likelihood_slabs,
     log_likelihoods,
-    streamed_bound,
-    weight_diagnostics,
+    streamed_log_likelihood,
 )
 from iwae.evaluation.pruning import prune
-from iwae.evaluation.units import active_units, authors_active_units, layer_terms
+from iwae.evaluation.units import active_units, authors_active_units
 from iwae.inference.particles import Particles, importance_particles
 from iwae.models.vae import VAE
 from iwae.testing import LinearGaussian
@@ -108,7 +109,7 @@ def test_a_shape_is_compiled_once():
 def test_the_streamed_bound_is_the_log_mean_exp_of_all_weights(chunk):
     log_w = np.float32(np.random.default_rng(1).normal(-1e4, 3.0, 10_000))
     log_w[::10] = -np.inf
-    fn = eqx.filter_jit(streamed_bound(10_000, chunk, given_weights(log_w)))
+    fn = eqx.filter_jit(streamed_log_likelihood(10_000, chunk, given_weights(log_w)))
     out = fn(LinearGaussian.random(), jnp.zeros(1), jax.random.key(0))
     w = np.exp(np.float64(log_w) - log_w.max())
     expected = logsumexp(np.float64(log_w)) - np.log(10_000)
@@ -128,15 +129,15 @@ def jackknife(w):
 def test_the_error_of_few_weights_is_that_without_each_batch(k):
     log_w = np.float32(np.random.default_rng(k).normal(-900, 2.0, k))
     expected = jackknife(np.exp(np.float64(log_w) - log_w.max()))
-    fn = eqx.filter_jit(streamed_bound(k, 3, given_weights(log_w)))
+    fn = eqx.filter_jit(streamed_log_likelihood(k, 3, given_weights(log_w)))
     out = fn(LinearGaussian.random(), jnp.zeros(1), jax.random.key(0))
     assert out["monte_carlo_error"] == pytest.approx(expected, rel=1e-3)
-    alone = jax.jit(weight_diagnostics)(log_w)["monte_carlo_error"]
+    alone = jax.jit(likelihood_diagnostics)(log_w)["monte_carlo_error"]
     assert alone == pytest.approx(expected, rel=1e-3)
 
 
 def test_an_error_that_particles_cannot_tell_is_not_finite():
-    found = jax.jit(lambda log_w: weight_diagnostics(log_w)["monte_carlo_error"])
+    found = jax.jit(lambda log_w: likelihood_diagnostics(log_w)["monte_carlo_error"])
     assert np.isnan(found(jnp.float32([0])))
     assert found(jnp.float32([0, -jnp.inf, -jnp.inf])) == np.inf
     assert found(jnp.float32([0, -80, -81])) > 30  # no cancelling
@@ -156,7 +157,7 @@ def test_a_sum_that_does_not_follow_its_maximum_would_be_seen(monkeypatch):
 
 
 def test_an_example_without_weight_has_minus_infinity_and_no_effective_sample():
-    fn = streamed_bound(6, 3, given_weights(np.full(6, -np.inf)))
+    fn = streamed_log_likelihood(6, 3, given_weights(np.full(6, -np.inf)))
     out = eqx.filter_jit(fn)(LinearGaussian.random(), jnp.zeros(1), jax.random.key(0))
     assert (out["log_likelihood"], out["ess"]) == (-jnp.inf, 0.0)
 
@@ -169,7 +170,7 @@ def test_memory_does_not_grow_with_k():
         return Particles(None, jax.random.normal(jax.random.fold_in(key, first), k)), {}
 
     def temporary_bytes(k):
-        fn = jax.jit(lambda key: streamed_bound(k, 50, sampler)(model, jnp.zeros(3), key))
+        fn = jax.jit(lambda key: streamed_log_likelihood(k, 50, sampler)(model, jnp.zeros(3), key))
         compiled = fn.lower(jax.random.key(0)).compile()
         return compiled.memory_analysis().temp_size_in_bytes
 
@@ -230,7 +231,7 @@ def binary(n, d=5, seed=3):
 
 def test_layer_terms_are_the_parts_of_the_elbo():
     model, x, key = make(), np.float32(binary(1)[0]), jax.random.key(0)
-    terms = eqx.filter_jit(layer_terms(6))(model, x, key)
+    terms = eqx.filter_jit(elbo_terms(6))(model, x, key)
     z, log_w = eqx.filter_jit(importance_particles)(model, x, jax.random.clone(key), 6)[0]
     log_q, log_p = np.array(reference.layer_log_q(model, x, z)), reference.layer_log_p(model, z)
     reconstruction = reference.log_likelihood(model, x, z[0]).mean()
@@ -322,7 +323,7 @@ def test_units_of_other_models_are_a_user_error():
     for use in (
         lambda model: active_units(model, EXAMPLES, jax.random.key(0)),
         lambda model: prune(model, [np.ones(2, bool)]),
-        lambda model: layer_terms(1)(model, jnp.asarray(EXAMPLES[0]), jax.random.key(0)),
+        lambda model: elbo_terms(1)(model, jnp.asarray(EXAMPLES[0]), jax.random.key(0)),
     ):
         with pytest.raises(UserError, match=r"LinearGaussian has no stochastic layers.*iwae\.VAE"):
             use(LinearGaussian.random())

@@ -13,10 +13,10 @@ from iwae import TrainConfig, UserError, load_model, resume_run, score, score_ro
 from iwae.cli import main
 from iwae.cli.train import _base_config
 from iwae.config.experiment import make_config
-from iwae.runs.folder import run_config
+from iwae.runs.folder import folder_config
 from iwae.runs.folds import cross_validate, load_folds
-from iwae.runs.initial_models import make_models
-from iwae.runs.setup import load_config_dataset, make_job
+from iwae.runs.initial_models import make_initial_models
+from iwae.runs.jobs import load_job_dataset, make_job
 from iwae.training.loop import validation_bounds
 from iwae.training.steps import init_state
 from reference import equal
@@ -51,8 +51,8 @@ def run(tmp_path_factory):
 
 
 def test_every_row_is_held_out_once_and_the_best_epoch_is_that_of_all(run):
-    config = run_config(run)
-    data = load_config_dataset(config)
+    config = folder_config(run)
+    data = load_job_dataset(config)
     folds, rows = load_folds(run, data), data.examples("train")
     assert len(rows) == 32
     assert np.bincount(folds.fold_of).tolist() == [8] * 4
@@ -86,7 +86,7 @@ def test_no_model_has_seen_its_fold(tmp_path):
     rows = job.dataset.train.copy()
     rows[first.fold_of == 1] += 1
     changed = replace(job.dataset, train=rows)
-    models = make_models(job.config, changed)
+    models = make_initial_models(job.config, changed)
     other = cross_validate(replace(job, dataset=changed, models=models))
     assert not equal(first.models[0], other.models[0])
     assert equal(first.models[1], other.models[1])
@@ -109,9 +109,9 @@ def test_a_run_is_no_shorter_than_its_warm_up(tmp_path):
 
 
 def test_the_model_is_trained_on_all_rows_for_as_many_epochs(run, tmp_path):
-    config = run_config(run)
+    config = folder_config(run)
     assert (config.epochs, config.folds, config.validation) == (
-        load_folds(run, load_config_dataset(config)).epochs,
+        load_folds(run, load_job_dataset(config)).epochs,
         None,
         0,
     )
@@ -123,11 +123,11 @@ def test_the_model_is_trained_on_all_rows_for_as_many_epochs(run, tmp_path):
 
 def test_what_is_resumed_is_the_training_on_all_rows(run, tmp_path):
     values = {"epochs": 12, "patience": 3, "folds": 4}
-    config = run_config(run).model_copy(update=values)
+    config = folder_config(run).model_copy(update=values)
     reports = start_run(config, tmp_path / "run")
     list(itertools.islice(reports, 1))
     reports.close()  # as a kill would
-    assert run_config(tmp_path / "run").folds is None
+    assert folder_config(tmp_path / "run").folds is None
     list(resume_run(tmp_path / "run"))
     final = load_model(run / "models" / "final-0")
     assert equal(load_model(tmp_path / "run" / "models" / "final-0"), final)
@@ -137,7 +137,7 @@ def test_p_values_are_by_models_that_have_not_seen_the_row_beside(run):
     file = run.parent / "new.csv"
     file.write_text("a,b\n0.1,0.3\n3.0,-6.0\n")
     found = score_rows(run, file, k=200)["p_value"]
-    data = load_config_dataset(run_config(run))
+    data = load_job_dataset(folder_config(run))
     folds, rows = load_folds(run, data), data.examples("train")
     new = np.float32(data.scaling.inwards(np.array([[0.1, 0.3], [3.0, -6.0]])))
     below = np.zeros(2)
@@ -152,8 +152,8 @@ def test_p_values_are_by_models_that_have_not_seen_the_row_beside(run):
 
 
 def test_rows_of_other_data_are_no_reference(run):
-    data = load_config_dataset(run_config(run))
-    other = load_config_dataset(
+    data = load_job_dataset(folder_config(run))
+    other = load_job_dataset(
         TrainConfig(dataset=table(run.parent / "other.csv", 50), **SMALL, epochs=1)
     )
     assert load_folds(run, data).epochs

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from iwae import ImportanceWeightedAutoencoder, UserError
-from iwae.sklearn.frames import describe
+from iwae.sklearn.data_frames import describe
 
 pd = pytest.importorskip("pandas")
 pa = pytest.importorskip("pyarrow")

@@ -15,10 +15,10 @@ from iwae.evaluation.likelihood import log_likelihoods
 from iwae.models.vae import VAE
 from iwae.reports import gallery
 from iwae.reports.gallery import _density_figure as density  # the figure behind density.png
-from iwae.reports.gallery import draw_run
-from iwae.reports.recorded import bounds_figure
-from iwae.runs.models import load_model
-from iwae.runs.setup import split_examples
+from iwae.reports.gallery import draw_gallery
+from iwae.reports.recorded_figures import recorded_bounds_figure
+from iwae.runs.model_files import load_model
+from iwae.runs.split_examples import split_examples
 from small import finished
 
 ALWAYS = {"training_curves.png", "log_variances.png", "latents.png", "posterior.png"}  # of two
@@ -30,7 +30,7 @@ def names(paths):
 
 @pytest.fixture(scope="module")
 def drawn(tmp_path_factory):
-    return draw_run(small.unmeasured(finished(), tmp_path_factory.mktemp("drawn") / "run"))
+    return draw_gallery(small.unmeasured(finished(), tmp_path_factory.mktemp("drawn") / "run"))
 
 
 def test_images_have_all_the_pictures(drawn):
@@ -55,7 +55,7 @@ def test_images_have_all_the_pictures(drawn):
 @pytest.mark.slow
 def test_a_learned_prior_is_drawn_with_its_pseudo_inputs(drawn, tmp_path):
     run = finished(prior="vamp:5", posterior="flow:2")
-    more = names(draw_run(small.unmeasured(run, tmp_path / "run"))) - names(drawn)
+    more = names(draw_gallery(small.unmeasured(run, tmp_path / "run"))) - names(drawn)
     assert more == {"pseudo_inputs.png", "prior.png"}
 
 
@@ -76,10 +76,10 @@ def test_frames_are_of_the_same_draws_and_test_examples():
 @pytest.mark.slow
 def test_the_same_weights_give_the_same_pictures_and_others_do_not(drawn, tmp_path):
     before = {path.name: path.read_bytes() for path in drawn}
-    assert {path.name: path.read_bytes() for path in draw_run(drawn[0].parents[1])} == before
+    assert {path.name: path.read_bytes() for path in draw_gallery(drawn[0].parents[1])} == before
     run = small.unmeasured(finished(**small.PATIENT), tmp_path / "run")
     final, best = (
-        {path.name: path.read_bytes() for path in draw_run(run, weights=weights)}
+        {path.name: path.read_bytes() for path in draw_gallery(run, weights=weights)}
         for weights in ("final", "best")
     )
     same = {name for name in final if final[name] == best[name]}
@@ -99,7 +99,7 @@ def made(run, dataset, dimensions, **options):
 def test_the_density_of_one_dimension_is_drawn_beside_the_truth(tmp_path):
     run = made(tmp_path / "run", "camel", 1)
     expected = {"log_variances.png", "latents.png", "density.png", "posterior.png"}
-    assert names(draw_run(run)) == expected  # no metrics, no frames
+    assert names(draw_gallery(run)) == expected  # no metrics, no frames
     dataset = load_dataset("camel")
     (axes,) = density(load_model(run / "models" / "final-0"), dataset).axes
     lines = {line.get_label(): line.get_data() for line in axes.get_lines()}
@@ -113,7 +113,7 @@ def test_the_density_of_one_dimension_is_drawn_beside_the_truth(tmp_path):
 
 @pytest.mark.slow
 def test_points_in_the_plane_are_drawn_beside_samples(tmp_path):
-    assert names(draw_run(made(tmp_path / "run", "circle", 2))) == {
+    assert names(draw_gallery(made(tmp_path / "run", "circle", 2))) == {
         *("log_variances.png", "latents.png", "scatter.png", "posterior.png")
     }
 
@@ -123,7 +123,7 @@ def test_other_data_have_the_pictures_that_make_sense(tmp_path):
     np.save(tmp_path / "own.npy", np.random.default_rng(0).normal(size=(50, 3)) * 3)
     sizes = {"latent_sizes": (2, 1), "hidden_sizes": ((5,), (4,))}  # three latents are too many
     run = made(tmp_path / "run", str(tmp_path / "own.npy"), 3, **sizes)
-    assert names(draw_run(run)) == {"log_variances.png", "latents.png", "marginals.png"}
+    assert names(draw_gallery(run)) == {"log_variances.png", "latents.png", "marginals.png"}
 
 
 def test_a_broken_model_has_no_pictures_but_an_error(tmp_path):
@@ -131,14 +131,14 @@ def test_a_broken_model_has_no_pictures_but_an_error(tmp_path):
     model = load_model(finished() / "models" / "final-0")
     broken = jax.tree.map(lambda leaf: jnp.full_like(leaf, jnp.nan), model)
     with pytest.raises(UserError):
-        draw_run(small.by_hand(tmp_path / "run", [broken]))
+        draw_gallery(small.by_hand(tmp_path / "run", [broken]))
 
 
 def test_what_a_run_does_not_have_is_refused(tmp_path):
     with pytest.raises(UserError, match="holds no run"):
-        draw_run(tmp_path)
+        draw_gallery(tmp_path)
     with pytest.raises(UserError, match="has no best weights"):
-        draw_run(small.unvalidated(), weights="best")
+        draw_gallery(small.unvalidated(), weights="best")
 
 
 # Posteriors
@@ -154,7 +154,7 @@ def test_posteriors_are_of_four_examples_from_all_over_the_split(monkeypatch):
         return original(grids, titles=titles)
 
     monkeypatch.setattr(gallery.figures, "posterior_panels", panels)
-    draw_run(finished())
+    draw_gallery(finished())
     ((grids, titles),) = shown
     assert [title.split(":")[0] for title in titles] == [
         f"test example {i}" for i in (0, 12, 24, 36)
@@ -203,7 +203,7 @@ ANNEALING = {"chains": 16, "leapfrog": 10, "schedule": "sigmoid", "start": "post
 
 def drawn_bounds(run, **options):
     """Name -> budgets and means of each curve; {} without a figure."""
-    figure = bounds_figure(run, **options)
+    figure = recorded_bounds_figure(run, **options)
     if figure is None:
         return {}
     (axes,) = figure.axes
@@ -214,7 +214,7 @@ def drawn_bounds(run, **options):
 def test_bounds_are_paired_on_the_examples_that_all_records_share(tmp_path):
     write_bounds(tmp_path, "a", {1: -9.0, 50: -7.0}, range(10))
     write_bounds(tmp_path, "b", {5: -6.0, 50: -5.0}, [2, 4, 12], temperatures=True)
-    (axes,) = bounds_figure(tmp_path).axes
+    (axes,) = recorded_bounds_figure(tmp_path).axes
     assert axes.get_ylabel().startswith("difference to AIS_50")
     assert axes.get_legend().get_texts()[0].get_text() == "AIS_50 = −2.00 ± 1.00 nats"
     for bars in axes.containers:  # what the examples differ by is common to all bounds
@@ -244,11 +244,11 @@ def test_only_bounds_that_belong_together_are_drawn(tmp_path):
     }.items():
         write_bounds(tmp_path, name, {1: -9.0, 2: -8.0}, range(4), **changes)
     write_bounds(tmp_path, "other", {1: -9.0}, range(4), model="b")
-    assert bounds_figure(tmp_path) is None  # one point makes no curve
+    assert recorded_bounds_figure(tmp_path) is None  # one point makes no curve
     assert len(drawn_bounds(tmp_path, weights="best")) == 1
     write_bounds(tmp_path, "elsewhere", {5: -9.0}, [7, 8, 9])
-    assert bounds_figure(tmp_path) is None  # no examples in common
-    assert bounds_figure(tmp_path / "nothing") is None
+    assert recorded_bounds_figure(tmp_path) is None  # no examples in common
+    assert recorded_bounds_figure(tmp_path / "nothing") is None
 
 
 @pytest.mark.slow
@@ -278,7 +278,7 @@ def test_curves_and_bounds_of_a_run_are_among_its_pictures(tmp_path, monkeypatch
         record |= {"dataset": "circle", "n": 6, "annealing": {"chains": 2}, "acceptance_mean": 0.9}
         record |= {"log_likelihood": -9.0, "stderr": 0.1}
         (run / "evaluations" / f"{name}-rate-distortion.json").write_text(json.dumps(record))
-    assert names(draw_run(run)) == {
+    assert names(draw_gallery(run)) == {
         *("log_variances.png", "latents.png", "scatter.png", "posterior.png", "bounds.png"),
         "rate_distortion.png",
     }

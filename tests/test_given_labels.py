@@ -12,11 +12,11 @@ import small
 from cases import quick
 from iwae.data import load_dataset
 from iwae.evaluation.information import information
-from iwae.evaluation.posterior import rate_distortion
 from iwae.evaluation.pruning import prune
+from iwae.evaluation.rate_distortion import rate_distortion
 from iwae.evaluation.units import active_units
 from iwae.inference.particles import particle_keys
-from iwae.models.conditional import ConditionalVAE, with_labels
+from iwae.models.conditional import ConditionalVAE, conditional_examples
 from iwae.models.vae import VAE
 from iwae.results.curves import rate_distortion_run
 from iwae.results.importance import evaluate_run
@@ -36,7 +36,7 @@ def linear(*, latent=(M,), hidden=((),)):
 
 def rows(n=N):
     x = np.random.default_rng(1).normal(size=(n, D)).astype(np.float32)
-    return with_labels(x, np.resize(Y, n), C)
+    return conditional_examples(x, np.resize(Y, n), C)
 
 
 def moments(distribution):
@@ -80,7 +80,7 @@ def test_a_draw_is_told_from_the_examples_of_its_label():
 def test_given_one_label_it_is_the_information_of_the_model_given_it():
     model = linear()
     x = rows()[:, :D]
-    got = information(model, with_labels(x, np.ones(N, int), C), KEY, k=3)
+    got = information(model, conditional_examples(x, np.ones(N, int), C), KEY, k=3)
     alone = information(model.given(jnp.eye(C)[1]), x, KEY, k=3)
     for name in got._fields:
         np.testing.assert_allclose(getattr(got, name), getattr(alone, name), rtol=2e-5, atol=1e-5)

@@ -27,17 +27,19 @@ from expectations import (
 )
 from iwae import annealed_particles
 from iwae.errors import UserError
-from iwae.inference.particles import importance_particles, log_weights
+from iwae.inference.log_weights import log_weights
+from iwae.inference.particles import importance_particles
 from iwae.models.vae import VAE
-from iwae.objectives import annealed, gradients
-from iwae.objectives.bounds import bound, grouped
-from iwae.objectives.catalogue import objective
-from iwae.objectives.gradients import curvature
-from iwae.objectives.halves import split
-from iwae.objectives.reductions import ciwae, elbo, iwae, miwae, renyi, tvo, tvo_schedule
-from iwae.objectives.sleeping import WAKE_DECODER, wake
-from iwae.objectives.sleeping import asleep as log_q_asleep
-from iwae.objectives.surrogates import Coefficients, Estimator, slope
+from iwae.objectives import aiwae, gradient_estimators
+from iwae.objectives.bounds import ciwae, elbo, iwae, miwae, renyi
+from iwae.objectives.building import objective
+from iwae.objectives.gradient_estimators import second_derivatives
+from iwae.objectives.halves import split_halves
+from iwae.objectives.particle_objectives import bound, grouped_importance_objective
+from iwae.objectives.surrogates import Coefficients, Estimator, density_surrogate
+from iwae.objectives.tvo import tvo, tvo_schedule, tvo_score
+from iwae.objectives.wake_sleep import WAKE_DECODER, wake
+from iwae.objectives.wake_sleep import asleep as log_q_asleep
 from iwae.testing import LinearGaussian
 from reference import STANDARD_ERRORS, equal
 
@@ -82,8 +84,10 @@ def test_second_derivatives_in_closed_form_are_those_of_autodiff(m, k):
         *(partial(tvo, betas=betas), partial(tvo, betas=betas, upper=True)),
     ):
         expected = np.diag(jax.hessian(reduction)(log_w))
-        assert curvature(reduction, log_w) == pytest.approx(expected, abs=2e-6)
-        assert curvature(lambda w, f=reduction: f(w), log_w) == pytest.approx(expected, abs=2e-6)
+        assert second_derivatives(reduction, log_w) == pytest.approx(expected, abs=2e-6)
+        assert second_derivatives(lambda w, f=reduction: f(w), log_w) == pytest.approx(
+            expected, abs=2e-6
+        )
 
 
 def test_the_coefficients_of_dreg_are_those_of_the_papers():
@@ -102,10 +106,12 @@ def test_the_coefficients_of_dreg_are_those_of_the_papers():
         partial(miwae, m=2): inner**2 / 2,
     }
     for reduction, path in published.items():
-        assert np.asarray(path_of(gradients.dreg(), reduction)) == pytest.approx(path, rel=1e-4)
-    found = path_of(gradients.dreg_alpha(0.3), iwae)
+        assert np.asarray(path_of(gradient_estimators.dreg(), reduction)) == pytest.approx(
+            path, rel=1e-4
+        )
+    found = path_of(gradient_estimators.dreg_alpha(0.3), iwae)
     assert np.asarray(found) == pytest.approx(0.3 * w + 0.4 * w**2, rel=1e-4)
-    found = path_of(gradients.rws_dreg(), iwae)
+    found = path_of(gradient_estimators.rws_dreg_gradient(), iwae)
     assert np.asarray(found) == pytest.approx(w - w**2, rel=1e-4)
 
 
@@ -128,7 +134,7 @@ def test_the_covariances_of_the_tvo_are_the_slopes_of_its_weighted_sums():
         return jax.grad(left_sum, (0, 1))(log_p, log_q)
 
     decoder, encoder = slopes(log_p, log_q)
-    made = gradients.tvo_score(betas)
+    made = tvo_score(betas)
     table = jax.jit(lambda log_w: made.coefficients(elbo, log_w))(log_p - log_q)
     assert np.asarray(table.decoder) == pytest.approx(np.asarray(decoder), abs=1e-5)
     assert np.asarray(table.score) == pytest.approx(-np.asarray(encoder), abs=1e-5)
@@ -155,7 +161,7 @@ def test_the_half_that_must_not_learn_gets_exactly_nothing():
     for part in ("decoder", "encoder"):
         other = bound(lambda log_w: 0.0 * jnp.sum(log_w), k=1)
         halves = {"decoder": other, "encoder": other, part: bound(iwae, k=3)}
-        its = gradient(split(**halves), model, BITS)
+        its = gradient(split_halves(**halves), model, BITS)
         assert (size(its.encoder) > 0) == (part == "encoder")
         assert (size(its.output) > 0) == (size(its.prior_nets) > 0) == (part == "decoder")
 
@@ -225,7 +231,7 @@ def test_both_phases_are_the_mean_of_the_two(name):
 
 def test_piwae_is_the_split_of_its_two_bounds():
     model = shallow()
-    apart = split(decoder=bound(iwae, k=6), encoder=grouped(m=3, k=2))
+    apart = split_halves(decoder=bound(iwae, k=6), encoder=grouped_importance_objective(m=3, k=2))
     assert_same(gradient(objective("piwae", 2, m=3), model, BITS), gradient(apart, model, BITS))
     far = eqx.tree_at(lambda m: m.encoder[0].loc.bias, model, 30 * jnp.ones(2))  # weights vanish
     assert_same(gradient(objective("piwae", 2, m=3), far, BITS), gradient(apart, far, BITS), 1e-3)
@@ -237,16 +243,18 @@ def test_neither_half_of_piwae_learns_from_the_bound_of_the_other():
     nothing = Estimator(lambda _, log_w: Coefficients(*3 * (jnp.zeros_like(log_w),)), score=False)
 
     def maximised(decoder, encoder):
-        estimator = gradients.apart(decoder, encoder)
+        estimator = gradient_estimators.piwae_gradient(decoder, encoder)
         return gradient(bound(partial(miwae, m=3), k=6, estimator=estimator), deep(), BITS)
 
-    decoder_only, whole = (maximised(iwae, encoder) for encoder in (nothing, gradients.stl()))
+    decoder_only, whole = (
+        maximised(iwae, encoder) for encoder in (nothing, gradient_estimators.stl())
+    )
     assert size(decoder_only.encoder) == 0
     assert size(whole.encoder) > 0
     for part in ("prior_nets", "decoder_hidden", "output"):
         assert equal(getattr(decoder_only, part), getattr(whole, part))
         assert size(getattr(whole, part)) > 0
-    other = maximised(elbo, gradients.stl())
+    other = maximised(elbo, gradient_estimators.stl())
     assert_same(other.encoder, whole.encoder)
     assert size(jax.tree.map(lambda a, b: a - b, other.output, whole.output)) > 1e-2
 
@@ -256,9 +264,9 @@ def test_neither_half_of_piwae_learns_from_the_bound_of_the_other():
 )
 def test_aiwae_of_two_temperatures_without_the_last_move_is_iwae_for_the_decoder(monkeypatch, k):
     still = partial(annealed_particles, last_move=False)
-    monkeypatch.setattr(annealed, "annealed_particles", still)
+    monkeypatch.setattr(aiwae, "annealed_particles", still)
     model, key = shallow(), jax.random.key(0)
-    made = annealed.aiwae(k=k, temperatures=2)
+    made = aiwae.aiwae(k=k, temperatures=2)
 
     @jax.jit
     def drawn(key):
@@ -352,7 +360,7 @@ def test_a_particle_of_no_weight_teaches_nothing_and_breaks_nothing():
     log_p, log_w = jnp.float32([1.0, -jnp.inf]), jnp.float32([0.0, -jnp.inf])
 
     def value(log_p):
-        return slope(jax.nn.softmax(log_w), log_p)
+        return density_surrogate(jax.nn.softmax(log_w), log_p)
 
     assert np.asarray(jax.grad(value)(log_p)).tolist() == [1.0, 0.0]
     assert value(log_p) == 0

@@ -7,14 +7,15 @@ import numpy as np
 import pytest
 
 from iwae import ImportanceWeightedAutoencoder, bound, iwae, train
-from iwae.config.experiment import config_values, make_config, stored
+from iwae.config.experiment import make_config, stored
+from iwae.config.toml import config_toml_values
 from iwae.errors import UserError
 from iwae.objectives.objective import as_objective
-from iwae.runs.setup import make_job
-from iwae.runs.summary import describe_plan
+from iwae.runs.jobs import make_job
+from iwae.runs.planning import describe_plan
 from iwae.sklearn import fitting
-from iwae.training.schedules import adam
-from iwae.training.steps import Settings, example, mean_loss
+from iwae.training.optimizers import adam
+from iwae.training.steps import Settings, step_example, step_loss
 from test_conditional import C, D, make
 from test_missing import WithHoles, holes, log_normal, moments
 
@@ -26,8 +27,8 @@ SETTINGS = Settings(as_objective(bound(iwae, k=2)), adam(), 64, hide=SHARE)
 @eqx.filter_jit
 def loss_and_examples(model, rows, key):
     """The loss of a batch, and its examples as the model sees them."""
-    seen = jax.vmap(lambda raw, i: example(model, raw, i, key, SETTINGS)[1])
-    loss, _ = mean_loss(model, rows, key, SETTINGS.objective.init(), SETTINGS)
+    seen = jax.vmap(lambda raw, i: step_example(model, raw, i, key, SETTINGS)[1])
+    loss, _ = step_loss(model, rows, key, SETTINGS.objective.init(), SETTINGS)
     return loss, seen(rows, jnp.arange(len(rows)))
 
 
@@ -65,7 +66,7 @@ def test_labels_are_not_hidden():
     model, settings = make(), SETTINGS._replace(hide=0.99)
     rows = jnp.concatenate([jnp.ones((C, D)), jnp.eye(C)], axis=1)
     key = jax.random.key(0)
-    given, x, _ = eqx.filter_jit(example)(model, rows[1], jnp.int32(0), key, settings)
+    given, x, _ = eqx.filter_jit(step_example)(model, rows[1], jnp.int32(0), key, settings)
     assert x.shape == (D,)
     assert np.isnan(x).any()
     leaves = jax.tree.leaves(eqx.filter(given, eqx.is_inexact_array))
@@ -99,7 +100,7 @@ def test_the_default_follows_from_the_data_and_is_said(tmp_path, gaps, given, hi
     assert job.stages[0].settings.hide == (hidden or 0.0)
     assert ("hidden: 10% of the observed values" in describe_plan(job)) == (hidden == 0.1)
     # What a run stored is what it is resumed with; runs from before the option hid nothing.
-    again = config_values(job.config)
+    again = config_toml_values(job.config)
     assert make_config(stored(again), "there").hide == hidden
     again.pop("hide", None)
     assert make_config(stored(again), "there").hide == (0.0 if given else None)
@@ -128,7 +129,7 @@ def test_the_estimator_has_the_same_default(monkeypatch, gaps, given, hidden):
     def stop(*arguments):
         raise Seen(arguments[5].hide)
 
-    monkeypatch.setattr(fitting, "training", stop)
+    monkeypatch.setattr(fitting, "training_loop", stop)
     x = np.random.default_rng(0).normal(size=(40, 3))
     x[:20:2, 0] = np.nan if gaps else 0.0
     model = ImportanceWeightedAutoencoder(1, missing="at-random", hide=given, early_stopping=False)

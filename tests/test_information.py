@@ -11,9 +11,9 @@ from scipy.special import logsumexp
 from scipy.stats import multivariate_normal, norm
 
 from iwae.errors import UserError
-from iwae.evaluation.examples import gather, map_examples
-from iwae.evaluation.information import OTHERS, _chunks, _log_ratio, gap_split, information
-from iwae.evaluation.units import layer_terms
+from iwae.evaluation.elbo_terms import elbo_terms
+from iwae.evaluation.examples import gather_examples, map_examples
+from iwae.evaluation.information import OTHERS, _chunks, _log_ratio, information, information_kl_gap
 from iwae.inference.particles import importance_particles, particle_keys
 from iwae.models.vae import VAE
 from iwae.testing import LinearGaussian
@@ -116,7 +116,7 @@ def test_rate_and_distortion_make_the_bound_of_the_same_draws():
     def bound(model, x, key):
         return jnp.mean(importance_particles(model, x, key, 20)[0].log_w)
 
-    expected = gather(map_examples(bound, model, xs, KEY, batch_size=10))
+    expected = gather_examples(map_examples(bound, model, xs, KEY, batch_size=10))
     got = information(model, xs, KEY, k=20)
     assert got.elbo == pytest.approx(expected, abs=2e-5)
     # With the exact posterior, every draw says log p(x).
@@ -129,7 +129,7 @@ def test_rate_and_distortion_make_the_bound_of_the_same_draws():
 def test_the_layers_of_an_autoencoder_add_up():
     model = VAE(6, (3, 2), ((4,), (3,)), key=jax.random.key(1))
     xs = np.random.default_rng(0).integers(0, 2, (9, 6)).astype(np.uint8)  # bytes, too
-    terms = gather(map_examples(layer_terms(12), model, xs, KEY, batch_size=3))
+    terms = gather_examples(map_examples(elbo_terms(12), model, xs, KEY, batch_size=3))
     got = information(model, xs, KEY, k=12)
     assert got.rate == pytest.approx(terms["kl"].sum(axis=1), abs=1e-4)
     assert got.distortion == pytest.approx(-terms["reconstruction"], abs=1e-4)
@@ -270,7 +270,7 @@ def test_the_gap_is_split_example_by_example():
     rng = np.random.default_rng(0)
     log_p = rng.normal(-90, 20, 500)
     elbo, bound_k = log_p - rng.gamma(6.0, 0.5, 500), log_p - rng.gamma(2.0, 0.5, 500)
-    got = gap_split(elbo, bound_k, log_p)
+    got = information_kl_gap(elbo, bound_k, log_p)
     for part, values in (
         (got.gap, log_p - elbo),
         (got.recovered, bound_k - elbo),
@@ -279,7 +279,7 @@ def test_the_gap_is_split_example_by_example():
         assert part == pytest.approx((values.mean(), values.std(ddof=1) / np.sqrt(500)))
         assert part.stderr < 0.1  # not that of likelihoods, which is 0.9
     assert got.gap.mean == pytest.approx(got.recovered.mean + got.remaining.mean)
-    assert np.isnan(gap_split(elbo[:1], bound_k[:1], log_p[:1]).gap.stderr)
+    assert np.isnan(information_kl_gap(elbo[:1], bound_k[:1], log_p[:1]).gap.stderr)
 
 
 def test_the_gap_is_the_divergence_of_q_from_the_posterior():
@@ -297,7 +297,7 @@ def test_the_gap_is_the_divergence_of_q_from_the_posterior():
     )
     evidence = np.float64(jax.jit(jax.vmap(model.log_evidence))(jnp.asarray(xs)))
     elbo = information(model, xs, KEY, k=50).elbo
-    gap = gap_split(elbo, elbo, evidence)
+    gap = information_kl_gap(elbo, elbo, evidence)
     assert gap.recovered == (0.0, 0.0)
     assert gap.remaining == gap.gap
     assert gap.gap.stderr < 0.02
@@ -345,5 +345,5 @@ def test_what_is_not_a_number_is_an_error():
 )
 def test_a_gap_of_other_things_is_refused(arrays, message):
     with pytest.raises(UserError, match=message) as raised:
-        gap_split(*arrays)
+        information_kl_gap(*arrays)
     assert "\n" not in str(raised.value)

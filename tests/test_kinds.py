@@ -13,11 +13,11 @@ from iwae.config.experiment import make_config
 from iwae.config.types import ObservationName
 from iwae.data import KINDS, load_dataset, make_kind
 from iwae.errors import UserError
-from iwae.reports.gallery import draw_run
+from iwae.reports.gallery import draw_gallery
 from iwae.results.description import describe
 from iwae.results.importance import evaluate_run
-from iwae.runs.models import load_model
-from iwae.runs.setup import make_job
+from iwae.runs.jobs import make_job
+from iwae.runs.model_files import load_model
 
 N = 60
 RUN = {"batch_size": 8, "epochs": 2, "k": 2, "validation": 10}
@@ -87,7 +87,7 @@ def test_a_kind_is_trained_saved_measured_and_drawn(name, tmp_path):
     record = evaluate_run(run, ks=(3, 20))
     assert math.isfinite(record["log_likelihood"])
     check_bits(record, array[0].size, quantised=KINDS[name].quantised)
-    drawn = {path.stem for path in draw_run(run) if not path.stem.startswith("training_s")}
+    drawn = {path.stem for path in draw_gallery(run) if not path.stem.startswith("training_s")}
     drawn.discard("training_reconstructions")
     assert drawn == ALWAYS | PICTURES.get(name, {"marginals"})
 

@@ -13,15 +13,16 @@ import scipy.io
 from hypothesis import given, settings
 
 import small
-from iwae.config.experiment import make_config, read_config
+from iwae.config.experiment import make_config
+from iwae.config.toml import read_config
 from iwae.data import load_dataset, make_kind
-from iwae.data.held_out import own_split
+from iwae.data.held_out import hold_out_fifth
 from iwae.data.labels import as_labels
-from iwae.data.readers import DamagedError, idx_labels, omniglot_labels
+from iwae.data.readers import DamagedError, read_idx_labels, read_omniglot_labels
 from iwae.data.tables import read_table
 from iwae.errors import UserError
 from iwae.results.classes import classify_run
-from iwae.runs.setup import make_job
+from iwae.runs.jobs import make_job
 from test_labels import as_run, conditional
 
 # --- named sets ------------------------------------------------------------------------------
@@ -95,7 +96,7 @@ def idx(labels, magic=b"\x00\x00\x08\x01"):
 def test_files_of_labels_are_checked():
     shapes = {"train": (5,)}
     labels = [3, 0, 9, 9, 1]
-    np.testing.assert_array_equal(idx_labels(idx(labels), shapes)["train"], labels)
+    np.testing.assert_array_equal(read_idx_labels(idx(labels), shapes)["train"], labels)
     for content, words in (
         (idx(labels, b"\x00\x00\x08\x03"), "not an idx file of labels: starts with 0x00000803"),
         (idx(labels)[:-1], "holds 4 labels, not 5"),
@@ -104,7 +105,7 @@ def test_files_of_labels_are_checked():
         (b"", "not an idx file of labels"),
     ):
         with pytest.raises(DamagedError, match=words):
-            idx_labels(content, shapes)
+            read_idx_labels(content, shapes)
 
 
 def mat(**matrices):
@@ -118,7 +119,7 @@ def test_alphabets_are_read_and_checked():
     places = {"train": np.array([3, 0, 49, 3]), "test": np.array([1, 7])}
     ones = {split: np.eye(50, dtype=np.uint8)[:, each] for split, each in places.items()}
     shapes = {"train": (4,), "test": (2,)}
-    found = omniglot_labels(mat(target=ones["train"], testtarget=ones["test"]), shapes)
+    found = read_omniglot_labels(mat(target=ones["train"], testtarget=ones["test"]), shapes)
     for split, expected in places.items():
         np.testing.assert_array_equal(found[split], expected)
     two = ones["train"].copy()
@@ -131,7 +132,7 @@ def test_alphabets_are_read_and_checked():
         (b"none", "not a MATLAB 5 file"),
     ):
         with pytest.raises(DamagedError, match=words):
-            omniglot_labels(content, shapes)
+            read_omniglot_labels(content, shapes)
 
 
 @pytest.mark.slow
@@ -207,7 +208,7 @@ def test_a_column_is_the_label_and_no_part_of_the_example(labels, classes, colum
     if classes is None:
         classes = ("12345678901234567890", "12345678901234567891")
     assert (data.shape, data.classes, data.n_values) == ((2,), classes, 2)
-    train, test, _ = own_split(N)
+    train, test, _ = hold_out_fifth(N)
     for split, places in (("train", train), ("test", test)):
         np.testing.assert_array_equal(getattr(data, split)[:, :2], rows[places])
         found = [data.classes[y] for y in data.labels(split)]
@@ -223,7 +224,7 @@ def test_kinds_of_columns_and_gaps_are_those_of_the_rest_of_the_table(tmp_path):
     data = load_dataset(tmp_path / "table.csv", labels="kind", missing=True, observation=kind)
     gaps = np.isnan(data.train[:, 0])
     assert 0 < gaps.sum() < len(gaps)
-    train, _, _ = own_split(N)
+    train, _, _ = hold_out_fifth(N)
     np.testing.assert_array_equal(gaps, train % 7 == 1)
     np.testing.assert_array_equal(data.train[:, 1], rows[train][:, 1])
     assert data.identity["columns"] == ["height", "count"]
@@ -280,7 +281,7 @@ def test_columns_that_are_no_labels_are_refused(labels, column, header, words, t
 
 
 def test_a_label_without_a_training_example_is_refused(tmp_path):
-    train, test, _ = own_split(N)
+    train, test, _ = hold_out_fifth(N)
     labels = ["a" if i in train else "b" for i in range(N)]
     write(tmp_path / "table.csv", labels)
     with pytest.raises(UserError, match="the label 'b' has no training example once test and"):

@@ -18,23 +18,24 @@ from scipy.stats import norm
 import small
 from iwae import bdmc, from_pretrained, load_model, push_to_hub
 from iwae.cli import main
-from iwae.config.experiment import config_values, read_config, write_config
+from iwae.config.toml import config_toml_values, read_config, write_config
 from iwae.data import load_dataset
 from iwae.errors import UserError
-from iwae.evaluation.classes import auroc, label_log_probabilities
+from iwae.evaluation.classification import label_log_probabilities
+from iwae.evaluation.scores import auroc
 from iwae.inference.particles import particle_keys
 from iwae.models.conditional import ConditionalVAE
 from iwae.models.vae import VAE
 from iwae.reports import figures
 from iwae.reports.export import export_run
-from iwae.reports.gallery import draw_run, layout_of, samples_figure
-from iwae.results.annealed import Annealing, anneal_run
+from iwae.reports.gallery import draw_gallery, gallery_layout, gallery_samples_figure
+from iwae.results.ais import Annealing, anneal_run
 from iwae.results.classes import classify_run
 from iwae.results.importance import evaluate_run
 from iwae.results.simulated import bdmc_run
-from iwae.runs.models import read_about, save_model
-from iwae.runs.setup import make_job
-from iwae.runs.trained import model_folder
+from iwae.runs.jobs import make_job
+from iwae.runs.model_files import read_model_facts, save_model
+from iwae.runs.trained import trained_model_folder
 from result_tables.experiments import labels_table
 from test_conditional import noisy, two_halves
 from test_sharing import FakeHub, card_of, front, refused
@@ -57,8 +58,8 @@ def as_run(run, models, **options):
     job = make_job(small.config(replicates=len(models), **options))
     write_config(job.config, run / "config.toml")
     for replicate, model in enumerate(models):
-        about = {"dataset": job.dataset.identity, "config": config_values(job.config)}
-        folder = model_folder(run, "final", replicate)
+        about = {"dataset": job.dataset.identity, "config": config_toml_values(job.config)}
+        folder = trained_model_folder(run, "final", replicate)
         save_model(model, folder, replicate=replicate, epoch=6, **about)
     return run
 
@@ -119,12 +120,12 @@ def test_the_code_on_the_card_makes_a_sample_of_a_label(shared):
 
 def test_the_picture_has_a_row_for_each_label(shared, tmp_path):
     model = load_model(shared)
-    layout = layout_of(model, read_about(shared))
+    layout = gallery_layout(model, read_model_facts(shared))
     assert (layout.shape, layout.classes) == ((4, 4), ("a", "b"))
-    figures.save_figure(samples_figure(model, layout), tmp_path / "again.png")
+    figures.save_figure(gallery_samples_figure(model, layout), tmp_path / "again.png")
     with Image.open(tmp_path / "again.png") as ours, Image.open(shared / "samples.png") as theirs:
         np.testing.assert_array_equal(ours, theirs)
-    assert layout_of(model, {}).classes == ("label 0", "label 1")
+    assert gallery_layout(model, {}).classes == ("label 0", "label 1")
 
 
 def test_a_conditional_model_goes_to_the_hub_and_comes_back(
@@ -136,7 +137,7 @@ def test_a_conditional_model_goes_to_the_hub_and_comes_back(
     push_to_hub(shared, "me/labels")
     found = from_pretrained("me/labels")
     assert isinstance(found, ConditionalVAE)
-    assert small.bits(found) == small.bits(load_model(model_folder(measured, "final", 1)))
+    assert small.bits(found) == small.bits(load_model(trained_model_folder(measured, "final", 1)))
 
 
 @pytest.mark.parametrize(
@@ -188,12 +189,14 @@ def test_tables_with_labels_have_pictures(width, tmp_path):
     options = {"dataset": str(tmp_path / "rows.npz"), "validation": None, "conditional": True}
     model = conditional(width, observation="gaussian", learned_prior=False)
     run = as_run(tmp_path / "run", [model], **options)
-    drawn = {path.stem for path in draw_run(run)}
+    drawn = {path.stem for path in draw_gallery(run)}
     assert {1: "density", 2: "scatter", 3: "posterior"}[width] in drawn
     body = card_of(export_run(run, tmp_path / "shared"))
     assert "![What the model makes by itself](samples.png)" in body
     assert "N(0, I) for all labels" in body
-    draws = samples_figure(model, layout_of(model, read_about(tmp_path / "shared")))
+    draws = gallery_samples_figure(
+        model, gallery_layout(model, read_model_facts(tmp_path / "shared"))
+    )
     assert len(draws.axes) == width
 
 
@@ -269,7 +272,7 @@ def _data(run):
 
 def test_scores_are_those_of_weights_one_by_one(classified):
     run, _, values = classified
-    model = load_model(model_folder(run, "final", 1))
+    model = load_model(trained_model_folder(run, "final", 1))
     rows = load_dataset(_data(run), labels=True).test[values["index"][:3], :16]
     key = jax.random.fold_in(jax.random.key(0), 0)
     expected = given_by_hand(model, rows, key, 20)

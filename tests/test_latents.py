@@ -9,15 +9,15 @@ from matplotlib.figure import Figure
 import small
 from iwae.config.experiment import make_config
 from iwae.data import load_dataset
-from iwae.data.load import has_labels
+from iwae.data.load import can_load_labels
 from iwae.evaluation.likelihood import log_likelihoods
-from iwae.evaluation.units import ActiveUnits, active_units, posterior_means
+from iwae.evaluation.units import ActiveUnits, active_units, unit_means
 from iwae.models.vae import VAE
-from iwae.reports import encodings
-from iwae.reports.encodings import Labelled, known_labels, latents_figure
-from iwae.reports.encodings import _fence as fence
-from iwae.reports.encodings import _plane as plane
-from iwae.runs.setup import load_config_dataset
+from iwae.reports import latent_figure
+from iwae.reports.latent_figure import Labelled, latent_figure_labels, latents_figure
+from iwae.reports.latent_figure import _fence as fence
+from iwae.reports.latent_figure import _plane as plane
+from iwae.runs.jobs import load_job_dataset
 
 RNG = np.random.default_rng(0)
 
@@ -60,9 +60,9 @@ def test_a_table_has_the_colours_of_its_carried_column_or_of_its_only_category(t
     def found(file="own.csv", **options):
         values = {**small.OPTIONS, "validation": 0, "dataset": str(tmp_path / file), **options}
         config = make_config(values, "test")
-        data = load_config_dataset(config)
+        data = load_job_dataset(config)
         test = np.round(data.outwards(data.test)[:, 0] * 7).astype(int)
-        return test, known_labels(config, data, None)
+        return test, latent_figure_labels(config, data, None)
 
     rows, (labels, names, column) = found(id=("name",), missing="at-random")
     assert column == "kind"
@@ -92,7 +92,7 @@ def drawn(counts, sizes, monkeypatch):
     units = ActiveUnits(variances, variances, 50, 16, 0.01)
     found = {}
     monkeypatch.setattr(
-        encodings.figures,
+        latent_figure.figures,
         "latent_map",
         lambda points, names, **rest: found.update(points=points, names=names, **rest) or Figure(),
     )
@@ -111,7 +111,7 @@ def test_the_layer_is_the_highest_in_use(counts, layer, monkeypatch):
         found["title"] == f"posterior means of layer {layer}, {active} active units of {4 - layer}"
     )
     key, _ = jax.random.split(jax.random.key(0))
-    means = posterior_means(model, dataset.test, key)[layer - 1]
+    means = unit_means(model, dataset.test, key)[layer - 1]
     if active == 2:
         assert np.array_equal(found["points"], means[:, :2])
     assert np.array_equal(found["labels"], np.arange(50) % 3)
@@ -128,7 +128,7 @@ def test_a_single_latent_is_drawn_against_the_likelihood(monkeypatch):
 def test_posterior_means_are_those_whose_variances_count_units():
     model = VAE(16, (3, 2), ((5,), (5,)), key=jax.random.key(0))
     test = load_dataset(small.pictures(), validation=50).test
-    means = posterior_means(model, test, jax.random.key(1))
+    means = unit_means(model, test, jax.random.key(1))
     assert [layer.shape for layer in means] == [(50, 3), (50, 2)]
     exact = jax.vmap(lambda x: model.posterior(x).first.mean)(jnp.asarray(test, jnp.float32))
     np.testing.assert_allclose(means[0], exact, atol=1e-6)
@@ -143,7 +143,7 @@ def test_posterior_means_are_those_whose_variances_count_units():
 def labels_of(dataset, **options):
     config = make_config({"dataset": str(dataset), **small.OPTIONS, **options}, "test")
     data = load_dataset(config.dataset, validation=config.validation)
-    return known_labels(config, data, None)
+    return latent_figure_labels(config, data, None)
 
 
 def test_models_without_labels_are_drawn_with_those_of_their_data(tmp_path):
@@ -163,9 +163,9 @@ def test_data_without_labels_are_drawn_without(tmp_path, monkeypatch, caplog):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert labels_of(small.pictures()) is None
     np.savetxt(tmp_path / "a.csv", RNG.normal(size=(80, 2)), delimiter=",")
-    assert not has_labels(tmp_path / "a.csv")
-    assert not has_labels("mnist", tmp_path)  # nothing is downloaded for a figure
-    assert not has_labels("circle")
+    assert not can_load_labels(tmp_path / "a.csv")
+    assert not can_load_labels("mnist", tmp_path)  # nothing is downloaded for a figure
+    assert not can_load_labels("circle")
     assert not caplog.text
     np.savez(tmp_path / "b.npz", data=RNG.normal(size=(80, 2)), labels=RNG.normal(size=80))
     assert labels_of(tmp_path / "b.npz") is None

@@ -19,10 +19,10 @@ from iwae.errors import UserError
 from iwae.evaluation.likelihood import log_likelihoods
 from iwae.evaluation.units import active_units, authors_active_units
 from iwae.models.vae import VAE
-from iwae.results import records
-from iwae.results.records import means
-from iwae.runs.models import load_model
-from iwae.runs.setup import split_examples
+from iwae.results import provenance
+from iwae.results.summaries import summarise_means
+from iwae.runs.model_files import load_model
+from iwae.runs.split_examples import split_examples
 from small import PATIENT, finished
 
 
@@ -190,11 +190,14 @@ def test_a_number_that_does_not_exist_is_null():
     record = evaluate_run(finished(), ks=[5], examples=1)
     assert record["stderr"] is None
     json.dumps(record, allow_nan=False)
-    assert means(log_likelihood=np.array([-np.inf, 1.0])) == {
+    assert summarise_means(log_likelihood=np.array([-np.inf, 1.0])) == {
         "log_likelihood": None,
         "stderr": None,
     }
-    assert means(log_likelihood=np.array([1.0, 3.0])) == {"log_likelihood": 2.0, "stderr": 1.0}
+    assert summarise_means(log_likelihood=np.array([1.0, 3.0])) == {
+        "log_likelihood": 2.0,
+        "stderr": 1.0,
+    }
 
 
 # Pruning
@@ -326,10 +329,10 @@ def test_a_record_says_whether_code_was_changed_and_not_whether_results_were(tmp
     git("init", "-q")
     git("add", "-A")
     git("-c", "user.name=a", "-c", "user.email=a@b", "commit", "-qm", "a")
-    monkeypatch.setattr(records, "__file__", str(module))
+    monkeypatch.setattr(provenance, "__file__", str(module))
     (tmp_path / "results").mkdir()
     (tmp_path / "results" / "table.md").write_text("new")
-    asked = records._commit.__wrapped__  # which is otherwise asked once
+    asked = provenance._commit.__wrapped__  # which is otherwise asked once
     assert asked() == {"commit": git("rev-parse", "HEAD"), "changed": False}
     module.write_text("a = 2")
     assert asked()["changed"]

@@ -13,14 +13,14 @@ import small
 from iwae import anneal_run, bdmc_run, compare, evaluate_run, information_run, rate_distortion_run
 from iwae.data import load_dataset
 from iwae.errors import UserError
-from iwae.evaluation.examples import gather
-from iwae.evaluation.likelihood import annealed_slabs
+from iwae.evaluation.examples import gather_examples
+from iwae.evaluation.likelihood import annealed_log_likelihood_slabs
 from iwae.inference.temperatures import linear_schedule, sigmoid_schedule
-from iwae.results import annealed, unfinished
-from iwae.results.annealed import Annealing
-from iwae.results.description import describe_comparison
-from iwae.runs.models import load_model
-from iwae.runs.setup import split_examples
+from iwae.results import ais, unfinished
+from iwae.results.ais import Annealing
+from iwae.results.description import comparison_description
+from iwae.runs.model_files import load_model
+from iwae.runs.split_examples import split_examples
 from small import PATIENT, finished
 
 SHORT = Annealing(temperatures=20, chains=4, leapfrog=2)
@@ -73,17 +73,17 @@ def test_the_values_are_those_of_the_library_at_the_stored_step_sizes(run, recor
     values = values_of(run, NAME)
     model = load_model(run / "models" / "final-0")
     data = load_dataset(small.pictures(), validation=50).test[values["index"]]
-    slabs = annealed_slabs(
+    slabs = annealed_log_likelihood_slabs(
         model,
         data,
-        annealed.annealing_keys(0, 20)[1],
+        ais.ais_keys(0, 20)[1],
         chains=4,
         betas=sigmoid_schedule(20),
         step_size=values["step_sizes_0_20"],
         n_leapfrog=2,
         batch_size=7,
     )
-    mine = gather(slabs)["log_likelihood"]
+    mine = gather_examples(slabs)["log_likelihood"]
     np.testing.assert_allclose(mine, values["log_likelihood"][0, 1], rtol=1e-5)
     assert record["subset"] == {"examples": 20, "seed": 0}
 
@@ -95,14 +95,14 @@ def test_step_sizes_are_tuned_on_training_examples_by_another_key(run, record, m
         seen[options["betas"].size] = examples, jax.random.key_data(key).tolist()
         return np.full(options["betas"].size - 1, 0.3, np.float32)
 
-    monkeypatch.setattr(annealed, "tune_step_size", tune)
+    monkeypatch.setattr(ais, "tune_step_size", tune)
     measured = anneal_run(run, annealing=SHORT, examples=20, seed=1)
     train = split_examples(load_dataset(small.pictures(), validation=50), "train")
     for length, (examples, key) in seen.items():
         assert len(examples) == 32
         rows = {row.tobytes() for row in train}
         assert all(row.tobytes() in rows for row in examples)
-        assert key != jax.random.key_data(annealed.annealing_keys(1, length)[1]).tolist()
+        assert key != jax.random.key_data(ais.ais_keys(1, length)[1]).tolist()
     assert measured["by_temperatures"][-1]["step_size_max"] == pytest.approx(0.3)
     assert record["pilot"]["split"] == "train"
 
@@ -168,10 +168,10 @@ def test_a_stopped_evaluation_goes_on_where_it_was(record, tmp_path, monkeypatch
 
     def slabs(*arguments, first, **more):
         begun.append(first)
-        return annealed_slabs(*arguments, first=first, **more)
+        return annealed_log_likelihood_slabs(*arguments, first=first, **more)
 
-    monkeypatch.setattr(annealed, "annealed_slabs", slabs)
-    monkeypatch.setattr(annealed, "tune_step_size", pytest.fail)
+    monkeypatch.setattr(ais, "annealed_log_likelihood_slabs", slabs)
+    monkeypatch.setattr(ais, "tune_step_size", pytest.fail)
     again = anneal_run(run, **options)
     batch = 2 * jax.device_count()
     assert begun == [20, 3 * batch]
@@ -390,7 +390,7 @@ def test_the_best_weights_are_compared_with_the_final_ones_of_the_same_run(tmp_p
     means = [row["log_likelihood"] for row in record["runs"]]
     assert means == pytest.approx([one["log_likelihood"] for one in each])
     assert record["runs"][1]["difference"] == pytest.approx(means[1] - means[0])
-    head, final, best = describe_comparison(record).splitlines()
+    head, final, best = comparison_description(record).splitlines()
     assert "final and best weights" in head
     assert f"{run}, final  {means[0]:.3f} +- " in final
     assert f"{run}, best   {means[1]:.3f} +- " in best
@@ -400,8 +400,8 @@ def test_the_best_weights_are_compared_with_the_final_ones_of_the_same_run(tmp_p
 def test_splits_and_annealing_must_be_the_same_too(measured, tmp_path):
     a, b, _ = measured
     runs = [copy_of(one, tmp_path / name) for one, name in ((a, "a"), (b, "b"))]
-    for run, annealing in zip(runs, (SHORT, Annealing(20, 4, 3)), strict=True):
-        anneal_run(run, annealing=annealing, examples=6)
+    for run, chosen in zip(runs, (SHORT, Annealing(20, 4, 3)), strict=True):
+        anneal_run(run, annealing=chosen, examples=6)
     assert compare(runs)["estimator"] == "L_20"  # six examples are too few to be preferred
     with pytest.raises(UserError, match="were not annealed alike"):
         compare(runs, estimator="AIS_20")

@@ -16,34 +16,24 @@ from cases import quick, quick_rows
 from iwae.errors import UserError
 from iwae.inference.particles import importance_particles, particle_keys
 from iwae.models.vae import VAE
-from iwae.objectives import differentiable
-from iwae.objectives.annealed import LARGEST_STEP, LEAST_STEP, adapt
-from iwae.objectives.bounds import bound
-from iwae.objectives.catalogue import compose, objective
-from iwae.objectives.combinations import check
+from iwae.objectives import dais
+from iwae.objectives.aiwae import LARGEST_STEP, LEAST_STEP, adapt_aiwae_steps
+from iwae.objectives.bounds import ciwae, elbo, iwae, miwae, renyi, vr_max
+from iwae.objectives.building import build_objective, objective
+from iwae.objectives.compatibility import check_compatibility
 from iwae.objectives.declaration import DEFAULTS, GRADIENTS, OBJECTIVES, Declaration
 from iwae.objectives.objective import Extra
+from iwae.objectives.particle_objectives import bound
 from iwae.objectives.penalties import Penalty
-from iwae.objectives.reductions import (
-    ciwae,
-    elbo,
-    expected_log_w,
-    iwae,
-    miwae,
-    moment_betas,
-    renyi,
-    tvo,
-    tvo_schedule,
-    vr_max,
-)
-from iwae.objectives.sleeping import rws
-from iwae.runs import course
-from iwae.runs.course import resume_run, start_run
+from iwae.objectives.tvo import tvo, tvo_integrand, tvo_moment_betas, tvo_schedule
+from iwae.objectives.wake_sleep import rws
+from iwae.runs import start_and_resume
+from iwae.runs.jobs import make_job
 from iwae.runs.metrics import read_metrics
-from iwae.runs.setup import make_job
+from iwae.runs.start_and_resume import resume_run, start_run
 from iwae.testing import LinearGaussian
 from iwae.training import loop
-from iwae.training.schedules import adam
+from iwae.training.optimizers import adam
 from reference import assert_mean, equal
 
 X = jnp.float32([2.0, -0.5, 0.3])
@@ -129,8 +119,8 @@ def test_the_sums_of_the_tvo_close_in_on_the_bound_that_they_integrate_to():
 
 def test_moments_are_equally_spaced():
     log_w = weights(6)
-    betas = jax.jit(moment_betas, static_argnums=1)(log_w, 5)
-    moments = np.float64(jax.jit(expected_log_w)(log_w, betas))
+    betas = jax.jit(tvo_moment_betas, static_argnums=1)(log_w, 5)
+    moments = np.float64(jax.jit(tvo_integrand)(log_w, betas))
     assert np.diff(moments) == pytest.approx(np.full(4, (moments[-1] - moments[0]) / 4), rel=1e-3)
     assert (betas[0], betas[-1]) == (0, 1)
 
@@ -246,7 +236,7 @@ def test_no_free_bits_and_no_warm_up_is_no_penalty():
 
 @pytest.mark.slow
 def test_elbo_analytic_of_aiwae_is_for_one_layer():
-    one_layer = compose(Declaration("aiwae", 2), layers=1)
+    one_layer = build_objective(Declaration("aiwae", 2), layers=1)
     model = VAE(4, (2,), ((3,),), key=jax.random.key(0))
     analytic, sampled = (
         maximised(made, model)[1].encoder
@@ -295,9 +285,9 @@ def test_iwae_of_the_same_particles_is_shown_beside_the_bound(words):
 
 def test_the_weights_of_dais_have_the_evidence_for_their_mean():
     model = LinearGaussian.random(q_shift=0.5, q_scale=1.3)
-    made = differentiable.dais(k=1, temperatures=4, n_leapfrog=2)
+    made = dais.dais(k=1, temperatures=4, n_leapfrog=2)
     # Long steps and half of the momentum refreshed: a wrong refreshment is 25 errors away.
-    moves = differentiable.Moves(jnp.log(jnp.float32([0.6, 0.3, 0.6])), jnp.float32(0.0))
+    moves = dais.Moves(jnp.log(jnp.float32([0.6, 0.3, 0.6])), jnp.float32(0.0))
     moved = made.init()._replace(learned=moves)
     keys = jax.random.split(jax.random.key(0), 40_000)
     log_w = jax.jit(jax.vmap(lambda key: made.terms(model, X, key, moved)[0]))(keys)
@@ -322,7 +312,9 @@ def test_dais_learns_its_step_sizes_and_its_momentum():
 
 
 def test_steps_grow_where_they_are_accepted_and_stay_within_bounds():
-    sizes = adapt(jnp.float32([0.1, 0.1, LARGEST_STEP, LEAST_STEP]), jnp.float32([0.6, 0.5, 1, 0]))
+    sizes = adapt_aiwae_steps(
+        jnp.float32([0.1, 0.1, LARGEST_STEP, LEAST_STEP]), jnp.float32([0.6, 0.5, 1, 0])
+    )
     assert np.asarray(sizes) == pytest.approx([0.1002, 0.0998, LARGEST_STEP, LEAST_STEP])
 
 
@@ -493,9 +485,7 @@ def test_free_bits_in_a_warm_up_are_what_the_formula_says(name, reduction):
 def test_a_unit_of_a_chain_is_free_if_neither_its_start_nor_its_moves_cost_more(monkeypatch, gain):
     """Chains that all move by as much, and whose momenta pay, or gain, as much for every unit."""
     ratios = gain + 0.1 * np.arange(5)
-    monkeypatch.setattr(
-        differentiable, "leapfrog_chain", lambda _, __, z, *___: (z + 0.7, jnp.float32(ratios))
-    )
+    monkeypatch.setattr(dais, "dais_chain", lambda _, __, z, *___: (z + 0.7, jnp.float32(ratios)))
     model, key, k, weight = deep(), jax.random.key(3), 4, 0.4
     starts = draws_of(model, jax.random.clone(key), k)
     ends = [tuple(h + 0.7 for h in z) for z in starts]
@@ -572,7 +562,7 @@ def test_penalties_need_to_know_the_layers():
 )
 def test_what_does_not_go_together_is_refused_with_the_reason(fields, words):
     with pytest.raises(UserError, match=re.escape(words)):
-        check(Declaration(**fields))
+        check_compatibility(Declaration(**fields))
 
 
 def test_closed_forms_are_for_one_layer():
@@ -580,9 +570,9 @@ def test_closed_forms_are_for_one_layer():
         Declaration("elbo-analytic"),
         Declaration("aiwae", encoder_objective="elbo-analytic"),
     ):
-        check(declaration, layers=1)
+        check_compatibility(declaration, layers=1)
         with pytest.raises(UserError, match="closed form for one stochastic layer only"):
-            check(declaration, layers=2)
+            check_compatibility(declaration, layers=2)
 
 
 def test_every_gradient_is_described_and_has_an_objective():
@@ -606,13 +596,13 @@ miwae_of = miwae
 
 @pytest.mark.slow
 def test_dais_without_the_densities_of_its_momenta_would_be_seen(monkeypatch):
-    chain = differentiable.leapfrog_chain
+    chain = dais.dais_chain
 
     def without(*args):
         end, ratios = chain(*args)
         return end, 0.0 * ratios
 
-    monkeypatch.setattr(differentiable, "leapfrog_chain", without)
+    monkeypatch.setattr(dais, "dais_chain", without)
     with pytest.raises(AssertionError):
         test_the_weights_of_dais_have_the_evidence_for_their_mean()
 
@@ -637,7 +627,7 @@ def test_what_is_learned_and_tuned_is_part_of_the_run(name, tmp_path, monkeypatc
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     small.train_in(whole, **options)
     reports = start_run(small.config(**options), cut)
-    monkeypatch.setattr(course, "CHECKPOINT_SECONDS", -1.0)
+    monkeypatch.setattr(start_and_resume, "CHECKPOINT_SECONDS", -1.0)
     while next(reports).step < 40:
         pass
     reports.close()

@@ -26,11 +26,12 @@ from iwae import (
 from iwae.data import KINDS, make_kind
 from iwae.errors import UserError
 from iwae.evaluation import imputation
-from iwae.evaluation.diagnostics import pareto_threshold
 from iwae.evaluation.imputation import imputed
+from iwae.evaluation.tails import pareto_threshold
 from iwae.inference.particles import importance_particles, particle_keys
-from iwae.models.likelihoods import MISSING, Incomplete, observation
+from iwae.models.likelihoods import MISSING, observation
 from iwae.models.likelihoods.masking import SelfMasked
+from iwae.models.likelihoods.missing import Incomplete
 from iwae.models.vae import AbstractLatentModel
 from iwae.testing import LinearGaussian, check_latent_model
 from reference import assert_mean
@@ -172,13 +173,13 @@ def test_k_hat_is_that_of_the_weights_of_rows_with_gaps():
 
 def test_rows_with_unreliable_weights_are_imputed_by_annealing(monkeypatch):
     """q is so narrow that what is drawn from it varies too little."""
-    keys, again = [], imputation.annealed_again
+    keys, again = [], imputation.annealed_imputations
 
     def noted(fn, model, examples, key, addresses):
         keys.append(jax.random.key_data(key))
         return again(fn, model, examples, key, addresses)
 
-    monkeypatch.setattr(imputation, "annealed_again", noted)
+    monkeypatch.setattr(imputation, "annealed_imputations", noted)
     model, rows = holes()
     x, n = rows[np.isnan(rows[1:]).sum(axis=1).argmax() + 1], 400
     narrow = WithHoles(model.complete, 0.3)

@@ -19,12 +19,12 @@ from iwae.data.cells import MISSING_WORDS
 from iwae.errors import UserError
 from iwae.models.likelihoods import MISSING
 from iwae.models.vae import VAE
-from iwae.reports.gallery import draw_run
+from iwae.reports.gallery import draw_gallery
 from iwae.results.description import describe
 from iwae.results.importance import evaluate_run
-from iwae.results.measure import with_bits
-from iwae.runs.completion import impute_file
-from iwae.runs.setup import make_job
+from iwae.results.summaries import summary_with_bits
+from iwae.runs.file_imputation import impute_file
+from iwae.runs.jobs import make_job
 
 WORDS = ("", "NA", "nan", " n/a", "NULL", "?")
 
@@ -194,8 +194,8 @@ def test_a_start_from_another_way_of_missing_is_refused(tmp_path):
 def test_levels_with_gaps_have_no_bits_per_dimension():
     record = {"log_likelihood": -3.0, "stderr": 0.1}
     identity = {"observation": "discretised-gaussian", "shape": [3]}
-    assert "bits_per_dimension" in with_bits(record, identity)
-    assert with_bits(record, {**identity, "missing": {"test": 0.1}}) == record
+    assert "bits_per_dimension" in summary_with_bits(record, identity)
+    assert summary_with_bits(record, {**identity, "missing": {"test": 0.1}}) == record
 
 
 # --- the whole way ----------------------------------------------------------------------------
@@ -376,6 +376,6 @@ def test_gaps_are_drawn(tmp_path, shape, missing, drawn):
     np.save(tmp_path / "a.npy", np.where(gaps, np.nan, rows))
     options = {"dataset": str(tmp_path / "a.npy"), "missing": missing, "epochs": 1}
     small.train_in(tmp_path / "run", validation=10, **options)
-    assert drawn in {path.stem for path in draw_run(tmp_path / "run")}
+    assert drawn in {path.stem for path in draw_gallery(tmp_path / "run")}
     record = evaluate_run(tmp_path / "run", ks=(3,))
     assert "nats per example, of the observed values" in describe(record)

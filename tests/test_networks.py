@@ -31,11 +31,11 @@ from iwae.models.networks import (
     make_network,
 )
 from iwae.models.vae import VAE
-from iwae.reports.gallery import draw_run
+from iwae.reports.gallery import draw_gallery
 from iwae.results.importance import evaluate_run
+from iwae.runs.jobs import make_job
 from iwae.runs.metrics import read_metrics
-from iwae.runs.models import load_model, save_model
-from iwae.runs.setup import make_job
+from iwae.runs.model_files import load_model, save_model
 from iwae.testing import check_latent_model
 from reference import assert_mean, equal
 from test_model import perturbed
@@ -487,7 +487,7 @@ def test_a_run_with_convolutions_is_trained_measured_and_drawn(tmp_path):
     record = evaluate_run(run, ks=(3,), pruned=True)
     assert np.isfinite(record["log_likelihood"])
     assert record["config"]["channels"] == [2, 3]
-    drawn = {path.stem for path in draw_run(run)}
+    drawn = {path.stem for path in draw_gallery(run)}
     assert "samples" in drawn
     assert not any(name.startswith("filters") for name in drawn)
     with pytest.raises(

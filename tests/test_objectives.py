@@ -14,13 +14,14 @@ from hypothesis import strategies as st
 import reference
 from cases import quick
 from iwae.errors import UserError
-from iwae.inference.particles import importance_particles, log_weights
+from iwae.inference.log_weights import log_weights
+from iwae.inference.particles import importance_particles
 from iwae.models.vae import VAE
-from iwae.objectives import reductions
-from iwae.objectives.bounds import analytic_elbo, bound
-from iwae.objectives.catalogue import objective
+from iwae.objectives import bounds
+from iwae.objectives.bounds import elbo, iwae
+from iwae.objectives.building import objective
 from iwae.objectives.declaration import OBJECTIVES
-from iwae.objectives.reductions import elbo, iwae
+from iwae.objectives.particle_objectives import analytic_elbo_objective, bound
 from iwae.testing import LinearGaussian
 from reference import STANDARD_ERRORS, assert_mean, distance
 
@@ -59,7 +60,7 @@ def test_the_analytic_elbo_is_the_reconstruction_less_the_divergence(vae):
     mean, sd = reference.gaussian(vae.encoder[0], x)
     divergence = ((mean**2 + sd**2 - 1) / 2 - np.log(sd)).sum()
     expected = reference.log_likelihood(vae, x, h).mean() - divergence
-    value = eqx.filter_jit(analytic_elbo(k=5))(vae, jnp.float32(x), jax.random.clone(key))
+    value = eqx.filter_jit(analytic_elbo_objective(k=5))(vae, jnp.float32(x), jax.random.clone(key))
     assert value == pytest.approx(expected, rel=1e-5)
 
 
@@ -127,15 +128,15 @@ def without_log_q(model, x, key, k):
 
 FAULTS = {
     "the mean for the log-mean-exp": (
-        *(vars(reductions), "log_mean_exp", jnp.mean),
+        *(vars(bounds), "log_mean_exp", jnp.mean),
         test_the_bound_rises_with_k_towards_the_evidence,
     ),
     "the maximum for the log-mean-exp": (
-        *(vars(reductions), "log_mean_exp", jnp.max),
+        *(vars(bounds), "log_mean_exp", jnp.max),
         test_the_bound_rises_with_k_towards_the_evidence,
     ),
     "no 1/k in the log-mean-exp": (
-        *(vars(reductions), "log_mean_exp", jax.nn.logsumexp),
+        *(vars(bounds), "log_mean_exp", jax.nn.logsumexp),
         test_with_the_exact_posterior_every_bound_is_the_evidence,
     ),
     "no 1/k in the elbo": (
@@ -207,7 +208,7 @@ def test_an_unknown_name_is_a_user_error_with_the_nearest_known_one(name, hint):
 def test_no_particles_are_a_user_error():
     with pytest.raises(UserError, match="k is 0"):
         objective("iwae", 0)
-    for make in (lambda k: bound(iwae, k=k), lambda k: analytic_elbo(k=k)):
+    for make in (lambda k: bound(iwae, k=k), lambda k: analytic_elbo_objective(k=k)):
         with pytest.raises(UserError, match="k is -1"):
             make(-1)
 
@@ -218,4 +219,4 @@ def test_the_analytic_elbo_refuses_models_without_a_closed_form(layers):
     if layers:
         model = VAE(3, (2, 2), ((), ()), key=jax.random.key(0))
     with pytest.raises(UserError, match=r"one stochastic layer.*use elbo"):
-        analytic_elbo(k=1)(model, X, jax.random.key(0))
+        analytic_elbo_objective(k=1)(model, X, jax.random.key(0))

@@ -14,12 +14,14 @@ import pyarrow as pa
 import pytest
 from hypothesis import given
 
-from iwae.data import arrays, cells, choose, layout, readers
+from iwae.data import arrays, cells, choose, layout
 from iwae.data import load_dataset as load_standardised
-from iwae.data.summary import describe
-from iwae.data.tables import read_table, refusing_damage
+from iwae.data.parquet_files import refusing_parquet_damage
+from iwae.data.summary import summarise_dataset
+from iwae.data.tables import read_table
 from iwae.data.writers import write_table
 from iwae.errors import UserError
+from iwae.files import file_content_sha256
 
 load_dataset = partial(load_standardised, standardize=False)
 
@@ -95,7 +97,7 @@ def test_one_array_is_split_by_a_fixed_shuffle(save):
     assert "10 of 50 rows" in data.identity["split"]
     assert load_dataset(path, seed=1).identity == data.identity
     assert data.name == "mine.npy"
-    assert data.identity["files"][0]["sha256"] == readers.sha256(path.read_bytes())
+    assert data.identity["files"][0]["sha256"] == file_content_sha256(path.read_bytes())
 
 
 def test_values_override(save):
@@ -268,7 +270,7 @@ def test_memory_that_is_exhausted_is_no_damage(tmp_path, size):
     path = tmp_path / "mine.parquet"
     path.touch()
     wrong = pa.lib.ArrowMemoryError(f"malloc of size {size} failed")
-    with pytest.raises(UserError if size > 10**9 else MemoryError), refusing_damage(path):
+    with pytest.raises(UserError if size > 10**9 else MemoryError), refusing_parquet_damage(path):
         raise wrong
 
 
@@ -492,7 +494,7 @@ def test_marks_that_could_separate_thousands_are_told(tmp_path, cells, remark):
     path.write_text("\n".join(["a;b", *(f"{cell};{i}" for i, cell in enumerate(4 * cells))]))
     data = load_dataset(path, missing=True, drop=["b"])
     assert data.remarks == (() if remark is None else (remark,))
-    assert all(line in describe(data).splitlines() for line in data.remarks)
+    assert all(line in summarise_dataset(data).splitlines() for line in data.remarks)
 
 
 @pytest.mark.parametrize(

@@ -14,13 +14,13 @@ import pytest
 
 import small
 from iwae.errors import UserError
-from iwae.reports.gallery import run_figures
-from iwae.reports.page import pictures, write
-from iwae.reports.page.facts import name_runs, read_run
+from iwae.reports.gallery import gallery_figures
+from iwae.reports.page import run_charts, write
+from iwae.reports.page.page_runs import page_run_names, read_page_run
 from iwae.reports.page.write import write_page
 from iwae.results.importance import evaluate_run
 from iwae.results.reading import BOUNDING, read_records
-from iwae.results.records import model_sha256
+from iwae.runs.trained import trained_model_sha256
 from small import finished
 
 ROOT = Path(__file__).parents[1]
@@ -51,7 +51,7 @@ def write_record(run, bounds, *, places=range(50), annealed=False, examples="all
         "n": len(places),
         "test_sha256": "a" * 64,
         "examples_sha256": examples,
-        "model_sha256": model_sha256(run, "final", 0),
+        "model_sha256": trained_model_sha256(run, "final", 0),
         "epoch": 4,
         "active_units": [2],
         "dataset": "pictures",
@@ -73,7 +73,7 @@ CONVERGED = {"word": "converged", "reason": "T and T/10 agree"}
 @pytest.fixture
 def plain(monkeypatch):
     """Pages without the pictures of each run, which take their time."""
-    monkeypatch.setattr(write, "run_figures", lambda *_, **__: iter(()))
+    monkeypatch.setattr(write, "gallery_figures", lambda *_, **__: iter(()))
 
 
 class Reader(HTMLParser):
@@ -216,10 +216,10 @@ def test_a_run_without_models_has_no_pictures_but_its_records(tmp_path, caplog):
 @pytest.mark.slow
 def test_pictures_that_cannot_be_drawn_are_said_to_be_missing(tmp_path, monkeypatch):
     def some(*arguments, **options):
-        yield from islice(run_figures(*arguments, **options), 2)
+        yield from islice(gallery_figures(*arguments, **options), 2)
         raise UserError(f"no data in {tmp_path}")
 
-    monkeypatch.setattr(write, "run_figures", some)
+    monkeypatch.setattr(write, "gallery_figures", some)
     page = made(tmp_path, copy(tmp_path / "run"))
     assert "Pictures are missing" in page.text()
     assert str(tmp_path) not in page.text()
@@ -379,8 +379,8 @@ def test_names_are_escaped(tmp_path):
 
 def test_names_tell_the_runs_apart(tmp_path):
     names = ["a/run", "b/run", "c", "x/seed-0", "y/seed-0"]
-    assert name_runs([tmp_path / name for name in names]) == names
-    assert name_runs([tmp_path / "run" / ".." / "run"]) == ["run"]
+    assert page_run_names([tmp_path / name for name in names]) == names
+    assert page_run_names([tmp_path / "run" / ".." / "run"]) == ["run"]
 
 
 @pytest.mark.slow
@@ -494,11 +494,11 @@ def test_a_page_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
 
 
 def test_a_curve_whose_rows_do_not_fit_together_is_left_out(tmp_path, caplog):
-    run = read_run(copy(tmp_path / "run"), "run", "final")
+    run = read_page_run(copy(tmp_path / "run"), "run", "final")
     odd = [{"epoch": 1, "train_bound": [-2.0]}, {"epoch": 2, "train_bound": [-1.0, -3.0]}]
-    assert pictures.training({0: run._replace(metrics=odd)}) is None
+    assert run_charts.run_training_chart({0: run._replace(metrics=odd)}) is None
     assert "number of values of 'train_bound' changes" in caplog.text
-    assert pictures.training({0: run, 1: run._replace(metrics=odd)}) is not None
+    assert run_charts.run_training_chart({0: run, 1: run._replace(metrics=odd)}) is not None
 
 
 @pytest.mark.slow
@@ -517,7 +517,7 @@ def test_a_page_of_one_run_leaves_it_as_it_is(tmp_path):
 def test_the_best_weights_have_records_of_their_own(tmp_path):
     run = copy(tmp_path / "run")
     write_record(run, {1: -19.0})
-    digest = model_sha256(run, "best", 0)
+    digest = trained_model_sha256(run, "best", 0)
     write_record(run, {50: -9.0}, weights="best", model_sha256=digest)
     assert "L50" not in made(tmp_path, run).comparison()["run"]
     page = made(tmp_path, run, weights="best")
@@ -531,7 +531,7 @@ def test_the_best_weights_have_records_of_their_own(tmp_path):
 @pytest.mark.usefixtures("plain")
 def test_best_weights_stand_beside_final_ones_and_are_pointed_out(tmp_path):
     run = copy(tmp_path / "run")
-    digest = model_sha256(run, "best", 0)
+    digest = trained_model_sha256(run, "best", 0)
     write_record(run, {50: -9.0}, weights="best", model_sha256=digest)
     remedy = "run: measured with best weights: add --weights best, or iwae evaluate run"
     assert remedy in made(tmp_path, run).text()

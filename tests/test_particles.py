@@ -11,12 +11,8 @@ from scipy.special import logsumexp
 from scipy.stats import multivariate_normal
 
 import reference
-from iwae.inference.particles import (
-    effective_sample_size,
-    importance_particles,
-    log_mean_exp,
-    log_weights,
-)
+from iwae.inference.log_weights import effective_sample_size, log_mean_exp, log_weights
+from iwae.inference.particles import importance_particles
 from iwae.models.vae import VAE
 from iwae.testing import LinearGaussian
 from reference import STANDARD_ERRORS, assert_mean, distance

@@ -8,8 +8,11 @@ from scipy.stats import multivariate_normal
 
 import reference
 from iwae.errors import UserError
-from iwae.evaluation.posterior import model_density, posterior_grid, rate_distortion, sir, snis_mean
+from iwae.evaluation.posterior import posterior_grid, snis_mean
+from iwae.evaluation.rate_distortion import rate_distortion
+from iwae.evaluation.scores import marginal_scores
 from iwae.inference.particles import Particles, importance_particles
+from iwae.inference.resampling import sir
 from iwae.inference.temperatures import linear_schedule
 from iwae.models.vae import VAE
 from iwae.testing import LinearGaussian
@@ -35,7 +38,7 @@ def wrong_q(kind=LinearGaussian, n_latent=2):
 def test_the_density_of_points_is_near_the_evidence():
     model = wrong_q()
     exact = [float(model.log_evidence(x)) for x in (X, -X)]
-    assert model_density(model, np.stack([X, -X]), k=2000) == pytest.approx(exact, abs=0.15)
+    assert marginal_scores(model, np.stack([X, -X]), k=2000) == pytest.approx(exact, abs=0.15)
 
 
 # From particles

@@ -14,24 +14,25 @@ from scipy.stats import multivariate_normal, norm
 from cases import quick
 from expectations import BITS, assert_same, gradient, nodes
 from iwae.errors import UserError
+from iwae.evaluation.bdmc import bidirectional_bounds
+from iwae.evaluation.encoding import DRAWS, encode
 from iwae.evaluation.pruning import prune
-from iwae.evaluation.scores import DRAWS, encode
-from iwae.inference.chains import annealed_particles, bidirectional_bounds
+from iwae.inference.annealing import annealed_particles
 from iwae.inference.particles import particle_keys
 from iwae.inference.temperatures import linear_schedule
 from iwae.models.conditional import ConditionalVAE
-from iwae.models.declaration import parse_posterior, parse_prior
 from iwae.models.flows import Flow, FlowDistribution
+from iwae.models.named_densities import parse_named_posterior, parse_named_prior
 from iwae.models.priors import Mixture
 from iwae.models.vae import VAE
-from iwae.objectives.bounds import analytic_elbo, bound
-from iwae.objectives.gradients import dreg, stl
-from iwae.objectives.halves import Halves, split
-from iwae.objectives.layered import gdreg
-from iwae.objectives.objective import Extra, frozen
+from iwae.objectives.bounds import elbo, iwae
+from iwae.objectives.gdreg import gdreg
+from iwae.objectives.gradient_estimators import dreg, stl, stop_gradients
+from iwae.objectives.halves import Halves, split_halves
+from iwae.objectives.objective import Extra
+from iwae.objectives.particle_objectives import analytic_elbo_objective, bound
 from iwae.objectives.penalties import Penalty
-from iwae.objectives.reductions import elbo, iwae
-from iwae.runs.models import load_model, save_model
+from iwae.runs.model_files import load_model, save_model
 from iwae.testing import check_latent_model
 from reference import STANDARD_ERRORS, equal
 
@@ -243,11 +244,11 @@ def test_bidirectional_bounds_enclose_each_other():
 
 def test_a_settled_prior_is_the_same_and_stays_with_its_own_encoder():
     model = make("vamp:3")
-    h, fixed = jnp.float32([0.4, -1.3]), frozen(model)
+    h, fixed = jnp.float32([0.4, -1.3]), stop_gradients(model)
     assert model.settled().prior().log_prob(h) == model.prior().log_prob(h)
     decoder, encoder = bound(iwae, k=2, estimator=stl()), bound(elbo, k=1)
     key = jax.random.key(5)
-    found = gradient(split(decoder=decoder, encoder=encoder), model, BITS, key)
+    found = gradient(split_halves(decoder=decoder, encoder=encoder), model, BITS, key)
 
     def apart(model):
         keys = jax.random.clone(key), jax.random.clone(key)
@@ -316,7 +317,7 @@ def test_a_layer_that_does_not_split_into_units_is_penalised_as_one():
 def test_a_divergence_without_closed_form_is_refused():
     for model in (make("mixture:2"), make(posterior="flow:1")):
         with pytest.raises(UserError, match="no closed form; use elbo"):
-            analytic_elbo(k=1)(model, BITS, jax.random.key(0))
+            analytic_elbo_objective(k=1)(model, BITS, jax.random.key(0))
 
 
 # --- smaller, conditional, incomplete ---------------------------------------------------------
@@ -439,7 +440,7 @@ def test_usual_models_are_described_as_before():
 )
 def test_a_name_that_is_none_is_refused(text, message):
     with pytest.raises(UserError, match=message):
-        parse_prior(text)
+        parse_named_prior(text)
 
 
 @pytest.mark.parametrize(
@@ -460,9 +461,9 @@ def test_a_prior_that_does_not_fit_is_refused(options, message):
 
 
 def test_posteriors_have_names_too():
-    assert str(parse_posterior("flow:3")) == "flow:3"
+    assert str(parse_named_posterior("flow:3")) == "flow:3"
     with pytest.raises(UserError, match="no posterior 'vamp:3'; known: normal, flow:N"):
-        parse_posterior("vamp:3")
+        parse_named_posterior("vamp:3")
 
 
 def test_a_flow_of_an_affine_map_has_the_scale_in_its_density():

@@ -20,16 +20,17 @@ import numpy as np
 import pytest
 
 import small
-from iwae.config.experiment import TrainConfig, write_config
+from iwae.config.experiment import TrainConfig
+from iwae.config.toml import write_config
 from iwae.errors import OUT_OF_MEMORY, UserError
 from iwae.experiments import local as here
 from iwae.experiments import tasks
 from iwae.experiments.local import work
 from iwae.experiments.sweep import DEPTHS, read_sweep
-from iwae.experiments.tasks import Failure, Measure, Task, state_of, write_failure
-from iwae.runs import course
-from iwae.runs.folder import Stopped
-from iwae.runs.models import load_model, read_about, save_model
+from iwae.experiments.tasks import Failure, Measure, Task, task_state, write_task_failure
+from iwae.runs import start_and_resume
+from iwae.runs.model_files import load_model, read_model_facts, save_model
+from iwae.runs.stopping import Stopped
 from iwae.training import loop
 
 QUICK = Measure((1, 3))
@@ -65,7 +66,7 @@ def undisturbed(tmp_path_factory):
 def step_by_step(monkeypatch):
     """Dispatches of one step, after a first one of twenty, and a checkpoint after each."""
     monkeypatch.setattr(loop, "DISPATCH_SECONDS", 0.0)
-    monkeypatch.setattr(course, "CHECKPOINT_SECONDS", -1.0)
+    monkeypatch.setattr(start_and_resume, "CHECKPOINT_SECONDS", -1.0)
 
 
 def test_a_task_is_trained_and_measured_like_a_run_by_hand(undisturbed):
@@ -74,7 +75,7 @@ def test_a_task_is_trained_and_measured_like_a_run_by_hand(undisturbed):
     record = json.loads(record.read_text())
     assert [row["k"] for row in record["by_k"]] == [1, 3]
     assert record["n"] == 50
-    assert state_of(undisturbed, task()) == ("done", 4, "")
+    assert task_state(undisturbed, task()) == ("done", 4, "")
 
 
 def test_what_is_finished_is_not_done_again(undisturbed, monkeypatch):
@@ -107,7 +108,7 @@ def test_a_task_may_begin_from_what_other_runs_of_the_folder_have_trained(
 def test_only_the_measure_that_is_missing_is_made(undisturbed, tmp_path, monkeypatch):
     shutil.copytree(undisturbed, tmp_path, dirs_exist_ok=True)
     more = task(measures=(QUICK, Measure((2,), examples=20)))
-    assert state_of(tmp_path, more).status == "trained"
+    assert task_state(tmp_path, more).status == "trained"
     asked = []
     real = here.evaluate_run
     monkeypatch.setattr(
@@ -115,14 +116,14 @@ def test_only_the_measure_that_is_missing_is_made(undisturbed, tmp_path, monkeyp
     )
     assert words(work(tmp_path, [more])) == [("a", "done")]
     assert asked == [[2]]
-    assert state_of(tmp_path, more).status == "done"
+    assert task_state(tmp_path, more).status == "done"
 
 
 def test_a_measurement_of_other_models_does_not_count(undisturbed, tmp_path):
     shutil.copytree(undisturbed, tmp_path, dirs_exist_ok=True)
     other = small.finished(seed=1) / "models" / "final-0"
     shutil.copytree(other, tmp_path / "a" / "models" / "final-0", dirs_exist_ok=True)
-    assert state_of(tmp_path, task()).status == "trained"
+    assert task_state(tmp_path, task()).status == "trained"
 
 
 def stopping_at(step, how):
@@ -150,8 +151,8 @@ def test_a_deadline_stops_in_good_order_and_the_same_call_goes_on(
     first = list(work(tmp_path, [task(), task("b")], show=show, deadline=clock() + 1e6))
     assert words(first) == [("a", "stopped"), ("b", "stopped")]
     late.clear()
-    assert state_of(tmp_path, task()) == ("stopped", 1, "")
-    assert state_of(tmp_path, task("b")).status == "waiting"
+    assert task_state(tmp_path, task()) == ("stopped", 1, "")
+    assert task_state(tmp_path, task("b")).status == "waiting"
     assert words(work(tmp_path, [task()])) == [("a", "done")]
     assert numbers(tmp_path, "a") == numbers(undisturbed, "a")
 
@@ -181,7 +182,7 @@ def test_a_signal_ends_the_whole_queue(tmp_path):
     show = stopping_at(43, lambda: signal.raise_signal(signal.SIGTERM))
     with pytest.raises(Stopped):
         list(work(tmp_path, [task(), task("b")], show=show))
-    assert state_of(tmp_path, task()).status == "stopped"
+    assert task_state(tmp_path, task()).status == "stopped"
     assert not (tmp_path / "b").exists()
 
 
@@ -194,10 +195,10 @@ import test_queue as tests
 from iwae.config.experiment import make_config
 from iwae.experiments.local import work
 from iwae.experiments.tasks import Task
-from iwae.runs import course
+from iwae.runs import start_and_resume
 from iwae.training import loop
 
-loop.DISPATCH_SECONDS, course.CHECKPOINT_SECONDS = 0.0, -1.0
+loop.DISPATCH_SECONDS, start_and_resume.CHECKPOINT_SECONDS = 0.0, -1.0
 task = Task("a", make_config({values!r}, "test"), (tests.QUICK,))
 show = tests.stopping_at(71, lambda: os.kill(os.getpid(), signal.SIGKILL))
 list(work({out!r}, [task], show=show))
@@ -210,7 +211,7 @@ def test_a_queue_that_was_killed_ends_with_the_same_numbers(undisturbed, tmp_pat
     program = KILLED.format(tests=str(Path(__file__).parent), values=values, out=str(tmp_path))
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=False)
     assert done.returncode == -signal.SIGKILL, done.stderr.decode()
-    state = state_of(tmp_path, task())
+    state = task_state(tmp_path, task())
     assert (state.status, state.epoch) == ("stopped", 2)
     assert words(work(tmp_path, [task()])) == [("a", "done")]
     assert numbers(tmp_path, "a") == numbers(undisturbed, "a")
@@ -223,7 +224,7 @@ def test_what_fails_is_told_and_kept_and_the_rest_goes_on(tmp_path):
     assert words(outcomes) == [("bad", "failed"), ("waits", "waiting"), ("a", "done")]
     assert "none.npy" in outcomes[0].reason
     assert "\n" not in outcomes[0].reason  # a user's mistake is no traceback
-    assert state_of(tmp_path, bad) == ("failed", 0, outcomes[0].reason)
+    assert task_state(tmp_path, bad) == ("failed", 0, outcomes[0].reason)
 
 
 def test_a_damaged_folder_fails_alone(undisturbed, tmp_path):
@@ -247,7 +248,7 @@ def test_a_failure_of_our_own_keeps_its_traceback_and_is_tried_again(tmp_path, m
     assert "Traceback" in reason
     assert "a bug" in reason
     assert words(work(tmp_path, [task(epochs=1)])) == [("a", "done")]
-    assert state_of(tmp_path, task(epochs=1)).status == "done"
+    assert task_state(tmp_path, task(epochs=1)).status == "done"
 
 
 def test_exhausted_memory_is_told_in_one_line(tmp_path, monkeypatch):
@@ -259,8 +260,8 @@ def test_exhausted_memory_is_told_in_one_line(tmp_path, monkeypatch):
 
 
 def test_another_process_at_work_is_left_alone(tmp_path):
-    with tasks.held(tmp_path, task()):
-        assert state_of(tmp_path, task()).status == "in use"
+    with tasks.lock_task(tmp_path, task()):
+        assert task_state(tmp_path, task()).status == "in use"
         assert words(work(tmp_path, [task()])) == [("a", "in use")]
     assert not (tmp_path / "a").exists()
 
@@ -286,7 +287,7 @@ def test_who_comes_back_after_another_took_over_writes_nothing(tmp_path, monkeyp
     (outcome,) = work(tmp_path, [task()], show=stopping_at(1, take_over))
     assert (outcome.status, outcome.reason) == ("taken over", "another process took over a")
     assert every_file(tmp_path / "a") == left
-    assert state_of(tmp_path, task()).status == "done"
+    assert task_state(tmp_path, task()).status == "done"
     assert not any((tmp_path / ".queue").glob("*.failure"))
 
 
@@ -327,8 +328,8 @@ def test_a_folder_with_another_run_is_refused(undisturbed, tmp_path):
         ((_, word, reason),) = work(tmp_path, [task(**other)])
         assert word == "failed"
         assert words_of in reason
-        assert state_of(tmp_path, task(**other)).status == "failed"
-    assert state_of(tmp_path, task()).status == "done"
+        assert task_state(tmp_path, task(**other)).status == "failed"
+    assert task_state(tmp_path, task()).status == "done"
 
 
 @pytest.mark.parametrize("missing", ["model.json", "model.safetensors"])
@@ -336,7 +337,7 @@ def test_a_kill_while_models_are_written_is_made_good(undisturbed, tmp_path, mis
     shutil.copytree(undisturbed, tmp_path, dirs_exist_ok=True)
     model = tmp_path / "a" / "models" / "final-0"
     (model / missing).rename(model / f".half-{missing}")
-    assert state_of(tmp_path, task()).status == "stopped"
+    assert task_state(tmp_path, task()).status == "stopped"
     assert words(work(tmp_path, [task()])) == [("a", "done")]
     (model / f".half-{missing}").unlink()
     assert numbers(tmp_path, "a") == numbers(undisturbed, "a")
@@ -357,11 +358,11 @@ def test_a_kill_between_two_models_is_made_good(undisturbed, tmp_path, monkeypat
     description, written = tmp_path / "a" / "models" / "final-0" / "model.json", []
     words_of = description.read_text().replace('"finished": true', '"finished": false')
     description.write_text(words_of)
-    monkeypatch.setattr(course, "save_model", save)
+    monkeypatch.setattr(start_and_resume, "save_model", save)
     with pytest.raises(Killed):
         list(work(tmp_path, [task()]))
-    monkeypatch.setattr(course, "save_model", save_model)
-    assert state_of(tmp_path, task()).status == "stopped"
+    monkeypatch.setattr(start_and_resume, "save_model", save_model)
+    assert task_state(tmp_path, task()).status == "stopped"
     assert words(work(tmp_path, [task()])) == [("a", "done")]
     assert numbers(tmp_path, "a") == numbers(undisturbed, "a")
 
@@ -373,9 +374,9 @@ def test_what_another_process_of_the_same_command_failed_at_is_not_tried_again(t
         ((_, word, reason),) = work(tmp_path, [task()], command=command, begin=tried.append)
         return word, reason
 
-    write_failure(tmp_path, task(), Failure("out of paper\nand ink", "ours"))
+    write_task_failure(tmp_path, task(), Failure("out of paper\nand ink", "ours"))
     assert fate("ours") == ("failed", "out of paper\nand ink")
-    assert state_of(tmp_path, task()).status == "failed"
+    assert task_state(tmp_path, task()).status == "failed"
     assert not tried
     assert fate("another") == ("done", "")
     assert len(tried) == 1
@@ -384,11 +385,11 @@ def test_what_another_process_of_the_same_command_failed_at_is_not_tried_again(t
 def test_weights_of_another_moment_are_made_good(undisturbed, tmp_path):
     shutil.copytree(undisturbed, tmp_path, dirs_exist_ok=True)
     folder = tmp_path / "a" / "models" / "final-0"
-    about, model = read_about(folder), load_model(folder)
+    about, model = read_model_facts(folder), load_model(folder)
     description = (folder / "model.json").read_bytes()
     save_model(jax.tree.map(jnp.zeros_like, model), folder, **about)
     (folder / "model.json").write_bytes(description)
-    assert state_of(tmp_path, task()).status == "stopped"
+    assert task_state(tmp_path, task()).status == "stopped"
     assert words(work(tmp_path, [task()])) == [("a", "done")]
     assert numbers(tmp_path, "a") == numbers(undisturbed, "a")
 
@@ -397,7 +398,7 @@ def test_files_that_a_kill_left_half_written_are_no_obstacle(undisturbed, tmp_pa
     shutil.copytree(undisturbed, tmp_path, dirs_exist_ok=True)
     for name in ("models/final-0/.model-x.safetensors", "evaluations/.test-x.json"):
         (tmp_path / "a" / name).touch()
-    assert state_of(tmp_path, task()).status == "done"
+    assert task_state(tmp_path, task()).status == "done"
     (tmp_path / "b").mkdir()
     (tmp_path / "b" / ".config-x.toml").touch()
     assert words(work(tmp_path, [task("b")])) == [("b", "done")]
@@ -423,8 +424,8 @@ def test_a_warm_start_waits_for_what_it_needs(tmp_path):
 def test_annealing_is_a_measure_too(tmp_path):
     annealed = task(measures=(Measure(temperatures=20, examples=10),), epochs=1)
     assert words(work(tmp_path, [annealed])) == [("a", "done")]
-    assert state_of(tmp_path, annealed).status == "done"
-    assert state_of(tmp_path, task(measures=(Measure(temperatures=40, examples=10),), epochs=1))[
+    assert task_state(tmp_path, annealed).status == "done"
+    assert task_state(tmp_path, task(measures=(Measure(temperatures=40, examples=10),), epochs=1))[
         0
     ] == ("trained")
 
@@ -540,7 +541,7 @@ def test_a_folder_that_cannot_be_read_keeps_no_other_from_its_run(tmp_path, capl
     found = sweep(tmp_path, "k = [1, 2]\n")
     assert set(named(found)) == {"k=1", "k=2"}
     assert "its run is left as it is" in caplog.text
-    assert state_of(tmp_path / "out", found[0]).status == "failed"
+    assert task_state(tmp_path / "out", found[0]).status == "failed"
 
 
 def test_a_sweep_that_grows_trains_only_what_is_new(tmp_path):

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 
 from iwae import UserError
-from iwae.results import store
-from iwae.results.description import describe, describe_gradients
-from iwae.results.frame import Result, results, results_frame, write_csv
-from iwae.results.reading import known_bounds, read_records
+from iwae.results import record_files
+from iwae.results.description import describe, gradients_description
+from iwae.results.formatting import plus_minus
+from iwae.results.frame import Result, results, results_frame, write_results_csv
+from iwae.results.reading import read_bounds, read_records
 from iwae.results.schema import VERSION, Fields, Method, parse
-from iwae.results.text import plus_minus
 
 RESULTS = Path(__file__).parents[1] / "results"
 
@@ -37,7 +37,7 @@ def written(run, name="a", **changes):
     run.mkdir(parents=True, exist_ok=True)
     values = np.arange(8.0).reshape(1, 2, 4) - 9
     arrays = {"k": np.array([1, 50]), "index": np.arange(4), "log_likelihood": values}
-    store.write_files(path, {**SAMPLED, **changes}, arrays)
+    record_files.write_record_files(path, {**SAMPLED, **changes}, arrays)
     return path
 
 
@@ -45,21 +45,21 @@ def written(run, name="a", **changes):
 
 
 def committed():
-    folders = {path.parent for path in RESULTS.rglob(store.RECORDS)}
+    folders = {path.parent for path in RESULTS.rglob(record_files.RECORDS)}
     return sorted(folder for folder in folders if folder.name == "evaluations")
 
 
 def test_every_committed_record_is_read_and_would_be_written_again_as_it_is():
     methods = set()
     for folder in committed():
-        for path, document in store.read_documents(folder).items():
+        for path, document in record_files.read_documents(folder).items():
             record = parse(document)
             again = record.document()
             assert again.pop("version") == VERSION, path
             old = {name: value for name, value in document.items() if name != "version"}
             assert record.method == Method.GRADIENTS or again == old, path
             assert not _unknown(record), path
-            words = describe_gradients if record.method == Method.GRADIENTS else describe
+            words = gradients_description if record.method == Method.GRADIENTS else describe
             assert words(record)
             assert parse(record.document()) == record
             methods.add(record.method)
@@ -78,8 +78,8 @@ def _unknown(fields):
 def test_committed_records_are_packed_and_are_what_was_packed():
     loose = [path for folder in committed() for path in folder.glob("*.json")]
     assert not loose, "python docs/tools/pack.py"
-    packed = sorted(path.parent for path in RESULTS.rglob(store.RECORDS))
-    assert sum(map(store.check_packed, packed)) >= 223
+    packed = sorted(path.parent for path in RESULTS.rglob(record_files.RECORDS))
+    assert sum(map(record_files.check_packed_records, packed)) >= 223
 
 
 # damage
@@ -106,7 +106,7 @@ def test_a_record_with_a_mistake_is_named_with_the_field(tmp_path, caplog, chang
     assert "\n" not in str(error.value)
     assert list(read_records(tmp_path)) == []
     assert f"{path} is no record" in caplog.text
-    assert store.REMEDY in caplog.text
+    assert record_files.REMEDY in caplog.text
 
 
 @pytest.mark.parametrize("name", sorted(SAMPLED.keys() - {"replicate"}))
@@ -119,12 +119,12 @@ def test_values_damaged_anywhere_are_right_or_reported(tmp_path):
     """Eight bytes of 0xff at every place of a small file; zlib, zip and NumPy each have errors."""
     path = written(tmp_path)
     values = path.with_suffix(".npz")
-    good, content = store.read_arrays(path), values.read_bytes()
+    good, content = record_files.read_record_arrays(path), values.read_bytes()
     reported = 0
     for place in range(len(content)):
         values.write_bytes(content[:place] + b"\xff" * 8 + content[place + 8 :])
         told = []
-        arrays = store.read_arrays(path, told.append)
+        arrays = record_files.read_record_arrays(path, told.append)
         if arrays is None:
             reported += 1
             assert f"{values} cannot be read" in told[0]
@@ -132,16 +132,16 @@ def test_values_damaged_anywhere_are_right_or_reported(tmp_path):
         elif arrays.keys() == good.keys():  # in a date or another field that nobody reads
             assert all(np.array_equal(arrays[name], good[name]) for name in good)
         else:
-            assert known_bounds(tmp_path, split="test", weights="final", pruned=False) == []
+            assert read_bounds(tmp_path, split="test", weights="final", pruned=False) == []
     assert reported > len(content) / 2
 
 
 def test_packed_values_without_those_of_a_record_are_reported(tmp_path, caplog):
     folder = written(tmp_path).parent
-    store.pack(folder)
-    np.savez(folder / store.VALUES, **{"b/index": np.arange(4)})
-    assert known_bounds(tmp_path, split="test", weights="final", pruned=False) == []
-    assert f"{folder / store.VALUES} cannot be read (no array a/" in caplog.text
+    record_files.pack(folder)
+    np.savez(folder / record_files.VALUES, **{"b/index": np.arange(4)})
+    assert read_bounds(tmp_path, split="test", weights="final", pruned=False) == []
+    assert f"{folder / record_files.VALUES} cannot be read (no array a/" in caplog.text
 
 
 # packing
@@ -150,39 +150,39 @@ def test_packed_values_without_those_of_a_record_are_reported(tmp_path, caplog):
 def test_a_packed_run_is_read_as_before_and_unpacks_to_the_same_bytes(tmp_path):
     first, second = written(tmp_path), written(tmp_path, "b", n=4, seed=1)
     texts = [path.read_text() for path in (first, second)]
-    before = known_bounds(tmp_path, split="test", weights="final", pruned=False)
+    before = read_bounds(tmp_path, split="test", weights="final", pruned=False)
     folder = first.parent
-    assert len(store.pack(folder)) == 4
-    assert {path.name for path in folder.iterdir()} == {store.RECORDS, store.VALUES}
-    assert store.pack(folder) == []
-    after = known_bounds(tmp_path, split="test", weights="final", pruned=False)
+    assert len(record_files.pack(folder)) == 4
+    assert {path.name for path in folder.iterdir()} == {record_files.RECORDS, record_files.VALUES}
+    assert record_files.pack(folder) == []
+    after = read_bounds(tmp_path, split="test", weights="final", pruned=False)
     assert [one.record for one in after] == [one.record for one in before]
     assert all(np.array_equal(a.values, b.values) for a, b in zip(before, after, strict=True))
-    assert store.is_stored(first)
-    assert not store.is_stored(folder / "c.json")
-    store.unpack(folder)
+    assert record_files.has_record_files(first)
+    assert not record_files.has_record_files(folder / "c.json")
+    record_files.unpack(folder)
     assert [path.read_text() for path in (first, second)] == texts
-    assert not (folder / store.RECORDS).exists()
+    assert not (folder / record_files.RECORDS).exists()
 
 
 def test_a_new_measurement_replaces_the_packed_one_of_its_name(tmp_path):
     path = written(tmp_path)
     written(tmp_path, "b")
-    store.pack(path.parent)
+    record_files.pack(path.parent)
     written(tmp_path, seed=7)
     assert [record.seed for _, record in read_records(tmp_path)] == [7, 0]
-    store.pack(path.parent)
+    record_files.pack(path.parent)
     assert [record.seed for _, record in read_records(tmp_path)] == [7, 0]
-    assert store.check_packed(path.parent) == 2
+    assert record_files.check_packed_records(path.parent) == 2
 
 
 @pytest.mark.parametrize("writes", [0, 1])
 def test_a_kill_while_packing_loses_nothing(tmp_path, monkeypatch, writes):
     path = written(tmp_path)
-    store.pack(path.parent)
+    record_files.pack(path.parent)
     written(tmp_path, seed=7)
     written(tmp_path, "b")
-    original, done = store.atomic_write, []
+    original, done = record_files.atomic_write, []
 
     def killed(file):
         if len(done) == writes:
@@ -190,43 +190,43 @@ def test_a_kill_while_packing_loses_nothing(tmp_path, monkeypatch, writes):
         done.append(file)
         return original(file)
 
-    monkeypatch.setattr(store, "atomic_write", killed)
+    monkeypatch.setattr(record_files, "atomic_write", killed)
     with pytest.raises(KeyboardInterrupt):
-        store.pack(path.parent)
+        record_files.pack(path.parent)
     monkeypatch.undo()
     assert [record.seed for _, record in read_records(tmp_path)] == [7, 0]
-    assert len(known_bounds(tmp_path, split="test", weights="final", pruned=False)) == 4
+    assert len(read_bounds(tmp_path, split="test", weights="final", pruned=False)) == 4
 
 
 def test_what_was_measured_while_packing_stays(tmp_path, monkeypatch):
     path = written(tmp_path)
-    original = store.atomic_write
+    original = record_files.atomic_write
 
     def slow(file):
-        if file.name == store.RECORDS:
+        if file.name == record_files.RECORDS:
             monkeypatch.undo()
             written(tmp_path, seed=7)
         return original(file)
 
-    monkeypatch.setattr(store, "atomic_write", slow)
-    store.pack(path.parent)
+    monkeypatch.setattr(record_files, "atomic_write", slow)
+    record_files.pack(path.parent)
     assert [record.seed for _, record in read_records(tmp_path)] == [7]
 
 
 def test_a_changed_pack_is_noticed(tmp_path):
     folder = written(tmp_path).parent
-    store.pack(folder)
-    lines = folder / store.RECORDS
+    record_files.pack(folder)
+    lines = folder / record_files.RECORDS
     lines.write_text(lines.read_text().replace('"n": 4', '"n": 5'))
     with pytest.raises(UserError, match=r"a in .* is not what was packed"):
-        store.check_packed(folder)
+        record_files.check_packed_records(folder)
     lines.write_text(lines.read_text().replace('"n": 5', '"n": 4'))
-    assert store.check_packed(folder) == 1
-    with np.load(folder / store.VALUES) as arrays:
+    assert record_files.check_packed_records(folder) == 1
+    with np.load(folder / record_files.VALUES) as arrays:
         changed = {name: array + (name == "a/log_likelihood") for name, array in arrays.items()}
-    np.savez(folder / store.VALUES, **changed)
+    np.savez(folder / record_files.VALUES, **changed)
     with pytest.raises(UserError, match="values_sha256"):
-        store.check_packed(folder)
+        record_files.check_packed_records(folder)
 
 
 # the long table
@@ -259,12 +259,12 @@ def test_the_long_table_of_the_results_has_every_method():
 
 def test_a_long_table_is_written_whole_or_refused(tmp_path):
     written(tmp_path / "run")
-    write_csv([tmp_path], tmp_path / "table.csv")
+    write_results_csv([tmp_path], tmp_path / "table.csv")
     head, *rows = (tmp_path / "table.csv").read_text().splitlines()
     assert head.split(",") == list(Result._fields)
     assert len(rows) == 2
     with pytest.raises(UserError, match="is a folder; name a file"):
-        write_csv([tmp_path], tmp_path)
+        write_results_csv([tmp_path], tmp_path)
     with pytest.raises(UserError, match="no folder"):
         list(results([tmp_path / "none"]))
 

@@ -20,23 +20,22 @@ import small
 from cases import quick, quick_rows
 from iwae import files
 from iwae.cli import main
-from iwae.config.experiment import read_config
-from iwae.config.toml import read_values
-from iwae.data import load_dataset, readers, store
+from iwae.config.toml import read_config, read_toml
+from iwae.data import dataset_files, load_dataset, readers
 from iwae.data.catalogue import DataFile
 from iwae.data.kinds import Kind
-from iwae.data.tables import opened_parquet
+from iwae.data.parquet_files import open_parquet_file
 from iwae.errors import UserError
 from iwae.files import atomic_folder, atomic_write
 from iwae.models.vae import VAE
 from iwae.reports import gallery
-from iwae.results.store import write_files
+from iwae.results.record_files import write_record_files
 from iwae.runs import trackers
-from iwae.runs.course import start_run
-from iwae.runs.folder import run_config
-from iwae.runs.metrics import read_metrics, tensorboard
-from iwae.runs.models import check_depth, load_model, save_model
-from iwae.runs.setup import load_config_dataset
+from iwae.runs.folder import folder_config
+from iwae.runs.jobs import load_job_dataset
+from iwae.runs.metrics import read_metrics, tensorboard_metrics
+from iwae.runs.model_files import check_model_file_depth, load_model, save_model
+from iwae.runs.start_and_resume import start_run
 from small import finished
 
 
@@ -89,7 +88,7 @@ def test_a_temporary_file_taken_before_it_is_locked_is_made_again(tmp_path, monk
 
 def test_frames_that_are_half_written_are_not_drawn_and_damaged_ones_are_named(tmp_path):
     run = shutil.copytree(finished(), tmp_path / "run")
-    dataset = load_config_dataset(read_config(run / "config.toml"))
+    dataset = load_job_dataset(read_config(run / "config.toml"))
     whole = gallery._courses(run, dataset)
     shutil.copy(run / "frames" / "000001.npz", run / "frames" / ".000001-ab.npz")
     assert len(gallery._courses(run, dataset)["samples"].epochs) == len(whole["samples"].epochs)
@@ -153,7 +152,7 @@ def test_a_tensorboard_file_that_cannot_be_written_is_an_error_here(tmp_path, mo
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    with tensorboard(tmp_path, 0) as write, monkeypatch.context() as patched:
+    with tensorboard_metrics(tmp_path, 0) as write, monkeypatch.context() as patched:
         patched.setattr(RecordWriter, "write", full)
         with pytest.raises(OSError, match="No space left"):
             write(1, {"a": 1.0})
@@ -162,7 +161,7 @@ def test_a_tensorboard_file_that_cannot_be_written_is_an_error_here(tmp_path, mo
 def test_tensorboard_files_differ_where_the_clock_was_set_back(tmp_path, monkeypatch):
     monkeypatch.setattr(time, "time", lambda: 1e9)
     for step in (0, 30):
-        with tensorboard(tmp_path, step) as write:
+        with tensorboard_metrics(tmp_path, step) as write:
             write(step + 1, {"a": 1.0})
     assert len(names(tmp_path / "tensorboard")) == 2
 
@@ -177,9 +176,9 @@ def test_tensorboard_files_differ_where_the_clock_was_set_back(tmp_path, monkeyp
 def test_a_run_whose_folder_is_removed_ends_with_one_line(
     iwae, experiment, tmp_path, monkeypatch, moment, replaced
 ):
-    from iwae.runs import course
+    from iwae.runs import start_and_resume
 
-    run, log, save = tmp_path / "run", course.log_epoch, course.save_model
+    run, log, save = tmp_path / "run", start_and_resume.log_metrics, start_and_resume.save_model
 
     def vanish():
         shutil.rmtree(run)
@@ -198,9 +197,9 @@ def test_a_run_whose_folder_is_removed_ends_with_one_line(
             vanish()
 
     if moment == "epoch":
-        monkeypatch.setattr(course, "log_epoch", at_an_epoch)
+        monkeypatch.setattr(start_and_resume, "log_metrics", at_an_epoch)
     else:
-        monkeypatch.setattr(course, "save_model", at_the_end)
+        monkeypatch.setattr(start_and_resume, "save_model", at_the_end)
     status, err = iwae("train", experiment, "--out", run, "--quiet", "--validation", "0")
     assert (status, err.count("\n")) == (1, 1)
     assert f"iwae: {run} was removed or replaced during training" in err
@@ -219,7 +218,7 @@ def test_a_record_whose_run_is_removed_is_missed(tmp_path, monkeypatch, file):
     path = tmp_path / "run" / "evaluations" / "record.json"
     path.parent.mkdir(parents=True)
     with pytest.raises(FileNotFoundError, match=r"record|evaluations"):
-        write_files(path, {"a": 1}, {"values": np.zeros(3)})
+        write_record_files(path, {"a": 1}, {"values": np.zeros(3)})
     assert not (tmp_path / "run").exists()
 
 
@@ -263,7 +262,7 @@ def test_a_changed_header_of_an_array_is_noticed(tmp_path, compress, old, new):
 def test_an_emptied_configuration_of_a_run_is_not_one_of_defaults(tmp_path):
     (tmp_path / "config.toml").write_text("")
     with pytest.raises(UserError, match=r"config\.toml is damaged: a run stores"):
-        run_config(tmp_path)
+        folder_config(tmp_path)
 
 
 def test_an_array_that_the_list_of_an_archive_hides_is_missed(tmp_path):
@@ -307,7 +306,7 @@ def test_a_column_name_that_is_no_text_is_refused(tmp_path):
     path = tmp_path / "mine.parquet"
     pd.DataFrame({"h\u00f6he": np.arange(8.0)}).to_parquet(path)
     path.write_bytes(path.read_bytes().replace("\u00f6".encode(), b"\xeb\xeb"))
-    for read in (load_dataset, opened_parquet):
+    for read in (load_dataset, open_parquet_file):
         with pytest.raises(UserError, match=r"mine\.parquet cannot be read: .* can't decode"):
             read(path)
 
@@ -316,9 +315,9 @@ def test_a_column_name_that_is_no_text_is_refused(tmp_path):
 def test_matlab_files_are_parsed_only_if_they_are_the_published_ones(tmp_path, monkeypatch, known):
     (tmp_path / "chardata.mat").write_bytes(b"MATLAB 5.0")
     monkeypatch.setattr(readers, "_matrices", lambda *_: pytest.fail("was parsed"))
-    file = DataFile("chardata.mat", readers.omniglot_mat, {}, **known)
+    file = DataFile("chardata.mat", readers.read_omniglot_mat, {}, **known)
     with pytest.raises(readers.DamagedError, match="not the published one"):
-        store.check_file(file, tmp_path / "chardata.mat")
+        dataset_files.check_dataset_file(file, tmp_path / "chardata.mat")
 
 
 def test_a_small_archive_of_much_is_refused_unread(tmp_path):
@@ -381,7 +380,7 @@ def test_long_lists_over_several_lines_are_values(tmp_path):
     (tmp_path / "sweep.toml").write_text(
         "learning_rate = [\n" + "".join(f"{rate},\n" for rate in rates) + "]"
     )
-    assert read_values(tmp_path / "sweep.toml") == {"learning_rate": rates}
+    assert read_toml(tmp_path / "sweep.toml") == {"learning_rate": rates}
 
 
 GOOD = {"epoch": 1, "step": 30, "learning_rate": 0.1, "train_bound": [-3.0], "kl": [[1.0, None]]}
@@ -434,7 +433,7 @@ def test_a_description_of_too_many_layers_is_refused_at_once(tmp_path):
         with pytest.raises(UserError, match="describes no model"):
             load_model(tmp_path)
         assert time.process_time() - start < 1
-    check_depth({"hidden_sizes": [[5] * 31, [5] * 31]})
+    check_model_file_depth({"hidden_sizes": [[5] * 31, [5] * 31]})
     with pytest.raises(UserError, match="a model of 66 layers: 64 are the most"):
         next(start_run(small.config(hidden_sizes=[[5] * 65]), tmp_path / "run"))
 

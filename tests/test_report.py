@@ -10,12 +10,12 @@ import pytest
 
 import small
 from figures import priors_figure
-from iwae.config.experiment import config_values, read_config, write_config
 from iwae.config.presets import preset
 from iwae.config.stages import stages_text
+from iwae.config.toml import config_toml_values, read_config, write_config
 from iwae.errors import UserError
+from iwae.experiments.cell_results import read_cell_result
 from iwae.experiments.cells import Wanted
-from iwae.experiments.table import read_cell
 from iwae.results.reading import read_records
 from iwae.results.schema import Method
 from result_tables.blocks import fill_blocks, run_cells_table
@@ -63,7 +63,12 @@ def resolved(name):
     config = preset(name).config()
     sizes = dict(zip(("latent_sizes", "hidden_sizes"), config.sizes(), strict=True))
     binarization = "none" if config.dataset == "mnist-static" else "dynamic"
-    values = {**config_values(config), "binarization": binarization, "init_from": None, **sizes}
+    values = {
+        **config_toml_values(config),
+        "binarization": binarization,
+        "init_from": None,
+        **sizes,
+    }
     return json.loads(json.dumps(values, default=str))
 
 
@@ -193,7 +198,7 @@ def test_trials_of_recipes_are_told_by_their_stages(tmp_path):
     for name, changes in (("one", {"stages": None, "epochs": 20, "k": 5}), ("two", {})):
         path = tmp_path / "recipes" / "k50" / f"{name}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
-        values = config_values(config.model_copy(update=changes))
+        values = config_toml_values(config.model_copy(update=changes))
         record = {"trial": f"k50/{name}", "config": values, "k": 500, "n": 2000, "cores": 2}
         path.write_text(json.dumps({**record, "bound": -90.125, "stderr": 0.5, "seconds": 61.0}))
     one, two = recipes_table(tmp_path).strip().splitlines()[2:]
@@ -400,7 +405,7 @@ def test_cells_stand_below_their_baseline_with_what_was_measured_of_each(tmp_pat
     head, _, *lines = narrow(fill_blocks(block, tmp_path))[1:-1]
     columns, *rows = ([word.strip() for word in row.split("|")[1:-1]] for row in (head, *lines))
     first, second = (dict(zip(columns, row, strict=True)) for row in rows)
-    nll = read_cell(tmp_path, str(baseline.parent), Wanted()).nll
+    nll = read_cell_result(tmp_path, str(baseline.parent), Wanted()).nll
     assert (first["cell"], first["prior"]) == (str(baseline.parent), "normal")
     assert first["NLL (L_5000), nats"].startswith(f"{nll:.2f} ± ")
     assert first["gap between both sides"] == ""
@@ -415,7 +420,7 @@ def test_priors_are_drawn_at_their_cost_with_the_likelihood_at_the_end():
     (axes, *_) = priors_figure(results).axes
     curves = [one.get_xydata() for one in axes.lines if len(one.get_xydata()) > 1]
     names = ["fast/table1/mnist/1l/vae-k1", "fast/prior/mnist/1l/vae-k1-mixture500"]
-    for cell in (read_cell(results, name, Wanted()) for name in names):
+    for cell in (read_cell_result(results, name, Wanted()) for name in names):
         points = [one.lines[0].get_xydata()[0] for one in axes.containers]
         (at,) = np.flatnonzero(np.isclose([y for _, y in points], -cell.nll))
         curve = curves[at]

@@ -10,18 +10,17 @@ import pytest
 
 import small
 from iwae import evaluate_run
-from iwae.cli.reproduce import _list_line
-from iwae.cli.reproduce import reproduce as reproduce_command
-from iwae.config.comparison import is_of_cell, same_experiment
-from iwae.config.experiment import config_values, read_config, write_config
-from iwae.config.presets import PRESETS, cells, matching, preset, with_baselines
+from iwae.cli.reproduce import _list_line, reproduce_command
+from iwae.config.presets import PRESETS, matching, preset, preset_cells, presets_with_baselines
+from iwae.config.same_experiment import same_cell_experiment, same_experiment
+from iwae.config.toml import config_toml_values, read_config, write_config
 from iwae.errors import UserError
-from iwae.experiments import table as cells_table
-from iwae.experiments.cells import Wanted, plan
-from iwae.experiments.costs import hours, measured_costs, shape_of, stage_configs
-from iwae.experiments.table import Cell, read_cell, read_cells
-from iwae.experiments.tasks import Measure, state_of
-from iwae.runs.beginnings import shared_stages
+from iwae.experiments import cell_results as cells_table
+from iwae.experiments.cell_results import Cell, read_cell_result, read_cell_results
+from iwae.experiments.cells import Wanted, plan_cells
+from iwae.experiments.costs import cost_hours, costed_stages, measured_costs, step_cost_key
+from iwae.experiments.tasks import Measure, task_state
+from iwae.runs.shared_stages import shared_stages
 
 RESULTS = Path(__file__).parents[1] / "results"
 VAE = "table1/mnist/1l/vae-k1"
@@ -30,12 +29,12 @@ VAE = "table1/mnist/1l/vae-k1"
 def wanted_runs(out, *cells, **wanted):
     return [
         (task.name, task.config.seed, task.config.replicates)
-        for task in plan(out, cells, Wanted(**wanted))
+        for task in plan_cells(out, cells, Wanted(**wanted))
     ]
 
 
 def table(out, names, wanted, *style):
-    return cells_table.table(read_cells(out, names, wanted), wanted, *style)
+    return cells_table.cell_results_table(read_cell_results(out, names, wanted), wanted, *style)
 
 
 def begun(out, name, config):
@@ -64,7 +63,7 @@ def test_seeds_that_have_a_run_keep_it(tmp_path):
 
 def test_a_warm_start_follows_the_runs_that_it_starts_from(tmp_path):
     begun(tmp_path, f"{VAE}/seed-0", preset(VAE).config())
-    tasks = plan(tmp_path, ["table2/vae-to-iwae"], Wanted(seeds=3))
+    tasks = plan_cells(tmp_path, ["table2/vae-to-iwae"], Wanted(seeds=3))
     assert [(task.name, task.needs) for task in tasks] == [
         (f"{VAE}/seed-0", None),
         (f"{VAE}/seeds-1-2", None),
@@ -86,13 +85,13 @@ def test_a_cell_and_one_that_starts_from_it_are_planned_once(tmp_path):
 
 
 def test_a_shortened_schedule_has_a_folder_of_its_own(tmp_path):
-    (task,) = plan(tmp_path, [VAE], Wanted(epochs_scale=0.01))
+    (task,) = plan_cells(tmp_path, [VAE], Wanted(epochs_scale=0.01))
     assert task.name == f"shortened-0.01/{VAE}/seed-0"
     assert task.config.epochs == 33
 
 
 def test_what_is_measured(tmp_path):
-    (task,) = plan(tmp_path, ["miwae/m4-k16"], Wanted(temperatures=500))
+    (task,) = plan_cells(tmp_path, ["miwae/m4-k16"], Wanted(temperatures=500))
     sampled, annealed = task.measures
     assert sampled == Measure((1, 16, 64, 5000))
     assert annealed == Measure(temperatures=500, examples=1000)
@@ -101,7 +100,7 @@ def test_what_is_measured(tmp_path):
 @pytest.mark.parametrize("wrong", [{"seeds": 0}, {"epochs_scale": 0.0}, {"epochs_scale": 1.5}])
 def test_what_cannot_be_wanted_is_refused(tmp_path, wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
-        plan(tmp_path, [VAE], Wanted(**wrong))
+        plan_cells(tmp_path, [VAE], Wanted(**wrong))
 
 
 # Names
@@ -127,20 +126,23 @@ def test_every_published_cell_is_there():
 
 
 @pytest.mark.parametrize("data", ["mnist", "omniglot"])
-def test_learned_priors_are_trained_like_the_cells_of_table_1_but_for_a_warmup(data):
+def test_learned_priors_have_half_the_epochs_of_table_1_and_a_warmup(data):
     plain = preset(f"fast/table1/{data}/1l/vae-k1").config()
     (stage,) = plain.stages
-    warm = stage.model_copy(update={"kl_warmup": stage.epochs // 10})
+    half = stage.epochs // 2
+    warm = stage.model_copy(update={"epochs": half, "kl_warmup": half // 10})
     for name, prior in {"mixture500": "mixture:500", "vamp500": "vamp:500"}.items():
         learned = preset(f"fast/prior/{data}/1l/vae-k1-{name}").config()
-        assert learned == plain.model_copy(update={"prior": prior, "stages": (warm,)})
-        assert f" prior-{prior} " in shape_of(learned.final())  # a step takes longer
+        assert learned == plain.model_copy(
+            update={"prior": prior, "epochs": half, "stages": (warm,)}
+        )
+        assert f" prior-{prior} " in step_cost_key(learned.final())  # a step takes longer
 
 
 def test_each_cell_is_the_experiment_of_no_other():
     for name, entry in PRESETS.items():
         change = {"init_from": Path("x")} if entry.needs else {}
-        values = config_values(entry.config(**change))
+        values = config_toml_values(entry.config(**change))
         values |= dict(zip(("latent_sizes", "hidden_sizes"), entry.config().sizes(), strict=True))
         same = [other for other in PRESETS if same_experiment(PRESETS[other], values)]
         # A fast recipe trains an IWAE by DReG anyway.
@@ -166,7 +168,7 @@ def test_each_cell_is_the_experiment_of_no_other():
 )
 def test_a_changed_experiment_is_not_the_published_one(change):
     config = preset(VAE).config(**{"binarization": "dynamic", **change})
-    values = config_values(config)
+    values = config_toml_values(config)
     values |= dict(zip(("latent_sizes", "hidden_sizes"), config.sizes(), strict=True))
     assert not same_experiment(preset(VAE), values)
 
@@ -176,20 +178,20 @@ def test_a_fast_cell_is_trained_in_any_way_to_its_model_and_objective():
     sizes = dict(zip(("latent_sizes", "hidden_sizes"), entry.config().sizes(), strict=True))
 
     def fits(**change):
-        return is_of_cell(entry, {**config_values(entry.config(**change)), **sizes})
+        return same_cell_experiment(entry, {**config_toml_values(entry.config(**change)), **sizes})
 
     assert fits(stages="elbo k=1 epochs=9 gradient=reparam", optimizer="adam")
     assert not fits(stages="elbo k=2 epochs=9")
     assert not fits(free_bits=0.1)
-    published = config_values(preset(VAE).config(learning_rate=2e-3))
-    assert not is_of_cell(preset(VAE), {**published, **sizes})
+    published = config_toml_values(preset(VAE).config(learning_rate=2e-3))
+    assert not same_cell_experiment(preset(VAE), {**published, **sizes})
 
 
 # Costs
 
 
 def shapes(entries):
-    return {shape_of(stage) for entry in entries for stage in stage_configs(entry.config())}
+    return {step_cost_key(stage) for entry in entries for stage in costed_stages(entry.config())}
 
 
 def test_every_cell_was_timed_as_published():
@@ -203,24 +205,28 @@ def test_every_cell_was_timed_as_published():
 
 def test_hours_are_steps_times_milliseconds():
     record, config = measured_costs(), preset(VAE).config()
-    found = record["ms_per_step"][shape_of(config)]
-    assert hours(config) == pytest.approx(3280 * 3000 * found["alone"] / 3.6e6)
+    found = record["ms_per_step"][step_cost_key(config)]
+    assert cost_hours(config) == pytest.approx(3280 * 3000 * found["alone"] / 3.6e6)
     five = config.model_copy(update={"replicates": 5})
     rounds = -(-5 // record["cores"])
-    assert hours(five) == pytest.approx(3280 * 3000 * rounds * found["together"] / 3.6e6)
-    assert hours(config.model_copy(update={"k": 3})) is None
-    assert hours(config.model_copy(update={"dataset": "mine.npy"})) is None
+    assert cost_hours(five) == pytest.approx(3280 * 3000 * rounds * found["together"] / 3.6e6)
+    assert cost_hours(config.model_copy(update={"k": 3})) is None
+    assert cost_hours(config.model_copy(update={"dataset": "mine.npy"})) is None
 
 
 def test_hours_of_a_run_in_stages_are_those_of_its_stages():
     parts = [{"k": 1, "epochs": 30}, {"k": 5, "epochs": 20}]
     config = preset("table1/mnist/1l/vae-k5").config(stages=parts)
     alone = [preset(f"table1/mnist/1l/vae-k{part['k']}").config() for part in parts]
-    each = [hours(c.model_copy(update={"epochs": e})) for c, e in zip(alone, (30, 20), strict=True)]
-    assert hours(config) == pytest.approx(sum(each))
+    each = [
+        cost_hours(c.model_copy(update={"epochs": e})) for c, e in zip(alone, (30, 20), strict=True)
+    ]
+    assert cost_hours(config) == pytest.approx(sum(each))
     for unlike in ({"backward": 2}, {"optimizer": "soap"}):
         assert (
-            hours(preset("table1/mnist/1l/vae-k5").config(stages=[parts[0], parts[1] | unlike]))
+            cost_hours(
+                preset("table1/mnist/1l/vae-k5").config(stages=[parts[0], parts[1] | unlike])
+            )
             is None
         )
 
@@ -265,7 +271,7 @@ def over_draws(run):
 
 
 def test_a_cell_is_read_from_its_records(copied):
-    cell = read_cell(copied.parents[4], VAE, Wanted())
+    cell = read_cell_result(copied.parents[4], VAE, Wanted())
     record = json.loads((copied / "evaluations" / "test-final-k5000.json").read_text())
     nll, stderr, error, of_one = over_draws(copied)
     assert 0.1 < cell.nll + record["log_likelihood"] < 0.2  # draw 0 is a lucky one
@@ -297,9 +303,9 @@ def test_a_cell_is_read_from_its_records(copied):
 
 
 def test_seeds_are_averaged_and_their_deviation_is_shown(copied):
-    alone = read_cell(copied.parents[4], VAE, Wanted())
+    alone = read_cell_result(copied.parents[4], VAE, Wanted())
     a_second_seed(copied, 0.2)
-    cell = read_cell(copied.parents[4], VAE, Wanted())
+    cell = read_cell_result(copied.parents[4], VAE, Wanted())
     assert cell.nll == pytest.approx(alone.nll - 0.1)
     assert cell.spread == pytest.approx(np.std([0, 0.2], ddof=1))
     assert cell.seeds == 2
@@ -317,22 +323,22 @@ def test_seeds_are_averaged_and_their_deviation_is_shown(copied):
 def test_a_run_that_is_not_finished_or_not_measured_is_no_result(copied):
     config = read_config(copied / "config.toml")
     write_config(config.model_copy(update={"epochs": 5000}), copied / "config.toml")
-    assert read_cell(copied.parents[4], VAE, Wanted()).nll is None
+    assert read_cell_result(copied.parents[4], VAE, Wanted()).nll is None
     shutil.rmtree(copied / "evaluations")
     write_config(config, copied / "config.toml")
-    assert read_cell(copied.parents[4], VAE, Wanted()).nll is None
+    assert read_cell_result(copied.parents[4], VAE, Wanted()).nll is None
 
 
 def test_records_of_other_models_are_no_result(copied):
     path = copied / "models" / "final-0" / "model.safetensors"
     path.write_bytes(path.read_bytes() + b" ")
-    assert read_cell(copied.parents[4], VAE, Wanted()).nll is None
+    assert read_cell_result(copied.parents[4], VAE, Wanted()).nll is None
 
 
 def test_the_same_seeds_twice_are_refused(copied):
     shutil.copytree(copied, copied.with_name("seeds-0-1"))
     with pytest.raises(ValueError, match="hold the same seeds"):
-        read_cell(copied.parents[4], VAE, Wanted())
+        read_cell_result(copied.parents[4], VAE, Wanted())
 
 
 @pytest.mark.parametrize(
@@ -346,7 +352,7 @@ def test_the_same_seeds_twice_are_refused(copied):
 def test_a_run_is_named_after_its_seeds(copied, name, message):
     copied.rename(copied.with_name(name))
     with pytest.raises(ValueError, match=message):
-        read_cell(copied.parents[4], VAE, Wanted())
+        read_cell_result(copied.parents[4], VAE, Wanted())
 
 
 RECORD = "evaluations/test-final-k5000"
@@ -389,19 +395,19 @@ DAMAGES = [
 def test_a_damaged_folder_is_named_and_is_no_result(copied, file, damage, message):
     out, other = copied.parents[4], "table1/mnist/1l/iwae-k5"
     damage(copied / file)
-    broken, whole = read_cells(out, [VAE, other], Wanted())
+    broken, whole = read_cell_results(out, [VAE, other], Wanted())
     assert broken.nll is None
     assert broken.error.startswith(f"{VAE}: ")
     assert str(copied) in broken.error
     assert re.search(message, broken.error)
     assert "\n" not in broken.error
-    assert whole == read_cell(out, other, Wanted())
+    assert whole == read_cell_result(out, other, Wanted())
     rows = table(out, [VAE, other], Wanted()).splitlines()
     assert "cannot be read" in rows[2]
     assert "not run" in rows[3]
-    (task,) = plan(out, [VAE], Wanted())  # and what is to be done can still be said
+    (task,) = plan_cells(out, [VAE], Wanted())  # and what is to be done can still be said
     assert task.name == f"{VAE}/seed-0"
-    word = state_of(out, task).status
+    word = task_state(out, task).status
     assert word == ("trained" if file.startswith(RECORD) else "failed")
 
 
@@ -410,19 +416,19 @@ def test_seeds_that_were_measured_on_other_test_sets_are_not_averaged(copied):
     path = copied.with_name("seed-1") / "evaluations" / "test-final-k5000.json"
     path.write_text(path.read_text().replace('"test_sha256": "', '"test_sha256": "0'))
     with pytest.raises(ValueError, match="different test sets"):
-        read_cell(copied.parents[4], VAE, Wanted())
+        read_cell_result(copied.parents[4], VAE, Wanted())
 
 
 def test_a_run_without_models_yet_is_no_result(copied):
     shutil.rmtree(copied / "models")
-    assert read_cell(copied.parents[4], VAE, Wanted()).nll is None
+    assert read_cell_result(copied.parents[4], VAE, Wanted()).nll is None
 
 
 def test_another_experiment_in_the_folder_of_a_cell_is_refused(copied):
     config = read_config(copied / "config.toml")
     write_config(config.model_copy(update={"learning_rate": 0.1}), copied / "config.toml")
     with pytest.raises(ValueError, match="is not the experiment"):
-        read_cell(copied.parents[4], VAE, Wanted())
+        read_cell_result(copied.parents[4], VAE, Wanted())
 
 
 @pytest.mark.parametrize(
@@ -462,15 +468,15 @@ def test_a_list_marks_what_was_trained_for_fewer_epochs():
 
 def test_a_warm_start_is_of_the_cell_that_it_needs(copied):
     out, name = copied.parents[4], "table2/vae-to-iwae"
-    *_, task = plan(out, [name], Wanted())
+    *_, task = plan_cells(out, [name], Wanted())
     run = out / task.name
     shutil.copytree(copied, run)
     write_config(task.config, run / "config.toml")
-    assert read_cell(out, name, Wanted()).nll is not None
+    assert read_cell_result(out, name, Wanted()).nll is not None
 
     def refused(message):
         with pytest.raises(UserError, match=message):
-            read_cell(out, name, Wanted())
+            read_cell_result(out, name, Wanted())
 
     elsewhere = task.config.model_copy(update={"init_from": out / "short" / "seed-0"})
     write_config(elsewhere, run / "config.toml")
@@ -488,7 +494,7 @@ def test_seeds_of_a_warm_start_that_are_now_trained_with_others_are_refused(tmp_
     begun(tmp_path, "table2/vae-to-iwae/seed-0", preset(VAE).config())
     begun(tmp_path, f"{VAE}/seeds-0-1", preset(VAE).config(replicates=2))
     with pytest.raises(UserError, match=r"seed-0 has seeds that .*seeds-0-1 now holds"):
-        plan(tmp_path, ["table2/vae-to-iwae"], Wanted(seeds=2))
+        plan_cells(tmp_path, ["table2/vae-to-iwae"], Wanted(seeds=2))
 
 
 @pytest.mark.parametrize(
@@ -568,10 +574,13 @@ def test_every_cell_of_a_published_table_has_a_fast_recipe_to_the_same_model_and
 
 def test_a_cell_of_no_paper_stands_behind_the_one_that_it_is_compared_with():
     mnist = "fast/table1/mnist/1l/vae-k1", "fast/table1/mnist/2l/iwae-k50"
-    names = cells(["fast/prior/mnist"], "published")
+    names = preset_cells(["fast/prior/mnist"], "published")
     assert len(names) == 4
-    assert with_baselines(names) == [mnist[0], *names[:3], mnist[1], names[3]]
-    assert with_baselines([VAE, names[0]]) == [VAE, names[0]]  # whose line has the fast one beside
+    assert presets_with_baselines(names) == [mnist[0], *names[:3], mnist[1], names[3]]
+    assert presets_with_baselines([VAE, names[0]]) == [
+        VAE,
+        names[0],
+    ]  # whose line has the fast one beside
     for name in names:
         values, baseline = preset(name).config(), preset(preset(name).beside).config()
         differing = {
@@ -579,7 +588,8 @@ def test_a_cell_of_no_paper_stands_behind_the_one_that_it_is_compared_with():
             for field in type(values).model_fields
             if getattr(values, field) != getattr(baseline, field)
         }
-        assert differing == {"prior", "stages"}  # whose first one has a warm-up
+        shorter = {"epochs", "stages"} if values.layers == 1 else set()
+        assert differing == {"prior"} | shorter
 
 
 def test_table_2_is_one_run_that_starts_where_its_cells_do():
@@ -604,15 +614,18 @@ def test_cells_of_one_network_train_what_they_begin_with_once():
 
 
 def test_cells_are_chosen_by_recipe():
-    assert cells(["table2"], "published") == ["table2/vae-to-iwae", "table2/iwae-to-vae"]
-    assert cells(["table2"], "fast") == ["fast/table2/vae-to-iwae", "fast/table2/iwae-to-vae"]
-    assert cells(["fast/table2"], "published") == cells(["table2"], "fast")
-    fast = [name for name in cells(["*"], "published") if name.startswith("fast/")]
-    assert fast == cells(["fast/prior"], "published")  # of no paper, so there is no other
-    assert set(fast) <= set(cells(["*"], "fast"))
-    assert not {f"fast/{name}" for name in fast} & set(cells(["*"], "fast"))
+    assert preset_cells(["table2"], "published") == ["table2/vae-to-iwae", "table2/iwae-to-vae"]
+    assert preset_cells(["table2"], "fast") == [
+        "fast/table2/vae-to-iwae",
+        "fast/table2/iwae-to-vae",
+    ]
+    assert preset_cells(["fast/table2"], "published") == preset_cells(["table2"], "fast")
+    fast = [name for name in preset_cells(["*"], "published") if name.startswith("fast/")]
+    assert fast == preset_cells(["fast/prior"], "published")  # of no paper, so there is no other
+    assert set(fast) <= set(preset_cells(["*"], "fast"))
+    assert not {f"fast/{name}" for name in fast} & set(preset_cells(["*"], "fast"))
     with pytest.raises(UserError, match="camel/vae-k1 has no fast recipe"):
-        cells(["camel"], "fast")
+        preset_cells(["camel"], "fast")
 
 
 def test_a_fast_cell_is_no_reproduction_and_stands_beside_the_published_schedule():
@@ -622,7 +635,9 @@ def test_a_fast_cell_is_no_reproduction_and_stands_beside_the_published_schedule
     ours = Cell(VAE, preset(VAE), nll=86.76, stderr=0.2, spread=0.01, seeds=2, epochs=3280)
     assert ours.verdict == "reproduced"
     fast = fast._replace(nll=85.5, active=(21.0,))
-    header, _, row = cells_table.table([ours], Wanted(), fast=[fast]).strip().splitlines()
+    header, _, row = (
+        cells_table.cell_results_table([ours], Wanted(), fast=[fast]).strip().splitlines()
+    )
     columns = [word.strip() for word in header.split("|")]
     found = dict(zip(columns, (word.strip() for word in row.split("|")), strict=True))
     assert found["NLL"].startswith("86.76")

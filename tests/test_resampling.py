@@ -15,16 +15,16 @@ from cases import quick, quick_rows
 from expectations import assert_close, deep, gradient, shallow
 from iwae.errors import UserError
 from iwae.inference.particles import importance_particles, particle_keys
-from iwae.inference.resampling import few, inclusion, systematic
+from iwae.inference.resampling import resample_few, resampling_probabilities, systematic
 from iwae.models.conditional import ConditionalVAE
 from iwae.models.vae import VAE
-from iwae.objectives import catalogue as methods
-from iwae.objectives import sleeping
-from iwae.objectives.bounds import bound
-from iwae.objectives.catalogue import compose, objective
-from iwae.objectives.combinations import check
-from iwae.objectives.declaration import Declaration, particles
-from iwae.objectives.reductions import elbo, iwae, vr_max
+from iwae.objectives import building as methods
+from iwae.objectives import wake_sleep
+from iwae.objectives.bounds import elbo, iwae, vr_max
+from iwae.objectives.building import build_objective, objective
+from iwae.objectives.compatibility import check_compatibility
+from iwae.objectives.declaration import Declaration, declared_particles
+from iwae.objectives.particle_objectives import bound
 from reference import STANDARD_ERRORS
 
 BITS = jnp.float32([1, 0, 1, 1])
@@ -35,7 +35,7 @@ KEY = 3
 shares_of = st.lists(
     st.one_of(st.just(0.0), st.floats(2.0**-6, 2.0**6, width=32)), min_size=6, max_size=6
 )
-chances_of = jax.jit(inclusion, static_argnums=1)
+chances_of = jax.jit(resampling_probabilities, static_argnums=1)
 drawn_at = jax.jit(systematic, static_argnums=2)
 
 
@@ -69,7 +69,7 @@ def test_chances_sum_to_their_number_and_are_proportional_below_one(shares, coun
     ],
 )
 def test_known_chances(shares, count, expected):
-    assert inclusion(jnp.float32(shares), count) == pytest.approx(expected, rel=1e-5)
+    assert resampling_probabilities(jnp.float32(shares), count) == pytest.approx(expected, rel=1e-5)
 
 
 @given(shares_of, st.integers(1, 5), st.floats(2.0**-10, 1 - 2.0**-10))
@@ -85,12 +85,12 @@ def test_no_particle_is_drawn_twice_and_those_that_are_certain_always_are(shares
 
 def test_a_key_draws_each_particle_with_its_chance():
     n, shares = 4000, jnp.float32([5, 0, 2, 1, 0.7, 0.3])
-    index, factor = jax.jit(jax.vmap(partial(few, shares=shares, count=2)))(
+    index, factor = jax.jit(jax.vmap(partial(resample_few, shares=shares, count=2)))(
         jax.random.split(jax.random.key(0), n)
     )
     drawn = np.zeros((n, 6))
     np.put_along_axis(drawn, np.asarray(index), np.asarray(factor > 0), axis=1)
-    chances = np.float64(inclusion(shares, 2))
+    chances = np.float64(resampling_probabilities(shares, 2))
     error = np.sqrt(chances * (1 - chances) / n)
     assert (np.abs(drawn.mean(axis=0) - chances) <= STANDARD_ERRORS * error).all()
     assert error.max() < 0.01
@@ -106,7 +106,7 @@ def every_draw(i):
     """
 
     def draw(key, shares, count):  # noqa: ARG001
-        inner = jnp.mod(jnp.cumsum(inclusion(shares, count))[:-1], 1)
+        inner = jnp.mod(jnp.cumsum(resampling_probabilities(shares, count))[:-1], 1)
         cuts = jnp.sort(jnp.concatenate([jnp.float32([0, 1]), inner]))
         low, high = cuts[i], cuts[i + 1]
         index, factor = systematic((low + high) / 2, shares, count)
@@ -132,7 +132,7 @@ def flat(made, model, x, tuned):
 
 def mean_and_whole(monkeypatch, declaration, model, x, tuned=None):
     """The gradients of every draw times its chance `[k, n]`, and that through all particles."""
-    now, d = {}, check(declaration)
+    now, d = {}, check_compatibility(declaration)
 
     def draw(*arguments):
         return every_draw(now["i"])(*arguments)
@@ -140,7 +140,7 @@ def mean_and_whole(monkeypatch, declaration, model, x, tuned=None):
     def with_draw(*arguments, **options):
         return bound(*arguments, **options, draw=draw)
 
-    for module in (methods, sleeping):
+    for module in (methods, wake_sleep):
         monkeypatch.setattr(module, "bound", with_draw)
     make = methods._MAKERS.get(d.objective, methods._importance)
     some, every = make(d, None), make(d._replace(backward=None), None)
@@ -149,7 +149,7 @@ def mean_and_whole(monkeypatch, declaration, model, x, tuned=None):
         now["i"] = i
         return flat(some, model, x, tuned)
 
-    draws, learned = jax.jit(jax.vmap(one))(jnp.arange(particles(d)))
+    draws, learned = jax.jit(jax.vmap(one))(jnp.arange(declared_particles(d)))
     whole, its = eqx.filter_jit(flat)(every, model, x, tuned)
     assert np.asarray(learned) == pytest.approx(np.broadcast_to(its, learned.shape), rel=1e-5)
     return np.float64(draws), np.float64(whole)
@@ -247,7 +247,7 @@ def drawn_with(reduction, backward, keys):
         notes = []
 
         def draw(key, shares, count):
-            index, factor = few(key, shares, count)
+            index, factor = resample_few(key, shares, count)
             notes.append((jax.random.key_data(key), shares, index))
             return index, factor
 
@@ -275,7 +275,7 @@ def test_the_draws_of_two_keys_differ():
 @pytest.mark.parametrize("words", quick(CASES, "iwae"))
 def test_the_bound_is_that_of_all_particles(words):
     def of(backward):
-        made = compose(declared(words, backward))
+        made = build_objective(declared(words, backward))
         return eqx.filter_jit(made.terms)(shallow(), BITS, jax.random.key(KEY), made.init())
 
     (value, info), (its, its_info) = of(2), of(None)
@@ -286,7 +286,7 @@ def test_the_bound_is_that_of_all_particles(words):
 @pytest.mark.parametrize("backward", quick([4, 9], 4))
 def test_through_as_many_as_there_are_is_the_plain_gradient_bit_for_bit(backward):
     def of(backward):
-        made = compose(declared("piwae dreg", backward))
+        made = build_objective(declared("piwae dreg", backward))
         return eqx.filter_jit(flat)(made, shallow(), BITS, None)[0]
 
     np.testing.assert_array_equal(of(backward), of(None))

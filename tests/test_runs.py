@@ -18,16 +18,16 @@ import pytest
 
 import small
 from cases import quick
-from iwae.config.experiment import read_config, write_config
+from iwae.config.toml import read_config, write_config
 from iwae.errors import UserError
 from iwae.files import atomic_write
-from iwae.runs import course, metrics
+from iwae.runs import metrics, start_and_resume
 from iwae.runs.checkpoints import list_checkpoints
-from iwae.runs.course import resume_run, start_run
-from iwae.runs.folder import Stopped
+from iwae.runs.jobs import initial_job_state, make_job
 from iwae.runs.metrics import read_metrics
-from iwae.runs.models import load_model
-from iwae.runs.setup import initial_state, make_job
+from iwae.runs.model_files import load_model
+from iwae.runs.start_and_resume import resume_run, start_run
+from iwae.runs.stopping import Stopped
 from iwae.training import loop
 from iwae.training.loop import NonFiniteError
 from small import PATIENT, STEPS_PER_EPOCH, bits, finished, newest, outcome, train_in
@@ -71,7 +71,7 @@ def step_by_step(monkeypatch):
 @pytest.fixture
 def always_saved(monkeypatch):
     """A checkpoint after every dispatch."""
-    monkeypatch.setattr(course, "CHECKPOINT_SECONDS", -1.0)
+    monkeypatch.setattr(start_and_resume, "CHECKPOINT_SECONDS", -1.0)
 
 
 def copy_of(run, tmp_path):
@@ -252,14 +252,14 @@ def test_a_second_signal_stops_at_once(tmp_path, ctrl_c):
 
 def test_a_signal_is_kept_until_a_checkpoint_is_written(tmp_path, monkeypatch):
     """Also one that comes while a checkpoint is being written."""
-    save, run = course._save, tmp_path / "run"
+    save, run = start_and_resume._save, tmp_path / "run"
 
     def save_and_signal(*arguments):
         save(*arguments)
         if len(steps_of(run)) == 1:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    monkeypatch.setattr(course, "_save", save_and_signal)
+    monkeypatch.setattr(start_and_resume, "_save", save_and_signal)
     with pytest.raises(Stopped):
         train_in(run)
     assert len(steps_of(run)) == 2
@@ -275,9 +275,9 @@ def test_training_works_outside_the_main_thread(tmp_path):
 WAITING = """
 import sys
 from iwae.cli import main
-from iwae.runs import course
+from iwae.runs import start_and_resume
 
-training = course.train_stages
+training = start_and_resume.train_stages
 
 def waiting(*arguments):
     for step in training(*arguments):
@@ -285,7 +285,7 @@ def waiting(*arguments):
         print(step[2].step, flush=True)
         sys.stdin.readline()
 
-course.train_stages = waiting
+start_and_resume.train_stages = waiting
 sys.exit(main(sys.argv[1:]))
 """
 
@@ -388,7 +388,7 @@ def test_a_stage_not_reached_yet_is_refused(tmp_path):
 
 
 def test_old_checkpoints_are_removed_but_those_of_stages_are_not(tmp_path, monkeypatch):
-    monkeypatch.setattr(course, "CHECKPOINT_SECONDS", -1.0)
+    monkeypatch.setattr(start_and_resume, "CHECKPOINT_SECONDS", -1.0)
     train_in(tmp_path / "run")
     kept = steps_of(tmp_path / "run")
     assert len(kept) == 3
@@ -533,7 +533,7 @@ def test_two_that_start_in_one_folder_do_not_mix(tmp_path, monkeypatch):
         train_in(run, epochs=1, seed=3)
         return job(*arguments)
 
-    monkeypatch.setattr(course, "make_job", slow_job)
+    monkeypatch.setattr(start_and_resume, "make_job", slow_job)
     with pytest.raises(UserError, match="already holds a run"):
         next(second)
     assert read_config(run / "config.toml").seed == 3
@@ -598,7 +598,7 @@ def test_a_warm_start_has_the_weights_and_if_asked_the_optimiser(tmp_path):
     start = finished()
     for keep in (False, True):
         job = make_job(small.config(init_from=start, keep_optimizer=keep, k=1, epochs=1))
-        state, best = initial_state(job)
+        state, best = initial_job_state(job)
         assert bits(state.params) == bits(newest(start).state.params)
         assert (bits(state.opt_state) == bits(newest(start).state.opt_state)) == keep
         assert state.step.tolist() == best.waited.tolist() == [0]
@@ -611,14 +611,14 @@ def test_a_warm_start_has_the_weights_and_if_asked_the_optimiser(tmp_path):
 
 def test_an_optimiser_is_kept_between_objectives_that_learn_the_same():
     start, aiwae = finished(), {"objective": "aiwae", "temperatures": 2, "leapfrog": 1}
-    state, _ = initial_state(
+    state, _ = initial_job_state(
         make_job(small.config(init_from=start, keep_optimizer=True, epochs=1, **aiwae))
     )
     assert bits(state.opt_state) == bits(newest(start).state.opt_state)
     learned = {"objective": "ciwae", "beta": "learned"}
     job = make_job(small.config(init_from=start, keep_optimizer=True, epochs=1, **learned))
     with pytest.raises(UserError, match="trained with iwae, and ciwae learns other arrays"):
-        initial_state(job)
+        initial_job_state(job)
 
 
 @pytest.mark.usefixtures("step_by_step")
@@ -719,7 +719,7 @@ def test_a_validation_bound_that_is_not_finite_stops_the_run(tmp_path):
 
 def test_what_is_not_finite_is_null_in_the_metrics(tmp_path, monkeypatch):
     look = {"reconstruction": math.nan, "kl": [-math.inf, 2.0], "active_units": [1, 0]}
-    monkeypatch.setattr(metrics, "monitor", lambda *_: look)
+    monkeypatch.setattr(metrics, "monitored_metrics", lambda *_: look)
     train_in(tmp_path / "run", epochs=1)
     (line,) = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
     row = json.loads(line, parse_constant=pytest.fail)

@@ -13,17 +13,17 @@ from cases import quick
 from iwae import anneal_run, bdmc_run, evaluate_run, sandwich_run
 from iwae.cli import main
 from iwae.errors import UserError
-from iwae.evaluation import sandwich
-from iwae.evaluation.examples import gather
-from iwae.evaluation.sandwich import (
-    annealed_sandwich_slabs,
-    ratio_tail,
-    sandwich_slabs,
-    tightness,
+from iwae.evaluation import two_sided_bounds
+from iwae.evaluation.examples import gather_examples
+from iwae.evaluation.tails import ratio_tail
+from iwae.evaluation.two_sided_bounds import (
+    annealed_two_sided_slabs,
     two_sided,
+    two_sided_slabs,
+    two_sided_verdict,
 )
 from iwae.inference.temperatures import linear_schedule
-from iwae.results.annealed import Annealing
+from iwae.results.ais import Annealing
 from iwae.results.schema import parse
 from iwae.testing import LinearGaussian
 from reference import STANDARD_ERRORS, distance
@@ -107,14 +107,14 @@ def drawn(model, n):
     return np.asarray(x), np.float64(jax.jit(jax.vmap(model.log_evidence))(x))
 
 
-WAYS = [partial(annealed_sandwich_slabs, **COARSE), partial(sandwich_slabs, k=3)]
+WAYS = [partial(annealed_two_sided_slabs, **COARSE), partial(two_sided_slabs, k=3)]
 
 
 @pytest.mark.parametrize("way", WAYS)
 def test_with_the_exact_posterior_both_sides_are_the_likelihood(way):
     model = LinearGaussian.random(2, 3)
     x, exact = drawn(model, 40)
-    found = gather(way(model, x, jax.random.key(0)))
+    found = gather_examples(way(model, x, jax.random.key(0)))
     assert found["lower"] == pytest.approx(exact, abs=2e-5)
     assert found["upper"] == pytest.approx(exact, abs=2e-5)
     assert ratio_tail(found["ratio"], found["lower"]) == 0  # rounding has no tail
@@ -123,7 +123,7 @@ def test_with_the_exact_posterior_both_sides_are_the_likelihood(way):
 @pytest.mark.parametrize("way", quick(WAYS, WAYS[1]))
 def test_the_truth_lies_between_the_sides_on_average(way):
     x, exact = drawn(WRONG, 2000)
-    found = gather(way(WRONG, x, jax.random.key(1)))
+    found = gather_examples(way(WRONG, x, jax.random.key(1)))
     assert distance(found["lower"] - exact, 0.0) < -STANDARD_ERRORS
     assert distance(found["upper"] - exact, 0.0) > STANDARD_ERRORS
     assert (found["upper"] >= found["lower"] - 1e-5).all()
@@ -142,7 +142,7 @@ def below(differences):
 @pytest.mark.parametrize("way", WAYS)
 def test_both_sides_and_their_errors_cover_the_truth_over_repeats(way):
     x, exact = drawn(WRONG, 200)
-    found = [gather(way(WRONG, x, jax.random.key(i))) for i in range(REPEATS)]
+    found = [gather_examples(way(WRONG, x, jax.random.key(i))) for i in range(REPEATS)]
     lower, upper = (np.stack([one[side] for one in found]) - exact for side in ("lower", "upper"))
     # A side of mean log p(x) misses it in 2.3 % of repeats: over 4 of 30 have probability 5e-4.
     assert below(upper) <= MISSES
@@ -156,9 +156,11 @@ def test_both_sides_and_their_errors_cover_the_truth_over_repeats(way):
 
 def test_samples_do_not_depend_on_chunks_or_where_it_resumes(monkeypatch):
     x, _ = drawn(WRONG, 6)
-    whole = gather(sandwich_slabs(WRONG, x, jax.random.key(2), k=30))
-    monkeypatch.setattr(sandwich, "chunk_length", lambda k: 7)  # noqa: ARG005
-    part = gather(sandwich_slabs(WRONG, x, jax.random.key(2), k=30, first=4, batch_size=1))
+    whole = gather_examples(two_sided_slabs(WRONG, x, jax.random.key(2), k=30))
+    monkeypatch.setattr(two_sided_bounds, "likelihood_chunk_length", lambda k: 7)  # noqa: ARG005
+    part = gather_examples(
+        two_sided_slabs(WRONG, x, jax.random.key(2), k=30, first=4, batch_size=1)
+    )
     for name, values in part.items():
         np.testing.assert_allclose(values, whole[name][4:], rtol=1e-4)
 
@@ -188,7 +190,7 @@ def test_a_heavy_tail_of_the_ratios_is_seen():
     ],
 )
 def test_the_verdict_of_a_gap(gap, tail, word):
-    assert tightness(gap, tail, 0.5).word == word
+    assert two_sided_verdict(gap, tail, 0.5).word == word
 
 
 # Runs
@@ -223,7 +225,7 @@ def test_a_record_has_both_sides_and_a_verdict(run, record):
     assert record["importance"]["upper"] == pytest.approx(values["importance_upper"].mean())
     tail = ratio_tail(values["ratio"][0], values["lower"][0])
     assert record["ratio_pareto_k"] == pytest.approx(tail)
-    assert record["verdict"]["word"] == tightness(gap, tail, 0.5).word
+    assert record["verdict"]["word"] == two_sided_verdict(gap, tail, 0.5).word
     assert record.get("simulated") is None
     assert record["pilot"]["split"] == "train"
 

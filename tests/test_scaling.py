@@ -18,13 +18,13 @@ from iwae import (
     train,
 )
 from iwae.config.defaults import UNTIL_CONVERGED
-from iwae.config.experiment import write_config
-from iwae.data.scaling import fit_scaling, refuse_merged
-from iwae.objectives.catalogue import compose
-from iwae.objectives.combinations import check
+from iwae.config.toml import write_config
+from iwae.data.scaling import fit_scaling, refuse_coarse_scaling
+from iwae.objectives.building import build_objective
+from iwae.objectives.compatibility import check_compatibility
 from iwae.objectives.declaration import Declaration
-from iwae.runs.folder import run_config
-from iwae.runs.setup import make_job
+from iwae.runs.folder import folder_config
+from iwae.runs.jobs import make_job
 
 LOG_SCALE = np.log([0.01, 3.0, 1e5])
 X = np.float32([0.3, -1.0, 0.7])
@@ -54,7 +54,7 @@ def vae(layers=1, **options):
     ),
 )
 def test_every_bound_is_in_the_units_of_the_data(name, layers, options):
-    chosen = compose(check(Declaration(name, **options), layers), layers)
+    chosen = build_objective(check_compatibility(Declaration(name, **options), layers), layers)
     plain, scaled = (
         eqx.filter_jit(chosen.terms)(
             vae(layers, log_scale=one), jnp.asarray(X), key(), chosen.init()
@@ -133,9 +133,9 @@ def test_values_that_single_precision_merges_are_counted(column, told):
     if told == "refused":
         message = r"x, column 1: float32 merges [\d,]+ of [\d,]+ distinct values: remove extreme"
         with pytest.raises(UserError, match=message):
-            refuse_merged(column[:, None], scaling, (), "x")
+            refuse_coarse_scaling(column[:, None], scaling, (), "x")
         return
-    remarks = refuse_merged(column[:, None], scaling, (), "x")
+    remarks = refuse_coarse_scaling(column[:, None], scaling, (), "x")
     assert len(remarks) == (told == "told")
     assert all("which hardly differ" in one for one in remarks)
 
@@ -154,7 +154,7 @@ def test_a_stored_run_without_the_option_is_not_standardised(tmp_path):
     assert "standardize" in file.read_text()
     kept = [line for line in file.read_text().splitlines() if "standardize" not in line]
     file.write_text("\n".join(kept))
-    assert run_config(tmp_path / "run").standardize is False
+    assert folder_config(tmp_path / "run").standardize is False
 
 
 def test_own_data_have_defaults_of_their_own():

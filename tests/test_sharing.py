@@ -19,16 +19,16 @@ from safetensors.numpy import load_file, save_file
 import small
 from iwae import from_pretrained, load_model, push_to_hub
 from iwae.cli import main
-from iwae.config.experiment import read_config
+from iwae.config.toml import read_config
 from iwae.errors import UserError
 from iwae.files import atomic_folder
 from iwae.reports import export, figures
 from iwae.reports.export import FILES, export_run
-from iwae.results.annealed import Annealing, anneal_run
+from iwae.results.ais import Annealing, anneal_run
 from iwae.results.importance import evaluate_run
 from iwae.results.simulated import bdmc_run
-from iwae.runs.models import read_about, save_model
-from iwae.runs.trained import model_folder
+from iwae.runs.model_files import read_model_facts, save_model
+from iwae.runs.trained import trained_model_folder
 from small import finished
 
 
@@ -65,11 +65,11 @@ def card_of(folder):
 def test_an_export_is_the_model_that_was_measured(measured, tmp_path):
     folder = export_run(measured, tmp_path / "shared", replicate=1)
     assert {path.name for path in folder.iterdir()} == set(FILES)
-    source = model_folder(measured, "final", 1)
+    source = trained_model_folder(measured, "final", 1)
     weights = (path / "model.safetensors" for path in (folder, source))
     assert next(weights).read_bytes() == next(weights).read_bytes()
     assert small.bits(load_model(folder)) == small.bits(load_model(source))
-    about = read_about(folder)
+    about = read_model_facts(folder)
     assert (about["replicate"], about["weights"], about["epoch"]) == (1, "final", 4)
     with Image.open(folder / "samples.png") as picture:
         assert min(picture.size) > 100
@@ -163,8 +163,8 @@ def test_what_was_not_measured_is_said_with_the_command(measured, tmp_path):
 @pytest.mark.slow
 def test_records_of_other_weights_are_left_out(measured, tmp_path, caplog):
     run = shutil.copytree(measured, tmp_path / "run")
-    folder = model_folder(run, "final", 0)
-    model, about = load_model(folder), read_about(folder)
+    folder = trained_model_folder(run, "final", 0)
+    model, about = load_model(folder), read_model_facts(folder)
     changed = eqx.tree_at(lambda m: m.output.bias, model, model.output.bias + 1.0)
     save_model(changed, folder, **about)
     assert "Not measured" in card_of(export_run(run, tmp_path / "one"))
@@ -186,7 +186,7 @@ def test_records_of_other_examples_or_models_are_left_out(measured, tmp_path, na
 @pytest.mark.slow
 def test_a_stopped_run_says_so(measured, tmp_path):
     run = shutil.copytree(measured, tmp_path / "run")
-    path = model_folder(run, "final", 0) / "model.json"
+    path = trained_model_folder(run, "final", 0) / "model.json"
     description = json.loads(path.read_text())
     description["about"] |= {"finished": False, "epoch": 3}
     path.write_text(json.dumps(description))
@@ -198,7 +198,7 @@ def test_a_stopped_run_says_so(measured, tmp_path):
 @pytest.mark.slow
 def test_a_name_from_outside_cannot_leave_its_place(measured, tmp_path):
     run = shutil.copytree(measured, tmp_path / "run")
-    path = model_folder(run, "final", 0) / "model.json"
+    path = trained_model_folder(run, "final", 0) / "model.json"
     name = 'x`|"\n---\n# <script>: {{ 7 * 7 }}'
     description = json.loads(path.read_text())
     description["about"]["dataset"]["name"] = name
@@ -322,7 +322,7 @@ def test_used_folders_are_refused(measured, tmp_path):
         export_run(measured, folder)
     picture = (folder / "samples.png").read_bytes()
     export_run(measured, folder, replicate=1, overwrite=True)
-    assert read_about(folder)["replicate"] == 1
+    assert read_model_facts(folder)["replicate"] == 1
     assert (folder / "samples.png").read_bytes() != picture  # of what this model makes
     (folder / "thesis.tex").touch()
     with pytest.raises(UserError, match=r"holds thesis.tex, which is no part of a model"):
@@ -666,7 +666,7 @@ def test_a_fault_of_the_program_is_not_blamed_on_the_hub(hub, folder, fault):
 @pytest.mark.slow
 def test_only_an_export_is_pushed(hub, measured, folder):
     with pytest.raises(UserError, match=r"has no README.md: make it by `iwae export RUN"):
-        push_to_hub(model_folder(measured, "final", 0), "me/vae")
+        push_to_hub(trained_model_folder(measured, "final", 0), "me/vae")
     (folder / "model.safetensors").write_bytes(b"")
     with pytest.raises(UserError, match="cannot be read"):
         push_to_hub(folder, "me/vae")

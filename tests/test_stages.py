@@ -15,30 +15,25 @@ from hypothesis import strategies as st
 
 import small
 from cases import quick_rows
-from iwae.config.experiment import (
-    TrainConfig,
-    config_values,
-    make_config,
-    read_config,
-    write_config,
-)
-from iwae.config.stages import StageConfig, parse_stages, stages_text
+from iwae.config.experiment import TrainConfig, make_config
+from iwae.config.stages import StageConfig, stages_from_text, stages_text
+from iwae.config.toml import config_toml_values, read_config, write_config
 from iwae.errors import UserError
 from iwae.experiments.sweep import read_sweep
-from iwae.objectives.catalogue import objective
+from iwae.objectives.building import objective
 from iwae.objectives.objective import as_objective
-from iwae.runs.beginnings import shared_beginning, shared_stages
-from iwae.runs.course import resume_run, start_run
-from iwae.runs.folder import run_config
+from iwae.runs.folder import folder_config
+from iwae.runs.jobs import initial_job_state, make_job
 from iwae.runs.metrics import read_metrics
-from iwae.runs.models import load_model
-from iwae.runs.setup import initial_state, make_job
+from iwae.runs.model_files import load_model
+from iwae.runs.shared_stages import shared_beginning, shared_stages
+from iwae.runs.start_and_resume import resume_run, start_run
 from iwae.testing import LinearGaussian
 from iwae.training import loop
 from iwae.training.loop import Plan, init_best
-from iwae.training.schedules import PAPER_RATES, adam, authors_adam, staged
-from iwae.training.soap import soap
-from iwae.training.stages import Stage, enter, is_carried, train_stages
+from iwae.training.optimizers import adam, authors_adam, soap
+from iwae.training.schedules import PAPER_RATES, staged_schedule
+from iwae.training.stages import Stage, enter_stage, stage_carries, train_stages
 from iwae.training.steps import Clock, Settings, init_state
 from small import bits, finished, newest, outcome
 from test_runs import exhaust, step_by_step, stop  # noqa: F401 - one is a fixture
@@ -68,7 +63,7 @@ def stages_of(*parts, rate=0.1):
         options = {"objective": PULL, "optimizer": adam(), "batch_size": 2, "epochs": 2} | part
         epochs, fresh = options.pop("epochs"), options.pop("fresh", None)
         per_epoch = len(DATA) // options["batch_size"]
-        schedule = staged([rate], [1], 1)
+        schedule = staged_schedule([rate], [1], 1)
         settings, number = Settings(**options), len(made)
         made.append(Stage(settings, schedule, epochs, per_epoch, clock, fresh, number=number))
         clock = Clock(made[-1].end, clock.epoch + epochs)
@@ -174,7 +169,7 @@ LEARNING = objective("ciwae", 2, beta="learned")
 def test_the_optimiser_is_carried_where_it_fits_unless_it_starts_anew(before, after, kept):
     first, second = stages_of(before, after)
     state, best, _ = course([first])[-1]
-    new, its_best = enter(state, best, first, second, MODEL)
+    new, its_best = enter_stage(state, best, first, second, MODEL)
     assert counted(state) == 6
     assert counted(new) == (6 if kept else 0)
     if kept:
@@ -189,7 +184,7 @@ def test_the_optimiser_is_carried_where_it_fits_unless_it_starts_anew(before, af
 @pytest.mark.parametrize("after", [{"optimizer": soap()}, {"objective": LEARNING}])
 def test_an_optimiser_that_does_not_fit_is_not_carried_if_told_to(after):
     with pytest.raises(UserError, match="a stage that is not fresh needs the optimizer of the"):
-        is_carried(*stages_of({}, {**after, "fresh": False}))
+        stage_carries(*stages_of({}, {**after, "fresh": False}))
 
 
 def test_patience_that_is_out_ends_a_stage_and_another_objective_has_its_own():
@@ -212,7 +207,7 @@ TINY = {"batch_size": 150, "learning_rate": 1e-3, "epochs": 41}
 def last_of(config, held_out=None):
     job = make_job(config)
     done = train_stages(
-        *initial_state(job), job.dataset.train, job.models[0], job.stages, job.plan, held_out
+        *initial_job_state(job), job.dataset.train, job.models[0], job.stages, job.plan, held_out
     )
     return list(done)[-1][:2], job
 
@@ -238,7 +233,7 @@ SHORT = {"ema": 0.9, "schedule": "constant", "learning_rate": 0.01}
 
 
 def staged_run(stages=STAGES, **more):
-    return {**SHORT, "stages": parse_stages(stages), **more}
+    return {**SHORT, "stages": stages_from_text(stages), **more}
 
 
 @pytest.mark.slow
@@ -290,7 +285,7 @@ def test_a_run_begins_with_the_stages_that_others_have_trained(tmp_path, caplog)
     }
     alone = finished(**staged_run(**ways["alone"]))
     jobs = {name: make_job(small.config(**staged_run(**way))) for name, way in ways.items()}
-    shared = {name: shared_stages(job.config, run_config(other)) for name, job in jobs.items()}
+    shared = {name: shared_stages(job.config, folder_config(other)) for name, job in jobs.items()}
     assert shared == {"alone": 1, "whole": 2, "seed": 0, "first": 0}
     for name, like in (("alone", alone), ("whole", other)):
         run = tmp_path / name
@@ -313,7 +308,7 @@ def frames(run):
 def test_the_file_of_a_run_in_stages_resolves_to_itself():
     run = finished(**staged_run())
     config = read_config(run / "config.toml")
-    assert config.stages == parse_stages(STAGES)
+    assert config.stages == stages_from_text(STAGES)
     job = make_job(config)
     assert job.config == config
     assert job.stage_ends == (60, 120)
@@ -346,14 +341,14 @@ a_stage = st.fixed_dictionaries(
 @given(st.lists(a_stage, min_size=1, max_size=4))
 def test_stages_come_back_from_their_words(values):
     stages = tuple(StageConfig(**one) for one in values)
-    assert parse_stages(stages_text(stages)) == stages
+    assert stages_from_text(stages_text(stages)) == stages
 
 
 def test_words_of_stages():
-    first, second = parse_stages("iwae k=5  epochs=100,vae lr-warmup=0.5 fresh=true epochs=20 ")
+    first, second = stages_from_text("iwae k=5  epochs=100,vae lr-warmup=0.5 fresh=true epochs=20 ")
     assert first.given() == {"objective": "iwae", "k": 5, "epochs": 100}
     assert second.given() == {"objective": "vae", "lr_warmup": 0.5, "fresh": True, "epochs": 20}
-    assert parse_stages("epochs=3")[0].given() == {"epochs": 3}
+    assert stages_from_text("epochs=3")[0].given() == {"epochs": 3}
 
 
 @pytest.mark.parametrize(
@@ -372,7 +367,7 @@ def test_words_of_stages():
 )
 def test_words_that_are_no_stages_are_refused(words, message):
     with pytest.raises(ValueError, match=f"^{message}"):
-        parse_stages(words)
+        stages_from_text(words)
 
 
 @pytest.mark.parametrize(
@@ -467,7 +462,7 @@ def test_a_file_with_stages_comes_back_and_has_their_epochs(tmp_path):
     path.write_text("k = 5\n[[stages]]\nepochs = 3\nk = 2\n[[stages]]\nepochs = 4\nk = 9\n")
     read = read_config(path)
     assert (read.epochs, [stage.k for stage in read.stages]) == (7, [2, 9])
-    assert config_values(read)["stages"] == [{"k": 2, "epochs": 3}, {"k": 9, "epochs": 4}]
+    assert config_toml_values(read)["stages"] == [{"k": 2, "epochs": 3}, {"k": 9, "epochs": 4}]
 
 
 def test_an_experiment_in_stages_is_no_sweep_over_them(tmp_path):
@@ -509,8 +504,8 @@ def test_what_is_learned_beside_the_model_is_carried_with_the_optimisers_state()
     state, best = first_of([first])
     beta = jnp.full_like(state.extra.learned, 0.7)
     state = state._replace(extra=state.extra._replace(learned=beta))
-    assert bits(enter(state, best, first, second, MODEL)[0].extra.learned) == bits(beta)
-    anew = enter(state, best, first, second._replace(fresh=True), MODEL)[0]
+    assert bits(enter_stage(state, best, first, second, MODEL)[0].extra.learned) == bits(beta)
+    anew = enter_stage(state, best, first, second._replace(fresh=True), MODEL)[0]
     assert bits(anew.extra.learned) == bits(jnp.zeros_like(beta))
 
 

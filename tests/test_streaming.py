@@ -7,18 +7,20 @@ import pytest
 
 from iwae import UserError, load_dataset, resume_run, start_run
 from iwae.config.experiment import make_config
-from iwae.data import moments, own, parquet, rows
-from iwae.data.moments import moments as moments_of
-from iwae.data.rows import converted, kept, stored, subset
-from iwae.data.summary import describe
-from iwae.data.writers import write_table, written_by_piece
-from iwae.runs import course
+from iwae.data import column_statistics, own, rows, streamed_tables
+from iwae.data.column_statistics import column_moments as moments_of
+from iwae.data.parquet_files import count_parquet_cells
+from iwae.data.rows import convert_rows, row_subset, rows_in_memory, stored
+from iwae.data.summary import summarise_dataset
+from iwae.data.writers import table_writer, write_table
+from iwae.runs import start_and_resume
+from iwae.runs.jobs import make_job
 from iwae.runs.metrics import read_metrics
-from iwae.runs.models import load_model
-from iwae.runs.setup import make_job, split_examples
-from iwae.runs.trained import model_folder
+from iwae.runs.model_files import load_model
+from iwae.runs.split_examples import split_examples
+from iwae.runs.trained import trained_model_folder
 from iwae.training import feed, loop
-from iwae.training.feed import Blocks, block_rows, blocks_of
+from iwae.training.feed import Blocks, feed_blocks, feed_rows
 
 N = 700
 
@@ -26,12 +28,12 @@ N = 700
 @pytest.fixture
 def small_pieces(monkeypatch):
     """Blocks of few numbers, so that small data have many."""
-    monkeypatch.setattr(rows.blocks, "__defaults__", (501,))
+    monkeypatch.setattr(rows.row_blocks, "__defaults__", (501,))
     monkeypatch.setattr(rows, "CONVERTED", 100)
     monkeypatch.setattr(rows, "PIECE_BYTES", 3000)
     monkeypatch.setattr(rows, "GAP_BYTES", 100)
-    monkeypatch.setattr(moments, "LEAF", 128)
-    monkeypatch.setattr(parquet, "PIECE", 60)
+    monkeypatch.setattr(column_statistics, "LEAF", 128)
+    monkeypatch.setattr(streamed_tables, "PIECE", 60)
 
 
 def arrays():
@@ -72,11 +74,11 @@ def test_streamed_arrays_are_those_in_memory(tmp_path, name):
     memory = load_dataset(tmp_path / "a.npy", **options)
     streamed = load_dataset(tmp_path / "a.npy", stream=True, **options)
     assert_same(memory, streamed)
-    told = describe(streamed).splitlines()
-    assert [line for line in told if not line.startswith("streamed: ")] == describe(
+    told = summarise_dataset(streamed).splitlines()
+    assert [line for line in told if not line.startswith("streamed: ")] == summarise_dataset(
         memory
     ).splitlines()
-    assert len(told) == len(describe(memory).splitlines()) + 1
+    assert len(told) == len(summarise_dataset(memory).splitlines()) + 1
 
 
 def people():
@@ -100,14 +102,14 @@ def people():
 @pytest.mark.usefixtures("small_pieces")
 def test_streamed_tables_are_those_in_memory(tmp_path, monkeypatch):
     """Some columns have more values than are remembered."""
-    monkeypatch.setattr(parquet, "MOST_LEVELS", 30)
+    monkeypatch.setattr(streamed_tables, "MOST_LEVELS", 30)
     people().to_parquet(tmp_path / "t.parquet", row_group_size=77)
     options = {"missing": True, "ids": ["id"], "validation": 50}
     memory = load_dataset(tmp_path / "t.parquet", **options)
     streamed = load_dataset(tmp_path / "t.parquet", stream=True, **options)
     assert_same(memory, streamed)
     assert [one.kind for one in memory.columns] == [one.kind for one in streamed.columns]
-    assert parquet.values_in(tmp_path / "t.parquet") == people().size
+    assert count_parquet_cells(tmp_path / "t.parquet") == people().size
 
 
 def test_damaged_pages_of_a_streamed_table_are_one_line(tmp_path):
@@ -120,7 +122,7 @@ def test_damaged_pages_of_a_streamed_table_are_one_line(tmp_path):
     with pytest.raises(UserError, match=r"t\.parquet cannot be read: [^\n]+$"):
         load_dataset(path, stream=True, missing=True, ids=["id"])
     with pytest.raises(UserError, match=r"t\.parquet cannot be read: [^\n]+$"):
-        parquet.cells_of(path, ["id"])
+        streamed_tables.streamed_cells(path, ["id"])
 
 
 @pytest.mark.usefixtures("small_pieces")
@@ -138,12 +140,14 @@ def test_faults_of_a_streamed_table_are_named(tmp_path, monkeypatch):
     frame.to_parquet(tmp_path / "t.parquet")
     with pytest.raises(UserError, match=f"60 different words in {N:,} rows"):
         load_dataset(tmp_path / "t.parquet", stream=True, missing=True)
-    monkeypatch.setattr(parquet, "MOST_LEVELS", 30)
+    monkeypatch.setattr(streamed_tables, "MOST_LEVELS", 30)
     with pytest.raises(UserError, match="'wage' has more than 30 different values"):
         load_dataset(
             tmp_path / "t.parquet", stream=True, missing=True, columns={"wage": "categorical"}
         )
-    monkeypatch.setattr(parquet.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 7}))
+    monkeypatch.setattr(
+        streamed_tables.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 7})
+    )
     with pytest.raises(UserError, match="let TMPDIR name"):
         load_dataset(tmp_path / "t.parquet", stream=True, missing=True, drop=["city"])
 
@@ -182,9 +186,9 @@ def test_rows_of_a_file_come_in_any_order(tmp_path):
 
 def test_conversions_know_the_places_of_rows():
     array = np.arange(40.0).reshape(20, 2)
-    some = subset(subset(array, np.arange(19, -1, -1)), np.arange(0, 20, 3))
-    found = converted(some, lambda values, places: values + 100 * places[:, None], float)
-    np.testing.assert_array_equal(kept(found), some[:] + 100 * np.arange(7)[:, None])
+    some = row_subset(row_subset(array, np.arange(19, -1, -1)), np.arange(0, 20, 3))
+    found = convert_rows(some, lambda values, places: values + 100 * places[:, None], float)
+    np.testing.assert_array_equal(rows_in_memory(found), some[:] + 100 * np.arange(7)[:, None])
     np.testing.assert_array_equal(some[:], array[::-1][::3])
 
 
@@ -200,7 +204,9 @@ def test_moments_have_the_bits_of_numpy(n):
         if len(values):
             assert (mean[j], spread[j]) == (values.mean(), values.std())
         assert varies[j] == (len(np.unique(values)) > 1)
-    assert (moments.sums(array[:, :3]) == array[:, :3].sum(axis=0, dtype=np.float64)).all()
+    assert (
+        column_statistics.column_sums(array[:, :3]) == array[:, :3].sum(axis=0, dtype=np.float64)
+    ).all()
 
 
 # --- blocks of an epoch ------------------------------------------------------------------------
@@ -208,16 +214,16 @@ def test_moments_have_the_bits_of_numpy(n):
 
 def test_blocks_share_an_epoch_without_repeats():
     parts = Blocks(7, 10_003 // 7, 10)
-    found = [block_rows(10_003, parts, 4, block) for block in range(7)]
+    found = [feed_rows(10_003, parts, 4, block) for block in range(7)]
     together = np.concatenate(found)
     assert {len(one) for one in found} == {parts.rows}
     assert len(np.unique(together)) == len(together)
     assert together.min() >= 0
     assert together.max() < 10_003
     assert all((np.diff(one) > 0).all() for one in found)
-    np.testing.assert_array_equal(found[3], block_rows(10_003, parts, 4, 3))
-    assert not np.array_equal(found[3], block_rows(10_003, parts, 5, 3))
-    np.testing.assert_array_equal(block_rows(50, Blocks(1, 50, 5), 9, 0), np.arange(50))
+    np.testing.assert_array_equal(found[3], feed_rows(10_003, parts, 4, 3))
+    assert not np.array_equal(found[3], feed_rows(10_003, parts, 5, 3))
+    np.testing.assert_array_equal(feed_rows(50, Blocks(1, 50, 5), 9, 0), np.arange(50))
 
 
 def test_a_sorted_file_is_mixed():
@@ -225,7 +231,7 @@ def test_a_sorted_file_is_mixed():
     n, parts = 200_000, Blocks(20, 10_000, 100)
     label = np.arange(n) * 10 // n
     shares = np.array(
-        [np.bincount(label[block_rows(n, parts, 0, b)], minlength=10) / 10_000 for b in range(20)]
+        [np.bincount(label[feed_rows(n, parts, 0, b)], minlength=10) / 10_000 for b in range(20)]
     )
     error = np.sqrt(0.1 * 0.9 / feed.RUNS)
     assert np.abs(shares - 0.1).max() < 4.5 * error  # 200 shares: exceeded once in a thousand
@@ -234,12 +240,12 @@ def test_a_sorted_file_is_mixed():
 
 
 def test_few_blocks_as_large_as_allowed(monkeypatch):
-    lazy = subset(np.zeros((1000, 4), np.float32), np.arange(1000))
-    assert blocks_of(np.zeros((1000, 4)), 30) == (1, 1000, 33)
-    assert blocks_of(lazy, 30) == (1, 1000, 33)
+    lazy = row_subset(np.zeros((1000, 4), np.float32), np.arange(1000))
+    assert feed_blocks(np.zeros((1000, 4)), 30) == (1, 1000, 33)
+    assert feed_blocks(lazy, 30) == (1, 1000, 33)
     monkeypatch.setattr(feed, "BLOCK_BYTES", 4 * 4 * 300)
-    assert blocks_of(lazy, 30) == (4, 250, 8)
-    assert blocks_of(lazy, 400) == (2, 500, 1)  # a block has at least one batch
+    assert feed_blocks(lazy, 30) == (4, 250, 8)
+    assert feed_blocks(lazy, 400) == (2, 500, 1)  # a block has at least one batch
 
 
 # --- training ----------------------------------------------------------------------------------
@@ -270,7 +276,7 @@ def config_of(path, **changes):
 
 
 def weights_of(run):
-    models = [load_model(model_folder(run, "final", r)) for r in range(2)]
+    models = [load_model(trained_model_folder(run, "final", r)) for r in range(2)]
     return [np.asarray(leaf) for leaf in jax.tree.leaves(models) if hasattr(leaf, "shape")]
 
 
@@ -289,7 +295,7 @@ def test_one_block_trains_as_in_memory_and_several_resume_inside(tmp_path, order
     assert [report.epoch for report in whole if report.epoch_done] == [1, 2]
     assert not same(weights_of(tmp_path / "whole"), weights_of(tmp_path / "one"))
 
-    monkeypatch.setattr(course, "CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr(start_and_resume, "CHECKPOINT_SECONDS", 0.0)
     monkeypatch.setattr(loop, "DISPATCH_SECONDS", 0.0)  # a step at a time after the first
     stopped = start_run(config_of(ordered, stream=True), tmp_path / "stopped")
     assert [next(stopped).step for _ in range(5)][-1] % 8  # inside a block
@@ -331,7 +337,7 @@ def test_pieces_make_the_same_file(tmp_path, suffix):
     if suffix in (".csv", ".tsv", ".parquet"):
         cells["w"] = np.array(["a", None, "b,c"] * 10, object)
     write_table(tmp_path / f"whole{suffix}", cells)
-    with written_by_piece(tmp_path / f"pieces{suffix}", 30) as write:
+    with table_writer(tmp_path / f"pieces{suffix}", 30) as write:
         for part in (slice(0, 11), slice(11, 12), slice(12, 30)):
             write({name: one[part] for name, one in cells.items()})
     if suffix == ".parquet":

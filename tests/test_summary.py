@@ -8,11 +8,12 @@ import pytest
 from iwae import TrainConfig
 from iwae.cli import parsing
 from iwae.cli.train import Train, _base_config
-from iwae.config.experiment import write_config
+from iwae.config.toml import write_config
 from iwae.experiments.costs import measured_costs
-from iwae.runs import summary
-from iwae.runs.setup import make_job
-from iwae.runs.summary import describe_plan, late_rise, what_next
+from iwae.runs import planning
+from iwae.runs.jobs import make_job
+from iwae.runs.metrics import late_metrics_rise
+from iwae.runs.planning import describe_plan, plan_next_steps
 
 
 def rows(*bounds):
@@ -21,15 +22,17 @@ def rows(*bounds):
 
 def test_a_rise_is_that_of_the_last_tenth_of_all_epochs():
     course = [-5.0] * 17 + [-4.5, -4.6, -4.1]
-    assert late_rise(20, rows(*course)) == -4.1 - -4.5
-    assert late_rise(20, rows(*course[:10], -1.0, *course[11:])) < 0  # the best one was earlier
-    assert late_rise(21, rows(*course)) is None  # patience was over before
-    assert late_rise(1, rows(-5.0)) is None  # nothing to compare with
-    assert late_rise(20, []) is None
+    assert late_metrics_rise(20, rows(*course)) == -4.1 - -4.5
+    assert (
+        late_metrics_rise(20, rows(*course[:10], -1.0, *course[11:])) < 0
+    )  # the best one was earlier
+    assert late_metrics_rise(21, rows(*course)) is None  # patience was over before
+    assert late_metrics_rise(1, rows(-5.0)) is None  # nothing to compare with
+    assert late_metrics_rise(20, []) is None
     some = rows(*course)
     for row in some[::2]:
         del row["validation_bound"]
-    assert late_rise(20, some) == -4.1 - -4.5
+    assert late_metrics_rise(20, some) == -4.1 - -4.5
 
 
 def own(tmp_path, **options):
@@ -67,8 +70,8 @@ def test_the_expected_time_of_a_step_is_about_the_measured_one(tmp_path, k):
     np.save(tmp_path / "bits.npy", np.random.default_rng(0).integers(0, 2, (50, 784)))
     sizes = {"latent_sizes": (50,), "hidden_sizes": ((200, 200),), "batch_size": 20}
     job = make_job(TrainConfig(dataset=str(tmp_path / "bits.npy"), k=k, epochs=1, **sizes))
-    steps = 2 + summary.EPOCH_STEPS
-    found = (summary.expected_seconds(job) - summary.START_SECONDS) / steps * 1000
+    steps = 2 + planning.EPOCH_STEPS
+    found = (planning.planned_seconds(job) - planning.START_SECONDS) / steps * 1000
     measured = measured_costs()["ms_per_step"][f"28x28 1l 50 iwae k{k} batch20"]["alone"]
     assert 2 / 3 < found / measured < 3 / 2
 
@@ -77,8 +80,8 @@ def test_the_advice_to_train_longer_keeps_all_other_settings(tmp_path, monkeypat
     run, sizes = tmp_path / "run", {"latent_sizes": (1,), "hidden_sizes": ((2,),)}
     config = make_job(own(tmp_path, columns=("a=gaussian-shared",), **sizes)).config
     write_config(config, run / "config.toml")
-    monkeypatch.setattr(summary, "read_metrics", lambda _: rows(*[-5.0] * 399, -3.0))
-    advice = what_next(run).splitlines()[1]
+    monkeypatch.setattr(planning, "read_metrics", lambda _: rows(*[-5.0] * 399, -3.0))
+    advice = plan_next_steps(run).splitlines()[1]
     assert "still rising, by 2.00 nats over the last tenth of the 400 epochs" in advice
     base, rest = _base_config(advice.partition("iwae train ")[2].split())
     chosen = parsing.parse(Train, "train", rest, default=Train(base))
@@ -92,7 +95,7 @@ def test_what_follows(tmp_path):
         run = tmp_path / name
         job = make_job(own(tmp_path, epochs=1, batch_size=10, **sizes, **more))
         write_config(job.config, run / "config.toml")
-        assert what_next(run).splitlines() == [
+        assert plan_next_steps(run).splitlines() == [
             f"trained models are in {run}/models; measure them with: iwae evaluate {run}{weights}",
             f"ask about the rows of a file with: iwae score {run} FILE --out scores.csv",
         ]

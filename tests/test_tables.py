@@ -16,20 +16,20 @@ from PIL import Image
 from pyarrow import parquet
 
 from iwae import TrainConfig, start_run
-from iwae.config.columns import parse_columns
+from iwae.config.column_option import parse_column_option
 from iwae.config.experiment import make_config
 from iwae.data import columns as columns_module
 from iwae.data import delimited, load_dataset
 from iwae.data.arrays import read_arrays
-from iwae.data.coding import to_cells, to_values
-from iwae.data.columns import Column, choose_columns, from_json
+from iwae.data.coding import decode_cells, to_values
+from iwae.data.columns import Column, choose_columns, columns_from_json
 from iwae.data.own import read_own
 from iwae.data.splits import Options
-from iwae.data.summary import describe
-from iwae.data.tables import frame_table, read_table
+from iwae.data.summary import summarise_dataset
+from iwae.data.tables import read_table, table_from_frame
 from iwae.data.writers import write_table
 from iwae.errors import UserError
-from iwae.runs.setup import load_config_dataset, resolve
+from iwae.runs.jobs import load_job_dataset, resolve
 
 N = 60
 
@@ -141,7 +141,7 @@ def test_kinds_by_name_override_the_rule(tmp_path):
 
 
 def test_columns_by_name_are_parsed():
-    assert parse_columns(["gaussian", "categorical:3"]) == {}
+    assert parse_column_option(["gaussian", "categorical:3"]) == {}
     words = ["age=gaussian, home town=categorical,x, y=gaussian-fixed:0.1", "b = poisson"]
     words += ['"a=b, ""c"""=bernoulli, "d"=poisson']
     expected = {
@@ -152,7 +152,7 @@ def test_columns_by_name_are_parsed():
         'a=b, "c"': "bernoulli",
         "d": "poisson",
     }
-    assert parse_columns(words) == expected
+    assert parse_column_option(words) == expected
     for words in (["a=gaussian", "poisson"], ["a=gaussian,a=poisson"], ["a="]):
         with pytest.raises(UserError, match=r"columns: .*such as"):
             make_config({"columns": words}, "here")
@@ -181,7 +181,7 @@ def test_a_long_line_is_no_single_cell(tmp_path):
     names = ",".join(f"column{i}" for i in range(20_000))
     row = ",".join(["0.123456"] * 20_000)
     (tmp_path / "a.csv").write_text("\n".join([names, row, row]))
-    assert delimited.parse(tmp_path / "a.csv")[0].width == 20_000
+    assert delimited.parse_delimited(tmp_path / "a.csv")[0].width == 20_000
 
 
 # --- values and cells -------------------------------------------------------------------------
@@ -205,7 +205,7 @@ def test_the_same_table_from_every_source(tmp_path):
         assert other.columns == one.columns
         assert other.identity["columns"] == one.identity["columns"]
         np.testing.assert_array_equal(other.train, one.train)
-    cells = to_cells(one.train, one.columns)
+    cells = decode_cells(one.train, one.columns)
     train = frame.drop(index=[i for i in range(N) if i not in read_rows(one, frame)])
     for name, column in cells.items():
         expected = train[name].to_numpy()
@@ -231,13 +231,13 @@ def test_gaps_of_every_source(tmp_path):
     frame.to_parquet(tmp_path / "a.parquet")
     sources = (frame, pl.from_pandas(frame), tmp_path / "a.csv", tmp_path / "a.parquet")
     for source in sources:
-        found = frame_table(source) if source is sources[0] or source is sources[1] else None
+        found = table_from_frame(source) if source is sources[0] or source is sources[1] else None
         found = found or read_table(source)
         columns = choose_columns(found)
         assert [column.kind for column in columns] == KINDS
         values = to_values(found, columns)
         np.testing.assert_array_equal(np.argwhere(np.isnan(values)), [[i, i] for i in range(5)])
-        cells = to_cells(values, columns)
+        cells = decode_cells(values, columns)
         assert cells["city"][1] is None
         assert np.isnan(cells["visits"][3])
         assert [cells["member"][i] for i in (0, 2)] == [frame["member"][0], None]
@@ -249,34 +249,36 @@ def test_gaps_of_every_source(tmp_path):
 
 
 def test_new_rows_are_matched_by_name_and_by_level():
-    columns = choose_columns(frame_table(people(), ids=["id"]))
+    columns = choose_columns(table_from_frame(people(), ids=["id"]))
     swapped = people()[["size", "city", "id", "member", "age", "visits"]]
-    values = to_values(frame_table(swapped, ids=["id"]), columns)
+    values = to_values(table_from_frame(swapped, ids=["id"]), columns)
     np.testing.assert_array_equal(
-        values, to_values(frame_table(people(), ids=["id"]), from_json_of(columns))
+        values, to_values(table_from_frame(people(), ids=["id"]), from_json_of(columns))
     )
     with pytest.raises(UserError, match=r"lacks the columns 'age', 'member', .* which have 'age'"):
-        to_values(frame_table(people()[["city"]]), columns)
+        to_values(table_from_frame(people()[["city"]]), columns)
     with pytest.raises(UserError, match="has the columns 'id', but the data only 'age'"):
-        to_values(frame_table(people()), columns)
+        to_values(table_from_frame(people()), columns)
     other = people().drop(columns="id")
     other.loc[4, "city"] = "Paris"
     other.loc[5, "size"] = 3
     with pytest.raises(UserError, match=r"row 5.*'city' has no level 'Paris'; known: Bergen, Oslo"):
-        to_values(frame_table(other), columns)
-    values = to_values(frame_table(other), columns, unknown="missing")
+        to_values(table_from_frame(other), columns)
+    values = to_values(table_from_frame(other), columns, unknown="missing")
     assert np.argwhere(np.isnan(values)).tolist() == [[4, 1], [5, 4]]
     other = people().drop(columns="id").astype({"member": str})
     other["member"] = other["member"].str.lower()
-    np.testing.assert_array_equal(to_values(frame_table(other), columns)[:, 2], people()["member"])
+    np.testing.assert_array_equal(
+        to_values(table_from_frame(other), columns)[:, 2], people()["member"]
+    )
     other["age"] = "old"
     with pytest.raises(UserError, match="'old' is not a number"):
-        to_values(frame_table(other), columns)
+        to_values(table_from_frame(other), columns)
 
 
 def from_json_of(columns):
-    stored = json.loads(json.dumps(columns_module.as_json(columns)))
-    found = from_json(stored)
+    stored = json.loads(json.dumps(columns_module.columns_as_json(columns)))
+    found = columns_from_json(stored)
     assert found == tuple(column._replace(why="") for column in columns)
     return found
 
@@ -296,18 +298,18 @@ def test_a_stored_configuration_reads_the_same_data(tmp_path):
     people().rename(columns={"size": odd}).to_csv(tmp_path / "a.csv", index=False)
     values = {"dataset": str(tmp_path / "a.csv"), "id": ["id"], "columns": ["age=gaussian-shared"]}
     config = make_config(values | {"latent_sizes": [2], "hidden_sizes": [[3]]}, "here")
-    data = load_config_dataset(config)
+    data = load_job_dataset(config)
     stored = resolve(config, data)
     assert stored.columns == (
         "age=gaussian-shared",
         *map("=".join, zip((*NAMES, '"a = ""size"", in cm"'), KINDS[1:], strict=True)),
     )
-    again = load_config_dataset(stored)
+    again = load_job_dataset(stored)
     assert again.identity == data.identity
     assert resolve(stored, again) == stored
     clash = config.model_copy(update={"observation": "gaussian"})
     with pytest.raises(UserError, match="'gaussian' contradicts the kinds of the columns"):
-        load_config_dataset(clash)
+        load_job_dataset(clash)
 
 
 NAMES = ("city", "member", "visits")
@@ -325,7 +327,7 @@ def test_words_come_back_as_they_were(tmp_path_factory, words, suffix):
     write_table(path, {"n": np.arange(len(words)) + 0.5, "a": np.array(words, object)})
     found = read_table(path)
     columns = choose_columns(found, {"a": "categorical"})
-    assert to_cells(to_values(found, columns), columns)["a"].tolist() == words
+    assert decode_cells(to_values(found, columns), columns)["a"].tolist() == words
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".tsv", ".parquet", ".CSV"])
@@ -453,10 +455,10 @@ def test_values_a_rounding_outside_the_unit_interval_are_told(tmp_path):
     np.save(tmp_path / "a.npy", rows)
     data = load_dataset(tmp_path / "a.npy")
     assert data.observation == "gaussian"
-    assert "3 of 10,000 lie outside [0, 1] by less than 1e-06; clip" in describe(data)
+    assert "3 of 10,000 lie outside [0, 1] by less than 1e-06; clip" in summarise_dataset(data)
     rows[0, 0] = 2
     np.save(tmp_path / "a.npy", rows)
-    assert "lie outside" not in describe(load_dataset(tmp_path / "a.npy"))
+    assert "lie outside" not in summarise_dataset(load_dataset(tmp_path / "a.npy"))
 
 
 def test_a_large_array_is_copied_once(tmp_path):
@@ -571,7 +573,7 @@ def test_images_that_are_made_alike_are_told(tmp_path, modes, shape, remark):
         image.save(tmp_path / f"{i}.png")
     data = load_dataset(tmp_path)
     assert data.shape == shape
-    assert (f"images: {remark}" in describe(data)) if remark else data.remarks == ()
+    assert (f"images: {remark}" in summarise_dataset(data)) if remark else data.remarks == ()
     image.convert("L").save(tmp_path / "9.png", transparency=0)
     with pytest.raises(UserError, match=r"9\.png has transparency: save grey or colour images"):
         load_dataset(tmp_path)
@@ -615,7 +617,7 @@ def test_folders_that_are_refused(tmp_path):
 def test_the_summary_says_what_was_taken_for_what():
     frame = people().assign(same=5.5, code=range(1000, 1000 + N), time=1.7e9 + np.arange(N) / 4)
     frame.loc[:5, "city"] = None
-    words = describe(load_dataset(frame, drop=["id"], missing=True, validation=4))
+    words = summarise_dataset(load_dataset(frame, drop=["id"], missing=True, validation=4))
     for part in (
         "frame: 60 rows of 8 columns, taken as a table",
         "numbers from 1700000000 to 1700000014.75",
@@ -636,7 +638,7 @@ def test_the_summary_of_many_columns(tmp_path):
     frame = frame.mask(rng.random(frame.shape) < 0.2)
     frame = frame.assign(w=rng.choice(["a", "b"], 60), same=5.5)
     frame.to_csv(tmp_path / "wide.csv", index=False)
-    lines = describe(load_dataset(tmp_path / "wide.csv", missing=True)).splitlines()
+    lines = summarise_dataset(load_dataset(tmp_path / "wide.csv", missing=True)).splitlines()
     assert lines[1:5] == [
         "  40 columns: gaussian, numbers (c0, c1, c2 and 37 more)",
         "  1 column: categorical:2, 2 words (w)",

@@ -12,9 +12,9 @@ import small
 from iwae.cli import main
 from iwae.errors import UserError
 from iwae.runs import trackers
-from iwae.runs.course import resume_run, start_run
-from iwae.runs.folder import Stopped
 from iwae.runs.metrics import read_metrics, scalars
+from iwae.runs.start_and_resume import resume_run, start_run
+from iwae.runs.stopping import Stopped
 from iwae.runs.trackers import TRACKERS, Tracked, tracking
 
 

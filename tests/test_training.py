@@ -21,24 +21,22 @@ from iwae.config.experiment import TrainConfig
 from iwae.errors import UserError
 from iwae.evaluation.likelihood import log_likelihoods
 from iwae.models.vae import VAE
-from iwae.objectives.bounds import bound
-from iwae.objectives.catalogue import objective
+from iwae.objectives.bounds import iwae
+from iwae.objectives.building import objective
 from iwae.objectives.objective import as_objective
-from iwae.objectives.reductions import iwae
-from iwae.runs.stages import make_schedule
+from iwae.objectives.particle_objectives import bound
+from iwae.runs.configured_stages import configured_schedule
 from iwae.testing import LinearGaussian
 from iwae.training import loop
-from iwae.training.loop import NonFiniteError, Plan, init_best, training, update_best
+from iwae.training.loop import NonFiniteError, Plan, init_best, training_loop, update_early_stopping
 from iwae.training.memory import train
+from iwae.training.optimizers import adam, authors_adam, soap
 from iwae.training.schedules import (
     AUTHORS_RATES,
     PAPER_RATES,
-    adam,
-    authors_adam,
-    stage_epochs,
-    staged,
+    paper_schedule_epochs,
+    staged_schedule,
 )
-from iwae.training.soap import soap
 from iwae.training.steps import Settings, init_state
 
 GREY = np.random.default_rng(0).integers(0, 256, (205, 12), dtype=np.uint8)
@@ -70,8 +68,8 @@ def start(seeds=(0,), settings=SETTINGS):
 
 def steps(template, state, plan=FOUR_EPOCHS, *, rate=0.01, best=None, data=GREY):
     best = init_best(state) if best is None else best
-    schedule = staged([rate, rate / 2], [1, 99], STEPS_PER_EPOCH)
-    return training(state, best, data, schedule, template, SETTINGS, plan, HELD_OUT)
+    schedule = staged_schedule([rate, rate / 2], [1, 99], STEPS_PER_EPOCH)
+    return training_loop(state, best, data, schedule, template, SETTINGS, plan, HELD_OUT)
 
 
 def run(seeds=(0,), plan=FOUR_EPOCHS, *, rate=0.01, state=None, best=None):
@@ -210,9 +208,9 @@ def pulled(data, batch_size, optimizer, rates, epochs, *, shuffle=True):
     model = LinearGaussian.random(n_latent=1, n_data=data.shape[1])
     settings = Settings(as_objective(pull), optimizer, batch_size, "none", shuffle)
     state = init_state([model], jax.random.key(0)[None], settings)
-    schedule = staged(rates, [2] * len(rates), len(data) // batch_size)
+    schedule = staged_schedule(rates, [2] * len(rates), len(data) // batch_size)
     yield np.asarray(state.params.bias[0]), None
-    for after, _, report in training(
+    for after, _, report in training_loop(
         state, init_best(state), data, schedule, model, settings, Plan(epochs)
     ):
         yield np.asarray(after.params.bias[0]), report
@@ -262,9 +260,9 @@ def test_without_shuffling_all_epochs_are_alike(monkeypatch):
 
 
 def test_the_papers_schedule_is_3_to_the_i_epochs_at_rates_from_1e_3_to_1e_4():
-    lengths = stage_epochs(3280)
+    lengths = paper_schedule_epochs(3280)
     assert lengths == (1, 3, 9, 27, 81, 243, 729, 2187)
-    schedule, done = staged(PAPER_RATES, lengths, 7), 0
+    schedule, done = staged_schedule(PAPER_RATES, lengths, 7), 0
     for i, epochs in enumerate(lengths):
         rate = 0.001 * 10 ** (-i / 7)
         assert float(schedule(jnp.int32(7 * done))) == pytest.approx(rate)
@@ -281,7 +279,7 @@ def test_the_authors_rates_are_rounded():
 
 @given(st.integers(1, 20_000))
 def test_other_lengths_stretch_the_eight_stages(total):
-    lengths = stage_epochs(total)
+    lengths = paper_schedule_epochs(total)
     assert sum(lengths) == total
     assert min(lengths) >= 0
     ends = np.cumsum([3**i for i in range(8)]) * total / 3280
@@ -307,7 +305,7 @@ def at(schedule, *steps):
 )
 def test_a_schedule_falls_from_its_rate_to_zero_at_its_end(name, rates, first):
     config = TrainConfig(schedule=name, learning_rate=0.2, epochs=4)
-    schedule, ends = make_schedule(config, 10, first)
+    schedule, ends = configured_schedule(config, 10, first)
     steps = [first + step for step in (0, 10, 20, 30, 39)]
     assert at(schedule, *steps) == pytest.approx(rates, rel=1e-4)
     assert ends == (4,)
@@ -320,9 +318,9 @@ def test_a_rate_that_ends_above_zero_runs_on_in_the_next_stage():
         TrainConfig(schedule="linear", epochs=3, learning_rate=0.2, lr_end=0.05),
         TrainConfig(schedule="linear", epochs=1, learning_rate=0.05),
     ]
-    whole, _ = make_schedule(TrainConfig(schedule="linear", epochs=4, learning_rate=0.2), 10)
+    whole, _ = configured_schedule(TrainConfig(schedule="linear", epochs=4, learning_rate=0.2), 10)
     for config, first in zip(halves, (0, 30), strict=True):
-        schedule, _ = make_schedule(config, 10, first)
+        schedule, _ = configured_schedule(config, 10, first)
         steps = range(first, first + 10 * config.epochs + 1)
         assert at(schedule, *steps) == pytest.approx(at(whole, *steps), rel=1e-5)
 
@@ -335,13 +333,13 @@ def test_only_a_rate_that_falls_has_an_end():
 @pytest.mark.parametrize("first", [0, 70])
 def test_a_warm_up_rises_from_zero_over_its_epochs(first):
     config = TrainConfig(schedule="linear", learning_rate=0.2, epochs=4, lr_warmup=0.5)
-    schedule, _ = make_schedule(config, 10, first)
-    plain, _ = make_schedule(config.model_copy(update={"lr_warmup": 0.0}), 10, first)
+    schedule, _ = configured_schedule(config, 10, first)
+    plain, _ = configured_schedule(config.model_copy(update={"lr_warmup": 0.0}), 10, first)
     steps = [first + step for step in range(8)]
     shares = [0.2, 0.4, 0.6, 0.8, 1, 1, 1, 1]
     expected = [share * rate for share, rate in zip(shares, at(plain, *steps), strict=True)]
     assert at(schedule, *steps) == pytest.approx(expected, rel=1e-5)
-    least, _ = make_schedule(config.model_copy(update={"lr_warmup": 0.001}), 10, first)
+    least, _ = configured_schedule(config.model_copy(update={"lr_warmup": 0.001}), 10, first)
     assert at(least, first) == at(plain, first)
 
 
@@ -360,11 +358,11 @@ def averaged(path, decay):
 def test_the_average_forgets_at_its_rate_and_is_what_is_validated_and_returned():
     data = np.float32(np.random.default_rng(4).normal(size=(6, 3)))
     held_out, start = data[:3] + 1, LinearGaussian.random(n_latent=1, n_data=3)
-    decay, schedule = 0.3, staged([0.2], [1], 1)
+    decay, schedule = 0.3, staged_schedule([0.2], [1], 1)
     settings = Settings(as_objective(pull), adam(), 6, ema=decay)
     first = init_state([start], jax.random.key(0)[None], settings)
     path = [np.asarray(first.params.bias[0])]
-    for state, best, report in training(
+    for state, best, report in training_loop(
         first, init_best(first), data, schedule, start, settings, Plan(12), held_out
     ):
         path.append(np.asarray(state.params.bias[0]))
@@ -412,7 +410,7 @@ def test_best_weights_change_on_a_strict_improvement_by_more_than_the_threshold(
         jnp.int32([1, 1]),
     )
     params, values, active = {"w": jnp.float32([[7, 7], [8, 8]])}, [new, new], [True, False]
-    best = update_best(before, params, np.float64(values), np.array(active), 9, threshold)
+    best = update_early_stopping(before, params, np.float64(values), np.array(active), 9, threshold)
     assert best.value.tolist() == [new if better else old, old]
     assert best.epoch.tolist() == [9 if better else 3, 3]
     assert best.waited.tolist() == [0 if better else 2, 1]
@@ -559,9 +557,9 @@ def not_finite(data, settings=GAUSSIAN, *, rate=0.01, epochs=3):
     """The error, and b at the start, of a linear-Gaussian model trained on `data`."""
     model = LinearGaussian.random(q_shift=0.5)
     state = init_state([model], jax.random.key(1)[None], settings)
-    schedule = staged([rate], [epochs], len(data) // settings.batch_size)
+    schedule = staged_schedule([rate], [epochs], len(data) // settings.batch_size)
     with pytest.raises(NonFiniteError) as caught:
-        list(training(state, init_best(state), data, schedule, model, settings, Plan(epochs)))
+        list(training_loop(state, init_best(state), data, schedule, model, settings, Plan(epochs)))
     return caught.value, state
 
 
@@ -576,8 +574,8 @@ def test_a_nan_in_the_data_is_found_in_its_step_and_the_state_before_it_is_kept(
     assert all(np.isfinite(leaf).all() for leaf in leaves(error.state.params))
     settings, model = GAUSSIAN, LinearGaussian.random(q_shift=0.5)
     clean = np.where(np.isnan(data), 1e4, data)  # would change the weights if it had been seen
-    schedule = staged([0.01], [3], 6)
-    state = loop.run_steps(
+    schedule = staged_schedule([0.01], [3], 6)
+    state = loop.run_compiled_steps(
         start_state, error.state.step, jnp.asarray(clean), schedule, model, settings
     )
     assert_same_bits(error.state, state)

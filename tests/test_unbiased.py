@@ -33,15 +33,16 @@ from expectations import (
     z_scores,
 )
 from iwae.models.vae import VAE, LayeredPosterior
-from iwae.objectives import bounds, gradients, layered
-from iwae.objectives.bounds import bound
-from iwae.objectives.catalogue import objective
+from iwae.objectives import gdreg, gradient_estimators, particle_objectives
+from iwae.objectives.bounds import ciwae, elbo, iwae, renyi
+from iwae.objectives.building import objective
 from iwae.objectives.declaration import FIXED_DRAWS, OBJECTIVES
 from iwae.objectives.objective import Extra
+from iwae.objectives.particle_objectives import bound
 from iwae.objectives.penalties import Penalty
-from iwae.objectives.reductions import ciwae, elbo, iwae, renyi, tvo, tvo_schedule
-from iwae.objectives.sleeping import WAKE
 from iwae.objectives.surrogates import Estimator
+from iwae.objectives.tvo import tvo, tvo_schedule
+from iwae.objectives.wake_sleep import WAKE
 from reference import STANDARD_ERRORS
 
 TOLERANCE = 0.01
@@ -61,7 +62,7 @@ def mean_of(monkeypatch):
 
     for q in (LayeredPosterior, dist.MultivariateNormal):
         monkeypatch.setattr(q, "sample", sample)
-    for module in (bounds, layered):
+    for module in (particle_objectives, gdreg):
         monkeypatch.setattr(module, "particle_keys", lambda *_: now["keys"])
 
     def mean_of(maximised, case, k):
@@ -115,7 +116,7 @@ def test_the_mean_of_an_estimator_is_the_exact_gradient_and_that_of_stl_is_not(
         found = mean_of(objective(name, k, gradient=g, **options), case, k)
         assert_unbiased(found, exact, case)
     if name != "elbo":  # as it is if a table leaves the second derivative out
-        stl = mean_of(bound(reduction, k=k, estimator=gradients.stl()), case, k)
+        stl = mean_of(bound(reduction, k=k, estimator=gradient_estimators.stl()), case, k)
         with pytest.raises(AssertionError, match=r"encoder|q_"):
             assert_unbiased(stl, exact, case)
 
@@ -244,7 +245,7 @@ def test_a_warm_up_of_the_analytic_elbo_is_that_of_the_elbo(mean_of):
 
 @pytest.mark.slow
 def test_a_wrong_coefficient_would_be_seen(mean_of):
-    right, exact = gradients.dreg(), exact_gradient(ratios(iwae), LINEAR, 2)
+    right, exact = gradient_estimators.dreg(), exact_gradient(ratios(iwae), LINEAR, 2)
 
     def with_path(change):
         def coefficients(reduction, log_w):

@@ -16,17 +16,17 @@ from matplotlib.figure import Figure
 
 from iwae.config.presets import PRESETS
 from iwae.errors import UserError
+from iwae.experiments.cell_results import cell_results_table, read_cell_results
 from iwae.experiments.cells import Wanted
-from iwae.experiments.table import read_cells, table
 from iwae.files import atomic_write
 from iwae.reports.card import model_card
-from iwae.reports.page import notices, pictures, tables
-from iwae.reports.page.facts import name_runs, read_run
-from iwae.reports.recorded import bounds_figure, rate_distortion_figure
+from iwae.reports.page import notices, run_charts, tables
+from iwae.reports.page.page_runs import page_run_names, read_page_run
+from iwae.reports.recorded_figures import recorded_bounds_figure, recorded_rate_distortion_figure
 from iwae.results.compare import compare
-from iwae.results.description import describe, describe_comparison, describe_gradients
-from iwae.results.reading import Method, known_bounds, read_records
-from iwae.runs.models import load_model, read_about
+from iwae.results.description import comparison_description, describe, gradients_description
+from iwae.results.reading import Method, read_bounds, read_records
+from iwae.runs.model_files import load_model, read_model_facts
 from result_tables.blocks import fill_blocks
 
 RESULTS = Path("results")
@@ -36,7 +36,7 @@ def texts() -> Iterator[tuple[str, str]]:
     """The name of each text, and the text."""
     for page in (Path("README.md"), RESULTS / "README.md", *sorted(Path("docs").glob("*.md"))):
         yield f"tables of {page}", fill_blocks(page.read_text(), RESULTS)
-    yield "reproduce", table(read_cells(RESULTS, PRESETS, Wanted()), Wanted())
+    yield "reproduce", cell_results_table(read_cell_results(RESULTS, PRESETS, Wanted()), Wanted())
     runs = sorted(path.parent for path in RESULTS.rglob("config.toml"))
     for run in runs:
         yield from _of_run(run)
@@ -46,17 +46,20 @@ def texts() -> Iterator[tuple[str, str]]:
 
 def _of_run(run: Path) -> Iterator[tuple[str, str]]:
     for path, record in read_records(run, list(Method)):
-        words = describe_gradients if path.stem.startswith("train-final-gradients") else describe
+        words = gradients_description if path.stem.startswith("train-final-gradients") else describe
         yield f"record {path.with_suffix('')}", words(record)
-    for one in known_bounds(run, split="test", weights="final", pruned=False):
+    for one in read_bounds(run, split="test", weights="final", pruned=False):
         means = one.values.mean(axis=1).tolist(), float(one.values.std()), len(one.places)
         yield f"values of {one.estimator}, {run}", repr(means)
-    for name, draw in (("bounds", bounds_figure), ("curve", rate_distortion_figure)):
+    for name, draw in (
+        ("bounds", recorded_bounds_figure),
+        ("curve", recorded_rate_distortion_figure),
+    ):
         if (figure := draw(run, "final")) is not None:
             yield f"{name} {run}", _points(figure)
     for folder in sorted((run / "models").glob("*-*")):
         weights, _, number = folder.name.partition("-")
-        about = read_about(folder), weights, int(number), "mit"
+        about = read_model_facts(folder), weights, int(number), "mit"
         yield f"card {folder}", model_card(run, load_model(folder), *about)
 
 
@@ -73,17 +76,24 @@ def _is_text(artist: object) -> bool:
 
 def _of_runs(folder: Path, runs: list[Path]) -> Iterator[tuple[str, str]]:
     """The page of the runs in one folder, and each run compared with the first."""
-    read = [read_run(run, name, "final") for run, name in zip(runs, name_runs(runs), strict=True)]
-    for make in (tables.comparison, tables.differences, tables.estimates):
+    read = [
+        read_page_run(run, name, "final")
+        for run, name in zip(runs, page_run_names(runs), strict=True)
+    ]
+    for make in (
+        tables.page_comparison_table,
+        tables.difference_tables,
+        tables.page_estimates_table,
+    ):
         yield f"page, {make.__name__} {folder}", repr(make(read))
     yield f"page, notices {folder}", repr([notices.warnings(read), notices.cautions(read)])
     known = {place: run.known() for place, run in enumerate(read)}
-    if (drawn := pictures.budgets(known)) is not None:
+    if (drawn := run_charts.run_budgets_chart(known)) is not None:
         yield f"page, budgets {folder}", _points(drawn[0])
     for run in runs[1:]:
         for estimator in (None, *read[0].bounds):
             try:
-                words = describe_comparison(compare([runs[0], run], estimator=estimator))
+                words = comparison_description(compare([runs[0], run], estimator=estimator))
             except UserError as error:
                 words = str(error)
             yield f"compare {run} by {estimator}", words

@@ -10,13 +10,15 @@ from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from iwae.config.experiment import TrainConfig, read_config
+from iwae.config.experiment import TrainConfig
 from iwae.config.presets import FAST, PRESETS, matching
+from iwae.config.toml import read_config
 from iwae.errors import UserError
+from iwae.experiments.cell_results import Cell, read_cell_result
 from iwae.experiments.cells import Wanted, cell_runs
-from iwae.experiments.costs import hours, stage_configs
-from iwae.experiments.table import Cell, read_cell
+from iwae.experiments.costs import cost_hours, costed_stages
 from iwae.reports.figures import save_figure, style
+from iwae.reports.figures.axis_scales import cut_axis_start
 from iwae.runs.metrics import read_metrics
 
 ROOT = Path(__file__).parents[2]
@@ -58,16 +60,16 @@ def priors_figure(results: Path) -> Figure:
         raise UserError(f"{results} holds no cell with a learned prior beside its baseline")
     priors = dict.fromkeys(one.prior for courses in panels.values() for one in courses)
     styles = dict(zip(priors, zip(style.PALETTE, style.MARKERS, strict=False), strict=False))
-    figure, charts = style.chart_figure(len(panels), height=3.4)
+    figure, charts = style.styled_figure(len(panels), height=3.4)
     for axes, (name, courses) in zip(charts, panels.items(), strict=True):
         _draw_courses(axes, courses, styles)
         axes.set_title(name, fontsize=style.NORMAL)
-    return style.laid_out(figure)
+    return style.fix_figure_layout(figure)
 
 
 def read_course(results: Path, name: str) -> Course | None:
     """The training of a cell; None if it was not measured, or its time per step is unknown."""
-    cell = read_cell(results, name, Wanted())
+    cell = read_cell_result(results, name, Wanted())
     runs = list(cell_runs(results, Path(name)))
     if cell.nll is None or not runs:
         return None
@@ -77,14 +79,14 @@ def read_course(results: Path, name: str) -> Course | None:
     if minutes is None:
         return None
     bound = np.array([np.mean(row["train_bound"]) for row in rows])
-    bound[epochs <= stage_configs(config)[0].kl_warmup] = np.nan
+    bound[epochs <= costed_stages(config)[0].kl_warmup] = np.nan
     return Course(cell, config.prior, minutes, bound)
 
 
 def _minutes(config: TrainConfig, epochs: np.ndarray) -> np.ndarray | None:
     """Minutes until the end of each epoch; None if the time of a step is unknown."""
-    stages = stage_configs(config)
-    each = [hours(stage) for stage in stages]
+    stages = costed_stages(config)
+    each = [cost_hours(stage) for stage in stages]
     if None in each:
         return None
     ends = np.cumsum([0, *(stage.epochs for stage in stages)])
@@ -107,12 +109,12 @@ def _draw_courses(axes: Axes, courses: list[Course], styles: dict[str, tuple[str
             linestyle="none",
             label=course.prior,
         )
-    style.cut_start(axes, [(course.minutes, course.bound) for course in courses])
+    cut_axis_start(axes, [(course.minutes, course.bound) for course in courses])
     low, _ = axes.get_ylim()
     tops = [(one.cell.stderr or 0) - float(one.cell.nll or 0) for one in courses]
     axes.set_ylim(low, max(tops) + 0.5)
     axes.set_xlim(left=0)
-    style.finish(
+    style.apply_style(
         axes, "minutes of training on two cores", "line: training bound; point: test L_5000 (nats)"
     )
     axes.legend(loc="lower right", **style.LEGEND)

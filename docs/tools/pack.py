@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 
 from iwae.errors import UserError
-from iwae.results.store import check_packed, pack
+from iwae.results.record_files import check_packed_records, pack
 
 APART = {"models", "benchmarks"}
 """Folders whose JSON files are not records of measurements."""
@@ -15,7 +15,7 @@ def main(root: str = "results") -> None:
     for folder in sorted({path.parent for path in Path(root).rglob("[!.]*.json")}):
         if not APART & set(folder.relative_to(root).parts):
             removed = pack(folder)
-            print(f"{folder}: {check_packed(folder)} records, {len(removed)} files removed")
+            print(f"{folder}: {check_packed_records(folder)} records, {len(removed)} files removed")
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterable
-from typing import Any
+from difflib import get_close_matches
 
 
 class UserError(ValueError):
@@ -15,7 +15,7 @@ class UserError(ValueError):
 OUT_OF_MEMORY = "out of memory: choose a smaller k, batch size or model"
 
 
-def is_out_of_memory(error: BaseException) -> bool:
+def is_memory_error(error: BaseException) -> bool:
     """Whether Python, NumPy or JAX was refused memory."""
     if isinstance(error, SystemError):  # of NumPy's indexing or Python's compiler
         return re.search("without (setting an )?exception", str(error)) is not None
@@ -29,24 +29,16 @@ def is_out_of_memory(error: BaseException) -> bool:
     return in_jax or isinstance(error, MemoryError)
 
 
-def counted(n: int, noun: str, form: str = "") -> str:
-    """A number with its noun, such as "1 row" or "20 rows"; `form` formats the number."""
-    return f"{n:{form}} {noun}{'s' * (n != 1)}"
+def require_positive(name: str, value: int) -> None:
+    """Raise UserError if a size or count is less than 1."""
+    if value < 1:
+        raise UserError(f"{name} is {value}; it must be at least 1")
 
 
-def listed(words: Iterable[str], most: int) -> str:
-    """The first words of a list, separated by commas."""
-    words = [*words]
-    return ", ".join(words[:most]) + (", ..." if len(words) > most else "")
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an error's message that is not blank, or its type if there is none."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (lines or [type(error).__name__])[0][:200]
-
-
-def shorten(words: Any) -> str:
-    """A value as text on a single line, cut to a length that fits a message."""
-    text = " ".join(str(words).split())
-    return text if len(text) <= 300 else f"{text[:300]} ..."
+def require_known_name(name: str, table: Iterable[str], kind: str) -> str:
+    """The name itself; UserError with the nearest name if the table lacks it."""
+    if name not in table:
+        near = get_close_matches(name.lower(), table, n=1)
+        hint = f"did you mean {near[0]}? " if near else ""
+        raise UserError(f"no {kind} {name!r}; {hint}known: {', '.join(table)}")
+    return name

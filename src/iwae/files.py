@@ -2,12 +2,14 @@
 
 import errno
 import fcntl
+import hashlib
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import IO, Any
 
 from iwae.errors import UserError
 
@@ -137,13 +139,13 @@ def _replace_folder(new: Path, path: Path, old: Path) -> None:
         raise
 
 
-def refuse_folder(path: Path) -> None:
+def refuse_folder_as_file(path: Path) -> None:
     """Raise UserError if a folder is in the place of a file."""
     if path.is_dir():
         raise UserError(f"{path} is a folder, where a file is needed: remove it")
 
 
-def check_output(path: Path, source: Path | None = None, *, overwrite: bool = False) -> None:
+def check_writable_file(path: Path, source: Path | None = None, *, overwrite: bool = False) -> None:
     """Check, before anything is computed, that an answer can be written to a file.
 
     Args:
@@ -158,7 +160,7 @@ def check_output(path: Path, source: Path | None = None, *, overwrite: bool = Fa
         raise UserError(f"{path} is the input: choose another name")
     if path.exists() and not overwrite:
         raise UserError(f"{path} already exists: choose another, or give --overwrite")
-    refuse_folder(path)
+    refuse_folder_as_file(path)
     if not path.resolve().parent.is_dir():
         raise UserError(f"there is no folder {path.resolve().parent}: create it first")
 
@@ -177,3 +179,37 @@ def _sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def read_bytes(path: Path) -> bytes:
+    """The content of a file; UserError if it cannot be read or is empty."""
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from None
+    if not content:
+        raise UserError(f"{path} is empty")
+    return content
+
+
+def file_content_sha256(content: bytes | memoryview) -> str:
+    """The SHA-256 of the content, in hexadecimal."""
+    return hashlib.sha256(content).hexdigest()
+
+
+def lock_file(handle: IO[Any], kind: int = fcntl.LOCK_EX) -> bool:
+    """Lock an open file until it is closed; False if another process has locked it.
+
+    Raises:
+        UserError: if the file system does not support locks.
+    """
+    try:
+        fcntl.flock(handle, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        raise UserError(
+            f"{handle.name} cannot be locked ({error.strerror}): choose a folder on a file system "
+            "with locks, which keep processes from training in the same folder"
+        ) from error
+    return True

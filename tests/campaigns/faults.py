@@ -120,7 +120,7 @@ def contents(run: Path) -> dict[str, str]:
     """All numbers that a run has come to, by file: a digest of each."""
     from safetensors import safe_open
 
-    from iwae.runs.arrays import digest_of
+    from iwae.runs.named_arrays import digest_named_arrays
 
     found = {}
     for path in sorted(run.rglob("*")):
@@ -136,7 +136,7 @@ def contents(run: Path) -> dict[str, str]:
         elif path.parent.name == "checkpoints" and path.is_file():
             with safe_open(path, framework="numpy") as file:  # whose metadata have any order
                 named = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-                found[name] = digest_of(named, file.metadata()["notes"])
+                found[name] = digest_named_arrays(named, file.metadata()["notes"])
         elif path.suffix == ".json" and path.parent.name == "evaluations":
             found[name] = json.dumps(json.loads(path.read_text(), object_hook=_lasting))
         elif path.is_file() and not {"tensorboard", "README.md"} & set(path.parts):

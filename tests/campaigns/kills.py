@@ -171,10 +171,10 @@ def _child(words: tuple[str, ...], folder: Path, moment: Moment | None, err: Pat
         from iwae.cli import main
         from iwae.experiments.cells import Measure, Wanted
         from iwae.results import unfinished
-        from iwae.runs import course
+        from iwae.runs import start_and_resume
         from iwae.training import loop
 
-        course.CHECKPOINT_SECONDS, loop.DISPATCH_SECONDS = 0.05, 0.0
+        start_and_resume.CHECKPOINT_SECONDS, loop.DISPATCH_SECONDS = 0.05, 0.0
         unfinished.SAVE_SECONDS = 0.0
         Wanted.measures = lambda *_: (Measure((1, 5)),)  # L_5000 takes half a minute
         signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -301,7 +301,7 @@ def import_commands() -> None:
     import iwae.cli
     import iwae.experiments.cells
     import iwae.experiments.local
-    import iwae.runs.progress  # noqa: F401
+    import iwae.runs.measurement_progress  # noqa: F401
 
 
 def main() -> int:

@@ -16,26 +16,26 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from iwae.cli.evaluate import _temperatures
-from iwae.config.experiment import read_config
 from iwae.config.presets import preset
-from iwae.config.toml import read_values
-from iwae.data import Dataset, load_dataset, readers, store
+from iwae.config.toml import read_config, read_toml
+from iwae.data import Dataset, dataset_files, load_dataset, readers
 from iwae.data.catalogue import DataFile
 from iwae.experiments.sweep import read_sweep
+from iwae.files import file_content_sha256
 from iwae.models.vae import VAE
-from iwae.objectives.catalogue import objective
+from iwae.objectives.building import objective
 from iwae.reports import gallery
-from iwae.reports.recorded import calibration_figure
+from iwae.reports.recorded_figures import recorded_calibration_figure
 from iwae.results.frame import results
-from iwae.results.reading import known_bounds, read_records, report_damage
-from iwae.results.store import read_arrays
+from iwae.results.reading import read_bounds, read_records, warn_unreadable_record
+from iwae.results.record_files import read_record_arrays
 from iwae.results.unfinished import Unfinished
 from iwae.runs.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
 from iwae.runs.metrics import read_metrics, scalars
-from iwae.runs.models import load_model, read_about, save_model
+from iwae.runs.model_files import load_model, read_model_facts, save_model
 from iwae.runs.trackers import _read_notes
 from iwae.training.loop import init_best
-from iwae.training.schedules import adam
+from iwae.training.optimizers import adam
 from iwae.training.steps import Settings, init_state
 
 RNG = np.random.default_rng(0)
@@ -138,9 +138,9 @@ FIRST: dict[Path, str] = {}
 
 def _published(folder: Path, reader: Callable[..., Any], shapes: Mapping[str, Any]) -> str:
     (path,) = folder.iterdir()
-    known = FIRST.setdefault(path, readers.sha256(path.read_bytes()))
+    known = FIRST.setdefault(path, file_content_sha256(path.read_bytes()))
     file = DataFile(path.name, reader, shapes, sha256=known if path.suffix == ".mat" else None)
-    return digest(*store.check_file(file, path).splits.values())
+    return digest(*dataset_files.check_dataset_file(file, path).splits.values())
 
 
 IMAGES, TWO = {"train": (6, 2, 2)}, {"train": (6, 2, 2), "test": (6, 2, 2)}
@@ -150,7 +150,7 @@ IMAGES, TWO = {"train": (6, 2, 2)}, {"train": (6, 2, 2), "test": (6, 2, 2)}
 
 
 def _config(folder: Path) -> None:
-    from iwae.config.experiment import write_config
+    from iwae.config.toml import write_config
 
     write_config(preset("digits/iwae-k20").config(), folder / "config.toml")
 
@@ -180,7 +180,7 @@ def _model(seed: int = 0) -> VAE:
 
 def _read_model(folder: Path) -> str:
     model = load_model(folder)
-    read_about(folder)
+    read_model_facts(folder)
     return digest(*jax.tree.leaves(model))
 
 
@@ -258,7 +258,7 @@ def _read_records(folder: Path) -> frozenset[str]:
     """Each bound of the records, by a digest."""
     found = []
     for weights in ("final", "best"):
-        found += known_bounds(folder, split="test", weights=weights, pruned=False)
+        found += read_bounds(folder, split="test", weights=weights, pruned=False)
     return frozenset(f"{one.estimator} {digest(one.places, one.values)}" for one in found)
 
 
@@ -266,9 +266,11 @@ def _read_all(folder: Path) -> frozenset[str]:
     """The values of the records of every method, by a digest; their tables and figures are made."""
     list(results([folder]))
     for weights in ("final", "best"):
-        calibration_figure(folder, weights)
+        recorded_calibration_figure(folder, weights)
     plt.close("all")
-    found = [(path, read_arrays(path, report_damage)) for path, _ in read_records(folder)]
+    found = [
+        (path, read_record_arrays(path, warn_unreadable_record)) for path, _ in read_records(folder)
+    ]
     return frozenset(
         f"{path.stem} {name} {digest(array)}"
         for path, arrays in found
@@ -336,22 +338,24 @@ KINDS = {
     "parquet, streamed": Kind(_parquet, partial(_loaded, name="mine.parquet", stream=True)),
     "images": Kind(_images, partial(_loaded, name="images"), share=0.5),
     "idx images": Kind(
-        _idx_images, partial(_published, reader=readers.idx_images, shapes=IMAGES), exact=True
+        _idx_images, partial(_published, reader=readers.read_idx_images, shapes=IMAGES), exact=True
     ),
     "idx labels": Kind(
         _idx_labels,
-        partial(_published, reader=readers.idx_labels, shapes={"train": (6,)}),
+        partial(_published, reader=readers.read_idx_labels, shapes={"train": (6,)}),
         exact=True,
     ),
-    "amat": Kind(_amat, partial(_published, reader=readers.amat, shapes=IMAGES)),
-    "mat": Kind(_mat, partial(_published, reader=readers.omniglot_mat, shapes=TWO)),
+    "amat": Kind(_amat, partial(_published, reader=readers.read_amat, shapes=IMAGES)),
+    "mat": Kind(_mat, partial(_published, reader=readers.read_omniglot_mat, shapes=TWO)),
     "mat of labels": Kind(
         _mat,
-        partial(_published, reader=readers.omniglot_labels, shapes={"train": (6,), "test": (6,)}),
+        partial(
+            _published, reader=readers.read_omniglot_labels, shapes={"train": (6,), "test": (6,)}
+        ),
     ),
     "experiment file": Kind(_config, lambda folder: str(read_config(folder / "config.toml"))),
     "values of a file": Kind(
-        partial(_write, "sweep.toml", SWEEP), lambda folder: str(read_values(folder / "sweep.toml"))
+        partial(_write, "sweep.toml", SWEEP), lambda folder: str(read_toml(folder / "sweep.toml"))
     ),
     "sweep": Kind(partial(_write, "sweep.toml", SWEEP), _read_sweep, share=0.3),
     "model": Kind(

@@ -7,11 +7,11 @@ from pathlib import Path
 
 from iwae.config.presets import FAST, PRESETS, matching
 from iwae.errors import UserError
+from iwae.experiments.cell_results import Cell, cell_results_table, read_cell_result
 from iwae.experiments.cells import Wanted
-from iwae.experiments.costs import duration
-from iwae.experiments.table import Cell, read_cell, table
+from iwae.experiments.costs import cost_in_words
 from iwae.files import atomic_write
-from iwae.results.text import plus_minus
+from iwae.results.formatting import plus_minus
 from result_tables import experiments, gradients, likelihoods, objectives, own_data, speed
 from result_tables.compared import compared_table
 from result_tables.tables import markdown
@@ -20,7 +20,7 @@ from result_tables.tables import markdown
 def cells_table(results: Path, cells: str) -> str:
     """Markdown: cells of published tables; patterns as for `iwae reproduce`, with commas."""
     ours, fast = _both(results, cells)
-    return table(ours, Wanted(), fast=fast.values())
+    return cell_results_table(ours, Wanted(), fast=fast.values())
 
 
 def run_cells_table(results: Path, cells: str) -> str:
@@ -47,15 +47,15 @@ def _run_row(name: str, schedule: str, cell: Cell) -> dict[str, str]:
         "NLL": plus_minus(cell.nll, cell.stderr, 2),
         "other errors": "; ".join(words for words in (cell.others, *seeds) if words),
         "active units": f"{active} ({published})" if published else active,
-        "time": "" if cell.hours is None else duration(cell.hours),
+        "time": "" if cell.hours is None else cost_in_words(cell.hours),
     }
 
 
 def _both(results: Path, cells: str) -> tuple[list[Cell], dict[str, Cell]]:
     """Cells as published, and by their fast recipes under the same names."""
     names = matching(cells.split(","))
-    ours = [read_cell(results, name, Wanted()) for name in names]
-    fast = {n: read_cell(results, FAST + n, Wanted()) for n in names if FAST + n in PRESETS}
+    ours = [read_cell_result(results, name, Wanted()) for name in names]
+    fast = {n: read_cell_result(results, FAST + n, Wanted()) for n in names if FAST + n in PRESETS}
     return ours, fast
 
 

@@ -2,18 +2,18 @@
 
 from pathlib import Path
 
-from iwae.config.comparison import differing
-from iwae.config.experiment import read_config
-from iwae.config.presets import matching, with_baselines
-from iwae.experiments.cell_errors import Annealed
+from iwae.config.presets import matching, presets_with_baselines
+from iwae.config.same_experiment import differing_settings
+from iwae.config.toml import read_config
+from iwae.experiments.cell_means import Annealed
+from iwae.experiments.cell_results import Cell, read_cell_result
 from iwae.experiments.cells import Wanted, cell_folder, cell_runs
-from iwae.experiments.costs import duration
-from iwae.experiments.table import Cell, read_cell
-from iwae.reports.estimates import Row
+from iwae.experiments.costs import cost_in_words
+from iwae.reports.estimates_row import Row
+from iwae.results.formatting import plus_minus
 from iwae.results.reading import read_records
+from iwae.results.record_files import refuse_damaged_record
 from iwae.results.schema import Method
-from iwae.results.store import refuse_damage
-from iwae.results.text import plus_minus
 from result_tables.tables import markdown
 
 
@@ -22,8 +22,8 @@ def compared_table(results: Path, cells: str) -> str:
 
     Patterns are as for `iwae reproduce`, with commas. Empty columns are omitted.
     """
-    names = with_baselines(matching(cells.split(",")))
-    found = [read_cell(results, name, Wanted()) for name in names]
+    names = presets_with_baselines(matching(cells.split(",")))
+    found = [read_cell_result(results, name, Wanted()) for name in names]
     rows = [_row(results, cell) for cell in found if cell.nll is not None]
     if not rows:
         return "No cell of these has been measured yet.\n"
@@ -46,7 +46,7 @@ def _row(results: Path, cell: Cell) -> Row:
         "trained otherwise": ", ".join(_otherwise(results, cell)),
         "active units": "+".join(f"{count:.3g}" for count in cell.active),
         "epochs": f"{cell.epochs:,}",
-        "training": "" if cell.hours is None else duration(cell.hours),
+        "training": "" if cell.hours is None else cost_in_words(cell.hours),
     }
 
 
@@ -58,7 +58,7 @@ def _otherwise(results: Path, cell: Cell) -> list[str]:
         [read_config(run / "config.toml") for run in cell_runs(results, Path(name))]
         for name in (cell.name, cell.entry.beside)
     )
-    found = {name for one in ours for other in theirs for name in differing(other, one)}
+    found = {name for one in ours for other in theirs for name in differing_settings(other, one)}
     return sorted(found - _FREE)
 
 
@@ -76,7 +76,7 @@ def _annealed(found: Annealed | None) -> str:
 def _sides(results: Path, name: str) -> str:
     """The gap between a lower and an upper bound on test examples, from the first record."""
     for run in cell_runs(results, cell_folder(name, Wanted())):
-        for _, record in read_records(run, (Method.SANDWICH,), refuse_damage):
+        for _, record in read_records(run, (Method.SANDWICH,), refuse_damaged_record):
             if record.split == "test" and record.weights == "final" and not record.pruned:
                 settings = f"T = {record.annealing.temperatures}, {record.n:,} images"
                 return f"{plus_minus(*record.models[0].mean('gap'))} ({settings})"

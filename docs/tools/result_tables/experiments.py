@@ -8,11 +8,11 @@ import numpy as np
 
 from iwae.config.experiment import make_config
 from iwae.config.stages import stages_text
+from iwae.results.formatting import plus_minus
 from iwae.results.reading import read_records
-from iwae.results.records import mean_and_error
+from iwae.results.record_files import read_documents
 from iwae.results.schema import Method, Record
-from iwae.results.store import read_documents
-from iwae.results.text import plus_minus
+from iwae.results.summaries import summarise_mean
 from result_tables.tables import LABELS_FOLDER, Row, final_bounds, markdown, mean_and_spread
 
 
@@ -103,7 +103,7 @@ def densities_table(results: Path) -> str:
             ("difference", "difference"),
         ):
             means = np.array([record[key]["mean"] for record in records])
-            row[words] = plus_minus(*mean_and_error(means), 2)
+            row[words] = plus_minus(*summarise_mean(means), 2)
         row["splits"] = str(len(records))
         chosen = {(r["mixture"]["components"], r["mixture"]["covariance"]) for r in records}
         row["mixtures chosen"] = ", ".join(f"{n} {form}" for n, form in sorted(chosen))
@@ -142,6 +142,6 @@ def imputation_row(case: tuple[str, str, float], records: Sequence[dict[str, Any
     least = min(errors, key=lambda method: errors[method].mean())
     unfinished = {method for record in records for method in record["not_converged"]}
     for method, each in errors.items():
-        words = plus_minus(*mean_and_error(each)) + " †" * (method in unfinished)
+        words = plus_minus(*summarise_mean(each)) + " †" * (method in unfinished)
         row[method] = f"**{words}**" if method == least else words
     return row

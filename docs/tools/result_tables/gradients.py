@@ -3,12 +3,12 @@
 from pathlib import Path
 from typing import Any
 
-from iwae.reports.estimates import Row
+from iwae.reports.estimates_row import Row
+from iwae.results.formatting import plus_minus
+from iwae.results.gradient_signal import gradient_signal_powers
 from iwae.results.reading import read_records
+from iwae.results.record_files import refuse_damaged_record
 from iwae.results.schema import Method, Record
-from iwae.results.signal import signal_powers
-from iwae.results.store import refuse_damage
-from iwae.results.text import plus_minus
 from result_tables.tables import benchmark, markdown
 
 
@@ -40,14 +40,14 @@ def slopes_table(results: Path, run: str) -> str:
     There is a row for each objective and estimator of a run, and a column for each group of
     parameters. Cells whose signal is lost in noise are empty.
     """
-    found = read_records(Path(results) / run, (Method.GRADIENTS,), refuse_damage)
+    found = read_records(Path(results) / run, (Method.GRADIENTS,), refuse_damaged_record)
     rows = [row for _, record in found for row in _slope_rows(record)]
     return markdown(rows, f"{results}/{run} holds no record of iwae gradients")
 
 
 def _slope_rows(record: Record) -> list[Row]:
     ks = [row.k for row in record.rows if row.k >= record.slope_from]
-    by_group = signal_powers(record.slopes)
+    by_group = gradient_signal_powers(record.slopes)
     names = dict.fromkeys(name for powers in by_group.values() for name in powers)
     return [
         {

@@ -3,13 +3,14 @@
 from pathlib import Path
 
 from iwae.config.experiment import make_config
+from iwae.config.same_experiment import published_nll
 from iwae.errors import UserError
-from iwae.reports.estimates import Row, estimates_row, published_nll
-from iwae.results.completing import completed, read_completed
+from iwae.reports.estimates_row import Row, estimates_row
+from iwae.results.carrying_over import carry_over, read_carried_over
+from iwae.results.formatting import MIXED_WORDS, format_errors, plus_minus
 from iwae.results.reading import read_records
+from iwae.results.record_files import refuse_damaged_record
 from iwae.results.schema import Method, Part, Record, Weights
-from iwae.results.store import refuse_damage
-from iwae.results.text import MIXED_WORDS, error_words, plus_minus
 from result_tables.tables import markdown, runs_in
 
 
@@ -18,12 +19,12 @@ def largest_records(results: Path) -> dict[str, Record]:
     records: dict[str, Record] = {}
     for run in runs_in(results):
         name = str(run.relative_to(results))
-        for path, record in read_records(run, (Method.IMPORTANCE,), refuse_damage):
+        for path, record in read_records(run, (Method.IMPORTANCE,), refuse_damaged_record):
             whole = record.split == "test" and not record.pruned and record.subset is None
             if whole and (name not in records or record.k >= records[name].k):
                 if record.log_likelihood is None:
                     raise UserError(f"{path}: the mean log-likelihood is not finite")
-                records[name] = completed(run, record, None)
+                records[name] = carry_over(run, record, None)
     return records
 
 
@@ -45,7 +46,7 @@ def likelihood_row(name: str, record: Record, published: str) -> Row:
             nll, record.stderr, digits, spread=spread, of=f" of {len(models)} seeds"
         ),
         "NLL of the true density": "-" if truth is None else f"{-truth:.{digits}f}",
-        "other errors": "; ".join(error_words(record, digits + 1)),
+        "other errors": "; ".join(format_errors(record, digits + 1)),
         "active units": "+".join(f"{count:g}" for count in record.active_units),
         "test images": f"{record.n:,}",
         "published NLL": published,
@@ -79,7 +80,7 @@ def sides_table(results: Path) -> str:
     """Markdown: two-sided bounds on real and simulated examples, of the first replicates."""
     rows = []
     for run in runs_in(results):
-        for _, record in read_completed(run, (Method.SANDWICH,), refuse_damage):
+        for _, record in read_carried_over(run, (Method.SANDWICH,), refuse_damaged_record):
             rows += _sides_rows(str(run.relative_to(results)), record, record.models[0])
     return markdown(rows, f"{results} holds no record of iwae evaluate --method sandwich")
 

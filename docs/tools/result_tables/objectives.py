@@ -6,10 +6,11 @@ from pathlib import Path
 import numpy as np
 
 from iwae.errors import UserError
-from iwae.evaluation.diagnostics import paired_difference, test_sample_error
+from iwae.evaluation.differences import paired_difference
+from iwae.evaluation.standard_errors import standard_error
 from iwae.objectives.declaration import ALL_OPTIONS, OBJECTIVES
+from iwae.results.formatting import plus_minus
 from iwae.results.reading import Known
-from iwae.results.text import plus_minus
 from result_tables.tables import (
     OBJECTIVES_FOLDER,
     Row,
@@ -141,7 +142,7 @@ def _rows_of_estimators(known: Sequence[Known], name: str) -> list[Row]:
         what = f"{high.estimator} - {low.estimator}, {len(mine):,} examples"
         rows.append(_difference(reason, what, plus_minus(*found[:2], 2, sign="+"), name))
     for one in {len(one.places): one for one in (most, longest)}.values():
-        error, n = test_sample_error(one.values[0]), f"{len(one.places):,} test examples"
+        error, n = standard_error(one.values[0]), f"{len(one.places):,} test examples"
         rows.append(_difference("which test examples", n, f"± {error:.2f}", name))
     for record in {id(one.record): one.record for one in known}.values():
         if (drawn := record.binarizations) is not None and drawn.by is None:

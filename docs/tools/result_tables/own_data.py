@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from iwae.results.text import plus_minus
+from iwae.results.formatting import plus_minus
 from result_tables.tables import benchmark, markdown
 
 SIMPLE = ("Gaussian", "independent")

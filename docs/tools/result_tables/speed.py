@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from iwae.errors import UserError
-from iwae.results.text import plus_minus
+from iwae.results.formatting import plus_minus
 from result_tables.tables import Row, benchmark, markdown
 
 AIWAE_STEP = "aiwae S=5 batch=128"

@@ -8,10 +8,10 @@ from typing import Any
 from tabulate import tabulate
 
 from iwae.errors import UserError
-from iwae.reports.estimates import Row
-from iwae.results.reading import Known, known_bounds
-from iwae.results.records import summary_over_replicates
-from iwae.results.text import plus_minus
+from iwae.reports.estimates_row import Row
+from iwae.results.formatting import plus_minus
+from iwae.results.reading import Known, read_bounds
+from iwae.results.summaries import summarise_replicates
 
 OBJECTIVES_FOLDER, LABELS_FOLDER = "objectives", "labels"
 """Folders of the records of `experiments/objectives.py` and `experiments/labels.py`."""
@@ -38,7 +38,7 @@ def runs_of(table: Path) -> dict[str, list[Known]]:
 
 def final_bounds(run: Path) -> list[Known]:
     """The bounds of a run's final models on test examples, loosest first."""
-    return known_bounds(run, split="test", weights="final", pruned=False)
+    return read_bounds(run, split="test", weights="final", pruned=False)
 
 
 def markdown(rows: Iterable[Row], if_none: str = "") -> str:
@@ -64,5 +64,5 @@ def benchmark(results: Path, name: str, command: str = "") -> Any:
 
 def mean_and_spread(one: Known) -> str:
     """The mean over examples and seeds, its standard error, and the deviation between seeds."""
-    mean, error, spread = summary_over_replicates(one.values).values()
+    mean, error, spread = summarise_replicates(one.values).values()
     return plus_minus(mean, error, 2, spread=spread)

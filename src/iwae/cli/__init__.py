@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from iwae.cli import answers, evaluate, interrupts, lists, outputs, queue, reproduce, train
 from iwae.cli.parsing import FAILURE, USAGE_ERROR
-from iwae.errors import OUT_OF_MEMORY, UserError, is_out_of_memory
+from iwae.errors import OUT_OF_MEMORY, UserError, is_memory_error
 
 
 class Command(NamedTuple):
@@ -33,53 +33,67 @@ class Command(NamedTuple):
 
 
 COMMANDS = {
-    "train": Command(train.Train, train.train, "train a model, or resume a run"),
+    "train": Command(train.Train, train.train_command, "train a model, or resume a run"),
     "evaluate": Command(
         evaluate.Evaluate,
-        evaluate.evaluate,
+        evaluate.evaluate_command,
         "measure log-likelihoods, two-sided bounds and active units of a run",
     ),
     "classify": Command(
-        evaluate.Classify, evaluate.classify, "classify examples with a conditional run"
+        evaluate.Classify, evaluate.classify_command, "classify examples with a conditional run"
     ),
     "calibrate": Command(
-        evaluate.Calibrate, evaluate.calibrate, "measure the calibration of a run's encoder"
+        evaluate.Calibrate, evaluate.calibrate_command, "measure the calibration of a run's encoder"
     ),
     "gradients": Command(
         evaluate.Gradients,
-        evaluate.gradients,
+        evaluate.gradients_command,
         "measure signal, noise and bias of gradient estimators on a run's models",
     ),
-    "encode": Command(answers.Encode, answers.encode, "write the latents of each row of a file"),
-    "score": Command(answers.Score, answers.score, "write each row's log-likelihood and p-value"),
-    "sample": Command(answers.Sample, answers.sample, "write rows drawn from a model"),
-    "impute": Command(answers.Impute, answers.impute, "fill in the missing values of a table"),
-    "compare": Command(evaluate.Compare, evaluate.compare, "compare runs, example by example"),
+    "encode": Command(
+        answers.Encode, answers.encode_command, "write the latents of each row of a file"
+    ),
+    "score": Command(
+        answers.Score, answers.score_command, "write each row's log-likelihood and p-value"
+    ),
+    "sample": Command(answers.Sample, answers.sample_command, "write rows drawn from a model"),
+    "impute": Command(
+        answers.Impute, answers.impute_command, "fill in the missing values of a table"
+    ),
+    "compare": Command(
+        evaluate.Compare, evaluate.compare_command, "compare runs, example by example"
+    ),
     "figures": Command(
         outputs.Figures,
-        outputs.draw_figures,
+        outputs.figures_command,
         "draw samples, reconstructions, curves and filters of a run",
     ),
-    "report": Command(outputs.ReportPage, outputs.report, "show runs side by side on one page"),
-    "export": Command(
-        outputs.Export, outputs.export, "export a model to share, with a card and a picture"
+    "report": Command(
+        outputs.ReportPage, outputs.report_command, "show runs side by side on one page"
     ),
-    "push": Command(outputs.Push, outputs.push, "upload an exported model to the Hugging Face Hub"),
+    "export": Command(
+        outputs.Export, outputs.export_command, "export a model to share, with a card and a picture"
+    ),
+    "push": Command(
+        outputs.Push, outputs.push_command, "upload an exported model to the Hugging Face Hub"
+    ),
     "reproduce": Command(
-        reproduce.Reproduce, reproduce.reproduce, "reproduce published tables, cell by cell"
+        reproduce.Reproduce, reproduce.reproduce_command, "reproduce published tables, cell by cell"
     ),
     "sweep": Command(
-        queue.Sweep, queue.sweep, "run every combination of an experiment file's lists"
+        queue.Sweep, queue.sweep_command, "run every combination of an experiment file's lists"
     ),
     "objectives": Command(
-        lists.Objectives, lists.objectives, "list the objectives and their gradient estimators"
+        lists.Objectives,
+        lists.objectives_command,
+        "list the objectives and their gradient estimators",
     ),
-    "presets": Command(lists.Presets, lists.presets, "list the published experiments"),
-    "data": Command(lists.Data, lists.data, "list, fetch or verify data sets"),
+    "presets": Command(lists.Presets, lists.presets_command, "list the published experiments"),
+    "data": Command(lists.Data, lists.data_command, "list, fetch or verify data sets"),
 }
 
 
-def usage() -> str:
+def _usage() -> str:
     """The text of `iwae --help`."""
     lines = "\n".join(f"  {name:10} {command.summary}" for name, command in COMMANDS.items())
     return (
@@ -96,7 +110,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(format="iwae: %(message)s", level=logging.WARNING)
     logging.getLogger("absl").setLevel(logging.CRITICAL)  # it raises what it logs
     if not arguments or arguments[0] in ("-h", "--help", "help"):
-        print(usage())
+        print(_usage())
         return 0 if arguments else USAGE_ERROR
     if arguments[0] == "--version":
         print(f"iwae {version('iwae')}")
@@ -107,7 +121,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(name: str, *arguments: str) -> int:
     """Run a command and return its exit status; print a failure as one line."""
     lost: interrupts.Lost = []
-    before, sys.unraisablehook = sys.unraisablehook, partial(interrupts.send_again, lost)
+    before, sys.unraisablehook = sys.unraisablehook, partial(interrupts.resend_interrupt, lost)
     try:
         return interrupts.interrupt_first(partial(_command(name), arguments), lost)
     except UserError as error:
@@ -135,7 +149,7 @@ def _failure(error: Exception) -> str:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         remedy = "; free some space, then repeat the command, or resume the run" if full else ""
         return f"{place}{error.strerror or error}{remedy}"
-    if is_out_of_memory(error):
+    if is_memory_error(error):
         return OUT_OF_MEMORY
     raise error
 

@@ -9,9 +9,11 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from iwae.cli import parsing
-from iwae.config.columns import unquoted
-from iwae.errors import UserError, counted
-from iwae.files import check_output
+from iwae.cli.jax_setup import set_up_jax
+from iwae.config.quoting import unquoted
+from iwae.errors import UserError
+from iwae.files import check_writable_file
+from iwae.wording import count_in_words
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -119,31 +121,31 @@ class Impute(RowOptions):
     """Rows per batch; affects speed, not results (default: automatic)."""
 
 
-def encode(arguments: Sequence[str]) -> int:
+def encode_command(arguments: Sequence[str]) -> int:
     """`iwae encode`."""
     options = parsing.parse(Encode, "encode", arguments)
     _check_out(options.out, options.file, overwrite=options.overwrite)
-    parsing.set_up_jax()
-    from iwae.data.writers import write_pieces
-    from iwae.runs.answers import encode_pieces
+    set_up_jax()
+    from iwae.data.writers import write_table_pieces
+    from iwae.runs.row_answers import encode_row_pieces
 
-    n, pieces = encode_pieces(**_as_arguments(options))
-    write_pieces(options.out, pieces, n)
+    n, pieces = encode_row_pieces(**_as_arguments(options))
+    write_table_pieces(options.out, pieces, n)
     _print_binarized(options)
     print(options.out)
     return 0
 
 
-def score(arguments: Sequence[str]) -> int:
+def score_command(arguments: Sequence[str]) -> int:
     """`iwae score`."""
     options = parsing.parse(Score, "score", arguments)
     _check_out(options.out, options.file, overwrite=options.overwrite)
-    parsing.set_up_jax()
-    from iwae.data.writers import write_pieces
-    from iwae.evaluation.diagnostics import pareto_threshold
-    from iwae.runs.answers import score_pieces
+    set_up_jax()
+    from iwae.data.writers import write_table_pieces
+    from iwae.evaluation.tails import pareto_threshold
+    from iwae.runs.row_answers import score_row_pieces
 
-    n, pieces = score_pieces(**_as_arguments(options))
+    n, pieces = score_row_pieces(**_as_arguments(options))
     total, unreliable, threshold = 0.0, 0, pareto_threshold(options.k)
 
     def summed() -> Iterator[Any]:
@@ -153,8 +155,8 @@ def score(arguments: Sequence[str]) -> int:
             unreliable += int((cells["pareto_k"] > threshold).sum())
             yield cells
 
-    write_pieces(options.out, summed(), n)
-    print(f"mean log-likelihood {total / n:.3f} nats over {counted(n, 'row', ',')}")
+    write_table_pieces(options.out, summed(), n)
+    print(f"mean log-likelihood {total / n:.3f} nats over {count_in_words(n, 'row', ',')}")
     meaning = "whose Monte Carlo error may be larger than stated"
     _print_unreliable(unreliable, f"above {threshold:.2f}", meaning)
     _print_binarized(options, "monte_carlo_error")
@@ -168,9 +170,9 @@ def _print_binarized(options: RowOptions, error: str = "") -> None:
     Args:
         error: column of an error that does not include the error of the binarisation.
     """
-    from iwae.runs.rows import binarized_at_random, fitted
+    from iwae.runs.row_reading import reads_binarized_rows, row_reading_model
 
-    if binarized_at_random(fitted(options.run, options.weights)):
+    if reads_binarized_rows(row_reading_model(options.run, options.weights)):
         without = f", and {error} does not include that" if error else ""
         print(
             f"grey levels were binarised at random, as in training (--seed {options.seed}; another "
@@ -181,20 +183,20 @@ def _print_binarized(options: RowOptions, error: str = "") -> None:
 def _print_unreliable(count: int, size: str, meaning: str) -> None:
     """Print a line if k-hat is too large for some rows."""
     if count:
-        print(f"k-hat is {size} for {counted(count, 'row', ',')}, {meaning}")
+        print(f"k-hat is {size} for {count_in_words(count, 'row', ',')}, {meaning}")
 
 
-def sample(arguments: Sequence[str]) -> int:
+def sample_command(arguments: Sequence[str]) -> int:
     """`iwae sample`."""
     options = parsing.parse(Sample, "sample", arguments)
     _check_out(options.out, None, overwrite=options.overwrite)
     given = _parse_given(options.given)
-    parsing.set_up_jax()
+    set_up_jax()
     from iwae.data.writers import write_table
-    from iwae.evaluation.diagnostics import pareto_threshold
+    from iwae.evaluation.tails import pareto_threshold
     from iwae.models.conditional import ConditionalVAE
-    from iwae.runs.answers import label_of, sample_rows
-    from iwae.runs.rows import fitted
+    from iwae.runs.row_answers import label_of, sample_rows
+    from iwae.runs.row_reading import row_reading_model
 
     k = {"is": 100_000, "ais": 1000}[options.method] if options.k is None else options.k
     cells, found = sample_rows(
@@ -207,7 +209,7 @@ def sample(arguments: Sequence[str]) -> int:
         seed=options.seed,
     )
     if options.out.suffix.lower() == ".npy" and len(cells) > 1:
-        fit = fitted(options.run, options.weights)
+        fit = row_reading_model(options.run, options.weights)
         if isinstance(fit.model, ConditionalVAE):
             del cells[label_of(fit)]
             print("without the labels of the rows, which files with other suffixes have")
@@ -249,12 +251,12 @@ def _parse_given(text: str | None) -> dict[str, str]:
     return found
 
 
-def impute(arguments: Sequence[str]) -> int:
+def impute_command(arguments: Sequence[str]) -> int:
     """`iwae impute`."""
     options = parsing.parse(Impute, "impute", arguments)
-    parsing.set_up_jax()
+    set_up_jax()
     from iwae.inference.kernels import KHAT_LEAST
-    from iwae.runs.completion import impute_file
+    from iwae.runs.file_imputation import impute_file
 
     chosen = dict(vars(options))
     done = impute_file(chosen.pop("run"), chosen.pop("file"), chosen.pop("out"), **chosen)
@@ -283,4 +285,4 @@ def _check_out(out: Path, file: Path | None, *, overwrite: bool) -> None:
 
     if out.suffix.lower() not in WRITERS:
         raise UserError(f"{out} must have one of the suffixes {', '.join(WRITERS)}")
-    check_output(out, file, overwrite=overwrite)
+    check_writable_file(out, file, overwrite=overwrite)

@@ -13,8 +13,10 @@ import tyro
 import iwae
 from iwae.cli import parsing
 from iwae.cli.interrupts import Terminated, sigterm_as_ctrl_c
-from iwae.errors import UserError, shorten
-from iwae.results.description import describe, describe_comparison, describe_gradients
+from iwae.cli.jax_setup import set_up_jax
+from iwae.errors import UserError
+from iwae.results.description import comparison_description, describe, gradients_description
+from iwae.wording import shorten_words
 
 Method = Literal["is", "ais", "bdmc", "sandwich", "rate-distortion", "information"]
 
@@ -85,11 +87,11 @@ class Evaluate(parsing.RunOptions):
     quiet: parsing.Quiet = False
 
 
-def evaluate(arguments: Sequence[str]) -> int:
+def evaluate_command(arguments: Sequence[str]) -> int:
     """`iwae evaluate`."""
     options = parsing.parse(Evaluate, "evaluate", arguments)
     chosen = _method_options(options)
-    parsing.set_up_jax()
+    set_up_jax()
     function, names = METHODS[options.method]
     if "schedule" in names:
         path = {name: chosen.pop(name) for name in _PATH if name in chosen}
@@ -103,11 +105,11 @@ def _run_measurement(
     function: Callable[..., dict[str, Any]], *, json: bool, quiet: bool, **options: Any
 ) -> int:
     """Measure, print the record and return the exit status; a stop keeps finished work."""
-    from iwae.runs.progress import tracker
+    from iwae.runs.measurement_progress import measurement_progress
 
     try:
         with sigterm_as_ctrl_c():
-            record = function(track=tracker(quiet=quiet), **options)
+            record = function(track=measurement_progress(quiet=quiet), **options)
     except KeyboardInterrupt as stopped:
         number = signal.SIGTERM if isinstance(stopped, Terminated) else signal.SIGINT
         print(f"stopped by {number.name}; repeat the command to resume", file=sys.stderr)
@@ -142,7 +144,7 @@ def _method_options(options: Evaluate) -> dict[str, Any]:
 
 def _annealing_settings(given: dict[str, Any]) -> Any:
     """Build the annealing settings; any other name of a schedule is that of a file."""
-    from iwae.results.annealed import ADAPTIVE, SCHEDULES, Annealing
+    from iwae.results.ais import ADAPTIVE, SCHEDULES, Annealing
 
     known = (*SCHEDULES, ADAPTIVE)
     if given.get("schedule", "sigmoid") not in known:
@@ -161,7 +163,7 @@ def _temperatures(name: str, known: Iterable[str]) -> tuple[float, ...]:
     try:
         return tuple(float(word) for word in path.read_text().replace(",", " ").split())
     except (ValueError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not a list of numbers: {shorten(error)}") from error
+        raise UserError(f"{path} is not a list of numbers: {shorten_words(error)}") from error
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -192,10 +194,10 @@ class Classify(parsing.RunOptions):
     quiet: parsing.Quiet = False
 
 
-def classify(arguments: Sequence[str]) -> int:
+def classify_command(arguments: Sequence[str]) -> int:
     """`iwae classify`."""
     options = parsing.parse(Classify, "classify", arguments)
-    parsing.set_up_jax()
+    set_up_jax()
     return _run_measurement(iwae.classify_run, **vars(options))
 
 
@@ -223,14 +225,14 @@ class Calibrate(parsing.RunOptions):
     quiet: parsing.Quiet = False
 
 
-def calibrate(arguments: Sequence[str]) -> int:
+def calibrate_command(arguments: Sequence[str]) -> int:
     """`iwae calibrate`."""
     options = parsing.parse(Calibrate, "calibrate", arguments)
-    parsing.set_up_jax()
-    from iwae.reports.recorded import draw_calibration
+    set_up_jax()
+    from iwae.reports.recorded_figures import draw_recorded_calibration
 
     status = _run_measurement(iwae.calibrate_run, **vars(options))
-    draw_calibration(options.run)
+    draw_recorded_calibration(options.run)
     return status
 
 
@@ -278,18 +280,20 @@ class Gradients(parsing.RunOptions):
     quiet: parsing.Quiet = False
 
 
-def gradients(arguments: Sequence[str]) -> int:
+def gradients_command(arguments: Sequence[str]) -> int:
     """`iwae gradients`."""
     options = parsing.parse(Gradients, "gradients", arguments)
-    parsing.set_up_jax()
-    from iwae.reports.recorded import draw_gradients
-    from iwae.runs.progress import tracker
+    set_up_jax()
+    from iwae.reports.recorded_figures import draw_recorded_gradients
+    from iwae.runs.measurement_progress import measurement_progress
 
     chosen = dict(vars(options))
     run, as_json, quiet = (chosen.pop(name) for name in ("run", "json", "quiet"))
-    record = iwae.gradients_run(run, ks=chosen.pop("k"), track=tracker(quiet=quiet), **chosen)
-    draw_gradients(run)
-    return _print(record, describe_gradients, as_json=as_json)
+    record = iwae.gradients_run(
+        run, ks=chosen.pop("k"), track=measurement_progress(quiet=quiet), **chosen
+    )
+    draw_recorded_gradients(run)
+    return _print(record, gradients_description, as_json=as_json)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -310,13 +314,13 @@ class Compare:
     json: parsing.Json = False
 
 
-def compare(arguments: Sequence[str]) -> int:
+def compare_command(arguments: Sequence[str]) -> int:
     """`iwae compare`."""
     options = parsing.parse(Compare, "compare", arguments)
-    from iwae.results.frame import write_csv
+    from iwae.results.frame import write_results_csv
 
     chosen = dict(vars(options))
     as_json, csv = chosen.pop("json"), chosen.pop("csv")
     if csv is not None:
-        write_csv(options.runs, csv)
-    return _print(iwae.compare(**chosen), describe_comparison, as_json=as_json)
+        write_results_csv(options.runs, csv)
+    return _print(iwae.compare(**chosen), comparison_description, as_json=as_json)

@@ -55,7 +55,7 @@ def _send(number: int, thread: int) -> None:
         signal.pthread_kill(thread, number)
 
 
-def send_again(lost: Lost, error: "sys.UnraisableHookArgs") -> None:
+def resend_interrupt(lost: Lost, error: "sys.UnraisableHookArgs") -> None:
     """Repeat an interrupt that Python could not raise, since it came in a callback or finaliser."""
     if not issubclass(error.exc_type, KeyboardInterrupt):
         sys.__unraisablehook__(error)

@@ -20,7 +20,7 @@ class Objectives:
     """Only those whose names match, e.g. '*iwae'."""
 
 
-def objectives(arguments: Sequence[str]) -> int:
+def objectives_command(arguments: Sequence[str]) -> int:
     """`iwae objectives`."""
     options = parsing.parse(Objectives, "objectives", arguments)
     for name in parsing.matching(OBJECTIVES, options.pattern, "objective"):
@@ -50,7 +50,7 @@ class Presets:
     """Only those whose names match, e.g. 'table1/mnist/*'."""
 
 
-def presets(arguments: Sequence[str]) -> int:
+def presets_command(arguments: Sequence[str]) -> int:
     """`iwae presets`."""
     options = parsing.parse(Presets, "presets", arguments)
     for name in matching([options.pattern]):
@@ -77,7 +77,7 @@ class Data:
     data_dir: parsing.DataDir = None
 
 
-def data(arguments: Sequence[str]) -> int:
+def data_command(arguments: Sequence[str]) -> int:
     """`iwae data`."""
     from iwae.data import fetch, list_datasets, verify
 

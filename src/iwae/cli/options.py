@@ -35,7 +35,7 @@ A new field joins the group of the field before it."""
 _SEEN = object()  # marks a type to which our rule was applied: tyro's own rule comes next
 
 
-def registry(hidden: Collection[str] = ()) -> ConstructorRegistry:
+def option_rules(hidden: Collection[str] = ()) -> ConstructorRegistry:
     """tyro's rules for types, extended by those of this module.
 
     Args:

@@ -8,6 +8,7 @@ from typing import Annotated
 import tyro
 
 from iwae.cli import parsing
+from iwae.cli.jax_setup import set_up_jax
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -17,13 +18,13 @@ class Figures(parsing.RunOptions):
     data_dir: parsing.DataDir = None
 
 
-def draw_figures(arguments: Sequence[str]) -> int:
+def figures_command(arguments: Sequence[str]) -> int:
     """`iwae figures`."""
     options = parsing.parse(Figures, "figures", arguments)
-    parsing.set_up_jax()
-    from iwae.reports.gallery import draw_run
+    set_up_jax()
+    from iwae.reports.gallery import draw_gallery
 
-    for path in draw_run(**vars(options)):
+    for path in draw_gallery(**vars(options)):
         print(path)
     return 0
 
@@ -40,10 +41,10 @@ class ReportPage:
     data_dir: parsing.DataDir = None
 
 
-def report(arguments: Sequence[str]) -> int:
+def report_command(arguments: Sequence[str]) -> int:
     """`iwae report`."""
     options = parsing.parse(ReportPage, "report", arguments)
-    parsing.set_up_jax()
+    set_up_jax()
     from iwae.reports.page.write import write_page
 
     chosen = dict(vars(options))
@@ -68,10 +69,10 @@ class Export(parsing.RunOptions):
     """Replace an earlier export."""
 
 
-def export(arguments: Sequence[str]) -> int:
+def export_command(arguments: Sequence[str]) -> int:
     """`iwae export`."""
     options = parsing.parse(Export, "export", arguments)
-    parsing.set_up_jax()
+    set_up_jax()
     from iwae.reports.export import export_run
 
     print(export_run(**vars(options)))
@@ -92,7 +93,7 @@ class Push:
     """Branch; created if it does not exist (default: the main branch)."""
 
 
-def push(arguments: Sequence[str]) -> int:
+def push_command(arguments: Sequence[str]) -> int:
     """`iwae push`."""
     options = parsing.parse(Push, "push", arguments)
     from iwae.reports.hub import push_to_hub

@@ -17,7 +17,9 @@ import tyro
 
 from iwae.cli import parsing
 from iwae.cli.interrupts import Terminated, sigterm_as_ctrl_c
-from iwae.errors import UserError, counted
+from iwae.cli.jax_setup import cores_for_jax, set_up_jax
+from iwae.errors import UserError
+from iwae.wording import count_in_words
 
 if TYPE_CHECKING:
     from iwae.experiments.local import Outcome
@@ -51,7 +53,7 @@ class QueueOptions:
     quiet: parsing.Quiet = False
 
 
-def refuse(options: Any, names: Collection[str], rule: str) -> None:
+def refuse_queue_options(options: Any, names: Collection[str], rule: str) -> None:
     """Raise UserError for the first of these options that is not at its default."""
     for field in dataclasses.fields(options):
         if field.name in names and getattr(options, field.name) != field.default:
@@ -77,10 +79,10 @@ class Sweep(QueueOptions):
     """Also measure by annealed importance sampling, with this many temperatures, e.g. 500."""
 
 
-def sweep(arguments: Sequence[str]) -> int:
+def sweep_command(arguments: Sequence[str]) -> int:
     """`iwae sweep`."""
     options = parsing.parse(Sweep, "sweep", arguments)
-    parsing.set_up_jax()
+    set_up_jax()
     from iwae.experiments.sweep import read_sweep
     from iwae.experiments.tasks import Measure
 
@@ -89,7 +91,7 @@ def sweep(arguments: Sequence[str]) -> int:
         measures.append(Measure(temperatures=options.ais, examples=options.examples))
     for measure in measures:
         measure.check()
-    check_out(options.out)
+    check_queue_out(options.out)
     tasks = read_sweep(options.file, options.out, tuple(measures))
     return work(options, tasks, ["sweep", *arguments])
 
@@ -101,12 +103,12 @@ def work(options: Any, tasks: Sequence["Task"], arguments: Sequence[str]) -> int
         arguments: the command line, which worker processes repeat.
     """
     _check_options(options)
-    budget = math.inf if options.budget is None else seconds(options.budget)
+    budget = math.inf if options.budget is None else queue_budget_seconds(options.budget)
     if options.dry_run:
         return _print_plan(options, tasks)
     _check_writable(options.out)
     from iwae.experiments.tasks import Status
-    from iwae.runs.folder import Stopped
+    from iwae.runs.stopping import Stopped
 
     command, deadline = os.environ.get(COMMAND) or uuid.uuid4().hex, time.monotonic() + budget
     failed = 0
@@ -128,19 +130,19 @@ def work(options: Any, tasks: Sequence["Task"], arguments: Sequence[str]) -> int
 def _check_options(options: Any) -> None:
     """Raise UserError for options that are invalid or contradict each other."""
     if options.engine != "ray":
-        refuse(options, {"address", "scratch", "cpus", "gpus"}, "needs --engine ray")
+        refuse_queue_options(options, {"address", "scratch", "cpus", "gpus"}, "needs --engine ray")
     if options.cpus < 1 or options.gpus < 0:
         raise UserError(
             f"--cpus is {options.cpus} and --gpus {options.gpus:g}; choose at least 1 and 0"
         )
     if options.engine == "ray":
-        refuse(options, {"workers"}, "needs --engine here; a Ray cluster has its own")
-    cores = len(parsing.cores())
+        refuse_queue_options(options, {"workers"}, "needs --engine here; a Ray cluster has its own")
+    cores = len(cores_for_jax())
     if not 1 <= options.workers <= cores:
         raise UserError(f"--workers is {options.workers}; choose 1 to {cores}, the number of cores")
 
 
-def check_out(out: Path) -> None:
+def check_queue_out(out: Path) -> None:
     """Raise UserError if the folder for the runs is a file."""
     if out.exists() and not out.is_dir():
         raise UserError(f"{out} is a file; name a folder for the runs")
@@ -170,7 +172,7 @@ def _run_processes(
     Each process takes tasks that no other is working on. They leave tasks that start from one in
     use to the caller.
     """
-    cores = parsing.cores()
+    cores = cores_for_jax()
     shares = [cores[i :: options.workers] for i in range(options.workers)]
     # Of a repeated option, the last counts.
     line = [sys.executable, "-m", "iwae", *arguments, "--workers", "1", "--quiet"]
@@ -206,10 +208,10 @@ PROGRESS_SECONDS = 30.0
 
 def _print_progress(out: Path, tasks: Sequence["Task"]) -> None:
     """Print the epochs of the tasks that a process is working on."""
-    from iwae.experiments.tasks import Status, state_of
+    from iwae.experiments.tasks import Status, task_state
 
     for task in tasks:
-        if (state := state_of(out, task)).status == Status.IN_USE:
+        if (state := task_state(out, task)).status == Status.IN_USE:
             epochs = f"epoch {state.epoch:,} of {task.config.epochs:,}"
             print(f"{task.name}: {epochs}", file=sys.stderr, flush=True)
 
@@ -220,7 +222,7 @@ def _outcomes(
     """The outcomes of the tasks, in the order in which they end."""
     from iwae.experiments import local
     from iwae.experiments.cluster import work_on_ray
-    from iwae.runs.progress import tracker
+    from iwae.runs.measurement_progress import measurement_progress
     from iwae.training.progress import show_training
 
     shared = {"data_dir": options.data_dir, "deadline": deadline}
@@ -244,7 +246,7 @@ def _outcomes(
         tasks,
         command=command,
         show=partial(show_training, quiet=options.quiet),
-        track=tracker(quiet=options.quiet),
+        track=measurement_progress(quiet=options.quiet),
         begin=begin,
         **shared,
     )
@@ -252,23 +254,28 @@ def _outcomes(
 
 def _print_plan(options: Any, tasks: Sequence["Task"]) -> int:
     """Print what would be done; returns the exit status."""
-    from iwae.experiments.costs import duration, hours
-    from iwae.experiments.tasks import Status, state_of
+    from iwae.experiments.costs import cost_hours, cost_in_words
+    from iwae.experiments.tasks import Status, task_state
 
     total = 0.0
     for task in tasks:
-        state, cost = state_of(options.out, task), hours(task.config)
+        state, cost = task_state(options.out, task), cost_hours(task.config)
         if cost is not None:
             trained = state.status in (Status.TRAINED, Status.DONE)
             cost *= 0.0 if trained else 1 - state.epoch / task.config.epochs
             total += cost
-        seeds = counted(task.config.replicates, "seed")
-        print(f"{task.name:44} {state.status:8} {seeds:8} {duration(cost):>9} of training left")
-    print(f"{counted(len(tasks), 'run')}, {duration(total)} of training, where the costs are known")
+        seeds = count_in_words(task.config.replicates, "seed")
+        print(
+            f"{task.name:44} {state.status:8} {seeds:8} {cost_in_words(cost):>9} of training left"
+        )
+    print(
+        f"{count_in_words(len(tasks), 'run')}, {cost_in_words(total)} of training, where the costs "
+        "are known"
+    )
     return 0
 
 
-def seconds(text: str) -> float:
+def queue_budget_seconds(text: str) -> float:
     """Convert a time such as 2h, 90m, 1h30m or 45s to seconds.
 
     Raises:

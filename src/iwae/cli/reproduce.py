@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from iwae.cli import parsing, queue
-from iwae.config.presets import FAST, PRESETS, with_baselines
-from iwae.config.presets import cells as matching_cells
+from iwae.cli.jax_setup import set_up_jax
+from iwae.config.presets import FAST, PRESETS, presets_with_baselines
+from iwae.config.presets import preset_cells as matching_cells
 from iwae.errors import UserError
 
 if TYPE_CHECKING:
+    from iwae.experiments.cell_results import Cell
     from iwae.experiments.cells import Wanted
-    from iwae.experiments.table import Cell
     from iwae.experiments.tasks import Task
 
 
@@ -65,27 +66,27 @@ RESTRICTED = (
 """Options, and the only actions that use them; every action uses all others."""
 
 
-def reproduce(arguments: Sequence[str]) -> int:
+def reproduce_command(arguments: Sequence[str]) -> int:
     """`iwae reproduce`."""
     options = parsing.parse(Reproduce, "reproduce", arguments, hidden=_ignored(arguments))
     cells = matching_cells(options.cells or ("*",), options.recipe)
     if options.action == "run" and not options.cells:
         raise UserError("name the cells to run; `iwae reproduce list` lists them")
-    parsing.set_up_jax()
-    from iwae.experiments.cells import Wanted, plan
-    from iwae.experiments.table import read_cells
+    set_up_jax()
+    from iwae.experiments.cell_results import read_cell_results
+    from iwae.experiments.cells import Wanted, plan_cells
 
     annealed = {"temperatures": options.ais, "examples": options.examples}
     wanted = Wanted(options.seeds, options.epochs_scale, **annealed)
     wanted.check()
-    queue.check_out(options.out)
+    queue.check_queue_out(options.out)
     _check_action(options)
     if options.action in ("list", "table"):
-        cells = with_baselines(cells) if options.action == "table" else cells
-        return _print_results(options, read_cells(options.out, cells, wanted), wanted)
+        cells = presets_with_baselines(cells) if options.action == "table" else cells
+        return _print_results(options, read_cell_results(options.out, cells, wanted), wanted)
     if options.action == "status":
-        return _print_status(options, plan(options.out, cells, wanted))
-    return queue.work(options, plan(options.out, cells, wanted), ["reproduce", *arguments])
+        return _print_status(options, plan_cells(options.out, cells, wanted))
+    return queue.work(options, plan_cells(options.out, cells, wanted), ["reproduce", *arguments])
 
 
 def _ignored(arguments: Sequence[str]) -> set[str]:
@@ -100,19 +101,23 @@ def _check_action(options: Any) -> None:
     """Raise UserError for an option that the action would ignore."""
     for names, actions in RESTRICTED:
         if options.action not in actions:
-            queue.refuse(options, names, f"goes with these actions: {', '.join(actions)}")
+            queue.refuse_queue_options(
+                options, names, f"goes with these actions: {', '.join(actions)}"
+            )
     if options.ais is None:
-        queue.refuse(options, {"examples"}, "is the number of examples to anneal: it needs --ais")
+        queue.refuse_queue_options(
+            options, {"examples"}, "is the number of examples to anneal: it needs --ais"
+        )
 
 
 def _print_results(options: Any, cells: Sequence["Cell"], wanted: "Wanted") -> int:
     """Print the results of cells, and at the end why some cannot be read."""
-    from iwae.experiments.table import read_cells, table
+    from iwae.experiments.cell_results import cell_results_table, read_cell_results
 
     if options.action == "table":
         names = [FAST + cell.name for cell in cells if FAST + cell.name in PRESETS]
-        fast = read_cells(options.out, names, wanted)
-        print(table(cells, wanted, options.format, fast), end="", flush=True)
+        fast = read_cell_results(options.out, names, wanted)
+        print(cell_results_table(cells, wanted, options.format, fast), end="", flush=True)
         cells = [*cells, *fast]
     else:
         print("\n".join(_list_line(cell, wanted) for cell in cells), flush=True)
@@ -124,7 +129,7 @@ def _print_results(options: Any, cells: Sequence["Cell"], wanted: "Wanted") -> i
 
 def _list_line(cell: "Cell", wanted: "Wanted") -> str:
     """A line of the list of cells."""
-    from iwae.experiments.costs import duration, hours
+    from iwae.experiments.costs import cost_hours, cost_in_words
 
     published = "-" if cell.entry.nll is None else f"{cell.entry.nll:.2f}"
     ours = "-" if cell.nll is None else f"{cell.nll:.2f}"
@@ -134,16 +139,17 @@ def _list_line(cell: "Cell", wanted: "Wanted") -> str:
     elif wanted.epochs_scale < 1 or cell.is_shortened:
         ours += " (shortened: no reproduction)"
     return (
-        f"{cell.name:36} published {published:>7}  ours {ours:>7}  {duration(hours(config)):>9}  "
+        f"{cell.name:36} published {published:>7}  ours {ours:>7}  "
+        f"{cost_in_words(cost_hours(config)):>9}  "
         f"{cell.entry.source}"
     )
 
 
 def _print_status(options: Any, tasks: Sequence["Task"]) -> int:
     """Print the progress of tasks; omit those that have not started, unless cells are named."""
-    from iwae.experiments.tasks import Status, state_of
+    from iwae.experiments.tasks import Status, task_state
 
-    states = [(task, state_of(options.out, task)) for task in tasks]
+    states = [(task, task_state(options.out, task)) for task in tasks]
     started = [one for one in states if options.cells or one[1].status != Status.WAITING]
     for task, state in started:
         epochs = f"epoch {state.epoch:,} of {task.config.epochs:,}"

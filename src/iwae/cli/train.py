@@ -10,16 +10,18 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 from iwae.cli import parsing
+from iwae.cli.jax_setup import set_up_jax
 from iwae.config.defaults import defaults_for
-from iwae.config.experiment import TrainConfig, read_config
+from iwae.config.experiment import TrainConfig
 from iwae.config.presets import preset
-from iwae.config.stages import StageConfig, parse_stages
-from iwae.data.load import check_name
+from iwae.config.stages import StageConfig, stages_from_text
+from iwae.config.toml import read_config
+from iwae.data.load import check_load_arguments
 from iwae.data.own import is_own
 from iwae.errors import UserError
 
 if TYPE_CHECKING:
-    from iwae.runs.setup import Job
+    from iwae.runs.jobs import Job
     from iwae.training.loop import Report
 
 
@@ -53,7 +55,7 @@ class Train:
     """Print a line per epoch, even on a terminal."""
 
 
-def train(arguments: Sequence[str]) -> int:
+def train_command(arguments: Sequence[str]) -> int:
     """`iwae train`."""
     base, rest = _base_config(arguments)
     options = parsing.parse(Train, "train", rest, default=Train(base))
@@ -62,10 +64,10 @@ def train(arguments: Sequence[str]) -> int:
     if options.resume is not None:
         _refuse_others(("resume", "stage", "data-dir", "track", "quiet", "verbose"), arguments)
     else:
-        check_name(options.config.dataset)  # before importing JAX, to answer at once
-    parsing.set_up_jax()
-    from iwae.runs.folder import Stopped
-    from iwae.runs.summary import what_next
+        check_load_arguments(options.config.dataset)  # before importing JAX, to answer at once
+    set_up_jax()
+    from iwae.runs.planning import plan_next_steps
+    from iwae.runs.stopping import Stopped
     from iwae.training.loop import NonFiniteError
     from iwae.training.progress import show_training
 
@@ -83,13 +85,13 @@ def train(arguments: Sequence[str]) -> int:
         print(f"iwae: {error}{state}", file=sys.stderr)
         return parsing.FAILURE
     if not options.quiet:
-        print(what_next(run))
+        print(plan_next_steps(run))
     return 0
 
 
 def _start_or_resume(options: Train) -> tuple[Path, Iterator["Report"]]:
     """Start or resume a run; returns its folder and its reports, which train it."""
-    from iwae.runs.course import resume_run, start_run
+    from iwae.runs.start_and_resume import resume_run, start_run
     from iwae.runs.trackers import TRACKERS
 
     config = options.config
@@ -110,11 +112,11 @@ def _start_or_resume(options: Train) -> tuple[Path, Iterator["Report"]]:
 
 def _show_data(job: "Job") -> None:
     """Print how a user's own data were interpreted, and the plan of training."""
-    from iwae.data.summary import describe
-    from iwae.runs.summary import describe_plan
+    from iwae.data.summary import summarise_dataset
+    from iwae.runs.planning import describe_plan
 
     if is_own(job.config.dataset):
-        print(describe(job.dataset), describe_plan(job), sep="\n", file=sys.stderr)
+        print(summarise_dataset(job.dataset), describe_plan(job), sep="\n", file=sys.stderr)
 
 
 def _refuse_others(names: Sequence[str], arguments: Sequence[str]) -> None:
@@ -163,6 +165,6 @@ def _from_data(given: argparse.Namespace, arguments: Sequence[str]) -> TrainConf
 
 def _stages(text: str) -> tuple[StageConfig, ...]:
     try:
-        return parse_stages(text)
+        return stages_from_text(text)
     except ValueError as error:
         raise UserError(f"--stages: {error}") from error

@@ -4,17 +4,22 @@ from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
 
-from iwae.config.toml import explain
+from iwae.config.setting_errors import first_setting_error
 from iwae.config.types import DECAYING
 from iwae.errors import UserError
-from iwae.models.declaration import check_continuous, coupling_layers, parse_posterior, parse_prior
-from iwae.objectives.declaration import described
+from iwae.models.named_densities import (
+    check_named_density,
+    named_coupling_layers,
+    parse_named_posterior,
+    parse_named_prior,
+)
+from iwae.objectives.declaration import declaration_entry
 
 if TYPE_CHECKING:
     from iwae.config.experiment import TrainConfig
 
 
-def check_consistent(config: "TrainConfig") -> None:
+def check_config(config: "TrainConfig") -> None:
     """Raise ValueError, with the remedy, for settings that contradict each other."""
     _check_sizes(config)
     _check_densities(config)
@@ -87,10 +92,10 @@ def _check_sizes(config: "TrainConfig") -> None:
 
 def _check_densities(config: "TrainConfig") -> None:
     """Raise ValueError for a prior or posterior that does not exist, or does not fit."""
-    prior, posterior = parse_prior(config.prior), parse_posterior(config.posterior)
+    prior, posterior = parse_named_prior(config.prior), parse_named_posterior(config.posterior)
     sizes, kinds = config.sizes()[0], config.kinds()
-    check_continuous("prior", prior, kinds[-1])
-    flows = coupling_layers(posterior, kinds)
+    check_named_density("prior", prior, kinds[-1])
+    flows = named_coupling_layers(posterior, kinds)
     if config.label_prior and prior.name != "normal":
         raise ValueError(
             f"label_prior learns a Gaussian p(z|y) for each label, which excludes prior "
@@ -124,10 +129,10 @@ def _check_stages(config: "TrainConfig") -> None:
             raise ValueError(f"{name} of a run with stages belongs to a stage: give it there")
     if config.stages[0].fresh is not None:
         raise ValueError("fresh is for later stages: the first has no optimiser to reset")
-    described(config.objective)
+    declaration_entry(config.objective)
     for i, epochs in enumerate(config.stage_epochs()):
         try:
             config.stage(i, epochs or config.stages[i].epochs)
         except (UserError, ValidationError) as error:
-            reason = explain(error) if isinstance(error, ValidationError) else error
+            reason = first_setting_error(error) if isinstance(error, ValidationError) else error
             raise ValueError(f"stage {i + 1}: {reason}") from error

@@ -8,22 +8,20 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from iwae.config import types
-from iwae.config.checks import check_consistent
-from iwae.config.columns import parse_columns
+from iwae.config.checks import check_config
+from iwae.config.column_option import parse_column_option
 from iwae.config.defaults import defaults_for
-from iwae.config.stages import StageConfig, StagesText, parse_stages
-from iwae.config.toml import explain, read_values, unknown_key
+from iwae.config.setting_errors import first_setting_error, unknown_setting_error
+from iwae.config.stages import StageConfig, StagesText, stages_from_text
 from iwae.data import Kind, make_kind
 from iwae.data.own import is_own
 from iwae.errors import UserError
-from iwae.files import atomic_write
 from iwae.models.latent_kinds import LatentKind, latent_kinds
 from iwae.objectives import declaration as objectives
-from iwae.objectives.combinations import check
+from iwae.objectives.compatibility import check_compatibility
 
 
 class TrainConfig(BaseModel):
@@ -205,7 +203,7 @@ class TrainConfig(BaseModel):
         values = dict(values)
         stages = values.get("stages")
         if isinstance(stages, str):
-            stages = values["stages"] = parse_stages(stages)
+            stages = values["stages"] = stages_from_text(stages)
         if not isinstance(stages or (), list | tuple):
             raise ValueError('stages must be a list of tables, or a line: "k=5 epochs=9, epochs=1"')
         if values.get("optimizer") == "paper":
@@ -219,7 +217,7 @@ class TrainConfig(BaseModel):
 
     @model_validator(mode="after")
     def _consistent(self) -> "TrainConfig":
-        check_consistent(self)
+        check_config(self)
         return self
 
     def stage(self, i: int, epochs: int) -> "TrainConfig":
@@ -271,7 +269,7 @@ class TrainConfig(BaseModel):
 
     def kinds_by_name(self) -> dict[str, str]:
         """The kinds of columns that are given by name."""
-        return parse_columns(self.columns or ())
+        return parse_column_option(self.columns or ())
 
     def declaration(self, steps_per_epoch: int = 1) -> objectives.Declaration:
         """The objective with its defaults, checked, for epochs of `steps_per_epoch` steps."""
@@ -281,7 +279,7 @@ class TrainConfig(BaseModel):
             kl_warmup_steps=self.kl_warmup * steps_per_epoch,
         )
         discrete = any(kind.is_discrete for kind in self.kinds())
-        return check(declared, len(self.sizes()[0]), discrete=discrete)
+        return check_compatibility(declared, len(self.sizes()[0]), discrete=discrete)
 
     def seeds(self) -> range:
         """The seed of each replicate."""
@@ -311,34 +309,17 @@ def make_config(values: dict[str, Any], source: str) -> TrainConfig:
     """
     for key in values:
         if key not in TrainConfig.model_fields:
-            raise UserError(f"{source}: {unknown_key(key, TrainConfig.model_fields)}")
+            raise UserError(f"{source}: {unknown_setting_error(key, TrainConfig.model_fields)}")
     try:
         return TrainConfig(**values)
     except ValidationError as error:
-        raise UserError(f"{source}: {explain(error)}") from error
+        raise UserError(f"{source}: {first_setting_error(error)}") from error
 
 
 def _epochs_of(stage: Any) -> int:
     """The epochs of a stage that may not have been validated yet; 0 if it has none."""
     found = stage.get("epochs") if isinstance(stage, dict) else getattr(stage, "epochs", None)
     return found if isinstance(found, int) else 0
-
-
-def read_config(path: Path) -> TrainConfig:
-    """Read an experiment file (TOML).
-
-    Raises:
-        UserError: if it cannot be read or is not a valid configuration.
-    """
-    return make_config(read_values(path), str(path))
-
-
-def read_stored(path: Path) -> TrainConfig:
-    """Read the configuration that a run stored; UserError as from `read_config`."""
-    values = read_values(path)
-    if "dataset" not in values:
-        raise UserError(f"{path} is damaged: a run stores the name of its data set there")
-    return make_config(stored(values), str(path))
 
 
 def stored(values: dict[str, Any]) -> dict[str, Any]:
@@ -348,12 +329,7 @@ def stored(values: dict[str, Any]) -> dict[str, Any]:
     return {**before, **values}
 
 
-def config_values(config: TrainConfig) -> dict[str, Any]:
-    """The configuration as TOML values; None is omitted."""
-    return config.model_dump(mode="json", exclude_none=True)
-
-
-def without_folders(config: TrainConfig) -> TrainConfig:
+def config_without_folders(config: TrainConfig) -> TrainConfig:
     """The configuration to share: files and runs by their names, without folders."""
     own = Path(config.dataset)
     return config.model_copy(
@@ -362,9 +338,3 @@ def without_folders(config: TrainConfig) -> TrainConfig:
             "init_from": config.init_from and Path(config.init_from.name),
         }
     )
-
-
-def write_config(config: TrainConfig, path: Path) -> None:
-    """Write an experiment file that trains the same model again."""
-    with atomic_write(path) as temporary:
-        temporary.write_text(tomli_w.dumps(config_values(config)))

@@ -285,14 +285,15 @@ def _fast(name: str, entry: Preset) -> Preset:
     if name in _WARM_STAGES:
         first, few, then, many = _WARM_STAGES[name]
         values = {key: values[key] for key in ("dataset", "objective", "k")}
-        start = recipes.stages(first.split()[0], few, first)
-        stages = f"{start}, {recipes.ending(then, many, recipes.quiet(then))} fresh=true"
+        start = recipes.recipe_stages(first.split()[0], few, first)
+        end = recipes.recipe_last_stage(then, many, recipes.recipe_gradient(then))
+        stages = f"{start}, {end} fresh=true"
     elif name in _AIWAE:  # the same ending for both objectives
-        stages = recipes.stages("aiwae", 5, times=recipes.LONGER.get(values["dataset"], 1))
+        stages = recipes.recipe_stages("aiwae", 5, times=recipes.LONGER.get(values["dataset"], 1))
     elif name in _MIWAE:  # a table of what gradient estimators do
-        stages = recipes.stages(values["objective"], recipes.FEW + 1, plain=True)
+        stages = recipes.recipe_stages(values["objective"], recipes.FEW + 1, plain=True)
     source = f"{entry.source}, by a fast recipe"
-    fast = recipes.fast(values, stages)
+    fast = recipes.fast_recipe(values, stages)
     return entry._replace(values=fast, source=source, needs=None, is_fast=True)
 
 
@@ -311,7 +312,7 @@ def _learned(data: str, cell: str, prior: str) -> tuple[str, Preset]:
     source = f"the network of {BURDA}, Table 1, with another prior, by a fast recipe"
     name = f"{FAST}prior/{data}/{cell}-{prior.replace(':', '')}"
     beside = f"{FAST}table1/{data}/{cell}"
-    return name, Preset(recipes.fast(values), source=source, is_fast=True, beside=beside)
+    return name, Preset(recipes.fast_recipe(values), source=source, is_fast=True, beside=beside)
 
 
 _FAST = {f"{FAST}{name}": _fast(name, entry) for name, entry in _CELLS.items()}
@@ -341,7 +342,7 @@ def preset(name: str) -> Preset:
     return PRESETS[name] if name in PRESETS else _refuse_unknown(name)
 
 
-def cells(patterns: Iterable[str], recipe: str) -> list[str]:
+def preset_cells(patterns: Iterable[str], recipe: str) -> list[str]:
     """The matching cells, trained as published (`published`) or with their `fast` recipes.
 
     Both include the cells of no paper, which have fast recipes only.
@@ -364,7 +365,7 @@ def cells(patterns: Iterable[str], recipe: str) -> list[str]:
     return found
 
 
-def with_baselines(names: Iterable[str]) -> list[str]:
+def presets_with_baselines(names: Iterable[str]) -> list[str]:
     """The cells, with each baseline before the first cell that is compared with it.
 
     A baseline is omitted if its published counterpart is among the cells.

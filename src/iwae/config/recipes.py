@@ -41,7 +41,7 @@ LONGER = {"omniglot": 2}
 """Data sets with fewer training examples -> factor of the epochs."""
 
 
-def fast(values: Mapping[str, Any], own: str | None = None) -> dict[str, Any]:
+def fast_recipe(values: Mapping[str, Any], own: str | None = None) -> dict[str, Any]:
     """The settings of a cell with the stages of its fast recipe.
 
     Args:
@@ -49,12 +49,12 @@ def fast(values: Mapping[str, Any], own: str | None = None) -> dict[str, Any]:
     """
     particles, times = values.get("k", 1) * values.get("m", 1), LONGER.get(values["dataset"], 1)
     learned, deep = values.get("prior", "normal") != "normal", values.get("layers", 1) > 1
-    alone, warm = (LEARNED if learned else ALONE), (WARM if learned or deep else 0)
-    own = own or stages(values["objective"], particles, times=times, alone=alone, warm=warm)
+    alone, warm = (LEARNED if learned else ALONE), (WARM if learned or deep else 0.0)
+    own = own or recipe_stages(values["objective"], particles, times=times, alone=alone, warm=warm)
     return {**COMMON, **values, "stages": own}
 
 
-def stages(
+def recipe_stages(
     objective: str,
     particles: int,
     last: str = "",
@@ -62,7 +62,7 @@ def stages(
     *,
     plain: bool = False,
     alone: int = ALONE,
-    warm: float = 0,
+    warm: float = 0.0,
 ) -> str:
     """The stages for an objective: few particles for most epochs, all of them at the end.
 
@@ -73,16 +73,16 @@ def stages(
         alone: epochs of the only stage of a single particle.
         warm: share of the first stage's epochs for KL warm-up.
     """
-    own = "" if plain else quiet(objective)
+    own = "" if plain else recipe_gradient(objective)
     if objective != "aiwae" and particles == 1:
         return _line(last, own, *_length(alone * times, warm))
     first = "elbo k=1" if objective == "vae" else "iwae k=5"
     length = _length(START * times, warm)
-    start = _line(first, quiet(first), *length, f"lr_end={TURNING_RATE:g}")
-    return f"{start}, {ending(last, particles, own, times=times, rate=TURNING_RATE)}"
+    start = _line(first, recipe_gradient(first), *length, f"lr_end={TURNING_RATE:g}")
+    return f"{start}, {recipe_last_stage(last, particles, own, times=times, rate=TURNING_RATE)}"
 
 
-def ending(
+def recipe_last_stage(
     last: str, particles: int, gradient: str, *, times: int = 1, rate: float = ENDING_RATE
 ) -> str:
     """The last stage of a longer training, with an objective such as `iwae k=50`."""
@@ -90,7 +90,7 @@ def ending(
     return _line(last, gradient, f"epochs={END * times}", few, f"learning_rate={rate:g}")
 
 
-def quiet(objective: str) -> str:
+def recipe_gradient(objective: str) -> str:
     """The setting of the less noisy estimator for an objective such as `iwae k=5`."""
     name = QUIETER.get(objective.split(maxsplit=1)[0])
     return f"gradient={name}" if name else ""

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 import tyro
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from iwae.config.toml import explain, unknown_key
+from iwae.config.setting_errors import first_setting_error, unknown_setting_error
 from iwae.config.types import OptimizerName, ScheduleName
 from iwae.objectives.declaration import BetaSchedule, EncoderObjective, Phase
 
@@ -51,7 +51,7 @@ class StageConfig(BaseModel):
     def _refuse_unknown(cls, values: Any) -> Any:
         for key in values if isinstance(values, dict) else ():
             if key not in cls.model_fields:
-                raise ValueError(unknown_key(str(key), cls.model_fields))
+                raise ValueError(unknown_setting_error(str(key), cls.model_fields))
         return values
 
     def given(self) -> dict[str, Any]:
@@ -59,7 +59,7 @@ class StageConfig(BaseModel):
         return self.model_dump(exclude_none=True)
 
 
-def parse_stages(text: str) -> tuple[StageConfig, ...]:
+def stages_from_text(text: str) -> tuple[StageConfig, ...]:
     """Parse stages from a line such as `iwae k=5 epochs=100, iwae k=50 backward=8 epochs=20`.
 
     Raises:
@@ -80,7 +80,9 @@ def _parse_stage(words: list[str], number: int) -> StageConfig:
                 f"stage {number}: {word!r} is not a setting: give one such as epochs=10"
             )
         if name not in StageConfig.model_fields:
-            raise ValueError(f"stage {number}: {unknown_key(name, StageConfig.model_fields)}")
+            raise ValueError(
+                f"stage {number}: {unknown_setting_error(name, StageConfig.model_fields)}"
+            )
         if name in values:
             raise ValueError(f"stage {number}: {name} is given twice")
         values[name] = _toml_value(value)
@@ -89,7 +91,7 @@ def _parse_stage(words: list[str], number: int) -> StageConfig:
     try:
         return StageConfig(**values)
     except ValidationError as error:
-        raise ValueError(f"stage {number}: {explain(error)}") from error
+        raise ValueError(f"stage {number}: {first_setting_error(error)}") from error
 
 
 def _toml_value(word: str) -> Any:
@@ -101,7 +103,7 @@ def _toml_value(word: str) -> Any:
 
 
 def stages_text(stages: tuple[StageConfig, ...]) -> str:
-    """The inverse of `parse_stages`."""
+    """The inverse of `stages_from_text`."""
     return ", ".join(_stage_text(stage) for stage in stages)
 
 
@@ -115,7 +117,7 @@ def _stage_text(stage: StageConfig) -> str:
 StagesText = tyro.constructors.PrimitiveConstructorSpec(
     nargs=1,
     metavar="STAGES",
-    instance_from_str=lambda words: parse_stages(words[0]),
+    instance_from_str=lambda words: stages_from_text(words[0]),
     is_instance=lambda value: value is None or isinstance(value, tuple),
     str_from_instance=lambda stages: [stages_text(stages or ())],
 )

@@ -1,20 +1,21 @@
 """Experiment files (TOML): their values, and one-line messages about invalid ones."""
 
-import difflib
 import tomllib
-from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
+import tomli_w
 
-from iwae.errors import UserError, shorten
+from iwae.config.experiment import TrainConfig, make_config
+from iwae.errors import UserError
+from iwae.files import atomic_write
+from iwae.wording import shorten_words
 
 LARGEST_FILE, MOST_DOTS = 2**17, 200
 """Maximum bytes of an experiment file, and dots in a line: a key costs the square of its parts."""
 
 
-def read_values(path: Path) -> dict[str, Any]:
+def read_toml(path: Path) -> dict[str, Any]:
     """The values of an experiment file, unchecked; UserError if it cannot be read."""
     try:
         with path.open("rb") as file:
@@ -25,7 +26,9 @@ def read_values(path: Path) -> dict[str, Any]:
         raise UserError(f"no experiment file {path}") from error
     except (ValueError, RecursionError, OSError) as error:  # TOMLDecodeError is a ValueError
         reason = getattr(error, "strerror", None) or error
-        raise UserError(f"experiment file {path} cannot be read: {shorten(reason)}") from error
+        raise UserError(
+            f"experiment file {path} cannot be read: {shorten_words(reason)}"
+        ) from error
 
 
 def _refuse_costly(content: bytes) -> None:
@@ -37,20 +40,21 @@ def _refuse_costly(content: bytes) -> None:
             raise ValueError(f"line {number} has more than {MOST_DOTS} dots: break it")
 
 
-def explain(error: ValidationError) -> str:
-    """The first of pydantic's errors, in one line."""
-    first = error.errors()[0]
-    reason, place = shorten(first["msg"].removeprefix("Value error, ")), first["loc"]
-    if not place:
-        return reason
-    if place[0] == "stages" and len(place) > 1:
-        setting = "".join(f"{name}: " for name in place[2:3])
-        return f"stage {int(place[1]) + 1}: {setting}{reason}"
-    return f"{place[0]}: {reason} (given: {shorten(repr(first['input']))})"
+def read_config(path: Path) -> TrainConfig:
+    """Read an experiment file (TOML).
+
+    Raises:
+        UserError: if it cannot be read or is not a valid configuration.
+    """
+    return make_config(read_toml(path), str(path))
 
 
-def unknown_key(key: str, known: Collection[str]) -> str:
-    """A message that names the nearest known key, or all of them."""
-    near = difflib.get_close_matches(key[:100].lower(), known, 1)
-    hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
-    return f"unknown key {shorten(repr(key))}; {hint}"
+def write_config(config: TrainConfig, path: Path) -> None:
+    """Write an experiment file that trains the same model again."""
+    with atomic_write(path) as temporary:
+        temporary.write_text(tomli_w.dumps(config_toml_values(config)))
+
+
+def config_toml_values(config: TrainConfig) -> dict[str, Any]:
+    """The configuration as TOML values; None is omitted."""
+    return config.model_dump(mode="json", exclude_none=True)

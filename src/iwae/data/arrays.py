@@ -15,8 +15,9 @@ from typing import IO, Any
 import numpy as np
 
 from iwae.data.cells import LARGEST_EXACT, MISSING_REMEDY
-from iwae.data.rows import Examples, blocks
-from iwae.errors import UserError, first_line
+from iwae.data.rows import Examples, row_blocks
+from iwae.errors import UserError
+from iwae.wording import first_line
 
 MOST_UNPACKED, MOST_RATIO = 2**28, 100
 """A file may unpack to that many bytes, or to that many times its own size if this is more."""
@@ -36,7 +37,7 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
     if not start:
         raise UserError(f"{path} is empty")
     try:
-        with honest_sizes(path):
+        with refusing_oversized_arrays(path):
             if start == b"PK":
                 arrays = _archive(path)
             else:
@@ -62,7 +63,7 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
 
 
 @contextmanager
-def honest_sizes(path: Path) -> Iterator[None]:
+def refusing_oversized_arrays(path: Path) -> Iterator[None]:
     """Raise EOFError in place of MemoryError if a file claims an implausible size.
 
     Raises:
@@ -154,7 +155,7 @@ def check_array(
     if array.dtype.kind != "f":
         _refuse_inexact(where, array)
         return
-    for start, block in blocks(array):
+    for start, block in row_blocks(array):
         with np.errstate(over="ignore", invalid="ignore"):
             single = block.astype(np.float32)
         legal = np.isfinite(single) | (np.isnan(single) & missing)
@@ -185,7 +186,7 @@ def _fault(value: Any) -> str:
 
 def _refuse_inexact(where: str, array: Examples) -> None:
     """Raise UserError for whole numbers that float64 rounds."""
-    for start, block in blocks(array) if array.dtype.itemsize == 8 else ():
+    for start, block in row_blocks(array) if array.dtype.itemsize == 8 else ():
         far = (block > LARGEST_EXACT) | (block < -LARGEST_EXACT)
         for index in np.argwhere(far):
             value = block[tuple(index)]

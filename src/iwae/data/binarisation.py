@@ -13,8 +13,8 @@ import numpy as np
 
 from iwae.data.dataset import Dataset, test_sha256
 from iwae.data.kinds import KINDS
-from iwae.data.rows import ALL, Examples, Index, converted, kept, subset
-from iwae.data.sampling import TEST_DRAW, generator
+from iwae.data.rows import ALL, Examples, Index, convert_rows, row_subset, rows_in_memory
+from iwae.data.sampling import TEST_DRAW, sampling_generator
 from iwae.data.scaling import Scaling
 from iwae.errors import UserError
 
@@ -72,7 +72,7 @@ def resolve(values: str, observation: str | None, binarization: str | None) -> t
     return observation, binarization or "dynamic"
 
 
-def bernoulli(
+def binarise_at_random(
     grey: np.ndarray, rows: np.ndarray | None = None, *, seed: int, stream: int
 ) -> np.ndarray:
     """0/1 uint8 draws with probabilities `grey` (uint8 / 255, or float in [0, 1]), `[n, d]`.
@@ -84,7 +84,7 @@ def bernoulli(
     """
     rows = np.arange(len(grey)) if rows is None else rows
     width = grey.shape[1]
-    uniform = generator(seed, stream)
+    uniform = sampling_generator(seed, stream)
     start = uniform.bit_generator.state
     drawn = np.empty((len(rows), width), np.uint8)
     for run in _consecutive(rows):
@@ -121,25 +121,27 @@ class Conversion(NamedTuple):
     def __call__(self, array: Examples, stream: int, rows: Index = ALL) -> Examples:
         """Rows as they are measured: 0/1 uint8, float32 for Gaussian kinds, or as stored."""
         if self.binarization in ("dynamic", "static"):
-            draw = partial(bernoulli, seed=self.seed, stream=stream)
-            return converted(array, draw, np.uint8, rows=rows)
+            draw = partial(binarise_at_random, seed=self.seed, stream=stream)
+            return convert_rows(array, draw, np.uint8, rows=rows)
         if self.binarization == "threshold":
             # Bytes from 128 up are above one half: 127 / 255 < 0.5 < 128 / 255.
             half = 127 if array.dtype == np.uint8 else 0.5
-            return converted(
+            return convert_rows(
                 array, lambda block, _: (block > half).astype(np.uint8), np.uint8, rows=rows
             )
         if (scaling := self.scaling) is not None:
-            return converted(array, lambda block, _: scaling.inwards(block), np.float32, rows=rows)
+            return convert_rows(
+                array, lambda block, _: scaling.inwards(block), np.float32, rows=rows
+            )
         as_bytes = self.observation == "bernoulli" or KINDS[self.observation].as_stored
         is_grey = self.values == "grey"
         if (array.dtype == np.uint8 and as_bytes) or (array.dtype == np.float32 and not is_grey):
-            return subset(array, rows)
+            return row_subset(array, rows)
         unit = _ink if is_grey else np.ndarray.astype
-        return converted(array, lambda block, _: unit(block, np.float32), np.float32, rows=rows)
+        return convert_rows(array, lambda block, _: unit(block, np.float32), np.float32, rows=rows)
 
 
-def redrawn(dataset: Dataset, number: int) -> Dataset:
+def redraw_binarisation(dataset: Dataset, number: int) -> Dataset:
     """The data set with draw `number` of its test pixels; draw 0 is its own.
 
     Draw i has the binarisation seed of the data set plus i, so that it can be loaded as any other.
@@ -155,9 +157,9 @@ def redrawn(dataset: Dataset, number: int) -> Dataset:
     if number == 0:
         return dataset
     seed = dataset.identity["binarization_seed"] + number
-    draw = partial(bernoulli, seed=seed, stream=TEST_DRAW)
-    lazy = converted(dataset.grey_test, draw, np.uint8)
-    test: Examples = lazy if dataset.is_streamed else kept(lazy)
+    draw = partial(binarise_at_random, seed=seed, stream=TEST_DRAW)
+    lazy = convert_rows(dataset.grey_test, draw, np.uint8)
+    test: Examples = lazy if dataset.is_streamed else rows_in_memory(lazy)
     if isinstance(test, np.ndarray):
         test.setflags(write=False)
     identity = {**dataset.identity, "binarization_seed": seed, "test_sha256": test_sha256(test)}

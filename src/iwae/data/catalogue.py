@@ -14,7 +14,9 @@ from typing import Any
 import numpy as np
 
 from iwae.data import readers, synthetic
-from iwae.data.held_out import HeldOut, last_400, own_split, shuffled_1345
+from iwae.data.held_out import HeldOut, hold_out_fifth, hold_out_last_400, hold_out_shuffled_1345
+from iwae.errors import UserError
+from iwae.wording import shorten_words
 
 Reader = Callable[[bytes, readers.Shapes], readers.Splits]
 
@@ -85,17 +87,17 @@ class Source:
         return self.sizes[1]
 
 
-def digits() -> readers.Splits:
+def _digits() -> readers.Splits:
     """Scikit-learn's bundled 8 x 8 digits: whole numbers v in 0..16, as bytes 255 v / 16."""
     grey = np.rint(_digits_table()[:, :-1] * 255 / 16).astype(np.uint8)
-    train, test, _ = own_split(len(grey))
+    train, test, _ = hold_out_fifth(len(grey))
     return {"train": grey[train], "test": grey[test]}
 
 
-def digit_labels() -> readers.Splits:
-    """The labels of `digits`, split in the same way."""
+def _digit_labels() -> readers.Splits:
+    """The labels of `_digits`, split in the same way."""
     labels = _digits_table()[:, -1].astype(int)
-    train, test, _ = own_split(len(labels))
+    train, test, _ = hold_out_fifth(len(labels))
     return {"train": labels[train], "test": labels[test]}
 
 
@@ -120,8 +122,8 @@ def _digits_table() -> np.ndarray:
 DIGITS = tuple("0123456789")
 
 _IDX = {
-    "images": (readers.idx_images, "idx3-ubyte", (28, 28)),
-    "labels": (readers.idx_labels, "idx1-ubyte", ()),
+    "images": (readers.read_idx_images, "idx3-ubyte", (28, 28)),
+    "labels": (readers.read_idx_labels, "idx1-ubyte", ()),
 }
 """The reader of an MNIST-like file, its format, and the shape of one example."""
 
@@ -168,7 +170,7 @@ def _amat_variants(sums: Mapping[str, tuple[int, str, str]]) -> Variants:
     files = (
         DataFile(
             name=f"binarized_mnist_{stem}.amat",
-            read=readers.amat,
+            read=readers.read_amat,
             shapes={"validation" if stem == "valid" else stem: (count, 28, 28)},
             mirrors=tuple(f"{mirror}/binarized_mnist_{stem}.amat" for mirror in mirrors),
             sha256=sha256,
@@ -204,7 +206,7 @@ _OMNIGLOT = {
     for file in (
         DataFile(
             name="chardata.mat",
-            read=readers.omniglot_mat,
+            read=readers.read_omniglot_mat,
             shapes=_OMNIGLOT_SHAPES,
             mirrors=(
                 "https://github.com/" + _CHARDATA.format("raw/"),
@@ -215,7 +217,7 @@ _OMNIGLOT = {
         ),
         DataFile(
             name="omniglot28.mat",
-            read=readers.omniglot_mat,
+            read=readers.read_omniglot_mat,
             shapes=_OMNIGLOT_SHAPES,
             sha256="bce95c6aec41a533e1b2ff8eae849b5e6f05b238cb4e205e9e045fe39911c50f",
             note="a reconstruction of chardata.mat, not the file of Burda et al.",
@@ -229,7 +231,7 @@ _FILES = (
         description="handwritten digits, grey (LeCun et al. 1998)",
         sizes=(60_000, 0, 10_000),
         folders=("mnist", "MNIST/raw", "MNIST"),
-        authors=last_400,
+        authors=hold_out_last_400,
         variants=_idx_variants(
             "images",
             _MNIST_MIRRORS,
@@ -279,13 +281,13 @@ _FILES = (
         description="characters of 50 alphabets, grey (Lake et al. 2015)",
         sizes=(24_345, 0, 8_070),
         folders=("omniglot", "OMNIGLOT"),
-        authors=shuffled_1345,
+        authors=hold_out_shuffled_1345,
         variants=tuple(_OMNIGLOT.values()),
         label_variants=tuple(
             (
                 replace(
                     file,
-                    read=readers.omniglot_labels,
+                    read=readers.read_omniglot_labels,
                     shapes={split: (n,) for split, (n, _, _) in _OMNIGLOT_SHAPES.items()},
                     classes=_ALPHABETS if name == "omniglot28.mat" else (),
                 ),
@@ -327,9 +329,9 @@ _DIGITS = Source(
     description="handwritten digits, 8 x 8, grey (bundled with scikit-learn)",
     shape=(8, 8),
     sizes=(1_437, 0, 360),
-    split_rule=own_split(1_797)[2],
-    generate=digits,
-    generate_labels=digit_labels,
+    split_rule=hold_out_fifth(1_797)[2],
+    generate=_digits,
+    generate_labels=_digit_labels,
     classes=DIGITS,
     generated_sha256="652364273b72fb15ce9bb11efcf54931edcc79693a86ad0e0c8f53c1f32a3986",
     origin="bundled with scikit-learn",
@@ -347,7 +349,7 @@ def _synthetic(
         sizes=(synthetic.SIZES["train"], 0, synthetic.SIZES["test"]),
         values="real",
         split_rule=f"drawn by numpy PCG64([{synthetic.SEED}, 0]) and PCG64([{synthetic.SEED}, 1])",
-        generate=lambda: synthetic.splits(distribution),
+        generate=lambda: synthetic.synthetic_splits(distribution),
         generated_sha256=sha256,
         origin="generated from a fixed seed",
         log_density=distribution.log_density,
@@ -393,3 +395,21 @@ _SYNTHETIC = (
 )
 
 DATASETS: dict[str, Source] = {source.name: source for source in (*_FILES, _DIGITS, *_SYNTHETIC)}
+
+
+def catalogued_source(name: str) -> Source:
+    """The named data set.
+
+    Raises:
+        UserError: for an unknown name, with the nearest one and all known names.
+    """
+    if name in DATASETS:
+        return DATASETS[name]
+    import difflib
+
+    near = difflib.get_close_matches(name.lower(), DATASETS, n=1)
+    hint = f" (did you mean {near[0]!r}?)" if near else ""
+    raise UserError(
+        f"unknown data set {shorten_words(repr(name))}{hint}; known: {', '.join(DATASETS)}, "
+        "or the path of your own .csv, .tsv, .parquet, .npy or .npz file or folder of images"
+    )

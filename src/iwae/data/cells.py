@@ -32,23 +32,14 @@ AMBIGUOUS = "^[+-]?[1-9][0-9]{0,2}[.,][0-9]{3}$"
 """A number whose decimal mark could separate thousands."""
 
 
-def is_number(word: str) -> bool:
+def is_number_cell(word: str) -> bool:
     """Whether a word is a number in decimal notation with a point."""
     return _NUMBER.fullmatch(word.strip()) is not None
 
 
-def is_almost(word: str) -> bool:
+def is_number_like_cell(word: str) -> bool:
     """Whether a word is a number in any notation."""
-    return is_number(word) or _ALMOST.fullmatch(word.strip()) is not None
-
-
-def in_digits(word: str) -> str:
-    """The remedy for a number in another notation."""
-    grouped = GROUPED.fullmatch(word.strip())
-    if grouped is None:
-        return "write numbers like 1234.5 or 1.2345e3"
-    mark = "the space" if grouped[1].isspace() else repr(grouped[1])
-    return f"write numbers like 1234.5 or 1.2345e3 (without {mark}, if it separates thousands)"
+    return is_number_cell(word) or _ALMOST.fullmatch(word.strip()) is not None
 
 
 def is_null(cell: Any) -> bool:
@@ -65,11 +56,11 @@ def is_empty(column: np.ndarray) -> np.ndarray:
     return column == None if column.dtype == object else np.isnan(column)  # noqa: E711
 
 
-def as_objects(cells: Iterable[Any]) -> np.ndarray:
+def object_cells(cells: Iterable[Any]) -> np.ndarray:
     """Cells as an array of objects `[n]`, even if all of them are sequences of one length."""
     return np.array([*cells, None], object)[:-1]
 
 
-def shortest(value: float) -> str:
+def number_as_cell(value: float) -> str:
     """A number in the fewest digits that represent it, without an exponent."""
     return np.format_float_positional(value, trim="-")

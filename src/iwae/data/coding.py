@@ -4,11 +4,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from iwae.data.cells import is_empty, shortest
-from iwae.data.columns import TRUTH, Column, refuse_word
-from iwae.data.rows import Examples, blocks
-from iwae.data.tables import Table, quoted
-from iwae.errors import UserError, listed
+from iwae.data.cells import is_empty, number_as_cell
+from iwae.data.columns import TRUTH, Column, refuse_word_column
+from iwae.data.rows import Examples, row_blocks
+from iwae.data.tables import Table
+from iwae.errors import UserError
+from iwae.wording import listed_words, quoted_words
 
 _BOOLEAN = ("False", "True")
 
@@ -51,13 +52,13 @@ def _positions(table: Table, columns: Sequence[Column]) -> list[int]:
     further = sorted(set(table.names) - set(wanted), key=table.names.index)
     if lacking:
         raise UserError(
-            f"{table.where} lacks the columns {quoted(lacking)} of the data, which have "
-            f"{quoted(wanted)}"
+            f"{table.where} lacks the columns {quoted_words(lacking)} of the data, which have "
+            f"{quoted_words(wanted)}"
         )
     if further:
         raise UserError(
-            f"{table.where} has the columns {quoted(further)}, but the data only {quoted(wanted)}: "
-            "remove them"
+            f"{table.where} has the columns {quoted_words(further)}, but the data only "
+            f"{quoted_words(wanted)}: remove them"
         )
     places = {name: i for i, name in enumerate(table.names)}
     return [places[name] for name in wanted]
@@ -68,7 +69,7 @@ def _codes(table: Table, i: int, column: Column, unknown: str) -> np.ndarray:
     cells = table.columns[i]
     if not column.levels:
         if cells.dtype == object:
-            refuse_word(table, i)
+            refuse_word_column(table, i)
         return cells
     codes = codes_of(column)
     words = _as_words(cells)
@@ -78,7 +79,7 @@ def _codes(table: Table, i: int, column: Column, unknown: str) -> np.ndarray:
         row = int(np.flatnonzero(found == -1)[0])
         raise UserError(
             f"{table.where}: {table.place(row, i)}: column {column.name!r} has no level "
-            f"{words[row][:40]!r}; known: {listed(column.levels, 5)}: correct it, or "
+            f"{words[row][:40]!r}; known: {listed_words(column.levels, 5)}: correct it, or "
             f"{table.remedies.unknown}"
         )
     return np.where(found == -1, np.nan, found)
@@ -99,11 +100,11 @@ def _as_words(cells: np.ndarray) -> np.ndarray:
     if cells.dtype == object:
         return cells
     values, places = np.unique(cells, return_inverse=True)
-    words = np.array([None if np.isnan(one) else shortest(one) for one in values], object)
+    words = np.array([None if np.isnan(one) else number_as_cell(one) for one in values], object)
     return np.asarray(words[places])
 
 
-def to_cells(values: np.ndarray, columns: Sequence[Column]) -> dict[str, np.ndarray]:
+def decode_cells(values: np.ndarray, columns: Sequence[Column]) -> dict[str, np.ndarray]:
     """The inverse of `to_values`: values `[n, d]` as the cells of columns, by name.
 
     Words for levels, or booleans for True and False (None where missing); int64 for whole numbers
@@ -130,10 +131,10 @@ def _decoded(values: np.ndarray, column: Column) -> np.ndarray:
     return np.rint(values).astype(np.int64) if is_whole and not gaps.any() else values
 
 
-def with_fractions(columns: Sequence[Column], values: Examples) -> tuple[Column, ...]:
+def code_fractions(columns: Sequence[Column], values: Examples) -> tuple[Column, ...]:
     """The columns, without the mark `whole` where some of the values `[n, d]` are fractions."""
     whole = np.ones(len(columns), bool)
-    for _, block in blocks(values):
+    for _, block in row_blocks(values):
         whole &= (np.isnan(block) | (block == np.rint(block))).all(axis=0)
     return tuple(
         one._replace(whole=one.whole and bool(is_whole))

@@ -16,10 +16,18 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from iwae.data.cells import LARGEST_EXACT, in_digits, is_almost, is_empty, is_number, shortest
+from iwae.data.cells import (
+    GROUPED,
+    LARGEST_EXACT,
+    is_empty,
+    is_number_cell,
+    is_number_like_cell,
+    number_as_cell,
+)
 from iwae.data.kinds import LARGEST_COUNT, Kind, column_kinds, make_kind
-from iwae.data.tables import Table, dates_reason, quoted
-from iwae.errors import UserError, listed
+from iwae.data.tables import Table, table_dates_reason
+from iwae.errors import UserError
+from iwae.wording import listed_words, quoted_words
 
 FEW = 10
 """The most distinct whole numbers that are taken for categories."""
@@ -73,7 +81,9 @@ def choose_columns(table: Table, wanted: Mapping[str, str] | None = None) -> tup
     wanted = dict(wanted or {})
     for name in wanted:
         if name not in table.names:
-            raise UserError(f"{table.where} has no column {name!r}; it has {quoted(table.names)}")
+            raise UserError(
+                f"{table.where} has no column {name!r}; it has {quoted_words(table.names)}"
+            )
     if not wanted:
         _refuse_bytes(table)
     return tuple(
@@ -82,7 +92,7 @@ def choose_columns(table: Table, wanted: Mapping[str, str] | None = None) -> tup
     )
 
 
-def observation(columns: Sequence[Column]) -> Kind:
+def columns_to_kind(columns: Sequence[Column]) -> Kind:
     """The kind of data that columns make: one for all if they are all real or all bits."""
     kinds = {column.kind for column in columns}
     for name in ("gaussian", "bernoulli"):
@@ -91,7 +101,7 @@ def observation(columns: Sequence[Column]) -> Kind:
     return make_kind("table", columns=tuple(column.kind for column in columns))
 
 
-def given_columns(names: Iterable[str], kind: Kind, n: int) -> tuple[Column, ...]:
+def named_columns(names: Iterable[str], kind: Kind, n: int) -> tuple[Column, ...]:
     """The columns of a table whose kinds were given in order."""
     kinds = column_kinds(kind) or (kind,) * n
     return tuple(Column(name, _written(one)) for name, one in zip(names, kinds, strict=True))
@@ -117,7 +127,7 @@ def _inferred(table: Table, i: int) -> Column:
         return Column(name, "gaussian", why=why, whole=whole)
     if whole and values.size <= FEW:
         levels = _distinct(cells)
-        why = f"{values.size} different whole numbers: {listed(levels, 5)}"
+        why = f"{values.size} different whole numbers: {listed_words(levels, 5)}"
         return _categorical(name, levels, why, whole=True)
     why = ("whole " if whole else "") + f"numbers from {_span(values[0], values[-1])}"
     if whole and values.size == len(cells):
@@ -138,7 +148,7 @@ def _inferred_words(table: Table, i: int) -> Column:
         return Column(name, "gaussian", why="no value")
     if {level.lower() for level in levels} <= TRUTH and len(levels) <= 2:
         return _truth_values(name, levels)
-    refuse_numbers(table, i, levels)
+    _refuse_numbers(table, i, levels)
     count = table.counts[i] if table.counts else int((~is_empty(table.columns[i])).sum())
     if len(levels) > max(2, 0.9 * count) or len(levels) > MANY:
         most = len(levels) > MOST_LEVELS
@@ -148,7 +158,7 @@ def _inferred_words(table: Table, i: int) -> Column:
             f"{count:,} rows, too many for categories: "
             f"{table.remedies.ways(name, f'insist ({_as_categories(table, name)})')}"
         )
-    return _categorical(name, levels, f"{len(levels)} words: {listed(levels, 5)}")
+    return _categorical(name, levels, f"{len(levels)} words: {listed_words(levels, 5)}")
 
 
 def _categorical(name: str, levels: tuple[str, ...], why: str, *, whole: bool = False) -> Column:
@@ -167,20 +177,22 @@ def _truth_values(name: str, levels: tuple[str, ...]) -> Column:
     return Column(name, "bernoulli", pair, why)
 
 
-def refuse_numbers(table: Table, i: int, levels: Iterable[str]) -> None:
+def _refuse_numbers(table: Table, i: int, levels: Iterable[str]) -> None:
     """Raise UserError for dates, and for numbers among words, whose meaning is ambiguous."""
     name, levels = table.names[i], list(levels)
     remedy = f"take all as categories ({_as_categories(table, name)})"
     date = next((one for one in levels if _DATE.fullmatch(one)), None)
     if date is not None:
-        reason = dates_reason(name, table.remedies)
+        reason = table_dates_reason(name, table.remedies)
         raise UserError(f"{_position(table, i, date)} in column {name!r}; it holds {reason}")
-    odd = next((one for one in levels if is_almost(one) and not is_number(one)), None)
+    odd = next(
+        (one for one in levels if is_number_like_cell(one) and not is_number_cell(one)), None
+    )
     if odd is not None:
         raise UserError(
-            f"{_position(table, i, odd)} is not a number; {in_digits(odd)}, or {remedy}"
+            f"{_position(table, i, odd)} is not a number; {_notation_remedy(odd)}, or {remedy}"
         )
-    numbers = sum(map(is_number, levels))
+    numbers = sum(map(is_number_cell, levels))
     if numbers and numbers == len(levels):
         raise UserError(
             f"{table.where}: column {name!r} holds numbers as text: convert it (astype(float)), or "
@@ -193,19 +205,21 @@ def refuse_numbers(table: Table, i: int, levels: Iterable[str]) -> None:
         )
 
 
-def refuse_word(table: Table, i: int) -> None:
+def refuse_word_column(table: Table, i: int) -> None:
     """Raise UserError for the words of a column that must hold numbers."""
     word = _first_word(table, i)
     if word is None:
-        refuse_numbers(table, i, (one for one in table.columns[i] if one is not None))
+        _refuse_numbers(table, i, (one for one in table.columns[i] if one is not None))
     else:
-        remedy = f"; {in_digits(word)}" if is_almost(word) else ""
+        remedy = f"; {_notation_remedy(word)}" if is_number_like_cell(word) else ""
         raise UserError(f"{_position(table, i, word)} is not a number{remedy}")
 
 
 def _first_word(table: Table, i: int) -> Any:
     """The first cell of a column that is not a number; None if all are numbers."""
-    return next((one for one in table.columns[i] if one is not None and not is_number(one)), None)
+    return next(
+        (one for one in table.columns[i] if one is not None and not is_number_cell(one)), None
+    )
 
 
 def _as_categories(table: Table, name: str) -> str:
@@ -262,7 +276,7 @@ def _declared_column(table: Table, i: int, words: str) -> Column:
         return Column(name, base, levels, "as declared")
     column_kinds(Kind("table", columns=(words,)))  # refuses an unknown kind
     if is_text:
-        refuse_word(table, i)
+        refuse_word_column(table, i)
     return Column(name, words, (), "as declared", whole)
 
 
@@ -270,10 +284,10 @@ def _distinct(cells: np.ndarray) -> tuple[str, ...]:
     """The distinct values of a column in ascending order, as words."""
     if cells.dtype == object:
         return tuple(sorted({cell for cell in cells if cell is not None}))
-    return tuple(map(shortest, np.unique(cells[~np.isnan(cells)])))
+    return tuple(map(number_as_cell, np.unique(cells[~np.isnan(cells)])))
 
 
-def as_json(columns: Sequence[Column]) -> list[dict[str, Any]]:
+def columns_as_json(columns: Sequence[Column]) -> list[dict[str, Any]]:
     """Columns as JSON, without their reasons: the rule may change, its choices do not."""
     return [
         {"name": one.name, "kind": one.kind}
@@ -283,6 +297,15 @@ def as_json(columns: Sequence[Column]) -> list[dict[str, Any]]:
     ]
 
 
-def from_json(columns: Sequence[Mapping[str, Any]]) -> tuple[Column, ...]:
-    """The inverse of `as_json`."""
+def columns_from_json(columns: Sequence[Mapping[str, Any]]) -> tuple[Column, ...]:
+    """The inverse of `columns_as_json`."""
     return tuple(Column(**{**one, "levels": tuple(one.get("levels", ()))}) for one in columns)
+
+
+def _notation_remedy(word: str) -> str:
+    """The remedy for a number in another notation."""
+    grouped = GROUPED.fullmatch(word.strip())
+    if grouped is None:
+        return "write numbers like 1234.5 or 1.2345e3"
+    mark = "the space" if grouped[1].isspace() else repr(grouped[1])
+    return f"write numbers like 1234.5 or 1.2345e3 (without {mark}, if it separates thousands)"

@@ -9,8 +9,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from iwae.data.columns import Column
+from iwae.data.grey_levels import are_grey_bytes
 from iwae.data.kinds import BERNOULLI, Kind
-from iwae.data.rows import Examples, Rows, blocks, converted, kept
+from iwae.data.rows import Examples, Rows, convert_rows, row_blocks, rows_in_memory
 from iwae.data.scaling import Scaling
 from iwae.errors import UserError
 
@@ -108,20 +109,15 @@ class Dataset:
         def labelled(values: np.ndarray, places: np.ndarray) -> np.ndarray:
             return np.concatenate([values, one_hot[labels[places]]], axis=1)
 
-        found = converted(rows, labelled, rows.dtype, row_shape=(width,))
-        return found if self.is_streamed else kept(found)
-
-
-def are_grey_bytes(train: Examples, binarization: str) -> bool:
-    """Whether training rows are bytes that are binarised afresh at every access."""
-    return train.dtype == np.uint8 and binarization == "dynamic"
+        found = convert_rows(rows, labelled, rows.dtype, row_shape=(width,))
+        return found if self.is_streamed else rows_in_memory(found)
 
 
 def test_sha256(array: Examples) -> str:
     """SHA-256 of an array's dtype, shape and values: equal if and only if the tensors are."""
     dtype = array.dtype.newbyteorder("<")
     digest = hashlib.sha256(f"{dtype.str}{array.shape}".encode())
-    for _, block in blocks(array):
+    for _, block in row_blocks(array):
         digest.update(np.ascontiguousarray(block, dtype).data)
     return digest.hexdigest()
 

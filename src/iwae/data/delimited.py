@@ -11,23 +11,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from iwae.data.cells import AMBIGUOUS, COMMA, LARGEST_EXACT, MISSING_WORDS, POINT, as_objects
-from iwae.data.layout import LINE, Layout, find_layout, row_records
-from iwae.errors import UserError, first_line
+from iwae.data.cells import AMBIGUOUS, COMMA, LARGEST_EXACT, MISSING_WORDS, POINT, object_cells
+from iwae.data.layout import LINE, Layout, find_layout, layout_records
+from iwae.errors import UserError
+from iwae.files import read_bytes
+from iwae.wording import first_line
 
 
-def read_bytes(path: Path) -> bytes:
-    """The content of a file; UserError if it cannot be read or is empty."""
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from None
-    if not content:
-        raise UserError(f"{path} is empty")
-    return content
-
-
-def parse(path: Path) -> tuple[Layout, Any]:
+def parse_delimited(path: Path) -> tuple[Layout, Any]:
     """The layout of a file, and its cells as a PyArrow table of strings; parsed once."""
     content = read_bytes(path)
     layout = find_layout(path, content)
@@ -65,7 +56,7 @@ def _parsed(path: Path, content: bytes, layout: Layout) -> Any:
 
 def _refuse_line(path: Path, content: bytes, layout: Layout) -> None:
     """Raise UserError for the first line of another width, if there is one."""
-    for line, _, row in row_records(path, content, layout):
+    for line, _, row in layout_records(path, content, layout):
         if row and len(row) != layout.width:
             raise UserError(
                 f"{path}: line {line} has {len(row)} columns, but the lines above have "
@@ -89,7 +80,7 @@ class Values(NamedTuple):
     inexact: str = ""
 
 
-def as_values(cells: Any, *, comma: bool) -> Values:
+def parse_delimited_column(cells: Any, *, comma: bool) -> Values:
     """A column of text as numbers or words; `comma` allows decimal commas."""
     import pyarrow as pa
     from pyarrow import compute as pc
@@ -104,7 +95,7 @@ def as_values(cells: Any, *, comma: bool) -> Values:
             found = pc.match_substring_regex(text, f"^(?:{COMMA})$")
             mark = ","
     if not _all(found):
-        return Values(as_objects(text.to_pylist()))
+        return Values(object_cells(text.to_pylist()))
     doubt = _first_doubt(text, mark) if comma and mark else ""
     text = pc.utf8_ltrim(pc.replace_substring(text, ",", "."), "+")
     numbers = pc.cast(text, pa.float64()).to_numpy()
@@ -135,11 +126,11 @@ def _all(found: Any) -> bool:
     return bool(pc.all(found, min_count=0).as_py())
 
 
-def as_words(cells: Any) -> np.ndarray:
+def delimited_words(cells: Any) -> np.ndarray:
     """The text of a column that is carried through; None where it is missing."""
     from pyarrow import compute as pc
 
-    return as_objects(_without_gaps(pc.utf8_trim_whitespace(cells)).to_pylist())
+    return object_cells(_without_gaps(pc.utf8_trim_whitespace(cells)).to_pylist())
 
 
 def _without_gaps(text: Any) -> Any:
@@ -150,9 +141,11 @@ def _without_gaps(text: Any) -> Any:
     return pc.if_else(pc.is_in(pc.utf8_lower(text), pa.array(MISSING_WORDS)), None, text)
 
 
-def place_of(path: Path, layout: Layout, places: Sequence[int], row: int, column: int) -> str:
+def delimited_place(
+    path: Path, layout: Layout, places: Sequence[int], row: int, column: int
+) -> str:
     """The position of a cell, and its text; `places` are the columns that were read."""
-    record = next(islice(row_records(path, read_bytes(path), layout), row, None))
+    record = next(islice(layout_records(path, read_bytes(path), layout), row, None))
     place = places[column]
     cell = record.cells[place] if record.cells else ""
     return f"line {record.line}, column {place + 1}: {cell[:40]!r}"

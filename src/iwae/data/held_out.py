@@ -19,7 +19,7 @@ class HeldOut(NamedTuple):
     seed: int | None = None
 
 
-def own_split(n: int) -> tuple[np.ndarray, np.ndarray, str]:
+def hold_out_fifth(n: int) -> tuple[np.ndarray, np.ndarray, str]:
     """Training and test rows of data in a single array, and the rule in words.
 
     The rule takes no seed, so that all runs are measured on the same test examples.
@@ -30,13 +30,13 @@ def own_split(n: int) -> tuple[np.ndarray, np.ndarray, str]:
     return np.delete(np.arange(n), test), test, rule
 
 
-def last_400(n: int) -> HeldOut:
+def hold_out_last_400(n: int) -> HeldOut:
     """The MNIST split of the authors' code."""
     rows = np.arange(n)
     return HeldOut(rows[:-400], rows[-400:], "authors: the last 400 training images")
 
 
-def shuffled_1345(n: int) -> HeldOut:
+def hold_out_shuffled_1345(n: int) -> HeldOut:
     """The OMNIGLOT split of the authors' code, shuffled into the authors' order.
 
     NumPy has frozen the legacy generator that they use, so that the permutation is the same.

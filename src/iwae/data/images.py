@@ -9,7 +9,9 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from iwae.errors import UserError, first_line
+from iwae.data.grey_levels import grey_to_colour
+from iwae.errors import UserError
+from iwae.wording import first_line
 
 SUFFIXES = (".png", ".jpg", ".jpeg")
 
@@ -58,7 +60,7 @@ def read_images(folder: Path, resize: int | Sequence[int] | None = None) -> Imag
     read = [_read_image(path, size) for path in paths]
     arrays, modes = [array for array, _ in read], [mode for _, mode in read]
     if not all(array.ndim == 2 for array in arrays):
-        arrays = [one if one.ndim == 3 else in_colour(one) for one in arrays]
+        arrays = [one if one.ndim == 3 else grey_to_colour(one) for one in arrays]
     for path, array in zip(paths, arrays, strict=True):
         if array.shape != arrays[0].shape:
             raise UserError(
@@ -68,11 +70,6 @@ def read_images(folder: Path, resize: int | Sequence[int] | None = None) -> Imag
     labels = None if inside == {True} else np.array([path.parent.name for path in paths])
     remarks = _remarks(modes, ids)
     return Images(np.stack(arrays), labels, np.array(ids, object), digest.hexdigest(), remarks)
-
-
-def in_colour(grey: np.ndarray) -> np.ndarray:
-    """Grey pixels `[..., h, w]` as three equal channels `[..., h, w, 3]`."""
-    return np.repeat(grey[..., None], 3, axis=-1)
 
 
 def _remarks(modes: Sequence[str], ids: Sequence[str]) -> tuple[str, ...]:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from iwae.data.rows import Examples, blocks
+from iwae.data.rows import Examples, row_blocks
 from iwae.errors import UserError
 
 LEVELS = 256
@@ -192,7 +192,7 @@ def as_json(kind: Kind) -> str | dict[str, Any]:
     return {"name": kind.name, **kind.parameters()} if kind.parameters() else kind.name
 
 
-def is_discrete(kind: Kind) -> bool:
+def is_discrete_kind(kind: Kind) -> bool:
     """Whether likelihoods are probabilities instead of densities; for a table, in every column."""
     return all(KINDS[one.name].discrete for one in column_kinds(kind) or (kind,))
 
@@ -220,7 +220,7 @@ def _parse_column(words: str) -> Kind:
     return make_kind(name, **{parameter: number})
 
 
-def check_width(kind: Kind, d: int, where: str) -> None:
+def check_kind_width(kind: Kind, d: int, where: str) -> None:
     """Raise UserError unless a kind names as many columns as an array has."""
     if kind.columns is not None and len(kind.columns) != d:
         raise UserError(
@@ -229,7 +229,7 @@ def check_width(kind: Kind, d: int, where: str) -> None:
         )
 
 
-def check_values(rows: Examples, kind: Kind, where: str, *, missing: bool = False) -> None:
+def check_kind_values(rows: Examples, kind: Kind, where: str, *, missing: bool = False) -> None:
     """Check that a kind of data takes all values.
 
     Args:
@@ -241,8 +241,8 @@ def check_values(rows: Examples, kind: Kind, where: str, *, missing: bool = Fals
     Raises:
         UserError: names the first invalid value, its row and column (from 1), and the remedy.
     """
-    check_width(kind, math.prod(rows.shape[1:]), where)
-    for start, some in blocks(rows):  # so that the masks need little memory
+    check_kind_width(kind, math.prod(rows.shape[1:]), where)
+    for start, some in row_blocks(rows):  # so that the masks need little memory
         block = some.reshape(len(some), -1)
         legal = KINDS[kind.name].legal(block, kind) | (np.isnan(block) & missing)
         if not legal.all():

@@ -4,9 +4,10 @@ from pathlib import Path
 
 import numpy as np
 
-from iwae.data.cells import LARGEST_EXACT, as_objects, is_empty, is_null, is_number
+from iwae.data.cells import LARGEST_EXACT, is_empty, is_null, is_number_cell, object_cells
 from iwae.data.tables import Table
-from iwae.errors import UserError, shorten
+from iwae.errors import UserError
+from iwae.wording import shorten_words
 
 
 class MissingLabelError(UserError):
@@ -20,7 +21,7 @@ def as_labels(table: Table, name: str) -> np.ndarray:
         MissingLabelError: if a row has none.
         UserError: if a number is not whole, or no two rows share a label.
     """
-    cells = as_objects(None if is_null(one) else str(one).strip() for one in table.ids[name])
+    cells = object_cells(None if is_null(one) else str(one).strip() for one in table.ids[name])
     gaps = np.flatnonzero(is_empty(cells))
     if gaps.size:
         line = table.place(int(gaps[0]), len(table.columns) + list(table.ids).index(name))
@@ -39,7 +40,7 @@ def as_labels(table: Table, name: str) -> np.ndarray:
 
 def _numbers_or_words(where: str, name: str, cells: np.ndarray) -> np.ndarray:
     """Labels as whole numbers if all are numbers, otherwise as words."""
-    if not all(map(is_number, cells)):
+    if not all(map(is_number_cell, cells)):
         return cells.astype(str)
     numbers = cells.astype(np.float64)
     odd = np.flatnonzero(numbers != np.rint(numbers))
@@ -79,7 +80,7 @@ def drop_labels(arrays: dict[str, np.ndarray]) -> None:
             del arrays[name]
 
 
-def as_classes(
+def label_indices(
     where: str, label_arrays: dict[str, np.ndarray]
 ) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
     """Labels as indices into the classes, and the classes: the training set's labels, sorted."""
@@ -91,8 +92,8 @@ def as_classes(
         unseen = np.setdiff1d(array, values)
         if unseen.size:
             raise UserError(
-                f"{where}: the label {shorten(unseen[0])} of {key} has no training example: add "
-                "one, or remove the label"
+                f"{where}: the label {shorten_words(unseen[0])} of {key} has no training example: "
+                "add one, or remove the label"
             )
     places = {key: np.searchsorted(values, array) for key, array in label_arrays.items()}
     return places, tuple(map(str, values))

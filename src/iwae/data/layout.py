@@ -11,7 +11,13 @@ from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
-from iwae.data.cells import COMMA_NUMBER, GROUPED, MISSING_WORDS, is_almost, is_number
+from iwae.data.cells import (
+    COMMA_NUMBER,
+    GROUPED,
+    MISSING_WORDS,
+    is_number_cell,
+    is_number_like_cell,
+)
 from iwae.errors import UserError
 
 SEPARATORS = (",", ";", "\t", "|")
@@ -184,7 +190,7 @@ def _other_separator(path: Path, heads: Mapping[str, Sequence[Record]]) -> str |
 def _is_text(head: Sequence[Record], separator: str) -> bool:
     """Whether the separator is a blank between the words or the thousands of a single cell."""
     rows = [one.cells for one in head[1:] or head]
-    numbers = any(all(map(is_number, column)) for column in zip(*rows, strict=False))
+    numbers = any(all(map(is_number_cell, column)) for column in zip(*rows, strict=False))
     thousands = all(GROUPED.fullmatch(separator.join(cells)) for cells in rows)
     return separator == " " and (thousands or not numbers)
 
@@ -210,7 +216,7 @@ def _require_tabs(path: Path, heads: Mapping[str, Sequence[Record]], best: str) 
 def _is_header(row: list[str]) -> bool:
     """Whether no cell is a number, in any notation, and some cell holds a value."""
     is_blank = all(cell.strip().lower() in MISSING_WORDS for cell in row)
-    return not any(map(is_almost, row)) and not is_blank
+    return not any(map(is_number_like_cell, row)) and not is_blank
 
 
 def _counts_up(row: list[str]) -> bool:
@@ -233,7 +239,7 @@ def _refuse_header(path: Path, header: Record, row: Record) -> None:
     )
 
 
-def row_records(path: Path, content: bytes, layout: Layout) -> Iterator[Record]:
+def layout_records(path: Path, content: bytes, layout: Layout) -> Iterator[Record]:
     """The records below the header; an empty line is a row only of a single column."""
     for one in _csv_records(path, content[: layout.end], layout.separator):
         if one.line > layout.first and (one.cells or layout.width == 1):

@@ -9,14 +9,14 @@ from typing import Any
 
 import numpy as np
 
-from iwae.data.catalogue import DATASETS, Source
+from iwae.data.catalogue import DATASETS, Source, catalogued_source
 from iwae.data.columns import Column
 from iwae.data.dataset import Dataset
-from iwae.data.kinds import KINDS, MISSING, Kind, as_kind, check_values, make_kind
+from iwae.data.dataset_files import Checked, locate_dataset_file, obtain_dataset_file
+from iwae.data.kinds import KINDS, MISSING, Kind, as_kind, check_kind_values, make_kind
 from iwae.data.own import STREAMED, is_own, read_own
 from iwae.data.readers import DamagedError
-from iwae.data.splits import Options, Raw, assemble
-from iwae.data.store import Checked, locate, named, obtain
+from iwae.data.splits import Options, Raw, assemble_splits
 from iwae.errors import UserError
 
 
@@ -111,15 +111,15 @@ def load_dataset(
     elif is_own(name_or_path):
         raw, kind = read_own(Path(name_or_path).expanduser(), options)
     else:
-        find = partial(obtain, data_dir=data_dir, download=download, progress=progress)
+        find = partial(obtain_dataset_file, data_dir=data_dir, download=download, progress=progress)
         raw = _read_named(os.fspath(name_or_path), find)
         _refuse_own(raw.name, options)
         if labels:
             raw = _with_labels(raw, find)
         if kind is not None and KINDS[kind.name].as_stored:
             for split, rows in raw.splits.items():
-                check_values(rows, kind, f"{raw.name}: {split}")
-    return assemble(raw, options._replace(kind=kind))
+                check_kind_values(rows, kind, f"{raw.name}: {split}")
+    return assemble_splits(raw, options._replace(kind=kind))
 
 
 def _refuse_stream(source: Any, labels: bool | str) -> None:
@@ -146,7 +146,7 @@ def _refuse_own(name: str, options: Options) -> None:
             raise UserError(f"{option} is for your own data, but {name} is a named data set")
 
 
-def has_labels(
+def can_load_labels(
     name_or_path: str | os.PathLike[str], data_dir: str | os.PathLike[str] | None = None
 ) -> bool:
     """Whether `load_dataset(..., labels=True)` finds labels on this machine, without reading them.
@@ -155,10 +155,12 @@ def has_labels(
     """
     path = Path(name_or_path).expanduser()
     if not is_own(name_or_path):
-        source = named(os.fspath(name_or_path))
+        source = catalogued_source(os.fspath(name_or_path))
         if not source.label_variants:
             return source.generate_labels is not None
-        return all(locate(replace(source, variants=source.label_variants), data_dir).values())
+        return all(
+            locate_dataset_file(replace(source, variants=source.label_variants), data_dir).values()
+        )
     if path.is_dir():
         return any(child.is_dir() for child in path.iterdir())
     if path.suffix.lower() != ".npz":
@@ -167,18 +169,18 @@ def has_labels(
         return any(key.endswith("labels") for key in arrays)
 
 
-def check_name(name_or_path: str | os.PathLike[str]) -> None:
+def check_load_arguments(name_or_path: str | os.PathLike[str]) -> None:
     """Raise UserError for an unknown name or a missing file, as `load_dataset` does."""
     path = Path(name_or_path).expanduser()
     if not is_own(name_or_path):
-        named(os.fspath(name_or_path))
+        catalogued_source(os.fspath(name_or_path))
     elif not path.is_file() and not path.is_dir():
         raise UserError(f"{path} cannot be read: No such file or directory")
 
 
 def _read_named(name: str, find: Callable[[Source], list[Checked]]) -> Raw:
     """Read the splits of a named set."""
-    source = named(name)
+    source = catalogued_source(name)
     files: list[dict[str, str]] = []
     if source.generate:
         try:
@@ -203,7 +205,7 @@ def _read_named(name: str, find: Callable[[Source], list[Checked]]) -> Raw:
 
 def _with_labels(raw: Raw, find: Callable[[Source], list[Checked]]) -> Raw:
     """Add the labels of a named set."""
-    source = named(raw.name)
+    source = catalogued_source(raw.name)
     if source.generate_labels is not None:
         return raw._replace(labels=source.generate_labels(), classes=source.classes)
     if not source.label_variants:

@@ -12,9 +12,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from iwae.data.grey_levels import are_exact_grey_levels, grey_to_bytes
 from iwae.data.kinds import KINDS, Kind
-from iwae.data.readers import are_bytes, to_bytes
-from iwae.data.rows import Examples, blocks, converted, flat
+from iwae.data.rows import Examples, convert_rows, flat_rows, row_blocks
 from iwae.data.splits import BYTES
 from iwae.errors import UserError
 
@@ -77,7 +77,7 @@ class _Extent(NamedTuple):
 def _extent(array: Examples) -> _Extent:
     """The extent of an array, in one pass over its blocks."""
     low, high, whole, near, count = np.inf, -np.inf, True, 0, 0
-    for _, block in blocks(array):
+    for _, block in row_blocks(array):
         some = block[~np.isnan(block)] if array.dtype.kind == "f" else block
         if not some.size:
             continue
@@ -90,25 +90,25 @@ def _extent(array: Examples) -> _Extent:
     return _Extent(float(low), float(high), whole, near, count)
 
 
-def as_vectors(array: Examples, values: str) -> Examples:
+def rows_by_meaning(array: Examples, values: str) -> Examples:
     """Rows `[n, d]` in the dtype that `splits.Raw` requires."""
-    rows = flat(array)
+    rows = flat_rows(array)
     if rows.dtype == np.uint8:
         return rows
-    gaps = rows.dtype.kind == "f" and any(np.isnan(block).any() for _, block in blocks(rows))
+    gaps = rows.dtype.kind == "f" and any(np.isnan(block).any() for _, block in row_blocks(rows))
     if rows.dtype == bool or (values == "binary" and not gaps):
-        return converted(rows, lambda block, _: block.astype(np.uint8), np.uint8)
+        return convert_rows(rows, lambda block, _: block.astype(np.uint8), np.uint8)
     exact = values in ("real", "stored") and rows.dtype.newbyteorder("=") != np.float32
     dtype = np.float64 if exact else np.float32
     if gaps:
-        return converted(rows, lambda block, _: _one_nan(block, dtype), dtype)
+        return convert_rows(rows, lambda block, _: _one_nan(block, dtype), dtype)
     if values == "grey" and all(
-        are_bytes(block.astype(dtype, copy=False)) for _, block in blocks(rows)
+        are_exact_grey_levels(block.astype(dtype, copy=False)) for _, block in row_blocks(rows)
     ):
-        return converted(rows, lambda block, _: to_bytes(block.astype(dtype)), np.uint8)
+        return convert_rows(rows, lambda block, _: grey_to_bytes(block.astype(dtype)), np.uint8)
     if rows.dtype == dtype:
         return rows
-    return converted(rows, lambda block, _: block.astype(dtype), dtype)
+    return convert_rows(rows, lambda block, _: block.astype(dtype), dtype)
 
 
 def _one_nan(block: np.ndarray, dtype: type[np.floating]) -> np.ndarray:

@@ -14,20 +14,22 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from iwae.data import labels, parquet, tables
+from iwae.data import labels, streamed_tables, tables
 from iwae.data.arrays import check_array, read_arrays
 from iwae.data.catalogue import DATASETS
 from iwae.data.cells import MISSING_REMEDY, is_empty
 from iwae.data.coding import to_values
-from iwae.data.columns import Column, choose_columns, given_columns, observation
-from iwae.data.held_out import own_split
-from iwae.data.kinds import KINDS, Kind, check_values, check_width, make_kind
-from iwae.data.meaning import as_vectors, meaning_of
-from iwae.data.readers import sha256
-from iwae.data.rows import Examples, kept, stored, subset
+from iwae.data.columns import Column, choose_columns, columns_to_kind, named_columns
+from iwae.data.held_out import hold_out_fifth
+from iwae.data.kinds import KINDS, Kind, check_kind_values, check_kind_width, make_kind
+from iwae.data.meaning import meaning_of, rows_by_meaning
+from iwae.data.parquet_files import count_parquet_cells
+from iwae.data.rows import Examples, row_subset, rows_in_memory, stored
 from iwae.data.splits import Options, Raw
 from iwae.data.tables import Table
-from iwae.errors import UserError, counted
+from iwae.errors import UserError
+from iwae.files import file_content_sha256
+from iwae.wording import count_in_words
 
 SUFFIXES = (".npy", ".npz", *tables.SUFFIXES)
 
@@ -73,14 +75,14 @@ def is_own(name_or_path: str | os.PathLike[str]) -> bool:
         return False
 
 
-def is_large(name_or_path: str | os.PathLike[str]) -> bool:
+def is_large_own_file(name_or_path: str | os.PathLike[str]) -> bool:
     """Whether a run reads these data block by block unless told otherwise."""
     path = Path(name_or_path).expanduser()
     if not is_own(name_or_path) or path.suffix.lower() not in STREAMED or not path.is_file():
         return False
     if path.suffix.lower() == ".npy":
         return sum(array.nbytes for array in read_arrays(path).values()) >= LARGE
-    return parquet.values_in(path) * np.dtype(np.float64).itemsize >= LARGE
+    return count_parquet_cells(path) * np.dtype(np.float64).itemsize >= LARGE
 
 
 def read_own(source: Any, options: Options) -> tuple[Raw, Kind | None]:
@@ -99,21 +101,22 @@ def read_own(source: Any, options: Options) -> tuple[Raw, Kind | None]:
     if kind is not None and KINDS[kind.name].as_stored:
         rest = "" if label is None else " without its labels"
         for key, array in content.arrays.items():
-            check_values(array, kind, f"{where}{rest}: array {key!r}", missing=options.missing)
+            check_kind_values(array, kind, f"{where}{rest}: array {key!r}", missing=options.missing)
     splits, rule = _splits(where, content.arrays)
-    indices, classes = labels.as_classes(where, content.labels) if options.labels else (None, ())
+    indices, classes = labels.label_indices(where, content.labels) if options.labels else (None, ())
     shape = _common_shape(where, splits)
     values, values_rule = content.values or meaning_of(where, splits, kind)
     raw = Raw(
         name=source.name if isinstance(source, Path) else "frame",
-        splits={split: as_vectors(array, values) for split, array in splits.items()},
+        splits={split: rows_by_meaning(array, values) for split, array in splits.items()},
         shape=shape,
         values=values,
         files=files,
         split_rule=rule,
         values_rule=values_rule,
         columns=content.columns,
-        labels=indices and {name: kept(one) for name, one in _splits(where, indices)[0].items()},
+        labels=indices
+        and {name: rows_in_memory(one) for name, one in _splits(where, indices)[0].items()},
         classes=classes,
         label=label,
         is_own=True,
@@ -132,7 +135,7 @@ def _read(source: Any, options: Options) -> tuple[Content, list[dict[str, str]]]
     """The content of a source, and the description of its files."""
     if not isinstance(source, Path):
         content = _read_table(source, options)
-        digest = sha256(np.ascontiguousarray(content.arrays["data"]).tobytes())
+        digest = file_content_sha256(np.ascontiguousarray(content.arrays["data"]).tobytes())
         return content, [{"name": "frame", "sha256": digest, "verified": "a user's data frame"}]
     if source.suffix.lower() in tables.SUFFIXES:
         content = _read_table(source, options)
@@ -161,17 +164,19 @@ def _read_table(source: Any, options: Options) -> Content:
     _refuse_clash(source, options)
     if stream:
         declared = options.columns if isinstance(options.columns, Mapping) else None
-        table = parquet.digest(_pieces(source, options), declared)
+        table = streamed_tables.digest_streamed_table(_pieces(source, options), declared)
     else:
         table = _whole_table(source, options)
     columns, kind, values = _kinds(table, options)
-    used = columns or given_columns(table.names, make_kind("gaussian"), len(table.names))
+    used = columns or named_columns(table.names, make_kind("gaussian"), len(table.names))
     if stream:
         pieces = _pieces(source, options)
-        rows: Examples = parquet.stored_values(source, pieces, used, unknown=options.unknown)
+        rows: Examples = streamed_tables.streamed_values(
+            source, pieces, used, unknown=options.unknown
+        )
     else:
         rows = to_values(table, used, unknown=options.unknown)
-    place = parquet.places(used) if stream else table.place
+    place = streamed_tables.streamed_places(used) if stream else table.place
     check_array(table.where, "data", rows, place=place, missing=options.missing)
     found = {}
     if isinstance(options.labels, str):
@@ -184,7 +189,7 @@ def _read_table(source: Any, options: Options) -> Content:
 def _whole_table(source: Any, options: Options) -> Table:
     """The table of a file or a frame in memory."""
     carried = [*options.ids, *([options.labels] if isinstance(options.labels, str) else [])]
-    read = tables.read_table if isinstance(source, Path) else tables.frame_table
+    read = tables.read_table if isinstance(source, Path) else tables.table_from_frame
     table = read(source, drop=options.drop, ids=carried)
     if not table.names:
         raise UserError(
@@ -198,7 +203,7 @@ def _whole_table(source: Any, options: Options) -> Table:
 
 def _pieces(path: Path, options: Options) -> Iterator[Table]:
     """The rows of a .parquet file, piece by piece."""
-    for table in parquet.pieces(path, drop=options.drop, ids=options.ids):
+    for table in streamed_tables.stream_tables(path, drop=options.drop, ids=options.ids):
         _refuse_gaps(table, options)
         yield table
 
@@ -258,15 +263,15 @@ def _kinds(
                 "other data; kinds in order are make_kind('table', columns=...)"
             )
     elif options.kind is not None and not wanted:
-        check_width(options.kind, n, f"{table.where}: array 'data'")
-        return given_columns(table.names, options.kind, n), options.kind, None
+        check_kind_width(options.kind, n, f"{table.where}: array 'data'")
+        return named_columns(table.names, options.kind, n), options.kind, None
     else:
         has_words = any(column.dtype == object for column in table.columns)
         is_grey = options.binarization not in (None, "none")
         if not wanted and not has_words and (is_grey or not table.named):
             return (), None, None
         columns = choose_columns(table, wanted)
-    kind = observation(columns)
+    kind = columns_to_kind(columns)
     if options.kind not in (None, kind):
         raise UserError(
             f"observation {str(options.kind)!r} contradicts the kinds of the columns, which make "
@@ -327,11 +332,11 @@ def _splits(where: str, arrays: Mapping[str, Examples]) -> tuple[Mapping[str, Ex
     (array,) = arrays.values()
     if len(array) < LEAST:
         raise UserError(
-            f"{where} has {counted(len(array), 'example')}: give at least {LEAST}, of which a "
-            "fifth is the test set"
+            f"{where} has {count_in_words(len(array), 'example')}: give at least {LEAST}, of which "
+            "a fifth is the test set"
         )
-    train, test, rule = own_split(len(array))
-    return {"train": subset(array, train), "test": subset(array, test)}, rule
+    train, test, rule = hold_out_fifth(len(array))
+    return {"train": row_subset(array, train), "test": row_subset(array, test)}, rule
 
 
 def _common_shape(where: str, splits: Mapping[str, Examples]) -> tuple[int, ...]:
@@ -341,3 +346,9 @@ def _common_shape(where: str, splits: Mapping[str, Examples]) -> tuple[int, ...]
         words = ", ".join(f"{split} {list(shape)}" for split, shape in shapes.items())
         raise UserError(f"{where}: the splits have examples of different shapes: {words}")
     return shapes["train"]
+
+
+def resolved_own_data(dataset: str) -> str:
+    """The name of a data set, or the absolute path of an existing file or folder."""
+    own = Path(dataset).expanduser()
+    return str(own.resolve()) if is_own(dataset) and own.exists() else dataset

@@ -6,7 +6,6 @@ that bytes cannot represent exactly). Other content is a `DamagedError` with the
 """
 
 import gzip
-import hashlib
 import io
 import math
 import struct
@@ -14,6 +13,8 @@ import zlib
 from collections.abc import Mapping
 
 import numpy as np
+
+from iwae.data.grey_levels import grey_to_bytes
 
 Shapes = Mapping[str, tuple[int, ...]]
 Splits = dict[str, np.ndarray]
@@ -37,23 +38,18 @@ def unpack(packed: bytes) -> bytes:
         raise DamagedError(f"corrupt gzip: {error}") from None
 
 
-def sha256(content: bytes | memoryview) -> str:
-    """The SHA-256 of the content, in hexadecimal."""
-    return hashlib.sha256(content).hexdigest()
-
-
-def only(shapes: Shapes) -> tuple[str, tuple[int, ...]]:
+def _only(shapes: Shapes) -> tuple[str, tuple[int, ...]]:
     """The name and shape of the only split in a file."""
     ((split, shape),) = shapes.items()
     return split, shape
 
 
-def idx_images(content: bytes, shapes: Shapes) -> Splits:
+def read_idx_images(content: bytes, shapes: Shapes) -> Splits:
     """Grey images `[n, h * w]`, uint8, from an idx3-ubyte file (big-endian header of 16 bytes).
 
     Source: http://yann.lecun.com/exdb/mnist/, "File formats".
     """
-    split, shape = only(shapes)
+    split, shape = _only(shapes)
     if content[:4] == b"\x00\x00\x08\x01":
         raise DamagedError("an idx file of labels, not of images")
     if content[:4] != b"\x00\x00\x08\x03":
@@ -73,9 +69,9 @@ def idx_images(content: bytes, shapes: Shapes) -> Splits:
     return {split: pixels.reshape(shape[0], -1)}
 
 
-def idx_labels(content: bytes, shapes: Shapes) -> Splits:
+def read_idx_labels(content: bytes, shapes: Shapes) -> Splits:
     """Labels `[n]`, uint8, from an idx1-ubyte file (big-endian header of 8 bytes)."""
-    split, (count,) = only(shapes)
+    split, (count,) = _only(shapes)
     if content[:4] != b"\x00\x00\x08\x01":
         raise DamagedError(
             f"not an idx file of labels: starts with 0x{content[:4].hex()}, not 0x00000801"
@@ -88,13 +84,13 @@ def idx_labels(content: bytes, shapes: Shapes) -> Splits:
     return {split: labels}
 
 
-def amat(content: bytes, shapes: Shapes) -> Splits:
+def read_amat(content: bytes, shapes: Shapes) -> Splits:
     """Binary images `[n, d]`, uint8, from text with one image per line and 0 or 1 for each pixel.
 
     The published layout (one digit, one separator) is read in one pass over 16-bit words; other
     white space (tabs, CRLF, trailing blanks) is read more slowly into the same array.
     """
-    split, (count, *dims) = only(shapes)
+    split, (count, *dims) = _only(shapes)
     width = math.prod(dims)
     data = _amat_words(content, width)
     if data is None:
@@ -146,7 +142,7 @@ ALPHABETS = 50
 """The number of rows of OMNIGLOT's `target`."""
 
 
-def omniglot_mat(content: bytes, shapes: Shapes) -> Splits:
+def read_omniglot_mat(content: bytes, shapes: Shapes) -> Splits:
     """Upright OMNIGLOT images, row-major `[n, 784]`, from `chardata.mat` or `omniglot28.mat`.
 
     The file has one image per column, and a column's pixels run down the image (MATLAB's order).
@@ -159,13 +155,13 @@ def omniglot_mat(content: bytes, shapes: Shapes) -> Splits:
         # `not (...)` rather than `<` and `>`, so that NaN is refused too.
         if not (matrix.min() >= 0 and matrix.max() <= 1):
             raise DamagedError(f"{keys[split]!r} has values outside [0, 1]")
-        rows = to_bytes(np.ascontiguousarray(matrix.T, np.float32))
+        rows = grey_to_bytes(np.ascontiguousarray(matrix.T, np.float32))
         upright = rows.reshape(count, width, height).transpose(0, 2, 1)
         found[split] = upright.reshape(count, -1)
     return found
 
 
-def omniglot_labels(content: bytes, shapes: Shapes) -> Splits:
+def read_omniglot_labels(content: bytes, shapes: Shapes) -> Splits:
     """The alphabet of each image, `[n]` from 0, from `target` (one-hot) in the same files."""
     keys = {"train": "target", "test": "testtarget"}
     matrices = _matrices(content, {keys[one]: (ALPHABETS, n) for one, (n,) in shapes.items()})
@@ -197,22 +193,8 @@ def _matrices(content: bytes, shapes: Shapes) -> dict[str, np.ndarray]:
     return {key: matrices[key] for key in shapes}
 
 
-ONLY_PUBLISHED = (omniglot_mat, omniglot_labels)
+ONLY_PUBLISHED = (read_omniglot_mat, read_omniglot_labels)
 """Readers that may crash on a damaged file, so that a known checksum is compared first."""
-
-
-def to_bytes(grey: np.ndarray) -> np.ndarray:
-    """Grey float32 in [0, 1] as uint8 0..255 if that is exact, else unchanged."""
-    return _byte_levels(grey).astype(np.uint8) if are_bytes(grey) else grey
-
-
-def are_bytes(grey: np.ndarray) -> bool:
-    """Whether grey float32 in [0, 1] is exact as uint8 0..255."""
-    return np.array_equal(_byte_levels(grey) / np.float32(255), grey)
-
-
-def _byte_levels(grey: np.ndarray) -> np.ndarray:
-    return np.rint(grey * np.float32(255))
 
 
 def _times(shape: tuple[int, ...]) -> str:

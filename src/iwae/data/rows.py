@@ -2,7 +2,7 @@
 
 A `Rows` takes the place of an array `[n, ...]`: it has a length, a shape and a dtype, and indexing
 reads rows into an array. Data in memory and on disk take the same path, at the end of which data
-that fit into memory become a single array (`kept`).
+that fit into memory become a single array (`rows_in_memory`).
 """
 
 import math
@@ -142,7 +142,7 @@ class Rows:
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         """All rows in memory."""
-        return np.asarray(kept(self), dtype)
+        return np.asarray(rows_in_memory(self), dtype)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -188,14 +188,14 @@ def as_rows(array: Examples | File) -> Rows:
     return Rows(array, None, None, array.shape[1:], array.dtype)
 
 
-def subset(array: Examples, rows: Index) -> Examples:
+def row_subset(array: Examples, rows: Index) -> Examples:
     """Some rows of an array, or the array itself if they are all rows."""
     if _is_all(rows):
         return array
     return Rows(array, np.arange(len(array))[rows], None, array.shape[1:], array.dtype)
 
 
-def converted(
+def convert_rows(
     array: Examples,
     convert: Convert,
     dtype: Any,
@@ -208,29 +208,29 @@ def converted(
     return Rows(array, index, convert, row_shape or array.shape[1:], np.dtype(dtype))
 
 
-def flat(array: Examples) -> Examples:
+def flat_rows(array: Examples) -> Examples:
     """The rows as vectors `[n, d]`."""
     if isinstance(array, np.ndarray):
         return array.reshape(len(array), -1)
     if array.ndim == 2:
         return array
     d = math.prod(array.shape[1:])
-    return converted(
+    return convert_rows(
         array, lambda values, _: values.reshape(len(values), d), array.dtype, row_shape=(d,)
     )
 
 
-def kept(array: Examples) -> np.ndarray:
+def rows_in_memory(array: Examples) -> np.ndarray:
     """The rows in memory, read and converted block by block."""
     if isinstance(array, np.ndarray):
         return array
     whole = np.empty(array.shape, array.dtype)
-    for start, block in blocks(array):
+    for start, block in row_blocks(array):
         whole[start : start + len(block)] = block
     return whole
 
 
-def blocks(array: Examples, size: int = 2**22) -> Iterator[tuple[int, np.ndarray]]:
+def row_blocks(array: Examples, size: int = 2**22) -> Iterator[tuple[int, np.ndarray]]:
     """Blocks of rows with about `size` numbers, each with the index of its first row."""
     step = max(1, size // max(1, math.prod(array.shape[1:])))
     return ((start, array[start : start + step]) for start in range(0, len(array), step))

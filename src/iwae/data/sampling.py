@@ -6,7 +6,7 @@ on every machine.
 
 import numpy as np
 
-from iwae.data.rows import Examples, subset
+from iwae.data.rows import Examples, row_subset
 
 # The purpose of a stream of random numbers: the second word of its seed.
 TRAIN_DRAW, VALIDATION_DRAW, TEST_DRAW, HOLD_OUT, TEST_ROWS, PSEUDO_INPUTS = range(6)
@@ -19,7 +19,7 @@ LEAST = 1000
 """The fewest rows of that sample."""
 
 
-def generator(seed: int, stream: int) -> np.random.Generator:
+def sampling_generator(seed: int, stream: int) -> np.random.Generator:
     """The generator of a seed and a purpose."""
     return np.random.Generator(np.random.PCG64([seed, stream]))
 
@@ -30,15 +30,15 @@ def choose(n: int, count: int, *, seed: int = 0, stream: int = HOLD_OUT) -> np.n
     A prefix would not be a sample, because files are often sorted (the test set of static MNIST by
     digit, OMNIGLOT by alphabet).
     """
-    return np.sort(shuffled(n, seed=seed, stream=stream)[:count])
+    return np.sort(sampling_order(n, seed=seed, stream=stream)[:count])
 
 
-def shuffled(n: int, *, seed: int = 0, stream: int = HOLD_OUT) -> np.ndarray:
+def sampling_order(n: int, *, seed: int = 0, stream: int = HOLD_OUT) -> np.ndarray:
     """The rows 0..n-1 in a random order."""
-    return np.argsort(generator(seed, stream).random(n), kind="stable")
+    return np.argsort(sampling_generator(seed, stream).random(n), kind="stable")
 
 
 def sample(rows: Examples, most: int = SAMPLED) -> Examples:
     """The rows `[n, d]`, or a fixed random sample of them with at most about `most` values."""
     count = max(LEAST, most // max(1, rows.shape[1]))
-    return rows if count >= len(rows) else subset(rows, choose(len(rows), count, stream=SAMPLE))
+    return rows if count >= len(rows) else row_subset(rows, choose(len(rows), count, stream=SAMPLE))

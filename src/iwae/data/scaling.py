@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float, Shaped
 
+from iwae.data.column_statistics import column_moments
 from iwae.data.kinds import Kind, column_kinds
-from iwae.data.moments import moments
 from iwae.data.rows import Examples
 from iwae.data.sampling import sample
 from iwae.errors import UserError
@@ -118,7 +118,7 @@ def fit_scaling(
     """
     columns = np.flatnonzero(chosen)
     shift, scale = np.zeros(len(chosen)), np.ones(len(chosen))
-    mean, spread, varies = moments(rows, columns)
+    mean, spread, varies = column_moments(rows, columns)
     for j, sd, several in zip(columns, spread, varies, strict=True):
         if not np.isfinite(sd) or (several and sd < SMALLEST):
             size, way = ("small", "multiply") if np.isfinite(sd) else ("large", "divide")
@@ -130,12 +130,7 @@ def fit_scaling(
     return Scaling(shift, scale)
 
 
-def is_constant(rows: Shaped[np.ndarray, "n d"]) -> np.ndarray:
-    """Which columns hold at most one distinct value, bool `[d]`; missing values do not count."""
-    return np.array([len(np.unique(column[~np.isnan(column)])) < 2 for column in rows.T])
-
-
-def refuse_merged(
+def refuse_coarse_scaling(
     rows: Examples, scaling: Scaling | None, names: Sequence[str], where: str
 ) -> list[str]:
     """Refuse columns whose values float32 rounds too coarsely in the units of the model.

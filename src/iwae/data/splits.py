@@ -7,16 +7,18 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from iwae.data.binarisation import Conversion, resolve
+from iwae.data.column_statistics import column_sums, count_column_gaps
 from iwae.data.columns import Column
-from iwae.data.columns import as_json as columns_json
-from iwae.data.dataset import Dataset, Labels, are_grey_bytes, test_sha256
+from iwae.data.columns import columns_as_json as columns_json
+from iwae.data.dataset import Dataset, Labels, test_sha256
+from iwae.data.grey_levels import are_grey_bytes
 from iwae.data.held_out import HeldOut, hold_out
 from iwae.data.kinds import Kind, as_json, make_kind
-from iwae.data.moments import gaps_in, sums
-from iwae.data.rows import Examples, Index, as_rows, kept, subset
+from iwae.data.rows import Examples, Index, as_rows, row_subset, rows_in_memory
 from iwae.data.sampling import TEST_DRAW, TRAIN_DRAW, VALIDATION_DRAW
-from iwae.data.scaling import Scaling, fit_scaling, refuse_merged, scaled_columns
-from iwae.errors import UserError, shorten
+from iwae.data.scaling import Scaling, fit_scaling, refuse_coarse_scaling, scaled_columns
+from iwae.errors import UserError
+from iwae.wording import shorten_words
 
 COLOURS = 3
 """The number of channels of colour."""
@@ -72,7 +74,7 @@ class Options(NamedTuple):
     stream: bool = False
 
 
-def assemble(raw: Raw, options: Options) -> Dataset:
+def assemble_splits(raw: Raw, options: Options) -> Dataset:
     """Apply a user's choices to raw splits.
 
     Raises:
@@ -128,7 +130,7 @@ def _convert_splits(
     """The three splits as they are measured; training rows under `dynamic` stay grey."""
     known, rows = raw.splits["train"], held_out.train
     if convert.binarization == "dynamic":
-        train = subset(known, rows)
+        train = row_subset(known, rows)
     else:
         train = convert(known, TRAIN_DRAW, rows)
     if "validation" in raw.splits:
@@ -137,7 +139,7 @@ def _convert_splits(
         validation = convert(known, TRAIN_DRAW, held_out.validation)
     test = convert(raw.splits["test"], TEST_DRAW)
     splits = {"train": train, "validation": validation, "test": test}
-    return {split: as_rows(one) if stream else kept(one) for split, one in splits.items()}
+    return {split: as_rows(one) if stream else rows_in_memory(one) for split, one in splits.items()}
 
 
 def _identity(
@@ -192,7 +194,7 @@ def _scaling(
             whose differences float32 loses.
     """
     wanted = raw.is_own if options.standardize is None else options.standardize
-    train = subset(raw.splits["train"], rows)
+    train = row_subset(raw.splits["train"], rows)
     is_real = raw.values != "binary" and train.dtype.kind != "u"
     chosen = scaled_columns(kind, train.shape[1]) & wanted & is_real
     if options.standardize and not chosen.any():
@@ -203,7 +205,7 @@ def _scaling(
     scaling = fit_scaling(train, chosen, raw.name, names) if chosen.any() else None
     remarks: list[str] = []
     for split, array in raw.splits.items() if is_real else ():
-        remarks += refuse_merged(array, scaling, names, f"{raw.name}: {split}")
+        remarks += refuse_coarse_scaling(array, scaling, names, f"{raw.name}: {split}")
     return scaling, remarks
 
 
@@ -219,7 +221,7 @@ def _split_labels(raw: Raw, held_out: HeldOut, splits: Mapping[str, Examples]) -
     }
     unseen = np.setdiff1d(np.arange(len(raw.classes)), labels["train"])
     if unseen.size:
-        name = shorten(repr(raw.classes[unseen[0]]))
+        name = shorten_words(repr(raw.classes[unseen[0]]))
         raise UserError(
             f"{raw.name}: the label {name} has no training example once test and validation "
             "examples are held out: remove its rows, or add more of them"
@@ -288,7 +290,7 @@ def _missing_shares(
     Raises:
         UserError: for grey values to binarise, or a column without a value to train on.
     """
-    gaps = {split: gaps_in(rows) for split, rows in splits.items()}
+    gaps = {split: count_column_gaps(rows) for split, rows in splits.items()}
     if binarization != "none" and any(count.any() for count in gaps.values()):
         raise UserError(
             f"{raw.name} holds grey values, some of them missing, and these cannot be binarised: "
@@ -312,4 +314,4 @@ def _missing_shares(
 def _column_means(train: Examples, *, scale: int) -> np.ndarray:
     """The mean of each column's observed values, float64; bytes are summed exactly."""
     with np.errstate(invalid="ignore"):  # a column without a value has no mean
-        return sums(train) / ((len(train) - gaps_in(train)) * scale)
+        return column_sums(train) / ((len(train) - count_column_gaps(train)) * scale)

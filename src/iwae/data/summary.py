@@ -7,11 +7,11 @@ from collections.abc import Sequence
 import numpy as np
 from tabulate import tabulate
 
+from iwae.data.column_statistics import count_column_gaps
 from iwae.data.columns import Column
 from iwae.data.dataset import Dataset
-from iwae.data.moments import gaps_in
-from iwae.data.rows import Examples, blocks
-from iwae.errors import counted, listed, shorten
+from iwae.data.rows import Examples, row_blocks
+from iwae.wording import count_in_words, listed_words, shorten_words
 
 MOST = 30
 """The most columns that are listed one by one."""
@@ -23,30 +23,30 @@ LISTING = "columns.txt"
 """The file in a run's folder that lists the columns of a wide table."""
 
 
-def describe(dataset: Dataset) -> str:
+def summarise_dataset(dataset: Dataset) -> str:
     """Lines on rows, columns with kinds and reasons, gaps, constant columns and splits."""
     rows = [dataset.train, dataset.validation, dataset.test]
     n = sum(map(len, rows))
     shape = " x ".join(map(str, dataset.shape))
     taken = "a table" if dataset.kind.columns else str(dataset.kind)
     form = "columns" if len(dataset.shape) == 1 else "values"
-    lines = [f"{dataset.name}: {counted(n, 'row', ',')} of {shape} {form}, taken as {taken}"]
+    lines = [f"{dataset.name}: {count_in_words(n, 'row', ',')} of {shape} {form}, taken as {taken}"]
     if dataset.binarization != "none":
         lines[0] += f", binarised ({dataset.binarization})"
     is_declared = dataset.identity["values"] == "stored"
     if not is_declared and not any(column.why for column in dataset.columns):
         lines.append(f"values: {dataset.identity['values_rule']}")
     lines += dataset.remarks
-    if is_wide(dataset):
+    if has_wide_summary(dataset):
         lines += [*_groups(dataset.columns), f"  each column: {LISTING} in the run's folder"]
     elif dataset.columns:
-        lines.append(list_columns(dataset))
+        lines.append(summarise_columns(dataset))
     if missing := dataset.identity.get("missing"):
         shares = ", ".join(f"{share:.1%} of {split}" for split, share in missing.items() if share)
         lines.append(f"missing: {shares or 'none'}")
     lines += _constant(dataset, rows[0])
     if dataset.classes:
-        lines.append(f"labels: {len(dataset.classes)} classes: {listed(dataset.classes, 10)}")
+        lines.append(f"labels: {len(dataset.classes)} classes: {listed_words(dataset.classes, 10)}")
     if dataset.is_streamed:
         lines.append(
             f"streamed: {_bytes(rows)} of values stay on disk (--stream False keeps them in memory)"
@@ -58,15 +58,15 @@ def describe(dataset: Dataset) -> str:
     return "\n".join([*lines, f"splits: {sizes} ({dataset.identity['split']})"])
 
 
-def is_wide(dataset: Dataset) -> bool:
+def has_wide_summary(dataset: Dataset) -> bool:
     """Whether a data set has too many columns to list them one by one."""
     return len(dataset.columns) > MOST
 
 
-def list_columns(dataset: Dataset) -> str:
+def summarise_columns(dataset: Dataset) -> str:
     """A line for each column: its kind, the reason, and its share of gaps."""
     columns, rows = dataset.columns, (dataset.train, dataset.validation, dataset.test)
-    gaps = sum(map(gaps_in, rows)) / sum(map(len, rows))
+    gaps = sum(map(count_column_gaps, rows)) / sum(map(len, rows))
     table = [
         (one.name, one.kind, one.why + (f"; {gap:.1%} missing" if gap else ""))
         for one, gap in zip(columns, np.broadcast_to(gaps, len(columns)), strict=True)
@@ -81,7 +81,7 @@ def _groups(columns: Sequence[Column]) -> list[str]:
     for one in columns:
         groups[one.kind, _SPECIFIC.sub("", one.why)].append(one.name)
     return [
-        f"  {counted(len(names), 'column', ',')}: {kind}{f', {why}' if why else ''}"
+        f"  {count_in_words(len(names), 'column', ',')}: {kind}{f', {why}' if why else ''}"
         f" ({_first_names(names)})"
         for (kind, why), names in groups.items()
     ]
@@ -94,13 +94,13 @@ _SPECIFIC = re.compile(r": .*| from \S+ to [^ ,]+| \(if they name.*")
 def _first_names(names: Sequence[str], most: int = NAMED) -> str:
     """The first names, and the number of others."""
     more = len(names) - most
-    return ", ".join(map(shorten, names[:most])) + (f" and {more:,} more" if more > 0 else "")
+    return ", ".join(map(shorten_words, names[:most])) + (f" and {more:,} more" if more > 0 else "")
 
 
 def _constant(dataset: Dataset, train: Examples) -> list[str]:
     """A line on the values that are the same in every training row."""
     low, high = np.full(train.shape[1], np.inf), np.full(train.shape[1], -np.inf)
-    for _, block in blocks(train):
+    for _, block in row_blocks(train):
         low, high = np.fmin(low, np.fmin.reduce(block)), np.fmax(high, np.fmax.reduce(block))
     places = np.flatnonzero(low == high)
     if not places.size:

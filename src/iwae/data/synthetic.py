@@ -23,7 +23,7 @@ class Synthetic(NamedTuple):
     log_density: LogDensity
 
 
-def splits(distribution: Synthetic) -> dict[str, np.ndarray]:
+def synthetic_splits(distribution: Synthetic) -> dict[str, np.ndarray]:
     """The training and test examples of a distribution, float32 `[n, d]`."""
     return {
         split: distribution.sample(np.random.Generator(np.random.PCG64([SEED, stream])), count)
@@ -32,7 +32,7 @@ def splits(distribution: Synthetic) -> dict[str, np.ndarray]:
     }  # fmt: skip
 
 
-def mixture(
+def _mixture(
     weights: Sequence[float], means: Sequence[Sequence[float]], sds: Sequence[float]
 ) -> Synthetic:
     """A mixture of isotropic Gaussians: weights `[c]`, means `[c, d]`, scales `[c]`."""
@@ -50,7 +50,7 @@ def mixture(
     return Synthetic(sample, log_density)
 
 
-def linear_gaussian(slope: Sequence[float], centre: Sequence[float], noise: float) -> Synthetic:
+def _linear_gaussian(slope: Sequence[float], centre: Sequence[float], noise: float) -> Synthetic:
     """Points along a line: x = slope z + centre + noise e with z, e ~ N(0, I), so x is Gaussian."""
     w, b = np.array(slope), np.array(centre)
     d = len(b)
@@ -91,10 +91,10 @@ def ring(radius: float, noise: float) -> Synthetic:
     return Synthetic(sample, log_density)
 
 
-CAMEL = mixture([0.5, 0.5], [[-1.0], [1.0]], [0.5, 0.5])
-TWO_CLUSTERS = mixture([0.4, 0.6], [[-1.5, -1.0], [1.5, 0.5]], [0.5, 0.35])
-LINEAR_2D = linear_gaussian(slope=[1.2, 0.6], centre=[0.5, -0.25], noise=0.2)
-FOUR_GAUSSIANS = mixture(
+CAMEL = _mixture([0.5, 0.5], [[-1.0], [1.0]], [0.5, 0.5])
+TWO_CLUSTERS = _mixture([0.4, 0.6], [[-1.5, -1.0], [1.5, 0.5]], [0.5, 0.35])
+LINEAR_2D = _linear_gaussian(slope=[1.2, 0.6], centre=[0.5, -0.25], noise=0.2)
+FOUR_GAUSSIANS = _mixture(
     [0.25] * 4, [[-1.5, -1.5], [-1.5, 1.5], [1.5, -1.5], [1.5, 1.5]], [0.3] * 4
 )
 CIRCLE = ring(radius=2.0, noise=0.15)

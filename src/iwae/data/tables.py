@@ -5,8 +5,7 @@ PyArrow and narwhals are imported on first use.
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,10 +13,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from iwae.data import delimited
-from iwae.data.arrays import honest_sizes
-from iwae.data.cells import LARGEST_EXACT, as_objects, is_null
+from iwae.data.cells import LARGEST_EXACT, is_null, object_cells
 from iwae.data.layout import find_layout
-from iwae.errors import UserError, first_line, listed, shorten
+from iwae.data.parquet_files import open_parquet_file, refusing_parquet_damage
+from iwae.errors import UserError
+from iwae.files import read_bytes
+from iwae.wording import quoted_words
 
 SUFFIXES = (".csv", ".tsv", ".parquet")
 
@@ -125,10 +126,13 @@ def read_table(path: Path, *, drop: Sequence[str] = (), ids: Sequence[str] = ())
 
 def _text_table(path: Path, drop: Sequence[str], ids: Sequence[str]) -> Table:
     """The table of a text file, parsed once."""
-    layout, cells = delimited.parse(path)
+    layout, cells = delimited.parse_delimited(path)
     names = layout.names
     kept, carried = _select_columns(str(path), names, bool(layout.header), drop, ids)
-    read = [delimited.as_values(cells.column(i), comma=layout.separator != ",") for i in kept]
+    read = [
+        delimited.parse_delimited_column(cells.column(i), comma=layout.separator != ",")
+        for i in kept
+    ]
     for i, one in zip(kept, read, strict=True):
         if one.inexact:
             raise UserError(f"{path}: {_inexact_reason(names[i], one.inexact, COMMAND)}")
@@ -140,10 +144,10 @@ def _text_table(path: Path, drop: Sequence[str], ids: Sequence[str]) -> Table:
     table = Table(
         tuple(names[i] for i in kept),
         tuple(one.cells for one in read),
-        {names[i]: delimited.as_words(cells.column(i)) for i in carried},
+        {names[i]: delimited.delimited_words(cells.column(i)) for i in carried},
         bool(layout.header),
         str(path),
-        partial(delimited.place_of, path, layout, (*kept, *carried)),
+        partial(delimited.delimited_place, path, layout, (*kept, *carried)),
         remarks=tuple(
             f"column {names[i]!r}: {one.doubt} is taken as {one.doubt.replace(',', '.')}, not as "
             f"{re.sub('[.,]', '', one.doubt)}"
@@ -181,7 +185,11 @@ def _select_columns(
         raise UserError(f"{where} has several columns called {name!r}: rename all but one")
     for one in (*drop, *ids):
         if one.strip() not in names:
-            found = f"it has {quoted(names)}" if named else f"give a number from 1 to {len(names)}"
+            found = (
+                f"it has {quoted_words(names)}"
+                if named
+                else f"give a number from 1 to {len(names)}"
+            )
             what = "column" if named else "column names, nor a column"
             raise UserError(f"{where} has no {what} {one!r}; {found}")
     carried = [names.index(one.strip()) for one in dict.fromkeys(ids)]
@@ -190,11 +198,6 @@ def _select_columns(
     if not kept and not carried:
         raise UserError(f"{where} has no column left: drop fewer")
     return kept, carried
-
-
-def quoted(names: Sequence[str]) -> str:
-    """The first of several names, quoted."""
-    return shorten(listed(map(repr, names), 10))
 
 
 def _refuse_index(table: Table, nameless: Sequence[bool]) -> None:
@@ -232,56 +235,31 @@ def _inexact_reason(name: str, value: Any, remedies: Remedies) -> str:
     )
 
 
-def opened_parquet(path: Path) -> Any:
-    """Open a .parquet file, and read its metadata alone; UserError if it is damaged."""
-    from pyarrow import parquet
-
-    with refusing_damage(path):
-        found = parquet.ParquetFile(path)
-        _ = found.schema_arrow.names  # decodes them
-        return found
-
-
 def _parquet_table(path: Path, drop: Sequence[str], ids: Sequence[str]) -> Table:
     """The table of a .parquet file, read column by column, so that Arrow never copies it whole."""
     import narwhals as nw
 
-    with opened_parquet(path) as file:
+    with open_parquet_file(path) as file:
         names = [str(name) for name in file.schema_arrow.names]
 
         def column(i: int) -> Any:
-            with refusing_damage(path):  # PyArrow also reads columns called name.more
+            with refusing_parquet_damage(path):  # PyArrow also reads columns called name.more
                 cells = file.read(columns=[names[i]]).column(names[i])
             return nw.from_native(cells, series_only=True)
 
         return _series_table(names, column, drop, ids, str(path), COMMAND, 0)
 
 
-@contextmanager
-def refusing_damage(path: Path) -> Iterator[None]:
-    """Turn PyArrow's exceptions for a damaged .parquet file into UserError."""
-    import pyarrow as pa
-
-    try:
-        with honest_sizes(path):
-            yield
-    except MemoryError:
-        raise
-    except (pa.ArrowException, EOFError, OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or first_line(error)
-        raise UserError(f"{path} cannot be read: {reason}") from None
-
-
-def names_in(source: Any) -> list[str]:
+def table_column_names(source: Any) -> list[str]:
     """The names of the columns of a file or a frame; numbers of columns without a name."""
     if not isinstance(source, Path):
-        return [str(name) for name in opened_frame(source).columns]
+        return [str(name) for name in open_table_frame(source).columns]
     if source.suffix.lower() == ".parquet":
-        return [str(name) for name in opened_parquet(source).schema_arrow.names]
-    return find_layout(source, delimited.read_bytes(source)).names
+        return [str(name) for name in open_parquet_file(source).schema_arrow.names]
+    return find_layout(source, read_bytes(source)).names
 
 
-def opened_frame(frame: Any, where: str = "the frame") -> Any:
+def open_table_frame(frame: Any, where: str = "the frame") -> Any:
     """A data frame of any library as one of narwhals.
 
     Raises:
@@ -305,7 +283,7 @@ def opened_frame(frame: Any, where: str = "the frame") -> Any:
     return data
 
 
-def frame_table(
+def table_from_frame(
     frame: Any,
     *,
     drop: Sequence[str] = (),
@@ -326,7 +304,7 @@ def frame_table(
     Raises:
         UserError: names the column that holds neither numbers nor words.
     """
-    data = opened_frame(frame, where)
+    data = open_table_frame(frame, where)
     series = list(data.iter_columns())
     names = [str(name) for name in data.columns]
     return _series_table(names, series.__getitem__, drop, ids, where, remedies, first)
@@ -341,7 +319,7 @@ def _series_table(
     remedies: Remedies,
     first: int,
 ) -> Table:
-    """The table of series of narwhals, by their number; other arguments as for `frame_table`."""
+    """The table of series of narwhals, by their number; the rest as in `table_from_frame`."""
     kept, carried = _select_columns(where, names, True, drop, ids)
     table = Table(
         tuple(names[i] for i in kept),
@@ -365,7 +343,7 @@ def _series_cells(where: str, name: str, series: Any, remedies: Remedies) -> np.
     import narwhals as nw
 
     if series.dtype.is_temporal():
-        raise UserError(f"{where}: column {name!r} holds {dates_reason(name, remedies)}")
+        raise UserError(f"{where}: column {name!r} holds {table_dates_reason(name, remedies)}")
     if series.dtype.is_numeric():
         numbers = np.array(series.cast(nw.Float64).to_numpy(), np.float64)
         large = np.abs(numbers) >= LARGEST_EXACT
@@ -382,11 +360,11 @@ def _series_cells(where: str, name: str, series: Any, remedies: Remedies) -> np.
     if odd is not None and not isinstance(odd, int | float | np.number):
         ways = remedies.ways(name, "make them words, as .astype(str) does")
         plain = f"{type(odd).__name__} objects, not numbers or words: {ways}"
-        what = dates_reason(name, remedies) if hasattr(odd, "isoformat") else plain
+        what = table_dates_reason(name, remedies) if hasattr(odd, "isoformat") else plain
         raise UserError(f"{where}: column {name!r} holds {what}")
-    return as_objects(None if one is None else str(one) for one in cells)
+    return object_cells(None if one is None else str(one) for one in cells)
 
 
-def dates_reason(name: str, remedies: Remedies) -> str:
+def table_dates_reason(name: str, remedies: Remedies) -> str:
     """The reason for refusing dates, and the remedies."""
     return f"dates or times: {remedies.ways(name, 'write numbers, such as days since a date')}"

@@ -24,19 +24,19 @@ Write = Callable[[Cells], None]
 
 
 def write_table(path: Path, cells: Cells) -> None:
-    """Write a table, or one array of any shape, in a format of `written_by_piece`."""
-    write_pieces(path, [cells], len(next(iter(cells.values()), ())))
+    """Write a table, or one array of any shape, in a format of `table_writer`."""
+    write_table_pieces(path, [cells], len(next(iter(cells.values()), ())))
 
 
-def write_pieces(path: Path, pieces: Iterable[Cells], n: int) -> None:
-    """Write a table of n rows piece by piece, in a format of `written_by_piece`."""
-    with written_by_piece(path, n) as write:
+def write_table_pieces(path: Path, pieces: Iterable[Cells], n: int) -> None:
+    """Write a table of n rows piece by piece, in a format of `table_writer`."""
+    with table_writer(path, n) as write:
         for cells in pieces:
             write(cells)
 
 
 @contextmanager
-def written_by_piece(path: Path, n: int) -> Iterator[Write]:
+def table_writer(path: Path, n: int) -> Iterator[Write]:
     """Yield a function that writes rows as .csv, .tsv or .parquet, or numbers as .npy or .npz.
 
     The file appears whole at the end, or not at all. The function takes columns, piece by piece; a

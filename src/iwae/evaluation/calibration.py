@@ -13,7 +13,8 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 
-from iwae.evaluation.examples import check_positive, map_by_cost, placeholders, refuse_nan
+from iwae.errors import require_positive
+from iwae.evaluation.examples import map_examples_by_cost, placeholder_examples, refuse_nan_examples
 from iwae.inference.particles import importance_particles
 from iwae.models.vae import AbstractLatentModel
 from iwae.typing import Example, PRNGKey
@@ -47,11 +48,13 @@ def rank_slabs(
         UserError: if a number is not positive.
         FloatingPointError: if a rank is nan.
     """
-    check_positive("examples", n_examples)
-    check_positive("k", k)
-    fn, nothing = eqx.Partial(_ranks_of_one, k=k), placeholders(n_examples)
-    slabs = map_by_cost(fn, model, nothing, key, rows=k, batch_size=batch_size, first=first)
-    return refuse_nan(slabs, first, "rank", KINDS)
+    require_positive("examples", n_examples)
+    require_positive("k", k)
+    fn, nothing = eqx.Partial(_ranks_of_one, k=k), placeholder_examples(n_examples)
+    slabs = map_examples_by_cost(
+        fn, model, nothing, key, rows=k, batch_size=batch_size, first=first
+    )
+    return refuse_nan_examples(slabs, first, "rank", KINDS)
 
 
 def _ranks_of_one(
@@ -96,6 +99,6 @@ def relative_rank(
     return (k * (below + v * equal) + v) / (k + 1)
 
 
-def coverage(ranks: Float[np.ndarray, "n units"], level: float) -> Float[np.ndarray, " n"]:
+def rank_coverage(ranks: Float[np.ndarray, "n units"], level: float) -> Float[np.ndarray, " n"]:
     """The share of units of each example whose true latent is in the central interval."""
     return np.asarray((np.abs(ranks - 0.5) <= level / 2).mean(axis=1))

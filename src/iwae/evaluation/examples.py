@@ -16,8 +16,11 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Int, PyTree, Shaped, UInt
 
+from iwae.data.kinds import KINDS, check_kind_values
 from iwae.data.rows import Examples, Rows
-from iwae.errors import UserError
+from iwae.errors import UserError, require_positive
+from iwae.models.conditional import ConditionalVAE, Model, unconditional_model
+from iwae.models.vae import VAE, AbstractLatentModel
 from iwae.precision import float32
 from iwae.typing import Example, PRNGKey
 
@@ -67,7 +70,7 @@ def map_examples(
     """
     if len(examples) == 0:
         raise UserError("there are no examples to evaluate: this split is empty")
-    check_positive("batch_size", batch_size)
+    require_positive("batch_size", batch_size)
     mesh = Mesh(np.asarray(jax.local_devices()), ("example",))
     whole, split = (NamedSharding(mesh, PartitionSpec(*axis)) for axis in ((), ("example",)))
     # A freshly trained model lies on some of the devices only.
@@ -92,7 +95,7 @@ def map_examples(
         yield jax.tree.map(lambda leaf, count=count: np.asarray(leaf)[:count], out)
 
 
-def map_by_cost(
+def map_examples_by_cost(
     fn: ExampleFn,
     model: PyTree,
     examples: Examples,
@@ -120,7 +123,7 @@ def map_by_cost(
     )
 
 
-def map_chains(
+def map_examples_with_chains(
     fn: ExampleFn,
     model: PyTree,
     examples: Examples,
@@ -170,7 +173,7 @@ def _map_slab(
     )(params, xs, address, key)
 
 
-def gather(slabs: Iterator[PyTree]) -> PyTree:
+def gather_examples(slabs: Iterator[PyTree]) -> PyTree:
     """Join all slabs of `map_examples` into one pytree of `[n, ...]` arrays, floats in float64."""
 
     def join(*leaves: np.ndarray) -> np.ndarray:
@@ -180,7 +183,7 @@ def gather(slabs: Iterator[PyTree]) -> PyTree:
     return jax.tree.map(join, *slabs)
 
 
-def refuse_nan(
+def refuse_nan_examples(
     slabs: Iterator[dict[str, np.ndarray]],
     done: int,
     quantity: str = "log-likelihood",
@@ -204,12 +207,43 @@ def refuse_nan(
         yield slab
 
 
-def check_positive(name: str, value: int) -> None:
-    """Raise UserError if a size or count is less than 1."""
-    if value < 1:
-        raise UserError(f"{name} is {value}; it must be at least 1")
-
-
-def placeholders(n: int) -> np.ndarray:
+def placeholder_examples(n: int) -> np.ndarray:
     """Bytes in place of n examples, for a function that draws its own."""
     return np.zeros((n, 1), np.uint8)
+
+
+def check_examples(model: AbstractLatentModel, examples: Examples, *, values: bool = True) -> None:
+    """Raise UserError for examples of another shape, or with values outside the model's support.
+
+    Grey values are outside that of Bernoulli pixels, for example. Models of a user's own class
+    accept all examples, and kinds of a user's own all values.
+
+    Args:
+        examples: `[n, d]`; with labels, `[n, d + C]`.
+        values: whether to check the values too; examples still to be binarised are not in the
+            model's units.
+    """
+    if not isinstance(model, Model):
+        return
+    vae = unconditional_model(model)
+    rows = examples if isinstance(examples, Rows) else np.asarray(examples)
+    _check_shape(model, vae, rows.shape)
+    if isinstance(rows, Rows):  # their values were checked when the file was opened
+        return
+    if values and vae.kind.name in KINDS:
+        without = rows[:, : vae.n_data]
+        check_kind_values(without, vae.kind, "examples", missing=vae.missing is not None)
+
+
+def _check_shape(model: Model, vae: VAE, shape: tuple[int, ...]) -> None:
+    """Raise UserError unless the model takes examples of this shape."""
+    size = model.example_size
+    if shape[1:] == (size,):
+        return
+    if len(shape) > 2 and math.prod(shape[1:]) == size:
+        remedy = "flatten them: examples.reshape(len(examples), -1)"
+    elif isinstance(model, ConditionalVAE) and shape[1:] == (vae.n_data,):
+        remedy = f"append their labels, one-hot over {model.n_classes} classes"
+    else:
+        remedy = "make a model of their size"
+    raise UserError(f"examples have shape {list(shape)}, but the model takes [n, {size}]: {remedy}")

@@ -15,15 +15,16 @@ import numpy as np
 from jaxtyping import Array, Float, Shaped
 
 from iwae.data.rows import Examples
-from iwae.errors import UserError
-from iwae.evaluation.diagnostics import pareto_threshold
-from iwae.evaluation.examples import CHAIN_ROWS, check_positive, gather, map_by_cost, map_examples
+from iwae.errors import UserError, require_positive
+from iwae.evaluation.examples import CHAIN_ROWS, gather_examples, map_examples, map_examples_by_cost
 from iwae.evaluation.likelihood import KHAT_WEIGHTS
-from iwae.evaluation.posterior import sir, snis_mean
+from iwae.evaluation.posterior import snis_mean
+from iwae.evaluation.tails import pareto_threshold
 from iwae.inference.kernels import pareto_k
 from iwae.inference.particles import Particles, Sampler, importance_particles
-from iwae.inference.step_sizes import make_annealer
-from iwae.models.likelihoods import complete
+from iwae.inference.resampling import sir
+from iwae.inference.tuning import tune_annealer
+from iwae.models.likelihoods.masking import without_masking
 from iwae.models.likelihoods.missing import Imputing
 from iwae.models.likelihoods.table import Columns
 from iwae.models.vae import AbstractLatentModel
@@ -54,7 +55,7 @@ class Imputed(NamedTuple):
         pareto_k: `[n]`, k-hat of each example's weights; nan for examples without gaps, and for
             fewer than 25 particles.
         threshold: `[n]`, k-hat above which imputed values are unreliable, as from
-            `iwae.evaluation.diagnostics.pareto_threshold`. It is lower for examples that were
+            `iwae.evaluation.tails.pareto_threshold`. It is lower for examples that were
             annealed, because they have fewer weights.
     """
 
@@ -135,10 +136,10 @@ def imputed(
 ) -> Imputed:
     """Join the slabs of `imputed_slabs`, to which the options are passed."""
     slabs = imputed_slabs(model, examples, key, draws=draws, **options)
-    return joined(slabs, axis=0 if draws is None else 1)
+    return join_imputed(slabs, axis=0 if draws is None else 1)
 
 
-def joined(pieces: Iterable[Imputed], *, axis: int) -> Imputed:
+def join_imputed(pieces: Iterable[Imputed], *, axis: int) -> Imputed:
     """Join pieces along the axis of the values that counts examples."""
     values, *others = zip(*pieces, strict=True)
     return Imputed(np.concatenate(values, axis=axis), *map(np.concatenate, others))
@@ -163,20 +164,22 @@ def imputed_slabs(
 
     Other arguments and errors are theirs.
     """
-    check_positive("k", k)
+    require_positive("k", k)
     if draws is not None:
-        check_positive("draws", draws)
+        require_positive("draws", draws)
     again_key, pilot_key = (jax.random.fold_in(key, part) for part in (_AGAIN, _PILOT))
-    annealer, done = cache(lambda: pilot_annealer(model, pilot_key)), 0
+    annealer, done = cache(lambda: imputation_annealer(model, pilot_key)), 0
     fn = Filling(sampler, k, draws)
-    slabs = map_by_cost(fn, model, examples, key, rows=fn.rows, batch_size=batch_size)
+    slabs = map_examples_by_cost(fn, model, examples, key, rows=fn.rows, batch_size=batch_size)
     for slab in slabs:
-        filled, khat = gather(iter([slab]))
+        filled, khat = gather_examples(iter([slab]))
         some, places = examples[done : done + len(khat)], np.arange(done, done + len(khat))
         threshold = np.full(len(khat), pareto_threshold(k))
         if anneal and (bad := khat > threshold).any():
             again = Filling(annealer(), max(CHAINS, draws or 0), draws)
-            filled[bad], khat[bad] = annealed_again(again, model, some[bad], again_key, places[bad])
+            filled[bad], khat[bad] = annealed_imputations(
+                again, model, some[bad], again_key, places[bad]
+            )
             threshold[bad] = pareto_threshold(again.k)
         if draws is None:
             values = _completed(some, filled, done)
@@ -186,7 +189,7 @@ def imputed_slabs(
         yield Imputed(values, khat, threshold)
 
 
-def annealed_again(
+def annealed_imputations(
     fn: "Filling",
     model: AbstractLatentModel,
     examples: np.ndarray,
@@ -208,10 +211,10 @@ def annealed_again(
         slab_size=AT_A_TIME * jax.local_device_count(),
         addresses=places,
     )
-    return jax.tree.map(lambda leaf: leaf[: len(examples)], gather(slabs))
+    return jax.tree.map(lambda leaf: leaf[: len(examples)], gather_examples(slabs))
 
 
-def pilot_annealer(model: AbstractLatentModel, key: PRNGKey) -> Sampler:
+def imputation_annealer(model: AbstractLatentModel, key: PRNGKey) -> Sampler:
     """A sampler that anneals, tuned on draws of the model with a fifth of their values hidden.
 
     It does not depend on the examples to impute, so that each is imputed independently.
@@ -220,13 +223,16 @@ def pilot_annealer(model: AbstractLatentModel, key: PRNGKey) -> Sampler:
 
     def one(key: PRNGKey) -> Example:
         z_key, x_key, hide_key = jax.random.split(key, 3)
-        x = jnp.asarray(complete(decoder(model, model.sample(z_key)[0])).sample(x_key), jnp.float32)
+        x = jnp.asarray(
+            without_masking(imputing_decoder(model, model.sample(z_key)[0])).sample(x_key),
+            jnp.float32,
+        )
         return jnp.where(jax.random.bernoulli(hide_key, PILOT_HIDDEN, x.shape), jnp.nan, x)
 
     with jax.debug_nans(False):  # nan is a hidden value
         drawn = np.asarray(jax.jit(jax.vmap(one))(jax.random.split(draw_key, PILOT)))
     options = {"temperatures": TEMPERATURES, "n_leapfrog": LEAPFROG, "chains": PILOT_CHAINS}
-    return make_annealer(model, drawn, tune_key, **options)
+    return tune_annealer(model, drawn, tune_key, **options)
 
 
 class Filling(eqx.Module):
@@ -253,15 +259,15 @@ class Filling(eqx.Module):
         """Fill an example of this model."""
         if self.draws is None:
             particles, _ = self.sampler(model, x, key, self.k)
-            average = snis_mean(particles, lambda z: decoder(model, z).averages())
+            average = snis_mean(particles, lambda z: imputing_decoder(model, z).averages())
             first = jax.tree.map(lambda leaf: leaf[0], particles.z)  # `guess` is the same for all
-            filled = jnp.where(jnp.isnan(x), decoder(model, first).guess(average), x)
+            filled = jnp.where(jnp.isnan(x), imputing_decoder(model, first).guess(average), x)
         else:
             particle_key, chosen_key, fill_key = jax.random.split(key, 3)
             particles, _ = self.sampler(model, x, particle_key, self.k)
             chosen = sir(particles, chosen_key, self.draws)
             keys = jax.random.split(fill_key, self.draws)
-            filled = jax.vmap(lambda z, key: decoder(model, z).fill(x, key))(chosen, keys)
+            filled = jax.vmap(lambda z, key: imputing_decoder(model, z).fill(x, key))(chosen, keys)
         return filled, _khat_of_gaps(x, particles)
 
 
@@ -270,7 +276,7 @@ def _khat_of_gaps(x: Example, particles: Particles) -> Scalar:
     return jnp.where(jnp.isnan(x).any(), pareto_k(particles.log_w[:KHAT_WEIGHTS]), jnp.nan)
 
 
-def decoder(model: AbstractLatentModel, z: Latents) -> Imputing:
+def imputing_decoder(model: AbstractLatentModel, z: Latents) -> Imputing:
     """p(x|z) of a model that handles missing values.
 
     Raises:

@@ -14,12 +14,18 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from iwae.data.rows import Examples
-from iwae.errors import UserError
-from iwae.evaluation.diagnostics import test_sample_error
-from iwae.evaluation.examples import ROWS, check_positive, gather, map_by_cost, refuse_nan
+from iwae.errors import UserError, require_positive
+from iwae.evaluation.examples import (
+    ROWS,
+    check_examples,
+    gather_examples,
+    map_examples_by_cost,
+    refuse_nan_examples,
+)
+from iwae.evaluation.standard_errors import standard_error
 from iwae.inference.particles import particle_keys
-from iwae.inference.starts import start_of
-from iwae.models.conditional import check_examples, label_of
+from iwae.inference.starts import start_density
+from iwae.models.conditional import label_of
 from iwae.models.vae import AbstractLatentModel
 from iwae.typing import Example, PRNGKey, Scalar
 
@@ -74,7 +80,7 @@ class Information(NamedTuple):
         The error of the lower bound treats examples as independent, although the average over j
         includes all of them.
         """
-        return estimate(self.log_ratio), estimate(self.rate)
+        return _estimate(self.log_ratio), _estimate(self.rate)
 
     @property
     def marginal_kl(self) -> Estimate:
@@ -82,7 +88,7 @@ class Information(NamedTuple):
 
         For q(z) = (1/n) sum_j q(z|x_j), the estimate is unbiased (Hoffman & Johnson 2016).
         """
-        return estimate(self.rate - self.log_ratio)
+        return _estimate(self.rate - self.log_ratio)
 
 
 class GapSplit(NamedTuple):
@@ -125,15 +131,15 @@ def information(
             is not positive, `draws` is more than k, or the model does not define its prior.
         FloatingPointError: if a number is nan.
     """
-    check_positive("k", k)
+    require_positive("k", k)
     if not 1 <= draws <= k:
         raise UserError(f"draws is {draws}; it must be between 1 and k, which is {k}")
-    rates = rate_slabs(model, examples, key, k=k, batch_size=batch_size)
+    rates = information_rate_slabs(model, examples, key, k=k, batch_size=batch_size)
     ratios = ratio_slabs(model, examples, key, draws=draws, batch_size=batch_size)
-    return Information(**gather(rates), **gather(ratios))
+    return Information(**gather_examples(rates), **gather_examples(ratios))
 
 
-def rate_slabs(
+def information_rate_slabs(
     model: AbstractLatentModel,
     examples: Examples,
     key: PRNGKey,
@@ -145,8 +151,10 @@ def rate_slabs(
     """`rate` and `distortion` of `information`, from example `first` on, slab by slab."""
     check_examples(model, examples)
     fn = eqx.Partial(_rate_and_distortion, k=k)
-    slabs = map_by_cost(fn, model, examples, key, rows=k, batch_size=batch_size, first=first)
-    return refuse_nan(slabs, first, "information", ("rate", "distortion"))
+    slabs = map_examples_by_cost(
+        fn, model, examples, key, rows=k, batch_size=batch_size, first=first
+    )
+    return refuse_nan_examples(slabs, first, "information", ("rate", "distortion"))
 
 
 def ratio_slabs(
@@ -161,7 +169,7 @@ def ratio_slabs(
     """`log_ratio` of `information`, from example `first` on, slab by slab."""
     check_examples(model, examples)
     n = len(examples)
-    slabs = map_by_cost(
+    slabs = map_examples_by_cost(
         eqx.Partial(_log_ratio, others=_chunks(examples), n=n, draws=draws),
         model,
         examples,
@@ -171,10 +179,10 @@ def ratio_slabs(
         batch_size=batch_size,
         first=first,
     )
-    return refuse_nan(slabs, first, "information", ("log_ratio",))
+    return refuse_nan_examples(slabs, first, "information", ("log_ratio",))
 
 
-def gap_split(
+def information_kl_gap(
     elbo: Float[np.ndarray, "..."],
     bound_k: Float[np.ndarray, "..."],
     log_p: Float[np.ndarray, "..."],
@@ -204,12 +212,12 @@ def gap_split(
             i = int(np.flatnonzero(~np.isfinite(one))[0])
             raise UserError(f"{name} of example {i} is {one[i]}: a gap needs finite numbers")
     low, middle, high = values
-    return GapSplit(estimate(high - low), estimate(middle - low), estimate(high - middle))
+    return GapSplit(_estimate(high - low), _estimate(middle - low), _estimate(high - middle))
 
 
-def estimate(values: Float[np.ndarray, " n"]) -> Estimate:
+def _estimate(values: Float[np.ndarray, " n"]) -> Estimate:
     """The mean of one number per example, and its standard error."""
-    return Estimate(float(np.mean(values)), test_sample_error(values))
+    return Estimate(float(np.mean(values)), standard_error(values))
 
 
 def _rate_and_distortion(
@@ -217,7 +225,7 @@ def _rate_and_distortion(
 ) -> dict[str, Scalar]:
     """Means over k draws of log q(z|x) - log p(z) and of -log p(x|z), nats."""
     model, x = model.condition(x)
-    posterior, prior = model.posterior(x), start_of("prior", model, x)
+    posterior, prior = model.posterior(x), start_density("prior", model, x)
 
     def draw(i: Int[Array, ""]) -> tuple[Scalar, Scalar]:
         z = posterior.sample(jax.random.fold_in(key, i))

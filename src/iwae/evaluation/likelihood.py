@@ -11,27 +11,29 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from iwae.data.rows import Examples
-from iwae.errors import UserError
+from iwae.errors import UserError, require_positive
 from iwae.evaluation.examples import (
     ROWS,
     ExampleFn,
-    check_positive,
-    gather,
-    map_by_cost,
-    map_chains,
-    refuse_nan,
+    check_examples,
+    gather_examples,
+    map_examples_by_cost,
+    map_examples_with_chains,
+    refuse_nan_examples,
 )
-from iwae.evaluation.jackknife import BATCHES, batch_sums, jackknife_error, weights_error
-from iwae.inference.chains import annealed_particles
+from iwae.evaluation.standard_errors import (
+    BATCHES,
+    jackknife_error,
+    jackknife_error_of_weights,
+    jackknife_error_sums,
+)
+from iwae.inference.annealing import annealed_particles
 from iwae.inference.kernels import pareto_k
-from iwae.inference.particles import (
-    Sampler,
-    effective_sample_size,
-    importance_particles,
-    log_mean_exp,
+from iwae.inference.log_weights import effective_sample_size, log_mean_exp
+from iwae.inference.particles import Sampler, importance_particles
+from iwae.inference.temperatures import (
+    checked_temperatures,
 )
-from iwae.inference.temperatures import Betas, StepSize, as_betas, as_step_sizes
-from iwae.models.conditional import check_examples
 from iwae.models.vae import AbstractLatentModel
 from iwae.typing import Example, LogWeights, PRNGKey, Scalar
 
@@ -40,7 +42,9 @@ KHAT_WEIGHTS = 5000
 
 
 @lru_cache
-def streamed_bound(k: int, chunk: int, sampler: Sampler = importance_particles) -> ExampleFn:
+def streamed_log_likelihood(
+    k: int, chunk: int, sampler: Sampler = importance_particles
+) -> ExampleFn:
     """L_k of one example and diagnostics of its weights, from chunks of particles.
 
     Memory does not grow with k: it holds the running maximum, sums and sum of squares of the
@@ -81,15 +85,15 @@ def streamed_bound(k: int, chunk: int, sampler: Sampler = importance_particles) 
     return fn
 
 
-def chunk_length(k: int, longest: int | None = None) -> int:
+def likelihood_chunk_length(k: int, longest: int | None = None) -> int:
     """Particles at a time out of k: chunks of equal length, which waste the fewest particles.
 
     Raises:
         UserError: if k or a length is not positive, or k is beyond 32 bits.
     """
     longest = ROWS // 4 if longest is None else longest
-    check_positive("k", k)
-    check_positive("chunk_size", longest)
+    require_positive("k", k)
+    require_positive("chunk_size", longest)
     chunk = -(-k // -(-k // longest))
     if k + chunk > 2**31:
         raise UserError(f"k is {k}; particles are counted in 32 bits: give at most {2**31 - chunk}")
@@ -105,7 +109,7 @@ def _add_weights(sums: Sums, log_w: LogWeights, first: Array) -> Sums:
     new_top = jnp.maximum(top, jnp.max(log_w))
     shift = jnp.where(jnp.isneginf(new_top), 0.0, new_top)  # all weights zero so far
     scale, w = jnp.exp(top - shift), jnp.exp(log_w - shift)
-    batches = batches * scale + batch_sums(w, first)
+    batches = batches * scale + jackknife_error_sums(w, first)
     return new_top, total * scale + jnp.sum(w), squares * scale**2 + jnp.sum(w**2), batches
 
 
@@ -122,9 +126,9 @@ def log_likelihood_slabs(
 ) -> Iterator[dict[str, np.ndarray]]:
     """`log_likelihoods` from example `first` on, slab by slab, with weight diagnostics."""
     check_examples(model, examples)
-    chunk = chunk_length(k, chunk_size)
-    slabs = map_by_cost(
-        streamed_bound(k, chunk, sampler),
+    chunk = likelihood_chunk_length(k, chunk_size)
+    slabs = map_examples_by_cost(
+        streamed_log_likelihood(k, chunk, sampler),
         model,
         examples,
         key,
@@ -133,7 +137,7 @@ def log_likelihood_slabs(
         batch_size=batch_size,
         first=first,
     )
-    return refuse_nan(slabs, first)
+    return refuse_nan_examples(slabs, first)
 
 
 def log_likelihoods(
@@ -174,10 +178,10 @@ def log_likelihoods(
         chunk_size=chunk_size,
         sampler=sampler,
     )
-    return gather(slabs)["log_likelihood"]
+    return gather_examples(slabs)["log_likelihood"]
 
 
-def annealed_slabs(
+def annealed_log_likelihood_slabs(
     model: AbstractLatentModel,
     examples: Examples,
     key: PRNGKey,
@@ -198,9 +202,11 @@ def annealed_slabs(
         As `log_likelihood_slabs` does, and the mean `acceptance` of each example.
     """
     check_examples(model, examples)
-    fn = annealed_bound(chains=chains, **path)
-    slabs = map_chains(fn, model, examples, key, chains=chains, batch_size=batch_size, first=first)
-    return refuse_nan(slabs, first)
+    fn = annealed_likelihood(chains=chains, **path)
+    slabs = map_examples_with_chains(
+        fn, model, examples, key, chains=chains, batch_size=batch_size, first=first
+    )
+    return refuse_nan_examples(slabs, first)
 
 
 Estimates = Callable[[LogWeights], dict[str, Scalar]]
@@ -210,29 +216,18 @@ def _likelihood(log_w: LogWeights) -> dict[str, Scalar]:
     return {"log_likelihood": log_mean_exp(log_w)}
 
 
-def annealed_bound(estimates: Estimates = _likelihood, *, chains: int, **path: Any) -> ExampleFn:
+def annealed_likelihood(
+    estimates: Estimates = _likelihood, *, chains: int, **path: Any
+) -> ExampleFn:
     """A function of one example: estimates from annealed chains and diagnostics of the weights.
 
     Args:
         estimates: log weights -> estimates, nats.
-        path: as for `annealed_slabs`.
+        path: as for `annealed_log_likelihood_slabs`.
     """
-    return eqx.Partial(_annealed_estimates, estimates, **checked_schedule(chains=chains, **path))
-
-
-def checked_schedule(
-    *, chains: int, betas: Betas, step_size: StepSize, end: float | None = 1.0, **others: Any
-) -> dict[str, Any]:
-    """The arguments of a function that anneals, with temperatures and step sizes checked.
-
-    Bind them by `eqx.Partial`, a pytree: other temperatures then need no new compilation.
-
-    Raises:
-        UserError: if `chains` is not positive, or the schedule is not valid.
-    """
-    check_positive("chains", chains)
-    b = as_betas(betas, end=end)
-    return {"k": chains, "betas": b, "step_size": as_step_sizes(step_size, len(b) - 1), **others}
+    return eqx.Partial(
+        _annealed_estimates, estimates, **checked_temperatures(chains=chains, **path)
+    )
 
 
 def _annealed_estimates(
@@ -246,17 +241,17 @@ def _annealed_estimates(
 ) -> dict[str, Scalar]:
     model, x = model.condition(x)
     (_, log_w), info = annealed_particles(model, x, key, k, **path)
-    found = {**estimates(log_w), **weight_diagnostics(log_w)}
+    found = {**estimates(log_w), **likelihood_diagnostics(log_w)}
     return {**found, "acceptance": jnp.mean(info["acceptance"])}
 
 
-def weight_diagnostics(log_w: LogWeights) -> dict[str, Scalar]:
+def likelihood_diagnostics(log_w: LogWeights) -> dict[str, Scalar]:
     """Monte Carlo error (nats), effective sample size and k-hat of one example's weights.
 
     k-hat is nan for fewer than 25 weights, such as those of 16 chains: their tail is too short.
     """
     return {
-        "monte_carlo_error": weights_error(log_w),
+        "monte_carlo_error": jackknife_error_of_weights(log_w),
         "ess": effective_sample_size(log_w),
         "pareto_k": pareto_k(log_w),
     }

@@ -1,7 +1,7 @@
 """Densities of a model, posterior means and draws, and rate-distortion curves."""
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import equinox as eqx
 import jax
@@ -10,34 +10,14 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, Key, PyTree
 
-from iwae.data.rows import Examples
 from iwae.errors import UserError
-from iwae.evaluation.classes import class_log_likelihoods, marginal_log_likelihoods
-from iwae.evaluation.examples import ROWS, gather, map_chains
-from iwae.evaluation.likelihood import checked_schedule, log_likelihoods
+from iwae.evaluation.examples import ROWS
 from iwae.inference.particles import Particles, importance_particles
-from iwae.inference.rate_distortion import rate_distortion_bounds
-from iwae.inference.temperatures import Betas, StepSize, as_betas
-from iwae.models.conditional import ConditionalVAE
-from iwae.models.posteriors import is_reparameterised
+from iwae.inference.resampling import sir
+from iwae.models.posteriors import is_reparameterised_posterior
 from iwae.models.vae import VAE, AbstractLatentModel
 from iwae.precision import float32
 from iwae.typing import Example, Latents, PRNGKey, Scalar
-
-
-def model_density(
-    model: AbstractLatentModel, points: np.ndarray, k: int = 5000, seed: int = 0
-) -> Float[np.ndarray, " n"]:
-    """log p(x) at each of `points` `[n, d]`, nats, from k importance samples.
-
-    For a conditional model, this is log sum_y p(y) p(x|y).
-    """
-    points, key = np.asarray(points, np.float32), jax.random.key(seed)
-    if isinstance(model, ConditionalVAE):
-        given = class_log_likelihoods(model, points, key, k=k)
-        return marginal_log_likelihoods(given, np.asarray(model.frequencies))
-    return log_likelihoods(model, points, key, k=k)
-
 
 # --- from particles -------------------------------------------------------------------------
 
@@ -53,17 +33,6 @@ def snis_mean(particles: Particles, f: Callable[[Latents], PyTree] = lambda z: z
     """
     w = jax.nn.softmax(particles.log_w)
     return jax.tree.map(lambda leaf: jnp.tensordot(w, leaf, 1), jax.vmap(f)(particles.z))
-
-
-def sir(particles: Particles, key: PRNGKey, draws: int) -> Latents:
-    """Draws from p(z|x) by sampling importance resampling (Rubin 1988): leaves `[draws, ...]`.
-
-    Particles are drawn in proportion to their weights, with replacement, so that draws repeat if k
-    is small.
-    """
-    k = particles.log_w.size
-    index = jax.random.choice(key, k, (draws,), p=jax.nn.softmax(particles.log_w))
-    return jax.tree.map(lambda leaf: leaf[index], particles.z)
 
 
 # --- on a grid ------------------------------------------------------------------------------
@@ -113,7 +82,7 @@ def posterior_grid(
         UserError: if the model has more than two latents, counted over all its layers, or discrete
             ones.
     """
-    if not is_reparameterised(model.posterior(x)):
+    if not is_reparameterised_posterior(model.posterior(x)):
         raise UserError("a grid needs continuous latents, and this model has bits or categories")
     particle_key, draw_key = jax.random.split(key)
     found, _ = _particles(model, x, particle_key, particles)
@@ -182,7 +151,9 @@ class PriorGrid(NamedTuple):
     draws: Float[np.ndarray, "n 2"]
 
 
-def prior_grid(model: VAE, examples: np.ndarray, key: PRNGKey, *, points: int = 200) -> PriorGrid:
+def aggregate_posterior_grid(
+    model: VAE, examples: np.ndarray, key: PRNGKey, *, points: int = 200
+) -> PriorGrid:
     """The prior of a model with two units in its top layer, and draws of q for all examples.
 
     Args:
@@ -219,65 +190,3 @@ def _log_prior(model: VAE, grid: Float[Array, "n 2"]) -> Float[Array, " n"]:
 
 
 # --- rate and distortion --------------------------------------------------------------------
-
-
-class RateDistortion(NamedTuple):
-    """The rate-distortion curve of a model on some examples (Huang et al. 2020).
-
-    Attributes:
-        betas: `[T]`.
-        rate: `[n, T]` float64, nats: an upper bound, in expectation, on the least rate.
-        distortion: `[n, T]` float64, -log p(x|z), nats.
-        acceptance: `[n, T-1]` mean probability of acceptance.
-    """
-
-    betas: Float[np.ndarray, " T"]
-    rate: Float[np.ndarray, "n T"]
-    distortion: Float[np.ndarray, "n T"]
-    acceptance: Float[np.ndarray, "n moves"]
-
-
-def rate_distortion(
-    model: AbstractLatentModel,
-    examples: Examples,
-    key: PRNGKey,
-    *,
-    betas: Betas,
-    step_size: StepSize,
-    n_leapfrog: int,
-    chains: int = 16,
-    batch_size: int | None = None,
-) -> RateDistortion:
-    """Rate and distortion of each example at every beta, from one annealing run.
-
-    Args:
-        examples: `[n, ...]` in the model's units.
-        betas: temperatures from 0 (the prior) to any end; 1 is the posterior.
-        step_size: from `tune_step_size(..., start="prior")` on other examples.
-        chains: number of chains per example.
-        batch_size: examples at a time on each device; changes the speed, not the numbers.
-
-    Raises:
-        UserError: if there are no examples, the temperatures do not increase from 0, or the
-            model does not define its prior.
-    """
-    path = {"betas": betas, "step_size": step_size, "n_leapfrog": n_leapfrog}
-    options: dict[str, Any] = {"chains": chains, "batch_size": batch_size, **path}
-    curves = gather(rate_distortion_slabs(model, examples, key, **options))
-    return RateDistortion(np.asarray(as_betas(betas, end=None), np.float64), **curves)
-
-
-def rate_distortion_slabs(
-    model: AbstractLatentModel,
-    examples: Examples,
-    key: PRNGKey,
-    *,
-    chains: int,
-    batch_size: int | None = None,
-    first: int = 0,
-    **path: Any,
-) -> Iterator[dict[str, np.ndarray]]:
-    """`rate_distortion` from example `first` on, slab by slab: `rate`, `distortion` `[m, T]`."""
-    schedule = checked_schedule(chains=chains, end=None, **path)
-    fn = eqx.Partial(rate_distortion_bounds, **schedule)
-    return map_chains(fn, model, examples, key, chains=chains, batch_size=batch_size, first=first)

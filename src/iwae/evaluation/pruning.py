@@ -11,13 +11,12 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from iwae.errors import UserError
-from iwae.evaluation.units import as_vae
-from iwae.models.conditional import ConditionalVAE, Model, first_map_of_decoder, label_layers
+from iwae.models.conditional import ConditionalVAE, Model, label_layers
 from iwae.models.discrete import DiscreteNet
+from iwae.models.latent_nets import latent_net_input_layers
 from iwae.models.layers import Dense
-from iwae.models.posteriors import first_maps
 from iwae.models.priors import DiscretePrior, LabelPrior, MixturePrior, VampPrior
-from iwae.models.vae import VAE, AbstractLatentModel
+from iwae.models.vae import VAE, AbstractLatentModel, as_vae, vae_decoder_input
 from iwae.precision import float32
 
 
@@ -176,10 +175,12 @@ def _writers(model: VAE, l: int) -> list[Dense]:
 
 def _readers(model: VAE, l: int) -> list[Dense]:
     """The linear maps whose inputs are units of layer l (from 0), in the layers above and below."""
-    above = [dense for net in model.encoder[l + 1 : l + 2] for dense in first_maps(net)]
+    above = [
+        dense for net in model.encoder[l + 1 : l + 2] for dense in latent_net_input_layers(net)
+    ]
     if l == 0:
-        return [*above, first_map_of_decoder(model, "cannot be pruned")]
-    return [*above, *first_maps(model.prior_nets[l - 1])]
+        return [*above, vae_decoder_input(model, "cannot be pruned")]
+    return [*above, *latent_net_input_layers(model.prior_nets[l - 1])]
 
 
 def _change(model: VAE, maps: Sequence[Dense], change: Callable[[Dense], Dense]) -> VAE:

@@ -6,59 +6,21 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Bool, Float
 
 from iwae.data.rows import Examples
-from iwae.errors import UserError
-from iwae.evaluation.examples import ExampleFn, check_positive, gather, map_by_cost
+from iwae.errors import require_positive
+from iwae.evaluation.examples import ExampleFn, gather_examples, map_examples_by_cost
 from iwae.inference.particles import particle_keys
 from iwae.models.priors import LabelPrior
-from iwae.models.vae import VAE, AbstractLatentModel
-from iwae.typing import Example, PRNGKey, Scalar
+from iwae.models.vae import AbstractLatentModel, as_vae
+from iwae.typing import Example, PRNGKey
 
 ACTIVE_THRESHOLD = 0.01
 """A unit is active if its posterior mean varies more than this (Burda et al. 2016, sec. 5.2)."""
 
 AUTHORS_EXAMPLES = 500
 """Training examples from which the paper's published code finds the active units."""
-
-
-@lru_cache
-def layer_terms(k: int) -> ExampleFn:
-    """The parts of a VAE's evidence lower bound: ELBO = reconstruction - sum(kl).
-
-    All are averages over the same k draws z ~ q(z|x). Only the last of `kl` is an average of
-    divergences. Those of lower layers, where p conditions on the layer above and q on the layer
-    below, can be negative.
-
-    Returns:
-        A function of (model, x, key) whose result has, in nats, `reconstruction`, the scalar
-        E_q log p(x|h_1), and `kl`, `[L]`: E_q[log q(h_l|h_{l-1}) - log p(h_l|h_{l+1})].
-    """
-
-    def fn(model: AbstractLatentModel, x: Example, key: PRNGKey) -> dict[str, Array]:
-        model, x = model.condition(x)
-        vae = as_vae(model)
-        posterior = vae.posterior(x)
-
-        def draw(key: PRNGKey) -> tuple[Scalar, Float[Array, " L"]]:
-            z = posterior.sample(key)
-            log_q = jnp.stack(posterior.layer_log_probs(z))
-            return vae.log_likelihood(x, z), log_q - jnp.stack(vae.layer_log_priors(z))
-
-        reconstruction, kl = jax.vmap(draw)(particle_keys(key, jnp.arange(k)))
-        return {"reconstruction": jnp.mean(reconstruction), "kl": jnp.mean(kl, axis=0)}
-
-    return fn
-
-
-def as_vae(model: AbstractLatentModel) -> VAE:
-    """The model itself; UserError if it is not a VAE."""
-    if not isinstance(model, VAE):
-        raise UserError(
-            f"a {type(model).__name__} has no stochastic layers to examine: use an iwae.VAE"
-        )
-    return model
 
 
 class ActiveUnits(NamedTuple):
@@ -120,9 +82,9 @@ def active_units(
     Raises:
         UserError: if the model is not a VAE, there are no examples, or `samples` is not positive.
     """
-    check_positive("samples", samples)
+    require_positive("samples", samples)
     fn = _posterior_means(samples, standardised=True)
-    slabs = map_by_cost(fn, model, examples, key, rows=samples)
+    slabs = map_examples_by_cost(fn, model, examples, key, rows=samples)
     sums = reduce(partial(jax.tree.map, np.add), map(_moment_sums, slabs))
     n = len(examples)
     variances = tuple(
@@ -134,7 +96,7 @@ def active_units(
     return ActiveUnits(of_units, means, n, samples, threshold)
 
 
-def posterior_means(
+def unit_means(
     model: AbstractLatentModel, examples: Examples, key: PRNGKey, *, samples: int = 16
 ) -> tuple[Float[np.ndarray, "n _"], ...]:
     """E_q[h_l|x] of each example, `[n, d_l]` float64 for each layer l; see `active_units`.
@@ -148,8 +110,10 @@ def posterior_means(
     Raises:
         UserError: if the model is not a VAE, there are no examples, or `samples` is not positive.
     """
-    check_positive("samples", samples)
-    means, _ = gather(map_by_cost(_posterior_means(samples), model, examples, key, rows=samples))
+    require_positive("samples", samples)
+    means, _ = gather_examples(
+        map_examples_by_cost(_posterior_means(samples), model, examples, key, rows=samples)
+    )
     return tuple(map(_most_varying, means))
 
 

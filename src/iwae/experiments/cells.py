@@ -9,7 +9,7 @@ from iwae.config.experiment import TrainConfig
 from iwae.config.presets import Preset, preset
 from iwae.data import DATASETS
 from iwae.errors import UserError
-from iwae.experiments.sweep import contiguous, refuse_shared_seeds
+from iwae.experiments.seeds import refuse_shared_seeds, seed_ranges
 from iwae.experiments.tasks import Measure, Task
 
 SEEDS = re.compile(r"seeds?-(\d+)(?:-(\d+))?")
@@ -84,7 +84,7 @@ def cell_runs(out: Path, folder: Path) -> dict[Path, range]:
     return found
 
 
-def plan(out: Path, cells: Iterable[str], wanted: Wanted) -> list[Task]:
+def plan_cells(out: Path, cells: Iterable[str], wanted: Wanted) -> list[Task]:
     """The tasks of some cells, each after those of the cell that it starts from.
 
     Seeds that have a run keep it; the others are trained together, as replicates of one program.
@@ -109,7 +109,7 @@ def _tasks(out: Path, name: str, wanted: Wanted) -> list[Task]:
         return [_warm_start(out, name, task, wanted) for task in _tasks(out, entry.needs, wanted)]
     present = cell_runs(out, folder).values()
     missing = sorted(set(range(wanted.seeds)).difference(*present))
-    chosen = [seeds for seeds in present if seeds.start < wanted.seeds] + contiguous(missing)
+    chosen = [seeds for seeds in present if seeds.start < wanted.seeds] + seed_ranges(missing)
     measures = wanted.measures(entry)
     return [
         Task(str(folder / _seeds_name(seeds)), _config(entry, seeds, wanted), measures)

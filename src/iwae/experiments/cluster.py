@@ -15,23 +15,24 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from iwae.errors import UserError, shorten
-from iwae.experiments.local import Outcome, attempt, do_task
+from iwae.errors import UserError
+from iwae.experiments.local import Outcome, attempt_local_task, do_local_task
 from iwae.experiments.tasks import (
     Failure,
     InUseError,
     Status,
     TakenOverError,
     Task,
-    forget_failure,
-    held,
-    write_failure,
+    forget_task_failure,
+    lock_task,
+    write_task_failure,
 )
 from iwae.files import TEMPORARY, temporary_folder
 from iwae.runs.checkpoints import list_checkpoints
-from iwae.runs.folder import Stopped
-from iwae.runs.models import DESCRIPTION
+from iwae.runs.model_files import DESCRIPTION
+from iwae.runs.stopping import Stopped
 from iwae.training.loop import Report
+from iwae.wording import shorten_words
 
 LOST = 10
 """Workers that may die at one task before it fails."""
@@ -126,7 +127,7 @@ def _schedule(
             locked = ExitStack()
             try:
                 if lock:
-                    locked.enter_context(held(out, task))
+                    locked.enter_context(lock_task(out, task))
                 running[start(task)] = task, locked
             except InUseError as error:
                 yield Outcome(task, Status.IN_USE, str(error))
@@ -138,9 +139,9 @@ def _schedule(
         task, locked = running.pop(ready)
         with locked:
             outcome = _task_outcome(ray, ready, task)
-        forget_failure(out, outcome.task)
+        forget_task_failure(out, outcome.task)
         if outcome.status == Status.FAILED:  # the worker may have stored it in its scratch
-            write_failure(out, outcome.task, Failure(outcome.reason))
+            write_task_failure(out, outcome.task, Failure(outcome.reason))
         if outcome.status == Status.DONE:
             missing.remove(outcome.task.name)
         yield outcome
@@ -163,7 +164,7 @@ def _connect(address: str | None, cpus: int, gpus: float) -> Any:
             with _own_sigterm():
                 ray.init(address=where, include_dashboard=False, log_to_driver=False)
         except Exception as error:  # Ray raises a bare one if the machine is too busy to start it
-            raise UserError(f"no Ray cluster at {where}: {shorten(error)}") from error
+            raise UserError(f"no Ray cluster at {where}: {shorten_words(error)}") from error
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     if not any(node.get("CPU", 0) >= cpus and node.get("GPU", 0) >= gpus for node in nodes):
         raise UserError(f"no machine of the cluster has {cpus} CPUs and {gpus:g} GPUs for a task")
@@ -203,7 +204,7 @@ def _on_worker(place: Place, task: Task) -> tuple[Status, str]:
     deadline = time.monotonic() + place.end - time.time()
     home = _Copying(place, task)
     do = partial(
-        do_task,
+        do_local_task,
         data_dir=place.data_dir,
         deadline=deadline,
         show=home.show,
@@ -214,7 +215,7 @@ def _on_worker(place: Place, task: Task) -> tuple[Status, str]:
         if time.time() > place.end:
             return Status.STOPPED, "the time is up"
         try:
-            outcome = attempt(place.out, task, do)
+            outcome = attempt_local_task(place.out, task, do)
         except Stopped:  # by a signal: the machine is taken away, so Ray continues elsewhere
             home.bring()
             os._exit(FATAL)

@@ -7,16 +7,16 @@ from typing import Any
 
 from iwae.config.experiment import TrainConfig
 from iwae.data import DATASETS
-from iwae.objectives.declaration import particles
+from iwae.objectives.declaration import declared_particles
 
 
-def stage_configs(config: TrainConfig) -> list[TrainConfig]:
+def costed_stages(config: TrainConfig) -> list[TrainConfig]:
     """The configuration of each stage that has epochs; the run's own without stages."""
     epochs = config.stage_epochs()
     return [config.stage(i, length) for i, length in enumerate(epochs) if length]
 
 
-def shape_of(config: TrainConfig) -> str:
+def step_cost_key(config: TrainConfig) -> str:
     """The settings of a stage that the time of a step depends on, in words."""
     found = config.declaration()
     few = found.backward
@@ -31,7 +31,7 @@ def shape_of(config: TrainConfig) -> str:
             if (value := getattr(found, name)) is not None
         ),
         *([found.gradient] if found.gradient not in (None, "reparam") else []),
-        *([f"backward{few}"] if few is not None and few < particles(found) else []),
+        *([f"backward{few}"] if few is not None and few < declared_particles(found) else []),
         # A step of the authors' Adam takes as long as one of the paper's.
         *([config.optimizer] if config.optimizer not in ("adam", "authors") else []),
         *(["ema"] if config.ema is not None else []),
@@ -51,7 +51,7 @@ def measured_costs() -> dict[str, Any]:
     return json.loads(files("iwae.experiments").joinpath("costs.json").read_text())
 
 
-def hours(config: TrainConfig) -> float | None:
+def cost_hours(config: TrainConfig) -> float | None:
     """Hours of training on the machine of the record; None if a step was not measured there.
 
     Replicates are trained at once, divided among the machine's devices.
@@ -59,8 +59,8 @@ def hours(config: TrainConfig) -> float | None:
     if config.dataset not in DATASETS:  # the user's own data
         return None
     total = 0.0
-    for stage in stage_configs(config):
-        found = measured_costs()["ms_per_step"].get(shape_of(stage))
+    for stage in costed_stages(config):
+        found = measured_costs()["ms_per_step"].get(step_cost_key(stage))
         if found is None:
             return None
         assert stage.batch_size != "auto"  # noqa: S101 - for the user's own data only
@@ -71,7 +71,7 @@ def hours(config: TrainConfig) -> float | None:
     return total
 
 
-def duration(hours: float | None) -> str:
+def cost_in_words(hours: float | None) -> str:
     """Hours in words; "-" if they are unknown."""
     if hours is None:
         return "-"

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from iwae.errors import OUT_OF_MEMORY, UserError, is_out_of_memory
+from iwae.errors import OUT_OF_MEMORY, UserError, is_memory_error
 from iwae.experiments.tasks import (
     Failure,
     InUseError,
@@ -17,21 +17,23 @@ from iwae.experiments.tasks import (
     Status,
     TakenOverError,
     Task,
-    forget_failure,
-    held,
+    check_task_folder,
+    forget_task_failure,
     is_done,
-    is_trained,
-    read_failure,
-    refuse_other_run,
-    unmeasured,
-    write_failure,
+    lock_task,
+    missing_task_estimators,
+    read_task_failure,
+    write_task_failure,
 )
-from iwae.results.annealed import Annealing, anneal_run
+from iwae.results.ais import Annealing, anneal_run
 from iwae.results.importance import evaluate_run
-from iwae.results.records import Track, untracked
-from iwae.runs.beginnings import runs_with_checkpoints
-from iwae.runs.course import resume_run, start_run
-from iwae.runs.folder import Claim, Stopped
+from iwae.results.subjects import Track
+from iwae.runs.folder import Claim
+from iwae.runs.measurement_progress import no_progress
+from iwae.runs.shared_stages import shared_stage_candidates
+from iwae.runs.start_and_resume import resume_run, start_run
+from iwae.runs.stopping import Stopped
+from iwae.runs.trained import is_trained_run
 from iwae.training.loop import Report
 
 KEPT = 20
@@ -68,7 +70,7 @@ def work(
     deadline: float = math.inf,
     command: str = "",
     show: Show = exhaust,
-    track: Track = untracked,
+    track: Track = no_progress,
     begin: Callable[[Task], None] = lambda _: None,
 ) -> Iterator[Outcome]:
     """Work on tasks one after another; each resumes where it was stopped.
@@ -104,21 +106,23 @@ def work(
         begun += 1
         if begun % KEPT == 0:
             jax.clear_caches()
-        do_task(out, task, data_dir=data_dir, deadline=deadline, show=show, track=track)
+        do_local_task(out, task, data_dir=data_dir, deadline=deadline, show=show, track=track)
 
     for task in tasks:
         if task.needs in missing:
             outcome = Outcome(task, Status.WAITING, f"it starts from {task.needs}")
-        elif command and (failure := read_failure(out, task)).command == command:
+        elif command and (failure := read_task_failure(out, task)).command == command:
             outcome = Outcome(task, Status.FAILED, failure.reason)
         else:
-            outcome = attempt(out, task, do, command)
+            outcome = attempt_local_task(out, task, do, command)
         if outcome.status != Status.DONE:
             missing.add(task.name)
         yield outcome
 
 
-def attempt(out: Path, task: Task, do: Callable[[Path, Task], None], command: str = "") -> Outcome:
+def attempt_local_task(
+    out: Path, task: Task, do: Callable[[Path, Task], None], command: str = ""
+) -> Outcome:
     """Work on a task, and return the outcome; a failure is stored."""
     try:
         do(out, task)
@@ -133,7 +137,7 @@ def attempt(out: Path, task: Task, do: Callable[[Path, Task], None], command: st
     except Exception as error:  # reported and stored, so that other tasks continue
         reason = _failure_reason(error)
         try:
-            write_failure(out, task, Failure(reason, command))
+            write_task_failure(out, task, Failure(reason, command))
         except OSError as not_stored:
             reason += f" (which could not be stored: {not_stored})"
         return Outcome(task, Status.FAILED, reason)
@@ -142,13 +146,13 @@ def attempt(out: Path, task: Task, do: Callable[[Path, Task], None], command: st
 
 def _failure_reason(error: Exception) -> str:
     """The message of an error: one line, or the traceback of an unexpected error."""
-    if is_out_of_memory(error):
+    if is_memory_error(error):
         return OUT_OF_MEMORY
     known = isinstance(error, UserError | FloatingPointError | OSError)
     return str(error) if known else "".join(traceback.format_exception(error)).strip()
 
 
-def do_task(
+def do_local_task(
     out: Path,
     task: Task,
     *,
@@ -170,14 +174,14 @@ def do_task(
         Stopped: at the deadline, or after a signal.
     """
     run = Path(out) / task.name
-    with held(out, task) as claim:
+    with lock_task(out, task) as claim:
         task = prepare(task)
-        forget_failure(out, task)
-        refuse_other_run(task, run)
-        if not is_trained(run):
+        forget_task_failure(out, task)
+        check_task_folder(task, run)
+        if not is_trained_run(run):
             show(_training(out, task, data_dir, deadline, claim))
         for measure in task.measures:
-            if missing := unmeasured(run, measure):
+            if missing := missing_task_estimators(run, measure):
                 _measure_missing(run, measure, missing, data_dir, _until(deadline, claim, track))
 
 
@@ -187,7 +191,7 @@ def _training(
     """The reports of a run: new, from the beginning that it shares with others, or resumed."""
     run = Path(out) / task.name
     if not (run / "config.toml").is_file():
-        others = runs_with_checkpoints(Path(out), run)
+        others = shared_stage_candidates(Path(out), run)
         return start_run(task.config, run, data_dir, deadline=deadline, claim=claim, others=others)
     return resume_run(run, data_dir, deadline=deadline, claim=claim)
 

@@ -8,12 +8,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from iwae.config.comparison import differing
-from iwae.config.experiment import TrainConfig, make_config, read_config
-from iwae.config.toml import read_values
-from iwae.errors import UserError, shorten
+from iwae.config.experiment import TrainConfig, make_config
+from iwae.config.same_experiment import differing_settings
+from iwae.config.toml import read_config, read_toml
+from iwae.data.own import resolved_own_data
+from iwae.errors import UserError
+from iwae.experiments.seeds import refuse_shared_seeds, seed_ranges
 from iwae.experiments.tasks import Measure, Task
-from iwae.runs.setup import data_place
+from iwae.wording import shorten_words
 
 log = logging.getLogger(__name__)
 
@@ -36,11 +38,11 @@ def read_sweep(path: Path, out: Path, measures: tuple[Measure, ...] = (Measure()
         UserError: if the file cannot be read, one of its combinations is invalid, or two runs in
             `out` are of the same experiment and share seeds.
     """
-    values = read_values(Path(path))
+    values = read_toml(Path(path))
     swept = {name: value for name, value in values.items() if _depth(value) > DEPTHS.get(name, 0)}
     for name, value in swept.items():
         if not value:
-            raise UserError(f"{path}: {shorten(name)} is an empty list; give it values")
+            raise UserError(f"{path}: {shorten_words(name)} is an empty list; give it values")
     if "replicates" in swept or ("seed" in swept and "replicates" in values):
         raise UserError(f"{path}: a list of seeds is trained as replicates; leave replicates out")
     seeds = _whole_numbers(swept["seed"]) if "seed" in swept else None
@@ -49,7 +51,7 @@ def read_sweep(path: Path, out: Path, measures: tuple[Measure, ...] = (Measure()
     for chosen in itertools.product(*choices.values()):
         settings = dict(zip(choices, chosen, strict=True))
         labels = {name: f"{name}={_label(value)}" for name, value in settings.items()}
-        where = shorten(",".join(labels.values()) or "alone")
+        where = shorten_words(",".join(labels.values()) or "alone")
         config = make_config(values | settings, f"{path}, {where}")
         labels = labels or {"": Path(path).stem}
         # Swept settings are compared as written: with k = 1, two objectives may be the same.
@@ -80,7 +82,7 @@ def _experiment_runs(
     }
     refuse_shared_seeds(kept)
     found = [(its, path.name) for path, its in kept.items()]
-    for its in contiguous(sorted(set(seeds).difference(*kept.values()))):
+    for its in seed_ranges(sorted(set(seeds).difference(*kept.values()))):
         seed_label = f"seed={its[0]}" + f"-{its[-1]}" * (len(its) > 1)
         named = {**labels, "seed": seed_label} if kept or "seed" in labels else labels
         found.append((its, _cut_name(",".join(filter(None, named.values())))))
@@ -103,9 +105,9 @@ def _runs_in(out: Path) -> dict[Path, TrainConfig]:
 
 def _same_experiment(wanted: TrainConfig, found: TrainConfig) -> bool:
     """Whether a run is of the experiment wanted, whatever its seeds."""
-    same_data = data_place(wanted.dataset) == data_place(found.dataset)
+    same_data = resolved_own_data(wanted.dataset) == resolved_own_data(found.dataset)
     ours, theirs = (one.init_from and one.init_from.resolve() for one in (wanted, found))
-    others = set(differing(wanted, found)) - {"seed", "replicates"}
+    others = set(differing_settings(wanted, found)) - {"seed", "replicates"}
     return same_data and ours == theirs and not others
 
 
@@ -119,28 +121,10 @@ def _depth(value: Any) -> int:
 def _whole_numbers(seeds: Sequence[Any]) -> list[int]:
     """The seeds in increasing order; UserError for a repeated seed or one that is no integer."""
     if any(not isinstance(seed, int) or isinstance(seed, bool) for seed in seeds):
-        raise UserError(f"seed: {shorten(seeds)} are not whole numbers")
+        raise UserError(f"seed: {shorten_words(seeds)} are not whole numbers")
     if len(set(seeds)) < len(seeds):
-        raise UserError(f"seed: two of {shorten(seeds)} are the same")
+        raise UserError(f"seed: two of {shorten_words(seeds)} are the same")
     return sorted(seeds)
-
-
-def contiguous(numbers: Sequence[int]) -> list[range]:
-    """Increasing numbers as ranges of consecutive ones."""
-    found: list[range] = []
-    for number in numbers:
-        if found and found[-1].stop == number:
-            found[-1] = range(found[-1].start, number + 1)
-        else:
-            found.append(range(number, number + 1))
-    return found
-
-
-def refuse_shared_seeds(runs: Mapping[Path, range]) -> None:
-    """Raise UserError if two runs of an experiment have a seed in common."""
-    for (first, seeds), (second, others) in itertools.combinations(runs.items(), 2):
-        if set(seeds) & set(others):
-            raise UserError(f"{first} and {second} hold the same seeds: remove one of them")
 
 
 def _label(value: Any) -> str:

@@ -11,17 +11,17 @@ from pathlib import Path
 from typing import NamedTuple
 from uuid import uuid4
 
-from iwae.config.comparison import differing
-from iwae.config.experiment import TrainConfig, read_config
+from iwae.config.experiment import TrainConfig
+from iwae.config.same_experiment import differing_settings
+from iwae.config.toml import read_config
 from iwae.errors import UserError
-from iwae.files import atomic_write
-from iwae.results.annealed import Annealing
-from iwae.results.reading import Known, known_bounds
-from iwae.results.records import known_digests
+from iwae.files import atomic_write, lock_file
+from iwae.results.ais import Annealing
+from iwae.results.reading import Known, read_bounds
 from iwae.results.schema import Settings
-from iwae.runs.folder import Claim, take_lock
+from iwae.runs.folder import Claim
 from iwae.runs.metrics import read_metrics
-from iwae.runs.trained import is_finished
+from iwae.runs.trained import is_trained_run, trained_model_digests
 
 
 class Measure(NamedTuple):
@@ -100,7 +100,7 @@ class State(NamedTuple):
     reason: str = ""
 
 
-def state_of(out: Path, task: Task) -> State:
+def task_state(out: Path, task: Task) -> State:
     """The progress of a task, read from its folder."""
     run = Path(out) / task.name
     epoch = max((row["epoch"] for row in read_metrics(run)), default=0)
@@ -109,10 +109,10 @@ def state_of(out: Path, task: Task) -> State:
     try:
         if is_done(out, task):
             return State(Status.DONE, epoch)
-        trained = is_trained(run)
+        trained = is_trained_run(run)
     except UserError as error:
         return State(Status.FAILED, epoch, str(error))
-    if reason := read_failure(out, task).reason:
+    if reason := read_task_failure(out, task).reason:
         return State(Status.FAILED, epoch, reason)
     begun = Status.STOPPED if (run / "config.toml").exists() else Status.WAITING
     return State(Status.TRAINED if trained else begun, epoch)
@@ -125,34 +125,31 @@ def is_done(out: Path, task: Task) -> bool:
         UserError: if its folder holds another run, or one that cannot be read.
     """
     run = Path(out) / task.name
-    refuse_other_run(task, run)
-    return is_trained(run) and not any(unmeasured(run, measure) for measure in task.measures)
+    check_task_folder(task, run)
+    return is_trained_run(run) and not any(
+        missing_task_estimators(run, measure) for measure in task.measures
+    )
 
 
-def refuse_other_run(task: Task, run: Path) -> None:
+def check_task_folder(task: Task, run: Path) -> None:
     """Raise UserError if the folder holds the run of another experiment or other seeds."""
     if not (run / "config.toml").is_file():
         return
     found = read_config(run / "config.toml")
     same_data = Path(task.config.dataset).name == Path(found.dataset).name  # files may move
-    for name in ["dataset"] * (not same_data) + differing(task.config, found):
+    for name in ["dataset"] * (not same_data) + differing_settings(task.config, found):
         raise UserError(
             f"{run} holds another run: its {name} is {getattr(found, name)}, not "
             f"{getattr(task.config, name)}; remove it, or choose another folder"
         )
 
 
-def is_trained(run: Path) -> bool:
-    """Whether a run exists and is trained to its end."""
-    return (run / "config.toml").is_file() and is_finished(run, read_config(run / "config.toml"))
-
-
-def unmeasured(run: Path, measure: Measure) -> set[str]:
+def missing_task_estimators(run: Path, measure: Measure) -> set[str]:
     """The estimators of a measure that are missing from the records of the present models."""
-    digests = known_digests(run, "final", read_config(run / "config.toml").replicates)
+    digests = trained_model_digests(run, "final", read_config(run / "config.toml").replicates)
     found = {
         one.estimator
-        for one in known_bounds(run, split="test", weights="final", pruned=False)
+        for one in read_bounds(run, split="test", weights="final", pruned=False)
         if one.record.digests == digests
         and (one.record.subset and one.record.subset.examples) == measure.examples
         and (measure.temperatures is None or _has_settings(one, measure))
@@ -178,7 +175,7 @@ class TakenOverError(UserError):
 
 
 @contextmanager
-def held(out: Path, task: Task) -> Iterator[Claim]:
+def lock_task(out: Path, task: Task) -> Iterator[Claim]:
     """Lock a task against other processes.
 
     The lock is the file system's. A machine that was asleep or disconnected may lose it, and some
@@ -195,7 +192,7 @@ def held(out: Path, task: Task) -> Iterator[Claim]:
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a") as handle:
         for tries_left in (3, 2, 1, 0):  # a process that only looks holds it for an instant
-            if take_lock(handle):
+            if lock_file(handle):
                 break
             if not tries_left:
                 raise InUseError(f"{task.name} is in use by another process")
@@ -216,7 +213,7 @@ def _in_use(out: Path, task: Task) -> bool:
     if not _queue_file(out, task, "lock").exists():
         return False
     with _queue_file(out, task, "lock").open() as handle:
-        return not take_lock(handle, fcntl.LOCK_SH)
+        return not lock_file(handle, fcntl.LOCK_SH)
 
 
 class Failure(NamedTuple):
@@ -226,13 +223,13 @@ class Failure(NamedTuple):
     command: str = ""
 
 
-def write_failure(out: Path, task: Task, failure: Failure) -> None:
-    """Store why a task failed, for `state_of` and other processes of the command."""
+def write_task_failure(out: Path, task: Task, failure: Failure) -> None:
+    """Store why a task failed, for `task_state` and other processes of the command."""
     with atomic_write(_queue_file(out, task, "failure")) as path:
         path.write_text(f"{failure.command}\n{failure.reason}")
 
 
-def read_failure(out: Path, task: Task) -> Failure:
+def read_task_failure(out: Path, task: Task) -> Failure:
     """Why a task failed; an empty reason if it did not."""
     path = _queue_file(out, task, "failure")
     if not path.is_file():
@@ -241,7 +238,7 @@ def read_failure(out: Path, task: Task) -> Failure:
     return Failure(reason, command)
 
 
-def forget_failure(out: Path, task: Task) -> None:
+def forget_task_failure(out: Path, task: Task) -> None:
     """Remove the stored failure of a task that is tried again."""
     _queue_file(out, task, "failure").unlink(missing_ok=True)
 

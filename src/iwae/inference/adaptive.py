@@ -6,10 +6,10 @@ import numpy as np
 from jaxtyping import Float, Shaped
 
 from iwae.errors import UserError
-from iwae.inference.chains import Chain
+from iwae.inference.annealing import Chain
 from iwae.inference.kernels import Point
-from iwae.inference.step_sizes import TARGET, WARM_UP, pilot
 from iwae.inference.temperatures import check_count, sigmoid_schedule
+from iwae.inference.tuning import TARGET, WARM_UP, tuning_pilot
 from iwae.models.vae import AbstractLatentModel
 from iwae.precision import float32
 from iwae.typing import PRNGKey, Scalar
@@ -53,10 +53,10 @@ def adaptive_schedule(
         raise UserError("the pilot run needs examples that will not be measured, and two chains")
     grid = sigmoid_schedule(GRID)
     moves = jnp.concatenate([jnp.full(WARM_UP, grid[1]), grid[1:]])
-    _, variances = pilot(
+    _, variances = tuning_pilot(
         model, jnp.asarray(examples), key, moves, n_leapfrog, TARGET, chains, start, 0.1, _variance
     )
-    return constant_rate(grid, np.asarray(variances, np.float64)[WARM_UP:], temperatures)
+    return adaptive_temperatures(grid, np.asarray(variances, np.float64)[WARM_UP:], temperatures)
 
 
 def _variance(chains: Chain) -> Scalar:
@@ -65,7 +65,7 @@ def _variance(chains: Chain) -> Scalar:
     return jnp.mean(jnp.var(log_ratio, axis=1, ddof=1))
 
 
-def constant_rate(
+def adaptive_temperatures(
     grid: Float[np.ndarray, " m1"], variances: Float[np.ndarray, " m"], temperatures: int
 ) -> Float[np.ndarray, " T"]:
     """T temperatures at equal steps of the integral of (1 - beta) Var_beta.

@@ -10,8 +10,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
+from iwae.errors import UserError
 from iwae.typing import LogWeights, PRNGKey, Scalar
 
 
@@ -159,3 +161,15 @@ def pareto_k(log_w: LogWeights) -> Scalar:
         k = _blackjax().diagnostics.psis_weights(log_w)[1]
     equal = jnp.max(log_w) - jnp.min(log_w) <= ROUNDING * jnp.max(jnp.abs(log_w))
     return jnp.where(equal, 0.0, jnp.where(jnp.isnan(k), jnp.inf, k))
+
+
+def check_leapfrog_sizes(sizes: Any) -> None:
+    """Raise UserError unless all step sizes are positive numbers."""
+    if not (np.isfinite(sizes) & (np.asarray(sizes) > 0)).all():
+        raise UserError("every step size must be a positive number")
+
+
+def check_leapfrog(n_leapfrog: int) -> None:
+    """Raise UserError unless a move has at least one leapfrog step."""
+    if n_leapfrog < 1:
+        raise UserError(f"n_leapfrog is {n_leapfrog}; a move needs at least 1 step")

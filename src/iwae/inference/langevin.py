@@ -25,7 +25,7 @@ from iwae.models.latent_kinds import LatentKind
 from iwae.typing import PRNGKey, Scalar
 
 
-def proposal(kind: LatentKind, z: Flat, g: Flat, eps: Scalar) -> dist.Distribution:
+def _proposal(kind: LatentKind, z: Flat, g: Flat, eps: Scalar) -> dist.Distribution:
     """r(z'|z) of the units of one layer."""
     if not kind.is_discrete:
         return dist.Normal(z + eps**2 / 2 * g, eps).to_event(1)
@@ -45,7 +45,7 @@ def langevin(kinds: Sequence[LatentKind], unravel: Any) -> Move:
 
     def proposals(z: Flat, point: Point, beta: Scalar, eps: Scalar) -> list[dist.Distribution]:
         layers = zip(kinds, unravel(z), unravel(point.grad_f(beta)), strict=True)
-        return [proposal(kind, h, g, eps) for kind, h, g in layers]
+        return [_proposal(kind, h, g, eps) for kind, h, g in layers]
 
     def log_prob(z: Flat, layers: list[dist.Distribution]) -> Scalar:
         return sum(r.log_prob(h) for r, h in zip(layers, unravel(z), strict=True))

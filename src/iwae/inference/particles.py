@@ -1,14 +1,17 @@
 """Properly weighted particles, and statistics of their weights."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Int, Key, PyTree
 
 from iwae.models.vae import AbstractLatentModel
 from iwae.typing import Example, Latents, LogWeights, PRNGKey, Scalar
+
+Tree = TypeVar("Tree")
 
 
 class Particles(NamedTuple):
@@ -54,25 +57,22 @@ def importance_particles(
     return Particles(*jax.vmap(particle)(particle_keys(key, first + jnp.arange(k)))), {}
 
 
-def log_weights(model: AbstractLatentModel, x: Example, key: PRNGKey, k: int) -> LogWeights:
-    """log p(x, z_i) - log q(z_i|x) of k importance samples, nats, `[k]`."""
-    return importance_particles(model, x, key, k)[0].log_w
+def map_particles(
+    function: Callable[[PyTree], Tree], keys: PyTree[Key[Array, " k"]], chunk: int | None
+) -> Tree:
+    """Map a function over the keys of particles, `chunk` particles at a time.
 
+    The backward pass recomputes each chunk, so that memory does not grow with k. Values and
+    gradients do not depend on the chunks.
+    """
+    if chunk is None or chunk >= len(jax.tree.leaves(keys)[0]):
+        return jax.vmap(function)(keys)
 
-def log_mean_exp(log_w: LogWeights) -> Scalar:
-    """log(mean(exp(log_w))), nats; `-inf` is a weight of zero."""
-    return jax.nn.logsumexp(log_w) - jnp.log(float(log_w.size))
+    # Raw data, because JAX's key-reuse checker would refuse the recomputation of a chunk.
+    impl = jax.random.key_impl(jax.tree.leaves(keys)[0])
 
+    def of_data(data: PyTree) -> Tree:
+        return function(jax.tree.map(partial(jax.random.wrap_key_data, impl=impl), data))
 
-def log_sum_of_others(log_w: LogWeights) -> LogWeights:
-    """log of the sum of all weights but the i-th, nats, `[k]`, without cancellation."""
-    nothing = jnp.full(1, -jnp.inf, log_w.dtype)
-    before = jnp.concatenate([nothing, jax.lax.cumlogsumexp(log_w)[:-1]])
-    after = jnp.concatenate([jax.lax.cumlogsumexp(log_w, reverse=True)[1:], nothing])
-    return jnp.logaddexp(before, after)
-
-
-def effective_sample_size(log_w: LogWeights) -> Float[Array, ""]:
-    """(sum w)^2 / sum w^2, between 1 and k; 0 if every weight is zero."""
-    w = jnp.exp(log_w - jnp.maximum(jnp.max(log_w), jnp.finfo(log_w.dtype).min))
-    return jnp.sum(w) ** 2 / jnp.maximum(jnp.sum(w**2), jnp.finfo(log_w.dtype).tiny)
+    data = jax.tree.map(jax.random.key_data, keys)
+    return jax.lax.map(jax.checkpoint(of_data), data, batch_size=chunk)

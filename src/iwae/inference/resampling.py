@@ -11,7 +11,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from iwae.typing import PRNGKey, Scalar
+from iwae.inference.particles import Particles
+from iwae.typing import Latents, PRNGKey, Scalar
 
 Drawn = tuple[Int[Array, " S"], Float[Array, " S"]]
 """Indices of the drawn particles, and the factor on the term of each."""
@@ -20,7 +21,7 @@ Draw = Callable[[PRNGKey, Float[Array, " k"], int], Drawn]
 """(key, shares, S) -> S particles for which sum_j factor_j f(index_j) estimates sum_i f(i)."""
 
 
-def few(key: PRNGKey, shares: Float[Array, " k"], count: int) -> Drawn:
+def resample_few(key: PRNGKey, shares: Float[Array, " k"], count: int) -> Drawn:
     """Draw at most `count` distinct particles: the largest always, the others by their shares.
 
     r_i = min(1, share_i / c), with c such that the r_i sum to `count`, minimises the variance of
@@ -35,8 +36,8 @@ def few(key: PRNGKey, shares: Float[Array, " k"], count: int) -> Drawn:
 
 
 def systematic(u: Scalar, shares: Float[Array, " k"], count: int) -> Drawn:
-    """The draw of `few` for a given uniform number u in [0, 1)."""
-    chances = inclusion(shares, count)
+    """The draw of `resample_few` for a given uniform number u in [0, 1)."""
+    chances = resampling_probabilities(shares, count)
     ends = jnp.cumsum(chances)
     points = u + jnp.arange(count, dtype=ends.dtype)
     index = jnp.sum(ends[:, None] <= points[None], axis=0)
@@ -45,8 +46,8 @@ def systematic(u: Scalar, shares: Float[Array, " k"], count: int) -> Drawn:
     return index, jnp.where(chosen, 1 / jnp.where(chosen, chances[index], 1.0), 0.0)
 
 
-def inclusion(shares: Float[Array, " k"], count: int) -> Float[Array, " k"]:
-    """The inclusion probability of each particle; see `few`."""
+def resampling_probabilities(shares: Float[Array, " k"], count: int) -> Float[Array, " k"]:
+    """The inclusion probability of each particle; see `resample_few`."""
 
     def lower(c: Scalar, _: None) -> tuple[Scalar, None]:
         """Include more of the largest with certainty, and lower c to suit the rest."""
@@ -58,3 +59,14 @@ def inclusion(shares: Float[Array, " k"], count: int) -> Float[Array, " k"]:
     c = jax.lax.scan(lower, jnp.sum(shares) / count, None, length=count)[0]
     tiny = jnp.finfo(c.dtype).tiny
     return jnp.where(shares > 0, jnp.minimum(1.0, shares / jnp.maximum(c, tiny)), 0.0)
+
+
+def sir(particles: Particles, key: PRNGKey, draws: int) -> Latents:
+    """Draws from p(z|x) by sampling importance resampling (Rubin 1988): leaves `[draws, ...]`.
+
+    Particles are drawn in proportion to their weights, with replacement, so that draws repeat if k
+    is small.
+    """
+    k = particles.log_w.size
+    index = jax.random.choice(key, k, (draws,), p=jax.nn.softmax(particles.log_w))
+    return jax.tree.map(lambda leaf: leaf[index], particles.z)

@@ -52,7 +52,7 @@ STARTS: dict[str, Callable[[AbstractLatentModel, Example], Posterior]] = {
 """Starting densities by name: (model, x) -> a density with `sample` and `log_prob`."""
 
 
-def start_of(name: str, model: AbstractLatentModel, x: Example) -> Posterior:
+def start_density(name: str, model: AbstractLatentModel, x: Example) -> Posterior:
     """The starting density called `name` for one example.
 
     Raises:

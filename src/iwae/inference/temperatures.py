@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from iwae.errors import UserError
+from iwae.errors import UserError, require_positive
+from iwae.inference.kernels import check_leapfrog_sizes
 
 Betas = Float[Array, " T"] | Float[np.ndarray, " T"] | Sequence[float]
 StepSize = Float[Array, "*T"] | Float[np.ndarray, "*T"] | Sequence[float] | float
@@ -73,7 +74,7 @@ def _check_increase(betas: np.ndarray, end: float | None) -> None:
         )
 
 
-def as_step_sizes(step_size: StepSize, moves: int) -> Float[Array, " moves"]:
+def temperature_step_sizes(step_size: StepSize, moves: int) -> Float[Array, " moves"]:
     """One step size for each move, checked; a single number applies to all moves."""
     if not isinstance(step_size, jax.core.Tracer):
         step_size = np.asarray(step_size, np.float32)
@@ -83,23 +84,31 @@ def as_step_sizes(step_size: StepSize, moves: int) -> Float[Array, " moves"]:
             f"temperature after the first, of which there are {moves}"
         )
     if isinstance(step_size, np.ndarray):
-        check_step_sizes(step_size)
+        check_leapfrog_sizes(step_size)
     return jnp.broadcast_to(jnp.asarray(step_size, jnp.float32), (moves,))
-
-
-def check_step_sizes(sizes: Any) -> None:
-    """Raise UserError unless all step sizes are positive numbers."""
-    if not (np.isfinite(sizes) & (np.asarray(sizes) > 0)).all():
-        raise UserError("every step size must be a positive number")
-
-
-def check_leapfrog(n_leapfrog: int) -> None:
-    """Raise UserError unless a move has at least one leapfrog step."""
-    if n_leapfrog < 1:
-        raise UserError(f"n_leapfrog is {n_leapfrog}; a move needs at least 1 step")
 
 
 def check_count(temperatures: int) -> None:
     """Raise UserError if a schedule has fewer than two temperatures."""
     if temperatures < 2:
         raise UserError(f"{temperatures} temperatures; a schedule needs at least two, 0 and 1")
+
+
+def checked_temperatures(
+    *, chains: int, betas: Betas, step_size: StepSize, end: float | None = 1.0, **others: Any
+) -> dict[str, Any]:
+    """The arguments of a function that anneals, with temperatures and step sizes checked.
+
+    Bind them by `eqx.Partial`, a pytree: other temperatures then need no new compilation.
+
+    Raises:
+        UserError: if `chains` is not positive, or the schedule is not valid.
+    """
+    require_positive("chains", chains)
+    b = as_betas(betas, end=end)
+    return {
+        "k": chains,
+        "betas": b,
+        "step_size": temperature_step_sizes(step_size, len(b) - 1),
+        **others,
+    }

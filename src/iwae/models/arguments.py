@@ -15,7 +15,7 @@ from iwae.models.likelihoods.observation import Observation
 from iwae.models.networks import Network, Output
 
 
-def check_sizes(
+def check_size_arguments(
     n_data: int, latent_sizes: Sequence[int], hidden_sizes: Sequence[Sequence[int]], activation: str
 ) -> None:
     """Raise UserError for lists of unequal lengths, empty layers or an unknown activation."""
@@ -30,7 +30,9 @@ def check_sizes(
         raise UserError(f"no activation {activation!r}; known: {', '.join(ACTIVATIONS)}")
 
 
-def check_conv(network: Network, kind: Kind, n_data: int, n_inputs: int, n_outputs: int) -> None:
+def check_network_argument(
+    network: Network, kind: Kind, n_data: int, n_inputs: int, n_outputs: int
+) -> None:
     """Raise UserError if the data are not images that a convolutional network takes."""
     shape, n = list(network.shape), math.prod(network.shape)
     if n != n_data:
@@ -42,7 +44,7 @@ def check_conv(network: Network, kind: Kind, n_data: int, n_inputs: int, n_outpu
         )
 
 
-def with_bias(
+def output_bias_argument(
     layer: Output, n_free: int, bias: Array | np.ndarray | None
 ) -> tuple[Output, Float[Array, " n_free"] | None]:
     """Split the initial outputs into the bias of the layer and the free parameters."""
@@ -58,7 +60,7 @@ def with_bias(
     return layer, jnp.asarray(free, jnp.float32) if n_free else None
 
 
-def encoder_statistics(
+def statistics_argument(
     data: Observation, given: Array | np.ndarray | None
 ) -> Float[Array, " n_statistics"] | None:
     """The training-set statistics of the encoder; None if it needs none."""
@@ -70,7 +72,7 @@ def encoder_statistics(
     return jnp.zeros(n) if given is None else jnp.asarray(given, jnp.float32)
 
 
-def value_scales(
+def log_scale_argument(
     given: Array | np.ndarray | bool | None, n_data: int
 ) -> Float[Array, " n_data"] | None:
     """The log scales of the values; zeros if `given` is True, for a model about to be loaded."""

@@ -1,6 +1,5 @@
 """Conditional models p(x|y): a VAE whose biases, and optionally its prior, depend on a label y."""
 
-import math
 from typing import Any
 
 import equinox as eqx
@@ -9,14 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from iwae.data.kinds import KINDS, check_values
-from iwae.data.rows import Examples, Rows
+from iwae.data.rows import Examples
 from iwae.errors import UserError
+from iwae.models.latent_nets import latent_net_input_layers
 from iwae.models.layers import Dense
-from iwae.models.networks import ConvDecoder, OwnDecoder
-from iwae.models.posteriors import Posterior, first_maps
+from iwae.models.posteriors import Posterior
 from iwae.models.priors import DiscretePrior, LabelPrior
-from iwae.models.vae import VAE, AbstractLatentModel
+from iwae.models.vae import VAE, AbstractLatentModel, vae_decoder_input
 from iwae.typing import Latents, PRNGKey, Scalar
 
 
@@ -56,7 +54,7 @@ class ConditionalVAE(AbstractLatentModel):
         if n_classes < 2:
             raise UserError(f"labels need at least two classes, not {n_classes}")
         if frequencies is not None:
-            check_frequencies(frequencies, n_classes)
+            check_conditional_frequencies(frequencies, n_classes)
         kind = vae.latents[-1]
         if learned_prior and vae.top is not None and not isinstance(vae.top, DiscretePrior):
             raise UserError(
@@ -140,7 +138,7 @@ Model = VAE | ConditionalVAE
 """The models that a run trains."""
 
 
-def without_labels(model: Model) -> VAE:
+def unconditional_model(model: Model) -> VAE:
     """The underlying model of x, which has the sizes, the kind of data and the networks."""
     return model.vae if isinstance(model, ConditionalVAE) else model
 
@@ -150,7 +148,9 @@ def label_of(model: AbstractLatentModel, x: Float[Array, " n"]) -> Float[Array, 
     return x[model.vae.n_data :] if isinstance(model, ConditionalVAE) else x[:0]
 
 
-def sizes_of_labels(model: AbstractLatentModel, examples: Examples) -> Int[np.ndarray, " n"]:
+def conditional_sample_sizes(
+    model: AbstractLatentModel, examples: Examples
+) -> Int[np.ndarray, " n"]:
     """For each example, the number of examples with its label; n for a model without labels."""
     if not isinstance(model, ConditionalVAE):
         return np.full(len(examples), len(examples))
@@ -158,44 +158,7 @@ def sizes_of_labels(model: AbstractLatentModel, examples: Examples) -> Int[np.nd
     return np.bincount(labels)[labels]
 
 
-def check_examples(model: AbstractLatentModel, examples: Examples, *, values: bool = True) -> None:
-    """Raise UserError for examples of another shape, or with values outside the model's support.
-
-    Grey values are outside that of Bernoulli pixels, for example. Models of a user's own class
-    accept all examples, and kinds of a user's own all values.
-
-    Args:
-        examples: `[n, d]`; with labels, `[n, d + C]`.
-        values: whether to check the values too; examples still to be binarised are not in the
-            model's units.
-    """
-    if not isinstance(model, Model):
-        return
-    vae = without_labels(model)
-    rows = examples if isinstance(examples, Rows) else np.asarray(examples)
-    _check_shape(model, vae, rows.shape)
-    if isinstance(rows, Rows):  # their values were checked when the file was opened
-        return
-    if values and vae.kind.name in KINDS:
-        without = rows[:, : vae.n_data]
-        check_values(without, vae.kind, "examples", missing=vae.missing is not None)
-
-
-def _check_shape(model: Model, vae: VAE, shape: tuple[int, ...]) -> None:
-    """Raise UserError unless the model takes examples of this shape."""
-    size = model.example_size
-    if shape[1:] == (size,):
-        return
-    if len(shape) > 2 and math.prod(shape[1:]) == size:
-        remedy = "flatten them: examples.reshape(len(examples), -1)"
-    elif isinstance(model, ConditionalVAE) and shape[1:] == (vae.n_data,):
-        remedy = f"append their labels, one-hot over {model.n_classes} classes"
-    else:
-        remedy = "make a model of their size"
-    raise UserError(f"examples have shape {list(shape)}, but the model takes [n, {size}]: {remedy}")
-
-
-def check_frequencies(frequencies: np.ndarray, n_classes: int) -> None:
+def check_conditional_frequencies(frequencies: np.ndarray, n_classes: int) -> None:
     """Raise UserError unless these are shares of `n_classes` labels that add up to 1."""
     if frequencies.shape != (n_classes,):
         raise UserError(f"frequencies has shape {frequencies.shape}, not {(n_classes,)}")
@@ -214,30 +177,11 @@ _SHARES_ERROR = 1e-3
 def label_layers(vae: VAE) -> list[Dense]:
     """The first dense layers of all networks, whose input includes the label."""
     nets = (*vae.encoder, *vae.prior_nets)
-    decoder = first_map_of_decoder(vae, "has no layer for a label to enter")
-    return [*(dense for net in nets for dense in first_maps(net)), decoder]
+    decoder = vae_decoder_input(vae, "has no layer for a label to enter")
+    return [*(dense for net in nets for dense in latent_net_input_layers(net)), decoder]
 
 
-def first_map_of_decoder(vae: VAE, problem: str) -> Dense:
-    """The linear map of the decoder that reads h_1.
-
-    Args:
-        problem: the consequence of a user's own module that reads h_1 directly, for the error.
-
-    Raises:
-        UserError: if there is such a module.
-    """
-    if vae.decoder_hidden.layers:
-        return vae.decoder_hidden.layers[0]
-    if isinstance(vae.output, OwnDecoder):
-        raise UserError(
-            f"a decoder of your own that reads h_1 directly {problem}: give the model a dense "
-            "layer before it (hidden_sizes[0])"
-        )
-    return vae.output.start if isinstance(vae.output, ConvDecoder) else vae.output
-
-
-def with_labels(rows: np.ndarray, labels: np.ndarray, n_classes: int) -> np.ndarray:
+def conditional_examples(rows: np.ndarray, labels: np.ndarray, n_classes: int) -> np.ndarray:
     """Append one-hot labels: rows `[n, d]` and labels 0 ... C - 1 `[n]` -> `[n, d + C]`.
 
     Raises:

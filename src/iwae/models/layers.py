@@ -4,12 +4,12 @@ Each takes one example; `jax.vmap` adds batches and particles.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float
 
 from iwae.typing import PRNGKey
 
@@ -153,19 +153,3 @@ class Residual(eqx.Module):
     def __call__(self, x: Float[Array, "*n"]) -> Float[Array, "*n"]:
         """x + f(x)."""
         return x + self.second(ACTIVATIONS[self.activation](self.first(x)))
-
-
-def residual_blocks(
-    layer: type[Dense] | type[Convolution],
-    sizes: Sequence[int],
-    blocks: int,
-    activation: str,
-    keys: Key[Array, " sizes"],
-) -> tuple[tuple[Residual, ...], ...]:
-    """A group of `blocks` residual blocks for each size."""
-    return tuple(
-        tuple(Residual(layer, n, activation, key=k) for k in jax.random.split(key, blocks))
-        if blocks
-        else ()
-        for n, key in zip(sizes, keys, strict=True)
-    )

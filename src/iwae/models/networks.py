@@ -10,18 +10,10 @@ from typing import Any, NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Key
 
 from iwae.errors import UserError
-from iwae.models.layers import (
-    ACTIVATIONS,
-    Convolution,
-    Dense,
-    Doubling,
-    Halving,
-    Residual,
-    residual_blocks,
-)
+from iwae.models.layers import ACTIVATIONS, Convolution, Dense, Doubling, Halving, Residual
 from iwae.typing import PRNGKey
 
 NETWORKS = ("mlp", "conv")
@@ -123,7 +115,7 @@ class Hidden(eqx.Module):
             for fan_in, fan_out, k in zip(sizes[:-1], sizes[1:], keys[1:], strict=True)
         )
         block_keys = jax.random.split(keys[0], len(sizes))[1:]
-        self.blocks = residual_blocks(Dense, sizes[1:], blocks, activation, block_keys)
+        self.blocks = _residual_blocks(Dense, sizes[1:], blocks, activation, block_keys)
         self.activation = activation
 
     def __call__(self, x: Float[Array, " n"]) -> Float[Array, " m"]:
@@ -151,7 +143,7 @@ class ConvEncoder(eqx.Module):
             Halving(c_in, c_out, key=k)
             for c_in, c_out, k in zip(channels[:-1], channels[1:], halving_keys, strict=True)
         )
-        self.blocks = residual_blocks(
+        self.blocks = _residual_blocks(
             Convolution, network.channels, network.blocks, activation, block_keys
         )
         self.activation, self.shape = activation, network.shape
@@ -195,7 +187,9 @@ class ConvDecoder(eqx.Module):
             Doubling(c_in, c_out, use_bias=l < len(channels) - 1, key=k)
             for l, (c_in, c_out, k) in enumerate(zip(channels, outputs, doubling_keys, strict=True))
         )
-        self.blocks = residual_blocks(Convolution, channels, network.blocks, activation, block_keys)
+        self.blocks = _residual_blocks(
+            Convolution, channels, network.blocks, activation, block_keys
+        )
         self.bias = jnp.zeros(n_outputs)
         self.activation, self.shape = activation, network.shape
 
@@ -243,7 +237,7 @@ Output = Dense | ConvDecoder | OwnDecoder
 """The map from the decoder's dense layers to its outputs, with one `bias` for each output."""
 
 
-def make_features(
+def make_feature_network(
     network: Network, own: Features | None, n_inputs: int, activation: str, *, key: PRNGKey
 ) -> tuple[Features | None, int]:
     """Make the map before the encoder's dense layers (None: the identity); return its output size.
@@ -260,7 +254,7 @@ def make_features(
     return features, n_inputs if features is None else _width("encoder", features, n_inputs)
 
 
-def make_output(
+def make_output_network(
     network: Network,
     own: Callable[[Array], Array] | None,
     n_inputs: int,
@@ -293,3 +287,19 @@ def _width(name: str, module: Features, n: int) -> int:
     if not isinstance(out, jax.ShapeDtypeStruct) or out.ndim != 1 or out.dtype != jnp.float32:
         raise UserError(f"{name} must map a vector to a float32 vector, but returns {out}")
     return int(out.shape[0])
+
+
+def _residual_blocks(
+    layer: type[Dense] | type[Convolution],
+    sizes: Sequence[int],
+    blocks: int,
+    activation: str,
+    keys: Key[Array, " sizes"],
+) -> tuple[tuple[Residual, ...], ...]:
+    """A group of `blocks` residual blocks for each size."""
+    return tuple(
+        tuple(Residual(layer, n, activation, key=k) for k in jax.random.split(key, blocks))
+        if blocks
+        else ()
+        for n, key in zip(sizes, keys, strict=True)
+    )

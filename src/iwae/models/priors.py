@@ -15,12 +15,12 @@ import numpyro.distributions as dist
 from jaxtyping import Array, Float
 
 from iwae.errors import UserError
-from iwae.models.declaration import Named, check_continuous, parse_prior
 from iwae.models.discrete import discrete
 from iwae.models.flows import Flow, FlowDistribution
 from iwae.models.latent_kinds import LatentKind
 from iwae.models.likelihoods.gaussian import LOG_ROOT_2PI
-from iwae.models.posteriors import Posterior, is_gaussian
+from iwae.models.named_densities import Named, check_named_density, parse_named_prior
+from iwae.models.posteriors import Posterior, is_gaussian_posterior
 from iwae.typing import PRNGKey, Scalar
 
 
@@ -77,7 +77,7 @@ class Mixture(eqx.Module):
 
     def log_prob(self, h: Float[Array, " d"]) -> Scalar:
         """log sum_j w_j p_j(h), nats."""
-        if is_gaussian(self.components):
+        if is_gaussian_posterior(self.components):
             each = _gaussians(self.components.base_dist, h)
         else:
             each = jax.vmap(lambda component: component.log_prob(h))(self.components)
@@ -221,10 +221,10 @@ def make_prior(
         UserError: for an unknown name, rows that do not fit it, or a module that returns no density
             of h_L.
     """
-    wanted = parse_prior(prior) if isinstance(prior, str) else Named(OWN)
+    wanted = parse_named_prior(prior) if isinstance(prior, str) else Named(OWN)
     kind = model.latents[-1]
     if isinstance(prior, str):
-        check_continuous("prior", wanted, kind)
+        check_named_density("prior", wanted, kind)
     shape = [wanted.size, model.n_data] if wanted.name == "vamp" else None
     if rows is not None and list(rows.shape) != shape:
         takes = f"those of shape {shape}" if shape else "none"

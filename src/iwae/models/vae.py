@@ -15,10 +15,13 @@ from iwae.data import Kind, as_json, as_kind
 from iwae.errors import UserError
 from iwae.models import arguments, networks
 from iwae.models import likelihoods as observations
-from iwae.models.declaration import Named, coupling_layers, parse_posterior
 from iwae.models.latent_kinds import LatentKind, latent_kinds
+from iwae.models.latent_nets import LatentNet, make_latent_net
+from iwae.models.layers import Dense
 from iwae.models.likelihoods.observation import Observation
-from iwae.models.posteriors import LatentNet, LayeredPosterior, Posterior, is_gaussian, make_net
+from iwae.models.named_densities import Named, named_coupling_layers, parse_named_posterior
+from iwae.models.networks import ConvDecoder, OwnDecoder
+from iwae.models.posteriors import LayeredPosterior, Posterior, is_gaussian_posterior
 from iwae.models.priors import OWN, LabelPrior, Prior, Settled, make_prior, named
 from iwae.precision import float32
 from iwae.typing import Example, Latents, PRNGKey, Scalar
@@ -159,7 +162,7 @@ class VAE(AbstractLatentModel):
         pseudo_inputs: Array | np.ndarray | None = None,
         key: PRNGKey,
     ):
-        arguments.check_sizes(n_data, latent_sizes, hidden_sizes, activation)
+        arguments.check_size_arguments(n_data, latent_sizes, hidden_sizes, activation)
         features_key = jax.random.fold_in(key, _FEATURES)
         encoder_key, prior_key, hidden_key, output_key = jax.random.split(key, 4)
         self.kind, self.n_data, self.missing = as_kind(observation), n_data, missing
@@ -167,10 +170,10 @@ class VAE(AbstractLatentModel):
         data, n_layers = self._data(), len(latent_sizes)
         if self.network.name == "conv":
             sizes = n_data, self.n_inputs, data.n_outputs
-            arguments.check_conv(self.network, self.kind, *sizes)
+            arguments.check_network_argument(self.network, self.kind, *sizes)
             if encoder is not None and decoder is not None:
                 raise UserError("encoder and decoder replace all of network 'conv': leave it out")
-        features, n_features = networks.make_features(
+        features, n_features = networks.make_feature_network(
             self.network, encoder, self.n_inputs, activation, key=features_key
         )
         # Residual blocks of a conv network follow its convolutions instead of the dense layers.
@@ -180,24 +183,24 @@ class VAE(AbstractLatentModel):
         inputs = (n_features, *widths[:-1])
         up = [(n, *hidden) for n, hidden in zip(inputs, hidden_sizes, strict=True)]
         down = [(n, *reversed(hidden)) for n, hidden in zip(widths, hidden_sizes, strict=True)]
-        flows = coupling_layers(parse_posterior(posterior), kinds)
+        flows = named_coupling_layers(parse_named_posterior(posterior), kinds)
         options: list[dict[str, Any]] = [{"flow": flow} for flow in flows]
         options[0] |= {"features": features, "blocks": blocks}
         self.encoder = tuple(
-            make_net(kinds[l], up[l], latent_sizes[l], activation, key=k, **options[l])
+            make_latent_net(kinds[l], up[l], latent_sizes[l], activation, key=k, **options[l])
             for l, k in enumerate(jax.random.split(encoder_key, n_layers))
         )
         self.prior_nets = tuple(
-            make_net(kinds[l], down[l + 1], latent_sizes[l], activation, key=k)
+            make_latent_net(kinds[l], down[l + 1], latent_sizes[l], activation, key=k)
             for l, k in enumerate(jax.random.split(prior_key, n_layers)[1:])
         )
         self.decoder_hidden = networks.Hidden(down[0], activation, blocks=blocks, key=hidden_key)
-        output = networks.make_output(
+        output = networks.make_output_network(
             self.network, decoder, down[0][-1], data.n_outputs, activation, key=output_key
         )
-        self.output, self.free = arguments.with_bias(output, data.n_free, output_bias)
-        self.statistics = arguments.encoder_statistics(data, statistics)
-        self.log_scale = arguments.value_scales(log_scale, n_data)
+        self.output, self.free = arguments.output_bias_argument(output, data.n_free, output_bias)
+        self.statistics = arguments.statistics_argument(data, statistics)
+        self.log_scale = arguments.log_scale_argument(log_scale, n_data)
         self.top = None  # N(0, I), while the prior itself is made
         self.top = make_prior(prior, self, pseudo_inputs, key=jax.random.fold_in(key, _PRIOR))
 
@@ -363,7 +366,7 @@ class VAE(AbstractLatentModel):
         """
         z = jax.lax.stop_gradient(z)
         top = self.prior()
-        by_noise = self.top is not None and is_gaussian(top)
+        by_noise = self.top is not None and is_gaussian_posterior(top)
         drawn: tuple[Any, ...] = (_by_noise(top, top, z[-1]) if by_noise else z[-1],)
         for net, h, above in reversed(list(zip(self.prior_nets, z, z[1:], strict=False))):
             drawn = (_by_noise(net(drawn[0]), net(above), h), *drawn)
@@ -393,3 +396,31 @@ def _by_noise(p: dist.Distribution, other: dist.Distribution, h: Array) -> Array
 
 
 _FEATURES, _PRIOR = 4, 5  # folded into the key, whose splits are 0 to 3
+
+
+def as_vae(model: AbstractLatentModel) -> VAE:
+    """The model itself; UserError if it is not a VAE."""
+    if not isinstance(model, VAE):
+        raise UserError(
+            f"a {type(model).__name__} has no stochastic layers to examine: use an iwae.VAE"
+        )
+    return model
+
+
+def vae_decoder_input(vae: VAE, problem: str) -> Dense:
+    """The linear map of the decoder that reads h_1.
+
+    Args:
+        problem: the consequence of a user's own module that reads h_1 directly, for the error.
+
+    Raises:
+        UserError: if there is such a module.
+    """
+    if vae.decoder_hidden.layers:
+        return vae.decoder_hidden.layers[0]
+    if isinstance(vae.output, OwnDecoder):
+        raise UserError(
+            f"a decoder of your own that reads h_1 directly {problem}: give the model a dense "
+            "layer before it (hidden_sizes[0])"
+        )
+    return vae.output.start if isinstance(vae.output, ConvDecoder) else vae.output

@@ -1,15 +1,13 @@
 """Names and descriptions of objectives, of gradients and of their options.
 
 No JAX here: the command line lists and checks names before anything is computed.
-`iwae.objectives.combinations` checks a declaration, and `iwae.objectives.catalogue` turns it into
+`iwae.objectives.compatibility` checks a declaration, and `iwae.objectives.building` turns it into
 functions.
 """
 
-from collections.abc import Iterable
-from difflib import get_close_matches
 from typing import Any, Literal, NamedTuple
 
-from iwae.errors import UserError
+from iwae.errors import require_known_name
 
 
 class Described(NamedTuple):
@@ -225,7 +223,7 @@ EncoderObjective = Literal["elbo", "elbo-analytic"]
 
 
 class Declaration(NamedTuple):
-    """An objective and its gradient by name; `catalogue.compose` turns it into an `Objective`."""
+    """An objective and its gradient by name; `building` makes an `Objective` of it."""
 
     objective: str
     k: int = 1
@@ -245,25 +243,16 @@ class Declaration(NamedTuple):
     backward: int | None = None
 
 
-def described(name: str) -> Described:
+def declaration_entry(name: str) -> Described:
     """The description of an objective; UserError with the nearest name if it is unknown."""
-    return OBJECTIVES[known_name(name, OBJECTIVES, "objective")]
+    return OBJECTIVES[require_known_name(name, OBJECTIVES, "objective")]
 
 
-def known_name(name: str, table: Iterable[str], kind: str) -> str:
-    """The name itself; UserError with the nearest name if the table lacks it."""
-    if name not in table:
-        near = get_close_matches(name.lower(), table, n=1)
-        hint = f"did you mean {near[0]}? " if near else ""
-        raise UserError(f"no {kind} {name!r}; {hint}known: {', '.join(table)}")
-    return name
-
-
-def unmodified(declaration: Declaration) -> Declaration:
+def unmodified_declaration(declaration: Declaration) -> Declaration:
     """The objective without the options that apply in training only, as in validation."""
     return declaration._replace(kl_warmup_steps=0, free_bits=0.0, backward=None)
 
 
-def particles(declaration: Declaration) -> int:
+def declared_particles(declaration: Declaration) -> int:
     """Number of particles per example in one step."""
     return declaration.k * (declaration.m or 1)

@@ -7,7 +7,8 @@ from jaxtyping import PyTree
 from iwae.inference.particles import Info
 from iwae.models.posteriors import Posterior
 from iwae.models.vae import VAE, AbstractLatentModel
-from iwae.objectives.objective import Extra, Objective, frozen
+from iwae.objectives.gradient_estimators import stop_gradients
+from iwae.objectives.objective import Extra, Objective
 from iwae.typing import Example, Latents, PRNGKey, Scalar
 
 
@@ -43,7 +44,7 @@ def halves(
     return Halves(generative, recognition)
 
 
-def split(*, decoder: Objective, encoder: Objective) -> Objective:
+def split_halves(*, decoder: Objective, encoder: Objective) -> Objective:
     """One objective for p(x, z) and another for q(z|x), each with the other half held fixed.
 
     Both use the same key and therefore the same importance samples. The value is that of the
@@ -53,7 +54,7 @@ def split(*, decoder: Objective, encoder: Objective) -> Objective:
     def terms(
         model: AbstractLatentModel, x: Example, key: PRNGKey, extra: Extra
     ) -> tuple[Scalar, Info]:
-        fixed, (learned, tuned) = frozen(model), extra
+        fixed, (learned, tuned) = stop_gradients(model), extra
         of_p, of_q = (Extra(*pair) for pair in zip(learned, tuned, strict=True))
         key, same = jax.random.clone(key), jax.random.clone(key)
         value, info = decoder.terms(halves(model, fixed), x, key, of_p)

@@ -2,17 +2,13 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
-import equinox as eqx
-import jax
 from jaxtyping import PyTree
 
 from iwae.inference.particles import Info
 from iwae.models.vae import AbstractLatentModel
 from iwae.typing import Example, PRNGKey, Scalar
-
-Tree = TypeVar("Tree")
 
 
 class Extra(NamedTuple):
@@ -59,9 +55,3 @@ def as_objective(function: Callable[[AbstractLatentModel, Example, PRNGKey], Sca
     if isinstance(function, Objective):
         return function
     return Objective(lambda model, x, key, _: (function(model, x, key), {}), metrics=())
-
-
-def frozen(tree: Tree) -> Tree:
-    """The same tree, to whose arrays no gradient flows."""
-    arrays, static = eqx.partition(tree, eqx.is_inexact_array)
-    return eqx.combine(jax.lax.stop_gradient(arrays), static)

@@ -26,9 +26,9 @@ from numpyro.distributions import kl_divergence
 
 from iwae.errors import UserError
 from iwae.inference.particles import Info
-from iwae.models.posteriors import LayeredPosterior, Posterior, is_gaussian
+from iwae.models.posteriors import LayeredPosterior, Posterior, is_gaussian_posterior
 from iwae.models.vae import VAE, AbstractLatentModel
-from iwae.objectives.reductions import Reduction
+from iwae.objectives.bounds import Reduction, iwae
 from iwae.objectives.surrogates import Coefficients, Estimator
 from iwae.typing import Example, Latents, LogWeights, Scalar
 
@@ -36,7 +36,7 @@ Terms = Any
 """log p(x, z) and log q(z|x) of particles, in total or in parts."""
 
 
-def plain_terms(
+def unpenalised_terms(
     model: AbstractLatentModel, q: Posterior, x: Example, to_joint: Latents, to_q: Latents
 ) -> tuple[Scalar, Scalar]:
     """log p(x, z) and log q(z|x), with separate z because gradients may differ."""
@@ -153,7 +153,7 @@ class Penalty:
 
 def _unit_densities(p: Any, q: Any, to_p: Any, to_q: Any) -> tuple[Array, Array, Array]:
     """log p and log q of each unit of a layer, `[d]`, and its divergence, `[1 d]`."""
-    if is_gaussian(p) and is_gaussian(q):
+    if is_gaussian_posterior(p) and is_gaussian_posterior(q):
         p, q = p.base_dist, q.base_dist
         return p.log_prob(to_p), q.log_prob(to_q), kl_divergence(q, p)[None]
     log_p, log_q = p.log_prob(to_p)[None], q.log_prob(to_q)[None]
@@ -167,3 +167,9 @@ def _summed_like(ratios: Float[Array, " m"], like: Float[Array, " d"]) -> Float[
 
 def _total(layers: tuple[Float[Array, "k _"], ...]) -> LogWeights:
     return cast("LogWeights", sum(jnp.sum(layer, axis=1) for layer in layers))
+
+
+def unpenalised_iwae(parts: Terms, penalty: Penalty | None) -> Scalar:
+    """IWAE-k of the particles, for reports: it has no gradient."""
+    log_p, log_q = jax.lax.stop_gradient(penalty.plain(parts) if penalty else parts)
+    return iwae(log_p - log_q)

@@ -18,9 +18,16 @@ import jax.numpy as jnp
 from jaxtyping import Array, Int
 
 from iwae.errors import UserError
-from iwae.inference.particles import log_sum_of_others
-from iwae.objectives.gradients import unwrap
-from iwae.objectives.reductions import Reduction, ciwae, elbo, iwae, miwae, renyi
+from iwae.inference.log_weights import log_share_of_others, log_sum_of_other_weights
+from iwae.objectives.bounds import (
+    Reduction,
+    bound_and_options,
+    ciwae,
+    elbo,
+    iwae,
+    miwae,
+    renyi,
+)
 from iwae.objectives.surrogates import Coefficients, Estimator
 from iwae.typing import LogWeights, Scalar
 
@@ -38,7 +45,7 @@ def vimco(mean: Mean = "geometric") -> Estimator:
 
     def coefficients(reduction: Reduction, log_w: LogWeights) -> Coefficients:
         a = jax.grad(reduction)(log_w)
-        return Coefficients(a, jnp.zeros_like(a), a - signal(reduction, log_w, mean))
+        return Coefficients(a, jnp.zeros_like(a), a - score_function_signal(reduction, log_w, mean))
 
     return Estimator(coefficients, path=False)
 
@@ -55,10 +62,10 @@ def ovis(gamma: float) -> Estimator:
     """
 
     def coefficients(reduction: Reduction, log_w: LogWeights) -> Coefficients:
-        if unwrap(reduction)[0] is not iwae:
+        if bound_and_options(reduction)[0] is not iwae:
             raise UserError("ovis and vimco-star are gradients of iwae only: use vimco")
         w, constant = jax.nn.softmax(log_w), gamma * jnp.log1p(-1 / log_w.size)
-        score = log_remainder(log_w) + (1 - gamma) * w - constant
+        score = log_share_of_others(log_w) + (1 - gamma) * w - constant
         return Coefficients(w, jnp.zeros_like(w), score)
 
     return Estimator(coefficients, path=False)
@@ -67,12 +74,12 @@ def ovis(gamma: float) -> Estimator:
 # --- learning signals -----------------------------------------------------------------------
 
 
-def signal(reduction: Reduction, log_w: LogWeights, mean: Mean) -> LogWeights:
+def score_function_signal(reduction: Reduction, log_w: LogWeights, mean: Mean) -> LogWeights:
     """f(log w) - f(log w with the i-th replaced by a mean of the others), nats, `[k]`.
 
     In closed form for the bounds in `_SIGNALS`, otherwise by k successive evaluations.
     """
-    of_reduction, options = unwrap(reduction)
+    of_reduction, options = bound_and_options(reduction)
     if of_reduction in _SIGNALS:
         return _SIGNALS[of_reduction](log_w, partial(_iwae_signal, mean=mean), **options)
     others, whole = mean_of_others(log_w, mean), reduction(log_w)
@@ -83,18 +90,11 @@ def signal(reduction: Reduction, log_w: LogWeights, mean: Mean) -> LogWeights:
     return whole - jax.lax.map(baseline, jnp.arange(log_w.size))
 
 
-def log_remainder(log_w: LogWeights) -> LogWeights:
-    """log(1 - w_i) with w normalised, `[k]`, accurate for small weights and for large ones."""
-    w = jax.nn.softmax(log_w)
-    of_others = log_sum_of_others(log_w) - jax.nn.logsumexp(log_w)
-    return jnp.where(w < 0.5, jnp.log1p(-jnp.minimum(w, 0.5)), of_others)
-
-
 def mean_of_others(log_w: LogWeights, mean: Mean) -> LogWeights:
     """log of the mean of all weights but the i-th, `[k]`."""
     n = log_w.size - 1
     if mean == "arithmetic":
-        return log_sum_of_others(log_w) - jnp.log(float(n))
+        return log_sum_of_other_weights(log_w) - jnp.log(float(n))
     zero = ~jnp.isfinite(log_w)
     middle = jnp.mean(jnp.where(zero, 0.0, log_w))  # subtracted against rounding of a long sum
     apart = jnp.where(zero, 0.0, log_w - middle)
@@ -104,7 +104,7 @@ def mean_of_others(log_w: LogWeights, mean: Mean) -> LogWeights:
 
 def _iwae_signal(log_w: LogWeights, *, mean: Mean) -> LogWeights:
     log_w = log_w - jnp.max(log_w)  # against rounding of a small difference
-    replaced = jnp.logaddexp(log_sum_of_others(log_w), mean_of_others(log_w, mean))
+    replaced = jnp.logaddexp(log_sum_of_other_weights(log_w), mean_of_others(log_w, mean))
     return jax.nn.logsumexp(log_w) - replaced
 
 

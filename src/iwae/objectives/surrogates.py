@@ -10,14 +10,18 @@ and every estimator from the plain gradient to wake-sleep is a choice of the thr
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from iwae.objectives.reductions import Reduction
-from iwae.typing import Latents, LogWeights, Scalar
+from iwae.inference.log_weights import log_mean_exp
+from iwae.inference.particles import Particles
+from iwae.models.vae import AbstractLatentModel
+from iwae.objectives.bounds import Reduction
+from iwae.typing import Example, Latents, LogWeights, Scalar
 
 
 class Coefficients(NamedTuple):
@@ -49,17 +53,17 @@ REPARAM = Estimator()
 
 
 @jax.custom_vjp
-def tagged(z: Latents) -> tuple[Latents, Scalar]:
+def with_surrogate_tag(z: Latents) -> tuple[Latents, Scalar]:
     """Return z and a tag, whose cotangent is a factor on the gradient that reaches z.
 
     The factor depends on all weights, which are known only after every particle has been evaluated.
     It travels back along the tag, so that a single backward pass serves decoder and encoder, whose
     coefficients differ.
     """
-    return z, blank_tag(z)
+    return z, blank_surrogate_tag(z)
 
 
-def blank_tag(z: Latents) -> Scalar:
+def blank_surrogate_tag(z: Latents) -> Scalar:
     """Zero, computed from z so that `vmap` gives every particle of every example its own tag."""
     return 0 * jax.tree.leaves(z)[0].ravel()[0]
 
@@ -69,11 +73,11 @@ def _tagged_back(_: None, cotangents: tuple[Latents, Scalar]) -> tuple[Latents]:
     return (jax.tree.map(lambda leaf: factor * leaf, z_bar),)
 
 
-tagged.defvjp(lambda z: (tagged(z), None), _tagged_back)
+with_surrogate_tag.defvjp(lambda z: (with_surrogate_tag(z), None), _tagged_back)
 
 
 @jax.custom_vjp
-def deliver(factors: Float[Array, " k"], tags: Float[Array, " k"]) -> Scalar:
+def send_surrogate_factors(factors: Float[Array, " k"], tags: Float[Array, " k"]) -> Scalar:
     """Return zero; send the factors back along the tags, whatever the scale of the loss."""
     del factors, tags
     return jnp.float32(0)
@@ -83,18 +87,20 @@ def _deliver_back(factors: Array, _: Scalar) -> tuple[Array, Array]:
     return jnp.zeros_like(factors), factors
 
 
-deliver.defvjp(lambda factors, tags: (deliver(factors, tags), factors), _deliver_back)
+send_surrogate_factors.defvjp(
+    lambda factors, tags: (send_surrogate_factors(factors, tags), factors), _deliver_back
+)
 
 FLOOR = 1e-20
 """Smallest absolute value of a coefficient used as a divisor, far below rounding."""
 
 
-def floored(coefficients: LogWeights) -> LogWeights:
+def surrogate_coefficients(coefficients: LogWeights) -> LogWeights:
     """The same coefficients up to rounding, none of them zero."""
     return jnp.where(jnp.abs(coefficients) < FLOOR, FLOOR, coefficients)
 
 
-def slope(coefficients: LogWeights, log_density: LogWeights) -> Scalar:
+def density_surrogate(coefficients: LogWeights, log_density: LogWeights) -> Scalar:
     """Zero, whose gradient is sum_i c_i grad log_density_i; infinite densities have none."""
     finite = jnp.isfinite(log_density)
     zero = jnp.where(finite, log_density, 0.0) - jax.lax.stop_gradient(
@@ -129,23 +135,21 @@ def surrogate(
     tags: Tags,
 ) -> Scalar:
     """Zero, whose gradient is the estimator of the table; see the top of this file."""
-    decoder = floored(table.decoder)
+    decoder = surrogate_coefficients(table.decoder)
     if estimator.coefficients is None:  # the three columns are the same
-        return slope(decoder, log_p - log_q)
-    zero = slope(decoder, log_p)
+        return density_surrogate(decoder, log_p - log_q)
+    zero = density_surrogate(decoder, log_p)
     if estimator.path:
-        zero += deliver(jax.lax.stop_gradient(table.path / decoder), tags.joint)
+        zero += send_surrogate_factors(jax.lax.stop_gradient(table.path / decoder), tags.joint)
     if not estimator.score:
-        return zero - slope(table.path, log_q)
-    score = floored(table.score)
+        return zero - density_surrogate(table.path, log_q)
+    score = surrogate_coefficients(table.score)
     if estimator.path:
-        zero += deliver(jax.lax.stop_gradient(table.path / score), tags.q)
-    return zero - slope(score, log_q)
+        zero += send_surrogate_factors(jax.lax.stop_gradient(table.path / score), tags.q)
+    return zero - density_surrogate(score, log_q)
 
 
-def table_of(reduction: Reduction, estimator: Estimator, log_w: LogWeights) -> Coefficients:
-    """The coefficients of an estimator; df/dlog w_i in all columns for the bound's own gradient."""
-    if estimator.coefficients is not None:
-        return estimator.coefficients(reduction, log_w)
-    a = jax.grad(reduction)(log_w)
-    return Coefficients(a, a, a)
+def joint_surrogate(model: AbstractLatentModel, x: Example, particles: Particles) -> Scalar:
+    """log mean w, with the gradient sum_i w_i grad log p(x, z_i) in the decoder's parameters."""
+    log_p = jax.vmap(partial(model.log_joint, x))(particles.z)
+    return log_mean_exp(particles.log_w) + density_surrogate(jax.nn.softmax(particles.log_w), log_p)

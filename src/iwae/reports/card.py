@@ -13,17 +13,15 @@ from jinja2 import Environment, FunctionLoader, StrictUndefined
 
 from iwae.config.experiment import make_config
 from iwae.config.stages import stages_text
-from iwae.data.kinds import is_discrete
-from iwae.models.conditional import ConditionalVAE, Model, without_labels
+from iwae.data.kinds import is_discrete_kind
+from iwae.models.conditional import ConditionalVAE, Model, unconditional_model
 from iwae.objectives.declaration import OBJECTIVES
-from iwae.reports.estimates import tighter_gap
-from iwae.reports.figures.style import minus
-from iwae.reports.gallery import are_pictures, layout_of
-from iwae.results.completing import read_completed
-from iwae.results.reading import Estimate, estimates_of, widest
-from iwae.results.records import model_sha256
-from iwae.results.schema import Method, Record
-from iwae.results.text import error_words, plus_minus
+from iwae.reports.gallery import gallery_layout, gallery_shows_pictures
+from iwae.results.carrying_over import read_carried_over
+from iwae.results.formatting import format_errors, format_minus, plus_minus
+from iwae.results.reading import Estimate, read_estimates, read_widest_estimates
+from iwae.results.schema import Method, Record, tighter_gap_field
+from iwae.runs.trained import trained_model_sha256
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +50,7 @@ def model_card(
     data = about.get("dataset", {})
     config = make_config(about["config"], "the model")
     final = config.final()
-    layout, vae = layout_of(model, about), without_labels(model)
+    layout, vae = gallery_layout(model, about), unconditional_model(model)
     found = list(_measured(run, weights, replicate))
     options = ["--weights", weights] if weights != "final" else []
     return _template().render(
@@ -60,7 +58,7 @@ def model_card(
         name=data.get("name", "unknown"),
         data=data,
         hub_dataset=HUB_DATASETS.get(data.get("name", "")),
-        pictures=are_pictures(layout),
+        pictures=gallery_shows_pictures(layout),
         about=about,
         config=config,
         final=final,
@@ -69,8 +67,8 @@ def model_card(
         labels=_label_facts(model, layout.classes) if isinstance(model, ConditionalVAE) else None,
         objective=OBJECTIVES[final.objective],
         gradient=final.declaration().gradient,
-        discrete=is_discrete(vae.kind),
-        estimates=list(widest(_estimates(found)).values()),
+        discrete=is_discrete_kind(vae.kind),
+        estimates=list(read_widest_estimates(_estimates(found)).values()),
         gaps=[one for one in found if one.method == Method.BIDIRECTIONAL],
         classified=_widest_with(found, "accuracy", "k"),
         truth=_widest_with(found, "true_log_likelihood"),
@@ -79,7 +77,7 @@ def model_card(
         weights={"final": "last", "best": "best"}[weights],
         measure=shlex.join(["iwae", "evaluate", "RUN", *options]),
         classify=shlex.join(["iwae", "classify", "RUN", *options]),
-        sha256=model_sha256(run, weights, replicate),
+        sha256=trained_model_sha256(run, weights, replicate),
         version=version("iwae"),
     )
 
@@ -108,8 +106,8 @@ _METHODS = (Method.IMPORTANCE, Method.ANNEALED, Method.BIDIRECTIONAL, Method.CLA
 
 def _measured(run: Path, weights: str, replicate: int) -> Iterator[Record]:
     """The records of the present model, without damaged ones."""
-    digest = model_sha256(run, weights, replicate)
-    for path, record in read_completed(run, _METHODS):
+    digest = trained_model_sha256(run, weights, replicate)
+    for path, record in read_carried_over(run, _METHODS):
         wanted = "simulated" if record.method == Method.BIDIRECTIONAL else "test"
         if (record.split, record.weights, record.pruned) != (wanted, weights, False):
             continue
@@ -122,7 +120,7 @@ def _measured(run: Path, weights: str, replicate: int) -> Iterator[Record]:
 def _estimates(found: list[Record]) -> Iterator[Estimate]:
     """The bounds; of annealing the longer run alone, as the shorter serves its verdict."""
     for record in found:
-        bounds = [estimate for estimate in estimates_of(record) if estimate.is_bound]
+        bounds = [estimate for estimate in read_estimates(record) if estimate.is_bound]
         yield from bounds[-1:] if record.method == Method.ANNEALED else bounds
 
 
@@ -161,9 +159,9 @@ def _template() -> Any:
         "quoted": _quoted,
         "code": _code,
         "meaning": _meaning,
-        "errors": lambda one: "; ".join(error_words(one.row)),
-        "pm": lambda mean, error: minus(plus_minus(mean, error)),
-        "gap": lambda one: minus(plus_minus(*one.mean(tighter_gap([one])))),
+        "errors": lambda one: "; ".join(format_errors(one.row)),
+        "pm": lambda mean, error: format_minus(plus_minus(mean, error)),
+        "gap": lambda one: format_minus(plus_minus(*one.mean(tighter_gap_field([one])))),
     }
     return environment.get_template("card.md.jinja")
 

@@ -2,16 +2,23 @@
 
 from pathlib import Path
 
-from iwae.config.experiment import config_values, make_config, without_folders, write_config
+from iwae.config.experiment import config_without_folders, make_config
+from iwae.config.toml import config_toml_values, write_config
 from iwae.errors import UserError
 from iwae.files import atomic_folder
 from iwae.precision import float32
 from iwae.reports import figures
 from iwae.reports.card import model_card
-from iwae.reports.gallery import layout_of, samples_figure
-from iwae.runs.folder import run_config
-from iwae.runs.models import DESCRIPTION, WEIGHTS, copy_model, load_model, read_about
-from iwae.runs.trained import model_folder
+from iwae.reports.gallery import gallery_layout, gallery_samples_figure
+from iwae.runs.folder import folder_config
+from iwae.runs.model_files import (
+    DESCRIPTION,
+    WEIGHTS,
+    copy_model_files,
+    load_model,
+    read_model_facts,
+)
+from iwae.runs.trained import trained_model_folder
 
 CONFIG, CARD, PICTURE = "config.toml", "README.md", "samples.png"
 
@@ -49,21 +56,23 @@ def export_run(
         UserError: if there is no such model, or the folder holds other files.
     """
     run, folder = Path(run), Path(folder)
-    config = run_config(run)
+    config = folder_config(run)
     if not 0 <= replicate < config.replicates:
         raise UserError(f"no replicate {replicate}: {run} has 0 to {config.replicates - 1}")
-    source = model_folder(run, weights, replicate)
+    source = trained_model_folder(run, weights, replicate)
     if not source.is_dir():
         raise UserError(f"{run} has no {weights} weights of replicate {replicate}")
     _refuse_used(folder, overwrite=overwrite)
-    model, about = load_model(source), read_about(source)
-    trained = about.get("config", config_values(config))  # the run's file may be edited
-    shared = without_folders(make_config(trained, str(source)))
-    about = {**about, "config": config_values(shared), "weights": weights}
+    model, about = load_model(source), read_model_facts(source)
+    trained = about.get("config", config_toml_values(config))  # the run's file may be edited
+    shared = config_without_folders(make_config(trained, str(source)))
+    about = {**about, "config": config_toml_values(shared), "weights": weights}
     with atomic_folder(folder) as unfinished:
-        copy_model(source, unfinished, **about)
+        copy_model_files(source, unfinished, **about)
         write_config(shared, unfinished / CONFIG)
-        figures.save_figure(samples_figure(model, layout_of(model, about)), unfinished / PICTURE)
+        figures.save_figure(
+            gallery_samples_figure(model, gallery_layout(model, about)), unfinished / PICTURE
+        )
         card = model_card(run, model, about, weights, replicate, license)
         (unfinished / CARD).write_text(card, encoding="utf-8")
     return folder

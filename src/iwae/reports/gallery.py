@@ -13,26 +13,32 @@ from matplotlib.figure import Figure
 
 from iwae.data import KINDS, Dataset, Kind
 from iwae.data.arrays import read_arrays
-from iwae.data.kinds import is_discrete
-from iwae.data.rows import kept
+from iwae.data.kinds import is_discrete_kind
+from iwae.data.rows import rows_in_memory
 from iwae.data.sampling import sample
 from iwae.data.scaling import Scaling, scaling_from
 from iwae.errors import UserError
-from iwae.evaluation.posterior import model_density, posterior_grid, prior_grid
+from iwae.evaluation.posterior import aggregate_posterior_grid, posterior_grid
+from iwae.evaluation.scores import marginal_scores
 from iwae.evaluation.units import active_units
-from iwae.models.conditional import ConditionalVAE, Model, without_labels
+from iwae.models.conditional import ConditionalVAE, Model, unconditional_model
 from iwae.models.layers import Dense
 from iwae.models.likelihoods.masking import SIGNS
 from iwae.models.priors import VampPrior
 from iwae.precision import float32
 from iwae.reports import figures
-from iwae.reports.encodings import Labelled, known_labels, latents_figure
-from iwae.reports.figures.style import minus
-from iwae.reports.recorded import bounds_figure, calibration_figure, rate_distortion_figure
-from iwae.runs.folder import run_config
+from iwae.reports.latent_figure import Labelled, latent_figure_labels, latents_figure
+from iwae.reports.recorded_figures import (
+    recorded_bounds_figure,
+    recorded_calibration_figure,
+    recorded_rate_distortion_figure,
+)
+from iwae.results.formatting import format_minus
+from iwae.runs.folder import folder_config
+from iwae.runs.jobs import load_job_dataset
 from iwae.runs.metrics import read_metrics
-from iwae.runs.setup import load_config_dataset, split_examples
-from iwae.runs.trained import run_model
+from iwae.runs.split_examples import split_examples
+from iwae.runs.trained import trained_model_for
 
 log = logging.getLogger("iwae")
 
@@ -59,7 +65,7 @@ POSTERIORS = 4
 
 
 @float32
-def draw_run(run: Path, *, weights: str = "final", data_dir: Path | None = None) -> list[Path]:
+def draw_gallery(run: Path, *, weights: str = "final", data_dir: Path | None = None) -> list[Path]:
     """Draw all figures of the first replicate of a run into `RUN/figures`.
 
     Returns:
@@ -74,17 +80,19 @@ def draw_run(run: Path, *, weights: str = "final", data_dir: Path | None = None)
     for name, figure in _figures(subject):
         written.append(folder / f"{name}.png")
         figures.save_figure(figure, written[-1])
-    courses = _courses(subject.run, subject.dataset) if are_pictures(subject.dataset) else {}
+    courses = (
+        _courses(subject.run, subject.dataset) if gallery_shows_pictures(subject.dataset) else {}
+    )
     for name, course in courses.items():
         written.append(folder / f"training_{name}.gif")
         figures.save_animation(figures.training_frames(**course._asdict()), written[-1])
     return written
 
 
-def run_figures(
+def gallery_figures(
     run: Path, *, weights: str = "final", data_dir: Path | None = None
 ) -> Iterator[tuple[str, Figure]]:
-    """The figures of `draw_run` with their names; nothing is written.
+    """The figures of `draw_gallery` with their names; nothing is written.
 
     Raises:
         UserError: if there is no trained model, or the data are unavailable.
@@ -103,10 +111,10 @@ class _Subject(NamedTuple):
 
 
 def _subject(run: Path, weights: str, data_dir: Path | None) -> _Subject:
-    config = run_config(run)
-    dataset = _in_memory(load_config_dataset(config, data_dir))
-    model = run_model(run, weights, 0, dataset)
-    return _Subject(run, weights, model, dataset, known_labels(config, dataset, data_dir))
+    config = folder_config(run)
+    dataset = _in_memory(load_job_dataset(config, data_dir))
+    model = trained_model_for(run, weights, 0, dataset)
+    return _Subject(run, weights, model, dataset, latent_figure_labels(config, dataset, data_dir))
 
 
 def _in_memory(dataset: Dataset) -> Dataset:
@@ -114,7 +122,9 @@ def _in_memory(dataset: Dataset) -> Dataset:
     if not dataset.is_streamed:
         return dataset
     names = ("train", "validation", "test", *["grey_test"] * (dataset.grey_test is not None))
-    samples: dict[str, Any] = {name: kept(sample(getattr(dataset, name))) for name in names}
+    samples: dict[str, Any] = {
+        name: rows_in_memory(sample(getattr(dataset, name))) for name in names
+    }
     log.warning("figures show a fixed random sample of %d test examples", len(samples["test"]))
     return replace(dataset, **samples)
 
@@ -127,8 +137,8 @@ def _figures(subject: _Subject) -> Iterator[tuple[str, Figure]]:
     units = active_units(model, test, jax.random.key(0))
     yield "log_variances", figures.log_variance_histogram(list(units.variances), units.threshold)
     yield "latents", latents_figure(model, dataset, units, labels)
-    has_density = not is_discrete(dataset.kind)
-    if are_pictures(dataset):
+    has_density = not is_discrete_kind(dataset.kind)
+    if gallery_shows_pictures(dataset):
         yield from _image_figures(subject, test)
     elif dataset.shape == (1,) and has_density:
         yield "density", _density_figure(model, dataset)
@@ -138,7 +148,7 @@ def _figures(subject: _Subject) -> Iterator[tuple[str, Figure]]:
         yield "scatter", figures.scatter_2d(*(_outwards(rows, dataset) for rows in whole))
     else:
         yield "marginals", _marginals_figure(model, test[:, : dataset.n_values], dataset)
-    if sum(model.latent_sizes) <= 2 and not without_labels(model).has_discrete:
+    if sum(model.latent_sizes) <= 2 and not unconditional_model(model).has_discrete:
         yield "posterior", _posterior_figure(model, test)
     yield from _prior_figures(model, dataset, test)
     for name, draw in _RECORDED.items():
@@ -147,9 +157,9 @@ def _figures(subject: _Subject) -> Iterator[tuple[str, Figure]]:
 
 
 _RECORDED = {
-    "bounds": bounds_figure,
-    "rate_distortion": rate_distortion_figure,
-    "calibration": calibration_figure,
+    "bounds": recorded_bounds_figure,
+    "rate_distortion": recorded_rate_distortion_figure,
+    "calibration": recorded_calibration_figure,
 }
 
 
@@ -157,15 +167,15 @@ def _prior_figures(
     model: Model, dataset: Dataset, test: np.ndarray
 ) -> Iterator[tuple[str, Figure]]:
     """The pseudo-inputs of a VampPrior, and a learned prior of two units beside draws of q."""
-    vae = without_labels(model)
-    if isinstance(vae.top, VampPrior) and are_pictures(dataset):
+    vae = unconditional_model(model)
+    if isinstance(vae.top, VampPrior) and gallery_shows_pictures(dataset):
         inputs = np.asarray(vae.top.inputs[:SHOWN, : dataset.n_values])  # without a mask
         if vae.n_inputs != dataset.n_values or dataset.kind.name != "bernoulli":  # standardised
             inputs = (inputs - inputs.min()) / max(np.ptp(inputs), np.finfo(np.float32).tiny)
         pictures = np.clip(inputs, 0, 1).reshape(-1, *dataset.shape)
         yield "pseudo_inputs", figures.image_grid(pictures, title="pseudo-inputs")
     if vae is model and vae.prior_name.name != "normal" and vae.latent_sizes[-1] == 2:
-        grid = prior_grid(vae, test, jax.random.key(0))
+        grid = aggregate_posterior_grid(vae, test, jax.random.key(0))
         title = f"prior {vae.prior_name} and the aggregate posterior"
         yield "prior", figures.prior_panel(*grid, title=title)
 
@@ -179,9 +189,9 @@ class Layout(NamedTuple):
     scaling: Scaling | None = None
 
 
-def layout_of(model: Model, about: Mapping[str, Any]) -> Layout:
+def gallery_layout(model: Model, about: Mapping[str, Any]) -> Layout:
     """The layout of a model's data, from the description stored with it; flat by default."""
-    data, vae = about.get("dataset", {}), without_labels(model)
+    data, vae = about.get("dataset", {}), unconditional_model(model)
     classes = data.get("classes", [])
     if isinstance(model, ConditionalVAE) and not classes:
         classes = [f"label {y}" for y in range(model.n_classes)]
@@ -189,21 +199,21 @@ def layout_of(model: Model, about: Mapping[str, Any]) -> Layout:
     return Layout(tuple(data.get("shape", [vae.n_data])), vae.kind, tuple(classes), scaling)
 
 
-def are_pictures(dataset: Dataset | Layout) -> bool:
+def gallery_shows_pictures(dataset: Dataset | Layout) -> bool:
     """Whether examples are grey images, or colour images `[h, w, 3]`."""
     shape = dataset.shape
     flat = len(shape) == 2 or (len(shape) == 3 and shape[-1] == 3)
     return flat and KINDS[dataset.kind.name].white is not None
 
 
-def samples_figure(model: Model, layout: Layout) -> Figure:
+def gallery_samples_figure(model: Model, layout: Layout) -> Figure:
     """Samples of a model without its data: pictures, or otherwise histograms of columns.
 
     For a conditional model, pictures are means, a row for each label.
     """
     # If missingness depends on the values, samples have missing values too.
-    gaps = without_labels(model).missing in SIGNS
-    if are_pictures(layout) and not gaps:
+    gaps = unconditional_model(model).missing in SIGNS
+    if gallery_shows_pictures(layout) and not gaps:
         if isinstance(model, ConditionalVAE):
             return _classes_figure(model, layout)
         means, draws = _prior_samples(model, SHOWN)
@@ -287,7 +297,7 @@ def _filters(model: Model, dataset: Dataset) -> Iterator[tuple[str, np.ndarray]]
     """Weights `[n, d]` of units connected to a whole image, which those of convolutions are not."""
     if len(dataset.shape) != 2:  # colours show the sign of a weight, so an image must be grey
         return
-    vae = without_labels(model)
+    vae = unconditional_model(model)
     if vae.encoder[0].features is None:
         first = (*vae.encoder[0].hidden.layers, *vae.encoder[0].outputs)[0]
         yield "first_layer", np.asarray(first.weight).T
@@ -379,7 +389,7 @@ def _density_figure(model: Model, dataset: Dataset) -> Figure:
     curves = {}
     if dataset.log_density is not None:
         curves["truth"] = np.exp(dataset.log_density(x))
-    curves["model"] = np.exp(model_density(model, grid[:, None]))
+    curves["model"] = np.exp(marginal_scores(model, grid[:, None]))
     return figures.density_1d(x[:, 0], curves, data=data[:, 0])
 
 
@@ -392,7 +402,7 @@ def _posterior_figure(model: Model, test: np.ndarray) -> Figure:
     ]
     evidence = "p(x|y)" if isinstance(model, ConditionalVAE) else "p(x)"
     titles = [
-        minus(f"test example {i}: log {evidence} = {grid.log_evidence:.2f}")
+        format_minus(f"test example {i}: log {evidence} = {grid.log_evidence:.2f}")
         for i, grid in zip(chosen, grids, strict=True)
     ]
     return figures.posterior_panels(grids, titles=titles)

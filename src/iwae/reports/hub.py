@@ -7,10 +7,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from iwae.errors import UserError, first_line
+from iwae.errors import UserError
 from iwae.models.conditional import Model
 from iwae.reports.export import CARD, FILES
-from iwae.runs.models import LIMITS, load_model, read_model, refuse_larger
+from iwae.runs.model_files import LIMITS, load_model, read_model, refuse_large_model_file
+from iwae.wording import first_line
 
 SERVER_FAULT = 500
 """The least HTTP status of a failure of the hub itself, rather than of the request."""
@@ -122,7 +123,7 @@ def _check_files(repo_id: str, sizes: Mapping[str, int | None]) -> None:
         size = sizes[name]
         if size is None:
             raise UserError(f"the hub does not say how large {name} of {repo_id} is: not fetched")
-        refuse_larger(f"{name} of {repo_id}", size, limit)
+        refuse_large_model_file(f"{name} of {repo_id}", size, limit)
 
 
 def _cached(hub: Any, repo_id: str, fetch: Callable[..., str], unreachable: Exception) -> str:

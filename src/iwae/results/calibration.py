@@ -7,14 +7,14 @@ from typing import Unpack
 import jax
 import numpy as np
 
-from iwae.errors import UserError
-from iwae.evaluation.bands import Bands, uniform_bands
-from iwae.evaluation.calibration import KINDS, coverage, rank_slabs
-from iwae.evaluation.examples import check_positive
+from iwae.errors import UserError, require_positive
+from iwae.evaluation.calibration import KINDS, rank_coverage, rank_slabs
+from iwae.evaluation.ecdf_bands import Bands, uniform_bands
 from iwae.precision import float32
 from iwae.results.measure import Measured, Options, Replicate, measure
-from iwae.results.records import SIMULATED, make_subject, means, record_name
 from iwae.results.schema import Document, Method
+from iwae.results.subjects import SIMULATED, make_subject, subject_record_name
+from iwae.results.summaries import summarise_means
 
 LEVELS = (0.5, 0.8, 0.95)
 """Levels of the central intervals."""
@@ -53,13 +53,13 @@ def calibrate_run(
     """
     if examples < FEWEST:
         raise UserError(f"examples is {examples}; to calibrate, give at least {FEWEST}")
-    check_positive("k", k)
+    require_positive("k", k)
     subject = make_subject(Path(run), **options)._replace(split=SIMULATED)
     return measure(
         subject,
         Method.CALIBRATION,
         partial(_measure, examples=examples, k=k, bands=uniform_bands(examples, BAND)),
-        file=record_name(subject, Method.CALIBRATION, f"k{k}", f"n{examples}"),
+        file=subject_record_name(subject, Method.CALIBRATION, f"k{k}", f"n{examples}"),
         shared={"n": examples, "k": k, "band_level": BAND},
     )
 
@@ -85,7 +85,9 @@ def _layer_row(ranks: np.ndarray, layer: int, kind: str, bands: Bands) -> Docume
     """The part of a record about one layer, from ranks `[n, units]`."""
     tails = bands.smallest_tail(ranks)
     worst = np.argsort(tails, kind="stable")[:WORST]
-    levels = [{"level": one, **means(coverage=coverage(ranks, one))} for one in LEVELS]
+    levels = [
+        {"level": one, **summarise_means(coverage=rank_coverage(ranks, one))} for one in LEVELS
+    ]
     return {
         "layer": layer,
         "of": kind,

@@ -10,11 +10,13 @@ import numpy as np
 
 from iwae.data import Dataset, choose, load_dataset, test_sha256
 from iwae.errors import UserError
-from iwae.evaluation import classes
-from iwae.results import records
+from iwae.evaluation import classification
+from iwae.evaluation.scores import auroc
+from iwae.results import subjects
 from iwae.results.measure import Measured, Replicate, SplitOptions, measure
 from iwae.results.schema import Document, Method
-from iwae.runs.folder import run_config
+from iwae.results.summaries import summarise_means, summary_number
+from iwae.runs.folder import folder_config
 
 CAUTION = (
     "likelihoods alone are a weak test of whether examples are of the same kind: other, simpler "
@@ -57,9 +59,9 @@ def classify_run(
         FloatingPointError: if a number is nan.
     """
     run = Path(run)
-    if not run_config(run).conditional:
+    if not folder_config(run).conditional:
         raise UserError(f"{run} knows no labels: train with --conditional to classify")
-    subject = records.make_subject(run, **options)
+    subject = subjects.make_subject(run, **options)
     arrays = {"index": subject.places, "label": _labels_of(subject)}
     words = ["classify", f"k{k}"]
     others = None
@@ -71,13 +73,13 @@ def classify_run(
         subject,
         Method.CLASSIFICATION,
         partial(_measure, others=others, k=k),
-        file=records.record_name(subject, *words),
+        file=subjects.subject_record_name(subject, *words),
         shared={"k": k, **_about(others)},
         arrays=arrays,
     )
 
 
-def _labels_of(subject: records.Subject) -> np.ndarray:
+def _labels_of(subject: subjects.Subject) -> np.ndarray:
     """The label of each example, `[n]`."""
     return getattr(subject.dataset.labels, subject.split)[subject.places]
 
@@ -89,9 +91,9 @@ def _measure(one: Replicate, others: Others | None, k: int) -> Measured:
     if others is None:
         return Measured(record, own)
     other = _scores(one, others.data, _OTHERS, k, f", {others.dataset.name}")
-    area, error = classes.auroc(own["marginal"], other["marginal"])
-    record |= {"auroc": area, "auroc_stderr": records.number(error)}
-    record |= records.means(others_marginal_log_likelihood=other["marginal"])
+    area, error = auroc(own["marginal"], other["marginal"])
+    record |= {"auroc": area, "auroc_stderr": summary_number(error)}
+    record |= summarise_means(others_marginal_log_likelihood=other["marginal"])
     return Measured(record, {**own, **{f"others_{name}": v for name, v in other.items()}})
 
 
@@ -100,13 +102,13 @@ def _scores(
 ) -> dict[str, np.ndarray]:
     """log p(x|y) of rows under every label, `[n, C]`, and log p(x), `[n]`, nats."""
     model, key = one.model, jax.random.fold_in(jax.random.key(one.subject.seed), stream)
-    slabs = partial(classes.class_log_likelihood_slabs, model, rows, key, k=k)
+    slabs = partial(classification.class_log_likelihood_slabs, model, rows, key, k=k)
     settings = {"method": Method.CLASSIFICATION, "k": k, "stream": stream}
     settings["rows"] = test_sha256(np.ascontiguousarray(rows))
     label = f"{model.n_classes} labels, k={k}{name}"
     given = one.values(label, slabs, len(rows), **settings)["log_likelihood"]
     shares = np.asarray(model.frequencies)
-    return {"log_likelihood": given, "marginal": classes.marginal_log_likelihoods(given, shares)}
+    return {"log_likelihood": given, "marginal": classification.marginalise_classes(given, shares)}
 
 
 _OWN, _OTHERS = 0, 1
@@ -114,7 +116,7 @@ _OWN, _OTHERS = 0, 1
 
 
 def _other_data(
-    subject: records.Subject, name: str, examples: int | None, data_dir: Path | None
+    subject: subjects.Subject, name: str, examples: int | None, data_dir: Path | None
 ) -> Others:
     """Test examples of other data, prepared as those of the run are."""
     config = subject.config
@@ -135,25 +137,25 @@ def _other_data(
         )
     if dataset.identity["test_sha256"] == own.identity["test_sha256"]:
         raise UserError(f"against {dataset.name}: these are the run's own data; name others")
-    total = records.check_subset(dataset, "test", None)
+    total = subjects.check_subject_split(dataset, "test", None)
     places = choose(total, min(examples or total, total), seed=subject.seed)
-    return Others(dataset, np.asarray(records.examples_at(dataset, "test", places)), places)
+    return Others(dataset, np.asarray(subjects.subject_examples(dataset, "test", places)), places)
 
 
 def _class_summary(scores: np.ndarray, labels: np.ndarray, shares: np.ndarray) -> Document:
     """Summary of the scores `[n, C]` of labelled examples, with standard errors."""
-    log_p = classes.label_log_probabilities(scores, shares)
+    log_p = classification.label_log_probabilities(scores, shares)
     found = log_p.argmax(axis=1)
     own = np.arange(len(labels)), labels
     right = (found == labels).astype(np.float64)
     return {
-        **records.means(
+        **summarise_means(
             log_likelihood=scores[own],  # of x given its own label
             accuracy=right,
             label_log_probability=log_p[own],
-            marginal_log_likelihood=classes.marginal_log_likelihoods(scores, shares),
+            marginal_log_likelihood=classification.marginalise_classes(scores, shares),
         ),
-        "confusion": classes.confusion_matrix(labels, found, len(shares)).tolist(),
+        "confusion": classification.confusion_matrix(labels, found, len(shares)).tolist(),
     }
 
 

@@ -1,18 +1,20 @@
 """Runs compared with each other, example by example."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import reduce
 from pathlib import Path
 
 import numpy as np
+from jaxtyping import Float
 
 from iwae.errors import UserError
-from iwae.evaluation.diagnostics import paired_difference
-from iwae.results.completing import whole_of
-from iwae.results.reading import Known, known_bounds
-from iwae.results.records import number, summary_over_replicates
+from iwae.evaluation.differences import paired_difference
+from iwae.evaluation.standard_errors import standard_error
+from iwae.results.carrying_over import carried_over_mean
+from iwae.results.reading import Known, read_bounds
 from iwae.results.schema import Document
-from iwae.runs.folder import run_config
+from iwae.results.summaries import summarise_replicates, summary_number
+from iwae.runs.folder import folder_config
 
 ENOUGH = 100
 """Minimum examples of an estimator that is preferred to a looser one on more examples."""
@@ -75,13 +77,13 @@ def compare_models(
     index = _shared(chosen)
     if len(index) < 2:
         raise UserError(f"the runs share {len(index)} examples with {name}; a difference needs 2")
-    wholes = [whole_of(run, one) for run, one in zip(runs, chosen, strict=True)]
+    wholes = [carried_over_mean(run, one) for run, one in zip(runs, chosen, strict=True)]
     values = [one.values[:, np.isin(one.places, index)] for one in chosen]
     rows = [
         {
             "run": str(run),
             "weights": weights,
-            **summary_over_replicates(each),
+            **summarise_replicates(each),
             **_paired(each, values[0]),
             "whole": whole and whole.document(),
         }
@@ -102,18 +104,18 @@ def compare_models(
 
 def _bounds_by_name(run: Path, weights: str, split: str, pruned: bool) -> dict[str, Known]:
     """The bounds of a run's models; UserError, with the remedy, if there are none."""
-    run_config(run)  # or the message that this is no run
-    bounds = known_bounds(run, split=split, weights=weights, pruned=pruned)
+    folder_config(run)  # or the message that this is no run
+    bounds = read_bounds(run, split=split, weights=weights, pruned=pruned)
     if bounds:
         return {one.estimator: one for one in bounds}
     other = "best" if weights == "final" else "final"
-    if known_bounds(run, split=split, weights=other, pruned=pruned):
-        raise UserError(f"{run} was {measured_with(other)}, or measure the {weights} ones")
+    if read_bounds(run, split=split, weights=other, pruned=pruned):
+        raise UserError(f"{run} was {compared_weights_hint(other)}, or measure the {weights} ones")
     more = "" if weights == "final" else f" --weights {weights}"
     raise UserError(f"{run} has not been measured: iwae evaluate {run}{more}")
 
 
-def measured_with(weights: str) -> str:
+def compared_weights_hint(weights: str) -> str:
     """The remedy for a run measured with other weights, in words."""
     return f"measured with {weights} weights: add --weights {weights}"
 
@@ -161,7 +163,35 @@ def _paired(values: np.ndarray, first: np.ndarray) -> Document:
     """The paired difference of a run's mean to that of the first."""
     found = paired_difference(values.mean(axis=0), first.mean(axis=0))
     return {
-        "difference": number(found.mean),
-        "difference_stderr": number(found.stderr),
+        "difference": summary_number(found.mean),
+        "difference_stderr": summary_number(found.stderr),
         "significant": bool(found.significant),
     }
+
+
+def compared_by_budget(
+    bounds: Iterable[Known], places: np.ndarray, reference: Known
+) -> tuple[list[int], list[float], list[float]]:
+    """Budgets of bounds, their mean paired differences to a reference, and standard errors, nats.
+
+    Means are over the given examples, which all bounds share, and over replicates. Of two bounds
+    with one budget, the later counts.
+    """
+    zero = compared_mean(reference, places)
+    values = {one.rank[1]: compared_mean(one, places) - zero for one in bounds}
+    budgets = sorted(values)
+    means = [float(values[budget].mean()) for budget in budgets]
+    return budgets, means, [standard_error(values[budget]) for budget in budgets]
+
+
+def compared_places(bounds: Sequence[Known]) -> np.ndarray | None:
+    """The places of the examples that all bounds share; None unless two share two examples."""
+    if len(bounds) < 2:
+        return None
+    places = reduce(np.intersect1d, [bound.places for bound in bounds])
+    return places if len(places) >= 2 else None
+
+
+def compared_mean(known: Known, places: np.ndarray) -> Float[np.ndarray, " n"]:
+    """The mean over replicates of a bound on the given examples, `[n]` nats."""
+    return known.values[:, np.isin(known.places, places)].mean(axis=0)

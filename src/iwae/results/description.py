@@ -6,19 +6,19 @@ from typing import Any
 
 import numpy as np
 
-from iwae.errors import counted
 from iwae.results import schema
-from iwae.results.schema import Method, Number, Part, Record
-from iwae.results.text import (
+from iwae.results.formatting import (
     MIXED_WORDS,
     NAMES_OF_RANKS,
-    ascii_only,
-    estimator_name,
-    is_heavy,
-    monte_carlo_words,
+    format_ascii,
+    format_estimator,
+    format_mean,
+    format_monte_carlo_error,
+    has_heavy_weights,
     plus_minus,
-    with_error,
 )
+from iwae.results.schema import Method, Number, Part, Record
+from iwae.wording import count_in_words
 
 Bound = schema.SampledRow | schema.AnnealedRow
 
@@ -50,27 +50,27 @@ def _bound(row: Bound) -> str:
     """A bound and its error from the choice of examples, for all examples if that is known."""
     name = f"L_{row.k}" if isinstance(row, schema.SampledRow) else f"AIS_{row.temperatures}"
     if (whole := row.whole) is None:
-        return f"{name} = {with_error(row)}{_bits_words(row)}"
-    subset = ascii_only(plus_minus(whole.subset_error))
-    return f"{name} = {with_error(whole)} for all {whole.n} examples, subset error {subset}"
+        return f"{name} = {format_mean(row)}{_bits_words(row)}"
+    subset = format_ascii(plus_minus(whole.subset_error))
+    return f"{name} = {format_mean(whole)} for all {whole.n} examples, subset error {subset}"
 
 
 def _bits_words(row: schema.Weights) -> str:
     """The bound in bits per dimension, for quantised data."""
     if row.bits_per_dimension is None:
         return ""
-    return f" = {with_error(row, 'bits_per_dimension')} bits per dimension"
+    return f" = {format_mean(row, 'bits_per_dimension')} bits per dimension"
 
 
 def _head(record: Record) -> str:
     """One line about the subject."""
     if record.split == "simulated":
-        examples = f"{counted(record.n, 'example')} {record.dataset}"
+        examples = f"{count_in_words(record.n, 'example')} {record.dataset}"
     else:
         by = record.subset.stratified_by if record.subset else None
         strata = f", stratified by {by}" if by else ""
         subset = f" (a random subset{strata})" if record.subset else ""
-        examples = f"{record.dataset} {record.split}, {counted(record.n, 'example')}{subset}"
+        examples = f"{record.dataset} {record.split}, {count_in_words(record.n, 'example')}{subset}"
     missing = record.config.get("missing")
     gaps = ", of the observed values" * (missing is not None)
     gaps += " and of which they are" * (missing not in (None, "at-random"))
@@ -151,8 +151,8 @@ def _between(row: schema.Fields, prefix: str = "") -> str:
 
 
 def _between_whole(lower: schema.Whole, upper: schema.Whole) -> str:
-    errors = " and ".join(ascii_only(plus_minus(one.subset_error)) for one in (lower, upper))
-    sides = f"{with_error(lower)} and {with_error(upper)}"
+    errors = " and ".join(format_ascii(plus_minus(one.subset_error)) for one in (lower, upper))
+    sides = f"{format_mean(lower)} and {format_mean(upper)}"
     return f"between {sides}, subset errors {errors}, by {lower.by} of all {lower.n}"
 
 
@@ -165,7 +165,7 @@ def _about_sides(record: Record) -> Iterator[str]:
     known = [tail > limit for tail, limit in tails if tail is not None and limit is not None]
     unknown = len(known) < len(tails) or any(row.pareto_k_unreliable is None for row in rows)
     warning = ""
-    if any(known) or any(map(is_heavy, rows)):
+    if any(known) or any(map(has_heavy_weights, rows)):
         warning = "WARNING, a k-hat is too large: "
     elif unknown:
         warning = "WARNING, a k-hat is unknown: "
@@ -187,7 +187,7 @@ def _information_lines(one: Part) -> Iterator[str]:
     yield _filled_in(f"mutual information between {sides}", one)
     yield _filled_in("KL of the average posterior to the prior: at most {marginal_kl}", one)
     if isinstance(gap := one.gap, schema.Gap):
-        total = f"{gap.log_p} - ELBO = {{total}} ({counted(gap.n, 'example')})"
+        total = f"{gap.log_p} - ELBO = {{total}} ({count_in_words(gap.n, 'example')})"
         parts = f"{gap.bound} recovers {{recovered}}, and leaves {{remaining}}"
         yield _filled_in(f"{total}: {parts}", gap)
     else:
@@ -196,7 +196,7 @@ def _information_lines(one: Part) -> Iterator[str]:
 
 def _filled_in(words: str, row: schema.Fields) -> str:
     """A text with means and errors in place of their names in braces."""
-    return re.sub(r"\{(\w+)\}", lambda name: with_error(row, name[1]), words)
+    return re.sub(r"\{(\w+)\}", lambda name: format_mean(row, name[1]), words)
 
 
 SMALLEST_P = 1e-9
@@ -216,19 +216,19 @@ def _calibration_lines(one: Part) -> Iterator[str]:
             + (f"= {unit.p_value:.2g}" if unit.p_value > SMALLEST_P else f"< {SMALLEST_P:g}")
             for unit in layer.worst
         )
-        outside = f"{layer.outside} of {counted(layer.units, 'unit')} outside the band"
+        outside = f"{layer.outside} of {count_in_words(layer.units, 'unit')} outside the band"
         yield f"  {outside}; farthest {worst}"
 
 
 def _percent(interval: schema.Coverage) -> str:
     mean, error = (value and 100 * value for value in interval.mean("coverage"))
-    return f"{ascii_only(plus_minus(mean, error, 1))} %"
+    return f"{format_ascii(plus_minus(mean, error, 1))} %"
 
 
 def _about_ranks(record: Record) -> Iterator[str]:
     """The properties of exact calibration, and the limits of the method."""
     yield (
-        f"{counted(record.k or 0, 'draw')} of each example; of exactly calibrated units, "
+        f"{count_in_words(record.k or 0, 'draw')} of each example; of exactly calibrated units, "
         f"{1 - (record.band_level or 0):.0%} are outside by chance; mean rank 0.5 and spread 1 "
         "are exact, a spread above 1 is a q that is too narrow, one below 1 a q that is too wide"
     )
@@ -283,7 +283,7 @@ def _weights(row: schema.Weights) -> str:
         words += f"; k-hat above {row.pareto_k_threshold:.2f} for {row.pareto_k_unreliable:.0%}"
     if row.ratio_pareto_k is not None:
         words += f"; k-hat of w/c {row.ratio_pareto_k:.2f}"
-    return "; ".join([words, *monte_carlo_words(row)])
+    return "; ".join([words, *format_monte_carlo_error(row)])
 
 
 def _completed(row: schema.Weights) -> Iterator[str]:
@@ -291,15 +291,15 @@ def _completed(row: schema.Weights) -> Iterator[str]:
     if (whole := row.whole) is not None:
         yield (
             f"  from {whole.by} of all and the difference on the subset, whose own mean is "
-            f"{with_error(row)}{_bits_words(row)}"
+            f"{format_mean(row)}{_bits_words(row)}"
         )
     if (drawn := row.binarizations) is not None:
         by = "" if drawn.by is None else f" (draws of {drawn.by})"
         own = " of the subset" if whole is not None and drawn.by is None else ""
         errors = _or_unknown(drawn.draws_error), _or_unknown(drawn.one_draw_error)
         yield (
-            f"  mean over {drawn.draws} draws of the pixels{own} {with_error(drawn)}, error of the "
-            f"draws {errors[0]}, of one draw {errors[1]}{by}"
+            f"  mean over {drawn.draws} draws of the pixels{own} {format_mean(drawn)}, error of "
+            f"the draws {errors[0]}, of one draw {errors[1]}{by}"
         )
 
 
@@ -313,7 +313,7 @@ def _active_units(one: Part) -> str:
     return f"active units {units} (authors' definition: {authors})"
 
 
-def describe_comparison(comparison: Mapping[str, Any]) -> str:
+def comparison_description(comparison: Mapping[str, Any]) -> str:
     """A comparison as a table."""
     runs, subset = comparison["runs"], ", a subset of the split" * comparison["subset"]
     estimator, split = comparison["estimator"], comparison["split"]
@@ -331,23 +331,23 @@ def describe_comparison(comparison: Mapping[str, Any]) -> str:
             line += f"  {difference} to the first{sign}"
         if one["whole"] is not None:
             whole = schema.Whole(**one["whole"])
-            line += f"  (all {whole.n}: {with_error(whole)}, subset error "
+            line += f"  (all {whole.n}: {format_mean(whole)}, subset error "
             line += f"{plus_minus(whole.subset_error)}, by {whole.by})"
-        lines.append(ascii_only(line))
+        lines.append(format_ascii(line))
     return "\n".join(lines)
 
 
-def describe_gradients(document: Mapping[str, Any] | Record) -> str:
+def gradients_description(document: Mapping[str, Any] | Record) -> str:
     """Signal, noise and bias of gradients, a line for each k, estimator and group."""
     record = schema.parse(document)
-    batch = f"{counted(record.n, f'{record.split} example')} of {record.dataset}"
+    batch = f"{count_in_words(record.n, f'{record.split} example')} of {record.dataset}"
     draws = f"{record.draws} draws of a batch of {batch}"
     against = f"bias against {record.reference}" if record.reference else "bias not measured"
     lines = [f"{record.objective}, {draws}; {against}"]
     for row in record.rows:
         memory = "" if row.memory_bytes is None else f", {row.memory_bytes / 2**20:.1f} MiB"
         cost = f"{1e3 * row.seconds_per_draw:.1f} ms{memory}"
-        lines.append(f"  k = {row.k}, {estimator_name(row)}: {cost}")
+        lines.append(f"  k = {row.k}, {format_estimator(row)}: {cost}")
         for name, cell in row.groups.items():
             bias = _bias_words(cell.bias, record.biased_above or 0)
             words = f"; {bias}" if record.reference else ""
@@ -357,8 +357,8 @@ def describe_gradients(document: Mapping[str, Any] | Record) -> str:
             )
     least = f" from k = {record.slope_from}" if record.slope_from > 1 else ""
     for one in record.slopes:
-        power = ascii_only(plus_minus(one.slope, one.stderr, 2, sign="+"))
-        name = f"{one.group} by {estimator_name(one)}"
+        power = format_ascii(plus_minus(one.slope, one.stderr, 2, sign="+"))
+        name = f"{one.group} by {format_estimator(one)}"
         lines.append(f"  signal/noise of {name} grows like k^({power}){least}")
     return "\n".join(lines)
 

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from iwae.errors import UserError
 from iwae.files import atomic_write
-from iwae.results.completing import read_completed
-from iwae.results.reading import Estimate, estimates_of
+from iwae.results.carrying_over import read_carried_over
+from iwae.results.reading import Estimate, read_estimates
 from iwae.results.schema import Number, Part
 
 if TYPE_CHECKING:
@@ -75,9 +75,9 @@ def results(folders: Sequence[Path]) -> Iterator[Result]:
 
 
 def _results(run: Path) -> Iterator[Result]:
-    for path, record in read_completed(run):
+    for path, record in read_carried_over(run):
         for part in (record, *record.replicates):
-            for one in estimates_of(record, part):
+            for one in read_estimates(record, part):
                 yield _result(run, path.stem, one, part)
 
 
@@ -127,7 +127,7 @@ def results_frame(*folders: Path) -> "DataFrame":
     return frame.astype({"replicate": "Int64", "budget": "Int64"})
 
 
-def write_csv(folders: Sequence[Path], path: Path) -> None:
+def write_results_csv(folders: Sequence[Path], path: Path) -> None:
     """Write all numbers in the records of runs as a CSV file: a row for each.
 
     Raises:

@@ -8,15 +8,16 @@ from typing import Unpack
 import jax
 import numpy as np
 
-from iwae.data.binarisation import redrawn
+from iwae.data.binarisation import redraw_binarisation
 from iwae.errors import UserError
-from iwae.evaluation.jackknife import BATCHES
 from iwae.evaluation.likelihood import log_likelihood_slabs
-from iwae.results.measure import Measured, Replicate, SplitOptions, draws_summary, measure
-from iwae.results.records import Subject, make_subject, record_name, unit_counts, weight_summary
+from iwae.evaluation.standard_errors import BATCHES
+from iwae.results.measure import Measured, Replicate, SplitOptions, measure
 from iwae.results.schema import Document, Method
+from iwae.results.subjects import Subject, make_subject, subject_record_name, subject_unit_counts
+from iwae.results.summaries import summarise_draws, summarise_weights
 from iwae.results.unfinished import Slab
-from iwae.runs.setup import split_examples
+from iwae.runs.split_examples import split_examples
 from iwae.typing import PRNGKey
 
 DEFAULT_K = 5000
@@ -54,13 +55,13 @@ def evaluate_run(
         raise UserError("name at least one k")
     ks = sorted(set(ks))
     subject = make_subject(Path(run), **options)
-    drawn = [subject] if binarizations is None else redrawn_subjects(subject, binarizations)
+    drawn = [subject] if binarizations is None else _redrawn_subjects(subject, binarizations)
     words = [f"k{ks[-1]}", *([] if binarizations is None else [f"draws{binarizations}"])]
     return measure(
         subject,
         Method.IMPORTANCE,
         partial(_measure, ks=ks, drawn=drawn),
-        file=record_name(subject, *words),
+        file=subject_record_name(subject, *words),
         shared={"proposal": "posterior"},
         arrays={"k": np.asarray(ks), "index": subject.places},
         rows=("by_k", "k"),
@@ -70,7 +71,7 @@ def evaluate_run(
 def _measure(one: Replicate, ks: Sequence[int], drawn: Sequence[Subject]) -> Measured:
     found = [[_draw_values(one, k, draw, drawn[draw]) for draw in range(len(drawn))] for k in ks]
     by_k = [_k_row(k, draws) for k, draws in zip(ks, found, strict=True)]
-    counts, variances = unit_counts(one.subject, one.model)
+    counts, variances = subject_unit_counts(one.subject, one.model)
     stacked = {
         name: np.stack([draws[0][name] for draws in found])
         for name in ("log_likelihood", "monte_carlo_error", "ess", "pareto_k")
@@ -83,7 +84,7 @@ def _measure(one: Replicate, ks: Sequence[int], drawn: Sequence[Subject]) -> Mea
 
 def _draw_values(one: Replicate, k: int, draw: int, subject: Subject) -> Slab:
     """The values of one replicate on one draw of the examples."""
-    key = draw_key(subject.seed, draw)
+    key = importance_key(subject.seed, draw)
     slabs = partial(log_likelihood_slabs, one.model, subject.data, key, k=k)
     settings: Document = {"method": Method.IMPORTANCE, "k": k, "batches": BATCHES}
     name = f"k={k}" if draw == 0 else f"k={k}, draw {draw}"
@@ -93,18 +94,18 @@ def _draw_values(one: Replicate, k: int, draw: int, subject: Subject) -> Slab:
 
 def _k_row(k: int, draws: Sequence[Slab]) -> Document:
     """The row of a record for one k, with the mean over draws if there are several."""
-    row = {"k": k, **weight_summary(draws[0], k)}
+    row = {"k": k, **summarise_weights(draws[0], k)}
     if len(draws) == 1:
         return row
     values = (_stacked(draws, name) for name in ("log_likelihood", "monte_carlo_error"))
-    return {**row, "binarizations": draws_summary(*values)}
+    return {**row, "binarizations": summarise_draws(*values)}
 
 
 def _stacked(draws: Sequence[Slab], name: str) -> np.ndarray:
     return np.stack([one[name] for one in draws])
 
 
-def redrawn_subjects(subject: Subject, draws: int) -> list[Subject]:
+def _redrawn_subjects(subject: Subject, draws: int) -> list[Subject]:
     """The subject with each of so many draws of its test pixels; the first draw is its own.
 
     Raises:
@@ -117,12 +118,12 @@ def redrawn_subjects(subject: Subject, draws: int) -> list[Subject]:
             f"binarizations are draws of the test split, not of {subject.split}: leave out one of "
             "the two"
         )
-    sets = [redrawn(subject.dataset, draw) for draw in range(draws)]
+    sets = [redraw_binarisation(subject.dataset, draw) for draw in range(draws)]
     others = [split_examples(one, "test")[subject.places] for one in sets[1:]]
     return [subject, *(subject._replace(data=data) for data in others)]
 
 
-def draw_key(seed: int, draw: int) -> PRNGKey:
+def importance_key(seed: int, draw: int) -> PRNGKey:
     """The key of the particles of a draw; draw 0 has the usual one."""
     key = jax.random.key(seed)
     # Counted from the end, since examples and particles fold in numbers from 0 on.

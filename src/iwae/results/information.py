@@ -7,13 +7,20 @@ from typing import Any, Unpack
 import jax
 import numpy as np
 
-from iwae.evaluation.examples import check_positive
-from iwae.evaluation.information import Information, gap_split, rate_slabs, ratio_slabs
-from iwae.models.conditional import sizes_of_labels
+from iwae.errors import require_positive
+from iwae.evaluation.information import (
+    Information,
+    information_kl_gap,
+    information_rate_slabs,
+    ratio_slabs,
+)
+from iwae.models.conditional import conditional_sample_sizes
 from iwae.results.measure import Measured, Replicate, SplitOptions, measure
-from iwae.results.reading import known_bounds
-from iwae.results.records import Subject, make_subject, means, model_sha256, record_name
-from iwae.results.schema import Document, Method, fields_of
+from iwae.results.reading import read_bounds
+from iwae.results.schema import Document, Method, record_field_names
+from iwae.results.subjects import Subject, make_subject, subject_record_name
+from iwae.results.summaries import summarise_means
+from iwae.runs.trained import trained_model_sha256
 
 DEFAULT_K = 16
 """Default number of samples per example."""
@@ -35,13 +42,13 @@ def information_run(run: Path, *, k: int = DEFAULT_K, **options: Unpack[SplitOpt
     Raises:
         UserError: if the run, its weights, its data or the split are not there.
     """
-    check_positive("k", k)
+    require_positive("k", k)
     subject = make_subject(Path(run), **options)
     return measure(
         subject,
         Method.INFORMATION,
         partial(_measure, k=k),
-        file=record_name(subject, Method.INFORMATION, *[f"k{k}"] * (k != DEFAULT_K)),
+        file=subject_record_name(subject, Method.INFORMATION, *[f"k{k}"] * (k != DEFAULT_K)),
         arrays={"index": subject.places},
     )
 
@@ -49,12 +56,12 @@ def information_run(run: Path, *, k: int = DEFAULT_K, **options: Unpack[SplitOpt
 def _measure(one: Replicate, k: int) -> Measured:
     subject, method = one.subject, Method.INFORMATION
     of = one.model, subject.data, jax.random.key(subject.seed)
-    rates, ratios = partial(rate_slabs, *of, k=k), partial(ratio_slabs, *of)
+    rates, ratios = partial(information_rate_slabs, *of, k=k), partial(ratio_slabs, *of)
     rate = one.values("rate", rates, method=f"{method}, rate", k=k)
     ratio = one.values("mutual information", ratios, method=f"{method}, mutual information")
     found = Information(**rate, **ratio)
     record = {
-        **means(
+        **summarise_means(
             log_likelihood=found.elbo,  # what rate and distortion add up to
             rate=found.rate,
             distortion=found.distortion,
@@ -63,7 +70,9 @@ def _measure(one: Replicate, k: int) -> Measured:
             marginal_kl=found.rate - found.log_ratio,
         ),
         # Given the labels, if the model is conditional.
-        "mutual_information_limit": float(np.log(sizes_of_labels(one.model, subject.data)).mean()),
+        "mutual_information_limit": float(
+            np.log(conditional_sample_sizes(one.model, subject.data)).mean()
+        ),
         "k": k,
         "gap": _gap_parts(subject, one.number, found),
     }
@@ -72,11 +81,11 @@ def _measure(one: Replicate, k: int) -> Measured:
 
 def _gap_parts(subject: Subject, replicate: int, found: Information) -> Document | None:
     """The parts of the ELBO's gap, over the examples of which all three bounds are known."""
-    digest = model_sha256(subject.run, subject.weights, replicate)
+    digest = trained_model_sha256(subject.run, subject.weights, replicate)
     where: dict[str, Any] = {"split": subject.split, "weights": subject.weights}
     known = [
         one
-        for one in known_bounds(subject.run, **where, pruned=subject.pruned)
+        for one in read_bounds(subject.run, **where, pruned=subject.pruned)
         if one.record.digests[replicate : replicate + 1] == [digest]
     ]
     samples, annealed = ([one for one in known if one.rank[0] == rank] for rank in (0, 1))
@@ -90,9 +99,9 @@ def _gap_parts(subject: Subject, replicate: int, found: Information) -> Document
     bounds = [one.values[replicate, np.isin(one.places, places)] for one in (best, exact)]
     if not np.isfinite([elbo, *bounds]).all():
         return None
-    split = gap_split(elbo, *bounds)
+    split = information_kl_gap(elbo, *bounds)
     named = {"total": split.gap, "recovered": split.recovered, "remaining": split.remaining}
     parts: Document = {"log_p": exact.estimator, "bound": best.estimator, "n": len(places)}
     for name, value in named.items():
-        parts |= dict(zip(fields_of(name), value, strict=True))
+        parts |= dict(zip(record_field_names(name), value, strict=True))
     return parts

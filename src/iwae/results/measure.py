@@ -5,7 +5,6 @@ summarised.
 """
 
 import logging
-import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import combinations, zip_longest
@@ -14,17 +13,16 @@ from types import MappingProxyType
 from typing import Any, NamedTuple, TypedDict
 
 import numpy as np
-from jaxtyping import Float
 
-from iwae.data import KINDS, as_kind
-from iwae.evaluation.diagnostics import monte_carlo_error, ordering_violations
-from iwae.evaluation.examples import gather
+from iwae.evaluation.differences import reversed_differences
+from iwae.evaluation.examples import gather_examples
 from iwae.precision import float32
-from iwae.results import records
-from iwae.results.completing import completed
-from iwae.results.reading import bounds_of, known_bounds
+from iwae.results import subjects
+from iwae.results.carrying_over import carry_over
+from iwae.results.reading import bounds_from_record, read_bounds
+from iwae.results.record_files import Arrays, write_record
 from iwae.results.schema import Document, Method, Record, parse
-from iwae.results.store import Arrays, write_record
+from iwae.results.summaries import summarise_draws, summarise_replicates, summary_with_bits
 from iwae.results.unfinished import Slab, Unfinished
 
 log = logging.getLogger(__name__)
@@ -47,7 +45,7 @@ class Options(TypedDict, total=False):
     seed: int
     batch_size: int | None
     data_dir: Path | None
-    track: records.Track
+    track: subjects.Track
 
 
 class SplitOptions(Options, total=False):
@@ -72,7 +70,7 @@ class Replicate(NamedTuple):
         unfinished: results of a call that was stopped.
     """
 
-    subject: records.Subject
+    subject: subjects.Subject
     number: int
     model: Any
     unfinished: Unfinished
@@ -101,7 +99,9 @@ class Replicate(NamedTuple):
 
         kept = self.unfinished.slabs(subject.settings(self.number, **settings), make)
         total = len(subject.data) if total is None else total
-        return gather(iter(subject.track(kept, total, f"replicate {self.number}, {label}")))
+        return gather_examples(
+            iter(subject.track(kept, total, f"replicate {self.number}, {label}"))
+        )
 
     def array(self, make: Callable[[], np.ndarray], **settings: Any) -> np.ndarray:
         """`make()`, or its result from before an interruption."""
@@ -124,7 +124,7 @@ class Measured(NamedTuple):
 
 @float32
 def measure(
-    subject: records.Subject,
+    subject: subjects.Subject,
     method: Method,
     one: Callable[[Replicate], Measured],
     *,
@@ -141,13 +141,13 @@ def measure(
     Args:
         one: measures a replicate.
         file: the name of both files.
-        shared: facts about all replicates, besides those of `shared_record`.
+        shared: facts about all replicates, besides those of `subject_facts`.
         arrays: stored beside the values of the replicates.
         rows: for a method that bounds log p(x) at several budgets, the name of the record's rows
             and of the column with the budget. `Measured.values["log_likelihood"]` is then
             `[m, n]`, and the order of these and the run's other bounds is checked.
     """
-    shared = {**records.shared_record(subject, method), **shared}
+    shared = {**subjects.subject_facts(subject, method), **shared}
     unfinished = Unfinished(subject.run)
     if subject.subset:  # kept until a record has it, since its strata may change meanwhile
         by = np.full(len(subject.places), subject.stratified_by or "")
@@ -157,7 +157,7 @@ def measure(
         begin = time.perf_counter()
         found.append(one(Replicate(subject, replicate, model, unfinished)))
         seconds = time.perf_counter() - begin
-        facts = records.model_facts(subject, replicate)
+        facts = subjects.subject_model_facts(subject, replicate)
         each.append({**found[-1].record, "seconds": seconds, **facts})
     stored = dict(arrays)
     for name in found[0].values:
@@ -167,15 +167,15 @@ def measure(
     if rows is None:
         record = {**(each[0] if len(each) == 1 else {"replicates": each}), **shared}
     else:
-        record = over_replicates(each, shared, stored, *rows)
-        record["ordering"] = check_ordering(subject.run, parse(record), stored)
-    full = completed(subject.run, parse(record), stored).document()
+        record = _over_replicates(each, shared, stored, *rows)
+        record["ordering"] = _check_ordering(subject.run, parse(record), stored)
+    full = carry_over(subject.run, parse(record), stored).document()
     written = write_record(subject.run, file, full, stored)
     unfinished.forget()
     return written
 
 
-def check_ordering(run: Path, record: Record, arrays: Arrays) -> dict[str, list[str]]:
+def _check_ordering(run: Path, record: Record, arrays: Arrays) -> dict[str, list[str]]:
     """Check that L_1 <= L_50 <= L_5000 <= AIS, for a new record and the run's older ones.
 
     Bounds of the same models are compared on the examples that they share. The shorter of two
@@ -185,9 +185,9 @@ def check_ordering(run: Path, record: Record, arrays: Arrays) -> dict[str, list[
         `checked`, the names of the compared bounds, and `violations` in words, which are also
         logged as warnings.
     """
-    older = known_bounds(run, split=record.split, weights=record.weights, pruned=record.pruned)
+    older = read_bounds(run, split=record.split, weights=record.weights, pruned=record.pruned)
     known = {one.estimator: one for one in older if one.record.digests == record.digests}
-    known |= {one.estimator: one for one in bounds_of(record, arrays)}
+    known |= {one.estimator: one for one in bounds_from_record(record, arrays)}
     known = dict(sorted(known.items(), key=lambda item: item[1].rank))
     samples = [one for one in known.values() if one.rank[0] == 0]
     ordered = samples + [one for one in known.values() if one.rank[0] == 1][-1:]
@@ -200,7 +200,7 @@ def check_ordering(run: Path, record: Record, arrays: Arrays) -> dict[str, list[
         for replicate, (a, b) in enumerate(zip(low.values, high.values, strict=True)):
             both = {low.estimator: a[places], high.estimator: b[other_places]}
             name = f"replicate {replicate}: " if len(low.values) > 1 else ""
-            violations += [name + words for words in ordering_violations(both)]
+            violations += [name + words for words in reversed_differences(both)]
     for words in violations:
         log.warning("THE BOUNDS ARE NOT IN ORDER: %s", words)
     return {
@@ -209,7 +209,7 @@ def check_ordering(run: Path, record: Record, arrays: Arrays) -> dict[str, list[
     }
 
 
-def over_replicates(
+def _over_replicates(
     each: Sequence[Document],
     shared: Document,
     arrays: Mapping[str, np.ndarray],
@@ -224,20 +224,20 @@ def over_replicates(
         rows_of: the field with a replicate's rows, such as `by_k`.
         column: of the rows, the same for all replicates.
     """
-    each = [with_bits(one, shared["data"]) for one in each]
+    each = [summary_with_bits(one, shared["data"]) for one in each]
     if len(each) == 1:
         return {**each[0], **shared}
     common = {name: shared[name] for name in ("dataset", "split", "n", "test_sha256")}
     values = arrays["log_likelihood"]
     rows = [
-        {column: each[0][rows_of][i][column], **records.summary_over_replicates(values[:, i])}
+        {column: each[0][rows_of][i][column], **summarise_replicates(values[:, i])}
         for i in range(values.shape[1])
     ]
     if "draws" in arrays:
         mean = arrays["draws"].mean(axis=0)
-        both = zip(rows, map(draws_summary, mean), strict=True)
+        both = zip(rows, map(summarise_draws, mean), strict=True)
         rows = [{**row, "binarizations": drawn} for row, drawn in both]
-    rows = [with_bits(row, shared["data"]) for row in rows]
+    rows = [summary_with_bits(row, shared["data"]) for row in rows]
     units = {}
     for name in ("active_units", "active_units_authors"):
         layers = zip_longest(*(one[name] for one in each), fillvalue=0)  # pruned layers
@@ -249,51 +249,3 @@ def over_replicates(
         **shared,
         "replicates": [{**one, **common} for one in each],
     }
-
-
-def draws_summary(
-    values: Float[np.ndarray, "J n"], errors: Float[np.ndarray, "J n"] | None = None
-) -> Document:
-    """The mean over J draws of n examples, and its errors, for a record.
-
-    Pixels are drawn independently, so the variance of a mean over examples is the mean of their
-    variances between draws, each with J - 1 degrees of freedom, over n.
-
-    Args:
-        values: log-likelihoods, nats, with independent particles.
-        errors: their Monte Carlo errors, nats.
-    """
-    draws, n = values.shape
-    values = values if np.isfinite(values).all() else np.full_like(values, np.nan)
-    one = np.sqrt(values.var(axis=0, ddof=1).sum()) / n
-    found = {
-        "draws": draws,
-        **records.means(log_likelihood=values.mean(axis=0)),
-        "draws_error": records.number(one / np.sqrt(draws)),
-        "one_draw_error": records.number(one),
-    }
-    if errors is not None:
-        found["monte_carlo_error"] = records.number(monte_carlo_error(errors.ravel()))
-    return found
-
-
-def with_bits(record: Document, identity: Document) -> Document:
-    """A record with bits per dimension beside the nats, in its rows too, for quantised data.
-
-    Data with missing values have none: their examples differ in dimension.
-
-    Args:
-        identity: of the data.
-    """
-    if "missing" in identity or not KINDS[as_kind(identity["observation"]).name].quantised:
-        return record
-    bits = -1 / (math.prod(identity["shape"]) * math.log(2))
-    more: Document = {}
-    for name, value in record.items():
-        if isinstance(value, list) and value and isinstance(value[0], dict):
-            more[name] = [with_bits(row, identity) for row in value]
-    if "log_likelihood" in record:
-        mean, error = record["log_likelihood"], record["stderr"]
-        more["bits_per_dimension"] = None if mean is None else bits * mean
-        more["bits_per_dimension_stderr"] = None if error is None else -bits * error
-    return {**record, **more}

@@ -13,9 +13,15 @@ from jaxtyping import Float, Int
 
 from iwae.errors import UserError
 from iwae.results import schema
-from iwae.results.schema import Mean, Method, Number, Part, Record, Whole
-from iwae.results.store import Arrays, Damaged, place, read_arrays, read_documents
-from iwae.results.text import estimator_name
+from iwae.results.formatting import format_estimator
+from iwae.results.record_files import (
+    Arrays,
+    Damaged,
+    read_documents,
+    read_record_arrays,
+    record_place,
+)
+from iwae.results.schema import Mean, Method, Number, Part, Record, Settings, Whole
 
 log = logging.getLogger(__name__)
 
@@ -91,7 +97,7 @@ class Estimate(NamedTuple):
         return self.rank[0] >= 0
 
 
-def estimates_of(record: Record, part: Part | None = None) -> Iterator[Estimate]:
+def read_estimates(record: Record, part: Part | None = None) -> Iterator[Estimate]:
     """The estimates in a record, or in the part of it about one model."""
     of = part or record
     for rank, (prefix, (rows, budget)) in enumerate(BUDGETS.items()):
@@ -117,10 +123,10 @@ def _other_means(record: Record, of: Part) -> Iterator[tuple[str, int, schema.Fi
             yield name, of.k or 0, interval, "coverage"
     for row in record.rows:
         for group, signal in row.groups.items():
-            yield f"signal/noise of {group}, {estimator_name(row)}", row.k, signal, "snr"
+            yield f"signal/noise of {group}, {format_estimator(row)}", row.k, signal, "snr"
 
 
-def widest(estimates: Iterable[Estimate]) -> dict[str, Estimate]:
+def read_widest_estimates(estimates: Iterable[Estimate]) -> dict[str, Estimate]:
     """Estimates by name, loosest first; of several, the last of those with the most examples."""
     chosen: dict[str, Estimate] = {}
     for one in estimates:
@@ -149,31 +155,33 @@ class Known(NamedTuple):
     record: Record
 
 
-def report_damage(words: str) -> None:
+def warn_unreadable_record(words: str) -> None:
     """Warn that a damaged record is omitted."""
     log.warning("%s: it is omitted; %s", words, schema.REMEDY)
 
 
-def known_bounds(
-    run: Path, *, split: str, weights: str, pruned: bool, damaged: Damaged = report_damage
+def read_bounds(
+    run: Path, *, split: str, weights: str, pruned: bool, damaged: Damaged = warn_unreadable_record
 ) -> list[Known]:
     """All bounds in the records of a run for one split and kind of weights, loosest first."""
     found = [
         one
         for path, record in read_records(run, BOUNDING, damaged)
         if (record.split, record.weights, record.pruned) == (split, weights, pruned)
-        for one in bounds_in(path, record, damaged)
+        for one in read_record_bounds(path, record, damaged)
     ]
     return sorted(found, key=lambda one: one.rank)
 
 
-def bounds_in(path: Path, record: Record, damaged: Damaged = report_damage) -> list[Known]:
+def read_record_bounds(
+    path: Path, record: Record, damaged: Damaged = warn_unreadable_record
+) -> list[Known]:
     """The bounds of the record at `path`; none if its values are damaged."""
-    arrays = read_arrays(path, damaged, ("index", "log_likelihood"))
+    arrays = read_record_arrays(path, damaged, ("index", "log_likelihood"))
     try:
-        return [] if arrays is None else list(bounds_of(record, arrays))
+        return [] if arrays is None else list(bounds_from_record(record, arrays))
     except ValueError as error:
-        damaged(f"{place(path)} is no record of its values ({error})")
+        damaged(f"{record_place(path)} is no record of its values ({error})")
         return []
 
 
@@ -182,7 +190,7 @@ BOUNDING = (Method.IMPORTANCE, Method.ANNEALED)
 
 
 def read_records(
-    run: Path, methods: Sequence[str] = tuple(Method), damaged: Damaged = report_damage
+    run: Path, methods: Sequence[str] = tuple(Method), damaged: Damaged = warn_unreadable_record
 ) -> Iterator[tuple[Path, Record]]:
     """The records of a run, packed or not, sorted by name.
 
@@ -197,12 +205,12 @@ def read_records(
         try:
             record = schema.parse(document)
         except UserError as error:
-            damaged(f"{place(path)} is no record ({error})")
+            damaged(f"{record_place(path)} is no record ({error})")
         else:
             yield path, record
 
 
-def bounds_of(record: Record, arrays: Arrays) -> Iterator[Known]:
+def bounds_from_record(record: Record, arrays: Arrays) -> Iterator[Known]:
     """The bounds of one record, given its values.
 
     Raises:
@@ -220,3 +228,17 @@ def bounds_of(record: Record, arrays: Arrays) -> Iterator[Known]:
         for i, number in enumerate(numbers):
             name, short = f"{prefix}_{number}", rank == 1 and i == 0
             yield Known(name, (rank, int(number)), short, index, values[:, i], record)
+
+
+def read_two_sided(
+    run: Path, method: Method, annealing: Settings | None, split: str, weights: str, pruned: bool
+) -> Iterator[tuple[Path, Record]]:
+    """Records of bounds from both sides with some settings, on a split or on simulated examples.
+
+    They may be of earlier or later models of the run: compare the digests.
+    """
+    wanted = annealing, weights, pruned
+    for path, record in read_records(run, (method,)):
+        same = (record.annealing, record.weights, record.pruned) == wanted
+        if same and record.split in ("simulated", split):
+            yield path, record

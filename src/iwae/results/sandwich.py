@@ -7,14 +7,20 @@ from typing import Unpack
 import jax
 
 from iwae.errors import UserError
-from iwae.evaluation import sandwich
-from iwae.evaluation.diagnostics import pareto_threshold
+from iwae.evaluation import two_sided_bounds
+from iwae.evaluation.tails import pareto_threshold, ratio_tail
 from iwae.precision import float32
-from iwae.results.annealed import Annealing, annealing_keys, check_tolerance, freeze_for_split
+from iwae.results.ais import (
+    Annealing,
+    ais_keys,
+    check_ais_tolerance,
+    freeze_split_ais,
+)
 from iwae.results.importance import DEFAULT_K
 from iwae.results.measure import Measured, Replicate, SplitOptions, measure
-from iwae.results.records import make_subject, means, number, record_name, weight_summary
 from iwae.results.schema import Document, Method
+from iwae.results.subjects import make_subject, subject_record_name
+from iwae.results.summaries import summarise_means, summarise_weights, summary_number
 from iwae.results.unfinished import Slab
 
 _STORED = ("lower", "upper", "ratio", "monte_carlo_error", "ess", "pareto_k")
@@ -43,7 +49,7 @@ def sandwich_run(
     Args:
         annealing: temperatures, chains (two or more) and moves; by default `Annealing()`.
         k: importance samples, two or more.
-        tolerance: the largest acceptable gap, nats; see `evaluation.sandwich.tightness`.
+        tolerance: the largest acceptable gap, nats; see `evaluation.two_sided_bounds`.
         options: see `SplitOptions`.
 
     Raises:
@@ -52,7 +58,7 @@ def sandwich_run(
     """
     annealing = annealing or Annealing()
     annealing.check()
-    check_tolerance(tolerance)
+    check_ais_tolerance(tolerance)
     for name, value in (("chains", annealing.chains), ("k", k)):
         if value < 2:
             raise UserError(f"{name} is {value}; an upper bound needs at least 2 weights")
@@ -62,7 +68,7 @@ def sandwich_run(
         subject,
         Method.SANDWICH,
         partial(_measure, annealing=annealing, k=k, tolerance=tolerance),
-        file=record_name(subject, *words),
+        file=subject_record_name(subject, *words),
         shared=annealing.facts(subject),
         arrays={"index": subject.places},
     )
@@ -70,15 +76,20 @@ def sandwich_run(
 
 def _measure(one: Replicate, annealing: Annealing, k: int, tolerance: float) -> Measured:
     subject, length = one.subject, annealing.temperatures
-    path, key = freeze_for_split(one, annealing, length), annealing_keys(subject.seed, length)[1]
+    path, key = (
+        freeze_split_ais(one, annealing, length),
+        ais_keys(subject.seed, length)[1],
+    )
     moves, of = annealing.moves(annealing.chains, **path._asdict()), (one.model, subject.data)
-    chains = partial(sandwich.annealed_sandwich_slabs, *of, key, **moves)
-    samples = partial(sandwich.sandwich_slabs, *of, jax.random.key(subject.seed), k=k)
+    chains = partial(two_sided_bounds.annealed_two_sided_slabs, *of, key, **moves)
+    samples = partial(two_sided_bounds.two_sided_slabs, *of, jax.random.key(subject.seed), k=k)
     method = f"{Method.SANDWICH}, annealing"
     annealed = one.values(f"{length} temperatures", chains, method=method, **annealing.values())
     sampled = one.values(f"{k} samples", samples, method=f"{Method.SANDWICH}, samples", k=k)
-    tail = sandwich.ratio_tail(annealed["ratio"], annealed["lower"])
-    judged = sandwich.tightness(annealed["upper"] - annealed["lower"], tail, tolerance)
+    tail = ratio_tail(annealed["ratio"], annealed["lower"])
+    judged = two_sided_bounds.two_sided_verdict(
+        annealed["upper"] - annealed["lower"], tail, tolerance
+    )
     record = {
         **_two_sided_summary(annealed, annealing.chains),
         "acceptance_mean": float(annealed["acceptance"].mean()),
@@ -94,8 +105,8 @@ def _two_sided_summary(values: Slab, k: int) -> Document:
     """Means and errors of both sides and of the gap, nats, and diagnostics of the k weights."""
     lower, upper = values["lower"], values["upper"]
     return {
-        **weight_summary({**values, "log_likelihood": lower}, k),
-        **means(lower=lower, upper=upper, gap=upper - lower),
-        "ratio_pareto_k": number(sandwich.ratio_tail(values["ratio"], lower)),
-        "ratio_pareto_k_threshold": number(pareto_threshold(len(lower))),
+        **summarise_weights({**values, "log_likelihood": lower}, k),
+        **summarise_means(lower=lower, upper=upper, gap=upper - lower),
+        "ratio_pareto_k": summary_number(ratio_tail(values["ratio"], lower)),
+        "ratio_pareto_k_threshold": summary_number(pareto_threshold(len(lower))),
     }

@@ -3,7 +3,7 @@
 A field of these classes is a key of the JSON file `RUN/evaluations/NAME.json`.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from enum import StrEnum
 from typing import Any, NamedTuple
 
@@ -44,7 +44,7 @@ class Mean(NamedTuple):
     stderr: Number
 
 
-def fields_of(mean: str) -> tuple[str, str]:
+def record_field_names(mean: str) -> tuple[str, str]:
     """The fields that hold a mean and its standard error."""
     return mean, "stderr" if mean == "log_likelihood" else f"{mean}_stderr"
 
@@ -56,7 +56,7 @@ class Fields(BaseModel):
 
     def mean(self, name: str = "log_likelihood") -> Mean:
         """A mean of this name and its standard error."""
-        return Mean(*(getattr(self, field) for field in fields_of(name)))
+        return Mean(*(getattr(self, field) for field in record_field_names(name)))
 
     def document(self) -> Document:
         """The given fields, as JSON values."""
@@ -413,7 +413,7 @@ class Record(Part):
     def _complete(self) -> "Record":
         """Refuse a record that lacks a field of its method."""
         means = [name for name in QUANTITIES.get(self.method, ()) if name not in MIXED]
-        fields = [field for name in means for field in fields_of(name)]
+        fields = [field for name in means for field in record_field_names(name)]
         for one in self.models:
             for name in (*fields, *_MORE[self.method]):
                 if name not in self.model_fields_set | one.model_fields_set:
@@ -509,3 +509,8 @@ def _first_mistake(error: ValidationError) -> str:
         return f"no {name}"
     message = found["msg"].removeprefix("Value error, ")
     return f"{name}: {message}" if name else message
+
+
+def tighter_gap_field(each: Iterable[Part | Sides]) -> str:
+    """The name of the gap to quote: that to the mixed upper bound, if all have it."""
+    return "gap" if any(one.mixed_gap is None for one in each) else "mixed_gap"

@@ -8,16 +8,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from iwae.errors import UserError
-from iwae.evaluation.diagnostics import Bidirectional, bdmc_importance_slabs, bdmc_slabs
-from iwae.evaluation.examples import check_positive
+from iwae.errors import UserError, require_positive
+from iwae.evaluation.bdmc import Bidirectional, bdmc_importance_slabs, bdmc_slabs
 from iwae.models.conditional import Model
 from iwae.precision import float32
-from iwae.results.annealed import PILOT_EXAMPLES, Annealing, annealing_keys, freeze
+from iwae.results.ais import PILOT_EXAMPLES, Annealing, ais_keys, freeze_ais
 from iwae.results.importance import DEFAULT_K
 from iwae.results.measure import Measured, Options, Replicate, measure
-from iwae.results.records import SIMULATED, make_subject, means, record_name
 from iwae.results.schema import MIXED, Document, Method
+from iwae.results.subjects import SIMULATED, make_subject, subject_record_name
+from iwae.results.summaries import summarise_means
 
 
 @float32
@@ -34,7 +34,7 @@ def bdmc_run(
     For a conditional model they are bounds on log p(x|y) of pairs (x, y) drawn from it.
 
     Forward chains bound from below, reverse chains that leave the true latent from above (Grosse,
-    Ghahramani & Adams 2015), and so does a reverse chain among forward ones, `mixed_upper`
+    Ghahramani & Adams 2015), and so does a reverse chain among forward ones, `bdmc_mixed_upper`
     (Brekelmans et al. 2022). The same is done with k importance samples, the true latent among
     them. Step sizes are tuned on other examples of the model. Writes `RUN/evaluations/NAME.json`
     (the record, which is also returned) and `NAME.npz`: `lower`, `upper`, `mixed_upper`,
@@ -52,7 +52,7 @@ def bdmc_run(
     """
     annealing = annealing or Annealing()
     annealing.check()
-    check_positive("examples", examples)
+    require_positive("examples", examples)
     if k < 2:
         raise UserError(f"k is {k}; the true latent and at least one proposal make 2")
     subject = make_subject(Path(run), **options)._replace(split=SIMULATED)
@@ -61,7 +61,7 @@ def bdmc_run(
         subject,
         Method.BIDIRECTIONAL,
         partial(_measure, annealing=annealing, examples=examples, k=k),
-        file=record_name(subject, "bdmc", *words),
+        file=subject_record_name(subject, "bdmc", *words),
         shared={"n": examples, "annealing": annealing.values()},
     )
 
@@ -71,8 +71,8 @@ _PILOT_STREAM = 1  # folded into the seed's key; annealing folds in T >= 20
 
 def _measure(one: Replicate, annealing: Annealing, examples: int, k: int) -> Measured:
     subject, length = one.subject, annealing.temperatures
-    key, method = annealing_keys(subject.seed, length)[1], Method.BIDIRECTIONAL
-    path = freeze(
+    key, method = ais_keys(subject.seed, length)[1], Method.BIDIRECTIONAL
+    path = freeze_ais(
         one, annealing, length, lambda: _simulate(one.model, subject.seed), simulated=examples
     )
     moves = annealing.moves(annealing.chains, **path._asdict())
@@ -85,9 +85,14 @@ def _measure(one: Replicate, annealing: Annealing, examples: int, k: int) -> Mea
     found = one.values(f"{k} samples", samples, examples, method=f"{method}, samples", **settings)
     sampled = Bidirectional(**found)
     record = {
-        **means(**{name: getattr(annealed, name) for name in ("lower", "upper", "gap", *MIXED)}),
+        **summarise_means(
+            **{name: getattr(annealed, name) for name in ("lower", "upper", "gap", *MIXED)}
+        ),
         "acceptance_mean": float(annealed.acceptance.mean()),
-        "importance": {"k": k, **means(lower=sampled.lower, upper=sampled.upper, gap=sampled.gap)},
+        "importance": {
+            "k": k,
+            **summarise_means(lower=sampled.lower, upper=sampled.upper, gap=sampled.gap),
+        },
     }
     values = annealed._asdict()
     values |= {f"importance_{name}": getattr(sampled, name) for name in ("lower", "upper")}

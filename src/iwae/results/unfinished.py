@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from iwae.errors import first_line
 from iwae.files import atomic_write
-from iwae.results.store import DAMAGES, load_arrays
+from iwae.results.record_files import DAMAGES, load_record_arrays
+from iwae.wording import first_line
 
 log = logging.getLogger(__name__)
 
@@ -93,7 +93,7 @@ def _write_slabs(path: Path, parts: list[Slab]) -> None:
 
 def _read_slab(path: Path) -> Slab | None:
     try:
-        slab = load_arrays(path)
+        slab = load_record_arrays(path)
         if len({len(values) for values in slab.values()}) != 1:
             raise ValueError("its arrays are not of the same examples")
         return slab

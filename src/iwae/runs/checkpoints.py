@@ -7,11 +7,18 @@ from typing import Any, NamedTuple
 import numpy as np
 from safetensors import safe_open
 
-from iwae.errors import UserError, first_line
+from iwae.errors import UserError
 from iwae.files import atomic_write
-from iwae.runs.arrays import UNREADABLE, digest_of, from_arrays, to_arrays, write_arrays
+from iwae.runs.named_arrays import (
+    UNREADABLE,
+    digest_named_arrays,
+    from_named_arrays,
+    to_named_arrays,
+    write_arrays,
+)
 from iwae.training.loop import Best
 from iwae.training.steps import TrainState
+from iwae.wording import first_line
 
 
 class Checkpoint(NamedTuple):
@@ -27,10 +34,12 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
     path = folder / f"{int(np.asarray(checkpoint.state.step).max()):010d}{CHECKPOINT}"
     if path.exists():
         return path  # the same step of the same run has the same contents
-    named = to_arrays((checkpoint.state, checkpoint.best))
+    named = to_named_arrays((checkpoint.state, checkpoint.best))
     notes = json.dumps(checkpoint.notes, sort_keys=True)
     with atomic_write(path) as temporary:
-        write_arrays(named, temporary, {"notes": notes, "sha256": digest_of(named, notes)})
+        write_arrays(
+            named, temporary, {"notes": notes, "sha256": digest_named_arrays(named, notes)}
+        )
     return path
 
 
@@ -48,9 +57,9 @@ def load_checkpoint(path: Path, like: tuple[TrainState, Best]) -> Checkpoint:
         raise DamagedCheckpointError(
             f"checkpoint {path} cannot be read: {first_line(error)}"
         ) from error
-    if digest_of(named, notes) != expected:
+    if digest_named_arrays(named, notes) != expected:
         raise DamagedCheckpointError(f"checkpoint {path} is damaged: its checksum does not match")
-    state, best = from_arrays(named, like, path)
+    state, best = from_named_arrays(named, like, path)
     return Checkpoint(state, best, json.loads(notes))
 
 

@@ -1,17 +1,14 @@
 """The folder of a run: its configuration, exclusive access to it, and signals that stop it."""
 
-import fcntl
 import os
-import signal
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
 
-from iwae.config.experiment import TrainConfig, read_stored
+from iwae.config.experiment import TrainConfig, make_config, stored
+from iwae.config.toml import read_toml
 from iwae.errors import UserError
-from iwae.files import refuse_folder
+from iwae.files import lock_file, refuse_folder_as_file
 from iwae.runs.trackers import FOLDER
 
 FOLDS = "folds"
@@ -21,19 +18,19 @@ Claim = Callable[[], None]
 """Raises if another process has taken over the folder and continues the run from there."""
 
 
-def claimed() -> None:
+def undisputed_folder() -> None:
     """A claim that no other process disputes."""
 
 
-def run_config(run: Path) -> TrainConfig:
+def folder_config(run: Path) -> TrainConfig:
     """The configuration of a run, or UserError if the folder holds none."""
     if not (run / "config.toml").is_file():
         raise UserError(f"{run} holds no run: config.toml is missing")
-    return read_stored(run / "config.toml")
+    return _read_stored_config(run / "config.toml")
 
 
 @contextmanager
-def locked(run: Path, also: Claim = claimed) -> Iterator[Claim]:
+def locked_run_folder(run: Path, also: Claim = undisputed_folder) -> Iterator[Claim]:
     """Lock the folder, so that no second process trains in it.
 
     Args:
@@ -47,9 +44,9 @@ def locked(run: Path, also: Claim = claimed) -> Iterator[Claim]:
     """
     run.mkdir(parents=True, exist_ok=True)
     path = run / ".lock"
-    refuse_folder(path)
+    refuse_folder_as_file(path)
     with path.open("w") as handle:
-        if not take_lock(handle):
+        if not lock_file(handle):
             raise UserError(
                 f"{run} is in use by another process: let it finish, or choose another folder"
             )
@@ -65,65 +62,7 @@ def locked(run: Path, also: Claim = claimed) -> Iterator[Claim]:
         yield claim
 
 
-def take_lock(handle: IO[Any], kind: int = fcntl.LOCK_EX) -> bool:
-    """Lock an open file until it is closed; False if another process has locked it.
-
-    Raises:
-        UserError: if the file system does not support locks.
-    """
-    try:
-        fcntl.flock(handle, kind | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError as error:
-        raise UserError(
-            f"{handle.name} cannot be locked ({error.strerror}): choose a folder on a file system "
-            "with locks, which keep processes from training in the same folder"
-        ) from error
-    return True
-
-
-@contextmanager
-def stop_signals() -> Iterator[list[int]]:
-    """Collect Ctrl-C and SIGTERM instead of ending the process; a second one interrupts it."""
-    received: list[int] = []
-
-    def note(number: int, _frame: Any) -> None:
-        if received:
-            raise KeyboardInterrupt
-        received.append(number)
-
-    names = (signal.SIGINT, signal.SIGTERM)
-    if threading.current_thread() is not threading.main_thread():
-        yield received
-        return
-    before = [signal.signal(name, note) for name in names]
-    try:
-        yield received
-    finally:
-        for name, handler in zip(names, before, strict=True):
-            signal.signal(name, handler)
-
-
-class Stopped(Exception):  # noqa: N818 - nothing went wrong
-    """Training has saved its state and stopped, on a signal or at its deadline."""
-
-    def __init__(self, signal_number: int | None):
-        named = signal_number is not None and f"by {signal.Signals(signal_number).name}"
-        super().__init__(f"stopped {named or 'because its time is up'}")
-        self.signal_number = signal_number
-
-    def __reduce__(self) -> tuple[type, tuple[int | None]]:
-        """Pickle it for other processes."""
-        return type(self), (self.signal_number,)
-
-    @property
-    def status(self) -> int:
-        """The exit status of a program that stops for this reason."""
-        return 0 if self.signal_number is None else 128 + self.signal_number
-
-
-def refuse_used(run: Path) -> None:
+def refuse_used_folder(run: Path) -> None:
     """Raise UserError if a new run cannot be written to this folder."""
     if run.exists() and not run.is_dir():
         raise UserError(f"{run} is a file; name a folder for the run")
@@ -134,3 +73,11 @@ def refuse_used(run: Path) -> None:
     others = [path for path in run.glob("[!.]*") if path.name not in (FOLDER, FOLDS)]
     if others:
         raise UserError(f"{run} is not empty; choose another folder for the run")
+
+
+def _read_stored_config(path: Path) -> TrainConfig:
+    """Read the configuration that a run stored; UserError as from `read_config`."""
+    values = read_toml(path)
+    if "dataset" not in values:
+        raise UserError(f"{path} is damaged: a run stores the name of its data set there")
+    return make_config(stored(values), str(path))

@@ -22,13 +22,14 @@ from iwae.data.rows import Examples
 from iwae.errors import UserError
 from iwae.files import atomic_folder
 from iwae.models.conditional import Model
-from iwae.runs.folder import FOLDS, Stopped, stop_signals
-from iwae.runs.initial_models import make_models
-from iwae.runs.models import load_model, save_model
-from iwae.runs.setup import Job, initial_state
-from iwae.runs.stages import make_stages
-from iwae.training.loop import Plan, training
-from iwae.training.steps import replicate_model, weights
+from iwae.runs.configured_stages import configured_stages
+from iwae.runs.folder import FOLDS
+from iwae.runs.initial_models import make_initial_models
+from iwae.runs.jobs import Job, initial_job_state
+from iwae.runs.model_files import load_model, save_model
+from iwae.runs.stopping import Stopped, stop_signals
+from iwae.training.loop import Plan, training_loop
+from iwae.training.replicates import replicate_model, replicate_weights
 
 FACTS = "folds.json"
 
@@ -57,7 +58,7 @@ def cross_validate(job: Job) -> Folds:
     means over its replicates; the models are those of the first.
     """
     rows, number = job.dataset.examples("train"), int(job.config.folds or 0)
-    order = sampling.shuffled(len(rows), seed=job.config.data_seed, stream=sampling.FOLDS)
+    order = sampling.sampling_order(len(rows), seed=job.config.data_seed, stream=sampling.FOLDS)
     fold_of = np.empty(len(rows), int)
     fold_of[order] = np.arange(len(rows)) % number
     shares = np.bincount(fold_of) / len(rows)
@@ -97,16 +98,16 @@ def _without(job: Job, held_out: Bool[np.ndarray, " n"]) -> Job:
     fewer = replace(data, train=data.train[seen], given_labels=labels)
     size = min(job.stages[0].settings.batch_size, len(fewer.train))
     config = job.config.model_copy(update={"batch_size": size})
-    stages, ends = make_stages(config, fewer)
-    models = make_models(config, data, fewer)
+    stages, ends = configured_stages(config, fewer)
+    models = make_initial_models(config, data, fewer)
     return replace(job, config=config, dataset=fewer, models=models, stages=stages, stage_ends=ends)
 
 
 def _train_fold(job: Job, held_out: Examples) -> Generator[tuple[PyTree, float]]:
     """The weights after each epoch of training, and the mean bound of the held-out rows, nats."""
     (stage,) = job.stages
-    for state, _, report in training(
-        *initial_state(job),
+    for state, _, report in training_loop(
+        *initial_job_state(job),
         job.dataset.examples("train"),
         stage.schedule,
         job.models[0],
@@ -115,14 +116,14 @@ def _train_fold(job: Job, held_out: Examples) -> Generator[tuple[PyTree, float]]
         held_out,
     ):
         if report.validation is not None:
-            yield weights(state), float(report.validation.mean())
+            yield replicate_weights(state), float(report.validation.mean())
 
 
-def on_all_rows(job: Job, epochs: int) -> Job:
+def without_folds(job: Job, epochs: int) -> Job:
     """The job of training on all rows for the chosen number of epochs."""
     chosen = {"epochs": epochs, "folds": None, "patience": None, "threshold": 0.0}
     config = job.config.model_copy(update=chosen)
-    stages, ends = make_stages(config, job.dataset)
+    stages, ends = configured_stages(config, job.dataset)
     return replace(job, config=config, stages=stages, stage_ends=ends, plan=Plan(epochs))
 
 

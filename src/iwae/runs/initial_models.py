@@ -11,16 +11,16 @@ from jaxtyping import Array, Int
 
 from iwae.config.experiment import TrainConfig
 from iwae.data import Dataset, choose
-from iwae.data.rows import kept
+from iwae.data.rows import rows_in_memory
 from iwae.data.sampling import PSEUDO_INPUTS, sample
 from iwae.errors import UserError
-from iwae.models.conditional import ConditionalVAE, Model, without_labels
-from iwae.models.declaration import parse_prior
+from iwae.models.conditional import ConditionalVAE, Model, unconditional_model
 from iwae.models.likelihoods import observation
+from iwae.models.named_densities import parse_named_prior
 from iwae.models.networks import Network, make_network
 from iwae.models.vae import VAE
-from iwae.runs.models import check_depth, load_model, read_about
-from iwae.runs.trained import is_final, model_folder
+from iwae.runs.model_files import check_model_file_depth, load_model, read_model_facts
+from iwae.runs.trained import is_fully_trained, trained_model_folder
 from iwae.typing import PRNGKey
 
 log = logging.getLogger("iwae")
@@ -30,17 +30,17 @@ INIT, TRAIN = 0, 1  # folded into a replicate's seed key
 Seed = np.int32 | Int[Array, ""]  # an array within a compiled program
 
 
-def replicate_seeds(config: TrainConfig) -> list[Seed]:
+def initial_model_seeds(config: TrainConfig) -> list[Seed]:
     """The seed of each replicate, the same as in a run of that replicate alone."""
     return list(np.asarray(config.seeds(), np.int64).astype(np.int32))
 
 
-def replicate_key(seed: Seed, purpose: int) -> PRNGKey:
+def initial_model_key(seed: Seed, purpose: int) -> PRNGKey:
     """The key of one replicate."""
     return jax.random.fold_in(jax.random.key(seed), purpose)
 
 
-def make_models(
+def make_initial_models(
     config: TrainConfig, dataset: Dataset, trained_on: Dataset | None = None
 ) -> list[Model]:
     """The models before training, one for each replicate.
@@ -51,8 +51,8 @@ def make_models(
     if config.init_from is not None:
         return [_load_start(config, dataset, config.init_from, r) for r in range(config.replicates)]
     latent_sizes, hidden_sizes = config.sizes()
-    network = config_network(config, dataset)
-    check_depth({"hidden_sizes": hidden_sizes, "network": network._asdict()})
+    network = initial_model_network(config, dataset)
+    check_model_file_depth({"hidden_sizes": hidden_sizes, "network": network._asdict()})
     likelihood = observation(dataset.kind, dataset.n_values, config.missing)
     rows = _reference_rows(dataset)
     bias = likelihood.initial_output(rows) if config.output_bias else None
@@ -74,8 +74,8 @@ def make_models(
         "posterior": config.posterior,
     }
     models = []
-    for seed in replicate_seeds(config):
-        pseudo_inputs = first_pseudo_inputs(config, trained_on or dataset, int(seed))
+    for seed in initial_model_seeds(config):
+        pseudo_inputs = initial_model_pseudo_inputs(config, trained_on or dataset, int(seed))
         model = _first_model(seed, {**options, "pseudo_inputs": pseudo_inputs})
         models.append(_given_labels(model, config, dataset))
     return models
@@ -83,10 +83,12 @@ def make_models(
 
 @eqx.filter_jit  # otherwise each array of a model takes several programs
 def _first_model(seed: Seed, options: dict[str, Any]) -> VAE:
-    return VAE(**options, key=replicate_key(seed, INIT))
+    return VAE(**options, key=initial_model_key(seed, INIT))
 
 
-def first_pseudo_inputs(config: TrainConfig, dataset: Dataset, seed: int) -> np.ndarray | None:
+def initial_model_pseudo_inputs(
+    config: TrainConfig, dataset: Dataset, seed: int
+) -> np.ndarray | None:
     """Random training examples in the model's units `[K, d]` for a VampPrior of K.
 
     Pixels that are binarised at every use are represented by their means. None for other priors.
@@ -94,7 +96,7 @@ def first_pseudo_inputs(config: TrainConfig, dataset: Dataset, seed: int) -> np.
     Raises:
         UserError: if there are fewer training examples.
     """
-    prior, n = parse_prior(config.prior), len(dataset.train)
+    prior, n = parse_named_prior(config.prior), len(dataset.train)
     if prior.name != "vamp":
         return None
     if prior.size > n:
@@ -120,7 +122,7 @@ def _given_labels(model: VAE, config: TrainConfig, dataset: Dataset) -> Model:
     )
 
 
-def config_network(config: TrainConfig, dataset: Dataset) -> Network:
+def initial_model_network(config: TrainConfig, dataset: Dataset) -> Network:
     """The network of a configuration, for the examples of a data set.
 
     Raises:
@@ -135,14 +137,14 @@ def _reference_rows(dataset: Dataset) -> np.ndarray:
     """Training data for the initial outputs: all, a sample of streamed data, or mean pixels."""
     if dataset.binarization == "dynamic":
         return dataset.train_mean[None]
-    return kept(sample(dataset.train) if dataset.is_streamed else dataset.train)
+    return rows_in_memory(sample(dataset.train) if dataset.is_streamed else dataset.train)
 
 
 def _load_start(config: TrainConfig, dataset: Dataset, run: Path, replicate: int) -> Model:
     """A trained model to start from; UserError unless it fits the configuration and the data."""
-    folder = model_folder(run, "final", replicate)
-    loaded, about = load_model(folder), read_about(folder)
-    model, labels = without_labels(loaded), None
+    folder = trained_model_folder(run, "final", replicate)
+    loaded, about = load_model(folder), read_model_facts(folder)
+    model, labels = unconditional_model(loaded), None
     if isinstance(loaded, ConditionalVAE):
         labels = loaded.n_classes, loaded.tops is not None
     wanted_labels = (len(dataset.classes), config.label_prior) if config.conditional else None
@@ -156,7 +158,7 @@ def _load_start(config: TrainConfig, dataset: Dataset, run: Path, replicate: int
         ("hidden_sizes", model.hidden_sizes, hidden_sizes),
         ("latents", model.latents, config.kinds()),
         ("activation", model.activation, config.activation),
-        ("network", model.network, config_network(config, dataset)),
+        ("network", model.network, initial_model_network(config, dataset)),
         ("standardize", model.log_scale is not None, dataset.scaling is not None),
         ("prior", str(model.prior_name), config.prior),
         ("posterior", str(model.posterior_name), config.posterior),
@@ -164,6 +166,6 @@ def _load_start(config: TrainConfig, dataset: Dataset, run: Path, replicate: int
         if found != wanted:
             raise UserError(f"init_from: {name} of the model in {run} is {found}, here {wanted}")
     epoch, epochs = about.get("epoch"), (about.get("config") or {}).get("epochs", 0)
-    if epoch is not None and not is_final(about, epochs):
+    if epoch is not None and not is_fully_trained(about, epochs):
         log.warning("init_from: %s is not finished: epoch %d of %d", run, epoch, epochs)
     return loaded

@@ -4,7 +4,7 @@ import json
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,13 +14,16 @@ import jax
 import numpy as np
 from jaxtyping import Array
 
-from iwae.evaluation.examples import gather, map_examples
-from iwae.evaluation.units import active_units, layer_terms
-from iwae.files import atomic_write, refuse_folder
+from iwae.evaluation.elbo_terms import elbo_terms
+from iwae.evaluation.examples import gather_examples, map_examples
+from iwae.evaluation.units import active_units
+from iwae.files import atomic_write, refuse_folder_as_file
 from iwae.models.conditional import Model
-from iwae.runs.setup import Job, split_examples
+from iwae.runs.jobs import Job
+from iwae.runs.split_examples import split_examples
 from iwae.training.loop import Report
-from iwae.training.steps import TrainState, replicate_model, weights
+from iwae.training.replicates import replicate_model, replicate_weights
+from iwae.training.steps import TrainState
 
 log = logging.getLogger("iwae")
 
@@ -36,7 +39,7 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
     path = run / "metrics.jsonl"
     if not path.exists():
         return []
-    refuse_folder(path)
+    refuse_folder_as_file(path)
     lines = path.read_bytes().split(b"\n")[:-1]  # a kill may truncate the last one
     rows = [_metrics_row(line) for line in lines]
     if None in rows:
@@ -94,7 +97,7 @@ class Book(NamedTuple):
     monitored: np.ndarray
 
 
-def open_book(job: Job, folder: Path) -> Book:
+def open_metrics(job: Job, folder: Path) -> Book:
     """The book of a run, which monitors held-out examples or, without any, training examples."""
     split = "validation" if len(job.dataset.validation) else "train"
     epochs = np.unique(np.round(np.geomspace(1, job.config.epochs, FRAMES)))
@@ -102,10 +105,10 @@ def open_book(job: Job, folder: Path) -> Book:
     return Book(job, folder, set(map(int, epochs)), monitored)
 
 
-def monitor(model: Model, examples: np.ndarray, key: Array) -> dict[str, Any]:
+def monitored_metrics(model: Model, examples: np.ndarray, key: Array) -> dict[str, Any]:
     """Reconstruction (nats), and KL (nats) and active units per layer, of one replicate."""
-    slabs = map_examples(layer_terms(1), model, examples, key, batch_size=100, slab_size=MONITORED)
-    terms = gather(slabs)
+    slabs = map_examples(elbo_terms(1), model, examples, key, batch_size=100, slab_size=MONITORED)
+    terms = gather_examples(slabs)
     units = active_units(model, examples, key)
     return {
         "reconstruction": float(terms["reconstruction"].mean()),
@@ -114,7 +117,7 @@ def monitor(model: Model, examples: np.ndarray, key: Array) -> dict[str, Any]:
     }
 
 
-def log_epoch(book: Book, state: TrainState, report: Report) -> dict[str, float]:
+def log_metrics(book: Book, state: TrainState, report: Report) -> dict[str, float]:
     """Write a line of metrics and, at some epochs, a frame; return the line as named scalars."""
     job = book.job
     row: dict[str, Any] = {
@@ -129,15 +132,15 @@ def log_epoch(book: Book, state: TrainState, report: Report) -> dict[str, float]
         row["validation_bound"] = report.validation.tolist()
     if report.epoch % (job.config.log_every or 1) == 0 or report.epoch == job.config.epochs:
         key = jax.random.key(0)
-        params = jax.device_get(weights(state))
+        params = jax.device_get(replicate_weights(state))
         models = [replicate_model(job.models[0], params, r) for r in range(job.config.replicates)]
-        monitored = [monitor(model, book.monitored, key) for model in models]
+        monitored = [monitored_metrics(model, book.monitored, key) for model in models]
         row |= {name: [values[name] for values in monitored] for name in monitored[0]}
     row = _finite(row)
     with (book.folder / "metrics.jsonl").open("a") as file:
         file.write(json.dumps(row, allow_nan=False) + "\n")
     if report.epoch in book.frame_epochs:
-        save_frame(book, state, report.epoch)
+        save_metrics_frame(book, state, report.epoch)
     return dict(scalars(row))
 
 
@@ -163,7 +166,9 @@ def scalars(row: dict[str, Any]) -> Iterator[tuple[str, float]]:
 
 
 @contextmanager
-def tensorboard(folder: Path, step: int) -> Iterator[Callable[[int, Mapping[str, float]], None]]:
+def tensorboard_metrics(
+    folder: Path, step: int
+) -> Iterator[Callable[[int, Mapping[str, float]], None]]:
     """A function (step, scalars) that writes a TensorBoard file for the steps after `step`.
 
     The library's own SummaryWriter writes in a thread, which dies on a full disk; training would
@@ -191,9 +196,9 @@ def tensorboard(folder: Path, step: int) -> Iterator[Callable[[int, Mapping[str,
         yield write
 
 
-def save_frame(book: Book, state: TrainState, epoch: int) -> None:
+def save_metrics_frame(book: Book, state: TrainState, epoch: int) -> None:
     """Save the first replicate's means for fixed prior draws and fixed test examples."""
-    model = replicate_model(book.job.models[0], jax.device_get(weights(state)), 0)
+    model = replicate_model(book.job.models[0], jax.device_get(replicate_weights(state)), 0)
     test = book.job.dataset.examples("test")
     examples = test[:: max(1, len(test) // 16)][:16]
     samples, reconstructions = _frame_means(model, jax.device_put(np.float32(examples)))
@@ -216,3 +221,31 @@ def _frame_means(model: Model, examples: Array) -> tuple[Array, Array]:
 
     keys = jax.random.split(encodings, len(examples))
     return jax.vmap(make)(jax.random.split(draws, 16)), jax.vmap(reconstruct)(examples, keys)
+
+
+LAST = 0.1
+"""Share of the epochs over which `late_metrics_rise` looks."""
+
+
+def late_metrics_rise(epochs: int, rows: Sequence[Mapping[str, Any]]) -> float | None:
+    """Nats by which the last tenth of all epochs raised the best validation bound.
+
+    Args:
+        epochs: maximum epochs of the run.
+        rows: lines of metrics, as `read_metrics` returns them.
+
+    Returns:
+        None if training stopped earlier, or without validations to compare.
+    """
+    bounds = {row["epoch"]: np.mean(row["validation_bound"]) for row in rows if _validated(row)}
+    first = epochs - max(1, round(LAST * epochs))
+    late = [bound for epoch, bound in bounds.items() if epoch > first]
+    early = [bound for epoch, bound in bounds.items() if epoch <= first]
+    if not (late and early) or rows[-1]["epoch"] < epochs:
+        return None
+    return float(max(late) - max(early))
+
+
+def _validated(row: Mapping[str, Any]) -> bool:
+    """Whether a line of metrics has a validation of every replicate."""
+    return None not in row.get("validation_bound", (None,))

@@ -15,9 +15,11 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, final
 
-from iwae.config.experiment import TrainConfig, config_values, without_folders
-from iwae.errors import UserError, first_line
+from iwae.config.experiment import TrainConfig, config_without_folders
+from iwae.config.toml import config_toml_values
+from iwae.errors import UserError
 from iwae.files import atomic_write
+from iwae.wording import first_line
 
 log = logging.getLogger("iwae")
 
@@ -163,7 +165,7 @@ def wandb(run: Path, config: TrainConfig, known: str | None) -> Tracked:
         id=known,
         resume="allow",
         dir=str(folder),
-        config=config_values(without_folders(config)),
+        config=config_toml_values(config_without_folders(config)),
         settings=module.Settings(console="off"),
     )
 
@@ -202,7 +204,7 @@ def _new_mlflow_run(client: Any, entities: Any, run: Path, config: TrainConfig) 
     found = client.get_experiment_by_name(name)
     experiment = found.experiment_id if found else client.create_experiment(name)
     run_id = client.create_run(experiment, run_name=run.resolve().name).info.run_id
-    values = config_values(without_folders(config))
+    values = config_toml_values(config_without_folders(config))
     parameters = [entities.Param(key, str(value)[:MLFLOW_TEXT]) for key, value in values.items()]
     client.log_batch(run_id, params=parameters)
     return run_id

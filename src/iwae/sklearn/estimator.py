@@ -4,6 +4,7 @@ It follows scikit-learn's conventions: the constructor only stores its arguments
 end in an underscore, rows are examples, and bad input raises a ValueError in scikit-learn's words.
 """
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +20,18 @@ from sklearn.utils import Tags, check_array, check_random_state
 from sklearn.utils.validation import check_is_fitted
 
 from iwae.data.scaling import Scaling
-from iwae.evaluation.examples import CHAIN_ROWS, ROWS, gather, map_examples
-from iwae.evaluation.imputation import imputed
-from iwae.evaluation.likelihood import chunk_length, streamed_bound
+from iwae.evaluation.examples import CHAIN_ROWS, ROWS, gather_examples, map_examples
+from iwae.evaluation.imputation import Imputed, imputed
+from iwae.evaluation.likelihood import likelihood_chunk_length, streamed_log_likelihood
 from iwae.precision import float32
-from iwae.sklearn import frames, mapping
-from iwae.sklearn import rows as checks
+from iwae.sklearn import data_frames, mapping
+from iwae.sklearn import input_rows as checks
 from iwae.sklearn.callbacks import CallbackSupportMixin, with_callbacks
-from iwae.sklearn.fitting import fit_model, held_out
+from iwae.sklearn.fitting import fit_model, fitting_rows
 from iwae.sklearn.mapping import ANNEALING_CHAINS, AT_A_TIME, LATENT, SCORE, map_rows
-from iwae.sklearn.parameters import check_count, check_parameters, kind_of
+from iwae.sklearn.parameters import check_count, check_parameters, kind_from_parameters
 from iwae.sklearn.storing import load_estimator, save_estimator
+from iwae.wording import count_in_words
 
 
 class ImportanceWeightedAutoencoder(
@@ -187,15 +189,17 @@ class ImportanceWeightedAutoencoder(
         # A fit that fails keeps nothing of an earlier one.
         for name in ("model_", "columns_", "_form_"):
             self.__dict__.pop(name, None)
-        if frames.is_auto(self.observation):
-            frames.set_columns(self, *frames.describe(X))
-        kind = kind_of(self)
+        if data_frames.takes_data_frames(self.observation):
+            data_frames.set_data_frame_columns(self, *data_frames.describe(X))
+        kind = kind_from_parameters(self)
         rows = checks.read_rows(self, X, kind, reset=True)
-        self._form_ = frames.form_of(X)
+        self._form_ = data_frames.data_frame_form(X)
         random = check_random_state(self.random_state)
         self._key_ = int(random.randint(2**31 - 1))
-        train, validation = held_out(self, rows, random)
-        self.shift_, self.scale_ = checks.standards(train, kind, standardize=self.standardize)
+        train, validation = fitting_rows(self, rows, random)
+        self.shift_, self.scale_ = checks.input_row_standards(
+            train, kind, standardize=self.standardize
+        )
         if validation is not None:
             validation = self._scaling.inwards(validation, "X")
         fit_model(self, X, kind, self._scaling.inwards(train, "X"), validation)
@@ -227,10 +231,10 @@ class ImportanceWeightedAutoencoder(
             raise ValueError(f"latent == {latent!r}, must be one of mean, snis")
         inner = self._scaling.inwards(rows, "X")
         if latent == "mean":
-            found = map_rows(self, mapping.q_mean, inner, AT_A_TIME, LATENT)
+            found = map_rows(self, mapping.mapped_encoder_mean, inner, AT_A_TIME, LATENT)
         else:
             k = check_count("score_k", self.score_k)
-            found = map_rows(self, mapping.weighted_mean(k), inner, max(1, ROWS // k), LATENT)
+            found = map_rows(self, mapping.mapped_snis_mean(k), inner, max(1, ROWS // k), LATENT)
         return found.astype(rows.dtype)
 
     def inverse_transform(self, X: Any) -> Any:
@@ -246,9 +250,9 @@ class ImportanceWeightedAutoencoder(
             raise ValueError(
                 "X holds values beyond float32: give latents such as `transform` returns"
             )
-        out = map_rows(self, mapping.decoded, z.astype(np.float32), AT_A_TIME, LATENT)
+        out = map_rows(self, mapping.mapped_decoding, z.astype(np.float32), AT_A_TIME, LATENT)
         out = self._scaling.outwards(out).astype(z.dtype)
-        return frames.to_output(self, out, self._form_, like=X)
+        return data_frames.to_data_frame_output(self, out, self._form_, like=X)
 
     def sample(self, n_samples: Any = 1, random_state: Any = None) -> Any:
         """Rows drawn from the model, `[n_samples, d]`, a frame if `fit` had one.
@@ -261,14 +265,16 @@ class ImportanceWeightedAutoencoder(
         check_count("n_samples", n_samples)
         seed = int(check_random_state(random_state).randint(2**31 - 1))
         slabs = map_examples(
-            mapping.drawn,
+            mapping.mapped_draw,
             self.model_,
             np.zeros((n_samples, 1), np.float32),
             jax.random.key(seed),
             batch_size=AT_A_TIME,
             slab_size=n_samples,
         )
-        return frames.to_output(self, self._scaling.outwards(gather(slabs)), self._form_)
+        return data_frames.to_data_frame_output(
+            self, self._scaling.outwards(gather_examples(slabs)), self._form_
+        )
 
     def score_samples(
         self, X: Any, *, method: Any = "is", k: Any = None, temperatures: Any = 200
@@ -296,12 +302,15 @@ class ImportanceWeightedAutoencoder(
         rows = self._known_rows(X)
         if method == "is":
             count = check_count("k", self.score_k if k is None else k)
-            chunk = chunk_length(count)
-            fn, batch = streamed_bound(count, chunk), max(1, ROWS // chunk)
+            chunk = likelihood_chunk_length(count)
+            fn, batch = streamed_log_likelihood(count, chunk), max(1, ROWS // chunk)
         elif method == "ais":
             chains = ANNEALING_CHAINS if k is None else check_count("k", k)
             check_count("temperatures", temperatures)
-            fn, batch = mapping.annealed(self, chains, temperatures), max(1, CHAIN_ROWS // chains)
+            fn, batch = (
+                mapping.mapped_annealing(self, chains, temperatures),
+                max(1, CHAIN_ROWS // chains),
+            )
         else:
             raise ValueError(f"method == {method!r}, must be 'is' or 'ais'")
         inner = self._scaling.inwards(rows, "X")
@@ -355,18 +364,18 @@ class ImportanceWeightedAutoencoder(
         count = check_count("k", self.score_k if k is None else k)
         inner = self._scaling.inwards(rows, "X")
         if draws is None:
-            found = mapping.expected(self, inner, count, anneal=anneal)
+            found = mapping.map_expected_rows(self, inner, count, anneal=anneal)
         else:
             check_count("draws", draws)
             seed = int(check_random_state(random_state).randint(2**31 - 1))
             key = jax.random.key(seed)
             found = imputed(self.model_, inner, key, draws=draws, k=count, anneal=anneal)
         if not return_pareto_k:
-            checks.warn_doubtful(found, anneal=anneal)
+            _warn_doubtful(found, anneal=anneal)
         filled = self._scaling.outwards(found.values)
         whole = np.where(np.isnan(rows), filled, rows).astype(rows.dtype)
-        form = self._form_ if hasattr(self, "columns_") else frames.form_of(X)
-        frame = frames.to_output(self, whole, form, observed=rows, like=X)
+        form = self._form_ if hasattr(self, "columns_") else data_frames.data_frame_form(X)
+        frame = data_frames.to_data_frame_output(self, whole, form, observed=rows, like=X)
         return (frame, found.pareto_k, found.threshold) if return_pareto_k else frame
 
     def save(self, folder: str | Path) -> None:
@@ -395,3 +404,15 @@ class ImportanceWeightedAutoencoder(
         tags.input_tags.allow_nan = self.missing is not None
         tags.transformer_tags.preserves_dtype = ["float64", "float32"]
         return tags
+
+
+def _warn_doubtful(found: Imputed, *, anneal: bool) -> None:
+    """Warn of rows whose imputed values are unreliable, by k-hat of their weights."""
+    count = int((found.pareto_k > found.threshold).sum())
+    if count:
+        warnings.warn(
+            f"k-hat is too large for {count_in_words(count, 'row')}, whose imputed values are "
+            f"unreliable: {'raise max_iter, or hide' if anneal else 'anneal them'}",
+            UserWarning,
+            stacklevel=3,
+        )

@@ -11,23 +11,25 @@ from sklearn.exceptions import ConvergenceWarning
 
 from iwae.data import Kind, choose
 from iwae.data.sampling import PSEUDO_INPUTS
-from iwae.models.declaration import parse_prior
 from iwae.models.likelihoods import observation
+from iwae.models.named_densities import parse_named_prior
 from iwae.models.vae import VAE
-from iwae.objectives.catalogue import compose
-from iwae.objectives.combinations import check
-from iwae.objectives.declaration import Declaration, unmodified
+from iwae.objectives.building import build_objective
+from iwae.objectives.compatibility import check_compatibility
+from iwae.objectives.declaration import Declaration, unmodified_declaration
 from iwae.sklearn.callbacks import with_tasks
-from iwae.sklearn.parameters import declaration_of, hidden_sizes
+from iwae.sklearn.parameters import declaration_from_parameters, hidden_sizes_parameter
 from iwae.training.hiding import hidden_share
-from iwae.training.loop import Best, Plan, Report, init_best, training
+from iwae.training.loop import Best, Plan, Report, init_best, training_loop
+from iwae.training.optimizers import adam
 from iwae.training.progress import show_training
-from iwae.training.schedules import StagedSchedule, adam, staged
-from iwae.training.steps import Settings, init_state, replicate_model, weights
+from iwae.training.replicates import replicate_model, replicate_weights
+from iwae.training.schedules import StagedSchedule, staged_schedule
+from iwae.training.steps import Settings, init_state
 from iwae.typing import PRNGKey
 
 
-def held_out(
+def fitting_rows(
     estimator: Any, rows: np.ndarray, random: np.random.RandomState
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """Training rows and, with early stopping, validation rows."""
@@ -56,7 +58,9 @@ def fit_model(
     init_key, train_key = jax.random.split(jax.random.key(estimator._key_))
     blank = _blank_model(estimator, kind, train, init_key)
     batch_size = _batch_size(estimator.batch_size, len(train))
-    declared = check(declaration_of(estimator), 1, discrete=blank.has_discrete)
+    declared = check_compatibility(
+        declaration_from_parameters(estimator), 1, discrete=blank.has_discrete
+    )
     gaps = bool(np.isnan(train).any())
     share = hidden_share(estimator.hide, estimator.missing, gaps=gaps)
     settings = _settings(declared, batch_size, share, estimator.ema)
@@ -69,14 +73,14 @@ def fit_model(
     def run() -> Iterator[Report]:
         nonlocal state, best
         start = first, best, train, schedule, blank, settings, plan, validation
-        for step in training(*start):
+        for step in training_loop(*start):
             state, best, report = step
             if report.epoch_done:
                 reports.append(report)
             yield report
 
     def learnt() -> dict[str, Any]:
-        params = best.params if estimator.early_stopping else weights(state)
+        params = best.params if estimator.early_stopping else replicate_weights(state)
         curves = _curves(reports, best, validation)
         return {"model_": replicate_model(blank, params, 0), **curves}
 
@@ -127,7 +131,7 @@ def _schedule(estimator: Any, steps_per_epoch: int) -> StagedSchedule:
     """The learning rate, reduced to 0.3 and 0.1 of it after a half and three quarters."""
     ends = np.ceil(np.array([0.5, 0.75, 1.0]) * estimator.max_iter).astype(int)
     rates = [estimator.learning_rate_init * share for share in (1.0, 0.3, 0.1)]
-    return staged(rates, np.diff(ends, prepend=0).tolist(), steps_per_epoch)
+    return staged_schedule(rates, np.diff(ends, prepend=0).tolist(), steps_per_epoch)
 
 
 def _blank_model(estimator: Any, kind: Kind, train: np.ndarray, key: PRNGKey) -> VAE:
@@ -136,7 +140,7 @@ def _blank_model(estimator: Any, kind: Kind, train: np.ndarray, key: PRNGKey) ->
     return VAE(
         train.shape[1],
         (estimator.n_components,),
-        (hidden_sizes(estimator),),
+        (hidden_sizes_parameter(estimator),),
         latents=estimator.latents,
         observation=kind,
         activation=estimator.activation,
@@ -153,7 +157,7 @@ def _blank_model(estimator: Any, kind: Kind, train: np.ndarray, key: PRNGKey) ->
 
 def _pseudo_inputs(estimator: Any, train: np.ndarray) -> np.ndarray | None:
     """Random training rows at which the pseudo-inputs of a VampPrior start."""
-    prior = parse_prior(estimator.prior)
+    prior = parse_named_prior(estimator.prior)
     if prior.name != "vamp":
         return None
     if prior.size > len(train):
@@ -169,7 +173,7 @@ def _settings(
     declaration: Declaration, batch_size: int, hide: float | None, ema: float | None
 ) -> Settings:
     """Settings of training; cached, because programs are compiled for the object."""
-    plain_bound = compose(unmodified(declaration), 1)
-    objective, share = compose(declaration, 1), float(hide or 0.0)
+    plain_bound = build_objective(unmodified_declaration(declaration), 1)
+    objective, share = build_objective(declaration, 1), float(hide or 0.0)
     decay = None if ema is None else float(ema)
     return Settings(objective, adam(), batch_size, validated=plain_bound, ema=decay, hide=share)

@@ -10,19 +10,20 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from iwae.evaluation.diagnostics import pareto_threshold
-from iwae.evaluation.examples import CHAIN_ROWS, ROWS, ExampleFn, gather, map_examples
-from iwae.evaluation.imputation import CHAINS, Filling, Imputed, pilot_annealer
-from iwae.evaluation.likelihood import annealed_bound
+from iwae.evaluation.encoding import encoder_moments
+from iwae.evaluation.examples import CHAIN_ROWS, ROWS, ExampleFn, gather_examples, map_examples
+from iwae.evaluation.imputation import CHAINS, Filling, Imputed, imputation_annealer
+from iwae.evaluation.likelihood import annealed_likelihood
 from iwae.evaluation.posterior import snis_mean
-from iwae.evaluation.scores import encoder_moments
+from iwae.evaluation.tails import pareto_threshold
 from iwae.inference.particles import Sampler, importance_particles
-from iwae.inference.step_sizes import tune_step_size
 from iwae.inference.temperatures import sigmoid_schedule
-from iwae.models.likelihoods import complete, typical
+from iwae.inference.tuning import tune_step_size
+from iwae.models.likelihoods import likelihood_centre
+from iwae.models.likelihoods.masking import without_masking
 from iwae.models.vae import VAE
 from iwae.precision import float32
-from iwae.sklearn.rows import addresses
+from iwae.sklearn.input_rows import input_row_addresses
 from iwae.typing import Example, PRNGKey, Scalar
 
 AT_A_TIME = 32
@@ -49,9 +50,9 @@ def map_rows(estimator: Any, fn: ExampleFn, rows: np.ndarray, batch_size: int, p
         _key(estimator, purpose),
         batch_size=min(batch_size, AT_A_TIME),
         slab_size=whole,
-        addresses=addresses(filled),
+        addresses=input_row_addresses(filled),
     )
-    found = jax.tree.map(lambda leaf: leaf[:n], gather(slabs))
+    found = jax.tree.map(lambda leaf: leaf[:n], gather_examples(slabs))
     bad = np.isnan(jax.tree.leaves(found)[0]).reshape(n, -1).any(axis=1)
     if bad.any():
         raise FloatingPointError(f"the model's result for row {bad.argmax() + 1} is nan")
@@ -72,13 +73,13 @@ class Likelihood(eqx.Module):
         return self.bound(model, x, key)["log_likelihood"]
 
 
-def q_mean(model: VAE, x: Example, key: PRNGKey) -> Float[Array, " m"]:
+def mapped_encoder_mean(model: VAE, x: Example, key: PRNGKey) -> Float[Array, " m"]:
     """E_q[z|x], as `encode` has it."""
     return encoder_moments(model, x, key)[0]
 
 
 @lru_cache
-def weighted_mean(k: int) -> ExampleFn:
+def mapped_snis_mean(k: int) -> ExampleFn:
     """E[z|x] from k self-normalised importance samples."""
 
     def fn(model: VAE, x: Example, key: PRNGKey) -> Float[Array, " m"]:
@@ -87,26 +88,26 @@ def weighted_mean(k: int) -> ExampleFn:
     return fn
 
 
-def decoded(model: VAE, z: Example, key: PRNGKey) -> Float[Array, " d"]:  # noqa: ARG001
+def mapped_decoding(model: VAE, z: Example, key: PRNGKey) -> Float[Array, " d"]:  # noqa: ARG001
     """A typical x of p(x|z): its mean, or the most likely category."""
-    return typical(model.decode((z,)))
+    return likelihood_centre(model.decode((z,)))
 
 
-def drawn(model: VAE, place: Example, key: PRNGKey) -> Float[Array, " d"]:  # noqa: ARG001
+def mapped_draw(model: VAE, place: Example, key: PRNGKey) -> Float[Array, " d"]:  # noqa: ARG001
     """A draw from the model, without missing values."""
     z_key, x_key = jax.random.split(key)
     z, _ = model.sample(z_key)
-    return jnp.asarray(complete(model.decode(z)).sample(x_key), jnp.float32)
+    return jnp.asarray(without_masking(model.decode(z)).sample(x_key), jnp.float32)
 
 
 @float32
-def annealed(estimator: Any, chains: int, temperatures: int) -> ExampleFn:
+def mapped_annealing(estimator: Any, chains: int, temperatures: int) -> ExampleFn:
     """The annealed log-likelihood of a row, with step sizes tuned on rows drawn from the model."""
     draw_key, tune_key = jax.random.split(_key(estimator, _PILOT))
     nothing = jnp.zeros((PILOT_ROWS, 1), jnp.float32)
     keys = jax.random.split(draw_key, PILOT_ROWS)
-    with jax.debug_nans(False):  # `sample` draws gaps too, which `drawn` leaves out
-        pilot = jax.vmap(partial(drawn, estimator.model_))(nothing, keys)
+    with jax.debug_nans(False):  # `sample` draws gaps too, which `mapped_draw` leaves out
+        pilot = jax.vmap(partial(mapped_draw, estimator.model_))(nothing, keys)
     betas = sigmoid_schedule(temperatures)
     sizes = tune_step_size(
         estimator.model_,
@@ -116,10 +117,10 @@ def annealed(estimator: Any, chains: int, temperatures: int) -> ExampleFn:
         n_leapfrog=LEAPFROG,
         chains=PILOT_CHAINS,
     )
-    return annealed_bound(chains=chains, betas=betas, step_size=sizes, n_leapfrog=LEAPFROG)
+    return annealed_likelihood(chains=chains, betas=betas, step_size=sizes, n_leapfrog=LEAPFROG)
 
 
-def expected(estimator: Any, rows: np.ndarray, k: int, *, anneal: bool) -> Imputed:
+def map_expected_rows(estimator: Any, rows: np.ndarray, k: int, *, anneal: bool) -> Imputed:
     """Rows completed by the expectations of their missing values, in the units of the model."""
     filling = Filling(importance_particles, k)
     values, khat = map_rows(estimator, filling, rows, max(1, ROWS // k), _IMPUTE)
@@ -134,4 +135,4 @@ def expected(estimator: Any, rows: np.ndarray, k: int, *, anneal: bool) -> Imput
 
 @float32
 def _annealer(estimator: Any) -> Sampler:
-    return pilot_annealer(estimator.model_, _key(estimator, _PILOT))
+    return imputation_annealer(estimator.model_, _key(estimator, _PILOT))

@@ -7,19 +7,18 @@ from typing import Any, get_type_hints
 import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
-from iwae.data.columns import observation as columns_kind
+from iwae.data.columns import columns_to_kind as columns_kind
 from iwae.data.kinds import Kind, as_kind, make_kind
-from iwae.models.declaration import parse_posterior, parse_prior
+from iwae.models.named_densities import parse_named_posterior, parse_named_prior
 from iwae.objectives.declaration import Declaration
-from iwae.sklearn.frames import is_auto
-from iwae.sklearn.rows import plain
+from iwae.sklearn.data_frames import takes_data_frames
 
 
 def check_parameters(estimator: Any) -> None:
     """Raise ValueError for an invalid parameter of an estimator."""
     for name in ("n_components", "k", "max_iter", "n_iter_no_change", "score_k"):
         check_count(name, getattr(estimator, name))
-    for size in hidden_sizes(estimator):
+    for size in hidden_sizes_parameter(estimator):
         check_count("hidden_layer_sizes", size)
     if estimator.batch_size != "auto":
         check_count("batch_size", estimator.batch_size)
@@ -33,7 +32,9 @@ def check_parameters(estimator: Any) -> None:
         if name != "ema" or value is not None:
             _check_number(name, value, legal, words)
     _check_hide(estimator.hide, estimator.missing)
-    _check_unknown(estimator.unknown, estimator.missing, is_frame=is_auto(estimator.observation))
+    _check_unknown(
+        estimator.unknown, estimator.missing, is_frame=takes_data_frames(estimator.observation)
+    )
     for name in ("standardize", "early_stopping"):
         if not isinstance(getattr(estimator, name), bool | np.bool_):
             raise ValueError(f"{name} == {getattr(estimator, name)!r}, must be True or False")
@@ -41,8 +42,8 @@ def check_parameters(estimator: Any) -> None:
         value = getattr(estimator, name)
         if not isinstance(value, str) and not (name == "gradient" and value is None):
             raise ValueError(f"{name} == {value!r}, must be a name")
-    parse_prior(estimator.prior)
-    parse_posterior(estimator.posterior)
+    parse_named_prior(estimator.prior)
+    parse_named_posterior(estimator.posterior)
     if not isinstance(estimator.objective_params, Mapping | None):
         raise ValueError(f"objective_params == {estimator.objective_params!r}, must be a mapping")
 
@@ -77,16 +78,16 @@ def _check_unknown(unknown: Any, missing: Any, *, is_frame: bool) -> None:
         raise ValueError("unknown == 'missing' needs observation='auto' and missing='at-random'")
 
 
-def hidden_sizes(estimator: Any) -> tuple[Any, ...]:
+def hidden_sizes_parameter(estimator: Any) -> tuple[Any, ...]:
     """Units of the hidden layers; a number is a single layer, as elsewhere in scikit-learn."""
     sizes = estimator.hidden_layer_sizes  # a generator could be read only once
     return tuple(sizes) if isinstance(sizes, Sequence | np.ndarray) else (sizes,)
 
 
-def kind_of(estimator: Any) -> Kind:
-    """The kind of data that `observation` describes."""
+def kind_from_parameters(estimator: Any) -> Kind:
+    """The kind of data that `columns_to_kind` describes."""
     given = estimator.observation
-    if is_auto(given):
+    if takes_data_frames(given):
         return columns_kind(estimator.columns_)
     if isinstance(given, str):
         return make_kind(given)
@@ -99,7 +100,7 @@ def kind_of(estimator: Any) -> Kind:
     )
 
 
-def declaration_of(estimator: Any) -> Declaration:
+def declaration_from_parameters(estimator: Any) -> Declaration:
     """The declaration of the objective.
 
     Raises:
@@ -110,7 +111,7 @@ def declaration_of(estimator: Any) -> Declaration:
     if odd := sorted(set(map(str, given)) - set(known)):
         raise ValueError(f"objective_params has {odd[0]!r}, must be among {', '.join(known)}")
     hints = get_type_hints(Declaration)
-    for name, value in (given := plain(given)).items():
+    for name, value in (given := plain_parameters(given)).items():
         _check_option(name, value, hints[name])
     return Declaration(estimator.objective, int(estimator.k), gradient=estimator.gradient, **given)
 
@@ -122,3 +123,12 @@ def _check_option(name: str, value: Any, hint: Any) -> None:
     except ValidationError:
         words = getattr(hint, "__name__", None) or str(hint)
         raise ValueError(f"objective_params has {name} == {value!r}, must be {words}") from None
+
+
+def plain_parameters(value: Any) -> Any:
+    """The value as JSON can store it."""
+    if isinstance(value, Mapping):
+        return {name: plain_parameters(one) for name, one in value.items()}
+    if isinstance(value, np.ndarray | list | tuple):
+        return [plain_parameters(one) for one in np.asarray(value, object).tolist()]
+    return value.item() if isinstance(value, np.generic) else value

@@ -11,10 +11,20 @@ from iwae.data import as_json
 from iwae.errors import UserError
 from iwae.models.latent_kinds import latent_kinds
 from iwae.models.vae import VAE
-from iwae.runs.models import load_model, read_about, save_model
-from iwae.sklearn.frames import form_from, frame_from, frame_json, is_auto, set_columns
-from iwae.sklearn.parameters import check_parameters, hidden_sizes, kind_of
-from iwae.sklearn.rows import check_names, one_each, plain
+from iwae.runs.model_files import load_model, read_model_facts, save_model
+from iwae.sklearn.data_frames import (
+    data_frame_from_json,
+    data_frame_json,
+    set_data_frame_columns,
+    stored_data_frame_form,
+    takes_data_frames,
+)
+from iwae.sklearn.parameters import (
+    check_parameters,
+    hidden_sizes_parameter,
+    kind_from_parameters,
+    plain_parameters,
+)
 
 E = TypeVar("E")
 
@@ -39,15 +49,15 @@ def save_estimator(estimator: Any, folder: str | Path) -> None:
     if not isinstance(estimator.random_state, int | np.integer | None):
         raise ValueError("random_state is a generator, which cannot be saved: set it to an int")
     parameters = estimator.get_params(deep=False)
-    if not is_auto(estimator.observation):
-        parameters["observation"] = as_json(kind_of(estimator))
+    if not takes_data_frames(estimator.observation):
+        parameters["observation"] = as_json(kind_from_parameters(estimator))
     learnt = {name: getattr(estimator, name) for name in _LEARNT}
     if hasattr(estimator, _NAMES):
         learnt[_NAMES] = estimator.feature_names_in_
     learnt["_labels_"] = estimator._labels_
     if estimator._form_ is not None:
-        learnt["frame"] = frame_json(getattr(estimator, "columns_", ()), estimator._form_)
-    facts = plain({"parameters": parameters, "learnt": learnt})
+        learnt["frame"] = data_frame_json(getattr(estimator, "columns_", ()), estimator._form_)
+    facts = plain_parameters({"parameters": parameters, "learnt": learnt})
     save_model(estimator.model_, folder, estimator=facts)
 
 
@@ -57,7 +67,7 @@ def load_estimator(cls: type[E], folder: str | Path) -> E:
     Raises:
         UserError: if it cannot be read, is damaged, or is not an estimator.
     """
-    model, facts = load_model(folder), read_about(folder).get("estimator", {})
+    model, facts = load_model(folder), read_model_facts(folder).get("estimator", {})
     try:
         found: Any = cls(**facts["parameters"])
         _set_learnt(found, dict(facts["learnt"]), model)
@@ -79,13 +89,13 @@ def _set_learnt(estimator: Any, learnt: dict[str, Any], model: VAE) -> None:
     estimator._form_ = None
     for name in _LEARNT:
         setattr(estimator, name, learnt[name])
-    estimator.shift_, estimator.scale_ = (one_each(learnt[name], d) for name in _ARRAYS)
+    estimator.shift_, estimator.scale_ = (_one_each(learnt[name], d) for name in _ARRAYS)
     check_parameters(estimator)
-    if is_auto(estimator.observation):
-        set_columns(estimator, *frame_from(learnt["frame"]))
+    if takes_data_frames(estimator.observation):
+        set_data_frame_columns(estimator, *data_frame_from_json(learnt["frame"]))
     elif "frame" in learnt:
-        estimator._form_ = form_from(learnt["frame"], ())
-        check_names([*map(str, estimator._form_.names)], d)
+        estimator._form_ = stored_data_frame_form(learnt["frame"], ())
+        _check_names([*map(str, estimator._form_.names)], d)
     if not _describes(estimator, model):
         raise ValueError("its parameters do not agree with its model")
     if not isinstance(estimator._key_, int) or not 0 <= estimator._key_ < 2**31:
@@ -93,17 +103,21 @@ def _set_learnt(estimator: Any, learnt: dict[str, Any], model: VAE) -> None:
     if not (estimator.scale_ > 0).all():
         raise ValueError("a scale is not positive")
     labels = learnt["_labels_"]
-    estimator._labels_ = None if labels is None else check_names(labels, d)
+    estimator._labels_ = None if labels is None else _check_names(labels, d)
     if _NAMES in learnt:
-        estimator.feature_names_in_ = np.asarray(check_names(learnt[_NAMES], d), object)
+        estimator.feature_names_in_ = np.asarray(_check_names(learnt[_NAMES], d), object)
 
 
 def _describes(estimator: Any, model: VAE) -> bool:
     """Whether the parameters agree with the model, as far as it records them."""
-    if is_auto(estimator.observation) != hasattr(estimator, "columns_"):
+    if takes_data_frames(estimator.observation) != hasattr(estimator, "columns_"):
         return False
     declared = (
-        *((estimator.n_components,), hidden_sizes(estimator), kind_of(estimator)),
+        *(
+            (estimator.n_components,),
+            hidden_sizes_parameter(estimator),
+            kind_from_parameters(estimator),
+        ),
         *(estimator.missing, estimator.activation, estimator.prior, estimator.posterior),
         latent_kinds(estimator.latents, 1),
     )
@@ -113,3 +127,19 @@ def _describes(estimator: Any, model: VAE) -> bool:
         model.latents,
     )
     return bool(declared == recorded)
+
+
+def _one_each(values: Any, d: int) -> np.ndarray:
+    """Numbers from a file, float64; ValueError unless each of d columns has a finite one."""
+    array = np.asarray(values, np.float64)
+    if array.shape != (d,) or not np.isfinite(array).all():
+        raise ValueError(f"expected {d} finite numbers")
+    return array
+
+
+def _check_names(values: Any, d: int) -> list[str]:
+    """Names from a file; ValueError unless there is one for each of d columns."""
+    named = isinstance(values, list) and all(isinstance(name, str) for name in values)
+    if not named or len(values) != d:
+        raise ValueError(f"expected {d} column names")
+    return values

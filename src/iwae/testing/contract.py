@@ -9,14 +9,14 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, PyTree
 
 from iwae.inference.particles import Particles, importance_particles, particle_keys
-from iwae.models.posteriors import is_reparameterised
+from iwae.models.posteriors import is_reparameterised_posterior
 from iwae.models.vae import AbstractLatentModel as Model
 from iwae.precision import float32
-from iwae.testing.statistics import (
+from iwae.testing.densities import (
     PATH_REMEDY,
-    bulk_of_q,
+    check_density_integrates_to_one,
     check_draws_follow_densities,
-    check_q_integrates_to_one,
+    density_bulk,
     named,
     require,
 )
@@ -65,9 +65,9 @@ def check_latent_model(model: Any, example: Example, key: PRNGKey, *, draws: int
             "the model cannot be compiled: its methods must use jax.numpy functions, "
             f"without branches on the values of arrays ({error})"
         ) from error
-    bulk = bulk_of_q(model, x, keys[4], draws)
+    bulk = density_bulk(model, x, keys[4], draws)
     check_draws_follow_densities(model, x, keys[5], draws, bulk)
-    check_q_integrates_to_one(model, x, keys[6], draws, bulk)
+    check_density_integrates_to_one(model, x, keys[6], draws, bulk)
 
 
 def _check_scalar(value: Any, what: str) -> None:
@@ -170,7 +170,7 @@ def _check_gradients(model: Model, x: Example, key: PRNGKey) -> None:
     """`stop_gradient` detaches q; parameters of log q affect its draws; gradients are finite."""
     z_key, key = jax.random.split(key)
     through_stop, of_log_q, of_draw, of_log_w = _gradients(model, x, _draw_q(model, x, z_key), key)
-    if not is_reparameterised(model.posterior(x)):
+    if not is_reparameterised_posterior(model.posterior(x)):
         of_log_q = of_draw = []
     for name, gradient in through_stop:
         require(

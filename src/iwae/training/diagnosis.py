@@ -12,6 +12,7 @@ from iwae.inference.particles import Info, particle_keys
 from iwae.models.vae import AbstractLatentModel
 from iwae.objectives.objective import Extra
 from iwae.training import steps
+from iwae.training.replicates import replicate_model
 from iwae.training.schedules import Schedule
 from iwae.training.steps import Clock, Settings, TrainState
 from iwae.typing import PRNGKey
@@ -20,7 +21,7 @@ DIAGNOSED = 64
 """Number of particles of the step that are examined, from the first, whatever k is."""
 
 
-def diagnose(
+def diagnose_training(
     state: TrainState,
     stop: Int[Array, " R"],
     data: Shaped[Array, "n ..."],
@@ -34,12 +35,14 @@ def diagnose(
     Returns:
         The last good state, and a message that names the step and the first broken term.
     """
-    good = steps.run_steps(state, stop, data, schedule, template, settings, clock, checked=True)
+    good = steps.run_compiled_steps(
+        state, stop, data, schedule, template, settings, clock, checked=True
+    )
     broken = int(np.argmax(np.asarray(good.step < stop)))
     one = jax.tree.map(lambda leaf: leaf[broken], good)
-    order = steps.epoch_order(one, len(data), settings, clock)
-    raw = steps.batch(one, order, data, settings, clock)
-    model = steps.replicate_model(template, good.params, broken)
+    order = steps.step_order(one, len(data), settings, clock)
+    raw = steps.step_batch(one, order, data, settings, clock)
+    model = replicate_model(template, good.params, broken)
     term = first_non_finite(model, raw, steps.step_key(one), one.extra, settings)
     step = int(one.step)
     steps_per_epoch = settings.blocks * (len(data) // settings.batch_size)
@@ -96,7 +99,7 @@ def _terms(
     """The quantities named by `TERMS`, for each example of a batch."""
 
     def one(raw: Shaped[Array, "..."], position: Array) -> tuple[PyTree, ...]:
-        given, x, latent_key = steps.example(model, raw, position, key, settings)
+        given, x, latent_key = steps.step_example(model, raw, position, key, settings)
         has_gaps = getattr(given, "missing", None) is not None  # then nan is a missing value
         seen = jnp.where(jnp.isnan(x), 0.0, x) if has_gaps else x
         q = given.posterior(x)
@@ -116,6 +119,6 @@ def _loss_and_gradient(
 ) -> tuple[tuple[Array, Info], PyTree]:
     def loss(trained: tuple[AbstractLatentModel, PyTree]) -> tuple[Array, Info]:
         model, learned = trained
-        return steps.mean_loss(model, raw, key, extra._replace(learned=learned), settings)
+        return steps.step_loss(model, raw, key, extra._replace(learned=learned), settings)
 
     return eqx.filter_value_and_grad(loss, has_aux=True)(trained)

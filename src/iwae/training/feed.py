@@ -18,8 +18,8 @@ import jax
 import numpy as np
 
 from iwae.data.rows import Examples, Rows
-from iwae.data.sampling import BLOCK_ROWS, generator
-from iwae.training.steps import on_all_devices
+from iwae.data.sampling import BLOCK_ROWS, sampling_generator
+from iwae.training.devices import on_all_devices
 
 BLOCK_BYTES = 2**26
 """Largest size of a block in bytes. Each device holds one, while the next one is read."""
@@ -48,7 +48,7 @@ class Blocks(NamedTuple):
         return self.number * self.steps
 
 
-def blocks_of(data: Examples, batch_size: int) -> Blocks:
+def feed_blocks(data: Examples, batch_size: int) -> Blocks:
     """The blocks of training examples; for streamed data, as few as `BLOCK_BYTES` allows."""
     n, count = len(data), 1
     if isinstance(data, Rows):
@@ -56,7 +56,7 @@ def blocks_of(data: Examples, batch_size: int) -> Blocks:
     return Blocks(count, n // count, n // count // batch_size)
 
 
-def block_rows(n: int, blocks: Blocks, epoch: int, block: int) -> np.ndarray:
+def feed_rows(n: int, blocks: Blocks, epoch: int, block: int) -> np.ndarray:
     """The rows of a block of an epoch, ascending; the blocks of an epoch are disjoint.
 
     Args:
@@ -64,7 +64,7 @@ def block_rows(n: int, blocks: Blocks, epoch: int, block: int) -> np.ndarray:
     """
     length = max(1, blocks.rows // RUNS)
     runs = -(-n // length)
-    order = np.argsort(generator(epoch, BLOCK_ROWS).random(runs), kind="stable")
+    order = np.argsort(sampling_generator(epoch, BLOCK_ROWS).random(runs), kind="stable")
     starts = order * length
     sizes = np.minimum(starts + length, n) - starts
     ends = np.cumsum(sizes)
@@ -86,7 +86,7 @@ class Feed:
     def __init__(
         self, data: Examples, batch_size: int, *, shuffle: bool, reader: ThreadPoolExecutor
     ):
-        self.blocks = blocks_of(data, batch_size)
+        self.blocks = feed_blocks(data, batch_size)
         self._data, self._shuffle, self._reader = data, shuffle, reader
         self._ahead: tuple[tuple[int, int], Future[np.ndarray]] | None = None
         self._place: tuple[int, int] | None = None
@@ -118,7 +118,7 @@ class Feed:
 
     def _block(self, data: Rows, place: tuple[int, int]) -> np.ndarray:
         epoch, block = place
-        return data[block_rows(len(data), self.blocks, epoch if self._shuffle else 0, block)]
+        return data[feed_rows(len(data), self.blocks, epoch if self._shuffle else 0, block)]
 
 
 @contextmanager

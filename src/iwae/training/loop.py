@@ -11,23 +11,16 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from iwae.data.rows import Examples, Rows
-from iwae.errors import UserError
-from iwae.evaluation.examples import check_positive, gather, map_examples
+from iwae.errors import UserError, require_positive
+from iwae.evaluation.examples import gather_examples, map_examples
 from iwae.models.vae import AbstractLatentModel
 from iwae.objectives.objective import Extra, Objective
 from iwae.precision import float32
-from iwae.training.diagnosis import diagnose
-from iwae.training.feed import Feed, blocks_of, feeding
-from iwae.training.schedules import Schedule, check_steps
-from iwae.training.steps import (
-    START,
-    Clock,
-    Settings,
-    TrainState,
-    replicate_model,
-    run_steps,
-    weights,
-)
+from iwae.training.diagnosis import diagnose_training
+from iwae.training.feed import Feed, feed_blocks, feeding
+from iwae.training.replicates import replicate_model, replicate_weights
+from iwae.training.schedules import Schedule, check_schedule_steps
+from iwae.training.steps import START, Clock, Settings, TrainState, run_compiled_steps
 from iwae.typing import Example, PRNGKey, Scalar
 
 DISPATCH_SECONDS = 2.0
@@ -57,10 +50,10 @@ def init_best(state: TrainState) -> Best:
     """The state before the first validation."""
     shape = state.step.shape
     zeros = jnp.zeros(shape, jnp.int32)
-    return Best(weights(state), jnp.full(shape, -jnp.inf, jnp.float32), zeros, zeros)
+    return Best(replicate_weights(state), jnp.full(shape, -jnp.inf, jnp.float32), zeros, zeros)
 
 
-def update_best(
+def update_early_stopping(
     best: Best,
     params: PyTree,
     value: Float[np.ndarray, " R"],
@@ -152,7 +145,7 @@ class NonFiniteError(FloatingPointError):
 
 
 @float32
-def training(
+def training_loop(
     state: TrainState,
     best: Best,
     data: Examples,
@@ -177,16 +170,16 @@ def training(
         UserError: if there are fewer examples than a batch holds, or a size is not positive.
         NonFiniteError: names the step and the first term that is not finite.
     """
-    check_positive("batch_size", settings.batch_size)
-    check_positive("validate_every", plan.validate_every)
-    parts = blocks_of(data, settings.batch_size)
+    require_positive("batch_size", settings.batch_size)
+    require_positive("validate_every", plan.validate_every)
+    parts = feed_blocks(data, settings.batch_size)
     if parts.steps == 0:
         raise UserError(
             f"{len(data)} training examples do not fill one batch of {settings.batch_size}; "
             "choose a smaller batch size"
         )
     settings = settings._replace(blocks=parts.number)
-    check_steps(plan.epochs, parts.steps_per_epoch, int(clock.step))
+    check_schedule_steps(plan.epochs, parts.steps_per_epoch, int(clock.step))
     with feeding(data, settings.batch_size, shuffle=settings.shuffle) as feed:
         yield from _dispatches(
             state, best, feed, schedule, template, settings, plan, validation, clock
@@ -204,7 +197,7 @@ def _dispatches(
     validation: Examples | None,
     clock: Clock,
 ) -> Iterator[tuple[TrainState, Best, Report]]:
-    """The dispatches of `training`, each within a block."""
+    """The dispatches of `training_loop`, each within a block."""
     steps_per_epoch, block_steps = feed.blocks.steps_per_epoch, feed.blocks.steps
     first = int(clock.step)
     last, size = first + plan.epochs * steps_per_epoch, 20
@@ -217,11 +210,13 @@ def _dispatches(
         raw = feed.at(int(clock.epoch) * feed.blocks.number + done_blocks)
         start = time.perf_counter()
         stops = jax.device_put(np.where(active, np.int32(stop), state.step))
-        new = run_steps(state, stops, raw, schedule, template, settings, clock)
+        new = run_compiled_steps(state, stops, raw, schedule, template, settings, clock)
         bounds = np.asarray(new.bound, np.float64)  # waits for the device
         seconds = time.perf_counter() - start
         if not (np.isfinite(bounds).all() and _all_finite((new.params, new.extra))):
-            good, message = diagnose(state, stops, raw, schedule, template, settings, clock)
+            good, message = diagnose_training(
+                state, stops, raw, schedule, template, settings, clock
+            )
             raise NonFiniteError(message, good, best)
         epoch, values = int(clock.epoch) + (stop - first) // steps_per_epoch, None
         bound = np.where(active, bounds, np.nan)
@@ -229,7 +224,9 @@ def _dispatches(
         if done and validation is not None and epoch % plan.validate_every == 0:
             values = validation_bounds(new, template, settings, validation)
             _refuse_non_finite(values, epoch, state, best)
-            best = update_best(best, weights(new), values, active, epoch, plan.threshold)
+            best = update_early_stopping(
+                best, replicate_weights(new), values, active, epoch, plan.threshold
+            )
         metrics = {
             name: np.where(active, np.asarray(mean, np.float64), np.nan)
             for name, mean in new.metrics.items()
@@ -284,7 +281,7 @@ def validation_bounds(
 ) -> Float[np.ndarray, " R"]:
     """Mean objective of each replicate on held-out data, with the same keys at each call."""
     slab = min(len(validation), SLAB) if isinstance(validation, Rows) else len(validation)
-    means, (params, extras) = [], jax.device_get((weights(state), state.extra))
+    means, (params, extras) = [], jax.device_get((replicate_weights(state), state.extra))
     for replicate in range(len(state.step)):
         model = replicate_model(template, params, replicate)
         extra = jax.tree.map(lambda leaf, r=replicate: leaf[r], extras)
@@ -296,7 +293,7 @@ def validation_bounds(
             batch_size=settings.batch_size,
             slab_size=slab,
         )
-        means.append(gather(slabs).mean())
+        means.append(gather_examples(slabs).mean())
     return np.asarray(means)
 
 

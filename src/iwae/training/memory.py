@@ -10,14 +10,17 @@ import optax
 from iwae.data import Dataset
 from iwae.data.rows import Examples
 from iwae.errors import UserError
-from iwae.models.conditional import Model, check_examples, without_labels
+from iwae.evaluation.examples import check_examples
+from iwae.models.conditional import Model, unconditional_model
 from iwae.models.vae import AbstractLatentModel
 from iwae.objectives.objective import Objective, as_objective
 from iwae.precision import float32
-from iwae.training.loop import Plan, Report, init_best, training
+from iwae.training.loop import Plan, Report, init_best, training_loop
+from iwae.training.optimizers import adam
 from iwae.training.progress import show_training
-from iwae.training.schedules import Schedule, adam, staged
-from iwae.training.steps import Settings, init_state, replicate_model, weights
+from iwae.training.replicates import replicate_model, replicate_weights
+from iwae.training.schedules import Schedule, staged_schedule
+from iwae.training.steps import Settings, init_state
 from iwae.typing import Example, PRNGKey, Scalar
 
 Callback = Callable[[Report], bool | None]
@@ -113,14 +116,18 @@ def train(
     check_examples(model, examples, values=binarization == "none")
     if validation is not None:
         check_examples(model, validation)
-    schedule = learning_rate if callable(learning_rate) else staged([learning_rate], [1], 1)
+    schedule = (
+        learning_rate if callable(learning_rate) else staged_schedule([learning_rate], [1], 1)
+    )
     plan = Plan(epochs, validate_every, patience, threshold)
     state, history = init_state([model], key[None], settings), []
     best = init_best(state)
 
     def reports() -> Iterator[Report]:
         nonlocal state, best
-        for step in training(state, best, examples, schedule, model, settings, plan, validation):
+        for step in training_loop(
+            state, best, examples, schedule, model, settings, plan, validation
+        ):
             state, best, report = step
             yield report
             if report.epoch_done:
@@ -129,7 +136,7 @@ def train(
                     return
 
     show_training(reports(), quiet=not progress)
-    last = replicate_model(model, weights(state), 0)
+    last = replicate_model(model, replicate_weights(state), 0)
     found = bool(best.epoch[0] > 0)
     return Trained(last, replicate_model(model, best.params, 0) if found else last, history)
 
@@ -138,13 +145,13 @@ def _check_hide(share: float, model: AbstractLatentModel) -> None:
     """Raise UserError for an invalid share, or a model without values missing at random."""
     if not 0 <= share < 1:
         raise UserError(f"hide is {share}; it must be at least 0 and below 1")
-    if share and isinstance(model, Model) and without_labels(model).missing != "at-random":
+    if share and isinstance(model, Model) and unconditional_model(model).missing != "at-random":
         raise UserError("hide needs a model of gaps: make it with missing='at-random'")
 
 
 def _in_units_of(model: AbstractLatentModel, data: Dataset) -> AbstractLatentModel:
     """The model with the scale of standardised data, for densities in the units of the data."""
-    vae = without_labels(model) if isinstance(model, Model) else None
+    vae = unconditional_model(model) if isinstance(model, Model) else None
     if data.log_scale is None or vae is None or vae.log_scale is not None:
         return model
     log_scale = jnp.asarray(data.log_scale, jnp.float32)

@@ -96,10 +96,10 @@ class Speed:
 
 def _left(seconds: float | None) -> str:
     """The time left, or nothing while it is unknown."""
-    return "" if seconds is None else f"{in_words(seconds)} left"
+    return "" if seconds is None else f"{progress_time(seconds)} left"
 
 
-def in_words(seconds: float) -> str:
+def progress_time(seconds: float) -> str:
     """A time in a suitable unit."""
     if seconds < 100:
         return f"{seconds:.0f} s"

@@ -4,75 +4,17 @@ Repeated calls return the same optimiser, because programs are compiled for the 
 """
 
 from collections.abc import Callable, Sequence
-from functools import cache
-from typing import NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
-from jaxtyping import Array, Float, Int, PyTree
+from jaxtyping import Array, Float, Int
 
 from iwae.errors import UserError
 from iwae.typing import Scalar
 
 Schedule = Callable[[Array], Array]
-
-
-@cache
-def adam() -> optax.GradientTransformation:
-    """Adam as the paper states it: beta1 = 0.9, beta2 = 0.999, epsilon = 1e-4."""
-    published = optax.scale_by_adam(b1=0.9, b2=0.999, eps=1e-4)
-
-    def update(grads: PyTree, state: PyTree, params: PyTree = None) -> tuple[PyTree, PyTree]:
-        with jax.numpy_dtype_promotion("standard"):  # Optax raises floats to an integer power
-            return published.update(grads, state, params)
-
-    return optax.GradientTransformation(published.init, update)
-
-
-class AuthorsAdamState(NamedTuple):
-    """Moments of the previous steps."""
-
-    steps: Int[Array, ""]
-    mu: PyTree
-    nu: PyTree
-
-
-@cache
-def authors_adam(batch_size: int) -> optax.GradientTransformation:
-    """The optimiser of the paper's published code, which differs from the paper's text.
-
-    beta1 is 0.99. The second moments start at one, but the bias correction is the usual one. A step
-    uses the moments of the previous step, so that the first step changes nothing. The gradient is
-    the sum over the batch, so that epsilon = 1e-4 corresponds to a smaller one for the mean.
-    """
-    b1, b2, eps = 0.99, 0.999, 1e-4
-
-    def init(params: PyTree) -> AuthorsAdamState:
-        return AuthorsAdamState(
-            jnp.zeros((), jnp.int32),
-            jax.tree.map(jnp.zeros_like, params),
-            jax.tree.map(jnp.ones_like, params),
-        )
-
-    def update(
-        grads: PyTree,
-        state: AuthorsAdamState,
-        params: PyTree = None,  # noqa: ARG001
-    ) -> tuple[PyTree, AuthorsAdamState]:
-        steps = state.steps + 1
-        t = steps.astype(jnp.float32)
-        correction = jnp.sqrt(1 - b2**t) / (1 - b1**t)
-        updates = jax.tree.map(
-            lambda m, v: correction * m / (jnp.sqrt(v) + eps), state.mu, state.nu
-        )
-        mu = jax.tree.map(lambda m, g: b1 * m + (1 - b1) * batch_size * g, state.mu, grads)
-        nu = jax.tree.map(lambda v, g: b2 * v + (1 - b2) * (batch_size * g) ** 2, state.nu, grads)
-        return updates, AuthorsAdamState(steps, mu, nu)
-
-    return optax.GradientTransformation(init, update)
 
 
 class StagedSchedule(eqx.Module):
@@ -92,7 +34,7 @@ class StagedSchedule(eqx.Module):
         return self.rates[jnp.minimum(stage, self.rates.size - 1)]
 
 
-def staged(
+def staged_schedule(
     rates: Sequence[float], epochs: Sequence[int], steps_per_epoch: int, first: int = 0
 ) -> StagedSchedule:
     """The schedule that holds `rates[i]` for `epochs[i]` epochs, from step `first` on."""
@@ -151,7 +93,7 @@ def warming_up(schedule: Schedule, first: int, steps: int) -> WarmUp:
     return WarmUp(schedule, jnp.int32(first), jnp.int32(steps))
 
 
-def check_steps(epochs: int, steps_per_epoch: int, first: int = 0) -> None:
+def check_schedule_steps(epochs: int, steps_per_epoch: int, first: int = 0) -> None:
     """Raise UserError if the number of steps overflows the 32-bit counter."""
     if first + epochs * steps_per_epoch >= 2**31:
         raise UserError(
@@ -165,7 +107,7 @@ PAPER_RATES = tuple(1e-3 * 10 ** (-i / 7) for i in range(8))
 AUTHORS_RATES = tuple(1e-3 * r for r in (1.0, 0.72, 0.52, 0.37, 0.27, 0.19, 0.14, 0.1))
 
 
-def stage_epochs(total: int) -> tuple[int, ...]:
+def paper_schedule_epochs(total: int) -> tuple[int, ...]:
     """The paper's eight stages of 3^i epochs, scaled to `total` epochs (3,280 in the paper).
 
     Stage ends are rounded, so that short runs skip the short early stages.

@@ -12,9 +12,10 @@ from jaxtyping import Array, Key, PyTree
 from iwae.data.rows import Examples
 from iwae.errors import UserError
 from iwae.models.vae import AbstractLatentModel
-from iwae.training.loop import Best, Plan, Report, init_best, training
+from iwae.training.loop import Best, Plan, Report, init_best, training_loop
+from iwae.training.replicates import replicate_model
 from iwae.training.schedules import Schedule
-from iwae.training.steps import START, Clock, Settings, TrainState, init_state, replicate_model
+from iwae.training.steps import START, Clock, Settings, TrainState, init_state
 
 
 class Stage(NamedTuple):
@@ -55,7 +56,7 @@ def stage_at(stages: Sequence[Stage], step: int) -> int:
     return next((i for i, stage in enumerate(stages) if step <= stage.end), len(stages) - 1)
 
 
-def is_carried(before: Stage, stage: Stage) -> bool:
+def stage_carries(before: Stage, stage: Stage) -> bool:
     """Whether the optimiser's state passes from one stage to the next.
 
     Raises:
@@ -76,7 +77,7 @@ def _learned_shapes(stage: Stage) -> list[tuple[int, ...]]:
     return [leaf.shape for leaf in jax.tree.leaves(stage.settings.objective.init().learned)]
 
 
-def enter(
+def enter_stage(
     state: TrainState, best: Best, before: Stage, stage: Stage, template: AbstractLatentModel
 ) -> tuple[TrainState, Best]:
     """The state before the first step of a stage, from the state after the last step of another.
@@ -89,7 +90,7 @@ def enter(
     static = eqx.filter(template, eqx.is_inexact_array, inverse=True)
     new = _initial_state(state.params, state.key, static, stage.settings)
     extra, opt_state = new.extra, new.opt_state
-    if is_carried(before, stage):
+    if stage_carries(before, stage):
         opt_state = state.opt_state
         extra = extra._replace(learned=state.extra.learned)
     if before.settings.objective is stage.settings.objective:
@@ -126,7 +127,7 @@ def train_stages(
     plan: Plan,
     validation: Examples | None = None,
 ) -> Iterator[tuple[TrainState, Best, Report]]:
-    """Run `training` through all stages, from the one that the state is in.
+    """Run `training_loop` through all stages, from the one that the state is in.
 
     Training can be resumed from any yielded state, even at the end of a stage.
 
@@ -135,15 +136,15 @@ def train_stages(
             patience runs out.
 
     Raises:
-        UserError, NonFiniteError: as `training`.
+        UserError, NonFiniteError: as `training_loop`.
     """
     costs = [stage.epochs * stage.cost for stage in stages]
     first = stage_at(stages, int(np.asarray(state.step).max()))
     for i, stage in enumerate(stages[first:], start=first):
         if i > first:
-            state, best = enter(state, best, stages[i - 1], stage, template)
+            state, best = enter_stage(state, best, stages[i - 1], stage, template)
         stage_plan = plan._replace(epochs=stage.epochs)
-        dispatches = training(
+        dispatches = training_loop(
             state,
             best,
             data,

@@ -7,7 +7,7 @@ the batch), so that stopping, resuming or other dispatches do not change a run.
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import equinox as eqx
 import jax
@@ -21,11 +21,10 @@ from iwae.data import draw
 from iwae.inference.particles import Info
 from iwae.models.vae import AbstractLatentModel
 from iwae.objectives.objective import Extra, Objective
+from iwae.training.devices import on_all_devices
 from iwae.training.hiding import hide
 from iwae.training.schedules import Schedule
 from iwae.typing import Example, PRNGKey, Scalar
-
-Model = TypeVar("Model", bound=AbstractLatentModel)
 
 
 class TrainState(NamedTuple):
@@ -50,11 +49,6 @@ class TrainState(NamedTuple):
     extra: Extra
     metrics: dict[str, Float[Array, " R"]]
     ema: PyTree = ()
-
-
-def weights(state: TrainState) -> PyTree:
-    """The parameters to evaluate and to save: their moving average if there is one."""
-    return state.ema if jax.tree.leaves(state.ema) else state.params
 
 
 class Clock(NamedTuple):
@@ -114,12 +108,6 @@ def _stack(trees: Sequence[PyTree]) -> PyTree:
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
 
 
-def replicate_model(template: Model, params: PyTree, replicate: int) -> Model:
-    """The model of one replicate; `template` provides everything that is not trained."""
-    static = eqx.filter(template, eqx.is_inexact_array, inverse=True)
-    return eqx.combine(jax.tree.map(lambda leaf: leaf[replicate], params), static)
-
-
 _ORDER, _STEPS = 0, 1  # folded into a replicate's key, for data order and for steps
 
 
@@ -128,7 +116,7 @@ def step_key(state: TrainState) -> PRNGKey:
     return jax.random.fold_in(jax.random.fold_in(state.key, _STEPS), state.step)
 
 
-def epoch_order(state: TrainState, n: int, settings: Settings, clock: Clock) -> Int[Array, " n"]:
+def step_order(state: TrainState, n: int, settings: Settings, clock: Clock) -> Int[Array, " n"]:
     """The order in which one replicate visits the n examples of its next step's block."""
     done = (state.step - clock.step) // (n // settings.batch_size)
     epoch = clock.epoch + done // settings.blocks if settings.shuffle else 0
@@ -138,7 +126,7 @@ def epoch_order(state: TrainState, n: int, settings: Settings, clock: Clock) -> 
     return jax.random.permutation(key, n)
 
 
-def batch(
+def step_batch(
     state: TrainState,
     order: Int[Array, " n"],
     data: Shaped[Array, "n ..."],
@@ -151,7 +139,7 @@ def batch(
     return data[jax.lax.dynamic_slice_in_dim(order, first, settings.batch_size)]
 
 
-def mean_loss(
+def step_loss(
     model: AbstractLatentModel,
     raw: Shaped[Array, "batch ..."],
     key: PRNGKey,
@@ -161,7 +149,7 @@ def mean_loss(
     """Minus the mean objective of a batch: the only place that negates and averages."""
 
     def one(raw: Shaped[Array, "..."], position: Array) -> tuple[Scalar, Info]:
-        given, x, latent_key = example(model, raw, position, key, settings)
+        given, x, latent_key = step_example(model, raw, position, key, settings)
         return settings.objective.terms(given, x, latent_key, extra)
 
     values, info = jax.vmap(one)(raw, jnp.arange(settings.batch_size))
@@ -169,7 +157,7 @@ def mean_loss(
     return -jnp.mean(values), info
 
 
-def example(
+def step_example(
     model: AbstractLatentModel,
     raw: Shaped[Array, "..."],
     position: Int[Array, ""],
@@ -199,7 +187,7 @@ def _one_step(
     def loss(trained: PyTree) -> tuple[Scalar, Info]:
         params, learned = trained
         extra = state.extra._replace(learned=learned)
-        return mean_loss(eqx.combine(params, static), raw, key, extra, settings)
+        return step_loss(eqx.combine(params, static), raw, key, extra, settings)
 
     trained = state.params, state.extra.learned
     (value, info), grads = jax.value_and_grad(loss, has_aux=True)(trained)
@@ -246,7 +234,7 @@ def _run_replicate(
     `checked` also checks every gradient and returns the state before the step that broke.
     """
     steps_per_epoch = settings.blocks * (len(data) // settings.batch_size)
-    order = epoch_order(state, len(data), settings, clock)
+    order = step_order(state, len(data), settings, clock)
 
     def unfinished(carry: tuple[TrainState, Bool[Array, ""]]) -> Bool[Array, ""]:
         state, good = carry
@@ -254,7 +242,7 @@ def _run_replicate(
 
     def step(carry: tuple[TrainState, Bool[Array, ""]]) -> tuple[TrainState, Bool[Array, ""]]:
         state, _ = carry
-        raw = batch(state, order, data, settings, clock)
+        raw = step_batch(state, order, data, settings, clock)
         new, grads = _one_step(state, raw, schedule, static, settings, steps_per_epoch, clock)
         good = jnp.isfinite(new.bound)
         if checked:
@@ -268,7 +256,7 @@ def _run_replicate(
     return jax.lax.while_loop(unfinished, step, (state, jnp.bool(True)))[0]
 
 
-def run_steps(
+def run_compiled_steps(
     state: TrainState,
     stop: Int[Array, " R"],
     data: Shaped[Array, "n ..."],
@@ -309,12 +297,6 @@ def run_steps(
     clock = Clock(*jax.device_put([np.asarray(at, np.int32) for at in clock]))
     out = _run_replicates(state, stop, data, (schedule, clock), static, settings, checked, mesh)
     return _first_states(out, replicates) if idle else out
-
-
-def on_all_devices(data: Shaped[Array, "n ..."] | Shaped[np.ndarray, "n ..."]) -> Array:
-    """A copy of the data on each device; the data themselves if they are there already."""
-    mesh = Mesh(np.asarray(jax.local_devices()), ("replicate",))
-    return jax.device_put(data, NamedSharding(mesh, PartitionSpec()))
 
 
 @partial(jax.jit, static_argnames=("idle", "sharding"))

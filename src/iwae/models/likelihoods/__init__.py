@@ -21,8 +21,8 @@ from iwae.models.likelihoods.categories import Categorical, categorical
 from iwae.models.likelihoods.counts import negative_binomial, poisson
 from iwae.models.likelihoods.gaussian import gaussian, gaussian_fixed, gaussian_shared
 from iwae.models.likelihoods.levels import discretised_gaussian, logistic_mixture
-from iwae.models.likelihoods.masking import SIGNS, SelfMasked, self_masked
-from iwae.models.likelihoods.missing import Incomplete, incomplete
+from iwae.models.likelihoods.masking import SIGNS, self_masking, without_masking
+from iwae.models.likelihoods.missing import likelihood_missing_at_random
 from iwae.models.likelihoods.observation import Observation
 from iwae.models.likelihoods.table import Columns, table
 
@@ -52,7 +52,11 @@ def observation(kind: Kind | str, d: int, missing: str | None = None) -> Observa
     if kind.columns is not None:
         return table(kind, d, partial(_columns_of_kind, missing=missing))
     data = OBSERVATIONS[kind.name](kind, d)
-    return self_masked(data, d, missing) if missing in SIGNS else incomplete(data, d)
+    return (
+        self_masking(data, d, missing)
+        if missing in SIGNS
+        else likelihood_missing_at_random(data, d)
+    )
 
 
 def _columns_of_kind(kind: Kind, d: int, missing: str) -> Observation:
@@ -65,22 +69,14 @@ def _has_gaussian(kind: Kind) -> bool:
     return any(name in GAUSSIANS for name in names)
 
 
-def typical(p: dist.Distribution) -> Float[Array, " d"]:
+def likelihood_centre(p: dist.Distribution) -> Float[Array, " d"]:
     """The mean of each dimension; for categories, the most likely one."""
     if isinstance(p, Columns):
-        return p.in_place([typical(one) for one in p.each])
-    p = complete(p)
+        return p.in_place([likelihood_centre(one) for one in p.each])
+    p = without_masking(p)
     if isinstance(p, dist.Independent) and isinstance(p.base_dist, Categorical):
         return jnp.argmax(p.base_dist.logits, axis=-1).astype(jnp.float32)
     return p.mean
-
-
-def complete(p: dist.Distribution) -> dist.Distribution:
-    """The distribution of a whole example, none of whose values is missing."""
-    if isinstance(p, Columns):
-        return Columns(tuple(map(complete, p.each)), p.places)
-    p = p.values if isinstance(p, SelfMasked) else p
-    return p.complete if isinstance(p, Incomplete) else p
 
 
 GAUSSIANS = ("gaussian", "gaussian-shared", "gaussian-fixed")

@@ -14,8 +14,8 @@ from jaxtyping import Array, Float
 from scipy.special import digamma
 
 from iwae.data import Kind
-from iwae.models.likelihoods.gaussian import between
-from iwae.models.likelihoods.observation import Observation, Rows, standardised
+from iwae.models.likelihoods.limits import limit_between
+from iwae.models.likelihoods.observation import Observation, Rows, standardised_observation
 from iwae.typing import PRNGKey
 
 MOST_LOG_MEAN = 60.0
@@ -34,7 +34,7 @@ class Poisson(dist.Poisson):
     pytree_data_fields = ("rate",)
 
     def __init__(self, log_mean: Float[Array, " d"]):
-        self.log_mean = between(log_mean, -MOST_LOG_MEAN, MOST_LOG_MEAN)
+        self.log_mean = limit_between(log_mean, -MOST_LOG_MEAN, MOST_LOG_MEAN)
         super().__init__(jnp.exp(self.log_mean))
 
     def sample(self, key: PRNGKey, sample_shape: tuple[int, ...] = ()) -> Float[Array, "*d"]:
@@ -56,8 +56,8 @@ class NegativeBinomial(dist.NegativeBinomial2):
     pytree_data_fields = ("concentration", "rate", "_gamma")
 
     def __init__(self, log_mean: Float[Array, " d"], log_size: Float[Array, " d"]):
-        self.log_mean = between(log_mean, -MOST_LOG_MEAN, MOST_LOG_MEAN)
-        self.log_size = between(log_size, *LOG_SIZES)
+        self.log_mean = limit_between(log_mean, -MOST_LOG_MEAN, MOST_LOG_MEAN)
+        self.log_size = limit_between(log_size, *LOG_SIZES)
         super().__init__(jnp.exp(self.log_mean), jnp.exp(self.log_size))
 
     @property
@@ -111,7 +111,7 @@ def _stirling_error(n: Float[Array, " d"]) -> Float[Array, " d"]:
 
 def poisson(kind: Kind, d: int) -> Observation:  # noqa: ARG001
     """A log mean for each dimension."""
-    encoding = standardised(d, jnp.log1p, np.log1p)
+    encoding = standardised_observation(d, jnp.log1p, np.log1p)
     return Observation(d, lambda o: Poisson(o).to_event(1), _log_mean, encoding=encoding)
 
 
@@ -126,7 +126,9 @@ def negative_binomial(kind: Kind, d: int) -> Observation:  # noqa: ARG001
         each = zip(np.ascontiguousarray(rows.T), np.exp(log_mean), strict=True)
         return np.concatenate([log_mean, [_log_size(column, mean) for column, mean in each]])
 
-    return Observation(2 * d, distribution, start, encoding=standardised(d, jnp.log1p, np.log1p))
+    return Observation(
+        2 * d, distribution, start, encoding=standardised_observation(d, jnp.log1p, np.log1p)
+    )
 
 
 def _log_mean(rows: Rows) -> np.ndarray:

@@ -13,7 +13,7 @@ AT_ONCE = 64
 """Dimensions fitted together: enough to keep a core busy, few enough for its memory."""
 
 
-def most_likely(
+def fit_likelihood_outputs(
     log_probs: Callable[[Float[Array, " p"]], Float[Array, " v"]],
     start: Float[np.ndarray, "d p"],
     shares: Float[np.ndarray, "d v"],

@@ -2,7 +2,6 @@
 
 import math
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
@@ -10,6 +9,7 @@ from jax.scipy.special import erfc
 from jaxtyping import Array, Float
 
 from iwae.data import Kind
+from iwae.models.likelihoods.limits import limit_below
 from iwae.models.likelihoods.observation import Observation, Rows
 
 LEAST_SCALE = 1e-4
@@ -19,19 +19,6 @@ In the units of the data: rescale values that vary by less."""
 
 LEAST_INITIAL_SCALE = 1e-3
 """The smallest initial scale, for constant columns."""
-
-
-def at_least(log_scale: Float[Array, "..."], floor: float) -> Float[Array, "..."]:
-    """Raise a log scale to the floor if it is below, and leave it unchanged otherwise, bit for bit.
-
-    At the floor, the gradient is that of the density there, so that a scale can leave it again.
-    """
-    return log_scale - jax.lax.stop_gradient(jnp.minimum(log_scale - floor, 0.0))
-
-
-def between(a: Float[Array, "..."], low: float, high: float) -> Float[Array, "..."]:
-    """Values limited to an interval, with the gradient of `at_least` at both ends."""
-    return -at_least(-at_least(a, low), -high)
 
 
 def gaussian(kind: Kind, d: int) -> Observation:  # noqa: ARG001
@@ -57,7 +44,7 @@ def gaussian_fixed(kind: Kind, d: int) -> Observation:
 
 def _normal(outputs: Float[Array, " o"]) -> dist.Distribution:
     loc, log_scale = jnp.split(outputs, 2)
-    return dist.Normal(loc, jnp.exp(at_least(log_scale, math.log(LEAST_SCALE)))).to_event(1)
+    return dist.Normal(loc, jnp.exp(limit_below(log_scale, math.log(LEAST_SCALE)))).to_event(1)
 
 
 def _mean_and_log_scale(rows: Rows) -> np.ndarray:
@@ -78,7 +65,7 @@ MILLS_FROM, MILLS_TERMS = 3.0, 16
 """From where on the continued fraction is used, and its length: exact in float32 from there on."""
 
 
-def mills(a: Float[Array, "..."]) -> Float[Array, "..."]:
+def gaussian_mills_ratio(a: Float[Array, "..."]) -> Float[Array, "..."]:
     """(1 - Phi(a)) / phi(a) for a >= 0, by Laplace's continued fraction where a is large."""
     far = a >= MILLS_FROM
     near_a, far_a = jnp.where(far, 0.0, a), jnp.where(far, a, MILLS_FROM)
@@ -89,11 +76,11 @@ def mills(a: Float[Array, "..."]) -> Float[Array, "..."]:
     return jnp.where(far, 1 / fraction, near)
 
 
-def log_phi(b: Float[Array, "..."]) -> Float[Array, "..."]:
+def gaussian_log_cdf(b: Float[Array, "..."]) -> Float[Array, "..."]:
     """log Phi(b), with a gradient that is exact even far below 0."""
     below, above = jnp.where(b < 0, -b, 0.0), jnp.where(b < 0, 0.0, b)
     return jnp.where(
         b < 0,
-        -(below**2) / 2 - LOG_ROOT_2PI + jnp.log(mills(below)),
+        -(below**2) / 2 - LOG_ROOT_2PI + jnp.log(gaussian_mills_ratio(below)),
         jnp.log1p(-erfc(above / math.sqrt(2)) / 2),
     )

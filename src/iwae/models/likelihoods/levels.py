@@ -16,8 +16,9 @@ from jaxtyping import Array, Float
 
 from iwae.data import Kind
 from iwae.data.kinds import LEVELS
-from iwae.models.likelihoods.fitting import most_likely
-from iwae.models.likelihoods.gaussian import LOG_ROOT_2PI, between, log_phi, mills
+from iwae.models.likelihoods.fitting import fit_likelihood_outputs
+from iwae.models.likelihoods.gaussian import LOG_ROOT_2PI, gaussian_log_cdf, gaussian_mills_ratio
+from iwae.models.likelihoods.limits import limit_between
 from iwae.models.likelihoods.observation import Encoding, Observation, Rows
 from iwae.typing import PRNGKey
 
@@ -51,12 +52,12 @@ class Levels(dist.Distribution):
     @property
     def mean(self) -> Float[Array, " d"]:
         """E[x] = sum over levels of P(x above the level); one level at a time saves memory."""
-        edges = unit(jnp.arange(0.5, LEVELS - 1))
+        edges = _unit(jnp.arange(0.5, LEVELS - 1))
         zeros = jnp.zeros(self.batch_shape, jnp.float32)
         return jax.lax.scan(lambda sum_, edge: (sum_ + self.above(edge), None), zeros, edges)[0]
 
 
-def unit(level: Float[Array, "..."]) -> Float[Array, "..."]:
+def _unit(level: Float[Array, "..."]) -> Float[Array, "..."]:
     """Map levels 0 to 255 to -1 to 1."""
     return level / HALF - 1
 
@@ -80,7 +81,7 @@ class LogisticMixture(Levels):
         log_scale: Float[Array, "m d"],
     ):
         self.logits, self.loc = logits, loc
-        self.log_scale = between(log_scale, LEAST_LOG_SCALE, MOST_LOG_SCALE)
+        self.log_scale = limit_between(log_scale, LEAST_LOG_SCALE, MOST_LOG_SCALE)
         super().__init__(batch_shape=jnp.shape(loc)[-1:])
 
     def draw(self, key: PRNGKey, shape: tuple[int, ...]) -> Float[Array, "*d"]:
@@ -110,7 +111,7 @@ def _log_logistic_bin(
     Computed as log s(b) + log s(-a) + log(1 - exp(a - b)), without cancellation.
     """
     sharpness = jnp.exp(-log_scale)
-    lower, upper = ((unit(x + half) - loc) * sharpness for half in (-0.5, 0.5))
+    lower, upper = ((_unit(x + half) - loc) * sharpness for half in (-0.5, 0.5))
     width = sharpness / HALF
     open_below, open_above = x < 1, x > LEVELS - 2
     return (
@@ -137,7 +138,7 @@ def logistic_mixture(kind: Kind, d: int) -> Observation:
         logits, log_scale = np.zeros_like(loc), np.repeat(np.log(scale)[:, None], m, axis=1)
         return _fitted(distribution, np.concatenate([logits, loc, log_scale], axis=1), shares)
 
-    return Observation(3 * m * d, distribution, start, encoding=Encoding(d, lambda x, _: unit(x)))
+    return Observation(3 * m * d, distribution, start, encoding=Encoding(d, lambda x, _: _unit(x)))
 
 
 # --- Gaussians ------------------------------------------------------------------------------
@@ -149,7 +150,7 @@ class DiscretisedGaussian(Levels):
     arg_constraints = dict.fromkeys(("loc", "log_scale"), dist.constraints.real_vector)
 
     def __init__(self, loc: Float[Array, " d"], log_scale: Float[Array, " d"]):
-        self.loc, self.log_scale = loc, between(log_scale, LEAST_LOG_SCALE, MOST_LOG_SCALE)
+        self.loc, self.log_scale = loc, limit_between(log_scale, LEAST_LOG_SCALE, MOST_LOG_SCALE)
         super().__init__(batch_shape=jnp.shape(loc))
 
     def draw(self, key: PRNGKey, shape: tuple[int, ...]) -> Float[Array, "*d"]:
@@ -163,10 +164,10 @@ class DiscretisedGaussian(Levels):
     def log_prob(self, value: Float[Array, " d"]) -> Float[Array, " d"]:
         """log[Phi(b) - Phi(a)] at the edges of the level."""
         sharpness = jnp.exp(-self.log_scale)
-        lower, upper = ((unit(value + half) - self.loc) * sharpness for half in (-0.5, 0.5))
-        middle = (unit(value) - self.loc) * sharpness
+        lower, upper = ((_unit(value + half) - self.loc) * sharpness for half in (-0.5, 0.5))
+        middle = (_unit(value) - self.loc) * sharpness
         inside = _log_phi_between(middle, sharpness / HALF)
-        tail = jnp.where(value < 1, log_phi(upper), log_phi(-lower))
+        tail = jnp.where(value < 1, gaussian_log_cdf(upper), gaussian_log_cdf(-lower))
         return jnp.where((value < 1) | (value > LEVELS - 2), tail, inside)
 
 
@@ -190,7 +191,7 @@ def _log_phi_between(
 
     m1, w1 = jnp.where(beside, m, 2.0), jnp.where(beside, width, 1.0)
     a = m1 - w1 / 2
-    ratio = mills(a) - jnp.exp(-m1 * w1) * mills(a + w1)
+    ratio = gaussian_mills_ratio(a) - jnp.exp(-m1 * w1) * gaussian_mills_ratio(a + w1)
     of_beside = -(a**2) / 2 - LOG_ROOT_2PI + jnp.log(ratio)
 
     m2, w2 = jnp.where(across, m, 0.0), jnp.where(across, width, 1.0)
@@ -216,7 +217,7 @@ def discretised_gaussian(kind: Kind, d: int) -> Observation:  # noqa: ARG001
         fitted = _fitted(distribution, np.stack([loc, np.log(scale)], axis=1), shares)
         return np.concatenate([fitted[:d], np.maximum(fitted[d:], math.log(0.5 / HALF))])
 
-    return Observation(2 * d, distribution, start, encoding=Encoding(d, lambda x, _: unit(x)))
+    return Observation(2 * d, distribution, start, encoding=Encoding(d, lambda x, _: _unit(x)))
 
 
 # --- shared by both -------------------------------------------------------------------------
@@ -248,4 +249,4 @@ def _fitted(
         everywhere = jnp.repeat(outputs, LEVELS)  # the same outputs for each of 256 dimensions
         return distribution(everywhere).base_dist.log_prob(levels)
 
-    return most_likely(log_probs, start, shares).T.ravel()
+    return fit_likelihood_outputs(log_probs, start, shares).T.ravel()

@@ -22,9 +22,10 @@ from jax.scipy.special import ndtr, ndtri
 from jaxtyping import Array, Float, PyTree
 from scipy.special import ndtri as quantile
 
-from iwae.models.likelihoods.gaussian import LOG_ROOT_2PI, log_phi, mills
-from iwae.models.likelihoods.missing import Incomplete, incomplete
-from iwae.models.likelihoods.observation import Observation, Rows, mean_and_log_scale
+from iwae.models.likelihoods.gaussian import LOG_ROOT_2PI, gaussian_log_cdf, gaussian_mills_ratio
+from iwae.models.likelihoods.missing import Incomplete, likelihood_missing_at_random
+from iwae.models.likelihoods.observation import Observation, Rows, observation_moments
+from iwae.models.likelihoods.table import Columns
 from iwae.typing import PRNGKey
 
 FIRST_LOG_SLOPE = -2.0
@@ -66,7 +67,11 @@ class SelfMasked(dist.Distribution):
         """log p(x_obs|z) + log p(s|x_obs, z), nats, with the missing values integrated out."""
         missing = jnp.isnan(value)
         x = jnp.where(missing, 0.0, value)
-        each = jnp.where(missing, log_phi(self._eta()), log_phi(-self.intercept - self.slope * x))
+        each = jnp.where(
+            missing,
+            gaussian_log_cdf(self._eta()),
+            gaussian_log_cdf(-self.intercept - self.slope * x),
+        )
         return self.values.log_prob(value) + jnp.sum(each)
 
     @property
@@ -119,7 +124,7 @@ def _hazard(eta: Float[Array, " d"]) -> Float[Array, " d"]:
     """phi(eta) / Phi(eta), which is -E[v | v < eta] for v ~ N(0, 1)."""
     below, above = jnp.where(eta < 0, -eta, 0.0), jnp.where(eta < 0, 0.0, eta)
     density = jnp.exp(-(above**2) / 2 - LOG_ROOT_2PI)
-    return jnp.where(eta < 0, 1 / mills(below), density / ndtr(above))
+    return jnp.where(eta < 0, 1 / gaussian_mills_ratio(below), density / ndtr(above))
 
 
 TAIL, NEWTON_STEPS = -4.0, 8
@@ -129,13 +134,13 @@ TAIL, NEWTON_STEPS = -4.0, 8
 def _below(eta: Float[Array, " d"], u: Float[Array, " d"]) -> Float[Array, " d"]:
     """Draws of v ~ N(0, 1) given v < eta, from uniform u: log Phi(v) = log u + log Phi(eta)."""
     far = jnp.where(eta < TAIL, eta, TAIL)
-    target, v = jnp.log(u) + log_phi(far), far
+    target, v = jnp.log(u) + gaussian_log_cdf(far), far
     for _ in range(NEWTON_STEPS):  # from below, as log Phi is concave
-        v = v + (target - log_phi(v)) / _hazard(v)
+        v = v + (target - gaussian_log_cdf(v)) / _hazard(v)
     return jnp.where(eta < TAIL, v, ndtri(u * ndtr(jnp.maximum(eta, TAIL))))
 
 
-def self_masked(data: Observation, d: int, missing: str) -> Observation:
+def self_masking(data: Observation, d: int, missing: str) -> Observation:
     """A Gaussian kind of data with values that go missing depending on themselves.
 
     The intercepts and slopes are free parameters, which follow those of the kind. Initially, the
@@ -145,18 +150,18 @@ def self_masked(data: Observation, d: int, missing: str) -> Observation:
     Args:
         missing: a name in `SIGNS`.
     """
-    ignorable, slope = incomplete(data, d), SIGNS[missing]
+    ignorable, slope = likelihood_missing_at_random(data, d), SIGNS[missing]
 
     def distribution(outputs: Float[Array, " o"]) -> dist.Distribution:
         own, intercept, raw = jnp.split(outputs, [outputs.size - 2 * d, outputs.size - d])
         values = ignorable.distribution(own)
-        assert isinstance(values, Incomplete)  # noqa: S101 - by `incomplete`
+        assert isinstance(values, Incomplete)  # noqa: S101 - by `likelihood_missing_at_random`
         return SelfMasked(values, intercept, slope(raw))
 
     def start(rows: Rows) -> np.ndarray:
         count = np.isnan(rows).sum(axis=0)
         share = (count + 0.5) / (len(rows) + 1)  # positive even for a column without gaps
-        mean, log_scale = np.split(mean_and_log_scale(rows), 2)
+        mean, log_scale = np.split(observation_moments(rows), 2)
         raw = np.zeros(d) if missing == "not-at-random" else FIRST_LOG_SLOPE - log_scale
         a = np.asarray(slope(jnp.asarray(raw, jnp.float32)), np.float64)
         intercept = quantile(share) * np.hypot(1, a * np.exp(log_scale)) - a * mean
@@ -164,3 +169,11 @@ def self_masked(data: Observation, d: int, missing: str) -> Observation:
 
     n_free = data.n_free + 2 * d
     return ignorable._replace(distribution=distribution, initial_output=start, n_free=n_free)
+
+
+def without_masking(p: dist.Distribution) -> dist.Distribution:
+    """The distribution of a whole example, none of whose values is missing."""
+    if isinstance(p, Columns):
+        return Columns(tuple(map(without_masking, p.each)), p.places)
+    p = p.values if isinstance(p, SelfMasked) else p
+    return p.complete if isinstance(p, Incomplete) else p

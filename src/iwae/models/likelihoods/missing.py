@@ -13,7 +13,7 @@ import numpyro.distributions as dist
 from jaxtyping import Array, Float, PyTree
 
 from iwae.errors import UserError
-from iwae.models.likelihoods.observation import Encoding, Observation, standardised
+from iwae.models.likelihoods.observation import Encoding, Observation, standardised_observation
 from iwae.typing import PRNGKey
 
 
@@ -86,7 +86,7 @@ class Incomplete(dist.Distribution):
         return jnp.where(jnp.isnan(x), self.sample(key), x)
 
 
-def incomplete(data: Observation, d: int) -> Observation:
+def likelihood_missing_at_random(data: Observation, d: int) -> Observation:
     """The same kind of data, with values missing at random.
 
     The encoder's inputs are the usual ones (standardised values in place of the example itself),
@@ -99,7 +99,7 @@ def incomplete(data: Observation, d: int) -> Observation:
     def distribution(outputs: Float[Array, " o"]) -> dist.Distribution:
         return Incomplete(data.distribution(outputs), data.legal)
 
-    encoding = _with_mask(data.encoding or standardised(d), d, data.legal)
+    encoding = _with_mask(data.encoding or standardised_observation(d), d, data.legal)
     return data._replace(distribution=distribution, encoding=encoding)
 
 

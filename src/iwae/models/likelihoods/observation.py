@@ -51,7 +51,7 @@ class Observation(NamedTuple):
     legal: float = 0.0
 
 
-def standardised(
+def standardised_observation(
     d: int, of: Callable[..., Any] = lambda x: x, of_rows: Callable[..., Any] = lambda x: x
 ) -> Encoding:
     """Standardise a function of the values: subtract its mean, divide by its standard deviation.
@@ -66,12 +66,12 @@ def standardised(
         return (of(x) - mean) * jnp.exp(-log_scale)
 
     def statistics(rows: Rows) -> np.ndarray:
-        return mean_and_log_scale(of_rows(np.asarray(rows, np.float64)))
+        return observation_moments(of_rows(np.asarray(rows, np.float64)))
 
     return Encoding(d, transform, 2 * d, statistics)
 
 
-def mean_and_log_scale(values: Shaped[np.ndarray, "n d"]) -> np.ndarray:
+def observation_moments(values: Shaped[np.ndarray, "n d"]) -> np.ndarray:
     """Means and log standard deviations (0 for constants) of the observed values, `[2 d]`."""
     values = np.asarray(values, np.float64)
     scale = np.nanstd(values, axis=0)

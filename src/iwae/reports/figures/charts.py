@@ -6,13 +6,18 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from iwae.errors import UserError, counted
+from iwae.errors import UserError
 from iwae.reports.figures import style
+from iwae.reports.figures.axis_scales import cut_axis_start, scale_epoch_axis, whole_axis_ticks
+from iwae.reports.figures.input_checks import checked_input
+from iwae.results.formatting import format_minus
+from iwae.wording import count_in_words
 
 THIN: dict[str, Any] = {"linewidth": 0.7, "alpha": 0.45}
 DOTTED: dict[str, Any] = {"color": style.FAINT, "linewidth": 0.9, "linestyle": ":"}
@@ -48,41 +53,41 @@ def training_curves(rows: Sequence[Mapping[str, Any]]) -> Figure:
         UserError: if no row has a curve, or a value is invalid.
     """
     panels = _training_panels(rows)
-    rates = read_curves(rows, "learning_rate", "learning rate")
+    rates = chart_curves(rows, "learning_rate", "learning rate")
     steps = _rate_steps(rates)
     if len(steps) > 12:
         panels["learning rate"], steps = rates, {}
-    figure, charts = style.chart_figure(len(panels))
+    figure, charts = style.styled_figure(len(panels))
     x_label = "epoch" if any("epoch" in row for row in rows) else "record"
     for axes, (label, curves) in zip(charts, panels.items(), strict=True):
         for (name, curve), colour in zip(curves.items(), cycle(style.PALETTE), strict=False):
             _draw_curve(axes, curve, name, colour)
         for epoch in steps:
             axes.axvline(epoch, zorder=1, **DOTTED)
-        style.finish(axes, x_label, label)
+        style.apply_style(axes, x_label, label)
     drawn = [curve for curves in panels.values() for curve in curves.values()]
     _share_epochs(charts, drawn)
     for axes, curves in zip(charts, panels.values(), strict=True):
         if all(_are_integers(curve.values[~np.isnan(curve.values)]) for curve in curves.values()):
-            axes.yaxis.set_major_locator(style.whole_ticks())
+            axes.yaxis.set_major_locator(whole_axis_ticks())
         if axes.get_ylabel() == UNITS:
             axes.set_ylim(0, 1.05 * axes.get_ylim()[1])
         else:
-            style.cut_start(axes, list(curves.values()))
+            cut_axis_start(axes, list(curves.values()))
     _note_lines(figure, steps, max(curve.values.shape[1] for curve in drawn))
-    return style.laid_out(figure)
+    return style.fix_figure_layout(figure)
 
 
 def _training_panels(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, "TrainingCurve"]]:
     """The curves of each panel by the label of its axis; UserError if there are none."""
     has_other = any(row.get("train_iwae") != row.get("train_bound") for row in rows)
     panels = {
-        "bound (nats)": read_curves(rows, "train_bound", "training")
-        | (read_curves(rows, "train_iwae", "training, IWAE-k") if has_other else {})
-        | read_curves(rows, "validation_bound", "validation"),
-        "reconstruction (nats)": read_curves(rows, "reconstruction", "log p(x | z)"),
-        "KL (nats)": read_curves(rows, "kl", None),
-        UNITS: read_curves(rows, "active_units", None),
+        "bound (nats)": chart_curves(rows, "train_bound", "training")
+        | (chart_curves(rows, "train_iwae", "training, IWAE-k") if has_other else {})
+        | chart_curves(rows, "validation_bound", "validation"),
+        "reconstruction (nats)": chart_curves(rows, "reconstruction", "log p(x | z)"),
+        "KL (nats)": chart_curves(rows, "kl", None),
+        UNITS: chart_curves(rows, "active_units", None),
     }
     panels = {label: curves for label, curves in panels.items() if curves}
     if not panels:
@@ -100,16 +105,16 @@ def log_variance_histogram(variances: Sequence[np.ndarray], threshold: float) ->
     the variance over examples of its posterior mean. A unit is active above `threshold`. The
     histogram shows log10 of the variance; values below `FLOOR`, such as 0, are drawn at `FLOOR`.
     """
-    layers = [style.checked(layer, f"variances[{i}]", "d") for i, layer in enumerate(variances)]
+    layers = [checked_input(layer, f"variances[{i}]", "d") for i, layer in enumerate(variances)]
     bins = _log_bins(np.concatenate(layers), threshold)
-    figure, charts = style.chart_figure(len(layers))
+    figure, charts = style.styled_figure(len(layers))
     for number, (axes, layer) in enumerate(zip(charts, layers, strict=True), 1):
         _draw_variances(axes, layer, threshold, bins)
         at_floor = np.count_nonzero(layer < FLOOR)
         note = f"\n({at_floor} below {FLOOR:g} are drawn at it)" if at_floor else ""
         units = f"units of layer {number}" if len(layers) > 1 else "units"
-        style.finish(axes, f"log10 of the variance of the posterior mean{note}", units)
-    return style.laid_out(figure)
+        style.apply_style(axes, f"log10 of the variance of the posterior mean{note}", units)
+    return style.fix_figure_layout(figure)
 
 
 def density_1d(grid: np.ndarray, curves: Mapping[str, np.ndarray], *, data: np.ndarray) -> Figure:
@@ -117,16 +122,16 @@ def density_1d(grid: np.ndarray, curves: Mapping[str, np.ndarray], *, data: np.n
 
     The first curve is black, as the reference for the others: usually the true density.
     """
-    figure, (axes,) = style.chart_figure(1)
+    figure, (axes,) = style.styled_figure(1)
     colours = cycle((style.INK, *style.PALETTE))
     for (name, values), colour in zip(curves.items(), colours, strict=False):
-        density = style.checked(values, f"density '{name}'")
+        density = checked_input(values, f"density '{name}'")
         axes.plot(grid, density, color=colour, linewidth=1.6, label=name)
-    style.draw_histogram(axes, style.checked(data, "data"), float(grid[0]), float(grid[-1]), "data")
+    draw_histogram(axes, checked_input(data, "data"), float(grid[0]), float(grid[-1]), "data")
     axes.set_xlim(grid[0], grid[-1])
     axes.set_ylim(bottom=0)
-    style.finish(axes, "x", "density")
-    return style.laid_out(figure)
+    style.apply_style(axes, "x", "density")
+    return style.fix_figure_layout(figure)
 
 
 def scatter_2d(data: np.ndarray, samples: np.ndarray) -> Figure:
@@ -134,13 +139,13 @@ def scatter_2d(data: np.ndarray, samples: np.ndarray) -> Figure:
 
     The data are also behind the samples, in grey.
     """
-    pairs = style.checked(data, "data"), style.checked(samples, "samples")
+    pairs = checked_input(data, "data"), checked_input(samples, "samples")
     everything = np.concatenate(pairs)
     low, high = everything.min(axis=0), everything.max(axis=0)
     pad = 0.05 * (high - low).max() or 1.0
     low, high = low - pad, high + pad
     shape = (high - low)[1] / (high - low)[0]
-    figure, charts = style.chart_figure(2, height=float(np.clip(3.2 * shape + 0.9, 1.6, 6)))
+    figure, charts = style.styled_figure(2, height=float(np.clip(3.2 * shape + 0.9, 1.6, 6)))
     titles = ["data ({})", "samples of the model ({}; grey: data)"]
     for axes, points, colour, title in zip(charts, pairs, style.PALETTE, titles, strict=False):
         if axes is charts[1]:
@@ -149,8 +154,8 @@ def scatter_2d(data: np.ndarray, samples: np.ndarray) -> Figure:
         axes.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]), aspect="equal")
         axes.set_title(title.format(len(points)), fontsize=style.NORMAL, color=style.INK)
         axes.yaxis.set_major_locator(MaxNLocator(int(np.clip(8 * shape, 2, 8))))
-        style.finish(axes, "x[0]", "x[1]")
-    return style.laid_out(figure)
+        style.apply_style(axes, "x[0]", "x[1]")
+    return style.fix_figure_layout(figure)
 
 
 def marginals(
@@ -173,7 +178,7 @@ def marginals(
     drawn = _observed_columns(samples, "samples", gaps)
     known = [np.empty(0)] * len(drawn) if data is None else _observed_columns(data, "data", gaps)
     more = f" (of {samples.shape[1]:,})" if samples.shape[1] > MOST else ""
-    figure, charts = style.chart_figure(len(drawn), height=2.2)
+    figure, charts = style.styled_figure(len(drawn), height=2.2)
     for number, (axes, *columns) in enumerate(zip(charts, known, drawn, strict=True)):
         front: dict[str, Any] = {"color": style.PALETTE[0], "zorder": 2}
         if data is not None:  # in front of them, the bars of samples are outlines
@@ -181,19 +186,20 @@ def marginals(
         for values, look in zip(columns, ({"color": style.GREY}, front), strict=True):
             if len(values):
                 axes.hist(values, _edges(np.concatenate(columns)), density=data is not None, **look)
-        style.finish(axes, names[number] if names else f"x[{number}]", "")
+        style.apply_style(axes, names[number] if names else f"x[{number}]", "")
         if levels and levels[number]:
             axes.set_xticks(range(len(levels[number])), [word[:12] for word in levels[number]])
     behind = "" if data is None else f"; grey: {len(data):,} test examples"
-    title = f"{counted(len(samples), 'sample', ',')} of the model, column by column{more}{behind}"
+    count = count_in_words(len(samples), "sample", ",")
+    title = f"{count} of the model, column by column{more}{behind}"
     figure.suptitle(title, fontsize=style.NORMAL, color=style.INK)
-    return style.laid_out(figure)
+    return style.fix_figure_layout(figure)
 
 
 def _observed_columns(rows: np.ndarray, name: str, gaps: bool) -> list[Float[np.ndarray, " _"]]:
     """The observed values of the first columns of rows [n, d]."""
     missing = np.isnan(rows) if gaps else np.zeros(np.shape(rows), bool)
-    values = style.checked(np.where(missing, 0, rows), name, "n d")
+    values = checked_input(np.where(missing, 0, rows), name, "n d")
     return [column[~gap] for column, gap in zip(values.T, missing.T, strict=True)][:MOST]
 
 
@@ -208,7 +214,7 @@ class TrainingCurve(NamedTuple):
         return np.nanmean(self.values, axis=1)
 
 
-def read_curves(
+def chart_curves(
     rows: Sequence[Mapping[str, Any]], key: str, name: str | None
 ) -> dict[str, TrainingCurve]:
     """The curve of a key in the rows of metrics.jsonl, by name; {} without values.
@@ -222,7 +228,7 @@ def read_curves(
             continue
         values = _replicate_values(value, key, number, layers=name is None)
         if not np.isnan(values).all(axis=0).any():
-            epoch = style.checked(row.get("epoch", number), f"the epoch in row {number}", "")
+            epoch = checked_input(row.get("epoch", number), f"the epoch in row {number}", "")
             found[float(epoch)] = values
     if not found:
         return {}
@@ -298,14 +304,14 @@ def _are_integers(values: np.ndarray) -> bool:
 def _curve_value(value: float, *, whole: bool) -> str:
     """A number with two decimals; with none if `whole`, with three digits if small."""
     form = ".0f" if whole else ".2f" if abs(value) >= 1 else ".3g"
-    return style.minus(f"{value:{form}}")
+    return format_minus(f"{value:{form}}")
 
 
 def _share_epochs(charts: Sequence[Axes], curves: Sequence[TrainingCurve]) -> None:
     """Set a common axis of epochs: logarithmic for long training, as in the published schedule."""
     first, last = min(c.epochs[0] for c in curves), max(c.epochs[-1] for c in curves)
     for axes in charts:
-        style.scale_epochs(axes, [curve.epochs for curve in curves])
+        scale_epoch_axis(axes, [curve.epochs for curve in curves])
         if axes.get_xscale() == "log":
             axes.set_xlim(first / 1.1, last * 1.1)
         else:
@@ -332,7 +338,7 @@ def _draw_variances(
     axes.hist(log[active], bins=bins, color=style.PALETTE[0], label=f"{active.sum()} active")
     label = f"threshold {threshold:g}"
     axes.axvline(line, color=style.INK, linewidth=1, linestyle="--", label=label)
-    axes.yaxis.set_major_locator(style.whole_ticks())
+    axes.yaxis.set_major_locator(whole_axis_ticks())
 
 
 def _draw_points(axes: Axes, points: Float[np.ndarray, "n 2"], colour: str) -> None:
@@ -347,3 +353,14 @@ def _edges(column: Float[np.ndarray, " n"]) -> list[float]:
     if high - low < WHOLE and (column == np.rint(column)).all():
         return np.arange(low - 0.5, high + 1.0).tolist()
     return np.linspace(low, high, 41).tolist() if low < high else [low - 0.5, low + 0.5]
+
+
+def draw_histogram(
+    axes: Axes, data: Float[np.ndarray, " n"], low: float, high: float, label: str | None = None
+) -> Artist:
+    """Draw the density of the data from low to high, normalised over all the data."""
+    bins = min(80, max(10, round(len(data) ** 0.5)))
+    weights = np.full(len(data), bins / (high - low) / len(data))
+    span = (low, high)
+    axes.hist(data, bins=bins, range=span, weights=weights, color=style.PALE, zorder=1, label=label)
+    return axes.patches[-1]

@@ -10,9 +10,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
-from iwae.errors import UserError, counted
-from iwae.evaluation.bands import Bands, counts_below
+from iwae.errors import UserError
+from iwae.evaluation.ecdf_bands import Bands, ecdf_counts
 from iwae.reports.figures import style
+from iwae.reports.figures.axis_scales import plain_axis_ticks
+from iwae.reports.figures.input_checks import check_figure_input_shapes, checked_input
+from iwae.results.formatting import format_minus
+from iwae.wording import count_in_words
 
 LONG = 30  # longest name in a legend of bounds with two columns
 LONG_GRADIENT = 12  # longest name in a legend of gradients with three columns; twice that, with two
@@ -47,14 +51,14 @@ def bounds_against_budget(
     Raises:
         UserError: if a number is missing or not finite.
     """
-    figure, (axes,) = style.chart_figure(1)
+    figure, (axes,) = style.styled_figure(1)
     # The scale of an axis must be set before its limits are.
     names = [*([] if reference is None else [_draw_zero(axes, *reference)]), *curves]
     looks = zip(cycle(style.PALETTE), cycle(style.MARKERS), strict=False)
     budgets = []
     for (name, curve), (colour, marker) in zip(curves.items(), looks, strict=False):
         ordered = _ordered(curve, name)
-        draw_curve(axes, ordered, name, color=colour, marker=marker)
+        draw_error_bars(axes, ordered, name, color=colour, marker=marker)
         budgets.append(ordered[0])
     axes.set_xscale("log")
     label = "bound ± standard error" if reference is None else f"difference to {reference[0]}"
@@ -63,8 +67,8 @@ def bounds_against_budget(
     places = np.log10(budget)
     if np.all(np.diff(places) > 0.08 * np.ptp(places)):
         axes.set_xticks(budget)
-    style.plain_numbers(axes)
-    return style.laid_out(figure)
+    plain_axis_ticks(axes)
+    return style.fix_figure_layout(figure)
 
 
 def rate_distortion_curve(betas: np.ndarray, rate: np.ndarray, distortion: np.ndarray) -> Figure:
@@ -81,15 +85,15 @@ def rate_distortion_curve(betas: np.ndarray, rate: np.ndarray, distortion: np.nd
     Raises:
         UserError: if shapes do not match, or a number is not finite.
     """
-    betas = style.checked(betas, "betas", "t")
-    rate = style.checked(rate, "rate", "n t")
-    distortion = style.checked(distortion, "distortion", "n t")
-    style.same_shape(rate, distortion, "rate and distortion")
-    style.same_shape(betas, rate[0], "betas and the rates of an example")
-    figure, (axes,) = style.chart_figure(1)
+    betas = checked_input(betas, "betas", "t")
+    rate = checked_input(rate, "rate", "n t")
+    distortion = checked_input(distortion, "distortion", "n t")
+    check_figure_input_shapes(rate, distortion, "rate and distortion")
+    check_figure_input_shapes(betas, rate[0], "betas and the rates of an example")
+    figure, (axes,) = style.styled_figure(1)
     means, errors = distortion.mean(axis=0), _standard_error(distortion)
     x = rate.mean(axis=0)
-    label = f"mean of {counted(len(rate), 'example', ',')}"
+    label = f"mean of {count_in_words(len(rate), 'example', ',')}"
     if len(rate) > 1:
         label += ", and standard error"
         axes.fill_between(
@@ -101,7 +105,7 @@ def rate_distortion_curve(betas: np.ndarray, rate: np.ndarray, distortion: np.nd
         _mark_likelihood(axes, rate[:, at_one[0]], distortion[:, at_one[0]])
     names = axes.get_legend_handles_labels()[1]
     _finish(axes, "rate (nats)", "distortion \N{MINUS SIGN}log p(x | z) (nats)", names)
-    return style.laid_out(figure)
+    return style.fix_figure_layout(figure)
 
 
 def signal_to_noise(
@@ -127,7 +131,7 @@ def signal_to_noise(
     """
     if not groups:
         raise UserError("there are no gradients to draw")
-    figure, panels = style.chart_figure(len(groups))
+    figure, panels = style.styled_figure(len(groups))
     for axes, (group, curves) in zip(panels, groups.items(), strict=True):
         group_powers = powers.get(group, {})
         names = {name: _with_power(name, group_powers.get(name)) for name in curves}
@@ -137,10 +141,10 @@ def signal_to_noise(
         least = f", from k = {power_from}" if power_from > 1 else ""
         title = f"grows like k to the power of{least}:" if group_powers else None
         labels = "particles k", f"signal / noise: {group}"
-        style.finish(axes, *labels, columns=min(columns, len(curves)), title=title)
-        style.plain_numbers(axes)
+        style.apply_style(axes, *labels, columns=min(columns, len(curves)), title=title)
+        plain_axis_ticks(axes)
         _scale_ratios(axes, ratios)
-    return style.laid_out(figure)
+    return style.fix_figure_layout(figure)
 
 
 def ecdf_differences(panels: Mapping[str, Float[np.ndarray, "n units"]], bands: Bands) -> Figure:
@@ -158,27 +162,27 @@ def ecdf_differences(panels: Mapping[str, Float[np.ndarray, "n units"]], bands: 
         UserError: if there are more or fewer ranks than the bands are for, or a rank is not between
             0 and 1.
     """
-    figure, charts = style.chart_figure(len(panels))
+    figure, charts = style.styled_figure(len(panels))
     for axes, (title, ranks) in zip(charts, panels.items(), strict=True):
-        _draw_ranks(axes, style.checked(ranks, f"the ranks of '{title}'", "n units"), bands, title)
+        _draw_ranks(axes, checked_input(ranks, f"the ranks of '{title}'", "n units"), bands, title)
     low = min(axes.get_ylim()[0] for axes in charts)
     high = max(axes.get_ylim()[1] for axes in charts)
     for axes in charts:
         axes.set_ylim(low, high)
-    return style.laid_out(figure)
+    return style.fix_figure_layout(figure)
 
 
 def _ordered(curve: Curve, name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """A curve in order of position; errors name the quantities."""
     x, y, stderr = (
-        style.checked(values, f"the {quantity} of '{name}'", "m")
+        checked_input(values, f"the {quantity} of '{name}'", "m")
         for quantity, values in zip(("budget", "mean", "standard error"), curve, strict=True)
     )
     order = np.argsort(x)
     return x[order], y[order], stderr[order]
 
 
-def draw_curve(axes: Axes, curve: Curve, name: str | None = None, **look: Any) -> None:
+def draw_error_bars(axes: Axes, curve: Curve, name: str | None = None, **look: Any) -> None:
     """Draw a curve with error bars."""
     widths = {"markersize": 4, "linewidth": 1.6, "elinewidth": 1.2, "capsize": 3}
     container = axes.errorbar(*curve, **(widths | look))
@@ -192,7 +196,7 @@ def _draw_zero(axes: Axes, name: str, mean: float, stderr: float) -> str:
     """
     axes.set_yscale("symlog", linthresh=LINEAR)
     axes.yaxis.set_major_formatter("{x:g}")
-    label = style.minus(f"{name} = {mean:.2f} ± {stderr:.2f} nats")
+    label = format_minus(f"{name} = {mean:.2f} ± {stderr:.2f} nats")
     axes.axhline(0, **style.GUIDE, zorder=1, label=label)
     return label
 
@@ -202,7 +206,7 @@ def _mark_likelihood(
 ) -> None:
     """Mark the point at beta = 1, and draw the line of constant rate + distortion through it."""
     total, x, y = (rate + distortion)[:, None], rate.mean(), distortion.mean()
-    label = style.minus(f"rate + distortion = {total.mean():.2f}")
+    label = format_minus(f"rate + distortion = {total.mean():.2f}")
     if len(rate) > 1:
         label += f" ± {_standard_error(total)[0]:.2f} nats"
         errors = (_standard_error(one[:, None])[0] for one in (rate, distortion))
@@ -222,7 +226,7 @@ def _standard_error(values: Float[np.ndarray, "n t"]) -> Float[np.ndarray, " t"]
 
 def _finish(axes: Axes, x_label: str, y_label: str, names: list[str]) -> None:
     """Apply the common style, with as many columns in the legend as fit."""
-    style.finish(axes, x_label, y_label, columns=1 if max(map(len, names)) > LONG else 2)
+    style.apply_style(axes, x_label, y_label, columns=1 if max(map(len, names)) > LONG else 2)
 
 
 def _looks(names: Iterable[str]) -> dict[str, dict[str, Any]]:
@@ -248,7 +252,7 @@ def _with_power(name: str, power: tuple[float, float] | None) -> str:
     if power is None:
         return name
     slope = round(power[0], 2) + 0.0  # no negative zero
-    return f"{name}: " + style.minus(f"{slope:+.2f} ± {power[1]:.2f}")
+    return f"{name}: " + format_minus(f"{slope:+.2f} ± {power[1]:.2f}")
 
 
 def _draw_ratios(axes: Axes, curves: Mapping[str, Curve], names: Mapping[str, str]) -> np.ndarray:
@@ -270,7 +274,7 @@ def _draw_ratio(axes: Axes, curve: Curve, label: str, look: Mapping[str, Any]) -
     """Draw an ordered curve with its error bars; returns its points, `[2, m]`."""
     k, ratio, stderr = (np.asarray(values)[np.asarray(curve[1]) > 0] for values in curve)
     stderr = np.minimum(stderr, 0.99 * ratio)  # a logarithmic axis has no zero
-    draw_curve(axes, (k, ratio, stderr), label, **look)
+    draw_error_bars(axes, (k, ratio, stderr), label, **look)
     return np.array([k, ratio])
 
 
@@ -310,7 +314,7 @@ def _draw_ranks(axes: Axes, ranks: np.ndarray, bands: Bands, title: str) -> None
     low, high = (np.pad(side - bands.points, 1) for side in (bands.lower, bands.upper))
     axes.fill_between(points, low, high, color=style.PALE, linewidth=0, zorder=0, label="95% band")
     outside = bands.smallest_tail(ranks) <= bands.critical
-    lines = counts_below(ranks, bands.points) / n - bands.points
+    lines = ecdf_counts(ranks, bands.points) / n - bands.points
     lines = np.pad(lines, ((0, 0), (1, 1)))
     styles = ((~outside, style.FAINT, "units inside"), (outside, style.PALETTE[1], "units outside"))
     for chosen, colour, words in styles:
@@ -318,4 +322,4 @@ def _draw_ranks(axes: Axes, ranks: np.ndarray, bands: Bands, title: str) -> None
         for line in lines[chosen]:
             axes.plot(points, line, color=colour, linewidth=0.8, label=label)
             label = "_"
-    style.finish(axes, f"rank of the true latent, {title}", "share below, less uniform")
+    style.apply_style(axes, f"rank of the true latent, {title}", "share below, less uniform")

@@ -21,7 +21,8 @@ from matplotlib.font_manager import FontProperties
 from matplotlib.textpath import TextPath
 
 from iwae.errors import UserError
-from iwae.reports.figures.style import DPI, INK, NORMAL, SMALL, Numbers, checked, same_shape
+from iwae.reports.figures.input_checks import check_figure_input_shapes, checked_input
+from iwae.reports.figures.style import DPI, INK, NORMAL, SMALL, Numbers
 
 # Pixels of the page.
 GUTTER, GAP, MARGIN, TITLE = 2, 27, 15, 30
@@ -41,7 +42,7 @@ def image_grid(
 def samples(means: np.ndarray, draws: np.ndarray) -> Figure:
     """Prior samples [n, h, w] in [0, 1]: the decoder's means on the left, draws on the right."""
     left, right = _tiles(means, "means"), _tiles(draws, "draws")
-    same_shape(left, right, "means and draws")
+    check_figure_input_shapes(left, right, "means and draws")
     columns = _n_columns(left, None, side_by_side=2)
     row, column = np.divmod(np.arange(len(left)), columns)
     sheet = _sheet(
@@ -72,7 +73,7 @@ def reconstructions(
     rows |= {"model": (reconstructions, "reconstructions")}
     tiles = [_tiles(*row) for row in rows.values()]
     for row, (_, name) in zip(tiles, rows.values(), strict=True):
-        same_shape(tiles[0], row, f"originals and {name}")
+        check_figure_input_shapes(tiles[0], row, f"originals and {name}")
     return _row_sheet(np.stack(tiles), [*rows], 10 if columns is None else columns).figure
 
 
@@ -136,7 +137,7 @@ def filters(
         most: maximum number of filters to draw.
         title: title of the figure.
     """
-    weights = checked(weights, "weights", "n h w")
+    weights = checked_input(weights, "weights", "n h w")
     weights = np.where(varying, weights, 0)
     weights = weights[np.argsort(-np.linalg.norm(weights, axis=(1, 2)), kind="stable")[:most]]
     largest = np.abs(weights).max(axis=(1, 2), keepdims=True)
@@ -297,7 +298,7 @@ def _n_columns(
 def _tiles(images: np.ndarray, name: str, axes: str = "n h w") -> UInt8[np.ndarray, "... 3"]:
     """Images in [0, 1], grey with these axes or colour with one more, as RGB bytes."""
     colour = np.ndim(images) == len(axes.split()) + 1 and np.shape(images)[-1] == 3
-    values = checked(images, name, axes + " 3" * colour)
+    values = checked_input(images, name, axes + " 3" * colour)
     low, high = values.min(), values.max()
     if low < -1e-6 or high > 1 + 1e-6:
         raise UserError(
@@ -312,7 +313,7 @@ def _frame_tiles(
 ) -> tuple[UInt8[np.ndarray, "t n h w 3"], list[str]]:
     """Frames as tiles, and a label for each epoch."""
     tiles = _tiles(frames, "frames", "t n h w")
-    labels = [f"{epoch:.10g}" for epoch in checked(epochs, "epochs", "t")]
+    labels = [f"{epoch:.10g}" for epoch in checked_input(epochs, "epochs", "t")]
     if len(labels) != len(tiles):
         raise UserError(f"there are {len(tiles)} frames, but {len(labels)} epochs")
     return tiles, labels
@@ -323,7 +324,7 @@ def _data_tiles(
 ) -> UInt8[np.ndarray, "n h w 3"]:
     """The data as tiles of the same shape as a frame."""
     tiles = _tiles(images, "data")
-    same_shape(tiles, course[0], "data and a frame")
+    check_figure_input_shapes(tiles, course[0], "data and a frame")
     return tiles
 
 

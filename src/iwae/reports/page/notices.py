@@ -1,20 +1,19 @@
 """The notices of the page: warnings, and numbers that must not be compared."""
 
-import shlex
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from iwae.reports.page.facts import Run
-from iwae.reports.page.tables import (
-    by_test_set,
-    khat_share,
-    longest_annealing,
-    short_path,
-    verdicts,
+from iwae.reports.page.page_runs import (
+    Run,
+    page_run_annealing,
+    page_run_command,
+    page_run_khat_share,
+    page_run_verdicts,
+    page_runs_by_test_set,
 )
-from iwae.results.compare import measured_with
+from iwae.results.compare import compared_weights_hint
+from iwae.results.formatting import UNRELIABLE, format_annealing, format_short_path
 from iwae.results.schema import Record
-from iwae.results.text import UNRELIABLE, path_words
 
 
 class Notice(NamedTuple):
@@ -27,25 +26,27 @@ class Notice(NamedTuple):
 def warnings(runs: Sequence[Run]) -> list[Notice]:
     """Errors, and possible errors."""
     violations = [
-        f"{run.name}: {minus_pairs(words)}"
+        f"{run.name}: {_minus_pairs(words)}"
         for run in runs
         for record in run.records
         for words in record.ordering.violations
     ]
     unconverged = [
-        f"{run.name}: {found.word}. {minus_pairs(found.reason)}"
+        f"{run.name}: {found.word}. {_minus_pairs(found.reason)}"
         for run in runs
-        if (bound := longest_annealing(run)) is not None
-        for found in verdicts(bound)
+        if (bound := page_run_annealing(run)) is not None
+        for found in page_run_verdicts(bound)
         if found.word != "converged"
     ]
     shares = [
         f"{run.name}: {found[1]:.0%} of the examples; {found[0].name} may be too low"
         for run in runs
-        if (found := khat_share(run)) is not None and found[1] >= UNRELIABLE
+        if (found := page_run_khat_share(run)) is not None and found[1] >= UNRELIABLE
     ]
     stale = [
-        f"{run.name}: measure it again: {command('evaluate', run)}" for run in runs if run.stale
+        f"{run.name}: measure it again: {page_run_command('evaluate', run)}"
+        for run in runs
+        if run.stale
     ]
     return _non_empty(
         ("The bounds are not in order", violations),
@@ -61,15 +62,9 @@ def _non_empty(*notices: tuple[str, Iterable[str]]) -> list[Notice]:
     return [notice for notice in found if notice.items]
 
 
-def minus_pairs(words: str) -> str:
+def _minus_pairs(words: str) -> str:
     """Write "+-" as one sign."""
     return words.replace("+-", "±")
-
-
-def command(name: str, run: Run) -> str:
-    """A command line for a run."""
-    more = "" if run.weights == "final" else f" --weights {run.weights}"
-    return f"iwae {name} {shlex.quote(run.folder)}{more}"
 
 
 def cautions(runs: Sequence[Run]) -> list[Notice]:
@@ -85,7 +80,7 @@ def cautions(runs: Sequence[Run]) -> list[Notice]:
     unmeasured = []
     for run in (run for run in runs if not run.bounds):
         others = [weights for weights in sorted(run.others) if (run.path, weights) not in present]
-        remedies = [*map(measured_with, others), command("evaluate", run)]
+        remedies = [*map(compared_weights_hint, others), page_run_command("evaluate", run)]
         unmeasured.append(f"{run.name}: {', or '.join(remedies)}")
     return _non_empty(
         ("The runs were measured on different test sets: do not compare them", _test_sets(runs)),
@@ -97,11 +92,11 @@ def cautions(runs: Sequence[Run]) -> list[Notice]:
 
 
 def _test_sets(runs: Sequence[Run]) -> list[str]:
-    groups = by_test_set(runs)
+    groups = page_runs_by_test_set(runs)
     if len(groups) < 2:
         return []
     return [
-        f"{', '.join(run.name for run in group)}: {short_path(group[0].config.dataset)} "
+        f"{', '.join(run.name for run in group)}: {format_short_path(group[0].config.dataset)} "
         f"(SHA-256 {digest[:12]}…)"
         for digest, group in groups.items()
     ]
@@ -124,7 +119,7 @@ def _different_annealing(runs: Sequence[Run]) -> list[str]:
     found = []
     for name, records in _records_by_column(runs).items():
         settings = [record.annealing for record in records if record.annealing is not None]
-        if len(different := dict.fromkeys(map(path_words, settings))) > 1:
+        if len(different := dict.fromkeys(map(format_annealing, settings))) > 1:
             found.append(f"{name}: " + " or ".join(different))
     return found
 

@@ -2,19 +2,29 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from iwae.config.experiment import TrainConfig
+from iwae.config.same_experiment import published_nll
 from iwae.errors import UserError
 from iwae.objectives.declaration import ALL_OPTIONS, OBJECTIVES
-from iwae.reports.estimates import Row, estimates_row, published_nll
-from iwae.reports.figures.style import minus
-from iwae.reports.page.facts import Run
+from iwae.reports.estimates_row import Row, estimates_row
+from iwae.reports.page.page_runs import (
+    Run,
+    page_run_annealing,
+    page_run_khat_share,
+    page_run_verdicts,
+    page_runs_by_test_set,
+)
 from iwae.results.compare import compare_models
+from iwae.results.formatting import (
+    UNRELIABLE,
+    format_errors,
+    format_minus,
+    format_short_path,
+    plus_minus,
+)
 from iwae.results.reading import Estimate
-from iwae.results.schema import Verdict
-from iwae.results.text import UNRELIABLE, error_words, plus_minus
 
 
 class Cell(NamedTuple):
@@ -42,7 +52,7 @@ class Column(NamedTuple):
     numeric: bool = True
 
 
-def comparison(runs: Sequence[Run]) -> list[Column]:
+def page_comparison_table(runs: Sequence[Run]) -> list[Column]:
     """The columns of the table of all runs, without empty ones."""
     bounds = {name: one for run in runs for name, one in run.bounds.items()}
     hint = "Mean bound on log p(x) ± standard error, nats per example; higher is better."
@@ -78,21 +88,16 @@ def _bound_cell(bound: Estimate | None) -> Cell:
         return Cell()
     digits = 2 if bound.record.true_log_likelihood is None else 4
     mean, stderr = bound.quoted
-    notes = [f"n = {bound.examples}", *error_words(bound.row, digits + 1)]
+    notes = [f"n = {bound.examples}", *format_errors(bound.row, digits + 1)]
     if bound.spread is not None:
         notes.append(f"sd of seeds {bound.spread:.{digits}f}")
-    text = minus(plus_minus(mean, stderr, digits))
+    text = format_minus(plus_minus(mean, stderr, digits))
     return Cell(text, mean, "\n".join(notes), alarm=mean is None)
 
 
 def _data_cell(run: Run) -> Cell:
-    name = short_path(run.config.dataset)
+    name = format_short_path(run.config.dataset)
     return Cell(name, name)
-
-
-def short_path(value: object) -> str:
-    """The last part of an absolute path, so that the page does not expose private folders."""
-    return Path(str(value)).name if Path(str(value)).is_absolute() else str(value)
 
 
 def _layers_cell(run: Run) -> Cell:
@@ -151,7 +156,7 @@ def _field_of_widest(run: Run, name: str) -> Any:
 
 def _truth_cell(run: Run) -> Cell:
     truth = _field_of_widest(run, "true_log_likelihood")
-    return Cell() if truth is None else Cell(minus(f"{truth:.4f}"), truth)
+    return Cell() if truth is None else Cell(format_minus(f"{truth:.4f}"), truth)
 
 
 def _active_cell(run: Run) -> Cell:
@@ -169,41 +174,15 @@ def _published_cell(run: Run) -> Cell:
     return Cell(number, float(number), about.strip("()"))
 
 
-def longest_annealing(run: Run) -> Estimate | None:
-    """The tightest bound of a run, if it is by annealing."""
-    best = run.best
-    return best if best is not None and best.record.annealing is not None else None
-
-
-def verdicts(bound: Estimate) -> list[Verdict]:
-    """The verdicts of an annealing run, one for each seed."""
-    return [one.verdict for one in bound.record.models if one.verdict is not None]
-
-
 def _verdict_cell(run: Run) -> Cell:
-    bound = longest_annealing(run)
-    found = verdicts(bound) if bound else []
+    bound = page_run_annealing(run)
+    found = page_run_verdicts(bound) if bound else []
     text = " / ".join(dict.fromkeys(one.word for one in found))
     return Cell(text, text or None, alarm=any(one.word != "converged" for one in found))
 
 
-def khat_share(run: Run) -> tuple[Estimate, float] | None:
-    """The bound with the most samples, and the share of examples whose k-hat is too large."""
-    sampled = [one for one in run.bounds.values() if one.record.by_k]
-    if not sampled:
-        return None
-    most = sampled[-1]
-    shares = [
-        row.pareto_k_unreliable
-        for one in most.record.models
-        for row in one.by_k
-        if row.k == most.rank[1] and row.pareto_k_unreliable is not None
-    ]
-    return (most, sum(shares) / len(shares)) if shares else None
-
-
 def _khat_cell(run: Run) -> Cell:
-    found = khat_share(run)
+    found = page_run_khat_share(run)
     if found is None:
         return Cell()
     bound, share = found
@@ -211,12 +190,6 @@ def _khat_cell(run: Run) -> Cell:
 
 
 # --- paired differences and estimates on the same examples ----------------------------------
-
-
-def by_test_set(runs: Sequence[Run]) -> dict[str, list[Run]]:
-    """The measured runs by the digest of their test set; a run may have several."""
-    digests = dict.fromkeys(digest for run in runs for digest in sorted(run.test_sets))
-    return {digest: [run for run in runs if digest in run.test_sets] for digest in digests}
 
 
 class Table(NamedTuple):
@@ -227,11 +200,11 @@ class Table(NamedTuple):
     rows: list[list[Cell]]
 
 
-def differences(runs: Sequence[Run]) -> list[Table]:
+def difference_tables(runs: Sequence[Run]) -> list[Table]:
     """Paired differences to the first run, for each test set that runs share."""
     groups = [
         [run for run in group if not run.stale and run.bounds]
-        for group in by_test_set(runs).values()
+        for group in page_runs_by_test_set(runs).values()
     ]
     tables = (_differences_table(group) for group in groups if len(group) > 1)
     return [table for table in tables if table is not None]
@@ -262,7 +235,7 @@ def _differences_table(runs: Sequence[Run]) -> Table | None:
 
 
 def _mean_text(row: Mapping[str, Any]) -> str:
-    return minus(plus_minus(row["log_likelihood"], row["stderr"]))
+    return format_minus(plus_minus(row["log_likelihood"], row["stderr"]))
 
 
 def _difference_cell(row: Mapping[str, Any]) -> Cell:
@@ -270,10 +243,10 @@ def _difference_cell(row: Mapping[str, Any]) -> Cell:
         return Cell("not finite", alarm=True)
     text = plus_minus(row["difference"], row["difference_stderr"], sign="+")
     chance = [] if row["significant"] else ["may be chance"]
-    return Cell(minus(text), note="\n".join([*chance, f"mean {_mean_text(row)}"]))
+    return Cell(format_minus(text), note="\n".join([*chance, f"mean {_mean_text(row)}"]))
 
 
-def estimates(runs: Sequence[Run]) -> Table | None:
+def page_estimates_table(runs: Sequence[Run]) -> Table | None:
     """All bounds of the annealed runs, each row on the same examples."""
     current = [run for run in runs if not run.stale]
     rows = list(filter(None, (estimates_row(run.path, run.name, run.weights) for run in current)))
@@ -291,14 +264,14 @@ def _estimate_cell(row: Row, name: str) -> Cell:
     text = row.get(name, "-")
     if name == "run" or text == "-":
         return Cell(text.removeprefix("-") if text == "-" else text)
-    text, _, note = minus(text).partition(" (")  # the number of temperatures is in brackets
+    text, _, note = format_minus(text).partition(" (")  # the number of temperatures is in brackets
     return Cell(text, note=note.removesuffix(")"))
 
 
 # --- configurations -------------------------------------------------------------------------
 
 
-def configurations(runs: Sequence[Run]) -> list[tuple[str, list[str], bool]]:
+def configuration_table(runs: Sequence[Run]) -> list[tuple[str, list[str], bool]]:
     """Each key, its value in each run, and whether the values differ."""
     configs = [run.config.model_dump(mode="json") for run in runs]
     rows = []
@@ -319,4 +292,4 @@ def _option_text(value: Any) -> str:
         return " ".join(
             ",".join(map(str, one)) if isinstance(one, list) else str(one) for one in value
         )
-    return short_path(value)
+    return format_short_path(value)

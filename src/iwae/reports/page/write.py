@@ -20,11 +20,19 @@ from iwae.errors import UserError
 from iwae.files import atomic_write
 from iwae.precision import float32
 from iwae.reports.figures.style import MARKERS, PALETTE
-from iwae.reports.gallery import run_figures
-from iwae.reports.page import notices, pictures, tables
-from iwae.reports.page.facts import Run, name_runs, read_run
-from iwae.reports.page.pictures import Picture, png, svg
+from iwae.reports.gallery import gallery_figures
+from iwae.reports.page import notices, run_charts, tables
+from iwae.reports.page.markup import png_markup, svg_markup
+from iwae.reports.page.page_runs import (
+    Run,
+    page_run_command,
+    page_run_names,
+    page_runs_by_test_set,
+    read_page_run,
+)
+from iwae.reports.page.run_charts import Picture
 from iwae.results.compare import WEIGHTS
+from iwae.results.formatting import format_short_path
 
 log = logging.getLogger(__name__)
 
@@ -77,7 +85,7 @@ CAPTIONS = {
         "Weights from the pixels to its first layer, the largest first.",
     ),
 }
-"""Name of a figure of `run_figures` -> heading and caption, in the order of the page.
+"""Name of a figure of `gallery_figures` -> heading and caption, in the order of the page.
 
 The chart of bounds is missing, since all runs share one.
 """
@@ -132,8 +140,8 @@ def write_page(
     folders = [Path(run) for run in runs]
     kinds = WEIGHTS[weights]
     found = [
-        read_run(folder, name, kind, f"{name}, {kind}" if len(kinds) > 1 else None)
-        for folder, name in zip(folders, name_runs(folders), strict=True)
+        read_page_run(folder, name, kind, f"{name}, {kind}" if len(kinds) > 1 else None)
+        for folder, name in zip(folders, page_run_names(folders), strict=True)
         for kind in kinds
     ]
     text = _render(found, weights, data_dir, path.name)
@@ -167,15 +175,15 @@ def _render(runs: Sequence[Run], weights: str, data_dir: Path | None, file: str)
         style=Markup(_source("style.css")),  # noqa: S704 - our own file
         script=Markup(script),  # noqa: S704 - our own file
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
-        columns=tables.comparison(runs),
+        columns=tables.page_comparison_table(runs),
         warnings=notices.warnings(runs),
         cautions=notices.cautions(runs),
-        differences=tables.differences(runs),
-        estimates=tables.estimates(runs),
+        differences=tables.difference_tables(runs),
+        estimates=tables.page_estimates_table(runs),
         charts=list(_charts(runs)),
         shelves=shelves,
-        undrawn=[notices.command("figures", run) for run in undrawn],
-        configurations=tables.configurations(runs),
+        undrawn=[page_run_command("figures", run) for run in undrawn],
+        configurations=tables.configuration_table(runs),
     )
 
 
@@ -214,17 +222,17 @@ def _charts(runs: Sequence[Run]) -> Iterator[Chart]:
     paths = [run.path for run in runs]
     trained = {place: run for place, run in enumerate(runs) if run.path not in paths[:place]}
     for number, group in enumerate(_same_data(trained)):
-        if (figure := pictures.training(group)) is not None:
-            caption = TRAINING.format(data=tables.short_path(_first(group).config.dataset))
+        if (figure := run_charts.run_training_chart(group)) is not None:
+            caption = TRAINING.format(data=format_short_path(_first(group).config.dataset))
             yield _captioned(group, figure, f"training{number}", caption)
-    for number, measured in enumerate(tables.by_test_set(runs).values()):
+    for number, measured in enumerate(page_runs_by_test_set(runs).values()):
         known = {places[run.name]: bounds for run in measured if (bounds := run.known())}
-        if (found := pictures.budgets(known)) is not None:
+        if (found := run_charts.run_budgets_chart(known)) is not None:
             figure, reference, n = found
             group = {place: runs[place] for place in known}
             caption = BUDGETS.format(n=n, reference=reference, run=_first(group).name)
             yield _captioned(group, figure, f"budget{number}", caption)
-    if (figure := pictures.units(trained)) is not None:
+    if (figure := run_charts.run_units_chart(trained)) is not None:
         layered = any(len(run.config.sizes()[0]) > 1 for run in runs)
         yield _captioned(trained, figure, "units", UNITS + LAYERED * layered)
 
@@ -236,7 +244,7 @@ def _first(runs: Mapping[int, Run]) -> Run:
 def _captioned(runs: Mapping[int, Run], figure: Figure, name: str, caption: str) -> Chart:
     """A figure of runs, by place, as a chart."""
     alt = f"{caption} Runs: {', '.join(run.name for run in runs.values())}."
-    return list(runs.items()), Picture(svg(figure, name, alt), caption, alt)
+    return list(runs.items()), Picture(svg_markup(figure, name, alt), caption, alt)
 
 
 def _same_data(runs: Mapping[int, Run]) -> Iterable[dict[int, Run]]:
@@ -257,12 +265,14 @@ def _shelves(runs: Sequence[Run], data_dir: Path | None) -> tuple[list[Shelf], l
     found: dict[str, list[tuple[int, Picture]]] = {name: [] for name in CAPTIONS}
     for place, run in enumerate(runs):
         try:
-            for name, figure in run_figures(run.path, weights=run.weights, data_dir=data_dir):
+            for name, figure in gallery_figures(run.path, weights=run.weights, data_dir=data_dir):
                 if name in CAPTIONS:
                     heading, caption = CAPTIONS[name]
                     alt = f"{heading} of {run.name}: {caption}"
-                    chart = svg(figure, f"{name}{place}", alt) if name in CHARTS else None
-                    found[name].append((place, Picture(chart or png(figure, alt), heading, alt)))
+                    chart = svg_markup(figure, f"{name}{place}", alt) if name in CHARTS else None
+                    found[name].append(
+                        (place, Picture(chart or png_markup(figure, alt), heading, alt))
+                    )
         except UserError as error:
             log.warning("%s: not all pictures are on the page: %s", run.path, error)
             undrawn.append(run)
