@@ -1,4 +1,4 @@
-"""Wording of messages: counts, lists and values in a few words."""
+"""Wording of messages and options: counts, lists and values in a few words; names in quotes."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -30,3 +30,14 @@ def first_line(error: BaseException) -> str:
     """The first line of an error's message that is not blank, or its type if there is none."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return (lines or [type(error).__name__])[0][:200]
+
+
+def unquoted_name(word: str) -> str:
+    """A word without its quotes; those inside are doubled, as in a .csv file."""
+    is_quoted = len(word) > 1 and word[0] == word[-1] == '"'
+    return word[1:-1].replace('""', '"') if is_quoted else word
+
+
+def quoted_name(name: str) -> str:
+    """The inverse of `unquoted_name`: a name, in quotes if it has an equals sign or a quote."""
+    return '"' + name.replace('"', '""') + '"' if {"=", '"'} & {*name} else name

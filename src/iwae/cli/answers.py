@@ -10,10 +10,9 @@ import tyro
 
 from iwae.cli import parsing
 from iwae.cli.jax_setup import set_up_jax
-from iwae.config.quoting import unquoted
 from iwae.errors import UserError
 from iwae.files import check_writable_file
-from iwae.wording import count_in_words
+from iwae.wording import count_in_words, unquoted_name
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -243,7 +242,7 @@ def _parse_given(text: str | None) -> dict[str, str]:
                 "name or value with commas, equals signs or quotes in double quotes, such as "
                 'city="Oslo, ""North"""'
             )
-        name, value = map(unquoted, part.groups())
+        name, value = map(unquoted_name, part.groups())
         if name in found:
             raise UserError(f"--given names {name!r} twice")
         found[name] = value

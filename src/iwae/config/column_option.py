@@ -3,7 +3,7 @@
 import re
 from collections.abc import Sequence
 
-from iwae.config.quoting import unquoted
+from iwae.wording import unquoted_name
 
 _COLUMN = re.compile(r'\s*("(?:[^"]|"")*"|[^=]+?)\s*=\s*([a-z-]+(?::[\w.+-]+)?)\s*(?:,|$)')
 """NAME=KIND up to the next comma; the name may be in quotes."""
@@ -25,7 +25,7 @@ def parse_column_option(words: Sequence[str]) -> dict[str, str]:
         rest = word
         while rest:
             match = _COLUMN.match(rest)
-            name = "" if match is None else unquoted(match[1])
+            name = "" if match is None else unquoted_name(match[1])
             if match is None or name in found:
                 reason = "is no NAME=KIND" if match is None else f"names {name!r} twice"
                 raise ValueError(

@@ -11,7 +11,6 @@ import numpy as np
 
 from iwae.config.defaults import BY_FOLDS
 from iwae.config.experiment import TrainConfig
-from iwae.config.quoting import quoted_name
 from iwae.config.toml import read_config
 from iwae.data import DATASETS, Dataset, load_dataset
 from iwae.data.own import is_large_own_file, resolved_own_data
@@ -25,6 +24,7 @@ from iwae.training.hiding import hidden_share
 from iwae.training.loop import Best, Plan, init_best
 from iwae.training.stages import Stage, stage_at
 from iwae.training.steps import Settings, TrainState, init_state
+from iwae.wording import quoted_name
 
 LOGGED = 200
 """Default number of measurements of KL, reconstruction and active units in a run."""

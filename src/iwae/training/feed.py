@@ -16,10 +16,11 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, Shaped
 
 from iwae.data.rows import Examples, Rows
 from iwae.data.sampling import BLOCK_ROWS, sampling_generator
-from iwae.training.devices import on_all_devices
 
 BLOCK_BYTES = 2**26
 """Largest size of a block in bytes. Each device holds one, while the next one is read."""
@@ -126,3 +127,9 @@ def feeding(data: Examples, batch_size: int, *, shuffle: bool) -> Iterator[Feed]
     """A feed of training data that reads ahead in a thread, for the length of a `with` block."""
     with ThreadPoolExecutor(1, "iwae-reader") as reader:
         yield Feed(data, batch_size, shuffle=shuffle, reader=reader)
+
+
+def on_all_devices(data: Shaped[Array, "n ..."] | Shaped[np.ndarray, "n ..."]) -> Array:
+    """A copy of the data on each device; the data themselves if they are there already."""
+    mesh = Mesh(np.asarray(jax.local_devices()), ("replicate",))
+    return jax.device_put(data, NamedSharding(mesh, PartitionSpec()))

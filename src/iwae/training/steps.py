@@ -21,7 +21,7 @@ from iwae.data import draw
 from iwae.inference.particles import Info
 from iwae.models.vae import AbstractLatentModel
 from iwae.objectives.objective import Extra, Objective
-from iwae.training.devices import on_all_devices
+from iwae.training.feed import on_all_devices
 from iwae.training.hiding import hide
 from iwae.training.schedules import Schedule
 from iwae.typing import Example, PRNGKey, Scalar
