@@ -1,4 +1,4 @@
-"""Experiment files (TOML): their values, and one-line messages about invalid ones."""
+"""Experiment files (TOML): reading and writing them."""
 
 import tomllib
 from pathlib import Path
@@ -13,6 +13,15 @@ from iwae.wording import shorten_words
 
 LARGEST_FILE, MOST_DOTS = 2**17, 200
 """Maximum bytes of an experiment file, and dots in a line: a key costs the square of its parts."""
+
+
+def read_config(path: Path) -> TrainConfig:
+    """Read an experiment file (TOML).
+
+    Raises:
+        UserError: if it cannot be read or is not a valid configuration.
+    """
+    return make_config(read_toml(path), str(path))
 
 
 def read_toml(path: Path) -> dict[str, Any]:
@@ -38,15 +47,6 @@ def _refuse_costly(content: bytes) -> None:
     for number, line in enumerate(content.splitlines(), start=1):
         if line.count(b".") > MOST_DOTS:
             raise ValueError(f"line {number} has more than {MOST_DOTS} dots: break it")
-
-
-def read_config(path: Path) -> TrainConfig:
-    """Read an experiment file (TOML).
-
-    Raises:
-        UserError: if it cannot be read or is not a valid configuration.
-    """
-    return make_config(read_toml(path), str(path))
 
 
 def write_config(config: TrainConfig, path: Path) -> None:
