@@ -34,10 +34,8 @@ def read_toml(path: Path) -> dict[str, Any]:
     except FileNotFoundError as error:
         raise UserError(f"no experiment file {path}") from error
     except (ValueError, RecursionError, OSError) as error:  # TOMLDecodeError is a ValueError
-        reason = getattr(error, "strerror", None) or error
-        raise UserError(
-            f"experiment file {path} cannot be read: {shorten_words(reason)}"
-        ) from error
+        reason = shorten_words(getattr(error, "strerror", None) or error)
+        raise UserError(f"experiment file {path} cannot be read: {reason}") from error
 
 
 def _refuse_costly(content: bytes) -> None:
