@@ -1,4 +1,4 @@
-"""Overhead of the estimator: `fit` against `training` with the same steps.
+"""Overhead of the estimator: `fit` against `training_loop` with the same steps.
 
     python benchmarks/estimator_fit.py [--rows 10000] [--epochs 20] [--rounds 5]
 

@@ -181,9 +181,8 @@ def train_and_keep(
     """
     statuses = []
     try:
-        for outcome in work(
-            runs, tasks, show=show_training, track=measurement_progress(quiet=False)
-        ):
+        track = measurement_progress(quiet=False)
+        for outcome in work(runs, tasks, show=show_training, track=track):
             statuses.append(outcome.status)
             print(f"{outcome.task.name}: {outcome.status} {outcome.reason}", flush=True)
             if outcome.status == Status.DONE:
@@ -202,9 +201,8 @@ def keep(run: Path, folder: Path) -> None:
     shutil.rmtree(unfinished, ignore_errors=True)
     shutil.copytree(run / "evaluations", unfinished / "evaluations")
     shutil.copy(run / "metrics.jsonl", unfinished / "metrics.jsonl")
-    write_config(
-        config_without_folders(read_config(run / "config.toml")), unfinished / "config.toml"
-    )
+    config = read_config(run / "config.toml")
+    write_config(config_without_folders(config), unfinished / "config.toml")
     unfinished.rename(folder)
 
 

@@ -193,9 +193,8 @@ def main(*patterns: str) -> None:
     """Run the matching trials that have no record yet."""
     for name in TRIALS:
         path = RESULTS / f"{name}.json"
-        if has_record_files(path) or not any(
-            fnmatch(name, pattern) for pattern in patterns or ("*",)
-        ):
+        wanted = any(fnmatch(name, pattern) for pattern in patterns or ("*",))
+        if has_record_files(path) or not wanted:
             continue
         record = trial(name)
         write_record_files(path, record, {})

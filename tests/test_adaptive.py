@@ -15,7 +15,7 @@ from iwae.inference.adaptive import FLOOR, adaptive_schedule, adaptive_temperatu
 from iwae.inference.particles import particle_keys
 from iwae.inference.temperatures import as_betas, linear_schedule
 from iwae.results import ais
-from iwae.results.ais import Annealing
+from iwae.results.ais import PILOT_EXAMPLES, Annealing, ais_keys, freeze_ais
 from iwae.results.measure import Replicate
 from iwae.testing import LinearGaussian
 
@@ -94,7 +94,7 @@ def test_temperatures_are_tuned_on_training_examples_and_frozen(tmp_path, monkey
     assert (len(betas), len(sizes), betas[0], betas[-1]) == (20, 19, 0, 1)
     assert record["annealing"]["schedule"] == "adaptive"
     assert [count for count, _ in seen] == [32, 32]
-    used = {*map(str, jax.random.key_data(jnp.stack(ais.ais_keys(0, 20))).tolist())}
+    used = {*map(str, jax.random.key_data(jnp.stack(ais_keys(0, 20))).tolist())}
     assert not used & {str(key) for _, key in seen}
     assert bdmc_run(run, annealing=short, examples=20, k=20)["gap"] > 0
 
@@ -103,7 +103,7 @@ def test_the_two_pilots_have_no_key_in_common(monkeypatch):
     keys = []
 
     def note(key, result):
-        each = particle_keys(key, jnp.arange(ais.PILOT_EXAMPLES))
+        each = particle_keys(key, jnp.arange(PILOT_EXAMPLES))
         used = jax.random.key_data(jnp.concatenate([key[None], each]))
         keys.append({*map(str, used.tolist())})
         return result
@@ -114,7 +114,7 @@ def test_the_two_pilots_have_no_key_in_common(monkeypatch):
     kept = SimpleNamespace(array=lambda settings, make: make())  # noqa: ARG005
     one = Replicate(subject, 0, None, kept)
     with jax.debug_key_reuse(False):  # keys are looked at, not drawn from
-        ais.freeze_ais(one, Annealing(schedule="adaptive"), 20, lambda: None)
+        freeze_ais(one, Annealing(schedule="adaptive"), 20, lambda: None)
     assert len(keys) == 2
     assert not keys[0] & keys[1]
 

@@ -22,7 +22,7 @@ from iwae.experiments.cell_means import (
     cell_mean_over_draws,
 )
 from iwae.experiments.cell_results import Cell
-from iwae.results import carrying_over, record_files
+from iwae.results import carrying_over
 from iwae.results.carrying_over import _over, carried_over_bound, read_carried_over
 from iwae.results.compare import compare
 from iwae.results.description import comparison_description, describe
@@ -30,6 +30,7 @@ from iwae.results.formatting import format_errors
 from iwae.results.frame import results
 from iwae.results.importance import importance_key
 from iwae.results.reading import Estimate, Known, read_bounds, read_estimates
+from iwae.results.record_files import read_record_arrays, write_record_files
 from iwae.results.schema import Binarizations, Record, SampledRow, Whole
 from iwae.results.subsets import STRATA, stratified_subset, subset_facts, subset_places
 from iwae.results.summaries import summarise_draws, summarise_means, summarise_weights
@@ -76,7 +77,7 @@ def drawn(tmp_path_factory):
 def test_the_mean_over_draws_stands_beside_the_usual_draw(drawn):
     run, record = drawn
     usual = evaluate_run(finished(), ks=[1, 5])
-    values = record_files.read_record_arrays(run / "evaluations" / "test-final-k5-draws3.json")
+    values = read_record_arrays(run / "evaluations" / "test-final-k5-draws3.json")
     assert values["draws"].shape == (1, 2, 3, 50)
     np.testing.assert_array_equal(values["draws"][:, :, 0], values["log_likelihood"])
     model = load_model(run / "models" / "final-0")
@@ -116,9 +117,7 @@ def test_the_error_of_draws_is_the_deviation_between_repeats():
 def test_replicates_share_the_draws(tmp_path):
     run = small.unmeasured(finished(replicates=2, **small.PATIENT), tmp_path / "run")
     record = evaluate_run(run, ks=[5], binarizations=2)
-    draws = record_files.read_record_arrays(run / "evaluations" / "test-final-k5-draws2.json")[
-        "draws"
-    ]
+    draws = read_record_arrays(run / "evaluations" / "test-final-k5-draws2.json")["draws"]
     assert draws.shape == (2, 1, 2, 50)
     assert record["binarizations"]["log_likelihood"] == pytest.approx(draws.mean())
     spread = draws.mean(axis=0)[0].var(axis=0, ddof=1)
@@ -159,10 +158,8 @@ def test_a_subset_is_carried_over_by_its_difference():
     assert found.stderr == pytest.approx(12 / 10 * control.std(ddof=1) / 2)
     whole = carried_over_bound(control + 1, control, np.arange(4), "L_5")
     assert (whole.log_likelihood, whole.subset_error) == (-84.0, 0.0)
-    assert (
-        carried_over_bound(control[places], np.append(control, -np.inf), places, "L_5").stderr
-        is None
-    )
+    impossible = np.append(control, -np.inf)
+    assert carried_over_bound(control[places], impossible, places, "L_5").stderr is None
 
 
 def test_the_error_of_a_subset_is_its_deviation_around_the_whole():
@@ -225,7 +222,7 @@ def record_of(run, name, by_k, subset=None, **more):
     }
     arrays = {"k": np.array(list(by_k)), "index": index, "log_likelihood": values}
     path = run / "evaluations" / f"{name}.json"
-    record_files.write_record_files(path, json.loads(json.dumps(document)), arrays)
+    write_record_files(path, json.loads(json.dumps(document)), arrays)
     return path
 
 
@@ -297,7 +294,7 @@ def sides_of(run, name, lower, subset=None, **more):
     values = {"lower": lower[index][None], "upper": lower[index][None] + 1}
     arrays = {"index": index, **values, **{f"importance_{s}": v for s, v in values.items()}}
     path = run / "evaluations" / f"{name}.json"
-    record_files.write_record_files(path, document, arrays)
+    write_record_files(path, document, arrays)
     return path
 
 
@@ -594,7 +591,7 @@ def test_a_stopped_measurement_keeps_its_subset(tmp_path):
         evaluate_run(run, ks=[5], examples=10, batch_size=2, track=stopped)
     evaluate_run(run, ks=[2])
     record = evaluate_run(run, ks=[5], examples=10, batch_size=2)
-    index = record_files.read_record_arrays(run / "evaluations" / "test-final-k5-n10.json")["index"]
+    index = read_record_arrays(run / "evaluations" / "test-final-k5-n10.json")["index"]
     np.testing.assert_array_equal(index, choose(50, 10))
     assert record["subset"] == {"examples": 10, "seed": 0}
     assert not (run / "evaluations" / "unfinished").exists()
@@ -604,9 +601,8 @@ def test_a_subset_of_a_run_is_stratified_by_its_record(drawn):
     run, _ = drawn
     record = evaluate_run(run, ks=[5], examples=10)
     assert record["subset"] == {"examples": 10, "seed": 0, "stratified_by": "L_5"}
-    whole = record_files.read_record_arrays(run / "evaluations" / "test-final-k5-draws3.json")
-    some = record_files.read_record_arrays(run / "evaluations" / "test-final-k5-n10.json")
-    np.testing.assert_array_equal(
-        some["index"], stratified_subset(whole["log_likelihood"][0, 1], 10, 0)
-    )
+    whole = read_record_arrays(run / "evaluations" / "test-final-k5-draws3.json")
+    some = read_record_arrays(run / "evaluations" / "test-final-k5-n10.json")
+    expected = stratified_subset(whole["log_likelihood"][0, 1], 10, 0)
+    np.testing.assert_array_equal(some["index"], expected)
     assert (record["whole"]["n"], record["whole"]["by"]) == (50, "L_5")

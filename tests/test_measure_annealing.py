@@ -17,7 +17,7 @@ from iwae.evaluation.examples import gather_examples
 from iwae.evaluation.likelihood import annealed_log_likelihood_slabs
 from iwae.inference.temperatures import linear_schedule, sigmoid_schedule
 from iwae.results import ais, unfinished
-from iwae.results.ais import Annealing
+from iwae.results.ais import Annealing, ais_keys
 from iwae.results.description import comparison_description
 from iwae.runs.model_files import load_model
 from iwae.runs.split_examples import split_examples
@@ -76,7 +76,7 @@ def test_the_values_are_those_of_the_library_at_the_stored_step_sizes(run, recor
     slabs = annealed_log_likelihood_slabs(
         model,
         data,
-        ais.ais_keys(0, 20)[1],
+        ais_keys(0, 20)[1],
         chains=4,
         betas=sigmoid_schedule(20),
         step_size=values["step_sizes_0_20"],
@@ -102,7 +102,7 @@ def test_step_sizes_are_tuned_on_training_examples_by_another_key(run, record, m
         assert len(examples) == 32
         rows = {row.tobytes() for row in train}
         assert all(row.tobytes() in rows for row in examples)
-        assert key != jax.random.key_data(ais.ais_keys(1, length)[1]).tolist()
+        assert key != jax.random.key_data(ais_keys(1, length)[1]).tolist()
     assert measured["by_temperatures"][-1]["step_size_max"] == pytest.approx(0.3)
     assert record["pilot"]["split"] == "train"
 

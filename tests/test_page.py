@@ -15,8 +15,9 @@ import pytest
 import small
 from iwae.errors import UserError
 from iwae.reports.gallery import gallery_figures
-from iwae.reports.page import run_charts, write
+from iwae.reports.page import write
 from iwae.reports.page.page_runs import page_run_names, read_page_run
+from iwae.reports.page.run_charts import run_training_chart
 from iwae.reports.page.write import write_page
 from iwae.results.importance import evaluate_run
 from iwae.results.reading import BOUNDING, read_records
@@ -496,9 +497,9 @@ def test_a_page_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
 def test_a_curve_whose_rows_do_not_fit_together_is_left_out(tmp_path, caplog):
     run = read_page_run(copy(tmp_path / "run"), "run", "final")
     odd = [{"epoch": 1, "train_bound": [-2.0]}, {"epoch": 2, "train_bound": [-1.0, -3.0]}]
-    assert run_charts.run_training_chart({0: run._replace(metrics=odd)}) is None
+    assert run_training_chart({0: run._replace(metrics=odd)}) is None
     assert "number of values of 'train_bound' changes" in caplog.text
-    assert run_charts.run_training_chart({0: run, 1: run._replace(metrics=odd)}) is not None
+    assert run_training_chart({0: run, 1: run._replace(metrics=odd)}) is not None
 
 
 @pytest.mark.slow

@@ -24,10 +24,9 @@ from iwae.config.experiment import TrainConfig
 from iwae.config.toml import write_config
 from iwae.errors import OUT_OF_MEMORY, UserError
 from iwae.experiments import local as here
-from iwae.experiments import tasks
 from iwae.experiments.local import work
 from iwae.experiments.sweep import DEPTHS, read_sweep
-from iwae.experiments.tasks import Failure, Measure, Task, task_state, write_task_failure
+from iwae.experiments.tasks import Failure, Measure, Task, lock_task, task_state, write_task_failure
 from iwae.runs import start_and_resume
 from iwae.runs.model_files import load_model, read_model_facts, save_model
 from iwae.runs.stopping import Stopped
@@ -260,7 +259,7 @@ def test_exhausted_memory_is_told_in_one_line(tmp_path, monkeypatch):
 
 
 def test_another_process_at_work_is_left_alone(tmp_path):
-    with tasks.lock_task(tmp_path, task()):
+    with lock_task(tmp_path, task()):
         assert task_state(tmp_path, task()).status == "in use"
         assert words(work(tmp_path, [task()])) == [("a", "in use")]
     assert not (tmp_path / "a").exists()

@@ -12,6 +12,17 @@ from iwae.results.description import describe, gradients_description
 from iwae.results.formatting import plus_minus
 from iwae.results.frame import Result, results, results_frame, write_results_csv
 from iwae.results.reading import read_bounds, read_records
+from iwae.results.record_files import (
+    RECORDS,
+    VALUES,
+    check_packed_records,
+    has_record_files,
+    pack,
+    read_documents,
+    read_record_arrays,
+    unpack,
+    write_record_files,
+)
 from iwae.results.schema import VERSION, Fields, Method, parse
 
 RESULTS = Path(__file__).parents[1] / "results"
@@ -37,7 +48,7 @@ def written(run, name="a", **changes):
     run.mkdir(parents=True, exist_ok=True)
     values = np.arange(8.0).reshape(1, 2, 4) - 9
     arrays = {"k": np.array([1, 50]), "index": np.arange(4), "log_likelihood": values}
-    record_files.write_record_files(path, {**SAMPLED, **changes}, arrays)
+    write_record_files(path, {**SAMPLED, **changes}, arrays)
     return path
 
 
@@ -45,14 +56,14 @@ def written(run, name="a", **changes):
 
 
 def committed():
-    folders = {path.parent for path in RESULTS.rglob(record_files.RECORDS)}
+    folders = {path.parent for path in RESULTS.rglob(RECORDS)}
     return sorted(folder for folder in folders if folder.name == "evaluations")
 
 
 def test_every_committed_record_is_read_and_would_be_written_again_as_it_is():
     methods = set()
     for folder in committed():
-        for path, document in record_files.read_documents(folder).items():
+        for path, document in read_documents(folder).items():
             record = parse(document)
             again = record.document()
             assert again.pop("version") == VERSION, path
@@ -78,8 +89,8 @@ def _unknown(fields):
 def test_committed_records_are_packed_and_are_what_was_packed():
     loose = [path for folder in committed() for path in folder.glob("*.json")]
     assert not loose, "python docs/tools/pack.py"
-    packed = sorted(path.parent for path in RESULTS.rglob(record_files.RECORDS))
-    assert sum(map(record_files.check_packed_records, packed)) >= 223
+    packed = sorted(path.parent for path in RESULTS.rglob(RECORDS))
+    assert sum(map(check_packed_records, packed)) >= 223
 
 
 # damage
@@ -119,12 +130,12 @@ def test_values_damaged_anywhere_are_right_or_reported(tmp_path):
     """Eight bytes of 0xff at every place of a small file; zlib, zip and NumPy each have errors."""
     path = written(tmp_path)
     values = path.with_suffix(".npz")
-    good, content = record_files.read_record_arrays(path), values.read_bytes()
+    good, content = read_record_arrays(path), values.read_bytes()
     reported = 0
     for place in range(len(content)):
         values.write_bytes(content[:place] + b"\xff" * 8 + content[place + 8 :])
         told = []
-        arrays = record_files.read_record_arrays(path, told.append)
+        arrays = read_record_arrays(path, told.append)
         if arrays is None:
             reported += 1
             assert f"{values} cannot be read" in told[0]
@@ -138,10 +149,10 @@ def test_values_damaged_anywhere_are_right_or_reported(tmp_path):
 
 def test_packed_values_without_those_of_a_record_are_reported(tmp_path, caplog):
     folder = written(tmp_path).parent
-    record_files.pack(folder)
-    np.savez(folder / record_files.VALUES, **{"b/index": np.arange(4)})
+    pack(folder)
+    np.savez(folder / VALUES, **{"b/index": np.arange(4)})
     assert read_bounds(tmp_path, split="test", weights="final", pruned=False) == []
-    assert f"{folder / record_files.VALUES} cannot be read (no array a/" in caplog.text
+    assert f"{folder / VALUES} cannot be read (no array a/" in caplog.text
 
 
 # packing
@@ -152,34 +163,34 @@ def test_a_packed_run_is_read_as_before_and_unpacks_to_the_same_bytes(tmp_path):
     texts = [path.read_text() for path in (first, second)]
     before = read_bounds(tmp_path, split="test", weights="final", pruned=False)
     folder = first.parent
-    assert len(record_files.pack(folder)) == 4
-    assert {path.name for path in folder.iterdir()} == {record_files.RECORDS, record_files.VALUES}
-    assert record_files.pack(folder) == []
+    assert len(pack(folder)) == 4
+    assert {path.name for path in folder.iterdir()} == {RECORDS, VALUES}
+    assert pack(folder) == []
     after = read_bounds(tmp_path, split="test", weights="final", pruned=False)
     assert [one.record for one in after] == [one.record for one in before]
     assert all(np.array_equal(a.values, b.values) for a, b in zip(before, after, strict=True))
-    assert record_files.has_record_files(first)
-    assert not record_files.has_record_files(folder / "c.json")
-    record_files.unpack(folder)
+    assert has_record_files(first)
+    assert not has_record_files(folder / "c.json")
+    unpack(folder)
     assert [path.read_text() for path in (first, second)] == texts
-    assert not (folder / record_files.RECORDS).exists()
+    assert not (folder / RECORDS).exists()
 
 
 def test_a_new_measurement_replaces_the_packed_one_of_its_name(tmp_path):
     path = written(tmp_path)
     written(tmp_path, "b")
-    record_files.pack(path.parent)
+    pack(path.parent)
     written(tmp_path, seed=7)
     assert [record.seed for _, record in read_records(tmp_path)] == [7, 0]
-    record_files.pack(path.parent)
+    pack(path.parent)
     assert [record.seed for _, record in read_records(tmp_path)] == [7, 0]
-    assert record_files.check_packed_records(path.parent) == 2
+    assert check_packed_records(path.parent) == 2
 
 
 @pytest.mark.parametrize("writes", [0, 1])
 def test_a_kill_while_packing_loses_nothing(tmp_path, monkeypatch, writes):
     path = written(tmp_path)
-    record_files.pack(path.parent)
+    pack(path.parent)
     written(tmp_path, seed=7)
     written(tmp_path, "b")
     original, done = record_files.atomic_write, []
@@ -192,7 +203,7 @@ def test_a_kill_while_packing_loses_nothing(tmp_path, monkeypatch, writes):
 
     monkeypatch.setattr(record_files, "atomic_write", killed)
     with pytest.raises(KeyboardInterrupt):
-        record_files.pack(path.parent)
+        pack(path.parent)
     monkeypatch.undo()
     assert [record.seed for _, record in read_records(tmp_path)] == [7, 0]
     assert len(read_bounds(tmp_path, split="test", weights="final", pruned=False)) == 4
@@ -203,30 +214,30 @@ def test_what_was_measured_while_packing_stays(tmp_path, monkeypatch):
     original = record_files.atomic_write
 
     def slow(file):
-        if file.name == record_files.RECORDS:
+        if file.name == RECORDS:
             monkeypatch.undo()
             written(tmp_path, seed=7)
         return original(file)
 
     monkeypatch.setattr(record_files, "atomic_write", slow)
-    record_files.pack(path.parent)
+    pack(path.parent)
     assert [record.seed for _, record in read_records(tmp_path)] == [7]
 
 
 def test_a_changed_pack_is_noticed(tmp_path):
     folder = written(tmp_path).parent
-    record_files.pack(folder)
-    lines = folder / record_files.RECORDS
+    pack(folder)
+    lines = folder / RECORDS
     lines.write_text(lines.read_text().replace('"n": 4', '"n": 5'))
     with pytest.raises(UserError, match=r"a in .* is not what was packed"):
-        record_files.check_packed_records(folder)
+        check_packed_records(folder)
     lines.write_text(lines.read_text().replace('"n": 5', '"n": 4'))
-    assert record_files.check_packed_records(folder) == 1
-    with np.load(folder / record_files.VALUES) as arrays:
+    assert check_packed_records(folder) == 1
+    with np.load(folder / VALUES) as arrays:
         changed = {name: array + (name == "a/log_likelihood") for name, array in arrays.items()}
-    np.savez(folder / record_files.VALUES, **changed)
+    np.savez(folder / VALUES, **changed)
     with pytest.raises(UserError, match="values_sha256"):
-        record_files.check_packed_records(folder)
+        check_packed_records(folder)
 
 
 # the long table

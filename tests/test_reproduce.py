@@ -15,8 +15,13 @@ from iwae.config.presets import PRESETS, matching, preset, preset_cells, presets
 from iwae.config.same_experiment import same_cell_experiment, same_experiment
 from iwae.config.toml import config_toml_values, read_config, write_config
 from iwae.errors import UserError
-from iwae.experiments import cell_results as cells_table
-from iwae.experiments.cell_results import Cell, read_cell_result, read_cell_results
+from iwae.experiments.cell_results import (
+    FORMATS,
+    Cell,
+    cell_results_table,
+    read_cell_result,
+    read_cell_results,
+)
 from iwae.experiments.cells import Wanted, plan_cells
 from iwae.experiments.costs import cost_hours, costed_stages, measured_costs, step_cost_key
 from iwae.experiments.tasks import Measure, task_state
@@ -34,7 +39,7 @@ def wanted_runs(out, *cells, **wanted):
 
 
 def table(out, names, wanted, *style):
-    return cells_table.cell_results_table(read_cell_results(out, names, wanted), wanted, *style)
+    return cell_results_table(read_cell_results(out, names, wanted), wanted, *style)
 
 
 def begun(out, name, config):
@@ -517,7 +522,7 @@ def test_an_option_that_would_be_ignored_is_refused(words, message, monkeypatch)
 def test_a_shortened_table_says_so_in_every_format(copied):
     out = copied.parents[4]
     shutil.copytree(out / "table1", out / "shortened-0.5" / "table1")
-    for style in cells_table.FORMATS:
+    for style in FORMATS:
         text = table(out, [VAE], Wanted(epochs_scale=0.5), style)
         assert "no reproduction" in text
         assert "no reproduction" not in table(out, [VAE], Wanted(), style)
@@ -577,10 +582,8 @@ def test_a_cell_of_no_paper_stands_behind_the_one_that_it_is_compared_with():
     names = preset_cells(["fast/prior/mnist"], "published")
     assert len(names) == 4
     assert presets_with_baselines(names) == [mnist[0], *names[:3], mnist[1], names[3]]
-    assert presets_with_baselines([VAE, names[0]]) == [
-        VAE,
-        names[0],
-    ]  # whose line has the fast one beside
+    # The line of the published cell has the fast one beside.
+    assert presets_with_baselines([VAE, names[0]]) == [VAE, names[0]]
     for name in names:
         values, baseline = preset(name).config(), preset(preset(name).beside).config()
         differing = {
@@ -635,9 +638,7 @@ def test_a_fast_cell_is_no_reproduction_and_stands_beside_the_published_schedule
     ours = Cell(VAE, preset(VAE), nll=86.76, stderr=0.2, spread=0.01, seeds=2, epochs=3280)
     assert ours.verdict == "reproduced"
     fast = fast._replace(nll=85.5, active=(21.0,))
-    header, _, row = (
-        cells_table.cell_results_table([ours], Wanted(), fast=[fast]).strip().splitlines()
-    )
+    header, _, row = cell_results_table([ours], Wanted(), fast=[fast]).strip().splitlines()
     columns = [word.strip() for word in header.split("|")]
     found = dict(zip(columns, (word.strip() for word in row.split("|")), strict=True))
     assert found["NLL"].startswith("86.76")

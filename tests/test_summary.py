@@ -23,9 +23,8 @@ def rows(*bounds):
 def test_a_rise_is_that_of_the_last_tenth_of_all_epochs():
     course = [-5.0] * 17 + [-4.5, -4.6, -4.1]
     assert late_metrics_rise(20, rows(*course)) == -4.1 - -4.5
-    assert (
-        late_metrics_rise(20, rows(*course[:10], -1.0, *course[11:])) < 0
-    )  # the best one was earlier
+    earlier = rows(*course[:10], -1.0, *course[11:])  # with the best one
+    assert late_metrics_rise(20, earlier) < 0
     assert late_metrics_rise(21, rows(*course)) is None  # patience was over before
     assert late_metrics_rise(1, rows(-5.0)) is None  # nothing to compare with
     assert late_metrics_rise(20, []) is None

@@ -20,8 +20,10 @@ from iwae.experiments.cell_results import cell_results_table, read_cell_results
 from iwae.experiments.cells import Wanted
 from iwae.files import atomic_write
 from iwae.reports.card import model_card
-from iwae.reports.page import notices, run_charts, tables
+from iwae.reports.page import notices
 from iwae.reports.page.page_runs import page_run_names, read_page_run
+from iwae.reports.page.run_charts import run_budgets_chart
+from iwae.reports.page.tables import difference_tables, page_comparison_table, page_estimates_table
 from iwae.reports.recorded_figures import recorded_bounds_figure, recorded_rate_distortion_figure
 from iwae.results.compare import compare
 from iwae.results.description import comparison_description, describe, gradients_description
@@ -51,10 +53,8 @@ def _of_run(run: Path) -> Iterator[tuple[str, str]]:
     for one in read_bounds(run, split="test", weights="final", pruned=False):
         means = one.values.mean(axis=1).tolist(), float(one.values.std()), len(one.places)
         yield f"values of {one.estimator}, {run}", repr(means)
-    for name, draw in (
-        ("bounds", recorded_bounds_figure),
-        ("curve", recorded_rate_distortion_figure),
-    ):
+    drawn = {"bounds": recorded_bounds_figure, "curve": recorded_rate_distortion_figure}
+    for name, draw in drawn.items():
         if (figure := draw(run, "final")) is not None:
             yield f"{name} {run}", _points(figure)
     for folder in sorted((run / "models").glob("*-*")):
@@ -76,19 +76,13 @@ def _is_text(artist: object) -> bool:
 
 def _of_runs(folder: Path, runs: list[Path]) -> Iterator[tuple[str, str]]:
     """The page of the runs in one folder, and each run compared with the first."""
-    read = [
-        read_page_run(run, name, "final")
-        for run, name in zip(runs, page_run_names(runs), strict=True)
-    ]
-    for make in (
-        tables.page_comparison_table,
-        tables.difference_tables,
-        tables.page_estimates_table,
-    ):
+    names = page_run_names(runs)
+    read = [read_page_run(run, name, "final") for run, name in zip(runs, names, strict=True)]
+    for make in (page_comparison_table, difference_tables, page_estimates_table):
         yield f"page, {make.__name__} {folder}", repr(make(read))
     yield f"page, notices {folder}", repr([notices.warnings(read), notices.cautions(read)])
     known = {place: run.known() for place, run in enumerate(read)}
-    if (drawn := run_charts.run_budgets_chart(known)) is not None:
+    if (drawn := run_budgets_chart(known)) is not None:
         yield f"page, budgets {folder}", _points(drawn[0])
     for run in runs[1:]:
         for estimator in (None, *read[0].bounds):

@@ -19,6 +19,7 @@ from iwae.experiments.cells import Wanted, cell_runs
 from iwae.experiments.costs import cost_hours, costed_stages
 from iwae.reports.figures import save_figure, style
 from iwae.reports.figures.axis_scales import cut_axis_start
+from iwae.reports.figures.style import apply_style, fix_figure_layout, styled_figure
 from iwae.runs.metrics import read_metrics
 
 ROOT = Path(__file__).parents[2]
@@ -60,11 +61,11 @@ def priors_figure(results: Path) -> Figure:
         raise UserError(f"{results} holds no cell with a learned prior beside its baseline")
     priors = dict.fromkeys(one.prior for courses in panels.values() for one in courses)
     styles = dict(zip(priors, zip(style.PALETTE, style.MARKERS, strict=False), strict=False))
-    figure, charts = style.styled_figure(len(panels), height=3.4)
+    figure, charts = styled_figure(len(panels), height=3.4)
     for axes, (name, courses) in zip(charts, panels.items(), strict=True):
         _draw_courses(axes, courses, styles)
         axes.set_title(name, fontsize=style.NORMAL)
-    return style.fix_figure_layout(figure)
+    return fix_figure_layout(figure)
 
 
 def read_course(results: Path, name: str) -> Course | None:
@@ -114,7 +115,7 @@ def _draw_courses(axes: Axes, courses: list[Course], styles: dict[str, tuple[str
     tops = [(one.cell.stderr or 0) - float(one.cell.nll or 0) for one in courses]
     axes.set_ylim(low, max(tops) + 0.5)
     axes.set_xlim(left=0)
-    style.apply_style(
+    apply_style(
         axes, "minutes of training on two cores", "line: training bound; point: test L_5000 (nats)"
     )
     axes.legend(loc="lower right", **style.LEGEND)

@@ -289,9 +289,8 @@ def gradients_command(arguments: Sequence[str]) -> int:
 
     chosen = dict(vars(options))
     run, as_json, quiet = (chosen.pop(name) for name in ("run", "json", "quiet"))
-    record = iwae.gradients_run(
-        run, ks=chosen.pop("k"), track=measurement_progress(quiet=quiet), **chosen
-    )
+    track = measurement_progress(quiet=quiet)
+    record = iwae.gradients_run(run, ks=chosen.pop("k"), track=track, **chosen)
     draw_recorded_gradients(run)
     return _print(record, gradients_description, as_json=as_json)
 

@@ -1,4 +1,4 @@
-"""Parsing, exit statuses and JAX set-up shared by the commands."""
+"""Parsing and exit statuses, shared by the commands."""
 
 import dataclasses
 from collections.abc import Collection, Iterable, Sequence

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from iwae.cli import parsing, queue
+from iwae.cli import parsing
 from iwae.cli.jax_setup import set_up_jax
-from iwae.config.presets import FAST, PRESETS, presets_with_baselines
-from iwae.config.presets import preset_cells as matching_cells
+from iwae.cli.queue import QueueOptions, check_queue_out, refuse_queue_options, work
+from iwae.config.presets import FAST, PRESETS, preset_cells, presets_with_baselines
 from iwae.errors import UserError
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Reproduce(queue.QueueOptions):
+class Reproduce(QueueOptions):
     """Reproduce published tables, cell by cell: train, measure, and compare.
 
     Actions:
@@ -59,7 +59,7 @@ class Reproduce(queue.QueueOptions):
 
 
 RESTRICTED = (
-    ({field.name for field in dataclasses.fields(queue.QueueOptions)} - {"out"}, ("run",)),
+    ({field.name for field in dataclasses.fields(QueueOptions)} - {"out"}, ("run",)),
     ({"ais", "examples"}, ("run", "status")),
     ({"format"}, ("table",)),
 )
@@ -69,7 +69,7 @@ RESTRICTED = (
 def reproduce_command(arguments: Sequence[str]) -> int:
     """`iwae reproduce`."""
     options = parsing.parse(Reproduce, "reproduce", arguments, hidden=_ignored(arguments))
-    cells = matching_cells(options.cells or ("*",), options.recipe)
+    cells = preset_cells(options.cells or ("*",), options.recipe)
     if options.action == "run" and not options.cells:
         raise UserError("name the cells to run; `iwae reproduce list` lists them")
     set_up_jax()
@@ -79,14 +79,14 @@ def reproduce_command(arguments: Sequence[str]) -> int:
     annealed = {"temperatures": options.ais, "examples": options.examples}
     wanted = Wanted(options.seeds, options.epochs_scale, **annealed)
     wanted.check()
-    queue.check_queue_out(options.out)
+    check_queue_out(options.out)
     _check_action(options)
     if options.action in ("list", "table"):
         cells = presets_with_baselines(cells) if options.action == "table" else cells
         return _print_results(options, read_cell_results(options.out, cells, wanted), wanted)
     if options.action == "status":
         return _print_status(options, plan_cells(options.out, cells, wanted))
-    return queue.work(options, plan_cells(options.out, cells, wanted), ["reproduce", *arguments])
+    return work(options, plan_cells(options.out, cells, wanted), ["reproduce", *arguments])
 
 
 def _ignored(arguments: Sequence[str]) -> set[str]:
@@ -101,11 +101,9 @@ def _check_action(options: Any) -> None:
     """Raise UserError for an option that the action would ignore."""
     for names, actions in RESTRICTED:
         if options.action not in actions:
-            queue.refuse_queue_options(
-                options, names, f"goes with these actions: {', '.join(actions)}"
-            )
+            refuse_queue_options(options, names, f"goes with these actions: {', '.join(actions)}")
     if options.ais is None:
-        queue.refuse_queue_options(
+        refuse_queue_options(
             options, {"examples"}, "is the number of examples to anneal: it needs --ais"
         )
 
@@ -140,8 +138,7 @@ def _list_line(cell: "Cell", wanted: "Wanted") -> str:
         ours += " (shortened: no reproduction)"
     return (
         f"{cell.name:36} published {published:>7}  ours {ours:>7}  "
-        f"{cost_in_words(cost_hours(config)):>9}  "
-        f"{cell.entry.source}"
+        f"{cost_in_words(cost_hours(config)):>9}  {cell.entry.source}"
     )
 
 

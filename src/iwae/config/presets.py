@@ -9,8 +9,15 @@ from collections.abc import Iterable
 from fnmatch import fnmatch
 from typing import Any, NamedTuple, NoReturn
 
-from iwae.config import recipes
 from iwae.config.experiment import TrainConfig, make_config
+from iwae.config.recipes import (
+    FEW,
+    LONGER,
+    fast_recipe,
+    recipe_gradient,
+    recipe_last_stage,
+    recipe_stages,
+)
 from iwae.errors import UserError
 
 log = logging.getLogger("iwae")
@@ -285,15 +292,15 @@ def _fast(name: str, entry: Preset) -> Preset:
     if name in _WARM_STAGES:
         first, few, then, many = _WARM_STAGES[name]
         values = {key: values[key] for key in ("dataset", "objective", "k")}
-        start = recipes.recipe_stages(first.split()[0], few, first)
-        end = recipes.recipe_last_stage(then, many, recipes.recipe_gradient(then))
+        start = recipe_stages(first.split()[0], few, first)
+        end = recipe_last_stage(then, many, recipe_gradient(then))
         stages = f"{start}, {end} fresh=true"
     elif name in _AIWAE:  # the same ending for both objectives
-        stages = recipes.recipe_stages("aiwae", 5, times=recipes.LONGER.get(values["dataset"], 1))
+        stages = recipe_stages("aiwae", 5, times=LONGER.get(values["dataset"], 1))
     elif name in _MIWAE:  # a table of what gradient estimators do
-        stages = recipes.recipe_stages(values["objective"], recipes.FEW + 1, plain=True)
+        stages = recipe_stages(values["objective"], FEW + 1, plain=True)
     source = f"{entry.source}, by a fast recipe"
-    fast = recipes.fast_recipe(values, stages)
+    fast = fast_recipe(values, stages)
     return entry._replace(values=fast, source=source, needs=None, is_fast=True)
 
 
@@ -312,7 +319,7 @@ def _learned(data: str, cell: str, prior: str) -> tuple[str, Preset]:
     source = f"the network of {BURDA}, Table 1, with another prior, by a fast recipe"
     name = f"{FAST}prior/{data}/{cell}-{prior.replace(':', '')}"
     beside = f"{FAST}table1/{data}/{cell}"
-    return name, Preset(recipes.fast_recipe(values), source=source, is_fast=True, beside=beside)
+    return name, Preset(fast_recipe(values), source=source, is_fast=True, beside=beside)
 
 
 _FAST = {f"{FAST}{name}": _fast(name, entry) for name, entry in _CELLS.items()}

@@ -1,4 +1,4 @@
-"""Whether a run is the experiment of a preset."""
+"""Whether a run is the experiment of a preset, and the published number if so."""
 
 import json
 from collections.abc import Iterator, Mapping, Set

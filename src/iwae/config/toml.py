@@ -1,4 +1,4 @@
-"""Experiment files (TOML): their values, and one-line messages about invalid ones."""
+"""Experiment files (TOML): reading and writing them."""
 
 import tomllib
 from pathlib import Path
@@ -15,6 +15,15 @@ LARGEST_FILE, MOST_DOTS = 2**17, 200
 """Maximum bytes of an experiment file, and dots in a line: a key costs the square of its parts."""
 
 
+def read_config(path: Path) -> TrainConfig:
+    """Read an experiment file (TOML).
+
+    Raises:
+        UserError: if it cannot be read or is not a valid configuration.
+    """
+    return make_config(read_toml(path), str(path))
+
+
 def read_toml(path: Path) -> dict[str, Any]:
     """The values of an experiment file, unchecked; UserError if it cannot be read."""
     try:
@@ -25,10 +34,8 @@ def read_toml(path: Path) -> dict[str, Any]:
     except FileNotFoundError as error:
         raise UserError(f"no experiment file {path}") from error
     except (ValueError, RecursionError, OSError) as error:  # TOMLDecodeError is a ValueError
-        reason = getattr(error, "strerror", None) or error
-        raise UserError(
-            f"experiment file {path} cannot be read: {shorten_words(reason)}"
-        ) from error
+        reason = shorten_words(getattr(error, "strerror", None) or error)
+        raise UserError(f"experiment file {path} cannot be read: {reason}") from error
 
 
 def _refuse_costly(content: bytes) -> None:
@@ -38,15 +45,6 @@ def _refuse_costly(content: bytes) -> None:
     for number, line in enumerate(content.splitlines(), start=1):
         if line.count(b".") > MOST_DOTS:
             raise ValueError(f"line {number} has more than {MOST_DOTS} dots: break it")
-
-
-def read_config(path: Path) -> TrainConfig:
-    """Read an experiment file (TOML).
-
-    Raises:
-        UserError: if it cannot be read or is not a valid configuration.
-    """
-    return make_config(read_toml(path), str(path))
 
 
 def write_config(config: TrainConfig, path: Path) -> None:

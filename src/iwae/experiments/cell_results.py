@@ -257,9 +257,8 @@ def _finished(run: Path, config: TrainConfig) -> _Finished | None:
         if None in [model.epoch for model in one.record.models]:
             refuse_damaged_record(f"the record of {one.estimator} in {run} has no epoch")
         if (count := len(one.record.models)) != len(one.values):
-            refuse_damaged_record(
-                f"the values of {one.estimator} in {run} are not of {count} replicates"
-            )
+            words = f"the values of {one.estimator} in {run} are not of {count} replicates"
+            refuse_damaged_record(words)
     whole = {one.estimator: one for one in known if one.record.subset is None}
     longest = [one for one in known if one.rank[0] == 1 and not one.short]
     if "L_5000" not in whole:

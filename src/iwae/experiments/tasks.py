@@ -126,9 +126,9 @@ def is_done(out: Path, task: Task) -> bool:
     """
     run = Path(out) / task.name
     check_task_folder(task, run)
-    return is_trained_run(run) and not any(
-        missing_task_estimators(run, measure) for measure in task.measures
-    )
+    if not is_trained_run(run):
+        return False
+    return not any(missing_task_estimators(run, measure) for measure in task.measures)
 
 
 def check_task_folder(task: Task, run: Path) -> None:

@@ -1,4 +1,4 @@
-"""All bounds of a run in one row, and the published number of its experiment."""
+"""All bounds of a run in one row of a table."""
 
 from collections.abc import Sequence
 from pathlib import Path

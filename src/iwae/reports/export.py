@@ -70,9 +70,8 @@ def export_run(
     with atomic_folder(folder) as unfinished:
         copy_model_files(source, unfinished, **about)
         write_config(shared, unfinished / CONFIG)
-        figures.save_figure(
-            gallery_samples_figure(model, gallery_layout(model, about)), unfinished / PICTURE
-        )
+        samples = gallery_samples_figure(model, gallery_layout(model, about))
+        figures.save_figure(samples, unfinished / PICTURE)
         card = model_card(run, model, about, weights, replicate, license)
         (unfinished / CARD).write_text(card, encoding="utf-8")
     return folder

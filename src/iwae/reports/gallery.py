@@ -80,9 +80,8 @@ def draw_gallery(run: Path, *, weights: str = "final", data_dir: Path | None = N
     for name, figure in _figures(subject):
         written.append(folder / f"{name}.png")
         figures.save_figure(figure, written[-1])
-    courses = (
-        _courses(subject.run, subject.dataset) if gallery_shows_pictures(subject.dataset) else {}
-    )
+    pictures = gallery_shows_pictures(subject.dataset)
+    courses = _courses(subject.run, subject.dataset) if pictures else {}
     for name, course in courses.items():
         written.append(folder / f"training_{name}.gif")
         figures.save_animation(figures.training_frames(**course._asdict()), written[-1])

@@ -109,9 +109,8 @@ def _unpruned_records(run: Path, method: Method, weights: str) -> list[tuple[Pat
 
 def _rank_figure(path: Path, record: Record) -> Figure | None:
     """The ranks in a record, a panel for each layer and kind; None if values are damaged."""
-    values = read_record_arrays(
-        path, warn_unreadable_record, [f"{name}_0" for name in (*KINDS, "layers")]
-    )
+    names = [f"{name}_0" for name in (*KINDS, "layers")]
+    values = read_record_arrays(path, warn_unreadable_record, names)
     if values is None:
         return None
     panels, layers = {}, values["layers_0"]

@@ -22,11 +22,11 @@ from iwae.inference.starts import STARTS
 from iwae.inference.temperatures import as_betas, linear_schedule, sigmoid_schedule
 from iwae.inference.tuning import tune_step_size
 from iwae.precision import float32
-from iwae.results import subjects
 from iwae.results.measure import Measured, Replicate, SplitOptions, measure
 from iwae.results.reading import read_two_sided, warn_unreadable_record
 from iwae.results.record_files import read_record_arrays
 from iwae.results.schema import Document, Method, Settings
+from iwae.results.subjects import Subject, make_subject, subject_record_name, subject_unit_counts
 from iwae.results.summaries import summarise_weights, summary_number
 from iwae.runs.split_examples import split_examples
 from iwae.runs.trained import trained_model_sha256
@@ -100,13 +100,10 @@ class Annealing:
         """The settings, for a record."""
         return asdict(self)
 
-    def facts(self, subject: subjects.Subject) -> Document:
+    def facts(self, subject: Subject) -> Document:
         """The facts about annealing, for a record of a split."""
-        return {
-            "proposal": self.start,
-            "annealing": self.values(),
-            "pilot": ais_pilot_facts(subject),
-        }
+        pilot = ais_pilot_facts(subject)
+        return {"proposal": self.start, "annealing": self.values(), "pilot": pilot}
 
     def words(self) -> list[str]:
         """The settings, for the name of a record."""
@@ -144,12 +141,12 @@ def anneal_run(
     annealing = annealing or Annealing()
     annealing.check()
     check_ais_tolerance(tolerance)
-    subject = subjects.make_subject(Path(run), **options)
+    subject = make_subject(Path(run), **options)
     return measure(
         subject,
         Method.ANNEALED,
         partial(_measure, annealing=annealing, tolerance=tolerance),
-        file=subjects.subject_record_name(subject, "ais", *annealing.words()),
+        file=subject_record_name(subject, "ais", *annealing.words()),
         shared={**annealing.facts(subject), "k": annealing.chains},
         arrays={"temperatures": np.asarray(_lengths(annealing)), "index": subject.places},
         rows=("by_temperatures", "temperatures"),
@@ -179,7 +176,7 @@ def _measure(one: Replicate, annealing: Annealing, tolerance: float) -> Measured
         "k": annealing.chains,
         "by_temperatures": rows,
         "verdict": _verdict_fields(convergence_verdict(longer, shorter, gap, tolerance, *real)),
-        **subjects.subject_unit_counts(one.subject, one.model)[0],
+        **subject_unit_counts(one.subject, one.model)[0],
     }
     stacked = {
         name: np.stack([values[name] for values in both])
@@ -287,17 +284,17 @@ def ais_keys(seed: int, length: int) -> tuple[PRNGKey, PRNGKey]:
     return pilot_key, key
 
 
-def _pilot_split(subject: subjects.Subject) -> str:
+def _pilot_split(subject: Subject) -> str:
     """The split of the pilot's examples, which is not the measured one."""
     return "train" if subject.split != "train" else "validation"
 
 
-def ais_pilot_facts(subject: subjects.Subject) -> Document:
+def ais_pilot_facts(subject: Subject) -> Document:
     """The facts about the pilot's examples, for a record."""
     return {"split": _pilot_split(subject), "examples": PILOT_EXAMPLES}
 
 
-def ais_pilot_examples(subject: subjects.Subject) -> np.ndarray:
+def ais_pilot_examples(subject: Subject) -> np.ndarray:
     """Examples for tuning step sizes, which are not measured."""
     examples = split_examples(subject.dataset, _pilot_split(subject))
     if len(examples) == 0:

@@ -85,9 +85,8 @@ def _layer_row(ranks: np.ndarray, layer: int, kind: str, bands: Bands) -> Docume
     """The part of a record about one layer, from ranks `[n, units]`."""
     tails = bands.smallest_tail(ranks)
     worst = np.argsort(tails, kind="stable")[:WORST]
-    levels = [
-        {"level": one, **summarise_means(coverage=rank_coverage(ranks, one))} for one in LEVELS
-    ]
+    shares = {one: rank_coverage(ranks, one) for one in LEVELS}
+    levels = [{"level": one, **summarise_means(coverage=share)} for one, share in shares.items()]
     return {
         "layer": layer,
         "of": kind,

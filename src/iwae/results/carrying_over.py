@@ -361,7 +361,5 @@ def _simulated_bounds(run: Path, record: Record, number: int) -> schema.Simulate
 
 
 def _bounds(part: Part | schema.Samples) -> schema.Document:
-    names = ("lower", "upper", "gap", *schema.MIXED)
-    return {
-        field: getattr(part, field) for name in names for field in schema.record_field_names(name)
-    }
+    names = map(schema.record_field_names, ("lower", "upper", "gap", *schema.MIXED))
+    return {field: getattr(part, field) for both in names for field in both}

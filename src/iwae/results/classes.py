@@ -10,11 +10,22 @@ import numpy as np
 
 from iwae.data import Dataset, choose, load_dataset, test_sha256
 from iwae.errors import UserError
-from iwae.evaluation import classification
+from iwae.evaluation.classification import (
+    class_log_likelihood_slabs,
+    confusion_matrix,
+    label_log_probabilities,
+    marginalise_classes,
+)
 from iwae.evaluation.scores import auroc
-from iwae.results import subjects
 from iwae.results.measure import Measured, Replicate, SplitOptions, measure
 from iwae.results.schema import Document, Method
+from iwae.results.subjects import (
+    Subject,
+    check_subject_split,
+    make_subject,
+    subject_examples,
+    subject_record_name,
+)
 from iwae.results.summaries import summarise_means, summary_number
 from iwae.runs.folder import folder_config
 
@@ -61,7 +72,7 @@ def classify_run(
     run = Path(run)
     if not folder_config(run).conditional:
         raise UserError(f"{run} knows no labels: train with --conditional to classify")
-    subject = subjects.make_subject(run, **options)
+    subject = make_subject(run, **options)
     arrays = {"index": subject.places, "label": _labels_of(subject)}
     words = ["classify", f"k{k}"]
     others = None
@@ -73,13 +84,13 @@ def classify_run(
         subject,
         Method.CLASSIFICATION,
         partial(_measure, others=others, k=k),
-        file=subjects.subject_record_name(subject, *words),
+        file=subject_record_name(subject, *words),
         shared={"k": k, **_about(others)},
         arrays=arrays,
     )
 
 
-def _labels_of(subject: subjects.Subject) -> np.ndarray:
+def _labels_of(subject: Subject) -> np.ndarray:
     """The label of each example, `[n]`."""
     return getattr(subject.dataset.labels, subject.split)[subject.places]
 
@@ -102,22 +113,20 @@ def _scores(
 ) -> dict[str, np.ndarray]:
     """log p(x|y) of rows under every label, `[n, C]`, and log p(x), `[n]`, nats."""
     model, key = one.model, jax.random.fold_in(jax.random.key(one.subject.seed), stream)
-    slabs = partial(classification.class_log_likelihood_slabs, model, rows, key, k=k)
+    slabs = partial(class_log_likelihood_slabs, model, rows, key, k=k)
     settings = {"method": Method.CLASSIFICATION, "k": k, "stream": stream}
     settings["rows"] = test_sha256(np.ascontiguousarray(rows))
     label = f"{model.n_classes} labels, k={k}{name}"
     given = one.values(label, slabs, len(rows), **settings)["log_likelihood"]
     shares = np.asarray(model.frequencies)
-    return {"log_likelihood": given, "marginal": classification.marginalise_classes(given, shares)}
+    return {"log_likelihood": given, "marginal": marginalise_classes(given, shares)}
 
 
 _OWN, _OTHERS = 0, 1
 """Numbers folded into the seed's key, so that the two use different noise."""
 
 
-def _other_data(
-    subject: subjects.Subject, name: str, examples: int | None, data_dir: Path | None
-) -> Others:
+def _other_data(subject: Subject, name: str, examples: int | None, data_dir: Path | None) -> Others:
     """Test examples of other data, prepared as those of the run are."""
     config = subject.config
     grey = config.binarization in ("static", "threshold")  # `dynamic` draws test sets once as well
@@ -137,14 +146,14 @@ def _other_data(
         )
     if dataset.identity["test_sha256"] == own.identity["test_sha256"]:
         raise UserError(f"against {dataset.name}: these are the run's own data; name others")
-    total = subjects.check_subject_split(dataset, "test", None)
+    total = check_subject_split(dataset, "test", None)
     places = choose(total, min(examples or total, total), seed=subject.seed)
-    return Others(dataset, np.asarray(subjects.subject_examples(dataset, "test", places)), places)
+    return Others(dataset, np.asarray(subject_examples(dataset, "test", places)), places)
 
 
 def _class_summary(scores: np.ndarray, labels: np.ndarray, shares: np.ndarray) -> Document:
     """Summary of the scores `[n, C]` of labelled examples, with standard errors."""
-    log_p = classification.label_log_probabilities(scores, shares)
+    log_p = label_log_probabilities(scores, shares)
     found = log_p.argmax(axis=1)
     own = np.arange(len(labels)), labels
     right = (found == labels).astype(np.float64)
@@ -153,9 +162,9 @@ def _class_summary(scores: np.ndarray, labels: np.ndarray, shares: np.ndarray) -
             log_likelihood=scores[own],  # of x given its own label
             accuracy=right,
             label_log_probability=log_p[own],
-            marginal_log_likelihood=classification.marginalise_classes(scores, shares),
+            marginal_log_likelihood=marginalise_classes(scores, shares),
         ),
-        "confusion": classification.confusion_matrix(labels, found, len(shares)).tolist(),
+        "confusion": confusion_matrix(labels, found, len(shares)).tolist(),
     }
 
 

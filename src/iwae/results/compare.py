@@ -1,4 +1,4 @@
-"""Runs compared with each other, example by example."""
+"""Runs, and bounds of a run, compared with each other, example by example."""
 
 from collections.abc import Iterable, Sequence
 from functools import reduce
@@ -188,7 +188,7 @@ def compared_places(bounds: Sequence[Known]) -> np.ndarray | None:
     """The places of the examples that all bounds share; None unless two share two examples."""
     if len(bounds) < 2:
         return None
-    places = reduce(np.intersect1d, [bound.places for bound in bounds])
+    places = _shared(bounds)
     return places if len(places) >= 2 else None
 
 

@@ -9,12 +9,7 @@ import numpy as np
 from iwae.errors import UserError, require_positive
 from iwae.evaluation.rate_distortion import rate_distortion_slabs
 from iwae.inference.tuning import tune_step_size
-from iwae.results.ais import (
-    PILOT_CHAINS,
-    ais_keys,
-    ais_pilot_examples,
-    ais_pilot_facts,
-)
+from iwae.results.ais import PILOT_CHAINS, ais_keys, ais_pilot_examples, ais_pilot_facts
 from iwae.results.measure import Measured, Replicate, SplitOptions, measure
 from iwae.results.schema import Document, Method
 from iwae.results.subjects import make_subject, subject_record_name

@@ -1,4 +1,4 @@
-"""Numbers in words, and the one formatter of a mean and its error."""
+"""Numbers and settings in words, and the one formatter of a mean and its error."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ UNRELIABLE = 0.1
 """Share of examples with too large a k-hat above which an error is a lower bound."""
 
 MIXED_WORDS = "reverse among forward chains"
-"""The chains of `bdmc_mixed_upper`; the other upper side is from reverse chains alone."""
+"""The chains of `mixed_upper`; the other upper side is from reverse chains alone."""
 
 NAMES_OF_RANKS = {"q": "q(z|x)", "snis": "weighted draws"}
 """Distributions in which true latents are ranked -> their names."""

@@ -16,17 +16,32 @@ import numpy as np
 from jaxtyping import Array
 
 from iwae.errors import UserError
-from iwae.evaluation import gradient_signal
+from iwae.evaluation.gradient_signal import (
+    Draw,
+    check_gradient_draws,
+    gradient_bias_threshold,
+    gradient_biases,
+    gradient_moments,
+    gradient_signal_sample,
+    gradient_signal_slope,
+    gradient_signals,
+)
 from iwae.models.vae import VAE
 from iwae.objectives import declaration as objectives
 from iwae.objectives.building import build_objective
 from iwae.objectives.compatibility import check_compatibility, compatible_gradients
 from iwae.objectives.declaration import Declaration
 from iwae.precision import float32
-from iwae.results import subjects
 from iwae.results.formatting import format_estimator
 from iwae.results.record_files import write_record
 from iwae.results.schema import Document, Gradient, Method, Slope
+from iwae.results.subjects import (
+    Track,
+    make_subject,
+    subject_facts,
+    subject_model_facts,
+    subject_record_name,
+)
 from iwae.results.summaries import summary_number
 from iwae.runs.folder import folder_config
 from iwae.runs.measurement_progress import no_progress
@@ -60,7 +75,7 @@ def gradients_run(
     weights: str = "final",
     seed: int = 0,
     data_dir: Path | None = None,
-    track: subjects.Track = no_progress,
+    track: Track = no_progress,
 ) -> Document:
     """Mean, variance, signal-to-noise ratio and bias of gradients, for each k and estimator.
 
@@ -72,7 +87,8 @@ def gradients_run(
 
     Args:
         ks: particles (of each group, where the objective has groups).
-        gradients: names of estimators; if None, those of `_fitting` that go with so many particles.
+        gradients: names of estimators; if None, those that go with the objective and so many
+            particles, and need no further option.
         backward: numbers S of particles: beside each estimator, the same one carried by S of them,
             at every k with more particles. Estimators without such a gradient are omitted.
         objective: the run's own if None.
@@ -88,7 +104,7 @@ def gradients_run(
             none of the estimators, a `slope_from` with fewer than two k, or as `evaluate_run`.
     """
     _check_options(Path(run), ks, slope_from, draws)
-    subject = subjects.make_subject(
+    subject = make_subject(
         Path(run), split=split, weights=weights, examples=examples, seed=seed, data_dir=data_dir
     )
     trained, kinds = subject.config.final(), subject.config.kinds()
@@ -113,26 +129,26 @@ def gradients_run(
     total = sum(map(len, chosen.values()))
     found = [slab["row"][0] for slab in track(rows, total, "gradients")]
     record = {
-        **subjects.subject_facts(subject, Method.GRADIENTS),
-        **subjects.subject_model_facts(subject, replicate),
+        **subject_facts(subject, Method.GRADIENTS),
+        **subject_model_facts(subject, replicate),
         "objective": name,
         "reference": None if reference == NONE else reference,
         "draws": draws,
-        "biased_above": gradient_signal.gradient_bias_threshold(draws),
+        "biased_above": gradient_bias_threshold(draws),
         "rows": [row.document() for row in found],
         "slopes": [slope.document() for slope in _slopes(found, slope_from)],
         "slope_from": slope_from,
     }
     words = [Method.GRADIENTS, *([objective] if objective else []), f"k{max(ks)}"]
     words += [f"backward{max(backward)}"] if backward else []
-    file = subjects.subject_record_name(subject, *words)
+    file = subject_record_name(subject, *words)
     arrays = {"k": np.array(list(chosen)), "index": subject.places, **_ratios(found)}
     return write_record(subject.run, file, record, arrays)
 
 
 def _check_options(run: Path, ks: Sequence[int], slope_from: int, draws: int) -> None:
     """Raise UserError for options that make no sense, or a run without such gradients."""
-    gradient_signal.check_gradient_draws(draws)
+    check_gradient_draws(draws)
     if not ks:
         raise UserError("name at least one k")
     if slope_from > 1 and len({k for k in ks if k >= slope_from}) < 2:
@@ -225,14 +241,14 @@ def _fitting(
 
 
 @lru_cache
-def _draw(declaration: Declaration, layers: int) -> gradient_signal.Draw:
-    return gradient_signal.gradient_signal_sample(build_objective(declaration, layers))
+def _draw(declaration: Declaration, layers: int) -> Draw:
+    return gradient_signal_sample(build_objective(declaration, layers))
 
 
 def _estimator_row(
     declaration: Declaration,
     layers: int,
-    against: gradient_signal.Draw | None,
+    against: Draw | None,
     model: VAE,
     xs: Array,
     seed: int,
@@ -241,12 +257,10 @@ def _estimator_row(
     """The row of a record for one estimator at one k."""
     draw = _draw(declaration, layers)
     first_key, second_key = jax.random.split(jax.random.key(seed))
-    found = gradient_signal.gradient_signals(
-        model, gradient_signal.gradient_moments(draw, model, xs, first_key, draws), draws
-    )
+    found = gradient_signals(model, gradient_moments(draw, model, xs, first_key, draws), draws)
     biases: Mapping[str, Any] = {}
     if against is not None and draw is not against:
-        biases = gradient_signal.gradient_biases(draw, against, model, xs, second_key, draws)
+        biases = gradient_biases(draw, against, model, xs, second_key, draws)
     groups: Document = {}
     for name, one in found.items():
         groups[name] = {field: summary_number(getattr(one, field)) for field in _NUMBERS}
@@ -262,7 +276,7 @@ _NUMBERS = ("mean_norm", "variance", "snr", "snr_stderr")
 """Fields of a `Signal` that a record has unchanged."""
 
 
-def _cost_of(draw: gradient_signal.Draw, model: VAE, xs: Array) -> Document:
+def _cost_of(draw: Draw, model: VAE, xs: Array) -> Document:
     """Seconds of one draw, and the memory of its program besides its arguments."""
     arrays, static = eqx.partition(model, eqx.is_array)
 
@@ -315,7 +329,7 @@ def _slopes(rows: Sequence[Gradient], least: int) -> list[Slope]:
         for name, curve in curves.items():
             same = by_estimator[name]
             without = [[ratio or 0.0 for ratio in row.groups[group].snr_without] for row in same]
-            if (fitted := gradient_signal.gradient_signal_slope(*curve, without)) is not None:
+            if (fitted := gradient_signal_slope(*curve, without)) is not None:
                 slope, stderr = fitted
                 which = {"group": group, "gradient": same[0].gradient, "backward": same[0].backward}
                 slopes.append(Slope.model_validate({**which, "slope": slope, "stderr": stderr}))

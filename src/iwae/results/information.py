@@ -60,6 +60,7 @@ def _measure(one: Replicate, k: int) -> Measured:
     rate = one.values("rate", rates, method=f"{method}, rate", k=k)
     ratio = one.values("mutual information", ratios, method=f"{method}, mutual information")
     found = Information(**rate, **ratio)
+    sizes = conditional_sample_sizes(one.model, subject.data)
     record = {
         **summarise_means(
             log_likelihood=found.elbo,  # what rate and distortion add up to
@@ -70,9 +71,7 @@ def _measure(one: Replicate, k: int) -> Measured:
             marginal_kl=found.rate - found.log_ratio,
         ),
         # Given the labels, if the model is conditional.
-        "mutual_information_limit": float(
-            np.log(conditional_sample_sizes(one.model, subject.data)).mean()
-        ),
+        "mutual_information_limit": float(np.log(sizes).mean()),
         "k": k,
         "gap": _gap_parts(subject, one.number, found),
     }

@@ -17,11 +17,11 @@ import numpy as np
 from iwae.evaluation.differences import reversed_differences
 from iwae.evaluation.examples import gather_examples
 from iwae.precision import float32
-from iwae.results import subjects
 from iwae.results.carrying_over import carry_over
 from iwae.results.reading import bounds_from_record, read_bounds
 from iwae.results.record_files import Arrays, write_record
 from iwae.results.schema import Document, Method, Record, parse
+from iwae.results.subjects import Subject, Track, subject_facts, subject_model_facts
 from iwae.results.summaries import summarise_draws, summarise_replicates, summary_with_bits
 from iwae.results.unfinished import Slab, Unfinished
 
@@ -45,7 +45,7 @@ class Options(TypedDict, total=False):
     seed: int
     batch_size: int | None
     data_dir: Path | None
-    track: subjects.Track
+    track: Track
 
 
 class SplitOptions(Options, total=False):
@@ -70,7 +70,7 @@ class Replicate(NamedTuple):
         unfinished: results of a call that was stopped.
     """
 
-    subject: subjects.Subject
+    subject: Subject
     number: int
     model: Any
     unfinished: Unfinished
@@ -124,7 +124,7 @@ class Measured(NamedTuple):
 
 @float32
 def measure(
-    subject: subjects.Subject,
+    subject: Subject,
     method: Method,
     one: Callable[[Replicate], Measured],
     *,
@@ -147,7 +147,7 @@ def measure(
             and of the column with the budget. `Measured.values["log_likelihood"]` is then
             `[m, n]`, and the order of these and the run's other bounds is checked.
     """
-    shared = {**subjects.subject_facts(subject, method), **shared}
+    shared = {**subject_facts(subject, method), **shared}
     unfinished = Unfinished(subject.run)
     if subject.subset:  # kept until a record has it, since its strata may change meanwhile
         by = np.full(len(subject.places), subject.stratified_by or "")
@@ -157,7 +157,7 @@ def measure(
         begin = time.perf_counter()
         found.append(one(Replicate(subject, replicate, model, unfinished)))
         seconds = time.perf_counter() - begin
-        facts = subjects.subject_model_facts(subject, replicate)
+        facts = subject_model_facts(subject, replicate)
         each.append({**found[-1].record, "seconds": seconds, **facts})
     stored = dict(arrays)
     for name in found[0].values:

@@ -11,6 +11,16 @@ import jax
 from iwae.results.schema import Document
 
 
+def record_provenance(*packages: str) -> Document:
+    """The facts about the machine, the code and further packages, for a record."""
+    return {
+        "dtype": "float32",
+        "device": jax.local_devices()[0].device_kind,
+        "devices": jax.local_device_count(),
+        "versions": {**{name: version(name) for name in ("iwae", "jax", *packages)}, **_commit()},
+    }
+
+
 @cache
 def _commit() -> dict[str, Any]:
     """The commit of a checkout, and whether code or dependencies have changed since."""
@@ -32,16 +42,3 @@ def _commit() -> dict[str, Any]:
         return {"commit": git("rev-parse", "HEAD"), "changed": bool(changed)}
     except (OSError, subprocess.CalledProcessError):  # no git here, or not our checkout
         return {}
-
-
-def record_provenance(*packages: str) -> Document:
-    """The facts about the machine, the code and further packages, for a record."""
-    return {
-        "dtype": "float32",
-        "device": jax.local_devices()[0].device_kind,
-        "devices": jax.local_device_count(),
-        "versions": {
-            **{name: version(name) for name in ("iwae", "jax", *packages)},
-            **_commit(),
-        },
-    }

@@ -207,11 +207,9 @@ def check_packed_records(folder: Path) -> int:
     """
     entries = _packed(folder)
     for path, entry in entries.items():
-        values = (
-            load_record_arrays(Path(folder) / VALUES, f"{path.stem}/")
-            if entry.values_sha256
-            else {}
-        )
+        values: Arrays = {}
+        if entry.values_sha256:
+            values = load_record_arrays(Path(folder) / VALUES, f"{path.stem}/")
         for name, digest in _digests(entry.document, values).items():
             if getattr(entry, name) != digest:
                 refuse_damaged_record(

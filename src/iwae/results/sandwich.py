@@ -7,15 +7,14 @@ from typing import Unpack
 import jax
 
 from iwae.errors import UserError
-from iwae.evaluation import two_sided_bounds
 from iwae.evaluation.tails import pareto_threshold, ratio_tail
-from iwae.precision import float32
-from iwae.results.ais import (
-    Annealing,
-    ais_keys,
-    check_ais_tolerance,
-    freeze_split_ais,
+from iwae.evaluation.two_sided_bounds import (
+    annealed_two_sided_slabs,
+    two_sided_slabs,
+    two_sided_verdict,
 )
+from iwae.precision import float32
+from iwae.results.ais import Annealing, ais_keys, check_ais_tolerance, freeze_split_ais
 from iwae.results.importance import DEFAULT_K
 from iwae.results.measure import Measured, Replicate, SplitOptions, measure
 from iwae.results.schema import Document, Method
@@ -76,20 +75,15 @@ def sandwich_run(
 
 def _measure(one: Replicate, annealing: Annealing, k: int, tolerance: float) -> Measured:
     subject, length = one.subject, annealing.temperatures
-    path, key = (
-        freeze_split_ais(one, annealing, length),
-        ais_keys(subject.seed, length)[1],
-    )
+    path, key = freeze_split_ais(one, annealing, length), ais_keys(subject.seed, length)[1]
     moves, of = annealing.moves(annealing.chains, **path._asdict()), (one.model, subject.data)
-    chains = partial(two_sided_bounds.annealed_two_sided_slabs, *of, key, **moves)
-    samples = partial(two_sided_bounds.two_sided_slabs, *of, jax.random.key(subject.seed), k=k)
+    chains = partial(annealed_two_sided_slabs, *of, key, **moves)
+    samples = partial(two_sided_slabs, *of, jax.random.key(subject.seed), k=k)
     method = f"{Method.SANDWICH}, annealing"
     annealed = one.values(f"{length} temperatures", chains, method=method, **annealing.values())
     sampled = one.values(f"{k} samples", samples, method=f"{Method.SANDWICH}, samples", k=k)
     tail = ratio_tail(annealed["ratio"], annealed["lower"])
-    judged = two_sided_bounds.two_sided_verdict(
-        annealed["upper"] - annealed["lower"], tail, tolerance
-    )
+    judged = two_sided_verdict(annealed["upper"] - annealed["lower"], tail, tolerance)
     record = {
         **_two_sided_summary(annealed, annealing.chains),
         "acceptance_mean": float(annealed["acceptance"].mean()),

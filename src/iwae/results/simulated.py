@@ -34,7 +34,7 @@ def bdmc_run(
     For a conditional model they are bounds on log p(x|y) of pairs (x, y) drawn from it.
 
     Forward chains bound from below, reverse chains that leave the true latent from above (Grosse,
-    Ghahramani & Adams 2015), and so does a reverse chain among forward ones, `bdmc_mixed_upper`
+    Ghahramani & Adams 2015), and so does a reverse chain among forward ones, `mixed_upper`
     (Brekelmans et al. 2022). The same is done with k importance samples, the true latent among
     them. Step sizes are tuned on other examples of the model. Writes `RUN/evaluations/NAME.json`
     (the record, which is also returned) and `NAME.npz`: `lower`, `upper`, `mixed_upper`,
@@ -84,15 +84,12 @@ def _measure(one: Replicate, annealing: Annealing, examples: int, k: int) -> Mea
     settings = {"simulated": examples, "k": k, "temperatures": length}  # which the key depends on
     found = one.values(f"{k} samples", samples, examples, method=f"{method}, samples", **settings)
     sampled = Bidirectional(**found)
+    both = {name: getattr(annealed, name) for name in ("lower", "upper", "gap", *MIXED)}
+    means = summarise_means(lower=sampled.lower, upper=sampled.upper, gap=sampled.gap)
     record = {
-        **summarise_means(
-            **{name: getattr(annealed, name) for name in ("lower", "upper", "gap", *MIXED)}
-        ),
+        **summarise_means(**both),
         "acceptance_mean": float(annealed.acceptance.mean()),
-        "importance": {
-            "k": k,
-            **summarise_means(lower=sampled.lower, upper=sampled.upper, gap=sampled.gap),
-        },
+        "importance": {"k": k, **means},
     }
     values = annealed._asdict()
     values |= {f"importance_{name}": getattr(sampled, name) for name in ("lower", "upper")}

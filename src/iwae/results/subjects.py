@@ -1,4 +1,4 @@
-"""The parts that all records share: the subject measured, and summaries of numbers."""
+"""The subject of a measurement, a run's models and examples, and its facts in every record."""
 
 import json
 import os

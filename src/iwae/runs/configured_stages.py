@@ -11,28 +11,35 @@ from iwae.data import Dataset
 from iwae.errors import UserError
 from iwae.objectives.building import build_objective
 from iwae.objectives.declaration import declared_particles, unmodified_declaration
-from iwae.training import schedules
 from iwae.training.feed import feed_blocks
 from iwae.training.optimizers import adam, authors_adam, soap
+from iwae.training.schedules import (
+    AUTHORS_RATES,
+    PAPER_RATES,
+    Schedule,
+    check_schedule_steps,
+    decaying,
+    paper_schedule_epochs,
+    staged_schedule,
+    warming_up,
+)
 from iwae.training.stages import Stage, stage_carries
 from iwae.training.steps import Clock, Settings
 
-_TABLES = {"paper": schedules.PAPER_RATES, "authors": schedules.AUTHORS_RATES}
+_TABLES = {"paper": PAPER_RATES, "authors": AUTHORS_RATES}
 """Schedules in stages of constant rates -> the rates."""
 
 
 def configured_schedule(
     config: TrainConfig, steps_per_epoch: int, first: int = 0
-) -> tuple[schedules.Schedule, tuple[int, ...]]:
+) -> tuple[Schedule, tuple[int, ...]]:
     """The learning rates from the step `first` on, and the epochs at which their stages end."""
-    schedules.check_schedule_steps(config.epochs, steps_per_epoch, first)
+    check_schedule_steps(config.epochs, steps_per_epoch, first)
     table = _TABLES.get(config.schedule, (1.0,))
-    lengths = (
-        (config.epochs,) if len(table) == 1 else schedules.paper_schedule_epochs(config.epochs)
-    )
+    lengths = (config.epochs,) if len(table) == 1 else paper_schedule_epochs(config.epochs)
     if config.schedule in DECAYING:
         steps = config.epochs * steps_per_epoch
-        schedule: schedules.Schedule = schedules.decaying(
+        schedule: Schedule = decaying(
             config.learning_rate,
             config.lr_end,
             turn=first + round(DECAYING[config.schedule] * steps),
@@ -41,10 +48,10 @@ def configured_schedule(
         )
     else:
         rates = [config.learning_rate * rate / table[0] for rate in table]
-        schedule = schedules.staged_schedule(rates, lengths, steps_per_epoch, first)
+        schedule = staged_schedule(rates, lengths, steps_per_epoch, first)
     if config.lr_warmup:
         steps = max(1, round(config.lr_warmup * steps_per_epoch))
-        schedule = schedules.warming_up(schedule, first, steps)
+        schedule = warming_up(schedule, first, steps)
     return schedule, tuple(np.cumsum(lengths).tolist())
 
 

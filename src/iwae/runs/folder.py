@@ -1,4 +1,4 @@
-"""The folder of a run: its configuration, exclusive access to it, and signals that stop it."""
+"""The folder of a run: its configuration, and exclusive access to it."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -27,6 +27,14 @@ def folder_config(run: Path) -> TrainConfig:
     if not (run / "config.toml").is_file():
         raise UserError(f"{run} holds no run: config.toml is missing")
     return _read_stored_config(run / "config.toml")
+
+
+def _read_stored_config(path: Path) -> TrainConfig:
+    """Read the configuration that a run stored; UserError as from `read_config`."""
+    values = read_toml(path)
+    if "dataset" not in values:
+        raise UserError(f"{path} is damaged: a run stores the name of its data set there")
+    return make_config(stored(values), str(path))
 
 
 @contextmanager
@@ -73,11 +81,3 @@ def refuse_used_folder(run: Path) -> None:
     others = [path for path in run.glob("[!.]*") if path.name not in (FOLDER, FOLDS)]
     if others:
         raise UserError(f"{run} is not empty; choose another folder for the run")
-
-
-def _read_stored_config(path: Path) -> TrainConfig:
-    """Read the configuration that a run stored; UserError as from `read_config`."""
-    values = read_toml(path)
-    if "dataset" not in values:
-        raise UserError(f"{path} is damaged: a run stores the name of its data set there")
-    return make_config(stored(values), str(path))

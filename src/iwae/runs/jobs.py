@@ -17,9 +17,16 @@ from iwae.data.own import is_large_own_file, resolved_own_data
 from iwae.errors import UserError
 from iwae.models.conditional import Model
 from iwae.objectives.building import build_objective
-from iwae.runs import initial_models
 from iwae.runs.checkpoints import list_checkpoints, load_checkpoint
 from iwae.runs.configured_stages import configured_stage_batch_size, configured_stages
+from iwae.runs.initial_models import (
+    TRAIN,
+    Seed,
+    initial_model_key,
+    initial_model_network,
+    initial_model_seeds,
+    make_initial_models,
+)
 from iwae.training.hiding import hidden_share
 from iwae.training.loop import Best, Plan, init_best
 from iwae.training.stages import Stage, stage_at
@@ -98,7 +105,7 @@ def resolve(config: TrainConfig, dataset: Dataset) -> TrainConfig:
             "latent_sizes": latent_sizes,
             "hidden_sizes": hidden_sizes,
             "latents": config.latents and tuple(map(str, config.kinds())),
-            "channels": initial_models.initial_model_network(config, dataset).channels or None,
+            "channels": initial_model_network(config, dataset).channels or None,
             "init_from": config.init_from and config.init_from.resolve(),
             **{name: value for name, value in declared.items() if hasattr(config, name)},
         }
@@ -136,7 +143,7 @@ def make_job(config: TrainConfig, data_dir: Path | None = None, *, resumed: bool
     return Job(
         config,
         dataset,
-        initial_models.make_initial_models(start, dataset),
+        make_initial_models(start, dataset),
         stages,
         ends,
         Plan(config.epochs, config.validate_every, config.patience, config.threshold),
@@ -180,17 +187,15 @@ def _check_validation(config: TrainConfig, dataset: Dataset) -> None:
 
 def blank_job_state(job: Job, step: int = 0) -> tuple[TrainState, Best]:
     """The state of a job's models with a new optimiser, for the stage of a step."""
-    seeds = initial_models.initial_model_seeds(job.config)
+    seeds = initial_model_seeds(job.config)
     return _first_state(job.models, seeds, job.stage_of(step).settings)
 
 
 @eqx.filter_jit
 def _first_state(
-    models: list[Model], seeds: list[initial_models.Seed], settings: Settings
+    models: list[Model], seeds: list[Seed], settings: Settings
 ) -> tuple[TrainState, Best]:
-    keys = jnp.stack(
-        [initial_models.initial_model_key(seed, initial_models.TRAIN) for seed in seeds]
-    )
+    keys = jnp.stack([initial_model_key(seed, TRAIN) for seed in seeds])
     state = init_state(models, keys, settings)
     return state, init_best(state)
 

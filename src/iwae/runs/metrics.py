@@ -33,6 +33,9 @@ FRAMES = 16
 MONITORED = 1000
 """Examples on which reconstruction, KL and active units are logged."""
 
+LAST = 0.1
+"""Share of the epochs over which `late_metrics_rise` looks."""
+
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:
     """The logged epochs of a run, oldest first; truncated or damaged lines are skipped."""
@@ -79,6 +82,30 @@ def _entries(values: Any) -> Iterator[Any]:
 
 SINGLE = ("epoch", "step", "stage", "learning_rate")
 """Entries of a line of metrics that are not lists of a value for each replicate."""
+
+
+def late_metrics_rise(epochs: int, rows: Sequence[Mapping[str, Any]]) -> float | None:
+    """Nats by which the last tenth of all epochs raised the best validation bound.
+
+    Args:
+        epochs: maximum epochs of the run.
+        rows: lines of metrics, as `read_metrics` returns them.
+
+    Returns:
+        None if training stopped earlier, or without validations to compare.
+    """
+    bounds = {row["epoch"]: np.mean(row["validation_bound"]) for row in rows if _validated(row)}
+    first = epochs - max(1, round(LAST * epochs))
+    late = [bound for epoch, bound in bounds.items() if epoch > first]
+    early = [bound for epoch, bound in bounds.items() if epoch <= first]
+    if not (late and early) or rows[-1]["epoch"] < epochs:
+        return None
+    return float(max(late) - max(early))
+
+
+def _validated(row: Mapping[str, Any]) -> bool:
+    """Whether a line of metrics has a validation of every replicate."""
+    return None not in row.get("validation_bound", (None,))
 
 
 class Book(NamedTuple):
@@ -221,31 +248,3 @@ def _frame_means(model: Model, examples: Array) -> tuple[Array, Array]:
 
     keys = jax.random.split(encodings, len(examples))
     return jax.vmap(make)(jax.random.split(draws, 16)), jax.vmap(reconstruct)(examples, keys)
-
-
-LAST = 0.1
-"""Share of the epochs over which `late_metrics_rise` looks."""
-
-
-def late_metrics_rise(epochs: int, rows: Sequence[Mapping[str, Any]]) -> float | None:
-    """Nats by which the last tenth of all epochs raised the best validation bound.
-
-    Args:
-        epochs: maximum epochs of the run.
-        rows: lines of metrics, as `read_metrics` returns them.
-
-    Returns:
-        None if training stopped earlier, or without validations to compare.
-    """
-    bounds = {row["epoch"]: np.mean(row["validation_bound"]) for row in rows if _validated(row)}
-    first = epochs - max(1, round(LAST * epochs))
-    late = [bound for epoch, bound in bounds.items() if epoch > first]
-    early = [bound for epoch, bound in bounds.items() if epoch <= first]
-    if not (late and early) or rows[-1]["epoch"] < epochs:
-        return None
-    return float(max(late) - max(early))
-
-
-def _validated(row: Mapping[str, Any]) -> bool:
-    """Whether a line of metrics has a validation of every replicate."""
-    return None not in row.get("validation_bound", (None,))

@@ -48,7 +48,7 @@ def encode_rows(
 
     Args:
         k: importance samples per row, for the true posterior; None for the encoder.
-        weights: as for `fitted`.
+        weights: as for `row_reading_model`.
         unknown: as for `read_rows`.
 
     Raises:
@@ -128,10 +128,8 @@ def score_row_pieces(
     seed: int = 0,
 ) -> tuple[int, Iterator[Cells]]:
     """The number of rows, and `score_rows` piece by piece."""
-    fit, (key, held_out_key) = (
-        row_reading_model(run, weights),
-        jax.random.split(jax.random.key(seed)),
-    )
+    fit = row_reading_model(run, weights)
+    key, held_out_key = jax.random.split(jax.random.key(seed))
     rows = read_rows(fit, source, unknown=unknown, seed=seed)
     judges = _judges(fit, data_dir) if p_values else []
     references = [

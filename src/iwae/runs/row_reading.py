@@ -300,11 +300,9 @@ def _model_rows(fit: Fitted, values: Examples, where: str, labels: np.ndarray | 
     inner = convert_rows(values, lambda block, _: fit.inwards(block), np.float32)
     if isinstance(values, np.ndarray) or labels is not None:
         rows = rows_in_memory(inner)
-        return (
-            rows
-            if labels is None
-            else conditional_examples(rows, labels, len(fit.identity["classes"]))
-        )
+        if labels is None:
+            return rows
+        return conditional_examples(rows, labels, len(fit.identity["classes"]))
     return inner
 
 

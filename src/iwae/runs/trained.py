@@ -1,4 +1,4 @@
-"""The trained models of a run: their folders, whether they are final, and reading them."""
+"""The trained models of a run: their folders and digests, whether they are final, reading them."""
 
 import hashlib
 import logging
@@ -25,6 +25,12 @@ log = logging.getLogger("iwae")
 def trained_model_folder(run: Path, weights: str, replicate: int) -> Path:
     """The folder of one replicate's model in a run; `weights` is "final" or "best"."""
     return Path(run) / "models" / f"{weights}-{replicate}"
+
+
+def is_trained_run(run: Path) -> bool:
+    """Whether a run exists and is trained to its end."""
+    path = run / "config.toml"
+    return path.is_file() and has_trained_models(run, read_config(path))
 
 
 def has_trained_models(run: Path, config: TrainConfig) -> bool:
@@ -104,10 +110,3 @@ def trained_model_digests(run: Path, weights: str, replicates: int) -> list[str]
         return [trained_model_sha256(run, weights, replicate) for replicate in range(replicates)]
     except FileNotFoundError:
         return None
-
-
-def is_trained_run(run: Path) -> bool:
-    """Whether a run exists and is trained to its end."""
-    return (run / "config.toml").is_file() and has_trained_models(
-        run, read_config(run / "config.toml")
-    )

@@ -24,11 +24,30 @@ from iwae.evaluation.examples import CHAIN_ROWS, ROWS, gather_examples, map_exam
 from iwae.evaluation.imputation import Imputed, imputed
 from iwae.evaluation.likelihood import likelihood_chunk_length, streamed_log_likelihood
 from iwae.precision import float32
-from iwae.sklearn import data_frames, mapping
-from iwae.sklearn import input_rows as checks
 from iwae.sklearn.callbacks import CallbackSupportMixin, with_callbacks
+from iwae.sklearn.data_frames import (
+    data_frame_form,
+    describe,
+    set_data_frame_columns,
+    takes_data_frames,
+    to_data_frame_output,
+)
 from iwae.sklearn.fitting import fit_model, fitting_rows
-from iwae.sklearn.mapping import ANNEALING_CHAINS, AT_A_TIME, LATENT, SCORE, map_rows
+from iwae.sklearn.input_rows import input_row_standards, read_rows
+from iwae.sklearn.mapping import (
+    ANNEALING_CHAINS,
+    AT_A_TIME,
+    LATENT,
+    SCORE,
+    Likelihood,
+    map_expected_rows,
+    map_rows,
+    mapped_annealing,
+    mapped_decoding,
+    mapped_draw,
+    mapped_encoder_mean,
+    mapped_snis_mean,
+)
 from iwae.sklearn.parameters import check_count, check_parameters, kind_from_parameters
 from iwae.sklearn.storing import load_estimator, save_estimator
 from iwae.wording import count_in_words
@@ -189,17 +208,15 @@ class ImportanceWeightedAutoencoder(
         # A fit that fails keeps nothing of an earlier one.
         for name in ("model_", "columns_", "_form_"):
             self.__dict__.pop(name, None)
-        if data_frames.takes_data_frames(self.observation):
-            data_frames.set_data_frame_columns(self, *data_frames.describe(X))
+        if takes_data_frames(self.observation):
+            set_data_frame_columns(self, *describe(X))
         kind = kind_from_parameters(self)
-        rows = checks.read_rows(self, X, kind, reset=True)
-        self._form_ = data_frames.data_frame_form(X)
+        rows = read_rows(self, X, kind, reset=True)
+        self._form_ = data_frame_form(X)
         random = check_random_state(self.random_state)
         self._key_ = int(random.randint(2**31 - 1))
         train, validation = fitting_rows(self, rows, random)
-        self.shift_, self.scale_ = checks.input_row_standards(
-            train, kind, standardize=self.standardize
-        )
+        self.shift_, self.scale_ = input_row_standards(train, kind, standardize=self.standardize)
         if validation is not None:
             validation = self._scaling.inwards(validation, "X")
         fit_model(self, X, kind, self._scaling.inwards(train, "X"), validation)
@@ -213,7 +230,7 @@ class ImportanceWeightedAutoencoder(
     def _known_rows(self, X: Any) -> np.ndarray:
         """Rows for a fitted model, in the units of the data."""
         check_is_fitted(self, "model_")
-        return checks.read_rows(self, X, self.model_.kind)
+        return read_rows(self, X, self.model_.kind)
 
     def transform(self, X: Any, *, latent: Any = "mean") -> np.ndarray:
         """Posterior means of the latents, `[n, n_components]`; C columns for each of C categories.
@@ -231,10 +248,10 @@ class ImportanceWeightedAutoencoder(
             raise ValueError(f"latent == {latent!r}, must be one of mean, snis")
         inner = self._scaling.inwards(rows, "X")
         if latent == "mean":
-            found = map_rows(self, mapping.mapped_encoder_mean, inner, AT_A_TIME, LATENT)
+            found = map_rows(self, mapped_encoder_mean, inner, AT_A_TIME, LATENT)
         else:
             k = check_count("score_k", self.score_k)
-            found = map_rows(self, mapping.mapped_snis_mean(k), inner, max(1, ROWS // k), LATENT)
+            found = map_rows(self, mapped_snis_mean(k), inner, max(1, ROWS // k), LATENT)
         return found.astype(rows.dtype)
 
     def inverse_transform(self, X: Any) -> Any:
@@ -250,9 +267,9 @@ class ImportanceWeightedAutoencoder(
             raise ValueError(
                 "X holds values beyond float32: give latents such as `transform` returns"
             )
-        out = map_rows(self, mapping.mapped_decoding, z.astype(np.float32), AT_A_TIME, LATENT)
+        out = map_rows(self, mapped_decoding, z.astype(np.float32), AT_A_TIME, LATENT)
         out = self._scaling.outwards(out).astype(z.dtype)
-        return data_frames.to_data_frame_output(self, out, self._form_, like=X)
+        return to_data_frame_output(self, out, self._form_, like=X)
 
     def sample(self, n_samples: Any = 1, random_state: Any = None) -> Any:
         """Rows drawn from the model, `[n_samples, d]`, a frame if `fit` had one.
@@ -265,14 +282,14 @@ class ImportanceWeightedAutoencoder(
         check_count("n_samples", n_samples)
         seed = int(check_random_state(random_state).randint(2**31 - 1))
         slabs = map_examples(
-            mapping.mapped_draw,
+            mapped_draw,
             self.model_,
             np.zeros((n_samples, 1), np.float32),
             jax.random.key(seed),
             batch_size=AT_A_TIME,
             slab_size=n_samples,
         )
-        return data_frames.to_data_frame_output(
+        return to_data_frame_output(
             self, self._scaling.outwards(gather_examples(slabs)), self._form_
         )
 
@@ -307,14 +324,12 @@ class ImportanceWeightedAutoencoder(
         elif method == "ais":
             chains = ANNEALING_CHAINS if k is None else check_count("k", k)
             check_count("temperatures", temperatures)
-            fn, batch = (
-                mapping.mapped_annealing(self, chains, temperatures),
-                max(1, CHAIN_ROWS // chains),
-            )
+            fn = mapped_annealing(self, chains, temperatures)
+            batch = max(1, CHAIN_ROWS // chains)
         else:
             raise ValueError(f"method == {method!r}, must be 'is' or 'ais'")
         inner = self._scaling.inwards(rows, "X")
-        return map_rows(self, mapping.Likelihood(fn), inner, batch, SCORE).astype(np.float64)
+        return map_rows(self, Likelihood(fn), inner, batch, SCORE).astype(np.float64)
 
     def score(self, X: Any, y: Any = None) -> float:  # noqa: ARG002 - scikit-learn's signature
         """The mean log-likelihood of the rows from `score_k` importance samples, nats."""
@@ -364,7 +379,7 @@ class ImportanceWeightedAutoencoder(
         count = check_count("k", self.score_k if k is None else k)
         inner = self._scaling.inwards(rows, "X")
         if draws is None:
-            found = mapping.map_expected_rows(self, inner, count, anneal=anneal)
+            found = map_expected_rows(self, inner, count, anneal=anneal)
         else:
             check_count("draws", draws)
             seed = int(check_random_state(random_state).randint(2**31 - 1))
@@ -374,8 +389,8 @@ class ImportanceWeightedAutoencoder(
             _warn_doubtful(found, anneal=anneal)
         filled = self._scaling.outwards(found.values)
         whole = np.where(np.isnan(rows), filled, rows).astype(rows.dtype)
-        form = self._form_ if hasattr(self, "columns_") else data_frames.data_frame_form(X)
-        frame = data_frames.to_data_frame_output(self, whole, form, observed=rows, like=X)
+        form = self._form_ if hasattr(self, "columns_") else data_frame_form(X)
+        frame = to_data_frame_output(self, whole, form, observed=rows, like=X)
         return (frame, found.pareto_k, found.threshold) if return_pareto_k else frame
 
     def save(self, folder: str | Path) -> None:

@@ -7,7 +7,7 @@ from typing import Any, get_type_hints
 import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
-from iwae.data.columns import columns_to_kind as columns_kind
+from iwae.data.columns import columns_to_kind
 from iwae.data.kinds import Kind, as_kind, make_kind
 from iwae.models.named_densities import parse_named_posterior, parse_named_prior
 from iwae.objectives.declaration import Declaration
@@ -85,10 +85,10 @@ def hidden_sizes_parameter(estimator: Any) -> tuple[Any, ...]:
 
 
 def kind_from_parameters(estimator: Any) -> Kind:
-    """The kind of data that `columns_to_kind` describes."""
+    """The kind of data that `observation` describes."""
     given = estimator.observation
     if takes_data_frames(given):
-        return columns_kind(estimator.columns_)
+        return columns_to_kind(estimator.columns_)
     if isinstance(given, str):
         return make_kind(given)
     if isinstance(given, Kind) or (isinstance(given, Mapping) and "name" in given):

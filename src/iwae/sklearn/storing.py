@@ -113,11 +113,8 @@ def _describes(estimator: Any, model: VAE) -> bool:
     if takes_data_frames(estimator.observation) != hasattr(estimator, "columns_"):
         return False
     declared = (
-        *(
-            (estimator.n_components,),
-            hidden_sizes_parameter(estimator),
-            kind_from_parameters(estimator),
-        ),
+        (estimator.n_components,),
+        *(hidden_sizes_parameter(estimator), kind_from_parameters(estimator)),
         *(estimator.missing, estimator.activation, estimator.prior, estimator.posterior),
         latent_kinds(estimator.latents, 1),
     )

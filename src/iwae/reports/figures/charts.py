@@ -16,6 +16,7 @@ from iwae.errors import UserError
 from iwae.reports.figures import style
 from iwae.reports.figures.axis_scales import cut_axis_start, scale_epoch_axis, whole_axis_ticks
 from iwae.reports.figures.input_checks import checked_input
+from iwae.reports.figures.style import apply_style, fix_figure_layout, styled_figure
 from iwae.results.formatting import format_minus
 from iwae.wording import count_in_words
 
@@ -57,14 +58,14 @@ def training_curves(rows: Sequence[Mapping[str, Any]]) -> Figure:
     steps = _rate_steps(rates)
     if len(steps) > 12:
         panels["learning rate"], steps = rates, {}
-    figure, charts = style.styled_figure(len(panels))
+    figure, charts = styled_figure(len(panels))
     x_label = "epoch" if any("epoch" in row for row in rows) else "record"
     for axes, (label, curves) in zip(charts, panels.items(), strict=True):
         for (name, curve), colour in zip(curves.items(), cycle(style.PALETTE), strict=False):
             _draw_curve(axes, curve, name, colour)
         for epoch in steps:
             axes.axvline(epoch, zorder=1, **DOTTED)
-        style.apply_style(axes, x_label, label)
+        apply_style(axes, x_label, label)
     drawn = [curve for curves in panels.values() for curve in curves.values()]
     _share_epochs(charts, drawn)
     for axes, curves in zip(charts, panels.values(), strict=True):
@@ -75,7 +76,7 @@ def training_curves(rows: Sequence[Mapping[str, Any]]) -> Figure:
         else:
             cut_axis_start(axes, list(curves.values()))
     _note_lines(figure, steps, max(curve.values.shape[1] for curve in drawn))
-    return style.fix_figure_layout(figure)
+    return fix_figure_layout(figure)
 
 
 def _training_panels(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, "TrainingCurve"]]:
@@ -107,14 +108,14 @@ def log_variance_histogram(variances: Sequence[np.ndarray], threshold: float) ->
     """
     layers = [checked_input(layer, f"variances[{i}]", "d") for i, layer in enumerate(variances)]
     bins = _log_bins(np.concatenate(layers), threshold)
-    figure, charts = style.styled_figure(len(layers))
+    figure, charts = styled_figure(len(layers))
     for number, (axes, layer) in enumerate(zip(charts, layers, strict=True), 1):
         _draw_variances(axes, layer, threshold, bins)
         at_floor = np.count_nonzero(layer < FLOOR)
         note = f"\n({at_floor} below {FLOOR:g} are drawn at it)" if at_floor else ""
         units = f"units of layer {number}" if len(layers) > 1 else "units"
-        style.apply_style(axes, f"log10 of the variance of the posterior mean{note}", units)
-    return style.fix_figure_layout(figure)
+        apply_style(axes, f"log10 of the variance of the posterior mean{note}", units)
+    return fix_figure_layout(figure)
 
 
 def density_1d(grid: np.ndarray, curves: Mapping[str, np.ndarray], *, data: np.ndarray) -> Figure:
@@ -122,7 +123,7 @@ def density_1d(grid: np.ndarray, curves: Mapping[str, np.ndarray], *, data: np.n
 
     The first curve is black, as the reference for the others: usually the true density.
     """
-    figure, (axes,) = style.styled_figure(1)
+    figure, (axes,) = styled_figure(1)
     colours = cycle((style.INK, *style.PALETTE))
     for (name, values), colour in zip(curves.items(), colours, strict=False):
         density = checked_input(values, f"density '{name}'")
@@ -130,8 +131,8 @@ def density_1d(grid: np.ndarray, curves: Mapping[str, np.ndarray], *, data: np.n
     draw_histogram(axes, checked_input(data, "data"), float(grid[0]), float(grid[-1]), "data")
     axes.set_xlim(grid[0], grid[-1])
     axes.set_ylim(bottom=0)
-    style.apply_style(axes, "x", "density")
-    return style.fix_figure_layout(figure)
+    apply_style(axes, "x", "density")
+    return fix_figure_layout(figure)
 
 
 def scatter_2d(data: np.ndarray, samples: np.ndarray) -> Figure:
@@ -145,7 +146,7 @@ def scatter_2d(data: np.ndarray, samples: np.ndarray) -> Figure:
     pad = 0.05 * (high - low).max() or 1.0
     low, high = low - pad, high + pad
     shape = (high - low)[1] / (high - low)[0]
-    figure, charts = style.styled_figure(2, height=float(np.clip(3.2 * shape + 0.9, 1.6, 6)))
+    figure, charts = styled_figure(2, height=float(np.clip(3.2 * shape + 0.9, 1.6, 6)))
     titles = ["data ({})", "samples of the model ({}; grey: data)"]
     for axes, points, colour, title in zip(charts, pairs, style.PALETTE, titles, strict=False):
         if axes is charts[1]:
@@ -154,8 +155,8 @@ def scatter_2d(data: np.ndarray, samples: np.ndarray) -> Figure:
         axes.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]), aspect="equal")
         axes.set_title(title.format(len(points)), fontsize=style.NORMAL, color=style.INK)
         axes.yaxis.set_major_locator(MaxNLocator(int(np.clip(8 * shape, 2, 8))))
-        style.apply_style(axes, "x[0]", "x[1]")
-    return style.fix_figure_layout(figure)
+        apply_style(axes, "x[0]", "x[1]")
+    return fix_figure_layout(figure)
 
 
 def marginals(
@@ -178,7 +179,7 @@ def marginals(
     drawn = _observed_columns(samples, "samples", gaps)
     known = [np.empty(0)] * len(drawn) if data is None else _observed_columns(data, "data", gaps)
     more = f" (of {samples.shape[1]:,})" if samples.shape[1] > MOST else ""
-    figure, charts = style.styled_figure(len(drawn), height=2.2)
+    figure, charts = styled_figure(len(drawn), height=2.2)
     for number, (axes, *columns) in enumerate(zip(charts, known, drawn, strict=True)):
         front: dict[str, Any] = {"color": style.PALETTE[0], "zorder": 2}
         if data is not None:  # in front of them, the bars of samples are outlines
@@ -186,14 +187,25 @@ def marginals(
         for values, look in zip(columns, ({"color": style.GREY}, front), strict=True):
             if len(values):
                 axes.hist(values, _edges(np.concatenate(columns)), density=data is not None, **look)
-        style.apply_style(axes, names[number] if names else f"x[{number}]", "")
+        apply_style(axes, names[number] if names else f"x[{number}]", "")
         if levels and levels[number]:
             axes.set_xticks(range(len(levels[number])), [word[:12] for word in levels[number]])
     behind = "" if data is None else f"; grey: {len(data):,} test examples"
     count = count_in_words(len(samples), "sample", ",")
     title = f"{count} of the model, column by column{more}{behind}"
     figure.suptitle(title, fontsize=style.NORMAL, color=style.INK)
-    return style.fix_figure_layout(figure)
+    return fix_figure_layout(figure)
+
+
+def draw_histogram(
+    axes: Axes, data: Float[np.ndarray, " n"], low: float, high: float, label: str | None = None
+) -> Artist:
+    """Draw the density of the data from low to high, normalised over all the data."""
+    bins = min(80, max(10, round(len(data) ** 0.5)))
+    weights = np.full(len(data), bins / (high - low) / len(data))
+    span = (low, high)
+    axes.hist(data, bins=bins, range=span, weights=weights, color=style.PALE, zorder=1, label=label)
+    return axes.patches[-1]
 
 
 def _observed_columns(rows: np.ndarray, name: str, gaps: bool) -> list[Float[np.ndarray, " _"]]:
@@ -353,14 +365,3 @@ def _edges(column: Float[np.ndarray, " n"]) -> list[float]:
     if high - low < WHOLE and (column == np.rint(column)).all():
         return np.arange(low - 0.5, high + 1.0).tolist()
     return np.linspace(low, high, 41).tolist() if low < high else [low - 0.5, low + 0.5]
-
-
-def draw_histogram(
-    axes: Axes, data: Float[np.ndarray, " n"], low: float, high: float, label: str | None = None
-) -> Artist:
-    """Draw the density of the data from low to high, normalised over all the data."""
-    bins = min(80, max(10, round(len(data) ** 0.5)))
-    weights = np.full(len(data), bins / (high - low) / len(data))
-    span = (low, high)
-    axes.hist(data, bins=bins, range=span, weights=weights, color=style.PALE, zorder=1, label=label)
-    return axes.patches[-1]

@@ -15,6 +15,7 @@ from iwae.evaluation.ecdf_bands import Bands, ecdf_counts
 from iwae.reports.figures import style
 from iwae.reports.figures.axis_scales import plain_axis_ticks
 from iwae.reports.figures.input_checks import check_figure_input_shapes, checked_input
+from iwae.reports.figures.style import apply_style, fix_figure_layout, styled_figure
 from iwae.results.formatting import format_minus
 from iwae.wording import count_in_words
 
@@ -51,7 +52,7 @@ def bounds_against_budget(
     Raises:
         UserError: if a number is missing or not finite.
     """
-    figure, (axes,) = style.styled_figure(1)
+    figure, (axes,) = styled_figure(1)
     # The scale of an axis must be set before its limits are.
     names = [*([] if reference is None else [_draw_zero(axes, *reference)]), *curves]
     looks = zip(cycle(style.PALETTE), cycle(style.MARKERS), strict=False)
@@ -68,7 +69,7 @@ def bounds_against_budget(
     if np.all(np.diff(places) > 0.08 * np.ptp(places)):
         axes.set_xticks(budget)
     plain_axis_ticks(axes)
-    return style.fix_figure_layout(figure)
+    return fix_figure_layout(figure)
 
 
 def rate_distortion_curve(betas: np.ndarray, rate: np.ndarray, distortion: np.ndarray) -> Figure:
@@ -90,7 +91,7 @@ def rate_distortion_curve(betas: np.ndarray, rate: np.ndarray, distortion: np.nd
     distortion = checked_input(distortion, "distortion", "n t")
     check_figure_input_shapes(rate, distortion, "rate and distortion")
     check_figure_input_shapes(betas, rate[0], "betas and the rates of an example")
-    figure, (axes,) = style.styled_figure(1)
+    figure, (axes,) = styled_figure(1)
     means, errors = distortion.mean(axis=0), _standard_error(distortion)
     x = rate.mean(axis=0)
     label = f"mean of {count_in_words(len(rate), 'example', ',')}"
@@ -105,7 +106,7 @@ def rate_distortion_curve(betas: np.ndarray, rate: np.ndarray, distortion: np.nd
         _mark_likelihood(axes, rate[:, at_one[0]], distortion[:, at_one[0]])
     names = axes.get_legend_handles_labels()[1]
     _finish(axes, "rate (nats)", "distortion \N{MINUS SIGN}log p(x | z) (nats)", names)
-    return style.fix_figure_layout(figure)
+    return fix_figure_layout(figure)
 
 
 def signal_to_noise(
@@ -131,7 +132,7 @@ def signal_to_noise(
     """
     if not groups:
         raise UserError("there are no gradients to draw")
-    figure, panels = style.styled_figure(len(groups))
+    figure, panels = styled_figure(len(groups))
     for axes, (group, curves) in zip(panels, groups.items(), strict=True):
         group_powers = powers.get(group, {})
         names = {name: _with_power(name, group_powers.get(name)) for name in curves}
@@ -141,10 +142,10 @@ def signal_to_noise(
         least = f", from k = {power_from}" if power_from > 1 else ""
         title = f"grows like k to the power of{least}:" if group_powers else None
         labels = "particles k", f"signal / noise: {group}"
-        style.apply_style(axes, *labels, columns=min(columns, len(curves)), title=title)
+        apply_style(axes, *labels, columns=min(columns, len(curves)), title=title)
         plain_axis_ticks(axes)
         _scale_ratios(axes, ratios)
-    return style.fix_figure_layout(figure)
+    return fix_figure_layout(figure)
 
 
 def ecdf_differences(panels: Mapping[str, Float[np.ndarray, "n units"]], bands: Bands) -> Figure:
@@ -162,14 +163,14 @@ def ecdf_differences(panels: Mapping[str, Float[np.ndarray, "n units"]], bands: 
         UserError: if there are more or fewer ranks than the bands are for, or a rank is not between
             0 and 1.
     """
-    figure, charts = style.styled_figure(len(panels))
+    figure, charts = styled_figure(len(panels))
     for axes, (title, ranks) in zip(charts, panels.items(), strict=True):
         _draw_ranks(axes, checked_input(ranks, f"the ranks of '{title}'", "n units"), bands, title)
     low = min(axes.get_ylim()[0] for axes in charts)
     high = max(axes.get_ylim()[1] for axes in charts)
     for axes in charts:
         axes.set_ylim(low, high)
-    return style.fix_figure_layout(figure)
+    return fix_figure_layout(figure)
 
 
 def _ordered(curve: Curve, name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -226,7 +227,7 @@ def _standard_error(values: Float[np.ndarray, "n t"]) -> Float[np.ndarray, " t"]
 
 def _finish(axes: Axes, x_label: str, y_label: str, names: list[str]) -> None:
     """Apply the common style, with as many columns in the legend as fit."""
-    style.apply_style(axes, x_label, y_label, columns=1 if max(map(len, names)) > LONG else 2)
+    apply_style(axes, x_label, y_label, columns=1 if max(map(len, names)) > LONG else 2)
 
 
 def _looks(names: Iterable[str]) -> dict[str, dict[str, Any]]:
@@ -322,4 +323,4 @@ def _draw_ranks(axes: Axes, ranks: np.ndarray, bands: Bands, title: str) -> None
         for line in lines[chosen]:
             axes.plot(points, line, color=colour, linewidth=0.8, label=label)
             label = "_"
-    style.apply_style(axes, f"rank of the true latent, {title}", "share below, less uniform")
+    apply_style(axes, f"rank of the true latent, {title}", "share below, less uniform")

@@ -18,6 +18,7 @@ from matplotlib.ticker import MaxNLocator
 from iwae.reports.figures import style
 from iwae.reports.figures.charts import draw_histogram
 from iwae.reports.figures.input_checks import checked_input
+from iwae.reports.figures.style import apply_style, fix_figure_layout, styled_figure
 
 MASSES = (0.5, 0.95)
 """Fractions of a density's mass on the grid that its contours enclose."""
@@ -46,7 +47,7 @@ def posterior_panels(grids: Sequence[Any], titles: Sequence[str]) -> Figure:
     Raises:
         UserError: if a density is not finite.
     """
-    figure, charts = style.styled_figure(len(grids))
+    figure, charts = styled_figure(len(grids))
     handles: dict[str, Artist] = {}
     for axes, grid, title in zip(charts, grids, titles, strict=True):
         p, q = _exp_density(grid.log_posterior, "log_posterior"), _exp_density(grid.log_q, "log_q")
@@ -76,7 +77,7 @@ def prior_panel(
     """
     *axes, draws = (np.asarray(each, np.float64) for each in (*axes, draws))
     density = _exp_density(log_prior, "log_prior")
-    figure, (panel,) = style.styled_figure(1)
+    figure, (panel,) = styled_figure(1)
     dot = _draw_shades(panel, axes, density, density, draws)
     _draw_contours(panel, axes, density, TRUE, "solid")
     panel.set_title(title, fontsize=style.NORMAL, color=style.INK)
@@ -91,7 +92,7 @@ def _with_legend(figure: Figure, handles: Mapping[str, Artist], columns: int) ->
     """Add a legend below the panels, and fix the layout."""
     below = {**style.LEGEND, "loc": "outside lower center", "ncols": columns}
     figure.legend(handles.values(), handles.keys(), **below)
-    return style.fix_figure_layout(figure)
+    return fix_figure_layout(figure)
 
 
 def _exp_density(log_density: np.ndarray, name: str) -> Density:
@@ -110,7 +111,7 @@ def _draw_curves(
     (of_q,) = axes.plot(*grid, q, color=Q, linewidth=1.6, linestyle="--")
     axes.set_xlim(low, high)
     axes.set_ylim(bottom=0)
-    style.apply_style(axes, "latent", "density")
+    apply_style(axes, "latent", "density")
     return {"true posterior p(z | x)": of_p, "q(z | x)": of_q, "draws from p(z | x)": bars}
 
 
@@ -138,7 +139,7 @@ def _draw_shades(axes: Axes, grid: Grid, p: Density, q: Density, draws: np.ndarr
     across, up = _panel_limits(grid, p, q, draws)
     axes.set(xlim=across, ylim=up)
     axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
-    style.apply_style(axes, "first latent", "second latent")
+    apply_style(axes, "first latent", "second latent")
     axes.grid(visible=False)
     dot: dict[str, Any] = {"marker": "o", "markersize": 3, "linestyle": "none"}
     return Line2D([], [], color=style.INK, **dot)
@@ -208,9 +209,9 @@ def latent_map(
     """
     points = checked_input(points, "points")
     labels = np.zeros(len(points), int) if labels is None else labels
-    figure, (axes,) = style.styled_figure(1)
+    figure, (axes,) = styled_figure(1)
     figure.set_size_inches(6.4, 4.8)
-    style.apply_style(axes, *axis_names)
+    apply_style(axes, *axis_names)
     axes.set_title(title, fontsize=style.NORMAL, color=style.INK)
     named = _draw_labelled(axes, points, labels, classes)
     if 0 < len(named) <= NAMED:
@@ -224,7 +225,7 @@ def latent_map(
         rings = axes.scatter(x, y, s=42, zorder=3, rasterized=True, **look)
         rings.set_label(f"{outlier_name} ({outliers.sum():,} of {len(points):,})")
         figure.legend(handles=[rings], loc="outside lower center", **style.LEGEND)
-    return style.fix_figure_layout(figure)
+    return fix_figure_layout(figure)
 
 
 def _draw_labelled(

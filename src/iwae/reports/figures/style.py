@@ -1,4 +1,4 @@
-"""Fonts, colours, the style of charts, and input checks."""
+"""Fonts, colours and the style of charts."""
 
 from collections.abc import Sequence
 from typing import Any, TypeAlias

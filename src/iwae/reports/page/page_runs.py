@@ -1,4 +1,4 @@
-"""The facts on the page, read from the folder of a run."""
+"""The runs on the page: what it states about each, read from its folder."""
 
 import re
 import shlex

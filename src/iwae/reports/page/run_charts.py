@@ -1,4 +1,4 @@
-"""Figures on the page: charts that follow the page's colours, and pictures of pixels."""
+"""Charts of runs on the page."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -20,6 +20,7 @@ from iwae.reports.figures.axis_scales import (
 )
 from iwae.reports.figures.charts import TrainingCurve, chart_curves
 from iwae.reports.figures.error_bars import draw_error_bars
+from iwae.reports.figures.style import apply_style, fix_figure_layout, styled_figure
 from iwae.reports.page.page_runs import Run
 from iwae.results.compare import compared_by_budget, compared_places
 from iwae.results.reading import Known
@@ -39,9 +40,6 @@ class Picture(NamedTuple):
     markup: Markup
     caption: str
     alt: str
-
-
-# --- charts of all runs ---------------------------------------------------------------------
 
 
 def run_training_chart(runs: Mapping[int, Run]) -> Figure | None:
@@ -64,8 +62,8 @@ def run_training_chart(runs: Mapping[int, Run]) -> Figure | None:
         return None
     scale_epoch_axis(axes, [epochs for epochs, _ in drawn], NUMBER)
     cut_axis_start(axes, drawn)
-    style.apply_style(axes, "epoch", "bound (nats)")
-    return style.fix_figure_layout(figure)
+    apply_style(axes, "epoch", "bound (nats)")
+    return fix_figure_layout(figure)
 
 
 def run_units_chart(runs: Mapping[int, Run]) -> Figure | None:
@@ -82,8 +80,8 @@ def run_units_chart(runs: Mapping[int, Run]) -> Figure | None:
     scale_epoch_axis(axes, drawn, NUMBER)
     axes.set_ylim(0, 1.05 * axes.get_ylim()[1])
     axes.yaxis.set_major_locator(whole_axis_ticks())
-    style.apply_style(axes, "epoch", "active units")
-    return style.fix_figure_layout(figure)
+    apply_style(axes, "epoch", "active units")
+    return fix_figure_layout(figure)
 
 
 def _curves(run: Run, key: str, name: str | None) -> dict[str, TrainingCurve]:
@@ -96,7 +94,7 @@ def _curves(run: Run, key: str, name: str | None) -> dict[str, TrainingCurve]:
 
 
 def _empty_chart() -> tuple[Figure, Axes]:
-    figure, (axes,) = style.styled_figure(1)
+    figure, (axes,) = styled_figure(1)
     figure.set_size_inches(5.0, 3.2)  # small, so that the letters are large on a telephone
     return figure, axes
 
@@ -137,9 +135,9 @@ def run_budgets_chart(known: Mapping[int, Sequence[Known]]) -> tuple[Figure, str
             draw_error_bars(axes, points, **look, linewidth=1.5, elinewidth=1, capsize=2.5)
     axes.set_xscale("log")
     label = f"difference to {reference.estimator} (nats)"
-    style.apply_style(axes, "importance samples k, or temperatures T", label)
+    apply_style(axes, "importance samples k, or temperatures T", label)
     plain_axis_ticks(axes, NUMBER)
-    return style.fix_figure_layout(figure), reference.estimator, len(shared)
+    return fix_figure_layout(figure), reference.estimator, len(shared)
 
 
 def _by_method(bounds: Sequence[Known]) -> dict[Settings | None, list[Known]]:
@@ -151,6 +149,3 @@ def _by_method(bounds: Sequence[Known]) -> dict[Settings | None, list[Known]]:
             settings = settings.model_copy(update={"temperatures": None})
         curves.setdefault(settings, []).append(bound)
     return curves
-
-
-# --- markup ---------------------------------------------------------------------------------

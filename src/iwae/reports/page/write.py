@@ -21,7 +21,7 @@ from iwae.files import atomic_write
 from iwae.precision import float32
 from iwae.reports.figures.style import MARKERS, PALETTE
 from iwae.reports.gallery import gallery_figures
-from iwae.reports.page import notices, run_charts, tables
+from iwae.reports.page import notices
 from iwae.reports.page.markup import png_markup, svg_markup
 from iwae.reports.page.page_runs import (
     Run,
@@ -30,7 +30,18 @@ from iwae.reports.page.page_runs import (
     page_runs_by_test_set,
     read_page_run,
 )
-from iwae.reports.page.run_charts import Picture
+from iwae.reports.page.run_charts import (
+    Picture,
+    run_budgets_chart,
+    run_training_chart,
+    run_units_chart,
+)
+from iwae.reports.page.tables import (
+    configuration_table,
+    difference_tables,
+    page_comparison_table,
+    page_estimates_table,
+)
 from iwae.results.compare import WEIGHTS
 from iwae.results.formatting import format_short_path
 
@@ -175,15 +186,15 @@ def _render(runs: Sequence[Run], weights: str, data_dir: Path | None, file: str)
         style=Markup(_source("style.css")),  # noqa: S704 - our own file
         script=Markup(script),  # noqa: S704 - our own file
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
-        columns=tables.page_comparison_table(runs),
+        columns=page_comparison_table(runs),
         warnings=notices.warnings(runs),
         cautions=notices.cautions(runs),
-        differences=tables.difference_tables(runs),
-        estimates=tables.page_estimates_table(runs),
+        differences=difference_tables(runs),
+        estimates=page_estimates_table(runs),
         charts=list(_charts(runs)),
         shelves=shelves,
         undrawn=[page_run_command("figures", run) for run in undrawn],
-        configurations=tables.configuration_table(runs),
+        configurations=configuration_table(runs),
     )
 
 
@@ -222,17 +233,17 @@ def _charts(runs: Sequence[Run]) -> Iterator[Chart]:
     paths = [run.path for run in runs]
     trained = {place: run for place, run in enumerate(runs) if run.path not in paths[:place]}
     for number, group in enumerate(_same_data(trained)):
-        if (figure := run_charts.run_training_chart(group)) is not None:
+        if (figure := run_training_chart(group)) is not None:
             caption = TRAINING.format(data=format_short_path(_first(group).config.dataset))
             yield _captioned(group, figure, f"training{number}", caption)
     for number, measured in enumerate(page_runs_by_test_set(runs).values()):
         known = {places[run.name]: bounds for run in measured if (bounds := run.known())}
-        if (found := run_charts.run_budgets_chart(known)) is not None:
+        if (found := run_budgets_chart(known)) is not None:
             figure, reference, n = found
             group = {place: runs[place] for place in known}
             caption = BUDGETS.format(n=n, reference=reference, run=_first(group).name)
             yield _captioned(group, figure, f"budget{number}", caption)
-    if (figure := run_charts.run_units_chart(trained)) is not None:
+    if (figure := run_units_chart(trained)) is not None:
         layered = any(len(run.config.sizes()[0]) > 1 for run in runs)
         yield _captioned(trained, figure, "units", UNITS + LAYERED * layered)
 
@@ -270,9 +281,8 @@ def _shelves(runs: Sequence[Run], data_dir: Path | None) -> tuple[list[Shelf], l
                     heading, caption = CAPTIONS[name]
                     alt = f"{heading} of {run.name}: {caption}"
                     chart = svg_markup(figure, f"{name}{place}", alt) if name in CHARTS else None
-                    found[name].append(
-                        (place, Picture(chart or png_markup(figure, alt), heading, alt))
-                    )
+                    chart = chart or png_markup(figure, alt)
+                    found[name].append((place, Picture(chart, heading, alt)))
         except UserError as error:
             log.warning("%s: not all pictures are on the page: %s", run.path, error)
             undrawn.append(run)
