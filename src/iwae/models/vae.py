@@ -20,7 +20,6 @@ from iwae.models.latent_nets import LatentNet, make_latent_net
 from iwae.models.layers import Dense
 from iwae.models.likelihoods.observation import Observation
 from iwae.models.named_densities import Named, named_coupling_layers, parse_named_posterior
-from iwae.models.networks import ConvDecoder, OwnDecoder
 from iwae.models.posteriors import LayeredPosterior, Posterior, is_gaussian_posterior
 from iwae.models.priors import OWN, LabelPrior, Prior, Settled, make_prior, named
 from iwae.precision import float32
@@ -389,15 +388,6 @@ class VAE(AbstractLatentModel):
         return z, self.decode(z).sample(x_key).astype(jnp.float32)
 
 
-def _by_noise(p: dist.Distribution, other: dist.Distribution, h: Array) -> Array:
-    """The draw from p with the noise, held fixed, of the draw h from `other`."""
-    p, other = p.base_dist, other.base_dist
-    return p.loc + p.scale * jax.lax.stop_gradient((h - other.loc) / other.scale)
-
-
-_FEATURES, _PRIOR = 4, 5  # folded into the key, whose splits are 0 to 3
-
-
 def as_vae(model: AbstractLatentModel) -> VAE:
     """The model itself; UserError if it is not a VAE."""
     if not isinstance(model, VAE):
@@ -418,9 +408,18 @@ def vae_decoder_input(vae: VAE, problem: str) -> Dense:
     """
     if vae.decoder_hidden.layers:
         return vae.decoder_hidden.layers[0]
-    if isinstance(vae.output, OwnDecoder):
+    if isinstance(vae.output, networks.OwnDecoder):
         raise UserError(
             f"a decoder of your own that reads h_1 directly {problem}: give the model a dense "
             "layer before it (hidden_sizes[0])"
         )
-    return vae.output.start if isinstance(vae.output, ConvDecoder) else vae.output
+    return vae.output.start if isinstance(vae.output, networks.ConvDecoder) else vae.output
+
+
+def _by_noise(p: dist.Distribution, other: dist.Distribution, h: Array) -> Array:
+    """The draw from p with the noise, held fixed, of the draw h from `other`."""
+    p, other = p.base_dist, other.base_dist
+    return p.loc + p.scale * jax.lax.stop_gradient((h - other.loc) / other.scale)
+
+
+_FEATURES, _PRIOR = 4, 5  # folded into the key, whose splits are 0 to 3

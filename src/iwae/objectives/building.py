@@ -61,7 +61,7 @@ def _compose(declaration: Declaration, layers: int | None) -> Objective:
 
 
 def _checked(option: Option | None) -> Option:
-    """An option whose presence `check` guarantees."""
+    """An option whose presence `check_compatibility` guarantees."""
     assert option is not None  # noqa: S101
     return option
 
