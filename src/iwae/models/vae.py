@@ -13,8 +13,15 @@ from jaxtyping import Array, Float
 
 from iwae.data import Kind, as_json, as_kind
 from iwae.errors import UserError
-from iwae.models import arguments, networks
 from iwae.models import likelihoods as observations
+from iwae.models import networks
+from iwae.models.arguments import (
+    check_network_argument,
+    check_size_arguments,
+    log_scale_argument,
+    output_bias_argument,
+    statistics_argument,
+)
 from iwae.models.latent_kinds import LatentKind, latent_kinds
 from iwae.models.latent_nets import LatentNet, make_latent_net
 from iwae.models.layers import Dense
@@ -161,7 +168,7 @@ class VAE(AbstractLatentModel):
         pseudo_inputs: Array | np.ndarray | None = None,
         key: PRNGKey,
     ):
-        arguments.check_size_arguments(n_data, latent_sizes, hidden_sizes, activation)
+        check_size_arguments(n_data, latent_sizes, hidden_sizes, activation)
         features_key = jax.random.fold_in(key, _FEATURES)
         encoder_key, prior_key, hidden_key, output_key = jax.random.split(key, 4)
         self.kind, self.n_data, self.missing = as_kind(observation), n_data, missing
@@ -169,7 +176,7 @@ class VAE(AbstractLatentModel):
         data, n_layers = self._data(), len(latent_sizes)
         if self.network.name == "conv":
             sizes = n_data, self.n_inputs, data.n_outputs
-            arguments.check_network_argument(self.network, self.kind, *sizes)
+            check_network_argument(self.network, self.kind, *sizes)
             if encoder is not None and decoder is not None:
                 raise UserError("encoder and decoder replace all of network 'conv': leave it out")
         features, n_features = networks.make_feature_network(
@@ -197,9 +204,9 @@ class VAE(AbstractLatentModel):
         output = networks.make_output_network(
             self.network, decoder, down[0][-1], data.n_outputs, activation, key=output_key
         )
-        self.output, self.free = arguments.output_bias_argument(output, data.n_free, output_bias)
-        self.statistics = arguments.statistics_argument(data, statistics)
-        self.log_scale = arguments.log_scale_argument(log_scale, n_data)
+        self.output, self.free = output_bias_argument(output, data.n_free, output_bias)
+        self.statistics = statistics_argument(data, statistics)
+        self.log_scale = log_scale_argument(log_scale, n_data)
         self.top = None  # N(0, I), while the prior itself is made
         self.top = make_prior(prior, self, pseudo_inputs, key=jax.random.fold_in(key, _PRIOR))
 
