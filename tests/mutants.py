@@ -422,7 +422,7 @@ MUTANTS = {
     ),
     "mixture-gradient-lost-by-gdreg": Mutant(
         "objectives/gdreg.py",
-        "value += sum(density_surrogate(surrogate_coefficients(a), score) for score in scores)",
+        "value += sum(density_surrogate(c, score) for score in scores)",
         "del scores",
         "priors",
     ),

@@ -21,7 +21,15 @@ from iwae.evaluation.likelihood import log_likelihoods
 from iwae.evaluation.posterior import posterior_grid
 from iwae.evaluation.standard_errors import jackknife_error_of_weights, monte_carlo_error
 from iwae.inference import annealing, kernels
-from iwae.inference.annealing import annealed_particles, reverse_annealed_log_weights
+from iwae.inference.annealing import (
+    anneal,
+    annealed_particles,
+    annealing_chain_keys,
+    annealing_path,
+    annealing_steps,
+    reverse_annealed_log_weights,
+    start_annealing,
+)
 from iwae.inference.log_weights import log_mean_exp
 from iwae.inference.particles import Particles, importance_particles
 from iwae.inference.temperatures import linear_schedule, sigmoid_schedule
@@ -101,7 +109,7 @@ def test_two_temperatures_are_importance_weighting_and_one_move():
     @jax.jit
     def by_hand(key):
         q = model.posterior(X)
-        draws = jax.vmap(q.sample)(annealing.annealing_chain_keys(key, jnp.arange(5))[0])
+        draws = jax.vmap(q.sample)(annealing_chain_keys(key, jnp.arange(5))[0])
         return draws, jax.vmap(lambda z: model.log_joint(X, z) - q.log_prob(z))(draws)
 
     draws, log_w = by_hand(jax.random.clone(key))
@@ -202,13 +210,13 @@ def missing_half_step(patch):
 
 
 def missing_log_q(patch):
-    start_of = annealing.start_density
+    start_density = annealing.start_density
 
     class Flat:
         def __init__(self, q):
             self.sample, self.log_prob = q.sample, lambda z: 0 * q.log_prob(z)
 
-    patch(annealing, "start_density", lambda *args: Flat(start_of(*args)))
+    patch(annealing, "start_density", lambda *args: Flat(start_density(*args)))
 
 
 @pytest.mark.slow
@@ -384,7 +392,7 @@ def test_both_gaps_fall_like_one_over_the_number_of_temperatures(monkeypatch):
 def small_path():
     model = VAE(4, (3,), ((5,),), key=jax.random.key(0))
     model = eqx.tree_at(lambda m: m.output.weight, model, replace_fn=lambda w: 5 * w)
-    return annealing.annealing_path(model, jnp.float32([1, 0, 1, 1]), "posterior")
+    return annealing_path(model, jnp.float32([1, 0, 1, 1]), "posterior")
 
 
 def flow(path, beta=0.6, step_size=0.4, n_leapfrog=3):
@@ -430,8 +438,8 @@ def test_leapfrog_without_a_half_step_is_not_reversed(monkeypatch):
 def moves_from_the_posterior():
     """Exact posterior draws and where one HMC move at beta = 1 takes them, standardised."""
     model, n = wrong_q(), 20_000
-    path = annealing.annealing_path(model, X, "posterior")
-    z_keys, keys = annealing.annealing_chain_keys(jax.random.key(9), jnp.arange(n))
+    path = annealing_path(model, X, "posterior")
+    z_keys, keys = annealing_chain_keys(jax.random.key(9), jnp.arange(n))
 
     @jax.jit
     def run(z, keys):
@@ -539,18 +547,18 @@ def test_ten_thousand_increments_lose_no_digit_in_float32(monkeypatch):
 def test_a_chain_of_ten_thousand_temperatures_agrees_with_float64():
     model, x = wrong_q(), 8 * X  # log p(x) is about -100 nats
     betas = sigmoid_schedule(10_000)
-    steps = annealing.annealing_steps(betas, 0.5, 1)
+    steps = annealing_steps(betas, 0.5, 1)
 
     @jax.jit
     def run(key):
-        path = annealing.annealing_path(model, x, "posterior")
-        start_keys, keys = annealing.annealing_chain_keys(key, jnp.arange(2))
-        begun = annealing.start_annealing(path, start_keys)
+        path = annealing_path(model, x, "posterior")
+        start_keys, keys = annealing_chain_keys(key, jnp.arange(2))
+        begun = start_annealing(path, start_keys)
 
         def ratio(states, step):  # noqa: ARG001
             return {"ratio": jax.vmap(kernels.Point.log_ratio)(states.point)}
 
-        end, info = annealing.anneal(path, begun, keys, steps, 1, ratio)
+        end, info = anneal(path, begun, keys, steps, 1, ratio)
         return end.log_w.value, ratio(begun, None)["ratio"], info["ratio"]
 
     log_w, first, others = (np.float64(value) for value in run(jax.random.key(10)))

@@ -16,8 +16,7 @@ from iwae.evaluation.bdmc import bidirectional_bounds
 from iwae.evaluation.posterior import posterior_grid
 from iwae.evaluation.pruning import prune
 from iwae.evaluation.units import active_units
-from iwae.inference import annealing
-from iwae.inference.annealing import annealed_particles
+from iwae.inference.annealing import annealed_particles, annealing_path
 from iwae.inference.log_weights import log_share_of_others
 from iwae.inference.particles import importance_particles
 from iwae.inference.temperatures import linear_schedule
@@ -576,7 +575,7 @@ def test_moves_leave_the_density_invariant(model):
 
 @eqx.filter_jit
 def _moves(model, z, beta):
-    path = annealing.annealing_path(model, BITS, "posterior")
+    path = annealing_path(model, BITS, "posterior")
 
     def one(z, key):
         options = {"beta": beta, "step_size": jnp.float32(1.0), "n_leapfrog": 1}
@@ -593,7 +592,7 @@ def test_moves_of_a_model_with_a_normal_layer_leave_its_moments_invariant():
     drawn = jax.vmap(model.sample)(jax.random.split(jax.random.key(0), n))
 
     def one(z, x, key):
-        path = annealing.annealing_path(model, x, "posterior")
+        path = annealing_path(model, x, "posterior")
         flat = jnp.concatenate(z)
         options = {"beta": jnp.float32(1), "step_size": jnp.float32(1.0), "n_leapfrog": 2}
         return path.move(key, flat, path.evaluate(flat), path.evaluate, **options)[::2]

@@ -30,10 +30,17 @@ from iwae.errors import UserError
 from iwae.inference.log_weights import log_weights
 from iwae.inference.particles import importance_particles
 from iwae.models.vae import VAE
-from iwae.objectives import aiwae, gradient_estimators
+from iwae.objectives import aiwae
 from iwae.objectives.bounds import ciwae, elbo, iwae, miwae, renyi
 from iwae.objectives.building import objective
-from iwae.objectives.gradient_estimators import second_derivatives
+from iwae.objectives.gradient_estimators import (
+    dreg,
+    dreg_alpha,
+    piwae_gradient,
+    rws_dreg_gradient,
+    second_derivatives,
+    stl,
+)
 from iwae.objectives.halves import split_halves
 from iwae.objectives.particle_objectives import bound, grouped_importance_objective
 from iwae.objectives.surrogates import Coefficients, Estimator, density_surrogate
@@ -106,12 +113,10 @@ def test_the_coefficients_of_dreg_are_those_of_the_papers():
         partial(miwae, m=2): inner**2 / 2,
     }
     for reduction, path in published.items():
-        assert np.asarray(path_of(gradient_estimators.dreg(), reduction)) == pytest.approx(
-            path, rel=1e-4
-        )
-    found = path_of(gradient_estimators.dreg_alpha(0.3), iwae)
+        assert np.asarray(path_of(dreg(), reduction)) == pytest.approx(path, rel=1e-4)
+    found = path_of(dreg_alpha(0.3), iwae)
     assert np.asarray(found) == pytest.approx(0.3 * w + 0.4 * w**2, rel=1e-4)
-    found = path_of(gradient_estimators.rws_dreg_gradient(), iwae)
+    found = path_of(rws_dreg_gradient(), iwae)
     assert np.asarray(found) == pytest.approx(w - w**2, rel=1e-4)
 
 
@@ -243,18 +248,16 @@ def test_neither_half_of_piwae_learns_from_the_bound_of_the_other():
     nothing = Estimator(lambda _, log_w: Coefficients(*3 * (jnp.zeros_like(log_w),)), score=False)
 
     def maximised(decoder, encoder):
-        estimator = gradient_estimators.piwae_gradient(decoder, encoder)
+        estimator = piwae_gradient(decoder, encoder)
         return gradient(bound(partial(miwae, m=3), k=6, estimator=estimator), deep(), BITS)
 
-    decoder_only, whole = (
-        maximised(iwae, encoder) for encoder in (nothing, gradient_estimators.stl())
-    )
+    decoder_only, whole = (maximised(iwae, encoder) for encoder in (nothing, stl()))
     assert size(decoder_only.encoder) == 0
     assert size(whole.encoder) > 0
     for part in ("prior_nets", "decoder_hidden", "output"):
         assert equal(getattr(decoder_only, part), getattr(whole, part))
         assert size(getattr(whole, part)) > 0
-    other = maximised(elbo, gradient_estimators.stl())
+    other = maximised(elbo, stl())
     assert_same(other.encoder, whole.encoder)
     assert size(jax.tree.map(lambda a, b: a - b, other.output, whole.output)) > 1e-2
 
@@ -347,11 +350,11 @@ def test_all_three_columns_of_a_table_count():
         a = jax.grad(reduction)(log_w)
         return Coefficients(a, a, 0.3 * a)
 
-    plain, stl = (
+    plain, sticking = (
         gradient(objective("elbo", 3, gradient=g), model, BITS) for g in ("reparam", "stl")
     )
     found = gradient(bound(elbo, k=3, estimator=Estimator(as_table)), model, BITS)
-    mixed = jax.tree.map(lambda a, b: 0.3 * a + 0.7 * b, plain, stl)
+    mixed = jax.tree.map(lambda a, b: 0.3 * a + 0.7 * b, plain, sticking)
     assert_same(found, mixed, 1e-4)
 
 

@@ -376,9 +376,8 @@ def test_free_bits_cost_as_much_as_they_say_and_teach_nothing(name):
     (a, slope), (b, _) = maximised(free, model), maximised(plain, model)
     assert float(b - a) == pytest.approx((bits - units[units < bits]).sum(), abs=0.02)
     below = np.flatnonzero(units < bits)
-    decoder_only = maximised(objective(name, k, free_bits=1e6, chunk=k), model)[
-        1
-    ]  # no divergence is left
+    # No divergence is left.
+    _, decoder_only = maximised(objective(name, k, free_bits=1e6, chunk=k), model)
     ours = np.asarray(slope.encoder[0].loc.bias)[below]
     assert ours == pytest.approx(np.asarray(decoder_only.encoder[0].loc.bias)[below], abs=1e-4)
 

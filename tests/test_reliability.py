@@ -21,8 +21,9 @@ from cases import quick, quick_rows
 from iwae import files
 from iwae.cli import main
 from iwae.config.toml import read_config, read_toml
-from iwae.data import dataset_files, load_dataset, readers
+from iwae.data import load_dataset, readers
 from iwae.data.catalogue import DataFile
+from iwae.data.dataset_files import check_dataset_file
 from iwae.data.kinds import Kind
 from iwae.data.parquet_files import open_parquet_file
 from iwae.errors import UserError
@@ -317,7 +318,7 @@ def test_matlab_files_are_parsed_only_if_they_are_the_published_ones(tmp_path, m
     monkeypatch.setattr(readers, "_matrices", lambda *_: pytest.fail("was parsed"))
     file = DataFile("chardata.mat", readers.read_omniglot_mat, {}, **known)
     with pytest.raises(readers.DamagedError, match="not the published one"):
-        dataset_files.check_dataset_file(file, tmp_path / "chardata.mat")
+        check_dataset_file(file, tmp_path / "chardata.mat")
 
 
 def test_a_small_archive_of_much_is_refused_unread(tmp_path):

@@ -18,8 +18,7 @@ from iwae.inference.particles import importance_particles, particle_keys
 from iwae.inference.resampling import resample_few, resampling_probabilities, systematic
 from iwae.models.conditional import ConditionalVAE
 from iwae.models.vae import VAE
-from iwae.objectives import building as methods
-from iwae.objectives import wake_sleep
+from iwae.objectives import building, wake_sleep
 from iwae.objectives.bounds import elbo, iwae, vr_max
 from iwae.objectives.building import build_objective, objective
 from iwae.objectives.compatibility import check_compatibility
@@ -140,9 +139,9 @@ def mean_and_whole(monkeypatch, declaration, model, x, tuned=None):
     def with_draw(*arguments, **options):
         return bound(*arguments, **options, draw=draw)
 
-    for module in (methods, wake_sleep):
+    for module in (building, wake_sleep):
         monkeypatch.setattr(module, "bound", with_draw)
-    make = methods._MAKERS.get(d.objective, methods._importance)
+    make = building._MAKERS.get(d.objective, building._importance)
     some, every = make(d, None), make(d._replace(backward=None), None)
 
     def one(i):

@@ -15,6 +15,16 @@ from expectations import BITS, deep, shallow
 from iwae import gradients_run
 from iwae.errors import UserError
 from iwae.evaluation import gradient_signal
+from iwae.evaluation.gradient_signal import (
+    check_gradient_draws,
+    gradient_bias_threshold,
+    gradient_biases,
+    gradient_groups,
+    gradient_moments,
+    gradient_signal_sample,
+    gradient_signal_slope,
+    gradient_signals,
+)
 from iwae.models.vae import VAE
 from iwae.objectives.bounds import iwae
 from iwae.objectives.building import build_gradient_estimator, objective
@@ -34,13 +44,13 @@ def test_signal_to_noise_grows_with_k_as_theory_says(name, expected):
     xs, ks, n = jnp.float32([[2.0, -0.5, 0.3]]), (4, 8, 16, 32, 64), 64_000
     found = []
     for k in ks:
-        draw = gradient_signal.gradient_signal_sample(objective("iwae", k, gradient=name))
-        moments = gradient_signal.gradient_moments(draw, model, xs, jax.random.key(k), n)
-        found.append(gradient_signal.gradient_signals(model, moments, n))
+        draw = gradient_signal_sample(objective("iwae", k, gradient=name))
+        moments = gradient_moments(draw, model, xs, jax.random.key(k), n)
+        found.append(gradient_signals(model, moments, n))
     for group, power in (("q_bias", expected), ("weight", 0.5)):
         ratios = [signals[group].snr for signals in found]
         errors = [signals[group].snr_stderr for signals in found]
-        slope, error = gradient_signal.gradient_signal_slope(ks, ratios, errors)
+        slope, error = gradient_signal_slope(ks, ratios, errors)
         assert abs(slope - power) < 3 * error + 0.05, group  # theory is of k without end
         assert 3 * error + 0.05 < 0.15, group
 
@@ -54,10 +64,9 @@ def test_signal_noise_and_bias_are_those_of_known_gradients():
             lambda leaf: 3.0 + 2.0 * jax.random.normal(jax.random.clone(key), leaf.shape), model
         )
 
-    found = gradient_signal.gradient_signals(
-        model, gradient_signal.gradient_moments(draw, model, xs, jax.random.key(0), 2000), 2000
-    )
-    for name, leaves in gradient_signal.gradient_groups(model, model).items():
+    moments = gradient_moments(draw, model, xs, jax.random.key(0), 2000)
+    found = gradient_signals(model, moments, 2000)
+    for name, leaves in gradient_groups(model, model).items():
         assert found[name].snr == pytest.approx(1.5, abs=5 * found[name].snr_stderr)
         assert found[name].snr_stderr < 0.1
         assert found[name].mean_norm == pytest.approx(3 * np.sqrt(leaves[0].size), rel=0.1)
@@ -66,41 +75,38 @@ def test_signal_noise_and_bias_are_those_of_known_gradients():
     def moved(model, xs, key):
         return jax.tree.map(lambda leaf: 1.1 * leaf, draw(model, xs, key))
 
-    limit = gradient_signal.gradient_bias_threshold(400)
-    biases = gradient_signal.gradient_biases(moved, draw, model, xs, jax.random.key(1), 400)
+    limit = gradient_bias_threshold(400)
+    biases = gradient_biases(moved, draw, model, xs, jax.random.key(1), 400)
     assert all(bias.z > limit for bias in biases.values())
     assert biases["weight"].relative == pytest.approx(0.1, abs=0.02)
-    same = gradient_signal.gradient_biases(draw, draw, model, xs, jax.random.key(1), 400)
+    same = gradient_biases(draw, draw, model, xs, jax.random.key(1), 400)
     assert all(bias.z == 0 for bias in same.values())
 
     def beside(model, xs, key):  # always by as much: no error at all, and a bias
         return jax.tree.map(lambda leaf: 0.5 + leaf, draw(model, xs, key))
 
-    constant = gradient_signal.gradient_biases(beside, draw, model, xs, jax.random.key(1), 400)
+    constant = gradient_biases(beside, draw, model, xs, jax.random.key(1), 400)
     assert all(bias.z > limit for bias in constant.values())
 
 
 @pytest.mark.slow
 def test_the_paired_test_finds_the_bias_of_stl_and_none_of_dreg():
-    model, limit = shallow(), gradient_signal.gradient_bias_threshold(4000)
+    model, limit = shallow(), gradient_bias_threshold(4000)
     plain, stl, dreg = (
-        gradient_signal.gradient_signal_sample(objective("iwae", 4, gradient=g))
-        for g in ("reparam", "stl", "dreg")
+        gradient_signal_sample(objective("iwae", 4, gradient=g)) for g in ("reparam", "stl", "dreg")
     )
     key = jax.random.key(5)
-    found = gradient_signal.gradient_biases(stl, plain, model, BITS[None], key, 4000)
+    found = gradient_biases(stl, plain, model, BITS[None], key, 4000)
     assert found["encoder 1"].z > limit
     assert abs(found["decoder"].z) < limit
-    found = gradient_signal.gradient_biases(
-        dreg, plain, model, BITS[None], jax.random.clone(key), 4000
-    )
+    found = gradient_biases(dreg, plain, model, BITS[None], jax.random.clone(key), 4000)
     assert all(abs(bias.z) < limit for bias in found.values())
 
 
 @pytest.mark.parametrize("draws", [20, 100, 4000])
 def test_a_bias_is_called_by_chance_as_rarely_as_it_says(draws):
     looked_at = draws // 2
-    rate = 2 * student.sf(gradient_signal.gradient_bias_threshold(draws), looked_at - 1)
+    rate = 2 * student.sf(gradient_bias_threshold(draws), looked_at - 1)
     assert rate == pytest.approx(gradient_signal.FALSE_ALARM, rel=1e-6)
 
 
@@ -122,11 +128,9 @@ def test_estimators_of_one_mean_are_told_apart_as_rarely_as_they_should_be(monke
     z = [
         bias.z
         for seed in range(400)
-        for bias in gradient_signal.gradient_biases(
-            one, other, model, xs, jax.random.key(seed), draws
-        ).values()
+        for bias in gradient_biases(one, other, model, xs, jax.random.key(seed), draws).values()
     ]
-    alarms = np.abs(z) > gradient_signal.gradient_bias_threshold(draws)
+    alarms = np.abs(z) > gradient_bias_threshold(draws)
     assert abs(alarms.mean() - rate) < STANDARD_ERRORS * np.sqrt(rate / len(z))
     assert (np.abs(z) > student.isf(rate / 2, np.inf)).mean() > 2 * rate  # normal quantiles fail
 
@@ -142,7 +146,7 @@ def simulated(fit, runs=1000):
 
 @pytest.mark.slow
 def test_a_slope_does_not_depend_on_what_chance_has_raised_out_of_the_noise():
-    slopes, errors = simulated(gradient_signal.gradient_signal_slope)
+    slopes, errors = simulated(gradient_signal_slope)
     z = (slopes + 0.5) / errors
     assert abs(z.mean()) < 0.25  # of the error of one slope
     assert 0.9 < z.std() < 1.1
@@ -180,7 +184,7 @@ def test_a_planted_power_is_found_with_the_error_of_ratios_that_err_together(pow
         found = planted(rng, ks, power, shared)
         points = ks, [one.snr for one in found], [one.snr_stderr for one in found]
         for z, without in ((apart, None), (together, [one.snr_without for one in found])):
-            slope, error = gradient_signal.gradient_signal_slope(*points, without)
+            slope, error = gradient_signal_slope(*points, without)
             z.append((slope - power) / error)
     assert abs(np.mean(together)) < 0.35
     assert 0.85 < np.std(together) < 1.4  # Student's t of nine degrees of freedom: 1.13
@@ -214,10 +218,9 @@ def test_the_signal_of_one_bit_is_that_of_all_its_draws():
         return abs(mean) / np.sqrt(chances @ (each - mean) ** 2)
 
     for gradient, power in (("vimco", -0.5), ("vimco-star", 0.5)):
-        draw = gradient_signal.gradient_signal_sample(objective("iwae", 8, gradient=gradient))
-        found = gradient_signal.gradient_signals(
-            model, gradient_signal.gradient_moments(draw, model, x[None], KEY, n), n
-        )["encoder 1"]
+        draw = gradient_signal_sample(objective("iwae", 8, gradient=gradient))
+        moments = gradient_moments(draw, model, x[None], KEY, n)
+        found = gradient_signals(model, moments, n)["encoder 1"]
         assert found.snr_stderr < 0.1 * found.snr
         assert abs(found.snr - exact(gradient, 8)) < STANDARD_ERRORS * found.snr_stderr
         ratio = exact(gradient, 800) / exact(gradient, 200)
@@ -226,17 +229,17 @@ def test_the_signal_of_one_bit_is_that_of_all_its_draws():
 
 def test_two_clear_ratios_make_a_slope_and_fewer_none():
     ks, errors = (1, 10, 100), (0.01, 0.01, 0.01)
-    slope, error = gradient_signal.gradient_signal_slope(ks, (1.0, 10**-0.5, 0.1), errors)
+    slope, error = gradient_signal_slope(ks, (1.0, 10**-0.5, 0.1), errors)
     assert slope == pytest.approx(-0.5, abs=1e-6)
     assert 0 < error < 0.1
-    assert gradient_signal.gradient_signal_slope(ks, (1.0, 0.01, np.inf), errors) is None
-    assert gradient_signal.gradient_signal_slope(ks, (0.0, 0.0, 0.0), (0.0, 0.0, 0.0)) is None
+    assert gradient_signal_slope(ks, (1.0, 0.01, np.inf), errors) is None
+    assert gradient_signal_slope(ks, (0.0, 0.0, 0.0), (0.0, 0.0, 0.0)) is None
 
 
 def test_too_few_draws_are_a_user_error():
     for draws in (10, 101):
         with pytest.raises(UserError, match="multiple of 10"):
-            gradient_signal.check_gradient_draws(draws)
+            check_gradient_draws(draws)
 
 
 @pytest.mark.slow
@@ -244,9 +247,9 @@ def test_gdreg_is_less_noisy_than_the_plain_gradient():
     model, n = jax.tree.map(lambda leaf: 0.4 * leaf, deep()), 4000  # q is not far from p(z|x)
     found = {}
     for name in ("reparam", "dreg", "gdreg"):
-        draw = gradient_signal.gradient_signal_sample(objective("iwae", 32, gradient=name))
-        moments = gradient_signal.gradient_moments(draw, model, BITS[None], jax.random.key(0), n)
-        found[name] = gradient_signal.gradient_signals(model, moments, n)
+        draw = gradient_signal_sample(objective("iwae", 32, gradient=name))
+        moments = gradient_moments(draw, model, BITS[None], jax.random.key(0), n)
+        found[name] = gradient_signals(model, moments, n)
 
     def better(group, one, other):
         a, b = found[one][group], found[other][group]
@@ -264,7 +267,7 @@ def test_gdreg_is_less_noisy_than_the_plain_gradient():
 def test_the_draw_of_a_few_particles_adds_its_own_variance_and_no_bias():
     model, xs, n = LinearGaussian.random(1, 3, q_shift=0.3, q_scale=1.2), jnp.ones((1, 3)), 8000
     full, few = (
-        gradient_signal.gradient_signal_sample(objective("iwae", 16, gradient="dreg", backward=s))
+        gradient_signal_sample(objective("iwae", 16, gradient="dreg", backward=s))
         for s in (None, 2)
     )
     key = jax.random.key(1)
@@ -278,15 +281,15 @@ def test_the_draw_of_a_few_particles_adds_its_own_variance_and_no_bias():
 
     each = np.float64(jax.lax.map(added, jax.random.split(jax.random.key(2), n)))
     noise = [
-        [one.variance for one in gradient_signal.gradient_signals(model, moments, n).values()]
+        [one.variance for one in gradient_signals(model, moments, n).values()]
         for draw in (full, few)
-        for moments in [gradient_signal.gradient_moments(draw, model, xs, jax.random.clone(key), n)]
+        for moments in [gradient_moments(draw, model, xs, jax.random.clone(key), n)]
     ]
     more = sum(noise[1]) - sum(noise[0])
     assert more == pytest.approx(each.mean(), rel=0.15)
     assert each.mean() > 0.3 * sum(noise[0])  # else the difference would show nothing
-    found = gradient_signal.gradient_biases(few, full, model, xs, jax.random.key(3), n)
-    assert all(abs(bias.z) < gradient_signal.gradient_bias_threshold(n) for bias in found.values())
+    found = gradient_biases(few, full, model, xs, jax.random.key(3), n)
+    assert all(abs(bias.z) < gradient_bias_threshold(n) for bias in found.values())
 
 
 @pytest.mark.slow

@@ -8,7 +8,7 @@ import pytest
 from iwae import UserError, load_dataset, resume_run, start_run
 from iwae.config.experiment import make_config
 from iwae.data import column_statistics, own, rows, streamed_tables
-from iwae.data.column_statistics import column_moments as moments_of
+from iwae.data.column_statistics import column_moments, column_sums
 from iwae.data.parquet_files import count_parquet_cells
 from iwae.data.rows import convert_rows, row_subset, rows_in_memory, stored
 from iwae.data.summary import summarise_dataset
@@ -198,15 +198,13 @@ def test_moments_have_the_bits_of_numpy(n):
     rng = np.random.default_rng(n)
     array = (rng.normal(size=(n, 4)) * [1, 1e6, 1e-6, 1] + [0, 1e9, 3, 7]).astype(np.float32)
     array[rng.random(n) < 0.3, 3] = np.nan
-    mean, spread, varies = moments_of(array, np.arange(4))
+    mean, spread, varies = column_moments(array, np.arange(4))
     for j, column in enumerate(array.T.astype(np.float64)):
         values = column[~np.isnan(column)]
         if len(values):
             assert (mean[j], spread[j]) == (values.mean(), values.std())
         assert varies[j] == (len(np.unique(values)) > 1)
-    assert (
-        column_statistics.column_sums(array[:, :3]) == array[:, :3].sum(axis=0, dtype=np.float64)
-    ).all()
+    assert (column_sums(array[:, :3]) == array[:, :3].sum(axis=0, dtype=np.float64)).all()
 
 
 # --- blocks of an epoch ------------------------------------------------------------------------

@@ -18,11 +18,11 @@ from pyarrow import parquet
 from iwae import TrainConfig, start_run
 from iwae.config.column_option import parse_column_option
 from iwae.config.experiment import make_config
-from iwae.data import columns as columns_module
-from iwae.data import delimited, load_dataset
+from iwae.data import load_dataset
 from iwae.data.arrays import read_arrays
 from iwae.data.coding import decode_cells, to_values
-from iwae.data.columns import Column, choose_columns, columns_from_json
+from iwae.data.columns import Column, choose_columns, columns_as_json, columns_from_json
+from iwae.data.delimited import parse_delimited
 from iwae.data.own import read_own
 from iwae.data.splits import Options
 from iwae.data.summary import summarise_dataset
@@ -181,7 +181,7 @@ def test_a_long_line_is_no_single_cell(tmp_path):
     names = ",".join(f"column{i}" for i in range(20_000))
     row = ",".join(["0.123456"] * 20_000)
     (tmp_path / "a.csv").write_text("\n".join([names, row, row]))
-    assert delimited.parse_delimited(tmp_path / "a.csv")[0].width == 20_000
+    assert parse_delimited(tmp_path / "a.csv")[0].width == 20_000
 
 
 # --- values and cells -------------------------------------------------------------------------
@@ -277,7 +277,7 @@ def test_new_rows_are_matched_by_name_and_by_level():
 
 
 def from_json_of(columns):
-    stored = json.loads(json.dumps(columns_module.columns_as_json(columns)))
+    stored = json.loads(json.dumps(columns_as_json(columns)))
     found = columns_from_json(stored)
     assert found == tuple(column._replace(why="") for column in columns)
     return found

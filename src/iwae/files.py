@@ -1,4 +1,4 @@
-"""Atomic writes of files and folders."""
+"""Files: read whole, written whole or not at all, checked before they are written, and locked."""
 
 import errno
 import fcntl
@@ -139,6 +139,22 @@ def _replace_folder(new: Path, path: Path, old: Path) -> None:
         raise
 
 
+def read_bytes(path: Path) -> bytes:
+    """The content of a file; UserError if it cannot be read or is empty."""
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from None
+    if not content:
+        raise UserError(f"{path} is empty")
+    return content
+
+
+def file_content_sha256(content: bytes | memoryview) -> str:
+    """The SHA-256 of the content, in hexadecimal."""
+    return hashlib.sha256(content).hexdigest()
+
+
 def refuse_folder_as_file(path: Path) -> None:
     """Raise UserError if a folder is in the place of a file."""
     if path.is_dir():
@@ -165,38 +181,6 @@ def check_writable_file(path: Path, source: Path | None = None, *, overwrite: bo
         raise UserError(f"there is no folder {path.resolve().parent}: create it first")
 
 
-def _umask() -> int:
-    """The permission bits that the user withholds from new files."""
-    umask = os.umask(0)
-    os.umask(umask)
-    return umask
-
-
-def _sync(path: Path) -> None:
-    """Flush a file, or the entries of a folder, to disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def read_bytes(path: Path) -> bytes:
-    """The content of a file; UserError if it cannot be read or is empty."""
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from None
-    if not content:
-        raise UserError(f"{path} is empty")
-    return content
-
-
-def file_content_sha256(content: bytes | memoryview) -> str:
-    """The SHA-256 of the content, in hexadecimal."""
-    return hashlib.sha256(content).hexdigest()
-
-
 def lock_file(handle: IO[Any], kind: int = fcntl.LOCK_EX) -> bool:
     """Lock an open file until it is closed; False if another process has locked it.
 
@@ -213,3 +197,19 @@ def lock_file(handle: IO[Any], kind: int = fcntl.LOCK_EX) -> bool:
             "with locks, which keep processes from training in the same folder"
         ) from error
     return True
+
+
+def _umask() -> int:
+    """The permission bits that the user withholds from new files."""
+    umask = os.umask(0)
+    os.umask(umask)
+    return umask
+
+
+def _sync(path: Path) -> None:
+    """Flush a file, or the entries of a folder, to disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -18,8 +18,9 @@ import numpy as np
 from iwae.cli.evaluate import _temperatures
 from iwae.config.presets import preset
 from iwae.config.toml import read_config, read_toml
-from iwae.data import Dataset, dataset_files, load_dataset, readers
+from iwae.data import Dataset, load_dataset, readers
 from iwae.data.catalogue import DataFile
+from iwae.data.dataset_files import check_dataset_file
 from iwae.experiments.sweep import read_sweep
 from iwae.files import file_content_sha256
 from iwae.models.vae import VAE
@@ -140,7 +141,7 @@ def _published(folder: Path, reader: Callable[..., Any], shapes: Mapping[str, An
     (path,) = folder.iterdir()
     known = FIRST.setdefault(path, file_content_sha256(path.read_bytes()))
     file = DataFile(path.name, reader, shapes, sha256=known if path.suffix == ".mat" else None)
-    return digest(*dataset_files.check_dataset_file(file, path).splits.values())
+    return digest(*check_dataset_file(file, path).splits.values())
 
 
 IMAGES, TWO = {"train": (6, 2, 2)}, {"train": (6, 2, 2), "test": (6, 2, 2)}

@@ -1,4 +1,4 @@
-"""Means and standard deviations of columns that are read in blocks.
+"""Moments, sums and gaps of columns that are read in blocks.
 
 NumPy sums a column pairwise, in a tree of halves. The same tree is followed here block by block, so
 that the moments are bit-identical whether the data are in memory or not.

@@ -222,6 +222,15 @@ def _first_word(table: Table, i: int) -> Any:
     )
 
 
+def _notation_remedy(word: str) -> str:
+    """The remedy for a number in another notation."""
+    grouped = GROUPED.fullmatch(word.strip())
+    if grouped is None:
+        return "write numbers like 1234.5 or 1.2345e3"
+    mark = "the space" if grouped[1].isspace() else repr(grouped[1])
+    return f"write numbers like 1234.5 or 1.2345e3 (without {mark}, if it separates thousands)"
+
+
 def _as_categories(table: Table, name: str) -> str:
     return table.remedies.categories.format(name=name)
 
@@ -300,12 +309,3 @@ def columns_as_json(columns: Sequence[Column]) -> list[dict[str, Any]]:
 def columns_from_json(columns: Sequence[Mapping[str, Any]]) -> tuple[Column, ...]:
     """The inverse of `columns_as_json`."""
     return tuple(Column(**{**one, "levels": tuple(one.get("levels", ()))}) for one in columns)
-
-
-def _notation_remedy(word: str) -> str:
-    """The remedy for a number in another notation."""
-    grouped = GROUPED.fullmatch(word.strip())
-    if grouped is None:
-        return "write numbers like 1234.5 or 1.2345e3"
-    mark = "the space" if grouped[1].isspace() else repr(grouped[1])
-    return f"write numbers like 1234.5 or 1.2345e3 (without {mark}, if it separates thousands)"

@@ -1,12 +1,8 @@
-"""Grey levels: as bytes, and as colour."""
+"""Grey levels: as bytes and as colour."""
 
 import numpy as np
 
 from iwae.data.rows import Examples
-
-
-def _byte_levels(grey: np.ndarray) -> np.ndarray:
-    return np.rint(grey * np.float32(255))
 
 
 def are_exact_grey_levels(grey: np.ndarray) -> bool:
@@ -17,6 +13,10 @@ def are_exact_grey_levels(grey: np.ndarray) -> bool:
 def grey_to_bytes(grey: np.ndarray) -> np.ndarray:
     """Grey float32 in [0, 1] as uint8 0..255 if that is exact, else unchanged."""
     return _byte_levels(grey).astype(np.uint8) if are_exact_grey_levels(grey) else grey
+
+
+def _byte_levels(grey: np.ndarray) -> np.ndarray:
+    return np.rint(grey * np.float32(255))
 
 
 def are_grey_bytes(train: Examples, binarization: str) -> bool:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from iwae.data import labels, streamed_tables, tables
+from iwae.data import tables
 from iwae.data.arrays import check_array, read_arrays
 from iwae.data.catalogue import DATASETS
 from iwae.data.cells import MISSING_REMEDY, is_empty
@@ -22,10 +22,17 @@ from iwae.data.coding import to_values
 from iwae.data.columns import Column, choose_columns, columns_to_kind, named_columns
 from iwae.data.held_out import hold_out_fifth
 from iwae.data.kinds import KINDS, Kind, check_kind_values, check_kind_width, make_kind
+from iwae.data.labels import as_labels, drop_labels, label_indices, take_labels
 from iwae.data.meaning import meaning_of, rows_by_meaning
 from iwae.data.parquet_files import count_parquet_cells
 from iwae.data.rows import Examples, row_subset, rows_in_memory, stored
 from iwae.data.splits import Options, Raw
+from iwae.data.streamed_tables import (
+    digest_streamed_table,
+    stream_tables,
+    streamed_places,
+    streamed_values,
+)
 from iwae.data.tables import Table
 from iwae.errors import UserError
 from iwae.files import file_content_sha256
@@ -85,6 +92,12 @@ def is_large_own_file(name_or_path: str | os.PathLike[str]) -> bool:
     return count_parquet_cells(path) * np.dtype(np.float64).itemsize >= LARGE
 
 
+def resolved_own_data(dataset: str) -> str:
+    """The name of a data set, or the absolute path of an existing file or folder."""
+    own = Path(dataset).expanduser()
+    return str(own.resolve()) if is_own(dataset) and own.exists() else dataset
+
+
 def read_own(source: Any, options: Options) -> tuple[Raw, Kind | None]:
     """Read the splits of a user's data, and the kind of data if it is declared or follows.
 
@@ -103,7 +116,7 @@ def read_own(source: Any, options: Options) -> tuple[Raw, Kind | None]:
         for key, array in content.arrays.items():
             check_kind_values(array, kind, f"{where}{rest}: array {key!r}", missing=options.missing)
     splits, rule = _splits(where, content.arrays)
-    indices, classes = labels.label_indices(where, content.labels) if options.labels else (None, ())
+    indices, classes = label_indices(where, content.labels) if options.labels else (None, ())
     shape = _common_shape(where, splits)
     values, values_rule = content.values or meaning_of(where, splits, kind)
     raw = Raw(
@@ -164,23 +177,21 @@ def _read_table(source: Any, options: Options) -> Content:
     _refuse_clash(source, options)
     if stream:
         declared = options.columns if isinstance(options.columns, Mapping) else None
-        table = streamed_tables.digest_streamed_table(_pieces(source, options), declared)
+        table = digest_streamed_table(_pieces(source, options), declared)
     else:
         table = _whole_table(source, options)
     columns, kind, values = _kinds(table, options)
     used = columns or named_columns(table.names, make_kind("gaussian"), len(table.names))
     if stream:
         pieces = _pieces(source, options)
-        rows: Examples = streamed_tables.streamed_values(
-            source, pieces, used, unknown=options.unknown
-        )
+        rows: Examples = streamed_values(source, pieces, used, unknown=options.unknown)
     else:
         rows = to_values(table, used, unknown=options.unknown)
-    place = streamed_tables.streamed_places(used) if stream else table.place
+    place = streamed_places(used) if stream else table.place
     check_array(table.where, "data", rows, place=place, missing=options.missing)
     found = {}
     if isinstance(options.labels, str):
-        found = {"data": labels.as_labels(table, options.labels.strip())}
+        found = {"data": as_labels(table, options.labels.strip())}
     # Numbers without names are rows of an array; words are not read again without their levels.
     named = columns if table.named or any(column.levels for column in columns) else ()
     return Content({"data": rows}, found, named, kind, values, table.remarks)
@@ -203,7 +214,7 @@ def _whole_table(source: Any, options: Options) -> Table:
 
 def _pieces(path: Path, options: Options) -> Iterator[Table]:
     """The rows of a .parquet file, piece by piece."""
-    for table in streamed_tables.stream_tables(path, drop=options.drop, ids=options.ids):
+    for table in stream_tables(path, drop=options.drop, ids=options.ids):
         _refuse_gaps(table, options)
         yield table
 
@@ -311,9 +322,9 @@ def _read_arrays(path: Path, options: Options) -> Content:
             "file has its labels in separate arrays, so use conditional alone"
         )
     arrays = read_arrays(path)
-    found = labels.take_labels(path, arrays) if options.labels else {}
+    found = take_labels(path, arrays) if options.labels else {}
     if not options.labels:
-        labels.drop_labels(arrays)
+        drop_labels(arrays)
     lazy = {key: stored(array) for key, array in arrays.items()}
     for key, array in lazy.items():
         check_array(str(path), key, array, missing=options.missing)
@@ -346,9 +357,3 @@ def _common_shape(where: str, splits: Mapping[str, Examples]) -> tuple[int, ...]
         words = ", ".join(f"{split} {list(shape)}" for split, shape in shapes.items())
         raise UserError(f"{where}: the splits have examples of different shapes: {words}")
     return shapes["train"]
-
-
-def resolved_own_data(dataset: str) -> str:
-    """The name of a data set, or the absolute path of an existing file or folder."""
-    own = Path(dataset).expanduser()
-    return str(own.resolve()) if is_own(dataset) and own.exists() else dataset

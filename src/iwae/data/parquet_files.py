@@ -1,4 +1,4 @@
-"""Open .parquet files, and refuse damaged ones. PyArrow is imported on first use."""
+"""Open .parquet files and refuse damaged ones. PyArrow is imported on first use."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,6 +8,22 @@ from typing import Any
 from iwae.data.arrays import refusing_oversized_arrays
 from iwae.errors import UserError
 from iwae.wording import first_line
+
+
+def open_parquet_file(path: Path) -> Any:
+    """Open a .parquet file, and read its metadata alone; UserError if it is damaged."""
+    from pyarrow import parquet
+
+    with refusing_parquet_damage(path):
+        found = parquet.ParquetFile(path)
+        _ = found.schema_arrow.names  # decodes them
+        return found
+
+
+def count_parquet_cells(path: Path) -> int:
+    """The number of cells of a .parquet file."""
+    about = open_parquet_file(path).metadata
+    return about.num_rows * about.num_columns
 
 
 @contextmanager
@@ -23,19 +39,3 @@ def refusing_parquet_damage(path: Path) -> Iterator[None]:
     except (pa.ArrowException, EOFError, OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or first_line(error)
         raise UserError(f"{path} cannot be read: {reason}") from None
-
-
-def open_parquet_file(path: Path) -> Any:
-    """Open a .parquet file, and read its metadata alone; UserError if it is damaged."""
-    from pyarrow import parquet
-
-    with refusing_parquet_damage(path):
-        found = parquet.ParquetFile(path)
-        _ = found.schema_arrow.names  # decodes them
-        return found
-
-
-def count_parquet_cells(path: Path) -> int:
-    """The number of cells of a file."""
-    about = open_parquet_file(path).metadata
-    return about.num_rows * about.num_columns

@@ -8,8 +8,7 @@ import numpy as np
 
 from iwae.data.binarisation import Conversion, resolve
 from iwae.data.column_statistics import column_sums, count_column_gaps
-from iwae.data.columns import Column
-from iwae.data.columns import columns_as_json as columns_json
+from iwae.data.columns import Column, columns_as_json
 from iwae.data.dataset import Dataset, Labels, test_sha256
 from iwae.data.grey_levels import are_grey_bytes
 from iwae.data.held_out import HeldOut, hold_out
@@ -157,7 +156,7 @@ def _identity(
         gaps = {"missing": _missing_shares(raw, splits, convert.binarization)}
         gaps |= {"columns": [one.name for one in raw.columns]} if raw.columns else {}
     if any(column.why or column.levels for column in raw.columns):
-        gaps["columns"] = columns_json(raw.columns)
+        gaps["columns"] = columns_as_json(raw.columns)
     is_drawn = raw.values == "grey" and convert.binarization in ("dynamic", "static")
     validation, test = splits["validation"], splits["test"]
     return {

@@ -12,8 +12,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from iwae.data import delimited
 from iwae.data.cells import LARGEST_EXACT, is_null, object_cells
+from iwae.data.delimited import (
+    Values,
+    delimited_place,
+    delimited_words,
+    parse_delimited,
+    parse_delimited_column,
+)
 from iwae.data.layout import find_layout
 from iwae.data.parquet_files import open_parquet_file, refusing_parquet_damage
 from iwae.errors import UserError
@@ -126,13 +132,10 @@ def read_table(path: Path, *, drop: Sequence[str] = (), ids: Sequence[str] = ())
 
 def _text_table(path: Path, drop: Sequence[str], ids: Sequence[str]) -> Table:
     """The table of a text file, parsed once."""
-    layout, cells = delimited.parse_delimited(path)
+    layout, cells = parse_delimited(path)
     names = layout.names
     kept, carried = _select_columns(str(path), names, bool(layout.header), drop, ids)
-    read = [
-        delimited.parse_delimited_column(cells.column(i), comma=layout.separator != ",")
-        for i in kept
-    ]
+    read = [parse_delimited_column(cells.column(i), comma=layout.separator != ",") for i in kept]
     for i, one in zip(kept, read, strict=True):
         if one.inexact:
             raise UserError(f"{path}: {_inexact_reason(names[i], one.inexact, COMMAND)}")
@@ -144,10 +147,10 @@ def _text_table(path: Path, drop: Sequence[str], ids: Sequence[str]) -> Table:
     table = Table(
         tuple(names[i] for i in kept),
         tuple(one.cells for one in read),
-        {names[i]: delimited.delimited_words(cells.column(i)) for i in carried},
+        {names[i]: delimited_words(cells.column(i)) for i in carried},
         bool(layout.header),
         str(path),
-        partial(delimited.delimited_place, path, layout, (*kept, *carried)),
+        partial(delimited_place, path, layout, (*kept, *carried)),
         remarks=tuple(
             f"column {names[i]!r}: {one.doubt} is taken as {one.doubt.replace(',', '.')}, not as "
             f"{re.sub('[.,]', '', one.doubt)}"
@@ -167,7 +170,7 @@ def _text_table(path: Path, drop: Sequence[str], ids: Sequence[str]) -> Table:
     return table
 
 
-def _commas(names: Sequence[str], read: Sequence[delimited.Values]) -> dict[str, bool]:
+def _commas(names: Sequence[str], read: Sequence[Values]) -> dict[str, bool]:
     """Whether each column of numbers has decimal commas; a column without marks is as the rest."""
     numbers = {
         name: one.mark for name, one in zip(names, read, strict=True) if one.cells.dtype != object

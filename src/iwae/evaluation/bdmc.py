@@ -33,7 +33,7 @@ class Bidirectional(NamedTuple):
     Attributes:
         lower, upper: `[n]` float64, nats. With annealing, `upper` is from reverse chains.
         mixed_upper: `[n]` float64, nats, from reverse and forward chains, as from
-            `inference.chains.bdmc_mixed_upper`. With importance samples, `upper` is the same.
+            `bdmc_mixed_upper`. With importance samples, `upper` is the same.
         acceptance: `[n]` mean probability of acceptance; nan for importance sampling.
     """
 
@@ -150,25 +150,6 @@ def _annealed_bounds(
     return bidirectional_bounds(model, key, **options)
 
 
-def _importance_bounds(
-    model: AbstractLatentModel,
-    nothing: Example,  # noqa: ARG001
-    key: PRNGKey,
-    *,
-    k: int,
-    chunk: int,
-) -> dict[str, Scalar]:
-    model_key, q_key = jax.random.split(key)
-    z, x = model.sample(model_key)
-    model, x = model.condition(x)
-    lower = streamed_log_likelihood(k - 1, chunk)(model, x, q_key)["log_likelihood"]
-    log_w = model.log_joint(x, z) - model.posterior(x).log_prob(z)
-    total = jnp.logaddexp(lower + jnp.log(jnp.float32(k - 1)), log_w)
-    upper = total - jnp.log(jnp.float32(k))
-    nothing_moved = jnp.float32(jnp.nan)
-    return {"lower": lower, "upper": upper, "mixed_upper": upper, "acceptance": nothing_moved}
-
-
 def bidirectional_bounds(
     model: AbstractLatentModel, key: PRNGKey, k: int, **options: Any
 ) -> dict[str, Array]:
@@ -217,3 +198,22 @@ def bdmc_mixed_upper(log_w: LogWeights, reverse_log_w: LogWeights) -> Scalar:
     return jnp.mean(jnp.logaddexp(-reverse_log_w, log_sum_of_other_weights(log_w))) - jnp.log(
         float(log_w.size)
     )
+
+
+def _importance_bounds(
+    model: AbstractLatentModel,
+    nothing: Example,  # noqa: ARG001
+    key: PRNGKey,
+    *,
+    k: int,
+    chunk: int,
+) -> dict[str, Scalar]:
+    model_key, q_key = jax.random.split(key)
+    z, x = model.sample(model_key)
+    model, x = model.condition(x)
+    lower = streamed_log_likelihood(k - 1, chunk)(model, x, q_key)["log_likelihood"]
+    log_w = model.log_joint(x, z) - model.posterior(x).log_prob(z)
+    total = jnp.logaddexp(lower + jnp.log(jnp.float32(k - 1)), log_w)
+    upper = total - jnp.log(jnp.float32(k))
+    nothing_moved = jnp.float32(jnp.nan)
+    return {"lower": lower, "upper": upper, "mixed_upper": upper, "acceptance": nothing_moved}

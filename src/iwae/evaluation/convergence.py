@@ -54,7 +54,7 @@ def convergence_verdict(
         bdmc_gap: upper minus lower bound on examples drawn from the model; None if it was not run.
         tolerance: nats.
         sandwich_gap: upper minus lower bound on real examples; None if it was not computed.
-        sandwich_tail: k-hat of its ratios w/c, as from `evaluation.sandwich.ratio_tail`; a small
+        sandwich_tail: k-hat of its ratios w/c, as from `evaluation.tails.ratio_tail`; a small
             gap counts only if this is known and small.
     """
     difference = paired_difference(ais, ais_tenth)

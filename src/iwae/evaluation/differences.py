@@ -1,9 +1,4 @@
-"""Reliability of a likelihood: bounds from both sides, tails of weights, agreement.
-
-A mean log-likelihood has separate errors: `monte_carlo_error` (chains and particles),
-`standard_error` (the choice of test examples), the error of one draw of their pixels, and the
-deviation of the means between seeds.
-"""
+"""Differences of log-likelihoods of the same examples, and their standard errors."""
 
 from collections.abc import Mapping
 from itertools import combinations
@@ -20,11 +15,6 @@ STANDARD_ERRORS = 3.0
 
 ROUNDING = 1e-6
 """Relative rounding error of a float32 log-likelihood over thousands of terms."""
-
-# --- weights --------------------------------------------------------------------------------
-
-
-# --- agreement ------------------------------------------------------------------------------
 
 
 class Difference(NamedTuple):
@@ -77,6 +67,3 @@ def reversed_differences(bounds: Mapping[str, Float[np.ndarray, " n"]]) -> list[
                 f"but should be above it: {reason}; trust neither until this is explained"
             )
     return violations
-
-
-# --- both sides -----------------------------------------------------------------------------

@@ -35,10 +35,6 @@ class Latent(NamedTuple):
     scale: Float[np.ndarray, "n m"]
 
 
-DRAWS = 1000
-"""Draws for the moments of a posterior without closed form, such as a flow."""
-
-
 def encode(
     model: AbstractLatentModel,
     examples: Examples,
@@ -85,6 +81,10 @@ def encode_slabs(
             )
         done += len(mean)
         yield Latent(mean, scale)
+
+
+DRAWS = 1000
+"""Draws for the moments of a posterior without closed form, such as a flow."""
 
 
 def encoder_moments(

@@ -223,10 +223,8 @@ def imputation_annealer(model: AbstractLatentModel, key: PRNGKey) -> Sampler:
 
     def one(key: PRNGKey) -> Example:
         z_key, x_key, hide_key = jax.random.split(key, 3)
-        x = jnp.asarray(
-            without_masking(imputing_decoder(model, model.sample(z_key)[0])).sample(x_key),
-            jnp.float32,
-        )
+        p = without_masking(imputing_decoder(model, model.sample(z_key)[0]))
+        x = jnp.asarray(p.sample(x_key), jnp.float32)
         return jnp.where(jax.random.bernoulli(hide_key, PILOT_HIDDEN, x.shape), jnp.nan, x)
 
     with jax.debug_nans(False):  # nan is a hidden value

@@ -31,9 +31,7 @@ from iwae.inference.annealing import annealed_particles
 from iwae.inference.kernels import pareto_k
 from iwae.inference.log_weights import effective_sample_size, log_mean_exp
 from iwae.inference.particles import Sampler, importance_particles
-from iwae.inference.temperatures import (
-    checked_temperatures,
-)
+from iwae.inference.temperatures import checked_temperatures
 from iwae.models.vae import AbstractLatentModel
 from iwae.typing import Example, LogWeights, PRNGKey, Scalar
 

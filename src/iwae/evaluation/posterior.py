@@ -1,4 +1,4 @@
-"""Densities of a model, posterior means and draws, and rate-distortion curves."""
+"""Posterior means, and densities of posterior and prior on a grid."""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -187,6 +187,3 @@ def _prior_draws(model: VAE, keys: Key[Array, " n"]) -> Float[Array, "n 2"]:
 @eqx.filter_jit
 def _log_prior(model: VAE, grid: Float[Array, "n 2"]) -> Float[Array, " n"]:
     return jax.lax.map(model.prior().log_prob, grid, batch_size=ROWS)
-
-
-# --- rate and distortion --------------------------------------------------------------------

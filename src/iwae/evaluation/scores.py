@@ -1,4 +1,4 @@
-"""Scores of single examples: latents, log-likelihoods with their errors, outlier p-values."""
+"""Scores of examples: log-likelihoods with their errors, outlier p-values, area under the curve."""
 
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -9,9 +9,7 @@ from jaxtyping import Float
 
 from iwae.data.rows import Examples
 from iwae.evaluation.classification import class_log_likelihoods, marginalise_classes
-from iwae.evaluation.examples import (
-    gather_examples,
-)
+from iwae.evaluation.examples import gather_examples
 from iwae.evaluation.likelihood import log_likelihood_slabs, log_likelihoods
 from iwae.models.conditional import ConditionalVAE
 from iwae.models.vae import AbstractLatentModel

@@ -1,9 +1,14 @@
-"""The Monte Carlo error of a log-likelihood, from its particles in batches.
+"""Standard errors of log-likelihoods.
 
-The delta method, (k / ESS - 1) / (k - 1) for the variance of log(mean w), understates the error if
-few weights dominate: a sample that happens to lack them looks even. Leaving out batches shows the
-effect of large weights. Compared with repeated draws, the error of a mean over examples is correct
-to 15% for k-hat from 0.3 to 1.7, where the delta method states as little as half of it.
+A mean log-likelihood has separate errors: `monte_carlo_error` (chains and particles),
+`standard_error` (the choice of test examples), the error of one draw of their pixels, and the
+deviation of the means between seeds.
+
+The Monte Carlo error of one example is a jackknife over its particles in batches. The delta method,
+(k / ESS - 1) / (k - 1) for the variance of log(mean w), understates the error if few weights
+dominate: a sample that happens to lack them looks even. Leaving out batches shows the effect of
+large weights. Compared with repeated draws, the error of a mean over examples is correct to 15% for
+k-hat from 0.3 to 1.7, where the delta method states as little as half of it.
 """
 
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""The parts of a VAE's bound, layer by layer, and its active latent units."""
+"""Active latent units of a VAE, layer by layer, and the means of its units."""
 
 from functools import lru_cache, partial, reduce
 from typing import Any, NamedTuple

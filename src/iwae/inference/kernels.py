@@ -139,6 +139,18 @@ def move(
     return state.position, state.logdensity_grad, info.acceptance_rate
 
 
+def check_leapfrog_sizes(sizes: Any) -> None:
+    """Raise UserError unless all step sizes are positive numbers."""
+    if not (np.isfinite(sizes) & (np.asarray(sizes) > 0)).all():
+        raise UserError("every step size must be a positive number")
+
+
+def check_leapfrog(n_leapfrog: int) -> None:
+    """Raise UserError unless a move has at least one leapfrog step."""
+    if n_leapfrog < 1:
+        raise UserError(f"n_leapfrog is {n_leapfrog}; a move needs at least 1 step")
+
+
 Move = Callable[..., tuple[Flat, Point, Scalar]]
 """A kernel with the arguments and results of `move`."""
 
@@ -161,15 +173,3 @@ def pareto_k(log_w: LogWeights) -> Scalar:
         k = _blackjax().diagnostics.psis_weights(log_w)[1]
     equal = jnp.max(log_w) - jnp.min(log_w) <= ROUNDING * jnp.max(jnp.abs(log_w))
     return jnp.where(equal, 0.0, jnp.where(jnp.isnan(k), jnp.inf, k))
-
-
-def check_leapfrog_sizes(sizes: Any) -> None:
-    """Raise UserError unless all step sizes are positive numbers."""
-    if not (np.isfinite(sizes) & (np.asarray(sizes) > 0)).all():
-        raise UserError("every step size must be a positive number")
-
-
-def check_leapfrog(n_leapfrog: int) -> None:
-    """Raise UserError unless a move has at least one leapfrog step."""
-    if n_leapfrog < 1:
-        raise UserError(f"n_leapfrog is {n_leapfrog}; a move needs at least 1 step")

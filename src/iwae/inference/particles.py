@@ -1,4 +1,4 @@
-"""Properly weighted particles, and statistics of their weights."""
+"""Properly weighted particles from importance sampling, and functions mapped over particles."""
 
 from collections.abc import Callable
 from functools import partial

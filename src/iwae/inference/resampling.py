@@ -1,4 +1,4 @@
-"""Resampling of the particles that a gradient goes through, with a factor for each.
+"""Resampling: the particles that a gradient goes through, with a factor for each; posterior draws.
 
 A gradient is a sum over k particles. S of them are enough for an unbiased estimate, if particle i
 is chosen with probability r_i and its term divided by r_i (Horvitz & Thompson 1952). Burda et al.

@@ -219,6 +219,22 @@ def _layer_keys(key: PRNGKey, network: Network) -> tuple[Array, Array]:
     return jax.random.split(convolution_key, n), jax.random.split(block_key, n)
 
 
+def _residual_blocks(
+    layer: type[Dense] | type[Convolution],
+    sizes: Sequence[int],
+    blocks: int,
+    activation: str,
+    keys: Key[Array, " sizes"],
+) -> tuple[tuple[Residual, ...], ...]:
+    """A group of `blocks` residual blocks for each size."""
+    return tuple(
+        tuple(Residual(layer, n, activation, key=k) for k in jax.random.split(key, blocks))
+        if blocks
+        else ()
+        for n, key in zip(sizes, keys, strict=True)
+    )
+
+
 class OwnDecoder(eqx.Module):
     """A user's module, to whose output `bias` is added."""
 
@@ -287,19 +303,3 @@ def _width(name: str, module: Features, n: int) -> int:
     if not isinstance(out, jax.ShapeDtypeStruct) or out.ndim != 1 or out.dtype != jnp.float32:
         raise UserError(f"{name} must map a vector to a float32 vector, but returns {out}")
     return int(out.shape[0])
-
-
-def _residual_blocks(
-    layer: type[Dense] | type[Convolution],
-    sizes: Sequence[int],
-    blocks: int,
-    activation: str,
-    keys: Key[Array, " sizes"],
-) -> tuple[tuple[Residual, ...], ...]:
-    """A group of `blocks` residual blocks for each size."""
-    return tuple(
-        tuple(Residual(layer, n, activation, key=k) for k in jax.random.split(key, blocks))
-        if blocks
-        else ()
-        for n, key in zip(sizes, keys, strict=True)
-    )

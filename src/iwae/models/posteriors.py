@@ -1,4 +1,4 @@
-"""Approximate posteriors q(z|x): one layer of latents given the layer below, and all layers."""
+"""Approximate posteriors q(z|x): their interface, and the one of all layers of a VAE."""
 
 from typing import Any, Protocol, cast, runtime_checkable
 

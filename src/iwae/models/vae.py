@@ -13,14 +13,20 @@ from jaxtyping import Array, Float
 
 from iwae.data import Kind, as_json, as_kind
 from iwae.errors import UserError
-from iwae.models import arguments, networks
 from iwae.models import likelihoods as observations
+from iwae.models import networks
+from iwae.models.arguments import (
+    check_network_argument,
+    check_size_arguments,
+    log_scale_argument,
+    output_bias_argument,
+    statistics_argument,
+)
 from iwae.models.latent_kinds import LatentKind, latent_kinds
 from iwae.models.latent_nets import LatentNet, make_latent_net
 from iwae.models.layers import Dense
 from iwae.models.likelihoods.observation import Observation
 from iwae.models.named_densities import Named, named_coupling_layers, parse_named_posterior
-from iwae.models.networks import ConvDecoder, OwnDecoder
 from iwae.models.posteriors import LayeredPosterior, Posterior, is_gaussian_posterior
 from iwae.models.priors import OWN, LabelPrior, Prior, Settled, make_prior, named
 from iwae.precision import float32
@@ -162,7 +168,7 @@ class VAE(AbstractLatentModel):
         pseudo_inputs: Array | np.ndarray | None = None,
         key: PRNGKey,
     ):
-        arguments.check_size_arguments(n_data, latent_sizes, hidden_sizes, activation)
+        check_size_arguments(n_data, latent_sizes, hidden_sizes, activation)
         features_key = jax.random.fold_in(key, _FEATURES)
         encoder_key, prior_key, hidden_key, output_key = jax.random.split(key, 4)
         self.kind, self.n_data, self.missing = as_kind(observation), n_data, missing
@@ -170,7 +176,7 @@ class VAE(AbstractLatentModel):
         data, n_layers = self._data(), len(latent_sizes)
         if self.network.name == "conv":
             sizes = n_data, self.n_inputs, data.n_outputs
-            arguments.check_network_argument(self.network, self.kind, *sizes)
+            check_network_argument(self.network, self.kind, *sizes)
             if encoder is not None and decoder is not None:
                 raise UserError("encoder and decoder replace all of network 'conv': leave it out")
         features, n_features = networks.make_feature_network(
@@ -198,9 +204,9 @@ class VAE(AbstractLatentModel):
         output = networks.make_output_network(
             self.network, decoder, down[0][-1], data.n_outputs, activation, key=output_key
         )
-        self.output, self.free = arguments.output_bias_argument(output, data.n_free, output_bias)
-        self.statistics = arguments.statistics_argument(data, statistics)
-        self.log_scale = arguments.log_scale_argument(log_scale, n_data)
+        self.output, self.free = output_bias_argument(output, data.n_free, output_bias)
+        self.statistics = statistics_argument(data, statistics)
+        self.log_scale = log_scale_argument(log_scale, n_data)
         self.top = None  # N(0, I), while the prior itself is made
         self.top = make_prior(prior, self, pseudo_inputs, key=jax.random.fold_in(key, _PRIOR))
 
@@ -389,15 +395,6 @@ class VAE(AbstractLatentModel):
         return z, self.decode(z).sample(x_key).astype(jnp.float32)
 
 
-def _by_noise(p: dist.Distribution, other: dist.Distribution, h: Array) -> Array:
-    """The draw from p with the noise, held fixed, of the draw h from `other`."""
-    p, other = p.base_dist, other.base_dist
-    return p.loc + p.scale * jax.lax.stop_gradient((h - other.loc) / other.scale)
-
-
-_FEATURES, _PRIOR = 4, 5  # folded into the key, whose splits are 0 to 3
-
-
 def as_vae(model: AbstractLatentModel) -> VAE:
     """The model itself; UserError if it is not a VAE."""
     if not isinstance(model, VAE):
@@ -418,9 +415,18 @@ def vae_decoder_input(vae: VAE, problem: str) -> Dense:
     """
     if vae.decoder_hidden.layers:
         return vae.decoder_hidden.layers[0]
-    if isinstance(vae.output, OwnDecoder):
+    if isinstance(vae.output, networks.OwnDecoder):
         raise UserError(
             f"a decoder of your own that reads h_1 directly {problem}: give the model a dense "
             "layer before it (hidden_sizes[0])"
         )
-    return vae.output.start if isinstance(vae.output, ConvDecoder) else vae.output
+    return vae.output.start if isinstance(vae.output, networks.ConvDecoder) else vae.output
+
+
+def _by_noise(p: dist.Distribution, other: dist.Distribution, h: Array) -> Array:
+    """The draw from p with the noise, held fixed, of the draw h from `other`."""
+    p, other = p.base_dist, other.base_dist
+    return p.loc + p.scale * jax.lax.stop_gradient((h - other.loc) / other.scale)
+
+
+_FEATURES, _PRIOR = 4, 5  # folded into the key, whose splits are 0 to 3

@@ -4,13 +4,20 @@ from collections.abc import Callable
 from functools import lru_cache, partial
 from typing import Any, TypeVar, cast
 
-from iwae.objectives import bounds, gradient_estimators, score_function
+from iwae.objectives import bounds, score_function
 from iwae.objectives.aiwae import aiwae
 from iwae.objectives.bounds import Reduction
 from iwae.objectives.compatibility import check_compatibility
 from iwae.objectives.dais import dais
 from iwae.objectives.declaration import Declaration, Phase, declared_particles
 from iwae.objectives.gdreg import gdreg
+from iwae.objectives.gradient_estimators import (
+    dreg,
+    dreg_alpha,
+    piwae_gradient,
+    rws_dreg_gradient,
+    stl,
+)
 from iwae.objectives.objective import Objective
 from iwae.objectives.particle_objectives import (
     analytic_elbo_objective,
@@ -61,7 +68,7 @@ def _compose(declaration: Declaration, layers: int | None) -> Objective:
 
 
 def _checked(option: Option | None) -> Option:
-    """An option whose presence `check` guarantees."""
+    """An option whose presence `check_compatibility` guarantees."""
     assert option is not None  # noqa: S101
     return option
 
@@ -113,10 +120,10 @@ def build_gradient_estimator(d: Declaration) -> Estimator:
     """The gradient estimator of a declaration."""
     table: dict[str, Callable[[], Estimator]] = {
         "reparam": lambda: REPARAM,
-        "stl": gradient_estimators.stl,
-        "dreg": gradient_estimators.dreg,
-        "dreg-alpha": lambda: gradient_estimators.dreg_alpha(_checked(d.alpha)),
-        "rws-dreg": gradient_estimators.rws_dreg_gradient,
+        "stl": stl,
+        "dreg": dreg,
+        "dreg-alpha": lambda: dreg_alpha(_checked(d.alpha)),
+        "rws-dreg": rws_dreg_gradient,
         "reinforce": score_function.vimco,  # VIMCO of the ELBO
         "vimco": score_function.vimco,
         "vimco-arithmetic": lambda: score_function.vimco("arithmetic"),
@@ -139,7 +146,7 @@ def _importance(d: Declaration, _: int | None) -> Objective:
 
 def _piwae(d: Declaration, _: int | None) -> Objective:
     options = _sampled(d)
-    options["estimator"] = gradient_estimators.piwae_gradient(bounds.iwae, options["estimator"])
+    options["estimator"] = piwae_gradient(bounds.iwae, options["estimator"])
     return bound(build_reduction(d), k=declared_particles(d), **options)
 
 

@@ -81,15 +81,13 @@ def gdreg(reduction: Reduction, *, k: int, chunk: int | None = None) -> Objectiv
         tags, scores = rest[:4], rest[4:]
         log_w = jax.lax.stop_gradient(log_likelihood + log_ratio)
         a = jax.grad(reduction)(log_w)
-        share = (a - second_derivatives(reduction, log_w)) / surrogate_coefficients(a)
+        c = surrogate_coefficients(a)
+        share = (a - second_derivatives(reduction, log_w)) / c
         factors = share, 1 - share, share, -share
-        value = (
-            reduction(log_w)
-            + density_surrogate(surrogate_coefficients(a), log_likelihood)
-            + density_surrogate(surrogate_coefficients(a), log_ratio)
-        )
+        value = reduction(log_w) + density_surrogate(c, log_likelihood)
+        value += density_surrogate(c, log_ratio)
         value += sum(send_surrogate_factors(f, tag) for f, tag in zip(factors, tags, strict=True))
-        value += sum(density_surrogate(surrogate_coefficients(a), score) for score in scores)
+        value += sum(density_surrogate(c, score) for score in scores)
         return value, {"iwae": iwae(log_w)}
 
     return Objective(terms)

@@ -86,6 +86,32 @@ def piwae_gradient(decoder: Reduction, encoder: Estimator) -> Estimator:
     return encoder._replace(coefficients=coefficients)
 
 
+def gradient_coefficients(
+    reduction: Reduction, estimator: Estimator, log_w: LogWeights
+) -> Coefficients:
+    """The coefficients of an estimator; df/dlog w_i in all columns for the bound's own gradient."""
+    if estimator.coefficients is not None:
+        return estimator.coefficients(reduction, log_w)
+    a = jax.grad(reduction)(log_w)
+    return Coefficients(a, a, a)
+
+
+def check_gradient_path(q: Posterior, estimator: Estimator) -> None:
+    """Raise UserError if the estimator differentiates draws that are not reparameterised."""
+    if estimator.path and not is_reparameterised_posterior(q):
+        raise UserError(
+            f"the draws of q(z|x), a {type(q).__name__}, are not reparameterised, but the gradient "
+            "needs to go through them: use wake-sleep (rws), or a gradient such as vimco, which "
+            "hold them fixed"
+        )
+
+
+def stop_gradients(tree: Tree) -> Tree:
+    """The same tree, to whose arrays no gradient flows."""
+    arrays, static = eqx.partition(tree, eqx.is_inexact_array)
+    return eqx.combine(jax.lax.stop_gradient(arrays), static)
+
+
 # --- second derivatives ---------------------------------------------------------------------
 
 
@@ -138,29 +164,3 @@ _CURVATURE: dict[Callable[..., Any], Callable[..., LogWeights]] = {
     bounds.renyi: _renyi_curvature,
     tvo: _tvo_curvature,
 }
-
-
-def check_gradient_path(q: Posterior, estimator: Estimator) -> None:
-    """Raise UserError if the estimator differentiates draws that are not reparameterised."""
-    if estimator.path and not is_reparameterised_posterior(q):
-        raise UserError(
-            f"the draws of q(z|x), a {type(q).__name__}, are not reparameterised, but the gradient "
-            "needs to go through them: use wake-sleep (rws), or a gradient such as vimco, which "
-            "hold them fixed"
-        )
-
-
-def stop_gradients(tree: Tree) -> Tree:
-    """The same tree, to whose arrays no gradient flows."""
-    arrays, static = eqx.partition(tree, eqx.is_inexact_array)
-    return eqx.combine(jax.lax.stop_gradient(arrays), static)
-
-
-def gradient_coefficients(
-    reduction: Reduction, estimator: Estimator, log_w: LogWeights
-) -> Coefficients:
-    """The coefficients of an estimator; df/dlog w_i in all columns for the bound's own gradient."""
-    if estimator.coefficients is not None:
-        return estimator.coefficients(reduction, log_w)
-    a = jax.grad(reduction)(log_w)
-    return Coefficients(a, a, a)

@@ -11,11 +11,7 @@ from numpyro.distributions import kl_divergence
 from iwae.errors import UserError
 from iwae.inference.particles import Info, Sampler, map_particles, particle_keys
 from iwae.inference.resampling import Draw, resample_few
-from iwae.models.posteriors import (
-    LayeredPosterior,
-    Posterior,
-    is_gaussian_posterior,
-)
+from iwae.models.posteriors import LayeredPosterior, Posterior, is_gaussian_posterior
 from iwae.models.vae import VAE, AbstractLatentModel
 from iwae.objectives.bounds import Reduction, ciwae, iwae, miwae
 from iwae.objectives.gradient_estimators import (

@@ -151,6 +151,12 @@ class Penalty:
         return self.weight(tuned) * jnp.sum(jnp.maximum(units, self.free_bits))
 
 
+def unpenalised_iwae(parts: Terms, penalty: Penalty | None) -> Scalar:
+    """IWAE-k of the particles, for reports: it has no gradient."""
+    log_p, log_q = jax.lax.stop_gradient(penalty.plain(parts) if penalty else parts)
+    return iwae(log_p - log_q)
+
+
 def _unit_densities(p: Any, q: Any, to_p: Any, to_q: Any) -> tuple[Array, Array, Array]:
     """log p and log q of each unit of a layer, `[d]`, and its divergence, `[1 d]`."""
     if is_gaussian_posterior(p) and is_gaussian_posterior(q):
@@ -167,9 +173,3 @@ def _summed_like(ratios: Float[Array, " m"], like: Float[Array, " d"]) -> Float[
 
 def _total(layers: tuple[Float[Array, "k _"], ...]) -> LogWeights:
     return cast("LogWeights", sum(jnp.sum(layer, axis=1) for layer in layers))
-
-
-def unpenalised_iwae(parts: Terms, penalty: Penalty | None) -> Scalar:
-    """IWAE-k of the particles, for reports: it has no gradient."""
-    log_p, log_q = jax.lax.stop_gradient(penalty.plain(parts) if penalty else parts)
-    return iwae(log_p - log_q)

@@ -19,15 +19,7 @@ from jaxtyping import Array, Int
 
 from iwae.errors import UserError
 from iwae.inference.log_weights import log_share_of_others, log_sum_of_other_weights
-from iwae.objectives.bounds import (
-    Reduction,
-    bound_and_options,
-    ciwae,
-    elbo,
-    iwae,
-    miwae,
-    renyi,
-)
+from iwae.objectives.bounds import Reduction, bound_and_options, ciwae, elbo, iwae, miwae, renyi
 from iwae.objectives.surrogates import Coefficients, Estimator
 from iwae.typing import LogWeights, Scalar
 

@@ -12,34 +12,7 @@ from iwae.objectives.bounds import Reduction
 from iwae.objectives.surrogates import Coefficients, Estimator
 from iwae.typing import LogWeights, Scalar
 
-BISECTIONS = 24
-"""Halvings of [0, 1]: enough for every digit of a float32 temperature."""
-
-
 Betas = Sequence[float] | Callable[[LogWeights], Float[Array, " T"]]
-
-
-def tvo_score(betas: Betas) -> Estimator:
-    """The gradient of the TVO from covariances, not through draws (Masrani et al. 2019, eq. 13).
-
-    The gradient of each term of the left sum is E[grad log w] + Cov(grad log f_beta, log w), with
-    log f_beta = (1 - beta) log q + beta log p and moments under the density of that beta.
-    """
-
-    def coefficients(_: Reduction, log_w: LogWeights) -> Coefficients:
-        b = tvo_betas(log_w, betas)
-        finite = jnp.where(jnp.isfinite(log_w), log_w, 0.0)
-
-        def term(beta: Scalar, width: Scalar) -> tuple[LogWeights, LogWeights]:
-            w = tvo_weights(log_w, beta)
-            spread = w * (finite - tvo_integrand(log_w, beta[None])[0])
-            return width * (w + beta * spread), width * (w - (1 - beta) * spread)
-
-        decoder, score = jax.vmap(term)(b[:-1], jnp.diff(b))
-        total = jnp.sum(decoder, axis=0)
-        return Coefficients(total, jnp.zeros_like(total), jnp.sum(score, axis=0))
-
-    return Estimator(coefficients, path=False)
 
 
 def tvo(log_w: LogWeights, *, betas: Betas, upper: bool = False) -> Scalar:
@@ -86,6 +59,10 @@ def tvo_schedule(name: str, temperatures: int) -> Betas:
     return table[name]
 
 
+BISECTIONS = 24
+"""Halvings of [0, 1]: enough for every digit of a float32 temperature."""
+
+
 def tvo_moment_betas(log_w: LogWeights, temperatures: int) -> Float[Array, " T"]:
     """T temperatures at equal steps of E_beta[log w], which increases with beta."""
     ends = tvo_integrand(log_w, jnp.float32([0, 1]))
@@ -117,3 +94,26 @@ def tvo_integrand(log_w: LogWeights, betas: Float[Array, " T"]) -> Float[Array, 
         return jnp.sum(jnp.where(weights > 0, weights * log_w, 0.0))
 
     return jax.vmap(expectation)(betas)
+
+
+def tvo_score(betas: Betas) -> Estimator:
+    """The gradient of the TVO from covariances, not through draws (Masrani et al. 2019, eq. 13).
+
+    The gradient of each term of the left sum is E[grad log w] + Cov(grad log f_beta, log w), with
+    log f_beta = (1 - beta) log q + beta log p and moments under the density of that beta.
+    """
+
+    def coefficients(_: Reduction, log_w: LogWeights) -> Coefficients:
+        b = tvo_betas(log_w, betas)
+        finite = jnp.where(jnp.isfinite(log_w), log_w, 0.0)
+
+        def term(beta: Scalar, width: Scalar) -> tuple[LogWeights, LogWeights]:
+            w = tvo_weights(log_w, beta)
+            spread = w * (finite - tvo_integrand(log_w, beta[None])[0])
+            return width * (w + beta * spread), width * (w - (1 - beta) * spread)
+
+        decoder, score = jax.vmap(term)(b[:-1], jnp.diff(b))
+        total = jnp.sum(decoder, axis=0)
+        return Coefficients(total, jnp.zeros_like(total), jnp.sum(score, axis=0))
+
+    return Estimator(coefficients, path=False)

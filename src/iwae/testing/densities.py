@@ -70,9 +70,8 @@ def density_bulk(model: Model, x: Example, key: PRNGKey, draws: int) -> Bulk:
         return q.log_prob(z) + model.log_joint(x, z)
 
     finite = jnp.isfinite(jax.vmap(log_densities)(bulk.outside(outside_key, 1000)))
-    everywhere = finite.all() & is_reparameterised_posterior(
-        q
-    )  # bits and categories take a few values only
+    # Bits and categories take a few values only.
+    everywhere = finite.all() & is_reparameterised_posterior(q)
     return eqx.tree_at(lambda b: b.everywhere, bulk, everywhere)
 
 

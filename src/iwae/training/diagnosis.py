@@ -11,10 +11,19 @@ from jaxtyping import Array, Int, PyTree, Shaped
 from iwae.inference.particles import Info, particle_keys
 from iwae.models.vae import AbstractLatentModel
 from iwae.objectives.objective import Extra
-from iwae.training import steps
 from iwae.training.replicates import replicate_model
 from iwae.training.schedules import Schedule
-from iwae.training.steps import Clock, Settings, TrainState
+from iwae.training.steps import (
+    Clock,
+    Settings,
+    TrainState,
+    run_compiled_steps,
+    step_batch,
+    step_example,
+    step_key,
+    step_loss,
+    step_order,
+)
 from iwae.typing import PRNGKey
 
 DIAGNOSED = 64
@@ -35,15 +44,13 @@ def diagnose_training(
     Returns:
         The last good state, and a message that names the step and the first broken term.
     """
-    good = steps.run_compiled_steps(
-        state, stop, data, schedule, template, settings, clock, checked=True
-    )
+    good = run_compiled_steps(state, stop, data, schedule, template, settings, clock, checked=True)
     broken = int(np.argmax(np.asarray(good.step < stop)))
     one = jax.tree.map(lambda leaf: leaf[broken], good)
-    order = steps.step_order(one, len(data), settings, clock)
-    raw = steps.step_batch(one, order, data, settings, clock)
+    order = step_order(one, len(data), settings, clock)
+    raw = step_batch(one, order, data, settings, clock)
     model = replicate_model(template, good.params, broken)
-    term = first_non_finite(model, raw, steps.step_key(one), one.extra, settings)
+    term = first_non_finite(model, raw, step_key(one), one.extra, settings)
     step = int(one.step)
     steps_per_epoch = settings.blocks * (len(data) // settings.batch_size)
     epoch = int(clock.epoch) + (step - int(clock.step)) // steps_per_epoch
@@ -99,7 +106,7 @@ def _terms(
     """The quantities named by `TERMS`, for each example of a batch."""
 
     def one(raw: Shaped[Array, "..."], position: Array) -> tuple[PyTree, ...]:
-        given, x, latent_key = steps.step_example(model, raw, position, key, settings)
+        given, x, latent_key = step_example(model, raw, position, key, settings)
         has_gaps = getattr(given, "missing", None) is not None  # then nan is a missing value
         seen = jnp.where(jnp.isnan(x), 0.0, x) if has_gaps else x
         q = given.posterior(x)
@@ -119,6 +126,6 @@ def _loss_and_gradient(
 ) -> tuple[tuple[Array, Info], PyTree]:
     def loss(trained: tuple[AbstractLatentModel, PyTree]) -> tuple[Array, Info]:
         model, learned = trained
-        return steps.step_loss(model, raw, key, extra._replace(learned=learned), settings)
+        return step_loss(model, raw, key, extra._replace(learned=learned), settings)
 
     return eqx.filter_value_and_grad(loss, has_aux=True)(trained)

@@ -1,9 +1,12 @@
-"""SOAP on one side of each matrix: Adam in the eigenbasis of Shampoo's preconditioner.
+"""Optimisers: SOAP, and Adam of the paper's text and of its published code.
 
-Vyas et al. 2025, "SOAP: improving and stabilizing Shampoo using Adam" (arXiv 2409.11321),
-algorithm 3, with one-sided eigenvectors (section 4.2.1). Two changes make it cheaper: the first
-moments are kept in the eigenbasis, and the covariance uses only the gradients at refreshes. A third
-change makes it stable: rotated directions are clipped at 1, which they exceed only after a refresh.
+SOAP is Adam in the eigenbasis of Shampoo's preconditioner, here on one side of each matrix: Vyas et
+al. 2025, "SOAP: improving and stabilizing Shampoo using Adam" (arXiv 2409.11321), algorithm 3, with
+one-sided eigenvectors (section 4.2.1). Two changes make it cheaper: the first moments are kept in
+the eigenbasis, and the covariance uses only the gradients at refreshes. A third change makes it
+stable: rotated directions are clipped at 1, which they exceed only after a refresh.
+
+Repeated calls return the same optimiser, because programs are compiled for the object.
 """
 
 from functools import cache
@@ -13,15 +16,6 @@ import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, PyTree
-
-
-class AuthorsAdamState(NamedTuple):
-    """Moments of the previous steps."""
-
-    steps: Int[Array, ""]
-    mu: PyTree
-    nu: PyTree
-
 
 Matrix = Float[Array, "m n"]
 Square = Float[Array, "d d"]
@@ -132,6 +126,14 @@ def adam() -> optax.GradientTransformation:
             return published.update(grads, state, params)
 
     return optax.GradientTransformation(published.init, update)
+
+
+class AuthorsAdamState(NamedTuple):
+    """Moments of the previous steps."""
+
+    steps: Int[Array, ""]
+    mu: PyTree
+    nu: PyTree
 
 
 @cache

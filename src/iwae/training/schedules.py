@@ -1,7 +1,4 @@
-"""Optimisers and learning rates of the paper's text and of its published code.
-
-Repeated calls return the same optimiser, because programs are compiled for the object.
-"""
+"""Schedules of learning rates: in stages, as in the paper and its code; with decay or warm-up."""
 
 from collections.abc import Callable, Sequence
 

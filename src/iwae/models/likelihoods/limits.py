@@ -1,4 +1,4 @@
-"""Smooth limits of the scales of likelihoods."""
+"""Limits of the parameters of likelihoods, with a gradient at the limit."""
 
 import jax
 import jax.numpy as jnp
