@@ -382,13 +382,13 @@ MUTANTS = {
         "models/likelihoods/missing.py",
         "jnp.sum(jnp.where(observed, each, 0.0))",
         "jnp.sum(each)",
-        "missing_data observations",
+        "missing",
     ),
     "mask-not-seen": Mutant(
         "models/likelihoods/missing.py",
         "observed.astype(jnp.float32)])",
         "jnp.ones_like(x)])",
-        "missing_data observations",
+        "missing",
     ),
     "probit-spread": Mutant(
         "models/likelihoods/masking.py",
@@ -449,7 +449,7 @@ MUTANTS = {
         "training",
     ),
     "mean-over-epochs": Mutant(
-        "training/steps.py", "mean = jnp.where(seen == 0, 0.0, mean)\n", "", "training"
+        "training/steps.py", "mean = jnp.where(seen == 0, 0.0, mean)\n", "", "stages"
     ),
     "average-starts-at-once": Mutant(
         "training/steps.py",
