@@ -449,7 +449,10 @@ MUTANTS = {
         "training",
     ),
     "mean-over-epochs": Mutant(
-        "training/steps.py", "mean = jnp.where(seen == 0, 0.0, mean)\n", "", "stages"
+        "training/steps.py",
+        "seen = (state.step - clock.step) % steps_per_epoch",
+        "seen = state.step - clock.step",
+        "training",
     ),
     "average-starts-at-once": Mutant(
         "training/steps.py",
