@@ -455,6 +455,12 @@ def test_verdicts(nll, seeds, spread, verdict):
     assert cell._replace(epochs=33).verdict == "shortened: no reproduction"
 
 
+def test_a_cell_by_an_earlier_shorter_fast_recipe_is_not_called_shortened():
+    fast = preset(f"fast/{VAE}")
+    cell = Cell(f"fast/{VAE}", fast, nll=86.7, stderr=0.3, seeds=1, epochs=fast.config().epochs - 1)
+    assert cell.verdict == "fast recipe: not as published"
+
+
 def test_a_known_density_is_beside_ours():
     (run,) = (RESULTS / "camel" / "vae-k1").glob("seeds-*")
     record = small.record_of(run, "test-final-k5000")

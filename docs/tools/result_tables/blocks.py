@@ -42,7 +42,7 @@ def _run_row(name: str, schedule: str, cell: Cell) -> dict[str, str]:
     published = "+".join(map(str, cell.entry.active))
     return {
         "cell": name,
-        "schedule": schedule,
+        "schedule": f"{schedule}, {cell.epochs:,} epochs",
         "published": plus_minus(cell.entry.nll, None, 2),
         "NLL": plus_minus(cell.nll, cell.stderr, 2),
         "other errors": "; ".join(words for words in (cell.others, *seeds) if words),

@@ -25,11 +25,11 @@ TURNING_RATE = COMMON["learning_rate"] * END / (START + END)
 """Learning rate between the two stages, so that it decays along one line over both."""
 
 LEARNED = 200
-"""Epochs with a learned prior and a single particle."""
+"""Epochs with a learned prior and a single particle: fewer, as its steps take longer."""
 
 WARM = 0.1
-"""Share of the first stage for KL warm-up, with a learned prior or several stochastic layers: both
-ignore most latent units at first."""
+"""Share of the first stage for KL warm-up, with a learned prior or several stochastic layers. Such
+models leave most latent units inactive at first. The trials with two layers are of k = 5."""
 
 QUIETER = {"elbo": "stl", "vae": "stl", "iwae": "dreg"}
 """Objective -> an estimator of the same gradient with less variance, which learns faster."""
