@@ -14,7 +14,7 @@ import jax
 
 from iwae.config.toml import read_config
 from iwae.runs.jobs import initial_job_state, make_job
-from iwae.training.replicates import replicate_model, replicate_weights
+from iwae.training.replicates import replicate_model, weights_of_replicates
 from iwae.training.stages import train_stages
 from iwae.training.steps import TrainState
 from nll_course import Course, options
@@ -29,7 +29,7 @@ def main() -> None:
     course, job = Course(args), make_job(read_config(args.config))
 
     def layers(state: TrainState) -> Iterator[tuple[jax.Array, jax.Array]]:
-        model = replicate_model(job.models[0], replicate_weights(state), 0)
+        model = replicate_model(job.models[0], weights_of_replicates(state), 0)
         yield from ((layer.weight, layer.bias) for layer in dense_layers(model))
 
     start, best = initial_job_state(job)

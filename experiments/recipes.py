@@ -25,7 +25,7 @@ from iwae.config.toml import config_toml_values  # noqa: E402
 from iwae.results.provenance import record_provenance  # noqa: E402
 from iwae.results.record_files import has_record_files, write_record_files  # noqa: E402
 from iwae.runs.jobs import Job, initial_job_state, make_job  # noqa: E402
-from iwae.training.replicates import replicate_model, replicate_weights  # noqa: E402
+from iwae.training.replicates import replicate_model, weights_of_replicates  # noqa: E402
 from iwae.training.stages import train_stages  # noqa: E402
 
 RESULTS = Path(__file__).parents[1] / "results" / "recipes"
@@ -171,9 +171,9 @@ def trial(name: str) -> dict[str, Any]:
     for state, _, report in train_stages(*start, data, job.models[0], job.stages, job.plan):
         seconds += report.seconds
         if report.epoch_done and report.epoch in measured:
-            value = float(bound(job, replicate_weights(state)).mean())
+            value = float(bound(job, weights_of_replicates(state)).mean())
             points.append({"epoch": report.epoch, "seconds": seconds, "bound": value})
-    values = bound(job, replicate_weights(state)).astype(np.float64)
+    values = bound(job, weights_of_replicates(state)).astype(np.float64)
     return {
         "trial": name,
         "config": config_toml_values(job.config),

@@ -33,7 +33,7 @@ class Mutant(NamedTuple):
     tests: str
 
 
-_WEIGH = "        chains = anneal_weights(chains, step.delta)\n"
+_WEIGH = "        chains = update_annealing_weights(chains, step.delta)\n"
 _MOVE = "        chains, acceptance = annealing_move(path, chains, keys, step, n_leapfrog)\n"
 
 MUTANTS = {
@@ -249,8 +249,8 @@ MUTANTS = {
     ),
     "reverse-chain-sign": Mutant(
         "inference/annealing.py",
-        "anneal_weights(chains, -step.delta)",
-        "anneal_weights(chains, step.delta)",
+        "update_annealing_weights(chains, -step.delta)",
+        "update_annealing_weights(chains, step.delta)",
         "annealing",
     ),
     "upper-bound-sign": Mutant(

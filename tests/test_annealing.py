@@ -167,13 +167,13 @@ def test_where_the_joint_is_zero_weights_are_zero_and_stay():
 
 
 def weigh_after_the_move(patch):
-    move, add = annealing.annealing_move, annealing.anneal_weights
+    move, add = annealing.annealing_move, annealing.update_annealing_weights
 
     def move_then_weigh(path, states, keys, step, n_leapfrog):
         states, acceptance = move(path, states, keys, step, n_leapfrog)
         return add(states, step.delta), acceptance
 
-    patch(annealing, "anneal_weights", lambda states, delta: states)  # noqa: ARG005
+    patch(annealing, "update_annealing_weights", lambda states, delta: states)  # noqa: ARG005
     patch(annealing, "annealing_move", move_then_weigh)
 
 

@@ -19,7 +19,7 @@ import pytest
 import small
 from iwae.cli import COMMANDS, interrupts, main, parsing
 from iwae.cli.jax_setup import cores_for_jax, set_up_jax, trim_jax_cache
-from iwae.cli.queue import queue_budget_seconds
+from iwae.cli.queue import parse_queue_budget
 from iwae.cli.train import Train
 from iwae.config.experiment import TrainConfig
 from iwae.config.presets import PRESETS
@@ -1073,7 +1073,7 @@ def test_wrong_words_to_the_queue(iwae, tmp_path, monkeypatch, words, message):
     [("2h", 7200), ("90m", 5400), ("1h30m", 5400), ("1.5h", 5400), ("45s", 45)],
 )
 def test_budgets(words, seconds):
-    assert queue_budget_seconds(words) == seconds
+    assert parse_queue_budget(words) == seconds
 
 
 def test_compilation_is_no_part_of_the_time_left(monkeypatch):

@@ -17,7 +17,7 @@ from iwae.errors import UserError
 from iwae.inference.particles import importance_particles, particle_keys
 from iwae.models.vae import VAE
 from iwae.objectives import dais
-from iwae.objectives.aiwae import LARGEST_STEP, LEAST_STEP, adapt_aiwae_steps
+from iwae.objectives.aiwae import LARGEST_STEP, LEAST_STEP, adapt_aiwae_step_sizes
 from iwae.objectives.bounds import ciwae, elbo, iwae, miwae, renyi, vr_max
 from iwae.objectives.building import build_objective, objective
 from iwae.objectives.compatibility import check_compatibility
@@ -312,7 +312,7 @@ def test_dais_learns_its_step_sizes_and_its_momentum():
 
 
 def test_steps_grow_where_they_are_accepted_and_stay_within_bounds():
-    sizes = adapt_aiwae_steps(
+    sizes = adapt_aiwae_step_sizes(
         jnp.float32([0.1, 0.1, LARGEST_STEP, LEAST_STEP]), jnp.float32([0.6, 0.5, 1, 0])
     )
     assert np.asarray(sizes) == pytest.approx([0.1002, 0.0998, LARGEST_STEP, LEAST_STEP])

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 
-def shorten_words(words: Any) -> str:
+def shorten_value(words: Any) -> str:
     """A value as text on a single line, cut to a length that fits a message."""
     text = " ".join(str(words).split())
     return text if len(text) <= 300 else f"{text[:300]} ..."
@@ -23,10 +23,10 @@ def listed_words(words: Iterable[str], most: int) -> str:
 
 def quoted_words(names: Sequence[str]) -> str:
     """The first of several names, quoted."""
-    return shorten_words(listed_words(map(repr, names), 10))
+    return shorten_value(listed_words(map(repr, names), 10))
 
 
-def first_line(error: BaseException) -> str:
+def first_error_line(error: BaseException) -> str:
     """The first line of an error's message that is not blank, or its type if there is none."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return (lines or [type(error).__name__])[0][:200]

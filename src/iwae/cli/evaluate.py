@@ -16,7 +16,7 @@ from iwae.cli.interrupts import Terminated, sigterm_as_ctrl_c
 from iwae.cli.jax_setup import set_up_jax
 from iwae.errors import UserError
 from iwae.results.description import comparison_description, describe, gradients_description
-from iwae.wording import shorten_words
+from iwae.wording import shorten_value
 
 Method = Literal["is", "ais", "bdmc", "sandwich", "rate-distortion", "information"]
 
@@ -163,7 +163,7 @@ def _temperatures(name: str, known: Iterable[str]) -> tuple[float, ...]:
     try:
         return tuple(float(word) for word in path.read_text().replace(",", " ").split())
     except (ValueError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not a list of numbers: {shorten_words(error)}") from error
+        raise UserError(f"{path} is not a list of numbers: {shorten_value(error)}") from error
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -103,7 +103,7 @@ def work(options: Any, tasks: Sequence["Task"], arguments: Sequence[str]) -> int
         arguments: the command line, which worker processes repeat.
     """
     _check_options(options)
-    budget = math.inf if options.budget is None else queue_budget_seconds(options.budget)
+    budget = math.inf if options.budget is None else parse_queue_budget(options.budget)
     if options.dry_run:
         return _print_plan(options, tasks)
     _check_writable(options.out)
@@ -275,7 +275,7 @@ def _print_plan(options: Any, tasks: Sequence["Task"]) -> int:
     return 0
 
 
-def queue_budget_seconds(text: str) -> float:
+def parse_queue_budget(text: str) -> float:
     """Convert a time such as 2h, 90m, 1h30m or 45s to seconds.
 
     Raises:

@@ -9,7 +9,7 @@ import tomli_w
 from iwae.config.experiment import TrainConfig, make_config
 from iwae.errors import UserError
 from iwae.files import atomic_write
-from iwae.wording import shorten_words
+from iwae.wording import shorten_value
 
 LARGEST_FILE, MOST_DOTS = 2**17, 200
 """Maximum bytes of an experiment file, and dots in a line: a key costs the square of its parts."""
@@ -34,7 +34,7 @@ def read_toml(path: Path) -> dict[str, Any]:
     except FileNotFoundError as error:
         raise UserError(f"no experiment file {path}") from error
     except (ValueError, RecursionError, OSError) as error:  # TOMLDecodeError is a ValueError
-        reason = shorten_words(getattr(error, "strerror", None) or error)
+        reason = shorten_value(getattr(error, "strerror", None) or error)
         raise UserError(f"experiment file {path} cannot be read: {reason}") from error
 
 

@@ -17,7 +17,7 @@ import numpy as np
 from iwae.data.cells import LARGEST_EXACT, MISSING_REMEDY
 from iwae.data.rows import Examples, row_blocks
 from iwae.errors import UserError
-from iwae.wording import first_line
+from iwae.wording import first_error_line
 
 MOST_UNPACKED, MOST_RATIO = 2**28, 100
 """A file may unpack to that many bytes, or to that many times its own size if this is more."""
@@ -45,7 +45,7 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
     except UserError:
         raise
     except _UNREADABLE as error:
-        reason = first_line(error)
+        reason = first_error_line(error)
         if "Python objects" in reason or "Object arrays" in reason:
             raise UserError(
                 f"{path} does not hold arrays of numbers but of Python objects, which are not "

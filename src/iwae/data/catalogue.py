@@ -16,7 +16,7 @@ import numpy as np
 from iwae.data import readers, synthetic
 from iwae.data.held_out import HeldOut, hold_out_fifth, hold_out_last_400, hold_out_shuffled_1345
 from iwae.errors import UserError
-from iwae.wording import shorten_words
+from iwae.wording import shorten_value
 
 Reader = Callable[[bytes, readers.Shapes], readers.Splits]
 
@@ -410,6 +410,6 @@ def catalogued_source(name: str) -> Source:
     near = difflib.get_close_matches(name.lower(), DATASETS, n=1)
     hint = f" (did you mean {near[0]!r}?)" if near else ""
     raise UserError(
-        f"unknown data set {shorten_words(repr(name))}{hint}; known: {', '.join(DATASETS)}, "
+        f"unknown data set {shorten_value(repr(name))}{hint}; known: {', '.join(DATASETS)}, "
         "or the path of your own .csv, .tsv, .parquet, .npy or .npz file or folder of images"
     )

@@ -15,7 +15,7 @@ from iwae.data.cells import AMBIGUOUS, COMMA, LARGEST_EXACT, MISSING_WORDS, POIN
 from iwae.data.layout import LINE, Layout, find_layout, layout_records
 from iwae.errors import UserError
 from iwae.files import read_bytes
-from iwae.wording import first_line
+from iwae.wording import first_error_line
 
 
 def parse_delimited(path: Path) -> tuple[Layout, Any]:
@@ -51,7 +51,7 @@ def _parsed(path: Path, content: bytes, layout: Layout) -> Any:
         )
     except pa.ArrowInvalid as error:
         _refuse_line(path, content, layout)
-        raise UserError(f"{path} cannot be read: {first_line(error)}") from None
+        raise UserError(f"{path} cannot be read: {first_error_line(error)}") from None
 
 
 def _refuse_line(path: Path, content: bytes, layout: Layout) -> None:

@@ -11,7 +11,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from iwae.data.grey_levels import grey_to_colour
 from iwae.errors import UserError
-from iwae.wording import first_line
+from iwae.wording import first_error_line
 
 SUFFIXES = (".png", ".jpg", ".jpeg")
 
@@ -141,4 +141,4 @@ def _read_image(path: Path, size: tuple[int, int] | None) -> tuple[np.ndarray, s
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
         if isinstance(error, UserError):
             raise
-        raise UserError(f"{path} is no image that can be read: {first_line(error)}") from None
+        raise UserError(f"{path} is no image that can be read: {first_error_line(error)}") from None

@@ -7,7 +7,7 @@ import numpy as np
 from iwae.data.cells import LARGEST_EXACT, is_empty, is_null, is_number_cell, object_cells
 from iwae.data.tables import Table
 from iwae.errors import UserError
-from iwae.wording import shorten_words
+from iwae.wording import shorten_value
 
 
 class MissingLabelError(UserError):
@@ -92,7 +92,7 @@ def label_indices(
         unseen = np.setdiff1d(array, values)
         if unseen.size:
             raise UserError(
-                f"{where}: the label {shorten_words(unseen[0])} of {key} has no training example: "
+                f"{where}: the label {shorten_value(unseen[0])} of {key} has no training example: "
                 "add one, or remove the label"
             )
     places = {key: np.searchsorted(values, array) for key, array in label_arrays.items()}

@@ -28,7 +28,7 @@ from iwae.data.parquet_files import count_parquet_cells
 from iwae.data.rows import Examples, row_subset, rows_in_memory, stored
 from iwae.data.splits import Options, Raw
 from iwae.data.streamed_tables import (
-    digest_streamed_table,
+    condense_streamed_table,
     stream_tables,
     streamed_places,
     streamed_values,
@@ -177,7 +177,7 @@ def _read_table(source: Any, options: Options) -> Content:
     _refuse_clash(source, options)
     if stream:
         declared = options.columns if isinstance(options.columns, Mapping) else None
-        table = digest_streamed_table(_pieces(source, options), declared)
+        table = condense_streamed_table(_pieces(source, options), declared)
     else:
         table = _whole_table(source, options)
     columns, kind, values = _kinds(table, options)

@@ -7,7 +7,7 @@ from typing import Any
 
 from iwae.data.arrays import refusing_oversized_arrays
 from iwae.errors import UserError
-from iwae.wording import first_line
+from iwae.wording import first_error_line
 
 
 def open_parquet_file(path: Path) -> Any:
@@ -37,5 +37,5 @@ def refusing_parquet_damage(path: Path) -> Iterator[None]:
     except MemoryError:
         raise
     except (pa.ArrowException, EOFError, OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or first_line(error)
+        reason = getattr(error, "strerror", None) or first_error_line(error)
         raise UserError(f"{path} cannot be read: {reason}") from None

@@ -17,7 +17,7 @@ from iwae.data.rows import Examples, Index, as_rows, row_subset, rows_in_memory
 from iwae.data.sampling import TEST_DRAW, TRAIN_DRAW, VALIDATION_DRAW
 from iwae.data.scaling import Scaling, fit_scaling, refuse_coarse_scaling, scaled_columns
 from iwae.errors import UserError
-from iwae.wording import shorten_words
+from iwae.wording import shorten_value
 
 COLOURS = 3
 """The number of channels of colour."""
@@ -220,7 +220,7 @@ def _split_labels(raw: Raw, held_out: HeldOut, splits: Mapping[str, Examples]) -
     }
     unseen = np.setdiff1d(np.arange(len(raw.classes)), labels["train"])
     if unseen.size:
-        name = shorten_words(repr(raw.classes[unseen[0]]))
+        name = shorten_value(repr(raw.classes[unseen[0]]))
         raise UserError(
             f"{raw.name}: the label {name} has no training example once test and validation "
             "examples are held out: remove its rows, or add more of them"

@@ -50,7 +50,7 @@ def _frames(path: Path) -> Iterator[Any]:
                 yield pa.Table.from_batches([batch])
 
 
-def digest_streamed_table(tables: Iterator[Table], wanted: Mapping[str, str] | None) -> Table:
+def condense_streamed_table(tables: Iterator[Table], wanted: Mapping[str, str] | None) -> Table:
     """A short table from which the rule of `columns` makes the same choices as from all rows.
 
     A column holds its distinct values or, if there are more than `MOST_LEVELS`, the first of them,

@@ -11,7 +11,7 @@ from iwae.data.column_statistics import count_column_gaps
 from iwae.data.columns import Column
 from iwae.data.dataset import Dataset
 from iwae.data.rows import Examples, row_blocks
-from iwae.wording import count_in_words, listed_words, shorten_words
+from iwae.wording import count_in_words, listed_words, shorten_value
 
 MOST = 30
 """The most columns that are listed one by one."""
@@ -94,7 +94,7 @@ _SPECIFIC = re.compile(r": .*| from \S+ to [^ ,]+| \(if they name.*")
 def _first_names(names: Sequence[str], most: int = NAMED) -> str:
     """The first names, and the number of others."""
     more = len(names) - most
-    return ", ".join(map(shorten_words, names[:most])) + (f" and {more:,} more" if more > 0 else "")
+    return ", ".join(map(shorten_value, names[:most])) + (f" and {more:,} more" if more > 0 else "")
 
 
 def _constant(dataset: Dataset, train: Examples) -> list[str]:

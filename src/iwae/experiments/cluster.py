@@ -32,7 +32,7 @@ from iwae.runs.checkpoints import list_checkpoints
 from iwae.runs.model_files import DESCRIPTION
 from iwae.runs.stopping import Stopped
 from iwae.training.loop import Report
-from iwae.wording import shorten_words
+from iwae.wording import shorten_value
 
 LOST = 10
 """Workers that may die at one task before it fails."""
@@ -164,7 +164,7 @@ def _connect(address: str | None, cpus: int, gpus: float) -> Any:
             with _own_sigterm():
                 ray.init(address=where, include_dashboard=False, log_to_driver=False)
         except Exception as error:  # Ray raises a bare one if the machine is too busy to start it
-            raise UserError(f"no Ray cluster at {where}: {shorten_words(error)}") from error
+            raise UserError(f"no Ray cluster at {where}: {shorten_value(error)}") from error
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     if not any(node.get("CPU", 0) >= cpus and node.get("GPU", 0) >= gpus for node in nodes):
         raise UserError(f"no machine of the cluster has {cpus} CPUs and {gpus:g} GPUs for a task")

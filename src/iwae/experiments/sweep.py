@@ -15,7 +15,7 @@ from iwae.data.own import resolved_own_data
 from iwae.errors import UserError
 from iwae.experiments.seeds import refuse_shared_seeds, seed_ranges
 from iwae.experiments.tasks import Measure, Task
-from iwae.wording import shorten_words
+from iwae.wording import shorten_value
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +42,7 @@ def read_sweep(path: Path, out: Path, measures: tuple[Measure, ...] = (Measure()
     swept = {name: value for name, value in values.items() if _depth(value) > DEPTHS.get(name, 0)}
     for name, value in swept.items():
         if not value:
-            raise UserError(f"{path}: {shorten_words(name)} is an empty list; give it values")
+            raise UserError(f"{path}: {shorten_value(name)} is an empty list; give it values")
     if "replicates" in swept or ("seed" in swept and "replicates" in values):
         raise UserError(f"{path}: a list of seeds is trained as replicates; leave replicates out")
     seeds = _whole_numbers(swept["seed"]) if "seed" in swept else None
@@ -51,7 +51,7 @@ def read_sweep(path: Path, out: Path, measures: tuple[Measure, ...] = (Measure()
     for chosen in itertools.product(*choices.values()):
         settings = dict(zip(choices, chosen, strict=True))
         labels = {name: f"{name}={_label(value)}" for name, value in settings.items()}
-        where = shorten_words(",".join(labels.values()) or "alone")
+        where = shorten_value(",".join(labels.values()) or "alone")
         config = make_config(values | settings, f"{path}, {where}")
         labels = labels or {"": Path(path).stem}
         # Swept settings are compared as written: with k = 1, two objectives may be the same.
@@ -121,9 +121,9 @@ def _depth(value: Any) -> int:
 def _whole_numbers(seeds: Sequence[Any]) -> list[int]:
     """The seeds in increasing order; UserError for a repeated seed or one that is no integer."""
     if any(not isinstance(seed, int) or isinstance(seed, bool) for seed in seeds):
-        raise UserError(f"seed: {shorten_words(seeds)} are not whole numbers")
+        raise UserError(f"seed: {shorten_value(seeds)} are not whole numbers")
     if len(set(seeds)) < len(seeds):
-        raise UserError(f"seed: two of {shorten_words(seeds)} are the same")
+        raise UserError(f"seed: two of {shorten_value(seeds)} are the same")
     return sorted(seeds)
 
 

@@ -160,7 +160,7 @@ def annealing_move(
     return jax.vmap(one)(chains, keys)
 
 
-def anneal_weights(chains: Chain, delta: Scalar) -> Chain:
+def update_annealing_weights(chains: Chain, delta: Scalar) -> Chain:
     """Multiply each weight by (p(x, z) / start(z))^delta at the chain's z."""
 
     def one(chain: Chain) -> Chain:
@@ -188,7 +188,7 @@ def anneal(
     """
 
     def one(chains: Chain, step: Temperature) -> tuple[Chain, Info]:
-        chains = anneal_weights(chains, step.delta)
+        chains = update_annealing_weights(chains, step.delta)
         chains, acceptance = annealing_move(path, chains, keys, step, n_leapfrog)
         return chains, {"acceptance": jnp.mean(acceptance), **observe(chains, step)}
 
@@ -241,7 +241,7 @@ def annealed_particles(
     moves = steps if last_move else jax.tree.map(lambda leaf: leaf[:-1], steps)
     chains, info = anneal(path, chains, move_keys, moves, n_leapfrog)
     if not last_move:
-        chains = anneal_weights(chains, steps.delta[-1])
+        chains = update_annealing_weights(chains, steps.delta[-1])
     particles = Particles(jax.vmap(path.unravel)(chains.z), chains.log_w.value)
     return particles, {**info, "start_log_w": start_log_w}
 
@@ -279,7 +279,7 @@ def reverse_annealed_log_weights(
 
     def one(chains: Chain, step: Temperature) -> tuple[Chain, Info]:
         chains, acceptance = annealing_move(path, chains, keys, step, n_leapfrog)
-        return anneal_weights(chains, -step.delta), {"acceptance": jnp.mean(acceptance)}
+        return update_annealing_weights(chains, -step.delta), {"acceptance": jnp.mean(acceptance)}
 
     chains, info = jax.lax.scan(one, chains, steps, reverse=True)
     return chains.log_w.value, info

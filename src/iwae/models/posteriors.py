@@ -29,7 +29,7 @@ def is_reparameterised_posterior(q: Posterior) -> bool:
     return bool(getattr(q, "has_rsample", True))
 
 
-def is_gaussian_posterior(p: Any) -> bool:
+def is_diagonal_gaussian(p: Any) -> bool:
     """Whether p is a diagonal Gaussian, whose units are independent."""
     return isinstance(p, dist.Independent) and isinstance(p.base_dist, dist.Normal)
 

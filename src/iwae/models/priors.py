@@ -20,7 +20,7 @@ from iwae.models.flows import Flow, FlowDistribution
 from iwae.models.latent_kinds import LatentKind
 from iwae.models.likelihoods.gaussian import LOG_ROOT_2PI
 from iwae.models.named_densities import Named, check_named_density, parse_named_prior
-from iwae.models.posteriors import Posterior, is_gaussian_posterior
+from iwae.models.posteriors import Posterior, is_diagonal_gaussian
 from iwae.typing import PRNGKey, Scalar
 
 
@@ -77,7 +77,7 @@ class Mixture(eqx.Module):
 
     def log_prob(self, h: Float[Array, " d"]) -> Scalar:
         """log sum_j w_j p_j(h), nats."""
-        if is_gaussian_posterior(self.components):
+        if is_diagonal_gaussian(self.components):
             each = _gaussians(self.components.base_dist, h)
         else:
             each = jax.vmap(lambda component: component.log_prob(h))(self.components)

@@ -27,7 +27,7 @@ from iwae.models.latent_nets import LatentNet, make_latent_net
 from iwae.models.layers import Dense
 from iwae.models.likelihoods.observation import Observation
 from iwae.models.named_densities import Named, named_coupling_layers, parse_named_posterior
-from iwae.models.posteriors import LayeredPosterior, Posterior, is_gaussian_posterior
+from iwae.models.posteriors import LayeredPosterior, Posterior, is_diagonal_gaussian
 from iwae.models.priors import OWN, LabelPrior, Prior, Settled, make_prior, named
 from iwae.precision import float32
 from iwae.typing import Example, Latents, PRNGKey, Scalar
@@ -372,7 +372,7 @@ class VAE(AbstractLatentModel):
         """
         z = jax.lax.stop_gradient(z)
         top = self.prior()
-        by_noise = self.top is not None and is_gaussian_posterior(top)
+        by_noise = self.top is not None and is_diagonal_gaussian(top)
         drawn: tuple[Any, ...] = (_by_noise(top, top, z[-1]) if by_noise else z[-1],)
         for net, h, above in reversed(list(zip(self.prior_nets, z, z[1:], strict=False))):
             drawn = (_by_noise(net(drawn[0]), net(above), h), *drawn)

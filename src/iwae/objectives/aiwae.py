@@ -21,7 +21,7 @@ FIRST_STEP, LEAST_STEP, LARGEST_STEP = 0.1, 1e-3, 0.3
 WANTED_ACCEPTANCE, LARGER, SMALLER = 0.6, 1.002, 0.998
 
 
-def adapt_aiwae_steps(
+def adapt_aiwae_step_sizes(
     step_size: Float[Array, " T"], acceptance: Float[Array, " T"]
 ) -> Float[Array, " T"]:
     """Lengthen steps where enough proposals are accepted, and shorten them elsewhere.
@@ -76,7 +76,7 @@ def aiwae(
     decoder = Objective(
         terms,
         lambda: Extra(tuned=jnp.full(temperatures - 1, FIRST_STEP, jnp.float32)),
-        lambda step_size, info: adapt_aiwae_steps(step_size, info["accepted"]),
+        lambda step_size, info: adapt_aiwae_step_sizes(step_size, info["accepted"]),
         ("iwae", "acceptance"),
     )
     return split_halves(decoder=decoder, encoder=encoder or bound(elbo, k=1))

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 
 from iwae.errors import UserError
 from iwae.inference.particles import Info, map_particles, particle_keys
-from iwae.models.posteriors import is_gaussian_posterior
+from iwae.models.posteriors import is_diagonal_gaussian
 from iwae.models.vae import VAE, AbstractLatentModel
 from iwae.objectives.bounds import Reduction, iwae
 from iwae.objectives.gradient_estimators import (
@@ -18,8 +18,8 @@ from iwae.objectives.surrogates import (
     REPARAM,
     blank_surrogate_tag,
     density_surrogate,
+    nonzero_surrogate_coefficients,
     send_surrogate_factors,
-    surrogate_coefficients,
 )
 from iwae.typing import Example, Latents, PRNGKey, Scalar
 
@@ -65,7 +65,7 @@ def gdreg(reduction: Reduction, *, k: int, chunk: int | None = None) -> Objectiv
         model = model.settled()
         q, fixed, top = model.posterior(x), stop_gradients(model), model.prior()
         check_gradient_path(q, REPARAM)
-        fixed_q, by_noise = stop_gradients(q), is_gaussian_posterior(top)
+        fixed_q, by_noise = stop_gradients(q), is_diagonal_gaussian(top)
 
         def particle(key: PRNGKey) -> tuple[Scalar, ...]:
             z = q.sample(key)
@@ -81,7 +81,7 @@ def gdreg(reduction: Reduction, *, k: int, chunk: int | None = None) -> Objectiv
         tags, scores = rest[:4], rest[4:]
         log_w = jax.lax.stop_gradient(log_likelihood + log_ratio)
         a = jax.grad(reduction)(log_w)
-        c = surrogate_coefficients(a)
+        c = nonzero_surrogate_coefficients(a)
         share = (a - second_derivatives(reduction, log_w)) / c
         factors = share, 1 - share, share, -share
         value = reduction(log_w) + density_surrogate(c, log_likelihood)

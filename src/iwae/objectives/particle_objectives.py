@@ -11,7 +11,7 @@ from numpyro.distributions import kl_divergence
 from iwae.errors import UserError
 from iwae.inference.particles import Info, Sampler, map_particles, particle_keys
 from iwae.inference.resampling import Draw, resample_few
-from iwae.models.posteriors import LayeredPosterior, Posterior, is_gaussian_posterior
+from iwae.models.posteriors import LayeredPosterior, Posterior, is_diagonal_gaussian
 from iwae.models.vae import VAE, AbstractLatentModel
 from iwae.objectives.bounds import Reduction, ciwae, iwae, miwae
 from iwae.objectives.gradient_estimators import (
@@ -221,7 +221,7 @@ def analytic_elbo_objective(
         posterior: LayeredPosterior = model.posterior(x)
         q: Any = posterior.first
         p: Any = model.prior()
-        if not (is_gaussian_posterior(q) and is_gaussian_posterior(p)):
+        if not (is_diagonal_gaussian(q) and is_diagonal_gaussian(p)):
             raise UserError(
                 "elbo-analytic needs a Gaussian prior and posterior: otherwise the divergence "
                 "KL(q || p) has no closed form; use elbo"

@@ -26,7 +26,7 @@ from numpyro.distributions import kl_divergence
 
 from iwae.errors import UserError
 from iwae.inference.particles import Info
-from iwae.models.posteriors import LayeredPosterior, Posterior, is_gaussian_posterior
+from iwae.models.posteriors import LayeredPosterior, Posterior, is_diagonal_gaussian
 from iwae.models.vae import VAE, AbstractLatentModel
 from iwae.objectives.bounds import Reduction, iwae
 from iwae.objectives.surrogates import Coefficients, Estimator
@@ -159,7 +159,7 @@ def unpenalised_iwae(parts: Terms, penalty: Penalty | None) -> Scalar:
 
 def _unit_densities(p: Any, q: Any, to_p: Any, to_q: Any) -> tuple[Array, Array, Array]:
     """log p and log q of each unit of a layer, `[d]`, and its divergence, `[1 d]`."""
-    if is_gaussian_posterior(p) and is_gaussian_posterior(q):
+    if is_diagonal_gaussian(p) and is_diagonal_gaussian(q):
         p, q = p.base_dist, q.base_dist
         return p.log_prob(to_p), q.log_prob(to_q), kl_divergence(q, p)[None]
     log_p, log_q = p.log_prob(to_p)[None], q.log_prob(to_q)[None]

@@ -95,7 +95,7 @@ FLOOR = 1e-20
 """Smallest absolute value of a coefficient used as a divisor, far below rounding."""
 
 
-def surrogate_coefficients(coefficients: LogWeights) -> LogWeights:
+def nonzero_surrogate_coefficients(coefficients: LogWeights) -> LogWeights:
     """The same coefficients up to rounding, none of them zero."""
     return jnp.where(jnp.abs(coefficients) < FLOOR, FLOOR, coefficients)
 
@@ -135,7 +135,7 @@ def surrogate(
     tags: Tags,
 ) -> Scalar:
     """Zero, whose gradient is the estimator of the table; see the top of this file."""
-    decoder = surrogate_coefficients(table.decoder)
+    decoder = nonzero_surrogate_coefficients(table.decoder)
     if estimator.coefficients is None:  # the three columns are the same
         return density_surrogate(decoder, log_p - log_q)
     zero = density_surrogate(decoder, log_p)
@@ -143,7 +143,7 @@ def surrogate(
         zero += send_surrogate_factors(jax.lax.stop_gradient(table.path / decoder), tags.joint)
     if not estimator.score:
         return zero - density_surrogate(table.path, log_q)
-    score = surrogate_coefficients(table.score)
+    score = nonzero_surrogate_coefficients(table.score)
     if estimator.path:
         zero += send_surrogate_factors(jax.lax.stop_gradient(table.path / score), tags.q)
     return zero - density_surrogate(score, log_q)

@@ -11,7 +11,7 @@ from iwae.errors import UserError
 from iwae.models.conditional import Model
 from iwae.reports.export import CARD, FILES
 from iwae.runs.model_files import LIMITS, load_model, read_model, refuse_large_model_file
-from iwae.wording import first_line
+from iwae.wording import first_error_line
 
 SERVER_FAULT = 500
 """The least HTTP status of a failure of the hub itself, rather than of the request."""
@@ -137,15 +137,15 @@ def _cached(hub: Any, repo_id: str, fetch: Callable[..., str], unreachable: Exce
     try:
         folder = fetch(local_files_only=True)
         warnings.warn(
-            f"the hub cannot be asked ({first_line(unreachable)}): this is the copy of {repo_id} "
-            f"that was fetched before, {Path(folder).name}",
+            f"the hub cannot be asked ({first_error_line(unreachable)}): this is the copy of "
+            f"{repo_id} that was fetched before, {Path(folder).name}",
             stacklevel=4,
         )
         return folder
     except hub.errors.LocalEntryNotFoundError as error:
         if isinstance(unreachable, hub.errors.HfHubHTTPError | hub.errors.LocalTokenNotFoundError):
             raise unreachable from None
-        reason = first_line(unreachable)
+        reason = first_error_line(unreachable)
         raise UserError(
             f"the hub cannot be reached, and {repo_id} is not in the cache: {reason}"
         ) from error
@@ -187,7 +187,7 @@ def _hub_errors(hub: Any, repo_id: str, revision: str | None) -> Iterator[None]:
         raise
     except _failures(hub) as error:
         words = next(words for kind, words in known.items() if isinstance(error, kind))
-        reason = first_line(error) if words.endswith(": ") else ""
+        reason = first_error_line(error) if words.endswith(": ") else ""
         status = getattr(getattr(error, "response", None), "status_code", None)
         denied = words.startswith("the hub refuses") and status in (401, 403)
         raise UserError(words + reason + f"; {login}" * denied) from error

@@ -22,7 +22,7 @@ from iwae.errors import UserError
 from iwae.files import atomic_write
 from iwae.results.schema import REMEDY, VERSION, Document, parse
 from iwae.runs.named_arrays import UNREADABLE, digest_named_arrays
-from iwae.wording import first_line
+from iwae.wording import first_error_line
 
 RECORDS, VALUES = "records.jsonl", "values.npz"
 """Files of a packed folder."""
@@ -53,7 +53,7 @@ def read_documents(folder: Path, damaged: Damaged = refuse_damaged_record) -> di
         try:
             found[path] = json.loads(path.read_text())
         except DAMAGES as error:
-            damaged(f"{path} is no record ({first_line(error)})")
+            damaged(f"{path} is no record ({first_error_line(error)})")
     return dict(sorted(found.items()))
 
 
@@ -75,7 +75,7 @@ def _packed(folder: Path, damaged: Damaged = refuse_damaged_record) -> dict[Path
             path = Path(folder) / f"{entry['name']}.json"
             found[path] = _Entry(entry["record"], entry["record_sha256"], entry["values_sha256"])
         except DAMAGES as error:
-            damaged(f"{file}, line {number}, is no record ({first_line(error)})")
+            damaged(f"{file}, line {number}, is no record ({first_error_line(error)})")
     return found
 
 
@@ -91,7 +91,7 @@ def read_record_arrays(
             raise LookupError(f"no array {missing[0]}")
         return arrays
     except DAMAGES as error:
-        damaged(f"{values if own else packed} cannot be read ({first_line(error)})")
+        damaged(f"{values if own else packed} cannot be read ({first_error_line(error)})")
         return None
 
 

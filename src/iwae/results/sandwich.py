@@ -36,7 +36,7 @@ def sandwich_run(
 ) -> Document:
     """Bounds from both sides on log p(x) of real examples, of every replicate of a run.
 
-    By annealing and by k importance samples; see `evaluation.two_sided_bounds.two_sided`. The lower bounds
+    By annealing and by k importance samples; see `iwae.two_sided`. The lower bounds
     are those that `anneal_run` and `evaluate_run` measure. Bounds of `bdmc_run` by the same
     annealing of the same model, where the run has them, are in the record too, as `simulated`;
     where it has L_k of all examples, bounds of a subset are also carried over to all.

@@ -12,7 +12,7 @@ import numpy as np
 
 from iwae.files import atomic_write
 from iwae.results.record_files import DAMAGES, load_record_arrays
-from iwae.wording import first_line
+from iwae.wording import first_error_line
 
 log = logging.getLogger(__name__)
 
@@ -100,5 +100,7 @@ def _read_slab(path: Path) -> Slab | None:
     except FileNotFoundError:
         return None
     except DAMAGES as error:
-        log.warning("%s is damaged (%s): its examples are measured again", path, first_line(error))
+        log.warning(
+            "%s is damaged (%s): its examples are measured again", path, first_error_line(error)
+        )
         return None

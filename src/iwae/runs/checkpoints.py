@@ -18,7 +18,7 @@ from iwae.runs.named_arrays import (
 )
 from iwae.training.loop import Best
 from iwae.training.steps import TrainState
-from iwae.wording import first_line
+from iwae.wording import first_error_line
 
 
 class Checkpoint(NamedTuple):
@@ -55,7 +55,7 @@ def load_checkpoint(path: Path, like: tuple[TrainState, Best]) -> Checkpoint:
             notes, expected = (file.metadata()[name] for name in ("notes", "sha256"))
     except UNREADABLE as error:
         raise DamagedCheckpointError(
-            f"checkpoint {path} cannot be read: {first_line(error)}"
+            f"checkpoint {path} cannot be read: {first_error_line(error)}"
         ) from error
     if digest_named_arrays(named, notes) != expected:
         raise DamagedCheckpointError(f"checkpoint {path} is damaged: its checksum does not match")

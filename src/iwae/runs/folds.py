@@ -29,7 +29,7 @@ from iwae.runs.jobs import Job, initial_job_state
 from iwae.runs.model_files import load_model, save_model
 from iwae.runs.stopping import Stopped, stop_signals
 from iwae.training.loop import Plan, training_loop
-from iwae.training.replicates import replicate_model, replicate_weights
+from iwae.training.replicates import replicate_model, weights_of_replicates
 
 FACTS = "folds.json"
 
@@ -116,7 +116,7 @@ def _train_fold(job: Job, held_out: Examples) -> Generator[tuple[PyTree, float]]
         held_out,
     ):
         if report.validation is not None:
-            yield replicate_weights(state), float(report.validation.mean())
+            yield weights_of_replicates(state), float(report.validation.mean())
 
 
 def without_folds(job: Job, epochs: int) -> Job:

@@ -22,7 +22,7 @@ from iwae.models.conditional import Model
 from iwae.runs.jobs import Job
 from iwae.runs.split_examples import split_examples
 from iwae.training.loop import Report
-from iwae.training.replicates import replicate_model, replicate_weights
+from iwae.training.replicates import replicate_model, weights_of_replicates
 from iwae.training.steps import TrainState
 
 log = logging.getLogger("iwae")
@@ -159,7 +159,7 @@ def log_metrics(book: Book, state: TrainState, report: Report) -> dict[str, floa
         row["validation_bound"] = report.validation.tolist()
     if report.epoch % (job.config.log_every or 1) == 0 or report.epoch == job.config.epochs:
         key = jax.random.key(0)
-        params = jax.device_get(replicate_weights(state))
+        params = jax.device_get(weights_of_replicates(state))
         models = [replicate_model(job.models[0], params, r) for r in range(job.config.replicates)]
         monitored = [monitored_metrics(model, book.monitored, key) for model in models]
         row |= {name: [values[name] for values in monitored] for name in monitored[0]}
@@ -225,7 +225,7 @@ def tensorboard_metrics(
 
 def save_metrics_frame(book: Book, state: TrainState, epoch: int) -> None:
     """Save the first replicate's means for fixed prior draws and fixed test examples."""
-    model = replicate_model(book.job.models[0], jax.device_get(replicate_weights(state)), 0)
+    model = replicate_model(book.job.models[0], jax.device_get(weights_of_replicates(state)), 0)
     test = book.job.dataset.examples("test")
     examples = test[:: max(1, len(test) // 16)][:16]
     samples, reconstructions = _frame_means(model, jax.device_put(np.float32(examples)))

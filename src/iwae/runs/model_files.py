@@ -30,7 +30,7 @@ from iwae.runs.named_arrays import (
     to_named_arrays,
     write_arrays,
 )
-from iwae.wording import first_line
+from iwae.wording import first_error_line
 
 WEIGHTS, DESCRIPTION = "model.safetensors", "model.json"
 
@@ -190,7 +190,7 @@ def _read_description(path: Path) -> dict[str, Any]:
             raise TypeError(f"'about' in {DESCRIPTION} is not a table of facts")
     except UNREADABLE as error:
         raise UserError(
-            f"the model in {path.parent} cannot be read: {first_line(error)}"
+            f"the model in {path.parent} cannot be read: {first_error_line(error)}"
         ) from error
     if description.get("format") != 1:
         found = repr(description.get("format"))[:50]
@@ -223,7 +223,7 @@ def _skeleton(architecture: Any, path: Path, like: Model | None) -> Model:
         check_model_file_depth(architecture)
         return eqx.filter_eval_shape(_build, **architecture)
     except UNREADABLE as error:
-        raise UserError(f"{path} describes no model: {first_line(error)}") from error
+        raise UserError(f"{path} describes no model: {first_error_line(error)}") from error
 
 
 def _build(*, labels: Any = None, **architecture: Any) -> Model:
@@ -257,7 +257,7 @@ def _read_weights(path: Path, like: PyTree) -> tuple[dict[str, np.ndarray], str]
     except UserError:
         raise
     except UNREADABLE as error:
-        raise UserError(f"{path} cannot be read: {first_line(error)}") from error
+        raise UserError(f"{path} cannot be read: {first_error_line(error)}") from error
     digest = digest_named_arrays(arrays, "")
     if stated not in (None, digest):
         raise UserError(f"{path} is damaged: its checksum does not match")

@@ -14,7 +14,7 @@ from iwae.runs.folds import has_folds
 from iwae.runs.jobs import Job
 from iwae.runs.metrics import late_metrics_rise, read_metrics
 from iwae.training.feed import feed_blocks
-from iwae.training.progress import progress_time
+from iwae.training.progress import format_progress_time
 from iwae.wording import count_in_words
 
 RISE = 0.1
@@ -45,7 +45,7 @@ def describe_plan(job: Job) -> str:
     steps = job.stages[0].steps_per_epoch
     batch = f" of {steps:,} steps with {config.batch_size} rows" if config.stages is None else ""
     lines.append(f"training: {most}{count_in_words(config.epochs, 'epoch', ',')}{batch}{stops}")
-    about = progress_time(planned_seconds(job))
+    about = format_progress_time(planned_seconds(job))
     lines.append(
         f"time: about {about} on two cores{', less if it stops early' if stops else ''}; the time "
         "left is measured as it trains"

@@ -53,7 +53,7 @@ from iwae.runs.stopping import Stopped, stop_signals
 from iwae.runs.trackers import FOLDER, Scalars, Tracker, tracking
 from iwae.runs.trained import trained_model_folder
 from iwae.training.loop import Best, NonFiniteError, Report
-from iwae.training.replicates import replicate_model, replicate_weights
+from iwae.training.replicates import replicate_model, weights_of_replicates
 from iwae.training.stages import train_stages
 from iwae.training.steps import TrainState
 from iwae.wording import count_in_words
@@ -302,7 +302,7 @@ def _save(run: _Run, state: TrainState, best: Best, *, finished: bool = False) -
     job, notes, folder = run.job, _notes(run.job), run.folder / "checkpoints"
     save_checkpoint(folder, Checkpoint(state, best, notes))
     prune_checkpoints(folder, run.keep_steps)
-    steps, params, best = jax.device_get((state.step, replicate_weights(state), best))
+    steps, params, best = jax.device_get((state.step, weights_of_replicates(state), best))
     for replicate in range(job.config.replicates):
         about = {**notes, "replicate": replicate}
         kept = trained_model_folder(run.folder, "best", replicate)

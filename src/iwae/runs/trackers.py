@@ -19,7 +19,7 @@ from iwae.config.experiment import TrainConfig, config_without_folders
 from iwae.config.toml import config_toml_values
 from iwae.errors import UserError
 from iwae.files import atomic_write
-from iwae.wording import first_line
+from iwae.wording import first_error_line
 
 log = logging.getLogger("iwae")
 
@@ -110,7 +110,7 @@ class _Connection:
                 log.warning(
                     "%s failed and receives no more of this run: %s; training continues, and "
                     "`iwae train --resume %s --track %s` sends the rest",
-                    *(self.name, first_line(error), self.run, self.name),
+                    *(self.name, first_error_line(error), self.run, self.name),
                 )
             self.lost = True
 
@@ -124,7 +124,7 @@ def _open(
         raise
     except Exception as error:
         raise UserError(
-            f"{name} cannot be used: {first_line(error)}; leave out --track {name} to train "
+            f"{name} cannot be used: {first_error_line(error)}; leave out --track {name} to train "
             "without it"
         ) from error
 

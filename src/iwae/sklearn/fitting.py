@@ -23,7 +23,7 @@ from iwae.training.hiding import hidden_share
 from iwae.training.loop import Best, Plan, Report, init_best, training_loop
 from iwae.training.optimizers import adam
 from iwae.training.progress import show_training
-from iwae.training.replicates import replicate_model, replicate_weights
+from iwae.training.replicates import replicate_model, weights_of_replicates
 from iwae.training.schedules import StagedSchedule, staged_schedule
 from iwae.training.steps import Settings, init_state
 from iwae.typing import PRNGKey
@@ -80,7 +80,7 @@ def fit_model(
             yield report
 
     def learnt() -> dict[str, Any]:
-        params = best.params if estimator.early_stopping else replicate_weights(state)
+        params = best.params if estimator.early_stopping else weights_of_replicates(state)
         curves = _curves(reports, best, validation)
         return {"model_": replicate_model(blank, params, 0), **curves}
 

@@ -18,7 +18,7 @@ from iwae.objectives.objective import Extra, Objective
 from iwae.precision import float32
 from iwae.training.diagnosis import diagnose_training
 from iwae.training.feed import Feed, feed_blocks, feeding
-from iwae.training.replicates import replicate_model, replicate_weights
+from iwae.training.replicates import replicate_model, weights_of_replicates
 from iwae.training.schedules import Schedule, check_schedule_steps
 from iwae.training.steps import START, Clock, Settings, TrainState, run_compiled_steps
 from iwae.typing import Example, PRNGKey, Scalar
@@ -50,7 +50,7 @@ def init_best(state: TrainState) -> Best:
     """The state before the first validation."""
     shape = state.step.shape
     zeros = jnp.zeros(shape, jnp.int32)
-    return Best(replicate_weights(state), jnp.full(shape, -jnp.inf, jnp.float32), zeros, zeros)
+    return Best(weights_of_replicates(state), jnp.full(shape, -jnp.inf, jnp.float32), zeros, zeros)
 
 
 def update_early_stopping(
@@ -225,7 +225,7 @@ def _dispatches(
             values = validation_bounds(new, template, settings, validation)
             _refuse_non_finite(values, epoch, state, best)
             best = update_early_stopping(
-                best, replicate_weights(new), values, active, epoch, plan.threshold
+                best, weights_of_replicates(new), values, active, epoch, plan.threshold
             )
         metrics = {
             name: np.where(active, np.asarray(mean, np.float64), np.nan)
@@ -281,7 +281,7 @@ def validation_bounds(
 ) -> Float[np.ndarray, " R"]:
     """Mean objective of each replicate on held-out data, with the same keys at each call."""
     slab = min(len(validation), SLAB) if isinstance(validation, Rows) else len(validation)
-    means, (params, extras) = [], jax.device_get((replicate_weights(state), state.extra))
+    means, (params, extras) = [], jax.device_get((weights_of_replicates(state), state.extra))
     for replicate in range(len(state.step)):
         model = replicate_model(template, params, replicate)
         extra = jax.tree.map(lambda leaf, r=replicate: leaf[r], extras)

@@ -18,7 +18,7 @@ from iwae.precision import float32
 from iwae.training.loop import Plan, Report, init_best, training_loop
 from iwae.training.optimizers import adam
 from iwae.training.progress import show_training
-from iwae.training.replicates import replicate_model, replicate_weights
+from iwae.training.replicates import replicate_model, weights_of_replicates
 from iwae.training.schedules import Schedule, staged_schedule
 from iwae.training.steps import Settings, init_state
 from iwae.typing import Example, PRNGKey, Scalar
@@ -136,7 +136,7 @@ def train(
                     return
 
     show_training(reports(), quiet=not progress)
-    last = replicate_model(model, replicate_weights(state), 0)
+    last = replicate_model(model, weights_of_replicates(state), 0)
     found = bool(best.epoch[0] > 0)
     return Trained(last, replicate_model(model, best.params, 0) if found else last, history)
 

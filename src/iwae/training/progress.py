@@ -96,10 +96,10 @@ class Speed:
 
 def _left(seconds: float | None) -> str:
     """The time left, or nothing while it is unknown."""
-    return "" if seconds is None else f"{progress_time(seconds)} left"
+    return "" if seconds is None else f"{format_progress_time(seconds)} left"
 
 
-def progress_time(seconds: float) -> str:
+def format_progress_time(seconds: float) -> str:
     """A time in a suitable unit."""
     if seconds < 100:
         return f"{seconds:.0f} s"

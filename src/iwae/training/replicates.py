@@ -18,6 +18,6 @@ def replicate_model(template: Model, params: PyTree, replicate: int) -> Model:
     return eqx.combine(jax.tree.map(lambda leaf: leaf[replicate], params), static)
 
 
-def replicate_weights(state: TrainState) -> PyTree:
+def weights_of_replicates(state: TrainState) -> PyTree:
     """The parameters to evaluate and to save: their moving average if there is one."""
     return state.ema if jax.tree.leaves(state.ema) else state.params

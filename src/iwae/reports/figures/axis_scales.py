@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator, NullFormatter
 
 
-def whole_axis_ticks() -> MaxNLocator:
+def integer_axis_ticks() -> MaxNLocator:
     """Ticks at whole numbers."""
     return MaxNLocator(6, integer=True, steps=[1, 2, 5, 10])
 
@@ -25,7 +25,7 @@ def scale_epoch_axis(axes: Axes, epochs: Sequence[np.ndarray], number: str = "{x
         axes.set_xscale("log")
         plain_axis_ticks(axes, number)
     else:
-        axes.xaxis.set_major_locator(whole_axis_ticks())
+        axes.xaxis.set_major_locator(integer_axis_ticks())
 
 
 def cut_axis_start(axes: Axes, curves: Sequence[tuple[np.ndarray, np.ndarray]]) -> None:

@@ -14,7 +14,7 @@ from matplotlib.ticker import MaxNLocator
 
 from iwae.errors import UserError
 from iwae.reports.figures import style
-from iwae.reports.figures.axis_scales import cut_axis_start, scale_epoch_axis, whole_axis_ticks
+from iwae.reports.figures.axis_scales import cut_axis_start, integer_axis_ticks, scale_epoch_axis
 from iwae.reports.figures.input_checks import checked_input
 from iwae.reports.figures.style import apply_style, fix_figure_layout, styled_figure
 from iwae.results.formatting import format_minus
@@ -70,7 +70,7 @@ def training_curves(rows: Sequence[Mapping[str, Any]]) -> Figure:
     _share_epochs(charts, drawn)
     for axes, curves in zip(charts, panels.values(), strict=True):
         if all(_are_integers(curve.values[~np.isnan(curve.values)]) for curve in curves.values()):
-            axes.yaxis.set_major_locator(whole_axis_ticks())
+            axes.yaxis.set_major_locator(integer_axis_ticks())
         if axes.get_ylabel() == UNITS:
             axes.set_ylim(0, 1.05 * axes.get_ylim()[1])
         else:
@@ -350,7 +350,7 @@ def _draw_variances(
     axes.hist(log[active], bins=bins, color=style.PALETTE[0], label=f"{active.sum()} active")
     label = f"threshold {threshold:g}"
     axes.axvline(line, color=style.INK, linewidth=1, linestyle="--", label=label)
-    axes.yaxis.set_major_locator(whole_axis_ticks())
+    axes.yaxis.set_major_locator(integer_axis_ticks())
 
 
 def _draw_points(axes: Axes, points: Float[np.ndarray, "n 2"], colour: str) -> None:

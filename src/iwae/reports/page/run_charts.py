@@ -14,9 +14,9 @@ from iwae.errors import UserError
 from iwae.reports.figures import style
 from iwae.reports.figures.axis_scales import (
     cut_axis_start,
+    integer_axis_ticks,
     plain_axis_ticks,
     scale_epoch_axis,
-    whole_axis_ticks,
 )
 from iwae.reports.figures.charts import TrainingCurve, chart_curves
 from iwae.reports.figures.error_bars import draw_error_bars
@@ -79,7 +79,7 @@ def run_units_chart(runs: Mapping[int, Run]) -> Figure | None:
         return None
     scale_epoch_axis(axes, drawn, NUMBER)
     axes.set_ylim(0, 1.05 * axes.get_ylim()[1])
-    axes.yaxis.set_major_locator(whole_axis_ticks())
+    axes.yaxis.set_major_locator(integer_axis_ticks())
     apply_style(axes, "epoch", "active units")
     return fix_figure_layout(figure)
 
