@@ -122,6 +122,8 @@ ROOT = Path(__file__).parents[3]
 
 def main(results: str | Path = ROOT / "results", *files: str | Path) -> None:
     """Rewrite the blocks of Markdown files; by default, of all pages of this repository."""
+    if not Path(results).is_dir():
+        raise UserError(f"there is no folder {results}: give one of records")
     pages = (ROOT / "README.md", ROOT / "results" / "README.md", *sorted(ROOT.glob("docs/*.md")))
     for file in files or pages:
         path = Path(file)
