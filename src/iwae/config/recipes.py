@@ -27,7 +27,7 @@ TURNING_RATE = COMMON["learning_rate"] * END / (START + END)
 LEARNED = 200
 """Epochs with a learned prior and a single particle: fewer, as its steps take longer."""
 
-WARM = 0.1
+WARMUP = 0.1
 """Share of the first stage for KL warm-up, with a learned prior or several stochastic layers. Such
 models leave most latent units inactive at first. The trials with two layers are of k = 5."""
 
@@ -49,7 +49,7 @@ def fast_recipe(values: Mapping[str, Any], own: str | None = None) -> dict[str, 
     """
     particles, times = values.get("k", 1) * values.get("m", 1), LONGER.get(values["dataset"], 1)
     learned, deep = values.get("prior", "normal") != "normal", values.get("layers", 1) > 1
-    alone, warm = (LEARNED if learned else ALONE), (WARM if learned or deep else 0.0)
+    alone, warm = (LEARNED if learned else ALONE), (WARMUP if learned or deep else 0.0)
     own = own or recipe_stages(values["objective"], particles, times=times, alone=alone, warm=warm)
     return {**COMMON, **values, "stages": own}
 
@@ -75,9 +75,9 @@ def recipe_stages(
     """
     own = "" if plain else recipe_gradient(objective)
     if objective != "aiwae" and particles == 1:
-        return _line(last, own, *_length(alone * times, warm))
+        return _line(last, own, *_epochs_and_warmup(alone * times, warm))
     first = "elbo k=1" if objective == "vae" else "iwae k=5"
-    length = _length(START * times, warm)
+    length = _epochs_and_warmup(START * times, warm)
     start = _line(first, recipe_gradient(first), *length, f"lr_end={TURNING_RATE:g}")
     return f"{start}, {recipe_last_stage(last, particles, own, times=times, rate=TURNING_RATE)}"
 
@@ -96,7 +96,7 @@ def recipe_gradient(objective: str) -> str:
     return f"gradient={name}" if name else ""
 
 
-def _length(epochs: int, warm: float) -> tuple[str, str]:
+def _epochs_and_warmup(epochs: int, warm: float) -> tuple[str, str]:
     return f"epochs={epochs}", f"kl_warmup={round(warm * epochs)}" if warm else ""
 
 

@@ -84,13 +84,13 @@ def rate_distortion_slabs(
 ) -> Iterator[dict[str, np.ndarray]]:
     """`rate_distortion` from example `first` on, slab by slab: `rate`, `distortion` `[m, T]`."""
     schedule = checked_temperatures(chains=chains, end=None, **path)
-    fn = eqx.Partial(rate_distortion_bounds, **schedule)
+    fn = eqx.Partial(_rate_distortion_bounds, **schedule)
     return map_examples_with_chains(
         fn, model, examples, key, chains=chains, batch_size=batch_size, first=first
     )
 
 
-def rate_distortion_bounds(
+def _rate_distortion_bounds(
     model: AbstractLatentModel,
     x: Example,
     key: PRNGKey,

@@ -93,11 +93,11 @@ def annealing_path(model: AbstractLatentModel, x: Example, start: str) -> Path:
         return Point(log_start, log_joint, grad_start, grad_joint)
 
     q = first if start == "posterior" else model.posterior(x)  # the encoder runs once
-    kernel = annealing_kernel(model, q, unravel)
+    kernel = _annealing_kernel(model, q, unravel)
     return Path(lambda key: ravel_pytree(first.sample(key))[0], evaluate, unravel, kernel)
 
 
-def annealing_kernel(
+def _annealing_kernel(
     model: AbstractLatentModel, q: Posterior, unravel: Callable[[Flat], Latents]
 ) -> Move:
     """The kernel that moves the latents of a model, given the posterior q of one example."""

@@ -75,7 +75,7 @@ def make_initial_models(
     }
     models = []
     for seed in initial_model_seeds(config):
-        pseudo_inputs = initial_model_pseudo_inputs(config, trained_on or dataset, int(seed))
+        pseudo_inputs = _initial_model_pseudo_inputs(config, trained_on or dataset, int(seed))
         model = _first_model(seed, {**options, "pseudo_inputs": pseudo_inputs})
         models.append(_given_labels(model, config, dataset))
     return models
@@ -86,7 +86,7 @@ def _first_model(seed: Seed, options: dict[str, Any]) -> VAE:
     return VAE(**options, key=initial_model_key(seed, INIT))
 
 
-def initial_model_pseudo_inputs(
+def _initial_model_pseudo_inputs(
     config: TrainConfig, dataset: Dataset, seed: int
 ) -> np.ndarray | None:
     """Random training examples in the model's units `[K, d]` for a VampPrior of K.

@@ -222,7 +222,7 @@ def sample_rows(
         raise UserError(f"n is {n}; it must be at least 1")
     if not given:
         rows, labels = _drawn(fit.model, key, n)
-        named = {} if labels is None else {label_of(fit): row_answer_classes(fit, labels)}
+        named = {} if labels is None else {label_of(fit): _row_answer_classes(fit, labels)}
         return _beside(named, _as_cells(fit, rows)), None
     if isinstance(fit.model, ConditionalVAE):
         raise UserError(
@@ -282,7 +282,7 @@ def label_of(fit: Fitted) -> str:
     return fit.identity.get("label") or "label"
 
 
-def row_answer_classes(fit: Fitted, labels: np.ndarray) -> np.ndarray:
+def _row_answer_classes(fit: Fitted, labels: np.ndarray) -> np.ndarray:
     """Labels of indices, as text, or as whole numbers if all of them are."""
     words = list(fit.identity["classes"])
     return np.array(words, int if all(map(is_number_cell, words)) else object)[labels]

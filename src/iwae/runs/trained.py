@@ -30,10 +30,10 @@ def trained_model_folder(run: Path, weights: str, replicate: int) -> Path:
 def is_trained_run(run: Path) -> bool:
     """Whether a run exists and is trained to its end."""
     path = run / "config.toml"
-    return path.is_file() and has_trained_models(run, read_config(path))
+    return path.is_file() and _has_trained_models(run, read_config(path))
 
 
-def has_trained_models(run: Path, config: TrainConfig) -> bool:
+def _has_trained_models(run: Path, config: TrainConfig) -> bool:
     """Whether all final models of a run exist and are fully trained."""
     folders = [
         trained_model_folder(run, "final", replicate) for replicate in range(config.replicates)
@@ -50,7 +50,7 @@ def has_trained_models(run: Path, config: TrainConfig) -> bool:
 def warn_untrained(run: Path) -> None:
     """Warn if the training of a run has not ended, so that its weights are not the final ones."""
     config = folder_config(run)
-    if not has_trained_models(run, config):
+    if not _has_trained_models(run, config):
         log.warning(
             "%s is not trained to its end, and its weights are those of the last checkpoint; "
             "resume it with: iwae train --resume %s",

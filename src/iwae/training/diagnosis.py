@@ -50,7 +50,7 @@ def diagnose_training(
     order = step_order(one, len(data), settings, clock)
     raw = step_batch(one, order, data, settings, clock)
     model = replicate_model(template, good.params, broken)
-    term = first_non_finite(model, raw, step_key(one), one.extra, settings)
+    term = _first_non_finite(model, raw, step_key(one), one.extra, settings)
     step = int(one.step)
     steps_per_epoch = settings.blocks * (len(data) // settings.batch_size)
     epoch = int(clock.epoch) + (step - int(clock.step)) // steps_per_epoch
@@ -60,7 +60,7 @@ def diagnose_training(
     )
 
 
-def first_non_finite(
+def _first_non_finite(
     model: AbstractLatentModel,
     raw: Shaped[Array, "batch ..."],
     key: PRNGKey,

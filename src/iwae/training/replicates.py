@@ -1,4 +1,4 @@
-"""One replicate out of a training state: its weights, and the model with them."""
+"""Replicates in a training state: the weights of all to evaluate, and the model of one."""
 
 from typing import TypeVar
 
