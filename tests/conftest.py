@@ -6,6 +6,7 @@ import os
 import platform
 import shutil
 import signal
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -96,21 +97,15 @@ def pytest_sessionfinish(exitstatus):
     shutil.rmtree(RUN)
 
 
-NUMERICS = {
-    *("annealing", "conditional", "diagnostics", "evaluate", "gradients", "information", "kinds"),
-    *("labels", "methods", "missing_data", "model", "networks", "objectives", "observations"),
-    *("particles", "posterior", "priors", "resampling", "signal", "stages", "testing"),
-    *("discrete", "training", "unbiased"),
-}
-"""Subjects of tests."""
+NUMERICS = {"models", "inference", "objectives", "evaluation", "training", "testing"}
+"""Rooms whose quick tests look for keys that are used twice."""
 
 
 @pytest.fixture(scope="module", autouse=True)
 def checked_keys(request):
-    """Look for keys that are used twice; in the quick tests only where numerics are the subject."""
+    """Look for keys that are used twice; in the quick tests only in the numerics."""
     quick = request.config.option.markexpr == "not slow"
-    subject = request.path.stem.removeprefix("test_")
-    jax.config.update("jax_debug_key_reuse", not quick or subject in NUMERICS)
+    jax.config.update("jax_debug_key_reuse", not quick or request.path.parent.name in NUMERICS)
 
 
 MAPS = 40_000
@@ -155,3 +150,14 @@ def browser():
         launched = playwright.chromium.launch(executable_path=CHROMIUM, args=options)
         yield launched
         launched.close()
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """A hub that is a folder, in place of the library of the real one."""
+    from shared_models import FakeHub
+
+    fake = FakeHub(tmp_path / "hub")
+    monkeypatch.setitem(sys.modules, "huggingface_hub", fake)
+    monkeypatch.setitem(sys.modules, "huggingface_hub.errors", fake.errors)
+    return fake

@@ -5,6 +5,7 @@ import tempfile
 from functools import cache
 from pathlib import Path
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,6 +13,8 @@ import numpy as np
 from iwae.config import toml
 from iwae.config.experiment import make_config
 from iwae.config.toml import read_config
+from iwae.models.conditional import ConditionalVAE
+from iwae.models.vae import VAE
 from iwae.results import record_files
 from iwae.runs.checkpoints import list_checkpoints, load_checkpoint
 from iwae.runs.jobs import blank_job_state, make_job
@@ -34,6 +37,8 @@ OPTIONS = {
     "validation": 50,
 }
 
+LABEL_SHARES = np.float32([0.25, 0.75])
+
 # The two replicates of this run stop at different epochs, and both before its end.
 PATIENT = {
     "patience": 1,
@@ -49,6 +54,20 @@ def grey(seed=0):
     rng = np.random.default_rng(seed)
     halves = np.repeat(rng.choice([40, 200], (400, 1, 2)), [2, 2], axis=2)
     return np.uint8(np.clip(halves + rng.normal(0, 40, (400, 4, 4)), 0, 255))
+
+
+def two_halves(path):
+    """Pictures with the bright half on the left (label a) or on the right (label b)."""
+    rng = np.random.default_rng(0)
+    y = rng.integers(0, 2, 300)
+    images = rng.normal(60, 20, (300, 4, 4))
+    images[y == 0, :, :2] += 120
+    images[y == 1, :, 2:] += 120
+    labels = np.array(["a", "b"])[y]
+    pixels = np.uint8(images.clip(0, 255))
+    examples = {"train": pixels[:250], "test": pixels[250:]}
+    np.savez(path, **examples, train_labels=labels[:250], test_labels=labels[250:])
+    return {"dataset": str(path), "conditional": True, "epochs": 6}
 
 
 @cache
@@ -108,13 +127,39 @@ def unvalidated():
 
 def by_hand(run, models, **changes):
     """A run whose models, one for each replicate, were not trained but made."""
-    resolved = make_job(config(replicates=len(models), **changes)).config
-    toml.write_config(resolved, run / "config.toml")
+    job = make_job(config(replicates=len(models), **changes))
+    about = {"dataset": job.dataset.identity, "config": toml.config_toml_values(job.config)}
+    toml.write_config(job.config, run / "config.toml")
     for replicate, model in enumerate(models):
-        save_model(
-            model, trained_model_folder(run, "final", replicate), replicate=replicate, epoch=0
-        )
+        folder = trained_model_folder(run, "final", replicate)
+        save_model(model, folder, replicate=replicate, epoch=0, **about)
     return run
+
+
+def perturbed(model, seed=1, size=0.3):
+    """The model with noise on every parameter, biases too, so that none can be forgotten."""
+    params, static = eqx.partition(model, eqx.is_inexact_array)
+    rng = np.random.default_rng(seed)
+    # In NumPy, which compiles no program for each shape.
+    noisy = jax.tree.map(
+        lambda p: jnp.asarray(np.asarray(p) + np.float32(rng.normal(0, size, p.shape))), params
+    )
+    return eqx.combine(noisy, static)
+
+
+def perturbed_conditional(model, size=0.3):
+    """A model with noise on every parameter, and the shares of labels that it had."""
+    return eqx.tree_at(lambda m: m.frequencies, perturbed(model, size=size), model.frequencies)
+
+
+def conditional_model(
+    n_data=16, n_classes=2, *, size=0.5, seed=0, learned_prior=True, latent=2, **options
+):
+    """A model that tells labels apart, though nothing has trained it."""
+    vae = VAE(n_data, (latent,), ((5,),), **options, key=jax.random.key(seed))
+    shares = LABEL_SHARES if n_classes == 2 else None
+    model = ConditionalVAE(vae, n_classes, learned_prior=learned_prior, frequencies=shares)
+    return perturbed_conditional(model, size=size)
 
 
 def bits(tree):

@@ -189,7 +189,7 @@ KILLED = """
 import os, signal, sys
 import jax
 jax.config.update("jax_num_cpu_devices", 2)
-sys.path.insert(0, {tests!r})
+sys.path[:0] = {folders!r}
 import test_queue as tests
 from iwae.config.experiment import make_config
 from iwae.experiments.local import work
@@ -207,7 +207,8 @@ list(work({out!r}, [task], show=show))
 @pytest.mark.slow
 def test_a_queue_that_was_killed_ends_with_the_same_numbers(undisturbed, tmp_path):
     values = small.config().model_dump(mode="json", exclude_none=True)
-    program = KILLED.format(tests=str(Path(__file__).parent), values=values, out=str(tmp_path))
+    folders = [str(folder) for folder in Path(__file__).parents[:2]]
+    program = KILLED.format(folders=folders, values=values, out=str(tmp_path))
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=False)
     assert done.returncode == -signal.SIGKILL, done.stderr.decode()
     state = task_state(tmp_path, task())

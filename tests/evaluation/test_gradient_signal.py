@@ -338,7 +338,7 @@ def test_few_particles_that_go_with_no_estimator_are_refused(options, reason, tm
 
 
 def test_a_record_from_before_reads_as_one_of_full_gradients():
-    folder = Path(__file__).parents[1] / "results" / "table1" / "mnist" / "1l" / "vae-k1" / "seed-0"
+    folder = Path(__file__).parents[2] / "results" / "table1" / "mnist" / "1l" / "vae-k1" / "seed-0"
     old = small.record_of(folder, "train-final-gradients-k256-n20")
     rows, slopes = old["rows"], old["slopes"]
     assert not any("backward" in row for row in (*rows, *slopes))

@@ -1,7 +1,5 @@
 """Missing values: densities of what is observed, imputations, and what makes values go missing."""
 
-from functools import cache
-
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -12,6 +10,7 @@ from scipy.special import log_ndtr, logsumexp, ndtr
 from scipy.stats import kstest, norm
 
 from cases import quick
+from gaps import WithHoles, holes, log_normal, moments
 from iwae import (
     VAE,
     bound,
@@ -32,47 +31,9 @@ from iwae.inference.particles import importance_particles, particle_keys
 from iwae.models.likelihoods import MISSING, observation
 from iwae.models.likelihoods.masking import SelfMasked
 from iwae.models.likelihoods.missing import Incomplete
-from iwae.models.vae import AbstractLatentModel
-from iwae.testing import LinearGaussian, check_latent_model
+from iwae.testing import check_latent_model
 from reference import assert_mean
-from test_model import perturbed
-
-
-class WithHoles(AbstractLatentModel):
-    """A linear-Gaussian model of which any values may be missing; q is wider than the posterior."""
-
-    complete: LinearGaussian
-    q_scale: float = eqx.field(static=True, default=1.3)
-
-    def posterior(self, x):
-        observed = ~jnp.isnan(x)
-        weight = jnp.where(observed[:, None], self.complete.weight, 0.0)
-        variance = jnp.exp(2 * self.complete.log_scale)
-        precision = jnp.eye(weight.shape[1]) + weight.T @ weight / variance
-        residual = jnp.where(observed, x - self.complete.bias, 0.0)
-        mean = jnp.linalg.solve(precision, weight.T @ residual / variance)
-        return dist.MultivariateNormal(mean, precision_matrix=precision / self.q_scale**2)
-
-    def decode(self, z):
-        return Incomplete(self.complete.decode(z))
-
-    def log_joint(self, x, z):
-        return self.decode(z).log_prob(x) + self.complete.prior().log_prob(z)
-
-    def sample(self, key):
-        return self.complete.sample(key)
-
-
-def moments(model):
-    """Mean and covariance of x, float64."""
-    w, b = np.float64(model.complete.weight), np.float64(model.complete.bias)
-    return b, w @ w.T + np.exp(2 * np.float64(model.complete.log_scale)) * np.eye(len(b))
-
-
-def log_normal(x, mean, covariance):
-    residual = x - mean
-    _, log_det = np.linalg.slogdet(2 * np.pi * covariance)
-    return -0.5 * (residual @ np.linalg.solve(covariance, residual) + log_det)
+from small import perturbed
 
 
 def conditional(x, mean, covariance):
@@ -81,22 +42,6 @@ def conditional(x, mean, covariance):
     gain = covariance[np.ix_(m, ~m)] @ np.linalg.inv(covariance[np.ix_(~m, ~m)])
     left = covariance[np.ix_(m, m)] - gain @ covariance[np.ix_(~m, m)]
     return mean[m] + gain @ (x[~m] - mean[~m]), left
-
-
-def holes():
-    """Rows of a linear-Gaussian model; any value may be missing, and in one row all are."""
-    model, rows = whole_and_holes()
-    return model, rows.copy()
-
-
-@cache
-def whole_and_holes(n=12, d=5, share=0.4, seed=3):
-    model = WithHoles(LinearGaussian.random(2, d, seed=1))
-    keys = jax.random.split(jax.random.key(seed), n)
-    x = np.array(jax.jit(jax.vmap(lambda key: model.sample(key)[1]))(keys))
-    x[np.random.default_rng(seed).random((n, d)) < share] = np.nan
-    x[0] = np.nan
-    return model, x
 
 
 @eqx.filter_jit

@@ -3,7 +3,6 @@
 import json
 import re
 import shutil
-import sys
 from pathlib import Path
 
 import equinox as eqx
@@ -18,7 +17,7 @@ from scipy.stats import norm
 import small
 from iwae import bdmc, from_pretrained, load_model, push_to_hub
 from iwae.cli import main
-from iwae.config.toml import config_toml_values, read_config, write_config
+from iwae.config.toml import read_config, write_config
 from iwae.data import load_dataset
 from iwae.errors import UserError
 from iwae.evaluation.classification import label_log_probabilities
@@ -33,35 +32,11 @@ from iwae.results.ais import Annealing, anneal_run
 from iwae.results.classes import classify_run
 from iwae.results.importance import evaluate_run
 from iwae.results.simulated import bdmc_run
-from iwae.runs.jobs import make_job
-from iwae.runs.model_files import read_model_facts, save_model
+from iwae.runs.model_files import read_model_facts
 from iwae.runs.trained import trained_model_folder
 from result_tables.experiments import labels_table
-from test_conditional import noisy, two_halves
-from test_sharing import FakeHub, card_of, front, refused
-
-SHARES = np.float32([0.25, 0.75])
-
-
-def conditional(
-    n_data=16, n_classes=2, *, size=0.5, seed=0, learned_prior=True, latent=2, **options
-):
-    """A model that tells labels apart, though nothing has trained it."""
-    vae = VAE(n_data, (latent,), ((5,),), **options, key=jax.random.key(seed))
-    shares = SHARES if n_classes == 2 else None
-    model = ConditionalVAE(vae, n_classes, learned_prior=learned_prior, frequencies=shares)
-    return noisy(model, size=size)
-
-
-def as_run(run, models, **options):
-    """A run of these models as training would leave it."""
-    job = make_job(small.config(replicates=len(models), **options))
-    write_config(job.config, run / "config.toml")
-    for replicate, model in enumerate(models):
-        about = {"dataset": job.dataset.identity, "config": config_toml_values(job.config)}
-        folder = trained_model_folder(run, "final", replicate)
-        save_model(model, folder, replicate=replicate, epoch=6, **about)
-    return run
+from shared_models import card_of, front, refused
+from small import LABEL_SHARES, conditional_model, two_halves
 
 
 @pytest.fixture(scope="module")
@@ -69,8 +44,8 @@ def measured(tmp_path_factory):
     """Two models of pictures with the labels a and b, and a record of them."""
     folder = tmp_path_factory.mktemp("labels")
     options = two_halves(folder / "halves.npz")
-    models = [conditional(seed=seed) for seed in (0, 1)]
-    run = as_run(folder / "run", models, label_prior=True, **options)
+    models = [conditional_model(seed=seed) for seed in (0, 1)]
+    run = small.by_hand(folder / "run", models, label_prior=True, **options)
     evaluate_run(run, ks=(20,))
     return run
 
@@ -128,12 +103,8 @@ def test_the_picture_has_a_row_for_each_label(shared, tmp_path):
     assert gallery_layout(model, {}).classes == ("label 0", "label 1")
 
 
-def test_a_conditional_model_goes_to_the_hub_and_comes_back(
-    measured, shared, tmp_path, monkeypatch
-):
-    hub = FakeHub(tmp_path / "hub")
-    monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
-    monkeypatch.setitem(sys.modules, "huggingface_hub.errors", hub.errors)
+@pytest.mark.usefixtures("hub")
+def test_a_conditional_model_goes_to_the_hub_and_comes_back(measured, shared):
     push_to_hub(shared, "me/labels")
     found = from_pretrained("me/labels")
     assert isinstance(found, ConditionalVAE)
@@ -187,8 +158,8 @@ def test_tables_with_labels_have_pictures(width, tmp_path):
     rows = rng.normal(size=(40, width))
     np.savez(tmp_path / "rows.npz", data=rows, labels=np.arange(40) % 2)
     options = {"dataset": str(tmp_path / "rows.npz"), "validation": None, "conditional": True}
-    model = conditional(width, observation="gaussian", learned_prior=False)
-    run = as_run(tmp_path / "run", [model], **options)
+    model = conditional_model(width, observation="gaussian", learned_prior=False)
+    run = small.by_hand(tmp_path / "run", [model], **options)
     drawn = {path.stem for path in draw_gallery(run)}
     assert {1: "density", 2: "scatter", 3: "posterior"}[width] in drawn
     body = card_of(export_run(run, tmp_path / "shared"))
@@ -246,7 +217,7 @@ def test_a_record_of_a_classifier_is_what_its_values_say(classified):
     np.testing.assert_array_equal(values["label"], labels)
     for replicate, one in enumerate(record["replicates"]):
         scores = values["log_likelihood"][replicate]
-        joint = scores + np.log(np.float64(SHARES))
+        joint = scores + np.log(np.float64(LABEL_SHARES))
         found = joint.argmax(axis=1)
         assert one["accuracy"] == np.mean(found == labels)
         expected = [[np.sum((labels == i) & (found == j)) for j in (0, 1)] for i in (0, 1)]
@@ -360,7 +331,7 @@ def test_what_cannot_be_classified_is_refused(measured, tmp_path, capsys):
 
 def test_an_example_that_no_label_makes_possible_is_an_error():
     with pytest.raises(FloatingPointError, match="example 1 is impossible under every label"):
-        label_log_probabilities(np.array([[0.0, -1.0], [-np.inf, -np.inf]]), SHARES)
+        label_log_probabilities(np.array([[0.0, -1.0], [-np.inf, -np.inf]]), LABEL_SHARES)
 
 
 @pytest.mark.parametrize("distance", [0.0, 1.0])
@@ -403,7 +374,7 @@ def test_records_of_classifiers_make_the_table(classified, tmp_path):
 @pytest.mark.parametrize("start", ["posterior", "prior"])
 def test_bounds_from_both_sides_enclose_the_likelihood_given_the_label(start):
     """With one latent the truth is a sum; bounds under another label would miss it."""
-    model = far_apart(conditional(6, 3, size=0.3, latent=1))
+    model = far_apart(conditional_model(6, 3, size=0.3, latent=1))
     key, n = jax.random.key(2), 60
     found = bdmc(
         model,

@@ -11,7 +11,6 @@ import equinox as eqx
 import hypothesis.strategies as st
 import numpy as np
 import pytest
-import yaml
 from hypothesis import given, settings
 from PIL import Image
 from safetensors.numpy import load_file, save_file
@@ -29,6 +28,7 @@ from iwae.results.importance import evaluate_run
 from iwae.results.simulated import bdmc_run
 from iwae.runs.model_files import read_model_facts, save_model
 from iwae.runs.trained import trained_model_folder
+from shared_models import card_of, front, refused
 from small import finished
 
 
@@ -46,16 +46,6 @@ def measured(tmp_path_factory):
 
 def record(run, name):
     return json.loads((run / "evaluations" / f"{name}.json").read_text())
-
-
-def front(card):
-    """The front matter and the rest of a card."""
-    _, matter, body = card.split("---\n", 2)
-    return yaml.safe_load(matter), body
-
-
-def card_of(folder):
-    return (folder / "README.md").read_text()
 
 
 # What is in the folder
@@ -366,12 +356,6 @@ def folder(whole, tmp_path):
     return shutil.copytree(whole, tmp_path / "copy")
 
 
-def refused(folder, match):
-    with pytest.raises(UserError, match=match) as caught:
-        load_model(folder)
-    assert "\n" not in str(caught.value)
-
-
 @pytest.mark.parametrize("name", ["model.safetensors", "model.json"])
 def test_links_are_refused(folder, name, tmp_path):
     (folder / name).rename(tmp_path / name)
@@ -510,74 +494,6 @@ def test_whatever_the_description_says_only_a_user_error_comes_out(
 
 
 # The hub
-
-
-class FakeHub:
-    """What of the hub's library is used, with a hub that is a folder."""
-
-    def __init__(self, place):
-        self.place, self.calls, self.error, self.sizes = place, [], None, {}
-        names = "HFValidationError RevisionNotFoundError LocalTokenNotFoundError"
-        names += " LocalEntryNotFoundError OfflineModeIsEnabled HTTPError"
-        self.errors = SimpleNamespace(**{n: type(n, (Exception,), {}) for n in names.split()})
-        refusal = self.errors.HfHubHTTPError = type("HfHubHTTPError", (Exception,), {})
-        self.errors.RepositoryNotFoundError = type("RepositoryNotFoundError", (refusal,), {})
-        self.HfApi = self._api
-
-    def _api(self, token=None):
-        self.calls.append(("api", token))
-        return self
-
-    def create_repo(self, repo_id, *, private, exist_ok):
-        if self.error:
-            raise self.error
-        self.calls.append(("repo", repo_id, private, exist_ok))
-
-    def create_branch(self, repo_id, *, branch, exist_ok):
-        self.calls.append(("branch", repo_id, branch, exist_ok))
-
-    def upload_folder(self, *, repo_id, folder_path, allow_patterns, revision, commit_message):
-        self.calls.append(("upload", revision, commit_message))
-        for name in allow_patterns:
-            (self.place / repo_id).mkdir(parents=True, exist_ok=True)
-            shutil.copy(folder_path / name, self.place / repo_id)
-        return SimpleNamespace(commit_url=f"https://hub/{repo_id}/commit/1")
-
-    def model_info(self, repo_id, *, revision, files_metadata):
-        if self.error:
-            raise self.error
-        self.calls.append(("info", revision, files_metadata))
-        files = sorted((self.place / repo_id).iterdir())
-        sizes = {path.name: path.stat().st_size for path in files} | self.sizes
-        siblings = [SimpleNamespace(rfilename=name, size=size) for name, size in sizes.items()]
-        return SimpleNamespace(siblings=siblings or None)
-
-    def snapshot_download(
-        self, repo_id, *, revision, token, cache_dir, allow_patterns, local_files_only=False
-    ):
-        """As the real one does: links to files elsewhere."""
-        snapshot = self.place / "snapshot"
-        if local_files_only:
-            if not snapshot.exists():
-                raise self.errors.LocalEntryNotFoundError("no snapshot")
-            return str(snapshot)
-        self.calls.append(("download", revision, token, cache_dir, tuple(allow_patterns)))
-        snapshot.mkdir()
-        for name in allow_patterns:
-            if (self.place / repo_id / name).exists():
-                (snapshot / name).symlink_to(self.place / repo_id / name)
-        return str(snapshot)
-
-    def fetched(self):
-        return [call for call in self.calls if call[0] == "download"]
-
-
-@pytest.fixture
-def hub(tmp_path, monkeypatch):
-    fake = FakeHub(tmp_path / "hub")
-    monkeypatch.setitem(sys.modules, "huggingface_hub", fake)
-    monkeypatch.setitem(sys.modules, "huggingface_hub.errors", fake.errors)
-    return fake
 
 
 def test_a_model_goes_to_the_hub_and_comes_back(hub, folder):

@@ -25,7 +25,7 @@ from iwae.results.record_files import (
 )
 from iwae.results.schema import VERSION, Fields, Method, parse
 
-RESULTS = Path(__file__).parents[1] / "results"
+RESULTS = Path(__file__).parents[2] / "results"
 
 SAMPLED = {
     "method": "importance sampling",

@@ -23,7 +23,7 @@ from iwae.data.tables import read_table
 from iwae.errors import UserError
 from iwae.results.classes import classify_run
 from iwae.runs.jobs import make_job
-from test_labels import as_run, conditional
+from small import conditional_model
 
 # --- named sets ------------------------------------------------------------------------------
 
@@ -249,8 +249,8 @@ def test_a_table_with_labels_is_trained_and_classified(tmp_path):
     counts = np.bincount(job.dataset.labels("train"))
     np.testing.assert_allclose(model.frequencies, counts / counts.sum(), rtol=1e-6)
     assert counts[1] > 1.5 * counts[0]
-    known = conditional(2, observation=model.vae.kind, missing="at-random")
-    run = as_run(tmp_path / "run", [known], **values)
+    known = conditional_model(2, observation=model.vae.kind, missing="at-random")
+    run = small.by_hand(tmp_path / "run", [known], **values)
     assert read_config(run / "config.toml").label == "kind"
     record = classify_run(run, k=5)
     assert record["data"]["label"] == "kind"

@@ -22,7 +22,7 @@ from iwae.results.curves import rate_distortion_run
 from iwae.results.importance import evaluate_run
 from iwae.results.information import information_run
 from reference import assert_mean
-from test_conditional import noisy, two_halves
+from small import perturbed_conditional, two_halves
 
 KEY, D, M, C, N = jax.random.key(3), 3, 2, 2, 24
 Y = np.arange(N) % 3 // 2  # two thirds have label 0
@@ -31,7 +31,7 @@ Y = np.arange(N) % 3 // 2  # two thirds have label 0
 def linear(*, latent=(M,), hidden=((),)):
     """A linear-Gaussian model of each label, with a prior of its own, and q of its own scale."""
     plain = VAE(D, latent, hidden, observation="gaussian", key=jax.random.key(0))
-    return noisy(ConditionalVAE(plain, C, learned_prior=True), size=0.5)
+    return perturbed_conditional(ConditionalVAE(plain, C, learned_prior=True), size=0.5)
 
 
 def rows(n=N):

@@ -8,7 +8,7 @@ from pathlib import Path
 import jax
 import pytest
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 NOTEBOOKS = sorted((ROOT / "docs" / "notebooks").glob("*.ipynb"))
 sys.path.insert(0, str(ROOT / "docs" / "tools"))
 import notebooks  # noqa: E402

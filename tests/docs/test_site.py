@@ -14,7 +14,7 @@ import pytest
 
 import iwae
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 WIDE, NARROW = 1400, 380
 
 pytest.importorskip("mkdocs", reason="needs the packages of iwae[docs]")

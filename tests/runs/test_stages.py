@@ -12,6 +12,7 @@ import optax
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from test_runs import exhaust, step_by_step, stop  # noqa: F401 - one is a fixture
 
 import small
 from cases import quick_rows
@@ -36,7 +37,6 @@ from iwae.training.schedules import PAPER_RATES, staged_schedule
 from iwae.training.stages import Stage, enter_stage, stage_carries, train_stages
 from iwae.training.steps import Clock, Settings, init_state
 from small import bits, finished, newest, outcome
-from test_runs import exhaust, step_by_step, stop  # noqa: F401 - one is a fixture
 
 # In memory, on objectives whose gradients for the one parameter b that they have are simple
 

@@ -41,7 +41,7 @@ from iwae.testing import check_latent_model
 from iwae.training.loop import validation_bounds
 from iwae.training.optimizers import adam
 from iwae.training.steps import Settings, init_state
-from test_model import perturbed
+from small import perturbed, perturbed_conditional, two_halves
 
 D, C = 4, 3
 KINDS = {
@@ -59,11 +59,6 @@ def vae(seed=0, **options):
 
 def make(learned_prior=True, **options):
     return ConditionalVAE(vae(**options), C, learned_prior=learned_prior)
-
-
-def noisy(model, size=0.3):
-    """A model with noise on every parameter, and the shares of labels that it had."""
-    return eqx.tree_at(lambda m: m.frequencies, perturbed(model, size=size), model.frequencies)
 
 
 def label(y):
@@ -167,7 +162,7 @@ def test_labels_are_drawn_as_often_as_they_are():
 
 @pytest.mark.parametrize("learned_prior", [False, True])
 def test_a_conditional_model_comes_back_bit_for_bit(learned_prior, tmp_path):
-    model = noisy(make(learned_prior, **KINDS["conv"]))
+    model = perturbed_conditional(make(learned_prior, **KINDS["conv"]))
     save_model(model, tmp_path)
     found = load_model(tmp_path)
     assert jax.tree.structure(found) == jax.tree.structure(model)
@@ -189,7 +184,7 @@ def test_an_example_has_its_label_after_it_and_is_taken_apart_again():
     examples = conditional_examples(rows, np.array([2, 0, 1]), C)
     np.testing.assert_array_equal(examples[:, :D], rows)
     np.testing.assert_array_equal(examples[:, D:], [[0, 0, 1], [1, 0, 0], [0, 1, 0]])
-    model = noisy(make())
+    model = perturbed_conditional(make())
     for row, y in zip(examples, (2, 0, 1), strict=True):
         given, x = model.condition(jnp.asarray(row))
         np.testing.assert_array_equal(x, row[:D])
@@ -214,7 +209,7 @@ def test_likelihoods_are_those_of_the_models_given_the_labels():
 def test_a_density_is_that_under_any_label():
     shares = np.array([0.6, 0.3, 0.1])
     plain = VAE(1, (2,), ((5,),), observation="gaussian", key=jax.random.key(0))
-    model = noisy(ConditionalVAE(plain, C, frequencies=shares), size=0.5)
+    model = perturbed_conditional(ConditionalVAE(plain, C, frequencies=shares), size=0.5)
     points = np.linspace(-2, 2, 5)[:, None]
     given = [
         log_likelihoods(model.given(label(y)), np.float32(points), jax.random.key(0), k=20)
@@ -280,7 +275,7 @@ GIVEN = {
 @pytest.mark.parametrize("name", GIVEN)
 def test_objectives_of_a_vae_are_validated_and_looked_at_given_the_labels(name):
     objective = build_objective(GIVEN[name], layers=1)
-    model, settings = noisy(make()), Settings(objective, adam(), batch_size=3)
+    model, settings = perturbed_conditional(make()), Settings(objective, adam(), batch_size=3)
     rows = np.random.default_rng(0).integers(0, 2, (6, D)).astype(np.float32)
 
     def validated(model, rows):
@@ -296,20 +291,6 @@ def test_objectives_of_a_vae_are_validated_and_looked_at_given_the_labels(name):
 
 
 # --- the whole way ----------------------------------------------------------------------------
-
-
-def two_halves(path):
-    """Pictures with the bright half on the left (label a) or on the right (label b)."""
-    rng = np.random.default_rng(0)
-    y = rng.integers(0, 2, 300)
-    images = rng.normal(60, 20, (300, 4, 4))
-    images[y == 0, :, :2] += 120
-    images[y == 1, :, 2:] += 120
-    labels = np.array(["a", "b"])[y]
-    pixels = np.uint8(images.clip(0, 255))
-    examples = {"train": pixels[:250], "test": pixels[250:]}
-    np.savez(path, **examples, train_labels=labels[:250], test_labels=labels[250:])
-    return {"dataset": str(path), "conditional": True, "epochs": 6}
 
 
 @pytest.mark.slow

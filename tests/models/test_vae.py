@@ -15,6 +15,7 @@ from iwae.models.likelihoods import observation
 from iwae.models.vae import VAE
 from iwae.testing import LinearGaussian
 from reference import assert_mean, equal
+from small import perturbed
 
 SIZES = {
     "one layer": ((3,), ((5, 4),)),
@@ -26,17 +27,6 @@ SIZES = {
 
 def make(latent=(3, 2), hidden=((5, 4), (6,)), seed=0, **options):
     return VAE(6, latent, hidden, key=jax.random.key(seed), **options)
-
-
-def perturbed(model, seed=1, size=0.3):
-    """The model with noise on every parameter, biases too, so that none can be forgotten."""
-    params, static = eqx.partition(model, eqx.is_inexact_array)
-    rng = np.random.default_rng(seed)
-    # In NumPy, which compiles no program for each shape.
-    noisy = jax.tree.map(
-        lambda p: jnp.asarray(np.asarray(p) + np.float32(rng.normal(0, size, p.shape))), params
-    )
-    return eqx.combine(noisy, static)
 
 
 def dense_layers(model):

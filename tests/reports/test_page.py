@@ -24,7 +24,7 @@ from iwae.results.reading import BOUNDING, read_records
 from iwae.runs.trained import trained_model_sha256
 from small import finished
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 ANNEALING = {"chains": 16, "leapfrog": 10, "schedule": "sigmoid", "start": "posterior"}
 
 

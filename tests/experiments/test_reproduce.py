@@ -27,7 +27,7 @@ from iwae.experiments.costs import cost_hours, costed_stages, measured_costs, st
 from iwae.experiments.tasks import Measure, task_state
 from iwae.runs.shared_stages import shared_stages
 
-RESULTS = Path(__file__).parents[1] / "results"
+RESULTS = Path(__file__).parents[2] / "results"
 VAE = "table1/mnist/1l/vae-k1"
 
 

@@ -32,7 +32,7 @@ from result_tables.own_data import hide_table, own_densities_table, own_imputati
 from result_tables.speed import costs_table, queue_table
 from result_tables.tables import final_bounds, markdown
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 def record(k=5000, **changes):

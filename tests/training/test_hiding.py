@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from gaps import WithHoles, holes, log_normal, moments
 from iwae import ImportanceWeightedAutoencoder, bound, iwae, train
 from iwae.config.experiment import make_config, stored
 from iwae.config.toml import config_toml_values
@@ -16,9 +17,9 @@ from iwae.runs.planning import describe_plan
 from iwae.sklearn import fitting
 from iwae.training.optimizers import adam
 from iwae.training.steps import Settings, step_example, step_loss
-from test_conditional import C, D, make
-from test_missing import WithHoles, holes, log_normal, moments
+from small import conditional_model
 
+D, C = 4, 3
 SHARE = 0.4
 ONE = bound(iwae, k=1)
 SETTINGS = Settings(as_objective(bound(iwae, k=2)), adam(), 64, hide=SHARE)
@@ -63,7 +64,7 @@ def test_every_visit_hides_other_values_and_a_repeated_one_the_same():
 
 
 def test_labels_are_not_hidden():
-    model, settings = make(), SETTINGS._replace(hide=0.99)
+    model, settings = conditional_model(D, C), SETTINGS._replace(hide=0.99)
     rows = jnp.concatenate([jnp.ones((C, D)), jnp.eye(C)], axis=1)
     key = jax.random.key(0)
     given, x, _ = eqx.filter_jit(step_example)(model, rows[1], jnp.int32(0), key, settings)
@@ -117,7 +118,12 @@ def test_only_values_missing_at_random_are_hidden():
     for share, words in ((1.5, "hide is 1.5"), (0.1, "hide needs a model of gaps")):
         with pytest.raises(UserError, match=words):
             train(
-                make(), np.eye(D + C), bound(iwae, k=1), key=jax.random.key(0), epochs=1, hide=share
+                conditional_model(D, C),
+                np.eye(D + C),
+                bound(iwae, k=1),
+                key=jax.random.key(0),
+                epochs=1,
+                hide=share,
             )
 
 

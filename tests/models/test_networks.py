@@ -38,7 +38,7 @@ from iwae.runs.metrics import read_metrics
 from iwae.runs.model_files import load_model, save_model
 from iwae.testing import check_latent_model
 from reference import assert_mean, equal
-from test_model import perturbed
+from small import perturbed
 
 
 def conv(shape=(4, 4), channels=(3, 4), blocks=0):

@@ -530,7 +530,8 @@ print(t.digest(t.of_replicate((state, best), 0)))
 """
 
 
-PATHS = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
+FOLDERS = [str(folder) for folder in Path(__file__).parents[:2]]
+PATHS = os.pathsep.join([*FOLDERS, os.environ.get("PYTHONPATH", "")])
 
 
 @pytest.mark.slow
