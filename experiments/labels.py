@@ -17,7 +17,7 @@ os.environ.setdefault("JAX_NUM_CPU_DEVICES", str(len(os.sched_getaffinity(0))))
 from iwae.config.experiment import make_config
 from iwae.config.toml import read_config
 from iwae.experiments.tasks import Measure, Task
-from iwae.results.classes import classify_run
+from iwae.results.classification import classify_run
 from iwae.runs.jobs import load_job_dataset
 from iwae.runs.measurement_progress import measurement_progress
 from objectives import DIGITS, MNIST, train_and_keep

@@ -747,13 +747,13 @@ MUTANTS = {
         "standard_errors",
     ),
     "draws-share-particles": Mutant(
-        "results/importance.py", "key if draw == 0 else", "key if draw >= 0 else", "standard_errors"
+        "results/likelihood.py", "key if draw == 0 else", "key if draw >= 0 else", "standard_errors"
     ),
     "subset-of-an-infinite-population": Mutant(
-        "results/carrying_over.py", " * np.sqrt(1 - m / n)", "", "standard_errors"
+        "results/extrapolation.py", " * np.sqrt(1 - m / n)", "", "standard_errors"
     ),
-    "subset-carried-over-by-the-tightest": Mutant(
-        "results/carrying_over.py",
+    "subset-extrapolated-by-the-tightest": Mutant(
+        "results/extrapolation.py",
         "min(reversed(controls), key=error)",
         "controls[-1]",
         "standard_errors",
@@ -764,14 +764,14 @@ MUTANTS = {
     "subset-not-in-order-of-the-bound": Mutant(
         "results/subsets.py", 'np.argsort(values, kind="stable")', "np.arange(n)", "standard_errors"
     ),
-    "subset-carried-over-from-other-models": Mutant(
-        "results/carrying_over.py", '"digests", "test_sha256")', '"test_sha256")', "standard_errors"
+    "subset-extrapolated-from-other-models": Mutant(
+        "results/extrapolation.py", '"digests", "test_sha256")', '"test_sha256")', "standard_errors"
     ),
-    "draws-carried-over-to-looser-bounds": Mutant(
-        "results/carrying_over.py", "if one.k <= row.k]", "if one.k]", "standard_errors"
+    "draws-extrapolated-to-looser-bounds": Mutant(
+        "results/extrapolation.py", "if one.k <= row.k]", "if one.k]", "standard_errors"
     ),
     "error-of-independent-replicates": Mutant(
-        "results/carrying_over.py",
+        "results/extrapolation.py",
         "float(np.mean(np.array(errors, float)))",
         "float(np.linalg.norm(np.array(errors, float)) / len(errors))",
         "standard_errors",

@@ -16,7 +16,7 @@ import pytest
 import small
 from iwae import VAE, ImportanceWeightedAutoencoder, bound, iwae, load_model, log_likelihoods, train
 from iwae.precision import float32
-from iwae.results.importance import evaluate_run
+from iwae.results.likelihood import evaluate_run
 
 
 def digest(tree):

@@ -816,7 +816,7 @@ def test_an_evaluation_that_is_stopped_says_that_it_goes_on(
     def stopped(*_, **__):
         os.kill(os.getpid(), number)
 
-    monkeypatch.setattr("iwae.results.importance.evaluate_run", stopped)
+    monkeypatch.setattr("iwae.results.likelihood.evaluate_run", stopped)
     status, out, err = iwae("evaluate", annealed)
     assert (status, out) == (expected, "")
     assert err == f"stopped by {number.name}; repeat the command to resume\n"

@@ -21,7 +21,7 @@ from iwae.data.labels import as_labels
 from iwae.data.readers import DamagedError, read_idx_labels, read_omniglot_labels
 from iwae.data.tables import read_table
 from iwae.errors import UserError
-from iwae.results.classes import classify_run
+from iwae.results.classification import classify_run
 from iwae.runs.jobs import make_job
 from small import conditional_model
 

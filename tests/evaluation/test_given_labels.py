@@ -18,9 +18,9 @@ from iwae.evaluation.units import active_units
 from iwae.inference.particles import particle_keys
 from iwae.models.conditional import ConditionalVAE, conditional_examples
 from iwae.models.vae import VAE
-from iwae.results.curves import rate_distortion_run
-from iwae.results.importance import evaluate_run
 from iwae.results.information import information_run
+from iwae.results.likelihood import evaluate_run
+from iwae.results.rate_distortion import rate_distortion_run
 from reference import assert_mean
 from small import perturbed_conditional, two_halves
 

@@ -34,7 +34,7 @@ from iwae.objectives.declaration import Declaration
 from iwae.objectives.particle_objectives import bound
 from iwae.reports.gallery import draw_gallery
 from iwae.results.gradient_signal import gradients_run
-from iwae.results.importance import evaluate_run
+from iwae.results.likelihood import evaluate_run
 from iwae.runs.metrics import read_metrics
 from iwae.runs.model_files import load_model, save_model
 from iwae.testing import check_latent_model

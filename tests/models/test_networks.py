@@ -32,7 +32,7 @@ from iwae.models.networks import (
 )
 from iwae.models.vae import VAE
 from iwae.reports.gallery import draw_gallery
-from iwae.results.importance import evaluate_run
+from iwae.results.likelihood import evaluate_run
 from iwae.runs.jobs import make_job
 from iwae.runs.metrics import read_metrics
 from iwae.runs.model_files import load_model, save_model

@@ -19,7 +19,7 @@ from iwae.reports.page import write
 from iwae.reports.page.page_runs import page_run_names, read_page_run
 from iwae.reports.page.run_charts import run_training_chart
 from iwae.reports.page.write import write_page
-from iwae.results.importance import evaluate_run
+from iwae.results.likelihood import evaluate_run
 from iwae.results.reading import BOUNDING, read_records
 from iwae.runs.trained import trained_model_sha256
 from small import finished
@@ -356,7 +356,7 @@ def test_bounds_of_a_subset_and_other_ways_to_anneal_are_pointed_out(tmp_path):
     assert "Not all bounds are of the same examples" in page
     assert "AIS_50: from the posterior, 16 chains" in page
     assert "Every bound on the same examples" in page
-    # AIS_50 of the nine examples that were annealed, and carried over to all by L_1.
+    # AIS_50 of the nine examples that were annealed, and extrapolated to all by L_1.
     assert "a subset of 9" in page
     assert "\N{MINUS SIGN}16.60 ± 0.09" in page
     assert "50, of which 9 annealed" in page

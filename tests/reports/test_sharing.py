@@ -24,8 +24,8 @@ from iwae.files import atomic_folder
 from iwae.reports import export, figures
 from iwae.reports.export import FILES, export_run
 from iwae.results.ais import Annealing, anneal_run
-from iwae.results.importance import evaluate_run
-from iwae.results.simulated import bdmc_run
+from iwae.results.bdmc import bdmc_run
+from iwae.results.likelihood import evaluate_run
 from iwae.runs.model_files import read_model_facts, save_model
 from iwae.runs.trained import trained_model_folder
 from shared_models import card_of, front, refused
@@ -100,7 +100,7 @@ def test_every_number_of_the_card_is_of_a_record(measured, tmp_path):
     assert found == {
         "L_1": sampled["by_k"][0]["log_likelihood"],
         "L_20": sampled["log_likelihood"],  # of all 50, not of the subset
-        "AIS_20": annealed["by_temperatures"][-1]["whole"]["log_likelihood"],  # carried over
+        "AIS_20": annealed["by_temperatures"][-1]["whole"]["log_likelihood"],  # extrapolated
     }
     mean, error = sampled["log_likelihood"], sampled["stderr"]
     noise = f"Monte Carlo error {sampled['monte_carlo_error']:.3f}, k-hat unknown"

@@ -29,9 +29,9 @@ from iwae.reports import figures
 from iwae.reports.export import export_run
 from iwae.reports.gallery import draw_gallery, gallery_layout, gallery_samples_figure
 from iwae.results.ais import Annealing, anneal_run
-from iwae.results.classes import classify_run
-from iwae.results.importance import evaluate_run
-from iwae.results.simulated import bdmc_run
+from iwae.results.bdmc import bdmc_run
+from iwae.results.classification import classify_run
+from iwae.results.likelihood import evaluate_run
 from iwae.runs.model_files import read_model_facts
 from iwae.runs.trained import trained_model_folder
 from result_tables.experiments import labels_table

@@ -22,13 +22,13 @@ from iwae.experiments.cell_means import (
     cell_mean_over_draws,
 )
 from iwae.experiments.cell_results import Cell
-from iwae.results import carrying_over
-from iwae.results.carrying_over import _over, carried_over_bound, read_carried_over
+from iwae.results import extrapolation
 from iwae.results.compare import compare
 from iwae.results.description import comparison_description, describe
+from iwae.results.extrapolation import _over, difference_estimate, read_extrapolated_records
 from iwae.results.formatting import format_errors
 from iwae.results.frame import results
-from iwae.results.importance import importance_key
+from iwae.results.likelihood import importance_key
 from iwae.results.reading import Estimate, Known, read_bounds, read_estimates
 from iwae.results.record_files import read_record_arrays, write_record_files
 from iwae.results.schema import Binarizations, Record, SampledRow, Whole
@@ -149,17 +149,17 @@ def test_each_draw_has_particles_of_its_own():
 # Subsets
 
 
-def test_a_subset_is_carried_over_by_its_difference():
+def test_a_subset_is_extrapolated_by_its_difference():
     control = np.array([-90.0, -80.0, -70.0, -100.0])
     places = np.array([1, 2])
-    found = carried_over_bound(control[places] + [1.0, 3.0], control, places, "L_5")
+    found = difference_estimate(control[places] + [1.0, 3.0], control, places, "L_5")
     assert (found.n, found.by, found.log_likelihood) == (4, "L_5", -85.0 + 2.0)
     assert found.subset_error == pytest.approx(np.sqrt(2 / 2 * (1 - 2 / 4)))  # sd sqrt(2), m = 2
     assert found.stderr == pytest.approx(12 / 10 * control.std(ddof=1) / 2)
-    whole = carried_over_bound(control + 1, control, np.arange(4), "L_5")
+    whole = difference_estimate(control + 1, control, np.arange(4), "L_5")
     assert (whole.log_likelihood, whole.subset_error) == (-84.0, 0.0)
     impossible = np.append(control, -np.inf)
-    assert carried_over_bound(control[places], impossible, places, "L_5").stderr is None
+    assert difference_estimate(control[places], impossible, places, "L_5").stderr is None
 
 
 def test_the_error_of_a_subset_is_its_deviation_around_the_whole():
@@ -170,7 +170,7 @@ def test_the_error_of_a_subset_is_its_deviation_around_the_whole():
     off = []
     for seed in range(1000):
         places = choose(200, 100, seed=seed)
-        found = carried_over_bound(bound[places], control, places, "L_5")
+        found = difference_estimate(bound[places], control, places, "L_5")
         off.append((found.log_likelihood - bound.mean()) / found.subset_error)
     assert np.std(off) == pytest.approx(1, abs=0.09)  # 4 standard errors
     assert abs(np.mean(off)) < 0.13
@@ -240,7 +240,7 @@ DRAWS = {
 
 def test_a_bound_of_a_subset_is_quoted_for_all_examples_where_they_were_measured(tmp_path):
     path = record_of(tmp_path, "some", {500: HIGH}, SOME)
-    (_, alone), *_ = read_carried_over(tmp_path)
+    (_, alone), *_ = read_extrapolated_records(tmp_path)
     (estimate,) = read_estimates(alone)
     assert alone.by_k[0].whole is None
     assert estimate.quoted.mean == pytest.approx(HIGH[SOME].mean())
@@ -249,7 +249,7 @@ def test_a_bound_of_a_subset_is_quoted_for_all_examples_where_they_were_measured
     assert "(a random subset)" in describe(alone)
 
     record_of(tmp_path, "all", {50: LOW})
-    found = dict(read_carried_over(tmp_path))[path]
+    found = dict(read_extrapolated_records(tmp_path))[path]
     (estimate,) = read_estimates(found)
     expected = LOW.mean() + (HIGH - LOW)[SOME].mean()
     assert estimate.quoted.mean == found.whole.log_likelihood == pytest.approx(expected)
@@ -261,7 +261,7 @@ def test_a_bound_of_a_subset_is_quoted_for_all_examples_where_they_were_measured
 
     text = path.with_name("all.json").read_text()
     path.with_name("all.json").write_text(text.replace('"m"', '"another model"'))
-    assert dict(read_carried_over(tmp_path))[path].whole is None
+    assert dict(read_extrapolated_records(tmp_path))[path].whole is None
 
 
 SETTINGS = {"temperatures": 20, "chains": 4, "leapfrog": 2, "schedule": "sigmoid"}
@@ -300,7 +300,7 @@ def sides_of(run, name, lower, subset=None, **more):
 
 def test_both_sides_are_quoted_for_all_examples_and_beside_simulated_ones(tmp_path):
     path = sides_of(tmp_path, "sandwich", HIGH, SOME)
-    alone = dict(read_carried_over(tmp_path))[path]
+    alone = dict(read_extrapolated_records(tmp_path))[path]
     assert alone.lower_whole is None
     assert "all examples" not in describe(alone)
     assert "simulated examples: not measured with these settings" in describe(alone)
@@ -311,7 +311,7 @@ def test_both_sides_are_quoted_for_all_examples_and_beside_simulated_ones(tmp_pa
     sides_of(tmp_path, "simulated", LOW, **simulated)
     other = {**SETTINGS, "chains": 5}
     sides_of(tmp_path, "other", np.append(HIGH, HIGH), **simulated, annealing=other)
-    found = dict(read_carried_over(tmp_path))[path]
+    found = dict(read_extrapolated_records(tmp_path))[path]
     expected = LOW.mean() + (HIGH - LOW)[SOME].mean()
     for part in (found, found.importance):
         assert part.lower_whole.log_likelihood == pytest.approx(expected)
@@ -336,14 +336,16 @@ def test_bits_are_those_of_all_examples_too():
     assert carried.quoted_bits == pytest.approx((0.9, 0.01))
 
 
-def test_the_draws_of_another_bound_are_carried_over(tmp_path):
+def test_the_draws_of_another_bound_are_extrapolated(tmp_path):
     all_, some = (
         record_of(tmp_path, "all", {500: HIGH}),
         record_of(tmp_path, "some", {500: HIGH}, SOME),
     )
-    assert "pixel draw error not measured" in describe(dict(read_carried_over(tmp_path))[all_])
+    assert "pixel draw error not measured" in describe(
+        dict(read_extrapolated_records(tmp_path))[all_]
+    )
     own = record_of(tmp_path, "drawn", {50: LOW}, binarizations=DRAWS, monte_carlo_error=0.04)
-    found = dict(read_carried_over(tmp_path))
+    found = dict(read_extrapolated_records(tmp_path))
     assert found[own].by_k[0].binarizations.by is None
     carried = found[all_].by_k[0].binarizations
     assert carried.by == "L_50"
@@ -360,20 +362,22 @@ def test_the_draws_of_another_bound_are_carried_over(tmp_path):
 def test_draws_of_a_bound_of_unknown_error_are_of_unknown_error(tmp_path):
     all_ = record_of(tmp_path, "all", {500: HIGH})
     record_of(tmp_path, "drawn", {1: LOW}, binarizations=DRAWS, monte_carlo_error=None)
-    words = describe(dict(read_carried_over(tmp_path))[all_])
+    words = describe(dict(read_extrapolated_records(tmp_path))[all_])
     assert "error of the draws unknown, of one draw 0.080 (draws of L_1)" in words
 
 
 def test_draws_of_a_subset_are_named_as_its_own(tmp_path):
     record_of(tmp_path, "all", {500: HIGH})
     some = record_of(tmp_path, "some", {50: LOW}, SOME, binarizations=DRAWS)
-    assert "draws of the pixels of the subset" in describe(dict(read_carried_over(tmp_path))[some])
+    assert "draws of the pixels of the subset" in describe(
+        dict(read_extrapolated_records(tmp_path))[some]
+    )
 
 
-def test_one_example_is_not_carried_over_to_all(tmp_path):
+def test_one_example_is_not_extrapolated_to_all(tmp_path):
     record_of(tmp_path, "all", {50: LOW}, binarizations=DRAWS, monte_carlo_error=0.04)
     one = record_of(tmp_path, "one", {500: HIGH}, SOME[:1])
-    (row,) = dict(read_carried_over(tmp_path))[one].by_k
+    (row,) = dict(read_extrapolated_records(tmp_path))[one].by_k
     assert (row.whole, row.binarizations) == (None, None)
 
 
@@ -382,13 +386,13 @@ def test_the_bound_that_leaves_the_smallest_error_carries_a_subset_over(tmp_path
     noisy = LOW - np.random.default_rng(5).gamma(2, 3, 100)
     record_of(tmp_path, "all", {1: noisy, 50: LOW})
     path = record_of(tmp_path, "some", {1: noisy, 500: HIGH}, SOME)
-    rows = dict(read_carried_over(tmp_path))[path].by_k
+    rows = dict(read_extrapolated_records(tmp_path))[path].by_k
     assert [row.whole.by for row in rows] == ["L_1", "L_50"]
     assert rows[0].whole.subset_error == 0
     assert rows[0].whole.log_likelihood == pytest.approx(noisy.mean())
     other = LOW - np.random.default_rng(6).gamma(2, 1, 100)
     path = record_of(tmp_path, "some", {1: other, 500: HIGH}, SOME)
-    rows = dict(read_carried_over(tmp_path))[path].by_k
+    rows = dict(read_extrapolated_records(tmp_path))[path].by_k
     assert [row.whole.by for row in rows] == ["L_50", "L_50"]
 
 
@@ -405,12 +409,12 @@ def of_other_k(values):
 
 
 @pytest.mark.parametrize("damage", [shortened, elsewhere])
-def test_values_of_other_examples_are_not_carried_over(tmp_path, damage, caplog):
+def test_values_of_other_examples_are_not_extrapolated(tmp_path, damage, caplog):
     record_of(tmp_path, "all", {50: LOW})
     path = record_of(tmp_path, "some", {500: HIGH}, SOME)
     with np.load(path.with_suffix(".npz")) as values:
         np.savez(path.with_suffix(".npz"), **damage(dict(values)))
-    assert dict(read_carried_over(tmp_path))[path].by_k[0].whole is None
+    assert dict(read_extrapolated_records(tmp_path))[path].by_k[0].whole is None
     assert "some.json is no record of its values: it is omitted" in caplog.text
 
 
@@ -453,11 +457,11 @@ def test_one_of_something_is_singular():
     assert count_in_words(5000, "draw", ",") == "5,000 draws"
 
 
-def test_draws_are_not_carried_over_to_a_looser_bound(tmp_path):
+def test_draws_are_not_extrapolated_to_a_looser_bound(tmp_path):
     path = record_of(tmp_path, "all", {1: LOW - 9, 5: LOW, 64: HIGH})
     for name, ks in (("drawn", {5: LOW, 50: LOW}), ("more", {500: HIGH})):
         record_of(tmp_path, name, ks, binarizations=DRAWS, monte_carlo_error=0.04)
-    found = [row.binarizations for row in dict(read_carried_over(tmp_path))[path].by_k]
+    found = [row.binarizations for row in dict(read_extrapolated_records(tmp_path))[path].by_k]
     assert [one and one.by for one in found] == [None, "L_5", "L_50"]
 
 
@@ -498,7 +502,7 @@ def test_runs_with_other_draws_are_named():
     assert cell_mean_errors(exact, RECORD, 2) == "Monte Carlo error 0.000, k-hat unknown"
 
 
-def test_the_annealing_of_each_run_is_carried_over_by_its_own_bound():
+def test_the_annealing_of_each_run_is_extrapolated_by_its_own_bound():
     """Two runs, annealed on different subsets; the second one has two seeds."""
     found = []
     for places, seeds in ((SOME, 1), (choose(100, 20, seed=9), 2)):
@@ -555,7 +559,7 @@ def test_an_infinite_error_of_one_example_is_said():
     row = SampledRow(k=50, **summarise_weights(values, 50))
     assert format_errors(row) == ["Monte Carlo error not finite (1 example)"]
     other = row.model_copy(update={"monte_carlo_infinite": 2})
-    mean = carrying_over._over(row, [row, other])
+    mean = extrapolation._over(row, [row, other])
     assert format_errors(mean) == ["Monte Carlo error not finite (3 examples)"]
 
 

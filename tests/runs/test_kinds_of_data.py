@@ -15,7 +15,7 @@ from iwae.data import KINDS, load_dataset, make_kind
 from iwae.errors import UserError
 from iwae.reports.gallery import draw_gallery
 from iwae.results.description import describe
-from iwae.results.importance import evaluate_run
+from iwae.results.likelihood import evaluate_run
 from iwae.runs.jobs import make_job
 from iwae.runs.model_files import load_model
 

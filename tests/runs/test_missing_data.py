@@ -21,7 +21,7 @@ from iwae.models.likelihoods import MISSING
 from iwae.models.vae import VAE
 from iwae.reports.gallery import draw_gallery
 from iwae.results.description import describe
-from iwae.results.importance import evaluate_run
+from iwae.results.likelihood import evaluate_run
 from iwae.results.summaries import summary_with_bits
 from iwae.runs.file_imputation import impute_file
 from iwae.runs.jobs import make_job

@@ -6,7 +6,7 @@ from iwae.config.experiment import make_config
 from iwae.config.same_experiment import published_nll
 from iwae.errors import UserError
 from iwae.reports.estimates_row import Row, estimates_row
-from iwae.results.carrying_over import carry_over, read_carried_over
+from iwae.results.extrapolation import extrapolate_record, read_extrapolated_records
 from iwae.results.formatting import MIXED_WORDS, format_errors, plus_minus
 from iwae.results.reading import read_records
 from iwae.results.record_files import refuse_damaged_record
@@ -24,7 +24,7 @@ def largest_records(results: Path) -> dict[str, Record]:
             if whole and (name not in records or record.k >= records[name].k):
                 if record.log_likelihood is None:
                     raise UserError(f"{path}: the mean log-likelihood is not finite")
-                records[name] = carry_over(run, record, None)
+                records[name] = extrapolate_record(run, record, None)
     return records
 
 
@@ -80,7 +80,7 @@ def sides_table(results: Path) -> str:
     """Markdown: two-sided bounds on real and simulated examples, of the first replicates."""
     rows = []
     for run in runs_in(results):
-        for _, record in read_carried_over(run, (Method.SANDWICH,), refuse_damaged_record):
+        for _, record in read_extrapolated_records(run, (Method.SANDWICH,), refuse_damaged_record):
             rows += _sides_rows(str(run.relative_to(results)), record, record.models[0])
     return markdown(rows, f"{results} holds no record of iwae evaluate --method sandwich")
 

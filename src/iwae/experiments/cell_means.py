@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from iwae.results.carrying_over import carried_over_bound
+from iwae.results.extrapolation import difference_estimate
 from iwae.results.formatting import format_monte_carlo_error, has_heavy_weights
 from iwae.results.reading import Known
 from iwae.results.schema import Binarizations, Number, Record, Weights
@@ -102,9 +102,9 @@ class Annealed(NamedTuple):
 
 
 def cell_mean_gap_of_run(annealed: Known, sampled: Known) -> Annealed:
-    """A run's AIS, carried over to all examples of its L_5000, minus that L_5000."""
+    """A run's AIS, extrapolated to all examples of its L_5000, minus that L_5000."""
     control = sampled.values.mean(axis=0)
-    found = carried_over_bound(
+    found = difference_estimate(
         annealed.values.mean(axis=0), control, annealed.places, sampled.estimator
     )
     known = found.log_likelihood

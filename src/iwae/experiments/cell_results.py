@@ -22,7 +22,7 @@ from iwae.experiments.cell_means import (
 )
 from iwae.experiments.cells import Wanted, cell_folder, cell_runs
 from iwae.experiments.costs import cost_hours, cost_in_words
-from iwae.results.carrying_over import carry_over
+from iwae.results.extrapolation import extrapolate_record
 from iwae.results.formatting import plus_minus
 from iwae.results.reading import Known, read_bounds
 from iwae.results.record_files import refuse_damaged_record
@@ -269,7 +269,9 @@ def _finished(run: Path, config: TrainConfig) -> _Finished | None:
         return None
     best = whole["L_5000"]
     above = cell_mean_gap_of_run(longest[-1], best) if longest else None
-    row = next(row for row in carry_over(run, best.record, None).by_k if row.k == best.rank[1])
+    row = next(
+        row for row in extrapolate_record(run, best.record, None).by_k if row.k == best.rank[1]
+    )
     found = _Finished(config, best, row, whole.get("L_64"), above)
     return found if found.epochs >= config.epochs else None
 

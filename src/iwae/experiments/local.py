@@ -26,7 +26,7 @@ from iwae.experiments.tasks import (
     write_task_failure,
 )
 from iwae.results.ais import Annealing, anneal_run
-from iwae.results.importance import evaluate_run
+from iwae.results.likelihood import evaluate_run
 from iwae.results.subjects import Track
 from iwae.runs.folder import Claim
 from iwae.runs.measurement_progress import no_progress

@@ -17,7 +17,7 @@ from iwae.data.kinds import is_discrete_kind
 from iwae.models.conditional import ConditionalVAE, Model, unconditional_model
 from iwae.objectives.declaration import OBJECTIVES
 from iwae.reports.gallery import gallery_layout, gallery_shows_pictures
-from iwae.results.carrying_over import read_carried_over
+from iwae.results.extrapolation import read_extrapolated_records
 from iwae.results.formatting import format_errors, format_minus, plus_minus
 from iwae.results.reading import Estimate, read_estimates, read_widest_estimates
 from iwae.results.schema import Method, Record, tighter_gap_field
@@ -107,7 +107,7 @@ _METHODS = (Method.IMPORTANCE, Method.ANNEALED, Method.BIDIRECTIONAL, Method.CLA
 def _measured(run: Path, weights: str, replicate: int) -> Iterator[Record]:
     """The records of the present model, without damaged ones."""
     digest = trained_model_sha256(run, weights, replicate)
-    for path, record in read_carried_over(run, _METHODS):
+    for path, record in read_extrapolated_records(run, _METHODS):
         wanted = "simulated" if record.method == Method.BIDIRECTIONAL else "test"
         if (record.split, record.weights, record.pruned) != (wanted, weights, False):
             continue

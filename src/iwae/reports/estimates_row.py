@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 
 from iwae.evaluation.standard_errors import standard_error
-from iwae.results.carrying_over import can_carry_over, carried_over_bound
 from iwae.results.compare import compared_mean
+from iwae.results.extrapolation import can_extrapolate, difference_estimate
 from iwae.results.formatting import plus_minus
 from iwae.results.reading import Known, read_bounds, read_two_sided
 from iwae.results.schema import Fields, Method, Number, Record, tighter_gap_field
@@ -19,7 +19,7 @@ def estimates_row(run: Path, name: str, weights: str = "final") -> Row | None:
     """A row of the table of estimates; None for a run whose models were not annealed.
 
     All numbers are for the same examples: the whole test set if L_k is known there, to which
-    annealing of a subset is carried over, and otherwise the subset.
+    annealing of a subset is extrapolated, and otherwise the subset.
     """
     bounds = read_bounds(run, split="test", weights=weights, pruned=False)
     if not bounds or bounds[-1].rank[0] == 0:
@@ -27,7 +27,7 @@ def estimates_row(run: Path, name: str, weights: str = "final") -> Row | None:
     samples = {bound.estimator: bound for bound in bounds if bound.rank[0] == 0}
     record = bounds[-1].record
     shorter, longest = (bound for bound in bounds if bound.record is record)
-    whole = [bound for bound in samples.values() if can_carry_over(bound.record, record)]
+    whole = [bound for bound in samples.values() if can_extrapolate(bound.record, record)]
     # The bound on all examples, if any, that carries annealing of a subset over to them.
     control = whole[-1] if whole and record.subset is not None else None
     base = longest if control is None else control
@@ -64,7 +64,7 @@ def _annealed_text(one: Known, control: Known | None) -> str:
     values = one.values.mean(axis=0)
     if control is None:
         return plus_minus(values.mean(), standard_error(values), digits=2)
-    found = carried_over_bound(values, control.values.mean(axis=0), one.places, control.estimator)
+    found = difference_estimate(values, control.values.mean(axis=0), one.places, control.estimator)
     text = plus_minus(found.log_likelihood, found.stderr, digits=2)
     return f"{text}, subset ± {found.subset_error:.2f}" if found.subset_error else text
 

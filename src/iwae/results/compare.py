@@ -10,7 +10,7 @@ from jaxtyping import Float
 from iwae.errors import UserError
 from iwae.evaluation.differences import paired_difference
 from iwae.evaluation.standard_errors import standard_error
-from iwae.results.carrying_over import carried_over_mean
+from iwae.results.extrapolation import extrapolated_mean
 from iwae.results.reading import Known, read_bounds
 from iwae.results.schema import Document
 from iwae.results.summaries import summarise_replicates, summary_number
@@ -46,7 +46,7 @@ def compare(
         A record: `estimator`, `n`, whether the examples are a `subset` of the split, `test_sha256`
         and, for each of `runs`, `weights`, `log_likelihood`, `stderr`, `between_replicates_sd`
         and, for all but the first, `difference`, `difference_stderr` and `significant`, nats;
-        `whole` is the bound carried over from the run's own subset to all examples of the split,
+        `whole` is the bound extrapolated from the run's own subset to all examples of the split,
         where possible.
 
     Raises:
@@ -77,7 +77,7 @@ def compare_models(
     index = _shared(chosen)
     if len(index) < 2:
         raise UserError(f"the runs share {len(index)} examples with {name}; a difference needs 2")
-    wholes = [carried_over_mean(run, one) for run, one in zip(runs, chosen, strict=True)]
+    wholes = [extrapolated_mean(run, one) for run, one in zip(runs, chosen, strict=True)]
     values = [one.values[:, np.isin(one.places, index)] for one in chosen]
     rows = [
         {

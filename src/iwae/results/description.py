@@ -287,7 +287,7 @@ def _weights(row: schema.Weights) -> str:
 
 
 def _completed(row: schema.Weights) -> Iterator[str]:
-    """Lines about a bound carried over to all examples, and about other draws of the pixels."""
+    """Lines about a bound extrapolated to all examples, and about other draws of the pixels."""
     if (whole := row.whole) is not None:
         yield (
             f"  from {whole.by} of all and the difference on the subset, whose own mean is "

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from iwae.errors import UserError
 from iwae.files import atomic_write
-from iwae.results.carrying_over import read_carried_over
+from iwae.results.extrapolation import read_extrapolated_records
 from iwae.results.reading import Estimate, read_estimates
 from iwae.results.schema import Number, Part
 
@@ -32,7 +32,7 @@ class Result(NamedTuple):
         model_sha256: of the model's weights.
         monte_carlo_error: of the mean, from particles or chains.
         one_draw_error: of the mean, from the draw of the pixels, where several were measured.
-        whole_mean, whole_stderr: over all examples of the split, carried over from a subset.
+        whole_mean, whole_stderr: over all examples of the split, extrapolated from a subset.
         subset_error: of `whole_mean`, from the choice of the subset.
     """
 
@@ -75,7 +75,7 @@ def results(folders: Sequence[Path]) -> Iterator[Result]:
 
 
 def _results(run: Path) -> Iterator[Result]:
-    for path, record in read_carried_over(run):
+    for path, record in read_extrapolated_records(run):
         for part in (record, *record.replicates):
             for one in read_estimates(record, part):
                 yield _result(run, path.stem, one, part)

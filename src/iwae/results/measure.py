@@ -17,7 +17,7 @@ import numpy as np
 from iwae.evaluation.differences import reversed_differences
 from iwae.evaluation.examples import gather_examples
 from iwae.precision import float32
-from iwae.results.carrying_over import carry_over
+from iwae.results.extrapolation import extrapolate_record
 from iwae.results.reading import bounds_from_record, read_bounds
 from iwae.results.record_files import Arrays, write_record
 from iwae.results.schema import Document, Method, Record, parse
@@ -169,7 +169,7 @@ def measure(
     else:
         record = _over_replicates(each, shared, stored, *rows)
         record["ordering"] = _check_ordering(subject.run, parse(record), stored)
-    full = carry_over(subject.run, parse(record), stored).document()
+    full = extrapolate_record(subject.run, parse(record), stored).document()
     written = write_record(subject.run, file, full, stored)
     unfinished.forget()
     return written

@@ -81,7 +81,7 @@ class Binarizations(Fields):
 
 
 class Whole(Fields):
-    """A log-likelihood of a subset, carried over to all examples of its split, nats per example.
+    """A log-likelihood of a subset, extrapolated to all examples of its split, nats per example.
 
     The mean of another bound, `by`, over all n examples plus the mean difference to it on the
     subset. `stderr` is from the choice of the n examples, `subset_error` from that of the subset.

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from iwae.config.experiment import TrainConfig
 from iwae.errors import UserError
-from iwae.results.carrying_over import read_carried_over
+from iwae.results.extrapolation import read_extrapolated_records
 from iwae.results.reading import (
     BOUNDING,
     Estimate,
@@ -74,7 +74,7 @@ def read_page_run(path: Path, folder: str, weights: str, name: str | None = None
     config = folder_config(path)
     all_weights = [
         record
-        for _, record in read_carried_over(path, BOUNDING)
+        for _, record in read_extrapolated_records(path, BOUNDING)
         if record.split == "test" and not record.pruned
     ]
     records = [record for record in all_weights if record.weights == weights]

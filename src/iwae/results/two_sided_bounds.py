@@ -15,7 +15,7 @@ from iwae.evaluation.two_sided_bounds import (
 )
 from iwae.precision import float32
 from iwae.results.ais import Annealing, ais_keys, check_ais_tolerance, freeze_split_ais
-from iwae.results.importance import DEFAULT_K
+from iwae.results.likelihood import DEFAULT_K
 from iwae.results.measure import Measured, Replicate, SplitOptions, measure
 from iwae.results.schema import Document, Method
 from iwae.results.subjects import make_subject, subject_record_name
@@ -39,7 +39,7 @@ def sandwich_run(
     By annealing and by k importance samples; see `iwae.two_sided`. The lower bounds
     are those that `anneal_run` and `evaluate_run` measure. Bounds of `bdmc_run` by the same
     annealing of the same model, where the run has them, are in the record too, as `simulated`;
-    where it has L_k of all examples, bounds of a subset are also carried over to all.
+    where it has L_k of all examples, bounds of a subset are also extrapolated to all.
     Writes `RUN/evaluations/NAME.json` (the record, which is also returned) and `NAME.npz`:
     `index [n]` in the split, `lower`, `upper`, `ratio`, `monte_carlo_error`, `ess`, `pareto_k` and
     `acceptance` `[R, n]`, all but the last also as `importance_...`, `betas_R [T]` and

@@ -1,6 +1,6 @@
-"""Bounds carried over, by a run's other records, to all examples of a split and to other draws.
+"""Extrapolate a run's bounds to all examples of a split and to other draws, by its other records.
 
-A bound of a subset is carried over to all examples, and a bound of one draw of the pixels to the
+A bound of a subset is extrapolated to all examples, and a bound of one draw of the pixels to the
 mean over draws, by its difference to a bound that was measured on more (Cochran 1977, chapter 7).
 """
 
@@ -27,14 +27,14 @@ from iwae.results.schema import Method, Number, Part, Record, Whole
 from iwae.results.summaries import summary_number
 
 
-def read_carried_over(
+def read_extrapolated_records(
     run: Path, methods: Sequence[str] = tuple(Method), damaged: Damaged = warn_unreadable_record
 ) -> Iterator[tuple[Path, Record]]:
     """`read_records`, each completed by the run's other records."""
     for path, record in read_records(run, methods, damaged):
         is_carried = record.method in _CARRIED and record.subset is not None
         arrays = _subset_values(path, record, damaged) if is_carried else None
-        yield path, carry_over(run, record, arrays)
+        yield path, extrapolate_record(run, record, arrays)
 
 
 def _subset_values(path: Path, record: Record, damaged: Damaged) -> Arrays | None:
@@ -52,7 +52,7 @@ def _subset_values(path: Path, record: Record, damaged: Damaged) -> Arrays | Non
     return arrays
 
 
-def carry_over(run: Path, record: Record, arrays: Arrays | None) -> Record:
+def extrapolate_record(run: Path, record: Record, arrays: Arrays | None) -> Record:
     """The record, completed by the run's other records.
 
     Rows of a bound get `whole` and `binarizations`. Bounds from both sides get `lower_whole`,
@@ -81,7 +81,7 @@ _CARRIED: Mapping[Method, tuple[str, ...]] = {
     **dict.fromkeys(BOUNDING, ("log_likelihood",)),
     Method.SANDWICH: (*_SIDES, *(f"importance_{side}" for side in _SIDES)),
 }
-"""Method -> names of the values that are carried over from a subset."""
+"""Method -> names of the values that are extrapolated from a subset."""
 
 _FILLED = ("simulated", "importance", *(f"{side}_whole" for side in _SIDES))
 """Fields of bounds from both sides that other records complete."""
@@ -109,11 +109,11 @@ def _completed_sides(run: Path, record: Record, arrays: Arrays | None) -> Record
 def _whole_sides(
     arrays: Arrays, controls: Sequence[Known], replicate: int, prefix: str
 ) -> dict[str, Whole]:
-    """Both sides of one replicate, carried over to all examples by the same control."""
+    """Both sides of one replicate, extrapolated to all examples by the same control."""
     index = arrays["index"]
     control = _best_control(arrays[f"{prefix}lower"], index, controls)
     return {
-        f"{side}_whole": carried_over_bound(
+        f"{side}_whole": difference_estimate(
             arrays[prefix + side][replicate], control.values[replicate], index, control.estimator
         )
         for side in _SIDES
@@ -125,11 +125,11 @@ def _of_all(run: Path, record: Record) -> list[tuple[Path, Record]]:
     return [
         (path, one)
         for path, one in read_records(run, (Method.IMPORTANCE,))
-        if can_carry_over(one, record)
+        if can_extrapolate(one, record)
     ]
 
 
-def can_carry_over(one: Record, other: Record) -> bool:
+def can_extrapolate(one: Record, other: Record) -> bool:
     """Whether a record has L_k of all examples of the other's split, by the same models."""
     names = ("split", "weights", "pruned", "digests", "test_sha256")
     alike = all(getattr(one, name) == getattr(other, name) for name in names)
@@ -164,7 +164,7 @@ class _Knowledge(NamedTuple):
 def _controls(
     record: Record, arrays: Arrays | None, others: Sequence[tuple[Path, Record]]
 ) -> list[Known]:
-    """The bounds of all examples that can carry over those of a subset, loosest first.
+    """The bounds of all examples that can extrapolate those of a subset, loosest first.
 
     None for a subset of one example, which does not give a subset error.
     """
@@ -191,34 +191,34 @@ def _best_control(
 
     def error(one: Known) -> float:
         means = values.mean(axis=0), one.values.mean(axis=0)
-        found = carried_over_bound(*means, places, one.estimator).subset_error
+        found = difference_estimate(*means, places, one.estimator).subset_error
         return np.inf if found is None else found
 
     return min(reversed(controls), key=error)
 
 
-def carried_over_mean(run: Path, known: Known) -> Whole | None:
-    """A subset's bound, averaged over replicates, carried over to all examples; None if it cannot.
+def extrapolated_mean(run: Path, known: Known) -> Whole | None:
+    """A subset's bound, averaged over replicates, extrapolated to all examples; None if it cannot.
 
     Args:
         run: the folder of the run.
     """
     controls = _controls(known.record, {"index": known.places}, _of_all(run, known.record))
-    return _carried_over(known.values, known.places, controls) if controls else None
+    return _extrapolated(known.values, known.places, controls) if controls else None
 
 
-def _carried_over(
+def _extrapolated(
     values: Float[np.ndarray, "R m"],
     places: Int[np.ndarray, " m"],
     controls: Sequence[Known],
     replicate: int | None = None,
 ) -> Whole:
-    """A subset's bound, of a replicate or averaged over all, carried over by the best control."""
+    """A subset's bound, of a replicate or averaged over all, extrapolated by the best control."""
     control = _best_control(values, places, controls)
     pair = values.mean(axis=0), control.values.mean(axis=0)
     if replicate is not None:
         pair = values[replicate], control.values[replicate]
-    return carried_over_bound(*pair, places, control.estimator)
+    return difference_estimate(*pair, places, control.estimator)
 
 
 def _completed_part(part: Any, known: _Knowledge, replicate: int | None) -> Any:
@@ -239,7 +239,7 @@ def _completed_row(row: schema.Row, i: int, known: _Knowledge, replicate: int | 
     more: dict[str, Whole | schema.Binarizations] = {}
     if known.controls and known.arrays is not None:
         values = known.arrays["log_likelihood"][:, i]
-        more["whole"] = _carried_over(values, known.arrays["index"], known.controls, replicate)
+        more["whole"] = _extrapolated(values, known.arrays["index"], known.controls, replicate)
     base = more.get("whole", row)
     parts = known.drawn if replicate is None else [one.models[replicate] for one in known.drawn]
     drawn = None if _own_draws(row) else _drawn_row(parts, row)
@@ -266,13 +266,13 @@ def _over(row: schema.Row, each: Sequence[schema.Row]) -> schema.Row:
     return row.model_copy(update=more) if more else row
 
 
-def carried_over_bound(
+def difference_estimate(
     subset: Float[np.ndarray, " m"],
     control: Float[np.ndarray, " n"],
     places: Int[np.ndarray, " m"],
     name: str,
 ) -> Whole:
-    """A bound of m examples, a random subset, carried over to all n examples.
+    """A bound of m examples, a random subset, extrapolated to all n examples.
 
     The mean of the control over all n plus the mean difference to it on the subset. The error of
     the difference has the finite-population correction sqrt(1 - m / n); it is that of a simple
@@ -303,7 +303,7 @@ def carried_over_bound(
 def _drawn_row(parts: Sequence[Part], row: schema.Row) -> schema.SampledRow | None:
     """The bound of the most samples that has draws of its own and is no tighter than the row.
 
-    Draws move a tighter bound as they move this one. They cannot be carried over to a looser one,
+    Draws move a tighter bound as they move this one. They cannot be extrapolated to a looser one,
     whose Monte Carlo error hides the shift: L_1 varies by far more than L_50 shifts.
     """
     known = [one for part in parts for one in part.by_k if _own_draws(one)]
@@ -313,7 +313,7 @@ def _drawn_row(parts: Sequence[Part], row: schema.Row) -> schema.SampledRow | No
 
 
 def _shifted(base: Number, stderr: Number, row: schema.SampledRow) -> schema.Binarizations | None:
-    """A number of draw 0, carried over to the mean over the draws of another bound, the row.
+    """A number of draw 0, extrapolated to the mean over the draws of another bound, the row.
 
     The Monte Carlo error of the row on draw 0, which its mean over draws does not share, counts as
     an error of the draws. `stderr` is scaled as the row's is.

@@ -13,7 +13,7 @@ from iwae.evaluation.bdmc import Bidirectional, bdmc_importance_slabs, bdmc_slab
 from iwae.models.conditional import Model
 from iwae.precision import float32
 from iwae.results.ais import PILOT_EXAMPLES, Annealing, ais_keys, freeze_ais
-from iwae.results.importance import DEFAULT_K
+from iwae.results.likelihood import DEFAULT_K
 from iwae.results.measure import Measured, Options, Replicate, measure
 from iwae.results.schema import MIXED, Document, Method
 from iwae.results.subjects import SIMULATED, make_subject, subject_record_name
