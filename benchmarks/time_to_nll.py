@@ -15,10 +15,10 @@ and random numbers for all.
 The published schedule takes days, so contestants are compared at the NLL that PyTorch has reached
 when its budget is spent, or at `--target`. The learning rate of the fast recipe falls to zero over
 its whole length, so a long run reaches the target late. `--epochs` scales the recipe to several
-lengths, each trained in turn; the table marks the one that reaches the target first. `--add` trains
-further lengths later, and keeps the runs that the record has.
+lengths, each trained in turn; the table marks the one that reaches the target first.
 
-The record keeps all points, and the runs of any other k.
+`--only` trains some of the contestants. A new run replaces that of the same k, contestant and
+length in the record, which keeps all others, and all points of each.
 """
 
 import os
@@ -58,6 +58,7 @@ from train_step import Contestant as Timed
 
 HELD_OUT, EVALUATED_K = 2000, 500
 TORCH, PUBLISHED, FAST = "PyTorch", "iwae", "iwae, fast recipe"
+CONTESTANTS = ("torch", "published", "fast")
 Run = dict[str, Any]  # k, name, what, epochs, version, points, others
 
 
@@ -80,7 +81,7 @@ def contestants(args: argparse.Namespace, folder: Path) -> Iterator[Contestant]:
     """Yield all in turn; write their data and experiment files to the folder."""
     write_data(folder / "data.npz")
     for k in args.k:
-        if args.torch_python and not args.add:
+        if args.torch_python and "torch" in args.only:
             variant = args.variant or fastest_variant(k, args.torch_python)
             command = [args.torch_python, HERE / "nll_torch.py", "--k", str(k)]
             command += ["--variant", variant, "--data", folder / "data.npz"]
@@ -88,7 +89,8 @@ def contestants(args: argparse.Namespace, folder: Path) -> Iterator[Contestant]:
             yield Contestant(k, TORCH, variant, args.published_epochs, command)
         published = [(PUBLISHED, f"table1/mnist/1l/{cell(k)}", args.published_epochs)]
         fast = [(FAST, args.fast.format(cell=cell(k)), epochs) for epochs in args.epochs]
-        for number, (name, source, epochs) in enumerate(fast if args.add else published + fast):
+        ours = published * ("published" in args.only) + fast * ("fast" in args.only)
+        for number, (name, source, epochs) in enumerate(ours):
             config, path = experiment(source, k, epochs), folder / f"k{k}-{number}.toml"
             write_config(config, path)
             command = [sys.executable, HERE / "nll_iwae.py", "--config", path]
@@ -296,7 +298,7 @@ def main() -> None:
         "--fast", default="fast/table1/mnist/1l/{cell}", help="preset or .toml file"
     )
     parser.add_argument("--epochs", type=int, nargs="+", default=[None], help="of the fast recipe")
-    parser.add_argument("--add", action="store_true", help="only add --epochs to the runs of --k")
+    parser.add_argument("--only", nargs="+", choices=CONTESTANTS, default=CONTESTANTS)
     parser.add_argument("--published-epochs", type=int, default=3280, help="of the published one")
     parser.add_argument("--target", type=float, help="compare at this NLL")
     parser.add_argument("--torch-python", default=sys.executable, help="interpreter with PyTorch")
@@ -332,25 +334,29 @@ def summaries(record: dict[str, Any]) -> list[dict[str, Any]]:
     return rows
 
 
+def run_name(run: Run) -> tuple[int, int, int]:
+    """What distinguishes a run from all others, in the order of the record."""
+    return run["k"], (TORCH, PUBLISHED, FAST).index(run["name"]), run["epochs"]
+
+
 def measure_all(args: argparse.Namespace, record: dict[str, Any]) -> dict[str, Any]:
-    """The record with the runs of each k replaced by new ones; written after each run."""
-    if not args.add and not has_torch(args.torch_python):
+    """The record with new runs; written after each of them."""
+    if "torch" in args.only and not has_torch(args.torch_python):
         print(MISSING_TORCH.format(python=args.torch_python), file=sys.stderr)
         args.torch_python = None
-    kept = [run for run in record["runs"] if args.add or run["k"] not in args.k]
     about = {"machine": platform.machine(), "cpu": cpu(), "cores": cores(), "seconds": args.seconds}
-    runs: list[Run] = []
+    runs = {run_name(run): run for run in record["runs"]}
     with tempfile.TemporaryDirectory() as folder:
         for number, contestant in enumerate(contestants(args, Path(folder))):
             print(f"k={contestant.k}: {contestant.name}, {contestant.what}", file=sys.stderr)
             date = datetime.now(UTC).isoformat(timespec="seconds")
             trained = train(contestant, args.seconds, Path(folder) / f"{number}")
-            runs.append({**trained, **about, "date": date})
-            every = sorted(kept + runs, key=lambda run: run["k"])
+            runs[run_name(trained)] = {**trained, **about, "date": date}
+            every = sorted(runs.values(), key=run_name)
             record = {
                 "held_out": HELD_OUT,
                 "L_k": EVALUATED_K,
-                "target": args.target,
+                "target": record["target"],
                 "runs": every,
             }
             write(args.json, record)

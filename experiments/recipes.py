@@ -48,7 +48,9 @@ VAE = {"objective": "vae", "k": 1, "epochs": 40}
 SOAP = {"optimizer": "soap"}
 STL, DREG = {**SOAP, "gradient": "stl"}, {**SOAP, "gradient": "dreg"}
 
+LONG = {**VAE, **STL, "epochs": 200, "learning_rate": 5e-3}
 DEEP = {**K5, **DREG, "layers": 2, "learning_rate": 5e-3}
+DEEPER = {**DEEP, "epochs": 60, "kl_warmup": 6}
 
 LEARNED = {**VAE, **SOAP, "epochs": 10, "learning_rate": 5e-3}
 VAMP = {**LEARNED, "prior": "vamp:500"}
@@ -103,6 +105,9 @@ TRIALS: dict[str, dict[str, Any]] = {
         "learning_rate": 5e-3,
         "kl_warmup": 6,
     },
+    "k1/soap-stl-1e-3-200-epochs": {**LONG, "learning_rate": 1e-3},
+    "k1/soap-stl-2e-3-200-epochs": {**LONG, "learning_rate": 2e-3},
+    "k1/soap-stl-5e-3-200-epochs": LONG,
     "k1/soap-stl-8e-3-20-epochs": {**VAE, **STL, "epochs": 20, "learning_rate": 8e-3},
     "k1/adam-stl-3e-3-60-epochs": {**VAE, "gradient": "stl", "epochs": 60},
     "k1/adam-3e-3": VAE,
@@ -137,6 +142,9 @@ TRIALS: dict[str, dict[str, Any]] = {
     "2l/soap-dreg-3e-3-warmup": {**DEEP, "learning_rate": 3e-3, "kl_warmup": 4},
     "2l/soap-dreg-5e-3": DEEP,
     "2l/soap-dreg-5e-3-warmup": {**DEEP, "kl_warmup": 4},
+    "2l/soap-dreg-1e-3-warmup-60-epochs": {**DEEPER, "learning_rate": 1e-3},
+    "2l/soap-dreg-2e-3-warmup-60-epochs": {**DEEPER, "learning_rate": 2e-3},
+    "2l/soap-dreg-5e-3-warmup-60-epochs": DEEPER,
     "k50/soap-k5-then-50-backward-4": {
         **SOAP,
         "k": 50,
