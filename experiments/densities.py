@@ -9,12 +9,13 @@ the test rows.
 """
 
 import hashlib
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
+import tyro
 from sklearn.datasets import load_breast_cancer, load_digits
 from sklearn.mixture import GaussianMixture
 from sklearn.model_selection import train_test_split
@@ -120,7 +121,7 @@ def _summary(values: np.ndarray) -> dict[str, float | None]:
     return dict(zip(("mean", "stderr"), summarise_mean(values), strict=True))
 
 
-def main(*names: str) -> None:
+def main(*names: tyro.conf.Positional[Literal[tuple(SETS)]]) -> None:
     """Measure all splits of the data sets named, or of all."""
     for name in names or SETS:
         for seed in range(SPLITS[name]):
@@ -134,4 +135,4 @@ def main(*names: str) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    tyro.cli(main, description=__doc__)

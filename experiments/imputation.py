@@ -11,16 +11,17 @@ values beside it; existing records are kept. Then `python docs/tools/tables.py` 
 """
 
 import os
-import sys
 import warnings
 from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
+from typing import Literal
 
 os.environ.setdefault("JAX_NUM_CPU_DEVICES", "1")
 
 import jax
 import numpy as np
+import tyro
 from scipy.special import expit
 from sklearn import datasets
 from sklearn.exceptions import ConvergenceWarning
@@ -77,7 +78,7 @@ STEPS, VALIDATIONS, PATIENCE, BATCH, RATE, K = 2500, 60, 10, 32, 2e-3, 20
 OBJECTIVE = bound(iwae, k=K)
 
 
-def main(*names: str) -> None:
+def main(*names: tyro.conf.Positional[Literal[tuple(TABLES)]]) -> None:
     """Write the missing records."""
     for seed, name, (mechanism, share) in product(range(SEEDS), names or TABLES, CASES):
         path = RESULTS / f"{name}-{mechanism}-{share:g}-{seed}.json".replace(" ", "-")
@@ -189,4 +190,4 @@ def ours(rows: np.ndarray, test: np.ndarray, missing: str, seed: int) -> np.ndar
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    tyro.cli(main, description=__doc__)

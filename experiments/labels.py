@@ -11,8 +11,11 @@ import os
 import sys
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 os.environ.setdefault("JAX_NUM_CPU_DEVICES", str(len(os.sched_getaffinity(0))))
+
+import tyro
 
 from iwae.config.experiment import make_config
 from iwae.config.toml import read_config
@@ -39,7 +42,7 @@ EXAMPLES = 1000
 """Maximum number of test examples to classify, as a random subset."""
 
 
-def main(table: str) -> None:
+def main(table: tyro.conf.Positional[Literal[tuple(TABLES)]]) -> None:
     """Train, measure and classify with the runs of a table; exit status 1 if one fails."""
     shared, measure, others = TABLES[table]
     tasks = [
@@ -63,4 +66,4 @@ def classify(run: Path, others: str | None) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    tyro.cli(main, description=__doc__)

@@ -16,10 +16,12 @@ import shutil
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Literal
 
 os.environ.setdefault("JAX_NUM_CPU_DEVICES", str(len(os.sched_getaffinity(0))))
 
 import numpy as np
+import tyro
 from sklearn.datasets import load_digits
 
 from iwae.config.experiment import config_without_folders, make_config
@@ -157,7 +159,9 @@ TABLES = {
 """Table -> shared settings, settings of each run, and measurements."""
 
 
-def main(table: str, *names: str) -> None:
+def main(
+    table: tyro.conf.Positional[Literal[tuple(TABLES)]], *names: tyro.conf.Positional[str]
+) -> None:
     """Train and measure the runs of a table, or those named; exit status 1 if one fails."""
     shared, runs, measures = TABLES[table]
     if table == "kinds":
@@ -207,4 +211,4 @@ def keep(run: Path, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    tyro.cli(main, description=__doc__)

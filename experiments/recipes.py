@@ -7,13 +7,13 @@ of the training data and the training time; existing records are kept. Test data
 fast recipes in `iwae.config.recipes` were chosen by these records.
 """
 
-import sys
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+import tyro
 
 from iwae.cli.jax_setup import cores_for_jax, set_up_jax
 
@@ -197,7 +197,7 @@ def trial(name: str) -> dict[str, Any]:
     }
 
 
-def main(*patterns: str) -> None:
+def main(*patterns: tyro.conf.Positional[str]) -> None:
     """Run the matching trials that have no record yet."""
     for name in TRIALS:
         path = RESULTS / f"{name}.json"
@@ -210,4 +210,4 @@ def main(*patterns: str) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    tyro.cli(main, description=__doc__)

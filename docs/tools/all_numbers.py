@@ -6,12 +6,12 @@ Markdown pages. A change that moves no number leaves the file as it is.
 """
 
 import json
-import sys
 from collections.abc import Iterator
 from itertools import groupby
 from pathlib import Path
 
 import numpy as np
+import tyro
 from matplotlib.figure import Figure
 
 from iwae.config.presets import PRESETS
@@ -93,6 +93,11 @@ def _of_runs(folder: Path, runs: list[Path]) -> Iterator[tuple[str, str]]:
             yield f"compare {run} by {estimator}", words
 
 
-if __name__ == "__main__":
-    with atomic_write(Path(sys.argv[1])) as path:
+def main(file: tyro.conf.Positional[Path]) -> None:
+    """Write all numbers into a file."""
+    with atomic_write(file) as path:
         path.write_text(json.dumps(dict(texts()), indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    tyro.cli(main, description=__doc__)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import tyro
 from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -125,14 +126,17 @@ FIGURES = {"priors-cost": priors_figure}
 """Name of a figure in docs/images -> the function that draws it from the results."""
 
 
-def main(results: str | Path = ROOT / "results", images: str | Path = ROOT / "docs/images") -> None:
+def main(
+    results: tyro.conf.Positional[Path] = ROOT / "results",
+    images: tyro.conf.Positional[Path] = ROOT / "docs/images",
+) -> None:
     """Draw all figures."""
     for name, draw in FIGURES.items():
-        save_figure(draw(Path(results)), Path(images) / f"{name}.png")
+        save_figure(draw(results), images / f"{name}.png")
 
 
 if __name__ == "__main__":
     try:
-        main(*sys.argv[1:])
+        tyro.cli(main, description=__doc__)
     except UserError as error:
         sys.exit(f"figures.py: {error}")

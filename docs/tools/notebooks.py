@@ -9,10 +9,10 @@ import base64
 import contextlib
 import io
 import json
-import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import tyro
 from matplotlib.figure import Figure
 
 from iwae.files import atomic_write
@@ -119,9 +119,9 @@ def page(notebook: dict[str, Any], name: str) -> Page:
     return Page("\n\n".join(parts) + "\n", pictures)
 
 
-def main(*files: str) -> None:
+def main(*files: tyro.conf.Positional[Path]) -> None:
     """Run notebooks, and store their outputs in them."""
-    for path in map(Path, files):
+    for path in files:
         with contextlib.chdir(path.parent):
             done = run(read(Path(path.name)))
         write(done, path)
@@ -129,4 +129,4 @@ def main(*files: str) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    tyro.cli(main, description=__doc__)

@@ -2,11 +2,13 @@
 
 import sys
 
+import tyro
+
 from iwae.errors import UserError
 from result_tables.blocks import main
 
 if __name__ == "__main__":
     try:
-        main(*sys.argv[1:])
+        tyro.cli(main, description=__doc__)
     except UserError as error:
         sys.exit(f"tables.py: {error}")

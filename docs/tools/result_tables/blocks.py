@@ -5,6 +5,8 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+import tyro
+
 from iwae.config.presets import FAST, PRESETS, matching
 from iwae.errors import UserError
 from iwae.experiments.cell_results import Cell, cell_results_table, read_cell_result
@@ -120,14 +122,15 @@ def fill_blocks(text: str, results: Path) -> str:
 ROOT = Path(__file__).parents[3]
 
 
-def main(results: str | Path = ROOT / "results", *files: str | Path) -> None:
+def main(
+    results: tyro.conf.Positional[Path] = ROOT / "results", *files: tyro.conf.Positional[Path]
+) -> None:
     """Rewrite the blocks of Markdown files; by default, of all pages of this repository."""
-    if not Path(results).is_dir():
+    if not results.is_dir():
         raise UserError(f"there is no folder {results}: give one of records")
     pages = (ROOT / "README.md", ROOT / "results" / "README.md", *sorted(ROOT.glob("docs/*.md")))
-    for file in files or pages:
-        path = Path(file)
+    for path in files or pages:
         if not path.is_file():
             raise UserError(f"there is no file {path}")
         with atomic_write(path) as temporary:
-            temporary.write_text(fill_blocks(path.read_text(), Path(results)))
+            temporary.write_text(fill_blocks(path.read_text(), results))
