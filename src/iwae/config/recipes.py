@@ -21,8 +21,8 @@ FEW = 8
 ALONE, START, END = 400, 500, 60
 """Epochs of the only stage of a single particle; of the first and the last of two stages."""
 
-TURNING_RATE = COMMON["learning_rate"] * END / (START + END)
-"""Learning rate between the two stages, so that it decays along one line over both."""
+DEEP_RATE = 2e-3
+"""Initial learning rate with several stochastic layers: at 5e-3, long trainings lose their units."""
 
 LEARNED = 200
 """Epochs with a learned prior and a single particle: fewer, as its steps take longer."""
@@ -50,8 +50,11 @@ def fast_recipe(values: Mapping[str, Any], own: str | None = None) -> dict[str, 
     particles, times = values.get("k", 1) * values.get("m", 1), LONGER.get(values["dataset"], 1)
     learned, deep = values.get("prior", "normal") != "normal", values.get("layers", 1) > 1
     alone, warm = (LEARNED if learned else ALONE), (WARMUP if learned or deep else 0.0)
-    own = own or recipe_stages(values["objective"], particles, times=times, alone=alone, warm=warm)
-    return {**COMMON, **values, "stages": own}
+    rate = DEEP_RATE if deep else COMMON["learning_rate"]
+    own = own or recipe_stages(
+        values["objective"], particles, times=times, alone=alone, warm=warm, rate=rate
+    )
+    return {**COMMON, "learning_rate": rate, **values, "stages": own}
 
 
 def recipe_stages(
@@ -63,6 +66,7 @@ def recipe_stages(
     plain: bool = False,
     alone: int = ALONE,
     warm: float = 0.0,
+    rate: float = COMMON["learning_rate"],
 ) -> str:
     """The stages for an objective: few particles for most epochs, all of them at the end.
 
@@ -72,14 +76,16 @@ def recipe_stages(
         plain: whether the last stage keeps the objective's own gradient estimator.
         alone: epochs of the only stage of a single particle.
         warm: share of the first stage's epochs for KL warm-up.
+        rate: initial learning rate of the run, which decays along one line over both stages.
     """
     own = "" if plain else recipe_gradient(objective)
     if objective != "aiwae" and particles == 1:
         return _line(last, own, *_epochs_and_warmup(alone * times, warm))
     first = "elbo k=1" if objective == "vae" else "iwae k=5"
     length = _epochs_and_warmup(START * times, warm)
-    start = _line(first, recipe_gradient(first), *length, f"lr_end={TURNING_RATE:g}")
-    return f"{start}, {recipe_last_stage(last, particles, own, times=times, rate=TURNING_RATE)}"
+    between = rate * END / (START + END)
+    start = _line(first, recipe_gradient(first), *length, f"lr_end={between:g}")
+    return f"{start}, {recipe_last_stage(last, particles, own, times=times, rate=between)}"
 
 
 def recipe_last_stage(

@@ -32,14 +32,14 @@ def read_extrapolated_records(
 ) -> Iterator[tuple[Path, Record]]:
     """`read_records`, each completed by the run's other records."""
     for path, record in read_records(run, methods, damaged):
-        is_carried = record.method in _CARRIED and record.subset is not None
-        arrays = _subset_values(path, record, damaged) if is_carried else None
+        is_extrapolated = record.method in _EXTRAPOLATED and record.subset is not None
+        arrays = _subset_values(path, record, damaged) if is_extrapolated else None
         yield path, extrapolate_record(run, record, arrays)
 
 
 def _subset_values(path: Path, record: Record, damaged: Damaged) -> Arrays | None:
     """The values behind a record of a subset; None if they do not fit its models and examples."""
-    names, n = _CARRIED[record.method], record.n
+    names, n = _EXTRAPOLATED[record.method], record.n
     arrays = read_record_arrays(path, damaged, ("index", *names))
     if arrays is None:
         return None
@@ -77,7 +77,7 @@ def extrapolate_record(run: Path, record: Record, arrays: Arrays | None) -> Reco
 
 
 _SIDES = ("lower", "upper")
-_CARRIED: Mapping[Method, tuple[str, ...]] = {
+_EXTRAPOLATED: Mapping[Method, tuple[str, ...]] = {
     **dict.fromkeys(BOUNDING, ("log_likelihood",)),
     Method.SANDWICH: (*_SIDES, *(f"importance_{side}" for side in _SIDES)),
 }
