@@ -22,7 +22,7 @@ ALONE, START, END = 400, 500, 60
 """Epochs of the only stage of a single particle; of the first and the last of two stages."""
 
 DEEP_RATE = 2e-3
-"""Initial learning rate with several stochastic layers: at 5e-3, long trainings lose their units."""
+"""Initial learning rate with several stochastic layers: at 5e-3, units die in long trainings."""
 
 LEARNED = 200
 """Epochs with a learned prior and a single particle: fewer, as its steps take longer."""
