@@ -15,7 +15,8 @@ and random numbers for all.
 The published schedule takes days, so contestants are compared at the NLL that PyTorch has reached
 when its budget is spent, or at `--target`. The learning rate of the fast recipe falls to zero over
 its whole length, so a long run reaches the target late. `--epochs` scales the recipe to several
-lengths, each trained in turn; the table marks the one that reaches the target first.
+lengths, each trained in turn; the table marks the one that reaches the target first. Short
+trainings bear a higher rate than the recipe: `--rate` scales its rates.
 
 `--only` trains some of the contestants. A new run replaces that of the same k, contestant and
 length in the record, which keeps all others, and all points of each.
@@ -59,6 +60,7 @@ from train_step import Contestant as Timed
 HELD_OUT, EVALUATED_K = 2000, 500
 TORCH, PUBLISHED, FAST = "PyTorch", "iwae", "iwae, fast recipe"
 CONTESTANTS = ("torch", "published", "fast")
+RATES = ("learning_rate", "lr_end")
 Run = dict[str, Any]  # k, name, what, epochs, version, points, others
 
 
@@ -91,18 +93,27 @@ def contestants(args: argparse.Namespace, folder: Path) -> Iterator[Contestant]:
         fast = [(FAST, args.fast.format(cell=cell(k)), epochs) for epochs in args.epochs]
         ours = published * ("published" in args.only) + fast * ("fast" in args.only)
         for number, (name, source, epochs) in enumerate(ours):
-            config, path = experiment(source, k, epochs), folder / f"k{k}-{number}.toml"
+            rate = args.rate if name == FAST else None
+            config, path = experiment(source, k, epochs, rate), folder / f"k{k}-{number}.toml"
             write_config(config, path)
             command = [sys.executable, HERE / "nll_iwae.py", "--config", path]
             yield Contestant(k, name, source, config.epochs, command)
 
 
-def experiment(source: str, k: int, epochs: int | None) -> TrainConfig:
-    """The configuration of a preset or file, for this many epochs, with images held out."""
+def experiment(source: str, k: int, epochs: int | None, rate: float | None) -> TrainConfig:
+    """The configuration of a preset or file, for this many epochs, with images held out.
+
+    Args:
+        rate: another initial learning rate, to which those of all stages are scaled.
+    """
     path = Path(source)
     base = read_config(path) if path.suffix == ".toml" else preset(source).config()
-    changes = {"validation": HELD_OUT, **({"epochs": epochs} if epochs else {})}
-    config = make_config({**config_toml_values(base), **changes}, source)
+    values = {**config_toml_values(base), "validation": HELD_OUT, "epochs": epochs or base.epochs}
+    if rate is not None:
+        scale = rate / base.learning_rate
+        for stage in (values, *values.get("stages", ())):
+            stage |= {name: scale * stage[name] for name in RATES if name in stage}
+    config = make_config(values, source)
     final = config.final().declaration()
     if (final.k, config.sizes()) != (k, ((50,), ((200, 200),))) or config.dataset != "mnist":
         raise SystemExit(f"{source} needs k = {k}, one layer and MNIST: name another --fast")
@@ -298,6 +309,7 @@ def main() -> None:
         "--fast", default="fast/table1/mnist/1l/{cell}", help="preset or .toml file"
     )
     parser.add_argument("--epochs", type=int, nargs="+", default=[None], help="of the fast recipe")
+    parser.add_argument("--rate", type=float, help="initial learning rate of the fast recipe")
     parser.add_argument("--only", nargs="+", choices=CONTESTANTS, default=CONTESTANTS)
     parser.add_argument("--published-epochs", type=int, default=3280, help="of the published one")
     parser.add_argument("--target", type=float, help="compare at this NLL")

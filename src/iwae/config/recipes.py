@@ -10,7 +10,7 @@ from typing import Any
 COMMON: dict[str, Any] = {
     "batch_size": 100,
     "optimizer": "soap",
-    "learning_rate": 5e-3,
+    "learning_rate": 2e-3,
     "schedule": "linear",
 }
 """Settings of all stages that the cell or a stage may override."""
@@ -21,11 +21,9 @@ FEW = 8
 ALONE, START, END = 400, 500, 60
 """Epochs of the only stage of a single particle; of the first and the last of two stages."""
 
-DEEP_RATE = 2e-3
-"""Initial learning rate with several stochastic layers: at 5e-3, units die in long trainings."""
-
-LEARNED = 200
-"""Epochs with a learned prior and a single particle: fewer, as its steps take longer."""
+LEARNED, LEARNED_RATE = 200, 5e-3
+"""Epochs with a learned prior and a single particle: fewer, as its steps take longer. Initial
+learning rate with such a prior and one stochastic layer."""
 
 WARMUP = 0.1
 """Share of the first stage for KL warm-up, with a learned prior or several stochastic layers. Such
@@ -50,7 +48,7 @@ def fast_recipe(values: Mapping[str, Any], own: str | None = None) -> dict[str, 
     particles, times = values.get("k", 1) * values.get("m", 1), LONGER.get(values["dataset"], 1)
     learned, deep = values.get("prior", "normal") != "normal", values.get("layers", 1) > 1
     alone, warm = (LEARNED if learned else ALONE), (WARMUP if learned or deep else 0.0)
-    rate = DEEP_RATE if deep else COMMON["learning_rate"]
+    rate = LEARNED_RATE if learned and not deep else COMMON["learning_rate"]
     own = own or recipe_stages(
         values["objective"], particles, times=times, alone=alone, warm=warm, rate=rate
     )
