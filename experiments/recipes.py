@@ -108,6 +108,8 @@ TRIALS: dict[str, dict[str, Any]] = {
     "k1/soap-stl-1e-3-200-epochs": {**LONG, "learning_rate": 1e-3},
     "k1/soap-stl-2e-3-200-epochs": {**LONG, "learning_rate": 2e-3},
     "k1/soap-stl-5e-3-200-epochs": LONG,
+    "k1/soap-stl-3e-3-batch200-200-epochs": {**LONG, "batch_size": 200, "learning_rate": 3e-3},
+    "k1/soap-stl-4e-3-batch400-200-epochs": {**LONG, "batch_size": 400, "learning_rate": 4e-3},
     "k1/soap-stl-8e-3-20-epochs": {**VAE, **STL, "epochs": 20, "learning_rate": 8e-3},
     "k1/adam-stl-3e-3-60-epochs": {**VAE, "gradient": "stl", "epochs": 60},
     "k1/adam-3e-3": VAE,
@@ -145,6 +147,11 @@ TRIALS: dict[str, dict[str, Any]] = {
     "2l/soap-dreg-1e-3-warmup-60-epochs": {**DEEPER, "learning_rate": 1e-3},
     "2l/soap-dreg-2e-3-warmup-60-epochs": {**DEEPER, "learning_rate": 2e-3},
     "2l/soap-dreg-5e-3-warmup-60-epochs": DEEPER,
+    "2l/soap-dreg-4e-3-batch400-warmup-60-epochs": {
+        **DEEPER,
+        "batch_size": 400,
+        "learning_rate": 4e-3,
+    },
     "k50/soap-k5-then-50-backward-4": {
         **SOAP,
         "k": 50,

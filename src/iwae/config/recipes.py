@@ -8,12 +8,12 @@ from collections.abc import Mapping
 from typing import Any
 
 COMMON: dict[str, Any] = {
-    "batch_size": 100,
+    "batch_size": 400,
     "optimizer": "soap",
-    "learning_rate": 2e-3,
+    "learning_rate": 4e-3,
     "schedule": "linear",
 }
-"""Settings of all stages that the cell or a stage may override."""
+"""Settings of all stages. A good initial rate grows with the square root of the batch size."""
 
 FEW = 8
 """Maximum particles that carry the gradient."""
@@ -21,9 +21,11 @@ FEW = 8
 ALONE, START, END = 400, 500, 60
 """Epochs of the only stage of a single particle; of the first and the last of two stages."""
 
-LEARNED, LEARNED_RATE = 200, 5e-3
-"""Epochs with a learned prior and a single particle: fewer, as its steps take longer. Initial
-learning rate with such a prior and one stochastic layer."""
+LEARNED: dict[str, Any] = {"batch_size": 100, "learning_rate": 5e-3}
+"""Settings with a learned prior and one stochastic layer, by trials of their own."""
+
+LEARNED_ALONE = 200
+"""Epochs of the only stage with a learned prior: fewer, as its steps take longer."""
 
 WARMUP = 0.1
 """Share of the first stage for KL warm-up, with a learned prior or several stochastic layers. Such
@@ -32,7 +34,7 @@ models leave most latent units inactive at first. The trials with two layers are
 QUIETER = {"elbo": "stl", "vae": "stl", "iwae": "dreg"}
 """Objective -> an estimator of the same gradient with less variance, which learns faster."""
 
-ENDING_RATE = 1e-3
+ENDING_RATE = COMMON["learning_rate"] / 2
 """Initial learning rate of a stage that continues a finished model; it decays to zero."""
 
 LONGER = {"omniglot": 2}
@@ -47,12 +49,17 @@ def fast_recipe(values: Mapping[str, Any], own: str | None = None) -> dict[str, 
     """
     particles, times = values.get("k", 1) * values.get("m", 1), LONGER.get(values["dataset"], 1)
     learned, deep = values.get("prior", "normal") != "normal", values.get("layers", 1) > 1
-    alone, warm = (LEARNED if learned else ALONE), (WARMUP if learned or deep else 0.0)
-    rate = LEARNED_RATE if learned and not deep else COMMON["learning_rate"]
+    alone, warm = (LEARNED_ALONE if learned else ALONE), (WARMUP if learned or deep else 0.0)
+    common = {**COMMON, **(LEARNED if learned and not deep else {})}
     own = own or recipe_stages(
-        values["objective"], particles, times=times, alone=alone, warm=warm, rate=rate
+        values["objective"],
+        particles,
+        times=times,
+        alone=alone,
+        warm=warm,
+        rate=common["learning_rate"],
     )
-    return {**COMMON, "learning_rate": rate, **values, "stages": own}
+    return {**values, **common, "stages": own}
 
 
 def recipe_stages(
