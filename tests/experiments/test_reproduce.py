@@ -597,8 +597,8 @@ def test_a_cell_of_no_paper_stands_behind_the_one_that_it_is_compared_with():
             for field in type(values).model_fields
             if getattr(values, field) != getattr(baseline, field)
         }
-        shorter = {"epochs", "stages"} if values.layers == 1 else set()
-        assert differing == {"prior"} | shorter
+        own = {"batch_size", "epochs", "learning_rate", "stages"} if values.layers == 1 else set()
+        assert differing == {"prior"} | own
 
 
 def test_table_2_is_one_run_that_starts_where_its_cells_do():

@@ -76,6 +76,7 @@ BLOCKS: dict[str, Callable[[Path], str]] = {
     "densities": experiments.densities_table,
     "speed": speed.speed_table,
     "time-to-nll": speed.training_table,
+    "whole-trainings": speed.whole_training_table,
     "recipes": experiments.recipes_table,
     "resampling": gradients.resampling_table,
     "schedules": speed.schedules_table,

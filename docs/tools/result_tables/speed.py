@@ -6,7 +6,12 @@ from typing import Any
 
 import numpy as np
 
+from iwae.config.presets import FAST, PRESETS
+from iwae.data import DATASETS
 from iwae.errors import UserError
+from iwae.experiments.cell_results import read_cell_result
+from iwae.experiments.cells import Wanted
+from iwae.experiments.costs import cost_hours, cost_in_words
 from iwae.results.formatting import plus_minus
 from result_tables.tables import Row, benchmark, markdown
 
@@ -21,16 +26,14 @@ def speed_table(results: Path) -> str:
     as many examples, whose gradient goes through all k particles.
     """
     record = benchmark(results, "train_step")
-    medians = {name: timing[0] for name, (timing, _) in record["results"].items()}
+    medians = _medians(record)
     backward = record.get("backward")
     batched = any(" batch=" in setting for setting in record["flops_per_step"])
     rows = []
     for setting, flops in record["flops_per_step"].items():
         k, _, batch = setting.partition(" batch=")
         ours, few = medians[f"iwae k={setting}"], f"iwae k={setting} backward={backward}"
-        rivals = [
-            ms for name, ms in medians.items() if re.fullmatch(rf"torch .* k={setting}", name)
-        ]
+        rivals = _torch_steps(medians, setting)
         row = {
             "k": k,
             **({"batch": batch or "20"} if batched else {}),
@@ -61,6 +64,51 @@ def training_table(results: Path) -> str:
         }
         for row in benchmark(results, "time_to_nll")["compared"]
     )
+
+
+WHOLE = ("table1/mnist/1l/vae-k1", "table1/mnist/1l/iwae-k5", "table1/mnist/1l/iwae-k50")
+"""Cells of the model that `benchmarks/train_step.py` trains."""
+
+
+def whole_training_table(results: Path) -> str:
+    """Markdown: time and NLL of a whole training, by the published schedule and a fast recipe.
+
+    Times are those of all steps, as `benchmarks/train_step.py` (PyTorch) and `benchmarks/cells.py`
+    measured them; a ratio is to the time of PyTorch. NLL is the usual one of a cell.
+    """
+    medians = _medians(benchmark(results, "train_step"))
+    rows = []
+    for name in WHOLE:
+        entry, fast = PRESETS[name], read_cell_result(results, FAST + name, Wanted())
+        config = entry.config()
+        steps = config.epochs * (DATASETS["mnist"].sizes[0] // config.batch_size)
+        torch = min(_torch_steps(medians, str(config.k)), default=np.nan) * steps / 3.6e6
+        times = {"iwae, published schedule": cost_hours(config), "iwae, fast recipe": fast.hours}
+        rows.append(
+            {
+                "k": str(config.k),
+                "published NLL": plus_minus(entry.nll, None, 2),
+                "NLL by the fast recipe": plus_minus(fast.nll, fast.stderr, 2),
+                "PyTorch, published schedule": cost_in_words(torch),
+                **{
+                    column: "-"
+                    if hours is None
+                    else f"{cost_in_words(hours)} ({torch / hours:.1f}x)"
+                    for column, hours in times.items()
+                },
+            }
+        )
+    return markdown(rows)
+
+
+def _medians(record: dict[str, Any]) -> dict[str, float]:
+    """Milliseconds of each step in a record of `benchmarks/train_step.py`."""
+    return {name: timing[0] for name, (timing, _) in record["results"].items()}
+
+
+def _torch_steps(medians: dict[str, float], setting: str) -> list[float]:
+    """Milliseconds of PyTorch's variants of a step, such as `50 batch=100`."""
+    return [ms for name, ms in medians.items() if re.fullmatch(rf"torch .* k={setting}", name)]
 
 
 def _seconds(seconds: float | None, ratio: float | None) -> str:
